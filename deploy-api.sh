@@ -1,0 +1,684 @@
+#!/usr/bin/env bash
+#
+# The one script around this project: try it, test it, stop it. `./deploy-api.sh` alone shows what it can do.
+#
+# Messages of this script go to stderr; stdout carries only what a command is asked for
+# (the output of cargo and of the service, the exports of `services`).
+
+set -euo pipefail
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+readonly ROOT
+cd "$ROOT"
+
+readonly KAFKA_VERSION=4.3.1
+readonly POSTGRES_IMAGE=postgres:15
+readonly KAFKA_IMAGE=apache/kafka:$KAFKA_VERSION
+
+# What must survive `git clean` and be shared by several checkouts: the jars of Kafka.
+CACHE="${WORKFLOW_API_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/workflow-api}"
+readonly CACHE
+
+# What `workflow-api dev` keeps: its database, logs, pid file.
+readonly DEV_DIR="$ROOT/.dev"
+readonly DEV_LOG="$DEV_DIR/logs/dev.log"
+readonly DEV_PID_FILE="$DEV_DIR/dev.pid"
+readonly DEV_READY_FILE="$DEV_DIR/ready"
+
+usage() {
+    cat <<'USAGE'
+Usage: ./deploy-api.sh COMMAND
+
+  quickstart            build the service with its embedded parts, start it, run a first workflow
+                        (needs a Rust toolchain; no Docker, PostgreSQL or Kafka)
+  stop                  stop what quickstart started, and this project's compose services; data is kept
+  test [ARGS..]         run the whole test suite on a private PostgreSQL and a private Apache Kafka;
+                        ARGS go to cargo test, e.g.  ./deploy-api.sh test --test it -- cancel
+  services [--env-file FILE]
+                        only start that PostgreSQL and Kafka, print the exports a test needs (into FILE too),
+                        and keep them until Ctrl-C
+
+Environment:
+  CARGO_TARGET_DIR          where cargo builds (default: target)
+  WORKFLOW_API_CACHE        where Kafka is kept (default: ~/.cache/workflow-api)
+  WORKFLOW_API_TEST_DOCKER  1: test and services take their PostgreSQL and Kafka from Docker
+USAGE
+}
+
+step() { printf '==> %s\n' "$*" >&2; }
+note() { printf '    %s\n' "$*" >&2; }
+die() {
+    printf 'error: %s\n' "$*" >&2
+    exit 1
+}
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the machine must have
+
+# Every `need_*` adds to this list; `install_missing` installs it in one go, or does nothing.
+MISSING=()
+
+have() { command -v "$1" >/dev/null 2>&1; }
+
+need_build_tools() {
+    have cc || MISSING+=(gcc libc6-dev)
+    have c++ || MISSING+=(g++)
+    have make || MISSING+=(make)
+    have pkg-config || MISSING+=(pkg-config)
+    if ! have pkg-config || ! pkg-config --exists openssl; then
+        MISSING+=(libssl-dev)
+    fi
+}
+
+need_postgres_server() { find_postgres_bin >/dev/null || MISSING+=(postgresql); }
+
+need_kafka() {
+    find_java >/dev/null || MISSING+=("$(java_package)")
+    if [[ ! -d $(kafka_libs) ]]; then
+        have mvn || MISSING+=(maven)
+    fi
+}
+
+# Debian and Ubuntu releases differ in the Java they carry; Kafka 4 wants 17 or newer.
+java_package() {
+    local package
+    for package in openjdk-17-jre-headless openjdk-21-jre-headless openjdk-25-jre-headless; do
+        if have apt-cache && apt-cache show "$package" >/dev/null 2>&1; then
+            echo "$package"
+            return
+        fi
+    done
+    echo default-jre-headless
+}
+
+install_missing() {
+    ((${#MISSING[@]})) || return 0
+    local line="apt-get update && apt-get install -y --no-install-recommends ${MISSING[*]}"
+    have apt-get || die "these packages are missing (their Debian names), and there is no apt-get here: ${MISSING[*]}"
+
+    local as_root=()
+    if ((EUID != 0)); then
+        have sudo || die "system packages are missing; run this as root, then start again: $line"
+        as_root=(sudo)
+        # Without a terminal nobody can type a password: fail at once rather than hang.
+        [[ -t 0 ]] || as_root+=(-n)
+    fi
+    step "Installing system packages${as_root[0]:+ with sudo}: ${MISSING[*]}"
+    as_root+=(env DEBIAN_FRONTEND=noninteractive)
+    {
+        "${as_root[@]}" apt-get update -q &&
+            keep_machine_free_of_a_default_cluster "${as_root[@]}" &&
+            "${as_root[@]}" apt-get install -q -y --no-install-recommends "${MISSING[@]}"
+    } >&2 || die "installing failed; run this as root, then start again: $line"
+    MISSING=()
+}
+
+# Debian's PostgreSQL package starts a server on port 5432 when it is installed. We only want the programs.
+keep_machine_free_of_a_default_cluster() {
+    [[ " ${MISSING[*]} " == *" postgresql "* ]] || return 0
+    local directory=/etc/postgresql-common/createcluster.d
+    "$@" mkdir -p "$directory"
+    echo 'create_main_cluster = false' | "$@" tee "$directory/workflow-api.conf" >/dev/null
+}
+
+# rustup puts cargo where a shell that has not been restarted does not look.
+ensure_cargo() {
+    have cargo || PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
+    have cargo || die "no Rust toolchain found; see https://rustup.rs"
+}
+
+# Prints the directory of the newest PostgreSQL server programs.
+find_postgres_bin() {
+    local directory
+    while read -r directory; do
+        if [[ -x $directory/initdb && -x $directory/postgres ]]; then
+            echo "$directory"
+            return
+        fi
+    done < <(
+        printf '%s\n' /usr/lib/postgresql/*/bin | sort -rV
+        have initdb && dirname "$(readlink -f "$(command -v initdb)")"
+    )
+    return 1
+}
+
+# Prints a java of at least version 17, which need not be the one on the PATH.
+find_java() {
+    local java major
+    for java in "${JAVA_HOME:+$JAVA_HOME/bin/java}" "$(command -v java || true)" /usr/lib/jvm/*/bin/java; do
+        [[ -x $java ]] || continue
+        major="$("$java" -version 2>&1 | sed -n 's/.* version "\([0-9]*\).*/\1/p;q')"
+        if ((${major:-0} >= 17)); then
+            echo "$java"
+            return
+        fi
+    done
+    return 1
+}
+
+# ---------------------------------------------------------------------------------------------------------------------
+# quickstart and stop
+
+# Prints the pid of this checkout's running `workflow-api dev`. A pid file can outlive its process and the number can
+# be somebody else's by then, so the process itself has to look right: program, sub-command and directory.
+dev_pid() {
+    local pid
+    [[ -r $DEV_PID_FILE ]] && pid="$(<"$DEV_PID_FILE")" || return 1
+    [[ $pid =~ ^[0-9]+$ ]] || return 1
+    is_our_dev_process "$pid" && echo "$pid"
+}
+
+is_our_dev_process() {
+    local program cmdline
+    [[ $(readlink "/proc/$1/cwd" 2>/dev/null) == "$ROOT" ]] || return 1
+    # A rebuild while it runs makes the kernel add " (deleted)".
+    program="$(readlink "/proc/$1/exe" 2>/dev/null)" || return 1
+    program="${program% (deleted)}"
+    [[ ${program##*/} == workflow-api ]] || return 1
+    cmdline="$(tr '\0' ' ' <"/proc/$1/cmdline" 2>/dev/null)"
+    [[ " $cmdline " == *" dev "* ]]
+}
+
+quickstart() {
+    local pid lock
+    if pid="$(dev_pid)"; then
+        step "Already running (pid $pid)"
+        follow_until_ready "$pid"
+        note "To start again from the present sources: ./deploy-api.sh stop && ./deploy-api.sh quickstart"
+        return
+    fi
+
+    mkdir -p "$DEV_DIR/logs"
+    exec {lock}>"$DEV_DIR/quickstart.lock"
+    flock -n "$lock" || die "another quickstart of this checkout is under way"
+
+    need_build_tools
+    install_missing
+    ensure_cargo
+    step "Building (the first time takes some minutes, later seconds)"
+    cargo build --locked --features embedded
+
+    local binary
+    binary="$(target_directory)/debug/workflow-api"
+    rm -f "$DEV_READY_FILE"
+    step "Starting workflow-api dev (its output: $DEV_LOG)"
+    # A session of its own: closing this terminal, or Ctrl-C in it, does not reach it.
+    setsid nohup "$binary" dev --data-dir .dev </dev/null >"$DEV_LOG" 2>&1 {lock}>&- &
+    pid=$!
+    # Until it is ready, Ctrl-C means that the whole start is not wanted.
+    trap 'echo >&2; step "Interrupted: stopping workflow-api dev"; end_process "$pid"; exit 130' INT TERM
+    follow_until_ready "$pid"
+    trap - INT TERM
+    step "Ready, and running in the background. Stop it with: ./deploy-api.sh stop"
+}
+
+target_directory() {
+    cargo metadata --locked --no-deps --format-version 1 | sed 's/.*"target_directory":"\([^"]*\)".*/\1/'
+}
+
+# Shows what the dev process says until its first run is through.
+follow_until_ready() {
+    local pid=$1 tail_pid
+    tail -n +1 -f "$DEV_LOG" 2>/dev/null &
+    tail_pid=$!
+    while [[ ! -e $DEV_READY_FILE ]] && kill -0 "$pid" 2>/dev/null; do
+        sleep 0.1
+    done
+    # tail looks at the file once a second: let it print the last lines.
+    sleep 1.1
+    kill "$tail_pid" 2>/dev/null || true
+    wait "$tail_pid" 2>/dev/null || true
+    if [[ ! -e $DEV_READY_FILE ]]; then
+        die "workflow-api dev ended before it was ready. Its output is above and in $DEV_LOG; the logs of its parts are in $DEV_DIR/logs/"
+    fi
+}
+
+# SIGTERM, and up to 30 s to end in an orderly way.
+end_process() {
+    local pid=$1 deadline=$((SECONDS + 30))
+    kill -TERM "$pid" 2>/dev/null || return 0
+    while is_alive "$pid"; do
+        ((SECONDS < deadline)) || return 1
+        sleep 0.1
+    done
+}
+
+# A zombie has ended; only its parent has not noticed.
+is_alive() {
+    local state
+    state="$(sed -n 's/^State:[[:space:]]*\([A-Z]\).*/\1/p' "/proc/$1/status" 2>/dev/null)" || return 1
+    [[ -n $state && $state != Z ]]
+}
+
+stop() {
+    local pid stopped=false
+    if pid="$(dev_pid)"; then
+        step "Stopping workflow-api dev (pid $pid)"
+        end_process "$pid" || die "pid $pid has not ended within 30 s; see $DEV_LOG"
+        note "Stopped. Its data stays in $DEV_DIR"
+        stopped=true
+    fi
+    if compose_services_run; then
+        step "Stopping this project's compose services (volumes are kept)"
+        compose --profile api down >&2
+        stopped=true
+    fi
+    [[ $stopped == true ]] || step "Nothing of this checkout is running"
+}
+
+# Either spelling of compose. To stop services needs no settings, so a missing env file is no obstacle.
+compose() {
+    local env_file="${API_ENV_FILE:-.env.api}"
+    [[ -e $env_file ]] || env_file=/dev/null
+    if docker compose version >/dev/null 2>&1; then
+        API_ENV_FILE="$env_file" docker compose "$@"
+    else
+        API_ENV_FILE="$env_file" docker-compose "$@"
+    fi
+}
+
+compose_services_run() {
+    docker_works || return 1
+    docker compose version >/dev/null 2>&1 || have docker-compose || return 1
+    [[ -n $(compose --profile api ps -q 2>/dev/null) ]]
+}
+
+docker_works() { have docker && timeout 10 docker info >/dev/null 2>&1; }
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Private PostgreSQL and Kafka
+#
+# Both live in one fresh directory, on free ports of the loopback interface, and end with this script. Each is started
+# and stopped by two small generated scripts, which tests run as well (TEST_PG_STOP and so on): "what if the broker
+# goes away now?" is a question that many of them ask.
+
+SERVICES_DIR=""
+ENV_FILE=""
+CHILD_GROUP=""
+
+# Leaves nothing behind, however the script ends. Silent, so that the last lines are those of cargo test.
+# shellcheck disable=SC2317  # a trap calls it
+clean_up() {
+    local status=$?
+    trap - EXIT
+    # A second Ctrl-C must not interrupt the clean-up.
+    trap '' INT TERM HUP
+    if [[ -n $CHILD_GROUP ]]; then
+        kill -TERM -- "-$CHILD_GROUP" 2>/dev/null || true
+    fi
+    if [[ -n $ENV_FILE ]]; then
+        rm -f "$ENV_FILE"
+    fi
+    if [[ -n $SERVICES_DIR ]]; then
+        local script
+        for script in kafka-stop pg-stop remove; do
+            [[ -x $SERVICES_DIR/$script ]] || continue
+            "$SERVICES_DIR/$script" now >>"$SERVICES_DIR/logs/clean-up.log" 2>&1 || true
+        done
+        keep_logs_of_a_failure "$status"
+        rm -rf "$SERVICES_DIR"
+    fi
+    exit "$status"
+}
+
+# shellcheck disable=SC2317  # clean_up calls it
+keep_logs_of_a_failure() {
+    # From 129 on: a signal, so nobody is looking for a cause.
+    (($1 > 0 && $1 < 128)) || return 0
+    rm -rf "$CACHE/last-failure"
+    cp -R "$SERVICES_DIR/logs" "$CACHE/last-failure" 2>/dev/null || true
+}
+
+start_services() {
+    trap clean_up EXIT
+    trap 'exit 129' HUP
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+
+    # Under /tmp whatever TMPDIR says: the path of a Unix socket may not be longer than 107 bytes.
+    SERVICES_DIR="$(mktemp -d /tmp/workflow-api-services.XXXXXX)"
+    # The user that PostgreSQL runs as must be able to walk through.
+    chmod 711 "$SERVICES_DIR"
+    mkdir -p "$SERVICES_DIR/logs" "$CACHE"
+    choose_free_ports
+
+    if [[ ${WORKFLOW_API_TEST_DOCKER:-} == 1 ]]; then
+        docker_works || die "WORKFLOW_API_TEST_DOCKER=1, but docker does not work here"
+        write_docker_scripts
+    else
+        need_postgres_server
+        need_kafka
+        install_missing
+        fetch_kafka
+        prepare_postgres
+        prepare_kafka
+    fi
+    step "Starting PostgreSQL on port $PG_PORT"
+    "$SERVICES_DIR/pg-start" >&2
+    step "Starting Kafka on port $KAFKA_PORT"
+    "$SERVICES_DIR/kafka-start" >&2
+}
+
+# Below the range from which the kernel takes the ports of outgoing connections: a service that is stopped and
+# started again by a test finds its port still free.
+choose_free_ports() {
+    local ports=() port
+    while ((${#ports[@]} < 3)); do
+        port=$((20000 + RANDOM % 12000))
+        [[ " ${ports[*]} " != *" $port "* ]] && ! is_listening "$port" && ports+=("$port")
+    done
+    PG_PORT=${ports[0]} KAFKA_PORT=${ports[1]} KAFKA_CONTROLLER_PORT=${ports[2]}
+}
+
+is_listening() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+
+# The lines a shell can `eval`, which tell a test where everything is.
+print_exports() {
+    printf 'export %s=%q\n' \
+        DATABASE_URL "postgresql://postgres@127.0.0.1:$PG_PORT/postgres" \
+        KAFKA_BROKERS "127.0.0.1:$KAFKA_PORT" \
+        TEST_PG_START "$SERVICES_DIR/pg-start" \
+        TEST_PG_STOP "$SERVICES_DIR/pg-stop" \
+        TEST_KAFKA_START "$SERVICES_DIR/kafka-start" \
+        TEST_KAFKA_STOP "$SERVICES_DIR/kafka-stop"
+}
+
+# Writes a script into the directory of the services, which tests and this script call by several names:
+#   write_script "NAME NAME.." VARIABLE=VALUE.. <body
+# The body sees the variables, and the name it was called by in $called.
+write_script() {
+    local names assignment name
+    read -ra names <<<"$1"
+    shift
+    {
+        # shellcheck disable=SC2016  # the script that is written expands it
+        printf '#!/usr/bin/env bash\n# Made by deploy-api.sh.\nset -euo pipefail\ncalled="${0##*/}"\n'
+        for assignment in "$@"; do
+            printf '%s=%q\n' "${assignment%%=*}" "${assignment#*=}"
+        done
+        cat
+    } >"$SERVICES_DIR/${names[0]}"
+    chmod 755 "$SERVICES_DIR/${names[0]}"
+    for name in "${names[@]:1}"; do
+        ln -s "${names[0]}" "$SERVICES_DIR/$name"
+    done
+}
+
+# --- PostgreSQL of the machine
+
+prepare_postgres() {
+    local bin as_user=""
+    bin="$(find_postgres_bin)" || die "no PostgreSQL server programs found"
+    mkdir "$SERVICES_DIR/postgres"
+    # PostgreSQL refuses to run as root.
+    if ((EUID == 0)); then
+        as_user=postgres
+        id "$as_user" >/dev/null 2>&1 || as_user=nobody
+        chown "$as_user" "$SERVICES_DIR/postgres"
+    fi
+    # pg-start returns when connections are accepted. pg-stop ends open connections in an orderly way; `pg-stop now` is
+    # a crash. Both do nothing where there is nothing to do.
+    write_script "pg-start pg-stop pg-init" "home=$SERVICES_DIR/postgres" "bin=$bin" "as_user=$as_user" "port=$PG_PORT" <<'SCRIPT'
+as_owner() {
+    if [[ -n $as_user ]]; then runuser -u "$as_user" -- "$@"; else "$@"; fi
+}
+pg_ctl() { as_owner "$bin/pg_ctl" -D "$home/data" "$@"; }
+
+cd "$home"
+case $called in
+    pg-init)
+        as_owner "$bin/initdb" -D "$home/data" -U postgres --auth=trust -E UTF8 --locale=C.UTF-8 --no-sync
+        as_owner tee -a "$home/data/postgresql.conf" >/dev/null <<CONF
+listen_addresses = '127.0.0.1'
+port = $port
+unix_socket_directories = '$home'
+max_connections = 300
+log_line_prefix = '%m [%p] %d '
+CONF
+        ;;
+    pg-start)
+        pg_ctl status >/dev/null || pg_ctl -l "$home/postgres.log" -w -t 60 start >/dev/null
+        ;;
+    pg-stop)
+        mode=fast
+        [[ ${1:-} != now ]] || mode=immediate
+        ! pg_ctl status >/dev/null || pg_ctl -m "$mode" -w -t 60 stop >/dev/null
+        ;;
+esac
+SCRIPT
+    ln -s ../postgres/postgres.log "$SERVICES_DIR/logs/postgres.log"
+    "$SERVICES_DIR/pg-init" >"$SERVICES_DIR/logs/initdb.log" 2>&1 || {
+        cat "$SERVICES_DIR/logs/initdb.log" >&2
+        die "initdb failed"
+    }
+}
+
+# --- Apache Kafka by Maven
+
+kafka_libs() { echo "$CACHE/kafka-$KAFKA_VERSION"; }
+
+fetch_kafka() {
+    local libs work
+    libs="$(kafka_libs)"
+    [[ ! -d $libs ]] || return 0
+    step "Fetching Apache Kafka $KAFKA_VERSION from Maven Central into $libs"
+    work="$(mktemp -d "$CACHE/.kafka.XXXXXX")"
+    cat >"$work/pom.xml" <<POM
+<project>
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>workflow-api</groupId><artifactId>test-kafka</artifactId><version>1</version><packaging>pom</packaging>
+  <dependencies>
+    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>$KAFKA_VERSION</version></dependency>
+    <!-- Kafka's own log, to stderr. -->
+    <dependency><groupId>org.slf4j</groupId><artifactId>slf4j-simple</artifactId><version>1.7.36</version></dependency>
+  </dependencies>
+</project>
+POM
+    if ! mvn -B -q -ntp -C -f "$work/pom.xml" \
+        org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies \
+        -DoutputDirectory="$work/libs" >&2; then
+        rm -rf "$work"
+        die "Maven could not fetch Apache Kafka"
+    fi
+    # Renamed when it is whole, so that an interrupted fetch is never taken for a finished one.
+    mv -T "$work/libs" "$libs" 2>/dev/null || [[ -d $libs ]]
+    rm -rf "$work"
+}
+
+prepare_kafka() {
+    local java
+    java="$(find_java)" || die "no Java 17 or newer found"
+    cat >"$SERVICES_DIR/kafka.properties" <<CONF
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:$KAFKA_CONTROLLER_PORT
+listeners=PLAINTEXT://127.0.0.1:$KAFKA_PORT,CONTROLLER://127.0.0.1:$KAFKA_CONTROLLER_PORT
+advertised.listeners=PLAINTEXT://127.0.0.1:$KAFKA_PORT
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+log.dirs=$SERVICES_DIR/kafka
+auto.create.topics.enable=false
+group.initial.rebalance.delay.ms=0
+# After a crash the broker is let in again when its old session has run out; 9 s would be the default.
+broker.heartbeat.interval.ms=500
+broker.session.timeout.ms=3000
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=8
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=4
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+CONF
+    # kafka-start returns when connections are accepted. kafka-stop lets the broker leave in an orderly way;
+    # `kafka-stop now` is a crash. Both do nothing where there is nothing to do.
+    write_script "kafka-start kafka-stop" "dir=$SERVICES_DIR" "java=$java" "libs=$(kafka_libs)" <<'SCRIPT'
+log="$dir/logs/kafka.log"
+
+# Sets pid. A number that is somebody else's by now has another command line, a zombie has none.
+running() {
+    pid="$(cat "$dir/kafka.pid" 2>/dev/null)" &&
+        tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -qF "$dir/kafka.properties"
+}
+
+start() {
+    touch "$log"
+    local seen
+    seen="$(wc -c <"$log")"
+    setsid "$java" -Xmx384m -cp "$libs/*" \
+        -Dorg.slf4j.simpleLogger.defaultLogLevel=warn \
+        -Dorg.slf4j.simpleLogger.log.kafka.server.KafkaRaftServer=info \
+        -Dorg.slf4j.simpleLogger.showDateTime=true \
+        -Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS \
+        kafka.Kafka "$dir/kafka.properties" </dev/null >>"$log" 2>&1 &
+    pid=$!
+    echo "$pid" >"$dir/kafka.pid"
+    for ((i = 0; i < 600; i++)); do
+        # The port may answer earlier; this line comes when the broker takes requests.
+        if grep -q 'Kafka Server started' < <(tail -c "+$((seen + 1))" "$log"); then return; fi
+        kill -0 "$pid" 2>/dev/null || break
+        sleep 0.1
+    done
+    echo "Kafka did not start:" >&2
+    tail -n 20 "$log" >&2
+    return 1
+}
+
+stop() {
+    kill -s "$1" "$pid"
+    for ((i = 0; i < 600; i++)); do
+        running || return 0
+        sleep 0.1
+    done
+    echo "Kafka did not end within 60 s" >&2
+    return 1
+}
+
+signal=TERM
+[[ ${1:-} != now ]] || signal=KILL
+case $called in
+    kafka-start) running || start ;;
+    kafka-stop) ! running || stop "$signal" ;;
+esac 2>&1
+SCRIPT
+    "$java" -cp "$(kafka_libs)/*" -Dorg.slf4j.simpleLogger.defaultLogLevel=error kafka.tools.StorageTool format \
+        -t MkU3OEVBNTcwNTJENDM2Qg -c "$SERVICES_DIR/kafka.properties" >"$SERVICES_DIR/logs/kafka-format.log" 2>&1 || {
+        cat "$SERVICES_DIR/logs/kafka-format.log" >&2
+        die "formatting Kafka's storage failed"
+    }
+}
+
+# --- Both by Docker
+
+write_docker_scripts() {
+    local pg="workflow-api-test-pg-$$" kafka="workflow-api-test-kafka-$$"
+    step "Creating containers $pg and $kafka"
+    docker create --name "$pg" -p "127.0.0.1:$PG_PORT:5432" -e POSTGRES_HOST_AUTH_METHOD=trust \
+        "$POSTGRES_IMAGE" -c max_connections=300 >/dev/null
+    docker create --name "$kafka" -p "127.0.0.1:$KAFKA_PORT:$KAFKA_PORT" \
+        -e KAFKA_NODE_ID=1 \
+        -e KAFKA_PROCESS_ROLES=broker,controller \
+        -e KAFKA_LISTENERS="HOST://:$KAFKA_PORT,CONTROLLER://:9093" \
+        -e KAFKA_ADVERTISED_LISTENERS="HOST://127.0.0.1:$KAFKA_PORT" \
+        -e KAFKA_INTER_BROKER_LISTENER_NAME=HOST \
+        -e KAFKA_CONTROLLER_LISTENER_NAMES=CONTROLLER \
+        -e KAFKA_LISTENER_SECURITY_PROTOCOL_MAP=HOST:PLAINTEXT,CONTROLLER:PLAINTEXT \
+        -e KAFKA_CONTROLLER_QUORUM_VOTERS=1@localhost:9093 \
+        -e KAFKA_AUTO_CREATE_TOPICS_ENABLE=false \
+        -e KAFKA_GROUP_INITIAL_REBALANCE_DELAY_MS=0 \
+        -e KAFKA_OFFSETS_TOPIC_REPLICATION_FACTOR=1 \
+        -e KAFKA_TRANSACTION_STATE_LOG_REPLICATION_FACTOR=1 \
+        -e KAFKA_TRANSACTION_STATE_LOG_MIN_ISR=1 \
+        "$KAFKA_IMAGE" >/dev/null
+
+    # Of PostgreSQL by TCP: while the image sets up its database, it listens on the Unix socket only.
+    write_script "pg-start pg-stop kafka-start kafka-stop remove" "pg=$pg" "kafka=$kafka" "kafka_port=$KAFKA_PORT" <<'SCRIPT'
+start() {
+    local name=$1
+    shift
+    docker start "$name" >/dev/null
+    for ((i = 0; i < 120; i++)); do
+        ! docker exec "$name" "$@" >/dev/null 2>&1 || return 0
+        sleep 0.5
+    done
+    docker logs --tail 20 "$name" >&2
+    return 1
+}
+
+stop() {
+    local how=(stop -t 30)
+    [[ $2 != now ]] || how=(kill)
+    docker "${how[@]}" "$1" >/dev/null 2>&1 || true
+}
+
+case $called in
+    pg-start) start "$pg" pg_isready -q -h 127.0.0.1 -U postgres ;;
+    pg-stop) stop "$pg" "${1:-}" ;;
+    kafka-start) start "$kafka" /opt/kafka/bin/kafka-broker-api-versions.sh --bootstrap-server "127.0.0.1:$kafka_port" ;;
+    kafka-stop) stop "$kafka" "${1:-}" ;;
+    remove) docker rm -f -v "$pg" "$kafka" ;;
+esac
+SCRIPT
+}
+
+# ---------------------------------------------------------------------------------------------------------------------
+# services and test
+
+services() {
+    local env_file=""
+    while (($#)); do
+        case $1 in
+            --env-file)
+                env_file="${2:?--env-file needs a file name}"
+                shift 2
+                ;;
+            *) die "services: unknown argument $1" ;;
+        esac
+    done
+    start_services
+    print_exports
+    if [[ -n $env_file ]]; then
+        # Renamed when it is whole: who waits for the file can read it as soon as it is there.
+        print_exports >"$env_file.part"
+        mv "$env_file.part" "$env_file"
+        ENV_FILE="$env_file"
+    fi
+    step "Running until Ctrl-C (logs: $SERVICES_DIR/logs)"
+    sleep infinity &
+    CHILD_GROUP=""
+    wait $!
+}
+
+run_tests() {
+    need_build_tools
+    install_missing
+    ensure_cargo
+    start_services
+    eval "$(print_exports)"
+    step "Running the tests (logs of the services, if one fails: $CACHE/last-failure)"
+    # In a process group of its own, in the background: a signal is handled at once instead of after the tests, and
+    # takes along everything that the tests have started.
+    setsid cargo test --locked --all-features "$@" &
+    CHILD_GROUP=$!
+    wait "$CHILD_GROUP"
+}
+
+main() {
+    local command="${1:-}"
+    (($# == 0)) || shift
+    case $command in
+        quickstart) quickstart ;;
+        stop) stop ;;
+        test) run_tests "$@" ;;
+        services) services "$@" ;;
+        help | -h | --help) usage ;;
+        *)
+            [[ -z $command ]] || printf 'error: unknown command: %s\n\n' "$command" >&2
+            usage >&2
+            exit 2
+            ;;
+    esac
+}
+
+# On one line, so that bash has read all of the script when it runs, and an edit meanwhile does no harm.
+main "$@"; exit

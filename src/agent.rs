@@ -1,0 +1,542 @@
+//! Agents: what a caller may register and change, and how their credentials are shown.
+//!
+//! The credentials of an agent are stored as the caller gave them, less the members that [`render_auth_config`]
+//! derives for the reference deployment's bridge. The types that hold them have no `Debug`.
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use url::Url;
+
+use crate::input::{ANY_LENGTH, FieldError, Node, Object, Patch, Read, keep, members, object_of, text, to_raw};
+
+/// Characters of an agent's name, as in its column.
+const NAME_CHARS: std::ops::RangeInclusive<usize> = 1..=255;
+
+/// Characters of a URL that the reference validates.
+const MAX_GIVEN_URL_CHARS: usize = 2083;
+
+/// Characters of a normalised URL, as in its column.
+const MAX_URL_CHARS: usize = 512;
+
+/// Longest delay between attempts, 24 days: sums of delays cannot overflow.
+const MAX_DELAY_MS: i64 = i32::MAX as i64;
+
+/// How the service proves itself to an agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuthType {
+    /// It does not.
+    None,
+    /// `Authorization: Bearer <token>`.
+    Bearer,
+    /// A key in a header of the agent's choice.
+    ApiKey,
+}
+
+impl AuthType {
+    const ALL: [Self; 3] = [Self::None, Self::Bearer, Self::ApiKey];
+
+    /// As in the `auth_type` column and on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Bearer => "bearer",
+            Self::ApiKey => "apikey",
+        }
+    }
+
+    /// The type of that name, in lower case.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|auth_type| auth_type.as_str() == name)
+    }
+
+    fn read(node: &Node<'_>) -> Read<Self> {
+        node.parsed(|name| {
+            Self::parse(&name.to_lowercase()).ok_or_else(|| "must be one of none, bearer, apikey".to_owned())
+        })
+    }
+}
+
+/// Whether an agent may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AgentStatus {
+    /// It may.
+    Active,
+    /// Its owner switched it off.
+    Inactive,
+    /// It was deleted; its name stays taken.
+    Deleted,
+}
+
+impl AgentStatus {
+    const ALL: [Self; 3] = [Self::Active, Self::Inactive, Self::Deleted];
+
+    /// As in the `status` column and on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Inactive => "inactive",
+            Self::Deleted => "deleted",
+        }
+    }
+
+    /// The status of that name, in lower case.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|status| status.as_str() == name)
+    }
+
+    /// What a caller may set; deleting has its own route.
+    fn read(node: &Node<'_>) -> Read<Self> {
+        node.parsed(|name| {
+            Self::parse(&name.to_lowercase())
+                .filter(|status| *status != Self::Deleted)
+                .ok_or_else(|| "must be one of active, inactive".to_owned())
+        })
+    }
+}
+
+/// How calls to an agent are repeated.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RetryConfig {
+    /// Attempts in all, 0 to 10.
+    pub max_retries: u32,
+    /// Pause after the first attempt.
+    pub initial_delay_ms: u64,
+    /// Longest pause.
+    pub max_delay_ms: u64,
+    /// What each pause is multiplied with for the next one, at least 1.
+    pub backoff_multiplier: f64,
+}
+
+impl Default for RetryConfig {
+    fn default() -> Self {
+        Self { max_retries: 3, initial_delay_ms: 1000, max_delay_ms: 30_000, backoff_multiplier: 2.0 }
+    }
+}
+
+impl RetryConfig {
+    /// From the `retry_config` column; the defaults if it is null or written by somebody else and unreadable.
+    #[must_use]
+    pub fn from_stored(stored: Option<&RawValue>) -> Self {
+        let object = stored.filter(|raw| raw.get().starts_with('{'));
+        object.and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default()
+    }
+
+    fn read(node: &Node<'_>) -> Read<Self> {
+        let object = node.object()?;
+        let mut errors = Vec::new();
+        let default = Self::default();
+        let delay = |min| move |node: &Node<'_>| node.int(min..=MAX_DELAY_MS).map(i64::unsigned_abs);
+        let max_retries = object.defaulted("max_retries", &mut errors, default.max_retries, |node| {
+            // The range fits.
+            node.int(0..=10).map(|number| u32::try_from(number).unwrap_or_default())
+        });
+        let initial_delay_ms = object.defaulted("initial_delay_ms", &mut errors, default.initial_delay_ms, delay(100));
+        let max_delay_ms = object.defaulted("max_delay_ms", &mut errors, default.max_delay_ms, delay(1000));
+        let backoff_multiplier =
+            object.defaulted("backoff_multiplier", &mut errors, default.backoff_multiplier, |node| node.float(1.0));
+        if errors.is_empty() && max_delay_ms < initial_delay_ms {
+            let field = format!("{}.max_delay_ms", node.path());
+            errors.push(FieldError::rule(field, "must be greater than or equal to initial_delay_ms"));
+        }
+        let config = Self { max_retries, initial_delay_ms, max_delay_ms, backoff_multiplier };
+        if errors.is_empty() { Ok(config) } else { Err(errors) }
+    }
+}
+
+/// An agent to register.
+pub struct NewAgent {
+    /// Unique for ever.
+    pub name: String,
+    /// Normalised.
+    pub url: String,
+    /// For people.
+    pub description: Option<String>,
+    /// Which credentials `auth_config` holds.
+    pub auth_type: AuthType,
+    /// The credentials, to be stored as they are here.
+    pub auth_config: Option<Box<RawValue>>,
+    /// Time for one call.
+    pub timeout_ms: i32,
+    /// How calls are repeated.
+    pub retry_config: RetryConfig,
+    /// The UI's settings of a circuit breaker, kept for it.
+    pub circuit_breaker_config: Option<Box<RawValue>>,
+}
+
+impl NewAgent {
+    /// Reads the body of a create request.
+    pub fn parse(body: &RawValue) -> Read<Self> {
+        let body = Object::body(body)?;
+        let mut errors = Vec::new();
+        let name = body.required("name", &mut errors, |node| node.string(NAME_CHARS));
+        let url = body.required("url", &mut errors, read_url);
+        let description = body.nullable("description", &mut errors, |node| node.string(ANY_LENGTH));
+        let auth_type = body.defaulted("auth_type", &mut errors, AuthType::None, AuthType::read);
+        let auth_config = body.nullable("auth_config", &mut errors, Node::free_object);
+        // The rules say nothing useful about members that are bad themselves.
+        let auth_is_readable = !errors.iter().any(|error| error.field.starts_with("body.auth_"));
+        let auth_config = if auth_is_readable {
+            keep(checked_auth_config(auth_type, auth_config.as_deref()), &mut errors).flatten()
+        } else {
+            None
+        };
+        let timeout_ms = body.defaulted("timeout_ms", &mut errors, 30_000, read_timeout);
+        let retry_config = body.defaulted("retry_config", &mut errors, RetryConfig::default(), RetryConfig::read);
+        let circuit_breaker_config = body.nullable("circuit_breaker_config", &mut errors, Node::free_object);
+        match (name, url) {
+            (Some(name), Some(url)) if errors.is_empty() => Ok(Self {
+                name,
+                url,
+                description,
+                auth_type,
+                auth_config,
+                timeout_ms,
+                retry_config,
+                circuit_breaker_config,
+            }),
+            _ => Err(errors),
+        }
+    }
+}
+
+/// Changes to an agent; what is `None` or [`Patch::Absent`] stays as it is.
+#[derive(Default)]
+pub struct AgentPatch {
+    /// Normalised.
+    pub url: Option<String>,
+    /// For people.
+    pub description: Patch<String>,
+    /// To be stored only as [`AgentPatch::merged_auth`] returns it.
+    pub auth_type: Option<AuthType>,
+    /// To be stored only as [`AgentPatch::merged_auth`] returns it.
+    pub auth_config: Patch<Box<RawValue>>,
+    /// Time for one call.
+    pub timeout_ms: Option<i32>,
+    /// Replaces the former one as a whole.
+    pub retry_config: Option<RetryConfig>,
+    /// Active or inactive.
+    pub status: Option<AgentStatus>,
+    /// The UI's settings of a circuit breaker, kept for it.
+    pub circuit_breaker_config: Patch<Box<RawValue>>,
+}
+
+impl AgentPatch {
+    /// Reads the body of an update request.
+    pub fn parse(body: &RawValue) -> Read<Self> {
+        let body = Object::body(body)?;
+        let mut errors = Vec::new();
+        let patch = Self {
+            url: body.patch_not_null("url", &mut errors, read_url),
+            description: body.patch("description", &mut errors, |node| node.string(ANY_LENGTH)),
+            auth_type: body.patch_not_null("auth_type", &mut errors, AuthType::read),
+            auth_config: body.patch("auth_config", &mut errors, Node::free_object),
+            timeout_ms: body.patch_not_null("timeout_ms", &mut errors, read_timeout),
+            retry_config: body.patch_not_null("retry_config", &mut errors, RetryConfig::read),
+            status: body.patch_not_null("status", &mut errors, AgentStatus::read),
+            circuit_breaker_config: body.patch("circuit_breaker_config", &mut errors, Node::free_object),
+        };
+        if errors.is_empty() { Ok(patch) } else { Err(errors) }
+    }
+
+    /// The `auth_type` and `auth_config` to store, given the stored ones (a JSON null counts as none).
+    ///
+    /// If the update names neither, the stored ones come back unchecked: the reference let agents into its database
+    /// whose credentials do not fit, and these can still be renamed or switched off.
+    pub fn merged_auth(
+        &self,
+        auth_type: AuthType,
+        auth_config: Option<&RawValue>,
+    ) -> Read<(AuthType, Option<Box<RawValue>>)> {
+        let stored = auth_config.filter(|raw| raw.get() != "null");
+        if self.auth_type.is_none() && self.auth_config.is_absent() {
+            return Ok((auth_type, stored.map(ToOwned::to_owned)));
+        }
+        let auth_type = self.auth_type.unwrap_or(auth_type);
+        let auth_config = match &self.auth_config {
+            Patch::Absent => stored,
+            Patch::Null => None,
+            Patch::Value(given) => Some(&**given),
+        };
+        Ok((auth_type, checked_auth_config(auth_type, auth_config)?))
+    }
+}
+
+fn read_timeout(node: &Node<'_>) -> Read<i32> {
+    // The range fits.
+    node.int(1000..=300_000).map(|number| i32::try_from(number).unwrap_or(i32::MAX))
+}
+
+/// An address in the form in which it is stored: scheme and host in lower case, no default port, a path.
+fn read_url(node: &Node<'_>) -> Read<String> {
+    let fail = |kind, message: String| Err(vec![node.error(kind, message)]);
+    let Some(given) = text(node.raw()) else {
+        return fail("url_type", "URL input should be a string or URL".to_owned());
+    };
+    if given.chars().count() > MAX_GIVEN_URL_CHARS {
+        return fail("url_too_long", format!("URL should have at most {MAX_GIVEN_URL_CHARS} characters"));
+    }
+    let url = match Url::parse(&given) {
+        Ok(url) => url,
+        Err(error) => return fail("url_parsing", format!("Input should be a valid URL, {error}")),
+    };
+    if !matches!(url.scheme(), "http" | "https") {
+        return fail("url_scheme", "URL scheme should be 'http' or 'https'".to_owned());
+    }
+    let url = String::from(url); // ASCII, so that bytes are characters
+    if url.len() > MAX_URL_CHARS {
+        return fail("url_too_long", format!("URL should have at most {MAX_URL_CHARS} characters"));
+    }
+    Ok(url)
+}
+
+/// The credentials to store, if they fit the type.
+///
+/// What [`render_auth_config`] adds is taken away, so that a client may send back what it got: `type`, and for API
+/// keys `header`. An API key with a `header` but no `header_name` is understood as the reference's bridge does.
+fn checked_auth_config(auth_type: AuthType, config: Option<&RawValue>) -> Read<Option<Box<RawValue>>> {
+    let fail = |text: &str| Err(vec![FieldError::rule("body.auth_config", text)]);
+    let Some(config) = config else {
+        return match auth_type {
+            AuthType::None => Ok(None),
+            AuthType::Bearer => fail("must contain token for auth_type bearer"),
+            AuthType::ApiKey => fail("must contain key and header_name for auth_type apikey"),
+        };
+    };
+    let mut members = members(config).unwrap_or_default();
+    members.retain(|(name, _)| name != "type");
+    let has = |members: &[(String, &RawValue)], wanted: &str| {
+        members.iter().any(|(name, value)| name == wanted && value.get() != "null")
+    };
+    match auth_type {
+        AuthType::None => return fail("must be null for auth_type none"),
+        AuthType::Bearer if !has(&members, "token") => return fail("must contain token for auth_type bearer"),
+        AuthType::Bearer => {}
+        AuthType::ApiKey => {
+            if has(&members, "header_name") {
+                members.retain(|(name, _)| name != "header");
+            } else {
+                members.retain(|(name, _)| name != "header_name");
+                for (name, _) in members.iter_mut().filter(|(name, _)| name == "header") {
+                    "header_name".clone_into(name);
+                }
+            }
+            if !has(&members, "key") || !has(&members, "header_name") {
+                return fail("must contain key and header_name for auth_type apikey");
+            }
+        }
+    }
+    Ok(Some(object_of(members.iter().map(|(name, value)| (name.as_str(), *value)))))
+}
+
+/// The credentials as they are shown; `None` for none, for a JSON null and for what is not an object.
+///
+/// The reference's executor and bridge read every value as a string and choose the header by `type` and `header`, so
+/// these two are added and scalars are turned into strings (other values into their JSON text; nulls are left out).
+#[must_use]
+pub fn render_auth_config(auth_type: AuthType, stored: Option<&RawValue>) -> Option<Box<RawValue>> {
+    let mut shown: Vec<(String, Box<RawValue>)> = members(stored?)?
+        .into_iter()
+        .filter(|(name, value)| name != "type" && value.get() != "null")
+        .map(|(name, value)| {
+            let value = if text(value).is_some() { value.to_owned() } else { to_raw(value.get()) };
+            (name, value)
+        })
+        .collect();
+    shown.push(("type".to_owned(), to_raw(auth_type.as_str())));
+    let header = shown.iter().find(|(name, _)| name == "header_name").map(|(_, value)| value.clone());
+    if let (AuthType::ApiKey, Some(header)) = (auth_type, header) {
+        shown.retain(|(name, _)| name != "header");
+        shown.push(("header".to_owned(), header));
+    }
+    Some(object_of(shown.iter().map(|(name, value)| (name.as_str(), &**value))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::input::check_json;
+
+    fn raw(json: &str) -> &RawValue {
+        check_json(json.as_bytes()).expect(json)
+    }
+
+    /// The `field kind` of each error, in order.
+    fn faults<T>(read: Read<T>) -> Vec<String> {
+        let errors = read.err().unwrap_or_default();
+        errors.iter().map(|error| format!("{} {}", error.field, error.kind)).collect()
+    }
+
+    /// A create body of `{"name": "a", "url": "http://a", <members>}` has these faults.
+    fn check(members: &str, expected: &[&str]) {
+        let body = format!(r#"{{"name":"a","url":"http://a"{}{members}}}"#, if members.is_empty() { "" } else { "," });
+        assert_eq!(faults(NewAgent::parse(raw(&body))), expected, "{members}");
+    }
+
+    #[test]
+    fn a_minimal_agent_gets_the_defaults() {
+        let agent = NewAgent::parse(raw(r#"{"name":" ","url":"http://A:8080"}"#)).ok().expect("valid");
+        assert_eq!((agent.name.as_str(), agent.url.as_str(), agent.timeout_ms), (" ", "http://a:8080/", 30_000));
+        assert_eq!(agent.auth_type, AuthType::None);
+        assert!(agent.auth_config.is_none() && agent.description.is_none() && agent.circuit_breaker_config.is_none());
+        let retry = serde_json::to_string(&agent.retry_config).expect("JSON");
+        let expected = r#"{"max_retries":3,"initial_delay_ms":1000,"max_delay_ms":30000,"backoff_multiplier":2.0}"#;
+        assert_eq!(retry, expected);
+    }
+
+    #[test]
+    fn every_bad_member_is_reported_in_the_order_of_the_fields() {
+        let body = raw(r#"{"timeout_ms":10,"name":""}"#);
+        let expected = ["body.name string_too_short", "body.url missing", "body.timeout_ms greater_than_equal"];
+        assert_eq!(faults(NewAgent::parse(body)), expected);
+        assert_eq!(faults(NewAgent::parse(raw("null"))), ["body missing"]);
+        assert_eq!(faults(NewAgent::parse(raw("[]"))), ["body model_attributes_type"]);
+    }
+
+    #[test]
+    fn each_member_has_its_limits() {
+        check("", &[]);
+        check(r#""unknown":1,"description":null,"timeout_ms":"2000","retry_config":{}"#, &[]);
+        check(&format!(r#""name":"{}""#, "é".repeat(255)), &[]);
+        check(&format!(r#""name":"{}""#, "é".repeat(256)), &["body.name string_too_long"]);
+        check(r#""name":null"#, &["body.name string_type"]);
+        check(r#""description":1"#, &["body.description string_type"]);
+        check(r#""timeout_ms":1000"#, &[]);
+        check(r#""timeout_ms":300001"#, &["body.timeout_ms less_than_equal"]);
+        check(r#""timeout_ms":1500.5"#, &["body.timeout_ms int_from_float"]);
+        check(r#""timeout_ms":null"#, &["body.timeout_ms int_type"]);
+        check(r#""retry_config":null"#, &["body.retry_config model_attributes_type"]);
+        check(r#""auth_type":"basic""#, &["body.auth_type value_error"]);
+        check(r#""auth_config":"x""#, &["body.auth_config dict_type"]);
+        check(r#""circuit_breaker_config":{"enabled":true}"#, &[]);
+        check(r#""circuit_breaker_config":[]"#, &["body.circuit_breaker_config dict_type"]);
+        let below =
+            r#""retry_config":{"max_retries":11,"initial_delay_ms":99,"max_delay_ms":999,"backoff_multiplier":0.9}"#;
+        check(
+            below,
+            &[
+                "body.retry_config.max_retries less_than_equal",
+                "body.retry_config.initial_delay_ms greater_than_equal",
+                "body.retry_config.max_delay_ms greater_than_equal",
+                "body.retry_config.backoff_multiplier greater_than_equal",
+            ],
+        );
+        check(r#""retry_config":{"initial_delay_ms":30001}"#, &["body.retry_config.max_delay_ms value_error"]);
+        check(r#""retry_config":{"max_retries":0,"initial_delay_ms":30000}"#, &[]);
+    }
+
+    #[test]
+    fn a_url_is_normalised_and_limited() {
+        for (given, stored) in [
+            ("HTTP://Agent.Example:80", "http://agent.example/"),
+            ("https://u:p@a:443/b?c#d", "https://u:p@a/b?c#d"),
+            ("http://bücher.example/ä", "http://xn--bcher-kva.example/%C3%A4"),
+        ] {
+            let agent = NewAgent::parse(raw(&format!(r#"{{"name":"a","url":"{given}"}}"#))).ok().expect(given);
+            assert_eq!(agent.url, stored);
+        }
+        let long = |chars: usize| format!("\"http://a/{}\"", "x".repeat(chars - 9));
+        for (url, fault) in [
+            ("1".to_owned(), "body.url url_type"),
+            ("\"\"".to_owned(), "body.url url_parsing"),
+            ("\"agent\"".to_owned(), "body.url url_parsing"),
+            ("\"http://\"".to_owned(), "body.url url_parsing"),
+            ("\"http://a:99999\"".to_owned(), "body.url url_parsing"),
+            ("\"ftp://a\"".to_owned(), "body.url url_scheme"),
+            (long(513), "body.url url_too_long"),
+            (long(2084), "body.url url_too_long"),
+        ] {
+            check(&format!(r#""url":{url}"#), &[fault]);
+        }
+        check(&format!(r#""url":{}"#, long(512)), &[]);
+    }
+
+    #[test]
+    fn credentials_must_fit_their_type_even_when_absent() {
+        let bad = ["body.auth_config value_error"];
+        for (members, expected) in [
+            (r#""auth_type":"none","auth_config":null"#, &[][..]),
+            (r#""auth_type":"none","auth_config":{}"#, &bad),
+            (r#""auth_config":{"token":"t"}"#, &bad),
+            (r#""auth_type":"BEARER","auth_config":{"token":"t"}"#, &[]),
+            (r#""auth_type":"bearer""#, &bad),
+            (r#""auth_type":"bearer","auth_config":null"#, &bad),
+            (r#""auth_type":"bearer","auth_config":{"token":null}"#, &bad),
+            (r#""auth_type":"apikey","auth_config":{"key":"k","header_name":"H"}"#, &[]),
+            (r#""auth_type":"apikey","auth_config":{"key":"k","header":"H"}"#, &[]),
+            (r#""auth_type":"apikey","auth_config":{"key":"k"}"#, &bad),
+            (r#""auth_type":"apikey","auth_config":{"header_name":"H"}"#, &bad),
+        ] {
+            check(members, expected);
+        }
+    }
+
+    #[test]
+    fn shown_credentials_can_be_sent_back() {
+        for (auth_type, stored, shown) in [
+            (AuthType::Bearer, r#"{"token":"t","n":1}"#, r#"{"token":"t","n":"1","type":"bearer"}"#),
+            (
+                AuthType::ApiKey,
+                r#"{"key":"k","header_name":"H","o":{"a":true},"z":null}"#,
+                r#"{"key":"k","header_name":"H","o":"{\"a\":true}","type":"apikey","header":"H"}"#,
+            ),
+        ] {
+            let rendered = render_auth_config(auth_type, Some(raw(stored))).expect("an object");
+            assert_eq!(rendered.get(), shown);
+            let again = checked_auth_config(auth_type, Some(&rendered)).expect("valid").expect("some");
+            assert_eq!(render_auth_config(auth_type, Some(&again)).expect("an object").get(), shown);
+            assert!(!again.get().contains("\"type\"") && !again.get().contains("\"header\""), "{again}");
+        }
+        assert!(render_auth_config(AuthType::Bearer, None).is_none());
+        assert!(render_auth_config(AuthType::Bearer, Some(RawValue::NULL)).is_none());
+        assert!(render_auth_config(AuthType::Bearer, Some(raw("[1]"))).is_none());
+    }
+
+    #[test]
+    fn an_update_tells_absent_from_null() {
+        let patch = AgentPatch::parse(raw(r#"{"name":7,"description":null,"status":"Inactive"}"#)).ok().expect("valid");
+        assert!(patch.url.is_none() && patch.auth_config.is_absent());
+        assert_eq!((patch.description, patch.status), (Patch::Null, Some(AgentStatus::Inactive)));
+        for member in ["url", "timeout_ms", "retry_config", "auth_type", "status"] {
+            let read = AgentPatch::parse(raw(&format!(r#"{{"{member}":null}}"#))).map(|_| ());
+            let errors = read.expect_err(member);
+            assert_eq!((errors.len(), errors[0].field.as_str()), (1, format!("body.{member}").as_str()));
+        }
+        assert_eq!(faults(AgentPatch::parse(raw(r#"{"status":"deleted"}"#))), ["body.status value_error"]);
+        assert!(AgentPatch::parse(raw(r#"{"retry_config":{"max_retries":1}}"#)).is_ok_and(|patch| {
+            patch.retry_config == Some(RetryConfig { max_retries: 1, ..RetryConfig::default() })
+        }));
+    }
+
+    #[test]
+    fn an_update_is_checked_with_what_is_stored() {
+        let check = |body: &str, auth_type, stored: Option<&str>, expected: Option<(AuthType, Option<&str>)>| {
+            let patch = AgentPatch::parse(raw(body)).ok().expect(body);
+            let merged = patch.merged_auth(auth_type, stored.map(raw));
+            let merged = merged.ok().map(|(auth_type, config)| (auth_type, config.map(|config| config.to_string())));
+            let expected = expected.map(|(auth_type, config)| (auth_type, config.map(ToOwned::to_owned)));
+            assert_eq!(merged, expected, "{body}");
+        };
+        let (none, bearer) = (AuthType::None, AuthType::Bearer);
+        let token = r#"{"token":"t"}"#;
+        check(r#"{"auth_type":"none","auth_config":null}"#, bearer, Some(token), Some((none, None)));
+        check(r#"{"auth_type":"none"}"#, bearer, Some(token), None);
+        check(r#"{"auth_config":null}"#, bearer, Some(token), None);
+        check(r#"{"auth_type":"bearer"}"#, none, Some("null"), None);
+        check(r#"{"auth_config":{"token":"t","type":"x"}}"#, bearer, None, Some((bearer, Some(token))));
+        check(r#"{"description":"kept though it does not fit"}"#, none, Some(token), Some((none, Some(token))));
+        check("{}", none, Some("null"), Some((none, None)));
+    }
+
+    #[test]
+    fn a_stored_retry_config_always_has_all_members() {
+        for stored in [None, Some("null"), Some("{}"), Some("[1]"), Some(r#"{"max_retries":"x"}"#)] {
+            assert_eq!(RetryConfig::from_stored(stored.map(raw)), RetryConfig::default());
+        }
+        assert_eq!(RetryConfig::from_stored(Some(raw(r#"{"max_retries":9}"#))).max_retries, 9);
+    }
+}

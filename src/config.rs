@@ -1,0 +1,571 @@
+//! Settings, read once at start. Everything that is wrong is reported at once, by variable, before anything opens.
+//!
+//! Blanks around a value do not count, and an empty variable is an absent one (compose files and Kubernetes
+//! manifests make those). `NAME_FILE` names a file to read `NAME` from, for the variables that hold secrets.
+//! `.env.api.example` is the manual of all variables; a test holds it to [`NAMES`].
+
+use std::{collections::HashMap, net::IpAddr, str::FromStr, time::Duration};
+
+use secrecy::SecretString;
+use serde::Deserialize;
+use sqlx::postgres::PgConnectOptions;
+
+/// Declares the variables: as text, all optional, exactly the names that the program reads.
+macro_rules! variables {
+    ($($name:ident),+ $(,)?) => {
+        /// The environment as `envy` reads it. Nothing is parsed here, so that parsing can report all problems.
+        #[derive(Deserialize, Default)]
+        struct Variables { $($name: Option<String>),+ }
+
+        impl Variables {
+            fn into_pairs(self) -> Vec<(&'static str, Option<String>)> {
+                vec![$((stringify!($name), self.$name)),+]
+            }
+        }
+
+        /// The names of all variables, in lower case.
+        pub const NAMES: &[&str] = &[$(stringify!($name)),+];
+    };
+}
+
+variables! {
+    database_url, database_pool_size, database_max_overflow, database_echo, migrate_on_start,
+    kafka_brokers, kafka_execution_topic, kafka_cancellation_topic, kafka_topic_partitions, kafka_group_id,
+    api_title, api_version, api_description, api_prefix, api_host, api_port, api_reload, api_workers,
+    auth_enabled, jwt_secret, jwt_algorithm, jwt_expiration_minutes, api_key_header,
+    cors_origins, cors_allow_credentials, cors_allow_methods, cors_allow_headers,
+    log_level, log_format, default_page_size, max_page_size,
+    enable_metrics, enable_audit_logging, readiness_requires_kafka, max_concurrent_executions,
+}
+
+/// Variables that may come from a file.
+const SECRETS: [&str; 2] = ["database_url", "jwt_secret"];
+
+/// Secrets that stand in examples all over the world, in lower case. Whoever uses one has none.
+const PLACEHOLDER_SECRETS: [&str; 8] = [
+    "your-secret-key-change-in-production",
+    "your-super-secret-jwt-key-change-this-in-production",
+    "your-secret-key-here-change-in-production",
+    "change-me-to-a-long-random-string-in-production",
+    "changeme-changeme-changeme-changeme",
+    "use-openssl-rand-hex-32-to-generate-a-secret",
+    "generate-with-openssl-rand-hex-32-and-keep-it-secret",
+    "secret-secret-secret-secret-secret-secret",
+];
+
+/// HMAC keys shorter than this are refused: 256 bits, the output of the weakest algorithm.
+const MIN_JWT_SECRET_BYTES: usize = 32;
+
+/// All settings of a server or an executor.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// How the API presents itself and where it listens.
+    pub api: Api,
+    /// PostgreSQL.
+    pub database: Database,
+    /// Kafka.
+    pub kafka: Kafka,
+    /// Who may call.
+    pub auth: Auth,
+    /// Which browser origins may call.
+    pub cors: Cors,
+    /// What is logged and how.
+    pub log: Log,
+    /// Sizes of list pages.
+    pub pages: Pages,
+    /// `ENABLE_METRICS`: serve `/metrics`.
+    pub metrics: bool,
+    /// `ENABLE_AUDIT_LOGGING`: write audit rows.
+    pub audit: bool,
+    /// `READINESS_REQUIRES_KAFKA`: without Kafka the service is not ready, not just degraded.
+    pub readiness_requires_kafka: bool,
+    /// `MAX_CONCURRENT_EXECUTIONS`: runs that one executor drives at a time.
+    pub max_concurrent_executions: usize,
+}
+
+/// `API_*`.
+#[derive(Clone, Debug)]
+pub struct Api {
+    /// `API_TITLE`.
+    pub title: String,
+    /// `API_VERSION`.
+    pub version: String,
+    /// `API_DESCRIPTION`.
+    pub description: String,
+    /// `API_PREFIX`, empty or with a leading and without a trailing slash.
+    pub prefix: String,
+    /// `API_HOST`.
+    pub host: IpAddr,
+    /// `API_PORT`.
+    pub port: u16,
+    /// `API_WORKERS`: threads of the runtime.
+    pub workers: usize,
+    /// `API_RELOAD`: accepted and without effect, since the service is compiled.
+    pub reload: bool,
+}
+
+/// `DATABASE_*`.
+#[derive(Clone, Debug)]
+pub struct Database {
+    /// `DATABASE_URL`, parsed; its `Debug` would show the password.
+    pub connect: ConnectOptions,
+    /// `DATABASE_POOL_SIZE`: connections kept.
+    pub pool_size: u32,
+    /// `DATABASE_MAX_OVERFLOW`: connections opened above that under load and closed when idle.
+    pub max_overflow: u32,
+    /// `DATABASE_ECHO`: log each statement's text and duration.
+    pub echo: bool,
+    /// `MIGRATE_ON_START`.
+    pub migrate_on_start: bool,
+}
+
+/// Connect options whose `Debug` shows no password.
+#[derive(Clone)]
+pub struct ConnectOptions(pub PgConnectOptions);
+
+impl std::fmt::Debug for ConnectOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "postgresql://{}:{}", self.0.get_host(), self.0.get_port())
+    }
+}
+
+/// `KAFKA_*`.
+#[derive(Clone, Debug)]
+pub struct Kafka {
+    /// `KAFKA_BROKERS`, as librdkafka wants them.
+    pub brokers: String,
+    /// `KAFKA_EXECUTION_TOPIC`.
+    pub execution_topic: String,
+    /// `KAFKA_CANCELLATION_TOPIC`.
+    pub cancellation_topic: String,
+    /// `KAFKA_TOPIC_PARTITIONS`: of the two topics, where they have to be made.
+    pub partitions: i32,
+    /// `KAFKA_GROUP_ID`: the executors' consumer group.
+    pub group_id: String,
+}
+
+/// `JWT_*`, `AUTH_ENABLED`, `API_KEY_HEADER`.
+#[derive(Clone, Debug)]
+pub struct Auth {
+    /// `AUTH_ENABLED`, or whether there is a `JWT_SECRET`.
+    pub enabled: bool,
+    /// `JWT_SECRET`.
+    pub jwt_secret: Option<SecretString>,
+    /// `JWT_ALGORITHM`, one of the HMAC family.
+    pub algorithm: jsonwebtoken::Algorithm,
+    /// `JWT_EXPIRATION_MINUTES`: how long tokens made here are valid.
+    pub token_lifetime: Duration,
+    /// `API_KEY_HEADER`.
+    pub api_key_header: http::HeaderName,
+}
+
+/// `CORS_*`.
+#[derive(Clone, Debug)]
+pub struct Cors {
+    /// `CORS_ORIGINS`.
+    pub origins: Listed<http::HeaderValue>,
+    /// `CORS_ALLOW_CREDENTIALS`.
+    pub credentials: bool,
+    /// `CORS_ALLOW_METHODS`.
+    pub methods: Listed<http::Method>,
+    /// `CORS_ALLOW_HEADERS`.
+    pub headers: Listed<http::HeaderName>,
+}
+
+/// A list setting that may be `*`.
+#[derive(Clone, Debug)]
+pub enum Listed<T> {
+    /// `*`.
+    Any,
+    /// Just these.
+    These(Vec<T>),
+}
+
+/// `LOG_*`.
+#[derive(Clone, Debug)]
+pub struct Log {
+    /// `LOG_LEVEL`.
+    pub level: tracing::Level,
+    /// `LOG_FORMAT` is `json`, not `text`.
+    pub json: bool,
+}
+
+/// `DEFAULT_PAGE_SIZE`, `MAX_PAGE_SIZE`.
+#[derive(Clone, Copy, Debug)]
+pub struct Pages {
+    /// Where a caller names no size.
+    pub default_size: i64,
+    /// Larger ones are cut to this.
+    pub max_size: i64,
+}
+
+/// Everything that is wrong with the environment, a line a variable. Never shows a value that could be a secret.
+#[derive(Debug, thiserror::Error)]
+#[error("the configuration has {} problem(s):\n{}", .0.len(), .0.join("\n"))]
+pub struct Problems(pub Vec<String>);
+
+/// The environment of this process, for the `load` functions.
+pub fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+}
+
+impl Config {
+    /// All settings for `serve` and `executor`.
+    pub fn load(environment: impl Iterator<Item = (String, String)>) -> Result<Self, Problems> {
+        let mut reader = Reader::new(environment);
+        let api = reader.api();
+        let database = reader.database();
+        let kafka = reader.kafka();
+        let auth = reader.auth();
+        let cors = reader.cors();
+        let log = reader.log();
+        let pages = reader.pages();
+        let config = (|| {
+            Some(Self {
+                api: api?,
+                database: database?,
+                kafka: kafka?,
+                auth: auth?,
+                cors: cors?,
+                log: log?,
+                pages: pages?,
+                metrics: reader.boolean("enable_metrics", true)?,
+                audit: reader.boolean("enable_audit_logging", true)?,
+                readiness_requires_kafka: reader.boolean("readiness_requires_kafka", false)?,
+                max_concurrent_executions: reader.number("max_concurrent_executions", 256, 1..=100_000)?,
+            })
+        })();
+        reader.finish(config)
+    }
+}
+
+impl Database {
+    /// The database's settings alone, for the commands that need nothing else.
+    pub fn load(environment: impl Iterator<Item = (String, String)>) -> Result<Self, Problems> {
+        let mut reader = Reader::new(environment);
+        let database = reader.database();
+        reader.finish(database)
+    }
+}
+
+impl Kafka {
+    /// Kafka's settings alone.
+    pub fn load(environment: impl Iterator<Item = (String, String)>) -> Result<Self, Problems> {
+        let mut reader = Reader::new(environment);
+        let kafka = reader.kafka();
+        reader.finish(kafka)
+    }
+}
+
+impl Auth {
+    /// The settings of authentication alone.
+    pub fn load(environment: impl Iterator<Item = (String, String)>) -> Result<Self, Problems> {
+        let mut reader = Reader::new(environment);
+        let auth = reader.auth();
+        reader.finish(auth)
+    }
+}
+
+impl Api {
+    /// The API's settings alone.
+    pub fn load(environment: impl Iterator<Item = (String, String)>) -> Result<Self, Problems> {
+        let mut reader = Reader::new(environment);
+        let api = reader.api();
+        reader.finish(api)
+    }
+}
+
+impl Log {
+    /// The settings of logging alone; with problems the defaults, since the problems are about to be logged.
+    #[must_use]
+    pub fn load_or_default(environment: impl Iterator<Item = (String, String)>) -> Self {
+        Reader::new(environment).log().unwrap_or(Self { level: tracing::Level::INFO, json: true })
+    }
+}
+
+/// The variables as text, and the problems found so far. A method returns `None` where it has added a problem.
+struct Reader {
+    values: HashMap<&'static str, String>,
+    problems: Vec<String>,
+}
+
+impl Reader {
+    fn new(environment: impl Iterator<Item = (String, String)>) -> Self {
+        let mut problems = Vec::new();
+        let environment: Vec<_> = environment.collect();
+        let files: HashMap<String, String> = environment
+            .iter()
+            .filter_map(|(name, path)| {
+                let name = name.to_ascii_lowercase().strip_suffix("_file")?.to_owned();
+                (SECRETS.contains(&name.as_str()) && !path.trim().is_empty()).then(|| (name, path.trim().to_owned()))
+            })
+            .collect();
+        let variables: Variables = envy::from_iter(environment).unwrap_or_else(|error| {
+            problems.push(format!("  environment: {error}"));
+            Variables::default()
+        });
+        let mut values = HashMap::new();
+        for (name, value) in variables.into_pairs() {
+            let value = value.map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
+            match (value, files.get(name)) {
+                (Some(_), Some(_)) => problems.push(format!(
+                    "  {}: set both directly and by {0}_FILE",
+                    name.to_ascii_uppercase()
+                )),
+                (Some(value), None) => drop(values.insert(name, value)),
+                (None, Some(path)) => match std::fs::read_to_string(path) {
+                    Ok(text) if !text.trim().is_empty() => drop(values.insert(name, text.trim().to_owned())),
+                    Ok(_) => problems.push(format!("  {}_FILE: the file is empty", name.to_ascii_uppercase())),
+                    Err(error) => problems.push(format!(
+                        "  {}_FILE: the file cannot be read: {}",
+                        name.to_ascii_uppercase(),
+                        error.kind()
+                    )),
+                },
+                (None, None) => {}
+            }
+        }
+        Self { values, problems }
+    }
+
+    fn finish<T>(self, value: Option<T>) -> Result<T, Problems> {
+        match value {
+            Some(value) if self.problems.is_empty() => Ok(value),
+            _ => Err(Problems(self.problems)),
+        }
+    }
+
+    fn problem<T>(&mut self, name: &str, problem: impl std::fmt::Display) -> Option<T> {
+        self.problems.push(format!("  {}: {problem}", name.to_ascii_uppercase()));
+        None
+    }
+
+    fn text(&self, name: &str, default: &str) -> String {
+        self.values.get(name).cloned().unwrap_or_else(|| default.to_owned())
+    }
+
+    fn required(&mut self, name: &str) -> Option<String> {
+        match self.values.get(name) {
+            Some(value) => Some(value.clone()),
+            None => self.problem(name, "is required and not set"),
+        }
+    }
+
+    fn parsed<T>(&mut self, name: &str, default: T, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+        match self.values.get(name).map(|value| parse(value)) {
+            None => Some(default),
+            Some(Ok(value)) => Some(value),
+            Some(Err(problem)) => self.problem(name, problem),
+        }
+    }
+
+    fn number<T>(&mut self, name: &str, default: T, range: std::ops::RangeInclusive<T>) -> Option<T>
+    where
+        T: FromStr + PartialOrd + std::fmt::Display,
+    {
+        self.parsed(name, default, |value| match value.parse::<T>() {
+            Ok(number) if range.contains(&number) => Ok(number),
+            _ => Err(format!("must be a whole number from {} to {}, not {value:?}", range.start(), range.end())),
+        })
+    }
+
+    fn boolean(&mut self, name: &str, default: bool) -> Option<bool> {
+        self.parsed(name, default, |value| match value.to_ascii_lowercase().as_str() {
+            "true" | "1" | "yes" => Ok(true),
+            "false" | "0" | "no" => Ok(false),
+            _ => Err(format!("must be true or false, not {value:?}")),
+        })
+    }
+
+    fn listed<T>(&mut self, name: &str, default: &str, parse: impl Fn(&str) -> Option<T>) -> Option<Listed<T>> {
+        let text = self.text(name, default);
+        if text == "*" {
+            return Some(Listed::Any);
+        }
+        let mut items = Vec::new();
+        for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
+            match parse(item) {
+                Some(item) => items.push(item),
+                None => return self.problem(name, format!("has an entry that cannot be used: {item:?}")),
+            }
+        }
+        Some(Listed::These(items))
+    }
+
+    fn api(&mut self) -> Option<Api> {
+        let host = self.parsed("api_host", IpAddr::from([0, 0, 0, 0]), |value| {
+            let bare = value.trim_start_matches('[').trim_end_matches(']');
+            if bare.eq_ignore_ascii_case("localhost") {
+                return Ok(IpAddr::from([127, 0, 0, 1]));
+            }
+            bare.parse().map_err(|_| format!("must be an IP address, not {value:?}"))
+        });
+        let prefix = self.parsed("api_prefix", "/api/v1".to_owned(), |value| {
+            let path = value.trim_matches('/');
+            let plain = |c: char| c.is_ascii_alphanumeric() || "-._~/".contains(c);
+            if !path.chars().all(plain) || path.contains("//") {
+                return Err(format!("must be a plain URL path, not {value:?}"));
+            }
+            Ok(if path.is_empty() { String::new() } else { format!("/{path}") })
+        });
+        let port = self.number("api_port", 8000, 1..=u16::MAX);
+        let workers = self.number("api_workers", 1, 1..=1024);
+        let reload = self.boolean("api_reload", false);
+        Some(Api {
+            title: self.text("api_title", "Workflow Management API"),
+            version: self.text("api_version", "1.0.0"),
+            description: self.text("api_description", "REST API for managing workflow orchestration"),
+            prefix: prefix?,
+            host: host?,
+            port: port?,
+            workers: workers?,
+            reload: reload?,
+        })
+    }
+
+    fn database(&mut self) -> Option<Database> {
+        let connect = self.required("database_url").and_then(|url| match parse_database_url(&url) {
+            Ok(options) => Some(ConnectOptions(options)),
+            Err(problem) => self.problem("database_url", problem),
+        });
+        let pool_size = self.number("database_pool_size", 10, 1..=10_000);
+        let max_overflow = self.number("database_max_overflow", 20, 0..=10_000);
+        let echo = self.boolean("database_echo", false);
+        let migrate_on_start = self.boolean("migrate_on_start", true);
+        Some(Database {
+            connect: connect?,
+            pool_size: pool_size?,
+            max_overflow: max_overflow?,
+            echo: echo?,
+            migrate_on_start: migrate_on_start?,
+        })
+    }
+
+    fn kafka(&mut self) -> Option<Kafka> {
+        let brokers = self.required("kafka_brokers").and_then(|value| {
+            let brokers: Vec<&str> = value.split(',').map(str::trim).filter(|broker| !broker.is_empty()).collect();
+            match brokers.iter().find(|broker| !is_host_and_port(broker)) {
+                Some(wrong) => self.problem("kafka_brokers", format!("has an entry that is not host:port: {wrong:?}")),
+                None if brokers.is_empty() => self.problem("kafka_brokers", "names no broker"),
+                None => Some(brokers.join(",")),
+            }
+        });
+        let execution_topic = self.topic("kafka_execution_topic", "workflow.execution.requests");
+        let cancellation_topic = self.topic("kafka_cancellation_topic", "workflow.cancellation.requests");
+        if execution_topic.is_some() && execution_topic == cancellation_topic {
+            return self.problem("kafka_cancellation_topic", "must differ from KAFKA_EXECUTION_TOPIC");
+        }
+        let partitions = self.number("kafka_topic_partitions", 6, 1..=1000);
+        Some(Kafka {
+            brokers: brokers?,
+            execution_topic: execution_topic?,
+            cancellation_topic: cancellation_topic?,
+            partitions: partitions?,
+            group_id: self.text("kafka_group_id", "execution-consumer-group"),
+        })
+    }
+
+    fn topic(&mut self, name: &str, default: &str) -> Option<String> {
+        self.parsed(name, default.to_owned(), |value| {
+            let legal = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+            if value.len() <= 249 && value.chars().all(legal) && value != "." && value != ".." {
+                Ok(value.to_owned())
+            } else {
+                Err(format!("is not a legal topic name: {value:?}"))
+            }
+        })
+    }
+
+    fn auth(&mut self) -> Option<Auth> {
+        let jwt_secret = self.values.get("jwt_secret").cloned();
+        let secret_is_usable = match &jwt_secret {
+            Some(secret) if PLACEHOLDER_SECRETS.contains(&secret.to_ascii_lowercase().as_str()) => {
+                self.problem("jwt_secret", "is a known placeholder; make one with: openssl rand -hex 32")
+            }
+            Some(secret) if secret.len() < MIN_JWT_SECRET_BYTES => self.problem(
+                "jwt_secret",
+                format!("must have at least {MIN_JWT_SECRET_BYTES} bytes; make one with: openssl rand -hex 32"),
+            ),
+            _ => Some(()),
+        };
+        let enabled = self.boolean("auth_enabled", jwt_secret.is_some());
+        if enabled == Some(true) && jwt_secret.is_none() {
+            return self.problem("auth_enabled", "needs JWT_SECRET: there would be no way to authenticate");
+        }
+        let algorithm = self.parsed("jwt_algorithm", jsonwebtoken::Algorithm::HS256, |value| match value {
+            "HS256" => Ok(jsonwebtoken::Algorithm::HS256),
+            "HS384" => Ok(jsonwebtoken::Algorithm::HS384),
+            "HS512" => Ok(jsonwebtoken::Algorithm::HS512),
+            _ => Err(format!("must be HS256, HS384 or HS512, not {value:?}")),
+        });
+        let minutes: Option<u64> = self.number("jwt_expiration_minutes", 60, 1..=525_600);
+        let api_key_header = self.parsed("api_key_header", http::HeaderName::from_static("x-api-key"), |value| {
+            value.parse().map_err(|_| format!("is not a legal header name: {value:?}"))
+        });
+        secret_is_usable?;
+        Some(Auth {
+            enabled: enabled?,
+            jwt_secret: jwt_secret.map(SecretString::from),
+            algorithm: algorithm?,
+            token_lifetime: Duration::from_secs(minutes? * 60),
+            api_key_header: api_key_header?,
+        })
+    }
+
+    fn cors(&mut self) -> Option<Cors> {
+        let origins = self.listed("cors_origins", "http://localhost:3000", |origin| {
+            origin.trim_end_matches('/').parse().ok()
+        });
+        let credentials = self.boolean("cors_allow_credentials", true);
+        let methods = self.listed("cors_allow_methods", "*", |method| method.parse().ok());
+        let headers = self.listed("cors_allow_headers", "*", |header| header.parse().ok());
+        Some(Cors { origins: origins?, credentials: credentials?, methods: methods?, headers: headers? })
+    }
+
+    fn log(&mut self) -> Option<Log> {
+        let level = self.parsed("log_level", tracing::Level::INFO, |value| {
+            match value.to_ascii_uppercase().as_str() {
+                "TRACE" => Ok(tracing::Level::TRACE),
+                "DEBUG" => Ok(tracing::Level::DEBUG),
+                "INFO" => Ok(tracing::Level::INFO),
+                "WARNING" | "WARN" => Ok(tracing::Level::WARN),
+                "ERROR" | "CRITICAL" => Ok(tracing::Level::ERROR),
+                _ => Err(format!("must be DEBUG, INFO, WARNING or ERROR, not {value:?}")),
+            }
+        });
+        let json = self.parsed("log_format", true, |value| match value.to_ascii_lowercase().as_str() {
+            "json" => Ok(true),
+            "text" => Ok(false),
+            _ => Err(format!("must be json or text, not {value:?}")),
+        });
+        Some(Log { level: level?, json: json? })
+    }
+
+    fn pages(&mut self) -> Option<Pages> {
+        let max_size = self.number("max_page_size", 100, 1..=10_000)?;
+        let default_size = self.number("default_page_size", 20, 1..=10_000)?;
+        if default_size > max_size {
+            return self.problem("default_page_size", format!("must not be above MAX_PAGE_SIZE ({max_size})"));
+        }
+        Some(Pages { default_size, max_size })
+    }
+}
+
+/// Takes `postgresql://`, `postgres://` and forms with a driver, such as `postgresql+asyncpg://`. The error never
+/// shows the URL, which may hold a password.
+fn parse_database_url(url: &str) -> Result<PgConnectOptions, &'static str> {
+    let (scheme, rest) = url.split_once("://").ok_or("is not a URL of the form postgresql://user:pass@host:5432/db")?;
+    let scheme = scheme.split('+').next().unwrap_or(scheme);
+    if !matches!(scheme, "postgresql" | "postgres") {
+        return Err("must start with postgresql:// or postgres://");
+    }
+    PgConnectOptions::from_str(&format!("{scheme}://{rest}"))
+        .map(|options| options.application_name("workflow-api"))
+        .map_err(|_| "is not a URL of the form postgresql://user:pass@host:5432/db")
+}
+
+fn is_host_and_port(broker: &str) -> bool {
+    broker.rsplit_once(':').is_some_and(|(host, port)| {
+        !host.is_empty() && !host.contains(char::is_whitespace) && port.parse::<u16>().is_ok_and(|port| port > 0)
+    })
+}

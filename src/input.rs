@@ -1,0 +1,481 @@
+//! Decoding what callers send, with errors that name every bad member.
+//!
+//! A body goes through [`check_json`] first, then member by member through an [`Object`]. Each read takes the list of
+//! errors, so that one answer reports all of them in the order of the fields:
+//!
+//! ```
+//! use workflow_api::input::{Node, Object, check_json};
+//!
+//! let body = Object::body(check_json(br#"{"input_data": [], "reason": 7}"#).unwrap()).unwrap();
+//! let mut errors = Vec::new();
+//! let input = body.required("input_data", &mut errors, Node::free_object);
+//! let reason = body.nullable("reason", &mut errors, |reason| reason.string(0..=500));
+//! assert!(input.is_none() && reason.is_none());
+//! assert_eq!(errors[0].field, "body.input_data");
+//! assert_eq!(errors[1].kind, "string_type");
+//! ```
+//!
+//! A read that returns nothing for a bad member has pushed its error; check that `errors` is empty before use.
+//! Unknown members are ignored, of equal members the last one counts, and free-form JSON stays the caller's text: a
+//! `serde_json::Value` would change long integers. Kinds and messages are those of the contract's §3.3.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+mod json;
+mod params;
+
+pub use json::{JsonFault, MAX_JSON_DEPTH, check_json, elements, members, object_of, text, to_raw};
+pub use params::{path_uuid, query_datetime, query_int};
+
+/// For strings without a limit of their own; the size of the body limits them.
+pub const ANY_LENGTH: RangeInclusive<usize> = 0..=usize::MAX;
+
+/// What reading a value gives: the value, or everything that is wrong with it.
+pub type Read<T> = Result<T, Vec<FieldError>>;
+
+/// One entry of `errors` in a 422 answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FieldError {
+    /// Where: `body`, `query` or `path`, then keys and indexes, joined with dots.
+    pub field: String,
+    /// What is wrong, for people.
+    pub message: String,
+    /// What is wrong, for programs.
+    #[serde(rename = "type")]
+    pub kind: Cow<'static, str>,
+}
+
+impl FieldError {
+    /// An error of any kind.
+    #[must_use]
+    pub fn new(field: impl Into<String>, kind: &'static str, message: impl Into<String>) -> Self {
+        Self { field: field.into(), message: message.into(), kind: Cow::Borrowed(kind) }
+    }
+
+    /// A required member, or with `body` the whole body, is absent.
+    #[must_use]
+    pub fn missing(field: impl Into<String>) -> Self {
+        Self::new(field, "missing", "Field required")
+    }
+
+    /// A rule of the application is broken.
+    #[must_use]
+    pub fn rule(field: impl Into<String>, text: impl Display) -> Self {
+        Self::new(field, "value_error", format!("Value error, {text}"))
+    }
+}
+
+/// A member that a partial update may leave alone, clear, or set.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Patch<T> {
+    /// Not mentioned: stays as it is.
+    #[default]
+    Absent,
+    /// An explicit null: cleared.
+    Null,
+    /// Set to this.
+    Value(T),
+}
+
+impl<T> Patch<T> {
+    /// The update does not mention the member.
+    #[must_use]
+    pub fn is_absent(&self) -> bool {
+        matches!(self, Self::Absent)
+    }
+
+    /// The member after the update, given the one before.
+    #[must_use]
+    pub fn or(self, current: Option<T>) -> Option<T> {
+        match self {
+            Self::Absent => current,
+            Self::Null => None,
+            Self::Value(value) => Some(value),
+        }
+    }
+}
+
+/// A JSON value and where it stands.
+#[derive(Clone, Debug)]
+pub struct Node<'a> {
+    path: String,
+    raw: &'a RawValue,
+}
+
+impl<'a> Node<'a> {
+    /// A value at a path of the caller's choice.
+    #[must_use]
+    pub fn new(path: impl Into<String>, raw: &'a RawValue) -> Self {
+        Self { path: path.into(), raw }
+    }
+
+    /// Where it stands, as in [`FieldError::field`].
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Its text.
+    #[must_use]
+    pub fn raw(&self) -> &'a RawValue {
+        self.raw
+    }
+
+    /// It is a JSON null.
+    #[must_use]
+    pub fn is_null(&self) -> bool {
+        self.raw.get() == "null"
+    }
+
+    /// An error about this value.
+    #[must_use]
+    pub fn error(&self, kind: &'static str, message: impl Into<String>) -> FieldError {
+        FieldError::new(self.path.clone(), kind, message)
+    }
+
+    fn fail<T>(&self, kind: &'static str, message: impl Into<String>) -> Read<T> {
+        Err(vec![self.error(kind, message)])
+    }
+
+    /// A string of so many characters.
+    pub fn string(&self, chars: RangeInclusive<usize>) -> Read<String> {
+        let Some(text) = text(self.raw) else { return self.fail("string_type", "Input should be a valid string") };
+        let (min, max) = chars.into_inner();
+        let length = text.chars().count();
+        let bound = |word: &str, limit: usize| {
+            format!("String should have at {word} {limit} character{}", if limit == 1 { "" } else { "s" })
+        };
+        match () {
+            () if length < min => self.fail("string_too_short", bound("least", min)),
+            () if length > max => self.fail("string_too_long", bound("most", max)),
+            () => Ok(text),
+        }
+    }
+
+    /// A string of so many characters, not all of them white space.
+    pub fn not_blank(&self, chars: RangeInclusive<usize>) -> Read<String> {
+        let text = self.string(chars)?;
+        if text.trim().is_empty() {
+            return Err(vec![FieldError::rule(&self.path, "must not be blank")]);
+        }
+        Ok(text)
+    }
+
+    /// A string that a rule of the application turns into a value; `Err` is the rule's text.
+    pub fn parsed<T>(&self, parse: impl FnOnce(&str) -> Result<T, String>) -> Read<T> {
+        parse(&self.string(ANY_LENGTH)?).map_err(|text| vec![FieldError::rule(&self.path, text)])
+    }
+
+    /// An integer. `2000`, `2000.0` and `"2000"` are the same; a bound of `i64` counts as none.
+    pub fn int(&self, range: RangeInclusive<i64>) -> Read<i64> {
+        let number = match self.raw.get().as_bytes().first() {
+            Some(b'"') => text(self.raw),
+            Some(b'-' | b'0'..=b'9') => match whole_number(self.raw.get()) {
+                Some(number) => Some(number),
+                None => {
+                    return self.fail(
+                        "int_from_float",
+                        "Input should be a valid integer, got a number with a fractional part",
+                    );
+                }
+            },
+            _ => None,
+        };
+        let Some(number) = number else { return self.fail("int_type", "Input should be a valid integer") };
+        read_int(&number, range).map_err(|(kind, message)| vec![self.error(kind, message)])
+    }
+
+    /// A number that is at least `min`; text that is a number is read too.
+    pub fn float(&self, min: f64) -> Read<f64> {
+        let number = match self.raw.get().as_bytes().first() {
+            Some(b'"') => {
+                let Some(number) = text(self.raw).and_then(|text| text.trim().parse::<f64>().ok()) else {
+                    let message = "Input should be a valid number, unable to parse string as a number";
+                    return self.fail("float_parsing", message);
+                };
+                number
+            }
+            Some(b'-' | b'0'..=b'9') => self.raw.get().parse().unwrap_or(f64::INFINITY),
+            _ => return self.fail("float_type", "Input should be a valid number"),
+        };
+        if !number.is_finite() {
+            return self.fail("finite_number", "Input should be a finite number");
+        }
+        if number < min {
+            return self.fail("greater_than_equal", format!("Input should be greater than or equal to {min:?}"));
+        }
+        Ok(number)
+    }
+
+    /// An object whose members are known by name.
+    pub fn object(&self) -> Read<Object<'a>> {
+        let Some(members) = members(self.raw) else {
+            let message = "Input should be a valid dictionary or object to extract fields from";
+            return self.fail("model_attributes_type", message);
+        };
+        Ok(Object { path: self.path.clone(), members: members.into_iter().collect() })
+    }
+
+    /// An object whose keys are the caller's.
+    pub fn map(&self) -> Read<Vec<(String, Self)>> {
+        let Some(members) = members(self.raw) else { return self.not_a_map() };
+        let nodes = members.into_iter().map(|(key, raw)| {
+            let node = Self::new(format!("{}.{key}", self.path), raw);
+            (key, node)
+        });
+        Ok(nodes.collect())
+    }
+
+    /// An array.
+    pub fn list(&self) -> Read<Vec<Self>> {
+        let Some(elements) = elements(self.raw) else {
+            return self.fail("list_type", "Input should be a valid list");
+        };
+        let nodes = elements.into_iter().enumerate();
+        Ok(nodes.map(|(index, raw)| Self::new(format!("{}.{index}", self.path), raw)).collect())
+    }
+
+    /// An object that is kept as it is written.
+    pub fn free_object(&self) -> Read<Box<RawValue>> {
+        if self.raw.get().starts_with('{') { Ok(self.raw.to_owned()) } else { self.not_a_map() }
+    }
+
+    fn not_a_map<T>(&self) -> Read<T> {
+        self.fail("dict_type", "Input should be a valid dictionary")
+    }
+}
+
+/// An object whose members are read by name.
+#[derive(Clone, Debug)]
+pub struct Object<'a> {
+    path: String,
+    members: HashMap<String, &'a RawValue>,
+}
+
+impl<'a> Object<'a> {
+    /// The whole body; a null body counts as absent.
+    pub fn body(raw: &'a RawValue) -> Read<Self> {
+        let node = Node::new("body", raw);
+        if node.is_null() { Err(vec![FieldError::missing("body")]) } else { node.object() }
+    }
+
+    fn member(&self, name: &str) -> Option<Node<'a>> {
+        self.members.get(name).map(|raw| Node::new(format!("{}.{name}", self.path), raw))
+    }
+
+    /// A member that must be there. `None` if there is an error.
+    pub fn required<T>(
+        &self,
+        name: &str,
+        errors: &mut Vec<FieldError>,
+        read: impl FnOnce(&Node<'a>) -> Read<T>,
+    ) -> Option<T> {
+        let Some(node) = self.member(name) else {
+            errors.push(FieldError::missing(format!("{}.{name}", self.path)));
+            return None;
+        };
+        keep(read(&node), errors)
+    }
+
+    /// A member that has this value if it is absent, or bad; a null is bad.
+    pub fn defaulted<T>(
+        &self,
+        name: &str,
+        errors: &mut Vec<FieldError>,
+        default: T,
+        read: impl FnOnce(&Node<'a>) -> Read<T>,
+    ) -> T {
+        self.patch_not_null(name, errors, read).unwrap_or(default)
+    }
+
+    /// A member that may be absent or null. `None` also if there is an error.
+    pub fn nullable<T>(
+        &self,
+        name: &str,
+        errors: &mut Vec<FieldError>,
+        read: impl FnOnce(&Node<'a>) -> Read<T>,
+    ) -> Option<T> {
+        self.patch(name, errors, read).or(None)
+    }
+
+    /// A member of a partial update that can be cleared. [`Patch::Absent`] also if there is an error.
+    pub fn patch<T>(
+        &self,
+        name: &str,
+        errors: &mut Vec<FieldError>,
+        read: impl FnOnce(&Node<'a>) -> Read<T>,
+    ) -> Patch<T> {
+        match self.member(name) {
+            None => Patch::Absent,
+            Some(node) if node.is_null() => Patch::Null,
+            Some(node) => keep(read(&node), errors).map_or(Patch::Absent, Patch::Value),
+        }
+    }
+
+    /// A member of a partial update that cannot be cleared; a null is bad. `None` if it is absent or bad.
+    pub fn patch_not_null<T>(
+        &self,
+        name: &str,
+        errors: &mut Vec<FieldError>,
+        read: impl FnOnce(&Node<'a>) -> Read<T>,
+    ) -> Option<T> {
+        self.member(name).and_then(|node| keep(read(&node), errors))
+    }
+}
+
+/// The value, or `None` with its errors added to the others.
+pub(crate) fn keep<T>(read: Read<T>, errors: &mut Vec<FieldError>) -> Option<T> {
+    read.map_err(|found| errors.extend(found)).ok()
+}
+
+/// The digits of a JSON number that has no fraction, `None` if it has one.
+fn whole_number(number: &str) -> Option<String> {
+    if !number.contains(['.', 'e', 'E']) {
+        return Some(number.to_owned());
+    }
+    let float: f64 = number.parse().ok()?;
+    // Infinity, which only a number beyond any bound becomes, has no fraction; it is read as far too long.
+    if float.is_infinite() {
+        return Some(format!("{}{}", if float < 0.0 { "-" } else { "" }, "9".repeat(400)));
+    }
+    (float.fract() == 0.0).then(|| format!("{float:.0}"))
+}
+
+/// An integer from text, with an optional sign, zero fraction and white space around; else kind and message.
+fn read_int(text: &str, range: RangeInclusive<i64>) -> Result<i64, (&'static str, String)> {
+    let unparsable = || {
+        let message = "Input should be a valid integer, unable to parse string as an integer".to_owned();
+        ("int_parsing", message)
+    };
+    let text = text.trim();
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let digits = whole.strip_prefix(['+', '-']).unwrap_or(whole);
+    let is_integer = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    if !is_integer || !fraction.bytes().all(|byte| byte == b'0') {
+        return Err(unparsable());
+    }
+    // Only an integer out of `i64` fails here, and that is out of any range.
+    let beyond = if whole.starts_with('-') { i64::MIN } else { i64::MAX };
+    let (number, is_exact) = whole.parse().map_or((beyond, false), |number: i64| (number, true));
+    let (min, max) = range.into_inner();
+    if number < min || (!is_exact && number == i64::MIN) {
+        return Err(("greater_than_equal", format!("Input should be greater than or equal to {min}")));
+    }
+    if number > max || !is_exact {
+        return Err(("less_than_equal", format!("Input should be less than or equal to {max}")));
+    }
+    Ok(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reads `json` at `body.x` and compares the value, or kind and message of the first error.
+    fn check<T: PartialEq + std::fmt::Debug>(
+        json: &str,
+        read: impl FnOnce(&Node<'_>) -> Read<T>,
+        expected: Result<T, (&str, &str)>,
+    ) {
+        let raw = check_json(json.as_bytes()).expect(json);
+        let found = read(&Node::new("body.x", raw));
+        let found = found.map_err(|errors| {
+            assert_eq!(errors[0].field, "body.x", "{json}");
+            (errors[0].kind.to_string(), errors[0].message.clone())
+        });
+        assert_eq!(found, expected.map_err(|(kind, message)| (kind.to_owned(), message.to_owned())), "{json}");
+    }
+
+    #[test]
+    fn a_string_has_its_type_and_length_checked_in_characters() {
+        check(r#""éé""#, |node| node.string(1..=2), Ok("éé".to_owned()));
+        check("1", |node| node.string(ANY_LENGTH), Err(("string_type", "Input should be a valid string")));
+        check("null", |node| node.string(ANY_LENGTH), Err(("string_type", "Input should be a valid string")));
+        let short = "String should have at least 1 character";
+        check(r#""""#, |node| node.string(1..=2), Err(("string_too_short", short)));
+        let long = "String should have at most 2 characters";
+        check(r#""ééé""#, |node| node.string(1..=2), Err(("string_too_long", long)));
+        check(r#"" \t""#, |node| node.not_blank(1..=2), Err(("value_error", "Value error, must not be blank")));
+    }
+
+    #[test]
+    fn an_integer_is_read_leniently_but_never_rounded() {
+        for json in ["2000", "2000.0", "\"2000\"", "2e3", "\" 2000.00 \"", "\"+2000\""] {
+            check(json, |node| node.int(1000..=3000), Ok(2000));
+        }
+        let kinds = [
+            ("2000.5", "int_from_float", "Input should be a valid integer, got a number with a fractional part"),
+            ("\"abc\"", "int_parsing", "Input should be a valid integer, unable to parse string as an integer"),
+            ("\"2000.5\"", "int_parsing", "Input should be a valid integer, unable to parse string as an integer"),
+            ("null", "int_type", "Input should be a valid integer"),
+            ("true", "int_type", "Input should be a valid integer"),
+            ("[1]", "int_type", "Input should be a valid integer"),
+            ("999", "greater_than_equal", "Input should be greater than or equal to 1000"),
+            ("3001", "less_than_equal", "Input should be less than or equal to 3000"),
+            ("1e300", "less_than_equal", "Input should be less than or equal to 3000"),
+            ("-123456789012345678901234567890", "greater_than_equal", "Input should be greater than or equal to 1000"),
+        ];
+        for (json, kind, message) in kinds {
+            check(json, |node| node.int(1000..=3000), Err((kind, message)));
+        }
+        let beyond = "Input should be less than or equal to 9223372036854775807";
+        check("9223372036854775808", |node| node.int(1..=i64::MAX), Err(("less_than_equal", beyond)));
+    }
+
+    #[test]
+    fn a_float_is_finite_and_bounded() {
+        check("2", |node| node.float(1.0), Ok(2.0));
+        check("\"1.5\"", |node| node.float(1.0), Ok(1.5));
+        let low = "Input should be greater than or equal to 1.0";
+        check("0.5", |node| node.float(1.0), Err(("greater_than_equal", low)));
+        check("null", |node| node.float(1.0), Err(("float_type", "Input should be a valid number")));
+        check("\"inf\"", |node| node.float(1.0), Err(("finite_number", "Input should be a finite number")));
+        let text = "Input should be a valid number, unable to parse string as a number";
+        check("\"x\"", |node| node.float(1.0), Err(("float_parsing", text)));
+    }
+
+    #[test]
+    fn containers_have_their_type_checked() {
+        let message = "Input should be a valid dictionary or object to extract fields from";
+        check("[]", |node| node.object().map(|_| ()), Err(("model_attributes_type", message)));
+        check("null", |node| node.map().map(|_| ()), Err(("dict_type", "Input should be a valid dictionary")));
+        check("{}", |node| node.list().map(|_| ()), Err(("list_type", "Input should be a valid list")));
+        check("[]", |node| node.free_object().map(|_| ()), Err(("dict_type", "Input should be a valid dictionary")));
+        let untouched = r#"{"n":123456789012345678901234567890, "n":1}"#;
+        check(untouched, |node| node.free_object().map(|raw| raw.get().to_owned()), Ok(untouched.to_owned()));
+        check(r#"[1,"a"]"#, |node| node.list().map(|list| list[1].path().to_owned()), Ok("body.x.1".to_owned()));
+    }
+
+    #[test]
+    fn members_tell_absent_from_null_from_bad() {
+        let body = Object::body(check_json(br#"{"null":null,"bad":1,"good":"a"}"#).expect("JSON")).expect("an object");
+        let mut errors = Vec::new();
+        let read = |node: &Node<'_>| node.string(ANY_LENGTH);
+        assert_eq!(body.required("good", &mut errors, read), Some("a".to_owned()));
+        assert_eq!(body.nullable("null", &mut errors, read), None);
+        assert_eq!(body.nullable("absent", &mut errors, read), None);
+        assert_eq!(body.defaulted("absent", &mut errors, "b".to_owned(), read), "b");
+        assert_eq!(body.patch("absent", &mut errors, read), Patch::Absent);
+        assert_eq!(body.patch("null", &mut errors, read), Patch::Null);
+        assert_eq!(body.patch("good", &mut errors, read), Patch::Value("a".to_owned()));
+        assert_eq!(errors, []);
+        assert_eq!(body.required("absent", &mut errors, read), None);
+        assert_eq!(body.patch_not_null("null", &mut errors, read), None);
+        assert_eq!(body.patch("bad", &mut errors, read), Patch::Absent);
+        let found: Vec<_> = errors.iter().map(|error| (error.field.as_str(), &*error.kind)).collect();
+        assert_eq!(found, [("body.absent", "missing"), ("body.null", "string_type"), ("body.bad", "string_type")]);
+    }
+
+    #[test]
+    fn a_null_body_is_missing_and_an_error_has_three_members() {
+        let errors = Object::body(RawValue::NULL).expect_err("null");
+        let json = serde_json::to_string(&errors[0]).expect("an error");
+        assert_eq!(json, r#"{"field":"body","message":"Field required","type":"missing"}"#);
+    }
+}

@@ -1,0 +1,309 @@
+//! JSON text before it is decoded: is it fit for PostgreSQL and for programs that recurse, and raw access to it.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
+use thiserror::Error;
+
+use super::FieldError;
+
+/// How deeply arrays and objects may be nested; readers down the line recurse.
+pub const MAX_JSON_DEPTH: usize = 64;
+
+/// Characters of one number. PostgreSQL keeps every digit, and arithmetic on them is quadratic.
+const MAX_NUMBER_CHARS: usize = 1000;
+
+/// Magnitude of an exponent, as in an `f64`.
+const MAX_EXPONENT: u32 = 308;
+
+/// Sum of all exponents: PostgreSQL writes `1e308` out, so a document could come back sixty times as long.
+const MAX_EXPONENT_SUM: usize = 1 << 20;
+
+/// What is wrong with a JSON text, and at which byte.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{message} at byte {offset}")]
+pub struct JsonFault {
+    /// Bytes before the fault.
+    pub offset: usize,
+    /// The `type` of the field error: `json_invalid`, `json_too_deep`, `string_nul`, `string_surrogate` or
+    /// `number_out_of_range`.
+    pub kind: &'static str,
+    /// For the client.
+    pub message: &'static str,
+}
+
+impl JsonFault {
+    fn new(offset: usize, kind: &'static str, message: &'static str) -> Self {
+        Self { offset, kind, message }
+    }
+
+    fn malformed(offset: usize) -> Self {
+        Self::new(offset, "json_invalid", "JSON decode error")
+    }
+
+    fn number(offset: usize) -> Self {
+        Self::new(offset, "number_out_of_range", "Number is too long or outside the range of a double")
+    }
+}
+
+impl From<JsonFault> for FieldError {
+    fn from(fault: JsonFault) -> Self {
+        Self::new(format!("body.{}", fault.offset), fault.kind, fault.message)
+    }
+}
+
+/// Checks a text from outside and returns it as JSON, without the white space around it.
+///
+/// What passes is well-formed UTF-8 and JSON, at most [`MAX_JSON_DEPTH`] deep, and can be stored as `jsonb`: it has
+/// no NUL, no lone surrogate, and no number that a double could not hold. Takes time linear in the text.
+pub fn check_json(text: &[u8]) -> Result<&RawValue, JsonFault> {
+    let text = std::str::from_utf8(text).map_err(|error| JsonFault::malformed(error.valid_up_to()))?;
+    let raw = serde_json::from_str(text).map_err(|error| JsonFault::malformed(offset_of(&error, text)))?;
+    check_content(text.as_bytes())?;
+    Ok(raw)
+}
+
+/// The byte at which the parser stopped; it counts lines and columns from 1.
+fn offset_of(error: &serde_json::Error, text: &str) -> usize {
+    let before: usize = text.split_inclusive('\n').take(error.line().saturating_sub(1)).map(str::len).sum();
+    (before + error.column().saturating_sub(1)).min(text.len())
+}
+
+/// One pass over well-formed JSON, which is what makes it safe to look at single bytes.
+fn check_content(text: &[u8]) -> Result<(), JsonFault> {
+    let (mut at, mut depth, mut exponents) = (0, 0, 0);
+    while let Some(&byte) = text.get(at) {
+        at = match byte {
+            b'"' => string_end(text, at)?,
+            b'-' | b'0'..=b'9' => {
+                let (end, exponent) = number_end(text, at)?;
+                exponents += exponent;
+                if exponents > MAX_EXPONENT_SUM {
+                    return Err(JsonFault::number(at));
+                }
+                end
+            }
+            b'[' | b'{' => {
+                depth += 1;
+                if depth > MAX_JSON_DEPTH {
+                    return Err(JsonFault::new(at, "json_too_deep", "JSON should be nested at most 64 levels deep"));
+                }
+                at + 1
+            }
+            b']' | b'}' => {
+                depth -= 1;
+                at + 1
+            }
+            _ => at + 1,
+        };
+    }
+    Ok(())
+}
+
+/// The index after the string that starts at `start`.
+fn string_end(text: &[u8], start: usize) -> Result<usize, JsonFault> {
+    let mut at = start + 1;
+    loop {
+        match text.get(at) {
+            None => return Err(JsonFault::malformed(at)),
+            Some(b'"') => return Ok(at + 1),
+            Some(b'\\') => match escaped_unit(text, at) {
+                None => at += 2, // a short escape, which may be a backslash or a quote
+                Some(0) => return Err(JsonFault::new(at, "string_nul", "String should not contain NUL characters")),
+                Some(0xD800..=0xDBFF) if matches!(escaped_unit(text, at + 6), Some(0xDC00..=0xDFFF)) => at += 12,
+                Some(0xD800..=0xDFFF) => {
+                    return Err(JsonFault::new(at, "string_surrogate", "String should not contain lone surrogates"));
+                }
+                Some(_) => at += 6,
+            },
+            Some(_) => at += 1,
+        }
+    }
+}
+
+/// The UTF-16 unit that `\uXXXX` at `at` stands for.
+fn escaped_unit(text: &[u8], at: usize) -> Option<u16> {
+    let digits = text.get(at..at + 6)?.strip_prefix(b"\\u")?;
+    u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+}
+
+/// The index after the number that starts at `start`, and the magnitude of its exponent.
+fn number_end(text: &[u8], start: usize) -> Result<(usize, usize), JsonFault> {
+    let rest = &text[start..];
+    let length = rest.iter().position(|byte| !matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E'));
+    let length = length.unwrap_or(rest.len());
+    let fault = || JsonFault::number(start);
+    let number = std::str::from_utf8(&rest[..length]).map_err(|_| fault())?;
+    let exponent = match number.split_once(['e', 'E']) {
+        None => 0,
+        // Too many digits for an integer are too many for us.
+        Some((_, exponent)) => exponent.parse::<i32>().map_err(|_| fault())?.unsigned_abs(),
+    };
+    let is_finite = number.parse::<f64>().is_ok_and(f64::is_finite);
+    if length > MAX_NUMBER_CHARS || exponent > MAX_EXPONENT || !is_finite {
+        return Err(fault());
+    }
+    Ok((start + length, usize::try_from(exponent).map_err(|_| fault())?))
+}
+
+/// The members of a JSON object as they stand in the text, in the order of each name's first mention.
+///
+/// Of members of the same name the last one counts, as in `jsonb`. `None` if it is not an object.
+#[must_use]
+pub fn members(raw: &RawValue) -> Option<Vec<(String, &RawValue)>> {
+    serde_json::Deserializer::from_str(raw.get()).deserialize_map(Members).ok()
+}
+
+struct Members;
+
+impl<'a> Visitor<'a> for Members {
+    type Value = Vec<(String, &'a RawValue)>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut members: Self::Value = Vec::new();
+        let mut places = HashMap::new();
+        while let Some((name, value)) = map.next_entry::<String, &RawValue>()? {
+            match places.get(&name) {
+                Some(&place) => {
+                    let place: usize = place;
+                    members[place].1 = value;
+                }
+                None => {
+                    places.insert(name.clone(), members.len());
+                    members.push((name, value));
+                }
+            }
+        }
+        Ok(members)
+    }
+}
+
+/// The elements of a JSON array as they stand in the text. `None` if it is not an array.
+#[must_use]
+pub fn elements(raw: &RawValue) -> Option<Vec<&RawValue>> {
+    serde_json::from_str(raw.get()).ok()
+}
+
+/// The content of a JSON string. `None` if it is not a string.
+#[must_use]
+pub fn text(raw: &RawValue) -> Option<String> {
+    serde_json::from_str(raw.get()).ok()
+}
+
+/// A JSON object of these members; their text is copied byte by byte.
+pub fn object_of<'a>(members: impl IntoIterator<Item = (&'a str, &'a RawValue)>) -> Box<RawValue> {
+    struct Object<'a>(Vec<(&'a str, &'a RawValue)>);
+    impl Serialize for Object<'_> {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            serializer.collect_map(self.0.iter().copied())
+        }
+    }
+    to_raw(&Object(members.into_iter().collect()))
+}
+
+/// The JSON text of a value of ours.
+///
+/// # Panics
+///
+/// If the value cannot be JSON: maps with keys other than strings, or an own `Serialize` that fails.
+#[must_use]
+pub fn to_raw<T: Serialize + ?Sized>(value: &T) -> Box<RawValue> {
+    serde_json::value::to_raw_value(value).expect("types of ours have string keys and cannot fail")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, expected: Result<(), (usize, &str)>) {
+        let checked = check_json(text.as_bytes()).map(|_| ()).map_err(|fault| (fault.offset, fault.kind));
+        let shown: String = text.chars().take(60).collect();
+        assert_eq!(checked, expected, "{shown}");
+    }
+
+    #[test]
+    fn only_well_formed_json_passes() {
+        for text in ["{}", " [1, 2] \n", "null", r#""a""#, r#"{"a":1,"a":2}"#, "-0.5e-3", r#"{"":[{}]}"#] {
+            check(text, Ok(()));
+        }
+        for (text, offset) in [
+            ("", 0),
+            ("   ", 2),
+            ("{", 0),
+            ("{} x", 3),
+            ("{\"a\":1,}", 7),
+            ("{\n\"a\": x}", 7),
+            ("[01]", 2),
+            ("{'a':1}", 1),
+            ("NaN", 0),
+            ("\u{feff}{}", 0),
+        ] {
+            check(text, Err((offset, "json_invalid")));
+        }
+        let fault = check_json(b"[\"\xff\"]").expect_err("not UTF-8");
+        assert_eq!((fault.offset, fault.kind), (2, "json_invalid"));
+    }
+
+    #[test]
+    fn depth_is_limited_without_recursion() {
+        let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        check(&nested(MAX_JSON_DEPTH), Ok(()));
+        check(&nested(MAX_JSON_DEPTH + 1), Err((MAX_JSON_DEPTH, "json_too_deep")));
+        check(&nested(500_000), Err((MAX_JSON_DEPTH, "json_too_deep")));
+        check(&format!("[{}]", vec!["[]"; 100].join(",")), Ok(()));
+        check(&format!("\"{}\"", "[".repeat(100)), Ok(()));
+    }
+
+    #[test]
+    fn strings_and_keys_have_no_nul_and_no_lone_surrogate() {
+        for text in [r#""\\u0000""#, r#""\"\\\\u0000""#, r#""\ud83d\ude00""#, r#""\u00e9\\ud800""#, r#""\n\/""#] {
+            check(text, Ok(()));
+        }
+        for (text, offset, kind) in [
+            (r#""\u0000""#, 1, "string_nul"),
+            (r#""\\\u0000""#, 3, "string_nul"),
+            (r#"{"a\u0000":1}"#, 3, "string_nul"),
+            (r#""\ud83d""#, 1, "string_surrogate"),
+            (r#""\ud83dx\ude00""#, 1, "string_surrogate"),
+            (r#""\ude00""#, 1, "string_surrogate"),
+            (r#""\ud83d\ud83d""#, 1, "string_surrogate"),
+            (r#"{"\uDFFF":1}"#, 2, "string_surrogate"),
+        ] {
+            check(text, Err((offset, kind)));
+        }
+    }
+
+    #[test]
+    fn numbers_fit_into_a_double_and_stay_short_when_written_out() {
+        for text in ["123456789012345678901234567890", "1.7e308", "-1e-308", "[1E+2,0.1]", "0"] {
+            check(text, Ok(()));
+        }
+        check(&format!("0.{}", "1".repeat(900)), Ok(()));
+        check(&format!("0.{}", "1".repeat(1000)), Err((0, "number_out_of_range")));
+        for text in ["1e309", "1e131071", "1e-400000", "99999e308", "1e99999999999999999999", "-1e400"] {
+            check(text, Err((0, "number_out_of_range")));
+        }
+        check(&"9".repeat(400), Err((0, "number_out_of_range")));
+        check(&format!("[{}]", vec!["1e300"; 3000].join(",")), Ok(()));
+        let amplified = format!("[{}]", vec!["1e300"; 4000].join(","));
+        assert!(check_json(amplified.as_bytes()).is_err_and(|fault| fault.kind == "number_out_of_range"));
+    }
+
+    #[test]
+    fn of_equal_members_the_last_one_counts_and_text_is_untouched() {
+        let raw = check_json(br#"{"a": 1.0, "b":[ 1 ], "a" : 123456789012345678901234567890 }"#).expect("JSON");
+        let members = members(raw).expect("an object");
+        let texts: Vec<_> = members.iter().map(|(name, value)| (name.as_str(), value.get())).collect();
+        assert_eq!(texts, [("a", "123456789012345678901234567890"), ("b", "[ 1 ]")]);
+        let again = object_of(members.iter().map(|(name, value)| (name.as_str(), *value)));
+        assert_eq!(again.get(), r#"{"a":123456789012345678901234567890,"b":[ 1 ]}"#);
+        assert!(super::members(RawValue::NULL).is_none());
+    }
+}

@@ -1,0 +1,168 @@
+//! Values from the query and the path.
+
+use std::ops::RangeInclusive;
+
+use chrono::{DateTime, Datelike, FixedOffset, NaiveDate, NaiveDateTime, NaiveTime, TimeDelta, Timelike, Utc};
+use uuid::Uuid;
+
+use super::{FieldError, read_int};
+
+/// Epoch numbers above this are milliseconds, as the reference reads them: in seconds it is the year 2603.
+const MAX_EPOCH_SECS: f64 = 2e10;
+
+/// An integer from the query: `1`, `+1` and `1.0` are the same.
+pub fn query_int(name: &str, text: &str, range: RangeInclusive<i64>) -> Result<i64, FieldError> {
+    read_int(text, range).map_err(|(kind, message)| FieldError::new(format!("query.{name}"), kind, message))
+}
+
+/// A UUID from the path: hyphenated, 32 digits, `urn:uuid:` or in braces, in either case.
+pub fn path_uuid(name: &str, text: &str) -> Result<Uuid, FieldError> {
+    Uuid::try_parse(text).or_else(|_| Uuid::parse_str(text)).map_err(|error| {
+        FieldError::new(format!("path.{name}"), "uuid_parsing", format!("Input should be a valid UUID, {error}"))
+    })
+}
+
+/// An instant from the query: ISO 8601 with `T`, `t`, `_` or a space before the time, or an epoch number in seconds
+/// (milliseconds if it is above 2e10). Without an offset it is UTC.
+///
+/// A `+` of an offset that form decoding has turned into a space is understood.
+pub fn query_datetime(name: &str, text: &str) -> Result<DateTime<Utc>, FieldError> {
+    let text = text.trim();
+    let instant = text.parse::<f64>().map_or_else(|_| iso_datetime(text), epoch_datetime);
+    // The years that every program around can represent.
+    instant.filter(|instant| (1..=9999).contains(&instant.year())).ok_or_else(|| {
+        let message = "Input should be a valid datetime, in ISO 8601 or as a Unix time";
+        FieldError::new(format!("query.{name}"), "datetime_parsing", message)
+    })
+}
+
+fn epoch_datetime(number: f64) -> Option<DateTime<Utc>> {
+    let secs = if number.abs() > MAX_EPOCH_SECS { number / 1e3 } else { number };
+    // NaN, infinities and what is beyond any calendar fail the parse.
+    let micros: i64 = format!("{:.0}", secs * 1e6).parse().ok()?;
+    DateTime::from_timestamp_micros(micros)
+}
+
+fn iso_datetime(text: &str) -> Option<DateTime<Utc>> {
+    if !text.is_ascii() || text.len() < 10 {
+        return None;
+    }
+    let (date, rest) = text.split_at(10);
+    let date = NaiveDate::parse_from_str(date, "%Y-%m-%d").ok()?;
+    let Some(rest) = rest.strip_prefix(['T', 't', '_', ' ']) else {
+        return rest.is_empty().then(|| date.and_time(NaiveTime::MIN).and_utc());
+    };
+    let (time, offset) = match rest.find(['Z', 'z', '+', '-', ' ']) {
+        Some(end) => (&rest[..end], parse_offset(&rest[end..])?),
+        None => (rest, FixedOffset::east_opt(0)?),
+    };
+    let time = NaiveTime::parse_from_str(time, "%H:%M:%S%.f").or_else(|_| NaiveTime::parse_from_str(time, "%H:%M"));
+    let time = time.ok().filter(|time| time.nanosecond() < 1_000_000_000)?; // a leap second has no place in the column
+    let local: NaiveDateTime = date.and_time(time);
+    local.checked_sub_signed(TimeDelta::seconds(offset.local_minus_utc().into())).map(|utc| utc.and_utc())
+}
+
+/// `Z`, `+hh`, `+hhmm`, `+hh:mm`, the same with `-`, and with the space that form decoding makes of `+`.
+fn parse_offset(text: &str) -> Option<FixedOffset> {
+    if text.eq_ignore_ascii_case("z") {
+        return FixedOffset::east_opt(0);
+    }
+    let (sign, digits) = text.split_at(1);
+    let digits = digits.replacen(':', "", 1);
+    if !matches!(digits.len(), 2 | 4) || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let (hours, minutes) = digits.split_at(2);
+    let hours: i32 = hours.parse().ok()?;
+    let minutes: i32 = if minutes.is_empty() { 0 } else { minutes.parse().ok()? };
+    let secs = (hours * 60 + minutes) * 60;
+    FixedOffset::east_opt(if sign == "-" { -secs } else { secs }).filter(|_| minutes < 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_integer_may_have_a_sign_and_a_zero_fraction() {
+        let check = |text: &str, expected: Result<i64, &str>| {
+            let read = query_int("page", text, 1..=100);
+            assert_eq!(read.as_ref().map_err(|error| &*error.kind).copied(), expected, "{text}");
+            assert!(read.is_ok() || read.is_err_and(|error| error.field == "query.page"));
+        };
+        for (text, expected) in [("1", 1), ("+1", 1), ("1.0", 1), (" 7 ", 7), ("007", 7), ("100.", 100)] {
+            check(text, Ok(expected));
+        }
+        for text in ["", "a", "1.5", "1e2", "--1", "+", ".0", "1 2", "١", "0x1", "-", "1.0.0"] {
+            check(text, Err("int_parsing"));
+        }
+        for (text, kind) in [
+            ("0", "greater_than_equal"),
+            ("-99999999999999999999999", "greater_than_equal"),
+            ("101", "less_than_equal"),
+            ("99999999999999999999999", "less_than_equal"),
+        ] {
+            check(text, Err(kind));
+        }
+    }
+
+    #[test]
+    fn a_uuid_is_read_in_its_four_forms() {
+        let hyphenated = "0b7c2a64-5d0e-4c39-9a55-0a6c1f0e7d11";
+        for text in [
+            hyphenated,
+            "0B7C2A645D0E4C399A550A6C1F0E7D11",
+            "urn:uuid:0b7c2a64-5d0e-4c39-9a55-0a6c1f0e7d11",
+            "{0b7c2a64-5d0e-4c39-9a55-0a6c1f0e7d11}",
+        ] {
+            assert_eq!(path_uuid("agent_id", text).map(|id| id.to_string()), Ok(hyphenated.to_owned()));
+        }
+        for text in ["", "abc", "0b7c2a64-5d0e-4c39-9a55-0a6c1f0e7d1", "ü", "0b7c2a64-5d0e-4c39-9a55-0a6c1f0e7d1x"] {
+            let error = path_uuid("agent_id", text).expect_err(text);
+            assert_eq!((error.field.as_str(), &*error.kind), ("path.agent_id", "uuid_parsing"));
+            assert!(error.message.starts_with("Input should be a valid UUID, "), "{}", error.message);
+        }
+    }
+
+    #[test]
+    fn an_instant_is_read_from_iso_text_or_an_epoch_number() {
+        let check = |text: &str, expected: &str| {
+            let read = query_datetime("created_after", text).map(|instant| instant.to_rfc3339());
+            assert_eq!(read.as_deref().ok(), Some(expected), "{text}");
+        };
+        for text in ["2026-02-03T09:00:00", "2026-02-03t09:00", "2026-02-03_09:00:00.000", "2026-02-03 09:00:00Z"] {
+            check(text, "2026-02-03T09:00:00+00:00");
+        }
+        for text in ["2026-02-03T11:00:00+02:00", "2026-02-03T11:00:00 02:00", "2026-02-03T06:30-0230", "1770109200"] {
+            check(text, "2026-02-03T09:00:00+00:00");
+        }
+        check("2026-02-03", "2026-02-03T00:00:00+00:00");
+        check("1770109200.5", "2026-02-03T09:00:00.500+00:00");
+        check("1770109200000", "2026-02-03T09:00:00+00:00");
+        check("2026-02-03T09:00:00.123456z", "2026-02-03T09:00:00.123456+00:00");
+        check("0", "1970-01-01T00:00:00+00:00");
+        for text in [
+            "",
+            "x",
+            "2026-13-01",
+            "2026-02-30T00:00:00",
+            "2026-02-03X09:00",
+            "2026-02-03T",
+            "2026-02-03T25:00",
+            "2026-02-03T09:00:60",
+            "2026-02-03T09:00:00+2",
+            "2026-02-03T09:00:00+99:00",
+            "2026-02-03T09:00:00+01:60",
+            "inf",
+            "nan",
+            "1e300",
+            "0000-01-01",
+            "0001-01-01T00:00:00+05:00",
+            "９026-02-03",
+            "2026-02-0é",
+        ] {
+            let error = query_datetime("created_after", text).expect_err(text);
+            assert_eq!((error.field.as_str(), &*error.kind), ("query.created_after", "datetime_parsing"));
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! Workflow Management API: agents, versioned workflow definitions and runs.
+//!
+//! PostgreSQL holds the truth. Executing or cancelling a run commits rows and an outbox entry; a relay publishes
+//! to Kafka; an executor process claims runs under a lease and calls agents. `ARCHITECTURE.md` has the map and
+//! the walkthroughs. Modules are listed from the pure ones at the bottom of the dependency order upwards.
+
+// Pure: no axum, no SQL, no Kafka.
+pub mod agent;
+pub mod id;
+pub mod input;
+pub mod mapping;
+pub mod run;
+pub mod timestamp;
+pub mod workflow;
+
+// What the process is made of; `main` reads it once and passes parts down.
+pub mod config;
+pub mod lifecycle;
+pub mod telemetry;
+
+// The two systems around us. Neither knows the other.
+pub mod db;
+pub mod kafka;
+
+// What the service does to its data.
+pub mod actions;
+pub mod run_writer;
+
+// Edges and loops: translate, schedule.
+pub mod api;
+pub mod demo_agent;
+#[cfg(feature = "embedded")]
+pub mod dev;
+pub mod executor;
+pub mod outbox;
+pub mod readiness;
+pub mod server;

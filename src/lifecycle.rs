@@ -1,0 +1,80 @@
+//! Stopping: a soft stop (take nothing new, finish) and a hard one (drop what is left), and what a loop's end means.
+
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// From a stop signal to the hard stop. Under the 30 s that Kubernetes grants by default.
+pub const DRAIN: Duration = Duration::from_secs(25);
+
+/// Handed to every loop: what stops it, and the list that it is waited for in.
+#[derive(Clone, Debug, Default)]
+pub struct Lifecycle {
+    soft: CancellationToken,
+    hard: CancellationToken,
+    failed: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Lifecycle {
+    /// A lifecycle that nothing stops yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Cancelled when the process shall take nothing new and finish what it has.
+    #[must_use]
+    pub fn soft_stop(&self) -> &CancellationToken {
+        &self.soft
+    }
+
+    /// Cancelled when the time to finish is over: drop everything, leases run out.
+    #[must_use]
+    pub fn hard_stop(&self) -> &CancellationToken {
+        &self.hard
+    }
+
+    /// Starts a loop. A loop that ends before the soft stop, or panics, ends the process with a failing code: a
+    /// process that half lives is worse than one that its supervisor starts again.
+    pub fn spawn<F>(&self, name: &'static str, task: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let this = self.clone();
+        self.tasks.spawn(async move {
+            let ended = tokio::spawn(task).await;
+            if ended.is_err() || !this.soft.is_cancelled() {
+                tracing::error!(task = name, "the task {name} ended unasked; the process stops");
+                this.failed.cancel();
+                this.soft.cancel();
+            }
+        });
+    }
+
+    /// Waits for SIGTERM or SIGINT (or the end of a loop), then for the tasks; a second signal or [`DRAIN`] is the
+    /// hard stop. `true`: everything ended as asked.
+    pub async fn run_until_stopped(&self) -> anyhow::Result<bool> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            () = self.soft.cancelled() => {}
+        }
+        tracing::info!("stopping: nothing new is taken, what is under way is finished");
+        self.soft.cancel();
+        self.tasks.close();
+        tokio::select! {
+            () = self.tasks.wait() => return Ok(!self.failed.is_cancelled()),
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            () = tokio::time::sleep(DRAIN) => {}
+        }
+        tracing::warn!("not everything ended in time; what is left is dropped");
+        self.hard.cancel();
+        let ended = tokio::time::timeout(Duration::from_secs(2), self.tasks.wait()).await.is_ok();
+        Ok(ended && !self.failed.is_cancelled())
+    }
+}

@@ -1,0 +1,75 @@
+//! The life of a run: its states and which may follow which.
+
+use serde::Serialize;
+
+/// The state of a run, spelled as in the `status` column.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, sqlx::Type)]
+#[serde(rename_all = "UPPERCASE")]
+#[sqlx(rename_all = "UPPERCASE")]
+pub enum RunStatus {
+    /// Accepted and durable; its message is in the outbox or in Kafka.
+    Pending,
+    /// Claimed by an executor.
+    Running,
+    /// Ended well.
+    Completed,
+    /// Ended by a failed step or because it could not be executed.
+    Failed,
+    /// Ended by a caller.
+    Cancelled,
+}
+
+impl RunStatus {
+    /// All states, in the order in which a run can meet them.
+    pub const ALL: [Self; 5] = [Self::Pending, Self::Running, Self::Completed, Self::Failed, Self::Cancelled];
+
+    /// The state of that name, if there is one; the column is free text that other programs write too.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|status| status.as_str() == name)
+    }
+
+    /// As in the `status` column and on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "PENDING",
+            Self::Running => "RUNNING",
+            Self::Completed => "COMPLETED",
+            Self::Failed => "FAILED",
+            Self::Cancelled => "CANCELLED",
+        }
+    }
+
+    /// Nothing follows but a retry.
+    #[must_use]
+    pub fn is_terminal(self) -> bool {
+        matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
+    }
+
+    /// A caller may cancel it.
+    #[must_use]
+    pub fn is_cancellable(self) -> bool {
+        matches!(self, Self::Pending | Self::Running)
+    }
+
+    /// A caller may start it again.
+    #[must_use]
+    pub fn is_retryable(self) -> bool {
+        matches!(self, Self::Failed | Self::Cancelled)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_state_can_be_cancelled_or_retried_or_is_completed() {
+        for status in RunStatus::ALL {
+            assert_eq!(RunStatus::parse(status.as_str()), Some(status));
+            assert_eq!(status.is_cancellable(), !status.is_terminal());
+            assert_eq!(status.is_retryable(), status.is_terminal() && status != RunStatus::Completed);
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Instants as the wire and the shared tables have them.
+
+use chrono::{DateTime, NaiveDateTime, SubsecRound, Utc};
+use serde::{Serialize, Serializer};
+
+/// An instant in UTC with microsecond precision, which is what PostgreSQL keeps.
+///
+/// On the wire `2026-02-03T09:00:00.120450Z`; the fraction is left out if it is zero, as the contract's clients
+/// know it. In the shared tables a `timestamp without time zone`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, sqlx::Type)]
+#[sqlx(transparent)]
+pub struct Timestamp(NaiveDateTime);
+
+impl Timestamp {
+    /// The present instant.
+    #[must_use]
+    pub fn now() -> Self {
+        Self::from(Utc::now())
+    }
+
+    /// The value for a `timestamp without time zone` column, in UTC.
+    #[must_use]
+    pub fn naive(self) -> NaiveDateTime {
+        self.0
+    }
+}
+
+impl From<DateTime<Utc>> for Timestamp {
+    fn from(instant: DateTime<Utc>) -> Self {
+        Self(instant.naive_utc().trunc_subsecs(6))
+    }
+}
+
+impl From<NaiveDateTime> for Timestamp {
+    fn from(utc: NaiveDateTime) -> Self {
+        Self(utc.trunc_subsecs(6))
+    }
+}
+
+impl std::fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0.format("%Y-%m-%dT%H:%M:%S"))?;
+        match self.0.and_utc().timestamp_subsec_micros() {
+            0 => f.write_str("Z"),
+            micros => write!(f, ".{micros:06}Z"),
+        }
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timestamp_has_six_digits_or_none() {
+        for (given, expected) in [
+            ("2026-02-03T09:00:00.5", "2026-02-03T09:00:00.500000Z"),
+            ("2026-02-03T09:00:00", "2026-02-03T09:00:00Z"),
+            ("2026-02-03T09:00:00.1234567", "2026-02-03T09:00:00.123456Z"),
+        ] {
+            let utc: NaiveDateTime = given.parse().expect("a literal");
+            assert_eq!(Timestamp::from(utc).to_string(), expected);
+        }
+    }
+}

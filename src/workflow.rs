@@ -1,0 +1,329 @@
+//! Workflow definitions: what a caller may create and change, and the plan that is stored and sent for execution.
+//!
+//! A [`Content`] has passed every rule of the contract's §3 except the existence of its agents, which needs the
+//! database; [`Steps::agent_names`] names them. A [`Plan`] is the reader's side: what a run is executed from.
+
+use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
+
+use self::step::Origin;
+use crate::input::{ANY_LENGTH, FieldError, Node, Object, Patch, Read, members, text, to_raw};
+
+mod plan;
+mod step;
+mod validate;
+
+pub use plan::{Plan, PlanError};
+pub use step::{Branch, Condition, ForkJoinConfig, LoopConfig, Step, StepKind, Steps};
+
+/// Characters of a workflow's name, as in its column.
+const NAME_CHARS: std::ops::RangeInclusive<usize> = 1..=255;
+
+/// Whether a definition may be executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkflowStatus {
+    /// It may.
+    Active,
+    /// Its owner switched it off.
+    Inactive,
+    /// It was deleted; its runs still refer to it.
+    Deleted,
+}
+
+impl WorkflowStatus {
+    const ALL: [Self; 3] = [Self::Active, Self::Inactive, Self::Deleted];
+
+    /// As in the `status` column and on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Inactive => "inactive",
+            Self::Deleted => "deleted",
+        }
+    }
+
+    /// The status of that name, in lower case.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|status| status.as_str() == name)
+    }
+
+    /// What a caller may set; deleting has its own route.
+    fn read(node: &Node<'_>) -> Read<Self> {
+        node.parsed(|name| {
+            Self::parse(&name.to_lowercase())
+                .filter(|status| *status != Self::Deleted)
+                .ok_or_else(|| "must be one of active, inactive".to_owned())
+        })
+    }
+}
+
+/// A workflow to create, as its first version or as a new version of the name.
+#[derive(Clone, Debug)]
+pub struct NewWorkflow {
+    /// Shared by all versions.
+    pub name: String,
+    /// For people.
+    pub description: Option<String>,
+    /// What it does.
+    pub content: Content,
+}
+
+impl NewWorkflow {
+    /// Reads and validates the body of a create request.
+    pub fn parse(body: &RawValue) -> Read<Self> {
+        let body = Object::body(body)?;
+        let mut errors = Vec::new();
+        let name = body.required("name", &mut errors, |node| node.not_blank(NAME_CHARS));
+        let description = body.nullable("description", &mut errors, |node| node.string(ANY_LENGTH));
+        let start_step = body.required("start_step", &mut errors, read_start_step);
+        let steps = body.required("steps", &mut errors, read_steps);
+        match (name, start_step, steps) {
+            (Some(name), Some(start_step), Some(steps)) if errors.is_empty() => {
+                Ok(Self { name, description, content: Content::checked(start_step, steps)? })
+            }
+            _ => Err(errors),
+        }
+    }
+}
+
+/// Changes to a workflow; what is `None` or [`Patch::Absent`] stays as it is.
+#[derive(Clone, Debug, Default)]
+pub struct WorkflowPatch {
+    /// For people.
+    pub description: Patch<String>,
+    /// To be stored only through [`WorkflowPatch::merge`]; a null counts as absent.
+    pub start_step: Option<String>,
+    /// To be stored only through [`WorkflowPatch::merge`]; a null counts as absent.
+    pub steps: Option<Steps>,
+    /// Active or inactive.
+    pub status: Option<WorkflowStatus>,
+}
+
+impl WorkflowPatch {
+    /// Reads the body of an update request. Whether start and steps fit is for [`WorkflowPatch::merge`] to see.
+    pub fn parse(body: &RawValue) -> Read<Self> {
+        let body = Object::body(body)?;
+        let mut errors = Vec::new();
+        let patch = Self {
+            description: body.patch("description", &mut errors, |node| node.string(ANY_LENGTH)),
+            start_step: body.nullable("start_step", &mut errors, read_start_step),
+            steps: body.nullable("steps", &mut errors, read_steps),
+            status: body.patch_not_null("status", &mut errors, WorkflowStatus::read),
+        };
+        if errors.is_empty() { Ok(patch) } else { Err(errors) }
+    }
+
+    /// The content after the update of a workflow with this stored plan. `None`: the content, and with it the
+    /// version, stays.
+    pub fn merge(&self, stored: &RawValue) -> Read<Option<Content>> {
+        let (start_step, steps) = match (&self.start_step, &self.steps) {
+            (None, None) => return Ok(None),
+            (Some(start_step), Some(steps)) => (start_step.clone(), steps.clone()),
+            // What was stored long ago need not be readable, as long as it is not needed.
+            (start_step, steps) => {
+                let stored = Plan::parse(stored);
+                let stored = stored.map_err(|error| vec![FieldError::rule("body", format!("stored plan: {error}"))])?;
+                (start_step.clone().unwrap_or(stored.start_step), steps.clone().unwrap_or(stored.steps))
+            }
+        };
+        Content::checked(start_step, steps).map(Some)
+    }
+}
+
+fn read_start_step(node: &Node<'_>) -> Read<String> {
+    node.not_blank(1..=usize::MAX)
+}
+
+fn read_steps(node: &Node<'_>) -> Read<Steps> {
+    Steps::read(node, Origin::Caller)
+}
+
+/// What a workflow does: steps and where to begin. Valid, but for the existence of its agents.
+#[derive(Clone, Debug)]
+pub struct Content {
+    start_step: String,
+    steps: Steps,
+}
+
+impl Content {
+    fn checked(start_step: String, steps: Steps) -> Read<Self> {
+        validate::definition(&start_step, &steps).map_err(|text| vec![FieldError::rule("body", text)])?;
+        Ok(Self { start_step, steps })
+    }
+
+    /// The id of the first step.
+    #[must_use]
+    pub fn start_step(&self) -> &str {
+        &self.start_step
+    }
+
+    /// All steps.
+    #[must_use]
+    pub fn steps(&self) -> &Steps {
+        &self.steps
+    }
+
+    /// The plan to store for a new row; its `workflow_id` is made of name and version.
+    #[must_use]
+    pub fn new_plan(&self, name: &str, version: i32) -> Box<RawValue> {
+        self.plan(&format!("wf-{name}-{version}"), name, version)
+    }
+
+    /// The plan to store for a row that keeps its `workflow_id`.
+    #[must_use]
+    pub fn plan(&self, workflow_id: &str, name: &str, version: i32) -> Box<RawValue> {
+        #[derive(Serialize)]
+        struct StoredPlan<'a> {
+            workflow_id: &'a str,
+            name: &'a str,
+            version: String,
+            start_step: &'a str,
+            steps: &'a Steps,
+        }
+        let (start_step, steps) = (self.start_step.as_str(), &self.steps);
+        to_raw(&StoredPlan { workflow_id, name, version: version.to_string(), start_step, steps })
+    }
+}
+
+/// The `workflow_id` of a stored plan, to be kept by updates; `None` if the plan has none.
+#[must_use]
+pub fn plan_workflow_id(plan: &RawValue) -> Option<String> {
+    let members = members(plan)?;
+    let (_, id) = members.into_iter().find(|(name, _)| name == "workflow_id")?;
+    text(id)
+}
+
+impl Serialize for Steps {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.entries())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::input::check_json;
+
+    fn raw(json: &str) -> &RawValue {
+        check_json(json.as_bytes()).expect(json)
+    }
+
+    const AGENT: &str = r#"{"id":"a","agent_name":"x","input_mapping":{}}"#;
+
+    /// The `field kind` of each error of a create request with these members, in order.
+    fn check(body: &str, expected: &[&str]) {
+        let errors = NewWorkflow::parse(raw(body)).err().unwrap_or_default();
+        let found: Vec<_> = errors.iter().map(|error| format!("{} {}", error.field, error.kind)).collect();
+        assert_eq!(found, expected, "{body}");
+    }
+
+    #[test]
+    fn names_and_start_are_neither_absent_nor_blank() {
+        let with =
+            |name: &str, start: &str| format!(r#"{{"name":{name},"start_step":{start},"steps":{{"a":{AGENT}}}}}"#);
+        check(&with(r#""n""#, r#""a""#), &[]);
+        check(&with(r#""""#, r#""""#), &["body.name string_too_short", "body.start_step string_too_short"]);
+        check(&with(r#"" ""#, r#""\t""#), &["body.name value_error", "body.start_step value_error"]);
+        check(&with("1", "null"), &["body.name string_type", "body.start_step string_type"]);
+        check(&with(&format!("\"{}\"", "é".repeat(256)), r#""a""#), &["body.name string_too_long"]);
+        check(&with(r#""n""#, r#""b""#), &["body value_error"]);
+        check("{}", &["body.name missing", "body.start_step missing", "body.steps missing"]);
+        check("null", &["body missing"]);
+        check(r#"{"name":"n","start_step":"a","steps":{}}"#, &["body.steps too_short"]);
+        check(r#"{"name":"n","start_step":"a","steps":[]}"#, &["body.steps dict_type"]);
+        check(r#"{"name":"n","start_step":"a","steps":{"a":1}}"#, &["body.steps.a model_attributes_type"]);
+        check(
+            r#"{"name":"n","description":1,"start_step":"a"}"#,
+            &["body.description string_type", "body.steps missing"],
+        );
+    }
+
+    #[test]
+    fn a_definition_rule_waits_for_the_members() {
+        let body = r#"{"name":"n","start_step":"nowhere","steps":{"a":{"id":"a","agent_name":1}}}"#;
+        check(body, &["body.steps.a.agent_name string_type"]);
+    }
+
+    #[test]
+    fn the_stored_plan_has_every_member_and_the_callers_values() {
+        let body = r#"{"name":"define","start_step":"s","workflow_id":"mine","version":9,"steps":{
+            "s":{"next_step":"t","id":"s","agent_name":"g","note":1,
+                 "input_mapping":{"n":123456789012345678901234567890,"t":"${workflow.input.t}","o":{ "a" : 1 }}},
+            "t":{"id":"t","type":null,"agent_name":"p","input_mapping":{},"next_step":null}}}"#;
+        let new = NewWorkflow::parse(raw(body)).expect("valid");
+        let rest = concat!(
+            r#""parallel_steps":null,"max_parallelism":null,"condition":null,"if_true_step":null,"#,
+            r#""if_false_step":null,"loop_config":null,"fork_join_config":null}"#
+        );
+        let expected = [
+            r#"{"workflow_id":"wf-define-3","name":"define","version":"3","start_step":"s","steps":{"#,
+            r#""s":{"id":"s","type":"agent","agent_name":"g","next_step":"t","input_mapping":{"#,
+            r#""n":123456789012345678901234567890,"t":"${workflow.input.t}","o":{ "a" : 1 }},"#,
+            rest,
+            r#","t":{"id":"t","type":"agent","agent_name":"p","next_step":null,"input_mapping":{},"#,
+            rest,
+            "}}",
+        ];
+        assert_eq!(new.content.new_plan("define", 3).get(), expected.concat());
+        let kept = new.content.plan("wf-define-1", "define", 4);
+        assert_eq!(plan_workflow_id(&kept).as_deref(), Some("wf-define-1"));
+        assert!(kept.get().contains(r#""version":"4""#));
+        assert_eq!(new.content.steps().agent_names(), ["g", "p"]);
+    }
+
+    #[test]
+    fn containers_are_stored_with_their_defaults() {
+        let body = r#"{"name":"n","start_step":"l","steps":{
+            "l":{"id":"l","type":"loop","next_step":"f","agent_name":null,"loop_config":{"collection":"${workflow.input.i}",
+                 "loop_body":["a"],"execution_mode":null,"on_error":null}},
+            "f":{"id":"f","type":"fork_join","next_step":"c","fork_join_config":{"branches":{"x":{"steps":["a"]},"y":{"steps":["a"]}}}},
+            "c":{"id":"c","type":"conditional","condition":{"expression":"1 == 1"},"if_true_step":"a","if_false_step":""},
+            "a":{"id":"a","agent_name":"x","input_mapping":{}}}}"#;
+        let plan = NewWorkflow::parse(raw(body)).expect("valid").content.new_plan("n", 1);
+        for part in [
+            concat!(
+                r#""loop_config":{"collection":"${workflow.input.i}","loop_body":["a"],"execution_mode":"sequential","#,
+                r#""max_parallelism":null,"max_iterations":null,"on_error":"stop"}"#
+            ),
+            concat!(
+                r#""fork_join_config":{"branches":{"x":{"steps":["a"],"timeout_seconds":null},"#,
+                r#""y":{"steps":["a"],"timeout_seconds":null}},"join_policy":"all","n_required":null,"#,
+                r#""branch_timeout_seconds":null}"#
+            ),
+            r#""condition":{"expression":"1 == 1","operator":null},"if_true_step":"a","if_false_step":"""#,
+        ] {
+            assert!(plan.get().contains(part), "{part} is not in {plan}");
+        }
+        assert!(Plan::parse(&plan).is_ok());
+    }
+
+    #[test]
+    fn an_update_is_validated_with_what_is_stored() {
+        let stored = format!(r#"{{"name":"n","start_step":"a","steps":{{"a":{AGENT}}}}}"#);
+        let check = |body: &str, expected: Result<Option<&str>, &str>| {
+            let merged = WorkflowPatch::parse(raw(body)).expect(body).merge(raw(&stored));
+            let merged = merged.map(|content| content.map(|content| content.start_step)).map_err(|errors| {
+                assert_eq!(errors.len(), 1);
+                errors[0].field.clone()
+            });
+            let expected = expected.map(|start| start.map(ToOwned::to_owned)).map_err(ToOwned::to_owned);
+            assert_eq!(merged, expected, "{body}");
+        };
+        let b = AGENT.replace(r#""a""#, r#""b""#);
+        check("{}", Ok(None));
+        check(r#"{"start_step":null,"steps":null,"status":"INACTIVE"}"#, Ok(None));
+        check(r#"{"start_step":"a"}"#, Ok(Some("a")));
+        check(r#"{"start_step":"b"}"#, Err("body"));
+        check(&format!(r#"{{"steps":{{"b":{b}}}}}"#), Err("body"));
+        check(&format!(r#"{{"steps":{{"a":{AGENT}}}}}"#), Ok(Some("a")));
+        check(&format!(r#"{{"start_step":"b","steps":{{"b":{b}}}}}"#), Ok(Some("b")));
+        for bad in [r#"{"status":null}"#, r#"{"status":"deleted"}"#, r#"{"steps":{}}"#, r#"{"start_step":""}"#, "null"]
+        {
+            assert!(WorkflowPatch::parse(raw(bad)).is_err(), "{bad}");
+        }
+        let patch = WorkflowPatch::parse(raw(r#"{"start_step":"a"}"#)).expect("valid");
+        assert!(patch.merge(raw(r#"{"steps":7}"#)).is_err());
+    }
+}

@@ -1,0 +1,219 @@
+//! The rules that need all steps (10 to 16 of the contract's §3).
+//!
+//! Every walk is iterative and linear in the number of mentions: a definition may chain or nest as many steps as a
+//! body has room for, and a stack has less.
+
+use super::step::Steps;
+
+/// Checks a whole definition; the text of the first broken rule.
+pub(super) fn definition(start_step: &str, steps: &Steps) -> Result<(), String> {
+    chain(start_step, steps)?;
+    no_cycle(steps, |step| steps.at(step).next_step.as_deref().into_iter())
+        .map_err(|id| format!("the steps that follow step '{id}' lead back to it"))?;
+    all_reachable(start_step, steps)?;
+    for step in steps.iter() {
+        if let Some(id) = step.nested().find(|id| steps.place(id).is_none()) {
+            return Err(format!("step '{}' refers to step '{id}', which does not exist", step.id));
+        }
+    }
+    no_cycle(steps, |step| steps.at(step).nested()).map_err(|id| format!("step '{id}' contains itself"))
+}
+
+/// The rules without which steps cannot be walked: start, keys and successors.
+pub(super) fn chain(start_step: &str, steps: &Steps) -> Result<(), String> {
+    if steps.place(start_step).is_none() {
+        return Err(format!("start_step '{start_step}' is not one of the steps"));
+    }
+    if let Some((key, step)) = steps.entries().find(|(key, step)| *key != step.id) {
+        return Err(format!("step '{key}' has the id '{}'; key and id must be equal", step.id));
+    }
+    for step in steps.iter() {
+        if let Some(next) = step.next_step.as_deref().filter(|next| steps.place(next).is_none()) {
+            return Err(format!("step '{}' is followed by step '{next}', which does not exist", step.id));
+        }
+    }
+    Ok(())
+}
+
+/// The main chain ends; other chains may do as they like, since nobody walks them.
+pub(super) fn main_chain_ends(start_step: &str, steps: &Steps) -> Result<(), String> {
+    let follow = |id: &String| steps.get(id).and_then(|step| step.next_step.as_ref());
+    let start = steps.get(start_step).map(|step| &step.id);
+    // A chain that has not ended after that many steps is in a circle.
+    match std::iter::successors(start, |id| follow(id)).nth(steps.len()) {
+        None => Ok(()),
+        Some(id) => Err(format!("the steps that follow step '{id}' lead back to it")),
+    }
+}
+
+/// Finds a step that can be reached from itself along these edges. Edges to unknown steps lead nowhere.
+fn no_cycle<'a, E: Iterator<Item = &'a str>>(steps: &'a Steps, edges: impl Fn(usize) -> E) -> Result<(), &'a str> {
+    #[derive(Clone, Copy, PartialEq)]
+    enum Mark {
+        New,
+        OnPath,
+        Done,
+    }
+    let mut marks = vec![Mark::New; steps.len()];
+    for root in 0..steps.len() {
+        if marks[root] != Mark::New {
+            continue;
+        }
+        marks[root] = Mark::OnPath;
+        let mut path = vec![(root, edges(root))];
+        while let Some((step, rest)) = path.last_mut() {
+            let Some(id) = rest.next() else {
+                marks[*step] = Mark::Done;
+                path.pop();
+                continue;
+            };
+            let Some(next) = steps.place(id) else { continue };
+            match marks[next] {
+                Mark::OnPath => return Err(id),
+                Mark::Done => {}
+                Mark::New => {
+                    marks[next] = Mark::OnPath;
+                    path.push((next, edges(next)));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Every step can be reached from the first along any member that mentions a step, whether its kind uses it or not.
+fn all_reachable(start_step: &str, steps: &Steps) -> Result<(), String> {
+    let mut reached = vec![false; steps.len()];
+    let mut open: Vec<usize> = steps.place(start_step).into_iter().collect();
+    while let Some(place) = open.pop() {
+        if std::mem::replace(&mut reached[place], true) {
+            continue;
+        }
+        let step = steps.at(place);
+        let nested = step.mentioned().map(|(_, id)| id);
+        open.extend(nested.chain(step.next_step.as_deref()).filter_map(|id| steps.place(id)));
+    }
+    let mut missed: Vec<&str> =
+        steps.iter().zip(reached).filter(|(_, reached)| !reached).map(|(step, _)| step.id.as_str()).collect();
+    if missed.is_empty() {
+        return Ok(());
+    }
+    missed.sort_unstable();
+    Err(format!("steps cannot be reached from start_step: {}", missed.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write;
+
+    use super::*;
+    use crate::input::{Node, check_json};
+    use crate::workflow::step::Origin;
+
+    fn steps(json: &str) -> Steps {
+        let raw = check_json(json.as_bytes()).expect(json);
+        Steps::read(&Node::new("steps", raw), Origin::Caller).expect(json)
+    }
+
+    /// Steps given as `key: members`, started at the first, break a rule whose text contains `expected`, or none.
+    fn check(given: &[(&str, &str)], expected: Option<&str>) {
+        let mut json = String::new();
+        for (key, members) in given {
+            let comma = if json.is_empty() { "" } else { "," };
+            let agent = r#""agent_name":"x","input_mapping":{}"#;
+            write!(
+                json,
+                r#"{comma}"{key}":{{"id":"{key}",{agent}{}{members}}}"#,
+                if members.is_empty() { "" } else { "," }
+            )
+            .expect("a string grows");
+        }
+        let found = definition(given[0].0, &steps(&format!("{{{json}}}"))).err();
+        match expected {
+            None => assert_eq!(found, None, "{json}"),
+            Some(part) => assert!(found.as_ref().is_some_and(|text| text.contains(part)), "{json}: {found:?}"),
+        }
+    }
+
+    const fn parallel() -> &'static str {
+        r#""type":"parallel","parallel_steps":["b","c"]"#
+    }
+
+    #[test]
+    fn start_keys_and_successors_exist() {
+        let one = steps(r#"{"a":{"id":"a","agent_name":"x","input_mapping":{}}}"#);
+        assert!(definition("a", &one).is_ok());
+        assert!(definition("b", &one).is_err_and(|text| text.contains("start_step 'b'")));
+        let other = steps(r#"{"a":{"id":"b","agent_name":"x","input_mapping":{}}}"#);
+        assert!(definition("a", &other).is_err_and(|text| text.contains("'a' has the id 'b'")));
+        check(&[("a", r#""next_step":"b""#)], Some("followed by step 'b'"));
+        check(&[("a", r#""next_step":"""#)], Some("followed by step ''"));
+    }
+
+    #[test]
+    fn successors_form_no_cycle_anywhere() {
+        check(&[("a", r#""next_step":"b""#), ("b", "")], None);
+        check(&[("a", r#""next_step":"a""#)], Some("lead back"));
+        check(&[("a", r#""next_step":"b""#), ("b", r#""next_step":"a""#)], Some("lead back"));
+        let nested = [("a", parallel()), ("b", r#""next_step":"c""#), ("c", r#""next_step":"b""#)];
+        check(&nested, Some("lead back"));
+    }
+
+    #[test]
+    fn a_member_of_a_block_may_be_followed_by_the_block() {
+        check(&[("a", parallel()), ("b", r#""next_step":"a""#), ("c", r#""next_step":"a""#)], None);
+    }
+
+    #[test]
+    fn every_step_is_reached_through_some_member() {
+        check(&[("a", ""), ("z", ""), ("b", "")], Some("start_step: b, z"));
+        for members in [
+            parallel(),
+            r#""type":"conditional","condition":{"expression":"1"},"if_true_step":"b","if_false_step":"c""#,
+            r#""type":"loop","loop_config":{"collection":"${workflow.input.i}","loop_body":["b","c"]}"#,
+            r#""type":"fork_join","fork_join_config":{"branches":{"x":{"steps":["b"]},"y":{"steps":["c"]}}}"#,
+            r#""parallel_steps":["b","c"]"#,
+        ] {
+            check(&[("a", members), ("b", ""), ("c", "")], None);
+            if members.contains("type") {
+                check(&[("a", members), ("c", "")], Some("'a' refers to step 'b'"));
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_kind_does_not_use_may_refer_to_anything() {
+        check(&[("a", r#""parallel_steps":["nowhere","a"],"if_true_step":"gone""#)], None);
+    }
+
+    #[test]
+    fn a_container_does_not_contain_itself() {
+        let contains_a = r#""type":"loop","loop_config":{"collection":"${workflow.input.i}","loop_body":["a"]}"#;
+        check(&[("a", contains_a)], Some("'a' contains itself"));
+        check(&[("a", parallel()), ("b", contains_a), ("c", "")], Some("contains itself"));
+        // Two blocks may share a step.
+        let shares = r#""type":"conditional","condition":{"expression":"1"},"if_true_step":"c""#;
+        check(&[("a", parallel()), ("b", shares), ("c", "")], None);
+    }
+
+    #[test]
+    fn ten_thousand_steps_in_a_row_or_inside_each_other_need_no_stack() {
+        let count = 10_000;
+        let step = |n: usize| match n {
+            _ if n + 1 == count => format!(r#""s{n}":{{"id":"s{n}","agent_name":"x","input_mapping":{{}}}}"#),
+            _ => format!(r#""s{n}":{{"id":"s{n}","agent_name":"x","input_mapping":{{}},"next_step":"s{}"}}"#, n + 1),
+        };
+        let row: Vec<_> = (0..count).map(step).collect();
+        let row = steps(&format!("{{{}}}", row.join(",")));
+        assert_eq!((definition("s0", &row), main_chain_ends("s0", &row)), (Ok(()), Ok(())));
+        let nest = |n: usize| match n {
+            _ if n + 1 == count => format!(r#""s{n}":{{"id":"s{n}","agent_name":"x","input_mapping":{{}}}}"#),
+            _ => format!(
+                r#""s{n}":{{"id":"s{n}","type":"conditional","condition":{{"expression":"1"}},"if_true_step":"s{}"}}"#,
+                n + 1
+            ),
+        };
+        let nested: Vec<_> = (0..count).map(nest).collect();
+        assert_eq!(definition("s0", &steps(&format!("{{{}}}", nested.join(",")))), Ok(()));
+    }
+}
