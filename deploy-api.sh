@@ -266,20 +266,20 @@ stop() {
     [[ $stopped == true ]] || step "Nothing of this checkout is running"
 }
 
-# Either spelling of compose. To stop services needs no settings, so a missing env file is no obstacle.
+# Either spelling of compose.
 compose() {
-    local env_file="${API_ENV_FILE:-.env.api}"
-    [[ -e $env_file ]] || env_file=/dev/null
     if docker compose version >/dev/null 2>&1; then
-        API_ENV_FILE="$env_file" docker compose "$@"
+        docker compose "$@"
     else
-        API_ENV_FILE="$env_file" docker-compose "$@"
+        docker-compose "$@"
     fi
 }
 
 compose_services_run() {
     docker_works || return 1
     docker compose version >/dev/null 2>&1 || have docker-compose || return 1
+    # To stop services takes no settings, but compose insists on the file.
+    [[ -e ${API_ENV_FILE:-.env.api} ]] || export API_ENV_FILE=.env.api.example
     [[ -n $(compose --profile api ps -q 2>/dev/null) ]]
 }
 
@@ -644,9 +644,9 @@ services() {
         ENV_FILE="$env_file"
     fi
     step "Running until Ctrl-C (logs: $SERVICES_DIR/logs)"
-    sleep infinity &
-    CHILD_GROUP=""
-    wait $!
+    setsid sleep infinity &
+    CHILD_GROUP=$!
+    wait "$CHILD_GROUP"
 }
 
 run_tests() {
@@ -680,5 +680,9 @@ main() {
     esac
 }
 
-# On one line, so that bash has read all of the script when it runs, and an edit meanwhile does no harm.
-main "$@"; exit
+# .ci/run reads this file for its functions. Otherwise `exit` in the same block: bash has then read all of the script
+# when it runs, and an edit meanwhile does no harm.
+if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
+    main "$@"
+    exit
+fi

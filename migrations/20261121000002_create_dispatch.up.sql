@@ -7,6 +7,7 @@ ALTER TABLE workflow_runs
     ADD COLUMN workflow_version integer,
     ADD COLUMN workflow_plan jsonb,
     ADD COLUMN correlation_id varchar(128),
+    ADD COLUMN execution_event_id uuid,
     ADD COLUMN executor_id uuid,
     ADD COLUMN lease_token uuid,
     ADD COLUMN redispatch_at timestamptz,
@@ -16,6 +17,8 @@ COMMENT ON COLUMN workflow_runs.workflow_version IS
 COMMENT ON COLUMN workflow_runs.workflow_plan IS
     'The plan of a run that no stored definition holds, kept from its message when it was claimed.';
 COMMENT ON COLUMN workflow_runs.correlation_id IS 'Of the request that started the run.';
+COMMENT ON COLUMN workflow_runs.execution_event_id IS
+    'event_id of the execution request, the same when the request is sent again; a retry makes a new one.';
 COMMENT ON COLUMN workflow_runs.executor_id IS
     'The process (processes.id) that executes the run; the lease lasts as long as that process beats.';
 COMMENT ON COLUMN workflow_runs.lease_token IS

@@ -1,13 +1,18 @@
 //! Agents: what a caller may register and change, and how their credentials are shown.
 //!
 //! The credentials of an agent are stored as the caller gave them, less the members that [`render_auth_config`]
-//! derives for the reference deployment's bridge. The types that hold them have no `Debug`.
+//! derives for the reference deployment's bridge.
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use url::Url;
 
-use crate::input::{ANY_LENGTH, FieldError, Node, Object, Patch, Read, keep, members, object_of, text, to_raw};
+use self::auth::checked_auth_config;
+use crate::input::{ANY_LENGTH, FieldError, Node, Object, Patch, Read, keep, text};
+
+mod auth;
+
+pub use auth::{AuthType, render_auth_config};
 
 /// Characters of an agent's name, as in its column.
 const NAME_CHARS: std::ops::RangeInclusive<usize> = 1..=255;
@@ -20,43 +25,6 @@ const MAX_URL_CHARS: usize = 512;
 
 /// Longest delay between attempts, 24 days: sums of delays cannot overflow.
 const MAX_DELAY_MS: i64 = i32::MAX as i64;
-
-/// How the service proves itself to an agent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AuthType {
-    /// It does not.
-    None,
-    /// `Authorization: Bearer <token>`.
-    Bearer,
-    /// A key in a header of the agent's choice.
-    ApiKey,
-}
-
-impl AuthType {
-    const ALL: [Self; 3] = [Self::None, Self::Bearer, Self::ApiKey];
-
-    /// As in the `auth_type` column and on the wire.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Bearer => "bearer",
-            Self::ApiKey => "apikey",
-        }
-    }
-
-    /// The type of that name, in lower case.
-    #[must_use]
-    pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|auth_type| auth_type.as_str() == name)
-    }
-
-    fn read(node: &Node<'_>) -> Read<Self> {
-        node.parsed(|name| {
-            Self::parse(&name.to_lowercase()).ok_or_else(|| "must be one of none, bearer, apikey".to_owned())
-        })
-    }
-}
 
 /// Whether an agent may be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,7 +116,7 @@ impl RetryConfig {
     }
 }
 
-/// An agent to register.
+/// An agent to register. It has no `Debug`, since it holds secrets.
 pub struct NewAgent {
     /// Unique for ever.
     pub name: String,
@@ -204,7 +172,7 @@ impl NewAgent {
     }
 }
 
-/// Changes to an agent; what is `None` or [`Patch::Absent`] stays as it is.
+/// Changes to an agent, secrets among them; what is `None` or [`Patch::Absent`] stays as it is.
 #[derive(Default)]
 pub struct AgentPatch {
     /// Normalised.
@@ -294,68 +262,6 @@ fn read_url(node: &Node<'_>) -> Read<String> {
     Ok(url)
 }
 
-/// The credentials to store, if they fit the type.
-///
-/// What [`render_auth_config`] adds is taken away, so that a client may send back what it got: `type`, and for API
-/// keys `header`. An API key with a `header` but no `header_name` is understood as the reference's bridge does.
-fn checked_auth_config(auth_type: AuthType, config: Option<&RawValue>) -> Read<Option<Box<RawValue>>> {
-    let fail = |text: &str| Err(vec![FieldError::rule("body.auth_config", text)]);
-    let Some(config) = config else {
-        return match auth_type {
-            AuthType::None => Ok(None),
-            AuthType::Bearer => fail("must contain token for auth_type bearer"),
-            AuthType::ApiKey => fail("must contain key and header_name for auth_type apikey"),
-        };
-    };
-    let mut members = members(config).unwrap_or_default();
-    members.retain(|(name, _)| name != "type");
-    let has = |members: &[(String, &RawValue)], wanted: &str| {
-        members.iter().any(|(name, value)| name == wanted && value.get() != "null")
-    };
-    match auth_type {
-        AuthType::None => return fail("must be null for auth_type none"),
-        AuthType::Bearer if !has(&members, "token") => return fail("must contain token for auth_type bearer"),
-        AuthType::Bearer => {}
-        AuthType::ApiKey => {
-            if has(&members, "header_name") {
-                members.retain(|(name, _)| name != "header");
-            } else {
-                members.retain(|(name, _)| name != "header_name");
-                for (name, _) in members.iter_mut().filter(|(name, _)| name == "header") {
-                    "header_name".clone_into(name);
-                }
-            }
-            if !has(&members, "key") || !has(&members, "header_name") {
-                return fail("must contain key and header_name for auth_type apikey");
-            }
-        }
-    }
-    Ok(Some(object_of(members.iter().map(|(name, value)| (name.as_str(), *value)))))
-}
-
-/// The credentials as they are shown; `None` for none, for a JSON null and for what is not an object.
-///
-/// The reference's executor and bridge read every value as a string and choose the header by `type` and `header`, so
-/// these two are added and scalars are turned into strings (other values into their JSON text; nulls are left out).
-#[must_use]
-pub fn render_auth_config(auth_type: AuthType, stored: Option<&RawValue>) -> Option<Box<RawValue>> {
-    let mut shown: Vec<(String, Box<RawValue>)> = members(stored?)?
-        .into_iter()
-        .filter(|(name, value)| name != "type" && value.get() != "null")
-        .map(|(name, value)| {
-            let value = if text(value).is_some() { value.to_owned() } else { to_raw(value.get()) };
-            (name, value)
-        })
-        .collect();
-    shown.push(("type".to_owned(), to_raw(auth_type.as_str())));
-    let header = shown.iter().find(|(name, _)| name == "header_name").map(|(_, value)| value.clone());
-    if let (AuthType::ApiKey, Some(header)) = (auth_type, header) {
-        shown.retain(|(name, _)| name != "header");
-        shown.push(("header".to_owned(), header));
-    }
-    Some(object_of(shown.iter().map(|(name, value)| (name.as_str(), &**value))))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -379,7 +285,7 @@ mod tests {
 
     #[test]
     fn a_minimal_agent_gets_the_defaults() {
-        let agent = NewAgent::parse(raw(r#"{"name":" ","url":"http://A:8080"}"#)).ok().expect("valid");
+        let agent = NewAgent::parse(raw(r#"{"name":" ","url":"http://A:8080"}"#)).expect("valid");
         assert_eq!((agent.name.as_str(), agent.url.as_str(), agent.timeout_ms), (" ", "http://a:8080/", 30_000));
         assert_eq!(agent.auth_type, AuthType::None);
         assert!(agent.auth_config.is_none() && agent.description.is_none() && agent.circuit_breaker_config.is_none());
@@ -436,7 +342,7 @@ mod tests {
             ("https://u:p@a:443/b?c#d", "https://u:p@a/b?c#d"),
             ("http://bücher.example/ä", "http://xn--bcher-kva.example/%C3%A4"),
         ] {
-            let agent = NewAgent::parse(raw(&format!(r#"{{"name":"a","url":"{given}"}}"#))).ok().expect(given);
+            let agent = NewAgent::parse(raw(&format!(r#"{{"name":"a","url":"{given}"}}"#))).expect(given);
             assert_eq!(agent.url, stored);
         }
         let long = |chars: usize| format!("\"http://a/{}\"", "x".repeat(chars - 9));
@@ -476,29 +382,8 @@ mod tests {
     }
 
     #[test]
-    fn shown_credentials_can_be_sent_back() {
-        for (auth_type, stored, shown) in [
-            (AuthType::Bearer, r#"{"token":"t","n":1}"#, r#"{"token":"t","n":"1","type":"bearer"}"#),
-            (
-                AuthType::ApiKey,
-                r#"{"key":"k","header_name":"H","o":{"a":true},"z":null}"#,
-                r#"{"key":"k","header_name":"H","o":"{\"a\":true}","type":"apikey","header":"H"}"#,
-            ),
-        ] {
-            let rendered = render_auth_config(auth_type, Some(raw(stored))).expect("an object");
-            assert_eq!(rendered.get(), shown);
-            let again = checked_auth_config(auth_type, Some(&rendered)).expect("valid").expect("some");
-            assert_eq!(render_auth_config(auth_type, Some(&again)).expect("an object").get(), shown);
-            assert!(!again.get().contains("\"type\"") && !again.get().contains("\"header\""), "{again}");
-        }
-        assert!(render_auth_config(AuthType::Bearer, None).is_none());
-        assert!(render_auth_config(AuthType::Bearer, Some(RawValue::NULL)).is_none());
-        assert!(render_auth_config(AuthType::Bearer, Some(raw("[1]"))).is_none());
-    }
-
-    #[test]
     fn an_update_tells_absent_from_null() {
-        let patch = AgentPatch::parse(raw(r#"{"name":7,"description":null,"status":"Inactive"}"#)).ok().expect("valid");
+        let patch = AgentPatch::parse(raw(r#"{"name":7,"description":null,"status":"Inactive"}"#)).expect("valid");
         assert!(patch.url.is_none() && patch.auth_config.is_absent());
         assert_eq!((patch.description, patch.status), (Patch::Null, Some(AgentStatus::Inactive)));
         for member in ["url", "timeout_ms", "retry_config", "auth_type", "status"] {
@@ -515,7 +400,7 @@ mod tests {
     #[test]
     fn an_update_is_checked_with_what_is_stored() {
         let check = |body: &str, auth_type, stored: Option<&str>, expected: Option<(AuthType, Option<&str>)>| {
-            let patch = AgentPatch::parse(raw(body)).ok().expect(body);
+            let patch = AgentPatch::parse(raw(body)).expect(body);
             let merged = patch.merged_auth(auth_type, stored.map(raw));
             let merged = merged.ok().map(|(auth_type, config)| (auth_type, config.map(|config| config.to_string())));
             let expected = expected.map(|(auth_type, config)| (auth_type, config.map(ToOwned::to_owned)));

@@ -21,8 +21,9 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -30,11 +31,17 @@ use serde_json::value::RawValue;
 mod json;
 mod params;
 
-pub use json::{JsonFault, MAX_JSON_DEPTH, check_json, elements, members, object_of, text, to_raw};
+pub use json::{JsonFault, MAX_JSON_DEPTH, check_json, elements, member, members, object_of, text, to_raw};
 pub use params::{path_uuid, query_datetime, query_int};
 
 /// For strings without a limit of their own; the size of the body limits them.
 pub const ANY_LENGTH: RangeInclusive<usize> = 0..=usize::MAX;
+
+/// Errors reported at once. A body has room for hundreds of thousands, and an answer has not.
+const MAX_ERRORS: usize = 100;
+
+/// Characters of a caller's key or reference that an error repeats.
+const MAX_ECHOED_CHARS: usize = 255;
 
 /// What reading a value gives: the value, or everything that is wrong with it.
 pub type Read<T> = Result<T, Vec<FieldError>>;
@@ -104,21 +111,65 @@ impl<T> Patch<T> {
 /// A JSON value and where it stands.
 #[derive(Clone, Debug)]
 pub struct Node<'a> {
-    path: String,
+    path: Path,
     raw: &'a RawValue,
+}
+
+/// The way to a value. Text is made of it only for an error: keys can be long, and there can be many values.
+#[derive(Clone, Debug)]
+struct Path(Arc<Part>);
+
+#[derive(Debug)]
+enum Part {
+    Root(String),
+    Key(Path, String),
+    Index(Path, usize),
+}
+
+impl Path {
+    fn root(name: impl Into<String>) -> Self {
+        Self(Arc::new(Part::Root(name.into())))
+    }
+
+    fn key(&self, key: &str) -> Self {
+        Self(Arc::new(Part::Key(self.clone(), key.to_owned())))
+    }
+
+    fn index(&self, index: usize) -> Self {
+        Self(Arc::new(Part::Index(self.clone(), index)))
+    }
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &*self.0 {
+            Part::Root(name) => f.write_str(name),
+            Part::Key(parent, key) => write!(f, "{parent}.{}", shorten(key)),
+            Part::Index(parent, index) => write!(f, "{parent}.{index}"),
+        }
+    }
+}
+
+/// A caller's text as an error may repeat it: cut off with an ellipsis if it is long.
+#[must_use]
+pub fn shorten(text: &str) -> Cow<'_, str> {
+    match text.char_indices().nth(MAX_ECHOED_CHARS) {
+        None => Cow::Borrowed(text),
+        Some((end, _)) => Cow::Owned(format!("{}…", &text[..end])),
+    }
 }
 
 impl<'a> Node<'a> {
     /// A value at a path of the caller's choice.
     #[must_use]
     pub fn new(path: impl Into<String>, raw: &'a RawValue) -> Self {
-        Self { path: path.into(), raw }
+        Self { path: Path::root(path), raw }
     }
 
     /// Where it stands, as in [`FieldError::field`].
     #[must_use]
-    pub fn path(&self) -> &str {
-        &self.path
+    pub fn path(&self) -> String {
+        self.path.to_string()
     }
 
     /// Its text.
@@ -136,7 +187,7 @@ impl<'a> Node<'a> {
     /// An error about this value.
     #[must_use]
     pub fn error(&self, kind: &'static str, message: impl Into<String>) -> FieldError {
-        FieldError::new(self.path.clone(), kind, message)
+        FieldError::new(self.path(), kind, message)
     }
 
     fn fail<T>(&self, kind: &'static str, message: impl Into<String>) -> Read<T> {
@@ -162,14 +213,14 @@ impl<'a> Node<'a> {
     pub fn not_blank(&self, chars: RangeInclusive<usize>) -> Read<String> {
         let text = self.string(chars)?;
         if text.trim().is_empty() {
-            return Err(vec![FieldError::rule(&self.path, "must not be blank")]);
+            return Err(vec![FieldError::rule(self.path(), "must not be blank")]);
         }
         Ok(text)
     }
 
     /// A string that a rule of the application turns into a value; `Err` is the rule's text.
     pub fn parsed<T>(&self, parse: impl FnOnce(&str) -> Result<T, String>) -> Read<T> {
-        parse(&self.string(ANY_LENGTH)?).map_err(|text| vec![FieldError::rule(&self.path, text)])
+        parse(&self.string(ANY_LENGTH)?).map_err(|text| vec![FieldError::rule(self.path(), text)])
     }
 
     /// An integer. `2000`, `2000.0` and `"2000"` are the same; a bound of `i64` counts as none.
@@ -208,7 +259,7 @@ impl<'a> Node<'a> {
             return self.fail("finite_number", "Input should be a finite number");
         }
         if number < min {
-            return self.fail("greater_than_equal", format!("Input should be greater than or equal to {min:?}"));
+            return self.fail("greater_than_equal", format!("Input should be greater than or equal to {min}"));
         }
         Ok(number)
     }
@@ -226,7 +277,7 @@ impl<'a> Node<'a> {
     pub fn map(&self) -> Read<Vec<(String, Self)>> {
         let Some(members) = members(self.raw) else { return self.not_a_map() };
         let nodes = members.into_iter().map(|(key, raw)| {
-            let node = Self::new(format!("{}.{key}", self.path), raw);
+            let node = Self { path: self.path.key(&key), raw };
             (key, node)
         });
         Ok(nodes.collect())
@@ -238,7 +289,7 @@ impl<'a> Node<'a> {
             return self.fail("list_type", "Input should be a valid list");
         };
         let nodes = elements.into_iter().enumerate();
-        Ok(nodes.map(|(index, raw)| Self::new(format!("{}.{index}", self.path), raw)).collect())
+        Ok(nodes.map(|(index, raw)| Self { path: self.path.index(index), raw }).collect())
     }
 
     /// An object that is kept as it is written.
@@ -254,7 +305,7 @@ impl<'a> Node<'a> {
 /// An object whose members are read by name.
 #[derive(Clone, Debug)]
 pub struct Object<'a> {
-    path: String,
+    path: Path,
     members: HashMap<String, &'a RawValue>,
 }
 
@@ -266,7 +317,7 @@ impl<'a> Object<'a> {
     }
 
     fn member(&self, name: &str) -> Option<Node<'a>> {
-        self.members.get(name).map(|raw| Node::new(format!("{}.{name}", self.path), raw))
+        self.members.get(name).map(|&raw| Node { path: self.path.key(name), raw })
     }
 
     /// A member that must be there. `None` if there is an error.
@@ -277,8 +328,7 @@ impl<'a> Object<'a> {
         read: impl FnOnce(&Node<'a>) -> Read<T>,
     ) -> Option<T> {
         let Some(node) = self.member(name) else {
-            errors.push(FieldError::missing(format!("{}.{name}", self.path)));
-            return None;
+            return keep(Err(vec![FieldError::missing(self.path.key(name).to_string())]), errors);
         };
         keep(read(&node), errors)
     }
@@ -329,9 +379,10 @@ impl<'a> Object<'a> {
     }
 }
 
-/// The value, or `None` with its errors added to the others.
+/// The value, or `None` with its errors added to the others, as far as there is room for more.
 pub(crate) fn keep<T>(read: Read<T>, errors: &mut Vec<FieldError>) -> Option<T> {
-    read.map_err(|found| errors.extend(found)).ok()
+    let room = MAX_ERRORS.saturating_sub(errors.len());
+    read.map_err(|found| errors.extend(found.into_iter().take(room))).ok()
 }
 
 /// The digits of a JSON number that has no fraction, `None` if it has one.
@@ -432,7 +483,7 @@ mod tests {
     fn a_float_is_finite_and_bounded() {
         check("2", |node| node.float(1.0), Ok(2.0));
         check("\"1.5\"", |node| node.float(1.0), Ok(1.5));
-        let low = "Input should be greater than or equal to 1.0";
+        let low = "Input should be greater than or equal to 1";
         check("0.5", |node| node.float(1.0), Err(("greater_than_equal", low)));
         check("null", |node| node.float(1.0), Err(("float_type", "Input should be a valid number")));
         check("\"inf\"", |node| node.float(1.0), Err(("finite_number", "Input should be a finite number")));
@@ -449,7 +500,7 @@ mod tests {
         check("[]", |node| node.free_object().map(|_| ()), Err(("dict_type", "Input should be a valid dictionary")));
         let untouched = r#"{"n":123456789012345678901234567890, "n":1}"#;
         check(untouched, |node| node.free_object().map(|raw| raw.get().to_owned()), Ok(untouched.to_owned()));
-        check(r#"[1,"a"]"#, |node| node.list().map(|list| list[1].path().to_owned()), Ok("body.x.1".to_owned()));
+        check(r#"[1,"a"]"#, |node| node.list().map(|list| list[1].path()), Ok("body.x.1".to_owned()));
     }
 
     #[test]
@@ -470,6 +521,18 @@ mod tests {
         assert_eq!(body.patch("bad", &mut errors, read), Patch::Absent);
         let found: Vec<_> = errors.iter().map(|error| (error.field.as_str(), &*error.kind)).collect();
         assert_eq!(found, [("body.absent", "missing"), ("body.null", "string_type"), ("body.bad", "string_type")]);
+    }
+
+    #[test]
+    fn a_flood_of_errors_in_a_long_place_is_answered_shortly() {
+        let json = format!(r#"{{"{}":[{}]}}"#, "k".repeat(100_000), vec!["1"; 100_000].join(","));
+        let map = Node::new("body", check_json(json.as_bytes()).expect("JSON")).map().expect("a map");
+        let mut errors = Vec::new();
+        for node in map[0].1.list().expect("a list") {
+            keep(node.string(ANY_LENGTH), &mut errors);
+        }
+        assert_eq!(errors.len(), MAX_ERRORS);
+        assert_eq!(errors[7].field, format!("body.{}….7", "k".repeat(MAX_ECHOED_CHARS)));
     }
 
     #[test]

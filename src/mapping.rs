@@ -8,7 +8,7 @@ use std::fmt;
 use serde_json::value::RawValue;
 use thiserror::Error;
 
-use crate::input::{MAX_JSON_DEPTH, elements, members, object_of, text, to_raw};
+use crate::input::{MAX_JSON_DEPTH, elements, member, members, object_of, shorten, text, to_raw};
 
 /// Bytes of a resolved input: a mapping may mention a large value many times.
 const MAX_RESOLVED_BYTES: usize = 4 << 20;
@@ -142,7 +142,7 @@ impl<'a> Resolver<'a> {
                         Piece::Reference(reference) => {
                             let value = self.look_up(reference)?;
                             let text = crate::input::text(value);
-                            joined += &text.ok_or_else(|| (reference.to_owned(), MappingFault::NotText))?;
+                            joined += &text.ok_or_else(|| (shorten(reference).into_owned(), MappingFault::NotText))?;
                         }
                     }
                     if joined.len() > MAX_RESOLVED_BYTES {
@@ -160,7 +160,7 @@ impl<'a> Resolver<'a> {
     }
 
     fn look_up(&mut self, reference: &str) -> Result<&'a RawValue, Fault> {
-        self.find(reference).map_err(|reason| (reference.to_owned(), reason))
+        self.find(reference).map_err(|reason| (shorten(reference).into_owned(), reason))
     }
 
     fn find(&mut self, reference: &str) -> Result<&'a RawValue, MappingFault> {
@@ -169,7 +169,7 @@ impl<'a> Resolver<'a> {
             Root::Input(indexes) => (self.scope.input, indexes),
             Root::Output(step, indexes) => {
                 let output = self.scope.outputs.get(step);
-                (output.ok_or_else(|| MappingFault::NoOutput(step.to_owned()))?.as_ref(), indexes)
+                (output.ok_or_else(|| MappingFault::NoOutput(shorten(step).into_owned()))?.as_ref(), indexes)
             }
         };
         for index in indexes {
@@ -202,15 +202,14 @@ impl<'a> Resolver<'a> {
         if self.scanned > MAX_SCANNED_BYTES {
             return Err(MappingFault::TooLarge);
         }
-        if let Some(members) = members(value) {
-            let member = members.into_iter().find(|(name, _)| name == key);
-            return member.map(|(_, value)| value).ok_or_else(|| MappingFault::NoMember(key.to_owned()));
+        if value.get().starts_with('{') {
+            return member(value, key).ok_or_else(|| MappingFault::NoMember(shorten(key).into_owned()));
         }
         if let Some(elements) = elements(value) {
             let element = key.parse().ok().and_then(|index: usize| elements.get(index).copied());
-            return element.ok_or_else(|| MappingFault::NoElement(key.to_owned()));
+            return element.ok_or_else(|| MappingFault::NoElement(shorten(key).into_owned()));
         }
-        Err(MappingFault::NotAContainer(key.to_owned()))
+        Err(MappingFault::NotAContainer(shorten(key).into_owned()))
     }
 }
 
@@ -278,10 +277,7 @@ fn split(text: &str) -> Vec<Piece<'_>> {
 /// input as JSON. A value that is not a string is given as JSON.
 #[must_use]
 pub fn message_text(input: &RawValue) -> String {
-    let members = members(input).unwrap_or_default();
-    let said = ["text", "query"].into_iter().find_map(|wanted| {
-        members.iter().find(|(name, value)| name == wanted && is_truthy(value)).map(|(_, value)| *value)
-    });
+    let said = ["text", "query"].into_iter().find_map(|name| member(input, name).filter(|value| is_truthy(value)));
     said.map_or_else(|| input.get().to_owned(), |value| text(value).unwrap_or_else(|| value.get().to_owned()))
 }
 
@@ -418,7 +414,7 @@ mod tests {
             let resolved = resolve(&[("m".to_owned(), RawValue::from_string(value).expect("JSON"))], &scope);
             assert!(resolved.is_err_and(|error| error.reason == MappingFault::TooLarge));
         };
-        too_large(format!("[{}]", vec![r#""${workflow.input.a}""#; 5].join(",")));
+        too_large(format!("[{}]", [r#""${workflow.input.a}""#; 5].join(",")));
         too_large(format!("\"{}\"", "${workflow.input.a}".repeat(5)));
         too_large(format!("[{}]", vec![r#""${workflow.input.b}""#; 300].join(",")));
         too_large(format!("{}\"${{a}}\"{}", "[".repeat(100), "]".repeat(100)));

@@ -3,18 +3,20 @@
 //! A [`Content`] has passed every rule of the contract's §3 except the existence of its agents, which needs the
 //! database; [`Steps::agent_names`] names them. A [`Plan`] is the reader's side: what a run is executed from.
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 use serde_json::value::RawValue;
 
 use self::step::Origin;
-use crate::input::{ANY_LENGTH, FieldError, Node, Object, Patch, Read, members, text, to_raw};
+use crate::input::{ANY_LENGTH, FieldError, Node, Object, Patch, Read, member, text, to_raw};
 
 mod plan;
 mod step;
+mod steps;
 mod validate;
 
 pub use plan::{Plan, PlanError};
-pub use step::{Branch, Condition, ForkJoinConfig, LoopConfig, Step, StepKind, Steps};
+pub use step::{Branch, Condition, ForkJoinConfig, LoopConfig, Step, StepKind};
+pub use steps::Steps;
 
 /// Characters of a workflow's name, as in its column.
 const NAME_CHARS: std::ops::RangeInclusive<usize> = 1..=255;
@@ -190,15 +192,7 @@ impl Content {
 /// The `workflow_id` of a stored plan, to be kept by updates; `None` if the plan has none.
 #[must_use]
 pub fn plan_workflow_id(plan: &RawValue) -> Option<String> {
-    let members = members(plan)?;
-    let (_, id) = members.into_iter().find(|(name, _)| name == "workflow_id")?;
-    text(id)
-}
-
-impl Serialize for Steps {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.entries())
-    }
+    member(plan, "workflow_id").and_then(text)
 }
 
 #[cfg(test)]

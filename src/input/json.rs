@@ -1,9 +1,9 @@
-//! JSON text before it is decoded: is it fit for PostgreSQL and for programs that recurse, and raw access to it.
+//! JSON text before it is decoded: is it fit for the database and for programs that recurse, and raw access to it.
 
 use std::collections::HashMap;
 use std::fmt;
 
-use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 use thiserror::Error;
@@ -13,13 +13,13 @@ use super::FieldError;
 /// How deeply arrays and objects may be nested; readers down the line recurse.
 pub const MAX_JSON_DEPTH: usize = 64;
 
-/// Characters of one number. PostgreSQL keeps every digit, and arithmetic on them is quadratic.
+/// Characters of one number. The database keeps every digit, and arithmetic on them is quadratic.
 const MAX_NUMBER_CHARS: usize = 1000;
 
 /// Magnitude of an exponent, as in an `f64`.
 const MAX_EXPONENT: u32 = 308;
 
-/// Sum of all exponents: PostgreSQL writes `1e308` out, so a document could come back sixty times as long.
+/// Sum of all exponents: the database writes `1e308` out, so a document could come back sixty times as long.
 const MAX_EXPONENT_SUM: usize = 1 << 20;
 
 /// What is wrong with a JSON text, and at which byte.
@@ -170,18 +170,66 @@ impl<'a> Visitor<'a> for Members {
         let mut members: Self::Value = Vec::new();
         let mut places = HashMap::new();
         while let Some((name, value)) = map.next_entry::<String, &RawValue>()? {
-            match places.get(&name) {
-                Some(&place) => {
-                    let place: usize = place;
-                    members[place].1 = value;
-                }
-                None => {
-                    places.insert(name.clone(), members.len());
-                    members.push((name, value));
-                }
+            if let Some(&place) = places.get(&name) {
+                let (_, earlier): &mut (String, &RawValue) = &mut members[place];
+                *earlier = value;
+            } else {
+                places.insert(name.clone(), members.len());
+                members.push((name, value));
             }
         }
         Ok(members)
+    }
+}
+
+/// The member of that name of a JSON object, without the cost of looking at the others closely. `None` also if it is
+/// not an object.
+#[must_use]
+pub fn member<'a>(raw: &'a RawValue, name: &str) -> Option<&'a RawValue> {
+    serde_json::Deserializer::from_str(raw.get()).deserialize_map(FindMember(name)).ok()?
+}
+
+struct FindMember<'n>(&'n str);
+
+impl<'a> Visitor<'a> for FindMember<'_> {
+    type Value = Option<&'a RawValue>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut found = None;
+        while let Some(is_it) = map.next_key_seed(IsName(self.0))? {
+            if is_it {
+                found = Some(map.next_value()?);
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(found)
+    }
+}
+
+struct IsName<'n>(&'n str);
+
+impl<'a> DeserializeSeed<'a> for IsName<'_> {
+    type Value = bool;
+
+    fn deserialize<D: Deserializer<'a>>(self, deserializer: D) -> Result<bool, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for IsName<'_> {
+    type Value = bool;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a name")
+    }
+
+    fn visit_str<E: de::Error>(self, name: &str) -> Result<bool, E> {
+        Ok(name == self.0)
     }
 }
 
@@ -305,5 +353,7 @@ mod tests {
         let again = object_of(members.iter().map(|(name, value)| (name.as_str(), *value)));
         assert_eq!(again.get(), r#"{"a":123456789012345678901234567890,"b":[ 1 ]}"#);
         assert!(super::members(RawValue::NULL).is_none());
+        assert_eq!(member(raw, "a").map(RawValue::get), Some("123456789012345678901234567890"));
+        assert!(member(raw, "c").is_none() && member(RawValue::NULL, "a").is_none());
     }
 }

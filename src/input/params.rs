@@ -104,6 +104,8 @@ mod tests {
         ] {
             check(text, Err(kind));
         }
+        let unbounded = query_int("page", "-99999999999999999999999", i64::MIN..=0);
+        assert!(unbounded.is_err_and(|error| error.kind == "greater_than_equal"));
     }
 
     #[test]

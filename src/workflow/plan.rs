@@ -3,7 +3,8 @@
 use serde_json::value::RawValue;
 use thiserror::Error;
 
-use super::step::{Origin, Steps};
+use super::step::Origin;
+use super::steps::Steps;
 use super::validate;
 use crate::input::{FieldError, Node, Object, Read, text};
 

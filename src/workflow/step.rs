@@ -1,6 +1,5 @@
 //! One step: its members, and the rules that need nothing but the step (1 to 9 of the contract's §3).
 
-use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
 
 use serde::{Serialize, Serializer};
@@ -138,6 +137,7 @@ pub struct Branch {
     pub timeout_seconds: Option<i64>,
 }
 
+#[expect(clippy::ref_option, reason = "the signature that serde calls")]
 fn as_map<S: Serializer>(map: &Option<Vec<(String, Box<RawValue>)>>, serializer: S) -> Result<S::Ok, S::Error> {
     match map {
         Some(members) => as_entries(members, serializer),
@@ -174,7 +174,7 @@ impl Step {
     }
 
     /// Reads the members, then checks the step's own rules if they are all good.
-    fn read(key: &str, node: &Node<'_>, origin: Origin) -> Read<Self> {
+    pub(super) fn read(key: &str, node: &Node<'_>, origin: Origin) -> Read<Self> {
         let object = node.object()?;
         let mut errors = Vec::new();
         let id = match origin {
@@ -366,77 +366,21 @@ fn some_strings(node: &Node<'_>) -> Read<Vec<String>> {
 }
 
 /// Every value of a map, or the errors of all of them.
-fn all<'a, T>(nodes: Vec<(String, Node<'a>)>, read: impl Fn(&str, &Node<'a>) -> Read<T>) -> Read<Vec<(String, T)>> {
+pub(super) fn all<'a, T>(
+    nodes: Vec<(String, Node<'a>)>,
+    read: impl Fn(&str, &Node<'a>) -> Read<T>,
+) -> Read<Vec<(String, T)>> {
     let mut errors = Vec::new();
     let read = |(key, node): (String, Node<'a>)| keep(read(&key, &node), &mut errors).map(|value| (key, value));
     let values = nodes.into_iter().filter_map(read).collect();
     if errors.is_empty() { Ok(values) } else { Err(errors) }
 }
 
-/// The steps of a definition by id, in the order given. Serialises to a map.
-#[derive(Clone, Debug)]
-pub struct Steps {
-    entries: Vec<(String, Step)>,
-    places: HashMap<String, usize>,
-}
-
-impl Steps {
-    pub(super) fn read(node: &Node<'_>, origin: Origin) -> Read<Self> {
-        let nodes = node.map()?;
-        if nodes.is_empty() {
-            let message = "Dictionary should have at least 1 item after validation, not 0";
-            return Err(vec![node.error("too_short", message)]);
-        }
-        let entries = all(nodes, |key, node| Step::read(key, node, origin))?;
-        let places = entries.iter().enumerate().map(|(place, (key, _))| (key.clone(), place)).collect();
-        Ok(Self { entries, places })
-    }
-
-    /// The step of that id, if there is one.
-    #[must_use]
-    pub fn get(&self, id: &str) -> Option<&Step> {
-        self.place(id).map(|place| &self.entries[place].1)
-    }
-
-    /// All steps in order.
-    pub fn iter(&self) -> impl Iterator<Item = &Step> {
-        self.entries.iter().map(|(_, step)| step)
-    }
-
-    /// How many there are, at least one.
-    #[must_use]
-    #[expect(clippy::len_without_is_empty, reason = "there is always one")]
-    pub fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    /// The agents that any step names, whatever its kind; each once, in order of mention.
-    #[must_use]
-    pub fn agent_names(&self) -> Vec<&str> {
-        let mut seen = HashSet::new();
-        self.iter().filter_map(|step| step.agent_name.as_deref()).filter(|name| seen.insert(*name)).collect()
-    }
-
-    /// Keys, which equal the ids once that rule was checked, and steps.
-    pub(super) fn entries(&self) -> impl Iterator<Item = (&str, &Step)> {
-        self.entries.iter().map(|(key, step)| (key.as_str(), step))
-    }
-
-    /// The place of the step of that key in [`Steps::iter`].
-    pub(super) fn place(&self, key: &str) -> Option<usize> {
-        self.places.get(key).copied()
-    }
-
-    /// The step at a place that [`Steps::place`] gave.
-    pub(super) fn at(&self, place: usize) -> &Step {
-        &self.entries[place].1
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::input::check_json;
+    use crate::workflow::Steps;
 
     /// The `field kind` of each error of a step `s` with these members, in order.
     fn check(members: &str, expected: &[&str]) {

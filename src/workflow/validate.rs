@@ -3,7 +3,8 @@
 //! Every walk is iterative and linear in the number of mentions: a definition may chain or nest as many steps as a
 //! body has room for, and a stack has less.
 
-use super::step::Steps;
+use super::steps::Steps;
+use crate::input::shorten;
 
 /// Checks a whole definition; the text of the first broken rule.
 pub(super) fn definition(start_step: &str, steps: &Steps) -> Result<(), String> {
@@ -13,7 +14,7 @@ pub(super) fn definition(start_step: &str, steps: &Steps) -> Result<(), String> 
     all_reachable(start_step, steps)?;
     for step in steps.iter() {
         if let Some(id) = step.nested().find(|id| steps.place(id).is_none()) {
-            return Err(format!("step '{}' refers to step '{id}', which does not exist", step.id));
+            return Err(format!("step '{}' refers to step '{}', which does not exist", step.id, shorten(id)));
         }
     }
     no_cycle(steps, |step| steps.at(step).nested()).map_err(|id| format!("step '{id}' contains itself"))
@@ -22,14 +23,14 @@ pub(super) fn definition(start_step: &str, steps: &Steps) -> Result<(), String> 
 /// The rules without which steps cannot be walked: start, keys and successors.
 pub(super) fn chain(start_step: &str, steps: &Steps) -> Result<(), String> {
     if steps.place(start_step).is_none() {
-        return Err(format!("start_step '{start_step}' is not one of the steps"));
+        return Err(format!("start_step '{}' is not one of the steps", shorten(start_step)));
     }
     if let Some((key, step)) = steps.entries().find(|(key, step)| *key != step.id) {
-        return Err(format!("step '{key}' has the id '{}'; key and id must be equal", step.id));
+        return Err(format!("step '{}' has the id '{}'; key and id must be equal", shorten(key), shorten(&step.id)));
     }
     for step in steps.iter() {
         if let Some(next) = step.next_step.as_deref().filter(|next| steps.place(next).is_none()) {
-            return Err(format!("step '{}' is followed by step '{next}', which does not exist", step.id));
+            return Err(format!("step '{}' is followed by step '{}', which does not exist", step.id, shorten(next)));
         }
     }
     Ok(())

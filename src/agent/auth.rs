@@ -1,0 +1,135 @@
+//! The credentials of an agent: which there are, what is stored, what is shown.
+
+use serde_json::value::RawValue;
+
+use crate::input::{FieldError, Node, Read, members, object_of, text, to_raw};
+
+/// How the service proves itself to an agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuthType {
+    /// It does not.
+    None,
+    /// `Authorization: Bearer <token>`.
+    Bearer,
+    /// A key in a header of the agent's choice.
+    ApiKey,
+}
+
+impl AuthType {
+    const ALL: [Self; 3] = [Self::None, Self::Bearer, Self::ApiKey];
+
+    /// As in the `auth_type` column and on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Bearer => "bearer",
+            Self::ApiKey => "apikey",
+        }
+    }
+
+    /// The type of that name, in lower case.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|auth_type| auth_type.as_str() == name)
+    }
+
+    pub(super) fn read(node: &Node<'_>) -> Read<Self> {
+        node.parsed(|name| {
+            Self::parse(&name.to_lowercase()).ok_or_else(|| "must be one of none, bearer, apikey".to_owned())
+        })
+    }
+}
+
+/// The credentials to store, if they fit the type.
+///
+/// What [`render_auth_config`] adds is taken away, so that a client may send back what it got: `type`, and for API
+/// keys `header`. An API key with a `header` but no `header_name` is understood as the reference's bridge does.
+pub(super) fn checked_auth_config(auth_type: AuthType, config: Option<&RawValue>) -> Read<Option<Box<RawValue>>> {
+    let fail = |text: &str| Err(vec![FieldError::rule("body.auth_config", text)]);
+    let Some(config) = config else {
+        return match auth_type {
+            AuthType::None => Ok(None),
+            AuthType::Bearer => fail("must contain token for auth_type bearer"),
+            AuthType::ApiKey => fail("must contain key and header_name for auth_type apikey"),
+        };
+    };
+    let mut members = members(config).unwrap_or_default();
+    members.retain(|(name, _)| name != "type");
+    let has = |members: &[(String, &RawValue)], wanted: &str| {
+        members.iter().any(|(name, value)| name == wanted && value.get() != "null")
+    };
+    match auth_type {
+        AuthType::None => return fail("must be null for auth_type none"),
+        AuthType::Bearer if !has(&members, "token") => return fail("must contain token for auth_type bearer"),
+        AuthType::Bearer => {}
+        AuthType::ApiKey => {
+            if has(&members, "header_name") {
+                members.retain(|(name, _)| name != "header");
+            } else {
+                members.retain(|(name, _)| name != "header_name");
+                for (name, _) in members.iter_mut().filter(|(name, _)| name == "header") {
+                    "header_name".clone_into(name);
+                }
+            }
+            if !has(&members, "key") || !has(&members, "header_name") {
+                return fail("must contain key and header_name for auth_type apikey");
+            }
+        }
+    }
+    Ok(Some(object_of(members.iter().map(|(name, value)| (name.as_str(), *value)))))
+}
+
+/// The credentials as they are shown; `None` for none, for a JSON null and for what is not an object.
+///
+/// The reference's executor and bridge read every value as a string and choose the header by `type` and `header`, so
+/// these two are added and scalars are turned into strings (other values into their JSON text; nulls are left out).
+#[must_use]
+pub fn render_auth_config(auth_type: AuthType, stored: Option<&RawValue>) -> Option<Box<RawValue>> {
+    let mut shown: Vec<(String, Box<RawValue>)> = members(stored?)?
+        .into_iter()
+        .filter(|(name, value)| name != "type" && value.get() != "null")
+        .map(|(name, value)| {
+            let value = if text(value).is_some() { value.to_owned() } else { to_raw(value.get()) };
+            (name, value)
+        })
+        .collect();
+    shown.push(("type".to_owned(), to_raw(auth_type.as_str())));
+    let header = shown.iter().find(|(name, _)| name == "header_name").map(|(_, value)| value.clone());
+    if let (AuthType::ApiKey, Some(header)) = (auth_type, header) {
+        shown.retain(|(name, _)| name != "header");
+        shown.push(("header".to_owned(), header));
+    }
+    Some(object_of(shown.iter().map(|(name, value)| (name.as_str(), &**value))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::input::check_json;
+
+    fn raw(json: &str) -> &RawValue {
+        check_json(json.as_bytes()).expect(json)
+    }
+
+    #[test]
+    fn shown_credentials_can_be_sent_back() {
+        for (auth_type, stored, shown) in [
+            (AuthType::Bearer, r#"{"token":"t","n":1}"#, r#"{"token":"t","n":"1","type":"bearer"}"#),
+            (
+                AuthType::ApiKey,
+                r#"{"key":"k","header_name":"H","o":{"a":true},"z":null}"#,
+                r#"{"key":"k","header_name":"H","o":"{\"a\":true}","type":"apikey","header":"H"}"#,
+            ),
+        ] {
+            let rendered = render_auth_config(auth_type, Some(raw(stored))).expect("an object");
+            assert_eq!(rendered.get(), shown);
+            let again = checked_auth_config(auth_type, Some(&rendered)).expect("valid").expect("some");
+            assert_eq!(render_auth_config(auth_type, Some(&again)).expect("an object").get(), shown);
+            assert!(!again.get().contains("\"type\"") && !again.get().contains("\"header\""), "{again}");
+        }
+        assert!(render_auth_config(AuthType::Bearer, None).is_none());
+        assert!(render_auth_config(AuthType::Bearer, Some(RawValue::NULL)).is_none());
+        assert!(render_auth_config(AuthType::Bearer, Some(raw("[1]"))).is_none());
+    }
+}

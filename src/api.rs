@@ -1,0 +1,144 @@
+//! The HTTP API: state, the list of routes, and the order of what surrounds them.
+
+pub mod agents;
+pub mod auth;
+pub mod docs;
+pub mod error;
+pub mod extract;
+pub mod request;
+pub mod runs;
+pub mod system;
+pub mod workflows;
+
+use std::{ops::Deref, sync::Arc, time::Instant};
+
+use axum::{Router, middleware};
+use http::{HeaderName, Method, header};
+use sqlx::PgPool;
+use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer, ExposeHeaders};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    actions::start_run::Definitions,
+    config::{self, Config, Listed},
+    outbox::Relay,
+    readiness::Readiness,
+    run_writer::RunWriter,
+};
+
+/// The header that carries the correlation id in both directions.
+pub const CORRELATION_ID: HeaderName = HeaderName::from_static("x-correlation-id");
+/// Makes a repeated execute answer with the first run.
+pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// On the answer to such a repeat.
+pub const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
+
+/// What handlers work with. Cheap to clone.
+#[derive(Clone)]
+pub struct App(Arc<Parts>);
+
+/// The parts of [`App`].
+pub struct Parts {
+    /// All settings.
+    pub config: Config,
+    /// For everything but starting runs.
+    pub pool: PgPool,
+    /// Where runs are started.
+    pub writer: RunWriter,
+    /// Where messages go.
+    pub relay: Relay,
+    /// Definitions by id, for starting runs.
+    pub definitions: Definitions,
+    /// The answer of `/health/ready`.
+    pub readiness: Readiness,
+    /// For the health of agents.
+    pub http: reqwest::Client,
+    /// For the uptime.
+    pub started: Instant,
+}
+
+impl App {
+    /// Puts the parts together.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+}
+
+impl Deref for App {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+/// All routes of the API with their OpenAPI document: the ones under the prefix, and the ones at the root.
+#[must_use]
+pub fn routes(api: &config::Api) -> OpenApiRouter<App> {
+    let business = OpenApiRouter::new()
+        .routes(routes!(agents::list_agents, agents::create_agent))
+        .routes(routes!(agents::get_agent, agents::update_agent, agents::delete_agent))
+        .routes(routes!(agents::check_agent))
+        .routes(routes!(workflows::list_workflows, workflows::create_workflow))
+        .routes(routes!(workflows::get_workflow, workflows::update_workflow, workflows::delete_workflow))
+        .routes(routes!(workflows::list_workflow_versions))
+        .routes(routes!(workflows::execute_workflow))
+        .routes(routes!(runs::list_runs))
+        .routes(routes!(runs::get_run))
+        .routes(routes!(runs::list_steps))
+        .routes(routes!(runs::retry_run))
+        .routes(routes!(runs::cancel_run));
+    let root = OpenApiRouter::with_openapi(docs::document(api))
+        .routes(routes!(system::get_root))
+        .routes(routes!(system::get_health))
+        .routes(routes!(system::get_readiness))
+        .routes(routes!(system::get_metrics));
+    if api.prefix.is_empty() { root.merge(business) } else { root.nest(&api.prefix, business) }
+}
+
+/// The whole service. From the outside in: CORS, so that error answers carry its headers too; then `request`, which
+/// knows correlation id, caller, limits and errors; then the routes.
+#[must_use]
+pub fn router(app: App) -> Router {
+    let (routes, document) = routes(&app.config.api).split_for_parts();
+    routes
+        .merge(docs::router(&document))
+        .fallback(request::no_such_route)
+        .method_not_allowed_fallback(request::no_such_method)
+        .layer(middleware::from_fn_with_state(app.clone(), request::surround))
+        .layer(cors(&app.config.cors))
+        .with_state(app)
+}
+
+/// The settings as a layer. Wildcards are mirrored where credentials are allowed, as browsers demand.
+fn cors(settings: &config::Cors) -> CorsLayer {
+    let origin = match &settings.origins {
+        Listed::Any if settings.credentials => AllowOrigin::mirror_request(),
+        Listed::Any => AllowOrigin::any(),
+        Listed::These(origins) => AllowOrigin::list(origins.iter().cloned()),
+    };
+    let methods = match &settings.methods {
+        Listed::Any => AllowMethods::list([
+            Method::DELETE,
+            Method::GET,
+            Method::HEAD,
+            Method::OPTIONS,
+            Method::PATCH,
+            Method::POST,
+            Method::PUT,
+        ]),
+        Listed::These(methods) => AllowMethods::list(methods.iter().cloned()),
+    };
+    let headers = match &settings.headers {
+        Listed::Any => AllowHeaders::mirror_request(),
+        Listed::These(headers) => AllowHeaders::list(headers.iter().cloned()),
+    };
+    CorsLayer::new()
+        .allow_origin(origin)
+        .allow_methods(methods)
+        .allow_headers(headers)
+        .allow_credentials(settings.credentials)
+        .expose_headers(ExposeHeaders::list([CORRELATION_ID, IDEMPOTENCY_REPLAYED, header::LOCATION, header::RETRY_AFTER]))
+        .max_age(std::time::Duration::from_secs(600))
+}

@@ -1,0 +1,95 @@
+//! Who calls. With authentication on, every route under the prefix needs a bearer token.
+
+use axum::extract::{FromRequestParts, Request};
+use chrono::Utc;
+use http::{HeaderValue, StatusCode, header, request::Parts};
+use jsonwebtoken::{DecodingKey, EncodingKey, Header, Validation, decode, encode};
+use secrecy::ExposeSecret;
+use serde::{Deserialize, Serialize};
+
+use super::App;
+use crate::{api::error::ApiError, config};
+
+/// Who a request is from. Its existence is the proof that the caller was let in.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// The token's `sub`; `system` while authentication is off.
+    pub subject: String,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
+        parts.extensions.get::<Self>().cloned().ok_or_else(ApiError::internal)
+    }
+}
+
+/// What a token of ours says.
+#[derive(Debug, Serialize, Deserialize)]
+struct Claims {
+    sub: String,
+    iat: i64,
+    exp: i64,
+}
+
+/// What of a caller's token counts.
+#[derive(Deserialize)]
+struct Presented {
+    sub: String,
+}
+
+/// Why no token can be made.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// There is no key.
+    #[error("JWT_SECRET is not set, so there is nothing to sign a token with")]
+    NoSecret,
+    /// The library refused.
+    #[error("the token could not be signed")]
+    Sign(#[from] jsonwebtoken::errors::Error),
+}
+
+/// The caller of a request, or the answer to give instead.
+pub fn authenticate(app: &App, request: &Request) -> Result<Caller, ApiError> {
+    let auth = &app.config.auth;
+    let path = request.uri().path();
+    let is_business = path.strip_prefix(&app.config.api.prefix).is_some_and(|rest| rest.starts_with('/'));
+    let is_public = super::docs::is_public(path);
+    if !auth.enabled || is_public || !is_business {
+        return Ok(Caller { subject: "system".to_owned() });
+    }
+    let unauthorized = |detail: &str| {
+        ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
+            .with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
+    };
+    let header = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let Some(token) = header.and_then(|value| {
+        let (scheme, token) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+    }) else {
+        return Err(unauthorized("A bearer token is required"));
+    };
+    let Some(secret) = &auth.jwt_secret else { return Err(ApiError::internal()) };
+    let mut validation = Validation::new(auth.algorithm);
+    validation.set_required_spec_claims(&["exp", "sub"]);
+    validation.validate_nbf = true;
+    validation.validate_aud = false;
+    let key = DecodingKey::from_secret(secret.expose_secret().as_bytes());
+    match decode::<Presented>(token, &key, &validation) {
+        Ok(token) if !token.claims.sub.is_empty() && token.claims.sub.len() <= 255 => {
+            Ok(Caller { subject: token.claims.sub })
+        }
+        _ => Err(unauthorized("The bearer token is not valid")),
+    }
+}
+
+/// A token for that subject, valid for `JWT_EXPIRATION_MINUTES`.
+pub fn token(auth: &config::Auth, subject: &str) -> Result<String, TokenError> {
+    let secret = auth.jwt_secret.as_ref().ok_or(TokenError::NoSecret)?;
+    let iat = Utc::now().timestamp();
+    let lifetime_secs = i64::try_from(auth.token_lifetime.as_secs()).unwrap_or(i64::MAX);
+    let claims = Claims { sub: subject.to_owned(), iat, exp: iat.saturating_add(lifetime_secs) };
+    let key = EncodingKey::from_secret(secret.expose_secret().as_bytes());
+    Ok(encode(&Header::new(auth.algorithm), &claims, &key)?)
+}

@@ -1,0 +1,229 @@
+//! The one type that becomes an error response. Every error body of the API is made here.
+
+use std::sync::Arc;
+
+use axum::response::{IntoResponse, Response};
+use http::{HeaderName, HeaderValue, StatusCode, header};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::{db, input::FieldError, timestamp::Timestamp};
+
+/// Seconds after which a 503 may be tried again.
+const RETRY_AFTER_SECS: &str = "2";
+
+/// An error on its way to the client: status, stable `code`, a sentence. The cause of a 5xx is not shown; the
+/// request log takes it from the response.
+#[derive(Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    code: &'static str,
+    detail: String,
+    errors: Vec<FieldError>,
+    cause: Option<Cause>,
+    headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// What the request log shows of a 5xx.
+#[derive(Clone, Debug)]
+pub struct Cause(pub Arc<dyn std::error::Error + Send + Sync>);
+
+/// The body of every error answer.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ErrorBody {
+    /// Title of the status.
+    #[schema(example = "Not Found")]
+    error: &'static str,
+    /// A sentence for people.
+    #[schema(example = "Workflow not found")]
+    detail: String,
+    /// Stable word for programs.
+    #[schema(example = "workflow_not_found")]
+    code: &'static str,
+    /// What is wrong with the request, member by member; only with 422.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<FieldErrorBody>)]
+    errors: Vec<FieldError>,
+    /// The HTTP status.
+    #[schema(example = 404)]
+    status_code: u16,
+    /// When it happened.
+    #[schema(value_type = String, format = DateTime)]
+    timestamp: Timestamp,
+    /// Path of the request.
+    #[schema(example = "/api/v1/workflows/7a1d4c1e-6a0b-4f6a-8a37-51d1f3c1b9aa")]
+    path: String,
+    /// The request's correlation id, by which its log lines are found.
+    request_id: String,
+}
+
+/// One entry of `errors`.
+#[derive(ToSchema)]
+#[schema(as = FieldError)]
+#[expect(dead_code, reason = "describes `input::FieldError`, which knows nothing of OpenAPI")]
+pub struct FieldErrorBody {
+    /// Where, such as `body.steps.a.agent_name`.
+    field: String,
+    /// What is wrong, for people.
+    message: String,
+    /// What is wrong, for programs.
+    r#type: String,
+}
+
+impl ApiError {
+    /// An error with its own code.
+    #[must_use]
+    pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Self { status, code, detail: detail.into(), errors: Vec::new(), cause: None, headers: Vec::new() }
+    }
+
+    /// 400.
+    #[must_use]
+    pub fn bad_request(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, code, detail)
+    }
+
+    /// 404.
+    #[must_use]
+    pub fn not_found(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, code, detail)
+    }
+
+    /// 409.
+    #[must_use]
+    pub fn conflict(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, code, detail)
+    }
+
+    /// 422 with what is wrong, member by member.
+    #[must_use]
+    pub fn invalid(errors: Vec<FieldError>) -> Self {
+        let detail = "The request is not valid; `errors` says where and why";
+        Self { errors, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "validation_error", detail) }
+    }
+
+    /// 503: try again shortly.
+    #[must_use]
+    pub fn unavailable(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail)
+            .with_header(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECS))
+    }
+
+    /// 500 with a constant body; the cause goes to the log.
+    #[must_use]
+    pub fn internal() -> Self {
+        let detail = "The request could not be completed; its request_id finds the reason in the log";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", detail)
+    }
+
+    /// Adds a header to the answer.
+    #[must_use]
+    pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+
+    fn because(mut self, cause: Arc<dyn std::error::Error + Send + Sync>) -> Self {
+        self.cause = Some(Cause(cause));
+        self
+    }
+
+    /// The status of the answer.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// Renders the body, once the request's path and correlation id are known.
+    #[must_use]
+    pub fn render(self, path: &str, request_id: &str) -> Response {
+        let body = ErrorBody {
+            error: title(self.status),
+            detail: self.detail,
+            code: self.code,
+            errors: self.errors,
+            status_code: self.status.as_u16(),
+            timestamp: Timestamp::now(),
+            path: path.to_owned(),
+            request_id: request_id.to_owned(),
+        };
+        let mut response = (self.status, axum::Json(body)).into_response();
+        for (name, value) in self.headers {
+            response.headers_mut().insert(name, value);
+        }
+        if let Some(cause) = self.cause {
+            response.extensions_mut().insert(cause);
+        }
+        response
+    }
+}
+
+/// The error waits in the response until `api::request` renders it, which knows path and correlation id.
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = self.status.into_response();
+        response.extensions_mut().insert(Pending(Arc::new(std::sync::Mutex::new(Some(self)))));
+        response
+    }
+}
+
+/// An [`ApiError`] inside a response. Shared and emptied once, since extensions have to be `Clone`.
+#[derive(Clone)]
+pub struct Pending(Arc<std::sync::Mutex<Option<ApiError>>>);
+
+impl Pending {
+    /// The error, at the first call.
+    #[must_use]
+    pub fn take(&self) -> Option<ApiError> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()
+    }
+}
+
+fn title(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::UNPROCESSABLE_ENTITY => "Validation Error",
+        other => other.canonical_reason().unwrap_or("Error"),
+    }
+}
+
+impl From<Vec<FieldError>> for ApiError {
+    fn from(errors: Vec<FieldError>) -> Self {
+        Self::invalid(errors)
+    }
+}
+
+impl From<FieldError> for ApiError {
+    fn from(error: FieldError) -> Self {
+        Self::invalid(vec![error])
+    }
+}
+
+impl From<db::Error> for ApiError {
+    fn from(error: db::Error) -> Self {
+        Arc::new(error).into()
+    }
+}
+
+impl From<Arc<db::Error>> for ApiError {
+    fn from(error: Arc<db::Error>) -> Self {
+        match &*error {
+            db::Error::Unavailable(_) | db::Error::Collision(_) => {
+                Self::unavailable("database_unavailable", "The database is not available at the moment").because(error)
+            }
+            db::Error::Conflict { .. } => {
+                Self::conflict("already_exists", "A resource with these values already exists").because(error)
+            }
+            db::Error::Refused(_) => {
+                let value = FieldError::new("body", "value_error", "Value error, a value cannot be stored");
+                Self::invalid(vec![value]).because(error)
+            }
+            db::Error::Bug(_) => Self::internal().because(error),
+        }
+    }
+}
+
+impl From<sqlx::Error> for ApiError {
+    fn from(error: sqlx::Error) -> Self {
+        db::Error::from(error).into()
+    }
+}

@@ -1,0 +1,138 @@
+//! PostgreSQL: connecting, and what can go wrong. All SQL of the service is in the modules below this one.
+//!
+//! Statements are checked by the tests that run them, not by macros, so that a build needs neither a database nor
+//! generated files. No statement runs inside a time-out or a `select!`: dropping a sqlx future on the wire can
+//! leave a pooled connection inside an open transaction. `statement_timeout` bounds statements instead.
+
+pub mod agents;
+pub mod audit;
+pub mod executions;
+pub mod idempotency;
+pub mod migrations;
+pub mod outbox;
+pub mod processes;
+pub mod runs;
+pub mod workflows;
+
+use std::time::Duration;
+
+use sqlx::{
+    ConnectOptions as _, PgConnection, PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+
+use crate::config;
+
+/// What went wrong with a statement, as far as a caller can act on it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The database cannot be reached, is starting or stopping, is out of resources, or took too long. The
+    /// statement may be tried again later.
+    #[error("the database is unavailable")]
+    Unavailable(#[source] sqlx::Error),
+    /// A unique or other constraint would be violated.
+    #[error("constraint {constraint} would be violated")]
+    Conflict {
+        /// The constraint's or unique index's name.
+        constraint: String,
+        /// What the driver said.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// A value that the column's type or a check refuses.
+    #[error("the database refuses a value")]
+    Refused(#[source] sqlx::Error),
+    /// Serialization failure or deadlock: the same statement may succeed at once.
+    #[error("the statement collided with another one")]
+    Collision(#[source] sqlx::Error),
+    /// Anything else: a bug or a damaged row.
+    #[error("unexpected database error")]
+    Bug(#[source] sqlx::Error),
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        use sqlx::error::ErrorKind;
+        match &error {
+            sqlx::Error::Io(_)
+            | sqlx::Error::Tls(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::WorkerCrashed => return Self::Unavailable(error),
+            _ => {}
+        }
+        let Some(database) = error.as_database_error() else { return Self::Bug(error) };
+        let code = database.code().unwrap_or_default().into_owned();
+        let constraint = database.constraint().unwrap_or_default().to_owned();
+        match (database.kind(), code.as_str()) {
+            (ErrorKind::UniqueViolation, _) => Self::Conflict { constraint, source: error },
+            (_, "40001" | "40P01") => Self::Collision(error),
+            (_, "55P03" | "57014") => Self::Unavailable(error),
+            (_, "23503" | "23514" | "54000") => Self::Refused(error),
+            // 3D000, 28xxx: no such database, not let in. An operator's mistake that is mended without a restart.
+            (_, code) if ["08", "53", "57P", "28", "3D"].iter().any(|class| code.starts_with(class)) => {
+                Self::Unavailable(error)
+            }
+            // 42P01, 42703: a table or column is missing, so the schema is not there yet.
+            (_, "42P01" | "42703") => Self::Unavailable(error),
+            (_, code) if code.starts_with("22") => Self::Refused(error),
+            _ => Self::Bug(error),
+        }
+    }
+}
+
+impl Error {
+    /// The same statement may succeed when it is run again.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Collision(_))
+    }
+}
+
+/// A statement that takes longer is cancelled by the server.
+const STATEMENT_TIMEOUT: &str = "5s";
+/// A statement waits no longer for a lock.
+const LOCK_TIMEOUT: &str = "2s";
+/// A transaction that its client forgot is ended by the server.
+const IDLE_IN_TRANSACTION_TIMEOUT: &str = "10s";
+/// A request that gets no connection for this long is answered 503.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Connections above `DATABASE_POOL_SIZE` are closed when idle for this long.
+const SURPLUS_IDLE: Duration = Duration::from_secs(10);
+/// Statements slower than this are logged as warnings.
+const SLOW_STATEMENT: Duration = Duration::from_millis(500);
+
+/// The options of every connection: session settings, and how statements are logged.
+#[must_use]
+pub fn connect_options(settings: &config::Database) -> PgConnectOptions {
+    let level = if settings.echo { log::LevelFilter::Info } else { log::LevelFilter::Trace };
+    settings
+        .connect
+        .0
+        .clone()
+        .options([
+            ("TimeZone", "UTC"),
+            ("statement_timeout", STATEMENT_TIMEOUT),
+            ("lock_timeout", LOCK_TIMEOUT),
+            ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT),
+        ])
+        .log_statements(level)
+        .log_slow_statements(log::LevelFilter::Warn, SLOW_STATEMENT)
+}
+
+/// The pool of a process. Opens nothing yet: a database that is not there is found by the first statement.
+#[must_use]
+pub fn pool(settings: &config::Database) -> PgPool {
+    PgPoolOptions::new()
+        .min_connections(0)
+        .max_connections(settings.pool_size + settings.max_overflow)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .idle_timeout(SURPLUS_IDLE)
+        .test_before_acquire(false)
+        .connect_lazy_with(connect_options(settings))
+}
+
+/// A connection of its own, outside the pool.
+pub async fn connect(settings: &config::Database) -> Result<PgConnection, Error> {
+    Ok(connect_options(settings).connect().await?)
+}

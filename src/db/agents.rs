@@ -1,0 +1,129 @@
+//! Agents.
+
+use serde_json::value::RawValue;
+use sqlx::{PgConnection, PgExecutor, Postgres, QueryBuilder, types::Json};
+use uuid::Uuid;
+
+use super::Error;
+use crate::timestamp::Timestamp;
+
+/// A row of `agents`. Has no `Debug`, since `auth_config` holds secrets.
+#[derive(sqlx::FromRow)]
+#[expect(missing_docs, reason = "the columns are described in the contract and the migration")]
+pub struct AgentRow {
+    pub id: Uuid,
+    pub name: String,
+    pub url: String,
+    pub description: Option<String>,
+    pub auth_type: Option<String>,
+    pub auth_config: Option<Json<Box<RawValue>>>,
+    pub timeout_ms: i32,
+    pub retry_config: Option<Json<Box<RawValue>>>,
+    pub circuit_breaker_config: Option<Json<Box<RawValue>>>,
+    pub status: String,
+    pub created_by: Option<String>,
+    pub updated_by: Option<String>,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+}
+
+const COLUMNS: &str = "id, name, url, description, auth_type, auth_config, timeout_ms, retry_config, \
+     circuit_breaker_config, status, created_by, updated_by, created_at, updated_at";
+
+/// The agent of that id, deleted ones too.
+pub async fn find(db: impl PgExecutor<'_>, id: Uuid) -> Result<Option<AgentRow>, Error> {
+    let sql = select(" WHERE id = $1");
+    Ok(sqlx::query_as(&sql).bind(id).fetch_optional(db).await?)
+}
+
+/// As [`find`], and holds the row until the transaction ends.
+pub async fn lock(conn: &mut PgConnection, id: Uuid) -> Result<Option<AgentRow>, Error> {
+    let sql = select(" WHERE id = $1 FOR UPDATE");
+    Ok(sqlx::query_as(&sql).bind(id).fetch_optional(conn).await?)
+}
+
+/// The agent of that name, deleted ones too.
+pub async fn find_by_name(db: impl PgExecutor<'_>, name: &str) -> Result<Option<AgentRow>, Error> {
+    let sql = select(" WHERE name = $1");
+    Ok(sqlx::query_as(&sql).bind(name).fetch_optional(db).await?)
+}
+
+fn select(rest: &str) -> String {
+    format!("SELECT {COLUMNS} FROM agents{rest}")
+}
+
+/// A page in the order of creation, and how many there are in all.
+pub async fn list(
+    conn: &mut PgConnection,
+    status: Option<&str>,
+    limit: i64,
+    offset: i64,
+) -> Result<(Vec<AgentRow>, i64), Error> {
+    let filter = |query: &mut QueryBuilder<'_, Postgres>| {
+        if let Some(status) = status {
+            query.push(" WHERE status = ").push_bind(status.to_owned());
+        }
+    };
+    let mut count = QueryBuilder::new("SELECT count(*) FROM agents");
+    filter(&mut count);
+    let total = count.build_query_scalar().fetch_one(&mut *conn).await?;
+    let mut page = QueryBuilder::new(select(""));
+    filter(&mut page);
+    page.push(" ORDER BY created_at, id LIMIT ").push_bind(limit).push(" OFFSET ").push_bind(offset);
+    Ok((page.build_query_as().fetch_all(conn).await?, total))
+}
+
+/// Writes a new row. A taken name is a [`Error::Conflict`].
+pub async fn insert(conn: &mut PgConnection, row: &AgentRow) -> Result<(), Error> {
+    sqlx::query(
+        "INSERT INTO agents (id, name, url, description, auth_type, auth_config, timeout_ms, retry_config,
+             circuit_breaker_config, status, created_by, updated_by, created_at, updated_at)
+         VALUES ($1, $2, $3, $4, $5, coalesce($6, 'null'::jsonb), $7, $8, $9, $10, $11, $12, $13, $14)",
+    )
+    .bind(row.id)
+    .bind(&row.name)
+    .bind(&row.url)
+    .bind(&row.description)
+    .bind(&row.auth_type)
+    .bind(&row.auth_config)
+    .bind(row.timeout_ms)
+    .bind(&row.retry_config)
+    .bind(&row.circuit_breaker_config)
+    .bind(&row.status)
+    .bind(&row.created_by)
+    .bind(&row.updated_by)
+    .bind(row.created_at)
+    .bind(row.updated_at)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Writes all columns of a row that the caller holds by [`lock`].
+pub async fn update(conn: &mut PgConnection, row: &AgentRow) -> Result<(), Error> {
+    sqlx::query(
+        "UPDATE agents SET url = $2, description = $3, auth_type = $4, auth_config = coalesce($5, 'null'::jsonb),
+             timeout_ms = $6, retry_config = $7, circuit_breaker_config = $8, status = $9, updated_by = $10,
+             updated_at = $11
+         WHERE id = $1",
+    )
+    .bind(row.id)
+    .bind(&row.url)
+    .bind(&row.description)
+    .bind(&row.auth_type)
+    .bind(&row.auth_config)
+    .bind(row.timeout_ms)
+    .bind(&row.retry_config)
+    .bind(&row.circuit_breaker_config)
+    .bind(&row.status)
+    .bind(&row.updated_by)
+    .bind(row.updated_at)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// The status of each of these agents; one that does not exist is not in the answer.
+pub async fn statuses(conn: &mut PgConnection, names: &[String]) -> Result<Vec<(String, String)>, Error> {
+    Ok(sqlx::query_as("SELECT name, status FROM agents WHERE name = ANY($1)").bind(names).fetch_all(conn).await?)
+}

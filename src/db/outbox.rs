@@ -1,0 +1,149 @@
+//! The outbox: what still has to reach Kafka. Rows are written with their cause and deleted after the broker's
+//! acknowledgement. An owned row is in its owner's memory; a free one is taken by whoever comes first.
+
+use sqlx::{PgConnection, PgExecutor};
+use uuid::Uuid;
+
+use super::{Error, processes::DEAD_AFTER_SECS};
+
+/// What a message asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::Type)]
+#[sqlx(rename_all = "lowercase")]
+pub enum Kind {
+    /// Execute the run.
+    Execution,
+    /// Stop the run.
+    Cancellation,
+}
+
+/// A row taken from the table, with all that its message needs.
+#[derive(Debug, sqlx::FromRow)]
+pub struct Taken {
+    /// The run.
+    pub run_id: String,
+    /// Of the message.
+    pub event_id: Uuid,
+    /// Of the message.
+    pub kind: Kind,
+    /// Cancellation only.
+    pub cancelled_by: Option<String>,
+    /// Cancellation only.
+    pub reason: Option<String>,
+    /// Of the run.
+    pub correlation_id: Option<String>,
+    /// Of the run, as JSON text.
+    pub input_data: Option<String>,
+    /// The content that the run is pinned to, as JSON text; `None` if it is gone.
+    pub workflow_plan: Option<String>,
+}
+
+/// Writes a message about a run that the caller holds. It belongs to `owner`, but to nobody as long as an older
+/// message of the same run is still in the table, whoever holds that: order is kept within a run. Returns whether
+/// it belongs to `owner`.
+pub async fn insert(
+    conn: &mut PgConnection,
+    run_id: &str,
+    event_id: Uuid,
+    kind: Kind,
+    owner: Option<Uuid>,
+    cancelled_by: Option<&str>,
+    reason: Option<&str>,
+) -> Result<bool, Error> {
+    // clock_timestamp: later than every row that was committed before, also if this transaction began earlier.
+    let sql = "INSERT INTO outbox (run_id, event_id, kind, owner, cancelled_by, reason, created_at)
+               SELECT $1, $2, $3,
+                   CASE WHEN NOT EXISTS (SELECT 1 FROM outbox WHERE run_id = $1) THEN $4 END, $5, $6,
+                   clock_timestamp()
+               RETURNING owner IS NOT NULL";
+    Ok(sqlx::query_scalar(sql)
+        .bind(run_id)
+        .bind(event_id)
+        .bind(kind)
+        .bind(owner)
+        .bind(cancelled_by)
+        .bind(reason)
+        .fetch_one(conn)
+        .await?)
+}
+
+/// Takes free rows, oldest first, of each run only the oldest.
+pub async fn take(db: impl PgExecutor<'_>, owner: Uuid, limit: i64) -> Result<Vec<Taken>, Error> {
+    let sql = "
+        WITH free AS (
+            SELECT run_id, event_id FROM outbox o
+            WHERE owner IS NULL AND NOT EXISTS (
+                SELECT 1 FROM outbox older
+                WHERE older.run_id = o.run_id AND (older.created_at, older.event_id) < (o.created_at, o.event_id))
+            ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED
+        ), taken AS (
+            UPDATE outbox o SET owner = $1 FROM free
+            WHERE o.run_id = free.run_id AND o.event_id = free.event_id
+            RETURNING o.run_id, o.event_id, o.kind, o.cancelled_by, o.reason, o.created_at
+        )
+        SELECT taken.run_id, event_id, kind, taken.cancelled_by, reason, correlation_id, input_data::text AS input_data,
+            coalesce(workflow_plan,
+                (SELECT workflow_data FROM workflow_definitions d
+                 WHERE d.name = r.workflow_name AND d.version = r.workflow_version))::text AS workflow_plan
+        FROM taken JOIN workflow_runs r ON r.run_id = taken.run_id
+        ORDER BY taken.created_at";
+    Ok(sqlx::query_as(sql).bind(owner).bind(limit).fetch_all(db).await?)
+}
+
+/// Deletes rows whose messages the broker has.
+pub async fn delete(db: impl PgExecutor<'_>, run_ids: &[String], event_ids: &[Uuid]) -> Result<(), Error> {
+    let sql = "DELETE FROM outbox o USING unnest($1::text[], $2::uuid[]) AS done (run_id, event_id)
+               WHERE o.run_id = done.run_id AND o.event_id = done.event_id";
+    sqlx::query(sql).bind(run_ids).bind(event_ids).execute(db).await?;
+    Ok(())
+}
+
+/// Gives rows back whose messages could not be sent.
+pub async fn release(db: impl PgExecutor<'_>, run_ids: &[String], event_ids: &[Uuid]) -> Result<(), Error> {
+    let sql = "UPDATE outbox o SET owner = NULL FROM unnest($1::text[], $2::uuid[]) AS back (run_id, event_id)
+               WHERE o.run_id = back.run_id AND o.event_id = back.event_id";
+    sqlx::query(sql).bind(run_ids).bind(event_ids).execute(db).await?;
+    Ok(())
+}
+
+/// Frees the rows of owners who are dead. Returns how many.
+pub async fn free_orphans(db: impl PgExecutor<'_>) -> Result<u64, Error> {
+    let sql = "UPDATE outbox SET owner = NULL WHERE owner IN (
+                   SELECT DISTINCT owner FROM outbox WHERE owner IS NOT NULL
+                   EXCEPT SELECT id FROM processes WHERE heartbeat_at >= now() - make_interval(secs => $1))";
+    Ok(sqlx::query(sql).bind(DEAD_AFTER_SECS).execute(db).await?.rows_affected())
+}
+
+/// How many rows there are, counted up to `limit`, and the age of the oldest in seconds.
+pub async fn backlog(db: impl PgExecutor<'_>, limit: i64) -> Result<(i64, f64), Error> {
+    let sql = "SELECT count(*), coalesce(extract(epoch FROM now() - min(created_at)), 0)::float8
+               FROM (SELECT created_at FROM outbox LIMIT $1) AS counted";
+    Ok(sqlx::query_as(sql).bind(limit).fetch_one(db).await?)
+}
+
+/// Whether there are runs that wait for longer than `older_than_secs` although their message was sent.
+pub async fn any_overdue(db: impl PgExecutor<'_>, older_than_secs: f64) -> Result<bool, Error> {
+    let sql = format!("SELECT EXISTS (SELECT 1 FROM workflow_runs r WHERE {OVERDUE})");
+    Ok(sqlx::query_scalar(&sql).bind(older_than_secs).fetch_one(db).await?)
+}
+
+/// Writes the execution request again for such runs, free for anyone. Each repeat of the same run waits twice as
+/// long as the one before. Returns how many.
+pub async fn redispatch(db: impl PgExecutor<'_>, older_than_secs: f64, limit: i64) -> Result<u64, Error> {
+    let sql = format!(
+        "WITH overdue AS (
+            SELECT run_id, execution_event_id FROM workflow_runs r WHERE {OVERDUE} ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED
+         ), marked AS (
+            UPDATE workflow_runs r
+            SET redispatch_at = now() + least(now() - updated_at AT TIME ZONE 'UTC', interval '1 hour')
+            FROM overdue WHERE r.run_id = overdue.run_id
+         )
+         INSERT INTO outbox (run_id, event_id, kind)
+         SELECT run_id, coalesce(execution_event_id, gen_random_uuid()), 'execution' FROM overdue"
+    );
+    Ok(sqlx::query(&sql).bind(older_than_secs).bind(limit).execute(db).await?.rows_affected())
+}
+
+/// Of the runs that this API started: those without a message that is still to be sent.
+const OVERDUE: &str = "r.status = 'PENDING' AND r.workflow_version IS NOT NULL
+    AND coalesce(r.redispatch_at, r.updated_at AT TIME ZONE 'UTC' + make_interval(secs => $1)) <= now()
+    AND NOT EXISTS (SELECT 1 FROM outbox o WHERE o.run_id = r.run_id)";

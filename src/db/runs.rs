@@ -1,0 +1,287 @@
+//! Runs and their steps, as the API reads and changes them. What the executor does to them is in `executions`.
+
+use serde_json::value::RawValue;
+use sqlx::{PgConnection, PgExecutor, Postgres, QueryBuilder, types::Json};
+use uuid::Uuid;
+
+use super::Error;
+use crate::timestamp::Timestamp;
+
+/// A row of `workflow_runs`, as far as the API shows it.
+#[derive(Debug, sqlx::FromRow)]
+#[expect(missing_docs, reason = "the columns are described in the contract and the migration")]
+pub struct RunRow {
+    pub run_id: String,
+    pub workflow_id: String,
+    pub workflow_name: String,
+    pub workflow_definition_id: Option<String>,
+    pub status: String,
+    pub input_data: Option<Json<Box<RawValue>>>,
+    pub triggered_by: Option<String>,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+    pub completed_at: Option<Timestamp>,
+    pub cancelled_at: Option<Timestamp>,
+    pub cancelled_by: Option<String>,
+    pub error_message: Option<String>,
+    pub correlation_id: Option<String>,
+}
+
+/// A row of `step_executions`.
+#[derive(Debug, sqlx::FromRow)]
+#[expect(missing_docs, reason = "the columns are described in the contract and the migration")]
+pub struct StepRow {
+    pub id: String,
+    pub run_id: String,
+    pub step_id: String,
+    pub step_name: String,
+    pub agent_name: String,
+    pub status: String,
+    pub input_data: Json<Box<RawValue>>,
+    pub output_data: Option<Json<Box<RawValue>>>,
+    pub started_at: Timestamp,
+    pub completed_at: Option<Timestamp>,
+    pub error_message: Option<String>,
+    pub parent_step_id: Option<String>,
+    pub branch_name: Option<String>,
+    pub join_policy: Option<String>,
+}
+
+const COLUMNS: &str = "run_id, workflow_id, workflow_name, workflow_definition_id, status, input_data, triggered_by, \
+     created_at, updated_at, completed_at, cancelled_at, cancelled_by, error_message, correlation_id";
+
+fn select(rest: &str) -> String {
+    format!("SELECT {COLUMNS} FROM workflow_runs{rest}")
+}
+
+/// The run of that id.
+pub async fn find(db: impl PgExecutor<'_>, run_id: &str) -> Result<Option<RunRow>, Error> {
+    Ok(sqlx::query_as(&select(" WHERE run_id = $1")).bind(run_id).fetch_optional(db).await?)
+}
+
+/// As [`find`], and holds the row until the transaction ends.
+pub async fn lock(conn: &mut PgConnection, run_id: &str) -> Result<Option<RunRow>, Error> {
+    Ok(sqlx::query_as(&select(" WHERE run_id = $1 FOR UPDATE")).bind(run_id).fetch_optional(conn).await?)
+}
+
+/// Whether there is a run of that id.
+pub async fn exists(db: impl PgExecutor<'_>, run_id: &str) -> Result<bool, Error> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM workflow_runs WHERE run_id = $1)";
+    Ok(sqlx::query_scalar(sql).bind(run_id).fetch_one(db).await?)
+}
+
+/// All step rows of a run in the order of their start; several for one step are normal.
+pub async fn steps(db: impl PgExecutor<'_>, run_id: &str) -> Result<Vec<StepRow>, Error> {
+    let sql = "SELECT id, run_id, step_id, step_name, agent_name, status, input_data, output_data, started_at,
+                   completed_at, error_message, parent_step_id, branch_name, join_policy
+               FROM step_executions WHERE run_id = $1 ORDER BY started_at, id";
+    Ok(sqlx::query_as(sql).bind(run_id).fetch_all(db).await?)
+}
+
+/// What a list is narrowed to and ordered by.
+#[derive(Debug, Default)]
+pub struct Filter<'a> {
+    /// Exact status.
+    pub status: Option<&'a str>,
+    /// Exact `workflow_id`.
+    pub workflow_id: Option<&'a str>,
+    /// Exact `workflow_definition_id`.
+    pub workflow_definition_id: Option<&'a str>,
+    /// Created then or later.
+    pub created_after: Option<Timestamp>,
+    /// Created then or earlier.
+    pub created_before: Option<Timestamp>,
+    /// `created_at`, `updated_at`, `completed_at` or `status`; anything else is `created_at`.
+    pub sort_by: &'a str,
+    /// Not descending.
+    pub ascending: bool,
+}
+
+/// A page, and how many there are in all. Descending puts absent values first, ascending last.
+pub async fn list(
+    conn: &mut PgConnection,
+    filter: &Filter<'_>,
+    limit: i64,
+    offset: i64,
+) -> Result<(Vec<RunRow>, i64), Error> {
+    let narrow = |query: &mut QueryBuilder<'_, Postgres>| {
+        query.push(" WHERE true");
+        for (column, value) in [
+            ("status", filter.status),
+            ("workflow_id", filter.workflow_id),
+            ("workflow_definition_id", filter.workflow_definition_id),
+        ] {
+            if let Some(value) = value {
+                query.push(format!(" AND {column} = ")).push_bind(value.to_owned());
+            }
+        }
+        if let Some(instant) = filter.created_after {
+            query.push(" AND created_at >= ").push_bind(instant);
+        }
+        if let Some(instant) = filter.created_before {
+            query.push(" AND created_at <= ").push_bind(instant);
+        }
+    };
+    let mut count = QueryBuilder::new("SELECT count(*) FROM workflow_runs");
+    narrow(&mut count);
+    let total = count.build_query_scalar().fetch_one(&mut *conn).await?;
+    let column = match filter.sort_by {
+        column @ ("updated_at" | "completed_at" | "status") => column,
+        _ => "created_at",
+    };
+    let direction = if filter.ascending { "ASC" } else { "DESC" };
+    let mut page = QueryBuilder::new(select(""));
+    narrow(&mut page);
+    page.push(format!(" ORDER BY {column} {direction}, run_id {direction} LIMIT "));
+    page.push_bind(limit).push(" OFFSET ").push_bind(offset);
+    Ok((page.build_query_as().fetch_all(conn).await?, total))
+}
+
+/// Ends a run that the caller holds by [`lock`], with its open steps. Its executor loses the lease by it.
+pub async fn cancel(
+    conn: &mut PgConnection,
+    run_id: &str,
+    by: &str,
+    error_message: Option<&str>,
+    at: Timestamp,
+) -> Result<(), Error> {
+    sqlx::query(
+        "UPDATE workflow_runs SET status = 'CANCELLED', cancelled_at = $2, cancelled_by = $3, updated_at = $2,
+             error_message = coalesce($4, error_message), executor_id = NULL, lease_token = NULL
+         WHERE run_id = $1 AND status IN ('PENDING', 'RUNNING')",
+    )
+    .bind(run_id)
+    .bind(at)
+    .bind(by)
+    .bind(error_message)
+    .execute(&mut *conn)
+    .await?;
+    sqlx::query(
+        "UPDATE step_executions SET status = 'FAILED', completed_at = $2, error_message = 'the run was cancelled'
+         WHERE run_id = $1 AND status = 'RUNNING'",
+    )
+    .bind(run_id)
+    .bind(at)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Puts a failed or cancelled run, which the caller holds by [`lock`], back to the start of its life, pinned to the
+/// definition's present content.
+pub async fn reopen(
+    conn: &mut PgConnection,
+    run_id: &str,
+    version: i32,
+    event_id: Uuid,
+    at: Timestamp,
+) -> Result<(), Error> {
+    sqlx::query(
+        "UPDATE workflow_runs SET status = 'PENDING', workflow_version = $2, workflow_plan = NULL,
+             error_message = NULL, cancelled_at = NULL, cancelled_by = NULL, completed_at = NULL, updated_at = $3,
+             executor_id = NULL, lease_token = NULL, redispatch_at = NULL, execution_event_id = $4
+         WHERE run_id = $1 AND status IN ('FAILED', 'CANCELLED')",
+    )
+    .bind(run_id)
+    .bind(version)
+    .bind(at)
+    .bind(event_id)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Ends a run that cannot be dispatched.
+pub async fn fail_pending(db: impl PgExecutor<'_>, run_id: &str, error_message: &str) -> Result<(), Error> {
+    sqlx::query(
+        "UPDATE workflow_runs SET status = 'FAILED', error_message = $2, updated_at = now() AT TIME ZONE 'UTC',
+             completed_at = now() AT TIME ZONE 'UTC'
+         WHERE run_id = $1 AND status = 'PENDING'",
+    )
+    .bind(run_id)
+    .bind(error_message)
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Columns of a batch of runs to start, one entry a run; see [`start`].
+#[derive(Default)]
+#[expect(missing_docs, reason = "each is a column of workflow_runs, outbox or idempotency_keys")]
+pub struct StartBatch {
+    pub run_id: Vec<String>,
+    pub definition_id: Vec<Uuid>,
+    pub version: Vec<i32>,
+    pub stamp: Vec<String>,
+    pub workflow_name: Vec<String>,
+    pub input_data: Vec<String>,
+    pub triggered_by: Vec<String>,
+    pub correlation_id: Vec<String>,
+    pub created_at: Vec<Timestamp>,
+    pub event_id: Vec<Uuid>,
+    pub owner: Vec<Option<Uuid>>,
+    pub key_scope: Vec<Option<String>>,
+    pub key: Vec<Option<String>>,
+    pub fingerprint: Vec<Option<Vec<u8>>>,
+    pub audit_id: Vec<Uuid>,
+    pub entity_id: Vec<Uuid>,
+}
+
+/// Starts runs: run, outbox, idempotency and audit rows of all of them in one statement and one commit.
+///
+/// Returns the ids of the runs that now exist. One is missing if its definition is no longer what the stamp says,
+/// or if its idempotency key is taken; nothing was written for it.
+pub async fn start(conn: &mut PgConnection, batch: &StartBatch, audit: bool) -> Result<Vec<String>, Error> {
+    Ok(sqlx::query_scalar(
+        "WITH request AS MATERIALIZED (
+            SELECT r.* FROM unnest($1::text[], $2::uuid[], $3::int[], $4::text[], $5::text[], $6::text[], $7::text[],
+                $8::text[], $9::timestamp[], $10::uuid[], $11::uuid[], $12::text[], $13::text[], $14::bytea[],
+                $15::uuid[], $16::uuid[])
+                AS r (run_id, definition_id, version, stamp, workflow_name, input_data, triggered_by, correlation_id,
+                    created_at, event_id, owner, key_scope, key, fingerprint, audit_id, entity_id)
+            JOIN workflow_definitions d ON d.id = r.definition_id AND d.xmin::text = r.stamp
+        ), claimed AS (
+            INSERT INTO idempotency_keys (scope, key, fingerprint, run_id)
+            SELECT key_scope, key, fingerprint, run_id FROM request WHERE key IS NOT NULL
+            ORDER BY key_scope, key              -- one order for all writers, so that they cannot deadlock
+            ON CONFLICT DO NOTHING
+            RETURNING run_id
+        ), accepted AS MATERIALIZED (
+            SELECT * FROM request WHERE key IS NULL OR run_id IN (SELECT run_id FROM claimed)
+        ), run AS (
+            INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, workflow_definition_id, status, input_data,
+                triggered_by, created_at, updated_at, workflow_version, correlation_id, execution_event_id)
+            SELECT run_id, definition_id::text, workflow_name, definition_id::text, 'PENDING', input_data::jsonb,
+                triggered_by, created_at, created_at, version, correlation_id, event_id
+            FROM accepted
+        ), message AS (
+            INSERT INTO outbox (run_id, event_id, kind, owner)
+            SELECT run_id, event_id, 'execution', owner FROM accepted
+        ), entry AS (
+            INSERT INTO audit_logs (id, entity_type, entity_id, action, user_id, changes, created_at, updated_at)
+            SELECT audit_id, 'run', entity_id, 'execute', triggered_by, jsonb_build_object('workflow_id',
+                definition_id, 'workflow_name', workflow_name, 'input_data', input_data::jsonb), created_at, created_at
+            FROM accepted WHERE $17
+        )
+        SELECT run_id FROM accepted",
+    )
+    .bind(&batch.run_id)
+    .bind(&batch.definition_id)
+    .bind(&batch.version)
+    .bind(&batch.stamp)
+    .bind(&batch.workflow_name)
+    .bind(&batch.input_data)
+    .bind(&batch.triggered_by)
+    .bind(&batch.correlation_id)
+    .bind(batch.created_at.iter().map(|at| at.naive()).collect::<Vec<_>>())
+    .bind(&batch.event_id)
+    .bind(&batch.owner)
+    .bind(&batch.key_scope)
+    .bind(&batch.key)
+    .bind(&batch.fingerprint)
+    .bind(&batch.audit_id)
+    .bind(&batch.entity_id)
+    .bind(audit)
+    .fetch_all(conn)
+    .await?)
+}

@@ -1,0 +1,162 @@
+//! Workflow definitions. Every version of a name is a row of its own; names are never changed.
+
+use serde_json::value::RawValue;
+use sqlx::{PgConnection, PgExecutor, Postgres, QueryBuilder, types::Json};
+use uuid::Uuid;
+
+use super::Error;
+use crate::timestamp::Timestamp;
+
+/// A row of `workflow_definitions`.
+#[derive(Clone, Debug, sqlx::FromRow)]
+#[expect(missing_docs, reason = "the columns are described in the contract and the migration")]
+pub struct WorkflowRow {
+    pub id: Uuid,
+    pub name: String,
+    pub description: Option<String>,
+    pub version: i32,
+    pub workflow_data: Json<Box<RawValue>>,
+    pub status: String,
+    pub created_by: Option<String>,
+    pub updated_by: Option<String>,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+}
+
+const COLUMNS: &str =
+    "id, name, description, version, workflow_data, status, created_by, updated_by, created_at, updated_at";
+
+fn select(rest: &str) -> String {
+    format!("SELECT {COLUMNS} FROM workflow_definitions{rest}")
+}
+
+/// The row of that id, deleted ones too.
+pub async fn find(db: impl PgExecutor<'_>, id: Uuid) -> Result<Option<WorkflowRow>, Error> {
+    Ok(sqlx::query_as(&select(" WHERE id = $1")).bind(id).fetch_optional(db).await?)
+}
+
+/// As [`find`], and holds the row until the transaction ends.
+pub async fn lock(conn: &mut PgConnection, id: Uuid) -> Result<Option<WorkflowRow>, Error> {
+    Ok(sqlx::query_as(&select(" WHERE id = $1 FOR UPDATE")).bind(id).fetch_optional(conn).await?)
+}
+
+/// What the run writer needs of a definition, and the stamp by which it later proves that nothing has changed.
+#[derive(Debug, sqlx::FromRow)]
+pub struct Startable {
+    /// The row.
+    pub id: Uuid,
+    /// Of the workflow.
+    pub name: String,
+    /// Of the content.
+    pub version: i32,
+    /// The plan.
+    pub workflow_data: Json<Box<RawValue>>,
+    /// Only an `active` one can be started.
+    pub status: String,
+    /// The transaction that wrote the row (`xmin`): another one after any change, by whatever program.
+    pub stamp: String,
+}
+
+/// The row as the run writer caches it.
+pub async fn startable(db: impl PgExecutor<'_>, id: Uuid) -> Result<Option<Startable>, Error> {
+    let sql = "SELECT id, name, version, workflow_data, status, xmin::text AS stamp
+               FROM workflow_definitions WHERE id = $1";
+    Ok(sqlx::query_as(sql).bind(id).fetch_optional(db).await?)
+}
+
+/// What a list is narrowed to and ordered by.
+#[derive(Debug, Default)]
+pub struct Filter<'a> {
+    /// Exact status.
+    pub status: Option<&'a str>,
+    /// Exact name.
+    pub name: Option<&'a str>,
+    /// `name`, `created_at`, `updated_at` or `version`; anything else is `created_at`.
+    pub sort_by: &'a str,
+    /// Not descending.
+    pub ascending: bool,
+}
+
+/// A page, and how many there are in all.
+pub async fn list(
+    conn: &mut PgConnection,
+    filter: &Filter<'_>,
+    limit: i64,
+    offset: i64,
+) -> Result<(Vec<WorkflowRow>, i64), Error> {
+    let narrow = |query: &mut QueryBuilder<'_, Postgres>| {
+        query.push(" WHERE true");
+        if let Some(status) = filter.status {
+            query.push(" AND status = ").push_bind(status.to_owned());
+        }
+        if let Some(name) = filter.name {
+            query.push(" AND name = ").push_bind(name.to_owned());
+        }
+    };
+    let mut count = QueryBuilder::new("SELECT count(*) FROM workflow_definitions");
+    narrow(&mut count);
+    let total = count.build_query_scalar().fetch_one(&mut *conn).await?;
+    let column = match filter.sort_by {
+        column @ ("name" | "updated_at" | "version") => column,
+        _ => "created_at",
+    };
+    let direction = if filter.ascending { "ASC" } else { "DESC" };
+    let mut page = QueryBuilder::new(select(""));
+    narrow(&mut page);
+    page.push(format!(" ORDER BY {column} {direction}, id {direction} LIMIT "));
+    page.push_bind(limit).push(" OFFSET ").push_bind(offset);
+    Ok((page.build_query_as().fetch_all(conn).await?, total))
+}
+
+/// Waits until no other transaction makes a version of this name; held until the transaction ends.
+pub async fn lock_name(conn: &mut PgConnection, name: &str) -> Result<(), Error> {
+    sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))").bind(name).execute(conn).await?;
+    Ok(())
+}
+
+/// The version number that comes next for this name, whatever the status of the others.
+pub async fn next_version(conn: &mut PgConnection, name: &str) -> Result<i32, Error> {
+    let sql = "SELECT coalesce(max(version), 0) + 1 FROM workflow_definitions WHERE name = $1";
+    Ok(sqlx::query_scalar(sql).bind(name).fetch_one(conn).await?)
+}
+
+/// Writes a new row.
+pub async fn insert(conn: &mut PgConnection, row: &WorkflowRow) -> Result<(), Error> {
+    sqlx::query(
+        "INSERT INTO workflow_definitions (id, name, description, version, workflow_data, status, created_by,
+             updated_by, created_at, updated_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+    )
+    .bind(row.id)
+    .bind(&row.name)
+    .bind(&row.description)
+    .bind(row.version)
+    .bind(&row.workflow_data)
+    .bind(&row.status)
+    .bind(&row.created_by)
+    .bind(&row.updated_by)
+    .bind(row.created_at)
+    .bind(row.updated_at)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Writes the columns that can change of a row that the caller holds by [`lock`].
+pub async fn update(conn: &mut PgConnection, row: &WorkflowRow) -> Result<(), Error> {
+    sqlx::query(
+        "UPDATE workflow_definitions SET description = $2, version = $3, workflow_data = $4, status = $5,
+             updated_by = $6, updated_at = $7
+         WHERE id = $1",
+    )
+    .bind(row.id)
+    .bind(&row.description)
+    .bind(row.version)
+    .bind(&row.workflow_data)
+    .bind(&row.status)
+    .bind(&row.updated_by)
+    .bind(row.updated_at)
+    .execute(conn)
+    .await?;
+    Ok(())
+}

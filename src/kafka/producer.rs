@@ -1,0 +1,108 @@
+//! The relay's producer: idempotent, `acks=all`, results by callback.
+
+use std::time::Duration;
+
+use rdkafka::{
+    ClientContext,
+    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
+    message::{DeliveryResult, Message as _},
+    producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer},
+};
+use tokio::sync::mpsc::UnboundedSender;
+use uuid::Uuid;
+
+use crate::config;
+
+/// Messages that may wait in the producer, in number and in bytes: what a broken broker may cost in memory.
+pub const MAX_QUEUED_MESSAGES: usize = 20_000;
+/// See [`MAX_QUEUED_MESSAGES`].
+pub const MAX_QUEUED_BYTES: usize = 64 << 20;
+/// Largest record, just under the default of a topic's `max.message.bytes`.
+pub const MAX_RECORD_BYTES: usize = 1 << 20;
+
+/// What became of a message.
+#[derive(Debug)]
+pub struct Report {
+    /// The run, which is the message's key.
+    pub run_id: String,
+    /// Of the message.
+    pub event_id: Uuid,
+    /// Payload size.
+    pub bytes: usize,
+    /// The broker has it, or why not.
+    pub outcome: Result<(), RDKafkaErrorCode>,
+}
+
+/// Sends every delivery report into a channel. The channel is not bounded itself: there are at most as many reports
+/// as queued messages.
+struct Reports(UnboundedSender<Report>);
+
+impl ClientContext for Reports {}
+
+/// Travels with a message through librdkafka.
+pub struct Envelope {
+    run_id: String,
+    event_id: Uuid,
+}
+
+impl ProducerContext for Reports {
+    type DeliveryOpaque = Box<Envelope>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, envelope: Self::DeliveryOpaque) {
+        let (bytes, outcome) = match result {
+            Ok(message) => (message.payload_len(), Ok(())),
+            Err((error, message)) => {
+                (message.payload_len(), Err(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail)))
+            }
+        };
+        let Envelope { run_id, event_id } = *envelope;
+        // The receiver lives as long as the relay. After that nobody needs the report: the row is still there.
+        drop(self.0.send(Report { run_id, event_id, bytes, outcome }));
+    }
+}
+
+/// A producer with its own polling thread.
+pub struct Producer(ThreadedProducer<Reports>);
+
+impl Producer {
+    /// Makes the client. Brokers need not be there yet; wrong settings are an error.
+    pub fn new(kafka: &config::Kafka, reports: UnboundedSender<Report>) -> KafkaResult<Self> {
+        let producer = super::client_config(kafka)
+            .set("enable.idempotence", "true")
+            .set("acks", "all")
+            // Same partition for a key as the Java clients choose.
+            .set("partitioner", "murmur2_random")
+            .set("linger.ms", "0")
+            // The outbox row stays until the broker has the message, so there is no point in giving up.
+            .set("message.timeout.ms", "0")
+            .set("message.max.bytes", (MAX_RECORD_BYTES + 4096).to_string())
+            .set("queue.buffering.max.messages", MAX_QUEUED_MESSAGES.to_string())
+            .set("queue.buffering.max.kbytes", (MAX_QUEUED_BYTES >> 10).to_string())
+            .create_with_context(Reports(reports))?;
+        Ok(Self(producer))
+    }
+
+    /// Queues a message keyed by its run. Does not block; the outcome comes as a [`Report`], but an error here is
+    /// the only word on this message.
+    pub fn send(&self, topic: &str, run_id: &str, event_id: Uuid, payload: &[u8]) -> Result<(), KafkaError> {
+        let envelope = Box::new(Envelope { run_id: run_id.to_owned(), event_id });
+        let record = BaseRecord::with_opaque_to(topic, envelope).key(run_id).payload(payload);
+        self.0.send(record).map_err(|(error, _)| error)
+    }
+
+    /// Waits until all queued messages have been reported, at most that long. Blocks the thread.
+    pub fn flush(&self, at_most: Duration) -> Result<(), KafkaError> {
+        self.0.flush(at_most)
+    }
+
+    /// Whether a broker answers at all. Blocks the thread.
+    pub fn ping(&self, at_most: Duration) -> Result<(), KafkaError> {
+        self.0.client().fetch_metadata(None, at_most).map(drop)
+    }
+
+    /// The producer has met an error after which it sends nothing any more and has to be replaced.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.0.client().fatal_error().is_some()
+    }
+}

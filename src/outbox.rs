@@ -1,0 +1,463 @@
+//! The relay: from the outbox to Kafka, at least once, in order within a run.
+//!
+//! In the healthy case a message never leaves memory: whoever writes an outbox row offers its message to the relay
+//! after the commit, and the relay deletes the rows, in batches, that the broker has acknowledged. Everything else
+//! (a full queue, an error, a dead process, a broker that forgot) leads to a *free* row, which the sweep of any
+//! process takes, making the message again from the run and its definition.
+//!
+//! If it dies here: before the commit, nothing happened; after it, the row is an orphan and freed by others; after
+//! Kafka's acknowledgement and before the delete, the message is sent again with the same `event_id`.
+
+use std::{
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use rdkafka::{
+    consumer::{BaseConsumer, Consumer},
+    error::{KafkaError, RDKafkaErrorCode},
+    topic_partition_list::Offset,
+};
+use serde_json::value::RawValue;
+use sqlx::PgPool;
+use tokio::{
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::{
+    config,
+    db::{
+        self,
+        outbox::{Kind, Taken},
+        processes::{self, Registration},
+    },
+    kafka::{
+        self,
+        message::{CancellationPayload, ExecutionPayload},
+        producer::{MAX_QUEUED_BYTES, MAX_QUEUED_MESSAGES, MAX_RECORD_BYTES, Producer, Report},
+    },
+    input,
+    lifecycle::Lifecycle,
+    timestamp::Timestamp,
+};
+
+/// With so many rows waiting, new work is refused: Kafka has been away for long, and the table shall stay small
+/// enough to be worked off.
+pub const MAX_BACKLOG: i64 = 100_000;
+/// Room that a payload leaves under the largest record, for what the client and the broker add.
+pub const RECORD_HEADROOM_BYTES: usize = 16 << 10;
+
+/// How often free rows are looked for.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// How often orphans, overdue runs and expired keys are looked for.
+const UPKEEP_EVERY: Duration = Duration::from_secs(3);
+/// Rows taken at a time.
+const SWEEP_BATCH: i64 = 500;
+/// A run that is still PENDING after this, although Kafka acknowledged its message and the executors have read
+/// everything, was lost by the broker.
+const OVERDUE_SECS: f64 = 10.0;
+/// The same, if the executors have *not* read everything: then it most likely waits in Kafka.
+const OVERDUE_IN_QUEUE_SECS: f64 = 600.0;
+/// Between two deletes of acknowledged rows, so that one statement deletes many.
+const SETTLE_PAUSE: Duration = Duration::from_millis(5);
+/// Before a failed settling is tried again.
+const SETTLE_RETRY: Duration = Duration::from_millis(500);
+/// At the end of the process, for what is still queued.
+const FLUSH: Duration = Duration::from_secs(5);
+/// A broker that answers later counts as away.
+const PING: Duration = Duration::from_secs(1);
+
+/// Where messages are offered. Cheap to clone.
+#[derive(Clone)]
+pub struct Relay(Arc<Shared>);
+
+struct Shared {
+    kafka: config::Kafka,
+    pool: PgPool,
+    registration: Registration,
+    producer: RwLock<Arc<Producer>>,
+    reports: UnboundedSender<Report>,
+    /// Messages and bytes reserved or queued, to stay within what the producer's queue takes.
+    held: AtomicUsize,
+    held_bytes: AtomicUsize,
+    backlog: AtomicI64,
+    connected: AtomicBool,
+    topics_checked: AtomicBool,
+}
+
+/// The right to own an outbox row, with room for its message. Dropped unused, it gives the room back.
+pub struct Reservation {
+    relay: Relay,
+    owner: Uuid,
+    bytes: usize,
+    kept: bool,
+}
+
+impl Reservation {
+    /// The owner to write into the row.
+    #[must_use]
+    pub fn owner(&self) -> Uuid {
+        self.owner
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.relay.0.held.fetch_sub(1, Ordering::Relaxed);
+            self.relay.0.held_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Relay {
+    /// Starts the relay's loops. `drained` is cancelled by the caller when nobody offers anything any more; the
+    /// loops then send what is left, give the rest back and end.
+    pub fn start(
+        kafka: &config::Kafka,
+        pool: PgPool,
+        registration: Registration,
+        lifecycle: &Lifecycle,
+        drained: &CancellationToken,
+    ) -> Result<Self, KafkaError> {
+        let (reports, received) = unbounded_channel();
+        let producer = RwLock::new(Arc::new(Producer::new(kafka, reports.clone())?));
+        let relay = Self(Arc::new(Shared {
+            kafka: kafka.clone(),
+            pool,
+            registration,
+            producer,
+            reports,
+            held: AtomicUsize::new(0),
+            held_bytes: AtomicUsize::new(0),
+            backlog: AtomicI64::new(0),
+            connected: AtomicBool::new(false),
+            topics_checked: AtomicBool::new(false),
+        }));
+        let settled = CancellationToken::new();
+        lifecycle.spawn("outbox settling", relay.clone().settle_all(received, settled.clone()));
+        lifecycle.spawn("outbox sweep", relay.clone().sweep_all(drained.clone(), settled));
+        lifecycle.spawn("kafka watch", relay.clone().watch_kafka(drained.clone()));
+        Ok(relay)
+    }
+
+    /// Room for a message of that payload size. `None`: write the row without owner, and a sweep will send it.
+    #[must_use]
+    pub fn reserve(&self, bytes: usize) -> Option<Reservation> {
+        let owner = self.0.registration.current()?;
+        let reservation = Reservation { relay: self.clone(), owner, bytes, kept: false };
+        let messages = self.0.held.fetch_add(1, Ordering::Relaxed);
+        let held_bytes = self.0.held_bytes.fetch_add(bytes, Ordering::Relaxed);
+        (messages < MAX_QUEUED_MESSAGES && held_bytes + bytes <= MAX_QUEUED_BYTES).then_some(reservation)
+    }
+
+    /// Sends an execution request whose row is committed and owned by the reservation.
+    pub fn execute(
+        &self,
+        reservation: Reservation,
+        event_id: Uuid,
+        run_id: &str,
+        correlation_id: Option<&str>,
+        plan: &RawValue,
+        input: &RawValue,
+    ) {
+        let payload = ExecutionPayload::new(run_id, event_id, correlation_id, plan, input);
+        self.send(reservation, &self.0.kafka.execution_topic, run_id, event_id, &encode(&payload));
+    }
+
+    /// Sends a cancellation whose row is committed and owned by the reservation.
+    pub fn cancel(
+        &self,
+        reservation: Reservation,
+        event_id: Uuid,
+        run_id: &str,
+        correlation_id: Option<&str>,
+        cancelled_by: Option<&str>,
+        reason: Option<&str>,
+    ) {
+        let payload = CancellationPayload {
+            run_id,
+            cancelled_by,
+            reason,
+            timestamp: Timestamp::now(),
+            message_type: "cancellation_request",
+            event_id,
+            correlation_id,
+        };
+        self.send(reservation, &self.0.kafka.cancellation_topic, run_id, event_id, &encode(&payload));
+    }
+
+    /// Gives a row back that may or may not have been committed as owned by us: the answer to the commit was lost.
+    pub fn abandon(&self, reservation: Reservation, event_id: Uuid, run_id: String) {
+        self.give_up(reservation, event_id, run_id, RDKafkaErrorCode::PurgeQueue);
+    }
+
+    /// Settles a message without sending it.
+    fn give_up(&self, mut reservation: Reservation, event_id: Uuid, run_id: String, why: RDKafkaErrorCode) {
+        reservation.kept = true;
+        let report = Report { run_id, event_id, bytes: reservation.bytes, outcome: Err(why) };
+        // The receiver ends after the last user of the relay.
+        drop(self.0.reports.send(report));
+    }
+
+    /// Rows in the outbox, counted up to [`MAX_BACKLOG`], as of a second ago at most.
+    #[must_use]
+    pub fn backlog(&self) -> i64 {
+        self.0.backlog.load(Ordering::Relaxed)
+    }
+
+    /// Whether Kafka answered when it was last asked, which is every second.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.0.connected.load(Ordering::Relaxed)
+    }
+
+    fn producer(&self) -> Arc<Producer> {
+        Arc::clone(&self.0.producer.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn send(&self, mut reservation: Reservation, topic: &str, run_id: &str, event_id: Uuid, payload: &[u8]) {
+        // What was reserved was an estimate; from here the payload's size counts.
+        reservation.kept = true;
+        self.0.held_bytes.fetch_add(payload.len(), Ordering::Relaxed);
+        self.0.held_bytes.fetch_sub(reservation.bytes, Ordering::Relaxed);
+        if let Err(error) = self.producer().send(topic, run_id, event_id, payload) {
+            let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
+            let report = Report { run_id: run_id.to_owned(), event_id, bytes: payload.len(), outcome: Err(code) };
+            drop(self.0.reports.send(report));
+        }
+    }
+
+    /// Settles what the producer reports until there is nothing left to come.
+    async fn settle_all(self, mut reports: UnboundedReceiver<Report>, settled: CancellationToken) {
+        let mut batch = Vec::new();
+        loop {
+            tokio::select! {
+                biased;
+                count = reports.recv_many(&mut batch, 2000) => if count == 0 { return },
+                () = settled.cancelled() => return,
+            }
+            while let Err(error) = self.settle(&mut batch).await {
+                tracing::warn!(error = &error as &dyn std::error::Error, "outbox rows are settled later: {error}");
+                tokio::select! {
+                    () = tokio::time::sleep(SETTLE_RETRY) => {}
+                    () = settled.cancelled() => return,
+                }
+            }
+            tokio::time::sleep(SETTLE_PAUSE).await;
+        }
+    }
+
+    /// Deletes what was delivered, gives back what was not, ends runs whose message can never be sent.
+    async fn settle(&self, batch: &mut Vec<Report>) -> Result<(), db::Error> {
+        use RDKafkaErrorCode as Code;
+        let (mut done_runs, mut done_events) = (Vec::new(), Vec::new());
+        let (mut back_runs, mut back_events) = (Vec::new(), Vec::new());
+        for report in &*batch {
+            match report.outcome {
+                Ok(()) => {}
+                Err(Code::MessageSizeTooLarge | Code::InvalidMessage | Code::InvalidRecord) => {
+                    tracing::error!(run_id = report.run_id, "Kafka refuses the message of run {}", report.run_id);
+                    let text = "the run could not be dispatched: Kafka refuses its message as too large or invalid";
+                    db::runs::fail_pending(&self.0.pool, &report.run_id, text).await?;
+                }
+                Err(code) => {
+                    if matches!(code, Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition) {
+                        self.0.topics_checked.store(false, Ordering::Relaxed);
+                    }
+                    tracing::debug!(run_id = report.run_id, "not sent, will be tried again: {code}");
+                    back_runs.push(report.run_id.clone());
+                    back_events.push(report.event_id);
+                    continue;
+                }
+            }
+            done_runs.push(report.run_id.clone());
+            done_events.push(report.event_id);
+        }
+        if !done_runs.is_empty() {
+            db::outbox::delete(&self.0.pool, &done_runs, &done_events).await?;
+            metrics::counter!("outbox_messages_published_total").increment(done_runs.len() as u64);
+        }
+        if !back_runs.is_empty() {
+            db::outbox::release(&self.0.pool, &back_runs, &back_events).await?;
+        }
+        let bytes: usize = batch.iter().map(|report| report.bytes).sum();
+        self.0.held.fetch_sub(batch.len(), Ordering::Relaxed);
+        self.0.held_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        batch.clear();
+        Ok(())
+    }
+
+    /// Sweeps until drained; then flushes, gives the rest back and retires the process.
+    async fn sweep_all(self, drained: CancellationToken, settled: CancellationToken) {
+        let mut next_upkeep = Instant::now();
+        while !drained.is_cancelled() {
+            if let Err(error) = self.sweep_once().await {
+                tracing::debug!(error = &error as &dyn std::error::Error, "no sweep: {error}");
+            }
+            if next_upkeep <= Instant::now() {
+                next_upkeep = Instant::now() + UPKEEP_EVERY;
+                if let Err(error) = self.upkeep().await {
+                    tracing::debug!(error = &error as &dyn std::error::Error, "no upkeep: {error}");
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(SWEEP_EVERY) => {}
+                () = drained.cancelled() => {}
+            }
+        }
+        let producer = self.producer();
+        let flushed = tokio::task::spawn_blocking(move || producer.flush(FLUSH)).await;
+        let deadline = Instant::now() + FLUSH;
+        if matches!(flushed, Ok(Ok(()))) {
+            while self.0.held.load(Ordering::Relaxed) > 0 && Instant::now() < deadline {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+        if let Some(id) = self.0.registration.current()
+            && let Err(error) = processes::retire(&self.0.pool, id).await
+        {
+            tracing::warn!(error = &error as &dyn std::error::Error, "not retired; what is left waits a little longer");
+        }
+        settled.cancel();
+    }
+
+    /// Sends free rows while there are any and there is room. Returns how many were taken.
+    pub async fn sweep_once(&self) -> Result<usize, db::Error> {
+        let (backlog, oldest_secs) = db::outbox::backlog(&self.0.pool, MAX_BACKLOG).await?;
+        self.0.backlog.store(backlog, Ordering::Relaxed);
+        metrics::gauge!("outbox_event_pending_total").set(backlog as f64);
+        metrics::gauge!("outbox_oldest_age_seconds").set(oldest_secs);
+        let mut taken = 0;
+        while let Some(owner) = self.0.registration.current() {
+            // Half of the queue stays for those who write new rows, so that these keep their short way.
+            if self.0.held.load(Ordering::Relaxed) > MAX_QUEUED_MESSAGES / 2 {
+                break;
+            }
+            let rows = db::outbox::take(&self.0.pool, owner, SWEEP_BATCH).await?;
+            let count = rows.len();
+            for row in rows {
+                self.send_taken(row, owner);
+            }
+            taken += count;
+            if count < SWEEP_BATCH as usize {
+                break;
+            }
+        }
+        Ok(taken)
+    }
+
+    fn send_taken(&self, row: Taken, owner: Uuid) {
+        let plan = row.workflow_plan.and_then(|text| RawValue::from_string(text).ok());
+        let input = row.input_data.and_then(|text| RawValue::from_string(text).ok());
+        let correlation_id = row.correlation_id.as_deref();
+        self.0.held.fetch_add(1, Ordering::Relaxed);
+        let reservation = Reservation { relay: self.clone(), owner, bytes: 0, kept: false };
+        match (row.kind, plan) {
+            (Kind::Execution, Some(plan)) => {
+                let input = input.filter(|input| input.get() != "null").unwrap_or_else(|| input::object_of([]));
+                self.execute(reservation, row.event_id, &row.run_id, correlation_id, &plan, &input);
+            }
+            (Kind::Execution, None) => {
+                // Its definition is gone: nobody can ever make this message.
+                self.give_up(reservation, row.event_id, row.run_id, RDKafkaErrorCode::InvalidRecord);
+            }
+            (Kind::Cancellation, _) => {
+                let (by, reason) = (row.cancelled_by.as_deref(), row.reason.as_deref());
+                self.cancel(reservation, row.event_id, &row.run_id, correlation_id, by, reason);
+            }
+        }
+    }
+
+    /// Frees orphans, sends lost requests again, drops what has expired, replaces a broken producer.
+    async fn upkeep(&self) -> Result<(), db::Error> {
+        if self.producer().is_broken() {
+            match Producer::new(&self.0.kafka, self.0.reports.clone()) {
+                Ok(fresh) => {
+                    tracing::warn!("the Kafka producer met a fatal error and was replaced");
+                    let mut current = self.0.producer.write().unwrap_or_else(PoisonError::into_inner);
+                    let broken = std::mem::replace(&mut *current, Arc::new(fresh));
+                    tokio::task::spawn_blocking(move || drop(broken));
+                }
+                Err(error) => tracing::error!("the Kafka producer cannot be replaced: {error}"),
+            }
+        }
+        let pool = &self.0.pool;
+        let orphans = db::outbox::free_orphans(pool).await?;
+        if orphans > 0 {
+            tracing::info!(orphans, "{orphans} outbox rows of dead processes were freed");
+        }
+        processes::bury(pool).await?;
+        db::idempotency::expire(pool).await?;
+        if self.is_connected() && db::outbox::any_overdue(pool, OVERDUE_SECS).await? {
+            let kafka = self.0.kafka.clone();
+            let drained = tokio::task::spawn_blocking(move || queue_is_drained(&kafka)).await;
+            let older_than = if matches!(drained, Ok(Ok(true))) { OVERDUE_SECS } else { OVERDUE_IN_QUEUE_SECS };
+            let again = db::outbox::redispatch(pool, older_than, SWEEP_BATCH).await?;
+            if again > 0 {
+                tracing::warn!(runs = again, "{again} runs were still pending and are dispatched again");
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps [`Self::is_connected`] true to life, and makes the topics once Kafka is there.
+    async fn watch_kafka(self, drained: CancellationToken) {
+        while !drained.is_cancelled() {
+            let producer = self.producer();
+            let answer = tokio::task::spawn_blocking(move || producer.ping(PING)).await;
+            let connected = matches!(answer, Ok(Ok(())));
+            if self.0.connected.swap(connected, Ordering::Relaxed) != connected {
+                if connected {
+                    tracing::info!("Kafka is connected");
+                } else {
+                    tracing::error!("Kafka is disconnected; requests are accepted and dispatched when it is back");
+                }
+            }
+            if connected && !self.0.topics_checked.load(Ordering::Relaxed) {
+                match kafka::ensure_topics(&self.0.kafka).await {
+                    Ok(()) => self.0.topics_checked.store(true, Ordering::Relaxed),
+                    Err(error) => tracing::warn!("the topics cannot be made yet: {error}"),
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(SWEEP_EVERY) => {}
+                () = drained.cancelled() => {}
+            }
+        }
+    }
+}
+
+/// The largest payload (plan and input with what is around them) that can be dispatched.
+#[must_use]
+pub fn fits_a_record(plan: &RawValue, input: &RawValue) -> bool {
+    plan.get().len() + input.get().len() <= MAX_RECORD_BYTES - RECORD_HEADROOM_BYTES
+}
+
+fn encode<T: serde::Serialize>(payload: &T) -> Vec<u8> {
+    serde_json::to_vec(payload).expect("strings and well-formed raw JSON always serialise")
+}
+
+/// Whether the executors' group has read all there is on the execution topic. Blocks the thread.
+fn queue_is_drained(kafka: &config::Kafka) -> Result<bool, KafkaError> {
+    let client: BaseConsumer = kafka::client_config(kafka).set("group.id", &kafka.group_id).create()?;
+    let metadata = client.fetch_metadata(Some(&kafka.execution_topic), PING)?;
+    let mut asked = rdkafka::TopicPartitionList::new();
+    for partition in metadata.topics().iter().flat_map(rdkafka::metadata::MetadataTopic::partitions) {
+        asked.add_partition(&kafka.execution_topic, partition.id());
+    }
+    for committed in client.committed_offsets(asked, PING)?.elements() {
+        let (low, high) = client.fetch_watermarks(&kafka.execution_topic, committed.partition(), PING)?;
+        let read = if let Offset::Offset(offset) = committed.offset() { offset } else { low };
+        if read < high {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}

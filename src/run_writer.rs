@@ -1,0 +1,289 @@
+//! The hot path: starting runs, many in one commit.
+//!
+//! Requests queue up in memory; a writer task takes whatever is there, writes run, outbox, idempotency and audit
+//! rows of all of them in one statement, and answers each after the commit. While one commit is on its way the next
+//! batch gathers, so batches grow with the load and a lone request waits for nobody. The tasks own their
+//! connections and run on when a client hangs up.
+//!
+//! If it dies here: nothing was acknowledged, and the statement committed whole or not at all. If the answer to the
+//! commit is lost, the caller gets 503 and the rows, if they exist, are given back for any relay to send.
+
+use std::sync::Arc;
+
+use serde_json::value::RawValue;
+use sqlx::{Connection, PgConnection, PgPool, pool::PoolConnection};
+use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::{
+    db::{
+        self,
+        runs::{StartBatch, start},
+    },
+    id,
+    lifecycle::Lifecycle,
+    outbox::{Relay, Reservation},
+    timestamp::Timestamp,
+};
+
+/// Requests that may wait for a writer; with more, the service is overloaded and says so.
+const QUEUE: usize = 4096;
+/// Requests in one statement.
+const MAX_BATCH: usize = 256;
+/// Payload in one statement; a single larger request still goes through.
+const MAX_BATCH_BYTES: usize = 4 << 20;
+/// Writers at work at the same time: one commits while another writes.
+const WRITERS: u32 = 2;
+/// Attempts of a batch that collides with other transactions.
+const ATTEMPTS: usize = 3;
+
+/// A definition as it was read, and the stamp that proves it unchanged when the run is written.
+#[derive(Debug)]
+pub struct Definition {
+    /// Of the row.
+    pub id: Uuid,
+    /// Of the workflow.
+    pub name: String,
+    /// Of the content.
+    pub version: i32,
+    /// The plan that goes into the message.
+    pub plan: Box<RawValue>,
+    /// See `db::workflows::Startable::stamp`.
+    pub stamp: String,
+}
+
+/// An `Idempotency-Key` with what it is bound to.
+#[derive(Clone, Debug)]
+pub struct IdempotencyKey {
+    /// Caller and route.
+    pub scope: String,
+    /// As given.
+    pub key: String,
+    /// SHA-256 of the body.
+    pub fingerprint: Vec<u8>,
+}
+
+/// A run to start.
+#[derive(Debug)]
+pub struct StartRun {
+    /// What it executes.
+    pub definition: Arc<Definition>,
+    /// Its input, a JSON object.
+    pub input: Box<RawValue>,
+    /// Who asks.
+    pub triggered_by: String,
+    /// Of the request.
+    pub correlation_id: String,
+    /// Of the request, if it has one.
+    pub key: Option<IdempotencyKey>,
+}
+
+/// A run that is committed.
+#[derive(Debug)]
+pub struct StartedRun {
+    /// What was asked for.
+    pub request: StartRun,
+    /// The run's id.
+    pub run_id: String,
+    /// The run's creation.
+    pub created_at: Timestamp,
+}
+
+/// Why a run was not started. Nothing was written.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The definition has changed since it was read, or the idempotency key is taken: look, and decide again.
+    #[error("the definition has changed or the idempotency key is taken")]
+    Refused(Box<StartRun>),
+    /// Too many requests wait already.
+    #[error("too many requests are waiting to be written")]
+    Overloaded,
+    /// The database failed. With a lost connection, the run may exist all the same.
+    #[error(transparent)]
+    Db(Arc<db::Error>),
+}
+
+struct Job {
+    request: StartRun,
+    run_id: String,
+    event_id: Uuid,
+    created_at: Timestamp,
+    answer: oneshot::Sender<Result<StartedRun, StartError>>,
+}
+
+/// Where runs are started. Cheap to clone.
+#[derive(Clone)]
+pub struct RunWriter {
+    queue: mpsc::Sender<Job>,
+}
+
+impl RunWriter {
+    /// Starts the writer tasks. They end when `drained` is cancelled and the queue is empty.
+    #[must_use]
+    pub fn start(pool: &PgPool, relay: &Relay, audit: bool, lifecycle: &Lifecycle, drained: &CancellationToken) -> Self {
+        let (queue, jobs) = mpsc::channel(QUEUE);
+        let jobs = Arc::new(Mutex::new(jobs));
+        // A small pool keeps connections for everything else.
+        let writers = WRITERS.min((pool.options().get_max_connections() / 4).max(1));
+        for _ in 0..writers {
+            let writer = Writer { pool: pool.clone(), connection: None, relay: relay.clone(), audit };
+            lifecycle.spawn("run writer", writer.run(Arc::clone(&jobs), drained.clone()));
+        }
+        Self { queue }
+    }
+
+    /// Starts a run; returns after the commit. Dropping the future does not stop the writing.
+    pub async fn start_run(&self, request: StartRun) -> Result<StartedRun, StartError> {
+        let (answer, answered) = oneshot::channel();
+        let job = Job {
+            request,
+            run_id: id::new_run_id(),
+            event_id: Uuid::now_v7(),
+            created_at: Timestamp::now(),
+            answer,
+        };
+        self.queue.try_send(job).map_err(|_| StartError::Overloaded)?;
+        // A writer always answers; it drops an answer only when the process is torn down.
+        answered.await.unwrap_or(Err(StartError::Overloaded))
+    }
+}
+
+struct Writer {
+    pool: PgPool,
+    /// Held while there is work, given back when there is none.
+    connection: Option<PoolConnection<sqlx::Postgres>>,
+    relay: Relay,
+    audit: bool,
+}
+
+impl Writer {
+    async fn run(mut self, jobs: Arc<Mutex<mpsc::Receiver<Job>>>, drained: CancellationToken) {
+        let mut waiting = Vec::with_capacity(MAX_BATCH);
+        loop {
+            {
+                let mut jobs = jobs.lock().await;
+                tokio::select! {
+                    biased;
+                    count = jobs.recv_many(&mut waiting, MAX_BATCH) => if count == 0 { return },
+                    () = drained.cancelled() => return,
+                }
+            }
+            while !waiting.is_empty() {
+                let size = batch_size(&waiting);
+                let batch: Vec<Job> = waiting.drain(..size).collect();
+                self.write(batch).await;
+            }
+        }
+    }
+
+    async fn write(&mut self, batch: Vec<Job>) {
+        metrics::histogram!("run_writer_batch_size").record(batch.len() as f64);
+        let jobs: Vec<(Job, Option<Reservation>)> = batch
+            .into_iter()
+            .map(|job| {
+                let bytes = job.request.definition.plan.get().len() + job.request.input.get().len();
+                let reservation = self.relay.reserve(bytes);
+                (job, reservation)
+            })
+            .collect();
+        let columns = columns(&jobs);
+        let mut result = self.try_write(&columns).await;
+        for _ in 1..ATTEMPTS {
+            if !matches!(result, Err(db::Error::Collision(_))) {
+                break;
+            }
+            result = self.try_write(&columns).await;
+        }
+        match result {
+            Ok(written) => {
+                let all = written.len() == jobs.len();
+                for (job, reservation) in jobs {
+                    let is_written = all || written.contains(&job.run_id);
+                    self.answer(job, reservation, is_written);
+                }
+            }
+            // One bad request must not fail its neighbours: each is written alone.
+            Err(db::Error::Refused(_) | db::Error::Bug(_)) if jobs.len() > 1 => {
+                for (job, reservation) in jobs {
+                    drop(reservation);
+                    Box::pin(self.write(vec![job])).await;
+                }
+            }
+            Err(error) => {
+                let error = Arc::new(error);
+                for (job, reservation) in jobs {
+                    if let Some(reservation) = reservation {
+                        self.relay.abandon(reservation, job.event_id, job.run_id);
+                    }
+                    // Nobody waits if the client has hung up.
+                    drop(job.answer.send(Err(StartError::Db(Arc::clone(&error)))));
+                }
+            }
+        }
+    }
+
+    fn answer(&self, job: Job, reservation: Option<Reservation>, is_written: bool) {
+        let Job { request, run_id, event_id, created_at, answer } = job;
+        if !is_written {
+            drop(answer.send(Err(StartError::Refused(Box::new(request)))));
+            return;
+        }
+        if let Some(reservation) = reservation {
+            let correlation_id = Some(request.correlation_id.as_str());
+            let plan = &request.definition.plan;
+            self.relay.execute(reservation, event_id, &run_id, correlation_id, plan, &request.input);
+        }
+        drop(answer.send(Ok(StartedRun { request, run_id, created_at })));
+    }
+
+    async fn try_write(&mut self, columns: &StartBatch) -> Result<Vec<String>, db::Error> {
+        let connection = match &mut self.connection {
+            Some(connection) => connection,
+            None => self.connection.insert(self.pool.acquire().await.map_err(db::Error::from)?),
+        };
+        let result = start(connection, columns, self.audit).await;
+        if let Err(db::Error::Unavailable(_) | db::Error::Bug(_)) = result
+            && let Some(connection) = self.connection.take()
+        {
+            // Whatever state it is in, the next batch gets another one.
+            let broken: PgConnection = connection.detach();
+            tokio::spawn(broken.close_hard());
+        }
+        result
+    }
+}
+
+/// How many of the waiting requests go into the next statement.
+fn batch_size(waiting: &[Job]) -> usize {
+    let mut bytes = 0;
+    let fitting = waiting.iter().take_while(|job| {
+        bytes += job.request.input.get().len();
+        bytes <= MAX_BATCH_BYTES
+    });
+    fitting.count().max(1)
+}
+
+fn columns(jobs: &[(Job, Option<Reservation>)]) -> StartBatch {
+    let mut columns = StartBatch::default();
+    for (job, reservation) in jobs {
+        let request = &job.request;
+        columns.run_id.push(job.run_id.clone());
+        columns.definition_id.push(request.definition.id);
+        columns.version.push(request.definition.version);
+        columns.stamp.push(request.definition.stamp.clone());
+        columns.workflow_name.push(request.definition.name.clone());
+        columns.input_data.push(request.input.get().to_owned());
+        columns.triggered_by.push(request.triggered_by.clone());
+        columns.correlation_id.push(request.correlation_id.clone());
+        columns.created_at.push(job.created_at);
+        columns.event_id.push(job.event_id);
+        columns.owner.push(reservation.as_ref().map(Reservation::owner));
+        columns.key_scope.push(request.key.as_ref().map(|key| key.scope.clone()));
+        columns.key.push(request.key.as_ref().map(|key| key.key.clone()));
+        columns.fingerprint.push(request.key.as_ref().map(|key| key.fingerprint.clone()));
+        columns.audit_id.push(Uuid::now_v7());
+        columns.entity_id.push(id::run_entity_id(&job.run_id));
+    }
+    columns
+}

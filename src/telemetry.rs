@@ -1,0 +1,160 @@
+//! Logs and metrics of the process.
+//!
+//! A log line is one JSON object: `timestamp`, `level`, `logger`, `message`, then the fields of the event and of
+//! the spans around it (`correlation_id`, `user_id`, `workflow_id`, `run_id`, …). With `LOG_FORMAT=text` the same is
+//! readable text.
+
+use std::{fmt, sync::OnceLock};
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use serde_json::{Map, Value};
+use tracing::{
+    Event, Level, Subscriber,
+    field::{Field, Visit},
+    level_filters::LevelFilter,
+};
+use tracing_subscriber::{
+    filter::Targets,
+    fmt::{
+        FmtContext, FormatEvent, FormattedFields,
+        format::{JsonFields, Writer},
+    },
+    layer::SubscriberExt,
+    registry::LookupSpan,
+    util::SubscriberInitExt,
+};
+
+use crate::{config, timestamp::Timestamp};
+
+/// Upper bounds of the latency histograms' buckets in seconds: fine where answers should be, up to the hardest limit.
+const LATENCY_BUCKETS_SECS: [f64; 14] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+/// The one the reference shows.
+const REFERENCE_BUCKETS_SECS: [f64; 4] = [0.1, 0.5, 1.0, 5.0];
+/// Requests in one statement of the run writer.
+const BATCH_BUCKETS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
+
+/// Sets up logging to stdout, and panics as log lines. A second call does nothing.
+pub fn init(log: &config::Log) {
+    let level = LevelFilter::from_level(log.level);
+    let dependencies = if log.level >= Level::DEBUG { LevelFilter::DEBUG } else { level.min(LevelFilter::WARN) };
+    // librdkafka says at every attempt that a broker is away; the relay and the executor say it once.
+    let rdkafka = if log.level >= Level::DEBUG { LevelFilter::DEBUG } else { LevelFilter::OFF };
+    let filter = Targets::new()
+        .with_default(dependencies)
+        .with_targets([("workflow_api", level), ("api", level), ("sqlx::query", level)])
+        .with_targets([("librdkafka", rdkafka), ("rdkafka", rdkafka)]);
+    let registry = tracing_subscriber::registry().with(filter);
+    let initialised = if log.json {
+        let lines = tracing_subscriber::fmt::layer().fmt_fields(JsonFields::new()).event_format(JsonLine);
+        registry.with(lines).try_init()
+    } else {
+        registry.with(tracing_subscriber::fmt::layer().with_ansi(false)).try_init()
+    };
+    if initialised.is_ok() {
+        std::panic::set_hook(Box::new(|panic| {
+            let message = panic.payload_as_str().unwrap_or("without a message");
+            tracing::error!("a task panicked: {message}");
+            let place = panic.location().map(ToString::to_string).unwrap_or_default();
+            tracing::debug!(place, "where it panicked");
+        }));
+    }
+}
+
+/// The process's metrics, installed at the first call.
+pub fn metrics() -> &'static PrometheusHandle {
+    static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
+    HANDLE.get_or_init(|| {
+        let builder = PrometheusBuilder::new()
+            .set_buckets(&LATENCY_BUCKETS_SECS)
+            .and_then(|builder| {
+                let name = Matcher::Full("api_request_duration_seconds".to_owned());
+                builder.set_buckets_for_metric(name, &REFERENCE_BUCKETS_SECS)
+            })
+            .and_then(|builder| {
+                builder.set_buckets_for_metric(Matcher::Full("run_writer_batch_size".to_owned()), &BATCH_BUCKETS)
+            })
+            .expect("the bucket lists are not empty");
+        let recorder = builder.build_recorder();
+        let handle = recorder.handle();
+        // Fails only if another recorder is installed, which no code of ours does.
+        drop(metrics::set_global_recorder(recorder));
+        handle
+    })
+}
+
+/// `rust::path` as `dotted.path`, without the crate's name.
+fn logger(target: &str) -> String {
+    target.strip_prefix("workflow_api::").unwrap_or(target).replace("::", ".")
+}
+
+/// The event format of `LOG_FORMAT=json`.
+struct JsonLine;
+
+impl<S> FormatEvent<S, JsonFields> for JsonLine
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, JsonFields>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let mut line = Map::new();
+        line.insert("timestamp".to_owned(), Timestamp::now().to_string().into());
+        let level = if *event.metadata().level() == Level::WARN { "WARNING" } else { event.metadata().level().as_str() };
+        line.insert("level".to_owned(), level.into());
+        line.insert("logger".to_owned(), logger(event.metadata().target()).into());
+        line.insert("message".to_owned(), "".into());
+        for span in context.event_scope().into_iter().flat_map(tracing_subscriber::registry::Scope::from_root) {
+            if let Some(fields) = span.extensions().get::<FormattedFields<JsonFields>>()
+                && let Ok(fields) = serde_json::from_str::<Map<String, Value>>(fields)
+            {
+                line.extend(fields);
+            }
+        }
+        event.record(&mut Fields(&mut line));
+        let text = serde_json::to_string(&line).map_err(|_| fmt::Error)?;
+        writeln!(writer, "{text}")
+    }
+}
+
+/// Collects an event's fields. An error is written with everything that caused it.
+struct Fields<'a>(&'a mut Map<String, Value>);
+
+impl Visit for Fields<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.0.insert(field.name().to_owned(), format!("{value:?}").into());
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.0.insert(field.name().to_owned(), value.into());
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.0.insert(field.name().to_owned(), value.into());
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.0.insert(field.name().to_owned(), value.into());
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.0.insert(field.name().to_owned(), value.into());
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.0.insert(field.name().to_owned(), value.into());
+    }
+
+    fn record_error(&mut self, field: &Field, mut error: &(dyn std::error::Error + 'static)) {
+        let mut text = error.to_string();
+        while let Some(source) = error.source() {
+            text.push_str(": ");
+            text.push_str(&source.to_string());
+            error = source;
+        }
+        self.0.insert(field.name().to_owned(), text.into());
+    }
+}

@@ -1,0 +1,74 @@
+//! The steps of a definition, in order and by id.
+
+use std::collections::{HashMap, HashSet};
+
+use serde::{Serialize, Serializer};
+
+use super::step::{Origin, Step, all};
+use crate::input::{Node, Read};
+
+/// The steps of a definition by id, in the order given. Serialises to a map.
+#[derive(Clone, Debug)]
+pub struct Steps {
+    entries: Vec<(String, Step)>,
+    places: HashMap<String, usize>,
+}
+
+impl Steps {
+    pub(super) fn read(node: &Node<'_>, origin: Origin) -> Read<Self> {
+        let nodes = node.map()?;
+        if nodes.is_empty() {
+            let message = "Dictionary should have at least 1 item after validation, not 0";
+            return Err(vec![node.error("too_short", message)]);
+        }
+        let entries = all(nodes, |key, node| Step::read(key, node, origin))?;
+        let places = entries.iter().enumerate().map(|(place, (key, _))| (key.clone(), place)).collect();
+        Ok(Self { entries, places })
+    }
+
+    /// The step of that id, if there is one.
+    #[must_use]
+    pub fn get(&self, id: &str) -> Option<&Step> {
+        self.place(id).map(|place| &self.entries[place].1)
+    }
+
+    /// All steps in order.
+    pub fn iter(&self) -> impl Iterator<Item = &Step> {
+        self.entries.iter().map(|(_, step)| step)
+    }
+
+    /// How many there are, at least one.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "there is always one")]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// The agents that any step names, whatever its kind; each once, in order of mention.
+    #[must_use]
+    pub fn agent_names(&self) -> Vec<&str> {
+        let mut seen = HashSet::new();
+        self.iter().filter_map(|step| step.agent_name.as_deref()).filter(|name| seen.insert(*name)).collect()
+    }
+
+    /// Keys, which equal the ids once that rule was checked, and steps.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (&str, &Step)> {
+        self.entries.iter().map(|(key, step)| (key.as_str(), step))
+    }
+
+    /// The place of the step of that key in [`Steps::iter`].
+    pub(super) fn place(&self, key: &str) -> Option<usize> {
+        self.places.get(key).copied()
+    }
+
+    /// The step at a place that [`Steps::place`] gave.
+    pub(super) fn at(&self, place: usize) -> &Step {
+        &self.entries[place].1
+    }
+}
+
+impl Serialize for Steps {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.entries())
+    }
+}
