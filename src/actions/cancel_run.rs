@@ -1,0 +1,89 @@
+//! Cancelling a run.
+
+use serde::Serialize;
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use super::Context;
+use crate::{
+    db::{self, outbox::Kind, runs::RunRow},
+    id, input,
+    outbox::Relay,
+    run::RunStatus,
+    timestamp::Timestamp,
+};
+
+/// What a reservation holds room for: ids and a reason.
+const MESSAGE_BYTES: usize = 4096;
+
+/// Why a run was not cancelled.
+#[derive(Debug, thiserror::Error)]
+pub enum CancelRunError {
+    /// There is no such run.
+    #[error("run not found")]
+    NotFound,
+    /// It has ended already.
+    #[error("a run in status {0} cannot be cancelled")]
+    WrongState(String),
+    /// The database failed.
+    #[error(transparent)]
+    Db(#[from] db::Error),
+}
+
+impl From<sqlx::Error> for CancelRunError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Db(error.into())
+    }
+}
+
+#[derive(Serialize)]
+struct Changes<'a> {
+    reason: Option<&'a str>,
+    previous_status: &'a str,
+}
+
+/// Ends the run in the database, which is final whoever executes it, and tells the executors.
+pub async fn cancel_run(
+    pool: &PgPool,
+    relay: &Relay,
+    context: Context<'_>,
+    run_id: &str,
+    reason: Option<&str>,
+) -> Result<RunRow, CancelRunError> {
+    let mut transaction = pool.begin().await?;
+    let run = db::runs::lock(&mut transaction, run_id).await?.ok_or(CancelRunError::NotFound)?;
+    if !RunStatus::parse(&run.status).is_some_and(RunStatus::is_cancellable) {
+        return Err(CancelRunError::WrongState(run.status));
+    }
+    let at = Timestamp::now();
+    let reason = reason.filter(|reason| !reason.is_empty());
+    let error_message = reason.map(|reason| format!("Cancelled: {reason}"));
+    db::runs::cancel(&mut transaction, run_id, context.user_id, error_message.as_deref(), at).await?;
+    let event_id = Uuid::now_v7();
+    let reservation = relay.reserve(MESSAGE_BYTES);
+    let owner = reservation.as_ref().map(crate::outbox::Reservation::owner);
+    let (by, kind) = (Some(context.user_id), Kind::Cancellation);
+    let is_ours = db::outbox::insert(&mut transaction, run_id, event_id, kind, owner, by, reason).await?;
+    let changes = input::to_raw(&Changes { reason, previous_status: &run.status });
+    context.record(&mut transaction, ("run", id::run_entity_id(run_id)), "cancel", Some(&changes), at).await?;
+    let committed = transaction.commit().await;
+    match (reservation, committed) {
+        (Some(reservation), Err(error)) => {
+            relay.abandon(reservation, event_id, run_id.to_owned());
+            return Err(error.into());
+        }
+        (None, Err(error)) => return Err(error.into()),
+        (Some(reservation), Ok(())) if is_ours => {
+            relay.cancel(reservation, event_id, run_id, run.correlation_id.as_deref(), by, reason);
+        }
+        (_, Ok(())) => {}
+    }
+    Ok(RunRow {
+        status: RunStatus::Cancelled.as_str().to_owned(),
+        cancelled_at: Some(at),
+        cancelled_by: Some(context.user_id.to_owned()),
+        updated_at: at,
+        error_message: error_message.or(run.error_message),
+        ..run
+    })
+}

@@ -1,0 +1,106 @@
+//! Starting a run again that failed or was cancelled.
+
+use serde::Serialize;
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use super::Context;
+use crate::{
+    db::{self, outbox::Kind, runs::RunRow},
+    id, input,
+    outbox::{self, Relay},
+    run::RunStatus,
+    timestamp::Timestamp,
+};
+
+/// Why a run was not started again.
+#[derive(Debug, thiserror::Error)]
+pub enum RetryRunError {
+    /// There is no such run.
+    #[error("run not found")]
+    NotFound,
+    /// It has not failed, nor was it cancelled.
+    #[error("a run in status {0} cannot be retried")]
+    WrongState(String),
+    /// It came from no stored definition.
+    #[error("the run has no workflow definition")]
+    WithoutDefinition,
+    /// Its definition does not exist.
+    #[error("the run's workflow definition does not exist")]
+    DefinitionNotFound,
+    /// Plan and input together do not fit into a Kafka record.
+    #[error("plan and input are too large for a message")]
+    TooLarge,
+    /// The database failed.
+    #[error(transparent)]
+    Db(#[from] db::Error),
+}
+
+impl From<sqlx::Error> for RetryRunError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Db(error.into())
+    }
+}
+
+#[derive(Serialize)]
+struct Changes<'a> {
+    previous_status: &'a str,
+}
+
+/// Puts the run back to PENDING, pinned to the present content of its definition, and dispatches it again. Steps
+/// that are completed are not repeated: the executor sees their rows.
+pub async fn retry_run(
+    pool: &PgPool,
+    relay: &Relay,
+    context: Context<'_>,
+    run_id: &str,
+) -> Result<RunRow, RetryRunError> {
+    let mut transaction = pool.begin().await?;
+    let run = db::runs::lock(&mut transaction, run_id).await?.ok_or(RetryRunError::NotFound)?;
+    if !RunStatus::parse(&run.status).is_some_and(RunStatus::is_retryable) {
+        return Err(RetryRunError::WrongState(run.status));
+    }
+    let definition_id = run.workflow_definition_id.as_deref().ok_or(RetryRunError::WithoutDefinition)?;
+    let definition = match Uuid::try_parse(definition_id) {
+        Ok(id) => db::workflows::startable(&mut *transaction, id).await?,
+        Err(_) => None,
+    };
+    let definition = definition.ok_or(RetryRunError::DefinitionNotFound)?;
+    let input = match &run.input_data {
+        Some(stored) if stored.0.get() != "null" => stored.0.clone(),
+        _ => input::object_of([]),
+    };
+    if !outbox::fits_a_record(&definition.workflow_data.0, &input) {
+        return Err(RetryRunError::TooLarge);
+    }
+    let at = Timestamp::now();
+    let event_id = Uuid::now_v7();
+    db::runs::reopen(&mut transaction, run_id, definition.version, event_id, at).await?;
+    let reservation = relay.reserve(definition.workflow_data.0.get().len() + input.get().len());
+    let owner = reservation.as_ref().map(crate::outbox::Reservation::owner);
+    let is_ours = db::outbox::insert(&mut transaction, run_id, event_id, Kind::Execution, owner, None, None).await?;
+    let changes = input::to_raw(&Changes { previous_status: &run.status });
+    context.record(&mut transaction, ("run", id::run_entity_id(run_id)), "retry", Some(&changes), at).await?;
+    let committed = transaction.commit().await;
+    match (reservation, committed) {
+        (Some(reservation), Err(error)) => {
+            relay.abandon(reservation, event_id, run_id.to_owned());
+            return Err(error.into());
+        }
+        (None, Err(error)) => return Err(error.into()),
+        (Some(reservation), Ok(())) if is_ours => {
+            let correlation_id = run.correlation_id.as_deref();
+            relay.execute(reservation, event_id, run_id, correlation_id, &definition.workflow_data.0, &input);
+        }
+        (_, Ok(())) => {}
+    }
+    Ok(RunRow {
+        status: RunStatus::Pending.as_str().to_owned(),
+        error_message: None,
+        cancelled_at: None,
+        cancelled_by: None,
+        completed_at: None,
+        updated_at: at,
+        ..run
+    })
+}

@@ -1,0 +1,168 @@
+//! Creating, changing and deleting agents.
+
+use serde_json::{Map, Value, value::RawValue};
+use sqlx::{PgPool, types::Json};
+use uuid::Uuid;
+
+use super::Context;
+use crate::{
+    agent::{AgentPatch, AgentStatus, AuthType, NewAgent},
+    db::{self, agents::AgentRow},
+    input::{self, FieldError, Patch},
+    timestamp::Timestamp,
+};
+
+/// Why an agent was not saved.
+#[derive(Debug, thiserror::Error)]
+pub enum SaveAgentError {
+    /// There is no such agent.
+    #[error("agent not found")]
+    NotFound,
+    /// The name belongs to another agent, a deleted one perhaps.
+    #[error("the name {0:?} is taken")]
+    NameTaken(String),
+    /// The change and the stored agent together break a rule.
+    #[error("the change is not valid")]
+    Invalid(Vec<FieldError>),
+    /// The database failed.
+    #[error(transparent)]
+    Db(#[from] db::Error),
+}
+
+impl From<sqlx::Error> for SaveAgentError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Db(error.into())
+    }
+}
+
+/// Stores a new agent, active.
+pub async fn create_agent(pool: &PgPool, context: Context<'_>, new: NewAgent) -> Result<AgentRow, SaveAgentError> {
+    let at = Timestamp::now();
+    let row = AgentRow {
+        id: Uuid::now_v7(),
+        name: new.name,
+        url: new.url,
+        description: new.description,
+        auth_type: Some(new.auth_type.as_str().to_owned()),
+        auth_config: new.auth_config.map(Json),
+        timeout_ms: new.timeout_ms,
+        retry_config: Some(Json(input::to_raw(&new.retry_config))),
+        circuit_breaker_config: new.circuit_breaker_config.map(Json),
+        status: AgentStatus::Active.as_str().to_owned(),
+        created_by: Some(context.user_id.to_owned()),
+        updated_by: Some(context.user_id.to_owned()),
+        created_at: at,
+        updated_at: at,
+    };
+    let mut transaction = pool.begin().await?;
+    match db::agents::insert(&mut transaction, &row).await {
+        Err(db::Error::Conflict { .. }) => return Err(SaveAgentError::NameTaken(row.name)),
+        other => other?,
+    }
+    context.record(&mut transaction, ("agent", row.id), "create", Some(&audited(&row)), at).await?;
+    transaction.commit().await?;
+    Ok(row)
+}
+
+/// Changes the members that the patch names. `updated_at` moves only if something is different afterwards.
+pub async fn update_agent(
+    pool: &PgPool,
+    context: Context<'_>,
+    id: Uuid,
+    patch: AgentPatch,
+) -> Result<AgentRow, SaveAgentError> {
+    let mut transaction = pool.begin().await?;
+    let current = db::agents::lock(&mut transaction, id).await?.ok_or(SaveAgentError::NotFound)?;
+    let auth_type = current.auth_type.as_deref().and_then(AuthType::parse).unwrap_or(AuthType::None);
+    let stored_auth = current.auth_config.as_ref().map(|stored| &*stored.0);
+    let (auth_type, auth_config) = patch.merged_auth(auth_type, stored_auth).map_err(SaveAgentError::Invalid)?;
+    let before = audited(&current);
+    let secrets_before = stored_auth.map(|stored| stored.get().to_owned());
+    let mut row = AgentRow {
+        url: patch.url.unwrap_or(current.url),
+        description: patch.description.or(current.description),
+        auth_type: Some(auth_type.as_str().to_owned()),
+        auth_config: auth_config.map(Json),
+        timeout_ms: patch.timeout_ms.unwrap_or(current.timeout_ms),
+        retry_config: patch.retry_config.map(|config| Json(input::to_raw(&config))).or(current.retry_config),
+        circuit_breaker_config: match patch.circuit_breaker_config {
+            Patch::Absent => current.circuit_breaker_config,
+            Patch::Null => None,
+            Patch::Value(config) => Some(Json(config)),
+        },
+        status: patch.status.map_or(current.status, |status| status.as_str().to_owned()),
+        ..current
+    };
+    let after = audited(&row);
+    let secrets_after = row.auth_config.as_ref().map(|stored| stored.0.get().to_owned());
+    if before.get() != after.get() || secrets_before != secrets_after {
+        row.updated_at = Timestamp::now();
+        row.updated_by = Some(context.user_id.to_owned());
+        db::agents::update(&mut transaction, &row).await?;
+        let changes = difference(&before, &after);
+        context.record(&mut transaction, ("agent", id), "update", Some(&changes), row.updated_at).await?;
+    }
+    transaction.commit().await?;
+    Ok(row)
+}
+
+/// Marks the agent as deleted; its name stays taken. A repeat changes nothing.
+pub async fn delete_agent(pool: &PgPool, context: Context<'_>, id: Uuid) -> Result<(), SaveAgentError> {
+    let mut transaction = pool.begin().await?;
+    let mut row = db::agents::lock(&mut transaction, id).await?.ok_or(SaveAgentError::NotFound)?;
+    if row.status != AgentStatus::Deleted.as_str() {
+        row.status = AgentStatus::Deleted.as_str().to_owned();
+        row.updated_at = Timestamp::now();
+        row.updated_by = Some(context.user_id.to_owned());
+        db::agents::update(&mut transaction, &row).await?;
+        context.record(&mut transaction, ("agent", id), "delete", None, row.updated_at).await?;
+    }
+    transaction.commit().await?;
+    Ok(())
+}
+
+/// The agent as audit rows show it: credentials only by their names.
+fn audited(row: &AgentRow) -> Box<RawValue> {
+    let parsed = |json: Option<&Json<Box<RawValue>>>| {
+        json.and_then(|json| serde_json::from_str::<Value>(json.0.get()).ok()).unwrap_or_default()
+    };
+    let mut auth_config = parsed(row.auth_config.as_ref());
+    for (name, value) in auth_config.as_object_mut().into_iter().flatten() {
+        if name != "header_name" {
+            *value = "[redacted]".into();
+        }
+    }
+    input::to_raw(&serde_json::json!({
+        "name": row.name,
+        "url": without_userinfo(&row.url),
+        "description": row.description,
+        "auth_type": row.auth_type,
+        "auth_config": auth_config,
+        "timeout_ms": row.timeout_ms,
+        "retry_config": parsed(row.retry_config.as_ref()),
+        "circuit_breaker_config": parsed(row.circuit_breaker_config.as_ref()),
+        "status": row.status,
+    }))
+}
+
+fn without_userinfo(url: &str) -> String {
+    let Ok(mut parsed) = url::Url::parse(url) else { return String::new() };
+    if !parsed.username().is_empty() || parsed.password().is_some() {
+        // Both fail only for URLs without a host, which have no user either.
+        drop(parsed.set_username("redacted"));
+        drop(parsed.set_password(None));
+    }
+    parsed.into()
+}
+
+/// The members of `after` that differ from `before`; `auth_config` where only a secret changed.
+fn difference(before: &RawValue, after: &RawValue) -> Box<RawValue> {
+    let parse = |raw: &RawValue| serde_json::from_str::<Map<String, Value>>(raw.get()).unwrap_or_default();
+    let (before, mut after) = (parse(before), parse(after));
+    let auth_config = after.get("auth_config").cloned();
+    after.retain(|name, value| before.get(name) != Some(value));
+    if after.is_empty() {
+        after.extend(auth_config.map(|auth_config| ("auth_config".to_owned(), auth_config)));
+    }
+    input::to_raw(&after)
+}

@@ -1,0 +1,196 @@
+//! Creating, changing and deleting workflow definitions.
+
+use std::collections::HashMap;
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+use sqlx::{PgConnection, PgPool, types::Json};
+use uuid::Uuid;
+
+use super::Context;
+use crate::{
+    agent::AgentStatus,
+    db::{self, workflows::WorkflowRow},
+    input::{self, FieldError},
+    timestamp::Timestamp,
+    workflow::{NewWorkflow, Steps, WorkflowPatch, WorkflowStatus, plan_workflow_id},
+};
+
+/// Largest stored plan: with some input it still has to fit into a Kafka record.
+const MAX_PLAN_BYTES: usize = 900 << 10;
+
+/// Why a workflow was not saved.
+#[derive(Debug, thiserror::Error)]
+pub enum SaveWorkflowError {
+    /// There is no such definition.
+    #[error("workflow not found")]
+    NotFound,
+    /// A step names an agent that does not exist.
+    #[error("agent {0:?} not found")]
+    AgentNotFound(String),
+    /// A step names an agent that is not active.
+    #[error("agent {name:?} is {status}")]
+    AgentNotActive {
+        /// The agent.
+        name: String,
+        /// Its status.
+        status: String,
+    },
+    /// The expanded definition does not fit into a message.
+    #[error("the definition is too large")]
+    TooLarge,
+    /// The change and the stored definition together break a rule.
+    #[error("the change is not valid")]
+    Invalid(Vec<FieldError>),
+    /// The database failed.
+    #[error(transparent)]
+    Db(#[from] db::Error),
+}
+
+impl From<sqlx::Error> for SaveWorkflowError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Db(error.into())
+    }
+}
+
+#[derive(Serialize)]
+struct Created<'a> {
+    name: &'a str,
+    description: Option<&'a str>,
+    version: i32,
+    workflow_data: &'a RawValue,
+}
+
+#[derive(Serialize)]
+struct Updated<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    description: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    workflow_data: Option<&'a RawValue>,
+}
+
+/// Stores a definition as the next version of its name, in a row of its own.
+pub async fn create_workflow(
+    pool: &PgPool,
+    context: Context<'_>,
+    new: NewWorkflow,
+) -> Result<WorkflowRow, SaveWorkflowError> {
+    let mut transaction = pool.begin().await?;
+    check_agents(&mut transaction, new.content.steps()).await?;
+    db::workflows::lock_name(&mut transaction, &new.name).await?;
+    let version = db::workflows::next_version(&mut transaction, &new.name).await?;
+    let at = Timestamp::now();
+    let row = WorkflowRow {
+        id: Uuid::now_v7(),
+        workflow_data: Json(sized(new.content.new_plan(&new.name, version))?),
+        name: new.name,
+        description: new.description,
+        version,
+        status: WorkflowStatus::Active.as_str().to_owned(),
+        created_by: Some(context.user_id.to_owned()),
+        updated_by: Some(context.user_id.to_owned()),
+        created_at: at,
+        updated_at: at,
+    };
+    db::workflows::insert(&mut transaction, &row).await?;
+    let changes = input::to_raw(&Created {
+        name: &row.name,
+        description: row.description.as_deref(),
+        version,
+        workflow_data: &row.workflow_data.0,
+    });
+    context.record(&mut transaction, ("workflow", row.id), "create", Some(&changes), at).await?;
+    // As the database renders it, so that every answer shows the same text.
+    let stored = db::workflows::find(&mut *transaction, row.id).await?.unwrap_or(row);
+    transaction.commit().await?;
+    Ok(stored)
+}
+
+/// Changes the members that the patch names. New steps make a new version, which keeps the row's id; the content
+/// that it replaces goes on as a row of its own under its old version number.
+pub async fn update_workflow(
+    pool: &PgPool,
+    context: Context<'_>,
+    id: Uuid,
+    patch: WorkflowPatch,
+) -> Result<WorkflowRow, SaveWorkflowError> {
+    let mut transaction = pool.begin().await?;
+    let name = db::workflows::find(&mut *transaction, id).await?.ok_or(SaveWorkflowError::NotFound)?.name;
+    // Before the row, in the order in which every writer of versions takes the two.
+    db::workflows::lock_name(&mut transaction, &name).await?;
+    let current = db::workflows::lock(&mut transaction, id).await?.ok_or(SaveWorkflowError::NotFound)?;
+    let content = patch.merge(&current.workflow_data.0).map_err(SaveWorkflowError::Invalid)?;
+    if let Some(content) = &content {
+        check_agents(&mut transaction, content.steps()).await?;
+    }
+    let at = Timestamp::now();
+    let mut row = WorkflowRow {
+        description: patch.description.clone().or(current.description.clone()),
+        status: patch.status.map_or_else(|| current.status.clone(), |status| status.as_str().to_owned()),
+        ..current.clone()
+    };
+    if let Some(content) = &content {
+        row.version = db::workflows::next_version(&mut transaction, &name).await?;
+        let workflow_id =
+            plan_workflow_id(&current.workflow_data.0).unwrap_or_else(|| format!("wf-{name}-{}", current.version));
+        row.workflow_data = Json(sized(content.plan(&workflow_id, &name, row.version))?);
+    }
+    if content.is_some() || row.description != current.description || row.status != current.status {
+        row.updated_at = at;
+        row.updated_by = Some(context.user_id.to_owned());
+        db::workflows::update(&mut transaction, &row).await?;
+        if content.is_some() {
+            let archived = WorkflowRow { id: Uuid::now_v7(), ..current.clone() };
+            db::workflows::insert(&mut transaction, &archived).await?;
+        }
+        let changes = input::to_raw(&Updated {
+            description: row.description.as_deref().filter(|_| row.description != current.description),
+            status: Some(row.status.as_str()).filter(|_| row.status != current.status),
+            version: content.is_some().then_some(row.version),
+            workflow_data: content.is_some().then_some(&*row.workflow_data.0),
+        });
+        context.record(&mut transaction, ("workflow", id), "update", Some(&changes), at).await?;
+    }
+    let stored = db::workflows::find(&mut *transaction, id).await?.unwrap_or(row);
+    transaction.commit().await?;
+    Ok(stored)
+}
+
+/// Marks this row as deleted; other versions stay. A repeat changes nothing.
+pub async fn delete_workflow(pool: &PgPool, context: Context<'_>, id: Uuid) -> Result<(), SaveWorkflowError> {
+    let mut transaction = pool.begin().await?;
+    let mut row = db::workflows::lock(&mut transaction, id).await?.ok_or(SaveWorkflowError::NotFound)?;
+    if row.status != WorkflowStatus::Deleted.as_str() {
+        row.status = WorkflowStatus::Deleted.as_str().to_owned();
+        row.updated_at = Timestamp::now();
+        row.updated_by = Some(context.user_id.to_owned());
+        db::workflows::update(&mut transaction, &row).await?;
+        context.record(&mut transaction, ("workflow", id), "delete", None, row.updated_at).await?;
+    }
+    transaction.commit().await?;
+    Ok(())
+}
+
+fn sized(plan: Box<RawValue>) -> Result<Box<RawValue>, SaveWorkflowError> {
+    if plan.get().len() > MAX_PLAN_BYTES { Err(SaveWorkflowError::TooLarge) } else { Ok(plan) }
+}
+
+/// Every agent that a step names has to exist and be active. The first one that is not is reported.
+async fn check_agents(conn: &mut PgConnection, steps: &Steps) -> Result<(), SaveWorkflowError> {
+    let names: Vec<String> = steps.agent_names().into_iter().map(str::to_owned).collect();
+    let statuses: HashMap<String, String> = db::agents::statuses(conn, &names).await?.into_iter().collect();
+    for name in names {
+        match statuses.get(&name) {
+            None => return Err(SaveWorkflowError::AgentNotFound(name)),
+            Some(status) if status != AgentStatus::Active.as_str() => {
+                return Err(SaveWorkflowError::AgentNotActive { name, status: status.clone() });
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,218 @@
+//! What handlers take from a request. Each failure is an [`ApiError`] that names the field.
+
+use std::collections::HashMap;
+
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use bytes::Bytes;
+use http::{HeaderMap, header, request::Parts};
+use http_body_util::BodyExt;
+use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use super::{IDEMPOTENCY_KEY, request::CorrelationId};
+use crate::{
+    api::error::ApiError,
+    config::Pages,
+    input::{self, FieldError},
+    timestamp::Timestamp,
+};
+
+/// Longest `Idempotency-Key`.
+const MAX_KEY_CHARS: usize = 255;
+
+/// A JSON body: well-formed, of bounded depth, and such that PostgreSQL can store it.
+pub struct JsonBody(Box<RawValue>);
+
+impl JsonBody {
+    /// The body.
+    #[must_use]
+    pub fn raw(&self) -> &RawValue {
+        &self.0
+    }
+
+    /// SHA-256 of the body's text.
+    #[must_use]
+    pub fn fingerprint(&self) -> Vec<u8> {
+        Sha256::digest(self.0.get()).to_vec()
+    }
+}
+
+impl<S: Send + Sync> FromRequest<S> for JsonBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let OptionalJsonBody(body) = OptionalJsonBody::from_request(request, state).await?;
+        body.map(Self).ok_or_else(|| FieldError::missing("body").into())
+    }
+}
+
+/// A JSON body, or none: absent, empty or null.
+pub struct OptionalJsonBody(pub Option<Box<RawValue>>);
+
+impl<S: Send + Sync> FromRequest<S> for OptionalJsonBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _state: &S) -> Result<Self, ApiError> {
+        let is_json = is_json(request.headers());
+        let bytes: Bytes = match request.into_body().collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(_) => return Err(ApiError::internal()),
+        };
+        if bytes.iter().all(u8::is_ascii_whitespace) {
+            return Ok(Self(None));
+        }
+        if !is_json {
+            let message = "Input should be a valid dictionary or object to extract fields from";
+            return Err(FieldError::new("body", "model_attributes_type", message).into());
+        }
+        let raw = input::check_json(&bytes).map_err(FieldError::from)?;
+        Ok(Self((raw.get() != "null").then(|| raw.to_owned())))
+    }
+}
+
+/// No content type counts as JSON.
+fn is_json(headers: &HeaderMap) -> bool {
+    let Some(value) = headers.get(header::CONTENT_TYPE) else { return true };
+    let essence = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
+}
+
+/// The UUID of an agent or a workflow in the path; named after the resource in errors.
+pub async fn path_uuid<S: Send + Sync>(parts: &mut Parts, state: &S, name: &str) -> Result<Uuid, ApiError> {
+    let Path(text) = Path::<String>::from_request_parts(parts, state).await.map_err(|_| ApiError::internal())?;
+    Ok(input::path_uuid(name, &text)?)
+}
+
+/// `{workflow_id}` in the path.
+pub struct WorkflowId(pub Uuid);
+
+impl<S: Send + Sync> FromRequestParts<S> for WorkflowId {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        path_uuid(parts, state, "workflow_id").await.map(Self)
+    }
+}
+
+/// `{agent_id}` in the path.
+pub struct AgentId(pub Uuid);
+
+impl<S: Send + Sync> FromRequestParts<S> for AgentId {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        path_uuid(parts, state, "agent_id").await.map(Self)
+    }
+}
+
+/// `{run_id}` in the path: free text, since other programs make run ids too.
+pub struct RunId(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for RunId {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let unknown = || ApiError::not_found("run_not_found", "Run not found");
+        let Path(text) = Path::<String>::from_request_parts(parts, state).await.map_err(|_| unknown())?;
+        // No row can have such an id, and the database would refuse to look.
+        if text.contains('\0') { Err(unknown()) } else { Ok(Self(text)) }
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for CorrelationId {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
+        parts.extensions.get::<Self>().cloned().ok_or_else(ApiError::internal)
+    }
+}
+
+/// The `Idempotency-Key` header.
+pub struct Key(pub Option<String>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Key {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
+        let Some(value) = parts.headers.get(&IDEMPOTENCY_KEY) else { return Ok(Self(None)) };
+        match value.to_str() {
+            Ok(key) if !key.trim().is_empty() && key.len() <= MAX_KEY_CHARS => Ok(Self(Some(key.to_owned()))),
+            _ => Err(FieldError::rule("header.Idempotency-Key", "1 to 255 visible ASCII characters are expected").into()),
+        }
+    }
+}
+
+/// The query string by form rules; of a repeated parameter the last one counts, unknown ones do not.
+pub struct Query(HashMap<String, String>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Query {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
+        let pairs = url::form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes());
+        let mut values = HashMap::new();
+        for (name, value) in pairs {
+            if value.contains('\0') {
+                return Err(FieldError::new(format!("query.{name}"), "string_nul", "NUL characters are not allowed").into());
+            }
+            values.insert(name.into_owned(), value.into_owned());
+        }
+        Ok(Self(values))
+    }
+}
+
+impl Query {
+    /// The parameter, if it is there.
+    #[must_use]
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    /// An instant.
+    pub fn instant(&self, name: &str) -> Result<Option<Timestamp>, ApiError> {
+        Ok(self.text(name).map(|text| input::query_datetime(name, text)).transpose()?.map(Timestamp::from))
+    }
+
+    /// `sort_order` is `asc`.
+    #[must_use]
+    pub fn is_ascending(&self) -> bool {
+        self.text("sort_order").is_some_and(|order| order.eq_ignore_ascii_case("asc"))
+    }
+
+    /// `page` and `page_size`.
+    pub fn page(&self, pages: Pages) -> Result<Page, ApiError> {
+        let mut errors = Vec::new();
+        let mut number = |name: &str, default: i64| match self.text(name).map(|text| input::query_int(name, text, 1..=i64::MAX)) {
+            None => default,
+            Some(Ok(number)) => number,
+            Some(Err(error)) => {
+                errors.push(error);
+                default
+            }
+        };
+        let page = number("page", 1);
+        let size = number("page_size", pages.default_size).min(pages.max_size);
+        if let Some(offset) = (page - 1).checked_mul(size)
+            && errors.is_empty()
+        {
+            return Ok(Page { number: page, size, offset });
+        }
+        if errors.is_empty() {
+            let message = format!("Input should be less than or equal to {}", i64::MAX / size);
+            errors.push(FieldError::new("query.page", "less_than_equal", message));
+        }
+        Err(errors.into())
+    }
+}
+
+/// Which part of a list is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Page {
+    /// From 1.
+    pub number: i64,
+    /// Entries on a page, already cut to the maximum.
+    pub size: i64,
+    /// Entries before the page.
+    pub offset: i64,
+}
