@@ -1,10 +1,12 @@
 //! The HTTP API: state, the list of routes, and the order of what surrounds them.
 
+pub mod agent_health;
 pub mod agents;
 pub mod auth;
 pub mod docs;
 pub mod error;
 pub mod extract;
+pub mod page;
 pub mod request;
 pub mod runs;
 pub mod system;
@@ -19,7 +21,7 @@ use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer, Expos
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    actions::start_run::Definitions,
+    actions::{Context, start_run::Definitions},
     config::{self, Config, Listed},
     outbox::Relay,
     readiness::Readiness,
@@ -62,6 +64,11 @@ impl App {
     #[must_use]
     pub fn new(parts: Parts) -> Self {
         Self(Arc::new(parts))
+    }
+
+    /// On whose behalf an action runs.
+    fn context<'a>(&self, caller: &'a auth::Caller) -> Context<'a> {
+        Context { user_id: &caller.subject, audit: self.config.audit }
     }
 }
 
@@ -139,6 +146,11 @@ fn cors(settings: &config::Cors) -> CorsLayer {
         .allow_methods(methods)
         .allow_headers(headers)
         .allow_credentials(settings.credentials)
-        .expose_headers(ExposeHeaders::list([CORRELATION_ID, IDEMPOTENCY_REPLAYED, header::LOCATION, header::RETRY_AFTER]))
+        .expose_headers(ExposeHeaders::list([
+            CORRELATION_ID,
+            IDEMPOTENCY_REPLAYED,
+            header::LOCATION,
+            header::RETRY_AFTER,
+        ]))
         .max_age(std::time::Duration::from_secs(600))
 }

@@ -308,10 +308,9 @@ impl Reader {
         for (name, value) in variables.into_pairs() {
             let value = value.map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
             match (value, files.get(name)) {
-                (Some(_), Some(_)) => problems.push(format!(
-                    "  {}: set both directly and by {0}_FILE",
-                    name.to_ascii_uppercase()
-                )),
+                (Some(_), Some(_)) => {
+                    problems.push(format!("  {}: set both directly and by {0}_FILE", name.to_ascii_uppercase()))
+                }
                 (Some(value), None) => drop(values.insert(name, value)),
                 (None, Some(path)) => match std::fs::read_to_string(path) {
                     Ok(text) if !text.trim().is_empty() => drop(values.insert(name, text.trim().to_owned())),
@@ -513,9 +512,8 @@ impl Reader {
     }
 
     fn cors(&mut self) -> Option<Cors> {
-        let origins = self.listed("cors_origins", "http://localhost:3000", |origin| {
-            origin.trim_end_matches('/').parse().ok()
-        });
+        let origins =
+            self.listed("cors_origins", "http://localhost:3000", |origin| origin.trim_end_matches('/').parse().ok());
         let credentials = self.boolean("cors_allow_credentials", true);
         let methods = self.listed("cors_allow_methods", "*", |method| method.parse().ok());
         let headers = self.listed("cors_allow_headers", "*", |header| header.parse().ok());
@@ -523,15 +521,13 @@ impl Reader {
     }
 
     fn log(&mut self) -> Option<Log> {
-        let level = self.parsed("log_level", tracing::Level::INFO, |value| {
-            match value.to_ascii_uppercase().as_str() {
-                "TRACE" => Ok(tracing::Level::TRACE),
-                "DEBUG" => Ok(tracing::Level::DEBUG),
-                "INFO" => Ok(tracing::Level::INFO),
-                "WARNING" | "WARN" => Ok(tracing::Level::WARN),
-                "ERROR" | "CRITICAL" => Ok(tracing::Level::ERROR),
-                _ => Err(format!("must be DEBUG, INFO, WARNING or ERROR, not {value:?}")),
-            }
+        let level = self.parsed("log_level", tracing::Level::INFO, |value| match value.to_ascii_uppercase().as_str() {
+            "TRACE" => Ok(tracing::Level::TRACE),
+            "DEBUG" => Ok(tracing::Level::DEBUG),
+            "INFO" => Ok(tracing::Level::INFO),
+            "WARNING" | "WARN" => Ok(tracing::Level::WARN),
+            "ERROR" | "CRITICAL" => Ok(tracing::Level::ERROR),
+            _ => Err(format!("must be DEBUG, INFO, WARNING or ERROR, not {value:?}")),
         });
         let json = self.parsed("log_format", true, |value| match value.to_ascii_lowercase().as_str() {
             "json" => Ok(true),

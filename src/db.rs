@@ -136,3 +136,10 @@ pub fn pool(settings: &config::Database) -> PgPool {
 pub async fn connect(settings: &config::Database) -> Result<PgConnection, Error> {
     Ok(connect_options(settings).connect().await?)
 }
+
+/// The server's version, and whether the connection is encrypted.
+pub async fn server(conn: &mut PgConnection) -> Result<(String, bool), Error> {
+    let sql = "SELECT current_setting('server_version'),
+                   coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false)";
+    Ok(sqlx::query_as(sql).fetch_one(conn).await?)
+}

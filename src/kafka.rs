@@ -51,9 +51,8 @@ pub fn ping(kafka: &config::Kafka) -> Result<usize, KafkaError> {
 /// with its count.
 pub async fn ensure_topics(kafka: &config::Kafka) -> Result<(), KafkaError> {
     let settings = kafka.clone();
-    let partitions = tokio::task::spawn_blocking(move || partition_counts(&settings))
-        .await
-        .unwrap_or(Err(KafkaError::Canceled))?;
+    let partitions =
+        tokio::task::spawn_blocking(move || partition_counts(&settings)).await.unwrap_or(Err(KafkaError::Canceled))?;
     let count = partitions.iter().copied().find(|count| *count > 0).unwrap_or(kafka.partitions);
     let admin: AdminClient<DefaultClientContext> = client_config(kafka).create()?;
     let topics = [&kafka.execution_topic, &kafka.cancellation_topic];

@@ -29,7 +29,7 @@ pub mod run_writer;
 // Edges and loops: translate, schedule.
 pub mod api;
 pub mod demo_agent;
-#[cfg(feature = "embedded")]
+#[cfg(any())]
 pub mod dev;
 pub mod executor;
 pub mod outbox;

@@ -1,1 +1,154 @@
-fn main() {}
+//! The command line. Reads the environment once, puts the parts together and passes them down.
+
+mod command;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use workflow_api::{
+    api,
+    config::{self, Config},
+    demo_agent, telemetry,
+};
+
+/// Workflow Management API.
+#[derive(Parser)]
+#[command(
+    name = "workflow-api",
+    version,
+    about,
+    after_help = "Settings come from the environment; see .env.api.example."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve the REST API (the default)
+    Serve,
+    /// Execute runs
+    Executor,
+    /// Change or show the database schema
+    Migrate {
+        #[command(subcommand)]
+        action: Migrate,
+    },
+    /// Check settings or connections, without changing anything
+    Check {
+        #[command(subcommand)]
+        what: Check,
+    },
+    /// Ask a running API on this host for its health; exit code 0 or 1
+    Healthcheck,
+    /// Print a bearer token signed with JWT_SECRET
+    Token {
+        /// The subject, which appears in logs and audit entries
+        #[arg(default_value = "operator")]
+        subject: String,
+    },
+    /// Print the OpenAPI document
+    Openapi,
+    /// Run a small agent to try workflows with
+    DemoAgent(demo_agent::Options),
+    /// Run everything on this machine, with an embedded database and broker, and execute a first workflow
+    #[cfg(feature = "embedded")]
+    Dev(workflow_api::dev::Options),
+}
+
+#[derive(Subcommand)]
+enum Migrate {
+    /// Run all migrations that have not been run
+    Up,
+    /// Undo the newest migrations
+    Down {
+        /// How many
+        count: usize,
+    },
+    /// Show each migration and whether it was run
+    Status,
+}
+
+#[derive(Subcommand)]
+enum Check {
+    /// Read all settings and list everything that is wrong with them
+    Config,
+    /// Connect to the database
+    Db,
+    /// Connect to Kafka
+    Kafka,
+}
+
+fn main() -> ExitCode {
+    // The library wants a process-wide choice before its first use; nobody else makes one, so this cannot fail.
+    let _ = jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER.install_default();
+    let cli = Cli::parse();
+    match run(cli.command.unwrap_or(Command::Serve)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("workflow-api: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs a command to its end; `false` is a failure that was reported already.
+fn run(command: Command) -> anyhow::Result<bool> {
+    let environment = config::environment;
+    match command {
+        Command::Serve => {
+            let config = Config::load(environment())?;
+            telemetry::init(&config.log);
+            command::runtime(config.api.workers)?.block_on(command::serve(config))
+        }
+        Command::Executor => {
+            let config = Config::load(environment())?;
+            telemetry::init(&config.log);
+            command::runtime(config.api.workers)?.block_on(command::execute(config))
+        }
+        Command::Migrate { action } => {
+            let settings = config::Database::load(environment())?;
+            telemetry::init(&config::Log::load_or_default(environment()));
+            command::runtime(1)?.block_on(async {
+                match action {
+                    Migrate::Up => command::migrate_up(&settings).await,
+                    Migrate::Down { count } => command::migrate_down(&settings, count).await,
+                    Migrate::Status => command::migration_status(&settings).await,
+                }
+            })
+        }
+        Command::Check { what } => match what {
+            Check::Config => {
+                Config::load(environment())?;
+                println!("the configuration is valid");
+                Ok(true)
+            }
+            Check::Db => {
+                let settings = config::Database::load(environment())?;
+                command::runtime(1)?.block_on(command::check_db(&settings))
+            }
+            Check::Kafka => command::check_kafka(&config::Kafka::load(environment())?),
+        },
+        Command::Healthcheck => {
+            let settings = config::Api::load(environment())?;
+            command::runtime(1)?.block_on(command::healthcheck(&settings))
+        }
+        Command::Token { subject } => {
+            println!("{}", api::auth::token(&config::Auth::load(environment())?, &subject)?);
+            Ok(true)
+        }
+        Command::Openapi => {
+            let (_, document) = api::routes(&config::Api::load(environment())?).split_for_parts();
+            println!("{}", serde_json::to_string_pretty(&document)?);
+            Ok(true)
+        }
+        Command::DemoAgent(options) => {
+            telemetry::init(&config::Log::load_or_default(environment()));
+            command::runtime(1)?.block_on(command::demo_agent(options))
+        }
+        #[cfg(feature = "embedded")]
+        Command::Dev(options) => command::runtime(2)?.block_on(workflow_api::dev::run(options)),
+    }
+}

@@ -37,12 +37,12 @@ use crate::{
         outbox::{Kind, Taken},
         processes::{self, Registration},
     },
+    input,
     kafka::{
         self,
         message::{CancellationPayload, ExecutionPayload},
         producer::{MAX_QUEUED_BYTES, MAX_QUEUED_MESSAGES, MAX_RECORD_BYTES, Producer, Report},
     },
-    input,
     lifecycle::Lifecycle,
     timestamp::Timestamp,
 };

@@ -8,6 +8,7 @@ use std::{
 use sqlx::PgPool;
 
 use crate::{
+    config,
     db::{self, migrations},
     lifecycle::Lifecycle,
     outbox::Relay,
@@ -106,9 +107,9 @@ impl Readiness {
 }
 
 /// Runs the migrations, as soon as the database is there.
-pub async fn migrate_when_possible(settings: &crate::config::Database, lifecycle: &Lifecycle) {
+pub async fn migrate_when_possible(settings: config::Database, lifecycle: Lifecycle) {
     loop {
-        match migrations::up(settings).await {
+        match migrations::up(&settings).await {
             Ok(0) => return,
             Ok(count) => {
                 tracing::info!(count, "{count} migrations were run");

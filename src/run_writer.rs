@@ -121,7 +121,13 @@ pub struct RunWriter {
 impl RunWriter {
     /// Starts the writer tasks. They end when `drained` is cancelled and the queue is empty.
     #[must_use]
-    pub fn start(pool: &PgPool, relay: &Relay, audit: bool, lifecycle: &Lifecycle, drained: &CancellationToken) -> Self {
+    pub fn start(
+        pool: &PgPool,
+        relay: &Relay,
+        audit: bool,
+        lifecycle: &Lifecycle,
+        drained: &CancellationToken,
+    ) -> Self {
         let (queue, jobs) = mpsc::channel(QUEUE);
         let jobs = Arc::new(Mutex::new(jobs));
         // A small pool keeps connections for everything else.
@@ -136,13 +142,8 @@ impl RunWriter {
     /// Starts a run; returns after the commit. Dropping the future does not stop the writing.
     pub async fn start_run(&self, request: StartRun) -> Result<StartedRun, StartError> {
         let (answer, answered) = oneshot::channel();
-        let job = Job {
-            request,
-            run_id: id::new_run_id(),
-            event_id: Uuid::now_v7(),
-            created_at: Timestamp::now(),
-            answer,
-        };
+        let job =
+            Job { request, run_id: id::new_run_id(), event_id: Uuid::now_v7(), created_at: Timestamp::now(), answer };
         self.queue.try_send(job).map_err(|_| StartError::Overloaded)?;
         // A writer always answers; it drops an answer only when the process is torn down.
         answered.await.unwrap_or(Err(StartError::Overloaded))

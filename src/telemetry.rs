@@ -103,7 +103,8 @@ where
     ) -> fmt::Result {
         let mut line = Map::new();
         line.insert("timestamp".to_owned(), Timestamp::now().to_string().into());
-        let level = if *event.metadata().level() == Level::WARN { "WARNING" } else { event.metadata().level().as_str() };
+        let level =
+            if *event.metadata().level() == Level::WARN { "WARNING" } else { event.metadata().level().as_str() };
         line.insert("level".to_owned(), level.into());
         line.insert("logger".to_owned(), logger(event.metadata().target()).into());
         line.insert("message".to_owned(), "".into());

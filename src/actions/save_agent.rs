@@ -149,8 +149,8 @@ fn without_userinfo(url: &str) -> String {
     let Ok(mut parsed) = url::Url::parse(url) else { return String::new() };
     if !parsed.username().is_empty() || parsed.password().is_some() {
         // Both fail only for URLs without a host, which have no user either.
-        drop(parsed.set_username("redacted"));
-        drop(parsed.set_password(None));
+        let _ = parsed.set_username("redacted");
+        let _ = parsed.set_password(None);
     }
     parsed.into()
 }

@@ -133,13 +133,8 @@ pub async fn start_run(starter: Starter<'_>, request: Request) -> Result<Outcome
         return Err(StartRunError::BacklogFull);
     }
     let Request { workflow_id, input, triggered_by, correlation_id, key } = request;
-    let mut start = StartRun {
-        definition: definitions.get(pool, workflow_id).await?,
-        input,
-        triggered_by,
-        correlation_id,
-        key,
-    };
+    let mut start =
+        StartRun { definition: definitions.get(pool, workflow_id).await?, input, triggered_by, correlation_id, key };
     for _ in 0..ATTEMPTS {
         if !outbox::fits_a_record(&start.definition.plan, &start.input) {
             return Err(StartRunError::TooLarge);

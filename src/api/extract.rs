@@ -138,7 +138,9 @@ impl<S: Send + Sync> FromRequestParts<S> for Key {
         let Some(value) = parts.headers.get(&IDEMPOTENCY_KEY) else { return Ok(Self(None)) };
         match value.to_str() {
             Ok(key) if !key.trim().is_empty() && key.len() <= MAX_KEY_CHARS => Ok(Self(Some(key.to_owned()))),
-            _ => Err(FieldError::rule("header.Idempotency-Key", "1 to 255 visible ASCII characters are expected").into()),
+            _ => {
+                Err(FieldError::rule("header.Idempotency-Key", "1 to 255 visible ASCII characters are expected").into())
+            }
         }
     }
 }
@@ -154,7 +156,9 @@ impl<S: Send + Sync> FromRequestParts<S> for Query {
         let mut values = HashMap::new();
         for (name, value) in pairs {
             if value.contains('\0') {
-                return Err(FieldError::new(format!("query.{name}"), "string_nul", "NUL characters are not allowed").into());
+                return Err(
+                    FieldError::new(format!("query.{name}"), "string_nul", "NUL characters are not allowed").into()
+                );
             }
             values.insert(name.into_owned(), value.into_owned());
         }
@@ -183,14 +187,15 @@ impl Query {
     /// `page` and `page_size`.
     pub fn page(&self, pages: Pages) -> Result<Page, ApiError> {
         let mut errors = Vec::new();
-        let mut number = |name: &str, default: i64| match self.text(name).map(|text| input::query_int(name, text, 1..=i64::MAX)) {
-            None => default,
-            Some(Ok(number)) => number,
-            Some(Err(error)) => {
-                errors.push(error);
-                default
-            }
-        };
+        let mut number =
+            |name: &str, default: i64| match self.text(name).map(|text| input::query_int(name, text, 1..=i64::MAX)) {
+                None => default,
+                Some(Ok(number)) => number,
+                Some(Err(error)) => {
+                    errors.push(error);
+                    default
+                }
+            };
         let page = number("page", 1);
         let size = number("page_size", pages.default_size).min(pages.max_size);
         if let Some(offset) = (page - 1).checked_mul(size)

@@ -101,11 +101,9 @@ async fn read_body(uri: &Uri, headers: &http::HeaderMap, body: axum::body::Body)
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
         Ok(Err(_)) => Err(ApiError::bad_request("incomplete_body", "The request body could not be read to its end")),
-        Err(_) => Err(ApiError::new(
-            StatusCode::REQUEST_TIMEOUT,
-            "body_timeout",
-            "The request body did not arrive in time",
-        )),
+        Err(_) => {
+            Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", "The request body did not arrive in time"))
+        }
     }
 }
 

@@ -86,8 +86,7 @@ async fn register(pool: &PgPool, role: &str) -> Result<Uuid, Error> {
 }
 
 async fn beat(pool: &PgPool, id: Uuid) -> Result<bool, Error> {
-    let beaten =
-        sqlx::query("UPDATE processes SET heartbeat_at = now() WHERE id = $1").bind(id).execute(pool).await?;
+    let beaten = sqlx::query("UPDATE processes SET heartbeat_at = now() WHERE id = $1").bind(id).execute(pool).await?;
     Ok(beaten.rows_affected() == 1)
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use rdkafka::{
     ClientContext,
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
-    message::{DeliveryResult, Message as _},
+    message::DeliveryResult,
     producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer},
 };
 use tokio::sync::mpsc::UnboundedSender;

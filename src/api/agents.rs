@@ -1,0 +1,274 @@
+//! `/agents`.
+
+use axum::{Json, extract::State};
+use http::StatusCode;
+use serde::Serialize;
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+
+use super::{
+    App,
+    agent_health::{self, AgentHealth},
+    auth::Caller,
+    error::{ApiError, ErrorBody},
+    extract::{self, AgentId, JsonBody, Query},
+    page::{Message, Page},
+};
+use crate::{
+    actions::save_agent::{self, SaveAgentError},
+    agent::{AgentPatch, AuthType, NewAgent, RetryConfig, render_auth_config},
+    db::{self, agents::AgentRow},
+    timestamp::Timestamp,
+};
+
+/// An agent.
+#[derive(Serialize, ToSchema)]
+pub struct Agent {
+    /// Made at registration.
+    id: uuid::Uuid,
+    /// Unique for ever; steps name agents by it.
+    #[schema(example = "summariser")]
+    name: String,
+    /// Where its JSON-RPC endpoint is, normalised.
+    #[schema(example = "http://summariser:8080/")]
+    url: String,
+    /// For people.
+    description: Option<String>,
+    /// `none`, `bearer` or `apikey`.
+    auth_type: &'static str,
+    /// The credentials, with `type` and for API keys `header` added for the reference deployment's bridge.
+    #[schema(value_type = Option<Object>)]
+    auth_config: Option<Box<RawValue>>,
+    /// Time for one call.
+    timeout_ms: i32,
+    /// How calls are repeated.
+    #[schema(value_type = RetryConfigBody)]
+    retry_config: RetryConfig,
+    /// Kept for the UI.
+    #[schema(value_type = Option<Object>)]
+    circuit_breaker_config: Option<Box<RawValue>>,
+    /// `active`, `inactive` or `deleted`.
+    status: String,
+    /// Registration.
+    #[schema(value_type = String, format = DateTime)]
+    created_at: Timestamp,
+    /// Last change.
+    #[schema(value_type = String, format = DateTime)]
+    updated_at: Timestamp,
+    /// Who registered it.
+    created_by: Option<String>,
+    /// Who changed it last.
+    updated_by: Option<String>,
+}
+
+impl From<AgentRow> for Agent {
+    fn from(row: AgentRow) -> Self {
+        let auth_type = row.auth_type.as_deref().and_then(AuthType::parse).unwrap_or(AuthType::None);
+        let stored = |json: Option<sqlx::types::Json<Box<RawValue>>>| json.map(|json| json.0);
+        Self {
+            id: row.id,
+            name: row.name,
+            url: row.url,
+            description: row.description,
+            auth_type: auth_type.as_str(),
+            auth_config: render_auth_config(auth_type, stored(row.auth_config).as_deref()),
+            timeout_ms: row.timeout_ms,
+            retry_config: RetryConfig::from_stored(stored(row.retry_config).as_deref()),
+            circuit_breaker_config: stored(row.circuit_breaker_config),
+            status: row.status,
+            created_at: row.created_at,
+            updated_at: row.updated_at,
+            created_by: row.created_by,
+            updated_by: row.updated_by,
+        }
+    }
+}
+
+/// How calls to an agent are repeated.
+#[derive(ToSchema)]
+#[schema(as = RetryConfig)]
+#[expect(dead_code, reason = "describes `agent::RetryConfig`, which knows nothing of OpenAPI")]
+pub struct RetryConfigBody {
+    /// Attempts in all.
+    #[schema(default = 3, minimum = 0, maximum = 10)]
+    max_retries: Option<u32>,
+    /// Pause after the first attempt.
+    #[schema(default = 1000, minimum = 100)]
+    initial_delay_ms: Option<u64>,
+    /// Longest pause.
+    #[schema(default = 30000, minimum = 1000)]
+    max_delay_ms: Option<u64>,
+    /// What each pause is multiplied with for the next one.
+    #[schema(default = 2.0, minimum = 1.0)]
+    backoff_multiplier: Option<f64>,
+}
+
+/// The body of a create request.
+#[derive(ToSchema)]
+#[schema(as = NewAgent)]
+#[expect(dead_code, reason = "describes what `agent::NewAgent::parse` reads")]
+pub struct NewAgentBody {
+    /// Unique for ever.
+    #[schema(min_length = 1, max_length = 255, example = "summariser")]
+    name: String,
+    /// `http` or `https`.
+    #[schema(max_length = 512, example = "http://summariser:8080")]
+    url: String,
+    /// For people.
+    description: Option<String>,
+    /// `none`, `bearer` or `apikey`, in any case.
+    #[schema(default = "none", example = "none")]
+    auth_type: Option<String>,
+    /// `bearer`: `{"token": …}`; `apikey`: `{"key": …, "header_name": …}`; `none`: null.
+    #[schema(value_type = Option<Object>)]
+    auth_config: Option<()>,
+    /// Time for one call.
+    #[schema(default = 30000, minimum = 1000, maximum = 300_000)]
+    timeout_ms: Option<i32>,
+    /// How calls are repeated.
+    #[schema(value_type = Option<RetryConfigBody>)]
+    retry_config: Option<RetryConfigBody>,
+    /// Kept for the UI.
+    #[schema(value_type = Option<Object>)]
+    circuit_breaker_config: Option<()>,
+}
+
+/// The body of an update request; what is absent stays.
+#[derive(ToSchema)]
+#[schema(as = AgentPatch)]
+#[expect(dead_code, reason = "describes what `agent::AgentPatch::parse` reads")]
+pub struct AgentPatchBody {
+    /// `http` or `https`.
+    #[schema(max_length = 512)]
+    url: Option<String>,
+    /// Null clears it.
+    description: Option<String>,
+    /// `none`, `bearer` or `apikey`, in any case.
+    auth_type: Option<String>,
+    /// Has to fit `auth_type`.
+    #[schema(value_type = Option<Object>)]
+    auth_config: Option<()>,
+    /// Time for one call.
+    #[schema(minimum = 1000, maximum = 300_000)]
+    timeout_ms: Option<i32>,
+    /// Replaced as a whole.
+    #[schema(value_type = Option<RetryConfigBody>)]
+    retry_config: Option<RetryConfigBody>,
+    /// `active` or `inactive`.
+    status: Option<String>,
+    /// Null clears it.
+    #[schema(value_type = Option<Object>)]
+    circuit_breaker_config: Option<()>,
+}
+
+impl From<SaveAgentError> for ApiError {
+    fn from(error: SaveAgentError) -> Self {
+        match error {
+            SaveAgentError::NotFound => not_found(),
+            SaveAgentError::NameTaken(name) => {
+                Self::bad_request("agent_name_taken", format!("An agent named {name:?} already exists"))
+            }
+            SaveAgentError::Invalid(errors) => errors.into(),
+            SaveAgentError::Db(error) => error.into(),
+        }
+    }
+}
+
+fn not_found() -> ApiError {
+    ApiError::not_found("agent_not_found", "Agent not found")
+}
+
+/// Lists agents in the order of their registration; with `name`, looks that one up whatever its status.
+#[utoipa::path(
+    get, path = "/agents", tag = "agents",
+    params(
+        ("page" = Option<i64>, Query, minimum = 1), ("page_size" = Option<i64>, Query, minimum = 1),
+        ("status" = Option<String>, Query, description = "Exactly this status"),
+        ("name" = Option<String>, Query, description = "Exactly this name; the other parameters do not count then"),
+    ),
+    responses((status = 200, body = Page<Agent>), (status = 422, body = ErrorBody)),
+)]
+pub async fn list_agents(State(app): State<App>, query: Query) -> Result<Json<Page<Agent>>, ApiError> {
+    let asked = query.page(app.config.pages)?;
+    if let Some(name) = query.text("name").filter(|name| !name.is_empty()) {
+        let found = db::agents::find_by_name(&app.pool, name).await?;
+        let size = if found.is_some() { 1 } else { asked.size };
+        let shown = extract::Page { number: 1, size, offset: 0 };
+        let total = i64::from(found.is_some());
+        return Ok(Json(Page::new(found.map(Agent::from), total, shown)));
+    }
+    let mut connection = app.pool.acquire().await?;
+    let (rows, total) = db::agents::list(&mut connection, query.text("status"), asked.size, asked.offset).await?;
+    Ok(Json(Page::new(rows.into_iter().map(Agent::from), total, asked)))
+}
+
+/// Registers an agent.
+#[utoipa::path(
+    post, path = "/agents", tag = "agents", request_body = NewAgentBody,
+    responses(
+        (status = 201, body = Agent), (status = 400, description = "The name is taken", body = ErrorBody),
+        (status = 422, body = ErrorBody),
+    ),
+)]
+pub async fn create_agent(
+    State(app): State<App>,
+    caller: Caller,
+    body: JsonBody,
+) -> Result<(StatusCode, Json<Agent>), ApiError> {
+    let new = NewAgent::parse(body.raw())?;
+    let row = save_agent::create_agent(&app.pool, app.context(&caller), new).await?;
+    tracing::info!(target: "api.routes.agents", agent_id = %row.id, "Agent created");
+    Ok((StatusCode::CREATED, Json(row.into())))
+}
+
+/// Shows an agent, deleted ones too.
+#[utoipa::path(
+    get, path = "/agents/{agent_id}", tag = "agents", params(("agent_id" = uuid::Uuid, Path)),
+    responses((status = 200, body = Agent), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
+)]
+pub async fn get_agent(State(app): State<App>, AgentId(id): AgentId) -> Result<Json<Agent>, ApiError> {
+    Ok(Json(db::agents::find(&app.pool, id).await?.ok_or_else(not_found)?.into()))
+}
+
+/// Changes the members that are given.
+#[utoipa::path(
+    put, path = "/agents/{agent_id}", tag = "agents", params(("agent_id" = uuid::Uuid, Path)),
+    request_body = AgentPatchBody,
+    responses((status = 200, body = Agent), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
+)]
+pub async fn update_agent(
+    State(app): State<App>,
+    caller: Caller,
+    AgentId(id): AgentId,
+    body: JsonBody,
+) -> Result<Json<Agent>, ApiError> {
+    let patch = AgentPatch::parse(body.raw())?;
+    let row = save_agent::update_agent(&app.pool, app.context(&caller), id, patch).await?;
+    tracing::info!(target: "api.routes.agents", agent_id = %id, "Agent updated");
+    Ok(Json(row.into()))
+}
+
+/// Marks an agent as deleted; its name stays taken.
+#[utoipa::path(
+    delete, path = "/agents/{agent_id}", tag = "agents", params(("agent_id" = uuid::Uuid, Path)),
+    responses((status = 200, body = Message), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
+)]
+pub async fn delete_agent(
+    State(app): State<App>,
+    caller: Caller,
+    AgentId(id): AgentId,
+) -> Result<Json<Message>, ApiError> {
+    save_agent::delete_agent(&app.pool, app.context(&caller), id).await?;
+    tracing::info!(target: "api.routes.agents", agent_id = %id, "Agent deleted");
+    Ok(Json(Message::new("Agent deleted")))
+}
+
+/// Asks the agent for its card. The answer is 200 also if the agent is unhealthy.
+#[utoipa::path(
+    get, path = "/agents/{agent_id}/health", tag = "agents", params(("agent_id" = uuid::Uuid, Path)),
+    responses((status = 200, body = AgentHealth), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
+)]
+pub async fn check_agent(State(app): State<App>, AgentId(id): AgentId) -> Result<Json<AgentHealth>, ApiError> {
+    let row = db::agents::find(&app.pool, id).await?.ok_or_else(not_found)?;
+    Ok(Json(agent_health::check(&app.http, &row).await))
+}

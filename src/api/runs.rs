@@ -1,0 +1,375 @@
+//! `/runs`.
+
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use http::{HeaderValue, StatusCode, header};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+
+use super::{
+    App, IDEMPOTENCY_REPLAYED,
+    auth::Caller,
+    error::{ApiError, ErrorBody},
+    extract::{OptionalJsonBody, Query, RunId},
+    page::Page,
+};
+use crate::{
+    actions::{
+        cancel_run::{self, CancelRunError},
+        retry_run::{self, RetryRunError},
+    },
+    db::{
+        self,
+        runs::{Filter, RunRow, StepRow},
+    },
+    input::{ANY_LENGTH, Object, object_of},
+    run::RunStatus,
+    run_writer::StartedRun,
+    timestamp::Timestamp,
+};
+
+/// Characters of a reason for a cancellation.
+const REASON_CHARS: std::ops::RangeInclusive<usize> = 0..=500;
+
+/// A run of a workflow.
+#[derive(Serialize, ToSchema)]
+pub struct Run {
+    /// The same as `run_id`.
+    id: String,
+    /// `run-` and a UUID; runs that other programs made may have any id.
+    run_id: String,
+    /// The definition's id.
+    workflow_id: String,
+    /// The definition's name.
+    workflow_name: String,
+    /// The definition's id.
+    workflow_definition_id: Option<String>,
+    /// `PENDING`, `RUNNING`, `COMPLETED`, `FAILED` or `CANCELLED`.
+    status: String,
+    /// As given.
+    #[schema(value_type = Option<Object>)]
+    input_data: Option<Box<RawValue>>,
+    /// Who started it.
+    triggered_by: Option<String>,
+    /// When it was accepted.
+    #[schema(value_type = String, format = DateTime)]
+    created_at: Timestamp,
+    /// Last change of its state.
+    #[schema(value_type = String, format = DateTime)]
+    updated_at: Timestamp,
+    /// When it was completed or failed.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    completed_at: Option<Timestamp>,
+    /// When it was cancelled.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    cancelled_at: Option<Timestamp>,
+    /// Who cancelled it.
+    cancelled_by: Option<String>,
+    /// Why it failed or was cancelled.
+    error_message: Option<String>,
+}
+
+impl From<RunRow> for Run {
+    fn from(row: RunRow) -> Self {
+        Self {
+            id: row.run_id.clone(),
+            run_id: row.run_id,
+            workflow_id: row.workflow_id,
+            workflow_name: row.workflow_name,
+            workflow_definition_id: row.workflow_definition_id,
+            status: row.status,
+            input_data: row.input_data.map(|json| json.0),
+            triggered_by: row.triggered_by,
+            created_at: row.created_at,
+            updated_at: row.updated_at,
+            completed_at: row.completed_at,
+            cancelled_at: row.cancelled_at,
+            cancelled_by: row.cancelled_by,
+            error_message: row.error_message,
+        }
+    }
+}
+
+impl Run {
+    /// A run that has just been written, without reading it back.
+    #[must_use]
+    pub fn started(started: StartedRun) -> Self {
+        let StartedRun { request, run_id, created_at } = started;
+        let workflow_id = request.definition.id.to_string();
+        Self {
+            id: run_id.clone(),
+            run_id,
+            workflow_definition_id: Some(workflow_id.clone()),
+            workflow_id,
+            workflow_name: request.definition.name.clone(),
+            status: RunStatus::Pending.as_str().to_owned(),
+            input_data: Some(request.input),
+            triggered_by: Some(request.triggered_by),
+            created_at,
+            updated_at: created_at,
+            completed_at: None,
+            cancelled_at: None,
+            cancelled_by: None,
+            error_message: None,
+        }
+    }
+}
+
+/// 202 with the run and its path.
+pub fn accepted(app: &App, run: &Run) -> Response {
+    let location = format!("{}/runs/{}", app.config.api.prefix, run.run_id);
+    let mut response = (StatusCode::ACCEPTED, Json(run)).into_response();
+    if let Ok(location) = HeaderValue::from_str(&location) {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    response
+}
+
+/// Marks an answer as the repeat of an earlier one.
+pub fn replayed(mut response: Response) -> Response {
+    response.headers_mut().insert(IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
+    response
+}
+
+/// An attempt of a step.
+#[derive(Serialize, ToSchema)]
+pub struct Step {
+    /// Of this attempt.
+    id: String,
+    /// The run.
+    run_id: String,
+    /// As in the definition; several attempts of one step are normal.
+    step_id: String,
+    /// For people.
+    step_name: String,
+    /// The agent that was called.
+    agent_name: String,
+    /// `PENDING`, `RUNNING`, `COMPLETED`, `FAILED` or `SKIPPED`.
+    status: String,
+    /// What was sent.
+    #[schema(value_type = Object)]
+    input_data: Box<RawValue>,
+    /// What came back.
+    #[schema(value_type = Option<Object>)]
+    output_data: Option<Box<RawValue>>,
+    /// Begin.
+    #[schema(value_type = String, format = DateTime)]
+    started_at: Timestamp,
+    /// End.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    completed_at: Option<Timestamp>,
+    /// Why it failed.
+    error_message: Option<String>,
+    /// The step that it is a branch or an iteration of.
+    parent_step_id: Option<String>,
+    /// Which branch.
+    branch_name: Option<String>,
+    /// How the branches are joined.
+    join_policy: Option<String>,
+}
+
+impl From<StepRow> for Step {
+    fn from(row: StepRow) -> Self {
+        let input_data = if row.input_data.0.get() == "null" { object_of([]) } else { row.input_data.0 };
+        Self {
+            id: row.id,
+            run_id: row.run_id,
+            step_id: row.step_id,
+            step_name: row.step_name,
+            agent_name: row.agent_name,
+            status: row.status,
+            input_data,
+            output_data: row.output_data.map(|json| json.0),
+            started_at: row.started_at,
+            completed_at: row.completed_at,
+            error_message: row.error_message,
+            parent_step_id: row.parent_step_id,
+            branch_name: row.branch_name,
+            join_policy: row.join_policy,
+        }
+    }
+}
+
+/// The answer to a retry: the run, and members that the UI reads here and nowhere else.
+#[derive(Serialize, ToSchema)]
+pub struct RetriedRun {
+    #[serde(flatten)]
+    run: Run,
+    /// For people.
+    message: &'static str,
+    /// The same as `run_id`: a retry goes on with the same run.
+    new_run_id: String,
+    /// The same as `run_id`.
+    original_run_id: String,
+    /// Now.
+    #[schema(value_type = String, format = DateTime)]
+    timestamp: Timestamp,
+}
+
+/// The body of a cancel request, which may be left out.
+#[derive(ToSchema)]
+#[schema(as = CancelRequest)]
+#[expect(dead_code, reason = "describes what `cancel_run` reads")]
+pub struct CancelBody {
+    /// Goes into the run's `error_message`.
+    #[schema(max_length = 500, example = "started by mistake")]
+    reason: Option<String>,
+}
+
+fn not_found() -> ApiError {
+    ApiError::not_found("run_not_found", "Run not found")
+}
+
+fn wrong_state(status: &str, act: &str) -> ApiError {
+    ApiError::bad_request("run_wrong_state", format!("The run is {status} and cannot be {act}"))
+}
+
+/// Lists runs.
+#[utoipa::path(
+    get, path = "/runs", tag = "runs",
+    params(
+        ("page" = Option<i64>, Query, minimum = 1), ("page_size" = Option<i64>, Query, minimum = 1),
+        ("status" = Option<String>, Query, description = "Exactly this status"),
+        ("workflow_id" = Option<String>, Query, description = "Exactly this `workflow_id`"),
+        ("workflow_definition_id" = Option<String>, Query, description = "Exactly this `workflow_definition_id`"),
+        ("created_after" = Option<String>, Query, description = "Created then or later, as ISO 8601 or epoch"),
+        ("created_before" = Option<String>, Query, description = "Created then or earlier, as ISO 8601 or epoch"),
+        ("sort_by" = Option<String>, Query,
+            description = "`created_at` (default), `updated_at`, `completed_at` or `status`"),
+        ("sort_order" = Option<String>, Query, description = "`desc` (default) or `asc`"),
+    ),
+    responses((status = 200, body = Page<Run>), (status = 422, body = ErrorBody)),
+)]
+pub async fn list_runs(State(app): State<App>, query: Query) -> Result<Json<Page<Run>>, ApiError> {
+    let asked = query.page(app.config.pages)?;
+    let filter = Filter {
+        status: query.text("status"),
+        workflow_id: query.text("workflow_id"),
+        workflow_definition_id: query.text("workflow_definition_id"),
+        created_after: query.instant("created_after")?,
+        created_before: query.instant("created_before")?,
+        sort_by: query.text("sort_by").unwrap_or_default(),
+        ascending: query.is_ascending(),
+    };
+    let mut connection = app.pool.acquire().await?;
+    let (rows, total) = db::runs::list(&mut connection, &filter, asked.size, asked.offset).await?;
+    Ok(Json(Page::new(rows.into_iter().map(Run::from), total, asked)))
+}
+
+/// Shows a run.
+#[utoipa::path(
+    get, path = "/runs/{run_id}", tag = "runs", params(("run_id" = String, Path)),
+    responses((status = 200, body = Run), (status = 404, body = ErrorBody)),
+)]
+pub async fn get_run(State(app): State<App>, RunId(run_id): RunId) -> Result<Json<Run>, ApiError> {
+    Ok(Json(db::runs::find(&app.pool, &run_id).await?.ok_or_else(not_found)?.into()))
+}
+
+/// Lists all attempts of the run's steps in the order of their begin.
+#[utoipa::path(
+    get, path = "/runs/{run_id}/steps", tag = "runs", params(("run_id" = String, Path)),
+    responses((status = 200, body = Vec<Step>), (status = 404, body = ErrorBody)),
+)]
+pub async fn list_steps(State(app): State<App>, RunId(run_id): RunId) -> Result<Json<Vec<Step>>, ApiError> {
+    let rows = db::runs::steps(&app.pool, &run_id).await?;
+    if rows.is_empty() && !db::runs::exists(&app.pool, &run_id).await? {
+        return Err(not_found());
+    }
+    Ok(Json(rows.into_iter().map(Step::from).collect()))
+}
+
+/// Starts a failed or cancelled run again, with the present content of its definition. Completed steps are not
+/// repeated.
+#[utoipa::path(
+    post, path = "/runs/{run_id}/retry", tag = "runs", params(("run_id" = String, Path)),
+    responses(
+        (status = 202, body = RetriedRun),
+        (status = 400, description = "The run has not ended, has completed, or has no definition", body = ErrorBody),
+        (status = 404, body = ErrorBody), (status = 422, body = ErrorBody),
+    ),
+)]
+pub async fn retry_run(
+    State(app): State<App>,
+    caller: Caller,
+    RunId(run_id): RunId,
+    OptionalJsonBody(body): OptionalJsonBody,
+) -> Result<(StatusCode, Json<RetriedRun>), ApiError> {
+    if let Some(body) = &body {
+        let mut errors = Vec::new();
+        Object::body(body)?.nullable("resume_from_step", &mut errors, |node| node.string(ANY_LENGTH));
+        if !errors.is_empty() {
+            return Err(errors.into());
+        }
+    }
+    let row = retry_run::retry_run(&app.pool, &app.relay, app.context(&caller), &run_id).await?;
+    tracing::info!(target: "api.routes.runs", run_id, "Run retried");
+    let timestamp = row.updated_at;
+    let message = "The run was started again";
+    let retried =
+        RetriedRun { run: row.into(), message, new_run_id: run_id.clone(), original_run_id: run_id, timestamp };
+    Ok((StatusCode::ACCEPTED, Json(retried)))
+}
+
+impl From<RetryRunError> for ApiError {
+    fn from(error: RetryRunError) -> Self {
+        match error {
+            RetryRunError::NotFound => not_found(),
+            RetryRunError::WrongState(status) => wrong_state(&status, "retried"),
+            RetryRunError::WithoutDefinition => Self::bad_request(
+                "run_without_definition",
+                "The run has no workflow definition to be started again from",
+            ),
+            RetryRunError::DefinitionNotFound => {
+                Self::not_found("workflow_not_found", "The run's workflow definition was not found")
+            }
+            RetryRunError::TooLarge => {
+                let detail = "Definition and input together no longer fit into a Kafka message of 1 MiB";
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", detail)
+            }
+            RetryRunError::Db(error) => error.into(),
+        }
+    }
+}
+
+/// Ends a run that waits or is executed.
+#[utoipa::path(
+    post, path = "/runs/{run_id}/cancel", tag = "runs", params(("run_id" = String, Path)),
+    request_body(content = Option<CancelBody>),
+    responses(
+        (status = 200, body = Run), (status = 400, description = "The run has ended already", body = ErrorBody),
+        (status = 404, body = ErrorBody), (status = 422, body = ErrorBody),
+    ),
+)]
+pub async fn cancel_run(
+    State(app): State<App>,
+    caller: Caller,
+    RunId(run_id): RunId,
+    OptionalJsonBody(body): OptionalJsonBody,
+) -> Result<Json<Run>, ApiError> {
+    let mut errors = Vec::new();
+    let reason = match &body {
+        Some(body) => Object::body(body)?.nullable("reason", &mut errors, |node| node.string(REASON_CHARS)),
+        None => None,
+    };
+    if !errors.is_empty() {
+        return Err(errors.into());
+    }
+    let context = app.context(&caller);
+    let row = cancel_run::cancel_run(&app.pool, &app.relay, context, &run_id, reason.as_deref()).await?;
+    tracing::info!(target: "api.routes.runs", run_id, "Run cancelled");
+    Ok(Json(row.into()))
+}
+
+impl From<CancelRunError> for ApiError {
+    fn from(error: CancelRunError) -> Self {
+        match error {
+            CancelRunError::NotFound => not_found(),
+            CancelRunError::WrongState(status) => wrong_state(&status, "cancelled"),
+            CancelRunError::Db(error) => error.into(),
+        }
+    }
+}

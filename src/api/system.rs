@@ -1,0 +1,153 @@
+//! What the service says about itself.
+
+use std::collections::BTreeMap;
+
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use http::{StatusCode, header};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::{App, error::ApiError};
+use crate::{telemetry, timestamp::Timestamp};
+
+/// The answer of `GET /`.
+#[derive(Serialize, ToSchema)]
+pub struct Root {
+    /// `API_TITLE`.
+    name: String,
+    /// `API_VERSION`.
+    version: String,
+    /// `API_DESCRIPTION`.
+    description: String,
+    /// Paths of the documentation.
+    documentation: BTreeMap<&'static str, &'static str>,
+    /// Paths of the resources.
+    endpoints: BTreeMap<&'static str, String>,
+    /// Always `operational`.
+    status: &'static str,
+}
+
+/// Names the service and its paths.
+#[utoipa::path(get, path = "/", tag = "system", responses((status = 200, body = Root)))]
+pub async fn get_root(State(app): State<App>) -> Json<Root> {
+    let api = &app.config.api;
+    let prefixed = |path: &str| format!("{}{path}", api.prefix);
+    Json(Root {
+        name: api.title.clone(),
+        version: api.version.clone(),
+        description: api.description.clone(),
+        documentation: [("swagger_ui", "/docs"), ("redoc", "/redoc"), ("openapi_spec", "/openapi.json")].into(),
+        endpoints: [
+            ("agents", prefixed("/agents")),
+            ("workflows", prefixed("/workflows")),
+            ("runs", prefixed("/runs")),
+            ("ai_workflows", prefixed("/ai-workflows")),
+            ("health", "/health".to_owned()),
+            ("health_ready", "/health/ready".to_owned()),
+            ("metrics", "/metrics".to_owned()),
+        ]
+        .into(),
+        status: "operational",
+    })
+}
+
+/// The answer of `GET /health`.
+#[derive(Serialize, ToSchema)]
+pub struct Health {
+    /// Always `healthy`: the process answers.
+    status: &'static str,
+    /// Now.
+    #[schema(value_type = String, format = DateTime)]
+    timestamp: Timestamp,
+    /// `API_VERSION`.
+    version: String,
+    /// Since the start of the process.
+    uptime_seconds: f64,
+    /// Always null; there for clients of the reference deployment.
+    #[schema(value_type = Option<Object>)]
+    services: Option<()>,
+}
+
+/// Says that the process lives; asks no other system.
+#[utoipa::path(get, path = "/health", tag = "system", responses((status = 200, body = Health)))]
+pub async fn get_health(State(app): State<App>) -> Json<Health> {
+    Json(Health {
+        status: "healthy",
+        timestamp: Timestamp::now(),
+        version: app.config.api.version.clone(),
+        uptime_seconds: app.started.elapsed().as_secs_f64(),
+        services: None,
+    })
+}
+
+/// The answer of `GET /health/ready`.
+#[derive(Serialize, ToSchema)]
+pub struct Ready {
+    /// `ready`, `degraded` (ready, but Kafka is away: runs are accepted and dispatched later) or `not_ready`.
+    status: &'static str,
+    /// Whether requests should be sent here.
+    ready: bool,
+    /// `connected` or `disconnected` for `database` and `kafka`, `current` or `outdated` for `schema`.
+    checks: BTreeMap<&'static str, &'static str>,
+    /// Now.
+    #[schema(value_type = String, format = DateTime)]
+    timestamp: Timestamp,
+}
+
+/// Says whether requests can be served, as of half a second ago at most.
+#[utoipa::path(
+    get, path = "/health/ready", tag = "system",
+    responses((status = 200, body = Ready), (status = 503, description = "Not ready", body = Ready)),
+)]
+pub async fn get_readiness(State(app): State<App>) -> Response {
+    let findings = app.readiness.findings();
+    let can_serve = findings.database && findings.migrated && !findings.draining;
+    let ready = can_serve && (findings.kafka || !app.config.readiness_requires_kafka);
+    let status = match (can_serve, findings.kafka) {
+        (false, _) => "not_ready",
+        (true, false) => "degraded",
+        (true, true) => "ready",
+    };
+    let connected = |is_connected: bool| if is_connected { "connected" } else { "disconnected" };
+    let mut checks = BTreeMap::from([("database", connected(findings.database)), ("kafka", connected(findings.kafka))]);
+    if findings.database {
+        checks.insert("schema", if findings.migrated { "current" } else { "outdated" });
+    }
+    if findings.draining {
+        checks.insert("process", "stopping");
+    }
+    let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let body = Json(Ready { status, ready, checks, timestamp: Timestamp::now() });
+    let mut response = (code, body).into_response();
+    if !ready {
+        response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("2"));
+    }
+    response
+}
+
+/// Metrics in the text format of Prometheus.
+#[utoipa::path(
+    get, path = "/metrics", tag = "system",
+    responses(
+        (status = 200, description = "The metrics", body = String, content_type = "text/plain"),
+        (status = 404, description = "Metrics are switched off", body = super::error::ErrorBody),
+    ),
+)]
+pub async fn get_metrics(State(app): State<App>) -> Result<Response, ApiError> {
+    if !app.config.metrics {
+        return Err(ApiError::not_found("not_found", "Not Found"));
+    }
+    metrics::gauge!("api_info", "version" => app.config.api.version.clone()).set(1.0);
+    metrics::gauge!("api_uptime_seconds").set(app.started.elapsed().as_secs_f64());
+    let (size, idle) = (app.pool.size(), app.pool.num_idle());
+    metrics::gauge!("db_pool_size").set(f64::from(size));
+    metrics::gauge!("db_pool_idle").set(idle as f64);
+    metrics::gauge!("db_pool_in_use").set((size as usize).saturating_sub(idle) as f64);
+    metrics::gauge!("db_pool_max").set(f64::from(app.pool.options().get_max_connections()));
+    let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    Ok((content_type, telemetry::metrics().render()).into_response())
+}

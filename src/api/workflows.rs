@@ -1,0 +1,342 @@
+//! `/workflows`.
+
+use axum::{Json, extract::State, response::Response};
+use http::StatusCode;
+use serde::Serialize;
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+
+use super::{
+    App,
+    auth::Caller,
+    error::{ApiError, ErrorBody},
+    extract::{JsonBody, Key, Query, WorkflowId},
+    page::{Message, Page},
+    request::CorrelationId,
+    runs::{self, Run},
+};
+use crate::{
+    actions::{
+        save_workflow::{self, SaveWorkflowError},
+        start_run::{self, Outcome, Request, StartRunError, Starter},
+    },
+    db::{
+        self,
+        workflows::{Filter, WorkflowRow},
+    },
+    input::{Node, Object},
+    run_writer::IdempotencyKey,
+    timestamp::Timestamp,
+    workflow::{NewWorkflow, WorkflowPatch},
+};
+
+/// A version of a workflow.
+#[derive(Serialize, ToSchema)]
+pub struct Workflow {
+    /// Of this version's row; an update keeps the id for the newest content.
+    id: uuid::Uuid,
+    /// Shared by all versions.
+    #[schema(example = "summarise-and-translate")]
+    name: String,
+    /// For people.
+    description: Option<String>,
+    /// From 1, unique for the name.
+    version: i32,
+    /// The plan: `workflow_id`, `name`, `version`, `start_step` and `steps` in their normal form.
+    #[schema(value_type = Object)]
+    workflow_data: Box<RawValue>,
+    /// `active`, `inactive` or `deleted`.
+    status: String,
+    /// Creation.
+    #[schema(value_type = String, format = DateTime)]
+    created_at: Timestamp,
+    /// Last change.
+    #[schema(value_type = String, format = DateTime)]
+    updated_at: Timestamp,
+    /// Who created it.
+    created_by: Option<String>,
+    /// Who changed it last.
+    updated_by: Option<String>,
+}
+
+impl From<WorkflowRow> for Workflow {
+    fn from(row: WorkflowRow) -> Self {
+        Self {
+            id: row.id,
+            name: row.name,
+            description: row.description,
+            version: row.version,
+            workflow_data: row.workflow_data.0,
+            status: row.status,
+            created_at: row.created_at,
+            updated_at: row.updated_at,
+            created_by: row.created_by,
+            updated_by: row.updated_by,
+        }
+    }
+}
+
+/// The body of a create request.
+#[derive(ToSchema)]
+#[schema(as = NewWorkflow)]
+#[expect(dead_code, reason = "describes what `workflow::NewWorkflow::parse` reads")]
+pub struct NewWorkflowBody {
+    /// A name that exists already makes its next version.
+    #[schema(min_length = 1, max_length = 255, example = "summarise-and-translate")]
+    name: String,
+    /// For people.
+    description: Option<String>,
+    /// The id of the first step.
+    #[schema(min_length = 1, example = "summarise")]
+    start_step: String,
+    /// The steps by id.
+    #[schema(value_type = Object, example = json!({
+        "summarise": {"id": "summarise", "agent_name": "summariser", "next_step": "translate",
+            "input_mapping": {"text": "${workflow.input.text}"}},
+        "translate": {"id": "translate", "agent_name": "translator", "next_step": null,
+            "input_mapping": {"text": "${summarise.output.text}"}},
+    }))]
+    steps: (),
+}
+
+/// The body of an update request; what is absent stays.
+#[derive(ToSchema)]
+#[schema(as = WorkflowPatch)]
+#[expect(dead_code, reason = "describes what `workflow::WorkflowPatch::parse` reads")]
+pub struct WorkflowPatchBody {
+    /// Null clears it.
+    description: Option<String>,
+    /// The id of the first step; makes a new version.
+    start_step: Option<String>,
+    /// All steps by id; makes a new version.
+    #[schema(value_type = Option<Object>)]
+    steps: Option<()>,
+    /// `active` or `inactive`.
+    status: Option<String>,
+}
+
+/// The body of an execute request.
+#[derive(ToSchema)]
+#[schema(as = ExecuteRequest)]
+#[expect(dead_code, reason = "describes what `execute_workflow` reads")]
+pub struct ExecuteBody {
+    /// Any JSON object; steps refer to it as `${workflow.input.…}`.
+    #[schema(value_type = Object, example = json!({"text": "hello"}))]
+    input_data: (),
+}
+
+fn not_found() -> ApiError {
+    ApiError::not_found("workflow_not_found", "Workflow not found")
+}
+
+fn too_large() -> ApiError {
+    let detail = "Definition and input together have to fit into a Kafka message of 1 MiB";
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", detail)
+}
+
+/// `unknown_agent`: the status for an agent that does not exist, which differs between the routes.
+fn save_error(error: SaveWorkflowError, unknown_agent: StatusCode) -> ApiError {
+    match error {
+        SaveWorkflowError::NotFound => not_found(),
+        SaveWorkflowError::AgentNotFound(name) => {
+            ApiError::new(unknown_agent, "agent_not_found", format!("Agent {name:?} not found"))
+        }
+        SaveWorkflowError::AgentNotActive { name, status } => {
+            ApiError::bad_request("agent_not_active", format!("Agent {name:?} is {status}, not active"))
+        }
+        SaveWorkflowError::TooLarge => too_large(),
+        SaveWorkflowError::Invalid(errors) => errors.into(),
+        SaveWorkflowError::Db(error) => error.into(),
+    }
+}
+
+/// Lists workflows; every version is an entry of its own.
+#[utoipa::path(
+    get, path = "/workflows", tag = "workflows",
+    params(
+        ("page" = Option<i64>, Query, minimum = 1), ("page_size" = Option<i64>, Query, minimum = 1),
+        ("status" = Option<String>, Query, description = "Exactly this status"),
+        ("name" = Option<String>, Query, description = "Exactly this name"),
+        ("sort_by" = Option<String>, Query, description = "`created_at` (default), `updated_at`, `name` or `version`"),
+        ("sort_order" = Option<String>, Query, description = "`desc` (default) or `asc`"),
+    ),
+    responses((status = 200, body = Page<Workflow>), (status = 422, body = ErrorBody)),
+)]
+pub async fn list_workflows(State(app): State<App>, query: Query) -> Result<Json<Page<Workflow>>, ApiError> {
+    let asked = query.page(app.config.pages)?;
+    let filter = Filter {
+        status: query.text("status"),
+        name: query.text("name"),
+        sort_by: query.text("sort_by").unwrap_or_default(),
+        ascending: query.is_ascending(),
+    };
+    let mut connection = app.pool.acquire().await?;
+    let (rows, total) = db::workflows::list(&mut connection, &filter, asked.size, asked.offset).await?;
+    Ok(Json(Page::new(rows.into_iter().map(Workflow::from), total, asked)))
+}
+
+/// Stores a definition, as the next version of its name.
+#[utoipa::path(
+    post, path = "/workflows", tag = "workflows", request_body = NewWorkflowBody,
+    responses(
+        (status = 201, body = Workflow),
+        (status = 400, description = "A step names an agent that does not exist or is not active", body = ErrorBody),
+        (status = 422, body = ErrorBody),
+    ),
+)]
+pub async fn create_workflow(
+    State(app): State<App>,
+    caller: Caller,
+    body: JsonBody,
+) -> Result<(StatusCode, Json<Workflow>), ApiError> {
+    let new = NewWorkflow::parse(body.raw())?;
+    let row = save_workflow::create_workflow(&app.pool, app.context(&caller), new)
+        .await
+        .map_err(|error| save_error(error, StatusCode::BAD_REQUEST))?;
+    tracing::info!(target: "api.routes.workflows", workflow_id = %row.id, "Workflow created");
+    Ok((StatusCode::CREATED, Json(row.into())))
+}
+
+/// Shows a definition, deleted ones too.
+#[utoipa::path(
+    get, path = "/workflows/{workflow_id}", tag = "workflows", params(("workflow_id" = uuid::Uuid, Path)),
+    responses((status = 200, body = Workflow), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
+)]
+pub async fn get_workflow(State(app): State<App>, WorkflowId(id): WorkflowId) -> Result<Json<Workflow>, ApiError> {
+    Ok(Json(db::workflows::find(&app.pool, id).await?.ok_or_else(not_found)?.into()))
+}
+
+/// Changes the members that are given. New steps make a new version under the same id; the former content stays as
+/// a version of its own.
+#[utoipa::path(
+    put, path = "/workflows/{workflow_id}", tag = "workflows", params(("workflow_id" = uuid::Uuid, Path)),
+    request_body = WorkflowPatchBody,
+    responses(
+        (status = 200, body = Workflow),
+        (status = 400, description = "A step names an agent that is not active", body = ErrorBody),
+        (status = 404, description = "No such workflow, or a step names an agent that does not exist", body = ErrorBody),
+        (status = 422, body = ErrorBody),
+    ),
+)]
+pub async fn update_workflow(
+    State(app): State<App>,
+    caller: Caller,
+    WorkflowId(id): WorkflowId,
+    body: JsonBody,
+) -> Result<Json<Workflow>, ApiError> {
+    let patch = WorkflowPatch::parse(body.raw())?;
+    let row = save_workflow::update_workflow(&app.pool, app.context(&caller), id, patch)
+        .await
+        .map_err(|error| save_error(error, StatusCode::NOT_FOUND))?;
+    tracing::info!(target: "api.routes.workflows", workflow_id = %id, "Workflow updated");
+    Ok(Json(row.into()))
+}
+
+/// Marks this version as deleted; the others stay.
+#[utoipa::path(
+    delete, path = "/workflows/{workflow_id}", tag = "workflows", params(("workflow_id" = uuid::Uuid, Path)),
+    responses((status = 200, body = Message), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
+)]
+pub async fn delete_workflow(
+    State(app): State<App>,
+    caller: Caller,
+    WorkflowId(id): WorkflowId,
+) -> Result<Json<Message>, ApiError> {
+    save_workflow::delete_workflow(&app.pool, app.context(&caller), id)
+        .await
+        .map_err(|error| save_error(error, StatusCode::NOT_FOUND))?;
+    tracing::info!(target: "api.routes.workflows", workflow_id = %id, "Workflow deleted");
+    Ok(Json(Message::new("Workflow deleted")))
+}
+
+/// Lists all versions of the workflow's name, the newest first.
+#[utoipa::path(
+    get, path = "/workflows/{workflow_id}/versions", tag = "workflows",
+    params(
+        ("workflow_id" = uuid::Uuid, Path),
+        ("page" = Option<i64>, Query, minimum = 1), ("page_size" = Option<i64>, Query, minimum = 1),
+    ),
+    responses((status = 200, body = Page<Workflow>), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
+)]
+pub async fn list_workflow_versions(
+    State(app): State<App>,
+    WorkflowId(id): WorkflowId,
+    query: Query,
+) -> Result<Json<Page<Workflow>>, ApiError> {
+    let asked = query.page(app.config.pages)?;
+    let mut connection = app.pool.acquire().await?;
+    let workflow = db::workflows::find(&mut *connection, id).await?.ok_or_else(not_found)?;
+    let filter = Filter { name: Some(&workflow.name), sort_by: "version", ..Filter::default() };
+    let (rows, total) = db::workflows::list(&mut connection, &filter, asked.size, asked.offset).await?;
+    Ok(Json(Page::new(rows.into_iter().map(Workflow::from), total, asked)))
+}
+
+/// Starts a run of the workflow's present content. The run is durable when this answers; it is executed as soon as
+/// Kafka and an executor are there.
+#[utoipa::path(
+    post, path = "/workflows/{workflow_id}/execute", tag = "workflows",
+    params(
+        ("workflow_id" = uuid::Uuid, Path),
+        ("Idempotency-Key" = Option<String>, Header, description = "A repeat with the same key and body answers with \
+            the first run and `Idempotency-Replayed: true`", max_length = 255),
+    ),
+    request_body = ExecuteBody,
+    responses(
+        (status = 202, body = Run, headers(("Location" = String, description = "Path of the run"))),
+        (status = 400, description = "The workflow is not active", body = ErrorBody),
+        (status = 404, body = ErrorBody), (status = 413, body = ErrorBody),
+        (status = 422, description = "Not valid, or the key was used with another body", body = ErrorBody),
+        (status = 503, description = "The database is away, or too much waits already", body = ErrorBody),
+    ),
+)]
+pub async fn execute_workflow(
+    State(app): State<App>,
+    caller: Caller,
+    CorrelationId(correlation_id): CorrelationId,
+    WorkflowId(workflow_id): WorkflowId,
+    Key(key): Key,
+    body: JsonBody,
+) -> Result<Response, ApiError> {
+    let mut errors = Vec::new();
+    let input = Object::body(body.raw())?.required("input_data", &mut errors, Node::free_object);
+    let Some(input) = input else { return Err(errors.into()) };
+    let key = key.map(|key| IdempotencyKey {
+        scope: format!("execute {workflow_id} {}", caller.subject),
+        key,
+        fingerprint: body.fingerprint(),
+    });
+    let starter = Starter { definitions: &app.definitions, pool: &app.pool, relay: &app.relay, writer: &app.writer };
+    let request = Request { workflow_id, input, triggered_by: caller.subject, correlation_id, key };
+    match start_run::start_run(starter, request).await? {
+        Outcome::Started(started) => {
+            metrics::counter!("workflow_executions_total").increment(1);
+            tracing::info!(
+                target: "api.routes.workflows", %workflow_id, run_id = started.run_id, "Workflow execution accepted"
+            );
+            Ok(runs::accepted(&app, &Run::started(started)))
+        }
+        Outcome::Replayed(row) => Ok(runs::replayed(runs::accepted(&app, &Run::from(*row)))),
+    }
+}
+
+impl From<StartRunError> for ApiError {
+    fn from(error: StartRunError) -> Self {
+        match error {
+            StartRunError::WorkflowNotFound => not_found(),
+            StartRunError::NotActive(status) => {
+                Self::bad_request("workflow_not_active", format!("The workflow is {status}, not active"))
+            }
+            StartRunError::TooLarge => too_large(),
+            StartRunError::BacklogFull => {
+                let detail = "Kafka has been away for long, and too many runs wait to be dispatched already";
+                Self::unavailable("backlog_full", detail)
+            }
+            StartRunError::Overloaded => Self::unavailable("overloaded", "Too many requests are waiting already"),
+            StartRunError::KeyReused => {
+                let detail = "The Idempotency-Key was used before with another body";
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused", detail)
+            }
+            StartRunError::Db(error) => error.into(),
+        }
+    }
+}

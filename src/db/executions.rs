@@ -1,0 +1,1 @@
+//! What the executor does to runs and steps. (being written)

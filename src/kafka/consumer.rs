@@ -1,0 +1,1 @@
+//! Reading the topics. (being written)
