@@ -3,10 +3,10 @@
 
 // mod agents;
 // mod bad_input;
-// mod dispatch;
+mod dispatch;
 // mod documentation;
 mod execute;
-// mod migrations;
+mod migrations;
 // mod runs;
 mod service;
 // mod system;
