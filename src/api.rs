@@ -124,7 +124,6 @@ pub fn routes(api: &config::Api) -> OpenApiRouter<App> {
 
 /// The whole service. From the outside in: CORS, so that error answers carry its headers too; then `request`, which
 /// knows correlation id, caller, limits and errors; then the routes.
-#[must_use]
 pub fn router(app: App) -> Router {
     let (routes, document) = routes(&app.config.api).split_for_parts();
     routes
@@ -170,5 +169,5 @@ fn cors(settings: &config::Cors) -> CorsLayer {
             header::LOCATION,
             header::RETRY_AFTER,
         ]))
-        .max_age(std::time::Duration::from_secs(600))
+        .max_age(std::time::Duration::from_mins(10))
 }

@@ -314,7 +314,7 @@ impl Reader {
             let value = value.map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
             match (value, files.get(name)) {
                 (Some(_), Some(_)) => {
-                    problems.push(format!("  {}: set both directly and by {0}_FILE", name.to_ascii_uppercase()))
+                    problems.push(format!("  {}: set both directly and by {0}_FILE", name.to_ascii_uppercase()));
                 }
                 (Some(value), None) => drop(values.insert(name, value)),
                 (None, Some(path)) => match std::fs::read_to_string(path) {

@@ -133,7 +133,7 @@ impl Environment {
                 .create()
                 .expect("valid settings");
             consumer.subscribe(&[&kafka.execution_topic]).expect("a topic name");
-            let deadline = std::time::Instant::now() + Duration::from_secs(60);
+            let deadline = std::time::Instant::now() + Duration::from_mins(1);
             let mut missing = expected;
             while !missing.is_empty() {
                 assert!(std::time::Instant::now() < deadline, "{} messages did not arrive", missing.len());
@@ -203,7 +203,7 @@ pub async fn eventually<T, F>(what: &str, mut condition: impl FnMut() -> F) -> T
 where
     F: Future<Output = Option<T>>,
 {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    let deadline = tokio::time::Instant::now() + Duration::from_mins(1);
     loop {
         if let Some(value) = condition().await {
             return value;
