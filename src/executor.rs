@@ -33,9 +33,9 @@ use crate::{
     lifecycle::Lifecycle,
 };
 
-/// At the soft stop, a call that is under way may take so much longer. Under `lifecycle::DRAIN`, with room for the
-/// writes after it.
-const FINISH_CALL: Duration = Duration::from_secs(10);
+/// At the soft stop, a call that is under way may take so much longer. With the writes after it under the 10 s that
+/// Docker grants by default.
+const FINISH_CALL: Duration = Duration::from_secs(7);
 /// Between two tries to make the topics.
 const TOPICS_PAUSE: Duration = Duration::from_secs(2);
 

@@ -168,13 +168,8 @@ impl Intake {
             }
             Ok(Message::Cancellation(request)) => self.cancellations.push((position, request)),
             Err(error) => {
-                // Its content may be anything, so it is not shown.
-                tracing::warn!(
-                    ?position,
-                    bytes,
-                    error = &error as &dyn std::error::Error,
-                    "a record is skipped: {error}"
-                );
+                // Without the parser's words, which may repeat the content.
+                tracing::warn!(?position, bytes, "a record is skipped: {error}");
                 metrics::counter!("executor_records_skipped_total").increment(1);
                 self.consumer.done(position);
             }
@@ -308,9 +303,10 @@ impl Intake {
         metrics::counter!("executor_records_skipped_total").increment(1);
         let message = format!("the execution request cannot be used: {why}");
         match db::runs::fail_pending(&self.executor.pool, &run_id, &message).await {
-            Err(error) if error.is_retryable() => return Err(error),
-            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "a run cannot be ended: {error}"),
-            Ok(()) => {}
+            // An id that cannot be stored is nobody's run.
+            Ok(()) | Err(db::Error::Refused(_)) => {}
+            // The fault may be the database's: as long as it does not answer, no request is given up.
+            Err(error) => return Err(error),
         }
         if let Some(request) = self.take_first() {
             self.consumer.done(request.position);
