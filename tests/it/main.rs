@@ -7,6 +7,7 @@ mod dispatch;
 // mod documentation;
 mod execute;
 mod migrations;
+mod path;
 // mod runs;
 mod service;
 // mod system;
