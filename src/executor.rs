@@ -13,9 +13,12 @@ mod active;
 mod agent_call;
 mod agents;
 mod answer;
+mod assignment;
+mod cancellations;
 mod drive;
 mod intake;
 mod journal;
+mod request;
 mod retry;
 mod sweep;
 
@@ -25,7 +28,7 @@ use sqlx::PgPool;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
-use self::{active::Active, agents::Agents, drive::Assignment, intake::Intake, journal::Journal};
+use self::{active::Active, agents::Agents, assignment::Assignment, intake::Intake, journal::Journal};
 use crate::{
     config::Config,
     db::processes::{self, Registration},

@@ -16,13 +16,14 @@ use uuid::Uuid;
 use super::{
     Executor,
     agent_call::{self, Failure},
+    assignment::Assignment,
     journal::{self, Written},
     retry::{self, Again},
 };
 use crate::{
     db::executions::{BegunStep, Change, EndedStep, FinishedRun},
     id,
-    input::{check_json, shorten},
+    input::shorten,
     mapping::{self, Scope},
     run::RunStatus,
     workflow::{Plan, Step, StepKind},
@@ -33,20 +34,6 @@ const MAX_ROW_ID_CHARS: usize = 255;
 /// What a run is told that failed through our own fault. The log has the details.
 const INTERNAL_ERROR: &str = "internal error";
 
-/// A claimed run, with all that is needed to drive it.
-#[derive(Debug)]
-pub(super) struct Assignment {
-    pub(super) run_id: String,
-    pub(super) lease_token: Uuid,
-    pub(super) workflow_name: String,
-    pub(super) correlation_id: Option<String>,
-    /// `None`: the definition that the run is pinned to is gone.
-    pub(super) plan: Option<Box<RawValue>>,
-    pub(super) input: Box<RawValue>,
-    /// It may have been started before.
-    pub(super) has_steps: bool,
-}
-
 /// Why a run is left without being ended by us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Left {
@@ -54,6 +41,8 @@ enum Left {
     Lost,
     /// The process stops; another executor continues.
     HandedBack,
+    /// It was ended FAILED, since the database refuses what it would write.
+    Failed,
     /// Something is wrong with this program.
     Broken,
 }
@@ -64,6 +53,10 @@ enum StepEnd {
     Done(Box<RawValue>, EndedStep),
     /// To be written with the end of the run. No row: the step did not begin.
     Failed(Option<EndedStep>, String),
+}
+
+fn count(ended: RunStatus) {
+    metrics::counter!("executor_runs_total", "status" => ended.as_str()).increment(1);
 }
 
 /// Drives the run, whatever happens, to its end or until it is left.
@@ -84,26 +77,20 @@ pub(super) async fn drive(executor: Executor, assignment: Assignment, stop: Canc
     };
     // A task of its own, so that a panic ends this run and nothing else.
     let result = tokio::spawn(driver.run(assignment).instrument(span.clone())).await;
-    let left = match result {
-        Ok(Ok(status)) => {
-            metrics::counter!("executor_runs_total", "status" => status.as_str()).increment(1);
-            None
-        }
-        Ok(Err(left)) => Some(left),
-        Err(_) => Some(Left::Broken),
-    };
-    match left {
-        None => {}
-        Some(Left::Lost) => span.in_scope(|| tracing::info!("run {run_id} is left: it is not ours any more")),
-        Some(Left::HandedBack) => span.in_scope(|| tracing::info!("run {run_id} is handed back")),
-        Some(Left::Broken) => {
+    match result.unwrap_or(Err(Left::Broken)) {
+        Ok(status) => count(status),
+        Err(Left::Failed) => count(RunStatus::Failed),
+        Err(Left::Lost) => span.in_scope(|| tracing::info!("run {run_id} is left: it is not ours any more")),
+        Err(Left::HandedBack) => span.in_scope(|| tracing::info!("run {run_id} is handed back")),
+        Err(Left::Broken) => {
             span.in_scope(|| tracing::error!("run {run_id} failed by an internal error"));
             let finished = FinishedRun { status: RunStatus::Failed, error_message: Some(INTERNAL_ERROR.to_owned()) };
             let change =
                 Change { run_id: run_id.clone(), lease_token, ended: None, begun: None, finished: Some(finished) };
             // If not even this can be written, the sweep finds the run again.
-            executor.journal.write(change, &stop).await;
-            metrics::counter!("executor_runs_total", "status" => RunStatus::Failed.as_str()).increment(1);
+            if let Written::Done = executor.journal.write(change, &stop).await {
+                count(RunStatus::Failed);
+            }
         }
     }
     executor.active.remove(&run_id, lease_token);
@@ -309,30 +296,48 @@ impl Driver {
             return Ok(None);
         }
         let is_end = finished.is_some();
-        let change = |ended, begun, finished| Change {
-            run_id: self.run_id.clone(),
-            lease_token: self.lease_token,
-            ended,
-            begun,
-            finished,
+        match self.submit(ended, begun, finished).await? {
+            None => Ok(None),
+            Some(refused) => {
+                self.fail_refused(refused).await?;
+                if is_end { Ok(Some(RunStatus::Failed)) } else { Err(Left::Failed) }
+            }
+        }
+    }
+
+    /// Ends the run because of a change that the database refuses, as far as possible with what is good in it.
+    async fn fail_refused(&self, refused: Change) -> Result<(), Left> {
+        let (mut ended, begun) = (refused.ended, refused.begun);
+        if begun.is_some() && ended.is_some() {
+            // Either may be the bad one.
+            ended = self.submit(ended, None, None).await?.and_then(|refused| refused.ended);
+        }
+        let cause = match (&ended, &begun) {
+            (None, Some(begun)) => {
+                format!("Step '{}' failed: the database refuses its id or input", shorten(&begun.step_id))
+            }
+            _ => "the database refuses an agent's answer or the run's error message".to_owned(),
         };
-        let ended_id = ended.as_ref().map(|step| step.id.clone());
-        match self.executor.journal.write(change(ended, begun, finished), &self.stop).await {
+        tracing::warn!("run {}: {cause}", self.run_id);
+        let ended = ended.map(|step| EndedStep { id: step.id, result: Err(cause.clone()) });
+        let finished = FinishedRun { status: RunStatus::Failed, error_message: Some(cause) };
+        if self.submit(ended, None, Some(finished)).await?.is_some() { Err(Left::Broken) } else { Ok(()) }
+    }
+
+    /// Hands a change to the journal. Returns it if the database refuses it.
+    async fn submit(
+        &self,
+        ended: Option<EndedStep>,
+        begun: Option<BegunStep>,
+        finished: Option<FinishedRun>,
+    ) -> Result<Option<Change>, Left> {
+        let (run_id, lease_token) = (self.run_id.clone(), self.lease_token);
+        let change = Change { run_id, lease_token, ended, begun, finished };
+        match self.executor.journal.write(change, &self.stop).await {
             Written::Done => Ok(None),
             Written::Lost => Err(Left::Lost),
             Written::Failed => Err(Left::Broken),
-            Written::Refused => {
-                let message = "the database refuses the step's id, input or output, or the run's error message";
-                tracing::warn!("run {}: {message}", self.run_id);
-                let ended = ended_id.map(|id| EndedStep { id, result: Err(message.to_owned()) });
-                let finished = FinishedRun { status: RunStatus::Failed, error_message: Some(message.to_owned()) };
-                match self.executor.journal.write(change(ended, None, Some(finished)), &self.stop).await {
-                    Written::Done if is_end => Ok(Some(RunStatus::Failed)),
-                    // Ended, so it is not ours any more.
-                    Written::Done | Written::Lost => Err(Left::Lost),
-                    Written::Refused | Written::Failed => Err(Left::Broken),
-                }
-            }
+            Written::Refused(change) => Ok(Some(*change)),
         }
     }
 }
@@ -343,21 +348,6 @@ fn row_id(run_id: &str, step_id: &str, suffix: &str) -> String {
     let room = MAX_ROW_ID_CHARS - suffix.len() - 1;
     let kept: String = whole.chars().take(room).collect();
     format!("{kept}-{suffix}")
-}
-
-/// JSON text of our own database as a value; what cannot be read counts as absent.
-pub(super) fn stored(text: Option<String>) -> Option<Box<RawValue>> {
-    RawValue::from_string(text?).ok()
-}
-
-/// The input of a run: an empty object for none, as the contract says.
-pub(super) fn input_or_empty(input: Option<Box<RawValue>>) -> Box<RawValue> {
-    input.filter(|input| input.get() != "null").unwrap_or_else(|| crate::input::object_of([]))
-}
-
-/// Why this JSON cannot be worked with, if so: it could not be stored.
-pub(super) fn fault(json: &RawValue) -> Option<String> {
-    check_json(json.get().as_bytes()).err().map(|fault| fault.to_string())
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 //! in Kafka; the group membership and the cancellations go on.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     time::Duration,
 };
 
@@ -16,18 +16,20 @@ use uuid::Uuid;
 
 use super::{
     Executor,
-    drive::{Assignment, fault, input_or_empty, stored},
+    assignment::{Assignment, input_or_empty, stored},
+    cancellations::Cancellations,
+    request::{Waiting, columns, content_fault},
     retry,
 };
 use crate::{
     db::{
         self,
-        executions::{self, ClaimBatch, Claimed},
+        executions::{self, Claimed},
     },
-    input::{member, shorten, text},
+    input::shorten,
     kafka::{
-        consumer::{Consumer, Position, Record},
-        message::{CancellationRequest, ExecutionRequest, Message},
+        consumer::{Consumer, Record},
+        message::Message,
     },
 };
 
@@ -35,23 +37,14 @@ use crate::{
 const MAX_CLAIMED: usize = 200;
 /// Bytes of plans and inputs claimed in one statement, unless a single record is larger.
 const MAX_CLAIMED_BYTES: usize = 4 << 20;
-/// Records held back here: above the first pair Kafka is asked to pause, below the half of it to go on.
-const MAX_HELD: usize = 1000;
-const MAX_HELD_BYTES: usize = 16 << 20;
+/// Records held back here: above this pair, reading is paused; below the half of it, it goes on. The half is work for
+/// longer than the half second that librdkafka takes to read again after a pause.
+const MAX_HELD: usize = 10_000;
+const MAX_HELD_BYTES: usize = 32 << 20;
 /// Records read before they are worked on.
 const MAX_READ: usize = 500;
-/// Cancellations remembered of runs that are not known yet.
-const MAX_EARLY: usize = 10_000;
 /// After an error of the consumer.
 const KAFKA_PAUSE: Duration = Duration::from_millis(200);
-
-/// A request that waits to be claimed. The token is made once, so that a claim whose answer was lost can be repeated.
-struct Waiting {
-    position: Position,
-    bytes: usize,
-    lease_token: Uuid,
-    content: ExecutionRequest,
-}
 
 /// See the module.
 pub(super) struct Intake {
@@ -60,8 +53,7 @@ pub(super) struct Intake {
     waiting: VecDeque<Waiting>,
     waiting_bytes: usize,
     is_paused: bool,
-    cancellations: Vec<(Position, CancellationRequest)>,
-    early: Early,
+    cancellations: Cancellations,
     /// So many requests are claimed one by one, because the database refused one among them.
     singles: usize,
     failures: u32,
@@ -77,8 +69,7 @@ impl Intake {
             waiting: VecDeque::new(),
             waiting_bytes: 0,
             is_paused: false,
-            cancellations: Vec::new(),
-            early: Early::default(),
+            cancellations: Cancellations::default(),
             singles: 0,
             failures: 0,
             retry_at: None,
@@ -103,7 +94,7 @@ impl Intake {
             }
             if self.retry_at.is_none() {
                 // No statement runs inside the select above.
-                let outcome = match self.cancel().await {
+                let outcome = match self.cancellations.work_off(&self.executor, &self.consumer).await {
                     Ok(()) => self.claim().await,
                     Err(error) => Err(error),
                 };
@@ -166,7 +157,7 @@ impl Intake {
                 self.waiting_bytes += bytes;
                 self.waiting.push_back(Waiting { position, bytes, lease_token: Uuid::new_v4(), content: request });
             }
-            Ok(Message::Cancellation(request)) => self.cancellations.push((position, request)),
+            Ok(Message::Cancellation(request)) => self.cancellations.push(position, request),
             Err(error) => {
                 // Without the parser's words, which may repeat the content.
                 tracing::warn!(?position, bytes, "a record is skipped: {error}");
@@ -174,42 +165,6 @@ impl Intake {
                 self.consumer.done(position);
             }
         }
-    }
-
-    /// Stops the runs that were cancelled.
-    ///
-    /// Our API has committed the cancellation before it sends the message, which may come late, when the run was
-    /// already started again: so the row decides. Only the message of another program is a command of its own.
-    async fn cancel(&mut self) -> Result<(), db::Error> {
-        if self.cancellations.is_empty() {
-            return Ok(());
-        }
-        let (mut run_ids, mut by, mut reasons) = (Vec::new(), Vec::new(), Vec::new());
-        for (_, request) in self.cancellations.iter().filter(|(_, request)| request.event_id.is_none()) {
-            let clean = |text: &Option<String>| text.as_ref().map(|text| text.replace('\0', ""));
-            run_ids.push(request.run_id.replace('\0', ""));
-            by.push(clean(&request.cancelled_by));
-            reasons.push(clean(&request.reason));
-        }
-        if !run_ids.is_empty() {
-            let unknown = executions::cancel(&self.executor.pool, &run_ids, &by, &reasons).await?;
-            self.early.extend(unknown);
-        }
-        let wanted: Vec<String> = self.cancellations.iter().map(|(_, request)| request.run_id.clone()).collect();
-        let (run_ids, lease_tokens) = self.executor.active.leases(Some(&wanted));
-        if !run_ids.is_empty() {
-            let lost = executions::lost(&self.executor.pool, &run_ids, &lease_tokens).await?;
-            self.executor.active.stop(&lost, &run_ids, &lease_tokens);
-        }
-        for (position, request) in self.cancellations.drain(..) {
-            tracing::debug!(
-                run_id = request.run_id,
-                correlation_id = request.correlation_id,
-                "a cancellation was read"
-            );
-            self.consumer.done(position);
-        }
-        Ok(())
     }
 
     /// Claims what waits, as far as there are free places.
@@ -262,7 +217,7 @@ impl Intake {
 
     /// Starts what was claimed among the first `count` requests and is done with all of them.
     async fn start(&mut self, count: usize, claimed: Vec<Claimed>, owner: Uuid) -> Result<(), db::Error> {
-        let mut claimed: std::collections::HashMap<String, Claimed> =
+        let mut claimed: HashMap<String, Claimed> =
             claimed.into_iter().map(|claimed| (claimed.run_id.clone(), claimed)).collect();
         let mut cancelled = Vec::new();
         for _ in 0..count {
@@ -273,7 +228,7 @@ impl Intake {
                 tracing::debug!(run_id, "the request is a duplicate, or run {run_id} is not to be executed");
                 continue;
             };
-            if self.early.remove(&row.run_id) {
+            if self.cancellations.take_early(&row.run_id) {
                 cancelled.push(row.run_id);
                 continue;
             }
@@ -333,76 +288,5 @@ impl Intake {
             Ok(()) => self.is_paused = wanted,
             Err(error) => tracing::debug!("reading cannot be paused or resumed: {error}"),
         }
-    }
-}
-
-/// Why a request can neither be stored nor executed, if so.
-fn content_fault(request: &ExecutionRequest) -> Option<String> {
-    if request.run_id.contains('\0') {
-        return Some("run_id has a NUL character".to_owned());
-    }
-    if let Some(fault) = fault(&request.workflow_plan) {
-        return Some(format!("workflow_plan: {fault}"));
-    }
-    request.input_data.as_deref().and_then(fault).map(|fault| format!("input_data: {fault}"))
-}
-
-fn columns<'a>(requests: impl Iterator<Item = &'a Waiting>) -> ClaimBatch {
-    let mut batch = ClaimBatch::default();
-    for Waiting { lease_token, content: request, .. } in requests {
-        let plan = &request.workflow_plan;
-        let named = |name: &str| member(plan, name).and_then(text).unwrap_or_default();
-        batch.run_id.push(request.run_id.clone());
-        batch.lease_token.push(*lease_token);
-        batch.event_id.push(request.event_id);
-        batch.workflow_id.push(named("workflow_id"));
-        batch.workflow_name.push(named("name"));
-        batch.plan.push(plan.get().to_owned());
-        batch.input.push(request.input_data.as_ref().map(|input| input.get().to_owned()));
-        batch
-            .correlation_id
-            .push(request.correlation_id.as_deref().map(|given| crate::id::correlation_id(Some(given))));
-    }
-    batch
-}
-
-/// Runs that were cancelled before they were known, the oldest forgotten first.
-#[derive(Default)]
-struct Early {
-    order: VecDeque<String>,
-    run_ids: HashSet<String>,
-}
-
-impl Early {
-    fn extend(&mut self, run_ids: Vec<String>) {
-        for run_id in run_ids {
-            if self.run_ids.insert(run_id.clone()) {
-                self.order.push_back(run_id);
-            }
-            if self.order.len() > MAX_EARLY
-                && let Some(oldest) = self.order.pop_front()
-            {
-                self.run_ids.remove(&oldest);
-            }
-        }
-    }
-
-    fn remove(&mut self, run_id: &str) -> bool {
-        self.run_ids.remove(run_id)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_early_cancellation_counts_once_and_not_for_ever() {
-        let mut early = Early::default();
-        early.extend(vec!["first".to_owned(), "first".to_owned()]);
-        early.extend((0..MAX_EARLY - 1).map(|number| number.to_string()).collect());
-        assert!(early.remove("0") && !early.remove("0"));
-        early.extend(vec!["last".to_owned()]);
-        assert!(!early.remove("first") && early.remove("last"));
     }
 }

@@ -33,8 +33,8 @@ pub(super) enum Written {
     Done,
     /// The run is no longer held, or is to be left alone: nothing was written.
     Lost,
-    /// The database refuses a value in it.
-    Refused,
+    /// The database refuses a value in it: here it is back.
+    Refused(Box<Change>),
     /// Something is wrong with this program or the schema. It was logged.
     Failed,
 }
@@ -119,19 +119,19 @@ impl Writer {
                 Written::Lost
             } else {
                 // Lost, locked by somebody, or a neighbour of a bad one: alone it will show.
-                self.write_one(&change, &stop).await
+                self.write_one(change, &stop).await
             };
             // Nobody waits if the process is torn down.
             drop(answer.send(outcome));
         }
     }
 
-    async fn write_one(&mut self, change: &Change, stop: &CancellationToken) -> Written {
-        match self.write_until(std::slice::from_ref(change), Locked::Wait, || stop.is_cancelled()).await {
+    async fn write_one(&mut self, change: Change, stop: &CancellationToken) -> Written {
+        match self.write_until(std::slice::from_ref(&change), Locked::Wait, || stop.is_cancelled()).await {
             Ok(held) if held.is_empty() => Written::Lost,
             Ok(_) => Written::Done,
             Err(error) if error.is_retryable() => Written::Lost,
-            Err(db::Error::Refused(_)) => Written::Refused,
+            Err(db::Error::Refused(_)) => Written::Refused(Box::new(change)),
             Err(error) => {
                 let run_id = &change.run_id;
                 tracing::error!(error = &error as &dyn std::error::Error, run_id, "run {run_id} cannot be written");

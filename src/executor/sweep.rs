@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     Executor,
-    drive::{Assignment, input_or_empty, stored},
+    assignment::{Assignment, input_or_empty, stored},
 };
 use crate::db::{self, executions, processes};
 
