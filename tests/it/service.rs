@@ -58,6 +58,26 @@ impl Answer {
         errors.iter().map(|entry| format!("{} {}", text(entry, "field"), text(entry, "type"))).collect()
     }
 
+    /// The body of an error, after a check of the status and of all that the contract says about errors.
+    #[track_caller]
+    pub fn error(self, status: u16) -> Value {
+        let correlation_id = self.header("x-correlation-id").map(str::to_owned);
+        assert_eq!(self.header("content-type"), Some("application/json"), "{}", self.text);
+        let body = self.expect(status);
+        let members: Vec<_> = body.as_object().expect("an object").keys().map(String::as_str).collect();
+        let mut expected = vec!["code", "detail", "error", "path", "request_id", "status_code", "timestamp"];
+        if status == 422 && body["code"] == "validation_error" {
+            expected.insert(3, "errors");
+            for entry in body["errors"].as_array().expect("a list") {
+                assert!(["field", "message", "type"].iter().all(|name| entry[name].is_string()), "{body}");
+            }
+        }
+        assert_eq!(members, expected);
+        assert!(["code", "detail", "error", "path", "timestamp"].iter().all(|name| body[name].is_string()), "{body}");
+        assert_eq!((&body["status_code"], body["request_id"].as_str()), (&json!(status), correlation_id.as_deref()));
+        body
+    }
+
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
@@ -80,6 +100,12 @@ pub fn config(pool: &PgPool, more: &[(&str, &str)]) -> Config {
     environment.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
     let mut config = Config::load(environment.into_iter()).expect("settings of a test are valid");
     config.database.connect = ConnectOptions((*pool.connect_options()).clone());
+    config
+}
+
+/// The same settings, with a database behind a port on which nobody listens.
+pub fn without_database(mut config: Config) -> Config {
+    config.database.connect = ConnectOptions("postgresql://nobody@127.0.0.1:1/none".parse().expect("a URL"));
     config
 }
 
