@@ -1,8 +1,195 @@
-//! The demo agent.
-/// Options.
-#[derive(clap::Args)]
-pub struct Options {}
-/// Starts.
-pub async fn start(_options: Options, _lifecycle: &crate::lifecycle::Lifecycle) -> anyhow::Result<()> {
+//! The demo agent: something to call, for a first workflow and for trying what happens when agents fail.
+//!
+//! It speaks A2A over JSON-RPC 2.0, `message/send` only, and does four things with the text it gets: `/` repeats it,
+//! `/upper` and `/reverse` change it, `/count` counts its words. Delay and failure are set for all calls by
+//! [`Options`] and for the calls of one URL by its query ([`failure::Wish`]).
+
+mod card;
+mod failure;
+mod rpc;
+
+use std::{net::IpAddr, net::SocketAddr, sync::Arc, time::Instant};
+
+use anyhow::Context;
+use axum::{
+    Json, Router,
+    body::{Body, Bytes},
+    extract::{DefaultBodyLimit, Query, State, rejection::BytesRejection},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use futures_util::stream;
+use http::{HeaderMap, HeaderValue, StatusCode};
+use serde_json::{Value, json};
+
+use self::{
+    failure::{Failure, Failures, Wish},
+    rpc::{Call, RpcError},
+};
+use crate::{id, lifecycle::Lifecycle, server};
+
+/// Larger requests are refused; the service itself takes no larger ones either.
+const MAX_BODY_BYTES: usize = 1 << 20;
+/// Carries the caller's id through all logs.
+const CORRELATION_HEADER: &str = "x-correlation-id";
+
+/// Where the agent listens and how it misbehaves.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Options {
+    /// Address to listen on
+    #[arg(long, default_value = "127.0.0.1")]
+    pub host: IpAddr,
+    /// Port to listen on
+    #[arg(long, default_value_t = 9010)]
+    pub port: u16,
+    /// Wait this long before each answer
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub delay_ms: u64,
+    /// Share of calls that fail with HTTP 503, from 0 to 1
+    #[arg(long, value_name = "RATE", default_value_t = 0.0, value_parser = parse_rate)]
+    pub fail_rate: f64,
+    /// Fail the first N calls of each message with HTTP 503
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub fail_times: u32,
+}
+
+fn parse_rate(text: &str) -> Result<f64, String> {
+    let rate: f64 = text.parse().map_err(|_| "must be a number from 0 to 1".to_owned())?;
+    if (0.0..=1.0).contains(&rate) { Ok(rate) } else { Err("must be from 0 to 1".to_owned()) }
+}
+
+/// What an agent of this process can do with a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Skill {
+    /// `/`: the same text.
+    Echo,
+    /// `/upper`: in capitals.
+    Upper,
+    /// `/reverse`: from its end to its start.
+    Reverse,
+    /// `/count`: the number of its words.
+    Count,
+}
+
+impl Skill {
+    const ALL: [Self; 4] = [Self::Echo, Self::Upper, Self::Reverse, Self::Count];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Echo => "echo",
+            Self::Upper => "upper",
+            Self::Reverse => "reverse",
+            Self::Count => "count",
+        }
+    }
+
+    fn description(self) -> &'static str {
+        match self {
+            Self::Echo => "Repeats the text",
+            Self::Upper => "Puts the text in capitals",
+            Self::Reverse => "Reverses the text",
+            Self::Count => "Counts the words of the text",
+        }
+    }
+
+    fn path(self) -> &'static str {
+        match self {
+            Self::Echo => "/",
+            Self::Upper => "/upper",
+            Self::Reverse => "/reverse",
+            Self::Count => "/count",
+        }
+    }
+
+    fn apply(self, text: &str) -> String {
+        match self {
+            Self::Echo => text.to_owned(),
+            Self::Upper => text.to_uppercase(),
+            Self::Reverse => text.chars().rev().collect(),
+            Self::Count => text.split_whitespace().count().to_string(),
+        }
+    }
+}
+
+/// Starts the agent as a task of the lifecycle. Fails where the port is taken.
+pub async fn start(options: Options, lifecycle: &Lifecycle) -> anyhow::Result<()> {
+    let address = SocketAddr::new(options.host, options.port);
+    let listener = server::bind(address).with_context(|| format!("the demo agent cannot listen on {address}"))?;
+    tracing::info!(%address, "the demo agent listens on {address}");
+    lifecycle.spawn("demo agent", server::serve(listener, router(&options), lifecycle.clone()));
     Ok(())
 }
+
+/// All routes of the agent.
+fn router(options: &Options) -> Router {
+    let failures = Arc::new(Failures::new(options));
+    let mut router = Router::new().route("/health", get(async || Json(json!({"status": "healthy"}))));
+    for skill in Skill::ALL {
+        let card_path = format!("{}/.well-known/agent-card.json", skill.path().trim_end_matches('/'));
+        let answer = move |failures: State<Arc<Failures>>, wish, headers, body| {
+            answer_call(skill, failures, wish, headers, body)
+        };
+        router = router
+            .route(skill.path(), post(answer))
+            .route(&card_path, get(async move |headers: HeaderMap| Json(card::of(skill, &headers))));
+    }
+    router.layer(DefaultBodyLimit::max(MAX_BODY_BYTES)).with_state(failures)
+}
+
+/// One call from its bytes to its answer, and the line about it.
+async fn answer_call(
+    skill: Skill,
+    State(failures): State<Arc<Failures>>,
+    wish: Result<Query<Wish>, axum::extract::rejection::QueryRejection>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    let started = Instant::now();
+    let correlation_id = id::correlation_id(headers.get(CORRELATION_HEADER).and_then(|value| value.to_str().ok()));
+    let mut message_id = String::new();
+    let (outcome, mut response) = match (wish, body) {
+        (Err(rejection), _) => ("bad_query", (rejection.status(), rejection.body_text()).into_response()),
+        (_, Err(rejection)) => {
+            let error = RpcError::INVALID_REQUEST.with(rejection.body_text());
+            ("refused", (rejection.status(), Json(error.answer(&Value::Null))).into_response())
+        }
+        (Ok(Query(wish)), Ok(body)) => match Call::parse(&body) {
+            Err((id, error)) => ("refused", Json(error.answer(&id)).into_response()),
+            Ok(None) => ("notified", StatusCode::NO_CONTENT.into_response()),
+            Ok(Some(call)) => {
+                message_id.clone_from(&call.message_id);
+                let failure = failures.next(&wish, &call.message_id);
+                tokio::time::sleep(failures.delay(&wish)).await;
+                match failure {
+                    None => ("completed", Json(call.completed(skill)).into_response()),
+                    Some(failure) => (failure.name(), failed(failure, &call)),
+                }
+            }
+        },
+    };
+    if let Ok(value) = HeaderValue::from_str(&correlation_id) {
+        response.headers_mut().insert(CORRELATION_HEADER, value);
+    }
+    let (skill, duration_ms) = (skill.name(), u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX));
+    tracing::info!(correlation_id, skill, message_id, outcome, duration_ms, "a call of {skill} ended: {outcome}");
+    response
+}
+
+/// The answer of a call that shall fail.
+fn failed(failure: Failure, call: &Call) -> Response {
+    match failure {
+        Failure::Unavailable => {
+            let body = Json(json!({"error": "the demo agent was told to fail"}));
+            (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
+        }
+        Failure::JsonRpc => Json(RpcError::TOLD_TO_FAIL.answer(&call.id)).into_response(),
+        // An error before the first byte makes hyper close the connection without any answer.
+        Failure::Close => {
+            let broken = stream::once(async { Err::<Bytes, _>(std::io::Error::other("told to close")) });
+            Body::from_stream(broken).into_response()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

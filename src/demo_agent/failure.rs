@@ -1,0 +1,177 @@
+//! Whether and how a call fails.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use serde::Deserialize;
+
+use super::Options;
+
+/// Longest delay that a caller can ask for: twice the longest time-out that the service lets an agent have.
+const MAX_DELAY: Duration = Duration::from_mins(10);
+/// Messages whose failures are counted; the oldest is forgotten for a new one.
+const MAX_COUNTED: usize = 10_000;
+/// Longest key that is counted as it is.
+const MAX_KEY_BYTES: usize = 256;
+
+/// A way to fail.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// HTTP 503, which callers repeat.
+    #[serde(rename = "503")]
+    Unavailable,
+    /// A JSON-RPC error with HTTP 200.
+    #[serde(rename = "jsonrpc")]
+    JsonRpc,
+    /// The connection is closed without an answer.
+    #[serde(rename = "close")]
+    Close,
+}
+
+impl Failure {
+    /// For the log.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Unavailable => "failed_503",
+            Self::JsonRpc => "failed_jsonrpc",
+            Self::Close => "failed_close",
+        }
+    }
+}
+
+/// What a URL's query asks for, stronger than the options of the process.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(super) struct Wish {
+    /// Wait this long before the answer.
+    delay_ms: Option<u64>,
+    /// How to fail; alone: always.
+    fail: Option<Failure>,
+    /// Fail so many times, then succeed.
+    fail_times: Option<u32>,
+    /// What `fail_times` counts; without it the message's id, which is new for each attempt of a step.
+    key: Option<String>,
+}
+
+/// The failures of the process's options, and the counts.
+pub(super) struct Failures {
+    delay: Duration,
+    rate: f64,
+    times: u32,
+    counts: Mutex<Counts>,
+}
+
+/// How often each key has failed, and the keys in the order of their first failure.
+#[derive(Default)]
+struct Counts {
+    failed: HashMap<String, u32>,
+    order: VecDeque<String>,
+}
+
+impl Failures {
+    pub(super) fn new(options: &Options) -> Self {
+        Self {
+            delay: Duration::from_millis(options.delay_ms),
+            rate: options.fail_rate,
+            times: options.fail_times,
+            counts: Mutex::default(),
+        }
+    }
+
+    /// How long to wait before the answer.
+    pub(super) fn delay(&self, wish: &Wish) -> Duration {
+        wish.delay_ms.map_or(self.delay, Duration::from_millis).min(MAX_DELAY)
+    }
+
+    /// How this call fails; `None`: it succeeds. Counts the failure.
+    pub(super) fn next(&self, wish: &Wish, message_id: &str) -> Option<Failure> {
+        let failure = wish.fail.unwrap_or(Failure::Unavailable);
+        let times = match (wish.fail, wish.fail_times) {
+            (_, Some(times)) => times,
+            (Some(_), None) => return Some(failure),
+            (None, None) => self.times,
+        };
+        let key = wish.key.as_deref().unwrap_or(message_id);
+        if (times > 0 && self.count(key, times)) || (self.rate > 0.0 && rand::random::<f64>() < self.rate) {
+            return Some(failure);
+        }
+        None
+    }
+
+    /// Whether the key has not failed so often yet; if so, it has now failed once more.
+    fn count(&self, key: &str, times: u32) -> bool {
+        let key = key.get(..MAX_KEY_BYTES).unwrap_or(key);
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(failed) = counts.failed.get_mut(key) {
+            let fails = *failed < times;
+            *failed += u32::from(fails);
+            return fails;
+        }
+        if counts.order.len() >= MAX_COUNTED
+            && let Some(oldest) = counts.order.pop_front()
+        {
+            counts.failed.remove(&oldest);
+        }
+        counts.order.push_back(key.to_owned());
+        counts.failed.insert(key.to_owned(), 1);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failures(fail_rate: f64, fail_times: u32) -> Failures {
+        let host = std::net::Ipv4Addr::LOCALHOST.into();
+        Failures::new(&Options { host, port: 0, delay_ms: 5, fail_rate, fail_times })
+    }
+
+    fn wish(query: &str) -> Wish {
+        let uri = format!("/?{query}").parse().unwrap();
+        axum::extract::Query::<Wish>::try_from_uri(&uri).unwrap().0
+    }
+
+    #[test]
+    fn a_message_fails_as_often_as_asked_and_then_succeeds() {
+        let failures = failures(0.0, 0);
+        let twice = wish("fail=jsonrpc&fail_times=2");
+        assert_eq!(failures.next(&twice, "a"), Some(Failure::JsonRpc));
+        assert_eq!(failures.next(&twice, "a"), Some(Failure::JsonRpc));
+        assert_eq!(failures.next(&twice, "a"), None);
+        assert_eq!(failures.next(&twice, "b"), Some(Failure::JsonRpc));
+    }
+
+    #[test]
+    fn a_key_of_the_caller_counts_across_messages() {
+        let failures = failures(0.0, 0);
+        let once = wish("fail_times=1&key=k");
+        assert_eq!(failures.next(&once, "a"), Some(Failure::Unavailable));
+        assert_eq!(failures.next(&once, "b"), None);
+    }
+
+    #[test]
+    fn the_query_is_stronger_than_the_options() {
+        let failures = failures(0.0, 1);
+        assert_eq!(failures.next(&wish("fail_times=0"), "a"), None);
+        assert_eq!(failures.next(&Wish::default(), "a"), Some(Failure::Unavailable));
+        assert_eq!(failures.next(&Wish::default(), "a"), None);
+        assert_eq!(failures.next(&wish("fail=close"), "a"), Some(Failure::Close));
+        assert_eq!(failures.delay(&Wish::default()), Duration::from_millis(5));
+        assert_eq!(failures.delay(&wish("delay_ms=7")), Duration::from_millis(7));
+        assert_eq!(failures.delay(&wish("delay_ms=99999999999")), MAX_DELAY);
+    }
+
+    #[test]
+    fn a_rate_of_one_always_fails_and_the_counts_stay_bounded() {
+        assert_eq!(failures(1.0, 0).next(&Wish::default(), "a"), Some(Failure::Unavailable));
+        let failures = failures(0.0, 1);
+        for message in 0..MAX_COUNTED + 10 {
+            failures.next(&Wish::default(), &message.to_string());
+        }
+        let counts = failures.counts.lock().unwrap();
+        assert_eq!((counts.failed.len(), counts.order.len()), (MAX_COUNTED, MAX_COUNTED));
+    }
+}

@@ -1,0 +1,141 @@
+//! JSON-RPC 2.0 and the one method of A2A that the demo agent knows.
+
+use std::borrow::Cow;
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::Skill;
+use crate::timestamp::Timestamp;
+
+/// An error answer.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct RpcError {
+    code: i32,
+    message: Cow<'static, str>,
+}
+
+impl RpcError {
+    const PARSE: Self = Self::new(-32700, "Parse error");
+    pub(super) const INVALID_REQUEST: Self = Self::new(-32600, "Invalid request");
+    const METHOD_NOT_FOUND: Self = Self::new(-32601, "Method not found");
+    const INVALID_PARAMS: Self = Self::new(-32602, "Invalid params");
+    /// From the range that the protocol leaves to servers.
+    pub(super) const TOLD_TO_FAIL: Self = Self::new(-32000, "the demo agent was told to fail");
+
+    const fn new(code: i32, message: &'static str) -> Self {
+        Self { code, message: Cow::Borrowed(message) }
+    }
+
+    /// The same error, saying what is wrong.
+    pub(super) fn with(self, detail: impl std::fmt::Display) -> Self {
+        Self { message: format!("{}: {detail}", self.message).into(), ..self }
+    }
+
+    /// The body of the answer.
+    pub(super) fn answer(&self, id: &Value) -> Value {
+        json!({"jsonrpc": "2.0", "id": id, "error": {"code": self.code, "message": self.message}})
+    }
+}
+
+/// A `message/send`.
+#[derive(Debug)]
+pub(super) struct Call {
+    /// Repeated in the answer.
+    pub(super) id: Value,
+    /// The caller's id of the message; the call's own id if there is none.
+    pub(super) message_id: String,
+    context_id: String,
+    message: Value,
+    text: String,
+}
+
+impl Call {
+    /// `None`: a notification, which is not to be answered. The error comes with the id to answer under.
+    pub(super) fn parse(body: &[u8]) -> Result<Option<Self>, (Value, RpcError)> {
+        let request: Value =
+            serde_json::from_slice(body).map_err(|error| (Value::Null, RpcError::PARSE.with(error)))?;
+        let refuse = |error: RpcError| Err((request.get("id").cloned().unwrap_or_default(), error));
+        let Some(members) = request.as_object() else {
+            return refuse(RpcError::INVALID_REQUEST.with("an object is expected"));
+        };
+        let id = match members.get("id") {
+            Some(Value::Object(_) | Value::Array(_) | Value::Bool(_)) => {
+                return Err((Value::Null, RpcError::INVALID_REQUEST.with("id must be a string or a number")));
+            }
+            id => id,
+        };
+        if members.get("jsonrpc").and_then(Value::as_str) != Some("2.0") {
+            return refuse(RpcError::INVALID_REQUEST.with("jsonrpc must be \"2.0\""));
+        }
+        let Some(method) = members.get("method").and_then(Value::as_str) else {
+            return refuse(RpcError::INVALID_REQUEST.with("method must be a string"));
+        };
+        let Some(id) = id else { return Ok(None) };
+        if method != "message/send" {
+            return refuse(RpcError::METHOD_NOT_FOUND.with("only message/send is known"));
+        }
+        let Some(message) = members.get("params").and_then(|params| params.get("message")).filter(|it| it.is_object())
+        else {
+            return refuse(RpcError::INVALID_PARAMS.with("params.message must be an object"));
+        };
+        let text = match text_of(message) {
+            Ok(text) => text,
+            Err(problem) => return refuse(RpcError::INVALID_PARAMS.with(problem)),
+        };
+        let own = |name: &str| message.get(name).and_then(Value::as_str).map(str::to_owned);
+        Ok(Some(Self {
+            id: id.clone(),
+            message_id: own("messageId").unwrap_or_else(|| id.to_string()),
+            context_id: own("contextId").unwrap_or_else(|| Uuid::now_v7().to_string()),
+            message: message.clone(),
+            text,
+        }))
+    }
+
+    /// The answer: a completed task with the text as artifact and history, and structured under `data`, which a
+    /// later step of a workflow can address as `${step.output.data.words}`.
+    pub(super) fn completed(&self, skill: Skill) -> Value {
+        let text = skill.apply(&self.text);
+        let data = json!({
+            "skill": skill.name(),
+            "text": text,
+            "words": self.text.split_whitespace().count(),
+            "characters": self.text.chars().count(),
+        });
+        let answer = json!({
+            "role": "agent",
+            "messageId": Uuid::now_v7(),
+            "kind": "message",
+            "parts": [{"kind": "text", "text": text}],
+        });
+        json!({"jsonrpc": "2.0", "id": self.id, "result": {
+            "id": Uuid::now_v7(),
+            "contextId": self.context_id,
+            "kind": "task",
+            "status": {"state": "completed", "timestamp": Timestamp::now().to_string()},
+            "artifacts": [{
+                "artifactId": Uuid::now_v7(),
+                "name": skill.name(),
+                "parts": [{"kind": "text", "text": text}, {"kind": "data", "data": data}],
+            }],
+            "history": [self.message, answer],
+            "data": data,
+        }})
+    }
+}
+
+/// All parts as one text; structured ones as JSON.
+fn text_of(message: &Value) -> Result<String, &'static str> {
+    let parts = message.get("parts").and_then(Value::as_array).filter(|parts| !parts.is_empty());
+    let parts = parts.ok_or("params.message.parts must be a list with at least one part")?;
+    let mut texts = Vec::with_capacity(parts.len());
+    for part in parts {
+        match (part.get("kind").and_then(Value::as_str), part.get("text"), part.get("data")) {
+            (Some("text"), Some(Value::String(text)), _) => texts.push(text.clone()),
+            (Some("data"), _, Some(data)) => texts.push(data.to_string()),
+            _ => return Err("every part must be of kind text with a text, or of kind data with data"),
+        }
+    }
+    Ok(texts.join("\n"))
+}

@@ -1,0 +1,86 @@
+use tower::ServiceExt;
+
+use super::*;
+
+fn agent() -> Router {
+    let host = std::net::Ipv4Addr::LOCALHOST.into();
+    router(&Options { host, port: 0, delay_ms: 0, fail_rate: 0.0, fail_times: 0 })
+}
+
+async fn send(uri: &str, body: impl Into<Body>) -> (StatusCode, HeaderMap, Value) {
+    let request = http::Request::post(uri).header(CORRELATION_HEADER, "corr-1").body(body.into()).unwrap();
+    let response = agent().oneshot(request).await.unwrap();
+    let (parts, body) = response.into_parts();
+    let bytes = axum::body::to_bytes(body, 2 << 20).await.unwrap_or_default();
+    (parts.status, parts.headers, serde_json::from_slice(&bytes).unwrap_or_default())
+}
+
+fn message(text: &str) -> String {
+    json!({"jsonrpc": "2.0", "id": "task-1", "method": "message/send", "params": {"message": {
+        "role": "user", "messageId": "msg-task-1", "parts": [{"kind": "text", "text": text}]}}})
+    .to_string()
+}
+
+#[tokio::test]
+async fn every_skill_answers_with_a_completed_task() {
+    for (path, expected) in [("/", "ab Cd"), ("/upper", "AB CD"), ("/reverse", "dC ba"), ("/count", "2")] {
+        let (status, headers, answer) = send(path, message("ab Cd")).await;
+        assert_eq!(status, StatusCode::OK);
+        assert_eq!(headers[CORRELATION_HEADER], "corr-1");
+        assert_eq!(answer["id"], "task-1");
+        let result = &answer["result"];
+        assert_eq!(result["status"]["state"], "completed", "{answer}");
+        assert_eq!(result["artifacts"][0]["parts"][0], json!({"kind": "text", "text": expected}));
+        assert_eq!(result["artifacts"][0]["parts"][1]["data"], result["data"]);
+        assert_eq!(result["history"][1]["parts"][0]["text"], expected);
+        assert_eq!(result["data"]["words"], 2);
+    }
+}
+
+#[tokio::test]
+async fn json_rpc_errors_carry_the_code_of_their_cause() {
+    let call = |id: Value, method: &str, params: Value| {
+        json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params}).to_string()
+    };
+    let no_parts = json!({"message": {"role": "user", "messageId": "m", "parts": []}});
+    for (body, code, id) in [
+        ("{".to_owned(), -32700, Value::Null),
+        ("[]".to_owned(), -32600, Value::Null),
+        (json!({"jsonrpc": "1.0", "id": 7, "method": "message/send"}).to_string(), -32600, json!(7)),
+        (json!({"jsonrpc": "2.0", "id": 7}).to_string(), -32600, json!(7)),
+        (call(json!({}), "message/send", json!({})), -32600, Value::Null),
+        (call(json!(7), "tasks/get", json!({})), -32601, json!(7)),
+        (call(json!("x"), "message/send", json!({})), -32602, json!("x")),
+        (call(json!("x"), "message/send", no_parts), -32602, json!("x")),
+    ] {
+        let (status, _, answer) = send("/", body.clone()).await;
+        assert_eq!(status, StatusCode::OK, "{body}");
+        assert_eq!((answer["error"]["code"].as_i64(), &answer["id"]), (Some(code), &id), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn a_notification_gets_no_answer_and_a_large_body_is_refused() {
+    let notification = json!({"jsonrpc": "2.0", "method": "message/send", "params": {}}).to_string();
+    assert_eq!(send("/", notification).await.0, StatusCode::NO_CONTENT);
+    let (status, _, answer) = send("/", "x".repeat(MAX_BODY_BYTES + 1)).await;
+    assert_eq!((status, answer["error"]["code"].as_i64()), (StatusCode::PAYLOAD_TOO_LARGE, Some(-32600)));
+}
+
+#[tokio::test]
+async fn a_call_fails_in_the_way_its_url_asks_for() {
+    assert_eq!(send("/upper?fail=503", message("a")).await.0, StatusCode::SERVICE_UNAVAILABLE);
+    let (status, _, answer) = send("/upper?fail=jsonrpc", message("a")).await;
+    assert_eq!((status, answer["error"]["code"].as_i64()), (StatusCode::OK, Some(-32000)));
+    assert_eq!(send("/upper?fail=sometimes", message("a")).await.0, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
+async fn every_skill_has_a_card_with_its_own_url() {
+    for (path, url) in [("", "http://agent:9010/"), ("/upper", "http://agent:9010/upper")] {
+        let request = http::Request::get(format!("{path}/.well-known/agent-card.json")).header("host", "agent:9010");
+        let response = agent().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+        let bytes = axum::body::to_bytes(response.into_body(), 1 << 16).await.unwrap();
+        assert_eq!(serde_json::from_slice::<Value>(&bytes).unwrap()["url"], url);
+    }
+}
