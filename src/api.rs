@@ -14,15 +14,19 @@ pub mod workflows;
 
 use std::{ops::Deref, sync::Arc, time::Instant};
 
+use anyhow::Context as _;
 use axum::{Router, middleware};
 use http::{HeaderName, Method, header};
 use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer, ExposeHeaders};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     actions::{Context, start_run::Definitions},
     config::{self, Config, Listed},
+    db::processes::Registration,
+    lifecycle::Lifecycle,
     outbox::Relay,
     readiness::Readiness,
     run_writer::RunWriter,
@@ -60,10 +64,24 @@ pub struct Parts {
 }
 
 impl App {
-    /// Puts the parts together.
-    #[must_use]
-    pub fn new(parts: Parts) -> Self {
-        Self(Arc::new(parts))
+    /// Starts everything that the handlers work with. Neither database nor Kafka need be there yet. `drained` is
+    /// cancelled by the caller when no request will come any more.
+    pub fn start(
+        config: Config,
+        pool: PgPool,
+        lifecycle: &Lifecycle,
+        drained: &CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let started = Instant::now();
+        let registration = Registration::start(pool.clone(), "serve", lifecycle);
+        let relay = Relay::start(&config.kafka, pool.clone(), registration, lifecycle, drained)
+            .context("KAFKA_BROKERS: the Kafka client refuses the settings")?;
+        let writer = RunWriter::start(&pool, &relay, config.audit, lifecycle, drained);
+        let readiness = Readiness::start(pool.clone(), relay.clone(), lifecycle);
+        // An agent's card is not fetched from where its host redirects to: that could be anything on this network.
+        let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build()?;
+        let definitions = Definitions::default();
+        Ok(Self(Arc::new(Parts { config, pool, writer, relay, definitions, readiness, http, started })))
     }
 
     /// On whose behalf an action runs.
@@ -106,7 +124,6 @@ pub fn routes(api: &config::Api) -> OpenApiRouter<App> {
 
 /// The whole service. From the outside in: CORS, so that error answers carry its headers too; then `request`, which
 /// knows correlation id, caller, limits and errors; then the routes.
-#[must_use]
 pub fn router(app: App) -> Router {
     let (routes, document) = routes(&app.config.api).split_for_parts();
     routes
@@ -152,5 +169,5 @@ fn cors(settings: &config::Cors) -> CorsLayer {
             header::LOCATION,
             header::RETRY_AFTER,
         ]))
-        .max_age(std::time::Duration::from_secs(600))
+        .max_age(std::time::Duration::from_mins(10))
 }

@@ -1,23 +1,17 @@
 //! What each command does.
 
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::Context;
 use tokio::runtime::{Builder, Runtime};
 use tokio_util::sync::CancellationToken;
 use workflow_api::{
-    actions::start_run::Definitions,
-    api::{self, App, Parts},
+    api::{self, App},
     config::{self, Config},
-    db::{self, migrations, processes::Registration},
+    db::{self, migrations},
     demo_agent, executor, kafka,
     lifecycle::Lifecycle,
-    outbox::Relay,
-    readiness::{Readiness, migrate_when_possible},
-    run_writer::RunWriter,
+    readiness::migrate_when_possible,
     server, telemetry,
 };
 
@@ -31,7 +25,6 @@ pub fn runtime(threads: usize) -> anyhow::Result<Runtime> {
 
 /// `serve`.
 pub async fn serve(config: Config) -> anyhow::Result<bool> {
-    let started = Instant::now();
     telemetry::metrics();
     let address = SocketAddr::new(config.api.host, config.api.port);
     let listener = server::bind(address).with_context(|| format!("API_HOST, API_PORT: cannot listen on {address}"))?;
@@ -40,17 +33,10 @@ pub async fn serve(config: Config) -> anyhow::Result<bool> {
     let lifecycle = Lifecycle::new();
     let drained = CancellationToken::new();
     let pool = db::pool(&config.database);
-    let registration = Registration::start(pool.clone(), "serve", &lifecycle);
-    let relay = Relay::start(&config.kafka, pool.clone(), registration, &lifecycle, &drained)
-        .context("KAFKA_BROKERS: the Kafka client refuses the settings")?;
-    let writer = RunWriter::start(&pool, &relay, config.audit, &lifecycle, &drained);
-    let readiness = Readiness::start(pool.clone(), relay.clone(), &lifecycle);
     if config.database.migrate_on_start {
         tokio::spawn(migrate_when_possible(config.database.clone(), lifecycle.clone()));
     }
-    let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build()?;
-    let definitions = Definitions::default();
-    let app = App::new(Parts { config, pool: pool.clone(), writer, relay, definitions, readiness, http, started });
+    let app = App::start(config, pool.clone(), &lifecycle, &drained)?;
 
     let router = api::router(app);
     let serving = server::serve(listener, router, lifecycle.clone());

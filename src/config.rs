@@ -220,6 +220,11 @@ impl Config {
         let cors = reader.cors();
         let log = reader.log();
         let pages = reader.pages();
+        let metrics = reader.boolean("enable_metrics", true);
+        let audit = reader.boolean("enable_audit_logging", true);
+        let readiness_requires_kafka = reader.boolean("readiness_requires_kafka", false);
+        let max_concurrent_executions = reader.number("max_concurrent_executions", 256, 1..=100_000);
+        // Only after all have been read, so that every problem is found.
         let config = (|| {
             Some(Self {
                 api: api?,
@@ -229,10 +234,10 @@ impl Config {
                 cors: cors?,
                 log: log?,
                 pages: pages?,
-                metrics: reader.boolean("enable_metrics", true)?,
-                audit: reader.boolean("enable_audit_logging", true)?,
-                readiness_requires_kafka: reader.boolean("readiness_requires_kafka", false)?,
-                max_concurrent_executions: reader.number("max_concurrent_executions", 256, 1..=100_000)?,
+                metrics: metrics?,
+                audit: audit?,
+                readiness_requires_kafka: readiness_requires_kafka?,
+                max_concurrent_executions: max_concurrent_executions?,
             })
         })();
         reader.finish(config)
@@ -309,7 +314,7 @@ impl Reader {
             let value = value.map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
             match (value, files.get(name)) {
                 (Some(_), Some(_)) => {
-                    problems.push(format!("  {}: set both directly and by {0}_FILE", name.to_ascii_uppercase()))
+                    problems.push(format!("  {}: set both directly and by {0}_FILE", name.to_ascii_uppercase()));
                 }
                 (Some(value), None) => drop(values.insert(name, value)),
                 (None, Some(path)) => match std::fs::read_to_string(path) {

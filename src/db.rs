@@ -17,7 +17,7 @@ pub mod workflows;
 use std::time::Duration;
 
 use sqlx::{
-    ConnectOptions as _, PgConnection, PgPool,
+    ConnectOptions as _, Connection as _, PgConnection, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
@@ -68,6 +68,8 @@ impl From<sqlx::Error> for Error {
             (ErrorKind::UniqueViolation, _) => Self::Conflict { constraint, source: error },
             (_, "40001" | "40P01") => Self::Collision(error),
             (_, "55P03" | "57014") => Self::Unavailable(error),
+            // The database takes no connections for now, or is a standby until the failover is through.
+            (_, "55000" | "25006") => Self::Unavailable(error),
             (_, "23503" | "23514" | "54000") => Self::Refused(error),
             // 3D000, 28xxx: no such database, not let in. An operator's mistake that is mended without a restart.
             (_, code) if ["08", "53", "57P", "28", "3D"].iter().any(|class| code.starts_with(class)) => {
@@ -99,6 +101,8 @@ const IDLE_IN_TRANSACTION_TIMEOUT: &str = "10s";
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Connections above `DATABASE_POOL_SIZE` are closed when idle for this long.
 const SURPLUS_IDLE: Duration = Duration::from_secs(10);
+/// A connection that was idle for longer is asked for a sign of life before it is used: the server may be another.
+const TRUSTED_IDLE: Duration = Duration::from_millis(500);
 /// Statements slower than this are logged as warnings.
 const SLOW_STATEMENT: Duration = Duration::from_millis(500);
 
@@ -128,7 +132,11 @@ pub fn pool(settings: &config::Database) -> PgPool {
         .max_connections(settings.pool_size + settings.max_overflow)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .idle_timeout(SURPLUS_IDLE)
+        // A ping at every acquire would cost a round trip each time; a connection in steady use needs none.
         .test_before_acquire(false)
+        .before_acquire(|connection, usage| {
+            Box::pin(async move { Ok(usage.idle_for < TRUSTED_IDLE || connection.ping().await.is_ok()) })
+        })
         .connect_lazy_with(connect_options(settings))
 }
 

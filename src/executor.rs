@@ -1,9 +1,157 @@
-//! The executor.
-/// Starts.
-pub fn start(
-    _config: &crate::config::Config,
-    _pool: sqlx::PgPool,
-    _lifecycle: &crate::lifecycle::Lifecycle,
-) -> anyhow::Result<()> {
+//! The executor: reads requests from Kafka, claims runs under a lease, calls agents, writes what became of it.
+//!
+//! The row in PostgreSQL is the truth and a message is a hint. `intake` claims PENDING runs; each claimed run has a
+//! task that drives it (`drive`), whose writes go through `journal` in batches; `sweep` takes over the runs of
+//! executors that died and leaves those that were cancelled. Every write names the lease of the claim.
+//!
+//! If it dies here: before a claim is committed, the record comes again to another member of the group; after it,
+//! the run is taken over once this process has not beaten for `processes::DEAD_AFTER`, and continues after its last
+//! completed step; the step that was under way is made again with another task id. A process that is cut off or
+//! frozen for as long leaves its runs, and its late writes change nothing.
+
+mod active;
+mod agent_call;
+mod agents;
+mod answer;
+mod assignment;
+mod cancellations;
+mod drive;
+mod intake;
+mod journal;
+mod request;
+mod retry;
+mod sweep;
+
+use std::{ops::Deref, sync::Arc, time::Duration};
+
+use sqlx::PgPool;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use uuid::Uuid;
+
+use self::{active::Active, agents::Agents, assignment::Assignment, intake::Intake, journal::Journal};
+use crate::{
+    config::Config,
+    db::processes::{self, Registration},
+    kafka::{self, consumer::Consumer},
+    lifecycle::Lifecycle,
+};
+
+/// At the soft stop, a call that is under way may take so much longer. With the writes after it under the 10 s that
+/// Docker grants by default.
+const FINISH_CALL: Duration = Duration::from_secs(7);
+/// Between two tries to make the topics.
+const TOPICS_PAUSE: Duration = Duration::from_secs(2);
+
+/// What the loops and drivers share. Cheap to clone.
+#[derive(Clone)]
+struct Executor(Arc<Shared>);
+
+struct Shared {
+    pool: PgPool,
+    registration: Registration,
+    active: Active,
+    journal: Journal,
+    agents: Agents,
+    http: reqwest::Client,
+    /// Nothing new is begun.
+    soft_stop: CancellationToken,
+    /// The time to finish what is under way is over.
+    give_up: CancellationToken,
+    /// No driver is left.
+    settled: CancellationToken,
+    drivers: TaskTracker,
+}
+
+impl Deref for Executor {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+/// Starts the executor's loops. Neither the database nor Kafka need be there yet; settings that cannot work are an
+/// error.
+pub fn start(config: &Config, pool: PgPool, lifecycle: &Lifecycle) -> anyhow::Result<()> {
+    let settled = CancellationToken::new();
+    let consumer = Consumer::new(&config.kafka)?;
+    let executor = Executor(Arc::new(Shared {
+        registration: Registration::start(pool.clone(), "executor", lifecycle),
+        active: Active::new(config.max_concurrent_executions),
+        journal: Journal::start(&config.database, lifecycle, &settled),
+        agents: Agents::new(pool.clone()),
+        http: agent_call::client()?,
+        soft_stop: lifecycle.soft_stop().clone(),
+        give_up: CancellationToken::new(),
+        settled,
+        drivers: TaskTracker::new(),
+        pool,
+    }));
+    let intake_done = CancellationToken::new();
+    let intake = Intake::new(executor.clone(), consumer);
+    let sweeping = executor.clone();
+    let claiming_done = intake_done.clone();
+    lifecycle.spawn("executor intake", async move {
+        // Whoever claims ends before the drivers are waited for.
+        tokio::join!(intake.run(), sweeping.take_over_all());
+        claiming_done.cancel();
+    });
+    lifecycle.spawn("executor leases", executor.clone().check_leases());
+    lifecycle.spawn("executor registration", executor.clone().follow_registration());
+    lifecycle.spawn("executor topics", ensure_topics(config.kafka.clone(), lifecycle.soft_stop().clone()));
+    lifecycle.spawn("executor stop", executor.end(intake_done, lifecycle.hard_stop().clone()));
     Ok(())
+}
+
+impl Executor {
+    /// Drives a run that `owner` has claimed, in a task of its own.
+    fn start_run(&self, assignment: Assignment, owner: Uuid) {
+        let stop = self.active.add(&assignment.run_id, assignment.lease_token, owner);
+        if self.registration.current() != Some(owner) {
+            // Declared dead between claim and now: the claim is void.
+            stop.cancel();
+        }
+        self.drivers.spawn(drive::drive(self.clone(), assignment, stop));
+    }
+
+    /// Waits for the soft stop and then for everything under way; what is left is free for others at once.
+    async fn end(self, intake_done: CancellationToken, hard_stop: CancellationToken) {
+        self.soft_stop.cancelled().await;
+        let clock = self.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = tokio::time::sleep(FINISH_CALL) => {}
+                () = hard_stop.cancelled() => clock.active.stop_all_but_of(None),
+            }
+            clock.give_up.cancel();
+            hard_stop.cancelled().await;
+            clock.active.stop_all_but_of(None);
+        });
+        intake_done.cancelled().await;
+        self.drivers.close();
+        self.drivers.wait().await;
+        if let Some(id) = self.registration.current()
+            && let Err(error) = processes::retire(&self.pool, id).await
+        {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "not retired; runs handed back wait a little longer"
+            );
+        }
+        self.settled.cancel();
+    }
+}
+
+/// Makes the topics where they are missing, as soon as Kafka is there, and then rests.
+async fn ensure_topics(kafka: crate::config::Kafka, soft_stop: CancellationToken) {
+    loop {
+        match kafka::ensure_topics(&kafka).await {
+            Ok(()) => return soft_stop.cancelled().await,
+            Err(error) => tracing::debug!("the topics cannot be made yet: {error}"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(TOPICS_PAUSE) => {}
+            () = soft_stop.cancelled() => return,
+        }
+    }
 }

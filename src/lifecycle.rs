@@ -53,6 +53,12 @@ impl Lifecycle {
         });
     }
 
+    /// Waits until all tasks have ended, after the soft stop.
+    pub async fn ended(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
     /// Waits for SIGTERM or SIGINT (or the end of a loop), then for the tasks; a second signal or [`DRAIN`] is the
     /// hard stop. `true`: everything ended as asked.
     pub async fn run_until_stopped(&self) -> anyhow::Result<bool> {
@@ -65,16 +71,15 @@ impl Lifecycle {
         }
         tracing::info!("stopping: nothing new is taken, what is under way is finished");
         self.soft.cancel();
-        self.tasks.close();
         tokio::select! {
-            () = self.tasks.wait() => return Ok(!self.failed.is_cancelled()),
+            () = self.ended() => return Ok(!self.failed.is_cancelled()),
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
             () = tokio::time::sleep(DRAIN) => {}
         }
         tracing::warn!("not everything ended in time; what is left is dropped");
         self.hard.cancel();
-        let ended = tokio::time::timeout(Duration::from_secs(2), self.tasks.wait()).await.is_ok();
+        let ended = tokio::time::timeout(Duration::from_secs(2), self.ended()).await.is_ok();
         Ok(ended && !self.failed.is_cancelled())
     }
 }

@@ -42,7 +42,7 @@ enum Command {
     },
     /// Ask a running API on this host for its health; exit code 0 or 1
     Healthcheck,
-    /// Print a bearer token signed with JWT_SECRET
+    /// Print a bearer token signed with `JWT_SECRET`
     Token {
         /// The subject, which appears in logs and audit entries
         #[arg(default_value = "operator")]

@@ -58,7 +58,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// How often orphans, overdue runs and expired keys are looked for.
 const UPKEEP_EVERY: Duration = Duration::from_secs(3);
 /// Rows taken at a time.
-const SWEEP_BATCH: i64 = 500;
+const SWEEP_BATCH: u16 = 500;
 /// A run that is still PENDING after this, although Kafka acknowledged its message and the executors have read
 /// everything, was lost by the broker.
 const OVERDUE_SECS: f64 = 10.0;
@@ -340,13 +340,13 @@ impl Relay {
             if self.0.held.load(Ordering::Relaxed) > MAX_QUEUED_MESSAGES / 2 {
                 break;
             }
-            let rows = db::outbox::take(&self.0.pool, owner, SWEEP_BATCH).await?;
+            let rows = db::outbox::take(&self.0.pool, owner, SWEEP_BATCH.into()).await?;
             let count = rows.len();
             for row in rows {
                 self.send_taken(row, owner);
             }
             taken += count;
-            if count < SWEEP_BATCH as usize {
+            if count < usize::from(SWEEP_BATCH) {
                 break;
             }
         }
@@ -399,7 +399,7 @@ impl Relay {
             let kafka = self.0.kafka.clone();
             let drained = tokio::task::spawn_blocking(move || queue_is_drained(&kafka)).await;
             let older_than = if matches!(drained, Ok(Ok(true))) { OVERDUE_SECS } else { OVERDUE_IN_QUEUE_SECS };
-            let again = db::outbox::redispatch(pool, older_than, SWEEP_BATCH).await?;
+            let again = db::outbox::redispatch(pool, older_than, SWEEP_BATCH.into()).await?;
             if again > 0 {
                 tracing::warn!(runs = again, "{again} runs were still pending and are dispatched again");
             }

@@ -19,6 +19,7 @@ const CHECK_EVERY: Duration = Duration::from_millis(500);
 
 /// What the last check found.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "four findings, independent of each other")]
 pub struct Findings {
     /// The database answered.
     pub database: bool,

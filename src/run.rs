@@ -5,7 +5,7 @@ use serde::Serialize;
 /// The state of a run, spelled as in the `status` column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, sqlx::Type)]
 #[serde(rename_all = "UPPERCASE")]
-#[sqlx(rename_all = "UPPERCASE")]
+#[sqlx(type_name = "text", rename_all = "UPPERCASE")]
 pub enum RunStatus {
     /// Accepted and durable; its message is in the outbox or in Kafka.
     Pending,

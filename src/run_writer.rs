@@ -6,7 +6,8 @@
 //! connections and run on when a client hangs up.
 //!
 //! If it dies here: nothing was acknowledged, and the statement committed whole or not at all. If the answer to the
-//! commit is lost, the caller gets 503 and the rows, if they exist, are given back for any relay to send.
+//! commit is lost, the statement is repeated on another connection, where it finds its own rows if they are there;
+//! with no connection to be had, the caller gets 503 and the rows, if they exist, are given back for any relay to send.
 
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ use uuid::Uuid;
 use crate::{
     db::{
         self,
-        runs::{StartBatch, start},
+        runs::{StartBatch, existing, start},
     },
     id,
     lifecycle::Lifecycle,
@@ -35,8 +36,8 @@ const MAX_BATCH: usize = 256;
 const MAX_BATCH_BYTES: usize = 4 << 20;
 /// Writers at work at the same time: one commits while another writes.
 const WRITERS: u32 = 2;
-/// Attempts of a batch that collides with other transactions.
-const ATTEMPTS: usize = 3;
+/// Repeats of a batch that collides with other transactions.
+const MAX_COLLISIONS: usize = 2;
 
 /// A definition as it was read, and the stamp that proves it unchanged when the run is written.
 #[derive(Debug)]
@@ -152,7 +153,7 @@ impl RunWriter {
 
 struct Writer {
     pool: PgPool,
-    /// Held while there is work, given back when there is none.
+    /// Held from the first batch on, so that no batch waits for the pool.
     connection: Option<PoolConnection<sqlx::Postgres>>,
     relay: Relay,
     audit: bool,
@@ -189,14 +190,7 @@ impl Writer {
             })
             .collect();
         let columns = columns(&jobs);
-        let mut result = self.try_write(&columns).await;
-        for _ in 1..ATTEMPTS {
-            if !matches!(result, Err(db::Error::Collision(_))) {
-                break;
-            }
-            result = self.try_write(&columns).await;
-        }
-        match result {
+        match self.write_with_retries(&columns).await {
             Ok(written) => {
                 let all = written.len() == jobs.len();
                 for (job, reservation) in jobs {
@@ -236,6 +230,23 @@ impl Writer {
             self.relay.execute(reservation, event_id, &run_id, correlation_id, plan, &request.input);
         }
         drop(answer.send(Ok(StartedRun { request, run_id, created_at })));
+    }
+
+    /// Tries again after a collision, and once on another connection if the one that was held turns out dead: the
+    /// database was restarted, or another one took over. Such an attempt may have been committed all the same; the
+    /// next one then runs into its runs.
+    async fn write_with_retries(&mut self, columns: &StartBatch) -> Result<Vec<String>, db::Error> {
+        let mut collisions = 0;
+        let mut is_repeat = false;
+        loop {
+            let was_held = self.connection.is_some();
+            match self.try_write(columns).await {
+                Err(db::Error::Collision(_)) if collisions < MAX_COLLISIONS => collisions += 1,
+                Err(db::Error::Unavailable(_)) if was_held && !is_repeat => is_repeat = true,
+                Err(db::Error::Conflict { .. }) if is_repeat => return existing(&self.pool, &columns.run_id).await,
+                result => return result,
+            }
+        }
     }
 
     async fn try_write(&mut self, columns: &StartBatch) -> Result<Vec<String>, db::Error> {

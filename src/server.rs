@@ -5,7 +5,7 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body};
-use http::{Request, Response, header};
+use http::{Request, Response, Version, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -98,10 +98,8 @@ fn connection(
     let service = service_fn(move |request: Request<Incoming>| {
         let router = router.clone();
         async move {
-            if request.headers().get_all(header::HOST).iter().count() != 1
-                && request.version() == http::Version::HTTP_11
-            {
-                let error = ApiError::bad_request("bad_host", "Exactly one Host header is expected");
+            if let Some(detail) = framing_fault(&request) {
+                let error = ApiError::bad_request("bad_request", detail);
                 return Ok(error.render(request.uri().path(), &id::correlation_id(None)));
             }
             router.oneshot(request.map(Body::new)).await
@@ -111,6 +109,19 @@ fn connection(
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(MAX_HEADER_BYTES)
+        .max_header_size(MAX_HEADER_BYTES)
         .max_headers(MAX_HEADERS)
         .serve_connection(TokioIo::new(stream), service)
+}
+
+/// What a proxy in front might understand differently, and so let pass what it should not.
+fn framing_fault<B>(request: &Request<B>) -> Option<&'static str> {
+    let headers = request.headers();
+    if request.version() == Version::HTTP_11 && headers.get_all(header::HOST).iter().count() != 1 {
+        return Some("Exactly one Host header is expected");
+    }
+    if headers.contains_key(header::TRANSFER_ENCODING) && headers.contains_key(header::CONTENT_LENGTH) {
+        return Some("Content-Length and Transfer-Encoding exclude each other");
+    }
+    None
 }

@@ -32,7 +32,7 @@ pub struct Root {
 }
 
 /// Names the service and its paths.
-#[utoipa::path(get, path = "/", tag = "system", responses((status = 200, body = Root)))]
+#[utoipa::path(get, path = "/", tag = "system", security(()), responses((status = 200, body = Root)))]
 pub async fn get_root(State(app): State<App>) -> Json<Root> {
     let api = &app.config.api;
     let prefixed = |path: &str| format!("{}{path}", api.prefix);
@@ -73,7 +73,7 @@ pub struct Health {
 }
 
 /// Says that the process lives; asks no other system.
-#[utoipa::path(get, path = "/health", tag = "system", responses((status = 200, body = Health)))]
+#[utoipa::path(get, path = "/health", tag = "system", security(()), responses((status = 200, body = Health)))]
 pub async fn get_health(State(app): State<App>) -> Json<Health> {
     Json(Health {
         status: "healthy",
@@ -100,7 +100,7 @@ pub struct Ready {
 
 /// Says whether requests can be served, as of half a second ago at most.
 #[utoipa::path(
-    get, path = "/health/ready", tag = "system",
+    get, path = "/health/ready", tag = "system", security(()),
     responses((status = 200, body = Ready), (status = 503, description = "Not ready", body = Ready)),
 )]
 pub async fn get_readiness(State(app): State<App>) -> Response {
@@ -131,7 +131,7 @@ pub async fn get_readiness(State(app): State<App>) -> Response {
 
 /// Metrics in the text format of Prometheus.
 #[utoipa::path(
-    get, path = "/metrics", tag = "system",
+    get, path = "/metrics", tag = "system", security(()),
     responses(
         (status = 200, description = "The metrics", body = String, content_type = "text/plain"),
         (status = 404, description = "Metrics are switched off", body = super::error::ErrorBody),

@@ -1,1 +1,309 @@
-//! What the executor does to runs and steps. (being written)
+//! What the executor does to runs and their steps. The lease decides: a write names the `lease_token` of its claim,
+//! and changes nothing once the run was cancelled, taken over or ended.
+
+use serde_json::value::RawValue;
+use sqlx::{PgConnection, PgExecutor, types::Json};
+use uuid::Uuid;
+
+use super::{Error, processes::DEAD_AFTER_SECS};
+use crate::run::RunStatus;
+
+/// Requests to claim, one entry a run, each run once; see [`claim`].
+#[derive(Default)]
+#[expect(missing_docs, reason = "each is a column of workflow_runs or a member of the message")]
+pub struct ClaimBatch {
+    pub run_id: Vec<String>,
+    pub lease_token: Vec<Uuid>,
+    pub event_id: Vec<Option<Uuid>>,
+    pub workflow_id: Vec<String>,
+    pub workflow_name: Vec<String>,
+    pub plan: Vec<String>,
+    pub input: Vec<Option<String>>,
+    pub correlation_id: Vec<Option<String>>,
+}
+
+/// A run that the caller now holds.
+#[derive(Debug, sqlx::FromRow)]
+pub struct Claimed {
+    /// The run.
+    pub run_id: String,
+    /// Of the row.
+    pub workflow_name: String,
+    /// Of the request that started the run.
+    pub correlation_id: Option<String>,
+    /// The input, if the message has none.
+    pub input_data: Option<String>,
+    /// It has step rows: it was started before.
+    pub has_steps: bool,
+}
+
+/// Claims the runs that are PENDING and makes the rows that are missing, in one statement. A run that is not in the
+/// answer was claimed before, has ended, or waits for another message than this one (its retry made a new
+/// `event_id`). Repeating the call with the same tokens, when the answer was lost, returns the same runs.
+pub async fn claim(db: impl PgExecutor<'_>, executor_id: Uuid, batch: &ClaimBatch) -> Result<Vec<Claimed>, Error> {
+    let sql = "
+        WITH request AS MATERIALIZED (
+            SELECT * FROM unnest($2::text[], $3::uuid[], $4::uuid[], $5::text[], $6::text[], $7::text[], $8::text[],
+                $9::text[])
+                AS m (run_id, lease_token, event_id, workflow_id, workflow_name, plan, input, correlation_id)
+        ), claimed AS (
+            UPDATE workflow_runs r
+            SET status = 'RUNNING', executor_id = $1, lease_token = m.lease_token,
+                updated_at = now() AT TIME ZONE 'UTC',
+                -- Of a run that no stored definition holds, the message is all there is.
+                workflow_plan = CASE WHEN r.workflow_version IS NULL THEN m.plan::jsonb ELSE r.workflow_plan END,
+                input_data = CASE WHEN r.workflow_version IS NULL AND m.input IS NOT NULL
+                    THEN m.input::jsonb ELSE r.input_data END,
+                correlation_id = coalesce(r.correlation_id, m.correlation_id)
+            FROM request m
+            WHERE r.run_id = m.run_id AND (r.lease_token = m.lease_token OR (r.status = 'PENDING'
+                AND (r.execution_event_id = m.event_id OR r.execution_event_id IS NULL OR m.event_id IS NULL)))
+            RETURNING r.run_id, r.workflow_name, r.correlation_id,
+                CASE WHEN m.input IS NULL THEN r.input_data::text END AS input_data,
+                EXISTS (SELECT 1 FROM step_executions s WHERE s.run_id = r.run_id) AS has_steps
+        ), inserted AS (
+            INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, status, input_data, created_at, updated_at,
+                workflow_plan, correlation_id, executor_id, lease_token)
+            SELECT run_id, workflow_id, workflow_name, 'RUNNING', coalesce(input, '{}')::jsonb,
+                now() AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC', plan::jsonb, correlation_id, $1, lease_token
+            FROM request m WHERE NOT EXISTS (SELECT 1 FROM workflow_runs r WHERE r.run_id = m.run_id)
+            ON CONFLICT (run_id) DO NOTHING
+            RETURNING run_id, workflow_name, correlation_id, NULL::text AS input_data, false AS has_steps
+        )
+        SELECT * FROM claimed UNION ALL SELECT * FROM inserted";
+    Ok(sqlx::query_as(sql)
+        .bind(executor_id)
+        .bind(&batch.run_id)
+        .bind(&batch.lease_token)
+        .bind(&batch.event_id)
+        .bind(&batch.workflow_id)
+        .bind(&batch.workflow_name)
+        .bind(&batch.plan)
+        .bind(&batch.input)
+        .bind(&batch.correlation_id)
+        .fetch_all(db)
+        .await?)
+}
+
+/// A run taken from an executor that died.
+#[derive(Debug, sqlx::FromRow)]
+pub struct TakenOver {
+    /// The run.
+    pub run_id: String,
+    /// Of this claim.
+    pub lease_token: Uuid,
+    /// Of the row.
+    pub workflow_name: String,
+    /// Of the request that started the run.
+    pub correlation_id: Option<String>,
+    /// As JSON text.
+    pub input_data: Option<String>,
+    /// The content that the run is pinned to, as JSON text; `None` if it is gone.
+    pub workflow_plan: Option<String>,
+}
+
+/// Takes RUNNING runs whose executor is dead, and those of `executor_id` itself that it does not know to have (the
+/// answer to a claim was lost, and its message too). Runs without executor are the reference executor's.
+pub async fn take_over(
+    db: impl PgExecutor<'_>,
+    executor_id: Uuid,
+    known: &[String],
+    limit: i64,
+) -> Result<Vec<TakenOver>, Error> {
+    let sql = "
+        WITH lost AS (
+            SELECT run_id FROM workflow_runs r
+            WHERE status = 'RUNNING' AND executor_id IS NOT NULL AND CASE WHEN executor_id = $1
+                -- A claim that was just committed may not be known yet.
+                THEN run_id <> ALL ($2) AND updated_at < now() AT TIME ZONE 'UTC' - interval '10 s'
+                ELSE NOT EXISTS (SELECT 1 FROM processes p WHERE p.id = r.executor_id
+                    AND p.heartbeat_at >= now() - make_interval(secs => $4))
+            END
+            ORDER BY updated_at LIMIT $3 FOR NO KEY UPDATE SKIP LOCKED
+        )
+        UPDATE workflow_runs r
+        SET executor_id = $1, lease_token = gen_random_uuid(), updated_at = now() AT TIME ZONE 'UTC'
+        FROM lost WHERE r.run_id = lost.run_id
+        RETURNING r.run_id, r.lease_token, r.workflow_name, r.correlation_id, r.input_data::text AS input_data,
+            coalesce(r.workflow_plan, (SELECT workflow_data FROM workflow_definitions d
+                WHERE d.name = r.workflow_name AND d.version = r.workflow_version))::text AS workflow_plan";
+    Ok(sqlx::query_as(sql).bind(executor_id).bind(known).bind(limit).bind(DEAD_AFTER_SECS).fetch_all(db).await?)
+}
+
+/// A step row of a run that was started before.
+#[derive(Debug, sqlx::FromRow)]
+pub struct EarlierStep {
+    /// The step.
+    pub step_id: String,
+    /// As it was before the call; free text that other programs write too.
+    pub status: String,
+    /// Of a completed one.
+    pub output_data: Option<Json<Box<RawValue>>>,
+}
+
+/// The step rows of a run that the caller holds, oldest first; those still open are closed as interrupted.
+pub async fn resume(db: impl PgExecutor<'_>, run_id: &str, lease_token: Uuid) -> Result<Vec<EarlierStep>, Error> {
+    let sql = "
+        WITH held AS MATERIALIZED (
+            SELECT run_id FROM workflow_runs
+            WHERE run_id = $1 AND lease_token = $2 AND status = 'RUNNING' FOR NO KEY UPDATE
+        ), closed AS (
+            UPDATE step_executions s SET status = 'FAILED', completed_at = now() AT TIME ZONE 'UTC',
+                error_message = 'interrupted: the executor stopped while the step ran'
+            FROM held WHERE s.run_id = held.run_id AND s.status = 'RUNNING'
+        )
+        SELECT step_id, status, CASE WHEN status = 'COMPLETED' THEN output_data END AS output_data
+        FROM step_executions s JOIN held USING (run_id) ORDER BY started_at, id";
+    Ok(sqlx::query_as(sql).bind(run_id).bind(lease_token).fetch_all(db).await?)
+}
+
+/// Of these claims, the runs that are no longer held: cancelled, ended or taken over.
+pub async fn lost(db: impl PgExecutor<'_>, run_ids: &[String], lease_tokens: &[Uuid]) -> Result<Vec<String>, Error> {
+    let sql = "SELECT c.run_id FROM unnest($1::text[], $2::uuid[]) AS c (run_id, lease_token)
+               WHERE NOT EXISTS (SELECT 1 FROM workflow_runs r
+                   WHERE r.run_id = c.run_id AND r.lease_token = c.lease_token AND r.status = 'RUNNING')";
+    Ok(sqlx::query_scalar(sql).bind(run_ids).bind(lease_tokens).fetch_all(db).await?)
+}
+
+/// Cancels runs, with their open steps, at the word of a message alone. Returns the ids that have no row.
+pub async fn cancel(
+    db: impl PgExecutor<'_>,
+    run_ids: &[String],
+    by: &[Option<String>],
+    reasons: &[Option<String>],
+) -> Result<Vec<String>, Error> {
+    let sql = "
+        WITH request AS MATERIALIZED (
+            SELECT * FROM unnest($1::text[], $2::text[], $3::text[]) AS m (run_id, cancelled_by, reason)
+        ), cancelled AS (
+            UPDATE workflow_runs r
+            SET status = 'CANCELLED', cancelled_at = now() AT TIME ZONE 'UTC', updated_at = now() AT TIME ZONE 'UTC',
+                cancelled_by = left(coalesce(m.cancelled_by, 'system'), 255),
+                error_message = coalesce('Cancelled: ' || nullif(m.reason, ''), r.error_message),
+                executor_id = NULL, lease_token = NULL
+            FROM request m WHERE r.run_id = m.run_id AND r.status IN ('PENDING', 'RUNNING')
+            RETURNING r.run_id
+        ), closed AS (
+            UPDATE step_executions s SET status = 'FAILED', completed_at = now() AT TIME ZONE 'UTC',
+                error_message = 'the run was cancelled'
+            FROM cancelled WHERE s.run_id = cancelled.run_id AND s.status = 'RUNNING'
+        )
+        SELECT run_id FROM request m WHERE NOT EXISTS (SELECT 1 FROM workflow_runs r WHERE r.run_id = m.run_id)";
+    Ok(sqlx::query_scalar(sql).bind(run_ids).bind(by).bind(reasons).fetch_all(db).await?)
+}
+
+/// What happens to a run that the caller holds; everything in it happens at once or not at all.
+#[derive(Debug)]
+pub struct Change {
+    /// The run.
+    pub run_id: String,
+    /// Of the claim.
+    pub lease_token: Uuid,
+    /// The step attempt that ends.
+    pub ended: Option<EndedStep>,
+    /// The step attempt that begins.
+    pub begun: Option<BegunStep>,
+    /// The run ends.
+    pub finished: Option<FinishedRun>,
+}
+
+/// The end of a step attempt.
+#[derive(Clone, Debug)]
+pub struct EndedStep {
+    /// The row.
+    pub id: String,
+    /// The output, or what went wrong.
+    pub result: Result<Box<RawValue>, String>,
+}
+
+/// The begin of a step attempt.
+#[derive(Clone, Debug)]
+pub struct BegunStep {
+    /// The row.
+    pub id: String,
+    /// The step.
+    pub step_id: String,
+    /// Whom it calls.
+    pub agent_name: String,
+    /// With what.
+    pub input: Box<RawValue>,
+}
+
+/// The end of a run.
+#[derive(Clone, Debug)]
+pub struct FinishedRun {
+    /// COMPLETED or FAILED.
+    pub status: RunStatus,
+    /// Why it failed.
+    pub error_message: Option<String>,
+}
+
+/// Whether rows that somebody else has locked are waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Locked {
+    /// They are left out, so that one of them does not hold up its neighbours.
+    Skip,
+    /// They are waited for, as long as the session's `lock_timeout` allows.
+    Wait,
+}
+
+/// Writes changes of different runs in one statement. A run that is not in the answer is not held any more, or is
+/// locked by somebody; nothing was written for it. Repeating a change does no harm.
+pub async fn write(conn: &mut PgConnection, changes: &[Change], locked: Locked) -> Result<Vec<String>, Error> {
+    let skip = if locked == Locked::Skip { "SKIP LOCKED" } else { "" };
+    let sql = format!(
+        "WITH change AS MATERIALIZED (
+            SELECT * FROM unnest($1::text[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
+                $8::text[], $9::text[], $10::text[], $11::text[])
+                AS c (run_id, lease_token, ended_id, output, step_error, begun_id, step_id, agent_name, input,
+                    run_status, run_error)
+        ), held AS MATERIALIZED (
+            SELECT c.* FROM change c
+            JOIN workflow_runs r ON r.run_id = c.run_id AND r.lease_token = c.lease_token AND r.status = 'RUNNING'
+            ORDER BY r.run_id FOR NO KEY UPDATE OF r {skip}
+        ), ended AS (
+            UPDATE step_executions s
+            SET status = CASE WHEN step_error IS NULL THEN 'COMPLETED' ELSE 'FAILED' END,
+                completed_at = now() AT TIME ZONE 'UTC', output_data = output::jsonb, error_message = step_error
+            FROM held WHERE s.id = ended_id AND s.status = 'RUNNING'
+        ), begun AS (
+            INSERT INTO step_executions (id, run_id, step_id, step_name, agent_name, status, input_data, started_at)
+            SELECT begun_id, run_id, step_id, agent_name, agent_name, 'RUNNING', input::jsonb,
+                now() AT TIME ZONE 'UTC'
+            FROM held WHERE begun_id IS NOT NULL
+            ON CONFLICT (id) DO NOTHING
+        ), finished AS (
+            UPDATE workflow_runs r
+            SET status = run_status, error_message = coalesce(run_error, r.error_message),
+                completed_at = now() AT TIME ZONE 'UTC', updated_at = now() AT TIME ZONE 'UTC',
+                executor_id = NULL, lease_token = NULL
+            FROM held WHERE r.run_id = held.run_id AND run_status IS NOT NULL
+        )
+        SELECT run_id FROM held"
+    );
+    let text = |of: fn(&Change) -> Option<&str>| changes.iter().map(of).collect::<Vec<_>>();
+    let lease_tokens: Vec<Uuid> = changes.iter().map(|change| change.lease_token).collect();
+    Ok(sqlx::query_scalar(&sql)
+        .bind(text(|change| Some(&change.run_id)))
+        .bind(lease_tokens)
+        .bind(text(|change| change.ended.as_ref().map(|step| step.id.as_str())))
+        .bind(text(|change| change.ended.as_ref()?.result.as_deref().ok().map(RawValue::get)))
+        .bind(text(|change| change.ended.as_ref()?.result.as_ref().err().map(String::as_str)))
+        .bind(text(|change| change.begun.as_ref().map(|step| step.id.as_str())))
+        .bind(text(|change| change.begun.as_ref().map(|step| step.step_id.as_str())))
+        .bind(text(|change| change.begun.as_ref().map(|step| step.agent_name.as_str())))
+        .bind(text(|change| change.begun.as_ref().map(|step| step.input.get())))
+        .bind(text(|change| change.finished.as_ref().map(|run| run.status.as_str())))
+        .bind(text(|change| change.finished.as_ref()?.error_message.as_deref()))
+        .fetch_all(conn)
+        .await?)
+}
+
+/// Makes a session, used for nothing else, look rows up by index whatever the planner thinks: it makes the plan when
+/// the tables are small and keeps it when they have grown.
+pub async fn always_use_indexes(conn: &mut PgConnection) -> Result<(), Error> {
+    let sql = "SELECT set_config(name, 'off', false)
+               FROM unnest(ARRAY['enable_seqscan', 'enable_hashjoin', 'enable_mergejoin']) AS name";
+    sqlx::query(sql).execute(conn).await?;
+    Ok(())
+}

@@ -78,10 +78,7 @@ pub async fn down(settings: &config::Database, count: usize) -> Result<usize, Mi
 /// All compiled-in migrations and how the database stands to them.
 pub async fn status(settings: &config::Database) -> Result<Vec<MigrationState>, MigrationError> {
     let mut conn = super::connect(settings).await?;
-    let rows = match table_exists(&mut conn).await? {
-        true => conn.list_applied_migrations().await?,
-        false => Vec::new(),
-    };
+    let rows = if table_exists(&mut conn).await? { conn.list_applied_migrations().await? } else { Vec::new() };
     conn.close().await?;
     let ups = MIGRATOR.iter().filter(|migration| !migration.migration_type.is_down_migration());
     Ok(ups

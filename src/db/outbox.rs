@@ -8,7 +8,7 @@ use super::{Error, processes::DEAD_AFTER_SECS};
 
 /// What a message asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::Type)]
-#[sqlx(rename_all = "lowercase")]
+#[sqlx(type_name = "text", rename_all = "lowercase")]
 pub enum Kind {
     /// Execute the run.
     Execution,

@@ -70,6 +70,12 @@ pub async fn exists(db: impl PgExecutor<'_>, run_id: &str) -> Result<bool, Error
     Ok(sqlx::query_scalar(sql).bind(run_id).fetch_one(db).await?)
 }
 
+/// Which of these runs there are.
+pub async fn existing(db: impl PgExecutor<'_>, run_ids: &[String]) -> Result<Vec<String>, Error> {
+    let sql = "SELECT run_id FROM workflow_runs WHERE run_id = ANY($1)";
+    Ok(sqlx::query_scalar(sql).bind(run_ids).fetch_all(db).await?)
+}
+
 /// All step rows of a run in the order of their start; several for one step are normal.
 pub async fn steps(db: impl PgExecutor<'_>, run_id: &str) -> Result<Vec<StepRow>, Error> {
     let sql = "SELECT id, run_id, step_id, step_name, agent_name, status, input_data, output_data, started_at,

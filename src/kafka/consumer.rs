@@ -1,1 +1,209 @@
-//! Reading the topics. (being written)
+//! The executor's consumer: both topics in one group, offsets stored by hand once a record's effect is durable.
+//!
+//! Offsets of a partition are stored in order, whatever the order in which its records are finished: a record that
+//! is still under way holds back those behind it. So after a crash nothing is skipped, and some records come again.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Mutex, PoisonError},
+};
+
+use futures_util::FutureExt as _;
+use rdkafka::{
+    ClientContext, TopicPartitionList,
+    consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance, StreamConsumer},
+    error::{KafkaError, KafkaResult},
+    message::{BorrowedMessage, Message as _},
+};
+
+use super::message::{Message, MessageError};
+use crate::config;
+
+/// Where a record stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Position {
+    /// It is in the execution topic, not in the cancellation topic.
+    is_execution_topic: bool,
+    /// Of the topic.
+    partition: i32,
+    /// In the partition.
+    offset: i64,
+}
+
+/// A record, read as far as it can be.
+#[derive(Debug)]
+pub struct Record {
+    /// To be given to [`Consumer::done`] once its effect is durable.
+    pub position: Position,
+    /// Size of the value.
+    pub bytes: usize,
+    /// What it says.
+    pub message: Result<Message, MessageError>,
+}
+
+struct Context;
+
+impl ClientContext for Context {}
+
+impl ConsumerContext for Context {
+    fn post_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        match rebalance {
+            Rebalance::Assign(list) => {
+                tracing::info!(partitions = list.count(), "{} Kafka partitions were assigned", list.count());
+            }
+            Rebalance::Revoke(list) => {
+                tracing::info!(partitions = list.count(), "{} Kafka partitions were given up", list.count());
+            }
+            Rebalance::Error(error) => tracing::warn!("the Kafka group could not be joined: {error}"),
+        }
+    }
+}
+
+/// A member of the executors' group.
+pub struct Consumer {
+    inner: StreamConsumer<Context>,
+    execution_topic: String,
+    cancellation_topic: String,
+    progress: Mutex<HashMap<(bool, i32), Progress>>,
+}
+
+impl Consumer {
+    /// Joins the group. Brokers need not be there yet; wrong settings are an error.
+    pub fn new(kafka: &config::Kafka) -> KafkaResult<Self> {
+        let inner: StreamConsumer<Context> = super::client_config(kafka)
+            .set("group.id", &kafka.group_id)
+            // As the reference's consumers, so that both can be members of the group.
+            .set("partition.assignment.strategy", "range")
+            .set("auto.offset.reset", "earliest")
+            .set("enable.auto.offset.store", "false")
+            .set("enable.auto.commit", "true")
+            .set("auto.commit.interval.ms", "1000")
+            // What a killed executor had not read yet shall wait no longer than this.
+            .set("session.timeout.ms", "6000")
+            .set("heartbeat.interval.ms", "1500")
+            // Both topics may be made after this process.
+            .set("topic.metadata.refresh.interval.ms", "10000")
+            // An answer that waits for records is not asked again before; so long takes the end of a pause.
+            .set("fetch.wait.max.ms", "100")
+            // What is read ahead costs memory, and comes again after a crash.
+            .set("queued.max.messages.kbytes", "16384")
+            .set("queued.min.messages", "2000")
+            .create_with_context(Context)?;
+        inner.subscribe(&[&kafka.execution_topic, &kafka.cancellation_topic])?;
+        Ok(Self {
+            inner,
+            execution_topic: kafka.execution_topic.clone(),
+            cancellation_topic: kafka.cancellation_topic.clone(),
+            progress: Mutex::default(),
+        })
+    }
+
+    /// The next record. Dropping the future loses nothing. It has to be polled now and then, also when nothing is
+    /// wanted, or the group drops this member.
+    pub async fn recv(&self) -> KafkaResult<Record> {
+        self.inner.recv().await.map(|record| self.read(&record))
+    }
+
+    /// The next record if there is one already.
+    pub fn try_recv(&self) -> Option<KafkaResult<Record>> {
+        self.recv().now_or_never()
+    }
+
+    fn read(&self, record: &BorrowedMessage<'_>) -> Record {
+        let position = Position {
+            is_execution_topic: record.topic() == self.execution_topic,
+            partition: record.partition(),
+            offset: record.offset(),
+        };
+        self.with_progress(position, |progress| progress.begin(position.offset));
+        let payload = record.payload().unwrap_or_default();
+        Record { position, bytes: payload.len(), message: Message::parse(payload) }
+    }
+
+    /// The effect of this record is durable: it need not come again.
+    pub fn done(&self, position: Position) {
+        let Some(offset) = self.with_progress(position, |progress| progress.end(position.offset)) else { return };
+        let topic = if position.is_execution_topic { &self.execution_topic } else { &self.cancellation_topic };
+        if let Err(error) = self.inner.store_offset(topic, position.partition, offset) {
+            // The partition is another member's now, who reads the record again and finds it done.
+            tracing::debug!(topic, partition = position.partition, "the offset is not stored: {error}");
+        }
+    }
+
+    fn with_progress<T>(&self, position: Position, act: impl FnOnce(&mut Progress) -> T) -> T {
+        let mut all = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        act(all.entry((position.is_execution_topic, position.partition)).or_default())
+    }
+
+    /// Stops or resumes reading the partitions that this member has of the execution topic; a rebalance resumes.
+    pub fn set_paused(&self, paused: bool) -> Result<(), KafkaError> {
+        let mut partitions = TopicPartitionList::new();
+        for partition in self.inner.assignment()?.elements_for_topic(&self.execution_topic) {
+            partitions.add_partition(&self.execution_topic, partition.partition());
+        }
+        if paused { self.inner.pause(&partitions) } else { self.inner.resume(&partitions) }
+    }
+
+    /// Commits what is stored and leaves the group. Blocks the thread.
+    pub fn close(self) {
+        if let Err(error) = self.inner.commit_consumer_state(CommitMode::Sync) {
+            tracing::debug!("offsets are not committed at the end: {error}");
+        }
+    }
+}
+
+/// The records of one partition that were read and are not finished, or not all before them.
+#[derive(Debug, Default)]
+struct Progress {
+    open: VecDeque<(i64, bool)>,
+}
+
+impl Progress {
+    fn begin(&mut self, offset: i64) {
+        if self.open.back().is_some_and(|(last, _)| *last >= offset) {
+            // Read again from an earlier place, after a rebalance. What was under way comes again.
+            self.open.clear();
+        }
+        self.open.push_back((offset, false));
+    }
+
+    /// The offset to store, if this was the oldest open one.
+    fn end(&mut self, offset: i64) -> Option<i64> {
+        let place = self.open.binary_search_by_key(&offset, |(offset, _)| *offset).ok()?;
+        self.open[place].1 = true;
+        let mut finished = None;
+        while let Some((offset, true)) = self.open.front() {
+            finished = Some(*offset);
+            self.open.pop_front();
+        }
+        finished
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_offset_is_stored_only_when_all_before_it_are_done() {
+        let mut progress = Progress::default();
+        for offset in [3, 4, 7] {
+            progress.begin(offset);
+        }
+        assert_eq!(progress.end(4), None);
+        assert_eq!(progress.end(5), None);
+        assert_eq!(progress.end(3), Some(4));
+        assert_eq!(progress.end(3), None);
+        assert_eq!(progress.end(7), Some(7));
+    }
+
+    #[test]
+    fn records_that_come_again_replace_the_ones_before() {
+        let mut progress = Progress::default();
+        progress.begin(8);
+        progress.begin(9);
+        progress.begin(8);
+        assert_eq!(progress.end(9), None);
+        assert_eq!(progress.end(8), Some(8));
+    }
+}

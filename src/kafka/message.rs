@@ -101,6 +101,9 @@ pub struct CancellationRequest {
     /// Of the HTTP request that started the run.
     #[serde(default)]
     pub correlation_id: Option<String>,
+    /// Stable across repeats. Our API sends it, others do not.
+    #[serde(default)]
+    pub event_id: Option<Uuid>,
 }
 
 /// Either kind. The topic does not matter, as the contract says: the content decides.

@@ -1,0 +1,180 @@
+//! The agents by name, as they are called. Rows are kept for a second, so that a busy executor asks once a second
+//! for each, and a change works at once as far as people can tell.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError},
+    time::{Duration, Instant},
+};
+
+use http::{HeaderName, HeaderValue, header::AUTHORIZATION};
+use serde_json::value::RawValue;
+use sqlx::PgPool;
+
+use crate::{
+    agent::{AgentStatus, AuthType, RetryConfig},
+    db::{self, agents::AgentRow},
+    input::{member, text},
+};
+
+/// How long a row is used without looking again.
+const KEEP: Duration = Duration::from_secs(1);
+/// Names that are remembered; above that, all are forgotten.
+const MAX_NAMES: usize = 10_000;
+
+/// An agent to call. Has no `Debug`, since it holds secrets.
+pub(super) struct Agent {
+    pub(super) name: String,
+    pub(super) url: String,
+    /// Of one attempt, all in all.
+    pub(super) timeout: Duration,
+    pub(super) retry: RetryConfig,
+    pub(super) credentials: Credentials,
+}
+
+/// How the agent is shown who calls.
+pub(super) enum Credentials {
+    None,
+    Header {
+        name: HeaderName,
+        value: HeaderValue,
+        secret: String,
+    },
+    /// What is stored cannot be sent.
+    Unusable,
+}
+
+/// Why there is no agent to call. `Display` is fit for the step's error message.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(super) enum NoAgent {
+    #[error("agent '{0}' does not exist")]
+    Unknown(String),
+    #[error("agent '{0}' is {1}")]
+    NotActive(String, String),
+}
+
+type Slot = Arc<tokio::sync::Mutex<Option<(Instant, Result<Arc<Agent>, NoAgent>)>>>;
+
+/// See the module.
+pub(super) struct Agents {
+    pool: PgPool,
+    slots: std::sync::Mutex<HashMap<String, Slot>>,
+}
+
+impl Agents {
+    pub(super) fn new(pool: PgPool) -> Self {
+        Self { pool, slots: std::sync::Mutex::default() }
+    }
+
+    /// The agent of that name, if it may be called. Of many who ask at once, one asks the database.
+    pub(super) async fn find(&self, name: &str) -> Result<Result<Arc<Agent>, NoAgent>, db::Error> {
+        let slot = self.slot(name);
+        let mut entry = slot.lock().await;
+        if let Some((read_at, known)) = &*entry
+            && read_at.elapsed() < KEEP
+        {
+            return Ok(known.clone());
+        }
+        let found = match db::agents::find_by_name(&self.pool, name).await? {
+            None => Err(NoAgent::Unknown(name.to_owned())),
+            Some(row) if row.status == AgentStatus::Active.as_str() => Ok(Arc::new(Agent::from(row))),
+            Some(row) => Err(NoAgent::NotActive(name.to_owned(), row.status)),
+        };
+        *entry = Some((Instant::now(), found.clone()));
+        Ok(found)
+    }
+
+    fn slot(&self, name: &str) -> Slot {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        if slots.len() >= MAX_NAMES {
+            slots.clear();
+        }
+        Arc::clone(slots.entry(name.to_owned()).or_default())
+    }
+}
+
+impl From<AgentRow> for Agent {
+    fn from(row: AgentRow) -> Self {
+        let config = row.auth_config.as_ref().map(|config| &*config.0);
+        Self {
+            credentials: Credentials::read(row.auth_type.as_deref(), config),
+            timeout: Duration::from_millis(u64::try_from(row.timeout_ms).unwrap_or_default().max(1)),
+            retry: RetryConfig::from_stored(row.retry_config.as_ref().map(|config| &*config.0)),
+            name: row.name,
+            url: row.url,
+        }
+    }
+}
+
+impl Credentials {
+    /// The type's column decides; where the reference left it empty, the `type` that its bridge reads.
+    fn read(auth_type: Option<&str>, config: Option<&RawValue>) -> Self {
+        // Values that are not strings are sent as their JSON.
+        let find = |name: &str| {
+            let value = member(config?, name).filter(|value| value.get() != "null")?;
+            Some(text(value).unwrap_or_else(|| value.get().to_owned()))
+        };
+        let named = auth_type.map(str::to_owned).or_else(|| find("type"));
+        let (name, value, secret) = match named.as_deref().and_then(AuthType::parse) {
+            None | Some(AuthType::None) => return Self::None,
+            Some(AuthType::Bearer) => {
+                let Some(token) = find("token") else { return Self::Unusable };
+                (Ok(AUTHORIZATION), HeaderValue::try_from(format!("Bearer {token}")), token)
+            }
+            Some(AuthType::ApiKey) => {
+                let Some(key) = find("key") else { return Self::Unusable };
+                let header = find("header_name").or_else(|| find("header"));
+                let header = header.as_deref().unwrap_or("X-API-Key").trim().to_owned();
+                (HeaderName::try_from(header), HeaderValue::try_from(&key), key)
+            }
+        };
+        match (name, value) {
+            (Ok(name), Ok(mut value)) => {
+                value.set_sensitive(true);
+                Self::Header { name, value, secret }
+            }
+            _ => Self::Unusable,
+        }
+    }
+
+    /// The text without the secret, should an agent repeat it.
+    pub(super) fn redact(&self, text: String) -> String {
+        match self {
+            Self::Header { secret, .. } if !secret.is_empty() => text.replace(secret, "***"),
+            _ => text,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::input::check_json;
+
+    #[test]
+    fn credentials_become_a_header() {
+        for (auth_type, config, expected) in [
+            (Some("none"), "null", Some(None)),
+            (None, "null", Some(None)),
+            (Some("bearer"), r#"{"token":"t"}"#, Some(Some(("authorization", "Bearer t")))),
+            (None, r#"{"token":"t","type":"bearer"}"#, Some(Some(("authorization", "Bearer t")))),
+            (Some("apikey"), r#"{"key":7,"header_name":"X-Mine"}"#, Some(Some(("x-mine", "7")))),
+            (Some("apikey"), r#"{"key":"k","header":"X-H"}"#, Some(Some(("x-h", "k")))),
+            (Some("apikey"), r#"{"key":"k"}"#, Some(Some(("x-api-key", "k")))),
+            (Some("apikey"), r#"{"key":"k","header":"a b"}"#, None),
+            (Some("bearer"), r#"{"token":"a\nb"}"#, None),
+            (Some("bearer"), "{}", None),
+        ] {
+            let config = check_json(config.as_bytes()).expect(config);
+            let read = match Credentials::read(auth_type, Some(config)) {
+                Credentials::None => Some(None),
+                Credentials::Unusable => None,
+                Credentials::Header { name, value, .. } => {
+                    Some(Some((name.to_string(), value.to_str().expect("ASCII").to_owned())))
+                }
+            };
+            let expected = expected.map(|header| header.map(|(name, value)| (name.to_owned(), value.to_owned())));
+            assert_eq!(read, expected, "{config}");
+        }
+    }
+}

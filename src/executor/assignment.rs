@@ -1,0 +1,30 @@
+//! A claimed run as a driver gets it, whether a message or the sweep brought it.
+
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use crate::input::object_of;
+
+/// A claimed run, with all that is needed to drive it.
+#[derive(Debug)]
+pub(super) struct Assignment {
+    pub(super) run_id: String,
+    pub(super) lease_token: Uuid,
+    pub(super) workflow_name: String,
+    pub(super) correlation_id: Option<String>,
+    /// `None`: the definition that the run is pinned to is gone.
+    pub(super) plan: Option<Box<RawValue>>,
+    pub(super) input: Box<RawValue>,
+    /// It may have been started before.
+    pub(super) has_steps: bool,
+}
+
+/// JSON text of our own database as a value; what cannot be read counts as absent.
+pub(super) fn stored(text: Option<String>) -> Option<Box<RawValue>> {
+    RawValue::from_string(text?).ok()
+}
+
+/// The input of a run: an empty object for none, as the contract says.
+pub(super) fn input_or_empty(input: Option<Box<RawValue>>) -> Box<RawValue> {
+    input.filter(|input| input.get() != "null").unwrap_or_else(|| object_of([]))
+}

@@ -1,0 +1,112 @@
+//! Cancellations as they come by message.
+//!
+//! Our API has committed the cancellation before it sends the message, which may come late, when the run was already
+//! started again: so the row decides, and the message only makes the look at it sooner. The message of another
+//! program, which has no `event_id`, is a command of its own.
+
+use std::collections::{HashSet, VecDeque};
+
+use super::Executor;
+use crate::{
+    db::{self, executions},
+    kafka::{
+        consumer::{Consumer, Position},
+        message::CancellationRequest,
+    },
+};
+
+/// Cancellations remembered of runs that are not known yet.
+const MAX_EARLY: usize = 10_000;
+
+/// Cancellations that were read and not worked on, and runs that were cancelled before they were known.
+#[derive(Default)]
+pub(super) struct Cancellations {
+    waiting: Vec<(Position, CancellationRequest)>,
+    early: Early,
+}
+
+impl Cancellations {
+    pub(super) fn push(&mut self, position: Position, request: CancellationRequest) {
+        self.waiting.push((position, request));
+    }
+
+    /// Whether this run was cancelled before it was known. Says so once.
+    pub(super) fn take_early(&mut self, run_id: &str) -> bool {
+        self.early.remove(run_id)
+    }
+
+    /// Stops the runs that were cancelled.
+    pub(super) async fn work_off(&mut self, executor: &Executor, consumer: &Consumer) -> Result<(), db::Error> {
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        let (mut run_ids, mut by, mut reasons) = (Vec::new(), Vec::new(), Vec::new());
+        for (_, request) in self.waiting.iter().filter(|(_, request)| request.event_id.is_none()) {
+            run_ids.push(storable(&request.run_id));
+            by.push(request.cancelled_by.as_deref().map(storable));
+            reasons.push(request.reason.as_deref().map(storable));
+        }
+        if !run_ids.is_empty() {
+            let unknown = executions::cancel(&executor.pool, &run_ids, &by, &reasons).await?;
+            self.early.extend(unknown);
+        }
+        let wanted: Vec<String> = self.waiting.iter().map(|(_, request)| request.run_id.clone()).collect();
+        let (run_ids, lease_tokens) = executor.active.leases(Some(&wanted));
+        if !run_ids.is_empty() {
+            let lost = executions::lost(&executor.pool, &run_ids, &lease_tokens).await?;
+            executor.active.stop(&lost, &run_ids, &lease_tokens);
+        }
+        for (position, request) in self.waiting.drain(..) {
+            let CancellationRequest { run_id, correlation_id, .. } = request;
+            tracing::debug!(run_id, correlation_id, "the cancellation of run {run_id} was read");
+            consumer.done(position);
+        }
+        Ok(())
+    }
+}
+
+/// The database's text has no NUL.
+fn storable(text: &str) -> String {
+    text.replace('\0', "")
+}
+
+/// Runs that were cancelled before they were known, the oldest forgotten first.
+#[derive(Default)]
+struct Early {
+    order: VecDeque<String>,
+    run_ids: HashSet<String>,
+}
+
+impl Early {
+    fn extend(&mut self, run_ids: Vec<String>) {
+        for run_id in run_ids {
+            if self.run_ids.insert(run_id.clone()) {
+                self.order.push_back(run_id);
+            }
+            if self.order.len() > MAX_EARLY
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.run_ids.remove(&oldest);
+            }
+        }
+    }
+
+    fn remove(&mut self, run_id: &str) -> bool {
+        self.run_ids.remove(run_id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_early_cancellation_counts_once_and_not_for_ever() {
+        let mut early = Early::default();
+        early.extend(vec!["first".to_owned(), "first".to_owned()]);
+        early.extend((0..MAX_EARLY - 1).map(|number| number.to_string()).collect());
+        assert!(early.remove("0") && !early.remove("0"));
+        early.extend(vec!["last".to_owned()]);
+        assert!(!early.remove("first") && early.remove("last"));
+    }
+}

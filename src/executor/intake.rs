@@ -1,0 +1,292 @@
+//! From Kafka's records to claimed runs.
+//!
+//! A record's offset is stored once its effect is committed: the claim, the finding that there is nothing to claim,
+//! or the end of a run that cannot be executed. If it dies before that, the record comes again, and the guard of the
+//! claim makes the repeat harmless. While all places are taken, or the database is away, records wait here and then
+//! in Kafka; the group membership and the cancellations go on.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    time::Duration,
+};
+
+use rdkafka::error::{KafkaError, KafkaResult};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::{
+    Executor,
+    assignment::{Assignment, input_or_empty, stored},
+    cancellations::Cancellations,
+    request::{Waiting, columns, content_fault},
+    retry,
+};
+use crate::{
+    db::{
+        self,
+        executions::{self, Claimed},
+    },
+    input::shorten,
+    kafka::{
+        consumer::{Consumer, Record},
+        message::Message,
+    },
+};
+
+/// Runs claimed in one statement.
+const MAX_CLAIMED: usize = 200;
+/// Bytes of plans and inputs claimed in one statement, unless a single record is larger.
+const MAX_CLAIMED_BYTES: usize = 4 << 20;
+/// Records held back here: above this pair, reading is paused; below the half of it, it goes on. The half is work for
+/// longer than the half second that librdkafka takes to read again after a pause.
+const MAX_HELD: usize = 10_000;
+const MAX_HELD_BYTES: usize = 32 << 20;
+/// Records read before they are worked on.
+const MAX_READ: usize = 500;
+/// After an error of the consumer.
+const KAFKA_PAUSE: Duration = Duration::from_millis(200);
+
+/// See the module.
+pub(super) struct Intake {
+    executor: Executor,
+    consumer: Consumer,
+    waiting: VecDeque<Waiting>,
+    waiting_bytes: usize,
+    is_paused: bool,
+    cancellations: Cancellations,
+    /// So many requests are claimed one by one, because the database refused one among them.
+    singles: usize,
+    failures: u32,
+    retry_at: Option<Instant>,
+    is_broken: bool,
+}
+
+impl Intake {
+    pub(super) fn new(executor: Executor, consumer: Consumer) -> Self {
+        Self {
+            executor,
+            consumer,
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            is_paused: false,
+            cancellations: Cancellations::default(),
+            singles: 0,
+            failures: 0,
+            retry_at: None,
+            is_broken: false,
+        }
+    }
+
+    /// Reads and claims until the soft stop, then leaves the group.
+    pub(super) async fn run(mut self) {
+        let soft_stop = self.executor.soft_stop.clone();
+        let executor = self.executor.clone();
+        loop {
+            let retry_at = self.retry_at;
+            tokio::select! {
+                biased;
+                () = soft_stop.cancelled() => break,
+                () = tokio::time::sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => {
+                    self.retry_at = None;
+                }
+                () = executor.active.freed(), if !self.waiting.is_empty() => {}
+                received = self.consumer.recv() => self.receive_all(received).await,
+            }
+            if self.retry_at.is_none() {
+                // No statement runs inside the select above.
+                let outcome = match self.cancellations.work_off(&self.executor, &self.consumer).await {
+                    Ok(()) => self.claim().await,
+                    Err(error) => Err(error),
+                };
+                match outcome {
+                    Ok(()) => self.failures = 0,
+                    Err(error) => self.put_off(&error),
+                }
+            }
+            self.pause_or_resume();
+        }
+        let closed = tokio::task::spawn_blocking(move || self.consumer.close()).await;
+        if closed.is_err() {
+            tracing::warn!("the Kafka consumer could not be closed");
+        }
+    }
+
+    fn put_off(&mut self, error: &db::Error) {
+        if self.failures == 0 {
+            tracing::warn!(error = error as &dyn std::error::Error, "requests wait for the database: {error}");
+        }
+        self.retry_at = Some(Instant::now() + retry::database_pause(self.failures));
+        self.failures += 1;
+    }
+
+    async fn receive_all(&mut self, first: KafkaResult<Record>) {
+        let mut next = Some(first);
+        for _ in 0..MAX_READ {
+            match next {
+                None => return,
+                Some(Ok(record)) => self.receive(record),
+                Some(Err(error)) => {
+                    self.note_broken(&error);
+                    tokio::time::sleep(KAFKA_PAUSE).await;
+                    return;
+                }
+            }
+            next = self.consumer.try_recv();
+        }
+        if let Some(Ok(record)) = next {
+            self.receive(record);
+        }
+    }
+
+    fn note_broken(&mut self, error: &KafkaError) {
+        if self.is_broken {
+            tracing::debug!("Kafka cannot be read: {error}");
+        } else {
+            tracing::warn!("Kafka cannot be read, and is tried again: {error}");
+        }
+        self.is_broken = true;
+    }
+
+    fn receive(&mut self, record: Record) {
+        if std::mem::take(&mut self.is_broken) {
+            tracing::info!("Kafka is read again");
+        }
+        let Record { position, bytes, message } = record;
+        match message {
+            Ok(Message::Execution(request)) => {
+                self.waiting_bytes += bytes;
+                self.waiting.push_back(Waiting { position, bytes, lease_token: Uuid::new_v4(), content: request });
+            }
+            Ok(Message::Cancellation(request)) => self.cancellations.push(position, request),
+            Err(error) => {
+                // Without the parser's words, which may repeat the content.
+                tracing::warn!(?position, bytes, "a record is skipped: {error}");
+                metrics::counter!("executor_records_skipped_total").increment(1);
+                self.consumer.done(position);
+            }
+        }
+    }
+
+    /// Claims what waits, as far as there are free places.
+    async fn claim(&mut self) -> Result<(), db::Error> {
+        loop {
+            let free = self.executor.active.free();
+            let Some(owner) = self.executor.registration.current() else {
+                if !self.waiting.is_empty() {
+                    self.retry_at = Some(Instant::now() + retry::database_pause(0));
+                }
+                return Ok(());
+            };
+            if self.waiting.is_empty() || free == 0 {
+                return Ok(());
+            }
+            if let Some(why) = self.waiting.front().and_then(|first| content_fault(&first.content)) {
+                self.refuse(&why).await?;
+                continue;
+            }
+            let limit = if self.singles > 0 { 1 } else { free.min(MAX_CLAIMED) };
+            let count = self.batch_size(limit);
+            match executions::claim(&self.executor.pool, owner, &columns(self.waiting.iter().take(count))).await {
+                Ok(claimed) => {
+                    self.singles = self.singles.saturating_sub(count);
+                    self.start(count, claimed, owner).await?;
+                }
+                Err(error) if error.is_retryable() => return Err(error),
+                Err(_) if count > 1 => self.singles = count,
+                Err(error) => {
+                    self.singles = self.singles.saturating_sub(1);
+                    tracing::error!(error = &error as &dyn std::error::Error, "a request is refused: {error}");
+                    self.refuse("the database refuses its plan, input or ids").await?;
+                }
+            }
+        }
+    }
+
+    /// How many of the first requests go into one statement: each run once, none that is known to be bad.
+    fn batch_size(&self, limit: usize) -> usize {
+        let (mut seen, mut bytes) = (HashSet::new(), 0);
+        let fitting =
+            self.waiting.iter().take(limit).take_while(|Waiting { content: request, bytes: size, .. }| {
+                bytes += size;
+                let is_first = seen.is_empty();
+                seen.insert(request.run_id.as_str())
+                    && (is_first || (bytes <= MAX_CLAIMED_BYTES && content_fault(request).is_none()))
+            });
+        fitting.count()
+    }
+
+    /// Starts what was claimed among the first `count` requests and is done with all of them.
+    async fn start(&mut self, count: usize, claimed: Vec<Claimed>, owner: Uuid) -> Result<(), db::Error> {
+        let mut claimed: HashMap<String, Claimed> =
+            claimed.into_iter().map(|claimed| (claimed.run_id.clone(), claimed)).collect();
+        let mut cancelled = Vec::new();
+        for _ in 0..count {
+            let Some(Waiting { position, lease_token, content: request, .. }) = self.take_first() else { break };
+            self.consumer.done(position);
+            let Some(row) = claimed.remove(&request.run_id) else {
+                let run_id = &request.run_id;
+                tracing::debug!(run_id, "the request is a duplicate, or run {run_id} is not to be executed");
+                continue;
+            };
+            if self.cancellations.take_early(&row.run_id) {
+                cancelled.push(row.run_id);
+                continue;
+            }
+            let assignment = Assignment {
+                run_id: row.run_id,
+                lease_token,
+                workflow_name: row.workflow_name,
+                correlation_id: row.correlation_id,
+                plan: Some(request.workflow_plan),
+                input: input_or_empty(request.input_data.or_else(|| stored(row.input_data))),
+                has_steps: row.has_steps,
+            };
+            self.executor.start_run(assignment, owner);
+        }
+        if !cancelled.is_empty() {
+            // Should this fail, the sweep takes the run up: a cancellation without a row was a weak one anyway.
+            let nobody = vec![None; cancelled.len()];
+            executions::cancel(&self.executor.pool, &cancelled, &nobody, &nobody).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends the run of the first request, if it waits for it: it can never be executed.
+    async fn refuse(&mut self, why: &str) -> Result<(), db::Error> {
+        let Some(first) = self.waiting.front() else { return Ok(()) };
+        let run_id = first.content.run_id.replace('\0', "");
+        tracing::warn!(run_id, "the execution request of run {} cannot be used: {why}", shorten(&run_id));
+        metrics::counter!("executor_records_skipped_total").increment(1);
+        let message = format!("the execution request cannot be used: {why}");
+        match db::runs::fail_pending(&self.executor.pool, &run_id, &message).await {
+            // An id that cannot be stored is nobody's run.
+            Ok(()) | Err(db::Error::Refused(_)) => {}
+            // The fault may be the database's: as long as it does not answer, no request is given up.
+            Err(error) => return Err(error),
+        }
+        if let Some(request) = self.take_first() {
+            self.consumer.done(request.position);
+        }
+        Ok(())
+    }
+
+    fn take_first(&mut self) -> Option<Waiting> {
+        let first = self.waiting.pop_front()?;
+        self.waiting_bytes -= first.bytes;
+        Some(first)
+    }
+
+    /// Keeps what waits here within bounds. Asked again on every record above the bound, since a rebalance resumes.
+    fn pause_or_resume(&mut self) {
+        let is_full = self.waiting.len() >= MAX_HELD || self.waiting_bytes >= MAX_HELD_BYTES;
+        let has_room = self.waiting.len() <= MAX_HELD / 2 && self.waiting_bytes <= MAX_HELD_BYTES / 2;
+        let wanted = is_full || (self.is_paused && !has_room);
+        if wanted == self.is_paused && !is_full {
+            return;
+        }
+        match self.consumer.set_paused(wanted) {
+            Ok(()) => self.is_paused = wanted,
+            Err(error) => tracing::debug!("reading cannot be paused or resumed: {error}"),
+        }
+    }
+}

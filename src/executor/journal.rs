@@ -1,0 +1,200 @@
+//! Where the drivers' writes come together: whatever is waiting is written in one statement, one commit for all.
+//!
+//! Drivers may be stopped at any moment; the statements run here, in tasks that nobody stops, so that no connection
+//! is left in an unknown state. While the database is away a change waits, until its run is given up.
+
+use std::{sync::Arc, time::Duration};
+
+use sqlx::PgConnection;
+use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::retry;
+use crate::{
+    config,
+    db::{
+        self,
+        executions::{Change, Locked},
+    },
+    lifecycle::Lifecycle,
+};
+
+/// Tasks that write, each with a connection of its own: while one waits for its commit, the next batch gathers.
+const WRITERS: usize = 2;
+/// Changes in one statement.
+const MAX_BATCH: usize = 200;
+/// Bytes of inputs and outputs in one statement, unless a single change is larger.
+const MAX_BATCH_BYTES: usize = 8 << 20;
+
+/// What became of a change.
+#[derive(Debug)]
+pub(super) enum Written {
+    /// It is committed.
+    Done,
+    /// The run is no longer held, or is to be left alone: nothing was written.
+    Lost,
+    /// The database refuses a value in it: here it is back.
+    Refused(Box<Change>),
+    /// Something is wrong with this program or the schema. It was logged.
+    Failed,
+}
+
+struct Job {
+    change: Change,
+    stop: CancellationToken,
+    answer: oneshot::Sender<Written>,
+}
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Journal {
+    queue: mpsc::UnboundedSender<Job>,
+}
+
+impl Journal {
+    /// Starts the writers. They end when `done` is cancelled: no driver is left then.
+    pub(super) fn start(database: &config::Database, lifecycle: &Lifecycle, done: &CancellationToken) -> Self {
+        // Not bounded: each driver has at most one change in it.
+        let (queue, jobs) = mpsc::unbounded_channel();
+        let jobs = Arc::new(Mutex::new(jobs));
+        for _ in 0..WRITERS {
+            let writer =
+                Writer { database: database.clone(), connection: None, hard_stop: lifecycle.hard_stop().clone() };
+            lifecycle.spawn("executor journal", writer.run(Arc::clone(&jobs), done.clone()));
+        }
+        Self { queue }
+    }
+
+    /// Writes a change, however long the database is away, unless `stop` is cancelled.
+    pub(super) async fn write(&self, change: Change, stop: &CancellationToken) -> Written {
+        let (answer, answered) = oneshot::channel();
+        if self.queue.send(Job { change, stop: stop.clone(), answer }).is_err() {
+            return Written::Lost;
+        }
+        // A writer always answers, except when the process is torn down.
+        answered.await.unwrap_or(Written::Lost)
+    }
+}
+
+struct Writer {
+    database: config::Database,
+    connection: Option<PgConnection>,
+    hard_stop: CancellationToken,
+}
+
+impl Writer {
+    async fn run(mut self, jobs: Arc<Mutex<mpsc::UnboundedReceiver<Job>>>, done: CancellationToken) {
+        let mut waiting = Vec::with_capacity(MAX_BATCH);
+        loop {
+            {
+                let mut jobs = jobs.lock().await;
+                tokio::select! {
+                    biased;
+                    count = jobs.recv_many(&mut waiting, MAX_BATCH) => if count == 0 { return },
+                    () = done.cancelled() => return,
+                }
+            }
+            while !waiting.is_empty() {
+                let size = batch_size(&waiting);
+                let batch: Vec<Job> = waiting.drain(..size).collect();
+                self.write(batch).await;
+            }
+        }
+    }
+
+    /// Writes a batch and answers all of it.
+    async fn write(&mut self, batch: Vec<Job>) {
+        metrics::histogram!("executor_journal_batch_size")
+            .record(f64::from(u32::try_from(batch.len()).unwrap_or(u32::MAX)));
+        let (changes, waiters): (Vec<_>, Vec<_>) =
+            batch.into_iter().map(|job| (job.change, (job.stop, job.answer))).unzip();
+        let are_all_stopped = || waiters.iter().all(|(stop, _)| stop.is_cancelled());
+        let written = self.write_until(&changes, Locked::Skip, are_all_stopped).await;
+        let is_poisoned = matches!(&written, Err(error) if !error.is_retryable());
+        let held = written.unwrap_or_default();
+        for (change, (stop, answer)) in changes.into_iter().zip(waiters) {
+            let outcome = if held.contains(&change.run_id) {
+                Written::Done
+            } else if stop.is_cancelled() && !is_poisoned {
+                Written::Lost
+            } else {
+                // Lost, locked by somebody, or a neighbour of a bad one: alone it will show.
+                self.write_one(change, &stop).await
+            };
+            // Nobody waits if the process is torn down.
+            drop(answer.send(outcome));
+        }
+    }
+
+    async fn write_one(&mut self, change: Change, stop: &CancellationToken) -> Written {
+        match self.write_until(std::slice::from_ref(&change), Locked::Wait, || stop.is_cancelled()).await {
+            Ok(held) if held.is_empty() => Written::Lost,
+            Ok(_) => Written::Done,
+            Err(error) if error.is_retryable() => Written::Lost,
+            Err(db::Error::Refused(_)) => Written::Refused(Box::new(change)),
+            Err(error) => {
+                let run_id = &change.run_id;
+                tracing::error!(error = &error as &dyn std::error::Error, run_id, "run {run_id} cannot be written");
+                Written::Failed
+            }
+        }
+    }
+
+    /// Repeats the statement until it succeeds, or fails for good, or nobody wants it any more.
+    async fn write_until(
+        &mut self,
+        changes: &[Change],
+        locked: Locked,
+        is_unwanted: impl Fn() -> bool,
+    ) -> Result<Vec<String>, db::Error> {
+        let mut failures = 0;
+        loop {
+            let result = self.try_write(changes, locked).await;
+            match &result {
+                Err(error) if error.is_retryable() && !is_unwanted() && !self.hard_stop.is_cancelled() => {
+                    if failures == 0 {
+                        tracing::warn!(error = error as &dyn std::error::Error, "steps are written later: {error}");
+                    }
+                    tokio::time::sleep(retry::database_pause(failures)).await;
+                    failures += 1;
+                }
+                _ => return result,
+            }
+        }
+    }
+
+    async fn try_write(&mut self, changes: &[Change], locked: Locked) -> Result<Vec<String>, db::Error> {
+        if self.connection.is_none() {
+            let mut connection = db::connect(&self.database).await?;
+            db::executions::always_use_indexes(&mut connection).await?;
+            self.connection = Some(connection);
+        }
+        let Some(connection) = &mut self.connection else { return Ok(Vec::new()) };
+        let result = db::executions::write(connection, changes, locked).await;
+        if let Err(db::Error::Unavailable(_) | db::Error::Bug(_)) = result {
+            // Whatever state it is in, the next statement gets another one.
+            self.connection = None;
+        }
+        result
+    }
+}
+
+/// How many of the waiting changes go into the next statement.
+fn batch_size(waiting: &[Job]) -> usize {
+    let mut bytes = 0;
+    let fitting = waiting.iter().take_while(|Job { change, .. }| {
+        bytes += change.begun.as_ref().map_or(0, |step| step.input.get().len());
+        bytes += change.ended.as_ref().and_then(|step| step.result.as_ref().ok()).map_or(0, |out| out.get().len());
+        bytes <= MAX_BATCH_BYTES
+    });
+    fitting.count().max(1)
+}
+
+/// Before a statement that found no database is tried again by someone who waits for it.
+pub(super) async fn pause(failures: u32, stop: &CancellationToken) {
+    let pause: Duration = retry::database_pause(failures);
+    tokio::select! {
+        () = tokio::time::sleep(pause) => {}
+        () = stop.cancelled() => {}
+    }
+}

@@ -1,0 +1,52 @@
+//! An execution request between its reading and its claim.
+
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use crate::{
+    db::executions::ClaimBatch,
+    id,
+    input::{check_json, member, text},
+    kafka::{consumer::Position, message::ExecutionRequest},
+};
+
+/// A request that waits to be claimed. The token is made once, so that a claim whose answer was lost can be repeated.
+pub(super) struct Waiting {
+    pub(super) position: Position,
+    pub(super) bytes: usize,
+    pub(super) lease_token: Uuid,
+    pub(super) content: ExecutionRequest,
+}
+
+/// Why a request can neither be stored nor executed, if so.
+pub(super) fn content_fault(request: &ExecutionRequest) -> Option<String> {
+    if request.run_id.contains('\0') {
+        return Some("run_id has a NUL character".to_owned());
+    }
+    if let Some(fault) = fault(&request.workflow_plan) {
+        return Some(format!("workflow_plan: {fault}"));
+    }
+    request.input_data.as_deref().and_then(fault).map(|fault| format!("input_data: {fault}"))
+}
+
+pub(super) fn columns<'a>(requests: impl Iterator<Item = &'a Waiting>) -> ClaimBatch {
+    let mut batch = ClaimBatch::default();
+    for Waiting { lease_token, content: request, .. } in requests {
+        let plan = &request.workflow_plan;
+        let named = |name: &str| member(plan, name).and_then(text).unwrap_or_default();
+        batch.run_id.push(request.run_id.clone());
+        batch.lease_token.push(*lease_token);
+        batch.event_id.push(request.event_id);
+        batch.workflow_id.push(named("workflow_id"));
+        batch.workflow_name.push(named("name"));
+        batch.plan.push(plan.get().to_owned());
+        batch.input.push(request.input_data.as_ref().map(|input| input.get().to_owned()));
+        batch.correlation_id.push(request.correlation_id.as_deref().map(|given| id::correlation_id(Some(given))));
+    }
+    batch
+}
+
+/// Why this JSON cannot be worked with, if so: it could not be stored.
+fn fault(json: &RawValue) -> Option<String> {
+    check_json(json.get().as_bytes()).err().map(|fault| fault.to_string())
+}

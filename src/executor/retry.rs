@@ -1,0 +1,110 @@
+//! Whether and when an attempt is made again. Pure.
+
+use std::time::Duration;
+
+use crate::agent::RetryConfig;
+
+/// No agent makes us wait longer by `Retry-After`.
+const MAX_RETRY_AFTER: Duration = Duration::from_mins(1);
+/// Longest pause that anybody may set, 24 days.
+const MAX_DELAY_MS: u64 = i32::MAX as u64;
+/// First and longest pause between two tries to reach the database.
+const DATABASE_PAUSE: Duration = Duration::from_millis(50);
+const MAX_DATABASE_PAUSE: Duration = Duration::from_secs(1);
+
+/// What an agent's failure says about trying again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Again {
+    /// The same request would fail in the same way.
+    Never,
+    /// It may work later.
+    Later,
+    /// The agent says when.
+    After(Duration),
+}
+
+/// The attempts at one step, in all.
+pub(super) fn max_attempts(config: &RetryConfig) -> u32 {
+    // 0 is stored by callers who mean no retries; the reference never calls such an agent.
+    config.max_retries.max(1)
+}
+
+/// The pause after the failed attempt of that number, counted from 1; `None`: it was the last one. `chance`, from 0
+/// to 1, spreads the pauses of many runs by a fifth to both sides.
+pub(super) fn pause(config: &RetryConfig, attempt: u32, again: Again, chance: f64) -> Option<Duration> {
+    if again == Again::Never || attempt >= max_attempts(config) {
+        return None;
+    }
+    let exponent = i32::try_from(attempt.saturating_sub(1)).unwrap_or(i32::MAX);
+    let growth = config.backoff_multiplier.max(1.0).powi(exponent);
+    let max = Duration::from_millis(config.max_delay_ms.min(MAX_DELAY_MS)).as_secs_f64();
+    // A product that is no number or too large becomes the longest pause.
+    let secs = (Duration::from_millis(config.initial_delay_ms.min(MAX_DELAY_MS)).as_secs_f64() * growth).min(max);
+    let spread = Duration::from_secs_f64(secs * (0.8 + 0.4 * chance));
+    Some(match again {
+        Again::After(wanted) => spread.max(wanted.min(MAX_RETRY_AFTER)),
+        _ => spread,
+    })
+}
+
+/// The pause after so many failures, less one, to reach the database.
+pub(super) fn database_pause(failures: u32) -> Duration {
+    (DATABASE_PAUSE * 2_u32.pow(failures.min(10))).min(MAX_DATABASE_PAUSE)
+}
+
+/// The value of a `Retry-After` header: seconds, or a date.
+pub(super) fn retry_after(value: &str, now: chrono::DateTime<chrono::Utc>) -> Option<Duration> {
+    if let Ok(secs) = value.trim().parse() {
+        return Some(Duration::from_secs(secs));
+    }
+    let date = chrono::DateTime::parse_from_rfc2822(value.trim()).ok()?;
+    (date.to_utc() - now).to_std().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_up_to_a_limit_and_end_with_the_last_attempt() {
+        let config = RetryConfig { max_retries: 5, initial_delay_ms: 100, max_delay_ms: 350, backoff_multiplier: 2.0 };
+        let pauses: Vec<_> =
+            (1..=5).map(|attempt| pause(&config, attempt, Again::Later, 0.5).map(|pause| pause.as_millis())).collect();
+        assert_eq!(pauses, [Some(100), Some(200), Some(350), Some(350), None]);
+        for chance in [0.0, 1.0] {
+            let pause = pause(&config, 1, Again::Later, chance).expect("not the last").as_millis();
+            assert!((80..=120).contains(&pause), "{pause}");
+        }
+        assert_eq!(pause(&config, 1, Again::Never, 0.5), None);
+    }
+
+    #[test]
+    fn odd_settings_give_bounded_pauses_and_at_least_one_attempt() {
+        let none = RetryConfig { max_retries: 0, ..RetryConfig::default() };
+        assert_eq!(max_attempts(&none), 1);
+        assert_eq!(pause(&none, 1, Again::Later, 0.5), None);
+        for backoff_multiplier in [f64::NAN, f64::INFINITY, -1.0, 0.0] {
+            let odd = RetryConfig { max_retries: 10, backoff_multiplier, ..RetryConfig::default() };
+            let pause = pause(&odd, 9, Again::Later, 1.0).expect("not the last");
+            assert!(pause <= Duration::from_secs(36), "{backoff_multiplier}: {pause:?}");
+        }
+    }
+
+    #[test]
+    fn an_agent_may_ask_for_a_longer_pause_within_bounds() {
+        let config = RetryConfig::default();
+        let secs = |again| pause(&config, 1, again, 0.5).map(|pause| pause.as_secs());
+        assert_eq!(secs(Again::After(Duration::from_secs(5))), Some(5));
+        assert_eq!(secs(Again::After(Duration::ZERO)), Some(1));
+        assert_eq!(secs(Again::After(Duration::MAX)), Some(60));
+        let now = chrono::DateTime::parse_from_rfc3339("2026-11-21T09:00:00Z").expect("a literal").to_utc();
+        for (value, expected) in [
+            ("7", Some(7)),
+            ("Sat, 21 Nov 2026 09:00:09 GMT", Some(9)),
+            ("Sat, 21 Nov 2026 08:00:00 GMT", None),
+            ("soon", None),
+        ] {
+            assert_eq!(retry_after(value, now).map(|pause| pause.as_secs()), expected, "{value}");
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Looking after runs: takes over those whose executor died, leaves those that were cancelled or lost.
+
+use std::time::Duration;
+
+use super::{
+    Executor,
+    assignment::{Assignment, input_or_empty, stored},
+};
+use crate::db::{self, executions, processes};
+
+/// How often runs of dead executors are looked for.
+const TAKE_OVER_EVERY: Duration = Duration::from_secs(2);
+/// How often it is checked that the active runs are still ours.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
+/// Runs taken over in one statement.
+const MAX_TAKEN: usize = 500;
+
+impl Executor {
+    /// Takes over runs until the soft stop.
+    pub(super) async fn take_over_all(self) {
+        while !self.soft_stop.is_cancelled() {
+            if let Err(error) = self.take_over_once().await {
+                tracing::debug!(error = &error as &dyn std::error::Error, "no look for lost runs: {error}");
+            }
+            self.rest(TAKE_OVER_EVERY).await;
+        }
+    }
+
+    async fn take_over_once(&self) -> Result<(), db::Error> {
+        // Being dead has to be final before somebody else drives its runs.
+        processes::bury(&self.pool).await?;
+        let free = self.active.free().min(MAX_TAKEN);
+        let Some(owner) = self.registration.current().filter(|_| free > 0) else { return Ok(()) };
+        let (known, _) = self.active.leases(None);
+        let limit = i64::try_from(free).unwrap_or(i64::MAX);
+        for taken in executions::take_over(&self.pool, owner, &known, limit).await? {
+            tracing::warn!(run_id = taken.run_id, "run {} is taken over from a lost executor", taken.run_id);
+            metrics::counter!("executor_runs_taken_over_total").increment(1);
+            let assignment = Assignment {
+                run_id: taken.run_id,
+                lease_token: taken.lease_token,
+                workflow_name: taken.workflow_name,
+                correlation_id: taken.correlation_id,
+                plan: stored(taken.workflow_plan),
+                input: input_or_empty(stored(taken.input_data)),
+                has_steps: true,
+            };
+            self.start_run(assignment, owner);
+        }
+        Ok(())
+    }
+
+    /// Stops runs that are no longer held, also while the process waits for the last ones. A message tells of a
+    /// cancellation sooner; this finds the ones whose message was lost.
+    pub(super) async fn check_leases(self) {
+        while !self.settled.is_cancelled() {
+            let (run_ids, lease_tokens) = self.active.leases(None);
+            if !run_ids.is_empty() {
+                match executions::lost(&self.pool, &run_ids, &lease_tokens).await {
+                    Ok(lost) => self.active.stop(&lost, &run_ids, &lease_tokens),
+                    Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "no check: {error}"),
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(CHECK_EVERY) => {}
+                () = self.settled.cancelled() => {}
+            }
+        }
+    }
+
+    /// Leaves everything as soon as this process is declared dead, or has to think so.
+    pub(super) async fn follow_registration(self) {
+        let mut current = self.registration.subscribe();
+        loop {
+            let owner = *current.borrow_and_update();
+            self.active.stop_all_but_of(owner);
+            tokio::select! {
+                changed = current.changed() => if changed.is_err() {
+                    // The heartbeat has ended, which it does at the hard stop.
+                    self.active.stop_all_but_of(None);
+                    self.settled.cancelled().await;
+                    return;
+                },
+                () = self.settled.cancelled() => return,
+            }
+        }
+    }
+
+    async fn rest(&self, pause: Duration) {
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = self.soft_stop.cancelled() => {}
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! From the outbox to Kafka: at least once, in healthy operation exactly once, in order within a run.
+
+use std::collections::HashSet;
+
+use futures_util::future::join_all;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use serde_json::{Value, json};
+use sqlx::PgPool;
+use workflow_api::{config::Config, db::migrations::MIGRATOR, kafka};
+
+use crate::{
+    execute::outbox_is_empty,
+    service::{Service, config, eventually, records},
+};
+
+/// Settings that differ in nothing but in a broker that does not answer.
+fn without_kafka(config: &Config) -> Config {
+    let mut config = config.clone();
+    config.kafka.brokers = "127.0.0.1:1".to_owned();
+    config
+}
+
+async fn count(pool: &PgPool, sql: &str) -> i64 {
+    sqlx::query_scalar(sql).fetch_one(pool).await.expect(sql)
+}
+
+/// How many records a topic holds.
+async fn size_of_topic(config: &Config, topic: &str) -> i64 {
+    let (config, topic) = (config.clone(), topic.to_owned());
+    let ask = move || {
+        let time = std::time::Duration::from_secs(30);
+        let consumer: BaseConsumer = kafka::client_config(&config.kafka).create().expect("valid settings");
+        let metadata = consumer.fetch_metadata(Some(&topic), time).expect("metadata");
+        let partitions = metadata.topics()[0].partitions().iter();
+        partitions.map(|partition| consumer.fetch_watermarks(&topic, partition.id(), time).expect("offsets").1).sum()
+    };
+    tokio::task::spawn_blocking(ask).await.expect("no panic")
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn runs_that_were_accepted_while_kafka_was_away_arrive_when_it_is_back(pool: PgPool) {
+    let settings = config(&pool, &[]);
+    let service = Service::start_with(without_kafka(&settings));
+    let workflow_id = service.one_step_workflow().await;
+    let mut accepted = HashSet::new();
+    for _ in 0..25 {
+        accepted.insert(service.execute(&workflow_id).await);
+    }
+    assert_eq!(count(&pool, "SELECT count(*) FROM outbox").await, 25);
+    service.stop().await;
+    assert_eq!(count(&pool, "SELECT count(*) FROM processes").await, 0);
+
+    let service = Service::start_with(settings);
+    let sent = records(&service.config, &service.config.kafka.execution_topic, 25).await;
+    let arrived: HashSet<String> = sent.iter().map(|record| record.key.clone()).collect();
+    assert_eq!(arrived, accepted);
+    assert_eq!(sent[0].value["input_data"], json!({"text": "hello"}));
+    eventually("the outbox is empty", || outbox_is_empty(&pool)).await;
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn the_messages_of_a_process_that_died_are_sent_by_another(pool: PgPool) {
+    let settings = config(&pool, &[]);
+    let dying = Service::start_with(without_kafka(&settings));
+    let workflow_id = dying.one_step_workflow().await;
+    eventually("the process is registered", || async {
+        (count(&pool, "SELECT count(*) FROM processes").await == 1).then_some(())
+    })
+    .await;
+    let run_id = dying.execute(&workflow_id).await;
+    assert_eq!(count(&pool, "SELECT count(*) FROM outbox WHERE owner IS NOT NULL").await, 1);
+    // What kill -9 leaves: a row that nobody refreshes any more, and that has been silent for long enough.
+    drop(dying);
+    let silent = "UPDATE processes SET id = gen_random_uuid(), heartbeat_at = now() - interval '9 seconds'";
+    sqlx::query(silent).execute(&pool).await.expect("an update");
+
+    let service = Service::start_with(settings);
+    let sent = records(&service.config, &service.config.kafka.execution_topic, 1).await;
+    assert_eq!(sent[0].key, run_id);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn two_processes_on_one_database_publish_each_run_once(pool: PgPool) {
+    let settings = config(&pool, &[]);
+    let services = [Service::start_with(settings.clone()), Service::start_with(settings.clone())];
+    let workflow_id = services[0].one_step_workflow().await;
+    let runs = join_all((0..300).map(|index| services[index % 2].execute(&workflow_id))).await;
+    let sent = records(&settings, &settings.kafka.execution_topic, 300).await;
+    let keys: HashSet<&String> = sent.iter().map(|record| &record.key).collect();
+    assert_eq!(keys, runs.iter().collect());
+    eventually("the outbox is empty", || outbox_is_empty(&pool)).await;
+    assert_eq!(size_of_topic(&settings, &settings.kafka.execution_topic).await, 300);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_cancel_and_a_retry_follow_their_run_in_order(pool: PgPool) {
+    let settings = config(&pool, &[]);
+    let service = Service::start_with(without_kafka(&settings));
+    let workflow_id = service.one_step_workflow().await;
+    let run_id = service.execute(&workflow_id).await;
+    let cancel = json!({"reason": "changed my mind"});
+    service.post(&format!("/api/v1/runs/{run_id}/cancel"), &cancel).await.expect(200);
+    service.post(&format!("/api/v1/runs/{run_id}/retry"), &json!({})).await.expect(202);
+    let events: Vec<(String, Option<String>)> =
+        sqlx::query_as("SELECT event_id::text, owner::text FROM outbox ORDER BY created_at")
+            .fetch_all(&pool)
+            .await
+            .expect("rows");
+    assert_eq!(events.len(), 3);
+    // Only the first may be in a process's memory; the others wait until it is sent.
+    assert!(events[1].1.is_none() && events[2].1.is_none(), "{events:?}");
+    service.stop().await;
+
+    let service = Service::start_with(settings);
+    let executions = records(&service.config, &service.config.kafka.execution_topic, 2).await;
+    let sent: Vec<&Value> = executions.iter().map(|record| &record.value["event_id"]).collect();
+    assert_eq!(sent, [&json!(events[0].0), &json!(events[2].0)]);
+    let cancellations = records(&service.config, &service.config.kafka.cancellation_topic, 1).await;
+    let message = &cancellations[0].value;
+    assert_eq!(cancellations[0].key, run_id);
+    assert_eq!(message["reason"], "changed my mind");
+    assert_eq!(message["cancelled_by"], "system");
+    assert_eq!(message["message_type"], "cancellation_request");
+    assert_eq!(message["event_id"], json!(events[1].0));
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn both_topics_are_made_with_the_same_partition_count(pool: PgPool) {
+    let service = Service::start_with(config(&pool, &[("KAFKA_TOPIC_PARTITIONS", "3")]));
+    let topics = [&service.config.kafka.execution_topic, &service.config.kafka.cancellation_topic];
+    eventually("the topics are there", || async {
+        let (config, topics) = (service.config.clone(), topics.map(String::clone));
+        let ask = move || {
+            let consumer: BaseConsumer = kafka::client_config(&config.kafka).create().expect("valid settings");
+            topics.map(|topic| {
+                let time = std::time::Duration::from_secs(30);
+                let metadata = consumer.fetch_metadata(Some(&topic), time).expect("metadata");
+                metadata.topics()[0].partitions().len()
+            })
+        };
+        (tokio::task::spawn_blocking(ask).await.expect("no panic") == [3, 3]).then_some(())
+    })
+    .await;
+}
+
+/// A broker that lost its data, or the in-process one of `workflow-api dev` after a restart.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_pending_run_that_the_broker_has_forgotten_is_dispatched_again(pool: PgPool) {
+    let settings = config(&pool, &[]);
+    let service = Service::start_with(settings.clone());
+    let workflow_id = service.one_step_workflow().await;
+    let run_id = service.execute(&workflow_id).await;
+    let first = records(&settings, &settings.kafka.execution_topic, 1).await;
+    eventually("the outbox is empty", || outbox_is_empty(&pool)).await;
+    let long_ago = "UPDATE workflow_runs SET updated_at = updated_at - interval '1 hour'";
+    sqlx::query(long_ago).execute(&pool).await.expect("an update");
+    let both = records(&settings, &settings.kafka.execution_topic, 2).await;
+    assert_eq!([&both[0].key, &both[1].key], [&run_id, &run_id]);
+    assert_eq!(both[1].value["event_id"], first[0].value["event_id"]);
+    // Each repeat waits longer than the one before, so a long queue is not filled up with repeats.
+    assert_eq!(count(&pool, "SELECT count(*) FROM workflow_runs WHERE redispatch_at > now()").await, 1);
+}

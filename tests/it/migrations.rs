@@ -1,0 +1,106 @@
+//! The schema: from nothing, from the reference deployment's database, there and back.
+
+use futures_util::future::join_all;
+use serde_json::json;
+use sqlx::PgPool;
+use workflow_api::db::migrations;
+
+use crate::service::{Service, config, records};
+
+/// Everything that a schema consists of, as text, without this program's bookkeeping.
+async fn schema(pool: &PgPool) -> Vec<String> {
+    let sql = "
+        SELECT format('%s.%s %s %s %s', table_name, column_name, data_type, is_nullable, column_default)
+        FROM information_schema.columns WHERE table_schema = 'public' AND table_name <> '_sqlx_migrations'
+        UNION ALL SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' AND tablename <> '_sqlx_migrations'
+        UNION ALL SELECT format('%s %s', conrelid::regclass, pg_get_constraintdef(oid)) FROM pg_constraint
+            WHERE connamespace = 'public'::regnamespace AND conrelid <> '_sqlx_migrations'::regclass
+        UNION ALL SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal
+        ORDER BY 1";
+    sqlx::query_scalar(sql).fetch_all(pool).await.expect("the catalogue")
+}
+
+async fn load_reference_schema(pool: &PgPool) {
+    sqlx::raw_sql(include_str!("reference_schema.sql")).execute(pool).await.expect("the reference schema");
+}
+
+#[sqlx::test(migrations = false)]
+async fn the_schema_goes_up_and_down_and_up_again(pool: PgPool) {
+    let settings = config(&pool, &[]).database;
+    let count = migrations::up(&settings).await.expect("up");
+    assert!(count >= 2);
+    let first = schema(&pool).await;
+    assert_eq!(migrations::up(&settings).await.expect("nothing to do"), 0);
+    assert!(migrations::status(&settings).await.expect("status").iter().all(|state| state.applied && !state.altered));
+    assert_eq!(migrations::down(&settings, 1).await.expect("one down"), 1);
+    assert!(!migrations::is_current(&pool).await.expect("an answer"));
+    assert_eq!(migrations::down(&settings, 99).await.expect("the rest"), count - 1);
+    assert_eq!(schema(&pool).await, Vec::<String>::new());
+    migrations::up(&settings).await.expect("up again");
+    assert_eq!(schema(&pool).await, first);
+    assert!(migrations::is_current(&pool).await.expect("an answer"));
+}
+
+#[sqlx::test(migrations = false)]
+async fn of_many_replicas_that_start_at_once_one_migrates(pool: PgPool) {
+    let settings = config(&pool, &[]).database;
+    let counts = join_all((0..5).map(|_| migrations::up(&settings))).await;
+    let mut counts: Vec<usize> = counts.into_iter().map(|count| count.expect("up")).collect();
+    counts.sort_unstable();
+    assert_eq!(counts[..4], [0; 4]);
+    assert!(counts[4] > 0);
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_database_of_the_reference_deployment_is_adopted_with_its_data(pool: PgPool) {
+    load_reference_schema(&pool).await;
+    let settings = config(&pool, &[]).database;
+    migrations::up(&settings).await.expect("up");
+    let bookkeeping: String =
+        sqlx::query_scalar("SELECT version_num FROM alembic_version").fetch_one(&pool).await.expect("it");
+    assert_eq!(bookkeeping, "002_ai_chat_sessions");
+
+    let service = Service::start(&pool);
+    let agent = service.get("/api/v1/agents?name=old-agent").await.expect(200)["items"][0].clone();
+    assert_eq!(agent["auth_config"], json!(null));
+    let workflow = "/api/v1/workflows/22222222-2222-2222-2222-222222222222";
+    assert_eq!(service.get(workflow).await.expect(200)["version"], 4);
+    let run = "/api/v1/runs/run-33333333-3333-3333-3333-333333333333";
+    assert_eq!(service.get(run).await.expect(200)["status"], "FAILED");
+    assert_eq!(service.get(&format!("{run}/steps")).await.expect(200)[0]["input_data"], json!({}));
+    // Both an old run and an old definition can be started.
+    service.post(&format!("{run}/retry"), &json!({})).await.expect(202);
+    service.post(&format!("{workflow}/execute"), &json!({"input_data": {}})).await.expect(202);
+    records(&service.config, &service.config.kafka.execution_topic, 2).await;
+    let next = json!({"name": "old-workflow", "start_step": "a",
+        "steps": {"a": {"id": "a", "agent_name": "old-agent", "input_mapping": {}}}});
+    assert_eq!(service.post("/api/v1/workflows", &next).await.expect(201)["version"], 5);
+    service.stop().await;
+
+    // Going back leaves the reference deployment what is its own.
+    migrations::down(&settings, 99).await.expect("down");
+    let runs: i64 = sqlx::query_scalar("SELECT count(*) FROM workflow_runs").fetch_one(&pool).await.expect("runs");
+    assert_eq!(runs, 3);
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_fresh_schema_has_all_that_the_reference_deployments_has(pool: PgPool) {
+    migrations::up(&config(&pool, &[]).database).await.expect("up");
+    let ours = schema(&pool).await;
+    migrations::down(&config(&pool, &[]).database, 99).await.expect("down");
+    load_reference_schema(&pool).await;
+    let theirs = schema(&pool).await;
+    let missing: Vec<_> = theirs.iter().filter(|line| !ours.contains(line) && !line.contains("alembic")).collect();
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_release_runs_on_the_schema_of_a_later_one(pool: PgPool) {
+    let settings = config(&pool, &[]).database;
+    migrations::up(&settings).await.expect("up");
+    let later = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+                 VALUES (99991231000000, 'later', true, '\\x00', 0)";
+    sqlx::query(later).execute(&pool).await.expect("a later release's row");
+    assert_eq!(migrations::up(&settings).await.expect("no objection"), 0);
+    assert!(migrations::is_current(&pool).await.expect("an answer"));
+}

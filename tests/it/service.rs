@@ -1,0 +1,228 @@
+//! The service as tests use it: requests go straight into the router, everything behind it is real.
+
+use std::collections::HashMap;
+
+use axum::{Router, body::Body};
+use http::{HeaderMap, Method, Request, StatusCode};
+use http_body_util::BodyExt;
+use rdkafka::{
+    Message as _,
+    consumer::{BaseConsumer, Consumer as _},
+};
+use serde_json::{Value, json};
+use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+use uuid::Uuid;
+use workflow_api::{
+    api::{self, App},
+    config::{Config, ConnectOptions},
+    db, kafka,
+    lifecycle::Lifecycle,
+};
+
+pub struct Service {
+    pub app: App,
+    pub config: Config,
+    pub lifecycle: Lifecycle,
+    drained: CancellationToken,
+    router: Router,
+}
+
+/// An answer, read to its end.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub text: String,
+}
+
+impl Answer {
+    /// The body as JSON.
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|_| panic!("JSON expected, not {:?}", self.text))
+    }
+
+    /// The body, after a check of the status.
+    #[track_caller]
+    pub fn expect(self, status: u16) -> Value {
+        assert_eq!(self.status.as_u16(), status, "{}", self.text);
+        self.json()
+    }
+
+    /// The `field type` of each entry of `errors`.
+    pub fn field_errors(&self) -> Vec<String> {
+        let body = self.json();
+        let text = |entry: &Value, name: &str| entry[name].as_str().unwrap_or_default().to_owned();
+        let errors = body["errors"].as_array().cloned().unwrap_or_default();
+        errors.iter().map(|entry| format!("{} {}", text(entry, "field"), text(entry, "type"))).collect()
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+}
+
+/// Settings for a test's own database and topics. `more` comes last, so it may replace anything.
+pub fn config(pool: &PgPool, more: &[(&str, &str)]) -> Config {
+    let brokers = std::env::var("KAFKA_BROKERS").expect("KAFKA_BROKERS names the test broker");
+    let unique = Uuid::new_v4().simple().to_string();
+    let mut environment: HashMap<String, String> = [
+        ("DATABASE_URL", "postgresql://replaced.below/".to_owned()),
+        ("KAFKA_BROKERS", brokers),
+        ("KAFKA_EXECUTION_TOPIC", format!("execution-{unique}")),
+        ("KAFKA_CANCELLATION_TOPIC", format!("cancellation-{unique}")),
+        ("KAFKA_GROUP_ID", format!("group-{unique}")),
+        ("KAFKA_TOPIC_PARTITIONS", "2".to_owned()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into();
+    environment.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+    let mut config = Config::load(environment.into_iter()).expect("settings of a test are valid");
+    config.database.connect = ConnectOptions((*pool.connect_options()).clone());
+    config
+}
+
+impl Service {
+    pub fn start(pool: &PgPool) -> Self {
+        Self::start_with(config(pool, &[]))
+    }
+
+    pub fn start_with(config: Config) -> Self {
+        let (lifecycle, drained) = (Lifecycle::new(), CancellationToken::new());
+        let app = App::start(config.clone(), db::pool(&config.database), &lifecycle, &drained)
+            .expect("the parts start without any connection");
+        Self { router: api::router(app.clone()), app, config, lifecycle, drained }
+    }
+
+    /// Sends a request with any body and headers.
+    pub async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Answer {
+        let mut request = Request::builder().method(Method::from_bytes(method.as_bytes()).expect("a method")).uri(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(body.into()).expect("a well-formed request");
+        let response = self.router.clone().oneshot(request).await.expect("the router answers");
+        let (parts, body) = response.into_parts();
+        let body = body.collect().await.expect("a body that is complete").to_bytes();
+        let text = String::from_utf8(body.to_vec()).expect("text");
+        Answer { status: parts.status, headers: parts.headers, text }
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.send("GET", path, &[], Body::empty()).await
+    }
+
+    pub async fn post(&self, path: &str, body: &Value) -> Answer {
+        self.send("POST", path, &[("content-type", "application/json")], body.to_string()).await
+    }
+
+    pub async fn put(&self, path: &str, body: &Value) -> Answer {
+        self.send("PUT", path, &[("content-type", "application/json")], body.to_string()).await
+    }
+
+    pub async fn delete(&self, path: &str) -> Answer {
+        self.send("DELETE", path, &[], Body::empty()).await
+    }
+
+    /// Registers an agent of that name; its URL leads nowhere unless given.
+    pub async fn agent(&self, name: &str, url: &str) -> Value {
+        self.post("/api/v1/agents", &json!({"name": name, "url": url})).await.expect(201)
+    }
+
+    /// Stores a workflow that calls these agents one after the other, the step ids being `s0`, `s1`, …
+    pub async fn chain(&self, name: &str, agents: &[&str]) -> Value {
+        let steps: serde_json::Map<String, Value> = agents
+            .iter()
+            .enumerate()
+            .map(|(index, agent)| {
+                let id = format!("s{index}");
+                let next = (index + 1 < agents.len()).then(|| format!("s{}", index + 1));
+                let source = match index {
+                    0 => "${workflow.input.text}".to_owned(),
+                    _ => format!("${{s{}.output.text}}", index - 1),
+                };
+                let step = json!({"id": id, "agent_name": agent, "next_step": next, "input_mapping": {"text": source}});
+                (id, step)
+            })
+            .collect();
+        let body = json!({"name": name, "start_step": "s0", "steps": steps});
+        self.post("/api/v1/workflows", &body).await.expect(201)
+    }
+
+    /// An agent and a workflow of one step that calls it; returns the workflow's id.
+    pub async fn one_step_workflow(&self) -> String {
+        self.agent("worker", "http://127.0.0.1:9/").await;
+        self.chain("one-step", &["worker"]).await["id"].as_str().expect("an id").to_owned()
+    }
+
+    /// Starts a run and returns its id.
+    pub async fn execute(&self, workflow_id: &str) -> String {
+        let path = format!("/api/v1/workflows/{workflow_id}/execute");
+        let run = self.post(&path, &json!({"input_data": {"text": "hello"}})).await.expect(202);
+        run["run_id"].as_str().expect("a run id").to_owned()
+    }
+
+    /// Stops as on SIGTERM: requests are over, what is queued is finished.
+    pub async fn stop(&self) {
+        self.lifecycle.soft_stop().cancel();
+        self.drained.cancel();
+        self.lifecycle.ended().await;
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.lifecycle.soft_stop().cancel();
+        self.drained.cancel();
+        self.lifecycle.hard_stop().cancel();
+    }
+}
+
+/// Waits until `condition` yields something. There is no fixed pause in it that a slow machine could outlast: it
+/// ends as soon as it can, and fails only after a time in which nothing is going on any more.
+pub async fn eventually<T, F>(what: &str, mut condition: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Option<T>>,
+{
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_mins(1);
+    loop {
+        if let Some(value) = condition().await {
+            return value;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "this did not happen: {what}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+/// A record as a consumer of somebody else sees it.
+#[derive(Clone, Debug)]
+pub struct Record {
+    pub key: String,
+    pub value: Value,
+}
+
+/// Reads a topic from its beginning until `count` records are there.
+pub async fn records(config: &Config, topic: &str, count: usize) -> Vec<Record> {
+    let (config, topic) = (config.clone(), topic.to_owned());
+    let read = move || {
+        let consumer: BaseConsumer = kafka::client_config(&config.kafka)
+            .set("group.id", format!("reader-{}", Uuid::new_v4()))
+            .set("auto.offset.reset", "earliest")
+            .create()
+            .expect("valid settings");
+        consumer.subscribe(&[&topic]).expect("a topic name");
+        let deadline = std::time::Instant::now() + std::time::Duration::from_mins(1);
+        let mut records = Vec::new();
+        while records.len() < count {
+            assert!(std::time::Instant::now() < deadline, "{} of {count} records on {topic}", records.len());
+            if let Some(Ok(message)) = consumer.poll(std::time::Duration::from_millis(200)) {
+                let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
+                let value = serde_json::from_str(&text(message.payload())).expect("JSON");
+                records.push(Record { key: text(message.key()), value });
+            }
+        }
+        records
+    };
+    tokio::task::spawn_blocking(read).await.expect("the reader does not panic")
+}

@@ -1,0 +1,114 @@
+//! The commands, and how the program refuses to start.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use sqlx::PgPool;
+
+use crate::program::{Environment, eventually};
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_bad_configuration_is_refused_with_every_problem_and_no_secret(pool: PgPool) {
+    let environment = Environment::new(&pool)
+        .with("DATABASE_URL", "mysql://user:hunter2hunter2@host/db")
+        .with("DATABASE_POOL_SIZE", "abc")
+        .with("API_WORKERS", "0")
+        .with("JWT_SECRET", "tooshort-hunter2")
+        .with("LOG_LEVEL", "LOUD")
+        .with("ENABLE_METRICS", "perhaps");
+    for arguments in [&[][..], &["serve"], &["executor"], &["check", "config"]] {
+        let output = environment.run(arguments).await;
+        let printed = text(&output.stdout) + &text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {printed}");
+        for name in ["DATABASE_URL", "DATABASE_POOL_SIZE", "API_WORKERS", "JWT_SECRET", "LOG_LEVEL", "ENABLE_METRICS"] {
+            assert!(printed.contains(name), "{arguments:?} does not name {name}: {printed}");
+        }
+        assert!(!printed.contains("hunter2"), "{printed}");
+    }
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_port_that_is_taken_ends_the_start_with_one_line(pool: PgPool) {
+    let environment = Environment::new(&pool);
+    let _first = environment.serve().await;
+    let output = environment.run(&["serve"]).await;
+    let printed = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(printed.contains("API_PORT") && printed.trim_end().lines().count() == 1, "{printed}");
+}
+
+#[sqlx::test(migrations = false)]
+async fn the_operators_commands_do_what_they_say(pool: PgPool) {
+    let secret = "a-secret-of-the-tests-that-is-long-enough";
+    let environment = Environment::new(&pool).with("JWT_SECRET", secret);
+    let succeeds = async |arguments: &[&str]| {
+        let output = environment.run(arguments).await;
+        assert!(output.status.success(), "{arguments:?}: {}{}", text(&output.stdout), text(&output.stderr));
+        text(&output.stdout)
+    };
+    succeeds(&["check", "config"]).await;
+    assert!(succeeds(&["check", "db"]).await.contains("PostgreSQL"));
+    assert!(succeeds(&["check", "kafka"]).await.contains("Kafka"));
+    assert_eq!(environment.run(&["migrate", "status"]).await.status.code(), Some(1));
+    assert!(succeeds(&["migrate", "up"]).await.contains("were run"));
+    assert!(succeeds(&["migrate", "up"]).await.contains("current"));
+    assert!(!succeeds(&["migrate", "status"]).await.contains("missing"));
+    assert!(succeeds(&["migrate", "down", "1"]).await.contains('1'));
+    let document: Value = serde_json::from_str(&succeeds(&["openapi"]).await).expect("JSON");
+    assert!(document["paths"]["/api/v1/workflows/{workflow_id}/execute"]["post"].is_object());
+
+    assert_eq!(environment.run(&["healthcheck"]).await.status.code(), Some(1));
+    // No argument means serve.
+    let _api = environment.start(&[]);
+    eventually("the API is ready", || environment.is_ready()).await;
+    succeeds(&["healthcheck"]).await;
+    let client = reqwest::Client::new();
+    let agents = format!("{}/api/v1/agents", environment.url);
+    assert_eq!(client.get(&agents).send().await.expect("an answer").status(), 401);
+    let token = succeeds(&["token", "someone@example.com"]).await;
+    assert_eq!(client.get(&agents).bearer_auth(token.trim()).send().await.expect("an answer").status(), 200);
+    let short = environment.clone().with("JWT_SECRET", "another-secret-of-the-tests-long-enough");
+    let foreign = text(&short.run(&["token"]).await.stdout);
+    assert_eq!(client.get(&agents).bearer_auth(foreign.trim()).send().await.expect("an answer").status(), 401);
+}
+
+#[sqlx::test(migrations = false)]
+async fn the_log_is_json_carries_correlation_ids_and_shows_no_secret(pool: PgPool) {
+    let secret = "a-secret-of-the-tests-that-is-long-enough";
+    let environment = Environment::new(&pool)
+        .with("JWT_SECRET", secret)
+        .with("AUTH_ENABLED", "false")
+        .with("LOG_LEVEL", "DEBUG")
+        .with("DATABASE_ECHO", "true");
+    let mut api = environment.serve().await;
+    let agent = serde_json::json!({"name": "a", "url": "http://127.0.0.1:9/", "auth_type": "bearer",
+        "auth_config": {"token": "very-secret-token"}});
+    let client = reqwest::Client::new();
+    let url = format!("{}/api/v1/agents", environment.url);
+    let answer =
+        client.post(&url).header("x-correlation-id", "req-abc123").json(&agent).send().await.expect("an answer");
+    assert_eq!(
+        (answer.status().as_u16(), &answer.headers()["x-correlation-id"]),
+        (201, &"req-abc123".parse().expect("it"))
+    );
+    api.terminate().await;
+    assert_eq!(api.exit_code(Duration::from_secs(30)).await, 0);
+    let lines = api.log_lines();
+    let created = lines.iter().find(|line| line["message"] == "Agent created").expect("the line");
+    assert_eq!((&created["correlation_id"], &created["logger"]), (&"req-abc123".into(), &"api.routes.agents".into()));
+    let requests: Vec<_> = lines.iter().filter(|line| line["logger"] == "api.request").collect();
+    assert!(requests.iter().any(|line| line["correlation_id"] == "req-abc123" && line["status"] == 201));
+    for line in &lines {
+        for member in ["timestamp", "level", "logger", "message"] {
+            assert!(line[member].is_string(), "{line}");
+        }
+        assert_ne!(line["level"], "ERROR", "{line}");
+    }
+    for kept_back in [secret, "very-secret-token"] {
+        assert!(!api.log().contains(kept_back), "the log shows {kept_back}");
+    }
+}

@@ -1,0 +1,169 @@
+//! kill -9 at the nasty moments.
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{Json, Router, extract::State};
+use http::Uri;
+use serde_json::{Value, json};
+use sqlx::PgPool;
+
+use crate::program::{Environment, eventually};
+
+#[sqlx::test(migrations = false)]
+async fn what_a_killed_api_had_acknowledged_is_stored_and_reaches_kafka(pool: PgPool) {
+    // The first API never reaches Kafka, so everything is still to be sent when it dies.
+    let environment = Environment::new(&pool);
+    let mut api = environment.clone().with("KAFKA_BROKERS", "127.0.0.1:1").serve().await;
+    let workflow_id = environment.chain("crash", &["http://127.0.0.1:9/".to_owned()]).await;
+    let clients: Vec<_> = (0..8)
+        .map(|_| {
+            let (environment, workflow_id) = (environment.clone(), workflow_id.clone());
+            tokio::spawn(async move {
+                let mut acknowledged = Vec::new();
+                while let Some(run_id) = environment.execute(&workflow_id).await {
+                    acknowledged.push(run_id);
+                }
+                acknowledged
+            })
+        })
+        .collect();
+    eventually("some runs", || async {
+        let runs: i64 = sqlx::query_scalar("SELECT count(*) FROM workflow_runs").fetch_one(&pool).await.ok()?;
+        (runs > 100).then_some(())
+    })
+    .await;
+    api.kill().await;
+    let mut acknowledged = HashSet::new();
+    for client in clients {
+        acknowledged.extend(client.await.expect("a client"));
+    }
+    assert!(!acknowledged.is_empty());
+    let stored: Vec<String> =
+        sqlx::query_scalar("SELECT run_id FROM workflow_runs").fetch_all(&pool).await.expect("runs");
+    assert!(acknowledged.is_subset(&stored.into_iter().collect()));
+    let _next = environment.serve().await;
+    environment.wait_for_messages(acknowledged).await;
+}
+
+/// An agent that counts its calls by path and holds back the answers of `/held` until it is let go.
+#[derive(Clone, Default)]
+struct Agent {
+    calls: Arc<Mutex<Vec<String>>>,
+    is_free: Arc<AtomicBool>,
+}
+
+impl Agent {
+    async fn start() -> (Self, String) {
+        let agent = Self::default();
+        let handle = async |State(agent): State<Self>, uri: Uri, Json(call): Json<Value>| {
+            agent.calls.lock().expect("no panic").push(uri.path().to_owned());
+            let is_held = uri.path() == "/held";
+            eventually("the agent may answer", async || {
+                (!is_held || agent.is_free.load(Ordering::Relaxed)).then_some(())
+            })
+            .await;
+            let task = json!({"kind": "task", "id": "t", "status": {"state": "completed"},
+                "artifacts": [{"artifactId": "a", "parts": [{"kind": "text", "text": "done"}]}]});
+            Json(json!({"jsonrpc": "2.0", "id": call["id"], "result": task}))
+        };
+        let router = Router::new().fallback(axum::routing::post(handle)).with_state(agent.clone());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        (agent, url)
+    }
+
+    fn calls(&self, path: &str) -> usize {
+        self.calls.lock().expect("no panic").iter().filter(|called| *called == path).count()
+    }
+}
+
+#[sqlx::test(migrations = false)]
+async fn the_run_of_a_killed_executor_is_resumed_in_time_and_repeats_no_completed_step(pool: PgPool) {
+    let environment = Environment::new(&pool);
+    let _api = environment.serve().await;
+    let (agent, url) = Agent::start().await;
+    let urls = ["/first", "/held", "/last"].map(|path| format!("{url}{path}"));
+    let workflow_id = environment.chain("killed", &urls).await;
+    let mut executor = environment.start(&["executor"]);
+    let run_id = environment.execute(&workflow_id).await.expect("accepted");
+    eventually("the second step is under way", async || (agent.calls("/held") == 1).then_some(())).await;
+    executor.kill().await;
+    agent.is_free.store(true, Ordering::Relaxed);
+
+    let killed_at = std::time::Instant::now();
+    let _next = environment.start(&["executor"]);
+    let run = eventually("the run ends", async || {
+        let run = environment.get(&format!("/api/v1/runs/{run_id}")).await;
+        (run["status"] != "RUNNING").then_some(run)
+    })
+    .await;
+    assert_eq!(run["status"], "COMPLETED", "{run}");
+    // The promise of the product, not a measurement: what another process cannot know before is for how long the
+    // first has been silent.
+    assert!(killed_at.elapsed() < Duration::from_secs(15), "{:?}", killed_at.elapsed());
+    assert_eq!((agent.calls("/first"), agent.calls("/held"), agent.calls("/last")), (1, 2, 1));
+    let steps = environment.get(&format!("/api/v1/runs/{run_id}/steps")).await;
+    let told: Vec<String> = steps
+        .as_array()
+        .expect("an array")
+        .iter()
+        .map(|step| format!("{} {}", step["step_id"], step["status"]))
+        .collect();
+    assert_eq!(told, [r#""s0" "COMPLETED""#, r#""s1" "FAILED""#, r#""s1" "COMPLETED""#, r#""s2" "COMPLETED""#]);
+    assert!(steps[1]["error_message"].as_str().is_some_and(|message| message.contains("interrupted")));
+}
+
+/// Executors and API are killed again and again while runs come in; in the end each acknowledged run has completed
+/// once.
+#[sqlx::test(migrations = false)]
+async fn every_acknowledged_run_completes_although_processes_are_killed_all_the_time(pool: PgPool) {
+    let environment = Environment::new(&pool);
+    let mut api = environment.serve().await;
+    let (_agent, url) = Agent::start().await;
+    let workflow_id = environment.chain("storm", &[format!("{url}/a"), format!("{url}/b")]).await;
+    let mut executors = [environment.start(&["executor"]), environment.start(&["executor"])];
+    let mut acknowledged = HashSet::new();
+    for round in 0..4 {
+        for _ in 0..60 {
+            acknowledged.extend(environment.execute(&workflow_id).await);
+        }
+        if round % 2 == 0 {
+            executors[0].kill().await;
+            executors[0] = environment.start(&["executor"]);
+        } else {
+            api.kill().await;
+            api = environment.serve().await;
+        }
+    }
+    executors[1].kill().await;
+    let total = acknowledged.len();
+    assert!(total >= 200, "only {total} runs were acknowledged");
+    eventually("all runs have completed", || async {
+        let sql = "SELECT count(*) FROM workflow_runs WHERE status = 'COMPLETED'";
+        let completed: i64 = sqlx::query_scalar(sql).fetch_one(&pool).await.expect("a count");
+        (usize::try_from(completed).expect("small") >= total).then_some(())
+    })
+    .await;
+    let others: Vec<(String, String)> =
+        sqlx::query_as("SELECT run_id, status FROM workflow_runs WHERE status <> 'COMPLETED'")
+            .fetch_all(&pool)
+            .await
+            .expect("runs");
+    assert!(others.is_empty(), "{others:?}");
+    let repeated: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM (SELECT 1 FROM step_executions WHERE status = 'COMPLETED'
+             GROUP BY run_id, step_id HAVING count(*) > 1) AS twice",
+    )
+    .fetch_one(&pool)
+    .await
+    .expect("a count");
+    assert_eq!(repeated, 0);
+}

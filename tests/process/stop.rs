@@ -1,0 +1,64 @@
+//! Stopping as asked: everything that was acknowledged is kept, everything that was taken is finished.
+
+use std::{collections::HashSet, time::Duration};
+
+use sqlx::PgPool;
+
+use crate::program::Environment;
+
+#[sqlx::test(migrations = false)]
+async fn an_api_that_is_stopped_under_load_ends_well_and_loses_nothing(pool: PgPool) {
+    let environment = Environment::new(&pool);
+    let mut api = environment.serve().await;
+    let workflow_id = environment.chain("load", &["http://127.0.0.1:9/".to_owned()]).await;
+    let clients = (0..16).map(|_| {
+        let (environment, workflow_id) = (environment.clone(), workflow_id.clone());
+        tokio::spawn(async move {
+            let mut acknowledged = Vec::new();
+            // Ends with the first request that is not acknowledged: the API is gone.
+            while let Some(run_id) = environment.execute(&workflow_id).await {
+                acknowledged.push(run_id);
+            }
+            acknowledged
+        })
+    });
+    let clients: Vec<_> = clients.collect();
+    crate::program::eventually("some runs", || async {
+        let runs: i64 = sqlx::query_scalar("SELECT count(*) FROM workflow_runs").fetch_one(&pool).await.ok()?;
+        (runs > 300).then_some(())
+    })
+    .await;
+    api.terminate().await;
+    assert_eq!(api.exit_code(Duration::from_secs(30)).await, 0, "{}", api.log());
+    let mut acknowledged = HashSet::new();
+    for client in clients {
+        acknowledged.extend(client.await.expect("a client"));
+    }
+    let stored: Vec<String> =
+        sqlx::query_scalar("SELECT run_id FROM workflow_runs").fetch_all(&pool).await.expect("runs");
+    let stored: HashSet<String> = stored.into_iter().collect();
+    assert!(acknowledged.is_subset(&stored));
+    // The relay has sent what it held, and the process has taken itself off the list.
+    let left: i64 = sqlx::query_scalar("SELECT (SELECT count(*) FROM outbox) + (SELECT count(*) FROM processes)")
+        .fetch_one(&pool)
+        .await
+        .expect("a count");
+    assert_eq!(left, 0);
+    environment.wait_for_messages(acknowledged).await;
+    assert_eq!(api.log_lines().last().expect("a line")["message"], "stopped");
+}
+
+#[sqlx::test(migrations = false)]
+async fn an_executor_ends_well_when_it_is_asked_to(pool: PgPool) {
+    let environment = Environment::new(&pool);
+    let _api = environment.serve().await;
+    let mut executor = environment.start(&["executor"]);
+    crate::program::eventually("the executor is registered", || async {
+        let sql = "SELECT count(*) FROM processes WHERE role = 'executor'";
+        let count: i64 = sqlx::query_scalar(sql).fetch_one(&pool).await.ok()?;
+        (count == 1).then_some(())
+    })
+    .await;
+    executor.terminate().await;
+    assert_eq!(executor.exit_code(Duration::from_secs(30)).await, 0, "{}", executor.log());
+}
