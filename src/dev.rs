@@ -78,25 +78,21 @@ async fn supervise(folder: &Folder, parts: &mut Parts<'_>) -> anyhow::Result<()>
     let api_port = api_port(&config)?;
     let agent_port = free_port(Ipv4Addr::LOCALHOST.into(), DEMO_AGENT_PORT).context("the demo agent's port")?;
 
-    let database_url = match given("DATABASE_URL") {
-        Some(url) => {
-            println!("PostgreSQL    the one that DATABASE_URL names");
-            url
-        }
-        None => postgres::start(folder, parts).await.context("PostgreSQL")?,
+    let database_url = if let Some(url) = given("DATABASE_URL") {
+        println!("PostgreSQL    the one that DATABASE_URL names");
+        url
+    } else {
+        postgres::start(folder, parts).await.context("PostgreSQL")?
     };
     // Kept until the end: the broker lives as long as this value.
-    let (_broker, brokers) = match given("KAFKA_BROKERS") {
-        Some(brokers) => {
-            println!("Kafka         the one that KAFKA_BROKERS names");
-            (None, brokers)
-        }
-        None => {
-            let broker = Broker::start(&config.kafka).context("the broker in this process")?;
-            let address = broker.address();
-            println!("Kafka         {address}, in this process; it forgets when it ends");
-            (Some(broker), address)
-        }
+    let (_broker, brokers) = if let Some(brokers) = given("KAFKA_BROKERS") {
+        println!("Kafka         the one that KAFKA_BROKERS names");
+        (None, brokers)
+    } else {
+        let broker = Broker::start(&config.kafka).context("the broker in this process")?;
+        let address = broker.address();
+        println!("Kafka         {address}, in this process; it forgets when it ends");
+        (Some(broker), address)
     };
 
     let program = env::current_exe().context("the path of this program is not known")?;

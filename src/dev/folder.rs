@@ -12,7 +12,7 @@ use std::{
 use anyhow::Context;
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::POLL;
+use super::{POLL, part::POSTGRES};
 
 /// For the processes of a supervisor that was killed: so long to end in an orderly way.
 const ORPHAN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -87,23 +87,47 @@ impl Folder {
     /// Ends what was written down and still runs, because its supervisor was killed.
     fn end_orphans(&self) {
         let list = fs::read_to_string(self.path("processes")).unwrap_or_default();
-        let orphans: Vec<(Pid, &str)> = list.lines().filter_map(orphan).collect();
-        let alive = |pid: Pid, started: &str| start_time(pid).as_deref() == Some(started);
-        for (signal, timeout) in [(Signal::TERM, ORPHAN_TIMEOUT), (Signal::KILL, Duration::from_secs(1))] {
-            let deadline = Instant::now() + timeout;
-            for (index, (pid, started)) in orphans.iter().enumerate() {
-                if alive(*pid, started) {
-                    println!("Ending process {pid}, left behind by an earlier start", pid = pid.as_raw_nonzero());
-                    // PostgreSQL takes SIGTERM as "when all clients are gone"; SIGINT does not wait for them.
-                    let is_postgres = list.lines().nth(index).is_some_and(|line| line.ends_with(" postgres"));
-                    let signal = if is_postgres && signal == Signal::TERM { Signal::INT } else { signal };
-                    // Gone in between is as good.
-                    let _ = kill_process(*pid, signal);
+        let orphans: Vec<Orphan<'_>> = list.lines().filter_map(Orphan::parse).filter(Orphan::is_alive).collect();
+        for orphan in &orphans {
+            println!("Ending {} (pid {}), left behind by an earlier start", orphan.name, orphan.pid.as_raw_nonzero());
+            // PostgreSQL takes SIGTERM as "when all clients are gone"; SIGINT does not wait for them.
+            orphan.signal(if orphan.name == POSTGRES { Signal::INT } else { Signal::TERM });
+        }
+        let deadline = Instant::now() + ORPHAN_TIMEOUT;
+        while orphans.iter().any(Orphan::is_alive) {
+            if Instant::now() > deadline {
+                for orphan in &orphans {
+                    orphan.signal(Signal::KILL);
                 }
             }
-            while Instant::now() < deadline && orphans.iter().any(|(pid, started)| alive(*pid, started)) {
-                std::thread::sleep(POLL);
-            }
+            std::thread::sleep(POLL);
+        }
+    }
+}
+
+/// A line of `processes`.
+struct Orphan<'a> {
+    pid: Pid,
+    started: &'a str,
+    name: &'a str,
+}
+
+impl<'a> Orphan<'a> {
+    fn parse(line: &'a str) -> Option<Self> {
+        let (pid, rest) = line.split_once(' ')?;
+        let (started, name) = rest.split_once(' ').filter(|(started, _)| !started.is_empty())?;
+        Some(Self { pid: Pid::from_raw(pid.parse().ok()?)?, started, name })
+    }
+
+    /// Whether that process, and not another with its number, runs.
+    fn is_alive(&self) -> bool {
+        start_time(self.pid).as_deref() == Some(self.started)
+    }
+
+    fn signal(&self, signal: Signal) {
+        if self.is_alive() {
+            // Gone in between is as good.
+            let _ = kill_process(self.pid, signal);
         }
     }
 }
@@ -111,11 +135,6 @@ impl Folder {
 /// What the running `dev` of that folder has to say.
 pub(super) fn summary(path: &Path) -> String {
     fs::read_to_string(path.join("ready")).unwrap_or_else(|_| "It is not ready yet\n".to_owned())
-}
-
-fn orphan(line: &str) -> Option<(Pid, &str)> {
-    let mut fields = line.split(' ');
-    Some((Pid::from_raw(fields.next()?.parse().ok()?)?, fields.next().filter(|started| !started.is_empty())?))
 }
 
 /// When a process started, in ticks since the boot; `None` if it has ended (a zombie has, too).
@@ -137,8 +156,9 @@ mod tests {
         let started = start_time(pid).unwrap();
         assert!(started.parse::<u64>().is_ok(), "{started}");
         let line = format!("{} {started} serve", pid.as_raw_nonzero());
-        assert_eq!(orphan(&line), Some((pid, started.as_str())));
-        assert_eq!(orphan(""), None);
-        assert_eq!(orphan("12  serve"), None);
+        assert!(Orphan::parse(&line).is_some_and(|process| process.is_alive() && process.name == "serve"));
+        let other = format!("{} {started}1 serve", pid.as_raw_nonzero());
+        assert!(!Orphan::parse(&other).is_some_and(|process| process.is_alive()));
+        assert!(Orphan::parse("").is_none() && Orphan::parse("12  serve").is_none());
     }
 }

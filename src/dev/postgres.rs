@@ -27,7 +27,7 @@ const ZONKY: &str = "https://github.com/zonkyio/embedded-postgres-binaries";
 /// What is downloaded for a new database.
 const MAJOR: &str = "17";
 /// Recovery after a crash is part of a start.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_mins(1);
 /// Role and database, named as in docker-compose.yml.
 const ROLE: &str = "workflow_user";
 const DATABASE: &str = "workflow_db";
@@ -88,11 +88,11 @@ async fn home(folder: &Folder, user: Option<&User>) -> anyhow::Result<PathBuf> {
 /// The folder of `initdb` and `postgres`, of the version that made the data if there is some.
 async fn programs(home: &Path, data: &Path) -> anyhow::Result<PathBuf> {
     let major = fs::read_to_string(data.join("PG_VERSION")).ok().map(|text| text.trim().to_owned());
-    let mut found: Vec<(u32, PathBuf)> = fs::read_dir("/usr/lib/postgresql")
+    let mut found: Vec<_> = fs::read_dir("/usr/lib/postgresql")
         .into_iter()
         .flatten()
         .flatten()
-        .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path().join("bin"))))
+        .filter_map(|entry| Some((entry.file_name().to_str()?.parse::<u32>().ok()?, entry.path().join("bin"))))
         .filter(|(_, bin)| bin.join("initdb").exists() && bin.join("postgres").exists())
         .filter(|(version, _)| major.as_ref().is_none_or(|major| *major == version.to_string()))
         .collect();

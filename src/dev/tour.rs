@@ -15,9 +15,9 @@ use serde_json::{Value, json};
 use super::{POLL, folder::Folder};
 
 /// For migrations on a slow machine.
-const READY_TIMEOUT: Duration = Duration::from_secs(60);
+const READY_TIMEOUT: Duration = Duration::from_mins(1);
 /// For three steps that take milliseconds, after the executor has joined its group.
-const RUN_TIMEOUT: Duration = Duration::from_secs(60);
+const RUN_TIMEOUT: Duration = Duration::from_mins(1);
 /// Answers come at once or not at all.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest output of a step that is shown.
