@@ -14,9 +14,11 @@ mod user;
 
 use std::{
     env,
+    fmt::Display,
+    io::{self, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
@@ -34,6 +36,8 @@ use crate::{
 
 /// Between two looks at something that is about to happen.
 const POLL: Duration = Duration::from_millis(50);
+/// A second signal within this time is the first one again: `timeout` and terminals send to a group and its leader.
+const SAME_SIGNAL: Duration = Duration::from_secs(1);
 /// Ports tried after the first choice.
 const PORTS_TRIED: u16 = 100;
 /// First choice for the demo agent.
@@ -51,48 +55,48 @@ pub struct Options {
 pub async fn run(options: Options) -> anyhow::Result<bool> {
     let mut signals = Signals::new()?;
     let Some(folder) = Folder::open(&options.data_dir)? else {
-        println!("workflow-api dev is running already in {}", options.data_dir.display());
-        print!("{}", folder::summary(&options.data_dir));
+        say(format!("workflow-api dev is running already in {}", options.data_dir.display()));
+        say(folder::summary(&options.data_dir).trim_end());
         return Ok(true);
     };
+    // Outlives the parts: an executor that stops takes leave of its broker.
+    let mut broker = None;
     let mut parts = Parts::new(&folder);
     let outcome = tokio::select! {
-        outcome = supervise(&folder, &mut parts) => outcome,
+        outcome = supervise(&folder, &mut parts, &mut broker) => outcome,
         () = signals.stop() => Ok(()),
     };
     // Said before the parts are stopped, which can take a while.
     if let Err(error) = &outcome {
-        println!("failed: {error:#}");
+        say(format!("failed: {error:#}"));
     }
-    println!("Stopping");
+    say("Stopping");
     parts.stop(&mut signals).await;
     folder.close();
-    println!("Stopped; the data stays in {}", options.data_dir.display());
+    say(format!("Stopped; the data stays in {}", options.data_dir.display()));
     // The error has been shown.
     Ok(outcome.is_ok())
 }
 
 /// Ends only with an error.
-async fn supervise(folder: &Folder, parts: &mut Parts<'_>) -> anyhow::Result<()> {
+async fn supervise(folder: &Folder, parts: &mut Parts<'_>, broker: &mut Option<Broker>) -> anyhow::Result<()> {
     let config = settings()?;
     let api_port = api_port(&config)?;
     let agent_port = free_port(Ipv4Addr::LOCALHOST.into(), DEMO_AGENT_PORT).context("the demo agent's port")?;
 
     let database_url = if let Some(url) = given("DATABASE_URL") {
-        println!("PostgreSQL    the one that DATABASE_URL names");
+        say("PostgreSQL    the one that DATABASE_URL names");
         url
     } else {
         postgres::start(folder, parts).await.context("PostgreSQL")?
     };
-    // Kept until the end: the broker lives as long as this value.
-    let (_broker, brokers) = if let Some(brokers) = given("KAFKA_BROKERS") {
-        println!("Kafka         the one that KAFKA_BROKERS names");
-        (None, brokers)
+    let brokers = if let Some(brokers) = given("KAFKA_BROKERS") {
+        say("Kafka         the one that KAFKA_BROKERS names");
+        brokers
     } else {
-        let broker = Broker::start(&config.kafka).context("the broker in this process")?;
-        let address = broker.address();
-        println!("Kafka         {address}, in this process; it forgets when it ends");
-        (Some(broker), address)
+        let address = broker.insert(Broker::start(&config.kafka).context("the broker in this process")?).address();
+        say(format!("Kafka         {address}, in this process; it forgets when it ends"));
+        address
     };
 
     let program = env::current_exe().context("the path of this program is not known")?;
@@ -109,7 +113,7 @@ async fn supervise(folder: &Folder, parts: &mut Parts<'_>) -> anyhow::Result<()>
     parts.start("demo-agent", command(&["demo-agent", "--port", &agent_port.to_string()]))?;
     parts.start("serve", command(&["serve"]))?;
     parts.start("executor", command(&["executor"]))?;
-    println!("Demo agent    http://127.0.0.1:{agent_port}");
+    say(format!("Demo agent    http://127.0.0.1:{agent_port}"));
 
     let token = if config.auth.enabled { Some(auth::token(&config.auth, "dev")?) } else { None };
     let host = if config.api.host.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { config.api.host };
@@ -122,7 +126,7 @@ async fn supervise(folder: &Folder, parts: &mut Parts<'_>) -> anyhow::Result<()>
     };
     let shown = async {
         let summary = tour.show().await?;
-        print!("\n{summary}");
+        say(format!("\n{}", summary.trim_end()));
         folder.write_ready(&summary)
     };
     tokio::select! {
@@ -130,6 +134,12 @@ async fn supervise(folder: &Folder, parts: &mut Parts<'_>) -> anyhow::Result<()>
         ended = parts.first_end() => return Err(ended),
     }
     Err(parts.first_end().await)
+}
+
+/// Shows a line. The supervisor goes on where nobody reads any more.
+fn say(line: impl Display) {
+    let mut output = io::stdout().lock();
+    let _ = writeln!(output, "{line}").and_then(|()| output.flush());
 }
 
 /// All settings of the parts, checked before anything starts.
@@ -162,7 +172,7 @@ fn api_port(config: &Config) -> anyhow::Result<u16> {
     }
     let port = free_port(config.api.host, wanted).context("API_PORT")?;
     if port != wanted {
-        println!("Port {wanted} is taken, so the API gets {port}; API_PORT chooses another");
+        say(format!("Port {wanted} is taken, so the API gets {port}; API_PORT chooses another"));
     }
     Ok(port)
 }
@@ -189,6 +199,15 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             hang_up: signal(SignalKind::hangup())?,
         })
+    }
+
+    /// Waits for one that is a new wish, not the echo of the one before.
+    async fn again(&mut self) {
+        let since = Instant::now();
+        self.stop().await;
+        while since.elapsed() < SAME_SIGNAL {
+            self.stop().await;
+        }
     }
 
     /// Waits for one of them.

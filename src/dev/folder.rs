@@ -12,10 +12,11 @@ use std::{
 use anyhow::Context;
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{POLL, part::POSTGRES};
+use super::{POLL, part::POSTGRES, say};
 
-/// For the processes of a supervisor that was killed: so long to end in an orderly way.
-const ORPHAN_TIMEOUT: Duration = Duration::from_secs(10);
+/// For the processes of a supervisor that was killed: so long to end in an orderly way. Not longer, since an executor
+/// waits in vain for the broker, which went with the supervisor; its runs are taken up by the next one.
+const ORPHAN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The folder, locked.
 pub(super) struct Folder {
@@ -89,7 +90,11 @@ impl Folder {
         let list = fs::read_to_string(self.path("processes")).unwrap_or_default();
         let orphans: Vec<Orphan<'_>> = list.lines().filter_map(Orphan::parse).filter(Orphan::is_alive).collect();
         for orphan in &orphans {
-            println!("Ending {} (pid {}), left behind by an earlier start", orphan.name, orphan.pid.as_raw_nonzero());
+            say(format!(
+                "Ending {} (pid {}), left behind by an earlier start",
+                orphan.name,
+                orphan.pid.as_raw_nonzero()
+            ));
             // PostgreSQL takes SIGTERM as "when all clients are gone"; SIGINT does not wait for them.
             orphan.signal(if orphan.name == POSTGRES { Signal::INT } else { Signal::TERM });
         }

@@ -11,7 +11,7 @@ use anyhow::{Context, anyhow};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 
-use super::{POLL, Signals, folder::Folder};
+use super::{POLL, Signals, folder::Folder, say};
 use crate::lifecycle;
 
 /// Lines of a log that are shown when its part has ended.
@@ -109,10 +109,10 @@ async fn end(parts: &mut [Part], signal: Signal, signals: &mut Signals) {
     tokio::select! {
         () = all_ended(parts) => return,
         () = tokio::time::sleep(STOP_TIMEOUT) => {}
-        () = signals.stop() => {}
+        () = signals.again() => {}
     }
     for part in parts.iter_mut() {
-        println!("{} has not ended and is killed", part.name);
+        say(format!("{} has not ended and is killed", part.name));
         part.signal(Signal::KILL);
     }
     all_ended(parts).await;

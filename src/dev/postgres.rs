@@ -18,6 +18,7 @@ use super::{
     POLL,
     folder::Folder,
     part::{POSTGRES, Parts},
+    say,
     user::{self, User},
 };
 use crate::server;
@@ -40,7 +41,7 @@ pub(super) async fn start(folder: &Folder, parts: &mut Parts<'_>) -> anyhow::Res
     let programs = programs(&home, &data).await?;
     let password = password(folder)?;
     if !data.join("PG_VERSION").exists() {
-        println!("PostgreSQL    making a new database in {}", data.display());
+        say(format!("PostgreSQL    making a new database in {}", data.display()));
         initialise(&home, &data, &programs, &password, user.as_ref()).await?;
     }
 
@@ -56,7 +57,7 @@ pub(super) async fn start(folder: &Folder, parts: &mut Parts<'_>) -> anyhow::Res
         ready = ready(&url) => ready?,
         ended = parts.first_end() => return Err(ended),
     }
-    println!("PostgreSQL    127.0.0.1:{port}, database {DATABASE}, programs of {}", programs.display());
+    say(format!("PostgreSQL    127.0.0.1:{port}, database {DATABASE}, programs of {}", programs.display()));
     Ok(url)
 }
 
@@ -76,7 +77,7 @@ async fn home(folder: &Folder, user: Option<&User>) -> anyhow::Result<PathBuf> {
         fs::create_dir_all(home).with_context(|| format!("cannot make {}", home.display()))?;
         chown(home, Some(user.uid), Some(user.gid))?;
         if user::can_write(home, Some(user)).await {
-            println!("PostgreSQL    runs as user {}, not as root; its data: {}", user.name, home.display());
+            say(format!("PostgreSQL    runs as user {}, not as root; its data: {}", user.name, home.display()));
             return Ok(home.clone());
         }
         // Fails if there is something in it, which then stays.
@@ -105,7 +106,7 @@ async fn programs(home: &Path, data: &Path) -> anyhow::Result<PathBuf> {
 
 /// Small builds of PostgreSQL, downloaded once.
 async fn download(home: &Path, major: &str) -> anyhow::Result<PathBuf> {
-    println!("PostgreSQL    getting version {major} from Maven Central, some 10 MB, unless it is here already");
+    say(format!("PostgreSQL    getting version {major} from Maven Central, some 10 MB, unless it is here already"));
     let mut settings = Settings::new();
     let unused = [settings.data_dir.clone(), settings.password_file.parent().map(Path::to_owned).unwrap_or_default()];
     settings.releases_url = ZONKY.to_owned();

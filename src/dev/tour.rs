@@ -12,7 +12,7 @@ use chrono::DateTime;
 use reqwest::{Client, Method};
 use serde_json::{Value, json};
 
-use super::{POLL, folder::Folder};
+use super::{POLL, folder::Folder, say};
 
 /// For migrations on a slow machine.
 const READY_TIMEOUT: Duration = Duration::from_mins(1);
@@ -43,7 +43,7 @@ impl Tour<'_> {
     pub(super) async fn show(&self) -> anyhow::Result<String> {
         let client = Client::builder().no_proxy().timeout(REQUEST_TIMEOUT).build()?;
         self.wait_until_ready(&client).await?;
-        println!("API           {}", self.root);
+        say(format!("API           {}", self.root));
         for skill in SKILLS {
             self.register_agent(&client, skill).await.with_context(|| format!("agent demo-{skill}"))?;
         }
@@ -96,7 +96,7 @@ impl Tour<'_> {
             let body =
                 json!({"name": name, "url": url, "description": "A skill of the demo agent", "timeout_ms": 10_000});
             self.call(client, Method::POST, "/agents", Some(body)).await?;
-            println!("Agent         {name} registered");
+            say(format!("Agent         {name} registered"));
             return Ok(());
         };
         if agent["url"] != url.as_str() || agent["status"] != "active" {
@@ -125,7 +125,7 @@ impl Tour<'_> {
             },
         });
         let made = self.call(client, Method::POST, "/workflows", Some(body)).await?;
-        println!("Workflow      {WORKFLOW} made: shout, mirror, count");
+        say(format!("Workflow      {WORKFLOW} made: shout, mirror, count"));
         Ok(made["id"].as_str().context("the answer has no id")?.to_owned())
     }
 
@@ -135,7 +135,7 @@ impl Tour<'_> {
         let started = Instant::now();
         let run = self.call(client, Method::POST, &format!("/workflows/{workflow_id}/execute"), Some(input)).await?;
         let run_id = run["run_id"].as_str().context("the answer has no run_id")?.to_owned();
-        println!("Run           {run_id} of {WORKFLOW}");
+        say(format!("Run           {run_id} of {WORKFLOW}"));
         let mut shown = HashSet::new();
         loop {
             // The run first: once it has ended, the steps asked for afterwards are all there are.
@@ -143,12 +143,12 @@ impl Tour<'_> {
             let steps = self.call(client, Method::GET, &format!("/runs/{run_id}/steps"), None).await?;
             for step in steps.as_array().into_iter().flatten() {
                 if !step["completed_at"].is_null() && shown.insert(step["id"].to_string()) {
-                    println!("{}", step_line(step));
+                    say(step_line(step));
                 }
             }
             match run["status"].as_str() {
                 Some("COMPLETED") => {
-                    println!("  COMPLETED   after {} ms", started.elapsed().as_millis());
+                    say(format!("  COMPLETED   after {} ms", started.elapsed().as_millis()));
                     return Ok(run_id);
                 }
                 Some(status @ ("FAILED" | "CANCELLED")) => {
