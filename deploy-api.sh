@@ -280,7 +280,8 @@ end_orphans() {
         [[ $pid =~ ^[0-9]+$ && -n $name && -r /proc/$pid/stat ]] || continue
         stat="$(cat "/proc/$pid/stat" 2>/dev/null)" || continue
         read -ra fields <<<"${stat##*) }"
-        [[ ${fields[19]} == "$started" ]] && is_alive "$pid" || continue
+        [[ ${fields[19]} == "$started" ]] || continue
+        is_alive "$pid" || continue
         found=true
         note "$name (pid $pid), left behind by a killed supervisor"
         if [[ $name == postgres ]]; then kill -INT "$pid"; else kill -TERM "$pid"; fi 2>/dev/null || true
