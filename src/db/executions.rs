@@ -266,6 +266,12 @@ pub async fn write(conn: &mut PgConnection, changes: &[Change], locked: Locked) 
             SET status = CASE WHEN step_error IS NULL THEN 'COMPLETED' ELSE 'FAILED' END,
                 completed_at = now() AT TIME ZONE 'UTC', output_data = output::jsonb, error_message = step_error
             FROM held WHERE s.id = ended_id AND s.status = 'RUNNING'
+        ), closed AS (
+            -- What a failing run leaves open: only after an internal error is there anything.
+            UPDATE step_executions s
+            SET status = 'FAILED', completed_at = now() AT TIME ZONE 'UTC', error_message = run_error
+            FROM held WHERE run_status = 'FAILED' AND s.run_id = held.run_id AND s.status = 'RUNNING'
+                AND s.id IS DISTINCT FROM ended_id
         ), begun AS (
             INSERT INTO step_executions (id, run_id, step_id, step_name, agent_name, status, input_data, started_at)
             SELECT begun_id, run_id, step_id, agent_name, agent_name, 'RUNNING', input::jsonb,

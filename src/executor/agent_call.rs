@@ -18,9 +18,9 @@ use crate::input::{check_json, shorten, to_raw};
 const MAX_ANSWER_BYTES: usize = 10 << 20;
 /// Of an answer with an error status, which is only looked through for a message.
 const MAX_ERROR_BYTES: usize = 64 << 10;
-/// An agent's connection is kept for this long. Under the keep-alive of common servers is better, but many calls
-/// come close together.
-const KEEP_IDLE: Duration = Duration::from_secs(15);
+/// An idle connection is kept for this long: less than the 5 s after which common servers close it, so that a request
+/// seldom meets a connection that is just being closed.
+const KEEP_IDLE: Duration = Duration::from_secs(4);
 
 /// Why a call failed.
 #[derive(Debug)]

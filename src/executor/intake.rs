@@ -43,8 +43,9 @@ const MAX_HELD: usize = 10_000;
 const MAX_HELD_BYTES: usize = 32 << 20;
 /// Records read before they are worked on.
 const MAX_READ: usize = 500;
-/// After an error of the consumer.
-const KAFKA_PAUSE: Duration = Duration::from_millis(200);
+/// After errors of the consumer. Short: while brokers are away it reports many, and what comes after them in its
+/// queue, such as the partitions that are assigned, waits until they are read.
+const KAFKA_PAUSE: Duration = Duration::from_millis(10);
 
 /// See the module.
 pub(super) struct Intake {
@@ -121,20 +122,23 @@ impl Intake {
 
     async fn receive_all(&mut self, first: KafkaResult<Record>) {
         let mut next = Some(first);
+        let mut is_failing = false;
         for _ in 0..MAX_READ {
-            match next {
-                None => return,
+            match next.take() {
+                None => break,
                 Some(Ok(record)) => self.receive(record),
                 Some(Err(error)) => {
                     self.note_broken(&error);
-                    tokio::time::sleep(KAFKA_PAUSE).await;
-                    return;
+                    is_failing = true;
                 }
             }
             next = self.consumer.try_recv();
         }
         if let Some(Ok(record)) = next {
             self.receive(record);
+        }
+        if is_failing {
+            tokio::time::sleep(KAFKA_PAUSE).await;
         }
     }
 

@@ -82,7 +82,7 @@ impl Consumer {
             .set("session.timeout.ms", "6000")
             .set("heartbeat.interval.ms", "1500")
             // Both topics may be made after this process.
-            .set("topic.metadata.refresh.interval.ms", "10000")
+            .set("topic.metadata.refresh.interval.ms", "2000")
             // An answer that waits for records is not asked again before; so long takes the end of a pause.
             .set("fetch.wait.max.ms", "100")
             // What is read ahead costs memory, and comes again after a crash.
