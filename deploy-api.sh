@@ -24,6 +24,7 @@ readonly DEV_DIR="$ROOT/.dev"
 readonly DEV_LOG="$DEV_DIR/logs/dev.log"
 readonly DEV_PID_FILE="$DEV_DIR/dev.pid"
 readonly DEV_READY_FILE="$DEV_DIR/ready"
+readonly DEV_PROCESSES_FILE="$DEV_DIR/processes"
 
 usage() {
     cat <<'USAGE'
@@ -124,7 +125,8 @@ keep_machine_free_of_a_default_cluster() {
 # rustup puts cargo where a shell that has not been restarted does not look.
 ensure_cargo() {
     have cargo || PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
-    have cargo || die "no Rust toolchain found; see https://rustup.rs"
+    have cargo || die "no Rust toolchain found; install one, then start again:
+    curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y"
 }
 
 # Prints the directory of the newest PostgreSQL server programs.
@@ -180,11 +182,9 @@ is_our_dev_process() {
 }
 
 quickstart() {
-    local pid lock
+    local pid lock binary
     if pid="$(dev_pid)"; then
-        step "Already running (pid $pid)"
-        follow_until_ready "$pid"
-        note "To start again from the present sources: ./deploy-api.sh stop && ./deploy-api.sh quickstart"
+        show_running "$pid"
         return
     fi
 
@@ -192,14 +192,13 @@ quickstart() {
     exec {lock}>"$DEV_DIR/quickstart.lock"
     flock -n "$lock" || die "another quickstart of this checkout is under way"
 
+    ensure_cargo
     need_build_tools
     install_missing
-    ensure_cargo
-    step "Building (the first time takes some minutes, later seconds)"
-    cargo build --locked --features embedded
-
-    local binary
+    build_quickstart
     binary="$(target_directory)/debug/workflow-api"
+    [[ -x $binary ]] || die "the build has not made $binary"
+
     rm -f "$DEV_READY_FILE"
     step "Starting workflow-api dev (its output: $DEV_LOG)"
     # A session of its own: closing this terminal, or Ctrl-C in it, does not reach it.
@@ -212,6 +211,23 @@ quickstart() {
     step "Ready, and running in the background. Stop it with: ./deploy-api.sh stop"
 }
 
+show_running() {
+    step "Already running (pid $1)"
+    if [[ -e $DEV_READY_FILE ]]; then
+        cat "$DEV_READY_FILE"
+    else
+        follow_until_ready "$1"
+    fi
+    note "To start again from the present sources: ./deploy-api.sh stop && ./deploy-api.sh quickstart"
+}
+
+# The development profile: a newcomer waits half as long for it as for the release build, and three steps do not need
+# more speed.
+build_quickstart() {
+    step "Building (the first time takes some minutes, later seconds)"
+    cargo build --locked --features embedded || die "the build failed; its messages are above"
+}
+
 target_directory() {
     cargo metadata --locked --no-deps --format-version 1 | sed 's/.*"target_directory":"\([^"]*\)".*/\1/'
 }
@@ -219,13 +235,13 @@ target_directory() {
 # Shows what the dev process says until its first run is through.
 follow_until_ready() {
     local pid=$1 tail_pid
-    tail -n +1 -f "$DEV_LOG" 2>/dev/null &
+    tail -n +1 -s 0.1 -f "$DEV_LOG" 2>/dev/null &
     tail_pid=$!
-    while [[ ! -e $DEV_READY_FILE ]] && kill -0 "$pid" 2>/dev/null; do
-        sleep 0.1
+    while [[ ! -e $DEV_READY_FILE ]] && is_alive "$pid"; do
+        sleep 0.05
     done
-    # tail looks at the file once a second: let it print the last lines.
-    sleep 1.1
+    # For tail to print the last lines.
+    sleep 0.3
     kill "$tail_pid" 2>/dev/null || true
     wait "$tail_pid" 2>/dev/null || true
     if [[ ! -e $DEV_READY_FILE ]]; then
@@ -233,10 +249,15 @@ follow_until_ready() {
     fi
 }
 
-# SIGTERM, and up to 30 s to end in an orderly way.
+# SIGTERM, and up to 45 s to end in an orderly way: API and executor finish what they have within 28 s.
 end_process() {
-    local pid=$1 deadline=$((SECONDS + 30))
-    kill -TERM "$pid" 2>/dev/null || return 0
+    kill -TERM "$1" 2>/dev/null || return 0
+    wait_for_end "$1" 45
+}
+
+# Up to so many seconds.
+wait_for_end() {
+    local pid=$1 deadline=$((SECONDS + $2))
     while is_alive "$pid"; do
         ((SECONDS < deadline)) || return 1
         sleep 0.1
@@ -250,12 +271,34 @@ is_alive() {
     [[ -n $state && $state != Z ]]
 }
 
+# What a killed dev process has left behind: lines of pid, start in ticks since the boot, and name. A process with that
+# number and that start is the one that was written down. PostgreSQL takes SIGINT as a fast shutdown.
+end_orphans() {
+    local pid started name stat fields found=false
+    [[ -r $DEV_PROCESSES_FILE ]] || return 1
+    while read -r pid started name; do
+        [[ $pid =~ ^[0-9]+$ && -n $name && -r /proc/$pid/stat ]] || continue
+        stat="$(cat "/proc/$pid/stat" 2>/dev/null)" || continue
+        read -ra fields <<<"${stat##*) }"
+        [[ ${fields[19]} == "$started" ]] || continue
+        is_alive "$pid" || continue
+        found=true
+        note "$name (pid $pid), left behind by a killed supervisor"
+        if [[ $name == postgres ]]; then kill -INT "$pid"; else kill -TERM "$pid"; fi 2>/dev/null || true
+        wait_for_end "$pid" 5 || kill -KILL "$pid" 2>/dev/null || true
+    done < <(sort -k 3 "$DEV_PROCESSES_FILE" | sed -n '/ postgres$/!p'; grep ' postgres$' "$DEV_PROCESSES_FILE")
+    rm -f "$DEV_PROCESSES_FILE" "$DEV_PID_FILE" "$DEV_READY_FILE"
+    [[ $found == true ]]
+}
+
 stop() {
     local pid stopped=false
     if pid="$(dev_pid)"; then
         step "Stopping workflow-api dev (pid $pid)"
-        end_process "$pid" || die "pid $pid has not ended within 30 s; see $DEV_LOG"
+        end_process "$pid" || die "pid $pid has not ended within 45 s; see $DEV_LOG"
         note "Stopped. Its data stays in $DEV_DIR"
+        stopped=true
+    elif end_orphans; then
         stopped=true
     fi
     if compose_services_run; then

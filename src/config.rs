@@ -570,3 +570,43 @@ fn is_host_and_port(broker: &str) -> bool {
         !host.is_empty() && !host.contains(char::is_whitespace) && port.parse::<u16>().is_ok_and(|port| port > 0)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXAMPLE: &str = include_str!("../.env.api.example");
+
+    /// `NAME` and the value of a line `NAME=value` or `# NAME=value`, and whether it is switched on.
+    fn setting(line: &str) -> Option<(&str, &str, bool)> {
+        let (text, is_on) = line.strip_prefix("# ").map_or((line, true), |text| (text, false));
+        let (name, value) = text.split_once('=')?;
+        let is_name = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
+        is_name.then(|| (name, value.trim_matches('"'), is_on))
+    }
+
+    #[test]
+    fn the_example_file_has_every_variable_once_and_nothing_else() {
+        let unknown: Vec<&str> = EXAMPLE
+            .lines()
+            .filter(|line| !line.is_empty() && !line.starts_with('#') && setting(line).is_none())
+            .collect();
+        assert_eq!(unknown, [""; 0]);
+        let mut listed: Vec<String> =
+            EXAMPLE.lines().filter_map(setting).map(|(name, ..)| name.to_ascii_lowercase()).collect();
+        let mut expected = NAMES.to_vec();
+        listed.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(listed, expected);
+    }
+
+    #[test]
+    fn the_example_file_loads_and_shows_the_defaults() {
+        let on = EXAMPLE.lines().filter_map(setting).filter(|(.., is_on)| *is_on);
+        let pairs: Vec<(String, String)> = on.map(|(name, value, _)| (name.to_owned(), value.to_owned())).collect();
+        let from_file = Config::load(pairs.clone().into_iter()).expect("the example file is valid");
+        let required = pairs.into_iter().filter(|(name, _)| name == "DATABASE_URL" || name == "KAFKA_BROKERS");
+        let from_defaults = Config::load(required).expect("two variables are enough");
+        assert_eq!(format!("{from_file:?}"), format!("{from_defaults:?}"));
+    }
+}

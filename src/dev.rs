@@ -1,1 +1,221 @@
-//! The newcomer's first minute. (being written)
+//! The newcomer's first minute: everything on this machine, with nothing installed.
+//!
+//! `workflow-api dev` starts a PostgreSQL of its own and a broker inside its own process (unless `DATABASE_URL` or
+//! `KAFKA_BROKERS` name others), then API, executor and demo agent as separate processes of the same binary, runs a
+//! first workflow, and stays as their supervisor: they end with it, and it ends when one of them ends. What was
+//! accepted survives in the database; the broker forgets, and the service dispatches again what it forgot.
+
+mod broker;
+mod folder;
+mod part;
+mod postgres;
+mod tour;
+mod user;
+
+use std::{
+    env,
+    fmt::Display,
+    io::{self, Write},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use tokio::{
+    process::Command,
+    signal::unix::{Signal, SignalKind, signal},
+};
+
+use self::{broker::Broker, folder::Folder, part::Parts};
+use crate::{
+    api::auth,
+    config::{self, Config},
+    server,
+};
+
+/// Between two looks at something that is about to happen.
+const POLL: Duration = Duration::from_millis(50);
+/// A second signal within this time is the first one again: `timeout` and terminals send to a group and its leader.
+const SAME_SIGNAL: Duration = Duration::from_secs(1);
+/// Ports tried after the first choice.
+const PORTS_TRIED: u16 = 100;
+/// First choice for the demo agent.
+const DEMO_AGENT_PORT: u16 = 9010;
+
+/// Where `dev` keeps its things.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Options {
+    /// Folder for database, logs and pid file
+    #[arg(long, default_value = ".dev")]
+    pub data_dir: PathBuf,
+}
+
+/// Starts everything, shows a first run and supervises until a signal (`true`) or the end of a part (an error).
+pub async fn run(options: Options) -> anyhow::Result<bool> {
+    let mut signals = Signals::new()?;
+    let Some(folder) = Folder::open(&options.data_dir)? else {
+        say(format!("workflow-api dev is running already in {}", options.data_dir.display()));
+        say(folder::summary(&options.data_dir).trim_end());
+        return Ok(true);
+    };
+    // Outlives the parts: an executor that stops takes leave of its broker.
+    let mut broker = None;
+    let mut parts = Parts::new(&folder);
+    let outcome = tokio::select! {
+        outcome = supervise(&folder, &mut parts, &mut broker) => outcome,
+        () = signals.stop() => Ok(()),
+    };
+    // Said before the parts are stopped, which can take a while.
+    if let Err(error) = &outcome {
+        say(format!("failed: {error:#}"));
+    }
+    say("Stopping");
+    parts.stop(&mut signals).await;
+    folder.close();
+    say(format!("Stopped; the data stays in {}", options.data_dir.display()));
+    // The error has been shown.
+    Ok(outcome.is_ok())
+}
+
+/// Ends only with an error.
+async fn supervise(folder: &Folder, parts: &mut Parts<'_>, broker: &mut Option<Broker>) -> anyhow::Result<()> {
+    let config = settings()?;
+    let api_port = api_port(&config)?;
+    let agent_port = free_port(Ipv4Addr::LOCALHOST.into(), DEMO_AGENT_PORT).context("the demo agent's port")?;
+
+    let database_url = if let Some(url) = given("DATABASE_URL") {
+        say("PostgreSQL    the one that DATABASE_URL names");
+        url
+    } else {
+        postgres::start(folder, parts).await.context("PostgreSQL")?
+    };
+    let brokers = if let Some(brokers) = given("KAFKA_BROKERS") {
+        say("Kafka         the one that KAFKA_BROKERS names");
+        brokers
+    } else {
+        let address = broker.insert(Broker::start(&config.kafka).context("the broker in this process")?).address();
+        say(format!("Kafka         {address}, in this process; it forgets when it ends"));
+        address
+    };
+
+    let program = env::current_exe().context("the path of this program is not known")?;
+    let command = |arguments: &[&str]| {
+        let mut command = Command::new(&program);
+        command
+            .args(arguments)
+            .env("DATABASE_URL", &database_url)
+            .env("KAFKA_BROKERS", &brokers)
+            .env("API_HOST", config.api.host.to_string())
+            .env("API_PORT", api_port.to_string());
+        command
+    };
+    parts.start("demo-agent", command(&["demo-agent", "--port", &agent_port.to_string()]))?;
+    parts.start("serve", command(&["serve"]))?;
+    parts.start("executor", command(&["executor"]))?;
+    say(format!("Demo agent    http://127.0.0.1:{agent_port}"));
+
+    let token = if config.auth.enabled { Some(auth::token(&config.auth, "dev")?) } else { None };
+    let host = if config.api.host.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { config.api.host };
+    let tour = tour::Tour {
+        root: format!("http://{}", SocketAddr::new(host, api_port)),
+        prefix: config.api.prefix.clone(),
+        token,
+        agent_port,
+        folder,
+    };
+    let shown = async {
+        let summary = tour.show().await?;
+        say(format!("\n{}", summary.trim_end()));
+        folder.write_ready(&summary)
+    };
+    tokio::select! {
+        result = shown => result?,
+        ended = parts.first_end() => return Err(ended),
+    }
+    Err(parts.first_end().await)
+}
+
+/// Shows a line. The supervisor goes on where nobody reads any more.
+fn say(line: impl Display) {
+    let mut output = io::stdout().lock();
+    let _ = writeln!(output, "{line}").and_then(|()| output.flush());
+}
+
+/// All settings of the parts, checked before anything starts.
+fn settings() -> anyhow::Result<Config> {
+    // What is not given is about to be made; the checks want to see something.
+    let made = [
+        ("DATABASE_URL", "postgresql://localhost/to_be_started"),
+        ("KAFKA_BROKERS", "localhost:9092"),
+        // Without a token whoever reaches the port may do everything, so by default only this machine does.
+        ("API_HOST", "127.0.0.1"),
+    ];
+    let made = made.into_iter().filter(|(name, _)| given(name).is_none() && given(&format!("{name}_FILE")).is_none());
+    let made = made.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let environment = config::environment().filter(|(_, value)| !value.trim().is_empty());
+    Ok(Config::load(environment.chain(made))?)
+}
+
+/// A variable of the environment that is not empty.
+fn given(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.trim().is_empty())
+}
+
+/// The port that was asked for, or the first free one from 8000.
+fn api_port(config: &Config) -> anyhow::Result<u16> {
+    let wanted = config.api.port;
+    if given("API_PORT").is_some() {
+        let address = SocketAddr::new(config.api.host, wanted);
+        drop(server::bind(address).with_context(|| format!("API_PORT: cannot listen on {address}"))?);
+        return Ok(wanted);
+    }
+    let port = free_port(config.api.host, wanted).context("API_PORT")?;
+    if port != wanted {
+        say(format!("Port {wanted} is taken, so the API gets {port}; API_PORT chooses another"));
+    }
+    Ok(port)
+}
+
+/// The first port from there on that can be listened on.
+fn free_port(host: IpAddr, first: u16) -> anyhow::Result<u16> {
+    let free =
+        (first..first.saturating_add(PORTS_TRIED)).find(|port| server::bind(SocketAddr::new(host, *port)).is_ok());
+    let Some(port) = free else { bail!("none of the {PORTS_TRIED} ports from {first} on can be listened on") };
+    Ok(port)
+}
+
+/// The signals that end everything.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits for one that is a new wish, not the echo of the one before.
+    async fn again(&mut self) {
+        let since = Instant::now();
+        self.stop().await;
+        while since.elapsed() < SAME_SIGNAL {
+            self.stop().await;
+        }
+    }
+
+    /// Waits for one of them.
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+            _ = self.hang_up.recv() => {}
+        }
+    }
+}

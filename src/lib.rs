@@ -29,7 +29,7 @@ pub mod run_writer;
 // Edges and loops: translate, schedule.
 pub mod api;
 pub mod demo_agent;
-#[cfg(any())]
+#[cfg(feature = "embedded")]
 pub mod dev;
 pub mod executor;
 pub mod outbox;
