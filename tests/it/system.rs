@@ -27,7 +27,8 @@ async fn becomes(service: &Service, status: u16, word: &str) -> Answer {
 
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn the_root_names_the_service_and_its_paths(pool: PgPool) {
-    let settings = [("API_TITLE", "Flows"), ("API_VERSION", "7.8.9"), ("API_DESCRIPTION", "Ours"), ("API_PREFIX", "/p")];
+    let settings =
+        [("API_TITLE", "Flows"), ("API_VERSION", "7.8.9"), ("API_DESCRIPTION", "Ours"), ("API_PREFIX", "/p")];
     let service = Service::start_with(config(&pool, &settings));
     let expected = json!({
         "name": "Flows", "version": "7.8.9", "description": "Ours", "status": "operational",
@@ -287,7 +288,8 @@ async fn with_a_secret_every_route_needs_a_token(pool: PgPool) {
         claims.as_object_mut().expect("an object").extend(more.as_object().expect("members").clone());
         claims
     };
-    let bearer = |header: &Value, claims: &Value, secret: &str| Some(format!("Bearer {}", signed(header, claims, secret)));
+    let bearer =
+        |header: &Value, claims: &Value, secret: &str| Some(format!("Bearer {}", signed(header, claims, secret)));
     let unsigned = signed(&json!({"alg": "none"}), &valid, SECRET);
     let unsigned = unsigned.rsplit_once('.').map(|(message, _)| format!("Bearer {message}."));
     for (name, header) in [
@@ -350,8 +352,7 @@ fn a_token_lives_as_long_as_the_settings_say() {
     let auth = Auth::load(environment.into_iter()).expect("valid settings");
     let token = auth::token(&auth, "user@example.com").expect("there is a secret");
     let claims = token.split('.').nth(1).expect("claims");
-    let claims: Value =
-        serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(claims).expect("base64")).expect("JSON");
+    let claims: Value = serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(claims).expect("base64")).expect("JSON");
     assert_eq!(claims["exp"].as_i64().zip(claims["iat"].as_i64()).map(|(exp, iat)| exp - iat), Some(3600));
     assert_eq!(claims["sub"], "user@example.com");
 }
