@@ -33,7 +33,7 @@ async fn a_minimal_agent_has_every_member(pool: PgPool) {
     assert!(id.as_str().is_some_and(|id| uuid::Uuid::try_parse(id).is_ok_and(|uuid| uuid.to_string() == id)));
     assert_eq!(created_at, updated_at);
     let created_at = created_at.as_str().expect("text");
-    let instant = chrono::NaiveDateTime::parse_from_str(created_at, "%Y-%m-%dT%H:%M:%S%.6fZ").expect(created_at);
+    let instant = chrono::NaiveDateTime::parse_from_str(created_at, "%Y-%m-%dT%H:%M:%S%.fZ").expect(created_at);
     assert!((chrono::Utc::now().naive_utc() - instant).num_seconds().abs() < 60, "{created_at} is not UTC");
     let expected = json!({
         "name": "worker", "url": "http://agent.example/", "description": null, "auth_type": "none",

@@ -73,8 +73,10 @@ async fn a_body_has_a_name_a_start_and_steps(pool: PgPool) {
         (with(json!({"steps": {"a": 1}})), "body.steps.a model_attributes_type"),
         (with(json!({"steps": {"a": {}}})), "body.steps.a.id missing"),
         // All members are reported, and the rules over the definition wait until the members are right.
-        (with(json!({"name": 1, "start_step": "missing", "steps": {"a": {"id": 1, "type": 1}}})),
-            "body.name string_type, body.steps.a.id string_type, body.steps.a.type string_type"),
+        (
+            with(json!({"name": 1, "start_step": "missing", "steps": {"a": {"id": 1, "type": 1}}})),
+            "body.name string_type, body.steps.a.id string_type, body.steps.a.type string_type",
+        ),
     ];
     refused(&pool, table).await;
 }
@@ -97,31 +99,57 @@ async fn a_step_has_what_its_type_needs(pool: PgPool) {
         (agent(json!({"next_step": ""})), "body value_error"),
         (container(&json!({"type": "parallel"}), &[]), "body.steps.a value_error"),
         (container(&json!({"type": "parallel", "parallel_steps": ["b"]}), &["b"]), "body.steps.a value_error"),
-        (container(&json!({"type": "parallel", "parallel_steps": ["b", "c"], "max_parallelism": 0}), &["b", "c"]),
-            "body.steps.a value_error"),
+        (
+            container(&json!({"type": "parallel", "parallel_steps": ["b", "c"], "max_parallelism": 0}), &["b", "c"]),
+            "body.steps.a value_error",
+        ),
         (container(&json!({"type": "conditional", "if_true_step": "b"}), &["b"]), "body.steps.a value_error"),
         (container(&json!({"type": "conditional", "condition": condition}), &[]), "body.steps.a value_error"),
-        (container(&json!({"type": "conditional", "condition": {"expression": " "}, "if_true_step": "b"}), &["b"]),
-            "body.steps.a.condition.expression value_error"),
-        (container(&json!({"type": "conditional", "condition": {}, "if_true_step": "b"}), &["b"]),
-            "body.steps.a.condition.expression missing"),
+        (
+            container(&json!({"type": "conditional", "condition": {"expression": " "}, "if_true_step": "b"}), &["b"]),
+            "body.steps.a.condition.expression value_error",
+        ),
+        (
+            container(&json!({"type": "conditional", "condition": {}, "if_true_step": "b"}), &["b"]),
+            "body.steps.a.condition.expression missing",
+        ),
         (container(&json!({"type": "loop"}), &[]), "body.steps.a value_error"),
-        (container(&json!({"type": "loop", "loop_config": {"collection": " ", "loop_body": ["b"]}}), &["b"]),
-            "body.steps.a.loop_config.collection value_error"),
-        (container(&json!({"type": "loop", "loop_config": {"collection": "${workflow.input.x}", "loop_body": [],
-            "max_iterations": 0, "on_error": "ignore", "execution_mode": "x"}}), &[]),
+        (
+            container(&json!({"type": "loop", "loop_config": {"collection": " ", "loop_body": ["b"]}}), &["b"]),
+            "body.steps.a.loop_config.collection value_error",
+        ),
+        (
+            container(
+                &json!({"type": "loop", "loop_config": {"collection": "${workflow.input.x}", "loop_body": [],
+            "max_iterations": 0, "on_error": "ignore", "execution_mode": "x"}}),
+                &[],
+            ),
             "body.steps.a.loop_config.loop_body too_short, body.steps.a.loop_config.execution_mode value_error, \
-             body.steps.a.loop_config.max_iterations greater_than_equal, body.steps.a.loop_config.on_error value_error"),
+             body.steps.a.loop_config.max_iterations greater_than_equal, body.steps.a.loop_config.on_error value_error",
+        ),
         (container(&json!({"type": "fork_join"}), &[]), "body.steps.a value_error"),
-        (container(&json!({"type": "fork_join", "fork_join_config": {"branches": {"x": {"steps": ["b"]}}}}), &["b"]),
-            "body.steps.a.fork_join_config.branches too_short"),
-        (container(&json!({"type": "fork_join", "fork_join_config": {"join_policy": "ALL", "branches":
-            {"x": {"steps": ["b"], "timeout_seconds": 0}, "y": {"steps": []}}}}), &["b"]),
+        (
+            container(&json!({"type": "fork_join", "fork_join_config": {"branches": {"x": {"steps": ["b"]}}}}), &["b"]),
+            "body.steps.a.fork_join_config.branches too_short",
+        ),
+        (
+            container(
+                &json!({"type": "fork_join", "fork_join_config": {"join_policy": "ALL", "branches":
+            {"x": {"steps": ["b"], "timeout_seconds": 0}, "y": {"steps": []}}}}),
+                &["b"],
+            ),
             "body.steps.a.fork_join_config.branches.x.timeout_seconds greater_than_equal, \
              body.steps.a.fork_join_config.branches.y.steps too_short, \
-             body.steps.a.fork_join_config.join_policy value_error"),
-        (container(&json!({"type": "fork_join", "fork_join_config": {"join_policy": "n_of_m", "n_required": 3,
-            "branches": {"x": {"steps": ["b"]}, "y": {"steps": ["c"]}}}}), &["b", "c"]), "body.steps.a value_error"),
+             body.steps.a.fork_join_config.join_policy value_error",
+        ),
+        (
+            container(
+                &json!({"type": "fork_join", "fork_join_config": {"join_policy": "n_of_m", "n_required": 3,
+            "branches": {"x": {"steps": ["b"]}, "y": {"steps": ["c"]}}}}),
+                &["b", "c"],
+            ),
+            "body.steps.a value_error",
+        ),
     ];
     refused(&pool, table).await;
 }
@@ -130,7 +158,8 @@ async fn a_step_has_what_its_type_needs(pool: PgPool) {
 async fn the_steps_of_a_definition_fit_together(pool: PgPool) {
     let agent = |more: Value, others: &[&str]| steps(&step("a", &more), others);
     let broken = "body value_error";
-    let looped = |body: &str| json!({"type": "loop", "loop_config": {"collection": "${workflow.input.x}", "loop_body": [body]}});
+    let looped =
+        |body: &str| json!({"type": "loop", "loop_config": {"collection": "${workflow.input.x}", "loop_body": [body]}});
     let parallel = |one: &str, other: &str| json!({"type": "parallel", "parallel_steps": [one, other]});
     let condition = json!({"expression": "1 == 1"});
     let nested = |b: Value| {
@@ -147,8 +176,14 @@ async fn the_steps_of_a_definition_fit_together(pool: PgPool) {
         (container(&parallel("b", "missing"), &["b"]), broken),
         (container(&looped("missing"), &[]), broken),
         (container(&json!({"type": "conditional", "condition": condition, "if_false_step": "missing"}), &[]), broken),
-        (container(&json!({"type": "fork_join", "fork_join_config": {"branches":
-            {"x": {"steps": ["b"]}, "y": {"steps": ["missing"]}}}}), &["b"]), broken),
+        (
+            container(
+                &json!({"type": "fork_join", "fork_join_config": {"branches":
+            {"x": {"steps": ["b"]}, "y": {"steps": ["missing"]}}}}),
+                &["b"],
+            ),
+            broken,
+        ),
         (container(&looped("a"), &[]), broken), // contains itself
         (nested(looped("a")), broken),          // contains itself through another
     ];

@@ -4,6 +4,7 @@
 mod agent_health;
 mod agents;
 mod bad_input;
+mod cors;
 // mod dispatch;
 mod definitions;
 mod documentation;

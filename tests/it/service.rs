@@ -123,16 +123,31 @@ impl Service {
 
     /// Sends a request with any body and headers.
     pub async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Answer {
+        let (status, headers, bytes) = self.send_for_bytes(method, path, headers, body.into()).await;
+        Answer { status, headers, text: String::from_utf8(bytes).expect("text") }
+    }
+
+    /// Gets what need not be text.
+    pub async fn bytes(&self, path: &str) -> (StatusCode, HeaderMap, Vec<u8>) {
+        self.send_for_bytes("GET", path, &[], Body::empty()).await
+    }
+
+    async fn send_for_bytes(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Body,
+    ) -> (StatusCode, HeaderMap, Vec<u8>) {
         let mut request = Request::builder().method(Method::from_bytes(method.as_bytes()).expect("a method")).uri(path);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let request = request.body(body.into()).expect("a well-formed request");
+        let request = request.body(body).expect("a well-formed request");
         let response = self.router.clone().oneshot(request).await.expect("the router answers");
         let (parts, body) = response.into_parts();
         let body = body.collect().await.expect("a body that is complete").to_bytes();
-        let text = String::from_utf8(body.to_vec()).expect("text");
-        Answer { status: parts.status, headers: parts.headers, text }
+        (parts.status, parts.headers, body.to_vec())
     }
 
     pub async fn get(&self, path: &str) -> Answer {

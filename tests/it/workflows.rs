@@ -36,7 +36,7 @@ async fn a_workflow_has_every_member_and_a_plan_in_normal_form(pool: PgPool) {
     let members = workflow.as_object_mut().expect("an object");
     for name in ["created_at", "updated_at"] {
         let instant = members.remove(name).unwrap_or_else(|| panic!("{name} is there"));
-        assert!(instant.as_str().is_some_and(|text| text.len() == 27 && text.ends_with('Z')), "{instant}");
+        assert!(instant.as_str().is_some_and(|text| text.ends_with('Z')), "{instant}");
     }
     assert!(members.remove("id").is_some());
     let step = json!({
