@@ -226,7 +226,7 @@ pub async fn eventually<T, F>(what: &str, mut condition: impl FnMut() -> F) -> T
 where
     F: Future<Output = Option<T>>,
 {
-    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(60);
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_mins(1);
     loop {
         if let Some(value) = condition().await {
             return value;
@@ -253,7 +253,7 @@ pub async fn records(config: &Config, topic: &str, count: usize) -> Vec<Record> 
             .create()
             .expect("valid settings");
         consumer.subscribe(&[&topic]).expect("a topic name");
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        let deadline = std::time::Instant::now() + std::time::Duration::from_mins(1);
         let mut records = Vec::new();
         while records.len() < count {
             assert!(std::time::Instant::now() < deadline, "{} of {count} records on {topic}", records.len());
