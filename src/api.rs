@@ -15,10 +15,14 @@ pub mod workflows;
 use std::{ops::Deref, sync::Arc, time::Instant};
 
 use anyhow::Context as _;
-use axum::{Router, middleware};
-use http::{HeaderName, Method, header};
+use axum::{
+    Router, middleware,
+    response::{IntoResponse, Response},
+};
+use http::{HeaderName, Method, StatusCode, header};
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
+use tower::util::MapResponseLayer;
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer, ExposeHeaders};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -133,7 +137,20 @@ pub fn router(app: App) -> Router {
         .method_not_allowed_fallback(request::no_such_method)
         .layer(middleware::from_fn_with_state(app.clone(), request::surround))
         .layer(cors(&app.config.cors))
+        .layer(MapResponseLayer::new(refuse_preflight))
         .with_state(app)
+}
+
+/// Answers 400 to a preflight request that is not allowed. The CORS layer only leaves out the origin then, and names
+/// the methods, as it does on no other answer.
+fn refuse_preflight(response: Response) -> Response {
+    let headers = response.headers();
+    if headers.contains_key(header::ACCESS_CONTROL_ALLOW_METHODS)
+        && !headers.contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN)
+    {
+        return (StatusCode::BAD_REQUEST, response.headers().clone(), "This origin may not call").into_response();
+    }
+    response
 }
 
 /// The settings as a layer. Wildcards are mirrored where credentials are allowed, as browsers demand.

@@ -410,6 +410,10 @@ impl Reader {
             if !path.chars().all(plain) || path.contains("//") {
                 return Err(format!("must be a plain URL path, not {value:?}"));
             }
+            // What lies below these two needs no token.
+            if matches!(path.split('/').next(), Some("docs" | "redoc")) {
+                return Err(format!("must not lie below the documentation, as {value:?} does"));
+            }
             Ok(if path.is_empty() { String::new() } else { format!("/{path}") })
         });
         let port = self.number("api_port", 8000, 1..=u16::MAX);

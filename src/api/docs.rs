@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     Router,
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
     response::{Html, IntoResponse, Response},
     routing::get,
 };
@@ -115,7 +115,9 @@ fn asset(bytes: impl IntoResponse, content_type: &str) -> Response {
     let mut response = bytes.into_response();
     if let Ok(content_type) = HeaderValue::from_str(content_type) {
         let age = (header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=3600"));
-        response.headers_mut().extend([(header::CONTENT_TYPE, content_type), age, no_sniff()]);
+        // Takes the place of the one that bytes come with; `extend` would put a second one beside it.
+        response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+        response.headers_mut().extend([age, no_sniff()]);
     }
     response
 }
@@ -124,23 +126,12 @@ fn no_sniff() -> (HeaderName, HeaderValue) {
     (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"))
 }
 
-/// Browsers run no script and apply no style of another type, and utoipa-swagger-ui says application/octet-stream.
-fn content_type(file: &str) -> &'static str {
-    match file.rsplit('.').next() {
-        Some("js") => "text/javascript; charset=utf-8",
-        Some("css") => "text/css; charset=utf-8",
-        Some("html") => "text/html; charset=utf-8",
-        Some("png") => "image/png",
-        Some("map") => "application/json",
-        _ => "application/octet-stream",
-    }
-}
-
-async fn swagger_asset(Path(file): Path<String>) -> Result<Response, ApiError> {
+async fn swagger_asset(file: Result<Path<String>, PathRejection>) -> Result<Response, ApiError> {
     let not_found = || ApiError::not_found("not_found", "Not Found");
+    let Path(file) = file.map_err(|_| not_found())?;
     let config = Arc::new(utoipa_swagger_ui::Config::from("/openapi.json"));
     let found = utoipa_swagger_ui::serve(&file, config).map_err(|_| not_found())?.ok_or_else(not_found)?;
-    let mut response = asset(found.bytes.into_owned(), content_type(&file));
+    let mut response = asset(found.bytes.into_owned(), &found.content_type);
     if found.gzpipped {
         response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     }

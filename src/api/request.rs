@@ -161,8 +161,8 @@ impl Drop for Active {
 /// 404, or 307 to the path without its trailing slash.
 pub async fn no_such_route(uri: Uri) -> Response {
     let path = uri.path();
-    // Not `//host`, which a browser would read as another site.
-    if path.len() > 1 && path.ends_with('/') && !path.starts_with("//") {
+    // Not `//host`, nor `/\host`, which a browser would read as another site.
+    if path.len() > 1 && path.ends_with('/') && !path[1..].starts_with(['/', '\\']) {
         let bare = path.trim_end_matches('/');
         let target = uri.query().map_or_else(|| bare.to_owned(), |query| format!("{bare}?{query}"));
         if let Ok(location) = HeaderValue::from_str(&target) {

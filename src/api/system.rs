@@ -14,6 +14,12 @@ use utoipa::ToSchema;
 use super::{App, error::ApiError};
 use crate::{telemetry, timestamp::Timestamp};
 
+/// Whether a path needs no authentication although the prefix may be empty: all that this module serves.
+#[must_use]
+pub fn is_public(path: &str) -> bool {
+    ["/", "/health", "/health/ready", "/metrics"].contains(&path)
+}
+
 /// The answer of `GET /`.
 #[derive(Serialize, ToSchema)]
 pub struct Root {
@@ -142,6 +148,10 @@ pub async fn get_metrics(State(app): State<App>) -> Result<Response, ApiError> {
         return Err(ApiError::not_found("not_found", "Not Found"));
     }
     metrics::gauge!("api_info", "version" => app.config.api.version.clone()).set(1.0);
+    // There from the first scrape on, so that a rate of it can be taken.
+    for name in ["workflow_executions_total", "workflow_execution_failures_total"] {
+        metrics::counter!(name).increment(0);
+    }
     metrics::gauge!("api_uptime_seconds").set(app.started.elapsed().as_secs_f64());
     let (size, idle) = (app.pool.size(), app.pool.num_idle());
     metrics::gauge!("db_pool_size").set(f64::from(size));

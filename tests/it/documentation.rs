@@ -179,6 +179,7 @@ async fn both_browsers_are_served_from_here_and_load_nothing_from_elsewhere(pool
                     Some("png") => "image/png",
                     _ => "application/json",
                 };
+                assert_eq!(headers.get_all("content-type").iter().count(), 1, "{asset} has one type");
                 let content_type = headers["content-type"].to_str().expect("ASCII");
                 assert!(content_type.starts_with(expected), "{asset} is {content_type}");
             }

@@ -33,13 +33,16 @@ impl Call {
     }
 }
 
+/// Makes the answer to the call of that number, from 0.
+type Answering = dyn Fn(usize, &Call) -> Response + Send + Sync;
+
 /// An agent that answers what a test wants and remembers what it was asked.
 #[derive(Clone)]
 struct Agent(Arc<Parts>);
 
 struct Parts {
     calls: Mutex<Vec<Call>>,
-    answer: Box<dyn Fn(usize, &Call) -> Response + Send + Sync>,
+    answer: Box<Answering>,
     /// Closed gates hold answers back.
     gate: Semaphore,
 }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 use workflow_api::{
     api::auth,
-    config::{Auth, Config},
+    config::{Api, Auth, Config},
     db::migrations::MIGRATOR,
 };
 
@@ -218,21 +218,25 @@ async fn head_is_get_without_the_body(pool: PgPool) {
     let run_id = service.execute(&workflow_id).await;
     let agent = service.get("/api/v1/agents?name=worker").await.expect(200)["items"][0]["id"].take();
     let agent = agent.as_str().expect("an id");
+    becomes(&service, 200, "ready").await;
     for path in [
         "/".to_owned(),
         "/health".to_owned(),
+        "/health/ready".to_owned(),
         "/metrics".to_owned(),
         "/docs".to_owned(),
         "/redoc".to_owned(),
         "/openapi.json".to_owned(),
         "/api/v1/agents".to_owned(),
         format!("/api/v1/agents/{agent}"),
+        format!("/api/v1/agents/{agent}/health"),
         "/api/v1/workflows".to_owned(),
         format!("/api/v1/workflows/{workflow_id}"),
         format!("/api/v1/workflows/{workflow_id}/versions"),
         "/api/v1/runs".to_owned(),
         format!("/api/v1/runs/{run_id}"),
         format!("/api/v1/runs/{run_id}/steps"),
+        format!("/api/v1/runs/{run_id}/logs"),
         "/api/v1/runs/missing".to_owned(),
     ] {
         let (head, get) = (service.send("HEAD", &path, &[], "").await, service.get(&path).await);
@@ -343,6 +347,15 @@ async fn without_a_prefix_only_the_business_routes_need_a_token(pool: PgPool) {
         assert_eq!(service.get(path).await.status.as_u16(), 200, "{path}");
     }
     becomes(&service, 200, "ready").await;
+}
+
+/// Everything below the pages is open to all.
+#[test]
+fn a_prefix_does_not_lie_below_a_page_of_the_documentation() {
+    for (prefix, is_valid) in [("/docs", false), ("redoc/v1", false), ("/docs2", true), ("/api/docs", true)] {
+        let environment = [("API_PREFIX".to_owned(), prefix.to_owned())];
+        assert_eq!(Api::load(environment.into_iter()).is_ok(), is_valid, "{prefix}");
+    }
 }
 
 #[test]
