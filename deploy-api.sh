@@ -201,6 +201,8 @@ quickstart() {
 
     rm -f "$DEV_READY_FILE"
     step "Starting workflow-api dev (its output: $DEV_LOG)"
+    # Made here, since tail may be faster than the redirection of a background process.
+    : >"$DEV_LOG"
     # A session of its own: closing this terminal, or Ctrl-C in it, does not reach it.
     setsid nohup "$binary" dev --data-dir .dev </dev/null >"$DEV_LOG" 2>&1 {lock}>&- &
     pid=$!

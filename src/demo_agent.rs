@@ -111,12 +111,12 @@ impl Skill {
     }
 }
 
-/// Starts the agent as a task of the lifecycle. Fails where the port is taken.
-pub async fn start(options: Options, lifecycle: &Lifecycle) -> anyhow::Result<()> {
+/// Starts the agent as a task of the lifecycle, from within a runtime. Fails where the port is taken.
+pub fn start(options: &Options, lifecycle: &Lifecycle) -> anyhow::Result<()> {
     let address = SocketAddr::new(options.host, options.port);
     let listener = server::bind(address).with_context(|| format!("the demo agent cannot listen on {address}"))?;
     tracing::info!(%address, "the demo agent listens on {address}");
-    lifecycle.spawn("demo agent", server::serve(listener, router(&options), lifecycle.clone()));
+    lifecycle.spawn("demo agent", server::serve(listener, router(options), lifecycle.clone()));
     Ok(())
 }
 
