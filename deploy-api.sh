@@ -223,8 +223,7 @@ show_running() {
     note "To start again from the present sources: ./deploy-api.sh stop && ./deploy-api.sh quickstart"
 }
 
-# The development profile: a newcomer waits half as long for it as for the release build, and three steps do not need
-# more speed.
+# The development profile: it builds sooner, and a first run gains nothing from a faster program.
 build_quickstart() {
     step "Building (the first time takes some minutes, later seconds)"
     cargo build --locked --features embedded || die "the build failed; its messages are above"
