@@ -12,7 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 readonly SECONDS_EACH="${1:-8}" ROUNDS="${2:-3}" PORT=8099
 readonly DATABASE="bench_$$"
 ADMIN_URL="${DATABASE_URL:?}"
-export DATABASE_URL="${ADMIN_URL%/*}/$DATABASE" API_PORT="$PORT" API_HOST=127.0.0.1 API_WORKERS=2 LOG_LEVEL=WARNING
+export DATABASE_URL="${ADMIN_URL%/*}/$DATABASE" API_PORT="$PORT" API_HOST=127.0.0.1 API_WORKERS=2 LOG_LEVEL="${LOG_LEVEL:-WARNING}"
 export KAFKA_EXECUTION_TOPIC="bench-$$" KAFKA_CANCELLATION_TOPIC="bench-$$-cancel"
 readonly API="http://127.0.0.1:$PORT/api/v1"
 
@@ -40,6 +40,6 @@ for ((round = 1; round <= ROUNDS; round++)); do
     awk -v ours="$(awk '/Requests\/sec/ {print $2}' <<<"$ours")" -v p99="$(awk '$1 == "99%" {print $2}' <<<"$ours")" \
         -v control="$(awk '/^tps/ {print $3}' <<<"$control")" \
         'BEGIN {printf "executes/s %.0f (p99 %s)  pgbench %.0f  ratio %.2f\n", ours, p99, control, ours / control}'
-    psql -q "$DATABASE_URL" -c "DELETE FROM outbox WHERE run_id NOT IN (SELECT run_id FROM workflow_runs)"
+    psql -q "$DATABASE_URL" -c "DELETE FROM outbox o WHERE NOT EXISTS (SELECT 1 FROM workflow_runs r WHERE r.run_id = o.run_id)"
 done
 rm -f "$LUA"

@@ -112,6 +112,7 @@ pub fn routes(api: &config::Api) -> OpenApiRouter<App> {
         .routes(routes!(runs::list_runs))
         .routes(routes!(runs::get_run))
         .routes(routes!(runs::list_steps))
+        .routes(routes!(runs::get_logs))
         .routes(routes!(runs::retry_run))
         .routes(routes!(runs::cancel_run));
     let root = OpenApiRouter::with_openapi(docs::document(api))

@@ -76,9 +76,9 @@ pub async fn execute(config: Config) -> anyhow::Result<bool> {
 }
 
 /// `demo-agent`.
-pub async fn demo_agent(options: demo_agent::Options) -> anyhow::Result<bool> {
+pub async fn demo_agent(options: &demo_agent::Options) -> anyhow::Result<bool> {
     let lifecycle = Lifecycle::new();
-    demo_agent::start(&options, &lifecycle)?;
+    demo_agent::start(options, &lifecycle)?;
     lifecycle.run_until_stopped().await
 }
 

@@ -67,9 +67,8 @@ impl From<sqlx::Error> for Error {
         match (database.kind(), code.as_str()) {
             (ErrorKind::UniqueViolation, _) => Self::Conflict { constraint, source: error },
             (_, "40001" | "40P01") => Self::Collision(error),
-            (_, "55P03" | "57014") => Self::Unavailable(error),
-            // The database takes no connections for now, or is a standby until the failover is through.
-            (_, "55000" | "25006") => Self::Unavailable(error),
+            // Locked, timed out, taking no connections for now, or a standby until the failover is through.
+            (_, "55P03" | "57014" | "55000" | "25006") => Self::Unavailable(error),
             (_, "23503" | "23514" | "54000") => Self::Refused(error),
             // 3D000, 28xxx: no such database, not let in. An operator's mistake that is mended without a restart.
             (_, code) if ["08", "53", "57P", "28", "3D"].iter().any(|class| code.starts_with(class)) => {

@@ -111,7 +111,7 @@ impl Skill {
     }
 }
 
-/// Starts the agent as a task of the lifecycle, from within a runtime. Fails where the port is taken.
+/// Starts the agent as a task of the lifecycle, inside a runtime. Fails where the port is taken.
 pub fn start(options: &Options, lifecycle: &Lifecycle) -> anyhow::Result<()> {
     let address = SocketAddr::new(options.host, options.port);
     let listener = server::bind(address).with_context(|| format!("the demo agent cannot listen on {address}"))?;

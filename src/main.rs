@@ -146,7 +146,7 @@ fn run(command: Command) -> anyhow::Result<bool> {
         }
         Command::DemoAgent(options) => {
             telemetry::init(&config::Log::load_or_default(environment()));
-            command::runtime(1)?.block_on(command::demo_agent(options))
+            command::runtime(1)?.block_on(command::demo_agent(&options))
         }
         #[cfg(feature = "embedded")]
         Command::Dev(options) => command::runtime(2)?.block_on(workflow_api::dev::run(options)),

@@ -77,7 +77,7 @@ pub async fn update_agent(
     let stored_auth = current.auth_config.as_ref().map(|stored| &*stored.0);
     let (auth_type, auth_config) = patch.merged_auth(auth_type, stored_auth).map_err(SaveAgentError::Invalid)?;
     let before = audited(&current);
-    let secrets_before = stored_auth.map(|stored| stored.get().to_owned());
+    let secrets_before = parsed(current.auth_config.as_ref());
     let mut row = AgentRow {
         url: patch.url.unwrap_or(current.url),
         description: patch.description.or(current.description),
@@ -94,8 +94,8 @@ pub async fn update_agent(
         ..current
     };
     let after = audited(&row);
-    let secrets_after = row.auth_config.as_ref().map(|stored| stored.0.get().to_owned());
-    if before.get() != after.get() || secrets_before != secrets_after {
+    // By value: the database has its own way of writing the same JSON.
+    if before.get() != after.get() || secrets_before != parsed(row.auth_config.as_ref()) {
         row.updated_at = Timestamp::now();
         row.updated_by = Some(context.user_id.to_owned());
         db::agents::update(&mut transaction, &row).await?;
@@ -121,11 +121,13 @@ pub async fn delete_agent(pool: &PgPool, context: Context<'_>, id: Uuid) -> Resu
     Ok(())
 }
 
+/// A column's JSON; null if there is none.
+fn parsed(json: Option<&Json<Box<RawValue>>>) -> Value {
+    json.and_then(|json| serde_json::from_str(json.0.get()).ok()).unwrap_or_default()
+}
+
 /// The agent as audit rows show it: credentials only by their names.
 fn audited(row: &AgentRow) -> Box<RawValue> {
-    let parsed = |json: Option<&Json<Box<RawValue>>>| {
-        json.and_then(|json| serde_json::from_str::<Value>(json.0.get()).ok()).unwrap_or_default()
-    };
     let mut auth_config = parsed(row.auth_config.as_ref());
     for (name, value) in auth_config.as_object_mut().into_iter().flatten() {
         if name != "header_name" {

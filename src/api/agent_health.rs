@@ -55,20 +55,29 @@ pub async fn check(client: &Client, agent: &AgentRow) -> AgentHealth {
         timestamp,
         agent_card: None,
     };
+    let failed = |error: reqwest::Error, response_time_ms| {
+        let message = if error.is_timeout() {
+            format!("No answer within {} ms", time.as_millis())
+        } else {
+            "The agent cannot be reached".to_owned()
+        };
+        unhealthy(message, response_time_ms)
+    };
     let mut response = match request.header(header::CONTENT_TYPE, "application/json").send().await {
         Ok(response) => response,
-        Err(error) if error.is_timeout() => {
-            return unhealthy(format!("No answer within {} ms", time.as_millis()), None);
-        }
-        Err(_) => return unhealthy("The agent cannot be reached".to_owned(), None),
+        Err(error) => return failed(error, None),
     };
     let response_time_ms = Some(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX));
     if response.status() != StatusCode::OK {
         return unhealthy(format!("The agent answered with status {}", response.status().as_u16()), response_time_ms);
     }
     let mut body = Vec::new();
-    while let Ok(Some(chunk)) = response.chunk().await {
-        body.extend_from_slice(&chunk);
+    loop {
+        match response.chunk().await {
+            Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+            Ok(None) => break,
+            Err(error) => return failed(error, response_time_ms),
+        }
         if body.len() > MAX_CARD_BYTES {
             return unhealthy("The agent's card is larger than 1 MiB".to_owned(), response_time_ms);
         }

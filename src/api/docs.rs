@@ -124,11 +124,23 @@ fn no_sniff() -> (HeaderName, HeaderValue) {
     (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"))
 }
 
+/// Browsers run no script and apply no style of another type, and utoipa-swagger-ui says application/octet-stream.
+fn content_type(file: &str) -> &'static str {
+    match file.rsplit('.').next() {
+        Some("js") => "text/javascript; charset=utf-8",
+        Some("css") => "text/css; charset=utf-8",
+        Some("html") => "text/html; charset=utf-8",
+        Some("png") => "image/png",
+        Some("map") => "application/json",
+        _ => "application/octet-stream",
+    }
+}
+
 async fn swagger_asset(Path(file): Path<String>) -> Result<Response, ApiError> {
     let not_found = || ApiError::not_found("not_found", "Not Found");
     let config = Arc::new(utoipa_swagger_ui::Config::from("/openapi.json"));
     let found = utoipa_swagger_ui::serve(&file, config).map_err(|_| not_found())?.ok_or_else(not_found)?;
-    let mut response = asset(found.bytes.into_owned(), &found.content_type);
+    let mut response = asset(found.bytes.into_owned(), content_type(&file));
     if found.gzpipped {
         response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     }

@@ -80,7 +80,8 @@ fn is_json(headers: &HeaderMap) -> bool {
 
 /// The UUID of an agent or a workflow in the path; named after the resource in errors.
 pub async fn path_uuid<S: Send + Sync>(parts: &mut Parts, state: &S, name: &str) -> Result<Uuid, ApiError> {
-    let Path(text) = Path::<String>::from_request_parts(parts, state).await.map_err(|_| ApiError::internal())?;
+    // What axum refuses is no UTF-8, and so no UUID: read on as the character that stands for such bytes.
+    let text = Path::<String>::from_request_parts(parts, state).await.map_or("\u{fffd}".to_owned(), |Path(text)| text);
     Ok(input::path_uuid(name, &text)?)
 }
 

@@ -164,7 +164,7 @@ pub async fn cancel(
     .await?;
     sqlx::query(
         "UPDATE step_executions SET status = 'FAILED', completed_at = $2, error_message = 'the run was cancelled'
-         WHERE run_id = $1 AND status = 'RUNNING'",
+         WHERE run_id = $1 AND status IN ('PENDING', 'RUNNING')",
     )
     .bind(run_id)
     .bind(at)

@@ -1,14 +1,17 @@
 //! Tests in process: the service's own router, relay and executor on a real PostgreSQL (a database per test) and a
 //! real Kafka (topics per test). `DATABASE_URL` and `KAFKA_BROKERS` say where; `./deploy-api.sh test` sets them.
 
-// mod agents;
-// mod bad_input;
+mod agent_health;
+mod agents;
+mod bad_input;
+mod cors;
+mod definitions;
 mod dispatch;
-// mod documentation;
+mod documentation;
 mod execute;
 mod migrations;
 mod path;
-// mod runs;
+mod runs;
 mod service;
-// mod system;
-// mod workflows;
+mod system;
+mod workflows;

@@ -58,6 +58,26 @@ impl Answer {
         errors.iter().map(|entry| format!("{} {}", text(entry, "field"), text(entry, "type"))).collect()
     }
 
+    /// The body of an error, after a check of the status and of all that the contract says about errors.
+    #[track_caller]
+    pub fn error(self, status: u16) -> Value {
+        let correlation_id = self.header("x-correlation-id").map(str::to_owned);
+        assert_eq!(self.header("content-type"), Some("application/json"), "{}", self.text);
+        let body = self.expect(status);
+        let members: Vec<_> = body.as_object().expect("an object").keys().map(String::as_str).collect();
+        let mut expected = vec!["code", "detail", "error", "path", "request_id", "status_code", "timestamp"];
+        if status == 422 && body["code"] == "validation_error" {
+            expected.insert(3, "errors");
+            for entry in body["errors"].as_array().expect("a list") {
+                assert!(["field", "message", "type"].iter().all(|name| entry[name].is_string()), "{body}");
+            }
+        }
+        assert_eq!(members, expected);
+        assert!(["code", "detail", "error", "path", "timestamp"].iter().all(|name| body[name].is_string()), "{body}");
+        assert_eq!((&body["status_code"], body["request_id"].as_str()), (&json!(status), correlation_id.as_deref()));
+        body
+    }
+
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
@@ -83,6 +103,12 @@ pub fn config(pool: &PgPool, more: &[(&str, &str)]) -> Config {
     config
 }
 
+/// The same settings, with a database behind a port on which nobody listens.
+pub fn without_database(mut config: Config) -> Config {
+    config.database.connect = ConnectOptions("postgresql://nobody@127.0.0.1:1/none".parse().expect("a URL"));
+    config
+}
+
 impl Service {
     pub fn start(pool: &PgPool) -> Self {
         Self::start_with(config(pool, &[]))
@@ -97,16 +123,31 @@ impl Service {
 
     /// Sends a request with any body and headers.
     pub async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Answer {
+        let (status, headers, bytes) = self.send_for_bytes(method, path, headers, body.into()).await;
+        Answer { status, headers, text: String::from_utf8(bytes).expect("text") }
+    }
+
+    /// Gets what need not be text.
+    pub async fn bytes(&self, path: &str) -> (StatusCode, HeaderMap, Vec<u8>) {
+        self.send_for_bytes("GET", path, &[], Body::empty()).await
+    }
+
+    async fn send_for_bytes(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Body,
+    ) -> (StatusCode, HeaderMap, Vec<u8>) {
         let mut request = Request::builder().method(Method::from_bytes(method.as_bytes()).expect("a method")).uri(path);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let request = request.body(body.into()).expect("a well-formed request");
+        let request = request.body(body).expect("a well-formed request");
         let response = self.router.clone().oneshot(request).await.expect("the router answers");
         let (parts, body) = response.into_parts();
         let body = body.collect().await.expect("a body that is complete").to_bytes();
-        let text = String::from_utf8(body.to_vec()).expect("text");
-        Answer { status: parts.status, headers: parts.headers, text }
+        (parts.status, parts.headers, body.to_vec())
     }
 
     pub async fn get(&self, path: &str) -> Answer {

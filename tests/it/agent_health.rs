@@ -1,0 +1,148 @@
+//! The health of agents, against a little HTTP server of the test.
+
+use axum::{Router, http::HeaderMap, routing::get};
+use http::{StatusCode, header};
+use serde_json::{Value, json};
+use sqlx::PgPool;
+use tokio::net::TcpListener;
+use workflow_api::db::migrations::MIGRATOR;
+
+use crate::service::Service;
+
+/// Starts agents of all kinds on one port, an agent a path, and returns their address.
+async fn agents() -> String {
+    let card = |path: &str| format!("{path}/.well-known/agent-card.json");
+    let router = Router::new()
+        .route(&card(""), get(async || r#"{"name":"root"}"#))
+        .route(&card("/described"), get(async || r#"{"description":"adds numbers","version":"2","n":1e2}"#))
+        .route(&card("/broken"), get(async || (StatusCode::INTERNAL_SERVER_ERROR, "{}")))
+        .route(&card("/created"), get(async || (StatusCode::CREATED, "{}")))
+        .route(&card("/text"), get(async || "hello"))
+        .route(&card("/list"), get(async || "[]"))
+        .route(&card("/empty"), get(async || ""))
+        .route(
+            &card("/moved"),
+            get(async || (StatusCode::FOUND, [(header::LOCATION, "/described/.well-known/agent-card.json")])),
+        )
+        .route(&card("/silent"), get(std::future::pending::<()>))
+        .route(
+            &card("/echo"),
+            get(async |headers: HeaderMap| {
+                let shown = |name: &str| headers.get(name).map(|value| value.to_str().expect("ASCII").to_owned());
+                let names = ["authorization", "x-key", "content-type"];
+                json!(names.map(|name| (name, shown(name))).into_iter().collect::<std::collections::HashMap<_, _>>())
+                    .to_string()
+            }),
+        );
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    format!("http://{address}")
+}
+
+/// Registers an agent of these members and checks its health.
+async fn health(service: &Service, members: Value) -> Value {
+    let agent = service.post("/api/v1/agents", &members).await.expect(201);
+    let path = format!("/api/v1/agents/{}/health", agent["id"].as_str().expect("an id"));
+    let health = service.get(&path).await.expect(200);
+    let names: Vec<_> = health.as_object().expect("an object").keys().map(String::as_str).collect();
+    assert_eq!(names, ["agent_card", "message", "response_time_ms", "status", "timestamp"]);
+    assert!(health["timestamp"].as_str().is_some_and(|at| at.ends_with('Z')), "{health}");
+    health
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn an_agent_is_healthy_if_it_answers_with_a_card(pool: PgPool) {
+    let (service, address) = (Service::start(&pool), agents().await);
+    let described = health(&service, json!({"name": "a", "url": format!("{address}/described/")})).await;
+    assert_eq!((&described["status"], &described["message"]), (&json!("healthy"), &json!("adds numbers")));
+    assert_eq!(described["agent_card"]["version"], "2");
+    assert!(described["response_time_ms"].is_u64(), "{described}");
+    // An address without a path, which is stored with a slash.
+    let root = health(&service, json!({"name": "b", "url": address})).await;
+    assert_eq!((&root["status"], &root["agent_card"]), (&json!("healthy"), &json!({"name": "root"})));
+    assert!(root["message"].is_string());
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn an_agent_is_unhealthy_if_its_answer_is_no_card(pool: PgPool) {
+    let (service, address) = (Service::start(&pool), agents().await);
+    for (path, gist) in [
+        ("broken", "500"),
+        ("created", "201"),
+        ("missing", "404"),
+        ("moved", "302"),
+        ("text", "card"),
+        ("list", "card"),
+        ("empty", "card"),
+    ] {
+        let health = health(&service, json!({"name": path, "url": format!("{address}/{path}")})).await;
+        assert_eq!((&health["status"], &health["agent_card"]), (&json!("unhealthy"), &Value::Null), "{path}");
+        assert!(health["message"].as_str().is_some_and(|message| message.contains(gist)), "{path}: {health}");
+        assert!(health["response_time_ms"].is_u64(), "{path}: {health}");
+    }
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn an_agent_is_unhealthy_if_it_does_not_answer(pool: PgPool) {
+    let (service, address) = (Service::start(&pool), agents().await);
+    let closed = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address");
+    for (name, url, gist) in
+        [("silent", format!("{address}/silent"), "1000 ms"), ("closed", format!("http://{closed}/"), "reached")]
+    {
+        let health = health(&service, json!({"name": name, "url": url, "timeout_ms": 1000})).await;
+        assert_eq!((&health["status"], &health["agent_card"]), (&json!("unhealthy"), &Value::Null), "{name}");
+        assert_eq!(health["response_time_ms"], Value::Null, "{name}");
+        assert!(health["message"].as_str().is_some_and(|message| message.contains(gist)), "{name}: {health}");
+    }
+}
+
+/// A body that stops in the middle is a time-out too, not a bad card.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn an_agent_that_stops_in_the_middle_of_its_card_has_timed_out(pool: PgPool) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let service = Service::start(&pool);
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let stalling = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.expect("a client");
+        let mut request = [0; 1024];
+        let _ = stream.read(&mut request).await.expect("a request");
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{}").await.expect("the client reads");
+        let _ = stream.read(&mut request).await; // until the client gives up
+    });
+    let url = format!("http://{address}/");
+    let health = health(&service, json!({"name": "stalls", "url": url, "timeout_ms": 1000})).await;
+    stalling.await.expect("the agent does not panic");
+    assert_eq!(health["status"], "unhealthy");
+    assert!(health["message"].as_str().is_some_and(|message| message.contains("1000 ms")), "{health}");
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_check_carries_the_credentials_of_the_agent(pool: PgPool) {
+    let (service, address) = (Service::start(&pool), agents().await);
+    for (name, auth_type, auth_config, expected) in [
+        ("none", "none", json!(null), json!({"authorization": null, "x-key": null})),
+        ("bearer", "bearer", json!({"token": "t1"}), json!({"authorization": "Bearer t1", "x-key": null})),
+        (
+            "apikey",
+            "apikey",
+            json!({"key": "k1", "header_name": "X-Key"}),
+            json!({"authorization": null, "x-key": "k1"}),
+        ),
+    ] {
+        let url = format!("{address}/echo");
+        let agent = json!({"name": name, "url": url, "auth_type": auth_type, "auth_config": auth_config});
+        let mut card = health(&service, agent).await["agent_card"].take();
+        let content_type = card.as_object_mut().expect("an object").remove("content-type");
+        assert_eq!((card, content_type), (expected, Some(json!("application/json"))), "{name}");
+    }
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn there_is_no_health_of_an_agent_that_does_not_exist(pool: PgPool) {
+    let service = Service::start(&pool);
+    let unknown = service.get("/api/v1/agents/00000000-0000-0000-0000-000000000000/health").await.error(404);
+    assert_eq!(unknown["code"], "agent_not_found");
+    service.get("/api/v1/agents/abc/health").await.error(422);
+}

@@ -1,0 +1,191 @@
+//! The OpenAPI document and its two browsers.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+use sqlx::PgPool;
+use workflow_api::db::migrations::MIGRATOR;
+
+use crate::service::{Service, config};
+
+/// Everything in the document with its JSON pointer.
+fn walk(value: &Value, pointer: &str, found: &mut impl FnMut(&str, &Value)) {
+    found(pointer, value);
+    let children: Vec<(String, &Value)> = match value {
+        Value::Object(members) => members.iter().map(|(name, value)| (name.clone(), value)).collect(),
+        Value::Array(items) => items.iter().enumerate().map(|(index, item)| (index.to_string(), item)).collect(),
+        _ => return,
+    };
+    for (name, child) in children {
+        walk(child, &format!("{pointer}/{}", name.replace('~', "~0").replace('/', "~1")), found);
+    }
+}
+
+/// The operations: method, path, and what the document says.
+fn operations(document: &Value) -> Vec<(String, String, Value)> {
+    let paths = document["paths"].as_object().expect("paths");
+    let of_path = |(path, item): (&String, &Value)| {
+        let operations = item.as_object().expect("operations").clone();
+        operations.into_iter().map(|(method, about)| (method.to_uppercase(), path.clone(), about)).collect::<Vec<_>>()
+    };
+    paths.iter().flat_map(of_path).collect()
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn the_document_names_every_route(pool: PgPool) {
+    let service = Service::start(&pool);
+    let answer = service.get("/openapi.json").await;
+    assert_eq!(answer.header("content-type"), Some("application/json"));
+    let document = answer.expect(200);
+    assert!(document["openapi"].as_str().is_some_and(|version| version.starts_with("3.1")));
+    let named: BTreeSet<String> =
+        operations(&document).into_iter().map(|(method, path, _)| format!("{method} {path}")).collect();
+    let expected = [
+        "GET /",
+        "GET /health",
+        "GET /health/ready",
+        "GET /metrics",
+        "GET /api/v1/agents",
+        "POST /api/v1/agents",
+        "GET /api/v1/agents/{agent_id}",
+        "PUT /api/v1/agents/{agent_id}",
+        "DELETE /api/v1/agents/{agent_id}",
+        "GET /api/v1/agents/{agent_id}/health",
+        "GET /api/v1/workflows",
+        "POST /api/v1/workflows",
+        "GET /api/v1/workflows/{workflow_id}",
+        "PUT /api/v1/workflows/{workflow_id}",
+        "DELETE /api/v1/workflows/{workflow_id}",
+        "GET /api/v1/workflows/{workflow_id}/versions",
+        "POST /api/v1/workflows/{workflow_id}/execute",
+        "GET /api/v1/runs",
+        "GET /api/v1/runs/{run_id}",
+        "GET /api/v1/runs/{run_id}/steps",
+        "POST /api/v1/runs/{run_id}/retry",
+        "POST /api/v1/runs/{run_id}/cancel",
+        "GET /api/v1/runs/{run_id}/logs",
+    ];
+    let missing: Vec<_> = expected.iter().filter(|route| !named.contains(**route)).collect();
+    assert!(missing.is_empty(), "not documented: {missing:?}");
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn every_documented_route_answers_as_documented(pool: PgPool) {
+    let service = Service::start(&pool);
+    let document = service.get("/openapi.json").await.expect(200);
+    for (method, path, about) in operations(&document) {
+        let filled = path.replace("{agent_id}", "00000000-0000-0000-0000-000000000000");
+        let filled =
+            filled.replace("{workflow_id}", "00000000-0000-0000-0000-000000000000").replace("{run_id}", "run-x");
+        assert!(!filled.contains('{'), "an unknown parameter in {path}");
+        let answer = service.send(&method, &filled, &[("content-type", "application/json")], "{}").await;
+        let status = answer.status.as_u16();
+        assert!(about["responses"].get(status.to_string()).is_some(), "{method} {path}: {status} is not documented");
+        if status >= 400 && path != "/health/ready" {
+            let code = answer.error(status)["code"].clone();
+            assert!(code != "not_found" && code != "method_not_allowed", "{method} {path}: {code}");
+        }
+    }
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn the_document_is_complete_in_itself(pool: PgPool) {
+    let service = Service::start(&pool);
+    let document = service.get("/openapi.json").await.expect(200);
+    let mut references = 0;
+    walk(&document, "", &mut |pointer, value| {
+        let Some(reference) = value.get("$ref").and_then(Value::as_str) else { return };
+        references += 1;
+        let target = reference.strip_prefix('#').unwrap_or_else(|| panic!("{pointer}: {reference} leads elsewhere"));
+        assert!(document.pointer(target).is_some(), "{pointer}: {reference} does not resolve");
+    });
+    assert!(references > 20, "only {references} references");
+    let scheme = &document["components"]["securitySchemes"]["bearer"];
+    assert_eq!((&scheme["type"], &scheme["scheme"]), (&json!("http"), &json!("bearer")));
+
+    let mut ids = BTreeSet::new();
+    for (method, path, about) in operations(&document) {
+        let id = about["operationId"].as_str().unwrap_or_else(|| panic!("{method} {path} has an operationId"));
+        assert!(ids.insert(id.to_owned()), "operationId {id} is there twice");
+        assert!(about["summary"].is_string() || about["description"].is_string(), "{method} {path} says nothing");
+        let declared: BTreeSet<&str> = about["parameters"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|parameter| parameter["in"] == "path")
+            .map(|parameter| parameter["name"].as_str().expect("a name"))
+            .collect();
+        let in_path: BTreeSet<&str> =
+            path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')).collect();
+        assert_eq!(declared, in_path, "{method} {path}");
+        for (status, response) in about["responses"].as_object().expect("responses") {
+            let schema = &response["content"]["application/json"]["schema"]["$ref"];
+            if path.starts_with("/api/") && status.as_str() >= "400" {
+                assert_eq!(schema, "#/components/schemas/ErrorBody", "{method} {path} {status}");
+            }
+        }
+    }
+    let error = &document["components"]["schemas"]["ErrorBody"]["properties"];
+    for name in ["error", "detail", "code", "errors", "status_code", "timestamp", "path", "request_id"] {
+        assert!(error.get(name).is_some(), "ErrorBody has no {name}");
+    }
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn the_documentation_says_what_the_settings_say(pool: PgPool) {
+    let settings =
+        [("API_TITLE", "Flows <&> more"), ("API_VERSION", "7.8.9"), ("API_DESCRIPTION", "Ours"), ("API_PREFIX", "v9/")];
+    let service = Service::start_with(config(&pool, &settings));
+    let document = service.get("/openapi.json").await.expect(200);
+    let info = &document["info"];
+    assert_eq!(
+        json!([info["title"], info["version"], info["description"]]),
+        json!(["Flows <&> more", "7.8.9", "Ours"])
+    );
+    let paths: Vec<&String> = document["paths"].as_object().expect("paths").keys().collect();
+    assert!(paths.iter().all(|path| !path.starts_with("/api/v1")), "{paths:?}");
+    assert!(document["paths"]["/v9/runs"].is_object() && document["paths"]["/health"].is_object(), "{paths:?}");
+    for page in ["/docs", "/redoc"] {
+        let html = service.get(page).await.text;
+        assert!(html.contains("<title>Flows &lt;&amp;> more"), "{html}");
+    }
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn both_browsers_are_served_from_here_and_load_nothing_from_elsewhere(pool: PgPool) {
+    let service = Service::start(&pool);
+    for (page, refers) in [("/docs", "/docs/start.js"), ("/redoc", "/redoc")] {
+        let answer = service.get(page).await;
+        assert_eq!((answer.status.as_u16(), answer.header("content-type")), (200, Some("text/html; charset=utf-8")));
+        assert!(answer.header("content-security-policy").is_some_and(|policy| policy.contains("default-src 'self'")));
+        assert!(!answer.text.contains("//"), "{page} points to another host: {}", answer.text);
+        let more = service.get(refers).await.text;
+        assert!(answer.text.contains("/openapi.json") || more.contains("/openapi.json"), "{page} shows no document");
+        let mut assets = 0;
+        for attribute in ["src=\"", "href=\""] {
+            for rest in answer.text.split(attribute).skip(1) {
+                let asset = rest.split('"').next().unwrap_or_default();
+                if asset.starts_with("data:") {
+                    continue;
+                }
+                assets += 1;
+                let (status, headers, bytes) = service.bytes(asset).await;
+                assert_eq!(status, 200, "{asset}");
+                assert!(bytes.len() > 100, "{asset} is empty");
+                assert_eq!(headers.get("x-content-type-options").is_some(), asset != "/openapi.json", "{asset}");
+                let expected = match asset.rsplit('.').next() {
+                    Some("js") => "text/javascript",
+                    Some("css") => "text/css",
+                    Some("png") => "image/png",
+                    _ => "application/json",
+                };
+                let content_type = headers["content-type"].to_str().expect("ASCII");
+                assert!(content_type.starts_with(expected), "{asset} is {content_type}");
+            }
+        }
+        assert!(assets > 0, "{page} loads nothing");
+    }
+    for missing in ["/docs/missing.js", "/docs/..%2F..%2Fetc%2Fpasswd", "/docs/%FF", "/redoc/missing", "/docs/a/b"] {
+        service.get(missing).await.error(404);
+    }
+}

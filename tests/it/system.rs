@@ -1,0 +1,357 @@
+//! What surrounds the routes: health, readiness, metrics, authentication, CORS, prefix, audit, redirects and HEAD.
+
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use serde_json::{Value, json};
+use sqlx::PgPool;
+use workflow_api::{
+    api::auth,
+    config::{Auth, Config},
+    db::migrations::MIGRATOR,
+};
+
+use crate::service::{Answer, Service, config, eventually, without_database};
+
+/// Kafka settings that lead to a port on which nobody listens.
+const NO_KAFKA: (&str, &str) = ("KAFKA_BROKERS", "127.0.0.1:1");
+const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
+/// Asks for readiness until this status and this word are answered.
+async fn becomes(service: &Service, status: u16, word: &str) -> Answer {
+    let ready = || async {
+        let answer = service.get("/health/ready").await;
+        let is_it = answer.status.as_u16() == status && answer.json()["status"] == word;
+        is_it.then_some(answer)
+    };
+    eventually(&format!("/health/ready is {status} {word}"), ready).await
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn the_root_names_the_service_and_its_paths(pool: PgPool) {
+    let settings = [("API_TITLE", "Flows"), ("API_VERSION", "7.8.9"), ("API_DESCRIPTION", "Ours"), ("API_PREFIX", "/p")];
+    let service = Service::start_with(config(&pool, &settings));
+    let expected = json!({
+        "name": "Flows", "version": "7.8.9", "description": "Ours", "status": "operational",
+        "documentation": {"swagger_ui": "/docs", "redoc": "/redoc", "openapi_spec": "/openapi.json"},
+        "endpoints": {"agents": "/p/agents", "workflows": "/p/workflows", "runs": "/p/runs",
+            "ai_workflows": "/p/ai-workflows", "health": "/health", "health_ready": "/health/ready",
+            "metrics": "/metrics"},
+    });
+    assert_eq!(service.get("/").await.expect(200), expected);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_service_with_database_and_kafka_is_ready(pool: PgPool) {
+    let service = Service::start(&pool);
+    let mut ready = becomes(&service, 200, "ready").await.json();
+    let timestamp = ready.as_object_mut().and_then(|members| members.remove("timestamp"));
+    assert!(timestamp.is_some_and(|at| at.as_str().is_some_and(|at| at.ends_with('Z'))));
+    let checks = json!({"database": "connected", "kafka": "connected", "schema": "current"});
+    assert_eq!(ready, json!({"status": "ready", "ready": true, "checks": checks}));
+
+    let health = service.get("/health").await.expect(200);
+    assert_eq!((&health["status"], &health["version"]), (&json!("healthy"), &json!("1.0.0")));
+    assert!(health["uptime_seconds"].is_f64() && health["timestamp"].is_string(), "{health}");
+    assert_eq!(health.get("services"), Some(&Value::Null));
+
+    service.lifecycle.soft_stop().cancel();
+    let draining = service.get("/health/ready").await;
+    assert_eq!(draining.header("retry-after"), Some("2"));
+    assert_eq!(draining.expect(503)["checks"]["process"], "stopping");
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_database_without_the_schema_is_not_ready(pool: PgPool) {
+    let service = Service::start(&pool);
+    let answer = eventually("the database is asked", || async {
+        let answer = service.get("/health/ready").await;
+        (answer.json()["checks"]["schema"] == "outdated").then_some(answer)
+    })
+    .await;
+    assert_eq!(answer.expect(503)["status"], "not_ready");
+    assert_eq!(service.get("/api/v1/agents").await.error(503)["code"], "database_unavailable");
+    MIGRATOR.run(&pool).await.expect("the migrations run");
+    becomes(&service, 200, "ready").await;
+    service.get("/api/v1/agents").await.expect(200);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn without_its_database_a_service_lives_and_answers_503(pool: PgPool) {
+    let service = Service::start_with(without_database(config(&pool, &[])));
+    let ready = becomes(&service, 503, "not_ready").await;
+    assert_eq!((ready.header("retry-after"), &ready.json()["ready"]), (Some("2"), &json!(false)));
+    assert_eq!(ready.json()["checks"]["database"], "disconnected");
+    for path in ["/health", "/", "/metrics", "/openapi.json", "/docs"] {
+        assert_eq!(service.get(path).await.status.as_u16(), 200, "{path}");
+    }
+    let id = "00000000-0000-0000-0000-000000000000";
+    let agent = json!({"name": "a", "url": "http://a"});
+    let workflow =
+        json!({"name": "w", "start_step": "s", "steps": {"s": {"id": "s", "agent_name": "a", "input_mapping": {}}}});
+    let requests = [
+        ("GET", "/api/v1/agents".to_owned(), Value::Null),
+        ("GET", "/api/v1/agents?name=a".to_owned(), Value::Null),
+        ("POST", "/api/v1/agents".to_owned(), agent),
+        ("GET", format!("/api/v1/agents/{id}"), Value::Null),
+        ("PUT", format!("/api/v1/agents/{id}"), json!({})),
+        ("DELETE", format!("/api/v1/agents/{id}"), Value::Null),
+        ("GET", format!("/api/v1/agents/{id}/health"), Value::Null),
+        ("GET", "/api/v1/workflows".to_owned(), Value::Null),
+        ("POST", "/api/v1/workflows".to_owned(), workflow),
+        ("GET", format!("/api/v1/workflows/{id}/versions"), Value::Null),
+        ("POST", format!("/api/v1/workflows/{id}/execute"), json!({"input_data": {}})),
+        ("GET", "/api/v1/runs".to_owned(), Value::Null),
+        ("GET", "/api/v1/runs/r".to_owned(), Value::Null),
+        ("GET", "/api/v1/runs/r/steps".to_owned(), Value::Null),
+        ("GET", "/api/v1/runs/r/logs".to_owned(), Value::Null),
+        ("POST", "/api/v1/runs/r/cancel".to_owned(), json!({})),
+        ("POST", "/api/v1/runs/r/retry".to_owned(), json!({})),
+    ];
+    let headers = [("content-type", "application/json")];
+    let answers = futures_util::future::join_all(
+        requests.iter().map(|(method, path, body)| service.send(method, path, &headers, body.to_string())),
+    )
+    .await;
+    for ((method, path, _), answer) in requests.iter().zip(answers) {
+        assert!(answer.header("retry-after").is_some(), "{method} {path}: {}", answer.text);
+        assert_eq!(answer.error(503)["code"], "database_unavailable", "{method} {path}");
+    }
+    // What is wrong with a request is said even so.
+    service.post("/api/v1/agents", &json!({})).await.error(422);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn without_kafka_a_service_is_degraded_and_accepts(pool: PgPool) {
+    let service = Service::start_with(config(&pool, &[NO_KAFKA]));
+    let degraded = becomes(&service, 200, "degraded").await.json();
+    assert_eq!((&degraded["ready"], &degraded["checks"]["kafka"]), (&json!(true), &json!("disconnected")));
+    let workflow_id = service.one_step_workflow().await;
+    let run_id = service.execute(&workflow_id).await;
+    service.post(&format!("/api/v1/runs/{run_id}/cancel"), &json!({})).await.expect(200);
+    let waiting: i64 = sqlx::query_scalar("SELECT count(*) FROM outbox").fetch_one(&pool).await.expect("the outbox");
+    assert_eq!(waiting, 2);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_service_that_requires_kafka_is_not_ready_without_it(pool: PgPool) {
+    let service = Service::start_with(config(&pool, &[NO_KAFKA, ("READINESS_REQUIRES_KAFKA", "true")]));
+    let answer = eventually("the database is connected", || async {
+        let answer = service.get("/health/ready").await;
+        (answer.json()["checks"]["database"] == "connected").then_some(answer)
+    })
+    .await;
+    assert_eq!(answer.header("retry-after"), Some("2"));
+    let body = answer.expect(503);
+    assert_eq!((&body["ready"], &body["checks"]["kafka"]), (&json!(false), &json!("disconnected")));
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn metrics_have_the_names_of_the_contract(pool: PgPool) {
+    let service = Service::start(&pool);
+    service.get("/metrics").await; // installs the recorder, so that the next requests are counted
+    service.get("/api/v1/runs/missing").await.error(404);
+    let workflow_id = service.one_step_workflow().await;
+    service.execute(&workflow_id).await;
+    let answer = service.get("/metrics").await;
+    assert_eq!(answer.status.as_u16(), 200);
+    assert_eq!(answer.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    for line in [
+        r#"api_info{version="1.0.0"} 1"#,
+        "# TYPE api_uptime_seconds gauge",
+        "# TYPE api_requests_total counter",
+        "# TYPE api_request_duration_seconds histogram",
+        r#"api_request_duration_seconds_bucket{le="0.1"}"#,
+        r#"api_request_duration_seconds_bucket{le="5"}"#,
+        r#"api_request_duration_seconds_bucket{le="+Inf"}"#,
+        "# TYPE workflow_executions_total counter",
+        "# TYPE workflow_execution_failures_total counter",
+        "# TYPE http_request_latency_seconds histogram",
+        "# TYPE http_requests_active gauge",
+        "# TYPE db_pool_size gauge",
+        "# TYPE db_pool_in_use gauge",
+        "# TYPE db_pool_max gauge",
+        r#"http_requests_total{method="GET",endpoint="/api/v1/runs/{run_id}",status="404"}"#,
+    ] {
+        assert!(answer.text.contains(line), "{line} is not in\n{}", answer.text);
+    }
+    assert!(!answer.text.contains("missing"), "a raw path is a label");
+    let off = Service::start_with(config(&pool, &[("ENABLE_METRICS", "false")]));
+    off.get("/metrics").await.error(404);
+    off.get("/health").await.expect(200);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_prefix_moves_the_routes_and_nothing_else(pool: PgPool) {
+    for (prefix, moved) in [("/api/v2/", "/api/v2"), ("x", "/x"), ("/", "")] {
+        let service = Service::start_with(config(&pool, &[("API_PREFIX", prefix)]));
+        for path in ["/agents", "/workflows", "/runs"] {
+            service.get(&format!("{moved}{path}")).await.expect(200);
+            service.get(&format!("/api/v1{path}")).await.error(404);
+        }
+        service.get("/health").await.expect(200);
+    }
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_trailing_slash_is_redirected_to_this_host(pool: PgPool) {
+    let service = Service::start(&pool);
+    for (method, path, location) in [
+        ("GET", "/api/v1/agents/", "/api/v1/agents"),
+        ("GET", "/api/v1/agents/?name=a%20b&x", "/api/v1/agents?name=a%20b&x"),
+        ("POST", "/api/v1/workflows/", "/api/v1/workflows"),
+        ("GET", "/health/", "/health"),
+        ("GET", "/docs/", "/docs"),
+    ] {
+        let answer = service.send(method, path, &[], "").await;
+        assert_eq!((answer.status.as_u16(), answer.header("location")), (307, Some(location)), "{method} {path}");
+    }
+    // A browser takes each of these as the address of another host.
+    for path in ["//evil.test/", "/\\evil.test/", "//evil.test//", "/\\/evil.test/"] {
+        service.get(path).await.error(404);
+    }
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn head_is_get_without_the_body(pool: PgPool) {
+    let service = Service::start(&pool);
+    let workflow_id = service.one_step_workflow().await;
+    let run_id = service.execute(&workflow_id).await;
+    let agent = service.get("/api/v1/agents?name=worker").await.expect(200)["items"][0]["id"].take();
+    let agent = agent.as_str().expect("an id");
+    for path in [
+        "/".to_owned(),
+        "/health".to_owned(),
+        "/metrics".to_owned(),
+        "/docs".to_owned(),
+        "/redoc".to_owned(),
+        "/openapi.json".to_owned(),
+        "/api/v1/agents".to_owned(),
+        format!("/api/v1/agents/{agent}"),
+        "/api/v1/workflows".to_owned(),
+        format!("/api/v1/workflows/{workflow_id}"),
+        format!("/api/v1/workflows/{workflow_id}/versions"),
+        "/api/v1/runs".to_owned(),
+        format!("/api/v1/runs/{run_id}"),
+        format!("/api/v1/runs/{run_id}/steps"),
+        "/api/v1/runs/missing".to_owned(),
+    ] {
+        let (head, get) = (service.send("HEAD", &path, &[], "").await, service.get(&path).await);
+        assert_eq!((head.status, head.text.as_str()), (get.status, ""), "{path}");
+        assert_eq!(head.header("content-type"), get.header("content-type"), "{path}");
+    }
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn audit_rows_are_written_unless_they_are_switched_off(pool: PgPool) {
+    let audited = || async {
+        let actions: Vec<String> =
+            sqlx::query_scalar("SELECT entity_type || ' ' || action FROM audit_logs ORDER BY created_at")
+                .fetch_all(&pool)
+                .await
+                .expect("audit rows");
+        actions
+    };
+    for (switch, expected) in [
+        ("false", &[][..]),
+        ("true", &["agent create", "workflow create", "run execute", "run cancel", "run retry", "workflow delete"]),
+    ] {
+        let service = Service::start_with(config(&pool, &[("ENABLE_AUDIT_LOGGING", switch)]));
+        service.agent(switch, "http://a").await;
+        let workflow = service.chain(switch, &[switch]).await;
+        let id = workflow["id"].as_str().expect("an id");
+        let run = service.execute(id).await;
+        service.post(&format!("/api/v1/runs/{run}/cancel"), &json!({})).await.expect(200);
+        service.post(&format!("/api/v1/runs/{run}/retry"), &json!({})).await.expect(202);
+        service.delete(&format!("/api/v1/workflows/{id}")).await.expect(200);
+        assert_eq!(audited().await, expected, "ENABLE_AUDIT_LOGGING={switch}");
+    }
+}
+
+/// A token of these parts, signed with HS256.
+fn signed(header: &Value, claims: &Value, secret: &str) -> String {
+    let key = jsonwebtoken::EncodingKey::from_secret(secret.as_bytes());
+    let encode = |part: &Value| BASE64_URL_SAFE_NO_PAD.encode(part.to_string());
+    let message = format!("{}.{}", encode(header), encode(claims));
+    let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &key, jsonwebtoken::Algorithm::HS256);
+    format!("{message}.{}", signature.expect("a signature"))
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn with_a_secret_every_route_needs_a_token(pool: PgPool) {
+    let settings: Config = config(&pool, &[("JWT_SECRET", SECRET), ("JWT_EXPIRATION_MINUTES", "5")]);
+    let token = auth::token(&settings.auth, "user@example.com").expect("there is a secret");
+    let service = Service::start_with(settings);
+    let (now, hs256) = (chrono::Utc::now().timestamp(), json!({"alg": "HS256", "typ": "JWT"}));
+    let valid = json!({"sub": "u", "exp": now + 300});
+    let claims = |more: Value| {
+        let mut claims = valid.clone();
+        claims.as_object_mut().expect("an object").extend(more.as_object().expect("members").clone());
+        claims
+    };
+    let bearer = |header: &Value, claims: &Value, secret: &str| Some(format!("Bearer {}", signed(header, claims, secret)));
+    let unsigned = signed(&json!({"alg": "none"}), &valid, SECRET);
+    let unsigned = unsigned.rsplit_once('.').map(|(message, _)| format!("Bearer {message}."));
+    for (name, header) in [
+        ("no header", None),
+        ("an empty header", Some(String::new())),
+        ("no token", Some("Bearer ".to_owned())),
+        ("rubbish", Some("Bearer a.b.c".to_owned())),
+        ("another scheme", Some(format!("Basic {token}"))),
+        ("no scheme", Some(token.clone())),
+        ("another key", bearer(&hs256, &valid, &SECRET.to_uppercase())),
+        ("no signature", unsigned),
+        ("alg none with a signature", bearer(&json!({"alg": "none"}), &valid, SECRET)),
+        ("another algorithm", bearer(&json!({"alg": "HS512"}), &valid, SECRET)),
+        ("expired", bearer(&hs256, &claims(json!({"exp": now - 3600})), SECRET)),
+        ("expiry as text", bearer(&hs256, &claims(json!({"exp": "9999999999"})), SECRET)),
+        ("no expiry", bearer(&hs256, &json!({"sub": "u"}), SECRET)),
+        ("not valid yet", bearer(&hs256, &claims(json!({"nbf": now + 3600})), SECRET)),
+        ("start as text", bearer(&hs256, &claims(json!({"nbf": "9999999999"})), SECRET)),
+        ("no subject", bearer(&hs256, &json!({"exp": now + 300}), SECRET)),
+        ("an empty subject", bearer(&hs256, &claims(json!({"sub": ""})), SECRET)),
+        ("a subject with NUL", bearer(&hs256, &claims(json!({"sub": "a\0b"})), SECRET)),
+    ] {
+        let headers: Vec<_> = header.iter().map(|value| ("authorization", value.as_str())).collect();
+        for (method, path) in [("GET", "/api/v1/agents"), ("POST", "/api/v1/agents"), ("GET", "/api/v1/nowhere")] {
+            let answer = service.send(method, path, &headers, r#"{"name":"a","url":"http://a"}"#).await;
+            assert_eq!(answer.header("www-authenticate"), Some("Bearer"), "{name}: {}", answer.text);
+            assert_eq!(answer.error(401)["code"], "unauthorized", "{name}");
+        }
+    }
+    for path in ["/", "/health", "/metrics", "/docs", "/redoc", "/openapi.json", "/docs/start.js"] {
+        assert_eq!(service.get(path).await.status.as_u16(), 200, "{path}");
+    }
+    for header in [format!("Bearer {token}"), format!("bearer  {token}")] {
+        service.send("GET", "/api/v1/agents", &[("authorization", &header)], "").await.expect(200);
+    }
+    let header = bearer(&hs256, &valid, SECRET).expect("a token");
+    let headers = [("authorization", header.as_str())];
+    let agent = service.send("POST", "/api/v1/agents", &headers, r#"{"name":"a","url":"http://a"}"#).await.expect(201);
+    assert_eq!(agent["created_by"], "u");
+    let by: String = sqlx::query_scalar("SELECT user_id FROM audit_logs").fetch_one(&pool).await.expect("one row");
+    assert_eq!(by, "u");
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn without_a_prefix_only_the_business_routes_need_a_token(pool: PgPool) {
+    let service = Service::start_with(config(&pool, &[("JWT_SECRET", SECRET), ("API_PREFIX", "/")]));
+    for path in ["/agents", "/workflows", "/runs/x", "/agents/x/health"] {
+        service.get(path).await.error(401);
+    }
+    for path in ["/", "/health", "/metrics", "/docs", "/redoc", "/openapi.json"] {
+        assert_eq!(service.get(path).await.status.as_u16(), 200, "{path}");
+    }
+    becomes(&service, 200, "ready").await;
+}
+
+#[test]
+fn a_token_lives_as_long_as_the_settings_say() {
+    let environment = [("JWT_SECRET", SECRET), ("JWT_EXPIRATION_MINUTES", "60")];
+    let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let auth = Auth::load(environment.into_iter()).expect("valid settings");
+    let token = auth::token(&auth, "user@example.com").expect("there is a secret");
+    let claims = token.split('.').nth(1).expect("claims");
+    let claims: Value =
+        serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(claims).expect("base64")).expect("JSON");
+    assert_eq!(claims["exp"].as_i64().zip(claims["iat"].as_i64()).map(|(exp, iat)| exp - iat), Some(3600));
+    assert_eq!(claims["sub"], "user@example.com");
+}
