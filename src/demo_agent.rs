@@ -2,7 +2,7 @@
 //!
 //! It speaks A2A over JSON-RPC 2.0, `message/send` only, and does four things with the text it gets: `/` repeats it,
 //! `/upper` and `/reverse` change it, `/count` counts its words. Delay and failure are set for all calls by
-//! [`Options`] and for the calls of one URL by its query ([`failure::Wish`]).
+//! [`Options`] and for the calls of one URL by its query (`failure::Wish`).
 
 mod card;
 mod failure;

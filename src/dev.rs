@@ -84,11 +84,12 @@ async fn supervise(folder: &Folder, parts: &mut Parts<'_>, broker: &mut Option<B
     let api_port = api_port(&config)?;
     let agent_port = free_port(Ipv4Addr::LOCALHOST.into(), DEMO_AGENT_PORT).context("the demo agent's port")?;
 
-    let database_url = if let Some(url) = given("DATABASE_URL") {
+    // `None`: the environment names it already, directly or by a file.
+    let database_url = if given("DATABASE_URL").or_else(|| given("DATABASE_URL_FILE")).is_some() {
         say("PostgreSQL    the one that DATABASE_URL names");
-        url
+        None
     } else {
-        postgres::start(folder, parts).await.context("PostgreSQL")?
+        Some(postgres::start(folder, parts).await.context("PostgreSQL")?)
     };
     let brokers = if let Some(brokers) = given("KAFKA_BROKERS") {
         say("Kafka         the one that KAFKA_BROKERS names");
@@ -104,7 +105,7 @@ async fn supervise(folder: &Folder, parts: &mut Parts<'_>, broker: &mut Option<B
         let mut command = Command::new(&program);
         command
             .args(arguments)
-            .env("DATABASE_URL", &database_url)
+            .envs(database_url.iter().map(|url| ("DATABASE_URL", url)))
             .env("KAFKA_BROKERS", &brokers)
             .env("API_HOST", config.api.host.to_string())
             .env("API_PORT", api_port.to_string());
@@ -151,7 +152,7 @@ fn settings() -> anyhow::Result<Config> {
         // Without a token whoever reaches the port may do everything, so by default only this machine does.
         ("API_HOST", "127.0.0.1"),
     ];
-    let made = made.into_iter().filter(|(name, _)| given(name).is_none() && given(&format!("{name}_FILE")).is_none());
+    let made = made.into_iter().filter(|(name, _)| given(name).or_else(|| given(&format!("{name}_FILE"))).is_none());
     let made = made.map(|(name, value)| (name.to_owned(), value.to_owned()));
     let environment = config::environment().filter(|(_, value)| !value.trim().is_empty());
     Ok(Config::load(environment.chain(made))?)
