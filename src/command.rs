@@ -10,7 +10,7 @@ use workflow_api::{
     config::{self, Config},
     db::{self, migrations},
     demo_agent, executor, kafka,
-    lifecycle::Lifecycle,
+    lifecycle::{Lifecycle, Signals},
     readiness::migrate_when_possible,
     server, telemetry,
 };
@@ -25,6 +25,7 @@ pub fn runtime(threads: usize) -> anyhow::Result<Runtime> {
 
 /// `serve`.
 pub async fn serve(config: Config) -> anyhow::Result<bool> {
+    let signals = Signals::listen()?;
     telemetry::metrics();
     let address = SocketAddr::new(config.api.host, config.api.port);
     let listener = server::bind(address).with_context(|| format!("API_HOST, API_PORT: cannot listen on {address}"))?;
@@ -46,7 +47,7 @@ pub async fn serve(config: Config) -> anyhow::Result<bool> {
         drained.cancel();
     });
     tracing::info!(%address, "workflow-api {} listens on {address}", env!("CARGO_PKG_VERSION"));
-    let ended_well = lifecycle.run_until_stopped().await?;
+    let ended_well = lifecycle.run_until_stopped(signals).await;
     pool.close().await;
     tracing::info!("stopped");
     Ok(ended_well)
@@ -64,12 +65,13 @@ fn warn_about(config: &Config) {
 
 /// `executor`.
 pub async fn execute(config: Config) -> anyhow::Result<bool> {
+    let signals = Signals::listen()?;
     telemetry::metrics();
     let lifecycle = Lifecycle::new();
     let pool = db::pool(&config.database);
     executor::start(&config, pool.clone(), &lifecycle)?;
     tracing::info!("workflow-api {} executes runs", env!("CARGO_PKG_VERSION"));
-    let ended_well = lifecycle.run_until_stopped().await?;
+    let ended_well = lifecycle.run_until_stopped(signals).await;
     pool.close().await;
     tracing::info!("stopped");
     Ok(ended_well)
@@ -77,9 +79,10 @@ pub async fn execute(config: Config) -> anyhow::Result<bool> {
 
 /// `demo-agent`.
 pub async fn demo_agent(options: &demo_agent::Options) -> anyhow::Result<bool> {
+    let signals = Signals::listen()?;
     let lifecycle = Lifecycle::new();
     demo_agent::start(options, &lifecycle)?;
-    lifecycle.run_until_stopped().await
+    Ok(lifecycle.run_until_stopped(signals).await)
 }
 
 /// `migrate up`.

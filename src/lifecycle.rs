@@ -1,12 +1,33 @@
 //! Stopping: a soft stop (take nothing new, finish) and a hard one (drop what is left), and what a loop's end means.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// From a stop signal to the hard stop. Under the 30 s that Kubernetes grants by default.
 pub const DRAIN: Duration = Duration::from_secs(25);
+
+/// SIGTERM and SIGINT, from the moment on in which this is made; before, they end the process at once.
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Starts to listen. To be made before there is anything that would have to end in good order.
+    pub fn listen() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for the next one.
+    pub async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
 
 /// Handed to every loop: what stops it, and the list that it is waited for in.
 #[derive(Clone, Debug, Default)]
@@ -59,27 +80,23 @@ impl Lifecycle {
         self.tasks.wait().await;
     }
 
-    /// Waits for SIGTERM or SIGINT (or the end of a loop), then for the tasks; a second signal or [`DRAIN`] is the
-    /// hard stop. `true`: everything ended as asked.
-    pub async fn run_until_stopped(&self) -> anyhow::Result<bool> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
+    /// Waits for a signal (or the end of a loop), then for the tasks; a second signal or [`DRAIN`] is the hard stop.
+    /// `true`: everything ended as asked.
+    pub async fn run_until_stopped(&self, mut signals: Signals) -> bool {
         tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+            () = signals.stop() => {}
             () = self.soft.cancelled() => {}
         }
         tracing::info!("stopping: nothing new is taken, what is under way is finished");
         self.soft.cancel();
         tokio::select! {
-            () = self.ended() => return Ok(!self.failed.is_cancelled()),
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+            () = self.ended() => return !self.failed.is_cancelled(),
+            () = signals.stop() => {}
             () = tokio::time::sleep(DRAIN) => {}
         }
         tracing::warn!("not everything ended in time; what is left is dropped");
         self.hard.cancel();
         let ended = tokio::time::timeout(Duration::from_secs(2), self.ended()).await.is_ok();
-        Ok(ended && !self.failed.is_cancelled())
+        ended && !self.failed.is_cancelled()
     }
 }

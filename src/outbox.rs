@@ -266,6 +266,7 @@ impl Relay {
                     tracing::error!(run_id = report.run_id, "Kafka refuses the message of run {}", report.run_id);
                     let text = "the run could not be dispatched: Kafka refuses its message as too large or invalid";
                     db::runs::fail_pending(&self.0.pool, &report.run_id, text).await?;
+                    metrics::counter!("workflow_execution_failures_total").increment(1);
                 }
                 Err(code) => {
                     if matches!(code, Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition) {
