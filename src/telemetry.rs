@@ -7,6 +7,7 @@
 use std::{fmt, sync::OnceLock};
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use serde::Serialize;
 use serde_json::{Map, Value};
 use tracing::{
     Event, Level, Subscriber,
@@ -91,6 +92,17 @@ fn logger(target: &str) -> String {
 /// The event format of `LOG_FORMAT=json`.
 struct JsonLine;
 
+/// What a reader looks for first comes first.
+#[derive(Serialize)]
+struct Line {
+    timestamp: Timestamp,
+    level: &'static str,
+    logger: String,
+    message: Value,
+    #[serde(flatten)]
+    fields: Map<String, Value>,
+}
+
 impl<S> FormatEvent<S, JsonFields> for JsonLine
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
@@ -101,21 +113,23 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let mut line = Map::new();
-        line.insert("timestamp".to_owned(), Timestamp::now().to_string().into());
-        let level =
-            if *event.metadata().level() == Level::WARN { "WARNING" } else { event.metadata().level().as_str() };
-        line.insert("level".to_owned(), level.into());
-        line.insert("logger".to_owned(), logger(event.metadata().target()).into());
-        line.insert("message".to_owned(), "".into());
+        let mut fields = Map::new();
         for span in context.event_scope().into_iter().flat_map(tracing_subscriber::registry::Scope::from_root) {
-            if let Some(fields) = span.extensions().get::<FormattedFields<JsonFields>>()
-                && let Ok(fields) = serde_json::from_str::<Map<String, Value>>(fields)
+            if let Some(formatted) = span.extensions().get::<FormattedFields<JsonFields>>()
+                && let Ok(of_span) = serde_json::from_str::<Map<String, Value>>(formatted)
             {
-                line.extend(fields);
+                fields.extend(of_span);
             }
         }
-        event.record(&mut Fields(&mut line));
+        event.record(&mut Fields(&mut fields));
+        let metadata = event.metadata();
+        let line = Line {
+            timestamp: Timestamp::now(),
+            level: if *metadata.level() == Level::WARN { "WARNING" } else { metadata.level().as_str() },
+            logger: logger(metadata.target()),
+            message: fields.remove("message").unwrap_or_else(|| "".into()),
+            fields,
+        };
         let text = serde_json::to_string(&line).map_err(|_| fmt::Error)?;
         writeln!(writer, "{text}")
     }
