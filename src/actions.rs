@@ -1,6 +1,8 @@
 //! Writes that span tables: one function, one transaction or statement, with its audit row.
 
 pub mod cancel_run;
+pub mod import;
+pub mod put_workflow;
 pub mod retry_run;
 pub mod save_agent;
 pub mod save_workflow;

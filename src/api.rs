@@ -3,6 +3,8 @@
 pub mod agent_health;
 pub mod agents;
 pub mod auth;
+pub mod by_name;
+pub mod definitions;
 pub mod docs;
 pub mod error;
 pub mod extract;
@@ -10,6 +12,7 @@ pub mod page;
 pub mod request;
 pub mod runs;
 pub mod system;
+pub mod transfer;
 pub mod workflows;
 
 use std::{ops::Deref, sync::Arc, time::Instant};
@@ -113,6 +116,14 @@ pub fn routes(api: &config::Api) -> OpenApiRouter<App> {
         .routes(routes!(workflows::get_workflow, workflows::update_workflow, workflows::delete_workflow))
         .routes(routes!(workflows::list_workflow_versions))
         .routes(routes!(workflows::execute_workflow))
+        .routes(routes!(definitions::validate_workflow))
+        .routes(routes!(definitions::get_workflow_version))
+        .routes(routes!(definitions::compare_workflow_versions))
+        .routes(routes!(definitions::roll_back_workflow))
+        .routes(routes!(by_name::get_workflow_by_name, by_name::put_workflow_by_name))
+        .routes(routes!(by_name::execute_workflow_by_name))
+        .routes(routes!(transfer::export_definitions))
+        .routes(routes!(transfer::import_definitions))
         .routes(routes!(runs::list_runs))
         .routes(routes!(runs::get_run))
         .routes(routes!(runs::list_steps))

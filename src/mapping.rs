@@ -213,15 +213,18 @@ impl<'a> Resolver<'a> {
     }
 }
 
-enum Root<'r> {
+/// What a reference starts from, with the indexes that follow it at once.
+pub(crate) enum Root<'r> {
+    /// The run's input.
     Input(Vec<&'r str>),
+    /// A step's output.
     Output(&'r str, Vec<&'r str>),
 }
 
 /// What a reference starts from, with the indexes that follow it at once (`step.output[0]`), and the path from there.
 ///
 /// `steps.<id>.output` is the same as `<id>.output`.
-fn root_of(reference: &str) -> Result<(Root<'_>, impl Iterator<Item = &str>), MappingFault> {
+pub(crate) fn root_of(reference: &str) -> Result<(Root<'_>, impl Iterator<Item = &str>), MappingFault> {
     let mut parts = reference.split('.');
     let mut next = || parts.next().ok_or(MappingFault::Malformed);
     let (mut owner, mut side) = (next()?, next()?);
@@ -245,13 +248,16 @@ fn indexed(part: &str) -> Option<(&str, Vec<&str>)> {
     indexes.iter().all(is_index).then_some((name, indexes))
 }
 
-enum Piece<'t> {
+/// A part of a text.
+pub(crate) enum Piece<'t> {
+    /// Literal text.
     Text(&'t str),
+    /// What stands between `${` and `}`.
     Reference(&'t str),
 }
 
 /// Text cut at its references: `${`, at least one character that is not `}`, `}`. Anything else is text.
-fn split(text: &str) -> Vec<Piece<'_>> {
+pub(crate) fn split(text: &str) -> Vec<Piece<'_>> {
     let mut pieces = Vec::new();
     let (mut start, mut from) = (0, 0);
     while let Some(open) = text[from..].find("${").map(|at| from + at) {

@@ -80,9 +80,20 @@ pub async fn create_workflow(
     new: NewWorkflow,
 ) -> Result<WorkflowRow, SaveWorkflowError> {
     let mut transaction = pool.begin().await?;
-    check_agents(&mut transaction, new.content.steps()).await?;
-    db::workflows::lock_name(&mut transaction, &new.name).await?;
-    let version = db::workflows::next_version(&mut transaction, &new.name).await?;
+    let stored = create_in(&mut transaction, context, new).await?;
+    transaction.commit().await?;
+    Ok(stored)
+}
+
+/// [`create_workflow`] inside the caller's transaction.
+pub(super) async fn create_in(
+    transaction: &mut PgConnection,
+    context: Context<'_>,
+    new: NewWorkflow,
+) -> Result<WorkflowRow, SaveWorkflowError> {
+    check_agents(transaction, new.content.steps()).await?;
+    db::workflows::lock_name(transaction, &new.name).await?;
+    let version = db::workflows::next_version(transaction, &new.name).await?;
     let at = Timestamp::now();
     let row = WorkflowRow {
         id: Uuid::now_v7(),
@@ -96,18 +107,16 @@ pub async fn create_workflow(
         created_at: at,
         updated_at: at,
     };
-    db::workflows::insert(&mut transaction, &row).await?;
+    db::workflows::insert(transaction, &row).await?;
     let changes = input::to_raw(&Created {
         name: &row.name,
         description: row.description.as_deref(),
         version,
         workflow_data: &row.workflow_data.0,
     });
-    context.record(&mut transaction, ("workflow", row.id), "create", Some(&changes), at).await?;
+    context.record(transaction, ("workflow", row.id), "create", Some(&changes), at).await?;
     // As the database renders it, so that every answer shows the same text.
-    let stored = db::workflows::find(&mut *transaction, row.id).await?.unwrap_or(row);
-    transaction.commit().await?;
-    Ok(stored)
+    Ok(db::workflows::find(&mut *transaction, row.id).await?.unwrap_or(row))
 }
 
 /// Changes the members that the patch names. New steps make a new version, which keeps the row's id; the content
@@ -119,13 +128,25 @@ pub async fn update_workflow(
     patch: WorkflowPatch,
 ) -> Result<WorkflowRow, SaveWorkflowError> {
     let mut transaction = pool.begin().await?;
+    let stored = update_in(&mut transaction, context, id, patch).await?;
+    transaction.commit().await?;
+    Ok(stored)
+}
+
+/// [`update_workflow`] inside the caller's transaction.
+pub(super) async fn update_in(
+    transaction: &mut PgConnection,
+    context: Context<'_>,
+    id: Uuid,
+    patch: WorkflowPatch,
+) -> Result<WorkflowRow, SaveWorkflowError> {
     let name = db::workflows::find(&mut *transaction, id).await?.ok_or(SaveWorkflowError::NotFound)?.name;
     // Before the row, in the order in which every writer of versions takes the two.
-    db::workflows::lock_name(&mut transaction, &name).await?;
-    let current = db::workflows::lock(&mut transaction, id).await?.ok_or(SaveWorkflowError::NotFound)?;
+    db::workflows::lock_name(transaction, &name).await?;
+    let current = db::workflows::lock(transaction, id).await?.ok_or(SaveWorkflowError::NotFound)?;
     let content = patch.merge(&current.workflow_data.0).map_err(SaveWorkflowError::Invalid)?;
     if let Some(content) = &content {
-        check_agents(&mut transaction, content.steps()).await?;
+        check_agents(transaction, content.steps()).await?;
     }
     let at = Timestamp::now();
     let mut row = WorkflowRow {
@@ -134,7 +155,7 @@ pub async fn update_workflow(
         ..current.clone()
     };
     if let Some(content) = &content {
-        row.version = db::workflows::next_version(&mut transaction, &name).await?;
+        row.version = db::workflows::next_version(transaction, &name).await?;
         let workflow_id =
             plan_workflow_id(&current.workflow_data.0).unwrap_or_else(|| format!("wf-{name}-{}", current.version));
         row.workflow_data = Json(sized(content.plan(&workflow_id, &name, row.version))?);
@@ -142,10 +163,10 @@ pub async fn update_workflow(
     if content.is_some() || row.description != current.description || row.status != current.status {
         row.updated_at = at;
         row.updated_by = Some(context.user_id.to_owned());
-        db::workflows::update(&mut transaction, &row).await?;
+        db::workflows::update(transaction, &row).await?;
         if content.is_some() {
             let archived = WorkflowRow { id: Uuid::now_v7(), ..current.clone() };
-            db::workflows::insert(&mut transaction, &archived).await?;
+            db::workflows::insert(transaction, &archived).await?;
         }
         let changes = input::to_raw(&Updated {
             description: row.description.as_deref().filter(|_| row.description != current.description),
@@ -153,11 +174,9 @@ pub async fn update_workflow(
             version: content.is_some().then_some(row.version),
             workflow_data: content.is_some().then_some(&*row.workflow_data.0),
         });
-        context.record(&mut transaction, ("workflow", id), "update", Some(&changes), at).await?;
+        context.record(transaction, ("workflow", id), "update", Some(&changes), at).await?;
     }
-    let stored = db::workflows::find(&mut *transaction, id).await?.unwrap_or(row);
-    transaction.commit().await?;
-    Ok(stored)
+    Ok(db::workflows::find(&mut *transaction, id).await?.unwrap_or(row))
 }
 
 /// Marks this row as deleted; other versions stay. A repeat changes nothing.
@@ -181,16 +200,23 @@ fn sized(plan: Box<RawValue>) -> Result<Box<RawValue>, SaveWorkflowError> {
 
 /// Every agent that a step names has to exist and be active. The first one that is not is reported.
 async fn check_agents(conn: &mut PgConnection, steps: &Steps) -> Result<(), SaveWorkflowError> {
-    let names: Vec<String> = steps.agent_names().into_iter().map(str::to_owned).collect();
-    let statuses: HashMap<String, String> = db::agents::statuses(conn, &names).await?.into_iter().collect();
-    for name in names {
-        match statuses.get(&name) {
-            None => return Err(SaveWorkflowError::AgentNotFound(name)),
-            Some(status) if status != AgentStatus::Active.as_str() => {
-                return Err(SaveWorkflowError::AgentNotActive { name, status: status.clone() });
-            }
-            Some(_) => {}
-        }
+    match unusable_agents(conn, steps).await?.into_iter().next() {
+        None => Ok(()),
+        Some((name, None)) => Err(SaveWorkflowError::AgentNotFound(name)),
+        Some((name, Some(status))) => Err(SaveWorkflowError::AgentNotActive { name, status }),
     }
-    Ok(())
+}
+
+/// The agents that steps name and cannot call, in order of mention: with their status, or none if they do not exist.
+pub async fn unusable_agents(
+    conn: &mut PgConnection,
+    steps: &Steps,
+) -> Result<Vec<(String, Option<String>)>, db::Error> {
+    let names: Vec<String> = steps.agent_names().into_iter().map(str::to_owned).collect();
+    let mut statuses: HashMap<String, String> = db::agents::statuses(conn, &names).await?.into_iter().collect();
+    let with_status = names.into_iter().map(|name| {
+        let status = statuses.remove(&name);
+        (name, status)
+    });
+    Ok(with_status.filter(|(_, status)| status.as_deref() != Some(AgentStatus::Active.as_str())).collect())
 }

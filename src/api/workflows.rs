@@ -125,7 +125,7 @@ pub struct ExecuteBody {
     input_data: (),
 }
 
-fn not_found() -> ApiError {
+pub(super) fn not_found() -> ApiError {
     ApiError::not_found("workflow_not_found", "Workflow not found")
 }
 
@@ -135,7 +135,7 @@ fn too_large() -> ApiError {
 }
 
 /// `unknown_agent`: the status for an agent that does not exist, which differs between the routes.
-fn save_error(error: SaveWorkflowError, unknown_agent: StatusCode) -> ApiError {
+pub(super) fn save_error(error: SaveWorkflowError, unknown_agent: StatusCode) -> ApiError {
     match error {
         SaveWorkflowError::NotFound => not_found(),
         SaveWorkflowError::AgentNotFound(name) => {

@@ -40,6 +40,35 @@ pub async fn lock(conn: &mut PgConnection, id: Uuid) -> Result<Option<WorkflowRo
     Ok(sqlx::query_as(&select(" WHERE id = $1 FOR UPDATE")).bind(id).fetch_optional(conn).await?)
 }
 
+/// That version of the name, deleted ones too.
+pub async fn find_version(db: impl PgExecutor<'_>, name: &str, version: i32) -> Result<Option<WorkflowRow>, Error> {
+    let sql = select(" WHERE name = $1 AND version = $2");
+    Ok(sqlx::query_as(&sql).bind(name).bind(version).fetch_optional(db).await?)
+}
+
+/// The newest active version of the name.
+pub async fn find_active(db: impl PgExecutor<'_>, name: &str) -> Result<Option<WorkflowRow>, Error> {
+    let sql = select(" WHERE name = $1 AND status = 'active' ORDER BY version DESC LIMIT 1");
+    Ok(sqlx::query_as(&sql).bind(name).fetch_optional(db).await?)
+}
+
+/// The newest active version of every name, by name, as far as the limit.
+pub async fn all_active(conn: &mut PgConnection, limit: i64) -> Result<Vec<WorkflowRow>, Error> {
+    let sql = format!(
+        "SELECT DISTINCT ON (name) {COLUMNS} FROM workflow_definitions WHERE status = 'active'
+         ORDER BY name, version DESC LIMIT $1"
+    );
+    Ok(sqlx::query_as(&sql).bind(limit).fetch_all(conn).await?)
+}
+
+/// Whether the row has exactly this plan. The database compares: it alone knows that `1.0` is `1.00` and that the
+/// order of members does not count, and it keeps long integers.
+pub async fn has_plan(db: impl PgExecutor<'_>, id: Uuid, plan: &RawValue) -> Result<bool, Error> {
+    let sql = "SELECT coalesce(workflow_data::jsonb = $2, false) FROM workflow_definitions WHERE id = $1";
+    let same = sqlx::query_scalar(sql).bind(id).bind(Json(plan)).fetch_optional(db).await?;
+    Ok(same.unwrap_or(false))
+}
+
 /// What the run writer needs of a definition, and the stamp by which it later proves that nothing has changed.
 #[derive(Debug, sqlx::FromRow)]
 pub struct Startable {

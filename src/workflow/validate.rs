@@ -84,6 +84,16 @@ fn no_cycle<'a, E: Iterator<Item = &'a str>>(steps: &'a Steps, edges: impl Fn(us
 
 /// Every step can be reached from the first along any member that mentions a step, whether its kind uses it or not.
 fn all_reachable(start_step: &str, steps: &Steps) -> Result<(), String> {
+    let missed = unreachable(start_step, steps);
+    if missed.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("steps cannot be reached from start_step: {}", missed.join(", ")))
+    }
+}
+
+/// The ids of the steps that cannot be reached, sorted.
+pub(super) fn unreachable<'a>(start_step: &str, steps: &'a Steps) -> Vec<&'a str> {
     let mut reached = vec![false; steps.len()];
     let mut open: Vec<usize> = steps.place(start_step).into_iter().collect();
     while let Some(place) = open.pop() {
@@ -96,11 +106,8 @@ fn all_reachable(start_step: &str, steps: &Steps) -> Result<(), String> {
     }
     let mut missed: Vec<&str> =
         steps.iter().zip(reached).filter(|(_, reached)| !reached).map(|(step, _)| step.id.as_str()).collect();
-    if missed.is_empty() {
-        return Ok(());
-    }
     missed.sort_unstable();
-    Err(format!("steps cannot be reached from start_step: {}", missed.join(", ")))
+    missed
 }
 
 #[cfg(test)]

@@ -58,6 +58,15 @@ async fn the_document_names_every_route(pool: PgPool) {
         "DELETE /api/v1/workflows/{workflow_id}",
         "GET /api/v1/workflows/{workflow_id}/versions",
         "POST /api/v1/workflows/{workflow_id}/execute",
+        "POST /api/v1/workflows/validate",
+        "GET /api/v1/workflows/{workflow_id}/versions/{version}",
+        "GET /api/v1/workflows/{workflow_id}/versions/{version}/diff/{other}",
+        "POST /api/v1/workflows/{workflow_id}/rollback",
+        "GET /api/v1/workflows/by-name/{name}",
+        "PUT /api/v1/workflows/by-name/{name}",
+        "POST /api/v1/workflows/by-name/{name}/execute",
+        "GET /api/v1/export",
+        "POST /api/v1/import",
         "GET /api/v1/runs",
         "GET /api/v1/runs/{run_id}",
         "GET /api/v1/runs/{run_id}/steps",
@@ -77,6 +86,7 @@ async fn every_documented_route_answers_as_documented(pool: PgPool) {
         let filled = path.replace("{agent_id}", "00000000-0000-0000-0000-000000000000");
         let filled =
             filled.replace("{workflow_id}", "00000000-0000-0000-0000-000000000000").replace("{run_id}", "run-x");
+        let filled = filled.replace("{name}", "nothing").replace("{version}", "1").replace("{other}", "2");
         assert!(!filled.contains('{'), "an unknown parameter in {path}");
         let answer = service.send(&method, &filled, &[("content-type", "application/json")], "{}").await;
         let status = answer.status.as_u16();

@@ -4,6 +4,7 @@
 mod agent_health;
 mod agents;
 mod bad_input;
+mod by_name;
 mod cors;
 mod definitions;
 mod dispatch;
@@ -14,4 +15,7 @@ mod path;
 mod runs;
 mod service;
 mod system;
+mod transfer;
+mod validate;
+mod versions;
 mod workflows;
