@@ -8,6 +8,7 @@ pub mod definitions;
 pub mod docs;
 pub mod error;
 pub mod extract;
+pub mod graph;
 pub mod page;
 pub mod request;
 pub mod runs;
@@ -124,6 +125,8 @@ pub fn routes(api: &config::Api) -> OpenApiRouter<App> {
         .routes(routes!(by_name::execute_workflow_by_name))
         .routes(routes!(transfer::export_definitions))
         .routes(routes!(transfer::import_definitions))
+        .routes(routes!(graph::draw_workflow))
+        .routes(routes!(graph::draw_run))
         .routes(routes!(runs::list_runs))
         .routes(routes!(runs::get_run))
         .routes(routes!(runs::list_steps))

@@ -10,6 +10,7 @@ use self::step::Origin;
 use crate::input::{ANY_LENGTH, FieldError, Node, Object, Patch, Read, keep, member, text, to_raw};
 
 mod diff;
+mod graph;
 mod plan;
 mod references;
 mod step;
@@ -18,6 +19,7 @@ mod summary;
 mod validate;
 
 pub use diff::{Change, Diff};
+pub use graph::Graph;
 pub use plan::{Plan, PlanError};
 pub use step::{Branch, Condition, ForkJoinConfig, LoopConfig, Step, StepKind};
 pub use steps::Steps;

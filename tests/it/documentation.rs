@@ -67,6 +67,8 @@ async fn the_document_names_every_route(pool: PgPool) {
         "POST /api/v1/workflows/by-name/{name}/execute",
         "GET /api/v1/export",
         "POST /api/v1/import",
+        "GET /api/v1/workflows/{workflow_id}/graph",
+        "GET /api/v1/runs/{run_id}/graph",
         "GET /api/v1/runs",
         "GET /api/v1/runs/{run_id}",
         "GET /api/v1/runs/{run_id}/steps",

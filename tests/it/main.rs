@@ -10,6 +10,7 @@ mod definitions;
 mod dispatch;
 mod documentation;
 mod execute;
+mod graph;
 mod migrations;
 mod path;
 mod runs;
