@@ -11,6 +11,7 @@ use crate::input::{ANY_LENGTH, FieldError, Node, Object, Patch, Read, keep, memb
 
 mod diff;
 mod graph;
+mod input_schema;
 mod plan;
 mod references;
 mod step;
@@ -20,6 +21,7 @@ mod validate;
 
 pub use diff::{Change, Diff};
 pub use graph::Graph;
+pub use input_schema::InputSchema;
 pub use plan::{Plan, PlanError};
 pub use step::{Branch, Condition, ForkJoinConfig, LoopConfig, Step, StepKind};
 pub use steps::Steps;
@@ -77,6 +79,8 @@ pub struct NewWorkflow {
     pub description: Option<String>,
     /// What it does.
     pub content: Content,
+    /// A JSON Schema for the input of runs, compiled once to see that it can be.
+    pub input_schema: Option<Box<RawValue>>,
 }
 
 impl NewWorkflow {
@@ -93,11 +97,12 @@ pub struct Draft {
     description: Option<String>,
     start_step: String,
     steps: Steps,
+    input_schema: Option<Box<RawValue>>,
 }
 
 impl Draft {
     /// The members that [`Draft::parse`] reads.
-    pub const MEMBERS: [&'static str; 4] = ["name", "description", "start_step", "steps"];
+    pub const MEMBERS: [&'static str; 5] = ["name", "description", "start_step", "steps", "input_schema"];
 
     /// Reads the members of a create request.
     pub fn parse(body: &RawValue) -> Read<Self> {
@@ -118,9 +123,10 @@ impl Draft {
         let description = body.nullable("description", &mut errors, |node| node.string(ANY_LENGTH));
         let start_step = body.required("start_step", &mut errors, read_start_step);
         let steps = body.required("steps", &mut errors, read_steps);
+        let input_schema = body.nullable("input_schema", &mut errors, input_schema::read);
         match (name, start_step, steps) {
             (Some(name), Some(start_step), Some(steps)) if errors.is_empty() => {
-                Ok(Self { name, description, start_step, steps })
+                Ok(Self { name, description, start_step, steps, input_schema })
             }
             _ => Err(errors),
         }
@@ -134,8 +140,8 @@ impl Draft {
 
     /// Checks the rules that need all steps.
     pub fn checked(self) -> Read<NewWorkflow> {
-        let Self { name, description, start_step, steps } = self;
-        Ok(NewWorkflow { name, description, content: Content::checked(start_step, steps)? })
+        let Self { name, description, start_step, steps, input_schema } = self;
+        Ok(NewWorkflow { name, description, content: Content::checked(start_step, steps)?, input_schema })
     }
 }
 
@@ -148,6 +154,8 @@ pub struct WorkflowPatch {
     pub start_step: Option<String>,
     /// To be stored only through [`WorkflowPatch::merge`]; a null counts as absent.
     pub steps: Option<Steps>,
+    /// The schema for the input of runs; another one makes a new version.
+    pub input_schema: Patch<Box<RawValue>>,
     /// Active or inactive.
     pub status: Option<WorkflowStatus>,
 }
@@ -160,6 +168,7 @@ impl From<NewWorkflow> for WorkflowPatch {
             description: new.description.map_or(Patch::Null, Patch::Value),
             start_step: Some(start_step),
             steps: Some(steps),
+            input_schema: new.input_schema.map_or(Patch::Null, Patch::Value),
             status: None,
         }
     }
@@ -174,6 +183,7 @@ impl WorkflowPatch {
             description: body.patch("description", &mut errors, |node| node.string(ANY_LENGTH)),
             start_step: body.nullable("start_step", &mut errors, read_start_step),
             steps: body.nullable("steps", &mut errors, read_steps),
+            input_schema: body.patch("input_schema", &mut errors, input_schema::read),
             status: body.patch_not_null("status", &mut errors, WorkflowStatus::read),
         };
         if errors.is_empty() { Ok(patch) } else { Err(errors) }

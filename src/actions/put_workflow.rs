@@ -67,7 +67,8 @@ pub(super) async fn put_in(
     };
     let workflow_id = plan_workflow_id(&current.workflow_data.0).unwrap_or_default();
     let plan = wanted.content.plan(&workflow_id, &current.name, current.version);
-    let same_content = db::workflows::has_plan(&mut *conn, current.id, &plan).await?;
+    let same_content = db::workflows::has_plan(&mut *conn, current.id, &plan).await?
+        && db::workflows::has_input_schema(&mut *conn, current.id, wanted.input_schema.as_deref()).await?;
     let same_description = wanted.description == current.description;
     if same_content && same_description {
         return Ok(Put::Unchanged(current));
@@ -101,6 +102,7 @@ pub async fn roll_back(
         description: target.description.map_or(Patch::Null, Patch::Value),
         start_step: Some(content.start_step().to_owned()),
         steps: Some(content.steps().clone()),
+        input_schema: target.input_schema.map_or(Patch::Null, |schema| Patch::Value(schema.0)),
         status: None,
     };
     let row = save_workflow::update_in(&mut transaction, context, id, patch).await?;

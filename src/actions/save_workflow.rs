@@ -13,7 +13,7 @@ use crate::{
     db::{self, workflows::WorkflowRow},
     input::{self, FieldError},
     timestamp::Timestamp,
-    workflow::{NewWorkflow, Steps, WorkflowPatch, WorkflowStatus, plan_workflow_id},
+    workflow::{Content, NewWorkflow, Steps, WorkflowPatch, WorkflowStatus, plan_workflow_id},
 };
 
 /// Largest stored plan: with some input it still has to fit into a Kafka record.
@@ -59,6 +59,8 @@ struct Created<'a> {
     description: Option<&'a str>,
     version: i32,
     workflow_data: &'a RawValue,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input_schema: Option<&'a RawValue>,
 }
 
 #[derive(Serialize)]
@@ -71,6 +73,9 @@ struct Updated<'a> {
     version: Option<i32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     workflow_data: Option<&'a RawValue>,
+    /// Null if the update takes the schema away.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input_schema: Option<&'a RawValue>,
 }
 
 /// Stores a definition as the next version of its name, in a row of its own.
@@ -99,6 +104,7 @@ pub(super) async fn create_in(
         id: Uuid::now_v7(),
         workflow_data: Json(sized(new.content.new_plan(&new.name, version))?),
         name: new.name,
+        input_schema: new.input_schema.map(Json),
         description: new.description,
         version,
         status: WorkflowStatus::Active.as_str().to_owned(),
@@ -113,6 +119,7 @@ pub(super) async fn create_in(
         description: row.description.as_deref(),
         version,
         workflow_data: &row.workflow_data.0,
+        input_schema: row.input_schema.as_ref().map(|schema| &*schema.0),
     });
     context.record(transaction, ("workflow", row.id), "create", Some(&changes), at).await?;
     // As the database renders it, so that every answer shows the same text.
@@ -144,13 +151,21 @@ pub(super) async fn update_in(
     // Before the row, in the order in which every writer of versions takes the two.
     db::workflows::lock_name(transaction, &name).await?;
     let current = db::workflows::lock(transaction, id).await?.ok_or(SaveWorkflowError::NotFound)?;
-    let content = patch.merge(&current.workflow_data.0).map_err(SaveWorkflowError::Invalid)?;
+    let mut content = patch.merge(&current.workflow_data.0).map_err(SaveWorkflowError::Invalid)?;
+    let input_schema = patch.input_schema.clone().or(current.input_schema.clone().map(|schema| schema.0));
+    let other_schema = !patch.input_schema.is_absent()
+        && !db::workflows::has_input_schema(&mut *transaction, id, input_schema.as_deref()).await?;
+    if other_schema && content.is_none() {
+        // The schema belongs to the content, and is archived with it.
+        content = Some(Content::of_plan(&current.workflow_data.0).map_err(SaveWorkflowError::Invalid)?);
+    }
     if let Some(content) = &content {
         check_agents(transaction, content.steps()).await?;
     }
     let at = Timestamp::now();
     let mut row = WorkflowRow {
         description: patch.description.clone().or(current.description.clone()),
+        input_schema: input_schema.map(Json),
         status: patch.status.map_or_else(|| current.status.clone(), |status| status.as_str().to_owned()),
         ..current.clone()
     };
@@ -173,6 +188,7 @@ pub(super) async fn update_in(
             status: Some(row.status.as_str()).filter(|_| row.status != current.status),
             version: content.is_some().then_some(row.version),
             workflow_data: content.is_some().then_some(&*row.workflow_data.0),
+            input_schema: other_schema.then(|| row.input_schema.as_ref().map_or(RawValue::NULL, |schema| &*schema.0)),
         });
         context.record(transaction, ("workflow", id), "update", Some(&changes), at).await?;
     }

@@ -53,6 +53,9 @@ pub struct WantedWorkflowBody {
             "input_mapping": {"text": "${workflow.input.text}"}},
     }))]
     steps: (),
+    /// Absent is null, which takes any object as input.
+    #[schema(value_type = Option<Object>)]
+    input_schema: Option<()>,
 }
 
 /// Shows the newest active version of a name.

@@ -225,6 +225,9 @@ pub struct Comparison {
     /// Null if it is the same.
     #[schema(value_type = Option<ChangeBody>)]
     start_step: Option<workflow::Change>,
+    /// Null if it is the same.
+    #[schema(value_type = Option<ChangeBody>)]
+    input_schema: Option<workflow::Change>,
     /// The steps.
     steps: StepComparison,
 }
@@ -262,13 +265,16 @@ pub async fn compare_workflow_versions(State(app): State<App>, path: PathValues)
         text(before.description.as_ref()).as_deref(),
         text(after.description.as_ref()).as_deref(),
     );
+    let schema = |row: &WorkflowRow| row.input_schema.as_ref().map(|schema| schema.0.clone());
+    let input_schema = workflow::Change::between(schema(&before).as_deref(), schema(&after).as_deref());
     Ok(Json(Comparison {
         name: before.name,
         from_version: first,
         to_version: second,
-        identical: diff.identical && description.is_none(),
+        identical: diff.identical && description.is_none() && input_schema.is_none(),
         description,
         start_step: diff.start_step,
+        input_schema,
         steps: StepComparison { added: diff.added, removed: diff.removed, changed: diff.changed },
     }))
 }

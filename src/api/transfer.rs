@@ -96,12 +96,21 @@ pub struct ExportedWorkflow {
     /// The steps by id in their normal form.
     #[schema(value_type = Object)]
     steps: Option<Box<RawValue>>,
+    /// JSON Schema for the input of runs.
+    #[schema(value_type = Option<Object>)]
+    input_schema: Option<Box<RawValue>>,
 }
 
 impl From<WorkflowRow> for ExportedWorkflow {
     fn from(row: WorkflowRow) -> Self {
         let part = |name| member(&row.workflow_data.0, name).map(ToOwned::to_owned);
-        Self { start_step: part("start_step"), steps: part("steps"), name: row.name, description: row.description }
+        Self {
+            start_step: part("start_step"),
+            steps: part("steps"),
+            name: row.name,
+            description: row.description,
+            input_schema: row.input_schema.map(|schema| schema.0),
+        }
     }
 }
 

@@ -45,6 +45,9 @@ pub struct Workflow {
     /// The plan: `workflow_id`, `name`, `version`, `start_step` and `steps` in their normal form.
     #[schema(value_type = Object)]
     workflow_data: Box<RawValue>,
+    /// JSON Schema that the input of runs has to satisfy; null takes any object.
+    #[schema(value_type = Option<Object>)]
+    input_schema: Option<Box<RawValue>>,
     /// `active`, `inactive` or `deleted`.
     status: String,
     /// Creation.
@@ -67,6 +70,7 @@ impl From<WorkflowRow> for Workflow {
             description: row.description,
             version: row.version,
             workflow_data: row.workflow_data.0,
+            input_schema: row.input_schema.map(|schema| schema.0),
             status: row.status,
             created_at: row.created_at,
             updated_at: row.updated_at,
@@ -97,6 +101,10 @@ pub struct NewWorkflowBody {
             "input_mapping": {"text": "${summarise.output.text}"}},
     }))]
     steps: (),
+    /// JSON Schema (draft 2020-12 unless `$schema` says otherwise) that the input of runs has to satisfy. References
+    /// lead only to places in it and not in circles; patterns have no look-around.
+    #[schema(value_type = Option<Object>, example = json!({"type": "object", "required": ["text"]}))]
+    input_schema: Option<()>,
 }
 
 /// The body of an update request; what is absent stays.
@@ -111,6 +119,9 @@ pub struct WorkflowPatchBody {
     /// All steps by id; makes a new version.
     #[schema(value_type = Option<Object>)]
     steps: Option<()>,
+    /// Another one makes a new version; null takes it away.
+    #[schema(value_type = Option<Object>)]
+    input_schema: Option<()>,
     /// `active` or `inactive`.
     status: Option<String>,
 }
@@ -285,7 +296,8 @@ pub async fn list_workflow_versions(
         (status = 202, body = Run, headers(("Location" = String, description = "Path of the run"))),
         (status = 400, description = "The workflow is not active", body = ErrorBody),
         (status = 404, body = ErrorBody), (status = 413, body = ErrorBody),
-        (status = 422, description = "Not valid, or the key was used with another body", body = ErrorBody),
+        (status = 422, description = "Not valid, the input breaks the workflow's `input_schema`, or \
+            the key was used with another body", body = ErrorBody),
         (status = 503, description = "The database is away, or too much waits already", body = ErrorBody),
     ),
 )]
@@ -327,6 +339,7 @@ impl From<StartRunError> for ApiError {
                 Self::bad_request("workflow_not_active", format!("The workflow is {status}, not active"))
             }
             StartRunError::TooLarge => too_large(),
+            StartRunError::InvalidInput(errors) => errors.into(),
             StartRunError::BacklogFull => {
                 let detail = "Kafka has been away for long, and too many runs wait to be dispatched already";
                 Self::unavailable("backlog_full", detail)

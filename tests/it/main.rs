@@ -11,6 +11,7 @@ mod dispatch;
 mod documentation;
 mod execute;
 mod graph;
+mod input_schema;
 mod migrations;
 mod path;
 mod runs;
