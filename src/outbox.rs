@@ -355,8 +355,10 @@ impl Relay {
     }
 
     fn send_taken(&self, row: Taken, owner: Uuid) {
-        let plan = row.workflow_plan.and_then(|text| RawValue::from_string(text).ok());
-        let input = row.input_data.and_then(|text| RawValue::from_string(text).ok());
+        // Compact, as the message had to fit when the run was accepted.
+        let compacted = |text: String| RawValue::from_string(text).ok().map(|raw| input::compact(&raw));
+        let plan = row.workflow_plan.and_then(compacted);
+        let input = row.input_data.and_then(compacted);
         let correlation_id = row.correlation_id.as_deref();
         self.0.held.fetch_add(1, Ordering::Relaxed);
         let reservation = Reservation { relay: self.clone(), owner, bytes: 0, kept: false };
@@ -435,10 +437,11 @@ impl Relay {
     }
 }
 
-/// The largest payload (plan and input with what is around them) that can be dispatched.
+/// Whether plan and input with what is around them can be dispatched, also when the message has to be made again from
+/// what the database has stored.
 #[must_use]
 pub fn fits_a_record(plan: &RawValue, input: &RawValue) -> bool {
-    plan.get().len() + input.get().len() <= MAX_RECORD_BYTES - RECORD_HEADROOM_BYTES
+    input::stored_len(plan) + input::stored_len(input) <= MAX_RECORD_BYTES - RECORD_HEADROOM_BYTES
 }
 
 fn encode<T: serde::Serialize>(payload: &T) -> Vec<u8> {

@@ -136,7 +136,7 @@ fn audited(row: &AgentRow) -> Box<RawValue> {
     }
     input::to_raw(&serde_json::json!({
         "name": row.name,
-        "url": without_userinfo(&row.url),
+        "url": without_secrets(&row.url),
         "description": row.description,
         "auth_type": row.auth_type,
         "auth_config": auth_config,
@@ -147,12 +147,17 @@ fn audited(row: &AgentRow) -> Box<RawValue> {
     }))
 }
 
-fn without_userinfo(url: &str) -> String {
+/// The URL without what people hide in it: user, password and the values of its query.
+fn without_secrets(url: &str) -> String {
     let Ok(mut parsed) = url::Url::parse(url) else { return String::new() };
     if !parsed.username().is_empty() || parsed.password().is_some() {
         // Both fail only for URLs without a host, which have no user either.
         let _ = parsed.set_username("redacted");
         let _ = parsed.set_password(None);
+    }
+    if parsed.query().is_some() {
+        let names: Vec<String> = parsed.query_pairs().map(|(name, _)| name.into_owned()).collect();
+        parsed.query_pairs_mut().clear().extend_pairs(names.iter().map(|name| (name, "redacted")));
     }
     parsed.into()
 }

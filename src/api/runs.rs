@@ -220,6 +220,15 @@ pub struct CancelBody {
     reason: Option<String>,
 }
 
+/// The body of a retry request, which may be left out.
+#[derive(ToSchema)]
+#[schema(as = RetryRequest)]
+#[expect(dead_code, reason = "describes what `retry_run` reads")]
+pub struct RetryBody {
+    /// Read and not used: a retry goes on after the last completed step.
+    resume_from_step: Option<String>,
+}
+
 fn not_found() -> ApiError {
     ApiError::not_found("run_not_found", "Run not found")
 }
@@ -304,6 +313,7 @@ pub async fn get_logs(State(app): State<App>, RunId(run_id): RunId) -> ApiError 
 /// repeated.
 #[utoipa::path(
     post, path = "/runs/{run_id}/retry", tag = "runs", params(("run_id" = String, Path)),
+    request_body(content = Option<RetryBody>),
     responses(
         (status = 202, body = RetriedRun),
         (status = 400, description = "The run has not ended, has completed, or has no definition", body = ErrorBody),

@@ -6,6 +6,9 @@
 use super::steps::Steps;
 use crate::input::shorten;
 
+/// Steps that one message names.
+const MAX_NAMED: usize = 20;
+
 /// Checks a whole definition; the text of the first broken rule.
 pub(super) fn definition(start_step: &str, steps: &Steps) -> Result<(), String> {
     chain(start_step, steps)?;
@@ -100,7 +103,10 @@ fn all_reachable(start_step: &str, steps: &Steps) -> Result<(), String> {
         return Ok(());
     }
     missed.sort_unstable();
-    Err(format!("steps cannot be reached from start_step: {}", missed.join(", ")))
+    let shown: Vec<_> = missed.iter().take(MAX_NAMED).map(|id| shorten(id)).collect();
+    let more =
+        if missed.len() > shown.len() { format!(" and {} more", missed.len() - shown.len()) } else { String::new() };
+    Err(format!("steps cannot be reached from start_step: {}{more}", shown.join(", ")))
 }
 
 #[cfg(test)]

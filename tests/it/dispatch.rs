@@ -160,3 +160,24 @@ async fn a_pending_run_that_the_broker_has_forgotten_is_dispatched_again(pool: P
     // Each repeat waits longer than the one before, so a long queue is not filled up with repeats.
     assert_eq!(count(&pool, "SELECT count(*) FROM workflow_runs WHERE redispatch_at > now()").await, 1);
 }
+
+/// `jsonb` comes back longer than it was given, with blanks between its tokens and its exponents written out.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_large_input_still_fits_when_its_message_is_made_again(pool: PgPool) {
+    let settings = config(&pool, &[]);
+    let service = Service::start_with(without_kafka(&settings));
+    let workflow_id = service.one_step_workflow().await;
+    let path = format!("/api/v1/workflows/{workflow_id}/execute");
+    let headers = [("content-type", "application/json")];
+    let many = format!(r#"{{"input_data":{{"a":[{}1]}}}}"#, "1,".repeat(500_000));
+    let run = service.send("POST", &path, &headers, many).await.expect(202);
+    // These would be four times as long.
+    let huge = format!(r#"{{"input_data":{{"a":[{}1]}}}}"#, "1e40,".repeat(26_000));
+    assert_eq!(service.send("POST", &path, &headers, huge).await.expect(413)["code"], "payload_too_large");
+    service.stop().await;
+
+    let service = Service::start_with(settings);
+    let sent = records(&service.config, &service.config.kafka.execution_topic, 1).await;
+    assert_eq!(json!(sent[0].key), run["run_id"]);
+    assert_eq!(sent[0].value["input_data"]["a"].as_array().map(Vec::len), Some(500_001));
+}
