@@ -26,7 +26,7 @@ use crate::{
         self,
         runs::{Filter, RunRow, StepRow},
     },
-    input::{ANY_LENGTH, Object, object_of},
+    input::{ANY_LENGTH, FieldError, Object, object_of, shorten},
     run::RunStatus,
     run_writer::StartedRun,
     timestamp::Timestamp,
@@ -225,7 +225,7 @@ pub struct CancelBody {
 #[schema(as = RetryRequest)]
 #[expect(dead_code, reason = "describes what `retry_run` reads")]
 pub struct RetryBody {
-    /// Read and not used: a retry goes on after the last completed step.
+    /// Repeats this step and all after it, completed or not. Without it, the run goes on after its last completed step.
     resume_from_step: Option<String>,
 }
 
@@ -326,14 +326,15 @@ pub async fn retry_run(
     RunId(run_id): RunId,
     OptionalJsonBody(body): OptionalJsonBody,
 ) -> Result<(StatusCode, Json<RetriedRun>), ApiError> {
-    if let Some(body) = &body {
-        let mut errors = Vec::new();
-        Object::body(body)?.nullable("resume_from_step", &mut errors, |node| node.string(ANY_LENGTH));
-        if !errors.is_empty() {
-            return Err(errors.into());
-        }
+    let mut errors = Vec::new();
+    let step = match &body {
+        Some(body) => Object::body(body)?.nullable("resume_from_step", &mut errors, |node| node.string(ANY_LENGTH)),
+        None => None,
+    };
+    if !errors.is_empty() {
+        return Err(errors.into());
     }
-    let row = retry_run::retry_run(&app.pool, &app.relay, app.context(&caller), &run_id).await?;
+    let row = retry_run::retry_run(&app.pool, &app.relay, app.context(&caller), &run_id, step.as_deref()).await?;
     tracing::info!(target: "api.routes.runs", run_id, "Run retried");
     let timestamp = row.updated_at;
     let message = "The run was started again";
@@ -353,6 +354,10 @@ impl From<RetryRunError> for ApiError {
             ),
             RetryRunError::DefinitionNotFound => {
                 Self::not_found("workflow_not_found", "The run's workflow definition was not found")
+            }
+            RetryRunError::NoSuchStep(step) => {
+                let text = format!("step '{}' is not on the workflow's main path", shorten(&step));
+                FieldError::rule("body.resume_from_step", text).into()
             }
             RetryRunError::TooLarge => {
                 let detail = "Definition and input together no longer fit into a Kafka message of 1 MiB";

@@ -174,16 +174,19 @@ pub async fn cancel(
 }
 
 /// Puts a failed or cancelled run, which the caller holds by [`lock`], back to the start of its life, pinned to the
-/// definition's present content.
+/// definition's present content. What was completed before counts as done, but only up to `resume_from_step`.
 pub async fn reopen(
     conn: &mut PgConnection,
     run_id: &str,
     version: i32,
     event_id: Uuid,
+    resume_from_step: Option<&str>,
     at: Timestamp,
 ) -> Result<(), Error> {
     sqlx::query(
-        "UPDATE workflow_runs SET status = 'PENDING', workflow_version = $2, workflow_plan = NULL,
+        "UPDATE workflow_runs SET status = 'PENDING', resume_from_step = $5,
+             -- By the database's clock, like the begin of every attempt.
+             resumed_at = CASE WHEN $5 IS NOT NULL THEN now() AT TIME ZONE 'UTC' END, workflow_version = $2, workflow_plan = NULL,
              error_message = NULL, cancelled_at = NULL, cancelled_by = NULL, completed_at = NULL, updated_at = $3,
              executor_id = NULL, lease_token = NULL, redispatch_at = NULL, execution_event_id = $4
          WHERE run_id = $1 AND status IN ('FAILED', 'CANCELLED')",
@@ -192,6 +195,7 @@ pub async fn reopen(
     .bind(version)
     .bind(at)
     .bind(event_id)
+    .bind(resume_from_step)
     .execute(conn)
     .await?;
     Ok(())
