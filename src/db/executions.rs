@@ -198,7 +198,7 @@ pub async fn cancel(
 }
 
 /// What happens to a run that the caller holds; everything in it happens at once or not at all.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Change {
     /// The run.
     pub run_id: String,

@@ -21,7 +21,10 @@ use super::{
     retry::{self, Again},
 };
 use crate::{
-    db::executions::{BegunStep, Change, EndedStep, FinishedRun},
+    db::{
+        self,
+        executions::{BegunStep, Change, EndedStep, FinishedRun},
+    },
     id,
     input::shorten,
     mapping::{self, Scope},
@@ -173,7 +176,8 @@ impl Driver {
     async fn resume(&mut self) -> Result<Done, Left> {
         let mut failures = 0;
         let rows = loop {
-            match crate::db::executions::resume(&self.executor.pool, &self.run_id, self.lease_token).await {
+            let (pool, run_id, lease_token) = (self.executor.pool.clone(), self.run_id.clone(), self.lease_token);
+            match db::bounded(async move { db::executions::resume(&pool, &run_id, lease_token).await }).await {
                 Ok(rows) => break rows,
                 Err(error) => self.after_database_error(&error, &mut failures).await?,
             }
@@ -287,14 +291,18 @@ impl Driver {
         }
     }
 
-    async fn after_database_error(&self, error: &crate::db::Error, failures: &mut u32) -> Result<(), Left> {
+    async fn after_database_error(&self, error: &db::Error, failures: &mut u32) -> Result<(), Left> {
         if !error.is_retryable() {
             tracing::error!(error = error as &dyn std::error::Error, "run {} cannot be read: {error}", self.run_id);
             return Err(Left::Broken);
         }
         journal::pause(*failures, &self.stop).await;
         *failures += 1;
-        if self.stop.is_cancelled() { Err(Left::Lost) } else { Ok(()) }
+        match (self.stop.is_cancelled(), self.executor.give_up.is_cancelled()) {
+            (true, _) => Err(Left::Lost),
+            (false, true) => Err(Left::HandedBack),
+            (false, false) => Ok(()),
+        }
     }
 
     /// Ends the run.
