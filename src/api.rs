@@ -3,6 +3,7 @@
 pub mod agent_health;
 pub mod agents;
 pub mod auth;
+pub mod cursor;
 pub mod docs;
 pub mod error;
 pub mod extract;

@@ -10,16 +10,24 @@ use super::{
     App,
     agent_health::{self, AgentHealth},
     auth::Caller,
+    cursor::Asked,
     error::{ApiError, ErrorBody},
-    extract::{self, AgentId, JsonBody, Query},
+    extract::{AgentId, JsonBody, Query},
     page::{Message, Page},
 };
 use crate::{
     actions::save_agent::{self, SaveAgentError},
     agent::{AgentPatch, AuthType, NewAgent, RetryConfig, render_auth_config},
-    db::{self, agents::AgentRow},
+    db::{
+        self,
+        agents::{AgentRow, Filter, ORDER},
+    },
     timestamp::Timestamp,
 };
+
+/// The parameters that a cursor of the list is bound to.
+const FILTERS: [&str; 6] =
+    ["status", "name_prefix", "created_after", "created_before", "updated_after", "updated_before"];
 
 /// An agent.
 #[derive(Serialize, ToSchema)]
@@ -182,24 +190,38 @@ fn not_found() -> ApiError {
 #[utoipa::path(
     get, path = "/agents", tag = "agents",
     params(
-        ("page" = Option<i64>, Query, minimum = 1), ("page_size" = Option<i64>, Query, minimum = 1),
-        ("status" = Option<String>, Query, description = "Exactly this status"),
+        ("page" = Option<i64>, Query, minimum = 1, description = "By number, as far as the 10 000th entry"),
+        ("page_size" = Option<i64>, Query, minimum = 1),
+        ("cursor" = Option<String>, Query, description = "Instead of `page`: `next_cursor` or `prev_cursor` of an \
+            answer to the same query"),
+        ("status" = Option<String>, Query, description = "Exactly this status, or one of several with commas between"),
         ("name" = Option<String>, Query, description = "Exactly this name; the other parameters do not count then"),
+        ("name_prefix" = Option<String>, Query, description = "The beginning of the name"),
+        ("created_after" = Option<String>, Query, description = "Created then or later, as ISO 8601 or epoch"),
+        ("created_before" = Option<String>, Query, description = "Created then or earlier, as ISO 8601 or epoch"),
+        ("updated_after" = Option<String>, Query, description = "Changed last then or later"),
+        ("updated_before" = Option<String>, Query, description = "Changed last then or earlier"),
     ),
-    responses((status = 200, body = Page<Agent>), (status = 422, body = ErrorBody)),
+    responses(
+        (status = 200, body = Page<Agent>), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
+        (status = 422, body = ErrorBody),
+    ),
 )]
 pub async fn list_agents(State(app): State<App>, query: Query) -> Result<Json<Page<Agent>>, ApiError> {
-    let asked = query.page(app.config.pages)?;
+    let asked = Asked::read(&query, app.config.pages, ORDER, "agents", &FILTERS)?;
     if let Some(name) = query.text("name").filter(|name| !name.is_empty()) {
         let found = db::agents::find_by_name(&app.pool, name).await?;
-        let size = if found.is_some() { 1 } else { asked.size };
-        let shown = extract::Page { number: 1, size, offset: 0 };
-        let total = i64::from(found.is_some());
-        return Ok(Json(Page::new(found.map(Agent::from), total, shown)));
+        return Ok(Json(Page::of_one(found.map(Agent::from), asked.cut.size)));
     }
+    let filter = Filter {
+        statuses: query.several("status"),
+        name_prefix: query.text("name_prefix"),
+        created: query.span("created")?,
+        updated: query.span("updated")?,
+    };
     let mut connection = app.pool.acquire().await?;
-    let (rows, total) = db::agents::list(&mut connection, query.text("status"), asked.size, asked.offset).await?;
-    Ok(Json(Page::new(rows.into_iter().map(Agent::from), total, asked)))
+    let part = db::agents::list(&mut connection, &filter, &asked.cut).await?;
+    Ok(Json(Page::new(part, &asked)))
 }
 
 /// Registers an agent.

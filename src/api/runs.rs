@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 use super::{
     App, IDEMPOTENCY_REPLAYED,
     auth::Caller,
+    cursor::Asked,
     error::{ApiError, ErrorBody},
     extract::{OptionalJsonBody, Query, RunId},
     page::Page,
@@ -34,6 +35,22 @@ use crate::{
 
 /// Characters of a reason for a cancellation.
 const REASON_CHARS: std::ops::RangeInclusive<usize> = 0..=500;
+
+/// The parameters that a cursor of the list is bound to.
+const FILTERS: [&str; 12] = [
+    "status",
+    "workflow_id",
+    "workflow_definition_id",
+    "name",
+    "name_prefix",
+    "triggered_by",
+    "created_after",
+    "created_before",
+    "updated_after",
+    "updated_before",
+    "sort_by",
+    "sort_order",
+];
 
 /// A run of a workflow.
 #[derive(Serialize, ToSchema)]
@@ -232,32 +249,46 @@ fn wrong_state(status: &str, act: &str) -> ApiError {
 #[utoipa::path(
     get, path = "/runs", tag = "runs",
     params(
-        ("page" = Option<i64>, Query, minimum = 1), ("page_size" = Option<i64>, Query, minimum = 1),
-        ("status" = Option<String>, Query, description = "Exactly this status"),
+        ("page" = Option<i64>, Query, minimum = 1, description = "By number, as far as the 10 000th entry"),
+        ("page_size" = Option<i64>, Query, minimum = 1),
+        ("cursor" = Option<String>, Query, description = "Instead of `page`: `next_cursor` or `prev_cursor` of an \
+            answer to the same query"),
+        ("status" = Option<String>, Query, description = "Exactly this status, or one of several with commas between"),
         ("workflow_id" = Option<String>, Query, description = "Exactly this `workflow_id`"),
         ("workflow_definition_id" = Option<String>, Query, description = "Exactly this `workflow_definition_id`"),
+        ("name" = Option<String>, Query, description = "Exactly this `workflow_name`"),
+        ("name_prefix" = Option<String>, Query, description = "The beginning of `workflow_name`"),
+        ("triggered_by" = Option<String>, Query, description = "Exactly this `triggered_by`"),
         ("created_after" = Option<String>, Query, description = "Created then or later, as ISO 8601 or epoch"),
         ("created_before" = Option<String>, Query, description = "Created then or earlier, as ISO 8601 or epoch"),
+        ("updated_after" = Option<String>, Query, description = "Changed last then or later"),
+        ("updated_before" = Option<String>, Query, description = "Changed last then or earlier"),
         ("sort_by" = Option<String>, Query,
             description = "`created_at` (default), `updated_at`, `completed_at` or `status`"),
         ("sort_order" = Option<String>, Query, description = "`desc` (default) or `asc`"),
     ),
-    responses((status = 200, body = Page<Run>), (status = 422, body = ErrorBody)),
+    responses(
+        (status = 200, body = Page<Run>), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
+        (status = 422, body = ErrorBody),
+    ),
 )]
 pub async fn list_runs(State(app): State<App>, query: Query) -> Result<Json<Page<Run>>, ApiError> {
-    let asked = query.page(app.config.pages)?;
     let filter = Filter {
-        status: query.text("status"),
+        statuses: query.several("status"),
         workflow_id: query.text("workflow_id"),
         workflow_definition_id: query.text("workflow_definition_id"),
-        created_after: query.instant("created_after")?,
-        created_before: query.instant("created_before")?,
+        name: query.text("name"),
+        name_prefix: query.text("name_prefix"),
+        triggered_by: query.text("triggered_by"),
+        created: query.span("created")?,
+        updated: query.span("updated")?,
         sort_by: query.text("sort_by").unwrap_or_default(),
         ascending: query.is_ascending(),
     };
+    let asked = Asked::read(&query, app.config.pages, filter.order(), "runs", &FILTERS)?;
     let mut connection = app.pool.acquire().await?;
-    let (rows, total) = db::runs::list(&mut connection, &filter, asked.size, asked.offset).await?;
-    Ok(Json(Page::new(rows.into_iter().map(Run::from), total, asked)))
+    let part = db::runs::list(&mut connection, &filter, &asked.cut).await?;
+    Ok(Json(Page::new(part, &asked)))
 }
 
 /// Shows a run.

@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 use super::{
     App,
     auth::Caller,
+    cursor::Asked,
     error::{ApiError, ErrorBody},
     extract::{JsonBody, Key, Query, WorkflowId},
     page::{Message, Page},
@@ -29,6 +30,19 @@ use crate::{
     timestamp::Timestamp,
     workflow::{NewWorkflow, WorkflowPatch},
 };
+
+/// The parameters that a cursor of the list is bound to.
+const FILTERS: [&str; 9] = [
+    "status",
+    "name",
+    "name_prefix",
+    "created_after",
+    "created_before",
+    "updated_after",
+    "updated_before",
+    "sort_by",
+    "sort_order",
+];
 
 /// A version of a workflow.
 #[derive(Serialize, ToSchema)]
@@ -154,25 +168,39 @@ fn save_error(error: SaveWorkflowError, unknown_agent: StatusCode) -> ApiError {
 #[utoipa::path(
     get, path = "/workflows", tag = "workflows",
     params(
-        ("page" = Option<i64>, Query, minimum = 1), ("page_size" = Option<i64>, Query, minimum = 1),
-        ("status" = Option<String>, Query, description = "Exactly this status"),
+        ("page" = Option<i64>, Query, minimum = 1, description = "By number, as far as the 10 000th entry"),
+        ("page_size" = Option<i64>, Query, minimum = 1),
+        ("cursor" = Option<String>, Query, description = "Instead of `page`: `next_cursor` or `prev_cursor` of an \
+            answer to the same query"),
+        ("status" = Option<String>, Query, description = "Exactly this status, or one of several with commas between"),
         ("name" = Option<String>, Query, description = "Exactly this name"),
+        ("name_prefix" = Option<String>, Query, description = "The beginning of the name"),
+        ("created_after" = Option<String>, Query, description = "Created then or later, as ISO 8601 or epoch"),
+        ("created_before" = Option<String>, Query, description = "Created then or earlier, as ISO 8601 or epoch"),
+        ("updated_after" = Option<String>, Query, description = "Changed last then or later"),
+        ("updated_before" = Option<String>, Query, description = "Changed last then or earlier"),
         ("sort_by" = Option<String>, Query, description = "`created_at` (default), `updated_at`, `name` or `version`"),
         ("sort_order" = Option<String>, Query, description = "`desc` (default) or `asc`"),
     ),
-    responses((status = 200, body = Page<Workflow>), (status = 422, body = ErrorBody)),
+    responses(
+        (status = 200, body = Page<Workflow>), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
+        (status = 422, body = ErrorBody),
+    ),
 )]
 pub async fn list_workflows(State(app): State<App>, query: Query) -> Result<Json<Page<Workflow>>, ApiError> {
-    let asked = query.page(app.config.pages)?;
     let filter = Filter {
-        status: query.text("status"),
+        statuses: query.several("status"),
         name: query.text("name"),
+        name_prefix: query.text("name_prefix"),
+        created: query.span("created")?,
+        updated: query.span("updated")?,
         sort_by: query.text("sort_by").unwrap_or_default(),
         ascending: query.is_ascending(),
     };
+    let asked = Asked::read(&query, app.config.pages, filter.order(), "workflows", &FILTERS)?;
     let mut connection = app.pool.acquire().await?;
-    let (rows, total) = db::workflows::list(&mut connection, &filter, asked.size, asked.offset).await?;
-    Ok(Json(Page::new(rows.into_iter().map(Workflow::from), total, asked)))
+    let part = db::workflows::list(&mut connection, &filter, &asked.cut).await?;
+    Ok(Json(Page::new(part, &asked)))
 }
 
 /// Stores a definition, as the next version of its name.
@@ -254,21 +282,28 @@ pub async fn delete_workflow(
     get, path = "/workflows/{workflow_id}/versions", tag = "workflows",
     params(
         ("workflow_id" = uuid::Uuid, Path),
-        ("page" = Option<i64>, Query, minimum = 1), ("page_size" = Option<i64>, Query, minimum = 1),
+        ("page" = Option<i64>, Query, minimum = 1, description = "By number, as far as the 10 000th entry"),
+        ("page_size" = Option<i64>, Query, minimum = 1),
+        ("cursor" = Option<String>, Query, description = "Instead of `page`: `next_cursor` or `prev_cursor` of an \
+            answer to the same query"),
     ),
-    responses((status = 200, body = Page<Workflow>), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
+    responses(
+        (status = 200, body = Page<Workflow>), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
+        (status = 404, body = ErrorBody), (status = 422, body = ErrorBody),
+    ),
 )]
 pub async fn list_workflow_versions(
     State(app): State<App>,
     WorkflowId(id): WorkflowId,
     query: Query,
 ) -> Result<Json<Page<Workflow>>, ApiError> {
-    let asked = query.page(app.config.pages)?;
+    let by_version = Filter { sort_by: "version", ..Filter::default() };
+    let asked = Asked::read(&query, app.config.pages, by_version.order(), &format!("versions of {id}"), &[])?;
     let mut connection = app.pool.acquire().await?;
     let workflow = db::workflows::find(&mut *connection, id).await?.ok_or_else(not_found)?;
-    let filter = Filter { name: Some(&workflow.name), sort_by: "version", ..Filter::default() };
-    let (rows, total) = db::workflows::list(&mut connection, &filter, asked.size, asked.offset).await?;
-    Ok(Json(Page::new(rows.into_iter().map(Workflow::from), total, asked)))
+    let filter = Filter { name: Some(&workflow.name), ..by_version };
+    let part = db::workflows::list(&mut connection, &filter, &asked.cut).await?;
+    Ok(Json(Page::new(part, &asked)))
 }
 
 /// Starts a run of the workflow's present content. The run is durable when this answers; it is executed as soon as
