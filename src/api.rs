@@ -6,6 +6,7 @@ pub mod auth;
 pub mod cursor;
 pub mod docs;
 pub mod error;
+pub mod etag;
 pub mod extract;
 pub mod page;
 pub mod request;
@@ -79,7 +80,7 @@ impl App {
     ) -> anyhow::Result<Self> {
         let started = Instant::now();
         let registration = Registration::start(pool.clone(), "serve", lifecycle);
-        let relay = Relay::start(&config.kafka, pool.clone(), registration, lifecycle, drained)
+        let relay = Relay::start(&config, pool.clone(), registration, lifecycle, drained)
             .context("KAFKA_BROKERS: the Kafka client refuses the settings")?;
         let writer = RunWriter::start(&pool, &relay, config.audit, lifecycle, drained);
         let readiness = Readiness::start(pool.clone(), relay.clone(), lifecycle);
@@ -91,7 +92,7 @@ impl App {
 
     /// On whose behalf an action runs.
     fn context<'a>(&self, caller: &'a auth::Caller) -> Context<'a> {
-        Context { user_id: &caller.subject, audit: self.config.audit }
+        Context { user_id: &caller.subject, audit: self.config.audit, key: None, if_match: None }
     }
 }
 
@@ -185,6 +186,7 @@ fn cors(settings: &config::Cors) -> CorsLayer {
         .expose_headers(ExposeHeaders::list([
             CORRELATION_ID,
             IDEMPOTENCY_REPLAYED,
+            header::ETAG,
             header::LOCATION,
             header::RETRY_AFTER,
         ]))

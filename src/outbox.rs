@@ -79,6 +79,8 @@ pub struct Relay(Arc<Shared>);
 
 struct Shared {
     kafka: config::Kafka,
+    /// How long idempotency keys are kept.
+    key_ttl_hours: i32,
     pool: PgPool,
     registration: Registration,
     producer: RwLock<Arc<Producer>>,
@@ -120,16 +122,18 @@ impl Relay {
     /// Starts the relay's loops. `drained` is cancelled by the caller when nobody offers anything any more; the
     /// loops then send what is left, give the rest back and end.
     pub fn start(
-        kafka: &config::Kafka,
+        settings: &config::Config,
         pool: PgPool,
         registration: Registration,
         lifecycle: &Lifecycle,
         drained: &CancellationToken,
     ) -> Result<Self, KafkaError> {
+        let kafka = &settings.kafka;
         let (reports, received) = unbounded_channel();
         let producer = RwLock::new(Arc::new(Producer::new(kafka, reports.clone())?));
         let relay = Self(Arc::new(Shared {
             kafka: kafka.clone(),
+            key_ttl_hours: settings.idempotency_key_ttl_hours,
             pool,
             registration,
             producer,
@@ -395,7 +399,7 @@ impl Relay {
             tracing::info!(orphans, "{orphans} outbox rows of dead processes were freed");
         }
         processes::bury(pool).await?;
-        db::idempotency::expire(pool).await?;
+        db::idempotency::expire(pool, self.0.key_ttl_hours).await?;
         if self.is_connected() && db::outbox::any_overdue(pool, OVERDUE_SECS).await? {
             let kafka = self.0.kafka.clone();
             let drained = tokio::task::spawn_blocking(move || queue_is_drained(&kafka)).await;

@@ -1,6 +1,6 @@
 //! `/agents`.
 
-use axum::{Json, extract::State};
+use axum::{Json, extract::State, response::Response};
 use http::StatusCode;
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -12,8 +12,10 @@ use super::{
     auth::Caller,
     cursor::Asked,
     error::{ApiError, ErrorBody},
-    extract::{AgentId, JsonBody, Query},
+    etag::{self, IfMatch, IfNoneMatch},
+    extract::{AgentId, JsonBody, Key, Query},
     page::{Message, Page},
+    runs,
 };
 use crate::{
     actions::save_agent::{self, SaveAgentError},
@@ -21,6 +23,7 @@ use crate::{
     db::{
         self,
         agents::{AgentRow, Filter, ORDER},
+        idempotency::ClaimError,
     },
     timestamp::Timestamp,
 };
@@ -177,6 +180,8 @@ impl From<SaveAgentError> for ApiError {
                 Self::bad_request("agent_name_taken", format!("An agent named {name:?} already exists"))
             }
             SaveAgentError::Invalid(errors) => errors.into(),
+            SaveAgentError::Stale(stale) => stale.into(),
+            SaveAgentError::Key(error) => error.into(),
             SaveAgentError::Db(error) => error.into(),
         }
     }
@@ -227,60 +232,87 @@ pub async fn list_agents(State(app): State<App>, query: Query) -> Result<Json<Pa
 /// Registers an agent.
 #[utoipa::path(
     post, path = "/agents", tag = "agents", request_body = NewAgentBody,
+    params(("Idempotency-Key" = Option<String>, Header, description = "A repeat with the same key and body answers with \
+            what the first one made and `Idempotency-Replayed: true`", max_length = 255)),
     responses(
-        (status = 201, body = Agent), (status = 400, description = "The name is taken", body = ErrorBody),
+        (status = 201, body = Agent, headers(("ETag" = String, description = "The state that is shown"))),
+        (status = 409, description = "A request with this key is under way", body = ErrorBody),
+        (status = 400, description = "The name is taken", body = ErrorBody),
         (status = 422, body = ErrorBody),
     ),
 )]
 pub async fn create_agent(
     State(app): State<App>,
     caller: Caller,
+    key: Key,
     body: JsonBody,
-) -> Result<(StatusCode, Json<Agent>), ApiError> {
+) -> Result<Response, ApiError> {
     let new = NewAgent::parse(body.raw())?;
-    let row = save_agent::create_agent(&app.pool, app.context(&caller), new).await?;
-    tracing::info!(target: "api.routes.agents", agent_id = %row.id, "Agent created");
-    Ok((StatusCode::CREATED, Json(row.into())))
+    let key = key.bound("create agent", &caller, body.fingerprint());
+    let context = app.context(&caller).with_key(key.as_ref());
+    let created = |row: AgentRow| etag::tagged(&row.revision(), (StatusCode::CREATED, Json(Agent::from(row))));
+    match save_agent::create_agent(&app.pool, context, new).await {
+        Ok(row) => {
+            tracing::info!(target: "api.routes.agents", agent_id = %row.id, "Agent created");
+            Ok(created(row))
+        }
+        Err(SaveAgentError::Key(ClaimError::Repeated(id))) => {
+            let id = uuid::Uuid::try_parse(&id).map_err(|_| not_found())?;
+            Ok(runs::replayed(created(db::agents::find(&app.pool, id).await?.ok_or_else(not_found)?)))
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Shows an agent, deleted ones too.
 #[utoipa::path(
-    get, path = "/agents/{agent_id}", tag = "agents", params(("agent_id" = uuid::Uuid, Path)),
-    responses((status = 200, body = Agent), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
+    get, path = "/agents/{agent_id}", tag = "agents",
+    params(("agent_id" = uuid::Uuid, Path), ("If-None-Match" = Option<String>, Header, description = "Only if the `ETag` is another one")),
+    responses((status = 200, body = Agent, headers(("ETag" = String, description = "The state that is shown"))), (status = 304), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
 )]
-pub async fn get_agent(State(app): State<App>, AgentId(id): AgentId) -> Result<Json<Agent>, ApiError> {
-    Ok(Json(db::agents::find(&app.pool, id).await?.ok_or_else(not_found)?.into()))
+pub async fn get_agent(
+    State(app): State<App>,
+    AgentId(id): AgentId,
+    if_none_match: IfNoneMatch,
+) -> Result<Response, ApiError> {
+    let row = db::agents::find(&app.pool, id).await?.ok_or_else(not_found)?;
+    Ok(if_none_match.answer(&row.revision(), Agent::from(row)))
 }
 
 /// Changes the members that are given.
 #[utoipa::path(
-    put, path = "/agents/{agent_id}", tag = "agents", params(("agent_id" = uuid::Uuid, Path)),
+    put, path = "/agents/{agent_id}", tag = "agents",
+    params(("agent_id" = uuid::Uuid, Path), ("If-Match" = Option<String>, Header, description = "Only if the `ETag` is still this one")),
     request_body = AgentPatchBody,
-    responses((status = 200, body = Agent), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
+    responses((status = 200, body = Agent, headers(("ETag" = String, description = "The state that is shown"))), (status = 412, description = "It has changed since it was read", body = ErrorBody), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
 )]
 pub async fn update_agent(
     State(app): State<App>,
     caller: Caller,
     AgentId(id): AgentId,
+    IfMatch(if_match): IfMatch,
     body: JsonBody,
-) -> Result<Json<Agent>, ApiError> {
+) -> Result<Response, ApiError> {
     let patch = AgentPatch::parse(body.raw())?;
-    let row = save_agent::update_agent(&app.pool, app.context(&caller), id, patch).await?;
+    let context = app.context(&caller).with_if_match(if_match.as_ref());
+    let row = save_agent::update_agent(&app.pool, context, id, patch).await?;
     tracing::info!(target: "api.routes.agents", agent_id = %id, "Agent updated");
-    Ok(Json(row.into()))
+    Ok(etag::tagged(&row.revision(), Json(Agent::from(row))))
 }
 
 /// Marks an agent as deleted; its name stays taken.
 #[utoipa::path(
-    delete, path = "/agents/{agent_id}", tag = "agents", params(("agent_id" = uuid::Uuid, Path)),
-    responses((status = 200, body = Message), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
+    delete, path = "/agents/{agent_id}", tag = "agents",
+    params(("agent_id" = uuid::Uuid, Path), ("If-Match" = Option<String>, Header, description = "Only if the `ETag` is still this one")),
+    responses((status = 200, body = Message), (status = 412, description = "It has changed since it was read", body = ErrorBody), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
 )]
 pub async fn delete_agent(
     State(app): State<App>,
     caller: Caller,
     AgentId(id): AgentId,
+    IfMatch(if_match): IfMatch,
 ) -> Result<Json<Message>, ApiError> {
-    save_agent::delete_agent(&app.pool, app.context(&caller), id).await?;
+    save_agent::delete_agent(&app.pool, app.context(&caller).with_if_match(if_match.as_ref()), id).await?;
     tracing::info!(target: "api.routes.agents", agent_id = %id, "Agent deleted");
     Ok(Json(Message::new("Agent deleted")))
 }

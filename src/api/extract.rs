@@ -10,9 +10,10 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::{IDEMPOTENCY_KEY, request::CorrelationId};
+use super::{IDEMPOTENCY_KEY, auth::Caller, request::CorrelationId};
 use crate::{
     api::error::ApiError,
+    db::idempotency::IdempotencyKey,
     input::{self, FieldError},
     timestamp::Timestamp,
 };
@@ -48,6 +49,14 @@ impl<S: Send + Sync> FromRequest<S> for JsonBody {
 
 /// A JSON body, or none: absent, empty or null.
 pub struct OptionalJsonBody(pub Option<Box<RawValue>>);
+
+impl OptionalJsonBody {
+    /// SHA-256 of the body's text; of nothing if there is none.
+    #[must_use]
+    pub fn fingerprint(&self) -> Vec<u8> {
+        Sha256::digest(self.0.as_ref().map_or("", |body| body.get())).to_vec()
+    }
+}
 
 impl<S: Send + Sync> FromRequest<S> for OptionalJsonBody {
     type Rejection = ApiError;
@@ -129,7 +138,16 @@ impl<S: Send + Sync> FromRequestParts<S> for CorrelationId {
 }
 
 /// The `Idempotency-Key` header.
-pub struct Key(pub Option<String>);
+pub struct Key(Option<String>);
+
+impl Key {
+    /// The key as it counts for this route (with its object, if it has one), caller and body.
+    #[must_use]
+    pub fn bound(self, route: &str, caller: &Caller, fingerprint: Vec<u8>) -> Option<IdempotencyKey> {
+        let scope = format!("{route} {}", caller.subject);
+        self.0.map(|key| IdempotencyKey { scope, key, fingerprint })
+    }
+}
 
 impl<S: Send + Sync> FromRequestParts<S> for Key {
     type Rejection = ApiError;

@@ -15,7 +15,7 @@ use super::{
     auth::Caller,
     cursor::Asked,
     error::{ApiError, ErrorBody},
-    extract::{OptionalJsonBody, Query, RunId},
+    extract::{Key, OptionalJsonBody, Query, RunId},
     page::Page,
 };
 use crate::{
@@ -25,6 +25,7 @@ use crate::{
     },
     db::{
         self,
+        idempotency::ClaimError,
         runs::{Filter, RunRow, StepRow},
     },
     input::{ANY_LENGTH, Object, object_of},
@@ -334,9 +335,12 @@ pub async fn get_logs(State(app): State<App>, RunId(run_id): RunId) -> ApiError 
 /// Starts a failed or cancelled run again, with the present content of its definition. Completed steps are not
 /// repeated.
 #[utoipa::path(
-    post, path = "/runs/{run_id}/retry", tag = "runs", params(("run_id" = String, Path)),
+    post, path = "/runs/{run_id}/retry", tag = "runs",
+    params(("run_id" = String, Path), ("Idempotency-Key" = Option<String>, Header, description = "A repeat with the same key and body answers with \
+            what the first one made and `Idempotency-Replayed: true`", max_length = 255)),
     responses(
         (status = 202, body = RetriedRun),
+        (status = 409, description = "A request with this key is under way", body = ErrorBody),
         (status = 400, description = "The run has not ended, has completed, or has no definition", body = ErrorBody),
         (status = 404, body = ErrorBody), (status = 422, body = ErrorBody),
     ),
@@ -345,22 +349,35 @@ pub async fn retry_run(
     State(app): State<App>,
     caller: Caller,
     RunId(run_id): RunId,
-    OptionalJsonBody(body): OptionalJsonBody,
-) -> Result<(StatusCode, Json<RetriedRun>), ApiError> {
-    if let Some(body) = &body {
+    key: Key,
+    body: OptionalJsonBody,
+) -> Result<Response, ApiError> {
+    if let Some(body) = &body.0 {
         let mut errors = Vec::new();
         Object::body(body)?.nullable("resume_from_step", &mut errors, |node| node.string(ANY_LENGTH));
         if !errors.is_empty() {
             return Err(errors.into());
         }
     }
-    let row = retry_run::retry_run(&app.pool, &app.relay, app.context(&caller), &run_id).await?;
-    tracing::info!(target: "api.routes.runs", run_id, "Run retried");
-    let timestamp = row.updated_at;
-    let message = "The run was started again";
+    let key = key.bound(&format!("retry {run_id}"), &caller, body.fingerprint());
+    let context = app.context(&caller).with_key(key.as_ref());
+    match retry_run::retry_run(&app.pool, &app.relay, context, &run_id).await {
+        Ok(row) => {
+            tracing::info!(target: "api.routes.runs", run_id, "Run retried");
+            Ok(retried(row))
+        }
+        Err(RetryRunError::Key(ClaimError::Repeated(_))) => {
+            Ok(replayed(retried(db::runs::find(&app.pool, &run_id).await?.ok_or_else(not_found)?)))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn retried(row: RunRow) -> Response {
+    let (timestamp, message, run_id) = (row.updated_at, "The run was started again", row.run_id.clone());
     let retried =
         RetriedRun { run: row.into(), message, new_run_id: run_id.clone(), original_run_id: run_id, timestamp };
-    Ok((StatusCode::ACCEPTED, Json(retried)))
+    (StatusCode::ACCEPTED, Json(retried)).into_response()
 }
 
 impl From<RetryRunError> for ApiError {
@@ -379,6 +396,7 @@ impl From<RetryRunError> for ApiError {
                 let detail = "Definition and input together no longer fit into a Kafka message of 1 MiB";
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", detail)
             }
+            RetryRunError::Key(error) => error.into(),
             RetryRunError::Db(error) => error.into(),
         }
     }

@@ -11,6 +11,7 @@ use super::{
     auth::Caller,
     cursor::Asked,
     error::{ApiError, ErrorBody},
+    etag::{self, IfMatch, IfNoneMatch},
     extract::{JsonBody, Key, Query, WorkflowId},
     page::{Message, Page},
     request::CorrelationId,
@@ -23,10 +24,10 @@ use crate::{
     },
     db::{
         self,
+        idempotency::ClaimError,
         workflows::{Filter, WorkflowRow},
     },
     input::{Node, Object},
-    run_writer::IdempotencyKey,
     timestamp::Timestamp,
     workflow::{NewWorkflow, WorkflowPatch},
 };
@@ -160,6 +161,8 @@ fn save_error(error: SaveWorkflowError, unknown_agent: StatusCode) -> ApiError {
         }
         SaveWorkflowError::TooLarge => too_large(),
         SaveWorkflowError::Invalid(errors) => errors.into(),
+        SaveWorkflowError::Stale(stale) => stale.into(),
+        SaveWorkflowError::Key(error) => error.into(),
         SaveWorkflowError::Db(error) => error.into(),
     }
 }
@@ -206,8 +209,11 @@ pub async fn list_workflows(State(app): State<App>, query: Query) -> Result<Json
 /// Stores a definition, as the next version of its name.
 #[utoipa::path(
     post, path = "/workflows", tag = "workflows", request_body = NewWorkflowBody,
+    params(("Idempotency-Key" = Option<String>, Header, description = "A repeat with the same key and body answers with \
+            what the first one made and `Idempotency-Replayed: true`", max_length = 255)),
     responses(
-        (status = 201, body = Workflow),
+        (status = 201, body = Workflow, headers(("ETag" = String, description = "The state that is shown"))),
+        (status = 409, description = "A request with this key is under way", body = ErrorBody),
         (status = 400, description = "A step names an agent that does not exist or is not active", body = ErrorBody),
         (status = 422, body = ErrorBody),
     ),
@@ -215,32 +221,50 @@ pub async fn list_workflows(State(app): State<App>, query: Query) -> Result<Json
 pub async fn create_workflow(
     State(app): State<App>,
     caller: Caller,
+    key: Key,
     body: JsonBody,
-) -> Result<(StatusCode, Json<Workflow>), ApiError> {
+) -> Result<Response, ApiError> {
     let new = NewWorkflow::parse(body.raw())?;
-    let row = save_workflow::create_workflow(&app.pool, app.context(&caller), new)
-        .await
-        .map_err(|error| save_error(error, StatusCode::BAD_REQUEST))?;
-    tracing::info!(target: "api.routes.workflows", workflow_id = %row.id, "Workflow created");
-    Ok((StatusCode::CREATED, Json(row.into())))
+    let key = key.bound("create workflow", &caller, body.fingerprint());
+    let context = app.context(&caller).with_key(key.as_ref());
+    let created = |row: WorkflowRow| etag::tagged(&row.revision(), (StatusCode::CREATED, Json(Workflow::from(row))));
+    match save_workflow::create_workflow(&app.pool, context, new).await {
+        Ok(row) => {
+            tracing::info!(target: "api.routes.workflows", workflow_id = %row.id, "Workflow created");
+            Ok(created(row))
+        }
+        Err(SaveWorkflowError::Key(ClaimError::Repeated(id))) => {
+            let id = uuid::Uuid::try_parse(&id).map_err(|_| not_found())?;
+            Ok(runs::replayed(created(db::workflows::find(&app.pool, id).await?.ok_or_else(not_found)?)))
+        }
+        Err(error) => Err(save_error(error, StatusCode::BAD_REQUEST)),
+    }
 }
 
 /// Shows a definition, deleted ones too.
 #[utoipa::path(
-    get, path = "/workflows/{workflow_id}", tag = "workflows", params(("workflow_id" = uuid::Uuid, Path)),
-    responses((status = 200, body = Workflow), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
+    get, path = "/workflows/{workflow_id}", tag = "workflows",
+    params(("workflow_id" = uuid::Uuid, Path), ("If-None-Match" = Option<String>, Header, description = "Only if the `ETag` is another one")),
+    responses((status = 200, body = Workflow, headers(("ETag" = String, description = "The state that is shown"))), (status = 304), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
 )]
-pub async fn get_workflow(State(app): State<App>, WorkflowId(id): WorkflowId) -> Result<Json<Workflow>, ApiError> {
-    Ok(Json(db::workflows::find(&app.pool, id).await?.ok_or_else(not_found)?.into()))
+pub async fn get_workflow(
+    State(app): State<App>,
+    WorkflowId(id): WorkflowId,
+    if_none_match: IfNoneMatch,
+) -> Result<Response, ApiError> {
+    let row = db::workflows::find(&app.pool, id).await?.ok_or_else(not_found)?;
+    Ok(if_none_match.answer(&row.revision(), Workflow::from(row)))
 }
 
 /// Changes the members that are given. New steps make a new version under the same id; the former content stays as
 /// a version of its own.
 #[utoipa::path(
-    put, path = "/workflows/{workflow_id}", tag = "workflows", params(("workflow_id" = uuid::Uuid, Path)),
+    put, path = "/workflows/{workflow_id}", tag = "workflows",
+    params(("workflow_id" = uuid::Uuid, Path), ("If-Match" = Option<String>, Header, description = "Only if the `ETag` is still this one")),
     request_body = WorkflowPatchBody,
     responses(
-        (status = 200, body = Workflow),
+        (status = 200, body = Workflow, headers(("ETag" = String, description = "The state that is shown"))),
+        (status = 412, description = "It has changed since it was read", body = ErrorBody),
         (status = 400, description = "A step names an agent that is not active", body = ErrorBody),
         (status = 404, description = "No such workflow, or a step names an agent that does not exist", body = ErrorBody),
         (status = 422, body = ErrorBody),
@@ -250,27 +274,31 @@ pub async fn update_workflow(
     State(app): State<App>,
     caller: Caller,
     WorkflowId(id): WorkflowId,
+    IfMatch(if_match): IfMatch,
     body: JsonBody,
-) -> Result<Json<Workflow>, ApiError> {
+) -> Result<Response, ApiError> {
     let patch = WorkflowPatch::parse(body.raw())?;
-    let row = save_workflow::update_workflow(&app.pool, app.context(&caller), id, patch)
+    let context = app.context(&caller).with_if_match(if_match.as_ref());
+    let row = save_workflow::update_workflow(&app.pool, context, id, patch)
         .await
         .map_err(|error| save_error(error, StatusCode::NOT_FOUND))?;
     tracing::info!(target: "api.routes.workflows", workflow_id = %id, "Workflow updated");
-    Ok(Json(row.into()))
+    Ok(etag::tagged(&row.revision(), Json(Workflow::from(row))))
 }
 
 /// Marks this version as deleted; the others stay.
 #[utoipa::path(
-    delete, path = "/workflows/{workflow_id}", tag = "workflows", params(("workflow_id" = uuid::Uuid, Path)),
-    responses((status = 200, body = Message), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
+    delete, path = "/workflows/{workflow_id}", tag = "workflows",
+    params(("workflow_id" = uuid::Uuid, Path), ("If-Match" = Option<String>, Header, description = "Only if the `ETag` is still this one")),
+    responses((status = 200, body = Message), (status = 412, description = "It has changed since it was read", body = ErrorBody), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
 )]
 pub async fn delete_workflow(
     State(app): State<App>,
     caller: Caller,
     WorkflowId(id): WorkflowId,
+    IfMatch(if_match): IfMatch,
 ) -> Result<Json<Message>, ApiError> {
-    save_workflow::delete_workflow(&app.pool, app.context(&caller), id)
+    save_workflow::delete_workflow(&app.pool, app.context(&caller).with_if_match(if_match.as_ref()), id)
         .await
         .map_err(|error| save_error(error, StatusCode::NOT_FOUND))?;
     tracing::info!(target: "api.routes.workflows", workflow_id = %id, "Workflow deleted");
@@ -329,17 +357,13 @@ pub async fn execute_workflow(
     caller: Caller,
     CorrelationId(correlation_id): CorrelationId,
     WorkflowId(workflow_id): WorkflowId,
-    Key(key): Key,
+    key: Key,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     let mut errors = Vec::new();
     let input = Object::body(body.raw())?.required("input_data", &mut errors, Node::free_object);
     let Some(input) = input else { return Err(errors.into()) };
-    let key = key.map(|key| IdempotencyKey {
-        scope: format!("execute {workflow_id} {}", caller.subject),
-        key,
-        fingerprint: body.fingerprint(),
-    });
+    let key = key.bound(&format!("execute {workflow_id}"), &caller, body.fingerprint());
     let starter = Starter { definitions: &app.definitions, pool: &app.pool, relay: &app.relay, writer: &app.writer };
     let request = Request { workflow_id, input, triggered_by: caller.subject, correlation_id, key };
     match start_run::start_run(starter, request).await? {
@@ -367,10 +391,7 @@ impl From<StartRunError> for ApiError {
                 Self::unavailable("backlog_full", detail)
             }
             StartRunError::Overloaded => Self::unavailable("overloaded", "Too many requests are waiting already"),
-            StartRunError::KeyReused => {
-                let detail = "The Idempotency-Key was used before with another body";
-                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused", detail)
-            }
+            StartRunError::KeyReused => ClaimError::Reused.into(),
             StartRunError::Db(error) => error.into(),
         }
     }

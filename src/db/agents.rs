@@ -30,6 +30,14 @@ pub struct AgentRow {
     pub updated_at: Timestamp,
 }
 
+impl AgentRow {
+    /// Another text after every change.
+    #[must_use]
+    pub fn revision(&self) -> String {
+        format!("{:x}", self.updated_at.naive().and_utc().timestamp_micros())
+    }
+}
+
 const COLUMNS: &str = "id, name, url, description, auth_type, auth_config, timeout_ms, retry_config, \
      circuit_breaker_config, status, created_by, updated_by, created_at, updated_at";
 

@@ -26,6 +26,14 @@ pub struct WorkflowRow {
     pub updated_at: Timestamp,
 }
 
+impl WorkflowRow {
+    /// Another text after every change.
+    #[must_use]
+    pub fn revision(&self) -> String {
+        format!("{}-{:x}", self.version, self.updated_at.naive().and_utc().timestamp_micros())
+    }
+}
+
 const COLUMNS: &str =
     "id, name, description, version, workflow_data, status, created_by, updated_by, created_at, updated_at";
 
