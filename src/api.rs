@@ -9,6 +9,7 @@ pub mod error;
 pub mod etag;
 pub mod extract;
 pub mod page;
+pub mod prefer;
 pub mod request;
 pub mod runs;
 pub mod system;
@@ -36,6 +37,7 @@ use crate::{
     outbox::Relay,
     readiness::Readiness,
     run_writer::RunWriter,
+    waiting::Waiting,
 };
 
 /// The header that carries the correlation id in both directions.
@@ -61,6 +63,8 @@ pub struct Parts {
     pub relay: Relay,
     /// Definitions by id, for starting runs.
     pub definitions: Definitions,
+    /// Requests that wait for the end of a run.
+    pub waiting: Waiting,
     /// The answer of `/health/ready`.
     pub readiness: Readiness,
     /// For the health of agents.
@@ -83,11 +87,12 @@ impl App {
         let relay = Relay::start(&config, pool.clone(), registration, lifecycle, drained)
             .context("KAFKA_BROKERS: the Kafka client refuses the settings")?;
         let writer = RunWriter::start(&pool, &relay, config.audit, lifecycle, drained);
+        let waiting = Waiting::start(pool.clone(), lifecycle);
         let readiness = Readiness::start(pool.clone(), relay.clone(), lifecycle);
         // An agent's card is not fetched from where its host redirects to: that could be anything on this network.
         let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build()?;
         let definitions = Definitions::default();
-        Ok(Self(Arc::new(Parts { config, pool, writer, relay, definitions, readiness, http, started })))
+        Ok(Self(Arc::new(Parts { config, pool, writer, relay, definitions, waiting, readiness, http, started })))
     }
 
     /// On whose behalf an action runs.
@@ -186,6 +191,7 @@ fn cors(settings: &config::Cors) -> CorsLayer {
         .expose_headers(ExposeHeaders::list([
             CORRELATION_ID,
             IDEMPOTENCY_REPLAYED,
+            prefer::PREFERENCE_APPLIED,
             header::ETAG,
             header::LOCATION,
             header::RETRY_AFTER,

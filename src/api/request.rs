@@ -12,7 +12,7 @@ use http::{HeaderValue, StatusCode, Uri, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tracing::Instrument;
 
-use super::{App, CORRELATION_ID, auth, error};
+use super::{App, CORRELATION_ID, auth, error, prefer::Wait};
 use crate::{api::error::ApiError, id};
 
 /// Largest request body.
@@ -21,7 +21,7 @@ pub const MAX_BODY_BYTES: usize = 1 << 20;
 const MAX_URI_BYTES: usize = 8 << 10;
 /// A body has to be complete after this.
 const BODY_TIMEOUT: Duration = Duration::from_secs(15);
-/// A handler has to have answered after this.
+/// A handler has to have answered after this, and what the client asked to wait for a run.
 const HANDLER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Of the request in hand; in the request's extensions.
@@ -42,6 +42,8 @@ pub async fn surround(State(app): State<App>, request: Request, next: Next) -> R
     let route = request.extensions().get::<MatchedPath>().map_or("(none)".to_owned(), |path| path.as_str().to_owned());
     let caller = auth::authenticate(&app, &request);
     let user_id = caller.as_ref().map_or("", |caller| caller.subject.as_str()).to_owned();
+    // Who asks to wait for a run's end may wait that much longer.
+    let time_limit = HANDLER_TIMEOUT + Wait::of(request.headers()).time();
     let span = tracing::info_span!("http.request", correlation_id, user_id);
 
     let response = match caller {
@@ -55,7 +57,7 @@ pub async fn surround(State(app): State<App>, request: Request, next: Next) -> R
                     parts.extensions.insert(CorrelationId(correlation_id.clone()));
                     let request = Request::from_parts(parts, axum::body::Body::from(body));
                     let handler = tokio::spawn(next.run(request).instrument(span.clone()));
-                    match tokio::time::timeout(HANDLER_TIMEOUT, handler).await {
+                    match tokio::time::timeout(time_limit, handler).await {
                         Ok(Ok(response)) => response,
                         // The panic itself was logged by the panic hook.
                         Ok(Err(_)) => ApiError::internal().into_response(),

@@ -137,10 +137,49 @@ impl Run {
     }
 }
 
-/// 202 with the run and its path.
-pub fn accepted(app: &App, run: &Run) -> Response {
-    let location = format!("{}/runs/{}", app.config.api.prefix, run.run_id);
-    let mut response = (StatusCode::ACCEPTED, Json(run)).into_response();
+impl Run {
+    /// The run's id.
+    #[must_use]
+    pub fn run_id(&self) -> &str {
+        &self.run_id
+    }
+}
+
+/// A run with what it gave.
+#[derive(Serialize, ToSchema)]
+pub struct RunDetail {
+    #[serde(flatten)]
+    run: Run,
+    /// The output of the last step, once the run is completed.
+    #[schema(value_type = Option<Object>)]
+    output_data: Option<Box<RawValue>>,
+}
+
+impl RunDetail {
+    /// A run that has given nothing.
+    #[must_use]
+    pub fn open(run: Run) -> Self {
+        Self { run, output_data: None }
+    }
+
+    /// The run with its output, which is read if there can be one.
+    pub async fn read(app: &App, row: RunRow) -> Result<Self, db::Error> {
+        let is_completed = RunStatus::parse(&row.status) == Some(RunStatus::Completed);
+        let output = if is_completed { db::runs::output(&app.pool, &row.run_id).await? } else { None };
+        Ok(Self { run: row.into(), output_data: output.map(|json| json.0) })
+    }
+
+    /// The run's status.
+    #[must_use]
+    pub fn status(&self) -> &str {
+        &self.run.status
+    }
+}
+
+/// The run and its path.
+pub fn accepted(app: &App, status: StatusCode, run: &RunDetail) -> Response {
+    let location = format!("{}/runs/{}", app.config.api.prefix, run.run.run_id);
+    let mut response = (status, Json(run)).into_response();
     if let Ok(location) = HeaderValue::from_str(&location) {
         response.headers_mut().insert(header::LOCATION, location);
     }
@@ -216,7 +255,7 @@ impl From<StepRow> for Step {
 #[derive(Serialize, ToSchema)]
 pub struct RetriedRun {
     #[serde(flatten)]
-    run: Run,
+    run: RunDetail,
     /// For people.
     message: &'static str,
     /// The same as `run_id`: a retry goes on with the same run.
@@ -295,10 +334,11 @@ pub async fn list_runs(State(app): State<App>, query: Query) -> Result<Json<Page
 /// Shows a run.
 #[utoipa::path(
     get, path = "/runs/{run_id}", tag = "runs", params(("run_id" = String, Path)),
-    responses((status = 200, body = Run), (status = 404, body = ErrorBody)),
+    responses((status = 200, body = RunDetail), (status = 404, body = ErrorBody)),
 )]
-pub async fn get_run(State(app): State<App>, RunId(run_id): RunId) -> Result<Json<Run>, ApiError> {
-    Ok(Json(db::runs::find(&app.pool, &run_id).await?.ok_or_else(not_found)?.into()))
+pub async fn get_run(State(app): State<App>, RunId(run_id): RunId) -> Result<Json<RunDetail>, ApiError> {
+    let row = db::runs::find(&app.pool, &run_id).await?.ok_or_else(not_found)?;
+    Ok(Json(RunDetail::read(&app, row).await?))
 }
 
 /// Lists all attempts of the run's steps in the order of their begin.
@@ -364,19 +404,19 @@ pub async fn retry_run(
     match retry_run::retry_run(&app.pool, &app.relay, context, &run_id).await {
         Ok(row) => {
             tracing::info!(target: "api.routes.runs", run_id, "Run retried");
-            Ok(retried(row))
+            Ok(retried(RunDetail::open(row.into())))
         }
         Err(RetryRunError::Key(ClaimError::Repeated(_))) => {
-            Ok(replayed(retried(db::runs::find(&app.pool, &run_id).await?.ok_or_else(not_found)?)))
+            let row = db::runs::find(&app.pool, &run_id).await?.ok_or_else(not_found)?;
+            Ok(replayed(retried(RunDetail::read(&app, row).await?)))
         }
         Err(error) => Err(error.into()),
     }
 }
 
-fn retried(row: RunRow) -> Response {
-    let (timestamp, message, run_id) = (row.updated_at, "The run was started again", row.run_id.clone());
-    let retried =
-        RetriedRun { run: row.into(), message, new_run_id: run_id.clone(), original_run_id: run_id, timestamp };
+fn retried(run: RunDetail) -> Response {
+    let (timestamp, message, run_id) = (run.run.updated_at, "The run was started again", run.run.run_id.clone());
+    let retried = RetriedRun { run, message, new_run_id: run_id.clone(), original_run_id: run_id, timestamp };
     (StatusCode::ACCEPTED, Json(retried)).into_response()
 }
 
@@ -407,7 +447,7 @@ impl From<RetryRunError> for ApiError {
     post, path = "/runs/{run_id}/cancel", tag = "runs", params(("run_id" = String, Path)),
     request_body(content = Option<CancelBody>),
     responses(
-        (status = 200, body = Run), (status = 400, description = "The run has ended already", body = ErrorBody),
+        (status = 200, body = RunDetail), (status = 400, description = "The run has ended already", body = ErrorBody),
         (status = 404, body = ErrorBody), (status = 422, body = ErrorBody),
     ),
 )]
@@ -416,7 +456,7 @@ pub async fn cancel_run(
     caller: Caller,
     RunId(run_id): RunId,
     OptionalJsonBody(body): OptionalJsonBody,
-) -> Result<Json<Run>, ApiError> {
+) -> Result<Json<RunDetail>, ApiError> {
     let mut errors = Vec::new();
     let reason = match &body {
         Some(body) => Object::body(body)?.nullable("reason", &mut errors, |node| node.string(REASON_CHARS)),
@@ -428,7 +468,7 @@ pub async fn cancel_run(
     let context = app.context(&caller);
     let row = cancel_run::cancel_run(&app.pool, &app.relay, context, &run_id, reason.as_deref()).await?;
     tracing::info!(target: "api.routes.runs", run_id, "Run cancelled");
-    Ok(Json(row.into()))
+    Ok(Json(RunDetail::open(row.into())))
 }
 
 impl From<CancelRunError> for ApiError {

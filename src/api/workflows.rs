@@ -14,8 +14,9 @@ use super::{
     etag::{self, IfMatch, IfNoneMatch},
     extract::{JsonBody, Key, Query, WorkflowId},
     page::{Message, Page},
+    prefer::{self, Wait},
     request::CorrelationId,
-    runs::{self, Run},
+    runs::{self, Run, RunDetail},
 };
 use crate::{
     actions::{
@@ -342,10 +343,20 @@ pub async fn list_workflow_versions(
         ("workflow_id" = uuid::Uuid, Path),
         ("Idempotency-Key" = Option<String>, Header, description = "A repeat with the same key and body answers with \
             the first run and `Idempotency-Replayed: true`", max_length = 255),
+        ("Prefer" = Option<String>, Header, description = "`wait=N` waits up to N seconds, 60 at most, for the run to \
+            end", example = "wait=10"),
     ),
     request_body = ExecuteBody,
     responses(
-        (status = 202, body = Run, headers(("Location" = String, description = "Path of the run"))),
+        (status = 200, description = "With `Prefer: wait`: the run has ended, well or not", body = RunDetail, headers(
+            ("Location" = String, description = "Path of the run"),
+            ("Preference-Applied" = String, description = "How long was waited at most"),
+        )),
+        (status = 202, body = RunDetail, headers(
+            ("Location" = String, description = "Path of the run"),
+            ("Retry-After" = i64, description = "With `Prefer: wait`: when to look again"),
+            ("Preference-Applied" = String, description = "With `Prefer: wait`: how long was waited at most"),
+        )),
         (status = 400, description = "The workflow is not active", body = ErrorBody),
         (status = 404, body = ErrorBody), (status = 413, body = ErrorBody),
         (status = 422, description = "Not valid, or the key was used with another body", body = ErrorBody),
@@ -358,6 +369,7 @@ pub async fn execute_workflow(
     CorrelationId(correlation_id): CorrelationId,
     WorkflowId(workflow_id): WorkflowId,
     key: Key,
+    wait: Wait,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     let mut errors = Vec::new();
@@ -372,9 +384,9 @@ pub async fn execute_workflow(
             tracing::info!(
                 target: "api.routes.workflows", %workflow_id, run_id = started.run_id, "Workflow execution accepted"
             );
-            Ok(runs::accepted(&app, &Run::started(started)))
+            Ok(prefer::answer(&app, Run::started(started), wait).await)
         }
-        Outcome::Replayed(row) => Ok(runs::replayed(runs::accepted(&app, &Run::from(*row)))),
+        Outcome::Replayed(row) => Ok(runs::replayed(prefer::answer(&app, Run::from(*row), wait).await)),
     }
 }
 

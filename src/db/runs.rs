@@ -79,6 +79,21 @@ pub async fn existing(db: impl PgExecutor<'_>, run_ids: &[String]) -> Result<Vec
     Ok(sqlx::query_scalar(sql).bind(run_ids).fetch_all(db).await?)
 }
 
+/// Which of these runs have ended.
+pub async fn ended(db: impl PgExecutor<'_>, run_ids: &[String]) -> Result<Vec<String>, Error> {
+    let sql = "SELECT run_id FROM workflow_runs
+               WHERE run_id = ANY($1) AND status IN ('COMPLETED', 'FAILED', 'CANCELLED')";
+    Ok(sqlx::query_scalar(sql).bind(run_ids).fetch_all(db).await?)
+}
+
+/// The output of the step that was completed last.
+pub async fn output(db: impl PgExecutor<'_>, run_id: &str) -> Result<Option<Json<Box<RawValue>>>, Error> {
+    let sql = "SELECT output_data FROM step_executions WHERE run_id = $1 AND status = 'COMPLETED'
+               ORDER BY completed_at DESC NULLS LAST, started_at DESC, id DESC LIMIT 1";
+    let output: Option<Option<Json<Box<RawValue>>>> = sqlx::query_scalar(sql).bind(run_id).fetch_optional(db).await?;
+    Ok(output.flatten())
+}
+
 /// All step rows of a run in the order of their start; several for one step are normal.
 pub async fn steps(db: impl PgExecutor<'_>, run_id: &str) -> Result<Vec<StepRow>, Error> {
     let sql = "SELECT id, run_id, step_id, step_name, agent_name, status, input_data, output_data, started_at,

@@ -18,4 +18,5 @@ mod path;
 mod runs;
 mod service;
 mod system;
+mod waiting;
 mod workflows;
