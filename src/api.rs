@@ -4,10 +4,13 @@ pub mod agent_health;
 pub mod agents;
 pub mod auth;
 pub mod cors;
+pub mod cursor;
 pub mod docs;
 pub mod error;
+pub mod etag;
 pub mod extract;
 pub mod page;
+pub mod prefer;
 pub mod request;
 pub mod runs;
 pub mod system;
@@ -30,6 +33,7 @@ use crate::{
     outbox::Relay,
     readiness::Readiness,
     run_writer::RunWriter,
+    waiting::Waiting,
 };
 
 /// The header that carries the correlation id in both directions.
@@ -55,6 +59,8 @@ pub struct Parts {
     pub relay: Relay,
     /// Definitions by id, for starting runs.
     pub definitions: Definitions,
+    /// Requests that wait for the end of a run.
+    pub waiting: Waiting,
     /// The answer of `/health/ready`.
     pub readiness: Readiness,
     /// For the health of agents.
@@ -74,19 +80,20 @@ impl App {
     ) -> anyhow::Result<Self> {
         let started = Instant::now();
         let registration = Registration::start(pool.clone(), "serve", lifecycle);
-        let relay = Relay::start(&config.kafka, pool.clone(), registration, lifecycle, drained)
+        let relay = Relay::start(&config, pool.clone(), registration, lifecycle, drained)
             .context("KAFKA_BROKERS: the Kafka client refuses the settings")?;
         let writer = RunWriter::start(&pool, &relay, config.audit, lifecycle, drained);
+        let waiting = Waiting::start(pool.clone(), lifecycle);
         let readiness = Readiness::start(pool.clone(), relay.clone(), lifecycle);
         // An agent's card is not fetched from where its host redirects to: that could be anything on this network.
         let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build()?;
         let definitions = Definitions::default();
-        Ok(Self(Arc::new(Parts { config, pool, writer, relay, definitions, readiness, http, started })))
+        Ok(Self(Arc::new(Parts { config, pool, writer, relay, definitions, waiting, readiness, http, started })))
     }
 
     /// On whose behalf an action runs.
     fn context<'a>(&self, caller: &'a auth::Caller) -> Context<'a> {
-        Context { user_id: &caller.subject, audit: self.config.audit }
+        Context { user_id: &caller.subject, audit: self.config.audit, key: None, if_match: None }
     }
 }
 

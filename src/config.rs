@@ -34,7 +34,7 @@ variables! {
     api_title, api_version, api_description, api_prefix, api_host, api_port, api_reload, api_workers,
     auth_enabled, jwt_secret, jwt_algorithm, jwt_expiration_minutes, api_key_header,
     cors_origins, cors_allow_credentials, cors_allow_methods, cors_allow_headers,
-    log_level, log_format, default_page_size, max_page_size,
+    log_level, log_format, default_page_size, max_page_size, idempotency_key_ttl_hours,
     enable_metrics, enable_audit_logging, readiness_requires_kafka, max_concurrent_executions,
 }
 
@@ -73,6 +73,8 @@ pub struct Config {
     pub log: Log,
     /// Sizes of list pages.
     pub pages: Pages,
+    /// `IDEMPOTENCY_KEY_TTL_HOURS`: how long a repeat with the same key gets the first answer.
+    pub idempotency_key_ttl_hours: i32,
     /// `ENABLE_METRICS`: serve `/metrics`.
     pub metrics: bool,
     /// `ENABLE_AUDIT_LOGGING`: write audit rows.
@@ -222,6 +224,7 @@ impl Config {
         let cors = reader.cors();
         let log = reader.log();
         let pages = reader.pages();
+        let idempotency_key_ttl_hours = reader.number("idempotency_key_ttl_hours", 24, 1..=8760);
         let metrics = reader.boolean("enable_metrics", true);
         let audit = reader.boolean("enable_audit_logging", true);
         let readiness_requires_kafka = reader.boolean("readiness_requires_kafka", false);
@@ -236,6 +239,7 @@ impl Config {
                 cors: cors?,
                 log: log?,
                 pages: pages?,
+                idempotency_key_ttl_hours: idempotency_key_ttl_hours?,
                 metrics: metrics?,
                 audit: audit?,
                 readiness_requires_kafka: readiness_requires_kafka?,

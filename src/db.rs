@@ -8,6 +8,7 @@ pub mod agents;
 pub mod audit;
 pub mod executions;
 pub mod idempotency;
+pub mod list;
 pub mod migrations;
 pub mod outbox;
 pub mod processes;

@@ -84,6 +84,8 @@ pub struct Relay(Arc<Shared>);
 
 struct Shared {
     kafka: config::Kafka,
+    /// How long idempotency keys are kept.
+    key_ttl_hours: i32,
     pool: PgPool,
     registration: Registration,
     producer: RwLock<Arc<Producer>>,
@@ -129,16 +131,18 @@ impl Relay {
     /// Starts the relay's loops. `drained` is cancelled by the caller when nobody offers anything any more; the
     /// loops then send what is left, give the rest back and end.
     pub fn start(
-        kafka: &config::Kafka,
+        settings: &config::Config,
         pool: PgPool,
         registration: Registration,
         lifecycle: &Lifecycle,
         drained: &CancellationToken,
     ) -> Result<Self, KafkaError> {
+        let kafka = &settings.kafka;
         let (reports, received) = unbounded_channel();
         let producer = RwLock::new(Arc::new(Producer::new(kafka, reports.clone())?));
         let relay = Self(Arc::new(Shared {
             kafka: kafka.clone(),
+            key_ttl_hours: settings.idempotency_key_ttl_hours,
             pool,
             registration,
             producer,
@@ -433,7 +437,7 @@ impl Relay {
             }
         }
         let pool = self.0.pool.clone();
-        let mine = self.0.registration.current();
+        let (mine, key_ttl_hours) = (self.0.registration.current(), self.0.key_ttl_hours);
         // Asked before the rows are: one that comes to be known meanwhile is too young to be freed.
         let known: Vec<Uuid> = self.known().iter().copied().collect();
         let cleaned = db::bounded(async move {
@@ -443,7 +447,7 @@ impl Relay {
                 None => 0,
             };
             processes::bury(&pool).await?;
-            db::idempotency::expire(&pool).await?;
+            db::idempotency::expire(&pool, key_ttl_hours).await?;
             Ok(orphans + forgotten)
         });
         let freed = cleaned.await?;

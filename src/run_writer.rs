@@ -20,6 +20,7 @@ use uuid::Uuid;
 use crate::{
     db::{
         self,
+        idempotency::IdempotencyKey,
         runs::{StartBatch, existing, start},
     },
     id,
@@ -52,17 +53,6 @@ pub struct Definition {
     pub plan: Box<RawValue>,
     /// See `db::workflows::Startable::stamp`.
     pub stamp: String,
-}
-
-/// An `Idempotency-Key` with what it is bound to.
-#[derive(Clone, Debug)]
-pub struct IdempotencyKey {
-    /// Caller and route.
-    pub scope: String,
-    /// As given.
-    pub key: String,
-    /// SHA-256 of the body.
-    pub fingerprint: Vec<u8>,
 }
 
 /// A run to start.

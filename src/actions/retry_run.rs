@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::Context;
 use crate::{
-    db::{self, outbox::Kind, runs::RunRow},
+    db::{self, idempotency::ClaimError, outbox::Kind, runs::RunRow},
     id, input,
     outbox::{self, Relay},
     run::RunStatus,
@@ -35,6 +35,9 @@ pub enum RetryRunError {
     /// Plan and input together do not fit into a Kafka record.
     #[error("plan and input are too large for a message")]
     TooLarge,
+    /// The idempotency key is taken.
+    #[error(transparent)]
+    Key(#[from] ClaimError),
     /// The database failed.
     #[error(transparent)]
     Db(#[from] db::Error),
@@ -63,6 +66,8 @@ pub async fn retry_run(
     resume_from_step: Option<&str>,
 ) -> Result<RunRow, RetryRunError> {
     let mut transaction = pool.begin().await?;
+    // Before the state is looked at: a repeat finds the run that the first request has started again.
+    context.claim(&mut transaction, run_id).await?;
     let run = db::runs::lock(&mut transaction, run_id).await?.ok_or(RetryRunError::NotFound)?;
     if !RunStatus::parse(&run.status).is_some_and(RunStatus::is_retryable) {
         return Err(RetryRunError::WrongState(run.status));

@@ -4,10 +4,10 @@ use serde_json::{Map, Value, value::RawValue};
 use sqlx::{PgPool, types::Json};
 use uuid::Uuid;
 
-use super::Context;
+use super::{Context, Stale};
 use crate::{
     agent::{AgentPatch, AgentStatus, AuthType, NewAgent},
-    db::{self, agents::AgentRow},
+    db::{self, agents::AgentRow, idempotency::ClaimError},
     input::{self, FieldError, Patch},
     timestamp::Timestamp,
 };
@@ -24,6 +24,12 @@ pub enum SaveAgentError {
     /// The change and the stored agent together break a rule.
     #[error("the change is not valid")]
     Invalid(Vec<FieldError>),
+    /// It has changed since the caller read it.
+    #[error(transparent)]
+    Stale(#[from] Stale),
+    /// The idempotency key is taken.
+    #[error(transparent)]
+    Key(#[from] ClaimError),
     /// The database failed.
     #[error(transparent)]
     Db(#[from] db::Error),
@@ -55,6 +61,7 @@ pub async fn create_agent(pool: &PgPool, context: Context<'_>, new: NewAgent) ->
         updated_at: at,
     };
     let mut transaction = pool.begin().await?;
+    context.claim(&mut transaction, &row.id.to_string()).await?;
     match db::agents::insert(&mut transaction, &row).await {
         Err(db::Error::Conflict { .. }) => return Err(SaveAgentError::NameTaken(row.name)),
         other => other?,
@@ -73,6 +80,7 @@ pub async fn update_agent(
 ) -> Result<AgentRow, SaveAgentError> {
     let mut transaction = pool.begin().await?;
     let current = db::agents::lock(&mut transaction, id).await?.ok_or(SaveAgentError::NotFound)?;
+    context.check_revision(&current.revision())?;
     let auth_type = current.auth_type.as_deref().and_then(AuthType::parse).unwrap_or(AuthType::None);
     let stored_auth = current.auth_config.as_ref().map(|stored| &*stored.0);
     let (auth_type, auth_config) = patch.merged_auth(auth_type, stored_auth).map_err(SaveAgentError::Invalid)?;
@@ -110,6 +118,7 @@ pub async fn update_agent(
 pub async fn delete_agent(pool: &PgPool, context: Context<'_>, id: Uuid) -> Result<(), SaveAgentError> {
     let mut transaction = pool.begin().await?;
     let mut row = db::agents::lock(&mut transaction, id).await?.ok_or(SaveAgentError::NotFound)?;
+    context.check_revision(&row.revision())?;
     if row.status != AgentStatus::Deleted.as_str() {
         row.status = AgentStatus::Deleted.as_str().to_owned();
         row.updated_at = Timestamp::now();

@@ -7,10 +7,10 @@ use serde_json::value::RawValue;
 use sqlx::{PgConnection, PgPool, types::Json};
 use uuid::Uuid;
 
-use super::Context;
+use super::{Context, Stale};
 use crate::{
     agent::AgentStatus,
-    db::{self, workflows::WorkflowRow},
+    db::{self, idempotency::ClaimError, workflows::WorkflowRow},
     input::{self, FieldError},
     timestamp::Timestamp,
     workflow::{NewWorkflow, Steps, WorkflowPatch, WorkflowStatus, plan_workflow_id},
@@ -42,6 +42,12 @@ pub enum SaveWorkflowError {
     /// The change and the stored definition together break a rule.
     #[error("the change is not valid")]
     Invalid(Vec<FieldError>),
+    /// It has changed since the caller read it.
+    #[error(transparent)]
+    Stale(#[from] Stale),
+    /// The idempotency key is taken.
+    #[error(transparent)]
+    Key(#[from] ClaimError),
     /// The database failed.
     #[error(transparent)]
     Db(#[from] db::Error),
@@ -80,12 +86,14 @@ pub async fn create_workflow(
     new: NewWorkflow,
 ) -> Result<WorkflowRow, SaveWorkflowError> {
     let mut transaction = pool.begin().await?;
+    let id = Uuid::now_v7();
+    context.claim(&mut transaction, &id.to_string()).await?;
     check_agents(&mut transaction, new.content.steps()).await?;
     db::workflows::lock_name(&mut transaction, &new.name).await?;
     let version = db::workflows::next_version(&mut transaction, &new.name).await?;
     let at = Timestamp::now();
     let row = WorkflowRow {
-        id: Uuid::now_v7(),
+        id,
         workflow_data: Json(sized(new.content.new_plan(&new.name, version))?),
         name: new.name,
         description: new.description,
@@ -123,6 +131,7 @@ pub async fn update_workflow(
     // Before the row, in the order in which every writer of versions takes the two.
     db::workflows::lock_name(&mut transaction, &name).await?;
     let current = db::workflows::lock(&mut transaction, id).await?.ok_or(SaveWorkflowError::NotFound)?;
+    context.check_revision(&current.revision())?;
     let content = patch.merge(&current.workflow_data.0).map_err(SaveWorkflowError::Invalid)?;
     if let Some(content) = &content {
         check_agents(&mut transaction, content.steps()).await?;
@@ -164,6 +173,7 @@ pub async fn update_workflow(
 pub async fn delete_workflow(pool: &PgPool, context: Context<'_>, id: Uuid) -> Result<(), SaveWorkflowError> {
     let mut transaction = pool.begin().await?;
     let mut row = db::workflows::lock(&mut transaction, id).await?.ok_or(SaveWorkflowError::NotFound)?;
+    context.check_revision(&row.revision())?;
     if row.status != WorkflowStatus::Deleted.as_str() {
         row.status = WorkflowStatus::Deleted.as_str().to_owned();
         row.updated_at = Timestamp::now();

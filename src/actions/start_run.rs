@@ -10,9 +10,9 @@ use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::{
-    db::{self, runs::RunRow},
+    db::{self, idempotency::IdempotencyKey, runs::RunRow},
     outbox::{self, MAX_BACKLOG, Relay},
-    run_writer::{Definition, IdempotencyKey, RunWriter, StartError, StartRun, StartedRun},
+    run_writer::{Definition, RunWriter, StartError, StartRun, StartedRun},
     workflow::WorkflowStatus,
 };
 
@@ -151,7 +151,7 @@ pub async fn start_run(starter: Starter<'_>, request: Request) -> Result<Outcome
             if taken.fingerprint != key.fingerprint {
                 return Err(StartRunError::KeyReused);
             }
-            if let Some(run) = db::runs::find(pool, &taken.run_id).await? {
+            if let Some(run) = db::runs::find(pool, &taken.resource_id).await? {
                 return Ok(Outcome::Replayed(Box::new(run)));
             }
         }

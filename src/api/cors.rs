@@ -11,7 +11,7 @@ use http::{Method, StatusCode, header};
 use tower::{ServiceExt, service_fn};
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer, ExposeHeaders};
 
-use super::{CORRELATION_ID, IDEMPOTENCY_REPLAYED, request};
+use super::{CORRELATION_ID, IDEMPOTENCY_REPLAYED, prefer, request};
 use crate::config::{self, Listed};
 
 /// Answers preflight requests, and tells browsers on all other answers who may read them.
@@ -85,6 +85,8 @@ fn layer(settings: &config::Cors) -> CorsLayer {
         .expose_headers(ExposeHeaders::list([
             CORRELATION_ID,
             IDEMPOTENCY_REPLAYED,
+            prefer::PREFERENCE_APPLIED,
+            header::ETAG,
             header::LOCATION,
             header::RETRY_AFTER,
         ]))

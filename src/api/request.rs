@@ -12,7 +12,7 @@ use http::{HeaderValue, StatusCode, Uri, header};
 use http_body_util::BodyExt;
 use tracing::Instrument;
 
-use super::{App, CORRELATION_ID, auth, error};
+use super::{App, CORRELATION_ID, auth, error, prefer::Wait};
 use crate::{api::error::ApiError, id};
 
 /// Largest request body.
@@ -25,7 +25,7 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(15);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// See [`DRAIN_TIMEOUT`].
 const MAX_DRAINED_BYTES: usize = 32 << 20;
-/// A handler has to have answered after this.
+/// A handler has to have answered after this, and what the client asked to wait for a run.
 const HANDLER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Of the request in hand; in the request's extensions.
@@ -46,6 +46,8 @@ pub async fn surround(State(app): State<App>, request: Request, next: Next) -> R
     let route = request.extensions().get::<MatchedPath>().map_or("(none)".to_owned(), |path| path.as_str().to_owned());
     let caller = auth::authenticate(&app, &request);
     let user_id = caller.as_ref().map_or("", |caller| caller.subject.as_str()).to_owned();
+    // Who asks to wait for a run's end may wait that much longer.
+    let time_limit = HANDLER_TIMEOUT + Wait::of(request.headers()).time();
     let span = tracing::info_span!("http.request", correlation_id, user_id);
 
     let (mut parts, body) = request.into_parts();
@@ -63,7 +65,7 @@ pub async fn surround(State(app): State<App>, request: Request, next: Next) -> R
             parts.extensions.insert(CorrelationId(correlation_id.clone()));
             let request = Request::from_parts(parts, axum::body::Body::from(body));
             let handler = tokio::spawn(next.run(request).instrument(span.clone()));
-            match tokio::time::timeout(HANDLER_TIMEOUT, handler).await {
+            match tokio::time::timeout(time_limit, handler).await {
                 Ok(Ok(response)) => response,
                 // The panic itself was logged by the panic hook.
                 Ok(Err(_)) => ApiError::internal().into_response(),
