@@ -152,10 +152,6 @@ where
     T: Listed + for<'r> FromRow<'r, PgRow> + Send + Unpin,
 {
     let Table { name, columns, id } = T::TABLE;
-    let mut count = QueryBuilder::new(format!("SELECT count(*) FROM {name} WHERE true"));
-    narrow(&mut Narrow(&mut count));
-    let total = count.build_query_scalar().fetch_one(&mut *conn).await?;
-
     // A page before a position is read backwards and turned round.
     let is_backward = matches!(cut.start, Start::Before(_));
     let is_rising = order.ascending != is_backward;
@@ -172,7 +168,7 @@ where
     page.push(format!(" ORDER BY {} {direction}, {id} {direction} LIMIT ", order.column));
     // One more than asked for tells whether the list goes on.
     page.push_bind(cut.size.saturating_add(1)).push(" OFFSET ").push_bind(offset);
-    let mut rows: Vec<T> = page.build_query_as().fetch_all(conn).await?;
+    let mut rows: Vec<T> = page.build_query_as().fetch_all(&mut *conn).await?;
     let size = usize::try_from(cut.size).unwrap_or(usize::MAX);
     let goes_on = rows.len() > size;
     rows.truncate(size);
@@ -183,6 +179,17 @@ where
         Start::Offset(offset) => (offset > 0, goes_on),
         Start::After(_) => (true, goes_on),
         Start::Before(_) => (goes_on, true),
+    };
+    let total = match cut.start {
+        // The last page by number, so that what it shows is the end: most lists are short, and need no counting.
+        Start::Offset(offset) if !goes_on && (offset == 0 || !rows.is_empty()) => {
+            offset.saturating_add_unsigned(rows.len() as u64)
+        }
+        _ => {
+            let mut count = QueryBuilder::new(format!("SELECT count(*) FROM {name} WHERE true"));
+            narrow(&mut Narrow(&mut count));
+            count.build_query_scalar().fetch_one(conn).await?
+        }
     };
     Ok(Part { rows, total, has_previous, has_next })
 }
