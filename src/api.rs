@@ -4,12 +4,16 @@ pub mod agent_health;
 pub mod agents;
 pub mod auth;
 pub mod by_name;
+pub mod cors;
+pub mod cursor;
 pub mod definitions;
 pub mod docs;
 pub mod error;
+pub mod etag;
 pub mod extract;
 pub mod graph;
 pub mod page;
+pub mod prefer;
 pub mod request;
 pub mod runs;
 pub mod system;
@@ -19,25 +23,21 @@ pub mod workflows;
 use std::{ops::Deref, sync::Arc, time::Instant};
 
 use anyhow::Context as _;
-use axum::{
-    Router, middleware,
-    response::{IntoResponse, Response},
-};
-use http::{HeaderName, Method, StatusCode, header};
+use axum::{Router, middleware};
+use http::HeaderName;
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
-use tower::util::MapResponseLayer;
-use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer, ExposeHeaders};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     actions::{Context, start_run::Definitions},
-    config::{self, Config, Listed},
+    config::{self, Config},
     db::processes::Registration,
     lifecycle::Lifecycle,
     outbox::Relay,
     readiness::Readiness,
     run_writer::RunWriter,
+    waiting::Waiting,
 };
 
 /// The header that carries the correlation id in both directions.
@@ -63,6 +63,8 @@ pub struct Parts {
     pub relay: Relay,
     /// Definitions by id, for starting runs.
     pub definitions: Definitions,
+    /// Requests that wait for the end of a run.
+    pub waiting: Waiting,
     /// The answer of `/health/ready`.
     pub readiness: Readiness,
     /// For the health of agents.
@@ -82,19 +84,20 @@ impl App {
     ) -> anyhow::Result<Self> {
         let started = Instant::now();
         let registration = Registration::start(pool.clone(), "serve", lifecycle);
-        let relay = Relay::start(&config.kafka, pool.clone(), registration, lifecycle, drained)
+        let relay = Relay::start(&config, pool.clone(), registration, lifecycle, drained)
             .context("KAFKA_BROKERS: the Kafka client refuses the settings")?;
         let writer = RunWriter::start(&pool, &relay, config.audit, lifecycle, drained);
+        let waiting = Waiting::start(pool.clone(), lifecycle);
         let readiness = Readiness::start(pool.clone(), relay.clone(), lifecycle);
         // An agent's card is not fetched from where its host redirects to: that could be anything on this network.
         let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build()?;
         let definitions = Definitions::default();
-        Ok(Self(Arc::new(Parts { config, pool, writer, relay, definitions, readiness, http, started })))
+        Ok(Self(Arc::new(Parts { config, pool, writer, relay, definitions, waiting, readiness, http, started })))
     }
 
     /// On whose behalf an action runs.
     fn context<'a>(&self, caller: &'a auth::Caller) -> Context<'a> {
-        Context { user_id: &caller.subject, audit: self.config.audit }
+        Context { user_id: &caller.subject, audit: self.config.audit, key: None, if_match: None }
     }
 }
 
@@ -138,68 +141,20 @@ pub fn routes(api: &config::Api) -> OpenApiRouter<App> {
         .routes(routes!(system::get_health))
         .routes(routes!(system::get_readiness))
         .routes(routes!(system::get_metrics));
-    if api.prefix.is_empty() { root.merge(business) } else { root.nest(&api.prefix, business) }
+    let mut all = if api.prefix.is_empty() { root.merge(business) } else { root.nest(&api.prefix, business) };
+    docs::describe_answers(all.get_openapi_mut());
+    all
 }
 
 /// The whole service. From the outside in: CORS, so that error answers carry its headers too; then `request`, which
 /// knows correlation id, caller, limits and errors; then the routes.
-pub fn router(app: App) -> Router {
+pub fn router(app: &App) -> Router {
     let (routes, document) = routes(&app.config.api).split_for_parts();
-    routes
+    let service = routes
         .merge(docs::router(&document))
         .fallback(request::no_such_route)
         .method_not_allowed_fallback(request::no_such_method)
         .layer(middleware::from_fn_with_state(app.clone(), request::surround))
-        .layer(cors(&app.config.cors))
-        .layer(MapResponseLayer::new(refuse_preflight))
-        .with_state(app)
-}
-
-/// Answers 400 to a preflight request that is not allowed. The CORS layer only leaves out the origin then, and names
-/// the methods, as it does on no other answer.
-fn refuse_preflight(response: Response) -> Response {
-    let headers = response.headers();
-    if headers.contains_key(header::ACCESS_CONTROL_ALLOW_METHODS)
-        && !headers.contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN)
-    {
-        return (StatusCode::BAD_REQUEST, response.headers().clone(), "This origin may not call").into_response();
-    }
-    response
-}
-
-/// The settings as a layer. Wildcards are mirrored where credentials are allowed, as browsers demand.
-fn cors(settings: &config::Cors) -> CorsLayer {
-    let origin = match &settings.origins {
-        Listed::Any if settings.credentials => AllowOrigin::mirror_request(),
-        Listed::Any => AllowOrigin::any(),
-        Listed::These(origins) => AllowOrigin::list(origins.iter().cloned()),
-    };
-    let methods = match &settings.methods {
-        Listed::Any => AllowMethods::list([
-            Method::DELETE,
-            Method::GET,
-            Method::HEAD,
-            Method::OPTIONS,
-            Method::PATCH,
-            Method::POST,
-            Method::PUT,
-        ]),
-        Listed::These(methods) => AllowMethods::list(methods.iter().cloned()),
-    };
-    let headers = match &settings.headers {
-        Listed::Any => AllowHeaders::mirror_request(),
-        Listed::These(headers) => AllowHeaders::list(headers.iter().cloned()),
-    };
-    CorsLayer::new()
-        .allow_origin(origin)
-        .allow_methods(methods)
-        .allow_headers(headers)
-        .allow_credentials(settings.credentials)
-        .expose_headers(ExposeHeaders::list([
-            CORRELATION_ID,
-            IDEMPOTENCY_REPLAYED,
-            header::LOCATION,
-            header::RETRY_AFTER,
-        ]))
-        .max_age(std::time::Duration::from_mins(10))
+        .with_state(app.clone());
+    cors::around(service, &app.config.cors)
 }

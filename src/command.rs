@@ -29,6 +29,7 @@ pub async fn serve(config: Config) -> anyhow::Result<bool> {
     telemetry::metrics();
     let address = SocketAddr::new(config.api.host, config.api.port);
     let listener = server::bind(address).with_context(|| format!("API_HOST, API_PORT: cannot listen on {address}"))?;
+    let address = listener.local_addr()?;
     warn_about(&config);
 
     let lifecycle = Lifecycle::new();
@@ -39,7 +40,7 @@ pub async fn serve(config: Config) -> anyhow::Result<bool> {
     }
     let app = App::start(config, pool.clone(), &lifecycle, &drained)?;
 
-    let router = api::router(app);
+    let router = api::router(&app);
     let serving = server::serve(listener, router, lifecycle.clone());
     lifecycle.spawn("server", async move {
         serving.await;

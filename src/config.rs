@@ -34,7 +34,7 @@ variables! {
     api_title, api_version, api_description, api_prefix, api_host, api_port, api_reload, api_workers,
     auth_enabled, jwt_secret, jwt_algorithm, jwt_expiration_minutes, api_key_header,
     cors_origins, cors_allow_credentials, cors_allow_methods, cors_allow_headers,
-    log_level, log_format, default_page_size, max_page_size,
+    log_level, log_format, default_page_size, max_page_size, idempotency_key_ttl_hours,
     enable_metrics, enable_audit_logging, readiness_requires_kafka, max_concurrent_executions,
 }
 
@@ -73,6 +73,8 @@ pub struct Config {
     pub log: Log,
     /// Sizes of list pages.
     pub pages: Pages,
+    /// `IDEMPOTENCY_KEY_TTL_HOURS`: how long a repeat with the same key gets the first answer.
+    pub idempotency_key_ttl_hours: i32,
     /// `ENABLE_METRICS`: serve `/metrics`.
     pub metrics: bool,
     /// `ENABLE_AUDIT_LOGGING`: write audit rows.
@@ -204,9 +206,11 @@ pub struct Pages {
 #[error("the configuration has {} problem(s):\n{}", .0.len(), .0.join("\n"))]
 pub struct Problems(pub Vec<String>);
 
-/// The environment of this process, for the `load` functions.
+/// The environment of this process, for the `load` functions. A value that is not UTF-8 is shown by replacement
+/// characters, which no setting may have.
 pub fn environment() -> impl Iterator<Item = (String, String)> {
-    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+    let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
+    std::env::vars_os().map(move |(name, value)| (text(name), text(value)))
 }
 
 impl Config {
@@ -220,6 +224,7 @@ impl Config {
         let cors = reader.cors();
         let log = reader.log();
         let pages = reader.pages();
+        let idempotency_key_ttl_hours = reader.number("idempotency_key_ttl_hours", 24, 1..=8760);
         let metrics = reader.boolean("enable_metrics", true);
         let audit = reader.boolean("enable_audit_logging", true);
         let readiness_requires_kafka = reader.boolean("readiness_requires_kafka", false);
@@ -234,6 +239,7 @@ impl Config {
                 cors: cors?,
                 log: log?,
                 pages: pages?,
+                idempotency_key_ttl_hours: idempotency_key_ttl_hours?,
                 metrics: metrics?,
                 audit: audit?,
                 readiness_requires_kafka: readiness_requires_kafka?,
@@ -313,6 +319,9 @@ impl Reader {
         for (name, value) in variables.into_pairs() {
             let value = value.map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
             match (value, files.get(name)) {
+                (Some(value), _) if value.contains(char::REPLACEMENT_CHARACTER) => {
+                    problems.push(format!("  {}: is not valid UTF-8", name.to_ascii_uppercase()));
+                }
                 (Some(_), Some(_)) => {
                     problems.push(format!("  {}: set both directly and by {0}_FILE", name.to_ascii_uppercase()));
                 }
@@ -344,6 +353,15 @@ impl Reader {
         None
     }
 
+    /// Whether something is wrong with the variable already, so that it is not there to be read.
+    fn has_problem(&self, name: &str) -> bool {
+        let name = name.to_ascii_uppercase();
+        self.problems.iter().any(|problem| {
+            let named = problem.trim_start().split(':').next().unwrap_or_default();
+            named == name || named.strip_suffix("_FILE") == Some(name.as_str())
+        })
+    }
+
     fn text(&self, name: &str, default: &str) -> String {
         self.values.get(name).cloned().unwrap_or_else(|| default.to_owned())
     }
@@ -351,6 +369,7 @@ impl Reader {
     fn required(&mut self, name: &str) -> Option<String> {
         match self.values.get(name) {
             Some(value) => Some(value.clone()),
+            None if self.has_problem(name) => None,
             None => self.problem(name, "is required and not set"),
         }
     }
@@ -383,7 +402,7 @@ impl Reader {
 
     fn listed<T>(&mut self, name: &str, default: &str, parse: impl Fn(&str) -> Option<T>) -> Option<Listed<T>> {
         let text = self.text(name, default);
-        if text == "*" {
+        if text.split(',').any(|item| item.trim() == "*") {
             return Some(Listed::Any);
         }
         let mut items = Vec::new();
@@ -407,7 +426,8 @@ impl Reader {
         let prefix = self.parsed("api_prefix", "/api/v1".to_owned(), |value| {
             let path = value.trim_matches('/');
             let plain = |c: char| c.is_ascii_alphanumeric() || "-._~/".contains(c);
-            if !path.chars().all(plain) || path.contains("//") {
+            let is_step = |segment: &str| segment == "." || segment == "..";
+            if !path.chars().all(plain) || path.contains("//") || path.split('/').any(is_step) {
                 return Err(format!("must be a plain URL path, not {value:?}"));
             }
             // What lies below these two needs no token.
@@ -438,6 +458,12 @@ impl Reader {
         });
         let pool_size = self.number("database_pool_size", 10, 1..=10_000);
         let max_overflow = self.number("database_max_overflow", 20, 0..=10_000);
+        if pool_size.zip(max_overflow) == Some((1, 0)) {
+            self.problem::<()>(
+                "database_pool_size",
+                "one connection is not enough: starting runs keeps one for itself",
+            );
+        }
         let echo = self.boolean("database_echo", false);
         let migrate_on_start = self.boolean("migrate_on_start", true);
         Some(Database {
@@ -461,7 +487,7 @@ impl Reader {
         let execution_topic = self.topic("kafka_execution_topic", "workflow.execution.requests");
         let cancellation_topic = self.topic("kafka_cancellation_topic", "workflow.cancellation.requests");
         if execution_topic.is_some() && execution_topic == cancellation_topic {
-            return self.problem("kafka_cancellation_topic", "must differ from KAFKA_EXECUTION_TOPIC");
+            self.problem::<()>("kafka_cancellation_topic", "must differ from KAFKA_EXECUTION_TOPIC");
         }
         let partitions = self.number("kafka_topic_partitions", 6, 1..=1000);
         Some(Kafka {
@@ -497,8 +523,8 @@ impl Reader {
             _ => Some(()),
         };
         let enabled = self.boolean("auth_enabled", jwt_secret.is_some());
-        if enabled == Some(true) && jwt_secret.is_none() {
-            return self.problem("auth_enabled", "needs JWT_SECRET: there would be no way to authenticate");
+        if enabled == Some(true) && jwt_secret.is_none() && !self.has_problem("jwt_secret") {
+            self.problem::<()>("auth_enabled", "needs JWT_SECRET: there would be no way to authenticate");
         }
         let algorithm = self.parsed("jwt_algorithm", jsonwebtoken::Algorithm::HS256, |value| match value {
             "HS256" => Ok(jsonwebtoken::Algorithm::HS256),
@@ -521,8 +547,7 @@ impl Reader {
     }
 
     fn cors(&mut self) -> Option<Cors> {
-        let origins =
-            self.listed("cors_origins", "http://localhost:3000", |origin| origin.trim_end_matches('/').parse().ok());
+        let origins = self.listed("cors_origins", "http://localhost:3000", parse_origin);
         let credentials = self.boolean("cors_allow_credentials", true);
         let methods = self.listed("cors_allow_methods", "*", |method| method.parse().ok());
         let headers = self.listed("cors_allow_headers", "*", |header| header.parse().ok());
@@ -547,8 +572,9 @@ impl Reader {
     }
 
     fn pages(&mut self) -> Option<Pages> {
-        let max_size = self.number("max_page_size", 100, 1..=10_000)?;
-        let default_size = self.number("default_page_size", 20, 1..=10_000)?;
+        let max_size = self.number("max_page_size", 100, 1..=10_000);
+        let default_size = self.number("default_page_size", 20, 1..=10_000);
+        let (max_size, default_size) = (max_size?, default_size?);
         if default_size > max_size {
             return self.problem("default_page_size", format!("must not be above MAX_PAGE_SIZE ({max_size})"));
         }
@@ -569,9 +595,21 @@ fn parse_database_url(url: &str) -> Result<PgConnectOptions, &'static str> {
         .map_err(|_| "is not a URL of the form postgresql://user:pass@host:5432/db")
 }
 
+/// An origin as browsers send it: scheme, host and perhaps port.
+fn parse_origin(text: &str) -> Option<http::HeaderValue> {
+    let origin = url::Url::parse(text).ok()?.origin();
+    (origin.is_tuple() && origin.ascii_serialization() == text.trim_end_matches('/').to_ascii_lowercase())
+        .then(|| origin.ascii_serialization().parse().ok())?
+}
+
 fn is_host_and_port(broker: &str) -> bool {
     broker.rsplit_once(':').is_some_and(|(host, port)| {
-        !host.is_empty() && !host.contains(char::is_whitespace) && port.parse::<u16>().is_ok_and(|port| port > 0)
+        let legal = |c: char| c.is_alphanumeric() || "._-".contains(c);
+        let is_bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let is_host = is_bracketed.map_or(!host.is_empty() && host.chars().all(legal), |address| {
+            address.parse::<std::net::Ipv6Addr>().is_ok()
+        });
+        is_host && port.parse::<u16>().is_ok_and(|port| port > 0)
     })
 }
 
@@ -612,5 +650,54 @@ mod tests {
         let required = pairs.into_iter().filter(|(name, _)| name == "DATABASE_URL" || name == "KAFKA_BROKERS");
         let from_defaults = Config::load(required).expect("two variables are enough");
         assert_eq!(format!("{from_file:?}"), format!("{from_defaults:?}"));
+    }
+
+    /// The names of the variables that are refused, with these values beside the two that are required.
+    fn refused(values: &[(&str, &str)]) -> Vec<String> {
+        let required = [("DATABASE_URL", "postgresql://host/db"), ("KAFKA_BROKERS", "host:9092")];
+        let required = required.iter().filter(|(name, _)| values.iter().all(|(given, _)| given != name));
+        let pairs = required.chain(values).map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let problems =
+            Config::load(pairs.collect::<Vec<_>>().into_iter()).map_or_else(|problems| problems.0, |_| Vec::new());
+        let mut names: Vec<String> =
+            problems.iter().map(|line| line.trim_start().split(':').next().unwrap_or_default().to_owned()).collect();
+        names.sort_unstable();
+        names
+    }
+
+    #[test]
+    fn every_variable_that_is_wrong_is_named_once() {
+        let wrong: Vec<(&str, &str)> = vec![
+            ("API_KEY_HEADER", "a b"),
+            ("API_PORT", "x"),
+            ("API_PREFIX", "/a/../b"),
+            ("AUTH_ENABLED", "true"),
+            ("CORS_ORIGINS", "localhost:3000"),
+            ("DATABASE_URL", "mysql://x"),
+            ("DEFAULT_PAGE_SIZE", "x"),
+            ("ENABLE_METRICS", "perhaps"),
+            ("JWT_ALGORITHM", "none"),
+            ("JWT_EXPIRATION_MINUTES", "0"),
+            ("KAFKA_BROKERS", "a:1;b:2"),
+            ("KAFKA_TOPIC_PARTITIONS", "q"),
+            ("LOG_FORMAT", "xml"),
+            ("MAX_PAGE_SIZE", "x"),
+        ];
+        let names: Vec<&str> = wrong.iter().map(|(name, _)| *name).collect();
+        assert_eq!(refused(&wrong), names);
+        assert_eq!(
+            refused(&[("KAFKA_EXECUTION_TOPIC", "x"), ("KAFKA_CANCELLATION_TOPIC", "x")]),
+            ["KAFKA_CANCELLATION_TOPIC"]
+        );
+        assert_eq!(refused(&[("DATABASE_POOL_SIZE", "1"), ("DATABASE_MAX_OVERFLOW", "0")]), ["DATABASE_POOL_SIZE"]);
+        assert_eq!(refused(&[("JWT_SECRET", "\u{fffd}\u{fffd}345678901234567890123456789012345")]), ["JWT_SECRET"]);
+    }
+
+    #[test]
+    fn a_wildcard_in_a_list_is_a_wildcard() {
+        for origins in ["*", "*,http://a", " http://a , * "] {
+            assert_eq!(refused(&[("CORS_ORIGINS", origins)]), [""; 0]);
+        }
+        assert_eq!(refused(&[("CORS_ORIGINS", "http://localhost:3000/,https://a.example")]), [""; 0]);
     }
 }

@@ -8,6 +8,7 @@ pub mod agents;
 pub mod audit;
 pub mod executions;
 pub mod idempotency;
+pub mod list;
 pub mod migrations;
 pub mod outbox;
 pub mod processes;
@@ -107,6 +108,33 @@ const TRUSTED_IDLE: Duration = Duration::from_millis(500);
 /// Statements slower than this are logged as warnings.
 const SLOW_STATEMENT: Duration = Duration::from_millis(500);
 
+/// No statement with the wait for its connection takes longer, unless the other side has vanished without a word: then
+/// TCP waits for a quarter of an hour.
+const LONGEST_STATEMENT: Duration = Duration::from_secs(8);
+/// A connection that is not made after this is not made.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+/// A connection that does not answer a ping for so long is dead.
+const PING_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Runs statements in a task of their own, and waits for it no longer than any statement takes. What has not answered
+/// by then is left alone with its connection, so that nothing is torn; it may still be committed.
+pub async fn bounded<T, F>(statements: F) -> Result<T, Error>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, Error>> + Send + 'static,
+{
+    match tokio::time::timeout(LONGEST_STATEMENT, tokio::spawn(statements)).await {
+        Ok(Ok(result)) => result,
+        // The panic itself was logged by the panic hook.
+        Ok(Err(_)) => Err(Error::Bug(sqlx::Error::WorkerCrashed)),
+        Err(_) => Err(no_answer()),
+    }
+}
+
+fn no_answer() -> Error {
+    Error::Unavailable(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))
+}
+
 /// The options of every connection: session settings, and how statements are logged.
 #[must_use]
 pub fn connect_options(settings: &config::Database) -> PgConnectOptions {
@@ -136,14 +164,21 @@ pub fn pool(settings: &config::Database) -> PgPool {
         // A ping at every acquire would cost a round trip each time; a connection in steady use needs none.
         .test_before_acquire(false)
         .before_acquire(|connection, usage| {
-            Box::pin(async move { Ok(usage.idle_for < TRUSTED_IDLE || connection.ping().await.is_ok()) })
+            Box::pin(async move {
+                // A connection whose ping is given up is closed and not used again.
+                let ping = async { matches!(tokio::time::timeout(PING_TIMEOUT, connection.ping()).await, Ok(Ok(()))) };
+                Ok(usage.idle_for < TRUSTED_IDLE || ping.await)
+            })
         })
         .connect_lazy_with(connect_options(settings))
 }
 
 /// A connection of its own, outside the pool.
 pub async fn connect(settings: &config::Database) -> Result<PgConnection, Error> {
-    Ok(connect_options(settings).connect().await?)
+    match tokio::time::timeout(CONNECT_TIMEOUT, connect_options(settings).connect()).await {
+        Ok(connection) => Ok(connection?),
+        Err(_) => Err(no_answer()),
+    }
 }
 
 /// The server's version, and whether the connection is encrypted.

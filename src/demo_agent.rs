@@ -115,6 +115,7 @@ impl Skill {
 pub fn start(options: &Options, lifecycle: &Lifecycle) -> anyhow::Result<()> {
     let address = SocketAddr::new(options.host, options.port);
     let listener = server::bind(address).with_context(|| format!("the demo agent cannot listen on {address}"))?;
+    let address = listener.local_addr()?;
     tracing::info!(%address, "the demo agent listens on {address}");
     lifecycle.spawn("demo agent", server::serve(listener, router(options), lifecycle.clone()));
     Ok(())

@@ -31,7 +31,10 @@ use uuid::Uuid;
 use self::{active::Active, agents::Agents, assignment::Assignment, intake::Intake, journal::Journal};
 use crate::{
     config::Config,
-    db::processes::{self, Registration},
+    db::{
+        self,
+        processes::{self, Registration},
+    },
     kafka::{self, consumer::Consumer},
     lifecycle::Lifecycle,
 };
@@ -73,16 +76,16 @@ impl Deref for Executor {
 /// Starts the executor's loops. Neither the database nor Kafka need be there yet; settings that cannot work are an
 /// error.
 pub fn start(config: &Config, pool: PgPool, lifecycle: &Lifecycle) -> anyhow::Result<()> {
-    let settled = CancellationToken::new();
+    let (settled, give_up) = (CancellationToken::new(), CancellationToken::new());
     let consumer = Consumer::new(&config.kafka)?;
     let executor = Executor(Arc::new(Shared {
         registration: Registration::start(pool.clone(), "executor", lifecycle),
         active: Active::new(config.max_concurrent_executions),
-        journal: Journal::start(&config.database, lifecycle, &settled),
+        journal: Journal::start(&config.database, lifecycle, &give_up, &settled),
         agents: Agents::new(pool.clone()),
         http: agent_call::client()?,
         soft_stop: lifecycle.soft_stop().clone(),
-        give_up: CancellationToken::new(),
+        give_up,
         settled,
         drivers: TaskTracker::new(),
         pool,
@@ -118,7 +121,9 @@ impl Executor {
     async fn end(self, intake_done: CancellationToken, hard_stop: CancellationToken) {
         self.soft_stop.cancelled().await;
         let clock = self.clone();
+        let at_the_end = hard_stop.clone();
         tokio::spawn(async move {
+            let hard_stop = at_the_end;
             tokio::select! {
                 () = tokio::time::sleep(FINISH_CALL) => {}
                 () = hard_stop.cancelled() => clock.active.stop_all_but_of(None),
@@ -130,8 +135,9 @@ impl Executor {
         intake_done.cancelled().await;
         self.drivers.close();
         self.drivers.wait().await;
-        if let Some(id) = self.registration.current()
-            && let Err(error) = processes::retire(&self.pool, id).await
+        let pool = self.pool.clone();
+        if let Some(id) = self.registration.current().filter(|_| !hard_stop.is_cancelled())
+            && let Err(error) = db::bounded(async move { processes::retire(&pool, id).await }).await
         {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,

@@ -31,7 +31,9 @@ use serde_json::value::RawValue;
 mod json;
 mod params;
 
-pub use json::{JsonFault, MAX_JSON_DEPTH, check_json, elements, member, members, object_of, text, to_raw};
+pub use json::{
+    JsonFault, MAX_JSON_DEPTH, check_json, compact, elements, member, members, object_of, stored_len, text, to_raw,
+};
 pub use params::{path_uuid, query_datetime, query_int};
 
 /// For strings without a limit of their own; the size of the body limits them.

@@ -11,6 +11,7 @@ pub mod input;
 pub mod mapping;
 pub mod run;
 pub mod timestamp;
+pub mod waiting;
 pub mod workflow;
 
 // What the process is made of; `main` reads it once and passes parts down.

@@ -9,8 +9,9 @@
 //! Kafka's acknowledgement and before the delete, the message is sent again with the same `event_id`.
 
 use std::{
+    collections::HashSet,
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -58,7 +59,11 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// How often orphans, overdue runs and expired keys are looked for.
 const UPKEEP_EVERY: Duration = Duration::from_secs(3);
 /// Rows taken at a time.
-const SWEEP_BATCH: u16 = 500;
+const SWEEP_BATCH: usize = 500;
+/// Rows of the first batch, before it is known how large they are.
+const FIRST_BATCH: usize = 16;
+/// Plans and inputs taken at a time, as far as their size can be foreseen.
+const SWEEP_BATCH_BYTES: usize = 4 << 20;
 /// A run that is still PENDING after this, although Kafka acknowledged its message and the executors have read
 /// everything, was lost by the broker.
 const OVERDUE_SECS: f64 = 10.0;
@@ -79,6 +84,8 @@ pub struct Relay(Arc<Shared>);
 
 struct Shared {
     kafka: config::Kafka,
+    /// How long idempotency keys are kept.
+    key_ttl_hours: i32,
     pool: PgPool,
     registration: Registration,
     producer: RwLock<Arc<Producer>>,
@@ -86,9 +93,13 @@ struct Shared {
     /// Messages and bytes reserved or queued, to stay within what the producer's queue takes.
     held: AtomicUsize,
     held_bytes: AtomicUsize,
+    /// The messages whose rows this process knows to own.
+    known: Mutex<HashSet<Uuid>>,
     backlog: AtomicI64,
     connected: AtomicBool,
     topics_checked: AtomicBool,
+    /// The producer has refused a message since the last sweep.
+    is_full: AtomicBool,
 }
 
 /// The right to own an outbox row, with room for its message. Dropped unused, it gives the room back.
@@ -120,25 +131,29 @@ impl Relay {
     /// Starts the relay's loops. `drained` is cancelled by the caller when nobody offers anything any more; the
     /// loops then send what is left, give the rest back and end.
     pub fn start(
-        kafka: &config::Kafka,
+        settings: &config::Config,
         pool: PgPool,
         registration: Registration,
         lifecycle: &Lifecycle,
         drained: &CancellationToken,
     ) -> Result<Self, KafkaError> {
+        let kafka = &settings.kafka;
         let (reports, received) = unbounded_channel();
         let producer = RwLock::new(Arc::new(Producer::new(kafka, reports.clone())?));
         let relay = Self(Arc::new(Shared {
             kafka: kafka.clone(),
+            key_ttl_hours: settings.idempotency_key_ttl_hours,
             pool,
             registration,
             producer,
             reports,
             held: AtomicUsize::new(0),
             held_bytes: AtomicUsize::new(0),
+            known: Mutex::default(),
             backlog: AtomicI64::new(0),
             connected: AtomicBool::new(false),
             topics_checked: AtomicBool::new(false),
+            is_full: AtomicBool::new(false),
         }));
         let settled = CancellationToken::new();
         lifecycle.spawn("outbox settling", relay.clone().settle_all(received, settled.clone()));
@@ -201,6 +216,7 @@ impl Relay {
     /// Settles a message without sending it.
     fn give_up(&self, mut reservation: Reservation, event_id: Uuid, run_id: String, why: RDKafkaErrorCode) {
         reservation.kept = true;
+        self.known().insert(event_id);
         let report = Report { run_id, event_id, bytes: reservation.bytes, outcome: Err(why) };
         // The receiver ends after the last user of the relay.
         drop(self.0.reports.send(report));
@@ -227,11 +243,17 @@ impl Relay {
         reservation.kept = true;
         self.0.held_bytes.fetch_add(payload.len(), Ordering::Relaxed);
         self.0.held_bytes.fetch_sub(reservation.bytes, Ordering::Relaxed);
+        self.known().insert(event_id);
         if let Err(error) = self.producer().send(topic, run_id, event_id, payload) {
             let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
             let report = Report { run_id: run_id.to_owned(), event_id, bytes: payload.len(), outcome: Err(code) };
             drop(self.0.reports.send(report));
+            self.0.is_full.store(true, Ordering::Relaxed);
         }
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashSet<Uuid>> {
+        self.0.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Settles what the producer reports until there is nothing left to come.
@@ -265,7 +287,8 @@ impl Relay {
                 Err(Code::MessageSizeTooLarge | Code::InvalidMessage | Code::InvalidRecord) => {
                     tracing::error!(run_id = report.run_id, "Kafka refuses the message of run {}", report.run_id);
                     let text = "the run could not be dispatched: Kafka refuses its message as too large or invalid";
-                    db::runs::fail_pending(&self.0.pool, &report.run_id, text).await?;
+                    let (pool, run_id) = (self.0.pool.clone(), report.run_id.clone());
+                    db::bounded(async move { db::runs::fail_pending(&pool, &run_id, text).await }).await?;
                     metrics::counter!("workflow_execution_failures_total").increment(1);
                 }
                 Err(code) => {
@@ -282,11 +305,20 @@ impl Relay {
             done_events.push(report.event_id);
         }
         if !done_runs.is_empty() {
-            db::outbox::delete(&self.0.pool, &done_runs, &done_events).await?;
-            metrics::counter!("outbox_messages_published_total").increment(done_runs.len() as u64);
+            let (pool, count) = (self.0.pool.clone(), done_runs.len());
+            db::bounded(async move { db::outbox::delete(&pool, &done_runs, &done_events).await }).await?;
+            metrics::counter!("outbox_messages_published_total").increment(count as u64);
         }
-        if !back_runs.is_empty() {
-            db::outbox::release(&self.0.pool, &back_runs, &back_events).await?;
+        // Without an id, whatever this process had is an orphan, and freed as such.
+        if let Some(owner) = self.0.registration.current().filter(|_| !back_runs.is_empty()) {
+            let pool = self.0.pool.clone();
+            db::bounded(async move { db::outbox::release(&pool, owner, &back_runs, &back_events).await }).await?;
+        }
+        {
+            let mut known = self.known();
+            for report in &*batch {
+                known.remove(&report.event_id);
+            }
         }
         let bytes: usize = batch.iter().map(|report| report.bytes).sum();
         self.0.held.fetch_sub(batch.len(), Ordering::Relaxed);
@@ -299,7 +331,7 @@ impl Relay {
     async fn sweep_all(self, drained: CancellationToken, settled: CancellationToken) {
         let mut next_upkeep = Instant::now();
         while !drained.is_cancelled() {
-            if let Err(error) = self.sweep_once().await {
+            if let Err(error) = self.sweep_once(&drained).await {
                 tracing::debug!(error = &error as &dyn std::error::Error, "no sweep: {error}");
             }
             if next_upkeep <= Instant::now() {
@@ -321,42 +353,57 @@ impl Relay {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         }
+        let pool = self.0.pool.clone();
         if let Some(id) = self.0.registration.current()
-            && let Err(error) = processes::retire(&self.0.pool, id).await
+            && let Err(error) = db::bounded(async move { processes::retire(&pool, id).await }).await
         {
             tracing::warn!(error = &error as &dyn std::error::Error, "not retired; what is left waits a little longer");
         }
         settled.cancel();
     }
 
-    /// Sends free rows while there are any and there is room. Returns how many were taken.
-    pub async fn sweep_once(&self) -> Result<usize, db::Error> {
-        let (backlog, oldest_secs) = db::outbox::backlog(&self.0.pool, MAX_BACKLOG).await?;
+    /// Sends free rows while there are any, there is room, and nobody wants to stop. Returns how many were taken.
+    pub async fn sweep_once(&self, drained: &CancellationToken) -> Result<usize, db::Error> {
+        let pool = self.0.pool.clone();
+        let counted = db::bounded(async move { db::outbox::backlog(&pool, MAX_BACKLOG).await });
+        let (backlog, oldest_secs) = counted.await?;
         self.0.backlog.store(backlog, Ordering::Relaxed);
         metrics::gauge!("outbox_event_pending_total").set(backlog as f64);
         metrics::gauge!("outbox_oldest_age_seconds").set(oldest_secs);
-        let mut taken = 0;
-        while let Some(owner) = self.0.registration.current() {
-            // Half of the queue stays for those who write new rows, so that these keep their short way.
-            if self.0.held.load(Ordering::Relaxed) > MAX_QUEUED_MESSAGES / 2 {
+        self.0.is_full.store(false, Ordering::Relaxed);
+        let (mut taken, mut limit) = (0, FIRST_BATCH);
+        // As many at most as the queue takes: what comes back meanwhile is for the next sweep.
+        while let Some(owner) = self.0.registration.current().filter(|_| taken < MAX_QUEUED_MESSAGES) {
+            if drained.is_cancelled() || self.is_half_full() {
                 break;
             }
-            let rows = db::outbox::take(&self.0.pool, owner, SWEEP_BATCH.into()).await?;
-            let count = rows.len();
+            let pool = self.0.pool.clone();
+            let rows = db::bounded(async move { db::outbox::take(&pool, owner, limit).await }).await?;
+            let (count, bytes) = (rows.len(), rows.iter().map(Taken::payload_len).sum::<usize>());
             for row in rows {
                 self.send_taken(row, owner);
             }
             taken += count;
-            if count < usize::from(SWEEP_BATCH) {
+            if count < limit {
                 break;
             }
+            limit = (SWEEP_BATCH_BYTES * count / bytes.max(1)).clamp(1, SWEEP_BATCH);
         }
         Ok(taken)
     }
 
+    /// Half of the queue stays for those who write new rows, so that these keep their short way.
+    fn is_half_full(&self) -> bool {
+        self.0.is_full.load(Ordering::Relaxed)
+            || self.0.held.load(Ordering::Relaxed) > MAX_QUEUED_MESSAGES / 2
+            || self.0.held_bytes.load(Ordering::Relaxed) > MAX_QUEUED_BYTES / 2
+    }
+
     fn send_taken(&self, row: Taken, owner: Uuid) {
-        let plan = row.workflow_plan.and_then(|text| RawValue::from_string(text).ok());
-        let input = row.input_data.and_then(|text| RawValue::from_string(text).ok());
+        // Compact, as the message had to fit when the run was accepted.
+        let compacted = |text: String| RawValue::from_string(text).ok().map(|raw| input::compact(&raw));
+        let plan = row.workflow_plan.and_then(compacted);
+        let input = row.input_data.and_then(compacted);
         let correlation_id = row.correlation_id.as_deref();
         self.0.held.fetch_add(1, Ordering::Relaxed);
         let reservation = Reservation { relay: self.clone(), owner, bytes: 0, kept: false };
@@ -389,18 +436,33 @@ impl Relay {
                 Err(error) => tracing::error!("the Kafka producer cannot be replaced: {error}"),
             }
         }
-        let pool = &self.0.pool;
-        let orphans = db::outbox::free_orphans(pool).await?;
-        if orphans > 0 {
-            tracing::info!(orphans, "{orphans} outbox rows of dead processes were freed");
+        let pool = self.0.pool.clone();
+        let (mine, key_ttl_hours) = (self.0.registration.current(), self.0.key_ttl_hours);
+        // Asked before the rows are: one that comes to be known meanwhile is too young to be freed.
+        let known: Vec<Uuid> = self.known().iter().copied().collect();
+        let cleaned = db::bounded(async move {
+            let orphans = db::outbox::free_orphans(&pool).await?;
+            let forgotten = match mine {
+                Some(owner) => db::outbox::free_forgotten(&pool, owner, &known).await?,
+                None => 0,
+            };
+            processes::bury(&pool).await?;
+            db::idempotency::expire(&pool, key_ttl_hours).await?;
+            Ok(orphans + forgotten)
+        });
+        let freed = cleaned.await?;
+        if freed > 0 {
+            tracing::info!(freed, "{freed} outbox rows that nobody had in memory were freed");
         }
-        processes::bury(pool).await?;
-        db::idempotency::expire(pool).await?;
-        if self.is_connected() && db::outbox::any_overdue(pool, OVERDUE_SECS).await? {
+        let pool = self.0.pool.clone();
+        let any_overdue = db::bounded(async move { db::outbox::any_overdue(&pool, OVERDUE_SECS).await });
+        if self.is_connected() && any_overdue.await? {
             let kafka = self.0.kafka.clone();
             let drained = tokio::task::spawn_blocking(move || queue_is_drained(&kafka)).await;
             let older_than = if matches!(drained, Ok(Ok(true))) { OVERDUE_SECS } else { OVERDUE_IN_QUEUE_SECS };
-            let again = db::outbox::redispatch(pool, older_than, SWEEP_BATCH.into()).await?;
+            let pool = self.0.pool.clone();
+            let again = db::bounded(async move { db::outbox::redispatch(&pool, older_than, SWEEP_BATCH).await });
+            let again = again.await?;
             if again > 0 {
                 tracing::warn!(runs = again, "{again} runs were still pending and are dispatched again");
             }
@@ -435,10 +497,11 @@ impl Relay {
     }
 }
 
-/// The largest payload (plan and input with what is around them) that can be dispatched.
+/// Whether plan and input with what is around them can be dispatched, also when the message has to be made again from
+/// what the database has stored.
 #[must_use]
 pub fn fits_a_record(plan: &RawValue, input: &RawValue) -> bool {
-    plan.get().len() + input.get().len() <= MAX_RECORD_BYTES - RECORD_HEADROOM_BYTES
+    input::stored_len(plan) + input::stored_len(input) <= MAX_RECORD_BYTES - RECORD_HEADROOM_BYTES
 }
 
 fn encode<T: serde::Serialize>(payload: &T) -> Vec<u8> {

@@ -20,6 +20,7 @@ use uuid::Uuid;
 use crate::{
     db::{
         self,
+        idempotency::IdempotencyKey,
         runs::{StartBatch, existing, start},
     },
     id,
@@ -52,17 +53,6 @@ pub struct Definition {
     pub plan: Box<RawValue>,
     /// See `db::workflows::Startable::stamp`.
     pub stamp: String,
-}
-
-/// An `Idempotency-Key` with what it is bound to.
-#[derive(Clone, Debug)]
-pub struct IdempotencyKey {
-    /// Caller and route.
-    pub scope: String,
-    /// As given.
-    pub key: String,
-    /// SHA-256 of the body.
-    pub fingerprint: Vec<u8>,
 }
 
 /// A run to start.
@@ -189,7 +179,7 @@ impl Writer {
                 (job, reservation)
             })
             .collect();
-        let columns = columns(&jobs);
+        let columns = Arc::new(columns(&jobs));
         match self.write_with_retries(&columns).await {
             Ok(written) => {
                 let all = written.len() == jobs.len();
@@ -235,7 +225,7 @@ impl Writer {
     /// Tries again after a collision, and once on another connection if the one that was held turns out dead: the
     /// database was restarted, or another one took over. Such an attempt may have been committed all the same; the
     /// next one then runs into its runs.
-    async fn write_with_retries(&mut self, columns: &StartBatch) -> Result<Vec<String>, db::Error> {
+    async fn write_with_retries(&mut self, columns: &Arc<StartBatch>) -> Result<Vec<String>, db::Error> {
         let mut collisions = 0;
         let mut is_repeat = false;
         loop {
@@ -243,26 +233,36 @@ impl Writer {
             match self.try_write(columns).await {
                 Err(db::Error::Collision(_)) if collisions < MAX_COLLISIONS => collisions += 1,
                 Err(db::Error::Unavailable(_)) if was_held && !is_repeat => is_repeat = true,
-                Err(db::Error::Conflict { .. }) if is_repeat => return existing(&self.pool, &columns.run_id).await,
+                // A conflict with one's own rows, or nothing written because one's own idempotency key is taken.
+                Ok(_) | Err(db::Error::Conflict { .. }) if is_repeat => {
+                    let (pool, columns) = (self.pool.clone(), Arc::clone(columns));
+                    return db::bounded(async move { existing(&pool, &columns.run_id).await }).await;
+                }
                 result => return result,
             }
         }
     }
 
-    async fn try_write(&mut self, columns: &StartBatch) -> Result<Vec<String>, db::Error> {
-        let connection = match &mut self.connection {
-            Some(connection) => connection,
-            None => self.connection.insert(self.pool.acquire().await.map_err(db::Error::from)?),
-        };
-        let result = start(connection, columns, self.audit).await;
-        if let Err(db::Error::Unavailable(_) | db::Error::Bug(_)) = result
-            && let Some(connection) = self.connection.take()
-        {
+    async fn try_write(&mut self, columns: &Arc<StartBatch>) -> Result<Vec<String>, db::Error> {
+        let held = self.connection.take();
+        let (pool, columns, audit) = (self.pool.clone(), Arc::clone(columns), self.audit);
+        let (connection, written) = db::bounded(async move {
+            let mut connection = match held {
+                Some(connection) => connection,
+                None => pool.acquire().await.map_err(db::Error::from)?,
+            };
+            let written = start(&mut connection, &columns, audit).await;
+            Ok((connection, written))
+        })
+        .await?;
+        if let Err(db::Error::Unavailable(_) | db::Error::Bug(_)) = written {
             // Whatever state it is in, the next batch gets another one.
             let broken: PgConnection = connection.detach();
             tokio::spawn(broken.close_hard());
+        } else {
+            self.connection = Some(connection);
         }
-        result
+        written
     }
 }
 

@@ -5,7 +5,7 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body};
-use http::{Request, Response, Version, header};
+use http::{HeaderValue, Request, Response, Version, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -17,7 +17,11 @@ use tokio::{
 };
 use tower::ServiceExt;
 
-use crate::{api::error::ApiError, id, lifecycle::Lifecycle};
+use crate::{
+    api::{CORRELATION_ID, error::ApiError, request::note},
+    id,
+    lifecycle::Lifecycle,
+};
 
 /// Connections at a time; more wait in the listener's queue.
 const MAX_CONNECTIONS: usize = 10_000;
@@ -99,8 +103,7 @@ fn connection(
         let router = router.clone();
         async move {
             if let Some(detail) = framing_fault(&request) {
-                let error = ApiError::bad_request("bad_request", detail);
-                return Ok(error.render(request.uri().path(), &id::correlation_id(None)));
+                return Ok(refuse(&request, detail));
             }
             router.oneshot(request.map(Body::new)).await
         }
@@ -112,6 +115,18 @@ fn connection(
         .max_header_size(MAX_HEADER_BYTES)
         .max_headers(MAX_HEADERS)
         .serve_connection(TokioIo::new(stream), service)
+}
+
+/// 400 with its line in the log: nobody else sees this request.
+fn refuse<B>(request: &Request<B>, detail: &str) -> Response<Body> {
+    let correlation_id = id::correlation_id(None);
+    let mut response = ApiError::bad_request("bad_request", detail).render(request.uri().path(), &correlation_id);
+    if let Ok(value) = HeaderValue::from_str(&correlation_id) {
+        response.headers_mut().insert(CORRELATION_ID, value);
+    }
+    let span = tracing::info_span!("http.request", correlation_id);
+    span.in_scope(|| note(request.method().as_str(), "(none)", &response, Duration::ZERO));
+    response
 }
 
 /// What a proxy in front might understand differently, and so let pass what it should not. (Of `Content-Length` and

@@ -6,6 +6,7 @@
 
 use std::{fmt, sync::OnceLock};
 
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -46,13 +47,8 @@ pub fn init(log: &config::Log) {
         .with_targets([("workflow_api", level), ("api", level), ("sqlx::query", level)])
         .with_targets([("librdkafka", rdkafka), ("rdkafka", rdkafka)]);
     let registry = tracing_subscriber::registry().with(filter);
-    let initialised = if log.json {
-        let lines = tracing_subscriber::fmt::layer().fmt_fields(JsonFields::new()).event_format(JsonLine);
-        registry.with(lines).try_init()
-    } else {
-        registry.with(tracing_subscriber::fmt::layer().with_ansi(false)).try_init()
-    };
-    if initialised.is_ok() {
+    let lines = tracing_subscriber::fmt::layer().fmt_fields(JsonFields::new()).event_format(LogLine { json: log.json });
+    if registry.with(lines).try_init().is_ok() {
         std::panic::set_hook(Box::new(|panic| {
             let message = panic.payload_as_str().unwrap_or("without a message");
             tracing::error!("a task panicked: {message}");
@@ -80,8 +76,34 @@ pub fn metrics() -> &'static PrometheusHandle {
         let handle = recorder.handle();
         // Fails only if another recorder is installed, which no code of ours does.
         drop(metrics::set_global_recorder(recorder));
+        describe();
         handle
     })
+}
+
+/// What each metric means, for those who find it in a list.
+fn describe() {
+    describe_gauge!("api_info", "The version of the API, as a label");
+    describe_gauge!("api_uptime_seconds", Unit::Seconds, "Time since the start of the process");
+    describe_counter!("api_requests_total", "Answered requests");
+    describe_histogram!("api_request_duration_seconds", Unit::Seconds, "Time from request to answer");
+    describe_counter!("http_requests_total", "Answered requests by method, route and status");
+    describe_gauge!("http_requests_active", "Requests that are being answered");
+    describe_histogram!(
+        "http_request_latency_seconds",
+        Unit::Seconds,
+        "Time from request to answer by method and route"
+    );
+    describe_counter!("workflow_executions_total", "Runs that were accepted");
+    describe_counter!("workflow_execution_failures_total", "Accepted runs that could not be dispatched");
+    describe_gauge!("outbox_event_pending_total", "Messages that Kafka does not have yet");
+    describe_gauge!("outbox_oldest_age_seconds", Unit::Seconds, "Age of the oldest of them");
+    describe_counter!("outbox_messages_published_total", "Messages that Kafka has acknowledged");
+    describe_histogram!("run_writer_batch_size", "Runs written by one statement");
+    describe_gauge!("db_pool_size", "Connections of the pool");
+    describe_gauge!("db_pool_idle", "Connections of the pool that nobody uses");
+    describe_gauge!("db_pool_in_use", "Connections of the pool that are used");
+    describe_gauge!("db_pool_max", "Connections that the pool may open");
 }
 
 /// `rust::path` as `dotted.path`, without the crate's name.
@@ -89,8 +111,10 @@ fn logger(target: &str) -> String {
     target.strip_prefix("workflow_api::").unwrap_or(target).replace("::", ".")
 }
 
-/// The event format of `LOG_FORMAT=json`.
-struct JsonLine;
+/// The event format, as `LOG_FORMAT` says.
+struct LogLine {
+    json: bool,
+}
 
 /// What a reader looks for first comes first.
 #[derive(Serialize)]
@@ -103,7 +127,7 @@ struct Line {
     fields: Map<String, Value>,
 }
 
-impl<S> FormatEvent<S, JsonFields> for JsonLine
+impl<S> FormatEvent<S, JsonFields> for LogLine
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
@@ -130,8 +154,18 @@ where
             message: fields.remove("message").unwrap_or_else(|| "".into()),
             fields,
         };
-        let text = serde_json::to_string(&line).map_err(|_| fmt::Error)?;
-        writeln!(writer, "{text}")
+        if self.json {
+            let text = serde_json::to_string(&line).map_err(|_| fmt::Error)?;
+            return writeln!(writer, "{text}");
+        }
+        // The message without the quotes of a JSON string, but with its escapes: one line stays one line.
+        let message = line.message.to_string();
+        let message = message.trim_start_matches('"').trim_end_matches('"');
+        write!(writer, "{} {:7} {} {message}", line.timestamp, line.level, line.logger)?;
+        for (name, value) in &line.fields {
+            write!(writer, " {name}={value}")?;
+        }
+        writeln!(writer)
     }
 }
 

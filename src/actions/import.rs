@@ -183,7 +183,7 @@ pub async fn import(pool: &PgPool, context: Context<'_>, document: Import, dry_r
             Ok(_) => report.updated.agents.push(name),
             Err(SaveAgentError::Invalid(errors)) => report.errors.extend(relocated(errors, &at)),
             Err(SaveAgentError::Db(error)) => return Err(error),
-            Err(error @ (SaveAgentError::NotFound | SaveAgentError::NameTaken(_))) => {
+            Err(error) => {
                 // Somebody made it at this moment; the transaction is of no use any more.
                 report.errors.push(FieldError::rule(at, error));
                 return Ok(report);

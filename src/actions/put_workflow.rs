@@ -63,8 +63,10 @@ pub(super) async fn put_in(
 ) -> Result<Put, SaveWorkflowError> {
     db::workflows::lock_name(conn, &wanted.name).await?;
     let Some(current) = db::workflows::find_active(&mut *conn, &wanted.name).await? else {
+        context.check_absent()?;
         return Ok(Put::Created(save_workflow::create_in(conn, context, wanted).await?));
     };
+    context.check_revision(&current.revision())?;
     let workflow_id = plan_workflow_id(&current.workflow_data.0).unwrap_or_default();
     let plan = wanted.content.plan(&workflow_id, &current.name, current.version);
     let same_content = db::workflows::has_plan(&mut *conn, current.id, &plan).await?
@@ -88,11 +90,14 @@ pub async fn roll_back(
     version: i32,
 ) -> Result<WorkflowRow, RollBackError> {
     let mut transaction = pool.begin().await?;
+    context.claim(&mut transaction, &id.to_string()).await.map_err(SaveWorkflowError::from)?;
     let name = db::workflows::find(&mut *transaction, id).await?.ok_or(SaveWorkflowError::NotFound)?.name;
     // Nobody moves contents between the rows of this name from here on.
     db::workflows::lock_name(&mut transaction, &name).await?;
     let current = db::workflows::lock(&mut transaction, id).await?.ok_or(SaveWorkflowError::NotFound)?;
+    context.check_revision(&current.revision()).map_err(SaveWorkflowError::from)?;
     if current.version == version {
+        transaction.commit().await?;
         return Ok(current);
     }
     let target = db::workflows::find_version(&mut *transaction, &name, version).await?;

@@ -6,11 +6,12 @@ use uuid::Uuid;
 
 use super::Context;
 use crate::{
-    db::{self, outbox::Kind, runs::RunRow},
+    db::{self, idempotency::ClaimError, outbox::Kind, runs::RunRow},
     id, input,
     outbox::{self, Relay},
     run::RunStatus,
     timestamp::Timestamp,
+    workflow::Plan,
 };
 
 /// Why a run was not started again.
@@ -28,9 +29,15 @@ pub enum RetryRunError {
     /// Its definition does not exist.
     #[error("the run's workflow definition does not exist")]
     DefinitionNotFound,
+    /// The step to go on from is not one that the run would come by.
+    #[error("step {0:?} is not on the workflow's main path")]
+    NoSuchStep(String),
     /// Plan and input together do not fit into a Kafka record.
     #[error("plan and input are too large for a message")]
     TooLarge,
+    /// The idempotency key is taken.
+    #[error(transparent)]
+    Key(#[from] ClaimError),
     /// The database failed.
     #[error(transparent)]
     Db(#[from] db::Error),
@@ -45,17 +52,22 @@ impl From<sqlx::Error> for RetryRunError {
 #[derive(Serialize)]
 struct Changes<'a> {
     previous_status: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resume_from_step: Option<&'a str>,
 }
 
 /// Puts the run back to PENDING, pinned to the present content of its definition, and dispatches it again. Steps
-/// that are completed are not repeated: the executor sees their rows.
+/// that are completed are not repeated, for the executor sees their rows, except from `resume_from_step` on.
 pub async fn retry_run(
     pool: &PgPool,
     relay: &Relay,
     context: Context<'_>,
     run_id: &str,
+    resume_from_step: Option<&str>,
 ) -> Result<RunRow, RetryRunError> {
     let mut transaction = pool.begin().await?;
+    // Before the state is looked at: a repeat finds the run that the first request has started again.
+    context.claim(&mut transaction, run_id).await?;
     let run = db::runs::lock(&mut transaction, run_id).await?.ok_or(RetryRunError::NotFound)?;
     if !RunStatus::parse(&run.status).is_some_and(RunStatus::is_retryable) {
         return Err(RetryRunError::WrongState(run.status));
@@ -66,6 +78,11 @@ pub async fn retry_run(
         Err(_) => None,
     };
     let definition = definition.ok_or(RetryRunError::DefinitionNotFound)?;
+    if let Some(step) = resume_from_step
+        && !Plan::parse(&definition.workflow_data.0).is_ok_and(|plan| plan.main_path().any(|id| id == step))
+    {
+        return Err(RetryRunError::NoSuchStep(step.to_owned()));
+    }
     let input = match &run.input_data {
         Some(stored) if stored.0.get() != "null" => stored.0.clone(),
         _ => input::object_of([]),
@@ -75,11 +92,11 @@ pub async fn retry_run(
     }
     let at = Timestamp::now();
     let event_id = Uuid::now_v7();
-    db::runs::reopen(&mut transaction, run_id, definition.version, event_id, at).await?;
+    db::runs::reopen(&mut transaction, run_id, definition.version, event_id, resume_from_step, at).await?;
     let reservation = relay.reserve(definition.workflow_data.0.get().len() + input.get().len());
     let owner = reservation.as_ref().map(crate::outbox::Reservation::owner);
     let is_ours = db::outbox::insert(&mut transaction, run_id, event_id, Kind::Execution, owner, None, None).await?;
-    let changes = input::to_raw(&Changes { previous_status: &run.status });
+    let changes = input::to_raw(&Changes { previous_status: &run.status, resume_from_step });
     context.record(&mut transaction, ("run", id::run_entity_id(run_id)), "retry", Some(&changes), at).await?;
     let committed = transaction.commit().await;
     match (reservation, committed) {

@@ -4,10 +4,10 @@ use serde_json::{Map, Value, value::RawValue};
 use sqlx::{PgConnection, PgPool, types::Json};
 use uuid::Uuid;
 
-use super::Context;
+use super::{Context, Stale};
 use crate::{
     agent::{AgentPatch, AgentStatus, AuthType, NewAgent},
-    db::{self, agents::AgentRow},
+    db::{self, agents::AgentRow, idempotency::ClaimError},
     input::{self, FieldError, Patch},
     timestamp::Timestamp,
 };
@@ -24,6 +24,12 @@ pub enum SaveAgentError {
     /// The change and the stored agent together break a rule.
     #[error("the change is not valid")]
     Invalid(Vec<FieldError>),
+    /// It has changed since the caller read it.
+    #[error(transparent)]
+    Stale(#[from] Stale),
+    /// The idempotency key is taken.
+    #[error(transparent)]
+    Key(#[from] ClaimError),
     /// The database failed.
     #[error(transparent)]
     Db(#[from] db::Error),
@@ -66,6 +72,7 @@ pub(super) async fn create_in(
         created_at: at,
         updated_at: at,
     };
+    context.claim(transaction, &row.id.to_string()).await?;
     match db::agents::insert(transaction, &row).await {
         Err(db::Error::Conflict { .. }) => return Err(SaveAgentError::NameTaken(row.name)),
         other => other?,
@@ -95,6 +102,7 @@ pub(super) async fn update_in(
     patch: AgentPatch,
 ) -> Result<AgentRow, SaveAgentError> {
     let current = db::agents::lock(transaction, id).await?.ok_or(SaveAgentError::NotFound)?;
+    context.check_revision(&current.revision())?;
     let auth_type = current.auth_type.as_deref().and_then(AuthType::parse).unwrap_or(AuthType::None);
     let stored_auth = current.auth_config.as_ref().map(|stored| &*stored.0);
     let (auth_type, auth_config) = patch.merged_auth(auth_type, stored_auth).map_err(SaveAgentError::Invalid)?;
@@ -131,6 +139,7 @@ pub(super) async fn update_in(
 pub async fn delete_agent(pool: &PgPool, context: Context<'_>, id: Uuid) -> Result<(), SaveAgentError> {
     let mut transaction = pool.begin().await?;
     let mut row = db::agents::lock(&mut transaction, id).await?.ok_or(SaveAgentError::NotFound)?;
+    context.check_revision(&row.revision())?;
     if row.status != AgentStatus::Deleted.as_str() {
         row.status = AgentStatus::Deleted.as_str().to_owned();
         row.updated_at = Timestamp::now();
@@ -157,7 +166,7 @@ fn audited(row: &AgentRow) -> Box<RawValue> {
     }
     input::to_raw(&serde_json::json!({
         "name": row.name,
-        "url": without_userinfo(&row.url),
+        "url": without_secrets(&row.url),
         "description": row.description,
         "auth_type": row.auth_type,
         "auth_config": auth_config,
@@ -168,12 +177,17 @@ fn audited(row: &AgentRow) -> Box<RawValue> {
     }))
 }
 
-fn without_userinfo(url: &str) -> String {
+/// The URL without what people hide in it: user, password and the values of its query.
+fn without_secrets(url: &str) -> String {
     let Ok(mut parsed) = url::Url::parse(url) else { return String::new() };
     if !parsed.username().is_empty() || parsed.password().is_some() {
         // Both fail only for URLs without a host, which have no user either.
         let _ = parsed.set_username("redacted");
         let _ = parsed.set_password(None);
+    }
+    if parsed.query().is_some() {
+        let names: Vec<String> = parsed.query_pairs().map(|(name, _)| name.into_owned()).collect();
+        parsed.query_pairs_mut().clear().extend_pairs(names.iter().map(|name| (name, "redacted")));
     }
     parsed.into()
 }

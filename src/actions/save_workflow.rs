@@ -7,10 +7,10 @@ use serde_json::value::RawValue;
 use sqlx::{PgConnection, PgPool, types::Json};
 use uuid::Uuid;
 
-use super::Context;
+use super::{Context, Stale};
 use crate::{
     agent::AgentStatus,
-    db::{self, workflows::WorkflowRow},
+    db::{self, idempotency::ClaimError, workflows::WorkflowRow},
     input::{self, FieldError},
     timestamp::Timestamp,
     workflow::{Content, NewWorkflow, Steps, WorkflowPatch, WorkflowStatus, plan_workflow_id},
@@ -42,6 +42,12 @@ pub enum SaveWorkflowError {
     /// The change and the stored definition together break a rule.
     #[error("the change is not valid")]
     Invalid(Vec<FieldError>),
+    /// It has changed since the caller read it.
+    #[error(transparent)]
+    Stale(#[from] Stale),
+    /// The idempotency key is taken.
+    #[error(transparent)]
+    Key(#[from] ClaimError),
     /// The database failed.
     #[error(transparent)]
     Db(#[from] db::Error),
@@ -96,12 +102,14 @@ pub(super) async fn create_in(
     context: Context<'_>,
     new: NewWorkflow,
 ) -> Result<WorkflowRow, SaveWorkflowError> {
+    let id = Uuid::now_v7();
+    context.claim(transaction, &id.to_string()).await?;
     check_agents(transaction, new.content.steps()).await?;
     db::workflows::lock_name(transaction, &new.name).await?;
     let version = db::workflows::next_version(transaction, &new.name).await?;
     let at = Timestamp::now();
     let row = WorkflowRow {
-        id: Uuid::now_v7(),
+        id,
         workflow_data: Json(sized(new.content.new_plan(&new.name, version))?),
         name: new.name,
         input_schema: new.input_schema.map(Json),
@@ -151,6 +159,7 @@ pub(super) async fn update_in(
     // Before the row, in the order in which every writer of versions takes the two.
     db::workflows::lock_name(transaction, &name).await?;
     let current = db::workflows::lock(transaction, id).await?.ok_or(SaveWorkflowError::NotFound)?;
+    context.check_revision(&current.revision())?;
     let mut content = patch.merge(&current.workflow_data.0).map_err(SaveWorkflowError::Invalid)?;
     let input_schema = patch.input_schema.clone().or(current.input_schema.clone().map(|schema| schema.0));
     let other_schema = !patch.input_schema.is_absent()
@@ -199,6 +208,7 @@ pub(super) async fn update_in(
 pub async fn delete_workflow(pool: &PgPool, context: Context<'_>, id: Uuid) -> Result<(), SaveWorkflowError> {
     let mut transaction = pool.begin().await?;
     let mut row = db::workflows::lock(&mut transaction, id).await?.ok_or(SaveWorkflowError::NotFound)?;
+    context.check_revision(&row.revision())?;
     if row.status != WorkflowStatus::Deleted.as_str() {
         row.status = WorkflowStatus::Deleted.as_str().to_owned();
         row.updated_at = Timestamp::now();

@@ -10,10 +10,10 @@ use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::{
-    db::{self, runs::RunRow},
+    db::{self, idempotency::IdempotencyKey, runs::RunRow},
     input::FieldError,
     outbox::{self, MAX_BACKLOG, Relay},
-    run_writer::{Definition, IdempotencyKey, RunWriter, StartError, StartRun, StartedRun},
+    run_writer::{Definition, RunWriter, StartError, StartRun, StartedRun},
     workflow::{InputSchema, WorkflowStatus},
 };
 
@@ -178,6 +178,25 @@ pub struct Request {
 /// Starts a run of the definition's present content. Returns after the commit; a repeat with the same key returns
 /// the first run.
 pub async fn start_run(starter: Starter<'_>, request: Request) -> Result<Outcome, StartRunError> {
+    let (pool, key) = (starter.pool, request.key.clone());
+    match (start_or_find(starter, request).await, key) {
+        (Err(StartRunError::Db(error)), _) => Err(StartRunError::Db(error)),
+        // What stands in the way now did not when the first request with the key came.
+        (Err(refusal), Some(key)) => replay(pool, &key).await?.ok_or(refusal),
+        (other, _) => other,
+    }
+}
+
+/// The run that the key made, if it was used.
+async fn replay(pool: &PgPool, key: &IdempotencyKey) -> Result<Option<Outcome>, StartRunError> {
+    let Some(taken) = db::idempotency::find(pool, &key.scope, &key.key).await? else { return Ok(None) };
+    if taken.fingerprint != key.fingerprint {
+        return Err(StartRunError::KeyReused);
+    }
+    Ok(db::runs::find(pool, &taken.resource_id).await?.map(|run| Outcome::Replayed(Box::new(run))))
+}
+
+async fn start_or_find(starter: Starter<'_>, request: Request) -> Result<Outcome, StartRunError> {
     let Starter { definitions, pool, relay, writer } = starter;
     if relay.backlog() >= MAX_BACKLOG {
         return Err(StartRunError::BacklogFull);
@@ -196,14 +215,9 @@ pub async fn start_run(starter: Starter<'_>, request: Request) -> Result<Outcome
             Err(StartError::Db(error)) => return Err(StartRunError::Db(error)),
         };
         if let Some(key) = &start.key
-            && let Some(taken) = db::idempotency::find(pool, &key.scope, &key.key).await?
+            && let Some(replayed) = replay(pool, key).await?
         {
-            if taken.fingerprint != key.fingerprint {
-                return Err(StartRunError::KeyReused);
-            }
-            if let Some(run) = db::runs::find(pool, &taken.run_id).await? {
-                return Ok(Outcome::Replayed(Box::new(run)));
-            }
+            return Ok(replayed);
         }
         definitions.forget(workflow_id);
         start.definition = definitions.checked(pool, workflow_id, &start.input).await?;

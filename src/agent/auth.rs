@@ -1,8 +1,23 @@
 //! The credentials of an agent: which there are, what is stored, what is shown.
 
+use http::{HeaderName, HeaderValue, header};
 use serde_json::value::RawValue;
 
 use crate::input::{FieldError, Node, Read, members, object_of, text, to_raw};
+
+/// Headers by which a message is routed and delimited.
+const FRAMING_HEADERS: [HeaderName; 10] = [
+    header::CONNECTION,
+    header::CONTENT_ENCODING,
+    header::CONTENT_LENGTH,
+    header::CONTENT_TYPE,
+    header::EXPECT,
+    header::HOST,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
 
 /// How the service proves itself to an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +92,28 @@ pub(super) fn checked_auth_config(auth_type: AuthType, config: Option<&RawValue>
             }
         }
     }
+    check_headers(&members)?;
     Ok(Some(object_of(members.iter().map(|(name, value)| (name.as_str(), *value)))))
+}
+
+/// What cannot go into a request's header would fail every call to the agent; what frames a message would break it.
+fn check_headers(members: &[(String, &RawValue)]) -> Read<()> {
+    let fail = |text: String| Err(vec![FieldError::rule("body.auth_config", text)]);
+    for (name, value) in members {
+        let Some(value) = text(value) else { continue };
+        match name.as_str() {
+            "token" | "key" if HeaderValue::from_str(&value).is_err() => {
+                return fail(format!("{name} has characters that cannot be sent in a header"));
+            }
+            "header_name" => match HeaderName::from_bytes(value.as_bytes()) {
+                Ok(header) if !FRAMING_HEADERS.contains(&header) => {}
+                Ok(_) => return fail("header_name belongs to HTTP itself".to_owned()),
+                Err(_) => return fail("header_name is not the name of a header".to_owned()),
+            },
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// The credentials as they are shown; `None` for none, for a JSON null and for what is not an object.

@@ -1,6 +1,6 @@
 //! `/agents`.
 
-use axum::{Json, extract::State};
+use axum::{Json, extract::State, response::Response};
 use http::StatusCode;
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -10,16 +10,27 @@ use super::{
     App,
     agent_health::{self, AgentHealth},
     auth::Caller,
+    cursor::Asked,
     error::{ApiError, ErrorBody},
-    extract::{self, AgentId, JsonBody, Query},
+    etag::{self, IfMatch, IfNoneMatch},
+    extract::{AgentId, JsonBody, Key, Query},
     page::{Message, Page},
+    runs,
 };
 use crate::{
     actions::save_agent::{self, SaveAgentError},
     agent::{AgentPatch, AuthType, NewAgent, RetryConfig, render_auth_config},
-    db::{self, agents::AgentRow},
+    db::{
+        self,
+        agents::{AgentRow, Filter, ORDER},
+        idempotency::ClaimError,
+    },
     timestamp::Timestamp,
 };
+
+/// The parameters that a cursor of the list is bound to.
+const FILTERS: [&str; 6] =
+    ["status", "name_prefix", "created_after", "created_before", "updated_after", "updated_before"];
 
 /// An agent.
 #[derive(Serialize, ToSchema)]
@@ -169,6 +180,8 @@ impl From<SaveAgentError> for ApiError {
                 Self::bad_request("agent_name_taken", format!("An agent named {name:?} already exists"))
             }
             SaveAgentError::Invalid(errors) => errors.into(),
+            SaveAgentError::Stale(stale) => stale.into(),
+            SaveAgentError::Key(error) => error.into(),
             SaveAgentError::Db(error) => error.into(),
         }
     }
@@ -182,83 +195,124 @@ fn not_found() -> ApiError {
 #[utoipa::path(
     get, path = "/agents", tag = "agents",
     params(
-        ("page" = Option<i64>, Query, minimum = 1), ("page_size" = Option<i64>, Query, minimum = 1),
-        ("status" = Option<String>, Query, description = "Exactly this status"),
+        ("page" = Option<i64>, Query, minimum = 1, description = "By number, as far as the 10 000th entry"),
+        ("page_size" = Option<i64>, Query, minimum = 1),
+        ("cursor" = Option<String>, Query, description = "Instead of `page`: `next_cursor` or `prev_cursor` of an \
+            answer to the same query"),
+        ("status" = Option<String>, Query, description = "Exactly this status, or one of several with commas between"),
         ("name" = Option<String>, Query, description = "Exactly this name; the other parameters do not count then"),
+        ("name_prefix" = Option<String>, Query, description = "The beginning of the name"),
+        ("created_after" = Option<String>, Query, description = "Created then or later, as ISO 8601 or epoch"),
+        ("created_before" = Option<String>, Query, description = "Created then or earlier, as ISO 8601 or epoch"),
+        ("updated_after" = Option<String>, Query, description = "Changed last then or later"),
+        ("updated_before" = Option<String>, Query, description = "Changed last then or earlier"),
     ),
-    responses((status = 200, body = Page<Agent>), (status = 422, body = ErrorBody)),
+    responses(
+        (status = 200, body = Page<Agent>), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
+        (status = 422, body = ErrorBody),
+    ),
 )]
 pub async fn list_agents(State(app): State<App>, query: Query) -> Result<Json<Page<Agent>>, ApiError> {
-    let asked = query.page(app.config.pages)?;
+    let asked = Asked::read(&query, app.config.pages, ORDER, "agents", &FILTERS)?;
     if let Some(name) = query.text("name").filter(|name| !name.is_empty()) {
         let found = db::agents::find_by_name(&app.pool, name).await?;
-        let size = if found.is_some() { 1 } else { asked.size };
-        let shown = extract::Page { number: 1, size, offset: 0 };
-        let total = i64::from(found.is_some());
-        return Ok(Json(Page::new(found.map(Agent::from), total, shown)));
+        return Ok(Json(Page::of_one(found.map(Agent::from), asked.cut.size)));
     }
+    let filter = Filter {
+        statuses: query.several("status"),
+        name_prefix: query.text("name_prefix"),
+        created: query.span("created")?,
+        updated: query.span("updated")?,
+    };
     let mut connection = app.pool.acquire().await?;
-    let (rows, total) = db::agents::list(&mut connection, query.text("status"), asked.size, asked.offset).await?;
-    Ok(Json(Page::new(rows.into_iter().map(Agent::from), total, asked)))
+    let part = db::agents::list(&mut connection, &filter, &asked.cut).await?;
+    Ok(Json(Page::new(part, &asked)))
 }
 
 /// Registers an agent.
 #[utoipa::path(
     post, path = "/agents", tag = "agents", request_body = NewAgentBody,
+    params(("Idempotency-Key" = Option<String>, Header, description = "A repeat with the same key and body answers with \
+            what the first one made and `Idempotency-Replayed: true`", max_length = 255)),
     responses(
-        (status = 201, body = Agent), (status = 400, description = "The name is taken", body = ErrorBody),
+        (status = 201, body = Agent, headers(("ETag" = String, description = "The state that is shown"))),
+        (status = 409, description = "A request with this key is under way", body = ErrorBody),
+        (status = 400, description = "The name is taken", body = ErrorBody),
         (status = 422, body = ErrorBody),
     ),
 )]
 pub async fn create_agent(
     State(app): State<App>,
     caller: Caller,
+    key: Key,
     body: JsonBody,
-) -> Result<(StatusCode, Json<Agent>), ApiError> {
+) -> Result<Response, ApiError> {
     let new = NewAgent::parse(body.raw())?;
-    let row = save_agent::create_agent(&app.pool, app.context(&caller), new).await?;
-    tracing::info!(target: "api.routes.agents", agent_id = %row.id, "Agent created");
-    Ok((StatusCode::CREATED, Json(row.into())))
+    let key = key.bound("create agent", &caller, body.fingerprint());
+    let context = app.context(&caller).with_key(key.as_ref());
+    let created = |row: AgentRow| etag::tagged(&row.revision(), (StatusCode::CREATED, Json(Agent::from(row))));
+    match save_agent::create_agent(&app.pool, context, new).await {
+        Ok(row) => {
+            tracing::info!(target: "api.routes.agents", agent_id = %row.id, "Agent created");
+            Ok(created(row))
+        }
+        Err(SaveAgentError::Key(ClaimError::Repeated(id))) => {
+            let id = uuid::Uuid::try_parse(&id).map_err(|_| not_found())?;
+            Ok(runs::replayed(created(db::agents::find(&app.pool, id).await?.ok_or_else(not_found)?)))
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Shows an agent, deleted ones too.
 #[utoipa::path(
-    get, path = "/agents/{agent_id}", tag = "agents", params(("agent_id" = uuid::Uuid, Path)),
-    responses((status = 200, body = Agent), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
+    get, path = "/agents/{agent_id}", tag = "agents",
+    params(("agent_id" = uuid::Uuid, Path), ("If-None-Match" = Option<String>, Header, description = "Only if the `ETag` is another one")),
+    responses((status = 200, body = Agent, headers(("ETag" = String, description = "The state that is shown"))), (status = 304), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
 )]
-pub async fn get_agent(State(app): State<App>, AgentId(id): AgentId) -> Result<Json<Agent>, ApiError> {
-    Ok(Json(db::agents::find(&app.pool, id).await?.ok_or_else(not_found)?.into()))
+pub async fn get_agent(
+    State(app): State<App>,
+    AgentId(id): AgentId,
+    if_none_match: IfNoneMatch,
+) -> Result<Response, ApiError> {
+    let row = db::agents::find(&app.pool, id).await?.ok_or_else(not_found)?;
+    Ok(if_none_match.answer(&row.revision(), Agent::from(row)))
 }
 
 /// Changes the members that are given.
 #[utoipa::path(
-    put, path = "/agents/{agent_id}", tag = "agents", params(("agent_id" = uuid::Uuid, Path)),
+    put, path = "/agents/{agent_id}", tag = "agents",
+    params(("agent_id" = uuid::Uuid, Path), ("If-Match" = Option<String>, Header, description = "Only if the `ETag` is still this one")),
     request_body = AgentPatchBody,
-    responses((status = 200, body = Agent), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
+    responses((status = 200, body = Agent, headers(("ETag" = String, description = "The state that is shown"))), (status = 412, description = "It has changed since it was read", body = ErrorBody), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
 )]
 pub async fn update_agent(
     State(app): State<App>,
     caller: Caller,
     AgentId(id): AgentId,
+    IfMatch(if_match): IfMatch,
     body: JsonBody,
-) -> Result<Json<Agent>, ApiError> {
+) -> Result<Response, ApiError> {
     let patch = AgentPatch::parse(body.raw())?;
-    let row = save_agent::update_agent(&app.pool, app.context(&caller), id, patch).await?;
+    let context = app.context(&caller).with_if_match(if_match.as_ref());
+    let row = save_agent::update_agent(&app.pool, context, id, patch).await?;
     tracing::info!(target: "api.routes.agents", agent_id = %id, "Agent updated");
-    Ok(Json(row.into()))
+    Ok(etag::tagged(&row.revision(), Json(Agent::from(row))))
 }
 
 /// Marks an agent as deleted; its name stays taken.
 #[utoipa::path(
-    delete, path = "/agents/{agent_id}", tag = "agents", params(("agent_id" = uuid::Uuid, Path)),
-    responses((status = 200, body = Message), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
+    delete, path = "/agents/{agent_id}", tag = "agents",
+    params(("agent_id" = uuid::Uuid, Path), ("If-Match" = Option<String>, Header, description = "Only if the `ETag` is still this one")),
+    responses((status = 200, body = Message), (status = 412, description = "It has changed since it was read", body = ErrorBody), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
 )]
 pub async fn delete_agent(
     State(app): State<App>,
     caller: Caller,
     AgentId(id): AgentId,
+    IfMatch(if_match): IfMatch,
 ) -> Result<Json<Message>, ApiError> {
-    save_agent::delete_agent(&app.pool, app.context(&caller), id).await?;
+    save_agent::delete_agent(&app.pool, app.context(&caller).with_if_match(if_match.as_ref()), id).await?;
     tracing::info!(target: "api.routes.agents", agent_id = %id, "Agent deleted");
     Ok(Json(Message::new("Agent deleted")))
 }

@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 use super::App;
 use crate::{api::error::ApiError, config};
 
+/// How far the clocks of this host and of whoever signs tokens may be apart.
+const CLOCK_SKEW_SECS: u64 = 5;
+
 /// Who a request is from. Its existence is the proof that the caller was let in.
 #[derive(Clone, Debug)]
 pub struct Caller {
@@ -45,6 +48,9 @@ pub enum TokenError {
     /// There is no key.
     #[error("JWT_SECRET is not set, so there is nothing to sign a token with")]
     NoSecret,
+    /// It would not be let in.
+    #[error("a subject has 1 to 255 bytes and no control characters")]
+    BadSubject,
     /// The library refused.
     #[error("the token could not be signed")]
     Sign(#[from] jsonwebtoken::errors::Error),
@@ -74,6 +80,7 @@ pub fn authenticate(app: &App, request: &Request) -> Result<Caller, ApiError> {
     let mut validation = Validation::new(auth.algorithm);
     validation.set_required_spec_claims(&["exp", "sub"]);
     validation.validate_nbf = true;
+    validation.leeway = CLOCK_SKEW_SECS;
     validation.validate_aud = false;
     let key = DecodingKey::from_secret(secret.expose_secret().as_bytes());
     match decode::<Presented>(token, &key, &validation) {
@@ -90,6 +97,9 @@ fn is_subject(text: &str) -> bool {
 /// A token for that subject, valid for `JWT_EXPIRATION_MINUTES`.
 pub fn token(auth: &config::Auth, subject: &str) -> Result<String, TokenError> {
     let secret = auth.jwt_secret.as_ref().ok_or(TokenError::NoSecret)?;
+    if !is_subject(subject) {
+        return Err(TokenError::BadSubject);
+    }
     let iat = Utc::now().timestamp();
     let lifetime_secs = i64::try_from(auth.token_lifetime.as_secs()).unwrap_or(i64::MAX);
     let claims = Claims { sub: subject.to_owned(), iat, exp: iat.saturating_add(lifetime_secs) };

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use axum::{
     Json,
     extract::{FromRequestParts, Path, State},
+    response::Response,
 };
 use http::{StatusCode, request::Parts};
 use serde::Serialize;
@@ -16,15 +17,17 @@ use super::{
     App,
     auth::Caller,
     error::{ApiError, ErrorBody, FieldErrorBody},
-    extract::{JsonBody, WorkflowId},
-    workflows::{NewWorkflowBody, Workflow, not_found, save_error},
+    etag::IfMatch,
+    extract::{JsonBody, Key, WorkflowId},
+    runs,
+    workflows::{NewWorkflowBody, Workflow, not_found, save_error, tagged},
 };
 use crate::{
     actions::{
         put_workflow::{self, RollBackError},
-        save_workflow,
+        save_workflow::{self, SaveWorkflowError},
     },
-    db::{self, workflows::WorkflowRow},
+    db::{self, idempotency::ClaimError, workflows::WorkflowRow},
     input::{self, FieldError, Object, shorten},
     workflow::{self, Draft, NewWorkflow},
 };
@@ -293,9 +296,18 @@ pub struct RollBackBody {
 /// one, and the content that was the newest stays as a version of its own.
 #[utoipa::path(
     post, path = "/workflows/{workflow_id}/rollback", tag = "workflows",
-    params(("workflow_id" = uuid::Uuid, Path)), request_body = RollBackBody,
+    params(
+        ("workflow_id" = uuid::Uuid, Path),
+        ("Idempotency-Key" = Option<String>, Header, description = "A repeat with the same key and body answers with \
+            the workflow and `Idempotency-Replayed: true`", max_length = 255),
+        ("If-Match" = Option<String>, Header, description = "Only if the `ETag` is still this one"),
+    ),
+    request_body = RollBackBody,
     responses(
-        (status = 200, description = "The newest version; without any change if it is the wanted one", body = Workflow),
+        (status = 200, description = "The newest version; without any change if it is the wanted one", body = Workflow,
+            headers(("ETag" = String, description = "The state that is shown"))),
+        (status = 409, description = "A request with this key is under way", body = ErrorBody),
+        (status = 412, description = "It has changed since it was read", body = ErrorBody),
         (status = 400, description = "A step of that version names an agent that is not active", body = ErrorBody),
         (status = 404, description = "No such workflow, version, or agent", body = ErrorBody),
         (status = 422, body = ErrorBody),
@@ -305,19 +317,27 @@ pub async fn roll_back_workflow(
     State(app): State<App>,
     caller: Caller,
     WorkflowId(id): WorkflowId,
+    key: Key,
+    IfMatch(if_match): IfMatch,
     body: JsonBody,
-) -> Result<Json<Workflow>, ApiError> {
+) -> Result<Response, ApiError> {
+    let key = key.bound(&format!("roll back {id}"), &caller, body.fingerprint());
     let body = Object::body(body.raw())?;
     let mut errors = Vec::new();
     let version = body.required("version", &mut errors, |node| node.int(1..=i64::from(i32::MAX)));
     body.only(&["version"], &mut errors);
     let version = version.and_then(|version| i32::try_from(version).ok()).filter(|_| errors.is_empty());
     let Some(version) = version else { return Err(errors.into()) };
-    let rolled_back = put_workflow::roll_back(&app.pool, app.context(&caller), id, version).await;
-    let row = rolled_back.map_err(|error| match error {
-        RollBackError::NoSuchVersion(version) => no_such_version(version),
-        RollBackError::Save(error) => save_error(error, StatusCode::NOT_FOUND),
-    })?;
-    tracing::info!(target: "api.routes.workflows", workflow_id = %id, version, "Workflow rolled back");
-    Ok(Json(row.into()))
+    let context = app.context(&caller).with_key(key.as_ref()).with_if_match(if_match.as_ref());
+    match put_workflow::roll_back(&app.pool, context, id, version).await {
+        Ok(row) => {
+            tracing::info!(target: "api.routes.workflows", workflow_id = %id, version, "Workflow rolled back");
+            Ok(tagged(row))
+        }
+        Err(RollBackError::Save(SaveWorkflowError::Key(ClaimError::Repeated(_)))) => {
+            Ok(runs::replayed(tagged(db::workflows::find(&app.pool, id).await?.ok_or_else(not_found)?)))
+        }
+        Err(RollBackError::NoSuchVersion(version)) => Err(no_such_version(version)),
+        Err(RollBackError::Save(error)) => Err(save_error(error, StatusCode::NOT_FOUND)),
+    }
 }

@@ -9,11 +9,11 @@ use axum::{
     routing::get,
 };
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, header};
+use http::{HeaderName, HeaderValue, StatusCode, header};
 use utoipa::{
     Modify, OpenApi,
     openapi::{
-        InfoBuilder, OpenApiBuilder,
+        InfoBuilder, OpenApiBuilder, RefOr,
         security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
     },
 };
@@ -69,6 +69,24 @@ pub fn document(api: &config::Api) -> utoipa::openapi::OpenApi {
         .security(skeleton.security)
         .tags(skeleton.tags)
         .build()
+}
+
+/// Describes each answer that has no description of its own by its status, as the specification demands one.
+pub fn describe_answers(document: &mut utoipa::openapi::OpenApi) {
+    for item in document.paths.paths.values_mut() {
+        let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete];
+        for operation in operations.into_iter().filter_map(Option::as_mut) {
+            for (status, response) in &mut operation.responses.responses {
+                if let RefOr::T(response) = response
+                    && response.description.is_empty()
+                {
+                    let status = StatusCode::from_bytes(status.as_bytes()).ok();
+                    response.description =
+                        status.and_then(|status| status.canonical_reason()).unwrap_or("Answer").into();
+                }
+            }
+        }
+    }
 }
 
 /// Whether a path needs no authentication although it may lie under the prefix: all that this module serves.

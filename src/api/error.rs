@@ -7,7 +7,11 @@ use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::{db, input::FieldError, timestamp::Timestamp};
+use crate::{
+    db::{self, idempotency::ClaimError},
+    input::FieldError,
+    timestamp::Timestamp,
+};
 
 /// Seconds after which a 503 may be tried again.
 const RETRY_AFTER_SECS: &str = "2";
@@ -218,6 +222,24 @@ impl From<Arc<db::Error>> for ApiError {
                 Self::invalid(vec![value]).because(error)
             }
             db::Error::Bug(_) => Self::internal().because(error),
+        }
+    }
+}
+
+impl From<ClaimError> for ApiError {
+    fn from(error: ClaimError) -> Self {
+        match error {
+            ClaimError::Reused => {
+                let detail = "The Idempotency-Key was used before with another body";
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused", detail)
+            }
+            // Whoever can answer a repeat has done so already.
+            ClaimError::InFlight | ClaimError::Repeated(_) => {
+                let detail = "A request with this Idempotency-Key is under way; its answer will be there in a moment";
+                Self::conflict("idempotency_key_in_use", detail)
+                    .with_header(header::RETRY_AFTER, HeaderValue::from_static("1"))
+            }
+            ClaimError::Db(error) => error.into(),
         }
     }
 }

@@ -10,10 +10,10 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::{IDEMPOTENCY_KEY, request::CorrelationId};
+use super::{IDEMPOTENCY_KEY, auth::Caller, request::CorrelationId};
 use crate::{
     api::error::ApiError,
-    config::Pages,
+    db::idempotency::IdempotencyKey,
     input::{self, FieldError},
     timestamp::Timestamp,
 };
@@ -49,6 +49,14 @@ impl<S: Send + Sync> FromRequest<S> for JsonBody {
 
 /// A JSON body, or none: absent, empty or null.
 pub struct OptionalJsonBody(pub Option<Box<RawValue>>);
+
+impl OptionalJsonBody {
+    /// SHA-256 of the body's text; of nothing if there is none.
+    #[must_use]
+    pub fn fingerprint(&self) -> Vec<u8> {
+        Sha256::digest(self.0.as_ref().map_or("", |body| body.get())).to_vec()
+    }
+}
 
 impl<S: Send + Sync> FromRequest<S> for OptionalJsonBody {
     type Rejection = ApiError;
@@ -130,7 +138,16 @@ impl<S: Send + Sync> FromRequestParts<S> for CorrelationId {
 }
 
 /// The `Idempotency-Key` header.
-pub struct Key(pub Option<String>);
+pub struct Key(Option<String>);
+
+impl Key {
+    /// The key as it counts for this route (with its object, if it has one), caller and body.
+    #[must_use]
+    pub fn bound(self, route: &str, caller: &Caller, fingerprint: Vec<u8>) -> Option<IdempotencyKey> {
+        let scope = format!("{route} {}", caller.subject);
+        self.0.map(|key| IdempotencyKey { scope, key, fingerprint })
+    }
+}
 
 impl<S: Send + Sync> FromRequestParts<S> for Key {
     type Rejection = ApiError;
@@ -185,40 +202,14 @@ impl Query {
         self.text("sort_order").is_some_and(|order| order.eq_ignore_ascii_case("asc"))
     }
 
-    /// `page` and `page_size`.
-    pub fn page(&self, pages: Pages) -> Result<Page, ApiError> {
-        let mut errors = Vec::new();
-        let mut number =
-            |name: &str, default: i64| match self.text(name).map(|text| input::query_int(name, text, 1..=i64::MAX)) {
-                None => default,
-                Some(Ok(number)) => number,
-                Some(Err(error)) => {
-                    errors.push(error);
-                    default
-                }
-            };
-        let page = number("page", 1);
-        let size = number("page_size", pages.default_size).min(pages.max_size);
-        if let Some(offset) = (page - 1).checked_mul(size)
-            && errors.is_empty()
-        {
-            return Ok(Page { number: page, size, offset });
-        }
-        if errors.is_empty() {
-            let message = format!("Input should be less than or equal to {}", i64::MAX / size);
-            errors.push(FieldError::new("query.page", "less_than_equal", message));
-        }
-        Err(errors.into())
+    /// The two ends of a span of time, `NAME_after` and `NAME_before`.
+    pub fn span(&self, name: &str) -> Result<(Option<Timestamp>, Option<Timestamp>), ApiError> {
+        Ok((self.instant(&format!("{name}_after"))?, self.instant(&format!("{name}_before"))?))
     }
-}
 
-/// Which part of a list is asked for.
-#[derive(Clone, Copy, Debug)]
-pub struct Page {
-    /// From 1.
-    pub number: i64,
-    /// Entries on a page, already cut to the maximum.
-    pub size: i64,
-    /// Entries before the page.
-    pub offset: i64,
+    /// The texts between the commas.
+    #[must_use]
+    pub fn several(&self, name: &str) -> Vec<String> {
+        self.text(name).map(|text| text.split(',').map(str::to_owned).collect()).unwrap_or_default()
+    }
 }

@@ -3,7 +3,8 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::extract;
+use super::cursor::Asked;
+use crate::db::list::{Listed, Part};
 
 /// A part of a list.
 #[derive(Serialize, ToSchema)]
@@ -12,20 +13,44 @@ pub struct Page<T> {
     items: Vec<T>,
     /// How many there are on all pages.
     total: i64,
-    /// Which page this is, from 1.
+    /// Which page this is, from 1; with `cursor` counted from where the reader began.
     page: i64,
     /// How many entries a page has.
     page_size: i64,
     /// How many pages there are.
     total_pages: i64,
+    /// For the parameter `cursor`: the page after this one; null at the end of the list.
+    next_cursor: Option<String>,
+    /// For the parameter `cursor`: the page before this one; null at the beginning of the list.
+    prev_cursor: Option<String>,
 }
 
 impl<T> Page<T> {
-    /// The entries of the page that was asked for.
-    pub fn new(items: impl IntoIterator<Item = T>, total: i64, asked: extract::Page) -> Self {
-        let items = items.into_iter().collect();
-        let total_pages = (total + asked.size - 1) / asked.size;
-        Self { items, total, page: asked.number, page_size: asked.size, total_pages }
+    /// The part of the list that was asked for.
+    pub fn new<R>(part: Part<R>, asked: &Asked) -> Self
+    where
+        R: Listed,
+        T: From<R>,
+    {
+        let (prev_cursor, next_cursor) = asked.neighbours(&part);
+        let size = asked.cut.size;
+        Self {
+            total: part.total,
+            page: asked.number,
+            page_size: size,
+            total_pages: (part.total + size - 1) / size,
+            items: part.rows.into_iter().map(T::from).collect(),
+            next_cursor,
+            prev_cursor,
+        }
+    }
+
+    /// The one entry that was looked up, or none on a page of that size.
+    pub fn of_one(found: Option<T>, size: i64) -> Self {
+        let total = i64::from(found.is_some());
+        let page_size = if found.is_some() { 1 } else { size };
+        let items = found.into_iter().collect();
+        Self { items, total, page: 1, page_size, total_pages: total, next_cursor: None, prev_cursor: None }
     }
 }
 

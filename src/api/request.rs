@@ -9,10 +9,10 @@ use axum::{
 };
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, Uri, header};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use tracing::Instrument;
 
-use super::{App, CORRELATION_ID, auth, error};
+use super::{App, CORRELATION_ID, auth, error, prefer::Wait};
 use crate::{api::error::ApiError, id};
 
 /// Largest request body.
@@ -21,7 +21,11 @@ pub const MAX_BODY_BYTES: usize = 1 << 20;
 const MAX_URI_BYTES: usize = 8 << 10;
 /// A body has to be complete after this.
 const BODY_TIMEOUT: Duration = Duration::from_secs(15);
-/// A handler has to have answered after this.
+/// What is left of a body that is not wanted may come for so long, and be so large.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+/// See [`DRAIN_TIMEOUT`].
+const MAX_DRAINED_BYTES: usize = 32 << 20;
+/// A handler has to have answered after this, and what the client asked to wait for a run.
 const HANDLER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Of the request in hand; in the request's extensions.
@@ -42,26 +46,30 @@ pub async fn surround(State(app): State<App>, request: Request, next: Next) -> R
     let route = request.extensions().get::<MatchedPath>().map_or("(none)".to_owned(), |path| path.as_str().to_owned());
     let caller = auth::authenticate(&app, &request);
     let user_id = caller.as_ref().map_or("", |caller| caller.subject.as_str()).to_owned();
+    // Who asks to wait for a run's end may wait that much longer.
+    let time_limit = HANDLER_TIMEOUT + Wait::of(request.headers()).time();
     let span = tracing::info_span!("http.request", correlation_id, user_id);
 
-    let response = match caller {
+    let (mut parts, body) = request.into_parts();
+    let (caller, refusal) = match caller {
+        Ok(caller) => (Some(caller), None),
+        Err(error) => (None, Some(error)),
+    };
+    let response = match read_body(&parts.uri, &parts.headers, body, refusal).await {
         Err(error) => error.into_response(),
-        Ok(caller) => {
-            let (mut parts, body) = request.into_parts();
-            match read_body(&parts.uri, &parts.headers, body).await {
-                Err(error) => error.into_response(),
-                Ok(body) => {
-                    parts.extensions.insert(caller);
-                    parts.extensions.insert(CorrelationId(correlation_id.clone()));
-                    let request = Request::from_parts(parts, axum::body::Body::from(body));
-                    let handler = tokio::spawn(next.run(request).instrument(span.clone()));
-                    match tokio::time::timeout(HANDLER_TIMEOUT, handler).await {
-                        Ok(Ok(response)) => response,
-                        // The panic itself was logged by the panic hook.
-                        Ok(Err(_)) => ApiError::internal().into_response(),
-                        Err(_) => ApiError::unavailable("timeout", "The request took too long").into_response(),
-                    }
-                }
+        Ok(body) => {
+            // Nobody comes here without one: a refusal is an error.
+            if let Some(caller) = caller {
+                parts.extensions.insert(caller);
+            }
+            parts.extensions.insert(CorrelationId(correlation_id.clone()));
+            let request = Request::from_parts(parts, axum::body::Body::from(body));
+            let handler = tokio::spawn(next.run(request).instrument(span.clone()));
+            match tokio::time::timeout(time_limit, handler).await {
+                Ok(Ok(response)) => response,
+                // The panic itself was logged by the panic hook.
+                Ok(Err(_)) => ApiError::internal().into_response(),
+                Err(_) => ApiError::unavailable("timeout", "The request took too long").into_response(),
             }
         }
     };
@@ -81,29 +89,74 @@ pub async fn surround(State(app): State<App>, request: Request, next: Next) -> R
     }
     drop(active);
     let duration = started.elapsed();
-    record(method.as_str(), &route, response.status(), duration);
-    span.in_scope(|| log_line(method.as_str(), &route, &response, duration));
+    span.in_scope(|| note(method.as_str(), &route, &response, duration));
     response
 }
 
+/// Counts an answered request, and logs it.
+pub fn note(method: &str, route: &str, response: &Response, duration: Duration) {
+    record(method, route, response.status(), duration);
+    log_line(method, route, response, duration);
+}
+
 /// The whole body, within limits.
-async fn read_body(uri: &Uri, headers: &http::HeaderMap, body: axum::body::Body) -> Result<Bytes, ApiError> {
-    if uri.path_and_query().map_or(0, |uri| uri.as_str().len()) > MAX_URI_BYTES {
-        return Err(ApiError::new(StatusCode::URI_TOO_LONG, "uri_too_long", "The request's URI is longer than 8 KiB"));
-    }
+///
+/// After a fault, also one that was found before, what is left of the body is read and dropped: a client that is still
+/// sending when the connection is closed would never see the answer.
+async fn read_body(
+    uri: &Uri,
+    headers: &http::HeaderMap,
+    mut body: axum::body::Body,
+    mut fault: Option<ApiError>,
+) -> Result<Bytes, ApiError> {
     let too_large =
         || ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", "The request body is larger than 1 MiB");
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    if announced.is_some_and(|length| length > MAX_BODY_BYTES as u64) {
-        return Err(too_large());
+    if fault.is_none() && uri.path_and_query().map_or(0, |uri| uri.as_str().len()) > MAX_URI_BYTES {
+        let detail = "The request's URI is longer than 8 KiB";
+        fault = Some(ApiError::new(StatusCode::URI_TOO_LONG, "uri_too_long", detail));
+    } else if fault.is_none() && announced.is_some_and(|length| length > MAX_BODY_BYTES as u64) {
+        fault = Some(too_large());
     }
-    match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY_BYTES).collect()).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-        Ok(Err(_)) => Err(ApiError::bad_request("incomplete_body", "The request body could not be read to its end")),
-        Err(_) => {
-            Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", "The request body did not arrive in time"))
+    // Such a client waits for the answer before it sends.
+    if headers.contains_key(header::EXPECT)
+        && let Some(fault) = fault
+    {
+        return Err(fault);
+    }
+    let mut deadline = Instant::now() + if fault.is_some() { DRAIN_TIMEOUT } else { BODY_TIMEOUT };
+    let (mut chunks, mut length) = (Vec::new(), 0);
+    loop {
+        let frame = match tokio::time::timeout_at(deadline.into(), body.frame()).await {
+            Ok(None) => break,
+            Ok(Some(Ok(frame))) => frame,
+            Ok(Some(Err(_))) => {
+                let detail = "The request body could not be read to its end";
+                return Err(fault.unwrap_or_else(|| ApiError::bad_request("incomplete_body", detail)));
+            }
+            Err(_) => {
+                let detail = "The request body did not arrive in time";
+                let late = || ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", detail);
+                return Err(fault.unwrap_or_else(late));
+            }
+        };
+        let Ok(chunk) = frame.into_data() else { continue };
+        length += chunk.len();
+        if fault.is_none() && length > MAX_BODY_BYTES {
+            fault = Some(too_large());
+            chunks.clear();
+            deadline = Instant::now() + DRAIN_TIMEOUT;
         }
+        match &fault {
+            None => chunks.push(chunk),
+            Some(_) if length > MAX_DRAINED_BYTES => break,
+            Some(_) => {}
+        }
+    }
+    match (fault, chunks.len()) {
+        (Some(fault), _) => Err(fault),
+        (None, 1) => Ok(chunks.swap_remove(0)),
+        (None, _) => Ok(chunks.concat().into()),
     }
 }
 

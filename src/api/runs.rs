@@ -13,8 +13,9 @@ use utoipa::ToSchema;
 use super::{
     App, IDEMPOTENCY_REPLAYED,
     auth::Caller,
+    cursor::Asked,
     error::{ApiError, ErrorBody},
-    extract::{OptionalJsonBody, Query, RunId},
+    extract::{Key, OptionalJsonBody, Query, RunId},
     page::Page,
 };
 use crate::{
@@ -24,9 +25,10 @@ use crate::{
     },
     db::{
         self,
+        idempotency::ClaimError,
         runs::{Filter, RunRow, StepRow},
     },
-    input::{ANY_LENGTH, Object, object_of},
+    input::{ANY_LENGTH, FieldError, Object, object_of, shorten},
     run::RunStatus,
     run_writer::StartedRun,
     timestamp::Timestamp,
@@ -34,6 +36,22 @@ use crate::{
 
 /// Characters of a reason for a cancellation.
 const REASON_CHARS: std::ops::RangeInclusive<usize> = 0..=500;
+
+/// The parameters that a cursor of the list is bound to.
+const FILTERS: [&str; 12] = [
+    "status",
+    "workflow_id",
+    "workflow_definition_id",
+    "name",
+    "name_prefix",
+    "triggered_by",
+    "created_after",
+    "created_before",
+    "updated_after",
+    "updated_before",
+    "sort_by",
+    "sort_order",
+];
 
 /// A run of a workflow.
 #[derive(Serialize, ToSchema)]
@@ -119,10 +137,49 @@ impl Run {
     }
 }
 
-/// 202 with the run and its path.
-pub fn accepted(app: &App, run: &Run) -> Response {
-    let location = format!("{}/runs/{}", app.config.api.prefix, run.run_id);
-    let mut response = (StatusCode::ACCEPTED, Json(run)).into_response();
+impl Run {
+    /// The run's id.
+    #[must_use]
+    pub fn run_id(&self) -> &str {
+        &self.run_id
+    }
+}
+
+/// A run with what it gave.
+#[derive(Serialize, ToSchema)]
+pub struct RunDetail {
+    #[serde(flatten)]
+    run: Run,
+    /// The output of the last step, once the run is completed.
+    #[schema(value_type = Option<Object>)]
+    output_data: Option<Box<RawValue>>,
+}
+
+impl RunDetail {
+    /// A run that has given nothing.
+    #[must_use]
+    pub fn open(run: Run) -> Self {
+        Self { run, output_data: None }
+    }
+
+    /// The run with its output, which is read if there can be one.
+    pub async fn read(app: &App, row: RunRow) -> Result<Self, db::Error> {
+        let is_completed = RunStatus::parse(&row.status) == Some(RunStatus::Completed);
+        let output = if is_completed { db::runs::output(&app.pool, &row.run_id).await? } else { None };
+        Ok(Self { run: row.into(), output_data: output.map(|json| json.0) })
+    }
+
+    /// The run's status.
+    #[must_use]
+    pub fn status(&self) -> &str {
+        &self.run.status
+    }
+}
+
+/// The run and its path.
+pub fn accepted(app: &App, status: StatusCode, run: &RunDetail) -> Response {
+    let location = format!("{}/runs/{}", app.config.api.prefix, run.run.run_id);
+    let mut response = (status, Json(run)).into_response();
     if let Ok(location) = HeaderValue::from_str(&location) {
         response.headers_mut().insert(header::LOCATION, location);
     }
@@ -198,7 +255,7 @@ impl From<StepRow> for Step {
 #[derive(Serialize, ToSchema)]
 pub struct RetriedRun {
     #[serde(flatten)]
-    run: Run,
+    run: RunDetail,
     /// For people.
     message: &'static str,
     /// The same as `run_id`: a retry goes on with the same run.
@@ -220,6 +277,15 @@ pub struct CancelBody {
     reason: Option<String>,
 }
 
+/// The body of a retry request, which may be left out.
+#[derive(ToSchema)]
+#[schema(as = RetryRequest)]
+#[expect(dead_code, reason = "describes what `retry_run` reads")]
+pub struct RetryBody {
+    /// Repeats this step and all after it, completed or not. Without it, the run goes on after its last completed step.
+    resume_from_step: Option<String>,
+}
+
 fn not_found() -> ApiError {
     ApiError::not_found("run_not_found", "Run not found")
 }
@@ -232,41 +298,56 @@ fn wrong_state(status: &str, act: &str) -> ApiError {
 #[utoipa::path(
     get, path = "/runs", tag = "runs",
     params(
-        ("page" = Option<i64>, Query, minimum = 1), ("page_size" = Option<i64>, Query, minimum = 1),
-        ("status" = Option<String>, Query, description = "Exactly this status"),
+        ("page" = Option<i64>, Query, minimum = 1, description = "By number, as far as the 10 000th entry"),
+        ("page_size" = Option<i64>, Query, minimum = 1),
+        ("cursor" = Option<String>, Query, description = "Instead of `page`: `next_cursor` or `prev_cursor` of an \
+            answer to the same query"),
+        ("status" = Option<String>, Query, description = "Exactly this status, or one of several with commas between"),
         ("workflow_id" = Option<String>, Query, description = "Exactly this `workflow_id`"),
         ("workflow_definition_id" = Option<String>, Query, description = "Exactly this `workflow_definition_id`"),
+        ("name" = Option<String>, Query, description = "Exactly this `workflow_name`"),
+        ("name_prefix" = Option<String>, Query, description = "The beginning of `workflow_name`"),
+        ("triggered_by" = Option<String>, Query, description = "Exactly this `triggered_by`"),
         ("created_after" = Option<String>, Query, description = "Created then or later, as ISO 8601 or epoch"),
         ("created_before" = Option<String>, Query, description = "Created then or earlier, as ISO 8601 or epoch"),
+        ("updated_after" = Option<String>, Query, description = "Changed last then or later"),
+        ("updated_before" = Option<String>, Query, description = "Changed last then or earlier"),
         ("sort_by" = Option<String>, Query,
             description = "`created_at` (default), `updated_at`, `completed_at` or `status`"),
         ("sort_order" = Option<String>, Query, description = "`desc` (default) or `asc`"),
     ),
-    responses((status = 200, body = Page<Run>), (status = 422, body = ErrorBody)),
+    responses(
+        (status = 200, body = Page<Run>), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
+        (status = 422, body = ErrorBody),
+    ),
 )]
 pub async fn list_runs(State(app): State<App>, query: Query) -> Result<Json<Page<Run>>, ApiError> {
-    let asked = query.page(app.config.pages)?;
     let filter = Filter {
-        status: query.text("status"),
+        statuses: query.several("status"),
         workflow_id: query.text("workflow_id"),
         workflow_definition_id: query.text("workflow_definition_id"),
-        created_after: query.instant("created_after")?,
-        created_before: query.instant("created_before")?,
+        name: query.text("name"),
+        name_prefix: query.text("name_prefix"),
+        triggered_by: query.text("triggered_by"),
+        created: query.span("created")?,
+        updated: query.span("updated")?,
         sort_by: query.text("sort_by").unwrap_or_default(),
         ascending: query.is_ascending(),
     };
+    let asked = Asked::read(&query, app.config.pages, filter.order(), "runs", &FILTERS)?;
     let mut connection = app.pool.acquire().await?;
-    let (rows, total) = db::runs::list(&mut connection, &filter, asked.size, asked.offset).await?;
-    Ok(Json(Page::new(rows.into_iter().map(Run::from), total, asked)))
+    let part = db::runs::list(&mut connection, &filter, &asked.cut).await?;
+    Ok(Json(Page::new(part, &asked)))
 }
 
 /// Shows a run.
 #[utoipa::path(
     get, path = "/runs/{run_id}", tag = "runs", params(("run_id" = String, Path)),
-    responses((status = 200, body = Run), (status = 404, body = ErrorBody)),
+    responses((status = 200, body = RunDetail), (status = 404, body = ErrorBody)),
 )]
-pub async fn get_run(State(app): State<App>, RunId(run_id): RunId) -> Result<Json<Run>, ApiError> {
-    Ok(Json(db::runs::find(&app.pool, &run_id).await?.ok_or_else(not_found)?.into()))
+pub async fn get_run(State(app): State<App>, RunId(run_id): RunId) -> Result<Json<RunDetail>, ApiError> {
+    let row = db::runs::find(&app.pool, &run_id).await?.ok_or_else(not_found)?;
+    Ok(Json(RunDetail::read(&app, row).await?))
 }
 
 /// Lists all attempts of the run's steps in the order of their begin.
@@ -303,9 +384,13 @@ pub async fn get_logs(State(app): State<App>, RunId(run_id): RunId) -> ApiError 
 /// Starts a failed or cancelled run again, with the present content of its definition. Completed steps are not
 /// repeated.
 #[utoipa::path(
-    post, path = "/runs/{run_id}/retry", tag = "runs", params(("run_id" = String, Path)),
+    post, path = "/runs/{run_id}/retry", tag = "runs",
+    params(("run_id" = String, Path), ("Idempotency-Key" = Option<String>, Header, description = "A repeat with the same key and body answers with \
+            what the first one made and `Idempotency-Replayed: true`", max_length = 255)),
+    request_body(content = Option<RetryBody>),
     responses(
         (status = 202, body = RetriedRun),
+        (status = 409, description = "A request with this key is under way", body = ErrorBody),
         (status = 400, description = "The run has not ended, has completed, or has no definition", body = ErrorBody),
         (status = 404, body = ErrorBody), (status = 422, body = ErrorBody),
     ),
@@ -314,22 +399,36 @@ pub async fn retry_run(
     State(app): State<App>,
     caller: Caller,
     RunId(run_id): RunId,
-    OptionalJsonBody(body): OptionalJsonBody,
-) -> Result<(StatusCode, Json<RetriedRun>), ApiError> {
-    if let Some(body) = &body {
-        let mut errors = Vec::new();
-        Object::body(body)?.nullable("resume_from_step", &mut errors, |node| node.string(ANY_LENGTH));
-        if !errors.is_empty() {
-            return Err(errors.into());
-        }
+    key: Key,
+    body: OptionalJsonBody,
+) -> Result<Response, ApiError> {
+    let mut errors = Vec::new();
+    let step = match &body.0 {
+        Some(body) => Object::body(body)?.nullable("resume_from_step", &mut errors, |node| node.string(ANY_LENGTH)),
+        None => None,
+    };
+    if !errors.is_empty() {
+        return Err(errors.into());
     }
-    let row = retry_run::retry_run(&app.pool, &app.relay, app.context(&caller), &run_id).await?;
-    tracing::info!(target: "api.routes.runs", run_id, "Run retried");
-    let timestamp = row.updated_at;
-    let message = "The run was started again";
-    let retried =
-        RetriedRun { run: row.into(), message, new_run_id: run_id.clone(), original_run_id: run_id, timestamp };
-    Ok((StatusCode::ACCEPTED, Json(retried)))
+    let key = key.bound(&format!("retry {run_id}"), &caller, body.fingerprint());
+    let context = app.context(&caller).with_key(key.as_ref());
+    match retry_run::retry_run(&app.pool, &app.relay, context, &run_id, step.as_deref()).await {
+        Ok(row) => {
+            tracing::info!(target: "api.routes.runs", run_id, "Run retried");
+            Ok(retried(RunDetail::open(row.into())))
+        }
+        Err(RetryRunError::Key(ClaimError::Repeated(_))) => {
+            let row = db::runs::find(&app.pool, &run_id).await?.ok_or_else(not_found)?;
+            Ok(replayed(retried(RunDetail::read(&app, row).await?)))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn retried(run: RunDetail) -> Response {
+    let (timestamp, message, run_id) = (run.run.updated_at, "The run was started again", run.run.run_id.clone());
+    let retried = RetriedRun { run, message, new_run_id: run_id.clone(), original_run_id: run_id, timestamp };
+    (StatusCode::ACCEPTED, Json(retried)).into_response()
 }
 
 impl From<RetryRunError> for ApiError {
@@ -344,10 +443,15 @@ impl From<RetryRunError> for ApiError {
             RetryRunError::DefinitionNotFound => {
                 Self::not_found("workflow_not_found", "The run's workflow definition was not found")
             }
+            RetryRunError::NoSuchStep(step) => {
+                let text = format!("step '{}' is not on the workflow's main path", shorten(&step));
+                FieldError::rule("body.resume_from_step", text).into()
+            }
             RetryRunError::TooLarge => {
                 let detail = "Definition and input together no longer fit into a Kafka message of 1 MiB";
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", detail)
             }
+            RetryRunError::Key(error) => error.into(),
             RetryRunError::Db(error) => error.into(),
         }
     }
@@ -358,7 +462,7 @@ impl From<RetryRunError> for ApiError {
     post, path = "/runs/{run_id}/cancel", tag = "runs", params(("run_id" = String, Path)),
     request_body(content = Option<CancelBody>),
     responses(
-        (status = 200, body = Run), (status = 400, description = "The run has ended already", body = ErrorBody),
+        (status = 200, body = RunDetail), (status = 400, description = "The run has ended already", body = ErrorBody),
         (status = 404, body = ErrorBody), (status = 422, body = ErrorBody),
     ),
 )]
@@ -367,7 +471,7 @@ pub async fn cancel_run(
     caller: Caller,
     RunId(run_id): RunId,
     OptionalJsonBody(body): OptionalJsonBody,
-) -> Result<Json<Run>, ApiError> {
+) -> Result<Json<RunDetail>, ApiError> {
     let mut errors = Vec::new();
     let reason = match &body {
         Some(body) => Object::body(body)?.nullable("reason", &mut errors, |node| node.string(REASON_CHARS)),
@@ -379,7 +483,7 @@ pub async fn cancel_run(
     let context = app.context(&caller);
     let row = cancel_run::cancel_run(&app.pool, &app.relay, context, &run_id, reason.as_deref()).await?;
     tracing::info!(target: "api.routes.runs", run_id, "Run cancelled");
-    Ok(Json(row.into()))
+    Ok(Json(RunDetail::open(row.into())))
 }
 
 impl From<CancelRunError> for ApiError {

@@ -9,11 +9,14 @@ use utoipa::ToSchema;
 use super::{
     App,
     auth::Caller,
+    cursor::Asked,
     error::{ApiError, ErrorBody},
+    etag::{self, IfMatch, IfNoneMatch},
     extract::{JsonBody, Key, Query, WorkflowId},
     page::{Message, Page},
+    prefer::{self, Wait},
     request::CorrelationId,
-    runs::{self, Run},
+    runs::{self, Run, RunDetail},
 };
 use crate::{
     actions::{
@@ -22,13 +25,26 @@ use crate::{
     },
     db::{
         self,
+        idempotency::ClaimError,
         workflows::{Filter, WorkflowRow},
     },
     input::{Node, Object},
-    run_writer::IdempotencyKey,
     timestamp::Timestamp,
     workflow::{NewWorkflow, WorkflowPatch},
 };
+
+/// The parameters that a cursor of the list is bound to.
+const FILTERS: [&str; 9] = [
+    "status",
+    "name",
+    "name_prefix",
+    "created_after",
+    "created_before",
+    "updated_after",
+    "updated_before",
+    "sort_by",
+    "sort_order",
+];
 
 /// A version of a workflow.
 #[derive(Serialize, ToSchema)]
@@ -157,6 +173,8 @@ pub(super) fn save_error(error: SaveWorkflowError, unknown_agent: StatusCode) ->
         }
         SaveWorkflowError::TooLarge => too_large(),
         SaveWorkflowError::Invalid(errors) => errors.into(),
+        SaveWorkflowError::Stale(stale) => stale.into(),
+        SaveWorkflowError::Key(error) => error.into(),
         SaveWorkflowError::Db(error) => error.into(),
     }
 }
@@ -165,32 +183,54 @@ pub(super) fn save_error(error: SaveWorkflowError, unknown_agent: StatusCode) ->
 #[utoipa::path(
     get, path = "/workflows", tag = "workflows",
     params(
-        ("page" = Option<i64>, Query, minimum = 1), ("page_size" = Option<i64>, Query, minimum = 1),
-        ("status" = Option<String>, Query, description = "Exactly this status"),
+        ("page" = Option<i64>, Query, minimum = 1, description = "By number, as far as the 10 000th entry"),
+        ("page_size" = Option<i64>, Query, minimum = 1),
+        ("cursor" = Option<String>, Query, description = "Instead of `page`: `next_cursor` or `prev_cursor` of an \
+            answer to the same query"),
+        ("status" = Option<String>, Query, description = "Exactly this status, or one of several with commas between"),
         ("name" = Option<String>, Query, description = "Exactly this name"),
+        ("name_prefix" = Option<String>, Query, description = "The beginning of the name"),
+        ("created_after" = Option<String>, Query, description = "Created then or later, as ISO 8601 or epoch"),
+        ("created_before" = Option<String>, Query, description = "Created then or earlier, as ISO 8601 or epoch"),
+        ("updated_after" = Option<String>, Query, description = "Changed last then or later"),
+        ("updated_before" = Option<String>, Query, description = "Changed last then or earlier"),
         ("sort_by" = Option<String>, Query, description = "`created_at` (default), `updated_at`, `name` or `version`"),
         ("sort_order" = Option<String>, Query, description = "`desc` (default) or `asc`"),
     ),
-    responses((status = 200, body = Page<Workflow>), (status = 422, body = ErrorBody)),
+    responses(
+        (status = 200, body = Page<Workflow>), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
+        (status = 422, body = ErrorBody),
+    ),
 )]
 pub async fn list_workflows(State(app): State<App>, query: Query) -> Result<Json<Page<Workflow>>, ApiError> {
-    let asked = query.page(app.config.pages)?;
     let filter = Filter {
-        status: query.text("status"),
+        statuses: query.several("status"),
         name: query.text("name"),
+        name_prefix: query.text("name_prefix"),
+        created: query.span("created")?,
+        updated: query.span("updated")?,
         sort_by: query.text("sort_by").unwrap_or_default(),
         ascending: query.is_ascending(),
     };
+    let asked = Asked::read(&query, app.config.pages, filter.order(), "workflows", &FILTERS)?;
     let mut connection = app.pool.acquire().await?;
-    let (rows, total) = db::workflows::list(&mut connection, &filter, asked.size, asked.offset).await?;
-    Ok(Json(Page::new(rows.into_iter().map(Workflow::from), total, asked)))
+    let part = db::workflows::list(&mut connection, &filter, &asked.cut).await?;
+    Ok(Json(Page::new(part, &asked)))
+}
+
+/// The workflow with its entity tag.
+pub(super) fn tagged(row: WorkflowRow) -> Response {
+    etag::tagged(&row.revision(), Json(Workflow::from(row)))
 }
 
 /// Stores a definition, as the next version of its name.
 #[utoipa::path(
     post, path = "/workflows", tag = "workflows", request_body = NewWorkflowBody,
+    params(("Idempotency-Key" = Option<String>, Header, description = "A repeat with the same key and body answers with \
+            what the first one made and `Idempotency-Replayed: true`", max_length = 255)),
     responses(
-        (status = 201, body = Workflow),
+        (status = 201, body = Workflow, headers(("ETag" = String, description = "The state that is shown"))),
+        (status = 409, description = "A request with this key is under way", body = ErrorBody),
         (status = 400, description = "A step names an agent that does not exist or is not active", body = ErrorBody),
         (status = 422, body = ErrorBody),
     ),
@@ -198,32 +238,50 @@ pub async fn list_workflows(State(app): State<App>, query: Query) -> Result<Json
 pub async fn create_workflow(
     State(app): State<App>,
     caller: Caller,
+    key: Key,
     body: JsonBody,
-) -> Result<(StatusCode, Json<Workflow>), ApiError> {
+) -> Result<Response, ApiError> {
     let new = NewWorkflow::parse(body.raw())?;
-    let row = save_workflow::create_workflow(&app.pool, app.context(&caller), new)
-        .await
-        .map_err(|error| save_error(error, StatusCode::BAD_REQUEST))?;
-    tracing::info!(target: "api.routes.workflows", workflow_id = %row.id, "Workflow created");
-    Ok((StatusCode::CREATED, Json(row.into())))
+    let key = key.bound("create workflow", &caller, body.fingerprint());
+    let context = app.context(&caller).with_key(key.as_ref());
+    let created = |row: WorkflowRow| etag::tagged(&row.revision(), (StatusCode::CREATED, Json(Workflow::from(row))));
+    match save_workflow::create_workflow(&app.pool, context, new).await {
+        Ok(row) => {
+            tracing::info!(target: "api.routes.workflows", workflow_id = %row.id, "Workflow created");
+            Ok(created(row))
+        }
+        Err(SaveWorkflowError::Key(ClaimError::Repeated(id))) => {
+            let id = uuid::Uuid::try_parse(&id).map_err(|_| not_found())?;
+            Ok(runs::replayed(created(db::workflows::find(&app.pool, id).await?.ok_or_else(not_found)?)))
+        }
+        Err(error) => Err(save_error(error, StatusCode::BAD_REQUEST)),
+    }
 }
 
 /// Shows a definition, deleted ones too.
 #[utoipa::path(
-    get, path = "/workflows/{workflow_id}", tag = "workflows", params(("workflow_id" = uuid::Uuid, Path)),
-    responses((status = 200, body = Workflow), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
+    get, path = "/workflows/{workflow_id}", tag = "workflows",
+    params(("workflow_id" = uuid::Uuid, Path), ("If-None-Match" = Option<String>, Header, description = "Only if the `ETag` is another one")),
+    responses((status = 200, body = Workflow, headers(("ETag" = String, description = "The state that is shown"))), (status = 304), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
 )]
-pub async fn get_workflow(State(app): State<App>, WorkflowId(id): WorkflowId) -> Result<Json<Workflow>, ApiError> {
-    Ok(Json(db::workflows::find(&app.pool, id).await?.ok_or_else(not_found)?.into()))
+pub async fn get_workflow(
+    State(app): State<App>,
+    WorkflowId(id): WorkflowId,
+    if_none_match: IfNoneMatch,
+) -> Result<Response, ApiError> {
+    let row = db::workflows::find(&app.pool, id).await?.ok_or_else(not_found)?;
+    Ok(if_none_match.answer(&row.revision(), Workflow::from(row)))
 }
 
 /// Changes the members that are given. New steps make a new version under the same id; the former content stays as
 /// a version of its own.
 #[utoipa::path(
-    put, path = "/workflows/{workflow_id}", tag = "workflows", params(("workflow_id" = uuid::Uuid, Path)),
+    put, path = "/workflows/{workflow_id}", tag = "workflows",
+    params(("workflow_id" = uuid::Uuid, Path), ("If-Match" = Option<String>, Header, description = "Only if the `ETag` is still this one")),
     request_body = WorkflowPatchBody,
     responses(
-        (status = 200, body = Workflow),
+        (status = 200, body = Workflow, headers(("ETag" = String, description = "The state that is shown"))),
+        (status = 412, description = "It has changed since it was read", body = ErrorBody),
         (status = 400, description = "A step names an agent that is not active", body = ErrorBody),
         (status = 404, description = "No such workflow, or a step names an agent that does not exist", body = ErrorBody),
         (status = 422, body = ErrorBody),
@@ -233,27 +291,31 @@ pub async fn update_workflow(
     State(app): State<App>,
     caller: Caller,
     WorkflowId(id): WorkflowId,
+    IfMatch(if_match): IfMatch,
     body: JsonBody,
-) -> Result<Json<Workflow>, ApiError> {
+) -> Result<Response, ApiError> {
     let patch = WorkflowPatch::parse(body.raw())?;
-    let row = save_workflow::update_workflow(&app.pool, app.context(&caller), id, patch)
+    let context = app.context(&caller).with_if_match(if_match.as_ref());
+    let row = save_workflow::update_workflow(&app.pool, context, id, patch)
         .await
         .map_err(|error| save_error(error, StatusCode::NOT_FOUND))?;
     tracing::info!(target: "api.routes.workflows", workflow_id = %id, "Workflow updated");
-    Ok(Json(row.into()))
+    Ok(tagged(row))
 }
 
 /// Marks this version as deleted; the others stay.
 #[utoipa::path(
-    delete, path = "/workflows/{workflow_id}", tag = "workflows", params(("workflow_id" = uuid::Uuid, Path)),
-    responses((status = 200, body = Message), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
+    delete, path = "/workflows/{workflow_id}", tag = "workflows",
+    params(("workflow_id" = uuid::Uuid, Path), ("If-Match" = Option<String>, Header, description = "Only if the `ETag` is still this one")),
+    responses((status = 200, body = Message), (status = 412, description = "It has changed since it was read", body = ErrorBody), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
 )]
 pub async fn delete_workflow(
     State(app): State<App>,
     caller: Caller,
     WorkflowId(id): WorkflowId,
+    IfMatch(if_match): IfMatch,
 ) -> Result<Json<Message>, ApiError> {
-    save_workflow::delete_workflow(&app.pool, app.context(&caller), id)
+    save_workflow::delete_workflow(&app.pool, app.context(&caller).with_if_match(if_match.as_ref()), id)
         .await
         .map_err(|error| save_error(error, StatusCode::NOT_FOUND))?;
     tracing::info!(target: "api.routes.workflows", workflow_id = %id, "Workflow deleted");
@@ -265,21 +327,28 @@ pub async fn delete_workflow(
     get, path = "/workflows/{workflow_id}/versions", tag = "workflows",
     params(
         ("workflow_id" = uuid::Uuid, Path),
-        ("page" = Option<i64>, Query, minimum = 1), ("page_size" = Option<i64>, Query, minimum = 1),
+        ("page" = Option<i64>, Query, minimum = 1, description = "By number, as far as the 10 000th entry"),
+        ("page_size" = Option<i64>, Query, minimum = 1),
+        ("cursor" = Option<String>, Query, description = "Instead of `page`: `next_cursor` or `prev_cursor` of an \
+            answer to the same query"),
     ),
-    responses((status = 200, body = Page<Workflow>), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
+    responses(
+        (status = 200, body = Page<Workflow>), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
+        (status = 404, body = ErrorBody), (status = 422, body = ErrorBody),
+    ),
 )]
 pub async fn list_workflow_versions(
     State(app): State<App>,
     WorkflowId(id): WorkflowId,
     query: Query,
 ) -> Result<Json<Page<Workflow>>, ApiError> {
-    let asked = query.page(app.config.pages)?;
+    let by_version = Filter { sort_by: "version", ..Filter::default() };
+    let asked = Asked::read(&query, app.config.pages, by_version.order(), &format!("versions of {id}"), &[])?;
     let mut connection = app.pool.acquire().await?;
     let workflow = db::workflows::find(&mut *connection, id).await?.ok_or_else(not_found)?;
-    let filter = Filter { name: Some(&workflow.name), sort_by: "version", ..Filter::default() };
-    let (rows, total) = db::workflows::list(&mut connection, &filter, asked.size, asked.offset).await?;
-    Ok(Json(Page::new(rows.into_iter().map(Workflow::from), total, asked)))
+    let filter = Filter { name: Some(&workflow.name), ..by_version };
+    let part = db::workflows::list(&mut connection, &filter, &asked.cut).await?;
+    Ok(Json(Page::new(part, &asked)))
 }
 
 /// Starts a run of the workflow's present content. The run is durable when this answers; it is executed as soon as
@@ -290,10 +359,20 @@ pub async fn list_workflow_versions(
         ("workflow_id" = uuid::Uuid, Path),
         ("Idempotency-Key" = Option<String>, Header, description = "A repeat with the same key and body answers with \
             the first run and `Idempotency-Replayed: true`", max_length = 255),
+        ("Prefer" = Option<String>, Header, description = "`wait=N` waits up to N seconds, 60 at most, for the run to \
+            end", example = "wait=10"),
     ),
     request_body = ExecuteBody,
     responses(
-        (status = 202, body = Run, headers(("Location" = String, description = "Path of the run"))),
+        (status = 200, description = "With `Prefer: wait`: the run has ended, well or not", body = RunDetail, headers(
+            ("Location" = String, description = "Path of the run"),
+            ("Preference-Applied" = String, description = "How long was waited at most"),
+        )),
+        (status = 202, body = RunDetail, headers(
+            ("Location" = String, description = "Path of the run"),
+            ("Retry-After" = i64, description = "With `Prefer: wait`: when to look again"),
+            ("Preference-Applied" = String, description = "With `Prefer: wait`: how long was waited at most"),
+        )),
         (status = 400, description = "The workflow is not active", body = ErrorBody),
         (status = 404, body = ErrorBody), (status = 413, body = ErrorBody),
         (status = 422, description = "Not valid, the input breaks the workflow's `input_schema`, or \
@@ -306,17 +385,28 @@ pub async fn execute_workflow(
     caller: Caller,
     CorrelationId(correlation_id): CorrelationId,
     WorkflowId(workflow_id): WorkflowId,
-    Key(key): Key,
+    key: Key,
+    wait: Wait,
     body: JsonBody,
+) -> Result<Response, ApiError> {
+    let scope = format!("execute {workflow_id}");
+    start(app, caller, correlation_id, (workflow_id, scope), key, wait, &body).await
+}
+
+/// Starts a run; a key counts within the scope.
+pub(super) async fn start(
+    app: App,
+    caller: Caller,
+    correlation_id: String,
+    (workflow_id, scope): (uuid::Uuid, String),
+    key: Key,
+    wait: Wait,
+    body: &JsonBody,
 ) -> Result<Response, ApiError> {
     let mut errors = Vec::new();
     let input = Object::body(body.raw())?.required("input_data", &mut errors, Node::free_object);
     let Some(input) = input else { return Err(errors.into()) };
-    let key = key.map(|key| IdempotencyKey {
-        scope: format!("execute {workflow_id} {}", caller.subject),
-        key,
-        fingerprint: body.fingerprint(),
-    });
+    let key = key.bound(&scope, &caller, body.fingerprint());
     let starter = Starter { definitions: &app.definitions, pool: &app.pool, relay: &app.relay, writer: &app.writer };
     let request = Request { workflow_id, input, triggered_by: caller.subject, correlation_id, key };
     match start_run::start_run(starter, request).await? {
@@ -325,9 +415,9 @@ pub async fn execute_workflow(
             tracing::info!(
                 target: "api.routes.workflows", %workflow_id, run_id = started.run_id, "Workflow execution accepted"
             );
-            Ok(runs::accepted(&app, &Run::started(started)))
+            Ok(prefer::answer(&app, Run::started(started), wait).await)
         }
-        Outcome::Replayed(row) => Ok(runs::replayed(runs::accepted(&app, &Run::from(*row)))),
+        Outcome::Replayed(row) => Ok(runs::replayed(prefer::answer(&app, Run::from(*row), wait).await)),
     }
 }
 
@@ -345,10 +435,7 @@ impl From<StartRunError> for ApiError {
                 Self::unavailable("backlog_full", detail)
             }
             StartRunError::Overloaded => Self::unavailable("overloaded", "Too many requests are waiting already"),
-            StartRunError::KeyReused => {
-                let detail = "The Idempotency-Key was used before with another body";
-                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused", detail)
-            }
+            StartRunError::KeyReused => ClaimError::Reused.into(),
             StartRunError::Db(error) => error.into(),
         }
     }

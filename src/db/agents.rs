@@ -1,10 +1,13 @@
 //! Agents.
 
 use serde_json::value::RawValue;
-use sqlx::{PgConnection, PgExecutor, Postgres, QueryBuilder, types::Json};
+use sqlx::{PgConnection, PgExecutor, types::Json};
 use uuid::Uuid;
 
-use super::Error;
+use super::{
+    Error,
+    list::{self, Cut, EntryId, Listed, Narrow, Order, Part, Position, Table},
+};
 use crate::timestamp::Timestamp;
 
 /// A row of `agents`. Has no `Debug`, since `auth_config` holds secrets.
@@ -25,6 +28,14 @@ pub struct AgentRow {
     pub updated_by: Option<String>,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
+}
+
+impl AgentRow {
+    /// Another text after every change.
+    #[must_use]
+    pub fn revision(&self) -> String {
+        format!("{:x}", self.updated_at.naive().and_utc().timestamp_micros())
+    }
 }
 
 const COLUMNS: &str = "id, name, url, description, auth_type, auth_config, timeout_ms, retry_config, \
@@ -64,25 +75,39 @@ fn select(rest: &str) -> String {
     format!("SELECT {COLUMNS} FROM agents{rest}")
 }
 
-/// A page in the order of creation, and how many there are in all.
-pub async fn list(
-    conn: &mut PgConnection,
-    status: Option<&str>,
-    limit: i64,
-    offset: i64,
-) -> Result<(Vec<AgentRow>, i64), Error> {
-    let filter = |query: &mut QueryBuilder<'_, Postgres>| {
-        if let Some(status) = status {
-            query.push(" WHERE status = ").push_bind(status.to_owned());
-        }
+/// What a list is narrowed to.
+#[derive(Debug, Default)]
+pub struct Filter<'a> {
+    /// One of these; any if there are none.
+    pub statuses: Vec<String>,
+    /// The beginning of the name.
+    pub name_prefix: Option<&'a str>,
+    /// Created between the two.
+    pub created: (Option<Timestamp>, Option<Timestamp>),
+    /// Changed last between the two.
+    pub updated: (Option<Timestamp>, Option<Timestamp>),
+}
+
+/// The order of registration.
+pub const ORDER: Order = Order { column: "created_at", nullable: false, ascending: true };
+
+impl Listed for AgentRow {
+    const TABLE: Table = Table { name: "agents", columns: COLUMNS, id: "id" };
+
+    fn position(&self, _column: &str) -> Position {
+        Position { value: self.created_at.into(), id: EntryId::Uuid(self.id) }
+    }
+}
+
+/// A part of the agents in the order of their registration.
+pub async fn list(conn: &mut PgConnection, filter: &Filter<'_>, cut: &Cut) -> Result<Part<AgentRow>, Error> {
+    let narrow = |narrow: &mut Narrow<'_>| {
+        narrow.one_of("status", &filter.statuses);
+        narrow.prefix("name", filter.name_prefix);
+        narrow.between("created_at", filter.created);
+        narrow.between("updated_at", filter.updated);
     };
-    let mut count = QueryBuilder::new("SELECT count(*) FROM agents");
-    filter(&mut count);
-    let total = count.build_query_scalar().fetch_one(&mut *conn).await?;
-    let mut page = QueryBuilder::new(select(""));
-    filter(&mut page);
-    page.push(" ORDER BY created_at, id LIMIT ").push_bind(limit).push(" OFFSET ").push_bind(offset);
-    Ok((page.build_query_as().fetch_all(conn).await?, total))
+    list::fetch(conn, narrow, ORDER, cut).await
 }
 
 /// Writes a new row. A taken name is a [`Error::Conflict`].

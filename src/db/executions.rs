@@ -139,20 +139,25 @@ pub struct EarlierStep {
     pub status: String,
     /// Of a completed one.
     pub output_data: Option<Json<Box<RawValue>>>,
+    /// The retry that named a step to go on from came before it; true without such a retry.
+    pub is_after_retry: bool,
+    /// The step to go on from, the same in all rows.
+    pub resume_from_step: Option<String>,
 }
 
 /// The step rows of a run that the caller holds, oldest first; those still open are closed as interrupted.
 pub async fn resume(db: impl PgExecutor<'_>, run_id: &str, lease_token: Uuid) -> Result<Vec<EarlierStep>, Error> {
     let sql = "
         WITH held AS MATERIALIZED (
-            SELECT run_id FROM workflow_runs
+            SELECT run_id, resume_from_step, resumed_at FROM workflow_runs
             WHERE run_id = $1 AND lease_token = $2 AND status = 'RUNNING' FOR NO KEY UPDATE
         ), closed AS (
             UPDATE step_executions s SET status = 'FAILED', completed_at = now() AT TIME ZONE 'UTC',
                 error_message = 'interrupted: the executor stopped while the step ran'
             FROM held WHERE s.run_id = held.run_id AND s.status = 'RUNNING'
         )
-        SELECT step_id, status, CASE WHEN status = 'COMPLETED' THEN output_data END AS output_data
+        SELECT step_id, status, CASE WHEN status = 'COMPLETED' THEN output_data END AS output_data,
+            coalesce(started_at >= resumed_at, true) AS is_after_retry, resume_from_step
         FROM step_executions s JOIN held USING (run_id) ORDER BY started_at, id";
     Ok(sqlx::query_as(sql).bind(run_id).bind(lease_token).fetch_all(db).await?)
 }
@@ -193,7 +198,7 @@ pub async fn cancel(
 }
 
 /// What happens to a run that the caller holds; everything in it happens at once or not at all.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Change {
     /// The run.
     pub run_id: String,

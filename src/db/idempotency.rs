@@ -1,31 +1,83 @@
-//! Idempotency keys. They are written by the statement that does the work (`runs::start`).
+//! Idempotency keys. They are written in the transaction that does the work: by [`claim`], or with a batch of runs by
+//! `runs::start`.
 
-use sqlx::PgExecutor;
+use sqlx::{PgConnection, PgExecutor};
 
 use super::Error;
 
-/// For how long a key answers with its first answer.
-const KEPT_HOURS: i32 = 24;
+/// An `Idempotency-Key` with what it is bound to.
+#[derive(Clone, Debug)]
+pub struct IdempotencyKey {
+    /// Route with its object, and caller.
+    pub scope: String,
+    /// As given.
+    pub key: String,
+    /// SHA-256 of the body.
+    pub fingerprint: Vec<u8>,
+}
 
 /// What a key stands for.
 #[derive(Debug, sqlx::FromRow)]
 pub struct Taken {
     /// SHA-256 of the first request's body.
     pub fingerprint: Vec<u8>,
-    /// What it started.
-    pub run_id: String,
+    /// What it made.
+    pub resource_id: String,
+}
+
+/// Why a key could not be claimed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClaimError {
+    /// The first request with the key has made this.
+    #[error("the first request with the idempotency key made {0}")]
+    Repeated(String),
+    /// The key belongs to a request with another body.
+    #[error("the idempotency key was used with another body")]
+    Reused,
+    /// The first request with the key is under way.
+    #[error("a request with the idempotency key is under way")]
+    InFlight,
+    /// The database failed.
+    #[error(transparent)]
+    Db(#[from] Error),
 }
 
 /// What the key stands for, if it was used.
 pub async fn find(db: impl PgExecutor<'_>, scope: &str, key: &str) -> Result<Option<Taken>, Error> {
-    let sql = "SELECT fingerprint, run_id FROM idempotency_keys WHERE scope = $1 AND key = $2";
+    let sql = "SELECT fingerprint, run_id AS resource_id FROM idempotency_keys WHERE scope = $1 AND key = $2";
     Ok(sqlx::query_as(sql).bind(scope).bind(key).fetch_optional(db).await?)
 }
 
+/// Makes the key stand for the resource, once this transaction commits.
+///
+/// A request with the same key that is under way elsewhere is waited for, as long as `lock_timeout` allows: mostly
+/// its answer is there soon, and is then the answer to this one too.
+pub async fn claim(conn: &mut PgConnection, key: &IdempotencyKey, resource_id: &str) -> Result<(), ClaimError> {
+    let sql = "INSERT INTO idempotency_keys (scope, key, fingerprint, run_id) VALUES ($1, $2, $3, $4)
+               ON CONFLICT DO NOTHING";
+    let insert = sqlx::query(sql).bind(&key.scope).bind(&key.key).bind(&key.fingerprint).bind(resource_id);
+    match insert.execute(&mut *conn).await {
+        Ok(done) if done.rows_affected() == 1 => return Ok(()),
+        Ok(_) => {}
+        Err(error) if is_lock_timeout(&error) => return Err(ClaimError::InFlight),
+        Err(error) => return Err(Error::from(error).into()),
+    }
+    match find(conn, &key.scope, &key.key).await? {
+        Some(taken) if taken.fingerprint != key.fingerprint => Err(ClaimError::Reused),
+        Some(taken) => Err(ClaimError::Repeated(taken.resource_id)),
+        // It expired between the two statements.
+        None => Err(ClaimError::InFlight),
+    }
+}
+
+fn is_lock_timeout(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "55P03")
+}
+
 /// Deletes the keys that are too old, a bounded number at a time. Returns how many.
-pub async fn expire(db: impl PgExecutor<'_>) -> Result<u64, Error> {
+pub async fn expire(db: impl PgExecutor<'_>, kept_hours: i32) -> Result<u64, Error> {
     let sql = "DELETE FROM idempotency_keys WHERE (scope, key) IN (
                    SELECT scope, key FROM idempotency_keys WHERE created_at < now() - make_interval(hours => $1)
                    LIMIT 10000)";
-    Ok(sqlx::query(sql).bind(KEPT_HOURS).execute(db).await?.rows_affected())
+    Ok(sqlx::query(sql).bind(kept_hours).execute(db).await?.rows_affected())
 }

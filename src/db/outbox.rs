@@ -37,6 +37,15 @@ pub struct Taken {
     pub workflow_plan: Option<String>,
 }
 
+impl Taken {
+    /// Bytes of plan and input.
+    #[must_use]
+    pub fn payload_len(&self) -> usize {
+        let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        length(&self.input_data) + length(&self.workflow_plan)
+    }
+}
+
 /// Writes a message about a run that the caller holds. It belongs to `owner`, but to nobody as long as an older
 /// message of the same run is still in the table, whoever holds that: order is kept within a run. Returns whether
 /// it belongs to `owner`.
@@ -67,7 +76,8 @@ pub async fn insert(
 }
 
 /// Takes free rows, oldest first, of each run only the oldest.
-pub async fn take(db: impl PgExecutor<'_>, owner: Uuid, limit: i64) -> Result<Vec<Taken>, Error> {
+pub async fn take(db: impl PgExecutor<'_>, owner: Uuid, limit: usize) -> Result<Vec<Taken>, Error> {
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let sql = "
         WITH free AS (
             SELECT run_id, event_id FROM outbox o
@@ -97,12 +107,26 @@ pub async fn delete(db: impl PgExecutor<'_>, run_ids: &[String], event_ids: &[Uu
     Ok(())
 }
 
-/// Gives rows back whose messages could not be sent.
-pub async fn release(db: impl PgExecutor<'_>, run_ids: &[String], event_ids: &[Uuid]) -> Result<(), Error> {
-    let sql = "UPDATE outbox o SET owner = NULL FROM unnest($1::text[], $2::uuid[]) AS back (run_id, event_id)
-               WHERE o.run_id = back.run_id AND o.event_id = back.event_id";
-    sqlx::query(sql).bind(run_ids).bind(event_ids).execute(db).await?;
+/// Gives rows of `owner` back whose messages could not be sent.
+pub async fn release(
+    db: impl PgExecutor<'_>,
+    owner: Uuid,
+    run_ids: &[String],
+    event_ids: &[Uuid],
+) -> Result<(), Error> {
+    let sql = "UPDATE outbox o SET owner = NULL FROM unnest($2::text[], $3::uuid[]) AS back (run_id, event_id)
+               WHERE o.run_id = back.run_id AND o.event_id = back.event_id AND o.owner = $1";
+    sqlx::query(sql).bind(owner).bind(run_ids).bind(event_ids).execute(db).await?;
     Ok(())
+}
+
+/// Frees rows of `owner` that it does not know to have: the answer to the commit that gave them to it was lost. Rows
+/// so young that it may be about to learn of them are left. Returns how many.
+pub async fn free_forgotten(db: impl PgExecutor<'_>, owner: Uuid, known: &[Uuid]) -> Result<u64, Error> {
+    let sql = "UPDATE outbox o SET owner = NULL
+               WHERE owner = $1 AND created_at < now() - interval '10 seconds' AND NOT EXISTS
+                   (SELECT 1 FROM unnest($2::uuid[]) AS known (event_id) WHERE known.event_id = o.event_id)";
+    Ok(sqlx::query(sql).bind(owner).bind(known).execute(db).await?.rows_affected())
 }
 
 /// Frees the rows of owners who are dead. Returns how many.
@@ -128,7 +152,8 @@ pub async fn any_overdue(db: impl PgExecutor<'_>, older_than_secs: f64) -> Resul
 
 /// Writes the execution request again for such runs, free for anyone. Each repeat of the same run waits twice as
 /// long as the one before. Returns how many.
-pub async fn redispatch(db: impl PgExecutor<'_>, older_than_secs: f64, limit: i64) -> Result<u64, Error> {
+pub async fn redispatch(db: impl PgExecutor<'_>, older_than_secs: f64, limit: usize) -> Result<u64, Error> {
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let sql = format!(
         "WITH overdue AS (
             SELECT run_id, execution_event_id FROM workflow_runs r WHERE {OVERDUE} ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED

@@ -42,11 +42,14 @@ impl Registration {
                 turn.tick().await;
                 let before = Instant::now();
                 let held = *sender.borrow();
-                let result = match held {
-                    Some(id) => beat(&pool, id).await.map(|alive| alive.then_some(id)),
-                    None => register(&pool, role).await.map(Some),
-                };
-                match result {
+                let pool = pool.clone();
+                let beat = super::bounded(async move {
+                    match held {
+                        Some(id) => beat(&pool, id).await.map(|alive| alive.then_some(id)),
+                        None => register(&pool, role).await.map(Some),
+                    }
+                });
+                match beat.await {
                     Ok(id) => {
                         if id.is_none() {
                             tracing::warn!("this process was declared dead; what it held has gone to others");

@@ -1,10 +1,13 @@
 //! Runs and their steps, as the API reads and changes them. What the executor does to them is in `executions`.
 
 use serde_json::value::RawValue;
-use sqlx::{PgConnection, PgExecutor, Postgres, QueryBuilder, types::Json};
+use sqlx::{PgConnection, PgExecutor, types::Json};
 use uuid::Uuid;
 
-use super::Error;
+use super::{
+    Error,
+    list::{self, Cut, EntryId, Listed, Narrow, Order, Part, Position, SortValue, Table},
+};
 use crate::timestamp::Timestamp;
 
 /// A row of `workflow_runs`, as far as the API shows it.
@@ -76,6 +79,21 @@ pub async fn existing(db: impl PgExecutor<'_>, run_ids: &[String]) -> Result<Vec
     Ok(sqlx::query_scalar(sql).bind(run_ids).fetch_all(db).await?)
 }
 
+/// Which of these runs have ended.
+pub async fn ended(db: impl PgExecutor<'_>, run_ids: &[String]) -> Result<Vec<String>, Error> {
+    let sql = "SELECT run_id FROM workflow_runs
+               WHERE run_id = ANY($1) AND status IN ('COMPLETED', 'FAILED', 'CANCELLED')";
+    Ok(sqlx::query_scalar(sql).bind(run_ids).fetch_all(db).await?)
+}
+
+/// The output of the step that was completed last.
+pub async fn output(db: impl PgExecutor<'_>, run_id: &str) -> Result<Option<Json<Box<RawValue>>>, Error> {
+    let sql = "SELECT output_data FROM step_executions WHERE run_id = $1 AND status = 'COMPLETED'
+               ORDER BY completed_at DESC NULLS LAST, started_at DESC, id DESC LIMIT 1";
+    let output: Option<Option<Json<Box<RawValue>>>> = sqlx::query_scalar(sql).bind(run_id).fetch_optional(db).await?;
+    Ok(output.flatten())
+}
+
 /// All step rows of a run in the order of their start; several for one step are normal.
 pub async fn steps(db: impl PgExecutor<'_>, run_id: &str) -> Result<Vec<StepRow>, Error> {
     let sql = "SELECT id, run_id, step_id, step_name, agent_name, status, input_data, output_data, started_at,
@@ -108,60 +126,69 @@ pub async fn step_states(db: impl PgExecutor<'_>, run_id: &str) -> Result<Vec<(S
 /// What a list is narrowed to and ordered by.
 #[derive(Debug, Default)]
 pub struct Filter<'a> {
-    /// Exact status.
-    pub status: Option<&'a str>,
+    /// One of these; any if there are none.
+    pub statuses: Vec<String>,
     /// Exact `workflow_id`.
     pub workflow_id: Option<&'a str>,
     /// Exact `workflow_definition_id`.
     pub workflow_definition_id: Option<&'a str>,
-    /// Created then or later.
-    pub created_after: Option<Timestamp>,
-    /// Created then or earlier.
-    pub created_before: Option<Timestamp>,
+    /// Exact name of the workflow.
+    pub name: Option<&'a str>,
+    /// The beginning of the workflow's name.
+    pub name_prefix: Option<&'a str>,
+    /// Exact `triggered_by`.
+    pub triggered_by: Option<&'a str>,
+    /// Created between the two.
+    pub created: (Option<Timestamp>, Option<Timestamp>),
+    /// Changed last between the two.
+    pub updated: (Option<Timestamp>, Option<Timestamp>),
     /// `created_at`, `updated_at`, `completed_at` or `status`; anything else is `created_at`.
     pub sort_by: &'a str,
     /// Not descending.
     pub ascending: bool,
 }
 
-/// A page, and how many there are in all. Descending puts absent values first, ascending last.
-pub async fn list(
-    conn: &mut PgConnection,
-    filter: &Filter<'_>,
-    limit: i64,
-    offset: i64,
-) -> Result<(Vec<RunRow>, i64), Error> {
-    let narrow = |query: &mut QueryBuilder<'_, Postgres>| {
-        query.push(" WHERE true");
-        for (column, value) in [
-            ("status", filter.status),
-            ("workflow_id", filter.workflow_id),
-            ("workflow_definition_id", filter.workflow_definition_id),
-        ] {
-            if let Some(value) = value {
-                query.push(format!(" AND {column} = ")).push_bind(value.to_owned());
-            }
-        }
-        if let Some(instant) = filter.created_after {
-            query.push(" AND created_at >= ").push_bind(instant);
-        }
-        if let Some(instant) = filter.created_before {
-            query.push(" AND created_at <= ").push_bind(instant);
-        }
+impl Filter<'_> {
+    /// The order that is asked for.
+    #[must_use]
+    pub fn order(&self) -> Order {
+        let column = match self.sort_by {
+            "updated_at" => "updated_at",
+            "completed_at" => "completed_at",
+            "status" => "status",
+            _ => "created_at",
+        };
+        Order { column, nullable: column == "completed_at", ascending: self.ascending }
+    }
+}
+
+impl Listed for RunRow {
+    const TABLE: Table = Table { name: "workflow_runs", columns: COLUMNS, id: "run_id" };
+
+    fn position(&self, column: &str) -> Position {
+        let value = match column {
+            "status" => SortValue::Text(self.status.clone()),
+            "updated_at" => self.updated_at.into(),
+            "completed_at" => self.completed_at.into(),
+            _ => self.created_at.into(),
+        };
+        Position { value, id: EntryId::Text(self.run_id.clone()) }
+    }
+}
+
+/// A part of the runs. Descending puts absent values first, ascending last.
+pub async fn list(conn: &mut PgConnection, filter: &Filter<'_>, cut: &Cut) -> Result<Part<RunRow>, Error> {
+    let narrow = |narrow: &mut Narrow<'_>| {
+        narrow.one_of("status", &filter.statuses);
+        narrow.equal("workflow_id", filter.workflow_id);
+        narrow.equal("workflow_definition_id", filter.workflow_definition_id);
+        narrow.equal("workflow_name", filter.name);
+        narrow.prefix("workflow_name", filter.name_prefix);
+        narrow.equal("triggered_by", filter.triggered_by);
+        narrow.between("created_at", filter.created);
+        narrow.between("updated_at", filter.updated);
     };
-    let mut count = QueryBuilder::new("SELECT count(*) FROM workflow_runs");
-    narrow(&mut count);
-    let total = count.build_query_scalar().fetch_one(&mut *conn).await?;
-    let column = match filter.sort_by {
-        column @ ("updated_at" | "completed_at" | "status") => column,
-        _ => "created_at",
-    };
-    let direction = if filter.ascending { "ASC" } else { "DESC" };
-    let mut page = QueryBuilder::new(select(""));
-    narrow(&mut page);
-    page.push(format!(" ORDER BY {column} {direction}, run_id {direction} LIMIT "));
-    page.push_bind(limit).push(" OFFSET ").push_bind(offset);
-    Ok((page.build_query_as().fetch_all(conn).await?, total))
+    list::fetch(conn, narrow, filter.order(), cut).await
 }
 
 /// Ends a run that the caller holds by [`lock`], with its open steps. Its executor loses the lease by it.
@@ -195,16 +222,19 @@ pub async fn cancel(
 }
 
 /// Puts a failed or cancelled run, which the caller holds by [`lock`], back to the start of its life, pinned to the
-/// definition's present content.
+/// definition's present content. What was completed before counts as done, but only up to `resume_from_step`.
 pub async fn reopen(
     conn: &mut PgConnection,
     run_id: &str,
     version: i32,
     event_id: Uuid,
+    resume_from_step: Option<&str>,
     at: Timestamp,
 ) -> Result<(), Error> {
     sqlx::query(
-        "UPDATE workflow_runs SET status = 'PENDING', workflow_version = $2, workflow_plan = NULL,
+        "UPDATE workflow_runs SET status = 'PENDING', resume_from_step = $5,
+             -- By the database's clock, like the begin of every attempt.
+             resumed_at = CASE WHEN $5 IS NOT NULL THEN now() AT TIME ZONE 'UTC' END, workflow_version = $2, workflow_plan = NULL,
              error_message = NULL, cancelled_at = NULL, cancelled_by = NULL, completed_at = NULL, updated_at = $3,
              executor_id = NULL, lease_token = NULL, redispatch_at = NULL, execution_event_id = $4
          WHERE run_id = $1 AND status IN ('FAILED', 'CANCELLED')",
@@ -213,6 +243,7 @@ pub async fn reopen(
     .bind(version)
     .bind(at)
     .bind(event_id)
+    .bind(resume_from_step)
     .execute(conn)
     .await?;
     Ok(())

@@ -1,10 +1,13 @@
 //! Workflow definitions. Every version of a name is a row of its own; names are never changed.
 
 use serde_json::value::RawValue;
-use sqlx::{PgConnection, PgExecutor, Postgres, QueryBuilder, types::Json};
+use sqlx::{PgConnection, PgExecutor, types::Json};
 use uuid::Uuid;
 
-use super::Error;
+use super::{
+    Error,
+    list::{self, Cut, EntryId, Listed, Narrow, Order, Part, Position, SortValue, Table},
+};
 use crate::timestamp::Timestamp;
 
 /// A row of `workflow_definitions`.
@@ -22,6 +25,14 @@ pub struct WorkflowRow {
     pub updated_by: Option<String>,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
+}
+
+impl WorkflowRow {
+    /// Another text after every change.
+    #[must_use]
+    pub fn revision(&self) -> String {
+        format!("{}-{:x}", self.version, self.updated_at.naive().and_utc().timestamp_micros())
+    }
 }
 
 const COLUMNS: &str = "id, name, description, version, workflow_data, input_schema, status, created_by, updated_by, created_at, updated_at";
@@ -105,45 +116,60 @@ pub async fn startable(db: impl PgExecutor<'_>, id: Uuid) -> Result<Option<Start
 /// What a list is narrowed to and ordered by.
 #[derive(Debug, Default)]
 pub struct Filter<'a> {
-    /// Exact status.
-    pub status: Option<&'a str>,
+    /// One of these; any if there are none.
+    pub statuses: Vec<String>,
     /// Exact name.
     pub name: Option<&'a str>,
+    /// The beginning of the name.
+    pub name_prefix: Option<&'a str>,
+    /// Created between the two.
+    pub created: (Option<Timestamp>, Option<Timestamp>),
+    /// Changed last between the two.
+    pub updated: (Option<Timestamp>, Option<Timestamp>),
     /// `name`, `created_at`, `updated_at` or `version`; anything else is `created_at`.
     pub sort_by: &'a str,
     /// Not descending.
     pub ascending: bool,
 }
 
-/// A page, and how many there are in all.
-pub async fn list(
-    conn: &mut PgConnection,
-    filter: &Filter<'_>,
-    limit: i64,
-    offset: i64,
-) -> Result<(Vec<WorkflowRow>, i64), Error> {
-    let narrow = |query: &mut QueryBuilder<'_, Postgres>| {
-        query.push(" WHERE true");
-        if let Some(status) = filter.status {
-            query.push(" AND status = ").push_bind(status.to_owned());
-        }
-        if let Some(name) = filter.name {
-            query.push(" AND name = ").push_bind(name.to_owned());
-        }
+impl Filter<'_> {
+    /// The order that is asked for.
+    #[must_use]
+    pub fn order(&self) -> Order {
+        let column = match self.sort_by {
+            "name" => "name",
+            "updated_at" => "updated_at",
+            "version" => "version",
+            _ => "created_at",
+        };
+        Order { column, nullable: false, ascending: self.ascending }
+    }
+}
+
+impl Listed for WorkflowRow {
+    const TABLE: Table = Table { name: "workflow_definitions", columns: COLUMNS, id: "id" };
+
+    fn position(&self, column: &str) -> Position {
+        let value = match column {
+            "name" => SortValue::Text(self.name.clone()),
+            "version" => SortValue::Integer(self.version),
+            "updated_at" => self.updated_at.into(),
+            _ => self.created_at.into(),
+        };
+        Position { value, id: EntryId::Uuid(self.id) }
+    }
+}
+
+/// A part of the definitions; every version is an entry of its own.
+pub async fn list(conn: &mut PgConnection, filter: &Filter<'_>, cut: &Cut) -> Result<Part<WorkflowRow>, Error> {
+    let narrow = |narrow: &mut Narrow<'_>| {
+        narrow.one_of("status", &filter.statuses);
+        narrow.equal("name", filter.name);
+        narrow.prefix("name", filter.name_prefix);
+        narrow.between("created_at", filter.created);
+        narrow.between("updated_at", filter.updated);
     };
-    let mut count = QueryBuilder::new("SELECT count(*) FROM workflow_definitions");
-    narrow(&mut count);
-    let total = count.build_query_scalar().fetch_one(&mut *conn).await?;
-    let column = match filter.sort_by {
-        column @ ("name" | "updated_at" | "version") => column,
-        _ => "created_at",
-    };
-    let direction = if filter.ascending { "ASC" } else { "DESC" };
-    let mut page = QueryBuilder::new(select(""));
-    narrow(&mut page);
-    page.push(format!(" ORDER BY {column} {direction}, id {direction} LIMIT "));
-    page.push_bind(limit).push(" OFFSET ").push_bind(offset);
-    Ok((page.build_query_as().fetch_all(conn).await?, total))
+    list::fetch(conn, narrow, filter.order(), cut).await
 }
 
 /// Waits until no other transaction makes a version of this name; held until the transaction ends.

@@ -75,7 +75,9 @@ impl Agents {
         {
             return Ok(known.clone());
         }
-        let found = match db::agents::find_by_name(&self.pool, name).await? {
+        let (pool, wanted) = (self.pool.clone(), name.to_owned());
+        let found = db::bounded(async move { db::agents::find_by_name(&pool, &wanted).await });
+        let found = match found.await? {
             None => Err(NoAgent::Unknown(name.to_owned())),
             Some(row) if row.status == AgentStatus::Active.as_str() => Ok(Arc::new(Agent::from(row))),
             Some(row) => Err(NoAgent::NotActive(name.to_owned(), row.status)),

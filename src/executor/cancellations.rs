@@ -47,13 +47,15 @@ impl Cancellations {
             reasons.push(request.reason.as_deref().map(storable));
         }
         if !run_ids.is_empty() {
-            let unknown = executions::cancel(&executor.pool, &run_ids, &by, &reasons).await?;
+            let pool = executor.pool.clone();
+            let unknown = db::bounded(async move { executions::cancel(&pool, &run_ids, &by, &reasons).await }).await?;
             self.early.extend(unknown);
         }
         let wanted: Vec<String> = self.waiting.iter().map(|(_, request)| request.run_id.clone()).collect();
         let (run_ids, lease_tokens) = executor.active.leases(Some(&wanted));
         if !run_ids.is_empty() {
-            let lost = executions::lost(&executor.pool, &run_ids, &lease_tokens).await?;
+            let (pool, ids, tokens) = (executor.pool.clone(), run_ids.clone(), lease_tokens.clone());
+            let lost = db::bounded(async move { executions::lost(&pool, &ids, &tokens).await }).await?;
             executor.active.stop(&lost, &run_ids, &lease_tokens);
         }
         for (position, request) in self.waiting.drain(..) {

@@ -21,7 +21,10 @@ use super::{
     retry::{self, Again},
 };
 use crate::{
-    db::executions::{BegunStep, Change, EndedStep, FinishedRun},
+    db::{
+        self,
+        executions::{BegunStep, Change, EndedStep, FinishedRun},
+    },
     id,
     input::shorten,
     mapping::{self, Scope},
@@ -96,6 +99,22 @@ pub(super) async fn drive(executor: Executor, assignment: Assignment, stop: Canc
     executor.active.remove(&run_id, lease_token);
 }
 
+/// What earlier executions of the run have done.
+#[derive(Default)]
+struct Done {
+    /// Of each step, whether its latest attempt completed, and whether that was after the last retry.
+    steps: HashMap<String, (bool, bool)>,
+    /// The step that the last retry named.
+    resume_from_step: Option<String>,
+}
+
+impl Done {
+    /// Whether the step need not be made again; `is_redone`: the retry asked for it.
+    fn counts(&self, step: &str, is_redone: bool) -> bool {
+        self.steps.get(step).is_some_and(|(is_completed, is_after)| *is_completed && (*is_after || !is_redone))
+    }
+}
+
 struct Driver {
     executor: Executor,
     run_id: String,
@@ -117,9 +136,14 @@ impl Driver {
             Ok(plan) => plan,
             Err(message) => return self.finish(None, Err(message)).await,
         };
-        let completed = if assignment.has_steps { self.resume().await? } else { HashMap::new() };
+        let done = if assignment.has_steps { self.resume().await? } else { Done::default() };
         let mut next = Some(plan.start_step.as_str());
-        while let Some(step) = next.filter(|step| completed.get(*step) == Some(&true)) {
+        let mut is_redone = false;
+        while let Some(step) = next {
+            is_redone |= done.resume_from_step.as_deref() == Some(step);
+            if !done.counts(step, is_redone) {
+                break;
+            }
             next = plan.steps.get(step).and_then(|step| step.next_step.as_deref());
         }
         let mut ended = None;
@@ -148,25 +172,27 @@ impl Driver {
         self.finish(ended, Err("the workflow plan cannot be executed: its steps never end".to_owned())).await
     }
 
-    /// Takes up what was done before: registers outputs, says of each step whether its latest attempt completed.
-    async fn resume(&mut self) -> Result<HashMap<String, bool>, Left> {
+    /// Takes up what was done before, and registers its outputs.
+    async fn resume(&mut self) -> Result<Done, Left> {
         let mut failures = 0;
         let rows = loop {
-            match crate::db::executions::resume(&self.executor.pool, &self.run_id, self.lease_token).await {
+            let (pool, run_id, lease_token) = (self.executor.pool.clone(), self.run_id.clone(), self.lease_token);
+            match db::bounded(async move { db::executions::resume(&pool, &run_id, lease_token).await }).await {
                 Ok(rows) => break rows,
                 Err(error) => self.after_database_error(&error, &mut failures).await?,
             }
         };
-        let mut completed = HashMap::new();
+        let mut done = Done::default();
         for row in rows {
             let is_completed = row.status == "COMPLETED";
             if is_completed {
                 let output = row.output_data.map_or_else(|| RawValue::NULL.to_owned(), |output| output.0);
                 self.outputs.insert(row.step_id.clone(), output);
             }
-            completed.insert(row.step_id, is_completed);
+            done.resume_from_step = row.resume_from_step;
+            done.steps.insert(row.step_id, (is_completed, row.is_after_retry));
         }
-        Ok(completed)
+        Ok(done)
     }
 
     /// Makes a step, in as many attempts as its agent allows. `previous` is written with the begin of the first.
@@ -265,14 +291,18 @@ impl Driver {
         }
     }
 
-    async fn after_database_error(&self, error: &crate::db::Error, failures: &mut u32) -> Result<(), Left> {
+    async fn after_database_error(&self, error: &db::Error, failures: &mut u32) -> Result<(), Left> {
         if !error.is_retryable() {
             tracing::error!(error = error as &dyn std::error::Error, "run {} cannot be read: {error}", self.run_id);
             return Err(Left::Broken);
         }
         journal::pause(*failures, &self.stop).await;
         *failures += 1;
-        if self.stop.is_cancelled() { Err(Left::Lost) } else { Ok(()) }
+        match (self.stop.is_cancelled(), self.executor.give_up.is_cancelled()) {
+            (true, _) => Err(Left::Lost),
+            (false, true) => Err(Left::HandedBack),
+            (false, false) => Ok(()),
+        }
     }
 
     /// Ends the run.

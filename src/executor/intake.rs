@@ -190,7 +190,8 @@ impl Intake {
             }
             let limit = if self.singles > 0 { 1 } else { free.min(MAX_CLAIMED) };
             let count = self.batch_size(limit);
-            match executions::claim(&self.executor.pool, owner, &columns(self.waiting.iter().take(count))).await {
+            let (pool, batch) = (self.executor.pool.clone(), columns(self.waiting.iter().take(count)));
+            match db::bounded(async move { executions::claim(&pool, owner, &batch).await }).await {
                 Ok(claimed) => {
                     self.singles = self.singles.saturating_sub(count);
                     self.start(count, claimed, owner).await?;
@@ -250,7 +251,8 @@ impl Intake {
         if !cancelled.is_empty() {
             // Should this fail, the sweep takes the run up: a cancellation without a row was a weak one anyway.
             let nobody = vec![None; cancelled.len()];
-            executions::cancel(&self.executor.pool, &cancelled, &nobody, &nobody).await?;
+            let pool = self.executor.pool.clone();
+            db::bounded(async move { executions::cancel(&pool, &cancelled, &nobody, &nobody).await }).await?;
         }
         Ok(())
     }
@@ -262,7 +264,8 @@ impl Intake {
         tracing::warn!(run_id, "the execution request of run {} cannot be used: {why}", shorten(&run_id));
         metrics::counter!("executor_records_skipped_total").increment(1);
         let message = format!("the execution request cannot be used: {why}");
-        match db::runs::fail_pending(&self.executor.pool, &run_id, &message).await {
+        let pool = self.executor.pool.clone();
+        match db::bounded(async move { db::runs::fail_pending(&pool, &run_id, &message).await }).await {
             // An id that cannot be stored is nobody's run.
             Ok(()) | Err(db::Error::Refused(_)) => {}
             // The fault may be the database's: as long as it does not answer, no request is given up.

@@ -53,13 +53,17 @@ pub(super) struct Journal {
 
 impl Journal {
     /// Starts the writers. They end when `done` is cancelled: no driver is left then.
-    pub(super) fn start(database: &config::Database, lifecycle: &Lifecycle, done: &CancellationToken) -> Self {
+    pub(super) fn start(
+        database: &config::Database,
+        lifecycle: &Lifecycle,
+        give_up: &CancellationToken,
+        done: &CancellationToken,
+    ) -> Self {
         // Not bounded: each driver has at most one change in it.
         let (queue, jobs) = mpsc::unbounded_channel();
         let jobs = Arc::new(Mutex::new(jobs));
         for _ in 0..WRITERS {
-            let writer =
-                Writer { database: database.clone(), connection: None, hard_stop: lifecycle.hard_stop().clone() };
+            let writer = Writer { database: database.clone(), connection: None, give_up: give_up.clone() };
             lifecycle.spawn("executor journal", writer.run(Arc::clone(&jobs), done.clone()));
         }
         Self { queue }
@@ -79,7 +83,8 @@ impl Journal {
 struct Writer {
     database: config::Database,
     connection: Option<PgConnection>,
-    hard_stop: CancellationToken,
+    /// The process ends, with or without the database.
+    give_up: CancellationToken,
 }
 
 impl Writer {
@@ -108,18 +113,19 @@ impl Writer {
             .record(f64::from(u32::try_from(batch.len()).unwrap_or(u32::MAX)));
         let (changes, waiters): (Vec<_>, Vec<_>) =
             batch.into_iter().map(|job| (job.change, (job.stop, job.answer))).unzip();
+        let changes = Arc::new(changes);
         let are_all_stopped = || waiters.iter().all(|(stop, _)| stop.is_cancelled());
         let written = self.write_until(&changes, Locked::Skip, are_all_stopped).await;
         let is_poisoned = matches!(&written, Err(error) if !error.is_retryable());
         let held = written.unwrap_or_default();
-        for (change, (stop, answer)) in changes.into_iter().zip(waiters) {
+        for (change, (stop, answer)) in changes.iter().zip(waiters) {
             let outcome = if held.contains(&change.run_id) {
                 Written::Done
             } else if stop.is_cancelled() && !is_poisoned {
                 Written::Lost
             } else {
                 // Lost, locked by somebody, or a neighbour of a bad one: alone it will show.
-                self.write_one(change, &stop).await
+                self.write_one(change.clone(), &stop).await
             };
             // Nobody waits if the process is torn down.
             drop(answer.send(outcome));
@@ -127,7 +133,8 @@ impl Writer {
     }
 
     async fn write_one(&mut self, change: Change, stop: &CancellationToken) -> Written {
-        match self.write_until(std::slice::from_ref(&change), Locked::Wait, || stop.is_cancelled()).await {
+        let changes = Arc::new(vec![change.clone()]);
+        match self.write_until(&changes, Locked::Wait, || stop.is_cancelled()).await {
             Ok(held) if held.is_empty() => Written::Lost,
             Ok(_) => Written::Done,
             Err(error) if error.is_retryable() => Written::Lost,
@@ -143,7 +150,7 @@ impl Writer {
     /// Repeats the statement until it succeeds, or fails for good, or nobody wants it any more.
     async fn write_until(
         &mut self,
-        changes: &[Change],
+        changes: &Arc<Vec<Change>>,
         locked: Locked,
         is_unwanted: impl Fn() -> bool,
     ) -> Result<Vec<String>, db::Error> {
@@ -151,7 +158,7 @@ impl Writer {
         loop {
             let result = self.try_write(changes, locked).await;
             match &result {
-                Err(error) if error.is_retryable() && !is_unwanted() && !self.hard_stop.is_cancelled() => {
+                Err(error) if error.is_retryable() && !is_unwanted() && !self.give_up.is_cancelled() => {
                     if failures == 0 {
                         tracing::warn!(error = error as &dyn std::error::Error, "steps are written later: {error}");
                     }
@@ -163,17 +170,22 @@ impl Writer {
         }
     }
 
-    async fn try_write(&mut self, changes: &[Change], locked: Locked) -> Result<Vec<String>, db::Error> {
+    async fn try_write(&mut self, changes: &Arc<Vec<Change>>, locked: Locked) -> Result<Vec<String>, db::Error> {
         if self.connection.is_none() {
             let mut connection = db::connect(&self.database).await?;
             db::executions::always_use_indexes(&mut connection).await?;
             self.connection = Some(connection);
         }
-        let Some(connection) = &mut self.connection else { return Ok(Vec::new()) };
-        let result = db::executions::write(connection, changes, locked).await;
-        if let Err(db::Error::Unavailable(_) | db::Error::Bug(_)) = result {
-            // Whatever state it is in, the next statement gets another one.
-            self.connection = None;
+        let Some(mut connection) = self.connection.take() else { return Ok(Vec::new()) };
+        let changes = Arc::clone(changes);
+        let (connection, result) = db::bounded(async move {
+            let result = db::executions::write(&mut connection, &changes, locked).await;
+            Ok((connection, result))
+        })
+        .await?;
+        // After such an error it is in whatever state, and the next statement gets another one.
+        if !matches!(result, Err(db::Error::Unavailable(_) | db::Error::Bug(_))) {
+            self.connection = Some(connection);
         }
         result
     }

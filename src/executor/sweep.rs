@@ -13,7 +13,7 @@ const TAKE_OVER_EVERY: Duration = Duration::from_secs(2);
 /// How often it is checked that the active runs are still ours.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 /// Runs taken over in one statement.
-const MAX_TAKEN: usize = 500;
+const MAX_TAKEN: usize = 20;
 
 impl Executor {
     /// Takes over runs until the soft stop.
@@ -28,12 +28,22 @@ impl Executor {
 
     async fn take_over_once(&self) -> Result<(), db::Error> {
         // Being dead has to be final before somebody else drives its runs.
-        processes::bury(&self.pool).await?;
+        let pool = self.pool.clone();
+        db::bounded(async move { processes::bury(&pool).await }).await?;
+        while self.take_over_some().await? == MAX_TAKEN && !self.soft_stop.is_cancelled() {}
+        Ok(())
+    }
+
+    /// Takes as many as there are free places, up to [`MAX_TAKEN`]. Returns how many.
+    async fn take_over_some(&self) -> Result<usize, db::Error> {
         let free = self.active.free().min(MAX_TAKEN);
-        let Some(owner) = self.registration.current().filter(|_| free > 0) else { return Ok(()) };
+        let Some(owner) = self.registration.current().filter(|_| free > 0) else { return Ok(0) };
         let (known, _) = self.active.leases(None);
         let limit = i64::try_from(free).unwrap_or(i64::MAX);
-        for taken in executions::take_over(&self.pool, owner, &known, limit).await? {
+        let pool = self.pool.clone();
+        let lost = db::bounded(async move { executions::take_over(&pool, owner, &known, limit).await }).await?;
+        let count = lost.len();
+        for taken in lost {
             tracing::warn!(run_id = taken.run_id, "run {} is taken over from a lost executor", taken.run_id);
             metrics::counter!("executor_runs_taken_over_total").increment(1);
             let assignment = Assignment {
@@ -47,7 +57,7 @@ impl Executor {
             };
             self.start_run(assignment, owner);
         }
-        Ok(())
+        Ok(count)
     }
 
     /// Stops runs that are no longer held, also while the process waits for the last ones. A message tells of a
@@ -56,7 +66,8 @@ impl Executor {
         while !self.settled.is_cancelled() {
             let (run_ids, lease_tokens) = self.active.leases(None);
             if !run_ids.is_empty() {
-                match executions::lost(&self.pool, &run_ids, &lease_tokens).await {
+                let (pool, ids, tokens) = (self.pool.clone(), run_ids.clone(), lease_tokens.clone());
+                match db::bounded(async move { executions::lost(&pool, &ids, &tokens).await }).await {
                     Ok(lost) => self.active.stop(&lost, &run_ids, &lease_tokens),
                     Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "no check: {error}"),
                 }

@@ -16,8 +16,8 @@ pub const MAX_JSON_DEPTH: usize = 64;
 /// Characters of one number. The database keeps every digit, and arithmetic on them is quadratic.
 const MAX_NUMBER_CHARS: usize = 1000;
 
-/// Magnitude of an exponent, as in an `f64`.
-const MAX_EXPONENT: u32 = 308;
+/// Magnitude of an exponent, as in an `f64`: its smallest number is `5e-324`.
+const MAX_EXPONENT: u32 = 324;
 
 /// Sum of all exponents: the database writes `1e308` out, so a document could come back sixty times as long.
 const MAX_EXPONENT_SUM: usize = 1 << 20;
@@ -72,8 +72,9 @@ fn offset_of(error: &serde_json::Error, text: &str) -> usize {
     (before + error.column().saturating_sub(1)).min(text.len())
 }
 
-/// One pass over well-formed JSON, which is what makes it safe to look at single bytes.
-fn check_content(text: &[u8]) -> Result<(), JsonFault> {
+/// One pass over well-formed JSON, which is what makes it safe to look at single bytes. Returns the sum of the
+/// exponents.
+fn check_content(text: &[u8]) -> Result<usize, JsonFault> {
     let (mut at, mut depth, mut exponents) = (0, 0, 0);
     while let Some(&byte) = text.get(at) {
         at = match byte {
@@ -100,7 +101,35 @@ fn check_content(text: &[u8]) -> Result<(), JsonFault> {
             _ => at + 1,
         };
     }
-    Ok(())
+    Ok(exponents)
+}
+
+/// How long a checked text can become when the database has stored it and it is then made [`compact`]: `jsonb` writes
+/// exponents out, and all else as short as it came or shorter.
+#[must_use]
+pub fn stored_len(raw: &RawValue) -> usize {
+    raw.get().len() + check_content(raw.get().as_bytes()).unwrap_or_default()
+}
+
+/// The same JSON without white space between its tokens, which the database puts there.
+#[must_use]
+pub fn compact(raw: &RawValue) -> Box<RawValue> {
+    let text = raw.get();
+    let mut kept = String::with_capacity(text.len());
+    let (mut is_in_string, mut is_escaped) = (false, false);
+    for c in text.chars() {
+        if is_in_string {
+            is_in_string = is_escaped || c != '"';
+            is_escaped = !is_escaped && c == '\\';
+        } else if matches!(c, ' ' | '\t' | '\n' | '\r') {
+            continue;
+        } else {
+            is_in_string = c == '"';
+        }
+        kept.push(c);
+    }
+    // White space between tokens means nothing, so what is left is as well-formed as before.
+    RawValue::from_string(kept).unwrap_or_else(|_| raw.to_owned())
 }
 
 /// The index after the string that starts at `start`.
@@ -355,5 +384,16 @@ mod tests {
         assert!(super::members(RawValue::NULL).is_none());
         assert_eq!(member(raw, "a").map(RawValue::get), Some("123456789012345678901234567890"));
         assert!(member(raw, "c").is_none() && member(RawValue::NULL, "a").is_none());
+    }
+
+    #[test]
+    fn compacting_takes_white_space_from_between_the_tokens_only() {
+        let raw = check_json(br#"{"a b": [1, 2.50, " \\\" , "], "c" : {} , "d":"\\"}"#).expect("valid");
+        assert_eq!(compact(raw).get(), r#"{"a b":[1,2.50," \\\" , "],"c":{},"d":"\\"}"#);
+    }
+
+    #[test]
+    fn the_stored_length_counts_exponents() {
+        assert_eq!(stored_len(check_json(b"[1e10,2E-3]").expect("valid")), 11 + 13);
     }
 }

@@ -152,6 +152,8 @@ impl<'s> Unfolding<'s> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::input::check_json;
 
@@ -168,10 +170,10 @@ mod tests {
         .expect("a schema");
         let fields = |json: &str| {
             let errors = schema.check(check_json(json.as_bytes()).expect(json)).err().unwrap_or_default();
-            errors.into_iter().map(|error| error.field).collect::<Vec<_>>()
+            errors.into_iter().map(|error| error.field).collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>()
         };
         assert_eq!(fields(r#"{"a":1,"l":["x"]}"#), Vec::<String>::new());
-        assert_eq!(fields(r#"{"l":["x","y",3]}"#), ["body.input_data.l.1", "body.input_data.l.2", "body.input_data"]);
+        assert_eq!(fields(r#"{"l":["x","y",3]}"#), ["body.input_data", "body.input_data.l.1", "body.input_data.l.2"]);
         assert_eq!(fields(r#"{"a":0}"#), ["body.input_data.a"]);
         assert_eq!(fields(r#"{"a":123456789012345678901234567890}"#), Vec::<String>::new());
     }

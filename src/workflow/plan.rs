@@ -52,6 +52,11 @@ impl Plan {
         Ok(plan)
     }
 
+    /// The ids of the steps that follow each other from the first on, without those inside of others.
+    pub fn main_path(&self) -> impl Iterator<Item = &str> {
+        std::iter::successors(Some(self.start_step.as_str()), |id| self.steps.get(id)?.next_step.as_deref())
+    }
+
     fn read(plan: &Object<'_>) -> Read<Self> {
         let mut errors = Vec::new();
         let text_of = |node: &Node<'_>| Ok(text(node.raw()).unwrap_or_else(|| node.raw().get().to_owned()));

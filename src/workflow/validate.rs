@@ -6,6 +6,9 @@
 use super::steps::Steps;
 use crate::input::shorten;
 
+/// Steps that one message names.
+const MAX_NAMED: usize = 20;
+
 /// Checks a whole definition; the text of the first broken rule.
 pub(super) fn definition(start_step: &str, steps: &Steps) -> Result<(), String> {
     chain(start_step, steps)?;
@@ -86,10 +89,12 @@ fn no_cycle<'a, E: Iterator<Item = &'a str>>(steps: &'a Steps, edges: impl Fn(us
 fn all_reachable(start_step: &str, steps: &Steps) -> Result<(), String> {
     let missed = unreachable(start_step, steps);
     if missed.is_empty() {
-        Ok(())
-    } else {
-        Err(format!("steps cannot be reached from start_step: {}", missed.join(", ")))
+        return Ok(());
     }
+    let shown: Vec<_> = missed.iter().take(MAX_NAMED).map(|id| shorten(id)).collect();
+    let more =
+        if missed.len() > shown.len() { format!(" and {} more", missed.len() - shown.len()) } else { String::new() };
+    Err(format!("steps cannot be reached from start_step: {}{more}", shown.join(", ")))
 }
 
 /// The ids of the steps that cannot be reached, sorted.

@@ -89,3 +89,14 @@ async fn origins_methods_headers_and_credentials_can_be_set(pool: PgPool) {
     assert_eq!(answer.header("access-control-allow-headers"), Some("content-type,authorization"));
     assert_eq!(preflight(&service, UI, "POST").await.header("access-control-allow-origin"), None);
 }
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn an_options_request_that_is_no_preflight_is_a_request_like_others(pool: PgPool) {
+    let service = Service::start(&pool);
+    for headers in [&[][..], &[("origin", "http://localhost:3000")], &[("access-control-request-method", "POST")]] {
+        let answer = service.send("OPTIONS", "/api/v1/workflows", headers, "").await;
+        assert_eq!(answer.header("allow"), Some("GET,HEAD,POST"), "{headers:?}");
+        assert_eq!(answer.expect(405)["code"], "method_not_allowed");
+        service.send("OPTIONS", "/nowhere", headers, "").await.expect(404);
+    }
+}

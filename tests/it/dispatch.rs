@@ -160,3 +160,77 @@ async fn a_pending_run_that_the_broker_has_forgotten_is_dispatched_again(pool: P
     // Each repeat waits longer than the one before, so a long queue is not filled up with repeats.
     assert_eq!(count(&pool, "SELECT count(*) FROM workflow_runs WHERE redispatch_at > now()").await, 1);
 }
+
+/// `jsonb` comes back longer than it was given, with blanks between its tokens and its exponents written out.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_large_input_still_fits_when_its_message_is_made_again(pool: PgPool) {
+    let settings = config(&pool, &[]);
+    let service = Service::start_with(without_kafka(&settings));
+    let workflow_id = service.one_step_workflow().await;
+    let path = format!("/api/v1/workflows/{workflow_id}/execute");
+    let headers = [("content-type", "application/json")];
+    let many = format!(r#"{{"input_data":{{"a":[{}1]}}}}"#, "1,".repeat(500_000));
+    let run = service.send("POST", &path, &headers, many).await.expect(202);
+    // These would be four times as long.
+    let huge = format!(r#"{{"input_data":{{"a":[{}1]}}}}"#, "1e40,".repeat(26_000));
+    assert_eq!(service.send("POST", &path, &headers, huge).await.expect(413)["code"], "payload_too_large");
+    service.stop().await;
+
+    let service = Service::start_with(settings);
+    let sent = records(&service.config, &service.config.kafka.execution_topic, 1).await;
+    assert_eq!(json!(sent[0].key), run["run_id"]);
+    assert_eq!(sent[0].value["input_data"]["a"].as_array().map(Vec::len), Some(500_001));
+}
+
+/// Runs with inputs of that size, and free outbox rows for them, as a dead process leaves them.
+async fn leave_free_rows(pool: &PgPool, workflow_id: &str, count: i32, input_bytes: i32) {
+    let sql = "WITH run AS (
+                   INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, workflow_definition_id, status,
+                       input_data, workflow_version, execution_event_id)
+                   SELECT 'run-' || gen_random_uuid(), $1, 'one-step', $1, 'PENDING',
+                       jsonb_build_object('text', repeat('x', $3)), 1, gen_random_uuid()
+                   FROM generate_series(1, $2) RETURNING run_id, execution_event_id)
+               INSERT INTO outbox (run_id, event_id, kind) SELECT run_id, execution_event_id, 'execution' FROM run";
+    sqlx::query(sql).bind(workflow_id).bind(count).bind(input_bytes).execute(pool).await.expect("rows");
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_sweep_takes_no_more_than_the_producer_can_hold_and_ends_when_asked_to(pool: PgPool) {
+    let settings = config(&pool, &[]);
+    let service = Service::start_with(settings.clone());
+    let workflow_id = service.one_step_workflow().await;
+    service.stop().await;
+    leave_free_rows(&pool, &workflow_id, 800, 200_000).await;
+    let before =
+        count(&pool, "SELECT coalesce(sum(n_tup_upd), 0)::bigint FROM pg_stat_user_tables WHERE relname = 'outbox'")
+            .await;
+
+    let service = Service::start_with(without_kafka(&settings));
+    eventually("some rows are taken", || async {
+        (count(&pool, "SELECT count(*) FROM outbox WHERE owner IS NOT NULL").await > 100).then_some(())
+    })
+    .await;
+    service.stop().await;
+    let statistics = "SELECT coalesce(sum(n_tup_upd), 0)::bigint FROM pg_stat_user_tables WHERE relname = 'outbox'";
+    let updates = count(&pool, statistics).await - before;
+    assert!(updates < 5000, "{updates} updates of 800 rows");
+
+    let service = Service::start_with(settings);
+    let sent = records(&service.config, &service.config.kafka.execution_topic, 800).await;
+    let keys: HashSet<&String> = sent.iter().map(|record| &record.key).collect();
+    assert_eq!(keys.len(), 800);
+}
+
+/// As after a commit whose answer was lost: the row belongs to a process that lives and does not know of it.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_row_that_its_owner_does_not_know_of_is_sent_all_the_same(pool: PgPool) {
+    let service = Service::start(&pool);
+    let workflow_id = service.one_step_workflow().await;
+    service.execute(&workflow_id).await;
+    eventually("the outbox is empty", || outbox_is_empty(&pool)).await;
+    leave_free_rows(&pool, &workflow_id, 1, 10).await;
+    let forget = "UPDATE outbox SET owner = (SELECT id FROM processes), created_at = now() - interval '11 seconds'";
+    sqlx::query(forget).execute(&pool).await.expect("an update");
+    records(&service.config, &service.config.kafka.execution_topic, 2).await;
+    eventually("the outbox is empty", || outbox_is_empty(&pool)).await;
+}

@@ -131,6 +131,8 @@ async fn the_document_is_complete_in_itself(pool: PgPool) {
             path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')).collect();
         assert_eq!(declared, in_path, "{method} {path}");
         for (status, response) in about["responses"].as_object().expect("responses") {
+            let description = response["description"].as_str().unwrap_or_default();
+            assert!(!description.is_empty(), "{method} {path}: the answer {status} is not described");
             let schema = &response["content"]["application/json"]["schema"]["$ref"];
             if path.starts_with("/api/") && status.as_str() >= "400" {
                 assert_eq!(schema, "#/components/schemas/ErrorBody", "{method} {path} {status}");

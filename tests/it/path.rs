@@ -370,3 +370,30 @@ async fn a_message_of_another_program_is_executed(pool: PgPool) {
     assert_eq!(ended(&service, "ext-1").await["status"], "COMPLETED");
     assert_eq!(agent.calls()[0].text(), "hi");
 }
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_retry_can_name_the_step_to_go_on_from(pool: PgPool) {
+    let service = Service::start(&pool);
+    let _executor = Executor::start(&service);
+    let (agent, url) = Agent::start(shouting).await;
+    let (last, last_url) = Agent::start(|number, call| {
+        let answer = completed(call, "fine");
+        if number == 0 { (StatusCode::BAD_REQUEST, "not yet").into_response() } else { answer }
+    })
+    .await;
+    service.agent("worker", &url).await;
+    service.agent("last", &last_url).await;
+    let workflow = service.chain("four", &["worker", "worker", "worker", "last"]).await;
+    let run_id = service.execute(workflow["id"].as_str().expect("an id")).await;
+    assert_eq!(ended(&service, &run_id).await["status"], "FAILED");
+    assert_eq!((agent.calls().len(), last.calls().len()), (3, 1));
+
+    let path = format!("/api/v1/runs/{run_id}/retry");
+    let unknown = service.post(&path, &json!({"resume_from_step": "s9"})).await;
+    assert_eq!(unknown.field_errors(), ["body.resume_from_step value_error"]);
+    service.post(&path, &json!({"resume_from_step": "s1"})).await.expect(202);
+    assert_eq!(ended(&service, &run_id).await["status"], "COMPLETED");
+    let repeated =
+        ["s0 COMPLETED", "s1 COMPLETED", "s2 COMPLETED", "s3 FAILED", "s1 COMPLETED", "s2 COMPLETED", "s3 COMPLETED"];
+    assert_eq!(attempts(&service, &run_id).await, repeated);
+}

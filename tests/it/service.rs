@@ -117,7 +117,7 @@ impl Service {
         let (lifecycle, drained) = (Lifecycle::new(), CancellationToken::new());
         let app = App::start(config.clone(), db::pool(&config.database), &lifecycle, &drained)
             .expect("the parts start without any connection");
-        Self { router: api::router(app), config, lifecycle, drained }
+        Self { router: api::router(&app), config, lifecycle, drained }
     }
 
     /// Sends a request with any body and headers.

@@ -112,3 +112,27 @@ async fn the_log_is_json_carries_correlation_ids_and_shows_no_secret(pool: PgPoo
         assert!(!api.log().contains(kept_back), "the log shows {kept_back}");
     }
 }
+
+/// A client that is still sending when the connection is closed would see a reset instead of the answer.
+#[sqlx::test(migrations = false)]
+async fn a_client_that_sends_too_much_gets_its_answer(pool: PgPool) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let environment = Environment::new(&pool);
+    let _api = environment.serve().await;
+    let address = environment.url.trim_start_matches("http://").to_owned();
+    for (path, status) in
+        [("/api/v1/agents".to_owned(), "413"), (format!("/api/v1/agents?x={}", "y".repeat(9000)), "414")]
+    {
+        let mut stream = tokio::net::TcpStream::connect(&address).await.expect("it listens");
+        let size = 5 << 20;
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {size}\r\nConnection: close\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.expect("the head is taken");
+        stream.write_all(&vec![b' '; size]).await.expect("the body is taken");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("an answer that is complete");
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+    }
+}

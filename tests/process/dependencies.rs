@@ -4,7 +4,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -14,10 +14,13 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::program::{Environment, eventually};
 
-/// A way to PostgreSQL that can be cut: connections are then reset, and new ones refused in effect.
+/// A way to PostgreSQL that can be cut, so that connections are reset and new ones refused in effect, or lost, so that
+/// what was connected hears nothing any more, not even of its end.
 struct Line {
     address: SocketAddr,
     connected: Arc<AtomicBool>,
+    /// Connections up to this number are lost.
+    lost: Arc<AtomicUsize>,
 }
 
 impl Line {
@@ -27,9 +30,14 @@ impl Line {
         let address = listener.local_addr().expect("an address");
         let connected = Arc::new(AtomicBool::new(false));
         let is_connected = Arc::clone(&connected);
+        let lost = Arc::new(AtomicUsize::new(0));
+        let are_lost = Arc::clone(&lost);
         tokio::spawn(async move {
+            let mut number = 0;
             while let Ok((mut near, _)) = listener.accept().await {
-                let (target, is_connected) = (target.clone(), Arc::clone(&is_connected));
+                let (target, is_connected, are_lost) =
+                    (target.clone(), Arc::clone(&is_connected), Arc::clone(&are_lost));
+                number += 1;
                 tokio::spawn(async move {
                     if !is_connected.load(Ordering::Relaxed) {
                         return;
@@ -40,26 +48,38 @@ impl Line {
                             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
                         }
                     };
+                    let lost = async {
+                        while number > are_lost.load(Ordering::Relaxed) {
+                            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                        }
+                    };
                     tokio::select! {
-                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
-                        () = cut => {}
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => return,
+                        () = cut => return,
+                        () = lost => {}
                     }
+                    // Both ends stay open, and nobody carries anything between them.
+                    std::future::pending::<()>().await;
                 });
             }
         });
-        Self { address, connected }
+        Self { address, connected, lost }
     }
+}
+
+/// An environment whose database is at the end of such a line, which is not connected yet.
+async fn through_a_line(pool: &PgPool) -> (Line, Environment) {
+    let line = Line::to(&pool.connect_options()).await;
+    let environment = Environment::new(pool);
+    let mut url = url::Url::parse(&environment.variables["DATABASE_URL"]).expect("a URL");
+    url.set_ip_host(line.address.ip()).expect("a host");
+    url.set_port(Some(line.address.port())).expect("a port");
+    (line, environment.with("DATABASE_URL", url.as_str()))
 }
 
 #[sqlx::test(migrations = false)]
 async fn an_api_lives_through_the_absence_of_its_database(pool: PgPool) {
-    let line = Line::to(&pool.connect_options()).await;
-    let mut environment = Environment::new(&pool);
-    let direct = environment.variables["DATABASE_URL"].clone();
-    let mut url = url::Url::parse(&direct).expect("a URL");
-    url.set_ip_host(line.address.ip()).expect("a host");
-    url.set_port(Some(line.address.port())).expect("a port");
-    environment = environment.with("DATABASE_URL", url.as_str());
+    let (line, environment) = through_a_line(&pool).await;
     let _api = environment.start(&["serve"]);
     eventually("the API lives", || async { reqwest::get(format!("{}/health", environment.url)).await.ok() }).await;
 
@@ -88,4 +108,22 @@ async fn an_api_lives_through_the_absence_of_its_database(pool: PgPool) {
     line.connected.store(true, Ordering::Relaxed);
     eventually("the API is ready again", || environment.is_ready()).await;
     environment.execute(&workflow_id).await.expect("accepted again");
+}
+
+/// The host of the database has gone and another one answers at its address: nobody tells the connections.
+#[sqlx::test(migrations = false)]
+async fn an_api_goes_on_when_its_connections_are_lost_without_a_word(pool: PgPool) {
+    let (line, environment) = through_a_line(&pool).await;
+    line.connected.store(true, Ordering::Relaxed);
+    let mut api = environment.serve().await;
+    let workflow_id = environment.chain("silence", &["http://127.0.0.1:9/".to_owned()]).await;
+    environment.execute(&workflow_id).await.expect("accepted");
+    line.lost.store(1000, Ordering::Relaxed);
+    // New connections are carried.
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    line.lost.store(0, Ordering::Relaxed);
+    eventually("runs are accepted again", || environment.execute(&workflow_id)).await;
+    eventually("the API is ready", || environment.is_ready()).await;
+    api.terminate().await;
+    assert_eq!(api.exit_code(std::time::Duration::from_secs(30)).await, 0, "{}", api.log());
 }
