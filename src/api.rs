@@ -6,6 +6,7 @@ pub mod auth;
 pub mod by_name;
 pub mod cors;
 pub mod cursor;
+pub mod definition;
 pub mod definitions;
 pub mod docs;
 pub mod error;
@@ -142,7 +143,7 @@ pub fn routes(api: &config::Api) -> OpenApiRouter<App> {
         .routes(routes!(system::get_readiness))
         .routes(routes!(system::get_metrics));
     let mut all = if api.prefix.is_empty() { root.merge(business) } else { root.nest(&api.prefix, business) };
-    docs::describe_answers(all.get_openapi_mut());
+    docs::complete(all.get_openapi_mut(), &api.prefix);
     all
 }
 

@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 use super::{
     App,
     auth::Caller,
+    definition::StepsBody,
     error::{ApiError, ErrorBody},
     etag::{IfMatch, IfNoneMatch},
     extract::{JsonBody, Key},
@@ -49,11 +50,7 @@ pub struct WantedWorkflowBody {
     #[schema(min_length = 1, example = "summarise")]
     start_step: String,
     /// The steps by id.
-    #[schema(value_type = Object, example = json!({
-        "summarise": {"id": "summarise", "agent_name": "summariser", "next_step": null,
-            "input_mapping": {"text": "${workflow.input.text}"}},
-    }))]
-    steps: (),
+    steps: StepsBody,
     /// Absent is null, which takes any object as input.
     #[schema(value_type = Option<Object>)]
     input_schema: Option<()>,
@@ -68,7 +65,7 @@ pub struct WantedWorkflowBody {
     ),
     responses(
         (status = 200, body = Workflow, headers(("ETag" = String, description = "The state that is shown"))),
-        (status = 304), (status = 404, body = ErrorBody),
+        (status = 304), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody),
     ),
 )]
 pub async fn get_workflow_by_name(
@@ -134,7 +131,7 @@ pub async fn put_workflow_by_name(
         ("Idempotency-Key" = Option<String>, Header, description = "A repeat with the same key and body answers with \
             the first run and `Idempotency-Replayed: true`; it counts for the name", max_length = 255),
         ("Prefer" = Option<String>, Header, description = "`wait=N` waits up to N seconds, 60 at most, for the run to \
-            end", example = "wait=10"),
+            end", example = "wait=5"),
     ),
     request_body = ExecuteBody,
     responses(

@@ -88,10 +88,11 @@ impl From<workflow::Summary> for Summary {
     post, path = "/workflows/validate", tag = "workflows", request_body = NewWorkflowBody,
     responses(
         (status = 200, body = Validation),
-        (status = 422, description = "The body is not JSON", body = ErrorBody),
+        (status = 422, description = "The body is no JSON object", body = ErrorBody),
     ),
 )]
 pub async fn validate_workflow(State(app): State<App>, body: JsonBody) -> Result<Json<Validation>, ApiError> {
+    Object::body(body.raw())?;
     let mut answer = Validation {
         valid: false,
         errors: Vec::new(),

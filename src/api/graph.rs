@@ -87,7 +87,7 @@ fn not_drawable(what: impl std::fmt::Display) -> ApiError {
     get, path = "/workflows/{workflow_id}/graph", tag = "workflows",
     params(
         ("workflow_id" = uuid::Uuid, Path),
-        ("format" = Option<String>, Query, description = "`svg` or `mermaid`; counts more than the Accept header"),
+        ("format" = Option<String>, Query, pattern = "^(svg|mermaid)$", description = "`svg` or `mermaid`; counts more than the Accept header"),
     ),
     responses(
         (status = 200, description = "By the Accept header; plain text without one", content(
@@ -114,7 +114,7 @@ pub async fn draw_workflow(
     get, path = "/runs/{run_id}/graph", tag = "runs",
     params(
         ("run_id" = String, Path),
-        ("format" = Option<String>, Query, description = "`svg` or `mermaid`; counts more than the Accept header"),
+        ("format" = Option<String>, Query, pattern = "^(svg|mermaid)$", description = "`svg` or `mermaid`; counts more than the Accept header"),
     ),
     responses(
         (status = 200, description = "By the Accept header; plain text without one", content(

@@ -298,7 +298,7 @@ fn wrong_state(status: &str, act: &str) -> ApiError {
 #[utoipa::path(
     get, path = "/runs", tag = "runs",
     params(
-        ("page" = Option<i64>, Query, minimum = 1, description = "By number, as far as the 10 000th entry"),
+        ("page" = Option<i64>, Query, minimum = 1, maximum = 10000, description = "By number, as far as the 10 000th entry"),
         ("page_size" = Option<i64>, Query, minimum = 1),
         ("cursor" = Option<String>, Query, description = "Instead of `page`: `next_cursor` or `prev_cursor` of an \
             answer to the same query"),
@@ -308,10 +308,10 @@ fn wrong_state(status: &str, act: &str) -> ApiError {
         ("name" = Option<String>, Query, description = "Exactly this `workflow_name`"),
         ("name_prefix" = Option<String>, Query, description = "The beginning of `workflow_name`"),
         ("triggered_by" = Option<String>, Query, description = "Exactly this `triggered_by`"),
-        ("created_after" = Option<String>, Query, description = "Created then or later, as ISO 8601 or epoch"),
-        ("created_before" = Option<String>, Query, description = "Created then or earlier, as ISO 8601 or epoch"),
-        ("updated_after" = Option<String>, Query, description = "Changed last then or later"),
-        ("updated_before" = Option<String>, Query, description = "Changed last then or earlier"),
+        ("created_after" = Option<String>, Query, format = DateTime, description = "Created then or later, as ISO 8601 or epoch"),
+        ("created_before" = Option<String>, Query, format = DateTime, description = "Created then or earlier, as ISO 8601 or epoch"),
+        ("updated_after" = Option<String>, Query, format = DateTime, description = "Changed last then or later"),
+        ("updated_before" = Option<String>, Query, format = DateTime, description = "Changed last then or earlier"),
         ("sort_by" = Option<String>, Query,
             description = "`created_at` (default), `updated_at`, `completed_at` or `status`"),
         ("sort_order" = Option<String>, Query, description = "`desc` (default) or `asc`"),

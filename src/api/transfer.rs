@@ -21,7 +21,7 @@ use crate::{
     actions::import::{self, FORMAT, FORMAT_VERSION, Import, MAX_ENTRIES, without_credentials},
     agent::{AuthType, RetryConfig, render_auth_config},
     db::{self, agents::AgentRow, workflows::WorkflowRow},
-    input::{FieldError, member},
+    input::{FieldError, Object, member},
 };
 
 /// Agents and workflows. The same content is the same document, so that it can be kept under version control.
@@ -120,7 +120,7 @@ impl From<WorkflowRow> for ExportedWorkflow {
 #[expect(dead_code, reason = "describes what `import::Import::parse` reads")]
 pub struct ImportBody {
     /// `workflow-api/definitions`.
-    #[schema(example = "workflow-api/definitions")]
+    #[schema(pattern = "^workflow-api/definitions$", example = "workflow-api/definitions")]
     format: String,
     /// Of the format: 1.
     #[schema(minimum = 1, maximum = 1, example = 1)]
@@ -226,6 +226,7 @@ pub async fn import_definitions(
     body: JsonBody,
 ) -> Result<Json<ImportReport>, ApiError> {
     let dry_run = flag(&query, "dry_run")?;
+    Object::body(body.raw())?;
     let report = match Import::parse(body.raw()) {
         Ok(document) => import::import(&app.pool, app.context(&caller), document, dry_run).await?,
         Err(errors) => import::Report { errors, ..import::Report::default() },

@@ -10,6 +10,7 @@ use super::{
     App,
     auth::Caller,
     cursor::Asked,
+    definition::StepsBody,
     error::{ApiError, ErrorBody},
     etag::{self, IfMatch, IfNoneMatch},
     extract::{JsonBody, Key, Query, WorkflowId},
@@ -110,13 +111,7 @@ pub struct NewWorkflowBody {
     #[schema(min_length = 1, example = "summarise")]
     start_step: String,
     /// The steps by id.
-    #[schema(value_type = Object, example = json!({
-        "summarise": {"id": "summarise", "agent_name": "summariser", "next_step": "translate",
-            "input_mapping": {"text": "${workflow.input.text}"}},
-        "translate": {"id": "translate", "agent_name": "translator", "next_step": null,
-            "input_mapping": {"text": "${summarise.output.text}"}},
-    }))]
-    steps: (),
+    steps: StepsBody,
     /// JSON Schema (draft 2020-12 unless `$schema` says otherwise) that the input of runs has to satisfy. References
     /// lead only to places in it and not in circles; patterns have no look-around.
     #[schema(value_type = Option<Object>, example = json!({"type": "object", "required": ["text"]}))]
@@ -133,12 +128,12 @@ pub struct WorkflowPatchBody {
     /// The id of the first step; makes a new version.
     start_step: Option<String>,
     /// All steps by id; makes a new version.
-    #[schema(value_type = Option<Object>)]
-    steps: Option<()>,
+    steps: Option<StepsBody>,
     /// Another one makes a new version; null takes it away.
     #[schema(value_type = Option<Object>)]
     input_schema: Option<()>,
     /// `active` or `inactive`.
+    #[schema(nullable = false, pattern = "^(active|inactive)$")]
     status: Option<String>,
 }
 
@@ -183,17 +178,17 @@ pub(super) fn save_error(error: SaveWorkflowError, unknown_agent: StatusCode) ->
 #[utoipa::path(
     get, path = "/workflows", tag = "workflows",
     params(
-        ("page" = Option<i64>, Query, minimum = 1, description = "By number, as far as the 10 000th entry"),
+        ("page" = Option<i64>, Query, minimum = 1, maximum = 10000, description = "By number, as far as the 10 000th entry"),
         ("page_size" = Option<i64>, Query, minimum = 1),
         ("cursor" = Option<String>, Query, description = "Instead of `page`: `next_cursor` or `prev_cursor` of an \
             answer to the same query"),
         ("status" = Option<String>, Query, description = "Exactly this status, or one of several with commas between"),
         ("name" = Option<String>, Query, description = "Exactly this name"),
         ("name_prefix" = Option<String>, Query, description = "The beginning of the name"),
-        ("created_after" = Option<String>, Query, description = "Created then or later, as ISO 8601 or epoch"),
-        ("created_before" = Option<String>, Query, description = "Created then or earlier, as ISO 8601 or epoch"),
-        ("updated_after" = Option<String>, Query, description = "Changed last then or later"),
-        ("updated_before" = Option<String>, Query, description = "Changed last then or earlier"),
+        ("created_after" = Option<String>, Query, format = DateTime, description = "Created then or later, as ISO 8601 or epoch"),
+        ("created_before" = Option<String>, Query, format = DateTime, description = "Created then or earlier, as ISO 8601 or epoch"),
+        ("updated_after" = Option<String>, Query, format = DateTime, description = "Changed last then or later"),
+        ("updated_before" = Option<String>, Query, format = DateTime, description = "Changed last then or earlier"),
         ("sort_by" = Option<String>, Query, description = "`created_at` (default), `updated_at`, `name` or `version`"),
         ("sort_order" = Option<String>, Query, description = "`desc` (default) or `asc`"),
     ),
@@ -327,7 +322,7 @@ pub async fn delete_workflow(
     get, path = "/workflows/{workflow_id}/versions", tag = "workflows",
     params(
         ("workflow_id" = uuid::Uuid, Path),
-        ("page" = Option<i64>, Query, minimum = 1, description = "By number, as far as the 10 000th entry"),
+        ("page" = Option<i64>, Query, minimum = 1, maximum = 10000, description = "By number, as far as the 10 000th entry"),
         ("page_size" = Option<i64>, Query, minimum = 1),
         ("cursor" = Option<String>, Query, description = "Instead of `page`: `next_cursor` or `prev_cursor` of an \
             answer to the same query"),
@@ -360,7 +355,7 @@ pub async fn list_workflow_versions(
         ("Idempotency-Key" = Option<String>, Header, description = "A repeat with the same key and body answers with \
             the first run and `Idempotency-Replayed: true`", max_length = 255),
         ("Prefer" = Option<String>, Header, description = "`wait=N` waits up to N seconds, 60 at most, for the run to \
-            end", example = "wait=10"),
+            end", example = "wait=5"),
     ),
     request_body = ExecuteBody,
     responses(
