@@ -221,16 +221,16 @@ fn not_found() -> ApiError {
 )]
 pub async fn list_agents(State(app): State<App>, query: Query) -> Result<Json<Page<Agent>>, ApiError> {
     let asked = Asked::read(&query, app.config.pages, ORDER, "agents", &FILTERS)?;
-    if let Some(name) = query.text("name").filter(|name| !name.is_empty()) {
-        let found = db::agents::find_by_name(&app.pool, name).await?;
-        return Ok(Json(Page::of_one(found.map(Agent::from), asked.cut.size)));
-    }
     let filter = Filter {
         statuses: query.several("status"),
         name_prefix: query.text("name_prefix"),
         created: query.span("created")?,
         updated: query.span("updated")?,
     };
+    if let Some(name) = query.text("name").filter(|name| !name.is_empty()) {
+        let found = db::agents::find_by_name(&app.pool, name).await?;
+        return Ok(Json(Page::of_one(found.map(Agent::from), asked.cut.size)));
+    }
     let mut connection = app.pool.acquire().await?;
     let part = db::agents::list(&mut connection, &filter, &asked.cut).await?;
     Ok(Json(Page::new(part, &asked)))
