@@ -16,6 +16,7 @@ mod filters;
 mod graph;
 mod idempotency;
 mod input_schema;
+mod json_corpus;
 mod migrations;
 mod path;
 mod runs;
