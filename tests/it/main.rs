@@ -10,6 +10,7 @@ mod definitions;
 mod dispatch;
 mod documentation;
 mod etags;
+mod events;
 mod execute;
 mod filters;
 mod idempotency;
