@@ -16,6 +16,7 @@ pub mod graph;
 pub mod page;
 pub mod prefer;
 pub mod request;
+pub mod run_log;
 pub mod runs;
 pub mod system;
 pub mod transfer;
@@ -134,7 +135,8 @@ pub fn routes(api: &config::Api) -> OpenApiRouter<App> {
         .routes(routes!(runs::list_runs))
         .routes(routes!(runs::get_run))
         .routes(routes!(runs::list_steps))
-        .routes(routes!(runs::get_logs))
+        .routes(routes!(run_log::get_logs))
+        .routes(routes!(run_log::stream_events))
         .routes(routes!(runs::retry_run))
         .routes(routes!(runs::cancel_run));
     let root = OpenApiRouter::with_openapi(docs::document(api))

@@ -286,7 +286,9 @@ pub struct RetryBody {
     resume_from_step: Option<String>,
 }
 
-fn not_found() -> ApiError {
+/// There is no such run.
+#[must_use]
+pub fn not_found() -> ApiError {
     ApiError::not_found("run_not_found", "Run not found")
 }
 
@@ -361,24 +363,6 @@ pub async fn list_steps(State(app): State<App>, RunId(run_id): RunId) -> Result<
         return Err(not_found());
     }
     Ok(Json(rows.into_iter().map(Step::from).collect()))
-}
-
-/// Says that there are no logs to show: the log lines of all processes carry the run's id instead.
-#[utoipa::path(
-    get, path = "/runs/{run_id}/logs", tag = "runs", params(("run_id" = String, Path)),
-    responses(
-        (status = 404, body = ErrorBody), (status = 501, description = "Always, for a run that exists", body = ErrorBody),
-    ),
-)]
-pub async fn get_logs(State(app): State<App>, RunId(run_id): RunId) -> ApiError {
-    match db::runs::exists(&app.pool, &run_id).await {
-        Ok(true) => {
-            let detail = "Logs are not kept by this service; the log lines of API and executor carry the run_id";
-            ApiError::new(StatusCode::NOT_IMPLEMENTED, "not_implemented", detail)
-        }
-        Ok(false) => not_found(),
-        Err(error) => error.into(),
-    }
 }
 
 /// Starts a failed or cancelled run again, with the present content of its definition. Completed steps are not

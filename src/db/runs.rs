@@ -79,13 +79,6 @@ pub async fn existing(db: impl PgExecutor<'_>, run_ids: &[String]) -> Result<Vec
     Ok(sqlx::query_scalar(sql).bind(run_ids).fetch_all(db).await?)
 }
 
-/// Which of these runs have ended.
-pub async fn ended(db: impl PgExecutor<'_>, run_ids: &[String]) -> Result<Vec<String>, Error> {
-    let sql = "SELECT run_id FROM workflow_runs
-               WHERE run_id = ANY($1) AND status IN ('COMPLETED', 'FAILED', 'CANCELLED')";
-    Ok(sqlx::query_scalar(sql).bind(run_ids).fetch_all(db).await?)
-}
-
 /// The output of the step that was completed last.
 pub async fn output(db: impl PgExecutor<'_>, run_id: &str) -> Result<Option<Json<Box<RawValue>>>, Error> {
     let sql = "SELECT output_data FROM step_executions WHERE run_id = $1 AND status = 'COMPLETED'

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::{
     Executor,
-    agent_call::{self, Failure},
+    agent_call::{self, Called, Failure},
     assignment::Assignment,
     journal::{self, Written},
     retry::{self, Again},
@@ -23,7 +23,7 @@ use super::{
 use crate::{
     db::{
         self,
-        executions::{BegunStep, Change, EndedStep, FinishedRun},
+        executions::{AgentCall, BegunStep, Change, EndedStep, FinishedRun},
     },
     id,
     input::shorten,
@@ -56,6 +56,16 @@ enum StepEnd {
     Done(Box<RawValue>, EndedStep),
     /// To be written with the end of the run. No row: the step did not begin.
     Failed(Option<EndedStep>, String),
+}
+
+/// What one attempt of a step came to.
+struct Attempt {
+    /// The output, or the reason why there is none.
+    result: Result<Box<RawValue>, String>,
+    /// Before the next one, if there is to be one.
+    pause: Option<Duration>,
+    /// How the agent was called, if it was.
+    call: Option<AgentCall>,
 }
 
 fn count(ended: RunStatus) {
@@ -222,11 +232,11 @@ impl Driver {
             self.write(previous.take(), Some(begun), None).await?;
             let started = Instant::now();
             let task_id = format!("task-{step_id}-{suffix}");
-            let (result, pause) = self.attempt(agent_name, &task_id, &text, attempt).await?;
+            let Attempt { result, pause, call } = self.attempt(agent_name, &task_id, &text, attempt).await?;
             let secs = started.elapsed().as_secs_f64();
             let status = if result.is_ok() { "COMPLETED" } else { "FAILED" };
             metrics::histogram!("executor_step_duration_seconds", "status" => status).record(secs);
-            let duration_ms = (secs * 1e6).round() / 1e3;
+            let duration_ms = millis(secs);
             let error = result.as_ref().err();
             tracing::info!(
                 step_id,
@@ -237,7 +247,7 @@ impl Driver {
                 "step {step_id} of run {} ended {status}",
                 self.run_id
             );
-            let end = EndedStep { id, result: result.clone() };
+            let end = EndedStep { id, result: result.clone(), call };
             match (result, pause) {
                 (Ok(output), _) => return Ok(StepEnd::Done(output, end)),
                 (Err(message), None) => return Ok(StepEnd::Failed(Some(end), message)),
@@ -251,36 +261,37 @@ impl Driver {
         Err(Left::Broken)
     }
 
-    /// One attempt: the output or the reason why not, and the pause before the next one if there is to be one.
-    async fn attempt(
-        &self,
-        agent_name: &str,
-        task_id: &str,
-        text: &str,
-        attempt: u32,
-    ) -> Result<(Result<Box<RawValue>, String>, Option<Duration>), Left> {
+    async fn attempt(&self, agent_name: &str, task_id: &str, text: &str, attempt: u32) -> Result<Attempt, Left> {
         let mut failures = 0;
         let agent = loop {
             match self.executor.agents.find(agent_name).await {
                 Ok(Ok(agent)) => break agent,
-                Ok(Err(no_agent)) => return Ok((Err(no_agent.to_string()), None)),
+                Ok(Err(no_agent)) => {
+                    return Ok(Attempt { result: Err(no_agent.to_string()), pause: None, call: None });
+                }
                 Err(error) => self.after_database_error(&error, &mut failures).await?,
             }
         };
+        let started = Instant::now();
         let call = agent_call::call(&self.executor.http, &agent, task_id, text, &self.correlation_id);
-        let result = tokio::select! {
+        let Called { result, http_status } = tokio::select! {
             biased;
             () = self.stop.cancelled() => return Err(Left::Lost),
             () = self.executor.give_up.cancelled() => return Err(Left::HandedBack),
-            result = call => result,
+            called = call => called,
         };
-        let (outcome, again) = match &result {
-            Ok(_) => ("success", Again::Never),
-            Err(Failure { outcome, again, .. }) => (*outcome, *again),
+        let duration_ms = millis(started.elapsed().as_secs_f64());
+        let (fault, again) = match &result {
+            Ok(_) => (None, Again::Never),
+            Err(Failure { outcome, again, .. }) => (Some(*outcome), *again),
         };
-        metrics::counter!("executor_agent_requests_total", "outcome" => outcome).increment(1);
-        let pause = retry::pause(&agent.retry, attempt, again, rand::random());
-        Ok((result.map_err(|failure| format!("agent '{}': {}", agent.name, failure.message)), pause))
+        metrics::counter!("executor_agent_requests_total", "outcome" => fault.unwrap_or("success")).increment(1);
+        let call = AgentCall { http_status: http_status.map(|status| status.as_u16()), duration_ms, fault };
+        Ok(Attempt {
+            result: result.map_err(|failure| format!("agent '{}': {}", agent.name, failure.message)),
+            pause: retry::pause(&agent.retry, attempt, again, rand::random()),
+            call: Some(call),
+        })
     }
 
     async fn wait(&self, pause: Duration) -> Result<(), Left> {
@@ -349,7 +360,7 @@ impl Driver {
             _ => "the database refuses an agent's answer or the run's error message".to_owned(),
         };
         tracing::warn!("run {}: {cause}", self.run_id);
-        let ended = ended.map(|step| EndedStep { id: step.id, result: Err(cause.clone()) });
+        let ended = ended.map(|step| EndedStep { result: Err(cause.clone()), ..step });
         let finished = FinishedRun { status: RunStatus::Failed, error_message: Some(cause) };
         if self.submit(ended, None, Some(finished)).await?.is_some() { Err(Left::Broken) } else { Ok(()) }
     }
@@ -370,6 +381,10 @@ impl Driver {
             Written::Refused(change) => Ok(Some(*change)),
         }
     }
+}
+
+fn millis(secs: f64) -> f64 {
+    (secs * 1e6).round() / 1e3
 }
 
 /// The id of a step row: `<run>-<step>-<suffix>`, shortened in the middle if it would not fit its column.

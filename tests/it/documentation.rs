@@ -75,6 +75,7 @@ async fn the_document_names_every_route(pool: PgPool) {
         "POST /api/v1/runs/{run_id}/retry",
         "POST /api/v1/runs/{run_id}/cancel",
         "GET /api/v1/runs/{run_id}/logs",
+        "GET /api/v1/runs/{run_id}/events",
     ];
     let missing: Vec<_> = expected.iter().filter(|route| !named.contains(**route)).collect();
     assert!(missing.is_empty(), "not documented: {missing:?}");

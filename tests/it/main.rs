@@ -11,6 +11,7 @@ mod definitions;
 mod dispatch;
 mod documentation;
 mod etags;
+mod events;
 mod execute;
 mod filters;
 mod graph;
