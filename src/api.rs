@@ -31,6 +31,7 @@ use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+use self::auth::Tokens;
 use crate::{
     actions::{Context, start_run::Definitions},
     config::{self, Config},
@@ -69,7 +70,9 @@ pub struct Parts {
     pub waiting: Waiting,
     /// The answer of `/health/ready`.
     pub readiness: Readiness,
-    /// For the health of agents.
+    /// Verifies callers.
+    pub tokens: Tokens,
+    /// For the health of agents, and for key sets.
     pub http: reqwest::Client,
     /// For the uptime.
     pub started: Instant,
@@ -91,10 +94,23 @@ impl App {
         let writer = RunWriter::start(&pool, &relay, config.audit, lifecycle, drained);
         let waiting = Waiting::start(pool.clone(), lifecycle);
         let readiness = Readiness::start(pool.clone(), relay.clone(), lifecycle);
-        // An agent's card is not fetched from where its host redirects to: that could be anything on this network.
+        // Neither an agent's card nor a key set is fetched from where its host redirects to: that could be anything on
+        // this network.
         let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build()?;
+        let tokens = Tokens::start(&config.auth, &http, lifecycle);
         let definitions = Definitions::default();
-        Ok(Self(Arc::new(Parts { config, pool, writer, relay, definitions, waiting, readiness, http, started })))
+        Ok(Self(Arc::new(Parts {
+            config,
+            pool,
+            writer,
+            relay,
+            definitions,
+            waiting,
+            readiness,
+            tokens,
+            http,
+            started,
+        })))
     }
 
     /// On whose behalf an action runs.

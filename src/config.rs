@@ -1,14 +1,16 @@
 //! Settings, read once at start. Everything that is wrong is reported at once, by variable, before anything opens.
 //!
 //! Blanks around a value do not count, and an empty variable is an absent one (compose files and Kubernetes
-//! manifests make those). `NAME_FILE` names a file to read `NAME` from, for the variables that hold secrets.
+//! manifests make those). `NAME_FILE` names a file to read `NAME` from, for the variables that hold secrets or keys.
 //! `.env.api.example` is the manual of all variables; a test holds it to [`NAMES`].
 
-use std::{collections::HashMap, net::IpAddr, str::FromStr, time::Duration};
+use std::{collections::HashMap, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use secrecy::SecretString;
 use serde::Deserialize;
 use sqlx::postgres::PgConnectOptions;
+
+use crate::access::{Role, verifying_key::VerifyingKey};
 
 /// Declares the variables: as text, all optional, exactly the names that the program reads.
 macro_rules! variables {
@@ -33,13 +35,14 @@ variables! {
     kafka_brokers, kafka_execution_topic, kafka_cancellation_topic, kafka_topic_partitions, kafka_group_id,
     api_title, api_version, api_description, api_prefix, api_host, api_port, api_reload, api_workers,
     auth_enabled, jwt_secret, jwt_algorithm, jwt_expiration_minutes, api_key_header,
+    jwt_public_key, jwt_jwks, jwt_issuer, jwt_audience, jwt_default_role,
     cors_origins, cors_allow_credentials, cors_allow_methods, cors_allow_headers,
     log_level, log_format, default_page_size, max_page_size, idempotency_key_ttl_hours,
     enable_metrics, enable_audit_logging, readiness_requires_kafka, max_concurrent_executions,
 }
 
 /// Variables that may come from a file.
-const SECRETS: [&str; 2] = ["database_url", "jwt_secret"];
+const SECRETS: [&str; 3] = ["database_url", "jwt_secret", "jwt_public_key"];
 
 /// Secrets that stand in examples all over the world, in lower case. Whoever uses one has none.
 const PLACEHOLDER_SECRETS: [&str; 8] = [
@@ -149,7 +152,7 @@ pub struct Kafka {
 /// `JWT_*`, `AUTH_ENABLED`, `API_KEY_HEADER`.
 #[derive(Clone, Debug)]
 pub struct Auth {
-    /// `AUTH_ENABLED`, or whether there is a `JWT_SECRET`.
+    /// `AUTH_ENABLED`, or whether there is a key to verify tokens with.
     pub enabled: bool,
     /// `JWT_SECRET`.
     pub jwt_secret: Option<SecretString>,
@@ -159,6 +162,25 @@ pub struct Auth {
     pub token_lifetime: Duration,
     /// `API_KEY_HEADER`.
     pub api_key_header: http::HeaderName,
+    /// `JWT_PUBLIC_KEY`: of somebody else who signs tokens.
+    pub public_key: Option<VerifyingKey>,
+    /// `JWT_JWKS`: the keys of somebody else who signs tokens.
+    pub jwks: Option<JwksSource>,
+    /// `JWT_ISSUER`: the `iss` that tokens need, and have that are made here.
+    pub issuer: Option<String>,
+    /// `JWT_AUDIENCE`: the `aud` that tokens need, and have that are made here.
+    pub audience: Option<String>,
+    /// `JWT_DEFAULT_ROLE`: of a token that names none; `None` refuses such tokens.
+    pub default_role: Option<Role>,
+}
+
+/// Where a key set is.
+#[derive(Clone, Debug)]
+pub enum JwksSource {
+    /// At an address, `http` or `https`.
+    Url(url::Url),
+    /// In a file.
+    File(PathBuf),
 }
 
 /// `CORS_*`.
@@ -522,10 +544,19 @@ impl Reader {
             ),
             _ => Some(()),
         };
-        let enabled = self.boolean("auth_enabled", jwt_secret.is_some());
-        if enabled == Some(true) && jwt_secret.is_none() && !self.has_problem("jwt_secret") {
-            self.problem::<()>("auth_enabled", "needs JWT_SECRET: there would be no way to authenticate");
+        let keys = ["jwt_secret", "jwt_public_key", "jwt_jwks"];
+        let has_key = keys.iter().any(|name| self.values.contains_key(name));
+        let enabled = self.boolean("auth_enabled", has_key);
+        if enabled == Some(true) && !has_key && !keys.iter().any(|name| self.has_problem(name)) {
+            let problem = "needs JWT_SECRET, JWT_PUBLIC_KEY or JWT_JWKS: there would be no way to authenticate";
+            self.problem::<()>("auth_enabled", problem);
         }
+        let public_key = self.parsed("jwt_public_key", None, |pem| Ok(Some(VerifyingKey::from_pem(pem)?)));
+        let jwks = self.parsed("jwt_jwks", None, |value| parse_jwks_source(value).map(Some));
+        let default_role = self.parsed("jwt_default_role", Some(Role::Viewer), |value| match value {
+            "none" => Ok(None),
+            name => name.parse().map(Some).map_err(|error| format!("{error}, or none; not {name:?}")),
+        });
         let algorithm = self.parsed("jwt_algorithm", jsonwebtoken::Algorithm::HS256, |value| match value {
             "HS256" => Ok(jsonwebtoken::Algorithm::HS256),
             "HS384" => Ok(jsonwebtoken::Algorithm::HS384),
@@ -543,6 +574,11 @@ impl Reader {
             algorithm: algorithm?,
             token_lifetime: Duration::from_secs(minutes? * 60),
             api_key_header: api_key_header?,
+            public_key: public_key?,
+            jwks: jwks?,
+            issuer: self.values.get("jwt_issuer").cloned(),
+            audience: self.values.get("jwt_audience").cloned(),
+            default_role: default_role?,
         })
     }
 
@@ -593,6 +629,16 @@ fn parse_database_url(url: &str) -> Result<PgConnectOptions, &'static str> {
     PgConnectOptions::from_str(&format!("{scheme}://{rest}"))
         .map(|options| options.application_name("workflow-api"))
         .map_err(|_| "is not a URL of the form postgresql://user:pass@host:5432/db")
+}
+
+/// An address, or the path of a file.
+fn parse_jwks_source(text: &str) -> Result<JwksSource, String> {
+    match url::Url::parse(text) {
+        Ok(url) if matches!(url.scheme(), "http" | "https") => Ok(JwksSource::Url(url)),
+        Ok(_) => Err("must be an http or https address, or the path of a file".to_owned()),
+        Err(_) if std::path::Path::new(text).is_file() => Ok(JwksSource::File(text.into())),
+        Err(_) => Err("is neither an address nor the path of a file".to_owned()),
+    }
 }
 
 /// An origin as browsers send it: scheme, host and perhaps port.

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use workflow_api::{
+    access::Role,
     api,
     config::{self, Config},
     demo_agent, telemetry,
@@ -45,8 +46,14 @@ enum Command {
     /// Print a bearer token signed with `JWT_SECRET`
     Token {
         /// The subject, which appears in logs and audit entries
-        #[arg(default_value = "operator")]
-        subject: String,
+        #[arg(long, value_name = "SUBJECT", default_value = "operator")]
+        sub: String,
+        /// viewer, operator, editor, admin or executor
+        #[arg(long, default_value = "admin")]
+        role: Role,
+        /// The same as --sub
+        #[arg(conflicts_with = "sub")]
+        subject: Option<String>,
     },
     /// Print the OpenAPI document
     Openapi,
@@ -135,8 +142,9 @@ fn run(command: Command) -> anyhow::Result<bool> {
             let settings = config::Api::load(environment())?;
             command::runtime(1)?.block_on(command::healthcheck(&settings))
         }
-        Command::Token { subject } => {
-            println!("{}", api::auth::token(&config::Auth::load(environment())?, &subject)?);
+        Command::Token { sub, role, subject } => {
+            let subject = subject.unwrap_or(sub);
+            println!("{}", api::auth::issue(&config::Auth::load(environment())?, &subject, role)?);
             Ok(true)
         }
         Command::Openapi => {

@@ -41,8 +41,8 @@ impl Modify for Security {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
         let mut components = document.components.take().unwrap_or_default();
         let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("JWT").description(Some(
-            "A token signed with JWT_SECRET; `workflow-api token` makes one. Not needed while \
-                 authentication is off.",
+            "A token signed with JWT_SECRET, which `workflow-api token` makes, or with a key of JWT_PUBLIC_KEY or \
+             JWT_JWKS. Not needed while authentication is off.",
         ));
         components.add_security_scheme("bearer", SecurityScheme::Http(bearer.build()));
         document.components = Some(components);

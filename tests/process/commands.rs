@@ -71,6 +71,11 @@ async fn the_operators_commands_do_what_they_say(pool: PgPool) {
     assert_eq!(client.get(&agents).send().await.expect("an answer").status(), 401);
     let token = succeeds(&["token", "someone@example.com"]).await;
     assert_eq!(client.get(&agents).bearer_auth(token.trim()).send().await.expect("an answer").status(), 200);
+    for (role, status) in [("viewer", 200), ("root", 401)] {
+        let token = text(&environment.run(&["token", "--sub", "someone", "--role", role]).await.stdout);
+        let answer = client.get(&agents).bearer_auth(token.trim()).send().await.expect("an answer");
+        assert_eq!(answer.status(), status, "{role}");
+    }
     let short = environment.clone().with("JWT_SECRET", "another-secret-of-the-tests-long-enough");
     let foreign = text(&short.run(&["token"]).await.stdout);
     assert_eq!(client.get(&agents).bearer_auth(foreign.trim()).send().await.expect("an answer").status(), 401);

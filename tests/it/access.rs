@@ -1,0 +1,66 @@
+//! Who is let in, and who may do what.
+
+mod jwks;
+mod tokens;
+
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use jsonwebtoken::{Algorithm, EncodingKey};
+use serde_json::{Value, json};
+
+use crate::service::{Answer, Service};
+
+/// Long enough, and nobody's.
+pub const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
+pub const RSA: &str = include_str!("access/keys/rsa.pem");
+pub const RSA_PUBLIC: &str = include_str!("access/keys/rsa.pub.pem");
+pub const RSA_NEXT: &str = include_str!("access/keys/rsa-next.pem");
+pub const EC: &str = include_str!("access/keys/ec.pem");
+pub const EC_PUBLIC: &str = include_str!("access/keys/ec.pub.pem");
+pub const ED: &str = include_str!("access/keys/ed.pem");
+pub const ED_PUBLIC: &str = include_str!("access/keys/ed.pub.pem");
+
+pub fn secret() -> EncodingKey {
+    EncodingKey::from_secret(SECRET.as_bytes())
+}
+
+pub fn rsa(pem: &str) -> EncodingKey {
+    EncodingKey::from_rsa_pem(pem.as_bytes()).expect("a private key")
+}
+
+pub fn ec() -> EncodingKey {
+    EncodingKey::from_ec_pem(EC.as_bytes()).expect("a private key")
+}
+
+pub fn ed() -> EncodingKey {
+    EncodingKey::from_ed_pem(ED.as_bytes()).expect("a private key")
+}
+
+pub fn now() -> i64 {
+    chrono::Utc::now().timestamp()
+}
+
+/// Claims that are let in, with these instead of or beside them.
+pub fn claims(more: &Value) -> Value {
+    let mut claims = json!({"sub": "someone", "role": "admin", "exp": now() + 300});
+    claims.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+    claims
+}
+
+/// A token whose header and claims are these texts, whatever they say.
+pub fn signed_text(header: &str, claims: &str, key: &EncodingKey, algorithm: Algorithm) -> String {
+    let encode = |part: &str| BASE64_URL_SAFE_NO_PAD.encode(part);
+    let message = format!("{}.{}", encode(header), encode(claims));
+    let signature = jsonwebtoken::crypto::sign(message.as_bytes(), key, algorithm).expect("a signature");
+    format!("{message}.{signature}")
+}
+
+/// A token with that header and those claims.
+pub fn signed(header: &Value, claims: &Value, key: &EncodingKey, algorithm: Algorithm) -> String {
+    signed_text(&header.to_string(), &claims.to_string(), key, algorithm)
+}
+
+/// Asks for the agents with that bearer token.
+pub async fn look(service: &Service, token: &str) -> Answer {
+    service.send("GET", "/api/v1/agents", &[("authorization", &format!("Bearer {token}"))], "").await
+}
