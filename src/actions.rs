@@ -1,5 +1,6 @@
 //! Writes that span tables: one function, one transaction or statement, with its audit row.
 
+pub mod api_keys;
 pub mod cancel_run;
 pub mod import;
 pub mod put_workflow;

@@ -2,6 +2,7 @@
 
 pub mod agent_health;
 pub mod agents;
+pub mod api_keys;
 pub mod auth;
 pub mod by_name;
 pub mod cors;
@@ -31,7 +32,7 @@ use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use self::auth::Tokens;
+use self::auth::{KeyRing, Tokens};
 use crate::{
     actions::{Context, start_run::Definitions},
     config::{self, Config},
@@ -70,8 +71,10 @@ pub struct Parts {
     pub waiting: Waiting,
     /// The answer of `/health/ready`.
     pub readiness: Readiness,
-    /// Verifies callers.
+    /// Verifies tokens.
     pub tokens: Tokens,
+    /// Knows API keys.
+    pub keys: KeyRing,
     /// For the health of agents, and for key sets.
     pub http: reqwest::Client,
     /// For the uptime.
@@ -97,6 +100,7 @@ impl App {
         // Neither an agent's card nor a key set is fetched from where its host redirects to: that could be anything on
         // this network.
         let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build()?;
+        let keys = KeyRing::start(pool.clone(), lifecycle);
         let tokens = Tokens::start(&config.auth, &http, lifecycle);
         let definitions = Definitions::default();
         Ok(Self(Arc::new(Parts {
@@ -108,6 +112,7 @@ impl App {
             waiting,
             readiness,
             tokens,
+            keys,
             http,
             started,
         })))
@@ -128,8 +133,9 @@ impl Deref for App {
 }
 
 /// All routes of the API with their OpenAPI document: the ones under the prefix, and the ones at the root.
+/// `key_header` is the header that carries an API key.
 #[must_use]
-pub fn routes(api: &config::Api) -> OpenApiRouter<App> {
+pub fn routes(api: &config::Api, key_header: &str) -> OpenApiRouter<App> {
     let business = OpenApiRouter::new()
         .routes(routes!(agents::list_agents, agents::create_agent))
         .routes(routes!(agents::get_agent, agents::update_agent, agents::delete_agent))
@@ -154,8 +160,11 @@ pub fn routes(api: &config::Api) -> OpenApiRouter<App> {
         .routes(routes!(run_log::get_logs))
         .routes(routes!(run_log::stream_events))
         .routes(routes!(runs::retry_run))
-        .routes(routes!(runs::cancel_run));
-    let root = OpenApiRouter::with_openapi(docs::document(api))
+        .routes(routes!(runs::cancel_run))
+        .routes(routes!(api_keys::list_api_keys, api_keys::create_api_key))
+        .routes(routes!(api_keys::get_api_key, api_keys::revoke_api_key))
+        .routes(routes!(api_keys::issue_token));
+    let root = OpenApiRouter::with_openapi(docs::document(api, key_header))
         .routes(routes!(system::get_root))
         .routes(routes!(system::get_health))
         .routes(routes!(system::get_readiness))
@@ -168,7 +177,7 @@ pub fn routes(api: &config::Api) -> OpenApiRouter<App> {
 /// The whole service. From the outside in: CORS, so that error answers carry its headers too; then `request`, which
 /// knows correlation id, caller, limits and errors; then the routes.
 pub fn router(app: &App) -> Router {
-    let (routes, document) = routes(&app.config.api).split_for_parts();
+    let (routes, document) = routes(&app.config.api, &app.config.auth.api_key_header_text).split_for_parts();
     let service = routes
         .merge(docs::router(&document))
         .fallback(request::no_such_route)

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use workflow_api::{
-    access::Role,
+    access::{Role, api_key::ApiKey},
     api,
     config::{self, Config},
     demo_agent, telemetry,
@@ -55,6 +55,8 @@ enum Command {
         #[arg(conflicts_with = "sub")]
         subject: Option<String>,
     },
+    /// Print a new API key for `BOOTSTRAP_API_KEY`; nobody knows it until a start with it
+    ApiKey,
     /// Print the OpenAPI document
     Openapi,
     /// Run a small agent to try workflows with
@@ -147,8 +149,13 @@ fn run(command: Command) -> anyhow::Result<bool> {
             println!("{}", api::auth::issue(&config::Auth::load(environment())?, &subject, role)?);
             Ok(true)
         }
+        Command::ApiKey => {
+            println!("{}", ApiKey::generate(&config::Auth::load(environment())?.api_key_environment).expose());
+            Ok(true)
+        }
         Command::Openapi => {
-            let (_, document) = api::routes(&config::Api::load(environment())?).split_for_parts();
+            let (api, auth) = (config::Api::load(environment())?, config::Auth::load(environment())?);
+            let (_, document) = api::routes(&api, &auth.api_key_header_text).split_for_parts();
             println!("{}", serde_json::to_string_pretty(&document)?);
             Ok(true)
         }

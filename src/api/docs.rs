@@ -16,7 +16,7 @@ use utoipa::{
         Content, Header, InfoBuilder, Object, OpenApiBuilder, Ref, RefOr, ResponseBuilder, Schema, Type,
         path::{Operation, Parameter},
         schema::{AdditionalProperties, AnyOf, SchemaType},
-        security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
+        security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
     },
 };
 
@@ -32,9 +32,9 @@ const POLICY: &str = "default-src 'self'; script-src 'self'; style-src 'self' 'u
      worker-src blob:; connect-src *; frame-ancestors 'none'";
 
 /// Bodies whose unknown members are refused rather than ignored.
-const CLOSED: [&str; 3] = ["ImportRequest", "RollBackRequest", "WantedWorkflow"];
+const CLOSED: [&str; 4] = ["ImportRequest", "NewApiKey", "RollBackRequest", "WantedWorkflow"];
 
-/// Adds the security scheme, which every route under the prefix takes.
+/// Adds the security schemes, one of which every route under the prefix takes.
 struct Security;
 
 impl Modify for Security {
@@ -47,7 +47,8 @@ impl Modify for Security {
         components.add_security_scheme("bearer", SecurityScheme::Http(bearer.build()));
         document.components = Some(components);
         // The empty requirement: without authentication nothing is asked for.
-        document.security = Some(vec![SecurityRequirement::default(), SecurityRequirement::new("bearer", [""; 0])]);
+        let schemes = ["bearer", "api_key"].map(|scheme| SecurityRequirement::new(scheme, [""; 0]));
+        document.security = Some([SecurityRequirement::default()].into_iter().chain(schemes).collect());
     }
 }
 
@@ -58,16 +59,21 @@ impl Modify for Security {
         (name = "agents", description = "Programs that do a step's work, called over JSON-RPC 2.0 (A2A)."),
         (name = "workflows", description = "Versioned definitions, and starting runs of them."),
         (name = "runs", description = "What was started: state, steps, cancelling and starting again."),
+        (name = "access", description = "API keys, and tokens for them."),
         (name = "system", description = "About the service itself."),
     )
 )]
 struct Skeleton;
 
-/// The document without its paths, which `api::routes` adds.
+/// The document without its paths, which `api::routes` adds. `key_header` is the header that carries an API key.
 #[must_use]
-pub fn document(api: &config::Api) -> utoipa::openapi::OpenApi {
+pub fn document(api: &config::Api, key_header: &str) -> utoipa::openapi::OpenApi {
     let info = InfoBuilder::new().title(&api.title).version(&api.version).description(Some(&api.description)).build();
-    let skeleton = Skeleton::openapi();
+    let mut skeleton = Skeleton::openapi();
+    let key = ApiKeyValue::with_description(key_header, "An API key; `POST /api-keys` makes one.");
+    if let Some(components) = &mut skeleton.components {
+        components.add_security_scheme("api_key", SecurityScheme::ApiKey(ApiKey::Header(key)));
+    }
     OpenApiBuilder::new()
         .info(info)
         .components(skeleton.components)
@@ -143,7 +149,7 @@ fn add_common_answers(operation: &mut Operation) {
     let has_body = operation.request_body.is_some();
     let answers = [
         (StatusCode::BAD_REQUEST, "The body ended early", has_body),
-        (StatusCode::UNAUTHORIZED, "Authentication is on, and the request has no valid token", true),
+        (StatusCode::UNAUTHORIZED, "Authentication is on, and the request has no valid token or API key", true),
         (StatusCode::REQUEST_TIMEOUT, "The body did not arrive in time", has_body),
         (StatusCode::PAYLOAD_TOO_LARGE, "The body is larger than 1 MiB", has_body),
         (StatusCode::URI_TOO_LONG, "Path and query are longer than 8 KiB", true),

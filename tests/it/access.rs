@@ -1,13 +1,15 @@
 //! Who is let in, and who may do what.
 
+mod api_keys;
 mod jwks;
 mod tokens;
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use jsonwebtoken::{Algorithm, EncodingKey};
 use serde_json::{Value, json};
+use sqlx::PgPool;
 
-use crate::service::{Answer, Service};
+use crate::service::{Answer, Service, config};
 
 /// Long enough, and nobody's.
 pub const SECRET: &str = "0123456789abcdef0123456789abcdef";
@@ -63,4 +65,49 @@ pub fn signed(header: &Value, claims: &Value, key: &EncodingKey, algorithm: Algo
 /// Asks for the agents with that bearer token.
 pub async fn look(service: &Service, token: &str) -> Answer {
     service.send("GET", "/api/v1/agents", &[("authorization", &format!("Bearer {token}"))], "").await
+}
+
+/// Asks for the agents with that API key.
+pub async fn look_with_key(service: &Service, key: &str) -> Answer {
+    service.send("GET", "/api/v1/agents", &[("x-api-key", key)], "").await
+}
+
+/// A service with authentication, and somebody who may do everything there.
+pub struct Admin {
+    pub service: Service,
+    /// For `Authorization`.
+    pub bearer: String,
+}
+
+impl Admin {
+    pub fn start(pool: &PgPool, more: &[(&str, &str)]) -> Self {
+        let pairs: Vec<_> = [("JWT_SECRET", SECRET)].iter().chain(more).copied().collect();
+        let claims = claims(&json!({"sub": "admin"}));
+        let bearer = format!("Bearer {}", signed(&json!({"alg": "HS256"}), &claims, &secret(), Algorithm::HS256));
+        Self { service: Service::start_with(config(pool, &pairs)), bearer }
+    }
+
+    async fn send(&self, method: &str, path: &str, body: String) -> Answer {
+        let headers = [("authorization", self.bearer.as_str()), ("content-type", "application/json")];
+        self.service.send(method, path, &headers, body).await
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.send("GET", path, String::new()).await
+    }
+
+    pub async fn post(&self, path: &str, body: &Value) -> Answer {
+        self.send("POST", path, body.to_string()).await
+    }
+
+    pub async fn delete(&self, path: &str) -> Answer {
+        self.send("DELETE", path, String::new()).await
+    }
+
+    /// Makes an API key; returns it and its id.
+    pub async fn key(&self, body: &Value) -> (String, String) {
+        let created = self.post("/api/v1/api-keys", body).await.expect(201);
+        let text = |name: &str| created[name].as_str().expect("text").to_owned();
+        (text("key"), text("id"))
+    }
 }

@@ -11,9 +11,14 @@ use secrecy::ExposeSecret;
 use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::jwks::{Jwks, Set};
+use uuid::Uuid;
+
+use super::{
+    jwks::{Jwks, Set},
+    key_ring::SUBJECT_PREFIX,
+};
 use crate::{
-    access::{Role, verifying_key::VerifyingKey},
+    access::{Grant, Role, verifying_key::VerifyingKey},
     config,
     lifecycle::Lifecycle,
 };
@@ -33,6 +38,8 @@ struct Issued<'a> {
     iat: i64,
     exp: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
+    wf_key: Option<Uuid>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     iss: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     aud: Option<&'a str>,
@@ -46,6 +53,9 @@ struct Presented {
     exp: f64,
     #[serde(default, deserialize_with = "present")]
     role: Option<Role>,
+    /// The API key that it was issued for. Counts only in tokens of ours.
+    #[serde(default, deserialize_with = "present")]
+    wf_key: Option<Uuid>,
     #[serde(default, deserialize_with = "present", rename = "iat")]
     _iat: Option<f64>,
     #[serde(default, deserialize_with = "present", rename = "nbf")]
@@ -79,28 +89,37 @@ pub enum TokenError {
     #[error("JWT_SECRET is not set, so there is nothing to sign a token with")]
     NoSecret,
     /// It would not be let in.
-    #[error("a subject has 1 to 255 bytes and no control characters")]
+    #[error("a subject has 1 to 255 bytes, no control characters, and does not begin with {SUBJECT_PREFIX}")]
     BadSubject,
     /// The library refused.
     #[error("the token could not be signed")]
     Sign(#[from] jsonwebtoken::errors::Error),
 }
 
-/// Fits the columns that name a user, and a log line.
+/// Fits the columns that name a user, and a log line, and is not that of an API key.
 fn is_subject(text: &str) -> bool {
-    (1..=255).contains(&text.len()) && !text.contains(char::is_control)
+    (1..=255).contains(&text.len()) && !text.contains(char::is_control) && !text.starts_with(SUBJECT_PREFIX)
 }
 
 /// A token for that subject in that role, valid for `JWT_EXPIRATION_MINUTES`.
 pub fn issue(auth: &config::Auth, subject: &str, role: Role) -> Result<String, TokenError> {
-    let secret = auth.jwt_secret.as_ref().ok_or(TokenError::NoSecret)?;
     if !is_subject(subject) {
         return Err(TokenError::BadSubject);
     }
+    sign(auth, subject, role, None)
+}
+
+/// A token that allows what this API key allows, as long as the key counts; `role` is only there to be read.
+pub fn issue_for_key(auth: &config::Auth, subject: &str, role: Role, key_id: Uuid) -> Result<String, TokenError> {
+    sign(auth, subject, role, Some(key_id))
+}
+
+fn sign(auth: &config::Auth, subject: &str, role: Role, wf_key: Option<Uuid>) -> Result<String, TokenError> {
+    let secret = auth.jwt_secret.as_ref().ok_or(TokenError::NoSecret)?;
     let iat = Utc::now().timestamp();
     let lifetime_secs = i64::try_from(auth.token_lifetime.as_secs()).unwrap_or(i64::MAX);
     let (iss, aud) = (auth.issuer.as_deref(), auth.audience.as_deref());
-    let claims = Issued { sub: subject, role, iat, exp: iat.saturating_add(lifetime_secs), iss, aud };
+    let claims = Issued { sub: subject, role, iat, exp: iat.saturating_add(lifetime_secs), wf_key, iss, aud };
     let key = EncodingKey::from_secret(secret.expose_secret().as_bytes());
     Ok(encode(&Header::new(auth.algorithm), &claims, &key)?)
 }
@@ -110,8 +129,10 @@ pub fn issue(auth: &config::Auth, subject: &str, role: Role) -> Result<String, T
 pub struct Claims {
     /// `sub`.
     pub subject: String,
-    /// `role`, or `JWT_DEFAULT_ROLE`.
-    pub role: Role,
+    /// All that `role` may do, or `JWT_DEFAULT_ROLE`.
+    pub grant: Arc<Grant>,
+    /// The API key that decides instead.
+    pub key_id: Option<Uuid>,
     /// Seconds since the epoch; the token counts for [`CLOCK_SKEW_SECS`] longer.
     expires_at: f64,
 }
@@ -120,6 +141,11 @@ impl Claims {
     fn has_expired(&self) -> bool {
         self.expires_at < Utc::now().timestamp() as f64 - CLOCK_SKEW_SECS as f64
     }
+}
+
+/// Tokens of that algorithm are ours.
+fn is_secret(algorithm: Algorithm) -> bool {
+    matches!(algorithm, Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512)
 }
 
 /// Why a token does not count.
@@ -194,9 +220,8 @@ impl Tokens {
             return Err(Refused::Invalid);
         }
         let mut set = set;
-        let is_secret = matches!(header.alg, Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512);
         if let Some(jwks) = &self.jwks
-            && !is_secret
+            && !is_secret(header.alg)
             && self.candidates(&header, set.as_deref()).is_empty()
         {
             jwks.refresh().await;
@@ -228,9 +253,10 @@ impl Tokens {
 
     fn decode(&self, token: &str, key: &VerifyingKey) -> Option<Claims> {
         let validation = Validation { algorithms: vec![key.algorithm], ..self.validation.clone() };
-        let Presented { sub, exp, role, .. } = decode::<Presented>(token, &key.key, &validation).ok()?.claims;
-        let role = role.or(self.default_role)?;
-        is_subject(&sub).then_some(Claims { subject: sub, role, expires_at: exp })
+        let Presented { sub, exp, role, wf_key, .. } = decode::<Presented>(token, &key.key, &validation).ok()?.claims;
+        let key_id = wf_key.filter(|_| is_secret(key.algorithm));
+        let grant = Arc::new(Grant::of(role.or(self.default_role)?));
+        (key_id.is_some() || is_subject(&sub)).then_some(Claims { subject: sub, grant, key_id, expires_at: exp })
     }
 
     /// What was verified with this set.
