@@ -28,6 +28,8 @@ pub struct Context<'a> {
     pub user_id: &'a str,
     /// Whether audit rows are written.
     pub audit: bool,
+    /// Whether the caller sees the credentials of agents. Who does not may send back what stands in their place.
+    pub sees_secrets: bool,
     /// Makes a repeat of the action find what the first one made.
     pub key: Option<&'a IdempotencyKey>,
     /// The revisions of a row under which it may be changed.

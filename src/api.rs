@@ -1,5 +1,6 @@
 //! The HTTP API: state, the list of routes, and the order of what surrounds them.
 
+pub mod access;
 pub mod agent_health;
 pub mod agents;
 pub mod api_keys;
@@ -120,7 +121,13 @@ impl App {
 
     /// On whose behalf an action runs.
     fn context<'a>(&self, caller: &'a auth::Caller) -> Context<'a> {
-        Context { user_id: &caller.subject, audit: self.config.audit, key: None, if_match: None }
+        Context {
+            user_id: &caller.subject,
+            audit: self.config.audit,
+            sees_secrets: caller.sees_secrets(),
+            key: None,
+            if_match: None,
+        }
     }
 }
 

@@ -57,6 +57,8 @@ enum Command {
     },
     /// Print a new API key for `BOOTSTRAP_API_KEY`; nobody knows it until a start with it
     ApiKey,
+    /// Print who may do what, as Markdown
+    Access,
     /// Print the OpenAPI document
     Openapi,
     /// Run a small agent to try workflows with
@@ -147,6 +149,10 @@ fn run(command: Command) -> anyhow::Result<bool> {
         Command::Token { sub, role, subject } => {
             let subject = subject.unwrap_or(sub);
             println!("{}", api::auth::issue(&config::Auth::load(environment())?, &subject, role)?);
+            Ok(true)
+        }
+        Command::Access => {
+            print!("{}", api::access::markdown());
             Ok(true)
         }
         Command::ApiKey => {

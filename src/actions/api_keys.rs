@@ -135,7 +135,7 @@ pub async fn bootstrap(
     let key = given.cloned().unwrap_or_else(|| ApiKey::generate(environment));
     // Another one may have been given before.
     let name = format!("bootstrap-{}", key.last_four());
-    let context = Context { user_id: SYSTEM, audit, key: None, if_match: None };
+    let context = Context { user_id: SYSTEM, audit, sees_secrets: true, key: None, if_match: None };
     insert(&mut transaction, context, &key, NewApiKey { name, grant: Grant::of(Role::Admin), expires_at: None })
         .await?;
     transaction.commit().await?;

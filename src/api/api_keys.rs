@@ -229,7 +229,7 @@ fn not_found() -> ApiError {
 )]
 pub async fn create_api_key(State(app): State<App>, caller: Caller, body: JsonBody) -> Result<Response, ApiError> {
     let new = parse(body.raw())?;
-    let exceeds = |permission: &Permission| new.grant.allows(*permission) && !caller.grant.allows(*permission);
+    let exceeds = |permission: &Permission| new.grant.allows(*permission) && !caller.may(*permission);
     if let Some(permission) = Permission::ALL.iter().find(|permission| exceeds(permission)) {
         let detail = format!("The key would allow {}, which the caller may not do", permission.as_str());
         return Err(ApiError::new(StatusCode::FORBIDDEN, "exceeds_own_rights", detail));

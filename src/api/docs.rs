@@ -9,19 +9,20 @@ use axum::{
     routing::get,
 };
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use utoipa::{
     Modify, OpenApi,
     openapi::{
         Content, Header, InfoBuilder, Object, OpenApiBuilder, Ref, RefOr, ResponseBuilder, Schema, Type,
+        extensions::Extensions,
         path::{Operation, Parameter},
         schema::{AdditionalProperties, AnyOf, SchemaType},
         security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
     },
 };
 
-use super::{App, error::ApiError};
-use crate::config;
+use super::{App, access, error::ApiError};
+use crate::{access::Permission, config};
 
 /// `ReDoc` 2.5.4, <https://github.com/Redocly/redoc> (MIT, see `docs/redoc.LICENSE.txt`), gzipped; the one address
 /// in it that pointed elsewhere, its logo, is emptied.
@@ -96,9 +97,18 @@ pub fn complete(document: &mut utoipa::openapi::OpenApi, prefix: &str) {
     for (path, item) in &mut document.paths.paths {
         let is_business = path.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'))
             && item.get.as_ref().and_then(|get| get.tags.as_ref()).is_none_or(|tags| tags[..] != ["system"]);
-        let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete];
-        for operation in operations.into_iter().filter_map(Option::as_mut) {
+        let operations = [
+            (Method::GET, &mut item.get),
+            (Method::PUT, &mut item.put),
+            (Method::POST, &mut item.post),
+            (Method::DELETE, &mut item.delete),
+        ];
+        for (method, operation) in operations {
+            let Some(operation) = operation else { continue };
             if is_business {
+                if let Some(needs) = access::needs(&method, path.strip_prefix(prefix).unwrap_or_default()) {
+                    name_needs(operation, needs);
+                }
                 add_common_answers(operation);
             }
             for parameter in operation.parameters.iter_mut().flatten() {
@@ -145,11 +155,26 @@ fn header_pattern(name: &str) -> Option<&'static str> {
     }
 }
 
+/// Says who may use the route, for people and for programs.
+fn name_needs(operation: &mut Operation, needs: &[Permission]) {
+    let permissions: Vec<&str> = needs.iter().map(|permission| permission.as_str()).collect();
+    let roles = access::roles(needs);
+    if !permissions.is_empty() {
+        let text = format!("Needs `{}`; roles: {}.", permissions.join("`, `"), roles.join(", "));
+        let description = operation.description.take().filter(|description| !description.is_empty());
+        operation.description =
+            Some(description.map_or(text.clone(), |description| format!("{description}\n\n{text}")));
+    }
+    let named = Extensions::builder().add("x-required-permissions", permissions).add("x-required-roles", roles);
+    operation.extensions.get_or_insert_default().merge(named.build());
+}
+
 fn add_common_answers(operation: &mut Operation) {
     let has_body = operation.request_body.is_some();
     let answers = [
         (StatusCode::BAD_REQUEST, "The body ended early", has_body),
         (StatusCode::UNAUTHORIZED, "Authentication is on, and the request has no valid token or API key", true),
+        (StatusCode::FORBIDDEN, "The caller may not do this", true),
         (StatusCode::REQUEST_TIMEOUT, "The body did not arrive in time", has_body),
         (StatusCode::PAYLOAD_TOO_LARGE, "The body is larger than 1 MiB", has_body),
         (StatusCode::URI_TOO_LONG, "Path and query are longer than 8 KiB", true),

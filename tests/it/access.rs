@@ -2,6 +2,7 @@
 
 mod api_keys;
 mod jwks;
+mod roles;
 mod tokens;
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
