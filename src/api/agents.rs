@@ -116,7 +116,9 @@ pub struct RetryConfigBody {
 
 /// The body of a create request.
 #[derive(ToSchema)]
-#[schema(as = NewAgent)]
+#[schema(as = NewAgent, example = json!({
+    "name": "summariser", "url": "http://summariser:8080", "description": "Sums texts up.", "timeout_ms": 30000,
+}))]
 #[expect(dead_code, reason = "describes what `agent::NewAgent::parse` reads")]
 pub struct NewAgentBody {
     /// Unique for ever.
@@ -151,7 +153,7 @@ pub struct NewAgentBody {
 
 /// The body of an update request; what is absent stays.
 #[derive(ToSchema)]
-#[schema(as = AgentPatch)]
+#[schema(as = AgentPatch, example = json!({"description": "Sums texts up in a sentence.", "timeout_ms": 60000}))]
 #[expect(dead_code, reason = "describes what `agent::AgentPatch::parse` reads")]
 pub struct AgentPatchBody {
     /// `http` or `https`.

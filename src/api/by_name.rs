@@ -41,7 +41,11 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
 
 /// The definition that a name is to have.
 #[derive(ToSchema)]
-#[schema(as = WantedWorkflow)]
+#[schema(as = WantedWorkflow, example = json!({
+    "start_step": "summarise",
+    "steps": {"summarise": {"id": "summarise", "agent_name": "summariser", "next_step": null,
+        "input_mapping": {"text": "${workflow.input.text}"}}},
+}))]
 #[expect(dead_code, reason = "describes what `put_workflow_by_name` reads")]
 pub struct WantedWorkflowBody {
     /// Absent is null.

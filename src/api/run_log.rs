@@ -302,8 +302,8 @@ impl Seen {
     params(
         ("run_id" = String, Path),
         ("Last-Event-ID" = Option<String>, Header, description = "The last id that was received: the stream goes on \
-            behind it", example = "3"),
-        ("last_event_id" = Option<String>, Query, description = "The same for clients that cannot set the header, \
+            behind it, such as `3`", pattern = "^([0-9]+(-end)?)?$"),
+        ("last_event_id" = Option<String>, Query, pattern = "^([0-9]+(-end)?)?$", description = "The same for clients that cannot set the header, \
             which counts if both are there"),
     ),
     responses(

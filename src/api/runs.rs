@@ -279,7 +279,7 @@ pub struct CancelBody {
 
 /// The body of a retry request, which may be left out.
 #[derive(ToSchema)]
-#[schema(as = RetryRequest)]
+#[schema(as = RetryRequest, example = json!({"resume_from_step": null}))]
 #[expect(dead_code, reason = "describes what `retry_run` reads")]
 pub struct RetryBody {
     /// Repeats this step and all after it, completed or not. Without it, the run goes on after its last completed step.

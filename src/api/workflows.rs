@@ -99,7 +99,16 @@ impl From<WorkflowRow> for Workflow {
 
 /// The body of a create request.
 #[derive(ToSchema)]
-#[schema(as = NewWorkflow)]
+#[schema(as = NewWorkflow, example = json!({
+    "name": "summarise-and-translate", "start_step": "summarise",
+    "steps": {
+        "summarise": {"id": "summarise", "agent_name": "summariser", "next_step": "translate",
+            "input_mapping": {"text": "${workflow.input.text}"}},
+        "translate": {"id": "translate", "agent_name": "translator", "next_step": null,
+            "input_mapping": {"text": "${summarise.output.text}"}},
+    },
+    "input_schema": {"type": "object", "required": ["text"]},
+}))]
 #[expect(dead_code, reason = "describes what `workflow::NewWorkflow::parse` reads")]
 pub struct NewWorkflowBody {
     /// A name that exists already makes its next version.
@@ -120,7 +129,7 @@ pub struct NewWorkflowBody {
 
 /// The body of an update request; what is absent stays.
 #[derive(ToSchema)]
-#[schema(as = WorkflowPatch)]
+#[schema(as = WorkflowPatch, example = json!({"description": "Sums a text up and translates it."}))]
 #[expect(dead_code, reason = "describes what `workflow::WorkflowPatch::parse` reads")]
 pub struct WorkflowPatchBody {
     /// Null clears it.

@@ -47,7 +47,6 @@ async fn errors_are_an_answer_and_not_a_failure(pool: PgPool) {
     let with = |steps: Value| json!({"name": "w", "start_step": "a", "steps": steps});
     for (body, errors, has_summary) in [
         (json!({}), vec!["body.name missing", "body.start_step missing", "body.steps missing"], false),
-        (json!([]), vec!["body model_attributes_type"], false),
         (with(json!({"a b": step("a b", "x", Value::Null)})), vec!["body.steps.a b.id value_error"], false),
         (
             with(json!({"a": step("a", "x", Value::Null), "z": step("z", "x", Value::Null)})),
@@ -71,7 +70,9 @@ async fn errors_are_an_answer_and_not_a_failure(pool: PgPool) {
         .post(VALIDATE, &with(json!({"a": step("a", "x", Value::Null), "z": step("z", "x", Value::Null)})))
         .await;
     assert_eq!(answer.expect(200)["summary"]["unreachable_steps"], json!(["z"]));
-    service.send("POST", VALIDATE, &[("content-type", "application/json")], "{").await.error(422);
+    for body in ["{", "[]"] {
+        service.send("POST", VALIDATE, &[("content-type", "application/json")], body).await.error(422);
+    }
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
