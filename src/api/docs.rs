@@ -101,12 +101,15 @@ pub fn complete(document: &mut utoipa::openapi::OpenApi, prefix: &str) {
                 }
             }
             for (status, response) in &mut operation.responses.responses {
-                if let RefOr::T(response) = response
-                    && response.description.is_empty()
-                {
+                let RefOr::T(response) = response else { continue };
+                if response.description.is_empty() {
                     let status = StatusCode::from_bytes(status.as_bytes()).ok();
                     response.description =
                         status.and_then(|status| status.canonical_reason()).unwrap_or("Answer").into();
+                }
+                // A schema is of one JSON value, which a stream of events is not.
+                if let Some(RefOr::T(stream)) = response.content.get_mut("text/event-stream") {
+                    stream.schema = None;
                 }
             }
         }

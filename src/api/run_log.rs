@@ -279,10 +279,14 @@ struct Seen {
 impl Seen {
     /// As the client says. A browser that comes back sends the header, and the parameter as it was the first time.
     fn read(headers: &HeaderMap, query: &Query) -> Option<Self> {
-        let text = match headers.get(LAST_EVENT_ID) {
-            Some(value) => value.to_str().ok()?,
-            None => query.text("last_event_id").unwrap_or_default(),
-        };
+        let in_query = Self::parse(query.text("last_event_id").unwrap_or_default())?;
+        match headers.get(LAST_EVENT_ID) {
+            Some(value) => Self::parse(value.to_str().ok()?),
+            None => Some(in_query),
+        }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
         if text.is_empty() {
             return Some(Self { seq: -1, end: false });
         }

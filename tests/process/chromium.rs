@@ -1,4 +1,4 @@
-//! A real browser, driven over the DevTools protocol (<https://chromedevtools.github.io/devtools-protocol/>) through
+//! A real browser, driven over the `DevTools` protocol (<https://chromedevtools.github.io/devtools-protocol/>) through
 //! a pipe: messages are JSON and end with NUL.
 
 use std::{path::PathBuf, process::Stdio, time::Duration};
@@ -66,7 +66,8 @@ impl Chromium {
         loop {
             let mut answer = Vec::new();
             let read = self.from.read_until(0, &mut answer);
-            let length = tokio::time::timeout(Duration::from_mins(10), read).await.expect("the browser answers in time");
+            let length =
+                tokio::time::timeout(Duration::from_mins(10), read).await.expect("the browser answers in time");
             assert_ne!(length.expect("the browser answers"), 0, "the browser ended: {}", self.log());
             let answer: Value = serde_json::from_slice(&answer[..answer.len() - 1]).expect("JSON");
             if answer["id"] == self.last_id {
