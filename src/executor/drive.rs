@@ -204,7 +204,10 @@ impl Driver {
                 return Ok(StepEnd::Failed(previous, message));
             }
         };
-        let scope = Scope { input: &self.input, outputs: &self.outputs };
+        let mut scope = Scope::new(&self.input);
+        for (step, output) in &self.outputs {
+            scope.set(step, output.clone());
+        }
         let input = match mapping::resolve(step.mapping(), &scope) {
             Ok(input) => input,
             Err(error) => return Ok(StepEnd::Failed(previous, error.to_string())),
