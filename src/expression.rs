@@ -196,13 +196,11 @@ fn order(comparison: Comparison, left: &Operand<'_>, right: &Operand<'_>) -> Res
     if let (Some(left), Some(right)) = (number(&left.value), number(&right.value)) {
         return Ok(order_numbers(&left, &right));
     }
-    match (&left.value, &right.value) {
-        (Value::String(left), Value::String(right)) => Ok(left.cmp(right)),
-        _ => {
-            let text = format!("'{comparison}' compares two numbers or two strings, not {left} and {right}");
-            Err(ExpressionError::Value(text))
-        }
+    if let (Value::String(left), Value::String(right)) = (&left.value, &right.value) {
+        return Ok(left.cmp(right));
     }
+    let text = format!("'{comparison}' compares two numbers or two strings, not {left} and {right}");
+    Err(ExpressionError::Value(text))
 }
 
 fn number(value: &Value) -> Option<Cow<'_, Number>> {
