@@ -677,3 +677,32 @@ async fn a_loop_of_ten_thousand_iterations_takes_linear_time(pool: PgPool) {
     assert_eq!(done.output()["iterations"][9990]["branch_output"]["said"], json!({"n": 9990}));
     assert_eq!((agent.calls().len(), done.rows.len()), (1000, 11_001));
 }
+
+/// Plans of other programs are not checked as ours are.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn what_the_database_refuses_ends_the_run_and_keeps_what_is_good(pool: PgPool) {
+    let (_agent, url) = repeating().await;
+    let world = World::start(&pool, &[("a", &url)]).await;
+    let long = "x".repeat(300);
+    let mut steps = json!({
+        "good": {"id": "good", "agent_name": "a", "next_step": "fan", "input_mapping": {}},
+        "fan": {"id": "fan", "type": "parallel", "parallel_steps": ["other", long]},
+        "other": agent_step("other", &json!({}))});
+    steps[&long] = agent_step(&long, &json!({}));
+    let plan = json!({"workflow_id": "w", "name": "w", "version": "1", "start_step": "good", "steps": steps});
+    workflow_api::kafka::ensure_topics(&world.service.config.kafka).await.expect("topics");
+    let producer: rdkafka::producer::FutureProducer =
+        workflow_api::kafka::client_config(&world.service.config.kafka).create().expect("valid settings");
+    let payload = json!({"run_id": "ext-1", "workflow_plan": plan, "input_data": {}}).to_string();
+    let record =
+        rdkafka::producer::FutureRecord::to(&world.service.config.kafka.execution_topic).key("ext-1").payload(&payload);
+    producer.send(record, std::time::Duration::from_secs(30)).await.expect("sent");
+    eventually("the run has a row", async || {
+        (world.service.get("/api/v1/runs/ext-1").await.status == 200).then_some(())
+    })
+    .await;
+    let bad = world.end("ext-1".to_owned()).await;
+    assert!(bad.cause().contains("the database refuses its id or input"), "{}", bad.cause());
+    assert_eq!(bad.row("good")["status"], "COMPLETED");
+    assert!(bad.rows.len() >= 3 && bad.rows.iter().all(|row| row["status"] != "RUNNING"), "{:?}", bad.rows);
+}
