@@ -12,10 +12,11 @@ readonly ROOT
 cd "$ROOT"
 
 readonly KAFKA_VERSION=4.3.1
+readonly SCHEMATHESIS_VERSION=4.32.5
 readonly POSTGRES_IMAGE=postgres:15
 readonly KAFKA_IMAGE=apache/kafka:$KAFKA_VERSION
 
-# What must survive `git clean` and be shared by several checkouts: the jars of Kafka.
+# What must survive `git clean` and be shared by several checkouts: the jars of Kafka, the fuzzer.
 CACHE="${WORKFLOW_API_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/workflow-api}"
 readonly CACHE
 
@@ -35,6 +36,8 @@ Usage: ./deploy-api.sh COMMAND
   stop                  stop what quickstart started, and this project's compose services; data is kept
   test [ARGS..]         run the whole test suite on a private PostgreSQL and a private Apache Kafka;
                         ARGS go to cargo test, e.g.  ./deploy-api.sh test --test it -- cancel
+  fuzz [ARGS..]         run the service and hold it to its OpenAPI document with Schemathesis, a fuzzer;
+                        ARGS go to it, e.g.  ./deploy-api.sh fuzz --max-examples 200
   services [--env-file FILE]
                         only start that PostgreSQL and Kafka, print the exports a test needs (into FILE too),
                         and keep them until Ctrl-C
@@ -42,7 +45,7 @@ Usage: ./deploy-api.sh COMMAND
 Environment:
   CARGO_TARGET_DIR          where cargo builds (default: target)
   WORKFLOW_API_CACHE        where Kafka is kept (default: ~/.cache/workflow-api)
-  WORKFLOW_API_TEST_DOCKER  1: test and services take their PostgreSQL and Kafka from Docker
+  WORKFLOW_API_TEST_DOCKER  1: test, fuzz and services take their PostgreSQL and Kafka from Docker
 USAGE
 }
 
@@ -666,7 +669,7 @@ SCRIPT
 }
 
 # ---------------------------------------------------------------------------------------------------------------------
-# services and test
+# services, test and fuzz
 
 services() {
     local env_file=""
@@ -707,6 +710,64 @@ run_tests() {
     wait "$CHILD_GROUP"
 }
 
+fuzz() {
+    need_build_tools
+    need_python
+    install_missing
+    ensure_cargo
+    local fuzzer
+    fuzzer="$CACHE/schemathesis-$SCHEMATHESIS_VERSION"
+    fetch_fuzzer "$fuzzer"
+    step "Building the service"
+    cargo build --locked --all-features
+    start_services
+    eval "$(print_exports)"
+    local program port=8000
+    program="$(target_directory)/debug/workflow-api"
+    while is_listening "$port"; do port=$((20000 + RANDOM % 12000)); done
+    step "Running the service and an executor (logs, if it fails: $CACHE/last-failure)"
+    # In a process group of its own, which the clean-up ends.
+    # shellcheck disable=SC2016  # the inner shell expands it
+    API_HOST=127.0.0.1 API_PORT="$port" setsid bash -c '
+        "$0" serve >"$1/serve.log" 2>&1 &
+        "$0" executor >"$1/executor.log" 2>&1 &
+        wait' "$program" "$SERVICES_DIR/logs" &
+    CHILD_GROUP=$!
+    local tries
+    for ((tries = 150; tries > 0; tries--)); do
+        ! is_ready "$port" || break
+        sleep 0.2
+    done
+    ((tries)) || die "the service is not ready; see $CACHE/last-failure/serve.log"
+    # One worker: CPython 3.11 fails now and then when several threads parse Python.
+    "$fuzzer/bin/schemathesis" --config-file .ci/schemathesis.toml run "http://127.0.0.1:$port/openapi.json" \
+        --workers 1 --max-examples 30 --no-color --continue-on-failure "$@"
+}
+
+# Whether a service answers that it is ready.
+is_ready() {
+    local status
+    exec 3<>"/dev/tcp/127.0.0.1/$1" || return 1
+    printf 'GET /health/ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n' >&3
+    read -r status <&3
+    exec 3>&-
+    [[ $status == *" 200 "* ]]
+} 2>/dev/null
+
+# A Python that can make an environment for the fuzzer.
+need_python() {
+    python3 -c 'import ensurepip' 2>/dev/null || MISSING+=(python3 python3-venv)
+}
+
+fetch_fuzzer() {
+    [[ -x $1/bin/schemathesis ]] && return
+    step "Fetching Schemathesis $SCHEMATHESIS_VERSION into $1"
+    rm -rf "$1"
+    mkdir -p "$CACHE"
+    python3 -m venv "$1"
+    "$1/bin/pip" install --quiet --disable-pip-version-check "schemathesis==$SCHEMATHESIS_VERSION" >&2
+}
+
 main() {
     local command="${1:-}"
     (($# == 0)) || shift
@@ -714,6 +775,7 @@ main() {
         quickstart) quickstart ;;
         stop) stop ;;
         test) run_tests "$@" ;;
+        fuzz) fuzz "$@" ;;
         services) services "$@" ;;
         help | -h | --help) usage ;;
         *)

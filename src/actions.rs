@@ -1,6 +1,8 @@
 //! Writes that span tables: one function, one transaction or statement, with its audit row.
 
 pub mod cancel_run;
+pub mod import;
+pub mod put_workflow;
 pub mod retry_run;
 pub mod save_agent;
 pub mod save_workflow;
@@ -72,6 +74,11 @@ impl<'a> Context<'a> {
             Some(IfMatch::Revisions(revisions)) if !revisions.iter().any(|known| known == revision) => Err(Stale),
             _ => Ok(()),
         }
+    }
+
+    /// There is no row; a caller with any belief believes in one.
+    fn check_absent(self) -> Result<(), Stale> {
+        if self.if_match.is_some() { Err(Stale) } else { Ok(()) }
     }
 
     /// Writes the audit row of an action, if they are on.

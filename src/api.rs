@@ -3,17 +3,23 @@
 pub mod agent_health;
 pub mod agents;
 pub mod auth;
+pub mod by_name;
 pub mod cors;
 pub mod cursor;
+pub mod definition;
+pub mod definitions;
 pub mod docs;
 pub mod error;
 pub mod etag;
 pub mod extract;
+pub mod graph;
 pub mod page;
 pub mod prefer;
 pub mod request;
+pub mod run_log;
 pub mod runs;
 pub mod system;
+pub mod transfer;
 pub mod workflows;
 
 use std::{ops::Deref, sync::Arc, time::Instant};
@@ -116,10 +122,21 @@ pub fn routes(api: &config::Api) -> OpenApiRouter<App> {
         .routes(routes!(workflows::get_workflow, workflows::update_workflow, workflows::delete_workflow))
         .routes(routes!(workflows::list_workflow_versions))
         .routes(routes!(workflows::execute_workflow))
+        .routes(routes!(definitions::validate_workflow))
+        .routes(routes!(definitions::get_workflow_version))
+        .routes(routes!(definitions::compare_workflow_versions))
+        .routes(routes!(definitions::roll_back_workflow))
+        .routes(routes!(by_name::get_workflow_by_name, by_name::put_workflow_by_name))
+        .routes(routes!(by_name::execute_workflow_by_name))
+        .routes(routes!(transfer::export_definitions))
+        .routes(routes!(transfer::import_definitions))
+        .routes(routes!(graph::draw_workflow))
+        .routes(routes!(graph::draw_run))
         .routes(routes!(runs::list_runs))
         .routes(routes!(runs::get_run))
         .routes(routes!(runs::list_steps))
-        .routes(routes!(runs::get_logs))
+        .routes(routes!(run_log::get_logs))
+        .routes(routes!(run_log::stream_events))
         .routes(routes!(runs::retry_run))
         .routes(routes!(runs::cancel_run));
     let root = OpenApiRouter::with_openapi(docs::document(api))
@@ -128,7 +145,7 @@ pub fn routes(api: &config::Api) -> OpenApiRouter<App> {
         .routes(routes!(system::get_readiness))
         .routes(routes!(system::get_metrics));
     let mut all = if api.prefix.is_empty() { root.merge(business) } else { root.nest(&api.prefix, business) };
-    docs::describe_answers(all.get_openapi_mut());
+    docs::complete(all.get_openapi_mut(), &api.prefix);
     all
 }
 

@@ -33,6 +33,11 @@ pub enum ExpressionError {
     Value(String),
 }
 
+/// Whether the text is an expression at all, whatever the values.
+pub fn check(expression: &str) -> Result<(), ExpressionError> {
+    parse::parse(expression).map(drop)
+}
+
 /// Whether the condition holds: whether its value is anything but false, null, zero or empty.
 pub fn holds(expression: &str, scope: &Scope<'_>) -> Result<bool, ExpressionError> {
     let expression = parse::parse(expression)?;

@@ -40,7 +40,7 @@ pub use params::{path_uuid, query_datetime, query_int};
 pub const ANY_LENGTH: RangeInclusive<usize> = 0..=usize::MAX;
 
 /// Errors reported at once. A body has room for hundreds of thousands, and an answer has not.
-const MAX_ERRORS: usize = 100;
+pub const MAX_ERRORS: usize = 100;
 
 /// Characters of a caller's key or reference that an error repeats.
 const MAX_ECHOED_CHARS: usize = 255;
@@ -316,6 +316,21 @@ impl<'a> Object<'a> {
     pub fn body(raw: &'a RawValue) -> Read<Self> {
         let node = Node::new("body", raw);
         if node.is_null() { Err(vec![FieldError::missing("body")]) } else { node.object() }
+    }
+
+    /// The members that are not among these, sorted.
+    #[must_use]
+    pub fn unknown(&self, known: &[&str]) -> Vec<Node<'a>> {
+        let mut names: Vec<&String> = self.members.keys().filter(|name| !known.contains(&name.as_str())).collect();
+        names.sort_unstable();
+        names.into_iter().filter_map(|name| self.member(name)).collect()
+    }
+
+    /// Refuses members that are not among these. For routes that no client used before they were ours.
+    pub fn only(&self, known: &[&str], errors: &mut Vec<FieldError>) {
+        let unknown = self.unknown(known);
+        let refused = unknown.iter().map(|node| node.error("extra_forbidden", "Extra inputs are not permitted"));
+        errors.extend(refused.take(MAX_ERRORS));
     }
 
     fn member(&self, name: &str) -> Option<Node<'a>> {

@@ -12,7 +12,6 @@ pub mod input;
 pub mod mapping;
 pub mod run;
 pub mod timestamp;
-pub mod waiting;
 pub mod workflow;
 
 // What the process is made of; `main` reads it once and passes parts down.
@@ -37,3 +36,4 @@ pub mod executor;
 pub mod outbox;
 pub mod readiness;
 pub mod server;
+pub mod waiting;

@@ -161,8 +161,11 @@ impl<'s> Resolver<'s> {
     }
 }
 
+/// A part of a text.
 pub(crate) enum Piece<'t> {
+    /// Literal text.
     Text(&'t str),
+    /// What stands between `${` and `}`.
     Reference(&'t str),
 }
 

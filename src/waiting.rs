@@ -1,5 +1,5 @@
-//! Requests that wait for the end of a run. Whoever ends it writes its row (our executor, the reference one, a caller
-//! that cancels), so the rows are asked; one loop asks for all that wait, and asks nothing while nobody does.
+//! Requests that wait for what happens to a run. Whoever changes it writes its row (our executor, the reference one, a
+//! caller that cancels), so the rows are asked; one loop asks for all that wait, and asks nothing while nobody does.
 
 use std::{
     collections::HashMap,
@@ -8,32 +8,71 @@ use std::{
 };
 
 use sqlx::PgPool;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::{db, lifecycle::Lifecycle};
+use crate::{
+    db::{self, events::Progress},
+    lifecycle::Lifecycle,
+};
 
 /// How often the rows are asked while somebody waits.
 const ASK_EVERY: Duration = Duration::from_millis(100);
-/// Requests that wait at a time; further ones are answered at once.
+/// Requests that wait for an end at a time; further ones are answered at once.
 const MAX_WAITING: usize = 1024;
+/// Streams at a time; further ones are refused. Asking for that many runs takes the database some hundredths of a
+/// second, ten times a second.
+pub const MAX_STREAMS: usize = 1024;
 
 /// The runs that are waited for. Cheap to clone.
 #[derive(Clone)]
 pub struct Waiting(Arc<Shared>);
 
 struct Shared {
-    runs: Mutex<HashMap<String, Vec<oneshot::Sender<()>>>>,
+    /// Runs that nobody waits for any more are removed before the next question.
+    runs: Mutex<HashMap<String, watch::Sender<Progress>>>,
     arrived: Notify,
     stop: CancellationToken,
+    ends: Semaphore,
+    streams: Arc<Semaphore>,
+}
+
+/// Tells that something has happened to a run. Dropping it frees its place.
+pub struct Watch {
+    progress: watch::Receiver<Progress>,
+    stop: CancellationToken,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Watch {
+    /// The process stops.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.stop.is_cancelled()
+    }
+
+    /// Returns when something may have happened since the last call; `false`: the process stops. A look at the run
+    /// between two calls misses nothing. May be dropped and called again.
+    pub async fn changed(&mut self) -> bool {
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => false,
+            changed = self.progress.changed() => changed.is_ok(),
+        }
+    }
 }
 
 impl Waiting {
     /// Starts the loop.
     #[must_use]
     pub fn start(pool: PgPool, lifecycle: &Lifecycle) -> Self {
-        let stop = lifecycle.soft_stop().clone();
-        let this = Self(Arc::new(Shared { runs: Mutex::default(), arrived: Notify::new(), stop }));
+        let this = Self(Arc::new(Shared {
+            runs: Mutex::default(),
+            arrived: Notify::new(),
+            stop: lifecycle.soft_stop().clone(),
+            ends: Semaphore::new(MAX_WAITING),
+            streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+        }));
         lifecycle.spawn("waiting", this.clone().ask_for_all(pool));
         this
     }
@@ -41,24 +80,31 @@ impl Waiting {
     /// Returns when the run has ended, or after that time, or when the process stops. Which of them it is the caller
     /// finds by a look at the run.
     pub async fn until_ended(&self, run_id: &str, at_most: Duration) {
-        let Some(ended) = self.enter(run_id) else { return };
+        let Ok(_place) = self.0.ends.try_acquire() else { return };
+        let mut progress = self.enter(run_id);
         tokio::select! {
-            _ = ended => {}
+            _ = progress.wait_for(|progress| progress.has_ended) => {}
             () = tokio::time::sleep(at_most) => {}
             () = self.0.stop.cancelled() => {}
         }
     }
 
-    fn enter(&self, run_id: &str) -> Option<oneshot::Receiver<()>> {
-        let (ends, ended) = oneshot::channel();
+    /// Watches a run, unless too many are.
+    #[must_use]
+    pub fn watch(&self, run_id: &str) -> Option<Watch> {
+        let place = Arc::clone(&self.0.streams).try_acquire_owned().ok()?;
+        Some(Watch { progress: self.enter(run_id), stop: self.0.stop.clone(), _place: place })
+    }
+
+    fn enter(&self, run_id: &str) -> watch::Receiver<Progress> {
         let mut runs = self.runs();
-        if runs.values().map(Vec::len).sum::<usize>() >= MAX_WAITING {
-            return None;
-        }
-        runs.entry(run_id.to_owned()).or_default().push(ends);
+        let progress = match runs.get(run_id) {
+            Some(sender) => sender.subscribe(),
+            None => runs.entry(run_id.to_owned()).or_default().subscribe(),
+        };
         drop(runs);
         self.0.arrived.notify_one();
-        Some(ended)
+        progress
     }
 
     async fn ask_for_all(self, pool: PgPool) {
@@ -71,12 +117,14 @@ impl Waiting {
                 }
                 continue;
             }
-            match db::runs::ended(&pool, &run_ids).await {
-                Ok(ended) => {
-                    let mut runs = self.runs();
-                    for sender in ended.iter().filter_map(|run_id| runs.remove(run_id)).flatten() {
-                        // Whoever has waited long enough is gone.
-                        let _ = sender.send(());
+            let pool = pool.clone();
+            match db::bounded(async move { db::events::progress(&pool, &run_ids).await }).await {
+                Ok(found) => {
+                    let runs = self.runs();
+                    for (run_id, now) in found {
+                        let sender = runs.get(&run_id);
+                        sender
+                            .map(|sender| sender.send_if_modified(|then| std::mem::replace(then, now.clone()) != now));
                     }
                 }
                 Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "not asked: {error}"),
@@ -91,14 +139,11 @@ impl Waiting {
     /// The runs that somebody still waits for.
     fn awaited(&self) -> Vec<String> {
         let mut runs = self.runs();
-        runs.retain(|_, waiting| {
-            waiting.retain(|ends| !ends.is_closed());
-            !waiting.is_empty()
-        });
+        runs.retain(|_, progress| !progress.is_closed());
         runs.keys().cloned().collect()
     }
 
-    fn runs(&self) -> MutexGuard<'_, HashMap<String, Vec<oneshot::Sender<()>>>> {
+    fn runs(&self) -> MutexGuard<'_, HashMap<String, watch::Sender<Progress>>> {
         self.0.runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

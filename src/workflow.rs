@@ -7,16 +7,25 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use self::step::Origin;
-use crate::input::{ANY_LENGTH, FieldError, Node, Object, Patch, Read, member, text, to_raw};
+use crate::input::{ANY_LENGTH, FieldError, Node, Object, Patch, Read, keep, member, text, to_raw};
 
+mod diff;
+mod graph;
+mod input_schema;
 mod plan;
+mod references;
 mod step;
 mod steps;
+mod summary;
 mod validate;
 
+pub use diff::{Change, Diff};
+pub use graph::Graph;
+pub use input_schema::InputSchema;
 pub use plan::{Plan, PlanError};
 pub use step::{Branch, Condition, ForkJoinConfig, LoopConfig, Step, StepKind};
 pub use steps::Steps;
+pub use summary::Summary;
 
 /// Characters of a workflow's name, as in its column.
 const NAME_CHARS: std::ops::RangeInclusive<usize> = 1..=255;
@@ -70,23 +79,69 @@ pub struct NewWorkflow {
     pub description: Option<String>,
     /// What it does.
     pub content: Content,
+    /// A JSON Schema for the input of runs, compiled once to see that it can be.
+    pub input_schema: Option<Box<RawValue>>,
 }
 
 impl NewWorkflow {
     /// Reads and validates the body of a create request.
     pub fn parse(body: &RawValue) -> Read<Self> {
+        Draft::parse(body)?.checked()
+    }
+}
+
+/// A workflow whose members are each good in themselves; whether the steps fit together is not known yet.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    name: String,
+    description: Option<String>,
+    start_step: String,
+    steps: Steps,
+    input_schema: Option<Box<RawValue>>,
+}
+
+impl Draft {
+    /// The members that [`Draft::parse`] reads.
+    pub const MEMBERS: [&'static str; 5] = ["name", "description", "start_step", "steps", "input_schema"];
+
+    /// Reads the members of a create request.
+    pub fn parse(body: &RawValue) -> Read<Self> {
         let body = Object::body(body)?;
         let mut errors = Vec::new();
         let name = body.required("name", &mut errors, |node| node.not_blank(NAME_CHARS));
+        Self::read(&body, name, errors)
+    }
+
+    /// Reads what is left of a create request when the name comes from elsewhere.
+    pub fn named(name: &Node<'_>, body: &Object<'_>) -> Read<Self> {
+        let mut errors = Vec::new();
+        let name = keep(name.not_blank(NAME_CHARS), &mut errors);
+        Self::read(body, name, errors)
+    }
+
+    fn read(body: &Object<'_>, name: Option<String>, mut errors: Vec<FieldError>) -> Read<Self> {
         let description = body.nullable("description", &mut errors, |node| node.string(ANY_LENGTH));
         let start_step = body.required("start_step", &mut errors, read_start_step);
         let steps = body.required("steps", &mut errors, read_steps);
+        let input_schema = body.nullable("input_schema", &mut errors, input_schema::read);
         match (name, start_step, steps) {
             (Some(name), Some(start_step), Some(steps)) if errors.is_empty() => {
-                Ok(Self { name, description, content: Content::checked(start_step, steps)? })
+                Ok(Self { name, description, start_step, steps, input_schema })
             }
             _ => Err(errors),
         }
+    }
+
+    /// What the steps look like together, whether they fit or not.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        Summary::of(&self.start_step, &self.steps)
+    }
+
+    /// Checks the rules that need all steps.
+    pub fn checked(self) -> Read<NewWorkflow> {
+        let Self { name, description, start_step, steps, input_schema } = self;
+        Ok(NewWorkflow { name, description, content: Content::checked(start_step, steps)?, input_schema })
     }
 }
 
@@ -99,8 +154,24 @@ pub struct WorkflowPatch {
     pub start_step: Option<String>,
     /// To be stored only through [`WorkflowPatch::merge`]; a null counts as absent.
     pub steps: Option<Steps>,
+    /// The schema for the input of runs; another one makes a new version.
+    pub input_schema: Patch<Box<RawValue>>,
     /// Active or inactive.
     pub status: Option<WorkflowStatus>,
+}
+
+/// Takes over the whole content and the description.
+impl From<NewWorkflow> for WorkflowPatch {
+    fn from(new: NewWorkflow) -> Self {
+        let Content { start_step, steps } = new.content;
+        Self {
+            description: new.description.map_or(Patch::Null, Patch::Value),
+            start_step: Some(start_step),
+            steps: Some(steps),
+            input_schema: new.input_schema.map_or(Patch::Null, Patch::Value),
+            status: None,
+        }
+    }
 }
 
 impl WorkflowPatch {
@@ -112,6 +183,7 @@ impl WorkflowPatch {
             description: body.patch("description", &mut errors, |node| node.string(ANY_LENGTH)),
             start_step: body.nullable("start_step", &mut errors, read_start_step),
             steps: body.nullable("steps", &mut errors, read_steps),
+            input_schema: body.patch("input_schema", &mut errors, input_schema::read),
             status: body.patch_not_null("status", &mut errors, WorkflowStatus::read),
         };
         if errors.is_empty() { Ok(patch) } else { Err(errors) }
@@ -167,6 +239,20 @@ impl Content {
         &self.steps
     }
 
+    /// What is allowed and yet cannot be meant: references that never resolve, steps that never run. In the order of
+    /// the steps, as many as errors are reported at once.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<FieldError> {
+        references::warnings(&self.start_step, &self.steps)
+    }
+
+    /// The content of a stored plan, if it still passes the rules.
+    pub fn of_plan(plan: &RawValue) -> Read<Self> {
+        let plan =
+            Plan::parse(plan).map_err(|error| vec![FieldError::rule("body", format!("stored plan: {error}"))])?;
+        Self::checked(plan.start_step, plan.steps)
+    }
+
     /// The plan to store for a new row; its `workflow_id` is made of name and version.
     #[must_use]
     pub fn new_plan(&self, name: &str, version: i32) -> Box<RawValue> {
@@ -187,6 +273,15 @@ impl Content {
         let (start_step, steps) = (self.start_step.as_str(), &self.steps);
         to_raw(&StoredPlan { workflow_id, name, version: version.to_string(), start_step, steps })
     }
+}
+
+/// The paths of members of steps that nobody reads, given the body of a create request, valid or not.
+pub fn unknown_step_members(body: &RawValue) -> impl Iterator<Item = String> {
+    let steps = member(body, "steps").and_then(|steps| Node::new("body.steps", steps).map().ok());
+    steps.into_iter().flatten().flat_map(|(_, step)| {
+        let unknown = step.object().map(|step| step.unknown(&Step::MEMBERS)).unwrap_or_default();
+        unknown.into_iter().map(|node| node.path())
+    })
 }
 
 /// The `workflow_id` of a stored plan, to be kept by updates; `None` if the plan has none.

@@ -1,7 +1,7 @@
 //! Creating, changing and deleting agents.
 
 use serde_json::{Map, Value, value::RawValue};
-use sqlx::{PgPool, types::Json};
+use sqlx::{PgConnection, PgPool, types::Json};
 use uuid::Uuid;
 
 use super::{Context, Stale};
@@ -43,6 +43,18 @@ impl From<sqlx::Error> for SaveAgentError {
 
 /// Stores a new agent, active.
 pub async fn create_agent(pool: &PgPool, context: Context<'_>, new: NewAgent) -> Result<AgentRow, SaveAgentError> {
+    let mut transaction = pool.begin().await?;
+    let row = create_in(&mut transaction, context, new).await?;
+    transaction.commit().await?;
+    Ok(row)
+}
+
+/// [`create_agent`] inside the caller's transaction, which is of no use any more if the name is taken.
+pub(super) async fn create_in(
+    transaction: &mut PgConnection,
+    context: Context<'_>,
+    new: NewAgent,
+) -> Result<AgentRow, SaveAgentError> {
     let at = Timestamp::now();
     let row = AgentRow {
         id: Uuid::now_v7(),
@@ -60,14 +72,12 @@ pub async fn create_agent(pool: &PgPool, context: Context<'_>, new: NewAgent) ->
         created_at: at,
         updated_at: at,
     };
-    let mut transaction = pool.begin().await?;
-    context.claim(&mut transaction, &row.id.to_string()).await?;
-    match db::agents::insert(&mut transaction, &row).await {
+    context.claim(transaction, &row.id.to_string()).await?;
+    match db::agents::insert(transaction, &row).await {
         Err(db::Error::Conflict { .. }) => return Err(SaveAgentError::NameTaken(row.name)),
         other => other?,
     }
-    context.record(&mut transaction, ("agent", row.id), "create", Some(&audited(&row)), at).await?;
-    transaction.commit().await?;
+    context.record(transaction, ("agent", row.id), "create", Some(&audited(&row)), at).await?;
     Ok(row)
 }
 
@@ -79,7 +89,19 @@ pub async fn update_agent(
     patch: AgentPatch,
 ) -> Result<AgentRow, SaveAgentError> {
     let mut transaction = pool.begin().await?;
-    let current = db::agents::lock(&mut transaction, id).await?.ok_or(SaveAgentError::NotFound)?;
+    let row = update_in(&mut transaction, context, id, patch).await?;
+    transaction.commit().await?;
+    Ok(row)
+}
+
+/// [`update_agent`] inside the caller's transaction.
+pub(super) async fn update_in(
+    transaction: &mut PgConnection,
+    context: Context<'_>,
+    id: Uuid,
+    patch: AgentPatch,
+) -> Result<AgentRow, SaveAgentError> {
+    let current = db::agents::lock(transaction, id).await?.ok_or(SaveAgentError::NotFound)?;
     context.check_revision(&current.revision())?;
     let auth_type = current.auth_type.as_deref().and_then(AuthType::parse).unwrap_or(AuthType::None);
     let stored_auth = current.auth_config.as_ref().map(|stored| &*stored.0);
@@ -106,11 +128,10 @@ pub async fn update_agent(
     if before.get() != after.get() || secrets_before != parsed(row.auth_config.as_ref()) {
         row.updated_at = Timestamp::now();
         row.updated_by = Some(context.user_id.to_owned());
-        db::agents::update(&mut transaction, &row).await?;
+        db::agents::update(transaction, &row).await?;
         let changes = difference(&before, &after);
-        context.record(&mut transaction, ("agent", id), "update", Some(&changes), row.updated_at).await?;
+        context.record(transaction, ("agent", id), "update", Some(&changes), row.updated_at).await?;
     }
-    transaction.commit().await?;
     Ok(row)
 }
 

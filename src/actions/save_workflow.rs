@@ -13,7 +13,7 @@ use crate::{
     db::{self, idempotency::ClaimError, workflows::WorkflowRow},
     input::{self, FieldError},
     timestamp::Timestamp,
-    workflow::{NewWorkflow, Steps, WorkflowPatch, WorkflowStatus, plan_workflow_id},
+    workflow::{Content, NewWorkflow, Steps, WorkflowPatch, WorkflowStatus, plan_workflow_id},
 };
 
 /// Largest stored plan: with some input it still has to fit into a Kafka record.
@@ -65,6 +65,8 @@ struct Created<'a> {
     description: Option<&'a str>,
     version: i32,
     workflow_data: &'a RawValue,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input_schema: Option<&'a RawValue>,
 }
 
 #[derive(Serialize)]
@@ -77,6 +79,9 @@ struct Updated<'a> {
     version: Option<i32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     workflow_data: Option<&'a RawValue>,
+    /// Null if the update takes the schema away.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input_schema: Option<&'a RawValue>,
 }
 
 /// Stores a definition as the next version of its name, in a row of its own.
@@ -86,16 +91,28 @@ pub async fn create_workflow(
     new: NewWorkflow,
 ) -> Result<WorkflowRow, SaveWorkflowError> {
     let mut transaction = pool.begin().await?;
+    let stored = create_in(&mut transaction, context, new).await?;
+    transaction.commit().await?;
+    Ok(stored)
+}
+
+/// [`create_workflow`] inside the caller's transaction.
+pub(super) async fn create_in(
+    transaction: &mut PgConnection,
+    context: Context<'_>,
+    new: NewWorkflow,
+) -> Result<WorkflowRow, SaveWorkflowError> {
     let id = Uuid::now_v7();
-    context.claim(&mut transaction, &id.to_string()).await?;
-    check_agents(&mut transaction, new.content.steps()).await?;
-    db::workflows::lock_name(&mut transaction, &new.name).await?;
-    let version = db::workflows::next_version(&mut transaction, &new.name).await?;
+    context.claim(transaction, &id.to_string()).await?;
+    check_agents(transaction, new.content.steps()).await?;
+    db::workflows::lock_name(transaction, &new.name).await?;
+    let version = db::workflows::next_version(transaction, &new.name).await?;
     let at = Timestamp::now();
     let row = WorkflowRow {
         id,
         workflow_data: Json(sized(new.content.new_plan(&new.name, version))?),
         name: new.name,
+        input_schema: new.input_schema.map(Json),
         description: new.description,
         version,
         status: WorkflowStatus::Active.as_str().to_owned(),
@@ -104,18 +121,17 @@ pub async fn create_workflow(
         created_at: at,
         updated_at: at,
     };
-    db::workflows::insert(&mut transaction, &row).await?;
+    db::workflows::insert(transaction, &row).await?;
     let changes = input::to_raw(&Created {
         name: &row.name,
         description: row.description.as_deref(),
         version,
         workflow_data: &row.workflow_data.0,
+        input_schema: row.input_schema.as_ref().map(|schema| &*schema.0),
     });
-    context.record(&mut transaction, ("workflow", row.id), "create", Some(&changes), at).await?;
+    context.record(transaction, ("workflow", row.id), "create", Some(&changes), at).await?;
     // As the database renders it, so that every answer shows the same text.
-    let stored = db::workflows::find(&mut *transaction, row.id).await?.unwrap_or(row);
-    transaction.commit().await?;
-    Ok(stored)
+    Ok(db::workflows::find(&mut *transaction, row.id).await?.unwrap_or(row))
 }
 
 /// Changes the members that the patch names. New steps make a new version, which keeps the row's id; the content
@@ -127,23 +143,43 @@ pub async fn update_workflow(
     patch: WorkflowPatch,
 ) -> Result<WorkflowRow, SaveWorkflowError> {
     let mut transaction = pool.begin().await?;
+    let stored = update_in(&mut transaction, context, id, patch).await?;
+    transaction.commit().await?;
+    Ok(stored)
+}
+
+/// [`update_workflow`] inside the caller's transaction.
+pub(super) async fn update_in(
+    transaction: &mut PgConnection,
+    context: Context<'_>,
+    id: Uuid,
+    patch: WorkflowPatch,
+) -> Result<WorkflowRow, SaveWorkflowError> {
     let name = db::workflows::find(&mut *transaction, id).await?.ok_or(SaveWorkflowError::NotFound)?.name;
     // Before the row, in the order in which every writer of versions takes the two.
-    db::workflows::lock_name(&mut transaction, &name).await?;
-    let current = db::workflows::lock(&mut transaction, id).await?.ok_or(SaveWorkflowError::NotFound)?;
+    db::workflows::lock_name(transaction, &name).await?;
+    let current = db::workflows::lock(transaction, id).await?.ok_or(SaveWorkflowError::NotFound)?;
     context.check_revision(&current.revision())?;
-    let content = patch.merge(&current.workflow_data.0).map_err(SaveWorkflowError::Invalid)?;
+    let mut content = patch.merge(&current.workflow_data.0).map_err(SaveWorkflowError::Invalid)?;
+    let input_schema = patch.input_schema.clone().or(current.input_schema.clone().map(|schema| schema.0));
+    let other_schema = !patch.input_schema.is_absent()
+        && !db::workflows::has_input_schema(&mut *transaction, id, input_schema.as_deref()).await?;
+    if other_schema && content.is_none() {
+        // The schema belongs to the content, and is archived with it.
+        content = Some(Content::of_plan(&current.workflow_data.0).map_err(SaveWorkflowError::Invalid)?);
+    }
     if let Some(content) = &content {
-        check_agents(&mut transaction, content.steps()).await?;
+        check_agents(transaction, content.steps()).await?;
     }
     let at = Timestamp::now();
     let mut row = WorkflowRow {
         description: patch.description.clone().or(current.description.clone()),
+        input_schema: input_schema.map(Json),
         status: patch.status.map_or_else(|| current.status.clone(), |status| status.as_str().to_owned()),
         ..current.clone()
     };
     if let Some(content) = &content {
-        row.version = db::workflows::next_version(&mut transaction, &name).await?;
+        row.version = db::workflows::next_version(transaction, &name).await?;
         let workflow_id =
             plan_workflow_id(&current.workflow_data.0).unwrap_or_else(|| format!("wf-{name}-{}", current.version));
         row.workflow_data = Json(sized(content.plan(&workflow_id, &name, row.version))?);
@@ -151,22 +187,21 @@ pub async fn update_workflow(
     if content.is_some() || row.description != current.description || row.status != current.status {
         row.updated_at = at;
         row.updated_by = Some(context.user_id.to_owned());
-        db::workflows::update(&mut transaction, &row).await?;
+        db::workflows::update(transaction, &row).await?;
         if content.is_some() {
             let archived = WorkflowRow { id: Uuid::now_v7(), ..current.clone() };
-            db::workflows::insert(&mut transaction, &archived).await?;
+            db::workflows::insert(transaction, &archived).await?;
         }
         let changes = input::to_raw(&Updated {
             description: row.description.as_deref().filter(|_| row.description != current.description),
             status: Some(row.status.as_str()).filter(|_| row.status != current.status),
             version: content.is_some().then_some(row.version),
             workflow_data: content.is_some().then_some(&*row.workflow_data.0),
+            input_schema: other_schema.then(|| row.input_schema.as_ref().map_or(RawValue::NULL, |schema| &*schema.0)),
         });
-        context.record(&mut transaction, ("workflow", id), "update", Some(&changes), at).await?;
+        context.record(transaction, ("workflow", id), "update", Some(&changes), at).await?;
     }
-    let stored = db::workflows::find(&mut *transaction, id).await?.unwrap_or(row);
-    transaction.commit().await?;
-    Ok(stored)
+    Ok(db::workflows::find(&mut *transaction, id).await?.unwrap_or(row))
 }
 
 /// Marks this row as deleted; other versions stay. A repeat changes nothing.
@@ -191,16 +226,23 @@ fn sized(plan: Box<RawValue>) -> Result<Box<RawValue>, SaveWorkflowError> {
 
 /// Every agent that a step names has to exist and be active. The first one that is not is reported.
 async fn check_agents(conn: &mut PgConnection, steps: &Steps) -> Result<(), SaveWorkflowError> {
-    let names: Vec<String> = steps.agent_names().into_iter().map(str::to_owned).collect();
-    let statuses: HashMap<String, String> = db::agents::statuses(conn, &names).await?.into_iter().collect();
-    for name in names {
-        match statuses.get(&name) {
-            None => return Err(SaveWorkflowError::AgentNotFound(name)),
-            Some(status) if status != AgentStatus::Active.as_str() => {
-                return Err(SaveWorkflowError::AgentNotActive { name, status: status.clone() });
-            }
-            Some(_) => {}
-        }
+    match unusable_agents(conn, steps).await?.into_iter().next() {
+        None => Ok(()),
+        Some((name, None)) => Err(SaveWorkflowError::AgentNotFound(name)),
+        Some((name, Some(status))) => Err(SaveWorkflowError::AgentNotActive { name, status }),
     }
-    Ok(())
+}
+
+/// The agents that steps name and cannot call, in order of mention: with their status, or none if they do not exist.
+pub async fn unusable_agents(
+    conn: &mut PgConnection,
+    steps: &Steps,
+) -> Result<Vec<(String, Option<String>)>, db::Error> {
+    let names: Vec<String> = steps.agent_names().into_iter().map(str::to_owned).collect();
+    let mut statuses: HashMap<String, String> = db::agents::statuses(conn, &names).await?.into_iter().collect();
+    let with_status = names.into_iter().map(|name| {
+        let status = statuses.remove(&name);
+        (name, status)
+    });
+    Ok(with_status.filter(|(_, status)| status.as_deref() != Some(AgentStatus::Active.as_str())).collect())
 }

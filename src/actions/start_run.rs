@@ -11,13 +11,16 @@ use uuid::Uuid;
 
 use crate::{
     db::{self, idempotency::IdempotencyKey, runs::RunRow},
+    input::FieldError,
     outbox::{self, MAX_BACKLOG, Relay},
     run_writer::{Definition, RunWriter, StartError, StartRun, StartedRun},
-    workflow::WorkflowStatus,
+    workflow::{InputSchema, WorkflowStatus},
 };
 
 /// Definitions that are kept in memory.
 const MAX_CACHED: usize = 1024;
+/// Bytes of an input that is checked without leaving the worker; the time for more could be felt by other requests.
+const MAX_CHECKED_AT_ONCE: usize = 4 << 10;
 /// Looks at a definition that changes again and again while runs of it are started.
 const ATTEMPTS: usize = 5;
 
@@ -30,6 +33,9 @@ pub enum StartRunError {
     /// The definition's status does not allow it.
     #[error("the workflow is {0}")]
     NotActive(String),
+    /// The input does not satisfy the definition's schema.
+    #[error("the input does not satisfy the workflow's input_schema")]
+    InvalidInput(Vec<FieldError>),
     /// Plan and input together do not fit into a Kafka record.
     #[error("plan and input are too large for a message")]
     TooLarge,
@@ -64,10 +70,17 @@ pub enum Outcome {
 
 /// Definitions by id, as last read. An entry may be stale: the run writer's statement proves it fresh.
 #[derive(Default)]
-pub struct Definitions(RwLock<HashMap<Uuid, Arc<Definition>>>);
+pub struct Definitions(RwLock<HashMap<Uuid, Cached>>);
+
+/// A definition, and its compiled schema if it has one.
+#[derive(Clone)]
+struct Cached {
+    definition: Arc<Definition>,
+    schema: Option<Arc<InputSchema>>,
+}
 
 impl Definitions {
-    fn cached(&self, id: Uuid) -> Option<Arc<Definition>> {
+    fn cached(&self, id: Uuid) -> Option<Cached> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
     }
 
@@ -75,14 +88,19 @@ impl Definitions {
         self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
     }
 
-    async fn get(&self, pool: &PgPool, id: Uuid) -> Result<Arc<Definition>, StartRunError> {
-        if let Some(definition) = self.cached(id) {
-            return Ok(definition);
+    async fn get(&self, pool: &PgPool, id: Uuid) -> Result<Cached, StartRunError> {
+        if let Some(cached) = self.cached(id) {
+            return Ok(cached);
         }
         let row = db::workflows::startable(pool, id).await?.ok_or(StartRunError::WorkflowNotFound)?;
         if row.status != WorkflowStatus::Active.as_str() {
             return Err(StartRunError::NotActive(row.status));
         }
+        // One that cannot be compiled was written by another program, or under other limits: nobody can satisfy it.
+        let schema = row.input_schema.map(|schema| InputSchema::compile(&schema.0)).transpose().map_err(|text| {
+            let message = format!("The workflow's input_schema {text}");
+            StartRunError::InvalidInput(vec![FieldError::new("body.input_data", "schema_error", message)])
+        })?;
         let definition = Arc::new(Definition {
             id: row.id,
             name: row.name,
@@ -90,12 +108,44 @@ impl Definitions {
             plan: row.workflow_data.0,
             stamp: row.stamp,
         });
+        let found = Cached { definition, schema: schema.map(Arc::new) };
         let mut cached = self.0.write().unwrap_or_else(PoisonError::into_inner);
         if cached.len() >= MAX_CACHED {
             cached.clear();
         }
-        cached.insert(id, Arc::clone(&definition));
-        Ok(definition)
+        cached.insert(id, found.clone());
+        Ok(found)
+    }
+
+    /// The definition, if its schema takes the input.
+    async fn checked(&self, pool: &PgPool, id: Uuid, input: &RawValue) -> Result<Arc<Definition>, StartRunError> {
+        let was_cached = self.cached(id).is_some();
+        let found = self.get(pool, id).await?;
+        match found.check(input).await {
+            Ok(()) => Ok(found.definition),
+            // Perhaps the schema is another one by now.
+            Err(_) if was_cached => {
+                self.forget(id);
+                let found = self.get(pool, id).await?;
+                found.check(input).await?;
+                Ok(found.definition)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Cached {
+    async fn check(&self, input: &RawValue) -> Result<(), StartRunError> {
+        let Some(schema) = &self.schema else { return Ok(()) };
+        if input.get().len() <= MAX_CHECKED_AT_ONCE {
+            return schema.check(input).map_err(StartRunError::InvalidInput);
+        }
+        let (schema, input) = (Arc::clone(schema), input.to_owned());
+        match tokio::task::spawn_blocking(move || schema.check(&input)).await {
+            Ok(checked) => checked.map_err(StartRunError::InvalidInput),
+            Err(_) => Err(StartRunError::Overloaded),
+        }
     }
 }
 
@@ -128,13 +178,32 @@ pub struct Request {
 /// Starts a run of the definition's present content. Returns after the commit; a repeat with the same key returns
 /// the first run.
 pub async fn start_run(starter: Starter<'_>, request: Request) -> Result<Outcome, StartRunError> {
+    let (pool, key) = (starter.pool, request.key.clone());
+    match (start_or_find(starter, request).await, key) {
+        (Err(StartRunError::Db(error)), _) => Err(StartRunError::Db(error)),
+        // What stands in the way now did not when the first request with the key came.
+        (Err(refusal), Some(key)) => replay(pool, &key).await?.ok_or(refusal),
+        (other, _) => other,
+    }
+}
+
+/// The run that the key made, if it was used.
+async fn replay(pool: &PgPool, key: &IdempotencyKey) -> Result<Option<Outcome>, StartRunError> {
+    let Some(taken) = db::idempotency::find(pool, &key.scope, &key.key).await? else { return Ok(None) };
+    if taken.fingerprint != key.fingerprint {
+        return Err(StartRunError::KeyReused);
+    }
+    Ok(db::runs::find(pool, &taken.resource_id).await?.map(|run| Outcome::Replayed(Box::new(run))))
+}
+
+async fn start_or_find(starter: Starter<'_>, request: Request) -> Result<Outcome, StartRunError> {
     let Starter { definitions, pool, relay, writer } = starter;
     if relay.backlog() >= MAX_BACKLOG {
         return Err(StartRunError::BacklogFull);
     }
     let Request { workflow_id, input, triggered_by, correlation_id, key } = request;
-    let mut start =
-        StartRun { definition: definitions.get(pool, workflow_id).await?, input, triggered_by, correlation_id, key };
+    let definition = definitions.checked(pool, workflow_id, &input).await?;
+    let mut start = StartRun { definition, input, triggered_by, correlation_id, key };
     for _ in 0..ATTEMPTS {
         if !outbox::fits_a_record(&start.definition.plan, &start.input) {
             return Err(StartRunError::TooLarge);
@@ -146,17 +215,12 @@ pub async fn start_run(starter: Starter<'_>, request: Request) -> Result<Outcome
             Err(StartError::Db(error)) => return Err(StartRunError::Db(error)),
         };
         if let Some(key) = &start.key
-            && let Some(taken) = db::idempotency::find(pool, &key.scope, &key.key).await?
+            && let Some(replayed) = replay(pool, key).await?
         {
-            if taken.fingerprint != key.fingerprint {
-                return Err(StartRunError::KeyReused);
-            }
-            if let Some(run) = db::runs::find(pool, &taken.resource_id).await? {
-                return Ok(Outcome::Replayed(Box::new(run)));
-            }
+            return Ok(replayed);
         }
         definitions.forget(workflow_id);
-        start.definition = definitions.get(pool, workflow_id).await?;
+        start.definition = definitions.checked(pool, workflow_id, &start.input).await?;
     }
     Err(StartRunError::Overloaded)
 }

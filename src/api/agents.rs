@@ -101,16 +101,16 @@ impl From<AgentRow> for Agent {
 #[expect(dead_code, reason = "describes `agent::RetryConfig`, which knows nothing of OpenAPI")]
 pub struct RetryConfigBody {
     /// Attempts in all.
-    #[schema(default = 3, minimum = 0, maximum = 10)]
+    #[schema(nullable = false, default = 3, minimum = 0, maximum = 10)]
     max_retries: Option<u32>,
     /// Pause after the first attempt.
-    #[schema(default = 1000, minimum = 100)]
+    #[schema(nullable = false, default = 1000, minimum = 100)]
     initial_delay_ms: Option<u64>,
     /// Longest pause.
-    #[schema(default = 30000, minimum = 1000)]
+    #[schema(nullable = false, default = 30000, minimum = 1000)]
     max_delay_ms: Option<u64>,
     /// What each pause is multiplied with for the next one.
-    #[schema(default = 2.0, minimum = 1.0)]
+    #[schema(nullable = false, default = 2.0, minimum = 1.0)]
     backoff_multiplier: Option<f64>,
 }
 
@@ -123,21 +123,26 @@ pub struct NewAgentBody {
     #[schema(min_length = 1, max_length = 255, example = "summariser")]
     name: String,
     /// `http` or `https`.
-    #[schema(max_length = 512, example = "http://summariser:8080")]
+    #[schema(max_length = 512, pattern = "^[hH][tT][tT][pP][sS]?://", example = "http://summariser:8080")]
     url: String,
     /// For people.
     description: Option<String>,
     /// `none`, `bearer` or `apikey`, in any case.
-    #[schema(default = "none", example = "none")]
+    #[schema(
+        nullable = false,
+        default = "none",
+        example = "none",
+        pattern = "^([nN][oO][nN][eE]|[bB][eE][aA][rR][eE][rR]|[aA][pP][iI][kK][eE][yY])$"
+    )]
     auth_type: Option<String>,
     /// `bearer`: `{"token": …}`; `apikey`: `{"key": …, "header_name": …}`; `none`: null.
     #[schema(value_type = Option<Object>)]
     auth_config: Option<()>,
     /// Time for one call.
-    #[schema(default = 30000, minimum = 1000, maximum = 300_000)]
+    #[schema(nullable = false, default = 30000, minimum = 1000, maximum = 300_000)]
     timeout_ms: Option<i32>,
     /// How calls are repeated.
-    #[schema(value_type = Option<RetryConfigBody>)]
+    #[schema(value_type = RetryConfigBody, required = false)]
     retry_config: Option<RetryConfigBody>,
     /// Kept for the UI.
     #[schema(value_type = Option<Object>)]
@@ -150,22 +155,24 @@ pub struct NewAgentBody {
 #[expect(dead_code, reason = "describes what `agent::AgentPatch::parse` reads")]
 pub struct AgentPatchBody {
     /// `http` or `https`.
-    #[schema(max_length = 512)]
+    #[schema(nullable = false, max_length = 512, pattern = "^[hH][tT][tT][pP][sS]?://")]
     url: Option<String>,
     /// Null clears it.
     description: Option<String>,
     /// `none`, `bearer` or `apikey`, in any case.
+    #[schema(nullable = false, pattern = "^([nN][oO][nN][eE]|[bB][eE][aA][rR][eE][rR]|[aA][pP][iI][kK][eE][yY])$")]
     auth_type: Option<String>,
     /// Has to fit `auth_type`.
     #[schema(value_type = Option<Object>)]
     auth_config: Option<()>,
     /// Time for one call.
-    #[schema(minimum = 1000, maximum = 300_000)]
+    #[schema(nullable = false, minimum = 1000, maximum = 300_000)]
     timeout_ms: Option<i32>,
     /// Replaced as a whole.
-    #[schema(value_type = Option<RetryConfigBody>)]
+    #[schema(value_type = RetryConfigBody, required = false)]
     retry_config: Option<RetryConfigBody>,
     /// `active` or `inactive`.
+    #[schema(nullable = false, pattern = "^(active|inactive)$")]
     status: Option<String>,
     /// Null clears it.
     #[schema(value_type = Option<Object>)]
@@ -195,17 +202,17 @@ fn not_found() -> ApiError {
 #[utoipa::path(
     get, path = "/agents", tag = "agents",
     params(
-        ("page" = Option<i64>, Query, minimum = 1, description = "By number, as far as the 10 000th entry"),
+        ("page" = Option<i64>, Query, minimum = 1, maximum = 10000, description = "By number, as far as the 10 000th entry"),
         ("page_size" = Option<i64>, Query, minimum = 1),
         ("cursor" = Option<String>, Query, description = "Instead of `page`: `next_cursor` or `prev_cursor` of an \
             answer to the same query"),
         ("status" = Option<String>, Query, description = "Exactly this status, or one of several with commas between"),
         ("name" = Option<String>, Query, description = "Exactly this name; the other parameters do not count then"),
         ("name_prefix" = Option<String>, Query, description = "The beginning of the name"),
-        ("created_after" = Option<String>, Query, description = "Created then or later, as ISO 8601 or epoch"),
-        ("created_before" = Option<String>, Query, description = "Created then or earlier, as ISO 8601 or epoch"),
-        ("updated_after" = Option<String>, Query, description = "Changed last then or later"),
-        ("updated_before" = Option<String>, Query, description = "Changed last then or earlier"),
+        ("created_after" = Option<String>, Query, format = DateTime, description = "Created then or later, as ISO 8601 or epoch"),
+        ("created_before" = Option<String>, Query, format = DateTime, description = "Created then or earlier, as ISO 8601 or epoch"),
+        ("updated_after" = Option<String>, Query, format = DateTime, description = "Changed last then or later"),
+        ("updated_before" = Option<String>, Query, format = DateTime, description = "Changed last then or earlier"),
     ),
     responses(
         (status = 200, body = Page<Agent>), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
@@ -214,16 +221,16 @@ fn not_found() -> ApiError {
 )]
 pub async fn list_agents(State(app): State<App>, query: Query) -> Result<Json<Page<Agent>>, ApiError> {
     let asked = Asked::read(&query, app.config.pages, ORDER, "agents", &FILTERS)?;
-    if let Some(name) = query.text("name").filter(|name| !name.is_empty()) {
-        let found = db::agents::find_by_name(&app.pool, name).await?;
-        return Ok(Json(Page::of_one(found.map(Agent::from), asked.cut.size)));
-    }
     let filter = Filter {
         statuses: query.several("status"),
         name_prefix: query.text("name_prefix"),
         created: query.span("created")?,
         updated: query.span("updated")?,
     };
+    if let Some(name) = query.text("name").filter(|name| !name.is_empty()) {
+        let found = db::agents::find_by_name(&app.pool, name).await?;
+        return Ok(Json(Page::of_one(found.map(Agent::from), asked.cut.size)));
+    }
     let mut connection = app.pool.acquire().await?;
     let part = db::agents::list(&mut connection, &filter, &asked.cut).await?;
     Ok(Json(Page::new(part, &asked)))

@@ -87,6 +87,7 @@ fn layer(settings: &config::Cors) -> CorsLayer {
             IDEMPOTENCY_REPLAYED,
             prefer::PREFERENCE_APPLIED,
             header::ETAG,
+            header::LINK,
             header::LOCATION,
             header::RETRY_AFTER,
         ]))

@@ -13,7 +13,9 @@ use http::{HeaderName, HeaderValue, StatusCode, header};
 use utoipa::{
     Modify, OpenApi,
     openapi::{
-        InfoBuilder, OpenApiBuilder, RefOr,
+        Content, Header, InfoBuilder, Object, OpenApiBuilder, Ref, RefOr, ResponseBuilder, Schema, Type,
+        path::{Operation, Parameter},
+        schema::{AdditionalProperties, AnyOf, SchemaType},
         security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
     },
 };
@@ -28,6 +30,9 @@ const REDOC: &[u8] = include_bytes!("docs/redoc.standalone.js.gz");
 /// What the two pages may do: run and show what comes from here. `ReDoc` searches in a worker that it makes itself.
 const POLICY: &str = "default-src 'self'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
      worker-src blob:; connect-src *; frame-ancestors 'none'";
+
+/// Bodies whose unknown members are refused rather than ignored.
+const CLOSED: [&str; 3] = ["ImportRequest", "RollBackRequest", "WantedWorkflow"];
 
 /// Adds the security scheme, which every route under the prefix takes.
 struct Security;
@@ -71,11 +76,30 @@ pub fn document(api: &config::Api) -> utoipa::openapi::OpenApi {
         .build()
 }
 
-/// Describes each answer that has no description of its own by its status, as the specification demands one.
-pub fn describe_answers(document: &mut utoipa::openapi::OpenApi) {
-    for item in document.paths.paths.values_mut() {
+/// Adds what holds for many operations at once, so that no operation can forget it: the answers of `request`, which
+/// every route under the prefix can give, the form of headers, and a description for each answer that has none, as
+/// the specification demands one.
+pub fn complete(document: &mut utoipa::openapi::OpenApi, prefix: &str) {
+    for (name, schema) in document.components.iter_mut().flat_map(|components| &mut components.schemas) {
+        if let RefOr::T(Schema::Object(schema)) = schema
+            && CLOSED.contains(&name.as_str())
+        {
+            schema.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
+        }
+    }
+    for (path, item) in &mut document.paths.paths {
+        let is_business = path.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'))
+            && item.get.as_ref().and_then(|get| get.tags.as_ref()).is_none_or(|tags| tags[..] != ["system"]);
         let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete];
         for operation in operations.into_iter().filter_map(Option::as_mut) {
+            if is_business {
+                add_common_answers(operation);
+            }
+            for parameter in operation.parameters.iter_mut().flatten() {
+                if let RefOr::T(parameter) = parameter {
+                    shape_parameter(parameter);
+                }
+            }
             for (status, response) in &mut operation.responses.responses {
                 if let RefOr::T(response) = response
                     && response.description.is_empty()
@@ -86,6 +110,60 @@ pub fn describe_answers(document: &mut utoipa::openapi::OpenApi) {
                 }
             }
         }
+    }
+}
+
+/// What may be left out is not null: no header and no query can say so.
+fn shape_parameter(parameter: &mut Parameter) {
+    let Some(RefOr::T(Schema::Object(schema))) = &mut parameter.schema else { return };
+    if let SchemaType::Array(types) = &schema.schema_type
+        && let Some(named) = types.iter().find(|named| **named != Type::Null)
+    {
+        schema.schema_type = SchemaType::Type(named.clone());
+    }
+    if let Some(pattern) = header_pattern(&parameter.name) {
+        schema.pattern = Some(pattern.to_owned());
+    }
+    if ["_after", "_before"].iter().any(|end| parameter.name.ends_with(end)) {
+        let epoch = Object::with_type(Type::Number);
+        parameter.schema = Some(Schema::from(AnyOf::builder().item(schema.clone()).item(epoch).build()).into());
+    }
+}
+
+/// The values that are taken of a header which is taken on several routes.
+fn header_pattern(name: &str) -> Option<&'static str> {
+    match name {
+        "Idempotency-Key" => Some("^[!-~]([ -~]*[!-~])?$"),
+        "If-Match" | "If-None-Match" => Some(r#"^(\*|(W/)?"[!#-+\--~]*"( *, *(W/)?"[!#-+\--~]*")*)$"#),
+        _ => None,
+    }
+}
+
+fn add_common_answers(operation: &mut Operation) {
+    let has_body = operation.request_body.is_some();
+    let answers = [
+        (StatusCode::BAD_REQUEST, "The body ended early", has_body),
+        (StatusCode::UNAUTHORIZED, "Authentication is on, and the request has no valid token", true),
+        (StatusCode::REQUEST_TIMEOUT, "The body did not arrive in time", has_body),
+        (StatusCode::PAYLOAD_TOO_LARGE, "The body is larger than 1 MiB", has_body),
+        (StatusCode::URI_TOO_LONG, "Path and query are longer than 8 KiB", true),
+        (StatusCode::INTERNAL_SERVER_ERROR, "A fault of the service; the log knows more by `request_id`", true),
+        (StatusCode::SERVICE_UNAVAILABLE, "The database is away, or the service has too much to do", true),
+    ];
+    for (status, description, _) in answers.into_iter().filter(|(.., is_possible)| *is_possible) {
+        operation.responses.responses.entry(status.as_str().to_owned()).or_insert_with(|| {
+            let content = Content::new(Some(Ref::from_schema_name("ErrorBody")));
+            let answer = ResponseBuilder::new().description(description).content("application/json", content);
+            let text = || Header::new(Object::with_type(Type::String));
+            let answer = match status {
+                StatusCode::UNAUTHORIZED => answer.header("WWW-Authenticate", text()),
+                StatusCode::SERVICE_UNAVAILABLE => {
+                    answer.header("Retry-After", Header::new(Object::with_type(Type::Integer)))
+                }
+                _ => answer,
+            };
+            answer.build().into()
+        });
     }
 }
 

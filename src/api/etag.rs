@@ -76,6 +76,9 @@ fn condition(headers: &HeaderMap, name: &HeaderName) -> Result<Option<actions::I
             revisions.push(inner.ok_or_else(|| malformed(name))?.to_owned());
         }
     }
+    if is_given && revisions.is_empty() {
+        return Err(malformed(name));
+    }
     Ok(is_given.then_some(actions::IfMatch::Revisions(revisions)))
 }
 

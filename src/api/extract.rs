@@ -207,6 +207,14 @@ impl Query {
         Ok((self.instant(&format!("{name}_after"))?, self.instant(&format!("{name}_before"))?))
     }
 
+    /// The same query from that cursor on.
+    #[must_use]
+    pub fn with_cursor(&self, cursor: &str) -> String {
+        let others = self.0.iter().filter(|(name, _)| !["page", "cursor"].contains(&name.as_str()));
+        let mut query = url::form_urlencoded::Serializer::new(String::new());
+        query.extend_pairs(others).append_pair("cursor", cursor).finish()
+    }
+
     /// The texts between the commas.
     #[must_use]
     pub fn several(&self, name: &str) -> Vec<String> {

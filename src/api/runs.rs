@@ -286,7 +286,9 @@ pub struct RetryBody {
     resume_from_step: Option<String>,
 }
 
-fn not_found() -> ApiError {
+/// There is no such run.
+#[must_use]
+pub fn not_found() -> ApiError {
     ApiError::not_found("run_not_found", "Run not found")
 }
 
@@ -298,7 +300,7 @@ fn wrong_state(status: &str, act: &str) -> ApiError {
 #[utoipa::path(
     get, path = "/runs", tag = "runs",
     params(
-        ("page" = Option<i64>, Query, minimum = 1, description = "By number, as far as the 10 000th entry"),
+        ("page" = Option<i64>, Query, minimum = 1, maximum = 10000, description = "By number, as far as the 10 000th entry"),
         ("page_size" = Option<i64>, Query, minimum = 1),
         ("cursor" = Option<String>, Query, description = "Instead of `page`: `next_cursor` or `prev_cursor` of an \
             answer to the same query"),
@@ -308,10 +310,10 @@ fn wrong_state(status: &str, act: &str) -> ApiError {
         ("name" = Option<String>, Query, description = "Exactly this `workflow_name`"),
         ("name_prefix" = Option<String>, Query, description = "The beginning of `workflow_name`"),
         ("triggered_by" = Option<String>, Query, description = "Exactly this `triggered_by`"),
-        ("created_after" = Option<String>, Query, description = "Created then or later, as ISO 8601 or epoch"),
-        ("created_before" = Option<String>, Query, description = "Created then or earlier, as ISO 8601 or epoch"),
-        ("updated_after" = Option<String>, Query, description = "Changed last then or later"),
-        ("updated_before" = Option<String>, Query, description = "Changed last then or earlier"),
+        ("created_after" = Option<String>, Query, format = DateTime, description = "Created then or later, as ISO 8601 or epoch"),
+        ("created_before" = Option<String>, Query, format = DateTime, description = "Created then or earlier, as ISO 8601 or epoch"),
+        ("updated_after" = Option<String>, Query, format = DateTime, description = "Changed last then or later"),
+        ("updated_before" = Option<String>, Query, format = DateTime, description = "Changed last then or earlier"),
         ("sort_by" = Option<String>, Query,
             description = "`created_at` (default), `updated_at`, `completed_at` or `status`"),
         ("sort_order" = Option<String>, Query, description = "`desc` (default) or `asc`"),
@@ -361,24 +363,6 @@ pub async fn list_steps(State(app): State<App>, RunId(run_id): RunId) -> Result<
         return Err(not_found());
     }
     Ok(Json(rows.into_iter().map(Step::from).collect()))
-}
-
-/// Says that there are no logs to show: the log lines of all processes carry the run's id instead.
-#[utoipa::path(
-    get, path = "/runs/{run_id}/logs", tag = "runs", params(("run_id" = String, Path)),
-    responses(
-        (status = 404, body = ErrorBody), (status = 501, description = "Always, for a run that exists", body = ErrorBody),
-    ),
-)]
-pub async fn get_logs(State(app): State<App>, RunId(run_id): RunId) -> ApiError {
-    match db::runs::exists(&app.pool, &run_id).await {
-        Ok(true) => {
-            let detail = "Logs are not kept by this service; the log lines of API and executor carry the run_id";
-            ApiError::new(StatusCode::NOT_IMPLEMENTED, "not_implemented", detail)
-        }
-        Ok(false) => not_found(),
-        Err(error) => error.into(),
-    }
 }
 
 /// Starts a failed or cancelled run again, with the present content of its definition. Completed steps are not

@@ -10,6 +10,7 @@ use super::{
     App,
     auth::Caller,
     cursor::Asked,
+    definition::StepsBody,
     error::{ApiError, ErrorBody},
     etag::{self, IfMatch, IfNoneMatch},
     extract::{JsonBody, Key, Query, WorkflowId},
@@ -61,6 +62,9 @@ pub struct Workflow {
     /// The plan: `workflow_id`, `name`, `version`, `start_step` and `steps` in their normal form.
     #[schema(value_type = Object)]
     workflow_data: Box<RawValue>,
+    /// JSON Schema that the input of runs has to satisfy; null takes any object.
+    #[schema(value_type = Option<Object>)]
+    input_schema: Option<Box<RawValue>>,
     /// `active`, `inactive` or `deleted`.
     status: String,
     /// Creation.
@@ -83,6 +87,7 @@ impl From<WorkflowRow> for Workflow {
             description: row.description,
             version: row.version,
             workflow_data: row.workflow_data.0,
+            input_schema: row.input_schema.map(|schema| schema.0),
             status: row.status,
             created_at: row.created_at,
             updated_at: row.updated_at,
@@ -106,13 +111,11 @@ pub struct NewWorkflowBody {
     #[schema(min_length = 1, example = "summarise")]
     start_step: String,
     /// The steps by id.
-    #[schema(value_type = Object, example = json!({
-        "summarise": {"id": "summarise", "agent_name": "summariser", "next_step": "translate",
-            "input_mapping": {"text": "${workflow.input.text}"}},
-        "translate": {"id": "translate", "agent_name": "translator", "next_step": null,
-            "input_mapping": {"text": "${summarise.output.text}"}},
-    }))]
-    steps: (),
+    steps: StepsBody,
+    /// JSON Schema (draft 2020-12 unless `$schema` says otherwise) that the input of runs has to satisfy. References
+    /// lead only to places in it and not in circles; patterns have no look-around.
+    #[schema(value_type = Option<Object>, example = json!({"type": "object", "required": ["text"]}))]
+    input_schema: Option<()>,
 }
 
 /// The body of an update request; what is absent stays.
@@ -125,9 +128,12 @@ pub struct WorkflowPatchBody {
     /// The id of the first step; makes a new version.
     start_step: Option<String>,
     /// All steps by id; makes a new version.
+    steps: Option<StepsBody>,
+    /// Another one makes a new version; null takes it away.
     #[schema(value_type = Option<Object>)]
-    steps: Option<()>,
+    input_schema: Option<()>,
     /// `active` or `inactive`.
+    #[schema(nullable = false, pattern = "^(active|inactive)$")]
     status: Option<String>,
 }
 
@@ -141,7 +147,7 @@ pub struct ExecuteBody {
     input_data: (),
 }
 
-fn not_found() -> ApiError {
+pub(super) fn not_found() -> ApiError {
     ApiError::not_found("workflow_not_found", "Workflow not found")
 }
 
@@ -151,7 +157,7 @@ fn too_large() -> ApiError {
 }
 
 /// `unknown_agent`: the status for an agent that does not exist, which differs between the routes.
-fn save_error(error: SaveWorkflowError, unknown_agent: StatusCode) -> ApiError {
+pub(super) fn save_error(error: SaveWorkflowError, unknown_agent: StatusCode) -> ApiError {
     match error {
         SaveWorkflowError::NotFound => not_found(),
         SaveWorkflowError::AgentNotFound(name) => {
@@ -172,17 +178,17 @@ fn save_error(error: SaveWorkflowError, unknown_agent: StatusCode) -> ApiError {
 #[utoipa::path(
     get, path = "/workflows", tag = "workflows",
     params(
-        ("page" = Option<i64>, Query, minimum = 1, description = "By number, as far as the 10 000th entry"),
+        ("page" = Option<i64>, Query, minimum = 1, maximum = 10000, description = "By number, as far as the 10 000th entry"),
         ("page_size" = Option<i64>, Query, minimum = 1),
         ("cursor" = Option<String>, Query, description = "Instead of `page`: `next_cursor` or `prev_cursor` of an \
             answer to the same query"),
         ("status" = Option<String>, Query, description = "Exactly this status, or one of several with commas between"),
         ("name" = Option<String>, Query, description = "Exactly this name"),
         ("name_prefix" = Option<String>, Query, description = "The beginning of the name"),
-        ("created_after" = Option<String>, Query, description = "Created then or later, as ISO 8601 or epoch"),
-        ("created_before" = Option<String>, Query, description = "Created then or earlier, as ISO 8601 or epoch"),
-        ("updated_after" = Option<String>, Query, description = "Changed last then or later"),
-        ("updated_before" = Option<String>, Query, description = "Changed last then or earlier"),
+        ("created_after" = Option<String>, Query, format = DateTime, description = "Created then or later, as ISO 8601 or epoch"),
+        ("created_before" = Option<String>, Query, format = DateTime, description = "Created then or earlier, as ISO 8601 or epoch"),
+        ("updated_after" = Option<String>, Query, format = DateTime, description = "Changed last then or later"),
+        ("updated_before" = Option<String>, Query, format = DateTime, description = "Changed last then or earlier"),
         ("sort_by" = Option<String>, Query, description = "`created_at` (default), `updated_at`, `name` or `version`"),
         ("sort_order" = Option<String>, Query, description = "`desc` (default) or `asc`"),
     ),
@@ -205,6 +211,11 @@ pub async fn list_workflows(State(app): State<App>, query: Query) -> Result<Json
     let mut connection = app.pool.acquire().await?;
     let part = db::workflows::list(&mut connection, &filter, &asked.cut).await?;
     Ok(Json(Page::new(part, &asked)))
+}
+
+/// The workflow with its entity tag.
+pub(super) fn tagged(row: WorkflowRow) -> Response {
+    etag::tagged(&row.revision(), Json(Workflow::from(row)))
 }
 
 /// Stores a definition, as the next version of its name.
@@ -284,7 +295,7 @@ pub async fn update_workflow(
         .await
         .map_err(|error| save_error(error, StatusCode::NOT_FOUND))?;
     tracing::info!(target: "api.routes.workflows", workflow_id = %id, "Workflow updated");
-    Ok(etag::tagged(&row.revision(), Json(Workflow::from(row))))
+    Ok(tagged(row))
 }
 
 /// Marks this version as deleted; the others stay.
@@ -311,7 +322,7 @@ pub async fn delete_workflow(
     get, path = "/workflows/{workflow_id}/versions", tag = "workflows",
     params(
         ("workflow_id" = uuid::Uuid, Path),
-        ("page" = Option<i64>, Query, minimum = 1, description = "By number, as far as the 10 000th entry"),
+        ("page" = Option<i64>, Query, minimum = 1, maximum = 10000, description = "By number, as far as the 10 000th entry"),
         ("page_size" = Option<i64>, Query, minimum = 1),
         ("cursor" = Option<String>, Query, description = "Instead of `page`: `next_cursor` or `prev_cursor` of an \
             answer to the same query"),
@@ -344,7 +355,7 @@ pub async fn list_workflow_versions(
         ("Idempotency-Key" = Option<String>, Header, description = "A repeat with the same key and body answers with \
             the first run and `Idempotency-Replayed: true`", max_length = 255),
         ("Prefer" = Option<String>, Header, description = "`wait=N` waits up to N seconds, 60 at most, for the run to \
-            end", example = "wait=10"),
+            end", example = "wait=5"),
     ),
     request_body = ExecuteBody,
     responses(
@@ -359,7 +370,8 @@ pub async fn list_workflow_versions(
         )),
         (status = 400, description = "The workflow is not active", body = ErrorBody),
         (status = 404, body = ErrorBody), (status = 413, body = ErrorBody),
-        (status = 422, description = "Not valid, or the key was used with another body", body = ErrorBody),
+        (status = 422, description = "Not valid, the input breaks the workflow's `input_schema`, or \
+            the key was used with another body", body = ErrorBody),
         (status = 503, description = "The database is away, or too much waits already", body = ErrorBody),
     ),
 )]
@@ -372,10 +384,24 @@ pub async fn execute_workflow(
     wait: Wait,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
+    let scope = format!("execute {workflow_id}");
+    start(app, caller, correlation_id, (workflow_id, scope), key, wait, &body).await
+}
+
+/// Starts a run; a key counts within the scope.
+pub(super) async fn start(
+    app: App,
+    caller: Caller,
+    correlation_id: String,
+    (workflow_id, scope): (uuid::Uuid, String),
+    key: Key,
+    wait: Wait,
+    body: &JsonBody,
+) -> Result<Response, ApiError> {
     let mut errors = Vec::new();
     let input = Object::body(body.raw())?.required("input_data", &mut errors, Node::free_object);
     let Some(input) = input else { return Err(errors.into()) };
-    let key = key.bound(&format!("execute {workflow_id}"), &caller, body.fingerprint());
+    let key = key.bound(&scope, &caller, body.fingerprint());
     let starter = Starter { definitions: &app.definitions, pool: &app.pool, relay: &app.relay, writer: &app.writer };
     let request = Request { workflow_id, input, triggered_by: caller.subject, correlation_id, key };
     match start_run::start_run(starter, request).await? {
@@ -398,6 +424,7 @@ impl From<StartRunError> for ApiError {
                 Self::bad_request("workflow_not_active", format!("The workflow is {status}, not active"))
             }
             StartRunError::TooLarge => too_large(),
+            StartRunError::InvalidInput(errors) => errors.into(),
             StartRunError::BacklogFull => {
                 let detail = "Kafka has been away for long, and too many runs wait to be dispatched already";
                 Self::unavailable("backlog_full", detail)

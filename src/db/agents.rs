@@ -59,6 +59,18 @@ pub async fn find_by_name(db: impl PgExecutor<'_>, name: &str) -> Result<Option<
     Ok(sqlx::query_as(&sql).bind(name).fetch_optional(db).await?)
 }
 
+/// As [`find_by_name`], and holds the row until the transaction ends.
+pub async fn lock_by_name(conn: &mut PgConnection, name: &str) -> Result<Option<AgentRow>, Error> {
+    let sql = select(" WHERE name = $1 FOR UPDATE");
+    Ok(sqlx::query_as(&sql).bind(name).fetch_optional(conn).await?)
+}
+
+/// All agents that are not deleted, by name, as far as the limit.
+pub async fn present(conn: &mut PgConnection, limit: i64) -> Result<Vec<AgentRow>, Error> {
+    let sql = select(" WHERE status <> 'deleted' ORDER BY name LIMIT $1");
+    Ok(sqlx::query_as(&sql).bind(limit).fetch_all(conn).await?)
+}
+
 fn select(rest: &str) -> String {
     format!("SELECT {COLUMNS} FROM agents{rest}")
 }

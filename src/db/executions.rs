@@ -1,12 +1,17 @@
 //! What the executor does to runs and their steps. The lease decides: a write names the `lease_token` of its claim,
 //! and changes nothing once the run was cancelled, taken over or ended.
 
+use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 use sqlx::{PgConnection, PgExecutor, types::Json};
 use uuid::Uuid;
 
 use super::{Error, processes::DEAD_AFTER_SECS};
 use crate::run::RunStatus;
+
+/// Makes a statement record itself in the runs' logs, instead of leaving that to the triggers. What it changes depends
+/// on rows that are read together with this one, so this comes first.
+const RECORDS_ITSELF: &str = "own AS MATERIALIZED (SELECT set_config('workflow_api.records', 'itself', true))";
 
 /// Requests to claim, one entry a run, each run once; see [`claim`].
 #[derive(Default)]
@@ -20,6 +25,7 @@ pub struct ClaimBatch {
     pub plan: Vec<String>,
     pub input: Vec<Option<String>>,
     pub correlation_id: Vec<Option<String>>,
+    pub sent_at: Vec<Option<DateTime<Utc>>>,
 }
 
 /// A run that the caller now holds.
@@ -41,11 +47,12 @@ pub struct Claimed {
 /// answer was claimed before, has ended, or waits for another message than this one (its retry made a new
 /// `event_id`). Repeating the call with the same tokens, when the answer was lost, returns the same runs.
 pub async fn claim(db: impl PgExecutor<'_>, executor_id: Uuid, batch: &ClaimBatch) -> Result<Vec<Claimed>, Error> {
-    let sql = "
-        WITH request AS MATERIALIZED (
-            SELECT * FROM unnest($2::text[], $3::uuid[], $4::uuid[], $5::text[], $6::text[], $7::text[], $8::text[],
-                $9::text[])
-                AS m (run_id, lease_token, event_id, workflow_id, workflow_name, plan, input, correlation_id)
+    let sql = format!(
+        "
+        WITH {RECORDS_ITSELF}, request AS MATERIALIZED (
+            SELECT m.* FROM own, unnest($2::text[], $3::uuid[], $4::uuid[], $5::text[], $6::text[], $7::text[], $8::text[],
+                $9::text[], $10::timestamptz[])
+                AS m (run_id, lease_token, event_id, workflow_id, workflow_name, plan, input, correlation_id, sent_at)
         ), claimed AS (
             UPDATE workflow_runs r
             SET status = 'RUNNING', executor_id = $1, lease_token = m.lease_token,
@@ -64,15 +71,25 @@ pub async fn claim(db: impl PgExecutor<'_>, executor_id: Uuid, batch: &ClaimBatc
         ), inserted AS (
             INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, status, input_data, created_at, updated_at,
                 execution_started_at, workflow_plan, correlation_id, executor_id, lease_token)
-            SELECT run_id, workflow_id, workflow_name, 'RUNNING', coalesce(input, '{}')::jsonb,
+            SELECT run_id, workflow_id, workflow_name, 'RUNNING', coalesce(input, '{{}}')::jsonb,
                 now() AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC', plan::jsonb,
                 correlation_id, $1, lease_token
             FROM request m WHERE NOT EXISTS (SELECT 1 FROM workflow_runs r WHERE r.run_id = m.run_id)
             ON CONFLICT (run_id) DO NOTHING
             RETURNING run_id, workflow_name, correlation_id, NULL::text AS input_data, false AS has_steps
+        ), recorded AS (
+            INSERT INTO run_events (run_id, kind, at)
+            SELECT run_id, kind, at
+            FROM request JOIN (SELECT run_id FROM claimed UNION ALL SELECT run_id FROM inserted) AS held USING (run_id),
+                LATERAL (VALUES ('run.dispatched', sent_at), ('run.started', clock_timestamp())) AS event (kind, at)
+            -- As it was before: a claim that is repeated was recorded the first time.
+            WHERE at IS NOT NULL AND NOT EXISTS (SELECT 1 FROM workflow_runs r
+                WHERE r.run_id = request.run_id AND r.lease_token = request.lease_token)
+            ORDER BY kind
         )
-        SELECT * FROM claimed UNION ALL SELECT * FROM inserted";
-    Ok(sqlx::query_as(sql)
+        SELECT * FROM claimed UNION ALL SELECT * FROM inserted"
+    );
+    Ok(sqlx::query_as(&sql)
         .bind(executor_id)
         .bind(&batch.run_id)
         .bind(&batch.lease_token)
@@ -82,6 +99,7 @@ pub async fn claim(db: impl PgExecutor<'_>, executor_id: Uuid, batch: &ClaimBatc
         .bind(&batch.plan)
         .bind(&batch.input)
         .bind(&batch.correlation_id)
+        .bind(&batch.sent_at)
         .fetch_all(db)
         .await?)
 }
@@ -280,6 +298,19 @@ pub struct EndedStep {
     pub id: String,
     /// The output, or what went wrong.
     pub end: StepEnd,
+    /// How the agent was called, if it was. For the run's log.
+    pub call: Option<AgentCall>,
+}
+
+/// A call to an agent.
+#[derive(Clone, Copy, Debug)]
+pub struct AgentCall {
+    /// The HTTP status of the answer, if there was one.
+    pub http_status: Option<u16>,
+    /// From the request to the end of the answer.
+    pub duration_ms: f64,
+    /// What it came to, in a word; `None`: success.
+    pub fault: Option<&'static str>,
 }
 
 /// The begin of a step attempt.
@@ -335,13 +366,13 @@ pub enum Locked {
 pub async fn write(conn: &mut PgConnection, changes: &[Change], locked: Locked) -> Result<Vec<String>, Error> {
     let skip = if locked == Locked::Skip { "SKIP LOCKED" } else { "" };
     let sql = format!(
-        "WITH change AS MATERIALIZED (
-            SELECT * FROM unnest($1::text[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
+        "WITH {RECORDS_ITSELF}, change AS MATERIALIZED (
+            SELECT c.* FROM own, unnest($1::text[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
                 $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[],
-                $16::text[], $17::text[], $18::float8[])
+                $16::text[], $17::text[], $18::float8[], $19::float8[], $20::int[], $21::text[])
                 AS c (run_id, lease_token, ended_id, ended_status, output, step_error, begun_id, step_id, step_name,
                     agent_name, input, parent_step_id, branch_name, join_policy, place, run_status, run_error,
-                    nth)
+                    nth, call_ms, http_status, call_fault)
         ), held AS MATERIALIZED (
             SELECT c.* FROM change c
             JOIN workflow_runs r ON r.run_id = c.run_id AND r.lease_token = c.lease_token AND r.status = 'RUNNING'
@@ -351,12 +382,16 @@ pub async fn write(conn: &mut PgConnection, changes: &[Change], locked: Locked) 
             SET status = ended_status, completed_at = now() AT TIME ZONE 'UTC', output_data = output::jsonb,
                 error_message = step_error
             FROM held WHERE s.id = ended_id AND s.status = 'RUNNING'
+            RETURNING s.run_id, s.step_id, s.id, s.agent_name, s.status, s.error_message, nth,
+                extract(epoch FROM s.completed_at - s.started_at) * 1000 AS ms, call_ms, http_status, call_fault
         ), closed AS (
             -- What a failing run leaves open: only after an internal error or at the end of its time is there anything.
             UPDATE step_executions s
             SET status = 'FAILED', completed_at = now() AT TIME ZONE 'UTC', error_message = run_error
             FROM held WHERE run_status = 'FAILED' AND s.run_id = held.run_id AND s.status = 'RUNNING'
                 AND NOT EXISTS (SELECT 1 FROM held h WHERE h.ended_id = s.id)
+            RETURNING s.run_id, s.step_id, s.id, s.agent_name, s.error_message, nth,
+                extract(epoch FROM s.completed_at - s.started_at) * 1000 AS ms
         ), begun AS (
             INSERT INTO step_executions (id, run_id, step_id, step_name, agent_name, status, input_data, started_at,
                 completed_at, output_data, error_message, parent_step_id, branch_name, join_policy, place)
@@ -369,15 +404,34 @@ pub async fn write(conn: &mut PgConnection, changes: &[Change], locked: Locked) 
                 CASE WHEN ended_id = begun_id THEN step_error END, parent_step_id, branch_name, join_policy, place
             FROM held WHERE begun_id IS NOT NULL
             ON CONFLICT (id) DO NOTHING
+            RETURNING run_id, step_id, id, agent_name, status, error_message,
+                extract(epoch FROM started_at - now() AT TIME ZONE 'UTC') * 1e6 AS nth
         ), finished AS (
             UPDATE workflow_runs r
             SET status = run_status, error_message = coalesce(run_error, r.error_message),
                 completed_at = now() AT TIME ZONE 'UTC', updated_at = now() AT TIME ZONE 'UTC',
                 executor_id = NULL, lease_token = NULL
             FROM held WHERE r.run_id = held.run_id AND run_status IS NOT NULL
+            RETURNING r.run_id, r.status, CASE WHEN r.status = 'FAILED' THEN r.error_message END AS error_message, nth
+        ), recorded AS (
+            INSERT INTO run_events (run_id, kind, step_id, attempt_id, agent_name, http_status, duration_ms, detail)
+            SELECT run_id, kind, step_id, id, nullif(agent_name, ''), http_status, ms, detail FROM (
+                SELECT nth, 1, run_id, CASE WHEN call_fault IS NULL THEN 'agent.answered' ELSE 'agent.failed' END, step_id,
+                    id, agent_name, http_status, call_ms, call_fault FROM ended WHERE call_ms IS NOT NULL
+                UNION ALL SELECT nth, 2, run_id, 'attempt.' || lower(status), step_id, id, agent_name, NULL, ms,
+                    error_message FROM ended
+                UNION ALL SELECT nth, 2, run_id, 'attempt.failed', step_id, id, agent_name, NULL, ms, error_message
+                    FROM closed
+                UNION ALL SELECT nth, 3, run_id, 'attempt.started', step_id, id, agent_name, NULL, NULL, NULL FROM begun
+                UNION ALL SELECT nth, 4, run_id, 'attempt.' || lower(status), step_id, id, agent_name, NULL, 0,
+                    error_message FROM begun WHERE status <> 'RUNNING'
+                UNION ALL SELECT nth, 5, run_id, 'run.' || lower(status), NULL, NULL, NULL, NULL, NULL, error_message
+                    FROM finished
+            ) AS event (nth, part, run_id, kind, step_id, id, agent_name, http_status, ms, detail) ORDER BY nth, part
         )
         SELECT run_id FROM held"
     );
+    let calls = || changes.iter().map(|change| change.ended.as_ref()?.call);
     let text = |of: fn(&Change) -> Option<&str>| changes.iter().map(of).collect::<Vec<_>>();
     let lease_tokens: Vec<Uuid> = changes.iter().map(|change| change.lease_token).collect();
     let nth: Vec<f64> =
@@ -401,6 +455,9 @@ pub async fn write(conn: &mut PgConnection, changes: &[Change], locked: Locked) 
         .bind(text(|change| change.finished.as_ref().map(|run| run.status.as_str())))
         .bind(text(|change| change.finished.as_ref()?.error_message.as_deref()))
         .bind(nth)
+        .bind(calls().map(|call| Some(call?.duration_ms)).collect::<Vec<_>>())
+        .bind(calls().map(|call| call?.http_status.map(i32::from)).collect::<Vec<_>>())
+        .bind(calls().map(|call| call?.fault).collect::<Vec<_>>())
         .fetch_all(conn)
         .await?)
 }

@@ -79,17 +79,10 @@ pub async fn existing(db: impl PgExecutor<'_>, run_ids: &[String]) -> Result<Vec
     Ok(sqlx::query_scalar(sql).bind(run_ids).fetch_all(db).await?)
 }
 
-/// Which of these runs have ended.
-pub async fn ended(db: impl PgExecutor<'_>, run_ids: &[String]) -> Result<Vec<String>, Error> {
-    let sql = "SELECT run_id FROM workflow_runs
-               WHERE run_id = ANY($1) AND status IN ('COMPLETED', 'FAILED', 'CANCELLED')";
-    Ok(sqlx::query_scalar(sql).bind(run_ids).fetch_all(db).await?)
-}
-
 /// The output of the step of the main chain that was completed last.
 pub async fn output(db: impl PgExecutor<'_>, run_id: &str) -> Result<Option<Json<Box<RawValue>>>, Error> {
-    let sql =
-        "SELECT output_data FROM step_executions WHERE run_id = $1 AND status = 'COMPLETED' AND parent_step_id IS NULL
+    let sql = "SELECT output_data FROM step_executions
+               WHERE run_id = $1 AND status = 'COMPLETED' AND parent_step_id IS NULL
                ORDER BY completed_at DESC NULLS LAST, started_at DESC, id DESC LIMIT 1";
     let output: Option<Option<Json<Box<RawValue>>>> = sqlx::query_scalar(sql).bind(run_id).fetch_optional(db).await?;
     Ok(output.flatten())
@@ -100,6 +93,27 @@ pub async fn steps(db: impl PgExecutor<'_>, run_id: &str) -> Result<Vec<StepRow>
     let sql = "SELECT id, run_id, step_id, step_name, agent_name, status, input_data, output_data, started_at,
                    completed_at, error_message, parent_step_id, branch_name, join_policy
                FROM step_executions WHERE run_id = $1 ORDER BY started_at, id";
+    Ok(sqlx::query_as(sql).bind(run_id).fetch_all(db).await?)
+}
+
+/// The plan that a run executes: kept with the run, or the stored version that it names. A run that names none was
+/// started by another program, and has the content that its definition has now. `None` if none of them is there.
+pub async fn plan(db: impl PgExecutor<'_>, run_id: &str) -> Result<Option<Box<RawValue>>, Error> {
+    let sql = "SELECT coalesce(
+                   r.workflow_plan,
+                   (SELECT d.workflow_data FROM workflow_definitions d
+                    WHERE d.name = r.workflow_name AND d.version = r.workflow_version),
+                   (SELECT d.workflow_data FROM workflow_definitions d
+                    WHERE r.workflow_version IS NULL AND d.id::text = r.workflow_definition_id))
+               FROM workflow_runs r WHERE r.run_id = $1";
+    let plan: Option<Option<Json<Box<RawValue>>>> = sqlx::query_scalar(sql).bind(run_id).fetch_optional(db).await?;
+    Ok(plan.flatten().map(|plan| plan.0))
+}
+
+/// The state of the latest attempt of each step.
+pub async fn step_states(db: impl PgExecutor<'_>, run_id: &str) -> Result<Vec<(String, String)>, Error> {
+    let sql = "SELECT DISTINCT ON (step_id) step_id, status FROM step_executions WHERE run_id = $1
+               ORDER BY step_id, started_at DESC, id DESC";
     Ok(sqlx::query_as(sql).bind(run_id).fetch_all(db).await?)
 }
 

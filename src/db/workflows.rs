@@ -19,6 +19,7 @@ pub struct WorkflowRow {
     pub description: Option<String>,
     pub version: i32,
     pub workflow_data: Json<Box<RawValue>>,
+    pub input_schema: Option<Json<Box<RawValue>>>,
     pub status: String,
     pub created_by: Option<String>,
     pub updated_by: Option<String>,
@@ -34,8 +35,7 @@ impl WorkflowRow {
     }
 }
 
-const COLUMNS: &str =
-    "id, name, description, version, workflow_data, status, created_by, updated_by, created_at, updated_at";
+const COLUMNS: &str = "id, name, description, version, workflow_data, input_schema, status, created_by, updated_by, created_at, updated_at";
 
 fn select(rest: &str) -> String {
     format!("SELECT {COLUMNS} FROM workflow_definitions{rest}")
@@ -51,6 +51,42 @@ pub async fn lock(conn: &mut PgConnection, id: Uuid) -> Result<Option<WorkflowRo
     Ok(sqlx::query_as(&select(" WHERE id = $1 FOR UPDATE")).bind(id).fetch_optional(conn).await?)
 }
 
+/// That version of the name, deleted ones too.
+pub async fn find_version(db: impl PgExecutor<'_>, name: &str, version: i32) -> Result<Option<WorkflowRow>, Error> {
+    let sql = select(" WHERE name = $1 AND version = $2");
+    Ok(sqlx::query_as(&sql).bind(name).bind(version).fetch_optional(db).await?)
+}
+
+/// The newest active version of the name.
+pub async fn find_active(db: impl PgExecutor<'_>, name: &str) -> Result<Option<WorkflowRow>, Error> {
+    let sql = select(" WHERE name = $1 AND status = 'active' ORDER BY version DESC LIMIT 1");
+    Ok(sqlx::query_as(&sql).bind(name).fetch_optional(db).await?)
+}
+
+/// The newest active version of every name, by name, as far as the limit.
+pub async fn all_active(conn: &mut PgConnection, limit: i64) -> Result<Vec<WorkflowRow>, Error> {
+    let sql = format!(
+        "SELECT DISTINCT ON (name) {COLUMNS} FROM workflow_definitions WHERE status = 'active'
+         ORDER BY name, version DESC LIMIT $1"
+    );
+    Ok(sqlx::query_as(&sql).bind(limit).fetch_all(conn).await?)
+}
+
+/// Whether the row has exactly this schema for its input, or exactly none.
+pub async fn has_input_schema(db: impl PgExecutor<'_>, id: Uuid, schema: Option<&RawValue>) -> Result<bool, Error> {
+    let sql = "SELECT input_schema IS NOT DISTINCT FROM $2 FROM workflow_definitions WHERE id = $1";
+    let same = sqlx::query_scalar(sql).bind(id).bind(schema.map(Json)).fetch_optional(db).await?;
+    Ok(same.unwrap_or(false))
+}
+
+/// Whether the row has exactly this plan. The database compares: it alone knows that `1.0` is `1.00` and that the
+/// order of members does not count, and it keeps long integers.
+pub async fn has_plan(db: impl PgExecutor<'_>, id: Uuid, plan: &RawValue) -> Result<bool, Error> {
+    let sql = "SELECT coalesce(workflow_data::jsonb = $2, false) FROM workflow_definitions WHERE id = $1";
+    let same = sqlx::query_scalar(sql).bind(id).bind(Json(plan)).fetch_optional(db).await?;
+    Ok(same.unwrap_or(false))
+}
+
 /// What the run writer needs of a definition, and the stamp by which it later proves that nothing has changed.
 #[derive(Debug, sqlx::FromRow)]
 pub struct Startable {
@@ -62,6 +98,8 @@ pub struct Startable {
     pub version: i32,
     /// The plan.
     pub workflow_data: Json<Box<RawValue>>,
+    /// What the input has to satisfy.
+    pub input_schema: Option<Json<Box<RawValue>>>,
     /// Only an `active` one can be started.
     pub status: String,
     /// The transaction that wrote the row (`xmin`): another one after any change, by whatever program.
@@ -70,7 +108,7 @@ pub struct Startable {
 
 /// The row as the run writer caches it.
 pub async fn startable(db: impl PgExecutor<'_>, id: Uuid) -> Result<Option<Startable>, Error> {
-    let sql = "SELECT id, name, version, workflow_data, status, xmin::text AS stamp
+    let sql = "SELECT id, name, version, workflow_data, input_schema, status, xmin::text AS stamp
                FROM workflow_definitions WHERE id = $1";
     Ok(sqlx::query_as(sql).bind(id).fetch_optional(db).await?)
 }
@@ -150,8 +188,8 @@ pub async fn next_version(conn: &mut PgConnection, name: &str) -> Result<i32, Er
 pub async fn insert(conn: &mut PgConnection, row: &WorkflowRow) -> Result<(), Error> {
     sqlx::query(
         "INSERT INTO workflow_definitions (id, name, description, version, workflow_data, status, created_by,
-             updated_by, created_at, updated_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+             updated_by, created_at, updated_at, input_schema)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
     )
     .bind(row.id)
     .bind(&row.name)
@@ -163,6 +201,7 @@ pub async fn insert(conn: &mut PgConnection, row: &WorkflowRow) -> Result<(), Er
     .bind(&row.updated_by)
     .bind(row.created_at)
     .bind(row.updated_at)
+    .bind(&row.input_schema)
     .execute(conn)
     .await?;
     Ok(())
@@ -172,7 +211,7 @@ pub async fn insert(conn: &mut PgConnection, row: &WorkflowRow) -> Result<(), Er
 pub async fn update(conn: &mut PgConnection, row: &WorkflowRow) -> Result<(), Error> {
     sqlx::query(
         "UPDATE workflow_definitions SET description = $2, version = $3, workflow_data = $4, status = $5,
-             updated_by = $6, updated_at = $7
+             updated_by = $6, updated_at = $7, input_schema = $8
          WHERE id = $1",
     )
     .bind(row.id)
@@ -182,6 +221,7 @@ pub async fn update(conn: &mut PgConnection, row: &WorkflowRow) -> Result<(), Er
     .bind(&row.status)
     .bind(&row.updated_by)
     .bind(row.updated_at)
+    .bind(&row.input_schema)
     .execute(conn)
     .await?;
     Ok(())

@@ -38,6 +38,15 @@ impl Failure {
     }
 }
 
+/// What a call came to.
+#[derive(Debug)]
+pub(super) struct Called {
+    /// The output of the step.
+    pub(super) result: Result<Box<RawValue>, Failure>,
+    /// Of the answer, if there was one.
+    pub(super) http_status: Option<StatusCode>,
+}
+
 /// The client for all agents.
 pub(super) fn client() -> reqwest::Result<Client> {
     Client::builder()
@@ -74,14 +83,8 @@ struct Part<'a> {
     text: &'a str,
 }
 
-/// Asks the agent and returns the output of the step. Dropping the future closes the connection.
-pub(super) async fn call(
-    client: &Client,
-    agent: &Agent,
-    task_id: &str,
-    text: &str,
-    correlation_id: &str,
-) -> Result<Box<RawValue>, Failure> {
+/// Asks the agent for the output of the step. Dropping the future closes the connection.
+pub(super) async fn call(client: &Client, agent: &Agent, task_id: &str, text: &str, correlation_id: &str) -> Called {
     let message = Message { role: "user", id: format!("msg-{task_id}"), parts: [Part { kind: "text", text }] };
     let request = Request { jsonrpc: "2.0", id: task_id, method: "message/send", params: Params { message } };
     let mut http = client
@@ -95,15 +98,21 @@ pub(super) async fn call(
         Credentials::Header { name, value, .. } => http = http.header(name, value),
         Credentials::Unusable => {
             let text = "its auth_config lacks a value, or has one that cannot be sent in a header";
-            return Err(Failure::new("invalid", Again::Never, text));
+            return Called { result: Err(Failure::new("invalid", Again::Never, text)), http_status: None };
         }
     }
-    let exchange = async { read(http.send().await.map_err(|error| transport(&error))?).await };
+    let mut http_status = None;
+    let exchange = async {
+        let response = http.send().await.map_err(|error| transport(&error))?;
+        http_status = Some(response.status());
+        read(response).await
+    };
     let result = tokio::time::timeout(agent.timeout, exchange).await.unwrap_or_else(|_| {
         let text = format!("no complete answer within {} ms", agent.timeout.as_millis());
         Err(Failure::new("timeout", Again::Later, text))
     });
-    result.map_err(|failure| Failure { message: agent.credentials.redact(failure.message), ..failure })
+    let result = result.map_err(|failure| Failure { message: agent.credentials.redact(failure.message), ..failure });
+    Called { result, http_status }
 }
 
 async fn read(response: Response) -> Result<Box<RawValue>, Failure> {

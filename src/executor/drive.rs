@@ -202,7 +202,7 @@ impl Driver {
             {
                 let text = "the database refuses an agent's answer or a step's error message".to_owned();
                 let end = StepEnd::Failed(cause.insert(text).clone());
-                self.submit(Change { ended: Some(EndedStep { id: ended.id, end }), ..self.change() }).await?;
+                self.submit(Change { ended: Some(EndedStep { end, ..ended }), ..self.change() }).await?;
             }
             self.keep_begin(begun, &mut cause).await?;
         }

@@ -155,11 +155,12 @@ impl Intake {
         if std::mem::take(&mut self.is_broken) {
             tracing::info!("Kafka is read again");
         }
-        let Record { position, bytes, message } = record;
+        let Record { position, sent_at, bytes, message } = record;
         match message {
             Ok(Message::Execution(request)) => {
                 self.waiting_bytes += bytes;
-                self.waiting.push_back(Waiting { position, bytes, lease_token: Uuid::new_v4(), content: request });
+                let lease_token = Uuid::new_v4();
+                self.waiting.push_back(Waiting { position, sent_at, bytes, lease_token, content: request });
             }
             Ok(Message::Cancellation(request)) => self.cancellations.push(position, request),
             Err(error) => {

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::journal::{Journal, Written};
-use crate::db::executions::{BegunStep, Change, EndedStep, FinishedRun, StepEnd};
+use crate::db::executions::{AgentCall, BegunStep, Change, EndedStep, FinishedRun, StepEnd};
 
 /// Changes that gather without being asked for: blocks that call nobody would fill the memory otherwise.
 const MAX_PENDING: usize = 200;
@@ -72,11 +72,11 @@ impl Ledger {
         }
     }
 
-    /// The attempt at this place ends.
-    pub(super) fn end(&self, place: &str, end: StepEnd) {
+    /// The attempt at this place ends; `call`: its agent was called so.
+    pub(super) fn end(&self, place: &str, end: StepEnd, call: Option<AgentCall>) {
         let mut state = self.state();
         if let Some(id) = state.open.remove(place) {
-            self.add_end(&mut state, EndedStep { id, end });
+            self.add_end(&mut state, EndedStep { id, end, call });
         }
     }
 
@@ -89,7 +89,7 @@ impl Ledger {
         // From inside to outside, as blocks end.
         for place in places.iter().rev() {
             if let Some(id) = state.open.remove(place) {
-                self.add_end(&mut state, EndedStep { id, end: end.clone() });
+                self.add_end(&mut state, EndedStep { id, end: end.clone(), call: None });
             }
         }
     }
@@ -201,7 +201,7 @@ mod tests {
         let ledger = ledger();
         ledger.begin("a", begun("a"));
         ledger.state().pending.clear();
-        ledger.end("a", failed());
+        ledger.end("a", failed(), None);
         ledger.begin("b", begun("b"));
         ledger.begin("c", begun("c"));
         assert_eq!(pending(&ledger), ["-a +b", "+c"]);
@@ -212,11 +212,11 @@ mod tests {
         let ledger = ledger();
         ledger.begin("a", begun("a"));
         ledger.state().pending.clear();
-        ledger.end("a", failed());
+        ledger.end("a", failed(), None);
         ledger.begin("b", begun("b"));
-        ledger.end("b", failed());
+        ledger.end("b", failed(), None);
         assert_eq!(pending(&ledger), ["-a", "-b +b"]);
-        ledger.end("b", failed());
+        ledger.end("b", failed(), None);
         assert_eq!(pending(&ledger).len(), 2, "an end counts once");
     }
 

@@ -1,5 +1,6 @@
 //! An execution request between its reading and its claim.
 
+use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
@@ -13,6 +14,7 @@ use crate::{
 /// A request that waits to be claimed. The token is made once, so that a claim whose answer was lost can be repeated.
 pub(super) struct Waiting {
     pub(super) position: Position,
+    pub(super) sent_at: Option<DateTime<Utc>>,
     pub(super) bytes: usize,
     pub(super) lease_token: Uuid,
     pub(super) content: ExecutionRequest,
@@ -31,7 +33,7 @@ pub(super) fn content_fault(request: &ExecutionRequest) -> Option<String> {
 
 pub(super) fn columns<'a>(requests: impl Iterator<Item = &'a Waiting>) -> ClaimBatch {
     let mut batch = ClaimBatch::default();
-    for Waiting { lease_token, content: request, .. } in requests {
+    for Waiting { sent_at, lease_token, content: request, .. } in requests {
         let plan = &request.workflow_plan;
         let named = |name: &str| member(plan, name).and_then(text).unwrap_or_default();
         batch.run_id.push(request.run_id.clone());
@@ -42,6 +44,7 @@ pub(super) fn columns<'a>(requests: impl Iterator<Item = &'a Waiting>) -> ClaimB
         batch.plan.push(plan.get().to_owned());
         batch.input.push(request.input_data.as_ref().map(|input| input.get().to_owned()));
         batch.correlation_id.push(request.correlation_id.as_deref().map(|given| id::correlation_id(Some(given))));
+        batch.sent_at.push(*sent_at);
     }
     batch
 }

@@ -226,7 +226,7 @@ impl Run {
             Ok(done) => StepEnd::Completed(done.output.clone()),
             Err(cause) => StepEnd::Failed(cause.clone()),
         };
-        self.ledger.end(place, end);
+        self.ledger.end(place, end, None);
         self.ledger.keep_small().await;
         result
     }

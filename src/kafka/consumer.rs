@@ -8,6 +8,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use chrono::{DateTime, Datelike as _, Utc};
 use futures_util::FutureExt as _;
 use rdkafka::{
     ClientContext, TopicPartitionList,
@@ -35,6 +36,8 @@ pub struct Position {
 pub struct Record {
     /// To be given to [`Consumer::done`] once its effect is durable.
     pub position: Position,
+    /// When it was sent, by the sender's or the broker's clock; `None` if it does not say, or no date.
+    pub sent_at: Option<DateTime<Utc>>,
     /// Size of the value.
     pub bytes: usize,
     /// What it says.
@@ -117,7 +120,10 @@ impl Consumer {
         };
         self.with_progress(position, |progress| progress.begin(position.offset));
         let payload = record.payload().unwrap_or_default();
-        Record { position, bytes: payload.len(), message: Message::parse(payload) }
+        let sent_at = record.timestamp().to_millis().and_then(DateTime::from_timestamp_millis);
+        // Others than these the database might refuse.
+        let sent_at = sent_at.filter(|instant| (1970..=9999).contains(&instant.year()));
+        Record { position, sent_at, bytes: payload.len(), message: Message::parse(payload) }
     }
 
     /// The effect of this record is durable: it need not come again.

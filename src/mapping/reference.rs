@@ -155,9 +155,13 @@ fn default_value(default: &str) -> Box<RawValue> {
     check_json(default.as_bytes()).map_or_else(|_| to_raw(&default), RawValue::to_owned)
 }
 
+/// What a reference starts from, with the indexes that follow it at once.
 pub(crate) enum Root<'r> {
+    /// The run's input.
     Input(Vec<&'r str>),
+    /// A step's output.
     Output(&'r str, Vec<&'r str>),
+    /// A variable of the loop around.
     Loop(&'r str, Vec<&'r str>),
 }
 

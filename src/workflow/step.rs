@@ -150,6 +150,22 @@ fn as_entries<S: Serializer, T: Serialize>(entries: &[(String, T)], serializer: 
 }
 
 impl Step {
+    /// The members that are read, in the order of the normal form.
+    pub(super) const MEMBERS: [&'static str; 12] = [
+        "id",
+        "type",
+        "agent_name",
+        "next_step",
+        "input_mapping",
+        "parallel_steps",
+        "max_parallelism",
+        "condition",
+        "if_true_step",
+        "if_false_step",
+        "loop_config",
+        "fork_join_config",
+    ];
+
     /// The agent's input as written; empty if there is none.
     #[must_use]
     pub fn mapping(&self) -> &[(String, Box<RawValue>)] {

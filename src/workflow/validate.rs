@@ -92,6 +92,18 @@ fn no_cycle<'a, E: Iterator<Item = &'a str>>(steps: &'a Steps, edges: impl Fn(us
 
 /// Every step can be reached from the first along any member that mentions a step, whether its kind uses it or not.
 fn all_reachable(start_step: &str, steps: &Steps) -> Result<(), String> {
+    let missed = unreachable(start_step, steps);
+    if missed.is_empty() {
+        return Ok(());
+    }
+    let shown: Vec<_> = missed.iter().take(MAX_NAMED).map(|id| shorten(id)).collect();
+    let more =
+        if missed.len() > shown.len() { format!(" and {} more", missed.len() - shown.len()) } else { String::new() };
+    Err(format!("steps cannot be reached from start_step: {}{more}", shown.join(", ")))
+}
+
+/// The ids of the steps that cannot be reached, sorted.
+pub(super) fn unreachable<'a>(start_step: &str, steps: &'a Steps) -> Vec<&'a str> {
     let mut reached = vec![false; steps.len()];
     let mut open: Vec<usize> = steps.place(start_step).into_iter().collect();
     while let Some(place) = open.pop() {
@@ -104,19 +116,15 @@ fn all_reachable(start_step: &str, steps: &Steps) -> Result<(), String> {
     }
     let mut missed: Vec<&str> =
         steps.iter().zip(reached).filter(|(_, reached)| !reached).map(|(step, _)| step.id.as_str()).collect();
-    if missed.is_empty() {
-        return Ok(());
-    }
     missed.sort_unstable();
-    let shown: Vec<_> = missed.iter().take(MAX_NAMED).map(|id| shorten(id)).collect();
-    let more =
-        if missed.len() > shown.len() { format!(" and {} more", missed.len() - shown.len()) } else { String::new() };
-    Err(format!("steps cannot be reached from start_step: {}{more}", shown.join(", ")))
+    missed
 }
 
 #[cfg(test)]
 mod tests {
     use std::fmt::Write;
+
+    use rand::{Rng, SeedableRng, rngs::StdRng};
 
     use super::*;
     use crate::input::{Node, check_json};
@@ -160,6 +168,59 @@ mod tests {
         assert!(definition("a", &other).is_err_and(|text| text.contains("'a' has the id 'b'")));
         check(&[("a", r#""next_step":"b""#)], Some("followed by step 'b'"));
         check(&[("a", r#""next_step":"""#)], Some("followed by step ''"));
+    }
+
+    /// Who can be reached from whom in one step or more, the plain way.
+    fn closure(edges: &[(usize, usize)], size: usize) -> Vec<Vec<bool>> {
+        let mut reach = vec![vec![false; size]; size];
+        for (from, to) in edges {
+            reach[*from][*to] = true;
+        }
+        for via in 0..size {
+            for from in 0..size {
+                for to in 0..size {
+                    reach[from][to] |= reach[from][via] && reach[via][to];
+                }
+            }
+        }
+        reach
+    }
+
+    #[test]
+    fn a_random_graph_is_valid_if_it_has_no_circle_and_every_step_is_reached() {
+        let (mut valid, mut invalid) = (0, 0);
+        for seed in 0..4000 {
+            let mut random = StdRng::seed_from_u64(seed);
+            let size = random.random_range(1..8);
+            // Later steps are meant more often, so that some graphs have no circle.
+            let mut target = |from: usize| {
+                let lowest = if random.random_bool(0.1) { 0 } else { (from + 1).min(size - 1) };
+                random.random_bool(0.6).then(|| random.random_range(lowest..size))
+            };
+            let (mut next, mut nested, mut parts) = (Vec::new(), Vec::new(), Vec::new());
+            for from in 0..size {
+                let mut members = String::new();
+                if let Some(to) = target(from) {
+                    next.push((from, to));
+                    write!(members, r#","next_step":"s{to}""#).expect("a string grows");
+                }
+                let inner = [target(from), target(from)];
+                if let [Some(left), Some(right)] = inner {
+                    nested.extend([(from, left), (from, right)]);
+                    write!(members, r#","type":"parallel","parallel_steps":["s{left}","s{right}"]"#)
+                        .expect("a string grows");
+                }
+                parts.push(format!(r#""s{from}":{{"id":"s{from}","agent_name":"x","input_mapping":{{}}{members}}}"#));
+            }
+            let json = format!("{{{}}}", parts.join(","));
+            let both: Vec<_> = next.iter().chain(&nested).copied().collect();
+            let has_circle = |edges| closure(edges, size).iter().enumerate().any(|(step, reach)| reach[step]);
+            let all_reached = closure(&both, size)[0].iter().skip(1).all(|reached| *reached);
+            let expected = !has_circle(&next) && !has_circle(&nested) && all_reached;
+            assert_eq!(definition("s0", &steps(&json)).is_ok(), expected, "seed {seed}: {json}");
+            *if expected { &mut valid } else { &mut invalid } += 1;
+        }
+        assert!(valid > 100 && invalid > 100, "{valid} valid and {invalid} invalid graphs show little");
     }
 
     #[test]

@@ -58,12 +58,24 @@ async fn the_document_names_every_route(pool: PgPool) {
         "DELETE /api/v1/workflows/{workflow_id}",
         "GET /api/v1/workflows/{workflow_id}/versions",
         "POST /api/v1/workflows/{workflow_id}/execute",
+        "POST /api/v1/workflows/validate",
+        "GET /api/v1/workflows/{workflow_id}/versions/{version}",
+        "GET /api/v1/workflows/{workflow_id}/versions/{version}/diff/{other}",
+        "POST /api/v1/workflows/{workflow_id}/rollback",
+        "GET /api/v1/workflows/by-name/{name}",
+        "PUT /api/v1/workflows/by-name/{name}",
+        "POST /api/v1/workflows/by-name/{name}/execute",
+        "GET /api/v1/export",
+        "POST /api/v1/import",
+        "GET /api/v1/workflows/{workflow_id}/graph",
+        "GET /api/v1/runs/{run_id}/graph",
         "GET /api/v1/runs",
         "GET /api/v1/runs/{run_id}",
         "GET /api/v1/runs/{run_id}/steps",
         "POST /api/v1/runs/{run_id}/retry",
         "POST /api/v1/runs/{run_id}/cancel",
         "GET /api/v1/runs/{run_id}/logs",
+        "GET /api/v1/runs/{run_id}/events",
     ];
     let missing: Vec<_> = expected.iter().filter(|route| !named.contains(**route)).collect();
     assert!(missing.is_empty(), "not documented: {missing:?}");
@@ -77,6 +89,7 @@ async fn every_documented_route_answers_as_documented(pool: PgPool) {
         let filled = path.replace("{agent_id}", "00000000-0000-0000-0000-000000000000");
         let filled =
             filled.replace("{workflow_id}", "00000000-0000-0000-0000-000000000000").replace("{run_id}", "run-x");
+        let filled = filled.replace("{name}", "nothing").replace("{version}", "1").replace("{other}", "2");
         assert!(!filled.contains('{'), "an unknown parameter in {path}");
         let answer = service.send(&method, &filled, &[("content-type", "application/json")], "{}").await;
         let status = answer.status.as_u16();

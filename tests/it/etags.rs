@@ -91,3 +91,29 @@ async fn a_change_of_what_has_changed_is_412(pool: PgPool) {
     let unknown = "/api/v1/agents/00000000-0000-0000-0000-000000000000";
     service.send("DELETE", unknown, &[("if-match", "\"x\"")], "").await.error(404);
 }
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_definition_put_by_name_and_a_roll_back_heed_the_condition(pool: PgPool) {
+    let service = Service::start(&pool);
+    service.agent("worker", "http://a").await;
+    let path = "/api/v1/workflows/by-name/w";
+    let body = |text: &str| {
+        json!({"start_step": "s", "steps": {"s": {"id": "s", "agent_name": "worker", "input_mapping": {"text": text}}}})
+            .to_string()
+    };
+    // Nothing is there that could be meant.
+    service.send("PUT", path, &[JSON, ("if-match", "*")], body("a")).await.error(412);
+    let created = service.send("PUT", path, &[JSON], body("a")).await;
+    let first = etag(&created);
+    let id = created.expect(201)["id"].as_str().expect("an id").to_owned();
+    assert_eq!(etag(&service.get(path).await), first);
+    assert_eq!(service.send("GET", path, &[("if-none-match", &first)], "").await.status, 304);
+    let second = etag(&service.send("PUT", path, &[JSON, ("if-match", &first)], body("b")).await);
+    assert_ne!(second, first);
+    for text in ["b", "c"] {
+        service.send("PUT", path, &[JSON, ("if-match", &first)], body(text)).await.error(412);
+    }
+    let roll_back = format!("/api/v1/workflows/{id}/rollback");
+    service.send("POST", &roll_back, &[JSON, ("if-match", &first)], r#"{"version":1}"#).await.error(412);
+    service.send("POST", &roll_back, &[JSON, ("if-match", &second)], r#"{"version":1}"#).await.expect(200);
+}

@@ -114,3 +114,50 @@ async fn keys_are_kept_as_long_as_the_setting_says(pool: PgPool) {
         sqlx::query_scalar("SELECT key FROM idempotency_keys").fetch_all(&pool).await.expect("keys");
     assert_eq!(left, ["young"]);
 }
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_repeat_finds_the_run_though_the_workflow_could_not_be_executed_any_more(pool: PgPool) {
+    let service = Service::start(&pool);
+    service.agent("worker", "http://a").await;
+    let first = service.chain("w", &["worker"]).await;
+    let path = format!("/api/v1/workflows/{}", first["id"].as_str().expect("an id"));
+    let by_name = "/api/v1/workflows/by-name/w/execute".to_owned();
+    let mut runs = HashSet::new();
+    for execute in [&format!("{path}/execute"), &by_name] {
+        runs.insert(post(&service, execute, "k", r#"{"input_data":{}}"#).await.expect(202)["run_id"].to_string());
+    }
+    // A key counts within its route.
+    assert_eq!(runs.len(), 2);
+    service.chain("w", &["worker", "worker"]).await;
+    service.put(&path, &json!({"status": "inactive"})).await.expect(200);
+    for execute in [&format!("{path}/execute"), &by_name] {
+        let repeat = post(&service, execute, "k", r#"{"input_data":{}}"#).await;
+        assert!(is_replayed(&repeat), "{execute}");
+        assert!(runs.contains(&repeat.expect(202)["run_id"].to_string()), "{execute}");
+    }
+    post(&service, &format!("{path}/execute"), "k", r#"{"input_data":{"a":1}}"#).await.error(422);
+    post(&service, &format!("{path}/execute"), "l", r#"{"input_data":{}}"#).await.error(400);
+    assert_eq!(count(&pool, "workflow_runs").await, 2);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_roll_back_is_not_repeated(pool: PgPool) {
+    let service = Service::start(&pool);
+    service.agent("worker", "http://a").await;
+    let first = service.chain("w", &["worker"]).await;
+    let path = format!("/api/v1/workflows/{}", first["id"].as_str().expect("an id"));
+    let steps = |text: &str| {
+        let mapping = json!({"text": text});
+        json!({"start_step": "s", "steps": {"s": {"id": "s", "agent_name": "worker", "input_mapping": mapping}}})
+    };
+    assert_eq!(service.put(&path, &steps("a")).await.expect(200)["version"], 2);
+    let roll_back = format!("{path}/rollback");
+    let rolled_back = post(&service, &roll_back, "k", r#"{"version":1}"#).await;
+    assert!(!is_replayed(&rolled_back));
+    assert_eq!(rolled_back.expect(200)["version"], 3);
+    service.put(&path, &steps("b")).await.expect(200);
+    let repeat = post(&service, &roll_back, "k", r#"{"version":1}"#).await;
+    assert!(is_replayed(&repeat));
+    assert_eq!(repeat.expect(200)["version"], 4);
+    assert_eq!(post(&service, &roll_back, "k", r#"{"version":2}"#).await.error(422)["code"], "idempotency_key_reused");
+}

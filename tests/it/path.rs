@@ -392,3 +392,55 @@ async fn a_retry_can_name_the_step_to_go_on_from(pool: PgPool) {
         ["s0 COMPLETED", "s1 COMPLETED", "s2 COMPLETED", "s3 FAILED", "s1 COMPLETED", "s2 COMPLETED", "s3 COMPLETED"];
     assert_eq!(attempts(&service, &run_id).await, repeated);
 }
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn the_log_has_dispatch_attempts_and_agent_calls_in_their_order(pool: PgPool) {
+    let service = Service::start(&pool);
+    let _executor = Executor::start(&service);
+    let (_, url) = Agent::start(shouting).await;
+    let (_, late_url) = Agent::start(|number, call| match number {
+        0 => (StatusCode::SERVICE_UNAVAILABLE, "overloaded").into_response(),
+        _ => completed(call, "fine"),
+    })
+    .await;
+    service.agent("worker", &url).await;
+    for (name, url) in [("late", late_url.as_str()), ("gone", "http://127.0.0.1:1/")] {
+        let agent = json!({"name": name, "url": url, "auth_type": "bearer", "auth_config": {"token": "s3cret"},
+            "retry_config": {"max_retries": if name == "late" { 2 } else { 1 }, "initial_delay_ms": 100}});
+        service.post("/api/v1/agents", &agent).await.expect(201);
+    }
+    let workflow = service.chain("logged", &["worker", "late", "gone"]).await;
+    let run_id = service.execute(workflow["id"].as_str().expect("an id")).await;
+    ended(&service, &run_id).await;
+    let log = service.get(&format!("/api/v1/runs/{run_id}/logs?page_size=100")).await.expect(200);
+    let items = log["items"].as_array().expect("items");
+    let lines: Vec<String> = items
+        .iter()
+        .map(|item| {
+            let part = |name: &str| item[name].as_str().map_or_else(|| item[name].to_string(), str::to_owned);
+            format!("{} {} {} {}", part("kind"), part("step_id"), part("http_status"), part("level"))
+        })
+        .collect();
+    let expected = [
+        "run.created null null info",
+        "run.dispatched null null info",
+        "run.started null null info",
+        "attempt.started s0 null info",
+        "agent.answered s0 200 info",
+        "attempt.completed s0 null info",
+        "attempt.started s1 null info",
+        "agent.failed s1 503 warning",
+        "attempt.failed s1 null warning",
+        "attempt.started s1 null info",
+        "agent.answered s1 200 info",
+        "attempt.completed s1 null info",
+        "attempt.started s2 null info",
+        "agent.failed s2 null warning",
+        "attempt.failed s2 null warning",
+        "run.failed null null error",
+    ];
+    assert_eq!(lines, expected);
+    assert!(items[4]["duration_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{}", items[4]);
+    assert_eq!((&items[7]["detail"], &items[13]["detail"]), (&json!("http_5xx"), &json!("network")));
+    assert!(!log.to_string().contains("s3cret") && !log.to_string().contains("HELLO"), "{log}");
+}

@@ -173,14 +173,6 @@ async fn steps_are_an_array_in_the_order_of_their_start(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
-async fn there_are_no_logs_of_a_run(pool: PgPool) {
-    let service = Service::start(&pool);
-    insert_run(&pool, "ext-1", "RUNNING", "2026-02-03 09:00").await;
-    assert_eq!(service.get(&format!("{RUNS}/ext-1/logs")).await.error(501)["code"], "not_implemented");
-    assert_eq!(service.get(&format!("{RUNS}/missing/logs")).await.error(404)["code"], "run_not_found");
-}
-
-#[sqlx::test(migrator = "MIGRATOR")]
 async fn a_cancelled_run_says_when_by_whom_and_why(pool: PgPool) {
     let service = Service::start(&pool);
     let workflow_id = service.one_step_workflow().await;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use axum::{Router, body::Body};
-use http::{HeaderMap, Method, Request, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use rdkafka::{
     Message as _,
@@ -25,7 +25,7 @@ pub struct Service {
     pub config: Config,
     pub lifecycle: Lifecycle,
     drained: CancellationToken,
-    router: Router,
+    pub router: Router,
 }
 
 /// An answer, read to its end.
@@ -131,6 +131,16 @@ impl Service {
         self.send_for_bytes("GET", path, &[], Body::empty()).await
     }
 
+    /// Sends a request and leaves the body of the answer unread.
+    pub async fn open(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Body) -> Response<Body> {
+        let mut request = Request::builder().method(Method::from_bytes(method.as_bytes()).expect("a method")).uri(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(body).expect("a well-formed request");
+        self.router.clone().oneshot(request).await.expect("the router answers")
+    }
+
     async fn send_for_bytes(
         &self,
         method: &str,
@@ -138,13 +148,7 @@ impl Service {
         headers: &[(&str, &str)],
         body: Body,
     ) -> (StatusCode, HeaderMap, Vec<u8>) {
-        let mut request = Request::builder().method(Method::from_bytes(method.as_bytes()).expect("a method")).uri(path);
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        let request = request.body(body).expect("a well-formed request");
-        let response = self.router.clone().oneshot(request).await.expect("the router answers");
-        let (parts, body) = response.into_parts();
+        let (parts, body) = self.open(method, path, headers, body).await.into_parts();
         let body = body.collect().await.expect("a body that is complete").to_bytes();
         (parts.status, parts.headers, body.to_vec())
     }

@@ -6,9 +6,9 @@ use serde_json::value::RawValue;
 
 use super::{Frame, Run};
 use crate::{
-    db::executions::StepEnd,
+    db::executions::{AgentCall, StepEnd},
     executor::{
-        agent_call::{self, Failure},
+        agent_call::{self, Called, Failure},
         agents::Agent,
         journal,
         retry::{self, Again},
@@ -16,6 +16,16 @@ use crate::{
     mapping,
     workflow::Step,
 };
+
+/// What one attempt came to.
+struct Attempt {
+    /// The output, or the reason why there is none.
+    result: Result<Box<RawValue>, String>,
+    /// Before the next one, if there is to be one.
+    pause: Option<Duration>,
+    /// How the agent was called, if it was.
+    call: Option<AgentCall>,
+}
 
 /// What a run is told that failed through our own fault. The log has the details.
 const INTERNAL_ERROR: &str = "internal error";
@@ -36,7 +46,7 @@ impl Run {
             self.ledger.begin(place, row);
             self.ledger.written().await;
             let started = Instant::now();
-            let (result, pause) = self.attempt(agent_name, &task_id, &text, attempt).await;
+            let Attempt { result, pause, call } = self.attempt(agent_name, &task_id, &text, attempt).await;
             let secs = started.elapsed().as_secs_f64();
             let end = match &result {
                 Ok(output) => StepEnd::Completed(output.clone()),
@@ -44,7 +54,7 @@ impl Run {
             };
             let status = end.status();
             metrics::histogram!("executor_step_duration_seconds", "status" => status).record(secs);
-            let duration_ms = (secs * 1e6).round() / 1e3;
+            let duration_ms = millis(secs);
             let (step_id, error) = (&step.id, end.reason());
             tracing::info!(
                 step_id,
@@ -56,7 +66,7 @@ impl Run {
                 "step {step_id} of run {} ended {status}",
                 self.run_id
             );
-            self.ledger.end(place, end);
+            self.ledger.end(place, end, call);
             drop(under_way);
             match (result, pause) {
                 (Ok(output), _) => return Ok(output),
@@ -70,26 +80,25 @@ impl Run {
         }
     }
 
-    /// One attempt: the output or the reason why not, and the pause before the next one if there is to be one.
-    async fn attempt(
-        &self,
-        agent_name: &str,
-        task_id: &str,
-        text: &str,
-        attempt: u32,
-    ) -> (Result<Box<RawValue>, String>, Option<Duration>) {
+    async fn attempt(&self, agent_name: &str, task_id: &str, text: &str, attempt: u32) -> Attempt {
         let agent = match self.find_agent(agent_name).await {
             Ok(agent) => agent,
-            Err(cause) => return (Err(cause), None),
+            Err(cause) => return Attempt { result: Err(cause), pause: None, call: None },
         };
-        let result = agent_call::call(&self.executor.http, &agent, task_id, text, &self.correlation_id).await;
-        let (outcome, again) = match &result {
-            Ok(_) => ("success", Again::Never),
-            Err(Failure { outcome, again, .. }) => (*outcome, *again),
+        let started = Instant::now();
+        let called = agent_call::call(&self.executor.http, &agent, task_id, text, &self.correlation_id).await;
+        let duration_ms = millis(started.elapsed().as_secs_f64());
+        let Called { result, http_status } = called;
+        let (fault, again) = match &result {
+            Ok(_) => (None, Again::Never),
+            Err(Failure { outcome, again, .. }) => (Some(*outcome), *again),
         };
-        metrics::counter!("executor_agent_requests_total", "outcome" => outcome).increment(1);
-        let pause = retry::pause(&agent.retry, attempt, again, rand::random());
-        (result.map_err(|failure| format!("agent '{}': {}", agent.name, failure.message)), pause)
+        metrics::counter!("executor_agent_requests_total", "outcome" => fault.unwrap_or("success")).increment(1);
+        Attempt {
+            result: result.map_err(|failure| format!("agent '{}': {}", agent.name, failure.message)),
+            pause: retry::pause(&agent.retry, attempt, again, rand::random()),
+            call: Some(AgentCall { http_status: http_status.map(|status| status.as_u16()), duration_ms, fault }),
+        }
     }
 
     /// The agent, however long the database is away.
@@ -110,4 +119,8 @@ impl Run {
             }
         }
     }
+}
+
+fn millis(secs: f64) -> f64 {
+    (secs * 1e6).round() / 1e3
 }

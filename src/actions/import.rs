@@ -1,0 +1,230 @@
+//! Bringing agents and workflows to what a document says, all of it or nothing.
+//!
+//! Credentials that the document leaves out stay as they are stored: an agent's `auth_config`, and user and password
+//! in its URL. An agent that is new cannot do without the ones its `auth_type` asks for.
+
+use std::collections::HashSet;
+
+use serde_json::value::RawValue;
+use sqlx::PgPool;
+
+use super::{
+    Context,
+    put_workflow::{self, Put},
+    save_agent::{self, SaveAgentError},
+    save_workflow::SaveWorkflowError,
+};
+use crate::{
+    agent::{AgentPatch, AgentStatus, NewAgent},
+    db,
+    input::{self, FieldError, Node, Object, Read, keep, text},
+    workflow::{Draft, NewWorkflow},
+};
+
+/// What a document calls itself.
+pub const FORMAT: &str = "workflow-api/definitions";
+/// The version of the format.
+pub const FORMAT_VERSION: i64 = 1;
+/// Agents, and workflows, in one document: more would hold their locks for too long.
+pub const MAX_ENTRIES: usize = 2_000;
+
+const AGENT_MEMBERS: [&str; 9] = [
+    "name",
+    "url",
+    "description",
+    "auth_type",
+    "auth_config",
+    "timeout_ms",
+    "retry_config",
+    "circuit_breaker_config",
+    "status",
+];
+
+/// A document that can be imported. It has no `Debug`, since it may hold secrets.
+pub struct Import {
+    agents: Vec<Entry<AgentPatch>>,
+    workflows: Vec<Entry<NewWorkflow>>,
+}
+
+/// An agent or a workflow, and where it stands.
+struct Entry<T> {
+    at: String,
+    name: String,
+    raw: Box<RawValue>,
+    wanted: T,
+}
+
+/// Names of what was, or would be, created, changed, or found as it is.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// New ones.
+    pub created: Names,
+    /// Those that differed.
+    pub updated: Names,
+    /// Those that were as the document says.
+    pub unchanged: Names,
+    /// Why nothing is imported.
+    pub errors: Vec<FieldError>,
+}
+
+/// What a part of a report is about.
+#[derive(Debug, Default)]
+pub struct Names {
+    /// Names of agents.
+    pub agents: Vec<String>,
+    /// Names of workflows.
+    pub workflows: Vec<String>,
+}
+
+impl Import {
+    /// Reads a document.
+    pub fn parse(body: &RawValue) -> Read<Self> {
+        let body = Object::body(body)?;
+        let mut errors = Vec::new();
+        body.required("format", &mut errors, |node| {
+            node.parsed(|text| if text == FORMAT { Ok(()) } else { Err(format!("must be {FORMAT}")) })
+        });
+        body.required("version", &mut errors, |node| node.int(FORMAT_VERSION..=FORMAT_VERSION));
+        let agents = body.defaulted("agents", &mut errors, Vec::new(), |node| entries(node, read_agent));
+        let workflows = body.defaulted("workflows", &mut errors, Vec::new(), |node| entries(node, read_workflow));
+        body.only(&["format", "version", "agents", "workflows"], &mut errors);
+        if errors.is_empty() { Ok(Self { agents, workflows }) } else { Err(errors) }
+    }
+}
+
+/// The entries of a list in the order of their names, which is the order in which their locks are taken.
+fn entries<T>(node: &Node<'_>, read: impl Fn(&RawValue) -> Read<T>) -> Read<Vec<Entry<T>>> {
+    let nodes = node.list()?;
+    if nodes.len() > MAX_ENTRIES {
+        let message = format!("List should have at most {MAX_ENTRIES} items after validation, not {}", nodes.len());
+        return Err(vec![node.error("too_long", message)]);
+    }
+    let mut errors = Vec::new();
+    let mut names = HashSet::new();
+    let mut entries = Vec::with_capacity(nodes.len());
+    for node in nodes {
+        let at = node.path();
+        let Some(wanted) = keep(read(node.raw()).map_err(|errors| relocated(errors, &at)), &mut errors) else {
+            continue;
+        };
+        let Some(name) = input::member(node.raw(), "name").and_then(text) else {
+            errors.push(FieldError::missing(format!("{at}.name")));
+            continue;
+        };
+        if !names.insert(name.clone()) {
+            errors.push(FieldError::rule(format!("{at}.name"), "is in the document twice"));
+        }
+        entries.push(Entry { at, name, raw: node.raw().to_owned(), wanted });
+    }
+    entries.sort_by(|one, other| one.name.cmp(&other.name));
+    if errors.is_empty() { Ok(entries) } else { Err(errors) }
+}
+
+fn read_agent(raw: &RawValue) -> Read<AgentPatch> {
+    let mut errors = Vec::new();
+    Object::body(raw)?.only(&AGENT_MEMBERS, &mut errors);
+    let patch = keep(AgentPatch::parse(raw), &mut errors);
+    patch.filter(|_| errors.is_empty()).ok_or(errors)
+}
+
+fn read_workflow(raw: &RawValue) -> Read<NewWorkflow> {
+    let mut errors = Vec::new();
+    Object::body(raw)?.only(&Draft::MEMBERS, &mut errors);
+    let new = keep(NewWorkflow::parse(raw), &mut errors);
+    new.filter(|_| errors.is_empty()).ok_or(errors)
+}
+
+/// Errors of a body as errors of a part of a body.
+fn relocated(mut errors: Vec<FieldError>, at: &str) -> Vec<FieldError> {
+    for error in &mut errors {
+        if let Some(rest) = error.field.strip_prefix("body") {
+            error.field = format!("{at}{rest}");
+        }
+    }
+    errors
+}
+
+/// Imports the document, or with `dry_run` says what would become of it. If there are errors nothing is changed.
+pub async fn import(pool: &PgPool, context: Context<'_>, document: Import, dry_run: bool) -> Result<Report, db::Error> {
+    let mut report = Report::default();
+    let mut transaction = pool.begin().await?;
+    let mut switched_off = Vec::new();
+    for Entry { at, name, raw, mut wanted } in document.agents {
+        let stored = db::agents::lock_by_name(&mut transaction, &name).await?;
+        let is_new = stored.is_none();
+        let (before, saved) = match stored {
+            None => {
+                let new = match NewAgent::parse(&raw) {
+                    Ok(new) => new,
+                    Err(errors) => {
+                        report.errors.extend(relocated(errors, &at));
+                        continue;
+                    }
+                };
+                // Workflows of the document may name it: it is switched off when they are in.
+                if wanted.status == Some(AgentStatus::Inactive) {
+                    switched_off.push((at.clone(), name.clone()));
+                }
+                (None, save_agent::create_in(&mut transaction, context, new).await)
+            }
+            Some(stored) => {
+                if wanted.url.as_deref().is_some_and(|url| url == without_credentials(&stored.url)) {
+                    wanted.url = None;
+                }
+                if stored.status == AgentStatus::Deleted.as_str() {
+                    wanted.status = wanted.status.or(Some(AgentStatus::Active));
+                }
+                (Some(stored.updated_at), save_agent::update_in(&mut transaction, context, stored.id, wanted).await)
+            }
+        };
+        match saved {
+            Ok(_) if is_new => report.created.agents.push(name),
+            Ok(row) if before == Some(row.updated_at) => report.unchanged.agents.push(name),
+            Ok(_) => report.updated.agents.push(name),
+            Err(SaveAgentError::Invalid(errors)) => report.errors.extend(relocated(errors, &at)),
+            Err(SaveAgentError::Db(error)) => return Err(error),
+            Err(error) => {
+                // Somebody made it at this moment; the transaction is of no use any more.
+                report.errors.push(FieldError::rule(at, error));
+                return Ok(report);
+            }
+        }
+    }
+    for Entry { at, name, wanted, .. } in document.workflows {
+        match put_workflow::put_in(&mut transaction, context, wanted).await {
+            Ok(Put::Created(_)) => report.created.workflows.push(name),
+            Ok(Put::Updated(_)) => report.updated.workflows.push(name),
+            Ok(Put::Unchanged(_)) => report.unchanged.workflows.push(name),
+            Err(SaveWorkflowError::Invalid(errors)) => report.errors.extend(relocated(errors, &at)),
+            Err(SaveWorkflowError::Db(error)) => return Err(error),
+            Err(error) => report.errors.push(FieldError::rule(at, error)),
+        }
+    }
+    for (at, name) in switched_off {
+        let Some(agent) = db::agents::find_by_name(&mut *transaction, &name).await? else { continue };
+        let patch = AgentPatch { status: Some(AgentStatus::Inactive), ..AgentPatch::default() };
+        match save_agent::update_in(&mut transaction, context, agent.id, patch).await {
+            Ok(_) => {}
+            Err(SaveAgentError::Db(error)) => return Err(error),
+            Err(error) => report.errors.push(FieldError::rule(at, error)),
+        }
+    }
+    report.errors.truncate(input::MAX_ERRORS);
+    if report.errors.is_empty() && !dry_run {
+        transaction.commit().await?;
+    }
+    Ok(report)
+}
+
+/// An agent's URL without user and password.
+#[must_use]
+pub fn without_credentials(url: &str) -> String {
+    let Ok(mut bare) = url::Url::parse(url) else { return url.to_owned() };
+    if bare.username().is_empty() && bare.password().is_none() {
+        return url.to_owned();
+    }
+    // Both fail only for URLs without a host, which have no user either.
+    let _ = bare.set_username("");
+    let _ = bare.set_password(None);
+    bare.into()
+}

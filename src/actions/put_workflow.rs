@@ -1,0 +1,116 @@
+//! Definitions as code: bringing a name to a wanted content, and going back to an earlier one.
+
+use sqlx::{PgConnection, PgPool};
+use uuid::Uuid;
+
+use super::{
+    Context,
+    save_workflow::{self, SaveWorkflowError},
+};
+use crate::{
+    db::{self, workflows::WorkflowRow},
+    input::Patch,
+    workflow::{Content, NewWorkflow, WorkflowPatch, plan_workflow_id},
+};
+
+/// What became of a definition that was put.
+#[derive(Debug)]
+pub enum Put {
+    /// The name had no active version; now it has this one.
+    Created(WorkflowRow),
+    /// The newest active version has this content now, under the same id.
+    Updated(WorkflowRow),
+    /// It had this content already.
+    Unchanged(WorkflowRow),
+}
+
+/// Why a workflow was not rolled back.
+#[derive(Debug, thiserror::Error)]
+pub enum RollBackError {
+    /// The name has no such version.
+    #[error("there is no version {0}")]
+    NoSuchVersion(i32),
+    /// As with any update.
+    #[error(transparent)]
+    Save(#[from] SaveWorkflowError),
+}
+
+impl From<sqlx::Error> for RollBackError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Save(error.into())
+    }
+}
+
+impl From<db::Error> for RollBackError {
+    fn from(error: db::Error) -> Self {
+        Self::Save(error.into())
+    }
+}
+
+/// Makes this the content of the name's newest active version. A repeat changes nothing.
+pub async fn put_workflow(pool: &PgPool, context: Context<'_>, wanted: NewWorkflow) -> Result<Put, SaveWorkflowError> {
+    let mut transaction = pool.begin().await?;
+    let put = put_in(&mut transaction, context, wanted).await?;
+    transaction.commit().await?;
+    Ok(put)
+}
+
+/// [`put_workflow`] inside the caller's transaction.
+pub(super) async fn put_in(
+    conn: &mut PgConnection,
+    context: Context<'_>,
+    wanted: NewWorkflow,
+) -> Result<Put, SaveWorkflowError> {
+    db::workflows::lock_name(conn, &wanted.name).await?;
+    let Some(current) = db::workflows::find_active(&mut *conn, &wanted.name).await? else {
+        context.check_absent()?;
+        return Ok(Put::Created(save_workflow::create_in(conn, context, wanted).await?));
+    };
+    context.check_revision(&current.revision())?;
+    let workflow_id = plan_workflow_id(&current.workflow_data.0).unwrap_or_default();
+    let plan = wanted.content.plan(&workflow_id, &current.name, current.version);
+    let same_content = db::workflows::has_plan(&mut *conn, current.id, &plan).await?
+        && db::workflows::has_input_schema(&mut *conn, current.id, wanted.input_schema.as_deref()).await?;
+    let same_description = wanted.description == current.description;
+    if same_content && same_description {
+        return Ok(Put::Unchanged(current));
+    }
+    let patch = WorkflowPatch::from(wanted);
+    // A new description alone is no new version, as with any update.
+    let patch = if same_content { WorkflowPatch { start_step: None, steps: None, ..patch } } else { patch };
+    Ok(Put::Updated(save_workflow::update_in(conn, context, current.id, patch).await?))
+}
+
+/// Makes content and description of an earlier version those of the newest one, under this id. The version that the
+/// id has already is no change.
+pub async fn roll_back(
+    pool: &PgPool,
+    context: Context<'_>,
+    id: Uuid,
+    version: i32,
+) -> Result<WorkflowRow, RollBackError> {
+    let mut transaction = pool.begin().await?;
+    context.claim(&mut transaction, &id.to_string()).await.map_err(SaveWorkflowError::from)?;
+    let name = db::workflows::find(&mut *transaction, id).await?.ok_or(SaveWorkflowError::NotFound)?.name;
+    // Nobody moves contents between the rows of this name from here on.
+    db::workflows::lock_name(&mut transaction, &name).await?;
+    let current = db::workflows::lock(&mut transaction, id).await?.ok_or(SaveWorkflowError::NotFound)?;
+    context.check_revision(&current.revision()).map_err(SaveWorkflowError::from)?;
+    if current.version == version {
+        transaction.commit().await?;
+        return Ok(current);
+    }
+    let target = db::workflows::find_version(&mut *transaction, &name, version).await?;
+    let target = target.ok_or(RollBackError::NoSuchVersion(version))?;
+    let content = Content::of_plan(&target.workflow_data.0).map_err(SaveWorkflowError::Invalid)?;
+    let patch = WorkflowPatch {
+        description: target.description.map_or(Patch::Null, Patch::Value),
+        start_step: Some(content.start_step().to_owned()),
+        steps: Some(content.steps().clone()),
+        input_schema: target.input_schema.map_or(Patch::Null, |schema| Patch::Value(schema.0)),
+        status: None,
+    };
+    let row = save_workflow::update_in(&mut transaction, context, id, patch).await?;
+    transaction.commit().await?;
+    Ok(row)
+}

@@ -1,0 +1,166 @@
+//! Workflows by their names: what a deployment script knows.
+
+use axum::{
+    extract::{FromRequestParts, Path, State},
+    response::{IntoResponse, Response},
+};
+use http::{StatusCode, request::Parts};
+use utoipa::ToSchema;
+
+use super::{
+    App,
+    auth::Caller,
+    definition::StepsBody,
+    error::{ApiError, ErrorBody},
+    etag::{IfMatch, IfNoneMatch},
+    extract::{JsonBody, Key},
+    prefer::Wait,
+    request::CorrelationId,
+    runs::RunDetail,
+    workflows::{self, ExecuteBody, Workflow, not_found, save_error},
+};
+use crate::{
+    actions::put_workflow::{self, Put},
+    db,
+    input::{self, Node, Object},
+    workflow::Draft,
+};
+
+/// `{name}` in the path.
+pub struct Name(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Name {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let Path(name) = Path::<String>::from_request_parts(parts, state).await.map_err(|_| not_found())?;
+        // No row can have such a name, and the database would refuse to look.
+        if name.contains('\0') { Err(not_found()) } else { Ok(Self(name)) }
+    }
+}
+
+/// The definition that a name is to have.
+#[derive(ToSchema)]
+#[schema(as = WantedWorkflow)]
+#[expect(dead_code, reason = "describes what `put_workflow_by_name` reads")]
+pub struct WantedWorkflowBody {
+    /// Absent is null.
+    description: Option<String>,
+    /// The id of the first step.
+    #[schema(min_length = 1, example = "summarise")]
+    start_step: String,
+    /// The steps by id.
+    steps: StepsBody,
+    /// Absent is null, which takes any object as input.
+    #[schema(value_type = Option<Object>)]
+    input_schema: Option<()>,
+}
+
+/// Shows the newest active version of a name.
+#[utoipa::path(
+    get, path = "/workflows/by-name/{name}", tag = "workflows",
+    params(
+        ("name" = String, Path),
+        ("If-None-Match" = Option<String>, Header, description = "Only if the `ETag` is another one"),
+    ),
+    responses(
+        (status = 200, body = Workflow, headers(("ETag" = String, description = "The state that is shown"))),
+        (status = 304), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody),
+    ),
+)]
+pub async fn get_workflow_by_name(
+    State(app): State<App>,
+    Name(name): Name,
+    if_none_match: IfNoneMatch,
+) -> Result<Response, ApiError> {
+    let row = db::workflows::find_active(&app.pool, &name).await?.ok_or_else(not_found)?;
+    Ok(if_none_match.answer(&row.revision(), Workflow::from(row)))
+}
+
+/// Brings a name to a wanted definition; safe to repeat. What is stored already stays untouched, another content
+/// becomes the next version under the same id, and a name without an active version gets one.
+#[utoipa::path(
+    put, path = "/workflows/by-name/{name}", tag = "workflows",
+    params(
+        ("name" = String, Path, min_length = 1, max_length = 255),
+        ("If-Match" = Option<String>, Header, description = "Only if the `ETag` is still this one"),
+    ),
+    request_body = WantedWorkflowBody,
+    responses(
+        (status = 200, description = "The newest version, changed or not", body = Workflow,
+            headers(("ETag" = String, description = "The state that is shown"))),
+        (status = 201, description = "The name had no active version", body = Workflow,
+            headers(("ETag" = String, description = "The state that is shown"))),
+        (status = 412, description = "It has changed since it was read", body = ErrorBody),
+        (status = 400, description = "A step names an agent that does not exist or is not active", body = ErrorBody),
+        (status = 404, description = "No name can be like that", body = ErrorBody),
+        (status = 413, description = "Too large to be executed", body = ErrorBody),
+        (status = 422, body = ErrorBody),
+    ),
+)]
+pub async fn put_workflow_by_name(
+    State(app): State<App>,
+    caller: Caller,
+    Name(name): Name,
+    IfMatch(if_match): IfMatch,
+    body: JsonBody,
+) -> Result<Response, ApiError> {
+    let body = Object::body(body.raw())?;
+    let mut errors = Vec::new();
+    let members: Vec<&str> = Draft::MEMBERS.into_iter().filter(|member| *member != "name").collect();
+    body.only(&members, &mut errors);
+    let name = input::to_raw(&name);
+    let draft = input::keep(Draft::named(&Node::new("path.name", &name), &body), &mut errors);
+    let Some(draft) = draft.filter(|_| errors.is_empty()) else { return Err(errors.into()) };
+    let context = app.context(&caller).with_if_match(if_match.as_ref());
+    let put = put_workflow::put_workflow(&app.pool, context, draft.checked()?).await;
+    let (status, what, row) = match put.map_err(|error| save_error(error, StatusCode::BAD_REQUEST))? {
+        Put::Created(row) => (StatusCode::CREATED, "created", row),
+        Put::Updated(row) => (StatusCode::OK, "updated", row),
+        Put::Unchanged(row) => (StatusCode::OK, "unchanged", row),
+    };
+    tracing::info!(target: "api.routes.workflows", workflow_id = %row.id, "Workflow {what} by name");
+    Ok((status, workflows::tagged(row)).into_response())
+}
+
+/// Starts a run of the newest active version of a name, as executing that version by its id does.
+#[utoipa::path(
+    post, path = "/workflows/by-name/{name}/execute", tag = "workflows",
+    params(
+        ("name" = String, Path),
+        ("Idempotency-Key" = Option<String>, Header, description = "A repeat with the same key and body answers with \
+            the first run and `Idempotency-Replayed: true`; it counts for the name", max_length = 255),
+        ("Prefer" = Option<String>, Header, description = "`wait=N` waits up to N seconds, 60 at most, for the run to \
+            end", example = "wait=5"),
+    ),
+    request_body = ExecuteBody,
+    responses(
+        (status = 200, description = "With `Prefer: wait`: the run has ended, well or not", body = RunDetail, headers(
+            ("Location" = String, description = "Path of the run"),
+            ("Preference-Applied" = String, description = "How long was waited at most"),
+        )),
+        (status = 202, body = RunDetail, headers(
+            ("Location" = String, description = "Path of the run"),
+            ("Retry-After" = i64, description = "With `Prefer: wait`: when to look again"),
+            ("Preference-Applied" = String, description = "With `Prefer: wait`: how long was waited at most"),
+        )),
+        (status = 400, description = "The workflow is not active any more", body = ErrorBody),
+        (status = 404, description = "The name has no active version", body = ErrorBody),
+        (status = 413, body = ErrorBody),
+        (status = 422, description = "Not valid, or the key was used with another body", body = ErrorBody),
+        (status = 503, description = "The database is away, or too much waits already", body = ErrorBody),
+    ),
+)]
+pub async fn execute_workflow_by_name(
+    State(app): State<App>,
+    caller: Caller,
+    CorrelationId(correlation_id): CorrelationId,
+    Name(name): Name,
+    key: Key,
+    wait: Wait,
+    body: JsonBody,
+) -> Result<Response, ApiError> {
+    let id = db::workflows::find_active(&app.pool, &name).await?.ok_or_else(not_found)?.id;
+    // Of the name: a repeat is the same request although the name has another version by now.
+    workflows::start(app, caller, correlation_id, (id, format!("execute by name {name:?}")), key, wait, &body).await
+}

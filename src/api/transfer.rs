@@ -1,0 +1,248 @@
+//! Agents and workflows as one document: `/export` and `/import`.
+//!
+//! Secrets leave only when they are asked for. Without them an agent's `auth_config` and the user and password in its
+//! URL are absent from the document, and importing it keeps the stored ones.
+
+use axum::{Json, extract::State};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use sqlx::types::Json as Column;
+use utoipa::ToSchema;
+
+use super::{
+    App,
+    agents::{NewAgentBody, RetryConfigBody},
+    auth::Caller,
+    error::{ApiError, ErrorBody, FieldErrorBody},
+    extract::{JsonBody, Query},
+    workflows::NewWorkflowBody,
+};
+use crate::{
+    actions::import::{self, FORMAT, FORMAT_VERSION, Import, MAX_ENTRIES, without_credentials},
+    agent::{AuthType, RetryConfig, render_auth_config},
+    db::{self, agents::AgentRow, workflows::WorkflowRow},
+    input::{FieldError, Object, member},
+};
+
+/// Agents and workflows. The same content is the same document, so that it can be kept under version control.
+#[derive(Serialize, ToSchema)]
+pub struct Definitions {
+    /// `workflow-api/definitions`.
+    format: &'static str,
+    /// Of the format: 1.
+    version: i64,
+    /// All agents that are not deleted, by name.
+    agents: Vec<ExportedAgent>,
+    /// The newest active version of each workflow, by name.
+    workflows: Vec<ExportedWorkflow>,
+}
+
+/// An agent in a document.
+#[derive(Serialize, ToSchema)]
+pub struct ExportedAgent {
+    /// Unique for ever.
+    name: String,
+    /// Without user and password unless secrets are asked for.
+    url: String,
+    /// For people.
+    description: Option<String>,
+    /// `none`, `bearer` or `apikey`.
+    auth_type: &'static str,
+    /// Absent unless secrets are asked for and there are some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    auth_config: Option<Box<RawValue>>,
+    /// Time for one call.
+    timeout_ms: i32,
+    /// How calls are repeated.
+    #[schema(value_type = RetryConfigBody)]
+    retry_config: RetryConfig,
+    /// Kept for the UI.
+    #[schema(value_type = Option<Object>)]
+    circuit_breaker_config: Option<Box<RawValue>>,
+    /// `active` or `inactive`.
+    status: String,
+}
+
+impl ExportedAgent {
+    fn new(row: AgentRow, with_secrets: bool) -> Self {
+        let stored = |json: Option<Column<Box<RawValue>>>| json.map(|json| json.0);
+        let auth_type = row.auth_type.as_deref().and_then(AuthType::parse).unwrap_or(AuthType::None);
+        let auth_config = stored(row.auth_config).filter(|_| with_secrets && auth_type != AuthType::None);
+        Self {
+            url: if with_secrets { row.url } else { without_credentials(&row.url) },
+            name: row.name,
+            description: row.description,
+            auth_type: auth_type.as_str(),
+            auth_config: auth_config.and_then(|config| render_auth_config(auth_type, Some(&config))),
+            timeout_ms: row.timeout_ms,
+            retry_config: RetryConfig::from_stored(stored(row.retry_config).as_deref()),
+            circuit_breaker_config: stored(row.circuit_breaker_config).filter(|config| config.get() != "null"),
+            status: row.status,
+        }
+    }
+}
+
+/// A workflow in a document, as it would be created.
+#[derive(Serialize, ToSchema)]
+pub struct ExportedWorkflow {
+    /// Shared by all versions.
+    name: String,
+    /// For people.
+    description: Option<String>,
+    /// The id of the first step.
+    #[schema(value_type = String)]
+    start_step: Option<Box<RawValue>>,
+    /// The steps by id in their normal form.
+    #[schema(value_type = Object)]
+    steps: Option<Box<RawValue>>,
+    /// JSON Schema for the input of runs.
+    #[schema(value_type = Option<Object>)]
+    input_schema: Option<Box<RawValue>>,
+}
+
+impl From<WorkflowRow> for ExportedWorkflow {
+    fn from(row: WorkflowRow) -> Self {
+        let part = |name| member(&row.workflow_data.0, name).map(ToOwned::to_owned);
+        Self {
+            start_step: part("start_step"),
+            steps: part("steps"),
+            name: row.name,
+            description: row.description,
+            input_schema: row.input_schema.map(|schema| schema.0),
+        }
+    }
+}
+
+/// A document to import.
+#[derive(ToSchema)]
+#[schema(as = ImportRequest)]
+#[expect(dead_code, reason = "describes what `import::Import::parse` reads")]
+pub struct ImportBody {
+    /// `workflow-api/definitions`.
+    #[schema(pattern = "^workflow-api/definitions$", example = "workflow-api/definitions")]
+    format: String,
+    /// Of the format: 1.
+    #[schema(minimum = 1, maximum = 1, example = 1)]
+    version: i64,
+    /// As an agent is created, with `status` besides.
+    #[schema(value_type = Option<Vec<NewAgentBody>>, example = json!([]))]
+    agents: Option<Vec<NewAgentBody>>,
+    /// As a workflow is created.
+    #[schema(value_type = Option<Vec<NewWorkflowBody>>, example = json!([]))]
+    workflows: Option<Vec<NewWorkflowBody>>,
+}
+
+/// What became of a document.
+#[derive(Serialize, ToSchema)]
+pub struct ImportReport {
+    /// Nothing was stored: this is what would have happened.
+    dry_run: bool,
+    /// What was not there.
+    created: Names,
+    /// What was different.
+    updated: Names,
+    /// What was as the document says.
+    unchanged: Names,
+    /// Why the document would be refused; only a dry run has any.
+    #[schema(value_type = Vec<FieldErrorBody>)]
+    errors: Vec<FieldError>,
+}
+
+/// Names in an import report.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ImportedNames)]
+pub struct Names {
+    /// Of agents.
+    agents: Vec<String>,
+    /// Of workflows.
+    workflows: Vec<String>,
+}
+
+impl From<import::Names> for Names {
+    fn from(import::Names { agents, workflows }: import::Names) -> Self {
+        Self { agents, workflows }
+    }
+}
+
+/// A parameter that is `true` or `false`; absent is false.
+fn flag(query: &Query, name: &str) -> Result<bool, ApiError> {
+    match query.text(name) {
+        None | Some("false" | "0") => Ok(false),
+        Some("true" | "1") => Ok(true),
+        Some(_) => {
+            let message = "Input should be a valid boolean, unable to interpret input";
+            Err(FieldError::new(format!("query.{name}"), "bool_parsing", message).into())
+        }
+    }
+}
+
+/// Gives all agents and the newest active version of every workflow as one document, which `POST /import` takes.
+/// Secrets are left out unless they are asked for.
+#[utoipa::path(
+    get, path = "/export", tag = "workflows",
+    params(("include_secrets" = Option<bool>, Query, description = "With the agents' credentials")),
+    responses(
+        (status = 200, body = Definitions),
+        (status = 413, description = "There are more than a document can hold", body = ErrorBody),
+        (status = 422, body = ErrorBody),
+    ),
+)]
+pub async fn export_definitions(State(app): State<App>, query: Query) -> Result<Json<Definitions>, ApiError> {
+    let with_secrets = flag(&query, "include_secrets")?;
+    let mut transaction = app.pool.begin().await?;
+    // So that the workflows are those of the same moment as the agents.
+    sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY").execute(&mut *transaction).await?;
+    let limit = i64::try_from(MAX_ENTRIES + 1).unwrap_or(i64::MAX);
+    let agents = db::agents::present(&mut transaction, limit).await?;
+    let workflows = db::workflows::all_active(&mut transaction, limit).await?;
+    transaction.commit().await?;
+    if agents.len() > MAX_ENTRIES || workflows.len() > MAX_ENTRIES {
+        let detail = format!("A document holds at most {MAX_ENTRIES} agents and as many workflows; use the lists");
+        return Err(ApiError::new(http::StatusCode::PAYLOAD_TOO_LARGE, "export_too_large", detail));
+    }
+    Ok(Json(Definitions {
+        format: FORMAT,
+        version: FORMAT_VERSION,
+        agents: agents.into_iter().map(|row| ExportedAgent::new(row, with_secrets)).collect(),
+        workflows: workflows.into_iter().map(ExportedWorkflow::from).collect(),
+    }))
+}
+
+/// Brings agents and workflows to what the document says, all of them or none; safe to repeat. What the document
+/// does not name stays. Credentials that it leaves out stay as they are stored.
+#[utoipa::path(
+    post, path = "/import", tag = "workflows", request_body = ImportBody,
+    params(("dry_run" = Option<bool>, Query, description = "Only say what would happen, errors included")),
+    responses(
+        (status = 200, body = ImportReport),
+        (status = 422, description = "Nothing was imported; `errors` names every entry that is wrong", body = ErrorBody),
+    ),
+)]
+pub async fn import_definitions(
+    State(app): State<App>,
+    caller: Caller,
+    query: Query,
+    body: JsonBody,
+) -> Result<Json<ImportReport>, ApiError> {
+    let dry_run = flag(&query, "dry_run")?;
+    Object::body(body.raw())?;
+    let report = match Import::parse(body.raw()) {
+        Ok(document) => import::import(&app.pool, app.context(&caller), document, dry_run).await?,
+        Err(errors) => import::Report { errors, ..import::Report::default() },
+    };
+    let import::Report { created, updated, unchanged, errors } = report;
+    if !errors.is_empty() && !dry_run {
+        return Err(errors.into());
+    }
+    if !dry_run {
+        tracing::info!(
+            target: "api.routes.workflows",
+            agents = created.agents.len() + updated.agents.len(),
+            workflows = created.workflows.len() + updated.workflows.len(),
+            "Definitions imported"
+        );
+    }
+    let (created, updated, unchanged) = (created.into(), updated.into(), unchanged.into());
+    Ok(Json(ImportReport { dry_run, created, updated, unchanged, errors }))
+}

@@ -1,0 +1,151 @@
+//! The log of a run: filled by triggers on the shared tables (see the migration), or by statements that record
+//! themselves (see `executions`). Written rows have no place in the log until somebody reads it.
+
+use sqlx::{PgConnection, PgExecutor, PgPool};
+
+use super::{
+    Error,
+    list::{self, Cut, EntryId, Listed, Narrow, Order, Part, Position, SortValue, Table},
+};
+use crate::timestamp::Timestamp;
+
+/// An entry of a log.
+#[derive(Clone, Debug, sqlx::FromRow)]
+#[expect(missing_docs, reason = "the columns are described in the migration")]
+pub struct EventRow {
+    pub run_id: String,
+    pub seq: i32,
+    pub at: Timestamp,
+    pub kind: String,
+    pub step_id: Option<String>,
+    pub attempt_id: Option<String>,
+    pub agent_name: Option<String>,
+    pub http_status: Option<i32>,
+    pub duration_ms: Option<f64>,
+    pub detail: Option<String>,
+}
+
+/// The logs of all runs, as a table. A run's creation is entry 0.
+const LOG: &str = "(
+    SELECT run_id, 0 AS seq, created_at AS at, 'run.created' AS kind, NULL::varchar AS step_id,
+        NULL::varchar AS attempt_id, NULL::varchar AS agent_name, NULL::integer AS http_status,
+        NULL::float8 AS duration_ms, triggered_by::text AS detail
+    FROM workflow_runs
+    UNION ALL
+    SELECT run_id, seq, at AT TIME ZONE 'UTC', kind, step_id, attempt_id, agent_name, http_status, duration_ms, detail
+    FROM run_events WHERE seq IS NOT NULL
+) AS log";
+const COLUMNS: &str = "run_id, seq, at, kind, step_id, attempt_id, agent_name, http_status, duration_ms, detail";
+
+impl Listed for EventRow {
+    const TABLE: Table = Table { name: LOG, columns: COLUMNS, id: "run_id" };
+
+    fn position(&self, _column: &str) -> Position {
+        Position { value: SortValue::Integer(self.seq), id: EntryId::Text(self.run_id.clone()) }
+    }
+}
+
+/// The order of a log.
+#[must_use]
+pub fn order(ascending: bool) -> Order {
+    Order { column: "seq", nullable: false, ascending }
+}
+
+/// Gives the rows of a run that have become visible since the last time their places, in the order in which they were
+/// written. Of two that do it at once, the second would begin with a place that the first has given; the table refuses
+/// that, and the second looks again.
+pub async fn number(pool: &PgPool, run_id: &str) -> Result<(), Error> {
+    // Locked in one order, so that the two do not wait for each other.
+    let sql = "
+        WITH fresh AS MATERIALIZED (
+            SELECT ctid AS location, id FROM run_events WHERE run_id = $1 AND seq IS NULL ORDER BY id FOR UPDATE
+        ), placed AS (
+            SELECT location, row_number() OVER (ORDER BY id)
+                + coalesce((SELECT max(seq) FROM run_events WHERE run_id = $1), 0) AS place
+            FROM fresh
+        )
+        UPDATE run_events e SET seq = place FROM placed WHERE e.ctid = location AND e.run_id = $1";
+    loop {
+        match sqlx::query(sql).bind(run_id).execute(pool).await.map_err(Error::from) {
+            Err(Error::Conflict { .. }) => {}
+            other => return other.map(drop),
+        }
+    }
+}
+
+/// What a log is narrowed to.
+#[derive(Debug, Default)]
+pub struct Filter<'a> {
+    /// Exact ids of steps; all entries if there are none.
+    pub steps: &'a [String],
+    /// Exact kinds; all if there are none.
+    pub kinds: &'a [String],
+}
+
+/// A part of the log of a run, as far as it is [numbered](number).
+pub async fn list(
+    conn: &mut PgConnection,
+    run_id: &str,
+    filter: &Filter<'_>,
+    order: Order,
+    cut: &Cut,
+) -> Result<Part<EventRow>, Error> {
+    let narrow = |narrow: &mut Narrow<'_>| {
+        narrow.equal("run_id", Some(run_id));
+        narrow.one_of("step_id", filter.steps);
+        narrow.one_of("kind", filter.kinds);
+    };
+    list::fetch(conn, narrow, order, cut).await
+}
+
+/// What a reader of a log that has seen a part of it has still to see.
+#[derive(Debug)]
+pub struct Rest {
+    /// The run's status. What brought the run there is in the log.
+    pub status: String,
+    /// The last place that is given; 0 if there is none.
+    pub last: i32,
+    /// The next entries.
+    pub rows: Vec<EventRow>,
+}
+
+/// The entries behind the place `after`; `None` if there is no such run.
+pub async fn rest(pool: &PgPool, run_id: &str, after: i32, limit: i64) -> Result<Option<Rest>, Error> {
+    // The status comes first, so that its cause is among what is read next.
+    let sql = "SELECT status FROM workflow_runs WHERE run_id = $1";
+    let Some(status) = sqlx::query_scalar(sql).bind(run_id).fetch_optional(pool).await? else { return Ok(None) };
+    number(pool, run_id).await?;
+    let sql = "SELECT coalesce(max(seq), 0) FROM run_events WHERE run_id = $1";
+    let last = sqlx::query_scalar(sql).bind(run_id).fetch_one(pool).await?;
+    let sql = format!("SELECT {COLUMNS} FROM {LOG} WHERE run_id = $1 AND seq > $2 ORDER BY seq LIMIT $3");
+    let rows = sqlx::query_as(&sql).bind(run_id).bind(after).bind(limit).fetch_all(pool).await?;
+    Ok(Some(Rest { status, last, rows }))
+}
+
+/// How far a run is. It changes with every entry of its log.
+#[derive(Clone, Debug, Default, PartialEq, Eq, sqlx::FromRow)]
+pub struct Progress {
+    /// It is in a terminal state, or gone.
+    pub has_ended: bool,
+    /// Its last place, if one is given.
+    last: Option<i32>,
+    /// How many rows have none.
+    unnumbered: i64,
+}
+
+/// How far these runs are, each with its id.
+pub async fn progress(db: impl PgExecutor<'_>, run_ids: &[String]) -> Result<Vec<(String, Progress)>, Error> {
+    #[derive(sqlx::FromRow)]
+    struct Row {
+        run_id: String,
+        #[sqlx(flatten)]
+        progress: Progress,
+    }
+    let sql = "
+        SELECT asked.run_id, coalesce(status IN ('COMPLETED', 'FAILED', 'CANCELLED'), true) AS has_ended,
+            (SELECT max(seq) FROM run_events e WHERE e.run_id = asked.run_id) AS last,
+            (SELECT count(*) FROM run_events e WHERE e.run_id = asked.run_id AND seq IS NULL) AS unnumbered
+        FROM unnest($1::text[]) AS asked (run_id) LEFT JOIN workflow_runs r ON r.run_id = asked.run_id";
+    let rows: Vec<Row> = sqlx::query_as(sql).bind(run_ids).fetch_all(db).await?;
+    Ok(rows.into_iter().map(|row| (row.run_id, row.progress)).collect())
+}

@@ -1,0 +1,376 @@
+//! What a definition may say and yet cannot mean: `${…}` references that can never resolve, and steps that never
+//! run.
+//!
+//! A warning is given only where no run could resolve the reference. What is merely uncertain, such as the output of
+//! a sibling that runs at the same time, passes.
+
+use std::collections::HashSet;
+
+use serde_json::value::RawValue;
+
+use super::{
+    step::{Step, StepKind},
+    steps::Steps,
+};
+use crate::{
+    expression,
+    input::{FieldError, elements, members, shorten, text},
+    mapping::{
+        MappingFault, Piece,
+        reference::{Root, root_of},
+        split,
+    },
+};
+
+/// Steps looked at while references are checked. Deeply nested definitions with many references would take
+/// quadratic time otherwise; real ones need a few thousand.
+const MAX_WORK: usize = 4_000_000;
+
+/// Warnings given at once, as with errors.
+const MAX_WARNINGS: usize = 100;
+
+/// The warnings about a valid definition.
+pub(super) fn warnings(start_step: &str, steps: &Steps) -> Vec<FieldError> {
+    let mut check = Check::new(start_step, steps);
+    for place in 0..steps.len() {
+        check.step(place);
+        if check.work > MAX_WORK {
+            let message = "The definition is too large for all of its references to be checked";
+            check.warnings.push(FieldError::new("body.steps", "references_not_checked", message));
+            break;
+        }
+        if check.warnings.len() >= MAX_WARNINGS {
+            break;
+        }
+    }
+    check.warnings.truncate(MAX_WARNINGS);
+    check.warnings
+}
+
+/// Where a step is mentioned: by which container, and whether as part of a loop's body.
+#[derive(Clone, Copy)]
+struct Parent {
+    place: usize,
+    by_loop: bool,
+}
+
+struct Check<'a> {
+    steps: &'a Steps,
+    /// The position on the main chain, by place.
+    chain: Vec<Option<usize>>,
+    parents: Vec<Vec<Parent>>,
+    work: usize,
+    warnings: Vec<FieldError>,
+}
+
+impl<'a> Check<'a> {
+    fn new(start_step: &str, steps: &'a Steps) -> Self {
+        let mut chain = vec![None; steps.len()];
+        let mut next = steps.place(start_step);
+        let mut position = 0;
+        while let Some(place) = next.filter(|place| chain[*place].is_none()) {
+            chain[place] = Some(position);
+            position += 1;
+            next = steps.at(place).next_step.as_deref().and_then(|id| steps.place(id));
+        }
+        let mut parents = vec![Vec::new(); steps.len()];
+        for place in 0..steps.len() {
+            let by_loop = steps.at(place).kind == StepKind::Loop;
+            for inner in steps.at(place).nested().filter_map(|id| steps.place(id)) {
+                parents[inner].push(Parent { place, by_loop });
+            }
+        }
+        Self { steps, chain, parents, work: 0, warnings: Vec::new() }
+    }
+
+    fn step(&mut self, place: usize) {
+        let step = self.steps.at(place);
+        let around = self.containers(place, true);
+        if around.iter().all(|place| self.chain[*place].is_none()) {
+            let message = "The step never runs: what mentions it is not used by the type of the mentioning step, or is \
+                 the next_step of a step inside a container";
+            self.warnings.push(FieldError::new(format!("body.steps.{}", step.id), "step_never_runs", message));
+            return;
+        }
+        let in_loop = around.iter().any(|place| self.parents[*place].iter().any(|parent| parent.by_loop));
+        let condition = step.condition.as_ref().filter(|_| step.kind == StepKind::Conditional);
+        if let Some(fault) = condition.and_then(|condition| expression::check(&condition.expression).err()) {
+            let field = format!("body.steps.{}.condition.expression", step.id);
+            let message = format!("The step will fail, since its condition is none: {fault}");
+            self.warnings.push(FieldError::new(field, "malformed_condition", message));
+        }
+        let mut known = HashSet::new();
+        for (member, reference) in references(step) {
+            if self.work > MAX_WORK || self.warnings.len() >= MAX_WARNINGS {
+                return;
+            }
+            // The same reference in the same member is one warning, and costs once.
+            if !known.insert((member.clone(), reference.clone())) {
+                continue;
+            }
+            if let Some((kind, message)) = self.fault(&reference, place, &around, in_loop) {
+                let field = format!("body.steps.{}.{member}", step.id);
+                let message = format!("Reference '{}': {message}", shorten(&reference));
+                self.warnings.push(FieldError::new(field, kind, message));
+            }
+        }
+    }
+
+    /// Why a reference of the step at `place` can never resolve.
+    fn fault(
+        &mut self,
+        reference: &str,
+        place: usize,
+        around: &HashSet<usize>,
+        in_loop: bool,
+    ) -> Option<(&'static str, String)> {
+        let target = match root_of(reference) {
+            Ok((Root::Input(_), _)) => return None,
+            Ok((Root::Output(target, _), _)) => target,
+            Ok((Root::Loop(..), _)) => {
+                let message = "loop variables exist only inside a loop_body".to_owned();
+                return (!in_loop).then_some(("reference_outside_loop", message));
+            }
+            Err(fault @ MappingFault::NoLoopVariable(_)) => return Some(("unknown_loop_variable", fault.to_string())),
+            Err(_) => {
+                let message = "must begin with workflow.input, <step id>.output or, inside a loop, loop.item";
+                return Some(("malformed_reference", message.to_owned()));
+            }
+        };
+        let Some(target_place) = self.steps.place(target) else {
+            return Some(("unknown_step", format!("there is no step '{}'", shorten(target))));
+        };
+        if target_place == place {
+            return Some(("reference_to_itself", "a step cannot use its own output".to_owned()));
+        }
+        if self.can_precede(target_place, around) {
+            return None;
+        }
+        let message = format!("step '{}' never has an output before this step runs", shorten(target));
+        Some(("reference_never_resolves", message))
+    }
+
+    /// The step itself and all containers around it. Without loops: only those from which its output can be seen,
+    /// since what a loop's body puts out is seen inside its iteration alone.
+    fn containers(&mut self, place: usize, through_loops: bool) -> HashSet<usize> {
+        let mut found = HashSet::from([place]);
+        let mut open = vec![place];
+        while let Some(place) = open.pop() {
+            self.work += 1;
+            let parents = self.parents[place].iter().filter(|parent| through_loops || !parent.by_loop);
+            open.extend(parents.map(|parent| parent.place).filter(|parent| found.insert(*parent)));
+        }
+        found
+    }
+
+    /// Whether the target's output can be there when a step inside `around` begins.
+    fn can_precede(&mut self, target: usize, around: &HashSet<usize>) -> bool {
+        let seen_from = self.containers(target, false);
+        let first = seen_from.iter().filter_map(|place| self.chain[*place]).min();
+        let last = around.iter().filter_map(|place| self.chain[*place]).max();
+        if first.is_some_and(|first| last.is_some_and(|last| first < last)) {
+            return true;
+        }
+        let steps = self.steps;
+        around.iter().any(|container| {
+            let container = steps.at(*container);
+            let ids = |ids: &'a [String]| ids.iter().map(|id| steps.place(id)).collect::<Vec<_>>();
+            // In a line of steps one comes before another; of lines side by side any may be the first.
+            let lines: Vec<Vec<Option<usize>>> = match container.kind {
+                StepKind::Agent | StepKind::Conditional => return false,
+                StepKind::Parallel => {
+                    let members = container.parallel_steps.as_deref().unwrap_or_default();
+                    members.iter().map(|id| vec![steps.place(id)]).collect()
+                }
+                StepKind::Loop => container.loop_config.iter().map(|config| ids(&config.loop_body)).collect(),
+                StepKind::ForkJoin => {
+                    let branches = container.fork_join_config.iter().flat_map(|config| &config.branches);
+                    branches.map(|(_, branch)| ids(&branch.steps)).collect()
+                }
+            };
+            self.work += lines.iter().map(Vec::len).sum::<usize>();
+            let within = |set: &HashSet<usize>, place: &Option<usize>| place.is_some_and(|place| set.contains(&place));
+            let firsts: Vec<_> =
+                lines.iter().map(|line| line.iter().position(|place| within(&seen_from, place))).collect();
+            let lasts: Vec<_> = lines.iter().map(|line| line.iter().rposition(|place| within(around, place))).collect();
+            let with_target = firsts.iter().filter(|first| first.is_some()).count();
+            firsts.iter().zip(&lasts).any(|(first, last)| {
+                let Some(last) = last else { return false };
+                with_target > usize::from(first.is_some()) || first.is_some_and(|first| first < *last)
+            })
+        })
+    }
+}
+
+/// The references that a step of its kind resolves, each with the member that holds it.
+fn references(step: &Step) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut add = |member: &str, text: &str| {
+        let references = split(text).into_iter().filter_map(|piece| match piece {
+            Piece::Reference(reference) => Some((member.to_owned(), reference.to_owned())),
+            Piece::Text(_) => None,
+        });
+        found.extend(references);
+    };
+    match step.kind {
+        StepKind::Agent => {
+            for (name, value) in step.mapping() {
+                strings(value, &mut |text| add(&format!("input_mapping.{}", shorten(name)), text));
+            }
+        }
+        StepKind::Conditional => {
+            if let Some(condition) = &step.condition {
+                add("condition.expression", &condition.expression);
+            }
+        }
+        StepKind::Loop => {
+            if let Some(config) = &step.loop_config {
+                // Only what it begins with counts.
+                let end = config.collection.find('}').map_or(0, |end| end + 1);
+                add("loop_config.collection", config.collection[..end].trim_start());
+            }
+        }
+        StepKind::Parallel | StepKind::ForkJoin => {}
+    }
+    found
+}
+
+/// The strings inside a value, keys left out. Recursion ends at the depth that JSON from outside may have.
+fn strings(value: &RawValue, found: &mut impl FnMut(&str)) {
+    if let Some(text) = text(value) {
+        found(&text);
+    } else if let Some(elements) = elements(value) {
+        for element in elements {
+            strings(element, found);
+        }
+    } else if let Some(members) = members(value) {
+        for (_, member) in members {
+            strings(member, found);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        input::{Node, check_json},
+        workflow::step::Origin,
+    };
+
+    /// Steps started at `a` give these warnings: `step.member kind`.
+    fn check(json: &str, expected: &[&str]) {
+        let raw = check_json(json.as_bytes()).expect(json);
+        let steps = Steps::read(&Node::new("steps", raw), Origin::Caller).expect(json);
+        let found = warnings("a", &steps);
+        let found: Vec<_> =
+            found.iter().map(|one| format!("{} {}", one.field.trim_start_matches("body.steps."), one.kind)).collect();
+        assert_eq!(found, expected, "{json}");
+    }
+
+    fn agent(id: &str, next: &str, reference: &str) -> String {
+        let next = if next.is_empty() { "null".to_owned() } else { format!("\"{next}\"") };
+        format!(
+            r#""{id}":{{"id":"{id}","agent_name":"x","next_step":{next},"input_mapping":{{"m":["t ${{{reference}}}"]}}}}"#
+        )
+    }
+
+    #[test]
+    fn a_step_sees_the_input_and_what_ran_before() {
+        let chain = |of_a: &str, of_b: &str| format!("{{{},{}}}", agent("a", "b", of_a), agent("b", "", of_b));
+        check(&chain("workflow.input.x", "a.output.text"), &[]);
+        check(&chain("workflow.input", "steps.a.output"), &[]);
+        check(
+            &chain("b.output.text", "b.output.text"),
+            &["a.input_mapping.m reference_never_resolves", "b.input_mapping.m reference_to_itself"],
+        );
+        check(
+            &chain("gone.output.x", "workflow.inputs.x"),
+            &["a.input_mapping.m unknown_step", "b.input_mapping.m malformed_reference"],
+        );
+        check(
+            &chain("loop.item", "loop.items"),
+            &["a.input_mapping.m reference_outside_loop", "b.input_mapping.m unknown_loop_variable"],
+        );
+    }
+
+    #[test]
+    fn a_loop_keeps_its_outputs_and_variables_to_itself() {
+        let with = |collection: &str, of_b: &str, of_c: &str, of_d: &str| {
+            let head = r#""type":"loop","next_step":"d","loop_config":{"loop_body":["b","c"],"collection":"#;
+            let (b, c, d) = (agent("b", "", of_b), agent("c", "", of_c), agent("d", "", of_d));
+            format!(r#"{{"a":{{"id":"a",{head}"${{{collection}}}"}}}},{b},{c},{d}}}"#)
+        };
+        check(&with("workflow.input.i", "loop.item", "b.output.x", "a.output.iterations"), &[]);
+        check(
+            &with("b.output.x", "c.output.x", "a.output.x", "b.output.x"),
+            &[
+                "a.loop_config.collection reference_never_resolves",
+                "b.input_mapping.m reference_never_resolves",
+                "c.input_mapping.m reference_never_resolves",
+                "d.input_mapping.m reference_never_resolves",
+            ],
+        );
+    }
+
+    #[test]
+    fn branches_of_a_fork_may_race_and_those_of_a_condition_exclude_each_other() {
+        let fork = |of_b: &str, of_c: &str, of_d: &str| {
+            let head =
+                r#""type":"fork_join","fork_join_config":{"branches":{"x":{"steps":["b","c"]},"y":{"steps":["d"]}}}"#;
+            let (b, c, d) = (agent("b", "", of_b), agent("c", "", of_c), agent("d", "", of_d));
+            format!(r#"{{"a":{{"id":"a",{head}}},{b},{c},{d}}}"#)
+        };
+        check(&fork("d.output.x", "b.output.x", "c.output.x"), &[]);
+        check(
+            &fork("c.output.x", "a.output.x", "workflow.input.x"),
+            &["b.input_mapping.m reference_never_resolves", "c.input_mapping.m reference_never_resolves"],
+        );
+        let head = r#""type":"conditional","condition":{"expression":"${b.output.x} == 1"},"if_true_step":"b","if_false_step":"c""#;
+        let (b, c) = (agent("b", "", "workflow.input.x"), agent("c", "", "b.output.x"));
+        check(
+            &format!(r#"{{"a":{{"id":"a",{head}}},{b},{c}}}"#),
+            &["a.condition.expression reference_never_resolves", "c.input_mapping.m reference_never_resolves"],
+        );
+    }
+
+    #[test]
+    fn a_condition_that_cannot_be_read_is_told_of() {
+        let (b, with) = (agent("b", "", "workflow.input.x:-none"), |condition: &str| {
+            format!(
+                r#"{{"a":{{"id":"a","type":"conditional","condition":{{"expression":"{condition}"}},"if_true_step":"b"}},"#
+            )
+        });
+        check(&format!("{}{b}}}", with("${workflow.input.x} > 1")), &[]);
+        check(&format!("{}{b}}}", with("${workflow.input.x} > high")), &["a.condition.expression malformed_condition"]);
+    }
+
+    #[test]
+    fn members_of_a_block_are_seen_after_it_and_the_step_after_a_member_never_runs() {
+        let head = r#""type":"parallel","next_step":"d","parallel_steps":["b","c"]"#;
+        let (b, c) = (agent("b", "e", "c.output.x"), agent("c", "", "workflow.input.x"));
+        let (d, e) = (agent("d", "", "b.output.x"), agent("e", "", "gone.output.x"));
+        check(&format!(r#"{{"a":{{"id":"a",{head}}},{b},{c},{d},{e}}}"#), &["e step_never_runs"]);
+    }
+
+    #[test]
+    fn work_is_bounded() {
+        let count = 5_000;
+        let nest = |n: usize| match n {
+            _ if n == count => r#""a5000":{"id":"a5000","agent_name":"x","input_mapping":{}}"#.to_owned(),
+            _ => {
+                let id = if n == 0 { "a".to_owned() } else { format!("a{n}") };
+                format!(
+                    r#""{id}":{{"id":"{id}","type":"conditional","condition":{{"expression":"${{a.output.x}}"}},"if_true_step":"a{}"}}"#,
+                    n + 1
+                )
+            }
+        };
+        let steps: Vec<_> = (0..=count).map(nest).collect();
+        let raw = format!("{{{}}}", steps.join(","));
+        let raw = check_json(raw.as_bytes()).expect("JSON");
+        let steps = Steps::read(&Node::new("steps", raw), Origin::Caller).expect("steps");
+        assert_eq!(warnings("a", &steps).len(), MAX_WARNINGS);
+        assert_eq!(super::super::Summary::of("a", &steps).depth, count + 1);
+    }
+}

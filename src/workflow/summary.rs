@@ -1,0 +1,75 @@
+//! What a definition looks like from afar.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::{steps::Steps, validate};
+
+/// The shape of a definition, valid or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// Where it begins, as given.
+    pub start_step: String,
+    /// How many steps there are.
+    pub steps: usize,
+    /// How many there are of each type.
+    pub by_type: BTreeMap<&'static str, usize>,
+    /// The agents that steps name, in order of mention.
+    pub agents: Vec<String>,
+    /// How deep containers contain each other: 1 without any container.
+    pub depth: usize,
+    /// Where the main chain ends; empty if it goes round in a circle or leads nowhere.
+    pub end_steps: Vec<String>,
+    /// Steps that nothing leads to from the start, sorted.
+    pub unreachable_steps: Vec<String>,
+}
+
+impl Summary {
+    pub(super) fn of(start_step: &str, steps: &Steps) -> Self {
+        let mut by_type = BTreeMap::new();
+        for step in steps.iter() {
+            *by_type.entry(step.kind.as_str()).or_default() += 1;
+        }
+        let owned = |ids: Vec<&str>| ids.into_iter().map(str::to_owned).collect();
+        Self {
+            start_step: start_step.to_owned(),
+            steps: steps.len(),
+            by_type,
+            agents: owned(steps.agent_names()),
+            depth: depth(steps),
+            end_steps: owned(end_of_main_chain(start_step, steps).into_iter().collect()),
+            unreachable_steps: owned(validate::unreachable(start_step, steps)),
+        }
+    }
+}
+
+fn end_of_main_chain<'a>(start_step: &str, steps: &'a Steps) -> Option<&'a str> {
+    let mut seen = HashSet::new();
+    let mut step = steps.get(start_step)?;
+    while seen.insert(step.id.as_str()) {
+        match &step.next_step {
+            None => return Some(&step.id),
+            Some(next) => step = steps.get(next)?,
+        }
+    }
+    None
+}
+
+/// The longest way from container to content. Iterative, as every walk over a caller's steps; a container that
+/// contains itself, which is an error elsewhere, is not entered twice.
+fn depth(steps: &Steps) -> usize {
+    let mut depths = vec![0; steps.len()];
+    let mut entered = vec![false; steps.len()];
+    for root in 0..steps.len() {
+        let mut open = vec![root];
+        while let Some(&place) = open.last() {
+            let nested = || steps.at(place).nested().filter_map(|id| steps.place(id));
+            if std::mem::replace(&mut entered[place], true) {
+                open.pop();
+                depths[place] = 1 + nested().map(|inner| depths[inner]).max().unwrap_or_default();
+            } else {
+                open.extend(nested().filter(|inner| !entered[*inner]));
+            }
+        }
+    }
+    depths.into_iter().max().unwrap_or_default()
+}

@@ -1,0 +1,74 @@
+//! Workflows by name: looking up, executing, and bringing a name to a wanted definition.
+
+use serde_json::{Value, json};
+use sqlx::PgPool;
+use workflow_api::db::migrations::MIGRATOR;
+
+use crate::service::Service;
+
+const BY_NAME: &str = "/api/v1/workflows/by-name";
+
+fn wanted(text: &str) -> Value {
+    json!({"description": "d", "start_step": "s", "steps": {
+        "s": {"id": "s", "agent_name": "worker", "input_mapping": {"text": text, "n": 1.0}}}})
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_name_leads_to_its_newest_active_version(pool: PgPool) {
+    let service = Service::start(&pool);
+    service.agent("worker", "http://a").await;
+    let first = service.chain("my flow/ä", &["worker"]).await;
+    let second = service.chain("my flow/ä", &["worker", "worker"]).await;
+    let path = format!("{BY_NAME}/my%20flow%2F%C3%A4");
+    assert_eq!(service.get(&path).await.expect(200), second);
+    service.delete(&format!("/api/v1/workflows/{}", second["id"].as_str().expect("an id"))).await.expect(200);
+    assert_eq!(service.get(&path).await.expect(200), first);
+    let run = service.post(&format!("{path}/execute"), &json!({"input_data": {"text": "t"}})).await.expect(202);
+    assert_eq!(run["workflow_id"], first["id"]);
+    for unknown in ["nothing", "%00", "%FF", "versions"] {
+        assert_eq!(service.get(&format!("{BY_NAME}/{unknown}")).await.error(404)["code"], "workflow_not_found");
+        service.post(&format!("{BY_NAME}/{unknown}/execute"), &json!({"input_data": {}})).await.error(404);
+    }
+    service.post(&format!("{path}/execute"), &json!({})).await.error(422);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn putting_the_same_content_changes_nothing(pool: PgPool) {
+    let service = Service::start(&pool);
+    service.agent("worker", "http://a").await;
+    let path = format!("{BY_NAME}/w");
+    let first = service.put(&path, &wanted("a")).await.expect(201);
+    assert_eq!((&first["version"], &first["name"]), (&json!(1), &json!("w")));
+    assert_eq!(service.put(&path, &wanted("a")).await.expect(200), first);
+    let second = service.put(&path, &wanted("b")).await.expect(200);
+    assert_eq!((&second["version"], &second["id"]), (&json!(2), &first["id"]));
+    let mut described = wanted("b");
+    described["description"] = json!("other");
+    let described = service.put(&path, &described).await.expect(200);
+    assert_eq!((&described["version"], &described["description"]), (&json!(2), &json!("other")));
+    // Numbers count by value, and long ones to their last digit.
+    let long = |last: u8| {
+        let body = wanted("b").to_string().replace("1.0", &format!("1234567890123456789012345678{last}"));
+        service.send("PUT", &path, &[("content-type", "application/json")], body)
+    };
+    assert_eq!(long(1).await.expect(200)["version"], 3);
+    assert_eq!(long(1).await.expect(200)["version"], 3);
+    assert_eq!(long(2).await.expect(200)["version"], 4);
+    service.delete(&format!("/api/v1/workflows/{}", first["id"].as_str().expect("an id"))).await.expect(200);
+    // What is active now is an archived version with the first content.
+    assert_eq!(service.get(&path).await.expect(200)["version"], 3);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_wanted_definition_is_checked_as_any(pool: PgPool) {
+    let service = Service::start(&pool);
+    let put = async |name: &str, body: &Value| service.put(&format!("{BY_NAME}/{name}"), body).await;
+    assert_eq!(put("w", &wanted("a")).await.error(400)["code"], "agent_not_found");
+    let mut named = wanted("a");
+    named["name"] = json!("w");
+    assert_eq!(put("w", &named).await.field_errors(), ["body.name extra_forbidden"]);
+    assert_eq!(put("%20", &wanted("a")).await.field_errors(), ["path.name value_error"]);
+    assert_eq!(put(&"x".repeat(256), &wanted("a")).await.field_errors(), ["path.name string_too_long"]);
+    assert_eq!(put("w", &json!({})).await.field_errors(), ["body.start_step missing", "body.steps missing"]);
+    service.get(&format!("{BY_NAME}/w")).await.error(404);
+}

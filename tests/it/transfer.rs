@@ -1,0 +1,104 @@
+//! Export and import of agents and workflows as one document.
+
+use serde_json::{Value, json};
+use sqlx::PgPool;
+use workflow_api::db::migrations::MIGRATOR;
+
+use crate::service::Service;
+
+const EXPORT: &str = "/api/v1/export";
+const IMPORT: &str = "/api/v1/import";
+
+async fn filled(service: &Service) {
+    service.agent("plain", "http://plain").await;
+    let secret = json!({"name": "secret", "url": "http://user:pass@secret", "auth_type": "bearer",
+        "auth_config": {"token": "hush"}});
+    service.post("/api/v1/agents", &secret).await.expect(201);
+    service.chain("one", &["plain"]).await;
+    service.chain("one", &["plain", "secret"]).await;
+    service.chain("two", &["secret"]).await;
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn what_is_exported_is_unchanged_when_it_is_imported(pool: PgPool) {
+    let service = Service::start(&pool);
+    filled(&service).await;
+    let answer = service.get(EXPORT).await;
+    assert!(!answer.text.contains("hush") && !answer.text.contains("pass"), "{}", answer.text);
+    let document = answer.expect(200);
+    assert_eq!((&document["format"], &document["version"]), (&json!("workflow-api/definitions"), &json!(1)));
+    assert_eq!(document["workflows"][0]["steps"].as_object().map(serde_json::Map::len), Some(2));
+    let before = service.get("/api/v1/agents").await.expect(200);
+    let report = service.post(IMPORT, &document).await.expect(200);
+    let nothing = json!({"agents": [], "workflows": []});
+    let all = json!({"agents": ["plain", "secret"], "workflows": ["one", "two"]});
+    let expected = json!({"dry_run": false, "created": nothing, "updated": nothing, "unchanged": all, "errors": []});
+    assert_eq!(report, expected);
+    assert_eq!(service.get("/api/v1/agents").await.expect(200), before);
+    assert_eq!(service.get(EXPORT).await.expect(200), document);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_document_with_secrets_fills_an_empty_database(pool: PgPool) {
+    let service = Service::start(&pool);
+    filled(&service).await;
+    let secret = service.get("/api/v1/agents?name=plain").await.expect(200)["items"][0]["id"].clone();
+    let path = format!("/api/v1/agents/{}", secret.as_str().expect("an id"));
+    service.put(&path, &json!({"status": "inactive"})).await.expect(200);
+    let document = service.get(&format!("{EXPORT}?include_secrets=true")).await.expect(200);
+    assert_eq!(document["agents"][1]["auth_config"]["token"], "hush");
+    sqlx::query("TRUNCATE agents, workflow_definitions CASCADE").execute(&pool).await.expect("emptied");
+    let all = json!({"agents": ["plain", "secret"], "workflows": ["one", "two"]});
+    let dry = service.post(&format!("{IMPORT}?dry_run=true"), &document).await.expect(200);
+    assert_eq!((&dry["created"], &dry["dry_run"]), (&all, &json!(true)));
+    assert_eq!(service.get("/api/v1/agents").await.expect(200)["total"], 0);
+    assert_eq!(service.post(IMPORT, &document).await.expect(200)["created"], all);
+    assert_eq!(service.get(&format!("{EXPORT}?include_secrets=1")).await.expect(200), document);
+    assert_eq!(service.post(IMPORT, &document).await.expect(200)["unchanged"], all);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn all_or_nothing(pool: PgPool) {
+    let service = Service::start(&pool);
+    filled(&service).await;
+    let document = service.get(EXPORT).await.expect(200);
+    let mut bad = document.clone();
+    bad["agents"][0]["timeout_ms"] = json!(2000);
+    bad["agents"][1]["name"] = json!("new");
+    bad["workflows"][0]["steps"]["s0"]["agent_name"] = json!("gone");
+    bad["workflows"][1]["description"] = json!("changed");
+    let expected = ["body.agents.1.auth_config value_error", "body.workflows.0 value_error"];
+    assert_eq!(service.post(IMPORT, &bad).await.field_errors(), expected);
+    assert_eq!(service.get(EXPORT).await.expect(200), document);
+    let dry = service.post(&format!("{IMPORT}?dry_run=1"), &bad).await.expect(200);
+    assert_eq!(dry["errors"].as_array().map(Vec::len), Some(2));
+    assert_eq!((&dry["updated"]["agents"], &dry["updated"]["workflows"]), (&json!(["plain"]), &json!(["two"])));
+    let mut good = document.clone();
+    good["agents"][0]["timeout_ms"] = json!(2000);
+    good["workflows"][1]["steps"]["s0"]["input_mapping"] = json!({});
+    let report = service.post(IMPORT, &good).await.expect(200);
+    assert_eq!(report["updated"], json!({"agents": ["plain"], "workflows": ["two"]}));
+    assert_eq!(service.get("/api/v1/workflows/by-name/two").await.expect(200)["version"], 2);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_document_that_is_none_is_refused(pool: PgPool) {
+    let service = Service::start(&pool);
+    let with = |agents: Value| json!({"format": "workflow-api/definitions", "version": 1, "agents": agents});
+    let agent = json!({"name": "a", "url": "http://a"});
+    for (body, errors) in [
+        (json!({}), vec!["body.format missing", "body.version missing"]),
+        (json!({"format": "other", "version": 2}), vec!["body.format value_error", "body.version less_than_equal"]),
+        (with(json!({})), vec!["body.agents list_type"]),
+        (with(json!([agent, agent])), vec!["body.agents.1.name value_error"]),
+        (with(json!([{"url": 7, "x": 1}])), vec!["body.agents.0.x extra_forbidden", "body.agents.0.url url_type"]),
+        (with(json!([{"url": "http://a"}])), vec!["body.agents.0.name missing"]),
+    ] {
+        assert_eq!(service.post(IMPORT, &body).await.field_errors(), errors, "{body}");
+    }
+    assert_eq!(
+        service.post(&format!("{IMPORT}?dry_run=perhaps"), &with(json!([]))).await.field_errors(),
+        ["query.dry_run bool_parsing"]
+    );
+    assert_eq!(service.get("/api/v1/agents").await.expect(200)["total"], 0);
+}
