@@ -47,6 +47,30 @@ pub(super) fn warnings(start_step: &str, steps: &Steps) -> Vec<FieldError> {
     check.warnings
 }
 
+/// An error for each input of a step, and each collection of a loop, that asks for the output of a step that is not
+/// there: no run could get past it. A condition may ask, and a default makes up for it; both are left to
+/// [`warnings`].
+pub(super) fn unknown_steps(steps: &Steps) -> Vec<FieldError> {
+    let asks = steps.iter().filter(|step| step.kind != StepKind::Conditional);
+    let unknown = asks.flat_map(|step| {
+        references(step).into_iter().filter_map(|(member, reference)| match root_of(&reference) {
+            Ok((Root::Output(target, _), _)) if steps.place(target).is_none() && !reference.contains(":-") => {
+                let message = format!("Reference '{}': {}", shorten(&reference), no_step(target));
+                Some(FieldError::new(format!("body.steps.{}.{member}", step.id), UNKNOWN_STEP, message))
+            }
+            _ => None,
+        })
+    });
+    unknown.take(MAX_WARNINGS).collect()
+}
+
+/// The kind of a reference to a step that is not there.
+const UNKNOWN_STEP: &str = "unknown_step";
+
+fn no_step(id: &str) -> String {
+    format!("there is no step '{}'", shorten(id))
+}
+
 /// Where a step is mentioned: by which container, and whether as part of a loop's body.
 #[derive(Clone, Copy)]
 struct Parent {
@@ -138,7 +162,7 @@ impl<'a> Check<'a> {
             }
         };
         let Some(target_place) = self.steps.place(target) else {
-            return Some(("unknown_step", format!("there is no step '{}'", shorten(target))));
+            return Some((UNKNOWN_STEP, no_step(target)));
         };
         if target_place == place {
             return Some(("reference_to_itself", "a step cannot use its own output".to_owned()));

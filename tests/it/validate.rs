@@ -58,6 +58,13 @@ async fn errors_are_an_answer_and_not_a_failure(pool: PgPool) {
             vec!["body.steps.a.agent_name agent_not_found", "body.steps.b.agent_name agent_not_active"],
             true,
         ),
+        (
+            with(
+                json!({"a": {"id": "a", "agent_name": "x", "input_mapping": {"text": [{"of": "by ${gone.output.text}"}]}}}),
+            ),
+            vec!["body.steps.a.input_mapping.text unknown_step"],
+            true,
+        ),
     ] {
         let answer = service.post(VALIDATE, &body).await.expect(200);
         assert_eq!(
@@ -81,7 +88,7 @@ async fn what_cannot_be_meant_is_a_warning(pool: PgPool) {
     service.agent("worker", "http://a").await;
     let body = json!({"name": "w", "start_step": "a", "note": 1, "steps": {
         "a": {"id": "a", "agent_name": "worker", "next_step": "b", "colour": "red", "input_mapping": {
-            "later": "${b.output.text}", "unknown": ["${gone.output.text}"], "root": "${input.text}", "fine": "${workflow.input}"}},
+            "later": "${b.output.text}", "unknown": ["${gone.output.text:-none}"], "root": "${input.text}", "fine": "${workflow.input}"}},
         "b": {"id": "b", "agent_name": "worker", "input_mapping": {"loop": "${loop.item}"}},
     }});
     let answer = service.post(VALIDATE, &body).await.expect(200);
