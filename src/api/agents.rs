@@ -1,7 +1,6 @@
 //! `/agents`.
 
 use axum::{Json, extract::State, response::Response};
-use http::StatusCode;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
@@ -244,7 +243,7 @@ pub async fn list_agents(State(app): State<App>, query: Query) -> Result<Json<Pa
     params(("Idempotency-Key" = Option<String>, Header, description = "A repeat with the same key and body answers with \
             what the first one made and `Idempotency-Replayed: true`", max_length = 255)),
     responses(
-        (status = 201, body = Agent, headers(("ETag" = String, description = "The state that is shown"))),
+        (status = 201, body = Agent, headers(("ETag" = String, description = "The state that is shown"), ("Location" = String, description = "Its path"))),
         (status = 409, description = "A request with this key is under way", body = ErrorBody),
         (status = 400, description = "The name is taken", body = ErrorBody),
         (status = 422, body = ErrorBody),
@@ -259,7 +258,8 @@ pub async fn create_agent(
     let new = NewAgent::parse(body.raw())?;
     let key = key.bound("create agent", &caller, body.fingerprint());
     let context = app.context(&caller).with_key(key.as_ref());
-    let created = |row: AgentRow| etag::tagged(&row.revision(), (StatusCode::CREATED, Json(Agent::from(row))));
+    let created =
+        |row: AgentRow| etag::created(&app, &format!("/agents/{}", row.id), &row.revision(), Agent::from(row));
     match save_agent::create_agent(&app.pool, context, new).await {
         Ok(row) => {
             tracing::info!(target: "api.routes.agents", agent_id = %row.id, "Agent created");

@@ -15,7 +15,7 @@ use utoipa::{
     openapi::{
         Content, Header, InfoBuilder, Object, OpenApiBuilder, Ref, RefOr, ResponseBuilder, Schema, Type,
         path::{Operation, Parameter},
-        schema::{AdditionalProperties, AnyOf, SchemaType},
+        schema::{AnyOf, SchemaType},
         security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
     },
 };
@@ -30,9 +30,6 @@ const REDOC: &[u8] = include_bytes!("docs/redoc.standalone.js.gz");
 /// What the two pages may do: run and show what comes from here. `ReDoc` searches in a worker that it makes itself.
 const POLICY: &str = "default-src 'self'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
      worker-src blob:; connect-src *; frame-ancestors 'none'";
-
-/// Bodies whose unknown members are refused rather than ignored.
-const CLOSED: [&str; 3] = ["ImportRequest", "RollBackRequest", "WantedWorkflow"];
 
 /// Adds the security scheme, which every route under the prefix takes.
 struct Security;
@@ -80,13 +77,6 @@ pub fn document(api: &config::Api) -> utoipa::openapi::OpenApi {
 /// every route under the prefix can give, the form of headers, and a description for each answer that has none, as
 /// the specification demands one.
 pub fn complete(document: &mut utoipa::openapi::OpenApi, prefix: &str) {
-    for (name, schema) in document.components.iter_mut().flat_map(|components| &mut components.schemas) {
-        if let RefOr::T(Schema::Object(schema)) = schema
-            && CLOSED.contains(&name.as_str())
-        {
-            schema.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
-        }
-    }
     for (path, item) in &mut document.paths.paths {
         let is_business = path.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'))
             && item.get.as_ref().and_then(|get| get.tags.as_ref()).is_none_or(|tags| tags[..] != ["system"]);

@@ -244,7 +244,12 @@ pub async fn get_logs(
     let part = events::list(&mut connection, &run_id, &filter, order, &asked.cut).await?;
     let (_, next) = asked.neighbours(&part);
     let mut response = if prefers_text(&headers) {
-        let text: String = part.rows.into_iter().map(|row| Event::from(row).to_string()).collect();
+        let mut text: String = part.rows.into_iter().map(|row| Event::from(row).to_string()).collect();
+        if let Some(cursor) = &next {
+            text += "... more: ?";
+            text += &query.with_cursor(cursor);
+            text.push('\n');
+        }
         let mut response = text.into_response();
         if let Some(cursor) = next
             && let Ok(link) = HeaderValue::from_str(&format!("<?{}>; rel=\"next\"", query.with_cursor(&cursor)))

@@ -138,6 +138,20 @@ impl Run {
 }
 
 impl Run {
+    /// The run as it was when it had just been written, which is what the first request was answered.
+    #[must_use]
+    pub fn as_started(self) -> Self {
+        Self {
+            status: RunStatus::Pending.as_str().to_owned(),
+            updated_at: self.created_at,
+            completed_at: None,
+            cancelled_at: None,
+            cancelled_by: None,
+            error_message: None,
+            ..self
+        }
+    }
+
     /// The run's id.
     #[must_use]
     pub fn run_id(&self) -> &str {
@@ -429,6 +443,10 @@ impl From<RetryRunError> for ApiError {
             }
             RetryRunError::NoSuchStep(step) => {
                 let text = format!("step '{}' is not on the workflow's main path", shorten(&step));
+                FieldError::rule("body.resume_from_step", text).into()
+            }
+            RetryRunError::NotReached(step) => {
+                let text = format!("step '{}' comes before it, and has not completed", shorten(&step));
                 FieldError::rule("body.resume_from_step", text).into()
             }
             RetryRunError::TooLarge => {
