@@ -296,7 +296,8 @@ pub struct CancelBody {
 #[schema(as = RetryRequest, example = json!({"resume_from_step": null}))]
 #[expect(dead_code, reason = "describes what `retry_run` reads")]
 pub struct RetryBody {
-    /// Repeats this step and all after it, completed or not. Without it, the run goes on after its last completed step.
+    /// Repeats this step and all after it, completed or not, and goes on without those before it that have not
+    /// completed. Without it, the run goes on after its last completed step.
     resume_from_step: Option<String>,
 }
 
@@ -443,10 +444,6 @@ impl From<RetryRunError> for ApiError {
             }
             RetryRunError::NoSuchStep(step) => {
                 let text = format!("step '{}' is not on the workflow's main path", shorten(&step));
-                FieldError::rule("body.resume_from_step", text).into()
-            }
-            RetryRunError::NotReached(step) => {
-                let text = format!("step '{}' comes before it, and has not completed", shorten(&step));
                 FieldError::rule("body.resume_from_step", text).into()
             }
             RetryRunError::TooLarge => {

@@ -67,7 +67,8 @@ pub async fn claim(db: impl PgExecutor<'_>, executor_id: Uuid, batch: &ClaimBatc
                 AND (r.execution_event_id = m.event_id OR r.execution_event_id IS NULL OR m.event_id IS NULL)))
             RETURNING r.run_id, r.workflow_name, r.correlation_id,
                 CASE WHEN m.input IS NULL THEN r.input_data::text END AS input_data,
-                EXISTS (SELECT 1 FROM step_executions s WHERE s.run_id = r.run_id) AS has_steps
+                r.resume_from_step IS NOT NULL
+                    OR EXISTS (SELECT 1 FROM step_executions s WHERE s.run_id = r.run_id) AS has_steps
         ), inserted AS (
             INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, status, input_data, created_at, updated_at,
                 execution_started_at, workflow_plan, correlation_id, executor_id, lease_token)
@@ -168,7 +169,8 @@ pub struct EarlierStep {
     pub resume_from_step: Option<String>,
 }
 
-/// The step rows of a run that the caller holds, oldest first; those still open are closed as interrupted.
+/// The step rows of a run that the caller holds, oldest first; those still open are closed as interrupted. Without any,
+/// one row without a place, for the step to go on from.
 pub async fn resume(db: impl PgExecutor<'_>, run_id: &str, lease_token: Uuid) -> Result<Vec<EarlierStep>, Error> {
     let sql = "
         WITH held AS MATERIALIZED (
@@ -179,9 +181,9 @@ pub async fn resume(db: impl PgExecutor<'_>, run_id: &str, lease_token: Uuid) ->
                 error_message = 'interrupted: the executor stopped while the step ran'
             FROM held WHERE s.run_id = held.run_id AND s.status = 'RUNNING'
         )
-        SELECT coalesce(place, step_id) AS place, status, CASE WHEN status = 'COMPLETED' THEN output_data END AS output_data,
+        SELECT coalesce(place, step_id, '') AS place, coalesce(status, '') AS status, CASE WHEN status = 'COMPLETED' THEN output_data END AS output_data,
             coalesce(started_at >= resumed_at, true) AS is_after_retry, resume_from_step
-        FROM step_executions s JOIN held USING (run_id) ORDER BY started_at, id";
+        FROM held LEFT JOIN step_executions s USING (run_id) ORDER BY started_at, id";
     Ok(sqlx::query_as(sql).bind(run_id).bind(lease_token).fetch_all(db).await?)
 }
 

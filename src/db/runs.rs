@@ -337,16 +337,3 @@ pub async fn start(conn: &mut PgConnection, batch: &StartBatch, audit: bool) -> 
     .fetch_all(conn)
     .await?)
 }
-
-/// The first of these steps, in this order, that has no completed attempt in the run.
-pub async fn first_not_completed(
-    conn: &mut PgConnection,
-    run_id: &str,
-    steps: &[&str],
-) -> Result<Option<String>, Error> {
-    let sql = "SELECT wanted.id FROM unnest($2::text[]) WITH ORDINALITY AS wanted (id, place)
-               WHERE NOT EXISTS (SELECT FROM step_executions AS step
-                   WHERE step.run_id = $1 AND step.step_id = wanted.id AND step.status = 'COMPLETED')
-               ORDER BY wanted.place LIMIT 1";
-    Ok(sqlx::query_scalar(sql).bind(run_id).bind(steps).fetch_optional(conn).await?)
-}

@@ -56,6 +56,11 @@ impl Earlier {
         self.resume_from_step.as_deref() == Some(step_id)
     }
 
+    /// The step at this place was completed.
+    pub(super) fn has(&self, place: &str) -> bool {
+        self.completed().contains_key(place)
+    }
+
     /// Takes out the output of what was completed at this place. Each place is met once.
     pub(super) fn take(&self, place: &str, reuse: Reuse) -> Option<Box<RawValue>> {
         if reuse == Reuse::Nothing {

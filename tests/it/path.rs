@@ -394,6 +394,27 @@ async fn a_retry_can_name_the_step_to_go_on_from(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
+async fn a_run_goes_on_from_a_named_step_without_what_failed_before_it(pool: PgPool) {
+    let service = Service::start(&pool);
+    let _executor = Executor::start(&service);
+    let (broken, broken_url) = Agent::start(|_, _| (StatusCode::BAD_REQUEST, "never").into_response()).await;
+    let (agent, url) = Agent::start(shouting).await;
+    service.agent("broken", &broken_url).await;
+    service.agent("worker", &url).await;
+    let step = |id: &str, agent: &str, next: Value| json!({"id": id, "agent_name": agent, "next_step": next, "input_mapping": {"text": "${workflow.input.text}"}});
+    let steps = json!({"s0": step("s0", "broken", json!("s1")), "s1": step("s1", "worker", Value::Null)});
+    let workflow = json!({"name": "w", "start_step": "s0", "steps": steps});
+    let workflow = service.post("/api/v1/workflows", &workflow).await.expect(201);
+    let run_id = service.execute(workflow["id"].as_str().expect("an id")).await;
+    assert_eq!(ended(&service, &run_id).await["status"], "FAILED");
+    let path = format!("/api/v1/runs/{run_id}/retry");
+    service.post(&path, &json!({"resume_from_step": "s1"})).await.expect(202);
+    assert_eq!(ended(&service, &run_id).await["status"], "COMPLETED");
+    assert_eq!(attempts(&service, &run_id).await, ["s0 FAILED", "s1 COMPLETED"]);
+    assert_eq!((broken.calls().len(), agent.calls().len()), (1, 1));
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
 async fn the_log_has_dispatch_attempts_and_agent_calls_in_their_order(pool: PgPool) {
     let service = Service::start(&pool);
     let _executor = Executor::start(&service);
