@@ -45,6 +45,7 @@ Usage: ./deploy-api.sh COMMAND
 Environment:
   CARGO_TARGET_DIR          where cargo builds (default: target)
   WORKFLOW_API_CACHE        where Kafka is kept (default: ~/.cache/workflow-api)
+  CHROMIUM                  the browser of the tests (default: where distributions put it)
   WORKFLOW_API_TEST_DOCKER  1: test, fuzz and services take their PostgreSQL and Kafka from Docker
 USAGE
 }
@@ -93,6 +94,11 @@ java_package() {
         fi
     done
     echo default-jre-headless
+}
+
+# A browser to try the documentation pages with; Ubuntu has none outside of a snap, and CHROMIUM names one elsewhere.
+need_chromium() {
+    [[ -n ${CHROMIUM:-} ]] || have chromium || have chromium-browser || have google-chrome || MISSING+=(chromium)
 }
 
 install_missing() {
@@ -698,6 +704,7 @@ services() {
 
 run_tests() {
     need_build_tools
+    need_chromium
     install_missing
     ensure_cargo
     start_services

@@ -57,7 +57,7 @@ pub async fn serve(config: Config) -> anyhow::Result<bool> {
     });
     tracing::info!(%address, "workflow-api {} listens on {address}", env!("CARGO_PKG_VERSION"));
     let ended_well = lifecycle.run_until_stopped(signals).await;
-    pool.close().await;
+    db::close(&pool).await;
     tracing::info!("stopped");
     Ok(ended_well)
 }
@@ -109,7 +109,7 @@ pub async fn execute(config: Config) -> anyhow::Result<bool> {
     executor::start(&config, pool.clone(), &lifecycle)?;
     tracing::info!("workflow-api {} executes runs", env!("CARGO_PKG_VERSION"));
     let ended_well = lifecycle.run_until_stopped(signals).await;
-    pool.close().await;
+    db::close(&pool).await;
     tracing::info!("stopped");
     Ok(ended_well)
 }

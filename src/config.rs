@@ -42,7 +42,7 @@ variables! {
     jwt_public_key, jwt_jwks, jwt_issuer, jwt_audience, jwt_default_role, api_key_environment, bootstrap_api_key,
     cors_origins, cors_allow_credentials, cors_allow_methods, cors_allow_headers,
     log_level, log_format, default_page_size, max_page_size, idempotency_key_ttl_hours,
-    enable_metrics, enable_audit_logging, readiness_requires_kafka, max_concurrent_executions,
+    enable_metrics, enable_audit_logging, readiness_requires_kafka, max_concurrent_executions, max_workflow_duration_ms,
 }
 
 /// Variables that may come from a file.
@@ -90,6 +90,8 @@ pub struct Config {
     pub readiness_requires_kafka: bool,
     /// `MAX_CONCURRENT_EXECUTIONS`: runs that one executor drives at a time.
     pub max_concurrent_executions: usize,
+    /// `MAX_WORKFLOW_DURATION_MS`: of a run, from its first claim to its end.
+    pub max_workflow_duration: Duration,
 }
 
 /// `API_*`.
@@ -261,6 +263,8 @@ impl Config {
         let audit = reader.boolean("enable_audit_logging", true);
         let readiness_requires_kafka = reader.boolean("readiness_requires_kafka", false);
         let max_concurrent_executions = reader.number("max_concurrent_executions", 256, 1..=100_000);
+        // A day; at most a year.
+        let max_workflow_duration_ms = reader.number("max_workflow_duration_ms", 86_400_000, 1000..=31_536_000_000);
         // Only after all have been read, so that every problem is found.
         let config = (|| {
             Some(Self {
@@ -276,6 +280,7 @@ impl Config {
                 audit: audit?,
                 readiness_requires_kafka: readiness_requires_kafka?,
                 max_concurrent_executions: max_concurrent_executions?,
+                max_workflow_duration: Duration::from_millis(max_workflow_duration_ms?),
             })
         })();
         reader.finish(config)

@@ -88,6 +88,13 @@ impl From<sqlx::Error> for Error {
 }
 
 impl Error {
+    /// The statement has waited too long for a lock that somebody else holds.
+    #[must_use]
+    pub fn is_lock_timeout(&self) -> bool {
+        let Self::Unavailable(source) = self else { return false };
+        source.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "55P03")
+    }
+
     /// The same statement may succeed when it is run again.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
@@ -130,6 +137,14 @@ where
         // The panic itself was logged by the panic hook.
         Ok(Err(_)) => Err(Error::Bug(sqlx::Error::WorkerCrashed)),
         Err(_) => Err(no_answer()),
+    }
+}
+
+/// Says goodbye to the database, as far as it answers: a connection that was lost without a word never comes back to
+/// the pool, which would be waited for.
+pub async fn close(pool: &PgPool) {
+    if tokio::time::timeout(Duration::from_secs(2), pool.close()).await.is_err() {
+        tracing::warn!("some database connections could not be closed");
     }
 }
 

@@ -1,13 +1,14 @@
 //! The executor: reads requests from Kafka, claims runs under a lease, calls agents, writes what became of it.
 //!
 //! The row in PostgreSQL is the truth and a message is a hint. `intake` claims PENDING runs; each claimed run has a
-//! task that drives it (`drive`), whose writes go through `journal` in batches; `sweep` takes over the runs of
-//! executors that died and leaves those that were cancelled. Every write names the lease of the claim.
+//! task that drives it (`drive`), which makes its `steps` and notes in its `ledger` what they write; the ledgers of
+//! all runs are written through `journal` in batches; `sweep` takes over the runs of executors that died and leaves
+//! those that were cancelled. Every write names the lease of the claim.
 //!
 //! If it dies here: before a claim is committed, the record comes again to another member of the group; after it,
-//! the run is taken over once this process has not beaten for `processes::DEAD_AFTER`, and continues after its last
-//! completed step; the step that was under way is made again with another task id. A process that is cut off or
-//! frozen for as long leaves its runs, and its late writes change nothing.
+//! the run is taken over once this process has not beaten for `processes::DEAD_AFTER`, and continues after its
+//! completed steps (`earlier`); those that were under way are made again with other task ids. A process that is cut
+//! off or frozen for as long leaves its runs, and its late writes change nothing.
 
 mod active;
 mod agent_call;
@@ -16,10 +17,13 @@ mod answer;
 mod assignment;
 mod cancellations;
 mod drive;
+mod earlier;
 mod intake;
 mod journal;
+mod ledger;
 mod request;
 mod retry;
+mod steps;
 mod sweep;
 
 use std::{ops::Deref, sync::Arc, time::Duration};
@@ -56,6 +60,8 @@ struct Shared {
     journal: Journal,
     agents: Agents,
     http: reqwest::Client,
+    /// Of a run, from its first claim to its end.
+    max_duration: Duration,
     /// Nothing new is begun.
     soft_stop: CancellationToken,
     /// The time to finish what is under way is over.
@@ -84,6 +90,7 @@ pub fn start(config: &Config, pool: PgPool, lifecycle: &Lifecycle) -> anyhow::Re
         journal: Journal::start(&config.database, lifecycle, &give_up, &settled),
         agents: Agents::new(pool.clone()),
         http: agent_call::client()?,
+        max_duration: config.max_workflow_duration,
         soft_stop: lifecycle.soft_stop().clone(),
         give_up,
         settled,

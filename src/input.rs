@@ -58,13 +58,16 @@ pub struct FieldError {
     /// What is wrong, for programs.
     #[serde(rename = "type")]
     pub kind: Cow<'static, str>,
+    /// Where in the value that `field` begins with, as a JSON Pointer (RFC 6901), where names may have dots.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pointer: Option<String>,
 }
 
 impl FieldError {
     /// An error of any kind.
     #[must_use]
     pub fn new(field: impl Into<String>, kind: &'static str, message: impl Into<String>) -> Self {
-        Self { field: field.into(), message: message.into(), kind: Cow::Borrowed(kind) }
+        Self { field: field.into(), message: message.into(), kind: Cow::Borrowed(kind), pointer: None }
     }
 
     /// A required member, or with `body` the whole body, is absent.
@@ -325,14 +328,6 @@ impl<'a> Object<'a> {
         names.sort_unstable();
         names.into_iter().filter_map(|name| self.member(name)).collect()
     }
-
-    /// Refuses members that are not among these. For routes that no client used before they were ours.
-    pub fn only(&self, known: &[&str], errors: &mut Vec<FieldError>) {
-        let unknown = self.unknown(known);
-        let refused = unknown.iter().map(|node| node.error("extra_forbidden", "Extra inputs are not permitted"));
-        errors.extend(refused.take(MAX_ERRORS));
-    }
-
     fn member(&self, name: &str) -> Option<Node<'a>> {
         self.members.get(name).map(|&raw| Node { path: self.path.key(name), raw })
     }

@@ -7,6 +7,7 @@
 // Pure: no axum, no SQL, no Kafka.
 pub mod access;
 pub mod agent;
+pub mod expression;
 pub mod id;
 pub mod input;
 pub mod mapping;

@@ -2,34 +2,28 @@
 //!
 //! Values are copied as text, byte by byte, so that long integers and the order of members survive.
 
-use std::collections::HashMap;
-use std::fmt;
+use std::borrow::Cow;
 
 use serde_json::value::RawValue;
 use thiserror::Error;
 
+use self::reference::LookUp;
 use crate::input::{MAX_JSON_DEPTH, elements, member, members, object_of, shorten, text, to_raw};
+
+pub(crate) mod reference;
+mod scope;
+
+pub use reference::MappingFault;
+pub use scope::Scope;
 
 /// Bytes of a resolved input: a mapping may mention a large value many times.
 const MAX_RESOLVED_BYTES: usize = 4 << 20;
-
-/// Bytes that may be looked through for one input, which bounds its time to about a second.
-const MAX_SCANNED_BYTES: usize = 256 << 20;
-
-/// What references can refer to.
-#[derive(Clone, Copy, Debug)]
-pub struct Scope<'a> {
-    /// The run's input.
-    pub input: &'a RawValue,
-    /// The outputs so far, by step id.
-    pub outputs: &'a HashMap<String, Box<RawValue>>,
-}
 
 /// Why an input cannot be made. `Display` is fit for the step's error message.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("input_mapping member '{member}', reference '{reference}': {reason}")]
 pub struct MappingError {
-    /// The member of the mapping.
+    /// The member of the mapping, with the way to the value inside of it: `filters.0.name`.
     pub member: String,
     /// What stands between `${` and `}`; empty if the fault is not one reference's.
     pub reference: String,
@@ -37,74 +31,67 @@ pub struct MappingError {
     pub reason: MappingFault,
 }
 
-/// What is wrong with a reference.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum MappingFault {
-    /// It is neither `workflow.input…` nor `<step>.output…`.
-    Malformed,
-    /// A loop variable outside a loop.
-    OutsideLoop,
-    /// The step has no output, or not yet.
-    NoOutput(String),
-    /// An object has no such member.
-    NoMember(String),
-    /// An array has no such element.
-    NoElement(String),
-    /// A value that is neither object nor array is asked for this.
-    NotAContainer(String),
-    /// Only strings can stand inside text.
-    NotText,
-    /// The input gets too large, too costly or too deep.
-    TooLarge,
-}
-
-impl fmt::Display for MappingFault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Malformed => f.write_str("must be workflow.input.<path> or <step id>.output.<path>"),
-            Self::OutsideLoop => f.write_str("loop variables exist only inside a loop"),
-            Self::NoOutput(step) => write!(f, "step '{step}' has no output"),
-            Self::NoMember(name) => write!(f, "there is no member '{name}'"),
-            Self::NoElement(index) => write!(f, "there is no element '{index}'"),
-            Self::NotAContainer(part) => write!(f, "'{part}' is looked for in a value that has no members"),
-            Self::NotText => f.write_str("only a string can be put into text"),
-            Self::TooLarge => f.write_str("the input gets too large"),
-        }
-    }
-}
-
 /// The input of a step, a JSON object with the members of its mapping in their order.
 ///
 /// A string that is one reference becomes the value with its type; references inside other text must be strings;
 /// other values are kept, with the strings inside them resolved. Keys are never resolved.
 pub fn resolve(mapping: &[(String, Box<RawValue>)], scope: &Scope<'_>) -> Result<Box<RawValue>, MappingError> {
-    let mut work = Resolver { scope: *scope, scanned: 0, written: 0 };
+    let mut work = Resolver { values: LookUp::new(scope), written: 0 };
     let mut resolved = Vec::with_capacity(mapping.len());
     for (name, value) in mapping {
-        let value = work.value(value, 0).map_err(|(reference, reason)| MappingError {
-            member: name.clone(),
-            reference,
-            reason,
-        })?;
+        let value = work.value(value, 0).map_err(|fault| fault.within(name)).map_err(Fault::report)?;
         resolved.push((name.as_str(), value));
     }
     Ok(object_of(resolved.iter().map(|(name, value)| (*name, &**value))))
 }
 
-/// A reference and what is wrong with it.
-type Fault = (String, MappingFault);
+/// The value of the reference that a text begins with, such as a loop's `collection`; what follows it is ignored, as
+/// in the reference deployment. The error names the reference.
+pub fn resolve_reference<'s>(text: &str, scope: &'s Scope<'s>) -> Result<Cow<'s, RawValue>, String> {
+    let Some(Piece::Reference(reference)) = split(text.trim()).into_iter().next() else {
+        return Err(format!("'{}' is not a reference such as ${{workflow.input.items}}", shorten(text)));
+    };
+    LookUp::new(scope).get(reference).map_err(|reason| format!("reference '{}': {reason}", shorten(reference)))
+}
 
-struct Resolver<'a> {
-    scope: Scope<'a>,
-    scanned: usize,
+/// What is wrong with a reference, and where it stands, from inside to outside.
+struct Fault {
+    path: Vec<String>,
+    reference: String,
+    reason: MappingFault,
+}
+
+impl Fault {
+    fn new(reference: &str, reason: MappingFault) -> Self {
+        Self { path: Vec::new(), reference: shorten(reference).into_owned(), reason }
+    }
+
+    /// The fault is no single reference's.
+    fn too_large() -> Self {
+        Self::new("", MappingFault::TooLarge)
+    }
+
+    fn within(mut self, part: &str) -> Self {
+        self.path.push(shorten(part).into_owned());
+        self
+    }
+
+    fn report(mut self) -> MappingError {
+        self.path.reverse();
+        MappingError { member: self.path.join("."), reference: self.reference, reason: self.reason }
+    }
+}
+
+struct Resolver<'s> {
+    values: LookUp<'s>,
     written: usize,
 }
 
-impl<'a> Resolver<'a> {
+impl Resolver<'_> {
     /// One value of a mapping; recursion ends at the depth that JSON from outside may have.
     fn value(&mut self, value: &RawValue, depth: usize) -> Result<Box<RawValue>, Fault> {
         if depth > MAX_JSON_DEPTH {
-            return Err((String::new(), MappingFault::TooLarge));
+            return Err(Fault::too_large());
         }
         // `$` can hide in an escape.
         if !value.get().contains("${") && !value.get().contains("\\u") {
@@ -114,13 +101,17 @@ impl<'a> Resolver<'a> {
             return self.text(value, &text);
         }
         if let Some(elements) = elements(value) {
-            let resolved: Result<Vec<_>, _> = elements.into_iter().map(|item| self.value(item, depth + 1)).collect();
+            let resolve = |(index, item): (usize, &RawValue)| {
+                self.value(item, depth + 1).map_err(|fault| fault.within(&index.to_string()))
+            };
+            let resolved: Result<Vec<_>, _> = elements.into_iter().enumerate().map(resolve).collect();
             return Ok(to_raw(&resolved?));
         }
         let Some(members) = members(value) else { return self.write(value.to_owned()) };
         let mut resolved = Vec::with_capacity(members.len());
         for (name, value) in members {
-            resolved.push((name, self.value(value, depth + 1)?));
+            let value = self.value(value, depth + 1).map_err(|fault| fault.within(&name))?;
+            resolved.push((name, value));
         }
         Ok(object_of(resolved.iter().map(|(name, value)| (name.as_str(), &**value))))
     }
@@ -132,7 +123,7 @@ impl<'a> Resolver<'a> {
             [] | [Piece::Text(_)] => self.write(json.to_owned()),
             [Piece::Reference(reference)] => {
                 let value = self.look_up(reference)?;
-                self.write(value.to_owned())
+                self.write(value.into_owned())
             }
             _ => {
                 let mut joined = String::new();
@@ -141,12 +132,16 @@ impl<'a> Resolver<'a> {
                         Piece::Text(text) => joined.push_str(text),
                         Piece::Reference(reference) => {
                             let value = self.look_up(reference)?;
-                            let text = crate::input::text(value);
-                            joined += &text.ok_or_else(|| (shorten(reference).into_owned(), MappingFault::NotText))?;
+                            joined += &match (crate::input::text(&value), &value) {
+                                (Some(text), _) => text,
+                                // A default was written as text to begin with.
+                                (None, Cow::Owned(default)) => default.get().to_owned(),
+                                (None, Cow::Borrowed(_)) => return Err(Fault::new(reference, MappingFault::NotText)),
+                            };
                         }
                     }
                     if joined.len() > MAX_RESOLVED_BYTES {
-                        return Err((String::new(), MappingFault::TooLarge));
+                        return Err(Fault::too_large());
                     }
                 }
                 self.write(to_raw(&joined))
@@ -156,96 +151,14 @@ impl<'a> Resolver<'a> {
 
     fn write(&mut self, value: Box<RawValue>) -> Result<Box<RawValue>, Fault> {
         self.written += value.get().len();
-        if self.written > MAX_RESOLVED_BYTES { Err((String::new(), MappingFault::TooLarge)) } else { Ok(value) }
-    }
-
-    fn look_up(&mut self, reference: &str) -> Result<&'a RawValue, Fault> {
-        self.find(reference).map_err(|reason| (shorten(reference).into_owned(), reason))
-    }
-
-    fn find(&mut self, reference: &str) -> Result<&'a RawValue, MappingFault> {
-        let (root, path) = root_of(reference)?;
-        let (mut value, indexes) = match root {
-            Root::Input(indexes) => (self.scope.input, indexes),
-            Root::Output(step, indexes) => {
-                let output = self.scope.outputs.get(step);
-                (output.ok_or_else(|| MappingFault::NoOutput(shorten(step).into_owned()))?.as_ref(), indexes)
-            }
-        };
-        for index in indexes {
-            value = self.step_into(value, index)?;
-        }
-        for part in path {
-            value = self.part(value, part)?;
-        }
-        Ok(value)
-    }
-
-    /// One part of a path: a key, else a key with indexes, such as `items[0]`.
-    fn part(&mut self, value: &'a RawValue, part: &str) -> Result<&'a RawValue, MappingFault> {
-        let whole = self.step_into(value, part);
-        match (&whole, indexed(part)) {
-            (Err(MappingFault::NoMember(_)), Some((name, indexes))) if !indexes.is_empty() => {
-                let mut value = self.step_into(value, name)?;
-                for index in indexes {
-                    value = self.step_into(value, index)?;
-                }
-                Ok(value)
-            }
-            _ => whole,
-        }
-    }
-
-    /// The member of an object or the element of an array.
-    fn step_into(&mut self, value: &'a RawValue, key: &str) -> Result<&'a RawValue, MappingFault> {
-        self.scanned += value.get().len();
-        if self.scanned > MAX_SCANNED_BYTES {
-            return Err(MappingFault::TooLarge);
-        }
-        if value.get().starts_with('{') {
-            return member(value, key).ok_or_else(|| MappingFault::NoMember(shorten(key).into_owned()));
-        }
-        if let Some(elements) = elements(value) {
-            let element = key.parse().ok().and_then(|index: usize| elements.get(index).copied());
-            return element.ok_or_else(|| MappingFault::NoElement(shorten(key).into_owned()));
-        }
-        Err(MappingFault::NotAContainer(shorten(key).into_owned()))
+        if self.written > MAX_RESOLVED_BYTES { Err(Fault::too_large()) } else { Ok(value) }
     }
 }
 
-/// What a reference starts from, with the indexes that follow it at once.
-pub(crate) enum Root<'r> {
-    /// The run's input.
-    Input(Vec<&'r str>),
-    /// A step's output.
-    Output(&'r str, Vec<&'r str>),
-}
-
-/// What a reference starts from, with the indexes that follow it at once (`step.output[0]`), and the path from there.
-///
-/// `steps.<id>.output` is the same as `<id>.output`.
-pub(crate) fn root_of(reference: &str) -> Result<(Root<'_>, impl Iterator<Item = &str>), MappingFault> {
-    let mut parts = reference.split('.');
-    let mut next = || parts.next().ok_or(MappingFault::Malformed);
-    let (mut owner, mut side) = (next()?, next()?);
-    if owner == "steps" && !matches!(indexed(side), Some(("output", _))) {
-        (owner, side) = (side, next()?);
+impl<'s> Resolver<'s> {
+    fn look_up(&mut self, reference: &str) -> Result<Cow<'s, RawValue>, Fault> {
+        self.values.get(reference).map_err(|reason| Fault::new(reference, reason))
     }
-    let root = match (owner, indexed(side)) {
-        (_, Some(("output", indexes))) => Root::Output(owner, indexes),
-        ("workflow", Some(("input", indexes))) => Root::Input(indexes),
-        ("loop", _) => return Err(MappingFault::OutsideLoop),
-        _ => return Err(MappingFault::Malformed),
-    };
-    Ok((root, parts))
-}
-
-/// `name[1][2]` as a name and indexes; `None` if the brackets are not of that form.
-fn indexed(part: &str) -> Option<(&str, Vec<&str>)> {
-    let Some((name, rest)) = part.split_once('[') else { return Some((part, Vec::new())) };
-    let indexes: Vec<_> = rest.strip_suffix(']')?.split("][").collect();
-    let is_index = |index: &&str| !index.is_empty() && index.bytes().all(|byte| byte.is_ascii_digit());
-    indexes.iter().all(is_index).then_some((name, indexes))
 }
 
 /// A part of a text.
@@ -311,13 +224,15 @@ mod tests {
 
     /// A mapping of this one value gives this value, or this text in the error.
     fn check(value: &str, expected: Result<&str, &str>) {
-        let outputs = HashMap::from([
-            ("step-1".to_owned(), raw(r#"{"text":"said","rows":[[1,2],[3]],"output":7}"#).to_owned()),
-            ("steps".to_owned(), raw(r#"{"text":"of a step named steps"}"#).to_owned()),
-            ("list".to_owned(), raw("[5,6]").to_owned()),
-        ]);
-        let scope = Scope { input: raw(INPUT), outputs: &outputs };
-        let resolved = resolve(&[("m".to_owned(), raw(value).to_owned())], &scope).map_err(|error| error.to_string());
+        let mut scope = Scope::new(raw(INPUT));
+        scope.set("step-1", raw(r#"{"text":"said","rows":[[1,2],[3]],"output":7}"#).to_owned());
+        scope.set("steps", raw(r#"{"text":"of a step named steps"}"#).to_owned());
+        scope.set("list", raw("[5,6]").to_owned());
+        check_in(&scope, value, expected);
+    }
+
+    fn check_in(scope: &Scope<'_>, value: &str, expected: Result<&str, &str>) {
+        let resolved = resolve(&[("m".to_owned(), raw(value).to_owned())], scope).map_err(|error| error.to_string());
         match expected {
             Ok(json) => assert_eq!(resolved.expect(value).get(), format!(r#"{{"m":{json}}}"#), "{value}"),
             Err(part) => assert!(resolved.as_ref().is_err_and(|text| text.contains(part)), "{value}: {resolved:?}"),
@@ -408,14 +323,74 @@ mod tests {
             check(&format!("\"${{{reference}}}\""), Err(&format!("member 'm', reference '{reference}': {reason}")));
         }
         check(r#""n is ${workflow.input.n}""#, Err("reference 'workflow.input.n': only a string can be put into text"));
-        check(r#"[{"a":"${x.output}"}]"#, Err("member 'm', reference 'x.output': step 'x' has no output"));
+        check(r#"[1,{"a":"${x.output}"}]"#, Err("member 'm.1.a', reference 'x.output': step 'x' has no output"));
+    }
+
+    #[test]
+    fn a_default_stands_in_for_what_is_missing_and_for_nothing_else() {
+        for (reference, expected) in [
+            ("workflow.input.gone:-en", r#""en""#),
+            ("workflow.input.gone:-5", "5"),
+            ("workflow.input.gone:-null", "null"),
+            ("workflow.input.gone:-[1, 2]", "[1, 2]"),
+            ("workflow.input.gone:-", r#""""#),
+            ("workflow.input.gone:-a:-b", r#""a:-b""#),
+            ("workflow.input.term.x:-none", r#""none""#),
+            ("workflow.input.items[9]:-none", r#""none""#),
+            ("step-2.output:-none", r#""none""#),
+            ("step-2.output.text:-none", r#""none""#),
+            ("workflow.input.term:-other", r#""quorum""#),
+            ("workflow.input.none:-other", "null"),
+        ] {
+            check(&format!("\"${{{reference}}}\""), Ok(expected));
+        }
+        check(r#""${workflow.input.gone:-\"5\"}""#, Ok(r#""5""#));
+        check(r#""in ${workflow.input.gone:-en}, ${workflow.input.gone:-5}""#, Ok(r#""in en, 5""#));
+        check(r#""${nonsense:-x}""#, Err("must be workflow.input"));
+        check(r#""${loop.item:-x}""#, Err("loop variables exist only inside a loop"));
+    }
+
+    #[test]
+    fn loop_variables_are_those_of_the_innermost_loop() {
+        let mut run = Scope::new(raw("{}"));
+        run.set("before", raw(r#"{"n":1}"#).to_owned());
+        let (outer_item, inner_item) = (raw(r#"{"a":{"b":[7,8]}}"#), raw(r#""x""#));
+        let mut outer = run.iteration(outer_item, 1, 2);
+        outer.set("before", raw(r#"{"n":2}"#).to_owned());
+        for (reference, expected) in [
+            ("loop.item", r#"{"a":{"b":[7,8]}}"#),
+            ("loop.item.a.b[1]", "8"),
+            ("loop.index", "1"),
+            ("loop.total", "2"),
+            ("loop.is_first", "false"),
+            ("loop.is_last", "true"),
+            ("before.output.n", "2"),
+        ] {
+            check_in(&outer.inner(), &format!("\"${{{reference}}}\""), Ok(expected));
+        }
+        let inner = outer.iteration(inner_item, 0, 1);
+        check_in(&inner, r#"["${loop.item}","${loop.index}","${before.output.n}"]"#, Ok(r#"["x",0,2]"#));
+        check_in(&inner, r#""${loop.item.a}""#, Err("'a' is looked for in a value that has no members"));
+        check_in(&inner, r#""${loop.items}""#, Err("after 'loop.', not 'items'"));
+        check_in(&run, r#""${before.output.n}""#, Ok("1"));
+    }
+
+    #[test]
+    fn a_collection_is_what_its_text_begins_with() {
+        let input = raw(r#"{"a":{"items":[1]}}"#);
+        let scope = Scope::new(input);
+        let found = |text| resolve_reference(text, &scope).map(|value| value.get().to_owned());
+        assert_eq!(found("${workflow.input.a.items}").as_deref(), Ok("[1]"));
+        assert_eq!(found(" ${workflow.input.a.items[0]} and more").as_deref(), Ok("1"));
+        assert_eq!(found("${workflow.input.b:-[]}").as_deref(), Ok("[]"));
+        assert!(found("items").is_err_and(|error| error.contains("'items' is not a reference")));
+        assert!(found("${workflow.input.b}").is_err_and(|error| error.contains("no member 'b'")));
     }
 
     #[test]
     fn a_resolved_input_is_limited_in_size_work_and_depth() {
         let input = format!(r#"{{"a":"{}","b":1}}"#, "x".repeat(1 << 20));
-        let outputs = HashMap::new();
-        let scope = Scope { input: raw(&input), outputs: &outputs };
+        let scope = Scope::new(raw(&input));
         let too_large = |value: String| {
             let resolved = resolve(&[("m".to_owned(), RawValue::from_string(value).expect("JSON"))], &scope);
             assert!(resolved.is_err_and(|error| error.reason == MappingFault::TooLarge));

@@ -195,6 +195,19 @@ impl Writer {
                     Box::pin(self.write(vec![job])).await;
                 }
             }
+            // Somebody else is about to use one of the keys: whoever has none does not wait for that.
+            Err(error) if error.is_lock_timeout() && jobs.len() > 1 => {
+                let jobs = jobs.into_iter().map(|(job, _)| job);
+                let (keyed, others): (Vec<_>, Vec<_>) = jobs.partition(|job| job.request.key.is_some());
+                if keyed.is_empty() || others.is_empty() {
+                    for job in keyed.into_iter().chain(others) {
+                        Box::pin(self.write(vec![job])).await;
+                    }
+                } else {
+                    Box::pin(self.write(others)).await;
+                    Box::pin(self.write(keyed)).await;
+                }
+            }
             Err(error) => {
                 let error = Arc::new(error);
                 for (job, reservation) in jobs {
@@ -232,6 +245,7 @@ impl Writer {
             let was_held = self.connection.is_some();
             match self.try_write(columns).await {
                 Err(db::Error::Collision(_)) if collisions < MAX_COLLISIONS => collisions += 1,
+                Err(error) if error.is_lock_timeout() => return Err(error),
                 Err(db::Error::Unavailable(_)) if was_held && !is_repeat => is_repeat = true,
                 // A conflict with one's own rows, or nothing written because one's own idempotency key is taken.
                 Ok(_) | Err(db::Error::Conflict { .. }) if is_repeat => {

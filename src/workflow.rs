@@ -141,7 +141,8 @@ impl Draft {
     /// Checks the rules that need all steps.
     pub fn checked(self) -> Read<NewWorkflow> {
         let Self { name, description, start_step, steps, input_schema } = self;
-        Ok(NewWorkflow { name, description, content: Content::checked(start_step, steps)?, input_schema })
+        let content = Content::checked(start_step, steps)?.without_unknown_steps()?;
+        Ok(NewWorkflow { name, description, content, input_schema })
     }
 }
 
@@ -202,7 +203,8 @@ impl WorkflowPatch {
                 (start_step.clone().unwrap_or(stored.start_step), steps.clone().unwrap_or(stored.steps))
             }
         };
-        Content::checked(start_step, steps).map(Some)
+        let content = Content::checked(start_step, steps)?;
+        if self.steps.is_some() { content.without_unknown_steps().map(Some) } else { Ok(Some(content)) }
     }
 }
 
@@ -244,6 +246,12 @@ impl Content {
     #[must_use]
     pub fn warnings(&self) -> Vec<FieldError> {
         references::warnings(&self.start_step, &self.steps)
+    }
+
+    /// The same if no step asks for the output of one that is not there. What is stored may: the reference takes it.
+    fn without_unknown_steps(self) -> Read<Self> {
+        let errors = references::unknown_steps(&self.steps);
+        if errors.is_empty() { Ok(self) } else { Err(errors) }
     }
 
     /// The content of a stored plan, if it still passes the rules.

@@ -18,7 +18,7 @@ use crate::{
     agent::{AgentPatch, AgentStatus, NewAgent, without_credentials},
     db,
     input::{self, FieldError, Node, Object, Read, keep, text},
-    workflow::{Draft, NewWorkflow},
+    workflow::NewWorkflow,
 };
 
 /// What a document calls itself.
@@ -27,18 +27,6 @@ pub const FORMAT: &str = "workflow-api/definitions";
 pub const FORMAT_VERSION: i64 = 1;
 /// Agents, and workflows, in one document: more would hold their locks for too long.
 pub const MAX_ENTRIES: usize = 2_000;
-
-const AGENT_MEMBERS: [&str; 9] = [
-    "name",
-    "url",
-    "description",
-    "auth_type",
-    "auth_config",
-    "timeout_ms",
-    "retry_config",
-    "circuit_breaker_config",
-    "status",
-];
 
 /// A document that can be imported. It has no `Debug`, since it may hold secrets.
 pub struct Import {
@@ -85,9 +73,8 @@ impl Import {
             node.parsed(|text| if text == FORMAT { Ok(()) } else { Err(format!("must be {FORMAT}")) })
         });
         body.required("version", &mut errors, |node| node.int(FORMAT_VERSION..=FORMAT_VERSION));
-        let agents = body.defaulted("agents", &mut errors, Vec::new(), |node| entries(node, read_agent));
-        let workflows = body.defaulted("workflows", &mut errors, Vec::new(), |node| entries(node, read_workflow));
-        body.only(&["format", "version", "agents", "workflows"], &mut errors);
+        let agents = body.defaulted("agents", &mut errors, Vec::new(), |node| entries(node, AgentPatch::parse));
+        let workflows = body.defaulted("workflows", &mut errors, Vec::new(), |node| entries(node, NewWorkflow::parse));
         if errors.is_empty() { Ok(Self { agents, workflows }) } else { Err(errors) }
     }
 }
@@ -118,20 +105,6 @@ fn entries<T>(node: &Node<'_>, read: impl Fn(&RawValue) -> Read<T>) -> Read<Vec<
     }
     entries.sort_by(|one, other| one.name.cmp(&other.name));
     if errors.is_empty() { Ok(entries) } else { Err(errors) }
-}
-
-fn read_agent(raw: &RawValue) -> Read<AgentPatch> {
-    let mut errors = Vec::new();
-    Object::body(raw)?.only(&AGENT_MEMBERS, &mut errors);
-    let patch = keep(AgentPatch::parse(raw), &mut errors);
-    patch.filter(|_| errors.is_empty()).ok_or(errors)
-}
-
-fn read_workflow(raw: &RawValue) -> Read<NewWorkflow> {
-    let mut errors = Vec::new();
-    Object::body(raw)?.only(&Draft::MEMBERS, &mut errors);
-    let new = keep(NewWorkflow::parse(raw), &mut errors);
-    new.filter(|_| errors.is_empty()).ok_or(errors)
 }
 
 /// Errors of a body as errors of a part of a body.

@@ -48,6 +48,9 @@ pub enum StartRunError {
     /// The idempotency key belongs to a request with another body.
     #[error("the idempotency key was used with another body")]
     KeyReused,
+    /// The first request with the key is under way.
+    #[error("a request with the idempotency key is under way")]
+    KeyInFlight,
     /// The database failed.
     #[error(transparent)]
     Db(Arc<db::Error>),
@@ -203,6 +206,7 @@ async fn start_or_find(starter: Starter<'_>, request: Request) -> Result<Outcome
     }
     let Request { workflow_id, input, triggered_by, correlation_id, key } = request;
     let definition = definitions.checked(pool, workflow_id, &input).await?;
+    let has_key = key.is_some();
     let mut start = StartRun { definition, input, triggered_by, correlation_id, key };
     for _ in 0..ATTEMPTS {
         if !outbox::fits_a_record(&start.definition.plan, &start.input) {
@@ -212,6 +216,7 @@ async fn start_or_find(starter: Starter<'_>, request: Request) -> Result<Outcome
             Ok(started) => return Ok(Outcome::Started(started)),
             Err(StartError::Refused(refused)) => *refused,
             Err(StartError::Overloaded) => return Err(StartRunError::Overloaded),
+            Err(StartError::Db(error)) if has_key && error.is_lock_timeout() => return Err(StartRunError::KeyInFlight),
             Err(StartError::Db(error)) => return Err(StartRunError::Db(error)),
         };
         if let Some(key) = &start.key

@@ -1,7 +1,6 @@
 //! `/agents`.
 
 use axum::{Json, extract::State, response::Response};
-use http::StatusCode;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use sqlx::types::Json as Column;
@@ -127,7 +126,9 @@ pub struct RetryConfigBody {
 
 /// The body of a create request.
 #[derive(ToSchema)]
-#[schema(as = NewAgent)]
+#[schema(as = NewAgent, example = json!({
+    "name": "summariser", "url": "http://summariser:8080", "description": "Sums texts up.", "timeout_ms": 30000,
+}))]
 #[expect(dead_code, reason = "describes what `agent::NewAgent::parse` reads")]
 pub struct NewAgentBody {
     /// Unique for ever.
@@ -162,7 +163,7 @@ pub struct NewAgentBody {
 
 /// The body of an update request; what is absent stays.
 #[derive(ToSchema)]
-#[schema(as = AgentPatch)]
+#[schema(as = AgentPatch, example = json!({"description": "Sums texts up in a sentence.", "timeout_ms": 60000}))]
 #[expect(dead_code, reason = "describes what `agent::AgentPatch::parse` reads")]
 pub struct AgentPatchBody {
     /// `http` or `https`.
@@ -254,7 +255,7 @@ pub async fn list_agents(State(app): State<App>, caller: Caller, query: Query) -
     params(("Idempotency-Key" = Option<String>, Header, description = "A repeat with the same key and body answers with \
             what the first one made and `Idempotency-Replayed: true`", max_length = 255)),
     responses(
-        (status = 201, body = Agent, headers(("ETag" = String, description = "The state that is shown"))),
+        (status = 201, body = Agent, headers(("ETag" = String, description = "The state that is shown"), ("Location" = String, description = "Its path"))),
         (status = 409, description = "A request with this key is under way", body = ErrorBody),
         (status = 400, description = "The name is taken", body = ErrorBody),
         (status = 422, body = ErrorBody),
@@ -269,8 +270,9 @@ pub async fn create_agent(
     let new = NewAgent::parse(body.raw())?;
     let key = key.bound("create agent", &caller, body.fingerprint());
     let context = app.context(&caller).with_key(key.as_ref());
-    let created =
-        |row: AgentRow| etag::tagged(&row.revision(), (StatusCode::CREATED, Json(Agent::from(shown(row, &caller)))));
+    let created = |row: AgentRow| {
+        etag::created(&app, &format!("/agents/{}", row.id), &row.revision(), Agent::from(shown(row, &caller)))
+    };
     match save_agent::create_agent(&app.pool, context, new).await {
         Ok(row) => {
             tracing::info!(target: "api.routes.agents", agent_id = %row.id, "Agent created");

@@ -2,7 +2,7 @@
 
 use axum::{
     extract::{FromRequestParts, Path, State},
-    response::{IntoResponse, Response},
+    response::Response,
 };
 use http::{StatusCode, request::Parts};
 use utoipa::ToSchema;
@@ -22,7 +22,7 @@ use super::{
 use crate::{
     actions::put_workflow::{self, Put},
     db,
-    input::{self, Node, Object},
+    input::{self, ANY_LENGTH, FieldError, Node, Object},
     workflow::Draft,
 };
 
@@ -39,9 +39,13 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
     }
 }
 
-/// The definition that a name is to have.
+/// The definition that a name is to have. A `name` may be there if it is the one in the path.
 #[derive(ToSchema)]
-#[schema(as = WantedWorkflow)]
+#[schema(as = WantedWorkflow, example = json!({
+    "start_step": "summarise",
+    "steps": {"summarise": {"id": "summarise", "agent_name": "summariser", "next_step": null,
+        "input_mapping": {"text": "${workflow.input.text}"}}},
+}))]
 #[expect(dead_code, reason = "describes what `put_workflow_by_name` reads")]
 pub struct WantedWorkflowBody {
     /// Absent is null.
@@ -90,7 +94,7 @@ pub async fn get_workflow_by_name(
         (status = 200, description = "The newest version, changed or not", body = Workflow,
             headers(("ETag" = String, description = "The state that is shown"))),
         (status = 201, description = "The name had no active version", body = Workflow,
-            headers(("ETag" = String, description = "The state that is shown"))),
+            headers(("ETag" = String, description = "The state that is shown"), ("Location" = String, description = "Its path"))),
         (status = 412, description = "It has changed since it was read", body = ErrorBody),
         (status = 400, description = "A step names an agent that does not exist or is not active", body = ErrorBody),
         (status = 404, description = "No name can be like that", body = ErrorBody),
@@ -107,20 +111,25 @@ pub async fn put_workflow_by_name(
 ) -> Result<Response, ApiError> {
     let body = Object::body(body.raw())?;
     let mut errors = Vec::new();
-    let members: Vec<&str> = Draft::MEMBERS.into_iter().filter(|member| *member != "name").collect();
-    body.only(&members, &mut errors);
+    let other_name = body.nullable("name", &mut errors, |node| node.string(ANY_LENGTH)).filter(|given| *given != name);
+    if other_name.is_some() {
+        errors.push(FieldError::rule("body.name", "must be the name in the path, or absent"));
+    }
     let name = input::to_raw(&name);
     let draft = input::keep(Draft::named(&Node::new("path.name", &name), &body), &mut errors);
     let Some(draft) = draft.filter(|_| errors.is_empty()) else { return Err(errors.into()) };
     let context = app.context(&caller).with_if_match(if_match.as_ref());
     let put = put_workflow::put_workflow(&app.pool, context, draft.checked()?).await;
-    let (status, what, row) = match put.map_err(|error| save_error(error, StatusCode::BAD_REQUEST))? {
-        Put::Created(row) => (StatusCode::CREATED, "created", row),
-        Put::Updated(row) => (StatusCode::OK, "updated", row),
-        Put::Unchanged(row) => (StatusCode::OK, "unchanged", row),
+    let (what, row) = match put.map_err(|error| save_error(error, StatusCode::BAD_REQUEST))? {
+        Put::Created(row) => {
+            tracing::info!(target: "api.routes.workflows", workflow_id = %row.id, "Workflow created by name");
+            return Ok(workflows::created(&app, row));
+        }
+        Put::Updated(row) => ("updated", row),
+        Put::Unchanged(row) => ("unchanged", row),
     };
     tracing::info!(target: "api.routes.workflows", workflow_id = %row.id, "Workflow {what} by name");
-    Ok((status, workflows::tagged(row)).into_response())
+    Ok(workflows::tagged(row))
 }
 
 /// Starts a run of the newest active version of a name, as executing that version by its id does.
@@ -146,6 +155,7 @@ pub async fn put_workflow_by_name(
         )),
         (status = 400, description = "The workflow is not active any more", body = ErrorBody),
         (status = 404, description = "The name has no active version", body = ErrorBody),
+        (status = 409, description = "A request with this key is under way", body = ErrorBody),
         (status = 413, body = ErrorBody),
         (status = 422, description = "Not valid, or the key was used with another body", body = ErrorBody),
         (status = 503, description = "The database is away, or too much waits already", body = ErrorBody),

@@ -326,7 +326,6 @@ pub async fn roll_back_workflow(
     let body = Object::body(body.raw())?;
     let mut errors = Vec::new();
     let version = body.required("version", &mut errors, |node| node.int(1..=i64::from(i32::MAX)));
-    body.only(&["version"], &mut errors);
     let version = version.and_then(|version| i32::try_from(version).ok()).filter(|_| errors.is_empty());
     let Some(version) = version else { return Err(errors.into()) };
     let context = app.context(&caller).with_key(key.as_ref()).with_if_match(if_match.as_ref());

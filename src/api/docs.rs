@@ -16,7 +16,7 @@ use utoipa::{
         Content, Header, InfoBuilder, Object, OpenApiBuilder, Ref, RefOr, ResponseBuilder, Schema, Type,
         extensions::Extensions,
         path::{Operation, Parameter},
-        schema::{AdditionalProperties, AnyOf, SchemaType},
+        schema::{AnyOf, SchemaType},
         security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
     },
 };
@@ -31,9 +31,6 @@ const REDOC: &[u8] = include_bytes!("docs/redoc.standalone.js.gz");
 /// What the two pages may do: run and show what comes from here. `ReDoc` searches in a worker that it makes itself.
 const POLICY: &str = "default-src 'self'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
      worker-src blob:; connect-src *; frame-ancestors 'none'";
-
-/// Bodies whose unknown members are refused rather than ignored.
-const CLOSED: [&str; 4] = ["ImportRequest", "NewApiKey", "RollBackRequest", "WantedWorkflow"];
 
 /// Adds the security schemes, one of which every route under the prefix takes.
 struct Security;
@@ -87,13 +84,6 @@ pub fn document(api: &config::Api, key_header: &str) -> utoipa::openapi::OpenApi
 /// every route under the prefix can give, the form of headers, and a description for each answer that has none, as
 /// the specification demands one.
 pub fn complete(document: &mut utoipa::openapi::OpenApi, prefix: &str) {
-    for (name, schema) in document.components.iter_mut().flat_map(|components| &mut components.schemas) {
-        if let RefOr::T(Schema::Object(schema)) = schema
-            && CLOSED.contains(&name.as_str())
-        {
-            schema.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
-        }
-    }
     for (path, item) in &mut document.paths.paths {
         let is_business = path.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'))
             && item.get.as_ref().and_then(|get| get.tags.as_ref()).is_none_or(|tags| tags[..] != ["system"]);
@@ -117,12 +107,15 @@ pub fn complete(document: &mut utoipa::openapi::OpenApi, prefix: &str) {
                 }
             }
             for (status, response) in &mut operation.responses.responses {
-                if let RefOr::T(response) = response
-                    && response.description.is_empty()
-                {
+                let RefOr::T(response) = response else { continue };
+                if response.description.is_empty() {
                     let status = StatusCode::from_bytes(status.as_bytes()).ok();
                     response.description =
                         status.and_then(|status| status.canonical_reason()).unwrap_or("Answer").into();
+                }
+                // A schema is of one JSON value, which a stream of events is not.
+                if let Some(RefOr::T(stream)) = response.content.get_mut("text/event-stream") {
+                    stream.schema = None;
                 }
             }
         }

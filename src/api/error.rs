@@ -72,6 +72,8 @@ pub struct FieldErrorBody {
     message: String,
     /// What is wrong, for programs.
     r#type: String,
+    /// Of an input that breaks its `input_schema`: where in `input_data`, as a JSON Pointer.
+    pointer: Option<String>,
 }
 
 impl ApiError {

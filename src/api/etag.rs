@@ -11,7 +11,7 @@ use axum::{
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts};
 use serde::Serialize;
 
-use super::error::ApiError;
+use super::{App, error::ApiError};
 use crate::{
     actions::{self, Stale},
     input::FieldError,
@@ -56,6 +56,15 @@ pub fn tagged(revision: &str, answer: impl IntoResponse) -> Response {
     let mut response = answer.into_response();
     if let Ok(tag) = HeaderValue::from_str(&format!("\"{revision}\"")) {
         response.headers_mut().insert(header::ETAG, tag);
+    }
+    response
+}
+
+/// 201 with what was made, its tag and its path below the prefix.
+pub fn created(app: &App, path: &str, revision: &str, body: impl Serialize) -> Response {
+    let mut response = tagged(revision, (StatusCode::CREATED, Json(body)));
+    if let Ok(location) = HeaderValue::from_str(&format!("{}{path}", app.config.api.prefix)) {
+        response.headers_mut().insert(header::LOCATION, location);
     }
     response
 }

@@ -34,7 +34,7 @@ impl Wait {
         let mut preferences = texts.flat_map(|text| text.split(',')).filter_map(|text| text.split(';').next());
         let wait = preferences.find_map(|preference| {
             let (name, value) = preference.split_once('=')?;
-            name.trim().eq_ignore_ascii_case("wait").then(|| value.trim().trim_matches('"').parse::<u64>().ok())
+            name.trim().eq_ignore_ascii_case("wait").then(|| seconds(value.trim().trim_matches('"')))
         });
         Self(wait.flatten().filter(|secs| *secs > 0).map(|secs| secs.min(MAX_WAIT_SECS)))
     }
@@ -44,6 +44,12 @@ impl Wait {
     pub fn time(self) -> Duration {
         Duration::from_secs(self.0.unwrap_or_default())
     }
+}
+
+/// Digits, however many.
+fn seconds(text: &str) -> Option<u64> {
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| text.parse().unwrap_or(u64::MAX))
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Wait {

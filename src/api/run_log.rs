@@ -244,7 +244,12 @@ pub async fn get_logs(
     let part = events::list(&mut connection, &run_id, &filter, order, &asked.cut).await?;
     let (_, next) = asked.neighbours(&part);
     let mut response = if prefers_text(&headers) {
-        let text: String = part.rows.into_iter().map(|row| Event::from(row).to_string()).collect();
+        let mut text: String = part.rows.into_iter().map(|row| Event::from(row).to_string()).collect();
+        if let Some(cursor) = &next {
+            text += "... more: ?";
+            text += &query.with_cursor(cursor);
+            text.push('\n');
+        }
         let mut response = text.into_response();
         if let Some(cursor) = next
             && let Ok(link) = HeaderValue::from_str(&format!("<?{}>; rel=\"next\"", query.with_cursor(&cursor)))
@@ -279,10 +284,14 @@ struct Seen {
 impl Seen {
     /// As the client says. A browser that comes back sends the header, and the parameter as it was the first time.
     fn read(headers: &HeaderMap, query: &Query) -> Option<Self> {
-        let text = match headers.get(LAST_EVENT_ID) {
-            Some(value) => value.to_str().ok()?,
-            None => query.text("last_event_id").unwrap_or_default(),
-        };
+        let in_query = Self::parse(query.text("last_event_id").unwrap_or_default())?;
+        match headers.get(LAST_EVENT_ID) {
+            Some(value) => Self::parse(value.to_str().ok()?),
+            None => Some(in_query),
+        }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
         if text.is_empty() {
             return Some(Self { seq: -1, end: false });
         }
@@ -302,8 +311,8 @@ impl Seen {
     params(
         ("run_id" = String, Path),
         ("Last-Event-ID" = Option<String>, Header, description = "The last id that was received: the stream goes on \
-            behind it", example = "3"),
-        ("last_event_id" = Option<String>, Query, description = "The same for clients that cannot set the header, \
+            behind it, such as `3`", pattern = "^([0-9]+(-end)?)?$"),
+        ("last_event_id" = Option<String>, Query, pattern = "^([0-9]+(-end)?)?$", description = "The same for clients that cannot set the header, \
             which counts if both are there"),
     ),
     responses(

@@ -138,6 +138,20 @@ impl Run {
 }
 
 impl Run {
+    /// The run as it was when it had just been written, which is what the first request was answered.
+    #[must_use]
+    pub fn as_started(self) -> Self {
+        Self {
+            status: RunStatus::Pending.as_str().to_owned(),
+            updated_at: self.created_at,
+            completed_at: None,
+            cancelled_at: None,
+            cancelled_by: None,
+            error_message: None,
+            ..self
+        }
+    }
+
     /// The run's id.
     #[must_use]
     pub fn run_id(&self) -> &str {
@@ -279,10 +293,11 @@ pub struct CancelBody {
 
 /// The body of a retry request, which may be left out.
 #[derive(ToSchema)]
-#[schema(as = RetryRequest)]
+#[schema(as = RetryRequest, example = json!({"resume_from_step": null}))]
 #[expect(dead_code, reason = "describes what `retry_run` reads")]
 pub struct RetryBody {
-    /// Repeats this step and all after it, completed or not. Without it, the run goes on after its last completed step.
+    /// Repeats this step and all after it, completed or not, and goes on without those before it that have not
+    /// completed. Without it, the run goes on after its last completed step.
     resume_from_step: Option<String>,
 }
 

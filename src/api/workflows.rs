@@ -99,7 +99,16 @@ impl From<WorkflowRow> for Workflow {
 
 /// The body of a create request.
 #[derive(ToSchema)]
-#[schema(as = NewWorkflow)]
+#[schema(as = NewWorkflow, example = json!({
+    "name": "summarise-and-translate", "start_step": "summarise",
+    "steps": {
+        "summarise": {"id": "summarise", "agent_name": "summariser", "next_step": "translate",
+            "input_mapping": {"text": "${workflow.input.text}"}},
+        "translate": {"id": "translate", "agent_name": "translator", "next_step": null,
+            "input_mapping": {"text": "${summarise.output.text}"}},
+    },
+    "input_schema": {"type": "object", "required": ["text"]},
+}))]
 #[expect(dead_code, reason = "describes what `workflow::NewWorkflow::parse` reads")]
 pub struct NewWorkflowBody {
     /// A name that exists already makes its next version.
@@ -120,7 +129,7 @@ pub struct NewWorkflowBody {
 
 /// The body of an update request; what is absent stays.
 #[derive(ToSchema)]
-#[schema(as = WorkflowPatch)]
+#[schema(as = WorkflowPatch, example = json!({"description": "Sums a text up and translates it."}))]
 #[expect(dead_code, reason = "describes what `workflow::WorkflowPatch::parse` reads")]
 pub struct WorkflowPatchBody {
     /// Null clears it.
@@ -139,7 +148,7 @@ pub struct WorkflowPatchBody {
 
 /// The body of an execute request.
 #[derive(ToSchema)]
-#[schema(as = ExecuteRequest)]
+#[schema(as = ExecuteRequest, example = json!({"input_data": {"text": "hello"}}))]
 #[expect(dead_code, reason = "describes what `execute_workflow` reads")]
 pub struct ExecuteBody {
     /// Any JSON object; steps refer to it as `${workflow.input.…}`.
@@ -213,6 +222,11 @@ pub async fn list_workflows(State(app): State<App>, query: Query) -> Result<Json
     Ok(Json(Page::new(part, &asked)))
 }
 
+/// A workflow that was just made.
+pub(super) fn created(app: &App, row: WorkflowRow) -> Response {
+    etag::created(app, &format!("/workflows/{}", row.id), &row.revision(), Workflow::from(row))
+}
+
 /// The workflow with its entity tag.
 pub(super) fn tagged(row: WorkflowRow) -> Response {
     etag::tagged(&row.revision(), Json(Workflow::from(row)))
@@ -224,7 +238,7 @@ pub(super) fn tagged(row: WorkflowRow) -> Response {
     params(("Idempotency-Key" = Option<String>, Header, description = "A repeat with the same key and body answers with \
             what the first one made and `Idempotency-Replayed: true`", max_length = 255)),
     responses(
-        (status = 201, body = Workflow, headers(("ETag" = String, description = "The state that is shown"))),
+        (status = 201, body = Workflow, headers(("ETag" = String, description = "The state that is shown"), ("Location" = String, description = "Its path"))),
         (status = 409, description = "A request with this key is under way", body = ErrorBody),
         (status = 400, description = "A step names an agent that does not exist or is not active", body = ErrorBody),
         (status = 422, body = ErrorBody),
@@ -239,15 +253,14 @@ pub async fn create_workflow(
     let new = NewWorkflow::parse(body.raw())?;
     let key = key.bound("create workflow", &caller, body.fingerprint());
     let context = app.context(&caller).with_key(key.as_ref());
-    let created = |row: WorkflowRow| etag::tagged(&row.revision(), (StatusCode::CREATED, Json(Workflow::from(row))));
     match save_workflow::create_workflow(&app.pool, context, new).await {
         Ok(row) => {
             tracing::info!(target: "api.routes.workflows", workflow_id = %row.id, "Workflow created");
-            Ok(created(row))
+            Ok(created(&app, row))
         }
         Err(SaveWorkflowError::Key(ClaimError::Repeated(id))) => {
             let id = uuid::Uuid::try_parse(&id).map_err(|_| not_found())?;
-            Ok(runs::replayed(created(db::workflows::find(&app.pool, id).await?.ok_or_else(not_found)?)))
+            Ok(runs::replayed(created(&app, db::workflows::find(&app.pool, id).await?.ok_or_else(not_found)?)))
         }
         Err(error) => Err(save_error(error, StatusCode::BAD_REQUEST)),
     }
@@ -369,7 +382,9 @@ pub async fn list_workflow_versions(
             ("Preference-Applied" = String, description = "With `Prefer: wait`: how long was waited at most"),
         )),
         (status = 400, description = "The workflow is not active", body = ErrorBody),
-        (status = 404, body = ErrorBody), (status = 413, body = ErrorBody),
+        (status = 404, body = ErrorBody),
+        (status = 409, description = "A request with this key is under way", body = ErrorBody),
+        (status = 413, body = ErrorBody),
         (status = 422, description = "Not valid, the input breaks the workflow's `input_schema`, or \
             the key was used with another body", body = ErrorBody),
         (status = 503, description = "The database is away, or too much waits already", body = ErrorBody),
@@ -412,7 +427,7 @@ pub(super) async fn start(
             );
             Ok(prefer::answer(&app, Run::started(started), wait).await)
         }
-        Outcome::Replayed(row) => Ok(runs::replayed(prefer::answer(&app, Run::from(*row), wait).await)),
+        Outcome::Replayed(row) => Ok(runs::replayed(prefer::answer(&app, Run::from(*row).as_started(), wait).await)),
     }
 }
 
@@ -431,6 +446,7 @@ impl From<StartRunError> for ApiError {
             }
             StartRunError::Overloaded => Self::unavailable("overloaded", "Too many requests are waiting already"),
             StartRunError::KeyReused => ClaimError::Reused.into(),
+            StartRunError::KeyInFlight => ClaimError::InFlight.into(),
             StartRunError::Db(error) => error.into(),
         }
     }

@@ -56,7 +56,7 @@ pub async fn claim(db: impl PgExecutor<'_>, executor_id: Uuid, batch: &ClaimBatc
         ), claimed AS (
             UPDATE workflow_runs r
             SET status = 'RUNNING', executor_id = $1, lease_token = m.lease_token,
-                updated_at = now() AT TIME ZONE 'UTC',
+                updated_at = now() AT TIME ZONE 'UTC', execution_started_at = now() AT TIME ZONE 'UTC',
                 -- Of a run that no stored definition holds, the message is all there is.
                 workflow_plan = CASE WHEN r.workflow_version IS NULL THEN m.plan::jsonb ELSE r.workflow_plan END,
                 input_data = CASE WHEN r.workflow_version IS NULL AND m.input IS NOT NULL
@@ -67,12 +67,14 @@ pub async fn claim(db: impl PgExecutor<'_>, executor_id: Uuid, batch: &ClaimBatc
                 AND (r.execution_event_id = m.event_id OR r.execution_event_id IS NULL OR m.event_id IS NULL)))
             RETURNING r.run_id, r.workflow_name, r.correlation_id,
                 CASE WHEN m.input IS NULL THEN r.input_data::text END AS input_data,
-                EXISTS (SELECT 1 FROM step_executions s WHERE s.run_id = r.run_id) AS has_steps
+                r.resume_from_step IS NOT NULL
+                    OR EXISTS (SELECT 1 FROM step_executions s WHERE s.run_id = r.run_id) AS has_steps
         ), inserted AS (
             INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, status, input_data, created_at, updated_at,
-                workflow_plan, correlation_id, executor_id, lease_token)
+                execution_started_at, workflow_plan, correlation_id, executor_id, lease_token)
             SELECT run_id, workflow_id, workflow_name, 'RUNNING', coalesce(input, '{{}}')::jsonb,
-                now() AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC', plan::jsonb, correlation_id, $1, lease_token
+                now() AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC', plan::jsonb,
+                correlation_id, $1, lease_token
             FROM request m WHERE NOT EXISTS (SELECT 1 FROM workflow_runs r WHERE r.run_id = m.run_id)
             ON CONFLICT (run_id) DO NOTHING
             RETURNING run_id, workflow_name, correlation_id, NULL::text AS input_data, false AS has_steps
@@ -118,6 +120,8 @@ pub struct TakenOver {
     pub input_data: Option<String>,
     /// The content that the run is pinned to, as JSON text; `None` if it is gone.
     pub workflow_plan: Option<String>,
+    /// For how long the run has been executed so far, in seconds.
+    pub elapsed_secs: f64,
 }
 
 /// Takes RUNNING runs whose executor is dead, and those of `executor_id` itself that it does not know to have (the
@@ -144,15 +148,17 @@ pub async fn take_over(
         FROM lost WHERE r.run_id = lost.run_id
         RETURNING r.run_id, r.lease_token, r.workflow_name, r.correlation_id, r.input_data::text AS input_data,
             coalesce(r.workflow_plan, (SELECT workflow_data FROM workflow_definitions d
-                WHERE d.name = r.workflow_name AND d.version = r.workflow_version))::text AS workflow_plan";
+                WHERE d.name = r.workflow_name AND d.version = r.workflow_version))::text AS workflow_plan,
+            -- Claimed by a release that did not note it: from now on.
+            coalesce(extract(epoch FROM now() AT TIME ZONE 'UTC' - execution_started_at), 0)::float8 AS elapsed_secs";
     Ok(sqlx::query_as(sql).bind(executor_id).bind(known).bind(limit).bind(DEAD_AFTER_SECS).fetch_all(db).await?)
 }
 
 /// A step row of a run that was started before.
 #[derive(Debug, sqlx::FromRow)]
 pub struct EarlierStep {
-    /// The step.
-    pub step_id: String,
+    /// Where the step stands in the run: its id on the main chain, else its way from there.
+    pub place: String,
     /// As it was before the call; free text that other programs write too.
     pub status: String,
     /// Of a completed one.
@@ -163,7 +169,8 @@ pub struct EarlierStep {
     pub resume_from_step: Option<String>,
 }
 
-/// The step rows of a run that the caller holds, oldest first; those still open are closed as interrupted.
+/// The step rows of a run that the caller holds, oldest first; those still open are closed as interrupted. Without any,
+/// one row without a place, for the step to go on from.
 pub async fn resume(db: impl PgExecutor<'_>, run_id: &str, lease_token: Uuid) -> Result<Vec<EarlierStep>, Error> {
     let sql = "
         WITH held AS MATERIALIZED (
@@ -174,9 +181,9 @@ pub async fn resume(db: impl PgExecutor<'_>, run_id: &str, lease_token: Uuid) ->
                 error_message = 'interrupted: the executor stopped while the step ran'
             FROM held WHERE s.run_id = held.run_id AND s.status = 'RUNNING'
         )
-        SELECT step_id, status, CASE WHEN status = 'COMPLETED' THEN output_data END AS output_data,
+        SELECT coalesce(place, step_id, '') AS place, coalesce(status, '') AS status, CASE WHEN status = 'COMPLETED' THEN output_data END AS output_data,
             coalesce(started_at >= resumed_at, true) AS is_after_retry, resume_from_step
-        FROM step_executions s JOIN held USING (run_id) ORDER BY started_at, id";
+        FROM held LEFT JOIN step_executions s USING (run_id) ORDER BY started_at, id";
     Ok(sqlx::query_as(sql).bind(run_id).bind(lease_token).fetch_all(db).await?)
 }
 
@@ -215,7 +222,8 @@ pub async fn cancel(
     Ok(sqlx::query_scalar(sql).bind(run_ids).bind(by).bind(reasons).fetch_all(db).await?)
 }
 
-/// What happens to a run that the caller holds; everything in it happens at once or not at all.
+/// What happens to a run that the caller holds; everything in it happens at once or not at all. If the same attempt
+/// begins and ends in it, its row is written as ended.
 #[derive(Clone, Debug)]
 pub struct Change {
     /// The run.
@@ -230,13 +238,68 @@ pub struct Change {
     pub finished: Option<FinishedRun>,
 }
 
+impl Change {
+    /// The size of the input and the output in it.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let input = self.begun.as_ref().map_or(0, |step| step.input.get().len());
+        let output = self.ended.as_ref().and_then(|step| step.end.output()).map_or(0, |output| output.get().len());
+        input + output
+    }
+
+    fn nested(&self) -> Option<&NestedStep> {
+        self.begun.as_ref()?.nested.as_ref()
+    }
+}
+
+/// How a step attempt ends.
+#[derive(Clone, Debug)]
+pub enum StepEnd {
+    /// With this output.
+    Completed(Box<RawValue>),
+    /// For this reason.
+    Failed(String),
+    /// It was given up, for this reason: nobody needs it any more.
+    Skipped(String),
+}
+
+impl StepEnd {
+    /// As in the `status` column.
+    #[must_use]
+    pub fn status(&self) -> &'static str {
+        match self {
+            Self::Completed(_) => "COMPLETED",
+            Self::Failed(_) => "FAILED",
+            Self::Skipped(_) => "SKIPPED",
+        }
+    }
+
+    /// What it gave.
+    #[must_use]
+    pub fn output(&self) -> Option<&RawValue> {
+        match self {
+            Self::Completed(output) => Some(output),
+            Self::Failed(_) | Self::Skipped(_) => None,
+        }
+    }
+
+    /// Why it gave nothing.
+    #[must_use]
+    pub fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Completed(_) => None,
+            Self::Failed(reason) | Self::Skipped(reason) => Some(reason),
+        }
+    }
+}
+
 /// The end of a step attempt.
 #[derive(Clone, Debug)]
 pub struct EndedStep {
     /// The row.
     pub id: String,
     /// The output, or what went wrong.
-    pub result: Result<Box<RawValue>, String>,
+    pub end: StepEnd,
     /// How the agent was called, if it was. For the run's log.
     pub call: Option<AgentCall>,
 }
@@ -259,10 +322,27 @@ pub struct BegunStep {
     pub id: String,
     /// The step.
     pub step_id: String,
-    /// Whom it calls.
+    /// For people.
+    pub step_name: String,
+    /// Whom it calls; empty for a step that calls nobody.
     pub agent_name: String,
     /// With what.
     pub input: Box<RawValue>,
+    /// Where it stands, if not on the main chain.
+    pub nested: Option<NestedStep>,
+}
+
+/// Where a nested step stands.
+#[derive(Clone, Debug)]
+pub struct NestedStep {
+    /// The step that contains it.
+    pub parent_step_id: String,
+    /// In which of its branches or iterations.
+    pub branch_name: String,
+    /// How the branches are joined, if they are.
+    pub join_policy: Option<&'static str>,
+    /// The whole way from the main chain to the step.
+    pub place: String,
 }
 
 /// The end of a run.
@@ -283,79 +363,103 @@ pub enum Locked {
     Wait,
 }
 
-/// Writes changes of different runs in one statement. A run that is not in the answer is not held any more, or is
-/// locked by somebody; nothing was written for it. Repeating a change does no harm.
+/// Writes changes in one statement, several of one run in their order. A run that is not in the answer is not held any
+/// more, or is locked by somebody; nothing was written for it. Repeating a change does no harm.
 pub async fn write(conn: &mut PgConnection, changes: &[Change], locked: Locked) -> Result<Vec<String>, Error> {
+    // `IS TRUE` hides the conditions on a status from its index. What is in there changes with every statement, so it is
+    // full of dead entries, and its statistics never fit: rows are found by their keys.
     let skip = if locked == Locked::Skip { "SKIP LOCKED" } else { "" };
     let sql = format!(
         "WITH {RECORDS_ITSELF}, change AS MATERIALIZED (
             SELECT c.* FROM own, unnest($1::text[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
-                $8::text[], $9::text[], $10::text[], $11::text[], $12::float8[], $13::int[], $14::text[])
-                AS c (run_id, lease_token, ended_id, output, step_error, begun_id, begun_step, begun_agent, input,
-                    run_status, run_error, call_ms, http_status, call_fault)
+                $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[],
+                $16::text[], $17::text[], $18::float8[], $19::float8[], $20::int[], $21::text[])
+                AS c (run_id, lease_token, ended_id, ended_status, output, step_error, begun_id, step_id, step_name,
+                    agent_name, input, parent_step_id, branch_name, join_policy, place, run_status, run_error,
+                    nth, call_ms, http_status, call_fault)
         ), held AS MATERIALIZED (
             SELECT c.* FROM change c
-            JOIN workflow_runs r ON r.run_id = c.run_id AND r.lease_token = c.lease_token AND r.status = 'RUNNING'
+            JOIN workflow_runs r ON r.run_id = c.run_id AND r.lease_token = c.lease_token
+                AND (r.status = 'RUNNING') IS TRUE
             ORDER BY r.run_id FOR NO KEY UPDATE OF r {skip}
         ), ended AS (
             UPDATE step_executions s
-            SET status = CASE WHEN step_error IS NULL THEN 'COMPLETED' ELSE 'FAILED' END,
-                completed_at = now() AT TIME ZONE 'UTC', output_data = output::jsonb, error_message = step_error
-            FROM held WHERE s.id = ended_id AND s.status = 'RUNNING'
-            RETURNING s.run_id, s.step_id, s.id, s.agent_name, s.status, s.error_message,
+            SET status = ended_status, completed_at = now() AT TIME ZONE 'UTC', output_data = output::jsonb,
+                error_message = step_error
+            FROM held WHERE s.id = ended_id AND (s.status = 'RUNNING') IS TRUE
+            RETURNING s.run_id, s.step_id, s.id, s.agent_name, s.status, s.error_message, nth,
                 extract(epoch FROM s.completed_at - s.started_at) * 1000 AS ms, call_ms, http_status, call_fault
         ), closed AS (
-            -- What a failing run leaves open: only after an internal error is there anything.
+            -- What a failing run leaves open: only after an internal error or at the end of its time is there anything.
             UPDATE step_executions s
             SET status = 'FAILED', completed_at = now() AT TIME ZONE 'UTC', error_message = run_error
-            FROM held WHERE run_status = 'FAILED' AND s.run_id = held.run_id AND s.status = 'RUNNING'
-                AND s.id IS DISTINCT FROM ended_id
-            RETURNING s.run_id, s.step_id, s.id, s.agent_name, s.error_message,
+            FROM held WHERE run_status = 'FAILED' AND s.run_id = held.run_id AND (s.status = 'RUNNING') IS TRUE
+                AND NOT EXISTS (SELECT 1 FROM held h WHERE h.ended_id = s.id)
+            RETURNING s.run_id, s.step_id, s.id, s.agent_name, s.error_message, nth,
                 extract(epoch FROM s.completed_at - s.started_at) * 1000 AS ms
         ), begun AS (
-            INSERT INTO step_executions (id, run_id, step_id, step_name, agent_name, status, input_data, started_at)
-            SELECT begun_id, run_id, begun_step, begun_agent, begun_agent, 'RUNNING', input::jsonb,
-                now() AT TIME ZONE 'UTC'
+            INSERT INTO step_executions (id, run_id, step_id, step_name, agent_name, status, input_data, started_at,
+                completed_at, output_data, error_message, parent_step_id, branch_name, join_policy, place)
+            SELECT begun_id, run_id, step_id, step_name, agent_name,
+                CASE WHEN ended_id = begun_id THEN ended_status ELSE 'RUNNING' END, input::jsonb,
+                -- Attempts are told apart and listed by their begin.
+                now() AT TIME ZONE 'UTC' + nth * interval '1 microsecond',
+                CASE WHEN ended_id = begun_id THEN now() AT TIME ZONE 'UTC' + nth * interval '1 microsecond' END,
+                CASE WHEN ended_id = begun_id THEN output::jsonb END,
+                CASE WHEN ended_id = begun_id THEN step_error END, parent_step_id, branch_name, join_policy, place
             FROM held WHERE begun_id IS NOT NULL
             ON CONFLICT (id) DO NOTHING
-            RETURNING run_id, step_id, id, agent_name
+            RETURNING run_id, step_id, id, agent_name, status, error_message,
+                extract(epoch FROM started_at - now() AT TIME ZONE 'UTC') * 1e6 AS nth
         ), finished AS (
             UPDATE workflow_runs r
             SET status = run_status, error_message = coalesce(run_error, r.error_message),
                 completed_at = now() AT TIME ZONE 'UTC', updated_at = now() AT TIME ZONE 'UTC',
                 executor_id = NULL, lease_token = NULL
             FROM held WHERE r.run_id = held.run_id AND run_status IS NOT NULL
-            RETURNING r.run_id, r.status, CASE WHEN r.status = 'FAILED' THEN r.error_message END AS error_message
+            RETURNING r.run_id, r.status, CASE WHEN r.status = 'FAILED' THEN r.error_message END AS error_message, nth
         ), recorded AS (
             INSERT INTO run_events (run_id, kind, step_id, attempt_id, agent_name, http_status, duration_ms, detail)
-            SELECT run_id, kind, step_id, id, agent_name, http_status, ms, detail FROM (
-                SELECT 1, run_id, CASE WHEN call_fault IS NULL THEN 'agent.answered' ELSE 'agent.failed' END, step_id, id,
-                    agent_name, http_status, call_ms, call_fault FROM ended WHERE call_ms IS NOT NULL
-                UNION ALL SELECT 2, run_id, 'attempt.' || lower(status), step_id, id, agent_name, NULL, ms,
+            SELECT run_id, kind, step_id, id, nullif(agent_name, ''), http_status, ms, detail FROM (
+                SELECT nth, 1, run_id, CASE WHEN call_fault IS NULL THEN 'agent.answered' ELSE 'agent.failed' END, step_id,
+                    id, agent_name, http_status, call_ms, call_fault FROM ended WHERE call_ms IS NOT NULL
+                UNION ALL SELECT nth, 2, run_id, 'attempt.' || lower(status), step_id, id, agent_name, NULL, ms,
                     error_message FROM ended
-                UNION ALL SELECT 2, run_id, 'attempt.failed', step_id, id, agent_name, NULL, ms, error_message FROM closed
-                UNION ALL SELECT 3, run_id, 'attempt.started', step_id, id, agent_name, NULL, NULL, NULL FROM begun
-                UNION ALL SELECT 4, run_id, 'run.' || lower(status), NULL, NULL, NULL, NULL, NULL, error_message
+                UNION ALL SELECT nth, 2, run_id, 'attempt.failed', step_id, id, agent_name, NULL, ms, error_message
+                    FROM closed
+                UNION ALL SELECT nth, 3, run_id, 'attempt.started', step_id, id, agent_name, NULL, NULL, NULL FROM begun
+                UNION ALL SELECT nth, 4, run_id, 'attempt.' || lower(status), step_id, id, agent_name, NULL, 0,
+                    error_message FROM begun WHERE status <> 'RUNNING'
+                UNION ALL SELECT nth, 5, run_id, 'run.' || lower(status), NULL, NULL, NULL, NULL, NULL, error_message
                     FROM finished
-            ) AS event (place, run_id, kind, step_id, id, agent_name, http_status, ms, detail) ORDER BY place
+            ) AS event (nth, part, run_id, kind, step_id, id, agent_name, http_status, ms, detail) ORDER BY nth, part
         )
         SELECT run_id FROM held"
     );
-    let text = |of: fn(&Change) -> Option<&str>| changes.iter().map(of).collect::<Vec<_>>();
     let calls = || changes.iter().map(|change| change.ended.as_ref()?.call);
+    let text = |of: fn(&Change) -> Option<&str>| changes.iter().map(of).collect::<Vec<_>>();
     let lease_tokens: Vec<Uuid> = changes.iter().map(|change| change.lease_token).collect();
+    let nth: Vec<f64> =
+        changes.chunk_by(|a, b| a.run_id == b.run_id).flat_map(|of_run| (0..of_run.len()).map(|n| n as f64)).collect();
     Ok(sqlx::query_scalar(&sql)
         .bind(text(|change| Some(&change.run_id)))
         .bind(lease_tokens)
         .bind(text(|change| change.ended.as_ref().map(|step| step.id.as_str())))
-        .bind(text(|change| change.ended.as_ref()?.result.as_deref().ok().map(RawValue::get)))
-        .bind(text(|change| change.ended.as_ref()?.result.as_ref().err().map(String::as_str)))
+        .bind(text(|change| change.ended.as_ref().map(|step| step.end.status())))
+        .bind(text(|change| change.ended.as_ref()?.end.output().map(RawValue::get)))
+        .bind(text(|change| change.ended.as_ref()?.end.reason()))
         .bind(text(|change| change.begun.as_ref().map(|step| step.id.as_str())))
         .bind(text(|change| change.begun.as_ref().map(|step| step.step_id.as_str())))
+        .bind(text(|change| change.begun.as_ref().map(|step| step.step_name.as_str())))
         .bind(text(|change| change.begun.as_ref().map(|step| step.agent_name.as_str())))
         .bind(text(|change| change.begun.as_ref().map(|step| step.input.get())))
+        .bind(text(|change| Some(change.nested()?.parent_step_id.as_str())))
+        .bind(text(|change| Some(change.nested()?.branch_name.as_str())))
+        .bind(text(|change| change.nested()?.join_policy))
+        .bind(text(|change| Some(change.nested()?.place.as_str())))
         .bind(text(|change| change.finished.as_ref().map(|run| run.status.as_str())))
         .bind(text(|change| change.finished.as_ref()?.error_message.as_deref()))
+        .bind(nth)
         .bind(calls().map(|call| Some(call?.duration_ms)).collect::<Vec<_>>())
         .bind(calls().map(|call| call?.http_status.map(i32::from)).collect::<Vec<_>>())
         .bind(calls().map(|call| call?.fault).collect::<Vec<_>>())

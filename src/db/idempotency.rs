@@ -59,8 +59,10 @@ pub async fn claim(conn: &mut PgConnection, key: &IdempotencyKey, resource_id: &
     match insert.execute(&mut *conn).await {
         Ok(done) if done.rows_affected() == 1 => return Ok(()),
         Ok(_) => {}
-        Err(error) if is_lock_timeout(&error) => return Err(ClaimError::InFlight),
-        Err(error) => return Err(Error::from(error).into()),
+        Err(error) => {
+            let error = Error::from(error);
+            return Err(if error.is_lock_timeout() { ClaimError::InFlight } else { error.into() });
+        }
     }
     match find(conn, &key.scope, &key.key).await? {
         Some(taken) if taken.fingerprint != key.fingerprint => Err(ClaimError::Reused),
@@ -68,10 +70,6 @@ pub async fn claim(conn: &mut PgConnection, key: &IdempotencyKey, resource_id: &
         // It expired between the two statements.
         None => Err(ClaimError::InFlight),
     }
-}
-
-fn is_lock_timeout(error: &sqlx::Error) -> bool {
-    error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "55P03")
 }
 
 /// Deletes the keys that are too old, a bounded number at a time. Returns how many.

@@ -85,9 +85,10 @@ pub async fn existing(db: impl PgExecutor<'_>, run_ids: &[String]) -> Result<Vec
     Ok(sqlx::query_scalar(sql).bind(run_ids).fetch_all(db).await?)
 }
 
-/// The output of the step that was completed last.
+/// The output of the step of the main chain that was completed last.
 pub async fn output(db: impl PgExecutor<'_>, run_id: &str) -> Result<Option<Json<Box<RawValue>>>, Error> {
-    let sql = "SELECT output_data FROM step_executions WHERE run_id = $1 AND status = 'COMPLETED'
+    let sql = "SELECT output_data FROM step_executions
+               WHERE run_id = $1 AND status = 'COMPLETED' AND parent_step_id IS NULL
                ORDER BY completed_at DESC NULLS LAST, started_at DESC, id DESC LIMIT 1";
     let output: Option<Option<Json<Box<RawValue>>>> = sqlx::query_scalar(sql).bind(run_id).fetch_optional(db).await?;
     Ok(output.flatten())

@@ -62,17 +62,20 @@ pub async fn find_version(db: impl PgExecutor<'_>, name: &str, version: i32) -> 
     Ok(sqlx::query_as(&sql).bind(name).bind(version).fetch_optional(db).await?)
 }
 
-/// The newest active version of the name.
+/// The newest version of a name, if it is active. Older ones are what it was before, and do not take its place.
 pub async fn find_active(db: impl PgExecutor<'_>, name: &str) -> Result<Option<WorkflowRow>, Error> {
-    let sql = select(" WHERE name = $1 AND status = 'active' ORDER BY version DESC LIMIT 1");
+    let sql = select(
+        " WHERE name = $1 AND status = 'active'
+          AND version = (SELECT max(version) FROM workflow_definitions WHERE name = $1)",
+    );
     Ok(sqlx::query_as(&sql).bind(name).fetch_optional(db).await?)
 }
 
-/// The newest active version of every name, by name, as far as the limit.
+/// The newest version of every name if it is active, by name, as far as the limit.
 pub async fn all_active(conn: &mut PgConnection, limit: i64) -> Result<Vec<WorkflowRow>, Error> {
     let sql = format!(
-        "SELECT DISTINCT ON (name) {COLUMNS} FROM workflow_definitions WHERE status = 'active'
-         ORDER BY name, version DESC LIMIT $1"
+        "SELECT {COLUMNS} FROM (SELECT DISTINCT ON (name) * FROM workflow_definitions ORDER BY name, version DESC) newest
+         WHERE status = 'active' ORDER BY name LIMIT $1"
     );
     Ok(sqlx::query_as(&sql).bind(limit).fetch_all(conn).await?)
 }
@@ -131,7 +134,7 @@ pub struct Filter<'a> {
     pub created: (Option<Timestamp>, Option<Timestamp>),
     /// Changed last between the two.
     pub updated: (Option<Timestamp>, Option<Timestamp>),
-    /// `name`, `created_at`, `updated_at` or `version`; anything else is `created_at`.
+    /// A column; anything else is `created_at`.
     pub sort_by: &'a str,
     /// Not descending.
     pub ascending: bool,
@@ -145,6 +148,11 @@ impl Filter<'_> {
             "name" => "name",
             "updated_at" => "updated_at",
             "version" => "version",
+            "id" => "id::text",
+            "status" => "status",
+            "description" => "coalesce(description, '')",
+            "created_by" => "coalesce(created_by, '')",
+            "updated_by" => "coalesce(updated_by, '')",
             _ => "created_at",
         };
         Order { column, nullable: false, ascending: self.ascending }
@@ -158,6 +166,11 @@ impl Listed for WorkflowRow {
         let value = match column {
             "name" => SortValue::Text(self.name.clone()),
             "version" => SortValue::Integer(self.version),
+            "id::text" => SortValue::Text(self.id.to_string()),
+            "status" => SortValue::Text(self.status.clone()),
+            "coalesce(description, '')" => SortValue::Text(self.description.clone().unwrap_or_default()),
+            "coalesce(created_by, '')" => SortValue::Text(self.created_by.clone().unwrap_or_default()),
+            "coalesce(updated_by, '')" => SortValue::Text(self.updated_by.clone().unwrap_or_default()),
             "updated_at" => self.updated_at.into(),
             _ => self.created_at.into(),
         };

@@ -1,5 +1,7 @@
 //! A claimed run as a driver gets it, whether a message or the sweep brought it.
 
+use std::time::Duration;
+
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
@@ -17,6 +19,8 @@ pub(super) struct Assignment {
     pub(super) input: Box<RawValue>,
     /// It may have been started before.
     pub(super) has_steps: bool,
+    /// For how long it has been executed so far.
+    pub(super) elapsed: Duration,
 }
 
 /// JSON text of our own database as a value; what cannot be read counts as absent.

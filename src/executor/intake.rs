@@ -246,6 +246,7 @@ impl Intake {
                 plan: Some(request.workflow_plan),
                 input: input_or_empty(request.input_data.or_else(|| stored(row.input_data))),
                 has_steps: row.has_steps,
+                elapsed: Duration::ZERO,
             };
             self.executor.start_run(assignment, owner);
         }

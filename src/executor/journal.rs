@@ -1,9 +1,10 @@
 //! Where the drivers' writes come together: whatever is waiting is written in one statement, one commit for all.
+//! What one driver hands over is written at once or not at all.
 //!
 //! Drivers may be stopped at any moment; the statements run here, in tasks that nobody stops, so that no connection
 //! is left in an unknown state. While the database is away a change waits, until its run is given up.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc};
 
 use sqlx::PgConnection;
 use tokio::sync::{Mutex, mpsc, oneshot};
@@ -21,26 +22,27 @@ use crate::{
 
 /// Tasks that write, each with a connection of its own: while one waits for its commit, the next batch gathers.
 const WRITERS: usize = 2;
-/// Changes in one statement.
+/// Runs in one statement.
 const MAX_BATCH: usize = 200;
 /// Bytes of inputs and outputs in one statement, unless a single change is larger.
 const MAX_BATCH_BYTES: usize = 8 << 20;
 
-/// What became of a change.
+/// What became of a run's changes.
 #[derive(Debug)]
 pub(super) enum Written {
-    /// It is committed.
+    /// They are committed.
     Done,
     /// The run is no longer held, or is to be left alone: nothing was written.
     Lost,
-    /// The database refuses a value in it: here it is back.
-    Refused(Box<Change>),
+    /// The database refuses a value in them: here they are back.
+    Refused(Vec<Change>),
     /// Something is wrong with this program or the schema. It was logged.
     Failed,
 }
 
 struct Job {
-    change: Change,
+    /// All of one run, at least one.
+    changes: Vec<Change>,
     stop: CancellationToken,
     answer: oneshot::Sender<Written>,
 }
@@ -59,7 +61,7 @@ impl Journal {
         give_up: &CancellationToken,
         done: &CancellationToken,
     ) -> Self {
-        // Not bounded: each driver has at most one change in it.
+        // Not bounded: each driver has at most one job in it.
         let (queue, jobs) = mpsc::unbounded_channel();
         let jobs = Arc::new(Mutex::new(jobs));
         for _ in 0..WRITERS {
@@ -69,10 +71,10 @@ impl Journal {
         Self { queue }
     }
 
-    /// Writes a change, however long the database is away, unless `stop` is cancelled.
-    pub(super) async fn write(&self, change: Change, stop: &CancellationToken) -> Written {
+    /// Writes changes of one run, in their order, however long the database is away, unless `stop` is cancelled.
+    pub(super) async fn write(&self, changes: Vec<Change>, stop: &CancellationToken) -> Written {
         let (answer, answered) = oneshot::channel();
-        if self.queue.send(Job { change, stop: stop.clone(), answer }).is_err() {
+        if self.queue.send(Job { changes, stop: stop.clone(), answer }).is_err() {
             return Written::Lost;
         }
         // A writer always answers, except when the process is torn down.
@@ -111,36 +113,40 @@ impl Writer {
     async fn write(&mut self, batch: Vec<Job>) {
         metrics::histogram!("executor_journal_batch_size")
             .record(f64::from(u32::try_from(batch.len()).unwrap_or(u32::MAX)));
-        let (changes, waiters): (Vec<_>, Vec<_>) =
-            batch.into_iter().map(|job| (job.change, (job.stop, job.answer))).unzip();
-        let changes = Arc::new(changes);
+        let (jobs, waiters): (Vec<_>, Vec<_>) =
+            batch.into_iter().map(|job| (job.changes, (job.stop, job.answer))).unzip();
+        let lengths: Vec<usize> = jobs.iter().map(Vec::len).collect();
+        let changes: Arc<Vec<Change>> = Arc::new(jobs.into_iter().flatten().collect());
         let are_all_stopped = || waiters.iter().all(|(stop, _)| stop.is_cancelled());
         let written = self.write_until(&changes, Locked::Skip, are_all_stopped).await;
         let is_poisoned = matches!(&written, Err(error) if !error.is_retryable());
-        let held = written.unwrap_or_default();
-        for (change, (stop, answer)) in changes.iter().zip(waiters) {
-            let outcome = if held.contains(&change.run_id) {
+        let held: HashSet<String> = written.unwrap_or_default().into_iter().collect();
+        let mut rest = &changes[..];
+        for (length, (stop, answer)) in lengths.into_iter().zip(waiters) {
+            let (of_run, others) = rest.split_at(length);
+            rest = others;
+            let outcome = if of_run.iter().all(|change| held.contains(&change.run_id)) {
                 Written::Done
             } else if stop.is_cancelled() && !is_poisoned {
                 Written::Lost
             } else {
                 // Lost, locked by somebody, or a neighbour of a bad one: alone it will show.
-                self.write_one(change.clone(), &stop).await
+                self.write_alone(of_run.to_vec(), &stop).await
             };
             // Nobody waits if the process is torn down.
             drop(answer.send(outcome));
         }
     }
 
-    async fn write_one(&mut self, change: Change, stop: &CancellationToken) -> Written {
-        let changes = Arc::new(vec![change.clone()]);
+    async fn write_alone(&mut self, changes: Vec<Change>, stop: &CancellationToken) -> Written {
+        let changes = Arc::new(changes);
         match self.write_until(&changes, Locked::Wait, || stop.is_cancelled()).await {
             Ok(held) if held.is_empty() => Written::Lost,
             Ok(_) => Written::Done,
             Err(error) if error.is_retryable() => Written::Lost,
-            Err(db::Error::Refused(_)) => Written::Refused(Box::new(change)),
+            Err(db::Error::Refused(_)) => Written::Refused(changes.to_vec()),
             Err(error) => {
-                let run_id = &change.run_id;
+                let run_id = changes.first().map(|change| change.run_id.as_str()).unwrap_or_default();
                 tracing::error!(error = &error as &dyn std::error::Error, run_id, "run {run_id} cannot be written");
                 Written::Failed
             }
@@ -191,22 +197,17 @@ impl Writer {
     }
 }
 
-/// How many of the waiting changes go into the next statement.
+/// How many of the waiting jobs go into the next statement.
 fn batch_size(waiting: &[Job]) -> usize {
     let mut bytes = 0;
-    let fitting = waiting.iter().take_while(|Job { change, .. }| {
-        bytes += change.begun.as_ref().map_or(0, |step| step.input.get().len());
-        bytes += change.ended.as_ref().and_then(|step| step.result.as_ref().ok()).map_or(0, |out| out.get().len());
+    let fitting = waiting.iter().take_while(|job| {
+        bytes += job.changes.iter().map(Change::bytes).sum::<usize>();
         bytes <= MAX_BATCH_BYTES
     });
     fitting.count().max(1)
 }
 
 /// Before a statement that found no database is tried again by someone who waits for it.
-pub(super) async fn pause(failures: u32, stop: &CancellationToken) {
-    let pause: Duration = retry::database_pause(failures);
-    tokio::select! {
-        () = tokio::time::sleep(pause) => {}
-        () = stop.cancelled() => {}
-    }
+pub(super) async fn pause(failures: u32) {
+    tokio::time::sleep(retry::database_pause(failures)).await;
 }

@@ -54,6 +54,7 @@ impl Executor {
                 plan: stored(taken.workflow_plan),
                 input: input_or_empty(stored(taken.input_data)),
                 has_steps: true,
+                elapsed: Duration::try_from_secs_f64(taken.elapsed_secs).unwrap_or_default(),
             };
             self.start_run(assignment, owner);
         }

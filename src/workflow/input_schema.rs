@@ -77,8 +77,13 @@ impl InputSchema {
             .iter_errors(&input)
             .take(MAX_VIOLATIONS)
             .map(|error| {
-                let path = error.instance_path().to_string().replace('/', ".").replace("~1", "/").replace("~0", "~");
-                FieldError::new(format!("{at}{}", shorten(&path)), "schema_error", shorten(&error.to_string()))
+                let pointer = error.instance_path().to_string();
+                let path = pointer.replace('/', ".").replace("~1", "/").replace("~0", "~");
+                let field = format!("{at}{}", shorten(&path));
+                FieldError {
+                    pointer: Some(pointer),
+                    ..FieldError::new(field, "schema_error", shorten(&error.to_string()))
+                }
             })
             .collect();
         if errors.is_empty() { Ok(()) } else { Err(errors) }

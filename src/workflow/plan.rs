@@ -10,7 +10,7 @@ use crate::input::{FieldError, Node, Object, Read, text};
 
 /// A plan that can be walked.
 ///
-/// Start and successors exist, the main chain ends, and each step has what its kind needs.
+/// Start and successors exist, the main chain ends, no step contains itself, and each step has what its kind needs.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// As stored; empty if the plan has none.
@@ -49,6 +49,7 @@ impl Plan {
         })?;
         validate::chain(&plan.start_step, &plan.steps).map_err(PlanError::Rule)?;
         validate::main_chain_ends(&plan.start_step, &plan.steps).map_err(PlanError::Rule)?;
+        validate::nesting_ends(&plan.steps).map_err(PlanError::Rule)?;
         Ok(plan)
     }
 
@@ -137,6 +138,12 @@ mod tests {
         check(r#""a""#, &format!(r#"{{"a":{{"type":"sub_workflow",{agent}}}}}"#), Err("workflow_plan.steps.a.type"));
         let plan = Plan::parse(RawValue::NULL).map(|_| ());
         assert!(plan.is_err_and(|error| error.to_string().starts_with("workflow_plan: ")));
+    }
+
+    #[test]
+    fn a_step_that_contains_itself_is_refused() {
+        let steps = r#"{"a":{"type":"parallel","parallel_steps":["a","b"]},"b":{"agent_name":"x"}}"#;
+        check(r#""a""#, steps, Err("step 'a' contains itself"));
     }
 
     #[test]

@@ -13,8 +13,13 @@ use super::{
     steps::Steps,
 };
 use crate::{
+    expression,
     input::{FieldError, elements, members, shorten, text},
-    mapping::{Piece, Root, root_of, split},
+    mapping::{
+        MappingFault, Piece,
+        reference::{Root, root_of},
+        split,
+    },
 };
 
 /// Steps looked at while references are checked. Deeply nested definitions with many references would take
@@ -23,9 +28,6 @@ const MAX_WORK: usize = 4_000_000;
 
 /// Warnings given at once, as with errors.
 const MAX_WARNINGS: usize = 100;
-
-/// What `loop.` may be followed by.
-const LOOP_VARIABLES: [&str; 5] = ["item", "index", "total", "is_first", "is_last"];
 
 /// The warnings about a valid definition.
 pub(super) fn warnings(start_step: &str, steps: &Steps) -> Vec<FieldError> {
@@ -43,6 +45,30 @@ pub(super) fn warnings(start_step: &str, steps: &Steps) -> Vec<FieldError> {
     }
     check.warnings.truncate(MAX_WARNINGS);
     check.warnings
+}
+
+/// An error for each input of a step, and each collection of a loop, that asks for the output of a step that is not
+/// there: no run could get past it. A condition may ask, and a default makes up for it; both are left to
+/// [`warnings`].
+pub(super) fn unknown_steps(steps: &Steps) -> Vec<FieldError> {
+    let asks = steps.iter().filter(|step| step.kind != StepKind::Conditional);
+    let unknown = asks.flat_map(|step| {
+        references(step).into_iter().filter_map(|(member, reference)| match root_of(&reference) {
+            Ok((Root::Output(target, _), _)) if steps.place(target).is_none() && !reference.contains(":-") => {
+                let message = format!("Reference '{}': {}", shorten(&reference), no_step(target));
+                Some(FieldError::new(format!("body.steps.{}.{member}", step.id), UNKNOWN_STEP, message))
+            }
+            _ => None,
+        })
+    });
+    unknown.take(MAX_WARNINGS).collect()
+}
+
+/// The kind of a reference to a step that is not there.
+const UNKNOWN_STEP: &str = "unknown_step";
+
+fn no_step(id: &str) -> String {
+    format!("there is no step '{}'", shorten(id))
 }
 
 /// Where a step is mentioned: by which container, and whether as part of a loop's body.
@@ -91,6 +117,12 @@ impl<'a> Check<'a> {
             return;
         }
         let in_loop = around.iter().any(|place| self.parents[*place].iter().any(|parent| parent.by_loop));
+        let condition = step.condition.as_ref().filter(|_| step.kind == StepKind::Conditional);
+        if let Some(fault) = condition.and_then(|condition| expression::check(&condition.expression).err()) {
+            let field = format!("body.steps.{}.condition.expression", step.id);
+            let message = format!("The step will fail, since its condition is none: {fault}");
+            self.warnings.push(FieldError::new(field, "malformed_condition", message));
+        }
         let mut known = HashSet::new();
         for (member, reference) in references(step) {
             if self.work > MAX_WORK || self.warnings.len() >= MAX_WARNINGS {
@@ -119,22 +151,18 @@ impl<'a> Check<'a> {
         let target = match root_of(reference) {
             Ok((Root::Input(_), _)) => return None,
             Ok((Root::Output(target, _), _)) => target,
-            Err(_) if reference.starts_with("loop.") => {
-                let variable = reference.split(['.', '[']).nth(1).unwrap_or_default();
-                if !LOOP_VARIABLES.contains(&variable) {
-                    let message = format!("there are {} after `loop.`, nothing else", LOOP_VARIABLES.join(", "));
-                    return Some(("unknown_loop_variable", message));
-                }
+            Ok((Root::Loop(..), _)) => {
                 let message = "loop variables exist only inside a loop_body".to_owned();
                 return (!in_loop).then_some(("reference_outside_loop", message));
             }
+            Err(fault @ MappingFault::NoLoopVariable(_)) => return Some(("unknown_loop_variable", fault.to_string())),
             Err(_) => {
                 let message = "must begin with workflow.input, <step id>.output or, inside a loop, loop.item";
                 return Some(("malformed_reference", message.to_owned()));
             }
         };
         let Some(target_place) = self.steps.place(target) else {
-            return Some(("unknown_step", format!("there is no step '{}'", shorten(target))));
+            return Some((UNKNOWN_STEP, no_step(target)));
         };
         if target_place == place {
             return Some(("reference_to_itself", "a step cannot use its own output".to_owned()));
@@ -328,6 +356,17 @@ mod tests {
             &format!(r#"{{"a":{{"id":"a",{head}}},{b},{c}}}"#),
             &["a.condition.expression reference_never_resolves", "c.input_mapping.m reference_never_resolves"],
         );
+    }
+
+    #[test]
+    fn a_condition_that_cannot_be_read_is_told_of() {
+        let (b, with) = (agent("b", "", "workflow.input.x:-none"), |condition: &str| {
+            format!(
+                r#"{{"a":{{"id":"a","type":"conditional","condition":{{"expression":"{condition}"}},"if_true_step":"b"}},"#
+            )
+        });
+        check(&format!("{}{b}}}", with("${workflow.input.x} > 1")), &[]);
+        check(&format!("{}{b}}}", with("${workflow.input.x} > high")), &["a.condition.expression malformed_condition"]);
     }
 
     #[test]

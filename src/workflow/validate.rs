@@ -20,7 +20,12 @@ pub(super) fn definition(start_step: &str, steps: &Steps) -> Result<(), String> 
             return Err(format!("step '{}' refers to step '{}', which does not exist", step.id, shorten(id)));
         }
     }
-    no_cycle(steps, |step| steps.at(step).nested()).map_err(|id| format!("step '{id}' contains itself"))
+    nesting_ends(steps)
+}
+
+/// No step contains itself, directly or through others.
+pub(super) fn nesting_ends(steps: &Steps) -> Result<(), String> {
+    no_cycle(steps, |step| steps.at(step).nested()).map_err(|id| format!("step '{}' contains itself", shorten(id)))
 }
 
 /// The rules without which steps cannot be walked: start, keys and successors.

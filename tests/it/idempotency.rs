@@ -98,6 +98,33 @@ async fn a_request_under_way_is_409_until_it_is_done(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
+async fn a_start_under_way_is_409_and_holds_up_nobody_without_that_key(pool: PgPool) {
+    let service = Service::start(&pool);
+    let workflow_id = service.one_step_workflow().await;
+    let path = format!("/api/v1/workflows/{workflow_id}/execute");
+    let body = r#"{"input_data":{}}"#;
+    let mut elsewhere = pool.begin().await.expect("a transaction");
+    sqlx::query("INSERT INTO idempotency_keys (scope, key, fingerprint, run_id) VALUES ($1, 'k', '', 'x')")
+        .bind(format!("execute {workflow_id} system"))
+        .execute(&mut *elsewhere)
+        .await
+        .expect("a row");
+    let others = join_all((0..20).map(|_| service.execute(&workflow_id)));
+    let (answer, others) = futures_util::join!(post(&service, &path, "k", body), others);
+    assert_eq!(others.into_iter().collect::<HashSet<_>>().len(), 20);
+    assert!(answer.header("retry-after").is_some());
+    assert_eq!(answer.error(409)["code"], "idempotency_key_in_use");
+    elsewhere.rollback().await.expect("the rollback");
+    let first = post(&service, &path, "k", body).await.expect(202);
+    // The repeat is answered as the first request was, whatever became of the run.
+    sqlx::query("UPDATE workflow_runs SET status = 'COMPLETED', completed_at = now(), updated_at = now()")
+        .execute(&pool)
+        .await
+        .expect("an end");
+    assert_eq!(post(&service, &path, "k", body).await.expect(202), first);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
 async fn keys_are_kept_as_long_as_the_setting_says(pool: PgPool) {
     let settings = config(&pool, &[("IDEMPOTENCY_KEY_TTL_HOURS", "2")]);
     assert_eq!(settings.idempotency_key_ttl_hours, 2);

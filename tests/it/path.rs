@@ -21,35 +21,35 @@ use crate::service::{Service, eventually};
 
 /// What an agent was asked.
 #[derive(Clone, Debug)]
-struct Call {
-    headers: HeaderMap,
-    body: Value,
+pub struct Call {
+    pub headers: HeaderMap,
+    pub body: Value,
 }
 
 impl Call {
     /// The text part of the message.
-    fn text(&self) -> &str {
+    pub fn text(&self) -> &str {
         self.body["params"]["message"]["parts"][0]["text"].as_str().expect("a text part")
     }
 }
 
 /// Makes the answer to the call of that number, from 0.
-type Answering = dyn Fn(usize, &Call) -> Response + Send + Sync;
+pub type Answering = dyn Fn(usize, &Call) -> Response + Send + Sync;
 
 /// An agent that answers what a test wants and remembers what it was asked.
 #[derive(Clone)]
-struct Agent(Arc<Parts>);
+pub struct Agent(pub Arc<Parts>);
 
-struct Parts {
+pub struct Parts {
     calls: Mutex<Vec<Call>>,
     answer: Box<Answering>,
     /// Closed gates hold answers back.
-    gate: Semaphore,
+    pub gate: Semaphore,
 }
 
 impl Agent {
     /// Answers with what `answer` makes of the call's number, from 0, and the call.
-    async fn start(answer: impl Fn(usize, &Call) -> Response + Send + Sync + 'static) -> (Self, String) {
+    pub async fn start(answer: impl Fn(usize, &Call) -> Response + Send + Sync + 'static) -> (Self, String) {
         let gate = Semaphore::new(Semaphore::MAX_PERMITS);
         let parts = Parts { calls: Mutex::default(), answer: Box::new(answer), gate };
         let agent = Self(Arc::new(parts));
@@ -71,40 +71,40 @@ impl Agent {
         (agent.0.answer)(number, &call)
     }
 
-    fn calls(&self) -> Vec<Call> {
+    pub fn calls(&self) -> Vec<Call> {
         self.0.calls.lock().expect("no panic").clone()
     }
 
     /// Holds back every answer from now on.
-    fn hold(&self) {
+    pub fn hold(&self) {
         self.0.gate.forget_permits(Semaphore::MAX_PERMITS);
     }
 }
 
 /// A completed A2A task whose artifact is that text.
-fn completed(call: &Call, text: &str) -> Response {
+pub fn completed(call: &Call, text: &str) -> Response {
     let result = json!({"id": "srv-17", "contextId": "ctx-4", "kind": "task", "status": {"state": "completed"},
         "score": 0.93, "artifacts": [{"artifactId": "a1", "parts": [{"kind": "text", "text": text}]}],
         "history": [{"role": "agent", "parts": [{"kind": "text", "text": "done"}]}]});
     Json(json!({"jsonrpc": "2.0", "id": call.body["id"], "result": result})).into_response()
 }
 
-fn shouting(_: usize, call: &Call) -> Response {
+pub fn shouting(_: usize, call: &Call) -> Response {
     completed(call, &call.text().to_uppercase())
 }
 
 /// An executor beside the service. Stopped hard when it goes out of scope, as if it had been killed.
-struct Executor(Lifecycle);
+pub struct Executor(Lifecycle);
 
 impl Executor {
-    fn start(service: &Service) -> Self {
+    pub fn start(service: &Service) -> Self {
         let lifecycle = Lifecycle::new();
         let pool = db::pool(&service.config.database);
         executor::start(&service.config, pool, &lifecycle).expect("valid settings");
         Self(lifecycle)
     }
 
-    async fn stop(&self) {
+    pub async fn stop(&self) {
         self.0.soft_stop().cancel();
         self.0.ended().await;
     }
@@ -118,7 +118,7 @@ impl Drop for Executor {
 }
 
 /// The run, once it has ended.
-async fn ended(service: &Service, run_id: &str) -> Value {
+pub async fn ended(service: &Service, run_id: &str) -> Value {
     eventually("the run ends", || async {
         let run = service.get(&format!("/api/v1/runs/{run_id}")).await.expect(200);
         ["COMPLETED", "FAILED", "CANCELLED"].iter().any(|status| run["status"] == *status).then_some(run)
@@ -126,13 +126,13 @@ async fn ended(service: &Service, run_id: &str) -> Value {
     .await
 }
 
-async fn steps(service: &Service, run_id: &str) -> Vec<Value> {
+pub async fn steps(service: &Service, run_id: &str) -> Vec<Value> {
     let steps = service.get(&format!("/api/v1/runs/{run_id}/steps")).await.expect(200);
     steps.as_array().expect("an array").clone()
 }
 
 /// `step status` of each attempt.
-async fn attempts(service: &Service, run_id: &str) -> Vec<String> {
+pub async fn attempts(service: &Service, run_id: &str) -> Vec<String> {
     let text = |step: &Value, name: &str| step[name].as_str().expect("text").to_owned();
     steps(service, run_id)
         .await
@@ -259,11 +259,6 @@ async fn what_is_wrong_with_an_agent_or_a_plan_is_said_in_the_runs_error(pool: P
         let workflow = service.chain(&format!("with-{agent}"), &[agent]).await;
         runs.push((agent, service.execute(workflow["id"].as_str().expect("an id")).await, expected));
     }
-    let loop_step = json!({"name": "loop", "start_step": "each", "steps": {
-        "each": {"id": "each", "type": "loop", "loop_config": {"collection": "${workflow.input.items}", "loop_body": ["one"]}},
-        "one": {"id": "one", "agent_name": "gone", "input_mapping": {}}}});
-    let workflow = service.post("/api/v1/workflows", &loop_step).await.expect(201);
-    runs.push(("each", service.execute(workflow["id"].as_str().expect("an id")).await, "loop"));
     let missing = json!({"name": "missing", "start_step": "a", "steps": {
         "a": {"id": "a", "agent_name": "gone", "input_mapping": {"x": "${workflow.input.nowhere.deep}"}}}});
     let workflow = service.post("/api/v1/workflows", &missing).await.expect(201);
@@ -396,6 +391,27 @@ async fn a_retry_can_name_the_step_to_go_on_from(pool: PgPool) {
     let repeated =
         ["s0 COMPLETED", "s1 COMPLETED", "s2 COMPLETED", "s3 FAILED", "s1 COMPLETED", "s2 COMPLETED", "s3 COMPLETED"];
     assert_eq!(attempts(&service, &run_id).await, repeated);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_run_goes_on_from_a_named_step_without_what_failed_before_it(pool: PgPool) {
+    let service = Service::start(&pool);
+    let _executor = Executor::start(&service);
+    let (broken, broken_url) = Agent::start(|_, _| (StatusCode::BAD_REQUEST, "never").into_response()).await;
+    let (agent, url) = Agent::start(shouting).await;
+    service.agent("broken", &broken_url).await;
+    service.agent("worker", &url).await;
+    let step = |id: &str, agent: &str, next: Value| json!({"id": id, "agent_name": agent, "next_step": next, "input_mapping": {"text": "${workflow.input.text}"}});
+    let steps = json!({"s0": step("s0", "broken", json!("s1")), "s1": step("s1", "worker", Value::Null)});
+    let workflow = json!({"name": "w", "start_step": "s0", "steps": steps});
+    let workflow = service.post("/api/v1/workflows", &workflow).await.expect(201);
+    let run_id = service.execute(workflow["id"].as_str().expect("an id")).await;
+    assert_eq!(ended(&service, &run_id).await["status"], "FAILED");
+    let path = format!("/api/v1/runs/{run_id}/retry");
+    service.post(&path, &json!({"resume_from_step": "s1"})).await.expect(202);
+    assert_eq!(ended(&service, &run_id).await["status"], "COMPLETED");
+    assert_eq!(attempts(&service, &run_id).await, ["s0 FAILED", "s1 COMPLETED"]);
+    assert_eq!((broken.calls().len(), agent.calls().len()), (1, 1));
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]

@@ -121,6 +121,49 @@ async fn the_run_of_a_killed_executor_is_resumed_in_time_and_repeats_no_complete
     assert!(steps[1]["error_message"].as_str().is_some_and(|message| message.contains("interrupted")));
 }
 
+/// Three iterations at a time, each with a fork inside, are in the middle of it.
+#[sqlx::test(migrations = false)]
+async fn the_run_of_a_killed_executor_is_resumed_inside_of_its_blocks(pool: PgPool) {
+    let environment = Environment::new(&pool);
+    let _api = environment.serve().await;
+    let (agent, url) = Agent::start().await;
+    let urls = ["/first", "/held", "/aside"].map(|path| format!("{url}{path}"));
+    environment.chain("agents", &urls).await;
+    let call = |id: &str, agent: usize| json!({"id": id, "agent_name": format!("agents-{agent}"), "input_mapping": {}});
+    let workflow = json!({"name": "blocks", "start_step": "each", "steps": {
+        "each": {"id": "each", "type": "loop", "loop_config": {"collection": "${workflow.input.items:-[1, 2, 3]}",
+            "loop_body": ["first", "fork"], "execution_mode": "parallel"}},
+        "first": call("first", 0),
+        "fork": {"id": "fork", "type": "fork_join", "fork_join_config": {"branches": {
+            "x": {"steps": ["held"]}, "y": {"steps": ["aside"]}}}},
+        "held": call("held", 1),
+        "aside": call("aside", 2)}});
+    let answer = environment.post("/api/v1/workflows", &workflow).await.expect("an answer");
+    let workflow: Value = answer.json().await.expect("JSON");
+    let mut executor = environment.start(&["executor"]);
+    let run_id = environment.execute(workflow["id"].as_str().expect("an id")).await.expect("accepted");
+    eventually("all but the held steps is stored", async || {
+        let sql = "SELECT count(*) FROM step_executions WHERE status = 'COMPLETED'";
+        let completed: i64 = sqlx::query_scalar(sql).fetch_one(&pool).await.expect("a count");
+        (completed == 6 && agent.calls("/held") == 3).then_some(())
+    })
+    .await;
+    executor.kill().await;
+    agent.is_free.store(true, Ordering::Relaxed);
+    let _next = environment.start(&["executor"]);
+    let run = eventually("the run ends", async || {
+        let run = environment.get(&format!("/api/v1/runs/{run_id}")).await;
+        (run["status"] != "RUNNING").then_some(run)
+    })
+    .await;
+    assert_eq!((&run["status"], &run["output_data"]["total_count"]), (&json!("COMPLETED"), &json!(3)), "{run}");
+    assert_eq!((agent.calls("/first"), agent.calls("/held"), agent.calls("/aside")), (3, 6, 3));
+    let steps = environment.get(&format!("/api/v1/runs/{run_id}/steps")).await;
+    let of = |status: &str| steps.as_array().expect("an array").iter().filter(|step| step["status"] == status).count();
+    // Interrupted: the loop, three forks, three held steps. Completed: those, and the six of before.
+    assert_eq!((of("FAILED"), of("COMPLETED"), of("RUNNING")), (7, 13, 0));
+}
+
 /// Executors and API are killed again and again while runs come in; in the end each acknowledged run has completed
 /// once.
 #[sqlx::test(migrations = false)]

@@ -1,6 +1,9 @@
 //! Tests of the program as its users run it: real processes, signals, kill -9, dependencies that come and go.
 //! `DATABASE_URL` and `KAFKA_BROKERS` say where PostgreSQL and Kafka are; `./deploy-api.sh test` sets them.
+//! A Chromium has to be installed.
 
+mod browser;
+mod chromium;
 mod commands;
 mod crash;
 mod dependencies;

@@ -21,11 +21,13 @@ async fn a_key_is_shown_once_and_stored_as_its_hash(pool: PgPool) {
         "expires_at": "2099-01-01T00:00:00Z"});
     let answer = admin.post("/api/v1/api-keys", &body).await;
     assert_eq!(answer.header("cache-control"), Some("no-store"));
+    let location = answer.header("location").map(str::to_owned);
     let mut created = answer.expect(201);
     let key = created["key"].take().as_str().expect("the key").to_owned();
     let parsed = ApiKey::parse(&key).expect("the form of a key");
     assert!(key.starts_with("wf_test_"), "{key}");
     let id = created["id"].as_str().expect("an id").to_owned();
+    assert_eq!(location, Some(format!("/api/v1/api-keys/{id}")));
     created.as_object_mut().expect("an object").remove("key");
     for (name, value) in [("prefix", "wf_test"), ("last_four", &key[key.len() - 4..]), ("name", "ci")] {
         assert_eq!(created[name], value, "{created}");

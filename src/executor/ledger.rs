@@ -1,0 +1,235 @@
+//! What one run has to write, in order: steps that run side by side add to it, and one job of it at a time is with
+//! the journal. While that is on its way the next one gathers, so that many steps share a statement.
+//!
+//! Adding never waits. A step that must not go on before its begin is stored waits for [`Ledger::written`]; ends are
+//! written with the next begin, or when somebody asks by [`Ledger::nudge`].
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    mem,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::{Notify, oneshot};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::journal::{Journal, Written};
+use crate::db::executions::{AgentCall, BegunStep, Change, EndedStep, FinishedRun, StepEnd};
+
+/// Changes that gather without being asked for: blocks that call nobody would fill the memory otherwise.
+const MAX_PENDING: usize = 200;
+
+/// Why nothing more can be written.
+pub(super) enum Stuck {
+    /// The run is no longer held.
+    Lost,
+    /// Something is wrong with this program.
+    Broken,
+    /// The database refuses a value in these changes.
+    Refused(Vec<Change>),
+}
+
+/// See the module.
+pub(super) struct Ledger {
+    run_id: String,
+    lease_token: Uuid,
+    state: Mutex<State>,
+    wanted: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    pending: Vec<Change>,
+    /// Told when what is pending is written.
+    waiting: Vec<oneshot::Sender<()>>,
+    /// The rows that have begun and not ended, by place.
+    open: BTreeMap<String, String>,
+}
+
+impl Ledger {
+    pub(super) fn new(run_id: String, lease_token: Uuid) -> Self {
+        Self { run_id, lease_token, state: Mutex::default(), wanted: Notify::new() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self) -> Change {
+        Change { run_id: self.run_id.clone(), lease_token: self.lease_token, ended: None, begun: None, finished: None }
+    }
+
+    /// An attempt begins at this place.
+    pub(super) fn begin(&self, place: &str, begun: BegunStep) {
+        let mut state = self.state();
+        state.open.insert(place.to_owned(), begun.id.clone());
+        match state.pending.last_mut() {
+            // One row of the statement has room for an end and a begin.
+            Some(last) if last.begun.is_none() => last.begun = Some(begun),
+            _ => state.pending.push(Change { begun: Some(begun), ..self.change() }),
+        }
+    }
+
+    /// The attempt at this place ends; `call`: its agent was called so.
+    pub(super) fn end(&self, place: &str, end: StepEnd, call: Option<AgentCall>) {
+        let mut state = self.state();
+        if let Some(id) = state.open.remove(place) {
+            self.add_end(&mut state, EndedStep { id, end, call });
+        }
+    }
+
+    /// All attempts that are open below this place end so; of an empty one, all of the run.
+    pub(super) fn close(&self, below: &str, end: &StepEnd) {
+        let mut state = self.state();
+        let from_there = state.open.range(below.to_owned()..);
+        let places: Vec<String> =
+            from_there.map(|(place, _)| place.clone()).take_while(|place| place.starts_with(below)).collect();
+        // From inside to outside, as blocks end.
+        for place in places.iter().rev() {
+            if let Some(id) = state.open.remove(place) {
+                self.add_end(&mut state, EndedStep { id, end: end.clone(), call: None });
+            }
+        }
+    }
+
+    fn add_end(&self, state: &mut State, ended: EndedStep) {
+        let is_its_begin = |change: &Change| change.begun.as_ref().is_some_and(|begun| begun.id == ended.id);
+        match state.pending.iter().rposition(is_its_begin) {
+            None => state.pending.push(Change { ended: Some(ended), ..self.change() }),
+            // Not even begun for the database yet: begin and end become one row, which belong into one change.
+            Some(index) => {
+                if let Some(other) = state.pending[index].ended.replace(ended) {
+                    state.pending.insert(index, Change { ended: Some(other), ..self.change() });
+                }
+            }
+        }
+    }
+
+    /// The run ends.
+    pub(super) fn finish(&self, finished: FinishedRun) {
+        let mut state = self.state();
+        match state.pending.last_mut() {
+            Some(last) => last.finished = Some(finished),
+            None => state.pending.push(Change { finished: Some(finished), ..self.change() }),
+        }
+    }
+
+    /// Asks that what is pending be written soon.
+    pub(super) fn nudge(&self) {
+        self.wanted.notify_one();
+    }
+
+    /// Waits until all that was added so far is committed. Something has to poll [`Ledger::write_out`] meanwhile.
+    pub(super) async fn written(&self) {
+        let (done, is_done) = oneshot::channel();
+        self.state().waiting.push(done);
+        self.nudge();
+        // Without an answer there is no one left who drives the run.
+        if is_done.await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Waits, if too much is pending.
+    pub(super) async fn keep_small(&self) {
+        if self.state().pending.len() >= MAX_PENDING {
+            self.written().await;
+        }
+    }
+
+    /// Writes what is asked for until something prevents it. Not to be dropped while the run is to be written to:
+    /// what it has handed to the journal would race with what comes after.
+    pub(super) async fn write_out(&self, journal: &Journal, stop: &CancellationToken) -> Result<Infallible, Stuck> {
+        loop {
+            self.wanted.notified().await;
+            let (changes, waiting) = {
+                let mut state = self.state();
+                (mem::take(&mut state.pending), mem::take(&mut state.waiting))
+            };
+            if !changes.is_empty() {
+                match journal.write(changes, stop).await {
+                    Written::Done => {}
+                    Written::Lost => return Err(Stuck::Lost),
+                    Written::Failed => return Err(Stuck::Broken),
+                    Written::Refused(changes) => return Err(Stuck::Refused(changes)),
+                }
+            }
+            for done in waiting {
+                // Whoever waited may have been given up.
+                done.send(()).ok();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::input::object_of;
+
+    fn ledger() -> Ledger {
+        Ledger::new("r".to_owned(), Uuid::new_v4())
+    }
+
+    fn begun(id: &str) -> BegunStep {
+        BegunStep {
+            id: id.to_owned(),
+            step_id: id.to_owned(),
+            step_name: id.to_owned(),
+            agent_name: String::new(),
+            input: object_of([]),
+            nested: None,
+        }
+    }
+
+    fn failed() -> StepEnd {
+        StepEnd::Failed("why".to_owned())
+    }
+
+    /// `-ended +begun` of each pending change.
+    fn pending(ledger: &Ledger) -> Vec<String> {
+        let ended = |change: &Change| change.ended.as_ref().map(|ended| format!("-{}", ended.id));
+        let begun = |change: &Change| change.begun.as_ref().map(|begun| format!("+{}", begun.id));
+        let both = |change: &Change| [ended(change), begun(change)].into_iter().flatten().collect::<Vec<_>>().join(" ");
+        ledger.state().pending.iter().map(both).collect()
+    }
+
+    #[test]
+    fn an_end_shares_a_change_with_the_next_begin() {
+        let ledger = ledger();
+        ledger.begin("a", begun("a"));
+        ledger.state().pending.clear();
+        ledger.end("a", failed(), None);
+        ledger.begin("b", begun("b"));
+        ledger.begin("c", begun("c"));
+        assert_eq!(pending(&ledger), ["-a +b", "+c"]);
+    }
+
+    #[test]
+    fn what_ends_before_its_begin_is_written_is_one_change() {
+        let ledger = ledger();
+        ledger.begin("a", begun("a"));
+        ledger.state().pending.clear();
+        ledger.end("a", failed(), None);
+        ledger.begin("b", begun("b"));
+        ledger.end("b", failed(), None);
+        assert_eq!(pending(&ledger), ["-a", "-b +b"]);
+        ledger.end("b", failed(), None);
+        assert_eq!(pending(&ledger).len(), 2, "an end counts once");
+    }
+
+    #[test]
+    fn a_branch_is_closed_without_its_neighbours() {
+        let ledger = ledger();
+        for place in ["f", "f/a/x", "f/ab/x", "f/a/l/0/y", "g"] {
+            ledger.begin(place, begun(place));
+        }
+        ledger.state().pending.clear();
+        ledger.close("f/a/", &failed());
+        assert_eq!(pending(&ledger), ["-f/a/x", "-f/a/l/0/y"]);
+        ledger.close("", &failed());
+        assert_eq!(pending(&ledger)[2..], ["-g", "-f/ab/x", "-f"]);
+    }
+}

@@ -1,0 +1,367 @@
+//! The steps of a run: each kind in a file of its own, nested in each other to a bounded depth.
+//!
+//! All of a run is one task. A block's branches are futures inside of it (`group`), so that giving up a branch, a
+//! block or the run is dropping a future: nothing of it goes on. What a branch has open in the database then is
+//! closed through the [`Ledger`].
+//!
+//! If it dies here: what had completed, at whatever depth, is not repeated. A block that had not completed is entered
+//! again, and its branches go on after their last completed step.
+
+mod agent;
+mod conditional;
+mod fork_join;
+mod group;
+mod iteration;
+mod parallel;
+mod place;
+
+use std::{
+    collections::HashMap,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use futures_util::future::BoxFuture;
+use serde_json::value::RawValue;
+use tokio::sync::{Notify, Semaphore};
+use uuid::Uuid;
+
+use super::{
+    Executor,
+    earlier::{Earlier, Reuse},
+    ledger::Ledger,
+};
+use crate::{
+    db::executions::{BegunStep, NestedStep, StepEnd},
+    input::{object_of, shorten},
+    mapping::Scope,
+    workflow::{Plan, Step, StepKind},
+};
+
+/// How deeply blocks may lie inside each other.
+const MAX_DEPTH: usize = 16;
+/// Branches of one run that are under way at a time, beside one of each block: what a run may take of memory,
+/// connections and its agents' patience, however its blocks multiply.
+const MAX_CONCURRENT_BRANCHES: usize = 128;
+/// Bytes of the output of one block.
+const MAX_OUTPUT_BYTES: usize = 64 << 20;
+/// Causes that the error of a block repeats, and characters of each.
+const MAX_CAUSES: usize = 10;
+const MAX_CAUSE_CHARS: usize = 1000;
+/// Longest id of a step row, and longest name of a branch, as their columns.
+const MAX_COLUMN_CHARS: usize = 255;
+
+/// A run under way.
+pub(super) struct Run {
+    pub(super) executor: Executor,
+    pub(super) run_id: String,
+    pub(super) correlation_id: String,
+    pub(super) plan: Plan,
+    pub(super) ledger: Ledger,
+    pub(super) earlier: Earlier,
+    slots: Semaphore,
+    calls: Calls,
+}
+
+/// A step that has completed.
+struct Done {
+    output: Box<RawValue>,
+    /// What the steps inside of it leave for the steps after it, by step id.
+    inside: HashMap<String, Box<RawValue>>,
+    /// It was not done by an earlier execution.
+    is_new: bool,
+}
+
+impl Done {
+    fn new(output: Box<RawValue>) -> Self {
+        Self { output, inside: HashMap::new(), is_new: true }
+    }
+
+    /// Registers the outputs for what follows.
+    fn register(self, step_id: &str, scope: &mut Scope<'_>) {
+        for (step_id, output) in self.inside {
+            scope.set(&step_id, output);
+        }
+        scope.set(step_id, self.output);
+    }
+}
+
+/// What one step follows the other in: the main chain, or one branch or iteration of a block.
+struct Frame<'a> {
+    scope: Scope<'a>,
+    /// `None`: the main chain.
+    branch: Option<Branch<'a>>,
+    /// What the places of its steps begin with.
+    prefix: String,
+    depth: usize,
+    reuse: Reuse,
+}
+
+/// A branch, as the rows of its steps tell of it.
+struct Branch<'a> {
+    parent_step_id: &'a str,
+    name: String,
+    join_policy: Option<&'static str>,
+}
+
+/// A block that has been entered.
+struct Block<'a> {
+    step: &'a Step,
+    place: &'a str,
+    scope: &'a Scope<'a>,
+    depth: usize,
+    reuse: Reuse,
+}
+
+impl<'a> Block<'a> {
+    /// One of its branches.
+    fn frame(&self, name: &str, scope: Scope<'a>) -> Frame<'a> {
+        let branch = Branch {
+            parent_step_id: &self.step.id,
+            name: name.chars().take(MAX_COLUMN_CHARS).collect(),
+            join_policy: None,
+        };
+        let prefix = place::branch(self.place, name);
+        Frame { scope, branch: Some(branch), prefix, depth: self.depth, reuse: self.reuse }
+    }
+}
+
+impl Run {
+    pub(super) fn new(
+        executor: Executor,
+        run_id: String,
+        lease_token: Uuid,
+        correlation_id: String,
+        plan: Plan,
+        earlier: Earlier,
+    ) -> Self {
+        let ledger = Ledger::new(run_id.clone(), lease_token);
+        let slots = Semaphore::new(MAX_CONCURRENT_BRANCHES);
+        Self { executor, run_id, correlation_id, plan, ledger, earlier, slots, calls: Calls::default() }
+    }
+
+    /// Makes all steps of the main chain, except those that are done. The error is fit for the run's row.
+    pub(super) async fn main_chain(&self, input: &RawValue) -> Result<(), String> {
+        let mut frame =
+            Frame { scope: Scope::new(input), branch: None, prefix: String::new(), depth: 0, reuse: Reuse::Everything };
+        let mut next = Some(self.plan.start_step.as_str());
+        let mut is_before = self.plan.main_path().any(|step_id| self.earlier.is_redone_from(step_id));
+        // A valid plan's chain ends; the bound holds whatever the plan says.
+        for _ in 0..=self.plan.steps.len() {
+            let Some(step_id) = next else { return Ok(()) };
+            if frame.reuse == Reuse::Everything && self.earlier.is_redone_from(step_id) {
+                frame.reuse = Reuse::AfterRetry;
+                is_before = false;
+            }
+            // Who asks to go on from a later step asks to go on without this one.
+            if is_before && !self.earlier.has(&place::step("", step_id, 0)) {
+                next = self.plan.steps.get(step_id).and_then(|step| step.next_step.as_deref());
+                continue;
+            }
+            let done = self.step(step_id, place::step("", step_id, 0), &frame).await;
+            let done = done.map_err(|cause| format!("Step '{}' failed: {cause}", shorten(step_id)))?;
+            if done.is_new {
+                frame.reuse = Reuse::Nothing;
+            }
+            done.register(step_id, &mut frame.scope);
+            next = self.plan.steps.get(step_id).and_then(|step| step.next_step.as_deref());
+        }
+        Err("the workflow plan cannot be executed: its steps never end".to_owned())
+    }
+
+    /// Makes the steps of a branch one after the other, up to the first that fails. Returns the output of the last
+    /// one; those of all that completed are in the frame's scope, also after a failure.
+    async fn sequence(&self, step_ids: &[String], frame: &mut Frame<'_>) -> Result<Box<RawValue>, String> {
+        let mut seen: HashMap<&str, usize> = HashMap::new();
+        let mut last = RawValue::NULL.to_owned();
+        for step_id in step_ids {
+            let repeats = seen.entry(step_id).and_modify(|count| *count += 1).or_default();
+            let done = self.step(step_id, place::step(&frame.prefix, step_id, *repeats), frame).await;
+            let done = done.map_err(|cause| format!("step '{}': {cause}", shorten(step_id)))?;
+            if done.is_new {
+                frame.reuse = Reuse::Nothing;
+            }
+            last.clone_from(&done.output);
+            done.register(step_id, &mut frame.scope);
+        }
+        Ok(last)
+    }
+
+    /// Makes a step, or takes what an earlier execution made of it. Boxed, since a block's steps are made by it too.
+    fn step<'a>(
+        &'a self,
+        step_id: &'a str,
+        place: String,
+        frame: &'a Frame<'a>,
+    ) -> BoxFuture<'a, Result<Done, String>> {
+        Box::pin(async move {
+            let Some(step) = self.plan.steps.get(step_id) else { return Err("it does not exist".to_owned()) };
+            if let Some(output) = self.earlier.take(&place, frame.reuse) {
+                let mut inside = HashMap::new();
+                self.recall(step, &place, frame.reuse, &mut inside);
+                return Ok(Done { output, inside, is_new: false });
+            }
+            match step.kind {
+                StepKind::Agent => self.agent(step, &place, frame).await.map(Done::new),
+                StepKind::Parallel | StepKind::Conditional | StepKind::Loop | StepKind::ForkJoin => {
+                    self.block(step, &place, frame).await
+                }
+            }
+        })
+    }
+
+    /// Makes a step that consists of others, with a row of its own around theirs.
+    async fn block(&self, step: &Step, place: &str, frame: &Frame<'_>) -> Result<Done, String> {
+        if frame.depth >= MAX_DEPTH {
+            return Err(format!("steps may be nested {MAX_DEPTH} deep, not deeper"));
+        }
+        self.gate().await;
+        self.ledger.begin(place, self.row(step, String::new(), object_of([]), place, frame));
+        self.ledger.keep_small().await;
+        let block = Block { step, place, scope: &frame.scope, depth: frame.depth + 1, reuse: frame.reuse };
+        let result = match step.kind {
+            StepKind::Parallel => self.parallel(&block).await,
+            StepKind::Conditional => self.conditional(&block).await,
+            StepKind::Loop => self.iterate(&block).await,
+            StepKind::ForkJoin => self.fork_join(&block).await,
+            StepKind::Agent => Err("it is no block".to_owned()),
+        };
+        let result = result.and_then(|done| {
+            let is_small = done.output.get().len() <= MAX_OUTPUT_BYTES;
+            if is_small { Ok(done) } else { Err(too_large()) }
+        });
+        let end = match &result {
+            Ok(done) => StepEnd::Completed(done.output.clone()),
+            Err(cause) => StepEnd::Failed(cause.clone()),
+        };
+        self.ledger.end(place, end, None);
+        self.ledger.keep_small().await;
+        result
+    }
+
+    /// The row of an attempt that begins.
+    fn row(&self, step: &Step, agent_name: String, input: Box<RawValue>, place: &str, frame: &Frame<'_>) -> BegunStep {
+        let nested = frame.branch.as_ref().map(|branch| NestedStep {
+            parent_step_id: branch.parent_step_id.to_owned(),
+            branch_name: branch.name.clone(),
+            join_policy: branch.join_policy,
+            place: place.to_owned(),
+        });
+        BegunStep {
+            id: row_id(&self.run_id, &step.id),
+            step_id: step.id.clone(),
+            step_name: if agent_name.is_empty() { step.id.clone() } else { agent_name.clone() },
+            agent_name,
+            input,
+            nested,
+        }
+    }
+
+    /// Collects what the steps inside of a completed block have left for the steps after it.
+    fn recall(&self, step: &Step, place: &str, reuse: Reuse, found: &mut HashMap<String, Box<RawValue>>) {
+        let branches: Vec<(String, &[String])> = match step.kind {
+            // What a loop's body puts out is seen inside its iteration alone.
+            StepKind::Agent | StepKind::Loop => return,
+            StepKind::Parallel => parallel::branches(step).map(|(name, id)| (name, std::slice::from_ref(id))).collect(),
+            StepKind::Conditional => conditional::branches(step).collect(),
+            StepKind::ForkJoin => fork_join::branches(step).map(|(name, ids)| (name.to_owned(), ids)).collect(),
+        };
+        for (name, step_ids) in branches {
+            let prefix = place::branch(place, &name);
+            let mut seen: HashMap<&str, usize> = HashMap::new();
+            for step_id in step_ids {
+                let repeats = seen.entry(step_id).and_modify(|count| *count += 1).or_default();
+                let place = place::step(&prefix, step_id, *repeats);
+                let Some(output) = self.earlier.take(&place, reuse) else { continue };
+                if let Some(step) = self.plan.steps.get(step_id) {
+                    self.recall(step, &place, reuse, found);
+                }
+                found.insert(step_id.clone(), output);
+            }
+        }
+    }
+
+    /// Passes as long as new steps may begin. Once the process stops, it does not; the run is handed back then.
+    async fn gate(&self) {
+        if self.executor.soft_stop.is_cancelled() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Waits for the process's soft stop and then until no call is under way.
+    pub(super) async fn at_rest(&self) {
+        self.executor.soft_stop.cancelled().await;
+        self.calls.none().await;
+    }
+}
+
+/// The calls of a run that are under way.
+#[derive(Default)]
+struct Calls {
+    count: AtomicUsize,
+    ended: Notify,
+}
+
+impl Calls {
+    /// One more, until the result is dropped.
+    fn begin(&self) -> UnderWay<'_> {
+        self.count.fetch_add(1, Ordering::SeqCst);
+        UnderWay(self)
+    }
+
+    async fn none(&self) {
+        while self.count.load(Ordering::SeqCst) > 0 {
+            self.ended.notified().await;
+        }
+    }
+}
+
+struct UnderWay<'a>(&'a Calls);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.count.fetch_sub(1, Ordering::SeqCst);
+        self.0.ended.notify_one();
+    }
+}
+
+fn too_large() -> String {
+    format!("its output is larger than {MAX_OUTPUT_BYTES} bytes")
+}
+
+/// Several causes as one text of bounded length.
+fn joined(causes: &[String]) -> String {
+    let shown: Vec<String> =
+        causes.iter().take(MAX_CAUSES).map(|cause| cause.chars().take(MAX_CAUSE_CHARS).collect()).collect();
+    let more = causes.len() - shown.len();
+    let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+    format!("{}{more}", shown.join("; "))
+}
+
+/// The id of a step row: `<run>-<step>-<8 hex digits>`, shortened in the middle if it would not fit its column.
+fn row_id(run_id: &str, step_id: &str) -> String {
+    let suffix = &Uuid::new_v4().simple().to_string()[..8];
+    let room = MAX_COLUMN_CHARS - suffix.len() - 1;
+    let kept: String = format!("{run_id}-{step_id}").chars().take(room).collect();
+    format!("{kept}-{suffix}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_id_of_a_step_row_fits_its_column_and_keeps_its_suffix() {
+        let id = row_id("run-1", "a");
+        assert!(id.starts_with("run-1-a-") && id.len() == "run-1-a-0123abcd".len(), "{id}");
+        let long = row_id(&"r".repeat(200), &"ü".repeat(200));
+        assert_eq!(long.chars().count(), MAX_COLUMN_CHARS);
+        assert_ne!(row_id("r", "s"), row_id("r", "s"));
+    }
+
+    #[test]
+    fn many_causes_become_a_text_of_bounded_length() {
+        assert_eq!(joined(&["a".to_owned(), "b".to_owned()]), "a; b");
+        let many = joined(&vec!["x".repeat(10_000); 10_000]);
+        assert!(many.ends_with("; and 9990 more") && many.len() < 11_000);
+    }
+}

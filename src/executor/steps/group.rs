@@ -1,0 +1,91 @@
+//! Branches side by side, as many at a time as their block and the run allow.
+
+use std::iter::Peekable;
+
+use futures_util::{FutureExt, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use tokio::sync::Semaphore;
+
+/// Branches that begin in their order. Dropping the group drops those under way; the others never begin.
+pub(super) struct Group<'a, T> {
+    // The type is erased here: a closure's, as part of a future's, would be too much for the compiler.
+    waiting: Peekable<Box<dyn Iterator<Item = BoxFuture<'a, T>> + Send + 'a>>,
+    under_way: FuturesUnordered<BoxFuture<'a, T>>,
+    limit: usize,
+    slots: &'a Semaphore,
+}
+
+impl<'a, T: 'a> Group<'a, T> {
+    /// At most `limit` of them at a time. Beside the first, each takes one of the run's `slots`: a block always gets
+    /// on, and all blocks of a run together have no more under way than there are slots and blocks.
+    pub(super) fn new<F: Future<Output = T> + Send + 'a>(
+        branches: impl Iterator<Item = F> + Send + 'a,
+        limit: Option<i64>,
+        slots: &'a Semaphore,
+    ) -> Self {
+        let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX).max(1));
+        let waiting: Box<dyn Iterator<Item = BoxFuture<'a, T>> + Send + 'a> = Box::new(branches.map(FutureExt::boxed));
+        Self { waiting: waiting.peekable(), under_way: FuturesUnordered::new(), limit, slots }
+    }
+
+    /// The result of the next branch that ends; `None` if there is no other.
+    pub(super) async fn next(&mut self) -> Option<T> {
+        while self.under_way.len() < self.limit && self.waiting.peek().is_some() {
+            let slot = if self.under_way.is_empty() {
+                None
+            } else {
+                let Ok(slot) = self.slots.try_acquire() else { break };
+                Some(slot)
+            };
+            if let Some(branch) = self.waiting.next() {
+                self.under_way.push(branch.inspect(move |_| drop(slot)).boxed());
+            }
+        }
+        self.under_way.next().await
+    }
+
+    /// Whether others are under way beside those that have ended.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.under_way.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// The most branches that are under way at once, out of 20, with this limit and so many slots.
+    async fn most(limit: Option<i64>, slots: usize) -> usize {
+        let (now, most, slots) = (AtomicUsize::new(0), AtomicUsize::new(0), Semaphore::new(slots));
+        let branches = (0..20).map(|number| {
+            let (now, most) = (&now, &most);
+            async move {
+                most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                tokio::task::yield_now().await;
+                now.fetch_sub(1, Ordering::SeqCst);
+                number
+            }
+        });
+        let mut group = Group::new(branches, limit, &slots);
+        let mut ended = Vec::new();
+        while let Some(number) = group.next().await {
+            ended.push(number);
+        }
+        ended.sort_unstable();
+        assert_eq!(ended, (0..20).collect::<Vec<_>>());
+        assert!(!group.is_busy());
+        drop(group);
+        most.into_inner()
+    }
+
+    #[tokio::test]
+    async fn no_more_are_under_way_than_block_and_run_allow() {
+        assert_eq!(most(None, 100).await, 20);
+        assert_eq!(most(Some(3), 100).await, 3);
+        assert_eq!(most(Some(1), 100).await, 1);
+        assert_eq!(most(None, 4).await, 5);
+        // Without any slot it gets on all the same.
+        assert_eq!(most(None, 0).await, 1);
+    }
+}

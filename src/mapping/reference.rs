@@ -1,0 +1,196 @@
+//! What stands between `${` and `}`, and how its value is found.
+//!
+//! A reference is a root, a path, and perhaps a default: `workflow.input.lang:-en`. The roots are `workflow.input`,
+//! `<step id>.output` (or `steps.<step id>.output`) and, inside a loop, `loop.item`, `loop.index`, `loop.total`,
+//! `loop.is_first` and `loop.is_last`.
+
+use std::{borrow::Cow, fmt};
+
+use serde_json::value::RawValue;
+
+use super::scope::Scope;
+use crate::input::{check_json, elements, member, shorten, to_raw};
+
+/// Bytes that may be looked through for one input, which bounds its time to about a second.
+const MAX_SCANNED_BYTES: usize = 256 << 20;
+
+/// Stands between a path and its default.
+const DEFAULT_MARK: &str = ":-";
+
+/// What `loop.` may be followed by.
+const LOOP_VARIABLES: [&str; 5] = ["item", "index", "total", "is_first", "is_last"];
+
+/// What is wrong with a reference.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MappingFault {
+    /// It begins with none of the roots.
+    Malformed,
+    /// A loop variable outside a loop.
+    OutsideLoop,
+    /// A loop has no variable of that name.
+    NoLoopVariable(String),
+    /// The step has no output, or not yet.
+    NoOutput(String),
+    /// An object has no such member.
+    NoMember(String),
+    /// An array has no such element.
+    NoElement(String),
+    /// A value that is neither object nor array is asked for this.
+    NotAContainer(String),
+    /// Only strings can stand inside text.
+    NotText,
+    /// The input gets too large, too costly or too deep.
+    TooLarge,
+}
+
+impl MappingFault {
+    /// The reference is good, and there is no such value in this run; a default stands in for it.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::NoOutput(_) | Self::NoMember(_) | Self::NoElement(_) | Self::NotAContainer(_))
+    }
+}
+
+impl fmt::Display for MappingFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Malformed => f.write_str("must be workflow.input.<path> or <step id>.output.<path>"),
+            Self::OutsideLoop => f.write_str("loop variables exist only inside a loop"),
+            Self::NoLoopVariable(name) => {
+                write!(f, "there are {} after 'loop.', not '{name}'", LOOP_VARIABLES.join(", "))
+            }
+            Self::NoOutput(step) => write!(f, "step '{step}' has no output"),
+            Self::NoMember(name) => write!(f, "there is no member '{name}'"),
+            Self::NoElement(index) => write!(f, "there is no element '{index}'"),
+            Self::NotAContainer(part) => write!(f, "'{part}' is looked for in a value that has no members"),
+            Self::NotText => f.write_str("only a string can be put into text"),
+            Self::TooLarge => f.write_str("the input gets too large"),
+        }
+    }
+}
+
+/// Finds values in a scope, as long as they do not cost too much all together.
+pub(crate) struct LookUp<'s> {
+    scope: &'s Scope<'s>,
+    scanned: usize,
+}
+
+impl<'s> LookUp<'s> {
+    pub(crate) fn new(scope: &'s Scope<'s>) -> Self {
+        Self { scope, scanned: 0 }
+    }
+
+    /// The value of a reference; owned if it is the default.
+    pub(crate) fn get(&mut self, reference: &str) -> Result<Cow<'s, RawValue>, MappingFault> {
+        let (path, default) = split_default(reference);
+        match (self.find(path), default) {
+            (Err(fault), Some(default)) if fault.is_missing() => Ok(Cow::Owned(default_value(default))),
+            (found, _) => found.map(Cow::Borrowed),
+        }
+    }
+
+    fn find(&mut self, reference: &str) -> Result<&'s RawValue, MappingFault> {
+        let (root, path) = root_of(reference)?;
+        let (mut value, indexes) = match root {
+            Root::Input(indexes) => (self.scope.input(), indexes),
+            Root::Output(step, indexes) => {
+                let output = self.scope.output(step);
+                (output.ok_or_else(|| MappingFault::NoOutput(shorten(step).into_owned()))?, indexes)
+            }
+            Root::Loop(variable, indexes) => {
+                (self.scope.loop_variable(variable).ok_or(MappingFault::OutsideLoop)?, indexes)
+            }
+        };
+        for index in indexes {
+            value = self.step_into(value, index)?;
+        }
+        for part in path {
+            value = self.part(value, part)?;
+        }
+        Ok(value)
+    }
+
+    /// One part of a path: a key, else a key with indexes, such as `items[0]`.
+    fn part(&mut self, value: &'s RawValue, part: &str) -> Result<&'s RawValue, MappingFault> {
+        let whole = self.step_into(value, part);
+        match (&whole, indexed(part)) {
+            (Err(MappingFault::NoMember(_)), Some((name, indexes))) if !indexes.is_empty() => {
+                let mut value = self.step_into(value, name)?;
+                for index in indexes {
+                    value = self.step_into(value, index)?;
+                }
+                Ok(value)
+            }
+            _ => whole,
+        }
+    }
+
+    /// The member of an object or the element of an array.
+    fn step_into(&mut self, value: &'s RawValue, key: &str) -> Result<&'s RawValue, MappingFault> {
+        self.scanned += value.get().len();
+        if self.scanned > MAX_SCANNED_BYTES {
+            return Err(MappingFault::TooLarge);
+        }
+        if value.get().starts_with('{') {
+            return member(value, key).ok_or_else(|| MappingFault::NoMember(shorten(key).into_owned()));
+        }
+        if let Some(elements) = elements(value) {
+            let element = key.parse().ok().and_then(|index: usize| elements.get(index).copied());
+            return element.ok_or_else(|| MappingFault::NoElement(shorten(key).into_owned()));
+        }
+        Err(MappingFault::NotAContainer(shorten(key).into_owned()))
+    }
+}
+
+/// A reference as path and default.
+fn split_default(reference: &str) -> (&str, Option<&str>) {
+    match reference.split_once(DEFAULT_MARK) {
+        Some((path, default)) => (path, Some(default)),
+        None => (reference, None),
+    }
+}
+
+/// What a default means: JSON if it is that, else the text itself.
+fn default_value(default: &str) -> Box<RawValue> {
+    check_json(default.as_bytes()).map_or_else(|_| to_raw(&default), RawValue::to_owned)
+}
+
+/// What a reference starts from, with the indexes that follow it at once.
+pub(crate) enum Root<'r> {
+    /// The run's input.
+    Input(Vec<&'r str>),
+    /// A step's output.
+    Output(&'r str, Vec<&'r str>),
+    /// A variable of the loop around.
+    Loop(&'r str, Vec<&'r str>),
+}
+
+/// What a reference starts from, with the indexes that follow it at once (`step.output[0]`), and the path from there,
+/// without the default.
+///
+/// `steps.<id>.output` is the same as `<id>.output`.
+pub(crate) fn root_of(reference: &str) -> Result<(Root<'_>, impl Iterator<Item = &str>), MappingFault> {
+    let (path, _) = split_default(reference);
+    let mut parts = path.split('.');
+    let mut next = || parts.next().ok_or(MappingFault::Malformed);
+    let (mut owner, mut side) = (next()?, next()?);
+    if owner == "steps" && !matches!(indexed(side), Some(("output", _))) {
+        (owner, side) = (side, next()?);
+    }
+    let root = match (owner, indexed(side)) {
+        (_, Some(("output", indexes))) => Root::Output(owner, indexes),
+        ("workflow", Some(("input", indexes))) => Root::Input(indexes),
+        ("loop", Some((variable, indexes))) if LOOP_VARIABLES.contains(&variable) => Root::Loop(variable, indexes),
+        ("loop", _) => return Err(MappingFault::NoLoopVariable(shorten(side).into_owned())),
+        _ => return Err(MappingFault::Malformed),
+    };
+    Ok((root, parts))
+}
+
+/// `name[1][2]` as a name and indexes; `None` if the brackets are not of that form.
+fn indexed(part: &str) -> Option<(&str, Vec<&str>)> {
+    let Some((name, rest)) = part.split_once('[') else { return Some((part, Vec::new())) };
+    let indexes: Vec<_> = rest.strip_suffix(']')?.split("][").collect();
+    let is_index = |index: &&str| !index.is_empty() && index.bytes().all(|byte| byte.is_ascii_digit());
+    indexes.iter().all(is_index).then_some((name, indexes))
+}

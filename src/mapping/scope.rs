@@ -1,0 +1,95 @@
+//! What references can refer to.
+
+use std::collections::HashMap;
+
+use serde_json::value::RawValue;
+
+use crate::input::to_raw;
+
+/// The run's input, the outputs so far, and the variables of the loop around, if there is one.
+///
+/// Scopes lie inside each other as blocks do: what an inner one does not know, it asks the outer one. An inner scope
+/// borrows the outer one, so nothing is added to a scope while steps inside of it run side by side, and what they see
+/// does not depend on which of them is faster.
+#[derive(Debug)]
+pub struct Scope<'a> {
+    input: &'a RawValue,
+    outer: Option<&'a Scope<'a>>,
+    outputs: HashMap<String, Box<RawValue>>,
+    iteration: Option<Iteration<'a>>,
+}
+
+/// The variables of one iteration of a loop.
+#[derive(Debug)]
+struct Iteration<'a> {
+    item: &'a RawValue,
+    index: Box<RawValue>,
+    total: Box<RawValue>,
+    is_first: bool,
+    is_last: bool,
+}
+
+impl<'a> Scope<'a> {
+    /// The scope of a run that has just begun.
+    #[must_use]
+    pub fn new(input: &'a RawValue) -> Self {
+        Self { input, outer: None, outputs: HashMap::new(), iteration: None }
+    }
+
+    /// A scope inside of this one.
+    #[must_use]
+    pub fn inner(&'a self) -> Self {
+        Self { input: self.input, outer: Some(self), outputs: HashMap::new(), iteration: None }
+    }
+
+    /// The scope of the iteration of that index, out of so many, for this element.
+    #[must_use]
+    pub fn iteration(&'a self, item: &'a RawValue, index: usize, total: usize) -> Self {
+        let (is_first, is_last) = (index == 0, index + 1 == total);
+        let iteration = Iteration { item, index: to_raw(&index), total: to_raw(&total), is_first, is_last };
+        Self { iteration: Some(iteration), ..self.inner() }
+    }
+
+    /// Registers the output of a step. The latest counts.
+    pub fn set(&mut self, step_id: &str, output: Box<RawValue>) {
+        self.outputs.insert(step_id.to_owned(), output);
+    }
+
+    /// What was registered in this scope, without the outer ones.
+    #[must_use]
+    pub fn into_outputs(self) -> HashMap<String, Box<RawValue>> {
+        self.outputs
+    }
+
+    /// The run's input.
+    #[must_use]
+    pub fn input(&self) -> &RawValue {
+        self.input
+    }
+
+    /// The output of a step, if it has one.
+    #[must_use]
+    pub fn output(&self, step_id: &str) -> Option<&RawValue> {
+        self.layers().find_map(|scope| scope.outputs.get(step_id)).map(|output| &**output)
+    }
+
+    /// A variable of the innermost loop: `item`, `index`, `total`, `is_first` or `is_last`; `None` outside of loops.
+    pub(super) fn loop_variable(&self, name: &str) -> Option<&RawValue> {
+        let Iteration { item, index, total, is_first, is_last } =
+            self.layers().find_map(|scope| scope.iteration.as_ref())?;
+        let truth = |is_true: bool| if is_true { RawValue::TRUE } else { RawValue::FALSE };
+        match name {
+            "item" => Some(item),
+            "index" => Some(index),
+            "total" => Some(total),
+            "is_first" => Some(truth(*is_first)),
+            "is_last" => Some(truth(*is_last)),
+            _ => None,
+        }
+    }
+
+    /// This scope and those around it, from inside to outside.
+    fn layers(&self) -> impl Iterator<Item = &Scope<'_>> {
+        std::iter::successors(Some(self), |scope| scope.outer)
+    }
+}
