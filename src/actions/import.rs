@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sqlx::PgPool;
 
@@ -16,7 +17,7 @@ use super::{
 };
 use crate::{
     agent::{AgentPatch, AgentStatus, NewAgent, without_credentials},
-    db,
+    db::{self, idempotency::ClaimError},
     input::{self, FieldError, Node, Object, Read, keep, text},
     workflow::NewWorkflow,
 };
@@ -43,7 +44,7 @@ struct Entry<T> {
 }
 
 /// Names of what was, or would be, created, changed, or found as it is.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Report {
     /// New ones.
     pub created: Names,
@@ -52,11 +53,12 @@ pub struct Report {
     /// Those that were as the document says.
     pub unchanged: Names,
     /// Why nothing is imported.
+    #[serde(skip)]
     pub errors: Vec<FieldError>,
 }
 
 /// What a part of a report is about.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Names {
     /// Names of agents.
     pub agents: Vec<String>,
@@ -117,10 +119,38 @@ fn relocated(mut errors: Vec<FieldError>, at: &str) -> Vec<FieldError> {
     errors
 }
 
+/// Why nothing is known about an import.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    /// The idempotency key is taken.
+    #[error(transparent)]
+    Key(#[from] ClaimError),
+    /// The database failed.
+    #[error(transparent)]
+    Db(#[from] db::Error),
+}
+
+impl From<sqlx::Error> for ImportError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Db(error.into())
+    }
+}
+
 /// Imports the document, or with `dry_run` says what would become of it. If there are errors nothing is changed.
-pub async fn import(pool: &PgPool, context: Context<'_>, document: Import, dry_run: bool) -> Result<Report, db::Error> {
+///
+/// The key of the context, if there is one, is kept with the report, unless this is a dry run.
+pub async fn import(
+    pool: &PgPool,
+    context: Context<'_>,
+    document: Import,
+    dry_run: bool,
+) -> Result<Report, ImportError> {
     let mut report = Report::default();
     let mut transaction = pool.begin().await?;
+    let key = context.key.filter(|_| !dry_run);
+    // Of the whole document, and claimed once.
+    let context = context.with_key(None);
+    context.with_key(key).claim(&mut transaction, "import").await?;
     let mut switched_off = Vec::new();
     for Entry { at, name, raw, mut wanted } in document.agents {
         let stored = db::agents::lock_by_name(&mut transaction, &name).await?;
@@ -155,7 +185,7 @@ pub async fn import(pool: &PgPool, context: Context<'_>, document: Import, dry_r
             Ok(row) if before == Some(row.updated_at) => report.unchanged.agents.push(name),
             Ok(_) => report.updated.agents.push(name),
             Err(SaveAgentError::Invalid(errors)) => report.errors.extend(relocated(errors, &at)),
-            Err(SaveAgentError::Db(error)) => return Err(error),
+            Err(SaveAgentError::Db(error)) => return Err(error.into()),
             Err(error) => {
                 // Somebody made it at this moment; the transaction is of no use any more.
                 report.errors.push(FieldError::rule(at, error));
@@ -169,7 +199,7 @@ pub async fn import(pool: &PgPool, context: Context<'_>, document: Import, dry_r
             Ok(Put::Updated(_)) => report.updated.workflows.push(name),
             Ok(Put::Unchanged(_)) => report.unchanged.workflows.push(name),
             Err(SaveWorkflowError::Invalid(errors)) => report.errors.extend(relocated(errors, &at)),
-            Err(SaveWorkflowError::Db(error)) => return Err(error),
+            Err(SaveWorkflowError::Db(error)) => return Err(error.into()),
             Err(error) => report.errors.push(FieldError::rule(at, error)),
         }
     }
@@ -178,12 +208,15 @@ pub async fn import(pool: &PgPool, context: Context<'_>, document: Import, dry_r
         let patch = AgentPatch { status: Some(AgentStatus::Inactive), ..AgentPatch::default() };
         match save_agent::update_in(&mut transaction, context, agent.id, patch).await {
             Ok(_) => {}
-            Err(SaveAgentError::Db(error)) => return Err(error),
+            Err(SaveAgentError::Db(error)) => return Err(error.into()),
             Err(error) => report.errors.push(FieldError::rule(at, error)),
         }
     }
     report.errors.truncate(input::MAX_ERRORS);
     if report.errors.is_empty() && !dry_run {
+        if let Some(key) = key {
+            db::idempotency::keep_answer(&mut transaction, key, &input::to_raw(&report)).await?;
+        }
         transaction.commit().await?;
     }
     Ok(report)

@@ -3,7 +3,11 @@
 //! Secrets leave only when they are asked for. Without them an agent's `auth_config` and the user and password in its
 //! URL are absent from the document, and importing it keeps the stored ones.
 
-use axum::{Json, extract::State};
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use sqlx::types::Json as Column;
@@ -14,14 +18,20 @@ use super::{
     agents::{NewAgentBody, RetryConfigBody},
     auth::Caller,
     error::{ApiError, ErrorBody, FieldErrorBody},
-    extract::{JsonBody, Query},
+    extract::{JsonBody, Key, Query},
+    runs,
     workflows::NewWorkflowBody,
 };
 use crate::{
     access::Permission,
-    actions::import::{self, FORMAT, FORMAT_VERSION, Import, MAX_ENTRIES},
+    actions::import::{self, FORMAT, FORMAT_VERSION, Import, ImportError, MAX_ENTRIES},
     agent::{AuthType, RetryConfig, render_auth_config, without_credentials},
-    db::{self, agents::AgentRow, workflows::WorkflowRow},
+    db::{
+        self,
+        agents::AgentRow,
+        idempotency::{ClaimError, IdempotencyKey},
+        workflows::WorkflowRow,
+    },
     input::{FieldError, Object, member},
 };
 
@@ -150,6 +160,14 @@ pub struct ImportReport {
     errors: Vec<FieldError>,
 }
 
+impl ImportReport {
+    fn new(report: import::Report, dry_run: bool) -> Self {
+        let import::Report { created, updated, unchanged, errors } = report;
+        let (created, updated, unchanged) = (created.into(), updated.into(), unchanged.into());
+        Self { dry_run, created, updated, unchanged, errors }
+    }
+}
+
 /// Names in an import report.
 #[derive(Serialize, ToSchema)]
 #[schema(as = ImportedNames)]
@@ -221,9 +239,14 @@ pub async fn export_definitions(
 /// does not name stays. Credentials that it leaves out stay as they are stored.
 #[utoipa::path(
     post, path = "/import", tag = "workflows", request_body = ImportBody,
-    params(("dry_run" = Option<bool>, Query, description = "Only say what would happen, errors included")),
+    params(
+        ("dry_run" = Option<bool>, Query, description = "Only say what would happen, errors included"),
+        ("Idempotency-Key" = Option<String>, Header, description = "A repeat with the same key and body answers with \
+            the first report and `Idempotency-Replayed: true`; not for a dry run", max_length = 255),
+    ),
     responses(
         (status = 200, body = ImportReport),
+        (status = 409, description = "A request with this key is under way", body = ErrorBody),
         (status = 422, description = "Nothing was imported; `errors` names every entry that is wrong", body = ErrorBody),
     ),
 )]
@@ -231,26 +254,44 @@ pub async fn import_definitions(
     State(app): State<App>,
     caller: Caller,
     query: Query,
+    key: Key,
     body: JsonBody,
-) -> Result<Json<ImportReport>, ApiError> {
+) -> Result<Response, ApiError> {
     let dry_run = flag(&query, "dry_run")?;
+    let key = key.bound("import", &caller, body.fingerprint());
     Object::body(body.raw())?;
     let report = match Import::parse(body.raw()) {
-        Ok(document) => import::import(&app.pool, app.context(&caller), document, dry_run).await?,
+        Ok(document) => {
+            match import::import(&app.pool, app.context(&caller).with_key(key.as_ref()), document, dry_run).await {
+                Ok(report) => report,
+                Err(ImportError::Key(ClaimError::Repeated(_))) => return repeated(&app, key.as_ref()).await,
+                Err(ImportError::Key(error)) => return Err(error.into()),
+                Err(ImportError::Db(error)) => return Err(error.into()),
+            }
+        }
         Err(errors) => import::Report { errors, ..import::Report::default() },
     };
-    let import::Report { created, updated, unchanged, errors } = report;
-    if !errors.is_empty() && !dry_run {
-        return Err(errors.into());
+    if !report.errors.is_empty() && !dry_run {
+        return Err(report.errors.into());
     }
     if !dry_run {
         tracing::info!(
             target: "api.routes.workflows",
-            agents = created.agents.len() + updated.agents.len(),
-            workflows = created.workflows.len() + updated.workflows.len(),
+            agents = report.created.agents.len() + report.updated.agents.len(),
+            workflows = report.created.workflows.len() + report.updated.workflows.len(),
             "Definitions imported"
         );
     }
-    let (created, updated, unchanged) = (created.into(), updated.into(), unchanged.into());
-    Ok(Json(ImportReport { dry_run, created, updated, unchanged, errors }))
+    Ok(Json(ImportReport::new(report, dry_run)).into_response())
+}
+
+/// What the first request with the key was answered.
+async fn repeated(app: &App, key: Option<&IdempotencyKey>) -> Result<Response, ApiError> {
+    let kept = match key {
+        Some(key) => db::idempotency::kept_answer(&app.pool, key).await?,
+        None => None,
+    };
+    // Where it has expired between the two looks, the client asks again.
+    let report = kept.and_then(|kept| serde_json::from_str(kept.get()).ok()).ok_or(ClaimError::InFlight)?;
+    Ok(runs::replayed(Json(ImportReport::new(report, false)).into_response()))
 }

@@ -11,7 +11,7 @@ use super::{
     auth::Caller,
     cursor::Asked,
     definition::StepsBody,
-    error::{ApiError, ErrorBody},
+    error::{ApiError, ErrorBody, FieldErrorBody},
     etag::{self, IfMatch, IfNoneMatch},
     extract::{JsonBody, Key, Query, WorkflowId},
     page::{Message, Page},
@@ -29,9 +29,9 @@ use crate::{
         idempotency::ClaimError,
         workflows::{Filter, WorkflowRow},
     },
-    input::{Node, Object},
+    input::{FieldError, Node, Object},
     timestamp::Timestamp,
-    workflow::{NewWorkflow, WorkflowPatch},
+    workflow::{Content, NewWorkflow, WorkflowPatch},
 };
 
 /// The parameters that a cursor of the list is bound to.
@@ -77,6 +77,19 @@ pub struct Workflow {
     created_by: Option<String>,
     /// Who changed it last.
     updated_by: Option<String>,
+    /// Only in the answer to a write, and only if there are some: what is allowed and yet hardly meant, as
+    /// `POST /workflows/validate` tells it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Option<Vec<FieldErrorBody>>)]
+    warnings: Vec<FieldError>,
+}
+
+impl Workflow {
+    /// With the warnings about what was written.
+    fn written(row: WorkflowRow) -> Self {
+        let warnings = Content::of_plan(&row.workflow_data.0).map(|content| content.warnings()).unwrap_or_default();
+        Self { warnings, ..row.into() }
+    }
 }
 
 impl From<WorkflowRow> for Workflow {
@@ -93,6 +106,7 @@ impl From<WorkflowRow> for Workflow {
             updated_at: row.updated_at,
             created_by: row.created_by,
             updated_by: row.updated_by,
+            warnings: Vec::new(),
         }
     }
 }
@@ -224,12 +238,12 @@ pub async fn list_workflows(State(app): State<App>, query: Query) -> Result<Json
 
 /// A workflow that was just made.
 pub(super) fn created(app: &App, row: WorkflowRow) -> Response {
-    etag::created(app, &format!("/workflows/{}", row.id), &row.revision(), Workflow::from(row))
+    etag::created(app, &format!("/workflows/{}", row.id), &row.revision(), Workflow::written(row))
 }
 
-/// The workflow with its entity tag.
+/// The workflow that was written, with its entity tag.
 pub(super) fn tagged(row: WorkflowRow) -> Response {
-    etag::tagged(&row.revision(), Json(Workflow::from(row)))
+    etag::tagged(&row.revision(), Json(Workflow::written(row)))
 }
 
 /// Stores a definition, as the next version of its name.

@@ -1,7 +1,8 @@
 //! Idempotency keys. They are written in the transaction that does the work: by [`claim`], or with a batch of runs by
 //! `runs::start`.
 
-use sqlx::{PgConnection, PgExecutor};
+use serde_json::value::RawValue;
+use sqlx::{PgConnection, PgExecutor, types::Json};
 
 use super::Error;
 
@@ -70,6 +71,21 @@ pub async fn claim(conn: &mut PgConnection, key: &IdempotencyKey, resource_id: &
         // It expired between the two statements.
         None => Err(ClaimError::InFlight),
     }
+}
+
+/// Keeps an answer that cannot be read from what the request made, in the transaction that has claimed the key.
+pub async fn keep_answer(conn: &mut PgConnection, key: &IdempotencyKey, answer: &RawValue) -> Result<(), Error> {
+    let sql = "UPDATE idempotency_keys SET answer = $3 WHERE scope = $1 AND key = $2";
+    sqlx::query(sql).bind(&key.scope).bind(&key.key).bind(Json(answer)).execute(conn).await?;
+    Ok(())
+}
+
+/// The answer that was kept for a key.
+pub async fn kept_answer(db: impl PgExecutor<'_>, key: &IdempotencyKey) -> Result<Option<Box<RawValue>>, Error> {
+    let sql = "SELECT answer FROM idempotency_keys WHERE scope = $1 AND key = $2";
+    let kept: Option<Option<Json<Box<RawValue>>>> =
+        sqlx::query_scalar(sql).bind(&key.scope).bind(&key.key).fetch_optional(db).await?;
+    Ok(kept.flatten().map(|answer| answer.0))
 }
 
 /// Deletes the keys that are too old, a bounded number at a time. Returns how many.

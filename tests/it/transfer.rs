@@ -102,3 +102,26 @@ async fn a_document_that_is_none_is_refused(pool: PgPool) {
     );
     assert_eq!(service.get("/api/v1/agents").await.expect(200)["total"], 0);
 }
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn an_import_is_not_repeated(pool: PgPool) {
+    let service = Service::start(&pool);
+    let body = |url: &str| {
+        let agents = json!([{"name": "a", "url": url}]);
+        json!({"format": "workflow-api/definitions", "version": 1, "agents": agents}).to_string()
+    };
+    let headers = [("idempotency-key", "k"), ("content-type", "application/json")];
+    let dry = service.send("POST", &format!("{IMPORT}?dry_run=true"), &headers, body("http://a")).await;
+    assert_eq!(dry.expect(200)["created"]["agents"], json!(["a"]));
+    let first = service.send("POST", IMPORT, &headers, body("http://a")).await.expect(200);
+    assert_eq!((&first["created"]["agents"], &first["dry_run"]), (&json!(["a"]), &json!(false)));
+    let agent = service.get("/api/v1/agents?name=a").await.expect(200)["items"][0]["id"].clone();
+    let path = format!("/api/v1/agents/{}", agent.as_str().expect("an id"));
+    service.put(&path, &json!({"url": "http://b"})).await.expect(200);
+    let repeat = service.send("POST", IMPORT, &headers, body("http://a")).await;
+    assert_eq!(repeat.header("idempotency-replayed"), Some("true"));
+    assert_eq!(repeat.expect(200), first);
+    assert_eq!(service.get(&path).await.expect(200)["url"], "http://b/");
+    let other = service.send("POST", IMPORT, &headers, body("http://c")).await.error(422);
+    assert_eq!(other["code"], "idempotency_key_reused");
+}

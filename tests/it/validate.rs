@@ -102,4 +102,11 @@ async fn what_cannot_be_meant_is_a_warning(pool: PgPool) {
         "body.steps.b.input_mapping.loop reference_outside_loop",
     ];
     assert_eq!(kinds(&answer["warnings"]), expected);
+    // Who writes is told as well, of what is stored; who reads is not.
+    let created = service.post("/api/v1/workflows", &body).await.expect(201);
+    let mut told = kinds(&created["warnings"]);
+    told.sort();
+    assert_eq!(told, expected[2..]);
+    let path = format!("/api/v1/workflows/{}", created["id"].as_str().expect("an id"));
+    assert_eq!(service.get(&path).await.expect(200).get("warnings"), None);
 }
