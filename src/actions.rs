@@ -3,6 +3,7 @@
 pub mod api_keys;
 pub mod cancel_run;
 pub mod import;
+pub mod organizations;
 pub mod put_workflow;
 pub mod retry_run;
 pub mod save_agent;
@@ -14,6 +15,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::{
+    access::{Actor, OrganizationId, Quotas},
     db::{
         self,
         idempotency::{ClaimError, IdempotencyKey},
@@ -24,8 +26,10 @@ use crate::{
 /// On whose behalf and under which settings an action runs.
 #[derive(Clone, Copy)]
 pub struct Context<'a> {
-    /// The caller, for audit rows and `…_by` columns.
-    pub user_id: &'a str,
+    /// The caller.
+    pub actor: &'a Actor,
+    /// How much an organisation may have that has no quota of its own.
+    pub quotas: &'a Quotas,
     /// Whether audit rows are written.
     pub audit: bool,
     /// Whether the caller sees the credentials of agents. Who does not may send back what stands in their place.
@@ -51,6 +55,12 @@ pub enum IfMatch {
 pub struct Stale;
 
 impl<'a> Context<'a> {
+    /// Whose everything is.
+    #[must_use]
+    pub fn organization(self) -> &'a OrganizationId {
+        &self.actor.organization
+    }
+
     /// The same for a request with that key.
     #[must_use]
     pub fn with_key(self, key: Option<&'a IdempotencyKey>) -> Self {
@@ -96,7 +106,7 @@ impl<'a> Context<'a> {
         if !self.audit {
             return Ok(());
         }
-        let entry = db::audit::Entry { entity_type, entity_id, action, user_id: self.user_id, changes };
+        let entry = db::audit::Entry { entity_type, entity_id, action, user_id: &self.actor.subject, changes };
         db::audit::insert(conn, entry, at).await
     }
 }

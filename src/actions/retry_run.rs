@@ -68,13 +68,13 @@ pub async fn retry_run(
     let mut transaction = pool.begin().await?;
     // Before the state is looked at: a repeat finds the run that the first request has started again.
     context.claim(&mut transaction, run_id).await?;
-    let run = db::runs::lock(&mut transaction, run_id).await?.ok_or(RetryRunError::NotFound)?;
+    let run = db::runs::lock(&mut transaction, context.organization(), run_id).await?.ok_or(RetryRunError::NotFound)?;
     if !RunStatus::parse(&run.status).is_some_and(RunStatus::is_retryable) {
         return Err(RetryRunError::WrongState(run.status));
     }
     let definition_id = run.workflow_definition_id.as_deref().ok_or(RetryRunError::WithoutDefinition)?;
     let definition = match Uuid::try_parse(definition_id) {
-        Ok(id) => db::workflows::startable(&mut *transaction, id).await?,
+        Ok(id) => db::workflows::startable(&mut *transaction, context.organization(), id).await?,
         Err(_) => None,
     };
     let definition = definition.ok_or(RetryRunError::DefinitionNotFound)?;

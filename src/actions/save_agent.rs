@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::{Context, Stale};
 use crate::{
+    access::{Countable, QuotaExceeded},
     agent::{AgentPatch, AgentStatus, AuthType, NewAgent},
     db::{self, agents::AgentRow, idempotency::ClaimError},
     input::{self, FieldError, Patch},
@@ -30,6 +31,9 @@ pub enum SaveAgentError {
     /// The idempotency key is taken.
     #[error(transparent)]
     Key(#[from] ClaimError),
+    /// The organisation has as many as it may have.
+    #[error(transparent)]
+    Quota(#[from] QuotaExceeded),
     /// The database failed.
     #[error(transparent)]
     Db(#[from] db::Error),
@@ -68,12 +72,14 @@ pub(super) async fn create_in(
         retry_config: Some(Json(input::to_raw(&new.retry_config))),
         circuit_breaker_config: new.circuit_breaker_config.map(Json),
         status: AgentStatus::Active.as_str().to_owned(),
-        created_by: Some(context.user_id.to_owned()),
-        updated_by: Some(context.user_id.to_owned()),
+        created_by: Some(context.actor.subject.clone()),
+        updated_by: Some(context.actor.subject.clone()),
         created_at: at,
         updated_at: at,
+        organization_id: context.organization().to_string(),
     };
     context.claim(transaction, &row.id.to_string()).await?;
+    context.check_quota(transaction, context.organization(), Countable::Agents).await??;
     match db::agents::insert(transaction, &row).await {
         Err(db::Error::Conflict { .. }) => return Err(SaveAgentError::NameTaken(row.name)),
         other => other?,
@@ -102,7 +108,7 @@ pub(super) async fn update_in(
     id: Uuid,
     patch: AgentPatch,
 ) -> Result<AgentRow, SaveAgentError> {
-    let current = db::agents::lock(transaction, id).await?.ok_or(SaveAgentError::NotFound)?;
+    let current = db::agents::lock(transaction, context.organization(), id).await?.ok_or(SaveAgentError::NotFound)?;
     context.check_revision(&current.revision())?;
     let auth_type = current.auth_type.as_deref().and_then(AuthType::parse).unwrap_or(AuthType::None);
     let stored_auth = current.auth_config.as_ref().map(|stored| &*stored.0);
@@ -133,7 +139,7 @@ pub(super) async fn update_in(
     // By value: the database has its own way of writing the same JSON.
     if before.get() != after.get() || secrets_before != parsed(row.auth_config.as_ref()) {
         row.updated_at = Timestamp::now();
-        row.updated_by = Some(context.user_id.to_owned());
+        row.updated_by = Some(context.actor.subject.clone());
         db::agents::update(transaction, &row).await?;
         let changes = difference(&before, &after);
         context.record(transaction, ("agent", id), "update", Some(&changes), row.updated_at).await?;
@@ -144,12 +150,13 @@ pub(super) async fn update_in(
 /// Marks the agent as deleted; its name stays taken. A repeat changes nothing.
 pub async fn delete_agent(pool: &PgPool, context: Context<'_>, id: Uuid) -> Result<(), SaveAgentError> {
     let mut transaction = pool.begin().await?;
-    let mut row = db::agents::lock(&mut transaction, id).await?.ok_or(SaveAgentError::NotFound)?;
+    let mut row =
+        db::agents::lock(&mut transaction, context.organization(), id).await?.ok_or(SaveAgentError::NotFound)?;
     context.check_revision(&row.revision())?;
     if row.status != AgentStatus::Deleted.as_str() {
         row.status = AgentStatus::Deleted.as_str().to_owned();
         row.updated_at = Timestamp::now();
-        row.updated_by = Some(context.user_id.to_owned());
+        row.updated_by = Some(context.actor.subject.clone());
         db::agents::update(&mut transaction, &row).await?;
         context.record(&mut transaction, ("agent", id), "delete", None, row.updated_at).await?;
     }

@@ -13,7 +13,7 @@ use http_body_util::BodyExt;
 use tracing::Instrument;
 
 use super::{App, CORRELATION_ID, access, auth, error, prefer::Wait};
-use crate::{api::error::ApiError, id};
+use crate::{access::Actor, api::error::ApiError, id};
 
 /// Largest request body.
 pub const MAX_BODY_BYTES: usize = 1 << 20;
@@ -45,8 +45,9 @@ pub async fn surround(State(app): State<App>, request: Request, next: Next) -> R
     let path = request.uri().path().to_owned();
     let route = request.extensions().get::<MatchedPath>().map_or("(none)".to_owned(), |path| path.as_str().to_owned());
     let (mut parts, body) = request.into_parts();
-    let caller = auth::authenticate(&app, &parts).await;
-    let user_id = caller.as_ref().map_or("", |caller| caller.subject.as_str()).to_owned();
+    let anybody = Actor { correlation_id: correlation_id.clone(), ..Actor::system() };
+    let caller = auth::authenticate(&app, &parts, anybody).await;
+    let user_id = caller.as_ref().map_or("", |caller| caller.actor.subject.as_str()).to_owned();
     let caller = match caller {
         Ok(caller) => access::authorize(&app, &mut parts, &caller).await.map(|()| caller),
         Err(refusal) => Err(refusal),

@@ -22,6 +22,7 @@ use utoipa::ToSchema;
 
 use super::{
     App,
+    auth::Caller,
     cursor::Asked,
     error::{ApiError, ErrorBody},
     extract::{Query, RunId},
@@ -221,6 +222,7 @@ fn message(row: &EventRow) -> String {
 )]
 pub async fn get_logs(
     State(app): State<App>,
+    caller: Caller,
     RunId(run_id): RunId,
     headers: HeaderMap,
     query: Query,
@@ -235,7 +237,7 @@ pub async fn get_logs(
     let is_descending = query.text("sort_order").is_some_and(|order| order.eq_ignore_ascii_case("desc"));
     let order = events::order(!is_descending);
     let asked = Asked::read(&query, app.config.pages, order, &format!("logs of {run_id}"), &FILTERS)?;
-    if !db::runs::exists(&app.pool, &run_id).await? {
+    if !db::runs::exists(&app.pool, caller.organization(), &run_id).await? {
         return Err(not_found());
     }
     events::number(&app.pool, &run_id).await?;
@@ -330,12 +332,16 @@ impl Seen {
 )]
 pub async fn stream_events(
     State(app): State<App>,
+    caller: Caller,
     RunId(run_id): RunId,
     headers: HeaderMap,
     query: Query,
 ) -> Result<Response, ApiError> {
     let unknown_id = || ApiError::bad_request("invalid_last_event_id", "Last-Event-ID is not an id of this stream");
     let seen = Seen::read(&headers, &query).ok_or_else(unknown_id)?;
+    if !db::runs::exists(&app.pool, caller.organization(), &run_id).await? {
+        return Err(not_found());
+    }
     // Before the first look, so that nothing happens unseen between the two.
     let watch = app.waiting.watch(&run_id).ok_or_else(|| {
         ApiError::unavailable("too_many_streams", "Too many event streams are open; GET the run or its logs instead")

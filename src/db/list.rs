@@ -9,7 +9,7 @@ use sqlx::{FromRow, PgConnection, Postgres, QueryBuilder, postgres::PgRow};
 use uuid::Uuid;
 
 use super::Error;
-use crate::timestamp::Timestamp;
+use crate::{access::OrganizationId, timestamp::Timestamp};
 
 /// What a list is ordered by; then by id in the same direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +105,11 @@ pub struct Table {
 pub struct Narrow<'q>(pub &'q mut QueryBuilder<'static, Postgres>);
 
 impl Narrow<'_> {
+    /// Of that organisation.
+    pub fn organization(&mut self, organization: &OrganizationId) {
+        self.equal("organization_id", Some(organization.as_str()));
+    }
+
     /// One of these texts, if any are given.
     pub fn one_of(&mut self, column: &str, texts: &[String]) {
         match texts {
