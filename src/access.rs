@@ -99,13 +99,15 @@ pub enum Permission {
     RunsWrite,
     /// Makes, sees and revokes API keys.
     KeysManage,
+    /// Sees who did what.
+    AuditRead,
     /// Sees its organisation; in the default one makes and changes all.
     OrganizationsManage,
 }
 
 impl Permission {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::AgentsRead,
         Self::AgentsWrite,
         Self::AgentsSecrets,
@@ -114,6 +116,7 @@ impl Permission {
         Self::RunsRead,
         Self::RunsWrite,
         Self::KeysManage,
+        Self::AuditRead,
         Self::OrganizationsManage,
     ];
 
@@ -129,6 +132,7 @@ impl Permission {
             Self::RunsRead => "runs:read",
             Self::RunsWrite => "runs:write",
             Self::KeysManage => "keys:manage",
+            Self::AuditRead => "audit:read",
             Self::OrganizationsManage => "organizations:manage",
         }
     }

@@ -10,7 +10,7 @@ pub mod save_agent;
 pub mod save_workflow;
 pub mod start_run;
 
-use serde_json::value::RawValue;
+use serde_json::{Map, Value, value::RawValue};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -20,6 +20,7 @@ use crate::{
         self,
         idempotency::{ClaimError, IdempotencyKey},
     },
+    input,
     timestamp::Timestamp,
 };
 
@@ -47,6 +48,45 @@ pub enum IfMatch {
     Any,
     /// One of these revisions.
     Revisions(Vec<String>),
+}
+
+/// What an action was done to, for its audit entry: type, id, and name, which of a run is its id.
+#[derive(Clone, Copy)]
+struct Entity<'a>(&'static str, Uuid, &'a str);
+
+/// What an action changed, for its audit entry: the members that differ, without secrets.
+#[derive(Clone, Copy, Default)]
+struct Change<'a> {
+    /// `None` if there was nothing before.
+    before: Option<&'a RawValue>,
+    /// `None` if there is nothing any more.
+    after: Option<&'a RawValue>,
+}
+
+impl<'a> Change<'a> {
+    fn to(after: &'a RawValue) -> Self {
+        Self { before: None, after: Some(after) }
+    }
+
+    fn between(before: &'a RawValue, after: &'a RawValue) -> Self {
+        Self { before: Some(before), after: Some(after) }
+    }
+
+    fn from(before: &'a RawValue) -> Self {
+        Self { before: Some(before), after: None }
+    }
+}
+
+/// The members of two objects that differ, as each has them.
+fn difference(before: &RawValue, after: &RawValue) -> (Box<RawValue>, Box<RawValue>) {
+    let parse = |raw: &RawValue| serde_json::from_str::<Map<String, Value>>(raw.get()).unwrap_or_default();
+    let (mut before, mut after) = (parse(before), parse(after));
+    let same: Vec<String> = after.keys().filter(|name| before.get(*name) == after.get(*name)).cloned().collect();
+    for name in same {
+        before.remove(&name);
+        after.remove(&name);
+    }
+    (input::to_raw(&before), input::to_raw(&after))
 }
 
 /// The row is not as the caller believes.
@@ -98,15 +138,17 @@ impl<'a> Context<'a> {
     async fn record(
         self,
         conn: &mut PgConnection,
-        (entity_type, entity_id): (&'static str, Uuid),
+        entity: Entity<'_>,
         action: &'static str,
-        changes: Option<&RawValue>,
+        change: Change<'_>,
         at: Timestamp,
     ) -> Result<(), db::Error> {
         if !self.audit {
             return Ok(());
         }
-        let entry = db::audit::Entry { entity_type, entity_id, action, user_id: &self.actor.subject, changes };
-        db::audit::insert(conn, entry, at).await
+        let Entity(entity_type, entity_id, entity_name) = entity;
+        let Change { before, after } = change;
+        let entry = db::audit::Entry { entity_type, entity_id, entity_name, action, is_denied: false, before, after };
+        db::audit::insert(conn, self.actor, entry, at).await
     }
 }

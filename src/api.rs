@@ -4,6 +4,7 @@ pub mod access;
 pub mod agent_health;
 pub mod agents;
 pub mod api_keys;
+pub mod audit;
 pub mod auth;
 pub mod by_name;
 pub mod cors;
@@ -37,6 +38,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use self::auth::{KeyRing, Organizations, Tokens};
 use crate::{
     actions::{Context, start_run::Definitions},
+    auditor::Auditor,
     config::{self, Config},
     db::processes::Registration,
     lifecycle::Lifecycle,
@@ -77,6 +79,8 @@ pub struct Parts {
     pub tokens: Tokens,
     /// Knows API keys.
     pub keys: KeyRing,
+    /// Keeps the audit trail.
+    pub auditor: Auditor,
     /// Knows organisations.
     pub organizations: Organizations,
     /// For the health of agents, and for key sets.
@@ -105,6 +109,7 @@ impl App {
         // this network.
         let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build()?;
         let keys = KeyRing::start(pool.clone(), lifecycle);
+        let auditor = Auditor::start(&pool, config.audit_retention_days, lifecycle);
         let organizations = Organizations::new(pool.clone());
         let tokens = Tokens::start(&config.auth, &http, lifecycle);
         let definitions = Definitions::default();
@@ -118,6 +123,7 @@ impl App {
             readiness,
             tokens,
             keys,
+            auditor,
             organizations,
             http,
             started,
@@ -177,6 +183,9 @@ pub fn routes(api: &config::Api, key_header: &str) -> OpenApiRouter<App> {
         .routes(routes!(api_keys::list_api_keys, api_keys::create_api_key))
         .routes(routes!(api_keys::get_api_key, api_keys::revoke_api_key))
         .routes(routes!(api_keys::issue_token))
+        .routes(routes!(audit::list_audit_logs))
+        .routes(routes!(audit::export::export_audit_logs))
+        .routes(routes!(audit::verification::verify_audit_logs))
         .routes(routes!(organizations::list_organizations, organizations::create_organization))
         .routes(routes!(organizations::get_organization, organizations::update_organization));
     let root = OpenApiRouter::with_openapi(docs::document(api, key_header))

@@ -43,7 +43,7 @@ variables! {
     cors_origins, cors_allow_credentials, cors_allow_methods, cors_allow_headers,
     log_level, log_format, default_page_size, max_page_size, idempotency_key_ttl_hours,
     quota_agents, quota_workflows, quota_api_keys, quota_queued_runs,
-    enable_metrics, enable_audit_logging, readiness_requires_kafka, max_concurrent_executions, max_workflow_duration_ms,
+    enable_metrics, enable_audit_logging, audit_retention_days, readiness_requires_kafka, max_concurrent_executions, max_workflow_duration_ms,
 }
 
 /// Variables that may come from a file.
@@ -89,6 +89,8 @@ pub struct Config {
     pub audit: bool,
     /// `READINESS_REQUIRES_KAFKA`: without Kafka the service is not ready, not just degraded.
     pub readiness_requires_kafka: bool,
+    /// `AUDIT_RETENTION_DAYS`: how long audit entries are kept at least.
+    pub audit_retention_days: i32,
     /// `QUOTA_*`: how much an organisation may have that has no quota of its own.
     pub quotas: Quotas,
     /// `MAX_CONCURRENT_EXECUTIONS`: runs that one executor drives at a time.
@@ -265,6 +267,7 @@ impl Config {
         let metrics = reader.boolean("enable_metrics", true);
         let audit = reader.boolean("enable_audit_logging", true);
         let readiness_requires_kafka = reader.boolean("readiness_requires_kafka", false);
+        let audit_retention_days = reader.number("audit_retention_days", 90, 1..=36_500);
         let quotas = reader.quotas();
         let max_concurrent_executions = reader.number("max_concurrent_executions", 256, 1..=100_000);
         // A day; at most a year.
@@ -283,6 +286,7 @@ impl Config {
                 metrics: metrics?,
                 audit: audit?,
                 readiness_requires_kafka: readiness_requires_kafka?,
+                audit_retention_days: audit_retention_days?,
                 quotas: quotas?,
                 max_concurrent_executions: max_concurrent_executions?,
                 max_workflow_duration: Duration::from_millis(max_workflow_duration_ms?),

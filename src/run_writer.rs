@@ -355,6 +355,8 @@ fn columns(jobs: &[(Job, Option<Reservation>)]) -> StartBatch {
         columns.fingerprint.push(request.key.as_ref().map(|key| key.fingerprint.clone()));
         columns.audit_id.push(Uuid::now_v7());
         columns.entity_id.push(id::run_entity_id(&job.run_id));
+        columns.key_id.push(request.actor.key_id);
+        columns.address.push(request.actor.address.map(|address| address.to_string()));
     }
     columns
 }

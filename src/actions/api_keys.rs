@@ -4,7 +4,7 @@ use serde_json::json;
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
-use super::Context;
+use super::{Change, Context, Entity};
 use crate::{
     access::{Actor, Countable, Grant, OrganizationId, Permission, QuotaExceeded, Quotas, Role, api_key::ApiKey},
     db::{self, api_keys::ApiKeyRow},
@@ -102,7 +102,8 @@ async fn insert(
         "name": row.name, "prefix": row.prefix, "last_four": row.last_four, "role": row.role, "scopes": row.scopes,
         "workflows": row.workflows, "expires_at": row.expires_at,
     }));
-    context.record(transaction, ("api_key", row.id), "create", Some(&changes), row.created_at).await?;
+    let entity = Entity("api_key", row.id, &row.name);
+    context.record(transaction, entity, "create", Change::to(&changes), row.created_at).await?;
     Ok(row)
 }
 
@@ -110,10 +111,13 @@ async fn insert(
 pub async fn revoke(pool: &PgPool, context: Context<'_>, id: Uuid) -> Result<ApiKeyRow, ApiKeyError> {
     let mut transaction = pool.begin().await?;
     let at = Timestamp::now();
-    if db::api_keys::revoke(&mut transaction, context.organization(), id, &context.actor.subject, at).await? {
-        context.record(&mut transaction, ("api_key", id), "revoke", None, at).await?;
-    }
+    let revoked =
+        db::api_keys::revoke(&mut transaction, context.organization(), id, &context.actor.subject, at).await?;
     let row = db::api_keys::find(&mut *transaction, context.organization(), id).await?.ok_or(ApiKeyError::NotFound)?;
+    if revoked {
+        let entity = Entity("api_key", id, &row.name);
+        context.record(&mut transaction, entity, "revoke", Change::default(), at).await?;
+    }
     transaction.commit().await?;
     Ok(row)
 }

@@ -4,7 +4,7 @@ use serde::Serialize;
 use sqlx::PgPool;
 use uuid::Uuid;
 
-use super::Context;
+use super::{Change, Context, Entity};
 use crate::{
     db::{self, outbox::Kind, runs::RunRow},
     id, input,
@@ -66,7 +66,8 @@ pub async fn cancel_run(
     let (by, kind) = (Some(context.actor.subject.as_str()), Kind::Cancellation);
     let is_ours = db::outbox::insert(&mut transaction, run_id, event_id, kind, owner, by, reason).await?;
     let changes = input::to_raw(&Changes { reason, previous_status: &run.status });
-    context.record(&mut transaction, ("run", id::run_entity_id(run_id)), "cancel", Some(&changes), at).await?;
+    let entity = Entity("run", id::run_entity_id(run_id), run_id);
+    context.record(&mut transaction, entity, "cancel", Change::to(&changes), at).await?;
     let committed = transaction.commit().await;
     match (reservation, committed) {
         (Some(reservation), Err(error)) => {

@@ -1,9 +1,9 @@
 //! Creating and changing organisations, and holding them to their quotas.
 
-use serde_json::json;
+use serde_json::{json, value::RawValue};
 use sqlx::{PgConnection, PgPool};
 
-use super::Context;
+use super::{Change, Context, Entity, difference};
 use crate::{
     access::{Countable, OrganizationId, QuotaExceeded, Quotas},
     db::{self, organizations::OrganizationRow},
@@ -85,7 +85,8 @@ pub async fn create(
         Err(db::Error::Conflict { .. }) => return Err(OrganizationError::IdTaken(new.id)),
         other => other?,
     }
-    record(&mut transaction, context, "create", &row).await?;
+    let entity = Entity("organization", id::entity_id(&row.id), &row.id);
+    context.record(&mut transaction, entity, "create", Change::to(&audited(&row)), at).await?;
     transaction.commit().await?;
     Ok(row)
 }
@@ -114,29 +115,22 @@ pub async fn update(
         },
         ..before.clone()
     };
-    if audited(&before) != audited(&row) {
+    let (changed, change) = difference(&audited(&before), &audited(&row));
+    if change.get() != "{}" {
         row.updated_at = Timestamp::now();
         row.updated_by.clone_from(&context.actor.subject);
         db::organizations::update(&mut transaction, &row).await?;
-        record(&mut transaction, context, "update", &row).await?;
+        let entity = Entity("organization", id::entity_id(&row.id), &row.id);
+        let change = Change::between(&changed, &change);
+        context.record(&mut transaction, entity, "update", change, row.updated_at).await?;
         transaction.commit().await?;
     }
     Ok(row)
 }
 
 /// The organisation as audit entries show it.
-fn audited(row: &OrganizationRow) -> serde_json::Value {
-    json!({"id": row.id, "name": row.name, "status": row.status, "quotas": row.quotas})
-}
-
-async fn record(
-    conn: &mut PgConnection,
-    context: Context<'_>,
-    action: &'static str,
-    row: &OrganizationRow,
-) -> Result<(), db::Error> {
-    let entity = ("organization", id::entity_id(&row.id));
-    context.record(conn, entity, action, Some(&input::to_raw(&audited(row))), row.updated_at).await
+fn audited(row: &OrganizationRow) -> Box<RawValue> {
+    input::to_raw(&json!({"id": row.id, "name": row.name, "status": row.status, "quotas": row.quotas}))
 }
 
 impl Context<'_> {

@@ -4,7 +4,7 @@ use serde::Serialize;
 use sqlx::PgPool;
 use uuid::Uuid;
 
-use super::Context;
+use super::{Change, Context, Entity};
 use crate::{
     db::{self, idempotency::ClaimError, outbox::Kind, runs::RunRow},
     id, input,
@@ -97,7 +97,8 @@ pub async fn retry_run(
     let owner = reservation.as_ref().map(crate::outbox::Reservation::owner);
     let is_ours = db::outbox::insert(&mut transaction, run_id, event_id, Kind::Execution, owner, None, None).await?;
     let changes = input::to_raw(&Changes { previous_status: &run.status, resume_from_step });
-    context.record(&mut transaction, ("run", id::run_entity_id(run_id)), "retry", Some(&changes), at).await?;
+    let entity = Entity("run", id::run_entity_id(run_id), run_id);
+    context.record(&mut transaction, entity, "retry", Change::to(&changes), at).await?;
     let committed = transaction.commit().await;
     match (reservation, committed) {
         (Some(reservation), Err(error)) => {

@@ -1,15 +1,15 @@
 //! Creating, changing and deleting agents.
 
-use serde_json::{Map, Value, value::RawValue};
+use serde_json::{Value, value::RawValue};
 use sqlx::{PgConnection, PgPool, types::Json};
 use uuid::Uuid;
 
-use super::{Context, Stale};
+use super::{Change, Context, Entity, Stale, difference};
 use crate::{
     access::{Countable, QuotaExceeded},
     agent::{AgentPatch, AgentStatus, AuthType, NewAgent},
     db::{self, agents::AgentRow, idempotency::ClaimError},
-    input::{self, FieldError, Patch},
+    input::{self, FieldError, Patch, member},
     timestamp::Timestamp,
 };
 
@@ -84,7 +84,8 @@ pub(super) async fn create_in(
         Err(db::Error::Conflict { .. }) => return Err(SaveAgentError::NameTaken(row.name)),
         other => other?,
     }
-    context.record(transaction, ("agent", row.id), "create", Some(&audited(&row)), at).await?;
+    let entity = Entity("agent", row.id, &row.name);
+    context.record(transaction, entity, "create", Change::to(&audited(&row)), at).await?;
     Ok(row)
 }
 
@@ -141,8 +142,15 @@ pub(super) async fn update_in(
         row.updated_at = Timestamp::now();
         row.updated_by = Some(context.actor.subject.clone());
         db::agents::update(transaction, &row).await?;
-        let changes = difference(&before, &after);
-        context.record(transaction, ("agent", id), "update", Some(&changes), row.updated_at).await?;
+        let (mut changed, mut changes) = difference(&before, &after);
+        if changes.get() == "{}" {
+            // Only a secret is another one.
+            let credentials =
+                |of: &RawValue| input::object_of(member(of, "auth_config").map(|value| ("auth_config", value)));
+            (changed, changes) = (credentials(&before), credentials(&after));
+        }
+        let change = Change::between(&changed, &changes);
+        context.record(transaction, Entity("agent", id, &row.name), "update", change, row.updated_at).await?;
     }
     Ok(row)
 }
@@ -154,11 +162,13 @@ pub async fn delete_agent(pool: &PgPool, context: Context<'_>, id: Uuid) -> Resu
         db::agents::lock(&mut transaction, context.organization(), id).await?.ok_or(SaveAgentError::NotFound)?;
     context.check_revision(&row.revision())?;
     if row.status != AgentStatus::Deleted.as_str() {
+        let before = audited(&row);
         row.status = AgentStatus::Deleted.as_str().to_owned();
         row.updated_at = Timestamp::now();
         row.updated_by = Some(context.actor.subject.clone());
         db::agents::update(&mut transaction, &row).await?;
-        context.record(&mut transaction, ("agent", id), "delete", None, row.updated_at).await?;
+        let entity = Entity("agent", id, &row.name);
+        context.record(&mut transaction, entity, "delete", Change::from(&before), row.updated_at).await?;
     }
     transaction.commit().await?;
     Ok(())
@@ -203,16 +213,4 @@ fn without_secrets(url: &str) -> String {
         parsed.query_pairs_mut().clear().extend_pairs(names.iter().map(|name| (name, "redacted")));
     }
     parsed.into()
-}
-
-/// The members of `after` that differ from `before`; `auth_config` where only a secret changed.
-fn difference(before: &RawValue, after: &RawValue) -> Box<RawValue> {
-    let parse = |raw: &RawValue| serde_json::from_str::<Map<String, Value>>(raw.get()).unwrap_or_default();
-    let (before, mut after) = (parse(before), parse(after));
-    let auth_config = after.get("auth_config").cloned();
-    after.retain(|name, value| before.get(name) != Some(value));
-    if after.is_empty() {
-        after.extend(auth_config.map(|auth_config| ("auth_config".to_owned(), auth_config)));
-    }
-    input::to_raw(&after)
 }

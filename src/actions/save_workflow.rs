@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use sqlx::{PgConnection, PgPool, types::Json};
 use uuid::Uuid;
 
-use super::{Context, Stale};
+use super::{Change, Context, Entity, Stale};
 use crate::{
     access::{Countable, OrganizationId, QuotaExceeded},
     agent::AgentStatus,
@@ -75,15 +75,16 @@ struct Created<'a> {
 
 #[derive(Serialize)]
 struct Updated<'a> {
+    /// Null if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
-    description: Option<&'a str>,
+    description: Option<Box<RawValue>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     version: Option<i32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     workflow_data: Option<&'a RawValue>,
-    /// Null if the update takes the schema away.
+    /// Null if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     input_schema: Option<&'a RawValue>,
 }
@@ -137,7 +138,8 @@ pub(super) async fn create_in(
         workflow_data: &row.workflow_data.0,
         input_schema: row.input_schema.as_ref().map(|schema| &*schema.0),
     });
-    context.record(transaction, ("workflow", row.id), "create", Some(&changes), at).await?;
+    let entity = Entity("workflow", row.id, &row.name);
+    context.record(transaction, entity, "create", Change::to(&changes), at).await?;
     // As the database renders it, so that every answer shows the same text.
     Ok(db::workflows::find(&mut *transaction, context.organization(), row.id).await?.unwrap_or(row))
 }
@@ -204,14 +206,18 @@ pub(super) async fn update_in(
             let archived = WorkflowRow { id: Uuid::now_v7(), ..current.clone() };
             db::workflows::insert(transaction, &archived).await?;
         }
-        let changes = input::to_raw(&Updated {
-            description: row.description.as_deref().filter(|_| row.description != current.description),
-            status: Some(row.status.as_str()).filter(|_| row.status != current.status),
-            version: content.is_some().then_some(row.version),
-            workflow_data: content.is_some().then_some(&*row.workflow_data.0),
-            input_schema: other_schema.then(|| row.input_schema.as_ref().map_or(RawValue::NULL, |schema| &*schema.0)),
-        });
-        context.record(transaction, ("workflow", id), "update", Some(&changes), at).await?;
+        let members = |of: &WorkflowRow| {
+            input::to_raw(&Updated {
+                description: (row.description != current.description).then(|| input::to_raw(&of.description)),
+                status: (row.status != current.status).then_some(&of.status),
+                version: content.is_some().then_some(of.version),
+                workflow_data: content.is_some().then_some(&of.workflow_data.0),
+                input_schema: other_schema.then(|| of.input_schema.as_ref().map_or(RawValue::NULL, |schema| &schema.0)),
+            })
+        };
+        let (before, after) = (members(&current), members(&row));
+        let entity = Entity("workflow", id, &row.name);
+        context.record(transaction, entity, "update", Change::between(&before, &after), at).await?;
     }
     Ok(db::workflows::find(&mut *transaction, context.organization(), id).await?.unwrap_or(row))
 }
@@ -223,11 +229,13 @@ pub async fn delete_workflow(pool: &PgPool, context: Context<'_>, id: Uuid) -> R
         db::workflows::lock(&mut transaction, context.organization(), id).await?.ok_or(SaveWorkflowError::NotFound)?;
     context.check_revision(&row.revision())?;
     if row.status != WorkflowStatus::Deleted.as_str() {
+        let before = input::to_raw(&serde_json::json!({"version": row.version, "status": row.status}));
         row.status = WorkflowStatus::Deleted.as_str().to_owned();
         row.updated_at = Timestamp::now();
         row.updated_by = Some(context.actor.subject.clone());
         db::workflows::update(&mut transaction, &row).await?;
-        context.record(&mut transaction, ("workflow", id), "delete", None, row.updated_at).await?;
+        let entity = Entity("workflow", id, &row.name);
+        context.record(&mut transaction, entity, "delete", Change::from(&before), row.updated_at).await?;
     }
     transaction.commit().await?;
     Ok(())

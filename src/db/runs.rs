@@ -312,6 +312,8 @@ pub struct StartBatch {
     pub fingerprint: Vec<Option<Vec<u8>>>,
     pub audit_id: Vec<Uuid>,
     pub entity_id: Vec<Uuid>,
+    pub key_id: Vec<Option<Uuid>>,
+    pub address: Vec<Option<String>>,
     pub quota: Option<Quota>,
 }
 
@@ -338,6 +340,8 @@ impl StartBatch {
             fingerprint: first(&self.fingerprint, count),
             audit_id: first(&self.audit_id, count),
             entity_id: first(&self.entity_id, count),
+            key_id: first(&self.key_id, count),
+            address: first(&self.address, count),
             quota: None,
         }
     }
@@ -387,9 +391,9 @@ async fn insert_all(conn: &mut PgConnection, batch: &StartBatch, audit: bool) ->
         "WITH request AS MATERIALIZED (
             SELECT r.*, d.organization_id FROM unnest($1::text[], $2::uuid[], $3::int[], $4::text[], $5::text[], $6::text[], $7::text[],
                 $8::text[], $9::timestamp[], $10::uuid[], $11::uuid[], $12::text[], $13::text[], $14::bytea[],
-                $15::uuid[], $16::uuid[])
+                $15::uuid[], $16::uuid[], $18::uuid[], $19::text[])
                 AS r (run_id, definition_id, version, stamp, workflow_name, input_data, triggered_by, correlation_id,
-                    created_at, event_id, owner, key_scope, key, fingerprint, audit_id, entity_id)
+                    created_at, event_id, owner, key_scope, key, fingerprint, audit_id, entity_id, key_id, address)
             JOIN workflow_definitions d ON d.id = r.definition_id AND d.xmin::text = r.stamp
         ), claimed AS (
             INSERT INTO idempotency_keys (scope, key, fingerprint, run_id)
@@ -410,9 +414,11 @@ async fn insert_all(conn: &mut PgConnection, batch: &StartBatch, audit: bool) ->
             INSERT INTO outbox (run_id, event_id, kind, owner)
             SELECT run_id, event_id, 'execution', owner FROM accepted
         ), entry AS (
-            INSERT INTO audit_logs (id, entity_type, entity_id, action, user_id, changes, created_at, updated_at)
-            SELECT audit_id, 'run', entity_id, 'execute', triggered_by, jsonb_build_object('workflow_id',
-                definition_id, 'workflow_name', workflow_name, 'input_data', input_data::jsonb), created_at, created_at
+            INSERT INTO audit_logs (id, entity_type, entity_id, entity_name, action, user_id, key_id, address,
+                correlation_id, organization_id, changes, created_at, updated_at)
+            SELECT audit_id, 'run', entity_id, run_id, 'execute', triggered_by, key_id, address, correlation_id,
+                organization_id, jsonb_build_object('workflow_id', definition_id, 'workflow_name', workflow_name,
+                    'input_data', input_data::jsonb), created_at, created_at
             FROM accepted WHERE $17
         )
         SELECT run_id FROM accepted",
@@ -434,6 +440,8 @@ async fn insert_all(conn: &mut PgConnection, batch: &StartBatch, audit: bool) ->
     .bind(&batch.audit_id)
     .bind(&batch.entity_id)
     .bind(audit)
+    .bind(&batch.key_id)
+    .bind(&batch.address)
     .fetch_all(conn)
     .await?)
 }
