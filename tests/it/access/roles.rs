@@ -27,7 +27,7 @@ pub async fn operations(service: &Service) -> Vec<(String, String, Value)> {
             found.push((method.to_uppercase(), below.to_owned(), about.clone()));
         }
     }
-    assert!(found.len() >= 40, "{} operations", found.len());
+    assert!(found.len() >= 43, "{} operations", found.len());
     found
 }
 
@@ -35,7 +35,7 @@ pub async fn operations(service: &Service) -> Vec<(String, String, Value)> {
 fn may(role: Role, method: &str, path: &str) -> bool {
     let is_look = method == "GET" || path == "/workflows/validate";
     let is_run = ["/execute", "/retry", "/cancel"].iter().any(|end| path.ends_with(end));
-    let is_key = path.starts_with("/api-keys") || path.starts_with("/organizations");
+    let is_key = path.starts_with("/api-keys") || path.starts_with("/organizations") || path.starts_with("/audit-logs");
     match role {
         _ if path == "/auth/token" => true,
         Role::Admin => true,
