@@ -121,7 +121,7 @@ fn forbidden(detail: impl Into<String>) -> ApiError {
 /// Whether the caller may make the request, or the answer to give instead.
 pub async fn authorize(app: &App, request: &mut Parts, caller: &Caller) -> Result<(), ApiError> {
     // Nothing was asked of the caller, or there is no such route, which its answer says.
-    let (Proof::Token | Proof::TokenOfApiKey(_) | Proof::ApiKey(_), Some(matched)) =
+    let (Proof::Token(_) | Proof::TokenOfApiKey(_) | Proof::ApiKey(_), Some(matched)) =
         (caller.proof, request.extensions.get::<MatchedPath>())
     else {
         return Ok(());

@@ -21,7 +21,7 @@ use super::App;
 use crate::{
     access::{Actor, Grant, OrganizationId, Role, api_key::ApiKey},
     api::error::ApiError,
-    db::api_keys::KeyName,
+    db::{self, api_keys::KeyName},
 };
 
 /// Who a request is from. Its existence is the proof that the caller was let in.
@@ -36,12 +36,12 @@ pub struct Caller {
 }
 
 /// How a caller was told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Proof {
     /// Not at all: authentication is off, or the route is open to all.
     Nothing,
-    /// By a token.
-    Token,
+    /// By a token, which counts until then, in seconds since the epoch.
+    Token(f64),
     /// By a token that was issued for this API key.
     TokenOfApiKey(Uuid),
     /// By this API key.
@@ -49,6 +49,15 @@ pub enum Proof {
 }
 
 impl Caller {
+    /// Whether the caller would still be let in, for whoever serves him for longer than a request takes.
+    pub async fn still_counts(&self, app: &App) -> Result<bool, db::Error> {
+        Ok(match self.proof {
+            Proof::Nothing => true,
+            Proof::Token(until) => token::now() < until && app.organizations.is_active(self.organization()).await?,
+            Proof::TokenOfApiKey(id) | Proof::ApiKey(id) => app.keys.find(KeyName::Id(id)).await?.is_some(),
+        })
+    }
+
     /// Whose everything is that the caller sees and makes.
     #[must_use]
     pub fn organization(&self) -> &OrganizationId {
@@ -124,7 +133,8 @@ async fn by_token(app: &App, token: &str, anybody: Actor) -> Result<Caller, ApiE
         }
         let (subject, organization) = (claims.subject.clone(), claims.organization.clone());
         let actor = Arc::new(Actor { subject, organization, ..anybody });
-        return Ok(Caller { actor, grant: Arc::clone(&claims.grant), proof: Proof::Token });
+        let (grant, proof) = (Arc::clone(&claims.grant), Proof::Token(claims.counts_until()));
+        return Ok(Caller { actor, grant, proof });
     };
     let holder = app.keys.find(KeyName::Id(key_id)).await?.ok_or_else(invalid)?;
     Ok(holder.caller(Proof::TokenOfApiKey(key_id), anybody))

@@ -48,6 +48,9 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 /// Ends the id of the end event, whose number is that of the entry before.
 const END_SUFFIX: &str = "-end";
+/// How often a waiting stream asks whether its client would still be let in. With what is remembered of keys, a stream
+/// ends within the 5 s after which a revoked key must be useless.
+const RECHECK_CALLER: Duration = Duration::from_secs(1);
 /// How long a stream is silent at most: less than proxies wait before they take a connection for dead.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// When a client comes back whose stream was closed before the run ended.
@@ -353,7 +356,7 @@ pub async fn stream_events(
     if seen.end && rest.rows.is_empty() && is_terminal(&rest.status) {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    let reader = Reader { app, run_id, seen: seen.seq, watch, phase: Phase::Opening(rest) };
+    let reader = Reader { app, caller, run_id, seen: seen.seq, watch, phase: Phase::Opening(rest) };
     let events = Sse::new(reader.events()).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
     Ok(([(ACCEL_BUFFERING, HeaderValue::from_static("no"))], events).into_response())
 }
@@ -398,6 +401,7 @@ enum AfterRows {
 /// One stream. It reads the next entries when its client has taken those before, so a slow client costs no memory.
 struct Reader {
     app: App,
+    caller: Caller,
     run_id: String,
     seen: i32,
     watch: Watch,
@@ -425,7 +429,7 @@ impl Reader {
                     // At a stop the client comes back to another process, and goes on there.
                     let goes_on = match then {
                         AfterRows::Read => !self.watch.is_over(),
-                        AfterRows::Wait => self.watch.changed().await,
+                        AfterRows::Wait => self.changed().await,
                         AfterRows::End(status) => {
                             let end = End { run_id: &self.run_id, status: &status };
                             return Some(event(format!("{}{END_SUFFIX}", self.seen), &end).event("end"));
@@ -444,6 +448,20 @@ impl Reader {
                     }
                 }
                 Phase::Closing => return None,
+            }
+        }
+    }
+
+    /// Waits until the log has grown. False at a stop, and when the caller is not let in any more.
+    async fn changed(&mut self) -> bool {
+        loop {
+            tokio::select! {
+                goes_on = self.watch.changed() => return goes_on,
+                () = tokio::time::sleep(RECHECK_CALLER) => {}
+            }
+            // A database that is away says nothing about the caller.
+            if matches!(self.caller.still_counts(&self.app).await, Ok(false)) {
+                return false;
             }
         }
     }

@@ -1,9 +1,12 @@
 //! The audit trail: what is in it, who sees it, and that nobody changes it unseen.
 
 use serde_json::{Value, json};
-use sqlx::PgPool;
+use sqlx::{PgPool, postgres::PgPoolOptions};
 use uuid::Uuid;
-use workflow_api::db::{audit::keep_partitions, migrations::MIGRATOR};
+use workflow_api::db::{
+    audit::{keep_partitions, seal},
+    migrations::MIGRATOR,
+};
 
 use crate::{
     access::Admin,
@@ -351,4 +354,40 @@ async fn without_audit_logging_nothing_is_written(pool: PgPool) {
     service.agent("a", "http://127.0.0.1:9/").await;
     assert_eq!(service.get(TRAIL).await.expect(200)["total"], 0);
     assert_eq!(service.get(&format!("{TRAIL}/verify")).await.expect(200)["head"], json!(null));
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_role_that_may_only_read_and_add_keeps_the_trail(pool: PgPool) {
+    // Roles are the server's, not the database's.
+    let role: String =
+        sqlx::query_scalar("SELECT 'auditing_' || md5(current_database())").fetch_one(&pool).await.expect("a name");
+    let grants = [
+        format!("CREATE ROLE {role}"),
+        format!("GRANT SELECT, INSERT ON audit_logs, audit_seals TO {role}"),
+        format!("GRANT SELECT, DELETE ON audit_unsealed TO {role}"),
+    ];
+    for sql in &grants {
+        sqlx::query(sql).execute(&pool).await.expect(sql);
+    }
+    let options = pool.connect_options().as_ref().clone().options([("role", role.as_str())]);
+    let restricted = PgPoolOptions::new().connect_with(options).await.expect("a connection");
+    let sql = "INSERT INTO audit_logs (entity_type, entity_id, action) VALUES ('run', gen_random_uuid(), 'execute')";
+    sqlx::query(sql).execute(&restricted).await.expect("it may add");
+    seal(&restricted).await.expect("it may seal");
+    keep_partitions(&restricted, 90).await.expect("it may keep partitions");
+    let sql = "SELECT count(*) FROM audit_logs, audit_seals";
+    let sealed: i64 = sqlx::query_scalar(sql).fetch_one(&restricted).await.expect("it may read");
+    assert_eq!(sealed, 1);
+    for sql in ["DELETE FROM audit_logs", "DROP TABLE audit_logs", "ALTER TABLE audit_logs DISABLE TRIGGER ALL"] {
+        let error = sqlx::query(sql).execute(&restricted).await.expect_err(sql);
+        assert_eq!(
+            error.as_database_error().and_then(|error| error.code()).as_deref(),
+            Some("42501"),
+            "{sql}: {error}"
+        );
+    }
+    restricted.close().await;
+    for sql in [format!("DROP OWNED BY {role}"), format!("DROP ROLE {role}")] {
+        sqlx::query(&sql).execute(&pool).await.expect("done");
+    }
 }

@@ -155,9 +155,19 @@ pub struct Claims {
 }
 
 impl Claims {
-    fn has_expired(&self) -> bool {
-        self.expires_at < Utc::now().timestamp() as f64 - CLOCK_SKEW_SECS as f64
+    /// In seconds since the epoch.
+    pub fn counts_until(&self) -> f64 {
+        self.expires_at + CLOCK_SKEW_SECS as f64
     }
+
+    fn has_expired(&self) -> bool {
+        self.counts_until() < now()
+    }
+}
+
+/// Seconds since the epoch.
+pub fn now() -> f64 {
+    Utc::now().timestamp() as f64
 }
 
 /// Tokens of that algorithm are ours.
