@@ -97,7 +97,8 @@ impl Driver {
             Err(message) => return self.end(Err(message)).await,
         };
         let earlier = if assignment.has_steps { self.earlier().await? } else { Earlier::default() };
-        let run = Run::new(self.executor.clone(), self.run_id.clone(), self.lease_token, correlation_id, plan, earlier);
+        let names = (self.run_id.clone(), assignment.organization.clone(), correlation_id);
+        let run = Run::new(self.executor.clone(), names, self.lease_token, plan, earlier);
 
         // Everything of the run is polled here, one after the other: its steps first, so that what they have to write
         // gathers before it is written.

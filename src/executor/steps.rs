@@ -31,6 +31,7 @@ use super::{
     ledger::Ledger,
 };
 use crate::{
+    access::OrganizationId,
     db::executions::{BegunStep, NestedStep, StepEnd},
     input::{object_of, shorten},
     mapping::Scope,
@@ -54,6 +55,7 @@ const MAX_COLUMN_CHARS: usize = 255;
 pub(super) struct Run {
     pub(super) executor: Executor,
     pub(super) run_id: String,
+    pub(super) organization: OrganizationId,
     pub(super) correlation_id: String,
     pub(super) plan: Plan,
     pub(super) ledger: Ledger,
@@ -128,15 +130,14 @@ impl<'a> Block<'a> {
 impl Run {
     pub(super) fn new(
         executor: Executor,
-        run_id: String,
+        (run_id, organization, correlation_id): (String, OrganizationId, String),
         lease_token: Uuid,
-        correlation_id: String,
         plan: Plan,
         earlier: Earlier,
     ) -> Self {
         let ledger = Ledger::new(run_id.clone(), lease_token);
         let slots = Semaphore::new(MAX_CONCURRENT_BRANCHES);
-        Self { executor, run_id, correlation_id, plan, ledger, earlier, slots, calls: Calls::default() }
+        Self { executor, run_id, organization, correlation_id, plan, ledger, earlier, slots, calls: Calls::default() }
     }
 
     /// Makes all steps of the main chain, except those that are done. The error is fit for the run's row.
