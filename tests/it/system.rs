@@ -335,7 +335,10 @@ async fn with_a_secret_every_route_needs_a_token(pool: PgPool) {
     let headers = [("authorization", header.as_str())];
     let agent = service.send("POST", "/api/v1/agents", &headers, r#"{"name":"a","url":"http://a"}"#).await.expect(201);
     assert_eq!(agent["created_by"], "u");
-    let by: String = sqlx::query_scalar("SELECT user_id FROM audit_logs").fetch_one(&pool).await.expect("one row");
+    let by: String = sqlx::query_scalar("SELECT user_id FROM audit_logs WHERE outcome = 'success'")
+        .fetch_one(&pool)
+        .await
+        .expect("one row");
     assert_eq!(by, "u");
 }
 
