@@ -101,13 +101,15 @@ pub enum Permission {
     KeysManage,
     /// Sees who did what.
     AuditRead,
+    /// Sees records that no executor could use, whatever they hold, and decides on them.
+    DeadLettersManage,
     /// Sees its organisation; in the default one makes and changes all.
     OrganizationsManage,
 }
 
 impl Permission {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::AgentsRead,
         Self::AgentsWrite,
         Self::AgentsSecrets,
@@ -117,6 +119,7 @@ impl Permission {
         Self::RunsWrite,
         Self::KeysManage,
         Self::AuditRead,
+        Self::DeadLettersManage,
         Self::OrganizationsManage,
     ];
 
@@ -133,6 +136,7 @@ impl Permission {
             Self::RunsWrite => "runs:write",
             Self::KeysManage => "keys:manage",
             Self::AuditRead => "audit:read",
+            Self::DeadLettersManage => "dead-letters:manage",
             Self::OrganizationsManage => "organizations:manage",
         }
     }

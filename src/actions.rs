@@ -5,6 +5,7 @@ pub mod cancel_run;
 pub mod import;
 pub mod organizations;
 pub mod put_workflow;
+pub mod resolve_letter;
 pub mod retry_run;
 pub mod save_agent;
 pub mod save_workflow;

@@ -9,6 +9,7 @@ pub mod auth;
 pub mod by_name;
 pub mod cors;
 pub mod cursor;
+pub mod dead_letters;
 pub mod definition;
 pub mod definitions;
 pub mod docs;
@@ -112,6 +113,7 @@ impl App {
         let auditor = Auditor::start(&pool, config.audit_retention_days, lifecycle);
         let organizations = Organizations::new(pool.clone());
         let tokens = Tokens::start(&config.auth, &http, lifecycle);
+        crate::dead_letters::start(&config, pool.clone(), lifecycle)?;
         let definitions = Definitions::default();
         Ok(Self(Arc::new(Parts {
             config,
@@ -186,6 +188,9 @@ pub fn routes(api: &config::Api, key_header: &str) -> OpenApiRouter<App> {
         .routes(routes!(audit::list_audit_logs))
         .routes(routes!(audit::export::export_audit_logs))
         .routes(routes!(audit::verification::verify_audit_logs))
+        .routes(routes!(dead_letters::list_dead_letters))
+        .routes(routes!(dead_letters::get_dead_letter, dead_letters::discard_dead_letter))
+        .routes(routes!(dead_letters::redrive_dead_letter))
         .routes(routes!(organizations::list_organizations, organizations::create_organization))
         .routes(routes!(organizations::get_organization, organizations::update_organization));
     let root = OpenApiRouter::with_openapi(docs::document(api, key_header))

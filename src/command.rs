@@ -1,6 +1,9 @@
 //! What each command does.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::Context;
 use sqlx::PgPool;
@@ -13,6 +16,7 @@ use workflow_api::{
     db::{self, migrations},
     demo_agent, executor, kafka,
     lifecycle::{Lifecycle, Signals},
+    management,
     readiness::migrate_when_possible,
     server, telemetry,
 };
@@ -106,7 +110,18 @@ pub async fn execute(config: Config) -> anyhow::Result<bool> {
     telemetry::metrics();
     let lifecycle = Lifecycle::new();
     let pool = db::pool(&config.database);
-    executor::start(&config, pool.clone(), &lifecycle)?;
+    let management = match config.management_port {
+        None => None,
+        Some(port) => {
+            let address = SocketAddr::new(config.api.host, port);
+            Some(server::bind(address).with_context(|| format!("MANAGEMENT_PORT: cannot listen on {address}"))?)
+        }
+    };
+    let status = executor::start(&config, pool.clone(), &lifecycle)?;
+    if let Some(listener) = management {
+        let serving = server::serve(listener, management::router(status, config.metrics), lifecycle.clone());
+        lifecycle.spawn("management", serving);
+    }
     tracing::info!("workflow-api {} executes runs", env!("CARGO_PKG_VERSION"));
     let ended_well = lifecycle.run_until_stopped(signals).await;
     db::close(&pool).await;
@@ -169,12 +184,23 @@ pub fn check_kafka(settings: &config::Kafka) -> anyhow::Result<bool> {
 
 /// `healthcheck`: whether the API on this host answers `/health` with 200.
 pub async fn healthcheck(settings: &config::Api) -> anyhow::Result<bool> {
-    let host = match settings.host {
+    ask(settings.host, settings.port, "/health").await
+}
+
+/// `healthcheck --executor`: whether the executor on this host can take runs.
+pub async fn healthcheck_executor(config: &Config) -> anyhow::Result<bool> {
+    let port = config.management_port.context("MANAGEMENT_PORT is not set, and an executor says nothing without it")?;
+    ask(config.api.host, port, "/health/ready").await
+}
+
+/// Whether that is answered with 200.
+async fn ask(host: IpAddr, port: u16, path: &str) -> anyhow::Result<bool> {
+    let host = match host {
         host if !host.is_unspecified() => host,
-        std::net::IpAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
-        std::net::IpAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
     };
-    let url = format!("http://{}/health", SocketAddr::new(host, settings.port));
+    let url = format!("http://{}{path}", SocketAddr::new(host, port));
     let client = reqwest::Client::builder().timeout(HEALTHCHECK_TIMEOUT).no_proxy().build()?;
     let response = client.get(&url).send().await.with_context(|| format!("{url} does not answer"))?;
     println!("{url} answered {}", response.status());

@@ -37,13 +37,14 @@ macro_rules! variables {
 variables! {
     database_url, database_pool_size, database_max_overflow, database_echo, migrate_on_start,
     kafka_brokers, kafka_execution_topic, kafka_cancellation_topic, kafka_topic_partitions, kafka_group_id,
+    kafka_dead_letter_topic, dead_letter_retention_days, max_dead_letters, kafka_monitoring_topic, enable_monitoring_updates,
     api_title, api_version, api_description, api_prefix, api_host, api_port, api_reload, api_workers,
     auth_enabled, jwt_secret, jwt_algorithm, jwt_expiration_minutes, api_key_header,
     jwt_public_key, jwt_jwks, jwt_issuer, jwt_audience, jwt_default_role, api_key_environment, bootstrap_api_key,
     cors_origins, cors_allow_credentials, cors_allow_methods, cors_allow_headers,
     log_level, log_format, default_page_size, max_page_size, idempotency_key_ttl_hours,
     quota_agents, quota_workflows, quota_api_keys, quota_queued_runs,
-    enable_metrics, enable_audit_logging, audit_retention_days, readiness_requires_kafka, max_concurrent_executions, max_workflow_duration_ms,
+    enable_metrics, enable_audit_logging, audit_retention_days, readiness_requires_kafka, max_concurrent_executions, max_workflow_duration_ms, management_port,
 }
 
 /// Variables that may come from a file.
@@ -93,6 +94,10 @@ pub struct Config {
     pub audit_retention_days: i32,
     /// `QUOTA_*`: how much an organisation may have that has no quota of its own.
     pub quotas: Quotas,
+    /// `DEAD_LETTER_RETENTION_DAYS` and `MAX_DEAD_LETTERS`: how long and how many records are kept that cannot be used.
+    pub dead_letters: DeadLetters,
+    /// `MANAGEMENT_PORT`: where an executor serves its health and its metrics; `None`: nowhere.
+    pub management_port: Option<u16>,
     /// `MAX_CONCURRENT_EXECUTIONS`: runs that one executor drives at a time.
     pub max_concurrent_executions: usize,
     /// `MAX_WORKFLOW_DURATION_MS`: of a run, from its first claim to its end.
@@ -154,10 +159,23 @@ pub struct Kafka {
     pub execution_topic: String,
     /// `KAFKA_CANCELLATION_TOPIC`.
     pub cancellation_topic: String,
-    /// `KAFKA_TOPIC_PARTITIONS`: of the two topics, where they have to be made.
+    /// `KAFKA_DEAD_LETTER_TOPIC`: for records of the first two that cannot be used.
+    pub dead_letter_topic: String,
+    /// `KAFKA_MONITORING_TOPIC`, unless `ENABLE_MONITORING_UPDATES` is off.
+    pub monitoring_topic: Option<String>,
+    /// `KAFKA_TOPIC_PARTITIONS`: of the topics, where they have to be made.
     pub partitions: i32,
     /// `KAFKA_GROUP_ID`: the executors' consumer group.
     pub group_id: String,
+}
+
+/// What is kept of records that cannot be used.
+#[derive(Clone, Copy, Debug)]
+pub struct DeadLetters {
+    /// `DEAD_LETTER_RETENTION_DAYS`.
+    pub days: i32,
+    /// `MAX_DEAD_LETTERS`.
+    pub most: i64,
 }
 
 /// `JWT_*`, `AUTH_ENABLED`, `API_KEY_HEADER`.
@@ -269,6 +287,9 @@ impl Config {
         let readiness_requires_kafka = reader.boolean("readiness_requires_kafka", false);
         let audit_retention_days = reader.number("audit_retention_days", 90, 1..=36_500);
         let quotas = reader.quotas();
+        let dead_letter_days = reader.number("dead_letter_retention_days", 30, 1..=36_500);
+        let max_dead_letters = reader.number("max_dead_letters", 10_000, 1..=10_000_000);
+        let management_port = reader.management_port();
         let max_concurrent_executions = reader.number("max_concurrent_executions", 256, 1..=100_000);
         // A day; at most a year.
         let max_workflow_duration_ms = reader.number("max_workflow_duration_ms", 86_400_000, 1000..=31_536_000_000);
@@ -288,6 +309,8 @@ impl Config {
                 readiness_requires_kafka: readiness_requires_kafka?,
                 audit_retention_days: audit_retention_days?,
                 quotas: quotas?,
+                dead_letters: DeadLetters { days: dead_letter_days?, most: max_dead_letters? },
+                management_port: management_port?,
                 max_concurrent_executions: max_concurrent_executions?,
                 max_workflow_duration: Duration::from_millis(max_workflow_duration_ms?),
             })
@@ -544,16 +567,36 @@ impl Reader {
         });
         let execution_topic = self.topic("kafka_execution_topic", "workflow.execution.requests");
         let cancellation_topic = self.topic("kafka_cancellation_topic", "workflow.cancellation.requests");
-        if execution_topic.is_some() && execution_topic == cancellation_topic {
-            self.problem::<()>("kafka_cancellation_topic", "must differ from KAFKA_EXECUTION_TOPIC");
+        let dead_letter_topic = self.topic("kafka_dead_letter_topic", "workflow.dead-letters");
+        let monitoring_topic = self.topic("kafka_monitoring_topic", "workflow.monitoring.updates");
+        let is_monitored = self.boolean("enable_monitoring_updates", true);
+        let topics = [
+            ("kafka_execution_topic", &execution_topic),
+            ("kafka_cancellation_topic", &cancellation_topic),
+            ("kafka_dead_letter_topic", &dead_letter_topic),
+            ("kafka_monitoring_topic", &monitoring_topic),
+        ];
+        for (index, (name, topic)) in topics.iter().enumerate() {
+            if let Some((other, _)) = topics[..index].iter().find(|(_, other)| topic.is_some() && other == topic) {
+                self.problem::<()>(name, format!("must differ from {}", other.to_ascii_uppercase()));
+            }
         }
         let partitions = self.number("kafka_topic_partitions", 6, 1..=1000);
         Some(Kafka {
             brokers: brokers?,
             execution_topic: execution_topic?,
             cancellation_topic: cancellation_topic?,
+            dead_letter_topic: dead_letter_topic?,
+            monitoring_topic: Some(monitoring_topic?).filter(|_| is_monitored == Some(true)),
             partitions: partitions?,
             group_id: self.text("kafka_group_id", "execution-consumer-group"),
+        })
+    }
+
+    fn management_port(&mut self) -> Option<Option<u16>> {
+        self.parsed("management_port", None, |value| match value.parse() {
+            Ok(port) if port > 0 => Ok(Some(port)),
+            _ => Err(format!("must be a port from 1 to 65535, not {value:?}")),
         })
     }
 
@@ -779,6 +822,10 @@ mod tests {
         assert_eq!(
             refused(&[("KAFKA_EXECUTION_TOPIC", "x"), ("KAFKA_CANCELLATION_TOPIC", "x")]),
             ["KAFKA_CANCELLATION_TOPIC"]
+        );
+        assert_eq!(
+            refused(&[("KAFKA_DEAD_LETTER_TOPIC", "x"), ("KAFKA_MONITORING_TOPIC", "x"), ("MANAGEMENT_PORT", "0")]),
+            ["KAFKA_MONITORING_TOPIC", "MANAGEMENT_PORT"]
         );
         assert_eq!(refused(&[("DATABASE_POOL_SIZE", "1"), ("DATABASE_MAX_OVERFLOW", "0")]), ["DATABASE_POOL_SIZE"]);
         assert_eq!(refused(&[("JWT_SECRET", "\u{fffd}\u{fffd}345678901234567890123456789012345")]), ["JWT_SECRET"]);

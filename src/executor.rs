@@ -16,23 +16,33 @@ mod agents;
 mod answer;
 mod assignment;
 mod cancellations;
+mod dead_letters;
 mod drive;
 mod earlier;
 mod intake;
 mod journal;
 mod ledger;
+mod monitoring;
 mod request;
 mod retry;
+mod status;
 mod steps;
 mod sweep;
 
-use std::{ops::Deref, sync::Arc, time::Duration};
+use std::{
+    ops::Deref,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use sqlx::PgPool;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
-use self::{active::Active, agents::Agents, assignment::Assignment, intake::Intake, journal::Journal};
+pub use self::status::{Findings, Status};
+use self::{
+    active::Active, agents::Agents, assignment::Assignment, intake::Intake, journal::Journal, monitoring::Monitoring,
+};
 use crate::{
     config::Config,
     db::{
@@ -62,6 +72,8 @@ struct Shared {
     http: reqwest::Client,
     /// Of a run, from its first claim to its end.
     max_duration: Duration,
+    /// Kafka cannot be read.
+    is_cut_off: AtomicBool,
     /// Nothing new is begun.
     soft_stop: CancellationToken,
     /// The time to finish what is under way is over.
@@ -81,16 +93,19 @@ impl Deref for Executor {
 
 /// Starts the executor's loops. Neither the database nor Kafka need be there yet; settings that cannot work are an
 /// error.
-pub fn start(config: &Config, pool: PgPool, lifecycle: &Lifecycle) -> anyhow::Result<()> {
+pub fn start(config: &Config, pool: PgPool, lifecycle: &Lifecycle) -> anyhow::Result<Status> {
     let (settled, give_up) = (CancellationToken::new(), CancellationToken::new());
     let consumer = Consumer::new(&config.kafka)?;
+    let registration = Registration::start(pool.clone(), "executor", lifecycle);
+    let monitoring = Monitoring::start(&config.kafka, pool.clone(), registration.clone(), lifecycle, &settled)?;
     let executor = Executor(Arc::new(Shared {
-        registration: Registration::start(pool.clone(), "executor", lifecycle),
+        registration,
         active: Active::new(config.max_concurrent_executions),
-        journal: Journal::start(&config.database, lifecycle, &give_up, &settled),
+        journal: Journal::start(&config.database, monitoring.as_ref(), lifecycle, &give_up, &settled),
         agents: Agents::new(pool.clone()),
         http: agent_call::client()?,
         max_duration: config.max_workflow_duration,
+        is_cut_off: AtomicBool::new(false),
         soft_stop: lifecycle.soft_stop().clone(),
         give_up,
         settled,
@@ -109,8 +124,9 @@ pub fn start(config: &Config, pool: PgPool, lifecycle: &Lifecycle) -> anyhow::Re
     lifecycle.spawn("executor leases", executor.clone().check_leases());
     lifecycle.spawn("executor registration", executor.clone().follow_registration());
     lifecycle.spawn("executor topics", ensure_topics(config.kafka.clone(), lifecycle.soft_stop().clone()));
-    lifecycle.spawn("executor stop", executor.end(intake_done, lifecycle.hard_stop().clone()));
-    Ok(())
+    crate::dead_letters::start(config, executor.pool.clone(), lifecycle)?;
+    lifecycle.spawn("executor stop", executor.clone().end(intake_done, lifecycle.hard_stop().clone()));
+    Ok(Status(executor))
 }
 
 impl Executor {

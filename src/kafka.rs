@@ -3,6 +3,7 @@
 pub mod consumer;
 pub mod message;
 pub mod producer;
+pub mod publisher;
 
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use rdkafka::{
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, Consumer},
     error::KafkaError,
+    metadata::MetadataTopic,
     types::RDKafkaErrorCode,
 };
 
@@ -46,30 +48,32 @@ pub fn ping(kafka: &config::Kafka) -> Result<usize, KafkaError> {
     client.fetch_metadata(None, REQUEST_TIMEOUT).map(|metadata| metadata.brokers().len())
 }
 
-/// Makes the two topics where they are missing, both with the same partition count, so that the two kinds of
-/// message about a run reach the same group member. A topic that exists is left as it is, but its partner is made
-/// with its count.
+/// Makes the topics where they are missing; one that exists is left as it is. Those of executions and cancellations
+/// have the same partition count, so that the two kinds of message about a run reach the same group member: if one of
+/// them exists, the other is made with its count.
 pub async fn ensure_topics(kafka: &config::Kafka) -> Result<(), KafkaError> {
     let settings = kafka.clone();
-    let partitions =
+    let existing =
         tokio::task::spawn_blocking(move || partition_counts(&settings)).await.unwrap_or(Err(KafkaError::Canceled))?;
-    let count = partitions.iter().copied().find(|count| *count > 0).unwrap_or(kafka.partitions);
-    let admin: AdminClient<DefaultClientContext> = client_config(kafka).create()?;
-    let topics = [&kafka.execution_topic, &kafka.cancellation_topic];
-    let missing: Vec<NewTopic<'_>> = topics
-        .iter()
-        .zip(&partitions)
-        .filter(|(_, existing)| **existing == 0)
-        // -1: as the cluster's default says.
-        .map(|(topic, _)| NewTopic::new(topic, count, TopicReplication::Fixed(-1)))
-        .collect();
+    let count_of = |topic: &str| existing.iter().find(|(name, _)| name == topic).map(|(_, count)| *count);
+    let pair = [&kafka.execution_topic, &kafka.cancellation_topic];
+    let count = pair.iter().find_map(|topic| count_of(topic)).unwrap_or(kafka.partitions);
+    // -1: as the cluster's default says.
+    let topic = |name, count| NewTopic::new(name, count, TopicReplication::Fixed(-1));
+    let largest = publisher::MAX_BYTES.to_string();
+    let mut wanted: Vec<NewTopic<'_>> = pair.map(|name| topic(name, count)).into();
+    // Whatever came in shall fit, with the headers around it.
+    wanted.push(topic(&kafka.dead_letter_topic, kafka.partitions).set("max.message.bytes", &largest));
+    wanted.extend(kafka.monitoring_topic.as_ref().map(|name| topic(name, kafka.partitions)));
+    let missing: Vec<NewTopic<'_>> = wanted.into_iter().filter(|topic| count_of(topic.name).is_none()).collect();
     if missing.is_empty() {
         return Ok(());
     }
+    let admin: AdminClient<DefaultClientContext> = client_config(kafka).create()?;
     let options = AdminOptions::new().operation_timeout(Some(REQUEST_TIMEOUT)).request_timeout(Some(REQUEST_TIMEOUT));
     for result in admin.create_topics(&missing, &options).await? {
         match result {
-            Ok(topic) => tracing::info!(topic, partitions = count, "topic {topic} created"),
+            Ok(topic) => tracing::info!(topic, "topic {topic} created"),
             Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
             Err((_, code)) => return Err(KafkaError::AdminOp(code)),
         }
@@ -77,13 +81,11 @@ pub async fn ensure_topics(kafka: &config::Kafka) -> Result<(), KafkaError> {
     Ok(())
 }
 
-/// The partition counts of the execution and the cancellation topic, 0 for one that does not exist.
-fn partition_counts(kafka: &config::Kafka) -> Result<[i32; 2], KafkaError> {
+/// All topics with their partition counts.
+fn partition_counts(kafka: &config::Kafka) -> Result<Vec<(String, i32)>, KafkaError> {
     let client: BaseConsumer = client_config(kafka).create()?;
     let metadata = client.fetch_metadata(None, REQUEST_TIMEOUT)?;
-    let count = |name: &str| {
-        let topic = metadata.topics().iter().find(|topic| topic.name() == name);
-        topic.map_or(0, |topic| i32::try_from(topic.partitions().len()).unwrap_or(i32::MAX))
-    };
-    Ok([count(&kafka.execution_topic), count(&kafka.cancellation_topic)])
+    let count = |topic: &MetadataTopic| i32::try_from(topic.partitions().len()).unwrap_or(i32::MAX);
+    let topics = metadata.topics().iter().filter(|topic| !topic.partitions().is_empty());
+    Ok(topics.map(|topic| (topic.name().to_owned(), count(topic))).collect())
 }

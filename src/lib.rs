@@ -31,10 +31,12 @@ pub mod run_writer;
 // Edges and loops: translate, schedule.
 pub mod api;
 pub mod auditor;
+pub mod dead_letters;
 pub mod demo_agent;
 #[cfg(feature = "embedded")]
 pub mod dev;
 pub mod executor;
+pub mod management;
 pub mod outbox;
 pub mod readiness;
 pub mod server;

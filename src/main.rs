@@ -42,7 +42,11 @@ enum Command {
         what: Check,
     },
     /// Ask a running API on this host for its health; exit code 0 or 1
-    Healthcheck,
+    Healthcheck {
+        /// Ask an executor instead, on `MANAGEMENT_PORT`, whether it can take runs
+        #[arg(long)]
+        executor: bool,
+    },
     /// Print a bearer token signed with `JWT_SECRET`
     Token {
         /// The subject, which appears in logs and audit entries
@@ -145,7 +149,11 @@ fn run(command: Command) -> anyhow::Result<bool> {
             }
             Check::Kafka => command::check_kafka(&config::Kafka::load(environment())?),
         },
-        Command::Healthcheck => {
+        Command::Healthcheck { executor: true } => {
+            let config = Config::load(environment())?;
+            command::runtime(1)?.block_on(command::healthcheck_executor(&config))
+        }
+        Command::Healthcheck { executor: false } => {
             let settings = config::Api::load(environment())?;
             command::runtime(1)?.block_on(command::healthcheck(&settings))
         }

@@ -99,6 +99,11 @@ fn describe() {
     describe_gauge!("outbox_event_pending_total", "Messages that Kafka does not have yet");
     describe_gauge!("outbox_oldest_age_seconds", Unit::Seconds, "Age of the oldest of them");
     describe_counter!("outbox_messages_published_total", "Messages that Kafka has acknowledged");
+    describe_gauge!("dead_letters_open", "Records that no executor could use and nobody has decided on");
+    describe_counter!("executor_dead_letters_total", "Records that no executor can use, by reason");
+    describe_counter!("executor_monitoring_updates_total", "Monitoring updates that Kafka has acknowledged");
+    describe_counter!("executor_monitoring_updates_dropped_total", "Monitoring updates lost since too many wait");
+    describe_gauge!("executor_monitoring_backlog", "Statements whose monitoring updates Kafka does not have yet");
     describe_histogram!("run_writer_batch_size", "Runs written by one statement");
     describe_gauge!("db_pool_size", "Connections of the pool");
     describe_gauge!("db_pool_idle", "Connections of the pool that nobody uses");

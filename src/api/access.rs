@@ -14,8 +14,8 @@ use super::{
 use crate::{
     access::{
         Permission::{
-            self, AgentsRead, AgentsSecrets, AgentsWrite, AuditRead, KeysManage, OrganizationsManage, RunsRead,
-            RunsWrite, WorkflowsRead, WorkflowsWrite,
+            self, AgentsRead, AgentsSecrets, AgentsWrite, AuditRead, DeadLettersManage, KeysManage,
+            OrganizationsManage, RunsRead, RunsWrite, WorkflowsRead, WorkflowsWrite,
         },
         Role,
     },
@@ -26,7 +26,7 @@ use crate::{
 type Rule = (Method, &'static str, &'static [Permission]);
 
 /// A route that is not here is for nobody, and fails a test. What a route asks for beyond this, it says where it is.
-const RULES: [Rule; 43] = [
+const RULES: [Rule; 47] = [
     (Method::GET, "/agents", &[AgentsRead]),
     (Method::POST, "/agents", &[AgentsWrite]),
     (Method::GET, "/agents/{agent_id}", &[AgentsRead]),
@@ -66,6 +66,10 @@ const RULES: [Rule; 43] = [
     (Method::GET, "/audit-logs", &[AuditRead]),
     (Method::GET, "/audit-logs/export", &[AuditRead]),
     (Method::GET, "/audit-logs/verify", &[AuditRead]),
+    (Method::GET, "/dead-letters", &[DeadLettersManage]),
+    (Method::GET, "/dead-letters/{dead_letter_id}", &[DeadLettersManage]),
+    (Method::POST, "/dead-letters/{dead_letter_id}/redrive", &[DeadLettersManage]),
+    (Method::DELETE, "/dead-letters/{dead_letter_id}", &[DeadLettersManage]),
     (Method::GET, "/organizations", &[OrganizationsManage]),
     (Method::POST, "/organizations", &[OrganizationsManage]),
     (Method::GET, "/organizations/{organization_id}", &[OrganizationsManage]),

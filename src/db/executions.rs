@@ -1,13 +1,15 @@
 //! What the executor does to runs and their steps. The lease decides: a write names the `lease_token` of its claim,
 //! and changes nothing once the run was cancelled, taken over or ended.
 
+use std::fmt;
+
 use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 use sqlx::{PgConnection, PgExecutor, types::Json};
 use uuid::Uuid;
 
-use super::{Error, processes::DEAD_AFTER_SECS};
-use crate::run::RunStatus;
+use super::{Error, monitoring, processes::DEAD_AFTER_SECS};
+use crate::{input::shorten, run::RunStatus};
 
 /// Makes a statement record itself in the runs' logs, instead of leaving that to the triggers. What it changes depends
 /// on rows that are read together with this one, so this comes first.
@@ -309,6 +311,19 @@ pub struct EndedStep {
     pub end: StepEnd,
     /// How the agent was called, if it was. For the run's log.
     pub call: Option<AgentCall>,
+    /// Of a step that calls an agent. For observers.
+    pub of: Option<AgentStep>,
+}
+
+/// A step that calls an agent, as observers know it.
+#[derive(Clone, Debug)]
+pub struct AgentStep {
+    /// The step.
+    pub step_id: String,
+    /// Whom it calls.
+    pub agent_name: String,
+    /// What the agent is called with.
+    pub task_id: Option<String>,
 }
 
 /// A call to an agent.
@@ -333,6 +348,8 @@ pub struct BegunStep {
     pub step_name: String,
     /// Whom it calls; empty for a step that calls nobody.
     pub agent_name: String,
+    /// What the agent is called with. For observers.
+    pub task_id: Option<String>,
     /// With what.
     pub input: Box<RawValue>,
     /// Where it stands, if not on the main chain.
@@ -359,6 +376,34 @@ pub struct FinishedRun {
     pub status: RunStatus,
     /// Why it failed.
     pub error_message: Option<String>,
+    /// The same for observers.
+    pub failure: Option<RunFailure>,
+    /// For observers.
+    pub workflow_name: String,
+}
+
+/// Why a run fails. `Display` is fit for its row.
+#[derive(Clone, Debug)]
+pub struct RunFailure {
+    /// The step of the main chain that failed, if one did.
+    pub step_id: Option<String>,
+    /// Why it did.
+    pub cause: String,
+}
+
+impl From<String> for RunFailure {
+    fn from(cause: String) -> Self {
+        Self { step_id: None, cause }
+    }
+}
+
+impl fmt::Display for RunFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.step_id {
+            Some(step_id) => write!(f, "Step '{}' failed: {}", shorten(step_id), self.cause),
+            None => f.write_str(&self.cause),
+        }
+    }
 }
 
 /// Whether rows that somebody else has locked are waited for.
@@ -371,19 +416,35 @@ pub enum Locked {
 }
 
 /// Writes changes in one statement, several of one run in their order. A run that is not in the answer is not held any
-/// more, or is locked by somebody; nothing was written for it. Repeating a change does no harm.
-pub async fn write(conn: &mut PgConnection, changes: &[Change], locked: Locked) -> Result<Vec<String>, Error> {
+/// more, or is locked by somebody; nothing was written for it. Repeating a change does no harm. `outgoing`: what the
+/// changes tell observers, of which the part is kept that belongs to what is written.
+pub async fn write(
+    conn: &mut PgConnection,
+    changes: &[Change],
+    locked: Locked,
+    outgoing: Option<&monitoring::Outgoing>,
+) -> Result<Vec<String>, Error> {
     // `IS TRUE` hides the conditions on a status from its index. What is in there changes with every statement, so it is
     // full of dead entries, and its statistics never fit: rows are found by their keys.
     let skip = if locked == Locked::Skip { "SKIP LOCKED" } else { "" };
+    let (told_column, told_name, told) = if outgoing.is_some() {
+        let told = ", told AS (
+            INSERT INTO monitoring_outbox (id, owner, updates)
+            SELECT $23, $24, array_agg(updates ORDER BY run_id, nth) FROM held WHERE updates IS NOT NULL HAVING count(*) > 0
+            ON CONFLICT (id) DO NOTHING
+        )";
+        (", $22::text[]", ", updates", told)
+    } else {
+        ("", "", "")
+    };
     let sql = format!(
         "WITH {RECORDS_ITSELF}, change AS MATERIALIZED (
             SELECT c.* FROM own, unnest($1::text[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
                 $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[],
-                $16::text[], $17::text[], $18::float8[], $19::float8[], $20::int[], $21::text[])
+                $16::text[], $17::text[], $18::float8[], $19::float8[], $20::int[], $21::text[]{told_column})
                 AS c (run_id, lease_token, ended_id, ended_status, output, step_error, begun_id, step_id, step_name,
                     agent_name, input, parent_step_id, branch_name, join_policy, place, run_status, run_error,
-                    nth, call_ms, http_status, call_fault)
+                    nth, call_ms, http_status, call_fault{told_name})
         ), held AS MATERIALIZED (
             SELECT c.* FROM change c
             JOIN workflow_runs r ON r.run_id = c.run_id AND r.lease_token = c.lease_token
@@ -440,7 +501,7 @@ pub async fn write(conn: &mut PgConnection, changes: &[Change], locked: Locked) 
                 UNION ALL SELECT nth, 5, run_id, 'run.' || lower(status), NULL, NULL, NULL, NULL, NULL, error_message
                     FROM finished
             ) AS event (nth, part, run_id, kind, step_id, id, agent_name, http_status, ms, detail) ORDER BY nth, part
-        )
+        ){told}
         SELECT run_id FROM held"
     );
     let calls = || changes.iter().map(|change| change.ended.as_ref()?.call);
@@ -448,7 +509,7 @@ pub async fn write(conn: &mut PgConnection, changes: &[Change], locked: Locked) 
     let lease_tokens: Vec<Uuid> = changes.iter().map(|change| change.lease_token).collect();
     let nth: Vec<f64> =
         changes.chunk_by(|a, b| a.run_id == b.run_id).flat_map(|of_run| (0..of_run.len()).map(|n| n as f64)).collect();
-    Ok(sqlx::query_scalar(&sql)
+    let query = sqlx::query_scalar(&sql)
         .bind(text(|change| Some(&change.run_id)))
         .bind(lease_tokens)
         .bind(text(|change| change.ended.as_ref().map(|step| step.id.as_str())))
@@ -469,9 +530,12 @@ pub async fn write(conn: &mut PgConnection, changes: &[Change], locked: Locked) 
         .bind(nth)
         .bind(calls().map(|call| Some(call?.duration_ms)).collect::<Vec<_>>())
         .bind(calls().map(|call| call?.http_status.map(i32::from)).collect::<Vec<_>>())
-        .bind(calls().map(|call| call?.fault).collect::<Vec<_>>())
-        .fetch_all(conn)
-        .await?)
+        .bind(calls().map(|call| call?.fault).collect::<Vec<_>>());
+    let query = match outgoing {
+        Some(outgoing) => query.bind(&outgoing.updates).bind(outgoing.id).bind(outgoing.owner),
+        None => query,
+    };
+    Ok(query.fetch_all(conn).await?)
 }
 
 /// Makes a session, used for nothing else, look rows up by index whatever the planner thinks: it makes the plan when

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     db::{
         self,
-        executions::{Change, EndedStep, FinishedRun, StepEnd},
+        executions::{Change, EndedStep, FinishedRun, RunFailure, StepEnd},
     },
     id,
     input::shorten,
@@ -43,7 +43,7 @@ enum Left {
 /// What ends the making of a run's steps.
 enum Outcome {
     /// The run ends, well or for this reason.
-    Ended(Result<(), String>),
+    Ended(Result<(), RunFailure>),
     /// The process stops, and no call is under way.
     AtRest,
     Left(Left),
@@ -57,7 +57,7 @@ pub(super) async fn drive(executor: Executor, assignment: Assignment, stop: Canc
     let correlation_id = id::correlation_id(assignment.correlation_id.as_deref());
     let workflow_name = assignment.workflow_name.clone();
     let span = tracing::info_span!("run", run_id, workflow_name, correlation_id);
-    let driver = Driver { executor: executor.clone(), run_id: run_id.clone(), lease_token, stop };
+    let driver = Driver { executor: executor.clone(), run_id: run_id.clone(), lease_token, workflow_name, stop };
     // A task of its own, so that a panic ends this run and nothing else.
     let result = tokio::spawn(driver.clone().run(assignment, correlation_id).instrument(span.clone())).await;
     let count = |ended: RunStatus| metrics::counter!("executor_runs_total", "status" => ended.as_str()).increment(1);
@@ -68,7 +68,7 @@ pub(super) async fn drive(executor: Executor, assignment: Assignment, stop: Canc
         Err(Left::Broken) => {
             span.in_scope(|| tracing::error!("run {run_id} failed by an internal error"));
             // If not even this can be written, the sweep finds the run again.
-            if let Ok(status) = driver.end(Err(INTERNAL_ERROR.to_owned())).await {
+            if let Ok(status) = driver.end(Err(INTERNAL_ERROR.to_owned().into())).await {
                 count(status);
             }
         }
@@ -81,6 +81,7 @@ struct Driver {
     executor: Executor,
     run_id: String,
     lease_token: Uuid,
+    workflow_name: String,
     /// The run is to be left alone.
     stop: CancellationToken,
 }
@@ -94,7 +95,7 @@ impl Driver {
         };
         let plan = match plan {
             Ok(plan) => plan,
-            Err(message) => return self.end(Err(message)).await,
+            Err(message) => return self.end(Err(message.into())).await,
         };
         let earlier = if assignment.has_steps { self.earlier().await? } else { Earlier::default() };
         let names = (self.run_id.clone(), assignment.organization.clone(), correlation_id);
@@ -111,7 +112,7 @@ impl Driver {
             result = run.main_chain(&assignment.input) => Outcome::Ended(result),
             Err(stuck) = &mut writing => Outcome::Stuck(stuck),
             () = run.at_rest() => Outcome::AtRest,
-            () = tokio::time::sleep(time_left) => Outcome::Ended(Err(too_long(self.executor.max_duration))),
+            () = tokio::time::sleep(time_left) => Outcome::Ended(Err(too_long(self.executor.max_duration).into())),
         };
         let status = match outcome {
             Outcome::Left(left) => return Err(left),
@@ -120,7 +121,7 @@ impl Driver {
             Outcome::Ended(result) => Some(result),
         };
         let status = status.map(|result| {
-            let finished = finished(result);
+            let finished = self.finished(result);
             if let Some(reason) = &finished.error_message {
                 run.ledger.close("", &StepEnd::Failed(reason.clone()));
             }
@@ -167,8 +168,8 @@ impl Driver {
     }
 
     /// Ends a run of which nothing else is to be written.
-    async fn end(&self, result: Result<(), String>) -> Result<RunStatus, Left> {
-        let finished = finished(result);
+    async fn end(&self, result: Result<(), RunFailure>) -> Result<RunStatus, Left> {
+        let finished = self.finished(result);
         let (status, error) = (finished.status, finished.error_message.clone());
         match self.submit(Change { finished: Some(finished), ..self.change() }).await? {
             None => {
@@ -209,7 +210,7 @@ impl Driver {
         }
         let cause = cause.unwrap_or_else(|| "the database refuses a value of a step or of the run's end".to_owned());
         tracing::warn!("run {}: {cause}", self.run_id);
-        let change = Change { finished: Some(finished(Err(cause))), ..self.change() };
+        let change = Change { finished: Some(self.finished(Err(cause.into()))), ..self.change() };
         if self.submit(change).await?.is_some() { Err(Left::Broken) } else { Ok(RunStatus::Failed) }
     }
 
@@ -229,6 +230,13 @@ impl Driver {
         Ok(())
     }
 
+    fn finished(&self, result: Result<(), RunFailure>) -> FinishedRun {
+        let status = if result.is_ok() { RunStatus::Completed } else { RunStatus::Failed };
+        let failure = result.err();
+        let error_message = failure.as_ref().map(ToString::to_string);
+        FinishedRun { status, error_message, failure, workflow_name: self.workflow_name.clone() }
+    }
+
     fn change(&self) -> Change {
         Change { run_id: self.run_id.clone(), lease_token: self.lease_token, ended: None, begun: None, finished: None }
     }
@@ -242,11 +250,6 @@ impl Driver {
             Written::Refused(changes) => Ok(changes.into_iter().next()),
         }
     }
-}
-
-fn finished(result: Result<(), String>) -> FinishedRun {
-    let status = if result.is_ok() { RunStatus::Completed } else { RunStatus::Failed };
-    FinishedRun { status, error_message: result.err() }
 }
 
 fn too_long(limit: Duration) -> String {

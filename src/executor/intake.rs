@@ -1,12 +1,13 @@
 //! From Kafka's records to claimed runs.
 //!
 //! A record's offset is stored once its effect is committed: the claim, the finding that there is nothing to claim,
-//! or the end of a run that cannot be executed. If it dies before that, the record comes again, and the guard of the
+//! or the dead letter of what cannot be used, with the end of the run that waits for it. If it dies before that, the record comes again, and the guard of the
 //! claim makes the repeat harmless. While all places are taken, or the database is away, records wait here and then
 //! in Kafka; the group membership and the cancellations go on.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
+    sync::atomic::Ordering,
     time::Duration,
 };
 
@@ -18,7 +19,8 @@ use super::{
     Executor,
     assignment::{Assignment, input_or_empty, stored},
     cancellations::Cancellations,
-    request::{Waiting, columns, content_fault},
+    dead_letters::DeadLetters,
+    request::{Fault, Waiting, columns, fault},
     retry,
 };
 use crate::{
@@ -27,9 +29,8 @@ use crate::{
         self,
         executions::{self, Claimed},
     },
-    input::shorten,
     kafka::{
-        consumer::{Consumer, Record},
+        consumer::{Consumer, Position, Record},
         message::Message,
     },
 };
@@ -44,6 +45,8 @@ const MAX_HELD: usize = 10_000;
 const MAX_HELD_BYTES: usize = 32 << 20;
 /// Records read before they are worked on.
 const MAX_READ: usize = 500;
+/// What is said of a record that the database refuses.
+const REFUSED: &str = "the database refuses its plan, input or ids";
 /// After errors of the consumer. Short: while brokers are away it reports many, and what comes after them in its
 /// queue, such as the partitions that are assigned, waits until they are read.
 const KAFKA_PAUSE: Duration = Duration::from_millis(10);
@@ -56,6 +59,9 @@ pub(super) struct Intake {
     waiting_bytes: usize,
     is_paused: bool,
     cancellations: Cancellations,
+    dead_letters: DeadLetters,
+    /// Records that the database refuses, until they have been read again to become dead letters.
+    refused: HashSet<Position>,
     /// So many requests are claimed one by one, because the database refused one among them.
     singles: usize,
     failures: u32,
@@ -72,6 +78,8 @@ impl Intake {
             waiting_bytes: 0,
             is_paused: false,
             cancellations: Cancellations::default(),
+            dead_letters: DeadLetters::default(),
+            refused: HashSet::new(),
             singles: 0,
             failures: 0,
             retry_at: None,
@@ -96,10 +104,7 @@ impl Intake {
             }
             if self.retry_at.is_none() {
                 // No statement runs inside the select above.
-                let outcome = match self.cancellations.work_off(&self.executor, &self.consumer).await {
-                    Ok(()) => self.claim().await,
-                    Err(error) => Err(error),
-                };
+                let outcome = self.work_off().await;
                 match outcome {
                     Ok(()) => self.failures = 0,
                     Err(error) => self.put_off(&error),
@@ -111,6 +116,13 @@ impl Intake {
         if closed.is_err() {
             tracing::warn!("the Kafka consumer could not be closed");
         }
+    }
+
+    /// Does what can be done with what was read.
+    async fn work_off(&mut self) -> Result<(), db::Error> {
+        self.cancellations.work_off(&self.executor, &self.consumer).await?;
+        self.claim().await?;
+        self.dead_letters.work_off(&self.executor, &self.consumer).await
     }
 
     fn put_off(&mut self, error: &db::Error) {
@@ -150,13 +162,27 @@ impl Intake {
             tracing::warn!("Kafka cannot be read, and is tried again: {error}");
         }
         self.is_broken = true;
+        self.executor.is_cut_off.store(true, Ordering::Relaxed);
     }
 
     fn receive(&mut self, record: Record) {
         if std::mem::take(&mut self.is_broken) {
+            self.executor.is_cut_off.store(false, Ordering::Relaxed);
             tracing::info!("Kafka is read again");
         }
-        let Record { position, sent_at, bytes, message } = record;
+        let Record { position, sent_at, bytes, message, raw } = record;
+        let found = match &message {
+            Ok(Message::Execution(request)) if self.refused.remove(&position) => {
+                Some((Fault { code: "refused_by_database", text: REFUSED.to_owned() }, request.run_id.as_str()))
+            }
+            Ok(Message::Execution(request)) => fault(request, bytes).map(|fault| (fault, request.run_id.as_str())),
+            Ok(Message::Cancellation(_)) => None,
+            Err(error) => Some((Fault { code: error.code(), text: error.to_string() }, "")),
+        };
+        if let Some((fault, run_id)) = found {
+            self.dead_letters.push(position, &raw, &fault, !run_id.is_empty());
+            return;
+        }
         match message {
             Ok(Message::Execution(request)) => {
                 self.waiting_bytes += bytes;
@@ -164,12 +190,8 @@ impl Intake {
                 self.waiting.push_back(Waiting { position, sent_at, bytes, lease_token, content: request });
             }
             Ok(Message::Cancellation(request)) => self.cancellations.push(position, request),
-            Err(error) => {
-                // Without the parser's words, which may repeat the content.
-                tracing::warn!(?position, bytes, "a record is skipped: {error}");
-                metrics::counter!("executor_records_skipped_total").increment(1);
-                self.consumer.done(position);
-            }
+            // Found to be a dead letter above.
+            Err(_) => {}
         }
     }
 
@@ -186,10 +208,6 @@ impl Intake {
             if self.waiting.is_empty() || free == 0 {
                 return Ok(());
             }
-            if let Some(why) = self.waiting.front().and_then(|first| content_fault(&first.content)) {
-                self.refuse(&why).await?;
-                continue;
-            }
             let limit = if self.singles > 0 { 1 } else { free.min(MAX_CLAIMED) };
             let count = self.batch_size(limit);
             let (pool, batch) = (self.executor.pool.clone(), columns(self.waiting.iter().take(count)));
@@ -203,21 +221,20 @@ impl Intake {
                 Err(error) => {
                     self.singles = self.singles.saturating_sub(1);
                     tracing::error!(error = &error as &dyn std::error::Error, "a request is refused: {error}");
-                    self.refuse("the database refuses its plan, input or ids").await?;
+                    self.refuse();
                 }
             }
         }
     }
 
-    /// How many of the first requests go into one statement: each run once, none that is known to be bad.
+    /// How many of the first requests go into one statement: each run once.
     fn batch_size(&self, limit: usize) -> usize {
         let (mut seen, mut bytes) = (HashSet::new(), 0);
         let fitting =
             self.waiting.iter().take(limit).take_while(|Waiting { content: request, bytes: size, .. }| {
                 bytes += size;
                 let is_first = seen.is_empty();
-                seen.insert(request.run_id.as_str())
-                    && (is_first || (bytes <= MAX_CLAIMED_BYTES && content_fault(request).is_none()))
+                seen.insert(request.run_id.as_str()) && (is_first || bytes <= MAX_CLAIMED_BYTES)
             });
         fitting.count()
     }
@@ -261,24 +278,16 @@ impl Intake {
         Ok(())
     }
 
-    /// Ends the run of the first request, if it waits for it: it can never be executed.
-    async fn refuse(&mut self, why: &str) -> Result<(), db::Error> {
-        let Some(first) = self.waiting.front() else { return Ok(()) };
-        let run_id = first.content.run_id.replace('\0', "");
-        tracing::warn!(run_id, "the execution request of run {} cannot be used: {why}", shorten(&run_id));
-        metrics::counter!("executor_records_skipped_total").increment(1);
-        let message = format!("the execution request cannot be used: {why}");
-        let pool = self.executor.pool.clone();
-        match db::bounded(async move { db::runs::fail_pending(&pool, &run_id, &message).await }).await {
-            // An id that cannot be stored is nobody's run.
-            Ok(()) | Err(db::Error::Refused(_)) => {}
-            // The fault may be the database's: as long as it does not answer, no request is given up.
-            Err(error) => return Err(error),
+    /// Has the first request read again, to become a dead letter as it was sent. Those behind it in its partition
+    /// come again too, and are found to be claimed.
+    fn refuse(&mut self) {
+        let Some(Waiting { position, .. }) = self.take_first() else { return };
+        if self.refused.len() >= MAX_HELD {
+            // Of partitions that have gone to other members meanwhile.
+            self.refused.clear();
         }
-        if let Some(request) = self.take_first() {
-            self.consumer.done(request.position);
-        }
-        Ok(())
+        self.refused.insert(position);
+        self.consumer.read_again(position);
     }
 
     fn take_first(&mut self) -> Option<Waiting> {
@@ -289,8 +298,9 @@ impl Intake {
 
     /// Keeps what waits here within bounds. Asked again on every record above the bound, since a rebalance resumes.
     fn pause_or_resume(&mut self) {
-        let is_full = self.waiting.len() >= MAX_HELD || self.waiting_bytes >= MAX_HELD_BYTES;
-        let has_room = self.waiting.len() <= MAX_HELD / 2 && self.waiting_bytes <= MAX_HELD_BYTES / 2;
+        let bytes = self.waiting_bytes + self.dead_letters.bytes();
+        let is_full = self.waiting.len() >= MAX_HELD || bytes >= MAX_HELD_BYTES;
+        let has_room = self.waiting.len() <= MAX_HELD / 2 && bytes <= MAX_HELD_BYTES / 2;
         let wanted = is_full || (self.is_paused && !has_room);
         if wanted == self.is_paused && !is_full {
             return;

@@ -10,12 +10,13 @@ use sqlx::PgConnection;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::retry;
+use super::{monitoring::Monitoring, retry};
 use crate::{
     config,
     db::{
         self,
         executions::{Change, Locked},
+        monitoring::Outgoing,
     },
     lifecycle::Lifecycle,
 };
@@ -57,6 +58,7 @@ impl Journal {
     /// Starts the writers. They end when `done` is cancelled: no driver is left then.
     pub(super) fn start(
         database: &config::Database,
+        monitoring: Option<&Monitoring>,
         lifecycle: &Lifecycle,
         give_up: &CancellationToken,
         done: &CancellationToken,
@@ -65,7 +67,12 @@ impl Journal {
         let (queue, jobs) = mpsc::unbounded_channel();
         let jobs = Arc::new(Mutex::new(jobs));
         for _ in 0..WRITERS {
-            let writer = Writer { database: database.clone(), connection: None, give_up: give_up.clone() };
+            let writer = Writer {
+                database: database.clone(),
+                connection: None,
+                monitoring: monitoring.cloned(),
+                give_up: give_up.clone(),
+            };
             lifecycle.spawn("executor journal", writer.run(Arc::clone(&jobs), done.clone()));
         }
         Self { queue }
@@ -85,6 +92,7 @@ impl Journal {
 struct Writer {
     database: config::Database,
     connection: Option<PgConnection>,
+    monitoring: Option<Monitoring>,
     /// The process ends, with or without the database.
     give_up: CancellationToken,
 }
@@ -161,8 +169,10 @@ impl Writer {
         is_unwanted: impl Fn() -> bool,
     ) -> Result<Vec<String>, db::Error> {
         let mut failures = 0;
-        loop {
-            let result = self.try_write(changes, locked).await;
+        let prepared = self.monitoring.as_ref().and_then(|monitoring| monitoring.prepare(changes));
+        let outgoing = prepared.as_ref().map(|prepared| Arc::clone(&prepared.row));
+        let result = loop {
+            let result = self.try_write(changes, locked, outgoing.as_ref()).await;
             match &result {
                 Err(error) if error.is_retryable() && !is_unwanted() && !self.give_up.is_cancelled() => {
                     if failures == 0 {
@@ -171,21 +181,33 @@ impl Writer {
                     tokio::time::sleep(retry::database_pause(failures)).await;
                     failures += 1;
                 }
-                _ => return result,
+                _ => break result,
+            }
+        };
+        if let Some((monitoring, prepared)) = self.monitoring.as_ref().zip(prepared) {
+            match &result {
+                Ok(held) => monitoring.committed(prepared, held),
+                Err(_) => monitoring.failed(&prepared),
             }
         }
+        result
     }
 
-    async fn try_write(&mut self, changes: &Arc<Vec<Change>>, locked: Locked) -> Result<Vec<String>, db::Error> {
+    async fn try_write(
+        &mut self,
+        changes: &Arc<Vec<Change>>,
+        locked: Locked,
+        outgoing: Option<&Arc<Outgoing>>,
+    ) -> Result<Vec<String>, db::Error> {
         if self.connection.is_none() {
             let mut connection = db::connect(&self.database).await?;
             db::executions::always_use_indexes(&mut connection).await?;
             self.connection = Some(connection);
         }
         let Some(mut connection) = self.connection.take() else { return Ok(Vec::new()) };
-        let changes = Arc::clone(changes);
+        let (changes, outgoing) = (Arc::clone(changes), outgoing.cloned());
         let (connection, result) = db::bounded(async move {
-            let result = db::executions::write(&mut connection, &changes, locked).await;
+            let result = db::executions::write(&mut connection, &changes, locked, outgoing.as_deref()).await;
             Ok((connection, result))
         })
         .await?;

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::journal::{Journal, Written};
-use crate::db::executions::{AgentCall, BegunStep, Change, EndedStep, FinishedRun, StepEnd};
+use crate::db::executions::{AgentCall, AgentStep, BegunStep, Change, EndedStep, FinishedRun, StepEnd};
 
 /// Changes that gather without being asked for: blocks that call nobody would fill the memory otherwise.
 const MAX_PENDING: usize = 200;
@@ -45,7 +45,25 @@ struct State {
     /// Told when what is pending is written.
     waiting: Vec<oneshot::Sender<()>>,
     /// The rows that have begun and not ended, by place.
-    open: BTreeMap<String, String>,
+    open: BTreeMap<String, Open>,
+}
+
+/// A row that has begun and not ended.
+struct Open {
+    id: String,
+    of: Option<AgentStep>,
+}
+
+impl Open {
+    fn new(begun: &BegunStep) -> Self {
+        let BegunStep { id, step_id, agent_name, task_id, .. } = begun;
+        let of = || AgentStep { step_id: step_id.clone(), agent_name: agent_name.clone(), task_id: task_id.clone() };
+        Self { id: id.clone(), of: (!agent_name.is_empty()).then(of) }
+    }
+
+    fn end(self, end: StepEnd, call: Option<AgentCall>) -> EndedStep {
+        EndedStep { id: self.id, end, call, of: self.of }
+    }
 }
 
 impl Ledger {
@@ -64,7 +82,7 @@ impl Ledger {
     /// An attempt begins at this place.
     pub(super) fn begin(&self, place: &str, begun: BegunStep) {
         let mut state = self.state();
-        state.open.insert(place.to_owned(), begun.id.clone());
+        state.open.insert(place.to_owned(), Open::new(&begun));
         match state.pending.last_mut() {
             // One row of the statement has room for an end and a begin.
             Some(last) if last.begun.is_none() => last.begun = Some(begun),
@@ -75,9 +93,15 @@ impl Ledger {
     /// The attempt at this place ends; `call`: its agent was called so.
     pub(super) fn end(&self, place: &str, end: StepEnd, call: Option<AgentCall>) {
         let mut state = self.state();
-        if let Some(id) = state.open.remove(place) {
-            self.add_end(&mut state, EndedStep { id, end, call });
+        if let Some(open) = state.open.remove(place) {
+            self.add_end(&mut state, open.end(end, call));
         }
+    }
+
+    /// An attempt fails before it has begun. It gets no row; observers are told.
+    pub(super) fn fail_unbegun(&self, row: &BegunStep, cause: &str) {
+        let ended = Open::new(row).end(StepEnd::Failed(cause.to_owned()), None);
+        self.add_end(&mut self.state(), ended);
     }
 
     /// All attempts that are open below this place end so; of an empty one, all of the run.
@@ -88,8 +112,8 @@ impl Ledger {
             from_there.map(|(place, _)| place.clone()).take_while(|place| place.starts_with(below)).collect();
         // From inside to outside, as blocks end.
         for place in places.iter().rev() {
-            if let Some(id) = state.open.remove(place) {
-                self.add_end(&mut state, EndedStep { id, end: end.clone(), call: None });
+            if let Some(open) = state.open.remove(place) {
+                self.add_end(&mut state, open.end(end.clone(), None));
             }
         }
     }
@@ -179,6 +203,7 @@ mod tests {
             step_id: id.to_owned(),
             step_name: id.to_owned(),
             agent_name: String::new(),
+            task_id: None,
             input: object_of([]),
             nested: None,
         }

@@ -9,7 +9,13 @@ use crate::{
     id,
     input::{check_json, member, text},
     kafka::{consumer::Position, message::ExecutionRequest},
+    workflow::Plan,
 };
+
+/// Largest record that is executed: what it takes of the memory while it waits.
+const MAX_BYTES: usize = 16 << 20;
+/// As the column.
+const MAX_ID_CHARS: usize = 255;
 
 /// A request that waits to be claimed. The token is made once, so that a claim whose answer was lost can be repeated.
 pub(super) struct Waiting {
@@ -20,15 +26,33 @@ pub(super) struct Waiting {
     pub(super) content: ExecutionRequest,
 }
 
+/// What makes a record useless, in a word and for people.
+pub(super) struct Fault {
+    pub(super) code: &'static str,
+    pub(super) text: String,
+}
+
 /// Why a request can neither be stored nor executed, if so.
-pub(super) fn content_fault(request: &ExecutionRequest) -> Option<String> {
+pub(super) fn fault(request: &ExecutionRequest, bytes: usize) -> Option<Fault> {
+    let invalid = |text| Some(Fault { code: "invalid_content", text });
+    if bytes > MAX_BYTES {
+        let text = format!("the record is larger than {MAX_BYTES} bytes");
+        return Some(Fault { code: "too_large", text });
+    }
     if request.run_id.contains('\0') {
-        return Some("run_id has a NUL character".to_owned());
+        return invalid("run_id has a NUL character".to_owned());
     }
-    if let Some(fault) = fault(&request.workflow_plan) {
-        return Some(format!("workflow_plan: {fault}"));
+    if request.run_id.is_empty() || request.run_id.chars().count() > MAX_ID_CHARS {
+        return invalid(format!("run_id must have 1 to {MAX_ID_CHARS} characters"));
     }
-    request.input_data.as_deref().and_then(fault).map(|fault| format!("input_data: {fault}"))
+    if let Some(fault) = json_fault(&request.workflow_plan) {
+        return invalid(format!("workflow_plan: {fault}"));
+    }
+    if let Some(fault) = request.input_data.as_deref().and_then(json_fault) {
+        return invalid(format!("input_data: {fault}"));
+    }
+    let error = Plan::parse(&request.workflow_plan).err()?;
+    Some(Fault { code: "invalid_plan", text: format!("the workflow plan cannot be executed: {error}") })
 }
 
 pub(super) fn columns<'a>(requests: impl Iterator<Item = &'a Waiting>) -> ClaimBatch {
@@ -50,6 +74,6 @@ pub(super) fn columns<'a>(requests: impl Iterator<Item = &'a Waiting>) -> ClaimB
 }
 
 /// Why this JSON cannot be worked with, if so: it could not be stored.
-fn fault(json: &RawValue) -> Option<String> {
+fn json_fault(json: &RawValue) -> Option<String> {
     check_json(json.get().as_bytes()).err().map(|fault| fault.to_string())
 }

@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     access::OrganizationId,
-    db::executions::{BegunStep, NestedStep, StepEnd},
+    db::executions::{BegunStep, NestedStep, RunFailure, StepEnd},
     input::{object_of, shorten},
     mapping::Scope,
     workflow::{Plan, Step, StepKind},
@@ -140,8 +140,8 @@ impl Run {
         Self { executor, run_id, organization, correlation_id, plan, ledger, earlier, slots, calls: Calls::default() }
     }
 
-    /// Makes all steps of the main chain, except those that are done. The error is fit for the run's row.
-    pub(super) async fn main_chain(&self, input: &RawValue) -> Result<(), String> {
+    /// Makes all steps of the main chain, except those that are done.
+    pub(super) async fn main_chain(&self, input: &RawValue) -> Result<(), RunFailure> {
         let mut frame =
             Frame { scope: Scope::new(input), branch: None, prefix: String::new(), depth: 0, reuse: Reuse::Everything };
         let mut next = Some(self.plan.start_step.as_str());
@@ -159,14 +159,14 @@ impl Run {
                 continue;
             }
             let done = self.step(step_id, place::step("", step_id, 0), &frame).await;
-            let done = done.map_err(|cause| format!("Step '{}' failed: {cause}", shorten(step_id)))?;
+            let done = done.map_err(|cause| RunFailure { step_id: Some(step_id.to_owned()), cause })?;
             if done.is_new {
                 frame.reuse = Reuse::Nothing;
             }
             done.register(step_id, &mut frame.scope);
             next = self.plan.steps.get(step_id).and_then(|step| step.next_step.as_deref());
         }
-        Err("the workflow plan cannot be executed: its steps never end".to_owned())
+        Err("the workflow plan cannot be executed: its steps never end".to_owned().into())
     }
 
     /// Makes the steps of a branch one after the other, up to the first that fails. Returns the output of the last
@@ -252,6 +252,7 @@ impl Run {
             step_id: step.id.clone(),
             step_name: if agent_name.is_empty() { step.id.clone() } else { agent_name.clone() },
             agent_name,
+            task_id: None,
             input,
             nested,
         }

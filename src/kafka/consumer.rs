@@ -6,15 +6,16 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
 use chrono::{DateTime, Datelike as _, Utc};
 use futures_util::FutureExt as _;
 use rdkafka::{
-    ClientContext, TopicPartitionList,
+    ClientContext, Offset, TopicPartitionList,
     consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance, StreamConsumer},
     error::{KafkaError, KafkaResult},
-    message::{BorrowedMessage, Message as _},
+    message::{BorrowedMessage, Message as _, OwnedMessage},
 };
 
 use super::message::{Message, MessageError};
@@ -42,6 +43,8 @@ pub struct Record {
     pub bytes: usize,
     /// What it says.
     pub message: Result<Message, MessageError>,
+    /// As it was received.
+    pub raw: OwnedMessage,
 }
 
 struct Context;
@@ -120,10 +123,8 @@ impl Consumer {
         };
         self.with_progress(position, |progress| progress.begin(position.offset));
         let payload = record.payload().unwrap_or_default();
-        let sent_at = record.timestamp().to_millis().and_then(DateTime::from_timestamp_millis);
-        // Others than these the database might refuse.
-        let sent_at = sent_at.filter(|instant| (1970..=9999).contains(&instant.year()));
-        Record { position, sent_at, bytes: payload.len(), message: Message::parse(payload) }
+        let sent_at = sent_at(record);
+        Record { position, sent_at, bytes: payload.len(), message: Message::parse(payload), raw: record.detach() }
     }
 
     /// The effect of this record is durable: it need not come again.
@@ -133,6 +134,17 @@ impl Consumer {
         if let Err(error) = self.inner.store_offset(topic, position.partition, offset) {
             // The partition is another member's now, who reads the record again and finds it done.
             tracing::debug!(topic, partition = position.partition, "the offset is not stored: {error}");
+        }
+    }
+
+    /// Reads on from this record, which then comes again with those behind it. Does nothing if the partition is
+    /// another member's now, to whom the record comes.
+    pub fn read_again(&self, position: Position) {
+        let topic = if position.is_execution_topic { &self.execution_topic } else { &self.cancellation_topic };
+        // Without a time-out it only asks for it, and waits for no answer.
+        if let Err(error) = self.inner.seek(topic, position.partition, Offset::Offset(position.offset), Duration::ZERO)
+        {
+            tracing::debug!(topic, partition = position.partition, "cannot be read again: {error}");
         }
     }
 
@@ -156,6 +168,14 @@ impl Consumer {
             tracing::debug!("offsets are not committed at the end: {error}");
         }
     }
+}
+
+/// When a record was sent, by the sender's or the broker's clock; `None` if it does not say, or no date.
+#[must_use]
+pub fn sent_at(record: &impl rdkafka::Message) -> Option<DateTime<Utc>> {
+    let sent_at = record.timestamp().to_millis().and_then(DateTime::from_timestamp_millis);
+    // Others than these the database might refuse.
+    sent_at.filter(|instant| (1970..=9999).contains(&instant.year()))
 }
 
 /// The records of one partition that were read and are not finished, or not all before them.

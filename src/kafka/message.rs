@@ -47,6 +47,48 @@ pub struct CancellationPayload<'a> {
     pub correlation_id: Option<&'a str>,
 }
 
+/// What the executor tells observers. They may see it more than once.
+#[derive(Serialize)]
+pub struct MonitoringPayload<'a> {
+    /// The run.
+    pub run_id: &'a str,
+    /// The step, or [`WORKFLOW`](Self::WORKFLOW) for the run itself.
+    pub step_id: &'a str,
+    /// The agent's name; of the run the workflow's.
+    pub step_name: &'a str,
+    /// `RUNNING`, `COMPLETED` or `FAILED`.
+    pub status: &'static str,
+    /// When it was written.
+    pub timestamp: Timestamp,
+    /// What belongs to it.
+    pub metadata: Option<MonitoringMetadata<'a>>,
+}
+
+impl MonitoringPayload<'_> {
+    /// Stands for the run in the place of a step.
+    pub const WORKFLOW: &'static str = "workflow";
+}
+
+/// Of an attempt the first two, or the first and `error` if it failed; of a failed run the rest.
+#[derive(Default, Serialize)]
+pub struct MonitoringMetadata<'a> {
+    /// The attempt's row.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step_execution_id: Option<&'a str>,
+    /// What the agent was called with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task_id: Option<&'a str>,
+    /// The step of the main chain.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failed_step: Option<&'a str>,
+    /// Why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<&'a str>,
+    /// The same, where some look for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error_message: Option<&'a str>,
+}
+
 impl<'a> ExecutionPayload<'a> {
     /// The record's value.
     #[must_use]
@@ -115,15 +157,31 @@ pub enum Message {
     Cancellation(CancellationRequest),
 }
 
-/// Why a record cannot be understood. Says nothing of its content.
+/// Why a record cannot be understood. The text may repeat some of its content.
 #[derive(Debug, thiserror::Error)]
 pub enum MessageError {
-    /// Not a JSON object with the members that its kind needs.
-    #[error("not a message of the contract")]
+    /// There is no value.
+    #[error("the record has no value")]
+    Empty,
+    /// No JSON, or not a JSON object with the members that its kind needs.
+    #[error("not a message of the contract: {0}")]
     Json(#[from] serde_json::Error),
     /// Neither kind can be told from the members.
     #[error("neither an execution nor a cancellation request")]
     UnknownKind,
+}
+
+impl MessageError {
+    /// In a word.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Empty => "empty",
+            Self::Json(error) if error.is_data() => "invalid_message",
+            Self::Json(_) => "invalid_json",
+            Self::UnknownKind => "unknown_kind",
+        }
+    }
 }
 
 impl Message {
@@ -139,6 +197,9 @@ impl Message {
             cancelled_by: Option<&'a RawValue>,
             #[serde(borrow, default)]
             reason: Option<&'a RawValue>,
+        }
+        if payload.is_empty() {
+            return Err(MessageError::Empty);
         }
         let kind: Kind<'_> = serde_json::from_slice(payload)?;
         let is_execution = match kind.message_type.map(RawValue::get) {
@@ -161,6 +222,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_wrong_with_a_record_has_a_code() {
+        for (payload, expected) in [
+            ("", "empty"),
+            ("{", "invalid_json"),
+            ("\u{fffd}", "invalid_json"),
+            ("[]", "unknown_kind"),
+            ("7", "invalid_message"),
+            (r#"{"run_id":"r"}"#, "unknown_kind"),
+            (r#"{"workflow_plan":{}}"#, "invalid_message"),
+        ] {
+            assert_eq!(Message::parse(payload.as_bytes()).expect_err(payload).code(), expected, "{payload}");
+        }
+    }
+
+    #[test]
     fn the_content_decides_the_kind_of_a_message() {
         for (payload, expected) in [
             (r#"{"run_id":"r","workflow_plan":{},"message_type":"execution_request"}"#, Some(true)),
@@ -170,6 +246,7 @@ mod tests {
             (r#"{"run_id":"r"}"#, None),
             (r#"{"workflow_plan":{}}"#, None),
             ("[]", None),
+            ("{\"run_id\":", None),
             ("", None),
         ] {
             let kind = Message::parse(payload.as_bytes()).ok().map(|m| matches!(m, Message::Execution(_)));

@@ -13,6 +13,7 @@ use crate::{
         journal,
         retry::{self, Again},
     },
+    input::object_of,
     mapping,
     workflow::Step,
 };
@@ -34,15 +35,24 @@ impl Run {
     /// The agent's output. An input that cannot be made is no attempt and leaves no row.
     pub(super) async fn agent(&self, step: &Step, place: &str, frame: &Frame<'_>) -> Result<Box<RawValue>, String> {
         let Some(agent_name) = step.agent_name.as_deref() else { return Err("it names no agent".to_owned()) };
-        let input = mapping::resolve(step.mapping(), &frame.scope).map_err(|error| error.to_string())?;
+        let input = match mapping::resolve(step.mapping(), &frame.scope) {
+            Ok(input) => input,
+            Err(error) => {
+                let (row, cause) =
+                    (self.row(step, agent_name.to_owned(), object_of([]), place, frame), error.to_string());
+                self.ledger.fail_unbegun(&row, &cause);
+                return Err(cause);
+            }
+        };
         let text = mapping::message_text(&input);
         let mut attempt = 1;
         loop {
             self.gate().await;
             let under_way = self.calls.begin();
-            let row = self.row(step, agent_name.to_owned(), input.clone(), place, frame);
+            let mut row = self.row(step, agent_name.to_owned(), input.clone(), place, frame);
             // The agent sees the end of the row's id: a log of one is found from the other.
             let task_id = format!("task-{}-{}", step.id, row.id.rsplit('-').next().unwrap_or_default());
+            row.task_id = Some(task_id.clone());
             self.ledger.begin(place, row);
             self.ledger.written().await;
             let started = Instant::now();

@@ -1,0 +1,112 @@
+//! Deciding on records that no executor could use.
+
+use serde_json::{json, value::RawValue};
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use super::{Change, Context, Entity};
+use crate::{
+    db::{
+        self,
+        dead_letters::{self, LetterRow},
+    },
+    input,
+    kafka::{
+        message::{Message, MessageError},
+        producer::MAX_RECORD_BYTES,
+    },
+    timestamp::Timestamp,
+};
+
+/// Why a letter was neither sent again nor discarded.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveError {
+    /// There is no such letter.
+    #[error("dead letter not found")]
+    NotFound,
+    /// Somebody has decided otherwise.
+    #[error("the dead letter is {0}")]
+    WrongState(String),
+    /// What would be sent is no message that an executor can read, and other programs stop at such records.
+    #[error("{0}")]
+    Unreadable(MessageError),
+    /// What would be sent is larger than the topic takes.
+    #[error("the record is too large")]
+    TooLarge,
+    /// The database failed.
+    #[error(transparent)]
+    Db(#[from] db::Error),
+}
+
+impl From<sqlx::Error> for ResolveError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Db(error.into())
+    }
+}
+
+/// Has the record sent again to where it stood, with `corrected` instead of its value if given. A repeat finds it done.
+pub async fn redrive(
+    pool: &PgPool,
+    context: Context<'_>,
+    id: Uuid,
+    corrected: Option<&RawValue>,
+) -> Result<LetterRow, ResolveError> {
+    let mut transaction = pool.begin().await?;
+    let row = dead_letters::lock(&mut transaction, context.organization(), id).await?.ok_or(ResolveError::NotFound)?;
+    let content = dead_letters::content(&mut *transaction, id, i32::MAX).await?.ok_or(ResolveError::NotFound)?;
+    let corrected = corrected.map(|value| value.get().as_bytes());
+    match row.status.as_str() {
+        "open" => {}
+        "redriving" | "redriven" if content.corrected.as_deref() == corrected => return Ok(row),
+        _ => return Err(ResolveError::WrongState(row.status)),
+    }
+    let value = corrected.or(content.value.as_deref()).unwrap_or_default();
+    Message::parse(value).map_err(ResolveError::Unreadable)?;
+    if value.len() > MAX_RECORD_BYTES {
+        return Err(ResolveError::TooLarge);
+    }
+    let at = Timestamp::now();
+    dead_letters::redrive(&mut transaction, id, corrected, &context.actor.subject, at).await?;
+    let next = resolved(context, &row, "redriving", at);
+    let change = input::to_raw(&json!({"status": next.status, "corrected": corrected.is_some()}));
+    record(context, &mut transaction, &row, "redrive", &change, at).await?;
+    transaction.commit().await?;
+    Ok(next)
+}
+
+/// Forgets what the record holds and keeps that it was there. A repeat finds it done.
+pub async fn discard(pool: &PgPool, context: Context<'_>, id: Uuid) -> Result<LetterRow, ResolveError> {
+    let mut transaction = pool.begin().await?;
+    let row = dead_letters::lock(&mut transaction, context.organization(), id).await?.ok_or(ResolveError::NotFound)?;
+    match row.status.as_str() {
+        "discarded" => return Ok(row),
+        // It is being read.
+        "redriving" => return Err(ResolveError::WrongState(row.status)),
+        _ => {}
+    }
+    let at = Timestamp::now();
+    dead_letters::discard(&mut transaction, id, &context.actor.subject, at).await?;
+    let next = resolved(context, &row, "discarded", at);
+    let change = input::to_raw(&json!({"status": next.status}));
+    record(context, &mut transaction, &row, "discard", &change, at).await?;
+    transaction.commit().await?;
+    Ok(next)
+}
+
+fn resolved(context: Context<'_>, row: &LetterRow, status: &str, at: Timestamp) -> LetterRow {
+    let resolved_by = Some(context.actor.subject.clone());
+    LetterRow { status: status.to_owned(), resolved_by, resolved_at: Some(at), ..row.clone() }
+}
+
+async fn record(
+    context: Context<'_>,
+    conn: &mut sqlx::PgConnection,
+    row: &LetterRow,
+    action: &'static str,
+    after: &RawValue,
+    at: Timestamp,
+) -> Result<(), db::Error> {
+    let name = format!("{}/{}/{}", row.topic, row.partition, row.record_offset);
+    let before = input::to_raw(&json!({"status": row.status}));
+    context.record(conn, Entity("dead_letter", row.id, &name), action, Change::between(&before, after), at).await
+}

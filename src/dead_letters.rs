@@ -1,0 +1,161 @@
+//! Sends dead letters: a copy of each to the dead-letter topic, and those that are to be tried again to where they
+//! stood. Runs in every process; a letter is taken by one, and by another if that one does not report in time.
+//!
+//! If it dies here: the letter is due again after half a minute, and sent again. A copy can be told by its headers, a
+//! request by its `event_id`; without one, by the state of its run.
+
+use std::time::Duration;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use rdkafka::error::KafkaResult;
+use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::{
+    config::{self, Config},
+    db::{self, dead_letters::Due},
+    kafka::publisher::{self, Outgoing, Publisher},
+    lifecycle::Lifecycle,
+};
+
+/// How often letters are looked for that are to be sent.
+const SEND_EVERY: Duration = Duration::from_secs(1);
+/// Letters taken at a time; each may have some megabytes.
+const MAX_TAKEN: i64 = 20;
+/// Looks between two deletions of what is too old or too much.
+const EXPIRE_EVERY: u32 = 60;
+/// A record is given up after this, well before another process takes its letter.
+const GIVE_UP: Duration = Duration::from_secs(20);
+/// What is said of a letter that Kafka does not take back.
+const REFUSED: &str = "sent again, and refused by Kafka as too large or invalid";
+
+struct Sender {
+    pool: PgPool,
+    topic: String,
+    retention: config::DeadLetters,
+    publisher: Publisher,
+}
+
+/// Starts the loop. Neither the database nor Kafka need be there yet; settings that cannot work are an error.
+pub fn start(config: &Config, pool: PgPool, lifecycle: &Lifecycle) -> KafkaResult<()> {
+    let sender = Sender {
+        pool,
+        topic: config.kafka.dead_letter_topic.clone(),
+        retention: config.dead_letters,
+        publisher: Publisher::new(&config.kafka, Some(GIVE_UP))?,
+    };
+    lifecycle.spawn("dead letters", sender.run(lifecycle.soft_stop().clone()));
+    Ok(())
+}
+
+impl Sender {
+    async fn run(self, soft_stop: CancellationToken) {
+        let mut looks = 0;
+        loop {
+            let turn = async {
+                if looks % EXPIRE_EVERY == 0 {
+                    self.expire().await?;
+                }
+                while self.send_some().await? {}
+                Ok::<(), db::Error>(())
+            };
+            // Whatever is given up here is due again later.
+            tokio::select! {
+                biased;
+                () = soft_stop.cancelled() => return,
+                done = turn => if let Err(error) = done {
+                    tracing::debug!(error = &error as &dyn std::error::Error, "no dead letters are sent: {error}");
+                },
+            }
+            looks += 1;
+            tokio::select! {
+                () = tokio::time::sleep(SEND_EVERY) => {}
+                () = soft_stop.cancelled() => return,
+            }
+        }
+    }
+
+    async fn expire(&self) -> Result<(), db::Error> {
+        let (pool, config::DeadLetters { days, most }) = (self.pool.clone(), self.retention);
+        let (expired, open) = db::bounded(async move {
+            let expired = db::dead_letters::expire(&pool, days, most).await?;
+            Ok((expired, db::dead_letters::open(&pool).await?))
+        })
+        .await?;
+        if expired > 0 {
+            tracing::warn!(expired, "{expired} dead letters were deleted as too old or too many");
+        }
+        metrics::gauge!("dead_letters_open").set(open as f64);
+        Ok(())
+    }
+
+    /// Sends what is due, and says whether there may be more.
+    async fn send_some(&self) -> Result<bool, db::Error> {
+        let pool = self.pool.clone();
+        let due = db::bounded(async move { db::dead_letters::take(&pool, MAX_TAKEN).await }).await?;
+        let copies: Vec<&Due> = due.iter().filter(|letter| letter.is_copy).collect();
+        let again: Vec<&Due> = due.iter().filter(|letter| letter.is_redrive).collect();
+        let (copied, refused) = self.publish(&copies, |letter| self.copy(letter)).await;
+        let ids = [copied, refused].concat();
+        let (redriven, returned) = self.publish(&again, redrive).await;
+        let is_progress = !ids.is_empty() || !redriven.is_empty() || !returned.is_empty();
+        let pool = self.pool.clone();
+        db::bounded(async move {
+            db::dead_letters::copied(&pool, &ids).await?;
+            db::dead_letters::redriven(&pool, &redriven, None).await?;
+            db::dead_letters::redriven(&pool, &returned, Some(REFUSED)).await
+        })
+        .await?;
+        Ok(is_progress)
+    }
+
+    /// Sends letters as records; the ids of those that Kafka has, and of those that it will never take.
+    async fn publish<'a>(
+        &self,
+        letters: &[&'a Due],
+        record: impl Fn(&'a Due) -> Outgoing<'a>,
+    ) -> (Vec<Uuid>, Vec<Uuid>) {
+        let records: Vec<Outgoing<'_>> = letters.iter().map(|letter| record(letter)).collect();
+        let (mut sent, mut refused) = (Vec::new(), Vec::new());
+        for (letter, outcome) in letters.iter().zip(self.publisher.publish(&records).await) {
+            match outcome {
+                Ok(()) => sent.push(letter.id),
+                Err(error) if publisher::is_final(&error) => {
+                    tracing::error!(dead_letter_id = %letter.id, "Kafka refuses a dead letter: {error}");
+                    refused.push(letter.id);
+                }
+                Err(error) => tracing::debug!(dead_letter_id = %letter.id, "sent later: {error}"),
+            }
+        }
+        (sent, refused)
+    }
+
+    /// Key and value as they were, and where and why in headers.
+    fn copy<'a>(&'a self, letter: &'a Due) -> Outgoing<'a> {
+        let mut headers = headers(letter);
+        let mut told = |name, value: String| headers.push((name, Some(value.into_bytes())));
+        told("dead-letter-id", letter.id.to_string());
+        told("dead-letter-reason", letter.reason.clone());
+        told("dead-letter-detail", letter.detail.clone());
+        told("dead-letter-topic", letter.topic.clone());
+        told("dead-letter-partition", letter.partition.to_string());
+        told("dead-letter-offset", letter.record_offset.to_string());
+        if let Some(sent_at) = letter.sent_at {
+            told("dead-letter-timestamp", sent_at.to_string());
+        }
+        told("dead-letter-time", letter.created_at.to_string());
+        Outgoing { topic: &self.topic, key: letter.key.as_deref(), value: letter.value.as_deref(), headers }
+    }
+}
+
+fn redrive(letter: &Due) -> Outgoing<'_> {
+    let value = letter.corrected.as_deref().or(letter.value.as_deref());
+    Outgoing { topic: &letter.topic, key: letter.key.as_deref(), value, headers: headers(letter) }
+}
+
+/// Those of the record itself.
+fn headers(letter: &Due) -> Vec<(&str, Option<Vec<u8>>)> {
+    let decoded = |value: &String| STANDARD.decode(value).ok();
+    letter.headers.0.iter().map(|(name, value)| (name.as_str(), value.as_ref().and_then(decoded))).collect()
+}

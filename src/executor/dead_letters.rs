@@ -1,0 +1,143 @@
+//! Records that cannot be used, on their way into the table of dead letters.
+//!
+//! A record's offset is stored once its letter is committed. If it dies before, the record comes again, and its letter
+//! is kept once all the same. While the database is away the records wait here, and their partitions' offsets with
+//! them; reading goes on. From the table, `crate::dead_letters` copies them to the dead-letter topic.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use rdkafka::message::{Headers as _, Message as _, OwnedMessage};
+use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
+
+use super::{Executor, request::Fault};
+use crate::{
+    db::{
+        self,
+        dead_letters::{Headers, NewLetter},
+    },
+    input::shorten,
+    kafka::{
+        self,
+        consumer::{Consumer, Position},
+    },
+};
+
+/// Letters in one statement.
+const MAX_BATCH: usize = 100;
+/// Bytes of values in one statement, unless a single one is larger.
+const MAX_BATCH_BYTES: usize = 8 << 20;
+/// Longest explanation that is kept.
+const MAX_DETAIL_CHARS: usize = 1000;
+/// Longest run id that is looked for.
+const MAX_RUN_ID_CHARS: usize = 255;
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct DeadLetters {
+    waiting: Vec<Waiting>,
+    bytes: usize,
+}
+
+struct Waiting {
+    position: Position,
+    letter: NewLetter,
+    /// Why the run that the record is to execute fails, if it waits for it.
+    run_error: Option<String>,
+}
+
+impl DeadLetters {
+    /// Adds a record. `is_request`: it names a run to be executed, which ends with it.
+    pub(super) fn push(&mut self, position: Position, record: &OwnedMessage, fault: &Fault, is_request: bool) {
+        let letter = letter(record, fault);
+        let Fault { code, text } = fault;
+        let (topic, partition, offset) = (&letter.topic, letter.partition, letter.offset);
+        let run_id = letter.run_id.as_deref().map(shorten).unwrap_or_default();
+        // Without the details, which may repeat the content.
+        tracing::warn!(topic, partition, offset, reason = code, "a record about run {run_id:?} becomes a dead letter");
+        self.bytes += letter.value.as_ref().map_or(0, Vec::len);
+        self.waiting.push(Waiting { position, letter, run_error: is_request.then(|| text.clone()) });
+    }
+
+    /// Bytes that wait.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Keeps what waits. An error leaves what is not kept yet for the next call.
+    pub(super) async fn work_off(&mut self, executor: &Executor, consumer: &Consumer) -> Result<(), db::Error> {
+        while !self.waiting.is_empty() {
+            let mut bytes = 0;
+            let fitting = self.waiting.iter().take(MAX_BATCH).take_while(|waiting| {
+                bytes += waiting.letter.value.as_ref().map_or(0, Vec::len);
+                bytes <= MAX_BATCH_BYTES
+            });
+            let count = fitting.count().max(1);
+            let letters: Vec<NewLetter> =
+                self.waiting.iter().take(count).map(|waiting| waiting.letter.clone()).collect();
+            let failing: Vec<(String, String)> = self.waiting.iter().take(count).filter_map(failing).collect();
+            let pool = executor.pool.clone();
+            db::bounded(async move {
+                db::dead_letters::insert(&pool, &letters).await?;
+                for (run_id, error) in failing {
+                    db::runs::fail_pending(&pool, &run_id, &error).await?;
+                }
+                Ok(())
+            })
+            .await?;
+            for Waiting { position, letter, .. } in self.waiting.drain(..count) {
+                self.bytes -= letter.value.as_ref().map_or(0, Vec::len);
+                metrics::counter!("executor_dead_letters_total", "reason" => letter.reason).increment(1);
+                consumer.done(position);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn failing(waiting: &Waiting) -> Option<(String, String)> {
+    let error = waiting.run_error.as_ref()?;
+    Some((waiting.letter.run_id.clone()?, format!("the execution request cannot be used: {error}")))
+}
+
+fn letter(record: &OwnedMessage, fault: &Fault) -> NewLetter {
+    let value = record.payload();
+    let mut digest = Sha256::new();
+    for part in [record.key(), value] {
+        // With the lengths, so that no two records run together.
+        digest.update(part.map_or(-1, |part| i64::try_from(part.len()).unwrap_or(i64::MAX)).to_be_bytes());
+        digest.update(part.unwrap_or_default());
+    }
+    NewLetter {
+        run_id: run_id(record),
+        topic: record.topic().to_owned(),
+        partition: record.partition(),
+        offset: record.offset(),
+        sent_at: kafka::consumer::sent_at(record),
+        key: record.key().map(<[u8]>::to_vec),
+        value: value.map(<[u8]>::to_vec),
+        headers: headers(record),
+        digest: digest.finalize().to_vec(),
+        reason: fault.code,
+        detail: fault.text.replace('\0', "").chars().take(MAX_DETAIL_CHARS).collect(),
+    }
+}
+
+/// Names are of UTF-8 for the client already; the database's text has no NUL.
+fn headers(record: &OwnedMessage) -> Headers {
+    let of_one = |header: rdkafka::message::Header<'_, &[u8]>| {
+        (header.key.replace('\0', ""), header.value.map(|value| STANDARD.encode(value)))
+    };
+    record.headers().map(|headers| headers.iter().map(of_one).collect()).unwrap_or_default()
+}
+
+/// The run that the record is about: as it says, or as its key does.
+fn run_id(record: &OwnedMessage) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Named {
+        run_id: String,
+    }
+    let named = record.payload().and_then(|value| serde_json::from_slice::<Named>(value).ok());
+    let key = || std::str::from_utf8(record.key()?).ok().map(str::to_owned);
+    let fits = |id: &String| !id.is_empty() && !id.contains('\0') && id.chars().count() <= MAX_RUN_ID_CHARS;
+    named.map(|named| named.run_id).filter(fits).or_else(key).filter(fits)
+}

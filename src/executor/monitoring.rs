@@ -1,0 +1,341 @@
+//! Tells observers of steps and runs, on the topic of monitoring updates: at least once, and at little cost.
+//!
+//! The journal's statement leaves a row in `monitoring_outbox` with all the updates that it causes, for however many
+//! runs it writes. After the commit they are sent from memory, and the row is deleted, many at a time. If it dies here,
+//! or did not have the room to keep them, another executor takes the row and sends it again: an observer may see an
+//! update twice, and then later ones before it.
+//!
+//! Runs never wait for it. While Kafka is away rows gather; above [`MAX_BACKLOG`] updates are not kept any more.
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use rdkafka::error::KafkaResult;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use sqlx::PgPool;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::{
+    config,
+    db::{self, executions::Change, monitoring::Outgoing as Row, processes::Registration},
+    kafka::{
+        message::{MonitoringMetadata, MonitoringPayload},
+        publisher::{self, Outgoing, Publisher},
+    },
+    lifecycle::Lifecycle,
+    run::RunStatus,
+    timestamp::Timestamp,
+};
+
+/// Rows kept for observers. A row has the updates of one statement, up to some hundred kilobytes.
+pub(super) const MAX_BACKLOG: i64 = 100_000;
+/// Updates that this process has in memory; what is above waits in the table.
+const MAX_HELD: usize = 10_000;
+/// Updates sent at a time.
+const MAX_SENT: usize = 2000;
+/// Rows taken at a time.
+const MAX_TAKEN: i64 = 50;
+/// How often rows are looked for that nobody has in memory.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// Sweeps between two counts of the rows.
+const COUNT_EVERY: u32 = 5;
+/// After a failed attempt to send or to delete.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// At the end of the process, for what is still to be sent.
+const FLUSH: Duration = Duration::from_secs(2);
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Monitoring(Arc<Shared>);
+
+struct Shared {
+    topic: String,
+    pool: PgPool,
+    registration: Registration,
+    publisher: Publisher,
+    queue: UnboundedSender<Batch>,
+    held: AtomicUsize,
+    /// Rows that this process has in memory, or is about to write.
+    known: Mutex<HashSet<Uuid>>,
+    is_full: AtomicBool,
+}
+
+/// The updates of a row.
+struct Batch {
+    id: Uuid,
+    updates: Vec<Update>,
+}
+
+struct Update {
+    run_id: String,
+    value: String,
+}
+
+/// What a statement is about to leave.
+pub(super) struct Prepared {
+    pub(super) row: Arc<Row>,
+    updates: Vec<Update>,
+}
+
+impl Monitoring {
+    /// Starts the loops; `None` if nobody is to be told. They end once `settled` is cancelled.
+    pub(super) fn start(
+        kafka: &config::Kafka,
+        pool: PgPool,
+        registration: Registration,
+        lifecycle: &Lifecycle,
+        settled: &CancellationToken,
+    ) -> KafkaResult<Option<Self>> {
+        let Some(topic) = kafka.monitoring_topic.clone() else { return Ok(None) };
+        let (queue, batches) = unbounded_channel();
+        let monitoring = Self(Arc::new(Shared {
+            topic,
+            pool,
+            registration,
+            publisher: Publisher::new(kafka, None)?,
+            queue,
+            held: AtomicUsize::new(0),
+            known: Mutex::default(),
+            is_full: AtomicBool::new(false),
+        }));
+        lifecycle.spawn("monitoring updates", monitoring.clone().send_all(batches, settled.clone()));
+        lifecycle.spawn("monitoring sweep", monitoring.clone().sweep_all(settled.clone()));
+        Ok(Some(monitoring))
+    }
+
+    /// What these changes tell observers; `None`: nothing, or there is no room for it.
+    pub(super) fn prepare(&self, changes: &[Change]) -> Option<Prepared> {
+        let (mut texts, mut updates) = (Vec::with_capacity(changes.len()), Vec::new());
+        for change in changes {
+            let values = values(change);
+            texts.push((!values.is_empty()).then(|| format!("[{}]", values.join(","))));
+            updates.extend(values.into_iter().map(|value| Update { run_id: change.run_id.clone(), value }));
+        }
+        if updates.is_empty() {
+            return None;
+        }
+        if self.0.is_full.load(Ordering::Relaxed) {
+            metrics::counter!("executor_monitoring_updates_dropped_total").increment(updates.len() as u64);
+            return None;
+        }
+        let has_room = self.0.held.load(Ordering::Relaxed) < MAX_HELD;
+        let owner = self.0.registration.current().filter(|_| has_room);
+        let id = Uuid::now_v7();
+        if owner.is_some() {
+            self.known().insert(id);
+        }
+        Some(Prepared { row: Arc::new(Row { id, owner, updates: texts }), updates })
+    }
+
+    /// The statement was committed, for these runs.
+    pub(super) fn committed(&self, prepared: Prepared, held: &[String]) {
+        let Prepared { row, mut updates } = prepared;
+        if row.owner.is_none() {
+            return;
+        }
+        updates.retain(|update| held.contains(&update.run_id));
+        if updates.is_empty() {
+            self.known().remove(&row.id);
+            return;
+        }
+        self.enqueue(Batch { id: row.id, updates });
+    }
+
+    /// The statement failed. Should it have been committed all the same, a sweep finds the row.
+    pub(super) fn failed(&self, prepared: &Prepared) {
+        self.known().remove(&prepared.row.id);
+    }
+
+    fn enqueue(&self, batch: Batch) {
+        self.0.held.fetch_add(batch.updates.len(), Ordering::Relaxed);
+        // The receiver ends with the process.
+        drop(self.0.queue.send(batch));
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashSet<Uuid>> {
+        self.0.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn send_all(self, mut batches: UnboundedReceiver<Batch>, settled: CancellationToken) {
+        loop {
+            let mut waiting = Vec::new();
+            tokio::select! {
+                biased;
+                _ = batches.recv_many(&mut waiting, MAX_SENT) => {}
+                () = settled.cancelled() => return,
+            }
+            tokio::select! {
+                biased;
+                () = self.send(&waiting) => {}
+                // What is not sent by then is an orphan.
+                () = async { settled.cancelled().await; tokio::time::sleep(FLUSH).await } => return,
+            }
+            let count: usize = waiting.iter().map(|batch| batch.updates.len()).sum();
+            self.0.held.fetch_sub(count, Ordering::Relaxed);
+            let mut known = self.known();
+            for batch in waiting {
+                known.remove(&batch.id);
+            }
+        }
+    }
+
+    /// Sends batches and deletes their rows, however long it takes.
+    async fn send(&self, batches: &[Batch]) {
+        let mut left: Vec<&Update> = batches.iter().flat_map(|batch| &batch.updates).collect();
+        while !left.is_empty() {
+            let mut failed = Vec::new();
+            for updates in left.chunks(MAX_SENT) {
+                let records: Vec<Outgoing<'_>> = updates.iter().map(|update| self.record(update)).collect();
+                let outcomes = self.0.publisher.publish(&records).await;
+                for (update, outcome) in updates.iter().zip(outcomes) {
+                    match outcome {
+                        Ok(()) => metrics::counter!("executor_monitoring_updates_total").increment(1),
+                        Err(error) if publisher::is_final(&error) => {
+                            tracing::warn!(run_id = update.run_id, "Kafka refuses a monitoring update: {error}");
+                        }
+                        Err(error) => {
+                            tracing::debug!("a monitoring update is sent later: {error}");
+                            failed.push(*update);
+                        }
+                    }
+                }
+            }
+            if !failed.is_empty() {
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
+            left = failed;
+        }
+        let ids: Vec<Uuid> = batches.iter().map(|batch| batch.id).collect();
+        loop {
+            let (pool, ids) = (self.0.pool.clone(), ids.clone());
+            match db::bounded(async move { db::monitoring::delete(&pool, &ids).await }).await {
+                Ok(()) => return,
+                Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "deleted later: {error}"),
+            }
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+    }
+
+    fn record<'a>(&'a self, update: &'a Update) -> Outgoing<'a> {
+        Outgoing {
+            topic: &self.0.topic,
+            key: Some(update.run_id.as_bytes()),
+            value: Some(update.value.as_bytes()),
+            headers: Vec::new(),
+        }
+    }
+
+    async fn sweep_all(self, settled: CancellationToken) {
+        let mut sweeps = 0;
+        while !settled.is_cancelled() {
+            if let Err(error) = self.sweep_once(sweeps % COUNT_EVERY == 0).await {
+                tracing::debug!(error = &error as &dyn std::error::Error, "no sweep: {error}");
+            }
+            sweeps += 1;
+            tokio::select! {
+                () = tokio::time::sleep(SWEEP_EVERY) => {}
+                () = settled.cancelled() => {}
+            }
+        }
+    }
+
+    async fn sweep_once(&self, is_counting: bool) -> Result<(), db::Error> {
+        if is_counting {
+            let pool = self.0.pool.clone();
+            let rows = db::bounded(async move { db::monitoring::backlog(&pool, MAX_BACKLOG).await }).await?;
+            metrics::gauge!("executor_monitoring_backlog").set(rows as f64);
+            let is_full = rows >= MAX_BACKLOG;
+            if self.0.is_full.swap(is_full, Ordering::Relaxed) != is_full && is_full {
+                tracing::error!("{MAX_BACKLOG} statements' monitoring updates wait for Kafka; further ones are lost");
+            }
+        }
+        while self.0.held.load(Ordering::Relaxed) < MAX_HELD / 2 {
+            let Some(owner) = self.0.registration.current() else { break };
+            // Asked before the rows are: one that comes to be known meanwhile is too young to be taken.
+            let known: Vec<Uuid> = self.known().iter().copied().collect();
+            let pool = self.0.pool.clone();
+            let taken = db::bounded(async move { db::monitoring::take(&pool, owner, &known, MAX_TAKEN).await }).await?;
+            let is_last = taken.is_empty();
+            for row in taken {
+                self.known().insert(row.id);
+                let updates = row.updates.iter().flat_map(|text| stored(text)).collect();
+                self.enqueue(Batch { id: row.id, updates });
+            }
+            if is_last {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The updates in a JSON array of record values, which we have written.
+fn stored(text: &str) -> Vec<Update> {
+    #[derive(Deserialize)]
+    struct Named {
+        run_id: String,
+    }
+    let values: Vec<&RawValue> = serde_json::from_str(text).unwrap_or_default();
+    let update = |value: &&RawValue| {
+        let named: Named = serde_json::from_str(value.get()).ok()?;
+        Some(Update { run_id: named.run_id, value: value.get().to_owned() })
+    };
+    values.iter().filter_map(update).collect()
+}
+
+/// What a change tells observers, in the order in which it happened. Blocks have no agent, and are nobody's concern.
+fn values(change: &Change) -> Vec<String> {
+    let timestamp = Timestamp::now();
+    let payload = |step_id, step_name, status, metadata| {
+        let payload = MonitoringPayload {
+            run_id: &change.run_id,
+            step_id,
+            step_name,
+            status,
+            timestamp,
+            metadata: Some(metadata),
+        };
+        serde_json::to_string(&payload).expect("strings always serialise")
+    };
+    let begun = change.begun.as_ref().filter(|step| !step.agent_name.is_empty()).map(|step| {
+        let metadata = MonitoringMetadata {
+            step_execution_id: Some(&step.id),
+            task_id: step.task_id.as_deref(),
+            ..MonitoringMetadata::default()
+        };
+        payload(&step.step_id, &step.agent_name, RunStatus::Running.as_str(), metadata)
+    });
+    let ended = change.ended.as_ref().and_then(|step| {
+        let (of, reason) = (step.of.as_ref()?, step.end.reason());
+        let metadata = MonitoringMetadata {
+            step_execution_id: Some(&step.id),
+            task_id: of.task_id.as_deref().filter(|_| reason.is_none()),
+            error: reason,
+            error_message: reason,
+            ..MonitoringMetadata::default()
+        };
+        let status = if reason.is_none() { RunStatus::Completed } else { RunStatus::Failed };
+        Some(payload(&of.step_id, &of.agent_name, status.as_str(), metadata))
+    });
+    let finished = change.finished.as_ref().map(|run| {
+        let failure = run.failure.as_ref();
+        let cause = failure.map(|failure| failure.cause.as_str());
+        let failed_step = failure.and_then(|failure| failure.step_id.as_deref());
+        let metadata =
+            MonitoringMetadata { failed_step, error: cause, error_message: cause, ..MonitoringMetadata::default() };
+        payload(MonitoringPayload::WORKFLOW, &run.workflow_name, run.status.as_str(), metadata)
+    });
+    // One row that is both begins first; of two rows, the one that ends made way for the other.
+    let is_one_row = matches!((&change.ended, &change.begun), (Some(end), Some(begin)) if end.id == begin.id);
+    let steps = if is_one_row { [begun, ended] } else { [ended, begun] };
+    steps.into_iter().chain([finished]).flatten().collect()
+}
