@@ -76,6 +76,10 @@ async fn the_document_names_every_route(pool: PgPool) {
         "POST /api/v1/runs/{run_id}/cancel",
         "GET /api/v1/runs/{run_id}/logs",
         "GET /api/v1/runs/{run_id}/events",
+        "GET /api/v1/dead-letters",
+        "GET /api/v1/dead-letters/{dead_letter_id}",
+        "DELETE /api/v1/dead-letters/{dead_letter_id}",
+        "POST /api/v1/dead-letters/{dead_letter_id}/redrive",
         "GET /api/v1/api-keys",
         "POST /api/v1/api-keys",
         "GET /api/v1/api-keys/{key_id}",
@@ -89,7 +93,7 @@ async fn the_document_names_every_route(pool: PgPool) {
 /// A path of that form, of which nothing exists.
 pub fn filled(path: &str) -> String {
     let mut filled = path.to_owned();
-    for name in ["agent_id", "workflow_id", "key_id"] {
+    for name in ["agent_id", "workflow_id", "key_id", "dead_letter_id"] {
         filled = filled.replace(&format!("{{{name}}}"), "00000000-0000-0000-0000-000000000000");
     }
     let texts = [

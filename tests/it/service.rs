@@ -6,8 +6,9 @@ use axum::{Router, body::Body};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use rdkafka::{
-    Message as _,
     consumer::{BaseConsumer, Consumer as _},
+    message::{Message as _, OwnedHeaders, OwnedMessage},
+    producer::{FutureProducer, FutureRecord},
 };
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -246,8 +247,36 @@ pub struct Record {
     pub value: Value,
 }
 
+/// Sends a record as another program does.
+pub async fn send(config: &Config, topic: &str, key: Option<&[u8]>, value: Option<&[u8]>, headers: OwnedHeaders) {
+    kafka::ensure_topics(&config.kafka).await.expect("topics");
+    let producer: FutureProducer = kafka::client_config(&config.kafka)
+        .set("message.max.bytes", "20000000")
+        .create()
+        .expect("valid settings");
+    let mut record = FutureRecord::<[u8], [u8]>::to(topic).headers(headers);
+    record.key = key;
+    record.payload = value;
+    producer.send(record, std::time::Duration::from_secs(30)).await.expect("sent");
+}
+
 /// Reads a topic from its beginning until `count` records are there.
 pub async fn records(config: &Config, topic: &str, count: usize) -> Vec<Record> {
+    let record = |message: &OwnedMessage| {
+        let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
+        let value = serde_json::from_str(&text(message.payload())).expect("JSON");
+        Record { key: text(message.key()), value }
+    };
+    raw_records(config, topic, count, |_| true).await.iter().map(record).collect()
+}
+
+/// Reads a topic from its beginning until `count` records are there that are wanted.
+pub async fn raw_records(
+    config: &Config,
+    topic: &str,
+    count: usize,
+    is_wanted: impl Fn(&OwnedMessage) -> bool + Send + 'static,
+) -> Vec<OwnedMessage> {
     let (config, topic) = (config.clone(), topic.to_owned());
     let read = move || {
         let consumer: BaseConsumer = kafka::client_config(&config.kafka)
@@ -261,9 +290,7 @@ pub async fn records(config: &Config, topic: &str, count: usize) -> Vec<Record> 
         while records.len() < count {
             assert!(std::time::Instant::now() < deadline, "{} of {count} records on {topic}", records.len());
             if let Some(Ok(message)) = consumer.poll(std::time::Duration::from_millis(200)) {
-                let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
-                let value = serde_json::from_str(&text(message.payload())).expect("JSON");
-                records.push(Record { key: text(message.key()), value });
+                records.extend(Some(message.detach()).filter(&is_wanted));
             }
         }
         records

@@ -35,7 +35,8 @@ pub async fn operations(service: &Service) -> Vec<(String, String, Value)> {
 fn may(role: Role, method: &str, path: &str) -> bool {
     let is_look = method == "GET" || path == "/workflows/validate";
     let is_run = ["/execute", "/retry", "/cancel"].iter().any(|end| path.ends_with(end));
-    let is_key = path.starts_with("/api-keys") || path.starts_with("/organizations") || path.starts_with("/audit-logs");
+    let for_admins = ["/api-keys", "/organizations", "/audit-logs", "/dead-letters"];
+    let is_key = for_admins.iter().any(|start| path.starts_with(start));
     match role {
         _ if path == "/auth/token" => true,
         Role::Admin => true,
