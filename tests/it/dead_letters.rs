@@ -84,8 +84,14 @@ async fn what_cannot_be_used_is_kept_byte_for_byte_and_what_is_behind_it_goes_on
         let topic = if number % 3 == 2 { &kafka.cancellation_topic } else { &kafka.execution_topic };
         send(&service.config, topic, Some(format!("key-{number}").as_bytes()), value.as_deref(), headers).await;
     }
-    send(&service.config, &kafka.execution_topic, None, Some(request("ext-1").to_string().as_bytes()), OwnedHeaders::new())
-        .await;
+    send(
+        &service.config,
+        &kafka.execution_topic,
+        None,
+        Some(request("ext-1").to_string().as_bytes()),
+        OwnedHeaders::new(),
+    )
+    .await;
     let executor = Executor::start(&service);
     eventually("the record behind them is executed", || async {
         (service.get("/api/v1/runs/ext-1").await.status == 200).then_some(())
@@ -140,8 +146,14 @@ async fn the_run_of_a_request_that_cannot_be_used_fails_and_says_why(pool: PgPoo
     // As if the message that is on its way had been lost.
     let mut broken = request(&run_id);
     broken["workflow_plan"] = json!({"start_step": "nowhere", "steps": {}});
-    send(&service.config, &service.config.kafka.cancellation_topic, None, Some(broken.to_string().as_bytes()), OwnedHeaders::new())
-        .await;
+    send(
+        &service.config,
+        &service.config.kafka.cancellation_topic,
+        None,
+        Some(broken.to_string().as_bytes()),
+        OwnedHeaders::new(),
+    )
+    .await;
     sqlx::query("UPDATE workflow_runs SET execution_event_id = gen_random_uuid()").execute(&pool).await.expect("done");
     let _executor = Executor::start(&service);
     let run = ended(&service, &run_id).await;
@@ -160,14 +172,17 @@ async fn what_the_database_refuses_is_kept_as_it_was_sent(pool: PgPool) {
     let mut refused = request("ext-refused");
     refused["workflow_plan"]["name"] = json!("n".repeat(300));
     let text = format!("{refused}  ");
-    for (key, value) in [("a", request("ext-before").to_string()), ("b", text.clone()), ("c", request("ext-after").to_string())] {
+    for (key, value) in
+        [("a", request("ext-before").to_string()), ("b", text.clone()), ("c", request("ext-after").to_string())]
+    {
         let topic = &service.config.kafka.execution_topic;
         send(&service.config, topic, Some(key.as_bytes()), Some(value.as_bytes()), OwnedHeaders::new()).await;
     }
     let _executor = Executor::start(&service);
     let [letter] = &letters(&service, "", 1).await[..] else { panic!("one letter") };
     assert_eq!((&letter["reason"], &letter["run_id"]), (&json!("refused_by_database"), &json!("ext-refused")));
-    let shown = service.get(&format!("/api/v1/dead-letters/{}", letter["id"].as_str().expect("an id"))).await.expect(200);
+    let shown =
+        service.get(&format!("/api/v1/dead-letters/{}", letter["id"].as_str().expect("an id"))).await.expect(200);
     assert_eq!(shown["value"]["content"], text);
     for run_id in ["ext-before", "ext-after"] {
         eventually("the run is there", || async {
@@ -208,7 +223,8 @@ async fn a_letter_is_sent_again_once_with_a_corrected_value_or_discarded(pool: P
     }
     let other = json!({"value": request("ext-8")});
     assert_eq!(service.post(&again, &other).await.error(409)["code"], "dead_letter_resolved");
-    eventually("it is executed", || async { (service.get("/api/v1/runs/ext-7").await.status == 200).then_some(()) }).await;
+    eventually("it is executed", || async { (service.get("/api/v1/runs/ext-7").await.status == 200).then_some(()) })
+        .await;
     assert_eq!(ended(&service, "ext-7").await["status"], "COMPLETED");
     let done = eventually("the letter is done", || async {
         let letter = service.get(&path(&both[0])).await.expect(200);
@@ -238,7 +254,8 @@ async fn a_letter_belongs_to_the_organisation_of_its_run(pool: PgPool) {
     let admin = Admin::start(&pool, &[]);
     admin.post("/api/v1/organizations", &json!({"id": "acme", "name": "Acme"})).await.expect(201);
     for (number, organization) in ["acme", "default", "acme"].into_iter().enumerate() {
-        let sql = "INSERT INTO dead_letters (id, organization_id, topic, partition, record_offset, value, digest, bytes,
+        let sql =
+            "INSERT INTO dead_letters (id, organization_id, topic, partition, record_offset, value, digest, bytes,
                        reason, detail, copy_at)
                    VALUES (gen_random_uuid(), $1, 't', 0, $2, 'x', 'd', 1, 'invalid_json', 'why', NULL)";
         let insert = sqlx::query(sql).bind(organization).bind(i64::try_from(number).expect("small"));
@@ -252,7 +269,11 @@ async fn a_letter_belongs_to_the_organisation_of_its_run(pool: PgPool) {
         .expect("an id");
     for (method, end) in [("GET", ""), ("DELETE", ""), ("POST", "/redrive")] {
         let path = format!("/api/v1/dead-letters/{foreign}{end}");
-        assert_eq!(admin.service.send(method, &path, &[("authorization", &admin.bearer)], "").await.error(404)["code"], "dead_letter_not_found", "{method}");
+        assert_eq!(
+            admin.service.send(method, &path, &[("authorization", &admin.bearer)], "").await.error(404)["code"],
+            "dead_letter_not_found",
+            "{method}"
+        );
     }
 }
 

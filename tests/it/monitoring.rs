@@ -56,12 +56,15 @@ async fn each_attempt_and_the_end_of_the_run_are_told_as_the_contract_says(pool:
     let run = ended(&service, &run_id).await;
     assert_eq!(run["status"], "FAILED");
     let updates_of_run = updates(&service.config, &run_id, 7).await;
-    assert_eq!(told(&updates_of_run), [
-        "one RUNNING", "one COMPLETED", "two RUNNING", "two FAILED", "two RUNNING", "two FAILED", "workflow FAILED"
-    ]);
+    assert_eq!(
+        told(&updates_of_run),
+        ["one RUNNING", "one COMPLETED", "two RUNNING", "two FAILED", "two RUNNING", "two FAILED", "workflow FAILED"]
+    );
     let rows = crate::path::steps(&service, &run_id).await;
-    let row = |step: &str, nth: usize| rows.iter().filter(|row| row["step_id"] == step).nth(nth).expect("a row").clone();
-    for (update, row) in [(0, row("one", 0)), (1, row("one", 0)), (2, row("two", 0)), (3, row("two", 0)), (5, row("two", 1))]
+    let row =
+        |step: &str, nth: usize| rows.iter().filter(|row| row["step_id"] == step).nth(nth).expect("a row").clone();
+    for (update, row) in
+        [(0, row("one", 0)), (1, row("one", 0)), (2, row("two", 0)), (3, row("two", 0)), (5, row("two", 1))]
     {
         let update = &updates_of_run[update];
         assert_eq!(update["metadata"]["step_execution_id"], row["id"]);

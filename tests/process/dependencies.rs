@@ -16,7 +16,7 @@ use crate::program::{Environment, eventually};
 
 /// A way to PostgreSQL that can be cut, so that connections are reset and new ones refused in effect, or lost, so that
 /// what was connected hears nothing any more, not even of its end.
-struct Line {
+pub struct Line {
     address: SocketAddr,
     connected: Arc<AtomicBool>,
     /// Connections up to this number are lost.
@@ -24,6 +24,11 @@ struct Line {
 }
 
 impl Line {
+    /// Connects or cuts it.
+    pub fn connect(&self, is_connected: bool) {
+        self.connected.store(is_connected, Ordering::Relaxed);
+    }
+
     async fn to(options: &PgConnectOptions) -> Self {
         let target = (options.get_host().to_owned(), options.get_port());
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
@@ -68,7 +73,7 @@ impl Line {
 }
 
 /// An environment whose database is at the end of such a line, which is not connected yet.
-async fn through_a_line(pool: &PgPool) -> (Line, Environment) {
+pub async fn through_a_line(pool: &PgPool) -> (Line, Environment) {
     let line = Line::to(&pool.connect_options()).await;
     let environment = Environment::new(pool);
     let mut url = url::Url::parse(&environment.variables["DATABASE_URL"]).expect("a URL");

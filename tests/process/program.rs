@@ -51,6 +51,11 @@ impl Environment {
         self
     }
 
+    /// What the programs are told about Kafka.
+    pub fn kafka(&self) -> config::Kafka {
+        config::Kafka::load(self.variables.clone().into_iter()).expect("valid settings")
+    }
+
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_workflow-api"));
         command.args(arguments).env_clear().envs(&self.variables).stdin(Stdio::null()).kill_on_drop(true);
@@ -125,7 +130,7 @@ impl Environment {
 
     /// The keys of an execution topic's records, read until all of these are among them.
     pub async fn wait_for_messages(&self, expected: HashSet<String>) {
-        let kafka = config::Kafka::load(self.variables.clone().into_iter()).expect("valid settings");
+        let kafka = self.kafka();
         let read = move || {
             let consumer: BaseConsumer = kafka::client_config(&kafka)
                 .set("group.id", format!("reader-{}", Uuid::new_v4()))
@@ -155,8 +160,13 @@ pub struct Program {
 impl Program {
     /// Asks it to stop, as `docker stop` and Kubernetes do.
     pub async fn terminate(&self) {
+        self.signal("TERM").await;
+    }
+
+    /// Sends it a signal of that name.
+    pub async fn signal(&self, name: &str) {
         let id = self.child.id().expect("it runs").to_string();
-        let status = Command::new("kill").args(["-TERM", &id]).status().await.expect("kill runs");
+        let status = Command::new("kill").args([&format!("-{name}"), &id]).status().await.expect("kill runs");
         assert!(status.success());
     }
 
