@@ -48,23 +48,34 @@ async fn each_attempt_and_the_end_of_the_run_are_told_as_the_contract_says(pool:
     let bad = json!({"name": "bad", "url": broken_url, "retry_config": {"max_retries": 2, "initial_delay_ms": 100}});
     service.post("/api/v1/agents", &bad).await.expect(201);
     let steps = json!({
-        "both": {"id": "both", "type": "parallel", "parallel_steps": ["one"], "next_step": "two"},
+        "both": {"id": "both", "type": "parallel", "parallel_steps": ["one", "other"], "max_parallelism": 1, "next_step": "two"},
         "one": {"id": "one", "agent_name": "good", "input_mapping": {"text": "hi"}},
+        "other": {"id": "other", "agent_name": "good", "input_mapping": {"text": "hi"}},
         "two": {"id": "two", "agent_name": "bad", "input_mapping": {"text": "hi"}}});
     let workflow = service.post("/api/v1/workflows", &json!({"name": "w", "start_step": "both", "steps": steps})).await;
     let run_id = service.execute(workflow.expect(201)["id"].as_str().expect("an id")).await;
     let run = ended(&service, &run_id).await;
     assert_eq!(run["status"], "FAILED");
-    let updates_of_run = updates(&service.config, &run_id, 7).await;
+    let updates_of_run = updates(&service.config, &run_id, 9).await;
     assert_eq!(
         told(&updates_of_run),
-        ["one RUNNING", "one COMPLETED", "two RUNNING", "two FAILED", "two RUNNING", "two FAILED", "workflow FAILED"]
+        [
+            "one RUNNING",
+            "one COMPLETED",
+            "other RUNNING",
+            "other COMPLETED",
+            "two RUNNING",
+            "two FAILED",
+            "two RUNNING",
+            "two FAILED",
+            "workflow FAILED"
+        ]
     );
     let rows = crate::path::steps(&service, &run_id).await;
     let row =
         |step: &str, nth: usize| rows.iter().filter(|row| row["step_id"] == step).nth(nth).expect("a row").clone();
     for (update, row) in
-        [(0, row("one", 0)), (1, row("one", 0)), (2, row("two", 0)), (3, row("two", 0)), (5, row("two", 1))]
+        [(0, row("one", 0)), (1, row("one", 0)), (4, row("two", 0)), (5, row("two", 0)), (7, row("two", 1))]
     {
         let update = &updates_of_run[update];
         assert_eq!(update["metadata"]["step_execution_id"], row["id"]);
@@ -73,10 +84,10 @@ async fn each_attempt_and_the_end_of_the_run_are_told_as_the_contract_says(pool:
     }
     assert_eq!(updates_of_run[0]["metadata"]["task_id"], agent.calls()[0].body["id"]);
     assert_eq!(updates_of_run[1]["metadata"]["task_id"], agent.calls()[0].body["id"]);
-    assert_eq!(updates_of_run[3]["metadata"]["error"], row("two", 0)["error_message"]);
+    assert_eq!(updates_of_run[5]["metadata"]["error"], row("two", 0)["error_message"]);
     let members: Vec<&String> = updates_of_run[0].as_object().expect("an object").keys().collect();
     assert_eq!(members, ["metadata", "run_id", "status", "step_id", "step_name", "timestamp"]);
-    let last = &updates_of_run[6];
+    let last = &updates_of_run[8];
     let cause = row("two", 1)["error_message"].clone();
     assert_eq!(last["step_name"], "w");
     assert_eq!(last["metadata"], json!({"failed_step": "two", "error": cause, "error_message": cause}));
