@@ -6,6 +6,7 @@ pub mod agents;
 pub mod api_keys;
 pub mod auth;
 pub mod by_name;
+pub mod client;
 pub mod cors;
 pub mod cursor;
 pub mod definition;

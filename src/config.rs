@@ -4,12 +4,15 @@
 //! manifests make those). `NAME_FILE` names a file to read `NAME` from, for the variables that hold secrets or keys.
 //! `.env.api.example` is the manual of all variables; a test holds it to [`NAMES`].
 
+mod limits;
+
 use std::{collections::HashMap, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use secrecy::SecretString;
 use serde::Deserialize;
 use sqlx::postgres::PgConnectOptions;
 
+pub use self::limits::{Limits, TrustedProxies};
 use crate::access::{
     Role,
     api_key::{self, ApiKey},
@@ -41,6 +44,7 @@ variables! {
     auth_enabled, jwt_secret, jwt_algorithm, jwt_expiration_minutes, api_key_header,
     jwt_public_key, jwt_jwks, jwt_issuer, jwt_audience, jwt_default_role, api_key_environment, bootstrap_api_key,
     cors_origins, cors_allow_credentials, cors_allow_methods, cors_allow_headers,
+    trusted_proxies, hsts_max_age_secs,
     log_level, log_format, default_page_size, max_page_size, idempotency_key_ttl_hours,
     enable_metrics, enable_audit_logging, readiness_requires_kafka, max_concurrent_executions, max_workflow_duration_ms,
 }
@@ -76,6 +80,8 @@ pub struct Config {
     pub auth: Auth,
     /// Which browser origins may call.
     pub cors: Cors,
+    /// What is believed of whom, and how much one may ask for.
+    pub limits: Limits,
     /// What is logged and how.
     pub log: Log,
     /// Sizes of list pages.
@@ -256,6 +262,7 @@ impl Config {
         let kafka = reader.kafka();
         let auth = reader.auth();
         let cors = reader.cors();
+        let limits = reader.limits();
         let log = reader.log();
         let pages = reader.pages();
         let idempotency_key_ttl_hours = reader.number("idempotency_key_ttl_hours", 24, 1..=8760);
@@ -273,6 +280,7 @@ impl Config {
                 kafka: kafka?,
                 auth: auth?,
                 cors: cors?,
+                limits: limits?,
                 log: log?,
                 pages: pages?,
                 idempotency_key_ttl_hours: idempotency_key_ttl_hours?,
@@ -746,12 +754,14 @@ mod tests {
             ("DATABASE_URL", "mysql://x"),
             ("DEFAULT_PAGE_SIZE", "x"),
             ("ENABLE_METRICS", "perhaps"),
+            ("HSTS_MAX_AGE_SECS", "-1"),
             ("JWT_ALGORITHM", "none"),
             ("JWT_EXPIRATION_MINUTES", "0"),
             ("KAFKA_BROKERS", "a:1;b:2"),
             ("KAFKA_TOPIC_PARTITIONS", "q"),
             ("LOG_FORMAT", "xml"),
             ("MAX_PAGE_SIZE", "x"),
+            ("TRUSTED_PROXIES", "10.0.0.0/33"),
         ];
         let names: Vec<&str> = wrong.iter().map(|(name, _)| *name).collect();
         assert_eq!(refused(&wrong), names);

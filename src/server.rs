@@ -2,7 +2,12 @@
 //!
 //! `axum::serve` knows no time-out for headers, no bound on connections and no deadline, hence this one on hyper.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{Router, body::Body};
 use http::{HeaderValue, Request, Response, Version, header};
@@ -18,7 +23,7 @@ use tokio::{
 use tower::ServiceExt;
 
 use crate::{
-    api::{CORRELATION_ID, error::ApiError, request::note},
+    api::{CORRELATION_ID, client::Peer, error::ApiError, request::note},
     id,
     lifecycle::Lifecycle,
 };
@@ -53,13 +58,13 @@ pub async fn serve(listener: TcpListener, router: Router, lifecycle: Lifecycle) 
             // The semaphore is never closed.
             Ok(slot) = Arc::clone(&slots).acquire_owned() => {
                 tokio::select! {
-                    accepted = listener.accept() => accepted.map(|(stream, _)| (stream, slot)),
+                    accepted = listener.accept() => accepted.map(|(stream, peer)| (stream, peer.ip(), slot)),
                     () = lifecycle.soft_stop().cancelled() => break,
                 }
             }
             () = lifecycle.soft_stop().cancelled() => break,
         };
-        let (stream, slot) = match accepted {
+        let (stream, peer, slot) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "no connection could be accepted: {error}");
@@ -67,7 +72,7 @@ pub async fn serve(listener: TcpListener, router: Router, lifecycle: Lifecycle) 
                 continue;
             }
         };
-        let connection = graceful.watch(connection(stream, router.clone()));
+        let connection = graceful.watch(connection(stream, peer, router.clone()));
         let hard_stop = lifecycle.hard_stop().clone();
         tokio::spawn(async move {
             tokio::select! {
@@ -87,6 +92,7 @@ pub async fn serve(listener: TcpListener, router: Router, lifecycle: Lifecycle) 
 
 fn connection(
     stream: TcpStream,
+    peer: IpAddr,
     router: Router,
 ) -> http1::Connection<
     TokioIo<TcpStream>,
@@ -99,12 +105,13 @@ fn connection(
 > {
     // An answer shall not wait for the acknowledgement of the one before. Fails only on a closed connection.
     let _ = stream.set_nodelay(true);
-    let service = service_fn(move |request: Request<Incoming>| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
         let router = router.clone();
         async move {
             if let Some(detail) = framing_fault(&request) {
-                return Ok(refuse(&request, detail));
+                return Ok(refuse(&request, peer, detail));
             }
+            request.extensions_mut().insert(Peer(peer));
             router.oneshot(request.map(Body::new)).await
         }
     });
@@ -118,13 +125,13 @@ fn connection(
 }
 
 /// 400 with its line in the log: nobody else sees this request.
-fn refuse<B>(request: &Request<B>, detail: &str) -> Response<Body> {
+fn refuse<B>(request: &Request<B>, peer: IpAddr, detail: &str) -> Response<Body> {
     let correlation_id = id::correlation_id(None);
     let mut response = ApiError::bad_request("bad_request", detail).render(request.uri().path(), &correlation_id);
     if let Ok(value) = HeaderValue::from_str(&correlation_id) {
         response.headers_mut().insert(CORRELATION_ID, value);
     }
-    let span = tracing::info_span!("http.request", correlation_id);
+    let span = tracing::info_span!("http.request", correlation_id, client_ip = %peer.to_canonical());
     span.in_scope(|| note(request.method().as_str(), "(none)", &response, Duration::ZERO));
     response
 }

@@ -12,7 +12,7 @@ use http::{HeaderValue, StatusCode, Uri, header};
 use http_body_util::BodyExt;
 use tracing::Instrument;
 
-use super::{App, CORRELATION_ID, access, auth, error, prefer::Wait};
+use super::{App, CORRELATION_ID, access, auth, client::ClientAddress, error, prefer::Wait};
 use crate::{api::error::ApiError, id};
 
 /// Largest request body.
@@ -45,6 +45,8 @@ pub async fn surround(State(app): State<App>, request: Request, next: Next) -> R
     let path = request.uri().path().to_owned();
     let route = request.extensions().get::<MatchedPath>().map_or("(none)".to_owned(), |path| path.as_str().to_owned());
     let (mut parts, body) = request.into_parts();
+    let client = ClientAddress::of(&parts.extensions, &parts.headers, &app.config.limits.trusted_proxies);
+    client.map(|client| parts.extensions.insert(client));
     let caller = auth::authenticate(&app, &parts).await;
     let user_id = caller.as_ref().map_or("", |caller| caller.subject.as_str()).to_owned();
     let caller = match caller {
@@ -53,7 +55,8 @@ pub async fn surround(State(app): State<App>, request: Request, next: Next) -> R
     };
     // Who asks to wait for a run's end may wait that much longer.
     let time_limit = HANDLER_TIMEOUT + Wait::of(&parts.headers).time();
-    let span = tracing::info_span!("http.request", correlation_id, user_id);
+    let client_ip = client.map(|client| tracing::field::display(client.0));
+    let span = tracing::info_span!("http.request", correlation_id, user_id, client_ip);
 
     let (caller, refusal) = match caller {
         Ok(caller) => (Some(caller), None),
