@@ -16,8 +16,11 @@ pub mod error;
 pub mod etag;
 pub mod extract;
 pub mod graph;
+pub mod headers;
+pub mod load;
 pub mod page;
 pub mod prefer;
+pub mod rate_limit;
 pub mod request;
 pub mod run_log;
 pub mod runs;
@@ -34,7 +37,11 @@ use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use self::auth::{KeyRing, Tokens};
+use self::{
+    auth::{KeyRing, Tokens},
+    load::Load,
+    rate_limit::RateLimits,
+};
 use crate::{
     actions::{Context, start_run::Definitions},
     config::{self, Config},
@@ -77,6 +84,10 @@ pub struct Parts {
     pub tokens: Tokens,
     /// Knows API keys.
     pub keys: KeyRing,
+    /// How much one may ask for.
+    pub rates: RateLimits,
+    /// Places of requests.
+    pub load: Load,
     /// For the health of agents, and for key sets.
     pub http: reqwest::Client,
     /// For the uptime.
@@ -105,6 +116,8 @@ impl App {
         let keys = KeyRing::start(pool.clone(), lifecycle);
         let tokens = Tokens::start(&config.auth, &http, lifecycle);
         let definitions = Definitions::default();
+        let rates = RateLimits::new(&config.limits);
+        let load = Load::new(config.limits.max_concurrent_requests);
         Ok(Self(Arc::new(Parts {
             config,
             pool,
@@ -115,6 +128,8 @@ impl App {
             readiness,
             tokens,
             keys,
+            rates,
+            load,
             http,
             started,
         })))
@@ -182,8 +197,8 @@ pub fn routes(api: &config::Api, key_header: &str) -> OpenApiRouter<App> {
     all
 }
 
-/// The whole service. From the outside in: CORS, so that error answers carry its headers too; then `request`, which
-/// knows correlation id, caller, limits and errors; then the routes.
+/// The whole service. From the outside in: headers that every answer has; CORS, so that error answers carry its headers
+/// too; then `request`, which knows correlation id, caller, limits and errors; then the routes.
 pub fn router(app: &App) -> Router {
     let (routes, document) = routes(&app.config.api, &app.config.auth.api_key_header_text).split_for_parts();
     let service = routes
@@ -192,5 +207,5 @@ pub fn router(app: &App) -> Router {
         .method_not_allowed_fallback(request::no_such_method)
         .layer(middleware::from_fn_with_state(app.clone(), request::surround))
         .with_state(app.clone());
-    cors::around(service, &app.config.cors)
+    cors::around(service, &app.config.cors).layer(middleware::from_fn_with_state(app.clone(), headers::add))
 }

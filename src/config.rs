@@ -44,7 +44,8 @@ variables! {
     auth_enabled, jwt_secret, jwt_algorithm, jwt_expiration_minutes, api_key_header,
     jwt_public_key, jwt_jwks, jwt_issuer, jwt_audience, jwt_default_role, api_key_environment, bootstrap_api_key,
     cors_origins, cors_allow_credentials, cors_allow_methods, cors_allow_headers,
-    trusted_proxies, hsts_max_age_secs,
+    trusted_proxies, hsts_max_age_secs, rate_limit_per_principal, rate_limit_per_address, rate_limit_burst,
+    rate_limit_failed_auth, max_concurrent_requests,
     log_level, log_format, default_page_size, max_page_size, idempotency_key_ttl_hours,
     enable_metrics, enable_audit_logging, readiness_requires_kafka, max_concurrent_executions, max_workflow_duration_ms,
 }
@@ -760,7 +761,12 @@ mod tests {
             ("KAFKA_BROKERS", "a:1;b:2"),
             ("KAFKA_TOPIC_PARTITIONS", "q"),
             ("LOG_FORMAT", "xml"),
+            ("MAX_CONCURRENT_REQUESTS", "0"),
             ("MAX_PAGE_SIZE", "x"),
+            ("RATE_LIMIT_BURST", "x"),
+            ("RATE_LIMIT_FAILED_AUTH", "-1"),
+            ("RATE_LIMIT_PER_ADDRESS", "1e3"),
+            ("RATE_LIMIT_PER_PRINCIPAL", "60000001"),
             ("TRUSTED_PROXIES", "10.0.0.0/33"),
         ];
         let names: Vec<&str> = wrong.iter().map(|(name, _)| *name).collect();

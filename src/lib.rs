@@ -11,6 +11,7 @@ pub mod expression;
 pub mod id;
 pub mod input;
 pub mod mapping;
+pub mod rate;
 pub mod run;
 pub mod timestamp;
 pub mod workflow;

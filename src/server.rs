@@ -23,7 +23,7 @@ use tokio::{
 use tower::ServiceExt;
 
 use crate::{
-    api::{CORRELATION_ID, client::Peer, error::ApiError, request::note},
+    api::{CORRELATION_ID, client::Peer, error::ApiError, headers, request::note},
     id,
     lifecycle::Lifecycle,
 };
@@ -131,6 +131,7 @@ fn refuse<B>(request: &Request<B>, peer: IpAddr, detail: &str) -> Response<Body>
     if let Ok(value) = HeaderValue::from_str(&correlation_id) {
         response.headers_mut().insert(CORRELATION_ID, value);
     }
+    headers::harden(response.headers_mut());
     let span = tracing::info_span!("http.request", correlation_id, client_ip = %peer.to_canonical());
     span.in_scope(|| note(request.method().as_str(), "(none)", &response, Duration::ZERO));
     response

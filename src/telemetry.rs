@@ -88,6 +88,7 @@ fn describe() {
     describe_counter!("api_requests_total", "Answered requests");
     describe_histogram!("api_request_duration_seconds", Unit::Seconds, "Time from request to answer");
     describe_counter!("http_requests_total", "Answered requests by method, route and status");
+    describe_counter!("requests_refused_total", "Requests that a limit has refused, by reason");
     describe_gauge!("http_requests_active", "Requests that are being answered");
     describe_histogram!(
         "http_request_latency_seconds",

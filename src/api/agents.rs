@@ -14,6 +14,7 @@ use super::{
     error::{ApiError, ErrorBody},
     etag::{self, IfMatch, IfNoneMatch},
     extract::{AgentId, JsonBody, Key, Query},
+    load::Place,
     page::{Message, Page},
     runs,
 };
@@ -345,7 +346,12 @@ pub async fn delete_agent(
     get, path = "/agents/{agent_id}/health", tag = "agents", params(("agent_id" = uuid::Uuid, Path)),
     responses((status = 200, body = AgentHealth), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
 )]
-pub async fn check_agent(State(app): State<App>, AgentId(id): AgentId) -> Result<Json<AgentHealth>, ApiError> {
+pub async fn check_agent(
+    State(app): State<App>,
+    AgentId(id): AgentId,
+    place: Place,
+) -> Result<Json<AgentHealth>, ApiError> {
     let row = db::agents::find(&app.pool, id).await?.ok_or_else(not_found)?;
+    place.leave();
     Ok(Json(agent_health::check(&app.http, &row).await))
 }

@@ -12,14 +12,14 @@ use uuid::Uuid;
 
 use self::{key_ring::Holder, token::Refused};
 pub use self::{
-    key_ring::KeyRing,
+    key_ring::{KeyRing, Pace},
     token::{TokenError, Tokens, issue, issue_for_key},
 };
-use super::App;
+use super::{App, client::ClientAddress, rate_limit::Applied};
 use crate::{
     access::{Grant, Role, api_key::ApiKey},
     api::error::ApiError,
-    db::api_keys::KeyName,
+    db::{self, api_keys::KeyName},
 };
 
 /// Who a request is from. Its existence is the proof that the caller was let in.
@@ -47,7 +47,9 @@ pub enum Proof {
 }
 
 impl Caller {
-    fn system() -> Self {
+    /// The caller of a request of whom nothing is asked.
+    #[must_use]
+    pub fn system() -> Self {
         let grant = Arc::new(Grant::of(Role::Admin));
         Self { subject: "system".to_owned(), grant, proof: Proof::Nothing }
     }
@@ -70,58 +72,91 @@ fn unauthorized(detail: &str) -> ApiError {
         .with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
 }
 
-/// The caller of a request, or the answer to give instead.
-pub async fn authenticate(app: &App, request: &Parts) -> Result<Caller, ApiError> {
-    let auth = &app.config.auth;
-    let path = request.uri.path();
+/// Why a request is not let in.
+enum Refusal {
+    /// Its credentials are wrong, perhaps guessed.
+    Wrong(ApiError),
+    /// For another reason.
+    Other(ApiError),
+}
+
+impl From<Arc<db::Error>> for Refusal {
+    fn from(error: Arc<db::Error>) -> Self {
+        Self::Other(error.into())
+    }
+}
+
+/// A path that is for those alone who are let in, and under the limits: all below the prefix.
+#[must_use]
+pub fn is_guarded(app: &App, path: &str) -> bool {
     let is_business = path.strip_prefix(&app.config.api.prefix).is_some_and(|rest| rest.starts_with('/'));
-    let is_public = super::docs::is_public(path) || super::system::is_public(path);
-    if !auth.enabled || is_public || !is_business {
+    is_business && !super::docs::is_public(path) && !super::system::is_public(path)
+}
+
+/// The caller of a request, or the answer to give instead: 401, and 429 after many wrong credentials from one address.
+/// Right ones are let in from everywhere, so that nobody can lock out his neighbours.
+pub async fn authenticate(app: &App, request: &Parts, limits: &mut Applied) -> Result<Caller, ApiError> {
+    if !app.config.auth.enabled {
         return Ok(Caller::system());
     }
-    if let Some(key) = only(request, &auth.api_key_header)? {
-        return by_api_key(app, key).await;
+    let client = request.extensions.get::<ClientAddress>().copied();
+    match identify(app, request, client).await {
+        Ok(caller) => Ok(caller),
+        Err(Refusal::Other(answer)) => Err(answer),
+        Err(Refusal::Wrong(answer)) => {
+            app.rates.count_failure(client, limits)?;
+            Err(answer)
+        }
+    }
+}
+
+async fn identify(app: &App, request: &Parts, client: Option<ClientAddress>) -> Result<Caller, Refusal> {
+    let pace = || if app.rates.suspects(client) { Pace::Gathered } else { Pace::AtOnce };
+    if let Some(key) = only(request, &app.config.auth.api_key_header)? {
+        return by_api_key(app, key, pace()).await;
     }
     let token = only(request, &header::AUTHORIZATION)?.and_then(|value| {
         let (scheme, token) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
     });
     match token {
-        Some(token) => by_token(app, token).await,
-        None => Err(unauthorized("A bearer token or an API key is required")),
+        Some(token) => by_token(app, token, pace()).await,
+        None => Err(Refusal::Other(unauthorized("A bearer token or an API key is required"))),
     }
 }
 
 /// The value of a header that may be there once: which of two would count, nobody could tell.
-fn only<'a>(request: &'a Parts, name: &HeaderName) -> Result<Option<&'a str>, ApiError> {
+fn only<'a>(request: &'a Parts, name: &HeaderName) -> Result<Option<&'a str>, Refusal> {
+    let wrong = |detail| Refusal::Wrong(unauthorized(detail));
     let mut values = request.headers.get_all(name).iter();
     match (values.next(), values.next()) {
         (None, _) => Ok(None),
-        (Some(value), None) => {
-            value.to_str().map(Some).map_err(|_| unauthorized("The credentials are not ASCII characters"))
-        }
-        (Some(_), Some(_)) => Err(unauthorized("The credentials are there more than once")),
+        (Some(value), None) => value.to_str().map(Some).map_err(|_| wrong("The credentials are not ASCII characters")),
+        (Some(_), Some(_)) => Err(wrong("The credentials are there more than once")),
     }
 }
 
-async fn by_api_key(app: &App, key: &str) -> Result<Caller, ApiError> {
-    let invalid = || unauthorized("The API key is not valid");
+async fn by_api_key(app: &App, key: &str, pace: Pace) -> Result<Caller, Refusal> {
+    let invalid = || Refusal::Wrong(unauthorized("The API key is not valid"));
     let key = ApiKey::parse(key.trim()).ok_or_else(invalid)?;
-    let holder = app.keys.find(KeyName::Hash(key.hash())).await?.ok_or_else(invalid)?;
+    let holder = app.keys.find(KeyName::Hash(key.hash()), pace).await?.ok_or_else(invalid)?;
     Ok(Caller::holder(&holder, Proof::ApiKey(holder.id)))
 }
 
-async fn by_token(app: &App, token: &str) -> Result<Caller, ApiError> {
+async fn by_token(app: &App, token: &str, pace: Pace) -> Result<Caller, Refusal> {
     let invalid = || unauthorized("The bearer token is not valid");
     let claims = app.tokens.verify(token).await.map_err(|refused| match refused {
-        Refused::Invalid => invalid(),
+        Refused::Invalid => Refusal::Wrong(invalid()),
+        // Nobody guesses one.
+        Refused::Expired => Refusal::Other(invalid()),
         Refused::WithoutKeys => {
-            ApiError::unavailable("keys_unavailable", "The keys that tokens are verified with are not available")
+            let detail = "The keys that tokens are verified with are not available";
+            Refusal::Other(ApiError::unavailable("keys_unavailable", detail))
         }
     })?;
     let Some(key_id) = claims.key_id else {
         return Ok(Caller { subject: claims.subject.clone(), grant: Arc::clone(&claims.grant), proof: Proof::Token });
     };
-    let holder = app.keys.find(KeyName::Id(key_id)).await?.ok_or_else(invalid)?;
+    let holder = app.keys.find(KeyName::Id(key_id), pace).await?.ok_or_else(|| Refusal::Other(invalid()))?;
     Ok(Caller::holder(&holder, Proof::TokenOfApiKey(key_id)))
 }

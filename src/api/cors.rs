@@ -11,7 +11,7 @@ use http::{Method, StatusCode, header};
 use tower::{ServiceExt, service_fn};
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer, ExposeHeaders};
 
-use super::{CORRELATION_ID, IDEMPOTENCY_REPLAYED, prefer, request};
+use super::{CORRELATION_ID, IDEMPOTENCY_REPLAYED, prefer, rate_limit, request};
 use crate::config::{self, Listed};
 
 /// Answers preflight requests, and tells browsers on all other answers who may read them.
@@ -82,7 +82,7 @@ fn layer(settings: &config::Cors) -> CorsLayer {
         .allow_methods(methods)
         .allow_headers(headers)
         .allow_credentials(settings.credentials)
-        .expose_headers(ExposeHeaders::list([
+        .expose_headers(ExposeHeaders::list(rate_limit::header_names().chain([
             CORRELATION_ID,
             IDEMPOTENCY_REPLAYED,
             prefer::PREFERENCE_APPLIED,
@@ -90,6 +90,6 @@ fn layer(settings: &config::Cors) -> CorsLayer {
             header::LINK,
             header::LOCATION,
             header::RETRY_AFTER,
-        ]))
+        ])))
         .max_age(std::time::Duration::from_mins(10))
 }

@@ -28,9 +28,11 @@ use crate::{access::Permission, config};
 /// in it that pointed elsewhere, its logo, is emptied.
 const REDOC: &[u8] = include_bytes!("docs/redoc.standalone.js.gz");
 
-/// What the two pages may do: run and show what comes from here. `ReDoc` searches in a worker that it makes itself.
-const POLICY: &str = "default-src 'self'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
-     worker-src blob:; connect-src *; frame-ancestors 'none'";
+/// What the two pages may do: run scripts of this service, show what comes from it, and ask it. Both write styles into
+/// the page, and `ReDoc` searches in a worker that it makes itself.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
+     font-src 'self' data:; connect-src 'self'; worker-src blob:; base-uri 'none'; form-action 'none'; \
+     frame-ancestors 'none'";
 
 /// Adds the security schemes, one of which every route under the prefix takes.
 struct Security;
@@ -204,7 +206,9 @@ fn in_folder(path: &str, folder: &str) -> bool {
 /// `/openapi.json`, `/docs`, `/redoc` and what they load.
 pub fn router(document: &utoipa::openapi::OpenApi) -> Router<App> {
     let json = Bytes::from(serde_json::to_vec(document).expect("the document consists of strings and numbers"));
-    let openapi = move || async move { ([(header::CONTENT_TYPE, "application/json")], json) };
+    let openapi = move || async move {
+        ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json")), revalidate()], json)
+    };
     let script = |text: &'static [u8], encoding: Option<&'static str>| {
         move || async move {
             let mut response = asset(text, "text/javascript; charset=utf-8");
@@ -226,8 +230,8 @@ pub fn router(document: &utoipa::openapi::OpenApi) -> Router<App> {
 fn page(html: &str, app: &App) -> Response {
     let title = app.config.api.title.replace('&', "&amp;").replace('<', "&lt;");
     let mut response = Html(html.replace("{title}", &title)).into_response();
-    let policy = (HeaderName::from_static("content-security-policy"), HeaderValue::from_static(POLICY));
-    response.headers_mut().extend([policy, no_sniff()]);
+    let policy = (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
+    response.headers_mut().extend([policy, revalidate()]);
     response
 }
 
@@ -237,13 +241,14 @@ fn asset(bytes: impl IntoResponse, content_type: &str) -> Response {
         let age = (header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=3600"));
         // Takes the place of the one that bytes come with; `extend` would put a second one beside it.
         response.headers_mut().insert(header::CONTENT_TYPE, content_type);
-        response.headers_mut().extend([age, no_sniff()]);
+        response.headers_mut().extend([age]);
     }
     response
 }
 
-fn no_sniff() -> (HeaderName, HeaderValue) {
-    (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"))
+/// A page and the document may be others after the next start.
+fn revalidate() -> (HeaderName, HeaderValue) {
+    (header::CACHE_CONTROL, HeaderValue::from_static("no-cache"))
 }
 
 async fn swagger_asset(file: Result<Path<String>, PathRejection>) -> Result<Response, ApiError> {

@@ -8,11 +8,19 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use http::{HeaderValue, StatusCode, Uri, header};
+use http::{HeaderValue, StatusCode, Uri, header, request::Parts};
 use http_body_util::BodyExt;
 use tracing::Instrument;
 
-use super::{App, CORRELATION_ID, access, auth, client::ClientAddress, error, prefer::Wait};
+use super::{
+    App, CORRELATION_ID, access,
+    auth::{self, Caller},
+    client::ClientAddress,
+    error,
+    load::Place,
+    prefer::Wait,
+    rate_limit::Applied,
+};
 use crate::{api::error::ApiError, id};
 
 /// Largest request body.
@@ -47,12 +55,9 @@ pub async fn surround(State(app): State<App>, request: Request, next: Next) -> R
     let (mut parts, body) = request.into_parts();
     let client = ClientAddress::of(&parts.extensions, &parts.headers, &app.config.limits.trusted_proxies);
     client.map(|client| parts.extensions.insert(client));
-    let caller = auth::authenticate(&app, &parts).await;
-    let user_id = caller.as_ref().map_or("", |caller| caller.subject.as_str()).to_owned();
-    let caller = match caller {
-        Ok(caller) => access::authorize(&app, &mut parts, &caller).await.map(|()| caller),
-        Err(refusal) => Err(refusal),
-    };
+    let mut admission = Admission::default();
+    let caller = admission.decide(&app, &mut parts).await;
+    let Admission { user_id, limits } = admission;
     // Who asks to wait for a run's end may wait that much longer.
     let time_limit = HANDLER_TIMEOUT + Wait::of(&parts.headers).time();
     let client_ip = client.map(|client| tracing::field::display(client.0));
@@ -71,12 +76,22 @@ pub async fn surround(State(app): State<App>, request: Request, next: Next) -> R
             }
             parts.extensions.insert(CorrelationId(correlation_id.clone()));
             let request = Request::from_parts(parts, axum::body::Body::from(body));
-            let handler = tokio::spawn(next.run(request).instrument(span.clone()));
-            match tokio::time::timeout(time_limit, handler).await {
-                Ok(Ok(response)) => response,
-                // The panic itself was logged by the panic hook.
-                Ok(Err(_)) => ApiError::internal().into_response(),
-                Err(_) => ApiError::unavailable("timeout", "The request took too long").into_response(),
+            match enter(&app, request) {
+                Ok((place, request)) => {
+                    let handler = next.run(request).instrument(span.clone());
+                    let handler = tokio::spawn(async move {
+                        let response = handler.await;
+                        place.leave();
+                        response
+                    });
+                    match tokio::time::timeout(time_limit, handler).await {
+                        Ok(Ok(response)) => response,
+                        // The panic itself was logged by the panic hook.
+                        Ok(Err(_)) => ApiError::internal().into_response(),
+                        Err(_) => ApiError::unavailable("timeout", "The request took too long").into_response(),
+                    }
+                }
+                Err(refusal) => refusal.into_response(),
             }
         }
     };
@@ -94,10 +109,45 @@ pub async fn surround(State(app): State<App>, request: Request, next: Next) -> R
     if let Ok(value) = HeaderValue::from_str(&correlation_id) {
         response.headers_mut().insert(CORRELATION_ID, value);
     }
+    limits.show(response.headers_mut());
     drop(active);
     let duration = started.elapsed();
     span.in_scope(|| note(method.as_str(), &route, &response, duration));
     response
+}
+
+/// Whether a request may go on to its handler.
+#[derive(Default)]
+struct Admission {
+    /// Whose it is, if that is known.
+    user_id: String,
+    limits: Applied,
+}
+
+impl Admission {
+    /// The caller, or the answer to give instead. What costs least to find out comes first.
+    async fn decide(&mut self, app: &App, parts: &mut Parts) -> Result<Caller, ApiError> {
+        if !auth::is_guarded(app, parts.uri.path()) {
+            let caller = Caller::system();
+            self.user_id.clone_from(&caller.subject);
+            return Ok(caller);
+        }
+        app.load.check()?;
+        app.rates.count_address(parts.extensions.get().copied(), &mut self.limits)?;
+        let caller = auth::authenticate(app, parts, &mut self.limits).await?;
+        self.user_id.clone_from(&caller.subject);
+        app.rates.count_principal(&caller, &mut self.limits)?;
+        access::authorize(app, parts, &caller).await?;
+        Ok(caller)
+    }
+}
+
+/// A place for a request that needs one, for itself and for its handler.
+fn enter(app: &App, mut request: Request) -> Result<(Place, Request), ApiError> {
+    let is_guarded = auth::is_guarded(app, request.uri().path());
+    let place = if is_guarded { app.load.enter()? } else { Place::default() };
+    request.extensions_mut().insert(place.clone());
+    Ok((place, request))
 }
 
 /// Counts an answered request, and logs it.

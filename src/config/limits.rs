@@ -1,10 +1,11 @@
-//! `TRUSTED_PROXIES`, `HSTS_MAX_AGE_SECS`.
+//! `TRUSTED_PROXIES`, `HSTS_MAX_AGE_SECS`, `RATE_LIMIT_*`, `MAX_CONCURRENT_REQUESTS`.
 
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net};
 
 use super::Reader;
+use crate::rate::Rate;
 
 /// What is believed of whom.
 #[derive(Clone, Debug)]
@@ -13,6 +14,14 @@ pub struct Limits {
     pub trusted_proxies: TrustedProxies,
     /// `HSTS_MAX_AGE_SECS`: for how long browsers come back by TLS alone; 0: they are not told to.
     pub hsts_max_age_secs: u32,
+    /// `RATE_LIMIT_PER_PRINCIPAL`: requests of one API key or one subject of tokens.
+    pub per_principal: Option<Rate>,
+    /// `RATE_LIMIT_PER_ADDRESS`: requests from one address.
+    pub per_address: Option<Rate>,
+    /// `RATE_LIMIT_FAILED_AUTH`: wrong credentials from one address.
+    pub failed_authentication: Option<Rate>,
+    /// `MAX_CONCURRENT_REQUESTS`: that handlers work on at a time.
+    pub max_concurrent_requests: usize,
 }
 
 /// Addresses of proxies in front of the service.
@@ -54,6 +63,26 @@ impl Reader {
         });
         // A year, as lists of such hosts ask for.
         let hsts_max_age_secs = self.number("hsts_max_age_secs", 31_536_000, 0..=63_072_000);
-        Some(Limits { trusted_proxies: trusted_proxies?, hsts_max_age_secs: hsts_max_age_secs? })
+        let burst = self.number("rate_limit_burst", 0, 0..=Rate::MAX);
+        let per_principal = self.rate("rate_limit_per_principal", 0, burst);
+        let per_address = self.rate("rate_limit_per_address", 0, burst);
+        let failed_authentication = self.rate("rate_limit_failed_auth", 300, Some(0));
+        let max_concurrent_requests = self.number("max_concurrent_requests", 1024, 1..=100_000);
+        Some(Limits {
+            trusted_proxies: trusted_proxies?,
+            hsts_max_age_secs: hsts_max_age_secs?,
+            per_principal: per_principal?,
+            per_address: per_address?,
+            failed_authentication: failed_authentication?,
+            max_concurrent_requests: max_concurrent_requests?,
+        })
+    }
+
+    /// A number a minute, 0 for no limit. A burst of 0 is as many as in a minute.
+    #[expect(clippy::option_option, reason = "no limit is a value, and not that there is a problem")]
+    fn rate(&mut self, name: &str, default: u32, burst: Option<u32>) -> Option<Option<Rate>> {
+        let per_minute = self.number(name, default, 0..=Rate::MAX)?;
+        let burst = if burst? == 0 { per_minute } else { burst? };
+        Some((per_minute > 0).then_some(Rate { per_minute, burst }))
     }
 }

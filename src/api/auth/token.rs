@@ -6,7 +6,7 @@ use std::{
 };
 
 use chrono::Utc;
-use jsonwebtoken::{Algorithm, EncodingKey, Header, Validation, decode, decode_header, encode};
+use jsonwebtoken::{Algorithm, EncodingKey, Header, Validation, decode, decode_header, encode, errors::ErrorKind};
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Digest, Sha256};
@@ -153,6 +153,8 @@ fn is_secret(algorithm: Algorithm) -> bool {
 pub enum Refused {
     /// It is not valid.
     Invalid,
+    /// It was valid.
+    Expired,
     /// Nobody can say: the keys that it would be verified with were never to be had.
     WithoutKeys,
 }
@@ -212,7 +214,7 @@ impl Tokens {
         let digest: [u8; 32] = Sha256::digest(token).into();
         let set = self.jwks.as_ref().and_then(Jwks::current);
         if let Some(claims) = self.remembered(set.as_ref()).tokens.get(&digest) {
-            return if claims.has_expired() { Err(Refused::Invalid) } else { Ok(Arc::clone(claims)) };
+            return if claims.has_expired() { Err(Refused::Expired) } else { Ok(Arc::clone(claims)) };
         }
         let header = decode_header(token).map_err(|_| Refused::Invalid)?;
         // Whoever calls something critical wants it understood; nothing is (RFC 7515, 4.1.11).
@@ -230,8 +232,17 @@ impl Tokens {
                 return Err(Refused::WithoutKeys);
             }
         }
-        let claims = self.candidates(&header, set.as_deref()).into_iter().find_map(|key| self.decode(token, key));
-        let claims = Arc::new(claims.ok_or(Refused::Invalid)?);
+        let mut claims = Err(Refused::Invalid);
+        for key in self.candidates(&header, set.as_deref()) {
+            match self.decode(token, key) {
+                Err(Refused::Invalid) => {}
+                decided => {
+                    claims = decided;
+                    break;
+                }
+            }
+        }
+        let claims = Arc::new(claims?);
         let mut remembered = self.remembered(set.as_ref());
         if remembered.tokens.len() >= MAX_REMEMBERED {
             remembered.tokens.retain(|_, claims| !claims.has_expired());
@@ -251,12 +262,18 @@ impl Tokens {
         self.keys.iter().chain(of_set).filter(fits).collect()
     }
 
-    fn decode(&self, token: &str, key: &VerifyingKey) -> Option<Claims> {
+    fn decode(&self, token: &str, key: &VerifyingKey) -> Result<Claims, Refused> {
         let validation = Validation { algorithms: vec![key.algorithm], ..self.validation.clone() };
-        let Presented { sub, exp, role, wf_key, .. } = decode::<Presented>(token, &key.key, &validation).ok()?.claims;
+        // The library looks at the claims of a token whose signature is right, and at no other's.
+        let decoded = decode::<Presented>(token, &key.key, &validation).map_err(|error| match error.kind() {
+            ErrorKind::ExpiredSignature => Refused::Expired,
+            _ => Refused::Invalid,
+        })?;
+        let Presented { sub, exp, role, wf_key, .. } = decoded.claims;
         let key_id = wf_key.filter(|_| is_secret(key.algorithm));
-        let grant = Arc::new(Grant::of(role.or(self.default_role)?));
-        (key_id.is_some() || is_subject(&sub)).then_some(Claims { subject: sub, grant, key_id, expires_at: exp })
+        let grant = Arc::new(Grant::of(role.or(self.default_role).ok_or(Refused::Invalid)?));
+        let claims = Claims { subject: sub, grant, key_id, expires_at: exp };
+        if claims.key_id.is_some() || is_subject(&claims.subject) { Ok(claims) } else { Err(Refused::Invalid) }
     }
 
     /// What was verified with this set.
