@@ -24,7 +24,7 @@ async fn every_answer_can_be_neither_framed_nor_guessed_at_nor_kept_by_others(po
         ("GET", "/docs", &[], "no-cache"),
         ("GET", "/redoc", &[], "no-cache"),
         ("GET", "/openapi.json", &[], "no-cache"),
-        ("GET", "/docs/swagger-ui.css", &[], "public, max-age=3600"),
+        ("GET", "/docs/start.js", &[], "public, max-age=3600"),
         ("GET", "/api/v1/agents", &[], "no-store"),
         ("GET", "/api/v1/runs", &[("origin", UI)], "no-store"),
         ("GET", &format!("/api/v1/workflows/{workflow}"), &[], "private, no-cache"),

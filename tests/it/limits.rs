@@ -14,7 +14,7 @@ use crate::{
 const AGENTS: &str = "/api/v1/agents";
 /// Paths under no limit.
 const OPEN: [&str; 8] =
-    ["/", "/health", "/health/ready", "/metrics", "/docs", "/docs/swagger-ui.css", "/redoc", "/openapi.json"];
+    ["/", "/health", "/health/ready", "/metrics", "/docs", "/docs/start.js", "/redoc", "/openapi.json"];
 const PREFLIGHT: [(&str, &str); 2] = [("origin", "http://localhost:3000"), ("access-control-request-method", "GET")];
 
 /// A refusal as it has to be. How long to wait, in seconds.
@@ -189,18 +189,16 @@ async fn keys_of_suspects_are_looked_for_together(pool: PgPool) {
         service.send_from("198.51.100.7", "GET", AGENTS, &[("x-api-key", key.expose())]).await
     };
     guess().await.error(401);
-    let calls = || async {
-        let sql =
-            "SELECT coalesce(sum(seq_scan + idx_scan), 0)::bigint FROM pg_stat_user_tables WHERE relname = 'api_keys'";
-        sqlx::query_scalar::<_, i64>(sql).fetch_one(&pool).await.expect("statistics")
-    };
-    let before = calls().await;
+    // Counts the statements that read the table.
+    let sql = "CREATE SEQUENCE statements; ALTER TABLE api_keys RENAME TO kept_keys; CREATE VIEW api_keys AS
+        SELECT * FROM kept_keys WHERE (SELECT nextval('statements')) > 0";
+    sqlx::raw_sql(sql).execute(&pool).await.expect("a view");
     for answer in join_all((0..500).map(|_| guess())).await {
         refused(answer);
     }
-    // Statistics come late, and a statement may scan twice; one for each guess would be hundreds.
-    sqlx::query("SELECT pg_stat_clear_snapshot()").execute(&pool).await.expect("done");
-    assert!(calls().await - before < 100, "{}", calls().await - before);
+    let statements: i64 =
+        sqlx::query_scalar("SELECT last_value FROM statements").fetch_one(&pool).await.expect("a number");
+    assert!((1..50).contains(&statements), "{statements}");
 }
 
 /// Nobody can read or write agents until the connection is dropped.
