@@ -49,7 +49,7 @@ pub async fn serve(config: Config) -> anyhow::Result<bool> {
     let app = App::start(config, pool.clone(), &lifecycle, &drained)?;
 
     let router = api::router(&app);
-    let serving = server::serve(listener, router, lifecycle.clone());
+    let serving = server::serve(listener, router, lifecycle.clone(), server::MAX_CONNECTIONS);
     lifecycle.spawn("server", async move {
         serving.await;
         // Nobody can start or cancel anything any more: writers and relay finish what they have, then end.

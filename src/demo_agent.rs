@@ -117,7 +117,7 @@ pub fn start(options: &Options, lifecycle: &Lifecycle) -> anyhow::Result<()> {
     let listener = server::bind(address).with_context(|| format!("the demo agent cannot listen on {address}"))?;
     let address = listener.local_addr()?;
     tracing::info!(%address, "the demo agent listens on {address}");
-    lifecycle.spawn("demo agent", server::serve(listener, router(options), lifecycle.clone()));
+    lifecycle.spawn("demo agent", server::serve(listener, router(options), lifecycle.clone(), server::MAX_CONNECTIONS));
     Ok(())
 }
 

@@ -32,4 +32,5 @@ mod transfer;
 mod validate;
 mod versions;
 mod waiting;
+mod wire;
 mod workflows;
