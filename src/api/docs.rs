@@ -173,6 +173,7 @@ fn add_common_answers(operation: &mut Operation) {
         (StatusCode::REQUEST_TIMEOUT, "The body did not arrive in time", has_body),
         (StatusCode::PAYLOAD_TOO_LARGE, "The body is larger than 1 MiB", has_body),
         (StatusCode::URI_TOO_LONG, "Path and query are longer than 8 KiB", true),
+        (StatusCode::TOO_MANY_REQUESTS, "More was asked for than a limit of the settings allows", true),
         (StatusCode::INTERNAL_SERVER_ERROR, "A fault of the service; the log knows more by `request_id`", true),
         (StatusCode::SERVICE_UNAVAILABLE, "The database is away, or the service has too much to do", true),
     ];
@@ -183,7 +184,7 @@ fn add_common_answers(operation: &mut Operation) {
             let text = || Header::new(Object::with_type(Type::String));
             let answer = match status {
                 StatusCode::UNAUTHORIZED => answer.header("WWW-Authenticate", text()),
-                StatusCode::SERVICE_UNAVAILABLE => {
+                StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
                     answer.header("Retry-After", Header::new(Object::with_type(Type::Integer)))
                 }
                 _ => answer,

@@ -178,7 +178,7 @@ async fn both_browsers_are_served_from_here_and_load_nothing_from_elsewhere(pool
     for (page, refers) in [("/docs", "/docs/start.js"), ("/redoc", "/redoc")] {
         let answer = service.get(page).await;
         assert_eq!((answer.status.as_u16(), answer.header("content-type")), (200, Some("text/html; charset=utf-8")));
-        assert!(answer.header("content-security-policy").is_some_and(|policy| policy.contains("default-src 'self'")));
+        assert!(answer.header("content-security-policy").is_some_and(|policy| policy.contains("default-src 'none'")));
         assert!(!answer.text.contains("//"), "{page} points to another host: {}", answer.text);
         let more = service.get(refers).await.text;
         assert!(answer.text.contains("/openapi.json") || more.contains("/openapi.json"), "{page} shows no document");

@@ -34,6 +34,7 @@ async fn try_it_out_works_for_every_route(pool: PgPool) {
         "delete_workflow workflow_id": to_delete, "put_workflow_by_name name": "by-name",
     });
     let mut browser = Chromium::start().await;
+    browser.watch_log().await;
     browser.call("Page.navigate", json!({"url": format!("{}/docs", environment.url)})).await;
     let answers = browser.evaluate(&format!("({})({values})", include_str!("browser.js"))).await;
     let document = environment.get("/openapi.json").await;
@@ -47,6 +48,7 @@ async fn try_it_out_works_for_every_route(pool: PgPool) {
         }
     }
     assert!(failed.is_empty(), "{}", failed.join("\n"));
+    assert_eq!(browser.complaints(), [""; 0]);
 }
 
 #[sqlx::test(migrations = false)]
@@ -54,6 +56,7 @@ async fn the_pages_load_nothing_from_elsewhere_and_report_no_error(pool: PgPool)
     let environment = Environment::new(&pool);
     let _api = environment.serve().await;
     let mut browser = Chromium::start().await;
+    browser.watch_log().await;
     for (page, shown) in [("docs", ".opblock"), ("redoc", "[data-section-id^='tag/']")] {
         let url = format!("{}/{page}", environment.url);
         browser.call("Page.navigate", json!({ "url": url })).await;
@@ -72,6 +75,7 @@ async fn the_pages_load_nothing_from_elsewhere_and_report_no_error(pool: PgPool)
             ))
             .await;
         assert_eq!((&seen["isThere"], &seen["errors"]), (&json!(true), &json!([])), "{page}: {seen}");
+        assert_eq!(browser.complaints(), [""; 0], "{page}");
         let loaded = seen["loaded"].as_array().expect("a list");
         assert!(!loaded.is_empty(), "{page} loaded nothing");
         for address in loaded.iter().filter_map(Value::as_str) {
