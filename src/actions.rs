@@ -5,6 +5,7 @@ pub mod cancel_run;
 pub mod import;
 pub mod put_workflow;
 pub mod retry_run;
+pub mod rotate_keys;
 pub mod save_agent;
 pub mod save_workflow;
 pub mod start_run;
@@ -19,6 +20,7 @@ use crate::{
         idempotency::{ClaimError, IdempotencyKey},
     },
     timestamp::Timestamp,
+    vault::Vault,
 };
 
 /// On whose behalf and under which settings an action runs.
@@ -28,6 +30,8 @@ pub struct Context<'a> {
     pub user_id: &'a str,
     /// Whether audit rows are written.
     pub audit: bool,
+    /// Seals the credentials of agents.
+    pub vault: &'a Vault,
     /// Whether the caller sees the credentials of agents. Who does not may send back what stands in their place.
     pub sees_secrets: bool,
     /// Makes a repeat of the action find what the first one made.

@@ -136,10 +136,11 @@ impl App {
     }
 
     /// On whose behalf an action runs.
-    fn context<'a>(&self, caller: &'a auth::Caller) -> Context<'a> {
+    fn context<'a>(&'a self, caller: &'a auth::Caller) -> Context<'a> {
         Context {
             user_id: &caller.subject,
             audit: self.config.audit,
+            vault: &self.config.vault,
             sees_secrets: caller.sees_secrets(),
             key: None,
             if_match: None,

@@ -6,17 +6,20 @@
 
 mod limits;
 
-use std::{collections::HashMap, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{collections::HashMap, net::IpAddr, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
 use secrecy::SecretString;
 use serde::Deserialize;
 use sqlx::postgres::PgConnectOptions;
 
 pub use self::limits::{Limits, TrustedProxies};
-use crate::access::{
-    Role,
-    api_key::{self, ApiKey},
-    verifying_key::VerifyingKey,
+use crate::{
+    access::{
+        Role,
+        api_key::{self, ApiKey},
+        verifying_key::VerifyingKey,
+    },
+    vault::Vault,
 };
 
 /// Declares the variables: as text, all optional, exactly the names that the program reads.
@@ -44,14 +47,14 @@ variables! {
     auth_enabled, jwt_secret, jwt_algorithm, jwt_expiration_minutes, api_key_header,
     jwt_public_key, jwt_jwks, jwt_issuer, jwt_audience, jwt_default_role, api_key_environment, bootstrap_api_key,
     cors_origins, cors_allow_credentials, cors_allow_methods, cors_allow_headers,
-    trusted_proxies, hsts_max_age_secs, rate_limit_per_principal, rate_limit_per_address, rate_limit_burst,
+    encryption_key, trusted_proxies, hsts_max_age_secs, rate_limit_per_principal, rate_limit_per_address, rate_limit_burst,
     rate_limit_failed_auth, max_concurrent_requests,
     log_level, log_format, default_page_size, max_page_size, idempotency_key_ttl_hours,
     enable_metrics, enable_audit_logging, readiness_requires_kafka, max_concurrent_executions, max_workflow_duration_ms,
 }
 
 /// Variables that may come from a file.
-const SECRETS: [&str; 4] = ["database_url", "jwt_secret", "jwt_public_key", "bootstrap_api_key"];
+const SECRETS: [&str; 5] = ["database_url", "jwt_secret", "jwt_public_key", "bootstrap_api_key", "encryption_key"];
 
 /// Secrets that stand in examples all over the world, in lower case. Whoever uses one has none.
 const PLACEHOLDER_SECRETS: [&str; 8] = [
@@ -83,6 +86,8 @@ pub struct Config {
     pub cors: Cors,
     /// What is believed of whom, and how much one may ask for.
     pub limits: Limits,
+    /// `ENCRYPTION_KEY`: for the credentials of agents.
+    pub vault: Arc<Vault>,
     /// What is logged and how.
     pub log: Log,
     /// Sizes of list pages.
@@ -264,6 +269,7 @@ impl Config {
         let auth = reader.auth();
         let cors = reader.cors();
         let limits = reader.limits();
+        let vault = reader.vault();
         let log = reader.log();
         let pages = reader.pages();
         let idempotency_key_ttl_hours = reader.number("idempotency_key_ttl_hours", 24, 1..=8760);
@@ -282,6 +288,7 @@ impl Config {
                 auth: auth?,
                 cors: cors?,
                 limits: limits?,
+                vault: Arc::new(vault?),
                 log: log?,
                 pages: pages?,
                 idempotency_key_ttl_hours: idempotency_key_ttl_hours?,
@@ -321,6 +328,13 @@ impl Auth {
         let auth = reader.auth();
         reader.finish(auth)
     }
+}
+
+/// The keys of `ENCRYPTION_KEY` alone.
+pub fn load_vault(environment: impl Iterator<Item = (String, String)>) -> Result<Vault, Problems> {
+    let mut reader = Reader::new(environment);
+    let vault = reader.vault();
+    reader.finish(vault)
 }
 
 impl Api {
@@ -621,6 +635,10 @@ impl Reader {
         Some(Cors { origins: origins?, credentials: credentials?, methods: methods?, headers: headers? })
     }
 
+    fn vault(&mut self) -> Option<Vault> {
+        self.parsed("encryption_key", Vault::default(), Vault::parse)
+    }
+
     fn log(&mut self) -> Option<Log> {
         let level = self.parsed("log_level", tracing::Level::INFO, |value| match value.to_ascii_uppercase().as_str() {
             "TRACE" => Ok(tracing::Level::TRACE),
@@ -755,6 +773,7 @@ mod tests {
             ("DATABASE_URL", "mysql://x"),
             ("DEFAULT_PAGE_SIZE", "x"),
             ("ENABLE_METRICS", "perhaps"),
+            ("ENCRYPTION_KEY", "0123"),
             ("HSTS_MAX_AGE_SECS", "-1"),
             ("JWT_ALGORITHM", "none"),
             ("JWT_EXPIRATION_MINUTES", "0"),

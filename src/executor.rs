@@ -88,7 +88,7 @@ pub fn start(config: &Config, pool: PgPool, lifecycle: &Lifecycle) -> anyhow::Re
         registration: Registration::start(pool.clone(), "executor", lifecycle),
         active: Active::new(config.max_concurrent_executions),
         journal: Journal::start(&config.database, lifecycle, &give_up, &settled),
-        agents: Agents::new(pool.clone()),
+        agents: Agents::new(pool.clone(), Arc::clone(&config.vault)),
         http: agent_call::client()?,
         max_duration: config.max_workflow_duration,
         soft_stop: lifecycle.soft_stop().clone(),

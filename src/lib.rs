@@ -14,6 +14,7 @@ pub mod mapping;
 pub mod rate;
 pub mod run;
 pub mod timestamp;
+pub mod vault;
 pub mod workflow;
 
 // What the process is made of; `main` reads it once and passes parts down.

@@ -10,6 +10,7 @@ use crate::{
     db::{self, api_keys::ApiKeyRow},
     input,
     timestamp::Timestamp,
+    vault::Vault,
 };
 
 /// Who the first key is made by.
@@ -135,7 +136,8 @@ pub async fn bootstrap(
     let key = given.cloned().unwrap_or_else(|| ApiKey::generate(environment));
     // Another one may have been given before.
     let name = format!("bootstrap-{}", key.last_four());
-    let context = Context { user_id: SYSTEM, audit, sees_secrets: true, key: None, if_match: None };
+    let vault = Vault::default();
+    let context = Context { user_id: SYSTEM, audit, vault: &vault, sees_secrets: true, key: None, if_match: None };
     insert(&mut transaction, context, &key, NewApiKey { name, grant: Grant::of(Role::Admin), expires_at: None })
         .await?;
     transaction.commit().await?;

@@ -74,7 +74,7 @@ pub(super) async fn create_in(
         updated_at: at,
     };
     context.claim(transaction, &row.id.to_string()).await?;
-    match db::agents::insert(transaction, &row).await {
+    match db::agents::insert(transaction, &row.sealed(context.vault)).await {
         Err(db::Error::Conflict { .. }) => return Err(SaveAgentError::NameTaken(row.name)),
         other => other?,
     }
@@ -102,7 +102,7 @@ pub(super) async fn update_in(
     id: Uuid,
     patch: AgentPatch,
 ) -> Result<AgentRow, SaveAgentError> {
-    let current = db::agents::lock(transaction, id).await?.ok_or(SaveAgentError::NotFound)?;
+    let current = db::agents::lock(transaction, id).await?.ok_or(SaveAgentError::NotFound)?.opened(context.vault);
     context.check_revision(&current.revision())?;
     let auth_type = current.auth_type.as_deref().and_then(AuthType::parse).unwrap_or(AuthType::None);
     let stored_auth = current.auth_config.as_ref().map(|stored| &*stored.0);
@@ -134,7 +134,7 @@ pub(super) async fn update_in(
     if before.get() != after.get() || secrets_before != parsed(row.auth_config.as_ref()) {
         row.updated_at = Timestamp::now();
         row.updated_by = Some(context.user_id.to_owned());
-        db::agents::update(transaction, &row).await?;
+        db::agents::update(transaction, &row.sealed(context.vault)).await?;
         let changes = difference(&before, &after);
         context.record(transaction, ("agent", id), "update", Some(&changes), row.updated_at).await?;
     }

@@ -63,6 +63,9 @@ pub async fn check(client: &Client, agent: &AgentRow) -> AgentHealth {
         };
         unhealthy(message, response_time_ms)
     };
+    if agent.is_sealed() {
+        return unhealthy("The agent's credentials are encrypted with a key that is not there".to_owned(), None);
+    }
     let mut response = match request.header(header::CONTENT_TYPE, "application/json").send().await {
         Ok(response) => response,
         Err(error) => return failed(error, None),

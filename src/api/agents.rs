@@ -98,9 +98,13 @@ impl From<AgentRow> for Agent {
 }
 
 /// The row as the caller may see it.
-fn shown(mut row: AgentRow, caller: &Caller) -> AgentRow {
-    if !caller.sees_secrets() {
+fn shown(app: &App, row: AgentRow, caller: &Caller) -> AgentRow {
+    let mut row = row.opened(&app.config.vault);
+    // What cannot be opened is nobody's to see, and of no use.
+    if !caller.sees_secrets() || row.is_sealed() {
         row.auth_config = row.auth_config.map(|config| Column(mask_auth_config(&config.0)));
+    }
+    if !caller.sees_secrets() {
         row.url = without_credentials(&row.url);
     }
     row
@@ -242,11 +246,11 @@ pub async fn list_agents(State(app): State<App>, caller: Caller, query: Query) -
     };
     if let Some(name) = query.text("name").filter(|name| !name.is_empty()) {
         let found = db::agents::find_by_name(&app.pool, name).await?;
-        return Ok(Json(Page::of_one(found.map(|row| Agent::from(shown(row, &caller))), asked.cut.size)));
+        return Ok(Json(Page::of_one(found.map(|row| Agent::from(shown(&app, row, &caller))), asked.cut.size)));
     }
     let mut connection = app.pool.acquire().await?;
     let mut part = db::agents::list(&mut connection, &filter, &asked.cut).await?;
-    part.rows = part.rows.into_iter().map(|row| shown(row, &caller)).collect();
+    part.rows = part.rows.into_iter().map(|row| shown(&app, row, &caller)).collect();
     Ok(Json(Page::new(part, &asked)))
 }
 
@@ -272,7 +276,7 @@ pub async fn create_agent(
     let key = key.bound("create agent", &caller, body.fingerprint());
     let context = app.context(&caller).with_key(key.as_ref());
     let created = |row: AgentRow| {
-        etag::created(&app, &format!("/agents/{}", row.id), &row.revision(), Agent::from(shown(row, &caller)))
+        etag::created(&app, &format!("/agents/{}", row.id), &row.revision(), Agent::from(shown(&app, row, &caller)))
     };
     match save_agent::create_agent(&app.pool, context, new).await {
         Ok(row) => {
@@ -300,7 +304,7 @@ pub async fn get_agent(
     if_none_match: IfNoneMatch,
 ) -> Result<Response, ApiError> {
     let row = db::agents::find(&app.pool, id).await?.ok_or_else(not_found)?;
-    Ok(if_none_match.answer(&row.revision(), Agent::from(shown(row, &caller))))
+    Ok(if_none_match.answer(&row.revision(), Agent::from(shown(&app, row, &caller))))
 }
 
 /// Changes the members that are given.
@@ -321,7 +325,7 @@ pub async fn update_agent(
     let context = app.context(&caller).with_if_match(if_match.as_ref());
     let row = save_agent::update_agent(&app.pool, context, id, patch).await?;
     tracing::info!(target: "api.routes.agents", agent_id = %id, "Agent updated");
-    Ok(etag::tagged(&row.revision(), Json(Agent::from(shown(row, &caller)))))
+    Ok(etag::tagged(&row.revision(), Json(Agent::from(shown(&app, row, &caller)))))
 }
 
 /// Marks an agent as deleted; its name stays taken.
@@ -352,6 +356,7 @@ pub async fn check_agent(
     place: Place,
 ) -> Result<Json<AgentHealth>, ApiError> {
     let row = db::agents::find(&app.pool, id).await?.ok_or_else(not_found)?;
+    let row = row.opened(&app.config.vault);
     place.leave();
     Ok(Json(agent_health::check(&app.http, &row).await))
 }

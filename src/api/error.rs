@@ -32,6 +32,10 @@ pub struct ApiError {
 #[derive(Clone, Debug)]
 pub struct Cause(pub Arc<dyn std::error::Error + Send + Sync>);
 
+/// The `code` of an error answer, for those around it.
+#[derive(Clone, Copy, Debug)]
+pub struct Code(pub &'static str);
+
 /// The body of every error answer.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ErrorBody {
@@ -157,6 +161,7 @@ impl ApiError {
         for (name, value) in self.headers {
             response.headers_mut().insert(name, value);
         }
+        response.extensions_mut().insert(Code(self.code));
         if let Some(cause) = self.cause {
             response.extensions_mut().insert(cause);
         }

@@ -3,7 +3,10 @@
 //!
 //! Health, metrics and the documentation take no place, and who waits for a run or for an agent gives his back.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use axum::extract::FromRequestParts;
 use http::request::Parts;
@@ -11,8 +14,16 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::ApiError;
 
+/// The `code` of a refusal.
+pub const OVERLOADED: &str = "overloaded";
+/// How often refusals are told of.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+
 /// The places.
-pub struct Load(Arc<Semaphore>);
+pub struct Load {
+    places: Arc<Semaphore>,
+    untold: Mutex<(u64, Option<Instant>)>,
+}
 
 /// The place of a request; in its extensions. Given back when the handler has ended, or before by [`Place::leave`].
 #[derive(Clone, Default)]
@@ -22,24 +33,32 @@ impl Load {
     /// So many places.
     #[must_use]
     pub fn new(places: usize) -> Self {
-        Self(Arc::new(Semaphore::new(places)))
+        Self { places: Arc::new(Semaphore::new(places)), untold: Mutex::default() }
     }
 
     /// 503 if no place is free. Costs next to nothing, so that it can be asked before anything else.
     pub fn check(&self) -> Result<(), ApiError> {
-        if self.0.available_permits() == 0 { Err(refusal()) } else { Ok(()) }
+        if self.places.available_permits() == 0 { Err(self.refuse()) } else { Ok(()) }
     }
 
     /// A free place.
     pub fn enter(&self) -> Result<Place, ApiError> {
-        let permit = Arc::clone(&self.0).try_acquire_owned().map_err(|_| refusal())?;
+        let permit = Arc::clone(&self.places).try_acquire_owned().map_err(|_| self.refuse())?;
         Ok(Place(Arc::new(Mutex::new(Some(permit)))))
     }
-}
 
-fn refusal() -> ApiError {
-    metrics::counter!("requests_refused_total", "reason" => "overload").increment(1);
-    ApiError::unavailable("overloaded", "The service has too much to do at the moment")
+    fn refuse(&self) -> ApiError {
+        metrics::counter!("requests_refused_total", "reason" => "overload").increment(1);
+        let mut untold = self.untold.lock().unwrap_or_else(PoisonError::into_inner);
+        let (count, told_at) = &mut *untold;
+        *count += 1;
+        if told_at.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
+            let count = std::mem::take(count);
+            *told_at = Some(Instant::now());
+            tracing::warn!(count, "overloaded: {count} requests were refused since this was said last");
+        }
+        ApiError::unavailable(OVERLOADED, "The service has too much to do at the moment")
+    }
 }
 
 impl Place {

@@ -67,7 +67,7 @@ impl Reader {
         let per_principal = self.rate("rate_limit_per_principal", 0, burst);
         let per_address = self.rate("rate_limit_per_address", 0, burst);
         let failed_authentication = self.rate("rate_limit_failed_auth", 300, Some(0));
-        let max_concurrent_requests = self.number("max_concurrent_requests", 1024, 1..=100_000);
+        let max_concurrent_requests = self.number("max_concurrent_requests", 4096, 1..=100_000);
         Some(Limits {
             trusted_proxies: trusted_proxies?,
             hsts_max_age_secs: hsts_max_age_secs?,

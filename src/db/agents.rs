@@ -8,10 +8,13 @@ use super::{
     Error,
     list::{self, Cut, EntryId, Listed, Narrow, Order, Part, Position, Table},
 };
-use crate::timestamp::Timestamp;
+use crate::{
+    timestamp::Timestamp,
+    vault::{self, Vault},
+};
 
 /// A row of `agents`. Has no `Debug`, since `auth_config` holds secrets.
-#[derive(sqlx::FromRow)]
+#[derive(Clone, sqlx::FromRow)]
 #[expect(missing_docs, reason = "the columns are described in the contract and the migration")]
 pub struct AgentRow {
     pub id: Uuid,
@@ -31,6 +34,27 @@ pub struct AgentRow {
 }
 
 impl AgentRow {
+    /// The row with its credentials in clear, if the vault can open them.
+    #[must_use]
+    pub fn opened(mut self, vault: &Vault) -> Self {
+        let opened = self.auth_config.as_ref().and_then(|stored| vault.open(self.id, &stored.0).ok());
+        self.auth_config = opened.map(Json).or(self.auth_config);
+        self
+    }
+
+    /// The row as it is stored.
+    #[must_use]
+    pub fn sealed(&self, vault: &Vault) -> Self {
+        let auth_config = self.auth_config.as_ref().map(|config| Json(vault.seal(self.id, &config.0)));
+        Self { auth_config, ..self.clone() }
+    }
+
+    /// Whether the credentials are still sealed.
+    #[must_use]
+    pub fn is_sealed(&self) -> bool {
+        self.auth_config.as_ref().is_some_and(|config| vault::key_id(&config.0).is_some())
+    }
+
     /// Another text after every change.
     #[must_use]
     pub fn revision(&self) -> String {
@@ -158,6 +182,38 @@ pub async fn update(conn: &mut PgConnection, row: &AgentRow) -> Result<(), Error
     .execute(conn)
     .await?;
     Ok(())
+}
+
+/// Credentials as they are stored, and whose.
+pub type StoredConfig = (Uuid, Json<Box<RawValue>>);
+
+/// Up to so many agents with credentials, in the order of their ids, behind that one.
+pub async fn stored_configs(db: impl PgExecutor<'_>, behind: Uuid, limit: i64) -> Result<Vec<StoredConfig>, Error> {
+    let sql = "SELECT id, auth_config FROM agents WHERE id > $1 AND auth_config <> 'null' ORDER BY id LIMIT $2";
+    Ok(sqlx::query_as(sql).bind(behind).bind(limit).fetch_all(db).await?)
+}
+
+/// The agent's credentials as they are stored, if it has some.
+pub async fn stored_config(db: impl PgExecutor<'_>, id: Uuid) -> Result<Option<StoredConfig>, Error> {
+    let sql = "SELECT id, auth_config FROM agents WHERE id = $1 AND auth_config <> 'null'";
+    Ok(sqlx::query_as(sql).bind(id).fetch_optional(db).await?)
+}
+
+/// Stores the same credentials in another form; `false` if they are others by now. The agent has not changed.
+pub async fn replace_config(
+    db: impl PgExecutor<'_>,
+    (id, then): &StoredConfig,
+    now: &Json<Box<RawValue>>,
+) -> Result<bool, Error> {
+    let sql = "UPDATE agents SET auth_config = $3 WHERE id = $1 AND auth_config = $2";
+    Ok(sqlx::query(sql).bind(id).bind(then).bind(now).execute(db).await?.rows_affected() == 1)
+}
+
+/// The names of the keys that credentials are sealed with.
+pub async fn key_ids(db: impl PgExecutor<'_>) -> Result<Vec<String>, Error> {
+    let sql = "SELECT DISTINCT auth_config->'encrypted'->>'key_id' FROM agents
+         WHERE jsonb_typeof(auth_config->'encrypted'->'key_id') = 'string' ORDER BY 1";
+    Ok(sqlx::query_scalar(sql).fetch_all(db).await?)
 }
 
 /// The status of each of these agents; one that does not exist is not in the answer.

@@ -96,6 +96,10 @@ pub(super) async fn call(client: &Client, agent: &Agent, task_id: &str, text: &s
     match &agent.credentials {
         Credentials::None => {}
         Credentials::Header { name, value, .. } => http = http.header(name, value),
+        Credentials::Sealed(sealed) => {
+            let text = format!("its auth_config is {sealed}");
+            return Called { result: Err(Failure::new("invalid", Again::Never, text)), http_status: None };
+        }
         Credentials::Unusable => {
             let text = "its auth_config lacks a value, or has one that cannot be sent in a header";
             return Called { result: Err(Failure::new("invalid", Again::Never, text)), http_status: None };

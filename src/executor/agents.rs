@@ -15,6 +15,7 @@ use crate::{
     agent::{AgentStatus, AuthType, RetryConfig},
     db::{self, agents::AgentRow},
     input::{member, text},
+    vault::{self, Vault},
 };
 
 /// How long a row is used without looking again.
@@ -42,6 +43,8 @@ pub(super) enum Credentials {
     },
     /// What is stored cannot be sent.
     Unusable,
+    /// What is stored cannot be read.
+    Sealed(vault::Sealed),
 }
 
 /// Why there is no agent to call. `Display` is fit for the step's error message.
@@ -58,12 +61,13 @@ type Slot = Arc<tokio::sync::Mutex<Option<(Instant, Result<Arc<Agent>, NoAgent>)
 /// See the module.
 pub(super) struct Agents {
     pool: PgPool,
+    vault: Arc<Vault>,
     slots: std::sync::Mutex<HashMap<String, Slot>>,
 }
 
 impl Agents {
-    pub(super) fn new(pool: PgPool) -> Self {
-        Self { pool, slots: std::sync::Mutex::default() }
+    pub(super) fn new(pool: PgPool, vault: Arc<Vault>) -> Self {
+        Self { pool, vault, slots: std::sync::Mutex::default() }
     }
 
     /// The agent of that name, if it may be called. Of many who ask at once, one asks the database.
@@ -79,7 +83,7 @@ impl Agents {
         let found = db::bounded(async move { db::agents::find_by_name(&pool, &wanted).await });
         let found = match found.await? {
             None => Err(NoAgent::Unknown(name.to_owned())),
-            Some(row) if row.status == AgentStatus::Active.as_str() => Ok(Arc::new(Agent::from(row))),
+            Some(row) if row.status == AgentStatus::Active.as_str() => Ok(Arc::new(Agent::read(row, &self.vault))),
             Some(row) => Err(NoAgent::NotActive(name.to_owned(), row.status)),
         };
         *entry = Some((Instant::now(), found.clone()));
@@ -95,11 +99,14 @@ impl Agents {
     }
 }
 
-impl From<AgentRow> for Agent {
-    fn from(row: AgentRow) -> Self {
-        let config = row.auth_config.as_ref().map(|config| &*config.0);
+impl Agent {
+    fn read(row: AgentRow, vault: &Vault) -> Self {
+        let config = row.auth_config.as_ref().map(|config| vault.open(row.id, &config.0)).transpose();
         Self {
-            credentials: Credentials::read(row.auth_type.as_deref(), config),
+            credentials: match config {
+                Ok(config) => Credentials::read(row.auth_type.as_deref(), config.as_deref()),
+                Err(sealed) => Credentials::Sealed(sealed),
+            },
             timeout: Duration::from_millis(u64::try_from(row.timeout_ms).unwrap_or_default().max(1)),
             retry: RetryConfig::from_stored(row.retry_config.as_ref().map(|config| &*config.0)),
             name: row.name,
@@ -170,7 +177,7 @@ mod tests {
             let config = check_json(config.as_bytes()).expect(config);
             let read = match Credentials::read(auth_type, Some(config)) {
                 Credentials::None => Some(None),
-                Credentials::Unusable => None,
+                Credentials::Unusable | Credentials::Sealed(_) => None,
                 Credentials::Header { name, value, .. } => {
                     Some(Some((name.to_string(), value.to_str().expect("ASCII").to_owned())))
                 }

@@ -50,7 +50,7 @@ impl Drop for Listening {
 /// What comes until the end; a reset is one.
 async fn rest(stream: &mut TcpStream) -> String {
     let mut all = Vec::new();
-    let mut bytes = [0; 16 << 10];
+    let mut bytes = vec![0; 16 << 10];
     loop {
         let read = tokio::time::timeout(Duration::from_secs(40), stream.read(&mut bytes)).await;
         match read.expect("the connection is closed in time") {
@@ -125,7 +125,7 @@ async fn a_message_whose_end_is_in_doubt_is_refused_and_nothing_behind_it_is_rea
         ),
     ] {
         let answers = listening.exchange(&post(headers, body)).await;
-        assert_eq!(summary(&answers), expected, "{headers:?} {:.60}", body);
+        assert_eq!(summary(&answers), expected, "{headers:?} {body:.60}");
         assert!(!answers.contains("smuggled"), "{headers:?}");
     }
     // A body that nobody asked for is no request.
