@@ -30,6 +30,7 @@ mod steps;
 mod system;
 mod transfer;
 mod validate;
+mod vault;
 mod versions;
 mod waiting;
 mod wire;

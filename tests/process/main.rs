@@ -8,4 +8,5 @@ mod commands;
 mod crash;
 mod dependencies;
 mod program;
+mod secrets;
 mod stop;
