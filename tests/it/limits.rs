@@ -1,10 +1,17 @@
 //! How much one may ask for, and who is refused when there is too much to do.
 
+use axum::Router;
 use futures_util::future::join_all;
 use http::HeaderMap;
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection, PgPool};
-use workflow_api::{access::api_key::ApiKey, db::migrations::MIGRATOR};
+use tokio_util::sync::CancellationToken;
+use workflow_api::{
+    access::api_key::ApiKey,
+    api::{App, request},
+    db::migrations::MIGRATOR,
+    lifecycle::Lifecycle,
+};
 
 use crate::{
     access::{Admin, claims, now, secret, signed},
@@ -285,4 +292,20 @@ async fn a_handler_that_is_given_up_keeps_its_place_until_it_ends(pool: PgPool) 
     drop(lock);
     eventually("the place is free", || async { (service.get(AGENTS).await.status.as_u16() == 200).then_some(()) })
         .await;
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_handler_has_ten_seconds(pool: PgPool) {
+    let (lifecycle, drained) = (Lifecycle::new(), CancellationToken::new());
+    let config = config(&pool, &[]);
+    let app = App::start(config.clone(), pool.clone(), &lifecycle, &drained).expect("the parts start");
+    let router = Router::new()
+        .route("/api/v1/slow", axum::routing::get(std::future::pending::<()>))
+        .layer(axum::middleware::from_fn_with_state(app, request::surround));
+    let service = Service { config, lifecycle, drained, router };
+    let started = std::time::Instant::now();
+    let answer = service.get("/api/v1/slow").await;
+    assert!((10..12).contains(&started.elapsed().as_secs()), "{:?}", started.elapsed());
+    assert_eq!(answer.header("retry-after"), Some("2"));
+    assert_eq!(answer.error(503)["code"], "timeout");
 }

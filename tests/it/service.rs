@@ -24,7 +24,7 @@ use workflow_api::{
 pub struct Service {
     pub config: Config,
     pub lifecycle: Lifecycle,
-    drained: CancellationToken,
+    pub drained: CancellationToken,
     pub router: Router,
 }
 
