@@ -208,5 +208,5 @@ pub fn router(app: &App) -> Router {
         .method_not_allowed_fallback(request::no_such_method)
         .layer(middleware::from_fn_with_state(app.clone(), request::surround))
         .with_state(app.clone());
-    cors::around(service, &app.config.cors).layer(middleware::from_fn_with_state(app.clone(), headers::add))
+    cors::around(service, app).layer(middleware::from_fn_with_state(app.clone(), headers::add))
 }

@@ -26,15 +26,16 @@ pub struct ApiError {
     errors: Vec<FieldError>,
     cause: Option<Cause>,
     headers: Vec<(HeaderName, HeaderValue)>,
+    is_told_elsewhere: bool,
 }
 
 /// What the request log shows of a 5xx.
 #[derive(Clone, Debug)]
 pub struct Cause(pub Arc<dyn std::error::Error + Send + Sync>);
 
-/// The `code` of an error answer, for those around it.
+/// On an answer that the request log need not tell of.
 #[derive(Clone, Copy, Debug)]
-pub struct Code(pub &'static str);
+pub struct ToldElsewhere;
 
 /// The body of every error answer.
 #[derive(Debug, Serialize, ToSchema)]
@@ -84,7 +85,8 @@ impl ApiError {
     /// An error with its own code.
     #[must_use]
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, code, detail: detail.into(), errors: Vec::new(), cause: None, headers: Vec::new() }
+        let detail = detail.into();
+        Self { status, code, detail, errors: Vec::new(), cause: None, headers: Vec::new(), is_told_elsewhere: false }
     }
 
     /// 400.
@@ -133,6 +135,12 @@ impl ApiError {
         self
     }
 
+    /// Keeps the answer out of the request log: whoever makes it tells of it himself, of many at once.
+    #[must_use]
+    pub fn told_elsewhere(self) -> Self {
+        Self { is_told_elsewhere: true, ..self }
+    }
+
     fn because(mut self, cause: Arc<dyn std::error::Error + Send + Sync>) -> Self {
         self.cause = Some(Cause(cause));
         self
@@ -161,7 +169,9 @@ impl ApiError {
         for (name, value) in self.headers {
             response.headers_mut().insert(name, value);
         }
-        response.extensions_mut().insert(Code(self.code));
+        if self.is_told_elsewhere {
+            response.extensions_mut().insert(ToldElsewhere);
+        }
         if let Some(cause) = self.cause {
             response.extensions_mut().insert(cause);
         }

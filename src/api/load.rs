@@ -14,8 +14,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::ApiError;
 
-/// The `code` of a refusal.
-pub const OVERLOADED: &str = "overloaded";
 /// How often refusals are told of.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
@@ -57,7 +55,7 @@ impl Load {
             *told_at = Some(Instant::now());
             tracing::warn!(count, "overloaded: {count} requests were refused since this was said last");
         }
-        ApiError::unavailable(OVERLOADED, "The service has too much to do at the moment")
+        ApiError::unavailable("overloaded", "The service has too much to do at the moment").told_elsewhere()
     }
 }
 

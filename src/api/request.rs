@@ -17,7 +17,7 @@ use super::{
     auth::{self, Caller},
     client::ClientAddress,
     error,
-    load::{self, Place},
+    load::Place,
     prefer::Wait,
     rate_limit::Applied,
 };
@@ -229,7 +229,7 @@ fn log_line(method: &str, route: &str, response: &Response, duration: Duration) 
             error = &**cause as &dyn std::error::Error,
             "{method} {route} {}: {cause}", status.as_u16()
         );
-    } else if response.extensions().get::<error::Code>().is_some_and(|error::Code(code)| *code == load::OVERLOADED) {
+    } else if response.extensions().get::<error::ToldElsewhere>().is_some() {
         // Thousands a second, when there is no time for it; `load` tells of them.
         tracing::debug!(target: "api.request", method, route, "{method} {route} 503");
     } else {
