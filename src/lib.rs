@@ -19,8 +19,9 @@ pub mod config;
 pub mod lifecycle;
 pub mod telemetry;
 
-// The two systems around us. Neither knows the other.
+// The systems around us. None knows the others.
 pub mod db;
+pub mod egress;
 pub mod kafka;
 
 // What the service does to its data.
