@@ -17,6 +17,7 @@ use crate::{
         self,
         idempotency::{ClaimError, IdempotencyKey},
     },
+    egress,
     timestamp::Timestamp,
 };
 
@@ -27,6 +28,8 @@ pub struct Context<'a> {
     pub user_id: &'a str,
     /// Whether audit rows are written.
     pub audit: bool,
+    /// What agents' URLs may lead to.
+    pub egress: &'a egress::Allow,
     /// Makes a repeat of the action find what the first one made.
     pub key: Option<&'a IdempotencyKey>,
     /// The revisions of a row under which it may be changed.

@@ -35,6 +35,7 @@ use crate::{
     actions::{Context, start_run::Definitions},
     config::{self, Config},
     db::processes::Registration,
+    egress::Egress,
     lifecycle::Lifecycle,
     outbox::Relay,
     readiness::Readiness,
@@ -70,7 +71,7 @@ pub struct Parts {
     /// The answer of `/health/ready`.
     pub readiness: Readiness,
     /// For the health of agents.
-    pub http: reqwest::Client,
+    pub egress: Egress,
     /// For the uptime.
     pub started: Instant,
 }
@@ -91,15 +92,15 @@ impl App {
         let writer = RunWriter::start(&pool, &relay, config.audit, lifecycle, drained);
         let waiting = Waiting::start(pool.clone(), lifecycle);
         let readiness = Readiness::start(pool.clone(), relay.clone(), lifecycle);
-        // An agent's card is not fetched from where its host redirects to: that could be anything on this network.
-        let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build()?;
+        let egress = Egress::new(&config.egress)?;
         let definitions = Definitions::default();
-        Ok(Self(Arc::new(Parts { config, pool, writer, relay, definitions, waiting, readiness, http, started })))
+        Ok(Self(Arc::new(Parts { config, pool, writer, relay, definitions, waiting, readiness, egress, started })))
     }
 
     /// On whose behalf an action runs.
-    fn context<'a>(&self, caller: &'a auth::Caller) -> Context<'a> {
-        Context { user_id: &caller.subject, audit: self.config.audit, key: None, if_match: None }
+    fn context<'a>(&'a self, caller: &'a auth::Caller) -> Context<'a> {
+        let (audit, egress) = (self.config.audit, &*self.config.egress);
+        Context { user_id: &caller.subject, audit, egress, key: None, if_match: None }
     }
 }
 

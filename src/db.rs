@@ -6,6 +6,7 @@
 
 pub mod agents;
 pub mod audit;
+pub mod breakers;
 pub mod events;
 pub mod executions;
 pub mod idempotency;

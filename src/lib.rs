@@ -6,6 +6,7 @@
 
 // Pure: no axum, no SQL, no Kafka.
 pub mod agent;
+pub mod breaker;
 pub mod expression;
 pub mod id;
 pub mod input;

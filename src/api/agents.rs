@@ -39,7 +39,7 @@ pub struct Agent {
     /// Unique for ever; steps name agents by it.
     #[schema(example = "summariser")]
     name: String,
-    /// Where its JSON-RPC endpoint is, normalised.
+    /// Where its endpoint is, normalised.
     #[schema(example = "http://summariser:8080/")]
     url: String,
     /// For people.
@@ -54,9 +54,15 @@ pub struct Agent {
     /// How calls are repeated.
     #[schema(value_type = RetryConfigBody)]
     retry_config: RetryConfig,
-    /// Kept for the UI.
+    /// What differs from the settings `CIRCUIT_BREAKER_*`: `enabled`, `failure_threshold`, `failure_rate_threshold`,
+    /// `timeout_seconds`, `half_open_max_calls`, `window_size_seconds`.
     #[schema(value_type = Option<Object>)]
     circuit_breaker_config: Option<Box<RawValue>>,
+    /// `a2a`, `http` or `openai`: how it is spoken to.
+    kind: String,
+    /// What the kind needs to know.
+    #[schema(value_type = Option<AgentConfigBody>)]
+    config: Option<Box<RawValue>>,
     /// `active`, `inactive` or `deleted`.
     status: String,
     /// Registration.
@@ -85,6 +91,8 @@ impl From<AgentRow> for Agent {
             timeout_ms: row.timeout_ms,
             retry_config: RetryConfig::from_stored(stored(row.retry_config).as_deref()),
             circuit_breaker_config: stored(row.circuit_breaker_config),
+            kind: row.kind,
+            config: stored(row.config),
             status: row.status,
             created_at: row.created_at,
             updated_at: row.updated_at,
@@ -111,6 +119,50 @@ pub struct RetryConfigBody {
     /// What each pause is multiplied with for the next one.
     #[schema(nullable = false, default = 2.0, minimum = 1.0)]
     backoff_multiplier: Option<f64>,
+}
+
+/// What differs from the settings of the circuit breakers.
+#[derive(ToSchema)]
+#[schema(as = CircuitBreakerConfig)]
+#[expect(dead_code, reason = "describes what `breaker::Rules` reads")]
+pub struct CircuitBreakerConfigBody {
+    /// Whether the agent has one.
+    enabled: Option<bool>,
+    /// Failures in a row that open it, and the fewest calls of which a share is taken.
+    #[schema(minimum = 1, maximum = 1000)]
+    failure_threshold: Option<u32>,
+    /// The share of failures that opens it, above 0.
+    #[schema(minimum = 0.01, maximum = 1.0)]
+    failure_rate_threshold: Option<f64>,
+    /// How long it stays open.
+    #[schema(minimum = 1, maximum = 86400)]
+    timeout_seconds: Option<u64>,
+    /// Probes while it is half open, and successes that close it.
+    #[schema(minimum = 1, maximum = 1000)]
+    half_open_max_calls: Option<u32>,
+    /// How far back calls count.
+    #[schema(minimum = 1, maximum = 3600)]
+    window_size_seconds: Option<u64>,
+}
+
+/// The `config` of an agent of kind `openai`.
+#[derive(ToSchema)]
+#[schema(as = AgentConfig, example = json!({"model": "gpt-4o-mini", "parameters": {"temperature": 0, "max_tokens": 500}}))]
+#[expect(dead_code, reason = "describes what `agent::ChatConfig` reads")]
+pub struct AgentConfigBody {
+    /// Which model.
+    #[schema(min_length = 1, max_length = 255, pattern = "\\S")]
+    model: String,
+    /// Comes before the messages of the step.
+    #[schema(max_length = 100_000)]
+    system_prompt: Option<String>,
+    /// Further members of the request, such as `temperature` and `max_tokens`; not `model`, `messages`, `stream` and
+    /// `response_format`.
+    #[schema(value_type = Option<Object>, example = json!({"temperature": 0}))]
+    parameters: Option<()>,
+    /// `text`, `json`, or an object as the endpoint takes it.
+    #[schema(value_type = Option<Object>, example = json!({"type": "json_object"}))]
+    response_format: Option<()>,
 }
 
 /// The body of a create request.
@@ -145,9 +197,20 @@ pub struct NewAgentBody {
     /// How calls are repeated.
     #[schema(value_type = RetryConfigBody, required = false)]
     retry_config: Option<RetryConfigBody>,
-    /// Kept for the UI.
-    #[schema(value_type = Option<Object>)]
+    /// Overrides settings `CIRCUIT_BREAKER_*`; other members are kept.
+    #[schema(value_type = Option<CircuitBreakerConfigBody>)]
     circuit_breaker_config: Option<()>,
+    /// `a2a` (JSON-RPC, the default), `http` (JSON in, JSON out) or `openai` (chat completions), in any case.
+    #[schema(
+        nullable = false,
+        default = "a2a",
+        example = "a2a",
+        pattern = "^([aA]2[aA]|[hH][tT][tT][pP]|[oO][pP][eE][nN][aA][iI])$"
+    )]
+    kind: Option<String>,
+    /// Required for `openai`, null for the others.
+    #[schema(value_type = Option<AgentConfigBody>)]
+    config: Option<()>,
 }
 
 /// The body of an update request; what is absent stays.
@@ -176,8 +239,14 @@ pub struct AgentPatchBody {
     #[schema(nullable = false, pattern = "^(active|inactive)$")]
     status: Option<String>,
     /// Null clears it.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<CircuitBreakerConfigBody>)]
     circuit_breaker_config: Option<()>,
+    /// Another one drops the former's `config`.
+    #[schema(nullable = false, pattern = "^([aA]2[aA]|[hH][tT][tT][pP]|[oO][pP][eE][nN][aA][iI])$")]
+    kind: Option<String>,
+    /// Has to fit `kind`.
+    #[schema(value_type = Option<AgentConfigBody>)]
+    config: Option<()>,
 }
 
 impl From<SaveAgentError> for ApiError {
@@ -333,5 +402,5 @@ pub async fn delete_agent(
 )]
 pub async fn check_agent(State(app): State<App>, AgentId(id): AgentId) -> Result<Json<AgentHealth>, ApiError> {
     let row = db::agents::find(&app.pool, id).await?.ok_or_else(not_found)?;
-    Ok(Json(agent_health::check(&app.http, &row).await))
+    Ok(Json(agent_health::check(&app.egress, &row).await))
 }

@@ -278,9 +278,7 @@ mod tests {
     #[test]
     fn a_listed_host_may_have_any_address_but_one_that_hands_out_credentials() {
         let listed = allow("Agent.Internal.");
-        let found = || {
-            ["10.0.0.1:0", "169.254.169.254:0"].into_iter().map(|address| address.parse().expect(address))
-        };
+        let found = || ["10.0.0.1:0", "169.254.169.254:0"].into_iter().map(|address| address.parse().expect(address));
         let of = |name| listed.of_host(name, found()).iter().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!(of("agent.internal"), ["10.0.0.1:0"]);
         assert_eq!(of("AGENT.internal."), ["10.0.0.1:0"]);
