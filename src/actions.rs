@@ -74,7 +74,12 @@ impl<'a> Context<'a> {
     /// Compares a row, which is locked, with what the caller believes it to be.
     fn check_revision(self, revision: &str) -> Result<(), Stale> {
         match self.if_match {
-            Some(IfMatch::Revisions(revisions)) if !revisions.iter().any(|known| known == revision) => Err(Stale),
+            // What stands behind a dot is not of the row: it tells answers apart, not what may be changed.
+            Some(IfMatch::Revisions(revisions))
+                if !revisions.iter().any(|known| known.split('.').next() == Some(revision)) =>
+            {
+                Err(Stale)
+            }
             _ => Ok(()),
         }
     }

@@ -19,9 +19,11 @@ use super::{
 use crate::{
     actions::save_agent::{self, SaveAgentError},
     agent::{AgentPatch, AuthType, NewAgent, RetryConfig, render_auth_config},
+    breaker::Rules,
     db::{
         self,
-        agents::{AgentRow, Filter, ORDER},
+        agents::{AgentRow, AgentWithBreaker, Filter, ORDER},
+        breakers::SharedBreaker,
         idempotency::ClaimError,
     },
     timestamp::Timestamp,
@@ -75,6 +77,49 @@ pub struct Agent {
     created_by: Option<String>,
     /// Who changed it last.
     updated_by: Option<String>,
+}
+
+/// An agent, and whether executors call it at present.
+#[derive(Serialize, ToSchema)]
+pub struct AgentDetail {
+    #[serde(flatten)]
+    agent: Agent,
+    /// Null if it is switched off.
+    circuit_breaker: Option<CircuitBreaker>,
+}
+
+/// The circuit breaker of an agent, which all executors share.
+#[derive(Serialize, ToSchema)]
+pub struct CircuitBreaker {
+    /// `closed`: the agent is called; `open`: it is not; `half_open`: a few calls show whether it works again.
+    state: &'static str,
+    /// When it opened; null if it is closed.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    opened_at: Option<Timestamp>,
+    /// When an open one lets the first call through again.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    retry_at: Option<Timestamp>,
+    /// Failures in the window, as far as executors have reported them.
+    failures: u32,
+    /// Calls in the window; those that succeed are reported only while others fail.
+    calls: u32,
+}
+
+impl AgentDetail {
+    fn new(found: AgentWithBreaker, rules: Rules) -> Self {
+        let shared = SharedBreaker::from(found.breaker);
+        let rules = rules.of_agent(found.agent.circuit_breaker_config.as_ref().map(|config| &*config.0));
+        let (calls, failures) = shared.breaker.counts(&rules, shared.read_at);
+        let timestamp = |at: chrono::DateTime<chrono::Utc>| Timestamp::from(at.naive_utc());
+        let circuit_breaker = CircuitBreaker {
+            state: shared.breaker.state.as_str(),
+            opened_at: shared.breaker.opened_at.map(timestamp),
+            retry_at: shared.breaker.retry_at(&rules).map(timestamp),
+            failures,
+            calls,
+        };
+        Self { agent: found.agent.into(), circuit_breaker: rules.enabled.then_some(circuit_breaker) }
+    }
 }
 
 impl From<AgentRow> for Agent {
@@ -342,19 +387,19 @@ pub async fn create_agent(
     }
 }
 
-/// Shows an agent, deleted ones too.
+/// Shows an agent, deleted ones too, with its circuit breaker.
 #[utoipa::path(
     get, path = "/agents/{agent_id}", tag = "agents",
     params(("agent_id" = uuid::Uuid, Path), ("If-None-Match" = Option<String>, Header, description = "Only if the `ETag` is another one")),
-    responses((status = 200, body = Agent, headers(("ETag" = String, description = "The state that is shown"))), (status = 304), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
+    responses((status = 200, body = AgentDetail, headers(("ETag" = String, description = "The state that is shown"))), (status = 304), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
 )]
 pub async fn get_agent(
     State(app): State<App>,
     AgentId(id): AgentId,
     if_none_match: IfNoneMatch,
 ) -> Result<Response, ApiError> {
-    let row = db::agents::find(&app.pool, id).await?.ok_or_else(not_found)?;
-    Ok(if_none_match.answer(&row.revision(), Agent::from(row)))
+    let found = db::agents::find_to_show(&app.pool, id).await?.ok_or_else(not_found)?;
+    Ok(if_none_match.answer(&found.revision(), AgentDetail::new(found, app.config.circuit_breaker)))
 }
 
 /// Changes the members that are given.

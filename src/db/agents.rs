@@ -73,6 +73,18 @@ pub struct AgentWithBreaker {
     pub breaker: BreakerRow,
 }
 
+impl AgentWithBreaker {
+    /// Another text after every change of the agent, which comes first, and of its breaker.
+    #[must_use]
+    pub fn revision(&self) -> String {
+        let agent = self.agent.revision();
+        match self.breaker.updated_at() {
+            Some(at) => format!("{agent}.{:x}", at.timestamp_micros()),
+            None => agent,
+        }
+    }
+}
+
 /// The agent of that name with its breaker, deleted ones too.
 pub async fn find_to_call(db: impl PgExecutor<'_>, name: &str) -> Result<Option<AgentWithBreaker>, Error> {
     let sql = with_breaker("a.name = $1");

@@ -28,10 +28,16 @@ pub struct BreakerRow {
 pub struct SharedBreaker {
     /// As stored; a closed one without calls where there is none.
     pub breaker: Breaker,
-    /// Its last change; none, if nothing is stored.
-    pub updated_at: Option<DateTime<Utc>>,
     /// When this was read.
     pub read_at: DateTime<Utc>,
+}
+
+impl BreakerRow {
+    /// Its last change.
+    #[must_use]
+    pub fn updated_at(&self) -> Option<DateTime<Utc>> {
+        self.breaker_updated_at
+    }
 }
 
 impl From<BreakerRow> for SharedBreaker {
@@ -44,7 +50,7 @@ impl From<BreakerRow> for SharedBreaker {
             probes: row.probes.map(|probes| probes.0).unwrap_or_default(),
             probes_succeeded: row.probes_succeeded.and_then(|count| u32::try_from(count).ok()).unwrap_or_default(),
         };
-        Self { breaker, updated_at: row.breaker_updated_at, read_at: row.read_at }
+        Self { breaker, read_at: row.read_at }
     }
 }
 
@@ -78,7 +84,7 @@ pub async fn change<T: Send>(
         .execute(&mut *transaction)
         .await?;
     transaction.commit().await?;
-    Ok((SharedBreaker { breaker, updated_at: Some(read_at), read_at }, result))
+    Ok((SharedBreaker { breaker, read_at }, result))
 }
 
 /// Forgets an agent's breaker: it is closed.

@@ -117,14 +117,13 @@ impl Breakers {
             None => {
                 let turn = local.changing.lock().await;
                 // It may have been decided meanwhile.
-                let admission = match expected(&agent.breaker, &local) {
-                    Some(admission) => admission,
-                    None => {
-                        let (rules, lease) = (agent.breaker, agent.timeout + LEASE_MARGIN);
-                        let asked = self.change(agent, &local, move |breaker, now| breaker.admit(&rules, now, lease));
-                        // Without the database the agent is called: a breaker protects, it is not needed.
-                        asked.await.unwrap_or(Admission::Made)
-                    }
+                let admission = if let Some(admission) = expected(&agent.breaker, &local) {
+                    admission
+                } else {
+                    let (rules, lease) = (agent.breaker, agent.timeout + LEASE_MARGIN);
+                    let asked = self.change(agent, &local, move |breaker, now| breaker.admit(&rules, now, lease));
+                    // Without the database the agent is called: a breaker protects, it is not needed.
+                    asked.await.unwrap_or(Admission::Made)
                 };
                 drop(turn);
                 match admission {

@@ -64,7 +64,7 @@ pub(super) async fn call(wire: &Wire<'_>) -> Result<Box<RawValue>, Failure> {
     let message = MessageBody { role: "user", id: format!("msg-{task_id}"), parts };
     let body = Rpc::body(&task_id, "message/send", Message { message });
     let body = wire.post(url.clone(), body, explain).await?;
-    let task = match answer::read(&body).map_err(failure)? {
+    let task = match answer::read(&body).map_err(|error| failure(&error))? {
         Answer::Output(output) => return Ok(output),
         Answer::UnderWay { task } => task,
     };
@@ -75,14 +75,13 @@ pub(super) async fn call(wire: &Wire<'_>) -> Result<Box<RawValue>, Failure> {
         pause = pause.mul_f64(PAUSE_GROWTH).min(LONGEST_PAUSE);
         let body = Rpc::body(&task_id, "tasks/get", json!({"id": in_flight.task()}));
         let asked = wire.post(url.clone(), body, explain).await;
-        match asked.and_then(|body| answer::read(&body).map_err(failure)) {
+        match asked.and_then(|body| answer::read(&body).map_err(|error| failure(&error))) {
             Ok(Answer::Output(output)) => {
                 in_flight.is_over();
                 return Ok(output);
             }
-            Ok(Answer::UnderWay { .. }) => {}
-            // The task goes on meanwhile: sending the message anew would make a second one.
-            Err(Failure { again: Again::Later, .. }) => {}
+            // Not being able to ask ends nothing: sending the message anew would make a second task.
+            Ok(Answer::UnderWay { .. }) | Err(Failure { again: Again::Later, .. }) => {}
             Err(Failure { again: Again::After(wanted), .. }) => pause = pause.max(wanted),
             Err(failure) => {
                 if failure.fault == Fault::Refused {
@@ -94,7 +93,7 @@ pub(super) async fn call(wire: &Wire<'_>) -> Result<Box<RawValue>, Failure> {
     }
 }
 
-fn failure(error: AnswerError) -> Failure {
+fn failure(error: &AnswerError) -> Failure {
     let fault = if matches!(error, AnswerError::Invalid(_)) { Fault::Invalid } else { Fault::Refused };
     Failure::new(fault, Again::Never, error.to_string())
 }
