@@ -7,7 +7,11 @@ use uuid::Uuid;
 use super::{Context, Stale};
 use crate::{
     agent::{AgentKind, AgentPatch, AgentStatus, AuthType, NewAgent},
-    db::{self, agents::AgentRow, idempotency::ClaimError},
+    db::{
+        self,
+        agents::{AgentRow, AgentWithBreaker},
+        idempotency::ClaimError,
+    },
     input::{self, FieldError, Patch},
     timestamp::Timestamp,
 };
@@ -90,11 +94,12 @@ pub async fn update_agent(
     context: Context<'_>,
     id: Uuid,
     patch: AgentPatch,
-) -> Result<AgentRow, SaveAgentError> {
+) -> Result<AgentWithBreaker, SaveAgentError> {
     let mut transaction = pool.begin().await?;
-    let row = update_in(&mut transaction, context, id, patch).await?;
+    update_in(&mut transaction, context, id, patch).await?;
+    let found = db::agents::find_to_show(&mut *transaction, id).await?.ok_or(SaveAgentError::NotFound)?;
     transaction.commit().await?;
-    Ok(row)
+    Ok(found)
 }
 
 /// [`update_agent`] inside the caller's transaction.

@@ -60,6 +60,8 @@ pub struct Agent {
     /// `timeout_seconds`, `half_open_max_calls`, `window_size_seconds`.
     #[schema(value_type = Option<Object>)]
     circuit_breaker_config: Option<Box<RawValue>>,
+    /// Null if it is switched off.
+    circuit_breaker: Option<CircuitBreaker>,
     /// `a2a`, `http` or `openai`: how it is spoken to.
     kind: String,
     /// What the kind needs to know.
@@ -79,15 +81,6 @@ pub struct Agent {
     updated_by: Option<String>,
 }
 
-/// An agent, and whether executors call it at present.
-#[derive(Serialize, ToSchema)]
-pub struct AgentDetail {
-    #[serde(flatten)]
-    agent: Agent,
-    /// Null if it is switched off.
-    circuit_breaker: Option<CircuitBreaker>,
-}
-
 /// The circuit breaker of an agent, which all executors share.
 #[derive(Serialize, ToSchema)]
 pub struct CircuitBreaker {
@@ -105,25 +98,26 @@ pub struct CircuitBreaker {
     calls: u32,
 }
 
-impl AgentDetail {
-    fn new(found: AgentWithBreaker, rules: Rules) -> Self {
-        let shared = SharedBreaker::from(found.breaker);
-        let rules = rules.of_agent(found.agent.circuit_breaker_config.as_ref().map(|config| &*config.0));
-        let (calls, failures) = shared.breaker.counts(&rules, shared.read_at);
-        let timestamp = |at: chrono::DateTime<chrono::Utc>| Timestamp::from(at.naive_utc());
-        let circuit_breaker = CircuitBreaker {
-            state: shared.breaker.state.as_str(),
-            opened_at: shared.breaker.opened_at.map(timestamp),
-            retry_at: shared.breaker.retry_at(&rules).map(timestamp),
+impl CircuitBreaker {
+    /// `None`: nothing is stored of it.
+    fn new(shared: Option<&SharedBreaker>, rules: &Rules) -> Self {
+        let timestamp = |at: chrono::DateTime<chrono::Utc>| Timestamp::from(at);
+        let (calls, failures) = shared.map_or((0, 0), |shared| shared.breaker.counts(rules, shared.read_at));
+        let breaker = shared.map(|shared| &shared.breaker);
+        Self {
+            state: breaker.map(|breaker| breaker.state).unwrap_or_default().as_str(),
+            opened_at: breaker.and_then(|breaker| breaker.opened_at).map(timestamp),
+            retry_at: breaker.and_then(|breaker| breaker.retry_at(rules)).map(timestamp),
             failures,
             calls,
-        };
-        Self { agent: found.agent.into(), circuit_breaker: rules.enabled.then_some(circuit_breaker) }
+        }
     }
 }
 
-impl From<AgentRow> for Agent {
-    fn from(row: AgentRow) -> Self {
+impl Agent {
+    /// With its circuit breaker, if anything is stored of one, under these rules where it has none of its own.
+    fn new(row: AgentRow, breaker: Option<&SharedBreaker>, rules: Rules) -> Self {
+        let rules = rules.of_agent(row.circuit_breaker_config.as_ref().map(|config| &*config.0));
         let auth_type = row.auth_type.as_deref().and_then(AuthType::parse).unwrap_or(AuthType::None);
         let stored = |json: Option<sqlx::types::Json<Box<RawValue>>>| json.map(|json| json.0);
         Self {
@@ -136,6 +130,7 @@ impl From<AgentRow> for Agent {
             timeout_ms: row.timeout_ms,
             retry_config: RetryConfig::from_stored(stored(row.retry_config).as_deref()),
             circuit_breaker_config: stored(row.circuit_breaker_config),
+            circuit_breaker: rules.enabled.then(|| CircuitBreaker::new(breaker, &rules)),
             kind: row.kind,
             config: stored(row.config),
             status: row.status,
@@ -343,12 +338,22 @@ pub async fn list_agents(State(app): State<App>, query: Query) -> Result<Json<Pa
         updated: query.span("updated")?,
     };
     if let Some(name) = query.text("name").filter(|name| !name.is_empty()) {
-        let found = db::agents::find_by_name(&app.pool, name).await?;
-        return Ok(Json(Page::of_one(found.map(Agent::from), asked.cut.size)));
+        let found = db::agents::find_to_call(&app.pool, name).await?;
+        return Ok(Json(Page::of_one(found.map(|found| show(&app, found)), asked.cut.size)));
     }
     let mut connection = app.pool.acquire().await?;
     let part = db::agents::list(&mut connection, &filter, &asked.cut).await?;
-    Ok(Json(Page::new(part, &asked)))
+    let ids: Vec<uuid::Uuid> = part.rows.iter().map(|row| row.id).collect();
+    let breakers = db::breakers::find_all(&mut *connection, &ids).await?;
+    let page: Page<AgentRow> = Page::new(part, &asked);
+    Ok(Json(page.map(|row| {
+        let breaker = breakers.get(&row.id);
+        Agent::new(row, breaker, app.config.circuit_breaker)
+    })))
+}
+
+fn show(app: &App, found: AgentWithBreaker) -> Agent {
+    Agent::new(found.agent, Some(&found.breaker.into()), app.config.circuit_breaker)
 }
 
 /// Registers an agent.
@@ -372,8 +377,10 @@ pub async fn create_agent(
     let new = NewAgent::parse(body.raw())?;
     let key = key.bound("create agent", &caller, body.fingerprint());
     let context = app.context(&caller).with_key(key.as_ref());
-    let created =
-        |row: AgentRow| etag::created(&app, &format!("/agents/{}", row.id), &row.revision(), Agent::from(row));
+    let created = |row: AgentRow| {
+        let (path, revision) = (format!("/agents/{}", row.id), row.revision());
+        etag::created(&app, &path, &revision, Agent::new(row, None, app.config.circuit_breaker))
+    };
     match save_agent::create_agent(&app.pool, context, new).await {
         Ok(row) => {
             tracing::info!(target: "api.routes.agents", agent_id = %row.id, "Agent created");
@@ -391,7 +398,7 @@ pub async fn create_agent(
 #[utoipa::path(
     get, path = "/agents/{agent_id}", tag = "agents",
     params(("agent_id" = uuid::Uuid, Path), ("If-None-Match" = Option<String>, Header, description = "Only if the `ETag` is another one")),
-    responses((status = 200, body = AgentDetail, headers(("ETag" = String, description = "The state that is shown"))), (status = 304), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
+    responses((status = 200, body = Agent, headers(("ETag" = String, description = "The state that is shown"))), (status = 304), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
 )]
 pub async fn get_agent(
     State(app): State<App>,
@@ -399,7 +406,7 @@ pub async fn get_agent(
     if_none_match: IfNoneMatch,
 ) -> Result<Response, ApiError> {
     let found = db::agents::find_to_show(&app.pool, id).await?.ok_or_else(not_found)?;
-    Ok(if_none_match.answer(&found.revision(), AgentDetail::new(found, app.config.circuit_breaker)))
+    Ok(if_none_match.answer(&found.revision(), show(&app, found)))
 }
 
 /// Changes the members that are given.
@@ -418,9 +425,9 @@ pub async fn update_agent(
 ) -> Result<Response, ApiError> {
     let patch = AgentPatch::parse(body.raw())?;
     let context = app.context(&caller).with_if_match(if_match.as_ref());
-    let row = save_agent::update_agent(&app.pool, context, id, patch).await?;
+    let found = save_agent::update_agent(&app.pool, context, id, patch).await?;
     tracing::info!(target: "api.routes.agents", agent_id = %id, "Agent updated");
-    Ok(etag::tagged(&row.revision(), Json(Agent::from(row))))
+    Ok(etag::tagged(&found.revision(), Json(show(&app, found))))
 }
 
 /// Marks an agent as deleted; its name stays taken.

@@ -1,5 +1,7 @@
 //! Circuit breakers, shared by all executors.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, Utc};
 use sqlx::{PgPool, types::Json};
 use uuid::Uuid;
@@ -91,6 +93,22 @@ pub async fn change<T: Send>(
 pub async fn delete(db: impl sqlx::PgExecutor<'_>, agent_id: Uuid) -> Result<(), Error> {
     sqlx::query("DELETE FROM circuit_breakers WHERE agent_id = $1").bind(agent_id).execute(db).await?;
     Ok(())
+}
+
+/// What is stored of these agents' breakers.
+pub async fn find_all(
+    db: impl sqlx::PgExecutor<'_>,
+    agent_ids: &[Uuid],
+) -> Result<HashMap<Uuid, SharedBreaker>, Error> {
+    #[derive(sqlx::FromRow)]
+    struct Row {
+        agent_id: Uuid,
+        #[sqlx(flatten)]
+        breaker: BreakerRow,
+    }
+    let sql = format!("SELECT b.agent_id, {COLUMNS} FROM circuit_breakers b WHERE b.agent_id = ANY ($1)");
+    let rows: Vec<Row> = sqlx::query_as(&sql).bind(agent_ids).fetch_all(db).await?;
+    Ok(rows.into_iter().map(|row| (row.agent_id, row.breaker.into())).collect())
 }
 
 /// How many breakers are in each state but closed.

@@ -38,6 +38,7 @@ async fn a_minimal_agent_has_every_member(pool: PgPool) {
     let expected = json!({
         "name": "worker", "url": "http://agent.example/", "description": null, "auth_type": "none",
         "auth_config": null, "timeout_ms": 30000, "circuit_breaker_config": null, "kind": "a2a", "config": null,
+        "circuit_breaker": {"state": "closed", "opened_at": null, "retry_at": null, "failures": 0, "calls": 0},
         "status": "active",
         "retry_config": {"max_retries": 3, "initial_delay_ms": 1000, "max_delay_ms": 30000, "backoff_multiplier": 2.0},
         "created_by": "system", "updated_by": "system",
