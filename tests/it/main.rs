@@ -2,14 +2,19 @@
 //! real Kafka (topics per test). `DATABASE_URL` and `KAFKA_BROKERS` say where; `./deploy-api.sh test` sets them.
 
 mod agent_health;
+mod agent_kinds;
+mod agent_tasks;
 mod agents;
+mod attempts;
 mod bad_input;
+mod breakers;
 mod by_name;
 mod cors;
 mod cursors;
 mod definitions;
 mod dispatch;
 mod documentation;
+mod egress;
 mod etags;
 mod events;
 mod execute;
