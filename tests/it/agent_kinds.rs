@@ -51,7 +51,7 @@ async fn a_plain_agent_gets_the_input_and_gives_the_output(pool: PgPool) {
     })
     .await;
     let auth = json!({"url": format!("{url}sum?x=1"), "kind": "HTTP", "auth_type": "apikey",
-        "auth_config": {"key": "s3cret", "header_name": "X-Key"}});
+        "auth_config": {"key": "s3cret", "header_name": "X-Key"}, "circuit_breaker_config": {"enabled": false}});
     let world = world(&pool, auth).await;
     let input = json!({"text": "t", "n": [1, {"deep": true}]});
     let done = run(&world, input.clone()).await;

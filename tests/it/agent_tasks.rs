@@ -114,7 +114,7 @@ async fn a_task_that_does_not_complete_fails_the_step(pool: PgPool) {
 async fn a_task_is_cancelled_when_its_time_is_over(pool: PgPool) {
     let (agent, url) = working().await;
     let world = World::start(&pool, &[]).await;
-    let slow = json!({"name": "a", "url": url, "timeout_ms": 1000, "auth_type": "bearer", "auth_config": {"token": "t"},
+    let slow = json!({"name": "a", "url": url, "timeout_ms": 1000, "auth_type": "bearer", "auth_config": {"token": "s3cret"},
         "retry_config": {"max_retries": 1, "initial_delay_ms": 100, "max_delay_ms": 1000}});
     world.service.post("/api/v1/agents", &slow).await.expect(201);
     let failed = world.run("ask", &step(), &json!({})).await;
@@ -123,7 +123,7 @@ async fn a_task_is_cancelled_when_its_time_is_over(pool: PgPool) {
     eventually("the agent hears of it", async || (counts(&agent)[2] == 1).then_some(())).await;
     let cancel = agent.calls().into_iter().find(|call| method(call) == "tasks/cancel").expect("it");
     assert_eq!(cancel.body["params"], json!({"id": "t-1"}));
-    assert_eq!(cancel.headers["authorization"], "Bearer t");
+    assert_eq!(cancel.headers["authorization"], "Bearer s3cret");
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
