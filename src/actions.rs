@@ -1,5 +1,6 @@
 //! Writes that span tables: one function, one transaction or statement, with its audit row.
 
+pub mod api_keys;
 pub mod cancel_run;
 pub mod import;
 pub mod put_workflow;
@@ -30,6 +31,8 @@ pub struct Context<'a> {
     pub audit: bool,
     /// What agents' URLs may lead to.
     pub egress: &'a egress::Allow,
+    /// Whether the caller sees the credentials of agents. Who does not may send back what stands in their place.
+    pub sees_secrets: bool,
     /// Makes a repeat of the action find what the first one made.
     pub key: Option<&'a IdempotencyKey>,
     /// The revisions of a row under which it may be changed.

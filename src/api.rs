@@ -1,7 +1,9 @@
 //! The HTTP API: state, the list of routes, and the order of what surrounds them.
 
+pub mod access;
 pub mod agent_health;
 pub mod agents;
+pub mod api_keys;
 pub mod auth;
 pub mod by_name;
 pub mod cors;
@@ -31,6 +33,7 @@ use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+use self::auth::{KeyRing, Tokens};
 use crate::{
     actions::{Context, start_run::Definitions},
     config::{self, Config},
@@ -70,6 +73,10 @@ pub struct Parts {
     pub waiting: Waiting,
     /// The answer of `/health/ready`.
     pub readiness: Readiness,
+    /// Verifies tokens.
+    pub tokens: Tokens,
+    /// Knows API keys.
+    pub keys: KeyRing,
     /// For the health of agents.
     pub egress: Egress,
     /// For the uptime.
@@ -93,14 +100,36 @@ impl App {
         let waiting = Waiting::start(pool.clone(), lifecycle);
         let readiness = Readiness::start(pool.clone(), relay.clone(), lifecycle);
         let egress = Egress::new(&config.egress)?;
+        // Key sets are the operator's to choose, wherever they are; their hosts' redirects are not.
+        let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build()?;
+        let keys = KeyRing::start(pool.clone(), lifecycle);
+        let tokens = Tokens::start(&config.auth, &http, lifecycle);
         let definitions = Definitions::default();
-        Ok(Self(Arc::new(Parts { config, pool, writer, relay, definitions, waiting, readiness, egress, started })))
+        Ok(Self(Arc::new(Parts {
+            config,
+            pool,
+            writer,
+            relay,
+            definitions,
+            waiting,
+            readiness,
+            tokens,
+            keys,
+            egress,
+            started,
+        })))
     }
 
     /// On whose behalf an action runs.
     fn context<'a>(&'a self, caller: &'a auth::Caller) -> Context<'a> {
-        let (audit, egress) = (self.config.audit, &*self.config.egress);
-        Context { user_id: &caller.subject, audit, egress, key: None, if_match: None }
+        Context {
+            user_id: &caller.subject,
+            audit: self.config.audit,
+            egress: &self.config.egress,
+            sees_secrets: caller.sees_secrets(),
+            key: None,
+            if_match: None,
+        }
     }
 }
 
@@ -113,8 +142,9 @@ impl Deref for App {
 }
 
 /// All routes of the API with their OpenAPI document: the ones under the prefix, and the ones at the root.
+/// `key_header` is the header that carries an API key.
 #[must_use]
-pub fn routes(api: &config::Api) -> OpenApiRouter<App> {
+pub fn routes(api: &config::Api, key_header: &str) -> OpenApiRouter<App> {
     let business = OpenApiRouter::new()
         .routes(routes!(agents::list_agents, agents::create_agent))
         .routes(routes!(agents::get_agent, agents::update_agent, agents::delete_agent))
@@ -139,8 +169,11 @@ pub fn routes(api: &config::Api) -> OpenApiRouter<App> {
         .routes(routes!(run_log::get_logs))
         .routes(routes!(run_log::stream_events))
         .routes(routes!(runs::retry_run))
-        .routes(routes!(runs::cancel_run));
-    let root = OpenApiRouter::with_openapi(docs::document(api))
+        .routes(routes!(runs::cancel_run))
+        .routes(routes!(api_keys::list_api_keys, api_keys::create_api_key))
+        .routes(routes!(api_keys::get_api_key, api_keys::revoke_api_key))
+        .routes(routes!(api_keys::issue_token));
+    let root = OpenApiRouter::with_openapi(docs::document(api, key_header))
         .routes(routes!(system::get_root))
         .routes(routes!(system::get_health))
         .routes(routes!(system::get_readiness))
@@ -153,7 +186,7 @@ pub fn routes(api: &config::Api) -> OpenApiRouter<App> {
 /// The whole service. From the outside in: CORS, so that error answers carry its headers too; then `request`, which
 /// knows correlation id, caller, limits and errors; then the routes.
 pub fn router(app: &App) -> Router {
-    let (routes, document) = routes(&app.config.api).split_for_parts();
+    let (routes, document) = routes(&app.config.api, &app.config.auth.api_key_header_text).split_for_parts();
     let service = routes
         .merge(docs::router(&document))
         .fallback(request::no_such_route)

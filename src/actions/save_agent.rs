@@ -59,6 +59,7 @@ pub(super) async fn create_in(
     context: Context<'_>,
     new: NewAgent,
 ) -> Result<AgentRow, SaveAgentError> {
+    let new = if context.sees_secrets { new } else { new.unmasked().map_err(SaveAgentError::Invalid)? };
     check_url(context, &new.url)?;
     let at = Timestamp::now();
     let row = AgentRow {
@@ -113,6 +114,11 @@ pub(super) async fn update_in(
     context.check_revision(&current.revision())?;
     let auth_type = current.auth_type.as_deref().and_then(AuthType::parse).unwrap_or(AuthType::None);
     let stored_auth = current.auth_config.as_ref().map(|stored| &*stored.0);
+    let patch = if context.sees_secrets {
+        patch
+    } else {
+        patch.unmasked(&current.url, stored_auth).map_err(SaveAgentError::Invalid)?
+    };
     let (auth_type, auth_config) = patch.merged_auth(auth_type, stored_auth).map_err(SaveAgentError::Invalid)?;
     let given_kind = patch.kind;
     let kind = AgentKind::parse(&current.kind).unwrap_or(AgentKind::A2a);

@@ -3,6 +3,7 @@
 use axum::{Json, extract::State, response::Response};
 use serde::Serialize;
 use serde_json::value::RawValue;
+use sqlx::types::Json as Column;
 use utoipa::ToSchema;
 
 use super::{
@@ -18,7 +19,7 @@ use super::{
 };
 use crate::{
     actions::save_agent::{self, SaveAgentError},
-    agent::{AgentPatch, AuthType, NewAgent, RetryConfig, render_auth_config},
+    agent::{AgentPatch, AuthType, NewAgent, RetryConfig, mask_auth_config, render_auth_config, without_credentials},
     breaker::Rules,
     db::{
         self,
@@ -48,7 +49,8 @@ pub struct Agent {
     description: Option<String>,
     /// `none`, `bearer` or `apikey`.
     auth_type: &'static str,
-    /// The credentials, with `type` and for API keys `header` added for the reference deployment's bridge.
+    /// The credentials, with `type` and for API keys `header` added for the reference deployment's bridge. Without
+    /// `agents:secrets` asterisks stand in their place, which an update may send back.
     #[schema(value_type = Option<Object>)]
     auth_config: Option<Box<RawValue>>,
     /// Time for one call.
@@ -140,6 +142,15 @@ impl Agent {
             updated_by: row.updated_by,
         }
     }
+}
+
+/// The row as the caller may see it.
+fn shown(mut row: AgentRow, caller: &Caller) -> AgentRow {
+    if !caller.sees_secrets() {
+        row.auth_config = row.auth_config.map(|config| Column(mask_auth_config(&config.0)));
+        row.url = without_credentials(&row.url);
+    }
+    row
 }
 
 /// How calls to an agent are repeated.
@@ -329,7 +340,7 @@ fn not_found() -> ApiError {
         (status = 422, body = ErrorBody),
     ),
 )]
-pub async fn list_agents(State(app): State<App>, query: Query) -> Result<Json<Page<Agent>>, ApiError> {
+pub async fn list_agents(State(app): State<App>, caller: Caller, query: Query) -> Result<Json<Page<Agent>>, ApiError> {
     let asked = Asked::read(&query, app.config.pages, ORDER, "agents", &FILTERS)?;
     let filter = Filter {
         statuses: query.several("status"),
@@ -339,7 +350,7 @@ pub async fn list_agents(State(app): State<App>, query: Query) -> Result<Json<Pa
     };
     if let Some(name) = query.text("name").filter(|name| !name.is_empty()) {
         let found = db::agents::find_to_call(&app.pool, name).await?;
-        return Ok(Json(Page::of_one(found.map(|found| show(&app, found)), asked.cut.size)));
+        return Ok(Json(Page::of_one(found.map(|found| show(&app, &caller, found)), asked.cut.size)));
     }
     let mut connection = app.pool.acquire().await?;
     let part = db::agents::list(&mut connection, &filter, &asked.cut).await?;
@@ -348,12 +359,12 @@ pub async fn list_agents(State(app): State<App>, query: Query) -> Result<Json<Pa
     let page: Page<AgentRow> = Page::new(part, &asked);
     Ok(Json(page.map(|row| {
         let breaker = breakers.get(&row.id);
-        Agent::new(row, breaker, app.config.circuit_breaker)
+        Agent::new(shown(row, &caller), breaker, app.config.circuit_breaker)
     })))
 }
 
-fn show(app: &App, found: AgentWithBreaker) -> Agent {
-    Agent::new(found.agent, Some(&found.breaker.into()), app.config.circuit_breaker)
+fn show(app: &App, caller: &Caller, found: AgentWithBreaker) -> Agent {
+    Agent::new(shown(found.agent, caller), Some(&found.breaker.into()), app.config.circuit_breaker)
 }
 
 /// Registers an agent.
@@ -379,7 +390,7 @@ pub async fn create_agent(
     let context = app.context(&caller).with_key(key.as_ref());
     let created = |row: AgentRow| {
         let (path, revision) = (format!("/agents/{}", row.id), row.revision());
-        etag::created(&app, &path, &revision, Agent::new(row, None, app.config.circuit_breaker))
+        etag::created(&app, &path, &revision, Agent::new(shown(row, &caller), None, app.config.circuit_breaker))
     };
     match save_agent::create_agent(&app.pool, context, new).await {
         Ok(row) => {
@@ -402,11 +413,12 @@ pub async fn create_agent(
 )]
 pub async fn get_agent(
     State(app): State<App>,
+    caller: Caller,
     AgentId(id): AgentId,
     if_none_match: IfNoneMatch,
 ) -> Result<Response, ApiError> {
     let found = db::agents::find_to_show(&app.pool, id).await?.ok_or_else(not_found)?;
-    Ok(if_none_match.answer(&found.revision(), show(&app, found)))
+    Ok(if_none_match.answer(&found.revision(), show(&app, &caller, found)))
 }
 
 /// Changes the members that are given.
@@ -427,7 +439,7 @@ pub async fn update_agent(
     let context = app.context(&caller).with_if_match(if_match.as_ref());
     let found = save_agent::update_agent(&app.pool, context, id, patch).await?;
     tracing::info!(target: "api.routes.agents", agent_id = %id, "Agent updated");
-    Ok(etag::tagged(&found.revision(), Json(show(&app, found))))
+    Ok(etag::tagged(&found.revision(), Json(show(&app, &caller, found))))
 }
 
 /// Marks an agent as deleted; its name stays taken.
