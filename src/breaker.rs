@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::input::{FieldError, Node, Read, member};
+use crate::input::{FieldError, Node, Read, member, text};
 
 /// When a breaker opens and closes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -60,7 +60,11 @@ impl Rules {
     #[must_use]
     pub fn of_agent(self, config: Option<&RawValue>) -> Self {
         let Some(config) = config else { return self };
-        let number = |name: &str| member(config, name)?.get().parse::<f64>().ok();
+        // As numbers are read elsewhere, also from text.
+        let number = |name: &str| {
+            let value = member(config, name)?;
+            text(value).as_deref().unwrap_or(value.get()).trim().parse::<f64>().ok()
+        };
         // Within range, and so without loss.
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to what fits")]
         let count = |name: &str, default: u32| {
@@ -446,7 +450,7 @@ mod tests {
     fn an_agents_config_is_stronger_than_the_settings() {
         let raw = |json: &'static str| check_json(json.as_bytes()).expect(json);
         let given = r#"{"enabled":false,"failure_threshold":2,"failure_rate_threshold":0.25,"timeout_seconds":7,
-            "half_open_max_calls":1,"window_size_seconds":9,"note":"kept"}"#;
+            "half_open_max_calls":1,"window_size_seconds":"9","note":"kept"}"#;
         let expected = Rules {
             enabled: false,
             failure_threshold: 2,

@@ -195,10 +195,11 @@ pub async fn resume(db: impl PgExecutor<'_>, run_id: &str, lease_token: Uuid) ->
     Ok(sqlx::query_as(sql).bind(run_id).bind(lease_token).bind(INTERRUPTED).fetch_all(db).await?)
 }
 
-/// Whether the run was cancelled.
-pub async fn is_cancelled(db: impl PgExecutor<'_>, run_id: &str) -> Result<bool, Error> {
-    let sql = "SELECT EXISTS (SELECT 1 FROM workflow_runs WHERE run_id = $1 AND status = 'CANCELLED')";
-    Ok(sqlx::query_scalar(sql).bind(run_id).fetch_one(db).await?)
+/// Whether the run is RUNNING under another lease than this one; under any, if there is none.
+pub async fn is_held_by_others(db: impl PgExecutor<'_>, run_id: &str, lease: Option<Uuid>) -> Result<bool, Error> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM workflow_runs
+                   WHERE run_id = $1 AND status = 'RUNNING' AND lease_token IS DISTINCT FROM $2)";
+    Ok(sqlx::query_scalar(sql).bind(run_id).bind(lease).fetch_one(db).await?)
 }
 
 /// Of these claims, the runs that are no longer held: cancelled, ended or taken over.

@@ -23,6 +23,7 @@ use reqwest::{RequestBuilder, Response};
 use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 use url::Url;
+use uuid::Uuid;
 
 use super::{
     Executor,
@@ -114,6 +115,7 @@ pub(super) struct Request<'a> {
     pub(super) executor: &'a Executor,
     pub(super) agent: &'a Arc<Agent>,
     pub(super) run_id: &'a str,
+    pub(super) lease_token: Uuid,
     /// The run is to be left alone.
     pub(super) stop: &'a CancellationToken,
     /// The same if the attempt is made again because its executor died.
@@ -151,18 +153,39 @@ struct Wire<'a> {
 }
 
 impl Wire<'_> {
-    /// Posts JSON once, and reads the answer to it. `explain` finds the agent's own words in an answer that says by its
-    /// status that it is none.
+    /// Posts the attempt's input, once, and reads the answer to it. `explain` finds the agent's own words in an answer
+    /// that says by its status that it is none.
     async fn post(
         &self,
         url: Url,
         body: String,
         explain: impl Fn(&RawValue) -> Option<String>,
     ) -> Result<Vec<u8>, Failure> {
-        let Request { executor, agent, correlation_id, attempt_id, .. } = &self.request;
-        let http = prepare(&executor.egress, agent, url, body, correlation_id)?;
-        let sent = http.header("Idempotency-Key", header_text(attempt_id)).send().await;
-        let response = sent.map_err(|error| transport(&error))?;
+        let key = header_text(self.request.attempt_id);
+        self.exchange(self.prepare(url, body)?.header("Idempotency-Key", key), explain).await
+    }
+
+    /// The same for a request that only asks, and may be made again.
+    async fn ask(
+        &self,
+        url: Url,
+        body: String,
+        explain: impl Fn(&RawValue) -> Option<String>,
+    ) -> Result<Vec<u8>, Failure> {
+        self.exchange(self.prepare(url, body)?, explain).await
+    }
+
+    fn prepare(&self, url: Url, body: String) -> Result<RequestBuilder, Failure> {
+        let Request { executor, agent, correlation_id, .. } = &self.request;
+        prepare(&executor.egress, agent, url, body, correlation_id)
+    }
+
+    async fn exchange(
+        &self,
+        http: RequestBuilder,
+        explain: impl Fn(&RawValue) -> Option<String>,
+    ) -> Result<Vec<u8>, Failure> {
+        let response = http.send().await.map_err(|error| transport(&error))?;
         self.http_status.store(response.status().as_u16(), Ordering::Relaxed);
         if response.status().is_success() {
             return read_body(response, MAX_ANSWER_BYTES).await;

@@ -62,6 +62,7 @@ pub(super) struct Run {
     pub(super) plan: Plan,
     pub(super) ledger: Ledger,
     pub(super) earlier: Earlier,
+    lease_token: Uuid,
     /// The run is to be left alone.
     stop: CancellationToken,
     /// When its time is over.
@@ -145,7 +146,19 @@ impl Run {
     ) -> Self {
         let ledger = Ledger::new(run_id.clone(), lease_token);
         let slots = Semaphore::new(MAX_CONCURRENT_BRANCHES);
-        Self { executor, run_id, correlation_id, plan, ledger, earlier, stop, deadline, slots, calls: Calls::default() }
+        Self {
+            executor,
+            run_id,
+            correlation_id,
+            plan,
+            ledger,
+            earlier,
+            lease_token,
+            stop,
+            deadline,
+            slots,
+            calls: Calls::default(),
+        }
     }
 
     /// Makes all steps of the main chain, except those that are done. The error is fit for the run's row.

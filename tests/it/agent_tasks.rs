@@ -60,6 +60,7 @@ async fn a_task_is_followed_to_its_end(pool: PgPool) {
         assert_eq!(call.body["params"], json!({"id": "t-1"}));
         assert_eq!(call.body["jsonrpc"], "2.0");
         assert_eq!(call.headers["x-correlation-id"], agent.calls()[0].headers["x-correlation-id"]);
+        assert!(!call.headers.contains_key("idempotency-key"), "it is no repeat of the message");
     }
     assert_eq!(done.rows.len(), 1, "all of it is one attempt");
 }

@@ -69,12 +69,13 @@ pub(super) async fn call(wire: &Wire<'_>) -> Result<Box<RawValue>, Failure> {
         Answer::UnderWay { task } => task,
     };
     let mut in_flight = InFlight::new(request, task);
-    let mut pause = FIRST_PAUSE;
+    let (mut pause, mut wanted) = (FIRST_PAUSE, Duration::ZERO);
     loop {
-        tokio::time::sleep(spread(pause)).await;
+        tokio::time::sleep(spread(pause).max(wanted)).await;
         pause = pause.mul_f64(PAUSE_GROWTH).min(LONGEST_PAUSE);
+        wanted = Duration::ZERO;
         let body = Rpc::body(&task_id, "tasks/get", json!({"id": in_flight.task()}));
-        let asked = wire.post(url.clone(), body, explain).await;
+        let asked = wire.ask(url.clone(), body, explain).await;
         match asked.and_then(|body| answer::read(&body).map_err(|error| failure(&error))) {
             Ok(Answer::Output(output)) => {
                 in_flight.is_over();
@@ -82,7 +83,7 @@ pub(super) async fn call(wire: &Wire<'_>) -> Result<Box<RawValue>, Failure> {
             }
             // Not being able to ask ends nothing: sending the message anew would make a second task.
             Ok(Answer::UnderWay { .. }) | Err(Failure { again: Again::Later, .. }) => {}
-            Err(Failure { again: Again::After(wanted), .. }) => pause = pause.max(wanted),
+            Err(Failure { again: Again::After(by_agent), .. }) => wanted = by_agent,
             Err(failure) => {
                 if failure.fault == Fault::Refused {
                     in_flight.is_over();

@@ -4,6 +4,7 @@ use std::{mem, sync::Arc, time::Duration};
 
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::{Request, a2a::Rpc, prepare, url_of};
 use crate::{
@@ -23,6 +24,7 @@ pub(super) struct InFlight {
     task: String,
     agent: Arc<Agent>,
     run_id: String,
+    lease_token: Uuid,
     correlation_id: String,
 }
 
@@ -34,6 +36,7 @@ impl InFlight {
             task,
             agent: Arc::clone(request.agent),
             run_id: request.run_id.to_owned(),
+            lease_token: request.lease_token,
             correlation_id: request.correlation_id.to_owned(),
         }
     }
@@ -56,10 +59,11 @@ impl Drop for InFlight {
         }
         let (executor, agent, task) = (self.executor.clone(), Arc::clone(&self.agent), mem::take(&mut self.task));
         let (run_id, correlation_id) = (mem::take(&mut self.run_id), mem::take(&mut self.correlation_id));
-        let is_left = self.stop.is_cancelled();
+        // Who is told to leave a run has lost it to another executor, or is about to, unless it was cancelled.
+        let own_lease = Some(self.lease_token).filter(|_| !self.stop.is_cancelled());
         self.executor.spawn_after(async move {
             let cancelling = async {
-                if is_left && !is_cancelled(&executor, &run_id).await {
+                if goes_on(&executor, &run_id, own_lease).await {
                     return;
                 }
                 let task_id = format!("cancel-{task}");
@@ -84,8 +88,8 @@ impl Drop for InFlight {
     }
 }
 
-/// The run was not taken over but cancelled. Without the database nobody knows.
-async fn is_cancelled(executor: &Executor, run_id: &str) -> bool {
+/// The run goes on, under another lease. Without the database nobody knows, and the task is left alone.
+async fn goes_on(executor: &Executor, run_id: &str, own_lease: Option<Uuid>) -> bool {
     let (pool, run_id) = (executor.pool.clone(), run_id.to_owned());
-    db::bounded(async move { db::executions::is_cancelled(&pool, &run_id).await }).await.unwrap_or(false)
+    db::bounded(async move { db::executions::is_held_by_others(&pool, &run_id, own_lease).await }).await.unwrap_or(true)
 }

@@ -97,6 +97,7 @@ impl Run {
                     executor: &self.executor,
                     agent: &agent,
                     run_id: &self.run_id,
+                    lease_token: self.lease_token,
                     stop: &self.stop,
                     attempt_id,
                     correlation_id: &self.correlation_id,
