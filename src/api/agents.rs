@@ -183,7 +183,7 @@ pub struct CircuitBreakerConfigBody {
     #[schema(minimum = 1, maximum = 1000)]
     failure_threshold: Option<u32>,
     /// The share of failures that opens it, above 0.
-    #[schema(minimum = 0.01, maximum = 1.0)]
+    #[schema(exclusive_minimum = 0.0, maximum = 1.0)]
     failure_rate_threshold: Option<f64>,
     /// How long it stays open.
     #[schema(minimum = 1, maximum = 86400)]
