@@ -13,6 +13,9 @@ use crate::run::RunStatus;
 /// on rows that are read together with this one, so this comes first.
 const RECORDS_ITSELF: &str = "own AS MATERIALIZED (SELECT set_config('workflow_api.records', 'itself', true))";
 
+/// The error of an attempt whose executor died or stopped.
+const INTERRUPTED: &str = "interrupted: the executor stopped while the step ran";
+
 /// Requests to claim, one entry a run, each run once; see [`claim`].
 #[derive(Default)]
 #[expect(missing_docs, reason = "each is a column of workflow_runs or a member of the message")]
@@ -166,8 +169,12 @@ pub async fn take_over(
 pub struct EarlierStep {
     /// Where the step stands in the run: its id on the main chain, else its way from there.
     pub place: String,
+    /// The row; empty if there is none.
+    pub id: String,
     /// As it was before the call; free text that other programs write too.
     pub status: String,
+    /// Its executor died or stopped while the step ran.
+    pub was_interrupted: bool,
     /// Of a completed one.
     pub output_data: Option<Json<Box<RawValue>>>,
     /// The retry that named a step to go on from came before it; true without such a retry.
@@ -185,13 +192,21 @@ pub async fn resume(db: impl PgExecutor<'_>, run_id: &str, lease_token: Uuid) ->
             WHERE run_id = $1 AND lease_token = $2 AND status = 'RUNNING' FOR NO KEY UPDATE
         ), closed AS (
             UPDATE step_executions s SET status = 'FAILED', completed_at = now() AT TIME ZONE 'UTC',
-                error_message = 'interrupted: the executor stopped while the step ran'
+                error_message = $3
             FROM held WHERE s.run_id = held.run_id AND s.status = 'RUNNING'
         )
-        SELECT coalesce(place, step_id, '') AS place, coalesce(status, '') AS status, CASE WHEN status = 'COMPLETED' THEN output_data END AS output_data,
+        SELECT coalesce(place, step_id, '') AS place, coalesce(id, '') AS id, coalesce(status, '') AS status,
+            coalesce(status = 'RUNNING' OR error_message = $3, false) AS was_interrupted, CASE WHEN status = 'COMPLETED' THEN output_data END AS output_data,
             coalesce(started_at >= resumed_at, true) AS is_after_retry, resume_from_step
         FROM held LEFT JOIN step_executions s USING (run_id) ORDER BY started_at, id";
-    Ok(sqlx::query_as(sql).bind(run_id).bind(lease_token).fetch_all(db).await?)
+    Ok(sqlx::query_as(sql).bind(run_id).bind(lease_token).bind(INTERRUPTED).fetch_all(db).await?)
+}
+
+/// Whether the run is RUNNING under another lease than this one; under any, if there is none.
+pub async fn is_held_by_others(db: impl PgExecutor<'_>, run_id: &str, lease: Option<Uuid>) -> Result<bool, Error> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM workflow_runs
+                   WHERE run_id = $1 AND status = 'RUNNING' AND lease_token IS DISTINCT FROM $2)";
+    Ok(sqlx::query_scalar(sql).bind(run_id).bind(lease).fetch_one(db).await?)
 }
 
 /// Of these claims, the runs that are no longer held: cancelled, ended or taken over.
