@@ -4,6 +4,7 @@ pub mod access;
 pub mod agent_health;
 pub mod agents;
 pub mod api_keys;
+pub mod audit;
 pub mod auth;
 pub mod by_name;
 pub mod client;
@@ -18,6 +19,7 @@ pub mod extract;
 pub mod graph;
 pub mod headers;
 pub mod load;
+pub mod organizations;
 pub mod page;
 pub mod prefer;
 pub mod rate_limit;
@@ -38,14 +40,16 @@ use tokio_util::sync::CancellationToken;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::{
-    auth::{KeyRing, Tokens},
+    auth::{KeyRing, Organizations, Tokens},
     load::Load,
     rate_limit::RateLimits,
 };
 use crate::{
     actions::{Context, start_run::Definitions},
+    auditor::Auditor,
     config::{self, Config},
     db::processes::Registration,
+    egress::Egress,
     lifecycle::Lifecycle,
     outbox::Relay,
     readiness::Readiness,
@@ -88,8 +92,12 @@ pub struct Parts {
     pub rates: RateLimits,
     /// Places of requests.
     pub load: Load,
-    /// For the health of agents, and for key sets.
-    pub http: reqwest::Client,
+    /// Keeps the audit trail.
+    pub auditor: Auditor,
+    /// Knows organisations.
+    pub organizations: Organizations,
+    /// For the health of agents.
+    pub egress: Egress,
     /// For the uptime.
     pub started: Instant,
 }
@@ -110,10 +118,12 @@ impl App {
         let writer = RunWriter::start(&pool, &relay, config.audit, lifecycle, drained);
         let waiting = Waiting::start(pool.clone(), lifecycle);
         let readiness = Readiness::start(pool.clone(), relay.clone(), lifecycle);
-        // Neither an agent's card nor a key set is fetched from where its host redirects to: that could be anything on
-        // this network.
+        let egress = Egress::new(&config.egress)?;
+        // Key sets are the operator's to choose, wherever they are; their hosts' redirects are not.
         let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build()?;
         let keys = KeyRing::start(pool.clone(), lifecycle);
+        let auditor = Auditor::start(&pool, config.audit_retention_days, lifecycle);
+        let organizations = Organizations::new(pool.clone());
         let tokens = Tokens::start(&config.auth, &http, lifecycle);
         let definitions = Definitions::default();
         let rates = RateLimits::new(&config.limits);
@@ -130,7 +140,9 @@ impl App {
             keys,
             rates,
             load,
-            http,
+            auditor,
+            organizations,
+            egress,
             started,
         })))
     }
@@ -138,9 +150,11 @@ impl App {
     /// On whose behalf an action runs.
     fn context<'a>(&'a self, caller: &'a auth::Caller) -> Context<'a> {
         Context {
-            user_id: &caller.subject,
+            actor: &caller.actor,
+            quotas: &self.config.quotas,
             audit: self.config.audit,
             vault: &self.config.vault,
+            egress: &self.config.egress,
             sees_secrets: caller.sees_secrets(),
             key: None,
             if_match: None,
@@ -187,7 +201,12 @@ pub fn routes(api: &config::Api, key_header: &str) -> OpenApiRouter<App> {
         .routes(routes!(runs::cancel_run))
         .routes(routes!(api_keys::list_api_keys, api_keys::create_api_key))
         .routes(routes!(api_keys::get_api_key, api_keys::revoke_api_key))
-        .routes(routes!(api_keys::issue_token));
+        .routes(routes!(api_keys::issue_token))
+        .routes(routes!(audit::list_audit_logs))
+        .routes(routes!(audit::export::export_audit_logs))
+        .routes(routes!(audit::verification::verify_audit_logs))
+        .routes(routes!(organizations::list_organizations, organizations::create_organization))
+        .routes(routes!(organizations::get_organization, organizations::update_organization));
     let root = OpenApiRouter::with_openapi(docs::document(api, key_header))
         .routes(routes!(system::get_root))
         .routes(routes!(system::get_health))

@@ -15,10 +15,12 @@ use sqlx::postgres::PgConnectOptions;
 pub use self::limits::{Limits, TrustedProxies};
 use crate::{
     access::{
-        Role,
+        Quotas, Role,
         api_key::{self, ApiKey},
         verifying_key::VerifyingKey,
     },
+    breaker::{self, Rules},
+    egress::{Allow, BadEntry},
     vault::Vault,
 };
 
@@ -50,7 +52,10 @@ variables! {
     encryption_key, trusted_proxies, hsts_max_age_secs, rate_limit_per_principal, rate_limit_per_address, rate_limit_burst,
     rate_limit_failed_auth, max_concurrent_requests,
     log_level, log_format, default_page_size, max_page_size, idempotency_key_ttl_hours,
-    enable_metrics, enable_audit_logging, readiness_requires_kafka, max_concurrent_executions, max_workflow_duration_ms,
+    quota_agents, quota_workflows, quota_api_keys, quota_queued_runs,
+    enable_metrics, enable_audit_logging, audit_retention_days, readiness_requires_kafka, max_concurrent_executions, max_workflow_duration_ms,
+    egress_allow, circuit_breaker_enabled, circuit_breaker_failure_threshold, circuit_breaker_failure_rate_threshold,
+    circuit_breaker_timeout_seconds, circuit_breaker_half_open_max_calls, circuit_breaker_window_size_seconds,
 }
 
 /// Variables that may come from a file.
@@ -100,10 +105,18 @@ pub struct Config {
     pub audit: bool,
     /// `READINESS_REQUIRES_KAFKA`: without Kafka the service is not ready, not just degraded.
     pub readiness_requires_kafka: bool,
+    /// `AUDIT_RETENTION_DAYS`: how long audit entries are kept at least.
+    pub audit_retention_days: i32,
+    /// `QUOTA_*`: how much an organisation may have that has no quota of its own.
+    pub quotas: Quotas,
     /// `MAX_CONCURRENT_EXECUTIONS`: runs that one executor drives at a time.
     pub max_concurrent_executions: usize,
     /// `MAX_WORKFLOW_DURATION_MS`: of a run, from its first claim to its end.
     pub max_workflow_duration: Duration,
+    /// `EGRESS_ALLOW`: what may be called besides public addresses.
+    pub egress: Arc<Allow>,
+    /// `CIRCUIT_BREAKER_*`: of agents that say nothing else.
+    pub circuit_breaker: Rules,
 }
 
 /// `API_*`.
@@ -276,9 +289,15 @@ impl Config {
         let metrics = reader.boolean("enable_metrics", true);
         let audit = reader.boolean("enable_audit_logging", true);
         let readiness_requires_kafka = reader.boolean("readiness_requires_kafka", false);
+        let audit_retention_days = reader.number("audit_retention_days", 90, 1..=36_500);
+        let quotas = reader.quotas();
         let max_concurrent_executions = reader.number("max_concurrent_executions", 256, 1..=100_000);
         // A day; at most a year.
         let max_workflow_duration_ms = reader.number("max_workflow_duration_ms", 86_400_000, 1000..=31_536_000_000);
+        let egress = reader.parsed("egress_allow", Allow::default(), |value| {
+            value.parse().map_err(|error: BadEntry| error.to_string())
+        });
+        let circuit_breaker = reader.circuit_breaker();
         // Only after all have been read, so that every problem is found.
         let config = (|| {
             Some(Self {
@@ -295,8 +314,12 @@ impl Config {
                 metrics: metrics?,
                 audit: audit?,
                 readiness_requires_kafka: readiness_requires_kafka?,
+                audit_retention_days: audit_retention_days?,
+                quotas: quotas?,
                 max_concurrent_executions: max_concurrent_executions?,
                 max_workflow_duration: Duration::from_millis(max_workflow_duration_ms?),
+                egress: Arc::new(egress?),
+                circuit_breaker: circuit_breaker?,
             })
         })();
         reader.finish(config)
@@ -473,6 +496,18 @@ impl Reader {
             }
         }
         Some(Listed::These(items))
+    }
+
+    fn quotas(&mut self) -> Option<Quotas> {
+        let mut quota = |name| {
+            self.parsed(name, None, |value| match value.parse() {
+                Ok(number @ 0..) => Ok(Some(number)),
+                _ => Err(format!("must be a whole number from 0 to {}, not {value:?}", i32::MAX)),
+            })
+        };
+        let (agents, workflows) = (quota("quota_agents"), quota("quota_workflows"));
+        let (api_keys, queued_runs) = (quota("quota_api_keys"), quota("quota_queued_runs"));
+        Some(Quotas { agents: agents?, workflows: workflows?, api_keys: api_keys?, queued_runs: queued_runs? })
     }
 
     fn api(&mut self) -> Option<Api> {
@@ -656,6 +691,33 @@ impl Reader {
         Some(Log { level: level?, json: json? })
     }
 
+    fn circuit_breaker(&mut self) -> Option<Rules> {
+        let default = Rules::default();
+        let enabled = self.boolean("circuit_breaker_enabled", default.enabled);
+        let max = breaker::MAX_CALLS;
+        let failure_threshold = self.number("circuit_breaker_failure_threshold", default.failure_threshold, 1..=max);
+        let rate = default.failure_rate_threshold;
+        let failure_rate_threshold =
+            self.parsed("circuit_breaker_failure_rate_threshold", rate, |value| match value.parse::<f64>() {
+                Ok(rate) if rate > 0.0 && rate <= 1.0 => Ok(rate),
+                _ => Err(format!("must be a number above 0 and at most 1, not {value:?}")),
+            });
+        let timeout = default.timeout.as_secs();
+        let timeout = self.number("circuit_breaker_timeout_seconds", timeout, 1..=breaker::MAX_TIMEOUT_SECS);
+        let max_calls = default.half_open_max_calls;
+        let half_open_max_calls = self.number("circuit_breaker_half_open_max_calls", max_calls, 1..=max);
+        let window = default.window.as_secs();
+        let window = self.number("circuit_breaker_window_size_seconds", window, 1..=breaker::MAX_WINDOW_SECS);
+        Some(Rules {
+            enabled: enabled?,
+            failure_threshold: failure_threshold?,
+            failure_rate_threshold: failure_rate_threshold?,
+            timeout: Duration::from_secs(timeout?),
+            half_open_max_calls: half_open_max_calls?,
+            window: Duration::from_secs(window?),
+        })
+    }
+
     fn pages(&mut self) -> Option<Pages> {
         let max_size = self.number("max_page_size", 100, 1..=10_000);
         let default_size = self.number("default_page_size", 20, 1..=10_000);
@@ -742,7 +804,9 @@ mod tests {
         let on = EXAMPLE.lines().filter_map(setting).filter(|(.., is_on)| *is_on);
         let pairs: Vec<(String, String)> = on.map(|(name, value, _)| (name.to_owned(), value.to_owned())).collect();
         let from_file = Config::load(pairs.clone().into_iter()).expect("the example file is valid");
-        let required = pairs.into_iter().filter(|(name, _)| name == "DATABASE_URL" || name == "KAFKA_BROKERS");
+        // The file is for trying the service out, with agents on the same host or network.
+        let given = ["DATABASE_URL", "KAFKA_BROKERS", "EGRESS_ALLOW"];
+        let required = pairs.into_iter().filter(|(name, _)| given.contains(&name.as_str()));
         let from_defaults = Config::load(required).expect("two variables are enough");
         assert_eq!(format!("{from_file:?}"), format!("{from_defaults:?}"));
     }
@@ -769,9 +833,12 @@ mod tests {
             ("API_PREFIX", "/a/../b"),
             ("AUTH_ENABLED", "perhaps"),
             ("BOOTSTRAP_API_KEY", "wf_live_short"),
+            ("CIRCUIT_BREAKER_FAILURE_RATE_THRESHOLD", "0"),
+            ("CIRCUIT_BREAKER_TIMEOUT_SECONDS", "0"),
             ("CORS_ORIGINS", "localhost:3000"),
             ("DATABASE_URL", "mysql://x"),
             ("DEFAULT_PAGE_SIZE", "x"),
+            ("EGRESS_ALLOW", "10.0.0.0/8, 10.0.0.1/8"),
             ("ENABLE_METRICS", "perhaps"),
             ("ENCRYPTION_KEY", "0123"),
             ("HSTS_MAX_AGE_SECS", "-1"),

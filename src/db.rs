@@ -7,11 +7,13 @@
 pub mod agents;
 pub mod api_keys;
 pub mod audit;
+pub mod breakers;
 pub mod events;
 pub mod executions;
 pub mod idempotency;
 pub mod list;
 pub mod migrations;
+pub mod organizations;
 pub mod outbox;
 pub mod processes;
 pub mod runs;

@@ -15,6 +15,7 @@ mod agent_call;
 mod agents;
 mod answer;
 mod assignment;
+mod breakers;
 mod cancellations;
 mod drive;
 mod earlier;
@@ -32,13 +33,16 @@ use sqlx::PgPool;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
-use self::{active::Active, agents::Agents, assignment::Assignment, intake::Intake, journal::Journal};
+use self::{
+    active::Active, agents::Agents, assignment::Assignment, breakers::Breakers, intake::Intake, journal::Journal,
+};
 use crate::{
     config::Config,
     db::{
         self,
         processes::{self, Registration},
     },
+    egress::Egress,
     kafka::{self, consumer::Consumer},
     lifecycle::Lifecycle,
 };
@@ -59,7 +63,8 @@ struct Shared {
     active: Active,
     journal: Journal,
     agents: Agents,
-    http: reqwest::Client,
+    breakers: Breakers,
+    egress: Egress,
     /// Of a run, from its first claim to its end.
     max_duration: Duration,
     /// Nothing new is begun.
@@ -84,12 +89,14 @@ impl Deref for Executor {
 pub fn start(config: &Config, pool: PgPool, lifecycle: &Lifecycle) -> anyhow::Result<()> {
     let (settled, give_up) = (CancellationToken::new(), CancellationToken::new());
     let consumer = Consumer::new(&config.kafka)?;
+    let breakers = Breakers::new(pool.clone());
     let executor = Executor(Arc::new(Shared {
         registration: Registration::start(pool.clone(), "executor", lifecycle),
         active: Active::new(config.max_concurrent_executions),
         journal: Journal::start(&config.database, lifecycle, &give_up, &settled),
-        agents: Agents::new(pool.clone(), Arc::clone(&config.vault)),
-        http: agent_call::client()?,
+        agents: Agents::new(pool.clone(), Arc::clone(&config.vault), breakers.clone(), config.circuit_breaker),
+        breakers,
+        egress: Egress::new(&config.egress)?,
         max_duration: config.max_workflow_duration,
         soft_stop: lifecycle.soft_stop().clone(),
         give_up,
@@ -122,6 +129,14 @@ impl Executor {
             stop.cancel();
         }
         self.drivers.spawn(drive::drive(self.clone(), assignment, stop));
+    }
+
+    /// Does what is to be done after a run's future was dropped. The process waits for it, as for the runs.
+    fn spawn_after(&self, task: impl Future<Output = ()> + Send + 'static) {
+        // Where there is no runtime any more, there is no time either.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            self.drivers.spawn_on(task, &runtime);
+        }
     }
 
     /// Waits for the soft stop and then for everything under way; what is left is free for others at once.

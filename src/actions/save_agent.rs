@@ -1,14 +1,19 @@
 //! Creating, changing and deleting agents.
 
-use serde_json::{Map, Value, value::RawValue};
+use serde_json::{Value, value::RawValue};
 use sqlx::{PgConnection, PgPool, types::Json};
 use uuid::Uuid;
 
-use super::{Context, Stale};
+use super::{Change, Context, Entity, Stale, difference};
 use crate::{
-    agent::{AgentPatch, AgentStatus, AuthType, NewAgent},
-    db::{self, agents::AgentRow, idempotency::ClaimError},
-    input::{self, FieldError, Patch},
+    access::{Countable, QuotaExceeded},
+    agent::{AgentKind, AgentPatch, AgentStatus, AuthType, NewAgent},
+    db::{
+        self,
+        agents::{AgentRow, AgentWithBreaker},
+        idempotency::ClaimError,
+    },
+    input::{self, FieldError, Patch, member},
     timestamp::Timestamp,
 };
 
@@ -30,6 +35,9 @@ pub enum SaveAgentError {
     /// The idempotency key is taken.
     #[error(transparent)]
     Key(#[from] ClaimError),
+    /// The organisation has as many as it may have.
+    #[error(transparent)]
+    Quota(#[from] QuotaExceeded),
     /// The database failed.
     #[error(transparent)]
     Db(#[from] db::Error),
@@ -56,6 +64,7 @@ pub(super) async fn create_in(
     new: NewAgent,
 ) -> Result<AgentRow, SaveAgentError> {
     let new = if context.sees_secrets { new } else { new.unmasked().map_err(SaveAgentError::Invalid)? };
+    check_url(context, &new.url)?;
     let at = Timestamp::now();
     let row = AgentRow {
         id: Uuid::now_v7(),
@@ -67,18 +76,23 @@ pub(super) async fn create_in(
         timeout_ms: new.timeout_ms,
         retry_config: Some(Json(input::to_raw(&new.retry_config))),
         circuit_breaker_config: new.circuit_breaker_config.map(Json),
+        kind: new.kind.as_str().to_owned(),
+        config: new.config.map(Json),
         status: AgentStatus::Active.as_str().to_owned(),
-        created_by: Some(context.user_id.to_owned()),
-        updated_by: Some(context.user_id.to_owned()),
+        created_by: Some(context.actor.subject.clone()),
+        updated_by: Some(context.actor.subject.clone()),
         created_at: at,
         updated_at: at,
+        organization_id: context.organization().to_string(),
     };
     context.claim(transaction, &row.id.to_string()).await?;
+    context.check_quota(transaction, context.organization(), Countable::Agents).await??;
     match db::agents::insert(transaction, &row.sealed(context.vault)).await {
         Err(db::Error::Conflict { .. }) => return Err(SaveAgentError::NameTaken(row.name)),
         other => other?,
     }
-    context.record(transaction, ("agent", row.id), "create", Some(&audited(&row)), at).await?;
+    let entity = Entity("agent", row.id, &row.name);
+    context.record(transaction, entity, "create", Change::to(&audited(&row)), at).await?;
     Ok(row)
 }
 
@@ -88,11 +102,14 @@ pub async fn update_agent(
     context: Context<'_>,
     id: Uuid,
     patch: AgentPatch,
-) -> Result<AgentRow, SaveAgentError> {
+) -> Result<AgentWithBreaker, SaveAgentError> {
     let mut transaction = pool.begin().await?;
-    let row = update_in(&mut transaction, context, id, patch).await?;
+    update_in(&mut transaction, context, id, patch).await?;
+    let found = db::agents::find_to_show(&mut *transaction, context.organization(), id)
+        .await?
+        .ok_or(SaveAgentError::NotFound)?;
     transaction.commit().await?;
-    Ok(row)
+    Ok(found)
 }
 
 /// [`update_agent`] inside the caller's transaction.
@@ -102,7 +119,8 @@ pub(super) async fn update_in(
     id: Uuid,
     patch: AgentPatch,
 ) -> Result<AgentRow, SaveAgentError> {
-    let current = db::agents::lock(transaction, id).await?.ok_or(SaveAgentError::NotFound)?.opened(context.vault);
+    let current = db::agents::lock(transaction, context.organization(), id).await?.ok_or(SaveAgentError::NotFound)?;
+    let current = current.opened(context.vault);
     context.check_revision(&current.revision())?;
     let auth_type = current.auth_type.as_deref().and_then(AuthType::parse).unwrap_or(AuthType::None);
     let stored_auth = current.auth_config.as_ref().map(|stored| &*stored.0);
@@ -112,10 +130,20 @@ pub(super) async fn update_in(
         patch.unmasked(&current.url, stored_auth).map_err(SaveAgentError::Invalid)?
     };
     let (auth_type, auth_config) = patch.merged_auth(auth_type, stored_auth).map_err(SaveAgentError::Invalid)?;
+    let given_kind = patch.kind;
+    let kind = AgentKind::parse(&current.kind).unwrap_or(AgentKind::A2a);
+    let stored_config = current.config.as_ref().map(|stored| &*stored.0);
+    let (_, config) = patch.merged_kind(kind, stored_config).map_err(SaveAgentError::Invalid)?;
+    let new_url = patch.url.filter(|url| *url != current.url);
+    if let Some(url) = &new_url {
+        check_url(context, url)?;
+        // It says nothing about another place.
+        db::breakers::delete(&mut *transaction, id).await?;
+    }
     let before = audited(&current);
     let secrets_before = parsed(current.auth_config.as_ref());
     let mut row = AgentRow {
-        url: patch.url.unwrap_or(current.url),
+        url: new_url.unwrap_or(current.url),
         description: patch.description.or(current.description),
         auth_type: Some(auth_type.as_str().to_owned()),
         auth_config: auth_config.map(Json),
@@ -126,6 +154,8 @@ pub(super) async fn update_in(
             Patch::Null => None,
             Patch::Value(config) => Some(Json(config)),
         },
+        kind: given_kind.map_or(current.kind, |kind| kind.as_str().to_owned()),
+        config: config.map(Json),
         status: patch.status.map_or(current.status, |status| status.as_str().to_owned()),
         ..current
     };
@@ -133,25 +163,44 @@ pub(super) async fn update_in(
     // By value: the database has its own way of writing the same JSON.
     if before.get() != after.get() || secrets_before != parsed(row.auth_config.as_ref()) {
         row.updated_at = Timestamp::now();
-        row.updated_by = Some(context.user_id.to_owned());
+        row.updated_by = Some(context.actor.subject.clone());
         db::agents::update(transaction, &row.sealed(context.vault)).await?;
-        let changes = difference(&before, &after);
-        context.record(transaction, ("agent", id), "update", Some(&changes), row.updated_at).await?;
+        let (mut changed, mut changes) = difference(&before, &after);
+        if changes.get() == "{}" {
+            // Only a secret is another one.
+            let credentials =
+                |of: &RawValue| input::object_of(member(of, "auth_config").map(|value| ("auth_config", value)));
+            (changed, changes) = (credentials(&before), credentials(&after));
+        }
+        let change = Change::between(&changed, &changes);
+        context.record(transaction, Entity("agent", id, &row.name), "update", change, row.updated_at).await?;
     }
     Ok(row)
+}
+
+/// The URL may be called, as far as it can be told without resolving a name.
+fn check_url(context: Context<'_>, url: &str) -> Result<(), SaveAgentError> {
+    let checked = match url::Url::parse(url) {
+        Ok(url) => context.egress.check_new(&url),
+        Err(error) => Err(error.to_string()),
+    };
+    checked.map_err(|why| SaveAgentError::Invalid(vec![FieldError::rule("body.url", format!("not allowed: {why}"))]))
 }
 
 /// Marks the agent as deleted; its name stays taken. A repeat changes nothing.
 pub async fn delete_agent(pool: &PgPool, context: Context<'_>, id: Uuid) -> Result<(), SaveAgentError> {
     let mut transaction = pool.begin().await?;
-    let mut row = db::agents::lock(&mut transaction, id).await?.ok_or(SaveAgentError::NotFound)?;
+    let mut row =
+        db::agents::lock(&mut transaction, context.organization(), id).await?.ok_or(SaveAgentError::NotFound)?;
     context.check_revision(&row.revision())?;
     if row.status != AgentStatus::Deleted.as_str() {
+        let before = audited(&row);
         row.status = AgentStatus::Deleted.as_str().to_owned();
         row.updated_at = Timestamp::now();
-        row.updated_by = Some(context.user_id.to_owned());
+        row.updated_by = Some(context.actor.subject.clone());
         db::agents::update(&mut transaction, &row).await?;
-        context.record(&mut transaction, ("agent", id), "delete", None, row.updated_at).await?;
+        let entity = Entity("agent", id, &row.name);
+        context.record(&mut transaction, entity, "delete", Change::from(&before), row.updated_at).await?;
     }
     transaction.commit().await?;
     Ok(())
@@ -179,6 +228,8 @@ fn audited(row: &AgentRow) -> Box<RawValue> {
         "timeout_ms": row.timeout_ms,
         "retry_config": parsed(row.retry_config.as_ref()),
         "circuit_breaker_config": parsed(row.circuit_breaker_config.as_ref()),
+        "kind": row.kind,
+        "config": parsed(row.config.as_ref()),
         "status": row.status,
     }))
 }
@@ -196,16 +247,4 @@ fn without_secrets(url: &str) -> String {
         parsed.query_pairs_mut().clear().extend_pairs(names.iter().map(|name| (name, "redacted")));
     }
     parsed.into()
-}
-
-/// The members of `after` that differ from `before`; `auth_config` where only a secret changed.
-fn difference(before: &RawValue, after: &RawValue) -> Box<RawValue> {
-    let parse = |raw: &RawValue| serde_json::from_str::<Map<String, Value>>(raw.get()).unwrap_or_default();
-    let (before, mut after) = (parse(before), parse(after));
-    let auth_config = after.get("auth_config").cloned();
-    after.retain(|name, value| before.get(name) != Some(value));
-    if after.is_empty() {
-        after.extend(auth_config.map(|auth_config| ("auth_config".to_owned(), auth_config)));
-    }
-    input::to_raw(&after)
 }

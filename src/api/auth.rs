@@ -2,6 +2,7 @@
 
 mod jwks;
 mod key_ring;
+mod organizations;
 mod token;
 
 use std::sync::Arc;
@@ -13,11 +14,12 @@ use uuid::Uuid;
 use self::{key_ring::Holder, token::Refused};
 pub use self::{
     key_ring::{KeyRing, Pace},
+    organizations::Organizations,
     token::{TokenError, Tokens, issue, issue_for_key},
 };
 use super::{App, client::ClientAddress, rate_limit::Applied};
 use crate::{
-    access::{Grant, Role, api_key::ApiKey},
+    access::{Actor, Grant, OrganizationId, Role, api_key::ApiKey},
     api::error::ApiError,
     db::{self, api_keys::KeyName},
 };
@@ -25,8 +27,8 @@ use crate::{
 /// Who a request is from. Its existence is the proof that the caller was let in.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    /// The token's `sub`; `api-key:` and the name of an API key; `system` while authentication is off.
-    pub subject: String,
+    /// Who it is.
+    pub actor: Arc<Actor>,
     /// What the caller may do; everything while authentication is off.
     pub grant: Arc<Grant>,
     /// How the caller was told.
@@ -34,12 +36,12 @@ pub struct Caller {
 }
 
 /// How a caller was told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Proof {
     /// Not at all: authentication is off, or the route is open to all.
     Nothing,
-    /// By a token.
-    Token,
+    /// By a token, which counts until then, in seconds since the epoch.
+    Token(f64),
     /// By a token that was issued for this API key.
     TokenOfApiKey(Uuid),
     /// By this API key.
@@ -47,15 +49,27 @@ pub enum Proof {
 }
 
 impl Caller {
-    /// The caller of a request of whom nothing is asked.
+    /// The caller of a request of whom nothing is asked, and who may do everything.
     #[must_use]
-    pub fn system() -> Self {
-        let grant = Arc::new(Grant::of(Role::Admin));
-        Self { subject: "system".to_owned(), grant, proof: Proof::Nothing }
+    pub fn anybody(anybody: Actor) -> Self {
+        Self { actor: Arc::new(anybody), grant: Arc::new(Grant::of(Role::Admin)), proof: Proof::Nothing }
     }
 
-    fn holder(holder: &Holder, proof: Proof) -> Self {
-        Self { subject: holder.subject.clone(), grant: Arc::clone(&holder.grant), proof }
+    /// Whether the caller would still be let in, for whoever serves him for longer than a request takes.
+    pub async fn still_counts(&self, app: &App) -> Result<bool, Arc<db::Error>> {
+        Ok(match self.proof {
+            Proof::Nothing => true,
+            Proof::Token(until) => token::now() < until && app.organizations.is_active(self.organization()).await?,
+            Proof::TokenOfApiKey(id) | Proof::ApiKey(id) => {
+                app.keys.find(KeyName::Id(id), Pace::AtOnce).await?.is_some()
+            }
+        })
+    }
+
+    /// Whose everything is that the caller sees and makes.
+    #[must_use]
+    pub fn organization(&self) -> &OrganizationId {
+        &self.actor.organization
     }
 }
 
@@ -80,6 +94,12 @@ enum Refusal {
     Other(ApiError),
 }
 
+impl From<db::Error> for Refusal {
+    fn from(error: db::Error) -> Self {
+        Self::Other(error.into())
+    }
+}
+
 impl From<Arc<db::Error>> for Refusal {
     fn from(error: Arc<db::Error>) -> Self {
         Self::Other(error.into())
@@ -94,13 +114,19 @@ pub fn is_guarded(app: &App, path: &str) -> bool {
 }
 
 /// The caller of a request, or the answer to give instead: 401, and 429 after many wrong credentials from one address.
-/// Right ones are let in from everywhere, so that nobody can lock out his neighbours.
-pub async fn authenticate(app: &App, request: &Parts, limits: &mut Applied) -> Result<Caller, ApiError> {
+/// Right ones are let in from everywhere, so that nobody can lock out his neighbours. What is known of everybody is in
+/// `anybody`.
+pub async fn authenticate(
+    app: &App,
+    request: &Parts,
+    anybody: Actor,
+    limits: &mut Applied,
+) -> Result<Caller, ApiError> {
     if !app.config.auth.enabled {
-        return Ok(Caller::system());
+        return Ok(Caller::anybody(anybody));
     }
     let client = request.extensions.get::<ClientAddress>().copied();
-    match identify(app, request, client).await {
+    match identify(app, request, anybody, client).await {
         Ok(caller) => Ok(caller),
         Err(Refusal::Other(answer)) => Err(answer),
         Err(Refusal::Wrong(answer)) => {
@@ -110,17 +136,22 @@ pub async fn authenticate(app: &App, request: &Parts, limits: &mut Applied) -> R
     }
 }
 
-async fn identify(app: &App, request: &Parts, client: Option<ClientAddress>) -> Result<Caller, Refusal> {
+async fn identify(
+    app: &App,
+    request: &Parts,
+    anybody: Actor,
+    client: Option<ClientAddress>,
+) -> Result<Caller, Refusal> {
     let pace = || if app.rates.suspects(client) { Pace::Gathered } else { Pace::AtOnce };
     if let Some(key) = only(request, &app.config.auth.api_key_header)? {
-        return by_api_key(app, key, pace()).await;
+        return by_api_key(app, key, anybody, pace()).await;
     }
     let token = only(request, &header::AUTHORIZATION)?.and_then(|value| {
         let (scheme, token) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
     });
     match token {
-        Some(token) => by_token(app, token, pace()).await,
+        Some(token) => by_token(app, token, anybody, pace()).await,
         None => Err(Refusal::Other(unauthorized("A bearer token or an API key is required"))),
     }
 }
@@ -136,14 +167,14 @@ fn only<'a>(request: &'a Parts, name: &HeaderName) -> Result<Option<&'a str>, Re
     }
 }
 
-async fn by_api_key(app: &App, key: &str, pace: Pace) -> Result<Caller, Refusal> {
+async fn by_api_key(app: &App, key: &str, anybody: Actor, pace: Pace) -> Result<Caller, Refusal> {
     let invalid = || Refusal::Wrong(unauthorized("The API key is not valid"));
     let key = ApiKey::parse(key.trim()).ok_or_else(invalid)?;
     let holder = app.keys.find(KeyName::Hash(key.hash()), pace).await?.ok_or_else(invalid)?;
-    Ok(Caller::holder(&holder, Proof::ApiKey(holder.id)))
+    Ok(holder.caller(Proof::ApiKey(holder.id), anybody))
 }
 
-async fn by_token(app: &App, token: &str, pace: Pace) -> Result<Caller, Refusal> {
+async fn by_token(app: &App, token: &str, anybody: Actor, pace: Pace) -> Result<Caller, Refusal> {
     let invalid = || unauthorized("The bearer token is not valid");
     let claims = app.tokens.verify(token).await.map_err(|refused| match refused {
         Refused::Invalid => Refusal::Wrong(invalid()),
@@ -155,8 +186,22 @@ async fn by_token(app: &App, token: &str, pace: Pace) -> Result<Caller, Refusal>
         }
     })?;
     let Some(key_id) = claims.key_id else {
-        return Ok(Caller { subject: claims.subject.clone(), grant: Arc::clone(&claims.grant), proof: Proof::Token });
+        if !app.organizations.is_active(&claims.organization).await? {
+            return Err(Refusal::Other(invalid()));
+        }
+        let (subject, organization) = (claims.subject.clone(), claims.organization.clone());
+        let actor = Arc::new(Actor { subject, organization, ..anybody });
+        let (grant, proof) = (Arc::clone(&claims.grant), Proof::Token(claims.counts_until()));
+        return Ok(Caller { actor, grant, proof });
     };
     let holder = app.keys.find(KeyName::Id(key_id), pace).await?.ok_or_else(|| Refusal::Other(invalid()))?;
-    Ok(Caller::holder(&holder, Proof::TokenOfApiKey(key_id)))
+    Ok(holder.caller(Proof::TokenOfApiKey(key_id), anybody))
+}
+
+impl Holder {
+    fn caller(&self, proof: Proof, anybody: Actor) -> Caller {
+        let (subject, organization) = (self.subject.clone(), self.organization.clone());
+        let actor = Arc::new(Actor { subject, organization, key_id: Some(self.id), ..anybody });
+        Caller { actor, grant: Arc::clone(&self.grant), proof }
+    }
 }

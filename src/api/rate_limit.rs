@@ -74,7 +74,7 @@ impl RateLimits {
     pub fn count_principal(&self, caller: &Caller, applied: &mut Applied) -> Result<(), ApiError> {
         let (key_id, subject) = match caller.proof {
             Proof::Nothing => return Ok(()),
-            Proof::Token => (None, Some(&caller.subject)),
+            Proof::Token(_) => (None, Some((caller.organization(), &caller.actor.subject))),
             Proof::TokenOfApiKey(id) | Proof::ApiKey(id) => (Some(id), None),
         };
         take("principal", self.principal.as_ref(), Some((key_id, subject)), applied)

@@ -21,7 +21,7 @@ use super::{
     prefer::Wait,
     rate_limit::Applied,
 };
-use crate::{api::error::ApiError, id};
+use crate::{access::Actor, api::error::ApiError, auditor::Denied, id};
 
 /// Largest request body.
 pub const MAX_BODY_BYTES: usize = 1 << 20;
@@ -55,9 +55,12 @@ pub async fn surround(State(app): State<App>, request: Request, next: Next) -> R
     let (mut parts, body) = request.into_parts();
     let client = ClientAddress::of(&parts.extensions, &parts.headers, &app.config.limits.trusted_proxies);
     client.map(|client| parts.extensions.insert(client));
-    let mut admission = Admission::default();
-    let caller = admission.decide(&app, &mut parts).await;
-    let Admission { user_id, limits } = admission;
+    let address = client.map(|client| client.0);
+    let anybody = Actor { correlation_id: correlation_id.clone(), address, ..Actor::system() };
+    let mut admission = Admission::of(Actor { subject: String::new(), ..anybody.clone() });
+    let caller = admission.decide(&app, &mut parts, anybody).await;
+    let Admission { actor, limits } = admission;
+    let user_id = actor.subject.as_str();
     // Who asks to wait for a run's end may wait that much longer.
     let time_limit = HANDLER_TIMEOUT + Wait::of(&parts.headers).time();
     let client_ip = client.map(|client| tracing::field::display(client.0));
@@ -97,6 +100,10 @@ pub async fn surround(State(app): State<App>, request: Request, next: Next) -> R
     };
     let mut response = match response.extensions().get::<error::Pending>().and_then(error::Pending::take) {
         Some(error) => {
+            if app.config.audit && error.is_denial() {
+                let (method, route, status) = (method.to_string(), route.clone(), error.status().as_u16());
+                app.auditor.denied(Denied { actor, method, route, status, code: error.code().to_owned() });
+            }
             let mut rendered = error.render(&path, &correlation_id);
             // What axum has put on the answer already, such as Allow.
             if let Some(allow) = response.headers().get(header::ALLOW) {
@@ -110,6 +117,9 @@ pub async fn surround(State(app): State<App>, request: Request, next: Next) -> R
         response.headers_mut().insert(CORRELATION_ID, value);
     }
     limits.show(response.headers_mut());
+    if app.config.audit && !method.is_safe() && response.status().is_success() {
+        app.auditor.nudge();
+    }
     drop(active);
     let duration = started.elapsed();
     span.in_scope(|| note(method.as_str(), &route, &response, duration));
@@ -117,25 +127,30 @@ pub async fn surround(State(app): State<App>, request: Request, next: Next) -> R
 }
 
 /// Whether a request may go on to its handler.
-#[derive(Default)]
 struct Admission {
-    /// Whose it is, if that is known.
-    user_id: String,
+    /// Whose it is; without a subject if nobody knows.
+    actor: Actor,
     limits: Applied,
 }
 
 impl Admission {
+    fn of(actor: Actor) -> Self {
+        Self { actor, limits: Applied::default() }
+    }
+
     /// The caller, or the answer to give instead. What costs least to find out comes first.
-    async fn decide(&mut self, app: &App, parts: &mut Parts) -> Result<Caller, ApiError> {
-        if !auth::is_guarded(app, parts.uri.path()) {
-            let caller = Caller::system();
-            self.user_id.clone_from(&caller.subject);
-            return Ok(caller);
+    async fn decide(&mut self, app: &App, parts: &mut Parts, anybody: Actor) -> Result<Caller, ApiError> {
+        let is_guarded = auth::is_guarded(app, parts.uri.path());
+        if is_guarded {
+            app.load.check()?;
+            app.rates.count_address(parts.extensions.get().copied(), &mut self.limits)?;
         }
-        app.load.check()?;
-        app.rates.count_address(parts.extensions.get().copied(), &mut self.limits)?;
-        let caller = auth::authenticate(app, parts, &mut self.limits).await?;
-        self.user_id.clone_from(&caller.subject);
+        let caller = if is_guarded {
+            auth::authenticate(app, parts, anybody, &mut self.limits).await?
+        } else {
+            Caller::anybody(anybody)
+        };
+        self.actor = Actor::clone(&caller.actor);
         app.rates.count_principal(&caller, &mut self.limits)?;
         access::authorize(app, parts, &caller).await?;
         Ok(caller)

@@ -68,9 +68,14 @@ pub struct ExportedAgent {
     /// How calls are repeated.
     #[schema(value_type = RetryConfigBody)]
     retry_config: RetryConfig,
-    /// Kept for the UI.
+    /// What differs from the settings.
     #[schema(value_type = Option<Object>)]
     circuit_breaker_config: Option<Box<RawValue>>,
+    /// `a2a`, `http` or `openai`.
+    kind: String,
+    /// What the kind needs to know.
+    #[schema(value_type = Option<Object>)]
+    config: Option<Box<RawValue>>,
     /// `active` or `inactive`.
     status: String,
 }
@@ -91,6 +96,8 @@ impl ExportedAgent {
             timeout_ms: row.timeout_ms,
             retry_config: RetryConfig::from_stored(stored(row.retry_config).as_deref()),
             circuit_breaker_config: stored(row.circuit_breaker_config).filter(|config| config.get() != "null"),
+            kind: row.kind,
+            config: stored(row.config),
             status: row.status,
         }
     }
@@ -222,8 +229,8 @@ pub async fn export_definitions(
     // So that the workflows are those of the same moment as the agents.
     sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY").execute(&mut *transaction).await?;
     let limit = i64::try_from(MAX_ENTRIES + 1).unwrap_or(i64::MAX);
-    let agents = db::agents::present(&mut transaction, limit).await?;
-    let workflows = db::workflows::all_active(&mut transaction, limit).await?;
+    let agents = db::agents::present(&mut transaction, caller.organization(), limit).await?;
+    let workflows = db::workflows::all_active(&mut transaction, caller.organization(), limit).await?;
     transaction.commit().await?;
     if agents.len() > MAX_ENTRIES || workflows.len() > MAX_ENTRIES {
         let detail = format!("A document holds at most {MAX_ENTRIES} agents and as many workflows; use the lists");

@@ -6,9 +6,11 @@ use uuid::Uuid;
 
 use super::{
     Error,
+    breakers::{self, BreakerRow},
     list::{self, Cut, EntryId, Listed, Narrow, Order, Part, Position, Table},
 };
 use crate::{
+    access::OrganizationId,
     timestamp::Timestamp,
     vault::{self, Vault},
 };
@@ -26,11 +28,14 @@ pub struct AgentRow {
     pub timeout_ms: i32,
     pub retry_config: Option<Json<Box<RawValue>>>,
     pub circuit_breaker_config: Option<Json<Box<RawValue>>>,
+    pub kind: String,
+    pub config: Option<Json<Box<RawValue>>>,
     pub status: String,
     pub created_by: Option<String>,
     pub updated_by: Option<String>,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
+    pub organization_id: String,
 }
 
 impl AgentRow {
@@ -63,36 +68,99 @@ impl AgentRow {
 }
 
 const COLUMNS: &str = "id, name, url, description, auth_type, auth_config, timeout_ms, retry_config, \
-     circuit_breaker_config, status, created_by, updated_by, created_at, updated_at";
+     circuit_breaker_config, kind, config, status, created_by, updated_by, created_at, updated_at, organization_id";
 
-/// The agent of that id, deleted ones too.
-pub async fn find(db: impl PgExecutor<'_>, id: Uuid) -> Result<Option<AgentRow>, Error> {
-    let sql = select(" WHERE id = $1");
-    Ok(sqlx::query_as(&sql).bind(id).fetch_optional(db).await?)
+/// The organisation's agent of that id, deleted ones too.
+pub async fn find(db: impl PgExecutor<'_>, organization: &OrganizationId, id: Uuid) -> Result<Option<AgentRow>, Error> {
+    let sql = select(" WHERE id = $1 AND organization_id = $2");
+    Ok(sqlx::query_as(&sql).bind(id).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
 /// As [`find`], and holds the row until the transaction ends.
-pub async fn lock(conn: &mut PgConnection, id: Uuid) -> Result<Option<AgentRow>, Error> {
-    let sql = select(" WHERE id = $1 FOR UPDATE");
-    Ok(sqlx::query_as(&sql).bind(id).fetch_optional(conn).await?)
+pub async fn lock(conn: &mut PgConnection, organization: &OrganizationId, id: Uuid) -> Result<Option<AgentRow>, Error> {
+    let sql = select(" WHERE id = $1 AND organization_id = $2 FOR UPDATE");
+    Ok(sqlx::query_as(&sql).bind(id).bind(organization.as_str()).fetch_optional(conn).await?)
 }
 
-/// The agent of that name, deleted ones too.
-pub async fn find_by_name(db: impl PgExecutor<'_>, name: &str) -> Result<Option<AgentRow>, Error> {
-    let sql = select(" WHERE name = $1");
-    Ok(sqlx::query_as(&sql).bind(name).fetch_optional(db).await?)
+/// The organisation's agent of that name, deleted ones too.
+pub async fn find_by_name(
+    db: impl PgExecutor<'_>,
+    organization: &OrganizationId,
+    name: &str,
+) -> Result<Option<AgentRow>, Error> {
+    let sql = select(" WHERE name = $1 AND organization_id = $2");
+    Ok(sqlx::query_as(&sql).bind(name).bind(organization.as_str()).fetch_optional(db).await?)
+}
+
+/// An agent and its circuit breaker.
+#[derive(sqlx::FromRow)]
+pub struct AgentWithBreaker {
+    /// The agent.
+    #[sqlx(flatten)]
+    pub agent: AgentRow,
+    /// Its breaker.
+    #[sqlx(flatten)]
+    pub breaker: BreakerRow,
+}
+
+impl AgentWithBreaker {
+    /// Another text after every change of the agent, which comes first, and of its breaker.
+    #[must_use]
+    pub fn revision(&self) -> String {
+        let agent = self.agent.revision();
+        match self.breaker.updated_at() {
+            Some(at) => format!("{agent}.{:x}", at.timestamp_micros()),
+            None => agent,
+        }
+    }
+}
+
+/// The organisation's agent of that name with its breaker, deleted ones too.
+pub async fn find_to_call(
+    db: impl PgExecutor<'_>,
+    organization: &OrganizationId,
+    name: &str,
+) -> Result<Option<AgentWithBreaker>, Error> {
+    let sql = with_breaker("a.name = $1 AND a.organization_id = $2");
+    Ok(sqlx::query_as(&sql).bind(name).bind(organization.as_str()).fetch_optional(db).await?)
+}
+
+/// The organisation's agent of that id with its breaker, deleted ones too.
+pub async fn find_to_show(
+    db: impl PgExecutor<'_>,
+    organization: &OrganizationId,
+    id: Uuid,
+) -> Result<Option<AgentWithBreaker>, Error> {
+    let sql = with_breaker("a.id = $1 AND a.organization_id = $2");
+    Ok(sqlx::query_as(&sql).bind(id).bind(organization.as_str()).fetch_optional(db).await?)
+}
+
+fn with_breaker(condition: &str) -> String {
+    let columns = COLUMNS.split(',').map(|column| format!("a.{}", column.trim())).collect::<Vec<_>>().join(", ");
+    let breaker = breakers::COLUMNS;
+    format!(
+        "SELECT {columns}, {breaker} FROM agents a LEFT JOIN circuit_breakers b ON b.agent_id = a.id WHERE {condition}"
+    )
 }
 
 /// As [`find_by_name`], and holds the row until the transaction ends.
-pub async fn lock_by_name(conn: &mut PgConnection, name: &str) -> Result<Option<AgentRow>, Error> {
-    let sql = select(" WHERE name = $1 FOR UPDATE");
-    Ok(sqlx::query_as(&sql).bind(name).fetch_optional(conn).await?)
+pub async fn lock_by_name(
+    conn: &mut PgConnection,
+    organization: &OrganizationId,
+    name: &str,
+) -> Result<Option<AgentRow>, Error> {
+    let sql = select(" WHERE name = $1 AND organization_id = $2 FOR UPDATE");
+    Ok(sqlx::query_as(&sql).bind(name).bind(organization.as_str()).fetch_optional(conn).await?)
 }
 
-/// All agents that are not deleted, by name, as far as the limit.
-pub async fn present(conn: &mut PgConnection, limit: i64) -> Result<Vec<AgentRow>, Error> {
-    let sql = select(" WHERE status <> 'deleted' ORDER BY name LIMIT $1");
-    Ok(sqlx::query_as(&sql).bind(limit).fetch_all(conn).await?)
+/// All agents of the organisation that are not deleted, by name, as far as the limit.
+pub async fn present(
+    conn: &mut PgConnection,
+    organization: &OrganizationId,
+    limit: i64,
+) -> Result<Vec<AgentRow>, Error> {
+    let sql = select(" WHERE status <> 'deleted' AND organization_id = $2 ORDER BY name LIMIT $1");
+    Ok(sqlx::query_as(&sql).bind(limit).bind(organization.as_str()).fetch_all(conn).await?)
 }
 
 fn select(rest: &str) -> String {
@@ -100,8 +168,10 @@ fn select(rest: &str) -> String {
 }
 
 /// What a list is narrowed to.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Filter<'a> {
+    /// Whose agents.
+    pub organization: &'a OrganizationId,
     /// One of these; any if there are none.
     pub statuses: Vec<String>,
     /// The beginning of the name.
@@ -123,9 +193,10 @@ impl Listed for AgentRow {
     }
 }
 
-/// A part of the agents in the order of their registration.
+/// A part of the organisation's agents in the order of their registration.
 pub async fn list(conn: &mut PgConnection, filter: &Filter<'_>, cut: &Cut) -> Result<Part<AgentRow>, Error> {
     let narrow = |narrow: &mut Narrow<'_>| {
+        narrow.organization(filter.organization);
         narrow.one_of("status", &filter.statuses);
         narrow.prefix("name", filter.name_prefix);
         narrow.between("created_at", filter.created);
@@ -138,8 +209,8 @@ pub async fn list(conn: &mut PgConnection, filter: &Filter<'_>, cut: &Cut) -> Re
 pub async fn insert(conn: &mut PgConnection, row: &AgentRow) -> Result<(), Error> {
     sqlx::query(
         "INSERT INTO agents (id, name, url, description, auth_type, auth_config, timeout_ms, retry_config,
-             circuit_breaker_config, status, created_by, updated_by, created_at, updated_at)
-         VALUES ($1, $2, $3, $4, $5, coalesce($6, 'null'::jsonb), $7, $8, $9, $10, $11, $12, $13, $14)",
+             circuit_breaker_config, kind, config, status, created_by, updated_by, created_at, updated_at, organization_id)
+         VALUES ($1, $2, $3, $4, $5, coalesce($6, 'null'::jsonb), $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
     )
     .bind(row.id)
     .bind(&row.name)
@@ -150,11 +221,14 @@ pub async fn insert(conn: &mut PgConnection, row: &AgentRow) -> Result<(), Error
     .bind(row.timeout_ms)
     .bind(&row.retry_config)
     .bind(&row.circuit_breaker_config)
+    .bind(&row.kind)
+    .bind(&row.config)
     .bind(&row.status)
     .bind(&row.created_by)
     .bind(&row.updated_by)
     .bind(row.created_at)
     .bind(row.updated_at)
+    .bind(&row.organization_id)
     .execute(conn)
     .await?;
     Ok(())
@@ -164,8 +238,8 @@ pub async fn insert(conn: &mut PgConnection, row: &AgentRow) -> Result<(), Error
 pub async fn update(conn: &mut PgConnection, row: &AgentRow) -> Result<(), Error> {
     sqlx::query(
         "UPDATE agents SET url = $2, description = $3, auth_type = $4, auth_config = coalesce($5, 'null'::jsonb),
-             timeout_ms = $6, retry_config = $7, circuit_breaker_config = $8, status = $9, updated_by = $10,
-             updated_at = $11
+             timeout_ms = $6, retry_config = $7, circuit_breaker_config = $8, kind = $9, config = $10, status = $11,
+             updated_by = $12, updated_at = $13
          WHERE id = $1",
     )
     .bind(row.id)
@@ -176,6 +250,8 @@ pub async fn update(conn: &mut PgConnection, row: &AgentRow) -> Result<(), Error
     .bind(row.timeout_ms)
     .bind(&row.retry_config)
     .bind(&row.circuit_breaker_config)
+    .bind(&row.kind)
+    .bind(&row.config)
     .bind(&row.status)
     .bind(&row.updated_by)
     .bind(row.updated_at)
@@ -216,7 +292,12 @@ pub async fn key_ids(db: impl PgExecutor<'_>) -> Result<Vec<String>, Error> {
     Ok(sqlx::query_scalar(sql).fetch_all(db).await?)
 }
 
-/// The status of each of these agents; one that does not exist is not in the answer.
-pub async fn statuses(conn: &mut PgConnection, names: &[String]) -> Result<Vec<(String, String)>, Error> {
-    Ok(sqlx::query_as("SELECT name, status FROM agents WHERE name = ANY($1)").bind(names).fetch_all(conn).await?)
+/// The status of each of these agents of the organisation; one that does not exist is not in the answer.
+pub async fn statuses(
+    conn: &mut PgConnection,
+    organization: &OrganizationId,
+    names: &[String],
+) -> Result<Vec<(String, String)>, Error> {
+    let sql = "SELECT name, status FROM agents WHERE name = ANY($1) AND organization_id = $2";
+    Ok(sqlx::query_as(sql).bind(names).bind(organization.as_str()).fetch_all(conn).await?)
 }

@@ -13,6 +13,9 @@ use crate::run::RunStatus;
 /// on rows that are read together with this one, so this comes first.
 const RECORDS_ITSELF: &str = "own AS MATERIALIZED (SELECT set_config('workflow_api.records', 'itself', true))";
 
+/// The error of an attempt whose executor died or stopped.
+const INTERRUPTED: &str = "interrupted: the executor stopped while the step ran";
+
 /// Requests to claim, one entry a run, each run once; see [`claim`].
 #[derive(Default)]
 #[expect(missing_docs, reason = "each is a column of workflow_runs or a member of the message")]
@@ -39,6 +42,8 @@ pub struct Claimed {
     pub correlation_id: Option<String>,
     /// The input, if the message has none.
     pub input_data: Option<String>,
+    /// Whose run it is.
+    pub organization_id: String,
     /// It has step rows: it was started before.
     pub has_steps: bool,
 }
@@ -66,7 +71,7 @@ pub async fn claim(db: impl PgExecutor<'_>, executor_id: Uuid, batch: &ClaimBatc
             WHERE r.run_id = m.run_id AND (r.lease_token = m.lease_token OR (r.status = 'PENDING'
                 AND (r.execution_event_id = m.event_id OR r.execution_event_id IS NULL OR m.event_id IS NULL)))
             RETURNING r.run_id, r.workflow_name, r.correlation_id,
-                CASE WHEN m.input IS NULL THEN r.input_data::text END AS input_data,
+                CASE WHEN m.input IS NULL THEN r.input_data::text END AS input_data, r.organization_id,
                 r.resume_from_step IS NOT NULL
                     OR EXISTS (SELECT 1 FROM step_executions s WHERE s.run_id = r.run_id) AS has_steps
         ), inserted AS (
@@ -77,7 +82,8 @@ pub async fn claim(db: impl PgExecutor<'_>, executor_id: Uuid, batch: &ClaimBatc
                 correlation_id, $1, lease_token
             FROM request m WHERE NOT EXISTS (SELECT 1 FROM workflow_runs r WHERE r.run_id = m.run_id)
             ON CONFLICT (run_id) DO NOTHING
-            RETURNING run_id, workflow_name, correlation_id, NULL::text AS input_data, false AS has_steps
+            RETURNING run_id, workflow_name, correlation_id, NULL::text AS input_data, organization_id,
+                false AS has_steps
         ), recorded AS (
             INSERT INTO run_events (run_id, kind, at)
             SELECT run_id, kind, at
@@ -116,6 +122,8 @@ pub struct TakenOver {
     pub workflow_name: String,
     /// Of the request that started the run.
     pub correlation_id: Option<String>,
+    /// Whose run it is.
+    pub organization_id: String,
     /// As JSON text.
     pub input_data: Option<String>,
     /// The content that the run is pinned to, as JSON text; `None` if it is gone.
@@ -146,9 +154,11 @@ pub async fn take_over(
         UPDATE workflow_runs r
         SET executor_id = $1, lease_token = gen_random_uuid(), updated_at = now() AT TIME ZONE 'UTC'
         FROM lost WHERE r.run_id = lost.run_id
-        RETURNING r.run_id, r.lease_token, r.workflow_name, r.correlation_id, r.input_data::text AS input_data,
+        RETURNING r.run_id, r.lease_token, r.workflow_name, r.correlation_id, r.organization_id,
+            r.input_data::text AS input_data,
             coalesce(r.workflow_plan, (SELECT workflow_data FROM workflow_definitions d
-                WHERE d.name = r.workflow_name AND d.version = r.workflow_version))::text AS workflow_plan,
+                WHERE d.name = r.workflow_name AND d.version = r.workflow_version
+                    AND d.organization_id = r.organization_id))::text AS workflow_plan,
             -- Claimed by a release that did not note it: from now on.
             coalesce(extract(epoch FROM now() AT TIME ZONE 'UTC' - execution_started_at), 0)::float8 AS elapsed_secs";
     Ok(sqlx::query_as(sql).bind(executor_id).bind(known).bind(limit).bind(DEAD_AFTER_SECS).fetch_all(db).await?)
@@ -159,8 +169,12 @@ pub async fn take_over(
 pub struct EarlierStep {
     /// Where the step stands in the run: its id on the main chain, else its way from there.
     pub place: String,
+    /// The row; empty if there is none.
+    pub id: String,
     /// As it was before the call; free text that other programs write too.
     pub status: String,
+    /// Its executor died or stopped while the step ran.
+    pub was_interrupted: bool,
     /// Of a completed one.
     pub output_data: Option<Json<Box<RawValue>>>,
     /// The retry that named a step to go on from came before it; true without such a retry.
@@ -178,13 +192,21 @@ pub async fn resume(db: impl PgExecutor<'_>, run_id: &str, lease_token: Uuid) ->
             WHERE run_id = $1 AND lease_token = $2 AND status = 'RUNNING' FOR NO KEY UPDATE
         ), closed AS (
             UPDATE step_executions s SET status = 'FAILED', completed_at = now() AT TIME ZONE 'UTC',
-                error_message = 'interrupted: the executor stopped while the step ran'
+                error_message = $3
             FROM held WHERE s.run_id = held.run_id AND s.status = 'RUNNING'
         )
-        SELECT coalesce(place, step_id, '') AS place, coalesce(status, '') AS status, CASE WHEN status = 'COMPLETED' THEN output_data END AS output_data,
+        SELECT coalesce(place, step_id, '') AS place, coalesce(id, '') AS id, coalesce(status, '') AS status,
+            coalesce(status = 'RUNNING' OR error_message = $3, false) AS was_interrupted, CASE WHEN status = 'COMPLETED' THEN output_data END AS output_data,
             coalesce(started_at >= resumed_at, true) AS is_after_retry, resume_from_step
         FROM held LEFT JOIN step_executions s USING (run_id) ORDER BY started_at, id";
-    Ok(sqlx::query_as(sql).bind(run_id).bind(lease_token).fetch_all(db).await?)
+    Ok(sqlx::query_as(sql).bind(run_id).bind(lease_token).bind(INTERRUPTED).fetch_all(db).await?)
+}
+
+/// Whether the run is RUNNING under another lease than this one; under any, if there is none.
+pub async fn is_held_by_others(db: impl PgExecutor<'_>, run_id: &str, lease: Option<Uuid>) -> Result<bool, Error> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM workflow_runs
+                   WHERE run_id = $1 AND status = 'RUNNING' AND lease_token IS DISTINCT FROM $2)";
+    Ok(sqlx::query_scalar(sql).bind(run_id).bind(lease).fetch_one(db).await?)
 }
 
 /// Of these claims, the runs that are no longer held: cancelled, ended or taken over.

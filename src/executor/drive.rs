@@ -3,6 +3,7 @@
 
 use std::{pin::pin, time::Duration};
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use uuid::Uuid;
@@ -97,12 +98,15 @@ impl Driver {
             Err(message) => return self.end(Err(message)).await,
         };
         let earlier = if assignment.has_steps { self.earlier().await? } else { Earlier::default() };
-        let run = Run::new(self.executor.clone(), self.run_id.clone(), self.lease_token, correlation_id, plan, earlier);
+        let time_left = self.executor.max_duration.saturating_sub(assignment.elapsed);
+        let deadline = Instant::now() + time_left;
+        let names = (self.run_id.clone(), assignment.organization.clone(), correlation_id);
+        let run =
+            Run::new(self.executor.clone(), names, self.lease_token, plan, earlier, (self.stop.clone(), deadline));
 
         // Everything of the run is polled here, one after the other: its steps first, so that what they have to write
         // gathers before it is written.
         let mut writing = pin!(run.ledger.write_out(&self.executor.journal, &self.stop));
-        let time_left = self.executor.max_duration.saturating_sub(assignment.elapsed);
         let outcome = tokio::select! {
             biased;
             () = self.stop.cancelled() => Outcome::Left(Left::Lost),
@@ -110,7 +114,7 @@ impl Driver {
             result = run.main_chain(&assignment.input) => Outcome::Ended(result),
             Err(stuck) = &mut writing => Outcome::Stuck(stuck),
             () = run.at_rest() => Outcome::AtRest,
-            () = tokio::time::sleep(time_left) => Outcome::Ended(Err(too_long(self.executor.max_duration))),
+            () = tokio::time::sleep_until(deadline) => Outcome::Ended(Err(too_long(self.executor.max_duration))),
         };
         let status = match outcome {
             Outcome::Left(left) => return Err(left),

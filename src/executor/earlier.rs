@@ -28,15 +28,23 @@ pub(super) struct Earlier {
     resume_from_step: Option<String>,
     /// The latest attempt at each place, if it completed: its output, and whether it began after the last retry.
     completed: Mutex<HashMap<String, (Box<RawValue>, bool)>>,
+    /// The attempt at each place that was interrupted and not ended since: the id of its row, the first one's if it was
+    /// interrupted again and again, and whether it began after the last retry.
+    interrupted: Mutex<HashMap<String, (String, bool)>>,
 }
 
 impl Earlier {
     /// From rows in the order of their begin.
     pub(super) fn new(rows: Vec<EarlierStep>) -> Self {
         let mut earlier = Self::default();
-        let mut completed = HashMap::with_capacity(rows.len());
+        let (mut completed, mut interrupted) = (HashMap::with_capacity(rows.len()), HashMap::new());
         for row in rows {
             earlier.resume_from_step = row.resume_from_step;
+            if row.was_interrupted {
+                interrupted.entry(row.place.clone()).or_insert((row.id, row.is_after_retry));
+            } else {
+                interrupted.remove(&row.place);
+            }
             if row.status == "COMPLETED" {
                 let output = row.output_data.map_or_else(|| RawValue::NULL.to_owned(), |output| output.0);
                 completed.insert(row.place, (output, row.is_after_retry));
@@ -44,7 +52,7 @@ impl Earlier {
                 completed.remove(&row.place);
             }
         }
-        Self { completed: Mutex::new(completed), ..earlier }
+        Self { completed: Mutex::new(completed), interrupted: Mutex::new(interrupted), ..earlier }
     }
 
     fn completed(&self) -> MutexGuard<'_, HashMap<String, (Box<RawValue>, bool)>> {
@@ -68,5 +76,12 @@ impl Earlier {
         }
         let (output, is_after_retry) = self.completed().remove(place)?;
         (is_after_retry || reuse == Reuse::Everything).then_some(output)
+    }
+
+    /// Takes out the id of the attempt that was interrupted at this place, and is now made again with the same input.
+    pub(super) fn take_interrupted(&self, place: &str, reuse: Reuse) -> Option<String> {
+        let taken = self.interrupted.lock().unwrap_or_else(PoisonError::into_inner).remove(place);
+        let (id, is_after_retry) = taken.filter(|_| reuse != Reuse::Nothing)?;
+        (is_after_retry || reuse == Reuse::Everything).then_some(id)
     }
 }

@@ -22,6 +22,7 @@ use super::{
     retry,
 };
 use crate::{
+    access::OrganizationId,
     db::{
         self,
         executions::{self, Claimed},
@@ -241,6 +242,7 @@ impl Intake {
             let assignment = Assignment {
                 run_id: row.run_id,
                 lease_token,
+                organization: OrganizationId::stored(&row.organization_id),
                 workflow_name: row.workflow_name,
                 correlation_id: row.correlation_id,
                 plan: Some(request.workflow_plan),

@@ -22,7 +22,11 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use serde_json::value::RawValue;
-use tokio::sync::{Notify, Semaphore};
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
@@ -31,6 +35,7 @@ use super::{
     ledger::Ledger,
 };
 use crate::{
+    access::OrganizationId,
     db::executions::{BegunStep, NestedStep, StepEnd},
     input::{object_of, shorten},
     mapping::Scope,
@@ -54,10 +59,16 @@ const MAX_COLUMN_CHARS: usize = 255;
 pub(super) struct Run {
     pub(super) executor: Executor,
     pub(super) run_id: String,
+    pub(super) organization: OrganizationId,
     pub(super) correlation_id: String,
     pub(super) plan: Plan,
     pub(super) ledger: Ledger,
     pub(super) earlier: Earlier,
+    lease_token: Uuid,
+    /// The run is to be left alone.
+    stop: CancellationToken,
+    /// When its time is over.
+    deadline: Instant,
     slots: Semaphore,
     calls: Calls,
 }
@@ -128,15 +139,28 @@ impl<'a> Block<'a> {
 impl Run {
     pub(super) fn new(
         executor: Executor,
-        run_id: String,
+        (run_id, organization, correlation_id): (String, OrganizationId, String),
         lease_token: Uuid,
-        correlation_id: String,
         plan: Plan,
         earlier: Earlier,
+        (stop, deadline): (CancellationToken, Instant),
     ) -> Self {
         let ledger = Ledger::new(run_id.clone(), lease_token);
         let slots = Semaphore::new(MAX_CONCURRENT_BRANCHES);
-        Self { executor, run_id, correlation_id, plan, ledger, earlier, slots, calls: Calls::default() }
+        Self {
+            executor,
+            run_id,
+            organization,
+            correlation_id,
+            plan,
+            ledger,
+            earlier,
+            lease_token,
+            stop,
+            deadline,
+            slots,
+            calls: Calls::default(),
+        }
     }
 
     /// Makes all steps of the main chain, except those that are done. The error is fit for the run's row.

@@ -6,7 +6,10 @@ use super::{
     Executor,
     assignment::{Assignment, input_or_empty, stored},
 };
-use crate::db::{self, executions, processes};
+use crate::{
+    access::OrganizationId,
+    db::{self, executions, processes},
+};
 
 /// How often runs of dead executors are looked for.
 const TAKE_OVER_EVERY: Duration = Duration::from_secs(2);
@@ -49,6 +52,7 @@ impl Executor {
             let assignment = Assignment {
                 run_id: taken.run_id,
                 lease_token: taken.lease_token,
+                organization: OrganizationId::stored(&taken.organization_id),
                 workflow_name: taken.workflow_name,
                 correlation_id: taken.correlation_id,
                 plan: stored(taken.workflow_plan),

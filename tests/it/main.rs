@@ -3,14 +3,20 @@
 
 mod access;
 mod agent_health;
+mod agent_kinds;
+mod agent_tasks;
 mod agents;
+mod attempts;
+mod audit;
 mod bad_input;
+mod breakers;
 mod by_name;
 mod cors;
 mod cursors;
 mod definitions;
 mod dispatch;
 mod documentation;
+mod egress;
 mod etags;
 mod events;
 mod execute;
