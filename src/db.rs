@@ -14,6 +14,7 @@ pub mod migrations;
 pub mod outbox;
 pub mod processes;
 pub mod runs;
+pub mod waits;
 pub mod workflows;
 
 use std::time::Duration;

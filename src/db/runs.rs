@@ -195,7 +195,7 @@ pub async fn cancel(
 ) -> Result<(), Error> {
     sqlx::query(
         "UPDATE workflow_runs SET status = 'CANCELLED', cancelled_at = $2, cancelled_by = $3, updated_at = $2,
-             error_message = coalesce($4, error_message), executor_id = NULL, lease_token = NULL
+             error_message = coalesce($4, error_message), executor_id = NULL, lease_token = NULL, wake_at = NULL
          WHERE run_id = $1 AND status IN ('PENDING', 'RUNNING')",
     )
     .bind(run_id)

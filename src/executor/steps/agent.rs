@@ -34,11 +34,14 @@ impl Run {
     /// The agent's output. An input that cannot be made is no attempt and leaves no row.
     pub(super) async fn agent(&self, step: &Step, place: &str, frame: &Frame<'_>) -> Result<Box<RawValue>, String> {
         let Some(agent_name) = step.agent_name.as_deref() else { return Err("it names no agent".to_owned()) };
-        let input = mapping::resolve(step.mapping(), &frame.scope).map_err(|error| error.to_string())?;
+        let input = self.resolve(step, &frame.scope).await?;
         let text = mapping::message_text(&input);
+        self.gate().await;
+        // A pause waits for all attempts: it comes between steps.
+        let _leaf = self.leaves.begin();
         let mut attempt = 1;
         loop {
-            self.gate().await;
+            self.gate_of_process().await;
             let under_way = self.calls.begin();
             let row = self.row(step, agent_name.to_owned(), input.clone(), place, frame);
             // The agent sees the end of the row's id: a log of one is found from the other.
