@@ -1,7 +1,9 @@
 //! Writes that span tables: one function, one transaction or statement, with its audit row.
 
+pub mod answer_callback;
 pub mod cancel_run;
 pub mod import;
+pub mod pause_run;
 pub mod put_workflow;
 pub mod retry_run;
 pub mod save_agent;

@@ -4,6 +4,7 @@ pub mod agent_health;
 pub mod agents;
 pub mod auth;
 pub mod by_name;
+pub mod callbacks;
 pub mod cors;
 pub mod cursor;
 pub mod definition;
@@ -138,7 +139,11 @@ pub fn routes(api: &config::Api) -> OpenApiRouter<App> {
         .routes(routes!(run_log::get_logs))
         .routes(routes!(run_log::stream_events))
         .routes(routes!(runs::retry_run))
-        .routes(routes!(runs::cancel_run));
+        .routes(routes!(runs::cancel_run))
+        .routes(routes!(runs::pause_run))
+        .routes(routes!(runs::resume_run))
+        .routes(routes!(callbacks::list_callbacks))
+        .routes(routes!(callbacks::answer_callback));
     let root = OpenApiRouter::with_openapi(docs::document(api))
         .routes(routes!(system::get_root))
         .routes(routes!(system::get_health))

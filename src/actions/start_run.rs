@@ -170,6 +170,8 @@ pub struct Request {
     pub workflow_id: Uuid,
     /// A JSON object.
     pub input: Box<RawValue>,
+    /// From 0 to 9; of what waits for an executor, higher ones are first.
+    pub priority: i16,
     /// The caller.
     pub triggered_by: String,
     /// Of the request.
@@ -204,10 +206,10 @@ async fn start_or_find(starter: Starter<'_>, request: Request) -> Result<Outcome
     if relay.backlog() >= MAX_BACKLOG {
         return Err(StartRunError::BacklogFull);
     }
-    let Request { workflow_id, input, triggered_by, correlation_id, key } = request;
+    let Request { workflow_id, input, priority, triggered_by, correlation_id, key } = request;
     let definition = definitions.checked(pool, workflow_id, &input).await?;
     let has_key = key.is_some();
-    let mut start = StartRun { definition, input, triggered_by, correlation_id, key };
+    let mut start = StartRun { definition, input, priority, triggered_by, correlation_id, key };
     for _ in 0..ATTEMPTS {
         if !outbox::fits_a_record(&start.definition.plan, &start.input) {
             return Err(StartRunError::TooLarge);

@@ -6,9 +6,14 @@ use http::{HeaderValue, StatusCode, header, request::Parts};
 use jsonwebtoken::{DecodingKey, EncodingKey, Header, Validation, decode, encode};
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::App;
-use crate::{api::error::ApiError, config};
+use crate::{
+    actions::answer_callback::{Answerer, Roles},
+    api::error::ApiError,
+    config,
+};
 
 /// How far the clocks of this host and of whoever signs tokens may be apart.
 const CLOCK_SKEW_SECS: u64 = 5;
@@ -18,6 +23,31 @@ const CLOCK_SKEW_SECS: u64 = 5;
 pub struct Caller {
     /// The token's `sub`; `system` while authentication is off.
     pub subject: String,
+    /// How the caller is known.
+    proof: Proof,
+}
+
+/// How a caller is known.
+#[derive(Clone, Debug)]
+enum Proof {
+    /// Authentication is off.
+    NotAsked,
+    /// The route lets everybody in, and this one has not said, or not proven, who they are.
+    None,
+    /// By a token, which tells these roles.
+    Token(Vec<String>),
+}
+
+impl Caller {
+    /// The same, as somebody who answers a callback.
+    #[must_use]
+    pub fn answerer(&self) -> Answerer<'_> {
+        match &self.proof {
+            Proof::NotAsked => Answerer { subject: Some(&self.subject), roles: Roles::All },
+            Proof::None => Answerer { subject: None, roles: Roles::These(&[]) },
+            Proof::Token(roles) => Answerer { subject: Some(&self.subject), roles: Roles::These(roles) },
+        }
+    }
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Caller {
@@ -40,6 +70,18 @@ struct Claims {
 #[derive(Deserialize)]
 struct Presented {
     sub: String,
+    #[serde(default)]
+    role: Value,
+    #[serde(default)]
+    roles: Value,
+}
+
+impl Presented {
+    /// The roles that it tells, in either form.
+    fn roles(&self) -> Vec<String> {
+        let several = self.roles.as_array().into_iter().flatten();
+        several.chain([&self.role, &self.roles]).filter_map(Value::as_str).map(str::to_owned).collect()
+    }
 }
 
 /// Why no token can be made.
@@ -63,8 +105,24 @@ pub fn authenticate(app: &App, request: &Request) -> Result<Caller, ApiError> {
     let is_business = path.strip_prefix(&app.config.api.prefix).is_some_and(|rest| rest.starts_with('/'));
     let is_public = super::docs::is_public(path) || super::system::is_public(path);
     if !auth.enabled || is_public || !is_business {
-        return Ok(Caller { subject: "system".to_owned() });
+        return Ok(Caller { subject: "system".to_owned(), proof: Proof::NotAsked });
     }
+    let presented = present(app, request);
+    // The address of a callback is its permission; who else they are may be asked for there.
+    if is_callback(app, path) {
+        return Ok(presented.unwrap_or_else(|_| Caller { subject: "callback".to_owned(), proof: Proof::None }));
+    }
+    presented
+}
+
+/// Whether a path is the address of a callback.
+fn is_callback(app: &App, path: &str) -> bool {
+    path.strip_prefix(&app.config.api.prefix).is_some_and(|rest| rest.starts_with("/callbacks/"))
+}
+
+/// The caller that a token proves.
+fn present(app: &App, request: &Request) -> Result<Caller, ApiError> {
+    let auth = &app.config.auth;
     let unauthorized = |detail: &str| {
         ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
             .with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
@@ -84,7 +142,10 @@ pub fn authenticate(app: &App, request: &Request) -> Result<Caller, ApiError> {
     validation.validate_aud = false;
     let key = DecodingKey::from_secret(secret.expose_secret().as_bytes());
     match decode::<Presented>(token, &key, &validation) {
-        Ok(token) if is_subject(&token.claims.sub) => Ok(Caller { subject: token.claims.sub }),
+        Ok(token) if is_subject(&token.claims.sub) => {
+            let proof = Proof::Token(token.claims.roles());
+            Ok(Caller { subject: token.claims.sub, proof })
+        }
         _ => Err(unauthorized("The bearer token is not valid")),
     }
 }

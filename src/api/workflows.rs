@@ -30,6 +30,7 @@ use crate::{
         workflows::{Filter, WorkflowRow},
     },
     input::{FieldError, Node, Object},
+    kafka::message::DEFAULT_PRIORITY,
     timestamp::Timestamp,
     workflow::{Content, NewWorkflow, WorkflowPatch},
 };
@@ -168,6 +169,9 @@ pub struct ExecuteBody {
     /// Any JSON object; steps refer to it as `${workflow.input.…}`.
     #[schema(value_type = Object, example = json!({"text": "hello"}))]
     input_data: (),
+    /// Of the runs that wait for an executor, those of a higher priority are first; absent is 5.
+    #[schema(minimum = 0, maximum = 9)]
+    priority: Option<i16>,
 }
 
 pub(super) fn not_found() -> ApiError {
@@ -428,11 +432,15 @@ pub(super) async fn start(
     body: &JsonBody,
 ) -> Result<Response, ApiError> {
     let mut errors = Vec::new();
-    let input = Object::body(body.raw())?.required("input_data", &mut errors, Node::free_object);
-    let Some(input) = input else { return Err(errors.into()) };
+    let object = Object::body(body.raw())?;
+    let input = object.required("input_data", &mut errors, Node::free_object);
+    let priority = object.nullable("priority", &mut errors, |node| node.int(0..=9));
+    let Some(input) = input.filter(|_| errors.is_empty()) else { return Err(errors.into()) };
+    let priority = priority.and_then(|priority| i16::try_from(priority).ok()).unwrap_or(DEFAULT_PRIORITY.into());
     let key = key.bound(&scope, &caller, body.fingerprint());
     let starter = Starter { definitions: &app.definitions, pool: &app.pool, relay: &app.relay, writer: &app.writer };
-    let request = Request { workflow_id, input, triggered_by: caller.subject, correlation_id, key };
+    let triggered_by = caller.subject;
+    let request = Request { workflow_id, input, priority, triggered_by, correlation_id, key };
     match start_run::start_run(starter, request).await? {
         Outcome::Started(started) => {
             metrics::counter!("workflow_executions_total").increment(1);

@@ -20,6 +20,7 @@ pub async fn prepare_callback(
     db: impl PgExecutor<'_>,
     (run_id, lease_token): (&str, Uuid),
     (place, step_id): (&str, &str),
+    approval: Option<&RawValue>,
     (token, token_hash): (&str, &[u8]),
 ) -> Result<Option<String>, Error> {
     let sql = "
@@ -32,8 +33,8 @@ pub async fn prepare_callback(
                 AND (attempt_id IS NULL OR (answered_at IS NULL AND coalesce(due_at > now(), true)))
             ORDER BY created_at DESC LIMIT 1
         ), made AS (
-            INSERT INTO step_waits (run_id, place, step_id, token, token_hash)
-            SELECT run_id, $3, $4, $5, $6 FROM held WHERE NOT EXISTS (SELECT 1 FROM known)
+            INSERT INTO step_waits (run_id, place, step_id, token, token_hash, approval)
+            SELECT run_id, $3, $4, $5, $6, $7 FROM held WHERE NOT EXISTS (SELECT 1 FROM known)
             ON CONFLICT DO NOTHING
             RETURNING token
         )
@@ -45,6 +46,7 @@ pub async fn prepare_callback(
         .bind(step_id)
         .bind(token)
         .bind(token_hash)
+        .bind(approval.map(Json))
         .fetch_optional(db)
         .await?)
 }
@@ -58,8 +60,6 @@ pub enum Awaited {
     Callback {
         /// Its token.
         token: String,
-        /// It is a decision: with the role that is needed for it.
-        approval: Option<Box<RawValue>>,
     },
     /// For the end of a run that begins with it.
     Run(Box<ChildRun>),
@@ -101,28 +101,25 @@ pub async fn begin(
             ON CONFLICT (id) DO NOTHING
             RETURNING run_id
         ), called_back AS (
-            UPDATE step_waits w SET attempt_id = $3, due_at = $12, approval = $14
+            UPDATE step_waits w SET attempt_id = $3, due_at = $12
             FROM begun WHERE w.run_id = begun.run_id AND w.token = $13
         ), waiting AS (
             INSERT INTO step_waits (run_id, place, step_id, attempt_id, due_at, child_run_id)
-            SELECT run_id, $11, $4, $3, $12, $15 FROM begun WHERE $13 IS NULL
+            SELECT run_id, $11, $4, $3, $12, $14 FROM begun WHERE $13 IS NULL
         ), child AS (
             INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, workflow_definition_id, status, input_data,
                 triggered_by, created_at, updated_at, workflow_version, correlation_id, priority, parent_run_id,
                 parent_step_id, nesting, wake_at)
-            SELECT $15, $16::uuid::text, $17, $16::uuid::text, 'PENDING', $19, triggered_by, now() AT TIME ZONE 'UTC',
-                now() AT TIME ZONE 'UTC', $18, correlation_id, priority, run_id, $4, nesting + 1, now()
-            FROM held JOIN begun USING (run_id) WHERE $15 IS NOT NULL
+            SELECT $14, $15::uuid::text, $16, $15::uuid::text, 'PENDING', $18, triggered_by, now() AT TIME ZONE 'UTC',
+                now() AT TIME ZONE 'UTC', $17, correlation_id, priority, run_id, $4, nesting + 1, now()
+            FROM held JOIN begun USING (run_id) WHERE $14 IS NOT NULL
         ), recorded AS (
             INSERT INTO run_events (run_id, kind, step_id, attempt_id, detail)
-            SELECT run_id, 'attempt.waiting', $4, $3, $15 FROM begun
+            SELECT run_id, 'attempt.waiting', $4, $3, $14 FROM begun
         )
         SELECT EXISTS (SELECT 1 FROM held)";
     let nested = step.nested.as_ref();
-    let (token, approval) = match awaited {
-        Awaited::Callback { token, approval } => (Some(token), approval.as_deref()),
-        Awaited::Time | Awaited::Run(_) => (None, None),
-    };
+    let token = if let Awaited::Callback { token } = awaited { Some(token) } else { None };
     let child = if let Awaited::Run(child) = awaited { Some(child) } else { None };
     Ok(sqlx::query_scalar(sql)
         .bind(run_id)
@@ -138,7 +135,6 @@ pub async fn begin(
         .bind(place)
         .bind(due_at)
         .bind(token)
-        .bind(approval.map(Json))
         .bind(child.map(|child| &child.run_id))
         .bind(child.map(|child| child.definition_id))
         .bind(child.map(|child| &child.workflow_name))

@@ -40,7 +40,6 @@ use self::{outside::Waits, rest::Rest};
 use super::{
     Executor,
     active::Signals,
-    assignment::Before,
     earlier::{Earlier, Reuse},
     ledger::Ledger,
 };

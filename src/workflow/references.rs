@@ -6,8 +6,6 @@
 
 use std::collections::HashSet;
 
-use serde_json::value::RawValue;
-
 use super::{
     step::{Step, StepKind},
     steps::Steps,

@@ -37,10 +37,9 @@ impl Run {
                 let token = self.callback_token(place, &step.id).await;
                 let input = self.resolve(step, &frame.scope).await?;
                 let row = self.row(step, String::new(), input, place, frame);
-                let approval = approval.map(|approval| to_raw(&Asked { role: approval.role.as_deref() }));
                 let due_at = step.timeout_seconds.and_then(|secs| u64::try_from(secs).ok());
                 let due_at = due_at.map(|secs| rest::later(std::time::Duration::from_secs(secs)));
-                self.begin_waiting(place, row, Awaited::Callback { token, approval }, due_at).await
+                self.begin_waiting(place, row, Awaited::Callback { token }, due_at).await
             }
         };
         let is_there = |wait: &Wait| wait.answered_at.is_some();
@@ -81,13 +80,17 @@ impl Run {
         // As unguessable as a key: whoever has it may answer.
         let token = URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>());
         let hash = Sha256::digest(&token).to_vec();
+        let config = self.plan.steps.get(step_id).and_then(|step| step.callback_config.as_ref());
+        let approval = config.and_then(|config| config.approval.as_ref());
+        let approval = approval.map(|approval| to_raw(&Asked { role: approval.role.as_deref() }));
         let token = self
             .database(|| {
                 let (pool, run_id) = (self.executor.pool.clone(), self.run_id.clone());
                 let (lease_token, place, step_id) = (self.ledger.lease_token(), place.to_owned(), step_id.to_owned());
-                let (token, hash) = (token.clone(), hash.clone());
+                let (token, hash, approval) = (token.clone(), hash.clone(), approval.clone());
                 async move {
-                    waits::prepare_callback(&pool, (&run_id, lease_token), (&place, &step_id), (&token, &hash)).await
+                    let (claim, step) = ((run_id.as_str(), lease_token), (place.as_str(), step_id.as_str()));
+                    waits::prepare_callback(&pool, claim, step, approval.as_deref(), (&token, &hash)).await
                 }
             })
             .await;

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
 
@@ -23,6 +23,7 @@ use crate::{
     executor::journal,
     input::{object_of, text, to_raw},
     mapping::{self, Scope},
+    timestamp::Timestamp,
     workflow::{
         Step,
         outside::{WaitConfig, bounded, instant, iso_duration},
@@ -193,7 +194,7 @@ impl Run {
 }
 
 fn shown(instant: DateTime<Utc>) -> Box<RawValue> {
-    to_raw(&instant.to_rfc3339_opts(SecondsFormat::AutoSi, true))
+    to_raw(&Timestamp::from(instant))
 }
 
 /// When the waiting that a step asks for is over, if it begins now.

@@ -1,0 +1,136 @@
+//! Answering a callback: the first answer counts, and every repeat is told what it was.
+
+use chrono::{DateTime, Utc};
+use serde_json::value::RawValue;
+use sha2::{Digest as _, Sha256};
+use sqlx::PgPool;
+
+use crate::{
+    db::{self, waits},
+    input::{self, FieldError, member, text},
+};
+
+/// What became of an answer.
+#[derive(Debug)]
+pub struct Answered {
+    /// The run.
+    pub run_id: String,
+    /// The step that waits, or will.
+    pub step_id: String,
+    /// When the first answer came.
+    pub at: DateTime<Utc>,
+    /// Of an approval, what was decided.
+    pub approved: Option<bool>,
+    /// It was answered before, and this answer changes nothing.
+    pub is_repeat: bool,
+}
+
+/// Who answers, as far as they say and prove it.
+#[derive(Clone, Copy, Debug)]
+pub struct Answerer<'a> {
+    /// `None`: nobody in particular; the token is all that is known.
+    pub subject: Option<&'a str>,
+    /// The roles that they have.
+    pub roles: Roles<'a>,
+}
+
+/// Roles of a caller.
+#[derive(Clone, Copy, Debug)]
+pub enum Roles<'a> {
+    /// Nobody asks for them: authentication is off.
+    All,
+    /// Just these.
+    These(&'a [String]),
+}
+
+impl Roles<'_> {
+    fn has(self, role: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::These(roles) => roles.iter().any(|held| held == role),
+        }
+    }
+}
+
+/// Why an answer does not count.
+#[derive(Debug, thiserror::Error)]
+pub enum AnswerError {
+    /// There is no such callback.
+    #[error("callback not found")]
+    NotFound,
+    /// Nobody waits for it any more.
+    #[error("the callback is over")]
+    Over,
+    /// Whoever decides has to say who they are.
+    #[error("a role is needed")]
+    Unauthenticated,
+    /// Whoever decides must have that role.
+    #[error("the role {0} is needed")]
+    Forbidden(String),
+    /// It is no decision.
+    #[error("the answer is not valid")]
+    Invalid(Vec<FieldError>),
+    /// The database failed.
+    #[error(transparent)]
+    Db(#[from] db::Error),
+}
+
+impl From<sqlx::Error> for AnswerError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Db(error.into())
+    }
+}
+
+/// Writes the answer and wakes the run, or finds the first one.
+pub async fn answer_callback(
+    pool: &PgPool,
+    token: &str,
+    by: Answerer<'_>,
+    answer: Option<&RawValue>,
+) -> Result<Answered, AnswerError> {
+    let hash = Sha256::digest(token);
+    let mut transaction = pool.begin().await?;
+    let callback = waits::lock_callback(&mut transaction, &hash).await?.ok_or(AnswerError::NotFound)?;
+    if let Some(approval) = &callback.approval
+        && let Some(role) = member(&approval.0, "role").and_then(text)
+    {
+        if by.subject.is_none() {
+            return Err(AnswerError::Unauthenticated);
+        }
+        if !by.roles.has(&role) {
+            return Err(AnswerError::Forbidden(role));
+        }
+    }
+    let is_approval = callback.approval.is_some();
+    let decision = |answer: &RawValue| is_approval.then(|| member(answer, "approved").map(RawValue::get) == Some("true"));
+    let (run_id, step_id) = (callback.run_id.clone(), callback.step_id.clone());
+    if let (Some(at), Some(first)) = (callback.answered_at, &callback.answer) {
+        return Ok(Answered { run_id, step_id, at, approved: decision(&first.0), is_repeat: true });
+    }
+    if callback.is_over {
+        return Err(AnswerError::Over);
+    }
+    let nothing = input::object_of([]);
+    let answer = answer.unwrap_or(&nothing);
+    if is_approval {
+        check_decision(answer).map_err(AnswerError::Invalid)?;
+    }
+    let at = waits::answer(&mut transaction, &callback, answer, by.subject).await?;
+    transaction.commit().await?;
+    Ok(Answered { run_id, step_id, at, approved: decision(answer), is_repeat: false })
+}
+
+/// A decision is an object that says `approved`, and perhaps why.
+fn check_decision(answer: &RawValue) -> Result<(), Vec<FieldError>> {
+    let body = input::Object::body(answer)?;
+    let mut errors = Vec::new();
+    body.required("approved", &mut errors, |node| match node.raw().get() {
+        "true" | "false" => Ok(()),
+        _ => Err(vec![node.error("bool_type", "Input should be a valid boolean")]),
+    });
+    body.nullable("comment", &mut errors, |node| node.string(0..=MAX_COMMENT_CHARS));
+    if errors.is_empty() { Ok(()) } else { Err(errors) }
+}
+
+/// Characters of a comment to a decision.
+const MAX_COMMENT_CHARS: usize = 2000;
