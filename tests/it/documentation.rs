@@ -76,6 +76,10 @@ async fn the_document_names_every_route(pool: PgPool) {
         "POST /api/v1/runs/{run_id}/cancel",
         "GET /api/v1/runs/{run_id}/logs",
         "GET /api/v1/runs/{run_id}/events",
+        "POST /api/v1/runs/{run_id}/pause",
+        "POST /api/v1/runs/{run_id}/resume",
+        "GET /api/v1/runs/{run_id}/callbacks",
+        "POST /api/v1/callbacks/{token}",
     ];
     let missing: Vec<_> = expected.iter().filter(|route| !named.contains(**route)).collect();
     assert!(missing.is_empty(), "not documented: {missing:?}");
@@ -89,7 +93,7 @@ async fn every_documented_route_answers_as_documented(pool: PgPool) {
         let filled = path.replace("{agent_id}", "00000000-0000-0000-0000-000000000000");
         let filled =
             filled.replace("{workflow_id}", "00000000-0000-0000-0000-000000000000").replace("{run_id}", "run-x");
-        let filled = filled.replace("{name}", "nothing").replace("{version}", "1").replace("{other}", "2");
+        let filled = filled.replace("{token}", "nothing").replace("{name}", "nothing").replace("{version}", "1").replace("{other}", "2");
         assert!(!filled.contains('{'), "an unknown parameter in {path}");
         let answer = service.send(&method, &filled, &[("content-type", "application/json")], "{}").await;
         let status = answer.status.as_u16();

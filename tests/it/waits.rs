@@ -79,7 +79,8 @@ async fn a_wait_lets_the_time_pass_that_it_says_and_holds_nobody(pool: PgPool) {
             chrono::DateTime::parse_from_rfc3339(row[name].as_str().expect("text")).expect("an instant")
         };
         let secs = (at("completed_at") - at("started_at")).as_seconds_f64();
-        assert!(secs >= at_least && secs < at_least + 10.0, "{config}: {secs}");
+        // The time counts from the moment before the row is written.
+        assert!(secs > at_least - 0.5 && secs < at_least + 10.0, "{config}: {secs}");
         assert_eq!(row["output_data"]["until"], row["input_data"]["until"]);
     }
     assert_eq!(agent.calls().len(), 8);

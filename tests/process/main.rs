@@ -7,5 +7,6 @@ mod chromium;
 mod commands;
 mod crash;
 mod dependencies;
+mod parked;
 mod program;
 mod stop;
