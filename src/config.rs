@@ -452,7 +452,8 @@ impl Reader {
         let port = self.number("api_port", 8000, 1..=u16::MAX);
         let public_url = self.parsed("public_url", format!("http://localhost:{}", port.unwrap_or(8000)), |value| {
             let url = url::Url::parse(value).ok().filter(|url| ["http", "https"].contains(&url.scheme()));
-            let is_plain = |url: &url::Url| url.query().is_none() && url.fragment().is_none() && url.username().is_empty();
+            let is_plain =
+                |url: &url::Url| url.query().is_none() && url.fragment().is_none() && url.username().is_empty();
             match url.filter(is_plain) {
                 Some(url) => Ok(url.as_str().trim_end_matches('/').to_owned()),
                 None => Err("must be an http or https URL without user, query and fragment".to_owned()),

@@ -36,7 +36,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
 use self::{
-    active::{Active, Slots}, agents::Agents, assignment::Assignment, intake::Intake, journal::Journal};
+    active::{Active, Slots},
+    agents::Agents,
+    assignment::Assignment,
+    intake::Intake,
+    journal::Journal,
+};
 use crate::{
     config::Config,
     db::{

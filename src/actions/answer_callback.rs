@@ -102,7 +102,8 @@ pub async fn answer_callback(
         }
     }
     let is_approval = callback.approval.is_some();
-    let decision = |answer: &RawValue| is_approval.then(|| member(answer, "approved").map(RawValue::get) == Some("true"));
+    let decision =
+        |answer: &RawValue| is_approval.then(|| member(answer, "approved").map(RawValue::get) == Some("true"));
     let (run_id, step_id) = (callback.run_id.clone(), callback.step_id.clone());
     if let (Some(at), Some(first)) = (callback.answered_at, &callback.answer) {
         return Ok(Answered { run_id, step_id, at, approved: decision(&first.0), is_repeat: true });

@@ -20,10 +20,7 @@ use super::{
 };
 use crate::{
     actions::answer_callback::{self, AnswerError, Answered},
-    db::{
-        self,
-        waits::OpenCallback,
-    },
+    db::{self, waits::OpenCallback},
     input::{member, text},
     timestamp::Timestamp,
 };
@@ -125,10 +122,7 @@ pub async fn answer_callback(
     get, path = "/runs/{run_id}/callbacks", tag = "callbacks", params(("run_id" = String, Path)),
     responses((status = 200, body = Vec<Callback>), (status = 404, body = ErrorBody)),
 )]
-pub async fn list_callbacks(
-    State(app): State<App>,
-    RunId(run_id): RunId,
-) -> Result<Json<Vec<Callback>>, ApiError> {
+pub async fn list_callbacks(State(app): State<App>, RunId(run_id): RunId) -> Result<Json<Vec<Callback>>, ApiError> {
     let rows = db::waits::open_callbacks(&app.pool, &run_id, MAX_LISTED).await?;
     if rows.is_empty() && !db::runs::exists(&app.pool, &run_id).await? {
         return Err(runs::not_found());
@@ -160,9 +154,11 @@ impl From<AnswerError> for ApiError {
                 Self::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
                     .with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
             }
-            AnswerError::Forbidden(role) => {
-                Self::new(StatusCode::FORBIDDEN, "role_required", format!("This decision wants somebody with the role {role:?}"))
-            }
+            AnswerError::Forbidden(role) => Self::new(
+                StatusCode::FORBIDDEN,
+                "role_required",
+                format!("This decision wants somebody with the role {role:?}"),
+            ),
             AnswerError::Invalid(errors) => errors.into(),
             AnswerError::Db(error) => error.into(),
         }

@@ -97,7 +97,7 @@ pub struct StepBody {
     fork_join_config: Option<ForkJoinConfigBody>,
     /// The step fails if it takes longer, all attempts and everything inside of it counted; of a `callback`, how long it
     /// can be answered.
-    #[schema(minimum = 1, maximum = 315576000)]
+    #[schema(minimum = 1, maximum = 315_576_000)]
     timeout_seconds: Option<i64>,
     /// Type `wait`: for how long, or until when.
     wait_config: Option<WaitConfigBody>,

@@ -434,8 +434,7 @@ pub async fn retry_run(
         Some(body) => {
             let body = Object::body(body)?;
             Retry {
-                resume_from_step: body
-                    .nullable("resume_from_step", &mut errors, |node| node.string(ANY_LENGTH)),
+                resume_from_step: body.nullable("resume_from_step", &mut errors, |node| node.string(ANY_LENGTH)),
                 input: body.nullable("input_data", &mut errors, Node::free_object),
             }
         }
@@ -555,11 +554,12 @@ pub async fn resume_run(
 }
 
 async fn set_paused(app: &App, caller: &Caller, run_id: &str, wanted: bool) -> Result<Json<RunDetail>, ApiError> {
-    let row = pause_run::set_paused(&app.pool, app.context(caller), run_id, wanted).await.map_err(|error| match error {
-        PauseRunError::NotFound => not_found(),
-        PauseRunError::WrongState(status) => wrong_state(&status, if wanted { "paused" } else { "resumed" }),
-        PauseRunError::Db(error) => error.into(),
-    })?;
+    let row =
+        pause_run::set_paused(&app.pool, app.context(caller), run_id, wanted).await.map_err(|error| match error {
+            PauseRunError::NotFound => not_found(),
+            PauseRunError::WrongState(status) => wrong_state(&status, if wanted { "paused" } else { "resumed" }),
+            PauseRunError::Db(error) => error.into(),
+        })?;
     tracing::info!(target: "api.routes.runs", run_id, "Run {}", if wanted { "paused" } else { "resumed" });
     Ok(Json(RunDetail::open(row.into())))
 }

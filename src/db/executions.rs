@@ -282,11 +282,7 @@ pub struct Noticed {
 }
 
 /// Of these claims, those to which something has happened.
-pub async fn notice(
-    db: impl PgExecutor<'_>,
-    run_ids: &[String],
-    lease_tokens: &[Uuid],
-) -> Result<Vec<Noticed>, Error> {
+pub async fn notice(db: impl PgExecutor<'_>, run_ids: &[String], lease_tokens: &[Uuid]) -> Result<Vec<Noticed>, Error> {
     let sql = "
         SELECT * FROM (
             SELECT c.run_id, r.run_id IS NULL AS is_lost, r.paused_at IS NOT NULL AS is_paused,

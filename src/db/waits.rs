@@ -81,14 +81,15 @@ pub struct ChildRun {
 }
 
 /// Begins an attempt that waits: its row, what it waits for, and the run that it waits for, at once or not at all.
-/// Repeating it does no harm. Returns false if the run is not held any more.
+/// Repeating it does no harm. Returns whether what it waits for may be there already; `None` if the run is not held any
+/// more.
 pub async fn begin(
     conn: &mut PgConnection,
     (run_id, lease_token): (&str, Uuid),
     (place, step): (&str, &BegunStep),
     awaited: &Awaited,
     due_at: Option<DateTime<Utc>>,
-) -> Result<bool, Error> {
+) -> Result<Option<bool>, Error> {
     let sql = "
         WITH own AS MATERIALIZED (SELECT set_config('workflow_api.records', 'itself', true)),
         held AS MATERIALIZED (
@@ -103,6 +104,7 @@ pub async fn begin(
         ), called_back AS (
             UPDATE step_waits w SET attempt_id = $3, due_at = $12
             FROM begun WHERE w.run_id = begun.run_id AND w.token = $13
+            RETURNING answered_at
         ), waiting AS (
             INSERT INTO step_waits (run_id, place, step_id, attempt_id, due_at, child_run_id)
             SELECT run_id, $11, $4, $3, $12, $14 FROM begun WHERE $13 IS NULL
@@ -117,7 +119,9 @@ pub async fn begin(
             INSERT INTO run_events (run_id, kind, step_id, attempt_id, detail)
             SELECT run_id, 'attempt.waiting', $4, $3, $14 FROM begun
         )
-        SELECT EXISTS (SELECT 1 FROM held)";
+        -- Of a repeat, nobody knows what has come since.
+        SELECT NOT EXISTS (SELECT 1 FROM begun) OR EXISTS (SELECT 1 FROM called_back WHERE answered_at IS NOT NULL)
+        FROM held";
     let nested = step.nested.as_ref();
     let token = if let Awaited::Callback { token } = awaited { Some(token) } else { None };
     let child = if let Awaited::Run(child) = awaited { Some(child) } else { None };
@@ -140,7 +144,7 @@ pub async fn begin(
         .bind(child.map(|child| &child.workflow_name))
         .bind(child.map(|child| child.version))
         .bind(child.map(|child| Json(&child.input)))
-        .fetch_one(conn)
+        .fetch_optional(conn)
         .await?)
 }
 
@@ -151,7 +155,7 @@ pub async fn nesting(db: impl PgExecutor<'_>, run_id: &str) -> Result<i16, Error
 }
 
 /// What an open attempt waits for, and what has come of it.
-#[derive(Clone, Debug, sqlx::FromRow)]
+#[derive(Clone, Debug, Default, sqlx::FromRow)]
 pub struct Wait {
     /// The attempt.
     pub attempt_id: String,

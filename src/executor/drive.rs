@@ -211,7 +211,10 @@ impl Driver {
                 Err(error) if error.is_retryable() => {}
                 Err(error) => {
                     let run_id = &self.run_id;
-                    tracing::error!(error = &error as &dyn std::error::Error, "run {run_id} cannot be read or parked: {error}");
+                    tracing::error!(
+                        error = &error as &dyn std::error::Error,
+                        "run {run_id} cannot be read or parked: {error}"
+                    );
                     return Err(Left::Broken);
                 }
             }

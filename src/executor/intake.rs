@@ -216,13 +216,12 @@ impl Intake {
     /// How many of the first requests go into one statement: each run once, none that is known to be bad.
     fn batch_size(&self, limit: usize) -> usize {
         let (mut seen, mut bytes) = (HashSet::new(), 0);
-        let fitting =
-            self.waiting.iter().take(limit).take_while(|request| {
-                bytes += request.payload_bytes();
-                let is_first = seen.is_empty();
-                seen.insert(request.run_id.as_str())
-                    && (is_first || (bytes <= MAX_CLAIMED_BYTES && content_fault(request).is_none()))
-            });
+        let fitting = self.waiting.iter().take(limit).take_while(|request| {
+            bytes += request.payload_bytes();
+            let is_first = seen.is_empty();
+            seen.insert(request.run_id.as_str())
+                && (is_first || (bytes <= MAX_CLAIMED_BYTES && content_fault(request).is_none()))
+        });
         fitting.count()
     }
 

@@ -30,7 +30,12 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    pub(super) fn new(position: Position, sent_at: Option<DateTime<Utc>>, bytes: usize, request: ExecutionRequest) -> Self {
+    pub(super) fn new(
+        position: Position,
+        sent_at: Option<DateTime<Utc>>,
+        bytes: usize,
+        request: ExecutionRequest,
+    ) -> Self {
         let priority = request.priority();
         let ExecutionRequest { run_id, workflow_plan, input_data, correlation_id, event_id, .. } = request;
         Self {

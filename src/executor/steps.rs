@@ -277,14 +277,12 @@ impl Run {
     /// What the work comes to, unless it takes longer.
     async fn limited<T>(&self, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
         let _due = self.rest.due(rest::later(limit));
-        match tokio::time::timeout(limit, work).await {
-            Ok(result) => Some(result),
-            Err(_) => {
-                // A process that stops, and a run that is paused, begin nothing new, which is no fault of the step.
-                self.gate().await;
-                None
-            }
+        if let Ok(result) = tokio::time::timeout(limit, work).await {
+            return Some(result);
         }
+        // A process that stops, and a run that is paused, begin nothing new, which is no fault of the step.
+        self.gate().await;
+        None
     }
 
     async fn make(&self, step: &Step, place: &str, frame: &Frame<'_>) -> Result<Done, String> {

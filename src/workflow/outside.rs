@@ -149,10 +149,8 @@ pub fn iso_duration(text: &str) -> Result<f64, String> {
         Some((date, time)) => (date, time),
         None => (rest, ""),
     };
-    let (days, time) = (parts(date, &[('W', 604_800.0), ('D', 86_400.0)]), parts(
-        time,
-        &[('H', 3600.0), ('M', 60.0), ('S', 1.0)],
-    ));
+    let (days, time) =
+        (parts(date, &[('W', 604_800.0), ('D', 86_400.0)]), parts(time, &[('H', 3600.0), ('M', 60.0), ('S', 1.0)]));
     match (days, time) {
         (Some(days), Some(time)) if !rest.is_empty() => bounded(days + time),
         _ => Err(wrong()),

@@ -176,12 +176,7 @@ impl<'a> Check<'a> {
     }
 
     /// Why the address of a callback can never be given to the step at `place`.
-    fn callback_fault(
-        &self,
-        target: &str,
-        place: usize,
-        around: &HashSet<usize>,
-    ) -> Option<(&'static str, String)> {
+    fn callback_fault(&self, target: &str, place: usize, around: &HashSet<usize>) -> Option<(&'static str, String)> {
         let Some(target_place) = self.steps.place(target) else { return Some((UNKNOWN_STEP, no_step(target))) };
         if self.steps.at(target_place).kind != StepKind::Callback {
             return Some(("reference_never_resolves", format!("step '{}' is no callback", shorten(target))));

@@ -219,7 +219,8 @@ async fn read(world: &World, workflow_id: &str) {
     let victim = execute(world, workflow_id, json!({"input_data": {}, "priority": 0})).await;
     let kafka = &world.service.config.kafka;
     let producer: FutureProducer = kafka::client_config(kafka).create().expect("valid settings");
-    let command = json!({"run_id": victim, "cancelled_by": "a test", "message_type": "cancellation_request"}).to_string();
+    let command =
+        json!({"run_id": victim, "cancelled_by": "a test", "message_type": "cancellation_request"}).to_string();
     let record = FutureRecord::to(&kafka.execution_topic).key(&victim).payload(&command);
     producer.send(record, Duration::from_secs(30)).await.expect("it is sent");
     assert_eq!(ended(&world.service, &victim).await["status"], "CANCELLED");
@@ -261,7 +262,9 @@ async fn runs_of_a_higher_priority_are_first_among_those_that_wait(pool: PgPool)
     let (world, agent) = narrow(&pool, "1").await;
     let step = json!({"s": agent_step("s", &json!({"n": "${workflow.input.n}"}))});
     let workflow_id = world.define("s", &step).await;
-    for (bad, kind) in [(json!(10), "less_than_equal"), (json!(-1), "greater_than_equal"), (json!("high"), "int_parsing")] {
+    for (bad, kind) in
+        [(json!(10), "less_than_equal"), (json!(-1), "greater_than_equal"), (json!("high"), "int_parsing")]
+    {
         let path = format!("/api/v1/workflows/{workflow_id}/execute");
         let errors = world.service.post(&path, &json!({"input_data": {}, "priority": bad})).await.field_errors();
         assert_eq!(errors, [format!("body.priority {kind}")]);

@@ -93,7 +93,11 @@ async fn every_documented_route_answers_as_documented(pool: PgPool) {
         let filled = path.replace("{agent_id}", "00000000-0000-0000-0000-000000000000");
         let filled =
             filled.replace("{workflow_id}", "00000000-0000-0000-0000-000000000000").replace("{run_id}", "run-x");
-        let filled = filled.replace("{token}", "nothing").replace("{name}", "nothing").replace("{version}", "1").replace("{other}", "2");
+        let filled = filled
+            .replace("{token}", "nothing")
+            .replace("{name}", "nothing")
+            .replace("{version}", "1")
+            .replace("{other}", "2");
         assert!(!filled.contains('{'), "an unknown parameter in {path}");
         let answer = service.send(&method, &filled, &[("content-type", "application/json")], "{}").await;
         let status = answer.status.as_u16();

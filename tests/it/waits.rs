@@ -45,11 +45,11 @@ pub fn path_of(url: &Value) -> String {
     path.to_owned()
 }
 
-fn callback(id: &str, next: Value) -> Value {
+fn callback(id: &str, next: Option<&str>) -> Value {
     json!({"id": id, "type": "callback", "next_step": next, "input_mapping": {"question": "${workflow.input.q:-?}"}})
 }
 
-fn wait(id: &str, next: Value, config: Value) -> Value {
+fn wait(id: &str, next: Option<&str>, config: &Value) -> Value {
     json!({"id": id, "type": "wait", "next_step": next, "wait_config": config})
 }
 
@@ -69,22 +69,21 @@ async fn a_wait_lets_the_time_pass_that_it_says_and_holds_nobody(pool: PgPool) {
         (json!({"until": "2020-02-03T09:00:00+01:00"}), 0.0),
     ] {
         let steps = json!({
-            "pause": wait("pause", json!("after"), config.clone()),
+            "pause": wait("pause", Some("after"), &config.clone()),
             "after": agent_step("after", &json!({"until": "${pause.output.until}"}))});
         let done = world.run("pause", &steps, &json!({"secs": 1, "text": "1"})).await;
         done.output();
         assert_eq!(done.attempts(), ["pause COMPLETED", "after COMPLETED"], "{config}");
         let row = done.row("pause");
-        let at = |name: &str| {
-            chrono::DateTime::parse_from_rfc3339(row[name].as_str().expect("text")).expect("an instant")
-        };
+        let at =
+            |name: &str| chrono::DateTime::parse_from_rfc3339(row[name].as_str().expect("text")).expect("an instant");
         let secs = (at("completed_at") - at("started_at")).as_seconds_f64();
         // The time counts from the moment before the row is written.
         assert!(secs > at_least - 0.5 && secs < at_least + 10.0, "{config}: {secs}");
         assert_eq!(row["output_data"]["until"], row["input_data"]["until"]);
     }
     assert_eq!(agent.calls().len(), 8);
-    let steps = json!({"pause": wait("pause", json!(null), json!({"duration": "PT1H"}))});
+    let steps = json!({"pause": wait("pause", None, &json!({"duration": "PT1H"}))});
     let run_id = world.begin("pause", &steps, &json!({})).await;
     parked(&pool, &run_id).await;
     assert_eq!(attempts(&world.service, &run_id).await, ["pause PENDING"]);
@@ -101,7 +100,7 @@ async fn a_wait_that_cannot_be_made_fails_the_step(pool: PgPool) {
         (json!({"duration": "${workflow.input.text}"}), "ISO 8601 duration"),
         (json!({"until": "${workflow.input.text}"}), "a time with a zone"),
     ] {
-        let steps = json!({"pause": wait("pause", json!(null), config.clone())});
+        let steps = json!({"pause": wait("pause", None, &config.clone())});
         let failed = world.run("pause", &steps, &json!({"text": "soon", "negative": -1})).await;
         assert!(failed.cause().contains(cause) && failed.cause().contains("wait_config"), "{}", failed.cause());
         assert_eq!(failed.attempts(), Vec::<String>::new());
@@ -150,10 +149,7 @@ async fn a_definition_with_steps_that_wait_is_checked(pool: PgPool) {
         ),
         (json!({"type": "callback", "timeout_seconds": 0}), "body.steps.s.timeout_seconds greater_than_equal"),
         (json!({"type": "sub_workflow"}), "body.steps.s value_error"),
-        (
-            json!({"type": "sub_workflow", "sub_workflow_config": {}}),
-            "body.steps.s.sub_workflow_config value_error",
-        ),
+        (json!({"type": "sub_workflow", "sub_workflow_config": {}}), "body.steps.s.sub_workflow_config value_error"),
         (
             json!({"type": "sub_workflow", "sub_workflow_config": {"workflow_id": "x"}}),
             "body.steps.s.sub_workflow_config.workflow_id value_error",
@@ -166,10 +162,10 @@ async fn a_definition_with_steps_that_wait_is_checked(pool: PgPool) {
     let warnings = async |mapping: Value| {
         let steps = json!({
             "tell": {"id": "tell", "agent_name": "a", "next_step": "ask", "input_mapping": mapping},
-            "ask": callback("ask", json!("both")),
+            "ask": callback("ask", Some("both")),
             "both": {"id": "both", "type": "parallel", "parallel_steps": ["left", "right"]},
             "left": agent_step("left", &json!({"to": "${right.callback_url} ${ask.callback_url}"})),
-            "right": callback("right", json!(null))});
+            "right": callback("right", None)});
         let answer = service
             .post("/api/v1/workflows/validate", &json!({"name": "n", "start_step": "tell", "steps": steps}))
             .await
@@ -181,11 +177,15 @@ async fn a_definition_with_steps_that_wait_is_checked(pool: PgPool) {
     assert_eq!(warnings(json!({"to": "${ask.callback_url}"})).await, Vec::<String>::new());
     assert_eq!(warnings(json!({"to": "${both.callback_url}"})).await, ["reference_never_resolves"]);
     assert_eq!(warnings(json!({"to": "${right.callback_url}"})).await, ["reference_never_resolves"]);
-    let unknown = json!({"name": "n", "start_step": "t", "steps": {"t": agent_step("t", &json!({"u": "${no.callback_url}"}))}});
-    assert_eq!(service.post("/api/v1/workflows", &unknown).await.field_errors(), ["body.steps.t.input_mapping.u unknown_step"]);
+    let unknown =
+        json!({"name": "n", "start_step": "t", "steps": {"t": agent_step("t", &json!({"u": "${no.callback_url}"}))}});
+    assert_eq!(
+        service.post("/api/v1/workflows", &unknown).await.field_errors(),
+        ["body.steps.t.input_mapping.u unknown_step"]
+    );
     // The graph knows them.
     let stored = json!({"name": "g", "start_step": "w", "steps": {
-        "w": wait("w", json!("c"), json!({"duration": "PT5M"})),
+        "w": wait("w", Some("c"), &json!({"duration": "PT5M"})),
         "c": {"id": "c", "type": "callback", "next_step": "s", "callback_config": {"approval": {"role": "boss"}}},
         "s": {"id": "s", "type": "sub_workflow", "sub_workflow_config": {"workflow_name": "other"}}}});
     let stored = service.post("/api/v1/workflows", &stored).await.expect(201);
@@ -199,13 +199,16 @@ async fn a_definition_with_steps_that_wait_is_checked(pool: PgPool) {
 async fn a_callback_goes_on_with_its_first_answer_and_harms_nobody_with_the_others(pool: PgPool) {
     let (agent, url) = repeating().await;
     let world = World::start(&pool, &[("a", &url)]).await;
-    let steps = json!({"ask": callback("ask", json!("after")),
+    let steps = json!({"ask": callback("ask", Some("after")),
         "after": agent_step("after", &json!({"said": "${ask.output.deep.said}", "all": "${ask.output}"}))});
     let run_id = world.begin("ask", &steps, &json!({"q": "why?"})).await;
     let service = &world.service;
     let open = callbacks(service, &run_id, 1).await;
     assert_eq!(open[0]["input_data"], json!({"question": "why?"}));
-    assert_eq!((&open[0]["step_id"], &open[0]["is_approval"], &open[0]["expires_at"]), (&json!("ask"), &json!(false), &json!(null)));
+    assert_eq!(
+        (&open[0]["step_id"], &open[0]["is_approval"], &open[0]["expires_at"]),
+        (&json!("ask"), &json!(false), &json!(null))
+    );
     parked(&pool, &run_id).await;
     assert_eq!(attempts(service, &run_id).await, ["ask PENDING"]);
     assert!(agent.calls().is_empty());
@@ -228,7 +231,7 @@ async fn a_callback_goes_on_with_its_first_answer_and_harms_nobody_with_the_othe
     assert_eq!(service.get(&format!("/api/v1/runs/{run_id}/callbacks")).await.expect(200), json!([]));
     assert_eq!(attempts(service, &run_id).await, ["ask COMPLETED", "after COMPLETED"]);
     // Addresses that nobody has given out.
-    let wrong = format!("{}x", path);
+    let wrong = format!("{path}x");
     for path in [wrong.as_str(), "/api/v1/callbacks/nonsense", "/api/v1/callbacks/%00"] {
         assert_eq!(service.post(path, &json!({})).await.error(404)["code"], "callback_not_found");
     }
@@ -244,7 +247,7 @@ async fn a_callback_goes_on_with_its_first_answer_and_harms_nobody_with_the_othe
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn an_answer_may_be_any_json_or_none_and_too_much_is_refused(pool: PgPool) {
     let world = World::start(&pool, &[]).await;
-    let steps = json!({"ask": callback("ask", json!(null))});
+    let steps = json!({"ask": callback("ask", None)});
     for (body, output) in [
         ("[1, 2.50, 123456789012345678901234567890]", "[1,2.50,123456789012345678901234567890]"),
         ("\"text\"", "\"text\""),
@@ -253,17 +256,19 @@ async fn an_answer_may_be_any_json_or_none_and_too_much_is_refused(pool: PgPool)
     ] {
         let run_id = world.begin("ask", &steps, &json!({})).await;
         let path = path_of(&callbacks(&world.service, &run_id, 1).await[0]["url"]);
-        assert_eq!(world.service.send("POST", &path, &[], Body::from("{")).await.error(422)["code"], "validation_error");
+        assert_eq!(
+            world.service.send("POST", &path, &[], Body::from("{")).await.error(422)["code"],
+            "validation_error"
+        );
         assert_eq!(world.service.send("POST", &path, &[], "{\"a\":\"\\u0000\"}").await.status, 422);
         world.service.send("POST", &path, &[], body).await.expect(200);
         let done = world.end(run_id).await;
         done.output();
-        let text: String =
-            sqlx::query_scalar("SELECT output_data::text FROM step_executions WHERE run_id = $1")
-                .bind(&done.id)
-                .fetch_one(&pool)
-                .await
-                .expect("an output");
+        let text: String = sqlx::query_scalar("SELECT output_data::text FROM step_executions WHERE run_id = $1")
+            .bind(&done.id)
+            .fetch_one(&pool)
+            .await
+            .expect("an output");
         assert_eq!(text.replace(' ', ""), output);
     }
 }
@@ -275,7 +280,7 @@ async fn an_answer_may_come_before_the_step_that_waits_for_it(pool: PgPool) {
     let steps = json!({
         "tell": {"id": "tell", "agent_name": "a", "next_step": "ask",
             "input_mapping": {"link": "${ask.callback_url}", "text": "${workflow.input.none:-}"}},
-        "ask": callback("ask", json!("after")),
+        "ask": callback("ask", Some("after")),
         "after": agent_step("after", &json!({"said": "${ask.output.said}"}))});
     agent.hold();
     let run_id = world.begin("tell", &steps, &json!({})).await;
@@ -293,7 +298,7 @@ async fn an_answer_may_come_before_the_step_that_waits_for_it(pool: PgPool) {
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_callback_expires_and_a_retry_asks_anew(pool: PgPool) {
     let world = World::start(&pool, &[]).await;
-    let mut ask = callback("ask", json!(null));
+    let mut ask = callback("ask", None);
     ask["timeout_seconds"] = json!(1);
     let run_id = world.begin("ask", &json!({"ask": ask}), &json!({})).await;
     let open = callbacks(&world.service, &run_id, 1).await;
@@ -317,7 +322,7 @@ async fn an_address_that_was_given_out_outlives_a_cancellation_and_its_retry(poo
     let world = World::start(&pool, &[("a", &url)]).await;
     let steps = json!({
         "tell": {"id": "tell", "agent_name": "a", "next_step": "ask", "input_mapping": {"link": "${ask.callback_url}"}},
-        "ask": callback("ask", json!(null))});
+        "ask": callback("ask", None)});
     let run_id = world.begin("tell", &steps, &json!({})).await;
     parked(&pool, &run_id).await;
     let path = path_of(&input_of(&agent.calls()[0])["link"]);
@@ -341,7 +346,7 @@ async fn an_approval_is_a_decision_and_a_rejection_fails_unless_it_may_not(pool:
     let (_agent, url) = repeating().await;
     let world = World::start(&pool, &[("a", &url)]).await;
     let gate = |approval: Value| {
-        let mut ask = callback("ask", json!("after"));
+        let mut ask = callback("ask", Some("after"));
         ask["callback_config"] = json!({"approval": approval});
         json!({"ask": ask, "after": agent_step("after", &json!({"approved": "${ask.output.approved}", "by": "${ask.output.decided_by}"}))})
     };
@@ -366,7 +371,10 @@ async fn an_approval_is_a_decision_and_a_rejection_fails_unless_it_may_not(pool:
     };
     let approved = decide(json!({}), json!({"approved": true, "comment": "fine", "decided_by": "me"})).await;
     assert_eq!(approved.output()["said"], json!({"approved": true, "by": "system"}));
-    assert_eq!(approved.row("ask")["output_data"], json!({"approved": true, "comment": "fine", "decided_by": "system"}));
+    assert_eq!(
+        approved.row("ask")["output_data"],
+        json!({"approved": true, "comment": "fine", "decided_by": "system"})
+    );
     let rejected = decide(json!({}), json!({"approved": false, "comment": "too dear"})).await;
     assert_eq!(rejected.cause(), "Step 'ask' failed: it was rejected by system: too dear");
     let goes_on = decide(json!({"on_reject": "continue"}), json!({"approved": false})).await;
@@ -387,13 +395,13 @@ async fn the_address_is_the_only_permission_unless_a_role_is_wanted(pool: PgPool
         let token = jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).expect("a token");
         format!("Bearer {token}")
     };
-    let plain = world.begin("ask", &json!({"ask": callback("ask", json!(null))}), &json!({})).await;
+    let plain = world.begin("ask", &json!({"ask": callback("ask", None)}), &json!({})).await;
     let path = path_of(&callbacks(&world.service, &plain, 1).await[0]["url"]);
     assert_eq!(guarded.get(&format!("/api/v1/runs/{plain}/callbacks")).await.status, 401);
     guarded.send("POST", &path, &[("authorization", "Bearer nonsense")], "{}").await.expect(200);
     world.end(plain).await.output();
 
-    let mut ask = callback("ask", json!(null));
+    let mut ask = callback("ask", None);
     ask["callback_config"] = json!({"approval": {"role": "manager"}});
     let run_id = world.begin("ask", &json!({"ask": ask}), &json!({})).await;
     let path = path_of(&callbacks(&world.service, &run_id, 1).await[0]["url"]);
@@ -403,7 +411,11 @@ async fn the_address_is_the_only_permission_unless_a_role_is_wanted(pool: PgPool
     for nobody in ["", "Bearer nonsense", &format!("{}x", token(json!({"sub": "eve", "role": "manager"})))] {
         assert_eq!(decide(nobody).await.error(401)["code"], "unauthorized");
     }
-    for other in [json!({"sub": "eve"}), json!({"sub": "eve", "role": "clerk"}), json!({"sub": "eve", "roles": ["man", {"a": 1}]})] {
+    for other in [
+        json!({"sub": "eve"}),
+        json!({"sub": "eve", "role": "clerk"}),
+        json!({"sub": "eve", "roles": ["man", {"a": 1}]}),
+    ] {
         assert_eq!(decide(&token(other)).await.error(403)["code"], "role_required");
     }
     decide(&token(json!({"sub": "ada", "roles": ["clerk", "manager"]}))).await.expect(200);
@@ -418,7 +430,7 @@ async fn an_answer_finds_its_run_after_the_executor_has_died_or_stopped(pool: Pg
     // One is parked, one still has an agent to hear from.
     let steps = json!({
         "both": {"id": "both", "type": "parallel", "parallel_steps": ["ask", "slow"], "next_step": "after"},
-        "ask": callback("ask", json!(null)),
+        "ask": callback("ask", None),
         "slow": agent_step("slow", &json!({"n": "${workflow.input.n}"})),
         "after": agent_step("after", &json!({"said": "${ask.output.said}"}))});
     let parked_run = world.begin("both", &steps, &json!({"n": 1})).await;
@@ -458,21 +470,17 @@ async fn inside_of_blocks_others_go_on_and_nothing_is_repeated_after_a_wait(pool
             "x": {"steps": ["x1", "ask", "x2"]}, "y": {"steps": ["y1", "nap"]}, "z": {"steps": ["bad"]}},
             "join_policy": "n_of_m", "n_required": 2}},
         "x1": agent_step("x1", &json!({"item": "${loop.item}", "link": "${ask.callback_url}"})),
-        "ask": callback("ask", json!(null)),
+        "ask": callback("ask", None),
         "x2": agent_step("x2", &json!({"said": "${ask.output.said}"})),
         "y1": agent_step("y1", &json!({"item": "${loop.item}"})),
-        "nap": wait("nap", json!(null), json!({"duration_seconds": 1})),
+        "nap": wait("nap", None, &json!({"duration_seconds": 1})),
         "bad": agent_step("bad", &json!({"fail": true})),
         "end": agent_step("end", &json!({"all": "${each.output.iterations}"}))});
     let run_id = world.begin("each", &steps, &json!({"items": ["p", "q"]})).await;
     let open = callbacks(&world.service, &run_id, 2).await;
     parked(&pool, &run_id).await;
-    let links: HashSet<String> = agent
-        .calls()
-        .iter()
-        .map(input_of)
-        .filter_map(|input| input["link"].as_str().map(str::to_owned))
-        .collect();
+    let links: HashSet<String> =
+        agent.calls().iter().map(input_of).filter_map(|input| input["link"].as_str().map(str::to_owned)).collect();
     assert_eq!(links, open.iter().map(|open| open["url"].as_str().expect("text").to_owned()).collect());
     for (number, open) in open.iter().enumerate() {
         world.service.post(&path_of(&open["url"]), &json!({"said": number})).await.expect(200);
@@ -487,9 +495,24 @@ async fn inside_of_blocks_others_go_on_and_nothing_is_repeated_after_a_wait(pool
     let mut attempts = done.attempts();
     attempts.sort();
     let expected = [
-        "ask COMPLETED", "ask COMPLETED", "bad FAILED", "bad FAILED", "before COMPLETED", "before COMPLETED",
-        "each COMPLETED", "end COMPLETED", "fork COMPLETED", "fork COMPLETED", "nap COMPLETED", "nap COMPLETED",
-        "x1 COMPLETED", "x1 COMPLETED", "x2 COMPLETED", "x2 COMPLETED", "y1 COMPLETED", "y1 COMPLETED",
+        "ask COMPLETED",
+        "ask COMPLETED",
+        "bad FAILED",
+        "bad FAILED",
+        "before COMPLETED",
+        "before COMPLETED",
+        "each COMPLETED",
+        "end COMPLETED",
+        "fork COMPLETED",
+        "fork COMPLETED",
+        "nap COMPLETED",
+        "nap COMPLETED",
+        "x1 COMPLETED",
+        "x1 COMPLETED",
+        "x2 COMPLETED",
+        "x2 COMPLETED",
+        "y1 COMPLETED",
+        "y1 COMPLETED",
     ];
     assert_eq!(attempts, expected, "each once, although the run was parked several times");
 }
@@ -499,16 +522,25 @@ async fn every_type_of_step_has_a_time_limit_which_goes_on_while_the_run_is_park
     let (agent, url) = repeating().await;
     let world = World::start(&pool, &[("a", &url)]).await;
     agent.hold();
-    let child = world.define("nap", &json!({"nap": wait("nap", json!(null), json!({"duration": "PT1H"}))})).await;
-    let nap = wait("nap", json!(null), json!({"duration": "PT1H"}));
-    let other = wait("other", json!(null), json!({"duration": "PT1H"}));
+    let child = world.define("nap", &json!({"nap": wait("nap", None, &json!({"duration": "PT1H"}))})).await;
+    let nap = wait("nap", None, &json!({"duration": "PT1H"}));
+    let other = wait("other", None, &json!({"duration": "PT1H"}));
     for (step, rows) in [
         (json!({"agent_name": "a", "input_mapping": {}}), 1),
         (json!({"type": "wait", "wait_config": {"duration": "PT1H"}}), 1),
         (json!({"type": "parallel", "parallel_steps": ["nap", "other"]}), 3),
-        (json!({"type": "conditional", "condition": {"expression": "true"}, "if_true_step": "nap", "if_false_step": "other"}), 2),
-        (json!({"type": "loop", "loop_config": {"collection": "${workflow.input.items}", "loop_body": ["nap", "other"]}}), 2),
-        (json!({"type": "fork_join", "fork_join_config": {"branches": {"x": {"steps": ["nap"]}, "y": {"steps": ["other"]}}}}), 3),
+        (
+            json!({"type": "conditional", "condition": {"expression": "true"}, "if_true_step": "nap", "if_false_step": "other"}),
+            2,
+        ),
+        (
+            json!({"type": "loop", "loop_config": {"collection": "${workflow.input.items}", "loop_body": ["nap", "other"]}}),
+            2,
+        ),
+        (
+            json!({"type": "fork_join", "fork_join_config": {"branches": {"x": {"steps": ["nap"]}, "y": {"steps": ["other"]}}}}),
+            3,
+        ),
         (json!({"type": "sub_workflow", "sub_workflow_config": {"workflow_id": child}}), 1),
     ] {
         let mut step = step;
@@ -528,7 +560,7 @@ async fn every_type_of_step_has_a_time_limit_which_goes_on_while_the_run_is_park
     let steps = json!({
         "s": {"id": "s", "type": "fork_join", "fork_join_config": {"join_policy": "any", "branches": {
             "x": {"steps": ["nap"], "timeout_seconds": 1}, "y": {"steps": ["ask"]}}}},
-        "nap": nap, "ask": callback("ask", json!(null))});
+        "nap": nap, "ask": callback("ask", None)});
     let run_id = world.begin("s", &steps, &json!({})).await;
     eventually("the branch is over", async || {
         let rows = attempts(&world.service, &run_id).await;
@@ -559,7 +591,10 @@ async fn a_sub_workflow_is_a_run_of_its_own_that_is_linked_both_ways(pool: PgPoo
     let child_id = done.row("sub")["child_run_id"].as_str().expect("the sub-run").to_owned();
     let child = service.get(&format!("/api/v1/runs/{child_id}")).await.expect(200);
     assert_eq!((&child["parent_run_id"], &child["parent_step_id"]), (&json!(done.id), &json!("sub")));
-    assert_eq!((&child["status"], &child["input_data"], &child["workflow_name"]), (&json!("COMPLETED"), &json!({"n": 7}), &json!("inner")));
+    assert_eq!(
+        (&child["status"], &child["input_data"], &child["workflow_name"]),
+        (&json!("COMPLETED"), &json!({"n": 7}), &json!("inner"))
+    );
     let listed = service.get(&format!("/api/v1/runs?parent_run_id={}", done.id)).await.expect(200);
     assert_eq!((&listed["total"], &listed["items"][0]["run_id"]), (&json!(1), &json!(child_id)));
 
@@ -571,7 +606,10 @@ async fn a_sub_workflow_is_a_run_of_its_own_that_is_linked_both_ways(pool: PgPoo
     assert_eq!(failed.attempts(), ["sub FAILED"]);
     let mut unknown = outer(json!({}));
     unknown["sub"]["sub_workflow_config"] = json!({"workflow_name": "nobody"});
-    assert_eq!(world.run("sub", &unknown, &json!({})).await.cause(), "Step 'sub' failed: workflow 'nobody' does not exist");
+    assert_eq!(
+        world.run("sub", &unknown, &json!({})).await.cause(),
+        "Step 'sub' failed: workflow 'nobody' does not exist"
+    );
     // A retry begins another one.
     let again = world.retry(&failed.id).await;
     assert_eq!(again.attempts(), ["sub FAILED", "sub FAILED"]);
@@ -621,11 +659,11 @@ async fn a_sub_workflow_is_cancelled_with_the_run_around_it_and_with_what_is_ins
     agent.0.gate.add_permits(1000);
     // Given up by a join that was decided without it, and by the failure of a sibling.
     agent.hold();
-    let long = world.define("nap", &json!({"nap": wait("nap", json!(null), json!({"duration": "PT1H"}))})).await;
+    let long = world.define("nap", &json!({"nap": wait("nap", None, &json!({"duration": "PT1H"}))})).await;
     let steps = json!({
         "fork": {"id": "fork", "type": "fork_join", "fork_join_config": {"join_policy": "any", "branches": {
             "x": {"steps": ["sub"]}, "y": {"steps": ["soon"]}}}},
-        "sub": sub("sub", &long), "soon": wait("soon", json!(null), json!({"duration_seconds": 1}))});
+        "sub": sub("sub", &long), "soon": wait("soon", None, &json!({"duration_seconds": 1}))});
     let done = world.run("fork", &steps, &json!({})).await;
     done.output();
     assert_eq!(done.row("sub")["status"], "SKIPPED");

@@ -103,7 +103,8 @@ async fn ten_thousand_runs_that_wait_for_callbacks_take_no_memory_of_the_executo
         sqlx::query_scalar("SELECT token FROM step_waits LIMIT 200").fetch_all(&pool).await.expect("tokens");
     let begun = Instant::now();
     for token in &tokens {
-        let answer = environment.post(&format!("/api/v1/callbacks/{token}"), &json!({})).await.expect("an answer");
+        let url = format!("{}/api/v1/callbacks/{token}", environment.url);
+        let answer = client.post(url).json(&json!({})).send().await.expect("an answer");
         assert_eq!(answer.status(), 200);
     }
     eventually("the answered ones complete", async || {

@@ -8,11 +8,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
-use super::{
-    Frame, Run,
-    outside::Came,
-    place, rest,
-};
+use super::{Frame, Run, outside::Came, place, rest};
 use crate::{
     db::waits::{self, Awaited, Wait},
     input::{member, members, object_of, shorten, text, to_raw},
@@ -29,18 +25,17 @@ impl Run {
     /// The answer.
     pub(super) async fn callback(&self, step: &Step, place: &str, frame: &Frame<'_>) -> Result<Box<RawValue>, String> {
         let approval = step.callback_config.as_ref().and_then(|config| config.approval.as_ref());
-        let attempt_id = match self.open_attempt(place) {
-            Some(attempt_id) => attempt_id,
-            None => {
-                self.gate().await;
-                let _leaf = self.leaves.begin();
-                let token = self.callback_token(place, &step.id).await;
-                let input = self.resolve(step, &frame.scope).await?;
-                let row = self.row(step, String::new(), input, place, frame);
-                let due_at = step.timeout_seconds.and_then(|secs| u64::try_from(secs).ok());
-                let due_at = due_at.map(|secs| rest::later(std::time::Duration::from_secs(secs)));
-                self.begin_waiting(place, row, Awaited::Callback { token }, due_at).await
-            }
+        let attempt_id = if let Some(attempt_id) = self.open_attempt(place) {
+            attempt_id
+        } else {
+            self.gate().await;
+            let _leaf = self.leaves.begin();
+            let token = self.callback_token(place, &step.id).await;
+            let input = self.resolve(step, &frame.scope).await?;
+            let row = self.row(step, String::new(), input, place, frame);
+            let due_at = step.timeout_seconds.and_then(|secs| u64::try_from(secs).ok());
+            let due_at = due_at.map(|secs| rest::later(std::time::Duration::from_secs(secs)));
+            self.begin_waiting(place, row, Awaited::Callback { token }, due_at).await
         };
         let is_there = |wait: &Wait| wait.answered_at.is_some();
         let result = loop {

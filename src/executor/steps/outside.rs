@@ -106,7 +106,7 @@ impl Run {
     ) -> String {
         let id = step.id.clone();
         self.ledger.written().await;
-        let is_held = self
+        let begun = self
             .database(|| {
                 let (pool, run_id, lease_token) =
                     (self.executor.pool.clone(), self.run_id.clone(), self.ledger.lease_token());
@@ -118,13 +118,16 @@ impl Run {
                 }
             })
             .await;
-        if !is_held {
-            // Whoever has it now goes on.
-            std::future::pending::<()>().await;
-        }
         self.ledger.adopt(place, &id);
-        // What it waits for may have come before.
-        self.read_waits().await;
+        match begun {
+            Some(false) => {
+                let wait = Wait { attempt_id: id.clone(), due_at, ..Wait::default() };
+                self.waits.by_attempt().insert(id.clone(), wait);
+            }
+            Some(true) => self.read_waits().await,
+            // Whoever has the run now goes on.
+            None => std::future::pending().await,
+        }
         id
     }
 
@@ -174,16 +177,15 @@ impl Run {
     /// Lets the time pass that the step asks for.
     pub(super) async fn wait(&self, step: &Step, place: &str, frame: &Frame<'_>) -> Result<Box<RawValue>, String> {
         let Some(config) = &step.wait_config else { return Err("it has no wait_config".to_owned()) };
-        let attempt_id = match self.open_attempt(place) {
-            Some(attempt_id) => attempt_id,
-            None => {
-                self.gate().await;
-                let _leaf = self.leaves.begin();
-                let until = until(config, &frame.scope)?;
-                let input = object_of([("until", &*shown(until))]);
-                let row = self.row(step, String::new(), input, place, frame);
-                self.begin_waiting(place, row, Awaited::Time, Some(until)).await
-            }
+        let attempt_id = if let Some(attempt_id) = self.open_attempt(place) {
+            attempt_id
+        } else {
+            self.gate().await;
+            let _leaf = self.leaves.begin();
+            let until = until(config, &frame.scope)?;
+            let input = object_of([("until", &*shown(until))]);
+            let row = self.row(step, String::new(), input, place, frame);
+            self.begin_waiting(place, row, Awaited::Time, Some(until)).await
         };
         let until = self.due_at(&attempt_id);
         self.wait_for(&attempt_id, |_| false).await;

@@ -23,16 +23,15 @@ impl Run {
         place: &str,
         frame: &Frame<'_>,
     ) -> Result<Box<RawValue>, String> {
-        let attempt_id = match self.open_attempt(place) {
-            Some(attempt_id) => attempt_id,
-            None => {
-                self.gate().await;
-                let _leaf = self.leaves.begin();
-                let input = self.resolve(step, &frame.scope).await?;
-                let child = self.child(step.sub_workflow_config.as_ref(), input.clone()).await?;
-                let row = self.row(step, String::new(), input, place, frame);
-                self.begin_waiting(place, row, Awaited::Run(Box::new(child)), None).await
-            }
+        let attempt_id = if let Some(attempt_id) = self.open_attempt(place) {
+            attempt_id
+        } else {
+            self.gate().await;
+            let _leaf = self.leaves.begin();
+            let input = self.resolve(step, &frame.scope).await?;
+            let child = self.child(step.sub_workflow_config.as_ref(), input.clone()).await?;
+            let row = self.row(step, String::new(), input, place, frame);
+            self.begin_waiting(place, row, Awaited::Run(Box::new(child)), None).await
         };
         let has_ended = |wait: &Wait| waits::has_ended(wait.child_status.as_deref());
         let Came::Result(wait) = self.wait_for(&attempt_id, has_ended).await else {
