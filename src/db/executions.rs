@@ -162,16 +162,18 @@ pub async fn is_any_awake(db: impl PgExecutor<'_>) -> Result<bool, Error> {
     Ok(sqlx::query_scalar(&sql).fetch_one(db).await?)
 }
 
-/// Takes parked runs whose time has come or for which something has, those of a higher priority first. The time for
-/// which a run was parked does not count as executed.
+/// Takes parked runs whose time has come or for which something has, those of a higher priority first, and of equal
+/// ones each workflow in turn. The time for which a run was parked does not count as executed.
 pub async fn wake(db: impl PgExecutor<'_>, executor_id: Uuid, limit: i64) -> Result<Vec<TakenOver>, Error> {
     let sql = format!(
         "
-        WITH awake AS MATERIALIZED ({AWAKE}), taken AS (
-            SELECT run_id FROM workflow_runs r
-            WHERE run_id IN (SELECT run_id FROM awake) AND status IN ('PENDING', 'RUNNING') AND wake_at IS NOT NULL
-                AND executor_id IS NULL AND paused_at IS NULL
-            ORDER BY priority DESC, least(wake_at, now()) LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED
+        WITH awake AS MATERIALIZED ({AWAKE}), turn AS MATERIALIZED (
+            SELECT run_id, row_number() OVER (PARTITION BY workflow_id, priority ORDER BY least(wake_at, now()), run_id) AS turn
+            FROM workflow_runs WHERE run_id IN (SELECT run_id FROM awake)
+        ), taken AS (
+            SELECT r.run_id FROM workflow_runs r JOIN turn USING (run_id)
+            WHERE status IN ('PENDING', 'RUNNING') AND wake_at IS NOT NULL AND executor_id IS NULL AND paused_at IS NULL
+            ORDER BY priority DESC, turn LIMIT $2 FOR NO KEY UPDATE OF r SKIP LOCKED
         )
         UPDATE workflow_runs r
         SET status = 'RUNNING', executor_id = $1, lease_token = gen_random_uuid(), wake_at = NULL, parked_at = NULL,

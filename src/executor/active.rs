@@ -51,12 +51,11 @@ impl Slots {
 pub(super) struct Active {
     runs: Mutex<HashMap<String, Entry>>,
     slots: Arc<Semaphore>,
-    freed: Notify,
 }
 
 impl Active {
     pub(super) fn new(limit: usize) -> Self {
-        Self { runs: Mutex::default(), slots: Arc::new(Semaphore::new(limit)), freed: Notify::new() }
+        Self { runs: Mutex::default(), slots: Arc::new(Semaphore::new(limit)) }
     }
 
     fn runs(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
@@ -75,7 +74,8 @@ impl Active {
         }
     }
 
-    /// Waits for the next place that gets free, and takes with it what is free, so many at most.
+    /// Waits for the next place that gets free, and takes with it what is free, so many at most. Of those who wait, each
+    /// gets one in turn.
     pub(super) async fn next_free(&self, at_most: usize) -> Slots {
         let permit = Arc::clone(&self.slots).acquire_owned().await;
         let mut slots = Slots(permit.expect("the semaphore is never closed"));
@@ -83,11 +83,6 @@ impl Active {
             slots.0.merge(more);
         }
         slots
-    }
-
-    /// Waits until a run has ended since the last call.
-    pub(super) async fn freed(&self) {
-        self.freed.notified().await;
     }
 
     /// Adds a claim that `owner` made. An earlier claim of the same run is void.
@@ -110,8 +105,6 @@ impl Active {
             runs.remove(run_id);
             metrics::gauge!("executor_active_runs").decrement(1);
         }
-        drop(runs);
-        self.freed.notify_one();
     }
 
     /// The ids and leases of all runs, or of those among `wanted`.

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{FutureExt as _, future::BoxFuture};
 use rdkafka::error::{KafkaError, KafkaResult};
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -57,6 +58,10 @@ pub(super) struct Intake {
     queue: Queue,
     /// Those whose turn it is.
     waiting: VecDeque<Waiting>,
+    /// The wait for the next place, kept until it comes: whoever takes up parked runs waits for places too.
+    next_slots: Option<BoxFuture<'static, Slots>>,
+    /// The places that came.
+    slots: Option<Slots>,
     is_paused: bool,
     cancellations: Cancellations,
     /// So many requests are claimed one by one, because the database refused one among them.
@@ -73,6 +78,8 @@ impl Intake {
             consumer,
             queue: Queue::default(),
             waiting: VecDeque::new(),
+            next_slots: None,
+            slots: None,
             is_paused: false,
             cancellations: Cancellations::default(),
             singles: 0,
@@ -85,7 +92,6 @@ impl Intake {
     /// Reads and claims until the soft stop, then leaves the group.
     pub(super) async fn run(mut self) {
         let soft_stop = self.executor.soft_stop.clone();
-        let executor = self.executor.clone();
         loop {
             let retry_at = self.retry_at;
             tokio::select! {
@@ -94,7 +100,10 @@ impl Intake {
                 () = tokio::time::sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => {
                     self.retry_at = None;
                 }
-                () = executor.active.freed(), if !self.is_empty() => {}
+                slots = next(&mut self.next_slots) => {
+                    self.next_slots = None;
+                    self.slots = Some(slots);
+                }
                 received = self.consumer.recv() => self.receive_all(received).await,
             }
             if self.retry_at.is_none() {
@@ -174,17 +183,24 @@ impl Intake {
         }
     }
 
-    /// Claims what waits, as far as there are free places.
+    /// Claims what waits, as far as there are places.
     async fn claim(&mut self) -> Result<(), db::Error> {
         loop {
             if self.is_empty() {
+                // Places that nobody here needs are for others.
+                (self.slots, self.next_slots) = (None, None);
                 return Ok(());
             }
             let Some(owner) = self.executor.registration.current() else {
                 self.retry_at = Some(Instant::now() + retry::database_pause(0));
                 return Ok(());
             };
-            let Some(slots) = self.executor.active.free(MAX_CLAIMED) else { return Ok(()) };
+            let Some(slots) = self.slots.take().or_else(|| self.executor.active.free(MAX_CLAIMED)) else {
+                let executor = self.executor.clone();
+                let next = async move { executor.active.next_free(MAX_CLAIMED).await };
+                self.next_slots.get_or_insert_with(|| next.boxed());
+                return Ok(());
+            };
             while self.waiting.len() < slots.count()
                 && let Some(next) = self.queue.pop()
             {
@@ -307,5 +323,13 @@ impl Intake {
             Ok(()) => self.is_paused = wanted,
             Err(error) => tracing::debug!("reading cannot be paused or resumed: {error}"),
         }
+    }
+}
+
+/// What is waited for, if anything is.
+async fn next(slots: &mut Option<BoxFuture<'static, Slots>>) -> Slots {
+    match slots {
+        Some(slots) => slots.await,
+        None => std::future::pending().await,
     }
 }

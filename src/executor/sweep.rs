@@ -79,8 +79,8 @@ impl Executor {
         }
     }
 
-    /// Takes up to [`MAX_WOKEN`]. They come before new runs: when all places are taken, the next one is for them.
-    /// Returns whether there may be more.
+    /// Takes up to [`MAX_WOKEN`]. When all places are taken, every other one that gets free is for them. Returns whether
+    /// there may be more.
     async fn wake_some(&self) -> Result<bool, db::Error> {
         let pool = self.pool.clone();
         if !db::bounded(async move { executions::is_any_awake(&pool).await }).await? {
