@@ -1,6 +1,7 @@
 //! Writes that span tables: one function, one transaction or statement, with its audit row.
 
 pub mod answer_callback;
+pub mod api_keys;
 pub mod cancel_run;
 pub mod import;
 pub mod pause_run;
@@ -29,6 +30,8 @@ pub struct Context<'a> {
     pub user_id: &'a str,
     /// Whether audit rows are written.
     pub audit: bool,
+    /// Whether the caller sees the credentials of agents. Who does not may send back what stands in their place.
+    pub sees_secrets: bool,
     /// Makes a repeat of the action find what the first one made.
     pub key: Option<&'a IdempotencyKey>,
     /// The revisions of a row under which it may be changed.

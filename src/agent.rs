@@ -12,7 +12,7 @@ use crate::input::{ANY_LENGTH, FieldError, Node, Object, Patch, Read, keep, text
 
 mod auth;
 
-pub use auth::{AuthType, render_auth_config};
+pub use auth::{AuthType, mask_auth_config, render_auth_config};
 
 /// Characters of an agent's name, as in its column.
 const NAME_CHARS: std::ops::RangeInclusive<usize> = 1..=255;
@@ -137,6 +137,15 @@ pub struct NewAgent {
 }
 
 impl NewAgent {
+    /// Refuses what a caller who sees agents without their secrets may have copied from one.
+    pub fn unmasked(mut self) -> Read<Self> {
+        self.auth_config = match self.auth_config {
+            Some(config) => Some(auth::unmask_auth_config(&config, None)?.0),
+            None => None,
+        };
+        Ok(self)
+    }
+
     /// Reads the body of a create request.
     pub fn parse(body: &RawValue) -> Read<Self> {
         let body = Object::body(body)?;
@@ -211,6 +220,28 @@ impl AgentPatch {
         if errors.is_empty() { Ok(patch) } else { Err(errors) }
     }
 
+    /// What a caller means who sees the agent without its secrets, and may send back what he sees. Stored secrets do not
+    /// go to another host, where their receiver could read what the caller may not.
+    pub fn unmasked(mut self, url: &str, auth_config: Option<&RawValue>) -> Read<Self> {
+        self.url = self.url.filter(|given| *given != without_credentials(url));
+        let stored = auth_config.filter(|raw| raw.get() != "null");
+        let (auth_config, keeps_secrets) = match self.auth_config {
+            Patch::Value(given) => {
+                let (config, keeps_secrets) = auth::unmask_auth_config(&given, stored)?;
+                (Patch::Value(config), keeps_secrets)
+            }
+            Patch::Absent => (Patch::Absent, stored.is_some()),
+            Patch::Null => (Patch::Null, false),
+        };
+        self.auth_config = auth_config;
+        let origin = |url: &str| Url::parse(url).map(|url| url.origin()).ok();
+        if keeps_secrets && self.url.as_deref().is_some_and(|given| origin(given) != origin(url)) {
+            let text = "the stored credentials do not go to another host; give them again with the new address";
+            return Err(vec![FieldError::rule("body.url", text)]);
+        }
+        Ok(self)
+    }
+
     /// The `auth_type` and `auth_config` to store, given the stored ones (a JSON null counts as none).
     ///
     /// If the update names neither, the stored ones come back unchecked: the reference let agents into its database
@@ -232,6 +263,19 @@ impl AgentPatch {
         };
         Ok((auth_type, checked_auth_config(auth_type, auth_config)?))
     }
+}
+
+/// An agent's URL without user and password.
+#[must_use]
+pub fn without_credentials(url: &str) -> String {
+    let Ok(mut bare) = Url::parse(url) else { return url.to_owned() };
+    if bare.username().is_empty() && bare.password().is_none() {
+        return url.to_owned();
+    }
+    // Both fail only for URLs without a host, which have no user either.
+    let _ = bare.set_username("");
+    let _ = bare.set_password(None);
+    bare.into()
 }
 
 fn read_timeout(node: &Node<'_>) -> Read<i32> {

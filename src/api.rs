@@ -1,7 +1,9 @@
 //! The HTTP API: state, the list of routes, and the order of what surrounds them.
 
+pub mod access;
 pub mod agent_health;
 pub mod agents;
+pub mod api_keys;
 pub mod auth;
 pub mod by_name;
 pub mod callbacks;
@@ -32,6 +34,7 @@ use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+use self::auth::{KeyRing, Tokens};
 use crate::{
     actions::{Context, start_run::Definitions},
     config::{self, Config},
@@ -70,7 +73,11 @@ pub struct Parts {
     pub waiting: Waiting,
     /// The answer of `/health/ready`.
     pub readiness: Readiness,
-    /// For the health of agents.
+    /// Verifies tokens.
+    pub tokens: Tokens,
+    /// Knows API keys.
+    pub keys: KeyRing,
+    /// For the health of agents, and for key sets.
     pub http: reqwest::Client,
     /// For the uptime.
     pub started: Instant,
@@ -92,15 +99,36 @@ impl App {
         let writer = RunWriter::start(&pool, &relay, config.audit, lifecycle, drained);
         let waiting = Waiting::start(pool.clone(), lifecycle);
         let readiness = Readiness::start(pool.clone(), relay.clone(), lifecycle);
-        // An agent's card is not fetched from where its host redirects to: that could be anything on this network.
+        // Neither an agent's card nor a key set is fetched from where its host redirects to: that could be anything on
+        // this network.
         let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build()?;
+        let keys = KeyRing::start(pool.clone(), lifecycle);
+        let tokens = Tokens::start(&config.auth, &http, lifecycle);
         let definitions = Definitions::default();
-        Ok(Self(Arc::new(Parts { config, pool, writer, relay, definitions, waiting, readiness, http, started })))
+        Ok(Self(Arc::new(Parts {
+            config,
+            pool,
+            writer,
+            relay,
+            definitions,
+            waiting,
+            readiness,
+            tokens,
+            keys,
+            http,
+            started,
+        })))
     }
 
     /// On whose behalf an action runs.
     fn context<'a>(&self, caller: &'a auth::Caller) -> Context<'a> {
-        Context { user_id: &caller.subject, audit: self.config.audit, key: None, if_match: None }
+        Context {
+            user_id: &caller.subject,
+            audit: self.config.audit,
+            sees_secrets: caller.sees_secrets(),
+            key: None,
+            if_match: None,
+        }
     }
 }
 
@@ -113,8 +141,9 @@ impl Deref for App {
 }
 
 /// All routes of the API with their OpenAPI document: the ones under the prefix, and the ones at the root.
+/// `key_header` is the header that carries an API key.
 #[must_use]
-pub fn routes(api: &config::Api) -> OpenApiRouter<App> {
+pub fn routes(api: &config::Api, key_header: &str) -> OpenApiRouter<App> {
     let business = OpenApiRouter::new()
         .routes(routes!(agents::list_agents, agents::create_agent))
         .routes(routes!(agents::get_agent, agents::update_agent, agents::delete_agent))
@@ -143,8 +172,11 @@ pub fn routes(api: &config::Api) -> OpenApiRouter<App> {
         .routes(routes!(runs::pause_run))
         .routes(routes!(runs::resume_run))
         .routes(routes!(callbacks::list_callbacks))
-        .routes(routes!(callbacks::answer_callback));
-    let root = OpenApiRouter::with_openapi(docs::document(api))
+        .routes(routes!(callbacks::answer_callback))
+        .routes(routes!(api_keys::list_api_keys, api_keys::create_api_key))
+        .routes(routes!(api_keys::get_api_key, api_keys::revoke_api_key))
+        .routes(routes!(api_keys::issue_token));
+    let root = OpenApiRouter::with_openapi(docs::document(api, key_header))
         .routes(routes!(system::get_root))
         .routes(routes!(system::get_health))
         .routes(routes!(system::get_readiness))
@@ -157,7 +189,7 @@ pub fn routes(api: &config::Api) -> OpenApiRouter<App> {
 /// The whole service. From the outside in: CORS, so that error answers carry its headers too; then `request`, which
 /// knows correlation id, caller, limits and errors; then the routes.
 pub fn router(app: &App) -> Router {
-    let (routes, document) = routes(&app.config.api).split_for_parts();
+    let (routes, document) = routes(&app.config.api, &app.config.auth.api_key_header_text).split_for_parts();
     let service = routes
         .merge(docs::router(&document))
         .fallback(request::no_such_route)

@@ -3,9 +3,11 @@
 use std::{net::SocketAddr, time::Duration};
 
 use anyhow::Context;
+use sqlx::PgPool;
 use tokio::runtime::{Builder, Runtime};
 use tokio_util::sync::CancellationToken;
 use workflow_api::{
+    actions::api_keys::{self, Bootstrap},
     api::{self, App},
     config::{self, Config},
     db::{self, migrations},
@@ -17,6 +19,9 @@ use workflow_api::{
 
 /// How long `healthcheck` waits for an answer; the image's probe gives up after 10 s.
 const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Pause between two attempts to store the first API key, while the database or its schema is not there.
+const BOOTSTRAP_EVERY: Duration = Duration::from_millis(500);
 
 /// A runtime with so many threads.
 pub fn runtime(threads: usize) -> anyhow::Result<Runtime> {
@@ -37,6 +42,9 @@ pub async fn serve(config: Config) -> anyhow::Result<bool> {
     let pool = db::pool(&config.database);
     if config.database.migrate_on_start {
         tokio::spawn(migrate_when_possible(config.database.clone(), lifecycle.clone()));
+    }
+    if config.auth.enabled {
+        tokio::spawn(bootstrap_when_possible(config.clone(), pool.clone(), lifecycle.clone()));
     }
     let app = App::start(config, pool.clone(), &lifecycle, &drained)?;
 
@@ -61,6 +69,34 @@ fn warn_about(config: &Config) {
     }
     if config.api.reload {
         tracing::warn!("API_RELOAD has no effect on a compiled service; `cargo run -- serve` builds and starts anew");
+    }
+}
+
+/// Sees to it that somebody can get in, as soon as the database and its schema are there.
+async fn bootstrap_when_possible(config: Config, pool: PgPool, lifecycle: Lifecycle) {
+    loop {
+        let auth = &config.auth;
+        let key = auth.bootstrap_api_key.as_ref();
+        match api_keys::bootstrap(&pool, key, &auth.api_key_environment, config.audit).await {
+            Ok(Bootstrap::Present) => return,
+            Ok(Bootstrap::Stored) => {
+                tracing::info!("BOOTSTRAP_API_KEY was stored as an admin's key");
+                return;
+            }
+            Ok(Bootstrap::Made(key)) => {
+                tracing::warn!("the first start with authentication: an admin's API key was made, see stderr");
+                // Not by the log, which is kept and read by many.
+                eprintln!("workflow-api: API key of the first admin, shown only here: {}", key.expose());
+                return;
+            }
+            Err(error) => {
+                tracing::debug!(error = &error as &dyn std::error::Error, "no first API key yet: {error}");
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(BOOTSTRAP_EVERY) => {}
+            () = lifecycle.soft_stop().cancelled() => return,
+        }
     }
 }
 

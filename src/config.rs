@@ -1,14 +1,20 @@
 //! Settings, read once at start. Everything that is wrong is reported at once, by variable, before anything opens.
 //!
 //! Blanks around a value do not count, and an empty variable is an absent one (compose files and Kubernetes
-//! manifests make those). `NAME_FILE` names a file to read `NAME` from, for the variables that hold secrets.
+//! manifests make those). `NAME_FILE` names a file to read `NAME` from, for the variables that hold secrets or keys.
 //! `.env.api.example` is the manual of all variables; a test holds it to [`NAMES`].
 
-use std::{collections::HashMap, net::IpAddr, str::FromStr, time::Duration};
+use std::{collections::HashMap, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use secrecy::SecretString;
 use serde::Deserialize;
 use sqlx::postgres::PgConnectOptions;
+
+use crate::access::{
+    Role,
+    api_key::{self, ApiKey},
+    verifying_key::VerifyingKey,
+};
 
 /// Declares the variables: as text, all optional, exactly the names that the program reads.
 macro_rules! variables {
@@ -33,13 +39,14 @@ variables! {
     kafka_brokers, kafka_execution_topic, kafka_cancellation_topic, kafka_topic_partitions, kafka_group_id,
     api_title, api_version, api_description, api_prefix, api_host, api_port, api_reload, api_workers, public_url,
     auth_enabled, jwt_secret, jwt_algorithm, jwt_expiration_minutes, api_key_header,
+    jwt_public_key, jwt_jwks, jwt_issuer, jwt_audience, jwt_default_role, api_key_environment, bootstrap_api_key,
     cors_origins, cors_allow_credentials, cors_allow_methods, cors_allow_headers,
     log_level, log_format, default_page_size, max_page_size, idempotency_key_ttl_hours,
     enable_metrics, enable_audit_logging, readiness_requires_kafka, max_concurrent_executions, max_workflow_duration_ms,
 }
 
 /// Variables that may come from a file.
-const SECRETS: [&str; 2] = ["database_url", "jwt_secret"];
+const SECRETS: [&str; 4] = ["database_url", "jwt_secret", "jwt_public_key", "bootstrap_api_key"];
 
 /// Secrets that stand in examples all over the world, in lower case. Whoever uses one has none.
 const PLACEHOLDER_SECRETS: [&str; 8] = [
@@ -153,7 +160,7 @@ pub struct Kafka {
 /// `JWT_*`, `AUTH_ENABLED`, `API_KEY_HEADER`.
 #[derive(Clone, Debug)]
 pub struct Auth {
-    /// `AUTH_ENABLED`, or whether there is a `JWT_SECRET`.
+    /// `AUTH_ENABLED`, or whether there is a key to verify tokens with, or a first API key.
     pub enabled: bool,
     /// `JWT_SECRET`.
     pub jwt_secret: Option<SecretString>,
@@ -163,6 +170,31 @@ pub struct Auth {
     pub token_lifetime: Duration,
     /// `API_KEY_HEADER`.
     pub api_key_header: http::HeaderName,
+    /// `API_KEY_HEADER` as it is written.
+    pub api_key_header_text: String,
+    /// `API_KEY_ENVIRONMENT`: in the API keys that are made here.
+    pub api_key_environment: String,
+    /// `BOOTSTRAP_API_KEY`: lets the first caller in.
+    pub bootstrap_api_key: Option<ApiKey>,
+    /// `JWT_PUBLIC_KEY`: of somebody else who signs tokens.
+    pub public_key: Option<VerifyingKey>,
+    /// `JWT_JWKS`: the keys of somebody else who signs tokens.
+    pub jwks: Option<JwksSource>,
+    /// `JWT_ISSUER`: the `iss` that tokens need, and have that are made here.
+    pub issuer: Option<String>,
+    /// `JWT_AUDIENCE`: the `aud` that tokens need, and have that are made here.
+    pub audience: Option<String>,
+    /// `JWT_DEFAULT_ROLE`: of a token that names none; `None` refuses such tokens.
+    pub default_role: Option<Role>,
+}
+
+/// Where a key set is.
+#[derive(Clone, Debug)]
+pub enum JwksSource {
+    /// At an address, `http` or `https`.
+    Url(url::Url),
+    /// In a file.
+    File(PathBuf),
 }
 
 /// `CORS_*`.
@@ -545,10 +577,23 @@ impl Reader {
             ),
             _ => Some(()),
         };
-        let enabled = self.boolean("auth_enabled", jwt_secret.is_some());
-        if enabled == Some(true) && jwt_secret.is_none() && !self.has_problem("jwt_secret") {
-            self.problem::<()>("auth_enabled", "needs JWT_SECRET: there would be no way to authenticate");
-        }
+        let keys = ["jwt_secret", "jwt_public_key", "jwt_jwks", "bootstrap_api_key"];
+        // Without any of them there are still API keys: the first one is made at the start.
+        let enabled = self.boolean("auth_enabled", keys.iter().any(|name| self.values.contains_key(name)));
+        let public_key = self.parsed("jwt_public_key", None, |pem| Ok(Some(VerifyingKey::from_pem(pem)?)));
+        let api_key_environment = self.parsed("api_key_environment", "live".to_owned(), |value| {
+            let fits = api_key::is_environment(value);
+            if fits { Ok(value.to_owned()) } else { Err("must have 1 to 16 small letters and digits".to_owned()) }
+        });
+        let bootstrap_api_key = self.parsed("bootstrap_api_key", None, |value| {
+            let key = ApiKey::parse(value).ok_or("is not an API key; make one with: workflow-api api-key")?;
+            Ok(Some(key))
+        });
+        let jwks = self.parsed("jwt_jwks", None, |value| parse_jwks_source(value).map(Some));
+        let default_role = self.parsed("jwt_default_role", Some(Role::Viewer), |value| match value {
+            "none" => Ok(None),
+            name => name.parse().map(Some).map_err(|error| format!("{error}, or none; not {name:?}")),
+        });
         let algorithm = self.parsed("jwt_algorithm", jsonwebtoken::Algorithm::HS256, |value| match value {
             "HS256" => Ok(jsonwebtoken::Algorithm::HS256),
             "HS384" => Ok(jsonwebtoken::Algorithm::HS384),
@@ -566,6 +611,14 @@ impl Reader {
             algorithm: algorithm?,
             token_lifetime: Duration::from_secs(minutes? * 60),
             api_key_header: api_key_header?,
+            api_key_header_text: self.text("api_key_header", "X-API-Key"),
+            api_key_environment: api_key_environment?,
+            bootstrap_api_key: bootstrap_api_key?,
+            public_key: public_key?,
+            jwks: jwks?,
+            issuer: self.values.get("jwt_issuer").cloned(),
+            audience: self.values.get("jwt_audience").cloned(),
+            default_role: default_role?,
         })
     }
 
@@ -616,6 +669,16 @@ fn parse_database_url(url: &str) -> Result<PgConnectOptions, &'static str> {
     PgConnectOptions::from_str(&format!("{scheme}://{rest}"))
         .map(|options| options.application_name("workflow-api"))
         .map_err(|_| "is not a URL of the form postgresql://user:pass@host:5432/db")
+}
+
+/// An address, or the path of a file.
+fn parse_jwks_source(text: &str) -> Result<JwksSource, String> {
+    match url::Url::parse(text) {
+        Ok(url) if matches!(url.scheme(), "http" | "https") => Ok(JwksSource::Url(url)),
+        Ok(_) => Err("must be an http or https address, or the path of a file".to_owned()),
+        Err(_) if std::path::Path::new(text).is_file() => Ok(JwksSource::File(text.into())),
+        Err(_) => Err("is neither an address nor the path of a file".to_owned()),
+    }
 }
 
 /// An origin as browsers send it: scheme, host and perhaps port.
@@ -691,10 +754,12 @@ mod tests {
     #[test]
     fn every_variable_that_is_wrong_is_named_once() {
         let wrong: Vec<(&str, &str)> = vec![
+            ("API_KEY_ENVIRONMENT", "Live"),
             ("API_KEY_HEADER", "a b"),
             ("API_PORT", "x"),
             ("API_PREFIX", "/a/../b"),
-            ("AUTH_ENABLED", "true"),
+            ("AUTH_ENABLED", "perhaps"),
+            ("BOOTSTRAP_API_KEY", "wf_live_short"),
             ("CORS_ORIGINS", "localhost:3000"),
             ("DATABASE_URL", "mysql://x"),
             ("DEFAULT_PAGE_SIZE", "x"),

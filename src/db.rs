@@ -5,6 +5,7 @@
 //! leave a pooled connection inside an open transaction. `statement_timeout` bounds statements instead.
 
 pub mod agents;
+pub mod api_keys;
 pub mod audit;
 pub mod events;
 pub mod executions;

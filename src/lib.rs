@@ -5,6 +5,7 @@
 //! the walkthroughs. Modules are listed from the pure ones at the bottom of the dependency order upwards.
 
 // Pure: no axum, no SQL, no Kafka.
+pub mod access;
 pub mod agent;
 pub mod expression;
 pub mod id;

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use workflow_api::{
+    access::{Role, api_key::ApiKey},
     api,
     config::{self, Config},
     demo_agent, telemetry,
@@ -45,9 +46,19 @@ enum Command {
     /// Print a bearer token signed with `JWT_SECRET`
     Token {
         /// The subject, which appears in logs and audit entries
-        #[arg(default_value = "operator")]
-        subject: String,
+        #[arg(long, value_name = "SUBJECT", default_value = "operator")]
+        sub: String,
+        /// viewer, operator, editor, admin or executor
+        #[arg(long, default_value = "admin")]
+        role: Role,
+        /// The same as --sub
+        #[arg(conflicts_with = "sub")]
+        subject: Option<String>,
     },
+    /// Print a new API key for `BOOTSTRAP_API_KEY`; nobody knows it until a start with it
+    ApiKey,
+    /// Print who may do what, as Markdown
+    Access,
     /// Print the OpenAPI document
     Openapi,
     /// Run a small agent to try workflows with
@@ -135,12 +146,22 @@ fn run(command: Command) -> anyhow::Result<bool> {
             let settings = config::Api::load(environment())?;
             command::runtime(1)?.block_on(command::healthcheck(&settings))
         }
-        Command::Token { subject } => {
-            println!("{}", api::auth::token(&config::Auth::load(environment())?, &subject)?);
+        Command::Token { sub, role, subject } => {
+            let subject = subject.unwrap_or(sub);
+            println!("{}", api::auth::issue(&config::Auth::load(environment())?, &subject, role)?);
+            Ok(true)
+        }
+        Command::Access => {
+            print!("{}", api::access::markdown());
+            Ok(true)
+        }
+        Command::ApiKey => {
+            println!("{}", ApiKey::generate(&config::Auth::load(environment())?.api_key_environment).expose());
             Ok(true)
         }
         Command::Openapi => {
-            let (_, document) = api::routes(&config::Api::load(environment())?).split_for_parts();
+            let (api, auth) = (config::Api::load(environment())?, config::Auth::load(environment())?);
+            let (_, document) = api::routes(&api, &auth.api_key_header_text).split_for_parts();
             println!("{}", serde_json::to_string_pretty(&document)?);
             Ok(true)
         }

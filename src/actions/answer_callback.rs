@@ -6,6 +6,7 @@ use sha2::{Digest as _, Sha256};
 use sqlx::PgPool;
 
 use crate::{
+    access::Role,
     db::{self, waits},
     input::{self, FieldError, member, text},
 };
@@ -30,25 +31,20 @@ pub struct Answered {
 pub struct Answerer<'a> {
     /// `None`: nobody in particular; the token is all that is known.
     pub subject: Option<&'a str>,
-    /// The roles that they have.
-    pub roles: Roles<'a>,
+    /// What they may do here.
+    pub role: Role,
+    /// What they are elsewhere.
+    pub roles: &'a [String],
+    /// The only workflows that they have to do with; `None`: all.
+    pub workflows: Option<&'a [String]>,
 }
 
-/// Roles of a caller.
-#[derive(Clone, Copy, Debug)]
-pub enum Roles<'a> {
-    /// Nobody asks for them: authentication is off.
-    All,
-    /// Just these.
-    These(&'a [String]),
-}
-
-impl Roles<'_> {
-    fn has(self, role: &str) -> bool {
-        match self {
-            Self::All => true,
-            Self::These(roles) => roles.iter().any(|held| held == role),
-        }
+impl Answerer<'_> {
+    /// Whether they may decide for that role about a run of that workflow.
+    fn may_decide(&self, role: &str, workflow: &str) -> bool {
+        let has_role =
+            self.role == Role::Admin || self.role.as_str() == role || self.roles.iter().any(|held| held == role);
+        has_role && self.workflows.is_none_or(|workflows| workflows.iter().any(|name| name == workflow))
     }
 }
 
@@ -97,7 +93,7 @@ pub async fn answer_callback(
         if by.subject.is_none() {
             return Err(AnswerError::Unauthenticated);
         }
-        if !by.roles.has(&role) {
+        if !by.may_decide(&role, &callback.workflow_name) {
             return Err(AnswerError::Forbidden(role));
         }
     }

@@ -16,7 +16,7 @@ use super::{
     save_workflow::SaveWorkflowError,
 };
 use crate::{
-    agent::{AgentPatch, AgentStatus, NewAgent},
+    agent::{AgentPatch, AgentStatus, NewAgent, without_credentials},
     db::{self, idempotency::ClaimError},
     input::{self, FieldError, Node, Object, Read, keep, text},
     workflow::NewWorkflow,
@@ -220,17 +220,4 @@ pub async fn import(
         transaction.commit().await?;
     }
     Ok(report)
-}
-
-/// An agent's URL without user and password.
-#[must_use]
-pub fn without_credentials(url: &str) -> String {
-    let Ok(mut bare) = url::Url::parse(url) else { return url.to_owned() };
-    if bare.username().is_empty() && bare.password().is_none() {
-        return url.to_owned();
-    }
-    // Both fail only for URLs without a host, which have no user either.
-    let _ = bare.set_username("");
-    let _ = bare.set_password(None);
-    bare.into()
 }

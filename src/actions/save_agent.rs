@@ -55,6 +55,7 @@ pub(super) async fn create_in(
     context: Context<'_>,
     new: NewAgent,
 ) -> Result<AgentRow, SaveAgentError> {
+    let new = if context.sees_secrets { new } else { new.unmasked().map_err(SaveAgentError::Invalid)? };
     let at = Timestamp::now();
     let row = AgentRow {
         id: Uuid::now_v7(),
@@ -105,6 +106,11 @@ pub(super) async fn update_in(
     context.check_revision(&current.revision())?;
     let auth_type = current.auth_type.as_deref().and_then(AuthType::parse).unwrap_or(AuthType::None);
     let stored_auth = current.auth_config.as_ref().map(|stored| &*stored.0);
+    let patch = if context.sees_secrets {
+        patch
+    } else {
+        patch.unmasked(&current.url, stored_auth).map_err(SaveAgentError::Invalid)?
+    };
     let (auth_type, auth_config) = patch.merged_auth(auth_type, stored_auth).map_err(SaveAgentError::Invalid)?;
     let before = audited(&current);
     let secrets_before = parsed(current.auth_config.as_ref());

@@ -139,6 +139,40 @@ pub fn render_auth_config(auth_type: AuthType, stored: Option<&RawValue>) -> Opt
     Some(object_of(shown.iter().map(|(name, value)| (name.as_str(), &**value))))
 }
 
+/// What stands in the place of a secret.
+const MASK: &str = "********";
+
+/// The credentials without their secrets, so that only their names are left.
+#[must_use]
+pub fn mask_auth_config(stored: &RawValue) -> Box<RawValue> {
+    let Some(members) = members(stored) else { return RawValue::NULL.to_owned() };
+    let mask = to_raw(MASK);
+    let shown = members.iter().map(|(name, value)| {
+        let is_public = value.get() == "null" || ["header_name", "header", "type"].contains(&name.as_str());
+        (name.as_str(), if is_public { *value } else { &*mask })
+    });
+    object_of(shown)
+}
+
+/// What a caller who saw [`mask_auth_config`] means: the stored secrets where he sends back the mask. Also tells whether
+/// there are such.
+pub(super) fn unmask_auth_config(given: &RawValue, stored: Option<&RawValue>) -> Read<(Box<RawValue>, bool)> {
+    let mut keeps_secrets = false;
+    let stored = stored.and_then(members).unwrap_or_default();
+    let members = members(given).unwrap_or_default().into_iter().map(|(name, value)| {
+        if text(value).as_deref() != Some(MASK) {
+            return Ok((name, value));
+        }
+        keeps_secrets = true;
+        let known = stored.iter().find(|(known, _)| *known == name).map(|(_, value)| *value);
+        let unknown =
+            || vec![FieldError::rule(format!("body.auth_config.{name}"), "stands for a secret that is not stored")];
+        Ok((name.clone(), known.ok_or_else(unknown)?))
+    });
+    let members = members.collect::<Read<Vec<_>>>()?;
+    Ok((object_of(members.iter().map(|(name, value)| (name.as_str(), *value))), keeps_secrets))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

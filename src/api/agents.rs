@@ -3,6 +3,7 @@
 use axum::{Json, extract::State, response::Response};
 use serde::Serialize;
 use serde_json::value::RawValue;
+use sqlx::types::Json as Column;
 use utoipa::ToSchema;
 
 use super::{
@@ -18,7 +19,7 @@ use super::{
 };
 use crate::{
     actions::save_agent::{self, SaveAgentError},
-    agent::{AgentPatch, AuthType, NewAgent, RetryConfig, render_auth_config},
+    agent::{AgentPatch, AuthType, NewAgent, RetryConfig, mask_auth_config, render_auth_config, without_credentials},
     db::{
         self,
         agents::{AgentRow, Filter, ORDER},
@@ -46,7 +47,8 @@ pub struct Agent {
     description: Option<String>,
     /// `none`, `bearer` or `apikey`.
     auth_type: &'static str,
-    /// The credentials, with `type` and for API keys `header` added for the reference deployment's bridge.
+    /// The credentials, with `type` and for API keys `header` added for the reference deployment's bridge. Without
+    /// `agents:secrets` asterisks stand in their place, which an update may send back.
     #[schema(value_type = Option<Object>)]
     auth_config: Option<Box<RawValue>>,
     /// Time for one call.
@@ -92,6 +94,15 @@ impl From<AgentRow> for Agent {
             updated_by: row.updated_by,
         }
     }
+}
+
+/// The row as the caller may see it.
+fn shown(mut row: AgentRow, caller: &Caller) -> AgentRow {
+    if !caller.sees_secrets() {
+        row.auth_config = row.auth_config.map(|config| Column(mask_auth_config(&config.0)));
+        row.url = without_credentials(&row.url);
+    }
+    row
 }
 
 /// How calls to an agent are repeated.
@@ -220,7 +231,7 @@ fn not_found() -> ApiError {
         (status = 422, body = ErrorBody),
     ),
 )]
-pub async fn list_agents(State(app): State<App>, query: Query) -> Result<Json<Page<Agent>>, ApiError> {
+pub async fn list_agents(State(app): State<App>, caller: Caller, query: Query) -> Result<Json<Page<Agent>>, ApiError> {
     let asked = Asked::read(&query, app.config.pages, ORDER, "agents", &FILTERS)?;
     let filter = Filter {
         statuses: query.several("status"),
@@ -230,10 +241,11 @@ pub async fn list_agents(State(app): State<App>, query: Query) -> Result<Json<Pa
     };
     if let Some(name) = query.text("name").filter(|name| !name.is_empty()) {
         let found = db::agents::find_by_name(&app.pool, name).await?;
-        return Ok(Json(Page::of_one(found.map(Agent::from), asked.cut.size)));
+        return Ok(Json(Page::of_one(found.map(|row| Agent::from(shown(row, &caller))), asked.cut.size)));
     }
     let mut connection = app.pool.acquire().await?;
-    let part = db::agents::list(&mut connection, &filter, &asked.cut).await?;
+    let mut part = db::agents::list(&mut connection, &filter, &asked.cut).await?;
+    part.rows = part.rows.into_iter().map(|row| shown(row, &caller)).collect();
     Ok(Json(Page::new(part, &asked)))
 }
 
@@ -258,8 +270,9 @@ pub async fn create_agent(
     let new = NewAgent::parse(body.raw())?;
     let key = key.bound("create agent", &caller, body.fingerprint());
     let context = app.context(&caller).with_key(key.as_ref());
-    let created =
-        |row: AgentRow| etag::created(&app, &format!("/agents/{}", row.id), &row.revision(), Agent::from(row));
+    let created = |row: AgentRow| {
+        etag::created(&app, &format!("/agents/{}", row.id), &row.revision(), Agent::from(shown(row, &caller)))
+    };
     match save_agent::create_agent(&app.pool, context, new).await {
         Ok(row) => {
             tracing::info!(target: "api.routes.agents", agent_id = %row.id, "Agent created");
@@ -281,11 +294,12 @@ pub async fn create_agent(
 )]
 pub async fn get_agent(
     State(app): State<App>,
+    caller: Caller,
     AgentId(id): AgentId,
     if_none_match: IfNoneMatch,
 ) -> Result<Response, ApiError> {
     let row = db::agents::find(&app.pool, id).await?.ok_or_else(not_found)?;
-    Ok(if_none_match.answer(&row.revision(), Agent::from(row)))
+    Ok(if_none_match.answer(&row.revision(), Agent::from(shown(row, &caller))))
 }
 
 /// Changes the members that are given.
@@ -306,7 +320,7 @@ pub async fn update_agent(
     let context = app.context(&caller).with_if_match(if_match.as_ref());
     let row = save_agent::update_agent(&app.pool, context, id, patch).await?;
     tracing::info!(target: "api.routes.agents", agent_id = %id, "Agent updated");
-    Ok(etag::tagged(&row.revision(), Json(Agent::from(row))))
+    Ok(etag::tagged(&row.revision(), Json(Agent::from(shown(row, &caller)))))
 }
 
 /// Marks an agent as deleted; its name stays taken.

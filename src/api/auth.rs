@@ -1,52 +1,82 @@
-//! Who calls. With authentication on, every route under the prefix needs a bearer token.
+//! Who calls. With authentication on, every route under the prefix needs a bearer token or an API key.
 
-use axum::extract::{FromRequestParts, Request};
-use chrono::Utc;
-use http::{HeaderValue, StatusCode, header, request::Parts};
-use jsonwebtoken::{DecodingKey, EncodingKey, Header, Validation, decode, encode};
-use secrecy::ExposeSecret;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+mod jwks;
+mod key_ring;
+mod token;
 
+use std::sync::Arc;
+
+use axum::extract::FromRequestParts;
+use http::{HeaderName, HeaderValue, StatusCode, header, request::Parts};
+use uuid::Uuid;
+
+use self::{key_ring::Holder, token::Refused};
+pub use self::{
+    key_ring::KeyRing,
+    token::{TokenError, Tokens, issue, issue_for_key},
+};
 use super::App;
 use crate::{
-    actions::answer_callback::{Answerer, Roles},
+    access::{Grant, Role, api_key::ApiKey},
+    actions::answer_callback::Answerer,
     api::error::ApiError,
-    config,
+    db::api_keys::KeyName,
 };
-
-/// How far the clocks of this host and of whoever signs tokens may be apart.
-const CLOCK_SKEW_SECS: u64 = 5;
 
 /// Who a request is from. Its existence is the proof that the caller was let in.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    /// The token's `sub`; `system` while authentication is off.
+    /// The token's `sub`; `api-key:` and the name of an API key; `system` while authentication is off.
     pub subject: String,
-    /// How the caller is known.
-    proof: Proof,
+    /// What the caller may do; everything while authentication is off.
+    pub grant: Arc<Grant>,
+    /// Roles of the caller's organisation, for approvals.
+    pub roles: Arc<[String]>,
+    /// How the caller was told.
+    pub proof: Proof,
 }
 
-/// How a caller is known.
-#[derive(Clone, Debug)]
-enum Proof {
-    /// Authentication is off.
-    NotAsked,
-    /// The route lets everybody in, and this one has not said, or not proven, who they are.
-    None,
-    /// By a token, which tells these roles.
-    Token(Vec<String>),
+/// How a caller was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// Not at all: authentication is off, or the route is open to all.
+    Nothing,
+    /// By the address of a callback, which is all that is known.
+    Address,
+    /// By a token.
+    Token,
+    /// By a token that was issued for this API key.
+    TokenOfApiKey(Uuid),
+    /// By this API key.
+    ApiKey(Uuid),
 }
 
 impl Caller {
+    fn system() -> Self {
+        let grant = Arc::new(Grant::of(Role::Admin));
+        Self { subject: "system".to_owned(), grant, roles: Arc::default(), proof: Proof::Nothing }
+    }
+
+    /// Whoever has the address of a callback.
+    fn nobody() -> Self {
+        let grant = Arc::new(Grant::of(Role::Viewer));
+        Self { subject: "callback".to_owned(), grant, roles: Arc::default(), proof: Proof::Address }
+    }
+
     /// The same, as somebody who answers a callback.
     #[must_use]
     pub fn answerer(&self) -> Answerer<'_> {
-        match &self.proof {
-            Proof::NotAsked => Answerer { subject: Some(&self.subject), roles: Roles::All },
-            Proof::None => Answerer { subject: None, roles: Roles::These(&[]) },
-            Proof::Token(roles) => Answerer { subject: Some(&self.subject), roles: Roles::These(roles) },
+        Answerer {
+            subject: Some(self.subject.as_str()).filter(|_| self.proof != Proof::Address),
+            role: self.grant.role,
+            roles: &self.roles,
+            workflows: self.grant.workflows.as_deref(),
         }
+    }
+
+    fn holder(holder: &Holder, proof: Proof) -> Self {
+        let grant = Arc::clone(&holder.grant);
+        Self { subject: holder.subject.clone(), grant, roles: Arc::default(), proof }
     }
 }
 
@@ -58,112 +88,75 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
     }
 }
 
-/// What a token of ours says.
-#[derive(Debug, Serialize, Deserialize)]
-struct Claims {
-    sub: String,
-    iat: i64,
-    exp: i64,
-}
-
-/// What of a caller's token counts.
-#[derive(Deserialize)]
-struct Presented {
-    sub: String,
-    #[serde(default)]
-    role: Value,
-    #[serde(default)]
-    roles: Value,
-}
-
-impl Presented {
-    /// The roles that it tells, in either form.
-    fn roles(&self) -> Vec<String> {
-        let several = self.roles.as_array().into_iter().flatten();
-        several.chain([&self.role, &self.roles]).filter_map(Value::as_str).map(str::to_owned).collect()
-    }
-}
-
-/// Why no token can be made.
-#[derive(Debug, thiserror::Error)]
-pub enum TokenError {
-    /// There is no key.
-    #[error("JWT_SECRET is not set, so there is nothing to sign a token with")]
-    NoSecret,
-    /// It would not be let in.
-    #[error("a subject has 1 to 255 bytes and no control characters")]
-    BadSubject,
-    /// The library refused.
-    #[error("the token could not be signed")]
-    Sign(#[from] jsonwebtoken::errors::Error),
+fn unauthorized(detail: &str) -> ApiError {
+    ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
+        .with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
 }
 
 /// The caller of a request, or the answer to give instead.
-pub fn authenticate(app: &App, request: &Request) -> Result<Caller, ApiError> {
+pub async fn authenticate(app: &App, request: &Parts) -> Result<Caller, ApiError> {
     let auth = &app.config.auth;
-    let path = request.uri().path();
+    let path = request.uri.path();
     let is_business = path.strip_prefix(&app.config.api.prefix).is_some_and(|rest| rest.starts_with('/'));
     let is_public = super::docs::is_public(path) || super::system::is_public(path);
     if !auth.enabled || is_public || !is_business {
-        return Ok(Caller { subject: "system".to_owned(), proof: Proof::NotAsked });
+        return Ok(Caller::system());
     }
-    let presented = present(app, request);
-    // The address of a callback is its permission; who else they are may be asked for there.
-    if is_callback(app, path) {
-        return Ok(presented.unwrap_or_else(|_| Caller { subject: "callback".to_owned(), proof: Proof::None }));
+    let presented = present(app, request).await;
+    // The address of a callback is its permission. Who else somebody is may be asked for there.
+    if path.strip_prefix(&app.config.api.prefix).is_some_and(|rest| rest.starts_with("/callbacks/")) {
+        return Ok(presented.unwrap_or_else(|_| Caller::nobody()));
     }
     presented
 }
 
-/// Whether a path is the address of a callback.
-fn is_callback(app: &App, path: &str) -> bool {
-    path.strip_prefix(&app.config.api.prefix).is_some_and(|rest| rest.starts_with("/callbacks/"))
-}
-
-/// The caller that a token proves.
-fn present(app: &App, request: &Request) -> Result<Caller, ApiError> {
+/// The caller that the request's credentials prove.
+async fn present(app: &App, request: &Parts) -> Result<Caller, ApiError> {
     let auth = &app.config.auth;
-    let unauthorized = |detail: &str| {
-        ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
-            .with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
-    };
-    let header = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let Some(token) = header.and_then(|value| {
+    if let Some(key) = only(request, &auth.api_key_header)? {
+        return by_api_key(app, key).await;
+    }
+    let token = only(request, &header::AUTHORIZATION)?.and_then(|value| {
         let (scheme, token) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
-    }) else {
-        return Err(unauthorized("A bearer token is required"));
-    };
-    let Some(secret) = &auth.jwt_secret else { return Err(ApiError::internal()) };
-    let mut validation = Validation::new(auth.algorithm);
-    validation.set_required_spec_claims(&["exp", "sub"]);
-    validation.validate_nbf = true;
-    validation.leeway = CLOCK_SKEW_SECS;
-    validation.validate_aud = false;
-    let key = DecodingKey::from_secret(secret.expose_secret().as_bytes());
-    match decode::<Presented>(token, &key, &validation) {
-        Ok(token) if is_subject(&token.claims.sub) => {
-            let proof = Proof::Token(token.claims.roles());
-            Ok(Caller { subject: token.claims.sub, proof })
+    });
+    match token {
+        Some(token) => by_token(app, token).await,
+        None => Err(unauthorized("A bearer token or an API key is required")),
+    }
+}
+
+/// The value of a header that may be there once: which of two would count, nobody could tell.
+fn only<'a>(request: &'a Parts, name: &HeaderName) -> Result<Option<&'a str>, ApiError> {
+    let mut values = request.headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (None, _) => Ok(None),
+        (Some(value), None) => {
+            value.to_str().map(Some).map_err(|_| unauthorized("The credentials are not ASCII characters"))
         }
-        _ => Err(unauthorized("The bearer token is not valid")),
+        (Some(_), Some(_)) => Err(unauthorized("The credentials are there more than once")),
     }
 }
 
-/// Fits the columns that name a user, and a log line.
-fn is_subject(text: &str) -> bool {
-    (1..=255).contains(&text.len()) && !text.contains(char::is_control)
+async fn by_api_key(app: &App, key: &str) -> Result<Caller, ApiError> {
+    let invalid = || unauthorized("The API key is not valid");
+    let key = ApiKey::parse(key.trim()).ok_or_else(invalid)?;
+    let holder = app.keys.find(KeyName::Hash(key.hash())).await?.ok_or_else(invalid)?;
+    Ok(Caller::holder(&holder, Proof::ApiKey(holder.id)))
 }
 
-/// A token for that subject, valid for `JWT_EXPIRATION_MINUTES`.
-pub fn token(auth: &config::Auth, subject: &str) -> Result<String, TokenError> {
-    let secret = auth.jwt_secret.as_ref().ok_or(TokenError::NoSecret)?;
-    if !is_subject(subject) {
-        return Err(TokenError::BadSubject);
-    }
-    let iat = Utc::now().timestamp();
-    let lifetime_secs = i64::try_from(auth.token_lifetime.as_secs()).unwrap_or(i64::MAX);
-    let claims = Claims { sub: subject.to_owned(), iat, exp: iat.saturating_add(lifetime_secs) };
-    let key = EncodingKey::from_secret(secret.expose_secret().as_bytes());
-    Ok(encode(&Header::new(auth.algorithm), &claims, &key)?)
+async fn by_token(app: &App, token: &str) -> Result<Caller, ApiError> {
+    let invalid = || unauthorized("The bearer token is not valid");
+    let claims = app.tokens.verify(token).await.map_err(|refused| match refused {
+        Refused::Invalid => invalid(),
+        Refused::WithoutKeys => {
+            ApiError::unavailable("keys_unavailable", "The keys that tokens are verified with are not available")
+        }
+    })?;
+    let Some(key_id) = claims.key_id else {
+        let (grant, roles) = (Arc::clone(&claims.grant), Arc::clone(&claims.roles));
+        return Ok(Caller { subject: claims.subject.clone(), grant, roles, proof: Proof::Token });
+    };
+    let holder = app.keys.find(KeyName::Id(key_id)).await?.ok_or_else(invalid)?;
+    Ok(Caller::holder(&holder, Proof::TokenOfApiKey(key_id)))
 }

@@ -9,19 +9,20 @@ use axum::{
     routing::get,
 };
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use utoipa::{
     Modify, OpenApi,
     openapi::{
         Content, Header, InfoBuilder, Object, OpenApiBuilder, Ref, RefOr, ResponseBuilder, Schema, Type,
+        extensions::Extensions,
         path::{Operation, Parameter},
         schema::{AnyOf, SchemaType},
-        security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
+        security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
     },
 };
 
-use super::{App, error::ApiError};
-use crate::config;
+use super::{App, access, error::ApiError};
+use crate::{access::Permission, config};
 
 /// `ReDoc` 2.5.4, <https://github.com/Redocly/redoc> (MIT, see `docs/redoc.LICENSE.txt`), gzipped; the one address
 /// in it that pointed elsewhere, its logo, is emptied.
@@ -31,20 +32,21 @@ const REDOC: &[u8] = include_bytes!("docs/redoc.standalone.js.gz");
 const POLICY: &str = "default-src 'self'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
      worker-src blob:; connect-src *; frame-ancestors 'none'";
 
-/// Adds the security scheme, which every route under the prefix takes.
+/// Adds the security schemes, one of which every route under the prefix takes.
 struct Security;
 
 impl Modify for Security {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
         let mut components = document.components.take().unwrap_or_default();
         let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("JWT").description(Some(
-            "A token signed with JWT_SECRET; `workflow-api token` makes one. Not needed while \
-                 authentication is off.",
+            "A token signed with JWT_SECRET, which `workflow-api token` makes, or with a key of JWT_PUBLIC_KEY or \
+             JWT_JWKS. Not needed while authentication is off.",
         ));
         components.add_security_scheme("bearer", SecurityScheme::Http(bearer.build()));
         document.components = Some(components);
         // The empty requirement: without authentication nothing is asked for.
-        document.security = Some(vec![SecurityRequirement::default(), SecurityRequirement::new("bearer", [""; 0])]);
+        let schemes = ["bearer", "api_key"].map(|scheme| SecurityRequirement::new(scheme, [""; 0]));
+        document.security = Some([SecurityRequirement::default()].into_iter().chain(schemes).collect());
     }
 }
 
@@ -56,16 +58,21 @@ impl Modify for Security {
         (name = "workflows", description = "Versioned definitions, and starting runs of them."),
         (name = "runs", description = "What was started: state, steps, cancelling and starting again."),
         (name = "callbacks", description = "Answers that runs wait for."),
+        (name = "access", description = "API keys, and tokens for them."),
         (name = "system", description = "About the service itself."),
     )
 )]
 struct Skeleton;
 
-/// The document without its paths, which `api::routes` adds.
+/// The document without its paths, which `api::routes` adds. `key_header` is the header that carries an API key.
 #[must_use]
-pub fn document(api: &config::Api) -> utoipa::openapi::OpenApi {
+pub fn document(api: &config::Api, key_header: &str) -> utoipa::openapi::OpenApi {
     let info = InfoBuilder::new().title(&api.title).version(&api.version).description(Some(&api.description)).build();
-    let skeleton = Skeleton::openapi();
+    let mut skeleton = Skeleton::openapi();
+    let key = ApiKeyValue::with_description(key_header, "An API key; `POST /api-keys` makes one.");
+    if let Some(components) = &mut skeleton.components {
+        components.add_security_scheme("api_key", SecurityScheme::ApiKey(ApiKey::Header(key)));
+    }
     OpenApiBuilder::new()
         .info(info)
         .components(skeleton.components)
@@ -81,9 +88,18 @@ pub fn complete(document: &mut utoipa::openapi::OpenApi, prefix: &str) {
     for (path, item) in &mut document.paths.paths {
         let is_business = path.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'))
             && item.get.as_ref().and_then(|get| get.tags.as_ref()).is_none_or(|tags| tags[..] != ["system"]);
-        let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete];
-        for operation in operations.into_iter().filter_map(Option::as_mut) {
+        let operations = [
+            (Method::GET, &mut item.get),
+            (Method::PUT, &mut item.put),
+            (Method::POST, &mut item.post),
+            (Method::DELETE, &mut item.delete),
+        ];
+        for (method, operation) in operations {
+            let Some(operation) = operation else { continue };
             if is_business {
+                if let Some(needs) = access::needs(&method, path.strip_prefix(prefix).unwrap_or_default()) {
+                    name_needs(operation, needs);
+                }
                 add_common_answers(operation);
             }
             for parameter in operation.parameters.iter_mut().flatten() {
@@ -133,11 +149,26 @@ fn header_pattern(name: &str) -> Option<&'static str> {
     }
 }
 
+/// Says who may use the route, for people and for programs.
+fn name_needs(operation: &mut Operation, needs: &[Permission]) {
+    let permissions: Vec<&str> = needs.iter().map(|permission| permission.as_str()).collect();
+    let roles = access::roles(needs);
+    if !permissions.is_empty() {
+        let text = format!("Needs `{}`; roles: {}.", permissions.join("`, `"), roles.join(", "));
+        let description = operation.description.take().filter(|description| !description.is_empty());
+        operation.description =
+            Some(description.map_or(text.clone(), |description| format!("{description}\n\n{text}")));
+    }
+    let named = Extensions::builder().add("x-required-permissions", permissions).add("x-required-roles", roles);
+    operation.extensions.get_or_insert_default().merge(named.build());
+}
+
 fn add_common_answers(operation: &mut Operation) {
     let has_body = operation.request_body.is_some();
     let answers = [
         (StatusCode::BAD_REQUEST, "The body ended early", has_body),
-        (StatusCode::UNAUTHORIZED, "Authentication is on, and the request has no valid token", true),
+        (StatusCode::UNAUTHORIZED, "Authentication is on, and the request has no valid token or API key", true),
+        (StatusCode::FORBIDDEN, "The caller may not do this", true),
         (StatusCode::REQUEST_TIMEOUT, "The body did not arrive in time", has_body),
         (StatusCode::PAYLOAD_TOO_LARGE, "The body is larger than 1 MiB", has_body),
         (StatusCode::URI_TOO_LONG, "Path and query are longer than 8 KiB", true),

@@ -1,4 +1,4 @@
-//! What happens around every request: correlation id, caller, body limit, time-out, errors, log line, metrics.
+//! What happens around every request: correlation id, caller and what he may do, body limit, time-out, errors, log line, metrics.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use http::{HeaderValue, StatusCode, Uri, header};
 use http_body_util::BodyExt;
 use tracing::Instrument;
 
-use super::{App, CORRELATION_ID, auth, error, prefer::Wait};
+use super::{App, CORRELATION_ID, access, auth, error, prefer::Wait};
 use crate::{api::error::ApiError, id};
 
 /// Largest request body.
@@ -44,13 +44,17 @@ pub async fn surround(State(app): State<App>, request: Request, next: Next) -> R
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let route = request.extensions().get::<MatchedPath>().map_or("(none)".to_owned(), |path| path.as_str().to_owned());
-    let caller = auth::authenticate(&app, &request);
+    let (mut parts, body) = request.into_parts();
+    let caller = auth::authenticate(&app, &parts).await;
     let user_id = caller.as_ref().map_or("", |caller| caller.subject.as_str()).to_owned();
+    let caller = match caller {
+        Ok(caller) => access::authorize(&app, &mut parts, &caller).await.map(|()| caller),
+        Err(refusal) => Err(refusal),
+    };
     // Who asks to wait for a run's end may wait that much longer.
-    let time_limit = HANDLER_TIMEOUT + Wait::of(request.headers()).time();
+    let time_limit = HANDLER_TIMEOUT + Wait::of(&parts.headers).time();
     let span = tracing::info_span!("http.request", correlation_id, user_id);
 
-    let (mut parts, body) = request.into_parts();
     let (caller, refusal) = match caller {
         Ok(caller) => (Some(caller), None),
         Err(error) => (None, Some(error)),

@@ -23,8 +23,9 @@ use super::{
     workflows::NewWorkflowBody,
 };
 use crate::{
-    actions::import::{self, FORMAT, FORMAT_VERSION, Import, ImportError, MAX_ENTRIES, without_credentials},
-    agent::{AuthType, RetryConfig, render_auth_config},
+    access::Permission,
+    actions::import::{self, FORMAT, FORMAT_VERSION, Import, ImportError, MAX_ENTRIES},
+    agent::{AuthType, RetryConfig, render_auth_config, without_credentials},
     db::{
         self,
         agents::AgentRow,
@@ -199,15 +200,22 @@ fn flag(query: &Query, name: &str) -> Result<bool, ApiError> {
 /// Secrets are left out unless they are asked for.
 #[utoipa::path(
     get, path = "/export", tag = "workflows",
-    params(("include_secrets" = Option<bool>, Query, description = "With the agents' credentials")),
+    params(("include_secrets" = Option<bool>, Query, description = "With the agents' credentials, which needs `agents:secrets`")),
     responses(
         (status = 200, body = Definitions),
         (status = 413, description = "There are more than a document can hold", body = ErrorBody),
         (status = 422, body = ErrorBody),
     ),
 )]
-pub async fn export_definitions(State(app): State<App>, query: Query) -> Result<Json<Definitions>, ApiError> {
+pub async fn export_definitions(
+    State(app): State<App>,
+    caller: Caller,
+    query: Query,
+) -> Result<Json<Definitions>, ApiError> {
     let with_secrets = flag(&query, "include_secrets")?;
+    if with_secrets {
+        caller.must(Permission::AgentsSecrets)?;
+    }
     let mut transaction = app.pool.begin().await?;
     // So that the workflows are those of the same moment as the agents.
     sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY").execute(&mut *transaction).await?;

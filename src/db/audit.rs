@@ -9,11 +9,11 @@ use crate::timestamp::Timestamp;
 
 /// What was done, to what, by whom.
 pub struct Entry<'a> {
-    /// `agent`, `workflow` or `run`.
+    /// `agent`, `workflow`, `run` or `api_key`.
     pub entity_type: &'static str,
     /// The object.
     pub entity_id: Uuid,
-    /// `create`, `update`, `delete`, `execute`, `retry` or `cancel`.
+    /// `create`, `update`, `delete`, `execute`, `retry`, `cancel` or `revoke`.
     pub action: &'static str,
     /// The caller.
     pub user_id: &'a str,

@@ -68,6 +68,12 @@ pub async fn find(db: impl PgExecutor<'_>, run_id: &str) -> Result<Option<RunRow
     Ok(sqlx::query_as(&select(" WHERE run_id = $1")).bind(run_id).fetch_optional(db).await?)
 }
 
+/// The name of the run's workflow.
+pub async fn workflow_name(db: impl PgExecutor<'_>, run_id: &str) -> Result<Option<String>, Error> {
+    let sql = "SELECT workflow_name FROM workflow_runs WHERE run_id = $1";
+    Ok(sqlx::query_scalar(sql).bind(run_id).fetch_optional(db).await?)
+}
+
 /// As [`find`], and holds the row until the transaction ends.
 pub async fn lock(conn: &mut PgConnection, run_id: &str) -> Result<Option<RunRow>, Error> {
     Ok(sqlx::query_as(&select(" WHERE run_id = $1 FOR UPDATE")).bind(run_id).fetch_optional(conn).await?)

@@ -208,6 +208,7 @@ pub async fn expire(db: impl PgExecutor<'_>, attempt_id: &str) -> Result<bool, E
 pub struct CallbackRow {
     pub id: Uuid,
     pub run_id: String,
+    pub workflow_name: String,
     pub step_id: String,
     pub attempt_id: Option<String>,
     pub approval: Option<Json<Box<RawValue>>>,
@@ -225,7 +226,7 @@ pub async fn lock_callback(conn: &mut PgConnection, token_hash: &[u8]) -> Result
     };
     // A statement of its own sees what was committed while the lock was waited for.
     let sql = "
-        SELECT w.id, w.run_id, w.step_id, w.attempt_id, w.approval, w.answered_at, w.answer,
+        SELECT w.id, w.run_id, r.workflow_name, w.step_id, w.attempt_id, w.approval, w.answered_at, w.answer,
             coalesce(w.due_at <= now(), false) OR r.status NOT IN ('PENDING', 'RUNNING')
                 OR (w.attempt_id IS NOT NULL AND s.status IS DISTINCT FROM 'PENDING') AS is_over
         FROM step_waits w JOIN workflow_runs r ON r.run_id = w.run_id

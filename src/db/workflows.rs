@@ -46,6 +46,11 @@ pub async fn find(db: impl PgExecutor<'_>, id: Uuid) -> Result<Option<WorkflowRo
     Ok(sqlx::query_as(&select(" WHERE id = $1")).bind(id).fetch_optional(db).await?)
 }
 
+/// The name of the definition, deleted ones too.
+pub async fn name(db: impl PgExecutor<'_>, id: Uuid) -> Result<Option<String>, Error> {
+    Ok(sqlx::query_scalar("SELECT name FROM workflow_definitions WHERE id = $1").bind(id).fetch_optional(db).await?)
+}
+
 /// As [`find`], and holds the row until the transaction ends.
 pub async fn lock(conn: &mut PgConnection, id: Uuid) -> Result<Option<WorkflowRow>, Error> {
     Ok(sqlx::query_as(&select(" WHERE id = $1 FOR UPDATE")).bind(id).fetch_optional(conn).await?)

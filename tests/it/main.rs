@@ -1,6 +1,7 @@
 //! Tests in process: the service's own router, relay and executor on a real PostgreSQL (a database per test) and a
 //! real Kafka (topics per test). `DATABASE_URL` and `KAFKA_BROKERS` say where; `./deploy-api.sh test` sets them.
 
+mod access;
 mod agent_health;
 mod agents;
 mod bad_input;

@@ -4,6 +4,7 @@ use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use workflow_api::{
+    access::Role,
     api::auth,
     config::{Api, Auth, Config},
     db::migrations::MIGRATOR,
@@ -283,10 +284,10 @@ fn signed(header: &Value, claims: &Value, secret: &str) -> String {
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn with_a_secret_every_route_needs_a_token(pool: PgPool) {
     let settings: Config = config(&pool, &[("JWT_SECRET", SECRET), ("JWT_EXPIRATION_MINUTES", "5")]);
-    let token = auth::token(&settings.auth, "user@example.com").expect("there is a secret");
+    let token = auth::issue(&settings.auth, "user@example.com", Role::Admin).expect("there is a secret");
     let service = Service::start_with(settings);
     let (now, hs256) = (chrono::Utc::now().timestamp(), json!({"alg": "HS256", "typ": "JWT"}));
-    let valid = json!({"sub": "u", "exp": now + 300});
+    let valid = json!({"sub": "u", "role": "admin", "exp": now + 300});
     let claims = |more: Value| {
         let mut claims = valid.clone();
         claims.as_object_mut().expect("an object").extend(more.as_object().expect("members").clone());
@@ -363,7 +364,7 @@ fn a_token_lives_as_long_as_the_settings_say() {
     let environment = [("JWT_SECRET", SECRET), ("JWT_EXPIRATION_MINUTES", "60")];
     let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
     let auth = Auth::load(environment.into_iter()).expect("valid settings");
-    let token = auth::token(&auth, "user@example.com").expect("there is a secret");
+    let token = auth::issue(&auth, "user@example.com", Role::Admin).expect("there is a secret");
     let claims = token.split('.').nth(1).expect("claims");
     let claims: Value = serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(claims).expect("base64")).expect("JSON");
     assert_eq!(claims["exp"].as_i64().zip(claims["iat"].as_i64()).map(|(exp, iat)| exp - iat), Some(3600));

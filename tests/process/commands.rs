@@ -71,9 +71,49 @@ async fn the_operators_commands_do_what_they_say(pool: PgPool) {
     assert_eq!(client.get(&agents).send().await.expect("an answer").status(), 401);
     let token = succeeds(&["token", "someone@example.com"]).await;
     assert_eq!(client.get(&agents).bearer_auth(token.trim()).send().await.expect("an answer").status(), 200);
+    for (role, status) in [("viewer", 200), ("root", 401)] {
+        let token = text(&environment.run(&["token", "--sub", "someone", "--role", role]).await.stdout);
+        let answer = client.get(&agents).bearer_auth(token.trim()).send().await.expect("an answer");
+        assert_eq!(answer.status(), status, "{role}");
+    }
     let short = environment.clone().with("JWT_SECRET", "another-secret-of-the-tests-long-enough");
     let foreign = text(&short.run(&["token"]).await.stdout);
     assert_eq!(client.get(&agents).bearer_auth(foreign.trim()).send().await.expect("an answer").status(), 401);
+}
+
+/// The API key that a program has printed, apart from its log.
+fn printed_key(log: &str) -> Option<String> {
+    let keys: Vec<&str> = log.lines().filter_map(|line| Some(line.split_once("shown only here: ")?.1)).collect();
+    assert!(keys.len() <= 1, "{} keys", keys.len());
+    assert_eq!(log.matches("wf_live_").count(), keys.len(), "the log shows a key: {log}");
+    keys.first().map(|key| (*key).to_owned())
+}
+
+#[sqlx::test(migrations = false)]
+async fn the_first_start_with_authentication_prints_an_admins_key_once(pool: PgPool) {
+    let environment = Environment::new(&pool).with("AUTH_ENABLED", "true").with("LOG_LEVEL", "DEBUG");
+    let client = reqwest::Client::new();
+    let keys = format!("{}/api/v1/api-keys", environment.url);
+    let look =
+        async |key: &str| client.get(&keys).header("x-api-key", key).send().await.expect("an answer").status().as_u16();
+    let mut api = environment.serve().await;
+    let key = eventually("the key is printed", || async { printed_key(&api.log()) }).await;
+    assert_eq!((look(&key).await, look("").await), (200, 401));
+    api.terminate().await;
+    assert_eq!(api.exit_code(Duration::from_secs(30)).await, 0);
+
+    // The next start is not the first one; a key of the settings is stored all the same, and printed by nobody.
+    let given = text(&environment.run(&["api-key"]).await.stdout).trim().to_owned();
+    let file = std::env::temp_dir().join(format!("bootstrap-{}", uuid::Uuid::new_v4()));
+    std::fs::write(&file, format!("{given}\n")).expect("a file");
+    let environment = environment.with("BOOTSTRAP_API_KEY_FILE", file.to_str().expect("UTF-8"));
+    let mut api = environment.serve().await;
+    eventually("the key is stored", || async { (look(&given).await == 200).then_some(()) }).await;
+    assert_eq!(look(&key).await, 200);
+    api.terminate().await;
+    assert_eq!(api.exit_code(Duration::from_secs(30)).await, 0);
+    assert_eq!(printed_key(&api.log()), None);
+    std::fs::remove_file(&file).expect("it is there");
 }
 
 #[sqlx::test(migrations = false)]

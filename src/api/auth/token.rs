@@ -1,0 +1,284 @@
+//! Tokens: JSON Web Tokens, made with `JWT_SECRET` and verified with it or with somebody else's public keys.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use chrono::Utc;
+use jsonwebtoken::{Algorithm, EncodingKey, Header, Validation, decode, decode_header, encode};
+use secrecy::ExposeSecret;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use uuid::Uuid;
+
+use super::{
+    jwks::{Jwks, Set},
+    key_ring::SUBJECT_PREFIX,
+};
+use crate::{
+    access::{Grant, Role, verifying_key::VerifyingKey},
+    config,
+    lifecycle::Lifecycle,
+};
+
+/// How far the clocks of this host and of whoever signs tokens may be apart.
+const CLOCK_SKEW_SECS: u64 = 30;
+/// Longest token that is looked at.
+const MAX_TOKEN_BYTES: usize = 8 << 10;
+/// Tokens that are remembered as verified.
+const MAX_REMEMBERED: usize = 4096;
+
+/// What a token of ours says.
+#[derive(Debug, Serialize)]
+struct Issued<'a> {
+    sub: &'a str,
+    role: Role,
+    iat: i64,
+    exp: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wf_key: Option<Uuid>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    iss: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    aud: Option<&'a str>,
+}
+
+/// What of a presented token counts. The library validates the times again; here each claim has its one type, and
+/// none may be there twice.
+#[derive(Deserialize)]
+struct Presented {
+    sub: String,
+    exp: f64,
+    #[serde(default, deserialize_with = "present")]
+    role: Option<Role>,
+    /// Roles of the organisation, which mean nothing here but to approvals. Whoever issues tokens may have them in any
+    /// form; only a list of texts counts.
+    #[serde(default)]
+    roles: Value,
+    /// The API key that it was issued for. Counts only in tokens of ours.
+    #[serde(default, deserialize_with = "present")]
+    wf_key: Option<Uuid>,
+    #[serde(default, deserialize_with = "present", rename = "iat")]
+    _iat: Option<f64>,
+    #[serde(default, deserialize_with = "present", rename = "nbf")]
+    _nbf: Option<f64>,
+    #[serde(default, deserialize_with = "present", rename = "iss")]
+    _iss: Option<String>,
+    #[serde(default, deserialize_with = "present", rename = "aud")]
+    _aud: Option<Audience>,
+    #[serde(default, deserialize_with = "present", rename = "jti")]
+    _jti: Option<String>,
+}
+
+/// One text, or several.
+#[derive(Deserialize)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "only its type counts here; the library compares")]
+enum Audience {
+    One(String),
+    Several(Vec<String>),
+}
+
+/// A claim that may be absent but not null.
+fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(claim: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(claim).map(Some)
+}
+
+/// Why no token can be made.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// There is no key.
+    #[error("JWT_SECRET is not set, so there is nothing to sign a token with")]
+    NoSecret,
+    /// It would not be let in.
+    #[error("a subject has 1 to 255 bytes, no control characters, and does not begin with {SUBJECT_PREFIX}")]
+    BadSubject,
+    /// The library refused.
+    #[error("the token could not be signed")]
+    Sign(#[from] jsonwebtoken::errors::Error),
+}
+
+/// Fits the columns that name a user, and a log line, and is not that of an API key.
+fn is_subject(text: &str) -> bool {
+    (1..=255).contains(&text.len()) && !text.contains(char::is_control) && !text.starts_with(SUBJECT_PREFIX)
+}
+
+/// A token for that subject in that role, valid for `JWT_EXPIRATION_MINUTES`.
+pub fn issue(auth: &config::Auth, subject: &str, role: Role) -> Result<String, TokenError> {
+    if !is_subject(subject) {
+        return Err(TokenError::BadSubject);
+    }
+    sign(auth, subject, role, None)
+}
+
+/// A token that allows what this API key allows, as long as the key counts; `role` is only there to be read.
+pub fn issue_for_key(auth: &config::Auth, subject: &str, role: Role, key_id: Uuid) -> Result<String, TokenError> {
+    sign(auth, subject, role, Some(key_id))
+}
+
+fn sign(auth: &config::Auth, subject: &str, role: Role, wf_key: Option<Uuid>) -> Result<String, TokenError> {
+    let secret = auth.jwt_secret.as_ref().ok_or(TokenError::NoSecret)?;
+    let iat = Utc::now().timestamp();
+    let lifetime_secs = i64::try_from(auth.token_lifetime.as_secs()).unwrap_or(i64::MAX);
+    let (iss, aud) = (auth.issuer.as_deref(), auth.audience.as_deref());
+    let claims = Issued { sub: subject, role, iat, exp: iat.saturating_add(lifetime_secs), wf_key, iss, aud };
+    let key = EncodingKey::from_secret(secret.expose_secret().as_bytes());
+    Ok(encode(&Header::new(auth.algorithm), &claims, &key)?)
+}
+
+/// What a verified token says.
+#[derive(Clone, Debug)]
+pub struct Claims {
+    /// `sub`.
+    pub subject: String,
+    /// All that `role` may do, or `JWT_DEFAULT_ROLE`.
+    pub grant: Arc<Grant>,
+    /// The texts in `roles`.
+    pub roles: Arc<[String]>,
+    /// The API key that decides instead.
+    pub key_id: Option<Uuid>,
+    /// Seconds since the epoch; the token counts for [`CLOCK_SKEW_SECS`] longer.
+    expires_at: f64,
+}
+
+impl Claims {
+    fn has_expired(&self) -> bool {
+        self.expires_at < Utc::now().timestamp() as f64 - CLOCK_SKEW_SECS as f64
+    }
+}
+
+/// Tokens of that algorithm are ours.
+fn is_secret(algorithm: Algorithm) -> bool {
+    matches!(algorithm, Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512)
+}
+
+/// Why a token does not count.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// It is not valid.
+    Invalid,
+    /// Nobody can say: the keys that it would be verified with were never to be had.
+    WithoutKeys,
+}
+
+/// Verifies tokens.
+pub struct Tokens {
+    /// Of the settings.
+    keys: Vec<VerifyingKey>,
+    jwks: Option<Jwks>,
+    validation: Validation,
+    default_role: Option<Role>,
+    verified: Mutex<Verified>,
+}
+
+/// Tokens that were verified, by their SHA-256. A signature by an asymmetric key costs more than all else in a request.
+#[derive(Default)]
+struct Verified {
+    tokens: HashMap<[u8; 32], Arc<Claims>>,
+    /// The set that they were verified with, among others. With another one they are verified again.
+    set: Option<Arc<Set>>,
+}
+
+impl Tokens {
+    /// Prepares the keys of the settings, and starts to read those of `JWT_JWKS`.
+    #[must_use]
+    pub fn start(auth: &config::Auth, http: &reqwest::Client, lifecycle: &Lifecycle) -> Self {
+        let secret = auth.jwt_secret.as_ref().map(|secret| secret.expose_secret().as_bytes());
+        let secret = secret.map(|secret| VerifyingKey::from_secret(auth.algorithm, secret));
+        let source = auth.jwks.clone().filter(|_| auth.enabled);
+        let mut validation = Validation::new(auth.algorithm);
+        validation.set_required_spec_claims(&["exp", "sub"]);
+        validation.validate_nbf = true;
+        validation.leeway = CLOCK_SKEW_SECS;
+        validation.validate_aud = auth.audience.is_some();
+        if let Some(issuer) = &auth.issuer {
+            validation.set_issuer(&[issuer]);
+            validation.required_spec_claims.insert("iss".to_owned());
+        }
+        if let Some(audience) = &auth.audience {
+            validation.set_audience(&[audience]);
+            validation.required_spec_claims.insert("aud".to_owned());
+        }
+        Self {
+            keys: secret.into_iter().chain(auth.public_key.clone()).collect(),
+            jwks: source.map(|source| Jwks::start(source, http.clone(), lifecycle)),
+            validation,
+            default_role: auth.default_role,
+            verified: Mutex::default(),
+        }
+    }
+
+    /// What the token says, if it is valid.
+    pub async fn verify(&self, token: &str) -> Result<Arc<Claims>, Refused> {
+        if token.len() > MAX_TOKEN_BYTES {
+            return Err(Refused::Invalid);
+        }
+        let digest: [u8; 32] = Sha256::digest(token).into();
+        let set = self.jwks.as_ref().and_then(Jwks::current);
+        if let Some(claims) = self.remembered(set.as_ref()).tokens.get(&digest) {
+            return if claims.has_expired() { Err(Refused::Invalid) } else { Ok(Arc::clone(claims)) };
+        }
+        let header = decode_header(token).map_err(|_| Refused::Invalid)?;
+        // Whoever calls something critical wants it understood; nothing is (RFC 7515, 4.1.11).
+        if header.crit.is_some() {
+            return Err(Refused::Invalid);
+        }
+        let mut set = set;
+        if let Some(jwks) = &self.jwks
+            && !is_secret(header.alg)
+            && self.candidates(&header, set.as_deref()).is_empty()
+        {
+            jwks.refresh().await;
+            set = jwks.current();
+            if set.is_none() {
+                return Err(Refused::WithoutKeys);
+            }
+        }
+        let claims = self.candidates(&header, set.as_deref()).into_iter().find_map(|key| self.decode(token, key));
+        let claims = Arc::new(claims.ok_or(Refused::Invalid)?);
+        let mut remembered = self.remembered(set.as_ref());
+        if remembered.tokens.len() >= MAX_REMEMBERED {
+            remembered.tokens.retain(|_, claims| !claims.has_expired());
+        }
+        if remembered.tokens.len() >= MAX_REMEMBERED {
+            remembered.tokens.clear();
+        }
+        remembered.tokens.insert(digest, Arc::clone(&claims));
+        Ok(claims)
+    }
+
+    /// The keys that may verify a token with that header: for its algorithm, and of the name that it asks for. A key
+    /// without a name is for every token. What else the header says (`jwk`, `jku`, `x5c`, …) is not looked at.
+    fn candidates<'a>(&'a self, header: &Header, set: Option<&'a Set>) -> Vec<&'a VerifyingKey> {
+        let of_set = set.map(|set| set.keys.as_slice()).unwrap_or_default();
+        let fits = |key: &&VerifyingKey| key.algorithm == header.alg && (key.kid.is_none() || key.kid == header.kid);
+        self.keys.iter().chain(of_set).filter(fits).collect()
+    }
+
+    fn decode(&self, token: &str, key: &VerifyingKey) -> Option<Claims> {
+        let validation = Validation { algorithms: vec![key.algorithm], ..self.validation.clone() };
+        let Presented { sub, exp, role, roles, wf_key, .. } =
+            decode::<Presented>(token, &key.key, &validation).ok()?.claims;
+        let key_id = wf_key.filter(|_| is_secret(key.algorithm));
+        let grant = Arc::new(Grant::of(role.or(self.default_role)?));
+        let roles = roles.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
+        (key_id.is_some() || is_subject(&sub)).then_some(Claims { subject: sub, grant, roles, key_id, expires_at: exp })
+    }
+
+    /// What was verified with this set.
+    fn remembered(&self, set: Option<&Arc<Set>>) -> MutexGuard<'_, Verified> {
+        let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_same = match (&verified.set, set) {
+            (None, None) => true,
+            (Some(then), Some(now)) => Arc::ptr_eq(then, now),
+            _ => false,
+        };
+        if !is_same {
+            *verified = Verified { tokens: HashMap::new(), set: set.cloned() };
+        }
+        verified
+    }
+}

@@ -1,0 +1,154 @@
+//! API keys: their hashes, and what they allow.
+
+use sqlx::{PgConnection, PgExecutor, PgPool};
+use uuid::Uuid;
+
+use super::{
+    Error,
+    list::{self, Cut, EntryId, Listed, Order, Part, Position, Table},
+};
+use crate::{
+    access::{Grant, Permission},
+    timestamp::Timestamp,
+};
+
+/// A row of `api_keys`, without the hash.
+#[derive(Clone, Debug, sqlx::FromRow)]
+#[expect(missing_docs, reason = "the columns are described in the migration")]
+pub struct ApiKeyRow {
+    pub id: Uuid,
+    pub name: String,
+    pub prefix: String,
+    pub last_four: String,
+    pub role: String,
+    pub scopes: Option<Vec<String>>,
+    pub workflows: Option<Vec<String>>,
+    pub created_at: Timestamp,
+    pub created_by: String,
+    pub expires_at: Option<Timestamp>,
+    pub revoked_at: Option<Timestamp>,
+    pub revoked_by: Option<String>,
+    pub last_used_at: Option<Timestamp>,
+}
+
+impl ApiKeyRow {
+    /// What the key allows; `None` if the row was written by a program that knows other roles.
+    #[must_use]
+    pub fn grant(&self) -> Option<Grant> {
+        // A scope that is not known here allows nothing here.
+        let known = |scopes: &Vec<String>| scopes.iter().filter_map(|scope| Permission::parse(scope)).collect();
+        let role = self.role.parse().ok()?;
+        Some(Grant { role, scopes: self.scopes.as_ref().map(known), workflows: self.workflows.clone() })
+    }
+}
+
+const COLUMNS: &str =
+    "id, name, prefix, last_four, role, scopes, workflows, created_at AT TIME ZONE 'UTC' AS created_at,
+    created_by, expires_at AT TIME ZONE 'UTC' AS expires_at, revoked_at AT TIME ZONE 'UTC' AS revoked_at, revoked_by,
+    last_used_at AT TIME ZONE 'UTC' AS last_used_at";
+
+/// What a key is looked up by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KeyName {
+    /// SHA-256 of the key.
+    Hash([u8; 32]),
+    /// The id, by which a token names the key that it was issued for.
+    Id(Uuid),
+}
+
+/// The keys of these names, revoked ones too; one that does not exist is not in the answer.
+pub async fn find_many(pool: &PgPool, names: &[KeyName]) -> Result<Vec<(KeyName, ApiKeyRow)>, Error> {
+    #[derive(sqlx::FromRow)]
+    struct Found {
+        hash: Vec<u8>,
+        #[sqlx(flatten)]
+        row: ApiKeyRow,
+    }
+    let hashes: Vec<Vec<u8>> = names
+        .iter()
+        .filter_map(|name| if let KeyName::Hash(hash) = name { Some(hash.to_vec()) } else { None })
+        .collect();
+    let ids: Vec<Uuid> =
+        names.iter().filter_map(|name| if let KeyName::Id(id) = name { Some(*id) } else { None }).collect();
+    let sql = format!("SELECT hash, {COLUMNS} FROM api_keys WHERE hash = ANY($1) OR id = ANY($2)");
+    let rows: Vec<Found> = sqlx::query_as(&sql).bind(&hashes).bind(&ids).fetch_all(pool).await?;
+    let mut found = Vec::new();
+    for Found { hash, row } in rows {
+        let by_hash = <[u8; 32]>::try_from(hash).ok().map(KeyName::Hash);
+        for name in by_hash.into_iter().chain([KeyName::Id(row.id)]).filter(|name| names.contains(name)) {
+            found.push((name, row.clone()));
+        }
+    }
+    Ok(found)
+}
+
+/// The key of that id, revoked ones too.
+pub async fn find(db: impl PgExecutor<'_>, id: Uuid) -> Result<Option<ApiKeyRow>, Error> {
+    let sql = format!("SELECT {COLUMNS} FROM api_keys WHERE id = $1");
+    Ok(sqlx::query_as(&sql).bind(id).fetch_optional(db).await?)
+}
+
+/// The order of creation.
+pub const ORDER: Order = Order { column: "created_at", nullable: false, ascending: true };
+
+impl Listed for ApiKeyRow {
+    const TABLE: Table = Table { name: "api_keys", columns: COLUMNS, id: "id" };
+
+    fn position(&self, _column: &str) -> Position {
+        Position { value: self.created_at.into(), id: EntryId::Uuid(self.id) }
+    }
+}
+
+/// A part of the keys in the order of their creation, revoked ones too.
+pub async fn list(conn: &mut PgConnection, cut: &Cut) -> Result<Part<ApiKeyRow>, Error> {
+    list::fetch(conn, |_| {}, ORDER, cut).await
+}
+
+/// Writes a new row. A name that a key has which is not revoked, or a known hash, is a [`Error::Conflict`].
+pub async fn insert(conn: &mut PgConnection, row: &ApiKeyRow, hash: &[u8; 32]) -> Result<(), Error> {
+    sqlx::query(
+        "INSERT INTO api_keys (id, name, prefix, last_four, hash, role, scopes, workflows, created_at, created_by, expires_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+    )
+    .bind(row.id)
+    .bind(&row.name)
+    .bind(&row.prefix)
+    .bind(&row.last_four)
+    .bind(&hash[..])
+    .bind(&row.role)
+    .bind(&row.scopes)
+    .bind(&row.workflows)
+    .bind(row.created_at)
+    .bind(&row.created_by)
+    .bind(row.expires_at)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Revokes a key that is not. Whether it did: not if it was revoked before, or does not exist.
+pub async fn revoke(conn: &mut PgConnection, id: Uuid, by: &str, at: Timestamp) -> Result<bool, Error> {
+    let sql = "UPDATE api_keys SET revoked_at = $2, revoked_by = $3 WHERE id = $1 AND revoked_at IS NULL";
+    let revoked = sqlx::query(sql).bind(id).bind(at).bind(by).execute(conn).await?;
+    Ok(revoked.rows_affected() == 1)
+}
+
+/// Notes that these keys are used now, unless that was noted less than a minute ago, by another process perhaps.
+pub async fn touch(pool: &PgPool, ids: &[Uuid]) -> Result<(), Error> {
+    let sql = "UPDATE api_keys SET last_used_at = now()
+               WHERE id = ANY($1) AND revoked_at IS NULL AND (last_used_at IS NULL OR last_used_at < now() - interval '1 minute')";
+    sqlx::query(sql).bind(ids).execute(pool).await?;
+    Ok(())
+}
+
+/// Keeps others from adding keys until the transaction ends; reading, and thus everybody's requests, goes on.
+pub async fn lock_for_first(conn: &mut PgConnection) -> Result<(), Error> {
+    sqlx::query("LOCK TABLE api_keys IN SHARE ROW EXCLUSIVE MODE").execute(conn).await?;
+    Ok(())
+}
+
+/// Whether there is a key with that hash, or with `None` any key at all, revoked ones too.
+pub async fn exists(conn: &mut PgConnection, hash: Option<&[u8; 32]>) -> Result<bool, Error> {
+    let sql = "SELECT EXISTS (SELECT FROM api_keys WHERE $1::bytea IS NULL OR hash = $1)";
+    Ok(sqlx::query_scalar(sql).bind(hash.map(|hash| &hash[..])).fetch_one(conn).await?)
+}

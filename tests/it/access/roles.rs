@@ -1,0 +1,336 @@
+//! Who may do what, on every route that the OpenAPI document names.
+
+use std::collections::BTreeSet;
+
+use jsonwebtoken::Algorithm;
+use serde_json::{Value, json};
+use sqlx::PgPool;
+use workflow_api::{
+    access::{Permission, Role},
+    api::access,
+    db::migrations::MIGRATOR,
+};
+
+use super::{Admin, claims, now, secret, signed};
+use crate::service::{Answer, Service};
+
+/// The operations under the prefix: method, path below it, and what the document says.
+async fn operations(service: &Service) -> Vec<(String, String, Value)> {
+    let document = service.get("/openapi.json").await.expect(200);
+    let mut found = Vec::new();
+    for (path, item) in document["paths"].as_object().expect("paths") {
+        let Some(below) = path.strip_prefix("/api/v1") else { continue };
+        for (method, about) in item.as_object().expect("operations") {
+            found.push((method.to_uppercase(), below.to_owned(), about.clone()));
+        }
+    }
+    assert!(found.len() >= 36, "{} operations", found.len());
+    found
+}
+
+/// A path of that form, of which nothing exists.
+fn filled(path: &str) -> String {
+    let mut filled = format!("/api/v1{path}");
+    for name in ["agent_id", "workflow_id", "key_id"] {
+        filled = filled.replace(&format!("{{{name}}}"), "00000000-0000-0000-0000-000000000000");
+    }
+    let texts = [("{run_id}", "run-x"), ("{name}", "nothing"), ("{version}", "1"), ("{other}", "2")];
+    for (name, text) in texts {
+        filled = filled.replace(name, text);
+    }
+    assert!(!filled.contains('{'), "an unknown parameter in {path}");
+    filled
+}
+
+/// What is meant, in other words than the table's.
+fn may(role: Role, method: &str, path: &str) -> bool {
+    let is_look = method == "GET" || path == "/workflows/validate";
+    let is_run = ["/execute", "/retry", "/cancel"].iter().any(|end| path.ends_with(end));
+    let is_key = path.starts_with("/api-keys");
+    match role {
+        _ if path == "/auth/token" => true,
+        Role::Admin => true,
+        _ if is_key => false,
+        Role::Viewer => is_look,
+        Role::Operator | Role::Executor => is_look || is_run,
+        Role::Editor => is_look || !is_run,
+    }
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn every_route_lets_in_whom_it_should_and_nobody_else(pool: PgPool) {
+    let admin = Admin::start(&pool, &[]);
+    let service = &admin.service;
+    let mut keys = Vec::new();
+    for role in Role::ALL {
+        keys.push((role, admin.key(&json!({"name": role.as_str(), "role": role})).await.0));
+    }
+    let (revoked, id) = admin.key(&json!({"name": "revoked", "role": "admin"})).await;
+    admin.delete(&format!("/api/v1/api-keys/{id}")).await.expect(200);
+    let (expired, _) = admin.key(&json!({"name": "expired", "role": "admin"})).await;
+    let sql = "UPDATE api_keys SET expires_at = now() - interval '1 second' WHERE name = 'expired'";
+    sqlx::query(sql).execute(&pool).await.expect("done");
+    let token = |more: Value| {
+        format!("Bearer {}", signed(&json!({"alg": "HS256"}), &claims(&more), &secret(), Algorithm::HS256))
+    };
+    let late = token(json!({"exp": now() - 3600}));
+    let nobody = [None, Some(("x-api-key", &revoked)), Some(("x-api-key", &expired)), Some(("authorization", &late))];
+
+    for (method, path, about) in operations(service).await {
+        let at = filled(&path);
+        let send = async |credentials: Option<(&str, &String)>| {
+            let credentials = credentials.map(|(name, value)| (name, value.as_str()));
+            let headers: Vec<_> = [("content-type", "application/json")].into_iter().chain(credentials).collect();
+            service.send(&method, &at, &headers, "{}").await
+        };
+        for credentials in nobody {
+            let answer = send(credentials).await;
+            assert!(answer.header("www-authenticate").is_some(), "{method} {path}: {}", answer.text);
+            assert_eq!(answer.error(401)["code"], "unauthorized", "{method} {path}");
+        }
+        let mut said: BTreeSet<String> = BTreeSet::new();
+        for (role, key) in &keys {
+            let bearer = token(json!({"role": role}));
+            for credentials in [("x-api-key", key), ("authorization", &bearer)] {
+                let answer = send(Some(credentials)).await;
+                let status = answer.status.as_u16();
+                let documented = about["responses"].get(status.to_string());
+                assert!(documented.is_some(), "{method} {path}: {status} is not documented");
+                let is_forbidden = status == 403 && answer.json()["code"] == "forbidden";
+                let expected = may(*role, &method, &path);
+                assert_eq!(!is_forbidden, expected, "{role} {method} {path}: {}", answer.text);
+                assert_ne!(status, 401, "{role} {method} {path}: {}", answer.text);
+                if is_forbidden {
+                    answer.error(403);
+                } else {
+                    said.insert(role.to_string());
+                }
+            }
+        }
+        // The document says the same.
+        let roles: BTreeSet<String> =
+            serde_json::from_value(about["x-required-roles"].clone()).unwrap_or_else(|_| panic!("{method} {path}"));
+        assert_eq!(roles, said, "{method} {path}");
+        for status in ["401", "403"] {
+            assert!(about["responses"].get(status).is_some(), "{method} {path}: {status} is not documented");
+        }
+    }
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn every_route_is_in_the_table_and_the_documentation_is_what_the_table_says(pool: PgPool) {
+    let service = Service::start(&pool);
+    let table = access::markdown();
+    let mut routes = 0;
+    for (method, path, about) in operations(&service).await {
+        let of = http::Method::from_bytes(method.as_bytes()).expect("a method");
+        let needs = access::needs(&of, &path);
+        let needs = needs.unwrap_or_else(|| panic!("{method} {path} is not in the table of api::access"));
+        let names: Vec<&str> = needs.iter().map(|permission| permission.as_str()).collect();
+        assert_eq!(about["x-required-permissions"], json!(names), "{method} {path}");
+        assert!(names.iter().all(|name| about["description"].to_string().contains(name)), "{method} {path}");
+        assert!(table.contains(&format!("| {method} `{path}` |")), "{method} {path}");
+        routes += 1;
+    }
+    let in_table = table.lines().filter(|line| line.contains(" `/")).count();
+    assert_eq!(in_table, routes, "the table has routes that do not exist");
+    let written = include_str!("../../../docs/access.md");
+    assert!(written == table, "docs/access.md is not what `workflow-api access` prints");
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn what_is_refused_changes_nothing(pool: PgPool) {
+    let admin = Admin::start(&pool, &[]);
+    let (key, _) = admin.key(&json!({"name": "viewer", "role": "viewer"})).await;
+    let headers = [("x-api-key", key.as_str()), ("content-type", "application/json")];
+    let agent = json!({"name": "a", "url": "http://a"}).to_string();
+    admin.service.send("POST", "/api/v1/agents", &headers, agent).await.error(403);
+    assert_eq!(admin.get("/api/v1/agents").await.expect(200)["total"], 0);
+    // Another method and another path answer as they do to everybody.
+    admin.service.send("PATCH", "/api/v1/agents", &headers, "").await.error(405);
+    admin.service.send("GET", "/api/v1/nothing", &headers, "").await.error(404);
+    let head = admin.service.send("HEAD", "/api/v1/api-keys", &headers, "").await;
+    assert_eq!(head.status.as_u16(), 403);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn scopes_narrow_a_role(pool: PgPool) {
+    let admin = Admin::start(&pool, &[]);
+    let body = json!({"name": "keys", "role": "admin", "scopes": ["keys:manage", "runs:read"]});
+    let (key, _) = admin.key(&body).await;
+    let send = async |method: &str, path: &str, body: Value| {
+        let headers = [("x-api-key", key.as_str()), ("content-type", "application/json")];
+        admin.service.send(method, &format!("/api/v1{path}"), &headers, body.to_string()).await
+    };
+    send("GET", "/runs", json!(null)).await.expect(200);
+    send("GET", "/agents", json!(null)).await.error(403);
+    // It makes keys, though none that may do more than itself.
+    let code = |answer: Answer| answer.error(403)["code"].clone();
+    for (name, body) in [
+        ("the whole role", json!({"name": "a", "role": "admin"})),
+        ("a smaller role that sees agents", json!({"name": "a", "role": "viewer"})),
+        ("another scope", json!({"name": "a", "role": "admin", "scopes": ["agents:secrets"]})),
+    ] {
+        assert_eq!(code(send("POST", "/api-keys", body).await), "exceeds_own_rights", "{name}");
+    }
+    send("POST", "/api-keys", json!({"name": "a", "role": "viewer", "scopes": ["runs:read"]})).await.expect(201);
+    // A token of the key is narrowed as the key is.
+    let issued = send("POST", "/auth/token", json!(null)).await.expect(200);
+    let bearer = format!("Bearer {}", issued["access_token"].as_str().expect("a token"));
+    let headers = [("authorization", bearer.as_str())];
+    admin.service.send("GET", "/api/v1/agents", &headers, "").await.error(403);
+    admin.service.send("GET", "/api/v1/runs", &headers, "").await.expect(200);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_bound_key_knows_its_workflows_and_no_others(pool: PgPool) {
+    let open = Service::start(&pool);
+    open.agent("worker", "http://127.0.0.1:9/").await;
+    let text = |value: &Value| value.as_str().expect("text").to_owned();
+    let own = text(&open.chain("own", &["worker"]).await["id"]);
+    let foreign = text(&open.chain("foreign", &["worker"]).await["id"]);
+    let (own_run, foreign_run) = (open.execute(&own).await, open.execute(&foreign).await);
+
+    let admin = Admin::start(&pool, &[]);
+    let (key, _) = admin.key(&json!({"name": "ci", "role": "admin", "workflows": ["own", "later one"]})).await;
+    let send = async |method: &str, path: &str| {
+        let headers = [("x-api-key", key.as_str()), ("content-type", "application/json")];
+        admin.service.send(method, &format!("/api/v1{path}"), &headers, "{}").await
+    };
+    for path in [
+        format!("/workflows/{own}"),
+        format!("/workflows/{own}/versions"),
+        "/workflows/by-name/own".to_owned(),
+        "/workflows/by-name/%6Fwn".to_owned(),
+        format!("/runs/{own_run}"),
+        format!("/runs/{own_run}/logs"),
+    ] {
+        assert_eq!(send("GET", &path).await.status.as_u16(), 200, "{path}");
+    }
+    send("POST", &format!("/workflows/{own}/execute")).await.error(422);
+    send("POST", &format!("/runs/{own_run}/cancel")).await.expect(200);
+
+    // What is another's looks as if it were not there.
+    let nowhere = "00000000-0000-0000-0000-000000000000";
+    for (method, path, id, missing) in [
+        ("GET", "/workflows/{}", foreign.as_str(), nowhere),
+        ("PUT", "/workflows/{}", &foreign, nowhere),
+        ("DELETE", "/workflows/{}", &foreign, nowhere),
+        ("GET", "/workflows/{}/graph", &foreign, nowhere),
+        ("POST", "/workflows/{}/execute", &foreign, nowhere),
+        ("GET", "/workflows/by-name/{}", "foreign", "missing"),
+        ("PUT", "/workflows/by-name/{}", "foreign", "missing"),
+        ("POST", "/workflows/by-name/{}/execute", "foreign", "later%20one%20that%20is%20not"),
+        ("GET", "/runs/{}", &foreign_run, "run-x"),
+        ("GET", "/runs/{}/events", &foreign_run, "run-x"),
+        ("POST", "/runs/{}/cancel", &foreign_run, "run-x"),
+        ("POST", "/runs/{}/retry", &foreign_run, "run-x"),
+    ] {
+        let seen = async |id: &str| {
+            let error = send(method, &path.replace("{}", id)).await.error(404);
+            (error["code"].clone(), error["detail"].clone())
+        };
+        assert_eq!(seen(id).await, seen(missing).await, "{method} {path}");
+    }
+    for (method, path) in [
+        ("GET", "/workflows"),
+        ("GET", "/runs"),
+        ("GET", "/agents"),
+        ("GET", "/export"),
+        ("POST", "/import"),
+        ("POST", "/workflows"),
+        ("POST", "/api-keys"),
+        ("POST", "/workflows/validate"),
+    ] {
+        assert_eq!(send(method, path).await.error(403)["code"], "key_is_bound", "{method} {path}");
+    }
+    send("GET", "/workflows/no-id").await.error(422);
+    send("POST", "/auth/token").await.expect(200);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn credentials_of_agents_are_shown_to_executors_and_admins_alone(pool: PgPool) {
+    let admin = Admin::start(&pool, &[]);
+    let agent = json!({"name": "a", "url": "http://user:pass@agent.example/rpc", "auth_type": "apikey",
+        "auth_config": {"key": "hunter2hunter2", "header_name": "X-Key"}});
+    let created = admin.post("/api/v1/agents", &agent).await.expect(201);
+    let id = created["id"].as_str().expect("an id").to_owned();
+    let path = format!("/api/v1/agents/{id}");
+    for role in Role::ALL {
+        let (key, _) = admin.key(&json!({"name": role.as_str(), "role": role})).await;
+        let headers = [("x-api-key", key.as_str())];
+        let sees = matches!(role, Role::Admin | Role::Executor);
+        for look in [path.as_str(), "/api/v1/agents", "/api/v1/agents?name=a"] {
+            let answer = admin.service.send("GET", look, &headers, "").await;
+            assert_eq!(answer.status.as_u16(), 200, "{role} {look}");
+            for hidden in ["hunter2", "user:pass"] {
+                assert_eq!(answer.text.contains(hidden), sees, "{role} {look}: {}", answer.text);
+            }
+            assert!(answer.text.contains("X-Key") && answer.text.contains("agent.example/rpc"), "{}", answer.text);
+        }
+        let export = admin.service.send("GET", "/api/v1/export?include_secrets=true", &headers, "").await;
+        assert_eq!(export.status.as_u16(), if sees { 200 } else { 403 }, "{role}");
+        admin.service.send("GET", "/api/v1/export", &headers, "").await.expect(200);
+    }
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn who_sees_no_credentials_can_send_back_what_he_sees(pool: PgPool) {
+    let admin = Admin::start(&pool, &[]);
+    let agent = json!({"name": "a", "url": "http://user:pass@agent.example/rpc", "auth_type": "bearer",
+        "auth_config": {"token": "hunter2hunter2"}});
+    let created = admin.post("/api/v1/agents", &agent).await.expect(201);
+    let path = format!("/api/v1/agents/{}", created["id"].as_str().expect("an id"));
+    let (key, _) = admin.key(&json!({"name": "editor", "role": "editor"})).await;
+    let headers = [("x-api-key", key.as_str()), ("content-type", "application/json")];
+    let send = async |method: &str, path: &str, body: &Value| {
+        admin.service.send(method, path, &headers, body.to_string()).await
+    };
+    let stored = async || {
+        let agent = admin.get(&path).await.expect(200);
+        (agent["url"].clone(), agent["auth_config"]["token"].clone())
+    };
+    let before = stored().await;
+    assert_eq!(before, (json!("http://user:pass@agent.example/rpc"), json!("hunter2hunter2")));
+
+    let mut seen = admin.service.send("GET", &path, &headers, "").await.expect(200);
+    assert_eq!(seen["auth_config"], json!({"token": "********", "type": "bearer"}));
+    seen["description"] = json!("changed");
+    let answer = send("PUT", &path, &seen).await;
+    assert!(!answer.text.contains("hunter2"), "{}", answer.text);
+    assert_eq!(answer.expect(200)["description"], "changed");
+    assert_eq!(stored().await, before);
+
+    // The stored credentials do not go where he could read them.
+    for url in ["http://evil.example/rpc", "http://agent.example:81/rpc", "https://agent.example/rpc"] {
+        for body in [json!({"url": url}), json!({"url": url, "auth_config": {"token": "********"}})] {
+            let answer = send("PUT", &path, &body).await;
+            assert_eq!(answer.status.as_u16(), 422, "{body}: {}", answer.text);
+            assert_eq!(answer.field_errors(), ["body.url value_error"], "{body}");
+        }
+    }
+    assert_eq!(stored().await, before);
+    let document = json!({"format": "workflow-api/definitions", "version": 1,
+        "agents": [{"name": "a", "url": "http://evil.example/"}]});
+    send("POST", "/api/v1/import", &document).await.error(422);
+    assert_eq!(stored().await, before);
+    send("PUT", &path, &json!({"url": "http://agent.example/other"})).await.expect(200);
+    let own = json!({"url": "http://other.example/", "auth_config": {"token": "his own"}});
+    send("PUT", &path, &own).await.expect(200);
+    assert_eq!(stored().await, (json!("http://other.example/"), json!("his own")));
+
+    // A mask that stands for nothing is no credential.
+    let copy = json!({"name": "b", "url": "http://b", "auth_type": "bearer", "auth_config": {"token": "********"}});
+    assert_eq!(send("POST", "/api/v1/agents", &copy).await.field_errors(), ["body.auth_config.token value_error"]);
+}
+
+#[test]
+fn an_admin_may_do_everything_and_nobody_else_does() {
+    assert_eq!(Role::Admin.permissions(), Permission::ALL);
+    for role in Role::ALL.into_iter().filter(|role| *role != Role::Admin) {
+        assert!(role.permissions().len() < Permission::ALL.len() && !role.permissions().is_empty(), "{role}");
+    }
+    for permission in Permission::ALL {
+        assert_eq!(Permission::parse(permission.as_str()), Some(permission));
+    }
+}
