@@ -25,6 +25,8 @@ COMMENT ON COLUMN workflow_runs.nesting IS 'How many runs are around this one.';
 CREATE INDEX workflow_runs_wake ON workflow_runs (wake_at) WHERE wake_at IS NOT NULL AND paused_at IS NULL;
 -- Serves the list of a run's sub-runs.
 CREATE INDEX workflow_runs_parent ON workflow_runs (parent_run_id) WHERE parent_run_id IS NOT NULL;
+-- Without statistics the new columns would count as full, and the looks for parked runs would read the whole table.
+ANALYZE workflow_runs (wake_at, paused_at, parent_run_id);
 
 -- What the step attempts that are PENDING wait for, one row each; and callbacks whose address was given out before
 -- their step began. Rows go with their run.
