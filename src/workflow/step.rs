@@ -469,14 +469,28 @@ mod tests {
     }
 
     #[test]
-    fn a_type_is_one_of_five_in_lower_case() {
+    fn a_type_is_one_of_eight_in_lower_case() {
         let agent = r#""agent_name":"x","input_mapping":{}"#;
         check(&format!(r#""type":"agent",{agent}"#), &[]);
         check(&format!(r#""type":null,{agent}"#), &[]);
-        for kind in ["Agent", "sub_workflow", "wait_for_event", "validate", ""] {
+        for kind in ["Agent", "SubWorkflow", "wait_for_event", "validate", ""] {
             check(&format!(r#""type":"{kind}",{agent}"#), &["steps.s.type value_error"]);
         }
         check(&format!(r#""type":1,{agent}"#), &["steps.s.type string_type"]);
+    }
+
+    #[test]
+    fn a_step_that_waits_says_for_what_and_any_step_for_how_long() {
+        check(r#""type":"wait","wait_config":{"duration_seconds":5}"#, &[]);
+        check(r#""type":"wait","wait_config":{"duration_seconds":"${workflow.input.n}"}"#, &[]);
+        check(r#""type":"wait","wait_config":{"until":"in ${workflow.input.n}"}"#, &[]);
+        check(r#""type":"wait""#, BROKEN);
+        check(r#""type":"callback""#, &[]);
+        check(r#""type":"callback","callback_config":{"approval":{"role":"boss","on_reject":"continue"}}"#, &[]);
+        check(r#""type":"sub_workflow","sub_workflow_config":{"workflow_name":"x"}"#, &[]);
+        check(r#""type":"sub_workflow""#, BROKEN);
+        check(r#""type":"callback","timeout_seconds":60"#, &[]);
+        check(r#""type":"callback","timeout_seconds":400000000"#, &["steps.s.timeout_seconds less_than_equal"]);
     }
 
     #[test]
