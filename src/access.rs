@@ -1,11 +1,19 @@
 //! Who may do what, and the forms of what proves it.
 
 pub mod api_key;
+pub mod organization;
+pub mod quota;
 pub mod verifying_key;
 
-use std::{fmt, str::FromStr};
+use std::{fmt, net::IpAddr, str::FromStr};
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+pub use self::{
+    organization::OrganizationId,
+    quota::{Countable, QuotaExceeded, Quotas},
+};
 
 /// What a caller is to the service. `docs/access.md` says what each may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -91,11 +99,15 @@ pub enum Permission {
     RunsWrite,
     /// Makes, sees and revokes API keys.
     KeysManage,
+    /// Sees who did what.
+    AuditRead,
+    /// Sees its organisation; in the default one makes and changes all.
+    OrganizationsManage,
 }
 
 impl Permission {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::AgentsRead,
         Self::AgentsWrite,
         Self::AgentsSecrets,
@@ -104,6 +116,8 @@ impl Permission {
         Self::RunsRead,
         Self::RunsWrite,
         Self::KeysManage,
+        Self::AuditRead,
+        Self::OrganizationsManage,
     ];
 
     /// As in the database and on the wire.
@@ -118,6 +132,8 @@ impl Permission {
             Self::RunsRead => "runs:read",
             Self::RunsWrite => "runs:write",
             Self::KeysManage => "keys:manage",
+            Self::AuditRead => "audit:read",
+            Self::OrganizationsManage => "organizations:manage",
         }
     }
 
@@ -125,6 +141,39 @@ impl Permission {
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|permission| permission.as_str() == name)
+    }
+}
+
+/// Who does something, as logs, audit entries and `…_by` columns say it.
+#[derive(Clone, Debug)]
+pub struct Actor {
+    /// The token's `sub`; `api-key:` and the name of an API key; `system` for the service itself, and for everybody
+    /// while authentication is off.
+    pub subject: String,
+    /// Whose everything is that the actor sees and makes.
+    pub organization: OrganizationId,
+    /// The API key that it is, or that its token was issued for.
+    pub key_id: Option<Uuid>,
+    /// Where the request comes from.
+    pub address: Option<IpAddr>,
+    /// Of the request.
+    pub correlation_id: String,
+}
+
+impl Actor {
+    /// Who acts without anybody having been asked for anything.
+    pub const SYSTEM: &str = "system";
+
+    /// The service itself.
+    #[must_use]
+    pub fn system() -> Self {
+        Self {
+            subject: Self::SYSTEM.to_owned(),
+            organization: OrganizationId::default(),
+            key_id: None,
+            address: None,
+            correlation_id: String::new(),
+        }
     }
 }
 

@@ -4,6 +4,7 @@ pub mod answer_callback;
 pub mod api_keys;
 pub mod cancel_run;
 pub mod import;
+pub mod organizations;
 pub mod pause_run;
 pub mod put_workflow;
 pub mod retry_run;
@@ -11,23 +12,27 @@ pub mod save_agent;
 pub mod save_workflow;
 pub mod start_run;
 
-use serde_json::value::RawValue;
+use serde_json::{Map, Value, value::RawValue};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::{
+    access::{Actor, OrganizationId, Quotas},
     db::{
         self,
         idempotency::{ClaimError, IdempotencyKey},
     },
+    input,
     timestamp::Timestamp,
 };
 
 /// On whose behalf and under which settings an action runs.
 #[derive(Clone, Copy)]
 pub struct Context<'a> {
-    /// The caller, for audit rows and `…_by` columns.
-    pub user_id: &'a str,
+    /// The caller.
+    pub actor: &'a Actor,
+    /// How much an organisation may have that has no quota of its own.
+    pub quotas: &'a Quotas,
     /// Whether audit rows are written.
     pub audit: bool,
     /// Whether the caller sees the credentials of agents. Who does not may send back what stands in their place.
@@ -47,12 +52,57 @@ pub enum IfMatch {
     Revisions(Vec<String>),
 }
 
+/// What an action was done to, for its audit entry: type, id, and name, which of a run is its id.
+#[derive(Clone, Copy)]
+struct Entity<'a>(&'static str, Uuid, &'a str);
+
+/// What an action changed, for its audit entry: the members that differ, without secrets.
+#[derive(Clone, Copy, Default)]
+struct Change<'a> {
+    /// `None` if there was nothing before.
+    before: Option<&'a RawValue>,
+    /// `None` if there is nothing any more.
+    after: Option<&'a RawValue>,
+}
+
+impl<'a> Change<'a> {
+    fn to(after: &'a RawValue) -> Self {
+        Self { before: None, after: Some(after) }
+    }
+
+    fn between(before: &'a RawValue, after: &'a RawValue) -> Self {
+        Self { before: Some(before), after: Some(after) }
+    }
+
+    fn from(before: &'a RawValue) -> Self {
+        Self { before: Some(before), after: None }
+    }
+}
+
+/// The members of two objects that differ, as each has them.
+fn difference(before: &RawValue, after: &RawValue) -> (Box<RawValue>, Box<RawValue>) {
+    let parse = |raw: &RawValue| serde_json::from_str::<Map<String, Value>>(raw.get()).unwrap_or_default();
+    let (mut before, mut after) = (parse(before), parse(after));
+    let same: Vec<String> = after.keys().filter(|name| before.get(*name) == after.get(*name)).cloned().collect();
+    for name in same {
+        before.remove(&name);
+        after.remove(&name);
+    }
+    (input::to_raw(&before), input::to_raw(&after))
+}
+
 /// The row is not as the caller believes.
 #[derive(Debug, thiserror::Error)]
 #[error("the row has changed since the caller read it")]
 pub struct Stale;
 
 impl<'a> Context<'a> {
+    /// Whose everything is.
+    #[must_use]
+    pub fn organization(self) -> &'a OrganizationId {
+        &self.actor.organization
+    }
+
     /// The same for a request with that key.
     #[must_use]
     pub fn with_key(self, key: Option<&'a IdempotencyKey>) -> Self {
@@ -90,15 +140,17 @@ impl<'a> Context<'a> {
     async fn record(
         self,
         conn: &mut PgConnection,
-        (entity_type, entity_id): (&'static str, Uuid),
+        entity: Entity<'_>,
         action: &'static str,
-        changes: Option<&RawValue>,
+        change: Change<'_>,
         at: Timestamp,
     ) -> Result<(), db::Error> {
         if !self.audit {
             return Ok(());
         }
-        let entry = db::audit::Entry { entity_type, entity_id, action, user_id: self.user_id, changes };
-        db::audit::insert(conn, entry, at).await
+        let Entity(entity_type, entity_id, entity_name) = entity;
+        let Change { before, after } = change;
+        let entry = db::audit::Entry { entity_type, entity_id, entity_name, action, is_denied: false, before, after };
+        db::audit::insert(conn, self.actor, entry, at).await
     }
 }

@@ -4,6 +4,7 @@ pub mod access;
 pub mod agent_health;
 pub mod agents;
 pub mod api_keys;
+pub mod audit;
 pub mod auth;
 pub mod by_name;
 pub mod callbacks;
@@ -16,6 +17,7 @@ pub mod error;
 pub mod etag;
 pub mod extract;
 pub mod graph;
+pub mod organizations;
 pub mod page;
 pub mod prefer;
 pub mod request;
@@ -34,9 +36,10 @@ use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use self::auth::{KeyRing, Tokens};
+use self::auth::{KeyRing, Organizations, Tokens};
 use crate::{
     actions::{Context, start_run::Definitions},
+    auditor::Auditor,
     config::{self, Config},
     db::processes::Registration,
     lifecycle::Lifecycle,
@@ -77,6 +80,10 @@ pub struct Parts {
     pub tokens: Tokens,
     /// Knows API keys.
     pub keys: KeyRing,
+    /// Keeps the audit trail.
+    pub auditor: Auditor,
+    /// Knows organisations.
+    pub organizations: Organizations,
     /// For the health of agents, and for key sets.
     pub http: reqwest::Client,
     /// For the uptime.
@@ -103,6 +110,8 @@ impl App {
         // this network.
         let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build()?;
         let keys = KeyRing::start(pool.clone(), lifecycle);
+        let auditor = Auditor::start(&pool, config.audit_retention_days, lifecycle);
+        let organizations = Organizations::new(pool.clone());
         let tokens = Tokens::start(&config.auth, &http, lifecycle);
         let definitions = Definitions::default();
         Ok(Self(Arc::new(Parts {
@@ -115,15 +124,18 @@ impl App {
             readiness,
             tokens,
             keys,
+            auditor,
+            organizations,
             http,
             started,
         })))
     }
 
     /// On whose behalf an action runs.
-    fn context<'a>(&self, caller: &'a auth::Caller) -> Context<'a> {
+    fn context<'a>(&'a self, caller: &'a auth::Caller) -> Context<'a> {
         Context {
-            user_id: &caller.subject,
+            actor: &caller.actor,
+            quotas: &self.config.quotas,
             audit: self.config.audit,
             sees_secrets: caller.sees_secrets(),
             key: None,
@@ -175,7 +187,12 @@ pub fn routes(api: &config::Api, key_header: &str) -> OpenApiRouter<App> {
         .routes(routes!(callbacks::answer_callback))
         .routes(routes!(api_keys::list_api_keys, api_keys::create_api_key))
         .routes(routes!(api_keys::get_api_key, api_keys::revoke_api_key))
-        .routes(routes!(api_keys::issue_token));
+        .routes(routes!(api_keys::issue_token))
+        .routes(routes!(audit::list_audit_logs))
+        .routes(routes!(audit::export::export_audit_logs))
+        .routes(routes!(audit::verification::verify_audit_logs))
+        .routes(routes!(organizations::list_organizations, organizations::create_organization))
+        .routes(routes!(organizations::get_organization, organizations::update_organization));
     let root = OpenApiRouter::with_openapi(docs::document(api, key_header))
         .routes(routes!(system::get_root))
         .routes(routes!(system::get_health))

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use sqlx::postgres::PgConnectOptions;
 
 use crate::access::{
-    Role,
+    Quotas, Role,
     api_key::{self, ApiKey},
     verifying_key::VerifyingKey,
 };
@@ -42,7 +42,8 @@ variables! {
     jwt_public_key, jwt_jwks, jwt_issuer, jwt_audience, jwt_default_role, api_key_environment, bootstrap_api_key,
     cors_origins, cors_allow_credentials, cors_allow_methods, cors_allow_headers,
     log_level, log_format, default_page_size, max_page_size, idempotency_key_ttl_hours,
-    enable_metrics, enable_audit_logging, readiness_requires_kafka, max_concurrent_executions, max_workflow_duration_ms,
+    quota_agents, quota_workflows, quota_api_keys, quota_queued_runs,
+    enable_metrics, enable_audit_logging, audit_retention_days, readiness_requires_kafka, max_concurrent_executions, max_workflow_duration_ms,
 }
 
 /// Variables that may come from a file.
@@ -88,6 +89,10 @@ pub struct Config {
     pub audit: bool,
     /// `READINESS_REQUIRES_KAFKA`: without Kafka the service is not ready, not just degraded.
     pub readiness_requires_kafka: bool,
+    /// `AUDIT_RETENTION_DAYS`: how long audit entries are kept at least.
+    pub audit_retention_days: i32,
+    /// `QUOTA_*`: how much an organisation may have that has no quota of its own.
+    pub quotas: Quotas,
     /// `MAX_CONCURRENT_EXECUTIONS`: runs that one executor drives at a time.
     pub max_concurrent_executions: usize,
     /// `MAX_WORKFLOW_DURATION_MS`: of a run, from its first claim to its end.
@@ -264,6 +269,8 @@ impl Config {
         let metrics = reader.boolean("enable_metrics", true);
         let audit = reader.boolean("enable_audit_logging", true);
         let readiness_requires_kafka = reader.boolean("readiness_requires_kafka", false);
+        let audit_retention_days = reader.number("audit_retention_days", 90, 1..=36_500);
+        let quotas = reader.quotas();
         let max_concurrent_executions = reader.number("max_concurrent_executions", 256, 1..=100_000);
         // A day; at most a year.
         let max_workflow_duration_ms = reader.number("max_workflow_duration_ms", 86_400_000, 1000..=31_536_000_000);
@@ -281,6 +288,8 @@ impl Config {
                 metrics: metrics?,
                 audit: audit?,
                 readiness_requires_kafka: readiness_requires_kafka?,
+                audit_retention_days: audit_retention_days?,
+                quotas: quotas?,
                 max_concurrent_executions: max_concurrent_executions?,
                 max_workflow_duration: Duration::from_millis(max_workflow_duration_ms?),
             })
@@ -458,6 +467,18 @@ impl Reader {
             }
         }
         Some(Listed::These(items))
+    }
+
+    fn quotas(&mut self) -> Option<Quotas> {
+        let mut quota = |name| {
+            self.parsed(name, None, |value| match value.parse() {
+                Ok(number @ 0..) => Ok(Some(number)),
+                _ => Err(format!("must be a whole number from 0 to {}, not {value:?}", i32::MAX)),
+            })
+        };
+        let (agents, workflows) = (quota("quota_agents"), quota("quota_workflows"));
+        let (api_keys, queued_runs) = (quota("quota_api_keys"), quota("quota_queued_runs"));
+        Some(Quotas { agents: agents?, workflows: workflows?, api_keys: api_keys?, queued_runs: queued_runs? })
     }
 
     fn api(&mut self) -> Option<Api> {

@@ -12,6 +12,7 @@ pub mod executions;
 pub mod idempotency;
 pub mod list;
 pub mod migrations;
+pub mod organizations;
 pub mod outbox;
 pub mod processes;
 pub mod runs;

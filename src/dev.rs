@@ -29,7 +29,7 @@ use tokio::{
 
 use self::{broker::Broker, folder::Folder, part::Parts};
 use crate::{
-    access::Role,
+    access::{OrganizationId, Role},
     api::auth,
     config::{self, Config},
     server,
@@ -117,7 +117,11 @@ async fn supervise(folder: &Folder, parts: &mut Parts<'_>, broker: &mut Option<B
     parts.start("executor", command(&["executor"]))?;
     say(format!("Demo agent    http://127.0.0.1:{agent_port}"));
 
-    let token = if config.auth.enabled { Some(auth::issue(&config.auth, "dev", Role::Admin)?) } else { None };
+    let token = if config.auth.enabled {
+        Some(auth::issue(&config.auth, "dev", Role::Admin, &OrganizationId::default())?)
+    } else {
+        None
+    };
     let host = if config.api.host.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { config.api.host };
     let tour = tour::Tour {
         root: format!("http://{}", SocketAddr::new(host, api_port)),

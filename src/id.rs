@@ -11,13 +11,16 @@ pub fn new_run_id() -> String {
     format!("run-{}", Uuid::now_v7())
 }
 
-/// The UUID that audit rows use for a run: the one in its id, or for ids of another form a UUIDv5 of the id.
+/// The UUID that audit rows use for a run: the one in its id, or for ids of another form one that is derived.
 #[must_use]
 pub fn run_entity_id(run_id: &str) -> Uuid {
-    run_id
-        .strip_prefix("run-")
-        .and_then(|uuid| Uuid::try_parse(uuid).ok())
-        .unwrap_or_else(|| Uuid::new_v5(&Uuid::NAMESPACE_OID, run_id.as_bytes()))
+    run_id.strip_prefix("run-").and_then(|uuid| Uuid::try_parse(uuid).ok()).unwrap_or_else(|| entity_id(run_id))
+}
+
+/// The UUID that audit rows use for what has no UUID: a UUIDv5 of its id.
+#[must_use]
+pub fn entity_id(id: &str) -> Uuid {
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, id.as_bytes())
 }
 
 /// The caller's correlation id if it can go into logs, headers and messages as it is, else a new one (`req-…`).

@@ -30,6 +30,7 @@ pub mod run_writer;
 
 // Edges and loops: translate, schedule.
 pub mod api;
+pub mod auditor;
 pub mod demo_agent;
 #[cfg(feature = "embedded")]
 pub mod dev;

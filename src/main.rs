@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use workflow_api::{
-    access::{Role, api_key::ApiKey},
+    access::{OrganizationId, Role, api_key::ApiKey},
     api,
     config::{self, Config},
     demo_agent, telemetry,
@@ -51,6 +51,9 @@ enum Command {
         /// viewer, operator, editor, admin or executor
         #[arg(long, default_value = "admin")]
         role: Role,
+        /// The id of the organisation
+        #[arg(long, default_value = OrganizationId::DEFAULT, value_parser = OrganizationId::parse)]
+        organization: OrganizationId,
         /// The same as --sub
         #[arg(conflicts_with = "sub")]
         subject: Option<String>,
@@ -146,9 +149,9 @@ fn run(command: Command) -> anyhow::Result<bool> {
             let settings = config::Api::load(environment())?;
             command::runtime(1)?.block_on(command::healthcheck(&settings))
         }
-        Command::Token { sub, role, subject } => {
+        Command::Token { sub, role, organization, subject } => {
             let subject = subject.unwrap_or(sub);
-            println!("{}", api::auth::issue(&config::Auth::load(environment())?, &subject, role)?);
+            println!("{}", api::auth::issue(&config::Auth::load(environment())?, &subject, role, &organization)?);
             Ok(true)
         }
         Command::Access => {

@@ -18,10 +18,11 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
+    access::{Actor, Countable, OrganizationId, QuotaExceeded},
     db::{
         self,
         idempotency::IdempotencyKey,
-        runs::{StartBatch, existing, start},
+        runs::{Quota, StartBatch, Started, existing, start},
     },
     id,
     lifecycle::Lifecycle,
@@ -45,6 +46,8 @@ const MAX_COLLISIONS: usize = 2;
 pub struct Definition {
     /// Of the row.
     pub id: Uuid,
+    /// Whose it is, and the runs of it.
+    pub organization: OrganizationId,
     /// Of the workflow.
     pub name: String,
     /// Of the content.
@@ -65,11 +68,22 @@ pub struct StartRun {
     /// From 0 to 9.
     pub priority: i16,
     /// Who asks.
-    pub triggered_by: String,
-    /// Of the request.
-    pub correlation_id: String,
+    pub actor: Arc<Actor>,
+    /// How many runs of the organisation may be queued.
+    pub max_queued: Option<i32>,
     /// Of the request, if it has one.
     pub key: Option<IdempotencyKey>,
+}
+
+impl Quota {
+    fn of(request: &StartRun) -> Option<Self> {
+        let organization = request.actor.organization.clone();
+        request.max_queued.map(|max_queued| Self { organization, max_queued })
+    }
+
+    fn exceeded(&self) -> QuotaExceeded {
+        QuotaExceeded { what: Countable::QueuedRuns, limit: self.max_queued }
+    }
 }
 
 /// A run that is committed.
@@ -89,6 +103,9 @@ pub enum StartError {
     /// The definition has changed since it was read, or the idempotency key is taken: look, and decide again.
     #[error("the definition has changed or the idempotency key is taken")]
     Refused(Box<StartRun>),
+    /// As many runs of the organisation are queued as may be.
+    #[error(transparent)]
+    Quota(#[from] QuotaExceeded),
     /// Too many requests wait already.
     #[error("too many requests are waiting to be written")]
     Overloaded,
@@ -171,7 +188,28 @@ impl Writer {
         }
     }
 
+    /// Those of each organisation that has a quota in a statement of their own.
     async fn write(&mut self, batch: Vec<Job>) {
+        let mut without = Vec::with_capacity(batch.len());
+        let mut within: Vec<(Quota, Vec<Job>)> = Vec::new();
+        for job in batch {
+            match Quota::of(&job.request) {
+                None => without.push(job),
+                Some(quota) => match within.iter_mut().find(|(known, _)| *known == quota) {
+                    Some((_, jobs)) => jobs.push(job),
+                    None => within.push((quota, vec![job])),
+                },
+            }
+        }
+        if !without.is_empty() {
+            self.write_under(None, without).await;
+        }
+        for (quota, jobs) in within {
+            self.write_under(Some(quota), jobs).await;
+        }
+    }
+
+    async fn write_under(&mut self, quota: Option<Quota>, batch: Vec<Job>) {
         metrics::histogram!("run_writer_batch_size").record(batch.len() as f64);
         let jobs: Vec<(Job, Option<Reservation>)> = batch
             .into_iter()
@@ -181,13 +219,18 @@ impl Writer {
                 (job, reservation)
             })
             .collect();
-        let columns = Arc::new(columns(&jobs));
+        let columns = Arc::new(StartBatch { quota, ..columns(&jobs) });
         match self.write_with_retries(&columns).await {
-            Ok(written) => {
-                let all = written.len() == jobs.len();
-                for (job, reservation) in jobs {
-                    let is_written = all || written.contains(&job.run_id);
-                    self.answer(job, reservation, is_written);
+            Ok(Started { run_ids, admitted }) => {
+                let all = run_ids.len() == jobs.len();
+                for (index, (job, reservation)) in jobs.into_iter().enumerate() {
+                    match &columns.quota {
+                        Some(quota) if index >= admitted => drop(job.answer.send(Err(quota.exceeded().into()))),
+                        _ => {
+                            let is_written = all || run_ids.contains(&job.run_id);
+                            self.answer(job, reservation, is_written);
+                        }
+                    }
                 }
             }
             // One bad request must not fail its neighbours: each is written alone.
@@ -230,7 +273,7 @@ impl Writer {
             return;
         }
         if let Some(reservation) = reservation {
-            let correlation_id = Some(request.correlation_id.as_str());
+            let correlation_id = Some(request.actor.correlation_id.as_str());
             let run = ExecutedRun { run_id: &run_id, correlation_id, priority: request.priority };
             self.relay.execute(reservation, event_id, run, &request.definition.plan, &request.input);
         }
@@ -240,7 +283,7 @@ impl Writer {
     /// Tries again after a collision, and once on another connection if the one that was held turns out dead: the
     /// database was restarted, or another one took over. Such an attempt may have been committed all the same; the
     /// next one then runs into its runs.
-    async fn write_with_retries(&mut self, columns: &Arc<StartBatch>) -> Result<Vec<String>, db::Error> {
+    async fn write_with_retries(&mut self, columns: &Arc<StartBatch>) -> Result<Started, db::Error> {
         let mut collisions = 0;
         let mut is_repeat = false;
         loop {
@@ -252,14 +295,16 @@ impl Writer {
                 // A conflict with one's own rows, or nothing written because one's own idempotency key is taken.
                 Ok(_) | Err(db::Error::Conflict { .. }) if is_repeat => {
                     let (pool, columns) = (self.pool.clone(), Arc::clone(columns));
-                    return db::bounded(async move { existing(&pool, &columns.run_id).await }).await;
+                    let admitted = columns.run_id.len();
+                    let run_ids = db::bounded(async move { existing(&pool, &columns.run_id).await }).await?;
+                    return Ok(Started { run_ids, admitted });
                 }
                 result => return result,
             }
         }
     }
 
-    async fn try_write(&mut self, columns: &Arc<StartBatch>) -> Result<Vec<String>, db::Error> {
+    async fn try_write(&mut self, columns: &Arc<StartBatch>) -> Result<Started, db::Error> {
         let held = self.connection.take();
         let (pool, columns, audit) = (self.pool.clone(), Arc::clone(columns), self.audit);
         let (connection, written) = db::bounded(async move {
@@ -303,8 +348,8 @@ fn columns(jobs: &[(Job, Option<Reservation>)]) -> StartBatch {
         columns.workflow_name.push(request.definition.name.clone());
         columns.input_data.push(request.input.get().to_owned());
         columns.priority.push(request.priority);
-        columns.triggered_by.push(request.triggered_by.clone());
-        columns.correlation_id.push(request.correlation_id.clone());
+        columns.triggered_by.push(request.actor.subject.clone());
+        columns.correlation_id.push(request.actor.correlation_id.clone());
         columns.created_at.push(job.created_at);
         columns.event_id.push(job.event_id);
         columns.owner.push(reservation.as_ref().map(Reservation::owner));
@@ -313,6 +358,8 @@ fn columns(jobs: &[(Job, Option<Reservation>)]) -> StartBatch {
         columns.fingerprint.push(request.key.as_ref().map(|key| key.fingerprint.clone()));
         columns.audit_id.push(Uuid::now_v7());
         columns.entity_id.push(id::run_entity_id(&job.run_id));
+        columns.key_id.push(request.actor.key_id);
+        columns.address.push(request.actor.address.map(|address| address.to_string()));
     }
     columns
 }

@@ -5,9 +5,14 @@ use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 use sqlx::PgPool;
 
+use super::{Change, Context, Entity};
 use crate::{
-    access::Role,
-    db::{self, waits},
+    access::{Actor, OrganizationId, Role},
+    db::{
+        self,
+        waits::{self, CallbackRow},
+    },
+    id,
     input::{self, FieldError, member, text},
 };
 
@@ -29,8 +34,12 @@ pub struct Answered {
 /// Who answers, as far as they say and prove it.
 #[derive(Clone, Copy, Debug)]
 pub struct Answerer<'a> {
-    /// `None`: nobody in particular; the token is all that is known.
-    pub subject: Option<&'a str>,
+    /// For the audit.
+    pub actor: &'a Actor,
+    /// They are who the actor is; otherwise the address is all that is known.
+    pub is_known: bool,
+    /// Whose they are; `None`: nobody was asked, as authentication is off.
+    pub organization: Option<&'a OrganizationId>,
     /// What they may do here.
     pub role: Role,
     /// What they are elsewhere.
@@ -41,10 +50,12 @@ pub struct Answerer<'a> {
 
 impl Answerer<'_> {
     /// Whether they may decide for that role about a run of that workflow.
-    fn may_decide(&self, role: &str, workflow: &str) -> bool {
+    fn may_decide(&self, role: &str, callback: &CallbackRow) -> bool {
+        let is_ours = self.organization.is_none_or(|ours| ours.as_str() == callback.organization_id);
+        let workflow = &callback.workflow_name;
         let has_role =
             self.role == Role::Admin || self.role.as_str() == role || self.roles.iter().any(|held| held == role);
-        has_role && self.workflows.is_none_or(|workflows| workflows.iter().any(|name| name == workflow))
+        is_ours && has_role && self.workflows.is_none_or(|workflows| workflows.contains(workflow))
     }
 }
 
@@ -80,6 +91,7 @@ impl From<sqlx::Error> for AnswerError {
 /// Writes the answer and wakes the run, or finds the first one.
 pub async fn answer_callback(
     pool: &PgPool,
+    context: Context<'_>,
     token: &str,
     by: Answerer<'_>,
     answer: Option<&RawValue>,
@@ -90,10 +102,10 @@ pub async fn answer_callback(
     if let Some(approval) = &callback.approval
         && let Some(role) = member(&approval.0, "role").and_then(text)
     {
-        if by.subject.is_none() {
+        if !by.is_known {
             return Err(AnswerError::Unauthenticated);
         }
-        if !by.may_decide(&role, &callback.workflow_name) {
+        if !by.may_decide(&role, &callback) {
             return Err(AnswerError::Forbidden(role));
         }
     }
@@ -112,7 +124,13 @@ pub async fn answer_callback(
     if is_approval {
         check_decision(answer).map_err(AnswerError::Invalid)?;
     }
-    let at = waits::answer(&mut transaction, &callback, answer, by.subject).await?;
+    let who = Some(by.actor.subject.as_str()).filter(|_| by.is_known);
+    let at = waits::answer(&mut transaction, &callback, answer, who).await?;
+    // The run's organisation is told, whoever has answered.
+    let actor = Actor { organization: OrganizationId::stored(&callback.organization_id), ..by.actor.clone() };
+    let context = Context { actor: &actor, ..context };
+    let entity = Entity("run", id::run_entity_id(&run_id), &run_id);
+    context.record(&mut transaction, entity, "answer_callback", Change::default(), at.into()).await?;
     transaction.commit().await?;
     Ok(Answered { run_id, step_id, at, approved: decision(answer), is_repeat: false })
 }

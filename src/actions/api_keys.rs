@@ -4,22 +4,21 @@ use serde_json::json;
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
-use super::Context;
+use super::{Change, Context, Entity};
 use crate::{
-    access::{Grant, Permission, Role, api_key::ApiKey},
+    access::{Actor, Countable, Grant, OrganizationId, Permission, QuotaExceeded, Quotas, Role, api_key::ApiKey},
     db::{self, api_keys::ApiKeyRow},
     input,
     timestamp::Timestamp,
 };
-
-/// Who the first key is made by.
-const SYSTEM: &str = "system";
 
 /// A key to be made.
 #[derive(Clone, Debug)]
 pub struct NewApiKey {
     /// Unique among the keys that are not revoked.
     pub name: String,
+    /// Whose it is.
+    pub organization: OrganizationId,
     /// What it allows.
     pub grant: Grant,
     /// From then on it does not count.
@@ -35,6 +34,12 @@ pub enum ApiKeyError {
     /// A key that is not revoked has the name.
     #[error("the name {0:?} is taken")]
     NameTaken(String),
+    /// The organisation has as many as it may have.
+    #[error(transparent)]
+    Quota(#[from] QuotaExceeded),
+    /// The organisation that the key is to belong to does not exist.
+    #[error("organisation not found")]
+    OrganizationNotFound,
     /// The database failed.
     #[error(transparent)]
     Db(#[from] db::Error),
@@ -55,6 +60,10 @@ pub async fn create(
 ) -> Result<(ApiKey, ApiKeyRow), ApiKeyError> {
     let key = ApiKey::generate(environment);
     let mut transaction = pool.begin().await?;
+    if db::organizations::find(&mut *transaction, &new.organization).await?.is_none() {
+        return Err(ApiKeyError::OrganizationNotFound);
+    }
+    context.check_quota(&mut transaction, &new.organization, Countable::ApiKeys).await??;
     let row = insert(&mut transaction, context, &key, new).await?;
     transaction.commit().await?;
     Ok((key, row))
@@ -64,7 +73,7 @@ async fn insert(
     transaction: &mut PgConnection,
     context: Context<'_>,
     key: &ApiKey,
-    NewApiKey { name, grant, expires_at }: NewApiKey,
+    NewApiKey { name, organization, grant, expires_at }: NewApiKey,
 ) -> Result<ApiKeyRow, ApiKeyError> {
     let names = |scopes: Vec<Permission>| scopes.into_iter().map(|scope| scope.as_str().to_owned()).collect();
     let row = ApiKeyRow {
@@ -76,11 +85,12 @@ async fn insert(
         scopes: grant.scopes.map(names),
         workflows: grant.workflows,
         created_at: Timestamp::now(),
-        created_by: context.user_id.to_owned(),
+        created_by: context.actor.subject.clone(),
         expires_at,
         revoked_at: None,
         revoked_by: None,
         last_used_at: None,
+        organization_id: organization.to_string(),
     };
     match db::api_keys::insert(transaction, &row, &key.hash()).await {
         Err(db::Error::Conflict { constraint, .. }) if constraint == "api_keys_name_in_use" => {
@@ -92,7 +102,8 @@ async fn insert(
         "name": row.name, "prefix": row.prefix, "last_four": row.last_four, "role": row.role, "scopes": row.scopes,
         "workflows": row.workflows, "expires_at": row.expires_at,
     }));
-    context.record(transaction, ("api_key", row.id), "create", Some(&changes), row.created_at).await?;
+    let entity = Entity("api_key", row.id, &row.name);
+    context.record(transaction, entity, "create", Change::to(&changes), row.created_at).await?;
     Ok(row)
 }
 
@@ -100,10 +111,13 @@ async fn insert(
 pub async fn revoke(pool: &PgPool, context: Context<'_>, id: Uuid) -> Result<ApiKeyRow, ApiKeyError> {
     let mut transaction = pool.begin().await?;
     let at = Timestamp::now();
-    if db::api_keys::revoke(&mut transaction, id, context.user_id, at).await? {
-        context.record(&mut transaction, ("api_key", id), "revoke", None, at).await?;
+    let revoked =
+        db::api_keys::revoke(&mut transaction, context.organization(), id, &context.actor.subject, at).await?;
+    let row = db::api_keys::find(&mut *transaction, context.organization(), id).await?.ok_or(ApiKeyError::NotFound)?;
+    if revoked {
+        let entity = Entity("api_key", id, &row.name);
+        context.record(&mut transaction, entity, "revoke", Change::default(), at).await?;
     }
-    let row = db::api_keys::find(&mut *transaction, id).await?.ok_or(ApiKeyError::NotFound)?;
     transaction.commit().await?;
     Ok(row)
 }
@@ -135,9 +149,15 @@ pub async fn bootstrap(
     let key = given.cloned().unwrap_or_else(|| ApiKey::generate(environment));
     // Another one may have been given before.
     let name = format!("bootstrap-{}", key.last_four());
-    let context = Context { user_id: SYSTEM, audit, sees_secrets: true, key: None, if_match: None };
-    insert(&mut transaction, context, &key, NewApiKey { name, grant: Grant::of(Role::Admin), expires_at: None })
-        .await?;
+    let (actor, quotas) = (Actor::system(), Quotas::default());
+    let context = Context { actor: &actor, quotas: &quotas, audit, sees_secrets: true, key: None, if_match: None };
+    insert(
+        &mut transaction,
+        context,
+        &key,
+        NewApiKey { name, organization: OrganizationId::default(), grant: Grant::of(Role::Admin), expires_at: None },
+    )
+    .await?;
     transaction.commit().await?;
     Ok(if given.is_some() { Bootstrap::Stored } else { Bootstrap::Made(key) })
 }

@@ -4,7 +4,7 @@ use serde::Serialize;
 use sqlx::PgPool;
 use uuid::Uuid;
 
-use super::Context;
+use super::{Change, Context, Entity};
 use crate::{
     db::{self, outbox::Kind, runs::RunRow},
     id, input,
@@ -51,21 +51,23 @@ pub async fn cancel_run(
     reason: Option<&str>,
 ) -> Result<RunRow, CancelRunError> {
     let mut transaction = pool.begin().await?;
-    let run = db::runs::lock(&mut transaction, run_id).await?.ok_or(CancelRunError::NotFound)?;
+    let run =
+        db::runs::lock(&mut transaction, context.organization(), run_id).await?.ok_or(CancelRunError::NotFound)?;
     if !RunStatus::parse(&run.status).is_some_and(RunStatus::is_cancellable) {
         return Err(CancelRunError::WrongState(run.status));
     }
     let at = Timestamp::now();
     let reason = reason.filter(|reason| !reason.is_empty());
     let error_message = reason.map(|reason| format!("Cancelled: {reason}"));
-    db::runs::cancel(&mut transaction, run_id, context.user_id, error_message.as_deref(), at).await?;
+    db::runs::cancel(&mut transaction, run_id, &context.actor.subject, error_message.as_deref(), at).await?;
     let event_id = Uuid::now_v7();
     let reservation = relay.reserve(MESSAGE_BYTES);
     let owner = reservation.as_ref().map(crate::outbox::Reservation::owner);
-    let (by, kind) = (Some(context.user_id), Kind::Cancellation);
+    let (by, kind) = (Some(context.actor.subject.as_str()), Kind::Cancellation);
     let is_ours = db::outbox::insert(&mut transaction, run_id, event_id, kind, owner, by, reason).await?;
     let changes = input::to_raw(&Changes { reason, previous_status: &run.status });
-    context.record(&mut transaction, ("run", id::run_entity_id(run_id)), "cancel", Some(&changes), at).await?;
+    let entity = Entity("run", id::run_entity_id(run_id), run_id);
+    context.record(&mut transaction, entity, "cancel", Change::to(&changes), at).await?;
     let committed = transaction.commit().await;
     match (reservation, committed) {
         (Some(reservation), Err(error)) => {
@@ -81,7 +83,7 @@ pub async fn cancel_run(
     Ok(RunRow {
         status: RunStatus::Cancelled.as_str().to_owned(),
         cancelled_at: Some(at),
-        cancelled_by: Some(context.user_id.to_owned()),
+        cancelled_by: Some(context.actor.subject.clone()),
         updated_at: at,
         error_message: error_message.or(run.error_message),
         ..run

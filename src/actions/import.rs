@@ -153,7 +153,7 @@ pub async fn import(
     context.with_key(key).claim(&mut transaction, "import").await?;
     let mut switched_off = Vec::new();
     for Entry { at, name, raw, mut wanted } in document.agents {
-        let stored = db::agents::lock_by_name(&mut transaction, &name).await?;
+        let stored = db::agents::lock_by_name(&mut transaction, context.organization(), &name).await?;
         let is_new = stored.is_none();
         let (before, saved) = match stored {
             None => {
@@ -204,7 +204,9 @@ pub async fn import(
         }
     }
     for (at, name) in switched_off {
-        let Some(agent) = db::agents::find_by_name(&mut *transaction, &name).await? else { continue };
+        let Some(agent) = db::agents::find_by_name(&mut *transaction, context.organization(), &name).await? else {
+            continue;
+        };
         let patch = AgentPatch { status: Some(AgentStatus::Inactive), ..AgentPatch::default() };
         match save_agent::update_in(&mut transaction, context, agent.id, patch).await {
             Ok(_) => {}

@@ -2,7 +2,7 @@
 
 use sqlx::PgPool;
 
-use super::Context;
+use super::{Change, Context, Entity};
 use crate::{
     db::{self, runs::RunRow},
     id,
@@ -40,7 +40,7 @@ pub async fn set_paused(
     wanted: bool,
 ) -> Result<RunRow, PauseRunError> {
     let mut transaction = pool.begin().await?;
-    let run = db::runs::lock(&mut transaction, run_id).await?.ok_or(PauseRunError::NotFound)?;
+    let run = db::runs::lock(&mut transaction, context.organization(), run_id).await?.ok_or(PauseRunError::NotFound)?;
     if RunStatus::parse(&run.status).is_none_or(RunStatus::is_terminal) {
         return Err(PauseRunError::WrongState(run.status));
     }
@@ -48,13 +48,14 @@ pub async fn set_paused(
         return Ok(run);
     }
     let (action, paused_at) = if wanted {
-        ("pause", Some(db::runs::pause(&mut transaction, run_id, context.user_id).await?))
+        ("pause", Some(db::runs::pause(&mut transaction, run_id, &context.actor.subject).await?))
     } else {
-        db::runs::resume(&mut transaction, run_id, context.user_id).await?;
+        db::runs::resume(&mut transaction, run_id, &context.actor.subject).await?;
         ("resume", None)
     };
     let at = Timestamp::now();
-    context.record(&mut transaction, ("run", id::run_entity_id(run_id)), action, None, at).await?;
+    let entity = Entity("run", id::run_entity_id(run_id), run_id);
+    context.record(&mut transaction, entity, action, Change::default(), at).await?;
     transaction.commit().await?;
     Ok(RunRow { paused_at, updated_at: at, ..run })
 }

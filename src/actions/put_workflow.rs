@@ -61,8 +61,8 @@ pub(super) async fn put_in(
     context: Context<'_>,
     wanted: NewWorkflow,
 ) -> Result<Put, SaveWorkflowError> {
-    db::workflows::lock_name(conn, &wanted.name).await?;
-    let Some(current) = db::workflows::find_active(&mut *conn, &wanted.name).await? else {
+    db::workflows::lock_name(conn, context.organization(), &wanted.name).await?;
+    let Some(current) = db::workflows::find_active(&mut *conn, context.organization(), &wanted.name).await? else {
         context.check_absent()?;
         return Ok(Put::Created(save_workflow::create_in(conn, context, wanted).await?));
     };
@@ -91,16 +91,20 @@ pub async fn roll_back(
 ) -> Result<WorkflowRow, RollBackError> {
     let mut transaction = pool.begin().await?;
     context.claim(&mut transaction, &id.to_string()).await.map_err(SaveWorkflowError::from)?;
-    let name = db::workflows::find(&mut *transaction, id).await?.ok_or(SaveWorkflowError::NotFound)?.name;
+    let name = db::workflows::find(&mut *transaction, context.organization(), id)
+        .await?
+        .ok_or(SaveWorkflowError::NotFound)?
+        .name;
     // Nobody moves contents between the rows of this name from here on.
-    db::workflows::lock_name(&mut transaction, &name).await?;
-    let current = db::workflows::lock(&mut transaction, id).await?.ok_or(SaveWorkflowError::NotFound)?;
+    db::workflows::lock_name(&mut transaction, context.organization(), &name).await?;
+    let current =
+        db::workflows::lock(&mut transaction, context.organization(), id).await?.ok_or(SaveWorkflowError::NotFound)?;
     context.check_revision(&current.revision()).map_err(SaveWorkflowError::from)?;
     if current.version == version {
         transaction.commit().await?;
         return Ok(current);
     }
-    let target = db::workflows::find_version(&mut *transaction, &name, version).await?;
+    let target = db::workflows::find_version(&mut *transaction, context.organization(), &name, version).await?;
     let target = target.ok_or(RollBackError::NoSuchVersion(version))?;
     let content = Content::of_plan(&target.workflow_data.0).map_err(SaveWorkflowError::Invalid)?;
     let patch = WorkflowPatch {

@@ -5,7 +5,7 @@ use serde_json::value::RawValue;
 use sqlx::{PgPool, types::Json};
 use uuid::Uuid;
 
-use super::Context;
+use super::{Change, Context, Entity};
 use crate::{
     db::{self, idempotency::ClaimError, outbox::Kind, runs::RunRow},
     id,
@@ -86,13 +86,13 @@ pub async fn retry_run(
     let mut transaction = pool.begin().await?;
     // Before the state is looked at: a repeat finds the run that the first request has started again.
     context.claim(&mut transaction, run_id).await?;
-    let run = db::runs::lock(&mut transaction, run_id).await?.ok_or(RetryRunError::NotFound)?;
+    let run = db::runs::lock(&mut transaction, context.organization(), run_id).await?.ok_or(RetryRunError::NotFound)?;
     if !RunStatus::parse(&run.status).is_some_and(RunStatus::is_retryable) {
         return Err(RetryRunError::WrongState(run.status));
     }
     let definition_id = run.workflow_definition_id.as_deref().ok_or(RetryRunError::WithoutDefinition)?;
     let definition = match Uuid::try_parse(definition_id) {
-        Ok(id) => db::workflows::startable(&mut *transaction, id).await?,
+        Ok(id) => db::workflows::startable(&mut *transaction, context.organization(), id).await?,
         Err(_) => None,
     };
     let definition = definition.ok_or(RetryRunError::DefinitionNotFound)?;
@@ -124,7 +124,8 @@ pub async fn retry_run(
     let owner = reservation.as_ref().map(crate::outbox::Reservation::owner);
     let is_ours = db::outbox::insert(&mut transaction, run_id, event_id, Kind::Execution, owner, None, None).await?;
     let changes = input::to_raw(&Changes { previous_status: &run.status, resume_from_step, input_data: new_input });
-    context.record(&mut transaction, ("run", id::run_entity_id(run_id)), "retry", Some(&changes), at).await?;
+    let entity = Entity("run", id::run_entity_id(run_id), run_id);
+    context.record(&mut transaction, entity, "retry", Change::to(&changes), at).await?;
     let committed = transaction.commit().await;
     match (reservation, committed) {
         (Some(reservation), Err(error)) => {

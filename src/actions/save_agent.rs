@@ -1,14 +1,15 @@
 //! Creating, changing and deleting agents.
 
-use serde_json::{Map, Value, value::RawValue};
+use serde_json::{Value, value::RawValue};
 use sqlx::{PgConnection, PgPool, types::Json};
 use uuid::Uuid;
 
-use super::{Context, Stale};
+use super::{Change, Context, Entity, Stale, difference};
 use crate::{
+    access::{Countable, QuotaExceeded},
     agent::{AgentPatch, AgentStatus, AuthType, NewAgent},
     db::{self, agents::AgentRow, idempotency::ClaimError},
-    input::{self, FieldError, Patch},
+    input::{self, FieldError, Patch, member},
     timestamp::Timestamp,
 };
 
@@ -30,6 +31,9 @@ pub enum SaveAgentError {
     /// The idempotency key is taken.
     #[error(transparent)]
     Key(#[from] ClaimError),
+    /// The organisation has as many as it may have.
+    #[error(transparent)]
+    Quota(#[from] QuotaExceeded),
     /// The database failed.
     #[error(transparent)]
     Db(#[from] db::Error),
@@ -68,17 +72,20 @@ pub(super) async fn create_in(
         retry_config: Some(Json(input::to_raw(&new.retry_config))),
         circuit_breaker_config: new.circuit_breaker_config.map(Json),
         status: AgentStatus::Active.as_str().to_owned(),
-        created_by: Some(context.user_id.to_owned()),
-        updated_by: Some(context.user_id.to_owned()),
+        created_by: Some(context.actor.subject.clone()),
+        updated_by: Some(context.actor.subject.clone()),
         created_at: at,
         updated_at: at,
+        organization_id: context.organization().to_string(),
     };
     context.claim(transaction, &row.id.to_string()).await?;
+    context.check_quota(transaction, context.organization(), Countable::Agents).await??;
     match db::agents::insert(transaction, &row).await {
         Err(db::Error::Conflict { .. }) => return Err(SaveAgentError::NameTaken(row.name)),
         other => other?,
     }
-    context.record(transaction, ("agent", row.id), "create", Some(&audited(&row)), at).await?;
+    let entity = Entity("agent", row.id, &row.name);
+    context.record(transaction, entity, "create", Change::to(&audited(&row)), at).await?;
     Ok(row)
 }
 
@@ -102,7 +109,7 @@ pub(super) async fn update_in(
     id: Uuid,
     patch: AgentPatch,
 ) -> Result<AgentRow, SaveAgentError> {
-    let current = db::agents::lock(transaction, id).await?.ok_or(SaveAgentError::NotFound)?;
+    let current = db::agents::lock(transaction, context.organization(), id).await?.ok_or(SaveAgentError::NotFound)?;
     context.check_revision(&current.revision())?;
     let auth_type = current.auth_type.as_deref().and_then(AuthType::parse).unwrap_or(AuthType::None);
     let stored_auth = current.auth_config.as_ref().map(|stored| &*stored.0);
@@ -133,10 +140,17 @@ pub(super) async fn update_in(
     // By value: the database has its own way of writing the same JSON.
     if before.get() != after.get() || secrets_before != parsed(row.auth_config.as_ref()) {
         row.updated_at = Timestamp::now();
-        row.updated_by = Some(context.user_id.to_owned());
+        row.updated_by = Some(context.actor.subject.clone());
         db::agents::update(transaction, &row).await?;
-        let changes = difference(&before, &after);
-        context.record(transaction, ("agent", id), "update", Some(&changes), row.updated_at).await?;
+        let (mut changed, mut changes) = difference(&before, &after);
+        if changes.get() == "{}" {
+            // Only a secret is another one.
+            let credentials =
+                |of: &RawValue| input::object_of(member(of, "auth_config").map(|value| ("auth_config", value)));
+            (changed, changes) = (credentials(&before), credentials(&after));
+        }
+        let change = Change::between(&changed, &changes);
+        context.record(transaction, Entity("agent", id, &row.name), "update", change, row.updated_at).await?;
     }
     Ok(row)
 }
@@ -144,14 +158,17 @@ pub(super) async fn update_in(
 /// Marks the agent as deleted; its name stays taken. A repeat changes nothing.
 pub async fn delete_agent(pool: &PgPool, context: Context<'_>, id: Uuid) -> Result<(), SaveAgentError> {
     let mut transaction = pool.begin().await?;
-    let mut row = db::agents::lock(&mut transaction, id).await?.ok_or(SaveAgentError::NotFound)?;
+    let mut row =
+        db::agents::lock(&mut transaction, context.organization(), id).await?.ok_or(SaveAgentError::NotFound)?;
     context.check_revision(&row.revision())?;
     if row.status != AgentStatus::Deleted.as_str() {
+        let before = audited(&row);
         row.status = AgentStatus::Deleted.as_str().to_owned();
         row.updated_at = Timestamp::now();
-        row.updated_by = Some(context.user_id.to_owned());
+        row.updated_by = Some(context.actor.subject.clone());
         db::agents::update(&mut transaction, &row).await?;
-        context.record(&mut transaction, ("agent", id), "delete", None, row.updated_at).await?;
+        let entity = Entity("agent", id, &row.name);
+        context.record(&mut transaction, entity, "delete", Change::from(&before), row.updated_at).await?;
     }
     transaction.commit().await?;
     Ok(())
@@ -196,16 +213,4 @@ fn without_secrets(url: &str) -> String {
         parsed.query_pairs_mut().clear().extend_pairs(names.iter().map(|name| (name, "redacted")));
     }
     parsed.into()
-}
-
-/// The members of `after` that differ from `before`; `auth_config` where only a secret changed.
-fn difference(before: &RawValue, after: &RawValue) -> Box<RawValue> {
-    let parse = |raw: &RawValue| serde_json::from_str::<Map<String, Value>>(raw.get()).unwrap_or_default();
-    let (before, mut after) = (parse(before), parse(after));
-    let auth_config = after.get("auth_config").cloned();
-    after.retain(|name, value| before.get(name) != Some(value));
-    if after.is_empty() {
-        after.extend(auth_config.map(|auth_config| ("auth_config".to_owned(), auth_config)));
-    }
-    input::to_raw(&after)
 }

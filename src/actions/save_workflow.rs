@@ -7,8 +7,9 @@ use serde_json::value::RawValue;
 use sqlx::{PgConnection, PgPool, types::Json};
 use uuid::Uuid;
 
-use super::{Context, Stale};
+use super::{Change, Context, Entity, Stale};
 use crate::{
+    access::{Countable, OrganizationId, QuotaExceeded},
     agent::AgentStatus,
     db::{self, idempotency::ClaimError, workflows::WorkflowRow},
     input::{self, FieldError},
@@ -48,6 +49,9 @@ pub enum SaveWorkflowError {
     /// The idempotency key is taken.
     #[error(transparent)]
     Key(#[from] ClaimError),
+    /// The organisation has as many as it may have.
+    #[error(transparent)]
+    Quota(#[from] QuotaExceeded),
     /// The database failed.
     #[error(transparent)]
     Db(#[from] db::Error),
@@ -71,15 +75,16 @@ struct Created<'a> {
 
 #[derive(Serialize)]
 struct Updated<'a> {
+    /// Null if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
-    description: Option<&'a str>,
+    description: Option<Box<RawValue>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     version: Option<i32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     workflow_data: Option<&'a RawValue>,
-    /// Null if the update takes the schema away.
+    /// Null if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     input_schema: Option<&'a RawValue>,
 }
@@ -104,9 +109,12 @@ pub(super) async fn create_in(
 ) -> Result<WorkflowRow, SaveWorkflowError> {
     let id = Uuid::now_v7();
     context.claim(transaction, &id.to_string()).await?;
-    check_agents(transaction, new.content.steps()).await?;
-    db::workflows::lock_name(transaction, &new.name).await?;
-    let version = db::workflows::next_version(transaction, &new.name).await?;
+    check_agents(transaction, context.organization(), new.content.steps()).await?;
+    db::workflows::lock_name(transaction, context.organization(), &new.name).await?;
+    if !db::workflows::is_present(&mut *transaction, context.organization(), &new.name).await? {
+        context.check_quota(transaction, context.organization(), Countable::Workflows).await??;
+    }
+    let version = db::workflows::next_version(transaction, context.organization(), &new.name).await?;
     let at = Timestamp::now();
     let row = WorkflowRow {
         id,
@@ -116,10 +124,11 @@ pub(super) async fn create_in(
         description: new.description,
         version,
         status: WorkflowStatus::Active.as_str().to_owned(),
-        created_by: Some(context.user_id.to_owned()),
-        updated_by: Some(context.user_id.to_owned()),
+        created_by: Some(context.actor.subject.clone()),
+        updated_by: Some(context.actor.subject.clone()),
         created_at: at,
         updated_at: at,
+        organization_id: context.organization().to_string(),
     };
     db::workflows::insert(transaction, &row).await?;
     let changes = input::to_raw(&Created {
@@ -129,9 +138,10 @@ pub(super) async fn create_in(
         workflow_data: &row.workflow_data.0,
         input_schema: row.input_schema.as_ref().map(|schema| &*schema.0),
     });
-    context.record(transaction, ("workflow", row.id), "create", Some(&changes), at).await?;
+    let entity = Entity("workflow", row.id, &row.name);
+    context.record(transaction, entity, "create", Change::to(&changes), at).await?;
     // As the database renders it, so that every answer shows the same text.
-    Ok(db::workflows::find(&mut *transaction, row.id).await?.unwrap_or(row))
+    Ok(db::workflows::find(&mut *transaction, context.organization(), row.id).await?.unwrap_or(row))
 }
 
 /// Changes the members that the patch names. New steps make a new version, which keeps the row's id; the content
@@ -155,10 +165,14 @@ pub(super) async fn update_in(
     id: Uuid,
     patch: WorkflowPatch,
 ) -> Result<WorkflowRow, SaveWorkflowError> {
-    let name = db::workflows::find(&mut *transaction, id).await?.ok_or(SaveWorkflowError::NotFound)?.name;
+    let name = db::workflows::find(&mut *transaction, context.organization(), id)
+        .await?
+        .ok_or(SaveWorkflowError::NotFound)?
+        .name;
     // Before the row, in the order in which every writer of versions takes the two.
-    db::workflows::lock_name(transaction, &name).await?;
-    let current = db::workflows::lock(transaction, id).await?.ok_or(SaveWorkflowError::NotFound)?;
+    db::workflows::lock_name(transaction, context.organization(), &name).await?;
+    let current =
+        db::workflows::lock(transaction, context.organization(), id).await?.ok_or(SaveWorkflowError::NotFound)?;
     context.check_revision(&current.revision())?;
     let mut content = patch.merge(&current.workflow_data.0).map_err(SaveWorkflowError::Invalid)?;
     let input_schema = patch.input_schema.clone().or(current.input_schema.clone().map(|schema| schema.0));
@@ -169,7 +183,7 @@ pub(super) async fn update_in(
         content = Some(Content::of_plan(&current.workflow_data.0).map_err(SaveWorkflowError::Invalid)?);
     }
     if let Some(content) = &content {
-        check_agents(transaction, content.steps()).await?;
+        check_agents(transaction, context.organization(), content.steps()).await?;
     }
     let at = Timestamp::now();
     let mut row = WorkflowRow {
@@ -179,42 +193,49 @@ pub(super) async fn update_in(
         ..current.clone()
     };
     if let Some(content) = &content {
-        row.version = db::workflows::next_version(transaction, &name).await?;
+        row.version = db::workflows::next_version(transaction, context.organization(), &name).await?;
         let workflow_id =
             plan_workflow_id(&current.workflow_data.0).unwrap_or_else(|| format!("wf-{name}-{}", current.version));
         row.workflow_data = Json(sized(content.plan(&workflow_id, &name, row.version))?);
     }
     if content.is_some() || row.description != current.description || row.status != current.status {
         row.updated_at = at;
-        row.updated_by = Some(context.user_id.to_owned());
+        row.updated_by = Some(context.actor.subject.clone());
         db::workflows::update(transaction, &row).await?;
         if content.is_some() {
             let archived = WorkflowRow { id: Uuid::now_v7(), ..current.clone() };
             db::workflows::insert(transaction, &archived).await?;
         }
-        let changes = input::to_raw(&Updated {
-            description: row.description.as_deref().filter(|_| row.description != current.description),
-            status: Some(row.status.as_str()).filter(|_| row.status != current.status),
-            version: content.is_some().then_some(row.version),
-            workflow_data: content.is_some().then_some(&*row.workflow_data.0),
-            input_schema: other_schema.then(|| row.input_schema.as_ref().map_or(RawValue::NULL, |schema| &*schema.0)),
-        });
-        context.record(transaction, ("workflow", id), "update", Some(&changes), at).await?;
+        let members = |of: &WorkflowRow| {
+            input::to_raw(&Updated {
+                description: (row.description != current.description).then(|| input::to_raw(&of.description)),
+                status: (row.status != current.status).then_some(&of.status),
+                version: content.is_some().then_some(of.version),
+                workflow_data: content.is_some().then_some(&of.workflow_data.0),
+                input_schema: other_schema.then(|| of.input_schema.as_ref().map_or(RawValue::NULL, |schema| &schema.0)),
+            })
+        };
+        let (before, after) = (members(&current), members(&row));
+        let entity = Entity("workflow", id, &row.name);
+        context.record(transaction, entity, "update", Change::between(&before, &after), at).await?;
     }
-    Ok(db::workflows::find(&mut *transaction, id).await?.unwrap_or(row))
+    Ok(db::workflows::find(&mut *transaction, context.organization(), id).await?.unwrap_or(row))
 }
 
 /// Marks this row as deleted; other versions stay. A repeat changes nothing.
 pub async fn delete_workflow(pool: &PgPool, context: Context<'_>, id: Uuid) -> Result<(), SaveWorkflowError> {
     let mut transaction = pool.begin().await?;
-    let mut row = db::workflows::lock(&mut transaction, id).await?.ok_or(SaveWorkflowError::NotFound)?;
+    let mut row =
+        db::workflows::lock(&mut transaction, context.organization(), id).await?.ok_or(SaveWorkflowError::NotFound)?;
     context.check_revision(&row.revision())?;
     if row.status != WorkflowStatus::Deleted.as_str() {
+        let before = input::to_raw(&serde_json::json!({"version": row.version, "status": row.status}));
         row.status = WorkflowStatus::Deleted.as_str().to_owned();
         row.updated_at = Timestamp::now();
-        row.updated_by = Some(context.user_id.to_owned());
+        row.updated_by = Some(context.actor.subject.clone());
         db::workflows::update(&mut transaction, &row).await?;
-        context.record(&mut transaction, ("workflow", id), "delete", None, row.updated_at).await?;
+        let entity = Entity("workflow", id, &row.name);
+        context.record(&mut transaction, entity, "delete", Change::from(&before), row.updated_at).await?;
     }
     transaction.commit().await?;
     Ok(())
@@ -225,8 +246,12 @@ fn sized(plan: Box<RawValue>) -> Result<Box<RawValue>, SaveWorkflowError> {
 }
 
 /// Every agent that a step names has to exist and be active. The first one that is not is reported.
-async fn check_agents(conn: &mut PgConnection, steps: &Steps) -> Result<(), SaveWorkflowError> {
-    match unusable_agents(conn, steps).await?.into_iter().next() {
+async fn check_agents(
+    conn: &mut PgConnection,
+    organization: &OrganizationId,
+    steps: &Steps,
+) -> Result<(), SaveWorkflowError> {
+    match unusable_agents(conn, organization, steps).await?.into_iter().next() {
         None => Ok(()),
         Some((name, None)) => Err(SaveWorkflowError::AgentNotFound(name)),
         Some((name, Some(status))) => Err(SaveWorkflowError::AgentNotActive { name, status }),
@@ -236,10 +261,12 @@ async fn check_agents(conn: &mut PgConnection, steps: &Steps) -> Result<(), Save
 /// The agents that steps name and cannot call, in order of mention: with their status, or none if they do not exist.
 pub async fn unusable_agents(
     conn: &mut PgConnection,
+    organization: &OrganizationId,
     steps: &Steps,
 ) -> Result<Vec<(String, Option<String>)>, db::Error> {
     let names: Vec<String> = steps.agent_names().into_iter().map(str::to_owned).collect();
-    let mut statuses: HashMap<String, String> = db::agents::statuses(conn, &names).await?.into_iter().collect();
+    let mut statuses: HashMap<String, String> =
+        db::agents::statuses(conn, organization, &names).await?.into_iter().collect();
     let with_status = names.into_iter().map(|name| {
         let status = statuses.remove(&name);
         (name, status)

@@ -10,6 +10,7 @@ use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::{
+    access::{Actor, OrganizationId, QuotaExceeded},
     db::{self, idempotency::IdempotencyKey, runs::RunRow},
     input::FieldError,
     outbox::{self, MAX_BACKLOG, Relay},
@@ -42,6 +43,9 @@ pub enum StartRunError {
     /// Too much waits for Kafka already.
     #[error("too many messages are waiting")]
     BacklogFull,
+    /// As many runs of the organisation are queued as may be.
+    #[error(transparent)]
+    Quota(#[from] QuotaExceeded),
     /// Too many requests wait for the database.
     #[error("too many requests are waiting")]
     Overloaded,
@@ -91,11 +95,12 @@ impl Definitions {
         self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
     }
 
-    async fn get(&self, pool: &PgPool, id: Uuid) -> Result<Cached, StartRunError> {
+    async fn get(&self, pool: &PgPool, organization: &OrganizationId, id: Uuid) -> Result<Cached, StartRunError> {
         if let Some(cached) = self.cached(id) {
-            return Ok(cached);
+            let is_own = cached.definition.organization == *organization;
+            return if is_own { Ok(cached) } else { Err(StartRunError::WorkflowNotFound) };
         }
-        let row = db::workflows::startable(pool, id).await?.ok_or(StartRunError::WorkflowNotFound)?;
+        let row = db::workflows::startable(pool, organization, id).await?.ok_or(StartRunError::WorkflowNotFound)?;
         if row.status != WorkflowStatus::Active.as_str() {
             return Err(StartRunError::NotActive(row.status));
         }
@@ -106,6 +111,7 @@ impl Definitions {
         })?;
         let definition = Arc::new(Definition {
             id: row.id,
+            organization: organization.clone(),
             name: row.name,
             version: row.version,
             plan: row.workflow_data.0,
@@ -121,15 +127,21 @@ impl Definitions {
     }
 
     /// The definition, if its schema takes the input.
-    async fn checked(&self, pool: &PgPool, id: Uuid, input: &RawValue) -> Result<Arc<Definition>, StartRunError> {
+    async fn checked(
+        &self,
+        pool: &PgPool,
+        organization: &OrganizationId,
+        id: Uuid,
+        input: &RawValue,
+    ) -> Result<Arc<Definition>, StartRunError> {
         let was_cached = self.cached(id).is_some();
-        let found = self.get(pool, id).await?;
+        let found = self.get(pool, organization, id).await?;
         match found.check(input).await {
             Ok(()) => Ok(found.definition),
             // Perhaps the schema is another one by now.
             Err(_) if was_cached => {
                 self.forget(id);
-                let found = self.get(pool, id).await?;
+                let found = self.get(pool, organization, id).await?;
                 found.check(input).await?;
                 Ok(found.definition)
             }
@@ -173,9 +185,9 @@ pub struct Request {
     /// From 0 to 9; of what waits for an executor, higher ones are first.
     pub priority: i16,
     /// The caller.
-    pub triggered_by: String,
-    /// Of the request.
-    pub correlation_id: String,
+    pub actor: Arc<Actor>,
+    /// How many runs of the organisation may be queued.
+    pub max_queued: Option<i32>,
     /// Of the request.
     pub key: Option<IdempotencyKey>,
 }
@@ -183,22 +195,26 @@ pub struct Request {
 /// Starts a run of the definition's present content. Returns after the commit; a repeat with the same key returns
 /// the first run.
 pub async fn start_run(starter: Starter<'_>, request: Request) -> Result<Outcome, StartRunError> {
-    let (pool, key) = (starter.pool, request.key.clone());
+    let (pool, key, actor) = (starter.pool, request.key.clone(), Arc::clone(&request.actor));
     match (start_or_find(starter, request).await, key) {
         (Err(StartRunError::Db(error)), _) => Err(StartRunError::Db(error)),
         // What stands in the way now did not when the first request with the key came.
-        (Err(refusal), Some(key)) => replay(pool, &key).await?.ok_or(refusal),
+        (Err(refusal), Some(key)) => replay(pool, &actor.organization, &key).await?.ok_or(refusal),
         (other, _) => other,
     }
 }
 
 /// The run that the key made, if it was used.
-async fn replay(pool: &PgPool, key: &IdempotencyKey) -> Result<Option<Outcome>, StartRunError> {
+async fn replay(
+    pool: &PgPool,
+    organization: &OrganizationId,
+    key: &IdempotencyKey,
+) -> Result<Option<Outcome>, StartRunError> {
     let Some(taken) = db::idempotency::find(pool, &key.scope, &key.key).await? else { return Ok(None) };
     if taken.fingerprint != key.fingerprint {
         return Err(StartRunError::KeyReused);
     }
-    Ok(db::runs::find(pool, &taken.resource_id).await?.map(|run| Outcome::Replayed(Box::new(run))))
+    Ok(db::runs::find(pool, organization, &taken.resource_id).await?.map(|run| Outcome::Replayed(Box::new(run))))
 }
 
 async fn start_or_find(starter: Starter<'_>, request: Request) -> Result<Outcome, StartRunError> {
@@ -206,10 +222,10 @@ async fn start_or_find(starter: Starter<'_>, request: Request) -> Result<Outcome
     if relay.backlog() >= MAX_BACKLOG {
         return Err(StartRunError::BacklogFull);
     }
-    let Request { workflow_id, input, priority, triggered_by, correlation_id, key } = request;
-    let definition = definitions.checked(pool, workflow_id, &input).await?;
+    let Request { workflow_id, input, priority, actor, max_queued, key } = request;
+    let definition = definitions.checked(pool, &actor.organization, workflow_id, &input).await?;
     let has_key = key.is_some();
-    let mut start = StartRun { definition, input, priority, triggered_by, correlation_id, key };
+    let mut start = StartRun { definition, input, priority, actor, max_queued, key };
     for _ in 0..ATTEMPTS {
         if !outbox::fits_a_record(&start.definition.plan, &start.input) {
             return Err(StartRunError::TooLarge);
@@ -217,17 +233,18 @@ async fn start_or_find(starter: Starter<'_>, request: Request) -> Result<Outcome
         start = match writer.start_run(start).await {
             Ok(started) => return Ok(Outcome::Started(started)),
             Err(StartError::Refused(refused)) => *refused,
+            Err(StartError::Quota(exceeded)) => return Err(exceeded.into()),
             Err(StartError::Overloaded) => return Err(StartRunError::Overloaded),
             Err(StartError::Db(error)) if has_key && error.is_lock_timeout() => return Err(StartRunError::KeyInFlight),
             Err(StartError::Db(error)) => return Err(StartRunError::Db(error)),
         };
         if let Some(key) = &start.key
-            && let Some(replayed) = replay(pool, key).await?
+            && let Some(replayed) = replay(pool, &start.actor.organization, key).await?
         {
             return Ok(replayed);
         }
         definitions.forget(workflow_id);
-        start.definition = definitions.checked(pool, workflow_id, &start.input).await?;
+        start.definition = definitions.checked(pool, &start.actor.organization, workflow_id, &start.input).await?;
     }
     Err(StartRunError::Overloaded)
 }

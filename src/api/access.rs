@@ -14,8 +14,8 @@ use super::{
 use crate::{
     access::{
         Permission::{
-            self, AgentsRead, AgentsSecrets, AgentsWrite, KeysManage, RunsRead, RunsWrite, WorkflowsRead,
-            WorkflowsWrite,
+            self, AgentsRead, AgentsSecrets, AgentsWrite, AuditRead, KeysManage, OrganizationsManage, RunsRead,
+            RunsWrite, WorkflowsRead, WorkflowsWrite,
         },
         Role,
     },
@@ -26,7 +26,7 @@ use crate::{
 type Rule = (Method, &'static str, &'static [Permission]);
 
 /// A route that is not here is for nobody, and fails a test. What a route asks for beyond this, it says where it is.
-const RULES: [Rule; 40] = [
+const RULES: [Rule; 47] = [
     (Method::GET, "/agents", &[AgentsRead]),
     (Method::POST, "/agents", &[AgentsWrite]),
     (Method::GET, "/agents/{agent_id}", &[AgentsRead]),
@@ -69,6 +69,13 @@ const RULES: [Rule; 40] = [
     (Method::POST, "/api-keys", &[KeysManage]),
     (Method::GET, "/api-keys/{key_id}", &[KeysManage]),
     (Method::DELETE, "/api-keys/{key_id}", &[KeysManage]),
+    (Method::GET, "/audit-logs", &[AuditRead]),
+    (Method::GET, "/audit-logs/export", &[AuditRead]),
+    (Method::GET, "/audit-logs/verify", &[AuditRead]),
+    (Method::GET, "/organizations", &[OrganizationsManage]),
+    (Method::POST, "/organizations", &[OrganizationsManage]),
+    (Method::GET, "/organizations/{organization_id}", &[OrganizationsManage]),
+    (Method::PUT, "/organizations/{organization_id}", &[OrganizationsManage]),
     // For whoever has an API key, as its handler sees to.
     (Method::POST, "/auth/token", &[]),
 ];
@@ -120,7 +127,7 @@ fn forbidden(detail: impl Into<String>) -> ApiError {
 /// Whether the caller may make the request, or the answer to give instead.
 pub async fn authorize(app: &App, request: &mut Parts, caller: &Caller) -> Result<(), ApiError> {
     // Nothing was asked of the caller, or there is no such route, which its answer says.
-    let (Proof::Token | Proof::TokenOfApiKey(_) | Proof::ApiKey(_), Some(matched)) =
+    let (Proof::Token(_) | Proof::TokenOfApiKey(_) | Proof::ApiKey(_), Some(matched)) =
         (caller.proof, request.extensions.get::<MatchedPath>())
     else {
         return Ok(());
@@ -136,28 +143,34 @@ pub async fn authorize(app: &App, request: &mut Parts, caller: &Caller) -> Resul
         caller.must(*permission)?;
     }
     match &caller.grant.workflows {
-        Some(workflows) if !needs.is_empty() => authorize_bound(app, request, &path, workflows).await,
+        Some(workflows) if !needs.is_empty() => authorize_bound(app, request, caller, &path, workflows).await,
         _ => Ok(()),
     }
 }
 
 /// A caller that is bound to workflows may use the routes that name one, or a run of one. What belongs to another
 /// cannot be told from what does not exist.
-async fn authorize_bound(app: &App, request: &mut Parts, path: &str, workflows: &[String]) -> Result<(), ApiError> {
+async fn authorize_bound(
+    app: &App,
+    request: &mut Parts,
+    caller: &Caller,
+    path: &str,
+    workflows: &[String],
+) -> Result<(), ApiError> {
     let not_found: fn() -> ApiError = if path.starts_with("/runs/") { runs::not_found } else { workflows::not_found };
     // What is no UTF-8 names nothing.
     let parameters = RawPathParams::from_request_parts(request, &()).await.map_err(|_| not_found())?;
     let named = |name: &str| parameters.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_owned());
-    let pool = app.pool.clone();
+    let (pool, organization) = (app.pool.clone(), caller.organization().clone());
     let workflow = if let Some(name) = named("name") {
         Some(name)
     } else if let Some(id) = named("workflow_id") {
         // What is no id is refused as such.
         let Ok(id) = Uuid::try_parse(&id) else { return Ok(()) };
-        db::bounded(async move { db::workflows::name(&pool, id).await }).await?
+        db::bounded(async move { db::workflows::name(&pool, &organization, id).await }).await?
     } else if let Some(run_id) = named("run_id") {
         let run_id = Some(run_id).filter(|run_id| !run_id.contains('\0')).ok_or_else(not_found)?;
-        db::bounded(async move { db::runs::workflow_name(&pool, &run_id).await }).await?
+        db::bounded(async move { db::runs::workflow_name(&pool, &organization, &run_id).await }).await?
     } else {
         let detail = "The API key is bound to workflows, and the route names none";
         return Err(ApiError::new(StatusCode::FORBIDDEN, "key_is_bound", detail));

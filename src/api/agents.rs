@@ -201,6 +201,7 @@ impl From<SaveAgentError> for ApiError {
             SaveAgentError::Invalid(errors) => errors.into(),
             SaveAgentError::Stale(stale) => stale.into(),
             SaveAgentError::Key(error) => error.into(),
+            SaveAgentError::Quota(exceeded) => exceeded.into(),
             SaveAgentError::Db(error) => error.into(),
         }
     }
@@ -234,13 +235,14 @@ fn not_found() -> ApiError {
 pub async fn list_agents(State(app): State<App>, caller: Caller, query: Query) -> Result<Json<Page<Agent>>, ApiError> {
     let asked = Asked::read(&query, app.config.pages, ORDER, "agents", &FILTERS)?;
     let filter = Filter {
+        organization: caller.organization(),
         statuses: query.several("status"),
         name_prefix: query.text("name_prefix"),
         created: query.span("created")?,
         updated: query.span("updated")?,
     };
     if let Some(name) = query.text("name").filter(|name| !name.is_empty()) {
-        let found = db::agents::find_by_name(&app.pool, name).await?;
+        let found = db::agents::find_by_name(&app.pool, caller.organization(), name).await?;
         return Ok(Json(Page::of_one(found.map(|row| Agent::from(shown(row, &caller))), asked.cut.size)));
     }
     let mut connection = app.pool.acquire().await?;
@@ -280,7 +282,9 @@ pub async fn create_agent(
         }
         Err(SaveAgentError::Key(ClaimError::Repeated(id))) => {
             let id = uuid::Uuid::try_parse(&id).map_err(|_| not_found())?;
-            Ok(runs::replayed(created(db::agents::find(&app.pool, id).await?.ok_or_else(not_found)?)))
+            Ok(runs::replayed(created(
+                db::agents::find(&app.pool, caller.organization(), id).await?.ok_or_else(not_found)?,
+            )))
         }
         Err(error) => Err(error.into()),
     }
@@ -298,7 +302,7 @@ pub async fn get_agent(
     AgentId(id): AgentId,
     if_none_match: IfNoneMatch,
 ) -> Result<Response, ApiError> {
-    let row = db::agents::find(&app.pool, id).await?.ok_or_else(not_found)?;
+    let row = db::agents::find(&app.pool, caller.organization(), id).await?.ok_or_else(not_found)?;
     Ok(if_none_match.answer(&row.revision(), Agent::from(shown(row, &caller))))
 }
 
@@ -345,7 +349,11 @@ pub async fn delete_agent(
     get, path = "/agents/{agent_id}/health", tag = "agents", params(("agent_id" = uuid::Uuid, Path)),
     responses((status = 200, body = AgentHealth), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
 )]
-pub async fn check_agent(State(app): State<App>, AgentId(id): AgentId) -> Result<Json<AgentHealth>, ApiError> {
-    let row = db::agents::find(&app.pool, id).await?.ok_or_else(not_found)?;
+pub async fn check_agent(
+    State(app): State<App>,
+    caller: Caller,
+    AgentId(id): AgentId,
+) -> Result<Json<AgentHealth>, ApiError> {
+    let row = db::agents::find(&app.pool, caller.organization(), id).await?.ok_or_else(not_found)?;
     Ok(Json(agent_health::check(&app.http, &row).await))
 }

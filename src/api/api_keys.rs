@@ -16,11 +16,13 @@ use super::{
     auth::{self, Caller, Proof},
     cursor::Asked,
     error::{ApiError, ErrorBody},
+    etag,
     extract::{JsonBody, Query, path_uuid},
+    organizations,
     page::Page,
 };
 use crate::{
-    access::{Grant, Permission, Role},
+    access::{Grant, OrganizationId, Permission, Role},
     actions::api_keys::{self, ApiKeyError, NewApiKey},
     db::{
         self,
@@ -74,6 +76,8 @@ pub struct ApiKey {
     /// When it was used last, to a minute or two.
     #[schema(value_type = Option<String>, format = DateTime)]
     last_used_at: Option<Timestamp>,
+    /// Whose key it is.
+    organization_id: String,
 }
 
 impl From<ApiKeyRow> for ApiKey {
@@ -92,6 +96,7 @@ impl From<ApiKeyRow> for ApiKey {
             revoked_at: row.revoked_at,
             revoked_by: row.revoked_by,
             last_used_at: row.last_used_at,
+            organization_id: row.organization_id,
         }
     }
 }
@@ -129,14 +134,18 @@ pub struct NewApiKeyBody {
     /// From then on it does not count; null: never.
     #[schema(value_type = Option<String>, format = DateTime)]
     expires_at: Option<String>,
+    /// Whose key it is to be; null: the caller's. Another one than that only an administrator of the default
+    /// organisation can name.
+    #[schema(min_length = 1, max_length = 63, pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", example = json!(null))]
+    organization_id: Option<String>,
 }
 
 /// Reads the body of a create request.
-fn parse(body: &RawValue) -> Read<NewApiKey> {
+fn parse(body: &RawValue, own: &OrganizationId) -> Read<NewApiKey> {
     let body = Object::body(body)?;
     let mut errors = Vec::new();
     // Elsewhere they are ignored. Here a limit with a typing error would make a key without it.
-    let unknown = body.unknown(&["name", "role", "scopes", "workflows", "expires_at"]);
+    let unknown = body.unknown(&["name", "role", "scopes", "workflows", "expires_at", "organization_id"]);
     let refused = unknown.iter().map(|node| node.error("extra_forbidden", "Extra inputs are not permitted"));
     errors.extend(refused.take(input::MAX_ERRORS));
     let name = body.required("name", &mut errors, |node| {
@@ -162,6 +171,9 @@ fn parse(body: &RawValue) -> Read<NewApiKey> {
         let at = at.map(Timestamp::from).map_err(|error| vec![FieldError { field: node.path(), ..error }])?;
         if at > Timestamp::now() { Ok(at) } else { Err(vec![FieldError::rule(node.path(), "must be in the future")]) }
     });
+    let organization = body.nullable("organization_id", &mut errors, |node| {
+        node.parsed(|text| OrganizationId::parse(text).map_err(|error| error.to_string()))
+    });
     if let (Some(role), Some(scopes)) = (role, &scopes)
         && let Some(scope) = scopes.iter().find(|scope| !role.permissions().contains(scope))
     {
@@ -170,7 +182,8 @@ fn parse(body: &RawValue) -> Read<NewApiKey> {
     }
     match (name, role) {
         (Some(name), Some(role)) if errors.is_empty() => {
-            Ok(NewApiKey { name, grant: Grant { role, scopes, workflows }, expires_at })
+            let organization = organization.unwrap_or_else(|| own.clone());
+            Ok(NewApiKey { name, organization, grant: Grant { role, scopes, workflows }, expires_at })
         }
         _ => Err(errors),
     }
@@ -210,6 +223,8 @@ impl From<ApiKeyError> for ApiError {
             ApiKeyError::NameTaken(name) => {
                 Self::conflict("api_key_name_taken", format!("An API key named {name:?} is in use"))
             }
+            ApiKeyError::OrganizationNotFound => organizations::not_found(),
+            ApiKeyError::Quota(exceeded) => exceeded.into(),
             ApiKeyError::Db(error) => error.into(),
         }
     }
@@ -227,12 +242,16 @@ fn not_found() -> ApiError {
     responses(
         (status = 201, body = CreatedApiKey, headers(("Location" = String, description = "The path of the key"))),
         (status = 403, description = "The caller may not make keys, or may not do what the key would allow", body = ErrorBody),
+        (status = 404, description = "There is no such organisation", body = ErrorBody),
         (status = 409, description = "A key of that name is in use", body = ErrorBody),
         (status = 422, body = ErrorBody),
     ),
 )]
 pub async fn create_api_key(State(app): State<App>, caller: Caller, body: JsonBody) -> Result<Response, ApiError> {
-    let new = parse(body.raw())?;
+    let new = parse(body.raw(), caller.organization())?;
+    if new.organization != *caller.organization() && !caller.organization().is_default() {
+        return Err(organizations::not_found());
+    }
     let exceeds = |permission: &Permission| new.grant.allows(*permission) && !caller.may(*permission);
     if let Some(permission) = Permission::ALL.iter().find(|permission| exceeds(permission)) {
         let detail = format!("The key would allow {}, which the caller may not do", permission.as_str());
@@ -241,13 +260,9 @@ pub async fn create_api_key(State(app): State<App>, caller: Caller, body: JsonBo
     let environment = &app.config.auth.api_key_environment;
     let (key, row) = api_keys::create(&app.pool, app.context(&caller), environment, new).await?;
     tracing::info!(target: "api.routes.api_keys", key_id = %row.id, "API key created");
-    let location = HeaderValue::from_str(&format!("{}/api-keys/{}", app.config.api.prefix, row.id));
+    let path = format!("/api-keys/{}", row.id);
     let created = CreatedApiKey { shown: row.into(), key: key.expose().to_owned() };
-    let mut response = secret(StatusCode::CREATED, created);
-    if let Ok(location) = location {
-        response.headers_mut().insert(header::LOCATION, location);
-    }
-    Ok(response)
+    Ok(etag::located(&app, &path, secret(StatusCode::CREATED, created)))
 }
 
 /// What no cache between here and the client may keep.
@@ -269,10 +284,14 @@ fn secret(status: StatusCode, body: impl Serialize) -> Response {
         (status = 422, body = ErrorBody),
     ),
 )]
-pub async fn list_api_keys(State(app): State<App>, query: Query) -> Result<Json<Page<ApiKey>>, ApiError> {
+pub async fn list_api_keys(
+    State(app): State<App>,
+    caller: Caller,
+    query: Query,
+) -> Result<Json<Page<ApiKey>>, ApiError> {
     let asked = Asked::read(&query, app.config.pages, ORDER, "api-keys", &[])?;
     let mut connection = app.pool.acquire().await?;
-    let part = db::api_keys::list(&mut connection, &asked.cut).await?;
+    let part = db::api_keys::list(&mut connection, caller.organization(), &asked.cut).await?;
     Ok(Json(Page::new(part, &asked)))
 }
 
@@ -281,8 +300,8 @@ pub async fn list_api_keys(State(app): State<App>, query: Query) -> Result<Json<
     get, path = "/api-keys/{key_id}", tag = "access", params(("key_id" = Uuid, Path)),
     responses((status = 200, body = ApiKey), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
 )]
-pub async fn get_api_key(State(app): State<App>, KeyId(id): KeyId) -> Result<Json<ApiKey>, ApiError> {
-    Ok(Json(db::api_keys::find(&app.pool, id).await?.ok_or_else(not_found)?.into()))
+pub async fn get_api_key(State(app): State<App>, caller: Caller, KeyId(id): KeyId) -> Result<Json<ApiKey>, ApiError> {
+    Ok(Json(db::api_keys::find(&app.pool, caller.organization(), id).await?.ok_or_else(not_found)?.into()))
 }
 
 /// Revokes an API key, and with it the tokens that were issued for it, for good. Every process knows within 5 seconds.
@@ -333,7 +352,7 @@ pub async fn issue_token(State(app): State<App>, caller: Caller) -> Result<Respo
         let detail = "JWT_SECRET is not set, so there is nothing to sign a token with; use the API key itself";
         return Err(ApiError::conflict("no_signing_key", detail));
     }
-    let access_token = auth::issue_for_key(settings, &caller.subject, caller.grant.role, key_id).map_err(|error| {
+    let access_token = auth::issue_for_key(settings, &caller.actor, caller.grant.role, key_id).map_err(|error| {
         tracing::error!(error = &error as &dyn std::error::Error, "no token was issued: {error}");
         ApiError::internal()
     })?;

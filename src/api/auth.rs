@@ -2,6 +2,7 @@
 
 mod jwks;
 mod key_ring;
+mod organizations;
 mod token;
 
 use std::sync::Arc;
@@ -13,21 +14,22 @@ use uuid::Uuid;
 use self::{key_ring::Holder, token::Refused};
 pub use self::{
     key_ring::KeyRing,
+    organizations::Organizations,
     token::{TokenError, Tokens, issue, issue_for_key},
 };
 use super::App;
 use crate::{
-    access::{Grant, Role, api_key::ApiKey},
+    access::{Actor, Grant, OrganizationId, Role, api_key::ApiKey},
     actions::answer_callback::Answerer,
     api::error::ApiError,
-    db::api_keys::KeyName,
+    db::{self, api_keys::KeyName},
 };
 
 /// Who a request is from. Its existence is the proof that the caller was let in.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    /// The token's `sub`; `api-key:` and the name of an API key; `system` while authentication is off.
-    pub subject: String,
+    /// Who it is.
+    pub actor: Arc<Actor>,
     /// What the caller may do; everything while authentication is off.
     pub grant: Arc<Grant>,
     /// Roles of the caller's organisation, for approvals.
@@ -37,14 +39,14 @@ pub struct Caller {
 }
 
 /// How a caller was told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Proof {
     /// Not at all: authentication is off, or the route is open to all.
     Nothing,
     /// By the address of a callback, which is all that is known.
     Address,
-    /// By a token.
-    Token,
+    /// By a token, which counts until then, in seconds since the epoch.
+    Token(f64),
     /// By a token that was issued for this API key.
     TokenOfApiKey(Uuid),
     /// By this API key.
@@ -52,31 +54,38 @@ pub enum Proof {
 }
 
 impl Caller {
-    fn system() -> Self {
-        let grant = Arc::new(Grant::of(Role::Admin));
-        Self { subject: "system".to_owned(), grant, roles: Arc::default(), proof: Proof::Nothing }
-    }
-
     /// Whoever has the address of a callback.
-    fn nobody() -> Self {
-        let grant = Arc::new(Grant::of(Role::Viewer));
-        Self { subject: "callback".to_owned(), grant, roles: Arc::default(), proof: Proof::Address }
+    fn nobody(anybody: Actor) -> Self {
+        let actor = Arc::new(Actor { subject: "callback".to_owned(), ..anybody });
+        Self { actor, grant: Arc::new(Grant::of(Role::Viewer)), roles: Arc::default(), proof: Proof::Address }
     }
 
     /// The same, as somebody who answers a callback.
     #[must_use]
     pub fn answerer(&self) -> Answerer<'_> {
         Answerer {
-            subject: Some(self.subject.as_str()).filter(|_| self.proof != Proof::Address),
+            actor: &self.actor,
+            is_known: self.proof != Proof::Address,
+            organization: Some(self.organization()).filter(|_| self.proof != Proof::Nothing),
             role: self.grant.role,
             roles: &self.roles,
             workflows: self.grant.workflows.as_deref(),
         }
     }
 
-    fn holder(holder: &Holder, proof: Proof) -> Self {
-        let grant = Arc::clone(&holder.grant);
-        Self { subject: holder.subject.clone(), grant, roles: Arc::default(), proof }
+    /// Whether the caller would still be let in, for whoever serves him for longer than a request takes.
+    pub async fn still_counts(&self, app: &App) -> Result<bool, db::Error> {
+        Ok(match self.proof {
+            Proof::Nothing | Proof::Address => true,
+            Proof::Token(until) => token::now() < until && app.organizations.is_active(self.organization()).await?,
+            Proof::TokenOfApiKey(id) | Proof::ApiKey(id) => app.keys.find(KeyName::Id(id)).await?.is_some(),
+        })
+    }
+
+    /// Whose everything is that the caller sees and makes.
+    #[must_use]
+    pub fn organization(&self) -> &OrganizationId {
+        &self.actor.organization
     }
 }
 
@@ -93,35 +102,37 @@ fn unauthorized(detail: &str) -> ApiError {
         .with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
 }
 
-/// The caller of a request, or the answer to give instead.
-pub async fn authenticate(app: &App, request: &Parts) -> Result<Caller, ApiError> {
+/// The caller of a request, or the answer to give instead. What is known of everybody is in `anybody`.
+pub async fn authenticate(app: &App, request: &Parts, anybody: Actor) -> Result<Caller, ApiError> {
     let auth = &app.config.auth;
     let path = request.uri.path();
     let is_business = path.strip_prefix(&app.config.api.prefix).is_some_and(|rest| rest.starts_with('/'));
     let is_public = super::docs::is_public(path) || super::system::is_public(path);
     if !auth.enabled || is_public || !is_business {
-        return Ok(Caller::system());
+        let (actor, grant) = (Arc::new(anybody), Arc::new(Grant::of(Role::Admin)));
+        return Ok(Caller { actor, grant, roles: Arc::default(), proof: Proof::Nothing });
     }
-    let presented = present(app, request).await;
+    let nobody = Caller::nobody(anybody.clone());
+    let presented = present(app, request, anybody).await;
     // The address of a callback is its permission. Who else somebody is may be asked for there.
     if path.strip_prefix(&app.config.api.prefix).is_some_and(|rest| rest.starts_with("/callbacks/")) {
-        return Ok(presented.unwrap_or_else(|_| Caller::nobody()));
+        return Ok(presented.unwrap_or(nobody));
     }
     presented
 }
 
 /// The caller that the request's credentials prove.
-async fn present(app: &App, request: &Parts) -> Result<Caller, ApiError> {
+async fn present(app: &App, request: &Parts, anybody: Actor) -> Result<Caller, ApiError> {
     let auth = &app.config.auth;
     if let Some(key) = only(request, &auth.api_key_header)? {
-        return by_api_key(app, key).await;
+        return by_api_key(app, key, anybody).await;
     }
     let token = only(request, &header::AUTHORIZATION)?.and_then(|value| {
         let (scheme, token) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
     });
     match token {
-        Some(token) => by_token(app, token).await,
+        Some(token) => by_token(app, token, anybody).await,
         None => Err(unauthorized("A bearer token or an API key is required")),
     }
 }
@@ -138,14 +149,14 @@ fn only<'a>(request: &'a Parts, name: &HeaderName) -> Result<Option<&'a str>, Ap
     }
 }
 
-async fn by_api_key(app: &App, key: &str) -> Result<Caller, ApiError> {
+async fn by_api_key(app: &App, key: &str, anybody: Actor) -> Result<Caller, ApiError> {
     let invalid = || unauthorized("The API key is not valid");
     let key = ApiKey::parse(key.trim()).ok_or_else(invalid)?;
     let holder = app.keys.find(KeyName::Hash(key.hash())).await?.ok_or_else(invalid)?;
-    Ok(Caller::holder(&holder, Proof::ApiKey(holder.id)))
+    Ok(holder.caller(Proof::ApiKey(holder.id), anybody))
 }
 
-async fn by_token(app: &App, token: &str) -> Result<Caller, ApiError> {
+async fn by_token(app: &App, token: &str, anybody: Actor) -> Result<Caller, ApiError> {
     let invalid = || unauthorized("The bearer token is not valid");
     let claims = app.tokens.verify(token).await.map_err(|refused| match refused {
         Refused::Invalid => invalid(),
@@ -154,9 +165,22 @@ async fn by_token(app: &App, token: &str) -> Result<Caller, ApiError> {
         }
     })?;
     let Some(key_id) = claims.key_id else {
+        if !app.organizations.is_active(&claims.organization).await? {
+            return Err(invalid());
+        }
+        let (subject, organization) = (claims.subject.clone(), claims.organization.clone());
+        let actor = Arc::new(Actor { subject, organization, ..anybody });
         let (grant, roles) = (Arc::clone(&claims.grant), Arc::clone(&claims.roles));
-        return Ok(Caller { subject: claims.subject.clone(), grant, roles, proof: Proof::Token });
+        return Ok(Caller { actor, grant, roles, proof: Proof::Token(claims.counts_until()) });
     };
     let holder = app.keys.find(KeyName::Id(key_id)).await?.ok_or_else(invalid)?;
-    Ok(Caller::holder(&holder, Proof::TokenOfApiKey(key_id)))
+    Ok(holder.caller(Proof::TokenOfApiKey(key_id), anybody))
+}
+
+impl Holder {
+    fn caller(&self, proof: Proof, anybody: Actor) -> Caller {
+        let (subject, organization) = (self.subject.clone(), self.organization.clone());
+        let actor = Arc::new(Actor { subject, organization, key_id: Some(self.id), ..anybody });
+        Caller { actor, grant: Arc::clone(&self.grant), roles: Arc::default(), proof }
+    }
 }

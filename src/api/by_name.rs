@@ -15,7 +15,6 @@ use super::{
     etag::{IfMatch, IfNoneMatch},
     extract::{JsonBody, Key},
     prefer::Wait,
-    request::CorrelationId,
     runs::RunDetail,
     workflows::{self, ExecuteBody, Workflow, not_found, save_error},
 };
@@ -74,10 +73,11 @@ pub struct WantedWorkflowBody {
 )]
 pub async fn get_workflow_by_name(
     State(app): State<App>,
+    caller: Caller,
     Name(name): Name,
     if_none_match: IfNoneMatch,
 ) -> Result<Response, ApiError> {
-    let row = db::workflows::find_active(&app.pool, &name).await?.ok_or_else(not_found)?;
+    let row = db::workflows::find_active(&app.pool, caller.organization(), &name).await?.ok_or_else(not_found)?;
     Ok(if_none_match.answer(&row.revision(), Workflow::from(row)))
 }
 
@@ -164,13 +164,12 @@ pub async fn put_workflow_by_name(
 pub async fn execute_workflow_by_name(
     State(app): State<App>,
     caller: Caller,
-    CorrelationId(correlation_id): CorrelationId,
     Name(name): Name,
     key: Key,
     wait: Wait,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    let id = db::workflows::find_active(&app.pool, &name).await?.ok_or_else(not_found)?.id;
+    let id = db::workflows::find_active(&app.pool, caller.organization(), &name).await?.ok_or_else(not_found)?.id;
     // Of the name: a repeat is the same request although the name has another version by now.
-    workflows::start(app, caller, correlation_id, (id, format!("execute by name {name:?}")), key, wait, &body).await
+    workflows::start(app, caller, (id, format!("execute by name {name:?}")), key, wait, &body).await
 }

@@ -107,7 +107,9 @@ pub async fn answer_callback(
     Token(token): Token,
     OptionalJsonBody(body): OptionalJsonBody,
 ) -> Result<Response, ApiError> {
-    let answered = answer_callback::answer_callback(&app.pool, &token, caller.answerer(), body.as_deref()).await?;
+    let answered =
+        answer_callback::answer_callback(&app.pool, app.context(&caller), &token, caller.answerer(), body.as_deref())
+            .await?;
     let Answered { run_id, step_id, at, approved, is_repeat } = answered;
     if !is_repeat {
         tracing::info!(target: "api.routes.callbacks", run_id, step_id, "Callback answered");
@@ -122,9 +124,13 @@ pub async fn answer_callback(
     get, path = "/runs/{run_id}/callbacks", tag = "callbacks", params(("run_id" = String, Path)),
     responses((status = 200, body = Vec<Callback>), (status = 404, body = ErrorBody)),
 )]
-pub async fn list_callbacks(State(app): State<App>, RunId(run_id): RunId) -> Result<Json<Vec<Callback>>, ApiError> {
-    let rows = db::waits::open_callbacks(&app.pool, &run_id, MAX_LISTED).await?;
-    if rows.is_empty() && !db::runs::exists(&app.pool, &run_id).await? {
+pub async fn list_callbacks(
+    State(app): State<App>,
+    caller: Caller,
+    RunId(run_id): RunId,
+) -> Result<Json<Vec<Callback>>, ApiError> {
+    let rows = db::waits::open_callbacks(&app.pool, caller.organization(), &run_id, MAX_LISTED).await?;
+    if rows.is_empty() && !db::runs::exists(&app.pool, caller.organization(), &run_id).await? {
         return Err(runs::not_found());
     }
     let url = app.config.api.callbacks_url();

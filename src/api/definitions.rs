@@ -91,7 +91,11 @@ impl From<workflow::Summary> for Summary {
         (status = 422, description = "The body is no JSON object", body = ErrorBody),
     ),
 )]
-pub async fn validate_workflow(State(app): State<App>, body: JsonBody) -> Result<Json<Validation>, ApiError> {
+pub async fn validate_workflow(
+    State(app): State<App>,
+    caller: Caller,
+    body: JsonBody,
+) -> Result<Json<Validation>, ApiError> {
     Object::body(body.raw())?;
     let mut answer = Validation {
         valid: false,
@@ -106,7 +110,7 @@ pub async fn validate_workflow(State(app): State<App>, body: JsonBody) -> Result
     });
     match checked {
         Ok(new) => {
-            answer.errors = agent_errors(&app, &new).await?;
+            answer.errors = agent_errors(&app, &caller, &new).await?;
             answer.warnings.extend(new.content.warnings());
             answer.workflow_data = Some(new.content.new_plan(&new.name, DRY_RUN_VERSION));
         }
@@ -127,10 +131,11 @@ fn dropped(body: &RawValue) -> Vec<FieldError> {
 }
 
 /// An error for each step whose agent could not be called.
-async fn agent_errors(app: &App, new: &NewWorkflow) -> Result<Vec<FieldError>, ApiError> {
+async fn agent_errors(app: &App, caller: &Caller, new: &NewWorkflow) -> Result<Vec<FieldError>, ApiError> {
     let steps = new.content.steps();
     let mut connection = app.pool.acquire().await?;
-    let unusable: HashMap<_, _> = save_workflow::unusable_agents(&mut connection, steps).await?.into_iter().collect();
+    let unusable = save_workflow::unusable_agents(&mut connection, caller.organization(), steps).await?;
+    let unusable: HashMap<_, _> = unusable.into_iter().collect();
     let errors = steps.iter().filter_map(|step| {
         let name = step.agent_name.as_deref()?;
         let field = format!("body.steps.{}.agent_name", step.id);
@@ -180,12 +185,12 @@ fn no_such_version(version: i32) -> ApiError {
     ApiError::not_found("version_not_found", format!("The workflow has no version {version}"))
 }
 
-async fn version_of(app: &App, id: Uuid, version: i32) -> Result<WorkflowRow, ApiError> {
-    let named = db::workflows::find(&app.pool, id).await?.ok_or_else(not_found)?;
+async fn version_of(app: &App, caller: &Caller, id: Uuid, version: i32) -> Result<WorkflowRow, ApiError> {
+    let named = db::workflows::find(&app.pool, caller.organization(), id).await?.ok_or_else(not_found)?;
     if named.version == version {
         return Ok(named);
     }
-    let found = db::workflows::find_version(&app.pool, &named.name, version).await?;
+    let found = db::workflows::find_version(&app.pool, caller.organization(), &named.name, version).await?;
     found.ok_or_else(|| no_such_version(version))
 }
 
@@ -195,8 +200,12 @@ async fn version_of(app: &App, id: Uuid, version: i32) -> Result<WorkflowRow, Ap
     params(("workflow_id" = uuid::Uuid, Path), ("version" = i32, Path, minimum = 1)),
     responses((status = 200, body = Workflow), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
 )]
-pub async fn get_workflow_version(State(app): State<App>, path: PathValues) -> Result<Json<Workflow>, ApiError> {
-    Ok(Json(version_of(&app, path.workflow_id()?, path.version("version")?).await?.into()))
+pub async fn get_workflow_version(
+    State(app): State<App>,
+    caller: Caller,
+    path: PathValues,
+) -> Result<Json<Workflow>, ApiError> {
+    Ok(Json(version_of(&app, &caller, path.workflow_id()?, path.version("version")?).await?.into()))
 }
 
 /// A value in two versions.
@@ -259,10 +268,14 @@ pub struct StepComparison {
     ),
     responses((status = 200, body = Comparison), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
 )]
-pub async fn compare_workflow_versions(State(app): State<App>, path: PathValues) -> Result<Json<Comparison>, ApiError> {
+pub async fn compare_workflow_versions(
+    State(app): State<App>,
+    caller: Caller,
+    path: PathValues,
+) -> Result<Json<Comparison>, ApiError> {
     let (id, first, second) = (path.workflow_id()?, path.version("version")?, path.version("other")?);
-    let before = version_of(&app, id, first).await?;
-    let after = version_of(&app, id, second).await?;
+    let before = version_of(&app, &caller, id, first).await?;
+    let after = version_of(&app, &caller, id, second).await?;
     let diff = workflow::Diff::between(&before.workflow_data.0, &after.workflow_data.0);
     let text = |text: Option<&String>| text.map(input::to_raw);
     let description = workflow::Change::between(
@@ -334,9 +347,9 @@ pub async fn roll_back_workflow(
             tracing::info!(target: "api.routes.workflows", workflow_id = %id, version, "Workflow rolled back");
             Ok(tagged(row))
         }
-        Err(RollBackError::Save(SaveWorkflowError::Key(ClaimError::Repeated(_)))) => {
-            Ok(runs::replayed(tagged(db::workflows::find(&app.pool, id).await?.ok_or_else(not_found)?)))
-        }
+        Err(RollBackError::Save(SaveWorkflowError::Key(ClaimError::Repeated(_)))) => Ok(runs::replayed(tagged(
+            db::workflows::find(&app.pool, caller.organization(), id).await?.ok_or_else(not_found)?,
+        ))),
         Err(RollBackError::NoSuchVersion(version)) => Err(no_such_version(version)),
         Err(RollBackError::Save(error)) => Err(save_error(error, StatusCode::NOT_FOUND)),
     }

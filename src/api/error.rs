@@ -8,6 +8,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::{
+    access::{Countable, QuotaExceeded},
     db::{self, idempotency::ClaimError},
     input::FieldError,
     timestamp::Timestamp,
@@ -26,6 +27,20 @@ pub struct ApiError {
     errors: Vec<FieldError>,
     cause: Option<Cause>,
     headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl ApiError {
+    /// The stable word.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        self.code
+    }
+
+    /// Whether the caller was not let in, or not let do something.
+    #[must_use]
+    pub fn is_denial(&self) -> bool {
+        matches!(self.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+    }
 }
 
 /// What the request log shows of a 5xx.
@@ -224,6 +239,20 @@ impl From<Arc<db::Error>> for ApiError {
                 Self::invalid(vec![value]).because(error)
             }
             db::Error::Bug(_) => Self::internal().because(error),
+        }
+    }
+}
+
+impl From<QuotaExceeded> for ApiError {
+    fn from(QuotaExceeded { what, limit }: QuotaExceeded) -> Self {
+        let detail = format!("The organization may have {limit} {}, and has as many already", what.as_str());
+        match what {
+            // Here time makes room.
+            Countable::QueuedRuns => Self::new(StatusCode::TOO_MANY_REQUESTS, "quota_exceeded", detail)
+                .with_header(header::RETRY_AFTER, HeaderValue::from_static("5")),
+            Countable::Agents | Countable::Workflows | Countable::ApiKeys => {
+                Self::new(StatusCode::FORBIDDEN, "quota_exceeded", detail)
+            }
         }
     }
 }

@@ -62,7 +62,12 @@ pub fn tagged(revision: &str, answer: impl IntoResponse) -> Response {
 
 /// 201 with what was made, its tag and its path below the prefix.
 pub fn created(app: &App, path: &str, revision: &str, body: impl Serialize) -> Response {
-    let mut response = tagged(revision, (StatusCode::CREATED, Json(body)));
+    located(app, path, tagged(revision, (StatusCode::CREATED, Json(body))))
+}
+
+/// An answer with a path below the prefix.
+pub fn located(app: &App, path: &str, answer: impl IntoResponse) -> Response {
+    let mut response = answer.into_response();
     if let Ok(location) = HeaderValue::from_str(&format!("{}{path}", app.config.api.prefix)) {
         response.headers_mut().insert(header::LOCATION, location);
     }

@@ -144,7 +144,13 @@ impl Key {
     /// The key as it counts for this route (with its object, if it has one), caller and body.
     #[must_use]
     pub fn bound(self, route: &str, caller: &Caller, fingerprint: Vec<u8>) -> Option<IdempotencyKey> {
-        let scope = format!("{route} {}", caller.subject);
+        // No organisation is named like the beginning of a route, so that keys of a single one stay what they were.
+        let actor = &caller.actor;
+        let scope = if actor.organization.is_default() {
+            format!("{route} {}", actor.subject)
+        } else {
+            format!("{}: {route} {}", actor.organization, actor.subject)
+        };
         self.0.map(|key| IdempotencyKey { scope, key, fingerprint })
     }
 }

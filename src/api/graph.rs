@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 use super::{
     App,
+    auth::Caller,
     error::{ApiError, ErrorBody},
     extract::{Query, RunId, WorkflowId},
     workflows::not_found,
@@ -99,12 +100,13 @@ fn not_drawable(what: impl std::fmt::Display) -> ApiError {
 )]
 pub async fn draw_workflow(
     State(app): State<App>,
+    caller: Caller,
     WorkflowId(id): WorkflowId,
     query: Query,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let form = Form::asked(&query, &headers)?;
-    let row = db::workflows::find(&app.pool, id).await?.ok_or_else(not_found)?;
+    let row = db::workflows::find(&app.pool, caller.organization(), id).await?.ok_or_else(not_found)?;
     let plan = Plan::parse(&row.workflow_data.0).map_err(not_drawable)?;
     Ok(form.show(&Graph::new(&plan, &HashMap::new())))
 }
@@ -126,12 +128,13 @@ pub async fn draw_workflow(
 )]
 pub async fn draw_run(
     State(app): State<App>,
+    caller: Caller,
     RunId(run_id): RunId,
     query: Query,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let form = Form::asked(&query, &headers)?;
-    if !db::runs::exists(&app.pool, &run_id).await? {
+    if !db::runs::exists(&app.pool, caller.organization(), &run_id).await? {
         return Err(ApiError::not_found("run_not_found", "Run not found"));
     }
     let plan = db::runs::plan(&app.pool, &run_id).await?;

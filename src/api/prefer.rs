@@ -7,6 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Part
 
 use super::{
     App,
+    auth::Caller,
     error::ApiError,
     runs::{self, Run, RunDetail},
 };
@@ -62,10 +63,10 @@ impl<S: Send + Sync> FromRequestParts<S> for Wait {
 
 /// The answer to a start: at once 202 with the run, or if the client waits, 200 with the run that has ended. One that
 /// takes longer, or cannot be read at the moment, is 202 as well: it is durable.
-pub async fn answer(app: &App, run: Run, wait: Wait) -> Response {
+pub async fn answer(app: &App, caller: &Caller, run: Run, wait: Wait) -> Response {
     let Wait(Some(secs)) = wait else { return runs::accepted(app, StatusCode::ACCEPTED, &RunDetail::open(run)) };
     app.waiting.until_ended(run.run_id(), wait.time()).await;
-    let found = look_again(app, run.run_id()).await.unwrap_or_else(|error| {
+    let found = look_again(app, caller, run.run_id()).await.unwrap_or_else(|error| {
         tracing::debug!(
             error = &error as &dyn std::error::Error,
             "the run that was waited for cannot be read: {error}"
@@ -85,8 +86,8 @@ pub async fn answer(app: &App, run: Run, wait: Wait) -> Response {
     response
 }
 
-async fn look_again(app: &App, run_id: &str) -> Result<Option<RunDetail>, db::Error> {
-    match db::runs::find(&app.pool, run_id).await? {
+async fn look_again(app: &App, caller: &Caller, run_id: &str) -> Result<Option<RunDetail>, db::Error> {
+    match db::runs::find(&app.pool, caller.organization(), run_id).await? {
         Some(row) => RunDetail::read(app, row).await.map(Some),
         None => Ok(None),
     }

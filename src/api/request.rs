@@ -13,7 +13,7 @@ use http_body_util::BodyExt;
 use tracing::Instrument;
 
 use super::{App, CORRELATION_ID, access, auth, error, prefer::Wait};
-use crate::{api::error::ApiError, id};
+use crate::{access::Actor, api::error::ApiError, auditor::Denied, id};
 
 /// Largest request body.
 pub const MAX_BODY_BYTES: usize = 1 << 20;
@@ -45,8 +45,12 @@ pub async fn surround(State(app): State<App>, request: Request, next: Next) -> R
     let path = request.uri().path().to_owned();
     let route = request.extensions().get::<MatchedPath>().map_or("(none)".to_owned(), |path| path.as_str().to_owned());
     let (mut parts, body) = request.into_parts();
-    let caller = auth::authenticate(&app, &parts).await;
-    let user_id = caller.as_ref().map_or("", |caller| caller.subject.as_str()).to_owned();
+    let anybody = Actor { correlation_id: correlation_id.clone(), ..Actor::system() };
+    let caller = auth::authenticate(&app, &parts, anybody.clone()).await;
+    let actor = caller
+        .as_ref()
+        .map_or_else(|_| Actor { subject: String::new(), ..anybody }, |caller| Actor::clone(&caller.actor));
+    let user_id = caller.as_ref().map_or("", |caller| caller.actor.subject.as_str()).to_owned();
     let caller = match caller {
         Ok(caller) => access::authorize(&app, &mut parts, &caller).await.map(|()| caller),
         Err(refusal) => Err(refusal),
@@ -79,6 +83,10 @@ pub async fn surround(State(app): State<App>, request: Request, next: Next) -> R
     };
     let mut response = match response.extensions().get::<error::Pending>().and_then(error::Pending::take) {
         Some(error) => {
+            if app.config.audit && error.is_denial() {
+                let (method, route, status) = (method.to_string(), route.clone(), error.status().as_u16());
+                app.auditor.denied(Denied { actor, method, route, status, code: error.code().to_owned() });
+            }
             let mut rendered = error.render(&path, &correlation_id);
             // What axum has put on the answer already, such as Allow.
             if let Some(allow) = response.headers().get(header::ALLOW) {
@@ -90,6 +98,9 @@ pub async fn surround(State(app): State<App>, request: Request, next: Next) -> R
     };
     if let Ok(value) = HeaderValue::from_str(&correlation_id) {
         response.headers_mut().insert(CORRELATION_ID, value);
+    }
+    if app.config.audit && !method.is_safe() && response.status().is_success() {
+        app.auditor.nudge();
     }
     drop(active);
     let duration = started.elapsed();

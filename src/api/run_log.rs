@@ -22,6 +22,7 @@ use utoipa::ToSchema;
 
 use super::{
     App,
+    auth::Caller,
     cursor::Asked,
     error::{ApiError, ErrorBody},
     extract::{Query, RunId},
@@ -47,6 +48,9 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 /// Ends the id of the end event, whose number is that of the entry before.
 const END_SUFFIX: &str = "-end";
+/// How often a waiting stream asks whether its client would still be let in. With what is remembered of keys, a stream
+/// ends within the 5 s after which a revoked key must be useless.
+const RECHECK_CALLER: Duration = Duration::from_secs(1);
 /// How long a stream is silent at most: less than proxies wait before they take a connection for dead.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// When a client comes back whose stream was closed before the run ended.
@@ -223,6 +227,7 @@ fn message(row: &EventRow) -> String {
 )]
 pub async fn get_logs(
     State(app): State<App>,
+    caller: Caller,
     RunId(run_id): RunId,
     headers: HeaderMap,
     query: Query,
@@ -237,7 +242,7 @@ pub async fn get_logs(
     let is_descending = query.text("sort_order").is_some_and(|order| order.eq_ignore_ascii_case("desc"));
     let order = events::order(!is_descending);
     let asked = Asked::read(&query, app.config.pages, order, &format!("logs of {run_id}"), &FILTERS)?;
-    if !db::runs::exists(&app.pool, &run_id).await? {
+    if !db::runs::exists(&app.pool, caller.organization(), &run_id).await? {
         return Err(not_found());
     }
     events::number(&app.pool, &run_id).await?;
@@ -332,12 +337,16 @@ impl Seen {
 )]
 pub async fn stream_events(
     State(app): State<App>,
+    caller: Caller,
     RunId(run_id): RunId,
     headers: HeaderMap,
     query: Query,
 ) -> Result<Response, ApiError> {
     let unknown_id = || ApiError::bad_request("invalid_last_event_id", "Last-Event-ID is not an id of this stream");
     let seen = Seen::read(&headers, &query).ok_or_else(unknown_id)?;
+    if !db::runs::exists(&app.pool, caller.organization(), &run_id).await? {
+        return Err(not_found());
+    }
     // Before the first look, so that nothing happens unseen between the two.
     let watch = app.waiting.watch(&run_id).ok_or_else(|| {
         ApiError::unavailable("too_many_streams", "Too many event streams are open; GET the run or its logs instead")
@@ -349,7 +358,7 @@ pub async fn stream_events(
     if seen.end && rest.rows.is_empty() && is_terminal(&rest.status) {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    let reader = Reader { app, run_id, seen: seen.seq, watch, phase: Phase::Opening(rest) };
+    let reader = Reader { app, caller, run_id, seen: seen.seq, watch, phase: Phase::Opening(rest) };
     let events = Sse::new(reader.events()).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
     Ok(([(ACCEL_BUFFERING, HeaderValue::from_static("no"))], events).into_response())
 }
@@ -394,6 +403,7 @@ enum AfterRows {
 /// One stream. It reads the next entries when its client has taken those before, so a slow client costs no memory.
 struct Reader {
     app: App,
+    caller: Caller,
     run_id: String,
     seen: i32,
     watch: Watch,
@@ -421,7 +431,7 @@ impl Reader {
                     // At a stop the client comes back to another process, and goes on there.
                     let goes_on = match then {
                         AfterRows::Read => !self.watch.is_over(),
-                        AfterRows::Wait => self.watch.changed().await,
+                        AfterRows::Wait => self.changed().await,
                         AfterRows::End(status) => {
                             let end = End { run_id: &self.run_id, status: &status };
                             return Some(event(format!("{}{END_SUFFIX}", self.seen), &end).event("end"));
@@ -440,6 +450,20 @@ impl Reader {
                     }
                 }
                 Phase::Closing => return None,
+            }
+        }
+    }
+
+    /// Waits until the log has grown. False at a stop, and when the caller is not let in any more.
+    async fn changed(&mut self) -> bool {
+        loop {
+            tokio::select! {
+                goes_on = self.watch.changed() => return goes_on,
+                () = tokio::time::sleep(RECHECK_CALLER) => {}
+            }
+            // A database that is away says nothing about the caller.
+            if matches!(self.caller.still_counts(&self.app).await, Ok(false)) {
+                return false;
             }
         }
     }

@@ -142,7 +142,7 @@ impl Run {
             status: RunStatus::Pending.as_str().to_owned(),
             priority: request.priority,
             input_data: Some(request.input),
-            triggered_by: Some(request.triggered_by),
+            triggered_by: Some(request.actor.subject.clone()),
             created_at,
             updated_at: created_at,
             completed_at: None,
@@ -365,8 +365,9 @@ fn wrong_state(status: &str, act: &str) -> ApiError {
         (status = 422, body = ErrorBody),
     ),
 )]
-pub async fn list_runs(State(app): State<App>, query: Query) -> Result<Json<Page<Run>>, ApiError> {
+pub async fn list_runs(State(app): State<App>, caller: Caller, query: Query) -> Result<Json<Page<Run>>, ApiError> {
     let filter = Filter {
+        organization: caller.organization(),
         statuses: query.several("status"),
         workflow_id: query.text("workflow_id"),
         workflow_definition_id: query.text("workflow_definition_id"),
@@ -390,8 +391,12 @@ pub async fn list_runs(State(app): State<App>, query: Query) -> Result<Json<Page
     get, path = "/runs/{run_id}", tag = "runs", params(("run_id" = String, Path)),
     responses((status = 200, body = RunDetail), (status = 404, body = ErrorBody)),
 )]
-pub async fn get_run(State(app): State<App>, RunId(run_id): RunId) -> Result<Json<RunDetail>, ApiError> {
-    let row = db::runs::find(&app.pool, &run_id).await?.ok_or_else(not_found)?;
+pub async fn get_run(
+    State(app): State<App>,
+    caller: Caller,
+    RunId(run_id): RunId,
+) -> Result<Json<RunDetail>, ApiError> {
+    let row = db::runs::find(&app.pool, caller.organization(), &run_id).await?.ok_or_else(not_found)?;
     Ok(Json(RunDetail::read(&app, row).await?))
 }
 
@@ -400,9 +405,13 @@ pub async fn get_run(State(app): State<App>, RunId(run_id): RunId) -> Result<Jso
     get, path = "/runs/{run_id}/steps", tag = "runs", params(("run_id" = String, Path)),
     responses((status = 200, body = Vec<Step>), (status = 404, body = ErrorBody)),
 )]
-pub async fn list_steps(State(app): State<App>, RunId(run_id): RunId) -> Result<Json<Vec<Step>>, ApiError> {
-    let rows = db::runs::steps(&app.pool, &run_id).await?;
-    if rows.is_empty() && !db::runs::exists(&app.pool, &run_id).await? {
+pub async fn list_steps(
+    State(app): State<App>,
+    caller: Caller,
+    RunId(run_id): RunId,
+) -> Result<Json<Vec<Step>>, ApiError> {
+    let rows = db::runs::steps(&app.pool, caller.organization(), &run_id).await?;
+    if rows.is_empty() && !db::runs::exists(&app.pool, caller.organization(), &run_id).await? {
         return Err(not_found());
     }
     Ok(Json(rows.into_iter().map(Step::from).collect()))
@@ -451,7 +460,7 @@ pub async fn retry_run(
             Ok(retried(RunDetail::open(row.into())))
         }
         Err(RetryRunError::Key(ClaimError::Repeated(_))) => {
-            let row = db::runs::find(&app.pool, &run_id).await?.ok_or_else(not_found)?;
+            let row = db::runs::find(&app.pool, caller.organization(), &run_id).await?.ok_or_else(not_found)?;
             Ok(replayed(retried(RunDetail::read(&app, row).await?)))
         }
         Err(error) => Err(error.into()),

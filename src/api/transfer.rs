@@ -220,8 +220,8 @@ pub async fn export_definitions(
     // So that the workflows are those of the same moment as the agents.
     sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY").execute(&mut *transaction).await?;
     let limit = i64::try_from(MAX_ENTRIES + 1).unwrap_or(i64::MAX);
-    let agents = db::agents::present(&mut transaction, limit).await?;
-    let workflows = db::workflows::all_active(&mut transaction, limit).await?;
+    let agents = db::agents::present(&mut transaction, caller.organization(), limit).await?;
+    let workflows = db::workflows::all_active(&mut transaction, caller.organization(), limit).await?;
     transaction.commit().await?;
     if agents.len() > MAX_ENTRIES || workflows.len() > MAX_ENTRIES {
         let detail = format!("A document holds at most {MAX_ENTRIES} agents and as many workflows; use the lists");

@@ -1,5 +1,7 @@
 //! `/workflows`.
 
+use std::sync::Arc;
+
 use axum::{Json, extract::State, response::Response};
 use http::StatusCode;
 use serde::Serialize;
@@ -16,7 +18,6 @@ use super::{
     extract::{JsonBody, Key, Query, WorkflowId},
     page::{Message, Page},
     prefer::{self, Wait},
-    request::CorrelationId,
     runs::{self, Run, RunDetail},
 };
 use crate::{
@@ -27,7 +28,7 @@ use crate::{
     db::{
         self,
         idempotency::ClaimError,
-        workflows::{Filter, WorkflowRow},
+        workflows::{Filter, VERSION_ORDER, WorkflowRow},
     },
     input::{FieldError, Node, Object},
     kafka::message::DEFAULT_PRIORITY,
@@ -197,6 +198,7 @@ pub(super) fn save_error(error: SaveWorkflowError, unknown_agent: StatusCode) ->
         SaveWorkflowError::Invalid(errors) => errors.into(),
         SaveWorkflowError::Stale(stale) => stale.into(),
         SaveWorkflowError::Key(error) => error.into(),
+        SaveWorkflowError::Quota(exceeded) => exceeded.into(),
         SaveWorkflowError::Db(error) => error.into(),
     }
 }
@@ -224,8 +226,13 @@ pub(super) fn save_error(error: SaveWorkflowError, unknown_agent: StatusCode) ->
         (status = 422, body = ErrorBody),
     ),
 )]
-pub async fn list_workflows(State(app): State<App>, query: Query) -> Result<Json<Page<Workflow>>, ApiError> {
+pub async fn list_workflows(
+    State(app): State<App>,
+    caller: Caller,
+    query: Query,
+) -> Result<Json<Page<Workflow>>, ApiError> {
     let filter = Filter {
+        organization: caller.organization(),
         statuses: query.several("status"),
         name: query.text("name"),
         name_prefix: query.text("name_prefix"),
@@ -278,7 +285,10 @@ pub async fn create_workflow(
         }
         Err(SaveWorkflowError::Key(ClaimError::Repeated(id))) => {
             let id = uuid::Uuid::try_parse(&id).map_err(|_| not_found())?;
-            Ok(runs::replayed(created(&app, db::workflows::find(&app.pool, id).await?.ok_or_else(not_found)?)))
+            Ok(runs::replayed(created(
+                &app,
+                db::workflows::find(&app.pool, caller.organization(), id).await?.ok_or_else(not_found)?,
+            )))
         }
         Err(error) => Err(save_error(error, StatusCode::BAD_REQUEST)),
     }
@@ -292,10 +302,11 @@ pub async fn create_workflow(
 )]
 pub async fn get_workflow(
     State(app): State<App>,
+    caller: Caller,
     WorkflowId(id): WorkflowId,
     if_none_match: IfNoneMatch,
 ) -> Result<Response, ApiError> {
-    let row = db::workflows::find(&app.pool, id).await?.ok_or_else(not_found)?;
+    let row = db::workflows::find(&app.pool, caller.organization(), id).await?.ok_or_else(not_found)?;
     Ok(if_none_match.answer(&row.revision(), Workflow::from(row)))
 }
 
@@ -365,14 +376,14 @@ pub async fn delete_workflow(
 )]
 pub async fn list_workflow_versions(
     State(app): State<App>,
+    caller: Caller,
     WorkflowId(id): WorkflowId,
     query: Query,
 ) -> Result<Json<Page<Workflow>>, ApiError> {
-    let by_version = Filter { sort_by: "version", ..Filter::default() };
-    let asked = Asked::read(&query, app.config.pages, by_version.order(), &format!("versions of {id}"), &[])?;
+    let asked = Asked::read(&query, app.config.pages, VERSION_ORDER, &format!("versions of {id}"), &[])?;
     let mut connection = app.pool.acquire().await?;
-    let workflow = db::workflows::find(&mut *connection, id).await?.ok_or_else(not_found)?;
-    let filter = Filter { name: Some(&workflow.name), ..by_version };
+    let workflow = db::workflows::find(&mut *connection, caller.organization(), id).await?.ok_or_else(not_found)?;
+    let filter = Filter::versions(caller.organization(), &workflow.name);
     let part = db::workflows::list(&mut connection, &filter, &asked.cut).await?;
     Ok(Json(Page::new(part, &asked)))
 }
@@ -411,21 +422,19 @@ pub async fn list_workflow_versions(
 pub async fn execute_workflow(
     State(app): State<App>,
     caller: Caller,
-    CorrelationId(correlation_id): CorrelationId,
     WorkflowId(workflow_id): WorkflowId,
     key: Key,
     wait: Wait,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     let scope = format!("execute {workflow_id}");
-    start(app, caller, correlation_id, (workflow_id, scope), key, wait, &body).await
+    start(app, caller, (workflow_id, scope), key, wait, &body).await
 }
 
 /// Starts a run; a key counts within the scope.
 pub(super) async fn start(
     app: App,
     caller: Caller,
-    correlation_id: String,
     (workflow_id, scope): (uuid::Uuid, String),
     key: Key,
     wait: Wait,
@@ -439,17 +448,20 @@ pub(super) async fn start(
     let priority = priority.and_then(|priority| i16::try_from(priority).ok()).unwrap_or(DEFAULT_PRIORITY.into());
     let key = key.bound(&scope, &caller, body.fingerprint());
     let starter = Starter { definitions: &app.definitions, pool: &app.pool, relay: &app.relay, writer: &app.writer };
-    let triggered_by = caller.subject;
-    let request = Request { workflow_id, input, priority, triggered_by, correlation_id, key };
+    let quotas = app.organizations.quotas(caller.organization()).await?.or(app.config.quotas);
+    let actor = Arc::clone(&caller.actor);
+    let request = Request { workflow_id, input, priority, actor, max_queued: quotas.queued_runs, key };
     match start_run::start_run(starter, request).await? {
         Outcome::Started(started) => {
             metrics::counter!("workflow_executions_total").increment(1);
             tracing::info!(
                 target: "api.routes.workflows", %workflow_id, run_id = started.run_id, "Workflow execution accepted"
             );
-            Ok(prefer::answer(&app, Run::started(started), wait).await)
+            Ok(prefer::answer(&app, &caller, Run::started(started), wait).await)
         }
-        Outcome::Replayed(row) => Ok(runs::replayed(prefer::answer(&app, Run::from(*row).as_started(), wait).await)),
+        Outcome::Replayed(row) => {
+            Ok(runs::replayed(prefer::answer(&app, &caller, Run::from(*row).as_started(), wait).await))
+        }
     }
 }
 
@@ -467,6 +479,7 @@ impl From<StartRunError> for ApiError {
                 Self::unavailable("backlog_full", detail)
             }
             StartRunError::Overloaded => Self::unavailable("overloaded", "Too many requests are waiting already"),
+            StartRunError::Quota(exceeded) => exceeded.into(),
             StartRunError::KeyReused => ClaimError::Reused.into(),
             StartRunError::KeyInFlight => ClaimError::InFlight.into(),
             StartRunError::Db(error) => error.into(),

@@ -8,7 +8,7 @@ use super::{
     Error,
     list::{self, Cut, EntryId, Listed, Narrow, Order, Part, Position, Table},
 };
-use crate::timestamp::Timestamp;
+use crate::{access::OrganizationId, timestamp::Timestamp};
 
 /// A row of `agents`. Has no `Debug`, since `auth_config` holds secrets.
 #[derive(sqlx::FromRow)]
@@ -28,6 +28,7 @@ pub struct AgentRow {
     pub updated_by: Option<String>,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
+    pub organization_id: String,
 }
 
 impl AgentRow {
@@ -39,36 +40,48 @@ impl AgentRow {
 }
 
 const COLUMNS: &str = "id, name, url, description, auth_type, auth_config, timeout_ms, retry_config, \
-     circuit_breaker_config, status, created_by, updated_by, created_at, updated_at";
+     circuit_breaker_config, status, created_by, updated_by, created_at, updated_at, organization_id";
 
-/// The agent of that id, deleted ones too.
-pub async fn find(db: impl PgExecutor<'_>, id: Uuid) -> Result<Option<AgentRow>, Error> {
-    let sql = select(" WHERE id = $1");
-    Ok(sqlx::query_as(&sql).bind(id).fetch_optional(db).await?)
+/// The organisation's agent of that id, deleted ones too.
+pub async fn find(db: impl PgExecutor<'_>, organization: &OrganizationId, id: Uuid) -> Result<Option<AgentRow>, Error> {
+    let sql = select(" WHERE id = $1 AND organization_id = $2");
+    Ok(sqlx::query_as(&sql).bind(id).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
 /// As [`find`], and holds the row until the transaction ends.
-pub async fn lock(conn: &mut PgConnection, id: Uuid) -> Result<Option<AgentRow>, Error> {
-    let sql = select(" WHERE id = $1 FOR UPDATE");
-    Ok(sqlx::query_as(&sql).bind(id).fetch_optional(conn).await?)
+pub async fn lock(conn: &mut PgConnection, organization: &OrganizationId, id: Uuid) -> Result<Option<AgentRow>, Error> {
+    let sql = select(" WHERE id = $1 AND organization_id = $2 FOR UPDATE");
+    Ok(sqlx::query_as(&sql).bind(id).bind(organization.as_str()).fetch_optional(conn).await?)
 }
 
-/// The agent of that name, deleted ones too.
-pub async fn find_by_name(db: impl PgExecutor<'_>, name: &str) -> Result<Option<AgentRow>, Error> {
-    let sql = select(" WHERE name = $1");
-    Ok(sqlx::query_as(&sql).bind(name).fetch_optional(db).await?)
+/// The organisation's agent of that name, deleted ones too.
+pub async fn find_by_name(
+    db: impl PgExecutor<'_>,
+    organization: &OrganizationId,
+    name: &str,
+) -> Result<Option<AgentRow>, Error> {
+    let sql = select(" WHERE name = $1 AND organization_id = $2");
+    Ok(sqlx::query_as(&sql).bind(name).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
 /// As [`find_by_name`], and holds the row until the transaction ends.
-pub async fn lock_by_name(conn: &mut PgConnection, name: &str) -> Result<Option<AgentRow>, Error> {
-    let sql = select(" WHERE name = $1 FOR UPDATE");
-    Ok(sqlx::query_as(&sql).bind(name).fetch_optional(conn).await?)
+pub async fn lock_by_name(
+    conn: &mut PgConnection,
+    organization: &OrganizationId,
+    name: &str,
+) -> Result<Option<AgentRow>, Error> {
+    let sql = select(" WHERE name = $1 AND organization_id = $2 FOR UPDATE");
+    Ok(sqlx::query_as(&sql).bind(name).bind(organization.as_str()).fetch_optional(conn).await?)
 }
 
-/// All agents that are not deleted, by name, as far as the limit.
-pub async fn present(conn: &mut PgConnection, limit: i64) -> Result<Vec<AgentRow>, Error> {
-    let sql = select(" WHERE status <> 'deleted' ORDER BY name LIMIT $1");
-    Ok(sqlx::query_as(&sql).bind(limit).fetch_all(conn).await?)
+/// All agents of the organisation that are not deleted, by name, as far as the limit.
+pub async fn present(
+    conn: &mut PgConnection,
+    organization: &OrganizationId,
+    limit: i64,
+) -> Result<Vec<AgentRow>, Error> {
+    let sql = select(" WHERE status <> 'deleted' AND organization_id = $2 ORDER BY name LIMIT $1");
+    Ok(sqlx::query_as(&sql).bind(limit).bind(organization.as_str()).fetch_all(conn).await?)
 }
 
 fn select(rest: &str) -> String {
@@ -76,8 +89,10 @@ fn select(rest: &str) -> String {
 }
 
 /// What a list is narrowed to.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Filter<'a> {
+    /// Whose agents.
+    pub organization: &'a OrganizationId,
     /// One of these; any if there are none.
     pub statuses: Vec<String>,
     /// The beginning of the name.
@@ -99,9 +114,10 @@ impl Listed for AgentRow {
     }
 }
 
-/// A part of the agents in the order of their registration.
+/// A part of the organisation's agents in the order of their registration.
 pub async fn list(conn: &mut PgConnection, filter: &Filter<'_>, cut: &Cut) -> Result<Part<AgentRow>, Error> {
     let narrow = |narrow: &mut Narrow<'_>| {
+        narrow.organization(filter.organization);
         narrow.one_of("status", &filter.statuses);
         narrow.prefix("name", filter.name_prefix);
         narrow.between("created_at", filter.created);
@@ -114,8 +130,8 @@ pub async fn list(conn: &mut PgConnection, filter: &Filter<'_>, cut: &Cut) -> Re
 pub async fn insert(conn: &mut PgConnection, row: &AgentRow) -> Result<(), Error> {
     sqlx::query(
         "INSERT INTO agents (id, name, url, description, auth_type, auth_config, timeout_ms, retry_config,
-             circuit_breaker_config, status, created_by, updated_by, created_at, updated_at)
-         VALUES ($1, $2, $3, $4, $5, coalesce($6, 'null'::jsonb), $7, $8, $9, $10, $11, $12, $13, $14)",
+             circuit_breaker_config, status, created_by, updated_by, created_at, updated_at, organization_id)
+         VALUES ($1, $2, $3, $4, $5, coalesce($6, 'null'::jsonb), $7, $8, $9, $10, $11, $12, $13, $14, $15)",
     )
     .bind(row.id)
     .bind(&row.name)
@@ -131,6 +147,7 @@ pub async fn insert(conn: &mut PgConnection, row: &AgentRow) -> Result<(), Error
     .bind(&row.updated_by)
     .bind(row.created_at)
     .bind(row.updated_at)
+    .bind(&row.organization_id)
     .execute(conn)
     .await?;
     Ok(())
@@ -160,7 +177,12 @@ pub async fn update(conn: &mut PgConnection, row: &AgentRow) -> Result<(), Error
     Ok(())
 }
 
-/// The status of each of these agents; one that does not exist is not in the answer.
-pub async fn statuses(conn: &mut PgConnection, names: &[String]) -> Result<Vec<(String, String)>, Error> {
-    Ok(sqlx::query_as("SELECT name, status FROM agents WHERE name = ANY($1)").bind(names).fetch_all(conn).await?)
+/// The status of each of these agents of the organisation; one that does not exist is not in the answer.
+pub async fn statuses(
+    conn: &mut PgConnection,
+    organization: &OrganizationId,
+    names: &[String],
+) -> Result<Vec<(String, String)>, Error> {
+    let sql = "SELECT name, status FROM agents WHERE name = ANY($1) AND organization_id = $2";
+    Ok(sqlx::query_as(sql).bind(names).bind(organization.as_str()).fetch_all(conn).await?)
 }

@@ -8,7 +8,7 @@ use super::{
     list::{self, Cut, EntryId, Listed, Order, Part, Position, Table},
 };
 use crate::{
-    access::{Grant, Permission},
+    access::{Grant, OrganizationId, Permission},
     timestamp::Timestamp,
 };
 
@@ -29,6 +29,7 @@ pub struct ApiKeyRow {
     pub revoked_at: Option<Timestamp>,
     pub revoked_by: Option<String>,
     pub last_used_at: Option<Timestamp>,
+    pub organization_id: String,
 }
 
 impl ApiKeyRow {
@@ -45,7 +46,7 @@ impl ApiKeyRow {
 const COLUMNS: &str =
     "id, name, prefix, last_four, role, scopes, workflows, created_at AT TIME ZONE 'UTC' AS created_at,
     created_by, expires_at AT TIME ZONE 'UTC' AS expires_at, revoked_at AT TIME ZONE 'UTC' AS revoked_at, revoked_by,
-    last_used_at AT TIME ZONE 'UTC' AS last_used_at";
+    last_used_at AT TIME ZONE 'UTC' AS last_used_at, organization_id";
 
 /// What a key is looked up by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -56,7 +57,8 @@ pub enum KeyName {
     Id(Uuid),
 }
 
-/// The keys of these names, revoked ones too; one that does not exist is not in the answer.
+/// The keys of these names, revoked ones too; one that does not exist, or whose organisation is suspended, is not in
+/// the answer.
 pub async fn find_many(pool: &PgPool, names: &[KeyName]) -> Result<Vec<(KeyName, ApiKeyRow)>, Error> {
     #[derive(sqlx::FromRow)]
     struct Found {
@@ -70,7 +72,10 @@ pub async fn find_many(pool: &PgPool, names: &[KeyName]) -> Result<Vec<(KeyName,
         .collect();
     let ids: Vec<Uuid> =
         names.iter().filter_map(|name| if let KeyName::Id(id) = name { Some(*id) } else { None }).collect();
-    let sql = format!("SELECT hash, {COLUMNS} FROM api_keys WHERE hash = ANY($1) OR id = ANY($2)");
+    let sql = format!(
+        "SELECT hash, {COLUMNS} FROM api_keys WHERE (hash = ANY($1) OR id = ANY($2))
+             AND EXISTS (SELECT FROM organizations o WHERE o.id = organization_id AND o.status = 'active')"
+    );
     let rows: Vec<Found> = sqlx::query_as(&sql).bind(&hashes).bind(&ids).fetch_all(pool).await?;
     let mut found = Vec::new();
     for Found { hash, row } in rows {
@@ -82,10 +87,14 @@ pub async fn find_many(pool: &PgPool, names: &[KeyName]) -> Result<Vec<(KeyName,
     Ok(found)
 }
 
-/// The key of that id, revoked ones too.
-pub async fn find(db: impl PgExecutor<'_>, id: Uuid) -> Result<Option<ApiKeyRow>, Error> {
-    let sql = format!("SELECT {COLUMNS} FROM api_keys WHERE id = $1");
-    Ok(sqlx::query_as(&sql).bind(id).fetch_optional(db).await?)
+/// The organisation's key of that id, revoked ones too.
+pub async fn find(
+    db: impl PgExecutor<'_>,
+    organization: &OrganizationId,
+    id: Uuid,
+) -> Result<Option<ApiKeyRow>, Error> {
+    let sql = format!("SELECT {COLUMNS} FROM api_keys WHERE id = $1 AND organization_id = $2");
+    Ok(sqlx::query_as(&sql).bind(id).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
 /// The order of creation.
@@ -99,16 +108,17 @@ impl Listed for ApiKeyRow {
     }
 }
 
-/// A part of the keys in the order of their creation, revoked ones too.
-pub async fn list(conn: &mut PgConnection, cut: &Cut) -> Result<Part<ApiKeyRow>, Error> {
-    list::fetch(conn, |_| {}, ORDER, cut).await
+/// A part of the organisation's keys in the order of their creation, revoked ones too.
+pub async fn list(conn: &mut PgConnection, organization: &OrganizationId, cut: &Cut) -> Result<Part<ApiKeyRow>, Error> {
+    list::fetch(conn, |narrow| narrow.organization(organization), ORDER, cut).await
 }
 
 /// Writes a new row. A name that a key has which is not revoked, or a known hash, is a [`Error::Conflict`].
 pub async fn insert(conn: &mut PgConnection, row: &ApiKeyRow, hash: &[u8; 32]) -> Result<(), Error> {
     sqlx::query(
-        "INSERT INTO api_keys (id, name, prefix, last_four, hash, role, scopes, workflows, created_at, created_by, expires_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+        "INSERT INTO api_keys (id, name, prefix, last_four, hash, role, scopes, workflows, created_at, created_by, expires_at,
+             organization_id)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
     )
     .bind(row.id)
     .bind(&row.name)
@@ -121,15 +131,23 @@ pub async fn insert(conn: &mut PgConnection, row: &ApiKeyRow, hash: &[u8; 32]) -
     .bind(row.created_at)
     .bind(&row.created_by)
     .bind(row.expires_at)
+    .bind(&row.organization_id)
     .execute(conn)
     .await?;
     Ok(())
 }
 
-/// Revokes a key that is not. Whether it did: not if it was revoked before, or does not exist.
-pub async fn revoke(conn: &mut PgConnection, id: Uuid, by: &str, at: Timestamp) -> Result<bool, Error> {
-    let sql = "UPDATE api_keys SET revoked_at = $2, revoked_by = $3 WHERE id = $1 AND revoked_at IS NULL";
-    let revoked = sqlx::query(sql).bind(id).bind(at).bind(by).execute(conn).await?;
+/// Revokes a key of the organisation that is not. Whether it did: not if it was revoked before, or does not exist.
+pub async fn revoke(
+    conn: &mut PgConnection,
+    organization: &OrganizationId,
+    id: Uuid,
+    by: &str,
+    at: Timestamp,
+) -> Result<bool, Error> {
+    let sql = "UPDATE api_keys SET revoked_at = $2, revoked_by = $3
+               WHERE id = $1 AND organization_id = $4 AND revoked_at IS NULL";
+    let revoked = sqlx::query(sql).bind(id).bind(at).bind(by).bind(organization.as_str()).execute(conn).await?;
     Ok(revoked.rows_affected() == 1)
 }
 

@@ -1,40 +1,260 @@
-//! Audit rows: one for every change, in the change's own transaction.
+//! The audit trail: an entry for every change, in the change's own transaction, and seals that make a chain of them.
 
 use serde_json::value::RawValue;
-use sqlx::{PgConnection, types::Json};
+use sqlx::{Connection, PgConnection, PgExecutor, PgPool, types::Json};
 use uuid::Uuid;
 
-use super::Error;
-use crate::timestamp::Timestamp;
+use super::{
+    Error,
+    list::{self, Cut, EntryId, Listed, Narrow, Order, Part, Position, Table},
+};
+use crate::{
+    access::{Actor, OrganizationId},
+    timestamp::Timestamp,
+};
 
-/// What was done, to what, by whom.
+/// Entries that one seal turn covers at most.
+const MAX_SEALED: i64 = 5000;
+
+/// What was done to what.
+#[derive(Clone, Copy, Debug)]
 pub struct Entry<'a> {
-    /// `agent`, `workflow`, `run` or `api_key`.
+    /// `agent`, `workflow`, `run`, `api_key`, `organization`; of a denied attempt `request`.
     pub entity_type: &'static str,
     /// The object.
     pub entity_id: Uuid,
-    /// `create`, `update`, `delete`, `execute`, `retry`, `cancel` or `revoke`.
-    pub action: &'static str,
-    /// The caller.
-    pub user_id: &'a str,
+    /// Its name; of a run its id; of a denied attempt the route.
+    pub entity_name: &'a str,
+    /// `create`, `update`, `delete`, `execute`, `retry`, `cancel`, `revoke`; of a denied attempt the method.
+    pub action: &'a str,
+    /// Whether it was denied instead.
+    pub is_denied: bool,
+    /// What the members of `after` were before, without secrets; `None` if there was nothing.
+    pub before: Option<&'a RawValue>,
     /// What changed, without secrets; `None` is stored as a JSON null.
-    pub changes: Option<&'a RawValue>,
+    pub after: Option<&'a RawValue>,
 }
 
 /// Writes the entry.
-pub async fn insert(conn: &mut PgConnection, entry: Entry<'_>, at: Timestamp) -> Result<(), Error> {
+pub async fn insert(conn: &mut PgConnection, actor: &Actor, entry: Entry<'_>, at: Timestamp) -> Result<(), Error> {
     sqlx::query(
-        "INSERT INTO audit_logs (id, entity_type, entity_id, action, user_id, changes, created_at, updated_at)
-         VALUES ($1, $2, $3, $4, $5, coalesce($6, 'null'::jsonb), $7, $7)",
+        "INSERT INTO audit_logs (id, entity_type, entity_id, entity_name, action, outcome, user_id, key_id, address,
+             correlation_id, organization_id, previous, changes, created_at, updated_at)
+         VALUES ($1, $2, $3, $4, $5, $6, nullif($7, ''), $8, $9, nullif($10, ''), $11, $12, coalesce($13, 'null'::jsonb),
+             $14, $14)",
     )
     .bind(Uuid::now_v7())
     .bind(entry.entity_type)
     .bind(entry.entity_id)
+    .bind(entry.entity_name)
     .bind(entry.action)
-    .bind(entry.user_id)
-    .bind(entry.changes.map(Json))
+    .bind(if entry.is_denied { "denied" } else { "success" })
+    .bind(&actor.subject)
+    .bind(actor.key_id)
+    .bind(actor.address.map(|address| address.to_string()))
+    .bind(&actor.correlation_id)
+    .bind(actor.organization.as_str())
+    .bind(entry.before.map(Json))
+    .bind(entry.after.map(Json))
     .bind(at)
     .execute(conn)
     .await?;
     Ok(())
+}
+
+/// A row of `audit_logs`.
+#[derive(Clone, Debug, sqlx::FromRow)]
+#[expect(missing_docs, reason = "the columns are described in the migrations")]
+pub struct AuditRow {
+    pub id: Uuid,
+    pub organization_id: String,
+    pub created_at: Timestamp,
+    pub user_id: Option<String>,
+    pub key_id: Option<Uuid>,
+    pub address: Option<String>,
+    pub correlation_id: Option<String>,
+    pub action: String,
+    pub entity_type: String,
+    pub entity_id: Uuid,
+    pub entity_name: Option<String>,
+    pub outcome: String,
+    pub previous: Option<Json<Box<RawValue>>>,
+    pub changes: Option<Json<Box<RawValue>>>,
+}
+
+const COLUMNS: &str = "id, organization_id, created_at, user_id, key_id, address, correlation_id, action, entity_type,
+    entity_id, entity_name, outcome, previous, changes";
+
+/// What a list is narrowed to.
+#[derive(Clone, Debug)]
+pub struct Filter {
+    /// Whose entries.
+    pub organization: OrganizationId,
+    /// One of these subjects; any if there are none.
+    pub users: Vec<String>,
+    /// One of these; any if there are none.
+    pub actions: Vec<String>,
+    /// One of these; any if there are none.
+    pub entity_types: Vec<String>,
+    /// Exactly this object.
+    pub entity_id: Option<Uuid>,
+    /// One of these; any if there are none.
+    pub outcomes: Vec<String>,
+    /// Exactly this request.
+    pub correlation_id: Option<String>,
+    /// Written between the two.
+    pub created: (Option<Timestamp>, Option<Timestamp>),
+}
+
+impl Filter {
+    fn narrow(&self, narrow: &mut Narrow<'_>) {
+        narrow.organization(&self.organization);
+        narrow.one_of("user_id", &self.users);
+        narrow.one_of("action", &self.actions);
+        narrow.one_of("entity_type", &self.entity_types);
+        narrow.uuid("entity_id", self.entity_id);
+        narrow.one_of("outcome", &self.outcomes);
+        narrow.equal("correlation_id", self.correlation_id.as_deref());
+        narrow.between("created_at", self.created);
+    }
+}
+
+/// By time.
+#[must_use]
+pub fn order(ascending: bool) -> Order {
+    Order { column: "created_at", nullable: false, ascending }
+}
+
+impl Listed for AuditRow {
+    const TABLE: Table = Table { name: "audit_logs", columns: COLUMNS, id: "id" };
+
+    fn position(&self, _column: &str) -> Position {
+        Position { value: self.created_at.into(), id: EntryId::Uuid(self.id) }
+    }
+}
+
+/// A part of the organisation's entries.
+pub async fn list(conn: &mut PgConnection, filter: &Filter, order: Order, cut: &Cut) -> Result<Part<AuditRow>, Error> {
+    list::fetch(conn, |narrow| filter.narrow(narrow), order, cut).await
+}
+
+/// As [`list`], without counting.
+pub async fn rows(conn: &mut PgConnection, filter: &Filter, order: Order, cut: &Cut) -> Result<Vec<AuditRow>, Error> {
+    Ok(list::page(conn, |narrow| filter.narrow(narrow), order, cut).await?.rows)
+}
+
+/// Makes partitions that will be needed, and drops those whose entries are all older than that.
+pub async fn keep_partitions(db: impl PgExecutor<'_>, kept_days: i32) -> Result<(), Error> {
+    sqlx::query("SELECT keep_audit_partitions($1)").bind(kept_days).execute(db).await?;
+    Ok(())
+}
+
+/// Covers entries that no seal covers by one seal for each organisation. Whether there may be more.
+///
+/// One at a time does it, so that the numbers have no gaps; the statement sees what the one before has committed.
+pub async fn seal(pool: &PgPool) -> Result<bool, Error> {
+    let sql = "
+        WITH taken AS (
+            DELETE FROM audit_unsealed WHERE ctid = ANY (ARRAY(SELECT ctid FROM audit_unsealed LIMIT $1))
+            RETURNING organization_id, entry_id, entry_at
+        ), covered AS (
+            SELECT t.organization_id, count(*) AS size, array_agg(entry_id ORDER BY entry_at, entry_id) AS entry_ids,
+                array_agg(entry_at ORDER BY entry_at, entry_id) AS entry_ats,
+                -- One that is gone already is missed by whoever verifies.
+                string_agg(coalesce(audit_entry_hash(a), decode(repeat('00', 32), 'hex')), ''
+                    ORDER BY entry_at, entry_id) AS entry_hashes
+            FROM taken t LEFT JOIN audit_logs a ON a.id = entry_id AND a.created_at = entry_at
+            GROUP BY t.organization_id
+        ), numbered AS (
+            SELECT covered.*, coalesce(last.number, 0) + 1 AS number,
+                coalesce(last.hash, decode(repeat('00', 32), 'hex')) AS previous
+            FROM covered LEFT JOIN LATERAL (
+                SELECT number, hash FROM audit_seals s WHERE s.organization_id = covered.organization_id
+                ORDER BY number DESC LIMIT 1) AS last ON true
+        ), sealed AS (
+            INSERT INTO audit_seals (organization_id, number, entry_ids, entry_ats, entry_hashes, previous, hash)
+            SELECT organization_id, number, entry_ids, entry_ats, entry_hashes, previous,
+                audit_seal_hash(organization_id, number, entry_hashes, previous)
+            FROM numbered
+        )
+        SELECT coalesce(sum(size), 0)::bigint FROM covered";
+    let mut conn = pool.acquire().await?;
+    let mut transaction = conn.begin().await?;
+    sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended('audit_seals', 0))").execute(&mut *transaction).await?;
+    let count: i64 = sqlx::query_scalar(sql).bind(MAX_SEALED).fetch_one(&mut *transaction).await?;
+    transaction.commit().await?;
+    Ok(count == MAX_SEALED)
+}
+
+/// A seal with what it says and what is there.
+#[derive(Debug, sqlx::FromRow)]
+pub struct CheckedSeal {
+    /// Of the seal.
+    pub number: i64,
+    /// Of the seal, in hexadecimal.
+    pub hash: String,
+    /// Of the seal before, as this one says.
+    pub previous: String,
+    /// `hash` is that of the other columns.
+    pub is_whole: bool,
+    /// Entries that it covers and that are there, whatever they say.
+    pub present: i64,
+    /// Entries that are not what they were when they were sealed.
+    pub changed: Vec<Uuid>,
+    /// Entries that are not there, other than for their age.
+    pub missing: Vec<Uuid>,
+}
+
+/// The organisation's next seals behind that number, compared with the entries.
+pub async fn check_seals(
+    conn: &mut PgConnection,
+    organization: &OrganizationId,
+    after: i64,
+    limit: i64,
+) -> Result<Vec<CheckedSeal>, Error> {
+    let sql = "
+        SELECT s.number, encode(s.hash, 'hex') AS hash, encode(s.previous, 'hex') AS previous,
+            s.hash = audit_seal_hash(s.organization_id, s.number, s.entry_hashes, s.previous)
+                AND length(s.entry_hashes) = 32 * cardinality(s.entry_ids)
+                AND cardinality(s.entry_ats) = cardinality(s.entry_ids) AS is_whole,
+            found.*
+        FROM audit_seals s, LATERAL (
+            SELECT count(a.id) AS present,
+                coalesce(array_agg(e.id) FILTER (WHERE a.id IS NOT NULL AND (a.organization_id <> s.organization_id
+                    OR audit_entry_hash(a) <> substring(s.entry_hashes FROM (place * 32 - 31)::int FOR 32))), '{}')
+                    AS changed,
+                coalesce(array_agg(e.id) FILTER (WHERE a.id IS NULL
+                    AND e.at >= (SELECT max(dropped_before) FROM audit_retention)), '{}') AS missing
+            FROM unnest(s.entry_ids, s.entry_ats) WITH ORDINALITY AS e (id, at, place)
+            LEFT JOIN audit_logs a ON a.id = e.id AND a.created_at = e.at
+        ) AS found
+        WHERE s.organization_id = $1 AND s.number > $2 ORDER BY s.number LIMIT $3";
+    Ok(sqlx::query_as(sql).bind(organization.as_str()).bind(after).bind(limit).fetch_all(conn).await?)
+}
+
+/// Whether entries or seals have ever gone because of their age.
+pub async fn is_shortened(conn: &mut PgConnection) -> Result<bool, Error> {
+    let sql = "SELECT coalesce(bool_or(dropped_before > '-infinity'), false) FROM audit_retention";
+    Ok(sqlx::query_scalar(sql).fetch_one(conn).await?)
+}
+
+/// How many entries the organisation has, and how many of them wait for a seal.
+pub async fn count(conn: &mut PgConnection, organization: &OrganizationId) -> Result<(i64, i64), Error> {
+    let sql = "SELECT (SELECT count(*) FROM audit_logs WHERE organization_id = $1),
+                   (SELECT count(*) FROM audit_unsealed u JOIN audit_logs a ON a.id = u.entry_id AND a.created_at = u.entry_at
+                    WHERE u.organization_id = $1)";
+    Ok(sqlx::query_as(sql).bind(organization.as_str()).fetch_one(conn).await?)
+}
+
+/// Entries of the organisation that neither a seal covers nor one will: somebody added them past the trigger.
+pub async fn uncovered(conn: &mut PgConnection, organization: &OrganizationId, limit: i64) -> Result<Vec<Uuid>, Error> {
+    let sql = "
+        SELECT a.id FROM audit_logs a
+        LEFT JOIN (SELECT unnest(entry_ids) AS id FROM audit_seals WHERE organization_id = $1) AS sealed ON sealed.id = a.id
+        WHERE a.organization_id = $1 AND sealed.id IS NULL
+            AND NOT EXISTS (SELECT 1 FROM audit_unsealed u WHERE u.entry_id = a.id)
+            -- The seal of one that was written at the turn of a month may have gone with the month before.
+            AND a.created_at > (SELECT max(dropped_before) + interval '1 day' FROM audit_retention)
+        LIMIT $2";
+    Ok(sqlx::query_scalar(sql).bind(organization.as_str()).bind(limit).fetch_all(conn).await?)
 }

@@ -39,6 +39,8 @@ pub struct Claimed {
     pub correlation_id: Option<String>,
     /// The input, if the message has none.
     pub input_data: Option<String>,
+    /// Whose run it is.
+    pub organization_id: String,
     /// It has step rows: it was started before.
     pub has_steps: bool,
 }
@@ -67,7 +69,7 @@ pub async fn claim(db: impl PgExecutor<'_>, executor_id: Uuid, batch: &ClaimBatc
             WHERE r.run_id = m.run_id AND (r.lease_token = m.lease_token OR (r.status = 'PENDING' AND r.paused_at IS NULL
                 AND (r.execution_event_id = m.event_id OR r.execution_event_id IS NULL OR m.event_id IS NULL)))
             RETURNING r.run_id, r.workflow_name, r.correlation_id,
-                CASE WHEN m.input IS NULL THEN r.input_data::text END AS input_data,
+                CASE WHEN m.input IS NULL THEN r.input_data::text END AS input_data, r.organization_id,
                 r.resume_from_step IS NOT NULL
                     OR EXISTS (SELECT 1 FROM step_executions s WHERE s.run_id = r.run_id) AS has_steps
         ), inserted AS (
@@ -78,7 +80,8 @@ pub async fn claim(db: impl PgExecutor<'_>, executor_id: Uuid, batch: &ClaimBatc
                 correlation_id, $1, lease_token
             FROM request m WHERE NOT EXISTS (SELECT 1 FROM workflow_runs r WHERE r.run_id = m.run_id)
             ON CONFLICT (run_id) DO NOTHING
-            RETURNING run_id, workflow_name, correlation_id, NULL::text AS input_data, false AS has_steps
+            RETURNING run_id, workflow_name, correlation_id, NULL::text AS input_data, organization_id,
+                false AS has_steps
         ), recorded AS (
             INSERT INTO run_events (run_id, kind, at)
             SELECT run_id, kind, at
@@ -117,6 +120,8 @@ pub struct TakenOver {
     pub workflow_name: String,
     /// Of the request that started the run.
     pub correlation_id: Option<String>,
+    /// Whose run it is.
+    pub organization_id: String,
     /// As JSON text.
     pub input_data: Option<String>,
     /// The content that the run is pinned to, as JSON text; `None` if it is gone.
@@ -148,9 +153,11 @@ pub async fn take_over(
         SET executor_id = $1, lease_token = gen_random_uuid(), updated_at = now() AT TIME ZONE 'UTC',
             claimed_at = now() AT TIME ZONE 'UTC'
         FROM lost WHERE r.run_id = lost.run_id
-        RETURNING r.run_id, r.lease_token, r.workflow_name, r.correlation_id, r.input_data::text AS input_data,
+        RETURNING r.run_id, r.lease_token, r.workflow_name, r.correlation_id, r.organization_id,
+            r.input_data::text AS input_data,
             coalesce(r.workflow_plan, (SELECT workflow_data FROM workflow_definitions d
-                WHERE d.name = r.workflow_name AND d.version = r.workflow_version))::text AS workflow_plan,
+                WHERE d.name = r.workflow_name AND d.version = r.workflow_version
+                    AND d.organization_id = r.organization_id))::text AS workflow_plan,
             -- Claimed by a release that did not note it: from now on.
             coalesce(extract(epoch FROM now() AT TIME ZONE 'UTC' - execution_started_at), 0)::float8 AS elapsed_secs";
     Ok(sqlx::query_as(sql).bind(executor_id).bind(known).bind(limit).bind(DEAD_AFTER_SECS).fetch_all(db).await?)
@@ -183,8 +190,10 @@ pub async fn wake(db: impl PgExecutor<'_>, executor_id: Uuid, limit: i64) -> Res
                 ELSE execution_started_at + (now() - coalesce(parked_at, now())) END
         FROM taken WHERE r.run_id = taken.run_id
         RETURNING r.run_id, r.lease_token, r.workflow_name, r.correlation_id, r.input_data::text AS input_data,
-            coalesce(r.workflow_plan, (SELECT workflow_data FROM workflow_definitions d
-                WHERE d.name = r.workflow_name AND d.version = r.workflow_version))::text AS workflow_plan,
+            r.organization_id, coalesce(r.workflow_plan,
+                (SELECT workflow_data FROM workflow_definitions d
+                 WHERE d.name = r.workflow_name AND d.version = r.workflow_version
+                    AND d.organization_id = r.organization_id))::text AS workflow_plan,
             coalesce(extract(epoch FROM now() AT TIME ZONE 'UTC' - execution_started_at), 0)::float8 AS elapsed_secs"
     );
     Ok(sqlx::query_as(&sql).bind(executor_id).bind(limit).fetch_all(db).await?)

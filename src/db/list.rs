@@ -9,7 +9,7 @@ use sqlx::{FromRow, PgConnection, Postgres, QueryBuilder, postgres::PgRow};
 use uuid::Uuid;
 
 use super::Error;
-use crate::timestamp::Timestamp;
+use crate::{access::OrganizationId, timestamp::Timestamp};
 
 /// What a list is ordered by; then by id in the same direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +105,11 @@ pub struct Table {
 pub struct Narrow<'q>(pub &'q mut QueryBuilder<'static, Postgres>);
 
 impl Narrow<'_> {
+    /// Of that organisation.
+    pub fn organization(&mut self, organization: &OrganizationId) {
+        self.equal("organization_id", Some(organization.as_str()));
+    }
+
     /// One of these texts, if any are given.
     pub fn one_of(&mut self, column: &str, texts: &[String]) {
         match texts {
@@ -118,6 +123,13 @@ impl Narrow<'_> {
     pub fn equal(&mut self, column: &str, text: Option<&str>) {
         if let Some(text) = text {
             self.0.push(format!(" AND {column} = ")).push_bind(text.to_owned());
+        }
+    }
+
+    /// Exactly this id.
+    pub fn uuid(&mut self, column: &str, id: Option<Uuid>) {
+        if let Some(id) = id {
+            self.0.push(format!(" AND {column} = ")).push_bind(id);
         }
     }
 
@@ -141,6 +153,15 @@ impl Narrow<'_> {
     }
 }
 
+/// A page, without knowing how many entries there are in all.
+#[derive(Debug)]
+#[expect(missing_docs, reason = "as those of [`Part`]")]
+pub struct Rows<T> {
+    pub rows: Vec<T>,
+    pub has_previous: bool,
+    pub has_next: bool,
+}
+
 /// Reads a part of the list that `narrow` leaves.
 pub async fn fetch<T>(
     conn: &mut PgConnection,
@@ -148,6 +169,31 @@ pub async fn fetch<T>(
     order: Order,
     cut: &Cut,
 ) -> Result<Part<T>, Error>
+where
+    T: Listed + for<'r> FromRow<'r, PgRow> + Send + Unpin,
+{
+    let Rows { rows, has_previous, has_next } = page(&mut *conn, &narrow, order, cut).await?;
+    let total = match cut.start {
+        // The last page by number, so that what it shows is the end: most lists are short, and need no counting.
+        Start::Offset(offset) if !has_next && (offset == 0 || !rows.is_empty()) => {
+            offset.saturating_add_unsigned(rows.len() as u64)
+        }
+        _ => {
+            let mut count = QueryBuilder::new(format!("SELECT count(*) FROM {} WHERE true", T::TABLE.name));
+            narrow(&mut Narrow(&mut count));
+            count.build_query_scalar().fetch_one(conn).await?
+        }
+    };
+    Ok(Part { rows, total, has_previous, has_next })
+}
+
+/// As [`fetch`], without counting.
+pub async fn page<T>(
+    conn: &mut PgConnection,
+    narrow: impl Fn(&mut Narrow<'_>),
+    order: Order,
+    cut: &Cut,
+) -> Result<Rows<T>, Error>
 where
     T: Listed + for<'r> FromRow<'r, PgRow> + Send + Unpin,
 {
@@ -180,18 +226,7 @@ where
         Start::After(_) => (true, goes_on),
         Start::Before(_) => (goes_on, true),
     };
-    let total = match cut.start {
-        // The last page by number, so that what it shows is the end: most lists are short, and need no counting.
-        Start::Offset(offset) if !goes_on && (offset == 0 || !rows.is_empty()) => {
-            offset.saturating_add_unsigned(rows.len() as u64)
-        }
-        _ => {
-            let mut count = QueryBuilder::new(format!("SELECT count(*) FROM {name} WHERE true"));
-            narrow(&mut Narrow(&mut count));
-            count.build_query_scalar().fetch_one(conn).await?
-        }
-    };
-    Ok(Part { rows, total, has_previous, has_next })
+    Ok(Rows { rows, has_previous, has_next })
 }
 
 /// The entries beyond the position in the direction of reading. For a column that is never null the row comparison

@@ -96,7 +96,8 @@ pub async fn take(db: impl PgExecutor<'_>, owner: Uuid, limit: usize) -> Result<
             input_data::text AS input_data,
             coalesce(workflow_plan,
                 (SELECT workflow_data FROM workflow_definitions d
-                 WHERE d.name = r.workflow_name AND d.version = r.workflow_version))::text AS workflow_plan
+                 WHERE d.name = r.workflow_name AND d.version = r.workflow_version
+                     AND d.organization_id = r.organization_id))::text AS workflow_plan
         FROM taken JOIN workflow_runs r ON r.run_id = taken.run_id
         ORDER BY taken.created_at";
     Ok(sqlx::query_as(sql).bind(owner).bind(limit).fetch_all(db).await?)

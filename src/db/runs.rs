@@ -1,14 +1,18 @@
 //! Runs and their steps, as the API reads and changes them. What the executor does to them is in `executions`.
 
 use serde_json::value::RawValue;
-use sqlx::{PgConnection, PgExecutor, types::Json};
+use sqlx::{Connection, PgConnection, PgExecutor, types::Json};
 use uuid::Uuid;
 
 use super::{
     Error,
     list::{self, Cut, EntryId, Listed, Narrow, Order, Part, Position, SortValue, Table},
+    organizations,
 };
-use crate::timestamp::Timestamp;
+use crate::{
+    access::{Countable, OrganizationId},
+    timestamp::Timestamp,
+};
 
 /// A row of `workflow_runs`, as far as the API shows it.
 #[derive(Debug, sqlx::FromRow)]
@@ -63,26 +67,40 @@ fn select(rest: &str) -> String {
     format!("SELECT {COLUMNS} FROM workflow_runs{rest}")
 }
 
-/// The run of that id.
-pub async fn find(db: impl PgExecutor<'_>, run_id: &str) -> Result<Option<RunRow>, Error> {
-    Ok(sqlx::query_as(&select(" WHERE run_id = $1")).bind(run_id).fetch_optional(db).await?)
+/// The organisation's run of that id.
+pub async fn find(
+    db: impl PgExecutor<'_>,
+    organization: &OrganizationId,
+    run_id: &str,
+) -> Result<Option<RunRow>, Error> {
+    let sql = select(" WHERE run_id = $1 AND organization_id = $2");
+    Ok(sqlx::query_as(&sql).bind(run_id).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
-/// The name of the run's workflow.
-pub async fn workflow_name(db: impl PgExecutor<'_>, run_id: &str) -> Result<Option<String>, Error> {
-    let sql = "SELECT workflow_name FROM workflow_runs WHERE run_id = $1";
-    Ok(sqlx::query_scalar(sql).bind(run_id).fetch_optional(db).await?)
+/// The name of the workflow of the organisation's run.
+pub async fn workflow_name(
+    db: impl PgExecutor<'_>,
+    organization: &OrganizationId,
+    run_id: &str,
+) -> Result<Option<String>, Error> {
+    let sql = "SELECT workflow_name FROM workflow_runs WHERE run_id = $1 AND organization_id = $2";
+    Ok(sqlx::query_scalar(sql).bind(run_id).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
 /// As [`find`], and holds the row until the transaction ends.
-pub async fn lock(conn: &mut PgConnection, run_id: &str) -> Result<Option<RunRow>, Error> {
-    Ok(sqlx::query_as(&select(" WHERE run_id = $1 FOR UPDATE")).bind(run_id).fetch_optional(conn).await?)
+pub async fn lock(
+    conn: &mut PgConnection,
+    organization: &OrganizationId,
+    run_id: &str,
+) -> Result<Option<RunRow>, Error> {
+    let sql = select(" WHERE run_id = $1 AND organization_id = $2 FOR UPDATE");
+    Ok(sqlx::query_as(&sql).bind(run_id).bind(organization.as_str()).fetch_optional(conn).await?)
 }
 
-/// Whether there is a run of that id.
-pub async fn exists(db: impl PgExecutor<'_>, run_id: &str) -> Result<bool, Error> {
-    let sql = "SELECT EXISTS (SELECT 1 FROM workflow_runs WHERE run_id = $1)";
-    Ok(sqlx::query_scalar(sql).bind(run_id).fetch_one(db).await?)
+/// Whether the organisation has a run of that id.
+pub async fn exists(db: impl PgExecutor<'_>, organization: &OrganizationId, run_id: &str) -> Result<bool, Error> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM workflow_runs WHERE run_id = $1 AND organization_id = $2)";
+    Ok(sqlx::query_scalar(sql).bind(run_id).bind(organization.as_str()).fetch_one(db).await?)
 }
 
 /// Which of these runs there are.
@@ -100,14 +118,19 @@ pub async fn output(db: impl PgExecutor<'_>, run_id: &str) -> Result<Option<Json
     Ok(output.flatten())
 }
 
-/// All step rows of a run in the order of their start; several for one step are normal.
-pub async fn steps(db: impl PgExecutor<'_>, run_id: &str) -> Result<Vec<StepRow>, Error> {
+/// All step rows of the organisation's run in the order of their start; several for one step are normal.
+pub async fn steps(
+    db: impl PgExecutor<'_>,
+    organization: &OrganizationId,
+    run_id: &str,
+) -> Result<Vec<StepRow>, Error> {
     let sql = "SELECT s.id, s.run_id, s.step_id, s.step_name, s.agent_name, s.status, s.input_data, s.output_data,
                    s.started_at, s.completed_at, s.error_message, s.parent_step_id, s.branch_name, s.join_policy,
                    w.child_run_id
                FROM step_executions s LEFT JOIN step_waits w ON w.attempt_id = s.id
-               WHERE s.run_id = $1 ORDER BY s.started_at, s.id";
-    Ok(sqlx::query_as(sql).bind(run_id).fetch_all(db).await?)
+               WHERE s.run_id = (SELECT run_id FROM workflow_runs WHERE run_id = $1 AND organization_id = $2)
+               ORDER BY s.started_at, s.id";
+    Ok(sqlx::query_as(sql).bind(run_id).bind(organization.as_str()).fetch_all(db).await?)
 }
 
 /// The plan that a run executes: kept with the run, or the stored version that it names. A run that names none was
@@ -116,9 +139,11 @@ pub async fn plan(db: impl PgExecutor<'_>, run_id: &str) -> Result<Option<Box<Ra
     let sql = "SELECT coalesce(
                    r.workflow_plan,
                    (SELECT d.workflow_data FROM workflow_definitions d
-                    WHERE d.name = r.workflow_name AND d.version = r.workflow_version),
+                    WHERE d.name = r.workflow_name AND d.version = r.workflow_version
+                        AND d.organization_id = r.organization_id),
                    (SELECT d.workflow_data FROM workflow_definitions d
-                    WHERE r.workflow_version IS NULL AND d.id::text = r.workflow_definition_id))
+                    WHERE r.workflow_version IS NULL AND d.id::text = r.workflow_definition_id
+                        AND d.organization_id = r.organization_id))
                FROM workflow_runs r WHERE r.run_id = $1";
     let plan: Option<Option<Json<Box<RawValue>>>> = sqlx::query_scalar(sql).bind(run_id).fetch_optional(db).await?;
     Ok(plan.flatten().map(|plan| plan.0))
@@ -132,8 +157,10 @@ pub async fn step_states(db: impl PgExecutor<'_>, run_id: &str) -> Result<Vec<(S
 }
 
 /// What a list is narrowed to and ordered by.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Filter<'a> {
+    /// Whose runs.
+    pub organization: &'a OrganizationId,
     /// One of these; any if there are none.
     pub statuses: Vec<String>,
     /// Exact `workflow_id`.
@@ -186,9 +213,10 @@ impl Listed for RunRow {
     }
 }
 
-/// A part of the runs. Descending puts absent values first, ascending last.
+/// A part of the organisation's runs. Descending puts absent values first, ascending last.
 pub async fn list(conn: &mut PgConnection, filter: &Filter<'_>, cut: &Cut) -> Result<Part<RunRow>, Error> {
     let narrow = |narrow: &mut Narrow<'_>| {
+        narrow.organization(filter.organization);
         narrow.one_of("status", &filter.statuses);
         narrow.equal("workflow_id", filter.workflow_id);
         narrow.equal("workflow_definition_id", filter.workflow_definition_id);
@@ -322,21 +350,91 @@ pub struct StartBatch {
     pub fingerprint: Vec<Option<Vec<u8>>>,
     pub audit_id: Vec<Uuid>,
     pub entity_id: Vec<Uuid>,
+    pub key_id: Vec<Option<Uuid>>,
+    pub address: Vec<Option<String>>,
     pub priority: Vec<i16>,
+    pub quota: Option<Quota>,
 }
 
-/// Starts runs: run, outbox, idempotency and audit rows of all of them in one statement and one commit.
-///
-/// Returns the ids of the runs that now exist. One is missing if its definition is no longer what the stamp says,
-/// or if its idempotency key is taken; nothing was written for it.
-pub async fn start(conn: &mut PgConnection, batch: &StartBatch, audit: bool) -> Result<Vec<String>, Error> {
+impl StartBatch {
+    /// The first of these runs.
+    fn truncated(&self, count: usize) -> Self {
+        fn first<T: Clone>(of: &[T], count: usize) -> Vec<T> {
+            of.iter().take(count).cloned().collect()
+        }
+        Self {
+            run_id: first(&self.run_id, count),
+            definition_id: first(&self.definition_id, count),
+            version: first(&self.version, count),
+            stamp: first(&self.stamp, count),
+            workflow_name: first(&self.workflow_name, count),
+            input_data: first(&self.input_data, count),
+            triggered_by: first(&self.triggered_by, count),
+            correlation_id: first(&self.correlation_id, count),
+            created_at: first(&self.created_at, count),
+            event_id: first(&self.event_id, count),
+            owner: first(&self.owner, count),
+            key_scope: first(&self.key_scope, count),
+            key: first(&self.key, count),
+            fingerprint: first(&self.fingerprint, count),
+            audit_id: first(&self.audit_id, count),
+            entity_id: first(&self.entity_id, count),
+            key_id: first(&self.key_id, count),
+            address: first(&self.address, count),
+            priority: first(&self.priority, count),
+            quota: None,
+        }
+    }
+}
+
+/// How many runs of an organisation may be queued. All runs of a batch that has one are of that organisation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "said by the names")]
+pub struct Quota {
+    pub organization: OrganizationId,
+    pub max_queued: i32,
+}
+
+/// What became of a batch.
+#[derive(Debug)]
+pub struct Started {
+    /// The runs that now exist. One is missing if its definition is no longer what the stamp says, or if its
+    /// idempotency key is taken; nothing was written for it.
+    pub run_ids: Vec<String>,
+    /// So many of the batch the quota left room for; for the others nothing was written.
+    pub admitted: usize,
+}
+
+/// Starts runs, those that the quota leaves room for, in the order of the batch.
+pub async fn start(conn: &mut PgConnection, batch: &StartBatch, audit: bool) -> Result<Started, Error> {
+    let size = batch.run_id.len();
+    let Some(Quota { organization, max_queued }) = &batch.quota else {
+        return Ok(Started { run_ids: insert_all(conn, batch, audit).await?, admitted: size });
+    };
+    let mut transaction = conn.begin().await?;
+    organizations::lock_quota(&mut transaction, organization).await?;
+    let limit = i64::from(*max_queued);
+    let queued = organizations::count(&mut *transaction, organization, Countable::QueuedRuns, limit).await?;
+    let admitted = usize::try_from(limit - queued).unwrap_or_default().min(size);
+    let run_ids = match admitted {
+        0 => Vec::new(),
+        _ if admitted == size => insert_all(&mut transaction, batch, audit).await?,
+        _ => insert_all(&mut transaction, &batch.truncated(admitted), audit).await?,
+    };
+    transaction.commit().await?;
+    Ok(Started { run_ids, admitted })
+}
+
+/// Run, outbox, idempotency and audit rows of all of them in one statement, and outside of a transaction in one commit.
+async fn insert_all(conn: &mut PgConnection, batch: &StartBatch, audit: bool) -> Result<Vec<String>, Error> {
     Ok(sqlx::query_scalar(
         "WITH request AS MATERIALIZED (
-            SELECT r.* FROM unnest($1::text[], $2::uuid[], $3::int[], $4::text[], $5::text[], $6::text[], $7::text[],
+            SELECT r.*, d.organization_id FROM unnest($1::text[], $2::uuid[], $3::int[], $4::text[], $5::text[], $6::text[], $7::text[],
                 $8::text[], $9::timestamp[], $10::uuid[], $11::uuid[], $12::text[], $13::text[], $14::bytea[],
-                $15::uuid[], $16::uuid[], $18::smallint[])
+                $15::uuid[], $16::uuid[], $18::uuid[], $19::text[], $20::smallint[])
                 AS r (run_id, definition_id, version, stamp, workflow_name, input_data, triggered_by, correlation_id,
-                    created_at, event_id, owner, key_scope, key, fingerprint, audit_id, entity_id, priority)
+                    created_at, event_id, owner, key_scope, key, fingerprint, audit_id, entity_id, key_id, address,
+                    priority)
             JOIN workflow_definitions d ON d.id = r.definition_id AND d.xmin::text = r.stamp
         ), claimed AS (
             INSERT INTO idempotency_keys (scope, key, fingerprint, run_id)
@@ -348,17 +446,20 @@ pub async fn start(conn: &mut PgConnection, batch: &StartBatch, audit: bool) -> 
             SELECT * FROM request WHERE key IS NULL OR run_id IN (SELECT run_id FROM claimed)
         ), run AS (
             INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, workflow_definition_id, status, input_data,
-                triggered_by, created_at, updated_at, workflow_version, correlation_id, execution_event_id, priority)
+                triggered_by, created_at, updated_at, workflow_version, correlation_id, execution_event_id,
+                organization_id, priority)
             SELECT run_id, definition_id::text, workflow_name, definition_id::text, 'PENDING', input_data::jsonb,
-                triggered_by, created_at, created_at, version, correlation_id, event_id, priority
+                triggered_by, created_at, created_at, version, correlation_id, event_id, organization_id, priority
             FROM accepted
         ), message AS (
             INSERT INTO outbox (run_id, event_id, kind, owner)
             SELECT run_id, event_id, 'execution', owner FROM accepted
         ), entry AS (
-            INSERT INTO audit_logs (id, entity_type, entity_id, action, user_id, changes, created_at, updated_at)
-            SELECT audit_id, 'run', entity_id, 'execute', triggered_by, jsonb_build_object('workflow_id',
-                definition_id, 'workflow_name', workflow_name, 'input_data', input_data::jsonb), created_at, created_at
+            INSERT INTO audit_logs (id, entity_type, entity_id, entity_name, action, user_id, key_id, address,
+                correlation_id, organization_id, changes, created_at, updated_at)
+            SELECT audit_id, 'run', entity_id, run_id, 'execute', triggered_by, key_id, address, correlation_id,
+                organization_id, jsonb_build_object('workflow_id', definition_id, 'workflow_name', workflow_name,
+                    'input_data', input_data::jsonb), created_at, created_at
             FROM accepted WHERE $17
         )
         SELECT run_id FROM accepted",
@@ -380,6 +481,8 @@ pub async fn start(conn: &mut PgConnection, batch: &StartBatch, audit: bool) -> 
     .bind(&batch.audit_id)
     .bind(&batch.entity_id)
     .bind(audit)
+    .bind(&batch.key_id)
+    .bind(&batch.address)
     .bind(&batch.priority)
     .fetch_all(conn)
     .await?)

@@ -9,7 +9,7 @@ use sqlx::{PgConnection, PgExecutor, types::Json};
 use uuid::Uuid;
 
 use super::{Error, executions::BegunStep};
-use crate::{run::RunStatus, timestamp::Timestamp};
+use crate::{access::OrganizationId, run::RunStatus, timestamp::Timestamp};
 
 /// Runs inside of each other at most.
 pub const MAX_NESTING: i16 = 16;
@@ -111,9 +111,9 @@ pub async fn begin(
         ), child AS (
             INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, workflow_definition_id, status, input_data,
                 triggered_by, created_at, updated_at, workflow_version, correlation_id, priority, parent_run_id,
-                parent_step_id, nesting, wake_at)
+                parent_step_id, nesting, wake_at, organization_id)
             SELECT $14, $15::uuid::text, $16, $15::uuid::text, 'PENDING', $18, triggered_by, now() AT TIME ZONE 'UTC',
-                now() AT TIME ZONE 'UTC', $17, correlation_id, priority, run_id, $4, nesting + 1, now()
+                now() AT TIME ZONE 'UTC', $17, correlation_id, priority, run_id, $4, nesting + 1, now(), organization_id
             FROM held JOIN begun USING (run_id) WHERE $14 IS NOT NULL
         ), recorded AS (
             INSERT INTO run_events (run_id, kind, step_id, attempt_id, detail)
@@ -208,6 +208,7 @@ pub async fn expire(db: impl PgExecutor<'_>, attempt_id: &str) -> Result<bool, E
 pub struct CallbackRow {
     pub id: Uuid,
     pub run_id: String,
+    pub organization_id: String,
     pub workflow_name: String,
     pub step_id: String,
     pub attempt_id: Option<String>,
@@ -226,7 +227,7 @@ pub async fn lock_callback(conn: &mut PgConnection, token_hash: &[u8]) -> Result
     };
     // A statement of its own sees what was committed while the lock was waited for.
     let sql = "
-        SELECT w.id, w.run_id, r.workflow_name, w.step_id, w.attempt_id, w.approval, w.answered_at, w.answer,
+        SELECT w.id, w.run_id, r.organization_id, r.workflow_name, w.step_id, w.attempt_id, w.approval, w.answered_at, w.answer,
             coalesce(w.due_at <= now(), false) OR r.status NOT IN ('PENDING', 'RUNNING')
                 OR (w.attempt_id IS NOT NULL AND s.status IS DISTINCT FROM 'PENDING') AS is_over
         FROM step_waits w JOIN workflow_runs r ON r.run_id = w.run_id
@@ -279,17 +280,22 @@ pub struct OpenCallback {
     pub input_data: Option<Json<Box<RawValue>>>,
 }
 
-/// The callbacks of a run that can be answered, oldest first, as far as the limit.
-pub async fn open_callbacks(db: impl PgExecutor<'_>, run_id: &str, limit: i64) -> Result<Vec<OpenCallback>, Error> {
+/// The callbacks of the organisation's run that can be answered, oldest first, as far as the limit.
+pub async fn open_callbacks(
+    db: impl PgExecutor<'_>,
+    organization: &OrganizationId,
+    run_id: &str,
+    limit: i64,
+) -> Result<Vec<OpenCallback>, Error> {
     let sql = "
         SELECT w.step_id, w.attempt_id, w.token, w.created_at AT TIME ZONE 'UTC' AS created_at,
             w.due_at AT TIME ZONE 'UTC' AS expires_at, w.approval, s.input_data
         FROM step_waits w JOIN workflow_runs r ON r.run_id = w.run_id AND r.status IN ('PENDING', 'RUNNING')
             LEFT JOIN step_executions s ON s.id = w.attempt_id
-        WHERE w.run_id = $1 AND w.token IS NOT NULL AND w.answered_at IS NULL AND coalesce(w.due_at > now(), true)
+        WHERE w.run_id = $1 AND r.organization_id = $3 AND w.token IS NOT NULL AND w.answered_at IS NULL AND coalesce(w.due_at > now(), true)
             AND (w.attempt_id IS NULL OR s.status = 'PENDING')
         ORDER BY w.created_at, w.id LIMIT $2";
-    Ok(sqlx::query_as(sql).bind(run_id).bind(limit).fetch_all(db).await?)
+    Ok(sqlx::query_as(sql).bind(run_id).bind(limit).bind(organization.as_str()).fetch_all(db).await?)
 }
 
 /// Runs whose end changes nothing for a step that waits for them.

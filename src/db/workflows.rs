@@ -8,7 +8,7 @@ use super::{
     Error,
     list::{self, Cut, EntryId, Listed, Narrow, Order, Part, Position, SortValue, Table},
 };
-use crate::timestamp::Timestamp;
+use crate::{access::OrganizationId, timestamp::Timestamp};
 
 /// A row of `workflow_definitions`.
 #[derive(Clone, Debug, sqlx::FromRow)]
@@ -25,6 +25,7 @@ pub struct WorkflowRow {
     pub updated_by: Option<String>,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
+    pub organization_id: String,
 }
 
 impl WorkflowRow {
@@ -35,49 +36,75 @@ impl WorkflowRow {
     }
 }
 
-const COLUMNS: &str = "id, name, description, version, workflow_data, input_schema, status, created_by, updated_by, created_at, updated_at";
+const COLUMNS: &str = "id, name, description, version, workflow_data, input_schema, status, created_by, updated_by, created_at, updated_at, organization_id";
 
 fn select(rest: &str) -> String {
     format!("SELECT {COLUMNS} FROM workflow_definitions{rest}")
 }
 
-/// The row of that id, deleted ones too.
-pub async fn find(db: impl PgExecutor<'_>, id: Uuid) -> Result<Option<WorkflowRow>, Error> {
-    Ok(sqlx::query_as(&select(" WHERE id = $1")).bind(id).fetch_optional(db).await?)
+/// The organisation's row of that id, deleted ones too.
+pub async fn find(
+    db: impl PgExecutor<'_>,
+    organization: &OrganizationId,
+    id: Uuid,
+) -> Result<Option<WorkflowRow>, Error> {
+    let sql = select(" WHERE id = $1 AND organization_id = $2");
+    Ok(sqlx::query_as(&sql).bind(id).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
-/// The name of the definition, deleted ones too.
-pub async fn name(db: impl PgExecutor<'_>, id: Uuid) -> Result<Option<String>, Error> {
-    Ok(sqlx::query_scalar("SELECT name FROM workflow_definitions WHERE id = $1").bind(id).fetch_optional(db).await?)
+/// The name of the organisation's definition, deleted ones too.
+pub async fn name(db: impl PgExecutor<'_>, organization: &OrganizationId, id: Uuid) -> Result<Option<String>, Error> {
+    let sql = "SELECT name FROM workflow_definitions WHERE id = $1 AND organization_id = $2";
+    Ok(sqlx::query_scalar(sql).bind(id).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
 /// As [`find`], and holds the row until the transaction ends.
-pub async fn lock(conn: &mut PgConnection, id: Uuid) -> Result<Option<WorkflowRow>, Error> {
-    Ok(sqlx::query_as(&select(" WHERE id = $1 FOR UPDATE")).bind(id).fetch_optional(conn).await?)
+pub async fn lock(
+    conn: &mut PgConnection,
+    organization: &OrganizationId,
+    id: Uuid,
+) -> Result<Option<WorkflowRow>, Error> {
+    let sql = select(" WHERE id = $1 AND organization_id = $2 FOR UPDATE");
+    Ok(sqlx::query_as(&sql).bind(id).bind(organization.as_str()).fetch_optional(conn).await?)
 }
 
 /// That version of the name, deleted ones too.
-pub async fn find_version(db: impl PgExecutor<'_>, name: &str, version: i32) -> Result<Option<WorkflowRow>, Error> {
-    let sql = select(" WHERE name = $1 AND version = $2");
-    Ok(sqlx::query_as(&sql).bind(name).bind(version).fetch_optional(db).await?)
+pub async fn find_version(
+    db: impl PgExecutor<'_>,
+    organization: &OrganizationId,
+    name: &str,
+    version: i32,
+) -> Result<Option<WorkflowRow>, Error> {
+    let sql = select(" WHERE name = $1 AND version = $2 AND organization_id = $3");
+    Ok(sqlx::query_as(&sql).bind(name).bind(version).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
 /// The newest version of a name, if it is active. Older ones are what it was before, and do not take its place.
-pub async fn find_active(db: impl PgExecutor<'_>, name: &str) -> Result<Option<WorkflowRow>, Error> {
+pub async fn find_active(
+    db: impl PgExecutor<'_>,
+    organization: &OrganizationId,
+    name: &str,
+) -> Result<Option<WorkflowRow>, Error> {
     let sql = select(
-        " WHERE name = $1 AND status = 'active'
-          AND version = (SELECT max(version) FROM workflow_definitions WHERE name = $1)",
+        " WHERE name = $1 AND status = 'active' AND organization_id = $2
+          AND version = (SELECT max(version) FROM workflow_definitions WHERE name = $1 AND organization_id = $2)",
     );
-    Ok(sqlx::query_as(&sql).bind(name).fetch_optional(db).await?)
+    Ok(sqlx::query_as(&sql).bind(name).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
-/// The newest version of every name if it is active, by name, as far as the limit.
-pub async fn all_active(conn: &mut PgConnection, limit: i64) -> Result<Vec<WorkflowRow>, Error> {
+/// The newest version of every name of the organisation if it is active, by name, as far as the limit.
+pub async fn all_active(
+    conn: &mut PgConnection,
+    organization: &OrganizationId,
+    limit: i64,
+) -> Result<Vec<WorkflowRow>, Error> {
     let sql = format!(
-        "SELECT {COLUMNS} FROM (SELECT DISTINCT ON (name) * FROM workflow_definitions ORDER BY name, version DESC) newest
+        "SELECT {COLUMNS} FROM (
+             SELECT DISTINCT ON (name) * FROM workflow_definitions WHERE organization_id = $2 ORDER BY name, version DESC
+         ) newest
          WHERE status = 'active' ORDER BY name LIMIT $1"
     );
-    Ok(sqlx::query_as(&sql).bind(limit).fetch_all(conn).await?)
+    Ok(sqlx::query_as(&sql).bind(limit).bind(organization.as_str()).fetch_all(conn).await?)
 }
 
 /// Whether the row has exactly this schema for its input, or exactly none.
@@ -114,16 +141,22 @@ pub struct Startable {
     pub stamp: String,
 }
 
-/// The row as the run writer caches it.
-pub async fn startable(db: impl PgExecutor<'_>, id: Uuid) -> Result<Option<Startable>, Error> {
+/// The organisation's row as the run writer caches it.
+pub async fn startable(
+    db: impl PgExecutor<'_>,
+    organization: &OrganizationId,
+    id: Uuid,
+) -> Result<Option<Startable>, Error> {
     let sql = "SELECT id, name, version, workflow_data, input_schema, status, xmin::text AS stamp
-               FROM workflow_definitions WHERE id = $1";
-    Ok(sqlx::query_as(sql).bind(id).fetch_optional(db).await?)
+               FROM workflow_definitions WHERE id = $1 AND organization_id = $2";
+    Ok(sqlx::query_as(sql).bind(id).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
 /// What a list is narrowed to and ordered by.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Filter<'a> {
+    /// Whose definitions.
+    pub organization: &'a OrganizationId,
     /// One of these; any if there are none.
     pub statuses: Vec<String>,
     /// Exact name.
@@ -140,7 +173,25 @@ pub struct Filter<'a> {
     pub ascending: bool,
 }
 
-impl Filter<'_> {
+/// The newest version first.
+pub const VERSION_ORDER: Order = Order { column: "version", nullable: false, ascending: false };
+
+impl<'a> Filter<'a> {
+    /// All versions of a name.
+    #[must_use]
+    pub fn versions(organization: &'a OrganizationId, name: &'a str) -> Self {
+        Self {
+            organization,
+            statuses: Vec::new(),
+            name: Some(name),
+            name_prefix: None,
+            created: (None, None),
+            updated: (None, None),
+            sort_by: "version",
+            ascending: false,
+        }
+    }
+
     /// The order that is asked for.
     #[must_use]
     pub fn order(&self) -> Order {
@@ -178,9 +229,10 @@ impl Listed for WorkflowRow {
     }
 }
 
-/// A part of the definitions; every version is an entry of its own.
+/// A part of the organisation's definitions; every version is an entry of its own.
 pub async fn list(conn: &mut PgConnection, filter: &Filter<'_>, cut: &Cut) -> Result<Part<WorkflowRow>, Error> {
     let narrow = |narrow: &mut Narrow<'_>| {
+        narrow.organization(filter.organization);
         narrow.one_of("status", &filter.statuses);
         narrow.equal("name", filter.name);
         narrow.prefix("name", filter.name_prefix);
@@ -191,23 +243,31 @@ pub async fn list(conn: &mut PgConnection, filter: &Filter<'_>, cut: &Cut) -> Re
 }
 
 /// Waits until no other transaction makes a version of this name; held until the transaction ends.
-pub async fn lock_name(conn: &mut PgConnection, name: &str) -> Result<(), Error> {
-    sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))").bind(name).execute(conn).await?;
+pub async fn lock_name(conn: &mut PgConnection, organization: &OrganizationId, name: &str) -> Result<(), Error> {
+    let sql = "SELECT pg_advisory_xact_lock(hashtextextended($1 || '/' || $2, 0))";
+    sqlx::query(sql).bind(organization.as_str()).bind(name).execute(conn).await?;
     Ok(())
 }
 
+/// Whether the organisation has a version of this name that is not deleted.
+pub async fn is_present(db: impl PgExecutor<'_>, organization: &OrganizationId, name: &str) -> Result<bool, Error> {
+    let sql = "SELECT EXISTS (SELECT FROM workflow_definitions
+                   WHERE name = $1 AND organization_id = $2 AND status <> 'deleted')";
+    Ok(sqlx::query_scalar(sql).bind(name).bind(organization.as_str()).fetch_one(db).await?)
+}
+
 /// The version number that comes next for this name, whatever the status of the others.
-pub async fn next_version(conn: &mut PgConnection, name: &str) -> Result<i32, Error> {
-    let sql = "SELECT coalesce(max(version), 0) + 1 FROM workflow_definitions WHERE name = $1";
-    Ok(sqlx::query_scalar(sql).bind(name).fetch_one(conn).await?)
+pub async fn next_version(conn: &mut PgConnection, organization: &OrganizationId, name: &str) -> Result<i32, Error> {
+    let sql = "SELECT coalesce(max(version), 0) + 1 FROM workflow_definitions WHERE name = $1 AND organization_id = $2";
+    Ok(sqlx::query_scalar(sql).bind(name).bind(organization.as_str()).fetch_one(conn).await?)
 }
 
 /// Writes a new row.
 pub async fn insert(conn: &mut PgConnection, row: &WorkflowRow) -> Result<(), Error> {
     sqlx::query(
         "INSERT INTO workflow_definitions (id, name, description, version, workflow_data, status, created_by,
-             updated_by, created_at, updated_at, input_schema)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+             updated_by, created_at, updated_at, input_schema, organization_id)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
     )
     .bind(row.id)
     .bind(&row.name)
@@ -220,6 +280,7 @@ pub async fn insert(conn: &mut PgConnection, row: &WorkflowRow) -> Result<(), Er
     .bind(row.created_at)
     .bind(row.updated_at)
     .bind(&row.input_schema)
+    .bind(&row.organization_id)
     .execute(conn)
     .await?;
     Ok(())

@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 use sqlx::PgPool;
 
 use crate::{
+    access::OrganizationId,
     agent::{AgentStatus, AuthType, RetryConfig},
     db::{self, agents::AgentRow},
     input::{member, text},
@@ -58,7 +59,7 @@ type Slot = Arc<tokio::sync::Mutex<Option<(Instant, Result<Arc<Agent>, NoAgent>)
 /// See the module.
 pub(super) struct Agents {
     pool: PgPool,
-    slots: std::sync::Mutex<HashMap<String, Slot>>,
+    slots: std::sync::Mutex<HashMap<(OrganizationId, String), Slot>>,
 }
 
 impl Agents {
@@ -66,17 +67,21 @@ impl Agents {
         Self { pool, slots: std::sync::Mutex::default() }
     }
 
-    /// The agent of that name, if it may be called. Of many who ask at once, one asks the database.
-    pub(super) async fn find(&self, name: &str) -> Result<Result<Arc<Agent>, NoAgent>, db::Error> {
-        let slot = self.slot(name);
+    /// The organisation's agent of that name, if it may be called. Of many who ask at once, one asks the database.
+    pub(super) async fn find(
+        &self,
+        organization: &OrganizationId,
+        name: &str,
+    ) -> Result<Result<Arc<Agent>, NoAgent>, db::Error> {
+        let slot = self.slot(organization, name);
         let mut entry = slot.lock().await;
         if let Some((read_at, known)) = &*entry
             && read_at.elapsed() < KEEP
         {
             return Ok(known.clone());
         }
-        let (pool, wanted) = (self.pool.clone(), name.to_owned());
-        let found = db::bounded(async move { db::agents::find_by_name(&pool, &wanted).await });
+        let (pool, whose, wanted) = (self.pool.clone(), organization.clone(), name.to_owned());
+        let found = db::bounded(async move { db::agents::find_by_name(&pool, &whose, &wanted).await });
         let found = match found.await? {
             None => Err(NoAgent::Unknown(name.to_owned())),
             Some(row) if row.status == AgentStatus::Active.as_str() => Ok(Arc::new(Agent::from(row))),
@@ -86,12 +91,12 @@ impl Agents {
         Ok(found)
     }
 
-    fn slot(&self, name: &str) -> Slot {
+    fn slot(&self, organization: &OrganizationId, name: &str) -> Slot {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         if slots.len() >= MAX_NAMES {
             slots.clear();
         }
-        Arc::clone(slots.entry(name.to_owned()).or_default())
+        Arc::clone(slots.entry((organization.clone(), name.to_owned())).or_default())
     }
 }
 

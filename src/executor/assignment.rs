@@ -5,13 +5,15 @@ use std::{sync::Arc, time::Duration};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::input::object_of;
+use crate::{access::OrganizationId, input::object_of};
 
 /// A claimed run, with all that is needed to drive it.
 #[derive(Debug)]
 pub(super) struct Assignment {
     pub(super) run_id: String,
     pub(super) lease_token: Uuid,
+    /// Whose run it is, and whose agents it calls.
+    pub(super) organization: OrganizationId,
     pub(super) workflow_name: String,
     pub(super) correlation_id: Option<String>,
     /// `None`: the definition that the run is pinned to is gone.

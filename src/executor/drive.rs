@@ -110,7 +110,8 @@ impl Driver {
             before => self.earlier(before == Before::Interrupted).await?,
         };
         let claim = (self.run_id.clone(), self.lease_token);
-        let run = Run::new(self.executor.clone(), claim, correlation_id, self.signals.clone(), plan, earlier);
+        let names = (assignment.organization.clone(), correlation_id);
+        let run = Run::new(self.executor.clone(), claim, names, self.signals.clone(), plan, earlier);
 
         // Everything of the run is polled here, one after the other: its steps first, so that what they have to write
         // gathers before it is written, and so that all of them have been asked before the run is found to wait.

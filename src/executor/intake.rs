@@ -25,6 +25,7 @@ use super::{
     retry,
 };
 use crate::{
+    access::OrganizationId,
     db::{
         self,
         executions::{self, Claimed},
@@ -269,6 +270,7 @@ impl Intake {
             let assignment = Assignment {
                 run_id: row.run_id,
                 lease_token: request.lease_token,
+                organization: OrganizationId::stored(&row.organization_id),
                 workflow_name: row.workflow_name,
                 correlation_id: row.correlation_id,
                 plan: Some(request.plan),

@@ -44,6 +44,7 @@ use super::{
     ledger::Ledger,
 };
 use crate::{
+    access::OrganizationId,
     db::executions::{BegunStep, NestedStep, StepEnd},
     input::{object_of, shorten},
     mapping::{Callback, Scope},
@@ -67,6 +68,7 @@ const MAX_COLUMN_CHARS: usize = 255;
 pub(super) struct Run {
     pub(super) executor: Executor,
     pub(super) run_id: String,
+    pub(super) organization: OrganizationId,
     pub(super) correlation_id: String,
     pub(super) plan: Plan,
     pub(super) ledger: Ledger,
@@ -159,7 +161,7 @@ impl Run {
     pub(super) fn new(
         executor: Executor,
         (run_id, lease_token): (String, Uuid),
-        correlation_id: String,
+        (organization, correlation_id): (OrganizationId, String),
         signals: Signals,
         plan: Plan,
         earlier: Earlier,
@@ -169,6 +171,7 @@ impl Run {
         Self {
             executor,
             run_id,
+            organization,
             correlation_id,
             plan,
             ledger,

@@ -10,6 +10,7 @@ use super::{
     active::Slots,
     assignment::{Assignment, Before, input_or_empty, stored},
 };
+use crate::access::OrganizationId;
 use crate::db::{
     self,
     executions::{self, TakenOver},
@@ -104,6 +105,7 @@ impl Executor {
             let assignment = Assignment {
                 run_id: taken.run_id,
                 lease_token: taken.lease_token,
+                organization: OrganizationId::stored(&taken.organization_id),
                 workflow_name: taken.workflow_name,
                 correlation_id: taken.correlation_id,
                 plan: stored(taken.workflow_plan).map(Into::into),

@@ -90,21 +90,33 @@ async fn the_document_names_every_route(pool: PgPool) {
     assert!(missing.is_empty(), "not documented: {missing:?}");
 }
 
+/// A path of that form, of which nothing exists.
+pub fn filled(path: &str) -> String {
+    let mut filled = path.to_owned();
+    for name in ["agent_id", "workflow_id", "key_id"] {
+        filled = filled.replace(&format!("{{{name}}}"), "00000000-0000-0000-0000-000000000000");
+    }
+    let texts = [
+        ("{run_id}", "run-x"),
+        ("{name}", "nothing"),
+        ("{token}", "nothing"),
+        ("{version}", "1"),
+        ("{other}", "2"),
+        ("{organization_id}", "none"),
+    ];
+    for (name, text) in texts {
+        filled = filled.replace(name, text);
+    }
+    assert!(!filled.contains('{'), "an unknown parameter in {path}");
+    filled
+}
+
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn every_documented_route_answers_as_documented(pool: PgPool) {
     let service = Service::start(&pool);
     let document = service.get("/openapi.json").await.expect(200);
     for (method, path, about) in operations(&document) {
-        let filled = path.replace("{agent_id}", "00000000-0000-0000-0000-000000000000");
-        let filled = filled.replace("{key_id}", "00000000-0000-0000-0000-000000000000");
-        let filled =
-            filled.replace("{workflow_id}", "00000000-0000-0000-0000-000000000000").replace("{run_id}", "run-x");
-        let filled = filled
-            .replace("{token}", "nothing")
-            .replace("{name}", "nothing")
-            .replace("{version}", "1")
-            .replace("{other}", "2");
-        assert!(!filled.contains('{'), "an unknown parameter in {path}");
+        let filled = filled(&path);
         let answer = service.send(&method, &filled, &[("content-type", "application/json")], "{}").await;
         let status = answer.status.as_u16();
         assert!(about["responses"].get(status.to_string()).is_some(), "{method} {path}: {status} is not documented");

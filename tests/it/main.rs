@@ -4,6 +4,7 @@
 mod access;
 mod agent_health;
 mod agents;
+mod audit;
 mod bad_input;
 mod by_name;
 mod control;

@@ -4,7 +4,7 @@ use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use workflow_api::{
-    access::Role,
+    access::{OrganizationId, Role},
     api::auth,
     config::{Api, Auth, Config},
     db::migrations::MIGRATOR,
@@ -284,7 +284,8 @@ fn signed(header: &Value, claims: &Value, secret: &str) -> String {
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn with_a_secret_every_route_needs_a_token(pool: PgPool) {
     let settings: Config = config(&pool, &[("JWT_SECRET", SECRET), ("JWT_EXPIRATION_MINUTES", "5")]);
-    let token = auth::issue(&settings.auth, "user@example.com", Role::Admin).expect("there is a secret");
+    let token = auth::issue(&settings.auth, "user@example.com", Role::Admin, &OrganizationId::default())
+        .expect("there is a secret");
     let service = Service::start_with(settings);
     let (now, hs256) = (chrono::Utc::now().timestamp(), json!({"alg": "HS256", "typ": "JWT"}));
     let valid = json!({"sub": "u", "role": "admin", "exp": now + 300});
@@ -334,7 +335,10 @@ async fn with_a_secret_every_route_needs_a_token(pool: PgPool) {
     let headers = [("authorization", header.as_str())];
     let agent = service.send("POST", "/api/v1/agents", &headers, r#"{"name":"a","url":"http://a"}"#).await.expect(201);
     assert_eq!(agent["created_by"], "u");
-    let by: String = sqlx::query_scalar("SELECT user_id FROM audit_logs").fetch_one(&pool).await.expect("one row");
+    let by: String = sqlx::query_scalar("SELECT user_id FROM audit_logs WHERE outcome = 'success'")
+        .fetch_one(&pool)
+        .await
+        .expect("one row");
     assert_eq!(by, "u");
 }
 
@@ -364,7 +368,8 @@ fn a_token_lives_as_long_as_the_settings_say() {
     let environment = [("JWT_SECRET", SECRET), ("JWT_EXPIRATION_MINUTES", "60")];
     let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
     let auth = Auth::load(environment.into_iter()).expect("valid settings");
-    let token = auth::issue(&auth, "user@example.com", Role::Admin).expect("there is a secret");
+    let token =
+        auth::issue(&auth, "user@example.com", Role::Admin, &OrganizationId::default()).expect("there is a secret");
     let claims = token.split('.').nth(1).expect("claims");
     let claims: Value = serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(claims).expect("base64")).expect("JSON");
     assert_eq!(claims["exp"].as_i64().zip(claims["iat"].as_i64()).map(|(exp, iat)| exp - iat), Some(3600));

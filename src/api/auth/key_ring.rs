@@ -14,7 +14,7 @@ use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::{
-    access::Grant,
+    access::{Grant, OrganizationId},
     db::{
         self,
         api_keys::{ApiKeyRow, KeyName},
@@ -39,6 +39,8 @@ pub struct Holder {
     pub id: Uuid,
     /// Names it in logs, audit rows and `…_by` columns: `api-key:<name>`.
     pub subject: String,
+    /// Whose key it is.
+    pub organization: OrganizationId,
     /// What it allows.
     pub grant: Arc<Grant>,
     expires_at: Option<Timestamp>,
@@ -49,7 +51,14 @@ impl Holder {
     fn read(row: &ApiKeyRow) -> Option<Arc<Self>> {
         let grant = row.grant().filter(|_| row.revoked_at.is_none()).map(Arc::new)?;
         let subject = format!("{SUBJECT_PREFIX}{}", row.name);
-        Some(Arc::new(Self { id: row.id, subject, grant, expires_at: row.expires_at, last_used_at: row.last_used_at }))
+        Some(Arc::new(Self {
+            id: row.id,
+            subject,
+            organization: OrganizationId::stored(&row.organization_id),
+            grant,
+            expires_at: row.expires_at,
+            last_used_at: row.last_used_at,
+        }))
     }
 
     fn counts(&self, now: Timestamp) -> bool {

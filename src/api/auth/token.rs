@@ -19,7 +19,7 @@ use super::{
     key_ring::SUBJECT_PREFIX,
 };
 use crate::{
-    access::{Grant, Role, verifying_key::VerifyingKey},
+    access::{Actor, Grant, OrganizationId, Role, verifying_key::VerifyingKey},
     config,
     lifecycle::Lifecycle,
 };
@@ -36,6 +36,7 @@ const MAX_REMEMBERED: usize = 4096;
 struct Issued<'a> {
     sub: &'a str,
     role: Role,
+    organization_id: &'a OrganizationId,
     iat: i64,
     exp: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -58,6 +59,8 @@ struct Presented {
     /// form; only a list of texts counts.
     #[serde(default)]
     roles: Value,
+    #[serde(default, deserialize_with = "present")]
+    organization_id: Option<OrganizationId>,
     /// The API key that it was issued for. Counts only in tokens of ours.
     #[serde(default, deserialize_with = "present")]
     wf_key: Option<Uuid>,
@@ -106,25 +109,37 @@ fn is_subject(text: &str) -> bool {
     (1..=255).contains(&text.len()) && !text.contains(char::is_control) && !text.starts_with(SUBJECT_PREFIX)
 }
 
-/// A token for that subject in that role, valid for `JWT_EXPIRATION_MINUTES`.
-pub fn issue(auth: &config::Auth, subject: &str, role: Role) -> Result<String, TokenError> {
+/// A token for that subject of the organisation in that role, valid for `JWT_EXPIRATION_MINUTES`.
+pub fn issue(
+    auth: &config::Auth,
+    subject: &str,
+    role: Role,
+    organization: &OrganizationId,
+) -> Result<String, TokenError> {
     if !is_subject(subject) {
         return Err(TokenError::BadSubject);
     }
-    sign(auth, subject, role, None)
+    sign(auth, subject, role, organization, None)
 }
 
 /// A token that allows what this API key allows, as long as the key counts; `role` is only there to be read.
-pub fn issue_for_key(auth: &config::Auth, subject: &str, role: Role, key_id: Uuid) -> Result<String, TokenError> {
-    sign(auth, subject, role, Some(key_id))
+pub fn issue_for_key(auth: &config::Auth, actor: &Actor, role: Role, key_id: Uuid) -> Result<String, TokenError> {
+    sign(auth, &actor.subject, role, &actor.organization, Some(key_id))
 }
 
-fn sign(auth: &config::Auth, subject: &str, role: Role, wf_key: Option<Uuid>) -> Result<String, TokenError> {
+fn sign(
+    auth: &config::Auth,
+    subject: &str,
+    role: Role,
+    organization_id: &OrganizationId,
+    wf_key: Option<Uuid>,
+) -> Result<String, TokenError> {
     let secret = auth.jwt_secret.as_ref().ok_or(TokenError::NoSecret)?;
     let iat = Utc::now().timestamp();
     let lifetime_secs = i64::try_from(auth.token_lifetime.as_secs()).unwrap_or(i64::MAX);
     let (iss, aud) = (auth.issuer.as_deref(), auth.audience.as_deref());
-    let claims = Issued { sub: subject, role, iat, exp: iat.saturating_add(lifetime_secs), wf_key, iss, aud };
+    let exp = iat.saturating_add(lifetime_secs);
+    let claims = Issued { sub: subject, role, organization_id, iat, exp, wf_key, iss, aud };
     let key = EncodingKey::from_secret(secret.expose_secret().as_bytes());
     Ok(encode(&Header::new(auth.algorithm), &claims, &key)?)
 }
@@ -134,6 +149,8 @@ fn sign(auth: &config::Auth, subject: &str, role: Role, wf_key: Option<Uuid>) ->
 pub struct Claims {
     /// `sub`.
     pub subject: String,
+    /// `organization_id`, or the default one.
+    pub organization: OrganizationId,
     /// All that `role` may do, or `JWT_DEFAULT_ROLE`.
     pub grant: Arc<Grant>,
     /// The texts in `roles`.
@@ -145,9 +162,19 @@ pub struct Claims {
 }
 
 impl Claims {
-    fn has_expired(&self) -> bool {
-        self.expires_at < Utc::now().timestamp() as f64 - CLOCK_SKEW_SECS as f64
+    /// In seconds since the epoch.
+    pub fn counts_until(&self) -> f64 {
+        self.expires_at + CLOCK_SKEW_SECS as f64
     }
+
+    fn has_expired(&self) -> bool {
+        self.counts_until() < now()
+    }
+}
+
+/// Seconds since the epoch.
+pub fn now() -> f64 {
+    Utc::now().timestamp() as f64
 }
 
 /// Tokens of that algorithm are ours.
@@ -260,12 +287,20 @@ impl Tokens {
 
     fn decode(&self, token: &str, key: &VerifyingKey) -> Option<Claims> {
         let validation = Validation { algorithms: vec![key.algorithm], ..self.validation.clone() };
-        let Presented { sub, exp, role, roles, wf_key, .. } =
-            decode::<Presented>(token, &key.key, &validation).ok()?.claims;
+        let presented = decode::<Presented>(token, &key.key, &validation).ok()?.claims;
+        let Presented { sub, exp, role, roles, organization_id, wf_key, .. } = presented;
         let key_id = wf_key.filter(|_| is_secret(key.algorithm));
         let grant = Arc::new(Grant::of(role.or(self.default_role)?));
         let roles = roles.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
-        (key_id.is_some() || is_subject(&sub)).then_some(Claims { subject: sub, grant, roles, key_id, expires_at: exp })
+        let organization = organization_id.unwrap_or_default();
+        (key_id.is_some() || is_subject(&sub)).then_some(Claims {
+            subject: sub,
+            organization,
+            grant,
+            roles,
+            key_id,
+            expires_at: exp,
+        })
     }
 
     /// What was verified with this set.

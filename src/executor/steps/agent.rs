@@ -108,7 +108,7 @@ impl Run {
     async fn find_agent(&self, name: &str) -> Result<std::sync::Arc<Agent>, String> {
         let mut failures = 0;
         loop {
-            match self.executor.agents.find(name).await {
+            match self.executor.agents.find(&self.organization, name).await {
                 Ok(found) => return found.map_err(|no_agent| no_agent.to_string()),
                 Err(error) if error.is_retryable() => {
                     journal::pause(failures).await;

@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use super::{Frame, Run, outside::Came};
 use crate::{
+    access::OrganizationId,
     db::{
         self,
         waits::{self, Awaited, ChildRun, MAX_NESTING, Wait},
@@ -55,9 +56,10 @@ impl Run {
         let (found, nesting) = self
             .database(|| {
                 let (pool, run_id, config) = (self.executor.pool.clone(), self.run_id.clone(), config.clone());
+                let organization = self.organization.clone();
                 async move {
                     let nesting = waits::nesting(&pool, &run_id).await?;
-                    Ok((find(&pool, &config).await?, nesting))
+                    Ok((find(&pool, &organization, &config).await?, nesting))
                 }
             })
             .await;
@@ -88,15 +90,19 @@ impl Run {
     }
 }
 
-/// The definition that is meant: the one of that id, or the newest of that name if it is active.
-async fn find(pool: &sqlx::PgPool, config: &SubWorkflowConfig) -> Result<Option<Startable>, db::Error> {
+/// The definition of the organisation that is meant: the one of that id, or the newest of that name if it is active.
+async fn find(
+    pool: &sqlx::PgPool,
+    organization: &OrganizationId,
+    config: &SubWorkflowConfig,
+) -> Result<Option<Startable>, db::Error> {
     let id = match (&config.workflow_id, &config.workflow_name) {
         (Some(id), _) => Uuid::try_parse(id).ok(),
-        (None, Some(name)) => db::workflows::find_active(pool, name).await?.map(|row| row.id),
+        (None, Some(name)) => db::workflows::find_active(pool, organization, name).await?.map(|row| row.id),
         (None, None) => None,
     };
     match id {
-        Some(id) => db::workflows::startable(pool, id).await,
+        Some(id) => db::workflows::startable(pool, organization, id).await,
         None => Ok(None),
     }
 }

@@ -1,7 +1,11 @@
 //! API keys: made, used, refused and revoked; and tokens for them.
 
+use std::time::Duration;
+
+use axum::body::Body;
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use futures_util::future::join_all;
+use http_body_util::BodyExt;
 use jsonwebtoken::Algorithm;
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -311,4 +315,24 @@ async fn while_authentication_is_off_a_key_header_means_nothing(pool: PgPool) {
     let created = service.post("/api/v1/api-keys", &body).await.expect(201);
     assert_eq!(created["created_by"], "system");
     assert_eq!(service.post("/api/v1/auth/token", &json!({})).await.error(403)["code"], "api_key_required");
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn an_event_stream_ends_when_its_key_is_revoked(pool: PgPool) {
+    let admin = Admin::start(&pool, &[]);
+    let (key, id) = admin.key(&json!({"name": "watcher", "role": "viewer"})).await;
+    admin.post("/api/v1/agents", &json!({"name": "a", "url": "http://127.0.0.1:9/"})).await.expect(201);
+    let steps = json!({"a": {"id": "a", "agent_name": "a", "input_mapping": {}}});
+    let workflow = admin.post("/api/v1/workflows", &json!({"name": "w", "start_step": "a", "steps": steps})).await;
+    let execute = format!("/api/v1/workflows/{}/execute", workflow.expect(201)["id"].as_str().expect("an id"));
+    let run = admin.post(&execute, &json!({"input_data": {}})).await.expect(202);
+    let events = format!("/api/v1/runs/{}/events", run["run_id"].as_str().expect("an id"));
+    let headers = [("x-api-key", key.as_str())];
+    let stream = admin.service.open("GET", &events, &headers, Body::empty()).await;
+    assert_eq!(stream.status().as_u16(), 200);
+    admin.delete(&format!("/api/v1/api-keys/{id}")).await.expect(200);
+    let text = tokio::time::timeout(Duration::from_secs(20), stream.into_body().collect()).await;
+    let text = text.expect("the stream ends").expect("whole").to_bytes();
+    assert!(!text.windows(10).any(|part| part == b"event: end"), "the run has not ended");
+    admin.service.send("GET", &events, &headers, "").await.error(401);
 }

@@ -4,7 +4,12 @@ use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use jsonwebtoken::{Algorithm, EncodingKey};
 use serde_json::{Value, json};
 use sqlx::PgPool;
-use workflow_api::{access::Role, api::auth, config::Auth, db::migrations::MIGRATOR};
+use workflow_api::{
+    access::{OrganizationId, Role},
+    api::auth,
+    config::Auth,
+    db::migrations::MIGRATOR,
+};
 
 use super::{
     EC_PUBLIC, ED_PUBLIC, RSA, RSA_NEXT, RSA_PUBLIC, SECRET, claims, ec, ed, look, now, rsa, secret, signed,
@@ -255,7 +260,8 @@ async fn each_kind_of_public_key_verifies_its_own_algorithm(pool: PgPool) {
 async fn issuer_and_audience_have_to_fit_where_they_are_set(pool: PgPool) {
     let pairs = [("JWT_SECRET", SECRET), ("JWT_ISSUER", "https://idp.example/"), ("JWT_AUDIENCE", "workflows")];
     let settings = config(&pool, &pairs);
-    let own = auth::issue(&settings.auth, "someone", Role::Viewer).expect("there is a secret");
+    let own =
+        auth::issue(&settings.auth, "someone", Role::Viewer, &OrganizationId::default()).expect("there is a secret");
     let service = Service::start_with(settings);
     look(&service, &own).await.expect(200);
     let (iss, aud) = ("https://idp.example/", "workflows");

@@ -1,0 +1,95 @@
+//! Organisations: whose everything is. Nothing of one can be seen or reached from another.
+
+use std::{fmt, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+/// Longest id of an organisation.
+const MAX_CHARS: usize = 63;
+
+/// The id of an organisation: 1 to 63 small letters, digits and hyphens, neither beginning nor ending with a hyphen.
+/// Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct OrganizationId(Arc<str>);
+
+/// The text is not the id of an organisation.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("must be 1 to 63 small letters, digits and hyphens, neither beginning nor ending with a hyphen")]
+pub struct NoOrganizationId;
+
+impl OrganizationId {
+    /// The organisation of whoever names none, and of everything that another program writes. There is always one of
+    /// this id; its administrators manage the others.
+    pub const DEFAULT: &str = "default";
+
+    /// The id, if the text is one.
+    pub fn parse(text: &str) -> Result<Self, NoOrganizationId> {
+        let is_inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        let fits = (1..=MAX_CHARS).contains(&text.len()) && text.bytes().all(is_inner);
+        if fits && !text.starts_with('-') && !text.ends_with('-') {
+            Ok(Self(text.into()))
+        } else {
+            Err(NoOrganizationId)
+        }
+    }
+
+    /// The id in a column of ours, where nothing else comes to be.
+    #[must_use]
+    pub fn stored(text: &str) -> Self {
+        Self(text.into())
+    }
+
+    /// As in tokens, in the database and on the wire.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether it is [`Self::DEFAULT`].
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self.0 == *Self::DEFAULT
+    }
+}
+
+impl Default for OrganizationId {
+    fn default() -> Self {
+        Self(Self::DEFAULT.into())
+    }
+}
+
+impl fmt::Display for OrganizationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl TryFrom<String> for OrganizationId {
+    type Error = NoOrganizationId;
+
+    fn try_from(text: String) -> Result<Self, NoOrganizationId> {
+        Self::parse(&text)
+    }
+}
+
+impl From<OrganizationId> for String {
+    fn from(id: OrganizationId) -> Self {
+        id.as_str().to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_a_host_label() {
+        for id in ["default", "a", "0", "acme-2", &"x".repeat(63)] {
+            assert_eq!(OrganizationId::parse(id).expect(id).as_str(), id);
+        }
+        for text in ["", "-a", "a-", "Acme", "a b", "a_b", "ä", "a\0", "a/b", &"x".repeat(64)] {
+            assert!(OrganizationId::parse(text).is_err(), "{text}");
+        }
+    }
+}

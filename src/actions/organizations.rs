@@ -1,0 +1,151 @@
+//! Creating and changing organisations, and holding them to their quotas.
+
+use serde_json::{json, value::RawValue};
+use sqlx::{PgConnection, PgPool};
+
+use super::{Change, Context, Entity, difference};
+use crate::{
+    access::{Countable, OrganizationId, QuotaExceeded, Quotas},
+    db::{self, organizations::OrganizationRow},
+    id,
+    input::{self, Patch},
+    timestamp::Timestamp,
+};
+
+/// Why an organisation was not saved.
+#[derive(Debug, thiserror::Error)]
+pub enum OrganizationError {
+    /// There is no such organisation.
+    #[error("organisation not found")]
+    NotFound,
+    /// The id belongs to another one.
+    #[error("the id {0} is taken")]
+    IdTaken(OrganizationId),
+    /// The default organisation lets everybody in who names none.
+    #[error("the default organisation cannot be suspended")]
+    DefaultStaysActive,
+    /// The database failed.
+    #[error(transparent)]
+    Db(#[from] db::Error),
+}
+
+impl From<sqlx::Error> for OrganizationError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Db(error.into())
+    }
+}
+
+/// An organisation to be made.
+#[derive(Clone, Debug)]
+pub struct NewOrganization {
+    /// For ever.
+    pub id: OrganizationId,
+    /// For people.
+    pub name: String,
+    /// Instead of those of the settings.
+    pub quotas: Quotas,
+}
+
+/// What an update changes.
+#[derive(Clone, Debug, Default)]
+pub struct OrganizationPatch {
+    /// For people.
+    pub name: Option<String>,
+    /// Whether it lets its members in.
+    pub is_active: Option<bool>,
+    /// Each one on its own; null is that of the settings.
+    pub agents: Patch<i32>,
+    /// See `agents`.
+    pub workflows: Patch<i32>,
+    /// See `agents`.
+    pub api_keys: Patch<i32>,
+    /// See `agents`.
+    pub queued_runs: Patch<i32>,
+}
+
+/// Makes an organisation.
+pub async fn create(
+    pool: &PgPool,
+    context: Context<'_>,
+    new: NewOrganization,
+) -> Result<OrganizationRow, OrganizationError> {
+    let at = Timestamp::now();
+    let row = OrganizationRow {
+        id: new.id.to_string(),
+        name: new.name,
+        status: "active".to_owned(),
+        quotas: new.quotas,
+        created_by: context.actor.subject.clone(),
+        updated_by: context.actor.subject.clone(),
+        created_at: at,
+        updated_at: at,
+    };
+    let mut transaction = pool.begin().await?;
+    match db::organizations::insert(&mut transaction, &row).await {
+        Err(db::Error::Conflict { .. }) => return Err(OrganizationError::IdTaken(new.id)),
+        other => other?,
+    }
+    let entity = Entity("organization", id::entity_id(&row.id), &row.id);
+    context.record(&mut transaction, entity, "create", Change::to(&audited(&row)), at).await?;
+    transaction.commit().await?;
+    Ok(row)
+}
+
+/// Changes the members that the patch names.
+pub async fn update(
+    pool: &PgPool,
+    context: Context<'_>,
+    id: &OrganizationId,
+    patch: OrganizationPatch,
+) -> Result<OrganizationRow, OrganizationError> {
+    if id.is_default() && patch.is_active == Some(false) {
+        return Err(OrganizationError::DefaultStaysActive);
+    }
+    let mut transaction = pool.begin().await?;
+    let before = db::organizations::lock(&mut transaction, id).await?.ok_or(OrganizationError::NotFound)?;
+    let status = |is_active| if is_active { "active" } else { "suspended" }.to_owned();
+    let mut row = OrganizationRow {
+        name: patch.name.unwrap_or_else(|| before.name.clone()),
+        status: patch.is_active.map_or_else(|| before.status.clone(), status),
+        quotas: Quotas {
+            agents: patch.agents.or(before.quotas.agents),
+            workflows: patch.workflows.or(before.quotas.workflows),
+            api_keys: patch.api_keys.or(before.quotas.api_keys),
+            queued_runs: patch.queued_runs.or(before.quotas.queued_runs),
+        },
+        ..before.clone()
+    };
+    let (changed, change) = difference(&audited(&before), &audited(&row));
+    if change.get() != "{}" {
+        row.updated_at = Timestamp::now();
+        row.updated_by.clone_from(&context.actor.subject);
+        db::organizations::update(&mut transaction, &row).await?;
+        let entity = Entity("organization", id::entity_id(&row.id), &row.id);
+        let change = Change::between(&changed, &change);
+        context.record(&mut transaction, entity, "update", change, row.updated_at).await?;
+        transaction.commit().await?;
+    }
+    Ok(row)
+}
+
+/// The organisation as audit entries show it.
+fn audited(row: &OrganizationRow) -> Box<RawValue> {
+    input::to_raw(&json!({"id": row.id, "name": row.name, "status": row.status, "quotas": row.quotas}))
+}
+
+impl Context<'_> {
+    /// Refuses what would make one more than the organisation may have. Whoever else would make one waits until this
+    /// transaction ends.
+    pub(super) async fn check_quota(
+        self,
+        conn: &mut PgConnection,
+        organization: &OrganizationId,
+        what: Countable,
+    ) -> Result<Result<(), QuotaExceeded>, db::Error> {
+        let own = db::organizations::find(&mut *conn, organization).await?.map(|row| row.quotas).unwrap_or_default();
+        let Some(limit) = own.or(*self.quotas).of(what) else { return Ok(Ok(())) };
+        db::organizations::lock_quota(conn, organization).await?;
+        let count = db::organizations::count(conn, organization, what, i64::from(limit)).await?;
+        Ok(if count < i64::from(limit) { Ok(()) } else { Err(QuotaExceeded { what, limit }) })
+    }
+}

@@ -1,0 +1,148 @@
+//! `/audit-logs`: who did what, and the proof that nobody has changed it since.
+
+pub mod export;
+pub mod verification;
+
+use axum::{Json, extract::State};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::{
+    App,
+    auth::Caller,
+    cursor::Asked,
+    error::{ApiError, ErrorBody},
+    extract::Query,
+    page::Page,
+};
+use crate::{
+    db::audit::{self, AuditRow, Filter},
+    id,
+    timestamp::Timestamp,
+};
+
+/// The parameters that a cursor of the list is bound to.
+const FILTERS: [&str; 9] = [
+    "user_id",
+    "action",
+    "entity_type",
+    "entity_id",
+    "outcome",
+    "correlation_id",
+    "created_after",
+    "created_before",
+    "sort_order",
+];
+
+/// An entry of the audit trail.
+#[derive(Serialize, ToSchema)]
+pub struct AuditEntry {
+    /// Made with the entry.
+    id: Uuid,
+    /// When it was done.
+    #[schema(value_type = String, format = DateTime)]
+    created_at: Timestamp,
+    /// Who did it: the token's subject, or `api-key:` and the name of an API key; null if nobody knows.
+    user_id: Option<String>,
+    /// The API key, if it was one.
+    key_id: Option<Uuid>,
+    /// Where the request came from.
+    address: Option<String>,
+    /// Of the request: the same in its log lines.
+    correlation_id: Option<String>,
+    /// `create`, `update`, `delete`, `execute`, `retry`, `cancel`, `revoke`; of a denied attempt the HTTP method.
+    #[schema(example = "update")]
+    action: String,
+    /// `agent`, `workflow`, `run`, `api_key`, `organization`; of a denied attempt `request`.
+    #[schema(example = "workflow")]
+    entity_type: String,
+    /// The object; of a run the UUID in its id, and for what has none one that is derived from its id.
+    entity_id: Uuid,
+    /// Its name; of a run its id; of a denied attempt the route.
+    entity_name: Option<String>,
+    /// `success` or `denied`.
+    outcome: String,
+    /// What the members of `after` were before; null if there was nothing, or if that is not kept.
+    #[schema(value_type = Option<Object>)]
+    before: Option<Box<RawValue>>,
+    /// What they are since; secrets are redacted. Null if there is nothing any more.
+    #[schema(value_type = Option<Object>)]
+    after: Option<Box<RawValue>>,
+    /// Whose entry it is.
+    organization_id: String,
+}
+
+impl From<AuditRow> for AuditEntry {
+    fn from(row: AuditRow) -> Self {
+        Self {
+            id: row.id,
+            created_at: row.created_at,
+            user_id: row.user_id,
+            key_id: row.key_id,
+            address: row.address,
+            correlation_id: row.correlation_id,
+            action: row.action,
+            entity_type: row.entity_type,
+            entity_id: row.entity_id,
+            entity_name: row.entity_name,
+            outcome: row.outcome,
+            before: row.previous.map(|json| json.0),
+            after: row.changes.map(|json| json.0).filter(|json| json.get() != "null"),
+            organization_id: row.organization_id,
+        }
+    }
+}
+
+fn filter(caller: &Caller, query: &Query) -> Result<Filter, ApiError> {
+    // A UUID, or the id of something that has none.
+    let entity_id = query.text("entity_id").filter(|id| !id.is_empty());
+    let entity_id = entity_id.map(|id| Uuid::try_parse(id).unwrap_or_else(|_| id::run_entity_id(id)));
+    Ok(Filter {
+        organization: caller.organization().clone(),
+        users: query.several("user_id"),
+        actions: query.several("action"),
+        entity_types: query.several("entity_type"),
+        entity_id,
+        outcomes: query.several("outcome"),
+        correlation_id: query.text("correlation_id").map(str::to_owned),
+        created: query.span("created")?,
+    })
+}
+
+/// Lists what was done, and what was tried and denied, the latest first.
+#[utoipa::path(
+    get, path = "/audit-logs", tag = "access",
+    params(
+        ("page" = Option<i64>, Query, minimum = 1, maximum = 10000, description = "By number, as far as the 10 000th entry"),
+        ("page_size" = Option<i64>, Query, minimum = 1),
+        ("cursor" = Option<String>, Query, description = "Instead of `page`: `next_cursor` or `prev_cursor` of an \
+            answer to the same query"),
+        ("user_id" = Option<String>, Query, description = "Exactly this subject, or one of several with commas between"),
+        ("action" = Option<String>, Query, description = "Exactly this action, or one of several"),
+        ("entity_type" = Option<String>, Query, description = "Exactly this type, or one of several"),
+        ("entity_id" = Option<String>, Query, description = "Exactly this object: `entity_id`, or the id of a run or an organization"),
+        ("outcome" = Option<String>, Query, description = "`success` or `denied`"),
+        ("correlation_id" = Option<String>, Query, description = "Exactly this request"),
+        ("created_after" = Option<String>, Query, format = DateTime, description = "Done then or later, as ISO 8601 or epoch"),
+        ("created_before" = Option<String>, Query, format = DateTime, description = "Done then or earlier, as ISO 8601 or epoch"),
+        ("sort_order" = Option<String>, Query, description = "`desc` (default) or `asc`"),
+    ),
+    responses(
+        (status = 200, body = Page<AuditEntry>), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
+        (status = 422, body = ErrorBody),
+    ),
+)]
+pub async fn list_audit_logs(
+    State(app): State<App>,
+    caller: Caller,
+    query: Query,
+) -> Result<Json<Page<AuditEntry>>, ApiError> {
+    let filter = filter(&caller, &query)?;
+    let order = audit::order(query.is_ascending());
+    let asked = Asked::read(&query, app.config.pages, order, "audit-logs", &FILTERS)?;
+    let mut connection = app.pool.acquire().await?;
+    let part = audit::list(&mut connection, &filter, order, &asked.cut).await?;
+    Ok(Json(Page::new(part, &asked)))
+}

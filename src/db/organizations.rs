@@ -1,0 +1,140 @@
+//! Organisations, and how much of each thing they may have.
+
+use sqlx::{PgConnection, PgExecutor};
+
+use super::{
+    Error,
+    list::{self, Cut, EntryId, Listed, Narrow, Order, Part, Position, Table},
+};
+use crate::{
+    access::{Countable, OrganizationId, Quotas},
+    timestamp::Timestamp,
+};
+
+/// A row of `organizations`.
+#[derive(Clone, Debug, sqlx::FromRow)]
+#[expect(missing_docs, reason = "the columns are described in the migration")]
+pub struct OrganizationRow {
+    pub id: String,
+    pub name: String,
+    pub status: String,
+    #[sqlx(flatten)]
+    pub quotas: Quotas,
+    pub created_by: String,
+    pub updated_by: String,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+}
+
+impl OrganizationRow {
+    /// Whether it lets its members in.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        self.status == "active"
+    }
+}
+
+const COLUMNS: &str =
+    "id, name, status, max_agents, max_workflows, max_api_keys, max_queued_runs, created_by, updated_by,
+    created_at AT TIME ZONE 'UTC' AS created_at, updated_at AT TIME ZONE 'UTC' AS updated_at";
+
+/// The organisation of that id.
+pub async fn find(db: impl PgExecutor<'_>, id: &OrganizationId) -> Result<Option<OrganizationRow>, Error> {
+    let sql = format!("SELECT {COLUMNS} FROM organizations WHERE id = $1");
+    Ok(sqlx::query_as(&sql).bind(id.as_str()).fetch_optional(db).await?)
+}
+
+/// As [`find`], and holds the row until the transaction ends.
+pub async fn lock(conn: &mut PgConnection, id: &OrganizationId) -> Result<Option<OrganizationRow>, Error> {
+    let sql = format!("SELECT {COLUMNS} FROM organizations WHERE id = $1 FOR NO KEY UPDATE");
+    Ok(sqlx::query_as(&sql).bind(id.as_str()).fetch_optional(conn).await?)
+}
+
+/// The order of creation.
+pub const ORDER: Order = Order { column: "created_at", nullable: false, ascending: true };
+
+impl Listed for OrganizationRow {
+    const TABLE: Table = Table { name: "organizations", columns: COLUMNS, id: "id" };
+
+    fn position(&self, _column: &str) -> Position {
+        Position { value: self.created_at.into(), id: EntryId::Text(self.id.clone()) }
+    }
+}
+
+/// A part of the organisations in the order of their creation; with `only` at most that one.
+pub async fn list(
+    conn: &mut PgConnection,
+    only: Option<&OrganizationId>,
+    cut: &Cut,
+) -> Result<Part<OrganizationRow>, Error> {
+    let narrow = |narrow: &mut Narrow<'_>| narrow.equal("id", only.map(OrganizationId::as_str));
+    list::fetch(conn, narrow, ORDER, cut).await
+}
+
+/// Writes a new row. A taken id is a [`Error::Conflict`].
+pub async fn insert(conn: &mut PgConnection, row: &OrganizationRow) -> Result<(), Error> {
+    sqlx::query(
+        "INSERT INTO organizations (id, name, status, max_agents, max_workflows, max_api_keys, max_queued_runs,
+             created_by, updated_by, created_at, updated_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+    )
+    .bind(&row.id)
+    .bind(&row.name)
+    .bind(&row.status)
+    .bind(row.quotas.agents)
+    .bind(row.quotas.workflows)
+    .bind(row.quotas.api_keys)
+    .bind(row.quotas.queued_runs)
+    .bind(&row.created_by)
+    .bind(&row.updated_by)
+    .bind(row.created_at)
+    .bind(row.updated_at)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Writes all columns that can change of a row that the caller holds by [`lock`].
+pub async fn update(conn: &mut PgConnection, row: &OrganizationRow) -> Result<(), Error> {
+    sqlx::query(
+        "UPDATE organizations SET name = $2, status = $3, max_agents = $4, max_workflows = $5, max_api_keys = $6,
+             max_queued_runs = $7, updated_by = $8, updated_at = $9
+         WHERE id = $1",
+    )
+    .bind(&row.id)
+    .bind(&row.name)
+    .bind(&row.status)
+    .bind(row.quotas.agents)
+    .bind(row.quotas.workflows)
+    .bind(row.quotas.api_keys)
+    .bind(row.quotas.queued_runs)
+    .bind(&row.updated_by)
+    .bind(row.updated_at)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// How many of these the organisation has, counted as far as `limit`.
+pub async fn count(db: impl PgExecutor<'_>, id: &OrganizationId, what: Countable, limit: i64) -> Result<i64, Error> {
+    let those = match what {
+        Countable::Agents => "agents WHERE organization_id = $1 AND status <> 'deleted'",
+        Countable::Workflows => {
+            "(SELECT DISTINCT name FROM workflow_definitions WHERE organization_id = $1 AND status <> 'deleted') AS named"
+        }
+        Countable::ApiKeys => {
+            "api_keys WHERE organization_id = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())"
+        }
+        Countable::QueuedRuns => "workflow_runs WHERE organization_id = $1 AND status = 'PENDING'",
+    };
+    let sql = format!("SELECT count(*) FROM (SELECT 1 FROM {those} LIMIT $2) AS counted");
+    Ok(sqlx::query_scalar(&sql).bind(id.as_str()).bind(limit).fetch_one(db).await?)
+}
+
+/// Keeps all others that [`lock`] the organisation or start runs under a quota of it waiting until the transaction ends.
+/// What is counted afterwards cannot become more meanwhile.
+pub async fn lock_quota(conn: &mut PgConnection, id: &OrganizationId) -> Result<(), Error> {
+    let sql = "SELECT pg_advisory_xact_lock(hashtextextended('quota/' || $1, 0))";
+    sqlx::query(sql).bind(id.as_str()).execute(conn).await?;
+    Ok(())
+}
