@@ -22,7 +22,7 @@ use crate::{
         self,
         idempotency::{ClaimError, IdempotencyKey},
     },
-    input,
+    egress, input,
     timestamp::Timestamp,
 };
 
@@ -35,6 +35,8 @@ pub struct Context<'a> {
     pub quotas: &'a Quotas,
     /// Whether audit rows are written.
     pub audit: bool,
+    /// What agents' URLs may lead to.
+    pub egress: &'a egress::Allow,
     /// Whether the caller sees the credentials of agents. Who does not may send back what stands in their place.
     pub sees_secrets: bool,
     /// Makes a repeat of the action find what the first one made.
@@ -126,7 +128,12 @@ impl<'a> Context<'a> {
     /// Compares a row, which is locked, with what the caller believes it to be.
     fn check_revision(self, revision: &str) -> Result<(), Stale> {
         match self.if_match {
-            Some(IfMatch::Revisions(revisions)) if !revisions.iter().any(|known| known == revision) => Err(Stale),
+            // What stands behind a dot is not of the row: it tells answers apart, not what may be changed.
+            Some(IfMatch::Revisions(revisions))
+                if !revisions.iter().any(|known| known.split('.').next() == Some(revision)) =>
+            {
+                Err(Stale)
+            }
             _ => Ok(()),
         }
     }

@@ -42,6 +42,7 @@ use crate::{
     auditor::Auditor,
     config::{self, Config},
     db::processes::Registration,
+    egress::Egress,
     lifecycle::Lifecycle,
     outbox::Relay,
     readiness::Readiness,
@@ -84,8 +85,8 @@ pub struct Parts {
     pub auditor: Auditor,
     /// Knows organisations.
     pub organizations: Organizations,
-    /// For the health of agents, and for key sets.
-    pub http: reqwest::Client,
+    /// For the health of agents.
+    pub egress: Egress,
     /// For the uptime.
     pub started: Instant,
 }
@@ -106,8 +107,8 @@ impl App {
         let writer = RunWriter::start(&pool, &relay, config.audit, lifecycle, drained);
         let waiting = Waiting::start(pool.clone(), lifecycle);
         let readiness = Readiness::start(pool.clone(), relay.clone(), lifecycle);
-        // Neither an agent's card nor a key set is fetched from where its host redirects to: that could be anything on
-        // this network.
+        let egress = Egress::new(&config.egress)?;
+        // Key sets are the operator's to choose, wherever they are; their hosts' redirects are not.
         let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build()?;
         let keys = KeyRing::start(pool.clone(), lifecycle);
         let auditor = Auditor::start(&pool, config.audit_retention_days, lifecycle);
@@ -126,7 +127,7 @@ impl App {
             keys,
             auditor,
             organizations,
-            http,
+            egress,
             started,
         })))
     }
@@ -137,6 +138,7 @@ impl App {
             actor: &caller.actor,
             quotas: &self.config.quotas,
             audit: self.config.audit,
+            egress: &self.config.egress,
             sees_secrets: caller.sees_secrets(),
             key: None,
             if_match: None,

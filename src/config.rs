@@ -4,16 +4,20 @@
 //! manifests make those). `NAME_FILE` names a file to read `NAME` from, for the variables that hold secrets or keys.
 //! `.env.api.example` is the manual of all variables; a test holds it to [`NAMES`].
 
-use std::{collections::HashMap, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{collections::HashMap, net::IpAddr, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
 use secrecy::SecretString;
 use serde::Deserialize;
 use sqlx::postgres::PgConnectOptions;
 
-use crate::access::{
-    Quotas, Role,
-    api_key::{self, ApiKey},
-    verifying_key::VerifyingKey,
+use crate::{
+    access::{
+        Quotas, Role,
+        api_key::{self, ApiKey},
+        verifying_key::VerifyingKey,
+    },
+    breaker::{self, Rules},
+    egress::{Allow, BadEntry},
 };
 
 /// Declares the variables: as text, all optional, exactly the names that the program reads.
@@ -44,6 +48,8 @@ variables! {
     log_level, log_format, default_page_size, max_page_size, idempotency_key_ttl_hours,
     quota_agents, quota_workflows, quota_api_keys, quota_queued_runs,
     enable_metrics, enable_audit_logging, audit_retention_days, readiness_requires_kafka, max_concurrent_executions, max_workflow_duration_ms,
+    egress_allow, circuit_breaker_enabled, circuit_breaker_failure_threshold, circuit_breaker_failure_rate_threshold,
+    circuit_breaker_timeout_seconds, circuit_breaker_half_open_max_calls, circuit_breaker_window_size_seconds,
 }
 
 /// Variables that may come from a file.
@@ -97,6 +103,10 @@ pub struct Config {
     pub max_concurrent_executions: usize,
     /// `MAX_WORKFLOW_DURATION_MS`: of a run, from its first claim to its end.
     pub max_workflow_duration: Duration,
+    /// `EGRESS_ALLOW`: what may be called besides public addresses.
+    pub egress: Arc<Allow>,
+    /// `CIRCUIT_BREAKER_*`: of agents that say nothing else.
+    pub circuit_breaker: Rules,
 }
 
 /// `API_*`.
@@ -274,6 +284,10 @@ impl Config {
         let max_concurrent_executions = reader.number("max_concurrent_executions", 256, 1..=100_000);
         // A day; at most a year.
         let max_workflow_duration_ms = reader.number("max_workflow_duration_ms", 86_400_000, 1000..=31_536_000_000);
+        let egress = reader.parsed("egress_allow", Allow::default(), |value| {
+            value.parse().map_err(|error: BadEntry| error.to_string())
+        });
+        let circuit_breaker = reader.circuit_breaker();
         // Only after all have been read, so that every problem is found.
         let config = (|| {
             Some(Self {
@@ -292,6 +306,8 @@ impl Config {
                 quotas: quotas?,
                 max_concurrent_executions: max_concurrent_executions?,
                 max_workflow_duration: Duration::from_millis(max_workflow_duration_ms?),
+                egress: Arc::new(egress?),
+                circuit_breaker: circuit_breaker?,
             })
         })();
         reader.finish(config)
@@ -668,6 +684,33 @@ impl Reader {
         Some(Log { level: level?, json: json? })
     }
 
+    fn circuit_breaker(&mut self) -> Option<Rules> {
+        let default = Rules::default();
+        let enabled = self.boolean("circuit_breaker_enabled", default.enabled);
+        let max = breaker::MAX_CALLS;
+        let failure_threshold = self.number("circuit_breaker_failure_threshold", default.failure_threshold, 1..=max);
+        let rate = default.failure_rate_threshold;
+        let failure_rate_threshold =
+            self.parsed("circuit_breaker_failure_rate_threshold", rate, |value| match value.parse::<f64>() {
+                Ok(rate) if rate > 0.0 && rate <= 1.0 => Ok(rate),
+                _ => Err(format!("must be a number above 0 and at most 1, not {value:?}")),
+            });
+        let timeout = default.timeout.as_secs();
+        let timeout = self.number("circuit_breaker_timeout_seconds", timeout, 1..=breaker::MAX_TIMEOUT_SECS);
+        let max_calls = default.half_open_max_calls;
+        let half_open_max_calls = self.number("circuit_breaker_half_open_max_calls", max_calls, 1..=max);
+        let window = default.window.as_secs();
+        let window = self.number("circuit_breaker_window_size_seconds", window, 1..=breaker::MAX_WINDOW_SECS);
+        Some(Rules {
+            enabled: enabled?,
+            failure_threshold: failure_threshold?,
+            failure_rate_threshold: failure_rate_threshold?,
+            timeout: Duration::from_secs(timeout?),
+            half_open_max_calls: half_open_max_calls?,
+            window: Duration::from_secs(window?),
+        })
+    }
+
     fn pages(&mut self) -> Option<Pages> {
         let max_size = self.number("max_page_size", 100, 1..=10_000);
         let default_size = self.number("default_page_size", 20, 1..=10_000);
@@ -754,7 +797,9 @@ mod tests {
         let on = EXAMPLE.lines().filter_map(setting).filter(|(.., is_on)| *is_on);
         let pairs: Vec<(String, String)> = on.map(|(name, value, _)| (name.to_owned(), value.to_owned())).collect();
         let from_file = Config::load(pairs.clone().into_iter()).expect("the example file is valid");
-        let required = pairs.into_iter().filter(|(name, _)| name == "DATABASE_URL" || name == "KAFKA_BROKERS");
+        // The file is for trying the service out, with agents on the same host or network.
+        let given = ["DATABASE_URL", "KAFKA_BROKERS", "EGRESS_ALLOW"];
+        let required = pairs.into_iter().filter(|(name, _)| given.contains(&name.as_str()));
         let from_defaults = Config::load(required).expect("two variables are enough");
         assert_eq!(format!("{from_file:?}"), format!("{from_defaults:?}"));
     }
@@ -781,9 +826,12 @@ mod tests {
             ("API_PREFIX", "/a/../b"),
             ("AUTH_ENABLED", "perhaps"),
             ("BOOTSTRAP_API_KEY", "wf_live_short"),
+            ("CIRCUIT_BREAKER_FAILURE_RATE_THRESHOLD", "0"),
+            ("CIRCUIT_BREAKER_TIMEOUT_SECONDS", "0"),
             ("CORS_ORIGINS", "localhost:3000"),
             ("DATABASE_URL", "mysql://x"),
             ("DEFAULT_PAGE_SIZE", "x"),
+            ("EGRESS_ALLOW", "10.0.0.0/8, 10.0.0.1/8"),
             ("ENABLE_METRICS", "perhaps"),
             ("JWT_ALGORITHM", "none"),
             ("JWT_EXPIRATION_MINUTES", "0"),

@@ -7,6 +7,7 @@
 pub mod agents;
 pub mod api_keys;
 pub mod audit;
+pub mod breakers;
 pub mod events;
 pub mod executions;
 pub mod idempotency;

@@ -17,6 +17,7 @@ mod agent_call;
 mod agents;
 mod answer;
 mod assignment;
+mod breakers;
 mod cancellations;
 mod drive;
 mod earlier;
@@ -39,6 +40,7 @@ use self::{
     active::{Active, Slots},
     agents::Agents,
     assignment::Assignment,
+    breakers::Breakers,
     intake::Intake,
     journal::Journal,
 };
@@ -48,6 +50,7 @@ use crate::{
         self,
         processes::{self, Registration},
     },
+    egress::Egress,
     kafka::{self, consumer::Consumer},
     lifecycle::Lifecycle,
 };
@@ -68,7 +71,8 @@ struct Shared {
     active: Active,
     journal: Journal,
     agents: Agents,
-    http: reqwest::Client,
+    breakers: Breakers,
+    egress: Egress,
     /// What the addresses of callbacks begin with.
     callbacks_url: String,
     /// Of a run, from its first claim to its end, without the time for which it is parked.
@@ -95,12 +99,14 @@ impl Deref for Executor {
 pub fn start(config: &Config, pool: PgPool, lifecycle: &Lifecycle) -> anyhow::Result<()> {
     let (settled, give_up) = (CancellationToken::new(), CancellationToken::new());
     let consumer = Consumer::new(&config.kafka)?;
+    let breakers = Breakers::new(pool.clone());
     let executor = Executor(Arc::new(Shared {
         registration: Registration::start(pool.clone(), "executor", lifecycle),
         active: Active::new(config.max_concurrent_executions),
         journal: Journal::start(&config.database, lifecycle, &give_up, &settled),
-        agents: Agents::new(pool.clone()),
-        http: agent_call::client()?,
+        agents: Agents::new(pool.clone(), breakers.clone(), config.circuit_breaker),
+        breakers,
+        egress: Egress::new(&config.egress)?,
         callbacks_url: config.api.callbacks_url(),
         max_duration: config.max_workflow_duration,
         soft_stop: lifecycle.soft_stop().clone(),
@@ -134,6 +140,14 @@ impl Executor {
             signals.stop.cancel();
         }
         self.drivers.spawn(drive::drive(self.clone(), assignment, signals));
+    }
+
+    /// Does what is to be done after a run's future was dropped. The process waits for it, as for the runs.
+    fn spawn_after(&self, task: impl Future<Output = ()> + Send + 'static) {
+        // Where there is no runtime any more, there is no time either.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            self.drivers.spawn_on(task, &runtime);
+        }
     }
 
     /// Waits for the soft stop and then for everything under way; what is left is free for others at once.

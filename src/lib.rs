@@ -7,6 +7,7 @@
 // Pure: no axum, no SQL, no Kafka.
 pub mod access;
 pub mod agent;
+pub mod breaker;
 pub mod expression;
 pub mod id;
 pub mod input;
@@ -20,8 +21,9 @@ pub mod config;
 pub mod lifecycle;
 pub mod telemetry;
 
-// The two systems around us. Neither knows the other.
+// The systems around us. None knows the others.
 pub mod db;
+pub mod egress;
 pub mod kafka;
 
 // What the service does to its data.

@@ -100,6 +100,13 @@ fn describe() {
     describe_gauge!("outbox_oldest_age_seconds", Unit::Seconds, "Age of the oldest of them");
     describe_counter!("outbox_messages_published_total", "Messages that Kafka has acknowledged");
     describe_histogram!("run_writer_batch_size", "Runs written by one statement");
+    describe_gauge!(
+        "circuit_breakers",
+        "Agents that are not called (open), or only to see whether they work (half_open)"
+    );
+    describe_counter!("executor_circuit_breaker_transitions_total", "Changes of circuit breakers by new state");
+    describe_counter!("executor_agent_requests_total", "Attempts of steps by what they came to");
+    describe_counter!("executor_agent_tokens_total", "Tokens that chat completions took, as their endpoints count");
     describe_gauge!("db_pool_size", "Connections of the pool");
     describe_gauge!("db_pool_idle", "Connections of the pool that nobody uses");
     describe_gauge!("db_pool_in_use", "Connections of the pool that are used");

@@ -8,7 +8,7 @@ use super::{Change, Context, Entity};
 use crate::{
     access::{Actor, Countable, Grant, OrganizationId, Permission, QuotaExceeded, Quotas, Role, api_key::ApiKey},
     db::{self, api_keys::ApiKeyRow},
-    input,
+    egress, input,
     timestamp::Timestamp,
 };
 
@@ -149,8 +149,16 @@ pub async fn bootstrap(
     let key = given.cloned().unwrap_or_else(|| ApiKey::generate(environment));
     // Another one may have been given before.
     let name = format!("bootstrap-{}", key.last_four());
-    let (actor, quotas) = (Actor::system(), Quotas::default());
-    let context = Context { actor: &actor, quotas: &quotas, audit, sees_secrets: true, key: None, if_match: None };
+    let (actor, quotas, egress) = (Actor::system(), Quotas::default(), egress::Allow::default());
+    let context = Context {
+        actor: &actor,
+        quotas: &quotas,
+        audit,
+        egress: &egress,
+        sees_secrets: true,
+        key: None,
+        if_match: None,
+    };
     insert(
         &mut transaction,
         context,

@@ -68,9 +68,14 @@ pub struct ExportedAgent {
     /// How calls are repeated.
     #[schema(value_type = RetryConfigBody)]
     retry_config: RetryConfig,
-    /// Kept for the UI.
+    /// What differs from the settings.
     #[schema(value_type = Option<Object>)]
     circuit_breaker_config: Option<Box<RawValue>>,
+    /// `a2a`, `http` or `openai`.
+    kind: String,
+    /// What the kind needs to know.
+    #[schema(value_type = Option<Object>)]
+    config: Option<Box<RawValue>>,
     /// `active` or `inactive`.
     status: String,
 }
@@ -89,6 +94,8 @@ impl ExportedAgent {
             timeout_ms: row.timeout_ms,
             retry_config: RetryConfig::from_stored(stored(row.retry_config).as_deref()),
             circuit_breaker_config: stored(row.circuit_breaker_config).filter(|config| config.get() != "null"),
+            kind: row.kind,
+            config: stored(row.config),
             status: row.status,
         }
     }

@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::{
     Error,
+    breakers::{self, BreakerRow},
     list::{self, Cut, EntryId, Listed, Narrow, Order, Part, Position, Table},
 };
 use crate::{access::OrganizationId, timestamp::Timestamp};
@@ -23,6 +24,8 @@ pub struct AgentRow {
     pub timeout_ms: i32,
     pub retry_config: Option<Json<Box<RawValue>>>,
     pub circuit_breaker_config: Option<Json<Box<RawValue>>>,
+    pub kind: String,
+    pub config: Option<Json<Box<RawValue>>>,
     pub status: String,
     pub created_by: Option<String>,
     pub updated_by: Option<String>,
@@ -40,7 +43,7 @@ impl AgentRow {
 }
 
 const COLUMNS: &str = "id, name, url, description, auth_type, auth_config, timeout_ms, retry_config, \
-     circuit_breaker_config, status, created_by, updated_by, created_at, updated_at, organization_id";
+     circuit_breaker_config, kind, config, status, created_by, updated_by, created_at, updated_at, organization_id";
 
 /// The organisation's agent of that id, deleted ones too.
 pub async fn find(db: impl PgExecutor<'_>, organization: &OrganizationId, id: Uuid) -> Result<Option<AgentRow>, Error> {
@@ -62,6 +65,57 @@ pub async fn find_by_name(
 ) -> Result<Option<AgentRow>, Error> {
     let sql = select(" WHERE name = $1 AND organization_id = $2");
     Ok(sqlx::query_as(&sql).bind(name).bind(organization.as_str()).fetch_optional(db).await?)
+}
+
+/// An agent and its circuit breaker.
+#[derive(sqlx::FromRow)]
+pub struct AgentWithBreaker {
+    /// The agent.
+    #[sqlx(flatten)]
+    pub agent: AgentRow,
+    /// Its breaker.
+    #[sqlx(flatten)]
+    pub breaker: BreakerRow,
+}
+
+impl AgentWithBreaker {
+    /// Another text after every change of the agent, which comes first, and of its breaker.
+    #[must_use]
+    pub fn revision(&self) -> String {
+        let agent = self.agent.revision();
+        match self.breaker.updated_at() {
+            Some(at) => format!("{agent}.{:x}", at.timestamp_micros()),
+            None => agent,
+        }
+    }
+}
+
+/// The organisation's agent of that name with its breaker, deleted ones too.
+pub async fn find_to_call(
+    db: impl PgExecutor<'_>,
+    organization: &OrganizationId,
+    name: &str,
+) -> Result<Option<AgentWithBreaker>, Error> {
+    let sql = with_breaker("a.name = $1 AND a.organization_id = $2");
+    Ok(sqlx::query_as(&sql).bind(name).bind(organization.as_str()).fetch_optional(db).await?)
+}
+
+/// The organisation's agent of that id with its breaker, deleted ones too.
+pub async fn find_to_show(
+    db: impl PgExecutor<'_>,
+    organization: &OrganizationId,
+    id: Uuid,
+) -> Result<Option<AgentWithBreaker>, Error> {
+    let sql = with_breaker("a.id = $1 AND a.organization_id = $2");
+    Ok(sqlx::query_as(&sql).bind(id).bind(organization.as_str()).fetch_optional(db).await?)
+}
+
+fn with_breaker(condition: &str) -> String {
+    let columns = COLUMNS.split(',').map(|column| format!("a.{}", column.trim())).collect::<Vec<_>>().join(", ");
+    let breaker = breakers::COLUMNS;
+    format!(
+        "SELECT {columns}, {breaker} FROM agents a LEFT JOIN circuit_breakers b ON b.agent_id = a.id WHERE {condition}"
+    )
 }
 
 /// As [`find_by_name`], and holds the row until the transaction ends.
@@ -130,8 +184,8 @@ pub async fn list(conn: &mut PgConnection, filter: &Filter<'_>, cut: &Cut) -> Re
 pub async fn insert(conn: &mut PgConnection, row: &AgentRow) -> Result<(), Error> {
     sqlx::query(
         "INSERT INTO agents (id, name, url, description, auth_type, auth_config, timeout_ms, retry_config,
-             circuit_breaker_config, status, created_by, updated_by, created_at, updated_at, organization_id)
-         VALUES ($1, $2, $3, $4, $5, coalesce($6, 'null'::jsonb), $7, $8, $9, $10, $11, $12, $13, $14, $15)",
+             circuit_breaker_config, kind, config, status, created_by, updated_by, created_at, updated_at, organization_id)
+         VALUES ($1, $2, $3, $4, $5, coalesce($6, 'null'::jsonb), $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
     )
     .bind(row.id)
     .bind(&row.name)
@@ -142,6 +196,8 @@ pub async fn insert(conn: &mut PgConnection, row: &AgentRow) -> Result<(), Error
     .bind(row.timeout_ms)
     .bind(&row.retry_config)
     .bind(&row.circuit_breaker_config)
+    .bind(&row.kind)
+    .bind(&row.config)
     .bind(&row.status)
     .bind(&row.created_by)
     .bind(&row.updated_by)
@@ -157,8 +213,8 @@ pub async fn insert(conn: &mut PgConnection, row: &AgentRow) -> Result<(), Error
 pub async fn update(conn: &mut PgConnection, row: &AgentRow) -> Result<(), Error> {
     sqlx::query(
         "UPDATE agents SET url = $2, description = $3, auth_type = $4, auth_config = coalesce($5, 'null'::jsonb),
-             timeout_ms = $6, retry_config = $7, circuit_breaker_config = $8, status = $9, updated_by = $10,
-             updated_at = $11
+             timeout_ms = $6, retry_config = $7, circuit_breaker_config = $8, kind = $9, config = $10, status = $11,
+             updated_by = $12, updated_at = $13
          WHERE id = $1",
     )
     .bind(row.id)
@@ -169,6 +225,8 @@ pub async fn update(conn: &mut PgConnection, row: &AgentRow) -> Result<(), Error
     .bind(row.timeout_ms)
     .bind(&row.retry_config)
     .bind(&row.circuit_breaker_config)
+    .bind(&row.kind)
+    .bind(&row.config)
     .bind(&row.status)
     .bind(&row.updated_by)
     .bind(row.updated_at)

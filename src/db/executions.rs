@@ -13,6 +13,9 @@ use crate::run::RunStatus;
 /// on rows that are read together with this one, so this comes first.
 const RECORDS_ITSELF: &str = "own AS MATERIALIZED (SELECT set_config('workflow_api.records', 'itself', true))";
 
+/// The error of an attempt whose executor died or stopped.
+const INTERRUPTED: &str = "interrupted: the executor stopped while the step ran";
+
 /// Requests to claim, one entry a run, each run once; see [`claim`].
 #[derive(Default)]
 #[expect(missing_docs, reason = "each is a column of workflow_runs or a member of the message")]
@@ -234,12 +237,14 @@ pub async fn forget_wakes(db: impl PgExecutor<'_>) -> Result<(), Error> {
 /// A step row of a run that was started before.
 #[derive(Debug, sqlx::FromRow)]
 pub struct EarlierStep {
-    /// The row.
+    /// The row; empty if there is none.
     pub id: String,
     /// Where the step stands in the run: its id on the main chain, else its way from there.
     pub place: String,
     /// As it was before the call; free text that other programs write too.
     pub status: String,
+    /// Its executor died or stopped while the step ran.
+    pub was_interrupted: bool,
     /// Of a completed one.
     pub output_data: Option<Json<Box<RawValue>>>,
     /// Of a failed one.
@@ -269,16 +274,24 @@ pub async fn resume(
             WHERE run_id = $1 AND lease_token = $2 AND status = 'RUNNING' FOR NO KEY UPDATE
         ), closed AS (
             UPDATE step_executions s SET status = 'FAILED', completed_at = now() AT TIME ZONE 'UTC',
-                error_message = 'interrupted: the executor stopped while the step ran'
+                error_message = $4
             FROM held WHERE $3 AND s.run_id = held.run_id AND s.status = 'RUNNING'
         )
         SELECT coalesce(id, '') AS id, coalesce(place, step_id, '') AS place, coalesce(status, '') AS status,
+            coalesce(status = 'RUNNING' OR error_message = $4, false) AS was_interrupted,
             CASE WHEN status = 'COMPLETED' THEN output_data END AS output_data, error_message,
             coalesce(extract(epoch FROM now() AT TIME ZONE 'UTC' - started_at), 0)::float8 AS age_secs,
             coalesce(started_at >= claimed_at, false) AS is_of_this_claim,
             coalesce(started_at >= resumed_at, true) AS is_after_retry, resume_from_step
         FROM held LEFT JOIN step_executions s USING (run_id) ORDER BY started_at, id";
-    Ok(sqlx::query_as(sql).bind(run_id).bind(lease_token).bind(interrupted).fetch_all(db).await?)
+    Ok(sqlx::query_as(sql).bind(run_id).bind(lease_token).bind(interrupted).bind(INTERRUPTED).fetch_all(db).await?)
+}
+
+/// Whether the run is RUNNING under another lease than this one; under any, if there is none.
+pub async fn is_held_by_others(db: impl PgExecutor<'_>, run_id: &str, lease: Option<Uuid>) -> Result<bool, Error> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM workflow_runs
+                   WHERE run_id = $1 AND status = 'RUNNING' AND lease_token IS DISTINCT FROM $2)";
+    Ok(sqlx::query_scalar(sql).bind(run_id).bind(lease).fetch_one(db).await?)
 }
 
 /// What has happened to a claim.

@@ -4,6 +4,7 @@
 use std::{pin::pin, time::Duration};
 
 use chrono::{DateTime, Utc};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use uuid::Uuid;
@@ -109,14 +110,14 @@ impl Driver {
             Before::Nothing => Earlier::default(),
             before => self.earlier(before == Before::Interrupted).await?,
         };
+        let deadline = Instant::now() + self.executor.max_duration.saturating_sub(assignment.elapsed);
         let claim = (self.run_id.clone(), self.lease_token);
         let names = (assignment.organization.clone(), correlation_id);
-        let run = Run::new(self.executor.clone(), claim, names, self.signals.clone(), plan, earlier);
+        let run = Run::new(self.executor.clone(), claim, names, (self.signals.clone(), deadline), plan, earlier);
 
         // Everything of the run is polled here, one after the other: its steps first, so that what they have to write
         // gathers before it is written, and so that all of them have been asked before the run is found to wait.
         let mut writing = pin!(run.ledger.write_out(&self.executor.journal, &self.stop));
-        let time_left = self.executor.max_duration.saturating_sub(assignment.elapsed);
         let steps = async {
             if assignment.before != Before::Nothing {
                 run.read_waits().await;
@@ -134,7 +135,7 @@ impl Driver {
             wake_at = run.waits_only() => Outcome::Waits(wake_at),
             () = run.at_pause() => Outcome::Waits(Some(Utc::now())),
             () = run.at_rest() => Outcome::AtRest,
-            () = tokio::time::sleep(time_left) => Outcome::Ended(Err(too_long(self.executor.max_duration))),
+            () = tokio::time::sleep_until(deadline) => Outcome::Ended(Err(too_long(self.executor.max_duration))),
         };
         let mut parked = None;
         let status = match outcome {

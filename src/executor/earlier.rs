@@ -49,6 +49,9 @@ struct Latest {
     /// The cause, if it is final.
     failed: HashMap<String, String>,
     open: HashMap<String, Open>,
+    /// The attempt that was interrupted and not ended since: the id of its row, the first one's if it was interrupted
+    /// again and again, and whether it began after the last retry.
+    interrupted: HashMap<String, (String, bool)>,
 }
 
 impl Earlier {
@@ -67,6 +70,11 @@ impl Earlier {
             latest.completed.remove(&place);
             latest.failed.remove(&place);
             latest.open.remove(&place);
+            if row.was_interrupted {
+                latest.interrupted.entry(place.clone()).or_insert((row.id.clone(), row.is_after_retry));
+            } else {
+                latest.interrupted.remove(&place);
+            }
             match row.status.as_str() {
                 "COMPLETED" => {
                     let output = row.output_data.map_or_else(|| RawValue::NULL.to_owned(), |output| output.0);
@@ -126,5 +134,12 @@ impl Earlier {
     pub(super) fn age_below(&self, prefix: &str, at_most: Duration) -> Duration {
         let below = self.ages.range(prefix.to_owned()..).take_while(|(place, _)| place.starts_with(prefix));
         below.map(|(_, age)| *age).filter(|age| *age <= at_most).max().unwrap_or_default()
+    }
+
+    /// Takes out the id of the attempt that was interrupted at this place, and is now made again with the same input.
+    pub(super) fn take_interrupted(&self, place: &str, reuse: Reuse) -> Option<String> {
+        let taken = self.latest().interrupted.remove(place);
+        let (id, is_after_retry) = taken.filter(|_| reuse != Reuse::Nothing)?;
+        (is_after_retry || reuse == Reuse::Everything).then_some(id)
     }
 }

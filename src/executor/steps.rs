@@ -33,7 +33,10 @@ use std::{
 use chrono::{DateTime, Utc};
 use futures_util::future::BoxFuture;
 use serde_json::value::RawValue;
-use tokio::sync::{Notify, Semaphore};
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::Instant,
+};
 use uuid::Uuid;
 
 use self::{outside::Waits, rest::Rest};
@@ -76,6 +79,8 @@ pub(super) struct Run {
     /// Something is wrong with this program.
     pub(super) broken: Notify,
     signals: Signals,
+    /// When its time is over.
+    deadline: Instant,
     slots: Semaphore,
     /// Of agents.
     calls: Calls,
@@ -162,7 +167,7 @@ impl Run {
         executor: Executor,
         (run_id, lease_token): (String, Uuid),
         (organization, correlation_id): (OrganizationId, String),
-        signals: Signals,
+        (signals, deadline): (Signals, Instant),
         plan: Plan,
         earlier: Earlier,
     ) -> Self {
@@ -178,6 +183,7 @@ impl Run {
             earlier,
             broken: Notify::new(),
             signals,
+            deadline,
             slots: Semaphore::new(MAX_CONCURRENT_BRANCHES),
             calls: Calls::default(),
             leaves: Calls::default(),

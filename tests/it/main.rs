@@ -3,9 +3,13 @@
 
 mod access;
 mod agent_health;
+mod agent_kinds;
+mod agent_tasks;
 mod agents;
+mod attempts;
 mod audit;
 mod bad_input;
+mod breakers;
 mod by_name;
 mod control;
 mod cors;
@@ -13,6 +17,7 @@ mod cursors;
 mod definitions;
 mod dispatch;
 mod documentation;
+mod egress;
 mod etags;
 mod events;
 mod execute;

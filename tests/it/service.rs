@@ -93,6 +93,7 @@ pub fn config(pool: &PgPool, more: &[(&str, &str)]) -> Config {
         ("KAFKA_CANCELLATION_TOPIC", format!("cancellation-{unique}")),
         ("KAFKA_GROUP_ID", format!("group-{unique}")),
         ("KAFKA_TOPIC_PARTITIONS", "2".to_owned()),
+        ("EGRESS_ALLOW", "127.0.0.0/8".to_owned()),
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .into();
