@@ -1,9 +1,11 @@
 //! Writes that span tables: one function, one transaction or statement, with its audit row.
 
+pub mod answer_callback;
 pub mod api_keys;
 pub mod cancel_run;
 pub mod import;
 pub mod organizations;
+pub mod pause_run;
 pub mod put_workflow;
 pub mod retry_run;
 pub mod rotate_keys;

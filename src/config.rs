@@ -45,7 +45,7 @@ macro_rules! variables {
 variables! {
     database_url, database_pool_size, database_max_overflow, database_echo, migrate_on_start,
     kafka_brokers, kafka_execution_topic, kafka_cancellation_topic, kafka_topic_partitions, kafka_group_id,
-    api_title, api_version, api_description, api_prefix, api_host, api_port, api_reload, api_workers,
+    api_title, api_version, api_description, api_prefix, api_host, api_port, api_reload, api_workers, public_url,
     auth_enabled, jwt_secret, jwt_algorithm, jwt_expiration_minutes, api_key_header,
     jwt_public_key, jwt_jwks, jwt_issuer, jwt_audience, jwt_default_role, api_key_environment, bootstrap_api_key,
     cors_origins, cors_allow_credentials, cors_allow_methods, cors_allow_headers,
@@ -136,6 +136,8 @@ pub struct Api {
     pub port: u16,
     /// `API_WORKERS`: threads of the runtime.
     pub workers: usize,
+    /// `PUBLIC_URL`: what callers reach the API by, without a trailing slash.
+    pub public_url: String,
     /// `API_RELOAD`: accepted and without effect, since the service is compiled.
     pub reload: bool,
 }
@@ -361,6 +363,12 @@ pub fn load_vault(environment: impl Iterator<Item = (String, String)>) -> Result
 }
 
 impl Api {
+    /// What the addresses of callbacks begin with.
+    #[must_use]
+    pub fn callbacks_url(&self) -> String {
+        format!("{}{}/callbacks/", self.public_url, self.prefix)
+    }
+
     /// The API's settings alone.
     pub fn load(environment: impl Iterator<Item = (String, String)>) -> Result<Self, Problems> {
         let mut reader = Reader::new(environment);
@@ -532,6 +540,15 @@ impl Reader {
             Ok(if path.is_empty() { String::new() } else { format!("/{path}") })
         });
         let port = self.number("api_port", 8000, 1..=u16::MAX);
+        let public_url = self.parsed("public_url", format!("http://localhost:{}", port.unwrap_or(8000)), |value| {
+            let url = url::Url::parse(value).ok().filter(|url| ["http", "https"].contains(&url.scheme()));
+            let is_plain =
+                |url: &url::Url| url.query().is_none() && url.fragment().is_none() && url.username().is_empty();
+            match url.filter(is_plain) {
+                Some(url) => Ok(url.as_str().trim_end_matches('/').to_owned()),
+                None => Err("must be an http or https URL without user, query and fragment".to_owned()),
+            }
+        });
         let workers = self.number("api_workers", 1, 1..=1024);
         let reload = self.boolean("api_reload", false);
         Some(Api {
@@ -542,6 +559,7 @@ impl Reader {
             host: host?,
             port: port?,
             workers: workers?,
+            public_url: public_url?,
             reload: reload?,
         })
     }

@@ -17,6 +17,7 @@ pub mod organizations;
 pub mod outbox;
 pub mod processes;
 pub mod runs;
+pub mod waits;
 pub mod workflows;
 
 use std::time::Duration;

@@ -2,8 +2,10 @@
 //!
 //! The row in PostgreSQL is the truth and a message is a hint. `intake` claims PENDING runs; each claimed run has a
 //! task that drives it (`drive`), which makes its `steps` and notes in its `ledger` what they write; the ledgers of
-//! all runs are written through `journal` in batches; `sweep` takes over the runs of executors that died and leaves
-//! those that were cancelled. Every write names the lease of the claim.
+//! all runs are written through `journal` in batches; `sweep` takes over the runs of executors that died, takes up those
+//! that were parked and leaves those that were cancelled. Every write names the lease of the claim.
+//!
+//! A run of which every branch waits for something outside of it is parked: its rows stay, and nothing of it stays here.
 //!
 //! If it dies here: before a claim is committed, the record comes again to another member of the group; after it,
 //! the run is taken over once this process has not beaten for `processes::DEAD_AFTER`, and continues after its
@@ -22,6 +24,7 @@ mod earlier;
 mod intake;
 mod journal;
 mod ledger;
+mod queue;
 mod request;
 mod retry;
 mod steps;
@@ -34,7 +37,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
 use self::{
-    active::Active, agents::Agents, assignment::Assignment, breakers::Breakers, intake::Intake, journal::Journal,
+    active::{Active, Slots},
+    agents::Agents,
+    assignment::Assignment,
+    breakers::Breakers,
+    intake::Intake,
+    journal::Journal,
 };
 use crate::{
     config::Config,
@@ -65,7 +73,9 @@ struct Shared {
     agents: Agents,
     breakers: Breakers,
     egress: Egress,
-    /// Of a run, from its first claim to its end.
+    /// What the addresses of callbacks begin with.
+    callbacks_url: String,
+    /// Of a run, from its first claim to its end, without the time for which it is parked.
     max_duration: Duration,
     /// Nothing new is begun.
     soft_stop: CancellationToken,
@@ -97,6 +107,7 @@ pub fn start(config: &Config, pool: PgPool, lifecycle: &Lifecycle) -> anyhow::Re
         agents: Agents::new(pool.clone(), Arc::clone(&config.vault), breakers.clone(), config.circuit_breaker),
         breakers,
         egress: Egress::new(&config.egress)?,
+        callbacks_url: config.api.callbacks_url(),
         max_duration: config.max_workflow_duration,
         soft_stop: lifecycle.soft_stop().clone(),
         give_up,
@@ -106,11 +117,11 @@ pub fn start(config: &Config, pool: PgPool, lifecycle: &Lifecycle) -> anyhow::Re
     }));
     let intake_done = CancellationToken::new();
     let intake = Intake::new(executor.clone(), consumer);
-    let sweeping = executor.clone();
+    let (sweeping, waking) = (executor.clone(), executor.clone());
     let claiming_done = intake_done.clone();
     lifecycle.spawn("executor intake", async move {
         // Whoever claims ends before the drivers are waited for.
-        tokio::join!(intake.run(), sweeping.take_over_all());
+        tokio::join!(intake.run(), sweeping.take_over_all(), waking.wake_all());
         claiming_done.cancel();
     });
     lifecycle.spawn("executor leases", executor.clone().check_leases());
@@ -122,13 +133,13 @@ pub fn start(config: &Config, pool: PgPool, lifecycle: &Lifecycle) -> anyhow::Re
 
 impl Executor {
     /// Drives a run that `owner` has claimed, in a task of its own.
-    fn start_run(&self, assignment: Assignment, owner: Uuid) {
-        let stop = self.active.add(&assignment.run_id, assignment.lease_token, owner);
+    fn start_run(&self, assignment: Assignment, owner: Uuid, slot: Slots) {
+        let signals = self.active.add(&assignment.run_id, assignment.lease_token, owner, slot);
         if self.registration.current() != Some(owner) {
             // Declared dead between claim and now: the claim is void.
-            stop.cancel();
+            signals.stop.cancel();
         }
-        self.drivers.spawn(drive::drive(self.clone(), assignment, stop));
+        self.drivers.spawn(drive::drive(self.clone(), assignment, signals));
     }
 
     /// Does what is to be done after a run's future was dropped. The process waits for it, as for the runs.

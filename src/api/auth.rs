@@ -20,6 +20,7 @@ pub use self::{
 use super::{App, client::ClientAddress, rate_limit::Applied};
 use crate::{
     access::{Actor, Grant, OrganizationId, Role, api_key::ApiKey},
+    actions::answer_callback::Answerer,
     api::error::ApiError,
     db::{self, api_keys::KeyName},
 };
@@ -31,6 +32,8 @@ pub struct Caller {
     pub actor: Arc<Actor>,
     /// What the caller may do; everything while authentication is off.
     pub grant: Arc<Grant>,
+    /// Roles of the caller's organisation, for approvals.
+    pub roles: Arc<[String]>,
     /// How the caller was told.
     pub proof: Proof,
 }
@@ -40,6 +43,8 @@ pub struct Caller {
 pub enum Proof {
     /// Not at all: authentication is off, or the route is open to all.
     Nothing,
+    /// By the address of a callback, which is all that is known.
+    Address,
     /// By a token, which counts until then, in seconds since the epoch.
     Token(f64),
     /// By a token that was issued for this API key.
@@ -52,13 +57,33 @@ impl Caller {
     /// The caller of a request of whom nothing is asked, and who may do everything.
     #[must_use]
     pub fn anybody(anybody: Actor) -> Self {
-        Self { actor: Arc::new(anybody), grant: Arc::new(Grant::of(Role::Admin)), proof: Proof::Nothing }
+        let (actor, grant) = (Arc::new(anybody), Arc::new(Grant::of(Role::Admin)));
+        Self { actor, grant, roles: Arc::default(), proof: Proof::Nothing }
+    }
+
+    /// Whoever has the address of a callback.
+    fn nobody(anybody: Actor) -> Self {
+        let actor = Arc::new(Actor { subject: "callback".to_owned(), ..anybody });
+        Self { actor, grant: Arc::new(Grant::of(Role::Viewer)), roles: Arc::default(), proof: Proof::Address }
+    }
+
+    /// The same, as somebody who answers a callback.
+    #[must_use]
+    pub fn answerer(&self) -> Answerer<'_> {
+        Answerer {
+            actor: &self.actor,
+            is_known: self.proof != Proof::Address,
+            organization: Some(self.organization()).filter(|_| self.proof != Proof::Nothing),
+            role: self.grant.role,
+            roles: &self.roles,
+            workflows: self.grant.workflows.as_deref(),
+        }
     }
 
     /// Whether the caller would still be let in, for whoever serves him for longer than a request takes.
     pub async fn still_counts(&self, app: &App) -> Result<bool, Arc<db::Error>> {
         Ok(match self.proof {
-            Proof::Nothing => true,
+            Proof::Nothing | Proof::Address => true,
             Proof::Token(until) => token::now() < until && app.organizations.is_active(self.organization()).await?,
             Proof::TokenOfApiKey(id) | Proof::ApiKey(id) => {
                 app.keys.find(KeyName::Id(id), Pace::AtOnce).await?.is_some()
@@ -126,14 +151,18 @@ pub async fn authenticate(
         return Ok(Caller::anybody(anybody));
     }
     let client = request.extensions.get::<ClientAddress>().copied();
-    match identify(app, request, anybody, client).await {
-        Ok(caller) => Ok(caller),
-        Err(Refusal::Other(answer)) => Err(answer),
+    // The address of a callback is its permission. Who else somebody is may be asked for there.
+    let below = request.uri.path().strip_prefix(&app.config.api.prefix).unwrap_or_default();
+    let nobody = below.starts_with("/callbacks/").then(|| Caller::nobody(anybody.clone()));
+    let refusal = match identify(app, request, anybody, client).await {
+        Ok(caller) => return Ok(caller),
+        Err(Refusal::Other(answer)) => answer,
         Err(Refusal::Wrong(answer)) => {
             app.rates.count_failure(client, limits)?;
-            Err(answer)
+            answer
         }
-    }
+    };
+    nobody.ok_or(refusal)
 }
 
 async fn identify(
@@ -191,8 +220,8 @@ async fn by_token(app: &App, token: &str, anybody: Actor, pace: Pace) -> Result<
         }
         let (subject, organization) = (claims.subject.clone(), claims.organization.clone());
         let actor = Arc::new(Actor { subject, organization, ..anybody });
-        let (grant, proof) = (Arc::clone(&claims.grant), Proof::Token(claims.counts_until()));
-        return Ok(Caller { actor, grant, proof });
+        let (grant, roles) = (Arc::clone(&claims.grant), Arc::clone(&claims.roles));
+        return Ok(Caller { actor, grant, roles, proof: Proof::Token(claims.counts_until()) });
     };
     let holder = app.keys.find(KeyName::Id(key_id), pace).await?.ok_or_else(|| Refusal::Other(invalid()))?;
     Ok(holder.caller(Proof::TokenOfApiKey(key_id), anybody))
@@ -202,6 +231,6 @@ impl Holder {
     fn caller(&self, proof: Proof, anybody: Actor) -> Caller {
         let (subject, organization) = (self.subject.clone(), self.organization.clone());
         let actor = Arc::new(Actor { subject, organization, key_id: Some(self.id), ..anybody });
-        Caller { actor, grant: Arc::clone(&self.grant), proof }
+        Caller { actor, grant: Arc::clone(&self.grant), roles: Arc::default(), proof }
     }
 }

@@ -59,6 +59,7 @@ impl Modify for Security {
         (name = "agents", description = "Programs that do a step's work, called over JSON-RPC 2.0 (A2A)."),
         (name = "workflows", description = "Versioned definitions, and starting runs of them."),
         (name = "runs", description = "What was started: state, steps, cancelling and starting again."),
+        (name = "callbacks", description = "Answers that runs wait for."),
         (name = "access", description = "API keys, and tokens for them."),
         (name = "system", description = "About the service itself."),
     )

@@ -73,7 +73,7 @@ impl RateLimits {
     /// Counts a request of that caller: of an API key and its tokens together, or of a token's subject.
     pub fn count_principal(&self, caller: &Caller, applied: &mut Applied) -> Result<(), ApiError> {
         let (key_id, subject) = match caller.proof {
-            Proof::Nothing => return Ok(()),
+            Proof::Nothing | Proof::Address => return Ok(()),
             Proof::Token(_) => (None, Some((caller.organization(), &caller.actor.subject))),
             Proof::TokenOfApiKey(id) | Proof::ApiKey(id) => (Some(id), None),
         };

@@ -76,6 +76,10 @@ async fn the_document_names_every_route(pool: PgPool) {
         "POST /api/v1/runs/{run_id}/cancel",
         "GET /api/v1/runs/{run_id}/logs",
         "GET /api/v1/runs/{run_id}/events",
+        "POST /api/v1/runs/{run_id}/pause",
+        "POST /api/v1/runs/{run_id}/resume",
+        "GET /api/v1/runs/{run_id}/callbacks",
+        "POST /api/v1/callbacks/{token}",
         "GET /api/v1/api-keys",
         "POST /api/v1/api-keys",
         "GET /api/v1/api-keys/{key_id}",
@@ -95,6 +99,7 @@ pub fn filled(path: &str) -> String {
     let texts = [
         ("{run_id}", "run-x"),
         ("{name}", "nothing"),
+        ("{token}", "nothing"),
         ("{version}", "1"),
         ("{other}", "2"),
         ("{organization_id}", "none"),

@@ -7,6 +7,7 @@ mod chromium;
 mod commands;
 mod crash;
 mod dependencies;
+mod parked;
 mod program;
 mod secrets;
 mod stop;

@@ -9,6 +9,7 @@ use chrono::Utc;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, Validation, decode, decode_header, encode, errors::ErrorKind};
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use uuid::Uuid;
@@ -54,6 +55,10 @@ struct Presented {
     exp: f64,
     #[serde(default, deserialize_with = "present")]
     role: Option<Role>,
+    /// Roles of the organisation, which mean nothing here but to approvals. Whoever issues tokens may have them in any
+    /// form; only a list of texts counts.
+    #[serde(default)]
+    roles: Value,
     #[serde(default, deserialize_with = "present")]
     organization_id: Option<OrganizationId>,
     /// The API key that it was issued for. Counts only in tokens of ours.
@@ -148,6 +153,8 @@ pub struct Claims {
     pub organization: OrganizationId,
     /// All that `role` may do, or `JWT_DEFAULT_ROLE`.
     pub grant: Arc<Grant>,
+    /// The texts in `roles`.
+    pub roles: Arc<[String]>,
     /// The API key that decides instead.
     pub key_id: Option<Uuid>,
     /// Seconds since the epoch; the token counts for [`CLOCK_SKEW_SECS`] longer.
@@ -296,11 +303,12 @@ impl Tokens {
             ErrorKind::ExpiredSignature => Refused::Expired,
             _ => Refused::Invalid,
         })?;
-        let Presented { sub, exp, role, organization_id, wf_key, .. } = decoded.claims;
+        let Presented { sub, exp, role, roles, organization_id, wf_key, .. } = decoded.claims;
         let key_id = wf_key.filter(|_| is_secret(key.algorithm));
         let grant = Arc::new(Grant::of(role.or(self.default_role).ok_or(Refused::Invalid)?));
+        let roles = roles.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
         let organization = organization_id.unwrap_or_default();
-        let claims = Claims { subject: sub, organization, grant, key_id, expires_at: exp };
+        let claims = Claims { subject: sub, organization, grant, roles, key_id, expires_at: exp };
         if claims.key_id.is_some() || is_subject(&claims.subject) { Ok(claims) } else { Err(Refused::Invalid) }
     }
 

@@ -14,7 +14,6 @@ use crate::{
         journal,
         retry::{self, Again},
     },
-    mapping,
     workflow::Step,
 };
 
@@ -35,12 +34,15 @@ impl Run {
     /// The agent's output. An input that cannot be made is no attempt and leaves no row.
     pub(super) async fn agent(&self, step: &Step, place: &str, frame: &Frame<'_>) -> Result<Box<RawValue>, String> {
         let Some(agent_name) = step.agent_name.as_deref() else { return Err("it names no agent".to_owned()) };
-        let input = mapping::resolve(step.mapping(), &frame.scope).map_err(|error| error.to_string())?;
+        let input = self.resolve(step, &frame.scope).await?;
+        self.gate().await;
+        // A pause waits for all attempts: it comes between steps.
+        let _leaf = self.leaves.begin();
         // Made again because its executor died, the attempt is the same to whoever de-duplicates.
         let mut interrupted = self.earlier.take_interrupted(place, frame.reuse);
         let mut attempt = 1;
         loop {
-            self.gate().await;
+            self.gate_of_process().await;
             let under_way = self.calls.begin();
             let row = self.row(step, agent_name.to_owned(), input.clone(), place, frame);
             // The agent sees the row's id: a log of one is found from the other.
@@ -97,8 +99,8 @@ impl Run {
                     executor: &self.executor,
                     agent: &agent,
                     run_id: &self.run_id,
-                    lease_token: self.lease_token,
-                    stop: &self.stop,
+                    lease_token: self.ledger.lease_token(),
+                    stop: &self.signals.stop,
                     attempt_id,
                     correlation_id: &self.correlation_id,
                     input,
