@@ -1,12 +1,15 @@
 //! Writes that span tables: one function, one transaction or statement, with its audit row.
 
+pub mod answer_callback;
 pub mod api_keys;
 pub mod cancel_run;
 pub mod import;
 pub mod organizations;
+pub mod pause_run;
 pub mod put_workflow;
 pub mod resolve_letter;
 pub mod retry_run;
+pub mod rotate_keys;
 pub mod save_agent;
 pub mod save_workflow;
 pub mod start_run;
@@ -21,8 +24,9 @@ use crate::{
         self,
         idempotency::{ClaimError, IdempotencyKey},
     },
-    input,
+    egress, input,
     timestamp::Timestamp,
+    vault::Vault,
 };
 
 /// On whose behalf and under which settings an action runs.
@@ -34,6 +38,10 @@ pub struct Context<'a> {
     pub quotas: &'a Quotas,
     /// Whether audit rows are written.
     pub audit: bool,
+    /// Seals the credentials of agents.
+    pub vault: &'a Vault,
+    /// What agents' URLs may lead to.
+    pub egress: &'a egress::Allow,
     /// Whether the caller sees the credentials of agents. Who does not may send back what stands in their place.
     pub sees_secrets: bool,
     /// Makes a repeat of the action find what the first one made.
@@ -125,7 +133,12 @@ impl<'a> Context<'a> {
     /// Compares a row, which is locked, with what the caller believes it to be.
     fn check_revision(self, revision: &str) -> Result<(), Stale> {
         match self.if_match {
-            Some(IfMatch::Revisions(revisions)) if !revisions.iter().any(|known| known == revision) => Err(Stale),
+            // What stands behind a dot is not of the row: it tells answers apart, not what may be changed.
+            Some(IfMatch::Revisions(revisions))
+                if !revisions.iter().any(|known| known.split('.').next() == Some(revision)) =>
+            {
+                Err(Stale)
+            }
             _ => Ok(()),
         }
     }

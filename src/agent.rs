@@ -7,12 +7,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use url::Url;
 
-use self::auth::checked_auth_config;
-use crate::input::{ANY_LENGTH, FieldError, Node, Object, Patch, Read, keep, text};
+use self::{auth::checked_auth_config, kind::checked_config};
+use crate::{
+    breaker,
+    input::{ANY_LENGTH, FieldError, Node, Object, Patch, Read, keep, text},
+};
 
 mod auth;
+mod kind;
 
 pub use auth::{AuthType, mask_auth_config, render_auth_config};
+pub use kind::{AgentKind, ChatConfig, chat_url};
 
 /// Characters of an agent's name, as in its column.
 const NAME_CHARS: std::ops::RangeInclusive<usize> = 1..=255;
@@ -124,6 +129,10 @@ pub struct NewAgent {
     pub url: String,
     /// For people.
     pub description: Option<String>,
+    /// How it is spoken to.
+    pub kind: AgentKind,
+    /// What that needs to know.
+    pub config: Option<Box<RawValue>>,
     /// Which credentials `auth_config` holds.
     pub auth_type: AuthType,
     /// The credentials, to be stored as they are here.
@@ -132,7 +141,7 @@ pub struct NewAgent {
     pub timeout_ms: i32,
     /// How calls are repeated.
     pub retry_config: RetryConfig,
-    /// The UI's settings of a circuit breaker, kept for it.
+    /// What differs from the settings; see [`breaker::Rules::of_agent`].
     pub circuit_breaker_config: Option<Box<RawValue>>,
 }
 
@@ -153,6 +162,11 @@ impl NewAgent {
         let name = body.required("name", &mut errors, |node| node.string(NAME_CHARS));
         let url = body.required("url", &mut errors, read_url);
         let description = body.nullable("description", &mut errors, |node| node.string(ANY_LENGTH));
+        let kind = body.defaulted("kind", &mut errors, AgentKind::A2a, AgentKind::read);
+        let config = body.nullable("config", &mut errors, Node::free_object);
+        let kind_is_readable = !errors.iter().any(|error| error.field == "body.kind" || error.field == "body.config");
+        let config =
+            if kind_is_readable { keep(checked_config(kind, config.as_deref()), &mut errors).flatten() } else { None };
         let auth_type = body.defaulted("auth_type", &mut errors, AuthType::None, AuthType::read);
         let auth_config = body.nullable("auth_config", &mut errors, Node::free_object);
         // The rules say nothing useful about members that are bad themselves.
@@ -164,12 +178,14 @@ impl NewAgent {
         };
         let timeout_ms = body.defaulted("timeout_ms", &mut errors, 30_000, read_timeout);
         let retry_config = body.defaulted("retry_config", &mut errors, RetryConfig::default(), RetryConfig::read);
-        let circuit_breaker_config = body.nullable("circuit_breaker_config", &mut errors, Node::free_object);
+        let circuit_breaker_config = body.nullable("circuit_breaker_config", &mut errors, breaker::Rules::read_config);
         match (name, url) {
             (Some(name), Some(url)) if errors.is_empty() => Ok(Self {
                 name,
                 url,
                 description,
+                kind,
+                config,
                 auth_type,
                 auth_config,
                 timeout_ms,
@@ -188,6 +204,10 @@ pub struct AgentPatch {
     pub url: Option<String>,
     /// For people.
     pub description: Patch<String>,
+    /// To be stored only as [`AgentPatch::merged_kind`] returns it.
+    pub kind: Option<AgentKind>,
+    /// To be stored only as [`AgentPatch::merged_kind`] returns it.
+    pub config: Patch<Box<RawValue>>,
     /// To be stored only as [`AgentPatch::merged_auth`] returns it.
     pub auth_type: Option<AuthType>,
     /// To be stored only as [`AgentPatch::merged_auth`] returns it.
@@ -198,7 +218,7 @@ pub struct AgentPatch {
     pub retry_config: Option<RetryConfig>,
     /// Active or inactive.
     pub status: Option<AgentStatus>,
-    /// The UI's settings of a circuit breaker, kept for it.
+    /// What differs from the settings; see [`breaker::Rules::of_agent`].
     pub circuit_breaker_config: Patch<Box<RawValue>>,
 }
 
@@ -210,12 +230,14 @@ impl AgentPatch {
         let patch = Self {
             url: body.patch_not_null("url", &mut errors, read_url),
             description: body.patch("description", &mut errors, |node| node.string(ANY_LENGTH)),
+            kind: body.patch_not_null("kind", &mut errors, AgentKind::read),
+            config: body.patch("config", &mut errors, Node::free_object),
             auth_type: body.patch_not_null("auth_type", &mut errors, AuthType::read),
             auth_config: body.patch("auth_config", &mut errors, Node::free_object),
             timeout_ms: body.patch_not_null("timeout_ms", &mut errors, read_timeout),
             retry_config: body.patch_not_null("retry_config", &mut errors, RetryConfig::read),
             status: body.patch_not_null("status", &mut errors, AgentStatus::read),
-            circuit_breaker_config: body.patch("circuit_breaker_config", &mut errors, Node::free_object),
+            circuit_breaker_config: body.patch("circuit_breaker_config", &mut errors, breaker::Rules::read_config),
         };
         if errors.is_empty() { Ok(patch) } else { Err(errors) }
     }
@@ -262,6 +284,20 @@ impl AgentPatch {
             Patch::Value(given) => Some(&**given),
         };
         Ok((auth_type, checked_auth_config(auth_type, auth_config)?))
+    }
+
+    /// The `kind` and `config` to store, given the stored ones. Another kind does not keep the config of the former.
+    pub fn merged_kind(&self, kind: AgentKind, config: Option<&RawValue>) -> Read<(AgentKind, Option<Box<RawValue>>)> {
+        if self.kind.is_none() && self.config.is_absent() {
+            return Ok((kind, config.map(ToOwned::to_owned)));
+        }
+        let (kind, is_other) = self.kind.map_or((kind, false), |wanted| (wanted, wanted != kind));
+        let config = match &self.config {
+            Patch::Absent => config.filter(|_| !is_other),
+            Patch::Null => None,
+            Patch::Value(given) => Some(&**given),
+        };
+        Ok((kind, checked_config(kind, config)?))
     }
 }
 
@@ -383,7 +419,7 @@ mod tests {
     fn a_url_is_normalised_and_limited() {
         for (given, stored) in [
             ("HTTP://Agent.Example:80", "http://agent.example/"),
-            ("https://u:p@a:443/b?c#d", "https://u:p@a/b?c#d"),
+            ("https://a:443/b?c#d", "https://a/b?c#d"),
             ("http://bücher.example/ä", "http://xn--bcher-kva.example/%C3%A4"),
         ] {
             let agent = NewAgent::parse(raw(&format!(r#"{{"name":"a","url":"{given}"}}"#))).expect(given);

@@ -7,6 +7,8 @@ pub mod api_keys;
 pub mod audit;
 pub mod auth;
 pub mod by_name;
+pub mod callbacks;
+pub mod client;
 pub mod cors;
 pub mod cursor;
 pub mod dead_letters;
@@ -17,9 +19,12 @@ pub mod error;
 pub mod etag;
 pub mod extract;
 pub mod graph;
+pub mod headers;
+pub mod load;
 pub mod organizations;
 pub mod page;
 pub mod prefer;
+pub mod rate_limit;
 pub mod request;
 pub mod run_log;
 pub mod runs;
@@ -36,12 +41,17 @@ use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use self::auth::{KeyRing, Organizations, Tokens};
+use self::{
+    auth::{KeyRing, Organizations, Tokens},
+    load::Load,
+    rate_limit::RateLimits,
+};
 use crate::{
     actions::{Context, start_run::Definitions},
     auditor::Auditor,
     config::{self, Config},
     db::processes::Registration,
+    egress::Egress,
     lifecycle::Lifecycle,
     outbox::Relay,
     readiness::Readiness,
@@ -80,12 +90,16 @@ pub struct Parts {
     pub tokens: Tokens,
     /// Knows API keys.
     pub keys: KeyRing,
+    /// How much one may ask for.
+    pub rates: RateLimits,
+    /// Places of requests.
+    pub load: Load,
     /// Keeps the audit trail.
     pub auditor: Auditor,
     /// Knows organisations.
     pub organizations: Organizations,
-    /// For the health of agents, and for key sets.
-    pub http: reqwest::Client,
+    /// For the health of agents.
+    pub egress: Egress,
     /// For the uptime.
     pub started: Instant,
 }
@@ -106,8 +120,8 @@ impl App {
         let writer = RunWriter::start(&pool, &relay, config.audit, lifecycle, drained);
         let waiting = Waiting::start(pool.clone(), lifecycle);
         let readiness = Readiness::start(pool.clone(), relay.clone(), lifecycle);
-        // Neither an agent's card nor a key set is fetched from where its host redirects to: that could be anything on
-        // this network.
+        let egress = Egress::new(&config.egress)?;
+        // Key sets are the operator's to choose, wherever they are; their hosts' redirects are not.
         let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build()?;
         let keys = KeyRing::start(pool.clone(), lifecycle);
         let auditor = Auditor::start(&pool, config.audit_retention_days, lifecycle);
@@ -115,6 +129,8 @@ impl App {
         let tokens = Tokens::start(&config.auth, &http, lifecycle);
         crate::dead_letters::start(&config, pool.clone(), lifecycle)?;
         let definitions = Definitions::default();
+        let rates = RateLimits::new(&config.limits);
+        let load = Load::new(config.limits.max_concurrent_requests);
         Ok(Self(Arc::new(Parts {
             config,
             pool,
@@ -125,9 +141,11 @@ impl App {
             readiness,
             tokens,
             keys,
+            rates,
+            load,
             auditor,
             organizations,
-            http,
+            egress,
             started,
         })))
     }
@@ -138,6 +156,8 @@ impl App {
             actor: &caller.actor,
             quotas: &self.config.quotas,
             audit: self.config.audit,
+            vault: &self.config.vault,
+            egress: &self.config.egress,
             sees_secrets: caller.sees_secrets(),
             key: None,
             if_match: None,
@@ -182,6 +202,10 @@ pub fn routes(api: &config::Api, key_header: &str) -> OpenApiRouter<App> {
         .routes(routes!(run_log::stream_events))
         .routes(routes!(runs::retry_run))
         .routes(routes!(runs::cancel_run))
+        .routes(routes!(runs::pause_run))
+        .routes(routes!(runs::resume_run))
+        .routes(routes!(callbacks::list_callbacks))
+        .routes(routes!(callbacks::answer_callback))
         .routes(routes!(api_keys::list_api_keys, api_keys::create_api_key))
         .routes(routes!(api_keys::get_api_key, api_keys::revoke_api_key))
         .routes(routes!(api_keys::issue_token))
@@ -203,8 +227,8 @@ pub fn routes(api: &config::Api, key_header: &str) -> OpenApiRouter<App> {
     all
 }
 
-/// The whole service. From the outside in: CORS, so that error answers carry its headers too; then `request`, which
-/// knows correlation id, caller, limits and errors; then the routes.
+/// The whole service. From the outside in: headers that every answer has; CORS, so that error answers carry its headers
+/// too; then `request`, which knows correlation id, caller, limits and errors; then the routes.
 pub fn router(app: &App) -> Router {
     let (routes, document) = routes(&app.config.api, &app.config.auth.api_key_header_text).split_for_parts();
     let service = routes
@@ -213,5 +237,5 @@ pub fn router(app: &App) -> Router {
         .method_not_allowed_fallback(request::no_such_method)
         .layer(middleware::from_fn_with_state(app.clone(), request::surround))
         .with_state(app.clone());
-    cors::around(service, &app.config.cors)
+    cors::around(service, app).layer(middleware::from_fn_with_state(app.clone(), headers::add))
 }

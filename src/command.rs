@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -10,7 +11,10 @@ use sqlx::PgPool;
 use tokio::runtime::{Builder, Runtime};
 use tokio_util::sync::CancellationToken;
 use workflow_api::{
-    actions::api_keys::{self, Bootstrap},
+    actions::{
+        api_keys::{self, Bootstrap},
+        rotate_keys::{self, Rotation},
+    },
     api::{self, App},
     config::{self, Config},
     db::{self, migrations},
@@ -19,10 +23,14 @@ use workflow_api::{
     management,
     readiness::migrate_when_possible,
     server, telemetry,
+    vault::Vault,
 };
 
 /// How long `healthcheck` waits for an answer; the image's probe gives up after 10 s.
 const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Connections to an executor's management port: a scraper, a probe and a person.
+const MANAGEMENT_CONNECTIONS: usize = 64;
 
 /// Pause between two attempts to store the first API key, while the database or its schema is not there.
 const BOOTSTRAP_EVERY: Duration = Duration::from_millis(500);
@@ -50,10 +58,11 @@ pub async fn serve(config: Config) -> anyhow::Result<bool> {
     if config.auth.enabled {
         tokio::spawn(bootstrap_when_possible(config.clone(), pool.clone(), lifecycle.clone()));
     }
+    tokio::spawn(look_for_keys_when_possible(Arc::clone(&config.vault), pool.clone(), lifecycle.clone()));
     let app = App::start(config, pool.clone(), &lifecycle, &drained)?;
 
     let router = api::router(&app);
-    let serving = server::serve(listener, router, lifecycle.clone());
+    let serving = server::serve(listener, router, lifecycle.clone(), server::MAX_CONNECTIONS);
     lifecycle.spawn("server", async move {
         serving.await;
         // Nobody can start or cancel anything any more: writers and relay finish what they have, then end.
@@ -70,6 +79,9 @@ pub async fn serve(config: Config) -> anyhow::Result<bool> {
 fn warn_about(config: &Config) {
     if !config.auth.enabled {
         tracing::warn!("authentication is off: everyone who reaches this port may do everything; set JWT_SECRET");
+    }
+    if config.auth.enabled && config.vault.key_ids().next().is_none() {
+        tracing::warn!("ENCRYPTION_KEY is not set: the database has the credentials of agents in clear");
     }
     if config.api.reload {
         tracing::warn!("API_RELOAD has no effect on a compiled service; `cargo run -- serve` builds and starts anew");
@@ -110,6 +122,7 @@ pub async fn execute(config: Config) -> anyhow::Result<bool> {
     telemetry::metrics();
     let lifecycle = Lifecycle::new();
     let pool = db::pool(&config.database);
+    tokio::spawn(look_for_keys_when_possible(Arc::clone(&config.vault), pool.clone(), lifecycle.clone()));
     let management = match config.management_port {
         None => None,
         Some(port) => {
@@ -119,7 +132,8 @@ pub async fn execute(config: Config) -> anyhow::Result<bool> {
     };
     let status = executor::start(&config, pool.clone(), &lifecycle)?;
     if let Some(listener) = management {
-        let serving = server::serve(listener, management::router(status, config.metrics), lifecycle.clone());
+        let router = management::router(status, config.metrics);
+        let serving = server::serve(listener, router, lifecycle.clone(), MANAGEMENT_CONNECTIONS);
         lifecycle.spawn("management", serving);
     }
     tracing::info!("workflow-api {} executes runs", env!("CARGO_PKG_VERSION"));
@@ -167,12 +181,61 @@ pub async fn migration_status(settings: &config::Database) -> anyhow::Result<boo
     Ok(states.iter().all(|state| state.applied && !state.altered))
 }
 
-/// `check db`.
-pub async fn check_db(settings: &config::Database) -> anyhow::Result<bool> {
+/// Keys that agents' credentials are sealed with and that the vault does not have.
+fn missing_keys(vault: &Vault, used: Vec<String>) -> Vec<String> {
+    used.into_iter().filter(|used| vault.key_ids().all(|known| known != used)).collect()
+}
+
+/// Says at the start, as soon as the database is there, which keys are missing.
+async fn look_for_keys_when_possible(vault: Arc<Vault>, pool: PgPool, lifecycle: Lifecycle) {
+    loop {
+        match db::agents::key_ids(&pool).await {
+            Ok(used) => {
+                for key_id in missing_keys(&vault, used) {
+                    tracing::error!(
+                        key_id,
+                        "credentials of agents are encrypted with the key {key_id}, which ENCRYPTION_KEY does not have"
+                    );
+                }
+                return;
+            }
+            Err(error) => {
+                tracing::debug!(error = &error as &dyn std::error::Error, "not looked for keys yet: {error}");
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(BOOTSTRAP_EVERY) => {}
+            () = lifecycle.soft_stop().cancelled() => return,
+        }
+    }
+}
+
+/// `rotate-keys`; a failure if there are credentials that cannot be opened.
+pub async fn rotate_keys(settings: &config::Database, vault: &Vault) -> anyhow::Result<bool> {
+    anyhow::ensure!(vault.key_ids().next().is_some(), "ENCRYPTION_KEY is not set, so there is nothing to encrypt with");
+    let pool = db::pool(settings);
+    let rotation = rotate_keys::rotate_keys(&pool, vault).await;
+    db::close(&pool).await;
+    let Rotation { changed, current, failed } = rotation?;
+    for (id, sealed) in &failed {
+        eprintln!("agent {id}: its auth_config is {sealed}");
+    }
+    println!("{changed} encrypted, {current} were so already, {} failed", failed.len());
+    Ok(failed.is_empty())
+}
+
+/// `check db`; a failure if keys are missing.
+pub async fn check_db(settings: &config::Database, vault: &Vault) -> anyhow::Result<bool> {
     let mut connection = db::connect(settings).await.context("DATABASE_URL")?;
     let (version, has_tls) = db::server(&mut connection).await?;
     println!("connected to PostgreSQL {version} {}", if has_tls { "with TLS" } else { "without TLS" });
-    Ok(true)
+    // Before the first migration there is no table, and nothing in it.
+    let used = db::agents::key_ids(&mut connection).await.unwrap_or_default();
+    let missing = missing_keys(vault, used);
+    for key_id in &missing {
+        println!("ENCRYPTION_KEY: the key {key_id} is missing, with which credentials of agents are encrypted");
+    }
+    Ok(missing.is_empty())
 }
 
 /// `check kafka`.

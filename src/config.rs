@@ -4,16 +4,24 @@
 //! manifests make those). `NAME_FILE` names a file to read `NAME` from, for the variables that hold secrets or keys.
 //! `.env.api.example` is the manual of all variables; a test holds it to [`NAMES`].
 
-use std::{collections::HashMap, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
+mod limits;
+
+use std::{collections::HashMap, net::IpAddr, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
 use secrecy::SecretString;
 use serde::Deserialize;
 use sqlx::postgres::PgConnectOptions;
 
-use crate::access::{
-    Quotas, Role,
-    api_key::{self, ApiKey},
-    verifying_key::VerifyingKey,
+pub use self::limits::{Limits, TrustedProxies};
+use crate::{
+    access::{
+        Quotas, Role,
+        api_key::{self, ApiKey},
+        verifying_key::VerifyingKey,
+    },
+    breaker::{self, Rules},
+    egress::{Allow, BadEntry},
+    vault::Vault,
 };
 
 /// Declares the variables: as text, all optional, exactly the names that the program reads.
@@ -38,17 +46,21 @@ variables! {
     database_url, database_pool_size, database_max_overflow, database_echo, migrate_on_start,
     kafka_brokers, kafka_execution_topic, kafka_cancellation_topic, kafka_topic_partitions, kafka_group_id,
     kafka_dead_letter_topic, dead_letter_retention_days, max_dead_letters, kafka_monitoring_topic, enable_monitoring_updates,
-    api_title, api_version, api_description, api_prefix, api_host, api_port, api_reload, api_workers,
+    api_title, api_version, api_description, api_prefix, api_host, api_port, api_reload, api_workers, public_url,
     auth_enabled, jwt_secret, jwt_algorithm, jwt_expiration_minutes, api_key_header,
     jwt_public_key, jwt_jwks, jwt_issuer, jwt_audience, jwt_default_role, api_key_environment, bootstrap_api_key,
     cors_origins, cors_allow_credentials, cors_allow_methods, cors_allow_headers,
+    encryption_key, trusted_proxies, hsts_max_age_secs, rate_limit_per_principal, rate_limit_per_address, rate_limit_burst,
+    rate_limit_failed_auth, max_concurrent_requests,
     log_level, log_format, default_page_size, max_page_size, idempotency_key_ttl_hours,
     quota_agents, quota_workflows, quota_api_keys, quota_queued_runs,
     enable_metrics, enable_audit_logging, audit_retention_days, readiness_requires_kafka, max_concurrent_executions, max_workflow_duration_ms, management_port,
+    egress_allow, circuit_breaker_enabled, circuit_breaker_failure_threshold, circuit_breaker_failure_rate_threshold,
+    circuit_breaker_timeout_seconds, circuit_breaker_half_open_max_calls, circuit_breaker_window_size_seconds,
 }
 
 /// Variables that may come from a file.
-const SECRETS: [&str; 4] = ["database_url", "jwt_secret", "jwt_public_key", "bootstrap_api_key"];
+const SECRETS: [&str; 5] = ["database_url", "jwt_secret", "jwt_public_key", "bootstrap_api_key", "encryption_key"];
 
 /// Secrets that stand in examples all over the world, in lower case. Whoever uses one has none.
 const PLACEHOLDER_SECRETS: [&str; 8] = [
@@ -78,6 +90,10 @@ pub struct Config {
     pub auth: Auth,
     /// Which browser origins may call.
     pub cors: Cors,
+    /// What is believed of whom, and how much one may ask for.
+    pub limits: Limits,
+    /// `ENCRYPTION_KEY`: for the credentials of agents.
+    pub vault: Arc<Vault>,
     /// What is logged and how.
     pub log: Log,
     /// Sizes of list pages.
@@ -102,6 +118,10 @@ pub struct Config {
     pub max_concurrent_executions: usize,
     /// `MAX_WORKFLOW_DURATION_MS`: of a run, from its first claim to its end.
     pub max_workflow_duration: Duration,
+    /// `EGRESS_ALLOW`: what may be called besides public addresses.
+    pub egress: Arc<Allow>,
+    /// `CIRCUIT_BREAKER_*`: of agents that say nothing else.
+    pub circuit_breaker: Rules,
 }
 
 /// `API_*`.
@@ -121,6 +141,8 @@ pub struct Api {
     pub port: u16,
     /// `API_WORKERS`: threads of the runtime.
     pub workers: usize,
+    /// `PUBLIC_URL`: what callers reach the API by, without a trailing slash.
+    pub public_url: String,
     /// `API_RELOAD`: accepted and without effect, since the service is compiled.
     pub reload: bool,
 }
@@ -279,6 +301,8 @@ impl Config {
         let kafka = reader.kafka();
         let auth = reader.auth();
         let cors = reader.cors();
+        let limits = reader.limits();
+        let vault = reader.vault();
         let log = reader.log();
         let pages = reader.pages();
         let idempotency_key_ttl_hours = reader.number("idempotency_key_ttl_hours", 24, 1..=8760);
@@ -293,6 +317,10 @@ impl Config {
         let max_concurrent_executions = reader.number("max_concurrent_executions", 256, 1..=100_000);
         // A day; at most a year.
         let max_workflow_duration_ms = reader.number("max_workflow_duration_ms", 86_400_000, 1000..=31_536_000_000);
+        let egress = reader.parsed("egress_allow", Allow::default(), |value| {
+            value.parse().map_err(|error: BadEntry| error.to_string())
+        });
+        let circuit_breaker = reader.circuit_breaker();
         // Only after all have been read, so that every problem is found.
         let config = (|| {
             Some(Self {
@@ -301,6 +329,8 @@ impl Config {
                 kafka: kafka?,
                 auth: auth?,
                 cors: cors?,
+                limits: limits?,
+                vault: Arc::new(vault?),
                 log: log?,
                 pages: pages?,
                 idempotency_key_ttl_hours: idempotency_key_ttl_hours?,
@@ -313,6 +343,8 @@ impl Config {
                 management_port: management_port?,
                 max_concurrent_executions: max_concurrent_executions?,
                 max_workflow_duration: Duration::from_millis(max_workflow_duration_ms?),
+                egress: Arc::new(egress?),
+                circuit_breaker: circuit_breaker?,
             })
         })();
         reader.finish(config)
@@ -346,7 +378,20 @@ impl Auth {
     }
 }
 
+/// The keys of `ENCRYPTION_KEY` alone.
+pub fn load_vault(environment: impl Iterator<Item = (String, String)>) -> Result<Vault, Problems> {
+    let mut reader = Reader::new(environment);
+    let vault = reader.vault();
+    reader.finish(vault)
+}
+
 impl Api {
+    /// What the addresses of callbacks begin with.
+    #[must_use]
+    pub fn callbacks_url(&self) -> String {
+        format!("{}{}/callbacks/", self.public_url, self.prefix)
+    }
+
     /// The API's settings alone.
     pub fn load(environment: impl Iterator<Item = (String, String)>) -> Result<Self, Problems> {
         let mut reader = Reader::new(environment);
@@ -518,6 +563,15 @@ impl Reader {
             Ok(if path.is_empty() { String::new() } else { format!("/{path}") })
         });
         let port = self.number("api_port", 8000, 1..=u16::MAX);
+        let public_url = self.parsed("public_url", format!("http://localhost:{}", port.unwrap_or(8000)), |value| {
+            let url = url::Url::parse(value).ok().filter(|url| ["http", "https"].contains(&url.scheme()));
+            let is_plain =
+                |url: &url::Url| url.query().is_none() && url.fragment().is_none() && url.username().is_empty();
+            match url.filter(is_plain) {
+                Some(url) => Ok(url.as_str().trim_end_matches('/').to_owned()),
+                None => Err("must be an http or https URL without user, query and fragment".to_owned()),
+            }
+        });
         let workers = self.number("api_workers", 1, 1..=1024);
         let reload = self.boolean("api_reload", false);
         Some(Api {
@@ -528,6 +582,7 @@ impl Reader {
             host: host?,
             port: port?,
             workers: workers?,
+            public_url: public_url?,
             reload: reload?,
         })
     }
@@ -676,6 +731,10 @@ impl Reader {
         Some(Cors { origins: origins?, credentials: credentials?, methods: methods?, headers: headers? })
     }
 
+    fn vault(&mut self) -> Option<Vault> {
+        self.parsed("encryption_key", Vault::default(), Vault::parse)
+    }
+
     fn log(&mut self) -> Option<Log> {
         let level = self.parsed("log_level", tracing::Level::INFO, |value| match value.to_ascii_uppercase().as_str() {
             "TRACE" => Ok(tracing::Level::TRACE),
@@ -691,6 +750,33 @@ impl Reader {
             _ => Err(format!("must be json or text, not {value:?}")),
         });
         Some(Log { level: level?, json: json? })
+    }
+
+    fn circuit_breaker(&mut self) -> Option<Rules> {
+        let default = Rules::default();
+        let enabled = self.boolean("circuit_breaker_enabled", default.enabled);
+        let max = breaker::MAX_CALLS;
+        let failure_threshold = self.number("circuit_breaker_failure_threshold", default.failure_threshold, 1..=max);
+        let rate = default.failure_rate_threshold;
+        let failure_rate_threshold =
+            self.parsed("circuit_breaker_failure_rate_threshold", rate, |value| match value.parse::<f64>() {
+                Ok(rate) if rate > 0.0 && rate <= 1.0 => Ok(rate),
+                _ => Err(format!("must be a number above 0 and at most 1, not {value:?}")),
+            });
+        let timeout = default.timeout.as_secs();
+        let timeout = self.number("circuit_breaker_timeout_seconds", timeout, 1..=breaker::MAX_TIMEOUT_SECS);
+        let max_calls = default.half_open_max_calls;
+        let half_open_max_calls = self.number("circuit_breaker_half_open_max_calls", max_calls, 1..=max);
+        let window = default.window.as_secs();
+        let window = self.number("circuit_breaker_window_size_seconds", window, 1..=breaker::MAX_WINDOW_SECS);
+        Some(Rules {
+            enabled: enabled?,
+            failure_threshold: failure_threshold?,
+            failure_rate_threshold: failure_rate_threshold?,
+            timeout: Duration::from_secs(timeout?),
+            half_open_max_calls: half_open_max_calls?,
+            window: Duration::from_secs(window?),
+        })
     }
 
     fn pages(&mut self) -> Option<Pages> {
@@ -779,7 +865,9 @@ mod tests {
         let on = EXAMPLE.lines().filter_map(setting).filter(|(.., is_on)| *is_on);
         let pairs: Vec<(String, String)> = on.map(|(name, value, _)| (name.to_owned(), value.to_owned())).collect();
         let from_file = Config::load(pairs.clone().into_iter()).expect("the example file is valid");
-        let required = pairs.into_iter().filter(|(name, _)| name == "DATABASE_URL" || name == "KAFKA_BROKERS");
+        // The file is for trying the service out, with agents on the same host or network.
+        let given = ["DATABASE_URL", "KAFKA_BROKERS", "EGRESS_ALLOW"];
+        let required = pairs.into_iter().filter(|(name, _)| given.contains(&name.as_str()));
         let from_defaults = Config::load(required).expect("two variables are enough");
         assert_eq!(format!("{from_file:?}"), format!("{from_defaults:?}"));
     }
@@ -806,16 +894,27 @@ mod tests {
             ("API_PREFIX", "/a/../b"),
             ("AUTH_ENABLED", "perhaps"),
             ("BOOTSTRAP_API_KEY", "wf_live_short"),
+            ("CIRCUIT_BREAKER_FAILURE_RATE_THRESHOLD", "0"),
+            ("CIRCUIT_BREAKER_TIMEOUT_SECONDS", "0"),
             ("CORS_ORIGINS", "localhost:3000"),
             ("DATABASE_URL", "mysql://x"),
             ("DEFAULT_PAGE_SIZE", "x"),
+            ("EGRESS_ALLOW", "10.0.0.0/8, 10.0.0.1/8"),
             ("ENABLE_METRICS", "perhaps"),
+            ("ENCRYPTION_KEY", "0123"),
+            ("HSTS_MAX_AGE_SECS", "-1"),
             ("JWT_ALGORITHM", "none"),
             ("JWT_EXPIRATION_MINUTES", "0"),
             ("KAFKA_BROKERS", "a:1;b:2"),
             ("KAFKA_TOPIC_PARTITIONS", "q"),
             ("LOG_FORMAT", "xml"),
+            ("MAX_CONCURRENT_REQUESTS", "0"),
             ("MAX_PAGE_SIZE", "x"),
+            ("RATE_LIMIT_BURST", "x"),
+            ("RATE_LIMIT_FAILED_AUTH", "-1"),
+            ("RATE_LIMIT_PER_ADDRESS", "1e3"),
+            ("RATE_LIMIT_PER_PRINCIPAL", "60000001"),
+            ("TRUSTED_PROXIES", "10.0.0.0/33"),
         ];
         let names: Vec<&str> = wrong.iter().map(|(name, _)| *name).collect();
         assert_eq!(refused(&wrong), names);

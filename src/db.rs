@@ -7,6 +7,7 @@
 pub mod agents;
 pub mod api_keys;
 pub mod audit;
+pub mod breakers;
 pub mod dead_letters;
 pub mod events;
 pub mod executions;
@@ -18,6 +19,7 @@ pub mod organizations;
 pub mod outbox;
 pub mod processes;
 pub mod runs;
+pub mod waits;
 pub mod workflows;
 
 use std::time::Duration;

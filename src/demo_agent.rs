@@ -1,14 +1,19 @@
 //! The demo agent: something to call, for a first workflow and for trying what happens when agents fail.
 //!
-//! It speaks A2A over JSON-RPC 2.0, `message/send` only, and does four things with the text it gets: `/` repeats it,
-//! `/upper` and `/reverse` change it, `/count` counts its words. Delay and failure are set for all calls by
-//! [`Options`] and for the calls of one URL by its query (`failure::Wish`).
+//! It speaks A2A over JSON-RPC 2.0 and does four things with the text it gets: `/` repeats it, `/upper` and `/reverse`
+//! change it, `/count` counts its words. Delay and failure are set for all calls by [`Options`] and for the calls of one
+//! URL by its query (`failure::Wish`): `/upper?task_ms=3000` answers with a task that is completed three seconds later.
 
 mod card;
 mod failure;
 mod rpc;
+mod tasks;
 
-use std::{net::IpAddr, net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
 use axum::{
@@ -24,7 +29,8 @@ use serde_json::{Value, json};
 
 use self::{
     failure::{Failure, Failures, Wish},
-    rpc::{Call, RpcError},
+    rpc::{Call, Request, RpcError},
+    tasks::Tasks,
 };
 use crate::{id, lifecycle::Lifecycle, server};
 
@@ -117,30 +123,36 @@ pub fn start(options: &Options, lifecycle: &Lifecycle) -> anyhow::Result<()> {
     let listener = server::bind(address).with_context(|| format!("the demo agent cannot listen on {address}"))?;
     let address = listener.local_addr()?;
     tracing::info!(%address, "the demo agent listens on {address}");
-    lifecycle.spawn("demo agent", server::serve(listener, router(options), lifecycle.clone()));
+    lifecycle.spawn("demo agent", server::serve(listener, router(options), lifecycle.clone(), server::MAX_CONNECTIONS));
     Ok(())
 }
 
 /// All routes of the agent.
 fn router(options: &Options) -> Router {
-    let failures = Arc::new(Failures::new(options));
+    let behaviour = Arc::new(Behaviour { failures: Failures::new(options), tasks: Tasks::default() });
     let mut router = Router::new().route("/health", get(async || Json(json!({"status": "healthy"}))));
     for skill in Skill::ALL {
         let card_path = format!("{}/.well-known/agent-card.json", skill.path().trim_end_matches('/'));
-        let answer = move |failures: State<Arc<Failures>>, wish, headers, body| {
-            answer_call(skill, failures, wish, headers, body)
+        let answer = move |behaviour: State<Arc<Behaviour>>, wish, headers, body| {
+            answer_call(skill, behaviour, wish, headers, body)
         };
         router = router
             .route(skill.path(), post(answer))
             .route(&card_path, get(async move |headers: HeaderMap| Json(card::of(skill, &headers))));
     }
-    router.layer(DefaultBodyLimit::max(MAX_BODY_BYTES)).with_state(failures)
+    router.layer(DefaultBodyLimit::max(MAX_BODY_BYTES)).with_state(behaviour)
+}
+
+/// What calls have in common.
+struct Behaviour {
+    failures: Failures,
+    tasks: Tasks,
 }
 
 /// One call from its bytes to its answer, and the line about it.
 async fn answer_call(
     skill: Skill,
-    State(failures): State<Arc<Failures>>,
+    State(behaviour): State<Arc<Behaviour>>,
     wish: Result<Query<Wish>, axum::extract::rejection::QueryRejection>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
@@ -154,15 +166,29 @@ async fn answer_call(
             let error = RpcError::INVALID_REQUEST.with(rejection.body_text());
             ("refused", (rejection.status(), Json(error.answer(&Value::Null))).into_response())
         }
-        (Ok(Query(wish)), Ok(body)) => match Call::parse(&body) {
+        (Ok(Query(wish)), Ok(body)) => match Request::parse(&body) {
             Err((id, error)) => ("refused", Json(error.answer(&id)).into_response()),
             Ok(None) => ("notified", StatusCode::NO_CONTENT.into_response()),
-            Ok(Some(call)) => {
+            Ok(Some(Request::Task { id, is_cancel, task })) => {
+                let tasks = &behaviour.tasks;
+                let result = if is_cancel { tasks.cancel(&task) } else { tasks.get(&task) };
+                let answer = result.map_or_else(|error| error.answer(&id), |task| rpc::result(&id, &task));
+                (if is_cancel { "cancelled" } else { "asked" }, Json(answer).into_response())
+            }
+            Ok(Some(Request::Send(call))) => {
+                let Behaviour { failures, tasks } = &*behaviour;
                 message_id.clone_from(&call.message_id);
                 let failure = failures.next(&wish, &call.message_id);
                 tokio::time::sleep(failures.delay(&wish)).await;
                 match failure {
-                    None => ("completed", Json(call.completed(skill)).into_response()),
+                    None => {
+                        let completed = call.completed(skill);
+                        let (outcome, result) = match wish.task_ms {
+                            None => ("completed", completed),
+                            Some(time) => ("submitted", tasks.begin(completed, Duration::from_millis(time))),
+                        };
+                        (outcome, Json(rpc::result(&call.id, &result)).into_response())
+                    }
                     Some(failure) => (failure.name(), failed(failure, &call)),
                 }
             }

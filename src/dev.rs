@@ -109,7 +109,8 @@ async fn supervise(folder: &Folder, parts: &mut Parts<'_>, broker: &mut Option<B
             .envs(database_url.iter().map(|url| ("DATABASE_URL", url)))
             .env("KAFKA_BROKERS", &brokers)
             .env("API_HOST", config.api.host.to_string())
-            .env("API_PORT", api_port.to_string());
+            .env("API_PORT", api_port.to_string())
+            .envs(given("EGRESS_ALLOW").is_none().then_some(("EGRESS_ALLOW", EGRESS_ALLOW)));
         command
     };
     parts.start("demo-agent", command(&["demo-agent", "--port", &agent_port.to_string()]))?;
@@ -142,6 +143,9 @@ async fn supervise(folder: &Folder, parts: &mut Parts<'_>, broker: &mut Option<B
     Err(parts.first_end().await)
 }
 
+/// What agents may be at, unless the environment says otherwise.
+const EGRESS_ALLOW: &str = "127.0.0.0/8,::1";
+
 /// Shows a line. The supervisor goes on where nobody reads any more.
 fn say(line: impl Display) {
     let mut output = io::stdout().lock();
@@ -156,6 +160,8 @@ fn settings() -> anyhow::Result<Config> {
         ("KAFKA_BROKERS", "localhost:9092"),
         // Without a token whoever reaches the port may do everything, so by default only this machine does.
         ("API_HOST", "127.0.0.1"),
+        // The demo agent, and what a newcomer starts beside it.
+        ("EGRESS_ALLOW", EGRESS_ALLOW),
     ];
     let made = made.into_iter().filter(|(name, _)| given(name).or_else(|| given(&format!("{name}_FILE"))).is_none());
     let made = made.map(|(name, value)| (name.to_owned(), value.to_owned()));

@@ -2,8 +2,10 @@
 //!
 //! The row in PostgreSQL is the truth and a message is a hint. `intake` claims PENDING runs; each claimed run has a
 //! task that drives it (`drive`), which makes its `steps` and notes in its `ledger` what they write; the ledgers of
-//! all runs are written through `journal` in batches; `sweep` takes over the runs of executors that died and leaves
-//! those that were cancelled. Every write names the lease of the claim.
+//! all runs are written through `journal` in batches; `sweep` takes over the runs of executors that died, takes up those
+//! that were parked and leaves those that were cancelled. Every write names the lease of the claim.
+//!
+//! A run of which every branch waits for something outside of it is parked: its rows stay, and nothing of it stays here.
 //!
 //! If it dies here: before a claim is committed, the record comes again to another member of the group; after it,
 //! the run is taken over once this process has not beaten for `processes::DEAD_AFTER`, and continues after its
@@ -15,6 +17,7 @@ mod agent_call;
 mod agents;
 mod answer;
 mod assignment;
+mod breakers;
 mod cancellations;
 mod dead_letters;
 mod drive;
@@ -23,6 +26,7 @@ mod intake;
 mod journal;
 mod ledger;
 mod monitoring;
+mod queue;
 mod request;
 mod retry;
 mod status;
@@ -41,7 +45,13 @@ use uuid::Uuid;
 
 pub use self::status::{Findings, Status};
 use self::{
-    active::Active, agents::Agents, assignment::Assignment, intake::Intake, journal::Journal, monitoring::Monitoring,
+    active::{Active, Slots},
+    agents::Agents,
+    assignment::Assignment,
+    breakers::Breakers,
+    intake::Intake,
+    journal::Journal,
+    monitoring::Monitoring,
 };
 use crate::{
     config::Config,
@@ -49,6 +59,7 @@ use crate::{
         self,
         processes::{self, Registration},
     },
+    egress::Egress,
     kafka::{self, consumer::Consumer},
     lifecycle::Lifecycle,
 };
@@ -69,8 +80,11 @@ struct Shared {
     active: Active,
     journal: Journal,
     agents: Agents,
-    http: reqwest::Client,
-    /// Of a run, from its first claim to its end.
+    breakers: Breakers,
+    egress: Egress,
+    /// What the addresses of callbacks begin with.
+    callbacks_url: String,
+    /// Of a run, from its first claim to its end, without the time for which it is parked.
     max_duration: Duration,
     /// Kafka cannot be read.
     is_cut_off: AtomicBool,
@@ -98,12 +112,15 @@ pub fn start(config: &Config, pool: PgPool, lifecycle: &Lifecycle) -> anyhow::Re
     let consumer = Consumer::new(&config.kafka)?;
     let registration = Registration::start(pool.clone(), "executor", lifecycle);
     let monitoring = Monitoring::start(&config.kafka, pool.clone(), registration.clone(), lifecycle, &settled)?;
+    let breakers = Breakers::new(pool.clone());
     let executor = Executor(Arc::new(Shared {
         registration,
         active: Active::new(config.max_concurrent_executions),
         journal: Journal::start(&config.database, monitoring.as_ref(), lifecycle, &give_up, &settled),
-        agents: Agents::new(pool.clone()),
-        http: agent_call::client()?,
+        agents: Agents::new(pool.clone(), Arc::clone(&config.vault), breakers.clone(), config.circuit_breaker),
+        breakers,
+        egress: Egress::new(&config.egress)?,
+        callbacks_url: config.api.callbacks_url(),
         max_duration: config.max_workflow_duration,
         is_cut_off: AtomicBool::new(false),
         soft_stop: lifecycle.soft_stop().clone(),
@@ -114,11 +131,11 @@ pub fn start(config: &Config, pool: PgPool, lifecycle: &Lifecycle) -> anyhow::Re
     }));
     let intake_done = CancellationToken::new();
     let intake = Intake::new(executor.clone(), consumer);
-    let sweeping = executor.clone();
+    let (sweeping, waking) = (executor.clone(), executor.clone());
     let claiming_done = intake_done.clone();
     lifecycle.spawn("executor intake", async move {
         // Whoever claims ends before the drivers are waited for.
-        tokio::join!(intake.run(), sweeping.take_over_all());
+        tokio::join!(intake.run(), sweeping.take_over_all(), waking.wake_all());
         claiming_done.cancel();
     });
     lifecycle.spawn("executor leases", executor.clone().check_leases());
@@ -131,13 +148,21 @@ pub fn start(config: &Config, pool: PgPool, lifecycle: &Lifecycle) -> anyhow::Re
 
 impl Executor {
     /// Drives a run that `owner` has claimed, in a task of its own.
-    fn start_run(&self, assignment: Assignment, owner: Uuid) {
-        let stop = self.active.add(&assignment.run_id, assignment.lease_token, owner);
+    fn start_run(&self, assignment: Assignment, owner: Uuid, slot: Slots) {
+        let signals = self.active.add(&assignment.run_id, assignment.lease_token, owner, slot);
         if self.registration.current() != Some(owner) {
             // Declared dead between claim and now: the claim is void.
-            stop.cancel();
+            signals.stop.cancel();
         }
-        self.drivers.spawn(drive::drive(self.clone(), assignment, stop));
+        self.drivers.spawn(drive::drive(self.clone(), assignment, signals));
+    }
+
+    /// Does what is to be done after a run's future was dropped. The process waits for it, as for the runs.
+    fn spawn_after(&self, task: impl Future<Output = ()> + Send + 'static) {
+        // Where there is no runtime any more, there is no time either.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            self.drivers.spawn_on(task, &runtime);
+        }
     }
 
     /// Waits for the soft stop and then for everything under way; what is left is free for others at once.

@@ -7,12 +7,15 @@
 // Pure: no axum, no SQL, no Kafka.
 pub mod access;
 pub mod agent;
+pub mod breaker;
 pub mod expression;
 pub mod id;
 pub mod input;
 pub mod mapping;
+pub mod rate;
 pub mod run;
 pub mod timestamp;
+pub mod vault;
 pub mod workflow;
 
 // What the process is made of; `main` reads it once and passes parts down.
@@ -20,8 +23,9 @@ pub mod config;
 pub mod lifecycle;
 pub mod telemetry;
 
-// The two systems around us. Neither knows the other.
+// The systems around us. None knows the others.
 pub mod db;
+pub mod egress;
 pub mod kafka;
 
 // What the service does to its data.

@@ -64,6 +64,8 @@ enum Command {
     },
     /// Print a new API key for `BOOTSTRAP_API_KEY`; nobody knows it until a start with it
     ApiKey,
+    /// Encrypt the credentials of all agents with the first key of `ENCRYPTION_KEY`; the service may run meanwhile
+    RotateKeys,
     /// Print who may do what, as Markdown
     Access,
     /// Print the OpenAPI document
@@ -145,7 +147,8 @@ fn run(command: Command) -> anyhow::Result<bool> {
             }
             Check::Db => {
                 let settings = config::Database::load(environment())?;
-                command::runtime(1)?.block_on(command::check_db(&settings))
+                let vault = config::load_vault(environment())?;
+                command::runtime(1)?.block_on(command::check_db(&settings, &vault))
             }
             Check::Kafka => command::check_kafka(&config::Kafka::load(environment())?),
         },
@@ -161,6 +164,12 @@ fn run(command: Command) -> anyhow::Result<bool> {
             let subject = subject.unwrap_or(sub);
             println!("{}", api::auth::issue(&config::Auth::load(environment())?, &subject, role, &organization)?);
             Ok(true)
+        }
+        Command::RotateKeys => {
+            let settings = config::Database::load(environment())?;
+            let vault = config::load_vault(environment())?;
+            telemetry::init(&config::Log::load_or_default(environment()));
+            command::runtime(1)?.block_on(command::rotate_keys(&settings, &vault))
         }
         Command::Access => {
             print!("{}", api::access::markdown());

@@ -7,14 +7,14 @@ use std::borrow::Cow;
 use serde_json::value::RawValue;
 use thiserror::Error;
 
-use self::reference::LookUp;
+use self::reference::{LookUp, Root, root_of};
 use crate::input::{MAX_JSON_DEPTH, elements, member, members, object_of, shorten, text, to_raw};
 
 pub(crate) mod reference;
 mod scope;
 
 pub use reference::MappingFault;
-pub use scope::Scope;
+pub use scope::{Callback, Scope};
 
 /// Bytes of a resolved input: a mapping may mention a large value many times.
 const MAX_RESOLVED_BYTES: usize = 4 << 20;
@@ -43,6 +43,48 @@ pub fn resolve(mapping: &[(String, Box<RawValue>)], scope: &Scope<'_>) -> Result
         resolved.push((name.as_str(), value));
     }
     Ok(object_of(resolved.iter().map(|(name, value)| (*name, &**value))))
+}
+
+/// The value of a text with references, by the rules of [`resolve`]. The error names the reference.
+pub fn resolve_text(text: &str, scope: &Scope<'_>) -> Result<Box<RawValue>, String> {
+    let resolved = Resolver { values: LookUp::new(scope), written: 0 }.text(&to_raw(text), text);
+    resolved.map_err(|fault| format!("reference '{}': {}", fault.reference, fault.reason))
+}
+
+/// The steps whose callback's address a mapping asks for; each once.
+#[must_use]
+pub fn callbacks_in(mapping: &[(String, Box<RawValue>)]) -> Vec<String> {
+    let mut found = Vec::new();
+    // `.callback_url` can hide in an escape.
+    let may_ask = |value: &RawValue| value.get().contains("callback_url") || value.get().contains("\\u");
+    for (_, value) in mapping.iter().filter(|(_, value)| may_ask(value)) {
+        strings(value, &mut |text| {
+            for piece in split(text) {
+                let Piece::Reference(reference) = piece else { continue };
+                if let Ok((Root::Callback(step), _)) = root_of(reference)
+                    && found.iter().all(|known| known != step)
+                {
+                    found.push(step.to_owned());
+                }
+            }
+        });
+    }
+    found
+}
+
+/// The strings inside a value, keys left out. Recursion ends at the depth that JSON from outside may have.
+pub(crate) fn strings(value: &RawValue, found: &mut impl FnMut(&str)) {
+    if let Some(text) = text(value) {
+        found(&text);
+    } else if let Some(elements) = elements(value) {
+        for element in elements {
+            strings(element, found);
+        }
+    } else if let Some(members) = members(value) {
+        for (_, member) in members {
+            strings(member, found);
+        }
+    }
 }
 
 /// The value of the reference that a text begins with, such as a loop's `collection`; what follows it is ignored, as

@@ -102,6 +102,17 @@ struct Shared {
     is_full: AtomicBool,
 }
 
+/// What a message says of its run, beside plan and input.
+#[derive(Clone, Copy)]
+pub struct ExecutedRun<'a> {
+    /// The run.
+    pub run_id: &'a str,
+    /// Of the request that started it.
+    pub correlation_id: Option<&'a str>,
+    /// From 0 to 9.
+    pub priority: i16,
+}
+
 /// The right to own an outbox row, with room for its message. Dropped unused, it gives the room back.
 pub struct Reservation {
     relay: Relay,
@@ -177,12 +188,12 @@ impl Relay {
         &self,
         reservation: Reservation,
         event_id: Uuid,
-        run_id: &str,
-        correlation_id: Option<&str>,
+        run: ExecutedRun<'_>,
         plan: &RawValue,
         input: &RawValue,
     ) {
-        let payload = ExecutionPayload::new(run_id, event_id, correlation_id, plan, input);
+        let ExecutedRun { run_id, correlation_id, priority } = run;
+        let payload = ExecutionPayload::new(run_id, event_id, correlation_id, priority, plan, input);
         self.send(reservation, &self.0.kafka.execution_topic, run_id, event_id, &encode(&payload));
     }
 
@@ -410,7 +421,8 @@ impl Relay {
         match (row.kind, plan) {
             (Kind::Execution, Some(plan)) => {
                 let input = input.filter(|input| input.get() != "null").unwrap_or_else(|| input::object_of([]));
-                self.execute(reservation, row.event_id, &row.run_id, correlation_id, &plan, &input);
+                let run = ExecutedRun { run_id: &row.run_id, correlation_id, priority: row.priority };
+                self.execute(reservation, row.event_id, run, &plan, &input);
             }
             (Kind::Execution, None) => {
                 // Its definition is gone: nobody can ever make this message.

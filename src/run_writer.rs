@@ -26,7 +26,7 @@ use crate::{
     },
     id,
     lifecycle::Lifecycle,
-    outbox::{Relay, Reservation},
+    outbox::{ExecutedRun, Relay, Reservation},
     timestamp::Timestamp,
 };
 
@@ -65,6 +65,8 @@ pub struct StartRun {
     pub definition: Arc<Definition>,
     /// Its input, a JSON object.
     pub input: Box<RawValue>,
+    /// From 0 to 9.
+    pub priority: i16,
     /// Who asks.
     pub actor: Arc<Actor>,
     /// How many runs of the organisation may be queued.
@@ -272,8 +274,8 @@ impl Writer {
         }
         if let Some(reservation) = reservation {
             let correlation_id = Some(request.actor.correlation_id.as_str());
-            let plan = &request.definition.plan;
-            self.relay.execute(reservation, event_id, &run_id, correlation_id, plan, &request.input);
+            let run = ExecutedRun { run_id: &run_id, correlation_id, priority: request.priority };
+            self.relay.execute(reservation, event_id, run, &request.definition.plan, &request.input);
         }
         drop(answer.send(Ok(StartedRun { request, run_id, created_at })));
     }
@@ -345,6 +347,7 @@ fn columns(jobs: &[(Job, Option<Reservation>)]) -> StartBatch {
         columns.stamp.push(request.definition.stamp.clone());
         columns.workflow_name.push(request.definition.name.clone());
         columns.input_data.push(request.input.get().to_owned());
+        columns.priority.push(request.priority);
         columns.triggered_by.push(request.actor.subject.clone());
         columns.correlation_id.push(request.actor.correlation_id.clone());
         columns.created_at.push(job.created_at);

@@ -88,6 +88,7 @@ fn describe() {
     describe_counter!("api_requests_total", "Answered requests");
     describe_histogram!("api_request_duration_seconds", Unit::Seconds, "Time from request to answer");
     describe_counter!("http_requests_total", "Answered requests by method, route and status");
+    describe_counter!("requests_refused_total", "Requests that a limit has refused, by reason");
     describe_gauge!("http_requests_active", "Requests that are being answered");
     describe_histogram!(
         "http_request_latency_seconds",
@@ -105,6 +106,13 @@ fn describe() {
     describe_counter!("executor_monitoring_updates_dropped_total", "Monitoring updates lost since too many wait");
     describe_gauge!("executor_monitoring_backlog", "Statements whose monitoring updates Kafka does not have yet");
     describe_histogram!("run_writer_batch_size", "Runs written by one statement");
+    describe_gauge!(
+        "circuit_breakers",
+        "Agents that are not called (open), or only to see whether they work (half_open)"
+    );
+    describe_counter!("executor_circuit_breaker_transitions_total", "Changes of circuit breakers by new state");
+    describe_counter!("executor_agent_requests_total", "Attempts of steps by what they came to");
+    describe_counter!("executor_agent_tokens_total", "Tokens that chat completions took, as their endpoints count");
     describe_gauge!("db_pool_size", "Connections of the pool");
     describe_gauge!("db_pool_idle", "Connections of the pool that nobody uses");
     describe_gauge!("db_pool_in_use", "Connections of the pool that are used");

@@ -8,8 +8,9 @@ use super::{Change, Context, Entity};
 use crate::{
     access::{Actor, Countable, Grant, OrganizationId, Permission, QuotaExceeded, Quotas, Role, api_key::ApiKey},
     db::{self, api_keys::ApiKeyRow},
-    input,
+    egress, input,
     timestamp::Timestamp,
+    vault::Vault,
 };
 
 /// A key to be made.
@@ -150,7 +151,17 @@ pub async fn bootstrap(
     // Another one may have been given before.
     let name = format!("bootstrap-{}", key.last_four());
     let (actor, quotas) = (Actor::system(), Quotas::default());
-    let context = Context { actor: &actor, quotas: &quotas, audit, sees_secrets: true, key: None, if_match: None };
+    let (egress, vault) = (egress::Allow::default(), Vault::default());
+    let context = Context {
+        actor: &actor,
+        quotas: &quotas,
+        audit,
+        vault: &vault,
+        egress: &egress,
+        sees_secrets: true,
+        key: None,
+        if_match: None,
+    };
     insert(
         &mut transaction,
         context,

@@ -1,17 +1,19 @@
 //! Starting a run again that failed or was cancelled.
 
 use serde::Serialize;
-use sqlx::PgPool;
+use serde_json::value::RawValue;
+use sqlx::{PgPool, types::Json};
 use uuid::Uuid;
 
 use super::{Change, Context, Entity};
 use crate::{
     db::{self, idempotency::ClaimError, outbox::Kind, runs::RunRow},
-    id, input,
-    outbox::{self, Relay},
+    id,
+    input::{self, FieldError},
+    outbox::{self, ExecutedRun, Relay},
     run::RunStatus,
     timestamp::Timestamp,
-    workflow::Plan,
+    workflow::{InputSchema, Plan},
 };
 
 /// Why a run was not started again.
@@ -32,6 +34,9 @@ pub enum RetryRunError {
     /// The step to go on from is not one that the run would come by.
     #[error("step {0:?} is not on the workflow's main path")]
     NoSuchStep(String),
+    /// The new input does not satisfy the definition's schema.
+    #[error("the input does not satisfy the workflow's input_schema")]
+    InvalidInput(Vec<FieldError>),
     /// Plan and input together do not fit into a Kafka record.
     #[error("plan and input are too large for a message")]
     TooLarge,
@@ -54,17 +59,30 @@ struct Changes<'a> {
     previous_status: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     resume_from_step: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input_data: Option<&'a RawValue>,
+}
+
+/// What a retry changes of its run.
+#[derive(Default)]
+pub struct Retry {
+    /// The step of the main path from which on everything is repeated.
+    pub resume_from_step: Option<String>,
+    /// Instead of the input that the run had.
+    pub input: Option<Box<RawValue>>,
 }
 
 /// Puts the run back to PENDING, pinned to the present content of its definition, and dispatches it again. Steps
-/// that are completed are not repeated, for the executor sees their rows, except from `resume_from_step` on.
+/// that are completed are not repeated, for the executor sees their rows, except from `resume_from_step` on, whatever the
+/// input is now.
 pub async fn retry_run(
     pool: &PgPool,
     relay: &Relay,
     context: Context<'_>,
     run_id: &str,
-    resume_from_step: Option<&str>,
+    retry: &Retry,
 ) -> Result<RunRow, RetryRunError> {
+    let resume_from_step = retry.resume_from_step.as_deref();
     let mut transaction = pool.begin().await?;
     // Before the state is looked at: a repeat finds the run that the first request has started again.
     context.claim(&mut transaction, run_id).await?;
@@ -83,8 +101,16 @@ pub async fn retry_run(
     {
         return Err(RetryRunError::NoSuchStep(step.to_owned()));
     }
-    let input = match &run.input_data {
-        Some(stored) if stored.0.get() != "null" => stored.0.clone(),
+    if let (Some(input), Some(schema)) = (&retry.input, &definition.input_schema) {
+        let schema = InputSchema::compile(&schema.0).map_err(|text| {
+            let message = format!("The workflow's input_schema {text}");
+            RetryRunError::InvalidInput(vec![FieldError::new("body.input_data", "schema_error", message)])
+        })?;
+        schema.check(input).map_err(RetryRunError::InvalidInput)?;
+    }
+    let input = match (&retry.input, &run.input_data) {
+        (Some(input), _) => input.clone(),
+        (None, Some(stored)) if stored.0.get() != "null" => stored.0.clone(),
         _ => input::object_of([]),
     };
     if !outbox::fits_a_record(&definition.workflow_data.0, &input) {
@@ -92,11 +118,12 @@ pub async fn retry_run(
     }
     let at = Timestamp::now();
     let event_id = Uuid::now_v7();
-    db::runs::reopen(&mut transaction, run_id, definition.version, event_id, resume_from_step, at).await?;
+    let new_input = retry.input.as_deref();
+    db::runs::reopen(&mut transaction, run_id, definition.version, event_id, resume_from_step, new_input, at).await?;
     let reservation = relay.reserve(definition.workflow_data.0.get().len() + input.get().len());
     let owner = reservation.as_ref().map(crate::outbox::Reservation::owner);
     let is_ours = db::outbox::insert(&mut transaction, run_id, event_id, Kind::Execution, owner, None, None).await?;
-    let changes = input::to_raw(&Changes { previous_status: &run.status, resume_from_step });
+    let changes = input::to_raw(&Changes { previous_status: &run.status, resume_from_step, input_data: new_input });
     let entity = Entity("run", id::run_entity_id(run_id), run_id);
     context.record(&mut transaction, entity, "retry", Change::to(&changes), at).await?;
     let committed = transaction.commit().await;
@@ -107,8 +134,9 @@ pub async fn retry_run(
         }
         (None, Err(error)) => return Err(error.into()),
         (Some(reservation), Ok(())) if is_ours => {
-            let correlation_id = run.correlation_id.as_deref();
-            relay.execute(reservation, event_id, run_id, correlation_id, &definition.workflow_data.0, &input);
+            let executed =
+                ExecutedRun { run_id, correlation_id: run.correlation_id.as_deref(), priority: run.priority };
+            relay.execute(reservation, event_id, executed, &definition.workflow_data.0, &input);
         }
         (_, Ok(())) => {}
     }
@@ -118,7 +146,9 @@ pub async fn retry_run(
         cancelled_at: None,
         cancelled_by: None,
         completed_at: None,
+        paused_at: None,
         updated_at: at,
+        input_data: retry.input.clone().map(Json).or(run.input_data),
         ..run
     })
 }

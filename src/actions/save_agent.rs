@@ -7,8 +7,12 @@ use uuid::Uuid;
 use super::{Change, Context, Entity, Stale, difference};
 use crate::{
     access::{Countable, QuotaExceeded},
-    agent::{AgentPatch, AgentStatus, AuthType, NewAgent},
-    db::{self, agents::AgentRow, idempotency::ClaimError},
+    agent::{AgentKind, AgentPatch, AgentStatus, AuthType, NewAgent},
+    db::{
+        self,
+        agents::{AgentRow, AgentWithBreaker},
+        idempotency::ClaimError,
+    },
     input::{self, FieldError, Patch, member},
     timestamp::Timestamp,
 };
@@ -60,6 +64,7 @@ pub(super) async fn create_in(
     new: NewAgent,
 ) -> Result<AgentRow, SaveAgentError> {
     let new = if context.sees_secrets { new } else { new.unmasked().map_err(SaveAgentError::Invalid)? };
+    check_url(context, &new.url)?;
     let at = Timestamp::now();
     let row = AgentRow {
         id: Uuid::now_v7(),
@@ -71,6 +76,8 @@ pub(super) async fn create_in(
         timeout_ms: new.timeout_ms,
         retry_config: Some(Json(input::to_raw(&new.retry_config))),
         circuit_breaker_config: new.circuit_breaker_config.map(Json),
+        kind: new.kind.as_str().to_owned(),
+        config: new.config.map(Json),
         status: AgentStatus::Active.as_str().to_owned(),
         created_by: Some(context.actor.subject.clone()),
         updated_by: Some(context.actor.subject.clone()),
@@ -80,7 +87,7 @@ pub(super) async fn create_in(
     };
     context.claim(transaction, &row.id.to_string()).await?;
     context.check_quota(transaction, context.organization(), Countable::Agents).await??;
-    match db::agents::insert(transaction, &row).await {
+    match db::agents::insert(transaction, &row.sealed(context.vault)).await {
         Err(db::Error::Conflict { .. }) => return Err(SaveAgentError::NameTaken(row.name)),
         other => other?,
     }
@@ -95,11 +102,14 @@ pub async fn update_agent(
     context: Context<'_>,
     id: Uuid,
     patch: AgentPatch,
-) -> Result<AgentRow, SaveAgentError> {
+) -> Result<AgentWithBreaker, SaveAgentError> {
     let mut transaction = pool.begin().await?;
-    let row = update_in(&mut transaction, context, id, patch).await?;
+    update_in(&mut transaction, context, id, patch).await?;
+    let found = db::agents::find_to_show(&mut *transaction, context.organization(), id)
+        .await?
+        .ok_or(SaveAgentError::NotFound)?;
     transaction.commit().await?;
-    Ok(row)
+    Ok(found)
 }
 
 /// [`update_agent`] inside the caller's transaction.
@@ -110,6 +120,7 @@ pub(super) async fn update_in(
     patch: AgentPatch,
 ) -> Result<AgentRow, SaveAgentError> {
     let current = db::agents::lock(transaction, context.organization(), id).await?.ok_or(SaveAgentError::NotFound)?;
+    let current = current.opened(context.vault);
     context.check_revision(&current.revision())?;
     let auth_type = current.auth_type.as_deref().and_then(AuthType::parse).unwrap_or(AuthType::None);
     let stored_auth = current.auth_config.as_ref().map(|stored| &*stored.0);
@@ -119,10 +130,20 @@ pub(super) async fn update_in(
         patch.unmasked(&current.url, stored_auth).map_err(SaveAgentError::Invalid)?
     };
     let (auth_type, auth_config) = patch.merged_auth(auth_type, stored_auth).map_err(SaveAgentError::Invalid)?;
+    let given_kind = patch.kind;
+    let kind = AgentKind::parse(&current.kind).unwrap_or(AgentKind::A2a);
+    let stored_config = current.config.as_ref().map(|stored| &*stored.0);
+    let (_, config) = patch.merged_kind(kind, stored_config).map_err(SaveAgentError::Invalid)?;
+    let new_url = patch.url.filter(|url| *url != current.url);
+    if let Some(url) = &new_url {
+        check_url(context, url)?;
+        // It says nothing about another place.
+        db::breakers::delete(&mut *transaction, id).await?;
+    }
     let before = audited(&current);
     let secrets_before = parsed(current.auth_config.as_ref());
     let mut row = AgentRow {
-        url: patch.url.unwrap_or(current.url),
+        url: new_url.unwrap_or(current.url),
         description: patch.description.or(current.description),
         auth_type: Some(auth_type.as_str().to_owned()),
         auth_config: auth_config.map(Json),
@@ -133,6 +154,8 @@ pub(super) async fn update_in(
             Patch::Null => None,
             Patch::Value(config) => Some(Json(config)),
         },
+        kind: given_kind.map_or(current.kind, |kind| kind.as_str().to_owned()),
+        config: config.map(Json),
         status: patch.status.map_or(current.status, |status| status.as_str().to_owned()),
         ..current
     };
@@ -141,7 +164,7 @@ pub(super) async fn update_in(
     if before.get() != after.get() || secrets_before != parsed(row.auth_config.as_ref()) {
         row.updated_at = Timestamp::now();
         row.updated_by = Some(context.actor.subject.clone());
-        db::agents::update(transaction, &row).await?;
+        db::agents::update(transaction, &row.sealed(context.vault)).await?;
         let (mut changed, mut changes) = difference(&before, &after);
         if changes.get() == "{}" {
             // Only a secret is another one.
@@ -153,6 +176,15 @@ pub(super) async fn update_in(
         context.record(transaction, Entity("agent", id, &row.name), "update", change, row.updated_at).await?;
     }
     Ok(row)
+}
+
+/// The URL may be called, as far as it can be told without resolving a name.
+fn check_url(context: Context<'_>, url: &str) -> Result<(), SaveAgentError> {
+    let checked = match url::Url::parse(url) {
+        Ok(url) => context.egress.check_new(&url),
+        Err(error) => Err(error.to_string()),
+    };
+    checked.map_err(|why| SaveAgentError::Invalid(vec![FieldError::rule("body.url", format!("not allowed: {why}"))]))
 }
 
 /// Marks the agent as deleted; its name stays taken. A repeat changes nothing.
@@ -196,6 +228,8 @@ fn audited(row: &AgentRow) -> Box<RawValue> {
         "timeout_ms": row.timeout_ms,
         "retry_config": parsed(row.retry_config.as_ref()),
         "circuit_breaker_config": parsed(row.circuit_breaker_config.as_ref()),
+        "kind": row.kind,
+        "config": parsed(row.config.as_ref()),
         "status": row.status,
     }))
 }

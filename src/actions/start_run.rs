@@ -182,6 +182,8 @@ pub struct Request {
     pub workflow_id: Uuid,
     /// A JSON object.
     pub input: Box<RawValue>,
+    /// From 0 to 9; of what waits for an executor, higher ones are first.
+    pub priority: i16,
     /// The caller.
     pub actor: Arc<Actor>,
     /// How many runs of the organisation may be queued.
@@ -220,10 +222,10 @@ async fn start_or_find(starter: Starter<'_>, request: Request) -> Result<Outcome
     if relay.backlog() >= MAX_BACKLOG {
         return Err(StartRunError::BacklogFull);
     }
-    let Request { workflow_id, input, actor, max_queued, key } = request;
+    let Request { workflow_id, input, priority, actor, max_queued, key } = request;
     let definition = definitions.checked(pool, &actor.organization, workflow_id, &input).await?;
     let has_key = key.is_some();
-    let mut start = StartRun { definition, input, actor, max_queued, key };
+    let mut start = StartRun { definition, input, priority, actor, max_queued, key };
     for _ in 0..ATTEMPTS {
         if !outbox::fits_a_record(&start.definition.plan, &start.input) {
             return Err(StartRunError::TooLarge);

@@ -26,7 +26,7 @@ use crate::{
 type Rule = (Method, &'static str, &'static [Permission]);
 
 /// A route that is not here is for nobody, and fails a test. What a route asks for beyond this, it says where it is.
-const RULES: [Rule; 47] = [
+const RULES: [Rule; 51] = [
     (Method::GET, "/agents", &[AgentsRead]),
     (Method::POST, "/agents", &[AgentsWrite]),
     (Method::GET, "/agents/{agent_id}", &[AgentsRead]),
@@ -59,6 +59,12 @@ const RULES: [Rule; 47] = [
     (Method::GET, "/runs/{run_id}/graph", &[RunsRead]),
     (Method::POST, "/runs/{run_id}/retry", &[RunsWrite]),
     (Method::POST, "/runs/{run_id}/cancel", &[RunsWrite]),
+    (Method::POST, "/runs/{run_id}/pause", &[RunsWrite]),
+    (Method::POST, "/runs/{run_id}/resume", &[RunsWrite]),
+    // It shows addresses by which the run can be made to go on.
+    (Method::GET, "/runs/{run_id}/callbacks", &[RunsWrite]),
+    // The address is the permission, unless the callback wants a role.
+    (Method::POST, "/callbacks/{token}", &[]),
     (Method::GET, "/api-keys", &[KeysManage]),
     (Method::POST, "/api-keys", &[KeysManage]),
     (Method::GET, "/api-keys/{key_id}", &[KeysManage]),
@@ -197,7 +203,11 @@ pub fn markdown() -> String {
     text += &row(vec!["---"; 3]);
     for (method, path, needs) in &RULES {
         let names: Vec<&str> = needs.iter().map(|permission| permission.as_str()).collect();
-        let names = if names.is_empty() { "an API key".to_owned() } else { names.join(", ") };
+        let names = match (names.as_slice(), *path) {
+            ([], "/callbacks/{token}") => "its address".to_owned(),
+            ([], _) => "an API key".to_owned(),
+            (names, _) => names.join(", "),
+        };
         text += &row(vec![&format!("{method} `{path}`"), &names, &roles(needs).join(", ")]);
     }
     text

@@ -14,15 +14,18 @@ use super::{
     error::{ApiError, ErrorBody},
     etag::{self, IfMatch, IfNoneMatch},
     extract::{AgentId, JsonBody, Key, Query},
+    load::Place,
     page::{Message, Page},
     runs,
 };
 use crate::{
     actions::save_agent::{self, SaveAgentError},
     agent::{AgentPatch, AuthType, NewAgent, RetryConfig, mask_auth_config, render_auth_config, without_credentials},
+    breaker::Rules,
     db::{
         self,
-        agents::{AgentRow, Filter, ORDER},
+        agents::{AgentRow, AgentWithBreaker, Filter, ORDER},
+        breakers::SharedBreaker,
         idempotency::ClaimError,
     },
     timestamp::Timestamp,
@@ -40,7 +43,7 @@ pub struct Agent {
     /// Unique for ever; steps name agents by it.
     #[schema(example = "summariser")]
     name: String,
-    /// Where its JSON-RPC endpoint is, normalised.
+    /// Where its endpoint is, normalised.
     #[schema(example = "http://summariser:8080/")]
     url: String,
     /// For people.
@@ -56,9 +59,17 @@ pub struct Agent {
     /// How calls are repeated.
     #[schema(value_type = RetryConfigBody)]
     retry_config: RetryConfig,
-    /// Kept for the UI.
+    /// What differs from the settings `CIRCUIT_BREAKER_*`: `enabled`, `failure_threshold`, `failure_rate_threshold`,
+    /// `timeout_seconds`, `half_open_max_calls`, `window_size_seconds`.
     #[schema(value_type = Option<Object>)]
     circuit_breaker_config: Option<Box<RawValue>>,
+    /// Null if it is switched off.
+    circuit_breaker: Option<CircuitBreaker>,
+    /// `a2a`, `http` or `openai`: how it is spoken to.
+    kind: String,
+    /// What the kind needs to know.
+    #[schema(value_type = Option<AgentConfigBody>)]
+    config: Option<Box<RawValue>>,
     /// `active`, `inactive` or `deleted`.
     status: String,
     /// Registration.
@@ -73,8 +84,43 @@ pub struct Agent {
     updated_by: Option<String>,
 }
 
-impl From<AgentRow> for Agent {
-    fn from(row: AgentRow) -> Self {
+/// The circuit breaker of an agent, which all executors share.
+#[derive(Serialize, ToSchema)]
+pub struct CircuitBreaker {
+    /// `closed`: the agent is called; `open`: it is not; `half_open`: a few calls show whether it works again.
+    state: &'static str,
+    /// When it opened; null if it is closed.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    opened_at: Option<Timestamp>,
+    /// When an open one lets the first call through again.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    retry_at: Option<Timestamp>,
+    /// Failures in the window, as far as executors have reported them.
+    failures: u32,
+    /// Calls in the window; those that succeed are reported only while others fail.
+    calls: u32,
+}
+
+impl CircuitBreaker {
+    /// `None`: nothing is stored of it.
+    fn new(shared: Option<&SharedBreaker>, rules: &Rules) -> Self {
+        let timestamp = |at: chrono::DateTime<chrono::Utc>| Timestamp::from(at);
+        let (calls, failures) = shared.map_or((0, 0), |shared| shared.breaker.counts(rules, shared.read_at));
+        let breaker = shared.map(|shared| &shared.breaker);
+        Self {
+            state: breaker.map(|breaker| breaker.state).unwrap_or_default().as_str(),
+            opened_at: breaker.and_then(|breaker| breaker.opened_at).map(timestamp),
+            retry_at: breaker.and_then(|breaker| breaker.retry_at(rules)).map(timestamp),
+            failures,
+            calls,
+        }
+    }
+}
+
+impl Agent {
+    /// With its circuit breaker, if anything is stored of one, under these rules where it has none of its own.
+    fn new(row: AgentRow, breaker: Option<&SharedBreaker>, rules: Rules) -> Self {
+        let rules = rules.of_agent(row.circuit_breaker_config.as_ref().map(|config| &*config.0));
         let auth_type = row.auth_type.as_deref().and_then(AuthType::parse).unwrap_or(AuthType::None);
         let stored = |json: Option<sqlx::types::Json<Box<RawValue>>>| json.map(|json| json.0);
         Self {
@@ -87,6 +133,9 @@ impl From<AgentRow> for Agent {
             timeout_ms: row.timeout_ms,
             retry_config: RetryConfig::from_stored(stored(row.retry_config).as_deref()),
             circuit_breaker_config: stored(row.circuit_breaker_config),
+            circuit_breaker: rules.enabled.then(|| CircuitBreaker::new(breaker, &rules)),
+            kind: row.kind,
+            config: stored(row.config),
             status: row.status,
             created_at: row.created_at,
             updated_at: row.updated_at,
@@ -97,9 +146,13 @@ impl From<AgentRow> for Agent {
 }
 
 /// The row as the caller may see it.
-fn shown(mut row: AgentRow, caller: &Caller) -> AgentRow {
-    if !caller.sees_secrets() {
+fn shown(app: &App, row: AgentRow, caller: &Caller) -> AgentRow {
+    let mut row = row.opened(&app.config.vault);
+    // What cannot be opened is nobody's to see, and of no use.
+    if !caller.sees_secrets() || row.is_sealed() {
         row.auth_config = row.auth_config.map(|config| Column(mask_auth_config(&config.0)));
+    }
+    if !caller.sees_secrets() {
         row.url = without_credentials(&row.url);
     }
     row
@@ -122,6 +175,50 @@ pub struct RetryConfigBody {
     /// What each pause is multiplied with for the next one.
     #[schema(nullable = false, default = 2.0, minimum = 1.0)]
     backoff_multiplier: Option<f64>,
+}
+
+/// What differs from the settings of the circuit breakers.
+#[derive(ToSchema)]
+#[schema(as = CircuitBreakerConfig)]
+#[expect(dead_code, reason = "describes what `breaker::Rules` reads")]
+pub struct CircuitBreakerConfigBody {
+    /// Whether the agent has one.
+    enabled: Option<bool>,
+    /// Failures in a row that open it, and the fewest calls of which a share is taken.
+    #[schema(minimum = 1, maximum = 1000)]
+    failure_threshold: Option<u32>,
+    /// The share of failures that opens it, above 0.
+    #[schema(exclusive_minimum = 0.0, maximum = 1.0)]
+    failure_rate_threshold: Option<f64>,
+    /// How long it stays open.
+    #[schema(minimum = 1, maximum = 86400)]
+    timeout_seconds: Option<u64>,
+    /// Probes while it is half open, and successes that close it.
+    #[schema(minimum = 1, maximum = 1000)]
+    half_open_max_calls: Option<u32>,
+    /// How far back calls count.
+    #[schema(minimum = 1, maximum = 3600)]
+    window_size_seconds: Option<u64>,
+}
+
+/// The `config` of an agent of kind `openai`.
+#[derive(ToSchema)]
+#[schema(as = AgentConfig, example = json!({"model": "gpt-4o-mini", "parameters": {"temperature": 0, "max_tokens": 500}}))]
+#[expect(dead_code, reason = "describes what `agent::ChatConfig` reads")]
+pub struct AgentConfigBody {
+    /// Which model.
+    #[schema(min_length = 1, max_length = 255, pattern = "\\S")]
+    model: String,
+    /// Comes before the messages of the step.
+    #[schema(max_length = 100_000)]
+    system_prompt: Option<String>,
+    /// Further members of the request, such as `temperature` and `max_tokens`; not `model`, `messages`, `stream` and
+    /// `response_format`.
+    #[schema(value_type = Option<Object>, example = json!({"temperature": 0}))]
+    parameters: Option<()>,
+    /// `text`, `json`, or an object as the endpoint takes it.
+    #[schema(value_type = Option<Object>, example = json!({"type": "json_object"}))]
+    response_format: Option<()>,
 }
 
 /// The body of a create request.
@@ -156,9 +253,20 @@ pub struct NewAgentBody {
     /// How calls are repeated.
     #[schema(value_type = RetryConfigBody, required = false)]
     retry_config: Option<RetryConfigBody>,
-    /// Kept for the UI.
-    #[schema(value_type = Option<Object>)]
+    /// Overrides settings `CIRCUIT_BREAKER_*`; other members are kept.
+    #[schema(value_type = Option<CircuitBreakerConfigBody>)]
     circuit_breaker_config: Option<()>,
+    /// `a2a` (JSON-RPC, the default), `http` (JSON in, JSON out) or `openai` (chat completions), in any case.
+    #[schema(
+        nullable = false,
+        default = "a2a",
+        example = "a2a",
+        pattern = "^([aA]2[aA]|[hH][tT][tT][pP]|[oO][pP][eE][nN][aA][iI])$"
+    )]
+    kind: Option<String>,
+    /// Required for `openai`, null for the others.
+    #[schema(value_type = Option<AgentConfigBody>)]
+    config: Option<()>,
 }
 
 /// The body of an update request; what is absent stays.
@@ -187,8 +295,14 @@ pub struct AgentPatchBody {
     #[schema(nullable = false, pattern = "^(active|inactive)$")]
     status: Option<String>,
     /// Null clears it.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<CircuitBreakerConfigBody>)]
     circuit_breaker_config: Option<()>,
+    /// Another one drops the former's `config`.
+    #[schema(nullable = false, pattern = "^([aA]2[aA]|[hH][tT][tT][pP]|[oO][pP][eE][nN][aA][iI])$")]
+    kind: Option<String>,
+    /// Has to fit `kind`.
+    #[schema(value_type = Option<AgentConfigBody>)]
+    config: Option<()>,
 }
 
 impl From<SaveAgentError> for ApiError {
@@ -242,13 +356,22 @@ pub async fn list_agents(State(app): State<App>, caller: Caller, query: Query) -
         updated: query.span("updated")?,
     };
     if let Some(name) = query.text("name").filter(|name| !name.is_empty()) {
-        let found = db::agents::find_by_name(&app.pool, caller.organization(), name).await?;
-        return Ok(Json(Page::of_one(found.map(|row| Agent::from(shown(row, &caller))), asked.cut.size)));
+        let found = db::agents::find_to_call(&app.pool, caller.organization(), name).await?;
+        return Ok(Json(Page::of_one(found.map(|found| show(&app, &caller, found)), asked.cut.size)));
     }
     let mut connection = app.pool.acquire().await?;
-    let mut part = db::agents::list(&mut connection, &filter, &asked.cut).await?;
-    part.rows = part.rows.into_iter().map(|row| shown(row, &caller)).collect();
-    Ok(Json(Page::new(part, &asked)))
+    let part = db::agents::list(&mut connection, &filter, &asked.cut).await?;
+    let ids: Vec<uuid::Uuid> = part.rows.iter().map(|row| row.id).collect();
+    let breakers = db::breakers::find_all(&mut *connection, &ids).await?;
+    let page: Page<AgentRow> = Page::new(part, &asked);
+    Ok(Json(page.map(|row| {
+        let breaker = breakers.get(&row.id);
+        Agent::new(shown(&app, row, &caller), breaker, app.config.circuit_breaker)
+    })))
+}
+
+fn show(app: &App, caller: &Caller, found: AgentWithBreaker) -> Agent {
+    Agent::new(shown(app, found.agent, caller), Some(&found.breaker.into()), app.config.circuit_breaker)
 }
 
 /// Registers an agent.
@@ -273,7 +396,8 @@ pub async fn create_agent(
     let key = key.bound("create agent", &caller, body.fingerprint());
     let context = app.context(&caller).with_key(key.as_ref());
     let created = |row: AgentRow| {
-        etag::created(&app, &format!("/agents/{}", row.id), &row.revision(), Agent::from(shown(row, &caller)))
+        let (path, revision) = (format!("/agents/{}", row.id), row.revision());
+        etag::created(&app, &path, &revision, Agent::new(shown(&app, row, &caller), None, app.config.circuit_breaker))
     };
     match save_agent::create_agent(&app.pool, context, new).await {
         Ok(row) => {
@@ -290,7 +414,7 @@ pub async fn create_agent(
     }
 }
 
-/// Shows an agent, deleted ones too.
+/// Shows an agent, deleted ones too, with its circuit breaker.
 #[utoipa::path(
     get, path = "/agents/{agent_id}", tag = "agents",
     params(("agent_id" = uuid::Uuid, Path), ("If-None-Match" = Option<String>, Header, description = "Only if the `ETag` is another one")),
@@ -302,8 +426,8 @@ pub async fn get_agent(
     AgentId(id): AgentId,
     if_none_match: IfNoneMatch,
 ) -> Result<Response, ApiError> {
-    let row = db::agents::find(&app.pool, caller.organization(), id).await?.ok_or_else(not_found)?;
-    Ok(if_none_match.answer(&row.revision(), Agent::from(shown(row, &caller))))
+    let found = db::agents::find_to_show(&app.pool, caller.organization(), id).await?.ok_or_else(not_found)?;
+    Ok(if_none_match.answer(&found.revision(), show(&app, &caller, found)))
 }
 
 /// Changes the members that are given.
@@ -322,9 +446,9 @@ pub async fn update_agent(
 ) -> Result<Response, ApiError> {
     let patch = AgentPatch::parse(body.raw())?;
     let context = app.context(&caller).with_if_match(if_match.as_ref());
-    let row = save_agent::update_agent(&app.pool, context, id, patch).await?;
+    let found = save_agent::update_agent(&app.pool, context, id, patch).await?;
     tracing::info!(target: "api.routes.agents", agent_id = %id, "Agent updated");
-    Ok(etag::tagged(&row.revision(), Json(Agent::from(shown(row, &caller)))))
+    Ok(etag::tagged(&found.revision(), Json(show(&app, &caller, found))))
 }
 
 /// Marks an agent as deleted; its name stays taken.
@@ -353,7 +477,10 @@ pub async fn check_agent(
     State(app): State<App>,
     caller: Caller,
     AgentId(id): AgentId,
+    place: Place,
 ) -> Result<Json<AgentHealth>, ApiError> {
     let row = db::agents::find(&app.pool, caller.organization(), id).await?.ok_or_else(not_found)?;
-    Ok(Json(agent_health::check(&app.http, &row).await))
+    let row = row.opened(&app.config.vault);
+    place.leave();
+    Ok(Json(agent_health::check(&app.egress, &row).await))
 }

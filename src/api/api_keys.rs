@@ -132,7 +132,7 @@ pub struct NewApiKeyBody {
     #[schema(min_items = 1, max_items = 100, example = json!(["nightly"]))]
     workflows: Option<Vec<String>>,
     /// From then on it does not count; null: never.
-    #[schema(value_type = Option<String>, format = DateTime)]
+    #[schema(value_type = Option<String>, format = DateTime, example = "2099-12-31T23:59:59Z")]
     expires_at: Option<String>,
     /// Whose key it is to be; null: the caller's. Another one than that only an administrator of the default
     /// organisation can name.

@@ -52,7 +52,8 @@ pub struct AuditEntry {
     address: Option<String>,
     /// Of the request: the same in its log lines.
     correlation_id: Option<String>,
-    /// `create`, `update`, `delete`, `execute`, `retry`, `cancel`, `revoke`; of a denied attempt the HTTP method.
+    /// `create`, `update`, `delete`, `execute`, `retry`, `cancel`, `pause`, `resume`, `answer_callback`, `revoke`; of a
+    /// denied attempt the HTTP method.
     #[schema(example = "update")]
     action: String,
     /// `agent`, `workflow`, `run`, `api_key`, `organization`; of a denied attempt `request`.

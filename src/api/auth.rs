@@ -13,13 +13,14 @@ use uuid::Uuid;
 
 use self::{key_ring::Holder, token::Refused};
 pub use self::{
-    key_ring::KeyRing,
+    key_ring::{KeyRing, Pace},
     organizations::Organizations,
     token::{TokenError, Tokens, issue, issue_for_key},
 };
-use super::App;
+use super::{App, client::ClientAddress, rate_limit::Applied};
 use crate::{
     access::{Actor, Grant, OrganizationId, Role, api_key::ApiKey},
+    actions::answer_callback::Answerer,
     api::error::ApiError,
     db::{self, api_keys::KeyName},
 };
@@ -31,6 +32,8 @@ pub struct Caller {
     pub actor: Arc<Actor>,
     /// What the caller may do; everything while authentication is off.
     pub grant: Arc<Grant>,
+    /// Roles of the caller's organisation, for approvals.
+    pub roles: Arc<[String]>,
     /// How the caller was told.
     pub proof: Proof,
 }
@@ -40,6 +43,8 @@ pub struct Caller {
 pub enum Proof {
     /// Not at all: authentication is off, or the route is open to all.
     Nothing,
+    /// By the address of a callback, which is all that is known.
+    Address,
     /// By a token, which counts until then, in seconds since the epoch.
     Token(f64),
     /// By a token that was issued for this API key.
@@ -49,12 +54,40 @@ pub enum Proof {
 }
 
 impl Caller {
+    /// The caller of a request of whom nothing is asked, and who may do everything.
+    #[must_use]
+    pub fn anybody(anybody: Actor) -> Self {
+        let (actor, grant) = (Arc::new(anybody), Arc::new(Grant::of(Role::Admin)));
+        Self { actor, grant, roles: Arc::default(), proof: Proof::Nothing }
+    }
+
+    /// Whoever has the address of a callback.
+    fn nobody(anybody: Actor) -> Self {
+        let actor = Arc::new(Actor { subject: "callback".to_owned(), ..anybody });
+        Self { actor, grant: Arc::new(Grant::of(Role::Viewer)), roles: Arc::default(), proof: Proof::Address }
+    }
+
+    /// The same, as somebody who answers a callback.
+    #[must_use]
+    pub fn answerer(&self) -> Answerer<'_> {
+        Answerer {
+            actor: &self.actor,
+            is_known: self.proof != Proof::Address,
+            organization: Some(self.organization()).filter(|_| self.proof != Proof::Nothing),
+            role: self.grant.role,
+            roles: &self.roles,
+            workflows: self.grant.workflows.as_deref(),
+        }
+    }
+
     /// Whether the caller would still be let in, for whoever serves him for longer than a request takes.
-    pub async fn still_counts(&self, app: &App) -> Result<bool, db::Error> {
+    pub async fn still_counts(&self, app: &App) -> Result<bool, Arc<db::Error>> {
         Ok(match self.proof {
-            Proof::Nothing => true,
+            Proof::Nothing | Proof::Address => true,
             Proof::Token(until) => token::now() < until && app.organizations.is_active(self.organization()).await?,
-            Proof::TokenOfApiKey(id) | Proof::ApiKey(id) => app.keys.find(KeyName::Id(id)).await?.is_some(),
+            Proof::TokenOfApiKey(id) | Proof::ApiKey(id) => {
+                app.keys.find(KeyName::Id(id), Pace::AtOnce).await?.is_some()
+            }
         })
     }
 
@@ -78,65 +111,119 @@ fn unauthorized(detail: &str) -> ApiError {
         .with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
 }
 
-/// The caller of a request, or the answer to give instead. What is known of everybody is in `anybody`.
-pub async fn authenticate(app: &App, request: &Parts, anybody: Actor) -> Result<Caller, ApiError> {
-    let auth = &app.config.auth;
-    let path = request.uri.path();
-    let is_business = path.strip_prefix(&app.config.api.prefix).is_some_and(|rest| rest.starts_with('/'));
-    let is_public = super::docs::is_public(path) || super::system::is_public(path);
-    if !auth.enabled || is_public || !is_business {
-        return Ok(Caller { actor: Arc::new(anybody), grant: Arc::new(Grant::of(Role::Admin)), proof: Proof::Nothing });
+/// Why a request is not let in.
+enum Refusal {
+    /// Its credentials are wrong, perhaps guessed.
+    Wrong(ApiError),
+    /// For another reason.
+    Other(ApiError),
+}
+
+impl From<db::Error> for Refusal {
+    fn from(error: db::Error) -> Self {
+        Self::Other(error.into())
     }
-    if let Some(key) = only(request, &auth.api_key_header)? {
-        return by_api_key(app, key, anybody).await;
+}
+
+impl From<Arc<db::Error>> for Refusal {
+    fn from(error: Arc<db::Error>) -> Self {
+        Self::Other(error.into())
+    }
+}
+
+/// A path that is for those alone who are let in, and under the limits: all below the prefix.
+#[must_use]
+pub fn is_guarded(app: &App, path: &str) -> bool {
+    let is_business = path.strip_prefix(&app.config.api.prefix).is_some_and(|rest| rest.starts_with('/'));
+    is_business && !super::docs::is_public(path) && !super::system::is_public(path)
+}
+
+/// The caller of a request, or the answer to give instead: 401, and 429 after many wrong credentials from one address.
+/// Right ones are let in from everywhere, so that nobody can lock out his neighbours. What is known of everybody is in
+/// `anybody`.
+pub async fn authenticate(
+    app: &App,
+    request: &Parts,
+    anybody: Actor,
+    limits: &mut Applied,
+) -> Result<Caller, ApiError> {
+    if !app.config.auth.enabled {
+        return Ok(Caller::anybody(anybody));
+    }
+    let client = request.extensions.get::<ClientAddress>().copied();
+    // The address of a callback is its permission. Who else somebody is may be asked for there.
+    let below = request.uri.path().strip_prefix(&app.config.api.prefix).unwrap_or_default();
+    let nobody = below.starts_with("/callbacks/").then(|| Caller::nobody(anybody.clone()));
+    let refusal = match identify(app, request, anybody, client).await {
+        Ok(caller) => return Ok(caller),
+        Err(Refusal::Other(answer)) => answer,
+        Err(Refusal::Wrong(answer)) => {
+            app.rates.count_failure(client, limits)?;
+            answer
+        }
+    };
+    nobody.ok_or(refusal)
+}
+
+async fn identify(
+    app: &App,
+    request: &Parts,
+    anybody: Actor,
+    client: Option<ClientAddress>,
+) -> Result<Caller, Refusal> {
+    let pace = || if app.rates.suspects(client) { Pace::Gathered } else { Pace::AtOnce };
+    if let Some(key) = only(request, &app.config.auth.api_key_header)? {
+        return by_api_key(app, key, anybody, pace()).await;
     }
     let token = only(request, &header::AUTHORIZATION)?.and_then(|value| {
         let (scheme, token) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
     });
     match token {
-        Some(token) => by_token(app, token, anybody).await,
-        None => Err(unauthorized("A bearer token or an API key is required")),
+        Some(token) => by_token(app, token, anybody, pace()).await,
+        None => Err(Refusal::Other(unauthorized("A bearer token or an API key is required"))),
     }
 }
 
 /// The value of a header that may be there once: which of two would count, nobody could tell.
-fn only<'a>(request: &'a Parts, name: &HeaderName) -> Result<Option<&'a str>, ApiError> {
+fn only<'a>(request: &'a Parts, name: &HeaderName) -> Result<Option<&'a str>, Refusal> {
+    let wrong = |detail| Refusal::Wrong(unauthorized(detail));
     let mut values = request.headers.get_all(name).iter();
     match (values.next(), values.next()) {
         (None, _) => Ok(None),
-        (Some(value), None) => {
-            value.to_str().map(Some).map_err(|_| unauthorized("The credentials are not ASCII characters"))
-        }
-        (Some(_), Some(_)) => Err(unauthorized("The credentials are there more than once")),
+        (Some(value), None) => value.to_str().map(Some).map_err(|_| wrong("The credentials are not ASCII characters")),
+        (Some(_), Some(_)) => Err(wrong("The credentials are there more than once")),
     }
 }
 
-async fn by_api_key(app: &App, key: &str, anybody: Actor) -> Result<Caller, ApiError> {
-    let invalid = || unauthorized("The API key is not valid");
+async fn by_api_key(app: &App, key: &str, anybody: Actor, pace: Pace) -> Result<Caller, Refusal> {
+    let invalid = || Refusal::Wrong(unauthorized("The API key is not valid"));
     let key = ApiKey::parse(key.trim()).ok_or_else(invalid)?;
-    let holder = app.keys.find(KeyName::Hash(key.hash())).await?.ok_or_else(invalid)?;
+    let holder = app.keys.find(KeyName::Hash(key.hash()), pace).await?.ok_or_else(invalid)?;
     Ok(holder.caller(Proof::ApiKey(holder.id), anybody))
 }
 
-async fn by_token(app: &App, token: &str, anybody: Actor) -> Result<Caller, ApiError> {
+async fn by_token(app: &App, token: &str, anybody: Actor, pace: Pace) -> Result<Caller, Refusal> {
     let invalid = || unauthorized("The bearer token is not valid");
     let claims = app.tokens.verify(token).await.map_err(|refused| match refused {
-        Refused::Invalid => invalid(),
+        Refused::Invalid => Refusal::Wrong(invalid()),
+        // Nobody guesses one.
+        Refused::Expired => Refusal::Other(invalid()),
         Refused::WithoutKeys => {
-            ApiError::unavailable("keys_unavailable", "The keys that tokens are verified with are not available")
+            let detail = "The keys that tokens are verified with are not available";
+            Refusal::Other(ApiError::unavailable("keys_unavailable", detail))
         }
     })?;
     let Some(key_id) = claims.key_id else {
         if !app.organizations.is_active(&claims.organization).await? {
-            return Err(invalid());
+            return Err(Refusal::Other(invalid()));
         }
         let (subject, organization) = (claims.subject.clone(), claims.organization.clone());
         let actor = Arc::new(Actor { subject, organization, ..anybody });
-        let (grant, proof) = (Arc::clone(&claims.grant), Proof::Token(claims.counts_until()));
-        return Ok(Caller { actor, grant, proof });
+        let (grant, roles) = (Arc::clone(&claims.grant), Arc::clone(&claims.roles));
+        return Ok(Caller { actor, grant, roles, proof: Proof::Token(claims.counts_until()) });
     };
-    let holder = app.keys.find(KeyName::Id(key_id)).await?.ok_or_else(invalid)?;
+    let holder = app.keys.find(KeyName::Id(key_id), pace).await?.ok_or_else(|| Refusal::Other(invalid()))?;
     Ok(holder.caller(Proof::TokenOfApiKey(key_id), anybody))
 }
 
@@ -144,6 +231,6 @@ impl Holder {
     fn caller(&self, proof: Proof, anybody: Actor) -> Caller {
         let (subject, organization) = (self.subject.clone(), self.organization.clone());
         let actor = Arc::new(Actor { subject, organization, key_id: Some(self.id), ..anybody });
-        Caller { actor, grant: Arc::clone(&self.grant), proof }
+        Caller { actor, grant: Arc::clone(&self.grant), roles: Arc::default(), proof }
     }
 }

@@ -11,17 +11,21 @@ use http::{Method, StatusCode, header};
 use tower::{ServiceExt, service_fn};
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer, ExposeHeaders};
 
-use super::{CORRELATION_ID, IDEMPOTENCY_REPLAYED, prefer, request};
+use super::{App, CORRELATION_ID, IDEMPOTENCY_REPLAYED, client::ClientAddress, prefer, rate_limit, request};
 use crate::config::{self, Listed};
 
 /// Answers preflight requests, and tells browsers on all other answers who may read them.
-pub fn around(service: Router, settings: &config::Cors) -> Router {
-    let with_cors = service.clone().layer(layer(settings));
+pub fn around(service: Router, app: &App) -> Router {
+    let with_cors = service.clone().layer(layer(&app.config.cors));
+    let app = app.clone();
     Router::new().fallback_service(service_fn(move |request: Request| {
         let started = Instant::now();
         let is_preflight = is_preflight(&request);
         // The layer takes every OPTIONS request for a preflight and answers it itself.
         let is_other_options = request.method() == Method::OPTIONS && !is_preflight;
+        let trusted = &app.config.limits.trusted_proxies;
+        let client = || ClientAddress::of(request.extensions(), request.headers(), trusted);
+        let client = is_preflight.then(client).flatten();
         let router = if is_other_options { service.clone() } else { with_cors.clone() };
         async move {
             let response = router.oneshot(request).await?;
@@ -29,7 +33,9 @@ pub fn around(service: Router, settings: &config::Cors) -> Router {
                 return Ok::<_, Infallible>(response);
             }
             let response = finish_preflight(&response);
-            request::note("OPTIONS", "(preflight)", &response, started.elapsed());
+            let client_ip = client.map(|client| tracing::field::display(client.0));
+            let span = tracing::info_span!("http.request", client_ip);
+            span.in_scope(|| request::note("OPTIONS", "(preflight)", &response, started.elapsed()));
             Ok(response)
         }
     }))
@@ -82,7 +88,7 @@ fn layer(settings: &config::Cors) -> CorsLayer {
         .allow_methods(methods)
         .allow_headers(headers)
         .allow_credentials(settings.credentials)
-        .expose_headers(ExposeHeaders::list([
+        .expose_headers(ExposeHeaders::list(rate_limit::header_names().chain([
             CORRELATION_ID,
             IDEMPOTENCY_REPLAYED,
             prefer::PREFERENCE_APPLIED,
@@ -90,6 +96,6 @@ fn layer(settings: &config::Cors) -> CorsLayer {
             header::LINK,
             header::LOCATION,
             header::RETRY_AFTER,
-        ]))
+        ])))
         .max_age(std::time::Duration::from_mins(10))
 }

@@ -77,8 +77,8 @@ pub struct StepBody {
     agent_name: Option<String>,
     /// The step that follows; null ends the chain.
     next_step: Option<String>,
-    /// Type `agent`: the agent's input. Strings may hold references such as `${workflow.input.text}` and
-    /// `${other_step.output.text}`.
+    /// Type `agent` and `sub_workflow`: the input; type `callback`: what is said about what is asked. Strings may hold
+    /// references such as `${workflow.input.text}`, `${other_step.output.text}` and `${callback_step.callback_url}`.
     #[schema(value_type = Option<Object>)]
     input_mapping: Option<()>,
     /// Type `parallel`: steps that run at the same time, two at least.
@@ -95,6 +95,16 @@ pub struct StepBody {
     loop_config: Option<LoopConfigBody>,
     /// Type `fork_join`: the branches, and how many have to succeed.
     fork_join_config: Option<ForkJoinConfigBody>,
+    /// The step fails if it takes longer, all attempts and everything inside of it counted; of a `callback`, how long it
+    /// can be answered.
+    #[schema(minimum = 1, maximum = 315_576_000)]
+    timeout_seconds: Option<i64>,
+    /// Type `wait`: for how long, or until when.
+    wait_config: Option<WaitConfigBody>,
+    /// Type `callback`: what is asked for; absent is any JSON.
+    callback_config: Option<CallbackConfigBody>,
+    /// Type `sub_workflow`: which workflow.
+    sub_workflow_config: Option<SubWorkflowConfigBody>,
 }
 
 /// What a step does.
@@ -111,6 +121,12 @@ pub enum StepType {
     Loop,
     /// Runs branches at the same time and asks how many must succeed.
     ForkJoin,
+    /// Lets time pass.
+    Wait,
+    /// Waits until somebody answers.
+    Callback,
+    /// Runs another workflow.
+    SubWorkflow,
 }
 
 /// What a conditional step asks.
@@ -208,4 +224,59 @@ pub struct BranchBody {
     /// Time for the whole branch.
     #[schema(minimum = 1)]
     timeout_seconds: Option<i64>,
+}
+
+/// For how long a step waits, or until when: one of the members.
+#[derive(ToSchema)]
+#[schema(as = WaitConfig, example = json!({"duration": "PT15M"}))]
+pub struct WaitConfigBody {
+    /// Seconds, as a number or a text with references.
+    #[schema(value_type = serde_json::Value, example = 30)]
+    duration_seconds: Option<()>,
+    /// An ISO 8601 duration of weeks, days, hours, minutes and seconds, or a text with references.
+    #[schema(example = "PT15M")]
+    duration: Option<String>,
+    /// A time with its zone, or a text with references.
+    #[schema(example = "2026-02-03T09:00:00Z")]
+    until: Option<String>,
+}
+
+/// What a callback is asked for.
+#[derive(ToSchema)]
+#[schema(as = CallbackConfig)]
+pub struct CallbackConfigBody {
+    /// A decision: a body with `approved`.
+    approval: Option<ApprovalBody>,
+}
+
+/// A decision by a person.
+#[derive(ToSchema)]
+#[schema(as = Approval)]
+pub struct ApprovalBody {
+    /// The role that whoever decides must have; null if the callback's address is enough.
+    #[schema(min_length = 1, max_length = 255)]
+    role: Option<String>,
+    /// What a rejection means; absent is `fail`.
+    on_reject: Option<OnReject>,
+}
+
+/// What a rejection means.
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+pub enum OnReject {
+    /// The step fails.
+    Fail,
+    /// The step completes; its output says `approved: false`.
+    Continue,
+}
+
+/// Which workflow runs as a step: one of the members.
+#[derive(ToSchema)]
+#[schema(as = SubWorkflowConfig, example = json!({"workflow_name": "summarise-and-translate"}))]
+pub struct SubWorkflowConfigBody {
+    /// The id of a definition.
+    workflow_id: Option<uuid::Uuid>,
+    /// A name, of which the newest version counts.
+    #[schema(min_length = 1, max_length = 255)]
+    workflow_name: Option<String>,
 }

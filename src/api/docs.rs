@@ -28,9 +28,11 @@ use crate::{access::Permission, config};
 /// in it that pointed elsewhere, its logo, is emptied.
 const REDOC: &[u8] = include_bytes!("docs/redoc.standalone.js.gz");
 
-/// What the two pages may do: run and show what comes from here. `ReDoc` searches in a worker that it makes itself.
-const POLICY: &str = "default-src 'self'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
-     worker-src blob:; connect-src *; frame-ancestors 'none'";
+/// What the two pages may do: run scripts of this service, show what comes from it, and ask it. Both write styles into
+/// the page, and `ReDoc` searches in a worker that it makes itself.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
+     font-src 'self' data:; connect-src 'self'; worker-src blob:; base-uri 'none'; form-action 'none'; \
+     frame-ancestors 'none'";
 
 /// Adds the security schemes, one of which every route under the prefix takes.
 struct Security;
@@ -57,6 +59,7 @@ impl Modify for Security {
         (name = "agents", description = "Programs that do a step's work, called over JSON-RPC 2.0 (A2A)."),
         (name = "workflows", description = "Versioned definitions, and starting runs of them."),
         (name = "runs", description = "What was started: state, steps, cancelling and starting again."),
+        (name = "callbacks", description = "Answers that runs wait for."),
         (name = "access", description = "API keys, and tokens for them."),
         (name = "system", description = "About the service itself."),
     )
@@ -171,6 +174,7 @@ fn add_common_answers(operation: &mut Operation) {
         (StatusCode::REQUEST_TIMEOUT, "The body did not arrive in time", has_body),
         (StatusCode::PAYLOAD_TOO_LARGE, "The body is larger than 1 MiB", has_body),
         (StatusCode::URI_TOO_LONG, "Path and query are longer than 8 KiB", true),
+        (StatusCode::TOO_MANY_REQUESTS, "More was asked for than a limit of the settings allows", true),
         (StatusCode::INTERNAL_SERVER_ERROR, "A fault of the service; the log knows more by `request_id`", true),
         (StatusCode::SERVICE_UNAVAILABLE, "The database is away, or the service has too much to do", true),
     ];
@@ -181,7 +185,7 @@ fn add_common_answers(operation: &mut Operation) {
             let text = || Header::new(Object::with_type(Type::String));
             let answer = match status {
                 StatusCode::UNAUTHORIZED => answer.header("WWW-Authenticate", text()),
-                StatusCode::SERVICE_UNAVAILABLE => {
+                StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
                     answer.header("Retry-After", Header::new(Object::with_type(Type::Integer)))
                 }
                 _ => answer,
@@ -204,7 +208,9 @@ fn in_folder(path: &str, folder: &str) -> bool {
 /// `/openapi.json`, `/docs`, `/redoc` and what they load.
 pub fn router(document: &utoipa::openapi::OpenApi) -> Router<App> {
     let json = Bytes::from(serde_json::to_vec(document).expect("the document consists of strings and numbers"));
-    let openapi = move || async move { ([(header::CONTENT_TYPE, "application/json")], json) };
+    let openapi = move || async move {
+        ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json")), revalidate()], json)
+    };
     let script = |text: &'static [u8], encoding: Option<&'static str>| {
         move || async move {
             let mut response = asset(text, "text/javascript; charset=utf-8");
@@ -226,8 +232,8 @@ pub fn router(document: &utoipa::openapi::OpenApi) -> Router<App> {
 fn page(html: &str, app: &App) -> Response {
     let title = app.config.api.title.replace('&', "&amp;").replace('<', "&lt;");
     let mut response = Html(html.replace("{title}", &title)).into_response();
-    let policy = (HeaderName::from_static("content-security-policy"), HeaderValue::from_static(POLICY));
-    response.headers_mut().extend([policy, no_sniff()]);
+    let policy = (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
+    response.headers_mut().extend([policy, revalidate()]);
     response
 }
 
@@ -237,13 +243,14 @@ fn asset(bytes: impl IntoResponse, content_type: &str) -> Response {
         let age = (header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=3600"));
         // Takes the place of the one that bytes come with; `extend` would put a second one beside it.
         response.headers_mut().insert(header::CONTENT_TYPE, content_type);
-        response.headers_mut().extend([age, no_sniff()]);
+        response.headers_mut().extend([age]);
     }
     response
 }
 
-fn no_sniff() -> (HeaderName, HeaderValue) {
-    (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"))
+/// A page and the document may be others after the next start.
+fn revalidate() -> (HeaderName, HeaderValue) {
+    (header::CACHE_CONTROL, HeaderValue::from_static("no-cache"))
 }
 
 async fn swagger_asset(file: Result<Path<String>, PathRejection>) -> Result<Response, ApiError> {

@@ -27,6 +27,7 @@ pub struct ApiError {
     errors: Vec<FieldError>,
     cause: Option<Cause>,
     headers: Vec<(HeaderName, HeaderValue)>,
+    is_told_elsewhere: bool,
 }
 
 impl ApiError {
@@ -46,6 +47,10 @@ impl ApiError {
 /// What the request log shows of a 5xx.
 #[derive(Clone, Debug)]
 pub struct Cause(pub Arc<dyn std::error::Error + Send + Sync>);
+
+/// On an answer that the request log need not tell of.
+#[derive(Clone, Copy, Debug)]
+pub struct ToldElsewhere;
 
 /// The body of every error answer.
 #[derive(Debug, Serialize, ToSchema)]
@@ -95,7 +100,8 @@ impl ApiError {
     /// An error with its own code.
     #[must_use]
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, code, detail: detail.into(), errors: Vec::new(), cause: None, headers: Vec::new() }
+        let detail = detail.into();
+        Self { status, code, detail, errors: Vec::new(), cause: None, headers: Vec::new(), is_told_elsewhere: false }
     }
 
     /// 400.
@@ -144,6 +150,12 @@ impl ApiError {
         self
     }
 
+    /// Keeps the answer out of the request log: whoever makes it tells of it himself, of many at once.
+    #[must_use]
+    pub fn told_elsewhere(self) -> Self {
+        Self { is_told_elsewhere: true, ..self }
+    }
+
     fn because(mut self, cause: Arc<dyn std::error::Error + Send + Sync>) -> Self {
         self.cause = Some(Cause(cause));
         self
@@ -171,6 +183,9 @@ impl ApiError {
         let mut response = (self.status, axum::Json(body)).into_response();
         for (name, value) in self.headers {
             response.headers_mut().insert(name, value);
+        }
+        if self.is_told_elsewhere {
+            response.extensions_mut().insert(ToldElsewhere);
         }
         if let Some(cause) = self.cause {
             response.extensions_mut().insert(cause);

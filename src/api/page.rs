@@ -45,6 +45,19 @@ impl<T> Page<T> {
         }
     }
 
+    /// The same with other entries.
+    pub fn map<U>(self, of: impl FnMut(T) -> U) -> Page<U> {
+        Page {
+            items: self.items.into_iter().map(of).collect(),
+            total: self.total,
+            page: self.page,
+            page_size: self.page_size,
+            total_pages: self.total_pages,
+            next_cursor: self.next_cursor,
+            prev_cursor: self.prev_cursor,
+        }
+    }
+
     /// The one entry that was looked up, or none on a page of that size.
     pub fn of_one(found: Option<T>, size: i64) -> Self {
         let total = i64::from(found.is_some());

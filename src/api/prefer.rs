@@ -9,6 +9,7 @@ use super::{
     App,
     auth::Caller,
     error::ApiError,
+    load::Place,
     runs::{self, Run, RunDetail},
 };
 use crate::{db, run::RunStatus};
@@ -23,8 +24,10 @@ const MAX_WAIT_SECS: u64 = 60;
 const RETRY_AFTER_SECS: HeaderValue = HeaderValue::from_static("1");
 
 /// How many seconds the client is ready to wait, if it is at all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wait(Option<u64>);
+pub struct Wait {
+    secs: Option<u64>,
+    place: Place,
+}
 
 impl Wait {
     /// Of a request with these headers. What cannot be understood is no preference, as the RFC has it.
@@ -37,13 +40,14 @@ impl Wait {
             let (name, value) = preference.split_once('=')?;
             name.trim().eq_ignore_ascii_case("wait").then(|| seconds(value.trim().trim_matches('"')))
         });
-        Self(wait.flatten().filter(|secs| *secs > 0).map(|secs| secs.min(MAX_WAIT_SECS)))
+        let secs = wait.flatten().filter(|secs| *secs > 0).map(|secs| secs.min(MAX_WAIT_SECS));
+        Self { secs, place: Place::default() }
     }
 
     /// The time that a request may take beyond what every request may.
     #[must_use]
-    pub fn time(self) -> Duration {
-        Duration::from_secs(self.0.unwrap_or_default())
+    pub fn time(&self) -> Duration {
+        Duration::from_secs(self.secs.unwrap_or_default())
     }
 }
 
@@ -56,15 +60,16 @@ fn seconds(text: &str) -> Option<u64> {
 impl<S: Send + Sync> FromRequestParts<S> for Wait {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
-        Ok(Self::of(&parts.headers))
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        Ok(Self { place: Place::from_request_parts(parts, state).await?, ..Self::of(&parts.headers) })
     }
 }
 
 /// The answer to a start: at once 202 with the run, or if the client waits, 200 with the run that has ended. One that
 /// takes longer, or cannot be read at the moment, is 202 as well: it is durable.
 pub async fn answer(app: &App, caller: &Caller, run: Run, wait: Wait) -> Response {
-    let Wait(Some(secs)) = wait else { return runs::accepted(app, StatusCode::ACCEPTED, &RunDetail::open(run)) };
+    let Some(secs) = wait.secs else { return runs::accepted(app, StatusCode::ACCEPTED, &RunDetail::open(run)) };
+    wait.place.leave();
     app.waiting.until_ended(run.run_id(), wait.time()).await;
     let found = look_again(app, caller, run.run_id()).await.unwrap_or_else(|error| {
         tracing::debug!(
@@ -111,7 +116,7 @@ mod tests {
             (&[], None),
         ] {
             let headers: HeaderMap = headers.iter().map(|value| (PREFER, HeaderValue::from_static(value))).collect();
-            assert_eq!(Wait::of(&headers), Wait(expected), "{headers:?}");
+            assert_eq!(Wait::of(&headers).secs, expected, "{headers:?}");
         }
     }
 }

@@ -8,11 +8,19 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use http::{HeaderValue, StatusCode, Uri, header};
+use http::{HeaderValue, StatusCode, Uri, header, request::Parts};
 use http_body_util::BodyExt;
 use tracing::Instrument;
 
-use super::{App, CORRELATION_ID, access, auth, error, prefer::Wait};
+use super::{
+    App, CORRELATION_ID, access,
+    auth::{self, Caller},
+    client::ClientAddress,
+    error,
+    load::Place,
+    prefer::Wait,
+    rate_limit::Applied,
+};
 use crate::{access::Actor, api::error::ApiError, auditor::Denied, id};
 
 /// Largest request body.
@@ -45,19 +53,18 @@ pub async fn surround(State(app): State<App>, request: Request, next: Next) -> R
     let path = request.uri().path().to_owned();
     let route = request.extensions().get::<MatchedPath>().map_or("(none)".to_owned(), |path| path.as_str().to_owned());
     let (mut parts, body) = request.into_parts();
-    let anybody = Actor { correlation_id: correlation_id.clone(), ..Actor::system() };
-    let caller = auth::authenticate(&app, &parts, anybody.clone()).await;
-    let actor = caller
-        .as_ref()
-        .map_or_else(|_| Actor { subject: String::new(), ..anybody }, |caller| Actor::clone(&caller.actor));
-    let user_id = caller.as_ref().map_or("", |caller| caller.actor.subject.as_str()).to_owned();
-    let caller = match caller {
-        Ok(caller) => access::authorize(&app, &mut parts, &caller).await.map(|()| caller),
-        Err(refusal) => Err(refusal),
-    };
+    let client = ClientAddress::of(&parts.extensions, &parts.headers, &app.config.limits.trusted_proxies);
+    client.map(|client| parts.extensions.insert(client));
+    let address = client.map(|client| client.0);
+    let anybody = Actor { correlation_id: correlation_id.clone(), address, ..Actor::system() };
+    let mut admission = Admission::of(Actor { subject: String::new(), ..anybody.clone() });
+    let caller = admission.decide(&app, &mut parts, anybody).await;
+    let Admission { actor, limits } = admission;
+    let user_id = actor.subject.as_str();
     // Who asks to wait for a run's end may wait that much longer.
     let time_limit = HANDLER_TIMEOUT + Wait::of(&parts.headers).time();
-    let span = tracing::info_span!("http.request", correlation_id, user_id);
+    let client_ip = client.map(|client| tracing::field::display(client.0));
+    let span = tracing::info_span!("http.request", correlation_id, user_id, client_ip);
 
     let (caller, refusal) = match caller {
         Ok(caller) => (Some(caller), None),
@@ -72,12 +79,22 @@ pub async fn surround(State(app): State<App>, request: Request, next: Next) -> R
             }
             parts.extensions.insert(CorrelationId(correlation_id.clone()));
             let request = Request::from_parts(parts, axum::body::Body::from(body));
-            let handler = tokio::spawn(next.run(request).instrument(span.clone()));
-            match tokio::time::timeout(time_limit, handler).await {
-                Ok(Ok(response)) => response,
-                // The panic itself was logged by the panic hook.
-                Ok(Err(_)) => ApiError::internal().into_response(),
-                Err(_) => ApiError::unavailable("timeout", "The request took too long").into_response(),
+            match enter(&app, request) {
+                Ok((place, request)) => {
+                    let handler = next.run(request).instrument(span.clone());
+                    let handler = tokio::spawn(async move {
+                        let response = handler.await;
+                        place.leave();
+                        response
+                    });
+                    match tokio::time::timeout(time_limit, handler).await {
+                        Ok(Ok(response)) => response,
+                        // The panic itself was logged by the panic hook.
+                        Ok(Err(_)) => ApiError::internal().into_response(),
+                        Err(_) => ApiError::unavailable("timeout", "The request took too long").into_response(),
+                    }
+                }
+                Err(refusal) => refusal.into_response(),
             }
         }
     };
@@ -99,6 +116,7 @@ pub async fn surround(State(app): State<App>, request: Request, next: Next) -> R
     if let Ok(value) = HeaderValue::from_str(&correlation_id) {
         response.headers_mut().insert(CORRELATION_ID, value);
     }
+    limits.show(response.headers_mut());
     if app.config.audit && !method.is_safe() && response.status().is_success() {
         app.auditor.nudge();
     }
@@ -106,6 +124,45 @@ pub async fn surround(State(app): State<App>, request: Request, next: Next) -> R
     let duration = started.elapsed();
     span.in_scope(|| note(method.as_str(), &route, &response, duration));
     response
+}
+
+/// Whether a request may go on to its handler.
+struct Admission {
+    /// Whose it is; without a subject if nobody knows.
+    actor: Actor,
+    limits: Applied,
+}
+
+impl Admission {
+    fn of(actor: Actor) -> Self {
+        Self { actor, limits: Applied::default() }
+    }
+
+    /// The caller, or the answer to give instead. What costs least to find out comes first.
+    async fn decide(&mut self, app: &App, parts: &mut Parts, anybody: Actor) -> Result<Caller, ApiError> {
+        let is_guarded = auth::is_guarded(app, parts.uri.path());
+        if is_guarded {
+            app.load.check()?;
+            app.rates.count_address(parts.extensions.get().copied(), &mut self.limits)?;
+        }
+        let caller = if is_guarded {
+            auth::authenticate(app, parts, anybody, &mut self.limits).await?
+        } else {
+            Caller::anybody(anybody)
+        };
+        self.actor = Actor::clone(&caller.actor);
+        app.rates.count_principal(&caller, &mut self.limits)?;
+        access::authorize(app, parts, &caller).await?;
+        Ok(caller)
+    }
+}
+
+/// A place for a request that needs one, for itself and for its handler.
+fn enter(app: &App, mut request: Request) -> Result<(Place, Request), ApiError> {
+    let is_guarded = auth::is_guarded(app, request.uri().path());
+    let place = if is_guarded { app.load.enter()? } else { Place::default() };
+    request.extensions_mut().insert(place.clone());
+    Ok((place, request))
 }
 
 /// Counts an answered request, and logs it.
@@ -187,6 +244,9 @@ fn log_line(method: &str, route: &str, response: &Response, duration: Duration) 
             error = &**cause as &dyn std::error::Error,
             "{method} {route} {}: {cause}", status.as_u16()
         );
+    } else if response.extensions().get::<error::ToldElsewhere>().is_some() {
+        // Thousands a second, when there is no time for it; `load` tells of them.
+        tracing::debug!(target: "api.request", method, route, "{method} {route} 503");
     } else {
         tracing::info!(
             target: "api.request", method, route, status = status.as_u16(), duration_ms,

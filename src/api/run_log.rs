@@ -115,8 +115,9 @@ pub struct Event {
     #[schema(value_type = String, format = DateTime)]
     timestamp: Timestamp,
     /// `run.created`, `run.dispatched`, `run.started`, `run.taken_over`, `run.completed`, `run.failed`,
-    /// `run.cancelled`, `run.retried`, `run.changed`; `attempt.started`, `attempt.completed`, `attempt.failed`,
-    /// `attempt.skipped`, `attempt.changed`; `agent.answered`, `agent.failed`. There may be more in future.
+    /// `run.cancelled`, `run.retried`, `run.paused`, `run.resumed`, `run.changed`; `attempt.started`,
+    /// `attempt.waiting`, `attempt.completed`, `attempt.failed`, `attempt.skipped`, `attempt.changed`;
+    /// `callback.answered`; `agent.answered`, `agent.failed`. There may be more in future.
     kind: String,
     /// `info`, `warning` or `error`.
     level: Level,
@@ -175,6 +176,7 @@ fn message(row: &EventRow) -> String {
         ("run", "taken_over") => "Run taken over by another executor".to_owned(),
         ("run", "retried") => "Run started again".to_owned(),
         ("run", act) => format!("Run {act}"),
+        ("attempt", "waiting") => "attempt waits".to_owned(),
         ("attempt", "started") => format!("attempt started, agent '{agent}'"),
         ("agent", act) => {
             let answer = row.http_status.map_or_else(|| "gave no answer".to_owned(), |code| format!("answered {code}"));
@@ -189,7 +191,7 @@ fn message(row: &EventRow) -> String {
         let _ = write!(text, " in {ms:.1} ms");
     }
     match (row.kind.as_str(), row.detail.as_deref()) {
-        ("run.created", Some(by)) => text + " by " + by,
+        ("run.created" | "run.paused" | "run.resumed" | "callback.answered", Some(by)) => text + " by " + by,
         (_, Some(detail)) => text + ": " + detail.strip_prefix("Cancelled: ").unwrap_or(detail),
         (_, None) => text,
     }

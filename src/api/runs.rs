@@ -21,14 +21,15 @@ use super::{
 use crate::{
     actions::{
         cancel_run::{self, CancelRunError},
-        retry_run::{self, RetryRunError},
+        pause_run::{self, PauseRunError},
+        retry_run::{self, Retry, RetryRunError},
     },
     db::{
         self,
         idempotency::ClaimError,
         runs::{Filter, RunRow, StepRow},
     },
-    input::{ANY_LENGTH, FieldError, Object, object_of, shorten},
+    input::{ANY_LENGTH, FieldError, Node, Object, object_of, shorten},
     run::RunStatus,
     run_writer::StartedRun,
     timestamp::Timestamp,
@@ -38,13 +39,14 @@ use crate::{
 const REASON_CHARS: std::ops::RangeInclusive<usize> = 0..=500;
 
 /// The parameters that a cursor of the list is bound to.
-const FILTERS: [&str; 12] = [
+const FILTERS: [&str; 13] = [
     "status",
     "workflow_id",
     "workflow_definition_id",
     "name",
     "name_prefix",
     "triggered_by",
+    "parent_run_id",
     "created_after",
     "created_before",
     "updated_after",
@@ -89,6 +91,15 @@ pub struct Run {
     cancelled_by: Option<String>,
     /// Why it failed or was cancelled.
     error_message: Option<String>,
+    /// From 0 to 9: of what waits for an executor, higher ones are first.
+    priority: i16,
+    /// Since when no further step begins; null if it is not paused.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    paused_at: Option<Timestamp>,
+    /// The run of which it is a step.
+    parent_run_id: Option<String>,
+    /// Which step of it.
+    parent_step_id: Option<String>,
 }
 
 impl From<RunRow> for Run {
@@ -108,6 +119,10 @@ impl From<RunRow> for Run {
             cancelled_at: row.cancelled_at,
             cancelled_by: row.cancelled_by,
             error_message: row.error_message,
+            priority: row.priority,
+            paused_at: row.paused_at,
+            parent_run_id: row.parent_run_id,
+            parent_step_id: row.parent_step_id,
         }
     }
 }
@@ -125,6 +140,7 @@ impl Run {
             workflow_id,
             workflow_name: request.definition.name.clone(),
             status: RunStatus::Pending.as_str().to_owned(),
+            priority: request.priority,
             input_data: Some(request.input),
             triggered_by: Some(request.actor.subject.clone()),
             created_at,
@@ -133,6 +149,9 @@ impl Run {
             cancelled_at: None,
             cancelled_by: None,
             error_message: None,
+            paused_at: None,
+            parent_run_id: None,
+            parent_step_id: None,
         }
     }
 }
@@ -148,6 +167,7 @@ impl Run {
             cancelled_at: None,
             cancelled_by: None,
             error_message: None,
+            paused_at: None,
             ..self
         }
     }
@@ -219,7 +239,7 @@ pub struct Step {
     step_name: String,
     /// The agent that was called.
     agent_name: String,
-    /// `PENDING`, `RUNNING`, `COMPLETED`, `FAILED` or `SKIPPED`.
+    /// `PENDING` (it waits for a time, an answer or another run), `RUNNING`, `COMPLETED`, `FAILED` or `SKIPPED`.
     status: String,
     /// What was sent.
     #[schema(value_type = Object)]
@@ -241,6 +261,8 @@ pub struct Step {
     branch_name: Option<String>,
     /// How the branches are joined.
     join_policy: Option<String>,
+    /// Of a step of type `sub_workflow`: its run.
+    child_run_id: Option<String>,
 }
 
 impl From<StepRow> for Step {
@@ -261,6 +283,7 @@ impl From<StepRow> for Step {
             parent_step_id: row.parent_step_id,
             branch_name: row.branch_name,
             join_policy: row.join_policy,
+            child_run_id: row.child_run_id,
         }
     }
 }
@@ -299,6 +322,9 @@ pub struct RetryBody {
     /// Repeats this step and all after it, completed or not, and goes on without those before it that have not
     /// completed. Without it, the run goes on after its last completed step.
     resume_from_step: Option<String>,
+    /// Instead of the input that the run had. Steps that have completed are not repeated because of it.
+    #[schema(value_type = Option<Object>)]
+    input_data: Option<()>,
 }
 
 /// There is no such run.
@@ -325,6 +351,7 @@ fn wrong_state(status: &str, act: &str) -> ApiError {
         ("name" = Option<String>, Query, description = "Exactly this `workflow_name`"),
         ("name_prefix" = Option<String>, Query, description = "The beginning of `workflow_name`"),
         ("triggered_by" = Option<String>, Query, description = "Exactly this `triggered_by`"),
+        ("parent_run_id" = Option<String>, Query, description = "The runs that are steps of this run"),
         ("created_after" = Option<String>, Query, format = DateTime, description = "Created then or later, as ISO 8601 or epoch"),
         ("created_before" = Option<String>, Query, format = DateTime, description = "Created then or earlier, as ISO 8601 or epoch"),
         ("updated_after" = Option<String>, Query, format = DateTime, description = "Changed last then or later"),
@@ -347,6 +374,7 @@ pub async fn list_runs(State(app): State<App>, caller: Caller, query: Query) -> 
         name: query.text("name"),
         name_prefix: query.text("name_prefix"),
         triggered_by: query.text("triggered_by"),
+        parent_run_id: query.text("parent_run_id"),
         created: query.span("created")?,
         updated: query.span("updated")?,
         sort_by: query.text("sort_by").unwrap_or_default(),
@@ -411,16 +439,22 @@ pub async fn retry_run(
     body: OptionalJsonBody,
 ) -> Result<Response, ApiError> {
     let mut errors = Vec::new();
-    let step = match &body.0 {
-        Some(body) => Object::body(body)?.nullable("resume_from_step", &mut errors, |node| node.string(ANY_LENGTH)),
-        None => None,
+    let retry = match &body.0 {
+        Some(body) => {
+            let body = Object::body(body)?;
+            Retry {
+                resume_from_step: body.nullable("resume_from_step", &mut errors, |node| node.string(ANY_LENGTH)),
+                input: body.nullable("input_data", &mut errors, Node::free_object),
+            }
+        }
+        None => Retry::default(),
     };
     if !errors.is_empty() {
         return Err(errors.into());
     }
     let key = key.bound(&format!("retry {run_id}"), &caller, body.fingerprint());
     let context = app.context(&caller).with_key(key.as_ref());
-    match retry_run::retry_run(&app.pool, &app.relay, context, &run_id, step.as_deref()).await {
+    match retry_run::retry_run(&app.pool, &app.relay, context, &run_id, &retry).await {
         Ok(row) => {
             tracing::info!(target: "api.routes.runs", run_id, "Run retried");
             Ok(retried(RunDetail::open(row.into())))
@@ -455,6 +489,7 @@ impl From<RetryRunError> for ApiError {
                 let text = format!("step '{}' is not on the workflow's main path", shorten(&step));
                 FieldError::rule("body.resume_from_step", text).into()
             }
+            RetryRunError::InvalidInput(errors) => errors.into(),
             RetryRunError::TooLarge => {
                 let detail = "Definition and input together no longer fit into a Kafka message of 1 MiB";
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", detail)
@@ -491,6 +526,50 @@ pub async fn cancel_run(
     let context = app.context(&caller);
     let row = cancel_run::cancel_run(&app.pool, &app.relay, context, &run_id, reason.as_deref()).await?;
     tracing::info!(target: "api.routes.runs", run_id, "Run cancelled");
+    Ok(Json(RunDetail::open(row.into())))
+}
+
+/// Makes a run begin no further step until it is resumed; what is under way comes to its end. A run that is paused
+/// already stays so. Sub-workflows are runs of their own, and go on.
+#[utoipa::path(
+    post, path = "/runs/{run_id}/pause", tag = "runs", params(("run_id" = String, Path)),
+    responses(
+        (status = 200, body = RunDetail), (status = 400, description = "The run has ended", body = ErrorBody),
+        (status = 404, body = ErrorBody),
+    ),
+)]
+pub async fn pause_run(
+    State(app): State<App>,
+    caller: Caller,
+    RunId(run_id): RunId,
+) -> Result<Json<RunDetail>, ApiError> {
+    set_paused(&app, &caller, &run_id, true).await
+}
+
+/// Lets a paused run go on. A run that is not paused stays so.
+#[utoipa::path(
+    post, path = "/runs/{run_id}/resume", tag = "runs", params(("run_id" = String, Path)),
+    responses(
+        (status = 200, body = RunDetail), (status = 400, description = "The run has ended", body = ErrorBody),
+        (status = 404, body = ErrorBody),
+    ),
+)]
+pub async fn resume_run(
+    State(app): State<App>,
+    caller: Caller,
+    RunId(run_id): RunId,
+) -> Result<Json<RunDetail>, ApiError> {
+    set_paused(&app, &caller, &run_id, false).await
+}
+
+async fn set_paused(app: &App, caller: &Caller, run_id: &str, wanted: bool) -> Result<Json<RunDetail>, ApiError> {
+    let row =
+        pause_run::set_paused(&app.pool, app.context(caller), run_id, wanted).await.map_err(|error| match error {
+            PauseRunError::NotFound => not_found(),
+            PauseRunError::WrongState(status) => wrong_state(&status, if wanted { "paused" } else { "resumed" }),
+            PauseRunError::Db(error) => error.into(),
+        })?;
+    tracing::info!(target: "api.routes.runs", run_id, "Run {}", if wanted { "paused" } else { "resumed" });
     Ok(Json(RunDetail::open(row.into())))
 }
 

@@ -12,7 +12,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{App, error::ApiError};
-use crate::{telemetry, timestamp::Timestamp};
+use crate::{db, telemetry, timestamp::Timestamp};
 
 /// Whether a path needs no authentication although the prefix may be empty: all that this module serves.
 #[must_use]
@@ -158,6 +158,16 @@ pub async fn get_metrics(State(app): State<App>) -> Result<Response, ApiError> {
     metrics::gauge!("db_pool_idle").set(idle as f64);
     metrics::gauge!("db_pool_in_use").set((size as usize).saturating_sub(idle) as f64);
     metrics::gauge!("db_pool_max").set(f64::from(app.pool.options().get_max_connections()));
+    let findings = app.readiness.findings();
+    if findings.database && findings.migrated {
+        let pool = app.pool.clone();
+        // Without an answer the last one stands.
+        if let Ok((open, half_open)) = db::bounded(async move { db::breakers::count(&pool).await }).await {
+            for (state, count) in [("open", open), ("half_open", half_open)] {
+                metrics::gauge!("circuit_breakers", "state" => state).set(count as f64);
+            }
+        }
+    }
     let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     Ok((content_type, telemetry::metrics().render()).into_response())
 }

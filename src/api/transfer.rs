@@ -68,9 +68,14 @@ pub struct ExportedAgent {
     /// How calls are repeated.
     #[schema(value_type = RetryConfigBody)]
     retry_config: RetryConfig,
-    /// Kept for the UI.
+    /// What differs from the settings.
     #[schema(value_type = Option<Object>)]
     circuit_breaker_config: Option<Box<RawValue>>,
+    /// `a2a`, `http` or `openai`.
+    kind: String,
+    /// What the kind needs to know.
+    #[schema(value_type = Option<Object>)]
+    config: Option<Box<RawValue>>,
     /// `active` or `inactive`.
     status: String,
 }
@@ -79,7 +84,9 @@ impl ExportedAgent {
     fn new(row: AgentRow, with_secrets: bool) -> Self {
         let stored = |json: Option<Column<Box<RawValue>>>| json.map(|json| json.0);
         let auth_type = row.auth_type.as_deref().and_then(AuthType::parse).unwrap_or(AuthType::None);
-        let auth_config = stored(row.auth_config).filter(|_| with_secrets && auth_type != AuthType::None);
+        // What cannot be opened here could nowhere be imported.
+        let is_sealed = row.is_sealed();
+        let auth_config = stored(row.auth_config).filter(|_| with_secrets && !is_sealed && auth_type != AuthType::None);
         Self {
             url: if with_secrets { row.url } else { without_credentials(&row.url) },
             name: row.name,
@@ -89,6 +96,8 @@ impl ExportedAgent {
             timeout_ms: row.timeout_ms,
             retry_config: RetryConfig::from_stored(stored(row.retry_config).as_deref()),
             circuit_breaker_config: stored(row.circuit_breaker_config).filter(|config| config.get() != "null"),
+            kind: row.kind,
+            config: stored(row.config),
             status: row.status,
         }
     }
@@ -230,7 +239,7 @@ pub async fn export_definitions(
     Ok(Json(Definitions {
         format: FORMAT,
         version: FORMAT_VERSION,
-        agents: agents.into_iter().map(|row| ExportedAgent::new(row, with_secrets)).collect(),
+        agents: agents.into_iter().map(|row| ExportedAgent::new(row.opened(&app.config.vault), with_secrets)).collect(),
         workflows: workflows.into_iter().map(ExportedWorkflow::from).collect(),
     }))
 }

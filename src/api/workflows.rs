@@ -31,6 +31,7 @@ use crate::{
         workflows::{Filter, VERSION_ORDER, WorkflowRow},
     },
     input::{FieldError, Node, Object},
+    kafka::message::DEFAULT_PRIORITY,
     timestamp::Timestamp,
     workflow::{Content, NewWorkflow, WorkflowPatch},
 };
@@ -169,6 +170,9 @@ pub struct ExecuteBody {
     /// Any JSON object; steps refer to it as `${workflow.input.…}`.
     #[schema(value_type = Object, example = json!({"text": "hello"}))]
     input_data: (),
+    /// Of the runs that wait for an executor, those of a higher priority are first; absent is 5.
+    #[schema(minimum = 0, maximum = 9)]
+    priority: Option<i16>,
 }
 
 pub(super) fn not_found() -> ApiError {
@@ -437,13 +441,16 @@ pub(super) async fn start(
     body: &JsonBody,
 ) -> Result<Response, ApiError> {
     let mut errors = Vec::new();
-    let input = Object::body(body.raw())?.required("input_data", &mut errors, Node::free_object);
-    let Some(input) = input else { return Err(errors.into()) };
+    let object = Object::body(body.raw())?;
+    let input = object.required("input_data", &mut errors, Node::free_object);
+    let priority = object.nullable("priority", &mut errors, |node| node.int(0..=9));
+    let Some(input) = input.filter(|_| errors.is_empty()) else { return Err(errors.into()) };
+    let priority = priority.and_then(|priority| i16::try_from(priority).ok()).unwrap_or(DEFAULT_PRIORITY.into());
     let key = key.bound(&scope, &caller, body.fingerprint());
     let starter = Starter { definitions: &app.definitions, pool: &app.pool, relay: &app.relay, writer: &app.writer };
     let quotas = app.organizations.quotas(caller.organization()).await?.or(app.config.quotas);
     let actor = Arc::clone(&caller.actor);
-    let request = Request { workflow_id, input, actor, max_queued: quotas.queued_runs, key };
+    let request = Request { workflow_id, input, priority, actor, max_queued: quotas.queued_runs, key };
     match start_run::start_run(starter, request).await? {
         Outcome::Started(started) => {
             metrics::counter!("workflow_executions_total").increment(1);

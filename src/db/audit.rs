@@ -25,7 +25,8 @@ pub struct Entry<'a> {
     pub entity_id: Uuid,
     /// Its name; of a run its id; of a denied attempt the route.
     pub entity_name: &'a str,
-    /// `create`, `update`, `delete`, `execute`, `retry`, `cancel`, `revoke`; of a denied attempt the method.
+    /// `create`, `update`, `delete`, `execute`, `retry`, `cancel`, `pause`, `resume`, `answer_callback`, `revoke`; of a
+    /// denied attempt the method.
     pub action: &'a str,
     /// Whether it was denied instead.
     pub is_denied: bool,

@@ -15,6 +15,9 @@ use crate::{input::shorten, run::RunStatus};
 /// on rows that are read together with this one, so this comes first.
 const RECORDS_ITSELF: &str = "own AS MATERIALIZED (SELECT set_config('workflow_api.records', 'itself', true))";
 
+/// The error of an attempt whose executor died or stopped.
+const INTERRUPTED: &str = "interrupted: the executor stopped while the step ran";
+
 /// Requests to claim, one entry a run, each run once; see [`claim`].
 #[derive(Default)]
 #[expect(missing_docs, reason = "each is a column of workflow_runs or a member of the message")]
@@ -48,7 +51,7 @@ pub struct Claimed {
 }
 
 /// Claims the runs that are PENDING and makes the rows that are missing, in one statement. A run that is not in the
-/// answer was claimed before, has ended, or waits for another message than this one (its retry made a new
+/// answer was claimed before, is paused, has ended, or waits for another message than this one (its retry made a new
 /// `event_id`). Repeating the call with the same tokens, when the answer was lost, returns the same runs.
 pub async fn claim(db: impl PgExecutor<'_>, executor_id: Uuid, batch: &ClaimBatch) -> Result<Vec<Claimed>, Error> {
     let sql = format!(
@@ -60,14 +63,15 @@ pub async fn claim(db: impl PgExecutor<'_>, executor_id: Uuid, batch: &ClaimBatc
         ), claimed AS (
             UPDATE workflow_runs r
             SET status = 'RUNNING', executor_id = $1, lease_token = m.lease_token,
-                updated_at = now() AT TIME ZONE 'UTC', execution_started_at = now() AT TIME ZONE 'UTC',
+                updated_at = now() AT TIME ZONE 'UTC', execution_started_at = now() AT TIME ZONE 'UTC', wake_at = NULL,
+                parked_at = NULL, claimed_at = now() AT TIME ZONE 'UTC',
                 -- Of a run that no stored definition holds, the message is all there is.
                 workflow_plan = CASE WHEN r.workflow_version IS NULL THEN m.plan::jsonb ELSE r.workflow_plan END,
                 input_data = CASE WHEN r.workflow_version IS NULL AND m.input IS NOT NULL
                     THEN m.input::jsonb ELSE r.input_data END,
                 correlation_id = coalesce(r.correlation_id, m.correlation_id)
             FROM request m
-            WHERE r.run_id = m.run_id AND (r.lease_token = m.lease_token OR (r.status = 'PENDING'
+            WHERE r.run_id = m.run_id AND (r.lease_token = m.lease_token OR (r.status = 'PENDING' AND r.paused_at IS NULL
                 AND (r.execution_event_id = m.event_id OR r.execution_event_id IS NULL OR m.event_id IS NULL)))
             RETURNING r.run_id, r.workflow_name, r.correlation_id,
                 CASE WHEN m.input IS NULL THEN r.input_data::text END AS input_data, r.organization_id,
@@ -75,9 +79,9 @@ pub async fn claim(db: impl PgExecutor<'_>, executor_id: Uuid, batch: &ClaimBatc
                     OR EXISTS (SELECT 1 FROM step_executions s WHERE s.run_id = r.run_id) AS has_steps
         ), inserted AS (
             INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, status, input_data, created_at, updated_at,
-                execution_started_at, workflow_plan, correlation_id, executor_id, lease_token)
+                execution_started_at, claimed_at, workflow_plan, correlation_id, executor_id, lease_token)
             SELECT run_id, workflow_id, workflow_name, 'RUNNING', coalesce(input, '{{}}')::jsonb,
-                now() AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC', plan::jsonb,
+                now() AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC', plan::jsonb,
                 correlation_id, $1, lease_token
             FROM request m WHERE NOT EXISTS (SELECT 1 FROM workflow_runs r WHERE r.run_id = m.run_id)
             ON CONFLICT (run_id) DO NOTHING
@@ -110,7 +114,7 @@ pub async fn claim(db: impl PgExecutor<'_>, executor_id: Uuid, batch: &ClaimBatc
         .await?)
 }
 
-/// A run taken from an executor that died.
+/// A run taken from an executor that died, or from nobody.
 #[derive(Debug, sqlx::FromRow)]
 pub struct TakenOver {
     /// The run.
@@ -151,7 +155,8 @@ pub async fn take_over(
             ORDER BY updated_at LIMIT $3 FOR NO KEY UPDATE SKIP LOCKED
         )
         UPDATE workflow_runs r
-        SET executor_id = $1, lease_token = gen_random_uuid(), updated_at = now() AT TIME ZONE 'UTC'
+        SET executor_id = $1, lease_token = gen_random_uuid(), updated_at = now() AT TIME ZONE 'UTC',
+            claimed_at = now() AT TIME ZONE 'UTC'
         FROM lost WHERE r.run_id = lost.run_id
         RETURNING r.run_id, r.lease_token, r.workflow_name, r.correlation_id, r.organization_id,
             r.input_data::text AS input_data,
@@ -163,45 +168,157 @@ pub async fn take_over(
     Ok(sqlx::query_as(sql).bind(executor_id).bind(known).bind(limit).bind(DEAD_AFTER_SECS).fetch_all(db).await?)
 }
 
+/// Whether there is a run for [`wake`].
+pub async fn is_any_awake(db: impl PgExecutor<'_>) -> Result<bool, Error> {
+    let sql = format!("SELECT EXISTS ({AWAKE})");
+    Ok(sqlx::query_scalar(&sql).fetch_one(db).await?)
+}
+
+/// Takes parked runs whose time has come or for which something has, those of a higher priority first, and of equal
+/// ones each workflow in turn. The time for which a run was parked does not count as executed.
+pub async fn wake(db: impl PgExecutor<'_>, executor_id: Uuid, limit: i64) -> Result<Vec<TakenOver>, Error> {
+    let sql = format!(
+        "
+        WITH awake AS MATERIALIZED ({AWAKE}), turn AS MATERIALIZED (
+            SELECT run_id, row_number() OVER (PARTITION BY workflow_id, priority ORDER BY least(wake_at, now()), run_id) AS turn
+            FROM workflow_runs WHERE run_id IN (SELECT run_id FROM awake)
+        ), taken AS (
+            SELECT r.run_id FROM workflow_runs r JOIN turn USING (run_id)
+            WHERE status IN ('PENDING', 'RUNNING') AND wake_at IS NOT NULL AND executor_id IS NULL AND paused_at IS NULL
+            ORDER BY priority DESC, turn LIMIT $2 FOR NO KEY UPDATE OF r SKIP LOCKED
+        )
+        UPDATE workflow_runs r
+        SET status = 'RUNNING', executor_id = $1, lease_token = gen_random_uuid(), wake_at = NULL, parked_at = NULL,
+            updated_at = now() AT TIME ZONE 'UTC',
+            claimed_at = CASE WHEN status = 'PENDING' THEN now() AT TIME ZONE 'UTC' ELSE claimed_at END,
+            execution_started_at = CASE WHEN status = 'PENDING' THEN now() AT TIME ZONE 'UTC'
+                ELSE execution_started_at + (now() - coalesce(parked_at, now())) END
+        FROM taken WHERE r.run_id = taken.run_id
+        RETURNING r.run_id, r.lease_token, r.workflow_name, r.correlation_id, r.input_data::text AS input_data,
+            r.organization_id, coalesce(r.workflow_plan,
+                (SELECT workflow_data FROM workflow_definitions d
+                 WHERE d.name = r.workflow_name AND d.version = r.workflow_version
+                    AND d.organization_id = r.organization_id))::text AS workflow_plan,
+            coalesce(extract(epoch FROM now() AT TIME ZONE 'UTC' - execution_started_at), 0)::float8 AS elapsed_secs"
+    );
+    Ok(sqlx::query_as(&sql).bind(executor_id).bind(limit).fetch_all(db).await?)
+}
+
+/// The parked runs to take up.
+const AWAKE: &str = "
+    SELECT run_id FROM workflow_runs
+    WHERE wake_at <= now() AND paused_at IS NULL AND executor_id IS NULL AND status IN ('PENDING', 'RUNNING')
+    UNION ALL SELECT r.run_id FROM run_wakes w JOIN workflow_runs r USING (run_id)
+    WHERE r.wake_at IS NOT NULL AND r.paused_at IS NULL AND r.executor_id IS NULL AND r.status IN ('PENDING', 'RUNNING')";
+
+/// Lets a run go that the caller holds, until `wake_at` or until something comes for it. Returns false if it is not
+/// held any more, also when it was let go by an earlier call whose answer was lost.
+pub async fn park(
+    db: impl PgExecutor<'_>,
+    run_id: &str,
+    lease_token: Uuid,
+    wake_at: Option<DateTime<Utc>>,
+) -> Result<bool, Error> {
+    let sql = "UPDATE workflow_runs SET executor_id = NULL, lease_token = NULL, parked_at = now(),
+                   updated_at = now() AT TIME ZONE 'UTC',
+                   -- The caller's clock may be behind: not again at once.
+                   wake_at = greatest(coalesce($3, 'infinity'), now() + interval '0.2 s')
+               WHERE run_id = $1 AND lease_token = $2 AND status = 'RUNNING'";
+    let parked = sqlx::query(sql).bind(run_id).bind(lease_token).bind(wake_at).execute(db).await?;
+    Ok(parked.rows_affected() == 1)
+}
+
+/// Forgets that something came for runs that have ended.
+pub async fn forget_wakes(db: impl PgExecutor<'_>) -> Result<(), Error> {
+    let sql = "DELETE FROM run_wakes w WHERE NOT EXISTS
+                   (SELECT 1 FROM workflow_runs r WHERE r.run_id = w.run_id AND r.status IN ('PENDING', 'RUNNING'))";
+    sqlx::query(sql).execute(db).await?;
+    Ok(())
+}
+
 /// A step row of a run that was started before.
 #[derive(Debug, sqlx::FromRow)]
 pub struct EarlierStep {
+    /// The row; empty if there is none.
+    pub id: String,
     /// Where the step stands in the run: its id on the main chain, else its way from there.
     pub place: String,
     /// As it was before the call; free text that other programs write too.
     pub status: String,
+    /// Its executor died or stopped while the step ran.
+    pub was_interrupted: bool,
     /// Of a completed one.
     pub output_data: Option<Json<Box<RawValue>>>,
+    /// Of a failed one.
+    pub error_message: Option<String>,
+    /// Since it began, in seconds.
+    pub age_secs: f64,
+    /// The run was claimed or taken over before it.
+    pub is_of_this_claim: bool,
     /// The retry that named a step to go on from came before it; true without such a retry.
     pub is_after_retry: bool,
     /// The step to go on from, the same in all rows.
     pub resume_from_step: Option<String>,
 }
 
-/// The step rows of a run that the caller holds, oldest first; those still open are closed as interrupted. Without any,
-/// one row without a place, for the step to go on from.
-pub async fn resume(db: impl PgExecutor<'_>, run_id: &str, lease_token: Uuid) -> Result<Vec<EarlierStep>, Error> {
+/// The step rows of a run that the caller holds, oldest first. Of a run that was `interrupted`, those still open are
+/// closed as such, except the ones that wait for something outside of the run. Without any, one row without a place,
+/// for the step to go on from.
+pub async fn resume(
+    db: impl PgExecutor<'_>,
+    run_id: &str,
+    lease_token: Uuid,
+    interrupted: bool,
+) -> Result<Vec<EarlierStep>, Error> {
     let sql = "
         WITH held AS MATERIALIZED (
-            SELECT run_id, resume_from_step, resumed_at FROM workflow_runs
+            SELECT run_id, resume_from_step, resumed_at, claimed_at FROM workflow_runs
             WHERE run_id = $1 AND lease_token = $2 AND status = 'RUNNING' FOR NO KEY UPDATE
         ), closed AS (
             UPDATE step_executions s SET status = 'FAILED', completed_at = now() AT TIME ZONE 'UTC',
-                error_message = 'interrupted: the executor stopped while the step ran'
-            FROM held WHERE s.run_id = held.run_id AND s.status = 'RUNNING'
+                error_message = $4
+            FROM held WHERE $3 AND s.run_id = held.run_id AND s.status = 'RUNNING'
         )
-        SELECT coalesce(place, step_id, '') AS place, coalesce(status, '') AS status, CASE WHEN status = 'COMPLETED' THEN output_data END AS output_data,
+        SELECT coalesce(id, '') AS id, coalesce(place, step_id, '') AS place, coalesce(status, '') AS status,
+            coalesce(status = 'RUNNING' OR error_message = $4, false) AS was_interrupted,
+            CASE WHEN status = 'COMPLETED' THEN output_data END AS output_data, error_message,
+            coalesce(extract(epoch FROM now() AT TIME ZONE 'UTC' - started_at), 0)::float8 AS age_secs,
+            coalesce(started_at >= claimed_at, false) AS is_of_this_claim,
             coalesce(started_at >= resumed_at, true) AS is_after_retry, resume_from_step
         FROM held LEFT JOIN step_executions s USING (run_id) ORDER BY started_at, id";
-    Ok(sqlx::query_as(sql).bind(run_id).bind(lease_token).fetch_all(db).await?)
+    Ok(sqlx::query_as(sql).bind(run_id).bind(lease_token).bind(interrupted).bind(INTERRUPTED).fetch_all(db).await?)
 }
 
-/// Of these claims, the runs that are no longer held: cancelled, ended or taken over.
-pub async fn lost(db: impl PgExecutor<'_>, run_ids: &[String], lease_tokens: &[Uuid]) -> Result<Vec<String>, Error> {
-    let sql = "SELECT c.run_id FROM unnest($1::text[], $2::uuid[]) AS c (run_id, lease_token)
-               WHERE NOT EXISTS (SELECT 1 FROM workflow_runs r
-                   WHERE r.run_id = c.run_id AND r.lease_token = c.lease_token AND r.status = 'RUNNING')";
-    Ok(sqlx::query_scalar(sql).bind(run_ids).bind(lease_tokens).fetch_all(db).await?)
+/// Whether the run is RUNNING under another lease than this one; under any, if there is none.
+pub async fn is_held_by_others(db: impl PgExecutor<'_>, run_id: &str, lease: Option<Uuid>) -> Result<bool, Error> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM workflow_runs
+                   WHERE run_id = $1 AND status = 'RUNNING' AND lease_token IS DISTINCT FROM $2)";
+    Ok(sqlx::query_scalar(sql).bind(run_id).bind(lease).fetch_one(db).await?)
+}
+
+/// What has happened to a claim.
+#[derive(Debug, sqlx::FromRow)]
+pub struct Noticed {
+    /// The run.
+    pub run_id: String,
+    /// It is no longer held: cancelled, ended or taken over.
+    pub is_lost: bool,
+    /// No further step is to begin.
+    pub is_paused: bool,
+    /// Something has come for it.
+    pub is_woken: bool,
+}
+
+/// Of these claims, those to which something has happened.
+pub async fn notice(db: impl PgExecutor<'_>, run_ids: &[String], lease_tokens: &[Uuid]) -> Result<Vec<Noticed>, Error> {
+    let sql = "
+        SELECT * FROM (
+            SELECT c.run_id, r.run_id IS NULL AS is_lost, r.paused_at IS NOT NULL AS is_paused,
+                EXISTS (SELECT 1 FROM run_wakes w WHERE w.run_id = c.run_id) AS is_woken
+            FROM unnest($1::text[], $2::uuid[]) AS c (run_id, lease_token)
+                LEFT JOIN workflow_runs r ON r.run_id = c.run_id AND r.lease_token = c.lease_token AND r.status = 'RUNNING'
+        ) AS claim WHERE is_lost OR is_paused OR is_woken";
+    Ok(sqlx::query_as(sql).bind(run_ids).bind(lease_tokens).fetch_all(db).await?)
 }
 
 /// Cancels runs, with their open steps, at the word of a message alone. Returns the ids that have no row.
@@ -219,13 +336,13 @@ pub async fn cancel(
             SET status = 'CANCELLED', cancelled_at = now() AT TIME ZONE 'UTC', updated_at = now() AT TIME ZONE 'UTC',
                 cancelled_by = left(coalesce(m.cancelled_by, 'system'), 255),
                 error_message = coalesce('Cancelled: ' || nullif(m.reason, ''), r.error_message),
-                executor_id = NULL, lease_token = NULL
+                executor_id = NULL, lease_token = NULL, wake_at = NULL
             FROM request m WHERE r.run_id = m.run_id AND r.status IN ('PENDING', 'RUNNING')
             RETURNING r.run_id
         ), closed AS (
             UPDATE step_executions s SET status = 'FAILED', completed_at = now() AT TIME ZONE 'UTC',
                 error_message = 'the run was cancelled'
-            FROM cancelled WHERE s.run_id = cancelled.run_id AND s.status = 'RUNNING'
+            FROM cancelled WHERE s.run_id = cancelled.run_id AND s.status IN ('PENDING', 'RUNNING')
         )
         SELECT run_id FROM request m WHERE NOT EXISTS (SELECT 1 FROM workflow_runs r WHERE r.run_id = m.run_id)";
     Ok(sqlx::query_scalar(sql).bind(run_ids).bind(by).bind(reasons).fetch_all(db).await?)
@@ -454,14 +571,15 @@ pub async fn write(
             UPDATE step_executions s
             SET status = ended_status, completed_at = now() AT TIME ZONE 'UTC', output_data = output::jsonb,
                 error_message = step_error
-            FROM held WHERE s.id = ended_id AND (s.status = 'RUNNING') IS TRUE
+            FROM held WHERE s.id = ended_id AND (s.status IN ('PENDING', 'RUNNING')) IS TRUE
             RETURNING s.run_id, s.step_id, s.id, s.agent_name, s.status, s.error_message, nth,
                 extract(epoch FROM s.completed_at - s.started_at) * 1000 AS ms, call_ms, http_status, call_fault
         ), closed AS (
             -- What a failing run leaves open: only after an internal error or at the end of its time is there anything.
             UPDATE step_executions s
             SET status = 'FAILED', completed_at = now() AT TIME ZONE 'UTC', error_message = run_error
-            FROM held WHERE run_status = 'FAILED' AND s.run_id = held.run_id AND (s.status = 'RUNNING') IS TRUE
+            FROM held WHERE run_status = 'FAILED' AND s.run_id = held.run_id
+                AND (s.status IN ('PENDING', 'RUNNING')) IS TRUE
                 AND NOT EXISTS (SELECT 1 FROM held h WHERE h.ended_id = s.id)
             RETURNING s.run_id, s.step_id, s.id, s.agent_name, s.error_message, nth,
                 extract(epoch FROM s.completed_at - s.started_at) * 1000 AS ms

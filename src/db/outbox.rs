@@ -31,6 +31,8 @@ pub struct Taken {
     pub reason: Option<String>,
     /// Of the run.
     pub correlation_id: Option<String>,
+    /// Of the run.
+    pub priority: i16,
     /// Of the run, as JSON text.
     pub input_data: Option<String>,
     /// The content that the run is pinned to, as JSON text; `None` if it is gone.
@@ -90,7 +92,8 @@ pub async fn take(db: impl PgExecutor<'_>, owner: Uuid, limit: usize) -> Result<
             WHERE o.run_id = free.run_id AND o.event_id = free.event_id
             RETURNING o.run_id, o.event_id, o.kind, o.cancelled_by, o.reason, o.created_at
         )
-        SELECT taken.run_id, event_id, kind, taken.cancelled_by, reason, correlation_id, input_data::text AS input_data,
+        SELECT taken.run_id, event_id, kind, taken.cancelled_by, reason, correlation_id, priority,
+            input_data::text AS input_data,
             coalesce(workflow_plan,
                 (SELECT workflow_data FROM workflow_definitions d
                  WHERE d.name = r.workflow_name AND d.version = r.workflow_version
@@ -171,5 +174,6 @@ pub async fn redispatch(db: impl PgExecutor<'_>, older_than_secs: f64, limit: us
 
 /// Of the runs that this API started: those without a message that is still to be sent.
 const OVERDUE: &str = "r.status = 'PENDING' AND r.workflow_version IS NOT NULL
-    AND coalesce(r.redispatch_at, r.updated_at AT TIME ZONE 'UTC' + make_interval(secs => $1)) <= now()
+    -- A sub-run, and one that was paused, is taken up without a message.
+    AND r.paused_at IS NULL AND coalesce(r.redispatch_at, r.updated_at AT TIME ZONE 'UTC' + make_interval(secs => $1)) <= now()
     AND NOT EXISTS (SELECT 1 FROM outbox o WHERE o.run_id = r.run_id)";

@@ -32,6 +32,10 @@ pub struct RunRow {
     pub cancelled_by: Option<String>,
     pub error_message: Option<String>,
     pub correlation_id: Option<String>,
+    pub priority: i16,
+    pub paused_at: Option<Timestamp>,
+    pub parent_run_id: Option<String>,
+    pub parent_step_id: Option<String>,
 }
 
 /// A row of `step_executions`.
@@ -52,10 +56,12 @@ pub struct StepRow {
     pub parent_step_id: Option<String>,
     pub branch_name: Option<String>,
     pub join_policy: Option<String>,
+    pub child_run_id: Option<String>,
 }
 
 const COLUMNS: &str = "run_id, workflow_id, workflow_name, workflow_definition_id, status, input_data, triggered_by, \
-     created_at, updated_at, completed_at, cancelled_at, cancelled_by, error_message, correlation_id";
+     created_at, updated_at, completed_at, cancelled_at, cancelled_by, error_message, correlation_id, priority, \
+     paused_at AT TIME ZONE 'UTC' AS paused_at, parent_run_id, parent_step_id";
 
 fn select(rest: &str) -> String {
     format!("SELECT {COLUMNS} FROM workflow_runs{rest}")
@@ -118,11 +124,12 @@ pub async fn steps(
     organization: &OrganizationId,
     run_id: &str,
 ) -> Result<Vec<StepRow>, Error> {
-    let sql = "SELECT id, run_id, step_id, step_name, agent_name, status, input_data, output_data, started_at,
-                   completed_at, error_message, parent_step_id, branch_name, join_policy
-               FROM step_executions
-               WHERE run_id = (SELECT run_id FROM workflow_runs WHERE run_id = $1 AND organization_id = $2)
-               ORDER BY started_at, id";
+    let sql = "SELECT s.id, s.run_id, s.step_id, s.step_name, s.agent_name, s.status, s.input_data, s.output_data,
+                   s.started_at, s.completed_at, s.error_message, s.parent_step_id, s.branch_name, s.join_policy,
+                   w.child_run_id
+               FROM step_executions s LEFT JOIN step_waits w ON w.attempt_id = s.id
+               WHERE s.run_id = (SELECT run_id FROM workflow_runs WHERE run_id = $1 AND organization_id = $2)
+               ORDER BY s.started_at, s.id";
     Ok(sqlx::query_as(sql).bind(run_id).bind(organization.as_str()).fetch_all(db).await?)
 }
 
@@ -164,6 +171,8 @@ pub struct Filter<'a> {
     pub name: Option<&'a str>,
     /// The beginning of the workflow's name.
     pub name_prefix: Option<&'a str>,
+    /// Exact `parent_run_id`.
+    pub parent_run_id: Option<&'a str>,
     /// Exact `triggered_by`.
     pub triggered_by: Option<&'a str>,
     /// Created between the two.
@@ -213,6 +222,7 @@ pub async fn list(conn: &mut PgConnection, filter: &Filter<'_>, cut: &Cut) -> Re
         narrow.equal("workflow_definition_id", filter.workflow_definition_id);
         narrow.equal("workflow_name", filter.name);
         narrow.prefix("workflow_name", filter.name_prefix);
+        narrow.equal("parent_run_id", filter.parent_run_id);
         narrow.equal("triggered_by", filter.triggered_by);
         narrow.between("created_at", filter.created);
         narrow.between("updated_at", filter.updated);
@@ -230,7 +240,7 @@ pub async fn cancel(
 ) -> Result<(), Error> {
     sqlx::query(
         "UPDATE workflow_runs SET status = 'CANCELLED', cancelled_at = $2, cancelled_by = $3, updated_at = $2,
-             error_message = coalesce($4, error_message), executor_id = NULL, lease_token = NULL
+             error_message = coalesce($4, error_message), executor_id = NULL, lease_token = NULL, wake_at = NULL
          WHERE run_id = $1 AND status IN ('PENDING', 'RUNNING')",
     )
     .bind(run_id)
@@ -250,14 +260,40 @@ pub async fn cancel(
     Ok(())
 }
 
+/// Makes a run that the caller holds by [`lock`] begin no further step. Returns since when.
+pub async fn pause(conn: &mut PgConnection, run_id: &str, by: &str) -> Result<Timestamp, Error> {
+    let sql = "WITH paused AS (
+                   UPDATE workflow_runs SET paused_at = now(), updated_at = now() AT TIME ZONE 'UTC' WHERE run_id = $1
+                   RETURNING run_id, paused_at
+               ), recorded AS (INSERT INTO run_events (run_id, kind, detail) SELECT run_id, 'run.paused', $2 FROM paused)
+               SELECT paused_at AT TIME ZONE 'UTC' FROM paused";
+    Ok(sqlx::query_scalar(sql).bind(run_id).bind(by).fetch_one(conn).await?)
+}
+
+/// Lets a run go on that was paused and that the caller holds by [`lock`]. One that waited for an executor meanwhile
+/// may have lost its message, and is taken up without.
+pub async fn resume(conn: &mut PgConnection, run_id: &str, by: &str) -> Result<(), Error> {
+    let sql = "WITH resumed AS (
+                   UPDATE workflow_runs SET paused_at = NULL, updated_at = now() AT TIME ZONE 'UTC',
+                       wake_at = CASE WHEN status = 'PENDING' THEN now() ELSE wake_at END
+                   WHERE run_id = $1
+                   RETURNING run_id
+               )
+               INSERT INTO run_events (run_id, kind, detail) SELECT run_id, 'run.resumed', $2 FROM resumed";
+    sqlx::query(sql).bind(run_id).bind(by).execute(conn).await?;
+    Ok(())
+}
+
 /// Puts a failed or cancelled run, which the caller holds by [`lock`], back to the start of its life, pinned to the
 /// definition's present content. What was completed before counts as done, but only up to `resume_from_step`.
+/// `input`: instead of the one that it had.
 pub async fn reopen(
     conn: &mut PgConnection,
     run_id: &str,
     version: i32,
     event_id: Uuid,
     resume_from_step: Option<&str>,
+    input: Option<&RawValue>,
     at: Timestamp,
 ) -> Result<(), Error> {
     sqlx::query(
@@ -265,7 +301,8 @@ pub async fn reopen(
              -- By the database's clock, like the begin of every attempt.
              resumed_at = CASE WHEN $5 IS NOT NULL THEN now() AT TIME ZONE 'UTC' END, workflow_version = $2, workflow_plan = NULL,
              error_message = NULL, cancelled_at = NULL, cancelled_by = NULL, completed_at = NULL, updated_at = $3,
-             executor_id = NULL, lease_token = NULL, redispatch_at = NULL, execution_event_id = $4
+             executor_id = NULL, lease_token = NULL, redispatch_at = NULL, execution_event_id = $4,
+             wake_at = NULL, parked_at = NULL, paused_at = NULL, input_data = coalesce($6, input_data)
          WHERE run_id = $1 AND status IN ('FAILED', 'CANCELLED')",
     )
     .bind(run_id)
@@ -273,6 +310,7 @@ pub async fn reopen(
     .bind(at)
     .bind(event_id)
     .bind(resume_from_step)
+    .bind(input.map(Json))
     .execute(conn)
     .await?;
     Ok(())
@@ -314,6 +352,7 @@ pub struct StartBatch {
     pub entity_id: Vec<Uuid>,
     pub key_id: Vec<Option<Uuid>>,
     pub address: Vec<Option<String>>,
+    pub priority: Vec<i16>,
     pub quota: Option<Quota>,
 }
 
@@ -342,6 +381,7 @@ impl StartBatch {
             entity_id: first(&self.entity_id, count),
             key_id: first(&self.key_id, count),
             address: first(&self.address, count),
+            priority: first(&self.priority, count),
             quota: None,
         }
     }
@@ -391,9 +431,10 @@ async fn insert_all(conn: &mut PgConnection, batch: &StartBatch, audit: bool) ->
         "WITH request AS MATERIALIZED (
             SELECT r.*, d.organization_id FROM unnest($1::text[], $2::uuid[], $3::int[], $4::text[], $5::text[], $6::text[], $7::text[],
                 $8::text[], $9::timestamp[], $10::uuid[], $11::uuid[], $12::text[], $13::text[], $14::bytea[],
-                $15::uuid[], $16::uuid[], $18::uuid[], $19::text[])
+                $15::uuid[], $16::uuid[], $18::uuid[], $19::text[], $20::smallint[])
                 AS r (run_id, definition_id, version, stamp, workflow_name, input_data, triggered_by, correlation_id,
-                    created_at, event_id, owner, key_scope, key, fingerprint, audit_id, entity_id, key_id, address)
+                    created_at, event_id, owner, key_scope, key, fingerprint, audit_id, entity_id, key_id, address,
+                    priority)
             JOIN workflow_definitions d ON d.id = r.definition_id AND d.xmin::text = r.stamp
         ), claimed AS (
             INSERT INTO idempotency_keys (scope, key, fingerprint, run_id)
@@ -406,9 +447,9 @@ async fn insert_all(conn: &mut PgConnection, batch: &StartBatch, audit: bool) ->
         ), run AS (
             INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, workflow_definition_id, status, input_data,
                 triggered_by, created_at, updated_at, workflow_version, correlation_id, execution_event_id,
-                organization_id)
+                organization_id, priority)
             SELECT run_id, definition_id::text, workflow_name, definition_id::text, 'PENDING', input_data::jsonb,
-                triggered_by, created_at, created_at, version, correlation_id, event_id, organization_id
+                triggered_by, created_at, created_at, version, correlation_id, event_id, organization_id, priority
             FROM accepted
         ), message AS (
             INSERT INTO outbox (run_id, event_id, kind, owner)
@@ -442,6 +483,7 @@ async fn insert_all(conn: &mut PgConnection, batch: &StartBatch, audit: bool) ->
     .bind(audit)
     .bind(&batch.key_id)
     .bind(&batch.address)
+    .bind(&batch.priority)
     .fetch_all(conn)
     .await?)
 }

@@ -47,6 +47,8 @@ impl Failure {
 pub(super) struct Wish {
     /// Wait this long before the answer.
     delay_ms: Option<u64>,
+    /// Answer with a task that takes so long.
+    pub(super) task_ms: Option<u64>,
     /// How to fail; alone: always.
     fail: Option<Failure>,
     /// Fail so many times, then succeed.

@@ -1,4 +1,4 @@
-//! JSON-RPC 2.0 and the one method of A2A that the demo agent knows.
+//! JSON-RPC 2.0 and the methods of A2A that the demo agent knows.
 
 use std::borrow::Cow;
 
@@ -20,6 +20,9 @@ impl RpcError {
     pub(super) const INVALID_REQUEST: Self = Self::new(-32600, "Invalid request");
     const METHOD_NOT_FOUND: Self = Self::new(-32601, "Method not found");
     const INVALID_PARAMS: Self = Self::new(-32602, "Invalid params");
+    /// From the range that A2A takes.
+    pub(super) const TASK_NOT_FOUND: Self = Self::new(-32001, "Task not found");
+    pub(super) const TASK_NOT_CANCELABLE: Self = Self::new(-32002, "Task cannot be canceled");
     /// From the range that the protocol leaves to servers.
     pub(super) const TOLD_TO_FAIL: Self = Self::new(-32000, "the demo agent was told to fail");
 
@@ -38,6 +41,24 @@ impl RpcError {
     }
 }
 
+/// A request to the agent.
+#[derive(Debug)]
+pub(super) enum Request {
+    Send(Call),
+    /// `tasks/get` or `tasks/cancel`.
+    Task {
+        /// Repeated in the answer.
+        id: Value,
+        is_cancel: bool,
+        task: String,
+    },
+}
+
+/// The body of an answer that is no error.
+pub(super) fn result(id: &Value, result: &Value) -> Value {
+    json!({"jsonrpc": "2.0", "id": id, "result": result})
+}
+
 /// A `message/send`.
 #[derive(Debug)]
 pub(super) struct Call {
@@ -50,7 +71,7 @@ pub(super) struct Call {
     text: String,
 }
 
-impl Call {
+impl Request {
     /// `None`: a notification, which is not to be answered. The error comes with the id to answer under.
     pub(super) fn parse(body: &[u8]) -> Result<Option<Self>, (Value, RpcError)> {
         let request: Value =
@@ -72,11 +93,20 @@ impl Call {
             return refuse(RpcError::INVALID_REQUEST.with("method must be a string"));
         };
         let Some(id) = id else { return Ok(None) };
-        if method != "message/send" {
-            return refuse(RpcError::METHOD_NOT_FOUND.with("only message/send is known"));
+        let param = |name: &str| members.get("params").and_then(|params| params.get(name));
+        let is_cancel = match method {
+            "message/send" => None,
+            "tasks/get" => Some(false),
+            "tasks/cancel" => Some(true),
+            _ => return refuse(RpcError::METHOD_NOT_FOUND.with("message/send, tasks/get and tasks/cancel are known")),
+        };
+        if let Some(is_cancel) = is_cancel {
+            let Some(task) = param("id").and_then(Value::as_str) else {
+                return refuse(RpcError::INVALID_PARAMS.with("params.id must be a string"));
+            };
+            return Ok(Some(Self::Task { id: id.clone(), is_cancel, task: task.to_owned() }));
         }
-        let Some(message) = members.get("params").and_then(|params| params.get("message")).filter(|it| it.is_object())
-        else {
+        let Some(message) = param("message").filter(|it| it.is_object()) else {
             return refuse(RpcError::INVALID_PARAMS.with("params.message must be an object"));
         };
         let text = match text_of(message) {
@@ -84,16 +114,18 @@ impl Call {
             Err(problem) => return refuse(RpcError::INVALID_PARAMS.with(problem)),
         };
         let own = |name: &str| message.get(name).and_then(Value::as_str).map(str::to_owned);
-        Ok(Some(Self {
+        Ok(Some(Self::Send(Call {
             id: id.clone(),
             message_id: own("messageId").unwrap_or_else(|| id.to_string()),
             context_id: own("contextId").unwrap_or_else(|| Uuid::now_v7().to_string()),
             message: message.clone(),
             text,
-        }))
+        })))
     }
+}
 
-    /// The answer: a completed task with the text as artifact and history, and structured under `data`, which a
+impl Call {
+    /// The result: a completed task with the text as artifact and history, and structured under `data`, which a
     /// later step of a workflow can address as `${step.output.data.words}`.
     pub(super) fn completed(&self, skill: Skill) -> Value {
         let text = skill.apply(&self.text);
@@ -109,7 +141,7 @@ impl Call {
             "kind": "message",
             "parts": [{"kind": "text", "text": text}],
         });
-        json!({"jsonrpc": "2.0", "id": self.id, "result": {
+        json!({
             "id": Uuid::now_v7(),
             "contextId": self.context_id,
             "kind": "task",
@@ -121,7 +153,7 @@ impl Call {
             }],
             "history": [self.message, answer],
             "data": data,
-        }})
+        })
     }
 }
 

@@ -49,7 +49,9 @@ async fn json_rpc_errors_carry_the_code_of_their_cause() {
         (json!({"jsonrpc": "1.0", "id": 7, "method": "message/send"}).to_string(), -32600, json!(7)),
         (json!({"jsonrpc": "2.0", "id": 7}).to_string(), -32600, json!(7)),
         (call(json!({}), "message/send", json!({})), -32600, Value::Null),
-        (call(json!(7), "tasks/get", json!({})), -32601, json!(7)),
+        (call(json!(7), "message/stream", json!({})), -32601, json!(7)),
+        (call(json!(7), "tasks/get", json!({})), -32602, json!(7)),
+        (call(json!(7), "tasks/cancel", json!({"id": "unknown"})), -32001, json!(7)),
         (call(json!("x"), "message/send", json!({})), -32602, json!("x")),
         (call(json!("x"), "message/send", no_parts), -32602, json!("x")),
     ] {
@@ -83,4 +85,26 @@ async fn every_skill_has_a_card_with_its_own_url() {
         let bytes = axum::body::to_bytes(response.into_body(), 1 << 16).await.unwrap();
         assert_eq!(serde_json::from_slice::<Value>(&bytes).unwrap()["url"], url);
     }
+}
+
+#[tokio::test]
+async fn a_task_that_takes_its_time_is_asked_for_and_cancelled() {
+    let agent = agent();
+    let send = async |uri: &str, body: String| -> Value {
+        let response = agent.clone().oneshot(http::Request::post(uri).body(Body::from(body)).unwrap()).await.unwrap();
+        serde_json::from_slice(&axum::body::to_bytes(response.into_body(), 1 << 16).await.unwrap()).unwrap()
+    };
+    let about = |method: &str, task: &Value| {
+        json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": {"id": task["result"]["id"]}}).to_string()
+    };
+    let state = |answer: &Value| answer["result"]["status"]["state"].as_str().unwrap_or("none").to_owned();
+    let slow = send("/upper?task_ms=600000", message("a")).await;
+    assert_eq!(state(&slow), "submitted");
+    assert_eq!(state(&send("/upper", about("tasks/get", &slow)).await), "working");
+    assert_eq!(state(&send("/upper", about("tasks/cancel", &slow)).await), "canceled");
+    assert_eq!(state(&send("/upper", about("tasks/get", &slow)).await), "canceled");
+    let quick = send("/upper?task_ms=0", message("a")).await;
+    let done = send("/upper", about("tasks/get", &quick)).await;
+    assert_eq!((state(&done).as_str(), &done["result"]["data"]["text"]), ("completed", &json!("A")));
+    assert_eq!(send("/upper", about("tasks/cancel", &quick)).await["error"]["code"], -32002);
 }

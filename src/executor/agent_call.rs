@@ -1,26 +1,90 @@
-//! One call to an agent: A2A's `message/send` by JSON-RPC 2.0 over HTTP, under a deadline that covers all of it.
+//! One call to an agent: what its kind makes of the input, under a deadline that covers all of it.
+//!
+//! A call is one HTTP request with the input, never repeated here, and for an A2A task that is not done yet further
+//! ones that only ask for it. Who de-duplicates finds the attempt in `Idempotency-Key`, A2A agents also in the
+//! message's id.
 
-use std::{error::Error as _, time::Duration};
+mod a2a;
+mod chat;
+mod in_flight;
+mod plain;
 
-use http::{StatusCode, header};
-use reqwest::{Client, Response, redirect};
-use serde::Serialize;
+use std::{
+    error::Error as _,
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering},
+    },
+    time::Duration,
+};
+
+use http::{Method, StatusCode, header};
+use reqwest::{RequestBuilder, Response};
 use serde_json::value::RawValue;
+use tokio_util::sync::CancellationToken;
+use url::Url;
+use uuid::Uuid;
 
 use super::{
-    agents::{Agent, Credentials},
-    answer::{self, AnswerError},
+    Executor,
+    agents::{Agent, Credentials, Protocol},
     retry::{self, Again},
 };
-use crate::input::{check_json, shorten, to_raw};
+use crate::{
+    egress::{self, BodyError, Egress, NotAllowed},
+    input::{check_json, shorten},
+};
 
 /// Of an answer. More is not read.
 const MAX_ANSWER_BYTES: usize = 10 << 20;
 /// Of an answer with an error status, which is only looked through for a message.
 const MAX_ERROR_BYTES: usize = 64 << 10;
-/// An idle connection is kept for this long: less than the 5 s after which common servers close it, so that a request
-/// seldom meets a connection that is just being closed.
-const KEEP_IDLE: Duration = Duration::from_secs(4);
+
+/// Why an attempt has no output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// The agent's circuit breaker is open.
+    CircuitOpen,
+    /// Its URL leads to an address that is not allowed.
+    NotAllowed,
+    /// What is stored of it cannot be used for a request.
+    Unusable,
+    Network,
+    Timeout,
+    /// A redirect, or an error that is the request's.
+    Http4xx,
+    Http5xx,
+    /// The answer is not what the protocol says.
+    Invalid,
+    /// The agent answered that it refuses, or has failed, or needs something that no step can give it.
+    Refused,
+}
+
+impl Fault {
+    /// In metrics and in the log of a run.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::CircuitOpen => "circuit_open",
+            Self::NotAllowed => "not_allowed",
+            Self::Unusable => "unusable",
+            Self::Network => "network",
+            Self::Timeout => "timeout",
+            Self::Http4xx => "http_4xx",
+            Self::Http5xx => "http_5xx",
+            Self::Invalid => "invalid",
+            Self::Refused => "refused",
+        }
+    }
+
+    /// Whether it shows that the agent works, for its circuit breaker; `None`: it was not called.
+    pub(super) fn is_healthy(self) -> Option<bool> {
+        match self {
+            Self::CircuitOpen | Self::NotAllowed | Self::Unusable => None,
+            Self::Network | Self::Timeout | Self::Http4xx | Self::Http5xx | Self::Invalid => Some(false),
+            Self::Refused => Some(true),
+        }
+    }
+}
 
 /// Why a call failed.
 #[derive(Debug)]
@@ -28,13 +92,12 @@ pub(super) struct Failure {
     /// Fit for the step's error message: no credentials, no URL.
     pub(super) message: String,
     pub(super) again: Again,
-    /// For the metric.
-    pub(super) outcome: &'static str,
+    pub(super) fault: Fault,
 }
 
 impl Failure {
-    fn new(outcome: &'static str, again: Again, message: impl Into<String>) -> Self {
-        Self { message: message.into(), again, outcome }
+    fn new(fault: Fault, again: Again, message: impl Into<String>) -> Self {
+        Self { message: message.into(), again, fault }
     }
 }
 
@@ -43,87 +106,137 @@ impl Failure {
 pub(super) struct Called {
     /// The output of the step.
     pub(super) result: Result<Box<RawValue>, Failure>,
-    /// Of the answer, if there was one.
-    pub(super) http_status: Option<StatusCode>,
+    /// Of the last answer, if there was one.
+    pub(super) http_status: Option<u16>,
 }
 
-/// The client for all agents.
-pub(super) fn client() -> reqwest::Result<Client> {
-    Client::builder()
-        .redirect(redirect::Policy::none())
-        .pool_idle_timeout(KEEP_IDLE)
-        .user_agent(concat!("workflow-api/", env!("CARGO_PKG_VERSION")))
-        .build()
+/// Whom to call, for whom and with what.
+pub(super) struct Request<'a> {
+    pub(super) executor: &'a Executor,
+    pub(super) agent: &'a Arc<Agent>,
+    pub(super) run_id: &'a str,
+    pub(super) lease_token: Uuid,
+    /// The run is to be left alone.
+    pub(super) stop: &'a CancellationToken,
+    /// The same if the attempt is made again because its executor died.
+    pub(super) attempt_id: &'a str,
+    pub(super) correlation_id: &'a str,
+    pub(super) input: &'a RawValue,
 }
 
-#[derive(Serialize)]
-struct Request<'a> {
-    jsonrpc: &'static str,
-    id: &'a str,
-    method: &'static str,
-    params: Params<'a>,
-}
-
-#[derive(Serialize)]
-struct Params<'a> {
-    message: Message<'a>,
-}
-
-#[derive(Serialize)]
-struct Message<'a> {
-    role: &'static str,
-    #[serde(rename = "messageId")]
-    id: String,
-    parts: [Part<'a>; 1],
-}
-
-#[derive(Serialize)]
-struct Part<'a> {
-    kind: &'static str,
-    text: &'a str,
-}
-
-/// Asks the agent for the output of the step. Dropping the future closes the connection.
-pub(super) async fn call(client: &Client, agent: &Agent, task_id: &str, text: &str, correlation_id: &str) -> Called {
-    let message = Message { role: "user", id: format!("msg-{task_id}"), parts: [Part { kind: "text", text }] };
-    let request = Request { jsonrpc: "2.0", id: task_id, method: "message/send", params: Params { message } };
-    let mut http = client
-        .post(&agent.url)
-        .header(header::CONTENT_TYPE, "application/json")
-        .header(header::ACCEPT, "application/json")
-        .header("X-Correlation-ID", correlation_id)
-        .body(to_raw(&request).get().to_owned());
-    match &agent.credentials {
-        Credentials::None => {}
-        Credentials::Header { name, value, .. } => http = http.header(name, value),
-        Credentials::Unusable => {
-            let text = "its auth_config lacks a value, or has one that cannot be sent in a header";
-            return Called { result: Err(Failure::new("invalid", Again::Never, text)), http_status: None };
-        }
-    }
-    let mut http_status = None;
+/// Asks the agent for the output of the step. Dropping the future closes the connection, and tells an A2A agent that
+/// has made a task of it to cancel that.
+pub(super) async fn call(request: Request<'_>) -> Called {
+    let wire = Wire { request, http_status: AtomicU16::new(0) };
+    let agent = wire.request.agent;
     let exchange = async {
-        let response = http.send().await.map_err(|error| transport(&error))?;
-        http_status = Some(response.status());
-        read(response).await
+        match &agent.protocol {
+            Protocol::A2a => a2a::call(&wire).await,
+            Protocol::Http => plain::call(&wire).await,
+            Protocol::OpenAi(config) => chat::call(&wire, config).await,
+        }
     };
     let result = tokio::time::timeout(agent.timeout, exchange).await.unwrap_or_else(|_| {
         let text = format!("no complete answer within {} ms", agent.timeout.as_millis());
-        Err(Failure::new("timeout", Again::Later, text))
+        Err(Failure::new(Fault::Timeout, Again::Later, text))
     });
     let result = result.map_err(|failure| Failure { message: agent.credentials.redact(failure.message), ..failure });
+    let http_status = Some(wire.http_status.into_inner()).filter(|status| *status > 0);
     Called { result, http_status }
 }
 
-async fn read(response: Response) -> Result<Box<RawValue>, Failure> {
-    let status = response.status();
-    if status.is_success() {
-        let body = body(response, MAX_ANSWER_BYTES).await?;
-        return answer::output(&body).map_err(|error| {
-            let outcome = if matches!(error, AnswerError::Invalid(_)) { "invalid" } else { "refused" };
-            Failure::new(outcome, Again::Never, error.to_string())
-        });
+/// The HTTP below all kinds.
+struct Wire<'a> {
+    request: Request<'a>,
+    /// Of the last answer; 0: none yet.
+    http_status: AtomicU16,
+}
+
+impl Wire<'_> {
+    /// Posts the attempt's input, once, and reads the answer to it. `explain` finds the agent's own words in an answer
+    /// that says by its status that it is none.
+    async fn post(
+        &self,
+        url: Url,
+        body: String,
+        explain: impl Fn(&RawValue) -> Option<String>,
+    ) -> Result<Vec<u8>, Failure> {
+        let key = header_text(self.request.attempt_id);
+        self.exchange(self.prepare(url, body)?.header("Idempotency-Key", key), explain).await
     }
+
+    /// The same for a request that only asks, and may be made again.
+    async fn ask(
+        &self,
+        url: Url,
+        body: String,
+        explain: impl Fn(&RawValue) -> Option<String>,
+    ) -> Result<Vec<u8>, Failure> {
+        self.exchange(self.prepare(url, body)?, explain).await
+    }
+
+    fn prepare(&self, url: Url, body: String) -> Result<RequestBuilder, Failure> {
+        let Request { executor, agent, correlation_id, .. } = &self.request;
+        prepare(&executor.egress, agent, url, body, correlation_id)
+    }
+
+    async fn exchange(
+        &self,
+        http: RequestBuilder,
+        explain: impl Fn(&RawValue) -> Option<String>,
+    ) -> Result<Vec<u8>, Failure> {
+        let response = http.send().await.map_err(|error| transport(&error))?;
+        self.http_status.store(response.status().as_u16(), Ordering::Relaxed);
+        if response.status().is_success() {
+            return read_body(response, MAX_ANSWER_BYTES).await;
+        }
+        Err(refusal(response, explain).await)
+    }
+
+    fn url(&self) -> Result<Url, Failure> {
+        url_of(self.request.agent)
+    }
+}
+
+fn url_of(agent: &Agent) -> Result<Url, Failure> {
+    agent.url.clone().ok_or_else(|| Failure::new(Fault::Unusable, Again::Never, "its URL cannot be called"))
+}
+
+/// A POST with all that any request to the agent carries.
+fn prepare(
+    egress: &Egress,
+    agent: &Agent,
+    url: Url,
+    body: String,
+    correlation_id: &str,
+) -> Result<RequestBuilder, Failure> {
+    let http = egress.request(Method::POST, url).map_err(not_allowed)?;
+    let http = http
+        .header(header::CONTENT_TYPE, "application/json")
+        .header(header::ACCEPT, "application/json")
+        .header("X-Correlation-ID", correlation_id)
+        .body(body);
+    match &agent.credentials {
+        Credentials::None => Ok(http),
+        Credentials::Header { name, value, .. } => Ok(http.header(name, value)),
+        Credentials::Sealed(sealed) => {
+            Err(Failure::new(Fault::Unusable, Again::Never, format!("its auth_config is {sealed}")))
+        }
+        Credentials::Unusable => {
+            let text = "its auth_config lacks a value, or has one that cannot be sent in a header";
+            Err(Failure::new(Fault::Unusable, Again::Never, text))
+        }
+    }
+}
+
+/// An id as it can stand in a header: what is not a plain character is percent-encoded.
+fn header_text(id: &str) -> String {
+    url::form_urlencoded::byte_serialize(id.as_bytes()).collect()
+}
+
+/// What an answer says whose status is no success.
+async fn refusal(response: Response, explain: impl Fn(&RawValue) -> Option<String>) -> Failure {
+    let status = response.status();
     let wanted = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
     let wanted = wanted.and_then(|value| retry::retry_after(value, chrono::Utc::now()));
     let again = match (is_passing(status), wanted) {
@@ -135,12 +248,12 @@ async fn read(response: Response) -> Result<Box<RawValue>, Failure> {
     let mut text = format!("HTTP {}: {reason}", status.as_u16());
     if status.is_redirection() {
         text += " (redirects are not followed)";
-    } else if let Ok(body) = body(response, MAX_ERROR_BYTES).await
-        && let Some(error) = check_json(&body).ok().and_then(answer::rpc_error)
+    } else if let Ok(body) = read_body(response, MAX_ERROR_BYTES).await
+        && let Some(words) = check_json(&body).ok().and_then(explain)
     {
-        text = format!("{text}, {error}");
+        text = format!("{text}, {words}");
     }
-    Err(Failure::new(if status.is_server_error() { "http_5xx" } else { "http_4xx" }, again, text))
+    Failure::new(if status.is_server_error() { Fault::Http5xx } else { Fault::Http4xx }, again, text)
 }
 
 /// The same request may be answered otherwise later.
@@ -148,26 +261,24 @@ fn is_passing(status: StatusCode) -> bool {
     status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
 }
 
-async fn body(mut response: Response, limit: usize) -> Result<Vec<u8>, Failure> {
-    let too_large = || Failure::new("invalid", Again::Never, format!("the answer is larger than {limit} bytes"));
-    let announced = response.content_length().and_then(|length| usize::try_from(length).ok()).unwrap_or_default();
-    if announced > limit {
-        return Err(too_large());
-    }
-    let mut body = Vec::with_capacity(announced);
-    while let Some(chunk) = response.chunk().await.map_err(|error| transport(&error))? {
-        if body.len() + chunk.len() > limit {
-            return Err(too_large());
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(body)
+async fn read_body(response: Response, limit: usize) -> Result<Vec<u8>, Failure> {
+    egress::read_body(response, limit).await.map_err(|error| match error {
+        BodyError::TooLarge(_) => Failure::new(Fault::Invalid, Again::Never, error.to_string()),
+        BodyError::Broken(error) => transport(&error),
+    })
+}
+
+fn not_allowed(error: NotAllowed) -> Failure {
+    Failure::new(Fault::NotAllowed, Again::Never, error.to_string())
 }
 
 /// What went wrong on the wire, in the words of its innermost cause: the outer ones repeat the URL.
 fn transport(error: &reqwest::Error) -> Failure {
+    if egress::was_not_allowed(error) {
+        return not_allowed(NotAllowed);
+    }
     if error.is_builder() {
-        return Failure::new("invalid", Again::Never, "its URL cannot be called");
+        return Failure::new(Fault::Unusable, Again::Never, "its URL cannot be called");
     }
     let mut cause = error.source();
     while let Some(inner) = cause.and_then(std::error::Error::source) {
@@ -175,7 +286,12 @@ fn transport(error: &reqwest::Error) -> Failure {
     }
     let what = if error.is_connect() { "cannot be connected" } else { "the connection failed" };
     let why = cause.map_or_else(String::new, |cause| format!(": {}", shorten(&cause.to_string())));
-    Failure::new("network", Again::Later, format!("{what}{why}"))
+    Failure::new(Fault::Network, Again::Later, format!("{what}{why}"))
+}
+
+/// A duration from half of this to this: so that what began together does not stay together.
+fn spread(pause: Duration) -> Duration {
+    pause.mul_f64(0.5 + 0.5 * rand::random::<f64>())
 }
 
 #[cfg(test)]
@@ -186,6 +302,14 @@ mod tests {
     fn only_passing_statuses_are_tried_again() {
         for (status, expected) in [(500, true), (503, true), (429, true), (400, false), (401, false), (302, false)] {
             assert_eq!(is_passing(StatusCode::from_u16(status).expect("valid")), expected, "{status}");
+        }
+    }
+
+    #[test]
+    fn any_id_can_stand_in_a_header() {
+        for (id, expected) in [("run-1-a-0123abcd", "run-1-a-0123abcd"), ("ü b\n%", "%C3%BC+b%0A%25")] {
+            assert_eq!(header_text(id), expected);
+            assert!(http::HeaderValue::from_str(&header_text(id)).is_ok());
         }
     }
 }

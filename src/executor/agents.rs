@@ -10,12 +10,20 @@ use std::{
 use http::{HeaderName, HeaderValue, header::AUTHORIZATION};
 use serde_json::value::RawValue;
 use sqlx::PgPool;
+use url::Url;
+use uuid::Uuid;
 
+use super::breakers::Breakers;
 use crate::{
     access::OrganizationId,
-    agent::{AgentStatus, AuthType, RetryConfig},
-    db::{self, agents::AgentRow},
-    input::{member, text},
+    agent::{AgentKind, AgentStatus, AuthType, ChatConfig, RetryConfig},
+    breaker::Rules,
+    db::{
+        self,
+        agents::{AgentRow, AgentWithBreaker},
+    },
+    input::{Node, member, text},
+    vault::{self, Vault},
 };
 
 /// How long a row is used without looking again.
@@ -23,13 +31,24 @@ const KEEP: Duration = Duration::from_secs(1);
 /// Names that are remembered; above that, all are forgotten.
 const MAX_NAMES: usize = 10_000;
 
+/// How an agent is spoken to.
+pub(super) enum Protocol {
+    A2a,
+    Http,
+    OpenAi(ChatConfig),
+}
+
 /// An agent to call. Has no `Debug`, since it holds secrets.
 pub(super) struct Agent {
+    pub(super) id: Uuid,
     pub(super) name: String,
-    pub(super) url: String,
+    /// `None`: what is stored is none.
+    pub(super) url: Option<Url>,
+    pub(super) protocol: Protocol,
     /// Of one attempt, all in all.
     pub(super) timeout: Duration,
     pub(super) retry: RetryConfig,
+    pub(super) breaker: Rules,
     pub(super) credentials: Credentials,
 }
 
@@ -43,6 +62,8 @@ pub(super) enum Credentials {
     },
     /// What is stored cannot be sent.
     Unusable,
+    /// What is stored cannot be read.
+    Sealed(vault::Sealed),
 }
 
 /// Why there is no agent to call. `Display` is fit for the step's error message.
@@ -52,6 +73,8 @@ pub(super) enum NoAgent {
     Unknown(String),
     #[error("agent '{0}' is {1}")]
     NotActive(String, String),
+    #[error("agent '{0}' has a kind or a config that this executor does not know")]
+    UnknownKind(String),
 }
 
 type Slot = Arc<tokio::sync::Mutex<Option<(Instant, Result<Arc<Agent>, NoAgent>)>>>;
@@ -59,12 +82,16 @@ type Slot = Arc<tokio::sync::Mutex<Option<(Instant, Result<Arc<Agent>, NoAgent>)
 /// See the module.
 pub(super) struct Agents {
     pool: PgPool,
+    vault: Arc<Vault>,
+    breakers: Breakers,
+    /// Of agents that say nothing else.
+    breaker_rules: Rules,
     slots: std::sync::Mutex<HashMap<(OrganizationId, String), Slot>>,
 }
 
 impl Agents {
-    pub(super) fn new(pool: PgPool) -> Self {
-        Self { pool, slots: std::sync::Mutex::default() }
+    pub(super) fn new(pool: PgPool, vault: Arc<Vault>, breakers: Breakers, breaker_rules: Rules) -> Self {
+        Self { pool, vault, breakers, breaker_rules, slots: std::sync::Mutex::default() }
     }
 
     /// The organisation's agent of that name, if it may be called. Of many who ask at once, one asks the database.
@@ -81,10 +108,15 @@ impl Agents {
             return Ok(known.clone());
         }
         let (pool, whose, wanted) = (self.pool.clone(), organization.clone(), name.to_owned());
-        let found = db::bounded(async move { db::agents::find_by_name(&pool, &whose, &wanted).await });
-        let found = match found.await? {
+        let began = Instant::now();
+        let found = db::bounded(async move { db::agents::find_to_call(&pool, &whose, &wanted).await });
+        let found = found.await?.map(|AgentWithBreaker { agent, breaker }| {
+            self.breakers.observe(agent.id, breaker.into(), began);
+            agent
+        });
+        let found = match found {
             None => Err(NoAgent::Unknown(name.to_owned())),
-            Some(row) if row.status == AgentStatus::Active.as_str() => Ok(Arc::new(Agent::from(row))),
+            Some(row) if row.status == AgentStatus::Active.as_str() => self.read(row).map(Arc::new),
             Some(row) => Err(NoAgent::NotActive(name.to_owned(), row.status)),
         };
         *entry = Some((Instant::now(), found.clone()));
@@ -100,15 +132,33 @@ impl Agents {
     }
 }
 
-impl From<AgentRow> for Agent {
-    fn from(row: AgentRow) -> Self {
-        let config = row.auth_config.as_ref().map(|config| &*config.0);
-        Self {
-            credentials: Credentials::read(row.auth_type.as_deref(), config),
+impl Agents {
+    fn read(&self, row: AgentRow) -> Result<Agent, NoAgent> {
+        let config = row.auth_config.as_ref().map(|config| self.vault.open(row.id, &config.0)).transpose();
+        let breaker_config = row.circuit_breaker_config.as_ref().map(|config| &*config.0);
+        let protocol = Protocol::read(&row.kind, row.config.as_ref().map(|config| &*config.0));
+        Ok(Agent {
+            id: row.id,
+            protocol: protocol.ok_or_else(|| NoAgent::UnknownKind(row.name.clone()))?,
+            breaker: self.breaker_rules.of_agent(breaker_config),
+            credentials: match config {
+                Ok(config) => Credentials::read(row.auth_type.as_deref(), config.as_deref()),
+                Err(sealed) => Credentials::Sealed(sealed),
+            },
             timeout: Duration::from_millis(u64::try_from(row.timeout_ms).unwrap_or_default().max(1)),
             retry: RetryConfig::from_stored(row.retry_config.as_ref().map(|config| &*config.0)),
             name: row.name,
-            url: row.url,
+            url: row.url.parse().ok(),
+        })
+    }
+}
+
+impl Protocol {
+    fn read(kind: &str, config: Option<&RawValue>) -> Option<Self> {
+        match AgentKind::parse(kind)? {
+            AgentKind::A2a => Some(Self::A2a),
+            AgentKind::Http => Some(Self::Http),
+            AgentKind::OpenAi => ChatConfig::read(&Node::new("config", config?)).ok().map(Self::OpenAi),
         }
     }
 }
@@ -175,7 +225,7 @@ mod tests {
             let config = check_json(config.as_bytes()).expect(config);
             let read = match Credentials::read(auth_type, Some(config)) {
                 Credentials::None => Some(None),
-                Credentials::Unusable => None,
+                Credentials::Unusable | Credentials::Sealed(_) => None,
                 Credentials::Header { name, value, .. } => {
                     Some(Some((name.to_string(), value.to_str().expect("ASCII").to_owned())))
                 }

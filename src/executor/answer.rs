@@ -23,8 +23,20 @@ pub(super) enum AnswerError {
     State(String),
 }
 
-/// The output of the task that a response says is completed.
-pub(super) fn output(body: &[u8]) -> Result<Box<RawValue>, AnswerError> {
+/// What a response says.
+#[derive(Debug)]
+pub(super) enum Answer {
+    /// The task is completed; the output of the step.
+    Output(Box<RawValue>),
+    /// It is not done yet.
+    UnderWay {
+        /// The agent's id of the task.
+        task: String,
+    },
+}
+
+/// What a response to `message/send` or `tasks/get` says.
+pub(super) fn read(body: &[u8]) -> Result<Answer, AnswerError> {
     let invalid = |text: &str| AnswerError::Invalid(text.to_owned());
     let response = check_json(body).map_err(|fault| AnswerError::Invalid(fault.to_string()))?;
     if members(response).is_none() {
@@ -39,10 +51,21 @@ pub(super) fn output(body: &[u8]) -> Result<Box<RawValue>, AnswerError> {
         return Err(error);
     }
     let result = member(response, "result").ok_or_else(|| invalid("neither result nor error"))?;
-    let state = member(result, "status").and_then(|status| member(status, "state"));
-    match state.and_then(text).as_deref() {
-        Some("completed") => Ok(extract(result)),
-        Some(state) => Err(AnswerError::State(shorten(state).into_owned())),
+    let status = member(result, "status");
+    let state = status.and_then(|status| member(status, "state")).and_then(text);
+    match state.as_deref() {
+        Some("completed") => Ok(Answer::Output(extract(result))),
+        Some(state) => {
+            let task = member(result, "id").and_then(text).filter(|task| !task.is_empty());
+            match task {
+                Some(task) if matches!(state, "submitted" | "working") => Ok(Answer::UnderWay { task }),
+                _ => Err(AnswerError::State(told(state, status))),
+            }
+        }
+        // An agent that is done at once may answer with a message instead of a task.
+        None if member(result, "kind").and_then(text).as_deref() == Some("message") => {
+            Ok(Answer::Output(extract_message(result)))
+        }
         None => Err(AnswerError::State("unknown".to_owned())),
     }
 }
@@ -58,9 +81,33 @@ pub(super) fn rpc_error(response: &RawValue) -> Option<AnswerError> {
     })
 }
 
+/// The state, and what the agent says about it.
+fn told(state: &str, status: Option<&RawValue>) -> String {
+    let why = match state {
+        "input-required" => " (the agent asks for more input, which a step cannot give)",
+        "auth-required" => " (the agent asks for other credentials than its own)",
+        _ => "",
+    };
+    let words = status.and_then(|status| member(status, "message")).map(|message| texts_of(message).join("\n"));
+    let words = words.filter(|words| !words.is_empty());
+    let words = words.map_or_else(String::new, |words| format!(": {}", shorten(&words)));
+    format!("{}{why}{words}", shorten(state))
+}
+
+/// All members of the message, and those that an output of a task has.
+fn extract_message(message: &RawValue) -> Box<RawValue> {
+    let texts = texts_of(message);
+    let derived = [
+        ("text", (!texts.is_empty()).then(|| to_raw(&texts.join("\n")))),
+        ("response", texts.first().map(to_raw).filter(|_| member(message, "response").is_none())),
+        ("context_id", Some(member(message, "contextId").unwrap_or(RawValue::NULL).to_owned())),
+        ("task_id", Some(member(message, "taskId").unwrap_or(RawValue::NULL).to_owned())),
+    ];
+    with_derived(message, derived)
+}
+
 /// All members of the result, and those under which references find the text and the ids.
 fn extract(result: &RawValue) -> Box<RawValue> {
-    let Some(given) = members(result) else { return result.to_owned() };
     let artifacts = member(result, "artifacts").and_then(elements).unwrap_or_default();
     let texts: Vec<String> = artifacts.into_iter().flat_map(texts_of).collect();
     let history = member(result, "history").and_then(elements).unwrap_or_default();
@@ -76,6 +123,11 @@ fn extract(result: &RawValue) -> Box<RawValue> {
         ("context_id", Some(member(result, "contextId").unwrap_or(RawValue::NULL).to_owned())),
         ("task_id", Some(member(result, "id").unwrap_or(RawValue::NULL).to_owned())),
     ];
+    with_derived(result, derived)
+}
+
+fn with_derived(result: &RawValue, derived: [(&str, Option<Box<RawValue>>); 4]) -> Box<RawValue> {
+    let Some(given) = members(result) else { return result.to_owned() };
     let derived: Vec<_> = derived.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
     let is_kept = |name: &str| derived.iter().all(|(derived, _)| *derived != name);
     let given = given.iter().map(|(name, value)| (name.as_str(), *value)).filter(|(name, _)| is_kept(name));
@@ -92,6 +144,13 @@ fn texts_of(holder: &RawValue) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn output(body: &[u8]) -> Result<Box<RawValue>, AnswerError> {
+        read(body).map(|answer| match answer {
+            Answer::Output(output) => output,
+            Answer::UnderWay { task } => panic!("{task} is under way"),
+        })
+    }
 
     #[test]
     fn an_output_has_the_results_members_and_the_derived_ones() {
@@ -135,10 +194,47 @@ mod tests {
             (r#"{"jsonrpc":"2.0","error":"x"}"#, "JSON-RPC Error without code: no message"),
             (r#"{"jsonrpc":"2.0","result":{"status":{"state":"working"}}}"#, "Task state: working"),
             (r#"{"jsonrpc":"2.0","result":"x"}"#, "Task state: unknown"),
+            (r#"{"jsonrpc":"2.0","result":{"id":"","status":{"state":"submitted"}}}"#, "Task state: submitted"),
+            (r#"{"jsonrpc":"2.0","result":{"id":"t","status":{"state":"rejected"}}}"#, "Task state: rejected"),
+            (r#"{"jsonrpc":"2.0","result":{"id":"t","status":{"state":"canceled"}}}"#, "Task state: canceled"),
+            (
+                r#"{"jsonrpc":"2.0","result":{"id":"t","status":{"state":"failed",
+                    "message":{"parts":[{"kind":"text","text":"no paper"}]}}}}"#,
+                "Task state: failed: no paper",
+            ),
+            (
+                r#"{"jsonrpc":"2.0","result":{"id":"t","status":{"state":"input-required"}}}"#,
+                "Task state: input-required (the agent asks",
+            ),
+            (
+                r#"{"jsonrpc":"2.0","result":{"id":"t","status":{"state":"auth-required"}}}"#,
+                "Task state: auth-required (the agent asks",
+            ),
             (r#"{"jsonrpc":"2.0","result":{"status":{"state":"completed"},"a":"\u0000"}}"#, "NUL"),
         ] {
             let error = output(body.as_bytes()).expect_err(body).to_string();
             assert!(error.contains(expected), "{body}: {error}");
         }
+    }
+
+    #[test]
+    fn a_task_that_is_not_done_is_under_way() {
+        for state in ["submitted", "working"] {
+            let body = format!(r#"{{"jsonrpc":"2.0","result":{{"id":"t-1","status":{{"state":"{state}"}}}}}}"#);
+            assert!(matches!(read(body.as_bytes()), Ok(Answer::UnderWay { task }) if task == "t-1"), "{state}");
+        }
+    }
+
+    #[test]
+    fn a_message_is_an_output_too() {
+        let body = br#"{"jsonrpc":"2.0","result":{"kind":"message","messageId":"m","contextId":"c","role":"agent",
+            "parts":[{"kind":"text","text":"a"},{"kind":"text","text":"b"}]}}"#;
+        let output = output(body).expect("a message");
+        let shown = |name| member(&output, name).map(RawValue::get);
+        assert_eq!((shown("text"), shown("response")), (Some(r#""a\nb""#), Some(r#""a""#)));
+        assert_eq!(
+            (shown("context_id"), shown("task_id"), shown("messageId")),
+            (Some(r#""c""#), Some("null"), Some(r#""m""#))
+        );
     }
 }

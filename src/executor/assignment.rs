@@ -1,6 +1,6 @@
 //! A claimed run as a driver gets it, whether a message or the sweep brought it.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -17,12 +17,23 @@ pub(super) struct Assignment {
     pub(super) workflow_name: String,
     pub(super) correlation_id: Option<String>,
     /// `None`: the definition that the run is pinned to is gone.
-    pub(super) plan: Option<Box<RawValue>>,
+    pub(super) plan: Option<Arc<RawValue>>,
     pub(super) input: Box<RawValue>,
-    /// It may have been started before.
-    pub(super) has_steps: bool,
+    /// What was done of it before.
+    pub(super) before: Before,
     /// For how long it has been executed so far.
     pub(super) elapsed: Duration,
+}
+
+/// What was done of a run before it was claimed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Before {
+    /// Nothing.
+    Nothing,
+    /// Perhaps something, and it ended there: by the end of the run or of its executor.
+    Interrupted,
+    /// It was parked, and goes on where it was.
+    Parked,
 }
 
 /// JSON text of our own database as a value; what cannot be read counts as absent.

@@ -55,8 +55,8 @@ impl Cancellations {
         let (run_ids, lease_tokens) = executor.active.leases(Some(&wanted));
         if !run_ids.is_empty() {
             let (pool, ids, tokens) = (executor.pool.clone(), run_ids.clone(), lease_tokens.clone());
-            let lost = db::bounded(async move { executions::lost(&pool, &ids, &tokens).await }).await?;
-            executor.active.stop(&lost, &run_ids, &lease_tokens);
+            let noticed = db::bounded(async move { executions::notice(&pool, &ids, &tokens).await }).await?;
+            executor.active.tell(&noticed, &run_ids, &lease_tokens);
         }
         for (position, request) in self.waiting.drain(..) {
             let CancellationRequest { run_id, correlation_id, .. } = request;

@@ -3,13 +3,16 @@
 
 use std::{pin::pin, time::Duration};
 
+use chrono::{DateTime, Utc};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::{
     Executor,
-    assignment::Assignment,
+    active::Signals,
+    assignment::{Assignment, Before},
     earlier::Earlier,
     journal::{self, Written},
     ledger::Stuck,
@@ -36,6 +39,8 @@ enum Left {
     Lost,
     /// The process stops; another executor continues.
     HandedBack,
+    /// It waits for something outside of it, or is paused.
+    Parked,
     /// Something is wrong with this program.
     Broken,
 }
@@ -46,24 +51,29 @@ enum Outcome {
     Ended(Result<(), RunFailure>),
     /// The process stops, and no call is under way.
     AtRest,
+    /// There is nothing to do before that time, or before something comes for the run.
+    Waits(Option<DateTime<Utc>>),
     Left(Left),
     Stuck(Stuck),
 }
 
 /// Drives the run, whatever happens, to its end or until it is left.
-pub(super) async fn drive(executor: Executor, assignment: Assignment, stop: CancellationToken) {
+pub(super) async fn drive(executor: Executor, assignment: Assignment, signals: Signals) {
     let (run_id, lease_token) = (assignment.run_id.clone(), assignment.lease_token);
     // A caller's id if it has one, so that the agent's log can be found from theirs.
     let correlation_id = id::correlation_id(assignment.correlation_id.as_deref());
     let workflow_name = assignment.workflow_name.clone();
     let span = tracing::info_span!("run", run_id, workflow_name, correlation_id);
-    let driver = Driver { executor: executor.clone(), run_id: run_id.clone(), lease_token, workflow_name, stop };
+    let stop = signals.stop.clone();
+    let driver =
+        Driver { executor: executor.clone(), run_id: run_id.clone(), lease_token, workflow_name, stop, signals };
     // A task of its own, so that a panic ends this run and nothing else.
     let result = tokio::spawn(driver.clone().run(assignment, correlation_id).instrument(span.clone())).await;
     let count = |ended: RunStatus| metrics::counter!("executor_runs_total", "status" => ended.as_str()).increment(1);
     match result.unwrap_or(Err(Left::Broken)) {
         Ok(status) => count(status),
         Err(Left::Lost) => span.in_scope(|| tracing::info!("run {run_id} is left: it is not ours any more")),
+        Err(Left::Parked) => span.in_scope(|| tracing::info!("run {run_id} is parked")),
         Err(Left::HandedBack) => span.in_scope(|| tracing::info!("run {run_id} is handed back")),
         Err(Left::Broken) => {
             span.in_scope(|| tracing::error!("run {run_id} failed by an internal error"));
@@ -84,6 +94,7 @@ struct Driver {
     workflow_name: String,
     /// The run is to be left alone.
     stop: CancellationToken,
+    signals: Signals,
 }
 
 impl Driver {
@@ -97,27 +108,46 @@ impl Driver {
             Ok(plan) => plan,
             Err(message) => return self.end(Err(message.into())).await,
         };
-        let earlier = if assignment.has_steps { self.earlier().await? } else { Earlier::default() };
-        let names = (self.run_id.clone(), assignment.organization.clone(), correlation_id);
-        let run = Run::new(self.executor.clone(), names, self.lease_token, plan, earlier);
+        let earlier = match assignment.before {
+            Before::Nothing => Earlier::default(),
+            before => self.earlier(before == Before::Interrupted).await?,
+        };
+        let deadline = Instant::now() + self.executor.max_duration.saturating_sub(assignment.elapsed);
+        let claim = (self.run_id.clone(), self.lease_token);
+        let names = (assignment.organization.clone(), correlation_id);
+        let run = Run::new(self.executor.clone(), claim, names, (self.signals.clone(), deadline), plan, earlier);
 
         // Everything of the run is polled here, one after the other: its steps first, so that what they have to write
-        // gathers before it is written.
+        // gathers before it is written, and so that all of them have been asked before the run is found to wait.
         let mut writing = pin!(run.ledger.write_out(&self.executor.journal, &self.stop));
-        let time_left = self.executor.max_duration.saturating_sub(assignment.elapsed);
+        let steps = async {
+            if assignment.before != Before::Nothing {
+                run.read_waits().await;
+            }
+            run.main_chain(&assignment.input).await
+        };
         let outcome = tokio::select! {
             biased;
             () = self.stop.cancelled() => Outcome::Left(Left::Lost),
             () = self.executor.give_up.cancelled() => Outcome::Left(Left::HandedBack),
-            result = run.main_chain(&assignment.input) => Outcome::Ended(result),
+            () = run.broken.notified() => Outcome::Left(Left::Broken),
+            result = steps => Outcome::Ended(result),
             Err(stuck) = &mut writing => Outcome::Stuck(stuck),
+            () = run.follow_wakes() => Outcome::AtRest,
+            wake_at = run.waits_only() => Outcome::Waits(wake_at),
+            () = run.at_pause() => Outcome::Waits(Some(Utc::now())),
             () = run.at_rest() => Outcome::AtRest,
-            () = tokio::time::sleep(time_left) => Outcome::Ended(Err(too_long(self.executor.max_duration).into())),
+            () = tokio::time::sleep_until(deadline) => Outcome::Ended(Err(too_long(self.executor.max_duration).into())),
         };
+        let mut parked = None;
         let status = match outcome {
             Outcome::Left(left) => return Err(left),
             Outcome::Stuck(stuck) => return self.stuck(stuck).await,
             Outcome::AtRest => None,
+            Outcome::Waits(wake_at) => {
+                parked = Some(wake_at);
+                None
+            }
             Outcome::Ended(result) => Some(result),
         };
         let status = status.map(|result| {
@@ -136,7 +166,10 @@ impl Driver {
         };
         match (written, status) {
             (Err(stuck), _) => self.stuck(stuck).await,
-            (Ok(()), None) => Err(Left::HandedBack),
+            (Ok(()), None) => match parked {
+                Some(wake_at) => self.park(wake_at).await,
+                None => Err(Left::HandedBack),
+            },
             (Ok(()), Some((status, error))) => {
                 tracing::info!(error, "run {} ended {}", self.run_id, status.as_str());
                 Ok(status)
@@ -144,17 +177,48 @@ impl Driver {
         }
     }
 
+    /// Lets the run go until then, or until something comes for it.
+    async fn park(&self, wake_at: Option<DateTime<Utc>>) -> Result<RunStatus, Left> {
+        let parked = self
+            .database(|| {
+                let (pool, run_id, lease_token) = (self.executor.pool.clone(), self.run_id.clone(), self.lease_token);
+                async move { db::executions::park(&pool, &run_id, lease_token, wake_at).await }
+            })
+            .await?;
+        if parked {
+            metrics::counter!("executor_runs_parked_total").increment(1);
+        }
+        Err(if parked { Left::Parked } else { Left::Lost })
+    }
+
     /// What was done before.
-    async fn earlier(&self) -> Result<Earlier, Left> {
+    async fn earlier(&self, interrupted: bool) -> Result<Earlier, Left> {
+        let rows = self
+            .database(|| {
+                let (pool, run_id, lease_token) = (self.executor.pool.clone(), self.run_id.clone(), self.lease_token);
+                async move { db::executions::resume(&pool, &run_id, lease_token, interrupted).await }
+            })
+            .await?;
+        Ok(Earlier::new(rows, interrupted))
+    }
+
+    /// The answer of the database, however long it is away.
+    async fn database<T, F>(&self, statement: impl Fn() -> F) -> Result<T, Left>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, db::Error>> + Send + 'static,
+    {
         let mut failures = 0;
         loop {
-            let (pool, run_id, lease_token) = (self.executor.pool.clone(), self.run_id.clone(), self.lease_token);
-            match db::bounded(async move { db::executions::resume(&pool, &run_id, lease_token).await }).await {
-                Ok(rows) => return Ok(Earlier::new(rows)),
+            match db::bounded(statement()).await {
+                Ok(result) => return Ok(result),
                 Err(error) if error.is_retryable() => {}
                 Err(error) => {
                     let run_id = &self.run_id;
-                    tracing::error!(error = &error as &dyn std::error::Error, "run {run_id} cannot be read: {error}");
+                    tracing::error!(
+                        error = &error as &dyn std::error::Error,
+                        "run {run_id} cannot be read or parked: {error}"
+                    );
                     return Err(Left::Broken);
                 }
             }

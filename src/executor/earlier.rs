@@ -1,9 +1,10 @@
 //! What earlier executions of the run have done: a run that was retried or taken over repeats only what has not
-//! succeeded.
+//! succeeded, and one that was parked goes on as if it had not been.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use serde_json::value::RawValue;
@@ -21,34 +22,77 @@ pub(super) enum Reuse {
     Everything,
 }
 
+/// An attempt that has begun and not ended.
+pub(super) struct Open {
+    /// The row.
+    pub(super) id: String,
+    /// Since it began.
+    pub(super) age: Duration,
+}
+
 /// See the module.
 #[derive(Default)]
 pub(super) struct Earlier {
     /// The step of the main chain that the last retry named.
     resume_from_step: Option<String>,
-    /// The latest attempt at each place, if it completed: its output, and whether it began after the last retry.
-    completed: Mutex<HashMap<String, (Box<RawValue>, bool)>>,
+    /// By place.
+    latest: Mutex<Latest>,
+    /// The age of the first attempt at each place, if the run was parked.
+    ages: BTreeMap<String, Duration>,
+}
+
+/// What became of the latest attempt at each place.
+#[derive(Default)]
+struct Latest {
+    /// The output, and whether the attempt began after the last retry.
+    completed: HashMap<String, (Box<RawValue>, bool)>,
+    /// The cause, if it is final.
+    failed: HashMap<String, String>,
+    open: HashMap<String, Open>,
+    /// The attempt that was interrupted and not ended since: the id of its row, the first one's if it was interrupted
+    /// again and again, and whether it began after the last retry.
+    interrupted: HashMap<String, (String, bool)>,
 }
 
 impl Earlier {
-    /// From rows in the order of their begin.
-    pub(super) fn new(rows: Vec<EarlierStep>) -> Self {
+    /// From rows in the order of their begin. The failures of a run that was `interrupted` are not final, and what it
+    /// had open is over, except what waits for something outside of it.
+    pub(super) fn new(rows: Vec<EarlierStep>, interrupted: bool) -> Self {
         let mut earlier = Self::default();
-        let mut completed = HashMap::with_capacity(rows.len());
+        let mut latest = Latest::default();
         for row in rows {
             earlier.resume_from_step = row.resume_from_step;
-            if row.status == "COMPLETED" {
-                let output = row.output_data.map_or_else(|| RawValue::NULL.to_owned(), |output| output.0);
-                completed.insert(row.place, (output, row.is_after_retry));
+            let place = row.place;
+            let age = Duration::try_from_secs_f64(row.age_secs).unwrap_or_default();
+            if !interrupted {
+                earlier.ages.entry(place.clone()).or_insert(age);
+            }
+            latest.completed.remove(&place);
+            latest.failed.remove(&place);
+            latest.open.remove(&place);
+            if row.was_interrupted {
+                latest.interrupted.entry(place.clone()).or_insert((row.id.clone(), row.is_after_retry));
             } else {
-                completed.remove(&row.place);
+                latest.interrupted.remove(&place);
+            }
+            match row.status.as_str() {
+                "COMPLETED" => {
+                    let output = row.output_data.map_or_else(|| RawValue::NULL.to_owned(), |output| output.0);
+                    latest.completed.insert(place, (output, row.is_after_retry));
+                }
+                "PENDING" => drop(latest.open.insert(place, Open { id: row.id, age })),
+                "RUNNING" if !interrupted => drop(latest.open.insert(place, Open { id: row.id, age })),
+                "FAILED" if !interrupted && row.is_of_this_claim => {
+                    latest.failed.insert(place, row.error_message.unwrap_or_default());
+                }
+                _ => {}
             }
         }
-        Self { completed: Mutex::new(completed), ..earlier }
+        Self { latest: Mutex::new(latest), ..earlier }
     }
 
-    fn completed(&self) -> MutexGuard<'_, HashMap<String, (Box<RawValue>, bool)>> {
-        self.completed.lock().unwrap_or_else(PoisonError::into_inner)
+    fn latest(&self) -> MutexGuard<'_, Latest> {
+        self.latest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The retry asked for this step of the main chain and all that follow to be repeated.
@@ -56,9 +100,10 @@ impl Earlier {
         self.resume_from_step.as_deref() == Some(step_id)
     }
 
-    /// The step at this place was completed.
+    /// The step at this place was completed, or is under way.
     pub(super) fn has(&self, place: &str) -> bool {
-        self.completed().contains_key(place)
+        let latest = self.latest();
+        latest.completed.contains_key(place) || latest.open.contains_key(place)
     }
 
     /// Takes out the output of what was completed at this place. Each place is met once.
@@ -66,7 +111,35 @@ impl Earlier {
         if reuse == Reuse::Nothing {
             return None;
         }
-        let (output, is_after_retry) = self.completed().remove(place)?;
+        let (output, is_after_retry) = self.latest().completed.remove(place)?;
         (is_after_retry || reuse == Reuse::Everything).then_some(output)
+    }
+
+    /// Takes out why what was done at this place has failed for good.
+    pub(super) fn take_failure(&self, place: &str) -> Option<String> {
+        self.latest().failed.remove(place)
+    }
+
+    /// Takes out the attempt that is open at this place.
+    pub(super) fn take_open(&self, place: &str) -> Option<Open> {
+        self.latest().open.remove(place)
+    }
+
+    /// For how long the attempt at this place has been open.
+    pub(super) fn open_age(&self, place: &str) -> Duration {
+        self.latest().open.get(place).map(|open| open.age).unwrap_or_default()
+    }
+
+    /// Since the first attempt below this place, of those that are not older than `at_most`.
+    pub(super) fn age_below(&self, prefix: &str, at_most: Duration) -> Duration {
+        let below = self.ages.range(prefix.to_owned()..).take_while(|(place, _)| place.starts_with(prefix));
+        below.map(|(_, age)| *age).filter(|age| *age <= at_most).max().unwrap_or_default()
+    }
+
+    /// Takes out the id of the attempt that was interrupted at this place, and is now made again with the same input.
+    pub(super) fn take_interrupted(&self, place: &str, reuse: Reuse) -> Option<String> {
+        let taken = self.latest().interrupted.remove(place);
+        let (id, is_after_retry) = taken.filter(|_| reuse != Reuse::Nothing)?;
+        (is_after_retry || reuse == Reuse::Everything).then_some(id)
     }
 }

@@ -11,15 +11,18 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{FutureExt as _, future::BoxFuture};
 use rdkafka::error::{KafkaError, KafkaResult};
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{
     Executor,
-    assignment::{Assignment, input_or_empty, stored},
+    active::Slots,
+    assignment::{Assignment, Before, input_or_empty, stored},
     cancellations::Cancellations,
     dead_letters::DeadLetters,
+    queue::Queue,
     request::{Fault, Waiting, columns, fault},
     retry,
 };
@@ -40,8 +43,9 @@ const MAX_CLAIMED: usize = 200;
 /// Bytes of plans and inputs claimed in one statement, unless a single record is larger.
 const MAX_CLAIMED_BYTES: usize = 4 << 20;
 /// Records held back here: above this pair, reading is paused; below the half of it, it goes on. The half is work for
-/// longer than the half second that librdkafka takes to read again after a pause.
-const MAX_HELD: usize = 10_000;
+/// longer than the half second that librdkafka takes to read again after a pause. Among what is held, workflows take
+/// turns: so large may a burst of one be that keeps nobody else waiting.
+const MAX_HELD: usize = 100_000;
 const MAX_HELD_BYTES: usize = 32 << 20;
 /// Records read before they are worked on.
 const MAX_READ: usize = 500;
@@ -55,8 +59,13 @@ const KAFKA_PAUSE: Duration = Duration::from_millis(10);
 pub(super) struct Intake {
     executor: Executor,
     consumer: Consumer,
+    queue: Queue,
+    /// Those whose turn it is.
     waiting: VecDeque<Waiting>,
-    waiting_bytes: usize,
+    /// The wait for the next place, kept until it comes: whoever takes up parked runs waits for places too.
+    next_slots: Option<BoxFuture<'static, Slots>>,
+    /// The places that came.
+    slots: Option<Slots>,
     is_paused: bool,
     cancellations: Cancellations,
     dead_letters: DeadLetters,
@@ -74,8 +83,10 @@ impl Intake {
         Self {
             executor,
             consumer,
+            queue: Queue::default(),
             waiting: VecDeque::new(),
-            waiting_bytes: 0,
+            next_slots: None,
+            slots: None,
             is_paused: false,
             cancellations: Cancellations::default(),
             dead_letters: DeadLetters::default(),
@@ -90,7 +101,6 @@ impl Intake {
     /// Reads and claims until the soft stop, then leaves the group.
     pub(super) async fn run(mut self) {
         let soft_stop = self.executor.soft_stop.clone();
-        let executor = self.executor.clone();
         loop {
             let retry_at = self.retry_at;
             tokio::select! {
@@ -99,7 +109,10 @@ impl Intake {
                 () = tokio::time::sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => {
                     self.retry_at = None;
                 }
-                () = executor.active.freed(), if !self.waiting.is_empty() => {}
+                slots = next(&mut self.next_slots) => {
+                    self.next_slots = None;
+                    self.slots = Some(slots);
+                }
                 received = self.consumer.recv() => self.receive_all(received).await,
             }
             if self.retry_at.is_none() {
@@ -185,9 +198,7 @@ impl Intake {
         }
         match message {
             Ok(Message::Execution(request)) => {
-                self.waiting_bytes += bytes;
-                let lease_token = Uuid::new_v4();
-                self.waiting.push_back(Waiting { position, sent_at, bytes, lease_token, content: request });
+                self.queue.push(Waiting::new(position, sent_at, bytes, request));
             }
             Ok(Message::Cancellation(request)) => self.cancellations.push(position, request),
             // Found to be a dead letter above.
@@ -195,26 +206,36 @@ impl Intake {
         }
     }
 
-    /// Claims what waits, as far as there are free places.
+    /// Claims what waits, as far as there are places.
     async fn claim(&mut self) -> Result<(), db::Error> {
         loop {
-            let free = self.executor.active.free();
-            let Some(owner) = self.executor.registration.current() else {
-                if !self.waiting.is_empty() {
-                    self.retry_at = Some(Instant::now() + retry::database_pause(0));
-                }
-                return Ok(());
-            };
-            if self.waiting.is_empty() || free == 0 {
+            if self.is_empty() {
+                // Places that nobody here needs are for others.
+                (self.slots, self.next_slots) = (None, None);
                 return Ok(());
             }
-            let limit = if self.singles > 0 { 1 } else { free.min(MAX_CLAIMED) };
+            let Some(owner) = self.executor.registration.current() else {
+                self.retry_at = Some(Instant::now() + retry::database_pause(0));
+                return Ok(());
+            };
+            let Some(slots) = self.slots.take().or_else(|| self.executor.active.free(MAX_CLAIMED)) else {
+                let executor = self.executor.clone();
+                let next = async move { executor.active.next_free(MAX_CLAIMED).await };
+                self.next_slots.get_or_insert_with(|| next.boxed());
+                return Ok(());
+            };
+            while self.waiting.len() < slots.count()
+                && let Some(next) = self.queue.pop()
+            {
+                self.waiting.push_back(next);
+            }
+            let limit = if self.singles > 0 { 1 } else { slots.count() };
             let count = self.batch_size(limit);
             let (pool, batch) = (self.executor.pool.clone(), columns(self.waiting.iter().take(count)));
             match db::bounded(async move { executions::claim(&pool, owner, &batch).await }).await {
                 Ok(claimed) => {
                     self.singles = self.singles.saturating_sub(count);
-                    self.start(count, claimed, owner).await?;
+                    self.start(count, claimed, owner, slots).await?;
                 }
                 Err(error) if error.is_retryable() => return Err(error),
                 Err(_) if count > 1 => self.singles = count,
@@ -230,23 +251,28 @@ impl Intake {
     /// How many of the first requests go into one statement: each run once.
     fn batch_size(&self, limit: usize) -> usize {
         let (mut seen, mut bytes) = (HashSet::new(), 0);
-        let fitting =
-            self.waiting.iter().take(limit).take_while(|Waiting { content: request, bytes: size, .. }| {
-                bytes += size;
-                let is_first = seen.is_empty();
-                seen.insert(request.run_id.as_str()) && (is_first || bytes <= MAX_CLAIMED_BYTES)
-            });
+        let fitting = self.waiting.iter().take(limit).take_while(|request| {
+            bytes += request.payload_bytes();
+            let is_first = seen.is_empty();
+            seen.insert(request.run_id.as_str()) && (is_first || bytes <= MAX_CLAIMED_BYTES)
+        });
         fitting.count()
     }
 
     /// Starts what was claimed among the first `count` requests and is done with all of them.
-    async fn start(&mut self, count: usize, claimed: Vec<Claimed>, owner: Uuid) -> Result<(), db::Error> {
+    async fn start(
+        &mut self,
+        count: usize,
+        claimed: Vec<Claimed>,
+        owner: Uuid,
+        mut slots: Slots,
+    ) -> Result<(), db::Error> {
         let mut claimed: HashMap<String, Claimed> =
             claimed.into_iter().map(|claimed| (claimed.run_id.clone(), claimed)).collect();
         let mut cancelled = Vec::new();
         for _ in 0..count {
-            let Some(Waiting { position, lease_token, content: request, .. }) = self.take_first() else { break };
-            self.consumer.done(position);
+            let Some(request) = self.waiting.pop_front() else { break };
+            self.consumer.done(request.position);
             let Some(row) = claimed.remove(&request.run_id) else {
                 let run_id = &request.run_id;
                 tracing::debug!(run_id, "the request is a duplicate, or run {run_id} is not to be executed");
@@ -256,18 +282,20 @@ impl Intake {
                 cancelled.push(row.run_id);
                 continue;
             }
+            // There are at least as many places as requests.
+            let Some(slot) = slots.take_one() else { break };
             let assignment = Assignment {
                 run_id: row.run_id,
-                lease_token,
+                lease_token: request.lease_token,
                 organization: OrganizationId::stored(&row.organization_id),
                 workflow_name: row.workflow_name,
                 correlation_id: row.correlation_id,
-                plan: Some(request.workflow_plan),
-                input: input_or_empty(request.input_data.or_else(|| stored(row.input_data))),
-                has_steps: row.has_steps,
+                plan: Some(request.plan),
+                input: input_or_empty(request.input.or_else(|| stored(row.input_data))),
+                before: if row.has_steps { Before::Interrupted } else { Before::Nothing },
                 elapsed: Duration::ZERO,
             };
-            self.executor.start_run(assignment, owner);
+            self.executor.start_run(assignment, owner, slot);
         }
         if !cancelled.is_empty() {
             // Should this fail, the sweep takes the run up: a cancellation without a row was a weak one anyway.
@@ -281,7 +309,7 @@ impl Intake {
     /// Has the first request read again, to become a dead letter as it was sent. Those behind it in its partition
     /// come again too, and are found to be claimed.
     fn refuse(&mut self) {
-        let Some(Waiting { position, .. }) = self.take_first() else { return };
+        let Some(Waiting { position, .. }) = self.waiting.pop_front() else { return };
         if self.refused.len() >= MAX_HELD {
             // Of partitions that have gone to other members meanwhile.
             self.refused.clear();
@@ -290,17 +318,15 @@ impl Intake {
         self.consumer.read_again(position);
     }
 
-    fn take_first(&mut self) -> Option<Waiting> {
-        let first = self.waiting.pop_front()?;
-        self.waiting_bytes -= first.bytes;
-        Some(first)
+    fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.queue.len() == 0
     }
 
     /// Keeps what waits here within bounds. Asked again on every record above the bound, since a rebalance resumes.
     fn pause_or_resume(&mut self) {
-        let bytes = self.waiting_bytes + self.dead_letters.bytes();
-        let is_full = self.waiting.len() >= MAX_HELD || bytes >= MAX_HELD_BYTES;
-        let has_room = self.waiting.len() <= MAX_HELD / 2 && bytes <= MAX_HELD_BYTES / 2;
+        let bytes = self.queue.bytes() + self.dead_letters.bytes();
+        let is_full = self.queue.len() >= MAX_HELD || bytes >= MAX_HELD_BYTES;
+        let has_room = self.queue.len() <= MAX_HELD / 2 && bytes <= MAX_HELD_BYTES / 2;
         let wanted = is_full || (self.is_paused && !has_room);
         if wanted == self.is_paused && !is_full {
             return;
@@ -309,5 +335,13 @@ impl Intake {
             Ok(()) => self.is_paused = wanted,
             Err(error) => tracing::debug!("reading cannot be paused or resumed: {error}"),
         }
+    }
+}
+
+/// What is waited for, if anything is.
+async fn next(slots: &mut Option<BoxFuture<'static, Slots>>) -> Slots {
+    match slots {
+        Some(slots) => slots.await,
+        None => std::future::pending().await,
     }
 }

@@ -79,6 +79,11 @@ impl Ledger {
         Change { run_id: self.run_id.clone(), lease_token: self.lease_token, ended: None, begun: None, finished: None }
     }
 
+    /// Of the claim.
+    pub(super) fn lease_token(&self) -> Uuid {
+        self.lease_token
+    }
+
     /// An attempt begins at this place.
     pub(super) fn begin(&self, place: &str, begun: BegunStep) {
         let mut state = self.state();
@@ -88,6 +93,11 @@ impl Ledger {
             Some(last) if last.begun.is_none() => last.begun = Some(begun),
             _ => state.pending.push(Change { begun: Some(begun), ..self.change() }),
         }
+    }
+
+    /// An attempt is open at this place that began before, or was written by itself.
+    pub(super) fn adopt(&self, place: &str, id: &str) {
+        self.state().open.insert(place.to_owned(), Open { id: id.to_owned(), of: None });
     }
 
     /// The attempt at this place ends; `call`: its agent was called so.

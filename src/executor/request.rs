@@ -1,5 +1,7 @@
 //! An execution request between its reading and its claim.
 
+use std::sync::Arc;
+
 use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -21,9 +23,45 @@ const MAX_ID_CHARS: usize = 255;
 pub(super) struct Waiting {
     pub(super) position: Position,
     pub(super) sent_at: Option<DateTime<Utc>>,
+    /// What it takes of the memory.
     pub(super) bytes: usize,
     pub(super) lease_token: Uuid,
-    pub(super) content: ExecutionRequest,
+    pub(super) run_id: String,
+    pub(super) plan: Arc<RawValue>,
+    pub(super) input: Option<Box<RawValue>>,
+    pub(super) correlation_id: Option<String>,
+    pub(super) event_id: Option<Uuid>,
+    /// From 0 to 9.
+    pub(super) priority: u8,
+}
+
+impl Waiting {
+    pub(super) fn new(
+        position: Position,
+        sent_at: Option<DateTime<Utc>>,
+        bytes: usize,
+        request: ExecutionRequest,
+    ) -> Self {
+        let priority = request.priority();
+        let ExecutionRequest { run_id, workflow_plan, input_data, correlation_id, event_id, .. } = request;
+        Self {
+            position,
+            sent_at,
+            bytes,
+            lease_token: Uuid::new_v4(),
+            run_id,
+            plan: workflow_plan.into(),
+            input: input_data,
+            correlation_id,
+            event_id,
+            priority,
+        }
+    }
+
+    /// Bytes of plan and input.
+    pub(super) fn payload_bytes(&self) -> usize {
+        self.plan.get().len() + self.input.as_ref().map_or(0, |input| input.get().len())
+    }
 }
 
 /// What makes a record useless, in a word and for people.
@@ -57,18 +95,17 @@ pub(super) fn fault(request: &ExecutionRequest, bytes: usize) -> Option<Fault> {
 
 pub(super) fn columns<'a>(requests: impl Iterator<Item = &'a Waiting>) -> ClaimBatch {
     let mut batch = ClaimBatch::default();
-    for Waiting { sent_at, lease_token, content: request, .. } in requests {
-        let plan = &request.workflow_plan;
-        let named = |name: &str| member(plan, name).and_then(text).unwrap_or_default();
+    for request in requests {
+        let named = |name: &str| member(&request.plan, name).and_then(text).unwrap_or_default();
         batch.run_id.push(request.run_id.clone());
-        batch.lease_token.push(*lease_token);
+        batch.lease_token.push(request.lease_token);
         batch.event_id.push(request.event_id);
         batch.workflow_id.push(named("workflow_id"));
         batch.workflow_name.push(named("name"));
-        batch.plan.push(plan.get().to_owned());
-        batch.input.push(request.input_data.as_ref().map(|input| input.get().to_owned()));
+        batch.plan.push(request.plan.get().to_owned());
+        batch.input.push(request.input.as_ref().map(|input| input.get().to_owned()));
         batch.correlation_id.push(request.correlation_id.as_deref().map(|given| id::correlation_id(Some(given))));
-        batch.sent_at.push(*sent_at);
+        batch.sent_at.push(request.sent_at);
     }
     batch
 }

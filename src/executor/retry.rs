@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use crate::agent::RetryConfig;
 
-/// No agent makes us wait longer by `Retry-After`.
-const MAX_RETRY_AFTER: Duration = Duration::from_mins(1);
 /// Longest pause that anybody may set, 24 days.
 const MAX_DELAY_MS: u64 = i32::MAX as u64;
 /// First and longest pause between two tries to reach the database.
@@ -29,9 +27,16 @@ pub(super) fn max_attempts(config: &RetryConfig) -> u32 {
     config.max_retries.max(1)
 }
 
-/// The pause after the failed attempt of that number, counted from 1; `None`: it was the last one. `chance`, from 0
-/// to 1, spreads the pauses of many runs by a fifth to both sides.
-pub(super) fn pause(config: &RetryConfig, attempt: u32, again: Again, chance: f64) -> Option<Duration> {
+/// The pause after the failed attempt of that number, counted from 1; `None`: it was the last one. It is
+/// `chance`, from 0 to 1, of the pause that the agent's settings name (full jitter), or what the agent asks for, and
+/// not longer than the time that the run has left.
+pub(super) fn pause(
+    config: &RetryConfig,
+    attempt: u32,
+    again: Again,
+    chance: f64,
+    time_left: Duration,
+) -> Option<Duration> {
     if again == Again::Never || attempt >= max_attempts(config) {
         return None;
     }
@@ -40,11 +45,9 @@ pub(super) fn pause(config: &RetryConfig, attempt: u32, again: Again, chance: f6
     let max = Duration::from_millis(config.max_delay_ms.min(MAX_DELAY_MS)).as_secs_f64();
     // A product that is no number or too large becomes the longest pause.
     let secs = (Duration::from_millis(config.initial_delay_ms.min(MAX_DELAY_MS)).as_secs_f64() * growth).min(max);
-    let spread = Duration::from_secs_f64(secs * (0.8 + 0.4 * chance));
-    Some(match again {
-        Again::After(wanted) => spread.max(wanted.min(MAX_RETRY_AFTER)),
-        _ => spread,
-    })
+    let spread = Duration::from_secs_f64(secs * chance);
+    let pause = if let Again::After(wanted) = again { spread.max(wanted) } else { spread };
+    Some(pause.min(time_left))
 }
 
 /// The pause after so many failures, less one, to reach the database.
@@ -65,27 +68,30 @@ pub(super) fn retry_after(value: &str, now: chrono::DateTime<chrono::Utc>) -> Op
 mod tests {
     use super::*;
 
+    const LONG: Duration = Duration::from_hours(1);
+
     #[test]
     fn pauses_grow_up_to_a_limit_and_end_with_the_last_attempt() {
         let config = RetryConfig { max_retries: 5, initial_delay_ms: 100, max_delay_ms: 350, backoff_multiplier: 2.0 };
-        let pauses: Vec<_> =
-            (1..=5).map(|attempt| pause(&config, attempt, Again::Later, 0.5).map(|pause| pause.as_millis())).collect();
+        let pauses: Vec<_> = (1..=5)
+            .map(|attempt| pause(&config, attempt, Again::Later, 1.0, LONG).map(|pause| pause.as_millis()))
+            .collect();
         assert_eq!(pauses, [Some(100), Some(200), Some(350), Some(350), None]);
-        for chance in [0.0, 1.0] {
-            let pause = pause(&config, 1, Again::Later, chance).expect("not the last").as_millis();
-            assert!((80..=120).contains(&pause), "{pause}");
+        for (chance, expected) in [(0.0, 0), (0.25, 50), (1.0, 200)] {
+            let pause = pause(&config, 2, Again::Later, chance, LONG).expect("not the last").as_millis();
+            assert_eq!(pause, expected);
         }
-        assert_eq!(pause(&config, 1, Again::Never, 0.5), None);
+        assert_eq!(pause(&config, 1, Again::Never, 0.5, LONG), None);
     }
 
     #[test]
     fn odd_settings_give_bounded_pauses_and_at_least_one_attempt() {
         let none = RetryConfig { max_retries: 0, ..RetryConfig::default() };
         assert_eq!(max_attempts(&none), 1);
-        assert_eq!(pause(&none, 1, Again::Later, 0.5), None);
+        assert_eq!(pause(&none, 1, Again::Later, 0.5, LONG), None);
         for backoff_multiplier in [f64::NAN, f64::INFINITY, -1.0, 0.0] {
             let odd = RetryConfig { max_retries: 10, backoff_multiplier, ..RetryConfig::default() };
-            let pause = pause(&odd, 9, Again::Later, 1.0).expect("not the last");
+            let pause = pause(&odd, 9, Again::Later, 1.0, LONG).expect("not the last");
             assert!(pause <= Duration::from_secs(36), "{backoff_multiplier}: {pause:?}");
         }
     }
@@ -93,10 +99,11 @@ mod tests {
     #[test]
     fn an_agent_may_ask_for_a_longer_pause_within_bounds() {
         let config = RetryConfig::default();
-        let secs = |again| pause(&config, 1, again, 0.5).map(|pause| pause.as_secs());
+        let secs = |again| pause(&config, 1, again, 1.0, LONG).map(|pause| pause.as_secs());
         assert_eq!(secs(Again::After(Duration::from_secs(5))), Some(5));
+        assert_eq!(secs(Again::After(Duration::from_mins(10))), Some(600));
         assert_eq!(secs(Again::After(Duration::ZERO)), Some(1));
-        assert_eq!(secs(Again::After(Duration::MAX)), Some(60));
+        assert_eq!(secs(Again::After(Duration::MAX)), Some(3600), "the run's time ends first");
         let now = chrono::DateTime::parse_from_rfc3339("2026-11-21T09:00:00Z").expect("a literal").to_utc();
         for (value, expected) in [
             ("7", Some(7)),

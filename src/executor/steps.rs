@@ -5,28 +5,44 @@
 //! closed through the [`Ledger`].
 //!
 //! If it dies here: what had completed, at whatever depth, is not repeated. A block that had not completed is entered
-//! again, and its branches go on after their last completed step.
+//! again, and its branches go on after their last completed step. What waits for something `outside` of the run goes on
+//! waiting. The same happens to a run that is parked because nothing else of it is left to do (`rest`), only that its
+//! blocks keep their rows and what has failed stays failed.
 
 mod agent;
+mod callback;
 mod conditional;
 mod fork_join;
 mod group;
 mod iteration;
+mod outside;
 mod parallel;
 mod place;
+mod rest;
+mod sub_workflow;
 
 use std::{
     collections::HashMap,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
+use chrono::{DateTime, Utc};
 use futures_util::future::BoxFuture;
 use serde_json::value::RawValue;
-use tokio::sync::{Notify, Semaphore};
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::Instant,
+};
 use uuid::Uuid;
 
+use self::{outside::Waits, rest::Rest};
 use super::{
     Executor,
+    active::Signals,
     earlier::{Earlier, Reuse},
     ledger::Ledger,
 };
@@ -34,7 +50,7 @@ use crate::{
     access::OrganizationId,
     db::executions::{BegunStep, NestedStep, RunFailure, StepEnd},
     input::{object_of, shorten},
-    mapping::Scope,
+    mapping::{Callback, Scope},
     workflow::{Plan, Step, StepKind},
 };
 
@@ -60,8 +76,19 @@ pub(super) struct Run {
     pub(super) plan: Plan,
     pub(super) ledger: Ledger,
     pub(super) earlier: Earlier,
+    /// Something is wrong with this program.
+    pub(super) broken: Notify,
+    signals: Signals,
+    /// When its time is over.
+    deadline: Instant,
     slots: Semaphore,
+    /// Of agents.
     calls: Calls,
+    /// Steps under way that are to end before a pause.
+    leaves: Calls,
+    rest: Rest,
+    waits: Waits,
+    has_callbacks: bool,
 }
 
 /// A step that has completed.
@@ -112,11 +139,19 @@ struct Block<'a> {
     scope: &'a Scope<'a>,
     depth: usize,
     reuse: Reuse,
+    /// For how long it has been open.
+    age: Duration,
+    /// Those of its branches, which all of them see.
+    callbacks: Option<Arc<HashMap<String, Callback>>>,
 }
 
 impl<'a> Block<'a> {
     /// One of its branches.
     fn frame(&self, name: &str, scope: Scope<'a>) -> Frame<'a> {
+        let scope = match &self.callbacks {
+            Some(callbacks) => scope.with_callbacks(Arc::clone(callbacks)),
+            None => scope,
+        };
         let branch = Branch {
             parent_step_id: &self.step.id,
             name: name.chars().take(MAX_COLUMN_CHARS).collect(),
@@ -130,20 +165,44 @@ impl<'a> Block<'a> {
 impl Run {
     pub(super) fn new(
         executor: Executor,
-        (run_id, organization, correlation_id): (String, OrganizationId, String),
-        lease_token: Uuid,
+        (run_id, lease_token): (String, Uuid),
+        (organization, correlation_id): (OrganizationId, String),
+        (signals, deadline): (Signals, Instant),
         plan: Plan,
         earlier: Earlier,
     ) -> Self {
         let ledger = Ledger::new(run_id.clone(), lease_token);
-        let slots = Semaphore::new(MAX_CONCURRENT_BRANCHES);
-        Self { executor, run_id, organization, correlation_id, plan, ledger, earlier, slots, calls: Calls::default() }
+        let has_callbacks = plan.steps.iter().any(|step| step.kind == StepKind::Callback);
+        Self {
+            executor,
+            run_id,
+            organization,
+            correlation_id,
+            plan,
+            ledger,
+            earlier,
+            broken: Notify::new(),
+            signals,
+            deadline,
+            slots: Semaphore::new(MAX_CONCURRENT_BRANCHES),
+            calls: Calls::default(),
+            leaves: Calls::default(),
+            rest: Rest::new(),
+            waits: Waits::default(),
+            has_callbacks,
+        }
     }
 
     /// Makes all steps of the main chain, except those that are done.
     pub(super) async fn main_chain(&self, input: &RawValue) -> Result<(), RunFailure> {
-        let mut frame =
-            Frame { scope: Scope::new(input), branch: None, prefix: String::new(), depth: 0, reuse: Reuse::Everything };
+        let mut scope = Scope::new(input);
+        if self.has_callbacks {
+            let chain: Vec<String> = self.plan.main_path().map(str::to_owned).collect();
+            if let Some(callbacks) = self.callbacks(std::iter::once((String::new(), chain.as_slice()))) {
+                scope = scope.with_callbacks(callbacks);
+            }
+        }
+        let mut frame = Frame { scope, branch: None, prefix: String::new(), depth: 0, reuse: Reuse::Everything };
         let mut next = Some(self.plan.start_step.as_str());
         let mut is_before = self.plan.main_path().any(|step_id| self.earlier.is_redone_from(step_id));
         // A valid plan's chain ends; the bound holds whatever the plan says.
@@ -201,13 +260,50 @@ impl Run {
                 self.recall(step, &place, frame.reuse, &mut inside);
                 return Ok(Done { output, inside, is_new: false });
             }
-            match step.kind {
-                StepKind::Agent => self.agent(step, &place, frame).await.map(Done::new),
-                StepKind::Parallel | StepKind::Conditional | StepKind::Loop | StepKind::ForkJoin => {
-                    self.block(step, &place, frame).await
-                }
+            if let Some(cause) = self.earlier.take_failure(&place) {
+                return Err(cause);
             }
+            self.within_time(step, &place, frame).await
         })
+    }
+
+    /// Makes a step within the time that it may take, which goes on while the run is parked.
+    async fn within_time(&self, step: &Step, place: &str, frame: &Frame<'_>) -> Result<Done, String> {
+        // A callback gives itself up, so that an answer that comes at the same moment counts or is told that it does not.
+        let limit = step.timeout_seconds.filter(|_| step.kind != StepKind::Callback);
+        let Some(secs) = limit else { return self.make(step, place, frame).await };
+        let age = self.earlier.open_age(place);
+        let limit = Duration::from_secs(u64::try_from(secs).unwrap_or_default());
+        let Some(result) = self.limited(limit.saturating_sub(age), self.make(step, place, frame)).await else {
+            let cause = format!("it took longer than {secs} s");
+            self.ledger.close(&format!("{place}/"), &StepEnd::Failed(format!("timed out: {} {cause}", step.id)));
+            self.ledger.end(place, StepEnd::Failed(cause.clone()), None);
+            return Err(cause);
+        };
+        result
+    }
+
+    /// What the work comes to, unless it takes longer.
+    async fn limited<T>(&self, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+        let _due = self.rest.due(rest::later(limit));
+        if let Ok(result) = tokio::time::timeout(limit, work).await {
+            return Some(result);
+        }
+        // A process that stops, and a run that is paused, begin nothing new, which is no fault of the step.
+        self.gate().await;
+        None
+    }
+
+    async fn make(&self, step: &Step, place: &str, frame: &Frame<'_>) -> Result<Done, String> {
+        match step.kind {
+            StepKind::Agent => self.agent(step, place, frame).await.map(Done::new),
+            StepKind::Wait => self.wait(step, place, frame).await.map(Done::new),
+            StepKind::Callback => self.callback(step, place, frame).await.map(Done::new),
+            StepKind::SubWorkflow => self.sub_workflow(step, place, frame).await.map(Done::new),
+            StepKind::Parallel | StepKind::Conditional | StepKind::Loop | StepKind::ForkJoin => {
+                self.block(step, place, frame).await
+            }
+        }
     }
 
     /// Makes a step that consists of others, with a row of its own around theirs.
@@ -215,16 +311,25 @@ impl Run {
         if frame.depth >= MAX_DEPTH {
             return Err(format!("steps may be nested {MAX_DEPTH} deep, not deeper"));
         }
-        self.gate().await;
-        self.ledger.begin(place, self.row(step, String::new(), object_of([]), place, frame));
-        self.ledger.keep_small().await;
-        let block = Block { step, place, scope: &frame.scope, depth: frame.depth + 1, reuse: frame.reuse };
+        let age = self.earlier.open_age(place);
+        if self.open_attempt(place).is_none() {
+            self.gate().await;
+            self.ledger.begin(place, self.row(step, String::new(), object_of([]), place, frame));
+            self.ledger.keep_small().await;
+        }
+        let branches = branches(step);
+        let lines = branches.iter().map(|(name, step_ids)| (place::branch(place, name), *step_ids));
+        let callbacks = self.callbacks(lines);
+        let (depth, reuse) = (frame.depth + 1, frame.reuse);
+        let block = Block { step, place, scope: &frame.scope, depth, reuse, age, callbacks };
         let result = match step.kind {
             StepKind::Parallel => self.parallel(&block).await,
             StepKind::Conditional => self.conditional(&block).await,
             StepKind::Loop => self.iterate(&block).await,
             StepKind::ForkJoin => self.fork_join(&block).await,
-            StepKind::Agent => Err("it is no block".to_owned()),
+            StepKind::Agent | StepKind::Wait | StepKind::Callback | StepKind::SubWorkflow => {
+                Err("it is no block".to_owned())
+            }
         };
         let result = result.and_then(|done| {
             let is_small = done.output.get().len() <= MAX_OUTPUT_BYTES;
@@ -260,14 +365,7 @@ impl Run {
 
     /// Collects what the steps inside of a completed block have left for the steps after it.
     fn recall(&self, step: &Step, place: &str, reuse: Reuse, found: &mut HashMap<String, Box<RawValue>>) {
-        let branches: Vec<(String, &[String])> = match step.kind {
-            // What a loop's body puts out is seen inside its iteration alone.
-            StepKind::Agent | StepKind::Loop => return,
-            StepKind::Parallel => parallel::branches(step).map(|(name, id)| (name, std::slice::from_ref(id))).collect(),
-            StepKind::Conditional => conditional::branches(step).collect(),
-            StepKind::ForkJoin => fork_join::branches(step).map(|(name, ids)| (name.to_owned(), ids)).collect(),
-        };
-        for (name, step_ids) in branches {
+        for (name, step_ids) in branches(step) {
             let prefix = place::branch(place, &name);
             let mut seen: HashMap<&str, usize> = HashMap::new();
             for step_id in step_ids {
@@ -282,11 +380,39 @@ impl Run {
         }
     }
 
-    /// Passes as long as new steps may begin. Once the process stops, it does not; the run is handed back then.
+    /// Passes as long as new steps may begin: not while the run is paused. Once the process stops, it does not pass;
+    /// the run is handed back then.
     async fn gate(&self) {
+        // The sender lives as long as the claim.
+        self.signals.paused.clone().wait_for(|is_paused| !is_paused).await.ok();
+        self.gate_of_process().await;
+    }
+
+    /// Passes unless the process stops.
+    async fn gate_of_process(&self) {
         if self.executor.soft_stop.is_cancelled() {
             std::future::pending::<()>().await;
         }
+    }
+
+    /// Waits until the run is to be paused and no step is under way that is to end before.
+    pub(super) async fn at_pause(&self) {
+        let mut paused = self.signals.paused.clone();
+        loop {
+            if paused.wait_for(|is_paused| *is_paused).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            self.leaves.none().await;
+            if *paused.borrow() {
+                return;
+            }
+        }
+    }
+
+    /// Waits until there is nothing to do but to wait for what is outside of the run. Returns when something will be
+    /// due at the latest.
+    pub(super) async fn waits_only(&self) -> Option<DateTime<Utc>> {
+        self.rest.reached().await
     }
 
     /// Waits for the process's soft stop and then until no call is under way.
@@ -296,7 +422,18 @@ impl Run {
     }
 }
 
-/// The calls of a run that are under way.
+/// The branches of a block whose steps' outputs are seen after it, by name, each with its steps. What a loop's body puts
+/// out is seen inside its iteration alone.
+fn branches(step: &Step) -> Vec<(String, &[String])> {
+    match step.kind {
+        StepKind::Agent | StepKind::Wait | StepKind::Callback | StepKind::SubWorkflow | StepKind::Loop => Vec::new(),
+        StepKind::Parallel => parallel::branches(step).map(|(name, id)| (name, std::slice::from_ref(id))).collect(),
+        StepKind::Conditional => conditional::branches(step).collect(),
+        StepKind::ForkJoin => fork_join::branches(step).map(|(name, ids)| (name.to_owned(), ids)).collect(),
+    }
+}
+
+/// What of a run is under way.
 #[derive(Default)]
 struct Calls {
     count: AtomicUsize,

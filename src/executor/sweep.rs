@@ -1,18 +1,28 @@
-//! Looking after runs: takes over those whose executor died, leaves those that were cancelled or lost.
+//! Looking after runs: takes over those whose executor died, takes up those that were parked when their time has come,
+//! leaves those that were cancelled or lost.
 
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use super::{
     Executor,
-    assignment::{Assignment, input_or_empty, stored},
+    active::Slots,
+    assignment::{Assignment, Before, input_or_empty, stored},
 };
-use crate::{
-    access::OrganizationId,
-    db::{self, executions, processes},
+use crate::access::OrganizationId;
+use crate::db::{
+    self,
+    executions::{self, TakenOver},
+    processes,
 };
 
 /// How often runs of dead executors are looked for.
 const TAKE_OVER_EVERY: Duration = Duration::from_secs(2);
+/// How often parked runs are looked for whose time has come: so late a timer may be.
+const WAKE_EVERY: Duration = Duration::from_millis(200);
+/// Runs taken up in one statement.
+const MAX_WOKEN: usize = 100;
 /// How often it is checked that the active runs are still ours.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 /// Runs taken over in one statement.
@@ -32,48 +42,91 @@ impl Executor {
     async fn take_over_once(&self) -> Result<(), db::Error> {
         // Being dead has to be final before somebody else drives its runs.
         let pool = self.pool.clone();
-        db::bounded(async move { processes::bury(&pool).await }).await?;
+        let cleaned = db::bounded(async move {
+            processes::bury(&pool).await?;
+            executions::forget_wakes(&pool).await
+        });
+        cleaned.await?;
         while self.take_over_some().await? == MAX_TAKEN && !self.soft_stop.is_cancelled() {}
         Ok(())
     }
 
     /// Takes as many as there are free places, up to [`MAX_TAKEN`]. Returns how many.
     async fn take_over_some(&self) -> Result<usize, db::Error> {
-        let free = self.active.free().min(MAX_TAKEN);
-        let Some(owner) = self.registration.current().filter(|_| free > 0) else { return Ok(0) };
+        let Some(owner) = self.registration.current() else { return Ok(0) };
+        let Some(slots) = self.active.free(MAX_TAKEN) else { return Ok(0) };
         let (known, _) = self.active.leases(None);
-        let limit = i64::try_from(free).unwrap_or(i64::MAX);
+        let limit = i64::try_from(slots.count()).unwrap_or(i64::MAX);
         let pool = self.pool.clone();
         let lost = db::bounded(async move { executions::take_over(&pool, owner, &known, limit).await }).await?;
-        let count = lost.len();
-        for taken in lost {
+        for taken in &lost {
             tracing::warn!(run_id = taken.run_id, "run {} is taken over from a lost executor", taken.run_id);
             metrics::counter!("executor_runs_taken_over_total").increment(1);
+        }
+        Ok(self.start_taken(lost, slots, owner, Before::Interrupted))
+    }
+
+    /// Takes up parked runs until the soft stop.
+    pub(super) async fn wake_all(self) {
+        while !self.soft_stop.is_cancelled() {
+            match self.wake_some().await {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::debug!(error = &error as &dyn std::error::Error, "no look for parked runs: {error}");
+                }
+            }
+            self.rest(WAKE_EVERY).await;
+        }
+    }
+
+    /// Takes up to [`MAX_WOKEN`]. When all places are taken, every other one that gets free is for them. Returns whether
+    /// there may be more.
+    async fn wake_some(&self) -> Result<bool, db::Error> {
+        let pool = self.pool.clone();
+        if !db::bounded(async move { executions::is_any_awake(&pool).await }).await? {
+            return Ok(false);
+        }
+        let slots = tokio::select! {
+            slots = self.active.next_free(MAX_WOKEN) => slots,
+            () = self.soft_stop.cancelled() => return Ok(false),
+        };
+        let Some(owner) = self.registration.current() else { return Ok(false) };
+        let limit = slots.count();
+        let (pool, wanted) = (self.pool.clone(), i64::try_from(limit).unwrap_or(i64::MAX));
+        let woken = db::bounded(async move { executions::wake(&pool, owner, wanted).await }).await?;
+        Ok(self.start_taken(woken, slots, owner, Before::Parked) == limit)
+    }
+
+    /// Drives these runs. Returns how many there are.
+    fn start_taken(&self, taken: Vec<TakenOver>, mut slots: Slots, owner: Uuid, before: Before) -> usize {
+        let count = taken.len();
+        for (taken, slot) in taken.into_iter().zip(std::iter::from_fn(|| slots.take_one())) {
             let assignment = Assignment {
                 run_id: taken.run_id,
                 lease_token: taken.lease_token,
                 organization: OrganizationId::stored(&taken.organization_id),
                 workflow_name: taken.workflow_name,
                 correlation_id: taken.correlation_id,
-                plan: stored(taken.workflow_plan),
+                plan: stored(taken.workflow_plan).map(Into::into),
                 input: input_or_empty(stored(taken.input_data)),
-                has_steps: true,
+                before,
                 elapsed: Duration::try_from_secs_f64(taken.elapsed_secs).unwrap_or_default(),
             };
-            self.start_run(assignment, owner);
+            self.start_run(assignment, owner, slot);
         }
-        Ok(count)
+        count
     }
 
-    /// Stops runs that are no longer held, also while the process waits for the last ones. A message tells of a
-    /// cancellation sooner; this finds the ones whose message was lost.
+    /// Tells the drivers what has happened to their runs, also while the process waits for the last ones. A message
+    /// tells of a cancellation sooner; this finds the ones whose message was lost.
     pub(super) async fn check_leases(self) {
         while !self.settled.is_cancelled() {
             let (run_ids, lease_tokens) = self.active.leases(None);
             if !run_ids.is_empty() {
                 let (pool, ids, tokens) = (self.pool.clone(), run_ids.clone(), lease_tokens.clone());
-                match db::bounded(async move { executions::lost(&pool, &ids, &tokens).await }).await {
-                    Ok(lost) => self.active.stop(&lost, &run_ids, &lease_tokens),
+                match db::bounded(async move { executions::notice(&pool, &ids, &tokens).await }).await {
+                    Ok(noticed) => self.active.tell(&noticed, &run_ids, &lease_tokens),
                     Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "no check: {error}"),
                 }
             }

@@ -22,7 +22,7 @@ use super::message::{Message, MessageError};
 use crate::config;
 
 /// Where a record stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Position {
     /// It is in the execution topic, not in the cancellation topic.
     is_execution_topic: bool,

@@ -9,6 +9,9 @@ use uuid::Uuid;
 
 use crate::timestamp::Timestamp;
 
+/// The priority of a run for which none was asked.
+pub const DEFAULT_PRIORITY: u8 = 5;
+
 /// What the relay writes for a run that shall be executed.
 #[derive(Serialize)]
 pub struct ExecutionPayload<'a> {
@@ -26,6 +29,8 @@ pub struct ExecutionPayload<'a> {
     pub event_id: Uuid,
     /// Of the HTTP request behind it.
     pub correlation_id: Option<&'a str>,
+    /// From 0 to 9: of what waits, higher ones are first.
+    pub priority: i16,
 }
 
 /// What the relay writes for a run that was cancelled.
@@ -96,6 +101,7 @@ impl<'a> ExecutionPayload<'a> {
         run_id: &'a str,
         event_id: Uuid,
         correlation_id: Option<&'a str>,
+        priority: i16,
         workflow_plan: &'a RawValue,
         input_data: &'a RawValue,
     ) -> Self {
@@ -107,6 +113,7 @@ impl<'a> ExecutionPayload<'a> {
             message_type: "execution_request",
             event_id,
             correlation_id,
+            priority,
         }
     }
 }
@@ -127,6 +134,17 @@ pub struct ExecutionRequest {
     /// Stable across repeats.
     #[serde(default)]
     pub event_id: Option<Uuid>,
+    #[serde(default)]
+    priority: Option<Box<RawValue>>,
+}
+
+impl ExecutionRequest {
+    /// From 0 to 9; what is no such number counts as the default.
+    #[must_use]
+    pub fn priority(&self) -> u8 {
+        let given = self.priority.as_ref().and_then(|priority| priority.get().parse().ok());
+        given.filter(|priority| *priority <= 9).unwrap_or(DEFAULT_PRIORITY)
+    }
 }
 
 /// A request to stop a run, as consumed.

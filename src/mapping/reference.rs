@@ -1,7 +1,7 @@
 //! What stands between `${` and `}`, and how its value is found.
 //!
 //! A reference is a root, a path, and perhaps a default: `workflow.input.lang:-en`. The roots are `workflow.input`,
-//! `<step id>.output` (or `steps.<step id>.output`) and, inside a loop, `loop.item`, `loop.index`, `loop.total`,
+//! `<step id>.output` (or `steps.<step id>.output`), `<step id>.callback_url` and, inside a loop, `loop.item`, `loop.index`, `loop.total`,
 //! `loop.is_first` and `loop.is_last`.
 
 use std::{borrow::Cow, fmt};
@@ -31,6 +31,8 @@ pub enum MappingFault {
     NoLoopVariable(String),
     /// The step has no output, or not yet.
     NoOutput(String),
+    /// The step is no callback, or none that the step could be answered by.
+    NoCallback(String),
     /// An object has no such member.
     NoMember(String),
     /// An array has no such element.
@@ -60,6 +62,7 @@ impl fmt::Display for MappingFault {
                 write!(f, "there are {} after 'loop.', not '{name}'", LOOP_VARIABLES.join(", "))
             }
             Self::NoOutput(step) => write!(f, "step '{step}' has no output"),
+            Self::NoCallback(step) => write!(f, "step '{step}' is no callback of this line of steps or one around it"),
             Self::NoMember(name) => write!(f, "there is no member '{name}'"),
             Self::NoElement(index) => write!(f, "there is no element '{index}'"),
             Self::NotAContainer(part) => write!(f, "'{part}' is looked for in a value that has no members"),
@@ -96,6 +99,10 @@ impl<'s> LookUp<'s> {
             Root::Output(step, indexes) => {
                 let output = self.scope.output(step);
                 (output.ok_or_else(|| MappingFault::NoOutput(shorten(step).into_owned()))?, indexes)
+            }
+            Root::Callback(step) => {
+                let url = self.scope.callback(step).and_then(super::Callback::url);
+                (url.ok_or_else(|| MappingFault::NoCallback(shorten(step).into_owned()))?, Vec::new())
             }
             Root::Loop(variable, indexes) => {
                 (self.scope.loop_variable(variable).ok_or(MappingFault::OutsideLoop)?, indexes)
@@ -161,6 +168,8 @@ pub(crate) enum Root<'r> {
     Input(Vec<&'r str>),
     /// A step's output.
     Output(&'r str, Vec<&'r str>),
+    /// The address of a callback.
+    Callback(&'r str),
     /// A variable of the loop around.
     Loop(&'r str, Vec<&'r str>),
 }
@@ -174,11 +183,12 @@ pub(crate) fn root_of(reference: &str) -> Result<(Root<'_>, impl Iterator<Item =
     let mut parts = path.split('.');
     let mut next = || parts.next().ok_or(MappingFault::Malformed);
     let (mut owner, mut side) = (next()?, next()?);
-    if owner == "steps" && !matches!(indexed(side), Some(("output", _))) {
+    if owner == "steps" && !matches!(indexed(side), Some(("output" | "callback_url", _))) {
         (owner, side) = (side, next()?);
     }
     let root = match (owner, indexed(side)) {
         (_, Some(("output", indexes))) => Root::Output(owner, indexes),
+        (_, Some(("callback_url", indexes))) if indexes.is_empty() => Root::Callback(owner),
         ("workflow", Some(("input", indexes))) => Root::Input(indexes),
         ("loop", Some((variable, indexes))) if LOOP_VARIABLES.contains(&variable) => Root::Loop(variable, indexes),
         ("loop", _) => return Err(MappingFault::NoLoopVariable(shorten(side).into_owned())),

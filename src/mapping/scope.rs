@@ -1,6 +1,9 @@
 //! What references can refer to.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+};
 
 use serde_json::value::RawValue;
 
@@ -17,6 +20,35 @@ pub struct Scope<'a> {
     outer: Option<&'a Scope<'a>>,
     outputs: HashMap<String, Box<RawValue>>,
     iteration: Option<Iteration<'a>>,
+    /// By step id.
+    callbacks: Option<Arc<HashMap<String, Callback>>>,
+}
+
+/// A callback that can be answered, perhaps before its step begins.
+#[derive(Debug)]
+pub struct Callback {
+    /// Where its step stands in the run.
+    pub place: String,
+    url: OnceLock<Box<RawValue>>,
+}
+
+impl Callback {
+    /// The callback of the step at that place, which has no address yet.
+    #[must_use]
+    pub fn new(place: String) -> Self {
+        Self { place, url: OnceLock::new() }
+    }
+
+    /// Its address, once it has one.
+    #[must_use]
+    pub fn url(&self) -> Option<&RawValue> {
+        self.url.get().map(|url| &**url)
+    }
+
+    /// Gives it its address. The first one stays.
+    pub fn set_url(&self, url: &str) {
+        self.url.get_or_init(|| to_raw(url));
+    }
 }
 
 /// The variables of one iteration of a loop.
@@ -33,13 +65,13 @@ impl<'a> Scope<'a> {
     /// The scope of a run that has just begun.
     #[must_use]
     pub fn new(input: &'a RawValue) -> Self {
-        Self { input, outer: None, outputs: HashMap::new(), iteration: None }
+        Self { input, outer: None, outputs: HashMap::new(), iteration: None, callbacks: None }
     }
 
     /// A scope inside of this one.
     #[must_use]
     pub fn inner(&'a self) -> Self {
-        Self { input: self.input, outer: Some(self), outputs: HashMap::new(), iteration: None }
+        Self { outer: Some(self), ..Scope::new(self.input) }
     }
 
     /// The scope of the iteration of that index, out of so many, for this element.
@@ -48,6 +80,18 @@ impl<'a> Scope<'a> {
         let (is_first, is_last) = (index == 0, index + 1 == total);
         let iteration = Iteration { item, index: to_raw(&index), total: to_raw(&total), is_first, is_last };
         Self { iteration: Some(iteration), ..self.inner() }
+    }
+
+    /// The same with these callbacks, by the ids of their steps.
+    #[must_use]
+    pub fn with_callbacks(self, callbacks: Arc<HashMap<String, Callback>>) -> Self {
+        Self { callbacks: Some(callbacks), ..self }
+    }
+
+    /// The callback of that step.
+    #[must_use]
+    pub fn callback(&self, step_id: &str) -> Option<&Callback> {
+        self.layers().find_map(|scope| scope.callbacks.as_ref()?.get(step_id))
     }
 
     /// Registers the output of a step. The latest counts.

@@ -6,7 +6,11 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 
-use super::{Plan, Step, StepKind};
+use super::{
+    Plan, Step, StepKind,
+    outside::{Approval, WaitConfig},
+};
+use crate::input::text;
 
 mod svg;
 
@@ -100,6 +104,9 @@ impl Graph {
                 StepKind::Conditional => ("{", "}"),
                 StepKind::Loop => ("([", "])"),
                 StepKind::ForkJoin => ("{{", "}}"),
+                StepKind::Wait => ("((", "))"),
+                StepKind::Callback => ("[/", "/]"),
+                StepKind::SubWorkflow => ("[(", ")]"),
             };
             let mut label = quoted(&node.id);
             if !node.about.is_empty() {
@@ -139,7 +146,7 @@ const COLOURS: [(&str, &str); 5] = [
 /// The steps that a container runs inside itself, and as what.
 fn parts(step: &Step) -> Vec<(&str, String)> {
     match step.kind {
-        StepKind::Agent => Vec::new(),
+        StepKind::Agent | StepKind::Wait | StepKind::Callback | StepKind::SubWorkflow => Vec::new(),
         StepKind::Parallel => {
             step.parallel_steps.iter().flatten().map(|id| (id.as_str(), "parallel".to_owned())).collect()
         }
@@ -185,6 +192,25 @@ fn about(step: &Step) -> String {
             Some(config) => format!("{kind}, {}", config.join_policy),
             None => kind.to_owned(),
         },
+        StepKind::Wait => match &step.wait_config {
+            Some(WaitConfig { until: Some(until), .. }) => format!("{kind} until {until}"),
+            Some(WaitConfig { duration: Some(duration), .. }) => format!("{kind} {duration}"),
+            Some(WaitConfig { duration_seconds: Some(secs), .. }) => {
+                let secs = text(secs).unwrap_or_else(|| secs.get().to_owned());
+                format!("{kind} {secs} s")
+            }
+            _ => kind.to_owned(),
+        },
+        StepKind::Callback => match step.callback_config.as_ref().and_then(|config| config.approval.as_ref()) {
+            Some(Approval { role: Some(role), .. }) => format!("approval by {role}"),
+            Some(_) => "approval".to_owned(),
+            None => kind.to_owned(),
+        },
+        StepKind::SubWorkflow => {
+            let config = step.sub_workflow_config.as_ref();
+            let called = config.and_then(|config| config.workflow_name.as_ref().or(config.workflow_id.as_ref()));
+            called.map_or_else(|| kind.to_owned(), |called| format!("workflow {called}"))
+        }
     }
 }
 

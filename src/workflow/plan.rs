@@ -135,7 +135,7 @@ mod tests {
             r#"{"a":{"input_mapping":{}}}"#,
             Err("workflow_plan.steps.a: Value error, a step of type agent needs"),
         );
-        check(r#""a""#, &format!(r#"{{"a":{{"type":"sub_workflow",{agent}}}}}"#), Err("workflow_plan.steps.a.type"));
+        check(r#""a""#, &format!(r#"{{"a":{{"type":"wait_for_event",{agent}}}}}"#), Err("workflow_plan.steps.a.type"));
         let plan = Plan::parse(RawValue::NULL).map(|_| ());
         assert!(plan.is_err_and(|error| error.to_string().starts_with("workflow_plan: ")));
     }

@@ -6,19 +6,17 @@
 
 use std::collections::HashSet;
 
-use serde_json::value::RawValue;
-
 use super::{
     step::{Step, StepKind},
     steps::Steps,
 };
 use crate::{
     expression,
-    input::{FieldError, elements, members, shorten, text},
+    input::{FieldError, shorten, text},
     mapping::{
         MappingFault, Piece,
         reference::{Root, root_of},
-        split,
+        split, strings,
     },
 };
 
@@ -54,7 +52,9 @@ pub(super) fn unknown_steps(steps: &Steps) -> Vec<FieldError> {
     let asks = steps.iter().filter(|step| step.kind != StepKind::Conditional);
     let unknown = asks.flat_map(|step| {
         references(step).into_iter().filter_map(|(member, reference)| match root_of(&reference) {
-            Ok((Root::Output(target, _), _)) if steps.place(target).is_none() && !reference.contains(":-") => {
+            Ok((Root::Output(target, _) | Root::Callback(target), _))
+                if steps.place(target).is_none() && !reference.contains(":-") =>
+            {
                 let message = format!("Reference '{}': {}", shorten(&reference), no_step(target));
                 Some(FieldError::new(format!("body.steps.{}.{member}", step.id), UNKNOWN_STEP, message))
             }
@@ -151,6 +151,7 @@ impl<'a> Check<'a> {
         let target = match root_of(reference) {
             Ok((Root::Input(_), _)) => return None,
             Ok((Root::Output(target, _), _)) => target,
+            Ok((Root::Callback(target), _)) => return self.callback_fault(target, place, around),
             Ok((Root::Loop(..), _)) => {
                 let message = "loop variables exist only inside a loop_body".to_owned();
                 return (!in_loop).then_some(("reference_outside_loop", message));
@@ -172,6 +173,23 @@ impl<'a> Check<'a> {
         }
         let message = format!("step '{}' never has an output before this step runs", shorten(target));
         Some(("reference_never_resolves", message))
+    }
+
+    /// Why the address of a callback can never be given to the step at `place`.
+    fn callback_fault(&self, target: &str, place: usize, around: &HashSet<usize>) -> Option<(&'static str, String)> {
+        let Some(target_place) = self.steps.place(target) else { return Some((UNKNOWN_STEP, no_step(target))) };
+        if self.steps.at(target_place).kind != StepKind::Callback {
+            return Some(("reference_never_resolves", format!("step '{}' is no callback", shorten(target))));
+        }
+        // The line of steps that the callback is in, or a branch beside it, leads to the step.
+        let parents = &self.parents[target_place];
+        let is_seen = self.chain[target_place].is_some()
+            || target_place == place
+            || parents.iter().any(|parent| around.contains(&parent.place));
+        (!is_seen).then(|| {
+            let message = format!("step '{}' is neither in the same line of steps nor around it", shorten(target));
+            ("reference_never_resolves", message)
+        })
     }
 
     /// The step itself and all containers around it. Without loops: only those from which its output can be seen,
@@ -201,7 +219,11 @@ impl<'a> Check<'a> {
             let ids = |ids: &'a [String]| ids.iter().map(|id| steps.place(id)).collect::<Vec<_>>();
             // In a line of steps one comes before another; of lines side by side any may be the first.
             let lines: Vec<Vec<Option<usize>>> = match container.kind {
-                StepKind::Agent | StepKind::Conditional => return false,
+                StepKind::Agent
+                | StepKind::Conditional
+                | StepKind::Wait
+                | StepKind::Callback
+                | StepKind::SubWorkflow => return false,
                 StepKind::Parallel => {
                     let members = container.parallel_steps.as_deref().unwrap_or_default();
                     members.iter().map(|id| vec![steps.place(id)]).collect()
@@ -237,9 +259,17 @@ fn references(step: &Step) -> Vec<(String, String)> {
         found.extend(references);
     };
     match step.kind {
-        StepKind::Agent => {
+        StepKind::Agent | StepKind::Callback | StepKind::SubWorkflow => {
             for (name, value) in step.mapping() {
                 strings(value, &mut |text| add(&format!("input_mapping.{}", shorten(name)), text));
+            }
+        }
+        StepKind::Wait => {
+            if let Some(config) = &step.wait_config {
+                let secs = config.duration_seconds.as_deref().and_then(text);
+                add("wait_config.duration_seconds", secs.as_deref().unwrap_or_default());
+                add("wait_config.duration", config.duration.as_deref().unwrap_or_default());
+                add("wait_config.until", config.until.as_deref().unwrap_or_default());
             }
         }
         StepKind::Conditional => {
@@ -257,21 +287,6 @@ fn references(step: &Step) -> Vec<(String, String)> {
         StepKind::Parallel | StepKind::ForkJoin => {}
     }
     found
-}
-
-/// The strings inside a value, keys left out. Recursion ends at the depth that JSON from outside may have.
-fn strings(value: &RawValue, found: &mut impl FnMut(&str)) {
-    if let Some(text) = text(value) {
-        found(&text);
-    } else if let Some(elements) = elements(value) {
-        for element in elements {
-            strings(element, found);
-        }
-    } else if let Some(members) = members(value) {
-        for (_, member) in members {
-            strings(member, found);
-        }
-    }
 }
 
 #[cfg(test)]

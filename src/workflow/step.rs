@@ -5,10 +5,11 @@ use std::ops::RangeInclusive;
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
+use super::outside::{CallbackConfig, SubWorkflowConfig, TIMEOUT_SECS, WaitConfig};
 use crate::input::{ANY_LENGTH, FieldError, Node, Read, keep};
 
 /// Characters of a step's id and of an agent's name, as in their columns.
-const ID_CHARS: RangeInclusive<usize> = 1..=255;
+pub(super) const ID_CHARS: RangeInclusive<usize> = 1..=255;
 
 /// At least one; more is limited only by what there is to do.
 const POSITIVE: RangeInclusive<i64> = 1..=i64::MAX;
@@ -27,10 +28,25 @@ pub enum StepKind {
     Loop,
     /// Runs branches of steps at the same time and asks how many must succeed.
     ForkJoin,
+    /// Lets time pass.
+    Wait,
+    /// Waits until somebody answers.
+    Callback,
+    /// Runs another workflow.
+    SubWorkflow,
 }
 
 impl StepKind {
-    const ALL: [Self; 5] = [Self::Agent, Self::Parallel, Self::Conditional, Self::Loop, Self::ForkJoin];
+    const ALL: [Self; 8] = [
+        Self::Agent,
+        Self::Parallel,
+        Self::Conditional,
+        Self::Loop,
+        Self::ForkJoin,
+        Self::Wait,
+        Self::Callback,
+        Self::SubWorkflow,
+    ];
 
     /// As in the member `type`.
     #[must_use]
@@ -41,6 +57,9 @@ impl StepKind {
             Self::Conditional => "conditional",
             Self::Loop => "loop",
             Self::ForkJoin => "fork_join",
+            Self::Wait => "wait",
+            Self::Callback => "callback",
+            Self::SubWorkflow => "sub_workflow",
         }
     }
 }
@@ -55,7 +74,8 @@ pub(super) enum Origin {
     Store,
 }
 
-/// A step of a definition or plan. Serialises to the stored normal form, in which every member is there.
+/// A step of a definition or plan. Serialises to the stored normal form, in which every member is there that the
+/// reference deployment knows, and of the others those that are set.
 ///
 /// Members that the kind does not use are kept.
 #[derive(Clone, Debug, Serialize)]
@@ -86,6 +106,18 @@ pub struct Step {
     pub loop_config: Option<LoopConfig>,
     /// There if `kind` is [`StepKind::ForkJoin`].
     pub fork_join_config: Option<ForkJoinConfig>,
+    /// The step fails if it takes longer, all attempts and everything inside of it counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_seconds: Option<i64>,
+    /// There if `kind` is [`StepKind::Wait`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wait_config: Option<WaitConfig>,
+    /// For [`StepKind::Callback`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub callback_config: Option<CallbackConfig>,
+    /// There if `kind` is [`StepKind::SubWorkflow`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sub_workflow_config: Option<SubWorkflowConfig>,
 }
 
 /// What a conditional step asks.
@@ -151,7 +183,7 @@ fn as_entries<S: Serializer, T: Serialize>(entries: &[(String, T)], serializer: 
 
 impl Step {
     /// The members that are read, in the order of the normal form.
-    pub(super) const MEMBERS: [&'static str; 12] = [
+    pub(super) const MEMBERS: [&'static str; 16] = [
         "id",
         "type",
         "agent_name",
@@ -164,9 +196,13 @@ impl Step {
         "if_false_step",
         "loop_config",
         "fork_join_config",
+        "timeout_seconds",
+        "wait_config",
+        "callback_config",
+        "sub_workflow_config",
     ];
 
-    /// The agent's input as written; empty if there is none.
+    /// The input of an agent, a callback or a sub-workflow as written; empty if there is none.
     #[must_use]
     pub fn mapping(&self) -> &[(String, Box<RawValue>)] {
         self.input_mapping.as_deref().unwrap_or_default()
@@ -219,6 +255,10 @@ impl Step {
             if_false_step: object.nullable("if_false_step", &mut errors, |node| node.string(ANY_LENGTH)),
             loop_config: object.nullable("loop_config", &mut errors, LoopConfig::read),
             fork_join_config: object.nullable("fork_join_config", &mut errors, ForkJoinConfig::read),
+            timeout_seconds: object.nullable("timeout_seconds", &mut errors, |node| node.int(TIMEOUT_SECS)),
+            wait_config: object.nullable("wait_config", &mut errors, WaitConfig::read),
+            callback_config: object.nullable("callback_config", &mut errors, CallbackConfig::read),
+            sub_workflow_config: object.nullable("sub_workflow_config", &mut errors, SubWorkflowConfig::read),
         };
         if origin == Origin::Store && step.kind == StepKind::Agent {
             step.input_mapping.get_or_insert_default();
@@ -261,6 +301,11 @@ impl Step {
                 },
                 _ => return None,
             },
+            StepKind::Wait if self.wait_config.is_none() => "a step of type wait needs wait_config",
+            StepKind::SubWorkflow if self.sub_workflow_config.is_none() => {
+                "a step of type sub_workflow needs sub_workflow_config"
+            }
+            StepKind::Wait | StepKind::Callback | StepKind::SubWorkflow => return None,
         };
         Some(text.to_owned())
     }
@@ -358,7 +403,7 @@ impl Branch {
     }
 }
 
-fn one_of(node: &Node<'_>, names: &[&'static str]) -> Read<&'static str> {
+pub(super) fn one_of(node: &Node<'_>, names: &[&'static str]) -> Read<&'static str> {
     node.parsed(|text| {
         let name = names.iter().find(|name| **name == text);
         name.copied().ok_or_else(|| format!("must be one of {}", names.join(", ")))
@@ -424,14 +469,28 @@ mod tests {
     }
 
     #[test]
-    fn a_type_is_one_of_five_in_lower_case() {
+    fn a_type_is_one_of_eight_in_lower_case() {
         let agent = r#""agent_name":"x","input_mapping":{}"#;
         check(&format!(r#""type":"agent",{agent}"#), &[]);
         check(&format!(r#""type":null,{agent}"#), &[]);
-        for kind in ["Agent", "sub_workflow", "wait_for_event", "validate", ""] {
+        for kind in ["Agent", "SubWorkflow", "wait_for_event", "validate", ""] {
             check(&format!(r#""type":"{kind}",{agent}"#), &["steps.s.type value_error"]);
         }
         check(&format!(r#""type":1,{agent}"#), &["steps.s.type string_type"]);
+    }
+
+    #[test]
+    fn a_step_that_waits_says_for_what_and_any_step_for_how_long() {
+        check(r#""type":"wait","wait_config":{"duration_seconds":5}"#, &[]);
+        check(r#""type":"wait","wait_config":{"duration_seconds":"${workflow.input.n}"}"#, &[]);
+        check(r#""type":"wait","wait_config":{"until":"in ${workflow.input.n}"}"#, &[]);
+        check(r#""type":"wait""#, BROKEN);
+        check(r#""type":"callback""#, &[]);
+        check(r#""type":"callback","callback_config":{"approval":{"role":"boss","on_reject":"continue"}}"#, &[]);
+        check(r#""type":"sub_workflow","sub_workflow_config":{"workflow_name":"x"}"#, &[]);
+        check(r#""type":"sub_workflow""#, BROKEN);
+        check(r#""type":"callback","timeout_seconds":60"#, &[]);
+        check(r#""type":"callback","timeout_seconds":400000000"#, &["steps.s.timeout_seconds less_than_equal"]);
     }
 
     #[test]

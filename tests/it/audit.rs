@@ -270,7 +270,7 @@ async fn nobody_changes_an_entry_not_even_the_owner_of_the_table(pool: PgPool) {
     ] {
         let error = sqlx::query(&sql).execute(&pool).await.expect_err(&sql);
         assert_eq!(
-            error.as_database_error().and_then(|error| error.code()).as_deref(),
+            error.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref(),
             Some("42501"),
             "{sql}: {error}"
         );
@@ -381,7 +381,7 @@ async fn a_role_that_may_only_read_and_add_keeps_the_trail(pool: PgPool) {
     for sql in ["DELETE FROM audit_logs", "DROP TABLE audit_logs", "ALTER TABLE audit_logs DISABLE TRIGGER ALL"] {
         let error = sqlx::query(sql).execute(&restricted).await.expect_err(sql);
         assert_eq!(
-            error.as_database_error().and_then(|error| error.code()).as_deref(),
+            error.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref(),
             Some("42501"),
             "{sql}: {error}"
         );

@@ -3,7 +3,10 @@
 use sqlx::PgPool;
 use workflow_api::db::migrations::MIGRATOR;
 
-use crate::service::{Answer, Service, config};
+use crate::{
+    access::{SECRET, claims, secret, signed},
+    service::{Answer, Service, config},
+};
 
 const UI: &str = "http://localhost:3000";
 const EVIL: &str = "https://evil.test";
@@ -37,10 +40,13 @@ async fn the_ui_may_call_with_credentials_by_default(pool: PgPool) {
 /// The UI shows the text of an error, and can read it only if the answer carries the headers.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn answers_of_every_kind_carry_the_headers(pool: PgPool) {
-    let secret = ("JWT_SECRET", "0123456789abcdef0123456789abcdef");
-    let (open, closed) = (Service::start(&pool), Service::start_with(config(&pool, &[secret])));
+    let setting = ("JWT_SECRET", SECRET);
+    let (open, closed) = (Service::start(&pool), Service::start_with(config(&pool, &[setting])));
     let uuid = "00000000-0000-0000-0000-000000000000";
     let long = format!("/api/v1/runs/{}", "x".repeat(9000));
+    let viewer = claims(&serde_json::json!({"role": "viewer"}));
+    let viewer = signed(&serde_json::json!({"alg": "HS256"}), &viewer, &secret(), jsonwebtoken::Algorithm::HS256);
+    let (viewer, large) = (format!("Bearer {viewer}"), "x".repeat((1 << 20) + 1));
     for (service, method, path, status) in [
         (&open, "GET", "/api/v1/agents", 200),
         (&open, "GET", "/health", 200),
@@ -52,13 +58,21 @@ async fn answers_of_every_kind_carry_the_headers(pool: PgPool) {
         (&open, "GET", long.as_str(), 414),
         (&open, "PUT", &format!("/api/v1/workflows/{uuid}"), 422),
         (&closed, "GET", "/api/v1/agents", 401),
+        (&closed, "POST", "/api/v1/agents", 403),
+        (&open, "POST", "/api/v1/workflows", 413),
     ] {
-        let answer = service.send(method, path, &[("origin", UI)], "").await;
+        let (credentials, body) = match status {
+            403 => (viewer.as_str(), ""),
+            413 => ("", large.as_str()),
+            _ => ("", ""),
+        };
+        let headers = |origin| [("origin", origin), ("authorization", credentials)];
+        let answer = service.send(method, path, &headers(UI), body.to_owned()).await;
         assert_eq!(answer.status.as_u16(), status, "{method} {path}");
         assert_eq!(answer.header("access-control-allow-origin"), Some(UI), "{method} {path}");
         assert_eq!(answer.header("access-control-allow-credentials"), Some("true"), "{method} {path}");
         assert!(answer.header("access-control-expose-headers").is_some_and(|names| names.contains("x-correlation-id")));
-        let answer = service.send(method, path, &[("origin", EVIL)], "").await;
+        let answer = service.send(method, path, &headers(EVIL), body.to_owned()).await;
         assert_eq!(answer.header("access-control-allow-origin"), None, "{method} {path}");
     }
 }

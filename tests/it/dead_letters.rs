@@ -79,7 +79,8 @@ async fn what_cannot_be_used_is_kept_byte_for_byte_and_what_is_behind_it_goes_on
         ("invalid_content", Some(request(&"r".repeat(300)).to_string().into_bytes())),
     ];
     for (number, (_, value)) in cases.iter().enumerate() {
-        let headers = OwnedHeaders::new().insert(Header { key: "trace", value: Some(&[number as u8, 0xff][..]) });
+        let headers = OwnedHeaders::new()
+            .insert(Header { key: "trace", value: Some(&[u8::try_from(number).expect("few"), 0xff][..]) });
         // Whatever topic they come by: the content decides.
         let topic = if number % 3 == 2 { &kafka.cancellation_topic } else { &kafka.execution_topic };
         send(&service.config, topic, Some(format!("key-{number}").as_bytes()), value.as_deref(), headers).await;
@@ -116,7 +117,7 @@ async fn what_cannot_be_used_is_kept_byte_for_byte_and_what_is_behind_it_goes_on
         assert_eq!(header(copy, "dead-letter-timestamp"), letter["sent_at"]);
         assert_eq!(header(copy, "dead-letter-time"), letter["created_at"]);
         let trace = copy.headers().expect("headers").iter().find(|header| header.key == "trace").expect("as it was");
-        assert_eq!(trace.value, Some(&[number as u8, 0xff][..]));
+        assert_eq!(trace.value, Some(&[u8::try_from(number).expect("few"), 0xff][..]));
         let shown = service.get(&format!("/api/v1/dead-letters/{id}")).await.expect(200);
         assert_eq!((&shown["key"]["content"], &shown["headers"][0]["name"]), (&json!(key), &json!("trace")));
         assert_eq!(shown["headers"][0]["value"]["encoding"], "base64");

@@ -28,6 +28,21 @@ enum Node {
         in_loop: bool,
         seen: Option<String>,
     },
+    /// Lets so many milliseconds pass: some so few that the run is not parked for them.
+    Wait {
+        id: String,
+        ms: u64,
+    },
+    /// Answered by the test with what it was asked.
+    Callback {
+        id: String,
+        in_loop: bool,
+        approval: Option<bool>,
+    },
+    /// Runs a workflow of one agent step.
+    Sub {
+        id: String,
+    },
     Parallel {
         id: String,
         members: Vec<Node>,
@@ -105,7 +120,7 @@ impl Generator {
     }
 
     fn node(&mut self, depth: usize, in_loop: bool) -> Node {
-        let kind = if depth == 0 { 0 } else { self.random.random_range(0..8) };
+        let kind = self.random.random_range(if depth == 0 { 0..4 } else { 0..8 });
         let id = self.id();
         match kind {
             4 => {
@@ -155,6 +170,16 @@ impl Generator {
                 };
                 Node::Fork { id, branches, policy, required }
             }
+            3 => match self.random.random_range(0..6) {
+                0..2 => Node::Wait { id, ms: [1, 40, 700][self.random.random_range(0..3)] },
+                2..4 => {
+                    self.known.push(id.clone());
+                    let approval = self.random.random_bool(0.5).then(|| self.random.random_bool(0.8));
+                    Node::Callback { id, in_loop, approval }
+                }
+                4 => Node::Sub { id },
+                _ => Node::Agent { id, in_loop, seen: None },
+            },
             _ => {
                 let seen = self.some_known();
                 self.known.push(id.clone());
@@ -168,6 +193,9 @@ impl Node {
     fn id(&self) -> &str {
         match self {
             Self::Agent { id, .. }
+            | Self::Wait { id, .. }
+            | Self::Callback { id, .. }
+            | Self::Sub { id }
             | Self::Parallel { id, .. }
             | Self::Conditional { id, .. }
             | Self::Loop { id, .. }
@@ -177,7 +205,7 @@ impl Node {
 
     fn has_fork(&self) -> bool {
         match self {
-            Self::Agent { .. } => false,
+            Self::Agent { .. } | Self::Wait { .. } | Self::Callback { .. } | Self::Sub { .. } => false,
             Self::Fork { .. } => true,
             Self::Parallel { members: inside, .. } | Self::Loop { body: inside, .. } => {
                 inside.iter().any(Self::has_fork)
@@ -199,6 +227,23 @@ impl Node {
                     mapping["seen"] = json!(format!("${{{seen}.output.said.id:-none}}"));
                 }
                 (json!({"type": "agent", "agent_name": "a", "input_mapping": mapping}), Vec::new())
+            }
+            Self::Wait { ms, .. } => {
+                let config = json!({"duration_seconds": *ms as f64 / 1000.0});
+                (json!({"type": "wait", "wait_config": config}), Vec::new())
+            }
+            Self::Callback { id, in_loop, approval } => {
+                let mut mapping = json!({"id": id, "answer": approval});
+                if *in_loop {
+                    mapping["at"] = json!("${loop.index}");
+                }
+                let config = approval.map(|_| json!({"approval": {}}));
+                (json!({"type": "callback", "input_mapping": mapping, "callback_config": config}), Vec::new())
+            }
+            Self::Sub { id } => {
+                let config = json!({"workflow_name": "model-sub"});
+                let mapping = json!({"seed": seed, "id": id});
+                (json!({"type": "sub_workflow", "input_mapping": mapping, "sub_workflow_config": config}), Vec::new())
             }
             Self::Parallel { members, limit, .. } => (
                 json!({"type": "parallel", "parallel_steps": ids(members), "max_parallelism": limit}),
@@ -242,6 +287,11 @@ fn is_refused(input: &Value) -> bool {
     hasher.finish().is_multiple_of(7)
 }
 
+/// What the test answers to a callback.
+fn answer(id: &str, at: &Value, approval: Option<bool>) -> Value {
+    json!({"said": {"id": id, "at": at, "approved": approval}})
+}
+
 /// An output that is this, or null if its branch was not waited for.
 fn maybe(output: &Value) -> Value {
     json!({"maybe": output})
@@ -276,6 +326,13 @@ impl Interpreter {
     fn node(&mut self, node: &Node, seen: &mut Seen<'_>) -> Option<Value> {
         let output = match node {
             Node::Agent { id, seen: other, .. } => self.agent(id, other.as_deref(), seen)?,
+            Node::Wait { .. } => json!({"waited": true}),
+            Node::Callback { approval: Some(false), .. } => return None,
+            Node::Callback { id, in_loop, approval } => {
+                let at = if *in_loop { json!(seen.iteration?.1) } else { Value::Null };
+                answer(id, &at, *approval)["said"].clone()
+            }
+            Node::Sub { id } => self.agent(id, None, &Seen { outputs: HashMap::new(), iteration: None })?,
             Node::Parallel { members, .. } => {
                 let mut outputs = Map::new();
                 let results: Vec<_> =
@@ -377,6 +434,7 @@ impl Interpreter {
 /// An output without what the protocol adds.
 fn bare(output: &Value) -> Value {
     match output {
+        Value::Object(members) if members.contains_key("until") => json!({"waited": true}),
         Value::Object(members) if members.contains_key("said") => members["said"].clone(),
         Value::Object(members) => members.iter().map(|(name, value)| (name.clone(), bare(value))).collect(),
         Value::Array(items) => items.iter().map(bare).collect(),
@@ -412,6 +470,30 @@ fn check_rows(seed: u64, places: &[(String, String)], ended: &Ended) {
     }
 }
 
+/// Answers every callback, some at once and some later, by what its step says that it wants.
+async fn answer_all(pool: PgPool, router: axum::Router) {
+    loop {
+        let sql = "SELECT token, input_data FROM step_waits w JOIN step_executions s ON s.id = w.attempt_id
+                   WHERE token IS NOT NULL AND answered_at IS NULL AND s.status = 'PENDING'";
+        let open: Vec<(String, Value)> = sqlx::query_as(sql).fetch_all(&pool).await.unwrap_or_default();
+        for (token, asked) in open {
+            let approval = asked["answer"].as_bool();
+            let mut body = answer(asked["id"].as_str().expect("an id"), &asked["at"], approval);
+            if let Some(approved) = approval {
+                body["approved"] = json!(approved);
+            }
+            let request = http::Request::post(format!("/api/v1/callbacks/{token}"))
+                .header("content-type", "application/json")
+                .body(axum::body::Body::from(body.to_string()))
+                .expect("a request");
+            let answered = tower::ServiceExt::oneshot(router.clone(), request).await.expect("an answer");
+            // Its run may have ended meanwhile.
+            assert!([200, 410].contains(&answered.status().as_u16()), "{}", answered.status());
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn random_definitions_do_what_a_simple_interpreter_says(pool: PgPool) {
     let mended: Arc<Mutex<HashSet<u64>>> = Arc::default();
@@ -423,6 +505,10 @@ async fn random_definitions_do_what_a_simple_interpreter_says(pool: PgPool) {
     })
     .await;
     let world = World::start(&pool, &[("a", &url)]).await;
+    let sub = json!({"name": "model-sub", "start_step": "work", "steps": {"work": {"id": "work", "agent_name": "a",
+        "input_mapping": {"seed": "${workflow.input.seed}", "id": "${workflow.input.id}"}}}});
+    world.service.post("/api/v1/workflows", &sub).await.expect(201);
+    let answering = tokio::spawn(answer_all(pool.clone(), world.service.router.clone()));
     let input = json!({"number": 7, "items": [{"cells": [1, 2]}, {"cells": []}, {"cells": [3]}]});
     let mut runs = Vec::new();
     for seed in 0..SEEDS {
@@ -485,6 +571,7 @@ async fn random_definitions_do_what_a_simple_interpreter_says(pool: PgPool) {
             resumed += usize::from(expected == "COMPLETED");
         }
     }
+    answering.abort();
     // The generator is worth something only as long as it makes all of these.
     assert!(completed >= 15 && resumed >= 15, "{completed} completed, {resumed} on a retry");
 }

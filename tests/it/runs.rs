@@ -37,7 +37,7 @@ async fn a_run_of_another_program_has_every_member(pool: PgPool) {
         "id": "ext-1", "run_id": "ext-1", "workflow_id": "wf-a-1", "workflow_name": "a", "workflow_definition_id": null,
         "status": "RUNNING", "input_data": null, "triggered_by": null, "cancelled_by": null, "error_message": null,
         "created_at": "2026-02-03T09:00:00Z", "updated_at": "2026-02-03T09:00:00Z", "completed_at": null,
-        "cancelled_at": null,
+        "cancelled_at": null, "priority": 5, "paused_at": null, "parent_run_id": null, "parent_step_id": null,
     });
     assert_eq!(service.get(RUNS).await.expect(200)["items"], json!([expected]));
     // The run by itself shows what it gave, too.
@@ -55,7 +55,9 @@ async fn a_run_that_is_not_there_is_404_whatever_its_id(pool: PgPool) {
     assert_eq!(service.get(&format!("{RUNS}/a%2Fb%20%C3%BC")).await.expect(200)["run_id"], "a/b ü");
     for id in ["missing", "a%2Fb", "%00", "run-%00", "%FF", "%ED%A0%80", "..", "%2E%2E%2Fhealth", "'%20OR%201=1--", "%"]
     {
-        for (method, act) in [("GET", ""), ("GET", "/steps"), ("POST", "/cancel"), ("POST", "/retry")] {
+        for (method, act) in
+            [("GET", ""), ("GET", "/steps"), ("POST", "/cancel"), ("POST", "/retry"), ("POST", "/pause")]
+        {
             let answer = service.send(method, &format!("{RUNS}/{id}{act}"), &[], "").await;
             assert_eq!(answer.error(404)["code"], "run_not_found", "{method} {id}{act}");
         }
@@ -145,6 +147,7 @@ async fn steps_are_an_array_in_the_order_of_their_start(pool: PgPool) {
             "id": id, "run_id": "ext-1", "step_id": "s", "step_name": "worker", "agent_name": "worker",
             "started_at": format!("2026-02-03T{at}:00Z"), "completed_at": null, "error_message": null,
             "output_data": null, "input_data": {}, "parent_step_id": null, "branch_name": null, "join_policy": null,
+            "child_run_id": null,
         });
         step.as_object_mut().expect("an object").extend(more.as_object().expect("members").clone());
         step

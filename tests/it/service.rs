@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use uuid::Uuid;
 use workflow_api::{
-    api::{self, App},
+    api::{self, App, client::Peer},
     config::{Config, ConnectOptions},
     db, kafka,
     lifecycle::Lifecycle,
@@ -25,7 +25,7 @@ use workflow_api::{
 pub struct Service {
     pub config: Config,
     pub lifecycle: Lifecycle,
-    drained: CancellationToken,
+    pub drained: CancellationToken,
     pub router: Router,
 }
 
@@ -94,6 +94,7 @@ pub fn config(pool: &PgPool, more: &[(&str, &str)]) -> Config {
         ("KAFKA_CANCELLATION_TOPIC", format!("cancellation-{unique}")),
         ("KAFKA_GROUP_ID", format!("group-{unique}")),
         ("KAFKA_TOPIC_PARTITIONS", "2".to_owned()),
+        ("EGRESS_ALLOW", "127.0.0.0/8".to_owned()),
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .into();
@@ -127,6 +128,16 @@ impl Service {
         Answer { status, headers, text: String::from_utf8(bytes).expect("text") }
     }
 
+    /// As [`Self::send`], without a body, over a connection from that address.
+    pub async fn send_from(&self, peer: &str, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
+        let mut request = request(method, path, headers, Body::empty());
+        request.extensions_mut().insert(Peer(peer.parse().expect("an address")));
+        let (parts, body) = self.router.clone().oneshot(request).await.expect("the router answers").into_parts();
+        let body = body.collect().await.expect("a body that is complete").to_bytes();
+        let text = String::from_utf8(body.to_vec()).expect("text");
+        Answer { status: parts.status, headers: parts.headers, text }
+    }
+
     /// Gets what need not be text.
     pub async fn bytes(&self, path: &str) -> (StatusCode, HeaderMap, Vec<u8>) {
         self.send_for_bytes("GET", path, &[], Body::empty()).await
@@ -134,11 +145,7 @@ impl Service {
 
     /// Sends a request and leaves the body of the answer unread.
     pub async fn open(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Body) -> Response<Body> {
-        let mut request = Request::builder().method(Method::from_bytes(method.as_bytes()).expect("a method")).uri(path);
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        let request = request.body(body).expect("a well-formed request");
+        let request = request(method, path, headers, body);
         self.router.clone().oneshot(request).await.expect("the router answers")
     }
 
@@ -214,6 +221,14 @@ impl Service {
         self.drained.cancel();
         self.lifecycle.ended().await;
     }
+}
+
+fn request(method: &str, path: &str, headers: &[(&str, &str)], body: Body) -> Request<Body> {
+    let mut request = Request::builder().method(Method::from_bytes(method.as_bytes()).expect("a method")).uri(path);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request.body(body).expect("a well-formed request")
 }
 
 impl Drop for Service {

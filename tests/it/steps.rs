@@ -19,7 +19,7 @@ use workflow_api::db::migrations::MIGRATOR;
 
 use crate::{
     path::{Agent, Call, Executor, ended, steps},
-    service::{Service, eventually},
+    service::{Service, config, eventually},
 };
 
 /// A service with an executor and agents, and definitions run on it one after the other.
@@ -38,7 +38,11 @@ pub struct Ended {
 
 impl World {
     pub async fn start(pool: &PgPool, agents: &[(&str, &str)]) -> Self {
-        let service = Service::start(pool);
+        Self::start_with(pool, agents, &[]).await
+    }
+
+    pub async fn start_with(pool: &PgPool, agents: &[(&str, &str)], settings: &[(&str, &str)]) -> Self {
+        let service = Service::start_with(config(pool, settings));
         let executor = Some(Executor::start(&service));
         for (name, url) in agents {
             let agent = json!({"name": name, "url": url,
@@ -48,12 +52,18 @@ impl World {
         Self { service, executor, definitions: AtomicUsize::new(0) }
     }
 
-    /// Starts a run of these steps, the first being `start`; returns its id.
-    pub async fn begin(&self, start: &str, steps: &Value, input: &Value) -> String {
+    /// Stores a definition of these steps, the first being `start`; returns its id.
+    pub async fn define(&self, start: &str, steps: &Value) -> String {
         let number = self.definitions.fetch_add(1, Ordering::Relaxed);
         let definition = json!({"name": format!("definition-{number}"), "start_step": start, "steps": steps});
         let workflow = self.service.post("/api/v1/workflows", &definition).await.expect(201);
-        let path = format!("/api/v1/workflows/{}/execute", workflow["id"].as_str().expect("an id"));
+        workflow["id"].as_str().expect("an id").to_owned()
+    }
+
+    /// Starts a run of these steps, the first being `start`; returns its id.
+    pub async fn begin(&self, start: &str, steps: &Value, input: &Value) -> String {
+        let workflow_id = self.define(start, steps).await;
+        let path = format!("/api/v1/workflows/{workflow_id}/execute");
         let run = self.service.post(&path, &json!({"input_data": input})).await.expect(202);
         run["run_id"].as_str().expect("a run id").to_owned()
     }
@@ -68,7 +78,7 @@ impl World {
         self.end(self.begin(start, steps, input).await).await
     }
 
-    async fn retry(&self, run_id: &str) -> Ended {
+    pub async fn retry(&self, run_id: &str) -> Ended {
         self.service.post(&format!("/api/v1/runs/{run_id}/retry"), &json!({})).await.expect(202);
         self.end(run_id.to_owned()).await
     }
@@ -84,13 +94,13 @@ impl Ended {
 
     /// The run failed; why.
     #[track_caller]
-    fn cause(&self) -> &str {
+    pub fn cause(&self) -> &str {
         assert_eq!(self.run["status"], "FAILED");
         self.run["error_message"].as_str().expect("a message")
     }
 
     /// `step status` of each row, in order.
-    fn attempts(&self) -> Vec<String> {
+    pub fn attempts(&self) -> Vec<String> {
         self.rows.iter().map(|row| format!("{} {}", text(row, "step_id"), text(row, "status"))).collect()
     }
 
@@ -103,7 +113,7 @@ impl Ended {
         attempts
     }
 
-    fn row(&self, step_id: &str) -> &Value {
+    pub fn row(&self, step_id: &str) -> &Value {
         self.rows.iter().rev().find(|row| row["step_id"] == step_id).expect("a row of the step")
     }
 
@@ -137,7 +147,7 @@ pub fn refusing(call: &Call) -> Response {
 }
 
 /// An agent that repeats its input, and refuses one that has a member `fail` that is true.
-async fn repeating() -> (Agent, String) {
+pub async fn repeating() -> (Agent, String) {
     Agent::start(|_, call| {
         let input = input_of(call);
         if input["fail"] == true { refusing(call) } else { saying(call, &input) }
@@ -145,7 +155,7 @@ async fn repeating() -> (Agent, String) {
     .await
 }
 
-fn agent_step(id: &str, mapping: &Value) -> Value {
+pub fn agent_step(id: &str, mapping: &Value) -> Value {
     json!({"id": id, "agent_name": "a", "input_mapping": mapping})
 }
 

@@ -11,9 +11,11 @@ const IMPORT: &str = "/api/v1/import";
 
 async fn filled(service: &Service) {
     service.agent("plain", "http://plain").await;
-    let secret = json!({"name": "secret", "url": "http://user:pass@secret", "auth_type": "bearer",
+    let secret = json!({"name": "secret", "url": "http://secret", "auth_type": "bearer",
         "auth_config": {"token": "hush"}});
     service.post("/api/v1/agents", &secret).await.expect(201);
+    let model = json!({"name": "model", "url": "http://llm/v1", "kind": "openai", "config": {"model": "m"}});
+    service.post("/api/v1/agents", &model).await.expect(201);
     service.chain("one", &["plain"]).await;
     service.chain("one", &["plain", "secret"]).await;
     service.chain("two", &["secret"]).await;
@@ -31,7 +33,7 @@ async fn what_is_exported_is_unchanged_when_it_is_imported(pool: PgPool) {
     let before = service.get("/api/v1/agents").await.expect(200);
     let report = service.post(IMPORT, &document).await.expect(200);
     let nothing = json!({"agents": [], "workflows": []});
-    let all = json!({"agents": ["plain", "secret"], "workflows": ["one", "two"]});
+    let all = json!({"agents": ["model", "plain", "secret"], "workflows": ["one", "two"]});
     let expected = json!({"dry_run": false, "created": nothing, "updated": nothing, "unchanged": all, "errors": []});
     assert_eq!(report, expected);
     assert_eq!(service.get("/api/v1/agents").await.expect(200), before);
@@ -46,9 +48,9 @@ async fn a_document_with_secrets_fills_an_empty_database(pool: PgPool) {
     let path = format!("/api/v1/agents/{}", secret.as_str().expect("an id"));
     service.put(&path, &json!({"status": "inactive"})).await.expect(200);
     let document = service.get(&format!("{EXPORT}?include_secrets=true")).await.expect(200);
-    assert_eq!(document["agents"][1]["auth_config"]["token"], "hush");
+    assert_eq!(document["agents"][2]["auth_config"]["token"], "hush");
     sqlx::query("TRUNCATE agents, workflow_definitions CASCADE").execute(&pool).await.expect("emptied");
-    let all = json!({"agents": ["plain", "secret"], "workflows": ["one", "two"]});
+    let all = json!({"agents": ["model", "plain", "secret"], "workflows": ["one", "two"]});
     let dry = service.post(&format!("{IMPORT}?dry_run=true"), &document).await.expect(200);
     assert_eq!((&dry["created"], &dry["dry_run"]), (&all, &json!(true)));
     assert_eq!(service.get("/api/v1/agents").await.expect(200)["total"], 0);
@@ -63,18 +65,18 @@ async fn all_or_nothing(pool: PgPool) {
     filled(&service).await;
     let document = service.get(EXPORT).await.expect(200);
     let mut bad = document.clone();
-    bad["agents"][0]["timeout_ms"] = json!(2000);
-    bad["agents"][1]["name"] = json!("new");
+    bad["agents"][1]["timeout_ms"] = json!(2000);
+    bad["agents"][2]["name"] = json!("new");
     bad["workflows"][0]["steps"]["s0"]["agent_name"] = json!("gone");
     bad["workflows"][1]["description"] = json!("changed");
-    let expected = ["body.agents.1.auth_config value_error", "body.workflows.0 value_error"];
+    let expected = ["body.agents.2.auth_config value_error", "body.workflows.0 value_error"];
     assert_eq!(service.post(IMPORT, &bad).await.field_errors(), expected);
     assert_eq!(service.get(EXPORT).await.expect(200), document);
     let dry = service.post(&format!("{IMPORT}?dry_run=1"), &bad).await.expect(200);
     assert_eq!(dry["errors"].as_array().map(Vec::len), Some(2));
     assert_eq!((&dry["updated"]["agents"], &dry["updated"]["workflows"]), (&json!(["plain"]), &json!(["two"])));
     let mut good = document.clone();
-    good["agents"][0]["timeout_ms"] = json!(2000);
+    good["agents"][1]["timeout_ms"] = json!(2000);
     good["workflows"][1]["steps"]["s0"]["input_mapping"] = json!({});
     let report = service.post(IMPORT, &good).await.expect(200);
     assert_eq!(report["updated"], json!({"agents": ["plain"], "workflows": ["two"]}));

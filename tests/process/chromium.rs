@@ -23,6 +23,7 @@ pub struct Chromium {
     from: BufReader<File>,
     session: String,
     last_id: u64,
+    complaints: Vec<String>,
 }
 
 impl Chromium {
@@ -43,7 +44,8 @@ impl Chromium {
         let child = command.spawn().expect("bash starts");
         let to = File::options().write(true).open(&to).await.expect("the pipe to the browser");
         let from = BufReader::new(File::open(&from).await.expect("the pipe from the browser"));
-        let mut browser = Self { _child: child, directory, to, from, session: String::new(), last_id: 0 };
+        let mut browser =
+            Self { _child: child, directory, to, from, session: String::new(), last_id: 0, complaints: Vec::new() };
         let targets = browser.call("Target.getTargets", json!({})).await;
         let pages = targets["targetInfos"].as_array().expect("targets");
         let page = pages.iter().find(|target| target["type"] == "page").expect("a page")["targetId"].clone();
@@ -52,7 +54,34 @@ impl Chromium {
         browser
     }
 
-    /// Calls a method and gives its result; events meanwhile are passed over.
+    /// From here on takes note of errors on the console, among them what a content policy has forbidden.
+    pub async fn watch_log(&mut self) {
+        for domain in ["Log.enable", "Runtime.enable", "Audits.enable"] {
+            self.call(domain, json!({})).await;
+        }
+    }
+
+    /// What was noted so far.
+    pub fn complaints(&self) -> &[String] {
+        &self.complaints
+    }
+
+    /// Takes note of an event that tells of an error.
+    fn note(&mut self, event: &Value) {
+        let params = &event["params"];
+        let complains = match event["method"].as_str() {
+            Some("Log.entryAdded") => params["entry"]["level"] == "error",
+            Some("Runtime.consoleAPICalled") => params["type"] == "error",
+            Some("Runtime.exceptionThrown") => true,
+            Some("Audits.issueAdded") => params["issue"]["code"] == "ContentSecurityPolicyIssue",
+            _ => false,
+        };
+        if complains {
+            self.complaints.push(params.to_string());
+        }
+    }
+
+    /// Calls a method and gives its result; of events meanwhile only errors are noted.
     pub async fn call(&mut self, method: &str, params: Value) -> Value {
         self.last_id += 1;
         let mut message = json!({"id": self.last_id, "method": method, "params": params});
@@ -74,6 +103,7 @@ impl Chromium {
                 assert!(answer.get("error").is_none(), "{method}: {answer}");
                 return answer["result"].clone();
             }
+            self.note(&answer);
         }
     }
 

@@ -122,6 +122,7 @@ async fn the_log_is_json_carries_correlation_ids_and_shows_no_secret(pool: PgPoo
     let environment = Environment::new(&pool)
         .with("JWT_SECRET", secret)
         .with("AUTH_ENABLED", "false")
+        .with("TRUSTED_PROXIES", "127.0.0.0/8")
         .with("LOG_LEVEL", "DEBUG")
         .with("DATABASE_ECHO", "true");
     let mut api = environment.serve().await;
@@ -130,7 +131,8 @@ async fn the_log_is_json_carries_correlation_ids_and_shows_no_secret(pool: PgPoo
     let client = reqwest::Client::new();
     let url = format!("{}/api/v1/agents", environment.url);
     let answer =
-        client.post(&url).header("x-correlation-id", "req-abc123").json(&agent).send().await.expect("an answer");
+        client.post(&url).header("x-correlation-id", "req-abc123").header("x-forwarded-for", "192.0.2.7").json(&agent);
+    let answer = answer.send().await.expect("an answer");
     assert_eq!(
         (answer.status().as_u16(), &answer.headers()["x-correlation-id"]),
         (201, &"req-abc123".parse().expect("it"))
@@ -141,7 +143,10 @@ async fn the_log_is_json_carries_correlation_ids_and_shows_no_secret(pool: PgPoo
     let created = lines.iter().find(|line| line["message"] == "Agent created").expect("the line");
     assert_eq!((&created["correlation_id"], &created["logger"]), (&"req-abc123".into(), &"api.routes.agents".into()));
     let requests: Vec<_> = lines.iter().filter(|line| line["logger"] == "api.request").collect();
-    assert!(requests.iter().any(|line| line["correlation_id"] == "req-abc123" && line["status"] == 201));
+    assert!(requests.iter().any(|line| {
+        line["correlation_id"] == "req-abc123" && line["status"] == 201 && line["client_ip"] == "192.0.2.7"
+    }));
+    assert!(requests.iter().any(|line| line["route"] == "/health/ready" && line["client_ip"] == "127.0.0.1"));
     for line in &lines {
         for member in ["timestamp", "level", "logger", "message"] {
             assert!(line[member].is_string(), "{line}");

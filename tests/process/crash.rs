@@ -55,7 +55,8 @@ async fn what_a_killed_api_had_acknowledged_is_stored_and_reaches_kafka(pool: Pg
 /// An agent that counts its calls by path and holds back the answers of `/held` until it is let go.
 #[derive(Clone, Default)]
 struct Agent {
-    calls: Arc<Mutex<Vec<String>>>,
+    /// The path and the message's id of each.
+    calls: Arc<Mutex<Vec<(String, Value)>>>,
     is_free: Arc<AtomicBool>,
 }
 
@@ -63,7 +64,8 @@ impl Agent {
     async fn start() -> (Self, String) {
         let agent = Self::default();
         let handle = async |State(agent): State<Self>, uri: Uri, Json(call): Json<Value>| {
-            agent.calls.lock().expect("no panic").push(uri.path().to_owned());
+            let message_id = call["params"]["message"]["messageId"].clone();
+            agent.calls.lock().expect("no panic").push((uri.path().to_owned(), message_id));
             let is_held = uri.path() == "/held";
             eventually("the agent may answer", async || {
                 (!is_held || agent.is_free.load(Ordering::Relaxed)).then_some(())
@@ -81,7 +83,13 @@ impl Agent {
     }
 
     fn calls(&self, path: &str) -> usize {
-        self.calls.lock().expect("no panic").iter().filter(|called| *called == path).count()
+        self.message_ids(path).len()
+    }
+
+    /// By which agents de-duplicate.
+    fn message_ids(&self, path: &str) -> Vec<Value> {
+        let calls = self.calls.lock().expect("no panic");
+        calls.iter().filter(|(called, _)| called == path).map(|(_, id)| id.clone()).collect()
     }
 }
 
@@ -110,6 +118,9 @@ async fn the_run_of_a_killed_executor_is_resumed_in_time_and_repeats_no_complete
     // first has been silent.
     assert!(killed_at.elapsed() < Duration::from_secs(15), "{:?}", killed_at.elapsed());
     assert_eq!((agent.calls("/first"), agent.calls("/held"), agent.calls("/last")), (1, 2, 1));
+    let ids = agent.message_ids("/held");
+    assert_eq!(ids[0], ids[1], "the attempt that was interrupted is the same to the agent");
+    assert_ne!(agent.message_ids("/first")[0], ids[0]);
     let steps = environment.get(&format!("/api/v1/runs/{run_id}/steps")).await;
     let told: Vec<String> = steps
         .as_array()
@@ -119,6 +130,26 @@ async fn the_run_of_a_killed_executor_is_resumed_in_time_and_repeats_no_complete
         .collect();
     assert_eq!(told, [r#""s0" "COMPLETED""#, r#""s1" "FAILED""#, r#""s1" "COMPLETED""#, r#""s2" "COMPLETED""#]);
     assert!(steps[1]["error_message"].as_str().is_some_and(|message| message.contains("interrupted")));
+}
+
+/// Whoever sets a proxy for the machine does not send the agents' credentials there.
+#[sqlx::test(migrations = false)]
+async fn proxies_of_the_environment_are_not_used(pool: PgPool) {
+    let environment = Environment::new(&pool);
+    let environment = ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"]
+        .iter()
+        .fold(environment, |environment, name| environment.with(name, "http://127.0.0.1:1"));
+    let _api = environment.serve().await;
+    let _executor = environment.start(&["executor"]);
+    let (agent, url) = Agent::start().await;
+    let workflow_id = environment.chain("direct", &[format!("{url}/first")]).await;
+    let run_id = environment.execute(&workflow_id).await.expect("accepted");
+    eventually("the run completes", async || {
+        let run = environment.get(&format!("/api/v1/runs/{run_id}")).await;
+        (run["status"] == "COMPLETED").then_some(())
+    })
+    .await;
+    assert_eq!(agent.calls("/first"), 1);
 }
 
 /// Three iterations at a time, each with a fork inside, are in the middle of it.

@@ -7,6 +7,8 @@ mod chromium;
 mod commands;
 mod crash;
 mod dependencies;
+mod parked;
 mod program;
 mod recovery;
+mod secrets;
 mod stop;

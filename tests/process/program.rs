@@ -37,6 +37,7 @@ impl Environment {
             ("KAFKA_CANCELLATION_TOPIC", format!("cancellation-{unique}")),
             ("KAFKA_GROUP_ID", format!("group-{unique}")),
             ("KAFKA_TOPIC_PARTITIONS", "2".to_owned()),
+            ("EGRESS_ALLOW", "127.0.0.0/8".to_owned()),
             ("API_HOST", "127.0.0.1".to_owned()),
             ("API_PORT", port.to_string()),
             ("API_WORKERS", "2".to_owned()),
@@ -158,6 +159,11 @@ pub struct Program {
 }
 
 impl Program {
+    /// Of the process.
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("it runs")
+    }
+
     /// Asks it to stop, as `docker stop` and Kubernetes do.
     pub async fn terminate(&self) {
         self.signal("TERM").await;
@@ -165,7 +171,7 @@ impl Program {
 
     /// Sends it a signal of that name.
     pub async fn signal(&self, name: &str) {
-        let id = self.child.id().expect("it runs").to_string();
+        let id = self.id().to_string();
         let status = Command::new("kill").args([&format!("-{name}"), &id]).status().await.expect("kill runs");
         assert!(status.success());
     }

@@ -3,6 +3,10 @@
 //! An entry lives for [`LIFE`], so that a revoked key ends everywhere within that time, whatever becomes of this
 //! process's loop. The loop reads the keys in use again before that, all with one statement, so that requests find
 //! theirs here; and it notes when they were used.
+//!
+//! Whoever comes from where many wrong keys came from waits for [`GATHER_FOR`], and is asked for together with all others
+//! of his kind: guessing costs the database ten statements a second at most, and a key that is right is let in all the
+//! same.
 
 use std::{
     collections::HashMap,
@@ -11,6 +15,8 @@ use std::{
 };
 
 use sqlx::PgPool;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
@@ -31,6 +37,11 @@ const READ_EVERY: Duration = Duration::from_millis(1500);
 const MAX_ENTRIES: usize = 4096;
 /// A use is noted if the last one that was noted is so old.
 const NOTE_EVERY: chrono::TimeDelta = chrono::TimeDelta::minutes(1);
+
+/// How long keys of suspects are gathered until they are asked for.
+const GATHER_FOR: Duration = Duration::from_millis(100);
+/// How many are gathered at a time; those above are taken to be wrong.
+const MAX_GATHERED: usize = 1024;
 
 /// A key that counts.
 #[derive(Debug)]
@@ -78,6 +89,17 @@ struct Entry {
     is_used: bool,
 }
 
+/// How fast a key that is not known yet is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// By a statement of its own.
+    AtOnce,
+    /// Together with those of other suspects.
+    Gathered,
+}
+
+type Found = Result<Option<Arc<Holder>>, Arc<db::Error>>;
+
 /// The keys. Cheap to clone.
 #[derive(Clone)]
 pub struct KeyRing(Arc<Shared>);
@@ -85,13 +107,16 @@ pub struct KeyRing(Arc<Shared>);
 struct Shared {
     pool: PgPool,
     entries: Mutex<HashMap<KeyName, Entry>>,
+    suspects: mpsc::Sender<(KeyName, oneshot::Sender<Found>)>,
 }
 
 impl KeyRing {
     /// Starts the loop.
     #[must_use]
     pub fn start(pool: PgPool, lifecycle: &Lifecycle) -> Self {
-        let this = Self(Arc::new(Shared { pool, entries: Mutex::default() }));
+        let (suspects, gathered) = mpsc::channel(MAX_GATHERED);
+        let this = Self(Arc::new(Shared { pool, entries: Mutex::default(), suspects }));
+        lifecycle.spawn("key-ring-suspects", this.clone().answer_suspects(gathered, lifecycle.soft_stop().clone()));
         let (ring, stop) = (this.clone(), lifecycle.soft_stop().clone());
         lifecycle.spawn("key-ring", async move {
             while !stop.is_cancelled() {
@@ -109,7 +134,7 @@ impl KeyRing {
     }
 
     /// The key of that name, if it counts.
-    pub async fn find(&self, name: KeyName) -> Result<Option<Arc<Holder>>, db::Error> {
+    pub async fn find(&self, name: KeyName, pace: Pace) -> Found {
         let now = Timestamp::now();
         if let Some(entry) = self.entries().get_mut(&name)
             && entry.read_at.elapsed() < LIFE
@@ -117,13 +142,60 @@ impl KeyRing {
             entry.is_used = true;
             return Ok(entry.holder.clone().filter(|holder| holder.counts(now)));
         }
+        let holder = match pace {
+            Pace::AtOnce => self.look_up(vec![name]).await?.remove(&name).flatten(),
+            Pace::Gathered => {
+                let (answer, found) = oneshot::channel();
+                match self.0.suspects.try_send((name, answer)) {
+                    Ok(()) => found.await.unwrap_or(Ok(None))?,
+                    Err(_) => None,
+                }
+            }
+        };
+        Ok(holder.filter(|holder| holder.counts(now)))
+    }
+
+    /// Asks the database for these keys, and remembers what it said.
+    async fn look_up(&self, names: Vec<KeyName>) -> Result<HashMap<KeyName, Option<Arc<Holder>>>, db::Error> {
         let read_at = Instant::now();
         let pool = self.0.pool.clone();
         // In a task of its own: whoever asks may hang up.
-        let rows = db::bounded(async move { db::api_keys::find_many(&pool, &[name]).await }).await?;
-        let holder = rows.first().and_then(|(_, row)| Holder::read(row));
-        self.keep(name, Entry { holder: holder.clone(), read_at, is_used: true });
-        Ok(holder.filter(|holder| holder.counts(now)))
+        let (names, rows) = db::bounded(async move {
+            let rows = db::api_keys::find_many(&pool, &names).await?;
+            Ok((names, rows))
+        })
+        .await?;
+        let mut holders: HashMap<KeyName, Option<Arc<Holder>>> = names.into_iter().map(|name| (name, None)).collect();
+        holders.extend(rows.iter().map(|(name, row)| (*name, Holder::read(row))));
+        for (name, holder) in &holders {
+            self.keep(*name, Entry { holder: holder.clone(), read_at, is_used: true });
+        }
+        Ok(holders)
+    }
+
+    /// See [`Pace::Gathered`].
+    async fn answer_suspects(
+        self,
+        mut gathered: mpsc::Receiver<(KeyName, oneshot::Sender<Found>)>,
+        stop: CancellationToken,
+    ) {
+        let mut suspects = Vec::new();
+        loop {
+            tokio::select! {
+                first = gathered.recv() => suspects.extend(first),
+                () = stop.cancelled() => return,
+            }
+            tokio::time::sleep(GATHER_FOR).await;
+            while let Ok(suspect) = gathered.try_recv() {
+                suspects.push(suspect);
+            }
+            let found = self.look_up(suspects.iter().map(|(name, _)| *name).collect()).await.map_err(Arc::new);
+            for (name, answer) in suspects.drain(..) {
+                // Whoever hung up needs none.
+                let _ =
+                    answer.send(found.as_ref().map(|found| found.get(&name).cloned().flatten()).map_err(Arc::clone));
+            }
+        }
     }
 
     /// Has the key read again before it is used again.

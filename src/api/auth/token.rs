@@ -6,9 +6,10 @@ use std::{
 };
 
 use chrono::Utc;
-use jsonwebtoken::{Algorithm, EncodingKey, Header, Validation, decode, decode_header, encode};
+use jsonwebtoken::{Algorithm, EncodingKey, Header, Validation, decode, decode_header, encode, errors::ErrorKind};
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use uuid::Uuid;
@@ -54,6 +55,10 @@ struct Presented {
     exp: f64,
     #[serde(default, deserialize_with = "present")]
     role: Option<Role>,
+    /// Roles of the organisation, which mean nothing here but to approvals. Whoever issues tokens may have them in any
+    /// form; only a list of texts counts.
+    #[serde(default)]
+    roles: Value,
     #[serde(default, deserialize_with = "present")]
     organization_id: Option<OrganizationId>,
     /// The API key that it was issued for. Counts only in tokens of ours.
@@ -148,6 +153,8 @@ pub struct Claims {
     pub organization: OrganizationId,
     /// All that `role` may do, or `JWT_DEFAULT_ROLE`.
     pub grant: Arc<Grant>,
+    /// The texts in `roles`.
+    pub roles: Arc<[String]>,
     /// The API key that decides instead.
     pub key_id: Option<Uuid>,
     /// Seconds since the epoch; the token counts for [`CLOCK_SKEW_SECS`] longer.
@@ -180,6 +187,8 @@ fn is_secret(algorithm: Algorithm) -> bool {
 pub enum Refused {
     /// It is not valid.
     Invalid,
+    /// It was valid.
+    Expired,
     /// Nobody can say: the keys that it would be verified with were never to be had.
     WithoutKeys,
 }
@@ -239,7 +248,7 @@ impl Tokens {
         let digest: [u8; 32] = Sha256::digest(token).into();
         let set = self.jwks.as_ref().and_then(Jwks::current);
         if let Some(claims) = self.remembered(set.as_ref()).tokens.get(&digest) {
-            return if claims.has_expired() { Err(Refused::Invalid) } else { Ok(Arc::clone(claims)) };
+            return if claims.has_expired() { Err(Refused::Expired) } else { Ok(Arc::clone(claims)) };
         }
         let header = decode_header(token).map_err(|_| Refused::Invalid)?;
         // Whoever calls something critical wants it understood; nothing is (RFC 7515, 4.1.11).
@@ -257,8 +266,17 @@ impl Tokens {
                 return Err(Refused::WithoutKeys);
             }
         }
-        let claims = self.candidates(&header, set.as_deref()).into_iter().find_map(|key| self.decode(token, key));
-        let claims = Arc::new(claims.ok_or(Refused::Invalid)?);
+        let mut claims = Err(Refused::Invalid);
+        for key in self.candidates(&header, set.as_deref()) {
+            match self.decode(token, key) {
+                Err(Refused::Invalid) => {}
+                decided => {
+                    claims = decided;
+                    break;
+                }
+            }
+        }
+        let claims = Arc::new(claims?);
         let mut remembered = self.remembered(set.as_ref());
         if remembered.tokens.len() >= MAX_REMEMBERED {
             remembered.tokens.retain(|_, claims| !claims.has_expired());
@@ -278,20 +296,20 @@ impl Tokens {
         self.keys.iter().chain(of_set).filter(fits).collect()
     }
 
-    fn decode(&self, token: &str, key: &VerifyingKey) -> Option<Claims> {
+    fn decode(&self, token: &str, key: &VerifyingKey) -> Result<Claims, Refused> {
         let validation = Validation { algorithms: vec![key.algorithm], ..self.validation.clone() };
-        let presented = decode::<Presented>(token, &key.key, &validation).ok()?.claims;
-        let Presented { sub, exp, role, organization_id, wf_key, .. } = presented;
+        // The library looks at the claims of a token whose signature is right, and at no other's.
+        let decoded = decode::<Presented>(token, &key.key, &validation).map_err(|error| match error.kind() {
+            ErrorKind::ExpiredSignature => Refused::Expired,
+            _ => Refused::Invalid,
+        })?;
+        let Presented { sub, exp, role, roles, organization_id, wf_key, .. } = decoded.claims;
         let key_id = wf_key.filter(|_| is_secret(key.algorithm));
-        let grant = Arc::new(Grant::of(role.or(self.default_role)?));
+        let grant = Arc::new(Grant::of(role.or(self.default_role).ok_or(Refused::Invalid)?));
+        let roles = roles.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
         let organization = organization_id.unwrap_or_default();
-        (key_id.is_some() || is_subject(&sub)).then_some(Claims {
-            subject: sub,
-            organization,
-            grant,
-            key_id,
-            expires_at: exp,
-        })
+        let claims = Claims { subject: sub, organization, grant, roles, key_id, expires_at: exp };
+        if claims.key_id.is_some() || is_subject(&claims.subject) { Ok(claims) } else { Err(Refused::Invalid) }
     }
 
     /// What was verified with this set.

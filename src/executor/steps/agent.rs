@@ -8,13 +8,13 @@ use super::{Frame, Run};
 use crate::{
     db::executions::{AgentCall, StepEnd},
     executor::{
-        agent_call::{self, Called, Failure},
+        agent_call::{self, Called, Failure, Fault, Request},
         agents::Agent,
+        breakers::Rejected,
         journal,
         retry::{self, Again},
     },
     input::object_of,
-    mapping,
     workflow::Step,
 };
 
@@ -35,28 +35,31 @@ impl Run {
     /// The agent's output. An input that cannot be made is no attempt and leaves no row.
     pub(super) async fn agent(&self, step: &Step, place: &str, frame: &Frame<'_>) -> Result<Box<RawValue>, String> {
         let Some(agent_name) = step.agent_name.as_deref() else { return Err("it names no agent".to_owned()) };
-        let input = match mapping::resolve(step.mapping(), &frame.scope) {
+        let input = match self.resolve(step, &frame.scope).await {
             Ok(input) => input,
-            Err(error) => {
-                let (row, cause) =
-                    (self.row(step, agent_name.to_owned(), object_of([]), place, frame), error.to_string());
+            Err(cause) => {
+                let row = self.row(step, agent_name.to_owned(), object_of([]), place, frame);
                 self.ledger.fail_unbegun(&row, &cause);
                 return Err(cause);
             }
         };
-        let text = mapping::message_text(&input);
+        self.gate().await;
+        // A pause waits for all attempts: it comes between steps.
+        let _leaf = self.leaves.begin();
+        // Made again because its executor died, the attempt is the same to whoever de-duplicates.
+        let mut interrupted = self.earlier.take_interrupted(place, frame.reuse);
         let mut attempt = 1;
         loop {
-            self.gate().await;
+            self.gate_of_process().await;
             let under_way = self.calls.begin();
             let mut row = self.row(step, agent_name.to_owned(), input.clone(), place, frame);
-            // The agent sees the end of the row's id: a log of one is found from the other.
-            let task_id = format!("task-{}-{}", step.id, row.id.rsplit('-').next().unwrap_or_default());
-            row.task_id = Some(task_id.clone());
+            // The agent sees the row's id: a log of one is found from the other.
+            let attempt_id = interrupted.take().unwrap_or_else(|| row.id.clone());
+            row.task_id = Some(attempt_id.clone());
             self.ledger.begin(place, row);
             self.ledger.written().await;
             let started = Instant::now();
-            let Attempt { result, pause, call } = self.attempt(agent_name, &task_id, &text, attempt).await;
+            let Attempt { result, pause, call } = self.attempt(agent_name, &attempt_id, &input, attempt).await;
             let secs = started.elapsed().as_secs_f64();
             let end = match &result {
                 Ok(output) => StepEnd::Completed(output.clone()),
@@ -90,24 +93,43 @@ impl Run {
         }
     }
 
-    async fn attempt(&self, agent_name: &str, task_id: &str, text: &str, attempt: u32) -> Attempt {
+    async fn attempt(&self, agent_name: &str, attempt_id: &str, input: &RawValue, attempt: u32) -> Attempt {
         let agent = match self.find_agent(agent_name).await {
             Ok(agent) => agent,
             Err(cause) => return Attempt { result: Err(cause), pause: None, call: None },
         };
-        let started = Instant::now();
-        let called = agent_call::call(&self.executor.http, &agent, task_id, text, &self.correlation_id).await;
-        let duration_ms = millis(started.elapsed().as_secs_f64());
-        let Called { result, http_status } = called;
-        let (fault, again) = match &result {
-            Ok(_) => (None, Again::Never),
-            Err(Failure { outcome, again, .. }) => (Some(*outcome), *again),
+        let (result, call) = match self.executor.breakers.admit(&agent).await {
+            Err(Rejected) => {
+                let message = "its circuit breaker is open".to_owned();
+                (Err(Failure { message, again: Again::Later, fault: Fault::CircuitOpen }), None)
+            }
+            Ok(passage) => {
+                let request = Request {
+                    executor: &self.executor,
+                    agent: &agent,
+                    run_id: &self.run_id,
+                    lease_token: self.ledger.lease_token(),
+                    stop: &self.signals.stop,
+                    attempt_id,
+                    correlation_id: &self.correlation_id,
+                    input,
+                };
+                let started = Instant::now();
+                let Called { result, http_status } = agent_call::call(request).await;
+                let duration_ms = millis(started.elapsed().as_secs_f64());
+                passage.end(result.as_ref().map_or_else(|failure| failure.fault.is_healthy(), |_| Some(true))).await;
+                let fault = result.as_ref().err().map(|failure| failure.fault.as_str());
+                (result, Some(AgentCall { http_status, duration_ms, fault }))
+            }
         };
-        metrics::counter!("executor_agent_requests_total", "outcome" => fault.unwrap_or("success")).increment(1);
+        let outcome = result.as_ref().map_or_else(|failure| failure.fault.as_str(), |_| "success");
+        metrics::counter!("executor_agent_requests_total", "outcome" => outcome).increment(1);
+        let again = result.as_ref().map_or_else(|failure| failure.again, |_| Again::Never);
+        let time_left = self.deadline.saturating_duration_since(tokio::time::Instant::now());
         Attempt {
             result: result.map_err(|failure| format!("agent '{}': {}", agent.name, failure.message)),
-            pause: retry::pause(&agent.retry, attempt, again, rand::random()),
-            call: Some(AgentCall { http_status: http_status.map(|status| status.as_u16()), duration_ms, fault }),
+            pause: retry::pause(&agent.retry, attempt, again, rand::random(), time_left),
+            call,
         }
     }
 

@@ -41,11 +41,11 @@ impl Run {
             .collect();
         let branches = config.branches.iter().zip(&mut frames).enumerate().map(|(index, ((_, branch), frame))| {
             let secs = branch.timeout_seconds.or(config.branch_timeout_seconds);
-            async move { (index, self.branch(&branch.steps, frame, secs).await) }
+            async move { (index, self.branch(block, &branch.steps, frame, secs).await) }
         });
         let mut outputs: Vec<Option<Box<RawValue>>> = vec![None; total];
         let (mut succeeded, mut failed) = (0, Vec::new());
-        let mut group = Group::new(branches, None, &self.slots);
+        let mut group = Group::new(branches, None, &self.slots, &self.rest);
         while let Some((index, result)) = group.next().await {
             match result {
                 Ok(output) => {
@@ -80,19 +80,19 @@ impl Run {
     /// One branch, within its time.
     async fn branch(
         &self,
+        block: &Block<'_>,
         step_ids: &[String],
         frame: &mut Frame<'_>,
         timeout_secs: Option<i64>,
     ) -> Result<Box<RawValue>, String> {
         let prefix = frame.prefix.clone();
+        let age = self.earlier.age_below(&prefix, block.age);
         let work = self.sequence(step_ids, frame);
         let Some(secs) = timeout_secs else { return work.await };
         let limit = Duration::from_secs(u64::try_from(secs).unwrap_or_default());
-        if let Ok(result) = tokio::time::timeout(limit, work).await {
+        if let Some(result) = self.limited(limit.saturating_sub(age), work).await {
             return result;
         }
-        // A process that stops begins nothing new, which is no fault of the branch.
-        self.gate().await;
         let cause = format!("it took longer than {secs} s");
         self.ledger.close(&prefix, &StepEnd::Failed(format!("timed out: the branch took longer than {secs} s")));
         Err(cause)

@@ -5,6 +5,8 @@ use std::iter::Peekable;
 use futures_util::{FutureExt, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use tokio::sync::Semaphore;
 
+use super::rest::{Idle, Rest};
+
 /// Branches that begin in their order. Dropping the group drops those under way; the others never begin.
 pub(super) struct Group<'a, T> {
     // The type is erased here: a closure's, as part of a future's, would be too much for the compiler.
@@ -12,6 +14,9 @@ pub(super) struct Group<'a, T> {
     under_way: FuturesUnordered<BoxFuture<'a, T>>,
     limit: usize,
     slots: &'a Semaphore,
+    rest: &'a Rest,
+    /// The block itself only waits for its branches.
+    _idle: Idle<'a>,
 }
 
 impl<'a, T: 'a> Group<'a, T> {
@@ -21,10 +26,12 @@ impl<'a, T: 'a> Group<'a, T> {
         branches: impl Iterator<Item = F> + Send + 'a,
         limit: Option<i64>,
         slots: &'a Semaphore,
+        rest: &'a Rest,
     ) -> Self {
         let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX).max(1));
         let waiting: Box<dyn Iterator<Item = BoxFuture<'a, T>> + Send + 'a> = Box::new(branches.map(FutureExt::boxed));
-        Self { waiting: waiting.peekable(), under_way: FuturesUnordered::new(), limit, slots }
+        let (waiting, under_way) = (waiting.peekable(), FuturesUnordered::new());
+        Self { waiting, under_way, limit, slots, rest, _idle: rest.idle() }
     }
 
     /// The result of the next branch that ends; `None` if there is no other.
@@ -37,7 +44,8 @@ impl<'a, T: 'a> Group<'a, T> {
                 Some(slot)
             };
             if let Some(branch) = self.waiting.next() {
-                self.under_way.push(branch.inspect(move |_| drop(slot)).boxed());
+                let busy = self.rest.begin();
+                self.under_way.push(branch.inspect(move |_| drop((slot, busy))).boxed());
             }
         }
         self.under_way.next().await
@@ -67,7 +75,8 @@ mod tests {
                 number
             }
         });
-        let mut group = Group::new(branches, limit, &slots);
+        let rest = Rest::new();
+        let mut group = Group::new(branches, limit, &slots, &rest);
         let mut ended = Vec::new();
         while let Some(number) = group.next().await {
             ended.push(number);

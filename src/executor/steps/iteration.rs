@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::{Block, Done, MAX_OUTPUT_BYTES, Run, group::Group, joined, too_large};
+use super::{Block, Done, MAX_OUTPUT_BYTES, Run, group::Group, joined, place, too_large};
 use crate::{
     input::{elements, to_raw},
     mapping,
@@ -37,11 +37,17 @@ impl Run {
         let is_sequential = config.execution_mode == "sequential";
 
         let branches = items[..total].iter().enumerate().map(|(index, item)| async move {
-            let mut frame = block.frame(&index.to_string(), block.scope.iteration(item, index, total));
+            let name = index.to_string();
+            let line = (place::branch(block.place, &name), config.loop_body.as_slice());
+            let mut scope = block.scope.iteration(item, index, total);
+            if let Some(callbacks) = self.callbacks(std::iter::once(line)) {
+                scope = scope.with_callbacks(callbacks);
+            }
+            let mut frame = block.frame(&name, scope);
             (index, self.sequence(&config.loop_body, &mut frame).await)
         });
         let at_a_time = if is_sequential { Some(1) } else { config.max_parallelism };
-        let mut group = Group::new(branches, at_a_time, &self.slots);
+        let mut group = Group::new(branches, at_a_time, &self.slots, &self.rest);
         let mut results = Results { outputs: vec![None; total], bytes: 0, failed: Vec::new() };
         while let Some((index, result)) = group.next().await {
             match result {

@@ -25,7 +25,7 @@ impl Run {
             (index, self.sequence(std::slice::from_ref(*step_id), frame).await)
         });
         let mut results: Vec<Result<Box<RawValue>, String>> = vec![Err(String::new()); members.len()];
-        let mut group = Group::new(branches, block.step.max_parallelism, &self.slots);
+        let mut group = Group::new(branches, block.step.max_parallelism, &self.slots, &self.rest);
         while let Some((index, result)) = group.next().await {
             results[index] = result;
             if group.is_busy() {

@@ -90,6 +90,9 @@ fn draw_node(svg: &mut String, node: &Node, place: usize) {
         StepKind::Conditional => (0, "#ef6c00", 2),
         StepKind::Loop => (22, "#6a1b9a", 2),
         StepKind::ForkJoin => (0, "#2e7d32", 2),
+        StepKind::Wait => (22, "#546e7a", 1),
+        StepKind::Callback => (22, "#ad1457", 2),
+        StepKind::SubWorkflow => (4, "#4527a0", 2),
     };
     let _ = writeln!(
         svg,

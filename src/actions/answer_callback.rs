@@ -1,0 +1,152 @@
+//! Answering a callback: the first answer counts, and every repeat is told what it was.
+
+use chrono::{DateTime, Utc};
+use serde_json::{json, value::RawValue};
+use sha2::{Digest as _, Sha256};
+use sqlx::PgPool;
+
+use super::{Change, Context, Entity};
+use crate::{
+    access::{Actor, OrganizationId, Role},
+    db::{
+        self,
+        waits::{self, CallbackRow},
+    },
+    id,
+    input::{self, FieldError, member, text},
+};
+
+/// What became of an answer.
+#[derive(Debug)]
+pub struct Answered {
+    /// The run.
+    pub run_id: String,
+    /// The step that waits, or will.
+    pub step_id: String,
+    /// When the first answer came.
+    pub at: DateTime<Utc>,
+    /// Of an approval, what was decided.
+    pub approved: Option<bool>,
+    /// It was answered before, and this answer changes nothing.
+    pub is_repeat: bool,
+}
+
+/// Who answers, as far as they say and prove it.
+#[derive(Clone, Copy, Debug)]
+pub struct Answerer<'a> {
+    /// For the audit.
+    pub actor: &'a Actor,
+    /// They are who the actor is; otherwise the address is all that is known.
+    pub is_known: bool,
+    /// Whose they are; `None`: nobody was asked, as authentication is off.
+    pub organization: Option<&'a OrganizationId>,
+    /// What they may do here.
+    pub role: Role,
+    /// What they are elsewhere.
+    pub roles: &'a [String],
+    /// The only workflows that they have to do with; `None`: all.
+    pub workflows: Option<&'a [String]>,
+}
+
+impl Answerer<'_> {
+    /// Whether they may decide for that role about a run of that workflow.
+    fn may_decide(&self, role: &str, callback: &CallbackRow) -> bool {
+        let is_ours = self.organization.is_none_or(|ours| ours.as_str() == callback.organization_id);
+        let workflow = &callback.workflow_name;
+        let has_role =
+            self.role == Role::Admin || self.role.as_str() == role || self.roles.iter().any(|held| held == role);
+        is_ours && has_role && self.workflows.is_none_or(|workflows| workflows.contains(workflow))
+    }
+}
+
+/// Why an answer does not count.
+#[derive(Debug, thiserror::Error)]
+pub enum AnswerError {
+    /// There is no such callback.
+    #[error("callback not found")]
+    NotFound,
+    /// Nobody waits for it any more.
+    #[error("the callback is over")]
+    Over,
+    /// Whoever decides has to say who they are.
+    #[error("a role is needed")]
+    Unauthenticated,
+    /// Whoever decides must have that role.
+    #[error("the role {0} is needed")]
+    Forbidden(String),
+    /// It is no decision.
+    #[error("the answer is not valid")]
+    Invalid(Vec<FieldError>),
+    /// The database failed.
+    #[error(transparent)]
+    Db(#[from] db::Error),
+}
+
+impl From<sqlx::Error> for AnswerError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Db(error.into())
+    }
+}
+
+/// Writes the answer and wakes the run, or finds the first one.
+pub async fn answer_callback(
+    pool: &PgPool,
+    context: Context<'_>,
+    token: &str,
+    by: Answerer<'_>,
+    answer: Option<&RawValue>,
+) -> Result<Answered, AnswerError> {
+    let hash = Sha256::digest(token);
+    let mut transaction = pool.begin().await?;
+    let callback = waits::lock_callback(&mut transaction, &hash).await?.ok_or(AnswerError::NotFound)?;
+    if let Some(approval) = &callback.approval
+        && let Some(role) = member(&approval.0, "role").and_then(text)
+    {
+        if !by.is_known {
+            return Err(AnswerError::Unauthenticated);
+        }
+        if !by.may_decide(&role, &callback) {
+            return Err(AnswerError::Forbidden(role));
+        }
+    }
+    let is_approval = callback.approval.is_some();
+    let decision =
+        |answer: &RawValue| is_approval.then(|| member(answer, "approved").map(RawValue::get) == Some("true"));
+    let (run_id, step_id) = (callback.run_id.clone(), callback.step_id.clone());
+    if let (Some(at), Some(first)) = (callback.answered_at, &callback.answer) {
+        return Ok(Answered { run_id, step_id, at, approved: decision(&first.0), is_repeat: true });
+    }
+    if callback.is_over {
+        return Err(AnswerError::Over);
+    }
+    let nothing = input::object_of([]);
+    let answer = answer.unwrap_or(&nothing);
+    if is_approval {
+        check_decision(answer).map_err(AnswerError::Invalid)?;
+    }
+    let who = Some(by.actor.subject.as_str()).filter(|_| by.is_known);
+    let at = waits::answer(&mut transaction, &callback, answer, who).await?;
+    // The run's organisation is told, whoever has answered.
+    let actor = Actor { organization: OrganizationId::stored(&callback.organization_id), ..by.actor.clone() };
+    let context = Context { actor: &actor, ..context };
+    let entity = Entity("run", id::run_entity_id(&run_id), &run_id);
+    let after = input::to_raw(&json!({"step_id": step_id, "approved": decision(answer)}));
+    context.record(&mut transaction, entity, "answer_callback", Change::to(&after), at.into()).await?;
+    transaction.commit().await?;
+    Ok(Answered { run_id, step_id, at, approved: decision(answer), is_repeat: false })
+}
+
+/// A decision is an object that says `approved`, and perhaps why.
+fn check_decision(answer: &RawValue) -> Result<(), Vec<FieldError>> {
+    let body = input::Object::body(answer)?;
+    let mut errors = Vec::new();
+    body.required("approved", &mut errors, |node| match node.raw().get() {
+        "true" | "false" => Ok(()),
+        _ => Err(vec![node.error("bool_type", "Input should be a valid boolean")]),
+    });
+    body.nullable("comment", &mut errors, |node| node.string(0..=MAX_COMMENT_CHARS));
+    if errors.is_empty() { Ok(()) } else { Err(errors) }
+}
+
+/// Characters of a comment to a decision.
+const MAX_COMMENT_CHARS: usize = 2000;

@@ -1,0 +1,200 @@
+//! How an agent is spoken to, and what that needs to know.
+
+use serde_json::value::RawValue;
+use url::Url;
+
+use crate::input::{FieldError, Node, Read, member, text, to_raw};
+
+/// Members of a chat's `config`.
+const CHAT_MEMBERS: [&str; 4] = ["model", "system_prompt", "parameters", "response_format"];
+/// Parameters of a chat request that follow from the rest.
+const OWN_PARAMETERS: [&str; 4] = ["model", "messages", "stream", "response_format"];
+/// Characters of a model's name.
+const MODEL_CHARS: std::ops::RangeInclusive<usize> = 1..=255;
+/// Characters of a system prompt.
+const PROMPT_CHARS: std::ops::RangeInclusive<usize> = 0..=100_000;
+
+/// How an agent is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AgentKind {
+    /// A2A by JSON-RPC 2.0, as the reference deployment's agents.
+    A2a,
+    /// A plain HTTP endpoint: JSON in, JSON out.
+    Http,
+    /// An endpoint that speaks OpenAI's chat completions.
+    OpenAi,
+}
+
+impl AgentKind {
+    const ALL: [Self; 3] = [Self::A2a, Self::Http, Self::OpenAi];
+
+    /// As in the `kind` column and on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::A2a => "a2a",
+            Self::Http => "http",
+            Self::OpenAi => "openai",
+        }
+    }
+
+    /// The kind of that name, in lower case.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == name)
+    }
+
+    pub(super) fn read(node: &Node<'_>) -> Read<Self> {
+        node.parsed(|name| {
+            Self::parse(&name.to_lowercase()).ok_or_else(|| "must be one of a2a, http, openai".to_owned())
+        })
+    }
+}
+
+/// What is said to a model besides the input of the step.
+#[derive(Clone, Debug)]
+pub struct ChatConfig {
+    /// Which one.
+    pub model: String,
+    /// Comes before the messages of the step.
+    pub system_prompt: Option<String>,
+    /// Further members of the request, such as `temperature` and `max_tokens`.
+    pub parameters: Option<Box<RawValue>>,
+    /// As the API takes it; `None`: text.
+    pub response_format: Option<Box<RawValue>>,
+}
+
+impl ChatConfig {
+    /// Reads an agent's `config`; members that are not known are errors.
+    pub fn read(node: &Node<'_>) -> Read<Self> {
+        let object = node.object()?;
+        let mut errors: Vec<FieldError> = object
+            .unknown(&CHAT_MEMBERS)
+            .iter()
+            .map(|node| node.error("extra_forbidden", "Extra inputs are not permitted"))
+            .collect();
+        let model = object.required("model", &mut errors, |node| node.not_blank(MODEL_CHARS));
+        let system_prompt = object.nullable("system_prompt", &mut errors, |node| node.string(PROMPT_CHARS));
+        let parameters = object.nullable("parameters", &mut errors, |node| {
+            let own: Vec<_> = node.map()?.into_iter().filter(|(name, _)| OWN_PARAMETERS.contains(&&**name)).collect();
+            match &own[..] {
+                [] => node.free_object(),
+                own => Err(own
+                    .iter()
+                    .map(|(_, node)| FieldError::rule(node.path(), "follows from other members"))
+                    .collect()),
+            }
+        });
+        let response_format =
+            object.nullable("response_format", &mut errors, |node| match text(node.raw()).as_deref() {
+                Some("json") => Ok(to_raw(&serde_json::json!({"type": "json_object"}))),
+                Some("text") => Ok(to_raw(&serde_json::json!({"type": "text"}))),
+                Some(_) => Err(vec![FieldError::rule(node.path(), "must be text, json, or an object with a type")]),
+                None => node.free_object(),
+            });
+        match model {
+            Some(model) if errors.is_empty() => Ok(Self { model, system_prompt, parameters, response_format }),
+            _ => Err(errors),
+        }
+    }
+
+    /// The answer is to be JSON.
+    #[must_use]
+    pub fn wants_json(&self) -> bool {
+        let kind = self.response_format.as_deref().and_then(|format| member(format, "type"));
+        kind.and_then(text).is_some_and(|kind| kind.starts_with("json"))
+    }
+}
+
+/// A path of an OpenAI-compatible API. Its agent's URL is the base (`https://host/v1`) or that of chat completions.
+#[must_use]
+pub fn chat_url(agent_url: &Url, path: &str) -> Url {
+    let mut url = agent_url.clone();
+    let base = url.path().trim_end_matches('/');
+    let base = base.strip_suffix("/chat/completions").unwrap_or(base);
+    let path = format!("{base}/{path}");
+    url.set_path(&path);
+    url
+}
+
+/// The `config` to store, if it fits the kind.
+pub(super) fn checked_config(kind: AgentKind, config: Option<&RawValue>) -> Read<Option<Box<RawValue>>> {
+    let config = config.filter(|config| config.get() != "null");
+    match (kind, config) {
+        (AgentKind::A2a | AgentKind::Http, None) => Ok(None),
+        (AgentKind::A2a | AgentKind::Http, Some(_)) => {
+            Err(vec![FieldError::rule("body.config", format!("must be null for kind {}", kind.as_str()))])
+        }
+        (AgentKind::OpenAi, None) => {
+            Err(vec![FieldError::rule("body.config", "must be an object with a model for kind openai")])
+        }
+        (AgentKind::OpenAi, Some(config)) => {
+            ChatConfig::read(&Node::new("body.config", config)).map(|_| Some(config.to_owned()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::input::check_json;
+
+    #[test]
+    fn a_chat_agents_url_is_its_base_or_its_endpoint() {
+        for (given, expected) in [
+            ("https://api.example/v1", "https://api.example/v1/chat/completions"),
+            ("https://api.example/v1/", "https://api.example/v1/chat/completions"),
+            ("http://llm:11434/", "http://llm:11434/chat/completions"),
+            (
+                "https://x.example/v1/chat/completions?api-version=7",
+                "https://x.example/v1/chat/completions?api-version=7",
+            ),
+        ] {
+            let url = Url::parse(given).expect(given);
+            assert_eq!(chat_url(&url, "chat/completions").as_str(), expected);
+        }
+        let url = Url::parse("https://x.example/v1/chat/completions").expect("a URL");
+        assert_eq!(chat_url(&url, "models").as_str(), "https://x.example/v1/models");
+    }
+
+    #[test]
+    fn a_config_must_fit_its_kind() {
+        let rule = "body.config value_error";
+        for (kind, config, expected) in [
+            (AgentKind::A2a, "null", &[][..]),
+            (AgentKind::A2a, "{}", &[rule]),
+            (AgentKind::Http, r#"{"model":"m"}"#, &[rule]),
+            (AgentKind::OpenAi, "null", &[rule]),
+            (AgentKind::OpenAi, "[]", &["body.config model_attributes_type"]),
+            (AgentKind::OpenAi, "{}", &["body.config.model missing"]),
+            (AgentKind::OpenAi, r#"{"model":" "}"#, &["body.config.model value_error"]),
+            (AgentKind::OpenAi, r#"{"model":"m"}"#, &[]),
+            (
+                AgentKind::OpenAi,
+                r#"{"model":"m","system_prompt":"s","parameters":{"temperature":0},"response_format":"json"}"#,
+                &[],
+            ),
+            (
+                AgentKind::OpenAi,
+                r#"{"model":"m","system_prompt":null,"parameters":null,"response_format":{"type":"json_schema"}}"#,
+                &[],
+            ),
+            (AgentKind::OpenAi, r#"{"model":"m","temperature":1}"#, &["body.config.temperature extra_forbidden"]),
+            (
+                AgentKind::OpenAi,
+                r#"{"model":"m","parameters":{"stream":true}}"#,
+                &["body.config.parameters.stream value_error"],
+            ),
+            (
+                AgentKind::OpenAi,
+                r#"{"model":"m","response_format":"xml"}"#,
+                &["body.config.response_format value_error"],
+            ),
+        ] {
+            let config = check_json(config.as_bytes()).expect(config);
+            let errors = checked_config(kind, Some(config)).err().unwrap_or_default();
+            let found: Vec<_> = errors.iter().map(|error| format!("{} {}", error.field, error.kind)).collect();
+            assert_eq!(found, expected, "{config}");
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! What steps wait for outside of their run: a time, an answer to a callback, the end of another run.
+//!
+//! A step that waits is a PENDING row of `step_executions` with a row of `step_waits`. Both outlive whoever drives
+//! the run.
+
+use chrono::{DateTime, Utc};
+use serde_json::value::RawValue;
+use sqlx::{PgConnection, PgExecutor, types::Json};
+use uuid::Uuid;
+
+use super::{Error, executions::BegunStep};
+use crate::{access::OrganizationId, run::RunStatus, timestamp::Timestamp};
+
+/// Runs inside of each other at most.
+pub const MAX_NESTING: i16 = 16;
+
+/// Makes sure that the callback of the step at this place has a token: one that was given out before and can still be
+/// answered, else this one. Returns it; `None` if the run is not held any more.
+pub async fn prepare_callback(
+    db: impl PgExecutor<'_>,
+    (run_id, lease_token): (&str, Uuid),
+    (place, step_id): (&str, &str),
+    approval: Option<&RawValue>,
+    (token, token_hash): (&str, &[u8]),
+) -> Result<Option<String>, Error> {
+    let sql = "
+        WITH held AS MATERIALIZED (
+            SELECT run_id FROM workflow_runs WHERE run_id = $1 AND lease_token = $2 AND status = 'RUNNING' FOR NO KEY UPDATE
+        ), known AS MATERIALIZED (
+            -- Of an attempt that has ended, an answer counts no more, and an address without one still does.
+            SELECT w.token FROM step_waits w JOIN held USING (run_id)
+            WHERE place = $3 AND token IS NOT NULL
+                AND (attempt_id IS NULL OR (answered_at IS NULL AND coalesce(due_at > now(), true)))
+            ORDER BY created_at DESC LIMIT 1
+        ), made AS (
+            INSERT INTO step_waits (run_id, place, step_id, token, token_hash, approval)
+            SELECT run_id, $3, $4, $5, $6, $7 FROM held WHERE NOT EXISTS (SELECT 1 FROM known)
+            ON CONFLICT DO NOTHING
+            RETURNING token
+        )
+        SELECT token FROM known UNION ALL SELECT token FROM made";
+    Ok(sqlx::query_scalar(sql)
+        .bind(run_id)
+        .bind(lease_token)
+        .bind(place)
+        .bind(step_id)
+        .bind(token)
+        .bind(token_hash)
+        .bind(approval.map(Json))
+        .fetch_optional(db)
+        .await?)
+}
+
+/// What a step begins to wait for.
+#[derive(Clone, Debug)]
+pub enum Awaited {
+    /// Only for the time.
+    Time,
+    /// For the answer to the callback that [`prepare_callback`] made.
+    Callback {
+        /// Its token.
+        token: String,
+    },
+    /// For the end of a run that begins with it.
+    Run(Box<ChildRun>),
+}
+
+/// A run that is a step of another one.
+#[derive(Clone, Debug)]
+pub struct ChildRun {
+    /// Of the new run.
+    pub run_id: String,
+    /// The definition that it executes.
+    pub definition_id: Uuid,
+    /// Of the definition.
+    pub workflow_name: String,
+    /// Of the definition.
+    pub version: i32,
+    /// Its input.
+    pub input: Box<RawValue>,
+}
+
+/// Begins an attempt that waits: its row, what it waits for, and the run that it waits for, at once or not at all.
+/// Repeating it does no harm. Returns whether what it waits for may be there already; `None` if the run is not held any
+/// more.
+pub async fn begin(
+    conn: &mut PgConnection,
+    (run_id, lease_token): (&str, Uuid),
+    (place, step): (&str, &BegunStep),
+    awaited: &Awaited,
+    due_at: Option<DateTime<Utc>>,
+) -> Result<Option<bool>, Error> {
+    let sql = "
+        WITH own AS MATERIALIZED (SELECT set_config('workflow_api.records', 'itself', true)),
+        held AS MATERIALIZED (
+            SELECT r.* FROM own, workflow_runs r
+            WHERE run_id = $1 AND lease_token = $2 AND status = 'RUNNING' FOR NO KEY UPDATE OF r
+        ), begun AS (
+            INSERT INTO step_executions (id, run_id, step_id, step_name, agent_name, status, input_data, started_at,
+                parent_step_id, branch_name, join_policy, place)
+            SELECT $3, run_id, $4, $5, '', 'PENDING', $6, clock_timestamp() AT TIME ZONE 'UTC', $7, $8, $9, $10 FROM held
+            ON CONFLICT (id) DO NOTHING
+            RETURNING run_id
+        ), called_back AS (
+            UPDATE step_waits w SET attempt_id = $3, due_at = $12
+            FROM begun WHERE w.run_id = begun.run_id AND w.token = $13
+            RETURNING answered_at
+        ), waiting AS (
+            INSERT INTO step_waits (run_id, place, step_id, attempt_id, due_at, child_run_id)
+            SELECT run_id, $11, $4, $3, $12, $14 FROM begun WHERE $13 IS NULL
+        ), child AS (
+            INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, workflow_definition_id, status, input_data,
+                triggered_by, created_at, updated_at, workflow_version, correlation_id, priority, parent_run_id,
+                parent_step_id, nesting, wake_at, organization_id)
+            SELECT $14, $15::uuid::text, $16, $15::uuid::text, 'PENDING', $18, triggered_by, now() AT TIME ZONE 'UTC',
+                now() AT TIME ZONE 'UTC', $17, correlation_id, priority, run_id, $4, nesting + 1, now(), organization_id
+            FROM held JOIN begun USING (run_id) WHERE $14 IS NOT NULL
+        ), recorded AS (
+            INSERT INTO run_events (run_id, kind, step_id, attempt_id, detail)
+            SELECT run_id, 'attempt.waiting', $4, $3, $14 FROM begun
+        )
+        -- Of a repeat, nobody knows what has come since.
+        SELECT NOT EXISTS (SELECT 1 FROM begun) OR EXISTS (SELECT 1 FROM called_back WHERE answered_at IS NOT NULL)
+        FROM held";
+    let nested = step.nested.as_ref();
+    let token = if let Awaited::Callback { token } = awaited { Some(token) } else { None };
+    let child = if let Awaited::Run(child) = awaited { Some(child) } else { None };
+    Ok(sqlx::query_scalar(sql)
+        .bind(run_id)
+        .bind(lease_token)
+        .bind(&step.id)
+        .bind(&step.step_id)
+        .bind(&step.step_name)
+        .bind(Json(&step.input))
+        .bind(nested.map(|nested| &nested.parent_step_id))
+        .bind(nested.map(|nested| &nested.branch_name))
+        .bind(nested.and_then(|nested| nested.join_policy))
+        .bind(nested.map(|nested| &nested.place))
+        .bind(place)
+        .bind(due_at)
+        .bind(token)
+        .bind(child.map(|child| &child.run_id))
+        .bind(child.map(|child| child.definition_id))
+        .bind(child.map(|child| &child.workflow_name))
+        .bind(child.map(|child| child.version))
+        .bind(child.map(|child| Json(&child.input)))
+        .fetch_optional(conn)
+        .await?)
+}
+
+/// How many runs are around this one.
+pub async fn nesting(db: impl PgExecutor<'_>, run_id: &str) -> Result<i16, Error> {
+    let sql = "SELECT coalesce((SELECT nesting FROM workflow_runs WHERE run_id = $1), 0::smallint)";
+    Ok(sqlx::query_scalar(sql).bind(run_id).fetch_one(db).await?)
+}
+
+/// What an open attempt waits for, and what has come of it.
+#[derive(Clone, Debug, Default, sqlx::FromRow)]
+pub struct Wait {
+    /// The attempt.
+    pub attempt_id: String,
+    /// When the waiting is over, or given up.
+    pub due_at: Option<DateTime<Utc>>,
+    /// Of a callback.
+    pub answer: Option<Json<Box<RawValue>>>,
+    /// Who gave it, if they had to say.
+    pub answered_by: Option<String>,
+    /// When it came.
+    pub answered_at: Option<DateTime<Utc>>,
+    /// The run that it waits for.
+    pub child_run_id: Option<String>,
+    /// Of that run.
+    pub child_status: Option<String>,
+    /// Of that run.
+    pub child_error: Option<String>,
+    /// Of that run, if it has completed.
+    pub child_output: Option<Json<Box<RawValue>>>,
+}
+
+/// What the open attempts of a run wait for. Forgets that something has come for the run, which is what it shows.
+pub async fn open(conn: &mut PgConnection, run_id: &str) -> Result<Vec<Wait>, Error> {
+    // First the one, then the other: what comes between is shown and not forgotten.
+    sqlx::query("DELETE FROM run_wakes WHERE run_id = $1").bind(run_id).execute(&mut *conn).await?;
+    let sql = "
+        SELECT w.attempt_id, w.due_at, w.answer, w.answered_by, w.answered_at, w.child_run_id, c.status AS child_status,
+            c.error_message AS child_error, CASE WHEN c.status = 'COMPLETED' THEN
+                (SELECT o.output_data FROM step_executions o
+                 WHERE o.run_id = c.run_id AND o.status = 'COMPLETED' AND o.parent_step_id IS NULL
+                 ORDER BY o.completed_at DESC NULLS LAST, o.started_at DESC, o.id DESC LIMIT 1) END AS child_output
+        FROM step_waits w JOIN step_executions s ON s.id = w.attempt_id AND s.status = 'PENDING'
+            LEFT JOIN workflow_runs c ON c.run_id = w.child_run_id
+        WHERE w.run_id = $1";
+    Ok(sqlx::query_as(sql).bind(run_id).fetch_all(conn).await?)
+}
+
+/// Gives a callback up whose time is over. Returns false if it was answered before; then the answer counts.
+pub async fn expire(db: impl PgExecutor<'_>, attempt_id: &str) -> Result<bool, Error> {
+    // Whoever answers at this moment holds the row, and finds `due_at` passed or is seen here.
+    let sql = "UPDATE step_waits SET due_at = least(due_at, now()) WHERE attempt_id = $1 AND answered_at IS NULL
+               RETURNING true";
+    let expired: Option<bool> = sqlx::query_scalar(sql).bind(attempt_id).fetch_optional(db).await?;
+    Ok(expired.unwrap_or(false))
+}
+
+/// A callback as whoever answers finds it.
+#[derive(Debug, sqlx::FromRow)]
+#[expect(missing_docs, reason = "the columns are described in the migration")]
+pub struct CallbackRow {
+    pub id: Uuid,
+    pub run_id: String,
+    pub organization_id: String,
+    pub workflow_name: String,
+    pub step_id: String,
+    pub attempt_id: Option<String>,
+    pub approval: Option<Json<Box<RawValue>>>,
+    pub answered_at: Option<DateTime<Utc>>,
+    pub answer: Option<Json<Box<RawValue>>>,
+    /// Its time is over, its attempt or its run has ended.
+    pub is_over: bool,
+}
+
+/// The callback of that token. Held until the transaction ends.
+pub async fn lock_callback(conn: &mut PgConnection, token_hash: &[u8]) -> Result<Option<CallbackRow>, Error> {
+    let sql = "SELECT id FROM step_waits WHERE token_hash = $1 FOR UPDATE";
+    let Some(id) = sqlx::query_scalar::<_, Uuid>(sql).bind(token_hash).fetch_optional(&mut *conn).await? else {
+        return Ok(None);
+    };
+    // A statement of its own sees what was committed while the lock was waited for.
+    let sql = "
+        SELECT w.id, w.run_id, r.organization_id, r.workflow_name, w.step_id, w.attempt_id, w.approval, w.answered_at, w.answer,
+            coalesce(w.due_at <= now(), false) OR r.status NOT IN ('PENDING', 'RUNNING')
+                OR (w.attempt_id IS NOT NULL AND s.status IS DISTINCT FROM 'PENDING') AS is_over
+        FROM step_waits w JOIN workflow_runs r ON r.run_id = w.run_id
+            LEFT JOIN step_executions s ON s.id = w.attempt_id
+        WHERE w.id = $1";
+    Ok(sqlx::query_as(sql).bind(id).fetch_optional(conn).await?)
+}
+
+/// Writes the answer to a callback that the caller holds by [`lock_callback`], and wakes its run. Returns when.
+pub async fn answer(
+    conn: &mut PgConnection,
+    callback: &CallbackRow,
+    answer: &RawValue,
+    by: Option<&str>,
+) -> Result<DateTime<Utc>, Error> {
+    let sql = "UPDATE step_waits SET answered_at = now(), answer = $2, answered_by = $3 WHERE id = $1
+               RETURNING answered_at";
+    let at = sqlx::query_scalar(sql).bind(callback.id).bind(Json(answer)).bind(by).fetch_one(&mut *conn).await?;
+    let sql = "INSERT INTO run_events (run_id, kind, step_id, attempt_id, detail) VALUES ($1, 'callback.answered', $2, $3, $4)";
+    sqlx::query(sql)
+        .bind(&callback.run_id)
+        .bind(&callback.step_id)
+        .bind(&callback.attempt_id)
+        .bind(by)
+        .execute(&mut *conn)
+        .await?;
+    // One that came early is found when the step begins.
+    if callback.attempt_id.is_some() {
+        wake(conn, &callback.run_id).await?;
+    }
+    Ok(at)
+}
+
+/// Something has come for the run.
+async fn wake(conn: &mut PgConnection, run_id: &str) -> Result<(), Error> {
+    sqlx::query("INSERT INTO run_wakes (run_id) VALUES ($1)").bind(run_id).execute(conn).await?;
+    Ok(())
+}
+
+/// A callback of a run that can be answered.
+#[derive(Debug, sqlx::FromRow)]
+#[expect(missing_docs, reason = "the columns are described in the migration")]
+pub struct OpenCallback {
+    pub step_id: String,
+    pub attempt_id: Option<String>,
+    pub token: String,
+    pub created_at: Timestamp,
+    pub expires_at: Option<Timestamp>,
+    pub approval: Option<Json<Box<RawValue>>>,
+    pub input_data: Option<Json<Box<RawValue>>>,
+}
+
+/// The callbacks of the organisation's run that can be answered, oldest first, as far as the limit.
+pub async fn open_callbacks(
+    db: impl PgExecutor<'_>,
+    organization: &OrganizationId,
+    run_id: &str,
+    limit: i64,
+) -> Result<Vec<OpenCallback>, Error> {
+    let sql = "
+        SELECT w.step_id, w.attempt_id, w.token, w.created_at AT TIME ZONE 'UTC' AS created_at,
+            w.due_at AT TIME ZONE 'UTC' AS expires_at, w.approval, s.input_data
+        FROM step_waits w JOIN workflow_runs r ON r.run_id = w.run_id AND r.status IN ('PENDING', 'RUNNING')
+            LEFT JOIN step_executions s ON s.id = w.attempt_id
+        WHERE w.run_id = $1 AND r.organization_id = $3 AND w.token IS NOT NULL AND w.answered_at IS NULL AND coalesce(w.due_at > now(), true)
+            AND (w.attempt_id IS NULL OR s.status = 'PENDING')
+        ORDER BY w.created_at, w.id LIMIT $2";
+    Ok(sqlx::query_as(sql).bind(run_id).bind(limit).bind(organization.as_str()).fetch_all(db).await?)
+}
+
+/// Runs whose end changes nothing for a step that waits for them.
+#[must_use]
+pub fn has_ended(status: Option<&str>) -> bool {
+    status.and_then(RunStatus::parse).is_some_and(RunStatus::is_terminal)
+}

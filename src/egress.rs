@@ -1,0 +1,154 @@
+//! The way out: every HTTP call to an address that a caller of the API has chosen goes through here.
+//!
+//! Without this an agent's URL would make the service a tool for looking around in its own network. The address is
+//! checked where the connection is made: names in the client's resolver, so that a name which is public when it is
+//! saved and private when it is called gains nothing; literal addresses in [`Egress::request`], since the client does
+//! not resolve those. Redirects are not followed and proxies of the environment are not used: both would lead
+//! elsewhere than to the address that was checked.
+
+mod address;
+mod allow;
+
+use std::{error::Error as StdError, sync::Arc, time::Duration};
+
+use http::Method;
+use reqwest::{
+    Client, RequestBuilder, Response,
+    dns::{Addrs, Name, Resolve, Resolving},
+    redirect, retry,
+};
+use url::Url;
+
+pub use self::allow::{Allow, BadEntry};
+
+/// Until a connection stands; the time for the whole call is the caller's to set.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// An idle connection is kept for this long: less than the 5 s after which common servers close it, so that a request
+/// seldom meets a connection that is just being closed.
+const KEEP_IDLE: Duration = Duration::from_secs(4);
+
+/// The URL leads to an address that is not allowed. Does not say which: a name's address is not the caller's to know.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the address of this agent's URL is not allowed")]
+pub struct NotAllowed;
+
+/// Why the body of an answer was not read.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// It has more bytes than that.
+    #[error("the answer is larger than {0} bytes")]
+    TooLarge(usize),
+    /// The connection failed.
+    #[error("the answer is not complete")]
+    Broken(#[from] reqwest::Error),
+}
+
+/// The client for all calls to the outside. Cheap to clone; clones share their connections.
+#[derive(Clone)]
+pub struct Egress {
+    client: Client,
+    allow: Arc<Allow>,
+}
+
+impl Egress {
+    /// A client that reaches public addresses and what is allowed besides.
+    pub fn new(allow: &Arc<Allow>) -> reqwest::Result<Self> {
+        let client = Client::builder()
+            .dns_resolver(Arc::new(Checked(Arc::clone(allow))))
+            .redirect(redirect::Policy::none())
+            .no_proxy()
+            // Of the caller alone: a repeat is an attempt, which has a row and an id of its own.
+            .retry(retry::never())
+            .connect_timeout(CONNECT_TIMEOUT)
+            .pool_idle_timeout(KEEP_IDLE)
+            .user_agent(concat!("workflow-api/", env!("CARGO_PKG_VERSION")))
+            .build()?;
+        Ok(Self { client, allow: Arc::clone(allow) })
+    }
+
+    /// A request to the URL, to be sent once.
+    pub fn request(&self, method: Method, url: Url) -> Result<RequestBuilder, NotAllowed> {
+        self.allow.check(&url).map_err(|_| NotAllowed)?;
+        Ok(self.client.request(method, url))
+    }
+}
+
+/// The system's resolver, less the addresses that are not allowed.
+struct Checked(Arc<Allow>);
+
+impl Resolve for Checked {
+    fn resolve(&self, name: Name) -> Resolving {
+        let allow = Arc::clone(&self.0);
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let allowed = allow.of_host(name.as_str(), found);
+            if allowed.is_empty() {
+                return Err(NotAllowed.into());
+            }
+            let allowed: Addrs = Box::new(allowed.into_iter());
+            Ok(allowed)
+        })
+    }
+}
+
+/// The request failed because the name's addresses are not allowed.
+#[must_use]
+pub fn was_not_allowed(error: &reqwest::Error) -> bool {
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        if inner.is::<NotAllowed>() {
+            return true;
+        }
+        cause = StdError::source(inner);
+    }
+    false
+}
+
+/// The body of an answer, up to a limit.
+pub async fn read_body(mut response: Response, limit: usize) -> Result<Vec<u8>, BodyError> {
+    let announced = response.content_length().and_then(|length| usize::try_from(length).ok()).unwrap_or_default();
+    if announced > limit {
+        return Err(BodyError::TooLarge(limit));
+    }
+    let mut body = Vec::with_capacity(announced);
+    while let Some(chunk) = response.chunk().await? {
+        if body.len() + chunk.len() > limit {
+            return Err(BodyError::TooLarge(limit));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+
+    /// A name that leads inside is refused where the connection is made.
+    #[tokio::test]
+    async fn names_are_checked_where_they_are_resolved() {
+        let allow = Arc::new(Allow::default());
+        let egress = Egress::new(&allow).expect("a client");
+        for url in ["http://localhost:9/", "https://LOCALHOST:9/"] {
+            let request = egress.request(Method::GET, Url::parse(url).expect(url)).expect("a name is not known yet");
+            let error = request.send().await.expect_err(url);
+            assert!(was_not_allowed(&error), "{url}: {error:?}");
+        }
+        let allow = Arc::new("localhost".parse::<Allow>().expect("a host"));
+        let egress = Egress::new(&allow).expect("a client");
+        let request = egress.request(Method::GET, Url::parse("http://localhost:9/").expect("a URL")).expect("a name");
+        let error = request.send().await.expect_err("nobody listens there");
+        assert!(error.is_connect() && !was_not_allowed(&error), "{error:?}");
+    }
+
+    #[test]
+    fn addresses_of_a_name_that_are_not_allowed_are_left_out() {
+        let allow = Allow::default();
+        let found: Vec<SocketAddr> =
+            ["10.0.0.1:0", "93.184.215.14:0", "[::1]:0"].map(|address| address.parse().expect(address)).into();
+        let allowed = allow.of_host("mixed.example", found.into_iter());
+        assert_eq!(allowed, ["93.184.215.14:0".parse().expect("it")]);
+    }
+}

@@ -1,0 +1,124 @@
+//! What an address stands for. Pure. After IANA's registries of special-purpose addresses,
+//! <https://www.iana.org/assignments/iana-ipv4-special-registry> and `…ipv6-special-registry`.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// An address and how many of its first bits count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Block {
+    address: IpAddr,
+    bits: u8,
+}
+
+impl Block {
+    /// `None`: more bits than the address has, or one is set behind them.
+    pub(super) fn new(address: IpAddr, bits: u8) -> Option<Self> {
+        let width = width(address);
+        let rest = width.checked_sub(bits)?;
+        let is_whole = number(address).checked_shr(rest.into()).unwrap_or(0).checked_shl(rest.into()).unwrap_or(0)
+            == number(address);
+        is_whole.then_some(Self { address, bits })
+    }
+
+    pub(super) fn contains(&self, address: IpAddr) -> bool {
+        let rest = u32::from(width(self.address) - self.bits);
+        self.address.is_ipv4() == address.is_ipv4()
+            && number(address).checked_shr(rest) == number(self.address).checked_shr(rest)
+    }
+
+    /// It is this one address.
+    pub(super) fn is_only(&self, address: IpAddr) -> bool {
+        self.bits == width(self.address) && self.address == address
+    }
+}
+
+fn width(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+fn number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => u128::from(address.to_bits()),
+        IpAddr::V6(address) => address.to_bits(),
+    }
+}
+
+/// Where clouds tell virtual machines and containers their credentials.
+const METADATA_V4: [Ipv4Addr; 6] = [
+    Ipv4Addr::new(169, 254, 169, 254), // AWS, Azure, Google, OpenStack and others
+    Ipv4Addr::new(169, 254, 170, 2),   // AWS ECS
+    Ipv4Addr::new(169, 254, 170, 23),  // AWS EKS
+    Ipv4Addr::new(100, 100, 100, 200), // Alibaba
+    Ipv4Addr::new(168, 63, 129, 16),   // Azure's platform, from the public range
+    Ipv4Addr::new(192, 0, 0, 192),     // Oracle
+];
+const METADATA_V6: [Ipv6Addr; 4] = [
+    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),   // AWS
+    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23),    // AWS EKS
+    Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),    // Google
+    Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xa9fe), // OpenStack
+];
+
+/// The address hands out credentials.
+pub(super) fn is_metadata(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => METADATA_V4.contains(&address),
+        IpAddr::V6(address) => METADATA_V6.contains(&address),
+    }
+}
+
+/// The IPv4 address that packets to an IPv6 address end at, if it is a form of one: mapped, translated (NAT64,
+/// RFC 6052) or tunnelled (6to4, RFC 3056). Any other is itself.
+pub(super) fn behind(address: IpAddr) -> IpAddr {
+    let IpAddr::V6(v6) = address else { return address };
+    let v4 = |high: u16, low: u16| IpAddr::V4(Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)));
+    match v6.segments() {
+        [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => {
+            v4(high, low)
+        }
+        _ => address,
+    }
+}
+
+/// What keeps an address, which is no form of another one, from being a public one; `None`: nothing.
+pub(super) fn special(address: IpAddr) -> Option<&'static str> {
+    match address {
+        IpAddr::V4(address) => special_v4(address),
+        IpAddr::V6(address) => special_v6(address),
+    }
+}
+
+fn special_v4(address: Ipv4Addr) -> Option<&'static str> {
+    match address.octets() {
+        [0, ..] => Some("an unspecified"),
+        [127, ..] => Some("a loopback"),
+        [10, ..] | [172, 16..=31, ..] | [192, 168, ..] => Some("a private"),
+        [169, 254, ..] => Some("a link-local"),
+        [100, 64..=127, ..] => Some("a shared (carrier-grade NAT)"),
+        [192, 0, 2, _] | [198, 51, 100, _] | [203, 0, 113, _] => Some("a documentation"),
+        [198, 18 | 19, ..] => Some("a benchmarking"),
+        // Protocol assignments, and the relays of 6to4.
+        [192, 0, 0, _] | [192, 88, 99, _] | [240..=255, ..] => Some("a reserved"),
+        [224..=239, ..] => Some("a multicast"),
+        _ => None,
+    }
+}
+
+fn special_v6(address: Ipv6Addr) -> Option<&'static str> {
+    match address.segments() {
+        [0, 0, 0, 0, 0, 0, 0, 0] => Some("an unspecified"),
+        [0, 0, 0, 0, 0, 0, 0, 1] => Some("a loopback"),
+        [0xfc00..=0xfdff, ..] => Some("a unique local"),
+        [0xfe80..=0xfebf, ..] => Some("a link-local"),
+        [0xff00..=0xffff, ..] => Some("a multicast"),
+        [0x2001, 0xdb8, ..] | [0x3fff, 0..=0x0fff, ..] => Some("a documentation"),
+        [0x2001, 0, ..] => Some("a tunnelled (Teredo)"),
+        [0x2001, 2, 0, ..] => Some("a benchmarking"),
+        // Protocol assignments.
+        [0x2001, 0..=0x01ff, ..] => Some("a reserved"),
+        [0x2000..=0x3fff, ..] => None,
+        // Nothing else is in use as a unicast address: forms that wrap an IPv4 address and are deprecated or local,
+        // site-local ones, and what nobody has been given yet.
+        _ => Some("a reserved"),
+    }
+}

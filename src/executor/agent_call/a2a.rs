@@ -1,0 +1,104 @@
+//! A2A by JSON-RPC 2.0, <https://a2a-protocol.org/v0.3.0/specification>: `message/send`, and while the agent says that its
+//! task is not done, `tasks/get`.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::{json, value::RawValue};
+
+use super::{Failure, Fault, Wire, in_flight::InFlight, spread};
+use crate::{
+    executor::{
+        answer::{self, Answer, AnswerError},
+        retry::Again,
+    },
+    input::to_raw,
+    mapping,
+};
+
+/// Before the task is asked for first; then longer and longer.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const PAUSE_GROWTH: f64 = 1.5;
+
+/// A request of the protocol.
+#[derive(Serialize)]
+pub(super) struct Rpc<'a, P> {
+    jsonrpc: &'static str,
+    id: &'a str,
+    method: &'static str,
+    params: P,
+}
+
+impl<'a, P: Serialize> Rpc<'a, P> {
+    pub(super) fn body(id: &'a str, method: &'static str, params: P) -> String {
+        to_raw(&Self { jsonrpc: "2.0", id, method, params }).get().to_owned()
+    }
+}
+
+#[derive(Serialize)]
+struct Message<'a> {
+    message: MessageBody<'a>,
+}
+
+#[derive(Serialize)]
+struct MessageBody<'a> {
+    role: &'static str,
+    #[serde(rename = "messageId")]
+    id: String,
+    parts: [Part<'a>; 1],
+}
+
+#[derive(Serialize)]
+struct Part<'a> {
+    kind: &'static str,
+    text: &'a str,
+}
+
+/// Sends the message, and follows what becomes of it. The caller's deadline ends both.
+pub(super) async fn call(wire: &Wire<'_>) -> Result<Box<RawValue>, Failure> {
+    let (url, request) = (wire.url()?, &wire.request);
+    let task_id = format!("task-{}", request.attempt_id);
+    let text = mapping::message_text(request.input);
+    let parts = [Part { kind: "text", text: &text }];
+    let message = MessageBody { role: "user", id: format!("msg-{task_id}"), parts };
+    let body = Rpc::body(&task_id, "message/send", Message { message });
+    let body = wire.post(url.clone(), body, explain).await?;
+    let task = match answer::read(&body).map_err(|error| failure(&error))? {
+        Answer::Output(output) => return Ok(output),
+        Answer::UnderWay { task } => task,
+    };
+    let mut in_flight = InFlight::new(request, task);
+    let (mut pause, mut wanted) = (FIRST_PAUSE, Duration::ZERO);
+    loop {
+        tokio::time::sleep(spread(pause).max(wanted)).await;
+        pause = pause.mul_f64(PAUSE_GROWTH).min(LONGEST_PAUSE);
+        wanted = Duration::ZERO;
+        let body = Rpc::body(&task_id, "tasks/get", json!({"id": in_flight.task()}));
+        let asked = wire.ask(url.clone(), body, explain).await;
+        match asked.and_then(|body| answer::read(&body).map_err(|error| failure(&error))) {
+            Ok(Answer::Output(output)) => {
+                in_flight.is_over();
+                return Ok(output);
+            }
+            // Not being able to ask ends nothing: sending the message anew would make a second task.
+            Ok(Answer::UnderWay { .. }) | Err(Failure { again: Again::Later, .. }) => {}
+            Err(Failure { again: Again::After(by_agent), .. }) => wanted = by_agent,
+            Err(failure) => {
+                if failure.fault == Fault::Refused {
+                    in_flight.is_over();
+                }
+                return Err(failure);
+            }
+        }
+    }
+}
+
+fn failure(error: &AnswerError) -> Failure {
+    let fault = if matches!(error, AnswerError::Invalid(_)) { Fault::Invalid } else { Fault::Refused };
+    Failure::new(fault, Again::Never, error.to_string())
+}
+
+fn explain(body: &RawValue) -> Option<String> {
+    answer::rpc_error(body).map(|error| error.to_string())
+}

@@ -1,0 +1,95 @@
+//! A task that an agent works on, and what becomes of it if nobody waits for it any more.
+
+use std::{mem, sync::Arc, time::Duration};
+
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{Request, a2a::Rpc, prepare, url_of};
+use crate::{
+    db,
+    executor::{Executor, agents::Agent},
+};
+
+/// For telling the agent; whether it hears it makes no difference to the run.
+const CANCEL_TIME: Duration = Duration::from_secs(2);
+
+/// Dropped before its task is over, it sends `tasks/cancel`: the deadline has passed, or the branch, the block or the
+/// run was given up or cancelled. If another executor goes on with the run, the task is left to it.
+pub(super) struct InFlight {
+    executor: Executor,
+    stop: CancellationToken,
+    /// Empty: nothing is to be cancelled any more.
+    task: String,
+    agent: Arc<Agent>,
+    run_id: String,
+    lease_token: Uuid,
+    correlation_id: String,
+}
+
+impl InFlight {
+    pub(super) fn new(request: &Request<'_>, task: String) -> Self {
+        Self {
+            executor: request.executor.clone(),
+            stop: request.stop.clone(),
+            task,
+            agent: Arc::clone(request.agent),
+            run_id: request.run_id.to_owned(),
+            lease_token: request.lease_token,
+            correlation_id: request.correlation_id.to_owned(),
+        }
+    }
+
+    /// The agent's id of the task.
+    pub(super) fn task(&self) -> &str {
+        &self.task
+    }
+
+    /// The task has ended.
+    pub(super) fn is_over(&mut self) {
+        self.task.clear();
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        if self.task.is_empty() || self.executor.give_up.is_cancelled() {
+            return;
+        }
+        let (executor, agent, task) = (self.executor.clone(), Arc::clone(&self.agent), mem::take(&mut self.task));
+        let (run_id, correlation_id) = (mem::take(&mut self.run_id), mem::take(&mut self.correlation_id));
+        // Who is told to leave a run has lost it to another executor, or is about to, unless it was cancelled.
+        let own_lease = Some(self.lease_token).filter(|_| !self.stop.is_cancelled());
+        self.executor.spawn_after(async move {
+            let cancelling = async {
+                if goes_on(&executor, &run_id, own_lease).await {
+                    return;
+                }
+                let task_id = format!("cancel-{task}");
+                let body = Rpc::body(&task_id, "tasks/cancel", json!({"id": task}));
+                let Ok(url) = url_of(&agent) else { return };
+                let Ok(request) = prepare(&executor.egress, &agent, url, body, &correlation_id) else { return };
+                let outcome = match request.send().await {
+                    Ok(response) => response.status().as_u16().to_string(),
+                    Err(_) => "no answer".to_owned(),
+                };
+                tracing::debug!(run_id, correlation_id, agent = agent.name, outcome, "a task was cancelled");
+            };
+            if tokio::time::timeout(CANCEL_TIME, cancelling).await.is_err() {
+                tracing::debug!(
+                    run_id,
+                    correlation_id,
+                    agent = agent.name,
+                    "the agent did not hear of a cancelled task"
+                );
+            }
+        });
+    }
+}
+
+/// The run goes on, under another lease. Without the database nobody knows, and the task is left alone.
+async fn goes_on(executor: &Executor, run_id: &str, own_lease: Option<Uuid>) -> bool {
+    let (pool, run_id) = (executor.pool.clone(), run_id.to_owned());
+    db::bounded(async move { db::executions::is_held_by_others(&pool, &run_id, own_lease).await }).await.unwrap_or(true)
+}

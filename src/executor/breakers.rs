@@ -1,0 +1,264 @@
+//! The circuit breakers as an executor uses them. They are shared through the database, and cost no statement as long
+//! as all goes well: what a breaker says is read together with its agent, calls that succeed are counted in memory and
+//! told to the database with the next one that fails, or while others report failures.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use super::agents::Agent;
+use crate::{
+    breaker::{Admission, Breaker, Calls, Rules, State},
+    db::{self, breakers::SharedBreaker},
+};
+
+/// A probe's lease is the agent's time-out and so much more.
+const LEASE_MARGIN: Duration = Duration::from_secs(10);
+/// Successes are told at most so often, while others report failures.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
+/// Agents that are remembered; above that, all are forgotten.
+const MAX_AGENTS: usize = 10_000;
+
+/// The agent is not to be called now.
+pub(super) struct Rejected;
+
+/// See the module. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Breakers(Arc<Inner>);
+
+struct Inner {
+    pool: PgPool,
+    agents: Mutex<HashMap<Uuid, Arc<Local>>>,
+}
+
+/// What this process knows of an agent's breaker.
+#[derive(Default)]
+struct Local {
+    known: Mutex<Known>,
+    /// Held by who changes the shared breaker: others of this process join the next change.
+    changing: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct Known {
+    breaker: Breaker,
+    /// A moment of the database's clock, and the same one of ours.
+    clock: Option<(DateTime<Utc>, Instant)>,
+    /// When the last own change was committed: what was read before is older.
+    changed_at: Option<Instant>,
+    /// Calls that the shared breaker does not know of, by the second.
+    untold: VecDeque<Calls>,
+    told_at: Option<Instant>,
+}
+
+impl Known {
+    /// The database's time, as far as it is known.
+    fn now(&self) -> DateTime<Utc> {
+        self.clock.map_or_else(Utc::now, |(at, then)| {
+            TimeDelta::from_std(then.elapsed()).ok().and_then(|passed| at.checked_add_signed(passed)).unwrap_or(at)
+        })
+    }
+}
+
+impl Local {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A call that may be made, until its result is told.
+pub(super) struct Passage<'a> {
+    breakers: &'a Breakers,
+    agent: &'a Arc<Agent>,
+    /// `None`: its calls are not counted.
+    local: Option<Arc<Local>>,
+    probe: Option<Uuid>,
+}
+
+impl Breakers {
+    pub(super) fn new(pool: PgPool) -> Self {
+        Self(Arc::new(Inner { pool, agents: Mutex::default() }))
+    }
+
+    fn local(&self, agent_id: Uuid) -> Arc<Local> {
+        let mut agents = self.0.agents.lock().unwrap_or_else(PoisonError::into_inner);
+        if agents.len() >= MAX_AGENTS {
+            agents.clear();
+        }
+        Arc::clone(agents.entry(agent_id).or_default())
+    }
+
+    /// Takes in what was read by a statement that began at this moment.
+    pub(super) fn observe(&self, agent_id: Uuid, shared: SharedBreaker, began: Instant) {
+        let local = self.local(agent_id);
+        let mut known = local.known();
+        if known.changed_at.is_none_or(|changed_at| changed_at < began) {
+            known.breaker = shared.breaker;
+            known.clock = Some((shared.read_at, began));
+        }
+    }
+
+    /// Whether the agent may be called now. What is returned is to be told how the call went.
+    pub(super) async fn admit<'a>(&'a self, agent: &'a Arc<Agent>) -> Result<Passage<'a>, Rejected> {
+        let mut passage = Passage { breakers: self, agent, local: None, probe: None };
+        if !agent.breaker.enabled {
+            return Ok(passage);
+        }
+        let local = self.local(agent.id);
+        match expected(&agent.breaker, &local) {
+            Some(Admission::Rejected) => return Err(Rejected),
+            Some(_) => {}
+            None => {
+                let turn = local.changing.lock().await;
+                // It may have been decided meanwhile.
+                let admission = if let Some(admission) = expected(&agent.breaker, &local) {
+                    admission
+                } else {
+                    let (rules, lease) = (agent.breaker, agent.timeout + LEASE_MARGIN);
+                    let asked = self.change(agent, &local, move |breaker, now| breaker.admit(&rules, now, lease));
+                    // Without the database the agent is called: a breaker protects, it is not needed.
+                    asked.await.unwrap_or(Admission::Made)
+                };
+                drop(turn);
+                match admission {
+                    Admission::Rejected => return Err(Rejected),
+                    Admission::Probe(token) => passage.probe = Some(token),
+                    Admission::Made => {}
+                }
+            }
+        }
+        passage.local = Some(local);
+        Ok(passage)
+    }
+
+    /// Changes the shared breaker, and what is known of it.
+    async fn change<T: Send + 'static>(
+        &self,
+        agent: &Agent,
+        local: &Local,
+        change: impl FnOnce(&mut Breaker, DateTime<Utc>) -> T + Send + 'static,
+    ) -> Option<T> {
+        let (pool, id) = (self.0.pool.clone(), agent.id);
+        let changed = db::bounded(async move {
+            db::breakers::change(&pool, id, |breaker, now| {
+                let before = breaker.state;
+                (before, change(breaker, now))
+            })
+            .await
+        });
+        match changed.await {
+            Ok((shared, (before, result))) => {
+                let after = shared.breaker.state;
+                {
+                    let mut known = local.known();
+                    known.clock = Some((shared.read_at, Instant::now()));
+                    known.changed_at = Some(Instant::now());
+                    known.breaker = shared.breaker;
+                }
+                if before != after {
+                    let (name, state) = (&agent.name, after.as_str());
+                    metrics::counter!("executor_circuit_breaker_transitions_total", "state" => state).increment(1);
+                    tracing::warn!(agent = name, state, "the circuit breaker of agent {name} is {state} now");
+                }
+                Some(result)
+            }
+            Err(error) => {
+                let name = &agent.name;
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(agent = name, error, "the circuit breaker of agent {name} does not learn of a call");
+                None
+            }
+        }
+    }
+
+    /// Tells the shared breaker what it does not know yet.
+    async fn tell(&self, agent: &Agent, local: &Local) {
+        let _turn = local.changing.lock().await;
+        let calls: Vec<Calls> = {
+            let mut known = local.known();
+            known.told_at = Some(Instant::now());
+            known.untold.drain(..).collect()
+        };
+        // Somebody else has told it together with their own.
+        if !calls.is_empty() {
+            let rules = agent.breaker;
+            self.change(agent, local, move |breaker, now| breaker.record(&rules, now, &calls)).await;
+        }
+    }
+}
+
+/// What the shared breaker would say, as far as that is clear without asking.
+fn expected(rules: &Rules, local: &Local) -> Option<Admission> {
+    let known = local.known();
+    let (breaker, now) = (&known.breaker, known.now());
+    match breaker.state {
+        State::Closed => Some(Admission::Made),
+        State::Open => breaker.retry_at(rules).is_some_and(|at| now < at).then_some(Admission::Rejected),
+        State::HalfOpen => {
+            let alive = breaker.probes.iter().filter(|probe| now < probe.until).count() as u64;
+            let is_full = alive > 0 && alive + u64::from(breaker.probes_succeeded) >= rules.half_open_max_calls.into();
+            is_full.then_some(Admission::Rejected)
+        }
+    }
+}
+
+impl Passage<'_> {
+    /// The call has ended: well, badly, or without telling anything about the agent.
+    pub(super) async fn end(mut self, is_healthy: Option<bool>) {
+        let Some(local) = self.local.clone() else { return };
+        let (breakers, agent) = (self.breakers, self.agent);
+        if let Some(token) = self.probe.take() {
+            let rules = agent.breaker;
+            let _turn = local.changing.lock().await;
+            breakers.change(agent, &local, move |breaker, now| breaker.settle(&rules, now, token, is_healthy)).await;
+            return;
+        }
+        let Some(is_healthy) = is_healthy else { return };
+        let is_watched = {
+            let mut known = local.known();
+            if known.breaker.state != State::Closed {
+                return;
+            }
+            let now = known.now();
+            let call = Calls::one(now.timestamp(), is_healthy);
+            match known.untold.back_mut() {
+                Some(last) if last.at == call.at => last.add(call),
+                _ => known.untold.push_back(call),
+            }
+            let since = now.timestamp() - i64::try_from(agent.breaker.window.as_secs()).unwrap_or(i64::MAX);
+            while known.untold.front().is_some_and(|calls| calls.at < since) {
+                known.untold.pop_front();
+            }
+            known.breaker.counts(&agent.breaker, now).1 > 0
+                && known.told_at.is_none_or(|told_at| told_at.elapsed() >= REPORT_EVERY)
+        };
+        if !is_healthy {
+            breakers.tell(agent, &local).await;
+        } else if is_watched {
+            let (breakers, agent) = (breakers.clone(), Arc::clone(agent));
+            tokio::spawn(async move { breakers.tell(&agent, &local).await });
+        }
+    }
+}
+
+impl Drop for Passage<'_> {
+    /// The call was given up: a probe's place is free again.
+    fn drop(&mut self) {
+        let (Some(token), Some(local)) = (self.probe.take(), self.local.take()) else { return };
+        let (breakers, agent) = (self.breakers.clone(), Arc::clone(self.agent));
+        // Without a runtime the lease frees it.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                let rules = agent.breaker;
+                let _turn = local.changing.lock().await;
+                breakers.change(&agent, &local, move |breaker, now| breaker.settle(&rules, now, token, None)).await;
+            });
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Execution requests that wait for a place: of a higher priority first, and of equal ones each workflow in turn, so
+//! that one whose runs come by the thousand does not keep the others waiting.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, HashMap, VecDeque},
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::{Arc, Weak},
+};
+
+use serde_json::value::RawValue;
+
+use super::request::Waiting;
+use crate::input::{member, text};
+
+/// What a request takes beside its input and its plan.
+const OVERHEAD_BYTES: usize = 512;
+/// Plans that are looked for among those that wait already.
+const MAX_PLANS: usize = 4096;
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Queue {
+    classes: BTreeMap<Reverse<u8>, Class>,
+    plans: HashMap<u64, Known>,
+    count: usize,
+    bytes: usize,
+}
+
+/// The requests of one priority.
+#[derive(Default)]
+struct Class {
+    /// By what they are to share places fairly with the others.
+    lines: HashMap<Arc<str>, VecDeque<Waiting>>,
+    /// Whose turn it is. Each line that has requests is there once.
+    turns: VecDeque<Arc<str>>,
+}
+
+/// A plan that some requests have in common.
+struct Known {
+    plan: Weak<RawValue>,
+    line: Arc<str>,
+}
+
+impl Queue {
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.count
+    }
+
+    /// About the memory that they take.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Adds a request behind the others of its workflow and priority.
+    pub(super) fn push(&mut self, mut request: Waiting) {
+        let line = self.share_plan(&mut request);
+        self.count += 1;
+        self.bytes += request.bytes;
+        let class = self.classes.entry(Reverse(request.priority)).or_default();
+        let requests = class.lines.entry(Arc::clone(&line)).or_default();
+        if requests.is_empty() {
+            class.turns.push_back(line);
+        }
+        requests.push_back(request);
+    }
+
+    /// Takes the next one out.
+    pub(super) fn pop(&mut self) -> Option<Waiting> {
+        let mut first = self.classes.first_entry()?;
+        let class = first.get_mut();
+        let line = class.turns.pop_front()?;
+        let requests = class.lines.get_mut(&line)?;
+        let request = requests.pop_front()?;
+        if requests.is_empty() {
+            class.lines.remove(&line);
+        } else {
+            class.turns.push_back(line);
+        }
+        if class.turns.is_empty() {
+            first.remove();
+        }
+        self.count -= 1;
+        self.bytes -= request.bytes;
+        Some(request)
+    }
+
+    /// Makes requests with the same plan have it once, and counts what the request takes. Returns its line.
+    fn share_plan(&mut self, request: &mut Waiting) -> Arc<str> {
+        let input = request.input.as_ref().map_or(0, |input| input.get().len());
+        request.bytes = OVERHEAD_BYTES + input;
+        let mut hasher = DefaultHasher::new();
+        request.plan.get().hash(&mut hasher);
+        let hash = hasher.finish();
+        if let Some(known) = self.plans.get(&hash)
+            && let Some(plan) = known.plan.upgrade()
+            && plan.get() == request.plan.get()
+        {
+            request.plan = plan;
+            return Arc::clone(&known.line);
+        }
+        request.bytes += request.plan.get().len();
+        // All versions of a workflow are one line. Later it may be an organisation's.
+        let line: Arc<str> = member(&request.plan, "name").and_then(text).unwrap_or_default().into();
+        if self.plans.len() >= MAX_PLANS {
+            self.plans.retain(|_, known| known.plan.strong_count() > 0);
+            if self.plans.len() >= MAX_PLANS {
+                self.plans.clear();
+            }
+        }
+        self.plans.insert(hash, Known { plan: Arc::downgrade(&request.plan), line: Arc::clone(&line) });
+        line
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kafka::consumer::Position;
+
+    fn request(workflow: &str, number: usize, priority: u8) -> Waiting {
+        let plan = format!(r#"{{"name":"{workflow}"}}"#);
+        Waiting {
+            position: Position::default(),
+            sent_at: None,
+            bytes: 0,
+            lease_token: uuid::Uuid::new_v4(),
+            run_id: format!("{workflow}{number}"),
+            plan: RawValue::from_string(plan).expect("JSON").into(),
+            input: None,
+            correlation_id: None,
+            event_id: None,
+            priority,
+        }
+    }
+
+    fn all(queue: &mut Queue) -> Vec<String> {
+        std::iter::from_fn(|| queue.pop()).map(|request| request.run_id).collect()
+    }
+
+    #[test]
+    fn workflows_take_turns_and_each_keeps_its_order() {
+        let mut queue = Queue::default();
+        for number in 0..4 {
+            queue.push(request("a", number, 5));
+        }
+        for number in 0..2 {
+            queue.push(request("b", number, 5));
+        }
+        queue.push(request("c", 0, 5));
+        assert_eq!(all(&mut queue), ["a0", "b0", "c0", "a1", "b1", "a2", "a3"]);
+        assert_eq!((queue.len(), queue.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn a_higher_priority_comes_first_whatever_waits() {
+        let mut queue = Queue::default();
+        for (workflow, number, priority) in [("a", 0, 5), ("a", 1, 0), ("b", 0, 9), ("a", 2, 9), ("b", 1, 9)] {
+            queue.push(request(workflow, number, priority));
+        }
+        assert_eq!(all(&mut queue), ["b0", "a2", "b1", "a0", "a1"]);
+    }
+
+    #[test]
+    fn a_single_run_waits_for_one_other_behind_a_burst_and_plans_are_kept_once() {
+        let mut queue = Queue::default();
+        for number in 0..10_000 {
+            queue.push(request("burst", number, 5));
+        }
+        let bytes = queue.bytes();
+        assert!(bytes < 10_000 * (OVERHEAD_BYTES + 1), "{bytes}");
+        queue.push(request("single", 0, 5));
+        assert_eq!(all(&mut queue)[..2], ["burst0", "single0"]);
+    }
+}

@@ -1,0 +1,135 @@
+//! A step of type `callback`: it waits until somebody answers at an address that only those know to whom the run has
+//! given it. An approval asks for a decision.
+
+use std::{collections::HashMap, sync::Arc};
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use sha2::{Digest as _, Sha256};
+
+use super::{Frame, Run, outside::Came, place, rest};
+use crate::{
+    db::waits::{self, Awaited, Wait},
+    input::{member, members, object_of, shorten, text, to_raw},
+    mapping::{self, Callback, Scope},
+    workflow::{Step, StepKind, outside::Approval},
+};
+
+#[derive(Serialize)]
+struct Asked<'a> {
+    role: Option<&'a str>,
+}
+
+impl Run {
+    /// The answer.
+    pub(super) async fn callback(&self, step: &Step, place: &str, frame: &Frame<'_>) -> Result<Box<RawValue>, String> {
+        let approval = step.callback_config.as_ref().and_then(|config| config.approval.as_ref());
+        let attempt_id = if let Some(attempt_id) = self.open_attempt(place) {
+            attempt_id
+        } else {
+            self.gate().await;
+            let _leaf = self.leaves.begin();
+            let token = self.callback_token(place, &step.id).await;
+            let input = self.resolve(step, &frame.scope).await?;
+            let row = self.row(step, String::new(), input, place, frame);
+            let due_at = step.timeout_seconds.and_then(|secs| u64::try_from(secs).ok());
+            let due_at = due_at.map(|secs| rest::later(std::time::Duration::from_secs(secs)));
+            self.begin_waiting(place, row, Awaited::Callback { token }, due_at).await
+        };
+        let is_there = |wait: &Wait| wait.answered_at.is_some();
+        let result = loop {
+            match self.wait_for(&attempt_id, is_there).await {
+                Came::Result(wait) => break output(*wait, approval),
+                Came::Time => {
+                    let is_over = self
+                        .database(|| {
+                            let (pool, attempt_id) = (self.executor.pool.clone(), attempt_id.clone());
+                            async move { waits::expire(&pool, &attempt_id).await }
+                        })
+                        .await;
+                    if is_over {
+                        let secs = step.timeout_seconds.unwrap_or_default();
+                        break Err(format!("nobody answered within {secs} s"));
+                    }
+                    self.read_waits().await;
+                }
+            }
+        };
+        self.end_waiting(place, &result);
+        result
+    }
+
+    /// The input of a step, after the callbacks whose addresses it mentions have got them.
+    pub(super) async fn resolve(&self, step: &Step, scope: &Scope<'_>) -> Result<Box<RawValue>, String> {
+        for step_id in mapping::callbacks_in(step.mapping()) {
+            let Some(callback) = scope.callback(&step_id).filter(|callback| callback.url().is_none()) else { continue };
+            let token = self.callback_token(&callback.place, &step_id).await;
+            callback.set_url(&format!("{}{token}", self.executor.callbacks_url));
+        }
+        mapping::resolve(step.mapping(), scope).map_err(|error| error.to_string())
+    }
+
+    /// The token of the callback at this place, which is made if there is none that could still be answered.
+    async fn callback_token(&self, place: &str, step_id: &str) -> String {
+        // As unguessable as a key: whoever has it may answer.
+        let token = URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>());
+        let hash = Sha256::digest(&token).to_vec();
+        let config = self.plan.steps.get(step_id).and_then(|step| step.callback_config.as_ref());
+        let approval = config.and_then(|config| config.approval.as_ref());
+        let approval = approval.map(|approval| to_raw(&Asked { role: approval.role.as_deref() }));
+        let token = self
+            .database(|| {
+                let (pool, run_id) = (self.executor.pool.clone(), self.run_id.clone());
+                let (lease_token, place, step_id) = (self.ledger.lease_token(), place.to_owned(), step_id.to_owned());
+                let (token, hash, approval) = (token.clone(), hash.clone(), approval.clone());
+                async move {
+                    let (claim, step) = ((run_id.as_str(), lease_token), (place.as_str(), step_id.as_str()));
+                    waits::prepare_callback(&pool, claim, step, approval.as_deref(), (&token, &hash)).await
+                }
+            })
+            .await;
+        match token {
+            Some(token) => token,
+            // Whoever has the run now goes on.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// The callbacks among the steps of lines that run beside each other, each line with what its places begin with.
+    /// `None` if there are none, as in most runs.
+    pub(super) fn callbacks<'s>(
+        &self,
+        lines: impl Iterator<Item = (String, &'s [String])>,
+    ) -> Option<Arc<HashMap<String, Callback>>> {
+        if !self.has_callbacks {
+            return None;
+        }
+        let mut found = HashMap::new();
+        for (prefix, step_ids) in lines {
+            for step_id in step_ids {
+                if self.plan.steps.get(step_id).is_some_and(|step| step.kind == StepKind::Callback) {
+                    let callback = || Callback::new(place::step(&prefix, step_id, 0));
+                    found.entry(step_id.clone()).or_insert_with(callback);
+                }
+            }
+        }
+        (!found.is_empty()).then(|| Arc::new(found))
+    }
+}
+
+/// What an answer gives.
+fn output(wait: Wait, approval: Option<&Approval>) -> Result<Box<RawValue>, String> {
+    let answer = wait.answer.map_or_else(|| object_of([]), |answer| answer.0);
+    let Some(approval) = approval else { return Ok(answer) };
+    let by = to_raw(&wait.answered_by);
+    if member(&answer, "approved").is_none_or(|approved| approved.get() != "true") && approval.on_reject == "fail" {
+        let by = wait.answered_by.map(|by| format!(" by {}", shorten(&by))).unwrap_or_default();
+        let comment = member(&answer, "comment").and_then(text);
+        let comment = comment.map(|comment| format!(": {}", shorten(&comment))).unwrap_or_default();
+        return Err(format!("it was rejected{by}{comment}"));
+    }
+    let given = members(&answer).unwrap_or_default();
+    let given = given.iter().map(|(name, value)| (name.as_str(), *value)).filter(|(name, _)| *name != "decided_by");
+    Ok(object_of(given.chain([("decided_by", &*by)])))
+}

@@ -1,0 +1,224 @@
+//! Steps that wait for something outside of their run: what they have in common, and the simplest of them, `wait`.
+//!
+//! Such a step is a PENDING row with a row of what it waits for. Both are written at once, before anybody could bring
+//! it; so whatever happens to this process, and however late the run is taken up again, what came is found there.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use chrono::{DateTime, Utc};
+use serde_json::value::RawValue;
+use tokio::sync::Notify;
+
+use super::{Frame, Run, rest};
+use crate::{
+    db::{
+        self,
+        executions::{BegunStep, StepEnd},
+        waits::{self, Awaited, Wait},
+    },
+    executor::journal,
+    input::{object_of, text, to_raw},
+    mapping::{self, Scope},
+    timestamp::Timestamp,
+    workflow::{
+        Step,
+        outside::{WaitConfig, bounded, instant, iso_duration},
+    },
+};
+
+/// What the open attempts of a run wait for, as last read.
+#[derive(Default)]
+pub(super) struct Waits {
+    by_attempt: Mutex<HashMap<String, Wait>>,
+    read: Notify,
+}
+
+impl Waits {
+    fn by_attempt(&self) -> MutexGuard<'_, HashMap<String, Wait>> {
+        self.by_attempt.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why an attempt waits no longer.
+pub(super) enum Came {
+    /// What it waits for is there.
+    Result(Box<Wait>),
+    /// Its time is over.
+    Time,
+}
+
+impl Run {
+    /// Reads what has come for the run, whenever something has.
+    pub(in crate::executor) async fn follow_wakes(&self) {
+        loop {
+            self.signals.woken.notified().await;
+            self.read_waits().await;
+        }
+    }
+
+    /// Reads what has come for the run.
+    pub(in crate::executor) async fn read_waits(&self) {
+        let read = self
+            .database(|| {
+                let (pool, run_id) = (self.executor.pool.clone(), self.run_id.clone());
+                async move { waits::open(&mut *pool.acquire().await?, &run_id).await }
+            })
+            .await;
+        *self.waits.by_attempt() = read.into_iter().map(|wait| (wait.attempt_id.clone(), wait)).collect();
+        self.waits.read.notify_waiters();
+    }
+
+    /// The answer of the database, however long it is away. A fault of our own ends the run, from elsewhere.
+    pub(super) async fn database<T, F>(&self, statement: impl Fn() -> F) -> T
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, db::Error>> + Send + 'static,
+    {
+        let mut failures = 0;
+        loop {
+            match db::bounded(statement()).await {
+                Ok(result) => return result,
+                Err(error) if error.is_retryable() => {
+                    journal::pause(failures).await;
+                    failures += 1;
+                }
+                Err(error) => {
+                    let run_id = &self.run_id;
+                    tracing::error!(error = &error as &dyn std::error::Error, "run {run_id} cannot wait: {error}");
+                    self.broken.notify_one();
+                    std::future::pending::<()>().await;
+                }
+            }
+        }
+    }
+
+    /// Begins an attempt that waits. Everything that came before is written first.
+    pub(super) async fn begin_waiting(
+        &self,
+        place: &str,
+        step: BegunStep,
+        awaited: Awaited,
+        due_at: Option<DateTime<Utc>>,
+    ) -> String {
+        let id = step.id.clone();
+        self.ledger.written().await;
+        let begun = self
+            .database(|| {
+                let (pool, run_id, lease_token) =
+                    (self.executor.pool.clone(), self.run_id.clone(), self.ledger.lease_token());
+                let (place, step, awaited) = (place.to_owned(), step.clone(), awaited.clone());
+                async move {
+                    let mut connection = pool.acquire().await?;
+                    let claim = (run_id.as_str(), lease_token);
+                    waits::begin(&mut connection, claim, (&place, &step), &awaited, due_at).await
+                }
+            })
+            .await;
+        self.ledger.adopt(place, &id);
+        match begun {
+            Some(false) => {
+                let wait = Wait { attempt_id: id.clone(), due_at, ..Wait::default() };
+                self.waits.by_attempt().insert(id.clone(), wait);
+            }
+            Some(true) => self.read_waits().await,
+            // Whoever has the run now goes on.
+            None => std::future::pending().await,
+        }
+        id
+    }
+
+    /// The attempt at this place that was begun before, if there is one.
+    pub(super) fn open_attempt(&self, place: &str) -> Option<String> {
+        let open = self.earlier.take_open(place)?;
+        self.ledger.adopt(place, &open.id);
+        Some(open.id)
+    }
+
+    /// When the waiting of that attempt is over.
+    pub(super) fn due_at(&self, attempt_id: &str) -> Option<DateTime<Utc>> {
+        self.waits.by_attempt().get(attempt_id)?.due_at
+    }
+
+    /// Waits until `result` finds what came for the attempt, or until its time is over.
+    pub(super) async fn wait_for(&self, attempt_id: &str, is_there: impl Fn(&Wait) -> bool) -> Came {
+        let due_at = self.due_at(attempt_id);
+        let _idle = self.rest.idle();
+        let _due = due_at.map(|at| self.rest.due(at));
+        loop {
+            let read = self.waits.read.notified();
+            // From here on no reading is missed.
+            let mut read = std::pin::pin!(read);
+            read.as_mut().enable();
+            if let Some(wait) = self.waits.by_attempt().get(attempt_id).filter(|wait| is_there(wait)) {
+                return Came::Result(Box::new(wait.clone()));
+            }
+            tokio::select! {
+                () = read => {}
+                () = async { rest::sleep_until(due_at.unwrap_or(DateTime::<Utc>::MAX_UTC)).await } => {
+                    return Came::Time;
+                }
+            }
+        }
+    }
+
+    /// Ends an attempt that has waited.
+    pub(super) fn end_waiting(&self, place: &str, result: &Result<Box<RawValue>, String>) {
+        let end = match result {
+            Ok(output) => StepEnd::Completed(output.clone()),
+            Err(cause) => StepEnd::Failed(cause.clone()),
+        };
+        self.ledger.end(place, end, None);
+    }
+
+    /// Lets the time pass that the step asks for.
+    pub(super) async fn wait(&self, step: &Step, place: &str, frame: &Frame<'_>) -> Result<Box<RawValue>, String> {
+        let Some(config) = &step.wait_config else { return Err("it has no wait_config".to_owned()) };
+        let attempt_id = if let Some(attempt_id) = self.open_attempt(place) {
+            attempt_id
+        } else {
+            self.gate().await;
+            let _leaf = self.leaves.begin();
+            let until = until(config, &frame.scope)?;
+            let input = object_of([("until", &*shown(until))]);
+            let row = self.row(step, String::new(), input, place, frame);
+            self.begin_waiting(place, row, Awaited::Time, Some(until)).await
+        };
+        let until = self.due_at(&attempt_id);
+        self.wait_for(&attempt_id, |_| false).await;
+        let output = Ok(object_of([("until", &*shown(until.unwrap_or_else(Utc::now)))]));
+        self.end_waiting(place, &output);
+        output
+    }
+}
+
+fn shown(instant: DateTime<Utc>) -> Box<RawValue> {
+    to_raw(&Timestamp::from(instant))
+}
+
+/// When the waiting that a step asks for is over, if it begins now.
+fn until(config: &WaitConfig, scope: &Scope<'_>) -> Result<DateTime<Utc>, String> {
+    let text_of = |member: &str, value: &str| {
+        let resolved = mapping::resolve_text(value, scope).map_err(|cause| format!("wait_config.{member}, {cause}"))?;
+        Ok::<_, String>(text(&resolved).unwrap_or_else(|| resolved.get().to_owned()))
+    };
+    let within = |member: &str, result: Result<f64, String>| {
+        result.map_err(|cause| format!("wait_config.{member}: it {cause}")).map(|secs| {
+            // Within bounds, as both have checked.
+            rest::later(Duration::try_from_secs_f64(secs).unwrap_or_default())
+        })
+    };
+    if let Some(secs) = &config.duration_seconds {
+        let secs = text_of("duration_seconds", &text(secs).unwrap_or_else(|| secs.get().to_owned()))?;
+        let parsed = secs.trim().parse::<f64>().map_err(|_| "must be a number".to_owned());
+        return within("duration_seconds", parsed.and_then(bounded));
+    }
+    if let Some(duration) = &config.duration {
+        return within("duration", iso_duration(&text_of("duration", duration)?));
+    }
+    let until = text_of("until", config.until.as_deref().unwrap_or_default())?;
+    instant(&until).map_err(|cause| format!("wait_config.until: it {cause}"))
+}

@@ -1,0 +1,161 @@
+//! Whether a run has anything to do but to wait for what is outside of it, and until when.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use chrono::{DateTime, Utc};
+use tokio::sync::Notify;
+
+/// A run is not parked for less: to write that twice and to look for it would take as long.
+const WORTH_PARKING: Duration = Duration::from_millis(500);
+/// Longest sleep at once, below what the runtime's clock can.
+const LONGEST_SLEEP: Duration = Duration::from_hours(24);
+
+/// How many lines of steps of a run have something to do, and when the others will have at the latest.
+pub(super) struct Rest {
+    busy: AtomicUsize,
+    at_rest: Notify,
+    deadlines: Mutex<Deadlines>,
+}
+
+#[derive(Default)]
+struct Deadlines {
+    by_number: BTreeMap<u64, DateTime<Utc>>,
+    count: u64,
+}
+
+impl Rest {
+    /// Of a run that has begun: its main chain is busy.
+    pub(super) fn new() -> Self {
+        Self { busy: AtomicUsize::new(1), at_rest: Notify::new(), deadlines: Mutex::default() }
+    }
+
+    fn deadlines(&self) -> MutexGuard<'_, Deadlines> {
+        self.deadlines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A line of steps begins, until the result is dropped.
+    pub(super) fn begin(&self) -> Busy<'_> {
+        self.busy.fetch_add(1, Ordering::SeqCst);
+        Busy(self)
+    }
+
+    /// The line of steps that calls it has nothing to do, until the result is dropped.
+    pub(super) fn idle(&self) -> Idle<'_> {
+        if self.busy.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.at_rest.notify_one();
+        }
+        Idle(self)
+    }
+
+    /// Something will be due then, unless the result is dropped before.
+    pub(super) fn due(&self, at: DateTime<Utc>) -> Due<'_> {
+        let mut deadlines = self.deadlines();
+        let number = deadlines.count;
+        deadlines.count += 1;
+        deadlines.by_number.insert(number, at);
+        Due { rest: self, number }
+    }
+
+    /// Waits until nothing is busy and nothing will be soon. Returns when something will be at the latest.
+    pub(super) async fn reached(&self) -> Option<DateTime<Utc>> {
+        loop {
+            if self.busy.load(Ordering::SeqCst) > 0 {
+                self.at_rest.notified().await;
+                continue;
+            }
+            let next = self.deadlines().by_number.values().min().copied();
+            match next.map(time_until) {
+                // Whoever it is due for is about to notice.
+                Some(left) if left < WORTH_PARKING => {
+                    tokio::time::sleep(left.max(Duration::from_millis(1))).await;
+                }
+                _ => return next,
+            }
+        }
+    }
+}
+
+/// See [`Rest::begin`].
+pub(super) struct Busy<'a>(&'a Rest);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        if self.0.busy.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.at_rest.notify_one();
+        }
+    }
+}
+
+/// See [`Rest::idle`].
+pub(super) struct Idle<'a>(&'a Rest);
+
+impl Drop for Idle<'_> {
+    fn drop(&mut self) {
+        self.0.busy.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// See [`Rest::due`].
+pub(super) struct Due<'a> {
+    rest: &'a Rest,
+    number: u64,
+}
+
+impl Drop for Due<'_> {
+    fn drop(&mut self) {
+        self.rest.deadlines().by_number.remove(&self.number);
+    }
+}
+
+/// How long it is until then; nothing if it is past.
+fn time_until(at: DateTime<Utc>) -> Duration {
+    (at - Utc::now()).to_std().unwrap_or_default()
+}
+
+/// Sleeps until then, however far it is, by this host's clock.
+pub(super) async fn sleep_until(at: DateTime<Utc>) {
+    loop {
+        let left = time_until(at);
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(left.min(LONGEST_SLEEP)).await;
+    }
+}
+
+/// So much later than now, or as late as can be told.
+pub(super) fn later(by: Duration) -> DateTime<Utc> {
+    let by = chrono::TimeDelta::from_std(by).unwrap_or(chrono::TimeDelta::MAX);
+    Utc::now().checked_add_signed(by).unwrap_or(DateTime::<Utc>::MAX_UTC)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_run_is_at_rest_when_no_line_of_it_is_busy() {
+        let rest = Rest::new();
+        let mut reached = std::pin::pin!(rest.reached());
+        let block = rest.idle();
+        let (first, second) = (rest.begin(), rest.begin());
+        let waiting = rest.idle();
+        assert!(futures_util::poll!(&mut reached).is_pending());
+        drop(second);
+        let far = later(Duration::from_mins(1));
+        let due = rest.due(far);
+        let _farther = rest.due(later(Duration::from_hours(1)));
+        assert_eq!(rest.reached().await, Some(far));
+        drop(due);
+        assert!(rest.reached().await > Some(far));
+        drop((waiting, first, block));
+        assert!(futures_util::poll!(std::pin::pin!(rest.reached())).is_pending(), "the main chain goes on");
+    }
+}

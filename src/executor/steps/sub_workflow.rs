@@ -1,0 +1,108 @@
+//! A step of type `sub_workflow`: a run of another workflow, which is a run like any other.
+
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use super::{Frame, Run, outside::Came};
+use crate::{
+    access::OrganizationId,
+    db::{
+        self,
+        waits::{self, Awaited, ChildRun, MAX_NESTING, Wait},
+        workflows::Startable,
+    },
+    id,
+    input::shorten,
+    workflow::{InputSchema, Step, WorkflowStatus, outside::SubWorkflowConfig},
+};
+
+impl Run {
+    /// What the run of the other workflow gave.
+    pub(super) async fn sub_workflow(
+        &self,
+        step: &Step,
+        place: &str,
+        frame: &Frame<'_>,
+    ) -> Result<Box<RawValue>, String> {
+        let attempt_id = if let Some(attempt_id) = self.open_attempt(place) {
+            attempt_id
+        } else {
+            self.gate().await;
+            let _leaf = self.leaves.begin();
+            let input = self.resolve(step, &frame.scope).await?;
+            let child = self.child(step.sub_workflow_config.as_ref(), input.clone()).await?;
+            let row = self.row(step, String::new(), input, place, frame);
+            self.begin_waiting(place, row, Awaited::Run(Box::new(child)), None).await
+        };
+        let has_ended = |wait: &Wait| waits::has_ended(wait.child_status.as_deref());
+        let Came::Result(wait) = self.wait_for(&attempt_id, has_ended).await else {
+            return Err("it has waited too long".to_owned());
+        };
+        let Wait { child_run_id, child_status, child_error, child_output, .. } = *wait;
+        let result = if child_status.as_deref() == Some("COMPLETED") {
+            Ok(child_output.map_or_else(|| RawValue::NULL.to_owned(), |output| output.0))
+        } else {
+            let status = child_status.unwrap_or_default();
+            let why = child_error.map(|error| format!(": {error}")).unwrap_or_default();
+            Err(format!("its run {} ended {status}{why}", child_run_id.unwrap_or_default()))
+        };
+        self.end_waiting(place, &result);
+        result
+    }
+
+    /// The run to begin.
+    async fn child(&self, config: Option<&SubWorkflowConfig>, input: Box<RawValue>) -> Result<ChildRun, String> {
+        let Some(config) = config else { return Err("it has no sub_workflow_config".to_owned()) };
+        let (found, nesting) = self
+            .database(|| {
+                let (pool, run_id, config) = (self.executor.pool.clone(), self.run_id.clone(), config.clone());
+                let organization = self.organization.clone();
+                async move {
+                    let nesting = waits::nesting(&pool, &run_id).await?;
+                    Ok((find(&pool, &organization, &config).await?, nesting))
+                }
+            })
+            .await;
+        if nesting >= MAX_NESTING {
+            return Err(format!("workflows may run inside of each other {MAX_NESTING} deep, not deeper"));
+        }
+        let called = config.workflow_name.as_deref().or(config.workflow_id.as_deref()).unwrap_or_default();
+        let definition = found.ok_or_else(|| format!("workflow '{}' does not exist", shorten(called)))?;
+        if definition.status != WorkflowStatus::Active.as_str() {
+            return Err(format!("workflow '{}' is {}, not active", shorten(called), shorten(&definition.status)));
+        }
+        if let Some(schema) = &definition.input_schema {
+            let refused = |text: String| format!("the input of workflow '{}': {text}", shorten(called));
+            let schema = InputSchema::compile(&schema.0).map_err(|text| refused(format!("its input_schema {text}")))?;
+            if let Err(errors) = schema.check(&input) {
+                let texts: Vec<String> =
+                    errors.iter().map(|error| format!("{}: {}", error.field, error.message)).collect();
+                return Err(refused(super::joined(&texts)));
+            }
+        }
+        Ok(ChildRun {
+            run_id: id::new_run_id(),
+            definition_id: definition.id,
+            workflow_name: definition.name,
+            version: definition.version,
+            input,
+        })
+    }
+}
+
+/// The definition of the organisation that is meant: the one of that id, or the newest of that name if it is active.
+async fn find(
+    pool: &sqlx::PgPool,
+    organization: &OrganizationId,
+    config: &SubWorkflowConfig,
+) -> Result<Option<Startable>, db::Error> {
+    let id = match (&config.workflow_id, &config.workflow_name) {
+        (Some(id), _) => Uuid::try_parse(id).ok(),
+        (None, Some(name)) => db::workflows::find_active(pool, organization, name).await?.map(|row| row.id),
+        (None, None) => None,
+    };
+    match id {
+        Some(id) => db::workflows::startable(pool, organization, id).await,
+        None => Ok(None),
+    }
+}

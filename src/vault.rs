@@ -1,0 +1,247 @@
+//! Agents' credentials at rest: AES-256-GCM under the keys of `ENCRYPTION_KEY`.
+//!
+//! What is stored in the place of a JSON text is `{"encrypted": {"key_id", "nonce", "data"}}`: the name of the key, and in
+//! base64 what the algorithm made. The agent's id is authenticated with it, so that no row can pass off another's
+//! credentials as its own. Texts that were stored before there was a key are taken as they are.
+
+use std::fmt::{self, Write as _};
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, Nonce, RandomizedNonceKey};
+use base64::{Engine, prelude::BASE64_STANDARD};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use crate::input;
+
+/// Of the algorithm.
+const KEY_BYTES: usize = 32;
+/// Of a key's name: enough to tell a handful of keys apart.
+const KEY_ID_BYTES: usize = 4;
+
+/// Seals with the first of its keys, and opens with any. Without keys it seals nothing.
+#[derive(Default)]
+pub struct Vault(Vec<Key>);
+
+struct Key {
+    id: String,
+    cipher: RandomizedNonceKey,
+}
+
+/// Why a text stays sealed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Sealed {
+    /// No key of that name is there.
+    #[error("encrypted with the key {0}, which ENCRYPTION_KEY does not have")]
+    KeyMissing(String),
+    /// It was changed, or belongs to another agent.
+    #[error("encrypted with the key {0} and not authentic")]
+    NotAuthentic(String),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Envelope {
+    encrypted: Content,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Content {
+    key_id: String,
+    nonce: String,
+    data: String,
+}
+
+impl Vault {
+    /// Keys with commas between, each of 32 bytes in hexadecimal digits or in base64. The error shows nothing of them.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let keys = text.split(',').enumerate().map(|(index, key)| {
+            let problem =
+                || format!("entry {} is not 32 bytes in hex or base64; make one with: openssl rand -hex 32", index + 1);
+            let bytes = key_bytes(key.trim()).ok_or_else(problem)?;
+            let cipher = RandomizedNonceKey::new(&AES_256_GCM, &bytes).map_err(|_| problem())?;
+            let digest = Sha256::new_with_prefix("workflow-api key id").chain_update(bytes).finalize();
+            Ok(Key { id: hex(&digest[..KEY_ID_BYTES]), cipher })
+        });
+        let keys = keys.collect::<Result<Vec<Key>, String>>()?;
+        let is_twice = |(index, key): (usize, &Key)| keys[..index].iter().any(|other| other.id == key.id);
+        if keys.iter().enumerate().any(is_twice) { Err("has a key twice".to_owned()) } else { Ok(Self(keys)) }
+    }
+
+    /// The names of the keys, the one that seals first.
+    pub fn key_ids(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|key| key.id.as_str())
+    }
+
+    /// The text to store. What is sealed already, and everything if there is no key, stays as it is.
+    #[must_use]
+    pub fn seal(&self, agent_id: Uuid, json: &RawValue) -> Box<RawValue> {
+        let Some(key) = self.0.first().filter(|_| json.get() != "null" && key_id(json).is_none()) else {
+            return json.to_owned();
+        };
+        let mut data = json.get().as_bytes().to_vec();
+        let nonce = key.cipher.seal_in_place_append_tag(authenticated(agent_id), &mut data);
+        let nonce = nonce.expect("the text is shorter than the 64 GiB that the algorithm takes");
+        let (nonce, data) = (BASE64_STANDARD.encode(nonce.as_ref()), BASE64_STANDARD.encode(data));
+        input::to_raw(&Envelope { encrypted: Content { key_id: key.id.clone(), nonce, data } })
+    }
+
+    /// The text that was sealed; what was not, as it is.
+    pub fn open(&self, agent_id: Uuid, stored: &RawValue) -> Result<Box<RawValue>, Sealed> {
+        let Some(Content { key_id, nonce, data }) = envelope(stored) else { return Ok(stored.to_owned()) };
+        let Some(key) = self.0.iter().find(|key| key.id == key_id) else { return Err(Sealed::KeyMissing(key_id)) };
+        let open = || {
+            let nonce = Nonce::try_assume_unique_for_key(&BASE64_STANDARD.decode(nonce).ok()?).ok()?;
+            let mut data = BASE64_STANDARD.decode(data).ok()?;
+            let text = key.cipher.open_in_place(nonce, authenticated(agent_id), &mut data).ok()?;
+            RawValue::from_string(String::from_utf8(text.to_vec()).ok()?).ok()
+        };
+        open().ok_or(Sealed::NotAuthentic(key_id))
+    }
+
+    /// Whether the text is stored as it would be today: sealed with the first key, if there is one.
+    #[must_use]
+    pub fn is_current(&self, stored: &RawValue) -> bool {
+        stored.get() == "null" || key_id(stored).as_deref() == self.key_ids().next()
+    }
+}
+
+/// Shows the names of the keys.
+impl fmt::Debug for Vault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.key_ids()).finish()
+    }
+}
+
+/// The name of the key that the text is sealed with; `None` for a text that is not sealed.
+#[must_use]
+pub fn key_id(stored: &RawValue) -> Option<String> {
+    envelope(stored).map(|content| content.key_id)
+}
+
+/// No credentials that a caller may store have this form: they need members of their own.
+fn envelope(stored: &RawValue) -> Option<Content> {
+    serde_json::from_str::<Envelope>(stored.get()).ok().map(|envelope| envelope.encrypted)
+}
+
+fn authenticated(agent_id: Uuid) -> Aad<Vec<u8>> {
+    Aad::from([b"workflow-api agents.auth_config ", &agent_id.as_bytes()[..]].concat())
+}
+
+fn key_bytes(text: &str) -> Option<[u8; KEY_BYTES]> {
+    let is_hex = text.len() == 2 * KEY_BYTES && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let bytes = if is_hex {
+        (0..KEY_BYTES).map(|index| u8::from_str_radix(&text[2 * index..2 * index + 2], 16).ok()).collect()
+    } else {
+        // The alphabet of URLs and absent padding are taken too.
+        let text = text.trim_end_matches('=').replace('-', "+").replace('_', "/");
+        base64::prelude::BASE64_STANDARD_NO_PAD.decode(text).ok()
+    };
+    bytes.and_then(|bytes: Vec<u8>| bytes.try_into().ok())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
+    const OTHER: &str = "ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=";
+    const SECRET: &str = r#"{"token":"hunter2","n":123456789012345678901234567890}"#;
+
+    fn vault(keys: &str) -> Vault {
+        Vault::parse(keys).expect(keys)
+    }
+
+    fn raw(json: &str) -> Box<RawValue> {
+        RawValue::from_string(json.to_owned()).expect(json)
+    }
+
+    #[test]
+    fn what_was_sealed_is_opened_for_the_same_agent_alone() {
+        let (vault, agent) = (vault(ONE), Uuid::from_u128(7));
+        let sealed = vault.seal(agent, &raw(SECRET));
+        assert!(!sealed.get().contains("hunter2") && !sealed.get().contains("token"), "{sealed}");
+        assert_eq!(vault.open(agent, &sealed).expect("it opens").get(), SECRET);
+        let id = vault.key_ids().next().expect("a key").to_owned();
+        assert_eq!(vault.open(Uuid::from_u128(8), &sealed).map(|_| ()), Err(Sealed::NotAuthentic(id)));
+        assert_ne!(vault.seal(agent, &raw(SECRET)).get(), sealed.get(), "a nonce of its own each time");
+        assert_eq!(vault.seal(agent, &sealed).get(), sealed.get(), "sealed once");
+    }
+
+    #[test]
+    fn every_change_is_noticed() {
+        let (vault, agent) = (vault(ONE), Uuid::from_u128(7));
+        let sealed = vault.seal(agent, &raw(SECRET)).get().to_owned();
+        for (place, character) in sealed.char_indices().filter(|(_, character)| character.is_ascii_alphanumeric()) {
+            let mut changed = sealed.clone();
+            changed.replace_range(place..=place, if character == 'A' { "B" } else { "A" });
+            if let Ok(text) = vault.open(agent, &raw(&changed)) {
+                // No envelope any more, or the bits of base64 that mean nothing.
+                assert!(text.get() == changed || text.get() == SECRET, "{changed}");
+            }
+        }
+    }
+
+    #[test]
+    fn older_keys_open_and_the_first_one_seals() {
+        let agent = Uuid::from_u128(7);
+        let (old, both, new) = (vault(ONE), vault(&format!("{OTHER}, {ONE}")), vault(OTHER));
+        let sealed = old.seal(agent, &raw(SECRET));
+        assert_eq!(both.open(agent, &sealed).expect("it opens").get(), SECRET);
+        assert!(old.is_current(&sealed) && !both.is_current(&sealed));
+        let id = old.key_ids().next().expect("a key").to_owned();
+        assert_eq!(new.open(agent, &sealed).map(|_| ()), Err(Sealed::KeyMissing(id.clone())));
+        assert_eq!(Vault::default().open(agent, &sealed).map(|_| ()), Err(Sealed::KeyMissing(id)));
+        let again = both.seal(agent, &both.open(agent, &sealed).expect("it opens"));
+        assert!(both.is_current(&again));
+        assert_eq!(new.open(agent, &again).expect("it opens").get(), SECRET);
+    }
+
+    #[test]
+    fn what_is_not_sealed_is_as_it_is() {
+        let agent = Uuid::from_u128(7);
+        for plain in ["null", SECRET, r#"{"encrypted":"x","token":"t"}"#, r#"{"encrypted":{"key_id":"x"}}"#] {
+            assert_eq!(vault(ONE).open(agent, &raw(plain)).expect("it is open").get(), plain);
+            assert_eq!(Vault::default().seal(agent, &raw(plain)).get(), plain);
+            assert!(Vault::default().is_current(&raw(plain)));
+        }
+        assert_eq!(vault(ONE).seal(agent, &raw("null")).get(), "null");
+        assert!(vault(ONE).is_current(&raw("null")) && !vault(ONE).is_current(&raw(SECRET)));
+    }
+
+    #[test]
+    fn a_key_has_32_bytes_in_one_of_two_forms() {
+        let unpadded = OTHER.trim_end_matches('=');
+        for right in [ONE, &ONE.to_uppercase(), OTHER, unpadded, &format!(" {ONE} , {OTHER} ")] {
+            assert!(Vault::parse(right).is_ok(), "{right}");
+        }
+        assert_eq!(vault(OTHER).0[0].id, vault(unpadded).0[0].id);
+        for wrong in [
+            "",
+            ",",
+            &ONE[2..],
+            &format!("{ONE}00"),
+            &ONE.replace('0', "g"),
+            "secret",
+            &OTHER[4..],
+            &format!("{ONE},{ONE}"),
+            &format!("{ONE},"),
+            &format!("{ONE};{OTHER}"),
+            "äöüäöüäöüäöüäöüäöüäöüäöüäöüäöüäö",
+        ] {
+            let problem = Vault::parse(wrong).err().unwrap_or_else(|| panic!("{wrong} is taken"));
+            assert!(wrong.len() < 8 || !problem.contains(&wrong[..8]), "{problem}");
+        }
+        assert!(!format!("{:?}", vault(ONE)).contains("0001"));
+    }
+}

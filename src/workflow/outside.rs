@@ -1,0 +1,209 @@
+//! What the steps that wait for something outside of their run are told: a time, a callback, another workflow.
+
+use std::ops::RangeInclusive;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::step::{ID_CHARS, one_of};
+use crate::input::{FieldError, Node, Read, text};
+
+/// Ten years: longer waits and time limits are refused, since nobody can mean them.
+pub const MAX_WAIT_SECS: i64 = 315_576_000;
+
+/// Seconds of a step's time limit.
+pub(super) const TIMEOUT_SECS: RangeInclusive<i64> = 1..=MAX_WAIT_SECS;
+
+/// For how long, or until when. One member is there.
+#[derive(Clone, Debug, Serialize)]
+pub struct WaitConfig {
+    /// Seconds, as a number or a text with references.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration_seconds: Option<Box<RawValue>>,
+    /// ISO 8601, or a text with references.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration: Option<String>,
+    /// ISO 8601 with a zone, or a text with references.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until: Option<String>,
+}
+
+/// What a callback is asked for.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct CallbackConfig {
+    /// It is a decision.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approval: Option<Approval>,
+}
+
+/// A decision by a person.
+#[derive(Clone, Debug, Serialize)]
+pub struct Approval {
+    /// The role that whoever decides must have; `None`: the callback's address is enough.
+    pub role: Option<String>,
+    /// `fail` or `continue`.
+    pub on_reject: &'static str,
+}
+
+/// Which workflow runs as a step. One member is there.
+#[derive(Clone, Debug, Serialize)]
+pub struct SubWorkflowConfig {
+    /// The id of a definition.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workflow_id: Option<String>,
+    /// A name, of which the newest version counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workflow_name: Option<String>,
+}
+
+impl WaitConfig {
+    pub(super) fn read(node: &Node<'_>) -> Read<Self> {
+        let object = node.object()?;
+        let mut errors = Vec::new();
+        let duration_seconds = object.nullable("duration_seconds", &mut errors, |node| {
+            if text(node.raw()).is_none_or(|text| !has_reference(&text)) {
+                let secs = node.float(0.0)?;
+                bounded(secs).map_err(|text| vec![FieldError::rule(node.path(), text)])?;
+            }
+            Ok(node.raw().to_owned())
+        });
+        let duration = object.nullable("duration", &mut errors, |node| {
+            node.parsed(|text| if has_reference(text) { Ok(()) } else { iso_duration(text).map(drop) })?;
+            node.string(0..=usize::MAX)
+        });
+        let until = object.nullable("until", &mut errors, |node| {
+            node.parsed(|text| if has_reference(text) { Ok(()) } else { instant(text).map(drop) })?;
+            node.string(0..=usize::MAX)
+        });
+        let given = [duration_seconds.is_some(), duration.is_some(), until.is_some()];
+        if errors.is_empty() && given.iter().filter(|given| **given).count() != 1 {
+            errors.push(FieldError::rule(node.path(), "needs one of duration_seconds, duration and until"));
+        }
+        if errors.is_empty() { Ok(Self { duration_seconds, duration, until }) } else { Err(errors) }
+    }
+}
+
+impl CallbackConfig {
+    pub(super) fn read(node: &Node<'_>) -> Read<Self> {
+        let mut errors = Vec::new();
+        let approval = node.object()?.nullable("approval", &mut errors, Approval::read);
+        if errors.is_empty() { Ok(Self { approval }) } else { Err(errors) }
+    }
+}
+
+impl Approval {
+    fn read(node: &Node<'_>) -> Read<Self> {
+        let object = node.object()?;
+        let mut errors = Vec::new();
+        let role = object.nullable("role", &mut errors, |node| node.not_blank(ID_CHARS));
+        let on_reject = object.nullable("on_reject", &mut errors, |node| one_of(node, &["fail", "continue"]));
+        if errors.is_empty() { Ok(Self { role, on_reject: on_reject.unwrap_or("fail") }) } else { Err(errors) }
+    }
+}
+
+impl SubWorkflowConfig {
+    pub(super) fn read(node: &Node<'_>) -> Read<Self> {
+        let object = node.object()?;
+        let mut errors = Vec::new();
+        let workflow_id = object.nullable("workflow_id", &mut errors, |node| {
+            node.parsed(|text| match uuid::Uuid::try_parse(text) {
+                Ok(id) => Ok(id.to_string()),
+                Err(_) => Err("must be a UUID".to_owned()),
+            })
+        });
+        let workflow_name = object.nullable("workflow_name", &mut errors, |node| node.not_blank(ID_CHARS));
+        if errors.is_empty() && workflow_id.is_some() == workflow_name.is_some() {
+            errors.push(FieldError::rule(node.path(), "needs either workflow_id or workflow_name"));
+        }
+        if errors.is_empty() { Ok(Self { workflow_id, workflow_name }) } else { Err(errors) }
+    }
+}
+
+fn has_reference(text: &str) -> bool {
+    text.contains("${")
+}
+
+/// Seconds that can be waited; the error is fit for a step's error message.
+pub fn bounded(secs: f64) -> Result<f64, String> {
+    if (0.0..=MAX_WAIT_SECS as f64).contains(&secs) {
+        Ok(secs)
+    } else {
+        Err(format!("must be from 0 to {MAX_WAIT_SECS} seconds"))
+    }
+}
+
+/// An instant with its zone, as ISO 8601.
+pub fn instant(text: &str) -> Result<DateTime<Utc>, String> {
+    let parsed = DateTime::parse_from_rfc3339(text.trim()).map(|instant| instant.to_utc());
+    parsed.map_err(|_| "must be a time with a zone, such as 2026-02-03T09:00:00Z".to_owned())
+}
+
+/// The seconds of an ISO 8601 duration of weeks, days, hours, minutes and seconds. Years and months differ in length,
+/// and are refused.
+pub fn iso_duration(text: &str) -> Result<f64, String> {
+    let wrong = || "must be an ISO 8601 duration of weeks, days, hours, minutes or seconds, such as PT90S".to_owned();
+    let rest = text.trim().strip_prefix('P').ok_or_else(wrong)?;
+    let (date, time) = match rest.split_once('T') {
+        Some((_, "")) => return Err(wrong()),
+        Some((date, time)) => (date, time),
+        None => (rest, ""),
+    };
+    let (days, time) =
+        (parts(date, &[('W', 604_800.0), ('D', 86_400.0)]), parts(time, &[('H', 3600.0), ('M', 60.0), ('S', 1.0)]));
+    match (days, time) {
+        (Some(days), Some(time)) if !rest.is_empty() => bounded(days + time),
+        _ => Err(wrong()),
+    }
+}
+
+/// Numbers, each with one of these units, in their order.
+fn parts(mut text: &str, units: &[(char, f64)]) -> Option<f64> {
+    let mut secs = 0.0;
+    for (unit, length) in units {
+        if let Some((number, rest)) = text.split_once(*unit) {
+            let is_number = number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.' || byte == b',');
+            secs += number.replace(',', ".").parse::<f64>().ok().filter(|_| is_number)? * length;
+            text = rest;
+        }
+    }
+    text.is_empty().then_some(secs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read_as_iso_8601_has_them() {
+        for (text, expected) in [
+            ("PT0S", Some(0.0)),
+            ("PT1.5S", Some(1.5)),
+            ("PT1M30S", Some(90.0)),
+            ("P1DT2H", Some(93_600.0)),
+            ("P2W", Some(1_209_600.0)),
+            (" PT5M ", Some(300.0)),
+            ("P", None),
+            ("PT", None),
+            ("P1DT", None),
+            ("P1Y", None),
+            ("P1M", None),
+            ("PT1S30M", None),
+            ("PT-5S", None),
+            ("PT1e3S", None),
+            ("5 minutes", None),
+            ("P9999999W", None),
+        ] {
+            assert_eq!(iso_duration(text).ok(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_instant_needs_its_zone() {
+        assert!(instant("2026-02-03T09:00:00Z").is_ok());
+        assert!(instant("2026-02-03T09:00:00.5+02:00").is_ok());
+        for text in ["2026-02-03T09:00:00", "2026-02-03", "tomorrow", ""] {
+            assert!(instant(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Agents that answer with a task which is not done yet: it is followed, and cancelled if nobody waits for it any more.
+
+use axum::{
+    Json,
+    response::{IntoResponse, Response},
+};
+use http::StatusCode;
+use serde_json::{Value, json};
+use sqlx::PgPool;
+use workflow_api::db::migrations::MIGRATOR;
+
+use crate::{
+    path::{Agent, Call, Executor},
+    service::eventually,
+    steps::World,
+};
+
+/// The task `t-1` in this state.
+fn task(call: &Call, state: &str) -> Response {
+    let result = json!({"kind": "task", "id": "t-1", "contextId": "c-1", "status": {"state": state},
+        "artifacts": [{"artifactId": "a", "parts": [{"kind": "text", "text": format!("said when {state}")}]}]});
+    Json(json!({"jsonrpc": "2.0", "id": call.body["id"], "result": result})).into_response()
+}
+
+fn method(call: &Call) -> &str {
+    call.body["method"].as_str().expect("a method")
+}
+
+/// How often each method was called: `message/send`, `tasks/get`, `tasks/cancel`.
+fn counts(agent: &Agent) -> [usize; 3] {
+    let calls = agent.calls();
+    ["message/send", "tasks/get", "tasks/cancel"].map(|name| calls.iter().filter(|call| method(call) == name).count())
+}
+
+/// An agent that never finishes.
+async fn working() -> (Agent, String) {
+    Agent::start(|_, call| task(call, if method(call) == "tasks/cancel" { "canceled" } else { "working" })).await
+}
+
+fn step() -> Value {
+    json!({"ask": {"id": "ask", "agent_name": "a", "input_mapping": {"text": "x"}}})
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_task_is_followed_to_its_end(pool: PgPool) {
+    let (agent, url) = Agent::start(|number, call| match number {
+        0 => task(call, "submitted"),
+        1 | 3 => task(call, "working"),
+        // That it cannot be asked for does not end a task.
+        2 => (StatusCode::SERVICE_UNAVAILABLE, "busy").into_response(),
+        _ => task(call, "completed"),
+    })
+    .await;
+    let world = World::start(&pool, &[("a", &url)]).await;
+    let done = world.run("ask", &step(), &json!({})).await;
+    let output = done.output();
+    assert_eq!((&output["text"], &output["task_id"]), (&json!("said when completed"), &json!("t-1")));
+    assert_eq!(counts(&agent), [1, 4, 0]);
+    for call in &agent.calls()[1..] {
+        assert_eq!(call.body["params"], json!({"id": "t-1"}));
+        assert_eq!(call.body["jsonrpc"], "2.0");
+        assert_eq!(call.headers["x-correlation-id"], agent.calls()[0].headers["x-correlation-id"]);
+        assert!(!call.headers.contains_key("idempotency-key"), "it is no repeat of the message");
+    }
+    assert_eq!(done.rows.len(), 1, "all of it is one attempt");
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_task_that_does_not_complete_fails_the_step(pool: PgPool) {
+    let (agent, url) = Agent::start(|_, call| {
+        let state = call.body["params"]["message"]["parts"][0]["text"].as_str().map(str::to_owned);
+        match state {
+            // The state that is wanted becomes the id of the task.
+            Some(state) => {
+                let result = json!({"id": state, "status": {"state": "working"}});
+                Json(json!({"jsonrpc": "2.0", "id": 1, "result": result})).into_response()
+            }
+            None if call.body["params"]["id"] == "gone" => {
+                let error = json!({"code": -32001, "message": "Task not found"});
+                Json(json!({"jsonrpc": "2.0", "id": 1, "error": error})).into_response()
+            }
+            None => {
+                let words = json!({"role": "agent", "parts": [{"kind": "text", "text": "out of paper"}]});
+                let status = json!({"state": call.body["params"]["id"], "message": words});
+                Json(json!({"jsonrpc": "2.0", "id": 1, "result": {"id": "x", "status": status}})).into_response()
+            }
+        }
+    })
+    .await;
+    let world = World::start(&pool, &[("a", &url)]).await;
+    for (state, expected) in [
+        ("failed", "Task state: failed: out of paper"),
+        ("canceled", "Task state: canceled: out of paper"),
+        ("rejected", "Task state: rejected: out of paper"),
+        (
+            "input-required",
+            "Task state: input-required (the agent asks for more input, which a step cannot give): out of paper",
+        ),
+        (
+            "auth-required",
+            "Task state: auth-required (the agent asks for other credentials than its own): out of paper",
+        ),
+        ("gone", "JSON-RPC Error -32001: Task not found"),
+    ] {
+        let steps = json!({"ask": {"id": "ask", "agent_name": "a", "input_mapping": {"text": state}}});
+        let failed = world.run("ask", &steps, &json!({})).await;
+        let message = failed.run["error_message"].as_str().expect("a message");
+        assert_eq!(message, format!("Step 'ask' failed: agent 'a': {expected}"));
+        assert_eq!(failed.rows.len(), 1, "it is not tried again");
+    }
+    assert_eq!(counts(&agent)[2], 0, "what has ended is not cancelled");
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_task_is_cancelled_when_its_time_is_over(pool: PgPool) {
+    let (agent, url) = working().await;
+    let world = World::start(&pool, &[]).await;
+    let slow = json!({"name": "a", "url": url, "timeout_ms": 1000, "auth_type": "bearer", "auth_config": {"token": "s3cret"},
+        "retry_config": {"max_retries": 1, "initial_delay_ms": 100, "max_delay_ms": 1000}});
+    world.service.post("/api/v1/agents", &slow).await.expect(201);
+    let failed = world.run("ask", &step(), &json!({})).await;
+    let message = failed.run["error_message"].as_str().expect("a message");
+    assert!(message.contains("no complete answer within 1000 ms"), "{message}");
+    eventually("the agent hears of it", async || (counts(&agent)[2] == 1).then_some(())).await;
+    let cancel = agent.calls().into_iter().find(|call| method(call) == "tasks/cancel").expect("it");
+    assert_eq!(cancel.body["params"], json!({"id": "t-1"}));
+    assert_eq!(cancel.headers["authorization"], "Bearer s3cret");
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn cancelling_a_run_cancels_the_task(pool: PgPool) {
+    let (agent, url) = working().await;
+    let world = World::start(&pool, &[("a", &url)]).await;
+    let run_id = world.begin("ask", &step(), &json!({})).await;
+    eventually("the task is followed", async || (counts(&agent)[1] > 0).then_some(())).await;
+    world.service.post(&format!("/api/v1/runs/{run_id}/cancel"), &json!({})).await.expect(200);
+    eventually("the agent hears of it", async || (counts(&agent)[2] == 1).then_some(())).await;
+    let followed = counts(&agent);
+    assert_eq!((followed[0], followed[2]), (1, 1));
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_branch_that_is_given_up_cancels_its_task(pool: PgPool) {
+    let (slow, slow_url) = working().await;
+    // The fast branch wins only when the slow one has its task.
+    let watched = slow.clone();
+    let (_fast, fast_url) = Agent::start(move |_, call| {
+        let has_task = counts(&watched)[1] > 0;
+        task(call, if has_task { "completed" } else { "working" })
+    })
+    .await;
+    let world = World::start(&pool, &[("slow", &slow_url), ("fast", &fast_url)]).await;
+    let branch = |agent: &str| json!({"id": agent, "agent_name": agent, "input_mapping": {"text": "x"}});
+    let steps = json!({
+        "race": {"id": "race", "type": "fork_join", "fork_join_config": {"join_policy": "any",
+            "branches": {"one": {"steps": ["slow"]}, "two": {"steps": ["fast"]}}}},
+        "slow": branch("slow"), "fast": branch("fast")});
+    world.run("race", &steps, &json!({})).await.output();
+    eventually("the slow agent hears of it", async || (counts(&slow)[2] == 1).then_some(())).await;
+}
+
+/// The next executor goes on with the same attempt: the agent is not told to cancel what it is then asked for.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_run_that_is_handed_over_keeps_its_task_and_the_id_of_its_attempt(pool: PgPool) {
+    let (agent, url) = working().await;
+    let mut world = World::start(&pool, &[("a", &url)]).await;
+    let run_id = world.begin("ask", &step(), &json!({})).await;
+    eventually("the task is followed", async || (counts(&agent)[1] > 0).then_some(())).await;
+    world.executor.take().expect("an executor").stop().await;
+    let _next = Executor::start(&world.service);
+    eventually("the next one asks again", async || (counts(&agent)[0] == 2).then_some(())).await;
+    assert_eq!(counts(&agent)[2], 0);
+    let sent: Vec<Call> = agent.calls().into_iter().filter(|call| method(call) == "message/send").collect();
+    let id =
+        |call: &Call| (call.body["params"]["message"]["messageId"].clone(), call.headers["idempotency-key"].clone());
+    assert_eq!(id(&sent[0]), id(&sent[1]));
+    assert!(id(&sent[0]).1.to_str().is_ok_and(|id| id.starts_with(&run_id)), "{:?}", id(&sent[0]));
+    let rows = crate::path::steps(&world.service, &run_id).await;
+    assert_eq!((&rows[0]["status"], &rows[1]["status"]), (&json!("FAILED"), &json!("RUNNING")));
+}

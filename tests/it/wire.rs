@@ -1,0 +1,312 @@
+//! What comes over the wire: requests that no client library would send, and clients that are slow on purpose.
+
+use std::{net::SocketAddr, time::Duration};
+
+use sqlx::PgPool;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpSocket, TcpStream},
+};
+use workflow_api::{db::migrations::MIGRATOR, lifecycle::Lifecycle, server};
+
+use crate::service::{Service, config};
+
+/// A service behind a real port.
+struct Listening {
+    service: Service,
+    lifecycle: Lifecycle,
+    address: SocketAddr,
+}
+
+impl Listening {
+    fn start(pool: &PgPool, max_connections: usize) -> Self {
+        let service = Service::start_with(config(pool, &[]));
+        let listener = server::bind("127.0.0.1:0".parse().expect("an address")).expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let lifecycle = Lifecycle::new();
+        tokio::spawn(server::serve(listener, service.router.clone(), lifecycle.clone(), max_connections));
+        Self { service, lifecycle, address }
+    }
+
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address).await.expect("a connection")
+    }
+
+    /// Everything that comes back until the service closes the connection.
+    async fn exchange(&self, request: &[u8]) -> String {
+        let mut stream = self.connect().await;
+        stream.write_all(request).await.expect("it is taken");
+        rest(&mut stream).await
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.lifecycle.hard_stop().cancel();
+        self.service.lifecycle.hard_stop().cancel();
+    }
+}
+
+/// What comes until the end; a reset is one.
+async fn rest(stream: &mut TcpStream) -> String {
+    let mut all = Vec::new();
+    let mut bytes = vec![0; 16 << 10];
+    loop {
+        let read = tokio::time::timeout(Duration::from_secs(40), stream.read(&mut bytes)).await;
+        match read.expect("the connection is closed in time") {
+            Ok(0) | Err(_) => return String::from_utf8_lossy(&all).into_owned(),
+            Ok(count) => all.extend_from_slice(&bytes[..count]),
+        }
+    }
+}
+
+/// The statuses of the answers, and the codes in them.
+fn summary(answers: &str) -> String {
+    let statuses = answers.match_indices("HTTP/1.").filter_map(|(place, _)| answers.get(place + 9..place + 12));
+    let codes = answers.match_indices("\"code\":\"").filter_map(|(place, _)| answers[place + 8..].split('"').next());
+    statuses.chain(codes).collect::<Vec<_>>().join(" ")
+}
+
+/// A request to close after, with these further header lines and this body.
+fn post(headers: &str, body: &str) -> Vec<u8> {
+    format!("POST /api/v1/agents HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n{body}").into_bytes()
+}
+
+fn get(headers: &str) -> Vec<u8> {
+    format!("GET /health HTTP/1.1\r\nConnection: close\r\n{headers}\r\n").into_bytes()
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_message_whose_end_is_in_doubt_is_refused_and_nothing_behind_it_is_read(pool: PgPool) {
+    let listening = Listening::start(&pool, 100);
+    let smuggled = "GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n";
+    let ended = format!("0\r\n\r\n{smuggled}");
+    for (headers, body, expected) in [
+        // Of both the length by chunks counts (RFC 9112, 6.1), and the connection ends.
+        ("Content-Length: 4\r\nTransfer-Encoding: chunked\r\n", ended.as_str(), "422 validation_error"),
+        ("Transfer-Encoding: chunked\r\nContent-Length: 4\r\n", &ended, "422 validation_error"),
+        ("Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n", &ended, "400"),
+        ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", &ended, "400 bad_request"),
+        ("Transfer-Encoding: chunked, chunked\r\n", &ended, "400 bad_request"),
+        ("Transfer-Encoding: gzip, chunked\r\n", &ended, "400 bad_request"),
+        ("Transfer-Encoding: chunked, gzip\r\n", &ended, "400"),
+        ("Transfer-Encoding: xchunked\r\n", &ended, "400"),
+        ("Transfer-Encoding: \x0bchunked\r\n", &ended, "400"),
+        ("Transfer-Encoding : chunked\r\n", &ended, "400"),
+        ("Transfer-Encoding:\r\n chunked\r\n", &ended, "400"),
+        ("Content-Length: 2\r\nContent-Length: 3\r\n", "{}a", "400"),
+        ("Content-Length: 2, 2\r\n", "{}", "400"),
+        ("Content-Length: 2, 3\r\n", "{}", "400"),
+        ("Content-Length: +2\r\n", "{}", "400"),
+        ("Content-Length: -1\r\n", "{}", "400"),
+        ("Content-Length: 0x2\r\n", "{}", "400"),
+        ("Content-Length: 2.0\r\n", "{}", "400"),
+        ("Content-Length: \r\n", "{}", "400"),
+        ("Content-Length: 99999999999999999999999\r\n", "{}", "400"),
+        ("Content-Length: 2\r\nContent-Length: 2\r\n", "{}", "422 validation_error"),
+        ("Content-Length: 2000000\r\nExpect: 100-continue\r\n", "", "413 payload_too_large"),
+        ("Transfer-Encoding: chunked\r\n", "2;name=value\r\n{}\r\n0\r\n\r\n", "422 validation_error"),
+        ("Transfer-Encoding: chunked\r\n", "2\r\n{}\r\n0\r\nContent-Length: 9\r\n\r\n", "422 validation_error"),
+        ("Transfer-Encoding: chunked\r\n", "zz\r\n{}\r\n0\r\n\r\n", "400 incomplete_body"),
+        ("Transfer-Encoding: chunked\r\n", "-2\r\n{}\r\n0\r\n\r\n", "400 incomplete_body"),
+        ("Transfer-Encoding: chunked\r\n", "0x2\r\n{}\r\n0\r\n\r\n", "400 incomplete_body"),
+        ("Transfer-Encoding: chunked\r\n", "fffffffffffffffff\r\n{}\r\n0\r\n\r\n", "400 incomplete_body"),
+        ("Transfer-Encoding: chunked\r\n", "2\n{}\n0\n\n", "400 incomplete_body"),
+        ("Transfer-Encoding: chunked\r\n", "2\r\n{}0\r\n\r\n", "400 incomplete_body"),
+        (
+            "Transfer-Encoding: chunked\r\n",
+            &format!("2;{}\r\n{{}}\r\n0\r\n\r\n", "x".repeat(40_000)),
+            "400 incomplete_body",
+        ),
+        (
+            "Transfer-Encoding: chunked\r\n",
+            &format!("2\r\n{{}}\r\n0\r\n{}\r\n", "A: b\r\n".repeat(5000)),
+            "400 incomplete_body",
+        ),
+    ] {
+        let answers = listening.exchange(&post(headers, body)).await;
+        assert_eq!(summary(&answers), expected, "{headers:?} {body:.60}");
+        assert!(!answers.contains("smuggled"), "{headers:?}");
+    }
+    // A body that nobody asked for is no request.
+    let head = get(&format!("Host: x\r\nContent-Length: {}\r\n", smuggled.len()));
+    let answers = listening.exchange(&[&head[..], smuggled.as_bytes()].concat()).await;
+    assert_eq!(summary(&answers), "200");
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_malformed_head_is_refused(pool: PgPool) {
+    let listening = Listening::start(&pool, 100);
+    let long = |bytes: usize| format!("Host: x\r\nA: {}\r\n", "b".repeat(bytes));
+    let many = |count: usize| format!("Host: x\r\nConnection: close\r\n{}", "A: b\r\n".repeat(count - 3));
+    for (headers, expected) in [
+        ("Host: x\r\nX-A: b\r\n c\r\n", "400"),
+        ("Host: x\r\nX-A: b\0c\r\n", "400"),
+        ("Host: x\r\nX\0A: b\r\n", "400"),
+        ("Host: x\r\nX-A: b\rc\r\n", "400"),
+        ("Host: x\r\nno colon\r\n", "400"),
+        ("Host: x\r\n: no name\r\n", "400"),
+        ("Host: x\r\nX A: b\r\n", "400"),
+        ("Host: x\r\nX-A: \u{e9}\r\n", "200"),
+        ("", "400 bad_request"),
+        ("Host: x\r\nHost: x\r\n", "400 bad_request"),
+        ("Host: x\r\nHost: y\r\n", "400 bad_request"),
+        ("Host: a b\r\n", "400 bad_request"),
+        ("Host: user@x\r\n", "400 bad_request"),
+        ("Host: x/y\r\n", "400 bad_request"),
+        ("Host: \u{e9}\r\n", "400 bad_request"),
+        ("Host:\r\n", "200"),
+        ("Host: [2001:db8::1]:8000\r\n", "200"),
+        ("Host: xn--bcher-kva.example.:80\r\n", "200"),
+        ("Host: x\r\nUpgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABk\r\n", "200"),
+        (&long(31_000), "200"),
+        (&long(33_000), "431"),
+        (&long(500_000), "431"),
+        (&many(64), "200"),
+        (&many(65), "431"),
+    ] {
+        let answers = listening.exchange(&get(headers)).await;
+        assert_eq!(summary(&answers), expected, "{headers:.60}");
+    }
+    for (line, expected) in [
+        ("GET /health", "400"),
+        ("GET /health HTTP/2.0", "400"),
+        ("GET /health HTTP/1.2", "400"),
+        ("GET /hea lth HTTP/1.1", "400"),
+        ("GET /\0 HTTP/1.1", "400"),
+        ("GET  /health HTTP/1.1", "400"),
+        ("G\tT /health HTTP/1.1", "400"),
+        ("get /health HTTP/1.1", "405 method_not_allowed"),
+        ("GET http://elsewhere.test/health HTTP/1.1", "200"),
+        ("CONNECT elsewhere.test:443 HTTP/1.1", "404 not_found"),
+        ("OPTIONS * HTTP/1.1", "404 not_found"),
+        ("GET /health HTTP/1.0", "200"),
+        ("\x16\x03\x01\x02 HTTP/1.1", "400"),
+    ] {
+        let request = format!("{line}\r\nHost: x\r\nConnection: close\r\n\r\n");
+        assert_eq!(summary(&listening.exchange(request.as_bytes()).await), expected, "{line:?}");
+    }
+    let line = format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "a".repeat(70_000));
+    assert_eq!(summary(&listening.exchange(line.as_bytes()).await), "431");
+}
+
+/// The answer to what the routes never see is one of ours all the same.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn what_the_server_itself_refuses_is_an_error_object_with_headers(pool: PgPool) {
+    let listening = Listening::start(&pool, 100);
+    let answer = listening.exchange(&get("")).await.to_lowercase();
+    for line in
+        ["x-correlation-id: req-", "x-content-type-options: nosniff", "cache-control: no-store", "\"request_id\":"]
+    {
+        assert!(answer.contains(line), "{line}: {answer}");
+    }
+    assert!(!answer.contains("\r\nserver:"), "{answer}");
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn requests_that_come_together_are_answered_in_their_order(pool: PgPool) {
+    let listening = Listening::start(&pool, 100);
+    let one = |path: &str, end: &str| format!("GET {path} HTTP/1.1\r\nHost: x\r\n{end}\r\n");
+    let pipeline: String = (0..50).map(|index| one(&format!("/api/v1/runs/r{index}"), "")).collect();
+    let answers = listening.exchange((pipeline + &one("/health", "Connection: close\r\n")).as_bytes()).await;
+    assert_eq!(answers.matches("HTTP/1.1 404 ").count(), 50);
+    assert_eq!(answers.matches("HTTP/1.1 200 ").count(), 1);
+    let places: Vec<_> = (0..50).map(|index| answers.find(&format!("/runs/r{index}\"")).expect("its path")).collect();
+    assert!(places.is_sorted());
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_client_that_is_slow_with_its_request_is_sent_away(pool: PgPool) {
+    let listening = Listening::start(&pool, 100);
+    let slow = async |head: &str, expected: &str, secs: std::ops::Range<u64>| {
+        let started = std::time::Instant::now();
+        let (mut from, mut to) = listening.connect().await.into_split();
+        to.write_all(head.as_bytes()).await.expect("it is taken");
+        // A byte now and then, for as long as somebody listens.
+        let drip = tokio::spawn(async move {
+            while to.write_all(b"a").await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+        });
+        let mut answer = Vec::new();
+        let read = tokio::time::timeout(Duration::from_secs(40), from.read_to_end(&mut answer)).await;
+        read.expect("the connection is closed in time").ok();
+        drip.abort();
+        assert_eq!(summary(&String::from_utf8_lossy(&answer)), expected, "{head}");
+        assert!(secs.contains(&started.elapsed().as_secs()), "{head} took {:?}", started.elapsed());
+    };
+    let body = "POST /api/v1/agents HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 1000\r\n\r\n";
+    let chunks =
+        "POST /api/v1/agents HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n3e8\r\n";
+    tokio::join!(
+        slow("GET /health HTTP/1.1\r\nHost: x\r\nX-A: ", "", 9..20),
+        slow("G", "", 9..20),
+        slow(body, "408 body_timeout", 14..25),
+        slow(chunks, "408 body_timeout", 14..25),
+    );
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn an_idle_connection_is_closed(pool: PgPool) {
+    let listening = Listening::start(&pool, 100);
+    let mut silent = listening.connect().await;
+    let mut idle = listening.connect().await;
+    idle.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("it is taken");
+    let (silent, idle) = tokio::join!(rest(&mut silent), rest(&mut idle));
+    assert_eq!((summary(&silent), summary(&idle)), (String::new(), "200".to_owned()));
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_client_that_does_not_take_its_answer_is_let_go(pool: PgPool) {
+    let listening = Listening::start(&pool, 1);
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_recv_buffer_size(4096).expect("a small buffer");
+    let mut greedy = socket.connect(listening.address).await.expect("a connection");
+    let requests = "GET /redoc/redoc.standalone.js HTTP/1.1\r\nHost: x\r\n\r\n".repeat(100);
+    greedy.write_all(requests.as_bytes()).await.expect("it is taken");
+    // The only place is taken until the kernel gives the client up.
+    let request = b"GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let others = async || summary(&listening.exchange(request).await);
+    assert_eq!(others().await, "503 too_many_connections");
+    let started = std::time::Instant::now();
+    while others().await != "404 not_found" {
+        assert!(started.elapsed() < Duration::from_mins(1), "the connection is still open");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert!(started.elapsed() > Duration::from_secs(20), "it had time: {:?}", started.elapsed());
+    drop(greedy);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn with_all_connections_taken_health_answers_and_all_else_is_refused(pool: PgPool) {
+    let listening = Listening::start(&pool, 2);
+    let held = [listening.connect().await, listening.connect().await];
+    let ask = async |path: &str| {
+        let answer = listening.exchange(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await;
+        // Without being asked to close.
+        assert!(answer.to_lowercase().contains("connection: close"), "{answer}");
+        answer
+    };
+    for path in ["/health", "/metrics", "/"] {
+        assert_eq!(summary(&ask(path).await), "200", "{path}");
+    }
+    for path in ["/api/v1/agents", "/docs", "/nowhere"] {
+        let answer = ask(path).await;
+        assert_eq!(summary(&answer), "503 too_many_connections", "{path}");
+        assert!(answer.to_lowercase().contains("retry-after: 2"), "{answer}");
+    }
+    // Who says nothing on a spare one makes room in a second.
+    let mut silent = Vec::new();
+    for _ in 0..300 {
+        silent.push(listening.connect().await);
+    }
+    let started = std::time::Instant::now();
+    assert_eq!(summary(&ask("/health").await), "200");
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    drop((held, silent));
+    crate::service::eventually("there is room again", || async {
+        let answer = listening.exchange(b"GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
+        (summary(&answer) == "404 not_found").then_some(())
+    })
+    .await;
+}
