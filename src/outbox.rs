@@ -32,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
+    access::OrganizationId,
     config,
     db::{
         self,
@@ -111,6 +112,8 @@ pub struct ExecutedRun<'a> {
     pub correlation_id: Option<&'a str>,
     /// From 0 to 9.
     pub priority: i16,
+    /// Whose run it is.
+    pub organization: &'a OrganizationId,
 }
 
 /// The right to own an outbox row, with room for its message. Dropped unused, it gives the room back.
@@ -192,8 +195,8 @@ impl Relay {
         plan: &RawValue,
         input: &RawValue,
     ) {
-        let ExecutedRun { run_id, correlation_id, priority } = run;
-        let payload = ExecutionPayload::new(run_id, event_id, correlation_id, priority, plan, input);
+        let ExecutedRun { run_id, correlation_id, priority, organization } = run;
+        let payload = ExecutionPayload::new(run_id, event_id, correlation_id, priority, organization, plan, input);
         self.send(reservation, &self.0.kafka.execution_topic, run_id, event_id, &encode(&payload));
     }
 
@@ -421,7 +424,8 @@ impl Relay {
         match (row.kind, plan) {
             (Kind::Execution, Some(plan)) => {
                 let input = input.filter(|input| input.get() != "null").unwrap_or_else(|| input::object_of([]));
-                let run = ExecutedRun { run_id: &row.run_id, correlation_id, priority: row.priority };
+                let organization = &OrganizationId::stored(&row.organization_id);
+                let run = ExecutedRun { run_id: &row.run_id, correlation_id, priority: row.priority, organization };
                 self.execute(reservation, row.event_id, run, &plan, &input);
             }
             (Kind::Execution, None) => {

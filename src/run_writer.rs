@@ -274,7 +274,8 @@ impl Writer {
         }
         if let Some(reservation) = reservation {
             let correlation_id = Some(request.actor.correlation_id.as_str());
-            let run = ExecutedRun { run_id: &run_id, correlation_id, priority: request.priority };
+            let organization = &request.definition.organization;
+            let run = ExecutedRun { run_id: &run_id, correlation_id, priority: request.priority, organization };
             self.relay.execute(reservation, event_id, run, &request.definition.plan, &request.input);
         }
         drop(answer.send(Ok(StartedRun { request, run_id, created_at })));

@@ -134,8 +134,8 @@ pub async fn retry_run(
         }
         (None, Err(error)) => return Err(error.into()),
         (Some(reservation), Ok(())) if is_ours => {
-            let executed =
-                ExecutedRun { run_id, correlation_id: run.correlation_id.as_deref(), priority: run.priority };
+            let (correlation_id, organization) = (run.correlation_id.as_deref(), context.organization());
+            let executed = ExecutedRun { run_id, correlation_id, priority: run.priority, organization };
             relay.execute(reservation, event_id, executed, &definition.workflow_data.0, &input);
         }
         (_, Ok(())) => {}

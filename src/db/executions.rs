@@ -180,8 +180,12 @@ pub async fn wake(db: impl PgExecutor<'_>, executor_id: Uuid, limit: i64) -> Res
     let sql = format!(
         "
         WITH awake AS MATERIALIZED ({AWAKE}), turn AS MATERIALIZED (
-            SELECT run_id, row_number() OVER (PARTITION BY workflow_id, priority ORDER BY least(wake_at, now()), run_id) AS turn
-            FROM workflow_runs WHERE run_id IN (SELECT run_id FROM awake)
+            -- Each organisation in turn, and each of its workflows.
+            SELECT run_id, row_number() OVER (PARTITION BY organization_id, priority ORDER BY turn, run_id) AS turn
+            FROM (
+                SELECT run_id, organization_id, priority, row_number() OVER (
+                    PARTITION BY organization_id, workflow_id, priority ORDER BY least(wake_at, now()), run_id) AS turn
+                FROM workflow_runs WHERE run_id IN (SELECT run_id FROM awake)) AS of_workflow
         ), taken AS (
             SELECT r.run_id FROM workflow_runs r JOIN turn USING (run_id)
             WHERE status IN ('PENDING', 'RUNNING') AND wake_at IS NOT NULL AND executor_id IS NULL AND paused_at IS NULL

@@ -33,6 +33,8 @@ pub struct Taken {
     pub correlation_id: Option<String>,
     /// Of the run.
     pub priority: i16,
+    /// Whose run it is.
+    pub organization_id: String,
     /// Of the run, as JSON text.
     pub input_data: Option<String>,
     /// The content that the run is pinned to, as JSON text; `None` if it is gone.
@@ -92,7 +94,7 @@ pub async fn take(db: impl PgExecutor<'_>, owner: Uuid, limit: usize) -> Result<
             WHERE o.run_id = free.run_id AND o.event_id = free.event_id
             RETURNING o.run_id, o.event_id, o.kind, o.cancelled_by, o.reason, o.created_at
         )
-        SELECT taken.run_id, event_id, kind, taken.cancelled_by, reason, correlation_id, priority,
+        SELECT taken.run_id, event_id, kind, taken.cancelled_by, reason, correlation_id, priority, organization_id,
             input_data::text AS input_data,
             coalesce(workflow_plan,
                 (SELECT workflow_data FROM workflow_definitions d

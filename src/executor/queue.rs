@@ -1,5 +1,5 @@
-//! Execution requests that wait for a place: of a higher priority first, and of equal ones each workflow in turn, so
-//! that one whose runs come by the thousand does not keep the others waiting.
+//! Execution requests that wait for a place: of a higher priority first, of equal ones each organisation in turn, and
+//! each of its workflows, so that one whose runs come by the thousand does not keep the others waiting.
 
 use std::{
     cmp::Reverse,
@@ -11,7 +11,10 @@ use std::{
 use serde_json::value::RawValue;
 
 use super::request::Waiting;
-use crate::input::{member, text};
+use crate::{
+    access::OrganizationId,
+    input::{member, text},
+};
 
 /// What a request takes beside its input and its plan.
 const OVERHEAD_BYTES: usize = 512;
@@ -27,13 +30,44 @@ pub(super) struct Queue {
     bytes: usize,
 }
 
-/// The requests of one priority.
-#[derive(Default)]
-struct Class {
-    /// By what they are to share places fairly with the others.
-    lines: HashMap<Arc<str>, VecDeque<Waiting>>,
-    /// Whose turn it is. Each line that has requests is there once.
-    turns: VecDeque<Arc<str>>,
+/// The requests of one priority, by organisation and workflow.
+type Class = Turns<OrganizationId, Turns<Arc<str>, VecDeque<Waiting>>>;
+
+/// Those who take turns, each with what it has.
+struct Turns<K, T> {
+    /// None of them is empty.
+    all: HashMap<K, T>,
+    /// Whose turn it is. Each is there once.
+    next: VecDeque<K>,
+}
+
+impl<K, T> Default for Turns<K, T> {
+    fn default() -> Self {
+        Self { all: HashMap::new(), next: VecDeque::new() }
+    }
+}
+
+impl<K: Clone + Eq + Hash, T: Default> Turns<K, T> {
+    /// What that one has, to be added to.
+    fn of(&mut self, name: &K) -> &mut T {
+        if !self.all.contains_key(name) {
+            self.next.push_back(name.clone());
+        }
+        self.all.entry(name.clone()).or_default()
+    }
+
+    /// Takes from the one whose turn it is.
+    fn take<R>(&mut self, take: impl FnOnce(&mut T) -> Option<R>, is_empty: impl FnOnce(&T) -> bool) -> Option<R> {
+        let name = self.next.pop_front()?;
+        let one = self.all.get_mut(&name)?;
+        let taken = take(one);
+        if is_empty(one) {
+            self.all.remove(&name);
+        } else {
+            self.next.push_back(name);
+        }
+        taken
+    }
 }
 
 /// A plan that some requests have in common.
@@ -59,26 +93,17 @@ impl Queue {
         self.count += 1;
         self.bytes += request.bytes;
         let class = self.classes.entry(Reverse(request.priority)).or_default();
-        let requests = class.lines.entry(Arc::clone(&line)).or_default();
-        if requests.is_empty() {
-            class.turns.push_back(line);
-        }
-        requests.push_back(request);
+        class.of(&request.organization).of(&line).push_back(request);
     }
 
     /// Takes the next one out.
     pub(super) fn pop(&mut self) -> Option<Waiting> {
         let mut first = self.classes.first_entry()?;
         let class = first.get_mut();
-        let line = class.turns.pop_front()?;
-        let requests = class.lines.get_mut(&line)?;
-        let request = requests.pop_front()?;
-        if requests.is_empty() {
-            class.lines.remove(&line);
-        } else {
-            class.turns.push_back(line);
-        }
-        if class.turns.is_empty() {
+        let of_workflow =
+            |workflows: &mut Turns<_, VecDeque<_>>| workflows.take(VecDeque::pop_front, VecDeque::is_empty);
+        let request = class.take(of_workflow, |workflows| workflows.all.is_empty())?;
+        if class.all.is_empty() {
             first.remove();
         }
         self.count -= 1;
@@ -101,7 +126,7 @@ impl Queue {
             return Arc::clone(&known.line);
         }
         request.bytes += request.plan.get().len();
-        // All versions of a workflow are one line. Later it may be an organisation's.
+        // All versions of a workflow are one line.
         let line: Arc<str> = member(&request.plan, "name").and_then(text).unwrap_or_default().into();
         if self.plans.len() >= MAX_PLANS {
             self.plans.retain(|_, known| known.plan.strong_count() > 0);
@@ -132,6 +157,7 @@ mod tests {
             correlation_id: None,
             event_id: None,
             priority,
+            organization: OrganizationId::default(),
         }
     }
 
@@ -151,6 +177,21 @@ mod tests {
         queue.push(request("c", 0, 5));
         assert_eq!(all(&mut queue), ["a0", "b0", "c0", "a1", "b1", "a2", "a3"]);
         assert_eq!((queue.len(), queue.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn organisations_take_turns_however_many_workflows_they_have() {
+        let mut queue = Queue::default();
+        for workflow in ["a", "b", "c"] {
+            for number in 0..2 {
+                queue.push(request(workflow, number, 5));
+            }
+        }
+        for number in 0..3 {
+            let organization = OrganizationId::parse("acme").expect("an id");
+            queue.push(Waiting { organization, ..request("d", number, 5) });
+        }
+        assert_eq!(all(&mut queue), ["a0", "d0", "b0", "d1", "c0", "d2", "a1", "b1", "c1"]);
     }
 
     #[test]

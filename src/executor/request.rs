@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::{
+    access::OrganizationId,
     db::executions::ClaimBatch,
     id,
     input::{check_json, member, text},
@@ -33,6 +34,8 @@ pub(super) struct Waiting {
     pub(super) event_id: Option<Uuid>,
     /// From 0 to 9.
     pub(super) priority: u8,
+    /// As the message says.
+    pub(super) organization: OrganizationId,
 }
 
 impl Waiting {
@@ -42,7 +45,7 @@ impl Waiting {
         bytes: usize,
         request: ExecutionRequest,
     ) -> Self {
-        let priority = request.priority();
+        let (priority, organization) = (request.priority(), request.organization());
         let ExecutionRequest { run_id, workflow_plan, input_data, correlation_id, event_id, .. } = request;
         Self {
             position,
@@ -55,6 +58,7 @@ impl Waiting {
             correlation_id,
             event_id,
             priority,
+            organization,
         }
     }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::timestamp::Timestamp;
+use crate::{access::OrganizationId, input::text, timestamp::Timestamp};
 
 /// The priority of a run for which none was asked.
 pub const DEFAULT_PRIORITY: u8 = 5;
@@ -31,6 +31,9 @@ pub struct ExecutionPayload<'a> {
     pub correlation_id: Option<&'a str>,
     /// From 0 to 9: of what waits, higher ones are first.
     pub priority: i16,
+    /// Whose run it is; absent: the default organisation's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub organization_id: Option<&'a str>,
 }
 
 /// What the relay writes for a run that was cancelled.
@@ -102,6 +105,7 @@ impl<'a> ExecutionPayload<'a> {
         event_id: Uuid,
         correlation_id: Option<&'a str>,
         priority: i16,
+        organization: &'a OrganizationId,
         workflow_plan: &'a RawValue,
         input_data: &'a RawValue,
     ) -> Self {
@@ -114,6 +118,7 @@ impl<'a> ExecutionPayload<'a> {
             event_id,
             correlation_id,
             priority,
+            organization_id: Some(organization.as_str()).filter(|_| !organization.is_default()),
         }
     }
 }
@@ -136,6 +141,8 @@ pub struct ExecutionRequest {
     pub event_id: Option<Uuid>,
     #[serde(default)]
     priority: Option<Box<RawValue>>,
+    #[serde(default)]
+    organization_id: Option<Box<RawValue>>,
 }
 
 impl ExecutionRequest {
@@ -144,6 +151,13 @@ impl ExecutionRequest {
     pub fn priority(&self) -> u8 {
         let given = self.priority.as_ref().and_then(|priority| priority.get().parse().ok());
         given.filter(|priority| *priority <= 9).unwrap_or(DEFAULT_PRIORITY)
+    }
+
+    /// Whose run it says it is. Nothing but its turn depends on that; the row decides.
+    #[must_use]
+    pub fn organization(&self) -> OrganizationId {
+        let given = self.organization_id.as_deref().and_then(text);
+        given.and_then(|id| OrganizationId::parse(&id).ok()).unwrap_or_default()
     }
 }
 
