@@ -313,7 +313,10 @@ impl Config {
         let quotas = reader.quotas();
         let dead_letter_days = reader.number("dead_letter_retention_days", 30, 1..=36_500);
         let max_dead_letters = reader.number("max_dead_letters", 10_000, 1..=10_000_000);
-        let management_port = reader.management_port();
+        let management_port = reader.parsed("management_port", None, |value| match value.parse() {
+            Ok(port) if port > 0 => Ok(Some(port)),
+            _ => Err(format!("must be a port from 1 to 65535, not {value:?}")),
+        });
         let max_concurrent_executions = reader.number("max_concurrent_executions", 256, 1..=100_000);
         // A day; at most a year.
         let max_workflow_duration_ms = reader.number("max_workflow_duration_ms", 86_400_000, 1000..=31_536_000_000);
@@ -645,13 +648,6 @@ impl Reader {
             monitoring_topic: Some(monitoring_topic?).filter(|_| is_monitored == Some(true)),
             partitions: partitions?,
             group_id: self.text("kafka_group_id", "execution-consumer-group"),
-        })
-    }
-
-    fn management_port(&mut self) -> Option<Option<u16>> {
-        self.parsed("management_port", None, |value| match value.parse() {
-            Ok(port) if port > 0 => Ok(Some(port)),
-            _ => Err(format!("must be a port from 1 to 65535, not {value:?}")),
         })
     }
 

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     actions::resolve_letter::{self, ResolveError},
     db::dead_letters::{self, Content, Filter, LetterRow},
-    input::{FieldError, Object, Read},
+    input::{FieldError, MAX_ERRORS, Node, Object, Read},
     timestamp::Timestamp,
 };
 
@@ -170,8 +170,8 @@ fn parse_redrive(body: Option<&RawValue>) -> Read<Option<Box<RawValue>>> {
         .iter()
         .map(|node| node.error("extra_forbidden", "Extra inputs are not permitted"))
         .collect();
-    let value = body.nullable("value", &mut errors, |node| node.free_object());
-    errors.truncate(crate::input::MAX_ERRORS);
+    let value = body.nullable("value", &mut errors, Node::free_object);
+    errors.truncate(MAX_ERRORS);
     if errors.is_empty() { Ok(value) } else { Err(errors) }
 }
 

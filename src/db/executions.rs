@@ -532,19 +532,12 @@ pub enum Locked {
     Wait,
 }
 
-/// Writes changes in one statement, several of one run in their order. A run that is not in the answer is not held any
-/// more, or is locked by somebody; nothing was written for it. Repeating a change does no harm. `outgoing`: what the
-/// changes tell observers, of which the part is kept that belongs to what is written.
-pub async fn write(
-    conn: &mut PgConnection,
-    changes: &[Change],
-    locked: Locked,
-    outgoing: Option<&monitoring::Outgoing>,
-) -> Result<Vec<String>, Error> {
+/// The statement of [`write`]; `tells`: with a row for observers.
+fn write_sql(locked: Locked, tells: bool) -> String {
     // `IS TRUE` hides the conditions on a status from its index. What is in there changes with every statement, so it is
     // full of dead entries, and its statistics never fit: rows are found by their keys.
     let skip = if locked == Locked::Skip { "SKIP LOCKED" } else { "" };
-    let (told_column, told_name, told) = if outgoing.is_some() {
+    let (told_column, told_name, told) = if tells {
         let told = ", told AS (
             INSERT INTO monitoring_outbox (id, owner, updates)
             SELECT $23, $24, array_agg(updates ORDER BY run_id, nth) FROM held WHERE updates IS NOT NULL HAVING count(*) > 0
@@ -554,7 +547,7 @@ pub async fn write(
     } else {
         ("", "", "")
     };
-    let sql = format!(
+    format!(
         "WITH {RECORDS_ITSELF}, change AS MATERIALIZED (
             SELECT c.* FROM own, unnest($1::text[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
                 $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[],
@@ -621,7 +614,19 @@ pub async fn write(
             ) AS event (nth, part, run_id, kind, step_id, id, agent_name, http_status, ms, detail) ORDER BY nth, part
         ){told}
         SELECT run_id FROM held"
-    );
+    )
+}
+
+/// Writes changes in one statement, several of one run in their order. A run that is not in the answer is not held any
+/// more, or is locked by somebody; nothing was written for it. Repeating a change does no harm. `outgoing`: what the
+/// changes tell observers, of which the part is kept that belongs to what is written.
+pub async fn write(
+    conn: &mut PgConnection,
+    changes: &[Change],
+    locked: Locked,
+    outgoing: Option<&monitoring::Outgoing>,
+) -> Result<Vec<String>, Error> {
+    let sql = write_sql(locked, outgoing.is_some());
     let calls = || changes.iter().map(|change| change.ended.as_ref()?.call);
     let text = |of: fn(&Change) -> Option<&str>| changes.iter().map(of).collect::<Vec<_>>();
     let lease_tokens: Vec<Uuid> = changes.iter().map(|change| change.lease_token).collect();

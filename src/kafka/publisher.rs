@@ -54,11 +54,12 @@ impl Publisher {
             Ok(producer) => producer,
             Err(error) => return records.iter().map(|_| Err(error.clone())).collect(),
         };
-        let queued: Vec<_> = records.iter().map(|record| producer.send_result(to_future(record))).collect();
+        let send = |record| producer.send_result(to_future(record)).map_err(|error| error.0);
+        let queued: Vec<_> = records.iter().map(send).collect();
         let mut outcomes = Vec::with_capacity(queued.len());
         for outcome in queued {
             outcomes.push(match outcome {
-                Err((error, _)) => Err(error),
+                Err(error) => Err(error),
                 Ok(delivery) => match delivery.await {
                     Ok(Ok(_)) => Ok(()),
                     Ok(Err((error, _))) => Err(error),
