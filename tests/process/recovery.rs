@@ -193,7 +193,7 @@ async fn runs_go_on_when_the_broker_is_back(pool: PgPool) {
         environment.chain("broker", &["/first", "/held", "/last"].map(|path| format!("{url}{path}"))).await;
     let _executors = [environment.start(&["executor"]), environment.start(&["executor"])];
     let mut accepted: i32 = 0;
-    for held in [10, 20] {
+    for held in [10, 25] {
         for _ in 0..10 {
             environment.execute(&workflow_id).await.expect("accepted");
             accepted += 1;
