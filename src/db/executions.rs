@@ -532,7 +532,7 @@ pub enum Locked {
     Wait,
 }
 
-/// The statement of [`write`]; `tells`: with a row for observers.
+/// The statement of [`write()`]; `tells`: with a row for observers.
 fn write_sql(locked: Locked, tells: bool) -> String {
     // `IS TRUE` hides the conditions on a status from its index. What is in there changes with every statement, so it is
     // full of dead entries, and its statistics never fit: rows are found by their keys.
