@@ -578,7 +578,7 @@ start() {
     touch "$log"
     local seen
     seen="$(wc -c <"$log")"
-    setsid "$java" -Xmx384m -cp "$libs/*" \
+    setsid "$java" -Xmx1g -cp "$libs/*" \
         -Dorg.slf4j.simpleLogger.defaultLogLevel=warn \
         -Dorg.slf4j.simpleLogger.log.kafka.server.KafkaRaftServer=info \
         -Dorg.slf4j.simpleLogger.showDateTime=true \
