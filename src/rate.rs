@@ -1,7 +1,7 @@
 //! Token buckets, one for each of any number of keys, in bounded memory and time.
 //!
 //! A bucket is one number: when it will be full again (the generic cell rate algorithm). Buckets lie in a table of
-//! fixed size, in sets of [`WAYS`]; where a set is full, the fullest bucket makes room. So who makes keys up loses
+//! fixed size, in sets of `WAYS`; where a set is full, the fullest bucket makes room. So who makes keys up loses
 //! debts of his own, and can neither fill the memory nor push out somebody who owes much. Which keys share a set
 //! depends on a secret of the process.
 

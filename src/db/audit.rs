@@ -139,7 +139,7 @@ pub async fn list(conn: &mut PgConnection, filter: &Filter, order: Order, cut: &
     list::fetch(conn, |narrow| filter.narrow(narrow), order, cut).await
 }
 
-/// As [`list`], without counting.
+/// As [`list()`], without counting.
 pub async fn rows(conn: &mut PgConnection, filter: &Filter, order: Order, cut: &Cut) -> Result<Vec<AuditRow>, Error> {
     Ok(list::page(conn, |narrow| filter.narrow(narrow), order, cut).await?.rows)
 }
