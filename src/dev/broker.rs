@@ -9,11 +9,12 @@ use crate::config;
 pub(super) struct Broker(MockCluster<'static, DefaultProducerContext>);
 
 impl Broker {
-    /// Starts it on a free port of the loopback interface, with both topics: it does not know the request that
-    /// would create them later.
+    /// Starts it on a free port of the loopback interface, with all topics: it does not know the request that would
+    /// create them later.
     pub(super) fn start(kafka: &config::Kafka) -> Result<Self, KafkaError> {
         let cluster = MockCluster::new(1)?;
-        for topic in [&kafka.execution_topic, &kafka.cancellation_topic] {
+        let always = [&kafka.execution_topic, &kafka.cancellation_topic, &kafka.dead_letter_topic];
+        for topic in always.into_iter().chain(&kafka.monitoring_topic) {
             cluster.create_topic(topic, kafka.partitions, 1)?;
         }
         Ok(Self(cluster))

@@ -124,6 +124,11 @@ pub(super) struct Request<'a> {
     pub(super) input: &'a RawValue,
 }
 
+/// What an attempt is called towards A2A agents and observers.
+pub(super) fn task_id(attempt_id: &str) -> String {
+    format!("task-{attempt_id}")
+}
+
 /// Asks the agent for the output of the step. Dropping the future closes the connection, and tells an A2A agent that
 /// has made a task of it to cancel that.
 pub(super) async fn call(request: Request<'_>) -> Called {

@@ -12,6 +12,7 @@ use std::{
 
 use axum::{Json, Router, extract::State};
 use http::Uri;
+use rdkafka::mocking::MockCluster;
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use workflow_api::kafka;
@@ -174,6 +175,50 @@ async fn runs_go_on_when_the_database_is_back(pool: PgPool) {
     each_run_ended_once(&pool, accepted.len()).await;
     assert_eq!(agent.calls("/first"), accepted.len());
     assert!(!executor.log().contains("panicked"));
+}
+
+/// The broker goes away and comes back, twice, while runs go on: a broker of the test's own, since others use the real one.
+#[sqlx::test(migrations = false)]
+async fn runs_go_on_when_the_broker_is_back(pool: PgPool) {
+    let broker = MockCluster::new(1).expect("a broker");
+    let environment = Environment::new(&pool).with("KAFKA_BROKERS", &broker.bootstrap_servers());
+    let kafka = environment.kafka();
+    let topics = [kafka.execution_topic, kafka.cancellation_topic, kafka.dead_letter_topic];
+    for topic in topics.iter().chain(&kafka.monitoring_topic) {
+        broker.create_topic(topic, 2, 1).expect("a topic");
+    }
+    let _api = environment.serve().await;
+    let (agent, url) = Agent::start().await;
+    let workflow_id =
+        environment.chain("broker", &["/first", "/held", "/last"].map(|path| format!("{url}{path}"))).await;
+    let _executors = [environment.start(&["executor"]), environment.start(&["executor"])];
+    let mut accepted: i32 = 0;
+    for held in [10, 25] {
+        for _ in 0..10 {
+            environment.execute(&workflow_id).await.expect("accepted");
+            accepted += 1;
+        }
+        eventually("they are under way", async || (agent.calls("/held") >= held).then_some(())).await;
+        broker.broker_down(1).expect("it goes down");
+        for _ in 0..5 {
+            environment.execute(&workflow_id).await.expect("accepted without a broker");
+            accepted += 1;
+        }
+        // What is under way needs no broker to end.
+        agent.is_free.store(true, Ordering::Relaxed);
+        eventually("those under way end", || async {
+            let completed = count(&pool, "SELECT count(*) FROM workflow_runs WHERE status = 'COMPLETED'").await;
+            (completed >= i64::from(accepted - 5)).then_some(())
+        })
+        .await;
+        broker.broker_up(1).expect("it comes up");
+    }
+    each_run_ended_once(&pool, usize::try_from(accepted).expect("few")).await;
+    assert_eq!(agent.calls("/first"), usize::try_from(accepted).expect("few"));
+    eventually("observers were told of everything", || async {
+        (count(&pool, "SELECT count(*) FROM monitoring_outbox").await == 0).then_some(())
+    })
+    .await;
 }
 
 /// Poison records while the database is away: nothing of them is lost.

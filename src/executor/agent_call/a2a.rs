@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::{json, value::RawValue};
 
-use super::{Failure, Fault, Wire, in_flight::InFlight, spread};
+use super::{Failure, Fault, Wire, in_flight::InFlight, spread, task_id};
 use crate::{
     executor::{
         answer::{self, Answer, AnswerError},
@@ -58,7 +58,7 @@ struct Part<'a> {
 /// Sends the message, and follows what becomes of it. The caller's deadline ends both.
 pub(super) async fn call(wire: &Wire<'_>) -> Result<Box<RawValue>, Failure> {
     let (url, request) = (wire.url()?, &wire.request);
-    let task_id = format!("task-{}", request.attempt_id);
+    let task_id = task_id(request.attempt_id);
     let text = mapping::message_text(request.input);
     let parts = [Part { kind: "text", text: &text }];
     let message = MessageBody { role: "user", id: format!("msg-{task_id}"), parts };

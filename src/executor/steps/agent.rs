@@ -55,7 +55,7 @@ impl Run {
             let mut row = self.row(step, agent_name.to_owned(), input.clone(), place, frame);
             // The agent sees the row's id: a log of one is found from the other.
             let attempt_id = interrupted.take().unwrap_or_else(|| row.id.clone());
-            row.task_id = Some(attempt_id.clone());
+            row.task_id = Some(agent_call::task_id(&attempt_id));
             self.ledger.begin(place, row);
             self.ledger.written().await;
             let started = Instant::now();
