@@ -52,11 +52,12 @@ pub struct AuditEntry {
     address: Option<String>,
     /// Of the request: the same in its log lines.
     correlation_id: Option<String>,
-    /// `create`, `update`, `delete`, `execute`, `retry`, `cancel`, `pause`, `resume`, `answer_callback`, `revoke`; of a
+    /// `create`, `update`, `delete`, `execute`, `retry`, `cancel`, `pause`, `resume`, `answer_callback`, `redrive`, `discard`,
+    /// `revoke`; of a
     /// denied attempt the HTTP method.
     #[schema(example = "update")]
     action: String,
-    /// `agent`, `workflow`, `run`, `api_key`, `organization`; of a denied attempt `request`.
+    /// `agent`, `workflow`, `run`, `api_key`, `organization`, `dead_letter`; of a denied attempt `request`.
     #[schema(example = "workflow")]
     entity_type: String,
     /// The object; of a run the UUID in its id, and for what has none one that is derived from its id.

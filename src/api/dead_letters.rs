@@ -154,7 +154,9 @@ impl DeadLetterDetail {
 /// The body of a redrive request.
 #[derive(ToSchema)]
 #[serde(deny_unknown_fields)]
-#[schema(as = Redrive)]
+#[schema(as = Redrive, example = json!({"value": {
+    "run_id": "run-1", "cancelled_by": "me", "message_type": "cancellation_request",
+}}))]
 #[expect(dead_code, reason = "describes what `parse_redrive` reads")]
 pub struct RedriveBody {
     /// Sent instead of the record's value, as it is written: a request to execute or to cancel a run.

@@ -19,13 +19,14 @@ const MAX_SEALED: i64 = 5000;
 /// What was done to what.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry<'a> {
-    /// `agent`, `workflow`, `run`, `api_key`, `organization`; of a denied attempt `request`.
+    /// `agent`, `workflow`, `run`, `api_key`, `organization`, `dead_letter`; of a denied attempt `request`.
     pub entity_type: &'static str,
     /// The object.
     pub entity_id: Uuid,
     /// Its name; of a run its id; of a denied attempt the route.
     pub entity_name: &'a str,
-    /// `create`, `update`, `delete`, `execute`, `retry`, `cancel`, `pause`, `resume`, `answer_callback`, `revoke`; of a
+    /// `create`, `update`, `delete`, `execute`, `retry`, `cancel`, `pause`, `resume`, `answer_callback`, `redrive`, `discard`,
+    /// `revoke`; of a
     /// denied attempt the method.
     pub action: &'a str,
     /// Whether it was denied instead.
