@@ -332,6 +332,13 @@ impl<'a> Object<'a> {
         self.members.get(name).map(|&raw| Node { path: self.path.key(name), raw })
     }
 
+    /// Refuses members that are not among these. Where unknown ones are ignored, a limit with a typing error is none.
+    pub fn only(&self, known: &[&str], errors: &mut Vec<FieldError>) {
+        let unknown = self.unknown(known);
+        let refused = unknown.iter().map(|node| node.error("extra_forbidden", "Extra inputs are not permitted"));
+        errors.extend(refused.take(MAX_ERRORS));
+    }
+
     /// A member that must be there. `None` if there is an error.
     pub fn required<T>(
         &self,

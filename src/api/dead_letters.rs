@@ -167,11 +167,8 @@ pub struct RedriveBody {
 fn parse_redrive(body: Option<&RawValue>) -> Read<Option<Box<RawValue>>> {
     let Some(body) = body else { return Ok(None) };
     let body = Object::body(body)?;
-    let mut errors: Vec<FieldError> = body
-        .unknown(&["value"])
-        .iter()
-        .map(|node| node.error("extra_forbidden", "Extra inputs are not permitted"))
-        .collect();
+    let mut errors = Vec::new();
+    body.only(&["value"], &mut errors);
     let value = body.nullable("value", &mut errors, Node::free_object);
     errors.truncate(MAX_ERRORS);
     if errors.is_empty() { Ok(value) } else { Err(errors) }

@@ -26,7 +26,7 @@ use crate::{
         self,
         organizations::{ORDER, OrganizationRow},
     },
-    input::{self, FieldError, Node, Object, Patch, Read},
+    input::{FieldError, Node, Object, Patch, Read},
     timestamp::Timestamp,
 };
 
@@ -168,17 +168,10 @@ pub struct OrganizationPatchBody {
     quotas: Option<NewQuotasBody>,
 }
 
-/// Refuses members that are not known: a limit with a typing error would be none.
-fn only(object: &Object<'_>, members: &[&str], errors: &mut Vec<FieldError>) {
-    let unknown = object.unknown(members);
-    let refused = unknown.iter().map(|node| node.error("extra_forbidden", "Extra inputs are not permitted"));
-    errors.extend(refused.take(input::MAX_ERRORS));
-}
-
 fn parse_new(body: &RawValue) -> Read<NewOrganization> {
     let body = Object::body(body)?;
     let mut errors = Vec::new();
-    only(&body, &["id", "name", "quotas"], &mut errors);
+    body.only(&["id", "name", "quotas"], &mut errors);
     let id = body.required("id", &mut errors, |node| {
         node.parsed(|text| OrganizationId::parse(text).map_err(|error| error.to_string()))
     });
@@ -196,7 +189,7 @@ fn parse_new(body: &RawValue) -> Read<NewOrganization> {
 fn parse_patch(body: &RawValue) -> Read<OrganizationPatch> {
     let body = Object::body(body)?;
     let mut errors = Vec::new();
-    only(&body, &["name", "status", "quotas"], &mut errors);
+    body.only(&["name", "status", "quotas"], &mut errors);
     let name = body.patch_not_null("name", &mut errors, |node| node.not_blank(NAME_CHARS));
     let is_active = body.patch_not_null("status", &mut errors, |node| {
         node.parsed(|status| match status {
@@ -218,7 +211,7 @@ fn parse_quotas(node: &Node<'_>) -> Read<[Patch<i32>; 4]> {
     const MEMBERS: [&str; 4] = ["agents", "workflows", "api_keys", "queued_runs"];
     let object = node.object()?;
     let mut errors = Vec::new();
-    only(&object, &MEMBERS, &mut errors);
+    object.only(&MEMBERS, &mut errors);
     let quotas = MEMBERS.map(|name| {
         object.patch(name, &mut errors, |node| {
             let quota = node.int(0..=i64::from(i32::MAX))?;
