@@ -301,8 +301,8 @@ impl Relay {
                 Err(Code::MessageSizeTooLarge | Code::InvalidMessage | Code::InvalidRecord) => {
                     tracing::error!(run_id = report.run_id, "Kafka refuses the message of run {}", report.run_id);
                     let text = "the run could not be dispatched: Kafka refuses its message as too large or invalid";
-                    let (pool, run_id) = (self.0.pool.clone(), report.run_id.clone());
-                    db::bounded(async move { db::runs::fail_pending(&pool, &run_id, text).await }).await?;
+                    let (pool, run_id, event) = (self.0.pool.clone(), report.run_id.clone(), Some(report.event_id));
+                    db::bounded(async move { db::runs::fail_pending(&pool, &run_id, event, text).await }).await?;
                     metrics::counter!("workflow_execution_failures_total").increment(1);
                 }
                 Err(code) => {

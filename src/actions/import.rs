@@ -16,6 +16,7 @@ use super::{
     save_workflow::SaveWorkflowError,
 };
 use crate::{
+    access::Countable,
     agent::{AgentPatch, AgentStatus, NewAgent, without_credentials},
     db::{self, idempotency::ClaimError},
     input::{self, FieldError, Node, Object, Read, keep, text},
@@ -151,6 +152,9 @@ pub async fn import(
     // Of the whole document, and claimed once.
     let context = context.with_key(None);
     context.with_key(key).claim(&mut transaction, "import").await?;
+    for what in [Countable::Agents, Countable::Workflows] {
+        context.hold_quota(&mut transaction, context.organization(), what).await?;
+    }
     let mut switched_off = Vec::new();
     for Entry { at, name, raw, mut wanted } in document.agents {
         let stored = db::agents::lock_by_name(&mut transaction, context.organization(), &name).await?;

@@ -134,17 +134,31 @@ fn audited(row: &OrganizationRow) -> Box<RawValue> {
 }
 
 impl Context<'_> {
-    /// Refuses what would make one more than the organisation may have. Whoever else would make one waits until this
-    /// transaction ends.
+    /// The most of these that the organisation may have. If there is a most, whoever else would make one waits until
+    /// this transaction ends. So this comes before the locks of single things: who holds one of those and waits here
+    /// might be waited for.
+    pub(super) async fn hold_quota(
+        self,
+        conn: &mut PgConnection,
+        organization: &OrganizationId,
+        what: Countable,
+    ) -> Result<Option<i32>, db::Error> {
+        let own = db::organizations::find(&mut *conn, organization).await?.map(|row| row.quotas).unwrap_or_default();
+        let limit = own.or(*self.quotas).of(what);
+        if limit.is_some() {
+            db::organizations::lock_quota(conn, organization, what).await?;
+        }
+        Ok(limit)
+    }
+
+    /// Refuses what would make one more than the organisation may have; holds the quota.
     pub(super) async fn check_quota(
         self,
         conn: &mut PgConnection,
         organization: &OrganizationId,
         what: Countable,
     ) -> Result<Result<(), QuotaExceeded>, db::Error> {
-        let own = db::organizations::find(&mut *conn, organization).await?.map(|row| row.quotas).unwrap_or_default();
-        let Some(limit) = own.or(*self.quotas).of(what) else { return Ok(Ok(())) };
-        db::organizations::lock_quota(conn, organization).await?;
+        let Some(limit) = self.hold_quota(&mut *conn, organization, what).await? else { return Ok(Ok(())) };
         let count = db::organizations::count(conn, organization, what, i64::from(limit)).await?;
         Ok(if count < i64::from(limit) { Ok(()) } else { Err(QuotaExceeded { what, limit }) })
     }

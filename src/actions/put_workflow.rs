@@ -8,6 +8,7 @@ use super::{
     save_workflow::{self, SaveWorkflowError},
 };
 use crate::{
+    access::Countable,
     db::{self, workflows::WorkflowRow},
     input::Patch,
     workflow::{Content, NewWorkflow, WorkflowPatch, plan_workflow_id},
@@ -50,12 +51,13 @@ impl From<db::Error> for RollBackError {
 /// Makes this the content of the name's newest active version. A repeat changes nothing.
 pub async fn put_workflow(pool: &PgPool, context: Context<'_>, wanted: NewWorkflow) -> Result<Put, SaveWorkflowError> {
     let mut transaction = pool.begin().await?;
+    context.hold_quota(&mut transaction, context.organization(), Countable::Workflows).await?;
     let put = put_in(&mut transaction, context, wanted).await?;
     transaction.commit().await?;
     Ok(put)
 }
 
-/// [`put_workflow`] inside the caller's transaction.
+/// [`put_workflow`] inside the caller's transaction, who holds the quota.
 pub(super) async fn put_in(
     conn: &mut PgConnection,
     context: Context<'_>,

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::{Change, Context, Entity};
 use crate::{
+    access::{Countable, QuotaExceeded},
     db::{self, idempotency::ClaimError, outbox::Kind, runs::RunRow},
     id,
     input::{self, FieldError},
@@ -40,6 +41,9 @@ pub enum RetryRunError {
     /// Plan and input together do not fit into a Kafka record.
     #[error("plan and input are too large for a message")]
     TooLarge,
+    /// As many runs of the organisation are queued as may be.
+    #[error(transparent)]
+    Quota(#[from] QuotaExceeded),
     /// The idempotency key is taken.
     #[error(transparent)]
     Key(#[from] ClaimError),
@@ -116,6 +120,8 @@ pub async fn retry_run(
     if !outbox::fits_a_record(&definition.workflow_data.0, &input) {
         return Err(RetryRunError::TooLarge);
     }
+    // Nobody waits for a run's row while he holds this quota.
+    context.check_quota(&mut transaction, context.organization(), Countable::QueuedRuns).await??;
     let at = Timestamp::now();
     let event_id = Uuid::now_v7();
     let new_input = retry.input.as_deref();

@@ -104,6 +104,9 @@ pub async fn update_agent(
     patch: AgentPatch,
 ) -> Result<AgentWithBreaker, SaveAgentError> {
     let mut transaction = pool.begin().await?;
+    if patch.status.is_some() {
+        context.hold_quota(&mut transaction, context.organization(), Countable::Agents).await?;
+    }
     update_in(&mut transaction, context, id, patch).await?;
     let found = db::agents::find_to_show(&mut *transaction, context.organization(), id)
         .await?
@@ -112,7 +115,7 @@ pub async fn update_agent(
     Ok(found)
 }
 
-/// [`update_agent`] inside the caller's transaction.
+/// [`update_agent`] inside the caller's transaction, who holds the quota if the agent may come back from being deleted.
 pub(super) async fn update_in(
     transaction: &mut PgConnection,
     context: Context<'_>,
@@ -122,6 +125,11 @@ pub(super) async fn update_in(
     let current = db::agents::lock(transaction, context.organization(), id).await?.ok_or(SaveAgentError::NotFound)?;
     let current = current.opened(context.vault);
     context.check_revision(&current.revision())?;
+    let comes_back =
+        |status: AgentStatus| current.status == AgentStatus::Deleted.as_str() && status != AgentStatus::Deleted;
+    if patch.status.is_some_and(comes_back) {
+        context.check_quota(transaction, context.organization(), Countable::Agents).await??;
+    }
     let auth_type = current.auth_type.as_deref().and_then(AuthType::parse).unwrap_or(AuthType::None);
     let stored_auth = current.auth_config.as_ref().map(|stored| &*stored.0);
     let patch = if context.sees_secrets {

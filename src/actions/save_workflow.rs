@@ -109,6 +109,7 @@ pub(super) async fn create_in(
 ) -> Result<WorkflowRow, SaveWorkflowError> {
     let id = Uuid::now_v7();
     context.claim(transaction, &id.to_string()).await?;
+    context.hold_quota(transaction, context.organization(), Countable::Workflows).await?;
     check_agents(transaction, context.organization(), new.content.steps()).await?;
     db::workflows::lock_name(transaction, context.organization(), &new.name).await?;
     if !db::workflows::is_present(&mut *transaction, context.organization(), &new.name).await? {
@@ -153,12 +154,15 @@ pub async fn update_workflow(
     patch: WorkflowPatch,
 ) -> Result<WorkflowRow, SaveWorkflowError> {
     let mut transaction = pool.begin().await?;
+    if patch.status.is_some() {
+        context.hold_quota(&mut transaction, context.organization(), Countable::Workflows).await?;
+    }
     let stored = update_in(&mut transaction, context, id, patch).await?;
     transaction.commit().await?;
     Ok(stored)
 }
 
-/// [`update_workflow`] inside the caller's transaction.
+/// [`update_workflow`] inside the caller's transaction, who holds the quota if the patch has a status.
 pub(super) async fn update_in(
     transaction: &mut PgConnection,
     context: Context<'_>,
@@ -174,6 +178,11 @@ pub(super) async fn update_in(
     let current =
         db::workflows::lock(transaction, context.organization(), id).await?.ok_or(SaveWorkflowError::NotFound)?;
     context.check_revision(&current.revision())?;
+    if patch.status.is_some_and(|status| status != WorkflowStatus::Deleted)
+        && !db::workflows::is_present(&mut *transaction, context.organization(), &name).await?
+    {
+        context.check_quota(transaction, context.organization(), Countable::Workflows).await??;
+    }
     let mut content = patch.merge(&current.workflow_data.0).map_err(SaveWorkflowError::Invalid)?;
     let input_schema = patch.input_schema.clone().or(current.input_schema.clone().map(|schema| schema.0));
     let other_schema = !patch.input_schema.is_absent()

@@ -429,6 +429,7 @@ pub async fn list_steps(
         (status = 409, description = "A request with this key is under way", body = ErrorBody),
         (status = 400, description = "The run has not ended, has completed, or has no definition", body = ErrorBody),
         (status = 404, body = ErrorBody), (status = 422, body = ErrorBody),
+        (status = 429, description = "As many runs are queued as the organization may have", body = ErrorBody),
     ),
 )]
 pub async fn retry_run(
@@ -494,6 +495,7 @@ impl From<RetryRunError> for ApiError {
                 let detail = "Definition and input together no longer fit into a Kafka message of 1 MiB";
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", detail)
             }
+            RetryRunError::Quota(exceeded) => exceeded.into(),
             RetryRunError::Key(error) => error.into(),
             RetryRunError::Db(error) => error.into(),
         }

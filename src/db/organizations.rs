@@ -131,10 +131,10 @@ pub async fn count(db: impl PgExecutor<'_>, id: &OrganizationId, what: Countable
     Ok(sqlx::query_scalar(&sql).bind(id.as_str()).bind(limit).fetch_one(db).await?)
 }
 
-/// Keeps all others that [`lock`] the organisation or start runs under a quota of it waiting until the transaction ends.
-/// What is counted afterwards cannot become more meanwhile.
-pub async fn lock_quota(conn: &mut PgConnection, id: &OrganizationId) -> Result<(), Error> {
-    let sql = "SELECT pg_advisory_xact_lock(hashtextextended('quota/' || $1, 0))";
-    sqlx::query(sql).bind(id.as_str()).execute(conn).await?;
+/// Keeps all others that add to these under a quota of the organisation waiting until the transaction ends. What is
+/// counted afterwards cannot become more meanwhile.
+pub async fn lock_quota(conn: &mut PgConnection, id: &OrganizationId, what: Countable) -> Result<(), Error> {
+    let sql = "SELECT pg_advisory_xact_lock(hashtextextended('quota/' || $1 || '/' || $2, 0))";
+    sqlx::query(sql).bind(id.as_str()).bind(what.as_str()).execute(conn).await?;
     Ok(())
 }

@@ -316,15 +316,22 @@ pub async fn reopen(
     Ok(())
 }
 
-/// Ends a run that cannot be dispatched.
-pub async fn fail_pending(db: impl PgExecutor<'_>, run_id: &str, error_message: &str) -> Result<(), Error> {
+/// Ends a run that cannot be dispatched, if it still waits for the request of that id; for any, if it has none.
+pub async fn fail_pending(
+    db: impl PgExecutor<'_>,
+    run_id: &str,
+    event_id: Option<Uuid>,
+    error_message: &str,
+) -> Result<(), Error> {
     sqlx::query(
         "UPDATE workflow_runs SET status = 'FAILED', error_message = $2, updated_at = now() AT TIME ZONE 'UTC',
              completed_at = now() AT TIME ZONE 'UTC'
-         WHERE run_id = $1 AND status = 'PENDING'",
+         WHERE run_id = $1 AND status = 'PENDING'
+             AND ($3 IS NULL OR execution_event_id IS NULL OR execution_event_id = $3)",
     )
     .bind(run_id)
     .bind(error_message)
+    .bind(event_id)
     .execute(db)
     .await?;
     Ok(())
@@ -412,7 +419,7 @@ pub async fn start(conn: &mut PgConnection, batch: &StartBatch, audit: bool) -> 
         return Ok(Started { run_ids: insert_all(conn, batch, audit).await?, admitted: size });
     };
     let mut transaction = conn.begin().await?;
-    organizations::lock_quota(&mut transaction, organization).await?;
+    organizations::lock_quota(&mut transaction, organization, Countable::QueuedRuns).await?;
     let limit = i64::from(*max_queued);
     let queued = organizations::count(&mut *transaction, organization, Countable::QueuedRuns, limit).await?;
     let admitted = usize::try_from(limit - queued).unwrap_or_default().min(size);

@@ -22,12 +22,25 @@ const MAX_EARLY: usize = 10_000;
 #[derive(Default)]
 pub(super) struct Cancellations {
     waiting: Vec<(Position, CancellationRequest)>,
+    /// Of those that wait, as they were sent.
+    bytes: usize,
     early: Early,
 }
 
 impl Cancellations {
-    pub(super) fn push(&mut self, position: Position, request: CancellationRequest) {
+    pub(super) fn push(&mut self, position: Position, bytes: usize, request: CancellationRequest) {
+        self.bytes += bytes;
         self.waiting.push((position, request));
+    }
+
+    /// Those that wait.
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// See `len`.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Whether this run was cancelled before it was known. Says so once.
@@ -58,6 +71,7 @@ impl Cancellations {
             let noticed = db::bounded(async move { executions::notice(&pool, &ids, &tokens).await }).await?;
             executor.active.tell(&noticed, &run_ids, &lease_tokens);
         }
+        self.bytes = 0;
         for (position, request) in self.waiting.drain(..) {
             let CancellationRequest { run_id, correlation_id, .. } = request;
             tracing::debug!(run_id, correlation_id, "the cancellation of run {run_id} was read");

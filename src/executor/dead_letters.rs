@@ -2,12 +2,13 @@
 //!
 //! A record's offset is stored once its letter is committed. If it dies before, the record comes again, and its letter
 //! is kept once all the same. While the database is away the records wait here, and their partitions' offsets with
-//! them; reading goes on. From the table, `crate::dead_letters` copies them to the dead-letter topic.
+//! them; reading goes on until they are too many. From the table, `crate::dead_letters` copies them to the dead-letter topic.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rdkafka::message::{Headers as _, Message as _, OwnedMessage};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
 
 use super::{Executor, request::Fault};
 use crate::{
@@ -19,6 +20,7 @@ use crate::{
     kafka::{
         self,
         consumer::{Consumer, Position},
+        message::ExecutionRequest,
     },
 };
 
@@ -41,13 +43,19 @@ pub(super) struct DeadLetters {
 struct Waiting {
     position: Position,
     letter: NewLetter,
-    /// Why the run that the record is to execute fails, if it waits for it.
-    run_error: Option<String>,
+    /// If it is a request: its event, and why the run fails that waits for it.
+    request: Option<(Option<Uuid>, String)>,
 }
 
 impl DeadLetters {
-    /// Adds a record. `is_request`: it names a run to be executed, which ends with it.
-    pub(super) fn push(&mut self, position: Position, record: &OwnedMessage, fault: &Fault, is_request: bool) {
+    /// Adds a record; if it is a request, the run that waits for it ends with it.
+    pub(super) fn push(
+        &mut self,
+        position: Position,
+        record: &OwnedMessage,
+        fault: &Fault,
+        request: Option<&ExecutionRequest>,
+    ) {
         let letter = letter(record, fault);
         let Fault { code, text } = fault;
         let (topic, partition, offset) = (&letter.topic, letter.partition, letter.offset);
@@ -55,7 +63,13 @@ impl DeadLetters {
         // Without the details, which may repeat the content.
         tracing::warn!(topic, partition, offset, reason = code, "a record about run {run_id:?} becomes a dead letter");
         self.bytes += letter.value.as_ref().map_or(0, Vec::len);
-        self.waiting.push(Waiting { position, letter, run_error: is_request.then(|| text.clone()) });
+        let request = request.map(|request| (request.event_id, text.clone()));
+        self.waiting.push(Waiting { position, letter, request });
+    }
+
+    /// Records that wait.
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
     }
 
     /// Bytes that wait.
@@ -74,12 +88,13 @@ impl DeadLetters {
             let count = fitting.count().max(1);
             let letters: Vec<NewLetter> =
                 self.waiting.iter().take(count).map(|waiting| waiting.letter.clone()).collect();
-            let failing: Vec<(String, String)> = self.waiting.iter().take(count).filter_map(failing).collect();
+            let failing: Vec<(String, Option<Uuid>, String)> =
+                self.waiting.iter().take(count).filter_map(failing).collect();
             let pool = executor.pool.clone();
             db::bounded(async move {
                 db::dead_letters::insert(&pool, &letters).await?;
-                for (run_id, error) in failing {
-                    db::runs::fail_pending(&pool, &run_id, &error).await?;
+                for (run_id, event_id, error) in failing {
+                    db::runs::fail_pending(&pool, &run_id, event_id, &error).await?;
                 }
                 Ok(())
             })
@@ -94,9 +109,9 @@ impl DeadLetters {
     }
 }
 
-fn failing(waiting: &Waiting) -> Option<(String, String)> {
-    let error = waiting.run_error.as_ref()?;
-    Some((waiting.letter.run_id.clone()?, format!("the execution request cannot be used: {error}")))
+fn failing(waiting: &Waiting) -> Option<(String, Option<Uuid>, String)> {
+    let (event_id, error) = waiting.request.as_ref()?;
+    Some((waiting.letter.run_id.clone()?, *event_id, format!("the execution request cannot be used: {error}")))
 }
 
 fn letter(record: &OwnedMessage, fault: &Fault) -> NewLetter {

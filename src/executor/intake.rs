@@ -33,7 +33,7 @@ use crate::{
         executions::{self, Claimed},
     },
     kafka::{
-        consumer::{Consumer, Position, Record},
+        consumer::{Consumer, Position, Record, Topic},
         message::Message,
     },
 };
@@ -66,7 +66,8 @@ pub(super) struct Intake {
     next_slots: Option<BoxFuture<'static, Slots>>,
     /// The places that came.
     slots: Option<Slots>,
-    is_paused: bool,
+    executions: Flow,
+    cancels: Flow,
     cancellations: Cancellations,
     dead_letters: DeadLetters,
     /// Records that the database refuses, until they have been read again to become dead letters.
@@ -87,7 +88,8 @@ impl Intake {
             waiting: VecDeque::new(),
             next_slots: None,
             slots: None,
-            is_paused: false,
+            executions: Flow::new(Topic::Executions),
+            cancels: Flow::new(Topic::Cancellations),
             cancellations: Cancellations::default(),
             dead_letters: DeadLetters::default(),
             refused: HashSet::new(),
@@ -186,21 +188,21 @@ impl Intake {
         let Record { position, sent_at, bytes, message, raw } = record;
         let found = match &message {
             Ok(Message::Execution(request)) if self.refused.remove(&position) => {
-                Some((Fault { code: "refused_by_database", text: REFUSED.to_owned() }, request.run_id.as_str()))
+                Some((Fault { code: "refused_by_database", text: REFUSED.to_owned() }, Some(request)))
             }
-            Ok(Message::Execution(request)) => fault(request, bytes).map(|fault| (fault, request.run_id.as_str())),
+            Ok(Message::Execution(request)) => fault(request, bytes).map(|fault| (fault, Some(request))),
             Ok(Message::Cancellation(_)) => None,
-            Err(error) => Some((Fault { code: error.code(), text: error.to_string() }, "")),
+            Err(error) => Some((Fault { code: error.code(), text: error.to_string() }, None)),
         };
-        if let Some((fault, run_id)) = found {
-            self.dead_letters.push(position, &raw, &fault, !run_id.is_empty());
+        if let Some((fault, request)) = found {
+            self.dead_letters.push(position, &raw, &fault, request);
             return;
         }
         match message {
             Ok(Message::Execution(request)) => {
                 self.queue.push(Waiting::new(position, sent_at, bytes, request));
             }
-            Ok(Message::Cancellation(request)) => self.cancellations.push(position, request),
+            Ok(Message::Cancellation(request)) => self.cancellations.push(position, bytes, request),
             // Found to be a dead letter above.
             Err(_) => {}
         }
@@ -322,16 +324,36 @@ impl Intake {
         self.waiting.is_empty() && self.queue.len() == 0
     }
 
-    /// Keeps what waits here within bounds. Asked again on every record above the bound, since a rebalance resumes.
+    /// Keeps what waits here within bounds. Requests wait for places, all else only for the database.
     fn pause_or_resume(&mut self) {
-        let bytes = self.queue.bytes() + self.dead_letters.bytes();
-        let is_full = self.queue.len() >= MAX_HELD || bytes >= MAX_HELD_BYTES;
-        let has_room = self.queue.len() <= MAX_HELD / 2 && bytes <= MAX_HELD_BYTES / 2;
+        let records = self.cancellations.len() + self.dead_letters.len();
+        let bytes = self.cancellations.bytes() + self.dead_letters.bytes();
+        self.cancels.turn(&self.consumer, records, bytes);
+        self.executions.turn(&self.consumer, self.queue.len() + records, self.queue.bytes() + bytes);
+    }
+}
+
+/// Whether a topic is read.
+struct Flow {
+    topic: Topic,
+    is_paused: bool,
+}
+
+impl Flow {
+    fn new(topic: Topic) -> Self {
+        Self { topic, is_paused: false }
+    }
+
+    /// Stops reading while too much is held, and goes on once half of it is gone. Asked again on every record above the
+    /// bound, since a rebalance resumes.
+    fn turn(&mut self, consumer: &Consumer, records: usize, bytes: usize) {
+        let is_full = records >= MAX_HELD || bytes >= MAX_HELD_BYTES;
+        let has_room = records <= MAX_HELD / 2 && bytes <= MAX_HELD_BYTES / 2;
         let wanted = is_full || (self.is_paused && !has_room);
         if wanted == self.is_paused && !is_full {
             return;
         }
-        match self.consumer.set_paused(wanted) {
+        match consumer.set_paused(self.topic, wanted) {
             Ok(()) => self.is_paused = wanted,
             Err(error) => tracing::debug!("reading cannot be paused or resumed: {error}"),
         }

@@ -21,11 +21,20 @@ use rdkafka::{
 use super::message::{Message, MessageError};
 use crate::config;
 
+/// What is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Topic {
+    /// Requests to execute runs.
+    #[default]
+    Executions,
+    /// Requests to cancel them.
+    Cancellations,
+}
+
 /// Where a record stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Position {
-    /// It is in the execution topic, not in the cancellation topic.
-    is_execution_topic: bool,
+    topic: Topic,
     /// Of the topic.
     partition: i32,
     /// In the partition.
@@ -70,7 +79,7 @@ pub struct Consumer {
     inner: StreamConsumer<Context>,
     execution_topic: String,
     cancellation_topic: String,
-    progress: Mutex<HashMap<(bool, i32), Progress>>,
+    progress: Mutex<HashMap<(Topic, i32), Progress>>,
 }
 
 impl Consumer {
@@ -116,11 +125,9 @@ impl Consumer {
     }
 
     fn read(&self, record: &BorrowedMessage<'_>) -> Record {
-        let position = Position {
-            is_execution_topic: record.topic() == self.execution_topic,
-            partition: record.partition(),
-            offset: record.offset(),
-        };
+        let is_execution = record.topic() == self.execution_topic;
+        let topic = if is_execution { Topic::Executions } else { Topic::Cancellations };
+        let position = Position { topic, partition: record.partition(), offset: record.offset() };
         self.with_progress(position, |progress| progress.begin(position.offset));
         let payload = record.payload().unwrap_or_default();
         let sent_at = sent_at(record);
@@ -130,7 +137,7 @@ impl Consumer {
     /// The effect of this record is durable: it need not come again.
     pub fn done(&self, position: Position) {
         let Some(offset) = self.with_progress(position, |progress| progress.end(position.offset)) else { return };
-        let topic = if position.is_execution_topic { &self.execution_topic } else { &self.cancellation_topic };
+        let topic = self.name(position.topic);
         if let Err(error) = self.inner.store_offset(topic, position.partition, offset) {
             // The partition is another member's now, who reads the record again and finds it done.
             tracing::debug!(topic, partition = position.partition, "the offset is not stored: {error}");
@@ -140,7 +147,7 @@ impl Consumer {
     /// Reads on from this record, which then comes again with those behind it. Does nothing if the partition is
     /// another member's now, to whom the record comes.
     pub fn read_again(&self, position: Position) {
-        let topic = if position.is_execution_topic { &self.execution_topic } else { &self.cancellation_topic };
+        let topic = self.name(position.topic);
         // Without a time-out it only asks for it, and waits for no answer.
         if let Err(error) = self.inner.seek(topic, position.partition, Offset::Offset(position.offset), Duration::ZERO)
         {
@@ -150,16 +157,24 @@ impl Consumer {
 
     fn with_progress<T>(&self, position: Position, act: impl FnOnce(&mut Progress) -> T) -> T {
         let mut all = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        act(all.entry((position.is_execution_topic, position.partition)).or_default())
+        act(all.entry((position.topic, position.partition)).or_default())
     }
 
-    /// Stops or resumes reading the partitions that this member has of the execution topic; a rebalance resumes.
-    pub fn set_paused(&self, paused: bool) -> Result<(), KafkaError> {
+    /// Stops or resumes reading the partitions that this member has of the topic; a rebalance resumes.
+    pub fn set_paused(&self, topic: Topic, paused: bool) -> Result<(), KafkaError> {
+        let topic = self.name(topic);
         let mut partitions = TopicPartitionList::new();
-        for partition in self.inner.assignment()?.elements_for_topic(&self.execution_topic) {
-            partitions.add_partition(&self.execution_topic, partition.partition());
+        for partition in self.inner.assignment()?.elements_for_topic(topic) {
+            partitions.add_partition(topic, partition.partition());
         }
         if paused { self.inner.pause(&partitions) } else { self.inner.resume(&partitions) }
+    }
+
+    fn name(&self, topic: Topic) -> &str {
+        match topic {
+            Topic::Executions => &self.execution_topic,
+            Topic::Cancellations => &self.cancellation_topic,
+        }
     }
 
     /// Commits what is stored and leaves the group. Blocks the thread.

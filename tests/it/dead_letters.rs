@@ -164,6 +164,34 @@ async fn the_run_of_a_request_that_cannot_be_used_fails_and_says_why(pool: PgPoo
     assert_eq!((&letter["reason"], &letter["run_id"]), (&json!("invalid_plan"), &json!(run_id)));
 }
 
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_request_of_an_earlier_start_that_cannot_be_used_does_not_end_the_run(pool: PgPool) {
+    let service = Service::start_with(own_topics(&pool));
+    let workflow_id = service.one_step_workflow().await;
+    let run_id = service.execute(&workflow_id).await;
+    // As if the message that is on its way had been lost, and its run started again.
+    let event_id = uuid::Uuid::new_v4();
+    let start_again = "UPDATE workflow_runs SET execution_event_id = $1";
+    sqlx::query(start_again).bind(event_id).execute(&pool).await.expect("done");
+    let broken = |event_id: uuid::Uuid| {
+        let mut broken = request(&run_id);
+        broken["workflow_plan"] = json!({"start_step": "nowhere", "steps": {}});
+        broken["event_id"] = json!(event_id);
+        broken.to_string()
+    };
+    let topic = &service.config.kafka.execution_topic;
+    let _executor = Executor::start(&service);
+    for (event_id, status) in [(uuid::Uuid::new_v4(), "PENDING"), (event_id, "FAILED")] {
+        send(&service.config, topic, None, Some(broken(event_id).as_bytes()), OwnedHeaders::new()).await;
+        let count = if status == "PENDING" { 1 } else { 2 };
+        letters(&service, &format!("run_id={run_id}"), count).await;
+        eventually("the letter's run is left alone, or ended", || async {
+            (service.get(&format!("/api/v1/runs/{run_id}")).await.expect(200)["status"] == status).then_some(())
+        })
+        .await;
+    }
+}
+
 /// What passes every check of ours and is refused all the same is read again, and kept as it was sent.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn what_the_database_refuses_is_kept_as_it_was_sent(pool: PgPool) {

@@ -298,6 +298,28 @@ async fn of_many_at_once_a_quota_lets_in_as_many_as_it_says(pool: PgPool) {
     acme.post(&path, &json!({"input_data": {}})).await.expect(202);
     acme.send("DELETE", &format!("/agents/{id}"), &json!(null)).await.expect(200);
     acme.post("/agents", &json!({"name": "more", "url": "http://127.0.0.1:9/"})).await.expect(201);
+    // What comes back needs room as what is new does.
+    let undelete = json!({"status": "active"});
+    let refused = acme.send("PUT", &format!("/agents/{id}"), &undelete).await.error(403);
+    assert_eq!(refused["code"], "quota_exceeded");
+    let document = json!({"format": "workflow-api/definitions", "version": 1, "agents": [{"name": name}]});
+    let refused = acme.post("/import?dry_run=true", &document).await.expect(200);
+    assert!(refused["errors"][0]["message"].as_str().expect("a text").contains("3 agents"), "{refused}");
+    let retry = format!("/runs/{run}/retry");
+    assert_eq!(acme.post(&retry, &json!(null)).await.error(429)["code"], "quota_exceeded");
+    let queued = acme.get("/runs?status=PENDING").await.expect(200)["items"][0]["run_id"].clone();
+    acme.post(&format!("/runs/{}/cancel", queued.as_str().expect("an id")), &json!(null)).await.expect(200);
+    acme.post(&retry, &json!(null)).await.expect(202);
+    let workflow = format!("/workflows/{}", made["id"].as_str().expect("an id"));
+    let versions = acme.get(&format!("/workflows?name={}", made["name"].as_str().expect("a name"))).await.expect(200);
+    for version in versions["items"].as_array().expect("versions") {
+        let path = format!("/workflows/{}", version["id"].as_str().expect("an id"));
+        acme.send("DELETE", &path, &json!(null)).await.expect(200);
+    }
+    let mut another = definition("another".to_owned());
+    another["steps"]["a"]["agent_name"] = json!("more");
+    acme.post("/workflows", &another).await.expect(201);
+    assert_eq!(acme.send("PUT", &workflow, &undelete).await.error(403)["code"], "quota_exceeded");
     // Others are not held to it.
     let other = admin.organization("other", &json!(null)).await;
     let id = other.workflow("w").await;
