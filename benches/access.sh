@@ -1,56 +1,82 @@
 #!/usr/bin/env bash
 #
-# What authentication costs: GETs of an agent per second with a token and with an API key, against the same without
-# authentication, one after the other, several times; then the medians' ratios. Needs wrk, jq, a release build,
-# DATABASE_URL and KAFKA_BROKERS (`./deploy-api.sh services` starts both and prints them).
+# What authentication costs: GETs of an agent with a token and with an API key against the same without authentication.
+# Each measurement has a fresh process, since two of the same program differ by more than is asked for here, and the
+# kinds take turns in random order. Needs wrk, jq, bc, a release build, DATABASE_URL and KAFKA_BROKERS
+# (`./deploy-api.sh services` starts both and prints them).
 #
 #   benches/access.sh [SECONDS [ROUNDS]]
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-readonly SECONDS_EACH="${1:-5}" ROUNDS="${2:-5}" PROGRAM="${PROGRAM:-target/release/workflow-api}"
-readonly DATABASE="bench_$$" OPEN=http://127.0.0.1:8098 CLOSED=http://127.0.0.1:8099
+readonly SECONDS_EACH="${1:-2}" ROUNDS="${2:-30}" PROGRAM="${PROGRAM:-target/release/workflow-api}" PORT=8099
+readonly DATABASE="bench_$$" SERVICE="http://127.0.0.1:$PORT"
 ADMIN_URL="${DATABASE_URL:?}"
-export DATABASE_URL="${ADMIN_URL%/*}/$DATABASE" API_HOST=127.0.0.1 API_WORKERS=2 LOG_LEVEL=WARNING
-export KAFKA_EXECUTION_TOPIC="bench-$$" KAFKA_CANCELLATION_TOPIC="bench-$$-cancel"
+export DATABASE_URL="${ADMIN_URL%/*}/$DATABASE" API_HOST=127.0.0.1 API_PORT="$PORT" API_WORKERS=2 LOG_LEVEL=WARNING
+export KAFKA_EXECUTION_TOPIC="bench-$$" KAFKA_CANCELLATION_TOPIC="bench-$$-cancel" EGRESS_ALLOW=127.0.0.1
 SECRET="$(openssl rand -hex 32)"
-BOOTSTRAP="$("$PROGRAM" api-key)"
+KEY="$("$PROGRAM" api-key)"
+TOKEN="$(JWT_SECRET="$SECRET" "$PROGRAM" token --sub bench --role admin)"
+readonly SECRET KEY TOKEN
+PID=""
 
-psql -q "$ADMIN_URL" -c "CREATE DATABASE $DATABASE"
-API_PORT=8098 "$PROGRAM" serve &
-OPEN_PID=$!
-API_PORT=8099 JWT_SECRET="$SECRET" BOOTSTRAP_API_KEY="$BOOTSTRAP" "$PROGRAM" serve &
-CLOSED_PID=$!
-trap 'kill $OPEN_PID $CLOSED_PID; wait || true; psql -q "$ADMIN_URL" -c "DROP DATABASE $DATABASE WITH (FORCE)"' EXIT
-for url in "$OPEN" "$CLOSED"; do
-    until curl -fs "$url/health/ready" >/dev/null; do sleep 0.1; done
-done
-
-AGENT=$(curl -fs -H 'content-type: application/json' -d '{"name":"bench","url":"http://127.0.0.1:9/"}' \
-    "$OPEN/api/v1/agents" | jq -r .id)
-TOKEN="$(JWT_SECRET="$SECRET" "$PROGRAM" token --sub bench --role viewer)"
-until curl -fs -H "x-api-key: $BOOTSTRAP" "$CLOSED/api/v1/agents/$AGENT" >/dev/null; do sleep 0.1; done
-
-# Requests per second.
-measure() {
-    local result
-    result=$(wrk -t2 -c64 -d"${SECONDS_EACH}s" "${@:2}" "$1/api/v1/agents/$AGENT")
-    ! grep -q 'Non-2xx' <<<"$result" || { echo "$result" >&2; exit 1; }
-    awk '/Requests\/sec/ {print $2}' <<<"$result"
+start() { # the service, with these settings
+    env "$@" "$PROGRAM" serve &
+    PID=$!
+    until curl -fs "$SERVICE/health/ready" >/dev/null; do sleep 0.05; done
 }
-median() { sort -n | awk '{v[NR] = $1} END {print v[int((NR + 1) / 2)]}'; }
+stop() {
+    [[ -n $PID ]] || return 0
+    kill "$PID"
+    wait "$PID" || true
+    PID=""
+}
+RESULTS="$(mktemp)"
+clean_up() {
+    stop
+    rm -f "$RESULTS"
+    psql -q "$ADMIN_URL" -c "DROP DATABASE $DATABASE WITH (FORCE)"
+}
+psql -q "$ADMIN_URL" -c "CREATE DATABASE $DATABASE"
+trap clean_up EXIT
 
-anonymous=() token=() key=()
+# All threads' time on a processor, in microseconds.
+cpu() { awk '{sum += $1} END {printf "%.0f", sum / 1000}' /proc/"$PID"/task/*/schedstat; }
+
+measure() { # one line: round, kind, microseconds of CPU per request, requests per second
+    local round=$1 kind=$2 headers=() before requests result
+    case $kind in
+        anonymous) start AUTH_ENABLED=false ;;
+        token) start JWT_SECRET="$SECRET" BOOTSTRAP_API_KEY="$KEY"; headers=(-H "authorization: Bearer $TOKEN") ;;
+        key) start JWT_SECRET="$SECRET" BOOTSTRAP_API_KEY="$KEY"; headers=(-H "x-api-key: $KEY") ;;
+    esac
+    wrk -t1 -c16 -d1s "${headers[@]}" "$SERVICE/api/v1/agents/$AGENT" >/dev/null
+    before=$(cpu)
+    result=$(wrk -t1 -c16 -d"${SECONDS_EACH}s" "${headers[@]}" "$SERVICE/api/v1/agents/$AGENT")
+    ! grep -q 'Non-2xx' <<<"$result" || { echo "$result" >&2; exit 1; }
+    requests=$(awk '/requests in/ {print $1}' <<<"$result")
+    echo "$round $kind $(bc <<<"scale=2; ($(cpu) - $before) / $requests") $(awk '/Requests\/sec/ {print $2}' <<<"$result")"
+    stop
+}
+
+start
+AGENT=$(curl -fs -H 'content-type: application/json' -d '{"name":"bench","url":"http://127.0.0.1:9/"}' \
+    "$SERVICE/api/v1/agents" | jq -r .id)
+stop
 for ((round = 1; round <= ROUNDS; round++)); do
-    anonymous+=("$(measure "$OPEN")")
-    token+=("$(measure "$CLOSED" -H "authorization: Bearer $TOKEN")")
-    key+=("$(measure "$CLOSED" -H "x-api-key: $BOOTSTRAP")")
-    echo "anonymous ${anonymous[-1]}  token ${token[-1]}  API key ${key[-1]}"
-done
-base=$(printf '%s\n' "${anonymous[@]}" | median)
-for kind in token key; do
-    declare -n rates="$kind"
-    awk -v kind="$kind" -v rate="$(printf '%s\n' "${rates[@]}" | median)" -v base="$base" \
-        'BEGIN {printf "%s / anonymous: %.3f\n", kind, rate / base}'
-done
+    for kind in $(shuf -e anonymous token key); do measure "$round" "$kind"; done
+done >"$RESULTS"
+
+awk '{cpu[$2, $1] = $3; rate[$2, $1] = $4; rounds = $1}
+    # Mean of the rounds, and its standard error.
+    function show(what, of, kind,    i, ratio, sum, squares, mean) {
+        for (i = 1; i <= rounds; i++) { ratio = of[kind, i] / of["anonymous", i]; sum += ratio; squares += ratio ^ 2 }
+        mean = sum / rounds
+        printf "%s, %s / anonymous: %.3f +- %.3f\n", what, kind, mean, sqrt((squares / rounds - mean ^ 2) / rounds)
+    }
+    END {
+        for (i = 1; i <= rounds; i++) { us += cpu["anonymous", i] / rounds; persec += rate["anonymous", i] / rounds }
+        printf "anonymous: %.0f requests/s, %.1f us of CPU each\n", persec, us
+        show("requests/s", rate, "token"); show("CPU", cpu, "token"); show("requests/s", rate, "key"); show("CPU", cpu, "key")
+    }' "$RESULTS"

@@ -304,10 +304,11 @@ impl AgentPatch {
 /// An agent's URL without user and password.
 #[must_use]
 pub fn without_credentials(url: &str) -> String {
-    let Ok(mut bare) = Url::parse(url) else { return url.to_owned() };
-    if bare.username().is_empty() && bare.password().is_none() {
+    // Most have none, and to parse them costs more than to find out who asks.
+    let parsed = if url.contains('@') { Url::parse(url).ok() } else { None };
+    let Some(mut bare) = parsed.filter(|url| !url.username().is_empty() || url.password().is_some()) else {
         return url.to_owned();
-    }
+    };
     // Both fail only for URLs without a host, which have no user either.
     let _ = bare.set_username("");
     let _ = bare.set_password(None);

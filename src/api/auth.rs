@@ -86,7 +86,7 @@ impl Caller {
             Proof::Nothing | Proof::Address => true,
             Proof::Token(until) => token::now() < until && app.organizations.is_active(self.organization()).await?,
             Proof::TokenOfApiKey(id) | Proof::ApiKey(id) => {
-                app.keys.find(KeyName::Id(id), Pace::AtOnce).await?.is_some()
+                app.keys.find(KeyName::Id(id), || Pace::AtOnce).await?.is_some()
             }
         })
     }
@@ -171,16 +171,17 @@ async fn identify(
     anybody: Actor,
     client: Option<ClientAddress>,
 ) -> Result<Caller, Refusal> {
+    // Asked for only if the key is not known yet.
     let pace = || if app.rates.suspects(client) { Pace::Gathered } else { Pace::AtOnce };
     if let Some(key) = only(request, &app.config.auth.api_key_header)? {
-        return by_api_key(app, key, anybody, pace()).await;
+        return by_api_key(app, key, anybody, pace).await;
     }
     let token = only(request, &header::AUTHORIZATION)?.and_then(|value| {
         let (scheme, token) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
     });
     match token {
-        Some(token) => by_token(app, token, anybody, pace()).await,
+        Some(token) => by_token(app, token, anybody, pace).await,
         None => Err(Refusal::Other(unauthorized("A bearer token or an API key is required"))),
     }
 }
@@ -196,14 +197,14 @@ fn only<'a>(request: &'a Parts, name: &HeaderName) -> Result<Option<&'a str>, Re
     }
 }
 
-async fn by_api_key(app: &App, key: &str, anybody: Actor, pace: Pace) -> Result<Caller, Refusal> {
+async fn by_api_key(app: &App, key: &str, anybody: Actor, pace: impl FnOnce() -> Pace) -> Result<Caller, Refusal> {
     let invalid = || Refusal::Wrong(unauthorized("The API key is not valid"));
     let key = ApiKey::parse(key.trim()).ok_or_else(invalid)?;
     let holder = app.keys.find(KeyName::Hash(key.hash()), pace).await?.ok_or_else(invalid)?;
     Ok(holder.caller(Proof::ApiKey(holder.id), anybody))
 }
 
-async fn by_token(app: &App, token: &str, anybody: Actor, pace: Pace) -> Result<Caller, Refusal> {
+async fn by_token(app: &App, token: &str, anybody: Actor, pace: impl FnOnce() -> Pace) -> Result<Caller, Refusal> {
     let invalid = || unauthorized("The bearer token is not valid");
     let claims = app.tokens.verify(token).await.map_err(|refused| match refused {
         Refused::Invalid => Refusal::Wrong(invalid()),

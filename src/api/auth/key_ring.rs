@@ -134,7 +134,7 @@ impl KeyRing {
     }
 
     /// The key of that name, if it counts.
-    pub async fn find(&self, name: KeyName, pace: Pace) -> Found {
+    pub async fn find(&self, name: KeyName, pace: impl FnOnce() -> Pace) -> Found {
         let now = Timestamp::now();
         if let Some(entry) = self.entries().get_mut(&name)
             && entry.read_at.elapsed() < LIFE
@@ -142,7 +142,7 @@ impl KeyRing {
             entry.is_used = true;
             return Ok(entry.holder.clone().filter(|holder| holder.counts(now)));
         }
-        let holder = match pace {
+        let holder = match pace() {
             Pace::AtOnce => self.look_up(vec![name]).await?.remove(&name).flatten(),
             Pace::Gathered => {
                 let (answer, found) = oneshot::channel();
