@@ -170,6 +170,8 @@ pub fn connect_options(settings: &config::Database) -> PgConnectOptions {
             ("statement_timeout", STATEMENT_TIMEOUT),
             ("lock_timeout", LOCK_TIMEOUT),
             ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT),
+            // No statement here runs as long as compiling it takes.
+            ("jit", "off"),
         ])
         .log_statements(level)
         .log_slow_statements(log::LevelFilter::Warn, SLOW_STATEMENT)

@@ -86,6 +86,8 @@ struct Shared {
     callbacks_url: String,
     /// Of a run, from its first claim to its end, without the time for which it is parked.
     max_duration: Duration,
+    /// How many runs one may begin, with those that they begin.
+    max_sub_runs: i32,
     /// Kafka cannot be read.
     is_cut_off: AtomicBool,
     /// Nothing new is begun.
@@ -122,6 +124,7 @@ pub fn start(config: &Config, pool: PgPool, lifecycle: &Lifecycle) -> anyhow::Re
         egress: Egress::new(&config.egress)?,
         callbacks_url: config.api.callbacks_url(),
         max_duration: config.max_workflow_duration,
+        max_sub_runs: config.max_sub_runs,
         is_cut_off: AtomicBool::new(false),
         soft_stop: lifecycle.soft_stop().clone(),
         give_up,

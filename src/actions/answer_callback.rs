@@ -40,8 +40,8 @@ pub struct Answerer<'a> {
     pub is_known: bool,
     /// Whose they are; `None`: nobody was asked, as authentication is off.
     pub organization: Option<&'a OrganizationId>,
-    /// What they may do here.
-    pub role: Role,
+    /// What they are here; `None` if what they may do is narrowed to less than to decide.
+    pub role: Option<Role>,
     /// What they are elsewhere.
     pub roles: &'a [String],
     /// The only workflows that they have to do with; `None`: all.
@@ -53,8 +53,8 @@ impl Answerer<'_> {
     fn may_decide(&self, role: &str, callback: &CallbackRow) -> bool {
         let is_ours = self.organization.is_none_or(|ours| ours.as_str() == callback.organization_id);
         let workflow = &callback.workflow_name;
-        let has_role =
-            self.role == Role::Admin || self.role.as_str() == role || self.roles.iter().any(|held| held == role);
+        let here = self.role.is_some_and(|held| held == Role::Admin || held.as_str() == role);
+        let has_role = here || self.roles.iter().any(|held| held == role);
         is_ours && has_role && self.workflows.is_none_or(|workflows| workflows.contains(workflow))
     }
 }

@@ -1,11 +1,13 @@
 //! Deciding on records that no executor could use.
 
 use serde_json::{json, value::RawValue};
-use sqlx::PgPool;
+use sha2::{Digest as _, Sha256};
+use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use super::{Change, Context, Entity};
 use crate::{
+    access::OrganizationId,
     db::{
         self,
         dead_letters::{self, LetterRow},
@@ -30,6 +32,9 @@ pub enum ResolveError {
     /// What would be sent is no message that an executor can read, and other programs stop at such records.
     #[error("{0}")]
     Unreadable(MessageError),
+    /// What would be sent is about a run that the letter has nothing to do with.
+    #[error("the message is about another run")]
+    OtherRun,
     /// What would be sent is larger than the topic takes.
     #[error("the record is too large")]
     TooLarge,
@@ -61,17 +66,42 @@ pub async fn redrive(
         _ => return Err(ResolveError::WrongState(row.status)),
     }
     let value = corrected.or(content.value.as_deref()).unwrap_or_default();
-    Message::parse(value).map_err(ResolveError::Unreadable)?;
+    let message = Message::parse(value).map_err(ResolveError::Unreadable)?;
+    let run_id = message.run_id();
+    if run_id.contains('\0') || !is_of(&mut transaction, context.organization(), &row, run_id).await? {
+        return Err(ResolveError::OtherRun);
+    }
     if value.len() > MAX_RECORD_BYTES {
         return Err(ResolveError::TooLarge);
     }
     let at = Timestamp::now();
     dead_letters::redrive(&mut transaction, id, corrected, &context.actor.subject, at).await?;
     let next = resolved(context, &row, "redriving", at);
-    let change = input::to_raw(&json!({"status": next.status, "corrected": corrected.is_some()}));
+    let digest = corrected.map(|value| format!("{:x}", Sha256::digest(value)));
+    let change = input::to_raw(&json!({"status": next.status, "run_id": run_id, "corrected_sha256": digest}));
     record(context, &mut transaction, &row, "redrive", &change, at).await?;
     transaction.commit().await?;
     Ok(next)
+}
+
+/// Whether a message about that run may take the letter's place: executors believe it. Of a letter that names no run,
+/// any of the organisation's, and one that another program has made and nobody knows yet.
+async fn is_of(
+    conn: &mut PgConnection,
+    organization: &OrganizationId,
+    letter: &LetterRow,
+    run_id: &str,
+) -> Result<bool, db::Error> {
+    let is_ours = match db::runs::organization(&mut *conn, run_id).await? {
+        Some(owner) => owner == *organization,
+        // What other programs write belongs to that one.
+        None => organization.is_default(),
+    };
+    Ok(is_ours
+        && match letter.run_id.as_deref() {
+            None => true,
+            Some(named) => named == run_id || db::runs::organization(conn, named).await?.is_none(),
+        })
 }
 
 /// Forgets what the record holds and keeps that it was there. A repeat finds it done.
@@ -100,7 +130,7 @@ fn resolved(context: Context<'_>, row: &LetterRow, status: &str, at: Timestamp) 
 
 async fn record(
     context: Context<'_>,
-    conn: &mut sqlx::PgConnection,
+    conn: &mut PgConnection,
     row: &LetterRow,
     action: &'static str,
     after: &RawValue,

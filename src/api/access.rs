@@ -74,7 +74,7 @@ const RULES: [Rule; 51] = [
     (Method::GET, "/audit-logs/verify", &[AuditRead]),
     (Method::GET, "/dead-letters", &[DeadLettersManage]),
     (Method::GET, "/dead-letters/{dead_letter_id}", &[DeadLettersManage]),
-    (Method::POST, "/dead-letters/{dead_letter_id}/redrive", &[DeadLettersManage]),
+    (Method::POST, "/dead-letters/{dead_letter_id}/redrive", &[DeadLettersManage, RunsWrite]),
     (Method::DELETE, "/dead-letters/{dead_letter_id}", &[DeadLettersManage]),
     (Method::GET, "/organizations", &[OrganizationsManage]),
     (Method::POST, "/organizations", &[OrganizationsManage]),

@@ -19,7 +19,7 @@ pub use self::{
 };
 use super::{App, client::ClientAddress, rate_limit::Applied};
 use crate::{
-    access::{Actor, Grant, OrganizationId, Role, api_key::ApiKey},
+    access::{Actor, Grant, OrganizationId, Permission, Role, api_key::ApiKey},
     actions::answer_callback::Answerer,
     api::error::ApiError,
     db::{self, api_keys::KeyName},
@@ -70,11 +70,13 @@ impl Caller {
     /// The same, as somebody who answers a callback.
     #[must_use]
     pub fn answerer(&self) -> Answerer<'_> {
+        let scopes = self.grant.scopes.as_ref();
+        let is_whole = scopes.is_none_or(|scopes| scopes.contains(&Permission::RunsWrite));
         Answerer {
             actor: &self.actor,
             is_known: self.proof != Proof::Address,
             organization: Some(self.organization()).filter(|_| self.proof != Proof::Nothing),
-            role: self.grant.role,
+            role: Some(self.grant.role).filter(|_| is_whole),
             roles: &self.roles,
             workflows: self.grant.workflows.as_deref(),
         }

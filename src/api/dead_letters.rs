@@ -20,6 +20,7 @@ use super::{
     page::Page,
 };
 use crate::{
+    access::Permission,
     actions::resolve_letter::{self, ResolveError},
     db::dead_letters::{self, Content, Filter, LetterRow},
     input::{FieldError, MAX_ERRORS, Node, Object, Read},
@@ -199,6 +200,9 @@ impl From<ResolveError> for ApiError {
             ResolveError::Unreadable(error) => {
                 FieldError::rule("body.value", format!("has to be a message that executors can read: {error}")).into()
             }
+            ResolveError::OtherRun => {
+                FieldError::rule("body.value.run_id", "has to be the run that the dead letter is about").into()
+            }
             ResolveError::TooLarge => FieldError::rule("body.value", "is larger than a record may be").into(),
             ResolveError::Db(error) => error.into(),
         }
@@ -262,7 +266,7 @@ pub async fn get_dead_letter(
 }
 
 /// Sends the record again to the topic where it stood, as it was or with another value. What is sent has to be a message
-/// that executors can read. It is sent within seconds, or as soon as Kafka is there; a repeat of the request changes
+/// that executors can read, about the same run; another value needs `workflows:write` too. It is sent within seconds, or as soon as Kafka is there; a repeat of the request changes
 /// nothing. A run that has failed because of the record is started again by its retry, not by this.
 #[utoipa::path(
     post, path = "/dead-letters/{dead_letter_id}/redrive", tag = "runs", params(("dead_letter_id" = Uuid, Path)),
@@ -281,6 +285,10 @@ pub async fn redrive_dead_letter(
     OptionalJsonBody(body): OptionalJsonBody,
 ) -> Result<(StatusCode, Json<DeadLetter>), ApiError> {
     let value = parse_redrive(body.as_deref())?;
+    if value.is_some() {
+        // A request to execute has a plan of its own.
+        caller.must(Permission::WorkflowsWrite)?;
+    }
     let row = resolve_letter::redrive(&app.pool, app.context(&caller), id, value.as_deref()).await?;
     tracing::info!(target: "api.routes.dead_letters", dead_letter_id = %id, "Dead letter redriven");
     Ok((StatusCode::ACCEPTED, Json(row.into())))

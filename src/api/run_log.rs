@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     convert::Infallible,
     fmt::{self, Write as _},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::{
@@ -358,7 +358,8 @@ pub async fn stream_events(
     if seen.end && rest.rows.is_empty() && is_terminal(&rest.status) {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    let reader = Reader { app, caller, run_id, seen: seen.seq, watch, phase: Phase::Opening(rest) };
+    let (phase, checked_at) = (Phase::Opening(rest), Instant::now());
+    let reader = Reader { app, caller, run_id, seen: seen.seq, watch, checked_at, phase };
     let events = Sse::new(reader.events()).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
     Ok(([(ACCEL_BUFFERING, HeaderValue::from_static("no"))], events).into_response())
 }
@@ -407,6 +408,8 @@ struct Reader {
     run_id: String,
     seen: i32,
     watch: Watch,
+    /// When it was asked last whether the caller is still let in.
+    checked_at: Instant,
     phase: Phase,
 }
 
@@ -437,7 +440,7 @@ impl Reader {
                             return Some(event(format!("{}{END_SUFFIX}", self.seen), &end).event("end"));
                         }
                     };
-                    if !goes_on {
+                    if !goes_on || !self.is_let_in().await {
                         return None;
                     }
                     match read(&self.app, &self.run_id, self.seen).await {
@@ -459,13 +462,22 @@ impl Reader {
         loop {
             tokio::select! {
                 goes_on = self.watch.changed() => return goes_on,
-                () = tokio::time::sleep(RECHECK_CALLER) => {}
+                () = tokio::time::sleep_until((self.checked_at + RECHECK_CALLER).into()) => {}
             }
-            // A database that is away says nothing about the caller.
-            if matches!(self.caller.still_counts(&self.app).await, Ok(false)) {
+            if !self.is_let_in().await {
                 return false;
             }
         }
+    }
+
+    /// Whether the caller would be let in now, or shortly before.
+    async fn is_let_in(&mut self) -> bool {
+        if self.checked_at.elapsed() < RECHECK_CALLER {
+            return true;
+        }
+        self.checked_at = Instant::now();
+        // A database that is away says nothing about the caller.
+        !matches!(self.caller.still_counts(&self.app).await, Ok(false))
     }
 
     fn send(&mut self, rest: Rest) {

@@ -189,7 +189,7 @@ pub async fn redrive(
 /// Forgets what the record holds.
 pub async fn discard(conn: &mut PgConnection, id: Uuid, by: &str, at: Timestamp) -> Result<(), Error> {
     let sql = "UPDATE dead_letters SET status = 'discarded', key = NULL, value = NULL, headers = '[]', copy_at = NULL,
-                   resolved_by = $2, resolved_at = $3 AT TIME ZONE 'UTC'
+                   corrected = NULL, detail = '', resolved_by = $2, resolved_at = $3 AT TIME ZONE 'UTC'
                WHERE id = $1";
     sqlx::query(sql).bind(id).bind(by).bind(at).execute(conn).await?;
     Ok(())

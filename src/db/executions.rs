@@ -170,7 +170,8 @@ pub async fn take_over(
 
 /// Whether there is a run for [`wake`].
 pub async fn is_any_awake(db: impl PgExecutor<'_>) -> Result<bool, Error> {
-    let sql = format!("SELECT EXISTS ({AWAKE})");
+    let sql =
+        format!("SELECT EXISTS (SELECT FROM workflow_runs r WHERE wake_at <= now() AND {UNHELD}) OR EXISTS ({CALLED})");
     Ok(sqlx::query_scalar(&sql).fetch_one(db).await?)
 }
 
@@ -179,17 +180,36 @@ pub async fn is_any_awake(db: impl PgExecutor<'_>) -> Result<bool, Error> {
 pub async fn wake(db: impl PgExecutor<'_>, executor_id: Uuid, limit: i64) -> Result<Vec<TakenOver>, Error> {
     let sql = format!(
         "
-        WITH awake AS MATERIALIZED ({AWAKE}), turn AS MATERIALIZED (
+        WITH RECURSIVE line AS (
+            -- The workflows and priorities of which runs are parked, each found by the index alone.
+            (SELECT organization_id, workflow_id, priority FROM workflow_runs
+             WHERE wake_at IS NOT NULL AND paused_at IS NULL
+             ORDER BY organization_id, workflow_id, priority LIMIT 1)
+            UNION ALL SELECT next.* FROM line CROSS JOIN LATERAL (
+                SELECT organization_id, workflow_id, priority FROM workflow_runs r
+                WHERE wake_at IS NOT NULL AND paused_at IS NULL
+                    AND (r.organization_id, r.workflow_id, r.priority) > (line.organization_id, line.workflow_id, line.priority)
+                ORDER BY organization_id, workflow_id, priority LIMIT 1) AS next
+        ), awake AS MATERIALIZED (
+            -- Of none many more than can be taken: however many wait, to choose costs no more. Others take some meanwhile.
+            SELECT due.run_id, line.*, due.wake_at FROM line CROSS JOIN LATERAL (
+                SELECT run_id, wake_at FROM workflow_runs r
+                WHERE r.organization_id = line.organization_id AND r.workflow_id = line.workflow_id
+                    AND r.priority = line.priority AND wake_at <= now() AND {UNHELD}
+                ORDER BY r.wake_at LIMIT 4 * $2) AS due
+            UNION SELECT run_id, organization_id, workflow_id, priority, wake_at FROM ({CALLED}) AS called
+        ), turn AS MATERIALIZED (
             -- Each organisation in turn, and each of its workflows.
-            SELECT run_id, row_number() OVER (PARTITION BY organization_id, priority ORDER BY turn, run_id) AS turn
+            SELECT run_id, priority,
+                row_number() OVER (PARTITION BY organization_id, priority ORDER BY turn, run_id) AS turn
             FROM (
                 SELECT run_id, organization_id, priority, row_number() OVER (
                     PARTITION BY organization_id, workflow_id, priority ORDER BY least(wake_at, now()), run_id) AS turn
-                FROM workflow_runs WHERE run_id IN (SELECT run_id FROM awake)) AS of_workflow
+                FROM awake) AS of_workflow
+            ORDER BY priority DESC, turn LIMIT 4 * $2
         ), taken AS (
-            SELECT r.run_id FROM workflow_runs r JOIN turn USING (run_id)
-            WHERE status IN ('PENDING', 'RUNNING') AND wake_at IS NOT NULL AND executor_id IS NULL AND paused_at IS NULL
-            ORDER BY priority DESC, turn LIMIT $2 FOR NO KEY UPDATE OF r SKIP LOCKED
+            SELECT r.run_id FROM workflow_runs r JOIN turn USING (run_id) WHERE wake_at IS NOT NULL AND {UNHELD}
+            ORDER BY turn.priority DESC, turn LIMIT $2 FOR NO KEY UPDATE OF r SKIP LOCKED
         )
         UPDATE workflow_runs r
         SET status = 'RUNNING', executor_id = $1, lease_token = gen_random_uuid(), wake_at = NULL, parked_at = NULL,
@@ -208,11 +228,12 @@ pub async fn wake(db: impl PgExecutor<'_>, executor_id: Uuid, limit: i64) -> Res
     Ok(sqlx::query_as(&sql).bind(executor_id).bind(limit).fetch_all(db).await?)
 }
 
-/// The parked runs to take up.
-const AWAKE: &str = "
-    SELECT run_id FROM workflow_runs
-    WHERE wake_at <= now() AND paused_at IS NULL AND executor_id IS NULL AND status IN ('PENDING', 'RUNNING')
-    UNION ALL SELECT r.run_id FROM run_wakes w JOIN workflow_runs r USING (run_id)
+/// A run that may be taken up.
+const UNHELD: &str = "r.paused_at IS NULL AND r.executor_id IS NULL AND r.status IN ('PENDING', 'RUNNING')";
+
+/// Parked runs for which something has come.
+const CALLED: &str = "
+    SELECT r.* FROM run_wakes w JOIN workflow_runs r USING (run_id)
     WHERE r.wake_at IS NOT NULL AND r.paused_at IS NULL AND r.executor_id IS NULL AND r.status IN ('PENDING', 'RUNNING')";
 
 /// Lets a run go that the caller holds, until `wake_at` or until something comes for it. Returns false if it is not

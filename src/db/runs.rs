@@ -77,6 +77,13 @@ pub async fn find(
     Ok(sqlx::query_as(&sql).bind(run_id).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
+/// Whose run that is; `None` if there is none.
+pub async fn organization(db: impl PgExecutor<'_>, run_id: &str) -> Result<Option<OrganizationId>, Error> {
+    let sql = "SELECT organization_id FROM workflow_runs WHERE run_id = $1";
+    let found: Option<String> = sqlx::query_scalar(sql).bind(run_id).fetch_optional(db).await?;
+    Ok(found.as_deref().map(OrganizationId::stored))
+}
+
 /// The name of the workflow of the organisation's run.
 pub async fn workflow_name(
     db: impl PgExecutor<'_>,
@@ -311,8 +318,9 @@ pub async fn reopen(
     .bind(event_id)
     .bind(resume_from_step)
     .bind(input.map(Json))
-    .execute(conn)
+    .execute(&mut *conn)
     .await?;
+    sqlx::query("DELETE FROM sub_run_counts WHERE root_run_id = $1").bind(run_id).execute(conn).await?;
     Ok(())
 }
 

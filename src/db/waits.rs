@@ -27,11 +27,15 @@ pub async fn prepare_callback(
         WITH held AS MATERIALIZED (
             SELECT run_id FROM workflow_runs WHERE run_id = $1 AND lease_token = $2 AND status = 'RUNNING' FOR NO KEY UPDATE
         ), known AS MATERIALIZED (
-            -- Of an attempt that has ended, an answer counts no more, and an address without one still does.
-            SELECT w.token FROM step_waits w JOIN held USING (run_id)
+            -- Of an attempt that has ended, an answer counts no more, and an address without one still does. Who was
+            -- asked for an answer then need not be who is asked now.
+            SELECT w.id, w.token FROM step_waits w JOIN held USING (run_id)
             WHERE place = $3 AND token IS NOT NULL
                 AND (attempt_id IS NULL OR (answered_at IS NULL AND coalesce(due_at > now(), true)))
-            ORDER BY created_at DESC LIMIT 1
+                AND (answered_at IS NULL OR approval IS NOT DISTINCT FROM $7)
+            ORDER BY created_at DESC LIMIT 1 FOR NO KEY UPDATE OF w
+        ), asked AS (
+            UPDATE step_waits w SET approval = $7 FROM known WHERE w.id = known.id AND w.approval IS DISTINCT FROM $7
         ), made AS (
             INSERT INTO step_waits (run_id, place, step_id, token, token_hash, approval)
             SELECT run_id, $3, $4, $5, $6, $7 FROM held WHERE NOT EXISTS (SELECT 1 FROM known)
@@ -148,10 +152,29 @@ pub async fn begin(
         .await?)
 }
 
-/// How many runs are around this one.
-pub async fn nesting(db: impl PgExecutor<'_>, run_id: &str) -> Result<i16, Error> {
-    let sql = "SELECT coalesce((SELECT nesting FROM workflow_runs WHERE run_id = $1), 0::smallint)";
-    Ok(sqlx::query_scalar(sql).bind(run_id).fetch_one(db).await?)
+/// Where a run stands that is about to begin another one.
+#[derive(Debug, sqlx::FromRow)]
+pub struct Family {
+    /// How many runs are around it.
+    pub nesting: i16,
+    /// How many runs were begun inside of the outermost one, with the one that is about to.
+    pub sub_runs: i32,
+}
+
+/// Counts a run that this one is about to begin. Nothing, if it does not exist.
+pub async fn count_sub_run(db: impl PgExecutor<'_>, run_id: &str) -> Result<Option<Family>, Error> {
+    let sql = "
+        WITH RECURSIVE up AS (
+            SELECT run_id, parent_run_id FROM workflow_runs WHERE run_id = $1
+            UNION ALL SELECT r.run_id, r.parent_run_id FROM up JOIN workflow_runs r ON r.run_id = up.parent_run_id
+        ), counted AS (
+            INSERT INTO sub_run_counts AS c (root_run_id, begun)
+            SELECT run_id, 1 FROM up WHERE NOT EXISTS (SELECT FROM workflow_runs r WHERE r.run_id = up.parent_run_id)
+            ON CONFLICT (root_run_id) DO UPDATE SET begun = c.begun + 1
+            RETURNING begun
+        )
+        SELECT nesting, begun AS sub_runs FROM counted, workflow_runs WHERE run_id = $1";
+    Ok(sqlx::query_as(sql).bind(run_id).fetch_optional(db).await?)
 }
 
 /// What an open attempt waits for, and what has come of it.
@@ -177,10 +200,15 @@ pub struct Wait {
     pub child_output: Option<Json<Box<RawValue>>>,
 }
 
-/// What the open attempts of a run wait for. Forgets that something has come for the run, which is what it shows.
-pub async fn open(conn: &mut PgConnection, run_id: &str) -> Result<Vec<Wait>, Error> {
+/// What the open attempts of a run wait for. For who holds the run, forgets that something has come for it, which is
+/// what it shows: to nobody else, who would be told by that.
+pub async fn open(conn: &mut PgConnection, run_id: &str, lease_token: Uuid) -> Result<Vec<Wait>, Error> {
     // First the one, then the other: what comes between is shown and not forgotten.
-    sqlx::query("DELETE FROM run_wakes WHERE run_id = $1").bind(run_id).execute(&mut *conn).await?;
+    let sql = "WITH held AS MATERIALIZED (
+                   SELECT run_id FROM workflow_runs
+                   WHERE run_id = $1 AND lease_token = $2 AND status = 'RUNNING' FOR SHARE
+               ) DELETE FROM run_wakes w USING held WHERE w.run_id = held.run_id";
+    sqlx::query(sql).bind(run_id).bind(lease_token).execute(&mut *conn).await?;
     let sql = "
         SELECT w.attempt_id, w.due_at, w.answer, w.answered_by, w.answered_at, w.child_run_id, c.status AS child_status,
             c.error_message AS child_error, CASE WHEN c.status = 'COMPLETED' THEN

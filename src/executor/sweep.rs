@@ -73,7 +73,7 @@ impl Executor {
                 Ok(true) => continue,
                 Ok(false) => {}
                 Err(error) => {
-                    tracing::debug!(error = &error as &dyn std::error::Error, "no look for parked runs: {error}");
+                    tracing::warn!(error = &error as &dyn std::error::Error, "no look for parked runs: {error}");
                 }
             }
             self.rest(WAKE_EVERY).await;

@@ -217,6 +217,15 @@ impl MessageError {
 }
 
 impl Message {
+    /// The run that it is about.
+    #[must_use]
+    pub fn run_id(&self) -> &str {
+        match self {
+            Self::Execution(request) => &request.run_id,
+            Self::Cancellation(request) => &request.run_id,
+        }
+    }
+
     /// Reads a record's value.
     pub fn parse(payload: &[u8]) -> Result<Self, MessageError> {
         #[derive(Deserialize)]

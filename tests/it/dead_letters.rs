@@ -264,6 +264,9 @@ async fn a_letter_is_sent_again_once_with_a_corrected_value_or_discarded(pool: P
     assert_eq!(agent.calls().len(), 1);
     assert_eq!(raw_records(&service.config, &topic, 3, |_| true).await.len(), 3, "sent again once");
 
+    service.delete(&path(&both[0])).await.expect(200);
+    let forgotten = service.get(&path(&both[0])).await.expect(200);
+    assert_eq!((&forgotten["corrected"], &forgotten["detail"]), (&Value::Null, &json!("")));
     let discarded = service.delete(&path(&both[1])).await.expect(200);
     assert_eq!(discarded["status"], "discarded");
     service.delete(&path(&both[1])).await.expect(200);
@@ -271,7 +274,8 @@ async fn a_letter_is_sent_again_once_with_a_corrected_value_or_discarded(pool: P
     service.post(&format!("{}/redrive", path(&both[1])), &corrected).await.error(409);
     let trail = service.get("/api/v1/audit-logs?entity_type=dead_letter&sort_order=asc").await.expect(200);
     let actions: Vec<&Value> = trail["items"].as_array().expect("items").iter().map(|entry| &entry["action"]).collect();
-    assert_eq!(actions, ["redrive", "discard"]);
+    assert_eq!(actions, ["redrive", "discard", "discard"]);
+    assert_eq!(trail["items"][0]["after"]["run_id"], "ext-7");
     for method in ["GET", "DELETE"] {
         let nothing = "/api/v1/dead-letters/00000000-0000-0000-0000-000000000000";
         assert_eq!(service.send(method, nothing, &[], "").await.error(404)["code"], "dead_letter_not_found");
@@ -292,6 +296,41 @@ async fn a_letter_belongs_to_the_organisation_of_its_run(pool: PgPool) {
     }
     let own = admin.get("/api/v1/dead-letters").await.expect(200);
     assert_eq!(own["total"], 1);
+    // Executors believe what is sent again: it may not be about a run of others.
+    let (_, key) = {
+        let body = json!({"name": "acme", "role": "admin", "organization_id": "acme"});
+        let made = admin.post("/api/v1/api-keys", &body).await.expect(201);
+        (made["id"].clone(), made["key"].as_str().expect("a key").to_owned())
+    };
+    for (run_id, organization) in [("run-of-acme", "acme"), ("run-of-default", "default")] {
+        let sql = "INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, status, organization_id)
+                   VALUES ($1, 'w', 'w', 'PENDING', $2)";
+        sqlx::query(sql).bind(run_id).bind(organization).execute(&pool).await.expect("done");
+    }
+    let id_of = async |organization: &str| -> uuid::Uuid {
+        let sql = "SELECT id FROM dead_letters WHERE organization_id = $1 ORDER BY record_offset LIMIT 1";
+        sqlx::query_scalar(sql).bind(organization).fetch_one(&pool).await.expect("an id")
+    };
+    for (organization, credentials, run_id, is_let) in [
+        ("acme", ("x-api-key", key.as_str()), "run-of-default", false),
+        ("acme", ("x-api-key", key.as_str()), "nobody-knows", false),
+        ("acme", ("x-api-key", key.as_str()), "run-of-acme", true),
+        ("default", ("authorization", admin.bearer.as_str()), "run-of-acme", false),
+        ("default", ("authorization", admin.bearer.as_str()), "nobody-knows", true),
+    ] {
+        let path = format!("/api/v1/dead-letters/{}/redrive", id_of(organization).await);
+        let headers = [credentials, ("content-type", "application/json")];
+        for value in
+            [request(run_id), json!({"run_id": run_id, "message_type": "cancellation_request", "cancelled_by": "me"})]
+        {
+            let answer = admin.service.send("POST", &path, &headers, json!({"value": value}).to_string()).await;
+            if is_let {
+                answer.expect(202);
+                break;
+            }
+            assert_eq!(answer.field_errors(), ["body.value.run_id value_error"], "{organization} {run_id}");
+        }
+    }
     let foreign: uuid::Uuid = sqlx::query_scalar("SELECT id FROM dead_letters WHERE organization_id = 'acme' LIMIT 1")
         .fetch_one(&pool)
         .await

@@ -341,6 +341,58 @@ async fn an_address_that_was_given_out_outlives_a_cancellation_and_its_retry(poo
     assert_eq!(agent.calls().len(), 1);
 }
 
+/// The read of what has come is held up by the database until the other branch has ended.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn an_answer_that_is_being_read_while_the_last_branch_ends_is_not_lost(pool: PgPool) {
+    let (agent, url) = repeating().await;
+    let world = World::start(&pool, &[("a", &url)]).await;
+    agent.hold();
+    let steps = json!({
+        "both": {"id": "both", "type": "parallel", "parallel_steps": ["ask", "slow"]},
+        "ask": callback("ask", None), "slow": agent_step("slow", &json!({}))});
+    let run_id = world.begin("both", &steps, &json!({})).await;
+    callbacks(&world.service, &run_id, 1).await;
+    eventually("the agent is called", async || (!agent.calls().is_empty()).then_some(())).await;
+    let mut answering = pool.begin().await.expect("a transaction");
+    sqlx::query("LOCK TABLE step_waits").execute(&mut *answering).await.expect("done");
+    let answer = "UPDATE step_waits SET answered_at = now(), answer = '{\"said\": 1}'";
+    sqlx::query(answer).execute(&mut *answering).await.expect("done");
+    sqlx::query("INSERT INTO run_wakes (run_id) VALUES ($1)").bind(&run_id).execute(&pool).await.expect("done");
+    eventually("the executor begins to read", async || {
+        let left: i64 = sqlx::query_scalar("SELECT count(*) FROM run_wakes").fetch_one(&pool).await.expect("a count");
+        (left == 0).then_some(())
+    })
+    .await;
+    agent.0.gate.add_permits(1);
+    eventually("the other branch ends", async || {
+        let sql = "SELECT count(*) FROM step_executions WHERE step_id = 'slow' AND status = 'COMPLETED'";
+        let ended: i64 = sqlx::query_scalar(sql).fetch_one(&pool).await.expect("a count");
+        (ended == 1).then_some(())
+    })
+    .await;
+    answering.commit().await.expect("done");
+    assert_eq!(world.end(run_id).await.output()["ask"], json!({"said": 1}));
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn an_address_of_before_asks_for_the_role_that_is_wanted_now(pool: PgPool) {
+    let world = World::start(&pool, &[]).await;
+    let run_id = world.begin("ask", &json!({"ask": callback("ask", None)}), &json!({})).await;
+    let path = path_of(&callbacks(&world.service, &run_id, 1).await[0]["url"]);
+    let run = world.service.post(&format!("/api/v1/runs/{run_id}/cancel"), &json!({})).await.expect(200);
+    let workflow = format!("/api/v1/workflows/{}", run["workflow_definition_id"].as_str().expect("an id"));
+    let mut ask = callback("ask", None);
+    ask["callback_config"] = json!({"approval": {"role": "finance"}});
+    let content = json!({"start_step": "ask", "steps": {"ask": ask}});
+    world.service.put(&workflow, &content).await.expect(200);
+    world.service.post(&format!("/api/v1/runs/{run_id}/retry"), &json!({})).await.expect(202);
+    let open = callbacks(&world.service, &run_id, 1).await;
+    assert_eq!((path_of(&open[0]["url"]), &open[0]["is_approval"]), (path.clone(), &json!(true)));
+    let asked: Value = sqlx::query_scalar("SELECT approval FROM step_waits").fetch_one(&pool).await.expect("one");
+    assert_eq!(asked["role"], "finance");
+    assert_eq!(world.service.post(&path, &json!({})).await.field_errors(), ["body.approved missing"]);
+}
+
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn an_approval_is_a_decision_and_a_rejection_fails_unless_it_may_not(pool: PgPool) {
     let (_agent, url) = repeating().await;
@@ -418,6 +470,14 @@ async fn the_address_is_the_only_permission_unless_a_role_is_wanted(pool: PgPool
     ] {
         assert_eq!(decide(&token(other)).await.error(403)["code"], "role_required");
     }
+    // Who may only read does not decide, whatever the role is of which that is a part.
+    let admin = token(json!({"sub": "root", "role": "admin"}));
+    let headers = [("authorization", admin.as_str()), ("content-type", "application/json")];
+    let key = json!({"name": "narrow", "role": "admin", "scopes": ["runs:read"]}).to_string();
+    let key = guarded.send("POST", "/api/v1/api-keys", &headers, key).await.expect(201);
+    let headers = [("x-api-key", key["key"].as_str().expect("a key")), ("content-type", "application/json")];
+    let decision = guarded.send("POST", &path, &headers, json!({"approved": true}).to_string()).await;
+    assert_eq!(decision.error(403)["code"], "role_required");
     decide(&token(json!({"sub": "ada", "role": "viewer", "roles": ["clerk", "manager"]}))).await.expect(200);
     assert_eq!(decide(&token(json!({"sub": "eve", "role": "viewer"}))).await.status, 403);
     assert_eq!(world.end(run_id).await.output(), &json!({"approved": true, "decided_by": "ada"}));
@@ -632,6 +692,38 @@ async fn a_workflow_that_runs_itself_ends(pool: PgPool) {
         .await
         .expect("a count");
     assert_eq!(runs, 17);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_run_begins_no_more_others_than_it_may_and_a_retry_begins_anew(pool: PgPool) {
+    let world = World::start_with(&pool, &[], &[("MAX_SUB_RUNS", "20")]).await;
+    let body = json!({"name": "bomb", "start_step": "each", "steps": {
+        "each": {"id": "each", "type": "loop", "loop_config": {"collection": "${workflow.input.items}",
+            "loop_body": ["again"], "execution_mode": "parallel", "on_error": "continue"}},
+        "again": {"id": "again", "type": "sub_workflow", "sub_workflow_config": {"workflow_name": "bomb"},
+            "input_mapping": {"items": "${workflow.input.items}"}}}});
+    let workflow = world.service.post("/api/v1/workflows", &body).await.expect(201);
+    let path = format!("/api/v1/workflows/{}/execute", workflow["id"].as_str().expect("an id"));
+    let run = world.service.post(&path, &json!({"input_data": {"items": [1, 2, 3]}})).await.expect(202);
+    let run_id = run["run_id"].as_str().expect("an id").to_owned();
+    ended(&world.service, &run_id).await;
+    let count = async |sql: &str| sqlx::query_scalar::<_, i64>(sql).fetch_one(&pool).await.expect("a count");
+    assert_eq!(count("SELECT count(*) FROM workflow_runs WHERE parent_run_id IS NOT NULL").await, 20);
+    let refused =
+        "SELECT sum((output_data ->> 'failed_count')::bigint)::bigint FROM step_executions WHERE step_id = 'each'";
+    assert_eq!(count(refused).await, 43, "of three tries of each run 20 were let");
+    assert_eq!(count("SELECT count(*) FROM sub_run_counts").await, 1, "they count for the outermost one");
+
+    let leaf = json!({"name": "leaf", "start_step": "nap", "steps": {"nap": wait("nap", None, &json!({"duration": "PT0.01S"}))}});
+    world.service.post("/api/v1/workflows", &leaf).await.expect(201);
+    let many = json!({
+        "each": {"id": "each", "type": "loop", "loop_config": {"collection": "${workflow.input.items}", "loop_body": ["one"]}},
+        "one": {"id": "one", "type": "sub_workflow", "sub_workflow_config": {"workflow_name": "leaf"}}});
+    let items: Vec<u8> = (0..25).collect();
+    let failed = world.run("each", &many, &json!({"items": items})).await;
+    assert!(failed.cause().contains("a run may begin 20 others"), "{}", failed.cause());
+    world.service.post(&format!("/api/v1/runs/{}/retry", failed.id), &json!({})).await.expect(202);
+    assert_eq!(world.end(failed.id).await.run["status"], "COMPLETED");
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]

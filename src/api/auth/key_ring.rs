@@ -40,7 +40,7 @@ const NOTE_EVERY: chrono::TimeDelta = chrono::TimeDelta::minutes(1);
 
 /// How long keys of suspects are gathered until they are asked for.
 const GATHER_FOR: Duration = Duration::from_millis(100);
-/// How many are gathered at a time; those above are taken to be wrong.
+/// How many are gathered at a time; those above are asked to come again.
 const MAX_GATHERED: usize = 1024;
 
 /// A key that counts.
@@ -146,10 +146,10 @@ impl KeyRing {
             Pace::AtOnce => self.look_up(vec![name]).await?.remove(&name).flatten(),
             Pace::Gathered => {
                 let (answer, found) = oneshot::channel();
-                match self.0.suspects.try_send((name, answer)) {
-                    Ok(()) => found.await.unwrap_or(Ok(None))?,
-                    Err(_) => None,
-                }
+                // Whether the key is right cannot be told now, nor while the process ends.
+                let busy = || Arc::new(db::Error::Unavailable(sqlx::Error::PoolTimedOut));
+                self.0.suspects.try_send((name, answer)).map_err(|_| busy())?;
+                found.await.map_err(|_| busy())??
             }
         };
         Ok(holder.filter(|holder| holder.counts(now)))

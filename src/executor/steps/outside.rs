@@ -35,6 +35,8 @@ use crate::{
 pub(super) struct Waits {
     by_attempt: Mutex<HashMap<String, Wait>>,
     read: Notify,
+    /// Held while they are read, so that what was read first does not replace what was read last.
+    reading: tokio::sync::Mutex<()>,
 }
 
 impl Waits {
@@ -56,16 +58,21 @@ impl Run {
     pub(in crate::executor) async fn follow_wakes(&self) {
         loop {
             self.signals.woken.notified().await;
+            // The run does not rest before its steps have seen what has come: nobody else is told of it.
+            let _busy = self.rest.begin();
             self.read_waits().await;
+            tokio::task::yield_now().await;
         }
     }
 
     /// Reads what has come for the run.
     pub(in crate::executor) async fn read_waits(&self) {
+        let _reading = self.waits.reading.lock().await;
         let read = self
             .database(|| {
-                let (pool, run_id) = (self.executor.pool.clone(), self.run_id.clone());
-                async move { waits::open(&mut *pool.acquire().await?, &run_id).await }
+                let (pool, run_id, lease_token) =
+                    (self.executor.pool.clone(), self.run_id.clone(), self.ledger.lease_token());
+                async move { waits::open(&mut *pool.acquire().await?, &run_id, lease_token).await }
             })
             .await;
         *self.waits.by_attempt() = read.into_iter().map(|wait| (wait.attempt_id.clone(), wait)).collect();

@@ -8,7 +8,7 @@ use crate::{
     access::OrganizationId,
     db::{
         self,
-        waits::{self, Awaited, ChildRun, MAX_NESTING, Wait},
+        waits::{self, Awaited, ChildRun, Family, MAX_NESTING, Wait},
         workflows::Startable,
     },
     id,
@@ -53,18 +53,25 @@ impl Run {
     /// The run to begin.
     async fn child(&self, config: Option<&SubWorkflowConfig>, input: Box<RawValue>) -> Result<ChildRun, String> {
         let Some(config) = config else { return Err("it has no sub_workflow_config".to_owned()) };
-        let (found, nesting) = self
+        let (found, family) = self
             .database(|| {
                 let (pool, run_id, config) = (self.executor.pool.clone(), self.run_id.clone(), config.clone());
                 let organization = self.organization.clone();
                 async move {
-                    let nesting = waits::nesting(&pool, &run_id).await?;
-                    Ok((find(&pool, &organization, &config).await?, nesting))
+                    let family = waits::count_sub_run(&pool, &run_id).await?;
+                    Ok((find(&pool, &organization, &config).await?, family))
                 }
             })
             .await;
+        let Some(Family { nesting, sub_runs }) = family else {
+            return Err("its run does not exist any more".to_owned());
+        };
         if nesting >= MAX_NESTING {
             return Err(format!("workflows may run inside of each other {MAX_NESTING} deep, not deeper"));
+        }
+        let most = self.executor.max_sub_runs;
+        if sub_runs > most {
+            return Err(format!("a run may begin {most} others, with those that they begin (MAX_SUB_RUNS)"));
         }
         let called = config.workflow_name.as_deref().or(config.workflow_id.as_deref()).unwrap_or_default();
         let definition = found.ok_or_else(|| format!("workflow '{}' does not exist", shorten(called)))?;

@@ -318,21 +318,37 @@ async fn while_authentication_is_off_a_key_header_means_nothing(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
-async fn an_event_stream_ends_when_its_key_is_revoked(pool: PgPool) {
+async fn an_event_stream_ends_when_its_key_is_revoked_however_busy_the_run_is(pool: PgPool) {
     let admin = Admin::start(&pool, &[]);
-    let (key, id) = admin.key(&json!({"name": "watcher", "role": "viewer"})).await;
     admin.post("/api/v1/agents", &json!({"name": "a", "url": "http://127.0.0.1:9/"})).await.expect(201);
     let steps = json!({"a": {"id": "a", "agent_name": "a", "input_mapping": {}}});
     let workflow = admin.post("/api/v1/workflows", &json!({"name": "w", "start_step": "a", "steps": steps})).await;
     let execute = format!("/api/v1/workflows/{}/execute", workflow.expect(201)["id"].as_str().expect("an id"));
     let run = admin.post(&execute, &json!({"input_data": {}})).await.expect(202);
-    let events = format!("/api/v1/runs/{}/events", run["run_id"].as_str().expect("an id"));
-    let headers = [("x-api-key", key.as_str())];
-    let stream = admin.service.open("GET", &events, &headers, Body::empty()).await;
-    assert_eq!(stream.status().as_u16(), 200);
-    admin.delete(&format!("/api/v1/api-keys/{id}")).await.expect(200);
-    let text = tokio::time::timeout(Duration::from_secs(20), stream.into_body().collect()).await;
-    let text = text.expect("the stream ends").expect("whole").to_bytes();
-    assert!(!text.windows(10).any(|part| part == b"event: end"), "the run has not ended");
-    admin.service.send("GET", &events, &headers, "").await.error(401);
+    let run_id = run["run_id"].as_str().expect("an id");
+    let events = format!("/api/v1/runs/{run_id}/events");
+    for is_busy in [false, true] {
+        let (key, id) = admin.key(&json!({"name": format!("watcher {is_busy}"), "role": "viewer"})).await;
+        let headers = [("x-api-key", key.as_str())];
+        let stream = admin.service.open("GET", &events, &headers, Body::empty()).await;
+        assert_eq!(stream.status().as_u16(), 200);
+        admin.delete(&format!("/api/v1/api-keys/{id}")).await.expect(200);
+        let mut ticks = tokio::time::interval(Duration::from_millis(50));
+        let busy = async {
+            loop {
+                ticks.tick().await;
+                if is_busy {
+                    let sql = "INSERT INTO run_events (run_id, kind) VALUES ($1, 'run.paused')";
+                    sqlx::query(sql).bind(run_id).execute(&pool).await.expect("done");
+                }
+            }
+        };
+        let text = tokio::select! {
+            text = tokio::time::timeout(Duration::from_secs(20), stream.into_body().collect()) => text,
+            () = busy => continue,
+        };
+        let text = text.expect("the stream ends").expect("whole").to_bytes();
+        assert!(!text.windows(10).any(|part| part == b"event: end"), "the run has not ended");
+        admin.service.send("GET", &events, &headers, "").await.error(401);
+    }
 }
