@@ -133,6 +133,8 @@ pub struct TakenOver {
     pub workflow_plan: Option<String>,
     /// For how long the run has been executed so far, in seconds.
     pub elapsed_secs: f64,
+    /// It was parked, and nobody has gone on with it since.
+    pub is_parked: bool,
 }
 
 /// Takes RUNNING runs whose executor is dead, and those of `executor_id` itself that it does not know to have (the
@@ -163,6 +165,7 @@ pub async fn take_over(
             coalesce(r.workflow_plan, (SELECT workflow_data FROM workflow_definitions d
                 WHERE d.name = r.workflow_name AND d.version = r.workflow_version
                     AND d.organization_id = r.organization_id))::text AS workflow_plan,
+            parked_at IS NOT NULL AS is_parked,
             -- Claimed by a release that did not note it: from now on.
             coalesce(extract(epoch FROM now() AT TIME ZONE 'UTC' - execution_started_at), 0)::float8 AS elapsed_secs";
     Ok(sqlx::query_as(sql).bind(executor_id).bind(known).bind(limit).bind(DEAD_AFTER_SECS).fetch_all(db).await?)
@@ -177,7 +180,19 @@ pub async fn is_any_awake(db: impl PgExecutor<'_>) -> Result<bool, Error> {
 
 /// Takes parked runs whose time has come or for which something has, those of a higher priority first, and of equal
 /// ones each workflow in turn. The time for which a run was parked does not count as executed.
-pub async fn wake(db: impl PgExecutor<'_>, executor_id: Uuid, limit: i64) -> Result<Vec<TakenOver>, Error> {
+pub async fn wake(conn: &mut PgConnection, executor_id: Uuid, limit: i64) -> Result<Vec<TakenOver>, Error> {
+    // What has come for a parked run makes it due, which is all that its wakes are there for.
+    let sql = format!(
+        "WITH called AS MATERIALIZED (
+            SELECT run_id FROM workflow_runs WHERE run_id IN (SELECT run_id FROM ({CALLED}) AS c LIMIT {MAX_CALLED})
+                AND wake_at IS NOT NULL
+            FOR NO KEY UPDATE SKIP LOCKED
+        ), forgotten AS (
+            DELETE FROM run_wakes w USING called WHERE w.run_id = called.run_id
+        )
+        UPDATE workflow_runs r SET wake_at = least(wake_at, now()) FROM called WHERE r.run_id = called.run_id"
+    );
+    sqlx::query(&sql).execute(&mut *conn).await?;
     let sql = format!(
         "
         WITH RECURSIVE line AS (
@@ -197,22 +212,25 @@ pub async fn wake(db: impl PgExecutor<'_>, executor_id: Uuid, limit: i64) -> Res
                 WHERE r.organization_id = line.organization_id AND r.workflow_id = line.workflow_id
                     AND r.priority = line.priority AND wake_at <= now() AND {UNHELD}
                 ORDER BY r.wake_at LIMIT 4 * $2) AS due
-            UNION SELECT run_id, organization_id, workflow_id, priority, wake_at FROM ({CALLED}) AS called
-        ), turn AS MATERIALIZED (
-            -- Each organisation in turn, and each of its workflows.
-            SELECT run_id, priority,
-                row_number() OVER (PARTITION BY organization_id, priority ORDER BY turn, run_id) AS turn
+        ), turn AS (
+            -- Each organisation in turn, and each of its workflows. Whose turn is first is drawn: when places get free one
+            -- by one, every choice is a first one.
+            SELECT run_id, row_number() OVER (ORDER BY priority DESC, turn, random()) AS turn
             FROM (
-                SELECT run_id, organization_id, priority, row_number() OVER (
-                    PARTITION BY organization_id, workflow_id, priority ORDER BY least(wake_at, now()), run_id) AS turn
-                FROM awake) AS of_workflow
-            ORDER BY priority DESC, turn LIMIT 4 * $2
+                SELECT run_id, priority,
+                    row_number() OVER (PARTITION BY organization_id, priority ORDER BY turn, random()) AS turn
+                FROM (
+                    SELECT run_id, organization_id, priority, row_number() OVER (
+                        PARTITION BY organization_id, workflow_id, priority ORDER BY wake_at, run_id) AS turn
+                    FROM awake) AS of_workflow) AS of_organization
+            ORDER BY turn LIMIT 4 * $2
         ), taken AS (
             SELECT r.run_id FROM workflow_runs r JOIN turn USING (run_id) WHERE wake_at IS NOT NULL AND {UNHELD}
-            ORDER BY turn.priority DESC, turn LIMIT $2 FOR NO KEY UPDATE OF r SKIP LOCKED
+            ORDER BY turn.turn LIMIT $2 FOR NO KEY UPDATE OF r SKIP LOCKED
         )
         UPDATE workflow_runs r
-        SET status = 'RUNNING', executor_id = $1, lease_token = gen_random_uuid(), wake_at = NULL, parked_at = NULL,
+        -- `resume` clears parked_at: until then nothing of the run has been begun anew.
+        SET status = 'RUNNING', executor_id = $1, lease_token = gen_random_uuid(), wake_at = NULL,
             updated_at = now() AT TIME ZONE 'UTC',
             claimed_at = CASE WHEN status = 'PENDING' THEN now() AT TIME ZONE 'UTC' ELSE claimed_at END,
             execution_started_at = CASE WHEN status = 'PENDING' THEN now() AT TIME ZONE 'UTC'
@@ -222,11 +240,14 @@ pub async fn wake(db: impl PgExecutor<'_>, executor_id: Uuid, limit: i64) -> Res
             r.organization_id, coalesce(r.workflow_plan,
                 (SELECT workflow_data FROM workflow_definitions d
                  WHERE d.name = r.workflow_name AND d.version = r.workflow_version
-                    AND d.organization_id = r.organization_id))::text AS workflow_plan,
+                    AND d.organization_id = r.organization_id))::text AS workflow_plan, true AS is_parked,
             coalesce(extract(epoch FROM now() AT TIME ZONE 'UTC' - execution_started_at), 0)::float8 AS elapsed_secs"
     );
-    Ok(sqlx::query_as(&sql).bind(executor_id).bind(limit).fetch_all(db).await?)
+    Ok(sqlx::query_as(&sql).bind(executor_id).bind(limit).fetch_all(conn).await?)
 }
+
+/// Runs that are made due in one statement.
+const MAX_CALLED: usize = 1000;
 
 /// A run that may be taken up.
 const UNHELD: &str = "r.paused_at IS NULL AND r.executor_id IS NULL AND r.status IN ('PENDING', 'RUNNING')";
@@ -296,9 +317,9 @@ pub async fn resume(
     interrupted: bool,
 ) -> Result<Vec<EarlierStep>, Error> {
     let sql = "
-        WITH held AS MATERIALIZED (
-            SELECT run_id, resume_from_step, resumed_at, claimed_at FROM workflow_runs
-            WHERE run_id = $1 AND lease_token = $2 AND status = 'RUNNING' FOR NO KEY UPDATE
+        WITH held AS (
+            UPDATE workflow_runs SET parked_at = NULL WHERE run_id = $1 AND lease_token = $2 AND status = 'RUNNING'
+            RETURNING run_id, resume_from_step, resumed_at, claimed_at
         ), closed AS (
             UPDATE step_executions s SET status = 'FAILED', completed_at = now() AT TIME ZONE 'UTC',
                 error_message = $4
@@ -594,12 +615,15 @@ fn write_sql(locked: Locked, tells: bool) -> String {
                 extract(epoch FROM s.completed_at - s.started_at) * 1000 AS ms, call_ms, http_status, call_fault
         ), closed AS (
             -- What a failing run leaves open: only after an internal error or at the end of its time is there anything.
+            -- And what a step that was given up has begun to wait for after that, perhaps.
             UPDATE step_executions s
-            SET status = 'FAILED', completed_at = now() AT TIME ZONE 'UTC', error_message = run_error
-            FROM held WHERE run_status = 'FAILED' AND s.run_id = held.run_id
-                AND (s.status IN ('PENDING', 'RUNNING')) IS TRUE
+            SET status = CASE run_status WHEN 'FAILED' THEN 'FAILED' ELSE 'SKIPPED' END,
+                completed_at = now() AT TIME ZONE 'UTC', error_message = run_error
+            FROM held WHERE (run_status = 'FAILED' OR (run_status = 'COMPLETED'
+                    AND EXISTS (SELECT FROM step_waits w WHERE w.run_id = held.run_id)))
+                AND s.run_id = held.run_id AND (s.status IN ('PENDING', 'RUNNING')) IS TRUE
                 AND NOT EXISTS (SELECT 1 FROM held h WHERE h.ended_id = s.id)
-            RETURNING s.run_id, s.step_id, s.id, s.agent_name, s.error_message, nth,
+            RETURNING s.run_id, s.step_id, s.id, s.agent_name, s.status, s.error_message, nth,
                 extract(epoch FROM s.completed_at - s.started_at) * 1000 AS ms
         ), begun AS (
             INSERT INTO step_executions (id, run_id, step_id, step_name, agent_name, status, input_data, started_at,
@@ -629,8 +653,8 @@ fn write_sql(locked: Locked, tells: bool) -> String {
                     id, agent_name, http_status, call_ms, call_fault FROM ended WHERE call_ms IS NOT NULL
                 UNION ALL SELECT nth, 2, run_id, 'attempt.' || lower(status), step_id, id, agent_name, NULL, ms,
                     error_message FROM ended
-                UNION ALL SELECT nth, 2, run_id, 'attempt.failed', step_id, id, agent_name, NULL, ms, error_message
-                    FROM closed
+                UNION ALL SELECT nth, 2, run_id, 'attempt.' || lower(status), step_id, id, agent_name, NULL, ms,
+                    error_message FROM closed
                 UNION ALL SELECT nth, 3, run_id, 'attempt.started', step_id, id, agent_name, NULL, NULL, NULL FROM begun
                 UNION ALL SELECT nth, 4, run_id, 'attempt.' || lower(status), step_id, id, agent_name, NULL, 0,
                     error_message FROM begun WHERE status <> 'RUNNING'

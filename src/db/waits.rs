@@ -200,15 +200,18 @@ pub struct Wait {
     pub child_output: Option<Json<Box<RawValue>>>,
 }
 
-/// What the open attempts of a run wait for. For who holds the run, forgets that something has come for it, which is
-/// what it shows: to nobody else, who would be told by that.
-pub async fn open(conn: &mut PgConnection, run_id: &str, lease_token: Uuid) -> Result<Vec<Wait>, Error> {
-    // First the one, then the other: what comes between is shown and not forgotten.
+/// Forgets that something has come for a run, of which [`open`] tells; only for who holds it, as others are told by that.
+pub async fn forget_wakes(db: impl PgExecutor<'_>, run_id: &str, lease_token: Uuid) -> Result<(), Error> {
     let sql = "WITH held AS MATERIALIZED (
                    SELECT run_id FROM workflow_runs
                    WHERE run_id = $1 AND lease_token = $2 AND status = 'RUNNING' FOR SHARE
                ) DELETE FROM run_wakes w USING held WHERE w.run_id = held.run_id";
-    sqlx::query(sql).bind(run_id).bind(lease_token).execute(&mut *conn).await?;
+    sqlx::query(sql).bind(run_id).bind(lease_token).execute(db).await?;
+    Ok(())
+}
+
+/// What the open attempts of a run wait for.
+pub async fn open(db: impl PgExecutor<'_>, run_id: &str) -> Result<Vec<Wait>, Error> {
     let sql = "
         SELECT w.attempt_id, w.due_at, w.answer, w.answered_by, w.answered_at, w.child_run_id, c.status AS child_status,
             c.error_message AS child_error, CASE WHEN c.status = 'COMPLETED' THEN
@@ -218,7 +221,7 @@ pub async fn open(conn: &mut PgConnection, run_id: &str, lease_token: Uuid) -> R
         FROM step_waits w JOIN step_executions s ON s.id = w.attempt_id AND s.status = 'PENDING'
             LEFT JOIN workflow_runs c ON c.run_id = w.child_run_id
         WHERE w.run_id = $1";
-    Ok(sqlx::query_as(sql).bind(run_id).fetch_all(conn).await?)
+    Ok(sqlx::query_as(sql).bind(run_id).fetch_all(db).await?)
 }
 
 /// Gives a callback up whose time is over. Returns false if it was answered before; then the answer counts.

@@ -16,7 +16,7 @@ use super::{
     earlier::Earlier,
     journal::{self, Written},
     ledger::Stuck,
-    steps::Run,
+    steps::{Run, Wakes},
 };
 use crate::{
     db::{
@@ -122,7 +122,7 @@ impl Driver {
         let mut writing = pin!(run.ledger.write_out(&self.executor.journal, &self.stop));
         let steps = async {
             if assignment.before != Before::Nothing {
-                run.read_waits().await;
+                run.read_waits(Wakes::Forgotten).await;
             }
             run.main_chain(&assignment.input).await
         };
@@ -150,6 +150,10 @@ impl Driver {
             }
             Outcome::Ended(result) => Some(result),
         };
+        if status.is_some() {
+            // What a step that was given up has asked to begin is there, or not, before all that is open is closed.
+            run.begun().await;
+        }
         let status = status.map(|result| {
             let finished = self.finished(result);
             if let Some(reason) = &finished.error_message {

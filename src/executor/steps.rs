@@ -37,8 +37,10 @@ use tokio::{
     sync::{Notify, Semaphore},
     time::Instant,
 };
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+pub(super) use self::outside::Wakes;
 use self::{outside::Waits, rest::Rest};
 use super::{
     Executor,
@@ -88,6 +90,8 @@ pub(super) struct Run {
     leaves: Calls,
     rest: Rest,
     waits: Waits,
+    /// Statements under way that begin to wait; they go on when their step is given up.
+    begins: TaskTracker,
     has_callbacks: bool,
 }
 
@@ -189,6 +193,7 @@ impl Run {
             leaves: Calls::default(),
             rest: Rest::new(),
             waits: Waits::default(),
+            begins: TaskTracker::new(),
             has_callbacks,
         }
     }

@@ -63,7 +63,7 @@ impl Executor {
             tracing::warn!(run_id = taken.run_id, "run {} is taken over from a lost executor", taken.run_id);
             metrics::counter!("executor_runs_taken_over_total").increment(1);
         }
-        Ok(self.start_taken(lost, slots, owner, Before::Interrupted))
+        Ok(self.start_taken(lost, slots, owner))
     }
 
     /// Takes up parked runs until the soft stop.
@@ -94,12 +94,13 @@ impl Executor {
         let Some(owner) = self.registration.current() else { return Ok(false) };
         let limit = slots.count();
         let (pool, wanted) = (self.pool.clone(), i64::try_from(limit).unwrap_or(i64::MAX));
-        let woken = db::bounded(async move { executions::wake(&pool, owner, wanted).await }).await?;
-        Ok(self.start_taken(woken, slots, owner, Before::Parked) == limit)
+        let woken =
+            db::bounded(async move { executions::wake(&mut *pool.acquire().await?, owner, wanted).await }).await?;
+        Ok(self.start_taken(woken, slots, owner) == limit)
     }
 
     /// Drives these runs. Returns how many there are.
-    fn start_taken(&self, taken: Vec<TakenOver>, mut slots: Slots, owner: Uuid, before: Before) -> usize {
+    fn start_taken(&self, taken: Vec<TakenOver>, mut slots: Slots, owner: Uuid) -> usize {
         let count = taken.len();
         for (taken, slot) in taken.into_iter().zip(std::iter::from_fn(|| slots.take_one())) {
             let assignment = Assignment {
@@ -110,7 +111,7 @@ impl Executor {
                 correlation_id: taken.correlation_id,
                 plan: stored(taken.workflow_plan).map(Into::into),
                 input: input_or_empty(stored(taken.input_data)),
-                before,
+                before: if taken.is_parked { Before::Parked } else { Before::Interrupted },
                 elapsed: Duration::try_from_secs_f64(taken.elapsed_secs).unwrap_or_default(),
             };
             self.start_run(assignment, owner, slot);

@@ -7,7 +7,7 @@ use axum::body::Body;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use sqlx::PgPool;
-use workflow_api::db::migrations::MIGRATOR;
+use workflow_api::db::{executions, migrations::MIGRATOR};
 
 use crate::{
     path::{Executor, attempts, ended},
@@ -350,27 +350,28 @@ async fn an_answer_that_is_being_read_while_the_last_branch_ends_is_not_lost(poo
     let steps = json!({
         "both": {"id": "both", "type": "parallel", "parallel_steps": ["ask", "slow"]},
         "ask": callback("ask", None), "slow": agent_step("slow", &json!({}))});
+    for sql in [
+        "CREATE FUNCTION hold_up() RETURNS trigger LANGUAGE plpgsql AS
+         $$BEGIN PERFORM pg_advisory_xact_lock(7); RETURN OLD; END$$",
+        "CREATE TRIGGER hold_up BEFORE DELETE ON run_wakes FOR EACH ROW EXECUTE FUNCTION hold_up()",
+    ] {
+        sqlx::query(sql).execute(&pool).await.expect(sql);
+    }
+    let mut holder = pool.begin().await.expect("a transaction");
+    sqlx::query("SELECT pg_advisory_xact_lock(7)").execute(&mut *holder).await.expect("done");
     let run_id = world.begin("both", &steps, &json!({})).await;
-    callbacks(&world.service, &run_id, 1).await;
+    let path = path_of(&callbacks(&world.service, &run_id, 1).await[0]["url"]);
     eventually("the agent is called", async || (!agent.calls().is_empty()).then_some(())).await;
-    let mut answering = pool.begin().await.expect("a transaction");
-    sqlx::query("LOCK TABLE step_waits").execute(&mut *answering).await.expect("done");
-    let answer = "UPDATE step_waits SET answered_at = now(), answer = '{\"said\": 1}'";
-    sqlx::query(answer).execute(&mut *answering).await.expect("done");
-    sqlx::query("INSERT INTO run_wakes (run_id) VALUES ($1)").bind(&run_id).execute(&pool).await.expect("done");
-    eventually("the executor begins to read", async || {
-        let left: i64 = sqlx::query_scalar("SELECT count(*) FROM run_wakes").fetch_one(&pool).await.expect("a count");
-        (left == 0).then_some(())
-    })
-    .await;
+    world.service.post(&path, &json!({"said": 1})).await.expect(200);
+    let is_there =
+        async |sql: &str| sqlx::query_scalar::<_, bool>(sql).fetch_one(&pool).await.expect("a row").then_some(());
+    let reading = "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 7 AND NOT granted
+                       AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))";
+    eventually("the executor begins to read", async || is_there(reading).await).await;
     agent.0.gate.add_permits(1);
-    eventually("the other branch ends", async || {
-        let sql = "SELECT count(*) FROM step_executions WHERE step_id = 'slow' AND status = 'COMPLETED'";
-        let ended: i64 = sqlx::query_scalar(sql).fetch_one(&pool).await.expect("a count");
-        (ended == 1).then_some(())
-    })
-    .await;
-    answering.commit().await.expect("done");
+    let ended = "SELECT EXISTS (SELECT FROM step_executions WHERE step_id = 'slow' AND status = 'COMPLETED')";
+    eventually("the other branch ends", async || is_there(ended).await).await;
+    holder.commit().await.expect("done");
     assert_eq!(world.end(run_id).await.output()["ask"], json!({"said": 1}));
 }
 
@@ -692,6 +693,68 @@ async fn a_workflow_that_runs_itself_ends(pool: PgPool) {
         .await
         .expect("a count");
     assert_eq!(runs, 17);
+}
+
+/// Places that get free one by one are for all in turn: one organisation's flood keeps nobody waiting.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn parked_runs_take_turns_also_when_there_is_one_place(pool: PgPool) {
+    let mut connection = pool.acquire().await.expect("a connection");
+    let sql = "INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, status, organization_id, priority, wake_at, paused_at)
+               SELECT organization_id || '-' || workflow_id || '-' || n, workflow_id, 'w', 'PENDING', organization_id, priority,
+                   now() - interval '1 s' * (100 - n), paused_at
+               FROM (VALUES ('acme', 'flood', 5, 80, NULL), ('acme', 'one', 5, 1, NULL), ('beta', 'few', 5, 2, NULL),
+                   ('beta', 'urgent', 9, 1, NULL), ('beta', 'paused', 9, 5, now()), ('gamma', 'later', 0, 1, NULL))
+                   AS of (organization_id, workflow_id, priority, count, paused_at), generate_series(1, count) AS n";
+    sqlx::query(sql).execute(&mut *connection).await.expect("done");
+    // Something has come for one that would wait for ever.
+    sqlx::query("UPDATE workflow_runs SET wake_at = 'infinity' WHERE workflow_id = 'one'")
+        .execute(&pool)
+        .await
+        .expect("done");
+    sqlx::query("INSERT INTO run_wakes (run_id) VALUES ('acme-one-1')").execute(&pool).await.expect("done");
+    let owner = uuid::Uuid::new_v4();
+    let mut order = Vec::new();
+    while let [taken] = &executions::wake(&mut connection, owner, 1).await.expect("done")[..] {
+        order.push(taken.run_id.clone());
+    }
+    assert_eq!(order.len(), 85, "all but those that are paused");
+    assert_eq!((order[0].as_str(), order[84].as_str()), ("beta-urgent-1", "gamma-later-1"), "by priority");
+    for waiting in ["acme-one-1", "beta-few-1"] {
+        let nth = order.iter().position(|run_id| run_id == waiting).expect("it was taken");
+        assert!(nth < 60, "{waiting} was the {nth}th, of draws in which it has a quarter of the chances");
+    }
+    let left: i64 = sqlx::query_scalar("SELECT count(*) FROM run_wakes").fetch_one(&pool).await.expect("a count");
+    assert_eq!(left, 0);
+    // Whoever took them died before it went on with any.
+    sqlx::query("UPDATE workflow_runs SET parked_at = now() WHERE workflow_id = 'few'")
+        .execute(&pool)
+        .await
+        .expect("done");
+    let taken = executions::take_over(&pool, uuid::Uuid::new_v4(), &[], 100).await.expect("done");
+    let parked = taken.iter().filter(|taken| taken.is_parked).count();
+    assert_eq!((taken.len(), parked), (85, 2), "nothing of those was begun, and nothing was interrupted");
+}
+
+/// As when a branch is given up while its statement is under way.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn what_has_begun_to_wait_after_all_was_given_up_ends_with_the_run(pool: PgPool) {
+    let world = World::start(&pool, &[]).await;
+    let run_id = world.begin("ask", &json!({"ask": callback("ask", None)}), &json!({})).await;
+    let path = path_of(&callbacks(&world.service, &run_id, 1).await[0]["url"]);
+    parked(&pool, &run_id).await;
+    for sql in [
+        "INSERT INTO step_executions (id, run_id, step_id, step_name, agent_name, status, started_at, input_data)
+         VALUES ('late', $1, 'sub', 'sub', '', 'PENDING', now() AT TIME ZONE 'UTC', '{}')",
+        "INSERT INTO step_waits (run_id, place, step_id, attempt_id, child_run_id) VALUES ($1, 'sub', 'sub', 'late', 'child')",
+        "INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, status, parent_run_id)
+         VALUES ('child', 'w', 'w', 'PENDING', $1)",
+    ] {
+        sqlx::query(sql).bind(&run_id).execute(&pool).await.expect(sql);
+    }
+    world.service.post(&path, &json!({})).await.expect(200);
+    let done = world.end(run_id).await;
+    assert_eq!((&done.run["status"], &done.row("sub")["status"]), (&json!("COMPLETED"), &json!("SKIPPED")));
+    assert_eq!(ended(&world.service, "child").await["status"], "CANCELLED");
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]

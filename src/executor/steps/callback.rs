@@ -8,7 +8,11 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
-use super::{Frame, Run, outside::Came, place, rest};
+use super::{
+    Frame, Run,
+    outside::{Came, Wakes},
+    place, rest,
+};
 use crate::{
     db::waits::{self, Awaited, Wait},
     input::{member, members, object_of, shorten, text, to_raw},
@@ -52,7 +56,7 @@ impl Run {
                         let secs = step.timeout_seconds.unwrap_or_default();
                         break Err(format!("nobody answered within {secs} s"));
                     }
-                    self.read_waits().await;
+                    self.read_waits(Wakes::Kept).await;
                 }
             }
         };

@@ -45,6 +45,15 @@ impl Waits {
     }
 }
 
+/// What becomes of the rows that tell that something has come for a run, when what has come is read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(in crate::executor) enum Wakes {
+    /// They are deleted.
+    Forgotten,
+    /// They stay.
+    Kept,
+}
+
 /// Why an attempt waits no longer.
 pub(super) enum Came {
     /// What it waits for is there.
@@ -60,19 +69,27 @@ impl Run {
             self.signals.woken.notified().await;
             // The run does not rest before its steps have seen what has come: nobody else is told of it.
             let _busy = self.rest.begin();
-            self.read_waits().await;
+            self.read_waits(Wakes::Forgotten).await;
             tokio::task::yield_now().await;
         }
     }
 
-    /// Reads what has come for the run.
-    pub(in crate::executor) async fn read_waits(&self) {
+    /// Reads what has come for the run. Steps leave the wakes as they are: what a step reads that is given up meanwhile,
+    /// nobody sees.
+    pub(in crate::executor) async fn read_waits(&self, wakes: Wakes) {
         let _reading = self.waits.reading.lock().await;
         let read = self
             .database(|| {
                 let (pool, run_id, lease_token) =
                     (self.executor.pool.clone(), self.run_id.clone(), self.ledger.lease_token());
-                async move { waits::open(&mut *pool.acquire().await?, &run_id, lease_token).await }
+                async move {
+                    let mut connection = pool.acquire().await?;
+                    if wakes == Wakes::Forgotten {
+                        // First the one, then the other: what comes between is shown and not forgotten.
+                        waits::forget_wakes(&mut *connection, &run_id, lease_token).await?;
+                    }
+                    waits::open(&mut *connection, &run_id).await
+                }
             })
             .await;
         *self.waits.by_attempt() = read.into_iter().map(|wait| (wait.attempt_id.clone(), wait)).collect();
@@ -118,7 +135,9 @@ impl Run {
                 let (pool, run_id, lease_token) =
                     (self.executor.pool.clone(), self.run_id.clone(), self.ledger.lease_token());
                 let (place, step, awaited) = (place.to_owned(), step.clone(), awaited.clone());
+                let under_way = self.begins.token();
                 async move {
+                    let _under_way = under_way;
                     let mut connection = pool.acquire().await?;
                     let claim = (run_id.as_str(), lease_token);
                     waits::begin(&mut connection, claim, (&place, &step), &awaited, due_at).await
@@ -129,13 +148,20 @@ impl Run {
         match begun {
             Some(false) => {
                 let wait = Wait { attempt_id: id.clone(), due_at, ..Wait::default() };
-                self.waits.by_attempt().insert(id.clone(), wait);
+                // What has come since may have been read already.
+                self.waits.by_attempt().entry(id.clone()).or_insert(wait);
             }
-            Some(true) => self.read_waits().await,
+            Some(true) => self.read_waits(Wakes::Kept).await,
             // Whoever has the run now goes on.
             None => std::future::pending().await,
         }
         id
+    }
+
+    /// Waits until nothing more is about to begin.
+    pub(in crate::executor) async fn begun(&self) {
+        self.begins.close();
+        self.begins.wait().await;
     }
 
     /// The attempt at this place that was begun before, if there is one.

@@ -53,26 +53,13 @@ impl Run {
     /// The run to begin.
     async fn child(&self, config: Option<&SubWorkflowConfig>, input: Box<RawValue>) -> Result<ChildRun, String> {
         let Some(config) = config else { return Err("it has no sub_workflow_config".to_owned()) };
-        let (found, family) = self
+        let found = self
             .database(|| {
-                let (pool, run_id, config) = (self.executor.pool.clone(), self.run_id.clone(), config.clone());
+                let (pool, config) = (self.executor.pool.clone(), config.clone());
                 let organization = self.organization.clone();
-                async move {
-                    let family = waits::count_sub_run(&pool, &run_id).await?;
-                    Ok((find(&pool, &organization, &config).await?, family))
-                }
+                async move { find(&pool, &organization, &config).await }
             })
             .await;
-        let Some(Family { nesting, sub_runs }) = family else {
-            return Err("its run does not exist any more".to_owned());
-        };
-        if nesting >= MAX_NESTING {
-            return Err(format!("workflows may run inside of each other {MAX_NESTING} deep, not deeper"));
-        }
-        let most = self.executor.max_sub_runs;
-        if sub_runs > most {
-            return Err(format!("a run may begin {most} others, with those that they begin (MAX_SUB_RUNS)"));
-        }
         let called = config.workflow_name.as_deref().or(config.workflow_id.as_deref()).unwrap_or_default();
         let definition = found.ok_or_else(|| format!("workflow '{}' does not exist", shorten(called)))?;
         if definition.status != WorkflowStatus::Active.as_str() {
@@ -87,6 +74,8 @@ impl Run {
                 return Err(refused(super::joined(&texts)));
             }
         }
+        // Last, as it counts.
+        self.check_family().await?;
         Ok(ChildRun {
             run_id: id::new_run_id(),
             definition_id: definition.id,
@@ -94,6 +83,29 @@ impl Run {
             version: definition.version,
             input,
         })
+    }
+}
+
+impl Run {
+    /// Whether the run may begin another one.
+    async fn check_family(&self) -> Result<(), String> {
+        let family = self
+            .database(|| {
+                let (pool, run_id) = (self.executor.pool.clone(), self.run_id.clone());
+                async move { waits::count_sub_run(&pool, &run_id).await }
+            })
+            .await;
+        let Some(Family { nesting, sub_runs }) = family else {
+            return Err("its run does not exist any more".to_owned());
+        };
+        if nesting >= MAX_NESTING {
+            return Err(format!("workflows may run inside of each other {MAX_NESTING} deep, not deeper"));
+        }
+        let most = self.executor.max_sub_runs;
+        if sub_runs > most {
+            return Err(format!("a run may begin {most} others, with those that they begin (MAX_SUB_RUNS)"));
+        }
+        Ok(())
     }
 }
 
