@@ -266,8 +266,9 @@ pub async fn get_dead_letter(
 }
 
 /// Sends the record again to the topic where it stood, as it was or with another value. What is sent has to be a message
-/// that executors can read, about the same run; another value needs `workflows:write` too. It is sent within seconds, or as soon as Kafka is there; a repeat of the request changes
-/// nothing. A run that has failed because of the record is started again by its retry, not by this.
+/// that executors can read, about the same run; another value needs `workflows:write` too. It is sent within seconds, or
+/// as soon as Kafka is there; a repeat of the request changes nothing. A run that has failed because of the record is
+/// started again by its retry, not by this.
 #[utoipa::path(
     post, path = "/dead-letters/{dead_letter_id}/redrive", tag = "runs", params(("dead_letter_id" = Uuid, Path)),
     request_body(content = Option<RedriveBody>),

@@ -173,8 +173,9 @@ pub async fn take_over(
 
 /// Whether there is a run for [`wake`].
 pub async fn is_any_awake(db: impl PgExecutor<'_>) -> Result<bool, Error> {
-    let sql =
-        format!("SELECT EXISTS (SELECT FROM workflow_runs r WHERE wake_at <= now() AND {UNHELD}) OR EXISTS ({CALLED})");
+    let sql = format!(
+        "SELECT EXISTS (SELECT FROM workflow_runs r WHERE wake_at <= now() AND {UNHELD}) OR EXISTS ({CALLED} AND {UNHELD})"
+    );
     Ok(sqlx::query_scalar(&sql).fetch_one(db).await?)
 }
 
@@ -184,8 +185,8 @@ pub async fn wake(conn: &mut PgConnection, executor_id: Uuid, limit: i64) -> Res
     // What has come for a parked run makes it due, which is all that its wakes are there for.
     let sql = format!(
         "WITH called AS MATERIALIZED (
-            SELECT run_id FROM workflow_runs WHERE run_id IN (SELECT run_id FROM ({CALLED}) AS c LIMIT {MAX_CALLED})
-                AND wake_at IS NOT NULL
+            SELECT run_id FROM workflow_runs
+            WHERE run_id IN ({CALLED} AND {UNHELD} LIMIT {MAX_CALLED}) AND wake_at IS NOT NULL
             FOR NO KEY UPDATE SKIP LOCKED
         ), forgotten AS (
             DELETE FROM run_wakes w USING called WHERE w.run_id = called.run_id
@@ -252,10 +253,9 @@ const MAX_CALLED: usize = 1000;
 /// A run that may be taken up.
 const UNHELD: &str = "r.paused_at IS NULL AND r.executor_id IS NULL AND r.status IN ('PENDING', 'RUNNING')";
 
-/// Parked runs for which something has come.
-const CALLED: &str = "
-    SELECT r.* FROM run_wakes w JOIN workflow_runs r USING (run_id)
-    WHERE r.wake_at IS NOT NULL AND r.paused_at IS NULL AND r.executor_id IS NULL AND r.status IN ('PENDING', 'RUNNING')";
+/// Parked runs for which something has come; of them, those that are [`UNHELD`].
+const CALLED: &str =
+    "SELECT r.run_id FROM run_wakes w JOIN workflow_runs r ON r.run_id = w.run_id WHERE r.wake_at IS NOT NULL";
 
 /// Lets a run go that the caller holds, until `wake_at` or until something comes for it. Returns false if it is not
 /// held any more, also when it was let go by an earlier call whose answer was lost.

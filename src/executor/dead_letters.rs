@@ -2,7 +2,8 @@
 //!
 //! A record's offset is stored once its letter is committed. If it dies before, the record comes again, and its letter
 //! is kept once all the same. While the database is away the records wait here, and their partitions' offsets with
-//! them; reading goes on until they are too many. From the table, `crate::dead_letters` copies them to the dead-letter topic.
+//! them; reading goes on until they are too many. From the table, `crate::dead_letters` copies them to the dead-letter
+//! topic.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rdkafka::message::{Headers as _, Message as _, OwnedMessage};

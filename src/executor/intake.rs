@@ -195,6 +195,8 @@ impl Intake {
             Err(error) => Some((Fault { code: error.code(), text: error.to_string() }, None)),
         };
         if let Some((fault, request)) = found {
+            // One that names no run is nobody's, whatever its key says.
+            let request = request.filter(|request| !request.run_id.is_empty());
             self.dead_letters.push(position, &raw, &fault, request);
             return;
         }

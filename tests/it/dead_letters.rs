@@ -181,9 +181,11 @@ async fn a_request_of_an_earlier_start_that_cannot_be_used_does_not_end_the_run(
     };
     let topic = &service.config.kafka.execution_topic;
     let _executor = Executor::start(&service);
+    let nobodys = request("").to_string();
+    send(&service.config, topic, Some(run_id.as_bytes()), Some(nobodys.as_bytes()), OwnedHeaders::new()).await;
     for (event_id, status) in [(uuid::Uuid::new_v4(), "PENDING"), (event_id, "FAILED")] {
         send(&service.config, topic, None, Some(broken(event_id).as_bytes()), OwnedHeaders::new()).await;
-        let count = if status == "PENDING" { 1 } else { 2 };
+        let count = if status == "PENDING" { 2 } else { 3 };
         letters(&service, &format!("run_id={run_id}"), count).await;
         eventually("the letter's run is left alone, or ended", || async {
             (service.get(&format!("/api/v1/runs/{run_id}")).await.expect(200)["status"] == status).then_some(())
