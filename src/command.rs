@@ -2,7 +2,10 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -35,9 +38,15 @@ const MANAGEMENT_CONNECTIONS: usize = 64;
 /// Pause between two attempts to store the first API key, while the database or its schema is not there.
 const BOOTSTRAP_EVERY: Duration = Duration::from_millis(500);
 
-/// A runtime with so many threads.
+/// A runtime with so many worker threads.
 pub fn runtime(threads: usize) -> anyhow::Result<Runtime> {
-    Ok(Builder::new_multi_thread().worker_threads(threads).thread_name("api-worker").enable_all().build()?)
+    // The workers are the first threads that the runtime starts; later ones are for blocking calls, and more come and go.
+    let started = AtomicUsize::new(0);
+    let name = move || {
+        let is_worker = started.fetch_add(1, Ordering::Relaxed) < threads;
+        if is_worker { "api-worker".to_owned() } else { "api-blocking".to_owned() }
+    };
+    Ok(Builder::new_multi_thread().worker_threads(threads).thread_name_fn(name).enable_all().build()?)
 }
 
 /// `serve`.
@@ -83,8 +92,30 @@ fn warn_about(config: &Config) {
     if config.auth.enabled && config.vault.key_ids().next().is_none() {
         tracing::warn!("ENCRYPTION_KEY is not set: the database has the credentials of agents in clear");
     }
+    let auth = &config.auth;
+    let is_bound = auth.issuer.is_some() && auth.audience.is_some();
+    if auth.enabled && (auth.public_key.is_some() || auth.jwks.is_some()) && !is_bound {
+        tracing::warn!(
+            "JWT_ISSUER and JWT_AUDIENCE are not both set: every token that the key of JWT_PUBLIC_KEY or JWT_JWKS has \
+             signed is accepted, also one that was made for another service"
+        );
+    }
+    warn_about_both(config);
     if config.api.reload {
         tracing::warn!("API_RELOAD has no effect on a compiled service; `cargo run -- serve` builds and starts anew");
+    }
+}
+
+/// Warnings about settings that API and executor share.
+fn warn_about_both(config: &Config) {
+    for line in config::unknown_names(config::environment()) {
+        tracing::warn!("{line}");
+    }
+    if !config.api.has_public_url {
+        tracing::warn!(
+            "PUBLIC_URL is not set: the addresses of callbacks begin with {}, which only this host reaches",
+            config.api.public_url
+        );
     }
 }
 
@@ -120,6 +151,7 @@ async fn bootstrap_when_possible(config: Config, pool: PgPool, lifecycle: Lifecy
 pub async fn execute(config: Config) -> anyhow::Result<bool> {
     let signals = Signals::listen()?;
     telemetry::metrics();
+    warn_about_both(&config);
     let lifecycle = Lifecycle::new();
     let pool = db::pool(&config.database);
     tokio::spawn(look_for_keys_when_possible(Arc::clone(&config.vault), pool.clone(), lifecycle.clone()));

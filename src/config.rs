@@ -5,14 +5,19 @@
 //! `.env.api.example` is the manual of all variables; a test holds it to [`NAMES`].
 
 mod limits;
+mod names;
+mod placeholder;
 
-use std::{collections::HashMap, net::IpAddr, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
+use std::{collections::HashMap, io::ErrorKind, net::IpAddr, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
 use secrecy::SecretString;
 use serde::Deserialize;
 use sqlx::postgres::PgConnectOptions;
 
-pub use self::limits::{Limits, TrustedProxies};
+pub use self::{
+    limits::{Limits, TrustedProxies},
+    names::unknown_names,
+};
 use crate::{
     access::{
         Quotas, Role,
@@ -43,7 +48,7 @@ macro_rules! variables {
 }
 
 variables! {
-    database_url, database_pool_size, database_max_overflow, database_echo, migrate_on_start,
+    production, database_url, database_pool_size, database_max_overflow, database_echo, migrate_on_start,
     kafka_brokers, kafka_execution_topic, kafka_cancellation_topic, kafka_topic_partitions, kafka_group_id,
     kafka_dead_letter_topic, dead_letter_retention_days, max_dead_letters, kafka_monitoring_topic, enable_monitoring_updates,
     api_title, api_version, api_description, api_prefix, api_host, api_port, api_reload, api_workers, public_url,
@@ -61,18 +66,6 @@ variables! {
 
 /// Variables that may come from a file.
 const SECRETS: [&str; 5] = ["database_url", "jwt_secret", "jwt_public_key", "bootstrap_api_key", "encryption_key"];
-
-/// Secrets that stand in examples all over the world, in lower case. Whoever uses one has none.
-const PLACEHOLDER_SECRETS: [&str; 8] = [
-    "your-secret-key-change-in-production",
-    "your-super-secret-jwt-key-change-this-in-production",
-    "your-secret-key-here-change-in-production",
-    "change-me-to-a-long-random-string-in-production",
-    "changeme-changeme-changeme-changeme",
-    "use-openssl-rand-hex-32-to-generate-a-secret",
-    "generate-with-openssl-rand-hex-32-and-keep-it-secret",
-    "secret-secret-secret-secret-secret-secret",
-];
 
 /// HMAC keys shorter than this are refused: 256 bits, the output of the weakest algorithm.
 const MIN_JWT_SECRET_BYTES: usize = 32;
@@ -145,6 +138,8 @@ pub struct Api {
     pub workers: usize,
     /// `PUBLIC_URL`: what callers reach the API by, without a trailing slash.
     pub public_url: String,
+    /// Whether `PUBLIC_URL` is set, not assumed.
+    pub has_public_url: bool,
     /// `API_RELOAD`: accepted and without effect, since the service is compiled.
     pub reload: bool,
 }
@@ -327,6 +322,9 @@ impl Config {
             value.parse().map_err(|error: BadEntry| error.to_string())
         });
         let circuit_breaker = reader.circuit_breaker();
+        if reader.boolean("production", false) == Some(true) {
+            reader.refuse_development(api.as_ref(), auth.as_ref(), cors.as_ref());
+        }
         // Only after all have been read, so that every problem is found.
         let config = (|| {
             Some(Self {
@@ -450,11 +448,16 @@ impl Reader {
                 (None, Some(path)) => match std::fs::read_to_string(path) {
                     Ok(text) if !text.trim().is_empty() => drop(values.insert(name, text.trim().to_owned())),
                     Ok(_) => problems.push(format!("  {}_FILE: the file is empty", name.to_ascii_uppercase())),
-                    Err(error) => problems.push(format!(
-                        "  {}_FILE: the file cannot be read: {}",
-                        name.to_ascii_uppercase(),
-                        error.kind()
-                    )),
+                    Err(error) => {
+                        let why = match error.kind() {
+                            ErrorKind::NotFound => "there is no such file".to_owned(),
+                            ErrorKind::PermissionDenied => "this user may not read the file".to_owned(),
+                            ErrorKind::IsADirectory => "this is a directory, not a file".to_owned(),
+                            ErrorKind::InvalidData => "the file is not UTF-8 text".to_owned(),
+                            other => format!("the file cannot be read ({other})"),
+                        };
+                        problems.push(format!("  {}_FILE: {why}: {path}", name.to_ascii_uppercase()));
+                    }
                 },
                 (None, None) => {}
             }
@@ -590,6 +593,7 @@ impl Reader {
             port: port?,
             workers: workers?,
             public_url: public_url?,
+            has_public_url: self.values.contains_key("public_url"),
             reload: reload?,
         })
     }
@@ -669,14 +673,15 @@ impl Reader {
     fn auth(&mut self) -> Option<Auth> {
         let jwt_secret = self.values.get("jwt_secret").cloned();
         let secret_is_usable = match &jwt_secret {
-            Some(secret) if PLACEHOLDER_SECRETS.contains(&secret.to_ascii_lowercase().as_str()) => {
-                self.problem("jwt_secret", "is a known placeholder; make one with: openssl rand -hex 32")
-            }
             Some(secret) if secret.len() < MIN_JWT_SECRET_BYTES => self.problem(
                 "jwt_secret",
                 format!("must have at least {MIN_JWT_SECRET_BYTES} bytes; make one with: openssl rand -hex 32"),
             ),
-            _ => Some(()),
+            Some(secret) => match placeholder::reason(secret) {
+                Some(reason) => self.problem("jwt_secret", format!("{reason}; make one with: openssl rand -hex 32")),
+                None => Some(()),
+            },
+            None => Some(()),
         };
         let keys = ["jwt_secret", "jwt_public_key", "jwt_jwks", "bootstrap_api_key"];
         // Without any of them there are still API keys: the first one is made at the start.
@@ -733,6 +738,26 @@ impl Reader {
 
     fn vault(&mut self) -> Option<Vault> {
         self.parsed("encryption_key", Vault::default(), Vault::parse)
+    }
+
+    /// Adds a problem for each setting that is for development only.
+    fn refuse_development(&mut self, api: Option<&Api>, auth: Option<&Auth>, cors: Option<&Cors>) {
+        let is_open = auth.is_some_and(|auth| !auth.enabled) && !self.values.contains_key("auth_enabled");
+        let is_for_any_origin = cors.is_some_and(|cors| matches!(cors.origins, Listed::Any));
+        let is_reloading = api.is_some_and(|api| api.reload);
+        let refused = [
+            (
+                is_open,
+                "jwt_secret",
+                "is required with PRODUCTION=true; or AUTH_ENABLED=true for API keys alone, or \
+              AUTH_ENABLED=false if everyone who reaches the port is to have every right",
+            ),
+            (is_for_any_origin, "cors_origins", "must list the origins with PRODUCTION=true, not *"),
+            (is_reloading, "api_reload", "must be false with PRODUCTION=true"),
+        ];
+        for (_, name, problem) in refused.into_iter().filter(|(is_refused, ..)| *is_refused) {
+            self.problem::<()>(name, problem);
+        }
     }
 
     fn log(&mut self) -> Option<Log> {
@@ -928,6 +953,35 @@ mod tests {
         );
         assert_eq!(refused(&[("DATABASE_POOL_SIZE", "1"), ("DATABASE_MAX_OVERFLOW", "0")]), ["DATABASE_POOL_SIZE"]);
         assert_eq!(refused(&[("JWT_SECRET", "\u{fffd}\u{fffd}345678901234567890123456789012345")]), ["JWT_SECRET"]);
+    }
+
+    #[test]
+    fn production_refuses_what_is_for_development_only() {
+        let secret = ("JWT_SECRET", "9f86d081884c7d659a2feaa0c55ad0159f86d081884c7d659a2feaa0c55ad016");
+        let production = ("PRODUCTION", "true");
+        assert_eq!(refused(&[production]), ["JWT_SECRET"]);
+        assert_eq!(refused(&[production, secret]), [""; 0]);
+        assert_eq!(refused(&[production, ("AUTH_ENABLED", "false")]), [""; 0]);
+        assert_eq!(
+            refused(&[production, secret, ("CORS_ORIGINS", "*"), ("API_RELOAD", "true")]),
+            ["API_RELOAD", "CORS_ORIGINS"]
+        );
+        assert_eq!(refused(&[("CORS_ORIGINS", "*"), ("API_RELOAD", "true")]), [""; 0]);
+    }
+
+    #[test]
+    fn a_secrets_file_that_cannot_be_read_is_named_with_the_reason() {
+        let folder = std::env::temp_dir();
+        for (path, reason) in
+            [("/nowhere/secret", "there is no such file"), (folder.to_str().expect("UTF-8"), "directory")]
+        {
+            let pairs =
+                [("DATABASE_URL", "postgresql://host/db"), ("KAFKA_BROKERS", "host:9092"), ("JWT_SECRET_FILE", path)];
+            let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned()));
+            let problems = Config::load(pairs.into_iter()).expect_err("there is no secret").0;
+            assert!(problems[0].contains("JWT_SECRET_FILE") && problems[0].contains(reason), "{problems:?}");
+            assert!(problems[0].contains(path), "{problems:?}");
+        }
     }
 
     #[test]

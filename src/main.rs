@@ -142,6 +142,9 @@ fn run(command: Command) -> anyhow::Result<bool> {
         Command::Check { what } => match what {
             Check::Config => {
                 Config::load(environment())?;
+                for line in config::unknown_names(environment()) {
+                    println!("warning: {line}");
+                }
                 println!("the configuration is valid");
                 Ok(true)
             }

@@ -322,6 +322,7 @@ impl Relay {
             let (pool, count) = (self.0.pool.clone(), done_runs.len());
             db::bounded(async move { db::outbox::delete(&pool, &done_runs, &done_events).await }).await?;
             metrics::counter!("outbox_messages_published_total").increment(count as u64);
+            tracing::debug!(messages = count, "Kafka has acknowledged messages, their outbox rows are deleted");
         }
         // Without an id, whatever this process had is an orphan, and freed as such.
         if let Some(owner) = self.0.registration.current().filter(|_| !back_runs.is_empty()) {

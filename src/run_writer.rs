@@ -222,6 +222,7 @@ impl Writer {
         let columns = Arc::new(StartBatch { quota, ..columns(&jobs) });
         match self.write_with_retries(&columns).await {
             Ok(Started { run_ids, admitted }) => {
+                tracing::debug!(runs = run_ids.len(), "runs were written");
                 let all = run_ids.len() == jobs.len();
                 for (index, (job, reservation)) in jobs.into_iter().enumerate() {
                     match &columns.quota {

@@ -61,10 +61,12 @@ pub async fn surround(State(app): State<App>, request: Request, next: Next) -> R
     let caller = admission.decide(&app, &mut parts, anybody).await;
     let Admission { actor, limits } = admission;
     let user_id = actor.subject.as_str();
+    // Before the caller is known, the organisation is none.
+    let organization_id = Some(actor.organization.as_str()).filter(|_| !user_id.is_empty());
     // Who asks to wait for a run's end may wait that much longer.
     let time_limit = HANDLER_TIMEOUT + Wait::of(&parts.headers).time();
     let client_ip = client.map(|client| tracing::field::display(client.0));
-    let span = tracing::info_span!("http.request", correlation_id, user_id, client_ip);
+    let span = tracing::info_span!("http.request", correlation_id, user_id, organization_id, client_ip);
 
     let (caller, refusal) = match caller {
         Ok(caller) => (Some(caller), None),

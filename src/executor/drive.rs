@@ -63,7 +63,8 @@ pub(super) async fn drive(executor: Executor, assignment: Assignment, signals: S
     // A caller's id if it has one, so that the agent's log can be found from theirs.
     let correlation_id = id::correlation_id(assignment.correlation_id.as_deref());
     let workflow_name = assignment.workflow_name.clone();
-    let span = tracing::info_span!("run", run_id, workflow_name, correlation_id);
+    let organization_id = assignment.organization.as_str();
+    let span = tracing::info_span!("run", run_id, workflow_name, organization_id, correlation_id);
     let stop = signals.stop.clone();
     let driver =
         Driver { executor: executor.clone(), run_id: run_id.clone(), lease_token, workflow_name, stop, signals };

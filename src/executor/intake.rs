@@ -238,6 +238,7 @@ impl Intake {
             let (pool, batch) = (self.executor.pool.clone(), columns(self.waiting.iter().take(count)));
             match db::bounded(async move { executions::claim(&pool, owner, &batch).await }).await {
                 Ok(claimed) => {
+                    tracing::debug!(requests = count, runs = claimed.len(), "runs were claimed");
                     self.singles = self.singles.saturating_sub(count);
                     self.start(count, claimed, owner, slots).await?;
                 }

@@ -14,7 +14,7 @@ use sqlx::PgPool;
 use crate::service::{Answer, Service, config};
 
 /// Long enough, and nobody's.
-pub const SECRET: &str = "0123456789abcdef0123456789abcdef";
+pub const SECRET: &str = "5b8719f27917be74b8d2acf60e4f759b0d0e5b0c10073abdff49a2f01aefc5cd";
 
 pub const RSA: &str = include_str!("access/keys/rsa.pem");
 pub const RSA_PUBLIC: &str = include_str!("access/keys/rsa.pub.pem");

@@ -14,7 +14,7 @@ use crate::service::{Answer, Service, config, eventually, without_database};
 
 /// Kafka settings that lead to a port on which nobody listens.
 const NO_KAFKA: (&str, &str) = ("KAFKA_BROKERS", "127.0.0.1:1");
-const SECRET: &str = "0123456789abcdef0123456789abcdef";
+const SECRET: &str = "5b8719f27917be74b8d2acf60e4f759b0d0e5b0c10073abdff49a2f01aefc5cd";
 
 /// Asks for readiness until this status and this word are answered.
 async fn becomes(service: &Service, status: u16, word: &str) -> Answer {

@@ -144,7 +144,10 @@ async fn the_log_is_json_carries_correlation_ids_and_shows_no_secret(pool: PgPoo
     assert_eq!((&created["correlation_id"], &created["logger"]), (&"req-abc123".into(), &"api.routes.agents".into()));
     let requests: Vec<_> = lines.iter().filter(|line| line["logger"] == "api.request").collect();
     assert!(requests.iter().any(|line| {
-        line["correlation_id"] == "req-abc123" && line["status"] == 201 && line["client_ip"] == "192.0.2.7"
+        line["correlation_id"] == "req-abc123"
+            && line["status"] == 201
+            && line["client_ip"] == "192.0.2.7"
+            && line["organization_id"] == "default"
     }));
     assert!(requests.iter().any(|line| line["route"] == "/health/ready" && line["client_ip"] == "127.0.0.1"));
     for line in &lines {
@@ -156,6 +159,25 @@ async fn the_log_is_json_carries_correlation_ids_and_shows_no_secret(pool: PgPoo
     for kept_back in [secret, "very-secret-token"] {
         assert!(!api.log().contains(kept_back), "the log shows {kept_back}");
     }
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_start_warns_of_settings_that_are_risky_or_unknown_and_has_the_threads_that_were_asked_for(pool: PgPool) {
+    let environment = Environment::new(&pool)
+        .with("API_WORKERS", "4")
+        .with("KAFKA_BROKER", "nowhere:9092")
+        .with("BOOTSTRAP_API_KEY", "wf_live_mYHA8R8wktQSNhtZv0nEwRGcbmq0sv1rC3Xc")
+        .with("JWT_PUBLIC_KEY", include_str!("../it/access/keys/ed.pub.pem"));
+    let api = environment.serve().await;
+    let lines = api.log_lines();
+    let warnings: Vec<&str> =
+        lines.iter().filter(|line| line["level"] == "WARNING").filter_map(|line| line["message"].as_str()).collect();
+    for expected in ["KAFKA_BROKER is no setting", "PUBLIC_URL is not set", "JWT_ISSUER and JWT_AUDIENCE"] {
+        assert!(warnings.iter().any(|warning| warning.starts_with(expected)), "{expected}: {warnings:?}");
+    }
+    let threads = std::fs::read_dir(format!("/proc/{}/task", api.id())).expect("a process");
+    let names = threads.filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("comm")).ok());
+    assert_eq!(names.filter(|name| name.trim() == "api-worker").count(), 4);
 }
 
 /// A client that is still sending when the connection is closed would see a reset instead of the answer.

@@ -114,6 +114,7 @@ impl Run {
                     correlation_id: &self.correlation_id,
                     input,
                 };
+                tracing::debug!(agent = agent.name, attempt, attempt_id, "agent {} is called", agent.name);
                 let started = Instant::now();
                 let Called { result, http_status } = agent_call::call(request).await;
                 let duration_ms = millis(started.elapsed().as_secs_f64());

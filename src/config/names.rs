@@ -1,0 +1,95 @@
+//! Names in the environment that look like settings and are none: misspelt, or of another program.
+
+use std::collections::HashSet;
+
+use super::{NAMES, SECRETS};
+
+/// What the names of settings begin with. `KAFKA_` counts, `MAX_` would find too much of others.
+const PREFIXES: [&str; 12] = [
+    "API_",
+    "AUTH_",
+    "CIRCUIT_BREAKER_",
+    "CORS_",
+    "DATABASE_",
+    "EGRESS_",
+    "ENABLE_",
+    "JWT_",
+    "KAFKA_",
+    "LOG_",
+    "QUOTA_",
+    "RATE_LIMIT_",
+];
+
+/// How many letters may be wrong, missing, swapped or too many in a name that was meant to be a setting's.
+const MAX_MISSPELT: usize = 2;
+
+/// A line for each name in the environment that looks like a setting's and is not read.
+pub fn unknown_names(environment: impl Iterator<Item = (String, String)>) -> Vec<String> {
+    let names: Vec<String> = environment.map(|(name, _)| name.to_ascii_uppercase()).collect();
+    let mut known: HashSet<String> = NAMES.iter().map(|name| name.to_ascii_uppercase()).collect();
+    known.extend(SECRETS.iter().map(|name| format!("{}_FILE", name.to_ascii_uppercase())));
+    // What compose files use beside the settings.
+    known.extend(["API_ENV_FILE", "API_PORTS"].map(str::to_owned));
+    let mut lines: Vec<String> = names
+        .iter()
+        .filter(|name| !known.contains(*name) && !is_of_kubernetes(name))
+        .filter_map(|name| {
+            let distance = |known: &&String| strsim::osa_distance(name, known);
+            let nearest = known.iter().min_by_key(|known| (distance(known), known.len(), (*known).clone()))?;
+            // In a short name two letters are another word.
+            if distance(&nearest) <= MAX_MISSPELT.min(name.len() / 4) {
+                Some(format!("{name} is no setting and has no effect; {nearest} is one"))
+            } else {
+                let is_ours = PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+                is_ours.then(|| format!("{name} is no setting and has no effect"))
+            }
+        })
+        .collect();
+    lines.sort_unstable();
+    lines.dedup();
+    lines
+}
+
+/// Whether Kubernetes (or a Docker link) sets such a name for a service: `KAFKA_SERVICE_HOST`, `API_PORT_8000_TCP_ADDR`.
+fn is_of_kubernetes(name: &str) -> bool {
+    let is_port = |text: &str| {
+        let mut parts = text.split('_');
+        parts.next().is_some_and(|port| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()))
+            && matches!(parts.next(), Some("TCP" | "UDP" | "SCTP"))
+    };
+    name.ends_with("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
+        || name.ends_with("_PORT")
+        || name.match_indices("_PORT_").any(|(at, found)| is_port(&name[at + found.len()..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(names: &[&str]) -> Vec<String> {
+        unknown_names(names.iter().map(|name| ((*name).to_owned(), "x".to_owned())))
+    }
+
+    #[test]
+    fn misspelt_settings_are_found_and_told_from_other_programs_variables() {
+        assert_eq!(
+            found(&["KAFKA_BROKER", "JWT_SECERT", "DATABASE_POOLSIZE", "MAX_PAGESIZE", "api_prot"]),
+            [
+                "API_PROT is no setting and has no effect; API_PORT is one",
+                "DATABASE_POOLSIZE is no setting and has no effect; DATABASE_POOL_SIZE is one",
+                "JWT_SECERT is no setting and has no effect; JWT_SECRET is one",
+                "KAFKA_BROKER is no setting and has no effect; KAFKA_BROKERS is one",
+                "MAX_PAGESIZE is no setting and has no effect; MAX_PAGE_SIZE is one",
+            ]
+        );
+        assert_eq!(found(&["KAFKA_COLOUR_OF_LOGO"]), ["KAFKA_COLOUR_OF_LOGO is no setting and has no effect"]);
+        assert_eq!(found(&["JWT_SECRET_FILE", "LOG_LEVEL", "PATH", "HOME", "HOSTNAME", "LANG", "PWD"]), [""; 0]);
+    }
+
+    #[test]
+    fn what_kubernetes_sets_for_services_is_no_setting_of_ours() {
+        let set = ["KAFKA_SERVICE_HOST", "KAFKA_SERVICE_PORT_BROKER", "API_PORT_8000_TCP_ADDR", "KAFKA_PORT"];
+        assert_eq!(found(&set), [""; 0]);
+    }
+}

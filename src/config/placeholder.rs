@@ -1,0 +1,143 @@
+//! Detection of signing secrets that are not random: placeholders of examples, repeats, sequences.
+
+use std::collections::BTreeSet;
+
+/// Words that ask the reader to put something else there. One of them is enough.
+const REQUESTS: [&str; 15] = [
+    "change",
+    "changeme",
+    "changeit",
+    "default",
+    "dummy",
+    "example",
+    "fixme",
+    "generate",
+    "insert",
+    "openssl",
+    "placeholder",
+    "replace",
+    "sample",
+    "todo",
+    "your",
+];
+
+/// Words that such texts consist of. They count as nothing.
+const FILLERS: [&str; 24] = [
+    "api",
+    "app",
+    "at",
+    "auth",
+    "char",
+    "chars",
+    "dev",
+    "development",
+    "hs256",
+    "in",
+    "jwt",
+    "key",
+    "least",
+    "min",
+    "my",
+    "password",
+    "prod",
+    "production",
+    "random",
+    "secret",
+    "string",
+    "super",
+    "this",
+    "token",
+];
+
+/// Starts of words that are long enough not to occur in random text, so that `changethis` is found too.
+const MIN_STEM: usize = 6;
+
+/// How many characters have to be left when the fillers are gone, and how many of them have to differ.
+const MIN_CHARACTERS: usize = 16;
+const MIN_DISTINCT: usize = 8;
+
+/// Why the text is no secret, or `None` if it may be one. Random text of 32 characters passes, in hex as well.
+pub(super) fn reason(secret: &str) -> Option<&'static str> {
+    let secret = secret.to_ascii_lowercase();
+    let words: Vec<&str> = secret.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).collect();
+    let asks = |word: &&str| {
+        REQUESTS.iter().any(|request| word == request || request.len() >= MIN_STEM && word.starts_with(request))
+    };
+    if words.iter().any(asks) {
+        return Some("is a placeholder of an example");
+    }
+    let rest: String = words.into_iter().filter(|word| !FILLERS.contains(word)).collect();
+    if rest.chars().count() < MIN_CHARACTERS || rest.chars().collect::<BTreeSet<_>>().len() < MIN_DISTINCT {
+        return Some("is made of common words or of few different characters");
+    }
+    if has_period(&secret) || is_sequence(&rest) {
+        return Some("repeats itself or is a sequence of neighbouring characters");
+    }
+    None
+}
+
+/// Whether the text is one of at most half its length, over and over.
+fn has_period(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    (1..=bytes.len() / 2).any(|period| bytes[period..] == bytes[..bytes.len() - period])
+}
+
+/// Whether most characters stand beside their neighbour in the alphabet, on a keyboard, or beside themselves.
+fn is_sequence(text: &str) -> bool {
+    const ROWS: [&str; 4] = ["qwertyuiop", "asdfghjkl", "zxcvbnm", "1234567890"];
+    let characters: Vec<char> = text.chars().collect();
+    let is_near = |pair: &[char]| {
+        let pair_text: String = pair.iter().collect();
+        u32::from(pair[0]).abs_diff(u32::from(pair[1])) <= 1 || ROWS.iter().any(|row| row.contains(&pair_text))
+    };
+    characters.windows(2).filter(|pair| is_near(pair)).count() * 2 > characters.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn placeholders_repeats_and_sequences_are_told_from_secrets() {
+        for placeholder in [
+            "CHANGE_THIS_TO_RANDOM_64_CHAR_STRING_MIN",
+            "your-secret-key-change-in-production",
+            "your-super-secret-jwt-key-change-this-in-production",
+            "changeme-changeme-changeme-changeme",
+            "use-openssl-rand-hex-32-to-generate-a-secret",
+            "<generate-with-openssl-rand-hex-32-and-keep-it>",
+            "secret-secret-secret-secret-secret-secret",
+            "my-super-secret-jwt-key-for-production-2024",
+            "REPLACE_ME_WITH_A_REAL_SECRET_OF_64_CHARACTERS",
+            "ReplaceThisWithSomethingElseBeforeTheRelease!",
+            "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+            "xxxxxxxxxxxxxxxx-xxxxxxxxxxxxxxxx-xxxxxxxxxxxx",
+            "0123456789abcdef0123456789abcdef",
+            "abcdefghijklmnopqrstuvwxyz0123456789",
+            "qwertyuiopasdfghjklzxcvbnm1234567890",
+            "d41d8cd98f00b204d41d8cd98f00b204",
+            "00000000000000000000000000000001",
+        ] {
+            assert!(reason(placeholder).is_some(), "{placeholder}");
+        }
+        for secret in [
+            "b7e0c5a4d1f28396047be1a9c3d5f6e8b2a1908f7c6d5e4f3a2b1c0d9e8f7a6b",
+            "9f86d081884c7d659a2feaa0c55ad015",
+            "kJ8vQ2mZ+x7LpR4tW1yB6nC9dF3gH5sA/0uE=iOqTzM",
+            "unruffled harpist donut magnolia crevice",
+            "37281946501928374650918273640519",
+        ] {
+            assert_eq!(reason(secret), None, "{secret}");
+        }
+    }
+
+    #[test]
+    fn random_secrets_of_the_documented_command_pass() {
+        for _ in 0..10_000 {
+            let bytes: [u8; 32] = rand::random();
+            let hex = bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
+            assert_eq!(reason(&hex), None, "{hex}");
+            assert_eq!(reason(&hex[..32]), None, "{hex}");
+        }
+    }
+}
