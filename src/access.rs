@@ -167,6 +167,10 @@ pub struct Actor {
 impl Actor {
     /// Who acts without anybody having been asked for anything.
     pub const SYSTEM: &str = "system";
+    /// Whoever has the address of a callback, and has not said more.
+    pub const CALLBACK: &str = "callback";
+    /// Subjects that no token has.
+    pub const RESERVED: [&str; 2] = [Self::SYSTEM, Self::CALLBACK];
 
     /// The service itself.
     #[must_use]

@@ -162,7 +162,7 @@ impl<'a> Context<'a> {
         }
         let Entity(entity_type, entity_id, entity_name) = entity;
         let Change { before, after } = change;
-        let entry = db::audit::Entry { entity_type, entity_id, entity_name, action, is_denied: false, before, after };
+        let entry = db::audit::Entry { entity_type, entity_id, entity_name, action, before, after };
         db::audit::insert(conn, self.actor, entry, at).await
     }
 }

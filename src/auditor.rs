@@ -4,36 +4,28 @@
 //! If it dies here: an entry is committed with its change, and waits in `audit_unsealed` for whoever seals next. Denied
 //! attempts that are not written yet are lost; nothing was answered on the strength of them.
 
+mod attempts;
+
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use serde_json::json;
 use sqlx::PgPool;
-use tokio::{
-    sync::{Notify, mpsc},
-    time::Instant,
-};
-use uuid::Uuid;
+use tokio::{sync::Notify, time::Instant};
 
+use self::attempts::Attempts;
+pub use self::attempts::Denied;
 use crate::{
-    access::Actor,
     db::{
         self,
-        audit::{self, Entry},
+        audit::{self, DeniedEntry},
     },
-    input,
     lifecycle::Lifecycle,
     timestamp::Timestamp,
 };
 
-/// Denied attempts that wait to be written. Of more than that in one turn, only their number is written.
-const MAX_WAITING: usize = 256;
-/// Pause after a turn that wrote denied attempts: what an attacker can have written is bounded by that.
+/// How often denied attempts are written.
 const DENIED_EVERY: Duration = Duration::from_secs(1);
 /// Pause after a turn that sealed, so that many entries share a seal.
 const SEAL_EVERY: Duration = Duration::from_millis(100);
@@ -43,26 +35,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 const PARTITIONS_EVERY: Duration = Duration::from_hours(1);
 const PARTITIONS_AGAIN: Duration = Duration::from_secs(30);
 
-/// An attempt that was denied.
-#[derive(Debug)]
-pub struct Denied {
-    /// Who tried; without a subject if nobody knows.
-    pub actor: Actor,
-    /// The method.
-    pub method: String,
-    /// The route, as a template.
-    pub route: String,
-    /// The answer.
-    pub status: u16,
-    /// The error's code.
-    pub code: String,
-}
-
 /// The handle. Cheap to clone.
 #[derive(Clone)]
 pub struct Auditor {
-    denied: mpsc::Sender<Denied>,
-    omitted: Arc<AtomicU64>,
+    attempts: Arc<Mutex<Attempts>>,
     fresh: Arc<Notify>,
 }
 
@@ -70,19 +46,20 @@ impl Auditor {
     /// Starts the loops.
     #[must_use]
     pub fn start(pool: &PgPool, kept_days: i32, lifecycle: &Lifecycle) -> Self {
-        let (denied, waiting) = mpsc::channel(MAX_WAITING);
-        let this = Self { denied, omitted: Arc::default(), fresh: Arc::default() };
-        lifecycle.spawn("audit-denied", this.clone().write_denied(waiting, pool.clone(), lifecycle.clone()));
+        let this = Self { attempts: Arc::default(), fresh: Arc::default() };
+        lifecycle.spawn("audit-denied", this.clone().write_denied(pool.clone(), lifecycle.clone()));
         lifecycle.spawn("audit-seals", this.clone().seal(pool.clone(), lifecycle.clone()));
         lifecycle.spawn("audit-partitions", keep_partitions(pool.clone(), kept_days, lifecycle.clone()));
         this
     }
 
-    /// Has the attempt written.
+    /// Has the attempt written, or counted.
     pub fn denied(&self, denied: Denied) {
-        if self.denied.try_send(denied).is_err() {
-            self.omitted.fetch_add(1, Ordering::Relaxed);
-        }
+        self.attempts().add(denied, std::time::Instant::now(), Timestamp::now());
+    }
+
+    fn attempts(&self) -> MutexGuard<'_, Attempts> {
+        self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Entries may have been written: they are sealed soon.
@@ -90,38 +67,55 @@ impl Auditor {
         self.fresh.notify_one();
     }
 
-    async fn write_denied(self, mut waiting: mpsc::Receiver<Denied>, pool: PgPool, lifecycle: Lifecycle) {
+    async fn write_denied(self, pool: PgPool, lifecycle: Lifecycle) {
         let stop = lifecycle.soft_stop();
-        let mut turn = Vec::with_capacity(MAX_WAITING);
         loop {
             tokio::select! {
-                _ = waiting.recv_many(&mut turn, MAX_WAITING) => {}
-                () = stop.cancelled() => {
-                    // What is there already; no request that is still under way waits for it.
-                    while turn.len() < MAX_WAITING && let Ok(denied) = waiting.try_recv() {
-                        turn.push(denied);
-                    }
-                }
-            }
-            let attempts = std::mem::take(&mut turn);
-            let omitted = self.omitted.swap(0, Ordering::Relaxed);
-            let count = attempts.len();
-            let pool = pool.clone();
-            if let Err(error) = db::bounded(async move { insert(&pool, &attempts, omitted).await }).await {
-                metrics::counter!("audit_denied_attempts_lost_total").increment(count as u64 + omitted);
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "{count} denied attempts are not in the audit trail: {error}"
-                );
-            }
-            self.nudge();
-            if stop.is_cancelled() {
-                return;
-            }
-            tokio::select! {
                 () = tokio::time::sleep(DENIED_EVERY) => {}
+                // What is there already; no request that is still under way waits for it.
                 () = stop.cancelled() => {}
             }
+            let is_last = stop.is_cancelled();
+            let entries = self.attempts().take(std::time::Instant::now(), is_last);
+            if !entries.is_empty() {
+                self.write(entries, &pool, is_last).await;
+                self.nudge();
+            }
+            if is_last {
+                return;
+            }
+        }
+    }
+
+    /// Writes all of them, or each that can be written. What the database is not there for waits.
+    async fn write(&self, entries: Vec<DeniedEntry>, pool: &PgPool, is_last: bool) {
+        let insert = |entries: Vec<DeniedEntry>| {
+            let pool = pool.clone();
+            db::bounded(async move { audit::insert_denied(&pool, &entries).await })
+        };
+        let mut error = match insert(entries.clone()).await {
+            Ok(()) => return,
+            Err(error) => error,
+        };
+        let mut lost = 0;
+        if matches!(error, db::Error::Unavailable(_)) && !is_last {
+            lost = self.attempts().give_back(entries);
+        } else {
+            // One that the database refuses does not take the others with it.
+            for entry in entries {
+                let attempts = entry.attempts;
+                if let Err(refused) = insert(vec![entry]).await {
+                    lost += attempts;
+                    error = refused;
+                }
+            }
+        }
+        if lost > 0 {
+            metrics::counter!("audit_denied_attempts_lost_total").increment(lost);
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "{lost} denied attempts are not in the audit trail: {error}"
+            );
         }
     }
 
@@ -149,26 +143,6 @@ impl Auditor {
             }
         }
     }
-}
-
-async fn insert(pool: &PgPool, attempts: &[Denied], omitted: u64) -> Result<(), db::Error> {
-    let mut transaction = pool.begin().await?;
-    let at = Timestamp::now();
-    for Denied { actor, method, route, status, code } in attempts {
-        let after = input::to_raw(&json!({"status": status, "code": code}));
-        audit::insert(&mut transaction, actor, denied(method, route, &after), at).await?;
-    }
-    if omitted > 0 {
-        let after = input::to_raw(&json!({"attempts": omitted}));
-        audit::insert(&mut transaction, &Actor::system(), denied("omitted", "(many)", &after), at).await?;
-    }
-    transaction.commit().await?;
-    Ok(())
-}
-
-fn denied<'a>(action: &'a str, entity_name: &'a str, after: &'a serde_json::value::RawValue) -> Entry<'a> {
-    let after = Some(after);
-    Entry { entity_type: "request", entity_id: Uuid::nil(), entity_name, action, is_denied: true, before: None, after }
 }
 
 async fn keep_partitions(pool: PgPool, kept_days: i32, lifecycle: Lifecycle) {

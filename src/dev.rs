@@ -32,7 +32,7 @@ use crate::{
     access::{OrganizationId, Role},
     api::auth,
     config::{self, Config},
-    server,
+    server, visible,
 };
 
 /// Between two looks at something that is about to happen.
@@ -149,7 +149,7 @@ const EGRESS_ALLOW: &str = "127.0.0.0/8,::1";
 /// Shows a line. The supervisor goes on where nobody reads any more.
 fn say(line: impl Display) {
     let mut output = io::stdout().lock();
-    let _ = writeln!(output, "{line}").and_then(|()| output.flush());
+    let _ = writeln!(output, "{}", visible::escaped_lines(&line.to_string())).and_then(|()| output.flush());
 }
 
 /// All settings of the parts, checked before anything starts.

@@ -16,6 +16,7 @@ pub mod rate;
 pub mod run;
 pub mod timestamp;
 pub mod vault;
+pub mod visible;
 pub mod workflow;
 
 // What the process is made of; `main` reads it once and passes parts down.

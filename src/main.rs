@@ -9,7 +9,7 @@ use workflow_api::{
     access::{OrganizationId, Role, api_key::ApiKey},
     api,
     config::{self, Config},
-    demo_agent, telemetry,
+    demo_agent, telemetry, visible,
 };
 
 /// Workflow Management API.
@@ -108,7 +108,8 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("workflow-api: {error:#}");
+            // A server that cannot be reached as expected may have said anything.
+            eprintln!("workflow-api: {}", visible::escaped_lines(&format!("{error:#}")));
             ExitCode::FAILURE
         }
     }

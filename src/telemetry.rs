@@ -26,7 +26,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use crate::{config, timestamp::Timestamp};
+use crate::{config, timestamp::Timestamp, visible};
 
 /// Upper bounds of the latency histograms' buckets in seconds: fine where answers should be, up to the hardest limit.
 const LATENCY_BUCKETS_SECS: [f64; 14] =
@@ -167,18 +167,19 @@ where
             message: fields.remove("message").unwrap_or_else(|| "".into()),
             fields,
         };
-        if self.json {
-            let text = serde_json::to_string(&line).map_err(|_| fmt::Error)?;
-            return writeln!(writer, "{text}");
-        }
-        // The message without the quotes of a JSON string, but with its escapes: one line stays one line.
-        let message = line.message.to_string();
-        let message = message.trim_start_matches('"').trim_end_matches('"');
-        write!(writer, "{} {:7} {} {message}", line.timestamp, line.level, line.logger)?;
-        for (name, value) in &line.fields {
-            write!(writer, " {name}={value}")?;
-        }
-        writeln!(writer)
+        let text = if self.json { serde_json::to_string(&line).map_err(|_| fmt::Error)? } else { line.text() };
+        // What others send must not move a terminal's cursor, nor begin a line.
+        writeln!(writer, "{}", visible::json(&text))
+    }
+}
+
+impl Line {
+    /// For `LOG_FORMAT=text`. Strings have the escapes of JSON: one line stays one line.
+    fn text(&self) -> String {
+        let message = self.message.to_string();
+        let message = message.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(&message);
+        let fields = self.fields.iter().map(|(name, value)| format!(" {name}={value}"));
+        format!("{} {:7} {} {message}{}", self.timestamp, self.level, self.logger, fields.collect::<String>())
     }
 }
 
@@ -218,5 +219,59 @@ impl Visit for Fields<'_> {
             error = source;
         }
         self.0.insert(field.name().to_owned(), text.into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{self, Write},
+        sync::{Arc, Mutex, PoisonError},
+    };
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What is logged in that format.
+    fn logged(json: bool, log: impl FnOnce()) -> String {
+        let written = Written::default();
+        let writer = written.clone();
+        let lines = tracing_subscriber::fmt::layer()
+            .fmt_fields(JsonFields::new())
+            .event_format(LogLine { json })
+            .with_writer(move || writer.clone());
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(lines), log);
+        let bytes = written.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        String::from_utf8(bytes).expect("text")
+    }
+
+    #[test]
+    fn no_line_of_either_format_has_a_character_that_does_not_show() {
+        let hostile = "a\u{1b}[2Jb\u{b}c\u{85}d\u{2028}e\u{202e}f\u{200b}g\u{7f}h\u{9b}i\nj";
+        for json in [true, false] {
+            let text = logged(json, || {
+                let span = tracing::info_span!("request", user_id = hostile);
+                span.in_scope(|| tracing::warn!(error = hostile, "an agent says: {hostile}"));
+            });
+            let line = text.strip_suffix('\n').expect("a line");
+            assert!(!line.contains(visible::is_hidden), "{line:?}");
+            let shown = r"a\u001b[2Jb\u000bc\u0085d\u2028e\u202ef\u200bg\u007fh\u009bi\nj";
+            assert_eq!(line.matches(shown).count(), 3, "{line}");
+        }
+        let text = logged(true, || tracing::warn!(error = hostile, "x"));
+        let line: Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(line["error"], hostile);
     }
 }

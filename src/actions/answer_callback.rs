@@ -1,7 +1,8 @@
 //! Answering a callback: the first answer counts, and every repeat is told what it was.
 
 use chrono::{DateTime, Utc};
-use serde_json::{json, value::RawValue};
+use serde::Serialize;
+use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 use sqlx::PgPool;
 
@@ -88,6 +89,13 @@ impl From<sqlx::Error> for AnswerError {
     }
 }
 
+#[derive(Serialize)]
+struct Changes<'a> {
+    step_id: &'a str,
+    approved: Option<bool>,
+    answer: &'a RawValue,
+}
+
 /// Writes the answer and wakes the run, or finds the first one.
 pub async fn answer_callback(
     pool: &PgPool,
@@ -130,7 +138,7 @@ pub async fn answer_callback(
     let actor = Actor { organization: OrganizationId::stored(&callback.organization_id), ..by.actor.clone() };
     let context = Context { actor: &actor, ..context };
     let entity = Entity("run", id::run_entity_id(&run_id), &run_id);
-    let after = input::to_raw(&json!({"step_id": step_id, "approved": decision(answer)}));
+    let after = input::to_raw(&Changes { step_id: &step_id, approved: decision(answer), answer });
     context.record(&mut transaction, entity, "answer_callback", Change::to(&after), at.into()).await?;
     transaction.commit().await?;
     Ok(Answered { run_id, step_id, at, approved: decision(answer), is_repeat: false })

@@ -77,8 +77,9 @@ pub async fn redrive(
     let at = Timestamp::now();
     dead_letters::redrive(&mut transaction, id, corrected, &context.actor.subject, at).await?;
     let next = resolved(context, &row, "redriving", at);
-    let digest = corrected.map(|value| format!("{:x}", Sha256::digest(value)));
-    let change = input::to_raw(&json!({"status": next.status, "run_id": run_id, "corrected_sha256": digest}));
+    // Of the bytes that are sent.
+    let digest = corrected.map(|value| json!({"bytes": value.len(), "sha256": format!("{:x}", Sha256::digest(value))}));
+    let change = input::to_raw(&json!({"status": next.status, "run_id": run_id, "corrected": digest}));
     record(context, &mut transaction, &row, "redrive", &change, at).await?;
     transaction.commit().await?;
     Ok(next)

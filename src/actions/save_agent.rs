@@ -221,6 +221,7 @@ fn parsed(json: Option<&Json<Box<RawValue>>>) -> Value {
 
 /// The agent as audit rows show it: credentials only by their names.
 fn audited(row: &AgentRow) -> Box<RawValue> {
+    let config = parsed(row.config.as_ref());
     let mut auth_config = parsed(row.auth_config.as_ref());
     for (name, value) in auth_config.as_object_mut().into_iter().flatten() {
         if name != "header_name" {
@@ -237,7 +238,9 @@ fn audited(row: &AgentRow) -> Box<RawValue> {
         "retry_config": parsed(row.retry_config.as_ref()),
         "circuit_breaker_config": parsed(row.circuit_breaker_config.as_ref()),
         "kind": row.kind,
-        "config": parsed(row.config.as_ref()),
+        "config": config,
+        // Beside the digest that an entry has of `config`.
+        "model": config.get("model"),
         "status": row.status,
     }))
 }

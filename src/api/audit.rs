@@ -3,6 +3,8 @@
 pub mod export;
 pub mod verification;
 
+use std::borrow::Cow;
+
 use axum::{Json, extract::State};
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -21,6 +23,7 @@ use crate::{
     db::audit::{self, AuditRow, Filter},
     id,
     timestamp::Timestamp,
+    visible,
 };
 
 /// The parameters that a cursor of the list is bound to.
@@ -53,8 +56,7 @@ pub struct AuditEntry {
     /// Of the request: the same in its log lines.
     correlation_id: Option<String>,
     /// `create`, `update`, `delete`, `execute`, `retry`, `cancel`, `pause`, `resume`, `answer_callback`, `redrive`, `discard`,
-    /// `revoke`; of a
-    /// denied attempt the HTTP method.
+    /// `revoke`; of a denied attempt the HTTP method, of many `omitted`.
     #[schema(example = "update")]
     action: String,
     /// `agent`, `workflow`, `run`, `api_key`, `organization`, `dead_letter`; of a denied attempt `request`.
@@ -69,7 +71,7 @@ pub struct AuditEntry {
     /// What the members of `after` were before; null if there was nothing, or if that is not kept.
     #[schema(value_type = Option<Object>)]
     before: Option<Box<RawValue>>,
-    /// What they are since; secrets are redacted. Null if there is nothing any more.
+    /// What they are since; secrets are redacted, and bodies have `bytes` and `sha256`. Null if there is nothing any more.
     #[schema(value_type = Option<Object>)]
     after: Option<Box<RawValue>>,
     /// Whose entry it is.
@@ -81,19 +83,28 @@ impl From<AuditRow> for AuditEntry {
         Self {
             id: row.id,
             created_at: row.created_at,
-            user_id: row.user_id,
+            user_id: row.user_id.map(|text| visible::escaped(&text).into_owned()),
             key_id: row.key_id,
             address: row.address,
             correlation_id: row.correlation_id,
             action: row.action,
             entity_type: row.entity_type,
             entity_id: row.entity_id,
-            entity_name: row.entity_name,
+            entity_name: row.entity_name.map(|text| visible::escaped(&text).into_owned()),
             outcome: row.outcome,
-            before: row.previous.map(|json| json.0),
-            after: row.changes.map(|json| json.0).filter(|json| json.get() != "null"),
+            before: row.previous.map(|json| shown(json.0)),
+            after: row.changes.map(|json| shown(json.0)).filter(|json| json.get() != "null"),
             organization_id: row.organization_id,
         }
+    }
+}
+
+/// The same JSON, in which nothing hides.
+fn shown(json: Box<RawValue>) -> Box<RawValue> {
+    match visible::json(json.get()) {
+        Cow::Borrowed(_) => json,
+        // Escapes in strings are JSON as well.
+        Cow::Owned(text) => RawValue::from_string(text).unwrap_or(json),
     }
 }
 

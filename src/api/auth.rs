@@ -63,7 +63,7 @@ impl Caller {
 
     /// Whoever has the address of a callback.
     fn nobody(anybody: Actor) -> Self {
-        let actor = Arc::new(Actor { subject: "callback".to_owned(), ..anybody });
+        let actor = Arc::new(Actor { subject: Actor::CALLBACK.to_owned(), ..anybody });
         Self { actor, grant: Arc::new(Grant::of(Role::Viewer)), roles: Arc::default(), proof: Proof::Address }
     }
 

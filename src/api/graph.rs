@@ -18,6 +18,7 @@ use super::{
 use crate::{
     db,
     input::FieldError,
+    visible,
     workflow::{Graph, Plan},
 };
 
@@ -65,7 +66,7 @@ impl Form {
         let (content_type, text) = match self {
             Self::Svg => ("image/svg+xml; charset=utf-8", graph.svg()),
             Self::Mermaid => ("text/vnd.mermaid; charset=utf-8", graph.mermaid()),
-            Self::Plain => ("text/plain; charset=utf-8", graph.mermaid()),
+            Self::Plain => ("text/plain; charset=utf-8", visible::escaped_lines(&graph.mermaid())),
         };
         let headers = [
             (header::CONTENT_TYPE, HeaderValue::from_static(content_type)),

@@ -37,6 +37,7 @@ use crate::{
     input::{self, FieldError},
     run::RunStatus,
     timestamp::Timestamp,
+    visible,
     waiting::Watch,
 };
 
@@ -161,8 +162,9 @@ impl From<EventRow> for Event {
 /// As a line for reading.
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // An error message may have lines of its own.
+        // An error message may have lines of its own, and whatever an agent has put there.
         let message = self.message.replace(['\r', '\n'], " ");
+        let message = visible::escaped(&message);
         writeln!(f, "{:<27} {:<7} {message}", self.timestamp.to_string(), self.level.as_str().to_uppercase())
     }
 }

@@ -19,38 +19,38 @@ const MAX_SEALED: i64 = 5000;
 /// What was done to what.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry<'a> {
-    /// `agent`, `workflow`, `run`, `api_key`, `organization`, `dead_letter`; of a denied attempt `request`.
+    /// `agent`, `workflow`, `run`, `api_key`, `organization`, `dead_letter`.
     pub entity_type: &'static str,
     /// The object.
     pub entity_id: Uuid,
-    /// Its name; of a run its id; of a denied attempt the route.
+    /// Its name; of a run its id.
     pub entity_name: &'a str,
     /// `create`, `update`, `delete`, `execute`, `retry`, `cancel`, `pause`, `resume`, `answer_callback`, `redrive`, `discard`,
-    /// `revoke`; of a
-    /// denied attempt the method.
-    pub action: &'a str,
-    /// Whether it was denied instead.
-    pub is_denied: bool,
+    /// `revoke`.
+    pub action: &'static str,
     /// What the members of `after` were before, without secrets; `None` if there was nothing.
     pub before: Option<&'a RawValue>,
     /// What changed, without secrets; `None` is stored as a JSON null.
     pub after: Option<&'a RawValue>,
 }
 
+/// Members that are bodies: an entry has their SHA-256 and their size, whatever that is. Entries can never be deleted,
+/// and are read by those who may not read the bodies.
+const BODIES: [&str; 5] = ["answer", "config", "input_data", "input_schema", "workflow_data"];
+
 /// Writes the entry.
 pub async fn insert(conn: &mut PgConnection, actor: &Actor, entry: Entry<'_>, at: Timestamp) -> Result<(), Error> {
     sqlx::query(
-        "INSERT INTO audit_logs (id, entity_type, entity_id, entity_name, action, outcome, user_id, key_id, address,
+        "INSERT INTO audit_logs (id, entity_type, entity_id, entity_name, action, user_id, key_id, address,
              correlation_id, organization_id, previous, changes, created_at, updated_at)
-         VALUES ($1, $2, $3, $4, $5, $6, nullif($7, ''), $8, $9, nullif($10, ''), $11, $12, coalesce($13, 'null'::jsonb),
-             $14, $14)",
+         VALUES ($1, $2, $3, $4, $5, nullif($6, ''), $7, $8, nullif($9, ''), $10, audit_members($11, $14),
+             coalesce(audit_members($12, $14), 'null'::jsonb), $13, $13)",
     )
     .bind(Uuid::now_v7())
     .bind(entry.entity_type)
     .bind(entry.entity_id)
     .bind(entry.entity_name)
     .bind(entry.action)
-    .bind(if entry.is_denied { "denied" } else { "success" })
     .bind(&actor.subject)
     .bind(actor.key_id)
     .bind(actor.address.map(|address| address.to_string()))
@@ -59,7 +59,57 @@ pub async fn insert(conn: &mut PgConnection, actor: &Actor, entry: Entry<'_>, at
     .bind(entry.before.map(Json))
     .bind(entry.after.map(Json))
     .bind(at)
+    .bind(&BODIES[..])
     .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// An entry of a denied attempt, or of the number of many.
+#[derive(Clone, Debug)]
+pub struct DeniedEntry {
+    /// Made with the entry, so that a repeat writes it once.
+    pub id: Uuid,
+    /// Who tried; without a subject if nobody knows.
+    pub actor: Actor,
+    /// The method, or `omitted`.
+    pub action: String,
+    /// The route as a template, or `(many)`.
+    pub route: String,
+    /// The answer, or how many.
+    pub after: Box<RawValue>,
+    /// When; of many the first one.
+    pub at: Timestamp,
+    /// How many it stands for.
+    pub attempts: u64,
+}
+
+/// Writes those that are not written yet, all or none.
+pub async fn insert_denied(pool: &PgPool, entries: &[DeniedEntry]) -> Result<(), Error> {
+    let text = |of: fn(&DeniedEntry) -> Option<String>| entries.iter().map(of).collect::<Vec<_>>();
+    let some = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+    sqlx::query(
+        "INSERT INTO audit_logs (id, entity_type, entity_id, entity_name, action, outcome, user_id, key_id, address,
+             correlation_id, organization_id, changes, created_at, updated_at)
+         SELECT id, 'request', $1, route, action, 'denied', user_id, key_id, address, correlation_id, organization_id,
+             changes::jsonb, created_at, created_at
+         FROM unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::uuid[], $7::text[], $8::text[], $9::text[],
+             $10::text[], $11::timestamp[])
+             AS e (id, route, action, user_id, key_id, address, correlation_id, organization_id, changes, created_at)
+         ON CONFLICT DO NOTHING",
+    )
+    .bind(Uuid::nil())
+    .bind(entries.iter().map(|entry| entry.id).collect::<Vec<_>>())
+    .bind(text(|entry| Some(entry.route.clone())))
+    .bind(text(|entry| Some(entry.action.clone())))
+    .bind(entries.iter().map(|entry| some(&entry.actor.subject)).collect::<Vec<_>>())
+    .bind(entries.iter().map(|entry| entry.actor.key_id).collect::<Vec<_>>())
+    .bind(text(|entry| entry.actor.address.map(|address| address.to_string())))
+    .bind(entries.iter().map(|entry| some(&entry.actor.correlation_id)).collect::<Vec<_>>())
+    .bind(text(|entry| Some(entry.actor.organization.to_string())))
+    .bind(text(|entry| Some(entry.after.get().to_owned())))
+    .bind(entries.iter().map(|entry| entry.at.naive()).collect::<Vec<_>>())
+    .execute(pool)
     .await?;
     Ok(())
 }

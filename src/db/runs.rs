@@ -458,12 +458,13 @@ async fn insert_all(conn: &mut PgConnection, batch: &StartBatch, audit: bool) ->
             ON CONFLICT DO NOTHING
             RETURNING run_id
         ), accepted AS MATERIALIZED (
-            SELECT * FROM request WHERE key IS NULL OR run_id IN (SELECT run_id FROM claimed)
+            SELECT *, input_data::jsonb AS input FROM request
+            WHERE key IS NULL OR run_id IN (SELECT run_id FROM claimed)
         ), run AS (
             INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, workflow_definition_id, status, input_data,
                 triggered_by, created_at, updated_at, workflow_version, correlation_id, execution_event_id,
                 organization_id, priority)
-            SELECT run_id, definition_id::text, workflow_name, definition_id::text, 'PENDING', input_data::jsonb,
+            SELECT run_id, definition_id::text, workflow_name, definition_id::text, 'PENDING', input,
                 triggered_by, created_at, created_at, version, correlation_id, event_id, organization_id, priority
             FROM accepted
         ), message AS (
@@ -474,7 +475,9 @@ async fn insert_all(conn: &mut PgConnection, batch: &StartBatch, audit: bool) ->
                 correlation_id, organization_id, changes, created_at, updated_at)
             SELECT audit_id, 'run', entity_id, run_id, 'execute', triggered_by, key_id, address, correlation_id,
                 organization_id, jsonb_build_object('workflow_id', definition_id, 'workflow_name', workflow_name,
-                    'input_data', input_data::jsonb), created_at, created_at
+                    -- As `body_digest` has it, of what GET /runs/{run_id} shows.
+                    'input_data', jsonb_build_object('bytes', octet_length(input::text),
+                        'sha256', encode(sha256(convert_to(input::text, 'UTF8')), 'hex'))), created_at, created_at
             FROM accepted WHERE $17
         )
         SELECT run_id FROM accepted",

@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use chrono::Utc;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, Validation, decode, decode_header, encode, errors::ErrorKind};
 use secrecy::ExposeSecret;
@@ -22,12 +23,17 @@ use crate::{
     access::{Actor, Grant, OrganizationId, Role, verifying_key::VerifyingKey},
     config,
     lifecycle::Lifecycle,
+    visible,
 };
 
 /// How far the clocks of this host and of whoever signs tokens may be apart.
 const CLOCK_SKEW_SECS: u64 = 30;
 /// Longest token that is looked at.
 const MAX_TOKEN_BYTES: usize = 8 << 10;
+/// Longest subject, as it is shown. It fits the columns that name a user.
+const MAX_SUBJECT_BYTES: usize = 255;
+/// The latest time that `exp` and `nbf` may name: the end of the year 9999, the last that dates are written for.
+const LAST_SECOND: f64 = 253_402_300_799.0;
 /// Tokens that are remembered as verified.
 const MAX_REMEMBERED: usize = 4096;
 
@@ -97,16 +103,28 @@ pub enum TokenError {
     #[error("JWT_SECRET is not set, so there is nothing to sign a token with")]
     NoSecret,
     /// It would not be let in.
-    #[error("a subject has 1 to 255 bytes, no control characters, and does not begin with {SUBJECT_PREFIX}")]
+    #[error(
+        "a subject has 1 to 255 bytes and no control characters, is not system or callback, and does not begin with \
+         {SUBJECT_PREFIX}"
+    )]
     BadSubject,
     /// The library refused.
     #[error("the token could not be signed")]
     Sign(#[from] jsonwebtoken::errors::Error),
 }
 
-/// Fits the columns that name a user, and a log line, and is not that of an API key.
-fn is_subject(text: &str) -> bool {
-    (1..=255).contains(&text.len()) && !text.contains(char::is_control) && !text.starts_with(SUBJECT_PREFIX)
+/// The subject as logs, columns and audit entries have it: with its hidden characters escaped, so that two that look the
+/// same are the same. `None` if it does not fit them, or could be taken for one that the service itself gives: that of
+/// an API key, of whoever answers a callback, or its own.
+fn shown_subject(text: &str) -> Option<String> {
+    let visible: String = text.chars().filter(|c| !visible::is_hidden(*c)).collect();
+    let name = visible.trim().to_lowercase();
+    let is_reserved = name.starts_with(SUBJECT_PREFIX) || Actor::RESERVED.contains(&name.as_str());
+    // What is escaped already could be taken for what is about to be.
+    if name.is_empty() || is_reserved || text.contains(char::is_control) || text.contains("\\u{") {
+        return None;
+    }
+    Some(visible::escaped(text).into_owned()).filter(|shown| shown.len() <= MAX_SUBJECT_BYTES)
 }
 
 /// A token for that subject of the organisation in that role, valid for `JWT_EXPIRATION_MINUTES`.
@@ -116,9 +134,7 @@ pub fn issue(
     role: Role,
     organization: &OrganizationId,
 ) -> Result<String, TokenError> {
-    if !is_subject(subject) {
-        return Err(TokenError::BadSubject);
-    }
+    shown_subject(subject).ok_or(TokenError::BadSubject)?;
     sign(auth, subject, role, organization, None)
 }
 
@@ -180,6 +196,34 @@ pub fn now() -> f64 {
 /// Tokens of that algorithm are ours.
 fn is_secret(algorithm: Algorithm) -> bool {
     matches!(algorithm, Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512)
+}
+
+/// What a token's header says besides its algorithm and its key.
+#[derive(Deserialize)]
+struct Marks {
+    #[serde(default, deserialize_with = "present")]
+    typ: Option<String>,
+    #[serde(default, deserialize_with = "present")]
+    crit: Option<Value>,
+    #[serde(default, deserialize_with = "present")]
+    b64: Option<bool>,
+    #[serde(default, deserialize_with = "present")]
+    zip: Option<Value>,
+}
+
+/// `None` if the header marks the token as something else than an access token that is signed and nothing more: of another
+/// kind (RFC 8725, 3.11: a logout token, an ID token…), compressed (RFC 8725, 3.6), with a payload that is not base64
+/// (RFC 7797), or with anything that is to be understood, which nothing is (RFC 7515, 4.1.11).
+fn check_header(token: &str) -> Option<()> {
+    let header = BASE64_URL_SAFE_NO_PAD.decode(token.split('.').next()?).ok()?;
+    let Marks { typ, crit, b64, zip } = serde_json::from_slice(&header).ok()?;
+    // A media type, whose `application/` may be left out (RFC 7515, 4.1.9).
+    let is_access = |typ: &String| {
+        let typ = typ.to_ascii_lowercase();
+        matches!(typ.strip_prefix("application/").unwrap_or(&typ), "jwt" | "at+jwt")
+    };
+    let is_plain = crit.is_none() && zip.is_none() && b64 != Some(false);
+    (typ.as_ref().is_none_or(is_access) && is_plain).then_some(())
 }
 
 /// Why a token does not count.
@@ -250,11 +294,8 @@ impl Tokens {
         if let Some(claims) = self.remembered(set.as_ref()).tokens.get(&digest) {
             return if claims.has_expired() { Err(Refused::Expired) } else { Ok(Arc::clone(claims)) };
         }
+        check_header(token).ok_or(Refused::Invalid)?;
         let header = decode_header(token).map_err(|_| Refused::Invalid)?;
-        // Whoever calls something critical wants it understood; nothing is (RFC 7515, 4.1.11).
-        if header.crit.is_some() {
-            return Err(Refused::Invalid);
-        }
         let mut set = set;
         if let Some(jwks) = &self.jwks
             && !is_secret(header.alg)
@@ -304,12 +345,17 @@ impl Tokens {
             _ => Refused::Invalid,
         })?;
         let Presented { sub, exp, role, roles, organization_id, wf_key, .. } = decoded.claims;
+        if exp > LAST_SECOND {
+            return Err(Refused::Invalid);
+        }
         let key_id = wf_key.filter(|_| is_secret(key.algorithm));
         let grant = Arc::new(Grant::of(role.or(self.default_role).ok_or(Refused::Invalid)?));
         let roles = roles.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
         let organization = organization_id.unwrap_or_default();
-        let claims = Claims { subject: sub, organization, grant, roles, key_id, expires_at: exp };
-        if claims.key_id.is_some() || is_subject(&claims.subject) { Ok(claims) } else { Err(Refused::Invalid) }
+        // Of a key's token the key says who it is.
+        let subject = if key_id.is_some() { Some(sub) } else { shown_subject(&sub) };
+        let subject = subject.ok_or(Refused::Invalid)?;
+        Ok(Claims { subject, organization, grant, roles, key_id, expires_at: exp })
     }
 
     /// What was verified with this set.

@@ -146,7 +146,13 @@ fn wrong_contents() -> Vec<(String, String)> {
         ("nbf", vec![json!(null), json!("0"), json!(true), json!([0]), json!(now() + 61), json!(9e300)]),
         ("iat", vec![json!(null), json!("0"), json!([])]),
         ("sub", vec![json!(null), json!(7), json!(""), json!(["a"]), json!({}), json!("a\0b"), json!("a\nb")]),
-        ("sub", vec![json!("x".repeat(256))]),
+        ("sub", vec![json!("x".repeat(256)), json!("\u{200b}".repeat(32)), json!("a\\u{200b}")]),
+        (
+            "sub",
+            vec![json!("system"), json!("System"), json!(" system "), json!("sys\u{200b}tem"), json!("SYSTEM\u{2060}")],
+        ),
+        ("sub", vec![json!("callback"), json!("\u{202e}callback"), json!("API-Key:ci"), json!("\u{feff}api-key:ci")]),
+        ("exp", vec![json!(253_402_300_800_i64), json!(9e15), json!(1e300), json!(u64::MAX)]),
         (
             "role",
             vec![json!(null), json!(7), json!(""), json!("root"), json!("Admin"), json!("admin "), json!(["admin"])],
@@ -187,9 +193,43 @@ fn wrong_contents() -> Vec<(String, String)> {
         ("crit exp", json!({"alg": "HS256", "crit": ["exp"]})),
         ("crit and b64", json!({"alg": "HS256", "crit": ["b64"], "b64": false})),
         ("an empty crit", json!({"alg": "HS256", "crit": []})),
+        ("a crit that is null", json!({"alg": "HS256", "crit": null})),
+        ("b64 without crit", json!({"alg": "HS256", "b64": false})),
+        ("b64 that is no boolean", json!({"alg": "HS256", "b64": "false"})),
+        ("zip", json!({"alg": "HS256", "zip": "DEF"})),
+        ("a zip that is null", json!({"alg": "HS256", "zip": null})),
+        ("typ null", json!({"alg": "HS256", "typ": null})),
+        ("typ 7", json!({"alg": "HS256", "typ": 7})),
     ] {
         found.push((name.to_owned(), with_header(&header)));
     }
+    for typ in [
+        "",
+        " ",
+        "JWE",
+        "JWT ",
+        "jose",
+        "JOSE+JSON",
+        "logout+jwt",
+        "LOGOUT+JWT",
+        "secevent+jwt",
+        "id+jwt",
+        "dpop+jwt",
+        "client-authentication+jwt",
+        "token-introspection+jwt",
+        "oauth-authz-req+jwt",
+        "kb+jwt",
+        "vc+sd-jwt",
+        "statuslist+jwt",
+        "entity-statement+jwt",
+        "at+jwt2",
+        "application/application/jwt",
+        "text/jwt",
+    ] {
+        found.push((format!("typ {typ:?}"), with_header(&json!({"alg": "HS256", "typ": typ}))));
+    }
+    let two = r#"{"alg":"HS256","typ":"logout+jwt","typ":"JWT"}"#;
+    found.push(("two typ".to_owned(), signed_text(two, &claims(&json!({})).to_string(), &secret(), Algorithm::HS256)));
     found.push(("a header that is a list".to_owned(), signed_text("[]", "{}", &secret(), Algorithm::HS256)));
     found.push(("a huge token".to_owned(), with_claims(&claims(&json!({"more": "x".repeat(9000)})))));
     found
@@ -228,6 +268,12 @@ async fn every_token_that_keeps_the_rules_is_let_in(pool: PgPool) {
         ("one without a role", {
             signed(&json!({"alg": "HS256"}), &json!({"sub": "é", "exp": now() + 9}), &secret(), Algorithm::HS256)
         }),
+        ("one with a typ", with_header(&json!({"alg": "HS256", "typ": "JWT"}))),
+        ("one with a typ in small letters", with_header(&json!({"alg": "HS256", "typ": "jwt"}))),
+        ("an access token", with_header(&json!({"alg": "HS256", "typ": "at+jwt"}))),
+        ("an access token in full", with_header(&json!({"alg": "HS256", "typ": "application/at+JWT"}))),
+        ("one with a payload in base64", with_header(&json!({"alg": "HS256", "b64": true}))),
+        ("one of somebody with such a name", with_claims(&claims(&json!({"sub": "system-of-record"})))),
         ("one that names a key", with_header(&json!({"alg": "HS256", "kid": "../../../dev/null"}))),
         ("one of the public key", signed(&json!({"alg": "RS256"}), &claims(&json!({})), &rsa(RSA), Algorithm::RS256)),
     ] {
@@ -236,6 +282,16 @@ async fn every_token_that_keeps_the_rules_is_let_in(pool: PgPool) {
             assert_eq!(answer.status.as_u16(), 200, "{name}: {}", answer.text);
         }
     }
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_subject_is_shown_with_what_hides_in_it(pool: PgPool) {
+    let service = Service::start_with(config(&pool, &[("JWT_SECRET", SECRET)]));
+    let token = format!("Bearer {}", with_claims(&claims(&json!({"sub": "al\u{200b}ice\u{202e}"}))));
+    let headers = [("authorization", token.as_str()), ("content-type", "application/json")];
+    let agent = json!({"name": "a", "url": "http://127.0.0.1:9/"}).to_string();
+    let agent = service.send("POST", "/api/v1/agents", &headers, agent).await.expect(201);
+    assert_eq!(agent["created_by"], "al\\u{200b}ice\\u{202e}");
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
