@@ -118,3 +118,42 @@ async fn a_release_runs_on_the_schema_of_a_later_one(pool: PgPool) {
     assert_eq!(migrations::up(&settings).await.expect("no objection"), 0);
     assert!(migrations::is_current(&pool).await.expect("an answer"));
 }
+
+#[sqlx::test(migrations = false)]
+async fn every_table_column_and_view_is_described_in_the_database(pool: PgPool) {
+    migrations::up(&config(&pool, &[]).database).await.expect("up");
+    let sql = "
+        SELECT format('%s.%s', c.relname, coalesce(a.attname, '')) FROM pg_class c
+        LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND c.relkind <> 'v'
+        WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p', 'v') AND NOT c.relispartition
+            AND c.relname <> '_sqlx_migrations'
+            AND (obj_description(c.oid, 'pg_class') IS NULL
+                OR a.attnum IS NOT NULL AND col_description(c.oid, a.attnum) IS NULL)";
+    let bare: Vec<String> = sqlx::query_scalar(sql).fetch_all(&pool).await.expect("the catalogue");
+    assert_eq!(bare, Vec::<String>::new());
+}
+
+#[sqlx::test]
+async fn the_views_show_a_run_its_attempts_and_its_agent_in_utc_and_join_without_casts(pool: PgPool) {
+    let sql = "
+        INSERT INTO agents (name, url) VALUES ('a', 'http://192.0.2.1/');
+        INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, status, created_at, execution_started_at, completed_at)
+            VALUES ('run-1', '22222222-2222-2222-2222-222222222222', 'w', 'COMPLETED',
+                '2026-01-01 10:00:00', '2026-01-01 10:00:01', '2026-01-01 10:00:05'),
+                ('run-2', 'not a uuid', 'w', 'PENDING', '2026-01-01 11:00:00', NULL, NULL);
+        INSERT INTO step_executions (id, run_id, step_id, step_name, agent_name, status, input_data, started_at, completed_at)
+            VALUES ('1', 'run-1', 's', 's', 'a', 'FAILED', '{}', '2026-01-01 10:00:01', '2026-01-01 10:00:02'),
+                ('2', 'run-1', 's', 's', 'a', 'COMPLETED', '{}', '2026-01-01 10:00:02', '2026-01-01 10:00:05')";
+    sqlx::raw_sql(sql).execute(&pool).await.expect("rows");
+    let sql = "
+        SELECT format('%s %s %s %s %s', o.run_id, o.workflow_id, to_char(o.ended_at AT TIME ZONE 'UTC', 'HH24:MI:SS'),
+            o.queued_seconds, o.total_seconds) FROM run_overview o ORDER BY o.run_id";
+    let runs: Vec<String> = sqlx::query_scalar(sql).fetch_all(&pool).await.expect("runs");
+    assert_eq!(runs, ["run-1 22222222-2222-2222-2222-222222222222 10:00:05 1 5", "run-2    "]);
+    let sql = "
+        SELECT format('%s %s %s %s %s %s', d.attempt, d.seconds, o.status, s.attempts, s.failed, s.mean_seconds)
+        FROM step_durations d JOIN run_overview o USING (run_id)
+        JOIN agent_stats s ON s.agent_name = d.agent_name AND s.organization_id = d.organization_id ORDER BY d.attempt";
+    let attempts: Vec<String> = sqlx::query_scalar(sql).fetch_all(&pool).await.expect("attempts");
+    assert_eq!(attempts, ["1 1 COMPLETED 2 1 3", "2 3 COMPLETED 2 1 3"]);
+}
