@@ -67,6 +67,9 @@ variables! {
 /// Variables that may come from a file.
 const SECRETS: [&str; 5] = ["database_url", "jwt_secret", "jwt_public_key", "bootstrap_api_key", "encryption_key"];
 
+/// More than a request to a broker may take (15 s), so that what librdkafka mends by itself is left to it.
+const RENEW_KAFKA_CLIENTS_AFTER: Duration = Duration::from_secs(20);
+
 /// HMAC keys shorter than this are refused: 256 bits, the output of the weakest algorithm.
 const MIN_JWT_SECRET_BYTES: usize = 32;
 
@@ -186,6 +189,8 @@ pub struct Kafka {
     pub partitions: i32,
     /// `KAFKA_GROUP_ID`: the executors' consumer group.
     pub group_id: String,
+    /// No setting: how long a client may hear no broker, while others do, before it is made anew.
+    pub renew_after: Duration,
 }
 
 /// What is kept of records that cannot be used.
@@ -656,6 +661,7 @@ impl Reader {
             monitoring_topic: Some(monitoring_topic?).filter(|_| is_monitored == Some(true)),
             partitions: partitions?,
             group_id: self.text("kafka_group_id", "execution-consumer-group"),
+            renew_after: RENEW_KAFKA_CLIENTS_AFTER,
         })
     }
 

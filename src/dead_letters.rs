@@ -4,7 +4,7 @@
 //! If it dies here: the letter is due again after half a minute, and sent again. A copy can be told by its headers, a
 //! request by its `event_id`; without one, by the state of its run.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rdkafka::error::KafkaResult;
@@ -15,7 +15,10 @@ use uuid::Uuid;
 use crate::{
     config::{self, Config},
     db::{self, dead_letters::Due},
-    kafka::publisher::{self, Outgoing, Publisher},
+    kafka::{
+        Refusal,
+        publisher::{self, Outgoing, Publisher},
+    },
     lifecycle::Lifecycle,
 };
 
@@ -27,24 +30,21 @@ const MAX_TAKEN: i64 = 20;
 const EXPIRE_EVERY: u32 = 60;
 /// A record is given up after this, well before another process takes its letter.
 const GIVE_UP: Duration = Duration::from_secs(20);
-/// What is said of a letter that Kafka does not take back.
-const REFUSED: &str = "sent again, and refused by Kafka as too large or invalid";
 
 struct Sender {
     pool: PgPool,
     topic: String,
     retention: config::DeadLetters,
-    publisher: Publisher,
+    publisher: Arc<Publisher>,
 }
 
 /// Starts the loop. Neither the database nor Kafka need be there yet; settings that cannot work are an error.
 pub fn start(config: &Config, pool: PgPool, lifecycle: &Lifecycle) -> KafkaResult<()> {
-    let sender = Sender {
-        pool,
-        topic: config.kafka.dead_letter_topic.clone(),
-        retention: config.dead_letters,
-        publisher: Publisher::new(&config.kafka, Some(GIVE_UP))?,
-    };
+    let publisher = Arc::new(Publisher::new("dead letters", &config.kafka, Some(GIVE_UP))?);
+    let (watched, soft_stop) = (Arc::clone(&publisher), lifecycle.soft_stop().clone());
+    lifecycle.spawn("dead letters watch", async move { watched.watch(&soft_stop).await });
+    let sender =
+        Sender { pool, topic: config.kafka.dead_letter_topic.clone(), retention: config.dead_letters, publisher };
     lifecycle.spawn("dead letters", sender.run(lifecycle.soft_stop().clone()));
     Ok(())
 }
@@ -96,36 +96,39 @@ impl Sender {
         let due = db::bounded(async move { db::dead_letters::take(&pool, MAX_TAKEN).await }).await?;
         let copies: Vec<&Due> = due.iter().filter(|letter| letter.is_copy).collect();
         let again: Vec<&Due> = due.iter().filter(|letter| letter.is_redrive).collect();
-        let (copied, refused) = self.publish(&copies, |letter| self.copy(letter)).await;
-        let ids = [copied, refused].concat();
+        let (mut copied, refused) = self.publish(&copies, |letter| self.copy(letter)).await;
+        copied.extend(refused.iter().map(|(id, _)| *id));
         let (redriven, returned) = self.publish(&again, redrive).await;
-        let is_progress = !ids.is_empty() || !redriven.is_empty() || !returned.is_empty();
+        let is_progress = !copied.is_empty() || !redriven.is_empty() || !returned.is_empty();
         let pool = self.pool.clone();
         db::bounded(async move {
-            db::dead_letters::copied(&pool, &ids).await?;
+            db::dead_letters::copied(&pool, &copied).await?;
             db::dead_letters::redriven(&pool, &redriven, None).await?;
-            db::dead_letters::redriven(&pool, &returned, Some(REFUSED)).await
+            for (id, why) in returned {
+                db::dead_letters::redriven(&pool, &[id], Some(&format!("sent again, and refused: {why}"))).await?;
+            }
+            Ok(())
         })
         .await?;
         Ok(is_progress)
     }
 
-    /// Sends letters as records; the ids of those that Kafka has, and of those that it will never take.
+    /// Sends letters as records; the ids of those that Kafka has, and of those that it will never take, with the reason.
     async fn publish<'a>(
         &self,
         letters: &[&'a Due],
         record: impl Fn(&'a Due) -> Outgoing<'a>,
-    ) -> (Vec<Uuid>, Vec<Uuid>) {
+    ) -> (Vec<Uuid>, Vec<(Uuid, Refusal)>) {
         let records: Vec<Outgoing<'_>> = letters.iter().map(|letter| record(letter)).collect();
         let (mut sent, mut refused) = (Vec::new(), Vec::new());
         for (letter, outcome) in letters.iter().zip(self.publisher.publish(&records).await) {
-            match outcome {
+            match outcome.map_err(|error| (publisher::refusal(&error), error)) {
                 Ok(()) => sent.push(letter.id),
-                Err(error) if publisher::is_final(&error) => {
-                    tracing::error!(dead_letter_id = %letter.id, "Kafka refuses a dead letter: {error}");
-                    refused.push(letter.id);
+                Err((Some(why), _)) => {
+                    tracing::error!(dead_letter_id = %letter.id, "Kafka refuses a dead letter: {why}");
+                    refused.push((letter.id, why));
                 }
-                Err(error) => tracing::debug!(dead_letter_id = %letter.id, "sent later: {error}"),
+                Err((None, error)) => tracing::debug!(dead_letter_id = %letter.id, "sent later: {error}"),
             }
         }
         (sent, refused)

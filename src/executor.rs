@@ -33,11 +33,7 @@ mod status;
 mod steps;
 mod sweep;
 
-use std::{
-    ops::Deref,
-    sync::{Arc, atomic::AtomicBool},
-    time::Duration,
-};
+use std::{ops::Deref, sync::Arc, time::Duration};
 
 use sqlx::PgPool;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -60,7 +56,7 @@ use crate::{
         processes::{self, Registration},
     },
     egress::Egress,
-    kafka::{self, consumer::Consumer},
+    kafka::{self, consumer::Consumer, renewable::Connection},
     lifecycle::Lifecycle,
 };
 
@@ -88,8 +84,8 @@ struct Shared {
     max_duration: Duration,
     /// How many runs one may begin, with those that they begin.
     max_sub_runs: i32,
-    /// Kafka cannot be read.
-    is_cut_off: AtomicBool,
+    /// Of the consumer.
+    kafka: Connection,
     /// Nothing new is begun.
     soft_stop: CancellationToken,
     /// The time to finish what is under way is over.
@@ -111,7 +107,7 @@ impl Deref for Executor {
 /// error.
 pub fn start(config: &Config, pool: PgPool, lifecycle: &Lifecycle) -> anyhow::Result<Status> {
     let (settled, give_up) = (CancellationToken::new(), CancellationToken::new());
-    let consumer = Consumer::new(&config.kafka)?;
+    let consumer = Arc::new(Consumer::new(&config.kafka)?);
     let registration = Registration::start(pool.clone(), "executor", lifecycle);
     let monitoring = Monitoring::start(&config.kafka, pool.clone(), registration.clone(), lifecycle, &settled)?;
     let breakers = Breakers::new(pool.clone());
@@ -125,7 +121,7 @@ pub fn start(config: &Config, pool: PgPool, lifecycle: &Lifecycle) -> anyhow::Re
         callbacks_url: config.api.callbacks_url(),
         max_duration: config.max_workflow_duration,
         max_sub_runs: config.max_sub_runs,
-        is_cut_off: AtomicBool::new(false),
+        kafka: consumer.connection().clone(),
         soft_stop: lifecycle.soft_stop().clone(),
         give_up,
         settled,
@@ -133,6 +129,8 @@ pub fn start(config: &Config, pool: PgPool, lifecycle: &Lifecycle) -> anyhow::Re
         pool,
     }));
     let intake_done = CancellationToken::new();
+    let (watched, soft_stop) = (Arc::clone(&consumer), lifecycle.soft_stop().clone());
+    lifecycle.spawn("executor kafka watch", async move { watched.watch(&soft_stop).await });
     let intake = Intake::new(executor.clone(), consumer);
     let (sweeping, waking) = (executor.clone(), executor.clone());
     let claiming_done = intake_done.clone();

@@ -4,6 +4,7 @@ pub mod consumer;
 pub mod message;
 pub mod producer;
 pub mod publisher;
+pub mod renewable;
 
 use std::time::Duration;
 
@@ -23,6 +24,14 @@ use crate::config;
 /// Metadata and admin requests that take longer count as no answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// A request without an answer for so long ends its connection. Above [`PRODUCE_TIMEOUT`], and far above what a
+/// request takes: a consumer waits a tenth of a second for records.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+/// A connection that is not made after this, TLS included, is not made.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a broker may wait for its replicas before it answers a producer.
+const PRODUCE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// What every client of ours starts from.
 #[must_use]
 pub fn client_config(kafka: &config::Kafka) -> ClientConfig {
@@ -33,6 +42,9 @@ pub fn client_config(kafka: &config::Kafka) -> ClientConfig {
         .set("reconnect.backoff.ms", "50")
         // A broker that is back shall be noticed within a second.
         .set("reconnect.backoff.max.ms", "1000")
+        // A broker that vanishes says nothing: whatever was asked of it is asked of another connection after that.
+        .set("socket.timeout.ms", ANSWER_TIMEOUT.as_millis().to_string())
+        .set("socket.connection.setup.timeout.ms", CONNECT_TIMEOUT.as_millis().to_string())
         .set("socket.keepalive.enable", "true")
         .set("socket.nagle.disable", "true")
         // Topics are made by `ensure_topics`, with the partition count that the settings name.
@@ -42,10 +54,47 @@ pub fn client_config(kafka: &config::Kafka) -> ClientConfig {
     config
 }
 
-/// Whether a broker answers, as a blocking call for a thread of its own.
+/// What every producer starts from.
+#[must_use]
+pub fn producer_config(kafka: &config::Kafka) -> ClientConfig {
+    let mut config = client_config(kafka);
+    config
+        .set("enable.idempotence", "true")
+        .set("acks", "all")
+        .set("request.timeout.ms", PRODUCE_TIMEOUT.as_millis().to_string())
+        // Same partition for a key as the Java clients choose.
+        .set("partitioner", "murmur2_random");
+    config
+}
+
+/// How many brokers a new client finds; that there is none is an error, too. Blocks the thread.
 pub fn ping(kafka: &config::Kafka) -> Result<usize, KafkaError> {
     let client: BaseConsumer = client_config(kafka).create()?;
-    client.fetch_metadata(None, REQUEST_TIMEOUT).map(|metadata| metadata.brokers().len())
+    renewable::ask(client.client(), &kafka.execution_topic, REQUEST_TIMEOUT)
+}
+
+/// Why a broker will never take a record, however often it is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Larger than the topic or the client allows.
+    #[error("its message is larger than the topic takes (max.message.bytes)")]
+    TooLarge,
+    /// Anything else about the record itself.
+    #[error("Kafka refuses its message as invalid")]
+    Invalid,
+}
+
+impl Refusal {
+    /// What this error says about the record, if it is about that.
+    #[must_use]
+    pub fn of(code: RDKafkaErrorCode) -> Option<Self> {
+        use RDKafkaErrorCode as Code;
+        match code {
+            Code::MessageSizeTooLarge | Code::InvalidMessageSize => Some(Self::TooLarge),
+            Code::InvalidMessage | Code::InvalidRecord => Some(Self::Invalid),
+            _ => None,
+        }
+    }
 }
 
 /// Makes the topics where they are missing; one that exists is left as it is. Those of executions and cancellations

@@ -11,7 +11,7 @@
 use std::{
     collections::HashSet,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -43,7 +43,8 @@ use crate::{
     kafka::{
         self,
         message::{CancellationPayload, ExecutionPayload},
-        producer::{MAX_QUEUED_BYTES, MAX_QUEUED_MESSAGES, MAX_RECORD_BYTES, Producer, Report},
+        producer::{MAX_QUEUED_BYTES, MAX_QUEUED_MESSAGES, MAX_RECORD_BYTES, Producer, Report, Unsent},
+        renewable::{Purpose, Renewable},
     },
     lifecycle::Lifecycle,
     timestamp::Timestamp,
@@ -76,8 +77,11 @@ const SETTLE_PAUSE: Duration = Duration::from_millis(5);
 const SETTLE_RETRY: Duration = Duration::from_millis(500);
 /// At the end of the process, for what is still queued.
 const FLUSH: Duration = Duration::from_secs(5);
-/// A broker that answers later counts as away.
-const PING: Duration = Duration::from_secs(1);
+/// A broker that answers later is not asked further.
+const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+/// What the relay does without brokers.
+const PURPOSE: Purpose =
+    Purpose { name: "runs", meaning: Some("requests are accepted, and dispatched when it is back") };
 
 /// Where messages are offered. Cheap to clone.
 #[derive(Clone)]
@@ -89,7 +93,7 @@ struct Shared {
     key_ttl_hours: i32,
     pool: PgPool,
     registration: Registration,
-    producer: RwLock<Arc<Producer>>,
+    producer: Renewable<Producer>,
     reports: UnboundedSender<Report>,
     /// Messages and bytes reserved or queued, to stay within what the producer's queue takes.
     held: AtomicUsize,
@@ -97,7 +101,6 @@ struct Shared {
     /// The messages whose rows this process knows to own.
     known: Mutex<HashSet<Uuid>>,
     backlog: AtomicI64,
-    connected: AtomicBool,
     topics_checked: AtomicBool,
     /// The producer has refused a message since the last sweep.
     is_full: AtomicBool,
@@ -153,7 +156,10 @@ impl Relay {
     ) -> Result<Self, KafkaError> {
         let kafka = &settings.kafka;
         let (reports, received) = unbounded_channel();
-        let producer = RwLock::new(Arc::new(Producer::new(kafka, reports.clone())?));
+        let reporting = reports.clone();
+        let producer = Renewable::new(PURPOSE, kafka, move |kafka, last_error| {
+            Producer::new(kafka, reporting.clone(), last_error)
+        })?;
         let relay = Self(Arc::new(Shared {
             kafka: kafka.clone(),
             key_ttl_hours: settings.idempotency_key_ttl_hours,
@@ -165,14 +171,15 @@ impl Relay {
             held_bytes: AtomicUsize::new(0),
             known: Mutex::default(),
             backlog: AtomicI64::new(0),
-            connected: AtomicBool::new(false),
             topics_checked: AtomicBool::new(false),
             is_full: AtomicBool::new(false),
         }));
         let settled = CancellationToken::new();
         lifecycle.spawn("outbox settling", relay.clone().settle_all(received, settled.clone()));
         lifecycle.spawn("outbox sweep", relay.clone().sweep_all(drained.clone(), settled));
-        lifecycle.spawn("kafka watch", relay.clone().watch_kafka(drained.clone()));
+        lifecycle.spawn("kafka topics", relay.clone().keep_topics(drained.clone()));
+        let (watched, drained) = (relay.clone(), drained.clone());
+        lifecycle.spawn("kafka watch", async move { watched.0.producer.watch(&drained).await });
         Ok(relay)
     }
 
@@ -224,11 +231,11 @@ impl Relay {
 
     /// Gives a row back that may or may not have been committed as owned by us: the answer to the commit was lost.
     pub fn abandon(&self, reservation: Reservation, event_id: Uuid, run_id: String) {
-        self.give_up(reservation, event_id, run_id, RDKafkaErrorCode::PurgeQueue);
+        self.give_up(reservation, event_id, run_id, Unsent::Undelivered(RDKafkaErrorCode::PurgeQueue));
     }
 
     /// Settles a message without sending it.
-    fn give_up(&self, mut reservation: Reservation, event_id: Uuid, run_id: String, why: RDKafkaErrorCode) {
+    fn give_up(&self, mut reservation: Reservation, event_id: Uuid, run_id: String, why: Unsent) {
         reservation.kept = true;
         self.known().insert(event_id);
         let report = Report { run_id, event_id, bytes: reservation.bytes, outcome: Err(why) };
@@ -245,11 +252,7 @@ impl Relay {
     /// Whether Kafka answered when it was last asked, which is every second.
     #[must_use]
     pub fn is_connected(&self) -> bool {
-        self.0.connected.load(Ordering::Relaxed)
-    }
-
-    fn producer(&self) -> Arc<Producer> {
-        Arc::clone(&self.0.producer.read().unwrap_or_else(PoisonError::into_inner))
+        self.0.producer.connection().is_up()
     }
 
     fn send(&self, mut reservation: Reservation, topic: &str, run_id: &str, event_id: Uuid, payload: &[u8]) {
@@ -258,9 +261,10 @@ impl Relay {
         self.0.held_bytes.fetch_add(payload.len(), Ordering::Relaxed);
         self.0.held_bytes.fetch_sub(reservation.bytes, Ordering::Relaxed);
         self.known().insert(event_id);
-        if let Err(error) = self.producer().send(topic, run_id, event_id, payload) {
+        if let Err(error) = self.0.producer.with(|producer| producer.send(topic, run_id, event_id, payload)) {
             let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
-            let report = Report { run_id: run_id.to_owned(), event_id, bytes: payload.len(), outcome: Err(code) };
+            let report =
+                Report { run_id: run_id.to_owned(), event_id, bytes: payload.len(), outcome: Err(code.into()) };
             drop(self.0.reports.send(report));
             self.0.is_full.store(true, Ordering::Relaxed);
         }
@@ -298,14 +302,7 @@ impl Relay {
         for report in &*batch {
             match report.outcome {
                 Ok(()) => {}
-                Err(Code::MessageSizeTooLarge | Code::InvalidMessage | Code::InvalidRecord) => {
-                    tracing::error!(run_id = report.run_id, "Kafka refuses the message of run {}", report.run_id);
-                    let text = "the run could not be dispatched: Kafka refuses its message as too large or invalid";
-                    let (pool, run_id, event) = (self.0.pool.clone(), report.run_id.clone(), Some(report.event_id));
-                    db::bounded(async move { db::runs::fail_pending(&pool, &run_id, event, text).await }).await?;
-                    metrics::counter!("workflow_execution_failures_total").increment(1);
-                }
-                Err(code) => {
+                Err(Unsent::Undelivered(code)) => {
                     if matches!(code, Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition) {
                         self.0.topics_checked.store(false, Ordering::Relaxed);
                     }
@@ -313,6 +310,13 @@ impl Relay {
                     back_runs.push(report.run_id.clone());
                     back_events.push(report.event_id);
                     continue;
+                }
+                Err(why @ (Unsent::Refused(_) | Unsent::NoPlan)) => {
+                    tracing::error!(run_id = report.run_id, "run {} cannot be dispatched: {why}", report.run_id);
+                    let text = format!("the run could not be dispatched: {why}");
+                    let (pool, run_id, event) = (self.0.pool.clone(), report.run_id.clone(), Some(report.event_id));
+                    db::bounded(async move { db::runs::fail_pending(&pool, &run_id, event, &text).await }).await?;
+                    metrics::counter!("workflow_execution_failures_total").increment(1);
                 }
             }
             done_runs.push(report.run_id.clone());
@@ -360,7 +364,7 @@ impl Relay {
                 () = drained.cancelled() => {}
             }
         }
-        let producer = self.producer();
+        let producer = self.0.producer.current();
         let flushed = tokio::task::spawn_blocking(move || producer.flush(FLUSH)).await;
         let deadline = Instant::now() + FLUSH;
         if matches!(flushed, Ok(Ok(()))) {
@@ -431,7 +435,7 @@ impl Relay {
             }
             (Kind::Execution, None) => {
                 // Its definition is gone: nobody can ever make this message.
-                self.give_up(reservation, row.event_id, row.run_id, RDKafkaErrorCode::InvalidRecord);
+                self.give_up(reservation, row.event_id, row.run_id, Unsent::NoPlan);
             }
             (Kind::Cancellation, _) => {
                 let (by, reason) = (row.cancelled_by.as_deref(), row.reason.as_deref());
@@ -440,19 +444,8 @@ impl Relay {
         }
     }
 
-    /// Frees orphans, sends lost requests again, drops what has expired, replaces a broken producer.
+    /// Frees orphans, sends lost requests again, drops what has expired.
     async fn upkeep(&self) -> Result<(), db::Error> {
-        if self.producer().is_broken() {
-            match Producer::new(&self.0.kafka, self.0.reports.clone()) {
-                Ok(fresh) => {
-                    tracing::warn!("the Kafka producer met a fatal error and was replaced");
-                    let mut current = self.0.producer.write().unwrap_or_else(PoisonError::into_inner);
-                    let broken = std::mem::replace(&mut *current, Arc::new(fresh));
-                    tokio::task::spawn_blocking(move || drop(broken));
-                }
-                Err(error) => tracing::error!("the Kafka producer cannot be replaced: {error}"),
-            }
-        }
         let pool = self.0.pool.clone();
         let (mine, key_ttl_hours) = (self.0.registration.current(), self.0.key_ttl_hours);
         // Asked before the rows are: one that comes to be known meanwhile is too young to be freed.
@@ -487,20 +480,10 @@ impl Relay {
         Ok(())
     }
 
-    /// Keeps [`Self::is_connected`] true to life, and makes the topics once Kafka is there.
-    async fn watch_kafka(self, drained: CancellationToken) {
+    /// Makes the topics once Kafka is there, and again when one has gone.
+    async fn keep_topics(self, drained: CancellationToken) {
         while !drained.is_cancelled() {
-            let producer = self.producer();
-            let answer = tokio::task::spawn_blocking(move || producer.ping(PING)).await;
-            let connected = matches!(answer, Ok(Ok(())));
-            if self.0.connected.swap(connected, Ordering::Relaxed) != connected {
-                if connected {
-                    tracing::info!("Kafka is connected");
-                } else {
-                    tracing::error!("Kafka is disconnected; requests are accepted and dispatched when it is back");
-                }
-            }
-            if connected && !self.0.topics_checked.load(Ordering::Relaxed) {
+            if self.is_connected() && !self.0.topics_checked.load(Ordering::Relaxed) {
                 match kafka::ensure_topics(&self.0.kafka).await {
                     Ok(()) => self.0.topics_checked.store(true, Ordering::Relaxed),
                     Err(error) => tracing::warn!("the topics cannot be made yet: {error}"),
@@ -528,13 +511,13 @@ fn encode<T: serde::Serialize>(payload: &T) -> Vec<u8> {
 /// Whether the executors' group has read all there is on the execution topic. Blocks the thread.
 fn queue_is_drained(kafka: &config::Kafka) -> Result<bool, KafkaError> {
     let client: BaseConsumer = kafka::client_config(kafka).set("group.id", &kafka.group_id).create()?;
-    let metadata = client.fetch_metadata(Some(&kafka.execution_topic), PING)?;
+    let metadata = client.fetch_metadata(Some(&kafka.execution_topic), ANSWER_WITHIN)?;
     let mut asked = rdkafka::TopicPartitionList::new();
     for partition in metadata.topics().iter().flat_map(rdkafka::metadata::MetadataTopic::partitions) {
         asked.add_partition(&kafka.execution_topic, partition.id());
     }
-    for committed in client.committed_offsets(asked, PING)?.elements() {
-        let (low, high) = client.fetch_watermarks(&kafka.execution_topic, committed.partition(), PING)?;
+    for committed in client.committed_offsets(asked, ANSWER_WITHIN)?.elements() {
+        let (low, high) = client.fetch_watermarks(&kafka.execution_topic, committed.partition(), ANSWER_WITHIN)?;
         let read = if let Offset::Offset(offset) = committed.offset() { offset } else { low };
         if read < high {
             return Ok(false);

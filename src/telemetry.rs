@@ -100,6 +100,11 @@ fn describe() {
     describe_gauge!("outbox_event_pending_total", "Messages that Kafka does not have yet");
     describe_gauge!("outbox_oldest_age_seconds", Unit::Seconds, "Age of the oldest of them");
     describe_counter!("outbox_messages_published_total", "Messages that Kafka has acknowledged");
+    describe_gauge!("kafka_connected", "Whether a broker answers, by client");
+    describe_counter!(
+        "kafka_clients_renewed_total",
+        "Clients that no broker answered any more and that were made anew"
+    );
     describe_gauge!("dead_letters_open", "Records that no executor could use and nobody has decided on");
     describe_counter!("executor_dead_letters_total", "Records that no executor can use, by reason");
     describe_counter!("executor_monitoring_updates_total", "Monitoring updates that Kafka has acknowledged");

@@ -7,12 +7,12 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    sync::atomic::Ordering,
+    sync::Arc,
     time::Duration,
 };
 
 use futures_util::{FutureExt as _, future::BoxFuture};
-use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -58,7 +58,7 @@ const KAFKA_PAUSE: Duration = Duration::from_millis(10);
 /// See the module.
 pub(super) struct Intake {
     executor: Executor,
-    consumer: Consumer,
+    consumer: Arc<Consumer>,
     queue: Queue,
     /// Those whose turn it is.
     waiting: VecDeque<Waiting>,
@@ -80,7 +80,7 @@ pub(super) struct Intake {
 }
 
 impl Intake {
-    pub(super) fn new(executor: Executor, consumer: Consumer) -> Self {
+    pub(super) fn new(executor: Executor, consumer: Arc<Consumer>) -> Self {
         Self {
             executor,
             consumer,
@@ -171,18 +171,17 @@ impl Intake {
     }
 
     fn note_broken(&mut self, error: &KafkaError) {
-        if self.is_broken {
+        // That no broker answers is told by who watches the client.
+        let is_told = matches!(error.rdkafka_error_code(), Some(Code::AllBrokersDown | Code::BrokerTransportFailure));
+        if is_told || std::mem::replace(&mut self.is_broken, true) {
             tracing::debug!("Kafka cannot be read: {error}");
         } else {
             tracing::warn!("Kafka cannot be read, and is tried again: {error}");
         }
-        self.is_broken = true;
-        self.executor.is_cut_off.store(true, Ordering::Relaxed);
     }
 
     fn receive(&mut self, record: Record) {
         if std::mem::take(&mut self.is_broken) {
-            self.executor.is_cut_off.store(false, Ordering::Relaxed);
             tracing::info!("Kafka is read again");
         }
         let Record { position, sent_at, bytes, message, raw } = record;

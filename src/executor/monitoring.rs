@@ -101,12 +101,14 @@ impl Monitoring {
             topic,
             pool,
             registration,
-            publisher: Publisher::new(kafka, None)?,
+            publisher: Publisher::new("monitoring updates", kafka, None)?,
             queue,
             held: AtomicUsize::new(0),
             known: Mutex::default(),
             is_full: AtomicBool::new(false),
         }));
+        let (watched, settling) = (monitoring.clone(), settled.clone());
+        lifecycle.spawn("monitoring watch", async move { watched.0.publisher.watch(&settling).await });
         lifecycle.spawn("monitoring updates", monitoring.clone().send_all(batches, settled.clone()));
         lifecycle.spawn("monitoring sweep", monitoring.clone().sweep_all(settled.clone()));
         Ok(Some(monitoring))
@@ -199,7 +201,7 @@ impl Monitoring {
                 for (update, outcome) in updates.iter().zip(outcomes) {
                     match outcome {
                         Ok(()) => metrics::counter!("executor_monitoring_updates_total").increment(1),
-                        Err(error) if publisher::is_final(&error) => {
+                        Err(error) if publisher::refusal(&error).is_some() => {
                             tracing::warn!(run_id = update.run_id, "Kafka refuses a monitoring update: {error}");
                         }
                         Err(error) => {

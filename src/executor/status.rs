@@ -1,7 +1,5 @@
 //! What an executor knows of itself.
 
-use std::sync::atomic::Ordering;
-
 use super::Executor;
 
 /// Follows an executor. Cheap to clone.
@@ -13,7 +11,7 @@ pub struct Status(pub(super) Executor);
 pub struct Findings {
     /// It may own runs: the database has heard of it lately.
     pub database: bool,
-    /// It has not failed to read from Kafka since it last could.
+    /// Kafka answered when it was last asked, which is every second.
     pub kafka: bool,
     /// It takes no new runs, and ends.
     pub draining: bool,
@@ -28,7 +26,7 @@ impl Status {
         let Self(executor) = self;
         Findings {
             database: executor.registration.current().is_some(),
-            kafka: !executor.is_cut_off.load(Ordering::Relaxed),
+            kafka: executor.kafka.is_up(),
             draining: executor.soft_stop.is_cancelled(),
             runs: executor.active.leases(None).0.len(),
         }

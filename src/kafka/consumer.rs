@@ -5,7 +5,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -13,13 +13,25 @@ use chrono::{DateTime, Datelike as _, Utc};
 use futures_util::FutureExt as _;
 use rdkafka::{
     ClientContext, Offset, TopicPartitionList,
+    client::Client as NativeClient,
     consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance, StreamConsumer},
     error::{KafkaError, KafkaResult},
     message::{BorrowedMessage, Message as _, OwnedMessage},
 };
 
-use super::message::{Message, MessageError};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    message::{Message, MessageError},
+    renewable::{self, Client, Connection, LastError, Purpose, Renewable},
+};
 use crate::config;
+
+/// What a member of the group does without brokers.
+const PURPOSE: Purpose =
+    Purpose { name: "requests", meaning: Some("runs under way go on, and requests are read when it is back") };
+/// Who does not ask for records for so long is no member any more. Above what the intake may wait for the database.
+const MAX_POLL_INTERVAL: Duration = Duration::from_mins(1);
 
 /// What is read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -56,9 +68,13 @@ pub struct Record {
     pub raw: OwnedMessage,
 }
 
-struct Context;
+struct Context(LastError);
 
-impl ClientContext for Context {}
+impl ClientContext for Context {
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.0.note(&error, reason);
+    }
+}
 
 impl ConsumerContext for Context {
     fn post_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
@@ -74,9 +90,17 @@ impl ConsumerContext for Context {
     }
 }
 
-/// A member of the executors' group.
+impl Client for StreamConsumer<Context> {
+    type Context = Context;
+
+    fn native(&self) -> &NativeClient<Context> {
+        self.client()
+    }
+}
+
+/// A member of the executors' group. When its client is made anew it joins again, and what was not done comes again.
 pub struct Consumer {
-    inner: StreamConsumer<Context>,
+    client: Renewable<StreamConsumer<Context>>,
     execution_topic: String,
     cancellation_topic: String,
     progress: Mutex<HashMap<(Topic, i32), Progress>>,
@@ -85,38 +109,36 @@ pub struct Consumer {
 impl Consumer {
     /// Joins the group. Brokers need not be there yet; wrong settings are an error.
     pub fn new(kafka: &config::Kafka) -> KafkaResult<Self> {
-        let inner: StreamConsumer<Context> = super::client_config(kafka)
-            .set("group.id", &kafka.group_id)
-            // As the reference's consumers, so that both can be members of the group.
-            .set("partition.assignment.strategy", "range")
-            .set("auto.offset.reset", "earliest")
-            .set("enable.auto.offset.store", "false")
-            .set("enable.auto.commit", "true")
-            .set("auto.commit.interval.ms", "1000")
-            // What a killed executor had not read yet shall wait no longer than this.
-            .set("session.timeout.ms", "6000")
-            .set("heartbeat.interval.ms", "1500")
-            // Both topics may be made after this process.
-            .set("topic.metadata.refresh.interval.ms", "2000")
-            // An answer that waits for records is not asked again before; so long takes the end of a pause.
-            .set("fetch.wait.max.ms", "100")
-            // What is read ahead costs memory, and comes again after a crash.
-            .set("queued.max.messages.kbytes", "16384")
-            .set("queued.min.messages", "2000")
-            .create_with_context(Context)?;
-        inner.subscribe(&[&kafka.execution_topic, &kafka.cancellation_topic])?;
         Ok(Self {
-            inner,
+            client: Renewable::new(PURPOSE, kafka, join)?,
             execution_topic: kafka.execution_topic.clone(),
             cancellation_topic: kafka.cancellation_topic.clone(),
             progress: Mutex::default(),
         })
     }
 
+    /// Makes the client anew whenever that is needed, until `stop` is cancelled.
+    pub async fn watch(&self, stop: &CancellationToken) {
+        self.client.watch(stop).await;
+    }
+
+    /// Whether brokers answer.
+    pub fn connection(&self) -> &Connection {
+        self.client.connection()
+    }
+
     /// The next record. Dropping the future loses nothing. It has to be polled now and then, also when nothing is
     /// wanted, or the group drops this member.
     pub async fn recv(&self) -> KafkaResult<Record> {
-        self.inner.recv().await.map(|record| self.read(&record))
+        loop {
+            let renewed = self.client.renewed();
+            let client = self.client.current();
+            tokio::select! {
+                biased;
+                received = client.recv() => return received.map(|record| self.read(&record)),
+                () = renewed => {}
+            }
+        }
     }
 
     /// The next record if there is one already.
@@ -138,7 +160,7 @@ impl Consumer {
     pub fn done(&self, position: Position) {
         let Some(offset) = self.with_progress(position, |progress| progress.end(position.offset)) else { return };
         let topic = self.name(position.topic);
-        if let Err(error) = self.inner.store_offset(topic, position.partition, offset) {
+        if let Err(error) = self.client.with(|client| client.store_offset(topic, position.partition, offset)) {
             // The partition is another member's now, who reads the record again and finds it done.
             tracing::debug!(topic, partition = position.partition, "the offset is not stored: {error}");
         }
@@ -149,8 +171,9 @@ impl Consumer {
     pub fn read_again(&self, position: Position) {
         let topic = self.name(position.topic);
         // Without a time-out it only asks for it, and waits for no answer.
-        if let Err(error) = self.inner.seek(topic, position.partition, Offset::Offset(position.offset), Duration::ZERO)
-        {
+        let offset = Offset::Offset(position.offset);
+        let sought = self.client.with(|client| client.seek(topic, position.partition, offset, Duration::ZERO));
+        if let Err(error) = sought {
             tracing::debug!(topic, partition = position.partition, "cannot be read again: {error}");
         }
     }
@@ -162,12 +185,12 @@ impl Consumer {
 
     /// Stops or resumes reading the partitions that this member has of the topic; a rebalance resumes.
     pub fn set_paused(&self, topic: Topic, paused: bool) -> Result<(), KafkaError> {
-        let topic = self.name(topic);
+        let (client, topic) = (self.client.current(), self.name(topic));
         let mut partitions = TopicPartitionList::new();
-        for partition in self.inner.assignment()?.elements_for_topic(topic) {
+        for partition in client.assignment()?.elements_for_topic(topic) {
             partitions.add_partition(topic, partition.partition());
         }
-        if paused { self.inner.pause(&partitions) } else { self.inner.resume(&partitions) }
+        if paused { client.pause(&partitions) } else { client.resume(&partitions) }
     }
 
     fn name(&self, topic: Topic) -> &str {
@@ -177,12 +200,45 @@ impl Consumer {
         }
     }
 
-    /// Commits what is stored and leaves the group. Blocks the thread.
-    pub fn close(self) {
-        if let Err(error) = self.inner.commit_consumer_state(CommitMode::Sync) {
+    /// Commits what is stored and leaves the group. Blocks the thread until nobody else has the consumer.
+    pub fn close(self: Arc<Self>) {
+        let client = renewable::sole(self).client;
+        let is_connected = client.connection().is_up();
+        let client = client.into_current();
+        if !is_connected {
+            // Nobody hears it, and it would wait for an answer.
+            return renewable::retire(client);
+        }
+        let client = renewable::sole(client);
+        if let Err(error) = client.commit_consumer_state(CommitMode::Sync) {
             tracing::debug!("offsets are not committed at the end: {error}");
         }
     }
+}
+
+fn join(kafka: &config::Kafka, last_error: LastError) -> KafkaResult<StreamConsumer<Context>> {
+    let client: StreamConsumer<Context> = super::client_config(kafka)
+        .set("group.id", &kafka.group_id)
+        // As the reference's consumers, so that both can be members of the group.
+        .set("partition.assignment.strategy", "range")
+        .set("auto.offset.reset", "earliest")
+        .set("enable.auto.offset.store", "false")
+        .set("enable.auto.commit", "true")
+        .set("auto.commit.interval.ms", "1000")
+        // What a killed executor had not read yet shall wait no longer than this.
+        .set("session.timeout.ms", "6000")
+        .set("heartbeat.interval.ms", "1500")
+        .set("max.poll.interval.ms", MAX_POLL_INTERVAL.as_millis().to_string())
+        // Both topics may be made after this process.
+        .set("topic.metadata.refresh.interval.ms", "2000")
+        // An answer that waits for records is not asked again before; so long takes the end of a pause.
+        .set("fetch.wait.max.ms", "100")
+        // What is read ahead costs memory, and comes again after a crash.
+        .set("queued.max.messages.kbytes", "16384")
+        .set("queued.min.messages", "2000")
+        .create_with_context(Context(last_error))?;
+    client.subscribe(&[&kafka.execution_topic, &kafka.cancellation_topic])?;
+    Ok(client)
 }
 
 /// When a record was sent, by the sender's or the broker's clock; `None` if it does not say, or no date.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use rdkafka::{
     ClientContext,
+    client::Client as NativeClient,
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     message::DeliveryResult,
     producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer},
@@ -11,6 +12,10 @@ use rdkafka::{
 use tokio::sync::mpsc::UnboundedSender;
 use uuid::Uuid;
 
+use super::{
+    Refusal,
+    renewable::{self, Client, LastError},
+};
 use crate::config;
 
 /// Messages that may wait in the producer, in number and in bytes: what a broken broker may cost in memory.
@@ -19,6 +24,26 @@ pub const MAX_QUEUED_MESSAGES: usize = 20_000;
 pub const MAX_QUEUED_BYTES: usize = 64 << 20;
 /// Largest record, just under the default of a topic's `max.message.bytes`.
 pub const MAX_RECORD_BYTES: usize = 1 << 20;
+
+/// Why the broker does not have a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unsent {
+    /// It was not sent, or nobody knows: it may be sent again.
+    #[error("{0}")]
+    Undelivered(RDKafkaErrorCode),
+    /// The broker will never take it.
+    #[error(transparent)]
+    Refused(Refusal),
+    /// It cannot be made.
+    #[error("the workflow version that the run is pinned to does not exist")]
+    NoPlan,
+}
+
+impl From<RDKafkaErrorCode> for Unsent {
+    fn from(code: RDKafkaErrorCode) -> Self {
+        Refusal::of(code).map_or(Self::Undelivered(code), Self::Refused)
+    }
+}
 
 /// What became of a message.
 #[derive(Debug)]
@@ -30,14 +55,21 @@ pub struct Report {
     /// Payload size.
     pub bytes: usize,
     /// The broker has it, or why not.
-    pub outcome: Result<(), RDKafkaErrorCode>,
+    pub outcome: Result<(), Unsent>,
 }
 
 /// Sends every delivery report into a channel. The channel is not bounded itself: there are at most as many reports
 /// as queued messages.
-struct Reports(UnboundedSender<Report>);
+pub struct Reports {
+    reports: UnboundedSender<Report>,
+    last_error: LastError,
+}
 
-impl ClientContext for Reports {}
+impl ClientContext for Reports {
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.last_error.note(&error, reason);
+    }
+}
 
 /// Travels with a message through librdkafka.
 pub struct Envelope {
@@ -52,12 +84,12 @@ impl ProducerContext for Reports {
         let (bytes, outcome) = match result {
             Ok(message) => (message.payload_len(), Ok(())),
             Err((error, message)) => {
-                (message.payload_len(), Err(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail)))
+                (message.payload_len(), Err(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail).into()))
             }
         };
         let Envelope { run_id, event_id } = *envelope;
         // The receiver lives as long as the relay. After that nobody needs the report: the row is still there.
-        drop(self.0.send(Report { run_id, event_id, bytes, outcome }));
+        drop(self.reports.send(Report { run_id, event_id, bytes, outcome }));
     }
 }
 
@@ -66,19 +98,15 @@ pub struct Producer(ThreadedProducer<Reports>);
 
 impl Producer {
     /// Makes the client. Brokers need not be there yet; wrong settings are an error.
-    pub fn new(kafka: &config::Kafka, reports: UnboundedSender<Report>) -> KafkaResult<Self> {
-        let producer = super::client_config(kafka)
-            .set("enable.idempotence", "true")
-            .set("acks", "all")
-            // Same partition for a key as the Java clients choose.
-            .set("partitioner", "murmur2_random")
+    pub fn new(kafka: &config::Kafka, reports: UnboundedSender<Report>, last_error: LastError) -> KafkaResult<Self> {
+        let producer = super::producer_config(kafka)
             .set("linger.ms", "0")
             // The outbox row stays until the broker has the message, so there is no point in giving up.
             .set("message.timeout.ms", "0")
             .set("message.max.bytes", (MAX_RECORD_BYTES + 4096).to_string())
             .set("queue.buffering.max.messages", MAX_QUEUED_MESSAGES.to_string())
             .set("queue.buffering.max.kbytes", (MAX_QUEUED_BYTES >> 10).to_string())
-            .create_with_context(Reports(reports))?;
+            .create_with_context(Reports { reports, last_error })?;
         Ok(Self(producer))
     }
 
@@ -94,15 +122,16 @@ impl Producer {
     pub fn flush(&self, at_most: Duration) -> Result<(), KafkaError> {
         self.0.flush(at_most)
     }
+}
 
-    /// Whether a broker answers at all. Blocks the thread.
-    pub fn ping(&self, at_most: Duration) -> Result<(), KafkaError> {
-        self.0.client().fetch_metadata(None, at_most).map(drop)
+impl Client for Producer {
+    type Context = Reports;
+
+    fn native(&self) -> &NativeClient<Reports> {
+        self.0.client()
     }
 
-    /// The producer has met an error after which it sends nothing any more and has to be replaced.
-    #[must_use]
-    pub fn is_broken(&self) -> bool {
-        self.0.client().fatal_error().is_some()
+    fn end(self) {
+        renewable::end_producer(&self.0);
     }
 }

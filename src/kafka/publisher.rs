@@ -1,17 +1,20 @@
 //! A producer for what is sent beside runs' requests: dead letters, and monitoring updates. Like the relay's, it is
 //! idempotent with `acks=all`; the caller waits for the outcome of what it hands over.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use rdkafka::{
-    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
+    client::Client as NativeClient,
+    error::{KafkaError, KafkaResult},
     message::{Header, OwnedHeaders},
-    producer::{FutureProducer, FutureRecord, Producer as _},
+    producer::{FutureProducer, FutureRecord, Producer as _, future_producer::FutureProducerContext},
 };
+use tokio_util::sync::CancellationToken;
 
+use super::{
+    Refusal,
+    renewable::{self, Client, Context, Purpose, Renewable},
+};
 use crate::config;
 
 /// Largest record that such a producer sends: more than topics take by default, since what came in by a topic with a
@@ -31,31 +34,42 @@ pub struct Outgoing<'a> {
 }
 
 /// See the module.
-pub struct Publisher {
-    settings: config::Kafka,
-    /// Given up on a record after that.
-    give_up: Option<Duration>,
-    producer: Mutex<FutureProducer>,
+pub struct Publisher(Renewable<FutureProducer<Context>>);
+
+impl Client for FutureProducer<Context> {
+    type Context = FutureProducerContext<Context>;
+
+    fn native(&self) -> &NativeClient<Self::Context> {
+        self.client()
+    }
+
+    fn end(self) {
+        renewable::end_producer(&self);
+    }
 }
 
 impl Publisher {
     /// Makes the client. Brokers need not be there yet; wrong settings are an error. `give_up`: how long a record is
     /// tried; `None`: as long as it takes.
-    pub fn new(settings: &config::Kafka, give_up: Option<Duration>) -> KafkaResult<Self> {
-        let producer = Mutex::new(client(settings, give_up)?);
-        Ok(Self { settings: settings.clone(), give_up, producer })
+    pub fn new(name: &'static str, settings: &config::Kafka, give_up: Option<Duration>) -> KafkaResult<Self> {
+        let purpose = Purpose { name, meaning: None };
+        Renewable::new(purpose, settings, move |settings, last_error| client(settings, give_up, Context(last_error)))
+            .map(Self)
+    }
+
+    /// Makes the client anew whenever that is needed, until `stop` is cancelled.
+    pub async fn watch(&self, stop: &CancellationToken) {
+        self.0.watch(stop).await;
     }
 
     /// Sends records, [`MAX_QUEUED`] at most, in their order, and waits for all; the outcome of each.
     ///
     /// Dropping the future takes nothing back.
     pub async fn publish(&self, records: &[Outgoing<'_>]) -> Vec<Result<(), KafkaError>> {
-        let producer = match self.working() {
-            Ok(producer) => producer,
-            Err(error) => return records.iter().map(|_| Err(error.clone())).collect(),
-        };
-        let send = |record| producer.send_result(to_future(record)).map_err(|error| error.0);
-        let queued: Vec<_> = records.iter().map(send).collect();
+        // Nothing here keeps the client: what it has is reported when it is replaced.
+        let queued: Vec<_> = self.0.with(|producer| {
+            records.iter().map(|record| producer.send_result(to_future(record)).map_err(|error| error.0)).collect()
+        });
         let mut outcomes = Vec::with_capacity(queued.len());
         for outcome in queued {
             outcomes.push(match outcome {
@@ -70,40 +84,26 @@ impl Publisher {
         }
         outcomes
     }
-
-    /// The producer; a new one if it has met an error after which it sends nothing any more.
-    fn working(&self) -> KafkaResult<FutureProducer> {
-        let mut producer = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
-        if producer.client().fatal_error().is_some() {
-            tracing::warn!("a Kafka producer met a fatal error and is replaced");
-            let broken = std::mem::replace(&mut *producer, client(&self.settings, self.give_up)?);
-            tokio::task::spawn_blocking(move || drop(broken));
-        }
-        Ok(producer.clone())
-    }
 }
 
-/// Whether Kafka will never take this record, however often it is sent.
+/// Why Kafka will never take this record, if that is what the error says.
 #[must_use]
-pub fn is_final(error: &KafkaError) -> bool {
-    use RDKafkaErrorCode as Code;
-    matches!(
-        error.rdkafka_error_code(),
-        Some(Code::MessageSizeTooLarge | Code::InvalidMessage | Code::InvalidMessageSize | Code::InvalidRecord)
-    )
+pub fn refusal(error: &KafkaError) -> Option<Refusal> {
+    Refusal::of(error.rdkafka_error_code()?)
 }
 
-fn client(settings: &config::Kafka, give_up: Option<Duration>) -> KafkaResult<FutureProducer> {
-    super::client_config(settings)
-        .set("enable.idempotence", "true")
-        .set("acks", "all")
-        .set("partitioner", "murmur2_random")
+fn client(
+    settings: &config::Kafka,
+    give_up: Option<Duration>,
+    context: Context,
+) -> KafkaResult<FutureProducer<Context>> {
+    super::producer_config(settings)
         .set("linger.ms", "5")
         .set("message.timeout.ms", give_up.map_or(0, |give_up| give_up.as_millis()).to_string())
         .set("message.max.bytes", MAX_BYTES.to_string())
         .set("queue.buffering.max.messages", MAX_QUEUED.to_string())
         .set("queue.buffering.max.kbytes", "131072")
-        .create()
+        .create_with_context(context)
 }
 
 fn to_future<'a>(record: &'a Outgoing<'a>) -> FutureRecord<'a, [u8], [u8]> {

@@ -3,7 +3,11 @@
 use std::collections::HashSet;
 
 use futures_util::future::join_all;
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::{
+    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
+    client::DefaultClientContext,
+    consumer::{BaseConsumer, Consumer as _},
+};
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use workflow_api::{config::Config, db::migrations::MIGRATOR, kafka};
@@ -233,4 +237,37 @@ async fn a_row_that_its_owner_does_not_know_of_is_sent_all_the_same(pool: PgPool
     sqlx::query(forget).execute(&pool).await.expect("an update");
     records(&service.config, &service.config.kafka.execution_topic, 2).await;
     eventually("the outbox is empty", || outbox_is_empty(&pool)).await;
+}
+
+/// Each cause by its own words.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_run_that_can_never_be_dispatched_fails_and_says_why(pool: PgPool) {
+    let settings = config(&pool, &[]);
+    let admin: AdminClient<DefaultClientContext> =
+        kafka::client_config(&settings.kafka).create().expect("valid settings");
+    let small = NewTopic::new(&settings.kafka.execution_topic, 1, TopicReplication::Fixed(1));
+    let made = admin.create_topics(&[small.set("max.message.bytes", "20000")], &AdminOptions::new()).await;
+    assert!(made.expect("an answer")[0].is_ok());
+    let service = Service::start_with(settings);
+    let workflow_id = service.one_step_workflow().await;
+    leave_free_rows(&pool, &workflow_id, 1, 10).await;
+    leave_free_rows(&pool, &workflow_id, 1, 100_000).await;
+    let gone = "WITH run AS (
+                    INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, status, input_data, workflow_version)
+                    VALUES ('run-gone', $1, 'gone', 'PENDING', '{}', 7))
+                INSERT INTO outbox (run_id, event_id, kind) VALUES ('run-gone', gen_random_uuid(), 'execution')";
+    sqlx::query(gone).bind(workflow_id).execute(&pool).await.expect("rows");
+    eventually("the outbox is empty", || outbox_is_empty(&pool)).await;
+    let runs: Vec<(String, Option<String>)> =
+        sqlx::query_as("SELECT status, error_message FROM workflow_runs ORDER BY length(input_data::text), run_id")
+            .fetch_all(&pool)
+            .await
+            .expect("runs");
+    let failed = |why: &str| ("FAILED".to_owned(), Some(format!("the run could not be dispatched: {why}")));
+    let expected = [
+        failed("the workflow version that the run is pinned to does not exist"),
+        ("PENDING".to_owned(), None),
+        failed("its message is larger than the topic takes (max.message.bytes)"),
+    ];
+    assert_eq!(runs, expected);
 }

@@ -132,3 +132,18 @@ async fn an_api_goes_on_when_its_connections_are_lost_without_a_word(pool: PgPoo
     api.terminate().await;
     assert_eq!(api.exit_code(std::time::Duration::from_secs(30)).await, 0, "{}", api.log());
 }
+
+#[sqlx::test(migrations = false)]
+async fn api_and_executor_say_from_the_start_that_no_broker_answers(pool: PgPool) {
+    let environment = Environment::new(&pool).with("KAFKA_BROKERS", "127.0.0.1:1");
+    for command in ["serve", "executor"] {
+        let program = environment.start(&[command]);
+        eventually("it says so", || async {
+            let log = program.log();
+            let is_told =
+                ["no broker of 127.0.0.1:1 answers", "Connection refused"].iter().all(|text| log.contains(text));
+            is_told.then_some(())
+        })
+        .await;
+    }
+}
