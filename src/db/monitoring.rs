@@ -43,6 +43,12 @@ pub async fn take(db: impl PgExecutor<'_>, owner: Uuid, known: &[Uuid], limit: i
     Ok(sqlx::query_as(sql).bind(owner).bind(known).bind(limit).bind(DEAD_AFTER_SECS).fetch_all(db).await?)
 }
 
+/// What a row has, JSON arrays of record values; nothing if it is not there.
+pub async fn find(db: impl PgExecutor<'_>, id: Uuid) -> Result<Vec<String>, Error> {
+    let sql = "SELECT updates FROM monitoring_outbox WHERE id = $1";
+    Ok(sqlx::query_scalar(sql).bind(id).fetch_optional(db).await?.unwrap_or_default())
+}
+
 /// Deletes rows whose updates the broker has.
 pub async fn delete(db: impl PgExecutor<'_>, ids: &[Uuid]) -> Result<(), Error> {
     sqlx::query("DELETE FROM monitoring_outbox WHERE id = ANY ($1)").bind(ids).execute(db).await?;

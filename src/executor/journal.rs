@@ -186,7 +186,7 @@ impl Writer {
         };
         if let Some((monitoring, prepared)) = self.monitoring.as_ref().zip(prepared) {
             match &result {
-                Ok(held) => monitoring.committed(prepared, held),
+                Ok(held) => monitoring.committed(prepared, held, failures > 0),
                 Err(_) => monitoring.failed(&prepared),
             }
         }

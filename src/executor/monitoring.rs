@@ -72,7 +72,14 @@ struct Shared {
 /// The updates of a row.
 struct Batch {
     id: Uuid,
-    updates: Vec<Update>,
+    /// `None`: as the row says, if it is there.
+    updates: Option<Vec<Update>>,
+}
+
+impl Batch {
+    fn len(&self) -> usize {
+        self.updates.as_ref().map_or(0, Vec::len)
+    }
 }
 
 struct Update {
@@ -84,6 +91,19 @@ struct Update {
 pub(super) struct Prepared {
     pub(super) row: Arc<Row>,
     updates: Vec<Update>,
+}
+
+impl Prepared {
+    /// What is to be sent once the statement has written the changes of these runs; `None`: nothing. One that was
+    /// repeated may have written more the first time, for runs that it ended then: the row says what.
+    fn into_batch(self, held: &[String], is_repeated: bool) -> Option<Batch> {
+        let Self { row, mut updates } = self;
+        if is_repeated {
+            return Some(Batch { id: row.id, updates: None });
+        }
+        updates.retain(|update| held.contains(&update.run_id));
+        (!updates.is_empty()).then_some(Batch { id: row.id, updates: Some(updates) })
+    }
 }
 
 impl Monitoring {
@@ -138,18 +158,16 @@ impl Monitoring {
         Some(Prepared { row: Arc::new(Row { id, owner, updates: texts }), updates })
     }
 
-    /// The statement was committed, for these runs.
-    pub(super) fn committed(&self, prepared: Prepared, held: &[String]) {
-        let Prepared { row, mut updates } = prepared;
-        if row.owner.is_none() {
+    /// The statement was committed, for these runs; `is_repeated`: and perhaps before, for others too.
+    pub(super) fn committed(&self, prepared: Prepared, held: &[String], is_repeated: bool) {
+        let (id, owner) = (prepared.row.id, prepared.row.owner);
+        if owner.is_none() {
             return;
         }
-        updates.retain(|update| held.contains(&update.run_id));
-        if updates.is_empty() {
-            self.known().remove(&row.id);
-            return;
+        match prepared.into_batch(held, is_repeated) {
+            Some(batch) => self.enqueue(batch),
+            None => _ = self.known().remove(&id),
         }
-        self.enqueue(Batch { id: row.id, updates });
     }
 
     /// The statement failed. Should it have been committed all the same, a sweep finds the row.
@@ -158,7 +176,7 @@ impl Monitoring {
     }
 
     fn enqueue(&self, batch: Batch) {
-        self.0.held.fetch_add(batch.updates.len(), Ordering::Relaxed);
+        self.0.held.fetch_add(batch.len(), Ordering::Relaxed);
         // The receiver ends with the process.
         drop(self.0.queue.send(batch));
     }
@@ -175,13 +193,13 @@ impl Monitoring {
                 _ = batches.recv_many(&mut waiting, MAX_SENT) => {}
                 () = settled.cancelled() => return,
             }
+            let count: usize = waiting.iter().map(Batch::len).sum();
             tokio::select! {
                 biased;
-                () = self.send(&waiting) => {}
+                () = async { self.read(&mut waiting).await; self.send(&waiting).await } => {}
                 // What is not sent by then is an orphan.
                 () = async { settled.cancelled().await; tokio::time::sleep(FLUSH).await } => return,
             }
-            let count: usize = waiting.iter().map(|batch| batch.updates.len()).sum();
             self.0.held.fetch_sub(count, Ordering::Relaxed);
             let mut known = self.known();
             for batch in waiting {
@@ -190,9 +208,23 @@ impl Monitoring {
         }
     }
 
+    /// Reads what only the table knows, however long it takes.
+    async fn read(&self, batches: &mut [Batch]) {
+        for batch in batches.iter_mut().filter(|batch| batch.updates.is_none()) {
+            batch.updates = loop {
+                let (pool, id) = (self.0.pool.clone(), batch.id);
+                match db::bounded(async move { db::monitoring::find(&pool, id).await }).await {
+                    Ok(texts) => break Some(texts.iter().flat_map(|text| stored(text)).collect()),
+                    Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "read later: {error}"),
+                }
+                tokio::time::sleep(RETRY_PAUSE).await;
+            };
+        }
+    }
+
     /// Sends batches and deletes their rows, however long it takes.
     async fn send(&self, batches: &[Batch]) {
-        let mut left: Vec<&Update> = batches.iter().flat_map(|batch| &batch.updates).collect();
+        let mut left: Vec<&Update> = batches.iter().filter_map(|batch| batch.updates.as_ref()).flatten().collect();
         while !left.is_empty() {
             let mut failed = Vec::new();
             for updates in left.chunks(MAX_SENT) {
@@ -270,7 +302,7 @@ impl Monitoring {
             for row in taken {
                 self.known().insert(row.id);
                 let updates = row.updates.iter().flat_map(|text| stored(text)).collect();
-                self.enqueue(Batch { id: row.id, updates });
+                self.enqueue(Batch { id: row.id, updates: Some(updates) });
             }
             if is_last {
                 break;
@@ -340,4 +372,34 @@ fn values(change: &Change) -> Vec<String> {
     let is_one_row = matches!((&change.ended, &change.begun), (Some(end), Some(begin)) if end.id == begin.id);
     let steps = if is_one_row { [begun, ended] } else { [ended, begun] };
     steps.into_iter().chain([finished]).flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prepared() -> Prepared {
+        let update = |run_id: &str| Update { run_id: run_id.to_owned(), value: "{}".to_owned() };
+        let row = Arc::new(Row { id: Uuid::now_v7(), owner: None, updates: Vec::new() });
+        Prepared { row, updates: vec![update("ends"), update("goes-on")] }
+    }
+
+    /// The runs in it, or that the row says so.
+    fn told(batch: Option<Batch>) -> Vec<String> {
+        let Some(batch) = batch else { return Vec::new() };
+        let row = || vec!["as the row says".to_owned()];
+        batch.updates.map_or_else(row, |updates| updates.into_iter().map(|update| update.run_id).collect())
+    }
+
+    #[test]
+    fn what_is_sent_is_what_was_written_also_if_the_statement_was_repeated() {
+        let both = ["ends".to_owned(), "goes-on".to_owned()];
+        assert_eq!(told(prepared().into_batch(&both, false)), both);
+        assert_eq!(told(prepared().into_batch(&both[..1], false)), both[..1]);
+        assert!(told(prepared().into_batch(&[], false)).is_empty());
+        // The first commit's answer was lost: of the run that it ended the repeat knows nothing any more.
+        for held in [&both[1..], &[]] {
+            assert_eq!(told(prepared().into_batch(held, true)), ["as the row says"]);
+        }
+    }
 }
