@@ -14,9 +14,11 @@ use crate::{
 };
 
 mod auth;
+mod credentials;
 mod kind;
 
 pub use auth::{AuthType, mask_auth_config, render_auth_config};
+pub use credentials::{Credentials, Secrets};
 pub use kind::{AgentKind, ChatConfig, chat_url};
 
 /// Characters of an agent's name, as in its column.

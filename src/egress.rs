@@ -8,18 +8,22 @@
 
 mod address;
 mod allow;
+mod body;
 
 use std::{error::Error as StdError, sync::Arc, time::Duration};
 
 use http::Method;
 use reqwest::{
-    Client, RequestBuilder, Response,
+    Client, RequestBuilder,
     dns::{Addrs, Name, Resolve, Resolving},
     redirect, retry,
 };
 use url::Url;
 
-pub use self::allow::{Allow, BadEntry};
+pub use self::{
+    allow::{Allow, BadEntry},
+    body::{Body, BodyError, NotJson, read_body},
+};
 
 /// Until a connection stands; the time for the whole call is the caller's to set.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -31,17 +35,6 @@ const KEEP_IDLE: Duration = Duration::from_secs(4);
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("the address of this agent's URL is not allowed")]
 pub struct NotAllowed;
-
-/// Why the body of an answer was not read.
-#[derive(Debug, thiserror::Error)]
-pub enum BodyError {
-    /// It has more bytes than that.
-    #[error("the answer is larger than {0} bytes")]
-    TooLarge(usize),
-    /// The connection failed.
-    #[error("the answer is not complete")]
-    Broken(#[from] reqwest::Error),
-}
 
 /// The client for all calls to the outside. Cheap to clone; clones share their connections.
 #[derive(Clone)]
@@ -104,20 +97,32 @@ pub fn was_not_allowed(error: &reqwest::Error) -> bool {
     false
 }
 
-/// The body of an answer, up to a limit.
-pub async fn read_body(mut response: Response, limit: usize) -> Result<Vec<u8>, BodyError> {
-    let announced = response.content_length().and_then(|length| usize::try_from(length).ok()).unwrap_or_default();
-    if announced > limit {
-        return Err(BodyError::TooLarge(limit));
+/// What went wrong on the wire, in the words of the innermost cause: the outer ones repeat the URL.
+#[must_use]
+pub fn cause_of(error: &reqwest::Error) -> Option<String> {
+    let mut cause = error.source()?;
+    while let Some(inner) = StdError::source(cause) {
+        cause = inner;
     }
-    let mut body = Vec::with_capacity(announced);
-    while let Some(chunk) = response.chunk().await? {
-        if body.len() + chunk.len() > limit {
-            return Err(BodyError::TooLarge(limit));
+    Some(in_words(&cause.to_string()))
+}
+
+/// A cause as it is said to people: what is wrong with a certificate comes as the name of a value of the TLS library.
+fn in_words(cause: &str) -> String {
+    const OF_CERTIFICATES: &str = "invalid peer certificate: ";
+    let Some(name) = cause.strip_prefix(OF_CERTIFICATES) else { return cause.to_owned() };
+    let name = name.trim_start_matches("Other(OtherError(").trim_end_matches(')');
+    if !name.chars().all(|char| char.is_ascii_alphanumeric()) {
+        return cause.to_owned();
+    }
+    let mut words = String::from(OF_CERTIFICATES.trim_end());
+    for char in name.chars() {
+        if char.is_ascii_uppercase() {
+            words.push(' ');
         }
-        body.extend_from_slice(&chunk);
+        words.push(char.to_ascii_lowercase());
     }
-    Ok(body)
+    words
 }
 
 #[cfg(test)]
@@ -141,6 +146,24 @@ mod tests {
         let request = egress.request(Method::GET, Url::parse("http://localhost:9/").expect("a URL")).expect("a name");
         let error = request.send().await.expect_err("nobody listens there");
         assert!(error.is_connect() && !was_not_allowed(&error), "{error:?}");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_certificate_is_said_in_words() {
+        for (cause, expected) in [
+            ("invalid peer certificate: UnknownIssuer", "invalid peer certificate: unknown issuer"),
+            (
+                "invalid peer certificate: Other(OtherError(CaUsedAsEndEntity))",
+                "invalid peer certificate: ca used as end entity",
+            ),
+            (
+                "invalid peer certificate: certificate expired: verified at 7",
+                "invalid peer certificate: certificate expired: verified at 7",
+            ),
+            ("Connection refused (os error 111)", "Connection refused (os error 111)"),
+        ] {
+            assert_eq!(in_words(cause), expected);
+        }
     }
 
     #[test]

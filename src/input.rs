@@ -158,7 +158,13 @@ impl fmt::Display for Path {
 /// A caller's text as an error may repeat it: cut off with an ellipsis if it is long.
 #[must_use]
 pub fn shorten(text: &str) -> Cow<'_, str> {
-    match text.char_indices().nth(MAX_ECHOED_CHARS) {
+    shorten_to(text, MAX_ECHOED_CHARS)
+}
+
+/// [`shorten`] to another length.
+#[must_use]
+pub fn shorten_to(text: &str, chars: usize) -> Cow<'_, str> {
+    match text.char_indices().nth(chars) {
         None => Cow::Borrowed(text),
         Some((end, _)) => Cow::Owned(format!("{}…", &text[..end])),
     }

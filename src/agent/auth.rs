@@ -147,11 +147,14 @@ const MASK: &str = "********";
 pub fn mask_auth_config(stored: &RawValue) -> Box<RawValue> {
     let Some(members) = members(stored) else { return RawValue::NULL.to_owned() };
     let mask = to_raw(MASK);
-    let shown = members.iter().map(|(name, value)| {
-        let is_public = value.get() == "null" || ["header_name", "header", "type"].contains(&name.as_str());
-        (name.as_str(), if is_public { *value } else { &*mask })
-    });
+    let shown =
+        members.iter().map(|(name, value)| (name.as_str(), if is_public(name, value) { *value } else { &*mask }));
     object_of(shown)
+}
+
+/// A member of credentials that is no secret.
+pub(super) fn is_public(name: &str, value: &RawValue) -> bool {
+    value.get() == "null" || ["header_name", "header", "type"].contains(&name)
 }
 
 /// What a caller who saw [`mask_auth_config`] means: the stored secrets where he sends back the mask. Also tells whether

@@ -2,29 +2,29 @@
 
 use std::time::{Duration, Instant};
 
-use http::{HeaderName, HeaderValue, Method, StatusCode, header};
-use reqwest::RequestBuilder;
+use http::{Method, StatusCode, header};
+use reqwest::Response;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use url::Url;
 use utoipa::ToSchema;
 
 use crate::{
-    agent::{AgentKind, AuthType, chat_url},
+    agent::{AgentKind, Credentials, Secrets, chat_url},
     db::agents::AgentRow,
     egress::{self, BodyError, Egress},
-    input::{self, member},
+    input::{self, member, shorten_to},
     timestamp::Timestamp,
 };
 
-/// Where A2A agents show their card, <https://a2a-protocol.org>.
-const CARD_PATH: &str = "/.well-known/agent-card.json";
+/// Where A2A agents show their card, below their own path or at the root of their host, and where 0.2 had it.
+const CARD_PATHS: [&str; 2] = ["/.well-known/agent-card.json", "/.well-known/agent.json"];
 /// Largest card.
 const MAX_CARD_BYTES: usize = 1 << 20;
 /// The answer has to be there before the request for it times out, whatever the agent is allowed for its work.
 const LONGEST_CHECK: Duration = Duration::from_secs(9);
-/// Where an API key goes if the agent names no header.
-const DEFAULT_KEY_HEADER: &str = "X-API-Key";
+/// Characters of a message. An agent's words may be longer.
+const MAX_MESSAGE_CHARS: usize = 500;
 
 /// What a check found.
 #[derive(Serialize, ToSchema)]
@@ -44,97 +44,168 @@ pub struct AgentHealth {
 }
 
 /// Asks the agent, with its credentials, for what costs nothing: an A2A agent for its card, an OpenAI-compatible one for
-/// its list of models. A plain HTTP agent has neither; it is healthy if it answers a GET with anything but a 5xx.
-pub async fn check(egress: &Egress, agent: &AgentRow) -> AgentHealth {
+/// its list of models. A plain HTTP agent has neither; it is healthy if it answers a GET with anything but a 5xx. What
+/// is said repeats no credentials; a card may, and is shown as it is to those who may see them.
+pub async fn check(egress: &Egress, agent: &AgentRow, with_secrets: bool) -> AgentHealth {
     let time = Duration::from_millis(u64::try_from(agent.timeout_ms).unwrap_or_default()).min(LONGEST_CHECK);
-    let kind = AgentKind::parse(&agent.kind).unwrap_or(AgentKind::A2a);
-    let started = Instant::now();
     let timestamp = Timestamp::now();
-    let checked = ask(egress, agent, kind, time, started).await;
-    let (status, (message, response_time_ms, agent_card)) = match checked {
-        Ok(Healthy { message, response_time_ms, card }) => ("healthy", (message, Some(response_time_ms), card)),
-        Err((message, response_time_ms)) => ("unhealthy", (message, response_time_ms, None)),
+    let mut check = Check { egress, agent, response_time_ms: None };
+    let checked = tokio::time::timeout(time, check.run()).await;
+    let checked = checked.unwrap_or_else(|_| Err(format!("No answer within {} ms", time.as_millis())));
+    let secrets = Secrets::of(&agent.url, agent.auth_config.as_ref().map(|config| &*config.0));
+    let (status, message, card) = match checked {
+        Ok(Healthy { message, card }) => ("healthy", message, card),
+        Err(message) => ("unhealthy", message, None),
     };
-    AgentHealth { status, message, response_time_ms, timestamp, agent_card }
+    AgentHealth {
+        status,
+        message: shorten_to(&secrets.mask(message), MAX_MESSAGE_CHARS).into_owned(),
+        response_time_ms: check.response_time_ms,
+        timestamp,
+        agent_card: card.and_then(|card| {
+            if with_secrets { Some(card) } else { RawValue::from_string(secrets.mask(card.get().to_owned())).ok() }
+        }),
+    }
 }
 
 struct Healthy {
     message: String,
-    response_time_ms: u64,
     card: Option<Box<RawValue>>,
 }
 
-/// The error is what is wrong, and the time until the HTTP answer.
-async fn ask(
-    egress: &Egress,
-    agent: &AgentRow,
-    kind: AgentKind,
-    time: Duration,
-    started: Instant,
-) -> Result<Healthy, (String, Option<u64>)> {
-    let failed = |error: &reqwest::Error| {
-        if error.is_timeout() {
-            format!("No answer within {} ms", time.as_millis())
-        } else if egress::was_not_allowed(error) {
-            egress::NotAllowed.to_string()
-        } else {
-            "The agent cannot be reached".to_owned()
-        }
-    };
-    if agent.is_sealed() {
-        return Err(("The agent's credentials are encrypted with a key that is not there".to_owned(), None));
-    }
-    let url = match kind {
-        AgentKind::A2a => format!("{}{CARD_PATH}", agent.url.trim_end_matches('/')).parse().ok(),
-        AgentKind::Http => agent.url.parse().ok(),
-        AgentKind::OpenAi => agent.url.parse().ok().map(|url: Url| chat_url(&url, "models")),
-    };
-    let url = url.ok_or_else(|| ("The agent's URL is not one".to_owned(), None))?;
-    let request = egress.request(Method::GET, url).map_err(|error| (error.to_string(), None))?;
-    let request = with_credentials(request, agent).timeout(time).header(header::CONTENT_TYPE, "application/json");
-    let response = request.send().await.map_err(|error| (failed(&error), None))?;
-    let response_time_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let unhealthy = |message: String| (message, Some(response_time_ms));
-    let status = response.status();
-    if kind == AgentKind::Http && !status.is_server_error() {
-        let message = format!("The agent answers a GET with status {}", status.as_u16());
-        return Ok(Healthy { message, response_time_ms, card: None });
-    }
-    if status != StatusCode::OK {
-        return Err(unhealthy(format!("The agent answered with status {}", status.as_u16())));
-    }
-    let what = if kind == AgentKind::A2a { "The agent's card" } else { "The agent's list of models" };
-    let body = egress::read_body(response, MAX_CARD_BYTES).await.map_err(|error| match error {
-        BodyError::TooLarge(_) => unhealthy(format!("{what} is larger than 1 MiB")),
-        BodyError::Broken(error) => unhealthy(failed(&error)),
-    })?;
-    let card = serde_json::from_slice::<Box<RawValue>>(&body).ok().filter(|card| card.get().starts_with('{'));
-    let card = card.ok_or_else(|| unhealthy(format!("{what} is not a JSON object")))?;
-    let description = member(&card, "description").and_then(input::text).filter(|text| !text.is_empty());
-    let message = description.unwrap_or_else(|| "The agent answers".to_owned());
-    Ok(Healthy { message, response_time_ms, card: (kind == AgentKind::A2a).then_some(card) })
+/// Why there is no card at an address.
+enum NoCard {
+    /// There is nothing.
+    Missing(String),
+    /// There is something wrong.
+    Wrong(String),
 }
 
-fn with_credentials(request: RequestBuilder, agent: &AgentRow) -> RequestBuilder {
-    let secret = |name: &str| {
-        let stored = agent.auth_config.as_ref()?;
-        member(&stored.0, name).and_then(input::text)
-    };
-    let header = match agent.auth_type.as_deref().and_then(AuthType::parse) {
-        Some(AuthType::Bearer) => {
-            secret("token").map(|token| (header::AUTHORIZATION, HeaderValue::from_str(&format!("Bearer {token}"))))
+struct Check<'a> {
+    egress: &'a Egress,
+    agent: &'a AgentRow,
+    /// Until the last HTTP answer.
+    response_time_ms: Option<u64>,
+}
+
+impl Check<'_> {
+    /// The error is what is wrong.
+    async fn run(&mut self) -> Result<Healthy, String> {
+        if self.agent.is_sealed() {
+            return Err("The agent's credentials are encrypted with a key that is not there".to_owned());
         }
-        Some(AuthType::ApiKey) => secret("key").and_then(|key| {
-            let name = secret("header_name").unwrap_or_else(|| DEFAULT_KEY_HEADER.to_owned());
-            Some((HeaderName::from_bytes(name.as_bytes()).ok()?, HeaderValue::from_str(&key)))
-        }),
-        _ => None,
-    };
-    match header {
-        Some((name, Ok(mut value))) => {
-            value.set_sensitive(true);
-            request.header(name, value)
+        let url: Url = self.agent.url.parse().map_err(|_| "The agent's URL is not one".to_owned())?;
+        match AgentKind::parse(&self.agent.kind).unwrap_or(AgentKind::A2a) {
+            AgentKind::A2a => self.card(&url).await,
+            AgentKind::Http => {
+                let response = self.get(url).await?;
+                let status = response.status();
+                if status.is_server_error() {
+                    return Err(refused(response).await);
+                }
+                let message = format!("The agent answers a GET with status {}", status.as_u16());
+                Ok(Healthy { message, card: None })
+            }
+            AgentKind::OpenAi => {
+                let models = self.object(chat_url(&url, "models"), "The agent's list of models").await;
+                let models = models.map_err(|(NoCard::Missing(why) | NoCard::Wrong(why))| why)?;
+                Ok(Healthy { message: description(&models), card: None })
+            }
         }
-        _ => request,
     }
+
+    /// The first card that there is; where there is none, what was found where it should be.
+    async fn card(&mut self, url: &Url) -> Result<Healthy, String> {
+        let mut missing = None;
+        for url in card_urls(url) {
+            match self.object(url, "The agent's card").await {
+                Ok(card) => return Ok(Healthy { message: description(&card), card: Some(card) }),
+                Err(NoCard::Missing(why)) => missing = missing.or(Some(why)),
+                Err(NoCard::Wrong(why)) => return Err(why),
+            }
+        }
+        Err(missing.unwrap_or_default())
+    }
+
+    async fn object(&mut self, url: Url, what: &str) -> Result<Box<RawValue>, NoCard> {
+        let response = self.get(url).await.map_err(NoCard::Wrong)?;
+        match response.status() {
+            StatusCode::OK => {}
+            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::GONE => {
+                return Err(NoCard::Missing(refused(response).await));
+            }
+            _ => return Err(NoCard::Wrong(refused(response).await)),
+        }
+        let body = egress::read_body(response, MAX_CARD_BYTES).await.map_err(|error| {
+            NoCard::Wrong(match error {
+                BodyError::TooLarge(_) => format!("{what} is larger than 1 MiB"),
+                BodyError::Broken(error) => cannot_reach(&error),
+                error => format!("{what} cannot be read: {error}"),
+            })
+        })?;
+        let object = body.json().map_err(|fault| NoCard::Wrong(format!("{what} is not JSON: {fault}")))?;
+        if object.get().starts_with('{') {
+            Ok(object.to_owned())
+        } else {
+            Err(NoCard::Wrong(format!("{what} is not a JSON object")))
+        }
+    }
+
+    async fn get(&mut self, url: Url) -> Result<Response, String> {
+        let started = Instant::now();
+        let request = self.egress.request(Method::GET, url).map_err(|error| error.to_string())?;
+        let request = request.header(header::CONTENT_TYPE, "application/json");
+        let auth_config = self.agent.auth_config.as_ref().map(|config| &*config.0);
+        let request = match Credentials::read(self.agent.auth_type.as_deref(), auth_config) {
+            Credentials::Header(name, value) => request.header(name, value),
+            Credentials::None => request,
+            Credentials::Unusable => {
+                return Err(
+                    "The agent's auth_config lacks a value, or has one that cannot be sent in a header".to_owned()
+                );
+            }
+        };
+        let response = request.send().await.map_err(|error| cannot_reach(&error))?;
+        self.response_time_ms = Some(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX));
+        Ok(response)
+    }
+}
+
+/// Where the card of an A2A agent may be, likelier places first.
+fn card_urls(agent: &Url) -> Vec<Url> {
+    let own = agent.path().trim_end_matches('/');
+    let mut urls = Vec::with_capacity(4);
+    for path in CARD_PATHS {
+        for base in [own, ""] {
+            let mut url = agent.clone();
+            url.set_fragment(None);
+            url.set_path(&format!("{base}{path}"));
+            if !urls.contains(&url) {
+                urls.push(url);
+            }
+        }
+    }
+    urls
+}
+
+/// What the card says of the agent.
+fn description(card: &RawValue) -> String {
+    let description = member(card, "description").and_then(input::text).filter(|text| !text.is_empty());
+    description.unwrap_or_else(|| "The agent answers".to_owned())
+}
+
+/// The status, and the beginning of what comes with it.
+async fn refused(response: Response) -> String {
+    let status = response.status();
+    let text = format!("The agent answered with status {}", status.as_u16());
+    let excerpt = egress::read_body(response, MAX_CARD_BYTES).await.ok().and_then(|body| body.excerpt());
+    excerpt.map_or_else(|| text.clone(), |excerpt| format!("{text}: {excerpt}"))
+}
+
+fn cannot_reach(error: &reqwest::Error) -> String {
+    if egress::was_not_allowed(error) {
+        return egress::NotAllowed.to_string();
+    }
+    let cause = egress::cause_of(error).map_or_else(String::new, |cause| format!(": {cause}"));
+    format!("The agent cannot be reached{cause}")
 }

@@ -482,5 +482,5 @@ pub async fn check_agent(
     let row = db::agents::find(&app.pool, caller.organization(), id).await?.ok_or_else(not_found)?;
     let row = row.opened(&app.config.vault);
     place.leave();
-    Ok(Json(agent_health::check(&app.egress, &row).await))
+    Ok(Json(agent_health::check(&app.egress, &row, caller.sees_secrets()).await))
 }

@@ -10,7 +10,6 @@ mod in_flight;
 mod plain;
 
 use std::{
-    error::Error as _,
     sync::{
         Arc,
         atomic::{AtomicU16, Ordering},
@@ -27,18 +26,21 @@ use uuid::Uuid;
 
 use super::{
     Executor,
-    agents::{Agent, Credentials, Protocol},
+    agents::{Agent, Protocol},
     retry::{self, Again},
 };
 use crate::{
-    egress::{self, BodyError, Egress, NotAllowed},
-    input::{check_json, shorten},
+    agent::Credentials,
+    egress::{self, Body, BodyError, Egress, NotAllowed},
+    input::shorten_to,
 };
 
-/// Of an answer. More is not read.
+/// Of an answer, decompressed. More is not read.
 const MAX_ANSWER_BYTES: usize = 10 << 20;
 /// Of an answer with an error status, which is only looked through for a message.
 const MAX_ERROR_BYTES: usize = 64 << 10;
+/// Characters of an error message. The agent's words may be longer.
+const MAX_MESSAGE_CHARS: usize = 500;
 
 /// Why an attempt has no output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +91,7 @@ impl Fault {
 /// Why a call failed.
 #[derive(Debug)]
 pub(super) struct Failure {
-    /// Fit for the step's error message: no credentials, no URL.
+    /// Fit for the step's error message where [`call`] gives it: short, no credentials, no URL.
     pub(super) message: String,
     pub(super) again: Again,
     pub(super) fault: Fault,
@@ -98,6 +100,19 @@ pub(super) struct Failure {
 impl Failure {
     fn new(fault: Fault, again: Again, message: impl Into<String>) -> Self {
         Self { message: message.into(), again, fault }
+    }
+}
+
+/// What an agent says about its failure, in full: it is masked before it is cut.
+struct Said {
+    words: String,
+    /// Whatever the status, another attempt would fail in the same way.
+    is_final: bool,
+}
+
+impl From<String> for Said {
+    fn from(words: String) -> Self {
+        Self { words, is_final: false }
     }
 }
 
@@ -145,7 +160,10 @@ pub(super) async fn call(request: Request<'_>) -> Called {
         let text = format!("no complete answer within {} ms", agent.timeout.as_millis());
         Err(Failure::new(Fault::Timeout, Again::Later, text))
     });
-    let result = result.map_err(|failure| Failure { message: agent.credentials.redact(failure.message), ..failure });
+    let result = result.map_err(|failure| {
+        let masked = agent.secrets.mask(failure.message);
+        Failure { message: shorten_to(&masked, MAX_MESSAGE_CHARS).into_owned(), ..failure }
+    });
     let http_status = Some(wire.http_status.into_inner()).filter(|status| *status > 0);
     Called { result, http_status }
 }
@@ -160,23 +178,13 @@ struct Wire<'a> {
 impl Wire<'_> {
     /// Posts the attempt's input, once, and reads the answer to it. `explain` finds the agent's own words in an answer
     /// that says by its status that it is none.
-    async fn post(
-        &self,
-        url: Url,
-        body: String,
-        explain: impl Fn(&RawValue) -> Option<String>,
-    ) -> Result<Vec<u8>, Failure> {
+    async fn post(&self, url: Url, body: String, explain: impl Fn(&RawValue) -> Option<Said>) -> Result<Body, Failure> {
         let key = header_text(self.request.attempt_id);
         self.exchange(self.prepare(url, body)?.header("Idempotency-Key", key), explain).await
     }
 
     /// The same for a request that only asks, and may be made again.
-    async fn ask(
-        &self,
-        url: Url,
-        body: String,
-        explain: impl Fn(&RawValue) -> Option<String>,
-    ) -> Result<Vec<u8>, Failure> {
+    async fn ask(&self, url: Url, body: String, explain: impl Fn(&RawValue) -> Option<Said>) -> Result<Body, Failure> {
         self.exchange(self.prepare(url, body)?, explain).await
     }
 
@@ -188,8 +196,8 @@ impl Wire<'_> {
     async fn exchange(
         &self,
         http: RequestBuilder,
-        explain: impl Fn(&RawValue) -> Option<String>,
-    ) -> Result<Vec<u8>, Failure> {
+        explain: impl Fn(&RawValue) -> Option<Said>,
+    ) -> Result<Body, Failure> {
         let response = http.send().await.map_err(|error| transport(&error))?;
         self.http_status.store(response.status().as_u16(), Ordering::Relaxed);
         if response.status().is_success() {
@@ -222,12 +230,10 @@ fn prepare(
         .header("X-Correlation-ID", correlation_id)
         .body(body);
     match &agent.credentials {
-        Credentials::None => Ok(http),
-        Credentials::Header { name, value, .. } => Ok(http.header(name, value)),
-        Credentials::Sealed(sealed) => {
-            Err(Failure::new(Fault::Unusable, Again::Never, format!("its auth_config is {sealed}")))
-        }
-        Credentials::Unusable => {
+        Ok(Credentials::None) => Ok(http),
+        Ok(Credentials::Header(name, value)) => Ok(http.header(name, value)),
+        Err(sealed) => Err(Failure::new(Fault::Unusable, Again::Never, format!("its auth_config is {sealed}"))),
+        Ok(Credentials::Unusable) => {
             let text = "its auth_config lacks a value, or has one that cannot be sent in a header";
             Err(Failure::new(Fault::Unusable, Again::Never, text))
         }
@@ -240,25 +246,33 @@ fn header_text(id: &str) -> String {
 }
 
 /// What an answer says whose status is no success.
-async fn refusal(response: Response, explain: impl Fn(&RawValue) -> Option<String>) -> Failure {
+async fn refusal(response: Response, explain: impl Fn(&RawValue) -> Option<Said>) -> Failure {
     let status = response.status();
     let wanted = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
     let wanted = wanted.and_then(|value| retry::retry_after(value, chrono::Utc::now()));
-    let again = match (is_passing(status), wanted) {
-        (false, _) => Again::Never,
-        (true, None) => Again::Later,
-        (true, Some(pause)) => Again::After(pause),
-    };
     let reason = status.canonical_reason().unwrap_or("no reason");
     let mut text = format!("HTTP {}: {reason}", status.as_u16());
+    let mut is_final = !is_passing(status);
     if status.is_redirection() {
         text += " (redirects are not followed)";
-    } else if let Ok(body) = read_body(response, MAX_ERROR_BYTES).await
-        && let Some(words) = check_json(&body).ok().and_then(explain)
-    {
-        text = format!("{text}, {words}");
+    } else if let Ok(body) = read_body(response, MAX_ERROR_BYTES).await {
+        if let Some(said) = body.json().ok().and_then(explain) {
+            text = format!("{text}, {}", said.words);
+            is_final |= said.is_final;
+        } else if let Some(excerpt) = body.excerpt() {
+            text = format!("{text}, {excerpt}");
+        }
     }
-    Failure::new(if status.is_server_error() { Fault::Http5xx } else { Fault::Http4xx }, again, text)
+    let again = match wanted {
+        _ if is_final => Again::Never,
+        None => Again::Later,
+        Some(pause) => Again::After(pause),
+    };
+    Failure::new(fault_of(status), again, text)
+}
+
+fn fault_of(status: StatusCode) -> Fault {
+    if status.is_server_error() { Fault::Http5xx } else { Fault::Http4xx }
 }
 
 /// The same request may be answered otherwise later.
@@ -266,10 +280,10 @@ fn is_passing(status: StatusCode) -> bool {
     status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
 }
 
-async fn read_body(response: Response, limit: usize) -> Result<Vec<u8>, Failure> {
+async fn read_body(response: Response, limit: usize) -> Result<Body, Failure> {
     egress::read_body(response, limit).await.map_err(|error| match error {
-        BodyError::TooLarge(_) => Failure::new(Fault::Invalid, Again::Never, error.to_string()),
         BodyError::Broken(error) => transport(&error),
+        error => Failure::new(Fault::Invalid, Again::Never, error.to_string()),
     })
 }
 
@@ -277,7 +291,7 @@ fn not_allowed(error: NotAllowed) -> Failure {
     Failure::new(Fault::NotAllowed, Again::Never, error.to_string())
 }
 
-/// What went wrong on the wire, in the words of its innermost cause: the outer ones repeat the URL.
+/// What went wrong on the wire.
 fn transport(error: &reqwest::Error) -> Failure {
     if egress::was_not_allowed(error) {
         return not_allowed(NotAllowed);
@@ -285,12 +299,8 @@ fn transport(error: &reqwest::Error) -> Failure {
     if error.is_builder() {
         return Failure::new(Fault::Unusable, Again::Never, "its URL cannot be called");
     }
-    let mut cause = error.source();
-    while let Some(inner) = cause.and_then(std::error::Error::source) {
-        cause = Some(inner);
-    }
     let what = if error.is_connect() { "cannot be connected" } else { "the connection failed" };
-    let why = cause.map_or_else(String::new, |cause| format!(": {}", shorten(&cause.to_string())));
+    let why = egress::cause_of(error).map_or_else(String::new, |cause| format!(": {cause}"));
     Failure::new(Fault::Network, Again::Later, format!("{what}{why}"))
 }
 

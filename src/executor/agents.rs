@@ -7,7 +7,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{HeaderName, HeaderValue, header::AUTHORIZATION};
 use serde_json::value::RawValue;
 use sqlx::PgPool;
 use url::Url;
@@ -16,13 +15,13 @@ use uuid::Uuid;
 use super::breakers::Breakers;
 use crate::{
     access::OrganizationId,
-    agent::{AgentKind, AgentStatus, AuthType, ChatConfig, RetryConfig},
+    agent::{AgentKind, AgentStatus, ChatConfig, Credentials, RetryConfig, Secrets},
     breaker::Rules,
     db::{
         self,
         agents::{AgentRow, AgentWithBreaker},
     },
-    input::{Node, member, text},
+    input::Node,
     vault::{self, Vault},
 };
 
@@ -49,21 +48,10 @@ pub(super) struct Agent {
     pub(super) timeout: Duration,
     pub(super) retry: RetryConfig,
     pub(super) breaker: Rules,
-    pub(super) credentials: Credentials,
-}
-
-/// How the agent is shown who calls.
-pub(super) enum Credentials {
-    None,
-    Header {
-        name: HeaderName,
-        value: HeaderValue,
-        secret: String,
-    },
-    /// What is stored cannot be sent.
-    Unusable,
-    /// What is stored cannot be read.
-    Sealed(vault::Sealed),
+    /// The error: what is stored cannot be read.
+    pub(super) credentials: Result<Credentials, vault::Sealed>,
+    /// What its errors are freed from.
+    pub(super) secrets: Secrets,
 }
 
 /// Why there is no agent to call. `Display` is fit for the step's error message.
@@ -141,10 +129,8 @@ impl Agents {
             id: row.id,
             protocol: protocol.ok_or_else(|| NoAgent::UnknownKind(row.name.clone()))?,
             breaker: self.breaker_rules.of_agent(breaker_config),
-            credentials: match config {
-                Ok(config) => Credentials::read(row.auth_type.as_deref(), config.as_deref()),
-                Err(sealed) => Credentials::Sealed(sealed),
-            },
+            secrets: Secrets::of(&row.url, config.as_ref().ok().and_then(Option::as_deref)),
+            credentials: config.map(|config| Credentials::read(row.auth_type.as_deref(), config.as_deref())),
             timeout: Duration::from_millis(u64::try_from(row.timeout_ms).unwrap_or_default().max(1)),
             retry: RetryConfig::from_stored(row.retry_config.as_ref().map(|config| &*config.0)),
             name: row.name,
@@ -159,79 +145,6 @@ impl Protocol {
             AgentKind::A2a => Some(Self::A2a),
             AgentKind::Http => Some(Self::Http),
             AgentKind::OpenAi => ChatConfig::read(&Node::new("config", config?)).ok().map(Self::OpenAi),
-        }
-    }
-}
-
-impl Credentials {
-    /// The type's column decides; where the reference left it empty, the `type` that its bridge reads.
-    fn read(auth_type: Option<&str>, config: Option<&RawValue>) -> Self {
-        // Values that are not strings are sent as their JSON.
-        let find = |name: &str| {
-            let value = member(config?, name).filter(|value| value.get() != "null")?;
-            Some(text(value).unwrap_or_else(|| value.get().to_owned()))
-        };
-        let named = auth_type.map(str::to_owned).or_else(|| find("type"));
-        let (name, value, secret) = match named.as_deref().and_then(AuthType::parse) {
-            None | Some(AuthType::None) => return Self::None,
-            Some(AuthType::Bearer) => {
-                let Some(token) = find("token") else { return Self::Unusable };
-                (Ok(AUTHORIZATION), HeaderValue::try_from(format!("Bearer {token}")), token)
-            }
-            Some(AuthType::ApiKey) => {
-                let Some(key) = find("key") else { return Self::Unusable };
-                let header = find("header_name").or_else(|| find("header"));
-                let header = header.as_deref().unwrap_or("X-API-Key").trim().to_owned();
-                (HeaderName::try_from(header), HeaderValue::try_from(&key), key)
-            }
-        };
-        match (name, value) {
-            (Ok(name), Ok(mut value)) => {
-                value.set_sensitive(true);
-                Self::Header { name, value, secret }
-            }
-            _ => Self::Unusable,
-        }
-    }
-
-    /// The text without the secret, should an agent repeat it.
-    pub(super) fn redact(&self, text: String) -> String {
-        match self {
-            Self::Header { secret, .. } if !secret.is_empty() => text.replace(secret, "***"),
-            _ => text,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::input::check_json;
-
-    #[test]
-    fn credentials_become_a_header() {
-        for (auth_type, config, expected) in [
-            (Some("none"), "null", Some(None)),
-            (None, "null", Some(None)),
-            (Some("bearer"), r#"{"token":"t"}"#, Some(Some(("authorization", "Bearer t")))),
-            (None, r#"{"token":"t","type":"bearer"}"#, Some(Some(("authorization", "Bearer t")))),
-            (Some("apikey"), r#"{"key":7,"header_name":"X-Mine"}"#, Some(Some(("x-mine", "7")))),
-            (Some("apikey"), r#"{"key":"k","header":"X-H"}"#, Some(Some(("x-h", "k")))),
-            (Some("apikey"), r#"{"key":"k"}"#, Some(Some(("x-api-key", "k")))),
-            (Some("apikey"), r#"{"key":"k","header":"a b"}"#, None),
-            (Some("bearer"), r#"{"token":"a\nb"}"#, None),
-            (Some("bearer"), "{}", None),
-        ] {
-            let config = check_json(config.as_bytes()).expect(config);
-            let read = match Credentials::read(auth_type, Some(config)) {
-                Credentials::None => Some(None),
-                Credentials::Unusable | Credentials::Sealed(_) => None,
-                Credentials::Header { name, value, .. } => {
-                    Some(Some((name.to_string(), value.to_str().expect("ASCII").to_owned())))
-                }
-            };
-            let expected = expected.map(|header| header.map(|(name, value)| (name.to_owned(), value.to_owned())));
-            assert_eq!(read, expected, "{config}");
         }
     }
 }

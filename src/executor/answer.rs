@@ -1,8 +1,16 @@
-//! What an agent's answer says: the output of the step, or why it failed. Pure.
+//! What an A2A agent's answer says: the output of the step, or why it failed. Pure.
+//!
+//! Answers have the form of A2A 0.2 or 0.3. Some servers give a request of 0.3 an answer of 1.0, in which the result is
+//! wrapped, states and roles are `TASK_STATE_COMPLETED` and `ROLE_AGENT`, and parts have no `kind`; it is read, too.
+//!
+//! The agent's words are given in full: they are masked before they are cut.
 
 use serde_json::value::RawValue;
 
-use crate::input::{check_json, elements, member, members, object_of, shorten, text, to_raw};
+use crate::input::{elements, member, members, object_of, text, to_raw};
+
+/// Members of a part's metadata that mark a thought; the first is of Google's Agent Development Kit.
+const THOUGHT_MARKS: [&str; 2] = ["adk_thought", "thought"];
 
 /// Why an answer is not an output.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -15,7 +23,7 @@ pub(super) enum AnswerError {
     Rpc {
         /// As given.
         code: String,
-        /// As given, shortened.
+        /// As given.
         message: String,
     },
     /// The task is in another state than completed.
@@ -36,9 +44,8 @@ pub(super) enum Answer {
 }
 
 /// What a response to `message/send` or `tasks/get` says.
-pub(super) fn read(body: &[u8]) -> Result<Answer, AnswerError> {
+pub(super) fn read(response: &RawValue) -> Result<Answer, AnswerError> {
     let invalid = |text: &str| AnswerError::Invalid(text.to_owned());
-    let response = check_json(body).map_err(|fault| AnswerError::Invalid(fault.to_string()))?;
     if members(response).is_none() {
         return Err(invalid("it is not an object"));
     }
@@ -50,11 +57,11 @@ pub(super) fn read(body: &[u8]) -> Result<Answer, AnswerError> {
     if let Some(error) = rpc_error(response) {
         return Err(error);
     }
-    let result = member(response, "result").ok_or_else(|| invalid("neither result nor error"))?;
+    let result = unwrapped(member(response, "result").ok_or_else(|| invalid("neither result nor error"))?);
     let status = member(result, "status");
     let state = status.and_then(|status| member(status, "state")).and_then(text);
-    match state.as_deref() {
-        Some("completed") => Ok(Answer::Output(extract(result))),
+    match state.as_deref().map(state_of).as_deref() {
+        Some("completed") => Ok(Answer::Output(extract(result, status))),
         Some(state) => {
             let task = member(result, "id").and_then(text).filter(|task| !task.is_empty());
             match task {
@@ -63,11 +70,38 @@ pub(super) fn read(body: &[u8]) -> Result<Answer, AnswerError> {
             }
         }
         // An agent that is done at once may answer with a message instead of a task.
-        None if member(result, "kind").and_then(text).as_deref() == Some("message") => {
-            Ok(Answer::Output(extract_message(result)))
-        }
+        None if is_message(result) => Ok(Answer::Output(extract_message(result))),
         None => Err(AnswerError::State("unknown".to_owned())),
     }
+}
+
+/// The task or the message, which 1.0 wraps into an object of that member.
+fn unwrapped(result: &RawValue) -> &RawValue {
+    if member(result, "status").is_some() || member(result, "kind").is_some() {
+        return result;
+    }
+    let inside = |name| member(result, name).filter(|inner| members(inner).is_some());
+    inside("task").or_else(|| inside("message")).unwrap_or(result)
+}
+
+/// A state as 0.3 writes it.
+fn state_of(state: &str) -> String {
+    match state.strip_prefix("TASK_STATE_") {
+        None => state.to_owned(),
+        Some("CANCELLED") => "canceled".to_owned(),
+        Some(state) => state.to_lowercase().replace('_', "-"),
+    }
+}
+
+fn is_message(result: &RawValue) -> bool {
+    match member(result, "kind").and_then(text) {
+        Some(kind) => kind == "message",
+        None => member(result, "parts").is_some() && is_of_agent(result),
+    }
+}
+
+fn is_of_agent(message: &RawValue) -> bool {
+    member(message, "role").and_then(text).is_some_and(|role| matches!(role.as_str(), "agent" | "ROLE_AGENT"))
 }
 
 /// The error of a JSON-RPC response, if it has one. An `error: null` beside a result is none.
@@ -75,10 +109,7 @@ pub(super) fn rpc_error(response: &RawValue) -> Option<AnswerError> {
     let error = member(response, "error").filter(|error| error.get() != "null")?;
     let code = member(error, "code").map_or("without code", RawValue::get);
     let message = member(error, "message").and_then(text);
-    Some(AnswerError::Rpc {
-        code: shorten(code).into_owned(),
-        message: shorten(message.as_deref().unwrap_or("no message")).into_owned(),
-    })
+    Some(AnswerError::Rpc { code: code.to_owned(), message: message.unwrap_or_else(|| "no message".to_owned()) })
 }
 
 /// The state, and what the agent says about it.
@@ -88,42 +119,52 @@ fn told(state: &str, status: Option<&RawValue>) -> String {
         "auth-required" => " (the agent asks for other credentials than its own)",
         _ => "",
     };
-    let words = status.and_then(|status| member(status, "message")).map(|message| texts_of(message).join("\n"));
-    let words = words.filter(|words| !words.is_empty());
-    let words = words.map_or_else(String::new, |words| format!(": {}", shorten(&words)));
-    format!("{}{why}{words}", shorten(state))
+    let words = said_in(status).map_or_else(String::new, |words| format!(": {words}"));
+    format!("{state}{why}{words}")
+}
+
+/// What the agent says in the status of a task.
+fn said_in(status: Option<&RawValue>) -> Option<String> {
+    said(member(status?, "message")?)
+}
+
+/// What a message says, if it has text.
+fn said(message: &RawValue) -> Option<String> {
+    let texts = texts_of(message);
+    (!texts.is_empty()).then(|| texts.join("\n"))
 }
 
 /// All members of the message, and those that an output of a task has.
 fn extract_message(message: &RawValue) -> Box<RawValue> {
-    let texts = texts_of(message);
+    let said = said(message).map(|said| to_raw(&said));
     let derived = [
-        ("text", (!texts.is_empty()).then(|| to_raw(&texts.join("\n")))),
-        ("response", texts.first().map(to_raw).filter(|_| member(message, "response").is_none())),
+        ("text", said.clone()),
+        ("response", said.filter(|_| member(message, "response").is_none())),
         ("context_id", Some(member(message, "contextId").unwrap_or(RawValue::NULL).to_owned())),
         ("task_id", Some(member(message, "taskId").unwrap_or(RawValue::NULL).to_owned())),
     ];
     with_derived(message, derived)
 }
 
-/// All members of the result, and those under which references find the text and the ids.
-fn extract(result: &RawValue) -> Box<RawValue> {
-    let artifacts = member(result, "artifacts").and_then(elements).unwrap_or_default();
-    let texts: Vec<String> = artifacts.into_iter().flat_map(texts_of).collect();
-    let history = member(result, "history").and_then(elements).unwrap_or_default();
-    let response = history
-        .into_iter()
-        .rev()
-        .filter(|item| member(item, "role").and_then(text).as_deref() == Some("agent"))
-        .find_map(|item| texts_of(item).into_iter().next())
-        .filter(|_| member(result, "response").is_none());
+/// All members of the task, and those under which references find the text and the ids.
+fn extract(task: &RawValue, status: Option<&RawValue>) -> Box<RawValue> {
+    let artifacts = member(task, "artifacts").and_then(elements).unwrap_or_default();
+    // The parts of an artifact are the pieces in which it was sent.
+    let texts: Vec<String> =
+        artifacts.into_iter().map(texts_of).filter(|texts| !texts.is_empty()).map(|texts| texts.concat()).collect();
+    let last_in_history = || {
+        let history = member(task, "history").and_then(elements).unwrap_or_default();
+        history.into_iter().rev().filter(|item| is_of_agent(item)).find_map(said)
+    };
+    // What the status says came last, and is not in the history yet.
+    let response = said_in(status).or_else(last_in_history).filter(|_| member(task, "response").is_none());
     let derived = [
         ("text", (!texts.is_empty()).then(|| to_raw(&texts.join("\n")))),
         ("response", response.map(|text| to_raw(&text))),
-        ("context_id", Some(member(result, "contextId").unwrap_or(RawValue::NULL).to_owned())),
-        ("task_id", Some(member(result, "id").unwrap_or(RawValue::NULL).to_owned())),
+        ("context_id", Some(member(task, "contextId").unwrap_or(RawValue::NULL).to_owned())),
+        ("task_id", Some(member(task, "id").unwrap_or(RawValue::NULL).to_owned())),
     ];
-    with_derived(result, derived)
+    with_derived(task, derived)
 }
 
 fn with_derived(result: &RawValue, derived: [(&str, Option<Box<RawValue>>); 4]) -> Box<RawValue> {
@@ -134,19 +175,29 @@ fn with_derived(result: &RawValue, derived: [(&str, Option<Box<RawValue>>); 4]) 
     object_of(given.chain(derived.iter().map(|(name, value)| (*name, &**value))))
 }
 
-/// The texts of the text parts of an artifact or a message.
+/// The texts of the text parts of an artifact or a message, less what the agent marks as its thoughts.
 fn texts_of(holder: &RawValue) -> Vec<String> {
     let parts = member(holder, "parts").and_then(elements).unwrap_or_default();
-    let is_text = |part: &&RawValue| member(part, "kind").and_then(text).as_deref() == Some("text");
-    parts.into_iter().filter(is_text).filter_map(|part| text(member(part, "text")?)).collect()
+    let is_text = |part: &&RawValue| member(part, "kind").is_none_or(|kind| text(kind).as_deref() == Some("text"));
+    let is_thought = |part: &&RawValue| {
+        let metadata = member(part, "metadata");
+        metadata.is_some_and(|metadata| THOUGHT_MARKS.iter().any(|mark| is_true(member(metadata, mark))))
+    };
+    let said = parts.into_iter().filter(is_text).filter(|part| !is_thought(part));
+    said.filter_map(|part| text(member(part, "text")?)).collect()
+}
+
+fn is_true(value: Option<&RawValue>) -> bool {
+    value.is_some_and(|value| value.get() == "true")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::input::check_json;
 
     fn output(body: &[u8]) -> Result<Box<RawValue>, AnswerError> {
-        read(body).map(|answer| match answer {
+        read(check_json(body).expect("JSON")).map(|answer| match answer {
             Answer::Output(output) => output,
             Answer::UnderWay { task } => panic!("{task} is under way"),
         })
@@ -162,7 +213,7 @@ mod tests {
         let output = output(format!(r#"{{"jsonrpc":"2.0","error":null,"result":{result}}}"#).as_bytes()).expect("ok");
         for (name, expected) in [
             ("text", r#""a\nb""#),
-            ("response", r#""new""#),
+            ("response", r#""new\nx""#),
             ("context_id", r#""c""#),
             ("task_id", r#""t""#),
             ("extra", "12345678901234567890"),
@@ -170,6 +221,57 @@ mod tests {
         ] {
             assert_eq!(member(&output, name).map(RawValue::get), Some(expected), "{name}");
         }
+    }
+
+    #[test]
+    fn the_agents_last_words_are_those_of_its_status() {
+        for (more, expected) in [
+            (r#""status":{"state":"completed","message":{"parts":[{"kind":"text","text":"42"}]}}"#, Some("42")),
+            (r#""status":{"state":"completed","message":{"parts":[{"kind":"data","data":{}}]}}"#, Some("thinking")),
+            (r#""status":{"state":"completed"}"#, Some("thinking")),
+            (r#""status":{"state":"completed"},"history":[]"#, None),
+        ] {
+            let body = format!(
+                r#"{{"jsonrpc":"2.0","result":{{{more}{}}}}}"#,
+                if more.contains("history") {
+                    ""
+                } else {
+                    r#","history":[{"role":"agent","parts":[{"kind":"text","text":"thinking"}]}]"#
+                }
+            );
+            let output = output(body.as_bytes()).expect("completed");
+            assert_eq!(member(&output, "response").and_then(text).as_deref(), expected, "{more}");
+        }
+    }
+
+    #[test]
+    fn the_pieces_of_an_artifact_are_one_text_and_thoughts_are_none() {
+        let body = br#"{"jsonrpc":"2.0","result":{"status":{"state":"completed"},"artifacts":[
+            {"parts":[{"kind":"text","text":"hmm","metadata":{"adk_thought":true}},{"kind":"text","text":"Hel"},
+                {"kind":"text","text":"lo","metadata":{"adk_thought":false}}]},
+            {"parts":[{"kind":"data","data":{}}]},
+            {"parts":[{"kind":"text","text":"you"}]}]}}"#;
+        let output = output(body).expect("completed");
+        assert_eq!(member(&output, "text").map(RawValue::get), Some(r#""Hello\nyou""#));
+    }
+
+    #[test]
+    fn an_answer_of_the_next_version_is_unwrapped() {
+        let body = br#"{"jsonrpc":"2.0","result":{"task":{"id":"t","contextId":"c",
+            "status":{"state":"TASK_STATE_COMPLETED","message":{"role":"ROLE_AGENT","parts":[{"text":"bye"}]}},
+            "artifacts":[{"artifactId":"a","parts":[{"text":"4"},{"text":"2"},{"data":{"text":"no"}}]}]}}}"#;
+        let output_of_task = output(body).expect("completed");
+        let shown = |name| member(&output_of_task, name).and_then(text);
+        assert_eq!(
+            ["text", "response", "task_id", "context_id", "id"].map(shown),
+            ["42", "bye", "t", "c", "t"].map(|text| Some(text.to_owned()))
+        );
+        let body =
+            br#"{"jsonrpc":"2.0","result":{"message":{"messageId":"m","role":"ROLE_AGENT","parts":[{"text":"a"}]}}}"#;
+        let output_of_message = output(body).expect("a message");
+        assert_eq!(member(&output_of_message, "text").map(RawValue::get), Some(r#""a""#));
+        let canceled = br#"{"jsonrpc":"2.0","result":{"task":{"id":"t","status":{"state":"TASK_STATE_CANCELLED"}}}}"#;
+        assert_eq!(output(canceled).expect_err("not completed").to_string(), "Task state: canceled");
     }
 
     #[test]
@@ -185,7 +287,6 @@ mod tests {
     #[test]
     fn answers_that_are_no_output_say_why() {
         for (body, expected) in [
-            ("", "JSON-RPC 2.0 response"),
             ("[]", "not an object"),
             (r#"{"result":{}}"#, "jsonrpc is missing"),
             (r#"{"jsonrpc":"1.0","result":{}}"#, "version"),
@@ -210,7 +311,10 @@ mod tests {
                 r#"{"jsonrpc":"2.0","result":{"id":"t","status":{"state":"auth-required"}}}"#,
                 "Task state: auth-required (the agent asks",
             ),
-            (r#"{"jsonrpc":"2.0","result":{"status":{"state":"completed"},"a":"\u0000"}}"#, "NUL"),
+            (
+                r#"{"jsonrpc":"2.0","result":{"task":{"id":"t","status":{"state":"TASK_STATE_INPUT_REQUIRED"}}}}"#,
+                "Task state: input-required (the agent asks",
+            ),
         ] {
             let error = output(body.as_bytes()).expect_err(body).to_string();
             assert!(error.contains(expected), "{body}: {error}");
@@ -221,7 +325,8 @@ mod tests {
     fn a_task_that_is_not_done_is_under_way() {
         for state in ["submitted", "working"] {
             let body = format!(r#"{{"jsonrpc":"2.0","result":{{"id":"t-1","status":{{"state":"{state}"}}}}}}"#);
-            assert!(matches!(read(body.as_bytes()), Ok(Answer::UnderWay { task }) if task == "t-1"), "{state}");
+            let answer = read(check_json(body.as_bytes()).expect("JSON"));
+            assert!(matches!(answer, Ok(Answer::UnderWay { task }) if task == "t-1"), "{state}");
         }
     }
 
@@ -231,7 +336,7 @@ mod tests {
             "parts":[{"kind":"text","text":"a"},{"kind":"text","text":"b"}]}}"#;
         let output = output(body).expect("a message");
         let shown = |name| member(&output, name).map(RawValue::get);
-        assert_eq!((shown("text"), shown("response")), (Some(r#""a\nb""#), Some(r#""a""#)));
+        assert_eq!((shown("text"), shown("response")), (Some(r#""a\nb""#), Some(r#""a\nb""#)));
         assert_eq!(
             (shown("context_id"), shown("task_id"), shown("messageId")),
             (Some(r#""c""#), Some("null"), Some(r#""m""#))

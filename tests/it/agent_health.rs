@@ -1,5 +1,10 @@
 //! The health of agents, against a little HTTP server of the test.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
 use axum::{Router, http::HeaderMap, routing::get};
 use http::{StatusCode, header};
 use serde_json::{Value, json};
@@ -70,9 +75,8 @@ async fn an_agent_is_unhealthy_if_its_answer_is_no_card(pool: PgPool) {
     for (path, gist) in [
         ("broken", "500"),
         ("created", "201"),
-        ("missing", "404"),
         ("moved", "302"),
-        ("text", "card"),
+        ("text", "The agent's card is not JSON: JSON decode error at byte 0; it is text/plain and begins with hello"),
         ("list", "card"),
         ("empty", "card"),
     ] {
@@ -87,13 +91,51 @@ async fn an_agent_is_unhealthy_if_its_answer_is_no_card(pool: PgPool) {
 async fn an_agent_is_unhealthy_if_it_does_not_answer(pool: PgPool) {
     let (service, address) = (Service::start(&pool), agents().await);
     let closed = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address");
-    for (name, url, gist) in
-        [("silent", format!("{address}/silent"), "1000 ms"), ("closed", format!("http://{closed}/"), "reached")]
-    {
+    for (name, url, gist) in [
+        ("silent", format!("{address}/silent"), "1000 ms"),
+        ("closed", format!("http://{closed}/"), "The agent cannot be reached: Connection refused"),
+        ("tls", address.replace("http:", "https:"), "The agent cannot be reached: received corrupt message"),
+        ("name", "http://nowhere.invalid/".to_owned(), "The agent cannot be reached: failed to lookup address"),
+    ] {
         let health = health(&service, json!({"name": name, "url": url, "timeout_ms": 1000})).await;
         assert_eq!((&health["status"], &health["agent_card"]), (&json!("unhealthy"), &Value::Null), "{name}");
         assert_eq!(health["response_time_ms"], Value::Null, "{name}");
         assert!(health["message"].as_str().is_some_and(|message| message.contains(gist)), "{name}: {health}");
+    }
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_card_is_found_where_agents_have_it(pool: PgPool) {
+    let service = Service::start(&pool);
+    for (number, (path, url, asked)) in [
+        ("/.well-known/agent-card.json", "/a2a", 2),
+        ("/a2a/.well-known/agent-card.json", "/a2a/", 1),
+        ("/.well-known/agent.json", "/", 2),
+        ("/a2a/.well-known/agent.json", "/a2a", 3),
+        ("/.well-known/agent.json", "/a2a", 4),
+        ("/.well-known/agent-card.json?assistant_id=7", "/?assistant_id=7", 1),
+        ("/a2a/.well-known/agent-card.json?assistant_id=7", "/a2a?assistant_id=7#it", 1),
+        ("/nowhere", "/a2a", 4),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&calls);
+        let router = Router::new().fallback(async move |uri: http::Uri| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            if uri == path { (StatusCode::OK, "{}") } else { (StatusCode::NOT_FOUND, "<title>nothing</title>") }
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        let agent = json!({"name": format!("a{number}"), "url": format!("http://{address}{url}")});
+        let health = health(&service, agent).await;
+        let expected = if path == "/nowhere" { "unhealthy" } else { "healthy" };
+        assert_eq!((&health["status"], calls.load(Ordering::Relaxed)), (&json!(expected), asked), "{path}: {health}");
+        if expected == "unhealthy" {
+            assert_eq!(health["message"], "The agent answered with status 404: <title>nothing</title>");
+        }
     }
 }
 

@@ -56,6 +56,11 @@ async fn a_task_is_followed_to_its_end(pool: PgPool) {
     let output = done.output();
     assert_eq!((&output["text"], &output["task_id"]), (&json!("said when completed"), &json!("t-1")));
     assert_eq!(counts(&agent), [1, 4, 0]);
+    // Answered before its task is done, since who does not know the task cannot cancel it.
+    let sent = &agent.calls()[0].body["params"];
+    assert_eq!(sent["configuration"], json!({"acceptedOutputModes": [], "blocking": false}));
+    let message = &sent["message"];
+    assert_eq!((&message["kind"], &message["role"]), (&json!("message"), &json!("user")));
     for call in &agent.calls()[1..] {
         assert_eq!(call.body["params"], json!({"id": "t-1"}));
         assert_eq!(call.body["jsonrpc"], "2.0");

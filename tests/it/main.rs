@@ -2,6 +2,7 @@
 //! real Kafka (topics per test). `DATABASE_URL` and `KAFKA_BROKERS` say where; `./deploy-api.sh test` sets them.
 
 mod access;
+mod agent_answers;
 mod agent_health;
 mod agent_kinds;
 mod agent_tasks;

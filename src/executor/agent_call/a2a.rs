@@ -1,13 +1,14 @@
-//! A2A by JSON-RPC 2.0, <https://a2a-protocol.org/v0.3.0/specification>: `message/send`, and while the agent says that its
-//! task is not done, `tasks/get`.
+//! A2A by JSON-RPC 2.0, <https://a2a-protocol.org/v0.3.0/specification>: `message/send`, which asks for an answer before
+//! the task is done, so that its id is known and it can be cancelled; and while it is not done, `tasks/get`.
 
 use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::{json, value::RawValue};
 
-use super::{Failure, Fault, Wire, in_flight::InFlight, spread, task_id};
+use super::{Failure, Fault, Said, Wire, in_flight::InFlight, spread, task_id};
 use crate::{
+    egress::Body,
     executor::{
         answer::{self, Answer, AnswerError},
         retry::Again,
@@ -16,8 +17,9 @@ use crate::{
     mapping,
 };
 
-/// Before the task is asked for first; then longer and longer.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
+/// Before the task is asked for first; then longer and longer. Many are done at once, and would be answered so if the
+/// message were sent as a blocking one.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const PAUSE_GROWTH: f64 = 1.5;
 
@@ -39,14 +41,24 @@ impl<'a, P: Serialize> Rpc<'a, P> {
 #[derive(Serialize)]
 struct Message<'a> {
     message: MessageBody<'a>,
+    configuration: Configuration,
 }
 
 #[derive(Serialize)]
 struct MessageBody<'a> {
+    kind: &'static str,
     role: &'static str,
     #[serde(rename = "messageId")]
     id: String,
     parts: [Part<'a>; 1],
+}
+
+#[derive(Serialize)]
+struct Configuration {
+    /// Empty: whatever the agent has. Servers of 0.2 want the member.
+    #[serde(rename = "acceptedOutputModes")]
+    accepted_output_modes: [&'static str; 0],
+    blocking: bool,
 }
 
 #[derive(Serialize)]
@@ -61,10 +73,11 @@ pub(super) async fn call(wire: &Wire<'_>) -> Result<Box<RawValue>, Failure> {
     let task_id = task_id(request.attempt_id);
     let text = mapping::message_text(request.input);
     let parts = [Part { kind: "text", text: &text }];
-    let message = MessageBody { role: "user", id: format!("msg-{task_id}"), parts };
-    let body = Rpc::body(&task_id, "message/send", Message { message });
+    let message = MessageBody { kind: "message", role: "user", id: format!("msg-{task_id}"), parts };
+    let configuration = Configuration { accepted_output_modes: [], blocking: false };
+    let body = Rpc::body(&task_id, "message/send", Message { message, configuration });
     let body = wire.post(url.clone(), body, explain).await?;
-    let task = match answer::read(&body).map_err(|error| failure(&error))? {
+    let task = match read(&body)? {
         Answer::Output(output) => return Ok(output),
         Answer::UnderWay { task } => task,
     };
@@ -76,7 +89,7 @@ pub(super) async fn call(wire: &Wire<'_>) -> Result<Box<RawValue>, Failure> {
         wanted = Duration::ZERO;
         let body = Rpc::body(&task_id, "tasks/get", json!({"id": in_flight.task()}));
         let asked = wire.ask(url.clone(), body, explain).await;
-        match asked.and_then(|body| answer::read(&body).map_err(|error| failure(&error))) {
+        match asked.and_then(|body| read(&body)) {
             Ok(Answer::Output(output)) => {
                 in_flight.is_over();
                 return Ok(output);
@@ -94,11 +107,16 @@ pub(super) async fn call(wire: &Wire<'_>) -> Result<Box<RawValue>, Failure> {
     }
 }
 
+fn read(body: &Body) -> Result<Answer, Failure> {
+    let answer = body.json().map_err(|fault| AnswerError::Invalid(fault.to_string())).and_then(answer::read);
+    answer.map_err(|error| failure(&error))
+}
+
 fn failure(error: &AnswerError) -> Failure {
     let fault = if matches!(error, AnswerError::Invalid(_)) { Fault::Invalid } else { Fault::Refused };
     Failure::new(fault, Again::Never, error.to_string())
 }
 
-fn explain(body: &RawValue) -> Option<String> {
-    answer::rpc_error(body).map(|error| error.to_string())
+fn explain(body: &RawValue) -> Option<Said> {
+    answer::rpc_error(body).map(|error| error.to_string().into())
 }

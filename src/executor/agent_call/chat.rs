@@ -1,24 +1,49 @@
 //! Agents that speak OpenAI's chat completions, <https://platform.openai.com/docs/api-reference/chat>.
 
+use http::StatusCode;
 use serde_json::{json, value::RawValue};
 
-use super::{Failure, Fault, Wire};
+use super::{Failure, Fault, Said, Wire, fault_of, is_passing};
 use crate::{
     agent::{ChatConfig, chat_url},
     executor::retry::Again,
-    input::{check_json, elements, member, members, object_of, shorten, text, to_raw},
+    input::{JsonFault, check_json, elements, member, members, object_of, text, to_raw},
     mapping,
 };
+
+/// Codes of an error that stays until somebody has paid, whatever its status.
+const UNPAID: [&str; 2] = ["insufficient_quota", "billing_not_active"];
+/// Codes of errors without a status, and the status that they stand for.
+const CODES: [(&str, StatusCode); 4] = [
+    ("rate_limit", StatusCode::TOO_MANY_REQUESTS),
+    ("overloaded", StatusCode::SERVICE_UNAVAILABLE),
+    ("server_error", StatusCode::INTERNAL_SERVER_ERROR),
+    ("timeout", StatusCode::GATEWAY_TIMEOUT),
+];
+/// Types of the parts of a message that are what the model says; others are its thoughts, or no text.
+const SPOKEN_PARTS: [&str; 2] = ["text", "output_text"];
+/// Stands around JSON that a model writes as people do.
+const FENCE: &str = "```";
 
 pub(super) async fn call(wire: &Wire<'_>, config: &ChatConfig) -> Result<Box<RawValue>, Failure> {
     let url = chat_url(&wire.url()?, "chat/completions");
     let body = wire.post(url, request(config, wire.request.input).get().to_owned(), explain).await?;
-    let (output, usage) = output(config, &body)?;
+    let answer = body.json().map_err(|fault| invalid(&fault.to_string()))?;
+    // Whatever they were good for.
+    let usage = member(answer, "usage");
     for (kind, name) in [("prompt", "prompt_tokens"), ("completion", "completion_tokens")] {
-        let tokens = usage.as_deref().and_then(|usage| member(usage, name)?.get().parse::<u64>().ok());
+        let tokens = usage.and_then(|usage| member(usage, name)?.get().parse::<u64>().ok());
         metrics::counter!("executor_agent_tokens_total", "kind" => kind).increment(tokens.unwrap_or_default());
     }
-    Ok(output)
+    output(config, answer)
+}
+
+fn invalid(why: &str) -> Failure {
+    Failure::new(Fault::Invalid, Again::Never, format!("the answer is no chat completion: {why}"))
+}
+
+fn refused(why: String) -> Failure {
+    Failure::new(Fault::Refused, Again::Never, why)
 }
 
 /// The input's `messages`, or what an A2A agent would be told as a message of the user, after the system prompt.
@@ -37,62 +62,117 @@ fn request(config: &ChatConfig, input: &RawValue) -> Box<RawValue> {
     object_of(own.chain(format).chain(parameters.iter().map(|(name, value)| (name.as_str(), *value))))
 }
 
-/// The output, and the tokens it took as the endpoint counts them.
-fn output(config: &ChatConfig, body: &[u8]) -> Result<(Box<RawValue>, Option<Box<RawValue>>), Failure> {
-    let invalid =
-        |why: String| Failure::new(Fault::Invalid, Again::Never, format!("the answer is no chat completion: {why}"));
-    let answer = check_json(body).map_err(|fault| invalid(fault.to_string()))?;
-    let choices = member(answer, "choices").and_then(elements).unwrap_or_default();
-    let choice = choices.first().ok_or_else(|| invalid("it has no choices".to_owned()))?;
-    let message = member(choice, "message").ok_or_else(|| invalid("its choice has no message".to_owned()))?;
-    let finish_reason = member(choice, "finish_reason").unwrap_or(RawValue::NULL);
-    if let Some(refusal) = member(message, "refusal").and_then(text).filter(|refusal| !refusal.is_empty()) {
-        let why = format!("the model refuses: {}", shorten(&refusal));
-        return Err(Failure::new(Fault::Refused, Again::Never, why));
+fn output(config: &ChatConfig, answer: &RawValue) -> Result<Box<RawValue>, Failure> {
+    if let Some(error) = error_in(answer) {
+        return Err(as_failure(error));
     }
-    let reason =
-        || text(finish_reason).map_or_else(String::new, |reason| format!(" (finish_reason {})", shorten(&reason)));
-    let said = member(message, "content").and_then(content_text);
-    let said = said.ok_or_else(|| {
-        Failure::new(Fault::Refused, Again::Never, format!("the model answered without text{}", reason()))
-    })?;
+    let choices = member(answer, "choices").and_then(elements).unwrap_or_default();
+    let choice = choices.first().ok_or_else(|| invalid("it has no choices"))?;
+    if let Some(error) = error_in(choice) {
+        return Err(as_failure(error));
+    }
+    let message = member(choice, "message").ok_or_else(|| invalid("its choice has no message"))?;
+    if let Some(refusal) = member(message, "refusal").and_then(text).filter(|refusal| !refusal.is_empty()) {
+        return Err(refused(format!("the model refuses: {refusal}")));
+    }
+    let finish_reason = member(choice, "finish_reason").unwrap_or(RawValue::NULL);
+    let reason = text(finish_reason).map_or_else(String::new, |reason| format!(" (finish_reason {reason})"));
+    let said = member(message, "content").and_then(content_text).filter(|said| !said.trim().is_empty());
+    if text(finish_reason).as_deref() == Some("error") {
+        let what = format!("the model broke off{reason}");
+        return Err(Failure::new(Fault::Http5xx, Again::Later, what));
+    }
+    let said = said.ok_or_else(|| refused(format!("the model answered without text{reason}")))?;
     let said_json = to_raw(&said);
     let content = if config.wants_json() {
-        check_json(said.as_bytes()).map(ToOwned::to_owned).map_err(|fault| {
-            Failure::new(
-                Fault::Refused,
-                Again::Never,
-                format!("the model did not answer with JSON{}: {fault}", reason()),
-            )
-        })?
+        let json = json_of(&said).map(ToOwned::to_owned);
+        json.map_err(|fault| refused(format!("the model did not answer with JSON{reason}: {fault}")))?
     } else {
         said_json.clone()
     };
     let shown = |name: &str| member(answer, name).unwrap_or(RawValue::NULL);
-    let output = object_of([
+    Ok(object_of([
         ("text", &*said_json),
         ("content", &*content),
         ("finish_reason", finish_reason),
         ("model", shown("model")),
         ("usage", shown("usage")),
         ("id", shown("id")),
-    ]);
-    Ok((output, member(answer, "usage").map(ToOwned::to_owned)))
+    ]))
 }
 
-/// A text, or the texts of its parts.
+/// A text, or the texts of those of its parts that are no thoughts.
 fn content_text(content: &RawValue) -> Option<String> {
     text(content).or_else(|| {
-        let parts = elements(content)?;
-        let texts: Vec<String> = parts.into_iter().filter_map(|part| text(member(part, "text")?)).collect();
+        let is_spoken = |part: &&RawValue| {
+            let kind = member(part, "type");
+            kind.is_none_or(|kind| text(kind).is_some_and(|kind| SPOKEN_PARTS.contains(&kind.as_str())))
+        };
+        let parts = elements(content)?.into_iter().filter(is_spoken);
+        let texts: Vec<String> = parts.filter_map(|part| text(member(part, "text")?)).collect();
         (!texts.is_empty()).then(|| texts.concat())
     })
 }
 
-fn explain(body: &RawValue) -> Option<String> {
-    let error = member(body, "error")?;
-    let said = text(error).or_else(|| text(member(error, "message")?))?;
-    Some(shorten(&said).into_owned())
+/// The JSON in what a model says: all of it, or what stands in its code fence.
+fn json_of(said: &str) -> Result<&RawValue, JsonFault> {
+    check_json(said.as_bytes()).or_else(|fault| {
+        let fenced = fenced(said).and_then(|inside| check_json(inside.as_bytes()).ok());
+        fenced.ok_or(fault)
+    })
+}
+
+fn fenced(said: &str) -> Option<&str> {
+    let (_, fenced) = said.split_once(FENCE)?;
+    let (inside, _) = fenced.rsplit_once(FENCE)?;
+    // The language.
+    Some(inside.trim_start_matches(|char: char| char.is_ascii_alphabetic()))
+}
+
+/// The error that an answer or a choice tells.
+fn error_in(holder: &RawValue) -> Option<&RawValue> {
+    member(holder, "error").filter(|error| !["null", "\"\"", "{}", "false"].contains(&error.get()))
+}
+
+/// An error that an answer with status 200 tells, as gateways do: as if it had the error's status.
+fn as_failure(error: &RawValue) -> Failure {
+    let Said { words, is_final } = said_by(error);
+    let status = status_of(error);
+    let again = if !is_final && status.is_some_and(is_passing) { Again::Later } else { Again::Never };
+    // The endpoint works if it is not known to fail.
+    let fault = status.map_or(Fault::Refused, fault_of);
+    let shown = status.map_or_else(String::new, |status| format!(" {}", status.as_u16()));
+    Failure::new(fault, again, format!("the answer is an error{shown}: {words}"))
+}
+
+/// The status that an error names as a number, or by a code.
+fn status_of(error: &RawValue) -> Option<StatusCode> {
+    let named = |name| member(error, name).map(|value| text(value).unwrap_or_else(|| value.get().to_owned()));
+    let number = ["code", "status", "status_code"].into_iter().filter_map(named).find_map(|code| code.parse().ok());
+    let number = number.and_then(|code: u16| StatusCode::from_u16(code).ok());
+    number.filter(|status| status.is_client_error() || status.is_server_error()).or_else(|| {
+        let codes = ["code", "type"].into_iter().filter_map(named);
+        codes.into_iter().find_map(|code| CODES.iter().find(|(part, _)| code.contains(part)).map(|(_, status)| *status))
+    })
+}
+
+/// The words of an error, which is an object or a text.
+fn said_by(error: &RawValue) -> Said {
+    let words = text(error).or_else(|| text(member(error, "message")?));
+    let code_is_final = |name| {
+        let code = member(error, name).and_then(text);
+        code.is_some_and(|code| UNPAID.contains(&code.as_str()))
+    };
+    Said {
+        words: words.unwrap_or_else(|| error.get().to_owned()),
+        is_final: code_is_final("code") || code_is_final("type"),
+    }
+}
+
+fn explain(body: &RawValue) -> Option<Said> {
+    // Some endpoints answer with a list of one.
+    let listed = elements(body).and_then(|answers| answers.first().copied());
+    error_in(listed.unwrap_or(body)).map(said_by)
 }
 
 #[cfg(test)]
@@ -104,6 +184,12 @@ mod tests {
 
     fn config(json: &str) -> ChatConfig {
         ChatConfig::read(&Node::new("config", check_json(json.as_bytes()).expect(json))).expect(json)
+    }
+
+    const WANTS_JSON: &str = r#"{"model":"m","response_format":"json"}"#;
+
+    fn read(wanted: &str, body: &str) -> Result<Box<RawValue>, Failure> {
+        output(&config(wanted), check_json(body.as_bytes()).expect(body))
     }
 
     fn parsed(raw: &RawValue) -> Value {
@@ -143,26 +229,96 @@ mod tests {
         for (wanted, content) in
             [(r#"{"model":"m"}"#, json!("{\"a\":1}")), (r#"{"model":"m","response_format":"json"}"#, json!({"a": 1}))]
         {
-            let (output, _) = output(&config(wanted), said.as_bytes()).expect("a completion");
+            let output = read(wanted, &said).expect("a completion");
             let expected = json!({"text": "{\"a\":1}", "content": content, "finish_reason": "stop", "model": "m-1",
                 "usage": {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}, "id": "c"});
             assert_eq!(parsed(&output), expected);
         }
-        let parts = completion(json!({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}));
-        assert_eq!(parsed(&output(&config(r#"{"model":"m"}"#), parts.as_bytes()).expect("parts").0)["text"], "ab");
+        let parts = completion(json!({"content": [{"type": "text", "text": "a"}, {"type": "reasoning", "text": "hmm"},
+            {"type": "thinking", "thinking": [{"type": "text", "text": "hmm"}]}, {"type": "output_text", "text": "b"}]}));
+        assert_eq!(parsed(&read(r#"{"model":"m"}"#, &parts).expect("parts"))["text"], "ab");
+        for said in
+            ["```json\n{\"a\":1}\n```", "Here it is:\n```\n{\"a\":1}\n```\nGlad to help.", "```json {\"a\":1}```"]
+        {
+            let output = parsed(&read(WANTS_JSON, &completion(json!({"content": said}))).expect(said));
+            assert_eq!((&output["content"], &output["text"]), (&json!({"a": 1}), &json!(said)));
+        }
         for (body, fault, expected) in [
             ("[]".to_owned(), Fault::Invalid, "no choices"),
-            ("{".to_owned(), Fault::Invalid, "no chat completion"),
             (json!({"choices": []}).to_string(), Fault::Invalid, "no choices"),
             (json!({"choices": [{}]}).to_string(), Fault::Invalid, "no message"),
             (completion(json!({"content": null})), Fault::Refused, "without text (finish_reason stop)"),
+            (completion(json!({"content": " \n"})), Fault::Refused, "without text (finish_reason stop)"),
+            (completion(json!({"content": [{"type": "reasoning", "text": "hmm"}]})), Fault::Refused, "without text"),
+            (completion(json!({"content": "```json\n{\"a\":"})), Fault::Refused, "not answer with JSON"),
             (completion(json!({"content": null, "refusal": "no"})), Fault::Refused, "refuses: no"),
             (completion(json!({"content": "plain"})), Fault::Refused, "not answer with JSON"),
         ] {
-            let failure =
-                output(&config(r#"{"model":"m","response_format":"json"}"#), body.as_bytes()).expect_err(&body);
+            let failure = read(WANTS_JSON, &body).expect_err(&body);
             assert_eq!(failure.fault, fault, "{body}");
             assert!(failure.message.contains(expected), "{}", failure.message);
+        }
+    }
+
+    #[test]
+    fn an_error_in_a_success_is_what_its_code_says() {
+        let choice = |choice: Value| json!({"choices": [choice]});
+        let broken = json!({"code": 502, "message": "died"});
+        for (body, fault, again, expected) in [
+            (
+                json!({"error": {"code": 429, "message": "slow down"}}),
+                Fault::Http4xx,
+                Again::Later,
+                "an error 429: slow down",
+            ),
+            (json!({"error": {"code": "503", "message": "m"}}), Fault::Http5xx, Again::Later, "an error 503: m"),
+            (json!({"error": {"code": 400, "message": "bad"}}), Fault::Http4xx, Again::Never, "an error 400: bad"),
+            (
+                json!({"error": {"type": "rate_limit_error", "message": "m"}}),
+                Fault::Http4xx,
+                Again::Later,
+                "an error 429: m",
+            ),
+            (
+                json!({"error": {"code": "insufficient_quota", "status": 429, "message": "pay"}}),
+                Fault::Http4xx,
+                Again::Never,
+                "an error 429: pay",
+            ),
+            (json!({"choices": null, "error": {"message": "odd"}}), Fault::Refused, Again::Never, "an error: odd"),
+            (json!({"error": "words"}), Fault::Refused, Again::Never, "an error: words"),
+            (json!({"error": {"a": 1}}), Fault::Refused, Again::Never, "an error: {\"a\":1}"),
+            (
+                choice(json!({"finish_reason": "error", "error": broken, "message": {"content": "half"}})),
+                Fault::Http5xx,
+                Again::Later,
+                "an error 502: died",
+            ),
+            (
+                choice(json!({"finish_reason": "error", "message": {"content": "half"}})),
+                Fault::Http5xx,
+                Again::Later,
+                "broke off (finish_reason error)",
+            ),
+        ] {
+            let failure = read(r#"{"model":"m"}"#, &body.to_string()).expect_err("an error");
+            assert_eq!((failure.fault, failure.again), (fault, again), "{body}");
+            assert!(failure.message.contains(expected), "{}", failure.message);
+        }
+        let unharmed = json!({"error": null, "choices": [{"message": {"content": "x"}, "error": {}}]}).to_string();
+        assert!(read(r#"{"model":"m"}"#, &unharmed).is_ok());
+    }
+
+    #[test]
+    fn an_error_says_whether_it_is_final() {
+        for (body, words, is_final) in [
+            (json!({"error": {"message": "pay", "type": "insufficient_quota"}}), "pay", true),
+            (json!({"error": {"message": "pay", "code": "billing_not_active"}}), "pay", true),
+            (json!([{"error": {"message": "slow", "code": 429}}]), "slow", false),
+            (json!({"error": "words"}), "words", false),
+        ] {
+            let said = explain(check_json(body.to_string().as_bytes()).expect("JSON")).expect("words");
+            assert_eq!((said.words.as_str(), said.is_final), (words, is_final), "{body}");
         }
     }
 }

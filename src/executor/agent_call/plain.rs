@@ -2,27 +2,26 @@
 
 use serde_json::value::RawValue;
 
-use super::{Failure, Fault, Wire};
+use super::{Failure, Fault, Said, Wire};
 use crate::{
     executor::retry::Again,
-    input::{check_json, member, object_of, shorten, text},
+    input::{member, object_of, text},
 };
 
 /// Any JSON is an output; no content is an empty object.
 pub(super) async fn call(wire: &Wire<'_>) -> Result<Box<RawValue>, Failure> {
     let body = wire.post(wire.url()?, wire.request.input.get().to_owned(), explain).await?;
-    if body.trim_ascii().is_empty() {
+    if body.is_empty() {
         return Ok(object_of([]));
     }
-    let output = check_json(&body);
-    let output = output.map_err(|fault| {
+    let output = body.json().map_err(|fault| {
         Failure::new(Fault::Invalid, Again::Never, format!("the answer is not JSON that can be stored: {fault}"))
     });
     output.map(ToOwned::to_owned)
 }
 
 /// The usual places of an error's text.
-fn explain(body: &RawValue) -> Option<String> {
+fn explain(body: &RawValue) -> Option<Said> {
     let said = ["detail", "message", "error", "title"].into_iter().find_map(|name| member(body, name).and_then(text));
-    said.map(|said| shorten(&said).into_owned())
+    said.map(Said::from)
 }

@@ -1,0 +1,168 @@
+//! The credentials of an agent as a request carries them, and as texts are freed from them.
+
+use base64::{Engine as _, engine::general_purpose};
+use http::{HeaderName, HeaderValue, header::AUTHORIZATION};
+use serde_json::value::RawValue;
+use url::Url;
+
+use super::auth::{AuthType, is_public};
+use crate::input::{member, members, text, to_raw};
+
+/// Where an API key goes if the agent names no header.
+const DEFAULT_KEY_HEADER: &str = "X-API-Key";
+/// What stands in a text for a secret.
+const MASK: &str = "***";
+/// Bytes of a value in a URL's query that may be a secret: shorter ones are versions and switches.
+const MIN_QUERY_SECRET: usize = 4;
+/// Bytes of a secret whose encodings are masked, too: those of shorter ones stand everywhere.
+const MIN_ENCODED_SECRET: usize = 8;
+
+/// How the agent is shown who calls. Has no `Debug`, since it holds a secret.
+pub enum Credentials {
+    /// It is not.
+    None,
+    /// By this header.
+    Header(HeaderName, HeaderValue),
+    /// What is stored lacks a value, or has one that cannot be sent.
+    Unusable,
+}
+
+impl Credentials {
+    /// The type's column decides; where the reference left it empty, the `type` that its bridge reads.
+    #[must_use]
+    pub fn read(auth_type: Option<&str>, config: Option<&RawValue>) -> Self {
+        let find = |name: &str| Some(as_sent(member(config?, name).filter(|value| value.get() != "null")?));
+        let named = auth_type.map(str::to_owned).or_else(|| find("type"));
+        let (name, value) = match named.as_deref().and_then(AuthType::parse) {
+            None | Some(AuthType::None) => return Self::None,
+            Some(AuthType::Bearer) => {
+                let Some(token) = find("token") else { return Self::Unusable };
+                (Ok(AUTHORIZATION), HeaderValue::try_from(format!("Bearer {token}")))
+            }
+            Some(AuthType::ApiKey) => {
+                let Some(key) = find("key") else { return Self::Unusable };
+                let header = find("header_name").or_else(|| find("header"));
+                let header = header.as_deref().unwrap_or(DEFAULT_KEY_HEADER).trim().to_owned();
+                (HeaderName::try_from(header), HeaderValue::try_from(key))
+            }
+        };
+        match (name, value) {
+            (Ok(name), Ok(mut value)) => {
+                value.set_sensitive(true);
+                Self::Header(name, value)
+            }
+            _ => Self::Unusable,
+        }
+    }
+}
+
+/// Values that are not strings are sent as their JSON.
+fn as_sent(value: &RawValue) -> String {
+    text(value).unwrap_or_else(|| value.get().to_owned())
+}
+
+/// The secrets of an agent in the forms in which it may repeat them. Has no `Debug`.
+#[derive(Default)]
+pub struct Secrets(Vec<String>);
+
+impl Secrets {
+    /// Those of its URL and of its credentials.
+    #[must_use]
+    pub fn of(url: &str, auth_config: Option<&RawValue>) -> Self {
+        let mut forms = Vec::new();
+        for (name, value) in auth_config.and_then(members).unwrap_or_default() {
+            if !is_public(&name, value) {
+                add_forms(&mut forms, &as_sent(value));
+            }
+        }
+        if let Ok(url) = Url::parse(url) {
+            for (name, value) in url.query_pairs() {
+                let secret = if value.is_empty() { name } else { value };
+                if secret.len() >= MIN_QUERY_SECRET {
+                    add_forms(&mut forms, &secret);
+                }
+            }
+            add_forms(&mut forms, url.password().unwrap_or_default());
+        }
+        // One may be a part of another.
+        forms.sort_by(|one, other| other.len().cmp(&one.len()).then_with(|| one.cmp(other)));
+        forms.dedup();
+        Self(forms)
+    }
+
+    /// The text without them. Comes before the text is cut: of a part nobody knows what it is of.
+    #[must_use]
+    pub fn mask(&self, mut text: String) -> String {
+        for form in self.0.iter().filter(|form| !form.is_empty()) {
+            if text.contains(form.as_str()) {
+                text = text.replace(form.as_str(), MASK);
+            }
+        }
+        text
+    }
+}
+
+/// As it is, and as it stands in JSON, in a URL, and in base64.
+fn add_forms(forms: &mut Vec<String>, secret: &str) {
+    let secret = secret.trim();
+    if secret.is_empty() {
+        return;
+    }
+    forms.push(secret.to_owned());
+    forms.push(to_raw(secret).get().trim_matches('"').to_owned());
+    if secret.len() >= MIN_ENCODED_SECRET {
+        forms.push(url::form_urlencoded::byte_serialize(secret.as_bytes()).collect());
+        forms.push(general_purpose::STANDARD_NO_PAD.encode(secret));
+        forms.push(general_purpose::URL_SAFE_NO_PAD.encode(secret));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::input::check_json;
+
+    #[test]
+    fn credentials_become_a_header() {
+        for (auth_type, config, expected) in [
+            (Some("none"), "null", Some(None)),
+            (None, "null", Some(None)),
+            (Some("bearer"), r#"{"token":"t"}"#, Some(Some(("authorization", "Bearer t")))),
+            (None, r#"{"token":"t","type":"bearer"}"#, Some(Some(("authorization", "Bearer t")))),
+            (Some("apikey"), r#"{"key":7,"header_name":"X-Mine"}"#, Some(Some(("x-mine", "7")))),
+            (Some("apikey"), r#"{"key":"k","header":"X-H"}"#, Some(Some(("x-h", "k")))),
+            (Some("apikey"), r#"{"key":"k"}"#, Some(Some(("x-api-key", "k")))),
+            (Some("apikey"), r#"{"key":"k","header":"a b"}"#, None),
+            (Some("bearer"), r#"{"token":"a\nb"}"#, None),
+            (Some("bearer"), "{}", None),
+        ] {
+            let config = check_json(config.as_bytes()).expect(config);
+            let read = match Credentials::read(auth_type, Some(config)) {
+                Credentials::None => Some(None),
+                Credentials::Unusable => None,
+                Credentials::Header(name, value) => {
+                    Some(Some((name.to_string(), value.to_str().expect("ASCII").to_owned())))
+                }
+            };
+            let expected = expected.map(|header| header.map(|(name, value)| (name.to_owned(), value.to_owned())));
+            assert_eq!(read, expected, "{config}");
+        }
+    }
+
+    #[test]
+    fn secrets_are_masked_in_every_form() {
+        let config = check_json(br#"{"token":"a+b\"c/d?e>f","header_name":"X-Key","key":12345}"#).expect("JSON");
+        let secrets = Secrets::of("http://h/p?key=k%2Fey1&v=1&flag-9", Some(config));
+        for (given, expected) in [
+            ("got a+b\"c/d?e>f", "got ***"),
+            (r#"got {"t":"a+b\"c/d?e>f"}"#, r#"got {"t":"***"}"#),
+            ("got a%2Bb%22c%2Fd%3Fe%3Ef", "got ***"),
+            ("got YStiImMvZD9lPmY=", "got ***="),
+            ("12345, k/ey1, flag-9", "***, ***, ***"),
+            ("X-Key, v=1, http://h/p", "X-Key, v=1, http://h/p"),
+        ] {
+            assert_eq!(secrets.mask(given.to_owned()), expected);
+        }
+        assert_eq!(Secrets::of("no URL", None).mask("as it is".to_owned()), "as it is");
+    }
+}
