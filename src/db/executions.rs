@@ -5,7 +5,7 @@ use std::fmt;
 
 use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
-use sqlx::{PgConnection, PgExecutor, types::Json};
+use sqlx::{Connection as _, PgConnection, PgExecutor, types::Json};
 use uuid::Uuid;
 
 use super::{Error, monitoring, processes::DEAD_AFTER_SECS};
@@ -369,29 +369,34 @@ pub async fn notice(db: impl PgExecutor<'_>, run_ids: &[String], lease_tokens: &
 
 /// Cancels runs, with their open steps, at the word of a message alone. Returns the ids that have no row.
 pub async fn cancel(
-    db: impl PgExecutor<'_>,
+    conn: &mut PgConnection,
     run_ids: &[String],
     by: &[Option<String>],
     reasons: &[Option<String>],
 ) -> Result<Vec<String>, Error> {
+    let mut transaction = conn.begin().await?;
     let sql = "
-        WITH request AS MATERIALIZED (
-            SELECT * FROM unnest($1::text[], $2::text[], $3::text[]) AS m (run_id, cancelled_by, reason)
-        ), cancelled AS (
-            UPDATE workflow_runs r
-            SET status = 'CANCELLED', cancelled_at = now() AT TIME ZONE 'UTC', updated_at = now() AT TIME ZONE 'UTC',
-                cancelled_by = left(coalesce(m.cancelled_by, 'system'), 255),
-                error_message = coalesce('Cancelled: ' || nullif(m.reason, ''), r.error_message),
-                executor_id = NULL, lease_token = NULL, wake_at = NULL
-            FROM request m WHERE r.run_id = m.run_id AND r.status IN ('PENDING', 'RUNNING')
-            RETURNING r.run_id
-        ), closed AS (
-            UPDATE step_executions s SET status = 'FAILED', completed_at = now() AT TIME ZONE 'UTC',
-                error_message = 'the run was cancelled'
-            FROM cancelled WHERE s.run_id = cancelled.run_id AND s.status IN ('PENDING', 'RUNNING')
-        )
-        SELECT run_id FROM request m WHERE NOT EXISTS (SELECT 1 FROM workflow_runs r WHERE r.run_id = m.run_id)";
-    Ok(sqlx::query_scalar(sql).bind(run_ids).bind(by).bind(reasons).fetch_all(db).await?)
+        UPDATE workflow_runs r
+        SET status = 'CANCELLED', cancelled_at = now() AT TIME ZONE 'UTC', updated_at = now() AT TIME ZONE 'UTC',
+            cancelled_by = left(coalesce(m.cancelled_by, 'system'), 255),
+            error_message = coalesce('Cancelled: ' || nullif(m.reason, ''), r.error_message),
+            executor_id = NULL, lease_token = NULL, wake_at = NULL
+        FROM unnest($1::text[], $2::text[], $3::text[]) AS m (run_id, cancelled_by, reason)
+        WHERE r.run_id = m.run_id AND r.status IN ('PENDING', 'RUNNING')
+        RETURNING r.run_id";
+    let cancelled: Vec<String> =
+        sqlx::query_scalar(sql).bind(run_ids).bind(by).bind(reasons).fetch_all(&mut *transaction).await?;
+    // A statement of its own sees what others have begun while the first one waited for them.
+    let sql = "
+        UPDATE step_executions
+        SET status = 'FAILED', completed_at = now() AT TIME ZONE 'UTC', error_message = 'the run was cancelled'
+        WHERE run_id = ANY ($1) AND status IN ('PENDING', 'RUNNING')";
+    sqlx::query(sql).bind(&cancelled).execute(&mut *transaction).await?;
+    let sql = "SELECT run_id FROM unnest($1::text[]) AS m (run_id)
+               WHERE NOT EXISTS (SELECT FROM workflow_runs r WHERE r.run_id = m.run_id)";
+    let unknown = sqlx::query_scalar(sql).bind(run_ids).fetch_all(&mut *transaction).await?;
+    transaction.commit().await?;
+    Ok(unknown)
 }
 
 /// What happens to a run that the caller holds; everything in it happens at once or not at all. If the same attempt
@@ -707,7 +712,17 @@ pub async fn write(
         Some(outgoing) => query.bind(&outgoing.updates).bind(outgoing.id).bind(outgoing.owner),
         None => query,
     };
-    Ok(query.fetch_all(conn).await?)
+    if locked == Locked::Skip {
+        return Ok(query.fetch_all(conn).await?);
+    }
+    // What others have begun while the lock was waited for is seen by a later statement only.
+    let mut transaction = conn.begin().await?;
+    let run_ids = text(|change| Some(&change.run_id));
+    let sql = "SELECT FROM workflow_runs WHERE run_id = ANY ($1) ORDER BY run_id FOR NO KEY UPDATE";
+    sqlx::query(sql).bind(run_ids).execute(&mut *transaction).await?;
+    let held = query.fetch_all(&mut *transaction).await?;
+    transaction.commit().await?;
+    Ok(held)
 }
 
 /// Makes a session, used for nothing else, look rows up by index whatever the planner thinks: it makes the plan when

@@ -5,7 +5,7 @@
 
 use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
-use sqlx::{PgConnection, PgExecutor, types::Json};
+use sqlx::{Connection as _, PgConnection, PgExecutor, types::Json};
 use uuid::Uuid;
 
 use super::{Error, executions::BegunStep};
@@ -17,42 +17,50 @@ pub const MAX_NESTING: i16 = 16;
 /// Makes sure that the callback of the step at this place has a token: one that was given out before and can still be
 /// answered, else this one. Returns it; `None` if the run is not held any more.
 pub async fn prepare_callback(
-    db: impl PgExecutor<'_>,
+    conn: &mut PgConnection,
     (run_id, lease_token): (&str, Uuid),
     (place, step_id): (&str, &str),
     approval: Option<&RawValue>,
     (token, token_hash): (&str, &[u8]),
 ) -> Result<Option<String>, Error> {
+    let mut transaction = conn.begin().await?;
+    let sql = "SELECT true FROM workflow_runs
+               WHERE run_id = $1 AND lease_token = $2 AND status = 'RUNNING' FOR NO KEY UPDATE";
+    let held: Option<bool> =
+        sqlx::query_scalar(sql).bind(run_id).bind(lease_token).fetch_optional(&mut *transaction).await?;
+    if held.is_none() {
+        return Ok(None);
+    }
+    // A statement of its own sees the token that another branch has made while the lock was waited for.
     let sql = "
-        WITH held AS MATERIALIZED (
-            SELECT run_id FROM workflow_runs WHERE run_id = $1 AND lease_token = $2 AND status = 'RUNNING' FOR NO KEY UPDATE
-        ), known AS MATERIALIZED (
+        WITH known AS MATERIALIZED (
             -- Of an attempt that has ended, an answer counts no more, and an address without one still does. Who was
             -- asked for an answer then need not be who is asked now.
-            SELECT w.id, w.token FROM step_waits w JOIN held USING (run_id)
-            WHERE place = $3 AND token IS NOT NULL
+            SELECT w.id, w.token FROM step_waits w
+            WHERE run_id = $1 AND place = $2 AND token IS NOT NULL
                 AND (attempt_id IS NULL OR (answered_at IS NULL AND coalesce(due_at > now(), true)))
-                AND (answered_at IS NULL OR approval IS NOT DISTINCT FROM $7)
+                AND (answered_at IS NULL OR approval IS NOT DISTINCT FROM $6)
             ORDER BY created_at DESC LIMIT 1 FOR NO KEY UPDATE OF w
         ), asked AS (
-            UPDATE step_waits w SET approval = $7 FROM known WHERE w.id = known.id AND w.approval IS DISTINCT FROM $7
+            UPDATE step_waits w SET approval = $6 FROM known WHERE w.id = known.id AND w.approval IS DISTINCT FROM $6
         ), made AS (
             INSERT INTO step_waits (run_id, place, step_id, token, token_hash, approval)
-            SELECT run_id, $3, $4, $5, $6, $7 FROM held WHERE NOT EXISTS (SELECT 1 FROM known)
+            SELECT $1, $2, $3, $4, $5, $6 WHERE NOT EXISTS (SELECT 1 FROM known)
             ON CONFLICT DO NOTHING
             RETURNING token
         )
         SELECT token FROM known UNION ALL SELECT token FROM made";
-    Ok(sqlx::query_scalar(sql)
+    let token = sqlx::query_scalar(sql)
         .bind(run_id)
-        .bind(lease_token)
         .bind(place)
         .bind(step_id)
         .bind(token)
         .bind(token_hash)
         .bind(approval.map(Json))
-        .fetch_optional(db)
-        .await?)
+        .fetch_optional(&mut *transaction)
+        .await?;
+    transaction.commit().await?;
+    Ok(token)
 }
 
 /// What a step begins to wait for.

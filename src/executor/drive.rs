@@ -5,7 +5,7 @@ use std::{pin::pin, time::Duration};
 
 use chrono::{DateTime, Utc};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 use uuid::Uuid;
 
@@ -66,8 +66,16 @@ pub(super) async fn drive(executor: Executor, assignment: Assignment, signals: S
     let organization_id = assignment.organization.as_str();
     let span = tracing::info_span!("run", run_id, workflow_name, organization_id, correlation_id);
     let stop = signals.stop.clone();
-    let driver =
-        Driver { executor: executor.clone(), run_id: run_id.clone(), lease_token, workflow_name, stop, signals };
+    let begins = TaskTracker::new();
+    let driver = Driver {
+        executor: executor.clone(),
+        run_id: run_id.clone(),
+        lease_token,
+        workflow_name,
+        stop,
+        signals,
+        begins,
+    };
     // A task of its own, so that a panic ends this run and nothing else.
     let result = tokio::spawn(driver.clone().run(assignment, correlation_id).instrument(span.clone())).await;
     let count = |ended: RunStatus| metrics::counter!("executor_runs_total", "status" => ended.as_str()).increment(1);
@@ -96,6 +104,8 @@ struct Driver {
     /// The run is to be left alone.
     stop: CancellationToken,
     signals: Signals,
+    /// Statements that begin to wait, of which some may be under way when the run is given up.
+    begins: TaskTracker,
 }
 
 impl Driver {
@@ -116,7 +126,9 @@ impl Driver {
         let deadline = Instant::now() + self.executor.max_duration.saturating_sub(assignment.elapsed);
         let claim = (self.run_id.clone(), self.lease_token);
         let names = (assignment.organization.clone(), correlation_id);
-        let run = Run::new(self.executor.clone(), claim, names, (self.signals.clone(), deadline), plan, earlier);
+        let signals = (self.signals.clone(), deadline);
+        let run = Run::new(self.executor.clone(), claim, names, signals, (plan, earlier), self.begins.clone());
+        run.close_orphans();
 
         // Everything of the run is polled here, one after the other: its steps first, so that what they have to write
         // gathers before it is written, and so that all of them have been asked before the run is found to wait.
@@ -151,10 +163,8 @@ impl Driver {
             }
             Outcome::Ended(result) => Some(result),
         };
-        if status.is_some() {
-            // What a step that was given up has asked to begin is there, or not, before all that is open is closed.
-            run.begun().await;
-        }
+        // What a step that was given up has asked to begin is there, or not, before all that is open is closed.
+        self.begun().await?;
         let status = status.map(|result| {
             let finished = self.finished(result);
             if let Some(reason) = &finished.error_message {
@@ -236,8 +246,20 @@ impl Driver {
         }
     }
 
+    /// Waits until nothing more is about to begin.
+    async fn begun(&self) -> Result<(), Left> {
+        self.begins.close();
+        tokio::select! {
+            biased;
+            () = self.begins.wait() => Ok(()),
+            () = self.stop.cancelled() => Err(Left::Lost),
+            () = self.executor.give_up.cancelled() => Err(Left::HandedBack),
+        }
+    }
+
     /// Ends a run of which nothing else is to be written.
     async fn end(&self, result: Result<(), RunFailure>) -> Result<RunStatus, Left> {
+        self.begun().await?;
         let finished = self.finished(result);
         let (status, error) = (finished.status, finished.error_message.clone());
         match self.submit(Change { finished: Some(finished), ..self.change() }).await? {
@@ -259,6 +281,7 @@ impl Driver {
 
     /// Ends the run because of changes that the database refuses, with all that is good in them.
     async fn fail_refused(&self, refused: Vec<Change>) -> Result<RunStatus, Left> {
+        self.begun().await?;
         let mut cause = None;
         for change in refused {
             // Of an end and a begin of different rows either may be the bad one.

@@ -120,6 +120,14 @@ impl Earlier {
         self.latest().failed.remove(place)
     }
 
+    /// Takes out what is open inside of a block that has completed, by place: it was given up while it began, and
+    /// whoever was to close it has died.
+    pub(super) fn take_orphans(&self) -> Vec<(String, Open)> {
+        let mut latest = self.latest();
+        let Latest { completed, open, .. } = &mut *latest;
+        open.extract_if(|place, _| blocks_around(place).any(|block| completed.contains_key(block))).collect()
+    }
+
     /// Takes out the attempt that is open at this place.
     pub(super) fn take_open(&self, place: &str) -> Option<Open> {
         self.latest().open.remove(place)
@@ -141,5 +149,23 @@ impl Earlier {
         let taken = self.latest().interrupted.remove(place);
         let (id, is_after_retry) = taken.filter(|_| reuse != Reuse::Nothing)?;
         (is_after_retry || reuse == Reuse::Everything).then_some(id)
+    }
+}
+
+/// The places of the blocks that a place is inside of.
+fn blocks_around(place: &str) -> impl Iterator<Item = &str> {
+    // `<block>/<branch>/<block>/<branch>/<step>`
+    place.match_indices('/').step_by(2).map(|(end, _)| &place[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_blocks_around_a_place_are_every_other_part_of_it() {
+        let blocks = |place| blocks_around(place).collect::<Vec<_>>();
+        assert_eq!(blocks("outer/3/fork/north/ask"), ["outer", "outer/3/fork"]);
+        assert_eq!(blocks("ask"), [""; 0]);
     }
 }

@@ -305,7 +305,10 @@ impl Intake {
             // Should this fail, the sweep takes the run up: a cancellation without a row was a weak one anyway.
             let nobody = vec![None; cancelled.len()];
             let pool = self.executor.pool.clone();
-            db::bounded(async move { executions::cancel(&pool, &cancelled, &nobody, &nobody).await }).await?;
+            db::bounded(
+                async move { executions::cancel(&mut *pool.acquire().await?, &cancelled, &nobody, &nobody).await },
+            )
+            .await?;
         }
         Ok(())
     }

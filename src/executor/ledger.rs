@@ -8,7 +8,7 @@ use std::{
     collections::BTreeMap,
     convert::Infallible,
     mem,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tokio::sync::{Notify, oneshot};
@@ -46,19 +46,23 @@ struct State {
     waiting: Vec<oneshot::Sender<()>>,
     /// The rows that have begun and not ended, by place.
     open: BTreeMap<String, Open>,
+    /// The ends of rows whose begin is still under way.
+    early: Vec<EndedStep>,
 }
 
 /// A row that has begun and not ended.
 struct Open {
     id: String,
     of: Option<AgentStep>,
+    /// A statement that begins it is under way elsewhere: it is not to end before that.
+    is_beginning: bool,
 }
 
 impl Open {
     fn new(begun: &BegunStep) -> Self {
         let BegunStep { id, step_id, agent_name, task_id, .. } = begun;
         let of = || AgentStep { step_id: step_id.clone(), agent_name: agent_name.clone(), task_id: task_id.clone() };
-        Self { id: id.clone(), of: (!agent_name.is_empty()).then(of) }
+        Self { id: id.clone(), of: (!agent_name.is_empty()).then(of), is_beginning: false }
     }
 
     fn end(self, end: StepEnd, call: Option<AgentCall>) -> EndedStep {
@@ -95,16 +99,23 @@ impl Ledger {
         }
     }
 
-    /// An attempt is open at this place that began before, or was written by itself.
+    /// An attempt is open at this place that began before.
     pub(super) fn adopt(&self, place: &str, id: &str) {
-        self.state().open.insert(place.to_owned(), Open { id: id.to_owned(), of: None });
+        self.state().open.insert(place.to_owned(), Open { id: id.to_owned(), of: None, is_beginning: false });
+    }
+
+    /// An attempt is about to begin at this place by a statement of its own, which has the result until it is over. If
+    /// the attempt ends before that, its end is written after it.
+    pub(super) fn beginning(self: &Arc<Self>, place: &str, id: &str) -> Beginning {
+        self.state().open.insert(place.to_owned(), Open { id: id.to_owned(), of: None, is_beginning: true });
+        Beginning { ledger: Arc::clone(self), place: place.to_owned(), id: id.to_owned() }
     }
 
     /// The attempt at this place ends; `call`: its agent was called so.
     pub(super) fn end(&self, place: &str, end: StepEnd, call: Option<AgentCall>) {
         let mut state = self.state();
         if let Some(open) = state.open.remove(place) {
-            self.add_end(&mut state, open.end(end, call));
+            self.end_open(&mut state, open, end, call);
         }
     }
 
@@ -123,8 +134,19 @@ impl Ledger {
         // From inside to outside, as blocks end.
         for place in places.iter().rev() {
             if let Some(open) = state.open.remove(place) {
-                self.add_end(&mut state, open.end(end.clone(), None));
+                self.end_open(&mut state, open, end.clone(), None);
             }
+        }
+    }
+
+    /// Ends what was open, which `state` has no more.
+    fn end_open(&self, state: &mut State, open: Open, end: StepEnd, call: Option<AgentCall>) {
+        let is_beginning = open.is_beginning;
+        let ended = open.end(end, call);
+        if is_beginning {
+            state.early.push(ended);
+        } else {
+            self.add_end(state, ended);
         }
     }
 
@@ -198,6 +220,35 @@ impl Ledger {
     }
 }
 
+/// See [`Ledger::beginning`].
+pub(super) struct Beginning {
+    ledger: Arc<Ledger>,
+    place: String,
+    id: String,
+}
+
+impl Beginning {
+    /// The attempt has begun. Repeats of the statement that may be under way do nothing more.
+    pub(super) fn has_begun(&self) {
+        let mut state = self.ledger.state();
+        if let Some(open) = state.open.get_mut(&self.place).filter(|open| open.id == self.id) {
+            open.is_beginning = false;
+        }
+    }
+}
+
+impl Drop for Beginning {
+    fn drop(&mut self) {
+        self.has_begun();
+        let mut state = self.ledger.state();
+        if let Some(index) = state.early.iter().position(|ended| ended.id == self.id) {
+            let ended = state.early.swap_remove(index);
+            self.ledger.add_end(&mut state, ended);
+            self.ledger.nudge();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -253,6 +304,24 @@ mod tests {
         assert_eq!(pending(&ledger), ["-a", "-b +b"]);
         ledger.end("b", failed(), None);
         assert_eq!(pending(&ledger).len(), 2, "an end counts once");
+    }
+
+    #[test]
+    fn what_ends_while_it_begins_elsewhere_is_ended_after_that() {
+        let ledger = Arc::new(ledger());
+        let statement = Arc::new(ledger.beginning("f/a/x", "x"));
+        let repeated = Arc::clone(&statement);
+        ledger.close("f/", &failed());
+        drop(statement);
+        assert_eq!(pending(&ledger), [""; 0]);
+        drop(repeated);
+        assert_eq!(pending(&ledger), ["-x"]);
+        let begun = ledger.beginning("y", "y");
+        begun.has_begun();
+        ledger.end("y", failed(), None);
+        assert_eq!(pending(&ledger), ["-x", "-y"]);
+        drop(begun);
+        assert_eq!(pending(&ledger).len(), 2);
     }
 
     #[test]

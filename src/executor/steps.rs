@@ -76,7 +76,7 @@ pub(super) struct Run {
     pub(super) organization: OrganizationId,
     pub(super) correlation_id: String,
     pub(super) plan: Plan,
-    pub(super) ledger: Ledger,
+    pub(super) ledger: Arc<Ledger>,
     pub(super) earlier: Earlier,
     /// Something is wrong with this program.
     pub(super) broken: Notify,
@@ -172,10 +172,10 @@ impl Run {
         (run_id, lease_token): (String, Uuid),
         (organization, correlation_id): (OrganizationId, String),
         (signals, deadline): (Signals, Instant),
-        plan: Plan,
-        earlier: Earlier,
+        (plan, earlier): (Plan, Earlier),
+        begins: TaskTracker,
     ) -> Self {
-        let ledger = Ledger::new(run_id.clone(), lease_token);
+        let ledger = Arc::new(Ledger::new(run_id.clone(), lease_token));
         let has_callbacks = plan.steps.iter().any(|step| step.kind == StepKind::Callback);
         Self {
             executor,
@@ -193,8 +193,16 @@ impl Run {
             leaves: Calls::default(),
             rest: Rest::new(),
             waits: Waits::default(),
-            begins: TaskTracker::new(),
+            begins,
             has_callbacks,
+        }
+    }
+
+    /// Closes what an earlier execution has given up and did not live to close.
+    pub(super) fn close_orphans(&self) {
+        for (place, open) in self.earlier.take_orphans() {
+            self.ledger.adopt(&place, &open.id);
+            self.ledger.end(&place, StepEnd::Skipped("given up: the block around it has completed".to_owned()), None);
         }
     }
 

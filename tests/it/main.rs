@@ -40,6 +40,7 @@ mod reference;
 mod runs;
 mod service;
 mod steps;
+mod sub_runs;
 mod system;
 mod transfer;
 mod validate;

@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -130,12 +130,13 @@ impl Run {
     ) -> String {
         let id = step.id.clone();
         self.ledger.written().await;
+        let beginning = Arc::new(self.ledger.beginning(place, &id));
         let begun = self
             .database(|| {
                 let (pool, run_id, lease_token) =
                     (self.executor.pool.clone(), self.run_id.clone(), self.ledger.lease_token());
                 let (place, step, awaited) = (place.to_owned(), step.clone(), awaited.clone());
-                let under_way = self.begins.token();
+                let under_way = (Arc::clone(&beginning), self.begins.token());
                 async move {
                     let _under_way = under_way;
                     let mut connection = pool.acquire().await?;
@@ -144,7 +145,7 @@ impl Run {
                 }
             })
             .await;
-        self.ledger.adopt(place, &id);
+        beginning.has_begun();
         match begun {
             Some(false) => {
                 let wait = Wait { attempt_id: id.clone(), due_at, ..Wait::default() };
@@ -156,12 +157,6 @@ impl Run {
             None => std::future::pending().await,
         }
         id
-    }
-
-    /// Waits until nothing more is about to begin.
-    pub(in crate::executor) async fn begun(&self) {
-        self.begins.close();
-        self.begins.wait().await;
     }
 
     /// The attempt at this place that was begun before, if there is one.

@@ -1,0 +1,234 @@
+//! What is inside of a run ends with it, whatever others begin at the same moment: statements of two connections in the
+//! one order that used to lose.
+
+use std::pin::pin;
+
+use futures_util::future::join;
+use serde_json::{json, value::RawValue};
+use sqlx::{Acquire as _, PgPool};
+use uuid::Uuid;
+use workflow_api::{
+    db::{
+        executions::{self, BegunStep, Change, FinishedRun, Locked},
+        migrations::MIGRATOR,
+        waits::{self, Awaited, ChildRun},
+    },
+    run::RunStatus,
+};
+
+use crate::{
+    service::{Service, eventually},
+    steps::{World, agent_step, repeating},
+};
+
+/// A run that an executor holds under this lease; without one, a parked one.
+async fn run(pool: &PgPool, run_id: &str, parent: Option<&str>, lease: Option<Uuid>) {
+    let sql = "INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, status, parent_run_id, executor_id, lease_token,
+                   wake_at)
+               VALUES ($1, 'w', 'w', 'RUNNING', $2, $3, $3, CASE WHEN $3 IS NULL THEN 'infinity'::timestamptz END)";
+    sqlx::query(sql).bind(run_id).bind(parent).bind(lease).execute(pool).await.expect("a run");
+}
+
+fn begun(id: &str) -> BegunStep {
+    BegunStep {
+        id: id.to_owned(),
+        step_id: "step".to_owned(),
+        step_name: "step".to_owned(),
+        agent_name: String::new(),
+        task_id: None,
+        input: RawValue::from_string("{}".to_owned()).expect("JSON"),
+        nested: None,
+    }
+}
+
+/// A step that waits for a run of that id.
+fn child(run_id: &str) -> Awaited {
+    Awaited::Run(Box::new(ChildRun {
+        run_id: run_id.to_owned(),
+        definition_id: Uuid::new_v4(),
+        workflow_name: "w".to_owned(),
+        version: 1,
+        input: RawValue::from_string("{}".to_owned()).expect("JSON"),
+    }))
+}
+
+/// How many wait for a lock in the test's database.
+async fn blocked(pool: &PgPool) -> i64 {
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    sqlx::query_scalar(sql).fetch_one(pool).await.expect("a count")
+}
+
+/// Waits until somebody waits for a lock.
+async fn is_blocked(pool: &PgPool) {
+    eventually("somebody waits", async || (blocked(pool).await > 0).then_some(())).await;
+}
+
+/// `id status` of all rows.
+async fn rows(pool: &PgPool, table: &str, id: &str) -> Vec<String> {
+    let sql = format!("SELECT {id} || ' ' || status FROM {table} ORDER BY 1");
+    sqlx::query_scalar(&sql).fetch_all(pool).await.expect("rows")
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_cancellation_reaches_the_run_that_a_sub_run_begins_at_the_same_moment(pool: PgPool) {
+    let service = Service::start(&pool);
+    let (of_top, of_middle) = (Uuid::new_v4(), Uuid::new_v4());
+    run(&pool, "top", None, Some(of_top)).await;
+    let mut connection = pool.acquire().await.expect("a connection");
+    waits::begin(&mut connection, ("top", of_top), ("step", &begun("s1")), &child("middle"), None)
+        .await
+        .expect("begun");
+    let held =
+        "UPDATE workflow_runs SET status = 'RUNNING', executor_id = $1, lease_token = $1 WHERE run_id = 'middle'";
+    sqlx::query(held).bind(of_middle).execute(&pool).await.expect("held");
+
+    let mut executor = connection.begin().await.expect("a transaction");
+    let begins =
+        waits::begin(&mut executor, ("middle", of_middle), ("step", &begun("s2")), &child("inner"), None).await;
+    assert_eq!(begins.expect("begun"), Some(false));
+    let (empty, finishes) = (json!({}), async {
+        is_blocked(&pool).await;
+        executor.commit().await.expect("done");
+    });
+    let (answer, ()) = join(service.post("/api/v1/runs/top/cancel", &empty), finishes).await;
+    answer.expect(200);
+    assert_eq!(rows(&pool, "workflow_runs", "run_id").await, ["inner CANCELLED", "middle CANCELLED", "top CANCELLED"]);
+    assert_eq!(rows(&pool, "step_executions", "id").await, ["s1 FAILED", "s2 FAILED"]);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn whoever_ends_a_run_closes_what_is_begun_while_he_waits_for_it(pool: PgPool) {
+    // By the message of another program, and by the run's failure.
+    for (run_id, fails) in [("cancelled", false), ("failed", true)] {
+        let lease = Uuid::new_v4();
+        run(&pool, run_id, None, Some(lease)).await;
+        let (mut first, mut second) =
+            (pool.acquire().await.expect("a connection"), pool.acquire().await.expect("another"));
+        let mut executor = first.begin().await.expect("a transaction");
+        let (step, inner) = (format!("s-{run_id}"), format!("in-{run_id}"));
+        let (begun, child) = (begun(&step), child(&inner));
+        waits::begin(&mut executor, (run_id, lease), ("step", &begun), &child, None).await.expect("begun");
+        let ends = async {
+            if fails {
+                let finished = FinishedRun {
+                    status: RunStatus::Failed,
+                    error_message: Some("why".to_owned()),
+                    failure: None,
+                    workflow_name: "w".to_owned(),
+                };
+                let run_id = run_id.to_owned();
+                let change = Change { run_id, lease_token: lease, ended: None, begun: None, finished: Some(finished) };
+                let written = executions::write(&mut second, &[change], Locked::Wait, None).await;
+                assert_eq!(written.expect("written"), ["failed"]);
+            } else {
+                let cancelled = executions::cancel(&mut second, &[run_id.to_owned()], &[None], &[None]).await;
+                assert_eq!(cancelled.expect("cancelled"), [""; 0]);
+            }
+        };
+        let finishes = async {
+            is_blocked(&pool).await;
+            executor.commit().await.expect("done");
+        };
+        join(ends, finishes).await;
+    }
+    let expected = ["cancelled CANCELLED", "failed FAILED", "in-cancelled CANCELLED", "in-failed CANCELLED"];
+    assert_eq!(rows(&pool, "workflow_runs", "run_id").await, expected);
+    assert_eq!(rows(&pool, "step_executions", "id").await, ["s-cancelled FAILED", "s-failed FAILED"]);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn two_branches_that_ask_for_the_address_of_a_callback_get_the_same(pool: PgPool) {
+    let lease = Uuid::new_v4();
+    run(&pool, "r", None, Some(lease)).await;
+    let (mut first, mut second) = (pool.acquire().await.expect("a connection"), pool.acquire().await.expect("another"));
+    let (mut holder, claim) = (pool.begin().await.expect("a transaction"), ("r", lease));
+    sqlx::query("SELECT FROM workflow_runs FOR UPDATE").execute(&mut *holder).await.expect("held");
+    let mut one = pin!(waits::prepare_callback(&mut first, claim, ("ask", "ask"), None, ("one", b"1")));
+    let mut other = pin!(waits::prepare_callback(&mut second, claim, ("ask", "ask"), None, ("other", b"2")));
+    let both = async {
+        eventually("both wait", async || (blocked(&pool).await == 2).then_some(())).await;
+        holder.commit().await.expect("done");
+    };
+    let (tokens, ()) = join(join(one.as_mut(), other.as_mut()), both).await;
+    assert_eq!(tokens.0.expect("a token"), tokens.1.expect("a token"));
+}
+
+/// A branch or step is given up while the statement is under way that begins its sub-run.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn what_is_given_up_while_it_begins_is_cancelled_at_once_and_not_only_with_the_run(pool: PgPool) {
+    let ((quick, quick_url), (last, last_url)) = (repeating().await, repeating().await);
+    let world = World::start(&pool, &[("a", &quick_url), ("last", &last_url)]).await;
+    let nap = json!({"nap": {"id": "nap", "type": "wait", "wait_config": {"duration": "PT1H"}}});
+    let inner = world.define("nap", &nap).await;
+    let sub = json!({"id": "sub", "type": "sub_workflow", "sub_workflow_config": {"workflow_id": inner}});
+    let after = json!({"id": "after", "agent_name": "last", "input_mapping": {}});
+    let decided = json!({
+        "fork": {"id": "fork", "type": "fork_join", "next_step": "after", "fork_join_config": {"join_policy": "any",
+            "branches": {"x": {"steps": ["sub"]}, "y": {"steps": ["quick"]}}}},
+        "sub": sub, "quick": agent_step("quick", &json!({"say": "quick"})), "after": after});
+    let mut limited = sub;
+    limited["timeout_seconds"] = json!(1);
+    let over = json!({
+        "each": {"id": "each", "type": "loop", "next_step": "after", "loop_config": {"collection": "${workflow.input.items}",
+            "loop_body": ["sub"], "on_error": "continue"}},
+        "sub": limited, "after": after});
+    for (number, (start, steps, reason)) in [
+        ("fork", decided, "given up: the join was decided without this branch"),
+        ("each", over, "it took longer than 1 s"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        quick.hold();
+        last.hold();
+        // Who begins to wait needs this table, and nobody else writes it.
+        let mut holder = pool.begin().await.expect("a transaction");
+        sqlx::query("LOCK TABLE step_waits IN SHARE MODE").execute(&mut *holder).await.expect("held");
+        let run_id = world.begin(start, &steps, &json!({"items": [1]})).await;
+        // The time may be over before the sub-run is about to begin, on a slow machine.
+        eventually("it is about to begin", async || {
+            (blocked(&pool).await > 0 || (start == "each" && last.calls().len() > number)).then_some(())
+        })
+        .await;
+        quick.0.gate.add_permits(1);
+        eventually("it goes on", async || (last.calls().len() > number).then_some(())).await;
+        holder.commit().await.expect("done");
+        let open = "SELECT count(*) FROM workflow_runs WHERE status IN ('PENDING', 'RUNNING')";
+        eventually("only the run itself is open", async || {
+            (sqlx::query_scalar::<_, i64>(open).fetch_one(&pool).await.expect("a count") == 1).then_some(())
+        })
+        .await;
+        last.0.gate.add_permits(1);
+        // What is closed by the end of the run has another reason.
+        let done = world.end(run_id).await;
+        done.output();
+        let of_sub = done.rows.iter().filter(|row| row["step_id"] == "sub");
+        assert!(of_sub.clone().all(|row| row["error_message"] == reason), "{:?}", of_sub.collect::<Vec<_>>());
+    }
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_migration_closes_what_earlier_cancellations_have_missed(pool: PgPool) {
+    for sql in [
+        "INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, status, parent_run_id) VALUES
+            ('top', 'w', 'w', 'CANCELLED', NULL), ('lost', 'w', 'w', 'RUNNING', 'top'), ('inner', 'w', 'w', 'PENDING', 'lost'),
+            ('retried', 'w', 'w', 'RUNNING', 'top'), ('busy', 'w', 'w', 'RUNNING', NULL), ('part', 'w', 'w', 'PENDING', 'busy')",
+        "INSERT INTO step_executions (id, run_id, step_id, step_name, agent_name, status, input_data) VALUES
+            ('s1', 'top', 's', 's', '', 'FAILED', '{}'), ('s2', 'top', 's', 's', '', 'FAILED', '{}'),
+            ('s3', 'top', 's', 's', '', 'RUNNING', '{}'), ('s4', 'lost', 's', 's', '', 'PENDING', '{}'),
+            ('s5', 'busy', 's', 's', '', 'PENDING', '{}'), ('s6', 'retried', 's', 's', '', 'RUNNING', '{}')",
+        "INSERT INTO step_waits (run_id, place, step_id, attempt_id, child_run_id) VALUES
+            ('top', 's', 's', 's1', 'lost'), ('top', 's', 's', 's2', 'retried'), ('lost', 's', 's', 's4', 'inner'),
+            ('busy', 's', 's', 's5', 'part')",
+        "INSERT INTO run_events (run_id, kind) VALUES ('retried', 'run.retried')",
+    ] {
+        sqlx::query(sql).execute(&pool).await.expect(sql);
+    }
+    let migration = include_str!("../../migrations/20261128000060_cancel_sub_runs_whole.up.sql");
+    sqlx::raw_sql(migration).execute(&pool).await.expect("it can be repeated");
+    let expected =
+        ["busy RUNNING", "inner CANCELLED", "lost CANCELLED", "part PENDING", "retried RUNNING", "top CANCELLED"];
+    assert_eq!(rows(&pool, "workflow_runs", "run_id").await, expected);
+    let expected = ["s1 FAILED", "s2 FAILED", "s3 FAILED", "s4 FAILED", "s5 PENDING", "s6 RUNNING"];
+    assert_eq!(rows(&pool, "step_executions", "id").await, expected);
+}
