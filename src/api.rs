@@ -37,7 +37,6 @@ use std::{ops::Deref, sync::Arc, time::Instant};
 use anyhow::Context as _;
 use axum::{Router, middleware};
 use http::HeaderName;
-use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -50,7 +49,7 @@ use crate::{
     actions::{Context, start_run::Definitions},
     auditor::Auditor,
     config::{self, Config},
-    db::processes::Registration,
+    db::{self, processes::Registration},
     egress::Egress,
     lifecycle::Lifecycle,
     outbox::Relay,
@@ -75,7 +74,7 @@ pub struct Parts {
     /// All settings.
     pub config: Config,
     /// For everything but starting runs.
-    pub pool: PgPool,
+    pub pool: db::Pool,
     /// Where runs are started.
     pub writer: RunWriter,
     /// Where messages go.
@@ -109,7 +108,7 @@ impl App {
     /// cancelled by the caller when no request will come any more.
     pub fn start(
         config: Config,
-        pool: PgPool,
+        pool: db::Pool,
         lifecycle: &Lifecycle,
         drained: &CancellationToken,
     ) -> anyhow::Result<Self> {

@@ -11,7 +11,6 @@ use std::{
     time::Duration,
 };
 
-use sqlx::PgPool;
 use tokio::{sync::Notify, time::Instant};
 
 use self::attempts::Attempts;
@@ -45,7 +44,7 @@ pub struct Auditor {
 impl Auditor {
     /// Starts the loops.
     #[must_use]
-    pub fn start(pool: &PgPool, kept_days: i32, lifecycle: &Lifecycle) -> Self {
+    pub fn start(pool: &db::Pool, kept_days: i32, lifecycle: &Lifecycle) -> Self {
         let this = Self { attempts: Arc::default(), fresh: Arc::default() };
         lifecycle.spawn("audit-denied", this.clone().write_denied(pool.clone(), lifecycle.clone()));
         lifecycle.spawn("audit-seals", this.clone().seal(pool.clone(), lifecycle.clone()));
@@ -67,7 +66,7 @@ impl Auditor {
         self.fresh.notify_one();
     }
 
-    async fn write_denied(self, pool: PgPool, lifecycle: Lifecycle) {
+    async fn write_denied(self, pool: db::Pool, lifecycle: Lifecycle) {
         let stop = lifecycle.soft_stop();
         loop {
             tokio::select! {
@@ -88,7 +87,7 @@ impl Auditor {
     }
 
     /// Writes all of them, or each that can be written. What the database is not there for waits.
-    async fn write(&self, entries: Vec<DeniedEntry>, pool: &PgPool, is_last: bool) {
+    async fn write(&self, entries: Vec<DeniedEntry>, pool: &db::Pool, is_last: bool) {
         let insert = |entries: Vec<DeniedEntry>| {
             let pool = pool.clone();
             db::bounded(async move { audit::insert_denied(&pool, &entries).await })
@@ -119,7 +118,7 @@ impl Auditor {
         }
     }
 
-    async fn seal(self, pool: PgPool, lifecycle: Lifecycle) {
+    async fn seal(self, pool: db::Pool, lifecycle: Lifecycle) {
         let stop = lifecycle.soft_stop();
         while !stop.is_cancelled() {
             tokio::select! {
@@ -145,7 +144,7 @@ impl Auditor {
     }
 }
 
-async fn keep_partitions(pool: PgPool, kept_days: i32, lifecycle: Lifecycle) {
+async fn keep_partitions(pool: db::Pool, kept_days: i32, lifecycle: Lifecycle) {
     let stop = lifecycle.soft_stop();
     while !stop.is_cancelled() {
         let mut pause = PARTITIONS_EVERY;

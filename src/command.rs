@@ -3,14 +3,14 @@
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use anyhow::Context;
-use sqlx::PgPool;
+use sqlx::postgres::PgSslMode;
 use tokio::runtime::{Builder, Runtime};
 use tokio_util::sync::CancellationToken;
 use workflow_api::{
@@ -24,7 +24,7 @@ use workflow_api::{
     demo_agent, executor, kafka,
     lifecycle::{Lifecycle, Signals},
     management,
-    readiness::migrate_when_possible,
+    readiness::{migrate_when_possible, wait_for_schema},
     server, telemetry,
     vault::Vault,
 };
@@ -62,7 +62,7 @@ pub async fn serve(config: Config) -> anyhow::Result<bool> {
     let drained = CancellationToken::new();
     let pool = db::pool(&config.database);
     if config.database.migrate_on_start {
-        tokio::spawn(migrate_when_possible(config.database.clone(), lifecycle.clone()));
+        tokio::spawn(migrate_when_possible(pool.clone(), lifecycle.clone()));
     }
     if config.auth.enabled {
         tokio::spawn(bootstrap_when_possible(config.clone(), pool.clone(), lifecycle.clone()));
@@ -108,6 +108,9 @@ fn warn_about(config: &Config) {
 
 /// Warnings about settings that API and executor share.
 fn warn_about_both(config: &Config) {
+    if matches!(config.database.connect.0.get_ssl_mode(), PgSslMode::VerifyCa) {
+        tracing::warn!("DATABASE_URL: sslmode=verify-ca verifies the host's name too, as verify-full does");
+    }
     for line in config::unknown_names(config::environment()) {
         tracing::warn!("{line}");
     }
@@ -120,7 +123,7 @@ fn warn_about_both(config: &Config) {
 }
 
 /// Sees to it that somebody can get in, as soon as the database and its schema are there.
-async fn bootstrap_when_possible(config: Config, pool: PgPool, lifecycle: Lifecycle) {
+async fn bootstrap_when_possible(config: Config, pool: db::Pool, lifecycle: Lifecycle) {
     loop {
         let auth = &config.auth;
         let key = auth.bootstrap_api_key.as_ref();
@@ -162,12 +165,24 @@ pub async fn execute(config: Config) -> anyhow::Result<bool> {
             Some(server::bind(address).with_context(|| format!("MANAGEMENT_PORT: cannot listen on {address}"))?)
         }
     };
-    let status = executor::start(&config, pool.clone(), &lifecycle)?;
+    let status = Arc::new(OnceLock::new());
     if let Some(listener) = management {
-        let router = management::router(status, config.metrics);
+        let router = management::router(Arc::clone(&status), config.metrics);
         let serving = server::serve(listener, router, lifecycle.clone(), MANAGEMENT_CONNECTIONS);
         lifecycle.spawn("management", serving);
     }
+    lifecycle.spawn("executor", {
+        let (pool, lifecycle) = (pool.clone(), lifecycle.clone());
+        async move {
+            wait_for_schema(&pool, &lifecycle).await;
+            match executor::start(&config, pool, &lifecycle) {
+                Ok(started) => drop(status.set(started)),
+                // The end of this task ends the process.
+                Err(error) => return tracing::error!("the executor cannot start: {error:#}"),
+            }
+            lifecycle.soft_stop().cancelled().await;
+        }
+    });
     tracing::info!("workflow-api {} executes runs", env!("CARGO_PKG_VERSION"));
     let ended_well = lifecycle.run_until_stopped(signals).await;
     db::close(&pool).await;
@@ -192,8 +207,23 @@ pub async fn migrate_up(settings: &config::Database) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-/// `migrate down N`.
-pub async fn migrate_down(settings: &config::Database, count: usize) -> anyhow::Result<bool> {
+/// `migrate down N`; a failure without `--yes` where it is needed.
+pub async fn migrate_down(settings: &config::Database, count: usize, is_confirmed: bool) -> anyhow::Result<bool> {
+    let Some(migrations::Undoing { names, loses_data }) = migrations::plan_down(settings, count).await? else {
+        eprintln!("workflow-api: there are fewer than {count} migrations to undo; see: workflow-api migrate status");
+        return Ok(false);
+    };
+    if (count > 1 || loses_data) && !is_confirmed {
+        eprintln!("workflow-api: this would undo, with what is in the tables and columns that go:");
+        for name in names {
+            eprintln!("  {name}");
+        }
+        if loses_data {
+            eprintln!("ALL agents, workflows and runs would be deleted; they are there.");
+        }
+        eprintln!("Make a backup, and say --yes to do it.");
+        return Ok(false);
+    }
     let undone = migrations::down(settings, count).await?;
     println!("{undone} migrations were undone");
     Ok(true)
@@ -219,7 +249,7 @@ fn missing_keys(vault: &Vault, used: Vec<String>) -> Vec<String> {
 }
 
 /// Says at the start, as soon as the database is there, which keys are missing.
-async fn look_for_keys_when_possible(vault: Arc<Vault>, pool: PgPool, lifecycle: Lifecycle) {
+async fn look_for_keys_when_possible(vault: Arc<Vault>, pool: db::Pool, lifecycle: Lifecycle) {
     loop {
         match db::agents::key_ids(&pool).await {
             Ok(used) => {

@@ -4,6 +4,7 @@
 //! manifests make those). `NAME_FILE` names a file to read `NAME` from, for the variables that hold secrets or keys.
 //! `.env.api.example` is the manual of all variables; a test holds it to [`NAMES`].
 
+mod database_url;
 mod limits;
 mod names;
 mod placeholder;
@@ -49,6 +50,7 @@ macro_rules! variables {
 
 variables! {
     production, database_url, database_pool_size, database_max_overflow, database_echo, migrate_on_start,
+   
     kafka_brokers, kafka_execution_topic, kafka_cancellation_topic, kafka_topic_partitions, kafka_group_id,
     kafka_dead_letter_topic, dead_letter_retention_days, max_dead_letters, kafka_monitoring_topic, enable_monitoring_updates,
     api_title, api_version, api_description, api_prefix, api_host, api_port, api_reload, api_workers, public_url,
@@ -604,7 +606,7 @@ impl Reader {
     }
 
     fn database(&mut self) -> Option<Database> {
-        let connect = self.required("database_url").and_then(|url| match parse_database_url(&url) {
+        let connect = self.required("database_url").and_then(|url| match database_url::parse(&url) {
             Ok(options) => Some(ConnectOptions(options)),
             Err(problem) => self.problem("database_url", problem),
         });
@@ -819,19 +821,6 @@ impl Reader {
         }
         Some(Pages { default_size, max_size })
     }
-}
-
-/// Takes `postgresql://`, `postgres://` and forms with a driver, such as `postgresql+asyncpg://`. The error never
-/// shows the URL, which may hold a password.
-fn parse_database_url(url: &str) -> Result<PgConnectOptions, &'static str> {
-    let (scheme, rest) = url.split_once("://").ok_or("is not a URL of the form postgresql://user:pass@host:5432/db")?;
-    let scheme = scheme.split('+').next().unwrap_or(scheme);
-    if !matches!(scheme, "postgresql" | "postgres") {
-        return Err("must start with postgresql:// or postgres://");
-    }
-    PgConnectOptions::from_str(&format!("{scheme}://{rest}"))
-        .map(|options| options.application_name("workflow-api"))
-        .map_err(|_| "is not a URL of the form postgresql://user:pass@host:5432/db")
 }
 
 /// An address, or the path of a file.

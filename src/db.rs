@@ -1,8 +1,8 @@
 //! PostgreSQL: connecting, and what can go wrong. All SQL of the service is in the modules below this one.
 //!
 //! Statements are checked by the tests that run them, not by macros, so that a build needs neither a database nor
-//! generated files. No statement runs inside a time-out or a `select!`: dropping a sqlx future on the wire can
-//! leave a pooled connection inside an open transaction. `statement_timeout` bounds statements instead.
+//! generated files. `statement_timeout` bounds statements; a server that says nothing at all is given up, and with it the
+//! connection (see [`pool`]).
 
 pub mod agents;
 pub mod api_keys;
@@ -17,6 +17,7 @@ pub mod migrations;
 pub mod monitoring;
 pub mod organizations;
 pub mod outbox;
+pub mod pool;
 pub mod processes;
 pub mod runs;
 pub mod waits;
@@ -24,11 +25,9 @@ pub mod workflows;
 
 use std::time::Duration;
 
-use sqlx::{
-    ConnectOptions as _, Connection as _, PgConnection, PgPool,
-    postgres::{PgConnectOptions, PgPoolOptions},
-};
+use sqlx::{ConnectOptions as _, PgConnection, postgres::PgConnectOptions};
 
+pub use self::pool::{Pool, PooledConnection, Transaction};
 use crate::config;
 
 /// What went wrong with a statement, as far as a caller can act on it.
@@ -113,41 +112,34 @@ const STATEMENT_TIMEOUT: &str = "5s";
 const LOCK_TIMEOUT: &str = "2s";
 /// A transaction that its client forgot is ended by the server.
 const IDLE_IN_TRANSACTION_TIMEOUT: &str = "10s";
-/// A request that gets no connection for this long is answered 503.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Connections above `DATABASE_POOL_SIZE` are closed when idle for this long.
-const SURPLUS_IDLE: Duration = Duration::from_secs(10);
-/// A connection that was idle for longer is asked for a sign of life before it is used: the server may be another.
-const TRUSTED_IDLE: Duration = Duration::from_millis(500);
 /// Statements slower than this are logged as warnings.
 const SLOW_STATEMENT: Duration = Duration::from_millis(500);
 
-/// No statement with the wait for its connection takes longer, unless the other side has vanished without a word: then
+/// No statement takes longer with the wait for its connection, unless the other side has vanished without a word: then
 /// TCP waits for a quarter of an hour.
 const LONGEST_STATEMENT: Duration = Duration::from_secs(8);
-/// A connection that is not made after this is not made.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
-/// A connection that does not answer a ping for so long is dead.
-const PING_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Runs statements in a task of their own, and waits for it no longer than any statement takes. What has not answered
-/// by then is left alone with its connection, so that nothing is torn; it may still be committed.
+/// by then is given up with its connection; it may still be committed.
 pub async fn bounded<T, F>(statements: F) -> Result<T, Error>
 where
     T: Send + 'static,
     F: Future<Output = Result<T, Error>> + Send + 'static,
 {
-    match tokio::time::timeout(LONGEST_STATEMENT, tokio::spawn(statements)).await {
+    let mut task = tokio::spawn(statements);
+    match tokio::time::timeout(LONGEST_STATEMENT, &mut task).await {
         Ok(Ok(result)) => result,
         // The panic itself was logged by the panic hook.
         Ok(Err(_)) => Err(Error::Bug(sqlx::Error::WorkerCrashed)),
-        Err(_) => Err(no_answer()),
+        Err(_) => {
+            task.abort();
+            Err(no_answer())
+        }
     }
 }
 
-/// Says goodbye to the database, as far as it answers: a connection that was lost without a word never comes back to
-/// the pool, which would be waited for.
-pub async fn close(pool: &PgPool) {
+/// Closes the pool, as far as the database answers.
+pub async fn close(pool: &Pool) {
     if tokio::time::timeout(Duration::from_secs(2), pool.close()).await.is_err() {
         tracing::warn!("some database connections could not be closed");
     }
@@ -179,27 +171,14 @@ pub fn connect_options(settings: &config::Database) -> PgConnectOptions {
 
 /// The pool of a process. Opens nothing yet: a database that is not there is found by the first statement.
 #[must_use]
-pub fn pool(settings: &config::Database) -> PgPool {
-    PgPoolOptions::new()
-        .min_connections(0)
-        .max_connections(settings.pool_size + settings.max_overflow)
-        .acquire_timeout(ACQUIRE_TIMEOUT)
-        .idle_timeout(SURPLUS_IDLE)
-        // A ping at every acquire would cost a round trip each time; a connection in steady use needs none.
-        .test_before_acquire(false)
-        .before_acquire(|connection, usage| {
-            Box::pin(async move {
-                // A connection whose ping is given up is closed and not used again.
-                let ping = async { matches!(tokio::time::timeout(PING_TIMEOUT, connection.ping()).await, Ok(Ok(()))) };
-                Ok(usage.idle_for < TRUSTED_IDLE || ping.await)
-            })
-        })
-        .connect_lazy_with(connect_options(settings))
+pub fn pool(settings: &config::Database) -> Pool {
+    let (size, overflow) = (settings.pool_size as usize, settings.max_overflow as usize);
+    Pool::new(connect_options(settings), size, size + overflow)
 }
 
-/// A connection of its own, outside the pool.
+/// A connection outside of any pool, for the commands.
 pub async fn connect(settings: &config::Database) -> Result<PgConnection, Error> {
-    match tokio::time::timeout(CONNECT_TIMEOUT, connect_options(settings).connect()).await {
+    match tokio::time::timeout(pool::CONNECT_TIMEOUT, connect_options(settings).connect()).await {
         Ok(connection) => Ok(connection?),
         Err(_) => Err(no_answer()),
     }

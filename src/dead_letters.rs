@@ -8,7 +8,6 @@ use std::{sync::Arc, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rdkafka::error::KafkaResult;
-use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -32,14 +31,14 @@ const EXPIRE_EVERY: u32 = 60;
 const GIVE_UP: Duration = Duration::from_secs(20);
 
 struct Sender {
-    pool: PgPool,
+    pool: db::Pool,
     topic: String,
     retention: config::DeadLetters,
     publisher: Arc<Publisher>,
 }
 
 /// Starts the loop. Neither the database nor Kafka need be there yet; settings that cannot work are an error.
-pub fn start(config: &Config, pool: PgPool, lifecycle: &Lifecycle) -> KafkaResult<()> {
+pub fn start(config: &Config, pool: db::Pool, lifecycle: &Lifecycle) -> KafkaResult<()> {
     let publisher = Arc::new(Publisher::new("dead letters", &config.kafka, Some(GIVE_UP))?);
     let (watched, soft_stop) = (Arc::clone(&publisher), lifecycle.soft_stop().clone());
     lifecycle.spawn("dead letters watch", async move { watched.watch(&soft_stop).await });

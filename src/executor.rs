@@ -35,7 +35,6 @@ mod sweep;
 
 use std::{ops::Deref, sync::Arc, time::Duration};
 
-use sqlx::PgPool;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
@@ -71,7 +70,7 @@ const TOPICS_PAUSE: Duration = Duration::from_secs(2);
 struct Executor(Arc<Shared>);
 
 struct Shared {
-    pool: PgPool,
+    pool: db::Pool,
     registration: Registration,
     active: Active,
     journal: Journal,
@@ -105,7 +104,7 @@ impl Deref for Executor {
 
 /// Starts the executor's loops. Neither the database nor Kafka need be there yet; settings that cannot work are an
 /// error.
-pub fn start(config: &Config, pool: PgPool, lifecycle: &Lifecycle) -> anyhow::Result<Status> {
+pub fn start(config: &Config, pool: db::Pool, lifecycle: &Lifecycle) -> anyhow::Result<Status> {
     let (settled, give_up) = (CancellationToken::new(), CancellationToken::new());
     let consumer = Arc::new(Consumer::new(&config.kafka)?);
     let registration = Registration::start(pool.clone(), "executor", lifecycle);
@@ -114,7 +113,7 @@ pub fn start(config: &Config, pool: PgPool, lifecycle: &Lifecycle) -> anyhow::Re
     let executor = Executor(Arc::new(Shared {
         registration,
         active: Active::new(config.max_concurrent_executions),
-        journal: Journal::start(&config.database, monitoring.as_ref(), lifecycle, &give_up, &settled),
+        journal: Journal::start(&pool, monitoring.as_ref(), lifecycle, &give_up, &settled),
         agents: Agents::new(pool.clone(), Arc::clone(&config.vault), breakers.clone(), config.circuit_breaker),
         breakers,
         egress: Egress::new(&config.egress)?,

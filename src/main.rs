@@ -85,6 +85,9 @@ enum Migrate {
     Down {
         /// How many
         count: usize,
+        /// Undo more than one, or delete all agents, workflows and runs, without a question
+        #[arg(long)]
+        yes: bool,
     },
     /// Show each migration and whether it was run
     Status,
@@ -135,7 +138,7 @@ fn run(command: Command) -> anyhow::Result<bool> {
             command::runtime(1)?.block_on(async {
                 match action {
                     Migrate::Up => command::migrate_up(&settings).await,
-                    Migrate::Down { count } => command::migrate_down(&settings, count).await,
+                    Migrate::Down { count, yes } => command::migrate_down(&settings, count, yes).await,
                     Migrate::Status => command::migration_status(&settings).await,
                 }
             })

@@ -1,14 +1,19 @@
 //! What an executor says about itself over HTTP, on `MANAGEMENT_PORT`: `/health` (it lives), `/health/ready` (it can
 //! work, or what is missing) and `/metrics`. For the inside of a network: nobody is asked who he is.
 
+use std::sync::{Arc, OnceLock};
+
 use axum::{Json, Router, extract::State, response::IntoResponse, routing::get};
 use http::{StatusCode, header};
 use serde_json::json;
 
 use crate::{executor::Status, telemetry};
 
+/// An executor, once it has started: it waits for the schema before.
+type Started = Arc<OnceLock<Status>>;
+
 /// The routes; `/metrics` only if `has_metrics`.
-pub fn router(executor: Status, has_metrics: bool) -> Router {
+pub fn router(executor: Started, has_metrics: bool) -> Router {
     let mut router = Router::new()
         .route("/health", get(async || Json(json!({"status": "healthy", "service": "workflow-api executor"}))))
         .route("/health/ready", get(ready));
@@ -20,8 +25,11 @@ pub fn router(executor: Status, has_metrics: bool) -> Router {
 
 /// 503 while the executor can take no runs. Kafka alone being away is 200: runs under way go on, and a restart would not
 /// bring it back.
-async fn ready(State(executor): State<Status>) -> impl IntoResponse {
-    let findings = executor.findings();
+async fn ready(State(executor): State<Started>) -> impl IntoResponse {
+    let Some(findings) = executor.get().map(Status::findings) else {
+        let body = json!({"status": "not_ready", "checks": {"schema": "outdated"}, "draining": false, "runs": 0});
+        return (StatusCode::SERVICE_UNAVAILABLE, Json(body));
+    };
     let status = match (findings.database && !findings.draining, findings.kafka) {
         (false, _) => "not_ready",
         (true, false) => "degraded",

@@ -23,7 +23,6 @@ use rdkafka::{
     topic_partition_list::Offset,
 };
 use serde_json::value::RawValue;
-use sqlx::PgPool;
 use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
     time::Instant,
@@ -91,7 +90,7 @@ struct Shared {
     kafka: config::Kafka,
     /// How long idempotency keys are kept.
     key_ttl_hours: i32,
-    pool: PgPool,
+    pool: db::Pool,
     registration: Registration,
     producer: Renewable<Producer>,
     reports: UnboundedSender<Report>,
@@ -149,7 +148,7 @@ impl Relay {
     /// loops then send what is left, give the rest back and end.
     pub fn start(
         settings: &config::Config,
-        pool: PgPool,
+        pool: db::Pool,
         registration: Registration,
         lifecycle: &Lifecycle,
         drained: &CancellationToken,

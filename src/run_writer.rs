@@ -12,7 +12,6 @@
 use std::sync::Arc;
 
 use serde_json::value::RawValue;
-use sqlx::{Connection, PgConnection, PgPool, pool::PoolConnection};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -132,7 +131,7 @@ impl RunWriter {
     /// Starts the writer tasks. They end when `drained` is cancelled and the queue is empty.
     #[must_use]
     pub fn start(
-        pool: &PgPool,
+        pool: &db::Pool,
         relay: &Relay,
         audit: bool,
         lifecycle: &Lifecycle,
@@ -141,7 +140,7 @@ impl RunWriter {
         let (queue, jobs) = mpsc::channel(QUEUE);
         let jobs = Arc::new(Mutex::new(jobs));
         // A small pool keeps connections for everything else.
-        let writers = WRITERS.min((pool.options().get_max_connections() / 4).max(1));
+        let writers = WRITERS.min(u32::try_from(pool.max() / 4).unwrap_or(WRITERS).max(1));
         for _ in 0..writers {
             let writer = Writer { pool: pool.clone(), connection: None, relay: relay.clone(), audit };
             lifecycle.spawn("run writer", writer.run(Arc::clone(&jobs), drained.clone()));
@@ -161,9 +160,9 @@ impl RunWriter {
 }
 
 struct Writer {
-    pool: PgPool,
+    pool: db::Pool,
     /// Held from the first batch on, so that no batch waits for the pool.
-    connection: Option<PoolConnection<sqlx::Postgres>>,
+    connection: Option<db::PooledConnection>,
     relay: Relay,
     audit: bool,
 }
@@ -320,8 +319,7 @@ impl Writer {
         .await?;
         if let Err(db::Error::Unavailable(_) | db::Error::Bug(_)) = written {
             // Whatever state it is in, the next batch gets another one.
-            let broken: PgConnection = connection.detach();
-            tokio::spawn(broken.close_hard());
+            connection.discard();
         } else {
             self.connection = Some(connection);
         }

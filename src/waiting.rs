@@ -7,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use sqlx::PgPool;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -65,7 +64,7 @@ impl Watch {
 impl Waiting {
     /// Starts the loop.
     #[must_use]
-    pub fn start(pool: PgPool, lifecycle: &Lifecycle) -> Self {
+    pub fn start(pool: db::Pool, lifecycle: &Lifecycle) -> Self {
         let this = Self(Arc::new(Shared {
             runs: Mutex::default(),
             arrived: Notify::new(),
@@ -107,7 +106,7 @@ impl Waiting {
         progress
     }
 
-    async fn ask_for_all(self, pool: PgPool) {
+    async fn ask_for_all(self, pool: db::Pool) {
         while !self.0.stop.is_cancelled() {
             let run_ids = self.awaited();
             if run_ids.is_empty() {

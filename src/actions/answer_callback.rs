@@ -4,7 +4,6 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
-use sqlx::PgPool;
 
 use super::{Change, Context, Entity};
 use crate::{
@@ -98,7 +97,7 @@ struct Changes<'a> {
 
 /// Writes the answer and wakes the run, or finds the first one.
 pub async fn answer_callback(
-    pool: &PgPool,
+    pool: &db::Pool,
     context: Context<'_>,
     token: &str,
     by: Answerer<'_>,

@@ -1,7 +1,7 @@
 //! Making and revoking API keys.
 
 use serde_json::json;
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{Change, Context, Entity};
@@ -54,7 +54,7 @@ impl From<sqlx::Error> for ApiKeyError {
 
 /// Makes a key. Its text is in the answer and nowhere else.
 pub async fn create(
-    pool: &PgPool,
+    pool: &db::Pool,
     context: Context<'_>,
     environment: &str,
     new: NewApiKey,
@@ -109,7 +109,7 @@ async fn insert(
 }
 
 /// Revokes a key, for good. A repeat changes nothing.
-pub async fn revoke(pool: &PgPool, context: Context<'_>, id: Uuid) -> Result<ApiKeyRow, ApiKeyError> {
+pub async fn revoke(pool: &db::Pool, context: Context<'_>, id: Uuid) -> Result<ApiKeyRow, ApiKeyError> {
     let mut transaction = pool.begin().await?;
     let at = Timestamp::now();
     let revoked =
@@ -137,7 +137,7 @@ pub enum Bootstrap {
 /// Sees to it that somebody can get in: stores the key of the settings unless it was stored before (and perhaps revoked
 /// since); without one makes a key if there never was any. Of several processes one does it.
 pub async fn bootstrap(
-    pool: &PgPool,
+    pool: &db::Pool,
     given: Option<&ApiKey>,
     environment: &str,
     audit: bool,

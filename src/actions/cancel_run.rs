@@ -1,7 +1,6 @@
 //! Cancelling a run.
 
 use serde::Serialize;
-use sqlx::PgPool;
 use uuid::Uuid;
 
 use super::{Change, Context, Entity};
@@ -44,7 +43,7 @@ struct Changes<'a> {
 
 /// Ends the run in the database, which is final whoever executes it, and tells the executors.
 pub async fn cancel_run(
-    pool: &PgPool,
+    pool: &db::Pool,
     relay: &Relay,
     context: Context<'_>,
     run_id: &str,

@@ -7,7 +7,6 @@ use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use sqlx::PgPool;
 
 use super::{
     Context,
@@ -141,7 +140,7 @@ impl From<sqlx::Error> for ImportError {
 ///
 /// The key of the context, if there is one, is kept with the report, unless this is a dry run.
 pub async fn import(
-    pool: &PgPool,
+    pool: &db::Pool,
     context: Context<'_>,
     document: Import,
     dry_run: bool,

@@ -1,7 +1,7 @@
 //! Creating and changing organisations, and holding them to their quotas.
 
 use serde_json::{json, value::RawValue};
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 
 use super::{Change, Context, Entity, difference};
 use crate::{
@@ -65,7 +65,7 @@ pub struct OrganizationPatch {
 
 /// Makes an organisation.
 pub async fn create(
-    pool: &PgPool,
+    pool: &db::Pool,
     context: Context<'_>,
     new: NewOrganization,
 ) -> Result<OrganizationRow, OrganizationError> {
@@ -93,7 +93,7 @@ pub async fn create(
 
 /// Changes the members that the patch names.
 pub async fn update(
-    pool: &PgPool,
+    pool: &db::Pool,
     context: Context<'_>,
     id: &OrganizationId,
     patch: OrganizationPatch,

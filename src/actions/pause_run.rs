@@ -1,7 +1,5 @@
 //! Pausing a run, and letting it go on.
 
-use sqlx::PgPool;
-
 use super::{Change, Context, Entity};
 use crate::{
     db::{self, runs::RunRow},
@@ -34,7 +32,7 @@ impl From<sqlx::Error> for PauseRunError {
 ///
 /// The executor that holds the run hears of it by looking; a step that is under way comes to its end.
 pub async fn set_paused(
-    pool: &PgPool,
+    pool: &db::Pool,
     context: Context<'_>,
     run_id: &str,
     wanted: bool,

@@ -1,6 +1,6 @@
 //! Definitions as code: bringing a name to a wanted content, and going back to an earlier one.
 
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{
@@ -49,7 +49,11 @@ impl From<db::Error> for RollBackError {
 }
 
 /// Makes this the content of the name's newest active version. A repeat changes nothing.
-pub async fn put_workflow(pool: &PgPool, context: Context<'_>, wanted: NewWorkflow) -> Result<Put, SaveWorkflowError> {
+pub async fn put_workflow(
+    pool: &db::Pool,
+    context: Context<'_>,
+    wanted: NewWorkflow,
+) -> Result<Put, SaveWorkflowError> {
     let mut transaction = pool.begin().await?;
     context.hold_quota(&mut transaction, context.organization(), Countable::Workflows).await?;
     let put = put_in(&mut transaction, context, wanted).await?;
@@ -86,7 +90,7 @@ pub(super) async fn put_in(
 /// Makes content and description of an earlier version those of the newest one, under this id. The version that the
 /// id has already is no change.
 pub async fn roll_back(
-    pool: &PgPool,
+    pool: &db::Pool,
     context: Context<'_>,
     id: Uuid,
     version: i32,

@@ -2,7 +2,7 @@
 
 use serde_json::{json, value::RawValue};
 use sha2::{Digest as _, Sha256};
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{Change, Context, Entity};
@@ -51,7 +51,7 @@ impl From<sqlx::Error> for ResolveError {
 
 /// Has the record sent again to where it stood, with `corrected` instead of its value if given. A repeat finds it done.
 pub async fn redrive(
-    pool: &PgPool,
+    pool: &db::Pool,
     context: Context<'_>,
     id: Uuid,
     corrected: Option<&RawValue>,
@@ -106,7 +106,7 @@ async fn is_of(
 }
 
 /// Forgets what the record holds and keeps that it was there. A repeat finds it done.
-pub async fn discard(pool: &PgPool, context: Context<'_>, id: Uuid) -> Result<LetterRow, ResolveError> {
+pub async fn discard(pool: &db::Pool, context: Context<'_>, id: Uuid) -> Result<LetterRow, ResolveError> {
     let mut transaction = pool.begin().await?;
     let row = dead_letters::lock(&mut transaction, context.organization(), id).await?.ok_or(ResolveError::NotFound)?;
     match row.status.as_str() {

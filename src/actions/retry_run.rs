@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use serde_json::value::RawValue;
-use sqlx::{PgPool, types::Json};
+use sqlx::types::Json;
 use uuid::Uuid;
 
 use super::{Change, Context, Entity};
@@ -80,7 +80,7 @@ pub struct Retry {
 /// that are completed are not repeated, for the executor sees their rows, except from `resume_from_step` on, whatever the
 /// input is now.
 pub async fn retry_run(
-    pool: &PgPool,
+    pool: &db::Pool,
     relay: &Relay,
     context: Context<'_>,
     run_id: &str,

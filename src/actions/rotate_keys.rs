@@ -1,6 +1,6 @@
 //! Sealing the credentials of all agents with the first key, while the service runs.
 
-use sqlx::{PgPool, types::Json};
+use sqlx::types::Json;
 use uuid::Uuid;
 
 use crate::{
@@ -24,7 +24,7 @@ pub struct Rotation {
 
 /// Seals the credentials of each agent with the vault's first key, those in clear too. Agents can be changed meanwhile;
 /// a repeat finds nothing left to do.
-pub async fn rotate_keys(pool: &PgPool, vault: &Vault) -> Result<Rotation, db::Error> {
+pub async fn rotate_keys(pool: &db::Pool, vault: &Vault) -> Result<Rotation, db::Error> {
     let mut rotation = Rotation::default();
     let mut last = Uuid::nil();
     loop {
@@ -43,7 +43,7 @@ pub async fn rotate_keys(pool: &PgPool, vault: &Vault) -> Result<Rotation, db::E
 
 /// `false`: it has changed since it was read.
 async fn rotate(
-    pool: &PgPool,
+    pool: &db::Pool,
     vault: &Vault,
     stored: &StoredConfig,
     rotation: &mut Rotation,

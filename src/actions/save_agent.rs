@@ -1,7 +1,7 @@
 //! Creating, changing and deleting agents.
 
 use serde_json::{Value, value::RawValue};
-use sqlx::{PgConnection, PgPool, types::Json};
+use sqlx::{PgConnection, types::Json};
 use uuid::Uuid;
 
 use super::{Change, Context, Entity, Stale, difference};
@@ -50,7 +50,7 @@ impl From<sqlx::Error> for SaveAgentError {
 }
 
 /// Stores a new agent, active.
-pub async fn create_agent(pool: &PgPool, context: Context<'_>, new: NewAgent) -> Result<AgentRow, SaveAgentError> {
+pub async fn create_agent(pool: &db::Pool, context: Context<'_>, new: NewAgent) -> Result<AgentRow, SaveAgentError> {
     let mut transaction = pool.begin().await?;
     let row = create_in(&mut transaction, context, new).await?;
     transaction.commit().await?;
@@ -98,7 +98,7 @@ pub(super) async fn create_in(
 
 /// Changes the members that the patch names. `updated_at` moves only if something is different afterwards.
 pub async fn update_agent(
-    pool: &PgPool,
+    pool: &db::Pool,
     context: Context<'_>,
     id: Uuid,
     patch: AgentPatch,
@@ -196,7 +196,7 @@ fn check_url(context: Context<'_>, url: &str) -> Result<(), SaveAgentError> {
 }
 
 /// Marks the agent as deleted; its name stays taken. A repeat changes nothing.
-pub async fn delete_agent(pool: &PgPool, context: Context<'_>, id: Uuid) -> Result<(), SaveAgentError> {
+pub async fn delete_agent(pool: &db::Pool, context: Context<'_>, id: Uuid) -> Result<(), SaveAgentError> {
     let mut transaction = pool.begin().await?;
     let mut row =
         db::agents::lock(&mut transaction, context.organization(), id).await?.ok_or(SaveAgentError::NotFound)?;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde::Serialize;
 use serde_json::value::RawValue;
-use sqlx::{PgConnection, PgPool, types::Json};
+use sqlx::{PgConnection, types::Json};
 use uuid::Uuid;
 
 use super::{Change, Context, Entity, Stale};
@@ -91,7 +91,7 @@ struct Updated<'a> {
 
 /// Stores a definition as the next version of its name, in a row of its own.
 pub async fn create_workflow(
-    pool: &PgPool,
+    pool: &db::Pool,
     context: Context<'_>,
     new: NewWorkflow,
 ) -> Result<WorkflowRow, SaveWorkflowError> {
@@ -148,7 +148,7 @@ pub(super) async fn create_in(
 /// Changes the members that the patch names. New steps make a new version, which keeps the row's id; the content
 /// that it replaces goes on as a row of its own under its old version number.
 pub async fn update_workflow(
-    pool: &PgPool,
+    pool: &db::Pool,
     context: Context<'_>,
     id: Uuid,
     patch: WorkflowPatch,
@@ -232,7 +232,7 @@ pub(super) async fn update_in(
 }
 
 /// Marks this row as deleted; other versions stay. A repeat changes nothing.
-pub async fn delete_workflow(pool: &PgPool, context: Context<'_>, id: Uuid) -> Result<(), SaveWorkflowError> {
+pub async fn delete_workflow(pool: &db::Pool, context: Context<'_>, id: Uuid) -> Result<(), SaveWorkflowError> {
     let mut transaction = pool.begin().await?;
     let mut row =
         db::workflows::lock(&mut transaction, context.organization(), id).await?.ok_or(SaveWorkflowError::NotFound)?;

@@ -6,7 +6,6 @@ use std::{
 };
 
 use serde_json::value::RawValue;
-use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::{
@@ -95,7 +94,7 @@ impl Definitions {
         self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
     }
 
-    async fn get(&self, pool: &PgPool, organization: &OrganizationId, id: Uuid) -> Result<Cached, StartRunError> {
+    async fn get(&self, pool: &db::Pool, organization: &OrganizationId, id: Uuid) -> Result<Cached, StartRunError> {
         if let Some(cached) = self.cached(id) {
             let is_own = cached.definition.organization == *organization;
             return if is_own { Ok(cached) } else { Err(StartRunError::WorkflowNotFound) };
@@ -129,7 +128,7 @@ impl Definitions {
     /// The definition, if its schema takes the input.
     async fn checked(
         &self,
-        pool: &PgPool,
+        pool: &db::Pool,
         organization: &OrganizationId,
         id: Uuid,
         input: &RawValue,
@@ -169,7 +168,7 @@ pub struct Starter<'a> {
     /// Definitions.
     pub definitions: &'a Definitions,
     /// For what the writer does not do.
-    pub pool: &'a PgPool,
+    pub pool: &'a db::Pool,
     /// For the backlog.
     pub relay: &'a Relay,
     /// The hot path.
@@ -206,7 +205,7 @@ pub async fn start_run(starter: Starter<'_>, request: Request) -> Result<Outcome
 
 /// The run that the key made, if it was used.
 async fn replay(
-    pool: &PgPool,
+    pool: &db::Pool,
     organization: &OrganizationId,
     key: &IdempotencyKey,
 ) -> Result<Option<Outcome>, StartRunError> {

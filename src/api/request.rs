@@ -33,7 +33,7 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(15);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// See [`DRAIN_TIMEOUT`].
 const MAX_DRAINED_BYTES: usize = 32 << 20;
-/// A handler has to have answered after this, and what the client asked to wait for a run.
+/// A request has to be answered after this, its body not counted, and what the client asked to wait for a run.
 const HANDLER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Of the request in hand; in the request's extensions.
@@ -42,8 +42,8 @@ pub struct CorrelationId(pub String);
 
 /// Surrounds every route and the fallbacks.
 ///
-/// The handler runs in a task of its own: a client that hangs up, or the time-out, ends the waiting and not the
-/// work, so that no database write is ever torn apart (see `db`).
+/// The handler runs in a task of its own: a client that hangs up ends the waiting and not the work. A handler that takes
+/// too long is given up, with its connection (see `db::pool`).
 pub async fn surround(State(app): State<App>, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let active = Active::start();
@@ -58,13 +58,17 @@ pub async fn surround(State(app): State<App>, request: Request, next: Next) -> R
     let address = client.map(|client| client.0);
     let anybody = Actor { correlation_id: correlation_id.clone(), address, ..Actor::system() };
     let mut admission = Admission::of(Actor { subject: String::new(), ..anybody.clone() });
-    let caller = admission.decide(&app, &mut parts, anybody).await;
+    // Who asks to wait for a run's end may wait that much longer.
+    let time_limit = HANDLER_TIMEOUT + Wait::of(&parts.headers).time();
+    let mut deadline = tokio::time::Instant::now() + time_limit;
+    let caller = match tokio::time::timeout_at(deadline, admission.decide(&app, &mut parts, anybody)).await {
+        Ok(caller) => caller,
+        Err(_) => Err(too_late()),
+    };
     let Admission { actor, limits } = admission;
     let user_id = actor.subject.as_str();
     // Before the caller is known, the organisation is none.
     let organization_id = Some(actor.organization.as_str()).filter(|_| !user_id.is_empty());
-    // Who asks to wait for a run's end may wait that much longer.
-    let time_limit = HANDLER_TIMEOUT + Wait::of(&parts.headers).time();
     let client_ip = client.map(|client| tracing::field::display(client.0));
     let span = tracing::info_span!("http.request", correlation_id, user_id, organization_id, client_ip);
 
@@ -72,7 +76,11 @@ pub async fn surround(State(app): State<App>, request: Request, next: Next) -> R
         Ok(caller) => (Some(caller), None),
         Err(error) => (None, Some(error)),
     };
-    let response = match read_body(&parts.uri, &parts.headers, body, refusal).await {
+    let before_body = Instant::now();
+    let body = read_body(&parts.uri, &parts.headers, body, refusal).await;
+    // A client may take its own time to send.
+    deadline += before_body.elapsed();
+    let response = match body {
         Err(error) => error.into_response(),
         Ok(body) => {
             // Nobody comes here without one: a refusal is an error.
@@ -84,16 +92,20 @@ pub async fn surround(State(app): State<App>, request: Request, next: Next) -> R
             match enter(&app, request) {
                 Ok((place, request)) => {
                     let handler = next.run(request).instrument(span.clone());
-                    let handler = tokio::spawn(async move {
+                    let mut handler = tokio::spawn(async move {
                         let response = handler.await;
                         place.leave();
                         response
                     });
-                    match tokio::time::timeout(time_limit, handler).await {
+                    match tokio::time::timeout_at(deadline, &mut handler).await {
                         Ok(Ok(response)) => response,
                         // The panic itself was logged by the panic hook.
                         Ok(Err(_)) => ApiError::internal().into_response(),
-                        Err(_) => ApiError::unavailable("timeout", "The request took too long").into_response(),
+                        Err(_) => {
+                            // What it has borrowed comes back: its place, and its connection closed.
+                            handler.abort();
+                            too_late().into_response()
+                        }
                     }
                 }
                 Err(refusal) => refusal.into_response(),
@@ -126,6 +138,10 @@ pub async fn surround(State(app): State<App>, request: Request, next: Next) -> R
     let duration = started.elapsed();
     span.in_scope(|| note(method.as_str(), &route, &response, duration));
     response
+}
+
+fn too_late() -> ApiError {
+    ApiError::unavailable("timeout", "The request took too long")
 }
 
 /// Whether a request may go on to its handler.

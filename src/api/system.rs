@@ -153,11 +153,11 @@ pub async fn get_metrics(State(app): State<App>) -> Result<Response, ApiError> {
         metrics::counter!(name).increment(0);
     }
     metrics::gauge!("api_uptime_seconds").set(app.started.elapsed().as_secs_f64());
-    let (size, idle) = (app.pool.size(), app.pool.num_idle());
-    metrics::gauge!("db_pool_size").set(f64::from(size));
+    let (size, idle) = app.pool.size();
+    metrics::gauge!("db_pool_size").set(size as f64);
     metrics::gauge!("db_pool_idle").set(idle as f64);
-    metrics::gauge!("db_pool_in_use").set((size as usize).saturating_sub(idle) as f64);
-    metrics::gauge!("db_pool_max").set(f64::from(app.pool.options().get_max_connections()));
+    metrics::gauge!("db_pool_in_use").set(size.saturating_sub(idle) as f64);
+    metrics::gauge!("db_pool_max").set(app.pool.max() as f64);
     let findings = app.readiness.findings();
     if findings.database && findings.migrated {
         let pool = app.pool.clone();

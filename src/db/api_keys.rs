@@ -1,10 +1,10 @@
 //! API keys: their hashes, and what they allow.
 
-use sqlx::{PgConnection, PgExecutor, PgPool};
+use sqlx::{PgConnection, PgExecutor};
 use uuid::Uuid;
 
 use super::{
-    Error,
+    Error, Pool,
     list::{self, Cut, EntryId, Listed, Order, Part, Position, Table},
 };
 use crate::{
@@ -59,7 +59,7 @@ pub enum KeyName {
 
 /// The keys of these names, revoked ones too; one that does not exist, or whose organisation is suspended, is not in
 /// the answer.
-pub async fn find_many(pool: &PgPool, names: &[KeyName]) -> Result<Vec<(KeyName, ApiKeyRow)>, Error> {
+pub async fn find_many(pool: &Pool, names: &[KeyName]) -> Result<Vec<(KeyName, ApiKeyRow)>, Error> {
     #[derive(sqlx::FromRow)]
     struct Found {
         hash: Vec<u8>,
@@ -152,7 +152,7 @@ pub async fn revoke(
 }
 
 /// Notes that these keys are used now, unless that was noted less than a minute ago, by another process perhaps.
-pub async fn touch(pool: &PgPool, ids: &[Uuid]) -> Result<(), Error> {
+pub async fn touch(pool: &Pool, ids: &[Uuid]) -> Result<(), Error> {
     let sql = "UPDATE api_keys SET last_used_at = now()
                WHERE id = ANY($1) AND revoked_at IS NULL AND (last_used_at IS NULL OR last_used_at < now() - interval '1 minute')";
     sqlx::query(sql).bind(ids).execute(pool).await?;

@@ -1,11 +1,11 @@
 //! The audit trail: an entry for every change, in the change's own transaction, and seals that make a chain of them.
 
 use serde_json::value::RawValue;
-use sqlx::{Connection, PgConnection, PgExecutor, PgPool, types::Json};
+use sqlx::{PgConnection, PgExecutor, types::Json};
 use uuid::Uuid;
 
 use super::{
-    Error,
+    Error, Pool,
     list::{self, Cut, EntryId, Listed, Narrow, Order, Part, Position, Table},
 };
 use crate::{
@@ -85,7 +85,7 @@ pub struct DeniedEntry {
 }
 
 /// Writes those that are not written yet, all or none.
-pub async fn insert_denied(pool: &PgPool, entries: &[DeniedEntry]) -> Result<(), Error> {
+pub async fn insert_denied(pool: &Pool, entries: &[DeniedEntry]) -> Result<(), Error> {
     let text = |of: fn(&DeniedEntry) -> Option<String>| entries.iter().map(of).collect::<Vec<_>>();
     let some = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
     sqlx::query(
@@ -204,7 +204,7 @@ pub async fn keep_partitions(db: impl PgExecutor<'_>, kept_days: i32) -> Result<
 /// Covers entries that no seal covers by one seal for each organisation. Whether there may be more.
 ///
 /// One at a time does it, so that the numbers have no gaps; the statement sees what the one before has committed.
-pub async fn seal(pool: &PgPool) -> Result<bool, Error> {
+pub async fn seal(pool: &Pool) -> Result<bool, Error> {
     let sql = "
         WITH taken AS (
             DELETE FROM audit_unsealed WHERE ctid = ANY (ARRAY(SELECT ctid FROM audit_unsealed LIMIT $1))
@@ -230,8 +230,7 @@ pub async fn seal(pool: &PgPool) -> Result<bool, Error> {
             FROM numbered
         )
         SELECT coalesce(sum(size), 0)::bigint FROM covered";
-    let mut conn = pool.acquire().await?;
-    let mut transaction = conn.begin().await?;
+    let mut transaction = pool.begin().await?;
     sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended('audit_seals', 0))").execute(&mut *transaction).await?;
     let count: i64 = sqlx::query_scalar(sql).bind(MAX_SEALED).fetch_one(&mut *transaction).await?;
     transaction.commit().await?;

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgPool, types::Json};
+use sqlx::types::Json;
 use uuid::Uuid;
 
-use super::Error;
+use super::{Error, Pool};
 use crate::breaker::{Breaker, Calls, Probe, State};
 
 /// The columns of [`BreakerRow`], of a `circuit_breakers b` that need not be there.
@@ -59,7 +59,7 @@ impl From<BreakerRow> for SharedBreaker {
 /// Changes an agent's breaker while no one else does; `change` gets the database's time. Returns the breaker as it is
 /// afterwards, and what `change` returned.
 pub async fn change<T: Send>(
-    pool: &PgPool,
+    pool: &Pool,
     agent_id: Uuid,
     change: impl FnOnce(&mut Breaker, DateTime<Utc>) -> T + Send,
 ) -> Result<(SharedBreaker, T), Error> {

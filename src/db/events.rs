@@ -1,10 +1,10 @@
 //! The log of a run: filled by triggers on the shared tables (see the migration), or by statements that record
 //! themselves (see `executions`). Written rows have no place in the log until somebody reads it.
 
-use sqlx::{PgConnection, PgExecutor, PgPool};
+use sqlx::{PgConnection, PgExecutor};
 
 use super::{
-    Error,
+    Error, Pool,
     list::{self, Cut, EntryId, Listed, Narrow, Order, Part, Position, SortValue, Table},
 };
 use crate::timestamp::Timestamp;
@@ -54,7 +54,7 @@ pub fn order(ascending: bool) -> Order {
 /// Gives the rows of a run that have become visible since the last time their places, in the order in which they were
 /// written. Of two that do it at once, the second would begin with a place that the first has given; the table refuses
 /// that, and the second looks again.
-pub async fn number(pool: &PgPool, run_id: &str) -> Result<(), Error> {
+pub async fn number(pool: &Pool, run_id: &str) -> Result<(), Error> {
     // Locked in one order, so that the two do not wait for each other.
     let sql = "
         WITH fresh AS MATERIALIZED (
@@ -110,7 +110,7 @@ pub struct Rest {
 }
 
 /// The entries behind the place `after`; `None` if there is no such run.
-pub async fn rest(pool: &PgPool, run_id: &str, after: i32, limit: i64) -> Result<Option<Rest>, Error> {
+pub async fn rest(pool: &Pool, run_id: &str, after: i32, limit: i64) -> Result<Option<Rest>, Error> {
     // The status comes first, so that its cause is among what is read next.
     let sql = "SELECT status FROM workflow_runs WHERE run_id = $1";
     let Some(status) = sqlx::query_scalar(sql).bind(run_id).fetch_optional(pool).await? else { return Ok(None) };

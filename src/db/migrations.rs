@@ -1,16 +1,19 @@
 //! The schema: migrations compiled in, run under a lock that is polled.
 //!
 //! A blocking advisory lock held by one replica and `CREATE INDEX CONCURRENTLY` waiting in another deadlock, so the
-//! lock is tried again and again instead, on a connection outside the pool.
+//! lock is tried again and again instead, on a connection that nobody else gets.
+//!
+//! A migration that waits too long for a table gives up, so that nobody else waits behind it, and is tried again; the log
+//! says who holds the lock.
 
 use std::{collections::HashSet, time::Duration};
 
 use sqlx::{
-    Connection, Executor, PgConnection,
+    Connection, Executor, PgConnection, PgExecutor,
     migrate::{Migrate, MigrateError, Migrator},
 };
 
-use super::Error;
+use super::{Error, Pool, PooledConnection};
 use crate::config;
 
 /// All migrations. One that is in the database and not here belongs to a later release, on whose schema this
@@ -20,6 +23,12 @@ pub static MIGRATOR: Migrator = Migrator { ignore_missing: true, locking: false,
 /// The advisory lock's key: `wf-api` in ASCII.
 const LOCK_KEY: i64 = 0x0000_7766_2d61_7069;
 const LOCK_POLL: Duration = Duration::from_millis(200);
+/// So often is a migration tried that finds a table locked: for some two minutes, with pauses that grow.
+const LOCKED_ATTEMPTS: u32 = 12;
+/// The first of these pauses, and the longest.
+const LOCKED_PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
+/// How often it is looked whether a migration waits for a lock.
+const BLOCKED_POLL: Duration = Duration::from_millis(500);
 
 /// Why the schema could not be changed.
 #[derive(Debug, thiserror::Error)]
@@ -51,28 +60,151 @@ pub struct MigrationState {
     pub altered: bool,
 }
 
+/// Brings the schema to the newest version, with connections of its own.
+pub async fn up(settings: &config::Database) -> Result<usize, MigrationError> {
+    let pool = super::pool(settings);
+    let result = run(&pool).await;
+    super::close(&pool).await;
+    result
+}
+
 /// Brings the schema to the newest version. Repeats and parallel calls are harmless: one does it, the others wait.
 /// Returns how many migrations were run.
-pub async fn up(settings: &config::Database) -> Result<usize, MigrationError> {
-    let mut conn = lock(settings).await?;
+pub async fn run(pool: &Pool) -> Result<usize, MigrationError> {
+    // Where nothing is to be done, no right is needed to do it.
+    if is_unaltered(pool).await? {
+        return Ok(0);
+    }
+    let mut conn = lock(pool).await?;
     let before = applied(&mut conn).await?.len();
-    // Hidden in the documentation; `run` has a bound that keeps the future from being spawned.
-    MIGRATOR.run_direct(&mut conn).await?;
+    let mut attempt = 0;
+    loop {
+        let _watching = watch_blockers(pool, &mut conn).await?;
+        // Hidden in the documentation; `run` has a bound that keeps the future from being spawned.
+        match MIGRATOR.run_direct(&mut *conn).await {
+            Ok(()) => break,
+            Err(error) => pause_if_locked(error, &mut attempt).await?,
+        }
+    }
     let after = applied(&mut conn).await?.len();
-    conn.close().await?;
     Ok(after - before)
+}
+
+/// What [`down`] would do.
+#[derive(Debug)]
+pub struct Undoing {
+    /// The migrations, the newest first.
+    pub names: Vec<String>,
+    /// Tables with the definitions and runs of callers that would go, and whether something is in them.
+    pub loses_data: bool,
+}
+
+/// What undoing the newest `count` migrations means; `None` if there are fewer.
+pub async fn plan_down(settings: &config::Database, count: usize) -> Result<Option<Undoing>, MigrationError> {
+    let mut conn = super::connect(settings).await?;
+    let mut versions: Vec<i64> = applied(&mut conn).await?.into_iter().collect();
+    versions.sort_unstable_by_key(|version| std::cmp::Reverse(*version));
+    let loses_data = count >= versions.len() && !versions.is_empty() && has_data_to_lose(&mut conn).await?;
+    conn.close().await?;
+    let name = |version: &i64| {
+        let known = MIGRATOR.iter().find(|migration| migration.version == *version);
+        format!("{version} {}", known.map_or("of a later release", |migration| &migration.description))
+    };
+    Ok((count <= versions.len()).then(|| Undoing { names: versions[..count].iter().map(name).collect(), loses_data }))
+}
+
+/// Whether the tables that the first migration has made, and whose reverse drops, have rows in them.
+async fn has_data_to_lose(conn: &mut PgConnection) -> Result<bool, MigrationError> {
+    let sql = "SELECT to_regclass('alembic_version') IS NULL AND (EXISTS (SELECT FROM agents)
+                   OR EXISTS (SELECT FROM workflow_definitions) OR EXISTS (SELECT FROM workflow_runs))";
+    Ok(sqlx::query_scalar(sql).fetch_one(conn).await?)
 }
 
 /// Undoes the newest `count` migrations. Returns how many were undone.
 pub async fn down(settings: &config::Database, count: usize) -> Result<usize, MigrationError> {
-    let mut conn = lock(settings).await?;
+    let pool = super::pool(settings);
+    let result = undo(&pool, count).await;
+    super::close(&pool).await;
+    result
+}
+
+async fn undo(pool: &Pool, count: usize) -> Result<usize, MigrationError> {
+    let mut conn = lock(pool).await?;
     let mut versions: Vec<i64> = applied(&mut conn).await?.into_iter().collect();
     versions.sort_unstable();
     let keep = versions.len().saturating_sub(count);
     let target = if keep == 0 { 0 } else { versions[keep - 1] };
-    MIGRATOR.undo(&mut conn, target).await?;
-    conn.close().await?;
-    Ok(versions.len() - keep)
+    let mut attempt = 0;
+    loop {
+        let _watching = watch_blockers(pool, &mut conn).await?;
+        match MIGRATOR.undo(&mut *conn, target).await {
+            Ok(()) => return Ok(versions.len() - keep),
+            Err(error) => pause_if_locked(error, &mut attempt).await?,
+        }
+    }
+}
+
+/// Pauses if the migration did not get a lock in time and may be tried again; else that is the end of it.
+async fn pause_if_locked(error: MigrateError, attempt: &mut u32) -> Result<(), MigrationError> {
+    let (MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _)) = &error else {
+        return Err(error.into());
+    };
+    let is_locked =
+        cause.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "55P03");
+    *attempt += 1;
+    if !is_locked || *attempt >= LOCKED_ATTEMPTS {
+        return Err(error.into());
+    }
+    let (first, longest) = LOCKED_PAUSE;
+    let pause = (first * 2_u32.pow(*attempt - 1)).min(longest);
+    tracing::warn!("a migration found a table locked; it is tried again in {} ms", pause.as_millis());
+    tokio::time::sleep(pause).await;
+    Ok(())
+}
+
+/// A session that holds a lock.
+#[derive(sqlx::FromRow)]
+struct Blocker {
+    pid: i32,
+    usename: String,
+    application_name: String,
+    state: String,
+    secs: f64,
+}
+
+/// Tells of the sessions that `conn` waits for, until it is dropped.
+async fn watch_blockers(
+    pool: &Pool,
+    conn: &mut PgConnection,
+) -> Result<tokio_util::task::AbortOnDropHandle<()>, Error> {
+    let own_pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(conn).await?;
+    let pool = pool.clone();
+    let watching = async move {
+        let mut told = HashSet::new();
+        loop {
+            tokio::time::sleep(BLOCKED_POLL).await;
+            let sql = "SELECT a.pid, coalesce(a.usename::text, '?') AS usename,
+                           coalesce(a.application_name, '?') AS application_name, coalesce(a.state, '?') AS state,
+                           coalesce(extract(epoch FROM now() - a.xact_start), 0)::float8 AS secs
+                       FROM unnest(pg_blocking_pids($1)) AS b (pid) JOIN pg_stat_activity a USING (pid)";
+            let blockers: Vec<Blocker> = match sqlx::query_as(sql).bind(own_pid).fetch_all(&pool).await {
+                Ok(blockers) => blockers,
+                Err(error) => {
+                    tracing::debug!(error = &error as &dyn std::error::Error, "not looked for locks: {error}");
+                    continue;
+                }
+            };
+            for Blocker { pid, usename, application_name, state, secs } in blockers {
+                if told.insert(pid) {
+                    tracing::warn!(
+                        "a migration waits for a lock that session {pid} holds: user {usename:?}, application \
+                         {application_name:?}, {state}, in its transaction for {secs:.0} s"
+                    );
+                }
+            }
+        }
+    };
+    Ok(tokio_util::task::AbortOnDropHandle::new(tokio::spawn(watching)))
 }
 
 /// All compiled-in migrations and how the database stands to them.
@@ -95,9 +227,9 @@ pub async fn status(settings: &config::Database) -> Result<Vec<MigrationState>, 
 }
 
 /// Whether the schema is as new as this program needs.
-pub async fn is_current(pool: &sqlx::PgPool) -> Result<bool, Error> {
+pub async fn is_current(db: impl PgExecutor<'_>) -> Result<bool, Error> {
     let versions: Vec<i64> =
-        match sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success").fetch_all(pool).await {
+        match sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success").fetch_all(db).await {
             Ok(versions) => versions,
             Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42P01") => return Ok(false),
             Err(error) => return Err(error.into()),
@@ -106,11 +238,28 @@ pub async fn is_current(pool: &sqlx::PgPool) -> Result<bool, Error> {
     Ok(MIGRATOR.iter().all(|migration| versions.contains(&migration.version)))
 }
 
+/// Whether all migrations were run, and none of them differs from the one that is compiled in.
+async fn is_unaltered(pool: &Pool) -> Result<bool, MigrationError> {
+    let mut conn = pool.acquire().await?;
+    if !table_exists(&mut conn).await? {
+        return Ok(false);
+    }
+    let sql = "SELECT version, checksum FROM _sqlx_migrations WHERE success";
+    let rows: HashSet<(i64, Vec<u8>)> = sqlx::query_as(sql).fetch_all(&mut *conn).await?.into_iter().collect();
+    let ups = MIGRATOR.iter().filter(|migration| !migration.migration_type.is_down_migration());
+    Ok(ups.map(|migration| (migration.version, migration.checksum.to_vec())).all(|row| rows.contains(&row)))
+}
+
 /// A connection that holds the lock until it is closed. Migrations may take longer than other statements.
-async fn lock(settings: &config::Database) -> Result<PgConnection, MigrationError> {
-    let mut conn = super::connect(settings).await?;
+async fn lock(pool: &Pool) -> Result<PooledConnection, MigrationError> {
+    let mut conn = pool.acquire_own().await?;
     conn.execute("SET statement_timeout = 0").await?;
-    while !sqlx::query_scalar::<_, bool>("SELECT pg_try_advisory_lock($1)").bind(LOCK_KEY).fetch_one(&mut conn).await? {
+    let sql = "SELECT pg_try_advisory_lock($1)";
+    let mut is_told = false;
+    while !sqlx::query_scalar::<_, bool>(sql).bind(LOCK_KEY).fetch_one(&mut *conn).await? {
+        if !std::mem::replace(&mut is_told, true) {
+            tracing::info!("another process migrates the schema, and is waited for");
+        }
         tokio::time::sleep(LOCK_POLL).await;
     }
     Ok(conn)

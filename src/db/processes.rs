@@ -6,11 +6,10 @@
 
 use std::time::{Duration, Instant};
 
-use sqlx::PgPool;
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::Error;
+use super::{Error, Pool};
 use crate::lifecycle::Lifecycle;
 
 /// How often a process beats.
@@ -30,7 +29,7 @@ impl Registration {
     /// Registers, and beats until the end of the process. The database need not be there yet. A retired process
     /// (soft stop, then everything else ended) takes its row away, so that others need not wait for its work.
     #[must_use]
-    pub fn start(pool: PgPool, role: &'static str, lifecycle: &Lifecycle) -> Self {
+    pub fn start(pool: Pool, role: &'static str, lifecycle: &Lifecycle) -> Self {
         let (sender, current) = watch::channel(None);
         let hard_stop = lifecycle.hard_stop().clone();
         // Not among the tasks that are waited for: it has to beat while they end.
@@ -82,25 +81,25 @@ impl Registration {
     }
 }
 
-async fn register(pool: &PgPool, role: &str) -> Result<Uuid, Error> {
+async fn register(pool: &Pool, role: &str) -> Result<Uuid, Error> {
     let id = Uuid::now_v7();
     sqlx::query("INSERT INTO processes (id, role) VALUES ($1, $2)").bind(id).bind(role).execute(pool).await?;
     Ok(id)
 }
 
-async fn beat(pool: &PgPool, id: Uuid) -> Result<bool, Error> {
+async fn beat(pool: &Pool, id: Uuid) -> Result<bool, Error> {
     let beaten = sqlx::query("UPDATE processes SET heartbeat_at = now() WHERE id = $1").bind(id).execute(pool).await?;
     Ok(beaten.rows_affected() == 1)
 }
 
 /// Takes the process out: what it still owns is free at once.
-pub async fn retire(pool: &PgPool, id: Uuid) -> Result<(), Error> {
+pub async fn retire(pool: &Pool, id: Uuid) -> Result<(), Error> {
     sqlx::query("DELETE FROM processes WHERE id = $1").bind(id).execute(pool).await?;
     Ok(())
 }
 
 /// Deletes the rows of dead processes. Their ids are then unknown, which is how dead is told everywhere else.
-pub async fn bury(pool: &PgPool) -> Result<u64, Error> {
+pub async fn bury(pool: &Pool) -> Result<u64, Error> {
     let dead = sqlx::query("DELETE FROM processes WHERE heartbeat_at < now() - make_interval(secs => $1)")
         .bind(DEAD_AFTER_SECS)
         .execute(pool)

@@ -1,11 +1,11 @@
 //! Runs and their steps, as the API reads and changes them. What the executor does to them is in `executions`.
 
 use serde_json::value::RawValue;
-use sqlx::{Connection, PgConnection, PgExecutor, types::Json};
+use sqlx::{PgConnection, PgExecutor, types::Json};
 use uuid::Uuid;
 
 use super::{
-    Error,
+    Error, PooledConnection,
     list::{self, Cut, EntryId, Listed, Narrow, Order, Part, Position, SortValue, Table},
     organizations,
 };
@@ -421,22 +421,42 @@ pub struct Started {
 }
 
 /// Starts runs, those that the quota leaves room for, in the order of the batch.
-pub async fn start(conn: &mut PgConnection, batch: &StartBatch, audit: bool) -> Result<Started, Error> {
+pub async fn start(conn: &mut PooledConnection, batch: &StartBatch, audit: bool) -> Result<Started, Error> {
     let size = batch.run_id.len();
     let Some(Quota { organization, max_queued }) = &batch.quota else {
         return Ok(Started { run_ids: insert_all(conn, batch, audit).await?, admitted: size });
     };
-    let mut transaction = conn.begin().await?;
-    organizations::lock_quota(&mut transaction, organization, Countable::QueuedRuns).await?;
-    let limit = i64::from(*max_queued);
-    let queued = organizations::count(&mut *transaction, organization, Countable::QueuedRuns, limit).await?;
+    conn.begin().await?;
+    match start_within(conn, organization, *max_queued, batch, audit).await {
+        Ok(started) => {
+            conn.commit().await?;
+            Ok(started)
+        }
+        Err(error) => {
+            conn.rollback().await?;
+            Err(error)
+        }
+    }
+}
+
+/// Starts as many of these runs as the quota leaves room for.
+async fn start_within(
+    conn: &mut PgConnection,
+    organization: &OrganizationId,
+    max_queued: i32,
+    batch: &StartBatch,
+    audit: bool,
+) -> Result<Started, Error> {
+    organizations::lock_quota(conn, organization, Countable::QueuedRuns).await?;
+    let limit = i64::from(max_queued);
+    let queued = organizations::count(&mut *conn, organization, Countable::QueuedRuns, limit).await?;
+    let size = batch.run_id.len();
     let admitted = usize::try_from(limit - queued).unwrap_or_default().min(size);
     let run_ids = match admitted {
         0 => Vec::new(),
-        _ if admitted == size => insert_all(&mut transaction, batch, audit).await?,
-        _ => insert_all(&mut transaction, &batch.truncated(admitted), audit).await?,
+        _ if admitted == size => insert_all(conn, batch, audit).await?,
+        _ => insert_all(conn, &batch.truncated(admitted), audit).await?,
     };
-    transaction.commit().await?;
     Ok(Started { run_ids, admitted })
 }
 

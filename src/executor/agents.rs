@@ -8,7 +8,6 @@ use std::{
 };
 
 use serde_json::value::RawValue;
-use sqlx::PgPool;
 use url::Url;
 use uuid::Uuid;
 
@@ -69,7 +68,7 @@ type Slot = Arc<tokio::sync::Mutex<Option<(Instant, Result<Arc<Agent>, NoAgent>)
 
 /// See the module.
 pub(super) struct Agents {
-    pool: PgPool,
+    pool: db::Pool,
     vault: Arc<Vault>,
     breakers: Breakers,
     /// Of agents that say nothing else.
@@ -78,7 +77,7 @@ pub(super) struct Agents {
 }
 
 impl Agents {
-    pub(super) fn new(pool: PgPool, vault: Arc<Vault>, breakers: Breakers, breaker_rules: Rules) -> Self {
+    pub(super) fn new(pool: db::Pool, vault: Arc<Vault>, breakers: Breakers, breaker_rules: Rules) -> Self {
         Self { pool, vault, breakers, breaker_rules, slots: std::sync::Mutex::default() }
     }
 

@@ -9,7 +9,6 @@ use std::{
 };
 
 use chrono::{DateTime, TimeDelta, Utc};
-use sqlx::PgPool;
 use uuid::Uuid;
 
 use super::agents::Agent;
@@ -33,7 +32,7 @@ pub(super) struct Rejected;
 pub(super) struct Breakers(Arc<Inner>);
 
 struct Inner {
-    pool: PgPool,
+    pool: db::Pool,
     agents: Mutex<HashMap<Uuid, Arc<Local>>>,
 }
 
@@ -82,7 +81,7 @@ pub(super) struct Passage<'a> {
 }
 
 impl Breakers {
-    pub(super) fn new(pool: PgPool) -> Self {
+    pub(super) fn new(pool: db::Pool) -> Self {
         Self(Arc::new(Inner { pool, agents: Mutex::default() }))
     }
 

@@ -6,13 +6,11 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use sqlx::PgConnection;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{monitoring::Monitoring, retry};
 use crate::{
-    config,
     db::{
         self,
         executions::{Change, Locked},
@@ -57,7 +55,7 @@ pub(super) struct Journal {
 impl Journal {
     /// Starts the writers. They end when `done` is cancelled: no driver is left then.
     pub(super) fn start(
-        database: &config::Database,
+        pool: &db::Pool,
         monitoring: Option<&Monitoring>,
         lifecycle: &Lifecycle,
         give_up: &CancellationToken,
@@ -68,7 +66,7 @@ impl Journal {
         let jobs = Arc::new(Mutex::new(jobs));
         for _ in 0..WRITERS {
             let writer = Writer {
-                database: database.clone(),
+                pool: pool.clone(),
                 connection: None,
                 monitoring: monitoring.cloned(),
                 give_up: give_up.clone(),
@@ -90,8 +88,8 @@ impl Journal {
 }
 
 struct Writer {
-    database: config::Database,
-    connection: Option<PgConnection>,
+    pool: db::Pool,
+    connection: Option<db::PooledConnection>,
     monitoring: Option<Monitoring>,
     /// The process ends, with or without the database.
     give_up: CancellationToken,
@@ -200,9 +198,13 @@ impl Writer {
         outgoing: Option<&Arc<Outgoing>>,
     ) -> Result<Vec<String>, db::Error> {
         if self.connection.is_none() {
-            let mut connection = db::connect(&self.database).await?;
-            db::executions::always_use_indexes(&mut connection).await?;
-            self.connection = Some(connection);
+            let pool = self.pool.clone();
+            let prepared = db::bounded(async move {
+                let mut connection = pool.acquire_own().await?;
+                db::executions::always_use_indexes(&mut connection).await?;
+                Ok(connection)
+            });
+            self.connection = Some(prepared.await?);
         }
         let Some(mut connection) = self.connection.take() else { return Ok(Vec::new()) };
         let (changes, outgoing) = (Arc::clone(changes), outgoing.cloned());

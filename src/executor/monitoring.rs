@@ -19,7 +19,6 @@ use std::{
 use rdkafka::error::KafkaResult;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use sqlx::PgPool;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -59,7 +58,7 @@ pub(super) struct Monitoring(Arc<Shared>);
 
 struct Shared {
     topic: String,
-    pool: PgPool,
+    pool: db::Pool,
     registration: Registration,
     publisher: Publisher,
     queue: UnboundedSender<Batch>,
@@ -110,7 +109,7 @@ impl Monitoring {
     /// Starts the loops; `None` if nobody is to be told. They end once `settled` is cancelled.
     pub(super) fn start(
         kafka: &config::Kafka,
-        pool: PgPool,
+        pool: db::Pool,
         registration: Registration,
         lifecycle: &Lifecycle,
         settled: &CancellationToken,

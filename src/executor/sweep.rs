@@ -68,13 +68,19 @@ impl Executor {
 
     /// Takes up parked runs until the soft stop.
     pub(super) async fn wake_all(self) {
+        let mut has_failed = false;
         while !self.soft_stop.is_cancelled() {
             match self.wake_some().await {
-                Ok(true) => continue,
-                Ok(false) => {}
-                Err(error) => {
+                Ok(true) => {
+                    has_failed = false;
+                    continue;
+                }
+                Ok(false) => has_failed = false,
+                // Told once: this turns five times a second.
+                Err(error) if !std::mem::replace(&mut has_failed, true) => {
                     tracing::warn!(error = &error as &dyn std::error::Error, "no look for parked runs: {error}");
                 }
+                Err(_) => {}
             }
             self.rest(WAKE_EVERY).await;
         }

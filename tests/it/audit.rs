@@ -2,11 +2,15 @@
 
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
-use sqlx::{PgPool, postgres::PgPoolOptions};
+use sqlx::PgPool;
 use uuid::Uuid;
-use workflow_api::db::{
-    audit::{keep_partitions, seal},
-    migrations::MIGRATOR,
+use workflow_api::{
+    config::ConnectOptions,
+    db::{
+        self,
+        audit::{keep_partitions, seal},
+        migrations::MIGRATOR,
+    },
 };
 
 use crate::{
@@ -464,7 +468,9 @@ async fn a_role_that_may_only_read_and_add_keeps_the_trail(pool: PgPool) {
         sqlx::query(sql).execute(&pool).await.expect(sql);
     }
     let options = pool.connect_options().as_ref().clone().options([("role", role.as_str())]);
-    let restricted = PgPoolOptions::new().connect_with(options).await.expect("a connection");
+    let mut settings = config(&pool, &[]).database;
+    settings.connect = ConnectOptions(options);
+    let restricted = db::pool(&settings);
     let sql = "INSERT INTO audit_logs (entity_type, entity_id, action) VALUES ('run', gen_random_uuid(), 'execute')";
     sqlx::query(sql).execute(&restricted).await.expect("it may add");
     seal(&restricted).await.expect("it may seal");

@@ -20,7 +20,7 @@ use workflow_api::{
 
 use crate::{
     path::{Agent, Executor, completed},
-    service::{Service, eventually},
+    service::{Service, eventually, own_pool},
     steps::{Ended, World, refusing},
 };
 
@@ -201,8 +201,9 @@ async fn a_breaker_changes_once_whoever_changes_it_at_the_same_time(pool: PgPool
     let agent = service.agent("a", "http://a").await;
     let id: uuid::Uuid = agent["id"].as_str().expect("an id").parse().expect("a UUID");
     let rules = Rules { failure_threshold: 50, timeout: Duration::ZERO, ..Rules::default() };
+    let own = own_pool(&pool);
     let failures = (0..50).map(|_| {
-        db::breakers::change(&pool, id, move |breaker, now| {
+        db::breakers::change(&own, id, move |breaker, now| {
             breaker.record(&rules, now, &[Calls::one(now.timestamp(), false)]);
             breaker.state
         })
@@ -210,7 +211,7 @@ async fn a_breaker_changes_once_whoever_changes_it_at_the_same_time(pool: PgPool
     let states: Vec<State> = join_all(failures).await.into_iter().map(|changed| changed.expect("a change").1).collect();
     assert_eq!(states.iter().filter(|state| **state == State::Open).count(), 1, "none is lost: the fiftieth opens it");
     let probes = (0..20).map(|_| {
-        db::breakers::change(&pool, id, move |breaker, now| breaker.admit(&rules, now, Duration::from_mins(1)))
+        db::breakers::change(&own, id, move |breaker, now| breaker.admit(&rules, now, Duration::from_mins(1)))
     });
     let admitted: Vec<Admission> =
         join_all(probes).await.into_iter().map(|changed| changed.expect("a change").1).collect();

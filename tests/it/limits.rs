@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use workflow_api::{
     access::api_key::ApiKey,
     api::{App, request},
-    db::migrations::MIGRATOR,
+    db::{self, migrations::MIGRATOR},
     lifecycle::Lifecycle,
 };
 
@@ -298,7 +298,7 @@ async fn a_handler_that_is_given_up_keeps_its_place_until_it_ends(pool: PgPool) 
 async fn a_handler_has_ten_seconds(pool: PgPool) {
     let (lifecycle, drained) = (Lifecycle::new(), CancellationToken::new());
     let config = config(&pool, &[]);
-    let app = App::start(config.clone(), pool.clone(), &lifecycle, &drained).expect("the parts start");
+    let app = App::start(config.clone(), db::pool(&config.database), &lifecycle, &drained).expect("the parts start");
     let router = Router::new()
         .route("/api/v1/slow", axum::routing::get(std::future::pending::<()>))
         .layer(axum::middleware::from_fn_with_state(app, request::surround));

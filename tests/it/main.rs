@@ -36,6 +36,7 @@ mod migrations;
 mod model;
 mod monitoring;
 mod path;
+mod pool;
 mod reference;
 mod runs;
 mod service;

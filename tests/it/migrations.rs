@@ -3,9 +3,9 @@
 use futures_util::future::join_all;
 use serde_json::json;
 use sqlx::PgPool;
-use workflow_api::db::migrations;
+use workflow_api::{config::ConnectOptions, db::migrations};
 
-use crate::service::{Service, config, records};
+use crate::service::{Service, config, eventually, records};
 
 /// Everything that a schema consists of, as text, without this program's bookkeeping.
 async fn schema(pool: &PgPool) -> Vec<String> {
@@ -49,6 +49,64 @@ async fn of_many_replicas_that_start_at_once_one_migrates(pool: PgPool) {
     counts.sort_unstable();
     assert_eq!(counts[..4], [0; 4]);
     assert!(counts[4] > 0);
+}
+
+/// A role without any right to change the schema.
+#[sqlx::test(migrations = false)]
+async fn where_nothing_is_to_be_done_no_right_is_needed(pool: PgPool) {
+    let mut settings = config(&pool, &[]).database;
+    migrations::up(&settings).await.expect("up");
+    let role: String =
+        sqlx::query_scalar("SELECT 'reading_' || md5(current_database())").fetch_one(&pool).await.expect("a name");
+    for sql in [format!("CREATE ROLE {role}"), format!("GRANT SELECT ON _sqlx_migrations TO {role}")] {
+        sqlx::query(&sql).execute(&pool).await.expect(&sql);
+    }
+    let options = settings.connect.0.clone().options([("role", role.as_str())]);
+    settings.connect = ConnectOptions(options);
+    assert_eq!(migrations::up(&settings).await.expect("nothing to do"), 0);
+    for sql in [format!("REVOKE SELECT ON _sqlx_migrations FROM {role}"), format!("DROP ROLE {role}")] {
+        sqlx::query(&sql).execute(&pool).await.expect(&sql);
+    }
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_migration_that_finds_a_table_locked_is_tried_again(pool: PgPool) {
+    let settings = config(&pool, &[]).database;
+    migrations::up(&settings).await.expect("up");
+    migrations::down(&settings, 99).await.expect("down");
+    load_reference_schema(&pool).await;
+    let mut transaction = pool.begin().await.expect("a transaction");
+    sqlx::query("LOCK TABLE workflow_runs").execute(&mut *transaction).await.expect("a lock");
+    let migrating = tokio::spawn(async move { migrations::up(&settings).await });
+    let waits = "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+                 WHERE NOT granted AND a.datname = current_database() AND l.relation = 'workflow_runs'::regclass";
+    // It has waited, has given up, and waits again.
+    for is_waiting in [true, false, true] {
+        eventually("the migration waits, and not for ever", || async {
+            let count: i64 = sqlx::query_scalar(waits).fetch_one(&pool).await.expect("a count");
+            ((count > 0) == is_waiting).then_some(())
+        })
+        .await;
+    }
+    transaction.commit().await.expect("the end of the lock");
+    assert!(migrating.await.expect("no panic").expect("up") > 0);
+}
+
+#[sqlx::test(migrations = false)]
+async fn what_would_be_undone_and_lost_is_known_before(pool: PgPool) {
+    let settings = config(&pool, &[]).database;
+    let count = migrations::up(&settings).await.expect("up");
+    let plan = async |count| migrations::plan_down(&settings, count).await.expect("a plan");
+    assert!(plan(count + 1).await.is_none());
+    assert!(!plan(count).await.expect("a plan").loses_data, "there is none");
+    let service = Service::start(&pool);
+    service.agent("worker", "http://127.0.0.1:9/").await;
+    service.stop().await;
+    assert!(!plan(1).await.expect("a plan").loses_data);
+    let all = plan(count).await.expect("a plan");
+    assert!(all.loses_data);
+    assert_eq!(all.names.len(), count);
+    assert!(all.names[count - 1].starts_with("20261121000001"), "{:?}", all.names);
 }
 
 #[sqlx::test(migrations = false)]

@@ -104,6 +104,11 @@ pub fn config(pool: &PgPool, more: &[(&str, &str)]) -> Config {
     config
 }
 
+/// The service's own pool, on a test's database.
+pub fn own_pool(pool: &PgPool) -> db::Pool {
+    db::pool(&config(pool, &[]).database)
+}
+
 /// The same settings, with a database behind a port on which nobody listens.
 pub fn without_database(mut config: Config) -> Config {
     config.database.connect = ConnectOptions("postgresql://nobody@127.0.0.1:1/none".parse().expect("a URL"));

@@ -77,6 +77,28 @@ async fn a_database_without_the_schema_is_not_ready(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
+async fn a_locked_table_is_no_disconnected_database(pool: PgPool) {
+    let service = Service::start(&pool);
+    becomes(&service, 200, "ready").await;
+    let mut transaction = pool.begin().await.expect("a transaction");
+    let lock = "LOCK TABLE _sqlx_migrations IN ACCESS EXCLUSIVE MODE";
+    sqlx::query(lock).execute(&mut *transaction).await.expect("a lock");
+    let waiting = "SELECT max(query_start)::text FROM pg_stat_activity JOIN pg_locks USING (pid)
+                   WHERE NOT granted AND relation = '_sqlx_migrations'::regclass AND datname = current_database()";
+    let mut before = None;
+    // The second check begins when the first has given up.
+    for _ in 0..2 {
+        let began = eventually("a check waits", || async {
+            let began: Option<String> = sqlx::query_scalar(waiting).fetch_one(&pool).await.expect("a time");
+            began.filter(|began| before.as_ref() != Some(began))
+        });
+        before = Some(began.await);
+    }
+    let ready = service.get("/health/ready").await.expect(200);
+    assert_eq!((&ready["checks"]["database"], &ready["checks"]["schema"]), (&json!("connected"), &json!("current")));
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
 async fn without_its_database_a_service_lives_and_answers_503(pool: PgPool) {
     let service = Service::start_with(without_database(config(&pool, &[])));
     let ready = becomes(&service, 503, "not_ready").await;

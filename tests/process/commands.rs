@@ -57,7 +57,13 @@ async fn the_operators_commands_do_what_they_say(pool: PgPool) {
     assert!(succeeds(&["migrate", "up"]).await.contains("were run"));
     assert!(succeeds(&["migrate", "up"]).await.contains("current"));
     assert!(!succeeds(&["migrate", "status"]).await.contains("missing"));
+    for (count, says) in [("2", "--yes"), ("99", "fewer than 99")] {
+        let refused = environment.run(&["migrate", "down", count]).await;
+        assert!(!refused.status.success() && text(&refused.stderr).contains(says), "{}", text(&refused.stderr));
+    }
+    assert!(!succeeds(&["migrate", "status"]).await.contains("missing"));
     assert!(succeeds(&["migrate", "down", "1"]).await.contains('1'));
+    assert!(succeeds(&["migrate", "down", "2", "--yes"]).await.contains('2'));
     let document: Value = serde_json::from_str(&succeeds(&["openapi"]).await).expect("JSON");
     assert!(document["paths"]["/api/v1/workflows/{workflow_id}/execute"]["post"].is_object());
 

@@ -129,6 +129,26 @@ async fn an_api_goes_on_when_its_connections_are_lost_without_a_word(pool: PgPoo
     line.lost.store(0, Ordering::Relaxed);
     eventually("runs are accepted again", || environment.execute(&workflow_id)).await;
     eventually("the API is ready", || environment.is_ready()).await;
+
+    // Now with requests under way, and with the way to the database swallowing whatever is sent.
+    line.lost.store(usize::MAX, Ordering::Relaxed);
+    let agents = format!("{}/api/v1/agents", environment.url);
+    let requests = futures_util::future::join_all((0..60).map(|_| reqwest::get(&agents)));
+    for answer in requests.await {
+        let status = answer.expect("an answer").status();
+        assert!(status == 200 || status == 503, "{status}");
+    }
+    eventually("it is told", || async { environment.is_ready().await.is_none().then_some(()) }).await;
+    line.lost.store(0, Ordering::Relaxed);
+    eventually("the API is ready again", || environment.is_ready()).await;
+    eventually("runs are accepted again", || environment.execute(&workflow_id)).await;
+    eventually("the connections are back", || async {
+        let metrics = reqwest::get(format!("{}/metrics", environment.url)).await.ok()?.text().await.ok()?;
+        let in_use = metrics.lines().find_map(|line| line.strip_prefix("db_pool_in_use "))?;
+        // The run writer keeps one or two.
+        in_use.parse::<f64>().is_ok_and(|count| count <= 3.0).then_some(())
+    })
+    .await;
     api.terminate().await;
     assert_eq!(api.exit_code(std::time::Duration::from_secs(30)).await, 0, "{}", api.log());
 }

@@ -278,3 +278,23 @@ async fn an_executor_says_how_it_is(pool: PgPool) {
     })
     .await;
 }
+
+#[sqlx::test(migrations = false)]
+async fn an_executor_waits_for_the_schema_and_says_so_once(pool: PgPool) {
+    let management = free_port().to_string();
+    let environment = Environment::new(&pool).with("MANAGEMENT_PORT", &management);
+    let executor = environment.start(&["executor"]);
+    let ready = async || {
+        let answer = reqwest::get(format!("http://127.0.0.1:{management}/health/ready")).await.ok()?;
+        Some(answer.status().as_u16())
+    };
+    eventually("it waits", async || {
+        (executor.log().contains("waiting for the schema") && ready().await == Some(503)).then_some(())
+    })
+    .await;
+    assert!(environment.run(&["migrate", "up"]).await.status.success());
+    eventually("it has started", async || (ready().await == Some(200)).then_some(())).await;
+    let log = executor.log();
+    assert_eq!(log.matches("waiting for the schema").count(), 1, "{log}");
+    assert!(!log.contains("the database is unavailable"), "{log}");
+}

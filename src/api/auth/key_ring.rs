@@ -14,7 +14,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sqlx::PgPool;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -105,7 +104,7 @@ type Found = Result<Option<Arc<Holder>>, Arc<db::Error>>;
 pub struct KeyRing(Arc<Shared>);
 
 struct Shared {
-    pool: PgPool,
+    pool: db::Pool,
     entries: Mutex<HashMap<KeyName, Entry>>,
     suspects: mpsc::Sender<(KeyName, oneshot::Sender<Found>)>,
 }
@@ -113,7 +112,7 @@ struct Shared {
 impl KeyRing {
     /// Starts the loop.
     #[must_use]
-    pub fn start(pool: PgPool, lifecycle: &Lifecycle) -> Self {
+    pub fn start(pool: db::Pool, lifecycle: &Lifecycle) -> Self {
         let (suspects, gathered) = mpsc::channel(MAX_GATHERED);
         let this = Self(Arc::new(Shared { pool, entries: Mutex::default(), suspects }));
         lifecycle.spawn("key-ring-suspects", this.clone().answer_suspects(gathered, lifecycle.soft_stop().clone()));

@@ -6,8 +6,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sqlx::PgPool;
-
 use crate::{
     access::{OrganizationId, Quotas},
     db::{self, organizations::OrganizationRow},
@@ -25,14 +23,14 @@ type Entry = (Instant, Option<Arc<OrganizationRow>>);
 /// The organisations. Cheap to clone.
 #[derive(Clone)]
 pub struct Organizations {
-    pool: PgPool,
+    pool: db::Pool,
     entries: Arc<Mutex<HashMap<OrganizationId, Entry>>>,
 }
 
 impl Organizations {
     /// None is known yet.
     #[must_use]
-    pub fn new(pool: PgPool) -> Self {
+    pub fn new(pool: db::Pool) -> Self {
         Self { pool, entries: Arc::default() }
     }
 

@@ -111,7 +111,7 @@ impl Run {
 
 /// The definition of the organisation that is meant: the one of that id, or the newest of that name if it is active.
 async fn find(
-    pool: &sqlx::PgPool,
+    pool: &db::Pool,
     organization: &OrganizationId,
     config: &SubWorkflowConfig,
 ) -> Result<Option<Startable>, db::Error> {

@@ -16,7 +16,7 @@ use workflow_api::{
 };
 
 use super::{Admin, RSA, RSA_PUBLIC, SECRET, claims, look, look_with_key, rsa, secret, signed};
-use crate::service::{Service, config, eventually, without_database};
+use crate::service::{Service, config, eventually, own_pool, without_database};
 
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_key_is_shown_once_and_stored_as_its_hash(pool: PgPool) {
@@ -205,11 +205,11 @@ async fn the_use_of_a_key_is_noted_once_a_minute(pool: PgPool) {
     look_with_key(&admin.service, &key).await.expect(200);
     let first = eventually("the use is noted", last_used).await;
     let id = uuid::Uuid::try_parse(&id).expect("an id");
-    db::api_keys::touch(&pool, &[id]).await.expect("done");
+    db::api_keys::touch(&own_pool(&pool), &[id]).await.expect("done");
     assert_eq!(last_used().await, Some(first.clone()), "noted just now");
     let sql = "UPDATE api_keys SET last_used_at = last_used_at - interval '61 seconds'";
     sqlx::query(sql).execute(&pool).await.expect("done");
-    db::api_keys::touch(&pool, &[id]).await.expect("done");
+    db::api_keys::touch(&own_pool(&pool), &[id]).await.expect("done");
     assert!(last_used().await.is_some_and(|last| last > first));
 }
 
@@ -251,8 +251,9 @@ async fn a_key_is_exchanged_for_a_token_that_ends_with_it(pool: PgPool) {
 
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn without_a_secret_there_are_keys_and_no_tokens(pool: PgPool) {
+    let own = own_pool(&pool);
     let first = ApiKey::generate("live");
-    bootstrap(&pool, Some(&first), "live", true).await.expect("stored");
+    bootstrap(&own, Some(&first), "live", true).await.expect("stored");
     let service = Service::start_with(config(&pool, &[("AUTH_ENABLED", "true")]));
     look_with_key(&service, first.expose()).await.expect(200);
     let answer = service.send("POST", "/api/v1/auth/token", &[("x-api-key", first.expose())], "").await;
@@ -272,7 +273,8 @@ async fn the_header_has_the_name_of_the_settings(pool: PgPool) {
 
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn of_many_replicas_that_start_at_once_one_makes_the_first_key(pool: PgPool) {
-    let made = join_all((0..8).map(|_| bootstrap(&pool, None, "live", true))).await;
+    let own = own_pool(&pool);
+    let made = join_all((0..8).map(|_| bootstrap(&own, None, "live", true))).await;
     let made: Vec<ApiKey> = made
         .into_iter()
         .filter_map(|made| if let Bootstrap::Made(key) = made.expect("no error") { Some(key) } else { None })
@@ -285,23 +287,24 @@ async fn of_many_replicas_that_start_at_once_one_makes_the_first_key(pool: PgPoo
     let id = keys["items"][0]["id"].as_str().expect("an id");
     service.send("DELETE", &format!("/api/v1/api-keys/{id}"), &headers, "").await.expect(200);
     // There was one: whoever revoked it knows what he does.
-    assert!(matches!(bootstrap(&pool, None, "live", true).await, Ok(Bootstrap::Present)));
+    assert!(matches!(bootstrap(&own, None, "live", true).await, Ok(Bootstrap::Present)));
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn the_key_of_the_settings_is_stored_once_and_stays_revoked(pool: PgPool) {
+    let own = own_pool(&pool);
     let given = ApiKey::generate("live");
-    let stored = join_all((0..8).map(|_| bootstrap(&pool, Some(&given), "live", true))).await;
+    let stored = join_all((0..8).map(|_| bootstrap(&own, Some(&given), "live", true))).await;
     let stored = stored.into_iter().filter(|outcome| matches!(outcome, Ok(Bootstrap::Stored))).count();
     assert_eq!(stored, 1);
     let sql = "UPDATE api_keys SET revoked_at = now(), revoked_by = 'x'";
     sqlx::query(sql).execute(&pool).await.expect("done");
-    assert!(matches!(bootstrap(&pool, Some(&given), "live", true).await, Ok(Bootstrap::Present)));
+    assert!(matches!(bootstrap(&own, Some(&given), "live", true).await, Ok(Bootstrap::Present)));
     let service = Service::start_with(config(&pool, &[("BOOTSTRAP_API_KEY", given.expose())]));
     look_with_key(&service, given.expose()).await.error(401);
     // Another one lets somebody in again.
     let next = ApiKey::generate("live");
-    assert!(matches!(bootstrap(&pool, Some(&next), "live", true).await, Ok(Bootstrap::Stored)));
+    assert!(matches!(bootstrap(&own, Some(&next), "live", true).await, Ok(Bootstrap::Stored)));
     look_with_key(&service, next.expose()).await.expect(200);
 }
 
