@@ -25,7 +25,8 @@ use workflow_api::{
     lifecycle::{Lifecycle, Signals},
     management,
     readiness::{migrate_when_possible, wait_for_schema},
-    server, telemetry,
+    server::{self, Bounds},
+    telemetry,
     vault::Vault,
 };
 
@@ -33,7 +34,7 @@ use workflow_api::{
 const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Connections to an executor's management port: a scraper, a probe and a person.
-const MANAGEMENT_CONNECTIONS: usize = 64;
+const MANAGEMENT_CONNECTIONS: Bounds = Bounds { regular: 64, spare: 16 };
 
 /// Pause between two attempts to store the first API key, while the database or its schema is not there.
 const BOOTSTRAP_EVERY: Duration = Duration::from_millis(500);
@@ -68,17 +69,19 @@ pub async fn serve(config: Config) -> anyhow::Result<bool> {
         tokio::spawn(bootstrap_when_possible(config.clone(), pool.clone(), lifecycle.clone()));
     }
     tokio::spawn(look_for_keys_when_possible(Arc::clone(&config.vault), pool.clone(), lifecycle.clone()));
+    let notice = config.shutdown_notice;
     let app = App::start(config, pool.clone(), &lifecycle, &drained)?;
 
     let router = api::router(&app);
-    let serving = server::serve(listener, router, lifecycle.clone(), server::MAX_CONNECTIONS);
+    let bounds = Bounds::within(server::raise_limit(), pool.max());
+    let serving = server::serve(listener, router, lifecycle.clone(), bounds);
     lifecycle.spawn("server", async move {
         serving.await;
         // Nobody can start or cancel anything any more: writers and relay finish what they have, then end.
         drained.cancel();
     });
     tracing::info!(%address, "workflow-api {} listens on {address}", env!("CARGO_PKG_VERSION"));
-    let ended_well = lifecycle.run_until_stopped(signals).await;
+    let ended_well = lifecycle.run_until_stopped(signals, notice).await;
     db::close(&pool).await;
     tracing::info!("stopped");
     Ok(ended_well)
@@ -165,6 +168,8 @@ pub async fn execute(config: Config) -> anyhow::Result<bool> {
             Some(server::bind(address).with_context(|| format!("MANAGEMENT_PORT: cannot listen on {address}"))?)
         }
     };
+    // Runs call agents, each by a connection.
+    let _ = server::raise_limit();
     let status = Arc::new(OnceLock::new());
     if let Some(listener) = management {
         let router = management::router(Arc::clone(&status), config.metrics);
@@ -184,7 +189,7 @@ pub async fn execute(config: Config) -> anyhow::Result<bool> {
         }
     });
     tracing::info!("workflow-api {} executes runs", env!("CARGO_PKG_VERSION"));
-    let ended_well = lifecycle.run_until_stopped(signals).await;
+    let ended_well = lifecycle.run_until_stopped(signals, Duration::ZERO).await;
     db::close(&pool).await;
     tracing::info!("stopped");
     Ok(ended_well)
@@ -195,7 +200,7 @@ pub async fn demo_agent(options: &demo_agent::Options) -> anyhow::Result<bool> {
     let signals = Signals::listen()?;
     let lifecycle = Lifecycle::new();
     demo_agent::start(options, &lifecycle)?;
-    Ok(lifecycle.run_until_stopped(signals).await)
+    Ok(lifecycle.run_until_stopped(signals, Duration::ZERO).await)
 }
 
 /// `migrate up`.

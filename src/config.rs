@@ -50,7 +50,7 @@ macro_rules! variables {
 
 variables! {
     production, database_url, database_pool_size, database_max_overflow, database_echo, migrate_on_start,
-   
+    shutdown_notice_secs,
     kafka_brokers, kafka_execution_topic, kafka_cancellation_topic, kafka_topic_partitions, kafka_group_id,
     kafka_dead_letter_topic, dead_letter_retention_days, max_dead_letters, kafka_monitoring_topic, enable_monitoring_updates,
     api_title, api_version, api_description, api_prefix, api_host, api_port, api_reload, api_workers, public_url,
@@ -102,6 +102,8 @@ pub struct Config {
     pub metrics: bool,
     /// `ENABLE_AUDIT_LOGGING`: write audit rows.
     pub audit: bool,
+    /// `SHUTDOWN_NOTICE_SECS`: from SIGTERM to the end of the readiness's notice, requests being answered meanwhile.
+    pub shutdown_notice: Duration,
     /// `READINESS_REQUIRES_KAFKA`: without Kafka the service is not ready, not just degraded.
     pub readiness_requires_kafka: bool,
     /// `AUDIT_RETENTION_DAYS`: how long audit entries are kept at least.
@@ -313,6 +315,8 @@ impl Config {
         let metrics = reader.boolean("enable_metrics", true);
         let audit = reader.boolean("enable_audit_logging", true);
         let readiness_requires_kafka = reader.boolean("readiness_requires_kafka", false);
+        // The rest of the 25 s until everything is dropped is for the requests under way.
+        let shutdown_notice_secs = reader.number("shutdown_notice_secs", 5, 0..=15);
         let audit_retention_days = reader.number("audit_retention_days", 90, 1..=36_500);
         let quotas = reader.quotas();
         let dead_letter_days = reader.number("dead_letter_retention_days", 30, 1..=36_500);
@@ -348,6 +352,7 @@ impl Config {
                 metrics: metrics?,
                 audit: audit?,
                 readiness_requires_kafka: readiness_requires_kafka?,
+                shutdown_notice: Duration::from_secs(shutdown_notice_secs?),
                 audit_retention_days: audit_retention_days?,
                 quotas: quotas?,
                 dead_letters: DeadLetters { days: dead_letter_days?, most: max_dead_letters? },

@@ -123,7 +123,8 @@ pub fn start(options: &Options, lifecycle: &Lifecycle) -> anyhow::Result<()> {
     let listener = server::bind(address).with_context(|| format!("the demo agent cannot listen on {address}"))?;
     let address = listener.local_addr()?;
     tracing::info!(%address, "the demo agent listens on {address}");
-    lifecycle.spawn("demo agent", server::serve(listener, router(options), lifecycle.clone(), server::MAX_CONNECTIONS));
+    let bounds = server::Bounds::within(server::raise_limit(), 0);
+    lifecycle.spawn("demo agent", server::serve(listener, router(options), lifecycle.clone(), bounds));
     Ok(())
 }
 

@@ -110,6 +110,7 @@ async fn supervise(folder: &Folder, parts: &mut Parts<'_>, broker: &mut Option<B
             .env("KAFKA_BROKERS", &brokers)
             .env("API_HOST", config.api.host.to_string())
             .env("API_PORT", api_port.to_string())
+            .env("SHUTDOWN_NOTICE_SECS", "0")
             .envs(given("EGRESS_ALLOW").is_none().then_some(("EGRESS_ALLOW", EGRESS_ALLOW)));
         command
     };

@@ -5,8 +5,17 @@ use std::{io, time::Duration};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// From a stop signal to the hard stop. Under the 30 s that Kubernetes grants by default.
+/// From a stop signal to the hard stop, the notice included. Under the 30 s that Kubernetes grants by default.
 pub const DRAIN: Duration = Duration::from_secs(25);
+
+/// What asks a process to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signalled {
+    /// SIGTERM, by whoever supervises the process.
+    Terminate,
+    /// SIGINT, by a person at a terminal.
+    Interrupt,
+}
 
 /// SIGTERM and SIGINT, from the moment on in which this is made; before, they end the process at once.
 pub struct Signals {
@@ -21,10 +30,10 @@ impl Signals {
     }
 
     /// Waits for the next one.
-    pub async fn stop(&mut self) {
+    pub async fn stop(&mut self) -> Signalled {
         tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => Signalled::Terminate,
+            _ = self.interrupt.recv() => Signalled::Interrupt,
         }
     }
 }
@@ -32,6 +41,7 @@ impl Signals {
 /// Handed to every loop: what stops it, and the list that it is waited for in.
 #[derive(Clone, Debug, Default)]
 pub struct Lifecycle {
+    noticed: CancellationToken,
     soft: CancellationToken,
     hard: CancellationToken,
     failed: CancellationToken,
@@ -43,6 +53,12 @@ impl Lifecycle {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Whether the process is about to stop, or stopping: whoever asks is told to go elsewhere.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.noticed.is_cancelled() || self.soft.is_cancelled()
     }
 
     /// Cancelled when the process shall take nothing new and finish what it has.
@@ -81,18 +97,29 @@ impl Lifecycle {
     }
 
     /// Waits for a signal (or the end of a loop), then for the tasks; a second signal or [`DRAIN`] is the hard stop.
-    /// `true`: everything ended as asked.
-    pub async fn run_until_stopped(&self, mut signals: Signals) -> bool {
-        tokio::select! {
-            () = signals.stop() => {}
-            () = self.soft.cancelled() => {}
+    /// Between SIGTERM and the soft stop lies the `notice`, in which load balancers learn that the process goes. `true`:
+    /// everything ended as asked.
+    pub async fn run_until_stopped(&self, mut signals: Signals, notice: Duration) -> bool {
+        let signalled = tokio::select! {
+            signalled = signals.stop() => Some(signalled),
+            () = self.soft.cancelled() => None,
+        };
+        let deadline = tokio::time::Instant::now() + DRAIN;
+        if signalled == Some(Signalled::Terminate) && !notice.is_zero() {
+            tracing::info!("about to stop: not ready any more, and serving for another {} s", notice.as_secs());
+            self.noticed.cancel();
+            tokio::select! {
+                () = tokio::time::sleep(notice) => {}
+                _ = signals.stop() => {}
+                () = self.soft.cancelled() => {}
+            }
         }
         tracing::info!("stopping: nothing new is taken, what is under way is finished");
         self.soft.cancel();
         tokio::select! {
             () = self.ended() => return !self.failed.is_cancelled(),
-            () = signals.stop() => {}
-            () = tokio::time::sleep(DRAIN) => {}
+            _ = signals.stop() => {}
+            () = tokio::time::sleep_until(deadline) => {}
         }
         tracing::warn!("not everything ended in time; what is left is dropped");
         self.hard.cancel();

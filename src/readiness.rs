@@ -122,7 +122,7 @@ impl Readiness {
     pub fn findings(&self) -> Findings {
         let mut findings = self.latest.lock().unwrap_or_else(PoisonError::into_inner).clone();
         findings.kafka = self.relay.is_connected();
-        findings.draining = self.lifecycle.soft_stop().is_cancelled();
+        findings.draining = self.lifecycle.is_stopping();
         findings
     }
 }

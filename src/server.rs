@@ -2,6 +2,9 @@
 //!
 //! `axum::serve` knows no time-out for headers, no bound on connections and no deadline, hence this one on hyper.
 
+mod connections;
+mod descriptors;
+
 use std::{
     io,
     net::{IpAddr, SocketAddr},
@@ -18,22 +21,19 @@ use hyper_util::{
 };
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tower::ServiceExt;
 
+use self::connections::{Connections, Entry, Watched};
+pub use self::descriptors::{Bounds, raise_limit};
 use crate::{
     api::{CORRELATION_ID, client::Peer, error::ApiError, headers, request::note, system},
     id,
     lifecycle::Lifecycle,
 };
 
-/// Connections at a time.
-pub const MAX_CONNECTIONS: usize = 10_000;
-/// Connections above that, for one request each: health and metrics are answered, all else is refused. More wait in the
-/// listener's queue.
-const SPARE_CONNECTIONS: usize = 256;
-/// Of these, so that idle ones make room for those who ask for health.
+/// The time for the headers on a spare connection, so that idle ones make room for those who ask for health.
 const SPARE_HEADER_TIMEOUT: Duration = Duration::from_secs(1);
 /// A request's headers have to be complete after this, and an idle connection is closed after it.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -45,6 +45,14 @@ const MAX_HEADERS: usize = 64;
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Connections that the kernel may keep ready.
 const LISTEN_QUEUE: u32 = 1024;
+/// At the soft stop, a connection that has not asked for anything yet may do so for so long.
+const FIRST_REQUEST_GRACE: Duration = Duration::from_millis(500);
+/// How often it is looked whether there are such connections.
+const FIRST_REQUEST_POLL: Duration = Duration::from_millis(10);
+/// With all places taken, how often it is looked for a connection that has become idle.
+const PLACE_PAUSE: Duration = Duration::from_millis(50);
+/// Closes a connection after an answer.
+const CLOSE: HeaderValue = HeaderValue::from_static("close");
 /// After a failed accept, which is most likely a lack of file descriptors that connections will give back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -63,48 +71,120 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(listener)
 }
 
-/// Serves up to `max_connections` and some spare ones until the soft stop, then finishes the requests under way, at most
-/// until the hard stop.
-pub async fn serve(listener: TcpListener, router: Router, lifecycle: Lifecycle, max_connections: usize) {
-    let (regular, spare) = (Arc::new(Semaphore::new(max_connections)), Arc::new(Semaphore::new(SPARE_CONNECTIONS)));
-    let graceful = GracefulShutdown::new();
+/// Serves connections until the soft stop, then finishes the requests under way, at most until the hard stop.
+///
+/// With all places taken, the connection that has been idle longest makes room. While the process is about to stop,
+/// each connection is closed with its next answer; at the soft stop those that the kernel has accepted, or that have
+/// not asked for anything yet, get their first answer.
+pub async fn serve(listener: TcpListener, router: Router, lifecycle: Lifecycle, bounds: Bounds) {
+    let server = Server {
+        router,
+        lifecycle,
+        connections: Arc::new(Connections::new()),
+        regular: Arc::new(Semaphore::new(bounds.regular)),
+        spare: Arc::new(Semaphore::new(bounds.spare)),
+        graceful: GracefulShutdown::new(),
+    };
+    let soft_stop = server.lifecycle.soft_stop().clone();
     loop {
-        let accept = async {
-            let (stream, peer) = listener.accept().await?;
-            let (place, kind) = match Arc::clone(&regular).try_acquire_owned() {
-                Ok(place) => (place, Kind::Regular),
-                // The semaphore is never closed.
-                Err(_) => (Arc::clone(&spare).acquire_owned().await.map_err(io::Error::other)?, Kind::Spare),
-            };
-            Ok::<_, io::Error>((stream, peer.ip(), place, kind))
-        };
         let accepted = tokio::select! {
-            accepted = accept => accepted,
-            () = lifecycle.soft_stop().cancelled() => break,
+            accepted = listener.accept() => accepted,
+            () = soft_stop.cancelled() => break,
         };
-        let (stream, peer, place, kind) = match accepted {
-            Ok(accepted) => accepted,
+        match accepted {
+            Ok((stream, peer)) => {
+                let place = tokio::select! {
+                    biased;
+                    place = server.place() => Some(place),
+                    () = soft_stop.cancelled() => None,
+                };
+                server.start(stream, peer.ip(), place);
+            }
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "no connection could be accepted: {error}");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
             }
-        };
-        let connection = graceful.watch(connection(stream, peer, kind, router.clone()));
-        let hard_stop = lifecycle.hard_stop().clone();
+        }
+    }
+    server.accept_the_rest(listener);
+    let hard_stop = server.lifecycle.hard_stop().clone();
+    tokio::select! {
+        () = server.finish() => {}
+        () = hard_stop.cancelled() => {}
+    }
+}
+
+struct Server {
+    router: Router,
+    lifecycle: Lifecycle,
+    connections: Arc<Connections>,
+    regular: Arc<Semaphore>,
+    spare: Arc<Semaphore>,
+    graceful: GracefulShutdown,
+}
+
+impl Server {
+    /// A place for a connection, as soon as there is one.
+    async fn place(&self) -> (OwnedSemaphorePermit, Kind) {
+        loop {
+            if let Ok(place) = Arc::clone(&self.regular).try_acquire_owned() {
+                return (place, Kind::Regular);
+            }
+            let is_closing = self.connections.close_idlest(self.connections.now_ms());
+            if !is_closing && let Ok(place) = Arc::clone(&self.spare).try_acquire_owned() {
+                return (place, Kind::Spare);
+            }
+            let (regular, spare) = (Arc::clone(&self.regular), Arc::clone(&self.spare));
+            let (place, kind) = tokio::select! {
+                biased;
+                place = regular.acquire_owned() => (place, Kind::Regular),
+                place = spare.acquire_owned(), if !is_closing => (place, Kind::Spare),
+                // Meanwhile another one has become idle.
+                () = tokio::time::sleep(PLACE_PAUSE) => continue,
+            };
+            return (place.expect("the semaphores are never closed"), kind);
+        }
+    }
+
+    /// Serves a connection in a task of its own.
+    fn start(&self, stream: TcpStream, peer: IpAddr, place: Option<(OwnedSemaphorePermit, Kind)>) {
+        let (place, kind) = place.map_or((None, Kind::Regular), |(place, kind)| (Some(place), kind));
+        let entry = Arc::new(self.connections.enter());
+        let close = entry.connection.close.clone();
+        let served = connection(stream, peer, kind, self.router.clone(), self.lifecycle.clone(), Arc::clone(&entry));
+        let served = self.graceful.watch(served);
+        let hard_stop = self.lifecycle.hard_stop().clone();
         tokio::spawn(async move {
             tokio::select! {
                 // A connection that ends in an error has ended: the client hung up, or sent what is not HTTP.
-                _ = connection => {}
+                _ = served => {}
+                () = close.cancelled() => {}
                 () = hard_stop.cancelled() => {}
             }
-            drop(place);
+            drop((place, entry));
         });
     }
-    drop(listener);
-    tokio::select! {
-        () = graceful.shutdown() => {}
-        () = lifecycle.hard_stop().cancelled() => {}
+
+    /// Serves the connections that the kernel has accepted already: who is connected has been promised an answer.
+    fn accept_the_rest(&self, listener: TcpListener) {
+        let Ok(listener) = listener.into_std() else { return };
+        // Ends when there is none; there is nothing else to be done about an error.
+        while let Ok((stream, peer)) = listener.accept() {
+            if stream.set_nonblocking(true).is_ok()
+                && let Ok(stream) = TcpStream::from_std(stream)
+            {
+                self.start(stream, peer.ip(), None);
+            }
+        }
+    }
+
+    /// Waits for first requests a little, and for the answers under way.
+    async fn finish(self) {
+        let deadline = tokio::time::Instant::now() + FIRST_REQUEST_GRACE;
+        while self.connections.is_any_fresh() && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(FIRST_REQUEST_POLL).await;
+        }
+        self.graceful.shutdown().await;
     }
 }
 
@@ -112,7 +192,7 @@ pub async fn serve(listener: TcpListener, router: Router, lifecycle: Lifecycle, 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Regular,
-    /// See [`SPARE_CONNECTIONS`].
+    /// See [`Bounds::spare`].
     Spare,
 }
 
@@ -121,8 +201,10 @@ fn connection(
     peer: IpAddr,
     kind: Kind,
     router: Router,
+    lifecycle: Lifecycle,
+    entry: Arc<Entry>,
 ) -> http1::Connection<
-    TokioIo<TcpStream>,
+    TokioIo<Watched>,
     impl hyper::service::Service<
         Request<Incoming>,
         Response = Response<Body>,
@@ -132,18 +214,24 @@ fn connection(
 > {
     // An answer shall not wait for the acknowledgement of the one before. Fails only on a closed connection.
     let _ = stream.set_nodelay(true);
+    let stream = Watched { stream, connection: Arc::clone(&entry.connection) };
     let service = service_fn(move |mut request: Request<Incoming>| {
-        let router = router.clone();
+        let (router, lifecycle) = (router.clone(), lifecycle.clone());
+        let under_way = entry.begin();
         async move {
-            if let Some(detail) = framing_fault(&request) {
-                return Ok(refuse(&request, peer, ApiError::bad_request("bad_request", detail)));
-            }
-            if kind == Kind::Spare && !system::is_public(request.uri().path()) {
+            let mut response = if let Some(detail) = framing_fault(&request) {
+                refuse(&request, peer, ApiError::bad_request("bad_request", detail))
+            } else if kind == Kind::Spare && !system::is_public(request.uri().path()) {
                 let refusal = ApiError::unavailable("too_many_connections", "Too many connections are open");
-                return Ok(refuse(&request, peer, refusal));
+                refuse(&request, peer, refusal)
+            } else {
+                request.extensions_mut().insert(Peer(peer));
+                router.oneshot(request.map(Body::new)).await?
+            };
+            if lifecycle.is_stopping() {
+                response.headers_mut().insert(header::CONNECTION, CLOSE);
             }
-            request.extensions_mut().insert(Peer(peer));
-            router.oneshot(request.map(Body::new)).await
+            Ok(response.map(|body| under_way.answered_by(body)))
         }
     });
     http1::Builder::new()
@@ -156,7 +244,8 @@ fn connection(
         .serve_connection(TokioIo::new(stream), service)
 }
 
-/// The answer with its line in the log: nobody else sees this request.
+/// The answer with its line in the log: nobody else sees this request. What follows it on the connection is not read:
+/// it may be a part of this request.
 fn refuse<B>(request: &Request<B>, peer: IpAddr, refusal: ApiError) -> Response<Body> {
     let correlation_id = id::correlation_id(None);
     let mut response = refusal.render(request.uri().path(), &correlation_id);
@@ -164,6 +253,7 @@ fn refuse<B>(request: &Request<B>, peer: IpAddr, refusal: ApiError) -> Response<
         response.headers_mut().insert(CORRELATION_ID, value);
     }
     headers::harden(response.headers_mut());
+    response.headers_mut().insert(header::CONNECTION, CLOSE);
     let span = tracing::info_span!("http.request", correlation_id, client_ip = %peer.to_canonical());
     span.in_scope(|| note(request.method().as_str(), "(none)", &response, Duration::ZERO));
     response

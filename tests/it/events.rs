@@ -407,7 +407,12 @@ async fn a_hang_up_frees_the_place_of_a_stream(pool: PgPool) {
     let listener = server::bind("127.0.0.1:0".parse().expect("an address")).expect("a port");
     let address = listener.local_addr().expect("an address");
     let lifecycle = Lifecycle::new();
-    tokio::spawn(server::serve(listener, service.router.clone(), lifecycle.clone(), 10));
+    tokio::spawn(server::serve(
+        listener,
+        service.router.clone(),
+        lifecycle.clone(),
+        server::Bounds { regular: 10, spare: 16 },
+    ));
     let mut client = TcpStream::connect(address).await.expect("a connection");
     let request = format!("GET {RUN}/events HTTP/1.1\r\nhost: x\r\n\r\n");
     client.write_all(request.as_bytes()).await.expect("sent");

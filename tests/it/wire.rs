@@ -24,7 +24,8 @@ impl Listening {
         let listener = server::bind("127.0.0.1:0".parse().expect("an address")).expect("a port");
         let address = listener.local_addr().expect("an address");
         let lifecycle = Lifecycle::new();
-        tokio::spawn(server::serve(listener, service.router.clone(), lifecycle.clone(), max_connections));
+        let bounds = server::Bounds { regular: max_connections, spare: 256 };
+        tokio::spawn(server::serve(listener, service.router.clone(), lifecycle.clone(), bounds));
         Self { service, lifecycle, address }
     }
 
@@ -132,6 +133,75 @@ async fn a_message_whose_end_is_in_doubt_is_refused_and_nothing_behind_it_is_rea
     let head = get(&format!("Host: x\r\nContent-Length: {}\r\n", smuggled.len()));
     let answers = listening.exchange(&[&head[..], smuggled.as_bytes()].concat()).await;
     assert_eq!(summary(&answers), "200");
+}
+
+/// As above, over connections that nobody asked to close.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_connection_is_closed_after_a_message_whose_end_is_in_doubt(pool: PgPool) {
+    let listening = Listening::start(&pool, 100);
+    let smuggled = "GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n";
+    let ended = format!("0\r\n\r\n{smuggled}");
+    for (head, body) in [
+        ("Host: x\r\nTransfer-Encoding: chunked, chunked\r\n", ended.as_str()),
+        ("Host: x\r\nTransfer-Encoding: gzip, chunked\r\n", &ended),
+        ("Host: x\r\nTransfer-Encoding: ,chunked\r\n", &ended),
+        ("Host: x\r\nTransfer-Encoding: chunked,\r\n", &ended),
+        ("Host: x\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", &ended),
+        ("Host: x\r\nTransfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n", &ended),
+        ("Host: x\r\nTransfer-Encoding: chunked;q=1\r\n", &ended),
+        ("Host: x\r\nTransfer-Encoding: \"chunked\"\r\n", &ended),
+        ("Host: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 4\r\n", &ended),
+        ("Host: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n", &ended),
+        ("Host: x\r\nContent-Length: 2\r\nContent-Length: 3\r\n", smuggled),
+        ("Host: x\r\nTransfer-Encoding:\r\n chunked\r\n", &ended),
+        ("Host: x\r\nHost: y\r\n", smuggled),
+        ("", smuggled),
+        ("Host: a b\r\n", smuggled),
+        ("Host: x\r\nTransfer-Encoding: chunked\r\n", &format!("2\n{{}}\n0\n\n{smuggled}")),
+        ("Host: x\r\nTransfer-Encoding: chunked\r\n", &format!("2\r\n{{}}0\r\n\r\n{smuggled}")),
+        ("Host: x\r\nTransfer-Encoding: chunked\r\n", &format!("2;a\n\r\n{{}}\r\n0\r\n\r\n{smuggled}")),
+    ] {
+        let answers = listening.exchange(format!("POST /api/v1/agents HTTP/1.1\r\n{head}\r\n{body}").as_bytes()).await;
+        assert!(["4", "400"].iter().any(|status| summary(&answers).starts_with(status)), "{head:?}: {answers}");
+        assert_eq!(answers.matches("HTTP/1.1 ").count(), 1, "{head:?}: {answers}");
+        assert!(!answers.contains("smuggled"), "{head:?}: {answers}");
+    }
+}
+
+/// A crowd of idle connections keeps nobody out.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn the_connection_that_was_idle_longest_makes_room(pool: PgPool) {
+    let listening = Listening::start(&pool, 3);
+    let mut idle = Vec::new();
+    for _ in 0..20 {
+        idle.push(listening.connect().await);
+    }
+    let request = b"GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    crate::service::eventually("there is a place", || async {
+        (summary(&listening.exchange(request).await) == "404 not_found").then_some(())
+    })
+    .await;
+    drop(idle);
+}
+
+/// As a load balancer sees a restart: what is connected is answered, and told to connect elsewhere.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_server_that_stops_answers_whoever_is_connected(pool: PgPool) {
+    let listening = Listening::start(&pool, 100);
+    let mut connections = Vec::new();
+    for _ in 0..30 {
+        connections.push(listening.connect().await);
+    }
+    // Some of them have not been accepted yet.
+    listening.lifecycle.soft_stop().cancel();
+    for connection in &mut connections {
+        connection.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("it is taken");
+    }
+    for connection in &mut connections {
+        let answer = rest(connection).await;
+        assert_eq!(summary(&answer), "200");
+        assert!(answer.to_lowercase().contains("connection: close"), "{answer}");
+    }
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
@@ -280,7 +350,12 @@ async fn a_client_that_does_not_take_its_answer_is_let_go(pool: PgPool) {
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn with_all_connections_taken_health_answers_and_all_else_is_refused(pool: PgPool) {
     let listening = Listening::start(&pool, 2);
-    let held = [listening.connect().await, listening.connect().await];
+    let mut held = [listening.connect().await, listening.connect().await];
+    for connection in &mut held {
+        // Its body is waited for.
+        let head = "POST /api/v1/agents HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n";
+        connection.write_all(head.as_bytes()).await.expect("it is taken");
+    }
     let ask = async |path: &str| {
         let answer = listening.exchange(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await;
         // Without being asked to close.

@@ -38,6 +38,7 @@ impl Environment {
             ("KAFKA_GROUP_ID", format!("group-{unique}")),
             ("KAFKA_TOPIC_PARTITIONS", "2".to_owned()),
             ("EGRESS_ALLOW", "127.0.0.0/8".to_owned()),
+            ("SHUTDOWN_NOTICE_SECS", "0".to_owned()),
             ("API_HOST", "127.0.0.1".to_owned()),
             ("API_PORT", port.to_string()),
             ("API_WORKERS", "2".to_owned()),

@@ -1,0 +1,245 @@
+//! The open connections: what each is doing, so that the one that has been idle longest makes room for another.
+
+use std::{
+    collections::HashMap,
+    io,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::Instant,
+};
+
+use axum::body::Body;
+use bytes::Bytes;
+use hyper::body::{Body as _, Frame, SizeHint};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+use tokio_util::sync::CancellationToken;
+
+/// A shorter time without a request is none: the request is on its way.
+const MIN_IDLE_MS: u64 = 1000;
+/// Answers of this known length are with the kernel as good as at once.
+const SHORT_BODY: u64 = 64 << 10;
+/// In [`Connection::idle_since_ms`]: a request is being answered.
+const BUSY: u64 = u64::MAX;
+
+/// All connections of a server.
+pub(super) struct Connections {
+    started: Instant,
+    open: Mutex<HashMap<u64, Arc<Connection>>>,
+    last_id: AtomicU64,
+}
+
+/// What one is doing.
+pub(super) struct Connection {
+    /// By the clock of [`Connections::started`], or [`BUSY`].
+    idle_since_ms: AtomicU64,
+    has_asked: AtomicBool,
+    /// Its client does not take what is written. `server::WRITE_TIMEOUT` ends that.
+    is_blocked: AtomicBool,
+    /// Cancelled to close it.
+    pub(super) close: CancellationToken,
+}
+
+/// A connection among the others, until it is dropped.
+pub(super) struct Entry {
+    id: u64,
+    connections: Arc<Connections>,
+    pub(super) connection: Arc<Connection>,
+}
+
+impl Connections {
+    pub(super) fn new() -> Self {
+        Self { started: Instant::now(), open: Mutex::default(), last_id: AtomicU64::new(0) }
+    }
+
+    pub(super) fn enter(self: &Arc<Self>) -> Entry {
+        let id = self.last_id.fetch_add(1, Ordering::Relaxed);
+        let connection = Arc::new(Connection {
+            idle_since_ms: AtomicU64::new(self.now_ms()),
+            has_asked: AtomicBool::new(false),
+            is_blocked: AtomicBool::new(false),
+            close: CancellationToken::new(),
+        });
+        self.open().insert(id, Arc::clone(&connection));
+        Entry { id, connections: Arc::clone(self), connection }
+    }
+
+    /// Closes the one that has been idle longest, if one is idle at that time.
+    pub(super) fn close_idlest(&self, now_ms: u64) -> bool {
+        let Some(latest) = now_ms.checked_sub(MIN_IDLE_MS) else { return false };
+        let open = self.open();
+        let idle = open
+            .values()
+            .filter(|connection| !connection.close.is_cancelled() && !connection.is_blocked.load(Ordering::Relaxed));
+        let idlest = idle.min_by_key(|connection| connection.idle_since_ms.load(Ordering::Relaxed));
+        let found = idlest.filter(|connection| connection.idle_since_ms.load(Ordering::Relaxed) <= latest);
+        found.inspect(|connection| connection.close.cancel()).is_some()
+    }
+
+    /// Whether there is a connection on which no request has come yet.
+    pub(super) fn is_any_fresh(&self) -> bool {
+        self.open().values().any(|connection| !connection.has_asked.load(Ordering::Relaxed))
+    }
+
+    /// Since the start of the server.
+    pub(super) fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(BUSY - 1)
+    }
+
+    fn open(&self) -> MutexGuard<'_, HashMap<u64, Arc<Connection>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entry {
+    /// Notes that a request has come.
+    pub(super) fn begin(&self) -> Request {
+        self.connection.has_asked.store(true, Ordering::Relaxed);
+        self.connection.idle_since_ms.store(BUSY, Ordering::Relaxed);
+        Request { connections: Arc::clone(&self.connections), connection: Arc::clone(&self.connection) }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.connections.open().remove(&self.id);
+    }
+}
+
+/// The stream of a connection, which notes whether its client takes what is written.
+pub(super) struct Watched {
+    pub(super) stream: TcpStream,
+    pub(super) connection: Arc<Connection>,
+}
+
+impl Watched {
+    fn note<T>(&self, written: Poll<T>) -> Poll<T> {
+        self.connection.is_blocked.store(written.is_pending(), Ordering::Relaxed);
+        written
+    }
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.note(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.note(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// A request that is being answered. Dropped when it is.
+pub(super) struct Request {
+    connections: Arc<Connections>,
+    connection: Arc<Connection>,
+}
+
+impl Request {
+    /// The body, which is a part of the answer.
+    pub(super) fn answered_by(self, body: Body) -> Body {
+        if body.size_hint().exact().is_some_and(|length| length <= SHORT_BODY) {
+            return body;
+        }
+        Body::new(Tracked { body, _request: self })
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        self.connection.idle_since_ms.store(self.connections.now_ms(), Ordering::Relaxed);
+    }
+}
+
+/// A body that keeps its request under way.
+struct Tracked {
+    body: Body,
+    _request: Request,
+}
+
+impl hyper::body::Body for Tracked {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_connection_that_is_idle_longest_is_closed() {
+        let connections = Arc::new(Connections::new());
+        let entries: Vec<Entry> = (0..3).map(|_| connections.enter()).collect();
+        assert!(!connections.close_idlest(10), "all of them have just come");
+        for (entry, idle_since_ms) in entries.iter().zip([BUSY, 2000, 1000]) {
+            entry.connection.idle_since_ms.store(idle_since_ms, Ordering::Relaxed);
+        }
+        let blocked = connections.enter();
+        blocked.connection.idle_since_ms.store(1, Ordering::Relaxed);
+        blocked.connection.is_blocked.store(true, Ordering::Relaxed);
+        let closed = || entries.iter().map(|entry| entry.connection.close.is_cancelled()).collect::<Vec<_>>();
+        assert!(connections.close_idlest(10_000));
+        assert_eq!(closed(), [false, false, true]);
+        assert!(connections.close_idlest(10_000));
+        assert!(!connections.close_idlest(10_000), "who is being answered is left alone");
+        assert_eq!(closed(), [false, true, true]);
+    }
+
+    #[test]
+    fn a_connection_is_busy_until_the_end_of_its_answer() {
+        let connections = Arc::new(Connections::new());
+        let entry = connections.enter();
+        assert!(connections.is_any_fresh());
+        let is_busy = || entry.connection.idle_since_ms.load(Ordering::Relaxed) == BUSY;
+        let body =
+            entry.begin().answered_by(Body::from_stream(futures_util::stream::pending::<Result<Bytes, axum::Error>>()));
+        assert!(is_busy() && !connections.is_any_fresh());
+        drop(body);
+        assert!(!is_busy());
+        let body = entry.begin().answered_by(Body::from("short"));
+        assert!(!is_busy());
+        drop(body);
+    }
+}

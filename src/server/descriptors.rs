@@ -1,0 +1,69 @@
+//! File descriptors: as many as the process may have, and how many of them connections get.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// For everything but connections of clients and of the database: Kafka, agents, key sets, files, the runtime.
+const OTHERS: u64 = 64;
+/// Connections at a time, however many descriptors there are.
+const MAX_REGULAR: u64 = 10_000;
+/// Connections above that, for one request each.
+const MAX_SPARE: u64 = 256;
+/// As few descriptors as there may be, connections have so many of both kinds.
+const MIN: u64 = 16;
+
+/// Connections at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Those that are served.
+    pub regular: usize,
+    /// Those above, for one request each: health and metrics are answered, all else is refused. More wait in the
+    /// listener's queue.
+    pub spare: usize,
+}
+
+impl Bounds {
+    /// For a process that may have so many descriptors, of which the database has `database`.
+    #[must_use]
+    pub fn within(limit: u64, database: usize) -> Self {
+        let left = limit.saturating_sub(OTHERS + database as u64).max(2 * MIN);
+        let spare = (left / 8).clamp(MIN, MAX_SPARE);
+        let regular = (left - spare).min(MAX_REGULAR);
+        let bound = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
+        Self { regular: bound(regular), spare: bound(spare) }
+    }
+}
+
+/// Raises the soft limit of descriptors to the hard one; what it is then.
+#[must_use]
+pub fn raise_limit() -> u64 {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let wanted = Rlimit { current: maximum, maximum };
+    match setrlimit(Resource::Nofile, wanted) {
+        Ok(()) => maximum.unwrap_or(u64::MAX),
+        Err(error) => {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the limit of descriptors stays as it is: {error}"
+            );
+            current.unwrap_or(u64::MAX)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_get_what_the_rest_leaves() {
+        for (limit, database, regular, spare) in [
+            (256, 30, 142, 20),
+            (1024, 30, 814, 116),
+            (20_000, 30, 10_000, 256),
+            (u64::MAX, 30, 10_000, 256),
+            (64, 30, 16, 16),
+        ] {
+            assert_eq!(Bounds::within(limit, database), Bounds { regular, spare }, "{limit}");
+        }
+    }
+}
