@@ -10,6 +10,7 @@ pub mod by_name;
 pub mod callbacks;
 pub mod client;
 pub mod cors;
+pub mod counts;
 pub mod cursor;
 pub mod dead_letters;
 pub mod definition;
@@ -42,6 +43,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::{
     auth::{KeyRing, Organizations, Tokens},
+    counts::Counts,
     load::Load,
     rate_limit::RateLimits,
 };
@@ -55,6 +57,7 @@ use crate::{
     outbox::Relay,
     readiness::Readiness,
     run_writer::RunWriter,
+    telemetry,
     waiting::Waiting,
 };
 
@@ -99,6 +102,8 @@ pub struct Parts {
     pub organizations: Organizations,
     /// For the health of agents.
     pub egress: Egress,
+    /// For metrics.
+    pub counts: Counts,
     /// For the uptime.
     pub started: Instant,
 }
@@ -113,6 +118,8 @@ impl App {
         drained: &CancellationToken,
     ) -> anyhow::Result<Self> {
         let started = Instant::now();
+        telemetry::count(telemetry::Part::Api);
+        lifecycle.spawn("histograms", telemetry::keep_histograms_small(lifecycle.soft_stop().clone()));
         let registration = Registration::start(pool.clone(), "serve", lifecycle);
         let relay = Relay::start(&config, pool.clone(), registration, lifecycle, drained)
             .context("KAFKA_BROKERS: the Kafka client refuses the settings")?;
@@ -145,6 +152,7 @@ impl App {
             auditor,
             organizations,
             egress,
+            counts: Counts::default(),
             started,
         })))
     }

@@ -26,7 +26,6 @@ use workflow_api::{
     management,
     readiness::{migrate_when_possible, wait_for_schema},
     server::{self, Bounds},
-    telemetry,
     vault::Vault,
 };
 
@@ -53,7 +52,6 @@ pub fn runtime(threads: usize) -> anyhow::Result<Runtime> {
 /// `serve`.
 pub async fn serve(config: Config) -> anyhow::Result<bool> {
     let signals = Signals::listen()?;
-    telemetry::metrics();
     let address = SocketAddr::new(config.api.host, config.api.port);
     let listener = server::bind(address).with_context(|| format!("API_HOST, API_PORT: cannot listen on {address}"))?;
     let address = listener.local_addr()?;
@@ -156,7 +154,6 @@ async fn bootstrap_when_possible(config: Config, pool: db::Pool, lifecycle: Life
 /// `executor`.
 pub async fn execute(config: Config) -> anyhow::Result<bool> {
     let signals = Signals::listen()?;
-    telemetry::metrics();
     warn_about_both(&config);
     let lifecycle = Lifecycle::new();
     let pool = db::pool(&config.database);

@@ -57,6 +57,7 @@ use crate::{
     egress::Egress,
     kafka::{self, consumer::Consumer, renewable::Connection},
     lifecycle::Lifecycle,
+    telemetry,
 };
 
 /// At the soft stop, a call that is under way may take so much longer. With the writes after it under the 10 s that
@@ -105,6 +106,8 @@ impl Deref for Executor {
 /// Starts the executor's loops. Neither the database nor Kafka need be there yet; settings that cannot work are an
 /// error.
 pub fn start(config: &Config, pool: db::Pool, lifecycle: &Lifecycle) -> anyhow::Result<Status> {
+    telemetry::count(telemetry::Part::Executor);
+    lifecycle.spawn("histograms", telemetry::keep_histograms_small(lifecycle.soft_stop().clone()));
     let (settled, give_up) = (CancellationToken::new(), CancellationToken::new());
     let consumer = Arc::new(Consumer::new(&config.kafka)?);
     let registration = Registration::start(pool.clone(), "executor", lifecycle);

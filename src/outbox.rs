@@ -386,7 +386,7 @@ impl Relay {
         let counted = db::bounded(async move { db::outbox::backlog(&pool, MAX_BACKLOG).await });
         let (backlog, oldest_secs) = counted.await?;
         self.0.backlog.store(backlog, Ordering::Relaxed);
-        metrics::gauge!("outbox_event_pending_total").set(backlog as f64);
+        metrics::gauge!("outbox_events_pending").set(backlog as f64);
         metrics::gauge!("outbox_oldest_age_seconds").set(oldest_secs);
         self.0.is_full.store(false, Ordering::Relaxed);
         let (mut taken, mut limit) = (0, FIRST_BATCH);

@@ -4,12 +4,14 @@
 //! the spans around it (`correlation_id`, `user_id`, `workflow_id`, `run_id`, …). With `LOG_FORMAT=text` the same is
 //! readable text.
 
-use std::{fmt, sync::OnceLock};
+pub mod catalogue;
 
-use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+use std::{fmt, sync::OnceLock, time::Duration};
+
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde::Serialize;
 use serde_json::{Map, Value};
+use tokio_util::sync::CancellationToken;
 use tracing::{
     Event, Level, Subscriber,
     field::{Field, Visit},
@@ -33,8 +35,14 @@ const LATENCY_BUCKETS_SECS: [f64; 14] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 /// The one the reference shows.
 const REFERENCE_BUCKETS_SECS: [f64; 4] = [0.1, 0.5, 1.0, 5.0];
-/// Requests in one statement of the run writer.
+/// Of runs, from the quickest to a day.
+const RUN_BUCKETS_SECS: [f64; 13] =
+    [0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 10_800.0, 86_400.0];
+/// Requests or writes in one statement.
 const BATCH_BUCKETS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
+
+/// How often observations are put into their buckets.
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
 /// Sets up logging to stdout, and panics as log lines. A second call does nothing.
 pub fn init(log: &config::Log) {
@@ -58,70 +66,70 @@ pub fn init(log: &config::Log) {
     }
 }
 
-/// The process's metrics, installed at the first call.
-pub fn metrics() -> &'static PrometheusHandle {
+/// Which part of the service a process is, for its metrics.
+#[derive(Clone, Copy, Debug)]
+pub enum Part {
+    /// `serve`.
+    Api,
+    /// `executor`.
+    Executor,
+}
+
+/// The recorder of metrics, installed at the first call.
+fn recorder() -> &'static PrometheusHandle {
     static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
     HANDLE.get_or_init(|| {
-        let builder = PrometheusBuilder::new()
-            .set_buckets(&LATENCY_BUCKETS_SECS)
-            .and_then(|builder| {
-                let name = Matcher::Full("api_request_duration_seconds".to_owned());
-                builder.set_buckets_for_metric(name, &REFERENCE_BUCKETS_SECS)
-            })
-            .and_then(|builder| {
-                builder.set_buckets_for_metric(Matcher::Full("run_writer_batch_size".to_owned()), &BATCH_BUCKETS)
-            })
-            .expect("the bucket lists are not empty");
+        let buckets: [(&str, &[f64]); 3] = [
+            ("api_request_duration_seconds", &REFERENCE_BUCKETS_SECS),
+            ("run_writer_batch_size", &BATCH_BUCKETS),
+            ("executor_journal_batch_size", &BATCH_BUCKETS),
+        ];
+        let mut builder = PrometheusBuilder::new().set_buckets(&LATENCY_BUCKETS_SECS).expect("not empty");
+        for (name, buckets) in buckets.into_iter().chain([("workflow_duration_seconds", &RUN_BUCKETS_SECS[..])]) {
+            builder = builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), buckets).expect("not empty");
+        }
         let recorder = builder.build_recorder();
         let handle = recorder.handle();
         // Fails only if another recorder is installed, which no code of ours does.
         drop(metrics::set_global_recorder(recorder));
-        describe();
+        catalogue::register(catalogue::PROCESS);
+        catalogue::register(catalogue::SHARED);
         handle
     })
 }
 
-/// What each metric means, for those who find it in a list.
-fn describe() {
-    describe_gauge!("api_info", "The version of the API, as a label");
-    describe_gauge!("api_uptime_seconds", Unit::Seconds, "Time since the start of the process");
-    describe_counter!("api_requests_total", "Answered requests");
-    describe_histogram!("api_request_duration_seconds", Unit::Seconds, "Time from request to answer");
-    describe_counter!("http_requests_total", "Answered requests by method, route and status");
-    describe_counter!("requests_refused_total", "Requests that a limit has refused, by reason");
-    describe_gauge!("http_requests_active", "Requests that are being answered");
-    describe_histogram!(
-        "http_request_latency_seconds",
-        Unit::Seconds,
-        "Time from request to answer by method and route"
-    );
-    describe_counter!("workflow_executions_total", "Runs that were accepted");
-    describe_counter!("workflow_execution_failures_total", "Accepted runs that could not be dispatched");
-    describe_gauge!("outbox_event_pending_total", "Messages that Kafka does not have yet");
-    describe_gauge!("outbox_oldest_age_seconds", Unit::Seconds, "Age of the oldest of them");
-    describe_counter!("outbox_messages_published_total", "Messages that Kafka has acknowledged");
-    describe_gauge!("kafka_connected", "Whether a broker answers, by client");
-    describe_counter!(
-        "kafka_clients_renewed_total",
-        "Clients that no broker answered any more and that were made anew"
-    );
-    describe_gauge!("dead_letters_open", "Records that no executor could use and nobody has decided on");
-    describe_counter!("executor_dead_letters_total", "Records that no executor can use, by reason");
-    describe_counter!("executor_monitoring_updates_total", "Monitoring updates that Kafka has acknowledged");
-    describe_counter!("executor_monitoring_updates_dropped_total", "Monitoring updates lost since too many wait");
-    describe_gauge!("executor_monitoring_backlog", "Statements whose monitoring updates Kafka does not have yet");
-    describe_histogram!("run_writer_batch_size", "Runs written by one statement");
-    describe_gauge!(
-        "circuit_breakers",
-        "Agents that are not called (open), or only to see whether they work (half_open)"
-    );
-    describe_counter!("executor_circuit_breaker_transitions_total", "Changes of circuit breakers by new state");
-    describe_counter!("executor_agent_requests_total", "Attempts of steps by what they came to");
-    describe_counter!("executor_agent_tokens_total", "Tokens that chat completions took, as their endpoints count");
-    describe_gauge!("db_pool_size", "Connections of the pool");
-    describe_gauge!("db_pool_idle", "Connections of the pool that nobody uses");
-    describe_gauge!("db_pool_in_use", "Connections of the pool that are used");
-    describe_gauge!("db_pool_max", "Connections that the pool may open");
+/// Counts from here on; what this part of the service can count starts at 0.
+pub fn count(part: Part) {
+    recorder();
+    match part {
+        Part::Api => {
+            catalogue::register(catalogue::API);
+            catalogue::register_old_names();
+        }
+        Part::Executor => catalogue::register(catalogue::EXECUTOR),
+    }
+}
+
+/// Loop of a process: puts observations of histograms into their buckets, also if nobody ever asks for the metrics.
+/// Otherwise they would be kept one by one.
+pub async fn keep_histograms_small(stop: CancellationToken) {
+    while !stop.is_cancelled() {
+        recorder().run_upkeep();
+        tokio::select! {
+            () = tokio::time::sleep(UPKEEP_EVERY) => {}
+            () = stop.cancelled() => {}
+        }
+    }
+}
+
+/// All metrics in the text format of Prometheus, version 0.0.4.
+#[must_use]
+pub fn render() -> String {
+    let recorder = recorder();
+    metrics_process::Collector::default().collect();
+    let mut text = recorder.render();
+    text.push_str(&catalogue::old_names(&text));
+    text
 }
 
 /// `rust::path` as `dotted.path`, without the crate's name.

@@ -12,7 +12,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{App, error::ApiError};
-use crate::{db, telemetry, timestamp::Timestamp};
+use crate::{telemetry, timestamp::Timestamp};
 
 /// Whether a path needs no authentication although the prefix may be empty: all that this module serves.
 #[must_use]
@@ -148,10 +148,6 @@ pub async fn get_metrics(State(app): State<App>) -> Result<Response, ApiError> {
         return Err(ApiError::not_found("not_found", "Not Found"));
     }
     metrics::gauge!("api_info", "version" => app.config.api.version.clone()).set(1.0);
-    // There from the first scrape on, so that a rate of it can be taken.
-    for name in ["workflow_executions_total", "workflow_execution_failures_total"] {
-        metrics::counter!(name).increment(0);
-    }
     metrics::gauge!("api_uptime_seconds").set(app.started.elapsed().as_secs_f64());
     let (size, idle) = app.pool.size();
     metrics::gauge!("db_pool_size").set(size as f64);
@@ -160,14 +156,8 @@ pub async fn get_metrics(State(app): State<App>) -> Result<Response, ApiError> {
     metrics::gauge!("db_pool_max").set(app.pool.max() as f64);
     let findings = app.readiness.findings();
     if findings.database && findings.migrated {
-        let pool = app.pool.clone();
-        // Without an answer the last one stands.
-        if let Ok((open, half_open)) = db::bounded(async move { db::breakers::count(&pool).await }).await {
-            for (state, count) in [("open", open), ("half_open", half_open)] {
-                metrics::gauge!("circuit_breakers", "state" => state).set(count as f64);
-            }
-        }
+        app.counts.refresh(&app.pool).await;
     }
     let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
-    Ok((content_type, telemetry::metrics().render()).into_response())
+    Ok((content_type, telemetry::render()).into_response())
 }

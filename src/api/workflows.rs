@@ -32,6 +32,7 @@ use crate::{
     },
     input::{FieldError, Node, Object},
     kafka::message::DEFAULT_PRIORITY,
+    telemetry,
     timestamp::Timestamp,
     workflow::{Content, NewWorkflow, WorkflowPatch},
 };
@@ -453,7 +454,8 @@ pub(super) async fn start(
     let request = Request { workflow_id, input, priority, actor, max_queued: quotas.queued_runs, key };
     match start_run::start_run(starter, request).await? {
         Outcome::Started(started) => {
-            metrics::counter!("workflow_executions_total").increment(1);
+            let organization_id = telemetry::catalogue::organization(caller.organization().as_str());
+            metrics::counter!("workflow_executions_total", "organization_id" => organization_id).increment(1);
             tracing::info!(
                 target: "api.routes.workflows", %workflow_id, run_id = started.run_id, "Workflow execution accepted"
             );

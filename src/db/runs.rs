@@ -525,3 +525,23 @@ async fn insert_all(conn: &mut PgConnection, batch: &StartBatch, audit: bool) ->
     .fetch_all(conn)
     .await?)
 }
+
+/// Runs that have not ended, by state.
+#[derive(Clone, Copy, Debug, sqlx::FromRow)]
+pub struct OpenRuns {
+    /// Wait for an executor.
+    pub waiting: i64,
+    /// Are driven by one.
+    pub running: i64,
+    /// Wait for a time, an answer or another run.
+    pub parked: i64,
+}
+
+/// How many there are, of so many at most: a larger backlog would make each count slow.
+pub async fn count_open(db: impl sqlx::PgExecutor<'_>) -> Result<OpenRuns, Error> {
+    let sql = "SELECT count(*) FILTER (WHERE wake_at IS NULL AND status = 'PENDING') AS waiting,
+                      count(*) FILTER (WHERE wake_at IS NULL AND status = 'RUNNING') AS running,
+                      count(*) FILTER (WHERE wake_at IS NOT NULL) AS parked
+               FROM (SELECT status, wake_at FROM workflow_runs WHERE status IN ('PENDING', 'RUNNING') LIMIT 100000) r";
+    Ok(sqlx::query_as(sql).fetch_one(db).await?)
+}

@@ -26,6 +26,7 @@ use crate::{
     id,
     input::shorten,
     run::RunStatus,
+    telemetry,
     workflow::Plan,
 };
 
@@ -63,7 +64,9 @@ pub(super) async fn drive(executor: Executor, assignment: Assignment, signals: S
     // A caller's id if it has one, so that the agent's log can be found from theirs.
     let correlation_id = id::correlation_id(assignment.correlation_id.as_deref());
     let workflow_name = assignment.workflow_name.clone();
+    let (started, elapsed_before) = (Instant::now(), assignment.elapsed);
     let organization_id = assignment.organization.as_str();
+    let organization_label = telemetry::catalogue::organization(organization_id);
     let span = tracing::info_span!("run", run_id, workflow_name, organization_id, correlation_id);
     let stop = signals.stop.clone();
     let begins = TaskTracker::new();
@@ -78,7 +81,12 @@ pub(super) async fn drive(executor: Executor, assignment: Assignment, signals: S
     };
     // A task of its own, so that a panic ends this run and nothing else.
     let result = tokio::spawn(driver.clone().run(assignment, correlation_id).instrument(span.clone())).await;
-    let count = |ended: RunStatus| metrics::counter!("executor_runs_total", "status" => ended.as_str()).increment(1);
+    let count = |ended: RunStatus| {
+        let labels = [("status", ended.as_str().to_owned()), ("organization_id", organization_label.clone())];
+        metrics::counter!("executor_runs_total", &labels).increment(1);
+        let duration = elapsed_before + started.elapsed();
+        metrics::histogram!("workflow_duration_seconds", "status" => ended.as_str()).record(duration.as_secs_f64());
+    };
     match result.unwrap_or(Err(Left::Broken)) {
         Ok(status) => count(status),
         Err(Left::Lost) => span.in_scope(|| tracing::info!("run {run_id} is left: it is not ours any more")),

@@ -198,6 +198,8 @@ async fn metrics_have_the_names_of_the_contract(pool: PgPool) {
         assert!(answer.text.contains(line), "{line} is not in\n{}", answer.text);
     }
     assert!(!answer.text.contains("missing"), "a raw path is a label");
+    assert!(answer.text.contains(r#"workflow_executions_total{organization_id="default"}"#), "{}", answer.text);
+    assert!(answer.text.contains(r#"workflow_runs{state="waiting"}"#), "{}", answer.text);
     let off = Service::start_with(config(&pool, &[("ENABLE_METRICS", "false")]));
     off.get("/metrics").await.error(404);
     off.get("/health").await.expect(200);
@@ -396,4 +398,45 @@ fn a_token_lives_as_long_as_the_settings_say() {
     let claims: Value = serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(claims).expect("base64")).expect("JSON");
     assert_eq!(claims["exp"].as_i64().zip(claims["iat"].as_i64()).map(|(exp, iat)| exp - iat), Some(3600));
     assert_eq!(claims["sub"], "user@example.com");
+}
+
+/// The rules of `promtool check metrics` that apply here, and the catalogue: a text for each metric, units that are basic,
+/// `_total` on counters and on nothing else.
+#[sqlx::test]
+async fn metrics_follow_the_rules_of_prometheus_and_are_there_from_the_start(pool: PgPool) {
+    use workflow_api::telemetry::{
+        Part,
+        catalogue::{API, EXECUTOR, Kind, OLD_NAMES, PROCESS, SHARED},
+        count,
+    };
+
+    count(Part::Executor);
+    let text = Service::start(&pool).get("/metrics").await.text;
+    let samples: Vec<&str> = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+    let documented = include_str!("../../docs/metrics.md");
+    let old = OLD_NAMES.iter().map(|(metric, _)| metric);
+    let mut known = std::collections::HashSet::new();
+    for metric in [API, EXECUTOR, PROCESS, SHARED].into_iter().flatten().chain(old.clone()) {
+        let name = metric.name;
+        known.insert(name);
+        assert!(documented.contains(&format!("| `{name}`")), "docs/metrics.md does not have {name}");
+        let is_old = old.clone().any(|old| old.name == name);
+        assert!(is_old || (metric.kind == Kind::Counter) == name.ends_with("_total"), "{name}");
+        for unit in ["_milliseconds", "_minutes", "_ms", "_kilobytes", "_megabytes", "_percent"] {
+            assert!(!name.contains(unit), "{name}");
+        }
+        if metric.kind != Kind::Gauge && metric.label.is_none_or(|(_, values)| !values.is_empty()) {
+            let is_there = |line: &&str| line.starts_with(name);
+            assert!(samples.iter().any(is_there), "{name} is not there from the start:\n{text}");
+        }
+    }
+    for sample in samples {
+        let name = sample.split(['{', ' ']).next().expect("a name");
+        let bare = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name);
+        assert!(known.contains(name) || known.contains(bare), "{name} is not in the catalogue");
+        assert!(text.contains(&format!("# HELP {name} ")) || text.contains(&format!("# HELP {bare} ")), "{name}");
+    }
+    let listed = documented.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    let unknown: Vec<&str> = listed.filter(|name| !known.contains(name)).collect();
+    assert_eq!(unknown, [""; 0], "docs/metrics.md has names that are no metrics");
 }

@@ -1,0 +1,230 @@
+//! The catalogue of metrics: each name with its type, its unit, its text and the values of its closed labels.
+//!
+//! What a process can count is there from its start with the value 0, so that a rate can be taken over its first
+//! occurrence. `docs/metrics.md` has the same names; a test compares the two.
+
+use std::{
+    collections::HashSet,
+    sync::{Mutex, OnceLock, PoisonError},
+};
+
+use metrics::{Label, Unit, counter, describe_counter, describe_gauge, describe_histogram, histogram};
+
+use crate::access::OrganizationId;
+
+/// The type of a metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows.
+    Counter,
+    /// Goes up and down. One that is worked out when it is asked for has no value before that.
+    Gauge,
+    /// Observations in buckets.
+    Histogram,
+}
+
+/// A metric.
+#[derive(Debug)]
+pub struct Metric {
+    /// Its name.
+    pub name: &'static str,
+    /// Its type.
+    pub kind: Kind,
+    /// What it says.
+    pub help: &'static str,
+    /// Its label, with the values that it can have; `None` for no label, an empty list for values that are not known
+    /// before.
+    pub label: Option<(&'static str, &'static [&'static str])>,
+    /// Whether it has the label `organization_id` as well.
+    pub by_organization: bool,
+}
+
+const fn metric(kind: Kind, name: &'static str, help: &'static str) -> Metric {
+    Metric { name, kind, help, label: None, by_organization: false }
+}
+
+impl Metric {
+    const fn by(self, label: &'static str, values: &'static [&'static str]) -> Self {
+        Self { label: Some((label, values)), ..self }
+    }
+
+    const fn by_organization(self) -> Self {
+        Self { by_organization: true, ..self }
+    }
+}
+
+use Kind::{Counter, Gauge, Histogram};
+
+const ENDS: &[&str] = &["COMPLETED", "FAILED", "CANCELLED"];
+/// `success`, and the names of `executor::agent_call::Fault`.
+const OUTCOMES: &[&str] = &[
+    "success",
+    "circuit_open",
+    "not_allowed",
+    "unusable",
+    "network",
+    "timeout",
+    "http_4xx",
+    "http_5xx",
+    "invalid",
+    "refused",
+];
+
+/// What `serve` counts.
+pub const API: &[Metric] = &[
+    metric(Gauge, "api_info", "Version of the API, as a label").by("version", &[]),
+    metric(Gauge, "api_uptime_seconds", "Time since the start of the process"),
+    metric(Counter, "http_requests_total", "Answered requests by method, route and status").by("endpoint", &[]),
+    metric(Histogram, "http_request_latency_seconds", "Time from request to answer by method and route")
+        .by("endpoint", &[]),
+    metric(Gauge, "http_requests_active", "Requests that are being answered"),
+    metric(Counter, "requests_refused_total", "Requests that a limit has refused, by limit")
+        .by("reason", &["overload", "principal", "address", "failed_auth"]),
+    metric(Counter, "workflow_executions_total", "Runs that were accepted, by organisation").by_organization(),
+    metric(Counter, "workflow_execution_failures_total", "Accepted runs that could not be dispatched"),
+    metric(
+        Gauge,
+        "workflow_runs",
+        "Runs that have not ended: waiting for an executor, running, or parked; up to 100000",
+    )
+    .by("state", &[]),
+    metric(Histogram, "run_writer_batch_size", "Runs written by one statement"),
+    metric(Gauge, "outbox_events_pending", "Messages that Kafka has not acknowledged yet"),
+    metric(Gauge, "outbox_oldest_age_seconds", "Age of the oldest of them"),
+    metric(Counter, "outbox_messages_published_total", "Messages that Kafka has acknowledged"),
+    metric(Gauge, "circuit_breakers", "Circuit breakers that are open or half open").by("state", &[]),
+    metric(Counter, "audit_denied_attempts_lost_total", "Denied attempts that are only counted in the audit trail"),
+    metric(Gauge, "db_pool_size", "Connections of the pool"),
+    metric(Gauge, "db_pool_idle", "Connections of the pool that are idle"),
+    metric(Gauge, "db_pool_in_use", "Connections of the pool that are in use"),
+    metric(Gauge, "db_pool_max", "Connections that the pool may open"),
+];
+
+/// What `executor` counts.
+pub const EXECUTOR: &[Metric] = &[
+    metric(Gauge, "executor_active_runs", "Runs that this executor drives"),
+    metric(Counter, "executor_runs_total", "Runs that this executor ended, by status and organisation")
+        .by("status", ENDS)
+        .by_organization(),
+    metric(
+        Histogram,
+        "workflow_duration_seconds",
+        "Time from the first claim of a run to its end, without parked time",
+    )
+    .by("status", ENDS),
+    metric(Counter, "executor_runs_parked_total", "Runs that were parked"),
+    metric(Counter, "executor_runs_taken_over_total", "Runs that were taken over from a lost executor"),
+    metric(Histogram, "executor_step_duration_seconds", "Duration of attempts of agent steps")
+        .by("status", &["COMPLETED", "FAILED"]),
+    metric(Counter, "executor_agent_requests_total", "Attempts of agent steps by outcome").by("outcome", OUTCOMES),
+    metric(Counter, "executor_agent_tokens_total", "Tokens of chat completions, as their endpoints count")
+        .by("kind", &["prompt", "completion"]),
+    metric(Counter, "executor_circuit_breaker_transitions_total", "Changes of circuit breakers by new state")
+        .by("state", &["closed", "open", "half_open"]),
+    metric(Histogram, "executor_journal_batch_size", "Writes of runs in one statement"),
+    metric(Counter, "executor_monitoring_updates_total", "Monitoring updates that Kafka has acknowledged"),
+    metric(Counter, "executor_monitoring_updates_dropped_total", "Monitoring updates lost because too many wait"),
+    metric(Gauge, "executor_monitoring_backlog", "Statements whose monitoring updates Kafka has not acknowledged yet"),
+    metric(Counter, "executor_dead_letters_total", "Records that no executor can use, by reason").by("reason", &[]),
+];
+
+/// What both count.
+pub const SHARED: &[Metric] = &[
+    metric(Gauge, "dead_letters_open", "Records that no executor can use and that were neither redriven nor discarded"),
+    metric(Gauge, "kafka_connected", "1 while a broker answers, by client").by("client", &[]),
+    metric(Counter, "kafka_clients_renewed_total", "Clients made anew because no broker answered them, by client")
+        .by("client", &[]),
+];
+
+/// What describes the process, by the names of Prometheus's client libraries.
+pub const PROCESS: &[Metric] = &[
+    metric(Counter, "process_cpu_seconds_total", "User and system CPU time"),
+    metric(Gauge, "process_open_fds", "Open file descriptors"),
+    metric(Gauge, "process_max_fds", "Limit of open file descriptors"),
+    metric(Gauge, "process_virtual_memory_bytes", "Virtual memory"),
+    metric(Gauge, "process_virtual_memory_max_bytes", "Limit of virtual memory"),
+    metric(Gauge, "process_resident_memory_bytes", "Resident memory"),
+    metric(Gauge, "process_start_time_seconds", "Start of the process in seconds since 1970"),
+    metric(Gauge, "process_threads", "Threads of the process"),
+];
+
+/// Names of the reference deployment and of earlier releases, each with the metric that has taken its place.
+pub const OLD_NAMES: &[(Metric, &str)] = &[
+    (metric(Counter, "api_requests_total", "Old name, without labels: http_requests_total"), "http_requests_total"),
+    (
+        metric(Histogram, "api_request_duration_seconds", "Old name, without labels: http_request_latency_seconds"),
+        "http_request_latency_seconds",
+    ),
+    // Its ending is that of a counter, so it is rendered without a type.
+    (metric(Gauge, PENDING_BEFORE, "Old name: outbox_events_pending"), PENDING),
+];
+
+const PENDING_BEFORE: &str = "outbox_event_pending_total";
+const PENDING: &str = "outbox_events_pending";
+
+/// Describes the metrics and sets what can be counted to 0.
+pub fn register(metrics: &'static [Metric]) {
+    for metric in metrics {
+        describe(metric);
+        let organization =
+            metric.by_organization.then(|| Label::from_static_parts("organization_id", OrganizationId::DEFAULT));
+        let label_sets: Vec<Vec<Label>> = match metric.label {
+            None => vec![organization.into_iter().collect()],
+            Some((label, values)) => values
+                .iter()
+                .map(|value| [Label::from_static_parts(label, value)].into_iter().chain(organization.clone()).collect())
+                .collect(),
+        };
+        for labels in label_sets {
+            match metric.kind {
+                Counter => counter!(metric.name, labels).increment(0),
+                Histogram => drop(histogram!(metric.name, labels)),
+                Gauge => {}
+            }
+        }
+    }
+}
+
+fn describe(metric: &Metric) {
+    let unit = match metric.name {
+        name if name.ends_with("_seconds") || name.ends_with("_seconds_total") => Unit::Seconds,
+        name if name.ends_with("_bytes") => Unit::Bytes,
+        _ => Unit::Count,
+    };
+    match metric.kind {
+        Counter => describe_counter!(metric.name, unit, metric.help),
+        Gauge => describe_gauge!(metric.name, unit, metric.help),
+        Histogram => describe_histogram!(metric.name, unit, metric.help),
+    }
+}
+
+/// Registers the old names that are still counted under their own.
+pub fn register_old_names() {
+    for (metric, _) in OLD_NAMES.iter().filter(|(metric, _)| metric.name != PENDING_BEFORE) {
+        register(std::slice::from_ref(metric));
+    }
+}
+
+/// The lines of the old names that are copies of others in `rendered`.
+pub fn old_names(rendered: &str) -> String {
+    let value = rendered.lines().find_map(|line| line.strip_prefix(PENDING)?.strip_prefix(' '));
+    value.map_or_else(String::new, |value| {
+        format!("# HELP {PENDING_BEFORE} Old name: {PENDING}\n{PENDING_BEFORE} {value}\n")
+    })
+}
+
+/// An organisation as a label: by its id, but only so many of them, so that the number of series is bounded.
+pub fn organization(id: &str) -> String {
+    /// Beyond these, organisations are counted together.
+    const MOST: usize = 200;
+    static KNOWN: OnceLock<Mutex<HashSet<String>>> = OnceLock::new();
+    let mut known = KNOWN.get_or_init(Default::default).lock().unwrap_or_else(PoisonError::into_inner);
+    if known.contains(id) {
+        return id.to_owned();
+    }
+    if known.len() >= MOST {
+        return "(other)".to_owned();
+    }
+    known.insert(id.to_owned());
+    id.to_owned()
+}
