@@ -101,6 +101,8 @@ pub struct AgentWithBreaker {
     /// Its breaker.
     #[sqlx(flatten)]
     pub breaker: BreakerRow,
+    /// The transaction that wrote the agent's row (`xmin`): another one after any change, by whatever program.
+    pub version: i64,
 }
 
 impl AgentWithBreaker {
@@ -139,7 +141,7 @@ fn with_breaker(condition: &str) -> String {
     let columns = COLUMNS.split(',').map(|column| format!("a.{}", column.trim())).collect::<Vec<_>>().join(", ");
     let breaker = breakers::COLUMNS;
     format!(
-        "SELECT {columns}, {breaker} FROM agents a LEFT JOIN circuit_breakers b ON b.agent_id = a.id WHERE {condition}"
+        "SELECT {columns}, {breaker}, a.xmin::text::int8 AS version FROM agents a LEFT JOIN circuit_breakers b ON b.agent_id = a.id WHERE {condition}"
     )
 }
 

@@ -607,7 +607,7 @@ fn write_sql(locked: Locked, tells: bool) -> String {
                     agent_name, input, parent_step_id, branch_name, join_policy, place, run_status, run_error,
                     nth, call_ms, http_status, call_fault{told_name})
         ), held AS MATERIALIZED (
-            SELECT c.* FROM change c
+            SELECT c.*, r.organization_id FROM change c
             JOIN workflow_runs r ON r.run_id = c.run_id AND r.lease_token = c.lease_token
                 AND (r.status = 'RUNNING') IS TRUE
             ORDER BY r.run_id FOR NO KEY UPDATE OF r {skip}
@@ -667,8 +667,21 @@ fn write_sql(locked: Locked, tells: bool) -> String {
                     FROM finished
             ) AS event (nth, part, run_id, kind, step_id, id, agent_name, http_status, ms, detail) ORDER BY nth, part
         ){told}
-        SELECT run_id FROM held"
+        SELECT run_id, agent_name, (SELECT a.xmin::text::int8 FROM agents a
+            WHERE agent_name <> '' AND a.name = agent_name AND a.organization_id = held.organization_id) AS agent_version
+        FROM held"
     )
+}
+
+/// A change that was written.
+#[derive(sqlx::FromRow)]
+pub struct Held {
+    /// Its run.
+    pub run_id: String,
+    /// The agent that the step which begins in it calls; empty for a step that calls nobody.
+    pub agent_name: Option<String>,
+    /// [`super::agents::AgentWithBreaker::version`] of that agent when the step began; `None`: it does not exist.
+    pub agent_version: Option<i64>,
 }
 
 /// Writes changes in one statement, several of one run in their order. A run that is not in the answer is not held any
@@ -679,14 +692,14 @@ pub async fn write(
     changes: &[Change],
     locked: Locked,
     outgoing: Option<&monitoring::Outgoing>,
-) -> Result<Vec<String>, Error> {
+) -> Result<Vec<Held>, Error> {
     let sql = write_sql(locked, outgoing.is_some());
     let calls = || changes.iter().map(|change| change.ended.as_ref()?.call);
     let text = |of: fn(&Change) -> Option<&str>| changes.iter().map(of).collect::<Vec<_>>();
     let lease_tokens: Vec<Uuid> = changes.iter().map(|change| change.lease_token).collect();
     let nth: Vec<f64> =
         changes.chunk_by(|a, b| a.run_id == b.run_id).flat_map(|of_run| (0..of_run.len()).map(|n| n as f64)).collect();
-    let query = sqlx::query_scalar(&sql)
+    let query = sqlx::query_as(&sql)
         .bind(text(|change| Some(&change.run_id)))
         .bind(lease_tokens)
         .bind(text(|change| change.ended.as_ref().map(|step| step.id.as_str())))

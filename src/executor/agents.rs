@@ -1,5 +1,6 @@
-//! The agents by name, as they are called. Rows are kept for a second, so that a busy executor asks once a second
-//! for each, and a change works at once as far as people can tell.
+//! The agents by name, as they are called. Rows are kept for a second, for their breakers, and as long as they are what
+//! the begin of a step has seen: a change that was answered counts for every step that begins after it, and costs an
+//! executor one look, though agents are changed by other processes.
 
 use std::{
     collections::HashMap,
@@ -64,7 +65,31 @@ pub(super) enum NoAgent {
     UnknownKind(String),
 }
 
-type Slot = Arc<tokio::sync::Mutex<Option<(Instant, Result<Arc<Agent>, NoAgent>)>>>;
+/// What the begin of a step has seen of its agent.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen {
+    /// Before it was written.
+    pub(super) since: Instant,
+    /// Of the agent's row, if there was one.
+    pub(super) version: Option<i64>,
+}
+
+/// What was read of an agent.
+struct Known {
+    /// Before it was read.
+    at: Instant,
+    version: Option<i64>,
+    found: Result<Arc<Agent>, NoAgent>,
+}
+
+impl Known {
+    /// Whether a step that has seen this may use it.
+    fn is_fit_for(&self, seen: Seen) -> bool {
+        self.at >= seen.since || (self.version == seen.version && self.at.elapsed() < KEEP)
+    }
+}
+
+type Slot = Arc<tokio::sync::Mutex<Option<Known>>>;
 
 /// See the module.
 pub(super) struct Agents {
@@ -81,32 +106,35 @@ impl Agents {
         Self { pool, vault, breakers, breaker_rules, slots: std::sync::Mutex::default() }
     }
 
-    /// The organisation's agent of that name, if it may be called. Of many who ask at once, one asks the database.
+    /// The organisation's agent of that name as it was when the step began or later, if it may be called. Of many who ask
+    /// at once, one asks the database.
     pub(super) async fn find(
         &self,
         organization: &OrganizationId,
         name: &str,
+        seen: Seen,
     ) -> Result<Result<Arc<Agent>, NoAgent>, db::Error> {
         let slot = self.slot(organization, name);
         let mut entry = slot.lock().await;
-        if let Some((read_at, known)) = &*entry
-            && read_at.elapsed() < KEEP
-        {
-            return Ok(known.clone());
+        if let Some(known) = entry.as_ref().filter(|known| known.is_fit_for(seen)) {
+            return Ok(known.found.clone());
         }
         let (pool, whose, wanted) = (self.pool.clone(), organization.clone(), name.to_owned());
         let began = Instant::now();
         let found = db::bounded(async move { db::agents::find_to_call(&pool, &whose, &wanted).await });
-        let found = found.await?.map(|AgentWithBreaker { agent, breaker }| {
-            self.breakers.observe(agent.id, breaker.into(), began);
-            agent
-        });
-        let found = match found {
-            None => Err(NoAgent::Unknown(name.to_owned())),
-            Some(row) if row.status == AgentStatus::Active.as_str() => self.read(row).map(Arc::new),
-            Some(row) => Err(NoAgent::NotActive(name.to_owned(), row.status)),
+        let (version, found) = match found.await? {
+            None => (None, Err(NoAgent::Unknown(name.to_owned()))),
+            Some(AgentWithBreaker { agent, breaker, version }) => {
+                self.breakers.observe(agent.id, breaker.into(), began);
+                let found = if agent.status == AgentStatus::Active.as_str() {
+                    self.read(agent).map(Arc::new)
+                } else {
+                    Err(NoAgent::NotActive(name.to_owned(), agent.status))
+                };
+                (Some(version), found)
+            }
         };
-        *entry = Some((Instant::now(), found.clone()));
+        *entry = Some(Known { at: began, version, found: found.clone() });
         Ok(found)
     }
 

@@ -344,7 +344,7 @@ impl Driver {
     /// Hands one change to the journal. Returns it if the database refuses it.
     async fn submit(&self, change: Change) -> Result<Option<Change>, Left> {
         match self.executor.journal.write(vec![change], &self.stop).await {
-            Written::Done => Ok(None),
+            Written::Done(_) => Ok(None),
             Written::Lost => Err(Left::Lost),
             Written::Failed => Err(Left::Broken),
             Written::Refused(changes) => Ok(changes.into_iter().next()),

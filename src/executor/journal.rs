@@ -4,7 +4,7 @@
 //! Drivers may be stopped at any moment; the statements run here, in tasks that nobody stops, so that no connection
 //! is left in an unknown state. While the database is away a change waits, until its run is given up.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -13,7 +13,7 @@ use super::{monitoring::Monitoring, retry};
 use crate::{
     db::{
         self,
-        executions::{Change, Locked},
+        executions::{Change, Held, Locked},
         monitoring::Outgoing,
     },
     lifecycle::Lifecycle,
@@ -26,11 +26,14 @@ const MAX_BATCH: usize = 200;
 /// Bytes of inputs and outputs in one statement, unless a single change is larger.
 const MAX_BATCH_BYTES: usize = 8 << 20;
 
+/// An agent's name, and the version of its row; `None`: there is none.
+pub(super) type AgentSeen = (String, Option<i64>);
+
 /// What became of a run's changes.
 #[derive(Debug)]
 pub(super) enum Written {
-    /// They are committed.
-    Done,
+    /// They are committed, and this is what the agents were by then which their steps call.
+    Done(Vec<AgentSeen>),
     /// The run is no longer held, or is to be left alone: nothing was written.
     Lost,
     /// The database refuses a value in them: here they are back.
@@ -126,13 +129,17 @@ impl Writer {
         let are_all_stopped = || waiters.iter().all(|(stop, _)| stop.is_cancelled());
         let written = self.write_until(&changes, Locked::Skip, are_all_stopped).await;
         let is_poisoned = matches!(&written, Err(error) if !error.is_retryable());
-        let held: HashSet<String> = written.unwrap_or_default().into_iter().collect();
+        let mut held: HashMap<String, Vec<AgentSeen>> = HashMap::new();
+        for change in written.unwrap_or_default() {
+            held.entry(change.run_id).or_default().extend(seen(change.agent_name, change.agent_version));
+        }
         let mut rest = &changes[..];
         for (length, (stop, answer)) in lengths.into_iter().zip(waiters) {
             let (of_run, others) = rest.split_at(length);
             rest = others;
-            let outcome = if of_run.iter().all(|change| held.contains(&change.run_id)) {
-                Written::Done
+            let agents = of_run.first().and_then(|change| held.remove(&change.run_id));
+            let outcome = if let Some(agents) = agents {
+                Written::Done(agents)
             } else if stop.is_cancelled() && !is_poisoned {
                 Written::Lost
             } else {
@@ -148,7 +155,9 @@ impl Writer {
         let changes = Arc::new(changes);
         match self.write_until(&changes, Locked::Wait, || stop.is_cancelled()).await {
             Ok(held) if held.is_empty() => Written::Lost,
-            Ok(_) => Written::Done,
+            Ok(held) => Written::Done(
+                held.into_iter().filter_map(|change| seen(change.agent_name, change.agent_version)).collect(),
+            ),
             Err(error) if error.is_retryable() => Written::Lost,
             Err(db::Error::Refused(_)) => Written::Refused(changes.to_vec()),
             Err(error) => {
@@ -165,7 +174,7 @@ impl Writer {
         changes: &Arc<Vec<Change>>,
         locked: Locked,
         is_unwanted: impl Fn() -> bool,
-    ) -> Result<Vec<String>, db::Error> {
+    ) -> Result<Vec<Held>, db::Error> {
         let mut failures = 0;
         let prepared = self.monitoring.as_ref().and_then(|monitoring| monitoring.prepare(changes));
         let outgoing = prepared.as_ref().map(|prepared| Arc::clone(&prepared.row));
@@ -184,7 +193,10 @@ impl Writer {
         };
         if let Some((monitoring, prepared)) = self.monitoring.as_ref().zip(prepared) {
             match &result {
-                Ok(held) => monitoring.committed(prepared, held, failures > 0),
+                Ok(held) => {
+                    let run_ids: Vec<&str> = held.iter().map(|change| change.run_id.as_str()).collect();
+                    monitoring.committed(prepared, &run_ids, failures > 0);
+                }
                 Err(_) => monitoring.failed(&prepared),
             }
         }
@@ -196,7 +208,7 @@ impl Writer {
         changes: &Arc<Vec<Change>>,
         locked: Locked,
         outgoing: Option<&Arc<Outgoing>>,
-    ) -> Result<Vec<String>, db::Error> {
+    ) -> Result<Vec<Held>, db::Error> {
         if self.connection.is_none() {
             let pool = self.pool.clone();
             let prepared = db::bounded(async move {
@@ -219,6 +231,11 @@ impl Writer {
         }
         result
     }
+}
+
+/// The agent that a change has seen, if a step begins in it that calls one.
+fn seen(agent_name: Option<String>, version: Option<i64>) -> Option<AgentSeen> {
+    agent_name.filter(|name| !name.is_empty()).map(|name| (name, version))
 }
 
 /// How many of the waiting jobs go into the next statement.

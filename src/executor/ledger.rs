@@ -48,6 +48,9 @@ struct State {
     open: BTreeMap<String, Open>,
     /// The ends of rows whose begin is still under way.
     early: Vec<EndedStep>,
+    /// The agents that were called, as the last begin of a step that calls them has seen them: the version of the row,
+    /// if there is one.
+    agents: BTreeMap<String, Option<i64>>,
 }
 
 /// A row that has begun and not ended.
@@ -188,6 +191,12 @@ impl Ledger {
         }
     }
 
+    /// The version of the agent's row, as of the last begin that was written of a step which calls it; `None`: it does
+    /// not exist, or there is no such begin.
+    pub(super) fn agent_version(&self, name: &str) -> Option<i64> {
+        self.state().agents.get(name).copied().flatten()
+    }
+
     /// Waits, if too much is pending.
     pub(super) async fn keep_small(&self) {
         if self.state().pending.len() >= MAX_PENDING {
@@ -206,7 +215,7 @@ impl Ledger {
             };
             if !changes.is_empty() {
                 match journal.write(changes, stop).await {
-                    Written::Done => {}
+                    Written::Done(agents) => self.state().agents.extend(agents),
                     Written::Lost => return Err(Stuck::Lost),
                     Written::Failed => return Err(Stuck::Broken),
                     Written::Refused(changes) => return Err(Stuck::Refused(changes)),

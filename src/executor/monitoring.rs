@@ -95,12 +95,12 @@ pub(super) struct Prepared {
 impl Prepared {
     /// What is to be sent once the statement has written the changes of these runs; `None`: nothing. One that was
     /// repeated may have written more the first time, for runs that it ended then: the row says what.
-    fn into_batch(self, held: &[String], is_repeated: bool) -> Option<Batch> {
+    fn into_batch(self, held: &[&str], is_repeated: bool) -> Option<Batch> {
         let Self { row, mut updates } = self;
         if is_repeated {
             return Some(Batch { id: row.id, updates: None });
         }
-        updates.retain(|update| held.contains(&update.run_id));
+        updates.retain(|update| held.contains(&update.run_id.as_str()));
         (!updates.is_empty()).then_some(Batch { id: row.id, updates: Some(updates) })
     }
 }
@@ -158,7 +158,7 @@ impl Monitoring {
     }
 
     /// The statement was committed, for these runs; `is_repeated`: and perhaps before, for others too.
-    pub(super) fn committed(&self, prepared: Prepared, held: &[String], is_repeated: bool) {
+    pub(super) fn committed(&self, prepared: Prepared, held: &[&str], is_repeated: bool) {
         let (id, owner) = (prepared.row.id, prepared.row.owner);
         if owner.is_none() {
             return;
@@ -392,7 +392,7 @@ mod tests {
 
     #[test]
     fn what_is_sent_is_what_was_written_also_if_the_statement_was_repeated() {
-        let both = ["ends".to_owned(), "goes-on".to_owned()];
+        let both = ["ends", "goes-on"];
         assert_eq!(told(prepared().into_batch(&both, false)), both);
         assert_eq!(told(prepared().into_batch(&both[..1], false)), both[..1]);
         assert!(told(prepared().into_batch(&[], false)).is_empty());

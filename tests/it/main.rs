@@ -3,6 +3,7 @@
 
 mod access;
 mod agent_answers;
+mod agent_changes;
 mod agent_health;
 mod agent_kinds;
 mod agent_tasks;

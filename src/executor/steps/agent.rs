@@ -9,7 +9,7 @@ use crate::{
     db::executions::{AgentCall, StepEnd},
     executor::{
         agent_call::{self, Called, Failure, Fault, Request},
-        agents::Agent,
+        agents::{Agent, Seen},
         breakers::Rejected,
         journal,
         retry::{self, Again},
@@ -56,10 +56,12 @@ impl Run {
             // The agent sees the row's id: a log of one is found from the other.
             let attempt_id = interrupted.take().unwrap_or_else(|| row.id.clone());
             row.task_id = Some(agent_call::task_id(&attempt_id));
+            let since = Instant::now();
             self.ledger.begin(place, row);
             self.ledger.written().await;
+            let seen = Seen { since, version: self.ledger.agent_version(agent_name) };
             let started = Instant::now();
-            let Attempt { result, pause, call } = self.attempt(agent_name, &attempt_id, &input, attempt).await;
+            let Attempt { result, pause, call } = self.attempt(agent_name, seen, &attempt_id, &input, attempt).await;
             let secs = started.elapsed().as_secs_f64();
             let end = match &result {
                 Ok(output) => StepEnd::Completed(output.clone()),
@@ -93,8 +95,8 @@ impl Run {
         }
     }
 
-    async fn attempt(&self, agent_name: &str, attempt_id: &str, input: &RawValue, attempt: u32) -> Attempt {
-        let agent = match self.find_agent(agent_name).await {
+    async fn attempt(&self, agent_name: &str, seen: Seen, attempt_id: &str, input: &RawValue, attempt: u32) -> Attempt {
+        let agent = match self.find_agent(agent_name, seen).await {
             Ok(agent) => agent,
             Err(cause) => return Attempt { result: Err(cause), pause: None, call: None },
         };
@@ -135,10 +137,10 @@ impl Run {
     }
 
     /// The agent, however long the database is away.
-    async fn find_agent(&self, name: &str) -> Result<std::sync::Arc<Agent>, String> {
+    async fn find_agent(&self, name: &str, seen: Seen) -> Result<std::sync::Arc<Agent>, String> {
         let mut failures = 0;
         loop {
-            match self.executor.agents.find(&self.organization, name).await {
+            match self.executor.agents.find(&self.organization, name, seen).await {
                 Ok(found) => return found.map_err(|no_agent| no_agent.to_string()),
                 Err(error) if error.is_retryable() => {
                     journal::pause(failures).await;
