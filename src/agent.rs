@@ -13,10 +13,12 @@ use crate::{
     input::{ANY_LENGTH, FieldError, Node, Object, Patch, Read, keep, text},
 };
 
+mod address;
 mod auth;
 mod credentials;
 mod kind;
 
+pub use address::masked_url;
 pub use auth::{AuthType, mask_auth_config, render_auth_config};
 pub use credentials::{Credentials, Secrets};
 pub use kind::{AgentKind, ChatConfig, chat_url};
@@ -148,12 +150,12 @@ pub struct NewAgent {
 }
 
 impl NewAgent {
-    /// Refuses what a caller who sees agents without their secrets may have copied from one.
-    pub fn unmasked(mut self) -> Read<Self> {
-        self.auth_config = match self.auth_config {
-            Some(config) => Some(auth::unmask_auth_config(&config, None)?.0),
-            None => None,
-        };
+    /// Refuses what a caller who sees agents without their secrets may have copied from one, and a URL that anybody may.
+    pub fn unmasked(mut self, sees_secrets: bool) -> Read<Self> {
+        address::unmasked_url(&self.url, None)?;
+        if let Some(config) = self.auth_config.as_deref().filter(|_| !sees_secrets) {
+            self.auth_config = Some(auth::unmask_auth_config(config, None)?.0);
+        }
         Ok(self)
     }
 
@@ -244,23 +246,38 @@ impl AgentPatch {
         if errors.is_empty() { Ok(patch) } else { Err(errors) }
     }
 
-    /// What a caller means who sees the agent without its secrets, and may send back what he sees. Stored secrets do not
-    /// go to another host, where their receiver could read what the caller may not.
-    pub fn unmasked(mut self, url: &str, auth_config: Option<&RawValue>) -> Read<Self> {
-        self.url = self.url.filter(|given| *given != without_credentials(url));
+    /// What a caller means who may have seen the agent without its secrets, and may send back what he saw: asterisks in
+    /// the URL mean what is stored, and those in the credentials, if the caller sees none. The secrets that such a caller
+    /// keeps do not go to another address or into another header, which could repeat to him what he may not see.
+    pub fn unmasked(mut self, url: &str, auth_config: Option<&RawValue>, sees_secrets: bool) -> Read<Self> {
+        if !sees_secrets {
+            self.url = self.url.filter(|given| *given != masked_url(url));
+        }
+        let mut keeps_secrets = false;
+        if let Some(given) = &self.url {
+            let (meant, keeps) = address::unmasked_url(given, Some(url))?;
+            self.url = Some(meant).filter(|meant| *meant != url);
+            keeps_secrets = keeps;
+        }
+        if sees_secrets {
+            return Ok(self);
+        }
         let stored = auth_config.filter(|raw| raw.get() != "null");
-        let (auth_config, keeps_secrets) = match self.auth_config {
+        match &self.auth_config {
             Patch::Value(given) => {
-                let (config, keeps_secrets) = auth::unmask_auth_config(&given, stored)?;
-                (Patch::Value(config), keeps_secrets)
+                let (config, keeps) = auth::unmask_auth_config(given, stored)?;
+                if keeps && auth::header_in(given) != stored.and_then(auth::header_in) {
+                    let text = "the stored key does not go into another header; give it again with the new one";
+                    return Err(vec![FieldError::rule("body.auth_config.header_name", text)]);
+                }
+                self.auth_config = Patch::Value(config);
+                keeps_secrets |= keeps;
             }
-            Patch::Absent => (Patch::Absent, stored.is_some()),
-            Patch::Null => (Patch::Null, false),
-        };
-        self.auth_config = auth_config;
-        let origin = |url: &str| Url::parse(url).map(|url| url.origin()).ok();
-        if keeps_secrets && self.url.as_deref().is_some_and(|given| origin(given) != origin(url)) {
-            let text = "the stored credentials do not go to another host; give them again with the new address";
+            Patch::Absent => keeps_secrets |= stored.is_some(),
+            Patch::Null => {}
+        }
+        if keeps_secrets && self.url.is_some() {
+            let text = "the stored credentials do not go to another address; give them again with the new one";
             return Err(vec![FieldError::rule("body.url", text)]);
         }
         Ok(self)
@@ -301,20 +318,6 @@ impl AgentPatch {
         };
         Ok((kind, checked_config(kind, config)?))
     }
-}
-
-/// An agent's URL without user and password.
-#[must_use]
-pub fn without_credentials(url: &str) -> String {
-    // Most have none, and to parse them costs more than to find out who asks.
-    let parsed = if url.contains('@') { Url::parse(url).ok() } else { None };
-    let Some(mut bare) = parsed.filter(|url| !url.username().is_empty() || url.password().is_some()) else {
-        return url.to_owned();
-    };
-    // Both fail only for URLs without a host, which have no user either.
-    let _ = bare.set_username("");
-    let _ = bare.set_password(None);
-    bare.into()
 }
 
 fn read_timeout(node: &Node<'_>) -> Read<i32> {

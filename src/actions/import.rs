@@ -1,7 +1,7 @@
 //! Bringing agents and workflows to what a document says, all of it or nothing.
 //!
-//! Credentials that the document leaves out stay as they are stored: an agent's `auth_config`, and user and password
-//! in its URL. An agent that is new cannot do without the ones its `auth_type` asks for.
+//! Credentials that the document leaves out stay as they are stored: an agent's `auth_config`, and user, password and
+//! the values of the query in its URL. An agent that is new cannot do without the ones its `auth_type` asks for.
 
 use std::collections::HashSet;
 
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     access::Countable,
-    agent::{AgentPatch, AgentStatus, NewAgent, without_credentials},
+    agent::{AgentPatch, AgentStatus, NewAgent, masked_url},
     db::{self, idempotency::ClaimError},
     input::{self, FieldError, Node, Object, Read, keep, text},
     workflow::NewWorkflow,
@@ -174,7 +174,7 @@ pub async fn import(
                 (None, save_agent::create_in(&mut transaction, context, new).await)
             }
             Some(stored) => {
-                if wanted.url.as_deref().is_some_and(|url| url == without_credentials(&stored.url)) {
+                if wanted.url.as_deref().is_some_and(|url| url == masked_url(&stored.url)) {
                     wanted.url = None;
                 }
                 if stored.status == AgentStatus::Deleted.as_str() {

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::{Change, Context, Entity, Stale, difference};
 use crate::{
     access::{Countable, QuotaExceeded},
-    agent::{AgentKind, AgentPatch, AgentStatus, AuthType, NewAgent},
+    agent::{AgentKind, AgentPatch, AgentStatus, AuthType, NewAgent, masked_url},
     db::{
         self,
         agents::{AgentRow, AgentWithBreaker},
@@ -63,7 +63,7 @@ pub(super) async fn create_in(
     context: Context<'_>,
     new: NewAgent,
 ) -> Result<AgentRow, SaveAgentError> {
-    let new = if context.sees_secrets { new } else { new.unmasked().map_err(SaveAgentError::Invalid)? };
+    let new = new.unmasked(context.sees_secrets).map_err(SaveAgentError::Invalid)?;
     check_url(context, &new.url)?;
     let at = Timestamp::now();
     let row = AgentRow {
@@ -132,24 +132,20 @@ pub(super) async fn update_in(
     }
     let auth_type = current.auth_type.as_deref().and_then(AuthType::parse).unwrap_or(AuthType::None);
     let stored_auth = current.auth_config.as_ref().map(|stored| &*stored.0);
-    let patch = if context.sees_secrets {
-        patch
-    } else {
-        patch.unmasked(&current.url, stored_auth).map_err(SaveAgentError::Invalid)?
-    };
+    let patch = patch.unmasked(&current.url, stored_auth, context.sees_secrets).map_err(SaveAgentError::Invalid)?;
     let (auth_type, auth_config) = patch.merged_auth(auth_type, stored_auth).map_err(SaveAgentError::Invalid)?;
     let given_kind = patch.kind;
     let kind = AgentKind::parse(&current.kind).unwrap_or(AgentKind::A2a);
     let stored_config = current.config.as_ref().map(|stored| &*stored.0);
     let (_, config) = patch.merged_kind(kind, stored_config).map_err(SaveAgentError::Invalid)?;
-    let new_url = patch.url.filter(|url| *url != current.url);
+    let new_url = patch.url;
     if let Some(url) = &new_url {
         check_url(context, url)?;
         // It says nothing about another place.
         db::breakers::delete(&mut *transaction, id).await?;
     }
     let before = audited(&current);
-    let secrets_before = parsed(current.auth_config.as_ref());
+    let secrets_before = (parsed(current.auth_config.as_ref()), current.url.clone());
     let mut row = AgentRow {
         url: new_url.unwrap_or(current.url),
         description: patch.description.or(current.description),
@@ -169,15 +165,15 @@ pub(super) async fn update_in(
     };
     let after = audited(&row);
     // By value: the database has its own way of writing the same JSON.
-    if before.get() != after.get() || secrets_before != parsed(row.auth_config.as_ref()) {
+    if before.get() != after.get() || secrets_before != (parsed(row.auth_config.as_ref()), row.url.clone()) {
         row.updated_at = Timestamp::now();
         row.updated_by = Some(context.actor.subject.clone());
         db::agents::update(transaction, &row.sealed(context.vault)).await?;
         let (mut changed, mut changes) = difference(&before, &after);
         if changes.get() == "{}" {
             // Only a secret is another one.
-            let credentials =
-                |of: &RawValue| input::object_of(member(of, "auth_config").map(|value| ("auth_config", value)));
+            let name = if secrets_before.1 == row.url { "auth_config" } else { "url" };
+            let credentials = |of: &RawValue| input::object_of(member(of, name).map(|value| (name, value)));
             (changed, changes) = (credentials(&before), credentials(&after));
         }
         let change = Change::between(&changed, &changes);
@@ -230,7 +226,7 @@ fn audited(row: &AgentRow) -> Box<RawValue> {
     }
     input::to_raw(&serde_json::json!({
         "name": row.name,
-        "url": without_secrets(&row.url),
+        "url": masked_url(&row.url),
         "description": row.description,
         "auth_type": row.auth_type,
         "auth_config": auth_config,
@@ -243,19 +239,4 @@ fn audited(row: &AgentRow) -> Box<RawValue> {
         "model": config.get("model"),
         "status": row.status,
     }))
-}
-
-/// The URL without what people hide in it: user, password and the values of its query.
-fn without_secrets(url: &str) -> String {
-    let Ok(mut parsed) = url::Url::parse(url) else { return String::new() };
-    if !parsed.username().is_empty() || parsed.password().is_some() {
-        // Both fail only for URLs without a host, which have no user either.
-        let _ = parsed.set_username("redacted");
-        let _ = parsed.set_password(None);
-    }
-    if parsed.query().is_some() {
-        let names: Vec<String> = parsed.query_pairs().map(|(name, _)| name.into_owned()).collect();
-        parsed.query_pairs_mut().clear().extend_pairs(names.iter().map(|name| (name, "redacted")));
-    }
-    parsed.into()
 }

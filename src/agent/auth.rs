@@ -3,7 +3,7 @@
 use http::{HeaderName, HeaderValue, header};
 use serde_json::value::RawValue;
 
-use crate::input::{FieldError, Node, Read, members, object_of, text, to_raw};
+use crate::input::{FieldError, Node, Read, member, members, object_of, text, to_raw};
 
 /// Headers by which a message is routed and delimited.
 const FRAMING_HEADERS: [HeaderName; 10] = [
@@ -140,7 +140,7 @@ pub fn render_auth_config(auth_type: AuthType, stored: Option<&RawValue>) -> Opt
 }
 
 /// What stands in the place of a secret.
-const MASK: &str = "********";
+pub(super) const MASK: &str = "********";
 
 /// The credentials without their secrets, so that only their names are left.
 #[must_use]
@@ -150,6 +150,12 @@ pub fn mask_auth_config(stored: &RawValue) -> Box<RawValue> {
     let shown =
         members.iter().map(|(name, value)| (name.as_str(), if is_public(name, value) { *value } else { &*mask }));
     object_of(shown)
+}
+
+/// The header that an API key goes into, as far as the credentials name one.
+pub(super) fn header_in(config: &RawValue) -> Option<String> {
+    let named = |name| member(config, name).and_then(text).map(|name| name.trim().to_lowercase());
+    named("header_name").or_else(|| named("header"))
 }
 
 /// A member of credentials that is no secret.

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     actions::save_agent::{self, SaveAgentError},
-    agent::{AgentPatch, AuthType, NewAgent, RetryConfig, mask_auth_config, render_auth_config, without_credentials},
+    agent::{AgentPatch, AuthType, NewAgent, RetryConfig, mask_auth_config, masked_url, render_auth_config},
     breaker::Rules,
     db::{
         self,
@@ -43,7 +43,8 @@ pub struct Agent {
     /// Unique for ever; steps name agents by it.
     #[schema(example = "summariser")]
     name: String,
-    /// Where its endpoint is, normalised.
+    /// Where its endpoint is, normalised. Without `agents:secrets` asterisks stand for the values of its query, which an
+    /// update may send back.
     #[schema(example = "http://summariser:8080/")]
     url: String,
     /// For people.
@@ -153,7 +154,7 @@ fn shown(app: &App, row: AgentRow, caller: &Caller) -> AgentRow {
         row.auth_config = row.auth_config.map(|config| Column(mask_auth_config(&config.0)));
     }
     if !caller.sees_secrets() {
-        row.url = without_credentials(&row.url);
+        row.url = masked_url(&row.url);
     }
     row
 }

@@ -25,7 +25,7 @@ use super::{
 use crate::{
     access::Permission,
     actions::import::{self, FORMAT, FORMAT_VERSION, Import, ImportError, MAX_ENTRIES},
-    agent::{AuthType, RetryConfig, render_auth_config, without_credentials},
+    agent::{AuthType, RetryConfig, masked_url, render_auth_config},
     db::{
         self,
         agents::AgentRow,
@@ -88,7 +88,7 @@ impl ExportedAgent {
         let is_sealed = row.is_sealed();
         let auth_config = stored(row.auth_config).filter(|_| with_secrets && !is_sealed && auth_type != AuthType::None);
         Self {
-            url: if with_secrets { row.url } else { without_credentials(&row.url) },
+            url: if with_secrets { row.url } else { masked_url(&row.url) },
             name: row.name,
             description: row.description,
             auth_type: auth_type.as_str(),

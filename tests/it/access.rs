@@ -102,6 +102,10 @@ impl Admin {
         self.send("POST", path, body.to_string()).await
     }
 
+    pub async fn put(&self, path: &str, body: &Value) -> Answer {
+        self.send("PUT", path, body.to_string()).await
+    }
+
     pub async fn delete(&self, path: &str) -> Answer {
         self.send("DELETE", path, String::new()).await
     }

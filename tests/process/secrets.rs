@@ -2,7 +2,10 @@
 
 use std::{fmt::Write as _, time::Duration};
 
-use axum::{Json, Router, http::HeaderMap};
+use axum::{
+    Json, Router,
+    http::{HeaderMap, Uri},
+};
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use workflow_api::access::api_key::ApiKey;
@@ -11,6 +14,8 @@ use crate::program::{Environment, eventually};
 
 const AGENT_TOKEN: &str = "planted-agent-token-5d1f";
 const AGENT_KEY: &str = "planted-agent-key-77aa";
+/// In the query of agents' URLs, which are stored in clear.
+const AGENT_QUERY: &str = "sown-agent-query-88c4";
 const REPLACED_TOKEN: &str = "planted-replaced-token-19c2";
 const REFUSED_TOKEN: &str = "planted-refused-token-e03b";
 const IMPORTED_TOKEN: &str = "planted-imported-token-40fe";
@@ -20,8 +25,9 @@ const ENCRYPTION_KEY: &str = "9f3c1b7a5d2e8f406c1d3b5a79e8f0c2d4b6a89f7e5c3d1b0a
 
 /// An agent that refuses the call, and repeats its credentials as it does so.
 async fn start_agent() -> String {
-    let handle = async |headers: HeaderMap, Json(call): Json<Value>| {
-        let shown: Vec<_> = headers.iter().map(|(name, value)| format!("{name}: {value:?}")).collect();
+    let handle = async |uri: Uri, headers: HeaderMap, Json(call): Json<Value>| {
+        let headers = headers.iter().map(|(name, value)| format!("{name}: {value:?}"));
+        let shown: Vec<_> = [uri.to_string()].into_iter().chain(headers).collect();
         Json(json!({"jsonrpc": "2.0", "id": call["id"], "error": {"code": -32000, "message": shown.join(", ")}}))
     };
     let router = Router::new().fallback(axum::routing::any(handle));
@@ -87,7 +93,7 @@ async fn planted_secrets_come_out_nowhere(pool: PgPool) {
 
     // What is taken.
     let with = |name: &str, auth_type: &str, auth_config: Value| {
-        json!({"name": name, "url": agent, "auth_type": auth_type,
+        json!({"name": name, "url": format!("{agent}/?key={AGENT_QUERY}"), "auth_type": auth_type,
         "auth_config": auth_config, "retry_config": {"max_retries": 1}})
     };
     let bearer =
@@ -212,4 +218,9 @@ async fn planted_secrets_come_out_nowhere(pool: PgPool) {
             assert!(found.is_none(), "{place} shows {secret}: {}", found.unwrap_or_default());
         }
     }
+    for (place, text) in [("an answer", &seen), ("the log", &logs)] {
+        let found = text.lines().find(|line| line.contains(AGENT_QUERY));
+        assert!(found.is_none(), "{place} shows {AGENT_QUERY}: {}", found.unwrap_or_default());
+    }
+    assert_eq!(tables.matches(AGENT_QUERY).count(), 3, "it is in the rows of the three agents alone");
 }

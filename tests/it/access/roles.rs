@@ -248,7 +248,7 @@ async fn a_bound_key_knows_its_workflows_and_no_others(pool: PgPool) {
 
 /// The reference deployment let user and password into URLs.
 async fn let_in_with_a_password(pool: &PgPool) {
-    let sql = "UPDATE agents SET url = 'http://user:pass@agent.example/rpc'";
+    let sql = "UPDATE agents SET url = 'http://user:pass@agent.example/rpc?key=qu3ry-secret'";
     sqlx::query(sql).execute(pool).await.expect("a URL");
 }
 
@@ -268,15 +268,24 @@ async fn credentials_of_agents_are_shown_to_executors_and_admins_alone(pool: PgP
         for look in [path.as_str(), "/api/v1/agents", "/api/v1/agents?name=a"] {
             let answer = admin.service.send("GET", look, &headers, "").await;
             assert_eq!(answer.status.as_u16(), 200, "{role} {look}");
-            for hidden in ["hunter2", "user:pass"] {
+            for hidden in ["hunter2", "user:pass", "qu3ry-secret"] {
                 assert_eq!(answer.text.contains(hidden), sees, "{role} {look}: {}", answer.text);
             }
             assert!(answer.text.contains("X-Key") && answer.text.contains("agent.example/rpc"), "{}", answer.text);
         }
         let export = admin.service.send("GET", "/api/v1/export?include_secrets=true", &headers, "").await;
         assert_eq!(export.status.as_u16(), if sees { 200 } else { 403 }, "{role}");
-        admin.service.send("GET", "/api/v1/export", &headers, "").await.expect(200);
+        let export = admin.service.send("GET", "/api/v1/export", &headers, "").await;
+        assert!(export.text.contains("http://agent.example/rpc?key=********\""), "{}", export.text);
+        export.expect(200);
     }
+    // Nor in the trail, where a change of the secret alone is an entry, too.
+    let url = json!({"url": "http://agent.example/rpc?key=n3w-secret"});
+    admin.put(&path, &url).await.expect(200);
+    let trail = admin.get(&format!("/api/v1/audit-logs?entity_id={id}")).await;
+    assert!(!trail.text.contains("secret\""), "{}", trail.text);
+    let masked = json!({"url": "http://agent.example/rpc?key=********"});
+    assert_eq!(trail.expect(200)["items"][0]["after"], masked);
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
@@ -297,10 +306,11 @@ async fn who_sees_no_credentials_can_send_back_what_he_sees(pool: PgPool) {
         (agent["url"].clone(), agent["auth_config"]["token"].clone())
     };
     let before = stored().await;
-    assert_eq!(before, (json!("http://user:pass@agent.example/rpc"), json!("hunter2hunter2")));
+    assert_eq!(before, (json!("http://user:pass@agent.example/rpc?key=qu3ry-secret"), json!("hunter2hunter2")));
 
     let mut seen = admin.service.send("GET", &path, &headers, "").await.expect(200);
     assert_eq!(seen["auth_config"], json!({"token": "********", "type": "bearer"}));
+    assert_eq!(seen["url"], "http://agent.example/rpc?key=********");
     seen["description"] = json!("changed");
     let answer = send("PUT", &path, &seen).await;
     assert!(!answer.text.contains("hunter2"), "{}", answer.text);
@@ -308,7 +318,14 @@ async fn who_sees_no_credentials_can_send_back_what_he_sees(pool: PgPool) {
     assert_eq!(stored().await, before);
 
     // The stored credentials do not go where he could read them.
-    for url in ["http://evil.example/rpc", "http://agent.example:81/rpc", "https://agent.example/rpc"] {
+    for url in [
+        "http://evil.example/rpc",
+        "http://agent.example:81/rpc",
+        "https://agent.example/rpc",
+        "http://agent.example/echo",
+        "http://agent.example/rpc?key=********&debug=1",
+        "http://agent.example/rpc?key=his",
+    ] {
         for body in [json!({"url": url}), json!({"url": url, "auth_config": {"token": "********"}})] {
             let answer = send("PUT", &path, &body).await;
             assert_eq!(answer.status.as_u16(), 422, "{body}: {}", answer.text);
@@ -317,10 +334,18 @@ async fn who_sees_no_credentials_can_send_back_what_he_sees(pool: PgPool) {
     }
     assert_eq!(stored().await, before);
     let document = json!({"format": "workflow-api/definitions", "version": 1,
-        "agents": [{"name": "a", "url": "http://evil.example/"}]});
+        "agents": [{"name": "a", "url": "http://agent.example/echo"}]});
     send("POST", "/api/v1/import", &document).await.error(422);
     assert_eq!(stored().await, before);
-    send("PUT", &path, &json!({"url": "http://agent.example/other"})).await.expect(200);
+    // Nor does the secret of the URL, with credentials of his own.
+    let own = json!({"url": "http://agent.example/echo?key=********", "auth_config": {"token": "his own"}});
+    assert_eq!(send("PUT", &path, &own).await.field_errors(), ["body.url value_error"]);
+    // What he was given as a document keeps what it does not show.
+    let mut document = admin.service.send("GET", "/api/v1/export", &headers, "").await.expect(200);
+    document["agents"][0]["description"] = json!("imported");
+    send("POST", "/api/v1/import", &document).await.expect(200);
+    admin.post("/api/v1/import", &document).await.expect(200);
+    assert_eq!(stored().await, before);
     let own = json!({"url": "http://other.example/", "auth_config": {"token": "his own"}});
     send("PUT", &path, &own).await.expect(200);
     assert_eq!(stored().await, (json!("http://other.example/"), json!("his own")));
@@ -328,6 +353,18 @@ async fn who_sees_no_credentials_can_send_back_what_he_sees(pool: PgPool) {
     // A mask that stands for nothing is no credential.
     let copy = json!({"name": "b", "url": "http://b", "auth_type": "bearer", "auth_config": {"token": "********"}});
     assert_eq!(send("POST", "/api/v1/agents", &copy).await.field_errors(), ["body.auth_config.token value_error"]);
+    let copy = json!({"name": "b", "url": "http://b/?key=********"});
+    for answer in [send("POST", "/api/v1/agents", &copy).await, admin.post("/api/v1/agents", &copy).await] {
+        assert_eq!(answer.field_errors(), ["body.url value_error"]);
+    }
+
+    // A key does not go where servers repeat what they are sent.
+    let keyed = json!({"auth_type": "apikey", "auth_config": {"key": "hunter3hunter3", "header_name": "X-Key"}});
+    admin.put(&path, &keyed).await.expect(200);
+    let other = json!({"auth_config": {"key": "********", "header_name": "X-Request-ID"}});
+    assert_eq!(send("PUT", &path, &other).await.field_errors(), ["body.auth_config.header_name value_error"]);
+    let seen = admin.service.send("GET", &path, &headers, "").await.expect(200);
+    assert_eq!(send("PUT", &path, &seen).await.expect(200)["auth_config"], seen["auth_config"]);
 }
 
 #[test]
