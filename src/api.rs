@@ -38,12 +38,14 @@ use std::{ops::Deref, sync::Arc, time::Instant};
 use anyhow::Context as _;
 use axum::{Router, middleware};
 use http::HeaderName;
+use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::{
     auth::{KeyRing, Organizations, Tokens},
     counts::Counts,
+    error::ApiError,
     load::Load,
     rate_limit::RateLimits,
 };
@@ -54,6 +56,7 @@ use crate::{
     db::{self, processes::Registration},
     egress::Egress,
     lifecycle::Lifecycle,
+    offload::{Offload, SMALL_BYTES},
     outbox::Relay,
     readiness::Readiness,
     run_writer::RunWriter,
@@ -84,6 +87,8 @@ pub struct Parts {
     pub relay: Relay,
     /// Definitions by id, for starting runs.
     pub definitions: Definitions,
+    /// Does what takes long on a processor.
+    pub offload: Offload,
     /// Requests that wait for the end of a run.
     pub waiting: Waiting,
     /// The answer of `/health/ready`.
@@ -143,6 +148,7 @@ impl App {
             writer,
             relay,
             definitions,
+            offload: Offload::default(),
             waiting,
             readiness,
             tokens,
@@ -155,6 +161,22 @@ impl App {
             counts: Counts::default(),
             started,
         })))
+    }
+
+    /// What a body says: read at once, or on another thread if it is large or has a schema, which takes long to compile.
+    async fn read<T: Send + 'static>(
+        &self,
+        caller: &auth::Caller,
+        body: &RawValue,
+        read: impl FnOnce(&RawValue) -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        // A name can be written with escapes.
+        let may_have_schema = || body.get().contains("input_schema") || body.get().contains("\\u");
+        if body.get().len() <= SMALL_BYTES && !may_have_schema() {
+            return Ok(read(body));
+        }
+        let body = body.to_owned();
+        Ok(self.offload.run_soon(caller.organization(), move || read(&body)).await?)
     }
 
     /// On whose behalf an action runs.

@@ -58,6 +58,7 @@ use crate::{
     kafka::{self, consumer::Consumer, renewable::Connection},
     lifecycle::Lifecycle,
     telemetry,
+    offload::Offload,
 };
 
 /// At the soft stop, a call that is under way may take so much longer. With the writes after it under the 10 s that
@@ -78,6 +79,8 @@ struct Shared {
     agents: Agents,
     breakers: Breakers,
     egress: Egress,
+    /// For schemas.
+    offload: Offload,
     /// What the addresses of callbacks begin with.
     callbacks_url: String,
     /// Of a run, from its first claim to its end, without the time for which it is parked.
@@ -120,6 +123,7 @@ pub fn start(config: &Config, pool: db::Pool, lifecycle: &Lifecycle) -> anyhow::
         agents: Agents::new(pool.clone(), Arc::clone(&config.vault), breakers.clone(), config.circuit_breaker),
         breakers,
         egress: Egress::new(&config.egress)?,
+        offload: Offload::default(),
         callbacks_url: config.api.callbacks_url(),
         max_duration: config.max_workflow_duration,
         max_sub_runs: config.max_sub_runs,

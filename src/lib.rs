@@ -22,6 +22,7 @@ pub mod workflow;
 // What the process is made of; `main` reads it once and passes parts down.
 pub mod config;
 pub mod lifecycle;
+pub mod offload;
 pub mod telemetry;
 
 // The systems around us. None knows the others.

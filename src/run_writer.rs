@@ -5,11 +5,14 @@
 //! batch gathers, so batches grow with the load and a lone request waits for nobody. The tasks own their
 //! connections and run on when a client hangs up.
 //!
+//! Large inputs take the database long: half a million numbers, a quarter of a second. They have a queue and a writer of
+//! their own, so that no small one is in the same statement or waits behind it, and an organisation has few in it.
+//!
 //! If it dies here: nothing was acknowledged, and the statement committed whole or not at all. If the answer to the
 //! commit is lost, the statement is repeated on another connection, where it finds its own rows if they are there;
 //! with no connection to be had, the caller gets 503 and the rows, if they exist, are given back for any relay to send.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use serde_json::value::RawValue;
 use tokio::sync::{Mutex, mpsc, oneshot};
@@ -25,6 +28,7 @@ use crate::{
     },
     id,
     lifecycle::Lifecycle,
+    offload::{Busy, Turns},
     outbox::{ExecutedRun, Relay, Reservation},
     timestamp::Timestamp,
 };
@@ -37,6 +41,12 @@ const MAX_BATCH: usize = 256;
 const MAX_BATCH_BYTES: usize = 4 << 20;
 /// Writers at work at the same time: one commits while another writes.
 const WRITERS: u32 = 2;
+/// Bytes of an input that is large.
+const LARGE_INPUT_BYTES: usize = 64 << 10;
+/// Large inputs of one organisation that are queued or written at a time.
+const LARGE_INPUTS_EACH: usize = 2;
+/// A request with a large input waits no longer for its organisation's turn.
+const MAX_TURN_WAIT: Duration = Duration::from_secs(3);
 /// Repeats of a batch that collides with other transactions.
 const MAX_COLLISIONS: usize = 2;
 
@@ -125,6 +135,8 @@ struct Job {
 #[derive(Clone)]
 pub struct RunWriter {
     queue: mpsc::Sender<Job>,
+    large: mpsc::Sender<Job>,
+    large_turns: Arc<Turns>,
 }
 
 impl RunWriter {
@@ -137,23 +149,37 @@ impl RunWriter {
         lifecycle: &Lifecycle,
         drained: &CancellationToken,
     ) -> Self {
-        let (queue, jobs) = mpsc::channel(QUEUE);
-        let jobs = Arc::new(Mutex::new(jobs));
+        let start = |writers: u32, keeps_connection: bool| {
+            let (queue, jobs) = mpsc::channel(QUEUE);
+            let jobs = Arc::new(Mutex::new(jobs));
+            for _ in 0..writers {
+                let (pool, relay) = (pool.clone(), relay.clone());
+                let writer = Writer { pool, connection: None, keeps_connection, relay, audit };
+                lifecycle.spawn("run writer", writer.run(Arc::clone(&jobs), drained.clone()));
+            }
+            queue
+        };
         // A small pool keeps connections for everything else.
         let writers = WRITERS.min(u32::try_from(pool.max() / 4).unwrap_or(WRITERS).max(1));
-        for _ in 0..writers {
-            let writer = Writer { pool: pool.clone(), connection: None, relay: relay.clone(), audit };
-            lifecycle.spawn("run writer", writer.run(Arc::clone(&jobs), drained.clone()));
-        }
-        Self { queue }
+        let queue = start(writers, true);
+        Self { queue, large: start(1, false), large_turns: Arc::new(Turns::new(LARGE_INPUTS_EACH)) }
     }
 
     /// Starts a run; returns after the commit. Dropping the future does not stop the writing.
     pub async fn start_run(&self, request: StartRun) -> Result<StartedRun, StartError> {
+        let is_large = request.input.get().len() >= LARGE_INPUT_BYTES;
+        let _turn = if is_large {
+            let turn = self.large_turns.take(&request.actor.organization);
+            let turn = tokio::time::timeout(MAX_TURN_WAIT, turn).await;
+            Some(turn.map_err(|_| StartError::Overloaded)?.map_err(|Busy| StartError::Overloaded)?)
+        } else {
+            None
+        };
+        let queue = if is_large { &self.large } else { &self.queue };
         let (answer, answered) = oneshot::channel();
         let job =
             Job { request, run_id: id::new_run_id(), event_id: Uuid::now_v7(), created_at: Timestamp::now(), answer };
-        self.queue.try_send(job).map_err(|_| StartError::Overloaded)?;
+        queue.try_send(job).map_err(|_| StartError::Overloaded)?;
         // A writer always answers; it drops an answer only when the process is torn down.
         answered.await.unwrap_or(Err(StartError::Overloaded))
     }
@@ -163,6 +189,8 @@ struct Writer {
     pool: db::Pool,
     /// Held from the first batch on, so that no batch waits for the pool.
     connection: Option<db::PooledConnection>,
+    /// Otherwise it is held only while there is something to write.
+    keeps_connection: bool,
     relay: Relay,
     audit: bool,
 }
@@ -171,6 +199,9 @@ impl Writer {
     async fn run(mut self, jobs: Arc<Mutex<mpsc::Receiver<Job>>>, drained: CancellationToken) {
         let mut waiting = Vec::with_capacity(MAX_BATCH);
         loop {
+            if !self.keeps_connection {
+                self.connection = None;
+            }
             {
                 let mut jobs = jobs.lock().await;
                 tokio::select! {

@@ -5,12 +5,13 @@ use serde_json::value::RawValue;
 use sqlx::types::Json;
 use uuid::Uuid;
 
-use super::{Change, Context, Entity};
+use super::{Change, Context, Entity, start_run::unusable_schema};
 use crate::{
     access::{Countable, QuotaExceeded},
     db::{self, idempotency::ClaimError, outbox::Kind, runs::RunRow},
     id,
     input::{self, FieldError},
+    offload::{Busy, Offload},
     outbox::{self, ExecutedRun, Relay},
     run::RunStatus,
     timestamp::Timestamp,
@@ -38,6 +39,12 @@ pub enum RetryRunError {
     /// The new input does not satisfy the definition's schema.
     #[error("the input does not satisfy the workflow's input_schema")]
     InvalidInput(Vec<FieldError>),
+    /// The definition changes again and again.
+    #[error("the run's definition changed while the input was checked")]
+    Changing,
+    /// Too much is to be checked already.
+    #[error(transparent)]
+    Busy(#[from] Busy),
     /// Plan and input together do not fit into a Kafka record.
     #[error("plan and input are too large for a message")]
     TooLarge,
@@ -76,15 +83,72 @@ pub struct Retry {
     pub input: Option<Box<RawValue>>,
 }
 
+/// Looks at a definition that changes again and again while an input is checked.
+const ATTEMPTS: usize = 5;
+
+/// What is wrong with a new input, and the stamp of the definition that says so.
+struct Verdict {
+    stamp: String,
+    errors: Vec<FieldError>,
+}
+
 /// Puts the run back to PENDING, pinned to the present content of its definition, and dispatches it again. Steps
 /// that are completed are not repeated, for the executor sees their rows, except from `resume_from_step` on, whatever the
 /// input is now.
 pub async fn retry_run(
     pool: &db::Pool,
+    offload: &Offload,
     relay: &Relay,
     context: Context<'_>,
     run_id: &str,
     retry: &Retry,
+) -> Result<RunRow, RetryRunError> {
+    for _ in 0..ATTEMPTS {
+        // Before the run is locked: it may take long.
+        let verdict = match &retry.input {
+            Some(input) => verdict(pool, offload, context, run_id, input).await?,
+            None => None,
+        };
+        match retry_checked(pool, relay, context, run_id, retry, verdict).await {
+            Err(RetryRunError::Changing) => {}
+            done => return done,
+        }
+    }
+    Err(RetryRunError::Changing)
+}
+
+/// What the schema of the run's definition says of the input; `None` if there is nothing that could say it.
+async fn verdict(
+    pool: &db::Pool,
+    offload: &Offload,
+    context: Context<'_>,
+    run_id: &str,
+    input: &RawValue,
+) -> Result<Option<Verdict>, RetryRunError> {
+    let organization = context.organization();
+    let Some(run) = db::runs::find(pool, organization, run_id).await? else { return Ok(None) };
+    let id = run.workflow_definition_id.as_deref().and_then(|id| Uuid::try_parse(id).ok());
+    let Some(id) = id else { return Ok(None) };
+    let Some(definition) = db::workflows::startable(pool, organization, id).await? else { return Ok(None) };
+    let Some(schema) = definition.input_schema else {
+        return Ok(Some(Verdict { stamp: definition.stamp, errors: Vec::new() }));
+    };
+    let input = input.to_owned();
+    let checked = offload.run_soon(organization, move || {
+        let schema = InputSchema::compile(&schema.0).map_err(|text| unusable_schema(&text))?;
+        schema.check(&input)
+    });
+    Ok(Some(Verdict { stamp: definition.stamp, errors: checked.await?.err().unwrap_or_default() }))
+}
+
+/// [`retry_run`], where the input was checked.
+async fn retry_checked(
+    pool: &db::Pool,
+    relay: &Relay,
+    context: Context<'_>,
+    run_id: &str,
+    retry: &Retry,
+    verdict: Option<Verdict>,
 ) -> Result<RunRow, RetryRunError> {
     let resume_from_step = retry.resume_from_step.as_deref();
     let mut transaction = pool.begin().await?;
@@ -105,12 +169,12 @@ pub async fn retry_run(
     {
         return Err(RetryRunError::NoSuchStep(step.to_owned()));
     }
-    if let (Some(input), Some(schema)) = (&retry.input, &definition.input_schema) {
-        let schema = InputSchema::compile(&schema.0).map_err(|text| {
-            let message = format!("The workflow's input_schema {text}");
-            RetryRunError::InvalidInput(vec![FieldError::new("body.input_data", "schema_error", message)])
-        })?;
-        schema.check(input).map_err(RetryRunError::InvalidInput)?;
+    if retry.input.is_some() {
+        // Another schema may say something else.
+        let errors = verdict.filter(|verdict| verdict.stamp == definition.stamp).ok_or(RetryRunError::Changing)?.errors;
+        if !errors.is_empty() {
+            return Err(RetryRunError::InvalidInput(errors));
+        }
     }
     let input = match (&retry.input, &run.input_data) {
         (Some(input), _) => input.clone(),

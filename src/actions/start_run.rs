@@ -12,6 +12,7 @@ use crate::{
     access::{Actor, OrganizationId, QuotaExceeded},
     db::{self, idempotency::IdempotencyKey, runs::RunRow},
     input::FieldError,
+    offload::{Busy, Offload},
     outbox::{self, MAX_BACKLOG, Relay},
     run_writer::{Definition, RunWriter, StartError, StartRun, StartedRun},
     workflow::{InputSchema, WorkflowStatus},
@@ -19,8 +20,8 @@ use crate::{
 
 /// Definitions that are kept in memory.
 const MAX_CACHED: usize = 1024;
-/// Bytes of an input that is checked without leaving the worker; the time for more could be felt by other requests.
-const MAX_CHECKED_AT_ONCE: usize = 4 << 10;
+/// Bytes of the definitions that are kept in memory, with their compiled schemas.
+const MAX_CACHED_BYTES: usize = 64 << 20;
 /// Looks at a definition that changes again and again while runs of it are started.
 const ATTEMPTS: usize = 5;
 
@@ -48,6 +49,9 @@ pub enum StartRunError {
     /// Too many requests wait for the database.
     #[error("too many requests are waiting")]
     Overloaded,
+    /// Too much is to be checked already.
+    #[error(transparent)]
+    Busy(#[from] Busy),
     /// The idempotency key belongs to a request with another body.
     #[error("the idempotency key was used with another body")]
     KeyReused,
@@ -76,7 +80,32 @@ pub enum Outcome {
 
 /// Definitions by id, as last read. An entry may be stale: the run writer's statement proves it fresh.
 #[derive(Default)]
-pub struct Definitions(RwLock<HashMap<Uuid, Cached>>);
+pub struct Definitions(RwLock<Cache>);
+
+/// Bounded by entries and by bytes: what does not fit beside the others takes their place.
+#[derive(Default)]
+struct Cache {
+    by_id: HashMap<Uuid, Cached>,
+    bytes: usize,
+}
+
+impl Cache {
+    fn insert(&mut self, id: Uuid, entry: Cached) {
+        self.remove(id);
+        let bytes = entry.bytes();
+        if self.by_id.len() >= MAX_CACHED || self.bytes + bytes > MAX_CACHED_BYTES {
+            *self = Self::default();
+        }
+        self.bytes += bytes;
+        self.by_id.insert(id, entry);
+    }
+
+    fn remove(&mut self, id: Uuid) {
+        if let Some(entry) = self.by_id.remove(&id) {
+            self.bytes -= entry.bytes();
+        }
+    }
+}
 
 /// A definition, and its compiled schema if it has one.
 #[derive(Clone)]
@@ -87,14 +116,20 @@ struct Cached {
 
 impl Definitions {
     fn cached(&self, id: Uuid) -> Option<Cached> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+        self.0.read().unwrap_or_else(PoisonError::into_inner).by_id.get(&id).cloned()
     }
 
     fn forget(&self, id: Uuid) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(id);
     }
 
-    async fn get(&self, pool: &db::Pool, organization: &OrganizationId, id: Uuid) -> Result<Cached, StartRunError> {
+    async fn get(
+        &self,
+        pool: &db::Pool,
+        offload: &Offload,
+        organization: &OrganizationId,
+        id: Uuid,
+    ) -> Result<Cached, StartRunError> {
         if let Some(cached) = self.cached(id) {
             let is_own = cached.definition.organization == *organization;
             return if is_own { Ok(cached) } else { Err(StartRunError::WorkflowNotFound) };
@@ -104,10 +139,13 @@ impl Definitions {
             return Err(StartRunError::NotActive(row.status));
         }
         // One that cannot be compiled was written by another program, or under other limits: nobody can satisfy it.
-        let schema = row.input_schema.map(|schema| InputSchema::compile(&schema.0)).transpose().map_err(|text| {
-            let message = format!("The workflow's input_schema {text}");
-            StartRunError::InvalidInput(vec![FieldError::new("body.input_data", "schema_error", message)])
-        })?;
+        let schema = match row.input_schema {
+            None => None,
+            Some(schema) => {
+                let compiled = offload.run_soon(organization, move || InputSchema::compile(&schema.0)).await?;
+                Some(compiled.map_err(|text| StartRunError::InvalidInput(unusable_schema(&text)))?)
+            }
+        };
         let definition = Arc::new(Definition {
             id: row.id,
             organization: organization.clone(),
@@ -117,11 +155,7 @@ impl Definitions {
             stamp: row.stamp,
         });
         let found = Cached { definition, schema: schema.map(Arc::new) };
-        let mut cached = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        if cached.len() >= MAX_CACHED {
-            cached.clear();
-        }
-        cached.insert(id, found.clone());
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(id, found.clone());
         Ok(found)
     }
 
@@ -129,19 +163,20 @@ impl Definitions {
     async fn checked(
         &self,
         pool: &db::Pool,
+        offload: &Offload,
         organization: &OrganizationId,
         id: Uuid,
         input: &RawValue,
     ) -> Result<Arc<Definition>, StartRunError> {
         let was_cached = self.cached(id).is_some();
-        let found = self.get(pool, organization, id).await?;
-        match found.check(input).await {
+        let found = self.get(pool, offload, organization, id).await?;
+        match found.check(offload, input).await {
             Ok(()) => Ok(found.definition),
             // Perhaps the schema is another one by now.
-            Err(_) if was_cached => {
+            Err(StartRunError::InvalidInput(_)) if was_cached => {
                 self.forget(id);
-                let found = self.get(pool, organization, id).await?;
-                found.check(input).await?;
+                let found = self.get(pool, offload, organization, id).await?;
+                found.check(offload, input).await?;
                 Ok(found.definition)
             }
             Err(error) => Err(error),
@@ -149,17 +184,27 @@ impl Definitions {
     }
 }
 
+/// What is wrong with an input for which there is no schema that works.
+pub(super) fn unusable_schema(text: &str) -> Vec<FieldError> {
+    vec![FieldError::new("body.input_data", "schema_error", format!("The workflow's input_schema {text}"))]
+}
+
 impl Cached {
-    async fn check(&self, input: &RawValue) -> Result<(), StartRunError> {
+    /// Bytes that it takes, roughly.
+    fn bytes(&self) -> usize {
+        self.definition.plan.get().len()
+            + self.definition.name.len()
+            + self.schema.as_ref().map_or(0, |schema| schema.bytes())
+    }
+
+    async fn check(&self, offload: &Offload, input: &RawValue) -> Result<(), StartRunError> {
         let Some(schema) = &self.schema else { return Ok(()) };
-        if input.get().len() <= MAX_CHECKED_AT_ONCE {
-            return schema.check(input).map_err(StartRunError::InvalidInput);
+        if let Some(checked) = schema.check_small(input) {
+            return checked.map_err(StartRunError::InvalidInput);
         }
         let (schema, input) = (Arc::clone(schema), input.to_owned());
-        match tokio::task::spawn_blocking(move || schema.check(&input)).await {
-            Ok(checked) => checked.map_err(StartRunError::InvalidInput),
-            Err(_) => Err(StartRunError::Overloaded),
-        }
+        let checked = offload.run_soon(&self.definition.organization, move || schema.check(&input)).await?;
+        checked.map_err(StartRunError::InvalidInput)
     }
 }
 
@@ -169,6 +214,8 @@ pub struct Starter<'a> {
     pub definitions: &'a Definitions,
     /// For what the writer does not do.
     pub pool: &'a db::Pool,
+    /// For schemas.
+    pub offload: &'a Offload,
     /// For the backlog.
     pub relay: &'a Relay,
     /// The hot path.
@@ -217,12 +264,12 @@ async fn replay(
 }
 
 async fn start_or_find(starter: Starter<'_>, request: Request) -> Result<Outcome, StartRunError> {
-    let Starter { definitions, pool, relay, writer } = starter;
+    let Starter { definitions, pool, offload, relay, writer } = starter;
     if relay.backlog() >= MAX_BACKLOG {
         return Err(StartRunError::BacklogFull);
     }
     let Request { workflow_id, input, priority, actor, max_queued, key } = request;
-    let definition = definitions.checked(pool, &actor.organization, workflow_id, &input).await?;
+    let definition = definitions.checked(pool, offload, &actor.organization, workflow_id, &input).await?;
     let has_key = key.is_some();
     let mut start = StartRun { definition, input, priority, actor, max_queued, key };
     for _ in 0..ATTEMPTS {
@@ -243,7 +290,43 @@ async fn start_or_find(starter: Starter<'_>, request: Request) -> Result<Outcome
             return Ok(replayed);
         }
         definitions.forget(workflow_id);
-        start.definition = definitions.checked(pool, &start.actor.organization, workflow_id, &start.input).await?;
+        let organization = &start.actor.organization;
+        start.definition = definitions.checked(pool, offload, organization, workflow_id, &start.input).await?;
     }
     Err(StartRunError::Overloaded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::input::to_raw;
+
+    #[test]
+    fn definitions_are_kept_up_to_so_many_bytes() {
+        let entry = |bytes: usize| Cached {
+            definition: Arc::new(Definition {
+                id: Uuid::nil(),
+                organization: OrganizationId::stored("default"),
+                name: String::new(),
+                version: 1,
+                plan: to_raw(&"x".repeat(bytes - 2)),
+                stamp: String::new(),
+            }),
+            schema: None,
+        };
+        let mut cache = Cache::default();
+        let size = MAX_CACHED_BYTES / 4;
+        let ids: Vec<_> = (0..5).map(Uuid::from_u128).collect();
+        for id in &ids[..4] {
+            cache.insert(*id, entry(size));
+        }
+        cache.insert(ids[0], entry(size));
+        assert_eq!((cache.by_id.len(), cache.bytes), (4, 4 * size));
+        cache.remove(ids[1]);
+        cache.remove(ids[1]);
+        assert_eq!((cache.by_id.len(), cache.bytes), (3, 3 * size));
+        cache.insert(ids[1], entry(size));
+        cache.insert(ids[4], entry(size));
+        assert_eq!((cache.by_id.len(), cache.bytes), (1, size));
+    }
 }

@@ -5,6 +5,7 @@ use axum::{
     response::Response,
 };
 use http::{StatusCode, request::Parts};
+use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::{
@@ -21,8 +22,8 @@ use super::{
 use crate::{
     actions::put_workflow::{self, Put},
     db,
-    input::{self, ANY_LENGTH, FieldError, Node, Object},
-    workflow::Draft,
+    input::{self, ANY_LENGTH, FieldError, Node, Object, Read},
+    workflow::{Draft, NewWorkflow},
 };
 
 /// `{name}` in the path.
@@ -109,17 +110,9 @@ pub async fn put_workflow_by_name(
     IfMatch(if_match): IfMatch,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    let body = Object::body(body.raw())?;
-    let mut errors = Vec::new();
-    let other_name = body.nullable("name", &mut errors, |node| node.string(ANY_LENGTH)).filter(|given| *given != name);
-    if other_name.is_some() {
-        errors.push(FieldError::rule("body.name", "must be the name in the path, or absent"));
-    }
-    let name = input::to_raw(&name);
-    let draft = input::keep(Draft::named(&Node::new("path.name", &name), &body), &mut errors);
-    let Some(draft) = draft.filter(|_| errors.is_empty()) else { return Err(errors.into()) };
+    let wanted = app.read(&caller, body.raw(), move |body| read(&name, body)).await??;
     let context = app.context(&caller).with_if_match(if_match.as_ref());
-    let put = put_workflow::put_workflow(&app.pool, context, draft.checked()?).await;
+    let put = put_workflow::put_workflow(&app.pool, context, wanted).await;
     let (what, row) = match put.map_err(|error| save_error(error, StatusCode::BAD_REQUEST))? {
         Put::Created(row) => {
             tracing::info!(target: "api.routes.workflows", workflow_id = %row.id, "Workflow created by name");
@@ -130,6 +123,19 @@ pub async fn put_workflow_by_name(
     };
     tracing::info!(target: "api.routes.workflows", workflow_id = %row.id, "Workflow {what} by name");
     Ok(workflows::tagged(row))
+}
+
+/// The definition that a name is to have.
+fn read(name: &str, body: &RawValue) -> Read<NewWorkflow> {
+    let body = Object::body(body)?;
+    let mut errors = Vec::new();
+    let other_name = body.nullable("name", &mut errors, |node| node.string(ANY_LENGTH)).filter(|given| given != name);
+    if other_name.is_some() {
+        errors.push(FieldError::rule("body.name", "must be the name in the path, or absent"));
+    }
+    let name = input::to_raw(name);
+    let draft = input::keep(Draft::named(&Node::new("path.name", &name), &body), &mut errors);
+    draft.filter(|_| errors.is_empty()).ok_or(errors)?.checked()
 }
 
 /// Starts a run of the newest active version of a name, as executing that version by its id does.

@@ -97,27 +97,32 @@ pub async fn validate_workflow(
     body: JsonBody,
 ) -> Result<Json<Validation>, ApiError> {
     Object::body(body.raw())?;
-    let mut answer = Validation {
-        valid: false,
-        errors: Vec::new(),
-        warnings: dropped(body.raw()),
-        workflow_data: None,
-        summary: None,
-    };
-    let checked = Draft::parse(body.raw()).and_then(|draft| {
-        answer.summary = Some(draft.summary().into());
-        draft.checked()
-    });
-    match checked {
-        Ok(new) => {
-            answer.errors = agent_errors(&app, &caller, &new).await?;
-            answer.warnings.extend(new.content.warnings());
-            answer.workflow_data = Some(new.content.new_plan(&new.name, DRY_RUN_VERSION));
-        }
-        Err(errors) => answer.errors = errors,
+    let (mut answer, valid) = app.read(&caller, body.raw(), Validation::of).await?;
+    if let Some(new) = valid {
+        answer.errors = agent_errors(&app, &caller, &new).await?;
     }
     answer.valid = answer.errors.is_empty();
     Ok(Json(answer))
+}
+
+impl Validation {
+    /// What can be said without the database, and the definition if it is valid so far.
+    fn of(body: &RawValue) -> (Self, Option<NewWorkflow>) {
+        let mut answer =
+            Self { valid: false, errors: Vec::new(), warnings: dropped(body), workflow_data: None, summary: None };
+        let checked = Draft::parse(body).and_then(|draft| {
+            answer.summary = Some(draft.summary().into());
+            draft.checked()
+        });
+        match checked {
+            Ok(new) => {
+                answer.warnings.extend(new.content.warnings());
+                answer.workflow_data = Some(new.content.new_plan(&new.name, DRY_RUN_VERSION));
+                (answer, Some(new))
+            }
+            Err(errors) => (Self { errors, ..answer }, None),
+        }
+    }
 }
 
 /// A warning for each member that creating would drop, of the body and of its steps.

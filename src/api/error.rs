@@ -11,6 +11,7 @@ use crate::{
     access::{Countable, QuotaExceeded},
     db::{self, idempotency::ClaimError},
     input::FieldError,
+    offload::Busy,
     timestamp::Timestamp,
 };
 
@@ -255,6 +256,13 @@ impl From<Arc<db::Error>> for ApiError {
             }
             db::Error::Bug(_) => Self::internal().because(error),
         }
+    }
+}
+
+impl From<Busy> for ApiError {
+    fn from(_: Busy) -> Self {
+        let detail = "Too much of the organisation, or of others, is to be checked at the moment; nothing was done";
+        Self::unavailable("overloaded", detail)
     }
 }
 

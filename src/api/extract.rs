@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::{IDEMPOTENCY_KEY, auth::Caller, request::CorrelationId};
+use super::{App, IDEMPOTENCY_KEY, auth::Caller, request::CorrelationId};
 use crate::{
     api::error::ApiError,
     db::idempotency::IdempotencyKey,
@@ -20,6 +20,8 @@ use crate::{
 
 /// Longest `Idempotency-Key`.
 const MAX_KEY_CHARS: usize = 255;
+/// Bytes of a body that is checked on another thread.
+const LARGE_BODY_BYTES: usize = 128 << 10;
 
 /// A JSON body: well-formed, of bounded depth, and such that PostgreSQL can store it.
 pub struct JsonBody(Box<RawValue>);
@@ -38,10 +40,10 @@ impl JsonBody {
     }
 }
 
-impl<S: Send + Sync> FromRequest<S> for JsonBody {
+impl FromRequest<App> for JsonBody {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+    async fn from_request(request: Request, state: &App) -> Result<Self, ApiError> {
         let OptionalJsonBody(body) = OptionalJsonBody::from_request(request, state).await?;
         body.map(Self).ok_or_else(|| FieldError::missing("body").into())
     }
@@ -58,15 +60,17 @@ impl OptionalJsonBody {
     }
 }
 
-impl<S: Send + Sync> FromRequest<S> for OptionalJsonBody {
+impl FromRequest<App> for OptionalJsonBody {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, _state: &S) -> Result<Self, ApiError> {
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
         let is_json = is_json(request.headers());
+        let caller = request.extensions().get::<Caller>().cloned();
         let bytes: Bytes = match request.into_body().collect().await {
             Ok(body) => body.to_bytes(),
             Err(_) => return Err(ApiError::internal()),
         };
+        let length = bytes.len();
         if bytes.iter().all(u8::is_ascii_whitespace) {
             return Ok(Self(None));
         }
@@ -74,8 +78,12 @@ impl<S: Send + Sync> FromRequest<S> for OptionalJsonBody {
             let message = "Input should be a valid dictionary or object to extract fields from";
             return Err(FieldError::new("body", "model_attributes_type", message).into());
         }
-        let raw = input::check_json(&bytes).map_err(FieldError::from)?;
-        Ok(Self((raw.get() != "null").then(|| raw.to_owned())))
+        let check = move || input::check_json(&bytes).map(|raw| (raw.get() != "null").then(|| raw.to_owned()));
+        let checked = match caller {
+            Some(caller) if length > LARGE_BODY_BYTES => app.offload.run_soon(caller.organization(), check).await?,
+            _ => check(),
+        };
+        Ok(Self(checked.map_err(FieldError::from)?))
     }
 }
 

@@ -455,7 +455,7 @@ pub async fn retry_run(
     }
     let key = key.bound(&format!("retry {run_id}"), &caller, body.fingerprint());
     let context = app.context(&caller).with_key(key.as_ref());
-    match retry_run::retry_run(&app.pool, &app.relay, context, &run_id, &retry).await {
+    match retry_run::retry_run(&app.pool, &app.offload, &app.relay, context, &run_id, &retry).await {
         Ok(row) => {
             tracing::info!(target: "api.routes.runs", run_id, "Run retried");
             Ok(retried(RunDetail::open(row.into())))
@@ -491,6 +491,10 @@ impl From<RetryRunError> for ApiError {
                 FieldError::rule("body.resume_from_step", text).into()
             }
             RetryRunError::InvalidInput(errors) => errors.into(),
+            RetryRunError::Changing => {
+                Self::unavailable("definition_changing", "The definition changes again and again while it is read")
+            }
+            RetryRunError::Busy(busy) => busy.into(),
             RetryRunError::TooLarge => {
                 let detail = "Definition and input together no longer fit into a Kafka message of 1 MiB";
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", detail)

@@ -269,7 +269,7 @@ pub async fn import_definitions(
     let dry_run = flag(&query, "dry_run")?;
     let key = key.bound("import", &caller, body.fingerprint());
     Object::body(body.raw())?;
-    let report = match Import::parse(body.raw()) {
+    let report = match app.read(&caller, body.raw(), Import::parse).await? {
         Ok(document) => {
             match import::import(&app.pool, app.context(&caller).with_key(key.as_ref()), document, dry_run).await {
                 Ok(report) => report,

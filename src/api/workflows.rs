@@ -276,7 +276,7 @@ pub async fn create_workflow(
     key: Key,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    let new = NewWorkflow::parse(body.raw())?;
+    let new = app.read(&caller, body.raw(), NewWorkflow::parse).await??;
     let key = key.bound("create workflow", &caller, body.fingerprint());
     let context = app.context(&caller).with_key(key.as_ref());
     match save_workflow::create_workflow(&app.pool, context, new).await {
@@ -332,7 +332,7 @@ pub async fn update_workflow(
     IfMatch(if_match): IfMatch,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    let patch = WorkflowPatch::parse(body.raw())?;
+    let patch = app.read(&caller, body.raw(), WorkflowPatch::parse).await??;
     let context = app.context(&caller).with_if_match(if_match.as_ref());
     let row = save_workflow::update_workflow(&app.pool, context, id, patch)
         .await
@@ -448,7 +448,13 @@ pub(super) async fn start(
     let Some(input) = input.filter(|_| errors.is_empty()) else { return Err(errors.into()) };
     let priority = priority.and_then(|priority| i16::try_from(priority).ok()).unwrap_or(DEFAULT_PRIORITY.into());
     let key = key.bound(&scope, &caller, body.fingerprint());
-    let starter = Starter { definitions: &app.definitions, pool: &app.pool, relay: &app.relay, writer: &app.writer };
+    let starter = Starter {
+        definitions: &app.definitions,
+        pool: &app.pool,
+        offload: &app.offload,
+        relay: &app.relay,
+        writer: &app.writer,
+    };
     let quotas = app.organizations.quotas(caller.organization()).await?.or(app.config.quotas);
     let actor = Arc::clone(&caller.actor);
     let request = Request { workflow_id, input, priority, actor, max_queued: quotas.queued_runs, key };
@@ -481,6 +487,7 @@ impl From<StartRunError> for ApiError {
                 Self::unavailable("backlog_full", detail)
             }
             StartRunError::Overloaded => Self::unavailable("overloaded", "Too many requests are waiting already"),
+            StartRunError::Busy(busy) => busy.into(),
             StartRunError::Quota(exceeded) => exceeded.into(),
             StartRunError::KeyReused => ClaimError::Reused.into(),
             StartRunError::KeyInFlight => ClaimError::InFlight.into(),

@@ -16,6 +16,9 @@ pub const MAX_JSON_DEPTH: usize = 64;
 /// Characters of one number. The database keeps every digit, and arithmetic on them is quadratic.
 const MAX_NUMBER_CHARS: usize = 1000;
 
+/// A number of so many characters without an exponent is within the range of a double.
+const SURELY_FINITE_CHARS: usize = 300;
+
 /// Magnitude of an exponent, as in an `f64`: its smallest number is `5e-324`.
 const MAX_EXPONENT: u32 = 324;
 
@@ -164,8 +167,13 @@ fn number_end(text: &[u8], start: usize) -> Result<(usize, usize), JsonFault> {
     let rest = &text[start..];
     let length = rest.iter().position(|byte| !matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E'));
     let length = length.unwrap_or(rest.len());
+    let number = &rest[..length];
+    // Most numbers are short, and there can be half a million of them.
+    if length <= SURELY_FINITE_CHARS && !number.iter().any(|byte| matches!(byte, b'e' | b'E')) {
+        return Ok((start + length, 0));
+    }
     let fault = || JsonFault::number(start);
-    let number = std::str::from_utf8(&rest[..length]).map_err(|_| fault())?;
+    let number = std::str::from_utf8(number).map_err(|_| fault())?;
     let exponent = match number.split_once(['e', 'E']) {
         None => 0,
         // Too many digits for an integer are too many for us.

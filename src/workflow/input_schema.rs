@@ -1,27 +1,37 @@
 //! A workflow's JSON Schema for the input of its runs.
 //!
-//! A schema comes from a caller and is applied to another caller's input, so its cost is bounded beforehand: patterns
-//! take linear time, references lead only into the schema itself and never in a circle, and the schema with all of
-//! its references unfolded has a limited size. Validation then visits each value of the input at most that often.
+//! A schema comes from a caller and is applied to another caller's input, so its cost is bounded: that of compiling it
+//! before it is compiled (`budget`), that of checking an input while it is checked (`metered`). References lead only into
+//! the schema itself and never in a circle; patterns have no look-around.
 
-use std::collections::HashMap;
-use std::fmt;
+use std::fmt::{self, Write as _};
 
-use jsonschema::{PatternOptions, Validator};
+use jsonschema::{PatternOptions, ValidationError, Validator};
 use serde_json::{Value, value::RawValue};
 
+use self::{
+    budget::Cost,
+    metered::{Metered, Seen},
+};
 use crate::input::{FieldError, Node, Read, shorten};
+
+mod budget;
+mod metered;
 
 /// Bytes of a schema.
 const MAX_BYTES: usize = 64 << 10;
-/// Values in a schema whose references are unfolded.
-const MAX_UNFOLDED: usize = 20_000;
-/// How deep a schema is with its references unfolded; validation uses the stack.
-const MAX_DEPTH: usize = 128;
-/// Bytes of a compiled pattern.
-const MAX_PATTERN_BYTES: usize = 1 << 20;
+/// Bytes of a compiled pattern. The budget of states is the tighter bound.
+const MAX_PATTERN_BYTES: usize = 8 << 20;
+/// Bytes in which a pattern remembers what it has met of texts.
+const MAX_PATTERN_CACHE_BYTES: usize = 256 << 10;
+/// Steps of checking one input: about a second.
+const MAX_STEPS: usize = 30_000_000;
+/// Steps of looking for further violations after the first: each may be one, which takes memory.
+const MAX_LISTING_STEPS: usize = 100_000;
 /// Violations reported at once.
 const MAX_VIOLATIONS: usize = 100;
+/// Bytes of a violation's text before it is shortened: it repeats the value.
+const MAX_TEXT_BYTES: usize = 2048;
 
 /// The dialects that are understood. Older ones resolve references in ways of their own.
 const DIALECTS: [&str; 3] = [
@@ -31,7 +41,10 @@ const DIALECTS: [&str; 3] = [
 ];
 
 /// A compiled schema.
-pub struct InputSchema(Validator);
+pub struct InputSchema {
+    validator: Validator<Metered>,
+    cost: Cost,
+}
 
 impl fmt::Debug for InputSchema {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -39,8 +52,16 @@ impl fmt::Debug for InputSchema {
     }
 }
 
+/// What came of checking an input in so many steps.
+enum Checked {
+    Good,
+    Bad(Vec<FieldError>),
+    /// It takes more steps.
+    Unknown,
+}
+
 impl InputSchema {
-    /// Compiles a schema, or says in a sentence why it is none that can be used.
+    /// Compiles a schema, or says in a sentence why it is none that can be used. Takes up to a tenth of a second.
     pub fn compile(schema: &RawValue) -> Result<Self, String> {
         if schema.get().len() > MAX_BYTES {
             return Err(format!("must have at most {MAX_BYTES} bytes"));
@@ -55,39 +76,112 @@ impl InputSchema {
                 return Err(format!("$schema must be one of {}", DIALECTS.join(", ")));
             }
         }
-        Unfolding { root: &schema, sizes: HashMap::new() }.size(&schema, 0, true)?;
-        let patterns = PatternOptions::regex().size_limit(MAX_PATTERN_BYTES).dfa_size_limit(MAX_PATTERN_BYTES);
-        let validator = jsonschema::options().with_pattern_options(patterns).offline().build(&schema);
-        validator.map(Self).map_err(|error| {
-            let place = error.instance_path().to_string();
-            let place = if place.is_empty() { String::new() } else { format!("{}: ", shorten(&place)) };
-            format!("is not a valid JSON Schema: {place}{}", shorten(&error.to_string()))
-        })
+        let cost = budget::cost(&schema)?;
+        let patterns = PatternOptions::regex().size_limit(MAX_PATTERN_BYTES).dfa_size_limit(MAX_PATTERN_CACHE_BYTES);
+        let options = jsonschema::options_for::<Metered>().with_pattern_options(patterns).offline();
+        match options.build(&schema) {
+            Ok(validator) => Ok(Self { validator, cost }),
+            Err(error) => {
+                let place = error.instance_path().to_string();
+                let place = if place.is_empty() { String::new() } else { format!("{}: ", shorten(&place)) };
+                Err(format!("is not a valid JSON Schema: {place}{}", text_of(&error)))
+            }
+        }
     }
 
-    /// Every place where an input does not satisfy the schema, below `body.input_data`.
-    pub fn check(&self, input: &RawValue) -> Read<()> {
-        let at = "body.input_data";
-        let Ok(input) = serde_json::from_str::<Value>(input.get()) else {
-            let message = "A number in it is too large to be compared with the schema";
-            return Err(vec![FieldError::new(at, "schema_error", message)]);
-        };
-        let errors: Vec<_> = self
-            .0
-            .iter_errors(&input)
-            .take(MAX_VIOLATIONS)
-            .map(|error| {
-                let pointer = error.instance_path().to_string();
-                let path = pointer.replace('/', ".").replace("~1", "/").replace("~0", "~");
-                let field = format!("{at}{}", shorten(&path));
-                FieldError {
-                    pointer: Some(pointer),
-                    ..FieldError::new(field, "schema_error", shorten(&error.to_string()))
-                }
-            })
-            .collect();
-        if errors.is_empty() { Ok(()) } else { Err(errors) }
+    /// Bytes that it takes, roughly.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.cost.bytes
     }
+
+    /// Every place where an input does not satisfy the schema, below `body.input_data`. Takes up to about a second.
+    pub fn check(&self, input: &RawValue) -> Read<()> {
+        let input = parse(input)?;
+        match self.check_within(&input, MAX_STEPS) {
+            Checked::Good => Ok(()),
+            Checked::Bad(errors) => Err(errors),
+            Checked::Unknown => {
+                let message = "The input is too large for what the schema asks of it: checking it takes too much work";
+                Err(vec![FieldError::new(AT, "schema_too_costly", message)])
+            }
+        }
+    }
+
+    /// The same in a fraction of a millisecond, if that is enough; `None` if it is not.
+    #[must_use]
+    pub fn check_small(&self, input: &RawValue) -> Option<Read<()>> {
+        if input.get().len() > MAX_SMALL_INPUT {
+            return None;
+        }
+        let input = match parse(input) {
+            Ok(input) => input,
+            Err(errors) => return Some(Err(errors)),
+        };
+        match self.check_within(&input, MAX_SMALL_STEPS) {
+            Checked::Good => Some(Ok(())),
+            Checked::Bad(errors) => Some(Err(errors)),
+            Checked::Unknown => None,
+        }
+    }
+
+    fn check_within(&self, input: &Value, steps: usize) -> Checked {
+        let states = self.cost.pattern_states;
+        match metered::within(steps, states, || self.validator.is_valid(Seen(input))) {
+            None => return Checked::Unknown,
+            Some(true) => return Checked::Good,
+            Some(false) => {}
+        }
+        let list = || self.validator.iter_errors(Seen(input)).take(MAX_VIOLATIONS).map(|error| violation(&error));
+        if let Some(errors) = metered::within(steps.min(MAX_LISTING_STEPS), states, || list().collect()) {
+            return Checked::Bad(errors);
+        }
+        match metered::within(steps, states, || self.validator.validate(Seen(input)).map_err(|error| violation(&error)))
+        {
+            None => Checked::Unknown,
+            Some(Ok(())) => Checked::Good,
+            Some(Err(mut error)) => {
+                error.message += "; the input is too large to look for further violations";
+                Checked::Bad(vec![error])
+            }
+        }
+    }
+}
+
+/// What errors are about.
+const AT: &str = "body.input_data";
+/// Bytes of an input that is small.
+const MAX_SMALL_INPUT: usize = 4 << 10;
+/// Steps of checking a small input.
+const MAX_SMALL_STEPS: usize = 20_000;
+
+fn parse(input: &RawValue) -> Read<Value> {
+    serde_json::from_str(input.get()).map_err(|_| {
+        let message = "A number in it is too large to be compared with the schema";
+        vec![FieldError::new(AT, "schema_error", message)]
+    })
+}
+
+fn violation(error: &ValidationError<'_>) -> FieldError {
+    let pointer = error.instance_path().to_string();
+    let path = pointer.replace('/', ".").replace("~1", "/").replace("~0", "~");
+    let field = format!("{AT}{}", shorten(&path));
+    FieldError { pointer: Some(pointer), ..FieldError::new(field, "schema_error", text_of(error)) }
+}
+
+/// The text of an error, which may repeat a large value, as far as it is shown.
+fn text_of(error: &ValidationError<'_>) -> String {
+    struct Beginning(String);
+    impl fmt::Write for Beginning {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            self.0.push_str(text);
+            if self.0.len() > MAX_TEXT_BYTES { Err(fmt::Error) } else { Ok(()) }
+        }
+    }
+    let mut text = Beginning(String::new());
+    // It ends early on purpose.
+    let _ = write!(text, "{error}");
+    shorten(&text.0).into_owned()
 }
 
 /// A schema in a body, checked.
@@ -95,64 +189,6 @@ pub(super) fn read(node: &Node<'_>) -> Read<Box<RawValue>> {
     let schema = node.free_object()?;
     InputSchema::compile(&schema).map_err(|text| vec![FieldError::rule(node.path(), text)])?;
     Ok(schema)
-}
-
-/// Counts the values of a schema with references unfolded.
-struct Unfolding<'s> {
-    root: &'s Value,
-    /// By reference: the size of its target; `None` while it is being counted.
-    sizes: HashMap<&'s str, Option<usize>>,
-}
-
-impl<'s> Unfolding<'s> {
-    fn size(&mut self, value: &'s Value, depth: usize, is_root: bool) -> Result<usize, String> {
-        if depth > MAX_DEPTH {
-            return Err(format!("must not be deeper than {MAX_DEPTH} with its references unfolded"));
-        }
-        let mut size = 1;
-        match value {
-            Value::Array(elements) => {
-                for element in elements {
-                    size += self.size(element, depth + 1, false)?;
-                }
-            }
-            Value::Object(members) => {
-                for (name, member) in members {
-                    size += self.size(member, depth + 1, false)?;
-                    let Value::String(text) = member else { continue };
-                    match name.as_str() {
-                        "$ref" => size += self.target(text, depth + 1)?,
-                        "$dynamicRef" | "$recursiveRef" => return Err(format!("must not use {name}")),
-                        "$id" if !is_root => return Err("must not have an $id but its own".to_owned()),
-                        _ => {}
-                    }
-                }
-            }
-            _ => {}
-        }
-        if size > MAX_UNFOLDED {
-            return Err(format!("must have at most {MAX_UNFOLDED} values with its references unfolded"));
-        }
-        Ok(size)
-    }
-
-    fn target(&mut self, reference: &'s str, depth: usize) -> Result<usize, String> {
-        match self.sizes.get(reference) {
-            // Deeper than where it was counted first, perhaps, but no deeper than all references together allow.
-            Some(Some(size)) => return Ok(*size),
-            Some(None) => return Err(format!("reference {:?} leads back to itself", shorten(reference))),
-            None => {}
-        }
-        let unresolved =
-            || format!("reference {:?} must lead to a place in the schema, such as #/$defs/x", shorten(reference));
-        let pointer = reference.strip_prefix('#').ok_or_else(unresolved)?;
-        let root = self.root;
-        let target = root.pointer(pointer).filter(|_| !pointer.contains('%')).ok_or_else(unresolved)?;
-        self.sizes.insert(reference, None);
-        let size = self.size(target, depth, std::ptr::eq(target, root))?;
-        self.sizes.insert(reference, Some(size));
-        Ok(size)
-    }
 }
 
 #[cfg(test)]
@@ -194,7 +230,7 @@ mod tests {
             (r#"{"type":"nothing"}"#, "not a valid JSON Schema"),
             (r#"{"type":"string","pattern":"("}"#, "not a valid JSON Schema"),
             (r#"{"pattern":"(?=a)"}"#, "not a valid JSON Schema"),
-            (r#"{"pattern":"(\\w{1000}){1000}"}"#, "not a valid JSON Schema"),
+            (r#"{"pattern":"(\\w{1000}){1000}"}"#, "at most 20000 states"),
             (r##"{"$ref":"#"}"##, "leads back to itself"),
             (r##"{"properties":{"c":{"$ref":"#"}}}"##, "leads back to itself"),
             (r#"{"$ref":"https://example.com/schema.json"}"#, "must lead to a place in the schema"),
@@ -214,5 +250,135 @@ mod tests {
         let slow = compile(r#"{"properties":{"s":{"pattern":"^(a+)+$"}}}"#).expect("a schema");
         let input = format!(r#"{{"s":"{}!"}}"#, "a".repeat(50_000));
         assert!(slow.check(check_json(input.as_bytes()).expect("JSON")).is_err());
+    }
+
+    #[test]
+    fn patterns_are_counted_with_their_repetitions_and_all_together() {
+        let many = |count: usize, pattern: &str| {
+            let members: Vec<_> = (0..count).map(|n| format!(r#""p{n}":{{"pattern":"{n}{pattern}"}}"#)).collect();
+            compile(&format!(r#"{{"properties":{{{}}}}}"#, members.join(",")))
+        };
+        let refused = |schema: Result<InputSchema, String>, part: &str| {
+            assert!(schema.as_ref().is_err_and(|text| text.contains(part)), "{schema:?}");
+        };
+        refused(many(1000, "[a-z]{1400}"), "states in all its patterns");
+        refused(many(1000, "[a-z]{14000}"), "at most 20000 states, not 28");
+        refused(many(1, "([a-z]{100}){300}"), "at most 20000 states, not 60");
+        refused(many(1, "(([a-z]{1000}){1000}){1000}"), "at most 20000 states");
+        assert!(many(500, "[a-z]{1,20}").is_ok());
+        assert!(many(1, "[a-z]{1,255}-[0-9a-f]{8}(-[0-9a-f]{4}){3}").is_ok());
+        // The same pattern in many places is compiled once.
+        let shared: Vec<_> = (0..400).map(|n| format!(r#""p{n}":{{"pattern":"^[a-z]{{1,200}}$"}}"#)).collect();
+        assert!(compile(&format!(r#"{{"properties":{{{}}}}}"#, shared.join(","))).is_ok());
+    }
+
+    #[test]
+    fn the_places_of_deeply_nested_values_are_counted() {
+        let leaves = vec!["{}"; 2000].join(",");
+        let nested = |depth: usize, name: &str| {
+            (0..depth).fold(format!(r#"{{"anyOf":[{leaves}]}}"#), |inner, _| {
+                format!(r#"{{"properties":{{"{name}":{inner}}}}}"#)
+            })
+        };
+        assert!(compile(&nested(25, "name")).is_ok());
+        assert!(compile(&nested(1, &"x".repeat(1000))).is_ok());
+        assert!(
+            compile(&nested(25, &"x".repeat(1000))).is_err_and(|text| text.contains("in the places of its values"))
+        );
+    }
+
+    /// A schema that looks at each number of `n` so many times.
+    fn repeated(times: usize, schema: &str) -> InputSchema {
+        let refs = vec![r##"{"$ref":"#/$defs/a"}"##; times].join(",");
+        let json =
+            format!(r#"{{"properties":{{"n":{{"items":{{"anyOf":[{refs},true]}}}}}},"$defs":{{"a":{schema}}}}}"#);
+        compile(&json).expect("a schema")
+    }
+
+    fn numbers(count: usize) -> String {
+        format!(r#"{{"n":[{}]}}"#, vec!["1"; count].join(","))
+    }
+
+    /// Whether so many steps are enough to check an input.
+    fn is_known_within(schema: &InputSchema, steps: usize, input: &str) -> bool {
+        let input = serde_json::from_str(input).expect("JSON");
+        !matches!(schema.check_within(&input, steps), Checked::Unknown)
+    }
+
+    #[test]
+    fn the_steps_of_checking_are_counted_whether_they_succeed_or_fail() {
+        for rule in [r#"{"type":"string"}"#, r#"{"minLength":1,"not":{"type":"integer"}}"#, r#"{"enum":["a","b"]}"#] {
+            let schema = repeated(1500, rule);
+            assert!(!is_known_within(&schema, 300_000, &numbers(300)), "{rule}");
+            assert!(is_known_within(&schema, 300_000, &numbers(10)), "{rule}");
+        }
+    }
+
+    #[test]
+    fn an_input_that_takes_too_many_steps_is_refused() {
+        let errors =
+            repeated(1500, r#"{"type":"string"}"#).check(check_json(numbers(30_000).as_bytes()).expect("JSON"));
+        let errors = errors.expect_err("too much work");
+        assert_eq!((errors[0].field.as_str(), &*errors[0].kind), ("body.input_data", "schema_too_costly"));
+    }
+
+    #[test]
+    fn texts_cost_what_matching_them_with_the_hardest_pattern_may_take() {
+        let schema = compile(r#"{"properties":{"s":{"pattern":"[01]*1[01]{1000}$"}}}"#).expect("a schema");
+        let text = |length: usize| format!(r#"{{"s":"{}"}}"#, "01".repeat(length / 2));
+        assert!(!is_known_within(&schema, 300_000, &text(20_000)));
+        assert!(is_known_within(&schema, 300_000, &text(1_000)));
+        let plain = compile(r#"{"properties":{"s":{"pattern":"^[01]+$"}}}"#).expect("a schema");
+        assert!(is_known_within(&plain, 300_000, &text(20_000)));
+        let names = compile(r#"{"patternProperties":{"[01]*1[01]{1000}$":true}}"#).expect("a schema");
+        assert!(!is_known_within(&names, 300_000, &format!(r#"{{"{}":1}}"#, "01".repeat(10_000))));
+    }
+
+    #[test]
+    fn comparing_the_elements_of_arrays_takes_steps_for_each() {
+        let list = format!(r#"{{"n":[[{}]]}}"#, (0..1000).map(|n| n.to_string()).collect::<Vec<_>>().join(","));
+        let all = vec![r##"{"$ref":"#/$defs/a"}"##; 1000].join(",");
+        let json = format!(
+            r#"{{"properties":{{"n":{{"items":{{"allOf":[{all}]}}}}}},"$defs":{{"a":{{"uniqueItems":true}}}}}}"#
+        );
+        let schema = compile(&json).expect("a schema");
+        assert!(!is_known_within(&schema, 300_000, &list));
+        assert!(is_known_within(&schema, 6_000_000, &list));
+        let constant = compile(&format!(r#"{{"not":{{"const":{list}}}}}"#)).expect("a schema");
+        assert!(!is_known_within(&constant, 500, &list));
+        assert!(is_known_within(&constant, 5_000, &list));
+    }
+
+    #[test]
+    fn a_large_input_with_many_violations_is_told_one_and_an_ordinary_one_all() {
+        let schema = compile(r#"{"properties":{"n":{"items":{"type":"string"}}}}"#).expect("a schema");
+        let errors =
+            |count| schema.check(check_json(numbers(count).as_bytes()).expect("JSON")).expect_err("violations");
+        assert_eq!(errors(50).len(), 50);
+        assert_eq!(errors(2000).len(), MAX_VIOLATIONS);
+        let one = errors(200_000);
+        assert_eq!((one.len(), one[0].field.as_str()), (1, "body.input_data.n.0"));
+        assert!(
+            one[0].message.ends_with("the input is too large to look for further violations"),
+            "{}",
+            one[0].message
+        );
+    }
+
+    #[test]
+    fn a_small_input_is_checked_in_a_few_steps_or_not_at_all() {
+        let small = |schema: &InputSchema, json: &str| schema.check_small(check_json(json.as_bytes()).expect("JSON"));
+        let plain = compile(r#"{"required":["a"]}"#).expect("a schema");
+        assert_eq!(small(&plain, r#"{"a":1}"#), Some(Ok(())));
+        assert!(small(&plain, "{}").is_some_and(|checked| checked.is_err()));
+        assert_eq!(small(&plain, &format!(r#"{{"a":"{}"}}"#, "x".repeat(MAX_SMALL_INPUT))), None);
+        assert_eq!(small(&repeated(1500, r#"{"type":"string"}"#), &numbers(100)), None);
+    }
+
+    #[test]
+    fn a_violation_repeats_little_of_a_large_value() {
+        let schema = compile(r#"{"properties":{"n":{"type":"string"}}}"#).expect("a schema");
+        let errors = schema.check(check_json(numbers(10_000).as_bytes()).expect("JSON")).expect_err("a violation");
+        assert!(errors[0].message.len() < 300, "{}", errors[0].message);
     }
 }

@@ -124,6 +124,41 @@ async fn a_start_under_way_is_409_and_holds_up_nobody_without_that_key(pool: PgP
     assert_eq!(post(&service, &path, "k", body).await.expect(202), first);
 }
 
+/// Large inputs take the database long; here it is a key that somebody else is about to use.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn large_inputs_that_take_long_hold_up_no_small_one(pool: PgPool) {
+    let service = Service::start(&pool);
+    let workflow_id = service.one_step_workflow().await;
+    let path = format!("/api/v1/workflows/{workflow_id}/execute");
+    let mut elsewhere = pool.begin().await.expect("a transaction");
+    sqlx::query(
+        "INSERT INTO idempotency_keys (scope, key, fingerprint, run_id)
+         SELECT $1, 'k' || n, '', 'x' FROM generate_series(1, 3) n",
+    )
+    .bind(format!("execute {workflow_id} system"))
+    .execute(&mut *elsewhere)
+    .await
+    .expect("the rows");
+    let body = format!(r#"{{"input_data":{{"text":"{}"}}}}"#, "x".repeat(100_000));
+    let mut large = std::pin::pin!(join_all(["k1", "k2", "k3"].map(|key| post(&service, &path, key, &body))));
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    loop {
+        assert!(futures_util::poll!(&mut large).is_pending());
+        let waiting: i64 = sqlx::query_scalar(waits).fetch_one(&pool).await.expect("a count");
+        if waiting > 0 {
+            break;
+        }
+    }
+    for _ in 0..20 {
+        service.execute(&workflow_id).await;
+        assert!(futures_util::poll!(&mut large).is_pending());
+    }
+    elsewhere.rollback().await.expect("the rollback");
+    for answer in large.await {
+        answer.expect(202);
+    }
+}
+
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn keys_are_kept_as_long_as_the_setting_says(pool: PgPool) {
     let settings = config(&pool, &[("IDEMPOTENCY_KEY_TTL_HOURS", "2")]);

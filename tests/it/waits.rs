@@ -661,6 +661,16 @@ async fn a_sub_workflow_is_a_run_of_its_own_that_is_linked_both_ways(pool: PgPoo
 
     let refused = world.run("sub", &outer(json!({"n": "seven"})), &json!({})).await;
     assert!(refused.cause().starts_with("Step 'sub' failed: the input of workflow 'inner': "), "{}", refused.cause());
+    let mut looks = vec![json!({"$ref": "#/$defs/a"}); 1500];
+    looks.push(json!(true));
+    let costly = json!({"name": "costly", "start_step": "nap", "steps": {
+        "nap": {"id": "nap", "type": "wait", "wait_config": {"duration_seconds": 0}}},
+        "input_schema": {"properties": {"n": {"items": {"anyOf": looks}}}, "$defs": {"a": {"type": "string"}}}});
+    service.post("/api/v1/workflows", &costly).await.expect(201);
+    let mut calls_costly = outer(json!({"n": "${workflow.input.n}"}));
+    calls_costly["sub"]["sub_workflow_config"] = json!({"workflow_name": "costly"});
+    let refused = world.run("sub", &calls_costly, &json!({"n": vec![1; 21_000]})).await;
+    assert!(refused.cause().contains("checking it takes too much work"), "{}", refused.cause());
     let failed = world.run("sub", &outer(json!({"n": 1, "fail": true})), &json!({})).await;
     let cause = failed.cause();
     assert!(cause.contains("ended FAILED: Step 'work' failed: agent 'a'"), "{cause}");

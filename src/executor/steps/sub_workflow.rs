@@ -67,8 +67,14 @@ impl Run {
         }
         if let Some(schema) = &definition.input_schema {
             let refused = |text: String| format!("the input of workflow '{}': {text}", shorten(called));
-            let schema = InputSchema::compile(&schema.0).map_err(|text| refused(format!("its input_schema {text}")))?;
-            if let Err(errors) = schema.check(&input) {
+            let (schema, checked) = (schema.0.clone(), input.clone());
+            let checked = self
+                .executor
+                .offload
+                .run(&self.organization, move || InputSchema::compile(&schema).map(|schema| schema.check(&checked)));
+            // The process ends: another one goes on with the run.
+            let Ok(checked) = checked.await else { return std::future::pending().await };
+            if let Err(errors) = checked.map_err(|text| refused(format!("its input_schema {text}")))? {
                 let texts: Vec<String> =
                     errors.iter().map(|error| format!("{}: {}", error.field, error.message)).collect();
                 return Err(refused(super::joined(&texts)));

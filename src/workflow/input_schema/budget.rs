@@ -1,0 +1,207 @@
+//! What a schema costs to compile, before it is compiled.
+
+use std::collections::HashMap;
+
+use regex_syntax::hir::{Class, Hir, HirKind};
+use serde_json::Value;
+
+use crate::input::shorten;
+
+/// Values in a schema whose references are unfolded.
+const MAX_UNFOLDED: usize = 20_000;
+/// How deep a schema is with its references unfolded; validation uses the stack.
+const MAX_DEPTH: usize = 128;
+/// Bytes of the places of all values of a schema whose references are unfolded: each compiled value keeps its place.
+const MAX_PLACES: usize = 4 << 20;
+/// States of one pattern, with its repetitions written out.
+const MAX_PATTERN_STATES: usize = 20_000;
+/// States of all patterns together.
+const MAX_STATES: usize = 60_000;
+/// States that a pattern counts for, however short it is.
+const STATES_OF_A_PATTERN: usize = 50;
+/// Bytes of a compiled pattern for each of its states, roughly.
+const BYTES_OF_A_STATE: usize = 200;
+/// Bytes of a compiled schema for each of its values, roughly.
+const BYTES_OF_A_VALUE: usize = 500;
+
+/// What a schema costs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cost {
+    /// Bytes that the compiled schema takes, roughly.
+    pub(super) bytes: usize,
+    /// States of all patterns that one text may be matched with at one place.
+    pub(super) pattern_states: usize,
+}
+
+/// The cost of a schema, or why it is beyond the bounds.
+pub(super) fn cost(schema: &Value) -> Result<Cost, String> {
+    let mut unfolding = Unfolding { root: schema, targets: HashMap::new() };
+    let Size { values, places } = unfolding.size(schema, 0, true)?;
+    let mut patterns = Patterns { states: HashMap::new(), sum: 0, most: 0 };
+    patterns.of_value(schema)?;
+    let bytes = schema_bytes(values, places, patterns.sum);
+    Ok(Cost { bytes, pattern_states: patterns.most })
+}
+
+fn schema_bytes(values: usize, places: usize, states: usize) -> usize {
+    values * BYTES_OF_A_VALUE + 2 * places + states * BYTES_OF_A_STATE
+}
+
+/// Of a value with references unfolded.
+#[derive(Clone, Copy)]
+struct Size {
+    values: usize,
+    /// Bytes of the ways from the value to all values inside of it.
+    places: usize,
+}
+
+impl Size {
+    /// Adds what lies at the end of a way of so many bytes.
+    fn add(&mut self, way: usize, inner: Self) {
+        self.values += inner.values;
+        self.places += inner.places + inner.values * way;
+    }
+}
+
+/// Counts the values of a schema with references unfolded.
+struct Unfolding<'s> {
+    root: &'s Value,
+    /// By reference: the size of its target; `None` while it is being counted.
+    targets: HashMap<&'s str, Option<Size>>,
+}
+
+impl<'s> Unfolding<'s> {
+    fn size(&mut self, value: &'s Value, depth: usize, is_root: bool) -> Result<Size, String> {
+        if depth > MAX_DEPTH {
+            return Err(format!("must not be deeper than {MAX_DEPTH} with its references unfolded"));
+        }
+        let mut size = Size { values: 1, places: 0 };
+        match value {
+            Value::Array(elements) => {
+                for element in elements {
+                    size.add(4, self.size(element, depth + 1, false)?);
+                }
+            }
+            Value::Object(members) => {
+                for (name, member) in members {
+                    let way = name.len() + 1;
+                    size.add(way, self.size(member, depth + 1, false)?);
+                    let Value::String(text) = member else { continue };
+                    match name.as_str() {
+                        "$ref" => size.add(way, self.target(text, depth + 1)?),
+                        "$dynamicRef" | "$recursiveRef" => return Err(format!("must not use {name}")),
+                        "$id" if !is_root => return Err("must not have an $id but its own".to_owned()),
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+        if size.values > MAX_UNFOLDED {
+            return Err(format!("must have at most {MAX_UNFOLDED} values with its references unfolded"));
+        }
+        if size.places > MAX_PLACES {
+            return Err(format!(
+                "must have at most {MAX_PLACES} bytes in the places of its values: names are too long, or nested too \
+                 deeply"
+            ));
+        }
+        Ok(size)
+    }
+
+    fn target(&mut self, reference: &'s str, depth: usize) -> Result<Size, String> {
+        match self.targets.get(reference) {
+            // Deeper than where it was counted first, perhaps, but no deeper than all references together allow.
+            Some(Some(size)) => return Ok(*size),
+            Some(None) => return Err(format!("reference {:?} leads back to itself", shorten(reference))),
+            None => {}
+        }
+        let unresolved =
+            || format!("reference {:?} must lead to a place in the schema, such as #/$defs/x", shorten(reference));
+        let pointer = reference.strip_prefix('#').ok_or_else(unresolved)?;
+        let root = self.root;
+        let target = root.pointer(pointer).filter(|_| !pointer.contains('%')).ok_or_else(unresolved)?;
+        self.targets.insert(reference, None);
+        let size = self.size(target, depth, std::ptr::eq(target, root))?;
+        self.targets.insert(reference, Some(size));
+        Ok(size)
+    }
+}
+
+/// Counts the states of the patterns of a schema, each of which is compiled once.
+struct Patterns<'s> {
+    /// By pattern.
+    states: HashMap<&'s str, usize>,
+    sum: usize,
+    /// Of one place.
+    most: usize,
+}
+
+impl<'s> Patterns<'s> {
+    /// All that may be patterns. Recursion ends at the depth that [`Unfolding`] has found.
+    fn of_value(&mut self, value: &'s Value) -> Result<(), String> {
+        match value {
+            Value::Array(elements) => elements.iter().try_for_each(|element| self.of_value(element)),
+            Value::Object(members) => {
+                if let Some(Value::String(pattern)) = members.get("pattern") {
+                    let states = self.of_pattern(pattern)?;
+                    self.most = self.most.max(states);
+                }
+                if let Some(Value::Object(patterns)) = members.get("patternProperties") {
+                    let mut here = 0;
+                    for pattern in patterns.keys() {
+                        here += self.of_pattern(pattern)?;
+                    }
+                    self.most = self.most.max(here);
+                }
+                members.values().try_for_each(|member| self.of_value(member))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn of_pattern(&mut self, pattern: &'s str) -> Result<usize, String> {
+        if let Some(states) = self.states.get(pattern) {
+            return Ok(*states);
+        }
+        // One that cannot be read is refused when the schema is compiled, which says why.
+        let translated = jsonschema_regex::to_rust_regex(pattern).ok();
+        let parsed = translated.and_then(|pattern| regex_syntax::parse(&pattern).ok());
+        let states = STATES_OF_A_PATTERN + parsed.map_or(0, |parsed| states(&parsed));
+        let named = || format!("pattern {:?}", shorten(pattern));
+        if states > MAX_PATTERN_STATES {
+            return Err(format!(
+                "{} must have at most {MAX_PATTERN_STATES} states, not {states}: repetitions count as often as they may \
+                 occur",
+                named()
+            ));
+        }
+        self.sum += states;
+        if self.sum > MAX_STATES {
+            return Err(format!(
+                "must have at most {MAX_STATES} states in all its patterns, of which {} is one too many: repetitions \
+                 count as often as they may occur",
+                named()
+            ));
+        }
+        self.states.insert(pattern, states);
+        Ok(states)
+    }
+}
+
+/// States that a pattern is compiled to, roughly, with its repetitions written out.
+fn states(hir: &Hir) -> usize {
+    match hir.kind() {
+        HirKind::Empty | HirKind::Look(_) => 1,
+        HirKind::Literal(literal) => literal.0.len(),
+        HirKind::Class(Class::Bytes(class)) => class.ranges().len(),
+        HirKind::Class(Class::Unicode(class)) => class.ranges().len(),
+        HirKind::Repetition(repetition) => {
+            let count = repetition.max.unwrap_or(repetition.min.max(1)).max(1);
+            let count = usize::try_from(count).unwrap_or(usize::MAX);
+            states(&repetition.sub).saturating_add(1).saturating_mul(count)
+        }
+        HirKind::Capture(capture) => states(&capture.sub).saturating_add(2),
+        HirKind::Concat(parts) | HirKind::Alternation(parts) => parts.iter().map(states).fold(1, usize::saturating_add),
+    }
+}
