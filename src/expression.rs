@@ -4,18 +4,21 @@
 //! Text is parsed before any reference is resolved, so no value can be mistaken for a part of the expression. What
 //! cannot be meant, such as an order of null and a number, is an error and not false.
 
-use std::{borrow::Cow, cmp::Ordering, fmt};
+use std::{borrow::Cow, cmp::Ordering, collections::BTreeMap, fmt};
 
-use serde_json::{Map, Number, Value};
+use serde_json::{Number, Value, value::RawValue};
 use thiserror::Error;
 
 use self::parse::{Arithmetic, Comparison, Expr};
 use crate::{
-    input::shorten,
-    mapping::{Scope, reference::LookUp},
+    input::{elements, members, shorten, text},
+    mapping::{self, Scope, reference::LookUp},
 };
 
 mod parse;
+
+/// Bytes of values that one condition may compare or search through.
+const MAX_COMPARED_BYTES: usize = 64 << 20;
 
 /// Why a condition has no value. `Display` is fit for the step's error message.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -40,70 +43,107 @@ pub fn check(expression: &str) -> Result<(), ExpressionError> {
 
 /// Whether the condition holds: whether its value is anything but false, null, zero or empty.
 pub fn holds(expression: &str, scope: &Scope<'_>) -> Result<bool, ExpressionError> {
-    let expression = parse::parse(expression)?;
-    let value = Evaluator { values: LookUp::new(scope) }.value(&expression)?;
-    Ok(is_truthy(&value))
+    holds_within(expression, scope, MAX_COMPARED_BYTES)
 }
 
-struct Evaluator<'s> {
-    values: LookUp<'s>,
+fn holds_within(expression: &str, scope: &Scope<'_>, max_compared: usize) -> Result<bool, ExpressionError> {
+    let expression = parse::parse(expression)?;
+    let value = Evaluator { values: LookUp::new(scope), left: max_compared }.value(&expression)?;
+    Ok(value.is_truthy())
+}
+
+struct Evaluator<'e> {
+    values: LookUp<'e>,
+    /// Of [`MAX_COMPARED_BYTES`].
+    left: usize,
+}
+
+/// A value of the run, or one that the expression makes. Those of the run are never copied: an expression may mention
+/// a large one thousands of times.
+enum Held<'e> {
+    /// Of the run, or the default of a reference.
+    Raw(Cow<'e, RawValue>),
+    /// Neither array nor object.
+    Scalar(Cow<'e, Value>),
+    List(Vec<Held<'e>>),
+    Object(BTreeMap<String, Held<'e>>),
+}
+
+/// The same, where it lies.
+#[derive(Clone, Copy)]
+enum Item<'v> {
+    Raw(&'v RawValue),
+    Made(&'v Held<'v>),
+}
+
+/// A value whose outermost layer is decoded.
+enum View<'v> {
+    Null,
+    Bool(bool),
+    Number(Number),
+    Text(Cow<'v, str>),
+    List(Vec<Item<'v>>),
+    Object(BTreeMap<Cow<'v, str>, Item<'v>>),
 }
 
 /// A value with what the author wrote for it, to be named in errors.
 struct Operand<'e> {
     source: &'e Expr,
-    value: Value,
+    value: Held<'e>,
 }
 
-impl Evaluator<'_> {
+impl<'e> Evaluator<'e> {
     /// Recursion ends at the depth that the parser allows.
-    fn value(&mut self, expr: &Expr) -> Result<Value, ExpressionError> {
+    fn value(&mut self, expr: &'e Expr) -> Result<Held<'e>, ExpressionError> {
         match expr {
-            Expr::Literal(value) => Ok(value.clone()),
+            Expr::Literal(value) => Ok(Held::Scalar(Cow::Borrowed(value))),
             Expr::Reference(reference) => self.reference(reference),
-            Expr::List(items) => items.iter().map(|item| self.value(item)).collect(),
+            Expr::List(items) => {
+                let items: Result<_, _> = items.iter().map(|item| self.value(item)).collect();
+                Ok(Held::List(items?))
+            }
             Expr::Object(members) => self.object(members),
-            Expr::Not(operand) => Ok(Value::Bool(!is_truthy(&self.value(operand)?))),
+            Expr::Not(operand) => Ok(Held::from(!self.value(operand)?.is_truthy())),
             // As in the reference deployment, these give the operand that decided.
             Expr::Or(operands) => self.first(operands, true),
             Expr::And(operands) => self.first(operands, false),
             Expr::Compare(first, rest) => self.compare(first, rest),
             Expr::Arithmetic(first, rest) => self.arithmetic(first, rest),
             Expr::Negate(operand) => {
-                let zero = Operand { source: &Expr::Literal(Value::Null), value: Value::from(0) };
-                compute(Arithmetic::Minus, &zero, &self.operand(operand)?)
+                let zero = Operand { source: operand, value: Held::Scalar(Cow::Owned(Value::from(0))) };
+                let operand = self.operand(operand)?;
+                self.compute(Arithmetic::Minus, &zero, &operand)
             }
         }
     }
 
     /// What a run does not have is null: whether it is there is a thing to ask for.
-    fn reference(&mut self, reference: &str) -> Result<Value, ExpressionError> {
-        let error =
-            |reason: &dyn fmt::Display| ExpressionError::Value(format!("reference '{}': {reason}", shorten(reference)));
+    fn reference(&mut self, reference: &str) -> Result<Held<'e>, ExpressionError> {
         match self.values.get(reference) {
-            Ok(raw) => serde_json::from_str(raw.get()).map_err(|fault| error(&fault)),
-            Err(fault) if fault.is_missing() => Ok(Value::Null),
-            Err(fault) => Err(error(&fault)),
+            Ok(raw) => Ok(Held::Raw(raw)),
+            Err(fault) if fault.is_missing() => Ok(Held::Scalar(Cow::Owned(Value::Null))),
+            Err(fault) => Err(ExpressionError::Value(format!("reference '{}': {fault}", shorten(reference)))),
         }
     }
 
-    fn object(&mut self, members: &[(Expr, Expr)]) -> Result<Value, ExpressionError> {
-        let mut object = Map::new();
+    fn object(&mut self, members: &'e [(Expr, Expr)]) -> Result<Held<'e>, ExpressionError> {
+        let mut object = BTreeMap::new();
         for (key, value) in members {
-            let Value::String(name) = self.value(key)? else {
+            let key = self.value(key)?;
+            let View::Text(name) = self.view(key.item())? else {
                 return Err(ExpressionError::Value("the keys of an object must be strings".to_owned()));
             };
-            object.insert(name, self.value(value)?);
+            object.insert(name.into_owned(), self.value(value)?);
         }
-        Ok(Value::Object(object))
+        Ok(Held::Object(object))
     }
 
     /// The first operand of that truth value, or the last one; those after it are not looked at.
-    fn first(&mut self, operands: &[Expr], wanted: bool) -> Result<Value, ExpressionError> {
-        let mut value = Value::Null;
+    fn first(&mut self, operands: &'e [Expr], wanted: bool) -> Result<Held<'e>, ExpressionError> {
+        let mut value = Held::Scalar(Cow::Owned(Value::Null));
         for operand in operands {
             value = self.value(operand)?;
-            if is_truthy(&value) == wanted {
+            if value.is_truthy() == wanted {
                 break;
             }
         }
@@ -111,108 +151,314 @@ impl Evaluator<'_> {
     }
 
     /// `a < b < c` is `a < b and b < c`, with `b` looked at once.
-    fn compare(&mut self, first: &Expr, rest: &[(Comparison, Expr)]) -> Result<Value, ExpressionError> {
+    fn compare(&mut self, first: &'e Expr, rest: &'e [(Comparison, Expr)]) -> Result<Held<'e>, ExpressionError> {
         let mut left = self.operand(first)?;
         for (comparison, right) in rest {
             let right = self.operand(right)?;
-            if !compares(*comparison, &left, &right)? {
-                return Ok(Value::Bool(false));
+            if !self.compares(*comparison, &left, &right)? {
+                return Ok(Held::from(false));
             }
             left = right;
         }
-        Ok(Value::Bool(true))
+        Ok(Held::from(true))
     }
 
-    fn arithmetic(&mut self, first: &Expr, rest: &[(Arithmetic, Expr)]) -> Result<Value, ExpressionError> {
+    fn arithmetic(&mut self, first: &'e Expr, rest: &'e [(Arithmetic, Expr)]) -> Result<Held<'e>, ExpressionError> {
         let mut left = self.operand(first)?;
         for (operator, right) in rest {
             let right = self.operand(right)?;
-            left.value = compute(*operator, &left, &right)?;
+            left.value = self.compute(*operator, &left, &right)?;
         }
         Ok(left.value)
     }
 
-    fn operand<'e>(&mut self, source: &'e Expr) -> Result<Operand<'e>, ExpressionError> {
+    fn operand(&mut self, source: &'e Expr) -> Result<Operand<'e>, ExpressionError> {
         Ok(Operand { source, value: self.value(source)? })
     }
+
+    /// Decodes the outermost layer of a value.
+    fn view<'v>(&mut self, item: Item<'v>) -> Result<View<'v>, ExpressionError> {
+        Ok(match item {
+            Item::Made(Held::List(items)) => View::List(items.iter().map(Held::item).collect()),
+            Item::Made(Held::Object(members)) => View::Object(
+                members.iter().map(|(name, member)| (Cow::Borrowed(name.as_str()), member.item())).collect(),
+            ),
+            Item::Made(Held::Scalar(value)) => match &**value {
+                Value::Bool(is_true) => View::Bool(*is_true),
+                Value::Number(number) => View::Number(number.clone()),
+                Value::String(text) => View::Text(Cow::Borrowed(text)),
+                // Arrays and objects are lists and objects.
+                Value::Null | Value::Array(_) | Value::Object(_) => View::Null,
+            },
+            Item::Made(Held::Raw(raw)) => self.view_raw(raw)?,
+            Item::Raw(raw) => self.view_raw(raw)?,
+        })
+    }
+
+    fn view_raw<'v>(&mut self, raw: &'v RawValue) -> Result<View<'v>, ExpressionError> {
+        self.spend(raw.get().len())?;
+        let unreadable = || ExpressionError::Value(format!("'{}' cannot be compared", shorten(raw.get())));
+        Ok(match raw.get().as_bytes().first() {
+            Some(b't') => View::Bool(true),
+            Some(b'f') => View::Bool(false),
+            Some(b'"') => View::Text(Cow::Owned(text(raw).ok_or_else(unreadable)?)),
+            Some(b'[') => View::List(elements(raw).ok_or_else(unreadable)?.into_iter().map(Item::Raw).collect()),
+            Some(b'{') => {
+                let members = members(raw).ok_or_else(unreadable)?;
+                View::Object(members.into_iter().map(|(name, member)| (Cow::Owned(name), Item::Raw(member))).collect())
+            }
+            Some(b'-' | b'0'..=b'9') => View::Number(raw.get().parse().map_err(|_| unreadable())?),
+            _ => View::Null,
+        })
+    }
+
+    fn spend(&mut self, bytes: usize) -> Result<(), ExpressionError> {
+        let Some(left) = self.left.checked_sub(bytes) else {
+            let text = format!("it compares more than {} MiB of values", MAX_COMPARED_BYTES >> 20);
+            return Err(ExpressionError::Value(text));
+        };
+        self.left = left;
+        Ok(())
+    }
+
+    fn compares(
+        &mut self,
+        comparison: Comparison,
+        left: &Operand<'_>,
+        right: &Operand<'_>,
+    ) -> Result<bool, ExpressionError> {
+        match comparison {
+            Comparison::Equal | Comparison::Is => self.is_equal(left.value.item(), right.value.item()),
+            Comparison::NotEqual | Comparison::IsNot => {
+                self.is_equal(left.value.item(), right.value.item()).map(|is_equal| !is_equal)
+            }
+            Comparison::Less => self.order(comparison, left, right).map(Ordering::is_lt),
+            Comparison::LessOrEqual => self.order(comparison, left, right).map(Ordering::is_le),
+            Comparison::Greater => self.order(comparison, left, right).map(Ordering::is_gt),
+            Comparison::GreaterOrEqual => self.order(comparison, left, right).map(Ordering::is_ge),
+            Comparison::In => self.is_in(left, right),
+            Comparison::NotIn => self.is_in(left, right).map(|is_in| !is_in),
+            Comparison::Contains => self.is_in(right, left),
+        }
+    }
+
+    /// Numbers by their value, whether whole or not; true and false are 1 and 0. Recursion ends at the depth of values
+    /// from outside and of expressions.
+    fn is_equal(&mut self, left: Item<'_>, right: Item<'_>) -> Result<bool, ExpressionError> {
+        // What cannot be equal is not decoded.
+        if kind(left) != kind(right) && !(is_numeric(left) && is_numeric(right)) {
+            return Ok(false);
+        }
+        match (self.view(left)?, self.view(right)?) {
+            (View::Null, View::Null) => Ok(true),
+            (View::Text(left), View::Text(right)) => Ok(left == right),
+            (View::List(left), View::List(right)) => {
+                if left.len() != right.len() {
+                    return Ok(false);
+                }
+                for (left, right) in left.into_iter().zip(right) {
+                    if !self.is_equal(left, right)? {
+                        return Ok(false);
+                    }
+                }
+                Ok(true)
+            }
+            (View::Object(left), View::Object(right)) => {
+                if left.len() != right.len() || !left.keys().eq(right.keys()) {
+                    return Ok(false);
+                }
+                for (left, right) in left.into_values().zip(right.into_values()) {
+                    if !self.is_equal(left, right)? {
+                        return Ok(false);
+                    }
+                }
+                Ok(true)
+            }
+            (left, right) => {
+                Ok(left.number().zip(right.number()).is_some_and(|(left, right)| order_numbers(&left, &right).is_eq()))
+            }
+        }
+    }
+
+    fn order(
+        &mut self,
+        comparison: Comparison,
+        left: &Operand<'_>,
+        right: &Operand<'_>,
+    ) -> Result<Ordering, ExpressionError> {
+        let refused = || {
+            let text = format!("'{comparison}' compares two numbers or two strings, not {left} and {right}");
+            Err(ExpressionError::Value(text))
+        };
+        let (one, other) = (left.value.item(), right.value.item());
+        let are_texts = kind(one) == Kind::Text && kind(other) == Kind::Text;
+        let are_numbers = is_numeric(one) && is_numeric(other);
+        if !are_texts && !are_numbers {
+            return refused();
+        }
+        match (self.view(one)?, self.view(other)?) {
+            (View::Text(left), View::Text(right)) => Ok(left.cmp(&right)),
+            (one, other) => match one.number().zip(other.number()) {
+                Some((left, right)) => Ok(order_numbers(&left, &right)),
+                None => refused(),
+            },
+        }
+    }
+
+    /// A part of a text, an element of an array, a key of an object.
+    fn is_in(&mut self, item: &Operand<'_>, holder: &Operand<'_>) -> Result<bool, ExpressionError> {
+        let (item_kind, holder_kind) = (kind(item.value.item()), kind(holder.value.item()));
+        match (holder_kind, item_kind) {
+            (Kind::Object, kind) if kind != Kind::Text => return Ok(false),
+            (Kind::Text, kind) if kind != Kind::Text => {
+                return Err(ExpressionError::Value(format!("only a string can be part of a string, not {item}")));
+            }
+            (Kind::Null | Kind::Bool | Kind::Number, _) => {
+                let text = format!("only an array, a string or an object contains things, not {holder}");
+                return Err(ExpressionError::Value(text));
+            }
+            _ => {}
+        }
+        match self.view(holder.value.item())? {
+            View::List(elements) => {
+                for element in elements {
+                    if self.is_equal(element, item.value.item())? {
+                        return Ok(true);
+                    }
+                }
+                Ok(false)
+            }
+            View::Text(text) => match self.view(item.value.item())? {
+                View::Text(part) => Ok(text.contains(&*part)),
+                _ => Ok(false),
+            },
+            View::Object(members) => match self.view(item.value.item())? {
+                View::Text(name) => Ok(members.contains_key(&name)),
+                _ => Ok(false),
+            },
+            View::Null | View::Bool(_) | View::Number(_) => Ok(false),
+        }
+    }
+
+    fn compute(
+        &mut self,
+        operator: Arithmetic,
+        left: &Operand<'_>,
+        right: &Operand<'_>,
+    ) -> Result<Held<'e>, ExpressionError> {
+        let (one, other) = (left.value.item(), right.value.item());
+        let numbers = if kind(one) == Kind::Number && kind(other) == Kind::Number {
+            (self.view(one)?, self.view(other)?)
+        } else {
+            (View::Null, View::Null)
+        };
+        let (View::Number(a), View::Number(b)) = numbers else {
+            return Err(ExpressionError::Value(format!("'{operator}' takes two numbers, not {left} and {right}")));
+        };
+        let result = computed(operator, &a, &b);
+        let result = result.ok_or_else(|| ExpressionError::Value(format!("'{operator}' has no result here")))?;
+        Ok(Held::Scalar(Cow::Owned(Value::Number(result))))
+    }
+}
+
+impl From<bool> for Held<'_> {
+    fn from(is_true: bool) -> Self {
+        Self::Scalar(Cow::Owned(Value::Bool(is_true)))
+    }
+}
+
+impl Held<'_> {
+    fn item(&self) -> Item<'_> {
+        match self {
+            Self::Raw(raw) => Item::Raw(raw),
+            made => Item::Made(made),
+        }
+    }
+
+    /// Not false, null, zero or empty.
+    fn is_truthy(&self) -> bool {
+        match self {
+            Self::Raw(raw) => mapping::is_truthy(raw),
+            Self::Scalar(value) => match &**value {
+                Value::Bool(is_true) => *is_true,
+                Value::Number(number) => number.as_f64() != Some(0.0),
+                Value::String(text) => !text.is_empty(),
+                Value::Null | Value::Array(_) | Value::Object(_) => false,
+            },
+            Self::List(items) => !items.is_empty(),
+            Self::Object(members) => !members.is_empty(),
+        }
+    }
+}
+
+impl View<'_> {
+    /// Numbers, and truth values as such.
+    fn number(&self) -> Option<Cow<'_, Number>> {
+        match self {
+            Self::Number(number) => Some(Cow::Borrowed(number)),
+            Self::Bool(is_true) => Some(Cow::Owned(Number::from(u8::from(*is_true)))),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Null,
+    Bool,
+    Number,
+    Text,
+    List,
+    Object,
+}
+
+/// What a value is, without decoding it.
+fn kind(item: Item<'_>) -> Kind {
+    match item {
+        Item::Raw(raw) => kind_of_raw(raw),
+        Item::Made(Held::Raw(raw)) => kind_of_raw(raw),
+        Item::Made(Held::List(_)) => Kind::List,
+        Item::Made(Held::Object(_)) => Kind::Object,
+        Item::Made(Held::Scalar(value)) => match &**value {
+            Value::Null => Kind::Null,
+            Value::Bool(_) => Kind::Bool,
+            Value::Number(_) => Kind::Number,
+            Value::String(_) => Kind::Text,
+            Value::Array(_) => Kind::List,
+            Value::Object(_) => Kind::Object,
+        },
+    }
+}
+
+fn kind_of_raw(raw: &RawValue) -> Kind {
+    match raw.get().as_bytes().first() {
+        Some(b't' | b'f') => Kind::Bool,
+        Some(b'"') => Kind::Text,
+        Some(b'[') => Kind::List,
+        Some(b'{') => Kind::Object,
+        Some(b'-' | b'0'..=b'9') => Kind::Number,
+        _ => Kind::Null,
+    }
+}
+
+fn is_numeric(item: Item<'_>) -> bool {
+    matches!(kind(item), Kind::Number | Kind::Bool)
 }
 
 impl fmt::Display for Operand<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = match &self.value {
-            Value::Null => "null",
-            Value::Bool(_) => "a bool",
-            Value::Number(_) => "a number",
-            Value::String(_) => "a string",
-            Value::Array(_) => "an array",
-            Value::Object(_) => "an object",
+        let kind = match kind(self.value.item()) {
+            Kind::Null => "null",
+            Kind::Bool => "a bool",
+            Kind::Number => "a number",
+            Kind::Text => "a string",
+            Kind::List => "an array",
+            Kind::Object => "an object",
         };
         match self.source {
             Expr::Reference(reference) => write!(f, "${{{}}}, which is {kind}", shorten(reference)),
             _ => f.write_str(kind),
         }
-    }
-}
-
-/// Not false, null, zero or empty.
-fn is_truthy(value: &Value) -> bool {
-    match value {
-        Value::Null => false,
-        Value::Bool(is_true) => *is_true,
-        Value::Number(number) => number.as_f64() != Some(0.0),
-        Value::String(text) => !text.is_empty(),
-        Value::Array(items) => !items.is_empty(),
-        Value::Object(members) => !members.is_empty(),
-    }
-}
-
-fn compares(comparison: Comparison, left: &Operand<'_>, right: &Operand<'_>) -> Result<bool, ExpressionError> {
-    match comparison {
-        Comparison::Equal | Comparison::Is => Ok(is_equal(&left.value, &right.value)),
-        Comparison::NotEqual | Comparison::IsNot => Ok(!is_equal(&left.value, &right.value)),
-        Comparison::Less => order(comparison, left, right).map(Ordering::is_lt),
-        Comparison::LessOrEqual => order(comparison, left, right).map(Ordering::is_le),
-        Comparison::Greater => order(comparison, left, right).map(Ordering::is_gt),
-        Comparison::GreaterOrEqual => order(comparison, left, right).map(Ordering::is_ge),
-        Comparison::In => is_in(left, right),
-        Comparison::NotIn => is_in(left, right).map(|is_in| !is_in),
-        Comparison::Contains => is_in(right, left),
-    }
-}
-
-/// Numbers by their value, whether whole or not; true and false are 1 and 0.
-fn is_equal(left: &Value, right: &Value) -> bool {
-    if let (Some(left), Some(right)) = (number(left), number(right)) {
-        return order_numbers(&left, &right).is_eq();
-    }
-    match (left, right) {
-        (Value::Array(left), Value::Array(right)) => {
-            left.len() == right.len() && left.iter().zip(right).all(|(left, right)| is_equal(left, right))
-        }
-        (Value::Object(left), Value::Object(right)) => {
-            let is_same = |(name, left)| right.get(name).is_some_and(|right| is_equal(left, right));
-            left.len() == right.len() && left.iter().all(is_same)
-        }
-        _ => left == right,
-    }
-}
-
-fn order(comparison: Comparison, left: &Operand<'_>, right: &Operand<'_>) -> Result<Ordering, ExpressionError> {
-    if let (Some(left), Some(right)) = (number(&left.value), number(&right.value)) {
-        return Ok(order_numbers(&left, &right));
-    }
-    if let (Value::String(left), Value::String(right)) = (&left.value, &right.value) {
-        return Ok(left.cmp(right));
-    }
-    let text = format!("'{comparison}' compares two numbers or two strings, not {left} and {right}");
-    Err(ExpressionError::Value(text))
-}
-
-fn number(value: &Value) -> Option<Cow<'_, Number>> {
-    match value {
-        Value::Number(number) => Some(Cow::Borrowed(number)),
-        Value::Bool(is_true) => Some(Cow::Owned(Number::from(u8::from(*is_true)))),
-        _ => None,
     }
 }
 
@@ -225,24 +471,7 @@ fn order_numbers(left: &Number, right: &Number) -> Ordering {
     }
 }
 
-/// A part of a text, an element of an array, a key of an object.
-fn is_in(item: &Operand<'_>, holder: &Operand<'_>) -> Result<bool, ExpressionError> {
-    match (&holder.value, &item.value) {
-        (Value::Array(items), item) => Ok(items.iter().any(|element| is_equal(element, item))),
-        (Value::String(text), Value::String(part)) => Ok(text.contains(part.as_str())),
-        (Value::Object(members), Value::String(name)) => Ok(members.contains_key(name)),
-        (Value::Object(_), _) => Ok(false),
-        (Value::String(_), _) => {
-            Err(ExpressionError::Value(format!("only a string can be part of a string, not {item}")))
-        }
-        _ => Err(ExpressionError::Value(format!("only an array, a string or an object contains things, not {holder}"))),
-    }
-}
-
-fn compute(operator: Arithmetic, left: &Operand<'_>, right: &Operand<'_>) -> Result<Value, ExpressionError> {
-    let (Value::Number(a), Value::Number(b)) = (&left.value, &right.value) else {
-        return Err(ExpressionError::Value(format!("'{operator}' takes two numbers, not {left} and {right}")));
-    };
+fn computed(operator: Arithmetic, a: &Number, b: &Number) -> Option<Number> {
     let exact = a.as_i64().zip(b.as_i64()).and_then(|(a, b)| match operator {
         Arithmetic::Plus => a.checked_add(b),
         Arithmetic::Minus => a.checked_sub(b),
@@ -254,9 +483,9 @@ fn compute(operator: Arithmetic, left: &Operand<'_>, right: &Operand<'_>) -> Res
         }
     });
     if let Some(exact) = exact {
-        return Ok(Value::from(exact));
+        return Some(Number::from(exact));
     }
-    let result = a.as_f64().zip(b.as_f64()).and_then(|(a, b)| {
+    a.as_f64().zip(b.as_f64()).and_then(|(a, b)| {
         Number::from_f64(match operator {
             Arithmetic::Plus => a + b,
             Arithmetic::Minus => a - b,
@@ -264,8 +493,7 @@ fn compute(operator: Arithmetic, left: &Operand<'_>, right: &Operand<'_>) -> Res
             Arithmetic::Divide => a / b,
             Arithmetic::Modulo => a - b * (a / b).floor(),
         })
-    });
-    result.map(Value::Number).ok_or_else(|| ExpressionError::Value(format!("'{operator}' has no result here")))
+    })
 }
 
 #[cfg(test)]
@@ -423,5 +651,20 @@ mod tests {
         check(&format!("0{} == 100000", " + 1".repeat(100_000)), Ok(true));
         check(&format!("1{}", " and 1".repeat(100_000)), Ok(true));
         check(&format!("1{}", " <= 1".repeat(100_000)), Ok(true));
+    }
+
+    #[test]
+    fn a_large_value_is_mentioned_thousands_of_times_without_being_copied() {
+        let numbers = vec!["1"; 20_000].join(",");
+        let json = format!(r#"{{"big":[{numbers}],"same":[{numbers}]}}"#);
+        let scope = Scope::new(check_json(json.as_bytes()).expect("JSON"));
+        let holds = |expression: &str| holds_within(expression, &scope, 1 << 20).map_err(|error| error.to_string());
+        let mentions = vec!["${workflow.input.big}"; 2000].join(",");
+        assert_eq!(holds(&format!("[{mentions}]")), Ok(true));
+        assert_eq!(holds(&format!("[{mentions}] == null")), Ok(false));
+        assert_eq!(holds("${workflow.input.big} == ${workflow.input.same}"), Ok(true));
+        let compared = vec!["${workflow.input.big}"; 50].join(" == ");
+        assert_eq!(holds(&compared), Err("it compares more than 64 MiB of values".to_owned()));
+        assert_eq!(holds(&format!("'x' in [{mentions}]")), Ok(false));
     }
 }

@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    runtime::{Handle, RuntimeFlavor},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
 
 use crate::access::OrganizationId;
 
@@ -109,6 +112,15 @@ impl Offload {
     ) -> Result<T, Busy> {
         let turn = tokio::time::timeout(self.0.max_wait, self.turn(organization)).await.map_err(|_| Busy)??;
         Self::work(turn, work).await
+    }
+
+    /// The same for work that borrows: it is done on this thread, whose other tasks go on elsewhere.
+    pub async fn run_in_place<T>(&self, organization: &OrganizationId, work: impl FnOnce() -> T) -> Result<T, Busy> {
+        let _turn = self.turn(organization).await?;
+        Ok(match Handle::current().runtime_flavor() {
+            RuntimeFlavor::MultiThread => tokio::task::block_in_place(work),
+            _ => work(),
+        })
     }
 
     /// The organisation's own permit first, so that it keeps no other one waiting with all that it has to do.

@@ -61,6 +61,9 @@ const MAX_DEPTH: usize = 16;
 /// Branches of one run that are under way at a time, beside one of each block: what a run may take of memory,
 /// connections and its agents' patience, however its blocks multiply.
 const MAX_CONCURRENT_BRANCHES: usize = 128;
+/// Bytes of the values that a step may refer to, from which on looking through them is left to threads that may take
+/// long.
+const LARGE_SCOPE_BYTES: usize = 256 << 10;
 /// Bytes of the output of one block.
 const MAX_OUTPUT_BYTES: usize = 64 << 20;
 /// Causes that the error of a block repeats, and characters of each.
@@ -355,6 +358,18 @@ impl Run {
         self.ledger.end(place, end, None);
         self.ledger.keep_small().await;
         result
+    }
+
+    /// What is made of the values of a scope; where they are large, which takes long, in turn with others.
+    async fn with_values<T>(&self, scope: &Scope<'_>, make: impl FnOnce() -> T) -> T {
+        if scope.bytes() <= LARGE_SCOPE_BYTES {
+            return make();
+        }
+        match self.executor.offload.run_in_place(&self.organization, make).await {
+            Ok(made) => made,
+            // The process ends: another one goes on with the run.
+            Err(_) => std::future::pending().await,
+        }
     }
 
     /// The row of an attempt that begins.

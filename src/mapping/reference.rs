@@ -4,15 +4,17 @@
 //! `<step id>.output` (or `steps.<step id>.output`), `<step id>.callback_url` and, inside a loop, `loop.item`, `loop.index`, `loop.total`,
 //! `loop.is_first` and `loop.is_last`.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, collections::HashMap, fmt};
 
 use serde_json::value::RawValue;
 
 use super::scope::Scope;
-use crate::input::{check_json, elements, member, shorten, to_raw};
+use crate::input::{check_json, elements, member, members, shorten, to_raw};
 
-/// Bytes that may be looked through for one input, which bounds its time to about a second.
+/// Bytes that may be looked through for one input.
 const MAX_SCANNED_BYTES: usize = 256 << 20;
+/// Values of so many bytes are not looked through again and again.
+const WORTH_AN_INDEX: usize = 4 << 10;
 
 /// Stands between a path and its default.
 const DEFAULT_MARK: &str = ":-";
@@ -76,11 +78,21 @@ impl fmt::Display for MappingFault {
 pub(crate) struct LookUp<'s> {
     scope: &'s Scope<'s>,
     scanned: usize,
+    /// Of large values, by where their text begins.
+    indexes: HashMap<usize, Index<'s>>,
+}
+
+/// What is known of a value that was looked into.
+enum Index<'s> {
+    /// Nothing yet: most values are looked into once.
+    None,
+    Members(HashMap<String, &'s RawValue>),
+    Elements(Vec<&'s RawValue>),
 }
 
 impl<'s> LookUp<'s> {
     pub(crate) fn new(scope: &'s Scope<'s>) -> Self {
-        Self { scope, scanned: 0 }
+        Self { scope, scanned: 0, indexes: HashMap::new() }
     }
 
     /// The value of a reference; owned if it is the default.
@@ -134,19 +146,44 @@ impl<'s> LookUp<'s> {
 
     /// The member of an object or the element of an array.
     fn step_into(&mut self, value: &'s RawValue, key: &str) -> Result<&'s RawValue, MappingFault> {
+        let no_member = || MappingFault::NoMember(shorten(key).into_owned());
+        let no_element = || MappingFault::NoElement(shorten(key).into_owned());
+        let at = value.get().as_ptr().addr();
+        let is_second_look = match self.indexes.get(&at) {
+            Some(Index::Members(members)) => return members.get(key).copied().ok_or_else(no_member),
+            Some(Index::Elements(elements)) => return element(elements, key).ok_or_else(no_element),
+            Some(Index::None) => true,
+            None => false,
+        };
         self.scanned += value.get().len();
         if self.scanned > MAX_SCANNED_BYTES {
             return Err(MappingFault::TooLarge);
         }
+        if !is_second_look && value.get().len() >= WORTH_AN_INDEX {
+            self.indexes.insert(at, Index::None);
+        }
         if value.get().starts_with('{') {
-            return member(value, key).ok_or_else(|| MappingFault::NoMember(shorten(key).into_owned()));
+            if !is_second_look {
+                return member(value, key).ok_or_else(no_member);
+            }
+            let members: HashMap<_, _> = members(value).unwrap_or_default().into_iter().collect();
+            let found = members.get(key).copied().ok_or_else(no_member);
+            self.indexes.insert(at, Index::Members(members));
+            return found;
         }
         if let Some(elements) = elements(value) {
-            let element = key.parse().ok().and_then(|index: usize| elements.get(index).copied());
-            return element.ok_or_else(|| MappingFault::NoElement(shorten(key).into_owned()));
+            let found = element(&elements, key).ok_or_else(no_element);
+            if is_second_look {
+                self.indexes.insert(at, Index::Elements(elements));
+            }
+            return found;
         }
         Err(MappingFault::NotAContainer(shorten(key).into_owned()))
     }
+}
+
+fn element<'s>(elements: &[&'s RawValue], key: &str) -> Option<&'s RawValue> {
+    key.parse().ok().and_then(|index: usize| elements.get(index).copied())
 }
 
 /// A reference as path and default.

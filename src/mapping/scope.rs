@@ -19,6 +19,8 @@ pub struct Scope<'a> {
     input: &'a RawValue,
     outer: Option<&'a Scope<'a>>,
     outputs: HashMap<String, Box<RawValue>>,
+    /// Of the outputs.
+    bytes: usize,
     iteration: Option<Iteration<'a>>,
     /// By step id.
     callbacks: Option<Arc<HashMap<String, Callback>>>,
@@ -65,7 +67,7 @@ impl<'a> Scope<'a> {
     /// The scope of a run that has just begun.
     #[must_use]
     pub fn new(input: &'a RawValue) -> Self {
-        Self { input, outer: None, outputs: HashMap::new(), iteration: None, callbacks: None }
+        Self { input, outer: None, outputs: HashMap::new(), bytes: 0, iteration: None, callbacks: None }
     }
 
     /// A scope inside of this one.
@@ -96,7 +98,16 @@ impl<'a> Scope<'a> {
 
     /// Registers the output of a step. The latest counts.
     pub fn set(&mut self, step_id: &str, output: Box<RawValue>) {
-        self.outputs.insert(step_id.to_owned(), output);
+        self.bytes += output.get().len();
+        if let Some(earlier) = self.outputs.insert(step_id.to_owned(), output) {
+            self.bytes -= earlier.get().len();
+        }
+    }
+
+    /// Bytes of all values that can be referred to.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.input.get().len() + self.layers().map(|scope| scope.bytes).sum::<usize>()
     }
 
     /// What was registered in this scope, without the outer ones.

@@ -72,7 +72,9 @@ impl Graph {
             order.iter().enumerate().map(|(place, (step, _))| (step.id.as_str(), place)).collect();
         let mut edges = Vec::new();
         for (from, (step, depth)) in order.iter().enumerate() {
-            for (id, label) in parts(step) {
+            // What a block mentions several times is one line.
+            let mut drawn = HashSet::new();
+            for (id, label) in parts(step).into_iter().filter(|part| drawn.insert(part.clone())) {
                 edges.extend(places.get(id).map(|&to| Edge { from, to, label, nested: true }));
             }
             let next = step.next_step.as_deref().filter(|_| *depth == 0).and_then(|id| places.get(id));

@@ -22,7 +22,7 @@ use crate::{
 
 /// Steps looked at while references are checked. Deeply nested definitions with many references would take
 /// quadratic time otherwise; real ones need a few thousand.
-const MAX_WORK: usize = 4_000_000;
+const MAX_WORK: usize = 1_000_000;
 
 /// Warnings given at once, as with errors.
 const MAX_WARNINGS: usize = 100;
@@ -101,7 +101,10 @@ impl<'a> Check<'a> {
         for place in 0..steps.len() {
             let by_loop = steps.at(place).kind == StepKind::Loop;
             for inner in steps.at(place).nested().filter_map(|id| steps.place(id)) {
-                parents[inner].push(Parent { place, by_loop });
+                // However often one mentions the other.
+                if parents[inner].last().is_none_or(|last: &Parent| last.place != place) {
+                    parents[inner].push(Parent { place, by_loop });
+                }
             }
         }
         Self { steps, chain, parents, work: 0, warnings: Vec::new() }
@@ -198,7 +201,7 @@ impl<'a> Check<'a> {
         let mut found = HashSet::from([place]);
         let mut open = vec![place];
         while let Some(place) = open.pop() {
-            self.work += 1;
+            self.work += 1 + self.parents[place].len();
             let parents = self.parents[place].iter().filter(|parent| through_loops || !parent.by_loop);
             open.extend(parents.map(|parent| parent.place).filter(|parent| found.insert(*parent)));
         }

@@ -61,6 +61,30 @@ impl Steps {
         self.places.get(key).copied()
     }
 
+    /// All places, each after those of the steps inside of it. Iterative, as every walk over a caller's steps, and each
+    /// mention is looked at once; what contains itself, which is an error elsewhere, is not entered twice.
+    pub(super) fn inside_out(&self) -> Vec<usize> {
+        let mut order = Vec::with_capacity(self.len());
+        let mut entered = vec![false; self.len()];
+        for root in 0..self.len() {
+            if std::mem::replace(&mut entered[root], true) {
+                continue;
+            }
+            let mut path = vec![(root, self.at(root).nested())];
+            while let Some((place, rest)) = path.last_mut() {
+                let Some(id) = rest.next() else {
+                    order.push(*place);
+                    path.pop();
+                    continue;
+                };
+                if let Some(inner) = self.place(id).filter(|inner| !std::mem::replace(&mut entered[*inner], true)) {
+                    path.push((inner, self.at(inner).nested()));
+                }
+            }
+        }
+        order
+    }
+
     /// The step at a place that [`Steps::place`] gave.
     pub(super) fn at(&self, place: usize) -> &Step {
         &self.entries[place].1

@@ -54,22 +54,12 @@ fn end_of_main_chain<'a>(start_step: &str, steps: &'a Steps) -> Option<&'a str> 
     None
 }
 
-/// The longest way from container to content. Iterative, as every walk over a caller's steps; a container that
-/// contains itself, which is an error elsewhere, is not entered twice.
+/// The longest way from container to content.
 fn depth(steps: &Steps) -> usize {
     let mut depths = vec![0; steps.len()];
-    let mut entered = vec![false; steps.len()];
-    for root in 0..steps.len() {
-        let mut open = vec![root];
-        while let Some(&place) = open.last() {
-            let nested = || steps.at(place).nested().filter_map(|id| steps.place(id));
-            if std::mem::replace(&mut entered[place], true) {
-                open.pop();
-                depths[place] = 1 + nested().map(|inner| depths[inner]).max().unwrap_or_default();
-            } else {
-                open.extend(nested().filter(|inner| !entered[*inner]));
-            }
-        }
+    for place in steps.inside_out() {
+        let nested = steps.at(place).nested().filter_map(|id| steps.place(id));
+        depths[place] = 1 + nested.map(|inner| depths[inner]).max().unwrap_or_default();
     }
     depths.into_iter().max().unwrap_or_default()
 }

@@ -9,6 +9,9 @@ use crate::input::shorten;
 /// Steps that one message names.
 const MAX_NAMED: usize = 20;
 
+/// Steps of one run, as far as they are known beforehand.
+const MAX_RUN_STEPS: usize = 100_000;
+
 /// Checks a whole definition; the text of the first broken rule.
 pub(super) fn definition(start_step: &str, steps: &Steps) -> Result<(), String> {
     chain(start_step, steps)?;
@@ -20,7 +23,31 @@ pub(super) fn definition(start_step: &str, steps: &Steps) -> Result<(), String> 
             return Err(format!("step '{}' refers to step '{}', which does not exist", step.id, shorten(id)));
         }
     }
-    nesting_ends(steps)
+    nesting_ends(steps)?;
+    few_enough(start_step, steps)
+}
+
+/// A run comes to an end: blocks that mention each other many times multiply.
+fn few_enough(start_step: &str, steps: &Steps) -> Result<(), String> {
+    let mut counts = vec![0_usize; steps.len()];
+    for place in steps.inside_out() {
+        let nested = steps.at(place).nested().filter_map(|id| steps.place(id));
+        counts[place] = nested.map(|inner| counts[inner]).fold(1, usize::saturating_add);
+    }
+    let (mut count, mut next) = (0_usize, steps.place(start_step));
+    while let Some(place) = next {
+        count = count.saturating_add(counts[place]);
+        next = steps.at(place).next_step.as_deref().and_then(|id| steps.place(id));
+    }
+    if count <= MAX_RUN_STEPS {
+        return Ok(());
+    }
+    let largest =
+        steps.iter().zip(&counts).filter(|(_, count)| **count > MAX_RUN_STEPS).map(|(step, _)| &step.id).next();
+    let what = largest.map(|id| format!(", most of them inside of step '{}'", shorten(id))).unwrap_or_default();
+    Err(format!(
+        "a run would make more than {MAX_RUN_STEPS} steps, with each mention of a step counted and each loop once{what}"
+    ))
 }
 
 /// No step contains itself, directly or through others.
@@ -288,5 +315,28 @@ mod tests {
         };
         let nested: Vec<_> = (0..count).map(nest).collect();
         assert_eq!(definition("s0", &steps(&format!("{{{}}}", nested.join(",")))), Ok(()));
+    }
+
+    #[test]
+    fn blocks_that_mention_each_other_many_times_are_refused() {
+        let blocks = |depth: usize, mentions: usize| {
+            let mut json = String::new();
+            for n in 0..depth {
+                let inner = vec![format!(r#""b{}""#, n + 1); mentions].join(",");
+                write!(json, r#""b{n}":{{"id":"b{n}","type":"parallel","parallel_steps":[{inner}]}},"#)
+                    .expect("a string grows");
+            }
+            let last = format!(r#""b{depth}":{{"id":"b{depth}","agent_name":"x","input_mapping":{{}}}}"#);
+            definition("b0", &steps(&format!("{{{json}{last}}}")))
+        };
+        assert_eq!(blocks(1, 8000), Ok(()));
+        assert_eq!(
+            blocks(16, 2),
+            Err("a run would make more than 100000 steps, with each mention of a step counted and \
+            each loop once, most of them inside of step 'b0'"
+                .to_owned())
+        );
+        assert!(blocks(14, 8000).is_err_and(|text| text.contains("more than 100000 steps")));
+        assert_eq!(blocks(15, 2), Ok(()));
     }
 }

@@ -71,7 +71,8 @@ impl Run {
             let token = self.callback_token(&callback.place, &step_id).await;
             callback.set_url(&format!("{}{token}", self.executor.callbacks_url));
         }
-        mapping::resolve(step.mapping(), scope).map_err(|error| error.to_string())
+        let resolved = self.with_values(scope, || mapping::resolve(step.mapping(), scope)).await;
+        resolved.map_err(|error| error.to_string())
     }
 
     /// The token of the callback at this place, which is made if there is none that could still be answered.

@@ -36,7 +36,7 @@ impl Run {
     /// What the condition said and the branch gave. A condition that has no value fails the step.
     pub(super) async fn conditional(&self, block: &Block<'_>) -> Result<Done, String> {
         let Some(condition) = &block.step.condition else { return Err("it has no condition".to_owned()) };
-        let holds = expression::holds(&condition.expression, block.scope);
+        let holds = self.with_values(block.scope, || expression::holds(&condition.expression, block.scope)).await;
         let holds = holds.map_err(|error| format!("condition, {error}"))?;
         let taken = taken(block.step, holds);
         let mut frame = block.frame(name(holds), block.scope.inner());

@@ -29,7 +29,8 @@ impl Run {
     /// The output of each iteration's last step. What the body puts out is seen inside its own iteration alone.
     pub(super) async fn iterate(&self, block: &Block<'_>) -> Result<Done, String> {
         let Some(config) = &block.step.loop_config else { return Err("it has no loop_config".to_owned()) };
-        let collection = mapping::resolve_reference(&config.collection, block.scope);
+        let find = || mapping::resolve_reference(&config.collection, block.scope);
+        let collection = self.with_values(block.scope, find).await;
         let collection = collection.map_err(|error| format!("collection, {error}"))?;
         let items = elements(&collection).ok_or("collection: it must be an array")?;
         let limit = config.max_iterations.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
