@@ -34,7 +34,7 @@ mod params;
 pub use json::{
     JsonFault, MAX_JSON_DEPTH, check_json, compact, elements, member, members, object_of, stored_len, text, to_raw,
 };
-pub use params::{path_uuid, query_datetime, query_int};
+pub use params::{iso_8601, path_uuid, query_datetime, query_int};
 
 /// For strings without a limit of their own; the size of the body limits them.
 pub const ANY_LENGTH: RangeInclusive<usize> = 0..=usize::MAX;

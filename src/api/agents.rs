@@ -356,7 +356,7 @@ pub async fn list_agents(State(app): State<App>, caller: Caller, query: Query) -
         created: query.span("created")?,
         updated: query.span("updated")?,
     };
-    if let Some(name) = query.text("name").filter(|name| !name.is_empty()) {
+    if let Some(name) = query.text("name") {
         let found = db::agents::find_to_call(&app.pool, caller.organization(), name).await?;
         return Ok(Json(Page::of_one(found.map(|found| show(&app, &caller, found)), asked.cut.size)));
     }

@@ -110,7 +110,7 @@ fn shown(json: Box<RawValue>) -> Box<RawValue> {
 
 fn filter(caller: &Caller, query: &Query) -> Result<Filter, ApiError> {
     // A UUID, or the id of something that has none.
-    let entity_id = query.text("entity_id").filter(|id| !id.is_empty());
+    let entity_id = query.text("entity_id");
     let entity_id = entity_id.map(|id| Uuid::try_parse(id).unwrap_or_else(|_| id::run_entity_id(id)));
     Ok(Filter {
         organization: caller.organization().clone(),

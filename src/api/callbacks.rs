@@ -15,7 +15,7 @@ use super::{
     App,
     auth::Caller,
     error::{ApiError, ErrorBody},
-    extract::{OptionalJsonBody, RunId},
+    extract::{AnyJsonBody, RunId},
     runs,
 };
 use crate::{
@@ -105,7 +105,7 @@ pub async fn answer_callback(
     State(app): State<App>,
     caller: Caller,
     Token(token): Token,
-    OptionalJsonBody(body): OptionalJsonBody,
+    AnyJsonBody(body): AnyJsonBody,
 ) -> Result<Response, ApiError> {
     let answered =
         answer_callback::answer_callback(&app.pool, app.context(&caller), &token, caller.answerer(), body.as_deref())

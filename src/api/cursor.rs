@@ -52,7 +52,7 @@ impl Asked {
     pub fn read(query: &Query, pages: Pages, order: Order, list: &str, filters: &[&str]) -> Result<Self, ApiError> {
         let mut errors = Vec::new();
         let mut number =
-            |name: &str, default: i64| match query.text(name).map(|text| input::query_int(name, text, 1..=i64::MAX)) {
+            |name: &str, default: i64| match query.given(name).map(|text| input::query_int(name, text, 1..=i64::MAX)) {
                 None => default,
                 Some(Ok(number)) => number,
                 Some(Err(error)) => {
@@ -63,7 +63,7 @@ impl Asked {
         let page = number("page", 1);
         let size = number("page_size", pages.default_size).min(pages.max_size);
         let fingerprint = fingerprint(query, list, filters);
-        let cursor = query.text("cursor").filter(|cursor| !cursor.is_empty());
+        let cursor = query.text("cursor");
         if cursor.is_some() && query.text("page").is_some() {
             errors.push(FieldError::rule("query.cursor", "`cursor` and `page` exclude each other"));
         } else if page > 1 && page.checked_mul(size).is_none_or(|depth| depth > MAX_DEPTH) {

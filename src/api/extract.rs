@@ -14,7 +14,7 @@ use super::{App, IDEMPOTENCY_KEY, auth::Caller, request::CorrelationId};
 use crate::{
     api::error::ApiError,
     db::idempotency::IdempotencyKey,
-    input::{self, FieldError},
+    input::{self, FieldError, shorten},
     timestamp::Timestamp,
 };
 
@@ -64,27 +64,64 @@ impl FromRequest<App> for OptionalJsonBody {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
-        let is_json = is_json(request.headers());
-        let caller = request.extensions().get::<Caller>().cloned();
-        let bytes: Bytes = match request.into_body().collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(_) => return Err(ApiError::internal()),
-        };
-        let length = bytes.len();
-        if bytes.iter().all(u8::is_ascii_whitespace) {
-            return Ok(Self(None));
+        if is_json(request.headers()) {
+            return Ok(Self(read_json(request, app).await??));
         }
-        if !is_json {
-            let message = "Input should be a valid dictionary or object to extract fields from";
-            return Err(FieldError::new("body", "model_attributes_type", message).into());
+        match body(request).await? {
+            bytes if is_blank(&bytes) => Ok(Self(None)),
+            _ => {
+                let message = "Input should be a valid dictionary or object to extract fields from";
+                Err(FieldError::new("body", "model_attributes_type", message).into())
+            }
         }
-        let check = move || input::check_json(&bytes).map(|raw| (raw.get() != "null").then(|| raw.to_owned()));
-        let checked = match caller {
-            Some(caller) if length > LARGE_BODY_BYTES => app.offload.run_soon(caller.organization(), check).await?,
-            _ => check(),
-        };
-        Ok(Self(checked.map_err(FieldError::from)?))
     }
+}
+
+/// A JSON body, or none, whatever its content type says: of senders that have no choice of it.
+pub struct AnyJsonBody(pub Option<Box<RawValue>>);
+
+impl FromRequest<App> for AnyJsonBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
+        let other_type = (!is_json(request.headers())).then(|| request.headers().get(header::CONTENT_TYPE).cloned());
+        match read_json(request, app).await? {
+            Ok(body) => Ok(Self(body)),
+            Err(mut fault) => {
+                if let Some(given) = other_type.flatten() {
+                    let given = given.to_str().unwrap_or("something else");
+                    let message = std::mem::take(&mut fault.message);
+                    fault.message =
+                        format!("{message}; the body should be JSON, and its Content-Type says {}", shorten(given));
+                }
+                Err(fault.into())
+            }
+        }
+    }
+}
+
+async fn body(request: Request) -> Result<Bytes, ApiError> {
+    request.into_body().collect().await.map(http_body_util::Collected::to_bytes).map_err(|_| ApiError::internal())
+}
+
+fn is_blank(body: &[u8]) -> bool {
+    body.iter().all(u8::is_ascii_whitespace)
+}
+
+/// The body, or what is wrong with its JSON.
+async fn read_json(request: Request, app: &App) -> Result<Result<Option<Box<RawValue>>, FieldError>, ApiError> {
+    let caller = request.extensions().get::<Caller>().cloned();
+    let bytes = body(request).await?;
+    if is_blank(&bytes) {
+        return Ok(Ok(None));
+    }
+    let length = bytes.len();
+    let check = move || input::check_json(&bytes).map(|raw| (raw.get() != "null").then(|| raw.to_owned()));
+    let checked = match caller {
+        Some(caller) if length > LARGE_BODY_BYTES => app.offload.run_soon(caller.organization(), check).await?,
+        _ => check(),
+    };
+    Ok(checked.map_err(FieldError::from))
 }
 
 /// No content type counts as JSON.
@@ -177,7 +214,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Key {
     }
 }
 
-/// The query string by form rules; of a repeated parameter the last one counts, unknown ones do not.
+/// The query string by form rules; of a repeated parameter the last one counts, and unknown ones are ignored, which clients
+/// of the reference deployment rely on.
 pub struct Query(HashMap<String, String>);
 
 impl<S: Send + Sync> FromRequestParts<S> for Query {
@@ -199,9 +237,15 @@ impl<S: Send + Sync> FromRequestParts<S> for Query {
 }
 
 impl Query {
-    /// The parameter, if it is there.
+    /// The parameter, if it is there. An empty value, as forms send it, counts as absent.
     #[must_use]
     pub fn text(&self, name: &str) -> Option<&str> {
+        self.given(name).filter(|text| !text.is_empty())
+    }
+
+    /// The parameter, if it is there, empty or not.
+    #[must_use]
+    pub fn given(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
     }
 
@@ -229,9 +273,10 @@ impl Query {
         query.extend_pairs(others).append_pair("cursor", cursor).finish()
     }
 
-    /// The texts between the commas.
+    /// The texts between the commas, without empty ones.
     #[must_use]
     pub fn several(&self, name: &str) -> Vec<String> {
-        self.text(name).map(|text| text.split(',').map(str::to_owned).collect()).unwrap_or_default()
+        let texts = self.text(name).into_iter().flat_map(|text| text.split(','));
+        texts.filter(|text| !text.is_empty()).map(str::to_owned).collect()
     }
 }

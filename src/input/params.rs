@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use chrono::{DateTime, Datelike, FixedOffset, NaiveDate, NaiveDateTime, NaiveTime, TimeDelta, Timelike, Utc};
+use chrono::{DateTime, Datelike, FixedOffset, NaiveDate, NaiveDateTime, NaiveTime, TimeDelta, Utc, Weekday};
 use uuid::Uuid;
 
 use super::{FieldError, read_int};
@@ -44,22 +44,86 @@ fn epoch_datetime(number: f64) -> Option<DateTime<Utc>> {
 }
 
 fn iso_datetime(text: &str) -> Option<DateTime<Utc>> {
-    if !text.is_ascii() || text.len() < 10 {
+    let (local, offset) = iso_8601(text)?;
+    let offset = offset.map_or(0, |offset| offset.local_minus_utc());
+    local.checked_sub_signed(TimeDelta::seconds(offset.into())).map(|utc| utc.and_utc())
+}
+
+/// A date, or date and time, of ISO 8601, and its offset if it has one. Both forms, `2026-02-03T09:00:00Z` and
+/// `20260203T090000Z`, with calendar, week (`2026-W06-2`) and ordinal (`2026-034`) dates.
+#[must_use]
+pub fn iso_8601(text: &str) -> Option<(NaiveDateTime, Option<FixedOffset>)> {
+    if !text.is_ascii() {
         return None;
     }
-    let (date, rest) = text.split_at(10);
-    let date = NaiveDate::parse_from_str(date, "%Y-%m-%d").ok()?;
-    let Some(rest) = rest.strip_prefix(['T', 't', '_', ' ']) else {
-        return rest.is_empty().then(|| date.and_time(NaiveTime::MIN).and_utc());
+    let Some((date, rest)) = text.split_once(['T', 't', '_', ' ']) else {
+        return Some((iso_date(text)?.and_time(NaiveTime::MIN), None));
     };
     let (time, offset) = match rest.find(['Z', 'z', '+', '-', ' ']) {
-        Some(end) => (&rest[..end], parse_offset(&rest[end..])?),
-        None => (rest, FixedOffset::east_opt(0)?),
+        Some(end) => (&rest[..end], Some(parse_offset(&rest[end..])?)),
+        None => (rest, None),
     };
-    let time = NaiveTime::parse_from_str(time, "%H:%M:%S%.f").or_else(|_| NaiveTime::parse_from_str(time, "%H:%M"));
-    let time = time.ok().filter(|time| time.nanosecond() < 1_000_000_000)?; // a leap second has no place in the column
-    let local: NaiveDateTime = date.and_time(time);
-    local.checked_sub_signed(TimeDelta::seconds(offset.local_minus_utc().into())).map(|utc| utc.and_utc())
+    let (date, (time, is_next_day)) = (iso_date(date)?, iso_time(time)?);
+    let date = if is_next_day { date.succ_opt()? } else { date };
+    Some((date.and_time(time), offset))
+}
+
+fn iso_date(text: &str) -> Option<NaiveDate> {
+    // The basic form by its length, cut where the extended one has hyphens.
+    let basic: Vec<&str> = match text.len() {
+        8 if text.as_bytes()[4] == b'W' => vec![&text[..4], &text[4..7], &text[7..]],
+        8 if !text.contains('-') => vec![&text[..4], &text[4..6], &text[6..]],
+        7 if !text.contains('-') => vec![&text[..4], &text[4..]],
+        _ => text.split('-').collect(),
+    };
+    let (year, rest) = basic.split_first()?;
+    let year = i32::try_from(digits(year, 4)?).ok()?;
+    match rest {
+        [week, day] if week.starts_with('W') => {
+            let day = u8::try_from(digits(day, 1)?.checked_sub(1)?).ok()?;
+            NaiveDate::from_isoywd_opt(year, digits(&week[1..], 2)?, Weekday::try_from(day).ok()?)
+        }
+        [month, day] => NaiveDate::from_ymd_opt(year, digits(month, 2)?, digits(day, 2)?),
+        [day] => NaiveDate::from_yo_opt(year, digits(day, 3)?),
+        _ => None,
+    }
+}
+
+/// A time, and whether it is the end of the day, which is the beginning of the next one. A leap second has no place in the
+/// columns.
+fn iso_time(text: &str) -> Option<(NaiveTime, bool)> {
+    let (whole, fraction) = match text.split_once(['.', ',']) {
+        Some((whole, fraction)) => (whole, Some(fraction)),
+        None => (text, None),
+    };
+    let parts: Vec<&str> = match whole.len() {
+        4 if !whole.contains(':') => vec![&whole[..2], &whole[2..]],
+        6 if !whole.contains(':') => vec![&whole[..2], &whole[2..4], &whole[4..]],
+        _ => whole.split(':').collect(),
+    };
+    let (hour, minute, second) = match parts[..] {
+        [hour] => (digits(hour, 2)?, 0, 0),
+        [hour, minute] => (digits(hour, 2)?, digits(minute, 2)?, 0),
+        [hour, minute, second] => (digits(hour, 2)?, digits(minute, 2)?, digits(second, 2)?),
+        _ => return None,
+    };
+    let nanos = match fraction {
+        None => 0,
+        Some(fraction) if parts.len() == 3 && !fraction.is_empty() && fraction.bytes().all(|c| c.is_ascii_digit()) => {
+            format!("{fraction:0<9}")[..9].parse().ok()?
+        }
+        Some(_) => return None,
+    };
+    if (hour, minute, second, nanos) == (24, 0, 0, 0) {
+        return Some((NaiveTime::MIN, true));
+    }
+    NaiveTime::from_hms_nano_opt(hour, minute, second, nanos).map(|time| (time, false))
+}
+
+/// A number of so many digits.
+fn digits(text: &str, count: usize) -> Option<u32> {
+    let is_number = text.len() == count && text.bytes().all(|byte| byte.is_ascii_digit());
+    if is_number { text.parse().ok() } else { None }
 }
 
 /// `Z`, `+hh`, `+hhmm`, `+hh:mm`, the same with `-`, and with the space that form decoding makes of `+`.
@@ -135,6 +199,21 @@ mod tests {
         for text in ["2026-02-03T09:00:00", "2026-02-03t09:00", "2026-02-03_09:00:00.000", "2026-02-03 09:00:00Z"] {
             check(text, "2026-02-03T09:00:00+00:00");
         }
+        for text in [
+            "20260203T090000Z",
+            "20260203T0900",
+            "2026-02-03T09Z",
+            "2026-02-03T09:00:00,0Z",
+            "2026-W06-2T09:00Z",
+            "2026W062T09:00Z",
+            "2026-034T09:00",
+            "2026034T090000+0000",
+        ] {
+            check(text, "2026-02-03T09:00:00+00:00");
+        }
+        check("2026-02-02T24:00:00Z", "2026-02-03T00:00:00+00:00");
+        check("2026-02-03T09:00:00,5Z", "2026-02-03T09:00:00.500+00:00");
+        check("2026-02-03T09:00:00.1234567891Z", "2026-02-03T09:00:00.123456789+00:00");
         for text in ["2026-02-03T11:00:00+02:00", "2026-02-03T11:00:00 02:00", "2026-02-03T06:30-0230", "1770109200"] {
             check(text, "2026-02-03T09:00:00+00:00");
         }
@@ -151,6 +230,16 @@ mod tests {
             "2026-02-03X09:00",
             "2026-02-03T",
             "2026-02-03T25:00",
+            "2026-02-03T24:00:01",
+            "2026-02-03T0900:00",
+            "2026-02-03T09:00.5",
+            "2026-02-03T09:00:00.",
+            "2026-2-3",
+            "202602-03",
+            "2026-W54-1",
+            "2026-W06-8T09:00",
+            "2026-366",
+            "+026-02-03",
             "2026-02-03T09:00:60",
             "2026-02-03T09:00:00+2",
             "2026-02-03T09:00:00+99:00",

@@ -2,12 +2,12 @@
 
 use std::ops::RangeInclusive;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::step::{ID_CHARS, one_of};
-use crate::input::{FieldError, Node, Read, text};
+use crate::input::{FieldError, Node, Read, iso_8601, text};
 
 /// Ten years: longer waits and time limits are refused, since nobody can mean them.
 pub const MAX_WAIT_SECS: i64 = 315_576_000;
@@ -135,8 +135,19 @@ pub fn bounded(secs: f64) -> Result<f64, String> {
 
 /// An instant with its zone, as ISO 8601.
 pub fn instant(text: &str) -> Result<DateTime<Utc>, String> {
-    let parsed = DateTime::parse_from_rfc3339(text.trim()).map(|instant| instant.to_utc());
-    parsed.map_err(|_| "must be a time with a zone, such as 2026-02-03T09:00:00Z".to_owned())
+    let zoned = iso_8601(text.trim())
+        .and_then(|(local, offset)| local.checked_sub_signed(TimeDelta::seconds(offset?.local_minus_utc().into())));
+    let wrong = || "must be a time with a zone, such as 2026-02-03T09:00:00Z".to_owned();
+    zoned.map(|utc| utc.and_utc()).ok_or_else(wrong)
+}
+
+/// An instant that can be waited for now.
+pub fn near(instant: DateTime<Utc>, now: DateTime<Utc>) -> Result<DateTime<Utc>, String> {
+    if (instant - now).num_seconds() <= MAX_WAIT_SECS {
+        Ok(instant)
+    } else {
+        Err("must be at most ten years away".to_owned())
+    }
 }
 
 /// The seconds of an ISO 8601 duration of weeks, days, hours, minutes and seconds. Years and months differ in length,
@@ -199,9 +210,33 @@ mod tests {
     }
 
     #[test]
+    fn an_instant_is_at_most_ten_years_away() {
+        let now = instant("2026-02-03T09:00:00Z").expect("now");
+        assert!(near(instant("2036-02-03T09:00:00Z").expect("later"), now).is_ok());
+        assert!(near(instant("1970-01-01T00:00:00Z").expect("before"), now).is_ok());
+        for text in ["2036-02-04T09:00:00Z", "9999-12-31T23:59:59Z"] {
+            assert_eq!(near(instant(text).expect(text), now), Err("must be at most ten years away".to_owned()));
+        }
+    }
+
+    #[test]
     fn an_instant_needs_its_zone() {
         assert!(instant("2026-02-03T09:00:00Z").is_ok());
         assert!(instant("2026-02-03T09:00:00.5+02:00").is_ok());
+        let same = instant("2026-02-03T10:00:00Z");
+        assert!(same.is_ok());
+        for text in [
+            "2026-02-03T10:00Z",
+            "2026-02-03T11:00+01:00",
+            "2026-02-03T11:00:00+0100",
+            "2026-02-03T11:00:00+01",
+            "20260203T100000Z",
+            "2026-02-03T10:00:00,0Z",
+            "2026-W06-2T10:00:00Z",
+        ] {
+            assert_eq!(instant(text), same, "{text}");
+        }
+        assert_eq!(instant("2026-02-02T24:00:00Z"), instant("2026-02-03T00:00:00Z"));
         for text in ["2026-02-03T09:00:00", "2026-02-03", "tomorrow", ""] {
             assert!(instant(text).is_err(), "{text}");
         }

@@ -29,6 +29,13 @@ async fn runs_are_filtered_by_time_name_caller_and_statuses(pool: PgPool) {
         ("status=PENDING", "a"),
         ("status=PENDING,FAILED", "a c"),
         ("status=PENDING,", "a"),
+        ("status=", "a b c d"),
+        ("status=,", "a b c d"),
+        ("status=PENDING&status=", "a b c d"),
+        ("name=&triggered_by=&workflow_id=&workflow_definition_id=&parent_run_id=", "a b c d"),
+        ("created_after=&created_before=&updated_after=&updated_before=", "a b c d"),
+        ("sort_by=&cursor=", "a b c d"),
+        ("colour=blue", "a b c d"),
         ("status=pending,NONE", ""),
         ("name=daily", "a"),
         ("name_prefix=daily", "a b c"),
@@ -69,6 +76,7 @@ async fn agents_and_workflows_are_filtered_by_time_prefix_and_statuses(pool: PgP
     for list in ["/api/v1/agents?x=1", "/api/v1/workflows?sort_order=asc"] {
         for (query, expected) in [
             ("name_prefix=mail".to_owned(), "mail-in mail_out"),
+            ("status=&name=&name_prefix=&created_after=&updated_before=".to_owned(), "mail-in mail_out print"),
             ("name_prefix=mail_".to_owned(), "mail_out"),
             ("status=active,inactive".to_owned(), "mail-in print"),
             (format!("created_after={yesterday}"), "print"),

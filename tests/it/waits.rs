@@ -296,6 +296,33 @@ async fn an_answer_may_come_before_the_step_that_waits_for_it(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
+async fn a_callback_is_answered_with_json_whatever_its_content_type_says(pool: PgPool) {
+    let world = World::start(&pool, &[]).await;
+    let ask = json!({"ask": callback("ask", None)});
+    for kind in ["text/plain; charset=UTF-8", "application/x-www-form-urlencoded", "application/octet-stream"] {
+        let run_id = world.begin("ask", &ask, &json!({"q": "why?"})).await;
+        let path = path_of(&callbacks(&world.service, &run_id, 1).await[0]["url"]);
+        let refused = world.service.send("POST", &path, &[("content-type", kind)], "because=so").await;
+        assert!(refused.text.contains("the body should be JSON, and its Content-Type says"), "{}", refused.text);
+        refused.error(422);
+        let answer = r#"{"Type": "Notification"}"#;
+        world.service.send("POST", &path, &[("content-type", kind)], answer).await.expect(200);
+        assert_eq!(world.end(run_id).await.output(), &json!({"Type": "Notification"}));
+    }
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_wait_until_takes_every_form_of_iso_8601_and_at_most_ten_years(pool: PgPool) {
+    let world = World::start(&pool, &[]).await;
+    let steps = json!({"w": {"id": "w", "type": "wait", "wait_config": {"until": "${workflow.input.at}"}}});
+    for at in ["2020-01-01T10:00Z", "2020-01-01T10:00:00+01", "20200101T100000Z", "2020-01-01T10:00:00,5Z"] {
+        world.run("w", &steps, &json!({"at": at})).await.output();
+    }
+    let late = world.run("w", &steps, &json!({"at": "9999-12-31T23:59:59Z"})).await;
+    assert_eq!(late.cause(), "Step 'w' failed: wait_config.until: it must be at most ten years away");
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
 async fn a_callback_expires_and_a_retry_asks_anew(pool: PgPool) {
     let world = World::start(&pool, &[]).await;
     let mut ask = callback("ask", None);

@@ -26,7 +26,7 @@ use crate::{
     timestamp::Timestamp,
     workflow::{
         Step,
-        outside::{WaitConfig, bounded, instant, iso_duration},
+        outside::{WaitConfig, bounded, instant, iso_duration, near},
     },
 };
 
@@ -248,5 +248,6 @@ fn until(config: &WaitConfig, scope: &Scope<'_>) -> Result<DateTime<Utc>, String
         return within("duration", iso_duration(&text_of("duration", duration)?));
     }
     let until = text_of("until", config.until.as_deref().unwrap_or_default())?;
-    instant(&until).map_err(|cause| format!("wait_config.until: it {cause}"))
+    let until = instant(&until).and_then(|until| near(until, Utc::now()));
+    until.map_err(|cause| format!("wait_config.until: it {cause}"))
 }
