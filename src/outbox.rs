@@ -176,6 +176,7 @@ impl Relay {
         let settled = CancellationToken::new();
         lifecycle.spawn("outbox settling", relay.clone().settle_all(received, settled.clone()));
         lifecycle.spawn("outbox sweep", relay.clone().sweep_all(drained.clone(), settled));
+        lifecycle.spawn("idempotency keys", relay.clone().expire_keys(drained.clone()));
         lifecycle.spawn("kafka topics", relay.clone().keep_topics(drained.clone()));
         let (watched, drained) = (relay.clone(), drained.clone());
         lifecycle.spawn("kafka watch", async move { watched.0.producer.watch(&drained).await });
@@ -446,7 +447,7 @@ impl Relay {
     /// Frees orphans, sends lost requests again, drops what has expired.
     async fn upkeep(&self) -> Result<(), db::Error> {
         let pool = self.0.pool.clone();
-        let (mine, key_ttl_hours) = (self.0.registration.current(), self.0.key_ttl_hours);
+        let mine = self.0.registration.current();
         // Asked before the rows are: one that comes to be known meanwhile is too young to be freed.
         let known: Vec<Uuid> = self.known().iter().copied().collect();
         let cleaned = db::bounded(async move {
@@ -456,7 +457,6 @@ impl Relay {
                 None => 0,
             };
             processes::bury(&pool).await?;
-            db::idempotency::expire(&pool, key_ttl_hours).await?;
             Ok(orphans + forgotten)
         });
         let freed = cleaned.await?;
@@ -477,6 +477,19 @@ impl Relay {
             }
         }
         Ok(())
+    }
+
+    /// Deletes idempotency keys that are too old.
+    async fn expire_keys(self, drained: CancellationToken) {
+        while !drained.is_cancelled() {
+            if let Err(error) = db::idempotency::expire(&self.0.pool, self.0.key_ttl_hours).await {
+                tracing::debug!(error = &error as &dyn std::error::Error, "idempotency keys do not expire: {error}");
+            }
+            tokio::select! {
+                () = tokio::time::sleep(UPKEEP_EVERY) => {}
+                () = drained.cancelled() => {}
+            }
+        }
     }
 
     /// Makes the topics once Kafka is there, and again when one has gone.

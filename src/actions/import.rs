@@ -3,7 +3,7 @@
 //! Credentials that the document leaves out stay as they are stored: an agent's `auth_config`, and user, password and
 //! the values of the query in its URL. An agent that is new cannot do without the ones its `auth_type` asks for.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -28,6 +28,8 @@ pub const FORMAT: &str = "workflow-api/definitions";
 pub const FORMAT_VERSION: i64 = 1;
 /// Agents, and workflows, in one document: more would hold their locks for too long.
 pub const MAX_ENTRIES: usize = 2_000;
+/// Bytes of a document, to be exported as well as to be imported.
+pub const MAX_BYTES: usize = 16 << 20;
 
 /// A document that can be imported. It has no `Debug`, since it may hold secrets.
 pub struct Import {
@@ -125,6 +127,9 @@ pub enum ImportError {
     /// The idempotency key is taken.
     #[error(transparent)]
     Key(#[from] ClaimError),
+    /// It takes too long. Nothing is changed.
+    #[error("the time for the import is over")]
+    OutOfTime,
     /// The database failed.
     #[error(transparent)]
     Db(#[from] db::Error),
@@ -138,13 +143,16 @@ impl From<sqlx::Error> for ImportError {
 
 /// Imports the document, or with `dry_run` says what would become of it. If there are errors nothing is changed.
 ///
-/// The key of the context, if there is one, is kept with the report, unless this is a dry run.
+/// The key of the context, if there is one, is kept with the report, unless this is a dry run. Nothing is committed after
+/// `deadline`: whoever waits for the answer has given up soon after it, and would not learn of it.
 pub async fn import(
     pool: &db::Pool,
     context: Context<'_>,
     document: Import,
     dry_run: bool,
+    deadline: Instant,
 ) -> Result<Report, ImportError> {
+    let in_time = || if Instant::now() < deadline { Ok(()) } else { Err(ImportError::OutOfTime) };
     let mut report = Report::default();
     let mut transaction = pool.begin().await?;
     let key = context.key.filter(|_| !dry_run);
@@ -156,6 +164,7 @@ pub async fn import(
     }
     let mut switched_off = Vec::new();
     for Entry { at, name, raw, mut wanted } in document.agents {
+        in_time()?;
         let stored = db::agents::lock_by_name(&mut transaction, context.organization(), &name).await?;
         let is_new = stored.is_none();
         let (before, saved) = match stored {
@@ -197,6 +206,7 @@ pub async fn import(
         }
     }
     for Entry { at, name, wanted, .. } in document.workflows {
+        in_time()?;
         match put_workflow::put_in(&mut transaction, context, wanted).await {
             Ok(Put::Created(_)) => report.created.workflows.push(name),
             Ok(Put::Updated(_)) => report.updated.workflows.push(name),
@@ -222,6 +232,7 @@ pub async fn import(
         if let Some(key) = key {
             db::idempotency::keep_answer(&mut transaction, key, &input::to_raw(&report)).await?;
         }
+        in_time()?;
         transaction.commit().await?;
     }
     Ok(report)

@@ -21,7 +21,7 @@ use super::{
     prefer::Wait,
     rate_limit::Applied,
 };
-use crate::{access::Actor, api::error::ApiError, auditor::Denied, id};
+use crate::{access::Actor, actions::import::MAX_BYTES as MAX_IMPORT_BYTES, api::error::ApiError, auditor::Denied, id};
 
 /// Largest request body.
 pub const MAX_BODY_BYTES: usize = 1 << 20;
@@ -189,6 +189,11 @@ pub fn note(method: &str, route: &str, response: &Response, duration: Duration) 
     log_line(method, route, response, duration);
 }
 
+/// Largest body of that path: whatever was exported can be imported again.
+fn max_body_bytes(uri: &Uri) -> usize {
+    if uri.path().ends_with("/import") { MAX_IMPORT_BYTES } else { MAX_BODY_BYTES }
+}
+
 /// The whole body, within limits.
 ///
 /// After a fault, also one that was found before, what is left of the body is read and dropped: a client that is still
@@ -199,13 +204,16 @@ async fn read_body(
     mut body: axum::body::Body,
     mut fault: Option<ApiError>,
 ) -> Result<Bytes, ApiError> {
-    let too_large =
-        || ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", "The request body is larger than 1 MiB");
+    let limit = max_body_bytes(uri);
+    let too_large = || {
+        let detail = format!("The request body is larger than {} MiB", limit >> 20);
+        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", detail)
+    };
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if fault.is_none() && uri.path_and_query().map_or(0, |uri| uri.as_str().len()) > MAX_URI_BYTES {
         let detail = "The request's URI is longer than 8 KiB";
         fault = Some(ApiError::new(StatusCode::URI_TOO_LONG, "uri_too_long", detail));
-    } else if fault.is_none() && announced.is_some_and(|length| length > MAX_BODY_BYTES as u64) {
+    } else if fault.is_none() && announced.is_some_and(|length| length > limit as u64) {
         fault = Some(too_large());
     }
     // Such a client waits for the answer before it sends.
@@ -232,7 +240,7 @@ async fn read_body(
         };
         let Ok(chunk) = frame.into_data() else { continue };
         length += chunk.len();
-        if fault.is_none() && length > MAX_BODY_BYTES {
+        if fault.is_none() && length > limit {
             fault = Some(too_large());
             chunks.clear();
             deadline = Instant::now() + DRAIN_TIMEOUT;

@@ -3,6 +3,8 @@
 //! Secrets leave only when they are asked for. Without them an agent's `auth_config` and the user and password in its
 //! URL are absent from the document, and importing it keeps the stored ones.
 
+use std::time::{Duration, Instant};
+
 use axum::{
     Json,
     extract::State,
@@ -24,16 +26,19 @@ use super::{
 };
 use crate::{
     access::Permission,
-    actions::import::{self, FORMAT, FORMAT_VERSION, Import, ImportError, MAX_ENTRIES},
-    agent::{AuthType, RetryConfig, masked_url, render_auth_config},
+    actions::import::{self, FORMAT, FORMAT_VERSION, Import, ImportError, MAX_BYTES, MAX_ENTRIES},
+    agent::{AuthType, RetryConfig, masked_url, render_auth_config, without_credentials},
     db::{
         self,
         agents::AgentRow,
         idempotency::{ClaimError, IdempotencyKey},
         workflows::WorkflowRow,
     },
-    input::{FieldError, Object, member},
+    input::{self, FieldError, Object, member},
 };
+
+/// For an import, which is all or nothing: with its last statements it is answered in time.
+const IMPORT_TIME: Duration = Duration::from_secs(5);
 
 /// Agents and workflows. The same content is the same document, so that it can be kept under version control.
 #[derive(Serialize, ToSchema)]
@@ -209,39 +214,48 @@ fn flag(query: &Query, name: &str) -> Result<bool, ApiError> {
 /// Secrets are left out unless they are asked for.
 #[utoipa::path(
     get, path = "/export", tag = "workflows",
-    params(("include_secrets" = Option<bool>, Query, description = "With the agents' credentials, which needs `agents:secrets`")),
+    params(
+        ("name_prefix" = Option<String>, Query, description = "Only those whose names begin so"),
+        ("include_secrets" = Option<bool>, Query, description = "With the agents' credentials, which needs `agents:secrets`")),
     responses(
         (status = 200, body = Definitions),
-        (status = 413, description = "There are more than a document can hold", body = ErrorBody),
+        (status = 413, description = "There are more than a document can hold: export them in parts, by `name_prefix`", body = ErrorBody),
         (status = 422, body = ErrorBody),
     ),
 )]
-pub async fn export_definitions(
-    State(app): State<App>,
-    caller: Caller,
-    query: Query,
-) -> Result<Json<Definitions>, ApiError> {
+pub async fn export_definitions(State(app): State<App>, caller: Caller, query: Query) -> Result<Response, ApiError> {
     let with_secrets = flag(&query, "include_secrets")?;
     if with_secrets {
         caller.must(Permission::AgentsSecrets)?;
     }
+    let prefix = query.text("name_prefix").unwrap_or_default();
     let mut transaction = app.pool.begin().await?;
     // So that the workflows are those of the same moment as the agents.
     sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY").execute(&mut *transaction).await?;
     let limit = i64::try_from(MAX_ENTRIES + 1).unwrap_or(i64::MAX);
-    let agents = db::agents::present(&mut transaction, caller.organization(), limit).await?;
-    let workflows = db::workflows::all_active(&mut transaction, caller.organization(), limit).await?;
+    let agents = db::agents::present(&mut transaction, caller.organization(), prefix, limit).await?;
+    let workflows = db::workflows::all_active(&mut transaction, caller.organization(), prefix, limit).await?;
     transaction.commit().await?;
     if agents.len() > MAX_ENTRIES || workflows.len() > MAX_ENTRIES {
-        let detail = format!("A document holds at most {MAX_ENTRIES} agents and as many workflows; use the lists");
-        return Err(ApiError::new(http::StatusCode::PAYLOAD_TOO_LARGE, "export_too_large", detail));
+        return Err(too_large(&format!("{MAX_ENTRIES} agents and as many workflows")));
     }
-    Ok(Json(Definitions {
+    let document = Definitions {
         format: FORMAT,
         version: FORMAT_VERSION,
         agents: agents.into_iter().map(|row| ExportedAgent::new(row.opened(&app.config.vault), with_secrets)).collect(),
         workflows: workflows.into_iter().map(ExportedWorkflow::from).collect(),
-    }))
+    };
+    // What could not be imported again is no export.
+    let document = input::to_raw(&document);
+    if document.get().len() > MAX_BYTES {
+        return Err(too_large(&format!("{} MiB", MAX_BYTES >> 20)));
+    }
+    Ok(Json(document).into_response())
+}
+
+fn too_large(limit: &str) -> ApiError {
+    let detail = format!("A document holds at most {limit}; export it in parts, by name_prefix");
+    ApiError::new(http::StatusCode::PAYLOAD_TOO_LARGE, "export_too_large", detail)
 }
 
 /// Brings agents and workflows to what the document says, all of them or none; safe to repeat. What the document
@@ -256,7 +270,9 @@ pub async fn export_definitions(
     responses(
         (status = 200, body = ImportReport),
         (status = 409, description = "A request with this key is under way", body = ErrorBody),
+        (status = 413, description = "The document is larger than 16 MiB", body = ErrorBody),
         (status = 422, description = "Nothing was imported; `errors` names every entry that is wrong", body = ErrorBody),
+        (status = 503, description = "It took too long, and nothing was imported", body = ErrorBody),
     ),
 )]
 pub async fn import_definitions(
@@ -266,15 +282,21 @@ pub async fn import_definitions(
     key: Key,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
+    let deadline = Instant::now() + IMPORT_TIME;
     let dry_run = flag(&query, "dry_run")?;
     let key = key.bound("import", &caller, body.fingerprint());
     Object::body(body.raw())?;
     let report = match app.read(&caller, body.raw(), Import::parse).await? {
         Ok(document) => {
-            match import::import(&app.pool, app.context(&caller).with_key(key.as_ref()), document, dry_run).await {
+            let context = app.context(&caller).with_key(key.as_ref());
+            match import::import(&app.pool, context, document, dry_run, deadline).await {
                 Ok(report) => report,
                 Err(ImportError::Key(ClaimError::Repeated(_))) => return repeated(&app, key.as_ref()).await,
                 Err(ImportError::Key(error)) => return Err(error.into()),
+                Err(ImportError::OutOfTime) => {
+                    let detail = "The import took too long, and nothing was imported; import the document in parts";
+                    return Err(ApiError::unavailable("import_too_slow", detail));
+                }
                 Err(ImportError::Db(error)) => return Err(error.into()),
             }
         }

@@ -155,14 +155,16 @@ pub async fn lock_by_name(
     Ok(sqlx::query_as(&sql).bind(name).bind(organization.as_str()).fetch_optional(conn).await?)
 }
 
-/// All agents of the organisation that are not deleted, by name, as far as the limit.
+/// All agents of the organisation that are not deleted and whose names begin so, by name, as far as the limit.
 pub async fn present(
     conn: &mut PgConnection,
     organization: &OrganizationId,
+    prefix: &str,
     limit: i64,
 ) -> Result<Vec<AgentRow>, Error> {
-    let sql = select(" WHERE status <> 'deleted' AND organization_id = $2 ORDER BY name LIMIT $1");
-    Ok(sqlx::query_as(&sql).bind(limit).bind(organization.as_str()).fetch_all(conn).await?)
+    let sql =
+        select(" WHERE status <> 'deleted' AND organization_id = $2 AND starts_with(name, $3) ORDER BY name LIMIT $1");
+    Ok(sqlx::query_as(&sql).bind(limit).bind(organization.as_str()).bind(prefix).fetch_all(conn).await?)
 }
 
 fn select(rest: &str) -> String {

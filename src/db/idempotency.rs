@@ -88,10 +88,26 @@ pub async fn kept_answer(db: impl PgExecutor<'_>, key: &IdempotencyKey) -> Resul
     Ok(kept.flatten().map(|answer| answer.0))
 }
 
-/// Deletes the keys that are too old, a bounded number at a time. Returns how many.
-pub async fn expire(db: impl PgExecutor<'_>, kept_hours: i32) -> Result<u64, Error> {
+/// Keys that one statement deletes.
+const EXPIRY_BATCH: u64 = 10_000;
+
+/// Deletes all keys that are too old, a bounded number at a time, so that it keeps pace with those that make them. Other
+/// processes do the same beside it. Returns how many.
+pub async fn expire(pool: &super::Pool, kept_hours: i32) -> Result<u64, Error> {
     let sql = "DELETE FROM idempotency_keys WHERE (scope, key) IN (
                    SELECT scope, key FROM idempotency_keys WHERE created_at < now() - make_interval(hours => $1)
-                   LIMIT 10000)";
-    Ok(sqlx::query(sql).bind(kept_hours).execute(db).await?.rows_affected())
+                   LIMIT $2 FOR UPDATE SKIP LOCKED)";
+    let mut expired = 0;
+    loop {
+        let pool = pool.clone();
+        let limit = i64::try_from(EXPIRY_BATCH).unwrap_or(i64::MAX);
+        let batch = super::bounded(async move {
+            Ok(sqlx::query(sql).bind(kept_hours).bind(limit).execute(&pool).await?.rows_affected())
+        });
+        let deleted = batch.await?;
+        expired += deleted;
+        if deleted < EXPIRY_BATCH {
+            return Ok(expired);
+        }
+    }
 }

@@ -92,19 +92,21 @@ pub async fn find_active(
     Ok(sqlx::query_as(&sql).bind(name).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
-/// The newest version of every name of the organisation if it is active, by name, as far as the limit.
+/// The newest version of every name of the organisation that begins so, if it is active, by name, as far as the limit.
 pub async fn all_active(
     conn: &mut PgConnection,
     organization: &OrganizationId,
+    prefix: &str,
     limit: i64,
 ) -> Result<Vec<WorkflowRow>, Error> {
     let sql = format!(
         "SELECT {COLUMNS} FROM (
-             SELECT DISTINCT ON (name) * FROM workflow_definitions WHERE organization_id = $2 ORDER BY name, version DESC
+             SELECT DISTINCT ON (name) * FROM workflow_definitions
+             WHERE organization_id = $2 AND starts_with(name, $3) ORDER BY name, version DESC
          ) newest
          WHERE status = 'active' ORDER BY name LIMIT $1"
     );
-    Ok(sqlx::query_as(&sql).bind(limit).bind(organization.as_str()).fetch_all(conn).await?)
+    Ok(sqlx::query_as(&sql).bind(limit).bind(organization.as_str()).bind(prefix).fetch_all(conn).await?)
 }
 
 /// Whether the row has exactly this schema for its input, or exactly none.

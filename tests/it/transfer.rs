@@ -1,10 +1,20 @@
 //! Export and import of agents and workflows as one document.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 use sqlx::PgPool;
-use workflow_api::db::migrations::MIGRATOR;
+use workflow_api::{
+    access::Actor,
+    actions::{
+        Context,
+        import::{self, Import, ImportError},
+    },
+    db::migrations::MIGRATOR,
+    input::to_raw,
+};
 
-use crate::service::Service;
+use crate::service::{Service, config, own_pool};
 
 const EXPORT: &str = "/api/v1/export";
 const IMPORT: &str = "/api/v1/import";
@@ -126,4 +136,54 @@ async fn an_import_is_not_repeated(pool: PgPool) {
     assert_eq!(service.get(&path).await.expect(200)["url"], "http://b/");
     let other = service.send("POST", IMPORT, &headers, body("http://c")).await.error(422);
     assert_eq!(other["code"], "idempotency_key_reused");
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_large_export_can_be_imported_again_and_taken_in_parts(pool: PgPool) {
+    let service = Service::start(&pool);
+    filled(&service).await;
+    let sql = "UPDATE workflow_definitions SET description = repeat('x', $2) WHERE name = $1";
+    for (name, length) in [("one", 3 << 20), ("two", 12 << 20)] {
+        sqlx::query(sql).bind(name).bind(length).execute(&pool).await.expect("a long description");
+    }
+    let document = service.get(EXPORT).await.expect(200);
+    let report = service.post(IMPORT, &document).await.expect(200);
+    assert_eq!(report["unchanged"]["workflows"], json!(["one", "two"]));
+    sqlx::query(sql).bind("two").bind(14 << 20).execute(&pool).await.expect("a longer one");
+    let refused = service.get(EXPORT).await.error(413);
+    assert_eq!(refused["code"], "export_too_large");
+    let part = service.get(&format!("{EXPORT}?name_prefix=on")).await.expect(200);
+    assert_eq!((part["agents"].clone(), part["workflows"][0]["name"].clone()), (json!([]), json!("one")));
+    assert_eq!(service.post(IMPORT, &part).await.expect(200)["unchanged"]["workflows"], json!(["one"]));
+    // Other routes take what they always took.
+    service.post("/api/v1/agents", &json!({"name": "a", "description": "x".repeat(2 << 20)})).await.error(413);
+    let mut larger = document;
+    larger["workflows"][0]["description"] = json!("x".repeat(17 << 20));
+    service.post(IMPORT, &larger).await.error(413);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn an_import_whose_time_is_over_changes_nothing(pool: PgPool) {
+    let settings = config(&pool, &[]);
+    let actor = Actor::system();
+    let context = Context {
+        actor: &actor,
+        quotas: &settings.quotas,
+        audit: true,
+        vault: &settings.vault,
+        egress: &settings.egress,
+        sees_secrets: true,
+        key: None,
+        if_match: None,
+    };
+    let document =
+        json!({"format": "workflow-api/definitions", "version": 1, "agents": [{"name": "a", "url": "http://a"}]});
+    let document = || Import::parse(&to_raw(&document)).unwrap_or_else(|_| panic!("a document"));
+    let over = import::import(&own_pool(&pool), context, document(), false, Instant::now()).await;
+    assert!(matches!(over, Err(ImportError::OutOfTime)));
+    let agents = "SELECT count(*) FROM agents";
+    assert_eq!(sqlx::query_scalar::<_, i64>(agents).fetch_one(&pool).await.expect("a count"), 0);
+    let in_time = Instant::now() + Duration::from_hours(1);
+    let report = import::import(&own_pool(&pool), context, document(), false, in_time).await.expect("an import");
+    assert_eq!(report.created.agents, ["a"]);
 }
