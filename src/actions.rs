@@ -36,6 +36,8 @@ pub struct Context<'a> {
     pub actor: &'a Actor,
     /// How much an organisation may have that has no quota of its own.
     pub quotas: &'a Quotas,
+    /// How many steps a run may make.
+    pub max_run_steps: u64,
     /// Whether audit rows are written.
     pub audit: bool,
     /// Seals the credentials of agents.

@@ -184,6 +184,7 @@ impl App {
         Context {
             actor: &caller.actor,
             quotas: &self.config.quotas,
+            max_run_steps: self.config.run_budget.steps,
             audit: self.config.audit,
             vault: &self.config.vault,
             egress: &self.config.egress,

@@ -4,6 +4,7 @@
 //! manifests make those). `NAME_FILE` names a file to read `NAME` from, for the variables that hold secrets or keys.
 //! `.env.api.example` is the manual of all variables; a test holds it to [`NAMES`].
 
+mod budget;
 mod database_url;
 mod limits;
 mod names;
@@ -16,6 +17,7 @@ use serde::Deserialize;
 use sqlx::postgres::PgConnectOptions;
 
 pub use self::{
+    budget::RunBudget,
     limits::{Limits, TrustedProxies},
     names::unknown_names,
 };
@@ -61,7 +63,8 @@ variables! {
     rate_limit_failed_auth, max_concurrent_requests,
     log_level, log_format, default_page_size, max_page_size, idempotency_key_ttl_hours,
     quota_agents, quota_workflows, quota_api_keys, quota_queued_runs,
-    enable_metrics, enable_audit_logging, audit_retention_days, readiness_requires_kafka, max_concurrent_executions, max_workflow_duration_ms, max_sub_runs, management_port,
+    enable_metrics, enable_audit_logging, audit_retention_days, readiness_requires_kafka, max_concurrent_executions, max_workflow_duration_ms, max_sub_runs,
+    max_run_steps, max_run_branches, max_run_bytes, max_run_memory_bytes, max_run_takeovers, management_port,
     egress_allow, circuit_breaker_enabled, circuit_breaker_failure_threshold, circuit_breaker_failure_rate_threshold,
     circuit_breaker_timeout_seconds, circuit_breaker_half_open_max_calls, circuit_breaker_window_size_seconds,
 }
@@ -118,8 +121,8 @@ pub struct Config {
     pub max_concurrent_executions: usize,
     /// `MAX_WORKFLOW_DURATION_MS`: of a run, from its first claim to its end.
     pub max_workflow_duration: Duration,
-    /// `MAX_SUB_RUNS`: how many runs one may begin by its steps, with those that they begin.
-    pub max_sub_runs: i32,
+    /// `MAX_RUN_*` and `MAX_SUB_RUNS`: what one run may take.
+    pub run_budget: RunBudget,
     /// `EGRESS_ALLOW`: what may be called besides public addresses.
     pub egress: Arc<Allow>,
     /// `CIRCUIT_BREAKER_*`: of agents that say nothing else.
@@ -328,7 +331,7 @@ impl Config {
         let max_concurrent_executions = reader.number("max_concurrent_executions", 256, 1..=100_000);
         // A day; at most a year.
         let max_workflow_duration_ms = reader.number("max_workflow_duration_ms", 86_400_000, 1000..=31_536_000_000);
-        let max_sub_runs = reader.number("max_sub_runs", 10_000, 1..=10_000_000);
+        let run_budget = reader.run_budget();
         let egress = reader.parsed("egress_allow", Allow::default(), |value| {
             value.parse().map_err(|error: BadEntry| error.to_string())
         });
@@ -359,7 +362,7 @@ impl Config {
                 management_port: management_port?,
                 max_concurrent_executions: max_concurrent_executions?,
                 max_workflow_duration: Duration::from_millis(max_workflow_duration_ms?),
-                max_sub_runs: max_sub_runs?,
+                run_budget: run_budget?,
                 egress: Arc::new(egress?),
                 circuit_breaker: circuit_breaker?,
             })

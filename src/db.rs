@@ -99,6 +99,13 @@ impl Error {
         source.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "55P03")
     }
 
+    /// The statement has taken longer than statements may.
+    #[must_use]
+    pub fn is_statement_timeout(&self) -> bool {
+        let Self::Unavailable(source) = self else { return false };
+        source.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "57014")
+    }
+
     /// The same statement may succeed when it is run again.
     #[must_use]
     pub fn is_retryable(&self) -> bool {

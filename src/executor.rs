@@ -49,7 +49,7 @@ use self::{
     monitoring::Monitoring,
 };
 use crate::{
-    config::Config,
+    config::{Config, RunBudget},
     db::{
         self,
         processes::{self, Registration},
@@ -85,8 +85,8 @@ struct Shared {
     callbacks_url: String,
     /// Of a run, from its first claim to its end, without the time for which it is parked.
     max_duration: Duration,
-    /// How many runs one may begin, with those that they begin.
-    max_sub_runs: i32,
+    /// What one run may take.
+    run_budget: RunBudget,
     /// Of the consumer.
     kafka: Connection,
     /// Nothing new is begun.
@@ -126,7 +126,7 @@ pub fn start(config: &Config, pool: db::Pool, lifecycle: &Lifecycle) -> anyhow::
         offload: Offload::default(),
         callbacks_url: config.api.callbacks_url(),
         max_duration: config.max_workflow_duration,
-        max_sub_runs: config.max_sub_runs,
+        run_budget: config.run_budget,
         kafka: consumer.connection().clone(),
         soft_stop: lifecycle.soft_stop().clone(),
         give_up,
@@ -156,7 +156,8 @@ pub fn start(config: &Config, pool: db::Pool, lifecycle: &Lifecycle) -> anyhow::
 impl Executor {
     /// Drives a run that `owner` has claimed, in a task of its own.
     fn start_run(&self, assignment: Assignment, owner: Uuid, slot: Slots) {
-        let signals = self.active.add(&assignment.run_id, assignment.lease_token, owner, slot);
+        let (run_id, organization) = (&assignment.run_id, assignment.organization.clone());
+        let signals = self.active.add(run_id, assignment.lease_token, owner, organization, slot);
         if self.registration.current() != Some(owner) {
             // Declared dead between claim and now: the claim is void.
             signals.stop.cancel();

@@ -15,6 +15,7 @@ mod input_schema;
 pub mod outside;
 mod plan;
 mod references;
+mod size;
 mod step;
 mod steps;
 mod summary;
@@ -240,6 +241,17 @@ impl Content {
     #[must_use]
     pub fn steps(&self) -> &Steps {
         &self.steps
+    }
+
+    /// An error if a run of it would make more steps than it may, whatever its input is.
+    #[must_use]
+    pub fn check_size(&self, max_run_steps: u64) -> Option<FieldError> {
+        let least = size::least_rows(&self.start_step, &self.steps);
+        (least > max_run_steps).then(|| {
+            let least = if least == u64::MAX { "far too many".to_owned() } else { least.to_string() };
+            let message = format!("A run would make {least} steps, and may make {max_run_steps} (MAX_RUN_STEPS)");
+            FieldError::new("body.steps", "too_many_steps", message)
+        })
     }
 
     /// What is allowed and yet cannot be meant: references that never resolve, steps that never run. In the order of

@@ -155,6 +155,7 @@ pub async fn bootstrap(
     let context = Context {
         actor: &actor,
         quotas: &quotas,
+        max_run_steps: 0,
         audit,
         vault: &vault,
         egress: &egress,

@@ -109,6 +109,7 @@ pub(super) async fn create_in(
 ) -> Result<WorkflowRow, SaveWorkflowError> {
     let id = Uuid::now_v7();
     context.claim(transaction, &id.to_string()).await?;
+    check_size(context, &new.content)?;
     context.hold_quota(transaction, context.organization(), Countable::Workflows).await?;
     check_agents(transaction, context.organization(), new.content.steps()).await?;
     db::workflows::lock_name(transaction, context.organization(), &new.name).await?;
@@ -192,6 +193,7 @@ pub(super) async fn update_in(
         content = Some(Content::of_plan(&current.workflow_data.0).map_err(SaveWorkflowError::Invalid)?);
     }
     if let Some(content) = &content {
+        check_size(context, content)?;
         check_agents(transaction, context.organization(), content.steps()).await?;
     }
     let at = Timestamp::now();
@@ -252,6 +254,12 @@ pub async fn delete_workflow(pool: &db::Pool, context: Context<'_>, id: Uuid) ->
 
 fn sized(plan: Box<RawValue>) -> Result<Box<RawValue>, SaveWorkflowError> {
     if plan.get().len() > MAX_PLAN_BYTES { Err(SaveWorkflowError::TooLarge) } else { Ok(plan) }
+}
+
+/// No run may be known to fail for its size.
+fn check_size(context: Context<'_>, content: &Content) -> Result<(), SaveWorkflowError> {
+    let fault = content.check_size(context.max_run_steps);
+    fault.map_or(Ok(()), |fault| Err(SaveWorkflowError::Invalid(vec![fault])))
 }
 
 /// Every agent that a step names has to exist and be active. The first one that is not is reported.

@@ -64,7 +64,7 @@ pub async fn claim(db: impl PgExecutor<'_>, executor_id: Uuid, batch: &ClaimBatc
             UPDATE workflow_runs r
             SET status = 'RUNNING', executor_id = $1, lease_token = m.lease_token,
                 updated_at = now() AT TIME ZONE 'UTC', execution_started_at = now() AT TIME ZONE 'UTC', wake_at = NULL,
-                parked_at = NULL, claimed_at = now() AT TIME ZONE 'UTC',
+                parked_at = NULL, takeovers = 0, claimed_at = now() AT TIME ZONE 'UTC',
                 -- Of a run that no stored definition holds, the message is all there is.
                 workflow_plan = CASE WHEN r.workflow_version IS NULL THEN m.plan::jsonb ELSE r.workflow_plan END,
                 input_data = CASE WHEN r.workflow_version IS NULL AND m.input IS NOT NULL
@@ -114,6 +114,25 @@ pub async fn claim(db: impl PgExecutor<'_>, executor_id: Uuid, batch: &ClaimBatc
         .await?)
 }
 
+/// How many runs of each organisation may be taken.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Of those of which something is known.
+    pub organization_id: Vec<String>,
+    /// One entry for each of them.
+    pub most: Vec<i64>,
+    /// Of each other one.
+    pub of_others: i64,
+}
+
+impl Limits {
+    /// As many as there are.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { organization_id: Vec::new(), most: Vec::new(), of_others: i64::MAX }
+    }
+}
+
 /// A run taken from an executor that died, or from nobody.
 #[derive(Debug, sqlx::FromRow)]
 pub struct TakenOver {
@@ -135,6 +154,8 @@ pub struct TakenOver {
     pub elapsed_secs: f64,
     /// It was parked, and nobody has gone on with it since.
     pub is_parked: bool,
+    /// How often it was taken from an executor that died since it last got on.
+    pub takeovers: i16,
 }
 
 /// Takes RUNNING runs whose executor is dead, and those of `executor_id` itself that it does not know to have (the
@@ -144,31 +165,56 @@ pub async fn take_over(
     executor_id: Uuid,
     known: &[String],
     limit: i64,
+    limits: &Limits,
 ) -> Result<Vec<TakenOver>, Error> {
     let sql = "
-        WITH lost AS (
-            SELECT run_id FROM workflow_runs r
+        WITH orphan AS (
+            SELECT run_id, lease_token, organization_id, updated_at,
+                row_number() OVER (PARTITION BY organization_id ORDER BY updated_at) AS turn
+            FROM workflow_runs r
             WHERE status = 'RUNNING' AND executor_id IS NOT NULL AND CASE WHEN executor_id = $1
                 -- A claim that was just committed may not be known yet.
                 THEN run_id <> ALL ($2) AND updated_at < now() AT TIME ZONE 'UTC' - interval '10 s'
                 ELSE NOT EXISTS (SELECT 1 FROM processes p WHERE p.id = r.executor_id
                     AND p.heartbeat_at >= now() - make_interval(secs => $4))
             END
-            ORDER BY updated_at LIMIT $3 FOR NO KEY UPDATE SKIP LOCKED
+        ), lost AS (
+            SELECT r.run_id FROM orphan JOIN workflow_runs r ON r.run_id = orphan.run_id
+                    -- Whoever was faster has given it another one.
+                    AND r.lease_token = orphan.lease_token AND r.status = 'RUNNING'
+                LEFT JOIN unnest($6::text[], $7::bigint[]) AS known (organization_id, most)
+                    ON known.organization_id = orphan.organization_id
+            WHERE turn <= coalesce(most, $8)
+            ORDER BY turn, orphan.updated_at LIMIT $3 FOR NO KEY UPDATE OF r SKIP LOCKED
         )
         UPDATE workflow_runs r
         SET executor_id = $1, lease_token = gen_random_uuid(), updated_at = now() AT TIME ZONE 'UTC',
-            claimed_at = now() AT TIME ZONE 'UTC'
+            claimed_at = now() AT TIME ZONE 'UTC',
+            -- A run that has ended an attempt since it was claimed has got on. Only of one that was taken over before
+            -- is that asked.
+            takeovers = 1 + CASE WHEN r.takeovers > 0 AND EXISTS (SELECT FROM step_executions s
+                    WHERE s.run_id = r.run_id AND s.completed_at >= r.claimed_at
+                        AND s.error_message IS DISTINCT FROM $5) THEN 0 ELSE r.takeovers END
         FROM lost WHERE r.run_id = lost.run_id
         RETURNING r.run_id, r.lease_token, r.workflow_name, r.correlation_id, r.organization_id,
             r.input_data::text AS input_data,
             coalesce(r.workflow_plan, (SELECT workflow_data FROM workflow_definitions d
                 WHERE d.name = r.workflow_name AND d.version = r.workflow_version
                     AND d.organization_id = r.organization_id))::text AS workflow_plan,
-            parked_at IS NOT NULL AS is_parked,
+            parked_at IS NOT NULL AS is_parked, r.takeovers,
             -- Claimed by a release that did not note it: from now on.
             coalesce(extract(epoch FROM now() AT TIME ZONE 'UTC' - execution_started_at), 0)::float8 AS elapsed_secs";
-    Ok(sqlx::query_as(sql).bind(executor_id).bind(known).bind(limit).bind(DEAD_AFTER_SECS).fetch_all(db).await?)
+    Ok(sqlx::query_as(sql)
+        .bind(executor_id)
+        .bind(known)
+        .bind(limit)
+        .bind(DEAD_AFTER_SECS)
+        .bind(INTERRUPTED)
+        .bind(&limits.organization_id)
+        .bind(&limits.most)
+        .bind(limits.of_others)
+        .fetch_all(db)
+        .await?)
 }
 
 /// Whether there is a run for [`wake`].
@@ -179,9 +225,15 @@ pub async fn is_any_awake(db: impl PgExecutor<'_>) -> Result<bool, Error> {
     Ok(sqlx::query_scalar(&sql).fetch_one(db).await?)
 }
 
-/// Takes parked runs whose time has come or for which something has, those of a higher priority first, and of equal
-/// ones each workflow in turn. The time for which a run was parked does not count as executed.
-pub async fn wake(conn: &mut PgConnection, executor_id: Uuid, limit: i64) -> Result<Vec<TakenOver>, Error> {
+/// Takes parked runs whose time has come or for which something has: each organisation in turn, of its runs those of a
+/// higher priority first, and of equal ones each workflow in turn. The time for which a run was parked does not count as
+/// executed.
+pub async fn wake(
+    conn: &mut PgConnection,
+    executor_id: Uuid,
+    limit: i64,
+    limits: &Limits,
+) -> Result<Vec<TakenOver>, Error> {
     // What has come for a parked run makes it due, which is all that its wakes are there for.
     let sql = format!(
         "WITH called AS MATERIALIZED (
@@ -216,14 +268,16 @@ pub async fn wake(conn: &mut PgConnection, executor_id: Uuid, limit: i64) -> Res
         ), turn AS (
             -- Each organisation in turn, and each of its workflows. Whose turn is first is drawn: when places get free one
             -- by one, every choice is a first one.
-            SELECT run_id, row_number() OVER (ORDER BY priority DESC, turn, random()) AS turn
+            SELECT run_id, row_number() OVER (ORDER BY turn, random()) AS turn
             FROM (
-                SELECT run_id, priority,
-                    row_number() OVER (PARTITION BY organization_id, priority ORDER BY turn, random()) AS turn
+                SELECT run_id, organization_id,
+                    row_number() OVER (PARTITION BY organization_id ORDER BY priority DESC, turn, random()) AS turn
                 FROM (
                     SELECT run_id, organization_id, priority, row_number() OVER (
                         PARTITION BY organization_id, workflow_id, priority ORDER BY wake_at, run_id) AS turn
                     FROM awake) AS of_workflow) AS of_organization
+                LEFT JOIN unnest($3::text[], $4::bigint[]) AS known (organization_id, most) USING (organization_id)
+            WHERE turn <= coalesce(most, $5)
             ORDER BY turn LIMIT 4 * $2
         ), taken AS (
             SELECT r.run_id FROM workflow_runs r JOIN turn USING (run_id) WHERE wake_at IS NOT NULL AND {UNHELD}
@@ -241,10 +295,17 @@ pub async fn wake(conn: &mut PgConnection, executor_id: Uuid, limit: i64) -> Res
             r.organization_id, coalesce(r.workflow_plan,
                 (SELECT workflow_data FROM workflow_definitions d
                  WHERE d.name = r.workflow_name AND d.version = r.workflow_version
-                    AND d.organization_id = r.organization_id))::text AS workflow_plan, true AS is_parked,
+                    AND d.organization_id = r.organization_id))::text AS workflow_plan, true AS is_parked, r.takeovers,
             coalesce(extract(epoch FROM now() AT TIME ZONE 'UTC' - execution_started_at), 0)::float8 AS elapsed_secs"
     );
-    Ok(sqlx::query_as(&sql).bind(executor_id).bind(limit).fetch_all(conn).await?)
+    Ok(sqlx::query_as(&sql)
+        .bind(executor_id)
+        .bind(limit)
+        .bind(&limits.organization_id)
+        .bind(&limits.most)
+        .bind(limits.of_others)
+        .fetch_all(conn)
+        .await?)
 }
 
 /// Runs that are made due in one statement.
@@ -265,7 +326,7 @@ pub async fn park(
     lease_token: Uuid,
     wake_at: Option<DateTime<Utc>>,
 ) -> Result<bool, Error> {
-    let sql = "UPDATE workflow_runs SET executor_id = NULL, lease_token = NULL, parked_at = now(),
+    let sql = "UPDATE workflow_runs SET executor_id = NULL, lease_token = NULL, parked_at = now(), takeovers = 0,
                    updated_at = now() AT TIME ZONE 'UTC',
                    -- The caller's clock may be behind: not again at once.
                    wake_at = greatest(coalesce($3, 'infinity'), now() + interval '0.2 s')
@@ -293,8 +354,10 @@ pub struct EarlierStep {
     pub status: String,
     /// Its executor died or stopped while the step ran.
     pub was_interrupted: bool,
-    /// Of a completed one.
-    pub output_data: Option<Json<Box<RawValue>>>,
+    /// Of the block that it is directly inside of.
+    pub parent_step_id: Option<String>,
+    /// As input and output are stored, perhaps compressed.
+    pub bytes: i64,
     /// Of a failed one.
     pub error_message: Option<String>,
     /// Since it began, in seconds.
@@ -309,12 +372,13 @@ pub struct EarlierStep {
 
 /// The step rows of a run that the caller holds, oldest first. Of a run that was `interrupted`, those still open are
 /// closed as such, except the ones that wait for something outside of the run. Without any, one row without a place,
-/// for the step to go on from.
+/// for the step to go on from. Their outputs are read by [`outputs`]; of rows beyond the limit nothing is told.
 pub async fn resume(
     db: impl PgExecutor<'_>,
     run_id: &str,
     lease_token: Uuid,
     interrupted: bool,
+    limit: i64,
 ) -> Result<Vec<EarlierStep>, Error> {
     let sql = "
         WITH held AS (
@@ -327,12 +391,26 @@ pub async fn resume(
         )
         SELECT coalesce(id, '') AS id, coalesce(place, step_id, '') AS place, coalesce(status, '') AS status,
             coalesce(status = 'RUNNING' OR error_message = $4, false) AS was_interrupted,
-            CASE WHEN status = 'COMPLETED' THEN output_data END AS output_data, error_message,
+            parent_step_id, error_message,
+            (coalesce(pg_column_size(input_data), 0) + coalesce(pg_column_size(output_data), 0))::bigint AS bytes,
             coalesce(extract(epoch FROM now() AT TIME ZONE 'UTC' - started_at), 0)::float8 AS age_secs,
             coalesce(started_at >= claimed_at, false) AS is_of_this_claim,
             coalesce(started_at >= resumed_at, true) AS is_after_retry, resume_from_step
-        FROM held LEFT JOIN step_executions s USING (run_id) ORDER BY started_at, id";
-    Ok(sqlx::query_as(sql).bind(run_id).bind(lease_token).bind(interrupted).bind(INTERRUPTED).fetch_all(db).await?)
+        FROM held LEFT JOIN step_executions s USING (run_id) ORDER BY started_at, id LIMIT $5";
+    Ok(sqlx::query_as(sql)
+        .bind(run_id)
+        .bind(lease_token)
+        .bind(interrupted)
+        .bind(INTERRUPTED)
+        .bind(limit)
+        .fetch_all(db)
+        .await?)
+}
+
+/// The outputs of step rows, by their ids.
+pub async fn outputs(db: impl PgExecutor<'_>, ids: &[String]) -> Result<Vec<(String, Json<Box<RawValue>>)>, Error> {
+    let sql = "SELECT id, output_data FROM step_executions WHERE id = ANY ($1) AND output_data IS NOT NULL";
+    Ok(sqlx::query_as(sql).bind(ids).fetch_all(db).await?)
 }
 
 /// Whether the run is RUNNING under another lease than this one; under any, if there is none.

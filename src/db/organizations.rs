@@ -71,6 +71,12 @@ pub async fn list(
     list::fetch(conn, narrow, ORDER, cut).await
 }
 
+/// Whether there is more than one active organisation.
+pub async fn are_several(db: impl PgExecutor<'_>) -> Result<bool, Error> {
+    let sql = "SELECT count(*) > 1 FROM (SELECT FROM organizations WHERE status = 'active' LIMIT 2) AS active";
+    Ok(sqlx::query_scalar(sql).fetch_one(db).await?)
+}
+
 /// Writes a new row. A taken id is a [`Error::Conflict`].
 pub async fn insert(conn: &mut PgConnection, row: &OrganizationRow) -> Result<(), Error> {
     sqlx::query(

@@ -92,9 +92,11 @@ async fn beat(pool: &Pool, id: Uuid) -> Result<bool, Error> {
     Ok(beaten.rows_affected() == 1)
 }
 
-/// Takes the process out: what it still owns is free at once.
+/// Takes the process out: what it still owns is free at once. That its runs are taken over is none of their fault.
 pub async fn retire(pool: &Pool, id: Uuid) -> Result<(), Error> {
-    sqlx::query("DELETE FROM processes WHERE id = $1").bind(id).execute(pool).await?;
+    let sql = "WITH retired AS (DELETE FROM processes WHERE id = $1)
+               UPDATE workflow_runs SET takeovers = takeovers - 1 WHERE executor_id = $1 AND status = 'RUNNING'";
+    sqlx::query(sql).bind(id).execute(pool).await?;
     Ok(())
 }
 

@@ -309,7 +309,7 @@ pub async fn reopen(
              resumed_at = CASE WHEN $5 IS NOT NULL THEN now() AT TIME ZONE 'UTC' END, workflow_version = $2, workflow_plan = NULL,
              error_message = NULL, cancelled_at = NULL, cancelled_by = NULL, completed_at = NULL, updated_at = $3,
              executor_id = NULL, lease_token = NULL, redispatch_at = NULL, execution_event_id = $4,
-             wake_at = NULL, parked_at = NULL, paused_at = NULL, input_data = coalesce($6, input_data)
+             wake_at = NULL, parked_at = NULL, paused_at = NULL, takeovers = 0, input_data = coalesce($6, input_data)
          WHERE run_id = $1 AND status IN ('FAILED', 'CANCELLED')",
     )
     .bind(run_id)

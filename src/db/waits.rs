@@ -192,11 +192,9 @@ pub struct Wait {
     pub attempt_id: String,
     /// When the waiting is over, or given up.
     pub due_at: Option<DateTime<Utc>>,
-    /// Of a callback.
-    pub answer: Option<Json<Box<RawValue>>>,
-    /// Who gave it, if they had to say.
+    /// Who answered a callback, if they had to say.
     pub answered_by: Option<String>,
-    /// When it came.
+    /// When the answer came.
     pub answered_at: Option<DateTime<Utc>>,
     /// The run that it waits for.
     pub child_run_id: Option<String>,
@@ -204,8 +202,6 @@ pub struct Wait {
     pub child_status: Option<String>,
     /// Of that run.
     pub child_error: Option<String>,
-    /// Of that run, if it has completed.
-    pub child_output: Option<Json<Box<RawValue>>>,
 }
 
 /// Forgets that something has come for a run, of which [`open`] tells; only for who holds it, as others are told by that.
@@ -218,18 +214,23 @@ pub async fn forget_wakes(db: impl PgExecutor<'_>, run_id: &str, lease_token: Uu
     Ok(())
 }
 
-/// What the open attempts of a run wait for.
+/// What the open attempts of a run wait for. What has come is not in it: there may be more than is good to hold.
 pub async fn open(db: impl PgExecutor<'_>, run_id: &str) -> Result<Vec<Wait>, Error> {
     let sql = "
-        SELECT w.attempt_id, w.due_at, w.answer, w.answered_by, w.answered_at, w.child_run_id, c.status AS child_status,
-            c.error_message AS child_error, CASE WHEN c.status = 'COMPLETED' THEN
-                (SELECT o.output_data FROM step_executions o
-                 WHERE o.run_id = c.run_id AND o.status = 'COMPLETED' AND o.parent_step_id IS NULL
-                 ORDER BY o.completed_at DESC NULLS LAST, o.started_at DESC, o.id DESC LIMIT 1) END AS child_output
+        SELECT w.attempt_id, w.due_at, w.answered_by, w.answered_at, w.child_run_id, c.status AS child_status,
+            c.error_message AS child_error
         FROM step_waits w JOIN step_executions s ON s.id = w.attempt_id AND s.status = 'PENDING'
             LEFT JOIN workflow_runs c ON c.run_id = w.child_run_id
         WHERE w.run_id = $1";
     Ok(sqlx::query_as(sql).bind(run_id).fetch_all(db).await?)
+}
+
+/// The answer to the callback of an attempt, if it has come.
+pub async fn answer_to(db: impl PgExecutor<'_>, attempt_id: &str) -> Result<Option<Box<RawValue>>, Error> {
+    let sql = "SELECT answer FROM step_waits WHERE attempt_id = $1";
+    let answer: Option<Option<Json<Box<RawValue>>>> =
+        sqlx::query_scalar(sql).bind(attempt_id).fetch_optional(db).await?;
+    Ok(answer.flatten().map(|answer| answer.0))
 }
 
 /// Gives a callback up whose time is over. Returns false if it was answered before; then the answer counts.

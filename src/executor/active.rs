@@ -2,19 +2,26 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::db::executions::Noticed;
+use crate::{
+    access::OrganizationId,
+    db::executions::{Limits, Noticed},
+};
 
 /// One claim of a run.
 struct Entry {
     lease_token: Uuid,
     owner: Uuid,
+    organization: OrganizationId,
     stop: CancellationToken,
     paused: watch::Sender<bool>,
     woken: Arc<Notify>,
@@ -51,15 +58,40 @@ impl Slots {
 pub(super) struct Active {
     runs: Mutex<HashMap<String, Entry>>,
     slots: Arc<Semaphore>,
+    /// More than one organisation uses the installation.
+    is_shared: AtomicBool,
+    /// Told whenever a run has ended.
+    ended: watch::Sender<()>,
 }
 
 impl Active {
     pub(super) fn new(limit: usize) -> Self {
-        Self { runs: Mutex::default(), slots: Arc::new(Semaphore::new(limit)) }
+        let (ended, _) = watch::channel(());
+        Self { runs: Mutex::default(), slots: Arc::new(Semaphore::new(limit)), is_shared: AtomicBool::new(true), ended }
     }
 
     fn runs(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether more than one organisation uses the installation.
+    pub(super) fn set_shared(&self, is_shared: bool) {
+        self.is_shared.store(is_shared, Ordering::Relaxed);
+    }
+
+    /// Follows the ends of runs.
+    pub(super) fn ends(&self) -> watch::Receiver<()> {
+        self.ended.subscribe()
+    }
+
+    /// What each organisation may take of the places that are free now, to which those in hand belong.
+    pub(super) fn shares(&self, in_hand: &Slots) -> Shares {
+        let mut held = HashMap::new();
+        for entry in self.runs().values() {
+            *held.entry(entry.organization.clone()).or_default() += 1;
+        }
+        let free = self.slots.available_permits() + in_hand.count();
+        Shares { free, held, is_shared: self.is_shared.load(Ordering::Relaxed) }
     }
 
     /// Free places, so many at most; `None` if there is none. Those that [`Self::next_free`] waits for are not free.
@@ -86,11 +118,18 @@ impl Active {
     }
 
     /// Adds a claim that `owner` made. An earlier claim of the same run is void.
-    pub(super) fn add(&self, run_id: &str, lease_token: Uuid, owner: Uuid, slot: Slots) -> Signals {
+    pub(super) fn add(
+        &self,
+        run_id: &str,
+        lease_token: Uuid,
+        owner: Uuid,
+        organization: OrganizationId,
+        slot: Slots,
+    ) -> Signals {
         let (paused, is_paused) = watch::channel(false);
         let signals = Signals { stop: CancellationToken::new(), paused: is_paused, woken: Arc::default() };
         let (stop, woken) = (signals.stop.clone(), Arc::clone(&signals.woken));
-        let entry = Entry { lease_token, owner, stop, paused, woken, _slot: slot };
+        let entry = Entry { lease_token, owner, organization, stop, paused, woken, _slot: slot };
         match self.runs().insert(run_id.to_owned(), entry) {
             Some(earlier) => earlier.stop.cancel(),
             None => metrics::gauge!("executor_active_runs").increment(1),
@@ -105,6 +144,8 @@ impl Active {
             runs.remove(run_id);
             metrics::gauge!("executor_active_runs").decrement(1);
         }
+        drop(runs);
+        self.ended.send_replace(());
     }
 
     /// The ids and leases of all runs, or of those among `wanted`.
@@ -143,17 +184,99 @@ impl Active {
     }
 }
 
+/// How many times as many places as are left free one organisation may have: alone seven of eight, two of them seven of
+/// fifteen each. So whoever comes next finds one, however long the runs of the others take.
+const SHARE: usize = 7;
+
+/// What organisations may take of the free places; see [`Active::shares`].
+pub(super) struct Shares {
+    free: usize,
+    held: HashMap<OrganizationId, usize>,
+    is_shared: bool,
+}
+
+impl Shares {
+    /// Takes a place for the organisation, if it may have one more.
+    pub(super) fn take(&mut self, organization: &OrganizationId) -> bool {
+        let held = self.held.get(organization).copied().unwrap_or_default();
+        if self.more(held) == 0 {
+            return false;
+        }
+        self.give(organization);
+        true
+    }
+
+    /// Takes a place for the organisation that has been given to it already.
+    pub(super) fn give(&mut self, organization: &OrganizationId) {
+        self.free = self.free.saturating_sub(1);
+        *self.held.entry(organization.clone()).or_default() += 1;
+    }
+
+    /// How many more an organisation may take that has so many.
+    fn more(&self, held: usize) -> usize {
+        if !self.is_shared {
+            return self.free;
+        }
+        let within = (SHARE * self.free).saturating_sub(held) / (SHARE + 1);
+        // Who has none gets the last one.
+        within.max(usize::from(held == 0)).min(self.free)
+    }
+
+    /// The same for a statement.
+    pub(super) fn limits(&self) -> Limits {
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        let (organization_id, most) =
+            self.held.iter().map(|(organization, held)| (organization.to_string(), number(self.more(*held)))).unzip();
+        Limits { organization_id, most, of_others: number(self.more(0)) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn organization(id: &str) -> OrganizationId {
+        OrganizationId::parse(id).expect("an id")
+    }
+
+    /// How many places each takes, one after the other, of so many.
+    fn taken(limit: usize, is_shared: bool, order: &[&str]) -> Vec<usize> {
+        let mut shares = Shares { free: limit, held: HashMap::new(), is_shared };
+        order
+            .iter()
+            .map(|id| {
+                let organization = organization(id);
+                std::iter::from_fn(|| shares.take(&organization).then_some(())).count()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_busy_organisation_leaves_places_to_others_and_alone_takes_all() {
+        assert_eq!(taken(256, false, &["a", "b"]), [256, 0]);
+        assert_eq!(taken(256, true, &["a", "b", "c"]), [224, 28, 3]);
+        assert_eq!(taken(16, true, &["a", "b", "c"]), [14, 1, 1]);
+        assert_eq!(taken(4, true, &["a", "b", "c"]), [3, 1, 0]);
+        assert_eq!(taken(1, true, &["a", "b"]), [1, 0]);
+    }
+
+    #[test]
+    fn a_statement_is_told_the_same() {
+        let mut shares = Shares { free: 16, held: HashMap::new(), is_shared: true };
+        let a = organization("a");
+        (0..8).for_each(|_| shares.give(&a));
+        let Limits { organization_id, most, of_others } = shares.limits();
+        assert_eq!((organization_id, most, of_others), (vec!["a".to_owned()], vec![6], 7));
+        assert_eq!(std::iter::from_fn(|| shares.take(&a).then_some(())).count(), 6);
+    }
 
     #[test]
     fn a_new_claim_voids_the_old_one_and_is_not_removed_by_its_end() {
         let active = Active::new(2);
         let slot = || active.free(1).expect("a free place");
         let (first, second, owner) = (Uuid::new_v4(), Uuid::new_v4(), Uuid::new_v4());
-        let old = active.add("r", first, owner, slot()).stop;
-        let Signals { stop: new, paused, .. } = active.add("r", second, owner, slot());
+        let old = active.add("r", first, owner, organization("a"), slot()).stop;
+        let Signals { stop: new, paused, .. } = active.add("r", second, owner, organization("a"), slot());
         assert!(old.is_cancelled() && !new.is_cancelled());
         active.remove("r", first);
         assert_eq!(active.free(9).map(|slots| slots.count()), Some(1));

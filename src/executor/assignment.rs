@@ -21,6 +21,8 @@ pub(super) struct Assignment {
     pub(super) input: Box<RawValue>,
     /// What was done of it before.
     pub(super) before: Before,
+    /// How often it was taken from an executor that died since it last got on.
+    pub(super) takeovers: i16,
     /// For how long it has been executed so far.
     pub(super) elapsed: Duration,
 }

@@ -16,9 +16,10 @@ use super::{
     earlier::Earlier,
     journal::{self, Written},
     ledger::Stuck,
-    steps::{Run, Wakes},
+    steps::{Run, Wakes, too_many_steps, too_much_held},
 };
 use crate::{
+    config::RunBudget,
     db::{
         self,
         executions::{Change, EndedStep, FinishedRun, RunFailure, StepEnd},
@@ -33,6 +34,14 @@ use crate::{
 /// What a run is told that failed through our own fault. The log has the details.
 const INTERNAL_ERROR: &str = "internal error";
 
+/// How often a statement may take too long before the run fails for it.
+pub(super) const MAX_TIMEOUTS: u32 = 3;
+
+/// What a run is told that the database cannot work on in time.
+pub(super) fn too_slow() -> String {
+    format!("the database took longer than its statement time-out for what the run has written, {MAX_TIMEOUTS} times")
+}
+
 /// Why a run is left without being ended by us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Left {
@@ -42,6 +51,8 @@ enum Left {
     HandedBack,
     /// It waits for something outside of it, or is paused.
     Parked,
+    /// The database takes too long for it, again and again.
+    Slow,
     /// Something is wrong with this program.
     Broken,
 }
@@ -92,10 +103,11 @@ pub(super) async fn drive(executor: Executor, assignment: Assignment, signals: S
         Err(Left::Lost) => span.in_scope(|| tracing::info!("run {run_id} is left: it is not ours any more")),
         Err(Left::Parked) => span.in_scope(|| tracing::info!("run {run_id} is parked")),
         Err(Left::HandedBack) => span.in_scope(|| tracing::info!("run {run_id} is handed back")),
-        Err(Left::Broken) => {
-            span.in_scope(|| tracing::error!("run {run_id} failed by an internal error"));
+        Err(left @ (Left::Broken | Left::Slow)) => {
+            let reason = if left == Left::Slow { too_slow() } else { INTERNAL_ERROR.to_owned() };
+            span.in_scope(|| tracing::error!("run {run_id} failed: {reason}"));
             // If not even this can be written, the sweep finds the run again.
-            if let Ok(status) = driver.end(Err(INTERNAL_ERROR.to_owned().into())).await {
+            if let Ok(status) = driver.end(Err(reason.into())).await {
                 count(status);
             }
         }
@@ -127,9 +139,22 @@ impl Driver {
             Ok(plan) => plan,
             Err(message) => return self.end(Err(message.into())).await,
         };
+        let most = self.executor.run_budget.takeovers;
+        if assignment.takeovers > most {
+            let message = format!(
+                "{} executors died with the run, each without its having got on; it is taken over {most} times \
+                 (MAX_RUN_TAKEOVERS)",
+                assignment.takeovers
+            );
+            return self.end(Err(message.into())).await;
+        }
         let earlier = match assignment.before {
-            Before::Nothing => Earlier::default(),
-            before => self.earlier(before == Before::Interrupted).await?,
+            Before::Nothing => Ok(Earlier::default()),
+            before => self.earlier(before == Before::Interrupted, &plan).await?,
+        };
+        let earlier = match earlier {
+            Ok(earlier) => earlier,
+            Err(message) => return self.end(Err(message.into())).await,
         };
         let deadline = Instant::now() + self.executor.max_duration.saturating_sub(assignment.elapsed);
         let claim = (self.run_id.clone(), self.lease_token);
@@ -152,6 +177,7 @@ impl Driver {
             () = self.stop.cancelled() => Outcome::Left(Left::Lost),
             () = self.executor.give_up.cancelled() => Outcome::Left(Left::HandedBack),
             () = run.broken.notified() => Outcome::Left(Left::Broken),
+            why = run.budget.exceeded() => Outcome::Ended(Err(why.into())),
             result = steps => Outcome::Ended(result),
             Err(stuck) = &mut writing => Outcome::Stuck(stuck),
             () = run.follow_wakes() => Outcome::AtRest,
@@ -214,15 +240,35 @@ impl Driver {
         Err(if parked { Left::Parked } else { Left::Lost })
     }
 
-    /// What was done before.
-    async fn earlier(&self, interrupted: bool) -> Result<Earlier, Left> {
+    /// What was done before, with the outputs that are still needed; or why the run cannot go on.
+    async fn earlier(&self, interrupted: bool, plan: &Plan) -> Result<Result<Earlier, String>, Left> {
+        let RunBudget { steps, memory_bytes, .. } = self.executor.run_budget;
+        let limit = i64::try_from(steps.saturating_add(1)).unwrap_or(i64::MAX);
         let rows = self
             .database(|| {
                 let (pool, run_id, lease_token) = (self.executor.pool.clone(), self.run_id.clone(), self.lease_token);
-                async move { db::executions::resume(&pool, &run_id, lease_token, interrupted).await }
+                async move { db::executions::resume(&pool, &run_id, lease_token, interrupted, limit).await }
             })
             .await?;
-        Ok(Earlier::new(rows, interrupted))
+        let earlier = Earlier::new(rows, interrupted);
+        if earlier.rows() > steps {
+            return Ok(Err(too_many_steps(steps)));
+        }
+        let mut held: u64 = 0;
+        for portion in earlier.needed(plan) {
+            let outputs = self
+                .database(|| {
+                    let (pool, ids) = (self.executor.pool.clone(), portion.clone());
+                    async move { db::executions::outputs(&pool, &ids).await }
+                })
+                .await?;
+            held += outputs.iter().map(|(_, output)| output.0.get().len() as u64).sum::<u64>();
+            if held > memory_bytes {
+                return Ok(Err(too_much_held(memory_bytes)));
+            }
+            earlier.fill(outputs.into_iter().map(|(id, output)| (id, output.0)).collect());
+        }
+        Ok(Ok(earlier))
     }
 
     /// The answer of the database, however long it is away.
@@ -231,11 +277,16 @@ impl Driver {
         T: Send + 'static,
         F: Future<Output = Result<T, db::Error>> + Send + 'static,
     {
-        let mut failures = 0;
+        let (mut failures, mut timeouts) = (0, 0);
         loop {
             match db::bounded(statement()).await {
                 Ok(result) => return Ok(result),
-                Err(error) if error.is_retryable() => {}
+                Err(error) if error.is_retryable() => {
+                    timeouts += u32::from(error.is_statement_timeout());
+                    if timeouts == MAX_TIMEOUTS {
+                        return Err(Left::Slow);
+                    }
+                }
                 Err(error) => {
                     let run_id = &self.run_id;
                     tracing::error!(

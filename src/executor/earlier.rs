@@ -9,7 +9,12 @@ use std::{
 
 use serde_json::value::RawValue;
 
-use crate::db::executions::EarlierStep;
+use super::steps::place;
+use crate::{db::executions::EarlierStep, workflow::Plan};
+
+/// Rows and bytes of outputs, as they are stored, that are read by one statement.
+const PORTION_ROWS: usize = 200;
+const PORTION_BYTES: i64 = 1 << 20;
 
 /// Which of the earlier completions count for a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,19 +44,34 @@ pub(super) struct Earlier {
     latest: Mutex<Latest>,
     /// The age of the first attempt at each place, if the run was parked.
     ages: BTreeMap<String, Duration>,
+    /// How many rows there are, and about how many bytes in them.
+    rows: u64,
+    bytes: u64,
 }
 
 /// What became of the latest attempt at each place.
 #[derive(Default)]
 struct Latest {
-    /// The output, and whether the attempt began after the last retry.
-    completed: HashMap<String, (Box<RawValue>, bool)>,
+    completed: HashMap<String, Completed>,
     /// The cause, if it is final.
     failed: HashMap<String, String>,
     open: HashMap<String, Open>,
     /// The attempt that was interrupted and not ended since: the id of its row, the first one's if it was interrupted
     /// again and again, and whether it began after the last retry.
     interrupted: HashMap<String, (String, bool)>,
+}
+
+/// An attempt that was completed.
+struct Completed {
+    /// The row.
+    id: String,
+    step_id_of_block: Option<String>,
+    /// As it is stored, perhaps compressed.
+    bytes: i64,
+    /// Null until it is read, and if nobody needs it.
+    output: Box<RawValue>,
+    /// It began after the last retry.
+    is_after_retry: bool,
 }
 
 impl Earlier {
@@ -61,6 +81,8 @@ impl Earlier {
         let mut earlier = Self::default();
         let mut latest = Latest::default();
         for row in rows {
+            earlier.rows += u64::from(!row.id.is_empty());
+            earlier.bytes += u64::try_from(row.bytes).unwrap_or_default();
             earlier.resume_from_step = row.resume_from_step;
             let place = row.place;
             let age = Duration::try_from_secs_f64(row.age_secs).unwrap_or_default();
@@ -77,8 +99,14 @@ impl Earlier {
             }
             match row.status.as_str() {
                 "COMPLETED" => {
-                    let output = row.output_data.map_or_else(|| RawValue::NULL.to_owned(), |output| output.0);
-                    latest.completed.insert(place, (output, row.is_after_retry));
+                    let completed = Completed {
+                        id: row.id,
+                        step_id_of_block: row.parent_step_id,
+                        bytes: row.bytes,
+                        output: RawValue::NULL.to_owned(),
+                        is_after_retry: row.is_after_retry,
+                    };
+                    latest.completed.insert(place, completed);
                 }
                 "PENDING" => drop(latest.open.insert(place, Open { id: row.id, age })),
                 "RUNNING" if !interrupted => drop(latest.open.insert(place, Open { id: row.id, age })),
@@ -111,8 +139,58 @@ impl Earlier {
         if reuse == Reuse::Nothing {
             return None;
         }
-        let (output, is_after_retry) = self.latest().completed.remove(place)?;
+        let Completed { output, is_after_retry, .. } = self.latest().completed.remove(place)?;
         (is_after_retry || reuse == Reuse::Everything).then_some(output)
+    }
+
+    /// How many rows there are.
+    pub(super) fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// About how many bytes are in the rows.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The rows whose outputs the plan's steps can still need, in portions that are good to be read at once: those that
+    /// some step refers to, and what blocks that have not completed are to put out.
+    pub(super) fn needed(&self, plan: &Plan) -> Vec<Vec<String>> {
+        let uses = plan.last_uses();
+        let chain: HashMap<&str, usize> = plan.main_path().enumerate().map(|(position, id)| (id, position)).collect();
+        let latest = self.latest();
+        let is_needed = |place: &str, completed: &Completed| {
+            let step_id = place::step_id(place);
+            match &completed.step_id_of_block {
+                None => uses.get(&*step_id).is_some_and(|last| chain.get(&*step_id).is_none_or(|own| last > own)),
+                Some(block) => {
+                    let is_over = blocks_around(place).any(|block| latest.completed.contains_key(block));
+                    uses.contains_key(&*step_id)
+                        || (!is_over && plan.steps.get(block).is_none_or(|block| block.puts_out(&step_id)))
+                }
+            }
+        };
+        let mut portions: Vec<Vec<String>> = Vec::new();
+        let mut room = 0;
+        for (_, completed) in latest.completed.iter().filter(|(place, completed)| is_needed(place, completed)) {
+            if room < completed.bytes || portions.last().is_none_or(|portion| portion.len() >= PORTION_ROWS) {
+                portions.push(Vec::new());
+                room = PORTION_BYTES;
+            }
+            room -= completed.bytes;
+            portions.last_mut().expect("one was pushed").push(completed.id.clone());
+        }
+        portions
+    }
+
+    /// Adds outputs, by the rows' ids.
+    pub(super) fn fill(&self, outputs: HashMap<String, Box<RawValue>>) {
+        let mut outputs = outputs;
+        for completed in self.latest().completed.values_mut() {
+            if let Some(output) = outputs.remove(&completed.id) {
+                completed.output = output;
+            }
+        }
     }
 
     /// Takes out why what was done at this place has failed for good.

@@ -227,10 +227,24 @@ impl Intake {
                 self.next_slots.get_or_insert_with(|| next.boxed());
                 return Ok(());
             };
+            // From here on no end of a run is missed.
+            let mut ends = self.executor.active.ends();
+            let mut shares = self.executor.active.shares(&slots);
+            self.waiting.iter().for_each(|waiting| shares.give(&waiting.organization));
             while self.waiting.len() < slots.count()
-                && let Some(next) = self.queue.pop()
+                && let Some(next) = self.queue.pop(|organization| shares.take(organization))
             {
                 self.waiting.push_back(next);
+            }
+            if self.waiting.is_empty() {
+                // Whose requests wait has as many places as it may have.
+                let executor = self.executor.clone();
+                let next = async move {
+                    ends.changed().await.ok();
+                    executor.active.next_free(MAX_CLAIMED).await
+                };
+                self.next_slots = Some(next.boxed());
+                return Ok(());
             }
             let limit = if self.singles > 0 { 1 } else { slots.count() };
             let count = self.batch_size(limit);
@@ -297,6 +311,7 @@ impl Intake {
                 plan: Some(request.plan),
                 input: input_or_empty(request.input.or_else(|| stored(row.input_data))),
                 before: if row.has_steps { Before::Interrupted } else { Before::Nothing },
+                takeovers: 0,
                 elapsed: Duration::ZERO,
             };
             self.executor.start_run(assignment, owner, slot);

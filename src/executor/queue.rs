@@ -1,5 +1,6 @@
-//! Execution requests that wait for a place: of a higher priority first, of equal ones each organisation in turn, and
-//! each of its workflows, so that one whose runs come by the thousand does not keep the others waiting.
+//! Execution requests that wait for a place: each organisation in turn; of its requests those of a higher priority
+//! first, and of equal ones each workflow in turn. So neither an organisation nor a workflow whose runs come by the
+//! thousand keeps the others waiting.
 
 use std::{
     cmp::Reverse,
@@ -24,14 +25,14 @@ const MAX_PLANS: usize = 4096;
 /// See the module.
 #[derive(Default)]
 pub(super) struct Queue {
-    classes: BTreeMap<Reverse<u8>, Class>,
+    organizations: Turns<OrganizationId, Classes>,
     plans: HashMap<u64, Known>,
     count: usize,
     bytes: usize,
 }
 
-/// The requests of one priority, by organisation and workflow.
-type Class = Turns<OrganizationId, Turns<Arc<str>, VecDeque<Waiting>>>;
+/// The requests of one organisation, by priority and workflow.
+type Classes = BTreeMap<Reverse<u8>, Turns<Arc<str>, VecDeque<Waiting>>>;
 
 /// Those who take turns, each with what it has.
 struct Turns<K, T> {
@@ -56,9 +57,15 @@ impl<K: Clone + Eq + Hash, T: Default> Turns<K, T> {
         self.all.entry(name.clone()).or_default()
     }
 
-    /// Takes from the one whose turn it is.
-    fn take<R>(&mut self, take: impl FnOnce(&mut T) -> Option<R>, is_empty: impl FnOnce(&T) -> bool) -> Option<R> {
-        let name = self.next.pop_front()?;
+    /// Takes from the one whose turn it is, of those who may have one.
+    fn take<R>(
+        &mut self,
+        may_have: impl FnMut(&K) -> bool,
+        take: impl FnOnce(&mut T) -> Option<R>,
+        is_empty: impl FnOnce(&T) -> bool,
+    ) -> Option<R> {
+        let turn = self.next.iter().position(may_have)?;
+        let name = self.next.remove(turn)?;
         let one = self.all.get_mut(&name)?;
         let taken = take(one);
         if is_empty(one) {
@@ -92,20 +99,21 @@ impl Queue {
         let line = self.share_plan(&mut request);
         self.count += 1;
         self.bytes += request.bytes;
-        let class = self.classes.entry(Reverse(request.priority)).or_default();
-        class.of(&request.organization).of(&line).push_back(request);
+        let classes = self.organizations.of(&request.organization);
+        classes.entry(Reverse(request.priority)).or_default().of(&line).push_back(request);
     }
 
-    /// Takes the next one out.
-    pub(super) fn pop(&mut self) -> Option<Waiting> {
-        let mut first = self.classes.first_entry()?;
-        let class = first.get_mut();
-        let of_workflow =
-            |workflows: &mut Turns<_, VecDeque<_>>| workflows.take(VecDeque::pop_front, VecDeque::is_empty);
-        let request = class.take(of_workflow, |workflows| workflows.all.is_empty())?;
-        if class.all.is_empty() {
-            first.remove();
-        }
+    /// Takes the next one out, of the organisations that may have a place.
+    pub(super) fn pop(&mut self, may_have: impl FnMut(&OrganizationId) -> bool) -> Option<Waiting> {
+        let of_organization = |classes: &mut Classes| {
+            let mut first = classes.first_entry()?;
+            let request = first.get_mut().take(|_| true, VecDeque::pop_front, VecDeque::is_empty);
+            if first.get().all.is_empty() {
+                first.remove();
+            }
+            request
+        };
+        let request = self.organizations.take(may_have, of_organization, BTreeMap::is_empty)?;
         self.count -= 1;
         self.bytes -= request.bytes;
         Some(request)
@@ -162,7 +170,7 @@ mod tests {
     }
 
     fn all(queue: &mut Queue) -> Vec<String> {
-        std::iter::from_fn(|| queue.pop()).map(|request| request.run_id).collect()
+        std::iter::from_fn(|| queue.pop(|_| true)).map(|request| request.run_id).collect()
     }
 
     #[test]
@@ -192,6 +200,22 @@ mod tests {
             queue.push(Waiting { organization, ..request("d", number, 5) });
         }
         assert_eq!(all(&mut queue), ["a0", "d0", "b0", "d1", "c0", "d2", "a1", "b1", "c1"]);
+    }
+
+    #[test]
+    fn a_priority_counts_within_its_organisation_and_who_may_have_no_place_keeps_its_turn() {
+        let acme = OrganizationId::parse("acme").expect("an id");
+        let mut queue = Queue::default();
+        for number in 0..3 {
+            queue.push(request("urgent", number, 9));
+        }
+        for (number, priority) in [(0, 0), (1, 5)] {
+            queue.push(Waiting { organization: acme.clone(), ..request("plain", number, priority) });
+        }
+        let of_acme = queue.pop(|organization| *organization == acme).expect("one");
+        assert_eq!(of_acme.run_id, "plain1");
+        assert_eq!(all(&mut queue), ["urgent0", "plain0", "urgent1", "urgent2"]);
+        assert_eq!(queue.len(), 0);
     }
 
     #[test]

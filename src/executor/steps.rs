@@ -10,6 +10,7 @@
 //! blocks keep their rows and what has failed stays failed.
 
 mod agent;
+mod budget;
 mod callback;
 mod conditional;
 mod fork_join;
@@ -17,14 +18,14 @@ mod group;
 mod iteration;
 mod outside;
 mod parallel;
-mod place;
+pub(super) mod place;
 mod rest;
 mod sub_workflow;
 
 use std::{
     collections::HashMap,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -40,8 +41,15 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-pub(super) use self::outside::Wakes;
-use self::{outside::Waits, rest::Rest};
+use self::{
+    budget::{Budget, Held},
+    outside::Waits,
+    rest::Rest,
+};
+pub(super) use self::{
+    budget::{too_many_steps, too_much_held},
+    outside::Wakes,
+};
 use super::{
     Executor,
     active::Signals,
@@ -50,7 +58,7 @@ use super::{
 };
 use crate::{
     access::OrganizationId,
-    db::executions::{BegunStep, NestedStep, RunFailure, StepEnd},
+    db::executions::{AgentCall, BegunStep, NestedStep, RunFailure, StepEnd},
     input::{object_of, shorten},
     mapping::{Callback, Scope},
     workflow::{Plan, Step, StepKind},
@@ -66,6 +74,10 @@ const MAX_CONCURRENT_BRANCHES: usize = 128;
 const LARGE_SCOPE_BYTES: usize = 256 << 10;
 /// Bytes of the output of one block.
 const MAX_OUTPUT_BYTES: usize = 64 << 20;
+/// Outputs below this size are kept whether later steps refer to them or not: to find that out costs more.
+const SMALL_BYTES: usize = 4096;
+/// Outputs of one line of steps that are kept before those are looked for that are not needed any more.
+const KEPT_BYTES: usize = 64 << 10;
 /// Causes that the error of a block repeats, and characters of each.
 const MAX_CAUSES: usize = 10;
 const MAX_CAUSE_CHARS: usize = 1000;
@@ -81,6 +93,11 @@ pub(super) struct Run {
     pub(super) plan: Plan,
     pub(super) ledger: Arc<Ledger>,
     pub(super) earlier: Earlier,
+    pub(super) budget: Budget,
+    /// The position on the main chain of the step that is made, or is next.
+    position: AtomicUsize,
+    /// See [`Plan::last_uses`]; found out when there are outputs for which it matters.
+    last_uses: OnceLock<HashMap<String, usize>>,
     /// Something is wrong with this program.
     pub(super) broken: Notify,
     signals: Signals,
@@ -111,14 +128,6 @@ impl Done {
     fn new(output: Box<RawValue>) -> Self {
         Self { output, inside: HashMap::new(), is_new: true }
     }
-
-    /// Registers the outputs for what follows.
-    fn register(self, step_id: &str, scope: &mut Scope<'_>) {
-        for (step_id, output) in self.inside {
-            scope.set(&step_id, output);
-        }
-        scope.set(step_id, self.output);
-    }
 }
 
 /// What one step follows the other in: the main chain, or one branch or iteration of a block.
@@ -130,6 +139,10 @@ struct Frame<'a> {
     prefix: String,
     depth: usize,
     reuse: Reuse,
+    /// Of the outputs in the scope.
+    held: Held<'a>,
+    /// When so much is held, what is not needed any more is forgotten.
+    forget_at: usize,
 }
 
 /// A branch, as the rows of its steps tell of it.
@@ -150,6 +163,7 @@ struct Block<'a> {
     age: Duration,
     /// Those of its branches, which all of them see.
     callbacks: Option<Arc<HashMap<String, Callback>>>,
+    budget: &'a Budget,
 }
 
 impl<'a> Block<'a> {
@@ -165,7 +179,15 @@ impl<'a> Block<'a> {
             join_policy: None,
         };
         let prefix = place::branch(self.place, name);
-        Frame { scope, branch: Some(branch), prefix, depth: self.depth, reuse: self.reuse }
+        Frame {
+            scope,
+            branch: Some(branch),
+            prefix,
+            depth: self.depth,
+            reuse: self.reuse,
+            held: self.budget.hold(),
+            forget_at: KEPT_BYTES,
+        }
     }
 }
 
@@ -179,6 +201,7 @@ impl Run {
         begins: TaskTracker,
     ) -> Self {
         let ledger = Arc::new(Ledger::new(run_id.clone(), lease_token));
+        let budget = Budget::new(executor.run_budget, earlier.rows(), earlier.bytes());
         let has_callbacks = plan.steps.iter().any(|step| step.kind == StepKind::Callback);
         Self {
             executor,
@@ -188,6 +211,9 @@ impl Run {
             plan,
             ledger,
             earlier,
+            budget,
+            position: AtomicUsize::new(0),
+            last_uses: OnceLock::new(),
             broken: Notify::new(),
             signals,
             deadline,
@@ -218,12 +244,21 @@ impl Run {
                 scope = scope.with_callbacks(callbacks);
             }
         }
-        let mut frame = Frame { scope, branch: None, prefix: String::new(), depth: 0, reuse: Reuse::Everything };
+        let mut frame = Frame {
+            scope,
+            branch: None,
+            prefix: String::new(),
+            depth: 0,
+            reuse: Reuse::Everything,
+            held: self.budget.hold(),
+            forget_at: KEPT_BYTES,
+        };
         let mut next = Some(self.plan.start_step.as_str());
         let mut is_before = self.plan.main_path().any(|step_id| self.earlier.is_redone_from(step_id));
         // A valid plan's chain ends; the bound holds whatever the plan says.
-        for _ in 0..=self.plan.steps.len() {
+        for position in 0..=self.plan.steps.len() {
             let Some(step_id) = next else { return Ok(()) };
+            self.position.store(position, Ordering::Relaxed);
             if frame.reuse == Reuse::Everything && self.earlier.is_redone_from(step_id) {
                 frame.reuse = Reuse::AfterRetry;
                 is_before = false;
@@ -238,7 +273,8 @@ impl Run {
             if done.is_new {
                 frame.reuse = Reuse::Nothing;
             }
-            done.register(step_id, &mut frame.scope);
+            self.position.store(position + 1, Ordering::Relaxed);
+            self.register(done, step_id, &mut frame);
             next = self.plan.steps.get(step_id).and_then(|step| step.next_step.as_deref());
         }
         Err("the workflow plan cannot be executed: its steps never end".to_owned().into())
@@ -249,17 +285,46 @@ impl Run {
     async fn sequence(&self, step_ids: &[String], frame: &mut Frame<'_>) -> Result<Box<RawValue>, String> {
         let mut seen: HashMap<&str, usize> = HashMap::new();
         let mut last = RawValue::NULL.to_owned();
-        for step_id in step_ids {
+        for (index, step_id) in step_ids.iter().enumerate() {
             let repeats = seen.entry(step_id).and_modify(|count| *count += 1).or_default();
             let done = self.step(step_id, place::step(&frame.prefix, step_id, *repeats), frame).await;
             let done = done.map_err(|cause| format!("step '{}': {cause}", shorten(step_id)))?;
             if done.is_new {
                 frame.reuse = Reuse::Nothing;
             }
-            last.clone_from(&done.output);
-            done.register(step_id, &mut frame.scope);
+            if index + 1 == step_ids.len() {
+                last.clone_from(&done.output);
+            }
+            self.register(done, step_id, frame);
         }
         Ok(last)
+    }
+
+    /// Registers the outputs of a step for what follows it, as far as anything can refer to them.
+    fn register(&self, done: Done, step_id: &str, frame: &mut Frame<'_>) {
+        let own = std::iter::once((step_id.to_owned(), done.output));
+        for (step_id, output) in done.inside.into_iter().chain(own) {
+            let bytes = output.get().len();
+            if bytes > SMALL_BYTES && !self.is_wanted(&step_id) {
+                continue;
+            }
+            if frame.held.bytes() + bytes > frame.forget_at {
+                let forgotten = frame.scope.forget_all_but(|step_id| self.is_wanted(step_id));
+                frame.held.remove(forgotten);
+                // Looked for again when there is a quarter more: what is still needed is not looked at each time.
+                frame.forget_at = KEPT_BYTES.max(frame.held.bytes() / 4 * 5);
+            }
+            frame.held.add(bytes);
+            if let Some(replaced) = frame.scope.set(&step_id, output) {
+                frame.held.remove(replaced.get().len());
+            }
+        }
+    }
+
+    /// Whether a step that is still to be made can refer to the output of this one.
+    fn is_wanted(&self, step_id: &str) -> bool {
+        let last_use = self.last_uses.get_or_init(|| self.plan.last_uses()).get(step_id);
+        last_use.is_some_and(|last| *last >= self.position.load(Ordering::Relaxed))
     }
 
     /// Makes a step, or takes what an earlier execution made of it. Boxed, since a block's steps are made by it too.
@@ -330,14 +395,16 @@ impl Run {
         let age = self.earlier.open_age(place);
         if self.open_attempt(place).is_none() {
             self.gate().await;
+            self.budget.step(0).await;
             self.ledger.begin(place, self.row(step, String::new(), object_of([]), place, frame));
             self.ledger.keep_small().await;
         }
         let branches = branches(step);
+        self.budget.branches(branches.len()).await;
         let lines = branches.iter().map(|(name, step_ids)| (place::branch(place, name), *step_ids));
         let callbacks = self.callbacks(lines);
         let (depth, reuse) = (frame.depth + 1, frame.reuse);
-        let block = Block { step, place, scope: &frame.scope, depth, reuse, age, callbacks };
+        let block = Block { step, place, scope: &frame.scope, depth, reuse, age, callbacks, budget: &self.budget };
         let result = match step.kind {
             StepKind::Parallel => self.parallel(&block).await,
             StepKind::Conditional => self.conditional(&block).await,
@@ -351,11 +418,8 @@ impl Run {
             let is_small = done.output.get().len() <= MAX_OUTPUT_BYTES;
             if is_small { Ok(done) } else { Err(too_large()) }
         });
-        let end = match &result {
-            Ok(done) => StepEnd::Completed(done.output.clone()),
-            Err(cause) => StepEnd::Failed(cause.clone()),
-        };
-        self.ledger.end(place, end, None);
+        let output = result.as_ref().map(|done| &*done.output).map_err(Clone::clone);
+        self.end(place, output, None);
         self.ledger.keep_small().await;
         result
     }
@@ -370,6 +434,18 @@ impl Run {
             // The process ends: another one goes on with the run.
             Err(_) => std::future::pending().await,
         }
+    }
+
+    /// Ends the attempt at this place; `call`: its agent was called so.
+    fn end(&self, place: &str, result: Result<&RawValue, String>, call: Option<AgentCall>) {
+        let end = match result {
+            Ok(output) => {
+                self.budget.output(output.get().len());
+                StepEnd::Completed(output.to_owned())
+            }
+            Err(cause) => StepEnd::Failed(cause),
+        };
+        self.ledger.end(place, end, call);
     }
 
     /// The row of an attempt that begins.

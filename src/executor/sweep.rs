@@ -22,7 +22,7 @@ const TAKE_OVER_EVERY: Duration = Duration::from_secs(2);
 /// How often parked runs are looked for whose time has come: so late a timer may be.
 const WAKE_EVERY: Duration = Duration::from_millis(200);
 /// Runs taken up in one statement.
-const MAX_WOKEN: usize = 100;
+const MAX_WOKEN: usize = 25;
 /// How often it is checked that the active runs are still ours.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 /// Runs taken over in one statement.
@@ -44,9 +44,10 @@ impl Executor {
         let pool = self.pool.clone();
         let cleaned = db::bounded(async move {
             processes::bury(&pool).await?;
-            executions::forget_wakes(&pool).await
+            executions::forget_wakes(&pool).await?;
+            db::organizations::are_several(&pool).await
         });
-        cleaned.await?;
+        self.active.set_shared(cleaned.await?);
         while self.take_over_some().await? == MAX_TAKEN && !self.soft_stop.is_cancelled() {}
         Ok(())
     }
@@ -57,8 +58,9 @@ impl Executor {
         let Some(slots) = self.active.free(MAX_TAKEN) else { return Ok(0) };
         let (known, _) = self.active.leases(None);
         let limit = i64::try_from(slots.count()).unwrap_or(i64::MAX);
-        let pool = self.pool.clone();
-        let lost = db::bounded(async move { executions::take_over(&pool, owner, &known, limit).await }).await?;
+        let (pool, shares) = (self.pool.clone(), self.active.shares(&slots).limits());
+        let lost =
+            db::bounded(async move { executions::take_over(&pool, owner, &known, limit, &shares).await }).await?;
         for taken in &lost {
             tracing::warn!(run_id = taken.run_id, "run {} is taken over from a lost executor", taken.run_id);
             metrics::counter!("executor_runs_taken_over_total").increment(1);
@@ -100,8 +102,10 @@ impl Executor {
         let Some(owner) = self.registration.current() else { return Ok(false) };
         let limit = slots.count();
         let (pool, wanted) = (self.pool.clone(), i64::try_from(limit).unwrap_or(i64::MAX));
+        let shares = self.active.shares(&slots).limits();
         let woken =
-            db::bounded(async move { executions::wake(&mut *pool.acquire().await?, owner, wanted).await }).await?;
+            db::bounded(async move { executions::wake(&mut *pool.acquire().await?, owner, wanted, &shares).await })
+                .await?;
         Ok(self.start_taken(woken, slots, owner) == limit)
     }
 
@@ -118,6 +122,7 @@ impl Executor {
                 plan: stored(taken.workflow_plan).map(Into::into),
                 input: input_or_empty(stored(taken.input_data)),
                 before: if taken.is_parked { Before::Parked } else { Before::Interrupted },
+                takeovers: taken.takeovers,
                 elapsed: Duration::try_from_secs_f64(taken.elapsed_secs).unwrap_or_default(),
             };
             self.start_run(assignment, owner, slot);

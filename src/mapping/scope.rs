@@ -96,18 +96,26 @@ impl<'a> Scope<'a> {
         self.layers().find_map(|scope| scope.callbacks.as_ref()?.get(step_id))
     }
 
-    /// Registers the output of a step. The latest counts.
-    pub fn set(&mut self, step_id: &str, output: Box<RawValue>) {
+    /// Registers the output of a step. The latest counts. Returns the one before.
+    pub fn set(&mut self, step_id: &str, output: Box<RawValue>) -> Option<Box<RawValue>> {
         self.bytes += output.get().len();
-        if let Some(earlier) = self.outputs.insert(step_id.to_owned(), output) {
-            self.bytes -= earlier.get().len();
-        }
+        let earlier = self.outputs.insert(step_id.to_owned(), output);
+        self.bytes -= earlier.as_ref().map_or(0, |earlier| earlier.get().len());
+        earlier
     }
 
     /// Bytes of all values that can be referred to.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.input.get().len() + self.layers().map(|scope| scope.bytes).sum::<usize>()
+    }
+
+    /// Forgets the outputs of steps that are not wanted any more. Returns how many bytes they had.
+    pub fn forget_all_but(&mut self, is_wanted: impl Fn(&str) -> bool) -> usize {
+        let forgotten = self.outputs.extract_if(|step_id, _| !is_wanted(step_id));
+        let bytes = forgotten.map(|(_, output)| output.get().len()).sum();
+        self.bytes -= bytes;
+        bytes
     }
 
     /// What was registered in this scope, without the outer ones.

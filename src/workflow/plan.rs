@@ -1,8 +1,11 @@
 //! The plan of a run as the executor reads it.
 
+use std::collections::HashMap;
+
 use serde_json::value::RawValue;
 use thiserror::Error;
 
+use super::references;
 use super::step::Origin;
 use super::steps::Steps;
 use super::validate;
@@ -51,6 +54,13 @@ impl Plan {
         validate::main_chain_ends(&plan.start_step, &plan.steps).map_err(PlanError::Rule)?;
         validate::nesting_ends(&plan.steps).map_err(PlanError::Rule)?;
         Ok(plan)
+    }
+
+    /// The steps whose output some step asks for, each with the last position on the main chain at which, or inside of
+    /// which, one does.
+    #[must_use]
+    pub fn last_uses(&self) -> HashMap<String, usize> {
+        references::last_uses(&self.start_step, &self.steps)
     }
 
     /// The ids of the steps that follow each other from the first on, without those inside of others.

@@ -4,7 +4,7 @@
 //! A warning is given only where no run could resolve the reference. What is merely uncertain, such as the output of
 //! a sibling that runs at the same time, passes.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::{
     step::{Step, StepKind},
@@ -62,6 +62,31 @@ pub(super) fn unknown_steps(steps: &Steps) -> Vec<FieldError> {
         })
     });
     unknown.take(MAX_WARNINGS).collect()
+}
+
+/// The steps whose output some step asks for, each with the last position on the main chain at which, or inside of which,
+/// one does.
+pub(super) fn last_uses(start_step: &str, steps: &Steps) -> HashMap<String, usize> {
+    let chain =
+        std::iter::successors(steps.place(start_step), |place| steps.place(steps.at(*place).next_step.as_deref()?));
+    let chain: Vec<usize> = chain.take(steps.len()).collect();
+    let (mut uses, mut seen) = (HashMap::new(), vec![false; steps.len()]);
+    // From the last one: what was met before is used later.
+    for (position, place) in chain.into_iter().enumerate().rev() {
+        let mut open = vec![place];
+        while let Some(place) = open.pop() {
+            if std::mem::replace(&mut seen[place], true) {
+                continue;
+            }
+            for (_, reference) in references(steps.at(place)) {
+                if let Ok((Root::Output(target, _), _)) = root_of(&reference) {
+                    uses.entry(target.to_owned()).or_insert(position);
+                }
+            }
+            open.extend(steps.at(place).nested().filter_map(|id| steps.place(id)));
+        }
+    }
+    uses
 }
 
 /// The kind of a reference to a step that is not there.
@@ -315,6 +340,20 @@ mod tests {
         format!(
             r#""{id}":{{"id":"{id}","agent_name":"x","next_step":{next},"input_mapping":{{"m":["t ${{{reference}}}"]}}}}"#
         )
+    }
+
+    #[test]
+    fn an_output_is_used_up_to_the_last_step_that_asks_for_it_at_any_depth() {
+        let json = format!(
+            r#"{{{},"b":{{"id":"b","type":"parallel","parallel_steps":["c"],"next_step":"d"}},{},{}}}"#,
+            agent("a", "b", "workflow.input.x"),
+            agent("c", "", "a.output.x:-1"),
+            agent("d", "", "steps.b.output[0]")
+        );
+        let raw = check_json(json.as_bytes()).expect("JSON");
+        let steps = Steps::read(&Node::new("steps", raw), Origin::Caller).expect("steps");
+        let expected = [("a".to_owned(), 1), ("b".to_owned(), 2)];
+        assert_eq!(last_uses("a", &steps), HashMap::from(expected));
     }
 
     #[test]

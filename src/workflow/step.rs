@@ -214,6 +214,20 @@ impl Step {
         self.mentioned().filter(move |(user, _)| *user == kind).map(|(_, id)| id)
     }
 
+    /// Whether the output of this step, which it makes, is part of its own.
+    #[must_use]
+    pub fn puts_out(&self, step_id: &str) -> bool {
+        let ends = |line: &[String]| line.last().is_some_and(|last| last == step_id);
+        match self.kind {
+            StepKind::Loop => self.loop_config.as_ref().is_some_and(|config| ends(&config.loop_body)),
+            StepKind::ForkJoin => {
+                let branches = self.fork_join_config.iter().flat_map(|config| &config.branches);
+                branches.map(|(_, branch)| &branch.steps).any(|steps| ends(steps))
+            }
+            _ => true,
+        }
+    }
+
     /// All steps that its members mention except `next_step`, with the kind that uses the member.
     pub(super) fn mentioned(&self) -> impl Iterator<Item = (StepKind, &str)> {
         let parallel = self.parallel_steps.iter().flatten().map(|id| (StepKind::Parallel, id));

@@ -13,6 +13,7 @@ mod audit;
 mod bad_input;
 mod breakers;
 mod broker;
+mod budgets;
 mod by_name;
 mod control;
 mod cors;

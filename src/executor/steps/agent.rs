@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 
 use super::{Frame, Run};
 use crate::{
-    db::executions::{AgentCall, StepEnd},
+    db::executions::AgentCall,
     executor::{
         agent_call::{self, Called, Failure, Fault, Request},
         agents::{Agent, Seen},
@@ -56,6 +56,7 @@ impl Run {
             // The agent sees the row's id: a log of one is found from the other.
             let attempt_id = interrupted.take().unwrap_or_else(|| row.id.clone());
             row.task_id = Some(agent_call::task_id(&attempt_id));
+            self.budget.step(input.get().len()).await;
             let since = Instant::now();
             self.ledger.begin(place, row);
             self.ledger.written().await;
@@ -63,14 +64,10 @@ impl Run {
             let started = Instant::now();
             let Attempt { result, pause, call } = self.attempt(agent_name, seen, &attempt_id, &input, attempt).await;
             let secs = started.elapsed().as_secs_f64();
-            let end = match &result {
-                Ok(output) => StepEnd::Completed(output.clone()),
-                Err(cause) => StepEnd::Failed(cause.clone()),
-            };
-            let status = end.status();
+            let status = if result.is_ok() { "COMPLETED" } else { "FAILED" };
             metrics::histogram!("executor_step_duration_seconds", "status" => status).record(secs);
             let duration_ms = millis(secs);
-            let (step_id, error) = (&step.id, end.reason());
+            let (step_id, error) = (&step.id, result.as_ref().err());
             tracing::info!(
                 step_id,
                 place,
@@ -81,7 +78,7 @@ impl Run {
                 "step {step_id} of run {} ended {status}",
                 self.run_id
             );
-            self.ledger.end(place, end, call);
+            self.end(place, result.as_deref().map_err(Clone::clone), call);
             drop(under_way);
             match (result, pause) {
                 (Ok(output), _) => return Ok(output),

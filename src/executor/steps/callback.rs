@@ -44,7 +44,15 @@ impl Run {
         let is_there = |wait: &Wait| wait.answered_at.is_some();
         let result = loop {
             match self.wait_for(&attempt_id, is_there).await {
-                Came::Result(wait) => break output(*wait, approval),
+                Came::Result(wait) => {
+                    let answer = self
+                        .database(|| {
+                            let (pool, attempt_id) = (self.executor.pool.clone(), attempt_id.clone());
+                            async move { waits::answer_to(&pool, &attempt_id).await }
+                        })
+                        .await;
+                    break output(answer, wait.answered_by, approval);
+                }
                 Came::Time => {
                     let is_over = self
                         .database(|| {
@@ -131,12 +139,16 @@ impl Run {
 }
 
 /// What an answer gives.
-fn output(wait: Wait, approval: Option<&Approval>) -> Result<Box<RawValue>, String> {
-    let answer = wait.answer.map_or_else(|| object_of([]), |answer| answer.0);
+fn output(
+    answer: Option<Box<RawValue>>,
+    answered_by: Option<String>,
+    approval: Option<&Approval>,
+) -> Result<Box<RawValue>, String> {
+    let answer = answer.unwrap_or_else(|| object_of([]));
     let Some(approval) = approval else { return Ok(answer) };
-    let by = to_raw(&wait.answered_by);
+    let by = to_raw(&answered_by);
     if member(&answer, "approved").is_none_or(|approved| approved.get() != "true") && approval.on_reject == "fail" {
-        let by = wait.answered_by.map(|by| format!(" by {}", shorten(&by))).unwrap_or_default();
+        let by = answered_by.map(|by| format!(" by {}", shorten(&by))).unwrap_or_default();
         let comment = member(&answer, "comment").and_then(text);
         let comment = comment.map(|comment| format!(": {}", shorten(&comment))).unwrap_or_default();
         return Err(format!("it was rejected{by}{comment}"));

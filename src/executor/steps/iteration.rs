@@ -38,6 +38,7 @@ impl Run {
         let is_sequential = config.execution_mode == "sequential";
 
         let branches = items[..total].iter().enumerate().map(|(index, item)| async move {
+            self.budget.branches(1).await;
             let name = index.to_string();
             let line = (place::branch(block.place, &name), config.loop_body.as_slice());
             let mut scope = block.scope.iteration(item, index, total);
@@ -50,10 +51,12 @@ impl Run {
         let at_a_time = if is_sequential { Some(1) } else { config.max_parallelism };
         let mut group = Group::new(branches, at_a_time, &self.slots, &self.rest);
         let mut results = Results { outputs: vec![None; total], bytes: 0, failed: Vec::new() };
+        let mut held = self.budget.hold();
         while let Some((index, result)) = group.next().await {
             match result {
                 Ok(output) => {
                     results.bytes += output.get().len();
+                    held.add(output.get().len());
                     if results.bytes > MAX_OUTPUT_BYTES {
                         drop(group);
                         self.give_up(block, "the loop's output got too large");

@@ -17,10 +17,10 @@ use super::{Frame, Run, rest};
 use crate::{
     db::{
         self,
-        executions::{BegunStep, StepEnd},
+        executions::BegunStep,
         waits::{self, Awaited, Wait},
     },
-    executor::journal,
+    executor::{drive, journal},
     input::{object_of, text, to_raw},
     mapping::{self, Scope},
     timestamp::Timestamp,
@@ -102,11 +102,16 @@ impl Run {
         T: Send + 'static,
         F: Future<Output = Result<T, db::Error>> + Send + 'static,
     {
-        let mut failures = 0;
+        let (mut failures, mut timeouts) = (0, 0);
         loop {
             match db::bounded(statement()).await {
                 Ok(result) => return result,
                 Err(error) if error.is_retryable() => {
+                    timeouts += u32::from(error.is_statement_timeout());
+                    if timeouts == drive::MAX_TIMEOUTS {
+                        self.budget.exceed(drive::too_slow());
+                        std::future::pending::<()>().await;
+                    }
                     journal::pause(failures).await;
                     failures += 1;
                 }
@@ -129,6 +134,7 @@ impl Run {
         due_at: Option<DateTime<Utc>>,
     ) -> String {
         let id = step.id.clone();
+        self.budget.step(step.input.get().len()).await;
         self.ledger.written().await;
         let beginning = Arc::new(self.ledger.beginning(place, &id));
         let begun = self
@@ -195,11 +201,7 @@ impl Run {
 
     /// Ends an attempt that has waited.
     pub(super) fn end_waiting(&self, place: &str, result: &Result<Box<RawValue>, String>) {
-        let end = match result {
-            Ok(output) => StepEnd::Completed(output.clone()),
-            Err(cause) => StepEnd::Failed(cause.clone()),
-        };
-        self.ledger.end(place, end, None);
+        self.end(place, result.as_deref().map_err(Clone::clone), None);
     }
 
     /// Lets the time pass that the step asks for.

@@ -25,8 +25,10 @@ impl Run {
             (index, self.sequence(std::slice::from_ref(*step_id), frame).await)
         });
         let mut results: Vec<Result<Box<RawValue>, String>> = vec![Err(String::new()); members.len()];
+        let mut held = self.budget.hold();
         let mut group = Group::new(branches, block.step.max_parallelism, &self.slots, &self.rest);
         while let Some((index, result)) = group.next().await {
+            held.add(result.as_ref().map_or(0, |output| output.get().len()));
             results[index] = result;
             if group.is_busy() {
                 self.ledger.nudge();

@@ -38,9 +38,15 @@ impl Run {
         let Came::Result(wait) = self.wait_for(&attempt_id, has_ended).await else {
             return Err("it has waited too long".to_owned());
         };
-        let Wait { child_run_id, child_status, child_error, child_output, .. } = *wait;
+        let Wait { child_run_id, child_status, child_error, .. } = *wait;
         let result = if child_status.as_deref() == Some("COMPLETED") {
-            Ok(child_output.map_or_else(|| RawValue::NULL.to_owned(), |output| output.0))
+            let output = self
+                .database(|| {
+                    let (pool, child) = (self.executor.pool.clone(), child_run_id.clone().unwrap_or_default());
+                    async move { db::runs::output(&pool, &child).await }
+                })
+                .await;
+            Ok(output.map_or_else(|| RawValue::NULL.to_owned(), |output| output.0))
         } else {
             let status = child_status.unwrap_or_default();
             let why = child_error.map(|error| format!(": {error}")).unwrap_or_default();
@@ -107,7 +113,7 @@ impl Run {
         if nesting >= MAX_NESTING {
             return Err(format!("workflows may run inside of each other {MAX_NESTING} deep, not deeper"));
         }
-        let most = self.executor.max_sub_runs;
+        let most = self.executor.run_budget.sub_runs;
         if sub_runs > most {
             return Err(format!("a run may begin {most} others, with those that they begin (MAX_SUB_RUNS)"));
         }

@@ -1,0 +1,198 @@
+//! What a run has taken of what it may take. A run that would take more fails as a whole, whatever its blocks make of
+//! failures.
+
+use std::sync::{
+    OnceLock,
+    atomic::{AtomicU64, Ordering},
+};
+
+use tokio::sync::Notify;
+
+use crate::config::RunBudget;
+
+/// See the module.
+pub(in crate::executor) struct Budget {
+    limits: RunBudget,
+    steps: AtomicU64,
+    branches: AtomicU64,
+    written: AtomicU64,
+    held: AtomicU64,
+    /// Why the run fails.
+    exceeded: OnceLock<String>,
+    is_exceeded: Notify,
+}
+
+impl Budget {
+    /// Of a run that has made so many steps before and written so many bytes.
+    pub(super) fn new(limits: RunBudget, steps: u64, written: u64) -> Self {
+        Self {
+            limits,
+            steps: AtomicU64::new(steps),
+            branches: AtomicU64::new(0),
+            written: AtomicU64::new(written),
+            held: AtomicU64::new(0),
+            exceeded: OnceLock::new(),
+            is_exceeded: Notify::new(),
+        }
+    }
+
+    /// Waits until the run has taken too much. Returns why it fails. To be asked once.
+    pub(in crate::executor) async fn exceeded(&self) -> String {
+        self.is_exceeded.notified().await;
+        self.exceeded.get().cloned().unwrap_or_default()
+    }
+
+    /// One more attempt of a step, with an input of so many bytes. Does not return if that is too much.
+    pub(super) async fn step(&self, input: usize) {
+        add(&self.steps, 1);
+        add(&self.written, input);
+        self.check().await;
+    }
+
+    /// So many more branches or iterations. Does not return if that is too much.
+    pub(super) async fn branches(&self, count: usize) {
+        add(&self.branches, count);
+        self.check().await;
+    }
+
+    /// An output of so many bytes.
+    pub(super) fn output(&self, bytes: usize) {
+        add(&self.written, bytes);
+        self.look();
+    }
+
+    /// Whatever is held until the result is dropped.
+    pub(super) fn hold(&self) -> Held<'_> {
+        Held { budget: self, bytes: 0 }
+    }
+
+    /// The run fails for this reason, unless there was one before.
+    pub(super) fn exceed(&self, why: String) {
+        if self.exceeded.set(why).is_ok() {
+            self.is_exceeded.notify_one();
+        }
+    }
+
+    async fn check(&self) {
+        self.look();
+        if self.exceeded.get().is_some() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    fn look(&self) {
+        let RunBudget { steps, branches, bytes, memory_bytes, .. } = self.limits;
+        let why = if taken(&self.steps) > steps {
+            too_many_steps(steps)
+        } else if taken(&self.branches) > branches {
+            format!("the run began more than {branches} branches and iterations (MAX_RUN_BRANCHES)")
+        } else if taken(&self.written) > bytes {
+            format!("the inputs and outputs of the run's steps have more than {bytes} bytes (MAX_RUN_BYTES)")
+        } else if taken(&self.held) > memory_bytes {
+            too_much_held(memory_bytes)
+        } else {
+            return;
+        };
+        self.exceed(why);
+    }
+}
+
+pub(in crate::executor) fn too_many_steps(most: u64) -> String {
+    format!("the run made more than {most} steps (MAX_RUN_STEPS)")
+}
+
+pub(in crate::executor) fn too_much_held(most: u64) -> String {
+    format!("the outputs that the run's steps still need have more than {most} bytes (MAX_RUN_MEMORY_BYTES)")
+}
+
+fn add(of: &AtomicU64, more: usize) {
+    of.fetch_add(u64::try_from(more).unwrap_or(u64::MAX), Ordering::Relaxed);
+}
+
+fn taken(of: &AtomicU64) -> u64 {
+    of.load(Ordering::Relaxed)
+}
+
+/// Bytes that are held. See [`Budget::hold`].
+pub(super) struct Held<'a> {
+    budget: &'a Budget,
+    bytes: usize,
+}
+
+impl Held<'_> {
+    /// So many more.
+    pub(super) fn add(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        add(&self.budget.held, bytes);
+        self.budget.look();
+    }
+
+    /// So many less.
+    pub(super) fn remove(&mut self, bytes: usize) {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        self.budget.held.fetch_sub(u64::try_from(bytes).unwrap_or_default(), Ordering::Relaxed);
+    }
+
+    /// How many there are.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.remove(self.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn budget() -> Budget {
+        let limits = RunBudget { steps: 2, branches: 2, bytes: 1000, memory_bytes: 100, takeovers: 1, sub_runs: 1 };
+        Budget::new(limits, 0, 900)
+    }
+
+    fn why(budget: &Budget) -> Option<String> {
+        use futures_util::FutureExt as _;
+        budget.exceeded().now_or_never()
+    }
+
+    #[tokio::test]
+    async fn what_is_no_longer_held_makes_room_and_the_first_excess_is_the_reason() {
+        let budget = budget();
+        let mut held = budget.hold();
+        held.add(100);
+        drop(held);
+        let mut held = budget.hold();
+        held.add(90);
+        held.remove(50);
+        held.add(60);
+        assert_eq!((held.bytes(), why(&budget)), (100, None));
+        held.add(1);
+        budget.output(200);
+        assert!(why(&budget).is_some_and(|why| why.contains("MAX_RUN_MEMORY_BYTES")));
+    }
+
+    #[tokio::test]
+    async fn whoever_takes_too_much_does_not_go_on() {
+        for (name, taken) in [("MAX_RUN_STEPS", 0), ("MAX_RUN_BRANCHES", 1), ("MAX_RUN_BYTES", 2)] {
+            let budget = budget();
+            for (turn, is_over) in [(1, false), (2, false), (3, true)] {
+                use futures_util::FutureExt as _;
+                let went_on = match taken {
+                    0 => budget.step(0).now_or_never(),
+                    1 => budget.branches(1).now_or_never(),
+                    _ => {
+                        budget.output(50);
+                        budget.branches(0).now_or_never()
+                    }
+                };
+                assert_eq!(went_on.is_none(), is_over, "{name}, {turn}");
+            }
+            assert!(why(&budget).is_some_and(|why| why.contains(name)));
+        }
+    }
+}
