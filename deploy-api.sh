@@ -735,7 +735,7 @@ fuzz() {
     step "Running the service and an executor (logs, if it fails: $CACHE/last-failure)"
     # In a process group of its own, which the clean-up ends.
     # shellcheck disable=SC2016  # the inner shell expands it
-    API_HOST=127.0.0.1 API_PORT="$port" EGRESS_ALLOW=127.0.0.1 setsid bash -c '
+    API_HOST=127.0.0.1 API_PORT="$port" EGRESS_ALLOW=127.0.0.1 SHUTDOWN_NOTICE_SECS=0 setsid bash -c '
         "$0" serve >"$1/serve.log" 2>&1 &
         "$0" executor >"$1/executor.log" 2>&1 &
         wait' "$program" "$SERVICES_DIR/logs" &

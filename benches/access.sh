@@ -9,6 +9,7 @@
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export SHUTDOWN_NOTICE_SECS=0
 
 readonly SECONDS_EACH="${1:-2}" ROUNDS="${2:-30}" PROGRAM="${PROGRAM:-target/release/workflow-api}" PORT=8099
 readonly DATABASE="bench_$$" SERVICE="http://127.0.0.1:$PORT"

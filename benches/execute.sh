@@ -8,6 +8,7 @@
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export SHUTDOWN_NOTICE_SECS=0
 
 readonly SECONDS_EACH="${1:-8}" ROUNDS="${2:-3}" PORT=8099
 readonly DATABASE="bench_$$"

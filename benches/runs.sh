@@ -13,6 +13,7 @@
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export SHUTDOWN_NOTICE_SECS=0
 
 readonly SECONDS_EACH="${1:-6}" ROUNDS="${2:-3}" PROGRAM="${PROGRAM:-target/release/workflow-api}"
 readonly DATABASE="bench_$$" PORT=8099 AGENT_PORT=8097

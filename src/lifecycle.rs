@@ -96,9 +96,9 @@ impl Lifecycle {
         self.tasks.wait().await;
     }
 
-    /// Waits for a signal (or the end of a loop), then for the tasks; a second signal or [`DRAIN`] is the hard stop.
-    /// Between SIGTERM and the soft stop lies the `notice`, in which load balancers learn that the process goes. `true`:
-    /// everything ended as asked.
+    /// Waits for a signal (or the end of a loop), then for the tasks; another signal or [`DRAIN`] is the hard stop.
+    /// Between SIGTERM and the soft stop lies the `notice`, in which load balancers learn that the process goes; another
+    /// signal ends it. `true`: everything ended as asked.
     pub async fn run_until_stopped(&self, mut signals: Signals, notice: Duration) -> bool {
         let signalled = tokio::select! {
             signalled = signals.stop() => Some(signalled),

@@ -168,6 +168,7 @@ impl Pool {
 
     /// A connection, given back when it is dropped.
     pub async fn acquire(&self) -> Result<PooledConnection, sqlx::Error> {
+        let mut unsure = None;
         let (number, answer) = {
             let mut state = self.0.state();
             if state.is_closed {
@@ -186,7 +187,7 @@ impl Pool {
                     return Ok(PooledConnection::new(Arc::clone(&self.0), idle.live));
                 }
                 state.checking += 1;
-                tokio::spawn(check(PooledConnection::new(Arc::clone(&self.0), idle.live)));
+                unsure = Some(idle.live);
             }
             let (sender, answer) = oneshot::channel();
             state.last_waiter += 1;
@@ -195,6 +196,10 @@ impl Pool {
             self.0.open_for_waiters(&mut state);
             (number, answer)
         };
+        // Not under the lock: a runtime that ends drops the task, and with it the connection, at once.
+        if let Some(live) = unsure {
+            tokio::spawn(check(PooledConnection::new(Arc::clone(&self.0), live)));
+        }
         // Leaves the queue also when this future is dropped.
         let _place = WaiterPlace { shared: &self.0, number };
         match timeout(ACQUIRE_TIMEOUT, answer).await {
@@ -581,8 +586,10 @@ impl Drop for PooledConnection {
                 }
             }
             Ok(runtime) if !is_lost => {
-                let (pool, phase, is_own) = (Arc::clone(&self.pool), self.phase, self.is_own);
-                runtime.spawn(settle(Self { live: Some(live), pool, phase, is_own }));
+                // Torn until it is settled: a runtime that ends drops the task at once.
+                let (pool, is_own) = (Arc::clone(&self.pool), self.is_own);
+                let unsettled = Self { live: Some(live), pool, phase: Phase::Torn, is_own };
+                runtime.spawn(settle(unsettled, self.phase == Phase::Open));
             }
             _ => {
                 drop(live);
@@ -593,14 +600,14 @@ impl Drop for PooledConnection {
 }
 
 /// Brings a connection to rest, if that takes no longer than it may, and gives it back.
-async fn settle(mut connection: PooledConnection) {
+async fn settle(mut connection: PooledConnection, is_in_transaction: bool) {
     let settled = timeout(SETTLE_TIMEOUT, async {
         connection.flush().await?;
-        if connection.phase == Phase::Open { connection.rollback().await } else { Ok(()) }
+        if is_in_transaction { connection.rollback().await } else { Ok(()) }
     })
     .await;
-    if !matches!(settled, Ok(Ok(()))) {
-        connection.discard();
+    if matches!(settled, Ok(Ok(()))) {
+        connection.phase = Phase::None;
     }
 }
 

@@ -6,7 +6,7 @@ use futures_util::{future::join_all, poll};
 use sqlx::{PgPool, postgres::PgConnectOptions};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::watch,
+    sync::{oneshot, watch},
 };
 use workflow_api::{config::ConnectOptions, db};
 
@@ -215,6 +215,27 @@ async fn connections_that_are_lost_without_a_word_come_back_to_the_pool(pool: Pg
     }
     // One that answers is not silent, whatever a check has met.
     assert!(!own.note_silence(began));
+}
+
+/// The program ends while a statement has no answer.
+#[test]
+fn a_runtime_that_ends_takes_connections_along() {
+    let url = std::env::var("DATABASE_URL").expect("DATABASE_URL names the test server");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let settings = [("DATABASE_URL", url.as_str())].map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let own = db::pool(&workflow_api::config::Database::load(settings.into_iter()).expect("valid settings"));
+        let mut connection = own.acquire().await.expect("a connection");
+        let (begun, asked) = oneshot::channel();
+        tokio::spawn(async move {
+            let mut sleep = Box::pin(sqlx::query("SELECT pg_sleep(4)").execute(&mut *connection));
+            assert!(poll!(&mut sleep).is_pending());
+            begun.send(()).expect("somebody waits");
+            sleep.await.expect("the runtime ends before");
+        });
+        asked.await.expect("the statement is under way");
+    });
+    drop(runtime);
 }
 
 #[sqlx::test(migrations = false)]

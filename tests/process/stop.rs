@@ -62,3 +62,25 @@ async fn an_executor_ends_well_when_it_is_asked_to(pool: PgPool) {
     executor.terminate().await;
     assert_eq!(executor.exit_code(Duration::from_secs(30)).await, 0, "{}", executor.log());
 }
+
+/// What a load balancer and its clients see of a restart.
+#[sqlx::test(migrations = false)]
+async fn an_api_that_is_about_to_stop_is_not_ready_and_serves(pool: PgPool) {
+    let environment = Environment::new(&pool).with("SHUTDOWN_NOTICE_SECS", "15");
+    let mut api = environment.serve().await;
+    api.terminate().await;
+    let ready = || async {
+        let answer = reqwest::get(format!("{}/health/ready", environment.url)).await.expect("an answer");
+        (answer.status() == 503).then_some(answer)
+    };
+    let ready: serde_json::Value =
+        crate::program::eventually("it is not ready", ready).await.json().await.expect("JSON");
+    assert_eq!((&ready["checks"]["process"], &ready["checks"]["database"]), (&"stopping".into(), &"connected".into()));
+    let answer = reqwest::get(format!("{}/api/v1/agents", environment.url)).await.expect("an answer");
+    assert_eq!(answer.status(), 200);
+    assert_eq!(answer.headers()["connection"], "close");
+    // Whoever does not want to wait says it again.
+    api.terminate().await;
+    assert_eq!(api.exit_code(Duration::from_secs(30)).await, 0, "{}", api.log());
+    assert_eq!(api.log_lines().last().expect("a line")["message"], "stopped");
+}
