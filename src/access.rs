@@ -5,7 +5,7 @@ pub mod organization;
 pub mod quota;
 pub mod verifying_key;
 
-use std::{fmt, net::IpAddr, str::FromStr};
+use std::{fmt, net::IpAddr, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -162,6 +162,8 @@ pub struct Actor {
     pub address: Option<IpAddr>,
     /// Of the request.
     pub correlation_id: String,
+    /// The request's `traceparent`, if it is valid.
+    pub traceparent: Option<Arc<str>>,
 }
 
 impl Actor {
@@ -181,6 +183,7 @@ impl Actor {
             key_id: None,
             address: None,
             correlation_id: String::new(),
+            traceparent: None,
         }
     }
 }

@@ -15,6 +15,7 @@ pub mod mapping;
 pub mod rate;
 pub mod run;
 pub mod timestamp;
+pub mod trace;
 pub mod vault;
 pub mod visible;
 pub mod workflow;

@@ -47,6 +47,7 @@ use crate::{
     },
     lifecycle::Lifecycle,
     timestamp::Timestamp,
+    trace,
 };
 
 /// With so many rows waiting, new work is refused: Kafka has been away for long, and the table shall stay small
@@ -112,10 +113,27 @@ pub struct ExecutedRun<'a> {
     pub run_id: &'a str,
     /// Of the request that started it.
     pub correlation_id: Option<&'a str>,
+    /// Of the same request, if it had one.
+    pub traceparent: Option<&'a str>,
     /// From 0 to 9.
     pub priority: i16,
     /// Whose run it is.
     pub organization: &'a OrganizationId,
+}
+
+/// What a message says of a cancelled run.
+#[derive(Clone, Copy)]
+pub struct CancelledRun<'a> {
+    /// The run.
+    pub run_id: &'a str,
+    /// Of the request that started it.
+    pub correlation_id: Option<&'a str>,
+    /// Of the same request, if it had one.
+    pub traceparent: Option<&'a str>,
+    /// Who cancelled it.
+    pub cancelled_by: Option<&'a str>,
+    /// Why, if they said.
+    pub reason: Option<&'a str>,
 }
 
 /// The right to own an outbox row, with room for its message. Dropped unused, it gives the room back.
@@ -202,21 +220,15 @@ impl Relay {
         plan: &RawValue,
         input: &RawValue,
     ) {
-        let ExecutedRun { run_id, correlation_id, priority, organization } = run;
+        let ExecutedRun { run_id, correlation_id, traceparent, priority, organization } = run;
         let payload = ExecutionPayload::new(run_id, event_id, correlation_id, priority, organization, plan, input);
-        self.send(reservation, &self.0.kafka.execution_topic, run_id, event_id, &encode(&payload));
+        let about = (run_id, event_id, traceparent);
+        self.send(reservation, &self.0.kafka.execution_topic, about, &encode(&payload));
     }
 
     /// Sends a cancellation whose row is committed and owned by the reservation.
-    pub fn cancel(
-        &self,
-        reservation: Reservation,
-        event_id: Uuid,
-        run_id: &str,
-        correlation_id: Option<&str>,
-        cancelled_by: Option<&str>,
-        reason: Option<&str>,
-    ) {
+    pub fn cancel(&self, reservation: Reservation, event_id: Uuid, run: CancelledRun<'_>) {
+        let CancelledRun { run_id, correlation_id, traceparent, cancelled_by, reason } = run;
         let payload = CancellationPayload {
             run_id,
             cancelled_by,
@@ -226,7 +238,8 @@ impl Relay {
             event_id,
             correlation_id,
         };
-        self.send(reservation, &self.0.kafka.cancellation_topic, run_id, event_id, &encode(&payload));
+        let about = (run_id, event_id, traceparent);
+        self.send(reservation, &self.0.kafka.cancellation_topic, about, &encode(&payload));
     }
 
     /// Gives a row back that may or may not have been committed as owned by us: the answer to the commit was lost.
@@ -255,13 +268,22 @@ impl Relay {
         self.0.producer.connection().is_up()
     }
 
-    fn send(&self, mut reservation: Reservation, topic: &str, run_id: &str, event_id: Uuid, payload: &[u8]) {
+    fn send(
+        &self,
+        mut reservation: Reservation,
+        topic: &str,
+        (run_id, event_id, traceparent): (&str, Uuid, Option<&str>),
+        payload: &[u8],
+    ) {
         // What was reserved was an estimate; from here the payload's size counts.
         reservation.kept = true;
         self.0.held_bytes.fetch_add(payload.len(), Ordering::Relaxed);
         self.0.held_bytes.fetch_sub(reservation.bytes, Ordering::Relaxed);
         self.known().insert(event_id);
-        if let Err(error) = self.0.producer.with(|producer| producer.send(topic, run_id, event_id, payload)) {
+        let traceparent = trace::of_run(run_id, traceparent);
+        if let Err(error) =
+            self.0.producer.with(|producer| producer.send(topic, run_id, event_id, &traceparent, payload))
+        {
             let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
             let report =
                 Report { run_id: run_id.to_owned(), event_id, bytes: payload.len(), outcome: Err(code.into()) };
@@ -423,14 +445,15 @@ impl Relay {
         let compacted = |text: String| RawValue::from_string(text).ok().map(|raw| input::compact(&raw));
         let plan = row.workflow_plan.and_then(compacted);
         let input = row.input_data.and_then(compacted);
-        let correlation_id = row.correlation_id.as_deref();
+        let (correlation_id, traceparent) = (row.correlation_id.as_deref(), row.traceparent.as_deref());
         self.0.held.fetch_add(1, Ordering::Relaxed);
         let reservation = Reservation { relay: self.clone(), owner, bytes: 0, kept: false };
         match (row.kind, plan) {
             (Kind::Execution, Some(plan)) => {
                 let input = input.filter(|input| input.get() != "null").unwrap_or_else(|| input::object_of([]));
                 let organization = &OrganizationId::stored(&row.organization_id);
-                let run = ExecutedRun { run_id: &row.run_id, correlation_id, priority: row.priority, organization };
+                let (run_id, priority) = (row.run_id.as_str(), row.priority);
+                let run = ExecutedRun { run_id, correlation_id, traceparent, priority, organization };
                 self.execute(reservation, row.event_id, run, &plan, &input);
             }
             (Kind::Execution, None) => {
@@ -438,8 +461,9 @@ impl Relay {
                 self.give_up(reservation, row.event_id, row.run_id, Unsent::NoPlan);
             }
             (Kind::Cancellation, _) => {
-                let (by, reason) = (row.cancelled_by.as_deref(), row.reason.as_deref());
-                self.cancel(reservation, row.event_id, &row.run_id, correlation_id, by, reason);
+                let (cancelled_by, reason) = (row.cancelled_by.as_deref(), row.reason.as_deref());
+                let run = CancelledRun { run_id: &row.run_id, correlation_id, traceparent, cancelled_by, reason };
+                self.cancel(reservation, row.event_id, run);
             }
         }
     }

@@ -306,7 +306,9 @@ impl Writer {
         if let Some(reservation) = reservation {
             let correlation_id = Some(request.actor.correlation_id.as_str());
             let organization = &request.definition.organization;
-            let run = ExecutedRun { run_id: &run_id, correlation_id, priority: request.priority, organization };
+            let traceparent = request.actor.traceparent.as_deref();
+            let run =
+                ExecutedRun { run_id: &run_id, correlation_id, traceparent, priority: request.priority, organization };
             self.relay.execute(reservation, event_id, run, &request.definition.plan, &request.input);
         }
         drop(answer.send(Ok(StartedRun { request, run_id, created_at })));
@@ -379,6 +381,7 @@ fn columns(jobs: &[(Job, Option<Reservation>)]) -> StartBatch {
         columns.workflow_name.push(request.definition.name.clone());
         columns.input_data.push(request.input.get().to_owned());
         columns.priority.push(request.priority);
+        columns.traceparent.push(request.actor.traceparent.as_deref().map(str::to_owned));
         columns.triggered_by.push(request.actor.subject.clone());
         columns.correlation_id.push(request.actor.correlation_id.clone());
         columns.created_at.push(job.created_at);

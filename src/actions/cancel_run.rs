@@ -7,7 +7,7 @@ use super::{Change, Context, Entity};
 use crate::{
     db::{self, outbox::Kind, runs::RunRow},
     id, input,
-    outbox::Relay,
+    outbox::{CancelledRun, Relay},
     run::RunStatus,
     timestamp::Timestamp,
 };
@@ -75,7 +75,9 @@ pub async fn cancel_run(
         }
         (None, Err(error)) => return Err(error.into()),
         (Some(reservation), Ok(())) if is_ours => {
-            relay.cancel(reservation, event_id, run_id, run.correlation_id.as_deref(), by, reason);
+            let (correlation_id, traceparent) = (run.correlation_id.as_deref(), run.traceparent.as_deref());
+            let cancelled = CancelledRun { run_id, correlation_id, traceparent, cancelled_by: by, reason };
+            relay.cancel(reservation, event_id, cancelled);
         }
         (_, Ok(())) => {}
     }

@@ -205,7 +205,8 @@ async fn retry_checked(
         (None, Err(error)) => return Err(error.into()),
         (Some(reservation), Ok(())) if is_ours => {
             let (correlation_id, organization) = (run.correlation_id.as_deref(), context.organization());
-            let executed = ExecutedRun { run_id, correlation_id, priority: run.priority, organization };
+            let (priority, traceparent) = (run.priority, run.traceparent.as_deref());
+            let executed = ExecutedRun { run_id, correlation_id, traceparent, priority, organization };
             relay.execute(reservation, event_id, executed, &definition.workflow_data.0, &input);
         }
         (_, Ok(())) => {}

@@ -21,7 +21,9 @@ use super::{
     prefer::Wait,
     rate_limit::Applied,
 };
-use crate::{access::Actor, actions::import::MAX_BYTES as MAX_IMPORT_BYTES, api::error::ApiError, auditor::Denied, id};
+use crate::{
+    access::Actor, actions::import::MAX_BYTES as MAX_IMPORT_BYTES, api::error::ApiError, auditor::Denied, id, trace,
+};
 
 /// Largest request body.
 pub const MAX_BODY_BYTES: usize = 1 << 20;
@@ -56,7 +58,9 @@ pub async fn surround(State(app): State<App>, request: Request, next: Next) -> R
     let client = ClientAddress::of(&parts.extensions, &parts.headers, &app.config.limits.trusted_proxies);
     client.map(|client| parts.extensions.insert(client));
     let address = client.map(|client| client.0);
-    let anybody = Actor { correlation_id: correlation_id.clone(), address, ..Actor::system() };
+    let traceparent = parts.headers.get(trace::TRACEPARENT).and_then(|value| trace::valid(value.to_str().ok()?));
+    let traceparent = traceparent.map(Into::into);
+    let anybody = Actor { correlation_id: correlation_id.clone(), traceparent, address, ..Actor::system() };
     let mut admission = Admission::of(Actor { subject: String::new(), ..anybody.clone() });
     // Who asks to wait for a run's end may wait that much longer.
     let time_limit = HANDLER_TIMEOUT + Wait::of(&parts.headers).time();

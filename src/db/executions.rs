@@ -1,7 +1,7 @@
 //! What the executor does to runs and their steps. The lease decides: a write names the `lease_token` of its claim,
 //! and changes nothing once the run was cancelled, taken over or ended.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
@@ -9,7 +9,7 @@ use sqlx::{Connection as _, PgConnection, PgExecutor, types::Json};
 use uuid::Uuid;
 
 use super::{Error, monitoring, processes::DEAD_AFTER_SECS};
-use crate::{input::shorten, run::RunStatus};
+use crate::{access::OrganizationId, input::shorten, run::RunStatus};
 
 /// Makes a statement record itself in the runs' logs, instead of leaving that to the triggers. What it changes depends
 /// on rows that are read together with this one, so this comes first.
@@ -30,6 +30,7 @@ pub struct ClaimBatch {
     pub plan: Vec<String>,
     pub input: Vec<Option<String>>,
     pub correlation_id: Vec<Option<String>>,
+    pub traceparent: Vec<Option<String>>,
     pub sent_at: Vec<Option<DateTime<Utc>>>,
 }
 
@@ -39,9 +40,13 @@ pub struct Claimed {
     /// The run.
     pub run_id: String,
     /// Of the row.
+    pub workflow_id: String,
+    /// Of the row.
     pub workflow_name: String,
     /// Of the request that started the run.
     pub correlation_id: Option<String>,
+    /// Of the same request, if it had one.
+    pub traceparent: Option<String>,
     /// The input, if the message has none.
     pub input_data: Option<String>,
     /// Whose run it is.
@@ -58,8 +63,9 @@ pub async fn claim(db: impl PgExecutor<'_>, executor_id: Uuid, batch: &ClaimBatc
         "
         WITH {RECORDS_ITSELF}, request AS MATERIALIZED (
             SELECT m.* FROM own, unnest($2::text[], $3::uuid[], $4::uuid[], $5::text[], $6::text[], $7::text[], $8::text[],
-                $9::text[], $10::timestamptz[])
-                AS m (run_id, lease_token, event_id, workflow_id, workflow_name, plan, input, correlation_id, sent_at)
+                $9::text[], $10::timestamptz[], $11::text[])
+                AS m (run_id, lease_token, event_id, workflow_id, workflow_name, plan, input, correlation_id, sent_at,
+                    traceparent)
         ), claimed AS (
             UPDATE workflow_runs r
             SET status = 'RUNNING', executor_id = $1, lease_token = m.lease_token,
@@ -69,24 +75,26 @@ pub async fn claim(db: impl PgExecutor<'_>, executor_id: Uuid, batch: &ClaimBatc
                 workflow_plan = CASE WHEN r.workflow_version IS NULL THEN m.plan::jsonb ELSE r.workflow_plan END,
                 input_data = CASE WHEN r.workflow_version IS NULL AND m.input IS NOT NULL
                     THEN m.input::jsonb ELSE r.input_data END,
-                correlation_id = coalesce(r.correlation_id, m.correlation_id)
+                correlation_id = coalesce(r.correlation_id, m.correlation_id),
+                traceparent = CASE WHEN r.workflow_version IS NULL THEN coalesce(r.traceparent, m.traceparent)
+                    ELSE r.traceparent END
             FROM request m
             WHERE r.run_id = m.run_id AND (r.lease_token = m.lease_token OR (r.status = 'PENDING' AND r.paused_at IS NULL
                 AND (r.execution_event_id = m.event_id OR r.execution_event_id IS NULL OR m.event_id IS NULL)))
-            RETURNING r.run_id, r.workflow_name, r.correlation_id,
+            RETURNING r.run_id, r.workflow_id, r.workflow_name, r.correlation_id, r.traceparent,
                 CASE WHEN m.input IS NULL THEN r.input_data::text END AS input_data, r.organization_id,
                 r.resume_from_step IS NOT NULL
                     OR EXISTS (SELECT 1 FROM step_executions s WHERE s.run_id = r.run_id) AS has_steps
         ), inserted AS (
             INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, status, input_data, created_at, updated_at,
-                execution_started_at, claimed_at, workflow_plan, correlation_id, executor_id, lease_token)
+                execution_started_at, claimed_at, workflow_plan, correlation_id, traceparent, executor_id, lease_token)
             SELECT run_id, workflow_id, workflow_name, 'RUNNING', coalesce(input, '{{}}')::jsonb,
                 now() AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC', plan::jsonb,
-                correlation_id, $1, lease_token
+                correlation_id, traceparent, $1, lease_token
             FROM request m WHERE NOT EXISTS (SELECT 1 FROM workflow_runs r WHERE r.run_id = m.run_id)
             ON CONFLICT (run_id) DO NOTHING
-            RETURNING run_id, workflow_name, correlation_id, NULL::text AS input_data, organization_id,
-                false AS has_steps
+            RETURNING run_id, workflow_id, workflow_name, correlation_id, traceparent, NULL::text AS input_data,
+                organization_id, false AS has_steps
         ), recorded AS (
             INSERT INTO run_events (run_id, kind, at)
             SELECT run_id, kind, at
@@ -110,6 +118,7 @@ pub async fn claim(db: impl PgExecutor<'_>, executor_id: Uuid, batch: &ClaimBatc
         .bind(&batch.input)
         .bind(&batch.correlation_id)
         .bind(&batch.sent_at)
+        .bind(&batch.traceparent)
         .fetch_all(db)
         .await?)
 }
@@ -141,9 +150,13 @@ pub struct TakenOver {
     /// Of this claim.
     pub lease_token: Uuid,
     /// Of the row.
+    pub workflow_id: String,
+    /// Of the row.
     pub workflow_name: String,
     /// Of the request that started the run.
     pub correlation_id: Option<String>,
+    /// Of the same request, if it had one.
+    pub traceparent: Option<String>,
     /// Whose run it is.
     pub organization_id: String,
     /// As JSON text.
@@ -196,7 +209,8 @@ pub async fn take_over(
                     WHERE s.run_id = r.run_id AND s.completed_at >= r.claimed_at
                         AND s.error_message IS DISTINCT FROM $5) THEN 0 ELSE r.takeovers END
         FROM lost WHERE r.run_id = lost.run_id
-        RETURNING r.run_id, r.lease_token, r.workflow_name, r.correlation_id, r.organization_id,
+        RETURNING r.run_id, r.lease_token, r.workflow_id, r.workflow_name, r.correlation_id, r.traceparent,
+            r.organization_id,
             r.input_data::text AS input_data,
             coalesce(r.workflow_plan, (SELECT workflow_data FROM workflow_definitions d
                 WHERE d.name = r.workflow_name AND d.version = r.workflow_version
@@ -291,7 +305,8 @@ pub async fn wake(
             execution_started_at = CASE WHEN status = 'PENDING' THEN now() AT TIME ZONE 'UTC'
                 ELSE execution_started_at + (now() - coalesce(parked_at, now())) END
         FROM taken WHERE r.run_id = taken.run_id
-        RETURNING r.run_id, r.lease_token, r.workflow_name, r.correlation_id, r.input_data::text AS input_data,
+        RETURNING r.run_id, r.lease_token, r.workflow_id, r.workflow_name, r.correlation_id, r.traceparent,
+            r.input_data::text AS input_data,
             r.organization_id, coalesce(r.workflow_plan,
                 (SELECT workflow_data FROM workflow_definitions d
                  WHERE d.name = r.workflow_name AND d.version = r.workflow_version
@@ -485,6 +500,8 @@ pub struct Change {
     pub run_id: String,
     /// Of the claim.
     pub lease_token: Uuid,
+    /// The run. For observers.
+    pub of: Arc<ObservedRun>,
     /// The step attempt that ends.
     pub ended: Option<EndedStep>,
     /// The step attempt that begins.
@@ -505,6 +522,16 @@ impl Change {
     fn nested(&self) -> Option<&NestedStep> {
         self.begun.as_ref()?.nested.as_ref()
     }
+}
+
+/// A run, as observers know it.
+#[derive(Debug)]
+#[expect(missing_docs, reason = "each is a member or a header of the updates")]
+pub struct ObservedRun {
+    pub workflow_id: String,
+    pub workflow_name: String,
+    pub organization: OrganizationId,
+    pub traceparent: String,
 }
 
 /// How a step attempt ends.
@@ -624,8 +651,6 @@ pub struct FinishedRun {
     pub error_message: Option<String>,
     /// The same for observers.
     pub failure: Option<RunFailure>,
-    /// For observers.
-    pub workflow_name: String,
 }
 
 /// Why a run fails. `Display` is fit for its row.

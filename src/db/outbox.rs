@@ -32,6 +32,8 @@ pub struct Taken {
     /// Of the run.
     pub correlation_id: Option<String>,
     /// Of the run.
+    pub traceparent: Option<String>,
+    /// Of the run.
     pub priority: i16,
     /// Whose run it is.
     pub organization_id: String,
@@ -94,7 +96,8 @@ pub async fn take(db: impl PgExecutor<'_>, owner: Uuid, limit: usize) -> Result<
             WHERE o.run_id = free.run_id AND o.event_id = free.event_id
             RETURNING o.run_id, o.event_id, o.kind, o.cancelled_by, o.reason, o.created_at
         )
-        SELECT taken.run_id, event_id, kind, taken.cancelled_by, reason, correlation_id, priority, organization_id,
+        SELECT taken.run_id, event_id, kind, taken.cancelled_by, reason, correlation_id, traceparent, priority,
+            organization_id,
             input_data::text AS input_data,
             coalesce(workflow_plan,
                 (SELECT workflow_data FROM workflow_definitions d

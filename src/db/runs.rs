@@ -36,6 +36,7 @@ pub struct RunRow {
     pub paused_at: Option<Timestamp>,
     pub parent_run_id: Option<String>,
     pub parent_step_id: Option<String>,
+    pub traceparent: Option<String>,
 }
 
 /// A row of `step_executions`.
@@ -61,7 +62,7 @@ pub struct StepRow {
 
 const COLUMNS: &str = "run_id, workflow_id, workflow_name, workflow_definition_id, status, input_data, triggered_by, \
      created_at, updated_at, completed_at, cancelled_at, cancelled_by, error_message, correlation_id, priority, \
-     paused_at AT TIME ZONE 'UTC' AS paused_at, parent_run_id, parent_step_id";
+     paused_at AT TIME ZONE 'UTC' AS paused_at, parent_run_id, parent_step_id, traceparent";
 
 fn select(rest: &str) -> String {
     format!("SELECT {COLUMNS} FROM workflow_runs{rest}")
@@ -368,6 +369,7 @@ pub struct StartBatch {
     pub key_id: Vec<Option<Uuid>>,
     pub address: Vec<Option<String>>,
     pub priority: Vec<i16>,
+    pub traceparent: Vec<Option<String>>,
     pub quota: Option<Quota>,
 }
 
@@ -397,6 +399,7 @@ impl StartBatch {
             key_id: first(&self.key_id, count),
             address: first(&self.address, count),
             priority: first(&self.priority, count),
+            traceparent: first(&self.traceparent, count),
             quota: None,
         }
     }
@@ -466,10 +469,10 @@ async fn insert_all(conn: &mut PgConnection, batch: &StartBatch, audit: bool) ->
         "WITH request AS MATERIALIZED (
             SELECT r.*, d.organization_id FROM unnest($1::text[], $2::uuid[], $3::int[], $4::text[], $5::text[], $6::text[], $7::text[],
                 $8::text[], $9::timestamp[], $10::uuid[], $11::uuid[], $12::text[], $13::text[], $14::bytea[],
-                $15::uuid[], $16::uuid[], $18::uuid[], $19::text[], $20::smallint[])
+                $15::uuid[], $16::uuid[], $18::uuid[], $19::text[], $20::smallint[], $21::text[])
                 AS r (run_id, definition_id, version, stamp, workflow_name, input_data, triggered_by, correlation_id,
                     created_at, event_id, owner, key_scope, key, fingerprint, audit_id, entity_id, key_id, address,
-                    priority)
+                    priority, traceparent)
             JOIN workflow_definitions d ON d.id = r.definition_id AND d.xmin::text = r.stamp
         ), claimed AS (
             INSERT INTO idempotency_keys (scope, key, fingerprint, run_id)
@@ -483,9 +486,10 @@ async fn insert_all(conn: &mut PgConnection, batch: &StartBatch, audit: bool) ->
         ), run AS (
             INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, workflow_definition_id, status, input_data,
                 triggered_by, created_at, updated_at, workflow_version, correlation_id, execution_event_id,
-                organization_id, priority)
+                organization_id, priority, traceparent)
             SELECT run_id, definition_id::text, workflow_name, definition_id::text, 'PENDING', input,
-                triggered_by, created_at, created_at, version, correlation_id, event_id, organization_id, priority
+                triggered_by, created_at, created_at, version, correlation_id, event_id, organization_id, priority,
+                traceparent
             FROM accepted
         ), message AS (
             INSERT INTO outbox (run_id, event_id, kind, owner)
@@ -522,6 +526,7 @@ async fn insert_all(conn: &mut PgConnection, batch: &StartBatch, audit: bool) ->
     .bind(&batch.key_id)
     .bind(&batch.address)
     .bind(&batch.priority)
+    .bind(&batch.traceparent)
     .fetch_all(conn)
     .await?)
 }

@@ -123,9 +123,10 @@ pub async fn begin(
         ), child AS (
             INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, workflow_definition_id, status, input_data,
                 triggered_by, created_at, updated_at, workflow_version, correlation_id, priority, parent_run_id,
-                parent_step_id, nesting, wake_at, organization_id)
+                parent_step_id, nesting, wake_at, organization_id, traceparent)
             SELECT $14, $15::uuid::text, $16, $15::uuid::text, 'PENDING', $18, triggered_by, now() AT TIME ZONE 'UTC',
-                now() AT TIME ZONE 'UTC', $17, correlation_id, priority, run_id, $4, nesting + 1, now(), organization_id
+                now() AT TIME ZONE 'UTC', $17, correlation_id, priority, run_id, $4, nesting + 1, now(), organization_id,
+                traceparent
             FROM held JOIN begun USING (run_id) WHERE $14 IS NOT NULL
         ), recorded AS (
             INSERT INTO run_events (run_id, kind, step_id, attempt_id, detail)

@@ -14,8 +14,10 @@ pub(super) struct Assignment {
     pub(super) lease_token: Uuid,
     /// Whose run it is, and whose agents it calls.
     pub(super) organization: OrganizationId,
+    pub(super) workflow_id: String,
     pub(super) workflow_name: String,
     pub(super) correlation_id: Option<String>,
+    pub(super) traceparent: Option<String>,
     /// `None`: the definition that the run is pinned to is gone.
     pub(super) plan: Option<Arc<RawValue>>,
     pub(super) input: Box<RawValue>,

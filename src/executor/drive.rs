@@ -1,7 +1,7 @@
 //! A run from its claim to its end: its steps are made, what they write is written, and whatever ends the run before
 //! its steps do is seen at once.
 
-use std::{pin::pin, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use tokio::time::Instant;
@@ -22,12 +22,13 @@ use crate::{
     config::RunBudget,
     db::{
         self,
-        executions::{Change, EndedStep, FinishedRun, RunFailure, StepEnd},
+        executions::{Change, EndedStep, FinishedRun, ObservedRun, RunFailure, StepEnd},
     },
     id,
     input::shorten,
     run::RunStatus,
     telemetry,
+    trace,
     workflow::Plan,
 };
 
@@ -81,15 +82,13 @@ pub(super) async fn drive(executor: Executor, assignment: Assignment, signals: S
     let span = tracing::info_span!("run", run_id, workflow_name, organization_id, correlation_id);
     let stop = signals.stop.clone();
     let begins = TaskTracker::new();
-    let driver = Driver {
-        executor: executor.clone(),
-        run_id: run_id.clone(),
-        lease_token,
-        workflow_name,
-        stop,
-        signals,
-        begins,
-    };
+    let of = Arc::new(ObservedRun {
+        workflow_id: assignment.workflow_id.clone(),
+        workflow_name: workflow_name.clone(),
+        organization: assignment.organization.clone(),
+        traceparent: trace::of_run(&run_id, assignment.traceparent.as_deref()),
+    });
+    let driver = Driver { executor: executor.clone(), run_id: run_id.clone(), lease_token, of, stop, signals, begins };
     // A task of its own, so that a panic ends this run and nothing else.
     let result = tokio::spawn(driver.clone().run(assignment, correlation_id).instrument(span.clone())).await;
     let count = |ended: RunStatus| {
@@ -120,7 +119,7 @@ struct Driver {
     executor: Executor,
     run_id: String,
     lease_token: Uuid,
-    workflow_name: String,
+    of: Arc<ObservedRun>,
     /// The run is to be left alone.
     stop: CancellationToken,
     signals: Signals,
@@ -157,7 +156,7 @@ impl Driver {
             Err(message) => return self.end(Err(message.into())).await,
         };
         let deadline = Instant::now() + self.executor.max_duration.saturating_sub(assignment.elapsed);
-        let claim = (self.run_id.clone(), self.lease_token);
+        let claim = (self.run_id.clone(), self.lease_token, Arc::clone(&self.of));
         let names = (assignment.organization.clone(), correlation_id);
         let signals = (self.signals.clone(), deadline);
         let run = Run::new(self.executor.clone(), claim, names, signals, (plan, earlier), self.begins.clone());
@@ -200,7 +199,7 @@ impl Driver {
         // What a step that was given up has asked to begin is there, or not, before all that is open is closed.
         self.begun().await?;
         let status = status.map(|result| {
-            let finished = self.finished(result);
+            let finished = finished(result);
             if let Some(reason) = &finished.error_message {
                 run.ledger.close("", &StepEnd::Failed(reason.clone()));
             }
@@ -319,7 +318,7 @@ impl Driver {
     /// Ends a run of which nothing else is to be written.
     async fn end(&self, result: Result<(), RunFailure>) -> Result<RunStatus, Left> {
         self.begun().await?;
-        let finished = self.finished(result);
+        let finished = finished(result);
         let (status, error) = (finished.status, finished.error_message.clone());
         match self.submit(Change { finished: Some(finished), ..self.change() }).await? {
             None => {
@@ -361,7 +360,7 @@ impl Driver {
         }
         let cause = cause.unwrap_or_else(|| "the database refuses a value of a step or of the run's end".to_owned());
         tracing::warn!("run {}: {cause}", self.run_id);
-        let change = Change { finished: Some(self.finished(Err(cause.into()))), ..self.change() };
+        let change = Change { finished: Some(finished(Err(cause.into()))), ..self.change() };
         if self.submit(change).await?.is_some() { Err(Left::Broken) } else { Ok(RunStatus::Failed) }
     }
 
@@ -381,15 +380,9 @@ impl Driver {
         Ok(())
     }
 
-    fn finished(&self, result: Result<(), RunFailure>) -> FinishedRun {
-        let status = if result.is_ok() { RunStatus::Completed } else { RunStatus::Failed };
-        let failure = result.err();
-        let error_message = failure.as_ref().map(ToString::to_string);
-        FinishedRun { status, error_message, failure, workflow_name: self.workflow_name.clone() }
-    }
-
     fn change(&self) -> Change {
-        Change { run_id: self.run_id.clone(), lease_token: self.lease_token, ended: None, begun: None, finished: None }
+        let (run_id, of) = (self.run_id.clone(), Arc::clone(&self.of));
+        Change { run_id, lease_token: self.lease_token, of, ended: None, begun: None, finished: None }
     }
 
     /// Hands one change to the journal. Returns it if the database refuses it.
@@ -401,6 +394,13 @@ impl Driver {
             Written::Refused(changes) => Ok(changes.into_iter().next()),
         }
     }
+}
+
+fn finished(result: Result<(), RunFailure>) -> FinishedRun {
+    let status = if result.is_ok() { RunStatus::Completed } else { RunStatus::Failed };
+    let failure = result.err();
+    let error_message = failure.as_ref().map(ToString::to_string);
+    FinishedRun { status, error_message, failure }
 }
 
 fn too_long(limit: Duration) -> String {

@@ -33,7 +33,7 @@ use crate::{
         executions::{self, Claimed},
     },
     kafka::{
-        consumer::{Consumer, Position, Record, Topic},
+        consumer::{Consumer, Position, Record, Topic, traceparent},
         message::Message,
     },
 };
@@ -201,7 +201,8 @@ impl Intake {
         }
         match message {
             Ok(Message::Execution(request)) => {
-                self.queue.push(Waiting::new(position, sent_at, bytes, request));
+                let traceparent = traceparent(&raw);
+                self.queue.push(Waiting::new(position, sent_at, bytes, traceparent, request));
             }
             Ok(Message::Cancellation(request)) => self.cancellations.push(position, bytes, request),
             // Found to be a dead letter above.
@@ -306,8 +307,10 @@ impl Intake {
                 run_id: row.run_id,
                 lease_token: request.lease_token,
                 organization: OrganizationId::stored(&row.organization_id),
+                workflow_id: row.workflow_id,
                 workflow_name: row.workflow_name,
                 correlation_id: row.correlation_id,
+                traceparent: row.traceparent,
                 plan: Some(request.plan),
                 input: input_or_empty(request.input.or_else(|| stored(row.input_data))),
                 before: if row.has_steps { Before::Interrupted } else { Before::Nothing },

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::journal::{Journal, Written};
-use crate::db::executions::{AgentCall, AgentStep, BegunStep, Change, EndedStep, FinishedRun, StepEnd};
+use crate::db::executions::{AgentCall, AgentStep, BegunStep, Change, EndedStep, FinishedRun, ObservedRun, StepEnd};
 
 /// Changes that gather without being asked for: blocks that call nobody would fill the memory otherwise.
 const MAX_PENDING: usize = 200;
@@ -35,6 +35,7 @@ pub(super) enum Stuck {
 pub(super) struct Ledger {
     run_id: String,
     lease_token: Uuid,
+    of: Arc<ObservedRun>,
     state: Mutex<State>,
     wanted: Notify,
 }
@@ -74,8 +75,8 @@ impl Open {
 }
 
 impl Ledger {
-    pub(super) fn new(run_id: String, lease_token: Uuid) -> Self {
-        Self { run_id, lease_token, state: Mutex::default(), wanted: Notify::new() }
+    pub(super) fn new(run_id: String, lease_token: Uuid, of: Arc<ObservedRun>) -> Self {
+        Self { run_id, lease_token, of, state: Mutex::default(), wanted: Notify::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -83,7 +84,8 @@ impl Ledger {
     }
 
     fn change(&self) -> Change {
-        Change { run_id: self.run_id.clone(), lease_token: self.lease_token, ended: None, begun: None, finished: None }
+        let (run_id, of) = (self.run_id.clone(), Arc::clone(&self.of));
+        Change { run_id, lease_token: self.lease_token, of, ended: None, begun: None, finished: None }
     }
 
     /// Of the claim.
@@ -264,7 +266,13 @@ mod tests {
     use crate::input::object_of;
 
     fn ledger() -> Ledger {
-        Ledger::new("r".to_owned(), Uuid::new_v4())
+        let of = ObservedRun {
+            workflow_id: "w".to_owned(),
+            workflow_name: "w".to_owned(),
+            organization: crate::access::OrganizationId::default(),
+            traceparent: String::new(),
+        };
+        Ledger::new("r".to_owned(), Uuid::new_v4(), Arc::new(of))
     }
 
     fn begun(id: &str) -> BegunStep {

@@ -8,7 +8,7 @@
 //! Runs never wait for it. While Kafka is away rows gather; above [`MAX_BACKLOG`] updates are not kept any more.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -27,12 +27,13 @@ use crate::{
     config,
     db::{self, executions::Change, monitoring::Outgoing as Row, processes::Registration},
     kafka::{
-        message::{MonitoringMetadata, MonitoringPayload},
+        message::{self, MonitoringMetadata, MonitoringPayload},
         publisher::{self, Outgoing, Publisher},
     },
     lifecycle::Lifecycle,
     run::RunStatus,
     timestamp::Timestamp,
+    trace,
 };
 
 /// Rows kept for observers. A row has the updates of one statement, up to some hundred kilobytes.
@@ -83,6 +84,7 @@ impl Batch {
 
 struct Update {
     run_id: String,
+    traceparent: String,
     value: String,
 }
 
@@ -139,7 +141,11 @@ impl Monitoring {
         for change in changes {
             let values = values(change);
             texts.push((!values.is_empty()).then(|| format!("[{}]", values.join(","))));
-            updates.extend(values.into_iter().map(|value| Update { run_id: change.run_id.clone(), value }));
+            updates.extend(values.into_iter().map(|value| Update {
+                run_id: change.run_id.clone(),
+                traceparent: change.of.traceparent.clone(),
+                value,
+            }));
         }
         if updates.is_empty() {
             return None;
@@ -212,8 +218,12 @@ impl Monitoring {
         for batch in batches.iter_mut().filter(|batch| batch.updates.is_none()) {
             batch.updates = loop {
                 let (pool, id) = (self.0.pool.clone(), batch.id);
-                match db::bounded(async move { db::monitoring::find(&pool, id).await }).await {
-                    Ok(texts) => break Some(texts.iter().flat_map(|text| stored(text)).collect()),
+                let found = db::bounded(async move {
+                    let texts = db::monitoring::find(&pool, id).await?;
+                    stored(&pool, &texts).await
+                });
+                match found.await {
+                    Ok(updates) => break Some(updates),
                     Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "read later: {error}"),
                 }
                 tokio::time::sleep(RETRY_PAUSE).await;
@@ -263,7 +273,9 @@ impl Monitoring {
             topic: &self.0.topic,
             key: Some(update.run_id.as_bytes()),
             value: Some(update.value.as_bytes()),
-            headers: Vec::new(),
+            headers: message::headers(&update.traceparent)
+                .map(|(name, value)| (name, Some(value.as_bytes().to_vec())))
+                .into(),
         }
     }
 
@@ -291,17 +303,26 @@ impl Monitoring {
                 tracing::error!("{MAX_BACKLOG} statements' monitoring updates wait for Kafka; further ones are lost");
             }
         }
+        let Some(owner) = self.0.registration.current() else { return Ok(()) };
+        // Asked before the rows are: one that comes to be known meanwhile is too young to be freed.
+        let known: Vec<Uuid> = self.known().iter().copied().collect();
+        let pool = self.0.pool.clone();
+        db::bounded(async move { db::monitoring::free(&pool, owner, &known).await }).await?;
         while self.0.held.load(Ordering::Relaxed) < MAX_HELD / 2 {
             let Some(owner) = self.0.registration.current() else { break };
-            // Asked before the rows are: one that comes to be known meanwhile is too young to be taken.
-            let known: Vec<Uuid> = self.known().iter().copied().collect();
             let pool = self.0.pool.clone();
-            let taken = db::bounded(async move { db::monitoring::take(&pool, owner, &known, MAX_TAKEN).await }).await?;
+            let taken = db::bounded(async move {
+                let mut taken = Vec::new();
+                for row in db::monitoring::take(&pool, owner, MAX_TAKEN).await? {
+                    taken.push((row.id, stored(&pool, &row.updates).await?));
+                }
+                Ok(taken)
+            })
+            .await?;
             let is_last = taken.is_empty();
-            for row in taken {
-                self.known().insert(row.id);
-                let updates = row.updates.iter().flat_map(|text| stored(text)).collect();
-                self.enqueue(Batch { id: row.id, updates: Some(updates) });
+            for (id, updates) in taken {
+                self.known().insert(id);
+                self.enqueue(Batch { id, updates: Some(updates) });
             }
             if is_last {
                 break;
@@ -311,18 +332,25 @@ impl Monitoring {
     }
 }
 
-/// The updates in a JSON array of record values, which we have written.
-fn stored(text: &str) -> Vec<Update> {
+/// The updates of a row: JSON arrays of record values, which we have written.
+async fn stored(pool: &db::Pool, texts: &[String]) -> Result<Vec<Update>, db::Error> {
     #[derive(Deserialize)]
     struct Named {
         run_id: String,
     }
-    let values: Vec<&RawValue> = serde_json::from_str(text).unwrap_or_default();
-    let update = |value: &&RawValue| {
+    let values = texts.iter().flat_map(|text| serde_json::from_str::<Vec<&RawValue>>(text).unwrap_or_default());
+    let named = |value: &RawValue| {
         let named: Named = serde_json::from_str(value.get()).ok()?;
-        Some(Update { run_id: named.run_id, value: value.get().to_owned() })
+        Some((named.run_id, value.get().to_owned()))
     };
-    values.iter().filter_map(update).collect()
+    let values: Vec<(String, String)> = values.filter_map(named).collect();
+    let run_ids: Vec<&str> = values.iter().map(|(run_id, _)| run_id.as_str()).collect();
+    let given: HashMap<String, String> = db::monitoring::traceparents(pool, &run_ids).await?.into_iter().collect();
+    let update = |(run_id, value): (String, String)| {
+        let traceparent = trace::of_run(&run_id, given.get(&run_id).map(String::as_str));
+        Update { run_id, traceparent, value }
+    };
+    Ok(values.into_iter().map(update).collect())
 }
 
 /// What a change tells observers, in the order in which it happened. Blocks have no agent, and are nobody's concern.
@@ -331,6 +359,9 @@ fn values(change: &Change) -> Vec<String> {
     let payload = |step_id, step_name, status, metadata| {
         let payload = MonitoringPayload {
             run_id: &change.run_id,
+            workflow_id: &change.of.workflow_id,
+            workflow_name: &change.of.workflow_name,
+            organization_id: change.of.organization.as_str(),
             step_id,
             step_name,
             status,
@@ -365,7 +396,7 @@ fn values(change: &Change) -> Vec<String> {
         let failed_step = failure.and_then(|failure| failure.step_id.as_deref());
         let metadata =
             MonitoringMetadata { failed_step, error: cause, error_message: cause, ..MonitoringMetadata::default() };
-        payload(MonitoringPayload::WORKFLOW, &run.workflow_name, run.status.as_str(), metadata)
+        payload(MonitoringPayload::WORKFLOW, &change.of.workflow_name, run.status.as_str(), metadata)
     });
     // One row that is both begins first; of two rows, the one that ends made way for the other.
     let is_one_row = matches!((&change.ended, &change.begun), (Some(end), Some(begin)) if end.id == begin.id);
@@ -378,7 +409,8 @@ mod tests {
     use super::*;
 
     fn prepared() -> Prepared {
-        let update = |run_id: &str| Update { run_id: run_id.to_owned(), value: "{}".to_owned() };
+        let update =
+            |run_id: &str| Update { run_id: run_id.to_owned(), traceparent: String::new(), value: "{}".to_owned() };
         let row = Arc::new(Row { id: Uuid::now_v7(), owner: None, updates: Vec::new() });
         Prepared { row, updates: vec![update("ends"), update("goes-on")] }
     }

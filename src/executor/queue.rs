@@ -163,6 +163,7 @@ mod tests {
             plan: RawValue::from_string(plan).expect("JSON").into(),
             input: None,
             correlation_id: None,
+            traceparent: None,
             event_id: None,
             priority,
             organization: OrganizationId::default(),

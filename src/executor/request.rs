@@ -31,6 +31,7 @@ pub(super) struct Waiting {
     pub(super) plan: Arc<RawValue>,
     pub(super) input: Option<Box<RawValue>>,
     pub(super) correlation_id: Option<String>,
+    pub(super) traceparent: Option<String>,
     pub(super) event_id: Option<Uuid>,
     /// From 0 to 9.
     pub(super) priority: u8,
@@ -43,6 +44,7 @@ impl Waiting {
         position: Position,
         sent_at: Option<DateTime<Utc>>,
         bytes: usize,
+        traceparent: Option<String>,
         request: ExecutionRequest,
     ) -> Self {
         let (priority, organization) = (request.priority(), request.organization());
@@ -56,6 +58,7 @@ impl Waiting {
             plan: workflow_plan.into(),
             input: input_data,
             correlation_id,
+            traceparent,
             event_id,
             priority,
             organization,
@@ -109,6 +112,7 @@ pub(super) fn columns<'a>(requests: impl Iterator<Item = &'a Waiting>) -> ClaimB
         batch.plan.push(request.plan.get().to_owned());
         batch.input.push(request.input.as_ref().map(|input| input.get().to_owned()));
         batch.correlation_id.push(request.correlation_id.as_deref().map(|given| id::correlation_id(Some(given))));
+        batch.traceparent.push(request.traceparent.clone());
         batch.sent_at.push(request.sent_at);
     }
     batch

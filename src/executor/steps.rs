@@ -58,7 +58,7 @@ use super::{
 };
 use crate::{
     access::OrganizationId,
-    db::executions::{AgentCall, BegunStep, NestedStep, RunFailure, StepEnd},
+    db::executions::{AgentCall, BegunStep, NestedStep, ObservedRun, RunFailure, StepEnd},
     input::{object_of, shorten},
     mapping::{Callback, Scope},
     workflow::{Plan, Step, StepKind},
@@ -194,13 +194,13 @@ impl<'a> Block<'a> {
 impl Run {
     pub(super) fn new(
         executor: Executor,
-        (run_id, lease_token): (String, Uuid),
+        (run_id, lease_token, of): (String, Uuid, Arc<ObservedRun>),
         (organization, correlation_id): (OrganizationId, String),
         (signals, deadline): (Signals, Instant),
         (plan, earlier): (Plan, Earlier),
         begins: TaskTracker,
     ) -> Self {
-        let ledger = Arc::new(Ledger::new(run_id.clone(), lease_token));
+        let ledger = Arc::new(Ledger::new(run_id.clone(), lease_token, of));
         let budget = Budget::new(executor.run_budget, earlier.rows(), earlier.bytes());
         let has_callbacks = plan.steps.iter().any(|step| step.kind == StepKind::Callback);
         Self {

@@ -16,7 +16,7 @@ use rdkafka::{
     client::Client as NativeClient,
     consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance, StreamConsumer},
     error::{KafkaError, KafkaResult},
-    message::{BorrowedMessage, Message as _, OwnedMessage},
+    message::{BorrowedMessage, Headers as _, Message as _, OwnedMessage},
 };
 
 use tokio_util::sync::CancellationToken;
@@ -25,7 +25,7 @@ use super::{
     message::{Message, MessageError},
     renewable::{self, Client, Connection, LastError, Purpose, Renewable},
 };
-use crate::config;
+use crate::{config, trace};
 
 /// What a member of the group does without brokers.
 const PURPOSE: Purpose =
@@ -247,6 +247,14 @@ pub fn sent_at(record: &impl rdkafka::Message) -> Option<DateTime<Utc>> {
     let sent_at = record.timestamp().to_millis().and_then(DateTime::from_timestamp_millis);
     // Others than these the database might refuse.
     sent_at.filter(|instant| (1970..=9999).contains(&instant.year()))
+}
+
+/// The record's `traceparent`, if it is valid.
+#[must_use]
+pub fn traceparent(record: &impl rdkafka::Message) -> Option<String> {
+    let headers = record.headers()?;
+    let header = headers.iter().find(|header| header.key == trace::TRACEPARENT)?;
+    trace::valid(std::str::from_utf8(header.value?).ok()?).map(str::to_owned)
 }
 
 /// The records of one partition that were read and are not finished, or not all before them.

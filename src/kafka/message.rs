@@ -7,7 +7,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::{access::OrganizationId, input::text, timestamp::Timestamp};
+use crate::{access::OrganizationId, input::text, timestamp::Timestamp, trace::TRACEPARENT};
+
+/// The headers of what we send about a run.
+#[must_use]
+pub fn headers(traceparent: &str) -> [(&'static str, &str); 2] {
+    [("content-type", "application/json"), (TRACEPARENT, traceparent)]
+}
 
 /// The priority of a run for which none was asked.
 pub const DEFAULT_PRIORITY: u8 = 5;
@@ -60,6 +66,12 @@ pub struct CancellationPayload<'a> {
 pub struct MonitoringPayload<'a> {
     /// The run.
     pub run_id: &'a str,
+    /// The workflow, as the run's row names it.
+    pub workflow_id: &'a str,
+    /// Its name.
+    pub workflow_name: &'a str,
+    /// Whose run it is.
+    pub organization_id: &'a str,
     /// The step, or [`WORKFLOW`](Self::WORKFLOW) for the run itself.
     pub step_id: &'a str,
     /// The agent's name; of the run the workflow's.
@@ -124,24 +136,19 @@ impl<'a> ExecutionPayload<'a> {
 }
 
 /// A request to execute a run, as consumed.
-#[derive(Debug, Deserialize)]
+#[derive(Debug)]
 pub struct ExecutionRequest {
     /// The run.
     pub run_id: String,
     /// The content to execute.
     pub workflow_plan: Box<RawValue>,
     /// The input; absent or null counts as an empty object.
-    #[serde(default)]
     pub input_data: Option<Box<RawValue>>,
     /// Of the HTTP request behind it.
-    #[serde(default)]
     pub correlation_id: Option<String>,
     /// Stable across repeats.
-    #[serde(default)]
     pub event_id: Option<Uuid>,
-    #[serde(default)]
     priority: Option<Box<RawValue>>,
-    #[serde(default)]
     organization_id: Option<Box<RawValue>>,
 }
 
@@ -162,21 +169,17 @@ impl ExecutionRequest {
 }
 
 /// A request to stop a run, as consumed.
-#[derive(Debug, Deserialize)]
+#[derive(Debug)]
 pub struct CancellationRequest {
     /// The run.
     pub run_id: String,
     /// Who cancelled it.
-    #[serde(default)]
     pub cancelled_by: Option<String>,
     /// Why, if they said.
-    #[serde(default)]
     pub reason: Option<String>,
     /// Of the HTTP request that started the run.
-    #[serde(default)]
     pub correlation_id: Option<String>,
     /// Stable across repeats. Our API sends it, others do not.
-    #[serde(default)]
     pub event_id: Option<Uuid>,
 }
 
@@ -189,18 +192,35 @@ pub enum Message {
     Cancellation(CancellationRequest),
 }
 
-/// Why a record cannot be understood. The text may repeat some of its content.
+/// Why a record cannot be understood, for people who do not know this program.
 #[derive(Debug, thiserror::Error)]
 pub enum MessageError {
     /// There is no value.
     #[error("the record has no value")]
     Empty,
-    /// No JSON, or not a JSON object with the members that its kind needs.
+    /// No JSON.
+    #[error("the value is no JSON: it ends or breaks at line {line}, column {column}")]
+    Json {
+        /// From 1.
+        line: usize,
+        /// From 1.
+        column: usize,
+    },
+    /// Not an object with the members that its kind needs.
     #[error("not a message of the contract: {0}")]
-    Json(#[from] serde_json::Error),
+    Content(&'static str),
     /// Neither kind can be told from the members.
     #[error("neither an execution nor a cancellation request")]
     UnknownKind,
+}
+
+impl From<serde_json::Error> for MessageError {
+    fn from(error: serde_json::Error) -> Self {
+        if error.is_data() {
+            return Self::Content("the value is no JSON object, or has a member twice");
+        }
+        Self::Json { line: error.line(), column: error.column() }
+    }
 }
 
 impl MessageError {
@@ -209,8 +229,8 @@ impl MessageError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Empty => "empty",
-            Self::Json(error) if error.is_data() => "invalid_message",
-            Self::Json(_) => "invalid_json",
+            Self::Json { .. } => "invalid_json",
+            Self::Content(_) => "invalid_message",
             Self::UnknownKind => "unknown_kind",
         }
     }
@@ -228,34 +248,95 @@ impl Message {
 
     /// Reads a record's value.
     pub fn parse(payload: &[u8]) -> Result<Self, MessageError> {
-        #[derive(Deserialize)]
-        struct Kind<'a> {
-            #[serde(borrow, default)]
-            message_type: Option<&'a RawValue>,
-            #[serde(borrow, default)]
-            workflow_plan: Option<&'a RawValue>,
-            #[serde(borrow, default)]
-            cancelled_by: Option<&'a RawValue>,
-            #[serde(borrow, default)]
-            reason: Option<&'a RawValue>,
-        }
         if payload.is_empty() {
             return Err(MessageError::Empty);
         }
-        let kind: Kind<'_> = serde_json::from_slice(payload)?;
-        let is_execution = match kind.message_type.map(RawValue::get) {
-            Some("\"execution_request\"") => true,
-            Some("\"cancellation_request\"") => false,
-            _ if kind.workflow_plan.is_some() => true,
-            _ if kind.cancelled_by.is_some() || kind.reason.is_some() => false,
-            _ => return Err(MessageError::UnknownKind),
-        };
-        Ok(if is_execution {
-            Self::Execution(serde_json::from_slice(payload)?)
-        } else {
-            Self::Cancellation(serde_json::from_slice(payload)?)
+        let members: Members<'_> = serde_json::from_slice(payload)?;
+        // An array would be read as well, member by member.
+        if payload.trim_ascii_start().first() != Some(&b'{') {
+            return Err(MessageError::Content("the value is no JSON object"));
+        }
+        match members.message_type.map(RawValue::get) {
+            Some("\"execution_request\"") => members.execution().map(Self::Execution),
+            Some("\"cancellation_request\"") => members.cancellation().map(Self::Cancellation),
+            _ if members.workflow_plan.is_some() => members.execution().map(Self::Execution),
+            _ if members.cancelled_by.is_some() || members.reason.is_some() => {
+                members.cancellation().map(Self::Cancellation)
+            }
+            _ => Err(MessageError::UnknownKind),
+        }
+    }
+}
+
+/// The members of both kinds, as they were sent. Null counts as absent, except for the plan.
+#[derive(Deserialize)]
+#[serde(default)]
+#[derive(Default)]
+struct Members<'a> {
+    #[serde(borrow)]
+    message_type: Option<&'a RawValue>,
+    #[serde(borrow)]
+    run_id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    workflow_plan: Option<&'a RawValue>,
+    #[serde(borrow)]
+    input_data: Option<&'a RawValue>,
+    #[serde(borrow)]
+    correlation_id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    event_id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    priority: Option<&'a RawValue>,
+    #[serde(borrow)]
+    organization_id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    cancelled_by: Option<&'a RawValue>,
+    #[serde(borrow)]
+    reason: Option<&'a RawValue>,
+}
+
+impl Members<'_> {
+    fn execution(self) -> Result<ExecutionRequest, MessageError> {
+        Ok(ExecutionRequest {
+            run_id: self.run_id()?,
+            workflow_plan: self.workflow_plan.ok_or(MessageError::Content("it has no workflow_plan"))?.to_owned(),
+            input_data: self.input_data.map(ToOwned::to_owned),
+            correlation_id: self.correlation_id()?,
+            event_id: self.event_id()?,
+            priority: self.priority.map(ToOwned::to_owned),
+            organization_id: self.organization_id.map(ToOwned::to_owned),
         })
     }
+
+    fn cancellation(self) -> Result<CancellationRequest, MessageError> {
+        Ok(CancellationRequest {
+            run_id: self.run_id()?,
+            cancelled_by: optional(self.cancelled_by, "cancelled_by is no string")?,
+            reason: optional(self.reason, "reason is no string")?,
+            correlation_id: self.correlation_id()?,
+            event_id: self.event_id()?,
+        })
+    }
+
+    fn run_id(&self) -> Result<String, MessageError> {
+        let given = self.run_id.ok_or(MessageError::Content("it has no run_id"))?;
+        text(given).ok_or(MessageError::Content("run_id is no string"))
+    }
+
+    fn correlation_id(&self) -> Result<Option<String>, MessageError> {
+        optional(self.correlation_id, "correlation_id is no string")
+    }
+
+    fn event_id(&self) -> Result<Option<Uuid>, MessageError> {
+        let wrong = "event_id is no UUID";
+        let given = optional(self.event_id, wrong)?;
+        given.map(|id| id.parse()).transpose().map_err(|_| MessageError::Content(wrong))
+    }
+}
+
+fn optional(given: Option<&RawValue>, wrong: &'static str) -> Result<Option<String>, MessageError> {
+    let given = given.filter(|given| given.get() != "null");
+    given.map(|given| text(given).ok_or(MessageError::Content(wrong))).transpose()
 }
 
 #[cfg(test)]
@@ -268,12 +349,21 @@ mod tests {
             ("", "empty"),
             ("{", "invalid_json"),
             ("\u{fffd}", "invalid_json"),
-            ("[]", "unknown_kind"),
+            ("[]", "invalid_message"),
             ("7", "invalid_message"),
+            (r#"{"run_id":7,"workflow_plan":{}}"#, "invalid_message"),
+            (r#"{"run_id":"r","workflow_plan":{},"event_id":"e"}"#, "invalid_message"),
+            (r#"{"run_id":"r","run_id":"s","workflow_plan":{}}"#, "invalid_message"),
+            (r#"{"run_id":"r","reason":7}"#, "invalid_message"),
             (r#"{"run_id":"r"}"#, "unknown_kind"),
             (r#"{"workflow_plan":{}}"#, "invalid_message"),
         ] {
-            assert_eq!(Message::parse(payload.as_bytes()).expect_err(payload).code(), expected, "{payload}");
+            let error = Message::parse(payload.as_bytes()).expect_err(payload);
+            assert_eq!(error.code(), expected, "{payload}");
+            let text = error.to_string();
+            for internal in ["struct", "enum", "expected", "missing field", "`"] {
+                assert!(!text.contains(internal), "{payload}: {text}");
+            }
         }
     }
 

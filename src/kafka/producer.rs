@@ -6,14 +6,14 @@ use rdkafka::{
     ClientContext,
     client::Client as NativeClient,
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
-    message::DeliveryResult,
+    message::{DeliveryResult, Header, OwnedHeaders},
     producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer},
 };
 use tokio::sync::mpsc::UnboundedSender;
 use uuid::Uuid;
 
 use super::{
-    Refusal,
+    Refusal, message,
     renewable::{self, Client, LastError},
 };
 use crate::config;
@@ -112,9 +112,19 @@ impl Producer {
 
     /// Queues a message keyed by its run. Does not block; the outcome comes as a [`Report`], but an error here is
     /// the only word on this message.
-    pub fn send(&self, topic: &str, run_id: &str, event_id: Uuid, payload: &[u8]) -> Result<(), KafkaError> {
+    pub fn send(
+        &self,
+        topic: &str,
+        run_id: &str,
+        event_id: Uuid,
+        traceparent: &str,
+        payload: &[u8],
+    ) -> Result<(), KafkaError> {
         let envelope = Box::new(Envelope { run_id: run_id.to_owned(), event_id });
-        let record = BaseRecord::with_opaque_to(topic, envelope).key(run_id).payload(payload);
+        let headers = message::headers(traceparent)
+            .into_iter()
+            .fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: Some(value) }));
+        let record = BaseRecord::with_opaque_to(topic, envelope).key(run_id).payload(payload).headers(headers);
         self.0.send(record).map_err(|(error, _)| error)
     }
 

@@ -34,6 +34,7 @@ mod input_schema;
 mod json_corpus;
 mod kafka_clients;
 mod limits;
+mod messages;
 mod migrations;
 mod model;
 mod monitoring;

@@ -1,0 +1,2 @@
+DROP INDEX monitoring_outbox_owned;
+DROP INDEX monitoring_outbox_free;

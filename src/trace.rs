@@ -1,0 +1,91 @@
+//! W3C Trace Context: the header `traceparent`, as far as it is carried on. Pure.
+
+use std::fmt::Write as _;
+
+use sha2::{Digest as _, Sha256};
+
+/// The header's name, in HTTP and on records.
+pub const TRACEPARENT: &str = "traceparent";
+/// Version, trace id, parent id and flags, with what is between them. Later versions may have more behind it.
+const LENGTH: usize = 55;
+
+/// The known part of the header's value; `None`: it is not valid, and counts as absent.
+#[must_use]
+pub fn valid(value: &str) -> Option<&str> {
+    let (known, rest) = value.trim().split_at_checked(LENGTH)?;
+    let mut parts = known.split('-');
+    let mut next = |length: usize| {
+        let part = parts.next()?;
+        let is_hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        (part.len() == length && part.bytes().all(is_hex)).then_some(part)
+    };
+    let (version, trace_id, parent_id, _) = (next(2)?, next(32)?, next(16)?, next(2)?);
+    let is_zero = |id: &str| id.bytes().all(|byte| byte == b'0');
+    let fits_version = match version {
+        "00" => rest.is_empty(),
+        "ff" => false,
+        _ => rest.is_empty() || rest.starts_with('-'),
+    };
+    (fits_version && !is_zero(trace_id) && !is_zero(parent_id)).then_some(known)
+}
+
+/// The header of everything that is sent about a run: in the trace of the request that started it, if that named one,
+/// else in one of its own. The parent is the run itself, so that all of it hangs together.
+#[must_use]
+pub fn of_run(run_id: &str, given: Option<&str>) -> String {
+    let digest = Sha256::digest(run_id);
+    let hex = |bytes: &[u8]| {
+        bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+            // Writing into a string cannot fail.
+            write!(text, "{byte:02x}").ok();
+            text
+        })
+    };
+    let span_id = hex(&digest[16..24]);
+    match given.and_then(valid) {
+        Some(given) => format!("00-{}-{span_id}-{}", &given[3..35], &given[53..]),
+        // Nobody has recorded anything of it.
+        None => format!("00-{}-{span_id}-00", hex(&digest[..16])),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIVEN: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+    #[test]
+    fn only_what_the_recommendation_allows_is_valid() {
+        assert_eq!(valid(GIVEN), Some(GIVEN));
+        assert_eq!(valid(&format!(" {GIVEN} ")), Some(GIVEN));
+        let later = GIVEN.replacen("00", "cc", 1);
+        assert_eq!(valid(&later), Some(later.as_str()));
+        assert_eq!(valid(&format!("{later}-what-may-come")), Some(later.as_str()));
+        for wrong in [
+            String::new(),
+            format!("{GIVEN}-more"),
+            format!("{later}more"),
+            GIVEN.to_uppercase(),
+            GIVEN.replacen("00", "ff", 1),
+            GIVEN.replace('-', "_"),
+            GIVEN.replace("4bf92f3577b34da6a3ce929d0e0e4736", &"0".repeat(32)),
+            GIVEN.replace("00f067aa0ba902b7", &"0".repeat(16)),
+            GIVEN.replace('4', "\u{e4}"),
+        ] {
+            assert_eq!(valid(&wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_run_keeps_the_trace_that_it_was_started_in_or_has_its_own() {
+        let of = |run_id, given| of_run(run_id, given);
+        let carried = of("run-1", Some(GIVEN));
+        assert!(carried.starts_with("00-4bf92f3577b34da6a3ce929d0e0e4736-") && carried.ends_with("-01"), "{carried}");
+        assert_ne!(carried, GIVEN, "its parent is the run, and not the caller");
+        let own = of("run-1", None);
+        assert_eq!(own, of("run-1", Some("nonsense")));
+        assert_eq!(valid(&own), Some(own.as_str()));
+        assert_ne!(own, of("run-2", None));
+    }
+}
