@@ -8,17 +8,24 @@ use std::{sync::Arc, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rdkafka::error::KafkaResult;
+use sqlx::PgConnection;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
+    access::{Actor, OrganizationId},
     config::{self, Config},
-    db::{self, dead_letters::Due},
+    db::{
+        self, audit,
+        dead_letters::{Due, Expired},
+    },
+    input::{object_of, to_raw},
     kafka::{
         Refusal,
         publisher::{self, Outgoing, Publisher},
     },
     lifecycle::Lifecycle,
+    timestamp::Timestamp,
 };
 
 /// How often letters are looked for that are to be sent.
@@ -27,6 +34,9 @@ const SEND_EVERY: Duration = Duration::from_secs(1);
 const MAX_TAKEN: i64 = 20;
 /// Looks between two deletions of what is too old or too much.
 const EXPIRE_EVERY: u32 = 60;
+/// Why letters are deleted: the setting that says so.
+const MAX_DEAD_LETTERS: &str = "MAX_DEAD_LETTERS";
+const RETENTION_DAYS: &str = "DEAD_LETTER_RETENTION_DAYS";
 /// A record is given up after this, well before another process takes its letter.
 const GIVE_UP: Duration = Duration::from_secs(20);
 
@@ -34,6 +44,7 @@ struct Sender {
     pool: db::Pool,
     topic: String,
     retention: config::DeadLetters,
+    has_audit: bool,
     publisher: Arc<Publisher>,
 }
 
@@ -42,8 +53,13 @@ pub fn start(config: &Config, pool: db::Pool, lifecycle: &Lifecycle) -> KafkaRes
     let publisher = Arc::new(Publisher::new("dead letters", &config.kafka, Some(GIVE_UP))?);
     let (watched, soft_stop) = (Arc::clone(&publisher), lifecycle.soft_stop().clone());
     lifecycle.spawn("dead letters watch", async move { watched.watch(&soft_stop).await });
-    let sender =
-        Sender { pool, topic: config.kafka.dead_letter_topic.clone(), retention: config.dead_letters, publisher };
+    let sender = Sender {
+        pool,
+        topic: config.kafka.dead_letter_topic.clone(),
+        retention: config.dead_letters,
+        has_audit: config.audit,
+        publisher,
+    };
     lifecycle.spawn("dead letters", sender.run(lifecycle.soft_stop().clone()));
     Ok(())
 }
@@ -75,17 +91,35 @@ impl Sender {
         }
     }
 
+    /// Deletes what is too old or too much. Open letters among them are an error, and an entry of the audit trail.
     async fn expire(&self) -> Result<(), db::Error> {
-        let (pool, config::DeadLetters { days, most }) = (self.pool.clone(), self.retention);
+        let (pool, config::DeadLetters { days, most }, has_audit) = (self.pool.clone(), self.retention, self.has_audit);
         let (expired, open) = db::bounded(async move {
-            let expired = db::dead_letters::expire(&pool, days, most).await?;
-            Ok((expired, db::dead_letters::open(&pool).await?))
+            let mut transaction = pool.begin().await?;
+            let expired = db::dead_letters::expire(&mut *transaction, days, most).await?;
+            for lost in expired.iter().filter(|letters| letters.is_open && has_audit) {
+                record(&mut transaction, lost).await?;
+            }
+            let open = db::dead_letters::open(&mut *transaction).await?;
+            transaction.commit().await?;
+            Ok((expired, open))
         })
         .await?;
-        if expired > 0 {
-            tracing::warn!(expired, "{expired} dead letters were deleted as too old or too many");
-        }
         metrics::gauge!("dead_letters_open").set(open as f64);
+        for Expired { organization_id, is_open, is_surplus, count } in expired {
+            let reason = if is_surplus { MAX_DEAD_LETTERS } else { RETENTION_DAYS };
+            let status = if is_open { "open" } else { "resolved" };
+            let deleted = metrics::counter!("dead_letters_deleted_total", "status" => status, "reason" => reason);
+            deleted.increment(count.unsigned_abs());
+            if is_open {
+                tracing::error!(
+                    organization_id,
+                    "{count} open dead letters were deleted ({reason}): nobody had decided on them"
+                );
+            } else {
+                tracing::info!(organization_id, "{count} resolved dead letters were deleted ({reason})");
+            }
+        }
         Ok(())
     }
 
@@ -149,6 +183,23 @@ impl Sender {
         told("dead-letter-time", letter.created_at.to_string());
         Outgoing { topic: &self.topic, key: letter.key.as_deref(), value: letter.value.as_deref(), headers }
     }
+}
+
+/// Says in the audit trail that letters were deleted on which nobody had decided.
+async fn record(conn: &mut PgConnection, lost: &Expired) -> Result<(), db::Error> {
+    let actor = Actor { organization: OrganizationId::stored(&lost.organization_id), ..Actor::system() };
+    let reason = if lost.is_surplus { MAX_DEAD_LETTERS } else { RETENTION_DAYS };
+    let after = object_of([("count", &*to_raw(&lost.count)), ("reason", &*to_raw(&reason))]);
+    let entry = audit::Entry {
+        entity_type: "dead_letter",
+        // They are many.
+        entity_id: Uuid::nil(),
+        entity_name: "",
+        action: "expire",
+        before: None,
+        after: Some(&after),
+    };
+    audit::insert(conn, &actor, entry, Timestamp::now()).await
 }
 
 fn redrive(letter: &Due) -> Outgoing<'_> {

@@ -55,7 +55,7 @@ pub struct AuditEntry {
     address: Option<String>,
     /// Of the request: the same in its log lines.
     correlation_id: Option<String>,
-    /// `create`, `update`, `delete`, `execute`, `retry`, `cancel`, `pause`, `resume`, `answer_callback`, `redrive`, `discard`,
+    /// `create`, `update`, `delete`, `execute`, `retry`, `cancel`, `pause`, `resume`, `answer_callback`, `redrive`, `discard`, `expire`,
     /// `revoke`; of a denied attempt the HTTP method, of many `omitted`.
     #[schema(example = "update")]
     action: String,

@@ -25,7 +25,7 @@ pub struct Entry<'a> {
     pub entity_id: Uuid,
     /// Its name; of a run its id.
     pub entity_name: &'a str,
-    /// `create`, `update`, `delete`, `execute`, `retry`, `cancel`, `pause`, `resume`, `answer_callback`, `redrive`, `discard`,
+    /// `create`, `update`, `delete`, `execute`, `retry`, `cancel`, `pause`, `resume`, `answer_callback`, `redrive`, `discard`, `expire`,
     /// `revoke`.
     pub action: &'static str,
     /// What the members of `after` were before, without secrets; `None` if there was nothing.

@@ -217,13 +217,16 @@ pub struct Due {
     pub created_at: Timestamp,
 }
 
-/// Takes letters that are to be sent, the oldest first. They are due again after [`SEND_WITHIN_SECS`].
+/// Takes letters that are to be sent, those first that are due longest. They are due again after [`SEND_WITHIN_SECS`].
 pub async fn take(db: impl PgExecutor<'_>, limit: i64) -> Result<Vec<Due>, Error> {
     let sql = "
-        WITH due AS (
-            SELECT id, coalesce(copy_at <= now(), false) AS is_copy, coalesce(redrive_at <= now(), false) AS is_redrive
-            FROM dead_letters WHERE copy_at <= now() OR redrive_at <= now()
-            ORDER BY created_at LIMIT $1 FOR UPDATE SKIP LOCKED
+        WITH copying AS (
+            SELECT id FROM dead_letters WHERE copy_at <= now() ORDER BY copy_at LIMIT $1 FOR UPDATE SKIP LOCKED
+        ), redriving AS (
+            SELECT id FROM dead_letters WHERE redrive_at <= now() ORDER BY redrive_at LIMIT $1 FOR UPDATE SKIP LOCKED
+        ), due AS (
+            SELECT id, bool_or(is_copy) AS is_copy, bool_or(NOT is_copy) AS is_redrive
+            FROM (SELECT id, true AS is_copy FROM copying UNION ALL SELECT id, false FROM redriving) AS either GROUP BY id
         )
         UPDATE dead_letters l
         SET copy_at = CASE WHEN is_copy THEN now() + make_interval(secs => $2) ELSE copy_at END,
@@ -249,11 +252,31 @@ pub async fn redriven(db: impl PgExecutor<'_>, ids: &[Uuid], refused: Option<&st
     Ok(())
 }
 
-/// Deletes letters that are older than so many days, and the oldest above so many. Returns how many.
-pub async fn expire(db: impl PgExecutor<'_>, kept_days: i32, most: i64) -> Result<u64, Error> {
-    let sql = "DELETE FROM dead_letters WHERE redrive_at IS NULL AND (created_at < now() - make_interval(days => $1)
-                   OR id IN (SELECT id FROM dead_letters ORDER BY created_at DESC, id DESC OFFSET $2))";
-    Ok(sqlx::query(sql).bind(kept_days).bind(most).execute(db).await?.rows_affected())
+/// Letters of an organisation that were deleted.
+#[derive(Debug, PartialEq, Eq, sqlx::FromRow)]
+#[expect(missing_docs, reason = "said by the names")]
+pub struct Expired {
+    pub organization_id: String,
+    /// Nobody had decided on them.
+    pub is_open: bool,
+    /// There were too many; else they were too old.
+    pub is_surplus: bool,
+    pub count: i64,
+}
+
+/// Deletes letters that are older than so many days, and of what is above so many the oldest: first those that somebody
+/// has decided on.
+pub async fn expire(db: impl PgExecutor<'_>, kept_days: i32, most: i64) -> Result<Vec<Expired>, Error> {
+    let sql = "
+        WITH deleted AS (
+            DELETE FROM dead_letters WHERE redrive_at IS NULL AND (created_at < now() - make_interval(days => $1)
+                OR id IN (SELECT id FROM dead_letters
+                          ORDER BY status IN ('open', 'redriving') DESC, created_at DESC, id DESC OFFSET $2))
+            RETURNING organization_id, status = 'open' AS is_open,
+                created_at >= now() - make_interval(days => $1) AS is_surplus
+        )
+        SELECT organization_id, is_open, is_surplus, count(*) AS count FROM deleted GROUP BY 1, 2, 3 ORDER BY 1, 2, 3";
+    Ok(sqlx::query_as(sql).bind(kept_days).bind(most).fetch_all(db).await?)
 }
 
 /// How many letters nobody has decided on.

@@ -131,6 +131,8 @@ pub const EXECUTOR: &[Metric] = &[
 /// What both count.
 pub const SHARED: &[Metric] = &[
     metric(Gauge, "dead_letters_open", "Records that no executor can use and that were neither redriven nor discarded"),
+    metric(Counter, "dead_letters_deleted_total", "Dead letters that were deleted, by status and reason")
+        .by("status", &[]),
     metric(Gauge, "kafka_connected", "1 while a broker answers, by client").by("client", &[]),
     metric(Counter, "kafka_clients_renewed_total", "Clients made anew because no broker answered them, by client")
         .by("client", &[]),

@@ -6,7 +6,14 @@ use rdkafka::{
 };
 use serde_json::{Value, json};
 use sqlx::PgPool;
-use workflow_api::{config::Config, db::migrations::MIGRATOR, kafka};
+use workflow_api::{
+    config::Config,
+    db::{
+        dead_letters::{self, Expired},
+        migrations::MIGRATOR,
+    },
+    kafka,
+};
 
 use crate::{
     access::Admin,
@@ -348,17 +355,39 @@ async fn a_letter_belongs_to_the_organisation_of_its_run(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
-async fn letters_go_when_they_are_too_old_or_too_many(pool: PgPool) {
-    let sql = "INSERT INTO dead_letters (id, topic, partition, record_offset, digest, bytes, reason, detail, copy_at, created_at)
-               SELECT gen_random_uuid(), 't', 0, n, 'd', 1, 'empty', 'why', NULL, now() - n * interval '1 day'
+async fn letters_go_when_they_are_too_old_or_too_many_and_open_ones_last(pool: PgPool) {
+    let sql = "INSERT INTO dead_letters (id, topic, partition, record_offset, digest, bytes, reason, detail, status, copy_at, created_at)
+               SELECT gen_random_uuid(), 't', 0, n, 'd', 1, 'empty', 'why', CASE n WHEN 1 THEN 'discarded' ELSE 'open' END,
+                   NULL, now() - n * interval '1 day'
                FROM generate_series(0, 9) AS n";
     sqlx::query(sql).execute(&pool).await.expect("done");
     let left = async || {
         let sql = "SELECT record_offset FROM dead_letters ORDER BY 1";
         sqlx::query_scalar::<_, i64>(sql).fetch_all(&pool).await.expect("offsets")
     };
-    workflow_api::db::dead_letters::expire(&pool, 6, 100).await.expect("done");
+    let expire = async |most: i64| dead_letters::expire(&pool, 6, most).await.expect("done");
+    let gone =
+        |is_open, is_surplus, count| Expired { organization_id: "default".to_owned(), is_open, is_surplus, count };
+    assert_eq!(expire(100).await, [gone(true, false, 4)]);
     assert_eq!(left().await, [0, 1, 2, 3, 4, 5]);
-    workflow_api::db::dead_letters::expire(&pool, 6, 3).await.expect("done");
-    assert_eq!(left().await, [0, 1, 2]);
+    assert_eq!(expire(5).await, [gone(false, true, 1)]);
+    assert_eq!(left().await, [0, 2, 3, 4, 5], "what somebody has decided on goes first, however young");
+    assert_eq!(expire(3).await, [gone(true, true, 2)]);
+    assert_eq!(left().await, [0, 2, 3]);
+    assert!(expire(3).await.is_empty());
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn open_letters_that_were_deleted_are_told_in_the_audit_trail(pool: PgPool) {
+    let sql = "INSERT INTO dead_letters (id, topic, partition, record_offset, digest, bytes, reason, detail, copy_at)
+               SELECT gen_random_uuid(), 't', 0, n, 'd', 1, 'empty', 'why', NULL FROM generate_series(1, 5) AS n";
+    sqlx::query(sql).execute(&pool).await.expect("done");
+    let service = Service::start_with(config(&pool, &[("MAX_DEAD_LETTERS", "2")]));
+    let entry = eventually("it is told", || async {
+        let trail = service.get("/api/v1/audit-logs?entity_type=dead_letter&action=expire").await.expect(200);
+        trail["items"].as_array().expect("items").first().cloned()
+    })
+    .await;
+    assert_eq!(entry["after"], json!({"count": 3, "reason": "MAX_DEAD_LETTERS"}));
+    assert_eq!(entry["user_id"], "system");
 }
