@@ -46,6 +46,8 @@ pub struct Context<'a> {
     pub egress: &'a egress::Allow,
     /// Whether the caller sees the credentials of agents. Who does not may send back what stands in their place.
     pub sees_secrets: bool,
+    /// The only workflows that the caller has to do with; `None`: all.
+    pub workflows: Option<&'a [String]>,
     /// Makes a repeat of the action find what the first one made.
     pub key: Option<&'a IdempotencyKey>,
     /// The revisions of a row under which it may be changed.

@@ -189,6 +189,7 @@ impl App {
             vault: &self.config.vault,
             egress: &self.config.egress,
             sees_secrets: caller.sees_secrets(),
+            workflows: caller.grant.workflows.as_deref(),
             key: None,
             if_match: None,
         }
@@ -261,8 +262,9 @@ pub fn routes(api: &config::Api, key_header: &str) -> OpenApiRouter<App> {
 /// too; then `request`, which knows correlation id, caller, limits and errors; then the routes.
 pub fn router(app: &App) -> Router {
     let (routes, document) = routes(&app.config.api, &app.config.auth.api_key_header_text).split_for_parts();
+    let documentation = if app.config.api.docs { docs::router(&document) } else { Router::new() };
     let service = routes
-        .merge(docs::router(&document))
+        .merge(documentation)
         .fallback(request::no_such_route)
         .method_not_allowed_fallback(request::no_such_method)
         .layer(middleware::from_fn_with_state(app.clone(), request::surround))

@@ -11,28 +11,33 @@ use std::{
 
 use anyhow::Context;
 use sqlx::postgres::PgSslMode;
-use tokio::runtime::{Builder, Runtime};
+use tokio::{
+    net::TcpListener,
+    runtime::{Builder, Runtime},
+};
 use tokio_util::sync::CancellationToken;
 use workflow_api::{
+    access::{Grant, OrganizationId, Role, api_key},
     actions::{
-        api_keys::{self, Bootstrap},
+        api_keys::{self, NewApiKey},
         rotate_keys::{self, Rotation},
     },
     api::{self, App},
-    config::{self, Config},
+    config::{self, Config, MetricsAccess},
     db::{self, migrations},
     demo_agent, executor, kafka,
     lifecycle::{Lifecycle, Signals},
     management,
     readiness::{migrate_when_possible, wait_for_schema},
     server::{self, Bounds},
+    timestamp::Timestamp,
     vault::Vault,
 };
 
 /// How long `healthcheck` waits for an answer; the image's probe gives up after 10 s.
 const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Connections to an executor's management port: a scraper, a probe and a person.
+/// Connections to a management port: a scraper, a probe and a person.
 const MANAGEMENT_CONNECTIONS: Bounds = Bounds { regular: 64, spare: 16 };
 
 /// Pause between two attempts to store the first API key, while the database or its schema is not there.
@@ -55,6 +60,8 @@ pub async fn serve(config: Config) -> anyhow::Result<bool> {
     let address = SocketAddr::new(config.api.host, config.api.port);
     let listener = server::bind(address).with_context(|| format!("API_HOST, API_PORT: cannot listen on {address}"))?;
     let address = listener.local_addr()?;
+    let has_management = config.metrics_access == MetricsAccess::Management;
+    let management = bind_management(&config).filter(|_| has_management).transpose()?;
     warn_about(&config);
 
     let lifecycle = Lifecycle::new();
@@ -70,6 +77,10 @@ pub async fn serve(config: Config) -> anyhow::Result<bool> {
     let notice = config.shutdown_notice;
     let app = App::start(config, pool.clone(), &lifecycle, &drained)?;
 
+    if let Some(listener) = management {
+        let router = api::system::management(&app);
+        lifecycle.spawn("management", server::serve(listener, router, lifecycle.clone(), MANAGEMENT_CONNECTIONS));
+    }
     let router = api::router(&app);
     let bounds = Bounds::within(server::raise_limit(), pool.max());
     let serving = server::serve(listener, router, lifecycle.clone(), bounds);
@@ -123,25 +134,29 @@ fn warn_about_both(config: &Config) {
     }
 }
 
-/// Sees to it that somebody can get in, as soon as the database and its schema are there.
+/// Stores the key of the settings, or says that nobody can get in, as soon as the database and its schema are there.
 async fn bootstrap_when_possible(config: Config, pool: db::Pool, lifecycle: Lifecycle) {
     loop {
-        let auth = &config.auth;
-        let key = auth.bootstrap_api_key.as_ref();
-        match api_keys::bootstrap(&pool, key, &auth.api_key_environment, config.audit).await {
-            Ok(Bootstrap::Present) => return,
-            Ok(Bootstrap::Stored) => {
-                tracing::info!("BOOTSTRAP_API_KEY was stored as an admin's key");
-                return;
-            }
-            Ok(Bootstrap::Made(key)) => {
-                tracing::warn!("the first start with authentication: an admin's API key was made, see stderr");
-                // Not by the log, which is kept and read by many.
-                eprintln!("workflow-api: API key of the first admin, shown only here: {}", key.expose());
-                return;
-            }
+        let outcome = match &config.auth.bootstrap_api_key {
+            Some(key) => api_keys::store_given(&pool, key, config.audit).await.map(|is_new| {
+                if is_new {
+                    tracing::info!("BOOTSTRAP_API_KEY was stored as an admin's key");
+                }
+            }),
+            None if config.auth.verifies_tokens() => return,
+            None => api_keys::has_way_in(&pool).await.map(|has_way_in| {
+                if !has_way_in {
+                    tracing::warn!(
+                        "there is no API key of an admin, so nobody can be let in who may make others; make the first \
+                         one by: workflow-api api-key --name admin"
+                    );
+                }
+            }),
+        };
+        match outcome {
+            Ok(()) => return,
             Err(error) => {
-                tracing::debug!(error = &error as &dyn std::error::Error, "no first API key yet: {error}");
+                tracing::debug!(error = &error as &dyn std::error::Error, "not looked for API keys yet: {error}");
             }
         }
         tokio::select! {
@@ -151,6 +166,31 @@ async fn bootstrap_when_possible(config: Config, pool: db::Pool, lifecycle: Life
     }
 }
 
+/// `api-key --name`: makes a key and prints it, and nothing else, on stdout.
+pub async fn make_api_key(
+    config: &Config,
+    name: String,
+    role: Role,
+    organization: OrganizationId,
+    days: Option<u16>,
+) -> anyhow::Result<bool> {
+    anyhow::ensure!(api_key::is_name(&name), "--name: 1 to 100 ASCII characters are expected");
+    let expires_at = days.map(|days| Timestamp::from(chrono::Utc::now() + chrono::TimeDelta::days(days.into())));
+    let new = NewApiKey { name, organization, grant: Grant::of(role), expires_at, parent_id: None };
+    let pool = db::pool(&config.database);
+    let made = api_keys::create_as_operator(&pool, &config.auth.api_key_environment, new, config.audit).await;
+    db::close(&pool).await;
+    let (key, _) = made.context("no API key was made (before the first start: workflow-api migrate up)")?;
+    println!("{}", key.expose());
+    Ok(true)
+}
+
+/// Listens on `MANAGEMENT_PORT`, if there is one.
+fn bind_management(config: &Config) -> Option<anyhow::Result<TcpListener>> {
+    let address = SocketAddr::new(config.api.host, config.management_port?);
+    Some(server::bind(address).with_context(|| format!("MANAGEMENT_PORT: cannot listen on {address}")))
+}
+
 /// `executor`.
 pub async fn execute(config: Config) -> anyhow::Result<bool> {
     let signals = Signals::listen()?;
@@ -158,13 +198,7 @@ pub async fn execute(config: Config) -> anyhow::Result<bool> {
     let lifecycle = Lifecycle::new();
     let pool = db::pool(&config.database);
     tokio::spawn(look_for_keys_when_possible(Arc::clone(&config.vault), pool.clone(), lifecycle.clone()));
-    let management = match config.management_port {
-        None => None,
-        Some(port) => {
-            let address = SocketAddr::new(config.api.host, port);
-            Some(server::bind(address).with_context(|| format!("MANAGEMENT_PORT: cannot listen on {address}"))?)
-        }
-    };
+    let management = bind_management(&config).transpose()?;
     // Runs call agents, each by a connection.
     let _ = server::raise_limit();
     let status = Arc::new(OnceLock::new());

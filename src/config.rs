@@ -63,8 +63,9 @@ variables! {
     rate_limit_failed_auth, max_concurrent_requests,
     log_level, log_format, default_page_size, max_page_size, idempotency_key_ttl_hours,
     quota_agents, quota_workflows, quota_api_keys, quota_queued_runs,
-    enable_metrics, enable_audit_logging, audit_retention_days, readiness_requires_kafka, max_concurrent_executions, max_workflow_duration_ms, max_sub_runs,
-    max_run_steps, max_run_branches, max_run_bytes, max_run_memory_bytes, max_run_takeovers, management_port,
+    enable_docs, enable_metrics, metrics_access, enable_audit_logging, audit_retention_days, readiness_requires_kafka,
+    max_concurrent_executions, max_workflow_duration_ms, max_sub_runs, max_run_steps, max_run_branches, max_run_bytes,
+    max_run_memory_bytes, max_run_takeovers, management_port,
     egress_allow, circuit_breaker_enabled, circuit_breaker_failure_threshold, circuit_breaker_failure_rate_threshold,
     circuit_breaker_timeout_seconds, circuit_breaker_half_open_max_calls, circuit_breaker_window_size_seconds,
 }
@@ -103,6 +104,8 @@ pub struct Config {
     pub idempotency_key_ttl_hours: i32,
     /// `ENABLE_METRICS`: serve `/metrics`.
     pub metrics: bool,
+    /// `METRICS_ACCESS`: who gets `/metrics` of the API.
+    pub metrics_access: MetricsAccess,
     /// `ENABLE_AUDIT_LOGGING`: write audit rows.
     pub audit: bool,
     /// `SHUTDOWN_NOTICE_SECS`: from SIGTERM to the end of the readiness's notice, requests being answered meanwhile.
@@ -115,7 +118,8 @@ pub struct Config {
     pub quotas: Quotas,
     /// `DEAD_LETTER_RETENTION_DAYS` and `MAX_DEAD_LETTERS`: how long and how many records are kept that cannot be used.
     pub dead_letters: DeadLetters,
-    /// `MANAGEMENT_PORT`: where an executor serves its health and its metrics; `None`: nowhere.
+    /// `MANAGEMENT_PORT`: where an executor, and the API if `METRICS_ACCESS` says so, serves its health and its metrics;
+    /// `None`: nowhere.
     pub management_port: Option<u16>,
     /// `MAX_CONCURRENT_EXECUTIONS`: runs that one executor drives at a time.
     pub max_concurrent_executions: usize,
@@ -127,6 +131,17 @@ pub struct Config {
     pub egress: Arc<Allow>,
     /// `CIRCUIT_BREAKER_*`: of agents that say nothing else.
     pub circuit_breaker: Rules,
+}
+
+/// Who gets `/metrics` of the API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetricsAccess {
+    /// Everybody who reaches the API's port.
+    Open,
+    /// Whoever has credentials and may see the runs of the default organisation.
+    Credentials,
+    /// Everybody who reaches `MANAGEMENT_PORT`, and nobody at the API's port.
+    Management,
 }
 
 /// `API_*`.
@@ -150,6 +165,8 @@ pub struct Api {
     pub public_url: String,
     /// Whether `PUBLIC_URL` is set, not assumed.
     pub has_public_url: bool,
+    /// `ENABLE_DOCS`: serve the OpenAPI document and its browsers.
+    pub docs: bool,
     /// `API_RELOAD`: accepted and without effect, since the service is compiled.
     pub reload: bool,
 }
@@ -316,6 +333,12 @@ impl Config {
         let pages = reader.pages();
         let idempotency_key_ttl_hours = reader.number("idempotency_key_ttl_hours", 24, 1..=8760);
         let metrics = reader.boolean("enable_metrics", true);
+        let metrics_access = reader.parsed("metrics_access", MetricsAccess::Open, |value| match value {
+            "open" => Ok(MetricsAccess::Open),
+            "credentials" => Ok(MetricsAccess::Credentials),
+            "management" => Ok(MetricsAccess::Management),
+            _ => Err(format!("must be open, credentials or management, not {value:?}")),
+        });
         let audit = reader.boolean("enable_audit_logging", true);
         let readiness_requires_kafka = reader.boolean("readiness_requires_kafka", false);
         // The rest of the 25 s until everything is dropped is for the requests under way.
@@ -328,6 +351,12 @@ impl Config {
             Ok(port) if port > 0 => Ok(Some(port)),
             _ => Err(format!("must be a port from 1 to 65535, not {value:?}")),
         });
+        if metrics_access == Some(MetricsAccess::Management) && management_port == Some(None) {
+            reader.problem::<()>("metrics_access", "management needs MANAGEMENT_PORT");
+        }
+        if metrics_access == Some(MetricsAccess::Credentials) && auth.as_ref().is_some_and(|auth| !auth.enabled) {
+            reader.problem::<()>("metrics_access", "credentials needs authentication, which is off");
+        }
         let max_concurrent_executions = reader.number("max_concurrent_executions", 256, 1..=100_000);
         // A day; at most a year.
         let max_workflow_duration_ms = reader.number("max_workflow_duration_ms", 86_400_000, 1000..=31_536_000_000);
@@ -353,6 +382,7 @@ impl Config {
                 pages: pages?,
                 idempotency_key_ttl_hours: idempotency_key_ttl_hours?,
                 metrics: metrics?,
+                metrics_access: metrics_access?,
                 audit: audit?,
                 readiness_requires_kafka: readiness_requires_kafka?,
                 shutdown_notice: Duration::from_secs(shutdown_notice_secs?),
@@ -390,6 +420,12 @@ impl Kafka {
 }
 
 impl Auth {
+    /// Whether tokens let somebody in, beside API keys.
+    #[must_use]
+    pub fn verifies_tokens(&self) -> bool {
+        self.jwt_secret.is_some() || self.public_key.is_some() || self.jwks.is_some()
+    }
+
     /// The settings of authentication alone.
     pub fn load(environment: impl Iterator<Item = (String, String)>) -> Result<Self, Problems> {
         let mut reader = Reader::new(environment);
@@ -598,6 +634,7 @@ impl Reader {
             }
         });
         let workers = self.number("api_workers", 1, 1..=1024);
+        let docs = self.boolean("enable_docs", true);
         let reload = self.boolean("api_reload", false);
         Some(Api {
             title: self.text("api_title", "Workflow Management API"),
@@ -609,6 +646,7 @@ impl Reader {
             workers: workers?,
             public_url: public_url?,
             has_public_url: self.values.contains_key("public_url"),
+            docs: docs?,
             reload: reload?,
         })
     }
@@ -955,6 +993,9 @@ mod tests {
             ["KAFKA_MONITORING_TOPIC", "MANAGEMENT_PORT"]
         );
         assert_eq!(refused(&[("DATABASE_POOL_SIZE", "1"), ("DATABASE_MAX_OVERFLOW", "0")]), ["DATABASE_POOL_SIZE"]);
+        for access in ["everybody", "management", "credentials"] {
+            assert_eq!(refused(&[("METRICS_ACCESS", access)]), ["METRICS_ACCESS"]);
+        }
         assert_eq!(refused(&[("JWT_SECRET", "\u{fffd}\u{fffd}345678901234567890123456789012345")]), ["JWT_SECRET"]);
     }
 

@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use workflow_api::{
     access::{OrganizationId, Role, api_key::ApiKey},
     api,
-    config::{self, Config},
+    config::{self, Config, Problems},
     demo_agent, telemetry, visible,
 };
 
@@ -62,8 +62,22 @@ enum Command {
         #[arg(conflicts_with = "sub")]
         subject: Option<String>,
     },
-    /// Print a new API key for `BOOTSTRAP_API_KEY`; nobody knows it until a start with it
-    ApiKey,
+    /// Make an API key that no other key has made, such as the first one, and print it; without a name print one for
+    /// `BOOTSTRAP_API_KEY`, which nobody knows until a start with it
+    ApiKey {
+        /// Store the key in the database under this name
+        #[arg(long)]
+        name: Option<String>,
+        /// viewer, operator, editor, admin or executor
+        #[arg(long, default_value = "admin", requires = "name")]
+        role: Role,
+        /// The id of the organisation
+        #[arg(long, default_value = OrganizationId::DEFAULT, value_parser = OrganizationId::parse, requires = "name")]
+        organization: OrganizationId,
+        /// For how many days it counts; otherwise until it is revoked
+        #[arg(long, value_parser = clap::value_parser!(u16).range(1..), requires = "name")]
+        days: Option<u16>,
+    },
     /// Encrypt the credentials of all agents with the first key of `ENCRYPTION_KEY`; the service may run meanwhile
     RotateKeys,
     /// Print who may do what, as Markdown
@@ -106,15 +120,32 @@ enum Check {
 fn main() -> ExitCode {
     // The library wants a process-wide choice before its first use; nobody else makes one, so this cannot fail.
     let _ = jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER.install_default();
-    let cli = Cli::parse();
-    match run(cli.command.unwrap_or(Command::Serve)) {
+    let command = Cli::parse().command.unwrap_or(Command::Serve);
+    let is_service = matches!(command, Command::Serve | Command::Executor);
+    match run(command) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            // A server that cannot be reached as expected may have said anything.
-            eprintln!("workflow-api: {}", visible::escaped_lines(&format!("{error:#}")));
+            if is_service {
+                log(&error);
+            } else {
+                // A server that is not what was expected may have said anything.
+                eprintln!("workflow-api: {}", visible::escaped_lines(&format!("{error:#}")));
+            }
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Why the service does not start or has ended, as lines of its log. Each problem of the settings has one.
+fn log(error: &anyhow::Error) {
+    telemetry::init(&config::Log::load_or_default(config::environment()));
+    if let Some(Problems(problems)) = error.downcast_ref::<Problems>() {
+        for problem in problems {
+            tracing::error!("{}", problem.trim());
+        }
+    } else {
+        tracing::error!("{error:#}");
     }
 }
 
@@ -182,9 +213,13 @@ fn run(command: Command) -> anyhow::Result<bool> {
             print!("{}", api::access::markdown());
             Ok(true)
         }
-        Command::ApiKey => {
+        Command::ApiKey { name: None, .. } => {
             println!("{}", ApiKey::generate(&config::Auth::load(environment())?.api_key_environment).expose());
             Ok(true)
+        }
+        Command::ApiKey { name: Some(name), role, organization, days } => {
+            let config = Config::load(environment())?;
+            command::runtime(1)?.block_on(command::make_api_key(&config, name, role, organization, days))
         }
         Command::Openapi => {
             let (api, auth) = (config::Api::load(environment())?, config::Auth::load(environment())?);

@@ -25,7 +25,7 @@ pub use diff::{Change, Diff};
 pub use graph::Graph;
 pub use input_schema::InputSchema;
 pub use plan::{Plan, PlanError};
-pub use step::{Branch, Condition, ForkJoinConfig, LoopConfig, Step, StepKind};
+pub use step::{Branch, Callee, Condition, ForkJoinConfig, LoopConfig, Step, StepKind};
 pub use steps::Steps;
 pub use summary::Summary;
 

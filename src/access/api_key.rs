@@ -66,6 +66,13 @@ impl ApiKey {
     }
 }
 
+/// Whether a key can have that name: 1 to 100 ASCII characters, not all of them blanks, since it becomes part of a subject,
+/// which is in headers, logs and columns.
+#[must_use]
+pub fn is_name(text: &str) -> bool {
+    (1..=100).contains(&text.len()) && text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) && !text.trim().is_empty()
+}
+
 /// Whether keys can have that environment: 1 to 16 small letters and digits.
 #[must_use]
 pub fn is_environment(text: &str) -> bool {

@@ -1,5 +1,6 @@
 //! Making and revoking API keys.
 
+use chrono::TimeDelta;
 use serde_json::json;
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -13,6 +14,11 @@ use crate::{
     vault::Vault,
 };
 
+/// Keys that make each other in a line.
+const MAX_LINE: usize = 16;
+/// A key that counts for less time is no way in for administrators: nobody would notice that it is the last one.
+const WAY_IN_LASTS: TimeDelta = TimeDelta::days(1);
+
 /// A key to be made.
 #[derive(Clone, Debug)]
 pub struct NewApiKey {
@@ -24,6 +30,8 @@ pub struct NewApiKey {
     pub grant: Grant,
     /// From then on it does not count.
     pub expires_at: Option<Timestamp>,
+    /// The key that makes it, itself or by a token.
+    pub parent_id: Option<Uuid>,
 }
 
 /// Why a key was not saved.
@@ -38,6 +46,15 @@ pub enum ApiKeyError {
     /// The organisation has as many as it may have.
     #[error(transparent)]
     Quota(#[from] QuotaExceeded),
+    /// The key that makes it is revoked by now.
+    #[error("the parent key is revoked")]
+    ParentRevoked,
+    /// Its line would be too long.
+    #[error("at most {MAX_LINE} keys make each other in a line")]
+    LineTooLong,
+    /// Nobody could be let in any more.
+    #[error("it is the last key by which an administrator gets in")]
+    LastWayIn,
     /// The organisation that the key is to belong to does not exist.
     #[error("organisation not found")]
     OrganizationNotFound,
@@ -65,6 +82,7 @@ pub async fn create(
         return Err(ApiKeyError::OrganizationNotFound);
     }
     context.check_quota(&mut transaction, &new.organization, Countable::ApiKeys).await??;
+    db::api_keys::lock_to_add(&mut transaction).await?;
     let row = insert(&mut transaction, context, &key, new).await?;
     transaction.commit().await?;
     Ok((key, row))
@@ -74,8 +92,19 @@ async fn insert(
     transaction: &mut PgConnection,
     context: Context<'_>,
     key: &ApiKey,
-    NewApiKey { name, organization, grant, expires_at }: NewApiKey,
+    NewApiKey { name, organization, grant, expires_at, parent_id }: NewApiKey,
 ) -> Result<ApiKeyRow, ApiKeyError> {
+    let parents = match parent_id {
+        None => Vec::new(),
+        Some(id) => db::api_keys::line(transaction, id).await?,
+    };
+    if parents.iter().any(|(_, is_revoked)| *is_revoked) {
+        return Err(ApiKeyError::ParentRevoked);
+    }
+    if parents.len() >= MAX_LINE {
+        return Err(ApiKeyError::LineTooLong);
+    }
+    let parents: Vec<Uuid> = parents.into_iter().map(|(id, _)| id).collect();
     let names = |scopes: Vec<Permission>| scopes.into_iter().map(|scope| scope.as_str().to_owned()).collect();
     let row = ApiKeyRow {
         id: Uuid::now_v7(),
@@ -92,6 +121,7 @@ async fn insert(
         revoked_by: None,
         last_used_at: None,
         organization_id: organization.to_string(),
+        parent_id,
     };
     match db::api_keys::insert(transaction, &row, &key.hash()).await {
         Err(db::Error::Conflict { constraint, .. }) if constraint == "api_keys_name_in_use" => {
@@ -102,54 +132,100 @@ async fn insert(
     let changes = input::to_raw(&json!({
         "name": row.name, "prefix": row.prefix, "last_four": row.last_four, "role": row.role, "scopes": row.scopes,
         "workflows": row.workflows, "expires_at": row.expires_at,
+        "organization_id": row.organization_id, "parent_key_ids": parents,
     }));
     let entity = Entity("api_key", row.id, &row.name);
     context.record(transaction, entity, "create", Change::to(&changes), row.created_at).await?;
     Ok(row)
 }
 
-/// Revokes a key, for good. A repeat changes nothing.
-pub async fn revoke(pool: &db::Pool, context: Context<'_>, id: Uuid) -> Result<ApiKeyRow, ApiKeyError> {
+/// Revokes a key, for good, with all that were made by it. A repeat changes nothing. The key, and the ids of all that were
+/// revoked.
+///
+/// `needs_way_in`: an administrator gets in by keys alone, so the last one stays.
+pub async fn revoke(
+    pool: &db::Pool,
+    context: Context<'_>,
+    id: Uuid,
+    needs_way_in: bool,
+) -> Result<(ApiKeyRow, Vec<Uuid>), ApiKeyError> {
     let mut transaction = pool.begin().await?;
+    db::api_keys::lock(&mut transaction).await?;
     let at = Timestamp::now();
     let revoked =
         db::api_keys::revoke(&mut transaction, context.organization(), id, &context.actor.subject, at).await?;
     let row = db::api_keys::find(&mut *transaction, context.organization(), id).await?.ok_or(ApiKeyError::NotFound)?;
-    if revoked {
-        let entity = Entity("api_key", id, &row.name);
-        context.record(&mut transaction, entity, "revoke", Change::default(), at).await?;
+    let ways_in = revoked.iter().filter(|row| is_way_in(row, at));
+    let soon = Timestamp::from(at.naive().and_utc() + WAY_IN_LASTS);
+    // Another one has to count as long as they would have, or long enough.
+    let until = ways_in.map(|row| row.expires_at.map_or(soon, |end| end.min(soon))).max();
+    if let Some(until) = until.filter(|_| needs_way_in)
+        && !db::api_keys::has_way_in(&mut transaction, until).await?
+    {
+        return Err(ApiKeyError::LastWayIn);
+    }
+    for row in &revoked {
+        let entity = Entity("api_key", row.id, &row.name);
+        if row.id == id {
+            context.record(&mut transaction, entity, "revoke", Change::default(), at).await?;
+            continue;
+        }
+        // Whoever has such a key finds in its own organisation's trail why it ended.
+        let actor = Actor { organization: OrganizationId::stored(&row.organization_id), ..context.actor.clone() };
+        let after = input::to_raw(&json!({"parent_key_id": row.parent_id, "revoked_with_key_id": id}));
+        let context = Context { actor: &actor, ..context };
+        context.record(&mut transaction, entity, "revoke", Change::to(&after), at).await?;
     }
     transaction.commit().await?;
-    Ok(row)
+    Ok((row, revoked.iter().map(|row| row.id).collect()))
 }
 
-/// What became of the first key.
-#[derive(Debug)]
-pub enum Bootstrap {
-    /// There was one.
-    Present,
-    /// The one of the settings was stored.
-    Stored,
-    /// One was made, which nobody knows yet.
-    Made(ApiKey),
+/// Whether an administrator gets in by it. As `db::api_keys::has_way_in`.
+fn is_way_in(row: &ApiKeyRow, at: Timestamp) -> bool {
+    row.organization_id == OrganizationId::DEFAULT
+        && row.grant() == Some(Grant::of(Role::Admin))
+        && row.expires_at.is_none_or(|end| end > at)
 }
 
-/// Sees to it that somebody can get in: stores the key of the settings unless it was stored before (and perhaps revoked
-/// since); without one makes a key if there never was any. Of several processes one does it.
-pub async fn bootstrap(
-    pool: &db::Pool,
-    given: Option<&ApiKey>,
-    environment: &str,
-    audit: bool,
-) -> Result<Bootstrap, ApiKeyError> {
+/// Stores the key of the settings as an admin's, unless it was stored before, and perhaps revoked since. Whether it did: of
+/// several processes one does.
+pub async fn store_given(pool: &db::Pool, key: &ApiKey, audit: bool) -> Result<bool, ApiKeyError> {
     let mut transaction = pool.begin().await?;
-    db::api_keys::lock_for_first(&mut transaction).await?;
-    if db::api_keys::exists(&mut transaction, given.map(ApiKey::hash).as_ref()).await? {
-        return Ok(Bootstrap::Present);
+    db::api_keys::lock(&mut transaction).await?;
+    if db::api_keys::exists(&mut transaction, &key.hash()).await? {
+        return Ok(false);
     }
-    let key = given.cloned().unwrap_or_else(|| ApiKey::generate(environment));
     // Another one may have been given before.
-    let name = format!("bootstrap-{}", key.last_four());
+    let new = NewApiKey {
+        name: format!("bootstrap-{}", key.last_four()),
+        organization: OrganizationId::default(),
+        grant: Grant::of(Role::Admin),
+        expires_at: None,
+        parent_id: None,
+    };
+    as_operator(audit, async |context| insert(&mut transaction, context, key, new).await).await?;
+    transaction.commit().await?;
+    Ok(true)
+}
+
+/// Makes a key on behalf of whoever runs the service, which no other key has made.
+pub async fn create_as_operator(
+    pool: &db::Pool,
+    environment: &str,
+    new: NewApiKey,
+    audit: bool,
+) -> Result<(ApiKey, ApiKeyRow), ApiKeyError> {
+    as_operator(audit, async |context| create(pool, context, environment, new).await).await
+}
+
+/// Whether an administrator gets in by a key.
+pub async fn has_way_in(pool: &db::Pool) -> Result<bool, ApiKeyError> {
+    let mut connection = pool.acquire().await?;
+    Ok(db::api_keys::has_way_in(&mut connection, Timestamp::now()).await?)
+}
+
+/// Does something on behalf of the service itself.
+async fn as_operator<T>(audit: bool, action: impl AsyncFnOnce(Context<'_>) -> T) -> T {
     let (actor, quotas) = (Actor::system(), Quotas::default());
     let (egress, vault) = (egress::Allow::default(), Vault::default());
     let context = Context {
@@ -160,16 +236,9 @@ pub async fn bootstrap(
         vault: &vault,
         egress: &egress,
         sees_secrets: true,
+        workflows: None,
         key: None,
         if_match: None,
     };
-    insert(
-        &mut transaction,
-        context,
-        &key,
-        NewApiKey { name, organization: OrganizationId::default(), grant: Grant::of(Role::Admin), expires_at: None },
-    )
-    .await?;
-    transaction.commit().await?;
-    Ok(if given.is_some() { Bootstrap::Stored } else { Bootstrap::Made(key) })
+    action(context).await
 }

@@ -1,6 +1,6 @@
 //! Creating, changing and deleting workflow definitions.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -14,7 +14,7 @@ use crate::{
     db::{self, idempotency::ClaimError, workflows::WorkflowRow},
     input::{self, FieldError},
     timestamp::Timestamp,
-    workflow::{Content, NewWorkflow, Steps, WorkflowPatch, WorkflowStatus, plan_workflow_id},
+    workflow::{Callee, Content, NewWorkflow, Steps, WorkflowPatch, WorkflowStatus, plan_workflow_id},
 };
 
 /// Largest stored plan: with some input it still has to fit into a Kafka record.
@@ -36,6 +36,14 @@ pub enum SaveWorkflowError {
         name: String,
         /// Its status.
         status: String,
+    },
+    /// The caller is bound to workflows, and the definition would call something that none of them calls.
+    #[error("the caller is bound to workflows, none of which calls the {kind} {name:?}")]
+    NotBoundTo {
+        /// `agent` or `workflow`.
+        kind: &'static str,
+        /// Its name, or the id of a workflow.
+        name: String,
     },
     /// The expanded definition does not fit into a message.
     #[error("the definition is too large")]
@@ -111,6 +119,7 @@ pub(super) async fn create_in(
     context.claim(transaction, &id.to_string()).await?;
     check_size(context, &new.content)?;
     context.hold_quota(transaction, context.organization(), Countable::Workflows).await?;
+    check_binding(transaction, context, new.content.steps()).await?;
     check_agents(transaction, context.organization(), new.content.steps()).await?;
     db::workflows::lock_name(transaction, context.organization(), &new.name).await?;
     if !db::workflows::is_present(&mut *transaction, context.organization(), &new.name).await? {
@@ -194,7 +203,13 @@ pub(super) async fn update_in(
     }
     if let Some(content) = &content {
         check_size(context, content)?;
+        check_binding(transaction, context, content.steps()).await?;
         check_agents(transaction, context.organization(), content.steps()).await?;
+    }
+    let comes_back = patch.status == Some(WorkflowStatus::Active) && current.status != WorkflowStatus::Active.as_str();
+    if comes_back && content.is_none() && context.workflows.is_some() {
+        let stored = Content::of_plan(&current.workflow_data.0).map_err(SaveWorkflowError::Invalid)?;
+        check_binding(transaction, context, stored.steps()).await?;
     }
     let at = Timestamp::now();
     let mut row = WorkflowRow {
@@ -260,6 +275,34 @@ fn sized(plan: Box<RawValue>) -> Result<Box<RawValue>, SaveWorkflowError> {
 fn check_size(context: Context<'_>, content: &Content) -> Result<(), SaveWorkflowError> {
     let fault = content.check_size(context.max_run_steps);
     fault.map_or(Ok(()), |fault| Err(SaveWorkflowError::Invalid(vec![fault])))
+}
+
+/// Who is bound to workflows may have definitions call what these call already, and run these: otherwise a definition would
+/// reach, and show the answers of, what its author does not. What exists beside that is not told.
+async fn check_binding(conn: &mut PgConnection, context: Context<'_>, steps: &Steps) -> Result<(), SaveWorkflowError> {
+    let Some(bound) = context.workflows else { return Ok(()) };
+    let called: HashSet<Callee> = db::workflows::called_by(conn, context.organization(), bound).await?;
+    for callee in steps.iter().flat_map(Callee::of) {
+        let is_bound = match &callee {
+            Callee::Workflow(name) => bound.contains(name),
+            Callee::WorkflowId(id) => {
+                let name = match Uuid::try_parse(id) {
+                    Ok(id) => db::workflows::name(&mut *conn, context.organization(), id).await?,
+                    Err(_) => None,
+                };
+                name.is_some_and(|name| bound.contains(&name))
+            }
+            Callee::Agent(_) => false,
+        };
+        if !is_bound && !called.contains(&callee) {
+            let (kind, name) = match callee {
+                Callee::Agent(name) => ("agent", name),
+                Callee::Workflow(name) | Callee::WorkflowId(name) => ("workflow", name),
+            };
+            return Err(SaveWorkflowError::NotBoundTo { kind, name });
+        }
+    }
+    Ok(())
 }
 
 /// Every agent that a step names has to exist and be active. The first one that is not is reported.

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{
     App,
-    auth::{Caller, Proof},
+    auth::{self, Caller, Proof},
     error::ApiError,
     runs, workflows,
 };
@@ -136,6 +136,16 @@ pub async fn authorize(app: &App, request: &mut Parts, caller: &Caller) -> Resul
     else {
         return Ok(());
     };
+    if auth::needs_credentials(app, matched.as_str()) {
+        // They are about all organisations.
+        caller.must(RunsRead)?;
+        let is_whole = caller.organization().is_default() && caller.grant.workflows.is_none();
+        return if is_whole {
+            Ok(())
+        } else {
+            Err(forbidden("The caller may not see the metrics of all organizations"))
+        };
+    }
     let path = matched.as_str().strip_prefix(&app.config.api.prefix).unwrap_or_default().to_owned();
     let method = if request.method == Method::HEAD { Method::GET } else { request.method.clone() };
     let Some(needs) = needs(&method, &path) else {
@@ -190,7 +200,8 @@ pub fn markdown() -> String {
     let mut text = "<!-- Printed by `workflow-api access`, which says what the code does. -->\n\
          # Who may do what\n\n\
          With authentication on. Paths are below `API_PREFIX`; a path needs all its permissions. Health, metrics and the\n\
-         documentation are open to all.\n\n"
+         documentation are open to all, unless `METRICS_ACCESS` and `ENABLE_DOCS` say otherwise: with\n\
+         `METRICS_ACCESS=credentials` the metrics need runs:read in the default organisation.\n\n"
         .to_owned();
     text += &row(["permission"].into_iter().chain(Role::ALL.map(Role::as_str)).collect());
     text += &row(vec!["---"; 1 + Role::ALL.len()]);

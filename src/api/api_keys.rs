@@ -22,7 +22,7 @@ use super::{
     page::Page,
 };
 use crate::{
-    access::{Grant, OrganizationId, Permission, Role},
+    access::{Grant, OrganizationId, Permission, Role, api_key},
     actions::api_keys::{self, ApiKeyError, NewApiKey},
     db::{
         self,
@@ -78,6 +78,8 @@ pub struct ApiKey {
     last_used_at: Option<Timestamp>,
     /// Whose key it is.
     organization_id: String,
+    /// The key that made it, itself or by a token, and that it falls with; null: no key did.
+    parent_key_id: Option<Uuid>,
 }
 
 impl From<ApiKeyRow> for ApiKey {
@@ -97,6 +99,7 @@ impl From<ApiKeyRow> for ApiKey {
             revoked_by: row.revoked_by,
             last_used_at: row.last_used_at,
             organization_id: row.organization_id,
+            parent_key_id: row.parent_id,
         }
     }
 }
@@ -131,8 +134,9 @@ pub struct NewApiKeyBody {
     /// workflow or a run, and no others.
     #[schema(min_items = 1, max_items = 100, example = json!(["nightly"]))]
     workflows: Option<Vec<String>>,
-    /// From then on it does not count; null: never.
-    #[schema(value_type = Option<String>, format = DateTime, example = "2099-12-31T23:59:59Z")]
+    /// From then on it does not count. No later than what the caller proves who he is with; null: when that ends, and never
+    /// if it does not.
+    #[schema(value_type = Option<String>, format = DateTime, example = json!(null))]
     expires_at: Option<String>,
     /// Whose key it is to be; null: the caller's. Another one than that only an administrator of the default
     /// organisation can name.
@@ -147,8 +151,7 @@ fn parse(body: &RawValue, own: &OrganizationId) -> Read<NewApiKey> {
     body.only(&["name", "role", "scopes", "workflows", "expires_at", "organization_id"], &mut errors);
     let name = body.required("name", &mut errors, |node| {
         let name = node.not_blank(NAME_CHARS)?;
-        // It becomes part of a subject, which is in headers, logs and columns.
-        if name.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+        if api_key::is_name(&name) {
             return Ok(name);
         }
         Err(vec![FieldError::rule(node.path(), "must consist of ASCII characters")])
@@ -180,7 +183,8 @@ fn parse(body: &RawValue, own: &OrganizationId) -> Read<NewApiKey> {
     match (name, role) {
         (Some(name), Some(role)) if errors.is_empty() => {
             let organization = organization.unwrap_or_else(|| own.clone());
-            Ok(NewApiKey { name, organization, grant: Grant { role, scopes, workflows }, expires_at })
+            let grant = Grant { role, scopes, workflows };
+            Ok(NewApiKey { name, organization, grant, expires_at, parent_id: None })
         }
         _ => Err(errors),
     }
@@ -220,6 +224,16 @@ impl From<ApiKeyError> for ApiError {
             ApiKeyError::NameTaken(name) => {
                 Self::conflict("api_key_name_taken", format!("An API key named {name:?} is in use"))
             }
+            ApiKeyError::ParentRevoked => auth::unauthorized("The API key is not valid"),
+            error @ ApiKeyError::LineTooLong => {
+                let detail = format!("{error}; make this one by a key that is nearer to the first one");
+                Self::conflict("key_line_too_long", detail)
+            }
+            ApiKeyError::LastWayIn => {
+                let detail = "No other key would let an administrator in for a day, and no tokens are verified; make one \
+                              first, by `workflow-api api-key --name NAME`";
+                Self::conflict("last_admin_key", detail)
+            }
             ApiKeyError::OrganizationNotFound => organizations::not_found(),
             ApiKeyError::Quota(exceeded) => exceeded.into(),
             ApiKeyError::Db(error) => error.into(),
@@ -231,7 +245,8 @@ fn not_found() -> ApiError {
     ApiError::not_found("api_key_not_found", "API key not found")
 }
 
-/// Makes an API key, which allows no more than the caller may do. The key is in this answer and can never be seen again.
+/// Makes an API key, which allows no more than the caller may do, and ends no later than what the caller proves who he is
+/// with. One that a key has made is revoked with it. A key that stands alone is made by `workflow-api api-key`. The key is in this answer and can never be seen again.
 /// `Idempotency-Key` has no meaning here, as a secret that was shown once cannot be shown again: what keeps a repeat
 /// from making a second key is its name.
 #[utoipa::path(
@@ -240,12 +255,12 @@ fn not_found() -> ApiError {
         (status = 201, body = CreatedApiKey, headers(("Location" = String, description = "The path of the key"))),
         (status = 403, description = "The caller may not make keys, or may not do what the key would allow", body = ErrorBody),
         (status = 404, description = "There is no such organisation", body = ErrorBody),
-        (status = 409, description = "A key of that name is in use", body = ErrorBody),
+        (status = 409, description = "A key of that name is in use, or too many keys have made each other", body = ErrorBody),
         (status = 422, body = ErrorBody),
     ),
 )]
 pub async fn create_api_key(State(app): State<App>, caller: Caller, body: JsonBody) -> Result<Response, ApiError> {
-    let new = parse(body.raw(), caller.organization())?;
+    let mut new = parse(body.raw(), caller.organization())?;
     if new.organization != *caller.organization() && !caller.organization().is_default() {
         return Err(organizations::not_found());
     }
@@ -253,6 +268,17 @@ pub async fn create_api_key(State(app): State<App>, caller: Caller, body: JsonBo
     if let Some(permission) = Permission::ALL.iter().find(|permission| exceeds(permission)) {
         let detail = format!("The key would allow {}, which the caller may not do", permission.as_str());
         return Err(ApiError::new(StatusCode::FORBIDDEN, "exceeds_own_rights", detail));
+    }
+    new.parent_id = caller.actor.key_id;
+    if let Some(end) = caller.ends_at {
+        if end <= Timestamp::now() || new.expires_at.is_some_and(|asked| asked > end) {
+            let detail = format!(
+                "The key would live longer than what it is made with, which ends at {end}; one that stands alone is made \
+                 by `workflow-api api-key`"
+            );
+            return Err(ApiError::new(StatusCode::FORBIDDEN, "exceeds_own_rights", detail));
+        }
+        new.expires_at = new.expires_at.or(Some(end));
     }
     let environment = &app.config.auth.api_key_environment;
     let (key, row) = api_keys::create(&app.pool, app.context(&caller), environment, new).await?;
@@ -301,19 +327,26 @@ pub async fn get_api_key(State(app): State<App>, caller: Caller, KeyId(id): KeyI
     Ok(Json(db::api_keys::find(&app.pool, caller.organization(), id).await?.ok_or_else(not_found)?.into()))
 }
 
-/// Revokes an API key, and with it the tokens that were issued for it, for good. Every process knows within 5 seconds.
+/// Revokes an API key, and with it the tokens that were issued for it and the keys that were made by any of them, for good.
+/// Every process knows within 5 seconds.
 #[utoipa::path(
     delete, path = "/api-keys/{key_id}", tag = "access", params(("key_id" = Uuid, Path)),
-    responses((status = 200, body = ApiKey), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
+    responses(
+        (status = 200, body = ApiKey), (status = 404, body = ErrorBody),
+        (status = 409, description = "No other key would let an administrator in, and no tokens are verified", body = ErrorBody),
+        (status = 422, body = ErrorBody),
+    ),
 )]
 pub async fn revoke_api_key(
     State(app): State<App>,
     caller: Caller,
     KeyId(id): KeyId,
 ) -> Result<Json<ApiKey>, ApiError> {
-    let row = api_keys::revoke(&app.pool, app.context(&caller), id).await?;
-    app.keys.forget(id);
-    tracing::info!(target: "api.routes.api_keys", key_id = %id, "API key revoked");
+    let auth = &app.config.auth;
+    let needs_way_in = auth.enabled && !auth.verifies_tokens();
+    let (row, revoked) = api_keys::revoke(&app.pool, app.context(&caller), id, needs_way_in).await?;
+    app.keys.forget(&revoked);
+    tracing::info!(target: "api.routes.api_keys", key_id = %id, keys = revoked.len(), "API key revoked");
     Ok(Json(row.into()))
 }
 
@@ -324,7 +357,7 @@ pub struct IssuedToken {
     access_token: String,
     /// Always `Bearer`.
     token_type: &'static str,
-    /// Seconds; `JWT_EXPIRATION_MINUTES`.
+    /// Seconds; `JWT_EXPIRATION_MINUTES`, or until the key ends.
     expires_in: u64,
 }
 
@@ -349,10 +382,10 @@ pub async fn issue_token(State(app): State<App>, caller: Caller) -> Result<Respo
         let detail = "JWT_SECRET is not set, so there is nothing to sign a token with; use the API key itself";
         return Err(ApiError::conflict("no_signing_key", detail));
     }
-    let access_token = auth::issue_for_key(settings, &caller.actor, caller.grant.role, key_id).map_err(|error| {
+    let issued = auth::issue_for_key(settings, &caller.actor, caller.grant.role, key_id, caller.ends_at);
+    let (access_token, expires_in) = issued.map_err(|error| {
         tracing::error!(error = &error as &dyn std::error::Error, "no token was issued: {error}");
         ApiError::internal()
     })?;
-    let expires_in = settings.token_lifetime.as_secs();
     Ok(secret(StatusCode::OK, IssuedToken { access_token, token_type: "Bearer", expires_in }))
 }

@@ -22,7 +22,9 @@ use crate::{
     access::{Actor, Grant, OrganizationId, Permission, Role, api_key::ApiKey},
     actions::answer_callback::Answerer,
     api::error::ApiError,
+    config::MetricsAccess,
     db::{self, api_keys::KeyName},
+    timestamp::Timestamp,
 };
 
 /// Who a request is from. Its existence is the proof that the caller was let in.
@@ -36,6 +38,8 @@ pub struct Caller {
     pub roles: Arc<[String]>,
     /// How the caller was told.
     pub proof: Proof,
+    /// When that ends; `None`: never.
+    pub ends_at: Option<Timestamp>,
 }
 
 /// How a caller was told.
@@ -58,13 +62,14 @@ impl Caller {
     #[must_use]
     pub fn anybody(anybody: Actor) -> Self {
         let (actor, grant) = (Arc::new(anybody), Arc::new(Grant::of(Role::Admin)));
-        Self { actor, grant, roles: Arc::default(), proof: Proof::Nothing }
+        Self { actor, grant, roles: Arc::default(), proof: Proof::Nothing, ends_at: None }
     }
 
     /// Whoever has the address of a callback.
     fn nobody(anybody: Actor) -> Self {
         let actor = Arc::new(Actor { subject: Actor::CALLBACK.to_owned(), ..anybody });
-        Self { actor, grant: Arc::new(Grant::of(Role::Viewer)), roles: Arc::default(), proof: Proof::Address }
+        let grant = Arc::new(Grant::of(Role::Viewer));
+        Self { actor, grant, roles: Arc::default(), proof: Proof::Address, ends_at: None }
     }
 
     /// The same, as somebody who answers a callback.
@@ -108,7 +113,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
     }
 }
 
-fn unauthorized(detail: &str) -> ApiError {
+/// 401.
+pub fn unauthorized(detail: &str) -> ApiError {
     ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
         .with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
 }
@@ -138,6 +144,12 @@ impl From<Arc<db::Error>> for Refusal {
 pub fn is_guarded(app: &App, path: &str) -> bool {
     let is_business = path.strip_prefix(&app.config.api.prefix).is_some_and(|rest| rest.starts_with('/'));
     is_business && !super::docs::is_public(path) && !super::system::is_public(path)
+}
+
+/// A path that is for those alone who are let in, and under no limits.
+#[must_use]
+pub fn needs_credentials(app: &App, path: &str) -> bool {
+    path == super::system::METRICS && app.config.metrics_access == MetricsAccess::Credentials
 }
 
 /// The caller of a request, or the answer to give instead: 401, and 429 after many wrong credentials from one address.
@@ -203,7 +215,7 @@ async fn by_api_key(app: &App, key: &str, anybody: Actor, pace: impl FnOnce() ->
     let invalid = || Refusal::Wrong(unauthorized("The API key is not valid"));
     let key = ApiKey::parse(key.trim()).ok_or_else(invalid)?;
     let holder = app.keys.find(KeyName::Hash(key.hash()), pace).await?.ok_or_else(invalid)?;
-    Ok(holder.caller(Proof::ApiKey(holder.id), anybody))
+    Ok(holder.caller(Proof::ApiKey(holder.id), anybody, None))
 }
 
 async fn by_token(app: &App, token: &str, anybody: Actor, pace: impl FnOnce() -> Pace) -> Result<Caller, Refusal> {
@@ -224,16 +236,19 @@ async fn by_token(app: &App, token: &str, anybody: Actor, pace: impl FnOnce() ->
         let (subject, organization) = (claims.subject.clone(), claims.organization.clone());
         let actor = Arc::new(Actor { subject, organization, ..anybody });
         let (grant, roles) = (Arc::clone(&claims.grant), Arc::clone(&claims.roles));
-        return Ok(Caller { actor, grant, roles, proof: Proof::Token(claims.counts_until()) });
+        let proof = Proof::Token(claims.counts_until());
+        return Ok(Caller { actor, grant, roles, proof, ends_at: Some(claims.ends_at()) });
     };
     let holder = app.keys.find(KeyName::Id(key_id), pace).await?.ok_or_else(|| Refusal::Other(invalid()))?;
-    Ok(holder.caller(Proof::TokenOfApiKey(key_id), anybody))
+    Ok(holder.caller(Proof::TokenOfApiKey(key_id), anybody, Some(claims.ends_at())))
 }
 
 impl Holder {
-    fn caller(&self, proof: Proof, anybody: Actor) -> Caller {
+    /// `token_ends_at` if it is a token of the key.
+    fn caller(&self, proof: Proof, anybody: Actor, token_ends_at: Option<Timestamp>) -> Caller {
         let (subject, organization) = (self.subject.clone(), self.organization.clone());
         let actor = Arc::new(Actor { subject, organization, key_id: Some(self.id), ..anybody });
-        Caller { actor, grant: Arc::clone(&self.grant), roles: Arc::default(), proof }
+        let ends_at = token_ends_at.into_iter().chain(self.expires_at).min();
+        Caller { actor, grant: Arc::clone(&self.grant), roles: Arc::default(), proof, ends_at }
     }
 }

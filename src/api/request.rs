@@ -167,7 +167,7 @@ impl Admission {
             app.load.check()?;
             app.rates.count_address(parts.extensions.get().copied(), &mut self.limits)?;
         }
-        let caller = if is_guarded {
+        let caller = if is_guarded || auth::needs_credentials(app, parts.uri.path()) {
             auth::authenticate(app, parts, anybody, &mut self.limits).await?
         } else {
             Caller::anybody(anybody)

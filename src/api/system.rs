@@ -3,21 +3,25 @@
 use std::collections::BTreeMap;
 
 use axum::{
-    Json,
+    Json, Router,
     extract::State,
     response::{IntoResponse, Response},
+    routing::get,
 };
 use http::{StatusCode, header};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{App, error::ApiError};
-use crate::{telemetry, timestamp::Timestamp};
+use crate::{config::MetricsAccess, telemetry, timestamp::Timestamp};
+
+/// The path of the metrics, at both ports.
+pub const METRICS: &str = "/metrics";
 
 /// Whether a path needs no authentication although the prefix may be empty: all that this module serves.
 #[must_use]
 pub fn is_public(path: &str) -> bool {
-    ["/", "/health", "/health/ready", "/metrics"].contains(&path)
+    ["/", "/health", "/health/ready", METRICS].contains(&path)
 }
 
 /// The answer of `GET /`.
@@ -29,7 +33,7 @@ pub struct Root {
     version: String,
     /// `API_DESCRIPTION`.
     description: String,
-    /// Paths of the documentation.
+    /// Paths of the documentation, unless it is switched off.
     documentation: BTreeMap<&'static str, &'static str>,
     /// Paths of the resources.
     endpoints: BTreeMap<&'static str, String>,
@@ -46,7 +50,10 @@ pub async fn get_root(State(app): State<App>) -> Json<Root> {
         name: api.title.clone(),
         version: api.version.clone(),
         description: api.description.clone(),
-        documentation: [("swagger_ui", "/docs"), ("redoc", "/redoc"), ("openapi_spec", "/openapi.json")].into(),
+        documentation: [("swagger_ui", "/docs"), ("redoc", "/redoc"), ("openapi_spec", "/openapi.json")]
+            .into_iter()
+            .filter(|_| api.docs)
+            .collect(),
         endpoints: [
             ("agents", prefixed("/agents")),
             ("workflows", prefixed("/workflows")),
@@ -135,18 +142,35 @@ pub async fn get_readiness(State(app): State<App>) -> Response {
     response
 }
 
-/// Metrics in the text format of Prometheus.
+/// Metrics in the text format of Prometheus. With `METRICS_ACCESS=credentials` they need `runs:read` in the default
+/// organisation.
 #[utoipa::path(
     get, path = "/metrics", tag = "system", security(()),
     responses(
         (status = 200, description = "The metrics", body = String, content_type = "text/plain"),
-        (status = 404, description = "Metrics are switched off", body = super::error::ErrorBody),
+        (status = 401, description = "METRICS_ACCESS asks for credentials", body = super::error::ErrorBody),
+        (status = 403, description = "The caller may not see them", body = super::error::ErrorBody),
+        (status = 404, description = "Metrics are switched off, or at MANAGEMENT_PORT", body = super::error::ErrorBody),
     ),
 )]
 pub async fn get_metrics(State(app): State<App>) -> Result<Response, ApiError> {
-    if !app.config.metrics {
+    if !app.config.metrics || app.config.metrics_access == MetricsAccess::Management {
         return Err(ApiError::not_found("not_found", "Not Found"));
     }
+    Ok(render_metrics(State(app)).await)
+}
+
+/// What the API serves at `MANAGEMENT_PORT`: its health and its metrics, for the inside of a network, without asking who is
+/// there.
+pub fn management(app: &App) -> Router {
+    let mut router = Router::new().route("/health", get(get_health)).route("/health/ready", get(get_readiness));
+    if app.config.metrics {
+        router = router.route(METRICS, get(render_metrics));
+    }
+    router.with_state(app.clone())
+}
+
+async fn render_metrics(State(app): State<App>) -> Response {
     metrics::gauge!("api_info", "version" => app.config.api.version.clone()).set(1.0);
     metrics::gauge!("api_uptime_seconds").set(app.started.elapsed().as_secs_f64());
     let (size, idle) = app.pool.size();
@@ -159,5 +183,5 @@ pub async fn get_metrics(State(app): State<App>) -> Result<Response, ApiError> {
         app.counts.refresh(&app.pool).await;
     }
     let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
-    Ok((content_type, telemetry::render()).into_response())
+    (content_type, telemetry::render()).into_response()
 }

@@ -30,7 +30,7 @@ use crate::{
         idempotency::ClaimError,
         workflows::{Filter, VERSION_ORDER, WorkflowRow},
     },
-    input::{FieldError, Node, Object},
+    input::{self, FieldError, Node, Object},
     kafka::message::DEFAULT_PRIORITY,
     telemetry,
     timestamp::Timestamp,
@@ -194,6 +194,13 @@ pub(super) fn save_error(error: SaveWorkflowError, unknown_agent: StatusCode) ->
         }
         SaveWorkflowError::AgentNotActive { name, status } => {
             ApiError::bad_request("agent_not_active", format!("Agent {name:?} is {status}, not active"))
+        }
+        SaveWorkflowError::NotBoundTo { kind, name } => {
+            let detail = format!(
+                "The API key is bound to workflows, none of which calls the {kind} {:?}",
+                input::shorten(&name)
+            );
+            ApiError::new(StatusCode::FORBIDDEN, "key_is_bound", detail)
         }
         SaveWorkflowError::TooLarge => too_large(),
         SaveWorkflowError::Invalid(errors) => errors.into(),

@@ -30,6 +30,7 @@ pub struct ApiKeyRow {
     pub revoked_by: Option<String>,
     pub last_used_at: Option<Timestamp>,
     pub organization_id: String,
+    pub parent_id: Option<Uuid>,
 }
 
 impl ApiKeyRow {
@@ -46,7 +47,7 @@ impl ApiKeyRow {
 const COLUMNS: &str =
     "id, name, prefix, last_four, role, scopes, workflows, created_at AT TIME ZONE 'UTC' AS created_at,
     created_by, expires_at AT TIME ZONE 'UTC' AS expires_at, revoked_at AT TIME ZONE 'UTC' AS revoked_at, revoked_by,
-    last_used_at AT TIME ZONE 'UTC' AS last_used_at, organization_id";
+    last_used_at AT TIME ZONE 'UTC' AS last_used_at, organization_id, parent_id";
 
 /// What a key is looked up by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -117,8 +118,8 @@ pub async fn list(conn: &mut PgConnection, organization: &OrganizationId, cut: &
 pub async fn insert(conn: &mut PgConnection, row: &ApiKeyRow, hash: &[u8; 32]) -> Result<(), Error> {
     sqlx::query(
         "INSERT INTO api_keys (id, name, prefix, last_four, hash, role, scopes, workflows, created_at, created_by, expires_at,
-             organization_id)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+             organization_id, parent_id)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
     )
     .bind(row.id)
     .bind(&row.name)
@@ -132,23 +133,51 @@ pub async fn insert(conn: &mut PgConnection, row: &ApiKeyRow, hash: &[u8; 32]) -
     .bind(&row.created_by)
     .bind(row.expires_at)
     .bind(&row.organization_id)
+    .bind(row.parent_id)
     .execute(conn)
     .await?;
     Ok(())
 }
 
-/// Revokes a key of the organisation that is not. Whether it did: not if it was revoked before, or does not exist.
+/// A key and whether it is revoked, and before it the one that made it, and so on. The transaction holds
+/// [`lock_to_add`].
+pub async fn line(conn: &mut PgConnection, id: Uuid) -> Result<Vec<(Uuid, bool)>, Error> {
+    let sql = "WITH RECURSIVE line AS (
+                   SELECT id, parent_id, revoked_at, 0 AS place FROM api_keys WHERE id = $1
+                   UNION ALL
+                   SELECT k.id, k.parent_id, k.revoked_at, place + 1 FROM api_keys k JOIN line ON k.id = line.parent_id
+               )
+               SELECT id, revoked_at IS NOT NULL FROM line ORDER BY place";
+    Ok(sqlx::query_as(sql).bind(id).fetch_all(conn).await?)
+}
+
+/// Revokes a key of the organisation with all that were made by it, whosever they are, and by those. Which were not
+/// revoked before. The transaction holds [`lock`].
 pub async fn revoke(
     conn: &mut PgConnection,
     organization: &OrganizationId,
     id: Uuid,
     by: &str,
     at: Timestamp,
-) -> Result<bool, Error> {
-    let sql = "UPDATE api_keys SET revoked_at = $2, revoked_by = $3
-               WHERE id = $1 AND organization_id = $4 AND revoked_at IS NULL";
-    let revoked = sqlx::query(sql).bind(id).bind(at).bind(by).bind(organization.as_str()).execute(conn).await?;
-    Ok(revoked.rows_affected() == 1)
+) -> Result<Vec<ApiKeyRow>, Error> {
+    let sql = format!(
+        "WITH RECURSIVE line (of) AS (
+             SELECT id FROM api_keys WHERE id = $1 AND organization_id = $4
+             UNION
+             SELECT id FROM api_keys JOIN line ON parent_id = of
+         )
+         UPDATE api_keys SET revoked_at = $2, revoked_by = $3 FROM line WHERE id = of AND revoked_at IS NULL
+         RETURNING {COLUMNS}"
+    );
+    Ok(sqlx::query_as(&sql).bind(id).bind(at).bind(by).bind(organization.as_str()).fetch_all(conn).await?)
+}
+
+/// Whether a key of the default organisation that may do everything counts until then at least.
+pub async fn has_way_in(conn: &mut PgConnection, until: Timestamp) -> Result<bool, Error> {
+    let sql = "SELECT EXISTS (SELECT FROM api_keys
+                   WHERE organization_id = $1 AND role = 'admin' AND scopes IS NULL AND workflows IS NULL
+                       AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at >= $2))";
+    Ok(sqlx::query_scalar(sql).bind(OrganizationId::DEFAULT).bind(until).fetch_one(conn).await?)
 }
 
 /// Notes that these keys are used now, unless that was noted less than a minute ago, by another process perhaps.
@@ -159,14 +188,20 @@ pub async fn touch(pool: &Pool, ids: &[Uuid]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Keeps others from adding keys until the transaction ends; reading, and thus everybody's requests, goes on.
-pub async fn lock_for_first(conn: &mut PgConnection) -> Result<(), Error> {
+/// Keeps others from revoking keys until the transaction ends, so that no key is added to a line that falls.
+pub async fn lock_to_add(conn: &mut PgConnection) -> Result<(), Error> {
+    sqlx::query("LOCK TABLE api_keys IN ROW EXCLUSIVE MODE").execute(conn).await?;
+    Ok(())
+}
+
+/// Keeps others from adding and revoking keys until the transaction ends; reading, and thus everybody's requests, goes on.
+pub async fn lock(conn: &mut PgConnection) -> Result<(), Error> {
     sqlx::query("LOCK TABLE api_keys IN SHARE ROW EXCLUSIVE MODE").execute(conn).await?;
     Ok(())
 }
 
-/// Whether there is a key with that hash, or with `None` any key at all, revoked ones too.
-pub async fn exists(conn: &mut PgConnection, hash: Option<&[u8; 32]>) -> Result<bool, Error> {
-    let sql = "SELECT EXISTS (SELECT FROM api_keys WHERE $1::bytea IS NULL OR hash = $1)";
-    Ok(sqlx::query_scalar(sql).bind(hash.map(|hash| &hash[..])).fetch_one(conn).await?)
+/// Whether there is a key with that hash, revoked ones too.
+pub async fn exists(conn: &mut PgConnection, hash: &[u8; 32]) -> Result<bool, Error> {
+    let sql = "SELECT EXISTS (SELECT FROM api_keys WHERE hash = $1)";
+    Ok(sqlx::query_scalar(sql).bind(&hash[..]).fetch_one(conn).await?)
 }

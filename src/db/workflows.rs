@@ -8,7 +8,7 @@ use super::{
     Error,
     list::{self, Cut, EntryId, Listed, Narrow, Order, Part, Position, SortValue, Table},
 };
-use crate::{access::OrganizationId, timestamp::Timestamp};
+use crate::{access::OrganizationId, timestamp::Timestamp, workflow::Callee};
 
 /// A row of `workflow_definitions`.
 #[derive(Clone, Debug, sqlx::FromRow)]
@@ -56,6 +56,25 @@ pub async fn find(
 pub async fn name(db: impl PgExecutor<'_>, organization: &OrganizationId, id: Uuid) -> Result<Option<String>, Error> {
     let sql = "SELECT name FROM workflow_definitions WHERE id = $1 AND organization_id = $2";
     Ok(sqlx::query_scalar(sql).bind(id).bind(organization.as_str()).fetch_optional(db).await?)
+}
+
+/// What the active versions of these workflows call.
+pub async fn called_by<C: FromIterator<Callee>>(
+    conn: &mut PgConnection,
+    organization: &OrganizationId,
+    names: &[String],
+) -> Result<C, Error> {
+    let sql = "SELECT DISTINCT step ->> 'agent_name', step #>> '{sub_workflow_config,workflow_name}',
+                   step #>> '{sub_workflow_config,workflow_id}'
+               FROM workflow_definitions d, jsonb_path_query(d.workflow_data, 'lax $.steps.*') AS step
+               WHERE d.organization_id = $1 AND d.name = ANY ($2) AND d.status = 'active'";
+    let found: Vec<(Option<String>, Option<String>, Option<String>)> =
+        sqlx::query_as(sql).bind(organization.as_str()).bind(names).fetch_all(conn).await?;
+    let called = found.into_iter().flat_map(|(agent, workflow, workflow_id)| {
+        let workflows = workflow.map(Callee::Workflow).into_iter().chain(workflow_id.map(Callee::WorkflowId));
+        agent.map(Callee::Agent).into_iter().chain(workflows)
+    });
+    Ok(called.collect())
 }
 
 /// As [`find`], and holds the row until the transaction ends.

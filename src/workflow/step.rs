@@ -181,6 +181,28 @@ fn as_entries<S: Serializer, T: Serialize>(entries: &[(String, T)], serializer: 
     serializer.collect_map(entries.iter().map(|(key, value)| (key, value)))
 }
 
+/// What a step calls, whatever its kind.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Callee {
+    /// An agent, by its name.
+    Agent(String),
+    /// A workflow, by its name.
+    Workflow(String),
+    /// A workflow, by its id.
+    WorkflowId(String),
+}
+
+impl Callee {
+    /// All that the members of the step name.
+    pub fn of(step: &Step) -> impl Iterator<Item = Self> {
+        let agent = step.agent_name.clone().map(Self::Agent);
+        let config = step.sub_workflow_config.as_ref();
+        let workflow = config.and_then(|config| config.workflow_name.clone()).map(Self::Workflow);
+        let workflow_id = config.and_then(|config| config.workflow_id.clone()).map(Self::WorkflowId);
+        agent.into_iter().chain(workflow).chain(workflow_id)
+    }
+}
+
 impl Step {
     /// The members that are read, in the order of the normal form.
     pub(super) const MEMBERS: [&'static str; 16] = [

@@ -2,6 +2,7 @@
 
 mod api_keys;
 mod jwks;
+mod lines;
 mod organizations;
 mod roles;
 mod tokens;

@@ -3,14 +3,19 @@
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
 use workflow_api::{
     access::{OrganizationId, Role},
-    api::auth,
+    api::{self, App, auth},
     config::{Api, Auth, Config},
-    db::migrations::MIGRATOR,
+    db::{self, migrations::MIGRATOR},
+    lifecycle::Lifecycle,
 };
 
-use crate::service::{Answer, Service, config, eventually, without_database};
+use crate::{
+    access::Admin,
+    service::{Answer, Service, config, eventually, without_database},
+};
 
 /// Kafka settings that lead to a port on which nobody listens.
 const NO_KAFKA: (&str, &str) = ("KAFKA_BROKERS", "127.0.0.1:1");
@@ -439,4 +444,58 @@ async fn metrics_follow_the_rules_of_prometheus_and_are_there_from_the_start(poo
     let listed = documented.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
     let unknown: Vec<&str> = listed.filter(|name| !known.contains(name)).collect();
     assert_eq!(unknown, [""; 0], "docs/metrics.md has names that are no metrics");
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn the_documentation_can_be_switched_off(pool: PgPool) {
+    let service = Service::start_with(config(&pool, &[("ENABLE_DOCS", "false")]));
+    for path in ["/docs", "/docs/start.js", "/redoc", "/redoc/redoc.standalone.js", "/openapi.json"] {
+        service.get(path).await.error(404);
+    }
+    let root = service.get("/").await.expect(200);
+    assert_eq!((&root["documentation"], &root["endpoints"]["health"]), (&json!({}), &json!("/health")));
+    service.get("/api/v1/agents").await.expect(200);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn metrics_can_need_credentials_of_the_default_organisation(pool: PgPool) {
+    let admin = Admin::start(&pool, &[("METRICS_ACCESS", "credentials")]);
+    let answer = admin.service.get("/metrics").await;
+    assert_eq!(answer.header("www-authenticate"), Some("Bearer"));
+    answer.error(401);
+    admin.post("/api/v1/organizations", &json!({"id": "acme", "name": "Acme"})).await.expect(201);
+    for (status, body) in [
+        (200, json!({"role": "viewer"})),
+        (403, json!({"role": "viewer", "scopes": ["agents:read"]})),
+        (403, json!({"role": "viewer", "workflows": ["w"]})),
+        (403, json!({"role": "admin", "organization_id": "acme"})),
+    ] {
+        let mut body = body;
+        body["name"] = json!(body.to_string());
+        let (key, _) = admin.key(&body).await;
+        let answer = admin.service.send("GET", "/metrics", &[("x-api-key", &key)], "").await;
+        assert_eq!(answer.status.as_u16(), status, "{body}: {}", answer.text);
+    }
+    assert!(admin.get("/metrics").await.text.contains("api_info"));
+    admin.service.get("/health").await.expect(200);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn metrics_can_be_at_the_management_port_alone(pool: PgPool) {
+    let settings = config(&pool, &[("METRICS_ACCESS", "management"), ("MANAGEMENT_PORT", "9464")]);
+    let (lifecycle, drained) = (Lifecycle::new(), CancellationToken::new());
+    let app = App::start(settings.clone(), db::pool(&settings.database), &lifecycle, &drained).expect("it starts");
+    let [at_api, at_management] = [api::router(&app), api::system::management(&app)].map(|router| Service {
+        router,
+        config: settings.clone(),
+        lifecycle: lifecycle.clone(),
+        drained: drained.clone(),
+    });
+    at_api.get("/metrics").await.error(404);
+    at_management.get("/metrics").await; // installs the recorder
+    let metrics = at_management.get("/metrics").await;
+    assert!(metrics.status == 200 && metrics.text.contains("api_uptime_seconds"), "{}", metrics.text);
+    at_management.get("/health").await.expect(200);
+    assert!(at_management.get("/health/ready").await.json()["checks"].is_object());
+    assert_eq!(at_management.get("/api/v1/agents").await.status.as_u16(), 404);
 }

@@ -36,9 +36,11 @@ async fn a_port_that_is_taken_ends_the_start_with_one_line(pool: PgPool) {
     let environment = Environment::new(&pool);
     let _first = environment.serve().await;
     let output = environment.run(&["serve"]).await;
-    let printed = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(1));
+    let printed = text(&output.stdout);
+    assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(1), ""));
     assert!(printed.contains("API_PORT") && printed.trim_end().lines().count() == 1, "{printed}");
+    let line: Value = serde_json::from_str(&printed).expect("JSON");
+    assert_eq!(line["level"], "ERROR");
 }
 
 #[sqlx::test(migrations = false)]
@@ -87,38 +89,70 @@ async fn the_operators_commands_do_what_they_say(pool: PgPool) {
     assert_eq!(client.get(&agents).bearer_auth(foreign.trim()).send().await.expect("an answer").status(), 401);
 }
 
-/// The API key that a program has printed, apart from its log.
-fn printed_key(log: &str) -> Option<String> {
-    let keys: Vec<&str> = log.lines().filter_map(|line| Some(line.split_once("shown only here: ")?.1)).collect();
-    assert!(keys.len() <= 1, "{} keys", keys.len());
-    assert_eq!(log.matches("wf_live_").count(), keys.len(), "the log shows a key: {log}");
-    keys.first().map(|key| (*key).to_owned())
+#[sqlx::test(migrations = false)]
+async fn refused_settings_are_lines_of_the_log(pool: PgPool) {
+    let environment = Environment::new(&pool).with("API_WORKERS", "0").with("MAX_PAGE_SIZE", "0");
+    for command in ["serve", "executor"] {
+        let output = environment.run(&[command]).await;
+        assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(1), ""));
+        let printed = text(&output.stdout);
+        let lines: Vec<Value> = printed.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        let messages: Vec<&str> = lines.iter().filter_map(|line| line["message"].as_str()).collect();
+        assert!(lines.iter().all(|line| line["level"] == "ERROR"), "{printed}");
+        assert!(messages.len() == 2 && messages[0].starts_with("API_WORKERS: must be"), "{printed}");
+        assert!(messages[1].starts_with("MAX_PAGE_SIZE: must be"), "{printed}");
+        let output = environment.clone().with("LOG_FORMAT", "text").run(&[command]).await;
+        assert!(text(&output.stdout).lines().all(|line| line.contains(" ERROR   ")), "{}", text(&output.stdout));
+    }
 }
 
 #[sqlx::test(migrations = false)]
-async fn the_first_start_with_authentication_prints_an_admins_key_once(pool: PgPool) {
+async fn the_first_admins_key_is_made_on_request_and_never_in_the_log(pool: PgPool) {
     let environment = Environment::new(&pool).with("AUTH_ENABLED", "true").with("LOG_LEVEL", "DEBUG");
     let client = reqwest::Client::new();
     let keys = format!("{}/api/v1/api-keys", environment.url);
-    let look =
-        async |key: &str| client.get(&keys).header("x-api-key", key).send().await.expect("an answer").status().as_u16();
+    let look = async |key: &str| {
+        let answer = client.get(&keys).header("x-api-key", key).send().await.expect("an answer");
+        (answer.status().as_u16(), answer.json::<Value>().await.expect("JSON"))
+    };
+    let unmade = environment.run(&["api-key", "--name", "too early"]).await;
+    assert!(!unmade.status.success() && unmade.stdout.is_empty(), "there is no table yet");
     let mut api = environment.serve().await;
-    let key = eventually("the key is printed", || async { printed_key(&api.log()) }).await;
-    assert_eq!((look(&key).await, look("").await), (200, 401));
+    eventually("the log says how to make one", || async {
+        api.log().contains("workflow-api api-key --name admin").then_some(())
+    })
+    .await;
+    let make = async |arguments: &[&str]| {
+        let output = environment.run(&[&["api-key", "--name"], arguments].concat()).await;
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+        text(&output.stdout).trim_end().to_owned()
+    };
+    let first = make(&["admin"]).await;
+    let (status, found) = look(&first).await;
+    assert_eq!((status, &found["total"], look("").await.0), (200, &1.into(), 401));
+    assert_eq!((&found["items"][0]["role"], &found["items"][0]["expires_at"]), (&"admin".into(), &Value::Null));
+    assert_eq!(look(&make(&["reader", "--role", "viewer", "--days", "7"]).await).await.0, 403);
+    let found = look(&first).await.1;
+    assert!(found["items"][1]["expires_at"].is_string() && found["items"][1]["parent_key_id"].is_null(), "{found}");
+    for wrong in [&["admin"][..], &["é"], &["x", "--role", "root"], &["x", "--organization", "nowhere"]] {
+        let output = environment.run(&[&["api-key", "--name"], wrong].concat()).await;
+        assert!(!output.status.success() && output.stdout.is_empty(), "{wrong:?}");
+    }
     api.terminate().await;
     assert_eq!(api.exit_code(Duration::from_secs(30)).await, 0);
+    assert!(!api.log().contains("wf_live_"), "{}", api.log());
 
-    // The next start is not the first one; a key of the settings is stored all the same, and printed by nobody.
+    // A key of the settings is stored all the same, and printed by nobody.
     let given = text(&environment.run(&["api-key"]).await.stdout).trim().to_owned();
     let file = std::env::temp_dir().join(format!("bootstrap-{}", uuid::Uuid::new_v4()));
     std::fs::write(&file, format!("{given}\n")).expect("a file");
     let environment = environment.with("BOOTSTRAP_API_KEY_FILE", file.to_str().expect("UTF-8"));
     let mut api = environment.serve().await;
-    eventually("the key is stored", || async { (look(&given).await == 200).then_some(()) }).await;
-    assert_eq!(look(&key).await, 200);
+    eventually("the key is stored", || async { (look(&given).await.0 == 200).then_some(()) }).await;
+    assert_eq!(look(&first).await.0, 200);
     api.terminate().await;
     assert_eq!(api.exit_code(Duration::from_secs(30)).await, 0);
-    assert_eq!(printed_key(&api.log()), None);
+    assert!(!api.log().contains("wf_live_"), "{}", api.log());
     std::fs::remove_file(&file).expect("it is there");
 }
 

@@ -53,7 +53,8 @@ pub struct Holder {
     pub organization: OrganizationId,
     /// What it allows.
     pub grant: Arc<Grant>,
-    expires_at: Option<Timestamp>,
+    /// From then on it does not count.
+    pub expires_at: Option<Timestamp>,
     last_used_at: Option<Timestamp>,
 }
 
@@ -197,9 +198,9 @@ impl KeyRing {
         }
     }
 
-    /// Has the key read again before it is used again.
-    pub fn forget(&self, id: Uuid) {
-        self.entries().retain(|_, entry| entry.holder.as_ref().is_none_or(|holder| holder.id != id));
+    /// Has the keys read again before they are used again.
+    pub fn forget(&self, ids: &[Uuid]) {
+        self.entries().retain(|_, entry| entry.holder.as_ref().is_none_or(|holder| !ids.contains(&holder.id)));
     }
 
     fn keep(&self, name: KeyName, entry: Entry) {

@@ -3,10 +3,11 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, Validation, decode, decode_header, encode, errors::ErrorKind};
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -23,6 +24,7 @@ use crate::{
     access::{Actor, Grant, OrganizationId, Role, verifying_key::VerifyingKey},
     config,
     lifecycle::Lifecycle,
+    timestamp::Timestamp,
     visible,
 };
 
@@ -135,12 +137,20 @@ pub fn issue(
     organization: &OrganizationId,
 ) -> Result<String, TokenError> {
     shown_subject(subject).ok_or(TokenError::BadSubject)?;
-    sign(auth, subject, role, organization, None)
+    let (token, _) = sign(auth, subject, role, organization, None)?;
+    Ok(token)
 }
 
-/// A token that allows what this API key allows, as long as the key counts; `role` is only there to be read.
-pub fn issue_for_key(auth: &config::Auth, actor: &Actor, role: Role, key_id: Uuid) -> Result<String, TokenError> {
-    sign(auth, &actor.subject, role, &actor.organization, Some(key_id))
+/// A token that allows what this API key allows, as long as the key counts, and for how many seconds. `role` is only there
+/// to be read.
+pub fn issue_for_key(
+    auth: &config::Auth,
+    actor: &Actor,
+    role: Role,
+    key_id: Uuid,
+    key_ends_at: Option<Timestamp>,
+) -> Result<(String, u64), TokenError> {
+    sign(auth, &actor.subject, role, &actor.organization, Some((key_id, key_ends_at)))
 }
 
 fn sign(
@@ -148,16 +158,18 @@ fn sign(
     subject: &str,
     role: Role,
     organization_id: &OrganizationId,
-    wf_key: Option<Uuid>,
-) -> Result<String, TokenError> {
+    key: Option<(Uuid, Option<Timestamp>)>,
+) -> Result<(String, u64), TokenError> {
     let secret = auth.jwt_secret.as_ref().ok_or(TokenError::NoSecret)?;
     let iat = Utc::now().timestamp();
-    let lifetime_secs = i64::try_from(auth.token_lifetime.as_secs()).unwrap_or(i64::MAX);
+    let lifetime = i64::try_from(auth.token_lifetime.as_secs()).unwrap_or(i64::MAX);
+    let key_ends = key.and_then(|(_, ends_at)| ends_at).map(|end| end.naive().and_utc().timestamp());
+    let lifetime = lifetime.min(key_ends.map_or(i64::MAX, |end| end.saturating_sub(iat))).max(0);
     let (iss, aud) = (auth.issuer.as_deref(), auth.audience.as_deref());
-    let exp = iat.saturating_add(lifetime_secs);
+    let (exp, wf_key) = (iat.saturating_add(lifetime), key.map(|(id, _)| id));
     let claims = Issued { sub: subject, role, organization_id, iat, exp, wf_key, iss, aud };
     let key = EncodingKey::from_secret(secret.expose_secret().as_bytes());
-    Ok(encode(&Header::new(auth.algorithm), &claims, &key)?)
+    Ok((encode(&Header::new(auth.algorithm), &claims, &key)?, lifetime.unsigned_abs()))
 }
 
 /// What a verified token says.
@@ -181,6 +193,13 @@ impl Claims {
     /// In seconds since the epoch.
     pub fn counts_until(&self) -> f64 {
         self.expires_at + CLOCK_SKEW_SECS as f64
+    }
+
+    /// `exp`, to a second.
+    pub fn ends_at(&self) -> Timestamp {
+        // One beyond the last second that dates are written for was refused, and one before 1970 has expired.
+        let since_epoch = Duration::try_from_secs_f64(self.expires_at).unwrap_or_default();
+        (DateTime::UNIX_EPOCH + Duration::from_secs(since_epoch.as_secs())).into()
     }
 
     fn has_expired(&self) -> bool {
