@@ -6,6 +6,7 @@ pub mod agents;
 pub mod api_keys;
 pub mod audit;
 pub mod auth;
+pub mod body;
 pub mod by_name;
 pub mod callbacks;
 pub mod client;
@@ -22,6 +23,7 @@ pub mod extract;
 pub mod graph;
 pub mod headers;
 pub mod load;
+pub mod memory;
 pub mod organizations;
 pub mod page;
 pub mod prefer;
@@ -29,14 +31,17 @@ pub mod rate_limit;
 pub mod request;
 pub mod run_log;
 pub mod runs;
+pub mod signing;
+pub mod step_stream;
 pub mod system;
+pub mod ticket;
 pub mod transfer;
 pub mod workflows;
 
 use std::{ops::Deref, sync::Arc, time::Instant};
 
 use anyhow::Context as _;
-use axum::{Router, middleware};
+use axum::{Router, extract::MatchedPath, middleware};
 use http::HeaderName;
 use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
@@ -44,20 +49,25 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::{
     auth::{KeyRing, Organizations, Tokens},
+    body::BodyRoutes,
     counts::Counts,
     error::ApiError,
     load::Load,
+    memory::Memory,
     rate_limit::RateLimits,
+    signing::Signing,
 };
 use crate::{
     actions::{Context, start_run::Definitions},
     auditor::Auditor,
+    clock::Clock,
     config::{self, Config},
     db::{self, processes::Registration},
     egress::Egress,
     lifecycle::Lifecycle,
     offload::{Offload, SMALL_BYTES},
     outbox::Relay,
+    permits::Permits,
     readiness::Readiness,
     run_writer::RunWriter,
     telemetry,
@@ -101,6 +111,10 @@ pub struct Parts {
     pub rates: RateLimits,
     /// Places of requests.
     pub load: Load,
+    /// Memory of bodies and answers.
+    pub memory: Memory,
+    /// Checks of agents that are under way.
+    pub checks: Permits,
     /// Keeps the audit trail.
     pub auditor: Auditor,
     /// Knows organisations.
@@ -109,6 +123,10 @@ pub struct Parts {
     pub egress: Egress,
     /// For metrics.
     pub counts: Counts,
+    /// Signs what clients carry.
+    pub signing: Signing,
+    /// By which credentials end.
+    pub clock: Clock,
     /// For the uptime.
     pub started: Instant,
 }
@@ -134,14 +152,18 @@ impl App {
         let egress = Egress::new(&config.egress)?;
         // Key sets are the operator's to choose, wherever they are; their hosts' redirects are not.
         let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build()?;
-        let keys = KeyRing::start(pool.clone(), lifecycle);
+        let clock = Clock::default();
+        let keys = KeyRing::start(pool.clone(), clock.clone(), lifecycle);
+        let signing = Signing::new(pool.clone());
         let auditor = Auditor::start(&pool, config.audit_retention_days, lifecycle);
         let organizations = Organizations::new(pool.clone());
-        let tokens = Tokens::start(&config.auth, &http, lifecycle);
+        let tokens = Tokens::start(&config.auth, &http, clock.clone(), lifecycle);
         crate::dead_letters::start(&config, pool.clone(), lifecycle)?;
         let definitions = Definitions::default();
         let rates = RateLimits::new(&config.limits);
         let load = Load::new(config.limits.max_concurrent_requests);
+        let memory = Memory::new(&config.limits);
+        let checks = agent_health::permits();
         Ok(Self(Arc::new(Parts {
             config,
             pool,
@@ -155,10 +177,14 @@ impl App {
             keys,
             rates,
             load,
+            memory,
+            checks,
             auditor,
             organizations,
             egress,
             counts: Counts::default(),
+            signing,
+            clock,
             started,
         })))
     }
@@ -204,6 +230,11 @@ impl Deref for App {
     }
 }
 
+/// The route of a request below the prefix, with its parameters' names.
+fn route_below_prefix<'a>(app: &App, request: &'a http::request::Parts) -> Option<&'a str> {
+    request.extensions.get::<MatchedPath>()?.as_str().strip_prefix(app.config.api.prefix.as_str())
+}
+
 /// All routes of the API with their OpenAPI document: the ones under the prefix, and the ones at the root.
 /// `key_header` is the header that carries an API key.
 #[must_use]
@@ -231,6 +262,7 @@ pub fn routes(api: &config::Api, key_header: &str) -> OpenApiRouter<App> {
         .routes(routes!(runs::list_steps))
         .routes(routes!(run_log::get_logs))
         .routes(routes!(run_log::stream_events))
+        .routes(routes!(ticket::create_event_ticket))
         .routes(routes!(runs::retry_run))
         .routes(routes!(runs::cancel_run))
         .routes(routes!(runs::pause_run))
@@ -263,11 +295,12 @@ pub fn routes(api: &config::Api, key_header: &str) -> OpenApiRouter<App> {
 pub fn router(app: &App) -> Router {
     let (routes, document) = routes(&app.config.api, &app.config.auth.api_key_header_text).split_for_parts();
     let documentation = if app.config.api.docs { docs::router(&document) } else { Router::new() };
+    let bodies = Arc::new(BodyRoutes::of(&document));
     let service = routes
         .merge(documentation)
         .fallback(request::no_such_route)
         .method_not_allowed_fallback(request::no_such_method)
-        .layer(middleware::from_fn_with_state(app.clone(), request::surround))
+        .layer(middleware::from_fn_with_state((app.clone(), bodies), request::surround))
         .with_state(app.clone());
     cors::around(service, app).layer(middleware::from_fn_with_state(app.clone(), headers::add))
 }

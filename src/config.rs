@@ -61,6 +61,7 @@ variables! {
     cors_origins, cors_allow_credentials, cors_allow_methods, cors_allow_headers,
     encryption_key, trusted_proxies, hsts_max_age_secs, rate_limit_per_principal, rate_limit_per_address, rate_limit_burst,
     rate_limit_failed_auth, max_concurrent_requests,
+    max_request_memory_mb, max_response_memory_mb,
     log_level, log_format, default_page_size, max_page_size, idempotency_key_ttl_hours,
     quota_agents, quota_workflows, quota_api_keys, quota_queued_runs,
     enable_docs, enable_metrics, metrics_access, enable_audit_logging, audit_retention_days, readiness_requires_kafka,

@@ -20,6 +20,7 @@ pub mod outbox;
 pub mod pool;
 pub mod processes;
 pub mod runs;
+pub mod service_keys;
 pub mod waits;
 pub mod workflows;
 

@@ -8,10 +8,12 @@
 pub mod access;
 pub mod agent;
 pub mod breaker;
+pub mod clock;
 pub mod expression;
 pub mod id;
 pub mod input;
 pub mod mapping;
+pub mod permits;
 pub mod rate;
 pub mod run;
 pub mod timestamp;

@@ -7,21 +7,24 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     db::{self, events::Progress},
     lifecycle::Lifecycle,
+    permits::{Exhausted, Holders, Permit, Permits, Scope},
 };
 
 /// How often the rows are asked while somebody waits.
 const ASK_EVERY: Duration = Duration::from_millis(100);
-/// Requests that wait for an end at a time; further ones are answered at once.
-const MAX_WAITING: usize = 1024;
-/// Streams at a time; further ones are refused. Asking for that many runs takes the database some hundredths of a
-/// second, ten times a second.
-pub const MAX_STREAMS: usize = 1024;
+/// Requests that wait for an end at a time, and as many streams. Asking for that many runs takes the database some
+/// hundredths of a second, ten times a second.
+pub const MAX_WATCHERS: u64 = 2048;
+/// Of these, those of one organisation.
+pub const MAX_WATCHERS_OF_ORGANIZATION: u64 = MAX_WATCHERS / 2;
+/// Of these, those of one caller.
+pub const MAX_WATCHERS_OF_CALLER: u64 = MAX_WATCHERS / 4;
 
 /// The runs that are waited for. Cheap to clone.
 #[derive(Clone)]
@@ -32,15 +35,15 @@ struct Shared {
     runs: Mutex<HashMap<String, watch::Sender<Progress>>>,
     arrived: Notify,
     stop: CancellationToken,
-    ends: Semaphore,
-    streams: Arc<Semaphore>,
+    ends: Permits,
+    streams: Permits,
 }
 
-/// Tells that something has happened to a run. Dropping it frees its place.
+/// Tells that something has happened to a run. Dropping it frees its permit.
 pub struct Watch {
     progress: watch::Receiver<Progress>,
     stop: CancellationToken,
-    _place: OwnedSemaphorePermit,
+    _permit: Permit,
 }
 
 impl Watch {
@@ -65,21 +68,22 @@ impl Waiting {
     /// Starts the loop.
     #[must_use]
     pub fn start(pool: db::Pool, lifecycle: &Lifecycle) -> Self {
+        let limits = [(Scope::Organization, MAX_WATCHERS_OF_ORGANIZATION), (Scope::Caller, MAX_WATCHERS_OF_CALLER)];
         let this = Self(Arc::new(Shared {
             runs: Mutex::default(),
             arrived: Notify::new(),
             stop: lifecycle.soft_stop().clone(),
-            ends: Semaphore::new(MAX_WAITING),
-            streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+            ends: Permits::new(MAX_WATCHERS, limits),
+            streams: Permits::new(MAX_WATCHERS, limits),
         }));
         lifecycle.spawn("waiting", this.clone().ask_for_all(pool));
         this
     }
 
-    /// Returns when the run has ended, or after that time, or when the process stops. Which of them it is the caller
-    /// finds by a look at the run.
-    pub async fn until_ended(&self, run_id: &str, at_most: Duration) {
-        let Ok(_place) = self.0.ends.try_acquire() else { return };
+    /// Returns when the run has ended, or after that time, or when the process stops; at once if too many wait already.
+    /// Which of them it is the caller finds by a look at the run.
+    pub async fn until_ended(&self, run_id: &str, at_most: Duration, holders: Holders) {
+        let Ok(_permit) = self.0.ends.try_take(holders, 1) else { return };
         let mut progress = self.enter(run_id);
         tokio::select! {
             _ = progress.wait_for(|progress| progress.has_ended) => {}
@@ -88,11 +92,10 @@ impl Waiting {
         }
     }
 
-    /// Watches a run, unless too many are.
-    #[must_use]
-    pub fn watch(&self, run_id: &str) -> Option<Watch> {
-        let place = Arc::clone(&self.0.streams).try_acquire_owned().ok()?;
-        Some(Watch { progress: self.enter(run_id), stop: self.0.stop.clone(), _place: place })
+    /// Watches a run, unless too many are watched.
+    pub fn watch(&self, run_id: &str, holders: Holders) -> Result<Watch, Exhausted> {
+        let permit = self.0.streams.try_take(holders, 1)?;
+        Ok(Watch { progress: self.enter(run_id), stop: self.0.stop.clone(), _permit: permit })
     }
 
     fn enter(&self, run_id: &str) -> watch::Receiver<Progress> {

@@ -95,6 +95,11 @@ struct Changes<'a> {
     answer: &'a RawValue,
 }
 
+/// Whether there is a callback of that token, answered or not.
+pub async fn exists(pool: &db::Pool, token: &str) -> Result<bool, db::Error> {
+    waits::callback_exists(pool, &Sha256::digest(token)).await
+}
+
 /// Writes the answer and wakes the run, or finds the first one.
 pub async fn answer_callback(
     pool: &db::Pool,

@@ -26,7 +26,7 @@ use crate::{
 type Rule = (Method, &'static str, &'static [Permission]);
 
 /// A route that is not here is for nobody, and fails a test. What a route asks for beyond this, it says where it is.
-const RULES: [Rule; 51] = [
+const RULES: [Rule; 52] = [
     (Method::GET, "/agents", &[AgentsRead]),
     (Method::POST, "/agents", &[AgentsWrite]),
     (Method::GET, "/agents/{agent_id}", &[AgentsRead]),
@@ -56,6 +56,8 @@ const RULES: [Rule; 51] = [
     (Method::GET, "/runs/{run_id}/steps", &[RunsRead]),
     (Method::GET, "/runs/{run_id}/logs", &[RunsRead]),
     (Method::GET, "/runs/{run_id}/events", &[RunsRead]),
+    // It lets nobody do more than the caller may.
+    (Method::POST, "/runs/{run_id}/events/ticket", &[RunsRead]),
     (Method::GET, "/runs/{run_id}/graph", &[RunsRead]),
     (Method::POST, "/runs/{run_id}/retry", &[RunsWrite]),
     (Method::POST, "/runs/{run_id}/cancel", &[RunsWrite]),
@@ -131,7 +133,7 @@ fn forbidden(detail: impl Into<String>) -> ApiError {
 /// Whether the caller may make the request, or the answer to give instead.
 pub async fn authorize(app: &App, request: &mut Parts, caller: &Caller) -> Result<(), ApiError> {
     // Nothing was asked of the caller, or there is no such route, which its answer says.
-    let (Proof::Token(_) | Proof::TokenOfApiKey(_) | Proof::ApiKey(_), Some(matched)) =
+    let (Proof::Token(_) | Proof::TokenOfApiKey { .. } | Proof::ApiKey(_), Some(matched)) =
         (caller.proof, request.extensions.get::<MatchedPath>())
     else {
         return Ok(());

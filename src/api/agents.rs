@@ -348,7 +348,7 @@ fn not_found() -> ApiError {
     ),
 )]
 pub async fn list_agents(State(app): State<App>, caller: Caller, query: Query) -> Result<Json<Page<Agent>>, ApiError> {
-    let asked = Asked::read(&query, app.config.pages, ORDER, "agents", &FILTERS)?;
+    let asked = Asked::read(&app, &query, ORDER, "agents", &FILTERS).await?;
     let filter = Filter {
         organization: caller.organization(),
         statuses: query.several("status"),
@@ -472,7 +472,10 @@ pub async fn delete_agent(
 /// Asks the agent for its card. The answer is 200 also if the agent is unhealthy.
 #[utoipa::path(
     get, path = "/agents/{agent_id}/health", tag = "agents", params(("agent_id" = uuid::Uuid, Path)),
-    responses((status = 200, body = AgentHealth), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
+    responses(
+        (status = 200, body = AgentHealth), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody),
+        (status = 429, description = "Too many checks of the agent, or by the caller, are under way", body = ErrorBody),
+    ),
 )]
 pub async fn check_agent(
     State(app): State<App>,
@@ -482,6 +485,11 @@ pub async fn check_agent(
 ) -> Result<Json<AgentHealth>, ApiError> {
     let row = db::agents::find(&app.pool, caller.organization(), id).await?.ok_or_else(not_found)?;
     let row = row.opened(&app.config.vault);
+    let holders = caller.holders().with_agent(id);
+    let _permit = app
+        .checks
+        .try_take(holders, 1)
+        .map_err(|limit| ApiError::exhausted(limit, "too_many_checks", "checks of agents at a time"))?;
     place.leave();
     Ok(Json(agent_health::check(&app.egress, &row, caller.sees_secrets()).await))
 }

@@ -312,7 +312,7 @@ pub async fn list_api_keys(
     caller: Caller,
     query: Query,
 ) -> Result<Json<Page<ApiKey>>, ApiError> {
-    let asked = Asked::read(&query, app.config.pages, ORDER, "api-keys", &[])?;
+    let asked = Asked::read(&app, &query, ORDER, "api-keys", &[]).await?;
     let mut connection = app.pool.acquire().await?;
     let part = db::api_keys::list(&mut connection, caller.organization(), &asked.cut).await?;
     Ok(Json(Page::new(part, &asked)))

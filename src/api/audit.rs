@@ -154,7 +154,7 @@ pub async fn list_audit_logs(
 ) -> Result<Json<Page<AuditEntry>>, ApiError> {
     let filter = filter(&caller, &query)?;
     let order = audit::order(query.is_ascending());
-    let asked = Asked::read(&query, app.config.pages, order, "audit-logs", &FILTERS)?;
+    let asked = Asked::read(&app, &query, order, "audit-logs", &FILTERS).await?;
     let mut connection = app.pool.acquire().await?;
     let part = audit::list(&mut connection, &filter, order, &asked.cut).await?;
     Ok(Json(Page::new(part, &asked)))

@@ -17,13 +17,19 @@ pub use self::{
     organizations::Organizations,
     token::{TokenError, Tokens, issue, issue_for_key},
 };
-use super::{App, client::ClientAddress, rate_limit::Applied};
+use super::{
+    App,
+    client::ClientAddress,
+    rate_limit::{Applied, network},
+    ticket,
+};
 use crate::{
     access::{Actor, Grant, OrganizationId, Permission, Role, api_key::ApiKey},
     actions::answer_callback::Answerer,
     api::error::ApiError,
     config::MetricsAccess,
     db::{self, api_keys::KeyName},
+    permits::{Holder as PermitHolder, Holders, Scope},
     timestamp::Timestamp,
 };
 
@@ -51,8 +57,9 @@ pub enum Proof {
     Address,
     /// By a token, which counts until then, in seconds since the epoch.
     Token(f64),
-    /// By a token that was issued for this API key.
-    TokenOfApiKey(Uuid),
+    /// By a token that was issued for this API key, and which counts until then.
+    #[expect(missing_docs, reason = "said above")]
+    TokenOfApiKey { id: Uuid, until: f64 },
     /// By this API key.
     ApiKey(Uuid),
 }
@@ -91,11 +98,35 @@ impl Caller {
     pub async fn still_counts(&self, app: &App) -> Result<bool, Arc<db::Error>> {
         Ok(match self.proof {
             Proof::Nothing | Proof::Address => true,
-            Proof::Token(until) => token::now() < until && app.organizations.is_active(self.organization()).await?,
-            Proof::TokenOfApiKey(id) | Proof::ApiKey(id) => {
+            Proof::Token(until) => {
+                app.clock.epoch_secs() < until && app.organizations.is_active(self.organization()).await?
+            }
+            Proof::TokenOfApiKey { until, .. } if app.clock.epoch_secs() >= until => false,
+            Proof::TokenOfApiKey { id, .. } | Proof::ApiKey(id) => {
                 app.keys.find(KeyName::Id(id), || Pace::AtOnce).await?.is_some()
             }
         })
+    }
+
+    /// Whose share of what is scarce counts. While authentication is off, an address has that of an organisation.
+    #[must_use]
+    pub fn holders(&self) -> Holders {
+        let address = self.actor.address.map(|address| network(ClientAddress(address)));
+        let organization = || Some(PermitHolder::new(Scope::Organization, self.organization()));
+        match self.proof {
+            Proof::Nothing => Holders::new(PermitHolder::new(Scope::Organization, address), None),
+            Proof::Address => {
+                let all = PermitHolder::new(Scope::Anonymous, ());
+                Holders::new(all, Some(PermitHolder::new(Scope::Address, address)))
+            }
+            Proof::Token(_) => {
+                let subject = (self.organization(), &self.actor.subject);
+                Holders::new(PermitHolder::new(Scope::Caller, subject), organization())
+            }
+            Proof::TokenOfApiKey { id, .. } | Proof::ApiKey(id) => {
+                Holders::new(PermitHolder::new(Scope::Caller, id), organization())
+            }
+        }
     }
 
     /// Whose everything is that the caller sees and makes.
@@ -157,7 +188,7 @@ pub fn needs_credentials(app: &App, path: &str) -> bool {
 /// `anybody`.
 pub async fn authenticate(
     app: &App,
-    request: &Parts,
+    request: &mut Parts,
     anybody: Actor,
     limits: &mut Applied,
 ) -> Result<Caller, ApiError> {
@@ -181,7 +212,7 @@ pub async fn authenticate(
 
 async fn identify(
     app: &App,
-    request: &Parts,
+    request: &mut Parts,
     anybody: Actor,
     client: Option<ClientAddress>,
 ) -> Result<Caller, Refusal> {
@@ -196,6 +227,7 @@ async fn identify(
     });
     match token {
         Some(token) => by_token(app, token, anybody, pace).await,
+        None if let Some(text) = ticket::presented(app, request) => by_ticket(app, request, &text, anybody, pace).await,
         None => Err(Refusal::Other(unauthorized("A bearer token or an API key is required"))),
     }
 }
@@ -240,7 +272,40 @@ async fn by_token(app: &App, token: &str, anybody: Actor, pace: impl FnOnce() ->
         return Ok(Caller { actor, grant, roles, proof, ends_at: Some(claims.ends_at()) });
     };
     let holder = app.keys.find(KeyName::Id(key_id), pace).await?.ok_or_else(|| Refusal::Other(invalid()))?;
-    Ok(holder.caller(Proof::TokenOfApiKey(key_id), anybody, Some(claims.ends_at())))
+    let proof = Proof::TokenOfApiKey { id: key_id, until: claims.counts_until() };
+    Ok(holder.caller(proof, anybody, Some(claims.ends_at())))
+}
+
+async fn by_ticket(
+    app: &App,
+    request: &mut Parts,
+    text: &str,
+    anybody: Actor,
+    pace: impl FnOnce() -> Pace,
+) -> Result<Caller, Refusal> {
+    let invalid = || unauthorized("The ticket is not valid, or has expired");
+    let ticket = ticket::verify(app, request, text).await.map_err(|refused| match refused {
+        ticket::Refused::Invalid => Refusal::Wrong(invalid()),
+        // Nobody guesses one.
+        ticket::Refused::Expired => Refusal::Other(invalid()),
+        ticket::Refused::Db(error) => error.into(),
+    })?;
+    let caller = match ticket.holder {
+        // From a time when authentication was off.
+        ticket::Holder::Anybody => return Err(Refusal::Other(invalid())),
+        ticket::Holder::ApiKey { id, until } => {
+            let proof = until.map_or(Proof::ApiKey(id), |until| Proof::TokenOfApiKey { id, until });
+            let holder = app.keys.find(KeyName::Id(id), pace).await?;
+            let holder = holder.ok_or_else(|| Refusal::Other(invalid()))?;
+            holder.caller(proof, anybody, until.map(token::at))
+        }
+        ticket::Holder::Token { subject, organization, role, until } => {
+            let actor = Arc::new(Actor { subject, organization, ..anybody });
+            let (grant, ends_at) = (Arc::new(Grant::of(role)), Some(token::at(until)));
+            Caller { actor, grant, roles: Arc::default(), proof: Proof::Token(until), ends_at }
+        }
+    };
+    if caller.still_counts(app).await? { Ok(caller) } else { Err(Refusal::Other(invalid())) }
 }
 
 impl Holder {

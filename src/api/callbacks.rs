@@ -6,7 +6,7 @@ use axum::{
     extract::{FromRequestParts, Path, State},
     response::{IntoResponse, Response},
 };
-use http::{HeaderValue, StatusCode, header, request::Parts};
+use http::{HeaderValue, Method, StatusCode, header, request::Parts};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
@@ -40,6 +40,15 @@ impl<S: Send + Sync> FromRequestParts<S> for Token {
         let Path(token) = Path::<String>::from_request_parts(parts, state).await.map_err(|_| not_found())?;
         if token.len() > MAX_TOKEN_CHARS { Err(not_found()) } else { Ok(Self(token)) }
     }
+}
+
+/// 404 for a request that answers a callback which there is not.
+pub async fn find(app: &App, request: &mut Parts) -> Result<(), ApiError> {
+    if request.method != Method::POST || super::route_below_prefix(app, request) != Some("/callbacks/{token}") {
+        return Ok(());
+    }
+    let Token(token) = Token::from_request_parts(request, &()).await?;
+    if answer_callback::exists(&app.pool, &token).await? { Ok(()) } else { Err(not_found()) }
 }
 
 /// What an answer to a callback came to. A repeat gets the same, whatever it says.

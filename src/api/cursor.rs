@@ -1,25 +1,26 @@
 //! Which part of a list is asked for: a page by its number, or from a cursor that an earlier answer gave.
 //!
-//! A cursor is opaque to clients: base64url of a checksum and of a position. The checksum also covers the list with
-//! its filters and its order, so that a cursor of another query is refused. It is no secret and need not be one:
-//! the filters are taken from the request, and a forged position shows nothing that the list does not.
+//! A cursor is opaque to clients: base64url of a signature and of a position. The signature also covers the list with
+//! its filters and its order, so that a cursor of another query is refused, and so is one that the service has not made:
+//! what is in a cursor is of the types that the database compares with.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{error::ApiError, extract::Query};
+use super::{
+    App,
+    error::ApiError,
+    extract::Query,
+    signing::{Key, SIGNATURE_BYTES},
+};
 use crate::{
-    config::Pages,
     db::list::{Cut, EntryId, Listed, Order, Part, Position, SortValue, Start},
     input::{self, FieldError},
 };
 
 /// Entries that a page by its number may lie behind, with its own. The database reads all of them for it.
 const MAX_DEPTH: i64 = 10_000;
-/// Bytes of the checksum.
-const CHECKSUM_BYTES: usize = 16;
-
 /// What a cursor says.
 #[derive(Serialize, Deserialize)]
 struct Cursor {
@@ -42,14 +43,16 @@ pub struct Asked {
     /// For the database.
     pub cut: Cut,
     order: Order,
-    /// SHA-256 of the list, its filters and its order.
+    /// What the signature of a cursor is for.
     query: [u8; 32],
+    key: Key,
 }
 
 impl Asked {
     /// Reads `page`, `page_size` and `cursor`. `list` and the parameters named by `filters` make up what a cursor
     /// belongs to.
-    pub fn read(query: &Query, pages: Pages, order: Order, list: &str, filters: &[&str]) -> Result<Self, ApiError> {
+    pub async fn read(app: &App, query: &Query, order: Order, list: &str, filters: &[&str]) -> Result<Self, ApiError> {
+        let pages = app.config.pages;
         let mut errors = Vec::new();
         let mut number =
             |name: &str, default: i64| match query.given(name).map(|text| input::query_int(name, text, 1..=i64::MAX)) {
@@ -77,24 +80,33 @@ impl Asked {
         if !errors.is_empty() {
             return Err(errors.into());
         }
+        let key = app.signing.key().await?;
         let Some(cursor) = cursor else {
             let cut = Cut { start: Start::Offset((page - 1) * size), size };
-            return Ok(Self { number: page, cut, order, query: fingerprint });
+            return Ok(Self { number: page, cut, order, query: fingerprint, key });
         };
-        let cursor = decode(cursor, &fingerprint).filter(|cursor| fits(&cursor.position)).ok_or_else(|| {
+        let cursor = decode(cursor, &fingerprint, &key).filter(|cursor| fits(&cursor.position)).ok_or_else(|| {
             let detail = "The cursor is damaged, or belongs to another list, other filters or another order; begin \
                           again without it";
             ApiError::bad_request("invalid_cursor", detail)
         })?;
         let start = if cursor.is_before { Start::Before(cursor.position) } else { Start::After(cursor.position) };
-        Ok(Self { number: cursor.number.max(1), cut: Cut { start, size }, order, query: fingerprint })
+        Ok(Self { number: cursor.number.max(1), cut: Cut { start, size }, order, query: fingerprint, key })
+    }
+
+    /// The cursor of the page after that position.
+    #[must_use]
+    pub fn cursor_after(&self, position: Position) -> String {
+        let cursor = Cursor { position, is_before: false, number: self.number.saturating_add(1) };
+        encode(&cursor, &self.query, &self.key)
     }
 
     /// The cursors of the pages before and after this part; none where there is no entry.
     #[must_use]
     pub fn neighbours<T: Listed>(&self, part: &Part<T>) -> (Option<String>, Option<String>) {
         let cursor = |row: Option<&T>, is_before: bool, number: i64| {
-            row.map(|row| encode(&Cursor { position: row.position(self.order.column), is_before, number }, &self.query))
+            let cursor = Cursor { position: row?.position(self.order.column), is_before, number };
+            Some(encode(&cursor, &self.query, &self.key))
         };
         let previous = part.rows.first().filter(|_| part.has_previous);
         let next = part.rows.last().filter(|_| part.has_next);
@@ -115,29 +127,22 @@ fn fingerprint(query: &Query, list: &str, filters: &[&str]) -> [u8; 32] {
     Sha256::digest(input::to_raw(&(list, given)).get()).into()
 }
 
-fn checksum(text: &[u8], query: &[u8; 32]) -> [u8; CHECKSUM_BYTES] {
-    let digest = Sha256::new().chain_update(query).chain_update(text).finalize();
-    let mut checksum = [0; CHECKSUM_BYTES];
-    checksum.copy_from_slice(&digest[..CHECKSUM_BYTES]);
-    checksum
-}
-
-fn encode(cursor: &Cursor, query: &[u8; 32]) -> String {
+fn encode(cursor: &Cursor, query: &[u8; 32], key: &Key) -> String {
     let text = input::to_raw(cursor);
-    let mut bytes = checksum(text.get().as_bytes(), query).to_vec();
+    let mut bytes = key.sign(query, text.get().as_bytes()).to_vec();
     bytes.extend_from_slice(text.get().as_bytes());
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-fn decode(cursor: &str, query: &[u8; 32]) -> Option<Cursor> {
+fn decode(cursor: &str, query: &[u8; 32], key: &Key) -> Option<Cursor> {
     let bytes = URL_SAFE_NO_PAD.decode(cursor).ok()?;
-    let (found, text) = bytes.split_at_checked(CHECKSUM_BYTES)?;
-    (found == checksum(text, query)).then(|| serde_json::from_slice(text).ok())?
+    let (signature, text) = bytes.split_at_checked(SIGNATURE_BYTES)?;
+    key.verifies(query, text, signature).then(|| serde_json::from_slice(text).ok())?
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::signing::tests::key, *};
 
     fn cursor() -> Cursor {
         let position = Position { value: SortValue::Text("ä\"".to_owned()), id: EntryId::Uuid(uuid::Uuid::nil()) };
@@ -146,19 +151,20 @@ mod tests {
 
     #[test]
     fn a_cursor_comes_back_as_it_was() {
-        let decoded = decode(&encode(&cursor(), &[1; 32]), &[1; 32]).expect("our own cursor");
+        let decoded = decode(&encode(&cursor(), &[1; 32], &key(1)), &[1; 32], &key(1)).expect("our own cursor");
         assert_eq!((decoded.position, decoded.is_before, decoded.number), (cursor().position, true, 7));
     }
 
     #[test]
     fn no_changed_character_passes() {
-        let text = encode(&cursor(), &[1; 32]);
-        assert!(decode(&text, &[2; 32]).is_none(), "another query");
+        let text = encode(&cursor(), &[1; 32], &key(1));
+        assert!(decode(&text, &[2; 32], &key(1)).is_none(), "another query");
+        assert!(decode(&text, &[1; 32], &key(2)).is_none(), "another key");
         for index in 0..text.len() {
             for other in ["", "A", "-", "=", "\u{e4}"] {
                 let mut changed = text.clone();
                 changed.replace_range(index..=index, other);
-                assert!(changed == text || decode(&changed, &[1; 32]).is_none(), "{changed}");
+                assert!(changed == text || decode(&changed, &[1; 32], &key(1)).is_none(), "{changed}");
             }
         }
     }

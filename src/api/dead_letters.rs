@@ -244,7 +244,7 @@ pub async fn list_dead_letters(
         created: query.span("created")?,
     };
     let order = dead_letters::order(query.is_ascending());
-    let asked = Asked::read(&query, app.config.pages, order, "dead-letters", &FILTERS)?;
+    let asked = Asked::read(&app, &query, order, "dead-letters", &FILTERS).await?;
     let mut connection = app.pool.acquire().await?;
     let part = dead_letters::list(&mut connection, &filter, order, &asked.cut).await?;
     Ok(Json(Page::new(part, &asked)))

@@ -168,11 +168,12 @@ fn name_needs(operation: &mut Operation, needs: &[Permission]) {
 fn add_common_answers(operation: &mut Operation) {
     let has_body = operation.request_body.is_some();
     let answers = [
-        (StatusCode::BAD_REQUEST, "The body ended early", has_body),
+        (StatusCode::BAD_REQUEST, "The body ended early, or the route takes none", true),
         (StatusCode::UNAUTHORIZED, "Authentication is on, and the request has no valid token or API key", true),
         (StatusCode::FORBIDDEN, "The caller may not do this", true),
         (StatusCode::REQUEST_TIMEOUT, "The body did not arrive in time", has_body),
         (StatusCode::PAYLOAD_TOO_LARGE, "The body is larger than 1 MiB", has_body),
+        (StatusCode::UNSUPPORTED_MEDIA_TYPE, "The body has a Content-Encoding", has_body),
         (StatusCode::URI_TOO_LONG, "Path and query are longer than 8 KiB", true),
         (StatusCode::TOO_MANY_REQUESTS, "More was asked for than a limit of the settings allows", true),
         (StatusCode::INTERNAL_SERVER_ERROR, "A fault of the service; the log knows more by `request_id`", true),

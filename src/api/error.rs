@@ -12,10 +12,11 @@ use crate::{
     db::{self, idempotency::ClaimError},
     input::FieldError,
     offload::Busy,
+    permits::{Exhausted, Scope},
     timestamp::Timestamp,
 };
 
-/// Seconds after which a 503 may be tried again.
+/// Seconds after which a 503, or a 429 of something that is held, may be tried again.
 const RETRY_AFTER_SECS: &str = "2";
 
 /// An error on its way to the client: status, stable `code`, a sentence. The cause of a 5xx is not shown; the
@@ -134,6 +135,22 @@ impl ApiError {
     #[must_use]
     pub fn unavailable(code: &'static str, detail: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail)
+            .with_header(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECS))
+    }
+
+    /// Something scarce is held already as much as it may be: 429 if it is the client's share, and 503 if it is all.
+    /// `what`: of which there is too much.
+    #[must_use]
+    pub fn exhausted(limit: Exhausted, code: &'static str, what: &str) -> Self {
+        metrics::counter!("requests_refused_total", "reason" => code).increment(1);
+        let who = match limit {
+            Exhausted::All => return Self::unavailable(code, format!("There are too many {what}")),
+            Exhausted::Holder(Scope::Caller) => "The caller",
+            Exhausted::Holder(Scope::Organization) => "The organization",
+            Exhausted::Holder(Scope::Address | Scope::Anonymous) => "Callers without credentials",
+            Exhausted::Holder(Scope::Agent) => "The agent",
+        };
+        Self::new(StatusCode::TOO_MANY_REQUESTS, code, format!("{who} may have no more {what}"))
             .with_header(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECS))
     }
 

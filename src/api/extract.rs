@@ -138,6 +138,11 @@ pub async fn path_uuid<S: Send + Sync>(parts: &mut Parts, state: &S, name: &str)
     Ok(input::path_uuid(name, &text)?)
 }
 
+/// The one parameter of the path; `None` if it is no UTF-8.
+pub async fn path_text(parts: &mut Parts) -> Option<String> {
+    Path::<String>::from_request_parts(parts, &()).await.ok().map(|Path(text)| text)
+}
+
 /// `{workflow_id}` in the path.
 pub struct WorkflowId(pub Uuid);
 

@@ -289,7 +289,7 @@ pub async fn list_organizations(
     caller: Caller,
     query: Query,
 ) -> Result<Json<Page<Organization>>, ApiError> {
-    let asked = Asked::read(&query, app.config.pages, ORDER, "organizations", &[])?;
+    let asked = Asked::read(&app, &query, ORDER, "organizations", &[]).await?;
     let own = Some(caller.organization()).filter(|own| !own.is_default());
     let mut connection = app.pool.acquire().await?;
     let part = db::organizations::list(&mut connection, own, &asked.cut).await?;

@@ -1,6 +1,6 @@
 //! `Prefer: wait=N` (RFC 7240): the answer to an execute may come when the run has ended.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::{extract::FromRequestParts, response::Response};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts};
@@ -70,10 +70,10 @@ impl<S: Send + Sync> FromRequestParts<S> for Wait {
 pub async fn answer(app: &App, caller: &Caller, run: Run, wait: Wait) -> Response {
     let Some(secs) = wait.secs else { return runs::accepted(app, StatusCode::ACCEPTED, &RunDetail::open(run)) };
     wait.place.leave();
-    app.waiting.until_ended(run.run_id(), wait.time()).await;
+    app.waiting.until_ended(run.run_id(), wait.time(), caller.holders()).await;
     let found = look_again(app, caller, run.run_id()).await.unwrap_or_else(|error| {
         tracing::debug!(
-            error = &error as &dyn std::error::Error,
+            error = &*error as &dyn std::error::Error,
             "the run that was waited for cannot be read: {error}"
         );
         None
@@ -91,9 +91,13 @@ pub async fn answer(app: &App, caller: &Caller, run: Run, wait: Wait) -> Respons
     response
 }
 
-async fn look_again(app: &App, caller: &Caller, run_id: &str) -> Result<Option<RunDetail>, db::Error> {
+/// The run as it is now, unless the credentials of the caller have ended meanwhile.
+async fn look_again(app: &App, caller: &Caller, run_id: &str) -> Result<Option<RunDetail>, Arc<db::Error>> {
+    if !caller.still_counts(app).await? {
+        return Ok(None);
+    }
     match db::runs::find(&app.pool, caller.organization(), run_id).await? {
-        Some(row) => RunDetail::read(app, row).await.map(Some),
+        Some(row) => Ok(Some(RunDetail::read(app, row).await?)),
         None => Ok(None),
     }
 }

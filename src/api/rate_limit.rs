@@ -75,7 +75,7 @@ impl RateLimits {
         let (key_id, subject) = match caller.proof {
             Proof::Nothing | Proof::Address => return Ok(()),
             Proof::Token(_) => (None, Some((caller.organization(), &caller.actor.subject))),
-            Proof::TokenOfApiKey(id) | Proof::ApiKey(id) => (Some(id), None),
+            Proof::TokenOfApiKey { id, .. } | Proof::ApiKey(id) => (Some(id), None),
         };
         take("principal", self.principal.as_ref(), Some((key_id, subject)), applied)
     }
@@ -93,8 +93,9 @@ impl RateLimits {
     }
 }
 
-/// Who shares a bucket: an IPv4 address, or the 64 bits of IPv6 that belong to one customer.
-fn network(ClientAddress(address): ClientAddress) -> (bool, u64) {
+/// Who shares a bucket, or a permit: an IPv4 address, or the 64 bits of IPv6 that belong to one customer.
+#[must_use]
+pub fn network(ClientAddress(address): ClientAddress) -> (bool, u64) {
     match address {
         IpAddr::V4(v4) => (false, u64::from(v4.to_bits())),
         IpAddr::V6(v6) => (true, u64::try_from(v6.to_bits() >> 64).unwrap_or_default()),

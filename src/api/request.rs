@@ -1,20 +1,23 @@
 //! What happens around every request: correlation id, caller and what he may do, body limit, time-out, errors, log line, metrics.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     extract::{MatchedPath, Request, State},
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use bytes::Bytes;
 use http::{HeaderValue, StatusCode, Uri, header, request::Parts};
-use http_body_util::BodyExt;
 use tracing::Instrument;
 
 use super::{
     App, CORRELATION_ID, access,
     auth::{self, Caller},
+    body::{self, BodyRoutes, ReadBody},
+    callbacks,
     client::ClientAddress,
     error,
     load::Place,
@@ -22,19 +25,9 @@ use super::{
     rate_limit::Applied,
 };
 use crate::{
-    access::Actor, actions::import::MAX_BYTES as MAX_IMPORT_BYTES, api::error::ApiError, auditor::Denied, id, trace,
+    access::Actor, api::error::ApiError, auditor::Denied, id, trace,
 };
 
-/// Largest request body.
-pub const MAX_BODY_BYTES: usize = 1 << 20;
-/// Longest path with query.
-const MAX_URI_BYTES: usize = 8 << 10;
-/// A body has to be complete after this.
-const BODY_TIMEOUT: Duration = Duration::from_secs(15);
-/// What is left of a body that is not wanted may come for so long, and be so large.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
-/// See [`DRAIN_TIMEOUT`].
-const MAX_DRAINED_BYTES: usize = 32 << 20;
 /// A request has to be answered after this, its body not counted, and what the client asked to wait for a run.
 const HANDLER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -46,7 +39,7 @@ pub struct CorrelationId(pub String);
 ///
 /// The handler runs in a task of its own: a client that hangs up ends the waiting and not the work. A handler that takes
 /// too long is given up, with its connection (see `db::pool`).
-pub async fn surround(State(app): State<App>, request: Request, next: Next) -> Response {
+pub async fn surround(State((app, bodies)): State<(App, Arc<BodyRoutes>)>, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let active = Active::start();
     let given = request.headers().get(&CORRELATION_ID).and_then(|value| value.to_str().ok());
@@ -76,30 +69,40 @@ pub async fn surround(State(app): State<App>, request: Request, next: Next) -> R
     let client_ip = client.map(|client| tracing::field::display(client.0));
     let span = tracing::info_span!("http.request", correlation_id, user_id, organization_id, client_ip);
 
+    let is_guarded = auth::is_guarded(&app, parts.uri.path());
+    let holders = caller.as_ref().map(Caller::holders).unwrap_or_default();
     let (caller, refusal) = match caller {
         Ok(caller) => (Some(caller), None),
         Err(error) => (None, Some(error)),
     };
+    let used = bodies.use_of(&method, &route);
     let before_body = Instant::now();
-    let body = read_body(&parts.uri, &parts.headers, body, refusal).await;
+    let body = body::read(&parts, body, used, (&app.memory.bodies, holders), refusal).await;
     // A client may take its own time to send.
     deadline += before_body.elapsed();
     let response = match body {
         Err(error) => error.into_response(),
-        Ok(body) => {
+        Ok(ReadBody { bytes, permit }) => {
             // Nobody comes here without one: a refusal is an error.
             if let Some(caller) = caller {
                 parts.extensions.insert(caller);
             }
             parts.extensions.insert(CorrelationId(correlation_id.clone()));
-            let request = Request::from_parts(parts, axum::body::Body::from(body));
-            match enter(&app, request) {
+            let request = Request::from_parts(parts, axum::body::Body::from(bytes));
+            match enter(&app, is_guarded, request) {
                 Ok((place, request)) => {
                     let handler = next.run(request).instrument(span.clone());
+                    let (app, is_safe) = (app.clone(), method.is_safe());
                     let mut handler = tokio::spawn(async move {
                         let response = handler.await;
                         place.leave();
-                        response
+                        drop(permit);
+                        // What is open to all comes from the binary, or is small.
+                        if !is_guarded {
+                            return response;
+                        }
+                        let response = app.memory.answer(holders, is_safe, response).await;
+                        response.unwrap_or_else(IntoResponse::into_response)
                     });
                     match tokio::time::timeout_at(deadline, &mut handler).await {
                         Ok(Ok(response)) => response,
@@ -175,13 +178,17 @@ impl Admission {
         self.actor = Actor::clone(&caller.actor);
         app.rates.count_principal(&caller, &mut self.limits)?;
         access::authorize(app, parts, &caller).await?;
+        // Before the body, so that nobody has it read who does not know an address.
+        callbacks::find(app, parts).await?;
+        if is_guarded && parts.method.is_safe() {
+            app.memory.check_answer(caller.holders())?;
+        }
         Ok(caller)
     }
 }
 
 /// A place for a request that needs one, for itself and for its handler.
-fn enter(app: &App, mut request: Request) -> Result<(Place, Request), ApiError> {
-    let is_guarded = auth::is_guarded(app, request.uri().path());
+fn enter(app: &App, is_guarded: bool, mut request: Request) -> Result<(Place, Request), ApiError> {
     let place = if is_guarded { app.load.enter()? } else { Place::default() };
     request.extensions_mut().insert(place.clone());
     Ok((place, request))
@@ -191,75 +198,6 @@ fn enter(app: &App, mut request: Request) -> Result<(Place, Request), ApiError> 
 pub fn note(method: &str, route: &str, response: &Response, duration: Duration) {
     record(method, route, response.status(), duration);
     log_line(method, route, response, duration);
-}
-
-/// Largest body of that path: whatever was exported can be imported again.
-fn max_body_bytes(uri: &Uri) -> usize {
-    if uri.path().ends_with("/import") { MAX_IMPORT_BYTES } else { MAX_BODY_BYTES }
-}
-
-/// The whole body, within limits.
-///
-/// After a fault, also one that was found before, what is left of the body is read and dropped: a client that is still
-/// sending when the connection is closed would never see the answer.
-async fn read_body(
-    uri: &Uri,
-    headers: &http::HeaderMap,
-    mut body: axum::body::Body,
-    mut fault: Option<ApiError>,
-) -> Result<Bytes, ApiError> {
-    let limit = max_body_bytes(uri);
-    let too_large = || {
-        let detail = format!("The request body is larger than {} MiB", limit >> 20);
-        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", detail)
-    };
-    let announced = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    if fault.is_none() && uri.path_and_query().map_or(0, |uri| uri.as_str().len()) > MAX_URI_BYTES {
-        let detail = "The request's URI is longer than 8 KiB";
-        fault = Some(ApiError::new(StatusCode::URI_TOO_LONG, "uri_too_long", detail));
-    } else if fault.is_none() && announced.is_some_and(|length| length > limit as u64) {
-        fault = Some(too_large());
-    }
-    // Such a client waits for the answer before it sends.
-    if headers.contains_key(header::EXPECT)
-        && let Some(fault) = fault
-    {
-        return Err(fault);
-    }
-    let mut deadline = Instant::now() + if fault.is_some() { DRAIN_TIMEOUT } else { BODY_TIMEOUT };
-    let (mut chunks, mut length) = (Vec::new(), 0);
-    loop {
-        let frame = match tokio::time::timeout_at(deadline.into(), body.frame()).await {
-            Ok(None) => break,
-            Ok(Some(Ok(frame))) => frame,
-            Ok(Some(Err(_))) => {
-                let detail = "The request body could not be read to its end";
-                return Err(fault.unwrap_or_else(|| ApiError::bad_request("incomplete_body", detail)));
-            }
-            Err(_) => {
-                let detail = "The request body did not arrive in time";
-                let late = || ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", detail);
-                return Err(fault.unwrap_or_else(late));
-            }
-        };
-        let Ok(chunk) = frame.into_data() else { continue };
-        length += chunk.len();
-        if fault.is_none() && length > limit {
-            fault = Some(too_large());
-            chunks.clear();
-            deadline = Instant::now() + DRAIN_TIMEOUT;
-        }
-        match &fault {
-            None => chunks.push(chunk),
-            Some(_) if length > MAX_DRAINED_BYTES => break,
-            Some(_) => {}
-        }
-    }
-    match (fault, chunks.len()) {
-        (Some(fault), _) => Err(fault),
-        (None, 1) => Ok(chunks.swap_remove(0)),
-        (None, _) => Ok(chunks.concat().into()),
-    }
 }
 
 /// One line a request. Its fields are an interface, listed in the docs.

@@ -243,7 +243,7 @@ pub async fn get_logs(
     };
     let is_descending = query.text("sort_order").is_some_and(|order| order.eq_ignore_ascii_case("desc"));
     let order = events::order(!is_descending);
-    let asked = Asked::read(&query, app.config.pages, order, &format!("logs of {run_id}"), &FILTERS)?;
+    let asked = Asked::read(&app, &query, order, &format!("logs of {run_id}"), &FILTERS).await?;
     if !db::runs::exists(&app.pool, caller.organization(), &run_id).await? {
         return Err(not_found());
     }
@@ -334,6 +334,7 @@ impl Seen {
         (status = 204, description = "The run has ended, and the client has seen that: it need not come back"),
         (status = 400, description = "The id is not one of this stream", body = ErrorBody),
         (status = 404, body = ErrorBody),
+        (status = 429, description = "The caller or the organization has too many streams open", body = ErrorBody),
         (status = 503, description = "Too many streams are open", body = ErrorBody),
     ),
 )]
@@ -350,8 +351,12 @@ pub async fn stream_events(
         return Err(not_found());
     }
     // Before the first look, so that nothing happens unseen between the two.
-    let watch = app.waiting.watch(&run_id).ok_or_else(|| {
-        ApiError::unavailable("too_many_streams", "Too many event streams are open; GET the run or its logs instead")
+    let watch = app.waiting.watch(&run_id, caller.holders()).map_err(|exhausted| {
+        ApiError::exhausted(
+            exhausted,
+            "too_many_streams",
+            "event streams that are open; GET the run or its logs instead",
+        )
     })?;
     let rest = read(&app, &run_id, seen.seq).await?.ok_or_else(not_found)?;
     if seen.seq > rest.last {

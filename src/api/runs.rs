@@ -17,6 +17,7 @@ use super::{
     error::{ApiError, ErrorBody},
     extract::{Key, OptionalJsonBody, Query, RunId},
     page::Page,
+    step_stream,
 };
 use crate::{
     actions::{
@@ -70,9 +71,13 @@ pub struct Run {
     workflow_definition_id: Option<String>,
     /// `PENDING`, `RUNNING`, `COMPLETED`, `FAILED` or `CANCELLED`.
     status: String,
-    /// As given.
+    /// As given. A list leaves out one of more than 64 KiB.
     #[schema(value_type = Option<Object>)]
     input_data: Option<Box<RawValue>>,
+    /// True where a list leaves the input out, and otherwise absent: the run itself shows it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = bool)]
+    input_data_omitted: Option<bool>,
     /// Who started it.
     triggered_by: Option<String>,
     /// When it was accepted.
@@ -111,6 +116,7 @@ impl From<RunRow> for Run {
             workflow_name: row.workflow_name,
             workflow_definition_id: row.workflow_definition_id,
             status: row.status,
+            input_data_omitted: (row.has_input && row.input_data.is_none()).then_some(true),
             input_data: row.input_data.map(|json| json.0),
             triggered_by: row.triggered_by,
             created_at: row.created_at,
@@ -142,6 +148,7 @@ impl Run {
             status: RunStatus::Pending.as_str().to_owned(),
             priority: request.priority,
             input_data: Some(request.input),
+            input_data_omitted: None,
             triggered_by: Some(request.actor.subject.clone()),
             created_at,
             updated_at: created_at,
@@ -380,7 +387,7 @@ pub async fn list_runs(State(app): State<App>, caller: Caller, query: Query) -> 
         sort_by: query.text("sort_by").unwrap_or_default(),
         ascending: query.is_ascending(),
     };
-    let asked = Asked::read(&query, app.config.pages, filter.order(), "runs", &FILTERS)?;
+    let asked = Asked::read(&app, &query, filter.order(), "runs", &FILTERS).await?;
     let mut connection = app.pool.acquire().await?;
     let part = db::runs::list(&mut connection, &filter, &asked.cut).await?;
     Ok(Json(Page::new(part, &asked)))
@@ -400,21 +407,30 @@ pub async fn get_run(
     Ok(Json(RunDetail::read(&app, row).await?))
 }
 
-/// Lists all attempts of the run's steps in the order of their begin.
+/// Lists all attempts of the run's steps in the order of their begin. What a client has not taken yet is not read, so
+/// that an answer may be of any length; one whose transfer breaks is not whole. With `page_size` or `cursor` a part of
+/// them, and `Link` names the next.
 #[utoipa::path(
-    get, path = "/runs/{run_id}/steps", tag = "runs", params(("run_id" = String, Path)),
-    responses((status = 200, body = Vec<Step>), (status = 404, body = ErrorBody)),
+    get, path = "/runs/{run_id}/steps", tag = "runs",
+    params(
+        ("run_id" = String, Path),
+        ("page" = Option<i64>, Query, minimum = 1, description = "By number, as far as the 10 000th attempt"),
+        ("page_size" = Option<i64>, Query, minimum = 1, description = "So many attempts; all without it"),
+        ("cursor" = Option<String>, Query, description = "Instead of `page`: that of `Link` of an answer to the same query"),
+    ),
+    responses(
+        (status = 200, body = Vec<Step>, headers(("Link" = String, description = "With `rel=\"next\"` the next part, if there is one"))),
+        (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
+        (status = 404, body = ErrorBody), (status = 422, body = ErrorBody),
+    ),
 )]
 pub async fn list_steps(
     State(app): State<App>,
     caller: Caller,
     RunId(run_id): RunId,
-) -> Result<Json<Vec<Step>>, ApiError> {
-    let rows = db::runs::steps(&app.pool, caller.organization(), &run_id).await?;
-    if rows.is_empty() && !db::runs::exists(&app.pool, caller.organization(), &run_id).await? {
-        return Err(not_found());
-    }
-    Ok(Json(rows.into_iter().map(Step::from).collect()))
+    query: Query,
+) -> Result<Response, ApiError> {
+    step_stream::answer(app, caller, run_id, &query).await
 }
 
 /// Starts a failed or cancelled run again, with the present content of its definition. Completed steps are not

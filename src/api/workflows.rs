@@ -249,7 +249,7 @@ pub async fn list_workflows(
         sort_by: query.text("sort_by").unwrap_or_default(),
         ascending: query.is_ascending(),
     };
-    let asked = Asked::read(&query, app.config.pages, filter.order(), "workflows", &FILTERS)?;
+    let asked = Asked::read(&app, &query, filter.order(), "workflows", &FILTERS).await?;
     let mut connection = app.pool.acquire().await?;
     let part = db::workflows::list(&mut connection, &filter, &asked.cut).await?;
     Ok(Json(Page::new(part, &asked)))
@@ -388,7 +388,7 @@ pub async fn list_workflow_versions(
     WorkflowId(id): WorkflowId,
     query: Query,
 ) -> Result<Json<Page<Workflow>>, ApiError> {
-    let asked = Asked::read(&query, app.config.pages, VERSION_ORDER, &format!("versions of {id}"), &[])?;
+    let asked = Asked::read(&app, &query, VERSION_ORDER, &format!("versions of {id}"), &[]).await?;
     let mut connection = app.pool.acquire().await?;
     let workflow = db::workflows::find(&mut *connection, caller.organization(), id).await?.ok_or_else(not_found)?;
     let filter = Filter::versions(caller.organization(), &workflow.name);

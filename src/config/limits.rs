@@ -1,4 +1,5 @@
-//! `TRUSTED_PROXIES`, `HSTS_MAX_AGE_SECS`, `RATE_LIMIT_*`, `MAX_CONCURRENT_REQUESTS`.
+//! `TRUSTED_PROXIES`, `HSTS_MAX_AGE_SECS`, `RATE_LIMIT_*`, `MAX_CONCURRENT_REQUESTS`,
+//! `MAX_REQUEST_MEMORY_MB`, `MAX_RESPONSE_MEMORY_MB`.
 
 use std::net::IpAddr;
 
@@ -22,6 +23,10 @@ pub struct Limits {
     pub failed_authentication: Option<Rate>,
     /// `MAX_CONCURRENT_REQUESTS`: that handlers work on at a time.
     pub max_concurrent_requests: usize,
+    /// `MAX_REQUEST_MEMORY_MB`: of request bodies at a time.
+    pub max_request_memory_bytes: u64,
+    /// `MAX_RESPONSE_MEMORY_MB`: of answers that wait to be read.
+    pub max_response_memory_bytes: u64,
 }
 
 /// Addresses of proxies in front of the service.
@@ -68,6 +73,8 @@ impl Reader {
         let per_address = self.rate("rate_limit_per_address", 0, burst);
         let failed_authentication = self.rate("rate_limit_failed_auth", 300, Some(0));
         let max_concurrent_requests = self.number("max_concurrent_requests", 4096, 1..=100_000);
+        let max_request_memory_mb = self.number("max_request_memory_mb", 64, 16..=65_536_u64);
+        let max_response_memory_mb = self.number("max_response_memory_mb", 64, 16..=65_536_u64);
         Some(Limits {
             trusted_proxies: trusted_proxies?,
             hsts_max_age_secs: hsts_max_age_secs?,
@@ -75,6 +82,8 @@ impl Reader {
             per_address: per_address?,
             failed_authentication: failed_authentication?,
             max_concurrent_requests: max_concurrent_requests?,
+            max_request_memory_bytes: max_request_memory_mb? << 20,
+            max_response_memory_bytes: max_response_memory_mb? << 20,
         })
     }
 

@@ -260,6 +260,12 @@ pub struct CallbackRow {
     pub is_over: bool,
 }
 
+/// Whether there is a callback of that token.
+pub async fn callback_exists(db: impl PgExecutor<'_>, token_hash: &[u8]) -> Result<bool, Error> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM step_waits WHERE token_hash = $1)";
+    Ok(sqlx::query_scalar(sql).bind(token_hash).fetch_one(db).await?)
+}
+
 /// The callback of that token. Held until the transaction ends.
 pub async fn lock_callback(conn: &mut PgConnection, token_hash: &[u8]) -> Result<Option<CallbackRow>, Error> {
     let sql = "SELECT id FROM step_waits WHERE token_hash = $1 FOR UPDATE";

@@ -13,9 +13,9 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
-use workflow_api::{db, db::migrations::MIGRATOR, lifecycle::Lifecycle, server, waiting::MAX_STREAMS};
+use workflow_api::{db, db::migrations::MIGRATOR, lifecycle::Lifecycle, server, waiting::MAX_WATCHERS_OF_ORGANIZATION};
 
-use crate::service::{Service, eventually};
+use crate::service::{Service, eventually, in_turn};
 
 const RUN: &str = "/api/v1/runs/ext-1";
 
@@ -397,12 +397,9 @@ async fn a_long_log_is_streamed_whole(pool: PgPool) {
 async fn a_hang_up_frees_the_place_of_a_stream(pool: PgPool) {
     let service = Service::start(&pool);
     insert_run(&pool).await;
-    let mut held = Vec::new();
-    while held.len() < MAX_STREAMS - 1 {
-        let events = Events::open(&service, "").await;
-        assert_eq!(events.status, 200);
-        held.push(events);
-    }
+    let open = || service.open_from("127.0.0.1", "GET", "/api/v1/runs/ext-1/events", &[], Body::empty());
+    let held = in_turn((1..MAX_WATCHERS_OF_ORGANIZATION).map(|_| open())).await;
+    assert!(held.iter().all(|response| response.status() == 200));
     // The last one comes over the wire.
     let listener = server::bind("127.0.0.1:0".parse().expect("an address")).expect("a port");
     let address = listener.local_addr().expect("an address");
@@ -423,18 +420,17 @@ async fn a_hang_up_frees_the_place_of_a_stream(pool: PgPool) {
         assert!(count > 0, "{text}");
         text += std::str::from_utf8(&bytes[..count]).expect("text");
     }
-    let refused = service.get(&format!("{RUN}/events")).await;
+    let refused = service.send_from("127.0.0.1", "GET", &format!("{RUN}/events"), &[]).await;
     assert_eq!(refused.header("retry-after"), Some("2"));
-    assert_eq!(refused.error(503)["code"], "too_many_streams");
+    assert_eq!(refused.error(429)["code"], "too_many_streams");
+    // Nobody else is refused.
+    assert_eq!(Events::open(&service, "").await.status, 200);
     // Nothing happens to the run, so only the hang-up itself can tell.
     drop(client);
-    eventually("the place is free", || async {
-        (Events::open(&service, "").await.status == StatusCode::OK).then_some(())
-    })
-    .await;
+    eventually("the place is free", || async { (open().await.status() == StatusCode::OK).then_some(()) }).await;
     drop(held);
-    let again = join_all((0..MAX_STREAMS).map(|_| Events::open(&service, ""))).await;
-    assert!(again.iter().all(|events| events.status == 200));
+    let again = in_turn((0..MAX_WATCHERS_OF_ORGANIZATION).map(|_| open())).await;
+    assert!(again.iter().all(|response| response.status() == 200));
     lifecycle.hard_stop().cancel();
 }
 

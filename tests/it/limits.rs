@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use workflow_api::{
     access::api_key::ApiKey,
     api::{App, request},
+    clock::Clock,
     db::{self, migrations::MIGRATOR},
     lifecycle::Lifecycle,
 };
@@ -301,8 +302,8 @@ async fn a_handler_has_ten_seconds(pool: PgPool) {
     let app = App::start(config.clone(), db::pool(&config.database), &lifecycle, &drained).expect("the parts start");
     let router = Router::new()
         .route("/api/v1/slow", axum::routing::get(std::future::pending::<()>))
-        .layer(axum::middleware::from_fn_with_state(app, request::surround));
-    let service = Service { config, lifecycle, drained, router };
+        .layer(axum::middleware::from_fn_with_state((app, std::sync::Arc::default()), request::surround));
+    let service = Service { config, lifecycle, drained, router, clock: Clock::default() };
     let started = std::time::Instant::now();
     let answer = service.get("/api/v1/slow").await;
     assert!((10..12).contains(&started.elapsed().as_secs()), "{:?}", started.elapsed());

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use axum::{Router, body::Body};
+use futures_util::StreamExt as _;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use rdkafka::{
@@ -17,6 +18,7 @@ use tower::ServiceExt;
 use uuid::Uuid;
 use workflow_api::{
     api::{self, App, client::Peer},
+    clock::Clock,
     config::{Config, ConnectOptions},
     db, kafka,
     lifecycle::Lifecycle,
@@ -27,6 +29,8 @@ pub struct Service {
     pub lifecycle: Lifecycle,
     pub drained: CancellationToken,
     pub router: Router,
+    /// By which credentials end.
+    pub clock: Clock,
 }
 
 /// An answer, read to its end.
@@ -124,7 +128,7 @@ impl Service {
         let (lifecycle, drained) = (Lifecycle::new(), CancellationToken::new());
         let app = App::start(config.clone(), db::pool(&config.database), &lifecycle, &drained)
             .expect("the parts start without any connection");
-        Self { router: api::router(&app), config, lifecycle, drained }
+        Self { router: api::router(&app), config, lifecycle, drained, clock: app.clock.clone() }
     }
 
     /// Sends a request with any body and headers.
@@ -135,9 +139,7 @@ impl Service {
 
     /// As [`Self::send`], without a body, over a connection from that address.
     pub async fn send_from(&self, peer: &str, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
-        let mut request = request(method, path, headers, Body::empty());
-        request.extensions_mut().insert(Peer(peer.parse().expect("an address")));
-        let (parts, body) = self.router.clone().oneshot(request).await.expect("the router answers").into_parts();
+        let (parts, body) = self.open_from(peer, method, path, headers, Body::empty()).await.into_parts();
         let body = body.collect().await.expect("a body that is complete").to_bytes();
         let text = String::from_utf8(body.to_vec()).expect("text");
         Answer { status: parts.status, headers: parts.headers, text }
@@ -151,6 +153,20 @@ impl Service {
     /// Sends a request and leaves the body of the answer unread.
     pub async fn open(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Body) -> Response<Body> {
         let request = request(method, path, headers, body);
+        self.router.clone().oneshot(request).await.expect("the router answers")
+    }
+
+    /// As [`Self::open`], over a connection from that address.
+    pub async fn open_from(
+        &self,
+        peer: &str,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Body,
+    ) -> Response<Body> {
+        let mut request = request(method, path, headers, body);
+        request.extensions_mut().insert(Peer(peer.parse().expect("an address")));
         self.router.clone().oneshot(request).await.expect("the router answers")
     }
 
@@ -242,6 +258,11 @@ impl Drop for Service {
         self.drained.cancel();
         self.lifecycle.hard_stop().cancel();
     }
+}
+
+/// The outputs of many futures, some of which run at a time: as many as find a connection to the database.
+pub async fn in_turn<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
+    futures_util::stream::iter(futures).buffered(16).collect().await
 }
 
 /// Waits until `condition` yields something. There is no fixed pause in it that a slow machine could outlast: it

@@ -20,6 +20,7 @@ use uuid::Uuid;
 
 use crate::{
     access::{Grant, OrganizationId},
+    clock::Clock,
     db::{
         self,
         api_keys::{ApiKeyRow, KeyName},
@@ -106,6 +107,7 @@ pub struct KeyRing(Arc<Shared>);
 
 struct Shared {
     pool: db::Pool,
+    clock: Clock,
     entries: Mutex<HashMap<KeyName, Entry>>,
     suspects: mpsc::Sender<(KeyName, oneshot::Sender<Found>)>,
 }
@@ -113,9 +115,9 @@ struct Shared {
 impl KeyRing {
     /// Starts the loop.
     #[must_use]
-    pub fn start(pool: db::Pool, lifecycle: &Lifecycle) -> Self {
+    pub fn start(pool: db::Pool, clock: Clock, lifecycle: &Lifecycle) -> Self {
         let (suspects, gathered) = mpsc::channel(MAX_GATHERED);
-        let this = Self(Arc::new(Shared { pool, entries: Mutex::default(), suspects }));
+        let this = Self(Arc::new(Shared { pool, clock, entries: Mutex::default(), suspects }));
         lifecycle.spawn("key-ring-suspects", this.clone().answer_suspects(gathered, lifecycle.soft_stop().clone()));
         let (ring, stop) = (this.clone(), lifecycle.soft_stop().clone());
         lifecycle.spawn("key-ring", async move {
@@ -135,7 +137,7 @@ impl KeyRing {
 
     /// The key of that name, if it counts.
     pub async fn find(&self, name: KeyName, pace: impl FnOnce() -> Pace) -> Found {
-        let now = Timestamp::now();
+        let now = Timestamp::from(self.0.clock.now());
         if let Some(entry) = self.entries().get_mut(&name)
             && entry.read_at.elapsed() < LIFE
         {

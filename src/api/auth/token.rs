@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     access::{Actor, Grant, OrganizationId, Role, verifying_key::VerifyingKey},
+    clock::Clock,
     config,
     lifecycle::Lifecycle,
     timestamp::Timestamp,
@@ -197,19 +198,19 @@ impl Claims {
 
     /// `exp`, to a second.
     pub fn ends_at(&self) -> Timestamp {
-        // One beyond the last second that dates are written for was refused, and one before 1970 has expired.
-        let since_epoch = Duration::try_from_secs_f64(self.expires_at).unwrap_or_default();
-        (DateTime::UNIX_EPOCH + Duration::from_secs(since_epoch.as_secs())).into()
+        at(self.expires_at)
     }
 
-    fn has_expired(&self) -> bool {
-        self.counts_until() < now()
+    fn has_expired(&self, clock: &Clock) -> bool {
+        self.counts_until() < clock.epoch_secs()
     }
 }
 
-/// Seconds since the epoch.
-pub fn now() -> f64 {
-    Utc::now().timestamp() as f64
+/// A moment in seconds since the epoch, to a second.
+pub(super) fn at(epoch_secs: f64) -> Timestamp {
+    // A token that ends beyond the last second that dates are written for was refused, and one before 1970 has expired.
+    let since_epoch = Duration::try_from_secs_f64(epoch_secs).unwrap_or_default();
+    (DateTime::UNIX_EPOCH + Duration::from_secs(since_epoch.as_secs())).into()
 }
 
 /// Tokens of that algorithm are ours.
@@ -263,6 +264,7 @@ pub struct Tokens {
     jwks: Option<Jwks>,
     validation: Validation,
     default_role: Option<Role>,
+    clock: Clock,
     verified: Mutex<Verified>,
 }
 
@@ -277,7 +279,7 @@ struct Verified {
 impl Tokens {
     /// Prepares the keys of the settings, and starts to read those of `JWT_JWKS`.
     #[must_use]
-    pub fn start(auth: &config::Auth, http: &reqwest::Client, lifecycle: &Lifecycle) -> Self {
+    pub fn start(auth: &config::Auth, http: &reqwest::Client, clock: Clock, lifecycle: &Lifecycle) -> Self {
         let secret = auth.jwt_secret.as_ref().map(|secret| secret.expose_secret().as_bytes());
         let secret = secret.map(|secret| VerifyingKey::from_secret(auth.algorithm, secret));
         let source = auth.jwks.clone().filter(|_| auth.enabled);
@@ -299,6 +301,7 @@ impl Tokens {
             jwks: source.map(|source| Jwks::start(source, http.clone(), lifecycle)),
             validation,
             default_role: auth.default_role,
+            clock,
             verified: Mutex::default(),
         }
     }
@@ -311,7 +314,7 @@ impl Tokens {
         let digest: [u8; 32] = Sha256::digest(token).into();
         let set = self.jwks.as_ref().and_then(Jwks::current);
         if let Some(claims) = self.remembered(set.as_ref()).tokens.get(&digest) {
-            return if claims.has_expired() { Err(Refused::Expired) } else { Ok(Arc::clone(claims)) };
+            return if claims.has_expired(&self.clock) { Err(Refused::Expired) } else { Ok(Arc::clone(claims)) };
         }
         check_header(token).ok_or(Refused::Invalid)?;
         let header = decode_header(token).map_err(|_| Refused::Invalid)?;
@@ -339,7 +342,7 @@ impl Tokens {
         let claims = Arc::new(claims?);
         let mut remembered = self.remembered(set.as_ref());
         if remembered.tokens.len() >= MAX_REMEMBERED {
-            remembered.tokens.retain(|_, claims| !claims.has_expired());
+            remembered.tokens.retain(|_, claims| !claims.has_expired(&self.clock));
         }
         if remembered.tokens.len() >= MAX_REMEMBERED {
             remembered.tokens.clear();

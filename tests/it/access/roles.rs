@@ -38,7 +38,8 @@ const CALLBACK: &str = "/callbacks/{token}";
 fn may(role: Role, method: &str, path: &str) -> bool {
     let is_run =
         ["/execute", "/retry", "/cancel", "/pause", "/resume", "/callbacks"].iter().any(|end| path.ends_with(end));
-    let is_look = (method == "GET" && !is_run) || path == "/workflows/validate";
+    let is_look =
+        (method == "GET" && !is_run) || ["/workflows/validate", "/runs/{run_id}/events/ticket"].contains(&path);
     let for_admins = ["/api-keys", "/organizations", "/audit-logs", "/dead-letters"];
     let is_key = for_admins.iter().any(|start| path.starts_with(start));
     match role {
