@@ -10,6 +10,7 @@ pub mod body;
 pub mod by_name;
 pub mod callbacks;
 pub mod client;
+pub mod compression;
 pub mod cors;
 pub mod counts;
 pub mod cursor;
@@ -290,7 +291,7 @@ pub fn routes(api: &config::Api, key_header: &str) -> OpenApiRouter<App> {
     all
 }
 
-/// The whole service. From the outside in: headers that every answer has; CORS, so that error answers carry its headers
+/// The whole service. From the outside in: headers that every answer has; compression; CORS, so that error answers carry its headers
 /// too; then `request`, which knows correlation id, caller, limits and errors; then the routes.
 pub fn router(app: &App) -> Router {
     let (routes, document) = routes(&app.config.api, &app.config.auth.api_key_header_text).split_for_parts();
@@ -302,5 +303,5 @@ pub fn router(app: &App) -> Router {
         .method_not_allowed_fallback(request::no_such_method)
         .layer(middleware::from_fn_with_state((app.clone(), bodies), request::surround))
         .with_state(app.clone());
-    cors::around(service, app).layer(middleware::from_fn_with_state(app.clone(), headers::add))
+    compression::around(cors::around(service, app)).layer(middleware::from_fn_with_state(app.clone(), headers::add))
 }

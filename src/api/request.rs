@@ -19,7 +19,7 @@ use super::{
     body::{self, BodyRoutes, ReadBody},
     callbacks,
     client::ClientAddress,
-    error,
+    compression, error,
     load::Place,
     prefer::Wait,
     rate_limit::Applied,
@@ -136,6 +136,9 @@ pub async fn surround(State((app, bodies)): State<(App, Arc<BodyRoutes>)>, reque
     };
     if let Ok(value) = HeaderValue::from_str(&correlation_id) {
         response.headers_mut().insert(CORRELATION_ID, value);
+    }
+    if is_guarded && compression::shows_secrets(route.strip_prefix(&app.config.api.prefix).unwrap_or(&route)) {
+        response.extensions_mut().insert(compression::Secret);
     }
     limits.show(response.headers_mut());
     if app.config.audit && !method.is_safe() && response.status().is_success() {

@@ -15,6 +15,7 @@ mod breakers;
 mod broker;
 mod budgets;
 mod by_name;
+mod compression;
 mod control;
 mod cors;
 mod cursors;

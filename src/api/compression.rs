@@ -1,0 +1,140 @@
+//! Compression of answers, for clients that ask for it by `Accept-Encoding`.
+//!
+//! Not compressed are answers that are small, event streams, which come piece by piece, and answers that carry secrets: the
+//! length of a compressed text tells of its content to those who can choose a part of it.
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    middleware::{self, Next},
+    response::Response,
+};
+use http::{Extensions, HeaderMap, HeaderValue, StatusCode, Version, header};
+use http_body_util::BodyExt as _;
+use tower_http::{
+    CompressionLevel,
+    compression::{
+        CompressionLayer,
+        predicate::{Predicate as _, SizeAbove},
+    },
+};
+
+use crate::permits::{Holders, Permits};
+
+/// Smaller answers fit into one packet as they are.
+const COMPRESSED_FROM_BYTES: u64 = 1024;
+/// Answers that are being compressed at a time. Each holds up to two megabytes until its client has taken it; further ones
+/// are sent as they are.
+const MAX_COMPRESSED: u64 = 64;
+
+/// On an answer that is sent as it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Secret;
+
+/// Whether answers of this route below the prefix can carry credentials, or addresses that are permissions.
+#[must_use]
+pub fn shows_secrets(route: &str) -> bool {
+    let starts = ["/agents", "/api-keys", "/auth/", "/callbacks/", "/export"];
+    starts.iter().any(|start| route.starts_with(start))
+        || ["/callbacks", "/ticket"].iter().any(|end| route.ends_with(end))
+}
+
+/// Surrounds the service.
+pub fn around(service: Router) -> Router {
+    let permits = Permits::new(MAX_COMPRESSED, []);
+    let has_room = permits.clone();
+    let may_be = move |_: StatusCode, _: Version, headers: &HeaderMap, extensions: &Extensions| {
+        let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let is_text = content_type.starts_with("application/json")
+            || content_type.starts_with("application/x-ndjson")
+            || content_type.starts_with("image/svg")
+            || content_type.starts_with("text/");
+        is_text
+            && !content_type.starts_with("text/event-stream")
+            && extensions.get::<Secret>().is_none()
+            && has_room.check(Holders::default(), 1).is_ok()
+    };
+    // The least work for most of the gain.
+    let layer = CompressionLayer::new()
+        .quality(CompressionLevel::Fastest)
+        .compress_when(SizeAbove::new(COMPRESSED_FROM_BYTES).and(may_be));
+    service.layer(layer).layer(middleware::from_fn_with_state(permits, surround))
+}
+
+async fn surround(State(permits): State<Permits>, mut request: Request, next: Next) -> Response {
+    // Only what is understood goes on: an answer is never refused for the want of a coding.
+    match wanted(request.headers()) {
+        Some(coding) => drop(request.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static(coding))),
+        None => drop(request.headers_mut().remove(header::ACCEPT_ENCODING)),
+    }
+    let mut response = next.run(request).await;
+    if response.status() == StatusCode::NOT_MODIFIED {
+        response.headers_mut().append(header::VARY, header::ACCEPT_ENCODING.into());
+    }
+    if !response.headers().contains_key(header::CONTENT_ENCODING) {
+        return response;
+    }
+    // Other bytes, but the same resource: a weak tag (RFC 9110, 8.8.1).
+    if let Some(tag) = response.headers().get(header::ETAG).and_then(|tag| tag.to_str().ok())
+        && tag.starts_with('"')
+        && let Ok(weak) = HeaderValue::from_str(&format!("W/{tag}"))
+    {
+        response.headers_mut().insert(header::ETAG, weak);
+    }
+    let permit = permits.take(Holders::default(), 1);
+    response.map(|body| {
+        Body::new(body.map_frame(move |frame| {
+            let _held = &permit;
+            frame
+        }))
+    })
+}
+
+/// The coding that the client likes best of those that there are; none if it names none.
+fn wanted(headers: &HeaderMap) -> Option<&'static str> {
+    let texts = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
+    let mut best = (0.0, None);
+    for entry in texts.flat_map(|text| text.split(',')) {
+        let (name, parameters) = entry.split_once(';').unwrap_or((entry, ""));
+        let quality = match parameters.trim().strip_prefix("q=").map(str::parse::<f32>) {
+            None => 1.0,
+            Some(Ok(quality)) => quality,
+            Some(Err(_)) => continue,
+        };
+        let coding = match name.trim().to_ascii_lowercase().as_str() {
+            "zstd" => "zstd",
+            "gzip" | "x-gzip" | "*" => "gzip",
+            _ => continue,
+        };
+        if quality > best.0 || (quality > 0.0 && quality >= best.0 && coding == "zstd") {
+            best = (quality, Some(coding));
+        }
+    }
+    best.1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_coding_is_the_one_that_is_liked_best() {
+        for (given, expected) in [
+            ("gzip", Some("gzip")),
+            ("gzip, deflate, br, zstd", Some("zstd")),
+            ("zstd;q=0.5, gzip;q=0.8", Some("gzip")),
+            ("GZIP; q=0.1", Some("gzip")),
+            ("*", Some("gzip")),
+            ("gzip;q=0", None),
+            ("gzip;q=0, zstd;q=0, identity;q=0", None),
+            ("br", None),
+            ("identity", None),
+            ("gzip;q=x", None),
+            ("", None),
+        ] {
+            let headers = [(header::ACCEPT_ENCODING, HeaderValue::from_static(given))].into_iter().collect();
+            assert_eq!(wanted(&headers), expected, "{given}");
+        }
+    }
+}
