@@ -47,7 +47,8 @@ pub enum AgentStatus {
 }
 
 impl AgentStatus {
-    const ALL: [Self; 3] = [Self::Active, Self::Inactive, Self::Deleted];
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Active, Self::Inactive, Self::Deleted];
 
     /// As in the `status` column and on the wire.
     #[must_use]

@@ -122,6 +122,9 @@ pub enum State {
 }
 
 impl State {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Closed, Self::Open, Self::HalfOpen];
+
     /// As in the `state` column and on the wire.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -44,7 +44,8 @@ pub enum WorkflowStatus {
 }
 
 impl WorkflowStatus {
-    const ALL: [Self; 3] = [Self::Active, Self::Inactive, Self::Deleted];
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Active, Self::Inactive, Self::Deleted];
 
     /// As in the `status` column and on the wire.
     #[must_use]

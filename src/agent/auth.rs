@@ -31,7 +31,8 @@ pub enum AuthType {
 }
 
 impl AuthType {
-    const ALL: [Self; 3] = [Self::None, Self::Bearer, Self::ApiKey];
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::None, Self::Bearer, Self::ApiKey];
 
     /// As in the `auth_type` column and on the wire.
     #[must_use]

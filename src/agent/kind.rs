@@ -26,7 +26,8 @@ pub enum AgentKind {
 }
 
 impl AgentKind {
-    const ALL: [Self; 3] = [Self::A2a, Self::Http, Self::OpenAi];
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::A2a, Self::Http, Self::OpenAi];
 
     /// As in the `kind` column and on the wire.
     #[must_use]

@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 
 use crate::{
     agent::{AgentKind, Credentials, Secrets, chat_url},
+    api::docs::sets,
     db::agents::AgentRow,
     egress::{self, BodyError, Egress},
     input::{self, member, shorten_to},
@@ -34,7 +35,8 @@ const MAX_CHECKS_OF_AGENT: u64 = 4;
 /// What a check found.
 #[derive(Serialize, ToSchema)]
 pub struct AgentHealth {
-    /// `healthy` or `unhealthy`.
+    /// What was found.
+    #[schema(value_type = sets::AgentHealthStatus)]
     status: &'static str,
     /// The card's description, or what is wrong.
     message: String,
@@ -44,7 +46,7 @@ pub struct AgentHealth {
     #[schema(value_type = String, format = DateTime)]
     timestamp: Timestamp,
     /// The card of an A2A agent.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<HashMap<String, Value>>)]
     agent_card: Option<Box<RawValue>>,
 }
 

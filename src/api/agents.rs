@@ -11,6 +11,7 @@ use super::{
     agent_health::{self, AgentHealth},
     auth::Caller,
     cursor::Asked,
+    docs::{parameters, sets},
     error::{ApiError, ErrorBody},
     etag::{self, IfMatch, IfNoneMatch},
     extract::{AgentId, JsonBody, Key, Query},
@@ -35,6 +36,9 @@ use crate::{
 const FILTERS: [&str; 6] =
     ["status", "name_prefix", "created_after", "created_before", "updated_after", "updated_before"];
 
+/// A part of the list of agents.
+pub type AgentPage = Page<Agent>;
+
 /// An agent.
 #[derive(Serialize, ToSchema)]
 pub struct Agent {
@@ -49,29 +53,31 @@ pub struct Agent {
     url: String,
     /// For people.
     description: Option<String>,
-    /// `none`, `bearer` or `apikey`.
+    /// Which credentials it wants.
+    #[schema(value_type = sets::AuthType)]
     auth_type: &'static str,
     /// The credentials, with `type` and for API keys `header` added for the reference deployment's bridge. Without
     /// `agents:secrets` asterisks stand in their place, which an update may send back.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<HashMap<String, Value>>)]
     auth_config: Option<Box<RawValue>>,
     /// Time for one call.
     timeout_ms: i32,
     /// How calls are repeated.
     #[schema(value_type = RetryConfigBody)]
     retry_config: RetryConfig,
-    /// What differs from the settings `CIRCUIT_BREAKER_*`: `enabled`, `failure_threshold`, `failure_rate_threshold`,
-    /// `timeout_seconds`, `half_open_max_calls`, `window_size_seconds`.
-    #[schema(value_type = Option<Object>)]
+    /// What differs from the settings `CIRCUIT_BREAKER_*`.
+    #[schema(value_type = Option<CircuitBreakerConfigBody>)]
     circuit_breaker_config: Option<Box<RawValue>>,
     /// Null if it is switched off.
     circuit_breaker: Option<CircuitBreaker>,
-    /// `a2a`, `http` or `openai`: how it is spoken to.
+    /// How it is spoken to.
+    #[schema(value_type = sets::AgentKind)]
     kind: String,
     /// What the kind needs to know.
     #[schema(value_type = Option<AgentConfigBody>)]
     config: Option<Box<RawValue>>,
-    /// `active`, `inactive` or `deleted`.
+    /// Whether it may be used.
+    #[schema(value_type = sets::AgentStatus)]
     status: String,
     /// Registration.
     #[schema(value_type = String, format = DateTime)]
@@ -88,7 +94,8 @@ pub struct Agent {
 /// The circuit breaker of an agent, which all executors share.
 #[derive(Serialize, ToSchema)]
 pub struct CircuitBreaker {
-    /// `closed`: the agent is called; `open`: it is not; `half_open`: a few calls show whether it works again.
+    /// Whether the agent is called.
+    #[schema(value_type = sets::CircuitBreakerState)]
     state: &'static str,
     /// When it opened; null if it is closed.
     #[schema(value_type = Option<String>, format = DateTime)]
@@ -164,17 +171,17 @@ fn shown(app: &App, row: AgentRow, caller: &Caller) -> AgentRow {
 #[schema(as = RetryConfig)]
 #[expect(dead_code, reason = "describes `agent::RetryConfig`, which knows nothing of OpenAPI")]
 pub struct RetryConfigBody {
-    /// Attempts in all.
-    #[schema(nullable = false, default = 3, minimum = 0, maximum = 10)]
+    /// Attempts in all; absent is 3.
+    #[schema(nullable = false, minimum = 0, maximum = 10)]
     max_retries: Option<u32>,
-    /// Pause after the first attempt.
-    #[schema(nullable = false, default = 1000, minimum = 100)]
+    /// Pause after the first attempt; absent is 1000.
+    #[schema(nullable = false, minimum = 100)]
     initial_delay_ms: Option<u64>,
-    /// Longest pause.
-    #[schema(nullable = false, default = 30000, minimum = 1000)]
+    /// Longest pause; absent is 30 000.
+    #[schema(nullable = false, minimum = 1000)]
     max_delay_ms: Option<u64>,
-    /// What each pause is multiplied with for the next one.
-    #[schema(nullable = false, default = 2.0, minimum = 1.0)]
+    /// What each pause is multiplied with for the next one; absent is 2.
+    #[schema(nullable = false, minimum = 1.0)]
     backoff_multiplier: Option<f64>,
 }
 
@@ -215,41 +222,36 @@ pub struct AgentConfigBody {
     system_prompt: Option<String>,
     /// Further members of the request, such as `temperature` and `max_tokens`; not `model`, `messages`, `stream` and
     /// `response_format`.
-    #[schema(value_type = Option<Object>, example = json!({"temperature": 0}))]
+    #[schema(value_type = Option<HashMap<String, Value>>, example = json!({"temperature": 0}))]
     parameters: Option<()>,
     /// `text`, `json`, or an object as the endpoint takes it.
-    #[schema(value_type = Option<Object>, example = json!({"type": "json_object"}))]
-    response_format: Option<()>,
+    #[schema(value_type = Value, required = false, example = json!({"type": "json_object"}))]
+    response_format: (),
 }
 
 /// The body of a create request.
 #[derive(ToSchema)]
-#[schema(as = NewAgent, example = json!({
-    "name": "summariser", "url": "http://summariser:8080", "description": "Sums texts up.", "timeout_ms": 30000,
+#[schema(as = CreateAgentRequest, example = json!({
+    "name": "summariser", "url": "http://summariser:8080", "description": "Sums texts up.", "kind": "http",
 }))]
 #[expect(dead_code, reason = "describes what `agent::NewAgent::parse` reads")]
 pub struct NewAgentBody {
     /// Unique for ever.
     #[schema(min_length = 1, max_length = 255, example = "summariser")]
     name: String,
-    /// `http` or `https`.
+    /// An address of HTTP or HTTPS.
     #[schema(max_length = 512, pattern = "^[hH][tT][tT][pP][sS]?://", example = "http://summariser:8080")]
     url: String,
     /// For people.
     description: Option<String>,
-    /// `none`, `bearer` or `apikey`, in any case.
-    #[schema(
-        nullable = false,
-        default = "none",
-        example = "none",
-        pattern = "^([nN][oO][nN][eE]|[bB][eE][aA][rR][eE][rR]|[aA][pP][iI][kK][eE][yY])$"
-    )]
-    auth_type: Option<String>,
+    /// Which credentials it wants; absent is `none`. Capitals count as small letters.
+    #[schema(required = false)]
+    auth_type: sets::AuthType,
     /// `bearer`: `{"token": …}`; `apikey`: `{"key": …, "header_name": …}`; `none`: null.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<HashMap<String, Value>>)]
     auth_config: Option<()>,
-    /// Time for one call.
-    #[schema(nullable = false, default = 30000, minimum = 1000, maximum = 300_000)]
+    /// Time for one call; absent is 30 000.
+    #[schema(nullable = false, minimum = 1000, maximum = 300_000)]
     timeout_ms: Option<i32>,
     /// How calls are repeated.
     #[schema(value_type = RetryConfigBody, required = false)]
@@ -257,14 +259,9 @@ pub struct NewAgentBody {
     /// Overrides settings `CIRCUIT_BREAKER_*`; other members are kept.
     #[schema(value_type = Option<CircuitBreakerConfigBody>)]
     circuit_breaker_config: Option<()>,
-    /// `a2a` (JSON-RPC, the default), `http` (JSON in, JSON out) or `openai` (chat completions), in any case.
-    #[schema(
-        nullable = false,
-        default = "a2a",
-        example = "a2a",
-        pattern = "^([aA]2[aA]|[hH][tT][tT][pP]|[oO][pP][eE][nN][aA][iI])$"
-    )]
-    kind: Option<String>,
+    /// How it is spoken to; absent is `a2a`. Capitals count as small letters.
+    #[schema(required = false)]
+    kind: sets::AgentKind,
     /// Required for `openai`, null for the others.
     #[schema(value_type = Option<AgentConfigBody>)]
     config: Option<()>,
@@ -272,19 +269,19 @@ pub struct NewAgentBody {
 
 /// The body of an update request; what is absent stays.
 #[derive(ToSchema)]
-#[schema(as = AgentPatch, example = json!({"description": "Sums texts up in a sentence.", "timeout_ms": 60000}))]
+#[schema(as = UpdateAgentRequest, example = json!({"description": "Sums texts up in a sentence.", "timeout_ms": 60000}))]
 #[expect(dead_code, reason = "describes what `agent::AgentPatch::parse` reads")]
 pub struct AgentPatchBody {
-    /// `http` or `https`.
+    /// An address of HTTP or HTTPS.
     #[schema(nullable = false, max_length = 512, pattern = "^[hH][tT][tT][pP][sS]?://")]
     url: Option<String>,
     /// Null clears it.
     description: Option<String>,
-    /// `none`, `bearer` or `apikey`, in any case.
-    #[schema(nullable = false, pattern = "^([nN][oO][nN][eE]|[bB][eE][aA][rR][eE][rR]|[aA][pP][iI][kK][eE][yY])$")]
-    auth_type: Option<String>,
+    /// Which credentials it wants.
+    #[schema(required = false)]
+    auth_type: sets::AuthType,
     /// Has to fit `auth_type`.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<HashMap<String, Value>>)]
     auth_config: Option<()>,
     /// Time for one call.
     #[schema(nullable = false, minimum = 1000, maximum = 300_000)]
@@ -292,15 +289,15 @@ pub struct AgentPatchBody {
     /// Replaced as a whole.
     #[schema(value_type = RetryConfigBody, required = false)]
     retry_config: Option<RetryConfigBody>,
-    /// `active` or `inactive`.
-    #[schema(nullable = false, pattern = "^(active|inactive)$")]
-    status: Option<String>,
+    /// Whether it may be used.
+    #[schema(required = false)]
+    status: sets::SettableStatus,
     /// Null clears it.
     #[schema(value_type = Option<CircuitBreakerConfigBody>)]
     circuit_breaker_config: Option<()>,
     /// Another one drops the former's `config`.
-    #[schema(nullable = false, pattern = "^([aA]2[aA]|[hH][tT][tT][pP]|[oO][pP][eE][nN][aA][iI])$")]
-    kind: Option<String>,
+    #[schema(required = false)]
+    kind: sets::AgentKind,
     /// Has to fit `kind`.
     #[schema(value_type = Option<AgentConfigBody>)]
     config: Option<()>,
@@ -326,24 +323,22 @@ fn not_found() -> ApiError {
     ApiError::not_found("agent_not_found", "Agent not found")
 }
 
-/// Lists agents in the order of their registration; with `name`, looks that one up whatever its status.
+/// List agents
+///
+/// In the order of their registration. With `name`, looks that one up whatever its status; the other parameters do not
+/// count then.
 #[utoipa::path(
     get, path = "/agents", tag = "agents",
     params(
-        ("page" = Option<i64>, Query, minimum = 1, maximum = 10000, description = "By number, as far as the 10 000th entry"),
-        ("page_size" = Option<i64>, Query, minimum = 1),
-        ("cursor" = Option<String>, Query, description = "Instead of `page`: `next_cursor` or `prev_cursor` of an \
-            answer to the same query"),
-        ("status" = Option<String>, Query, description = "Exactly this status, or one of several with commas between"),
+        parameters::Paging,
+        ("status" = Option<Vec<sets::AgentStatus>>, Query, explode = false, description = "Any of these"),
         ("name" = Option<String>, Query, description = "Exactly this name; the other parameters do not count then"),
         ("name_prefix" = Option<String>, Query, description = "The beginning of the name"),
-        ("created_after" = Option<String>, Query, format = DateTime, description = "Created then or later, as ISO 8601 or epoch"),
-        ("created_before" = Option<String>, Query, format = DateTime, description = "Created then or earlier, as ISO 8601 or epoch"),
-        ("updated_after" = Option<String>, Query, format = DateTime, description = "Changed last then or later"),
-        ("updated_before" = Option<String>, Query, format = DateTime, description = "Changed last then or earlier"),
+        parameters::Created,
+        parameters::Updated,
     ),
     responses(
-        (status = 200, body = Page<Agent>), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
+        (status = 200, body = AgentPage), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
         (status = 422, body = ErrorBody),
     ),
 )]
@@ -375,11 +370,12 @@ fn show(app: &App, caller: &Caller, found: AgentWithBreaker) -> Agent {
     Agent::new(shown(app, found.agent, caller), Some(&found.breaker.into()), app.config.circuit_breaker)
 }
 
-/// Registers an agent.
+/// Register an agent
+///
+/// Nothing is sent to its address yet: `GET /agents/{agent_id}/health` tries it.
 #[utoipa::path(
     post, path = "/agents", tag = "agents", request_body = NewAgentBody,
-    params(("Idempotency-Key" = Option<String>, Header, description = "A repeat with the same key and body answers with \
-            what the first one made and `Idempotency-Replayed: true`", max_length = 255)),
+    params(parameters::IdempotencyKey),
     responses(
         (status = 201, body = Agent, headers(("ETag" = String, description = "The state that is shown"), ("Location" = String, description = "Its path"))),
         (status = 409, description = "A request with this key is under way", body = ErrorBody),
@@ -415,10 +411,12 @@ pub async fn create_agent(
     }
 }
 
-/// Shows an agent, deleted ones too, with its circuit breaker.
+/// Get an agent
+///
+/// Deleted ones too, with its circuit breaker.
 #[utoipa::path(
     get, path = "/agents/{agent_id}", tag = "agents",
-    params(("agent_id" = uuid::Uuid, Path), ("If-None-Match" = Option<String>, Header, description = "Only if the `ETag` is another one")),
+    params(("agent_id" = uuid::Uuid, Path), parameters::IfNoneMatch),
     responses((status = 200, body = Agent, headers(("ETag" = String, description = "The state that is shown"))), (status = 304), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
 )]
 pub async fn get_agent(
@@ -431,10 +429,12 @@ pub async fn get_agent(
     Ok(if_none_match.answer(&found.revision(), show(&app, &caller, found)))
 }
 
+/// Update an agent
+///
 /// Changes the members that are given.
 #[utoipa::path(
     put, path = "/agents/{agent_id}", tag = "agents",
-    params(("agent_id" = uuid::Uuid, Path), ("If-Match" = Option<String>, Header, description = "Only if the `ETag` is still this one")),
+    params(("agent_id" = uuid::Uuid, Path), parameters::IfMatch),
     request_body = AgentPatchBody,
     responses((status = 200, body = Agent, headers(("ETag" = String, description = "The state that is shown"))), (status = 412, description = "It has changed since it was read", body = ErrorBody), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
 )]
@@ -452,10 +452,12 @@ pub async fn update_agent(
     Ok(etag::tagged(&found.revision(), Json(show(&app, &caller, found))))
 }
 
-/// Marks an agent as deleted; its name stays taken.
+/// Delete an agent
+///
+/// Marks it as deleted; its name stays taken.
 #[utoipa::path(
     delete, path = "/agents/{agent_id}", tag = "agents",
-    params(("agent_id" = uuid::Uuid, Path), ("If-Match" = Option<String>, Header, description = "Only if the `ETag` is still this one")),
+    params(("agent_id" = uuid::Uuid, Path), parameters::IfMatch),
     responses((status = 200, body = Message), (status = 412, description = "It has changed since it was read", body = ErrorBody), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
 )]
 pub async fn delete_agent(
@@ -469,6 +471,8 @@ pub async fn delete_agent(
     Ok(Json(Message::new("Agent deleted")))
 }
 
+/// Check an agent's health
+///
 /// Asks the agent for its card. The answer is 200 also if the agent is unhealthy.
 #[utoipa::path(
     get, path = "/agents/{agent_id}/health", tag = "agents", params(("agent_id" = uuid::Uuid, Path)),

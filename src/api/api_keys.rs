@@ -15,6 +15,7 @@ use super::{
     App,
     auth::{self, Caller, Proof},
     cursor::Asked,
+    docs::{parameters, sets},
     error::{ApiError, ErrorBody},
     etag,
     extract::{JsonBody, Query, path_uuid},
@@ -39,6 +40,9 @@ const MAX_WORKFLOWS: usize = 100;
 /// Length of a workflow's name.
 const WORKFLOW_NAME_CHARS: std::ops::RangeInclusive<usize> = 1..=255;
 
+/// A part of the list of API keys.
+pub type ApiKeyPage = Page<ApiKey>;
+
 /// An API key, as far as it is shown after its creation.
 #[derive(Serialize, ToSchema)]
 pub struct ApiKey {
@@ -53,10 +57,11 @@ pub struct ApiKey {
     /// The key's end.
     #[schema(example = "x7Qa")]
     last_four: String,
-    /// `viewer`, `operator`, `editor`, `admin` or `executor`.
-    #[schema(example = "operator")]
+    /// What it may do at most.
+    #[schema(value_type = sets::Role)]
     role: String,
     /// Of the role's permissions only these; null: all of them.
+    #[schema(value_type = Option<Vec<sets::Permission>>)]
     scopes: Option<Vec<String>>,
     /// Only for workflows of these names and their runs; null: for all.
     workflows: Option<Vec<String>>,
@@ -118,18 +123,17 @@ pub struct CreatedApiKey {
 /// The body of a create request.
 #[derive(ToSchema)]
 #[serde(deny_unknown_fields)]
-#[schema(as = NewApiKey)]
+#[schema(as = CreateApiKeyRequest, example = json!({"name": "ci", "role": "operator"}))]
 #[expect(dead_code, reason = "describes what `parse` reads")]
 pub struct NewApiKeyBody {
     /// Unique among the keys that are not revoked.
     #[schema(min_length = 1, max_length = 100, pattern = r"^[ -~]*[!-~][ -~]*$", example = "ci")]
     name: String,
-    /// `viewer`, `operator`, `editor`, `admin` or `executor`.
-    #[schema(pattern = "^(viewer|operator|editor|admin|executor)$", example = "operator")]
-    role: String,
+    /// What it may do at most.
+    role: sets::Role,
     /// Of the role's permissions only these; null: all of them.
-    #[schema(min_items = 1, example = json!(["runs:read", "runs:write"]))]
-    scopes: Option<Vec<String>>,
+    #[schema(min_items = 1, example = json!(["runs:read"]))]
+    scopes: Option<Vec<sets::Permission>>,
     /// Only for workflows of these names and their runs; null: for all. Such a key can use the routes that name a
     /// workflow or a run, and no others.
     #[schema(min_items = 1, max_items = 100, example = json!(["nightly"]))]
@@ -245,8 +249,11 @@ fn not_found() -> ApiError {
     ApiError::not_found("api_key_not_found", "API key not found")
 }
 
-/// Makes an API key, which allows no more than the caller may do, and ends no later than what the caller proves who he is
-/// with. One that a key has made is revoked with it. A key that stands alone is made by `workflow-api api-key`. The key is in this answer and can never be seen again.
+/// Create an API key
+///
+/// It allows no more than the caller may do, and ends no later than the caller's credentials. A key that a key has made
+/// is revoked with it. A key that stands alone is made by `workflow-api api-key`. The key is in this answer and can never
+/// be seen again.
 /// `Idempotency-Key` has no meaning here, as a secret that was shown once cannot be shown again: what keeps a repeat
 /// from making a second key is its name.
 #[utoipa::path(
@@ -293,17 +300,16 @@ fn secret(status: StatusCode, body: impl Serialize) -> Response {
     (status, [(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))], Json(body)).into_response()
 }
 
-/// Lists API keys in the order of their creation, revoked ones too, without the keys themselves.
+/// List API keys
+///
+/// In the order of their creation, revoked ones too, without the keys themselves.
 #[utoipa::path(
     get, path = "/api-keys", tag = "access",
     params(
-        ("page" = Option<i64>, Query, minimum = 1, maximum = 10000, description = "By number, as far as the 10 000th entry"),
-        ("page_size" = Option<i64>, Query, minimum = 1),
-        ("cursor" = Option<String>, Query, description = "Instead of `page`: `next_cursor` or `prev_cursor` of an \
-            answer to the same query"),
+        parameters::Paging,
     ),
     responses(
-        (status = 200, body = Page<ApiKey>), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
+        (status = 200, body = ApiKeyPage), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
         (status = 422, body = ErrorBody),
     ),
 )]
@@ -318,7 +324,9 @@ pub async fn list_api_keys(
     Ok(Json(Page::new(part, &asked)))
 }
 
-/// Shows an API key, revoked ones too, without the key itself.
+/// Get an API key
+///
+/// Revoked ones too, without the key itself.
 #[utoipa::path(
     get, path = "/api-keys/{key_id}", tag = "access", params(("key_id" = Uuid, Path)),
     responses((status = 200, body = ApiKey), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
@@ -327,8 +335,10 @@ pub async fn get_api_key(State(app): State<App>, caller: Caller, KeyId(id): KeyI
     Ok(Json(db::api_keys::find(&app.pool, caller.organization(), id).await?.ok_or_else(not_found)?.into()))
 }
 
-/// Revokes an API key, and with it the tokens that were issued for it and the keys that were made by any of them, for good.
-/// Every process knows within 5 seconds.
+/// Revoke an API key
+///
+/// For good, and with it the tokens that were issued for it and the keys that were made by any of them. Every process
+/// knows within 5 seconds.
 #[utoipa::path(
     delete, path = "/api-keys/{key_id}", tag = "access", params(("key_id" = Uuid, Path)),
     responses(
@@ -355,14 +365,17 @@ pub async fn revoke_api_key(
 pub struct IssuedToken {
     /// For `Authorization: Bearer`.
     access_token: String,
-    /// Always `Bearer`.
+    /// How it is sent.
+    #[schema(value_type = sets::TokenType)]
     token_type: &'static str,
     /// Seconds; `JWT_EXPIRATION_MINUTES`, or until the key ends.
     expires_in: u64,
 }
 
-/// Issues a token for the API key that the request comes with. It allows what the key allows, for as long as the key
-/// counts, and ends after `JWT_EXPIRATION_MINUTES`.
+/// Issue a token
+///
+/// For the API key that the request comes with. The token allows what the key allows, for as long as the key counts,
+/// and ends after `JWT_EXPIRATION_MINUTES`.
 #[utoipa::path(
     post, path = "/auth/token", tag = "access",
     responses(

@@ -8,13 +8,14 @@ use std::borrow::Cow;
 use axum::{Json, extract::State};
 use serde::Serialize;
 use serde_json::value::RawValue;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::{
     App,
     auth::Caller,
     cursor::Asked,
+    docs::{parameters, sets},
     error::{ApiError, ErrorBody},
     extract::Query,
     page::Page,
@@ -39,6 +40,9 @@ const FILTERS: [&str; 9] = [
     "sort_order",
 ];
 
+/// A part of the audit trail.
+pub type AuditEntryPage = Page<AuditEntry>;
+
 /// An entry of the audit trail.
 #[derive(Serialize, ToSchema)]
 pub struct AuditEntry {
@@ -57,22 +61,23 @@ pub struct AuditEntry {
     correlation_id: Option<String>,
     /// `create`, `update`, `delete`, `execute`, `retry`, `cancel`, `pause`, `resume`, `answer_callback`, `redrive`, `discard`, `expire`,
     /// `revoke`; of a denied attempt the HTTP method, of many `omitted`.
-    #[schema(example = "update")]
+    #[schema(example = "update", max_length = 50)]
     action: String,
-    /// `agent`, `workflow`, `run`, `api_key`, `organization`, `dead_letter`; of a denied attempt `request`.
-    #[schema(example = "workflow")]
+    /// What kind of object it is about.
+    #[schema(value_type = sets::AuditEntityType)]
     entity_type: String,
     /// The object; of a run the UUID in its id, and for what has none one that is derived from its id.
     entity_id: Uuid,
     /// Its name; of a run its id; of a denied attempt the route.
     entity_name: Option<String>,
-    /// `success` or `denied`.
+    /// Whether it was done.
+    #[schema(value_type = sets::AuditOutcome)]
     outcome: String,
     /// What the members of `after` were before; null if there was nothing, or if that is not kept.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<HashMap<String, Value>>)]
     before: Option<Box<RawValue>>,
     /// What they are since; secrets are redacted, and bodies have `bytes` and `sha256`. Null if there is nothing any more.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<HashMap<String, Value>>)]
     after: Option<Box<RawValue>>,
     /// Whose entry it is.
     organization_id: String,
@@ -108,6 +113,29 @@ fn shown(json: Box<RawValue>) -> Box<RawValue> {
     }
 }
 
+/// Which entries are wanted. What has several values, has commas between them.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "describes what `filter` reads")]
+pub struct Wanted {
+    /// Any of these subjects.
+    #[param(explode = false)]
+    user_id: Option<Vec<String>>,
+    /// Any of these actions.
+    #[param(explode = false)]
+    action: Option<Vec<String>>,
+    /// Any of these kinds of objects.
+    #[param(explode = false)]
+    entity_type: Option<Vec<sets::AuditEntityType>>,
+    /// Exactly this object: `entity_id`, or the id of a run or an organization.
+    entity_id: Option<String>,
+    /// Any of these.
+    #[param(explode = false)]
+    outcome: Option<Vec<sets::AuditOutcome>>,
+    /// Exactly this request.
+    correlation_id: Option<String>,
+}
+
 fn filter(caller: &Caller, query: &Query) -> Result<Filter, ApiError> {
     // A UUID, or the id of something that has none.
     let entity_id = query.text("entity_id");
@@ -124,26 +152,19 @@ fn filter(caller: &Caller, query: &Query) -> Result<Filter, ApiError> {
     })
 }
 
-/// Lists what was done, and what was tried and denied, the latest first.
+/// List audit entries
+///
+/// What was done, and what was tried and denied, the latest first.
 #[utoipa::path(
     get, path = "/audit-logs", tag = "access",
     params(
-        ("page" = Option<i64>, Query, minimum = 1, maximum = 10000, description = "By number, as far as the 10 000th entry"),
-        ("page_size" = Option<i64>, Query, minimum = 1),
-        ("cursor" = Option<String>, Query, description = "Instead of `page`: `next_cursor` or `prev_cursor` of an \
-            answer to the same query"),
-        ("user_id" = Option<String>, Query, description = "Exactly this subject, or one of several with commas between"),
-        ("action" = Option<String>, Query, description = "Exactly this action, or one of several"),
-        ("entity_type" = Option<String>, Query, description = "Exactly this type, or one of several"),
-        ("entity_id" = Option<String>, Query, description = "Exactly this object: `entity_id`, or the id of a run or an organization"),
-        ("outcome" = Option<String>, Query, description = "`success` or `denied`"),
-        ("correlation_id" = Option<String>, Query, description = "Exactly this request"),
-        ("created_after" = Option<String>, Query, format = DateTime, description = "Done then or later, as ISO 8601 or epoch"),
-        ("created_before" = Option<String>, Query, format = DateTime, description = "Done then or earlier, as ISO 8601 or epoch"),
-        ("sort_order" = Option<String>, Query, description = "`desc` (default) or `asc`"),
+        parameters::Paging,
+        Wanted,
+        parameters::Created,
+        ("sort_order" = Option<sets::SortOrder>, Query, description = "Ascending or descending (the default)"),
     ),
     responses(
-        (status = 200, body = Page<AuditEntry>), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
+        (status = 200, body = AuditEntryPage), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
         (status = 422, body = ErrorBody),
     ),
 )]

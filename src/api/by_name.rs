@@ -12,6 +12,7 @@ use super::{
     App,
     auth::Caller,
     definition::StepsBody,
+    docs::parameters,
     error::{ApiError, ErrorBody},
     etag::{IfMatch, IfNoneMatch},
     extract::{JsonBody, Key},
@@ -41,10 +42,9 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
 
 /// The definition that a name is to have. A `name` may be there if it is the one in the path.
 #[derive(ToSchema)]
-#[schema(as = WantedWorkflow, example = json!({
-    "start_step": "summarise",
-    "steps": {"summarise": {"id": "summarise", "agent_name": "summariser", "next_step": null,
-        "input_mapping": {"text": "${workflow.input.text}"}}},
+#[schema(as = PutWorkflowRequest, example = json!({
+    "start_step": "pause",
+    "steps": {"pause": {"id": "pause", "type": "wait", "wait_config": {"duration_seconds": 1}}},
 }))]
 #[expect(dead_code, reason = "describes what `put_workflow_by_name` reads")]
 pub struct WantedWorkflowBody {
@@ -56,16 +56,18 @@ pub struct WantedWorkflowBody {
     /// The steps by id.
     steps: StepsBody,
     /// Absent is null, which takes any object as input.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<HashMap<String, Value>>)]
     input_schema: Option<()>,
 }
 
-/// Shows the newest active version of a name.
+/// Get a workflow by its name
+///
+/// The newest active version of the name.
 #[utoipa::path(
     get, path = "/workflows/by-name/{name}", tag = "workflows",
     params(
-        ("name" = String, Path),
-        ("If-None-Match" = Option<String>, Header, description = "Only if the `ETag` is another one"),
+        ("name" = String, Path, example = "hello"),
+        parameters::IfNoneMatch,
     ),
     responses(
         (status = 200, body = Workflow, headers(("ETag" = String, description = "The state that is shown"))),
@@ -82,13 +84,15 @@ pub async fn get_workflow_by_name(
     Ok(if_none_match.answer(&row.revision(), Workflow::from(row)))
 }
 
-/// Brings a name to a wanted definition; safe to repeat. What is stored already stays untouched, another content
+/// Create or update a workflow by its name
+///
+/// Brings the name to the wanted definition; safe to repeat. What is stored already stays untouched, another content
 /// becomes the next version under the same id, and a name without an active version gets one.
 #[utoipa::path(
     put, path = "/workflows/by-name/{name}", tag = "workflows",
     params(
-        ("name" = String, Path, min_length = 1, max_length = 255),
-        ("If-Match" = Option<String>, Header, description = "Only if the `ETag` is still this one"),
+        ("name" = String, Path, min_length = 1, max_length = 255, example = "hello"),
+        parameters::IfMatch,
     ),
     request_body = WantedWorkflowBody,
     responses(
@@ -138,15 +142,15 @@ fn read(name: &str, body: &RawValue) -> Read<NewWorkflow> {
     draft.filter(|_| errors.is_empty()).ok_or(errors)?.checked()
 }
 
-/// Starts a run of the newest active version of a name, as executing that version by its id does.
+/// Execute a workflow by its name
+///
+/// Starts a run of the newest active version of the name, as executing that version by its id does.
 #[utoipa::path(
     post, path = "/workflows/by-name/{name}/execute", tag = "workflows",
     params(
-        ("name" = String, Path),
-        ("Idempotency-Key" = Option<String>, Header, description = "A repeat with the same key and body answers with \
-            the first run and `Idempotency-Replayed: true`; it counts for the name", max_length = 255),
-        ("Prefer" = Option<String>, Header, description = "`wait=N` waits up to N seconds, 60 at most, for the run to \
-            end", example = "wait=5"),
+        ("name" = String, Path, example = "hello"),
+        parameters::IdempotencyKey,
+        parameters::Prefer,
     ),
     request_body = ExecuteBody,
     responses(

@@ -86,7 +86,7 @@ pub struct Callback {
     /// The role that whoever decides must have; null if the address is enough.
     role: Option<String>,
     /// What the step says about what is asked.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<HashMap<String, Value>>)]
     input_data: Option<Box<RawValue>>,
 }
 
@@ -94,8 +94,10 @@ fn not_found() -> ApiError {
     ApiError::not_found("callback_not_found", "Callback not found")
 }
 
-/// Answers a callback: the step goes on with the body as its output. The address is the permission; only an approval
-/// with a role wants a token of somebody who has that role.
+/// Answer a callback
+///
+/// The step goes on with the body as its output. The address is the permission; only an approval with a role wants a
+/// token of somebody who has that role.
 #[utoipa::path(
     post, path = "/callbacks/{token}", tag = "callbacks", params(("token" = String, Path)),
     request_body(content = Option<Object>, description = "Any JSON; nothing is `{}`. Of an approval `approved`, true or \
@@ -127,8 +129,9 @@ pub async fn answer_callback(
     Ok(if is_repeat { runs::replayed(answer) } else { answer })
 }
 
-/// Lists the callbacks of a run that can be answered, also those whose address was given out before their step has
-/// begun; the oldest 1000.
+/// List the open callbacks of a run
+///
+/// Those that can be answered, also those whose address was given out before their step has begun; the oldest 1000.
 #[utoipa::path(
     get, path = "/runs/{run_id}/callbacks", tag = "callbacks", params(("run_id" = String, Path)),
     responses((status = 200, body = Vec<Callback>), (status = 404, body = ErrorBody)),

@@ -15,6 +15,7 @@ use super::{
     App,
     auth::Caller,
     cursor::Asked,
+    docs::{parameters, sets},
     error::{ApiError, ErrorBody},
     extract::{OptionalJsonBody, Query, path_uuid},
     page::Page,
@@ -31,6 +32,9 @@ use crate::{
 const FILTERS: [&str; 7] = ["topic", "reason", "status", "run_id", "created_after", "created_before", "sort_order"];
 /// Bytes of a value, or of a key, that are shown.
 const MAX_SHOWN_BYTES: i32 = 1 << 20;
+
+/// A part of the list of dead letters.
+pub type DeadLetterPage = Page<DeadLetter>;
 
 /// A record that no executor could use.
 #[derive(Serialize, ToSchema)]
@@ -51,14 +55,13 @@ pub struct DeadLetter {
     sent_at: Option<Timestamp>,
     /// Size of its value.
     bytes: i64,
-    /// `empty`, `invalid_json`, `invalid_message`, `unknown_kind`, `invalid_content`, `invalid_plan`, `too_large`,
-    /// `refused_by_database`.
-    #[schema(example = "invalid_json")]
+    /// Why it could not be used.
+    #[schema(value_type = sets::DeadLetterReason)]
     reason: String,
     /// The same in detail; may repeat some of the record.
     detail: String,
-    /// `open`: nobody has decided. `redriving`: it is about to be sent again. `redriven`, `discarded`: done.
-    #[schema(example = "open")]
+    /// What becomes of it.
+    #[schema(value_type = sets::DeadLetterStatus)]
     status: String,
     /// Who decided.
     resolved_by: Option<String>,
@@ -96,7 +99,8 @@ impl From<LetterRow> for DeadLetter {
 /// Some bytes: as text if they are UTF-8, else in base64.
 #[derive(Serialize, ToSchema)]
 pub struct Octets {
-    /// `text` or `base64`.
+    /// How the bytes are shown.
+    #[schema(value_type = sets::OctetEncoding)]
     encoding: &'static str,
     /// In that encoding.
     content: String,
@@ -155,13 +159,13 @@ impl DeadLetterDetail {
 /// The body of a redrive request.
 #[derive(ToSchema)]
 #[serde(deny_unknown_fields)]
-#[schema(as = Redrive, example = json!({"value": {
+#[schema(as = RedriveRequest, example = json!({"value": {
     "run_id": "run-1", "cancelled_by": "me", "message_type": "cancellation_request",
 }}))]
 #[expect(dead_code, reason = "describes what `parse_redrive` reads")]
 pub struct RedriveBody {
     /// Sent instead of the record's value, as it is written: a request to execute or to cancel a run.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<HashMap<String, Value>>)]
     value: Option<Box<RawValue>>,
 }
 
@@ -209,24 +213,22 @@ impl From<ResolveError> for ApiError {
     }
 }
 
-/// Lists records that no executor could use, the latest first.
+/// List dead letters
+///
+/// Records that no executor could use, the latest first.
 #[utoipa::path(
     get, path = "/dead-letters", tag = "runs",
     params(
-        ("page" = Option<i64>, Query, minimum = 1, maximum = 10000, description = "By number, as far as the 10 000th entry"),
-        ("page_size" = Option<i64>, Query, minimum = 1),
-        ("cursor" = Option<String>, Query, description = "Instead of `page`: `next_cursor` or `prev_cursor` of an \
-            answer to the same query"),
-        ("topic" = Option<String>, Query, description = "Exactly this topic, or one of several with commas between"),
-        ("reason" = Option<String>, Query, description = "Exactly this reason, or one of several"),
-        ("status" = Option<String>, Query, description = "Exactly this status, or one of several"),
+        parameters::Paging,
+        ("topic" = Option<Vec<String>>, Query, explode = false, description = "Any of these topics"),
+        ("reason" = Option<Vec<sets::DeadLetterReason>>, Query, explode = false, description = "Any of these"),
+        ("status" = Option<Vec<sets::DeadLetterStatus>>, Query, explode = false, description = "Any of these"),
         ("run_id" = Option<String>, Query, description = "Exactly this run"),
-        ("created_after" = Option<String>, Query, format = DateTime, description = "Kept then or later, as ISO 8601 or epoch"),
-        ("created_before" = Option<String>, Query, format = DateTime, description = "Kept then or earlier, as ISO 8601 or epoch"),
-        ("sort_order" = Option<String>, Query, description = "`desc` (default) or `asc`"),
+        parameters::Created,
+        ("sort_order" = Option<sets::SortOrder>, Query, description = "Ascending or descending (the default)"),
     ),
     responses(
-        (status = 200, body = Page<DeadLetter>), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
+        (status = 200, body = DeadLetterPage), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
         (status = 422, body = ErrorBody),
     ),
 )]
@@ -250,7 +252,9 @@ pub async fn list_dead_letters(
     Ok(Json(Page::new(part, &asked)))
 }
 
-/// Shows a letter with what its record holds, which may be anything that somebody has sent.
+/// Get a dead letter
+///
+/// With what its record holds, which may be anything that somebody has sent.
 #[utoipa::path(
     get, path = "/dead-letters/{dead_letter_id}", tag = "runs", params(("dead_letter_id" = Uuid, Path)),
     responses((status = 200, body = DeadLetterDetail), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
@@ -265,6 +269,8 @@ pub async fn get_dead_letter(
     Ok(Json(DeadLetterDetail::new(row, content)))
 }
 
+/// Redrive a dead letter
+///
 /// Sends the record again to the topic where it stood, as it was or with another value. What is sent has to be a message
 /// that executors can read, about the same run; another value needs `workflows:write` too. It is sent within seconds, or
 /// as soon as Kafka is there; a repeat of the request changes nothing. A run that has failed because of the record is
@@ -295,6 +301,8 @@ pub async fn redrive_dead_letter(
     Ok((StatusCode::ACCEPTED, Json(row.into())))
 }
 
+/// Discard a dead letter
+///
 /// Forgets what the record holds, and keeps that it was there. The copy in the dead-letter topic stays.
 #[utoipa::path(
     delete, path = "/dead-letters/{dead_letter_id}", tag = "runs", params(("dead_letter_id" = Uuid, Path)),

@@ -2,13 +2,15 @@
 
 #![expect(dead_code, reason = "describes what `workflow::Step` reads, which knows nothing of OpenAPI")]
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::HashMap};
 
-use serde_json::json;
 use utoipa::{
     PartialSchema, ToSchema,
-    openapi::{ObjectBuilder, Ref, RefOr, Schema},
+    openapi::{Discriminator, ObjectBuilder, OneOfBuilder, Ref, RefOr, Schema},
 };
+
+use super::docs::sets;
+use crate::workflow::StepKind;
 
 type Named = (String, RefOr<Schema>);
 
@@ -17,13 +19,7 @@ pub struct StepsBody;
 
 impl PartialSchema for StepsBody {
     fn schema() -> RefOr<Schema> {
-        let example = json!({
-            "summarise": {"id": "summarise", "agent_name": "summariser", "next_step": "translate",
-                "input_mapping": {"text": "${workflow.input.text}"}},
-            "translate": {"id": "translate", "agent_name": "translator", "next_step": null,
-                "input_mapping": {"text": "${summarise.output.text}"}},
-        });
-        let steps = map_of::<StepBody>(1).description(Some("Steps by id.")).examples([example]);
+        let steps = map_of::<StepBody>(1).description(Some("Steps by id."));
         Schema::from(steps).into()
     }
 }
@@ -63,70 +59,149 @@ fn map_of<T: ToSchema>(at_least: usize) -> ObjectBuilder {
     ObjectBuilder::new().additional_properties(Some(values)).min_properties(Some(at_least))
 }
 
-/// A step of a workflow. Members that its type does not use are kept and ignored.
-#[derive(ToSchema)]
-#[schema(as = StepDefinition)]
-pub struct StepBody {
-    /// Equals the step's key: letters, digits, hyphens and underscores.
-    #[schema(min_length = 1, max_length = 255, pattern = r"^[\p{L}\p{N}_-]+$")]
-    id: String,
-    /// What it does; absent is `agent`.
-    r#type: Option<StepType>,
-    /// Type `agent`: an active agent's name.
-    #[schema(min_length = 1, max_length = 255)]
-    agent_name: Option<String>,
-    /// The step that follows; null ends the chain.
-    next_step: Option<String>,
-    /// Type `agent` and `sub_workflow`: the input; type `callback`: what is said about what is asked. Strings may hold
-    /// references such as `${workflow.input.text}`, `${other_step.output.text}` and `${callback_step.callback_url}`.
-    #[schema(value_type = Option<Object>)]
-    input_mapping: Option<()>,
-    /// Type `parallel`: steps that run at the same time, two at least.
-    parallel_steps: Option<Vec<String>>,
-    /// Type `parallel`: how many run at a time; null is all.
-    max_parallelism: Option<i64>,
-    /// Type `conditional`: what is asked.
-    condition: Option<ConditionBody>,
-    /// Type `conditional`: runs if the condition is true.
-    if_true_step: Option<String>,
-    /// Type `conditional`: runs if the condition is false.
-    if_false_step: Option<String>,
-    /// Type `loop`: over what, and how.
-    loop_config: Option<LoopConfigBody>,
-    /// Type `fork_join`: the branches, and how many have to succeed.
-    fork_join_config: Option<ForkJoinConfigBody>,
-    /// The step fails if it takes longer, all attempts and everything inside of it counted; of a `callback`, how long it
-    /// can be answered.
-    #[schema(minimum = 1, maximum = 315_576_000)]
-    timeout_seconds: Option<i64>,
-    /// Type `wait`: for how long, or until when.
-    wait_config: Option<WaitConfigBody>,
-    /// Type `callback`: what is asked for; absent is any JSON.
-    callback_config: Option<CallbackConfigBody>,
-    /// Type `sub_workflow`: which workflow.
-    sub_workflow_config: Option<SubWorkflowConfigBody>,
+/// A step of a workflow, by its `type`.
+pub struct StepBody;
+
+impl PartialSchema for StepBody {
+    fn schema() -> RefOr<Schema> {
+        let mut steps = OneOfBuilder::new();
+        let mut discriminator = Discriminator::new("type");
+        for (kind, name) in STEPS {
+            let step = Ref::from_schema_name(name);
+            discriminator.mapping.insert(kind.as_str().to_owned(), step.ref_location.clone());
+            steps = steps.item(step);
+        }
+        let description = "A step of a workflow, by its `type`: `agent` if it is absent. Members that the type does not use \
+                           are kept and ignored.";
+        Schema::from(steps.discriminator(Some(discriminator)).description(Some(description))).into()
+    }
 }
 
-/// What a step does.
-#[derive(ToSchema)]
-#[schema(rename_all = "snake_case")]
-pub enum StepType {
+impl ToSchema for StepBody {
+    fn name() -> Cow<'static, str> {
+        "StepDefinition".into()
+    }
+
+    fn schemas(schemas: &mut Vec<Named>) {
+        add_steps(schemas);
+    }
+}
+
+/// Makes a schema of each type of step: the members that all have, and its own.
+macro_rules! steps {
+    ($($(#[$about:meta])+ $name:ident($kind:ident): $(#[$optional:meta])? $type:ty { $($own:tt)* })+) => {
+        $(
+            #[derive(ToSchema)]
+            $(#[$about])+
+            pub struct $name {
+                /// Equals the step's key: letters, digits, hyphens and underscores.
+                #[schema(min_length = 1, max_length = 255, pattern = r"^[^\s!-,./:-@\[-^`{-~]+$")]
+                id: String,
+                /// What the step does.
+                $(#[$optional])?
+                r#type: $type,
+                /// The step that follows; null ends the chain.
+                next_step: Option<String>,
+                /// The step fails if it takes longer, all attempts and everything inside of it counted; of a `callback`,
+                /// how long it can be answered.
+                #[schema(minimum = 1, maximum = 315_576_000)]
+                timeout_seconds: Option<i64>,
+                $($own)*
+                /// Members of other types of step.
+                #[serde(flatten)]
+                others: HashMap<String, serde_json::Value>,
+            }
+        )+
+
+        /// The schema of each type of step.
+        const STEPS: [(StepKind, &str); StepKind::ALL.len()] = [$((StepKind::$kind, stringify!($name))),+];
+
+        fn add_steps(schemas: &mut Vec<Named>) {
+            $(
+                schemas.push((stringify!($name).to_owned(), $name::schema()));
+                $name::schemas(schemas);
+            )+
+        }
+    };
+}
+
+steps! {
     /// Calls an agent.
-    Agent,
+    // At least the required members. Redocly would else take a `type` that may be absent for a mistake.
+    #[schema(min_properties = 3)]
+    AgentStep(Agent): #[schema(required = false)] sets::AgentStepType {
+        /// An active agent's name.
+        #[schema(min_length = 1, max_length = 255)]
+        agent_name: String,
+        /// The input. Strings may hold references such as `${workflow.input.text}` and `${other_step.output.text}`.
+        input_mapping: HashMap<String, serde_json::Value>,
+    }
     /// Runs steps at the same time.
-    Parallel,
-    /// Runs one of two steps.
-    Conditional,
+    ParallelStep(Parallel): sets::ParallelStepType {
+        /// The steps, two at least.
+        #[schema(min_items = 2)]
+        parallel_steps: Vec<String>,
+        /// How many of them run at a time; null is all.
+        #[schema(minimum = 1)]
+        max_parallelism: Option<i64>,
+    }
+    /// Runs one of two steps. At least one of them has to be there.
+    ConditionalStep(Conditional): sets::ConditionalStepType {
+        /// What is asked.
+        condition: ConditionBody,
+        /// Runs if the condition is true.
+        if_true_step: Option<String>,
+        /// Runs if the condition is false.
+        if_false_step: Option<String>,
+    }
     /// Runs steps for each element of an array.
-    Loop,
+    LoopStep(Loop): sets::LoopStepType {
+        /// Over what, and how.
+        loop_config: LoopConfigBody,
+    }
     /// Runs branches at the same time and asks how many must succeed.
-    ForkJoin,
+    ForkJoinStep(ForkJoin): sets::ForkJoinStepType {
+        /// The branches, and how many have to succeed.
+        fork_join_config: ForkJoinConfigBody,
+    }
     /// Lets time pass.
-    Wait,
+    WaitStep(Wait): sets::WaitStepType {
+        /// For how long, or until when.
+        wait_config: WaitConfigBody,
+    }
     /// Waits until somebody answers.
-    Callback,
+    CallbackStep(Callback): sets::CallbackStepType {
+        /// What is said about what is asked. Strings may hold references, such as `${this_step.callback_url}`.
+        input_mapping: Option<HashMap<String, serde_json::Value>>,
+        /// What is asked for; absent is any JSON.
+        callback_config: Option<CallbackConfigBody>,
+    }
     /// Runs another workflow.
-    SubWorkflow,
+    SubWorkflowStep(SubWorkflow): sets::SubWorkflowStepType {
+        /// The input. Strings may hold references.
+        input_mapping: Option<HashMap<String, serde_json::Value>>,
+        /// Which workflow.
+        sub_workflow_config: SubWorkflowConfigBody,
+    }
+}
+
+/// A definition as it is stored and sent to executors: the plan.
+#[derive(ToSchema)]
+#[schema(as = WorkflowPlan)]
+pub struct PlanBody {
+    /// `wf-`, the name and the version it was created as.
+    #[schema(example = "wf-summarise-1")]
+    workflow_id: String,
+    /// The workflow's name.
+    #[schema(example = "summarise")]
+    name: String,
+    /// The workflow's version, as text.
+    #[schema(example = "1")]
+    version: String,
+    /// The id of the first step.
+    start_step: String,
+    /// The steps by id, in their normal form.
+    steps: StepsBody,
 }
 
 /// What a conditional step asks.
@@ -151,7 +226,7 @@ pub struct LoopConfigBody {
     #[schema(min_items = 1)]
     loop_body: Vec<String>,
     /// Absent is `sequential`.
-    execution_mode: Option<ExecutionMode>,
+    execution_mode: Option<sets::ExecutionMode>,
     /// Mode `parallel`: how many iterations run at a time; null is all.
     #[schema(minimum = 1)]
     max_parallelism: Option<i64>,
@@ -159,29 +234,7 @@ pub struct LoopConfigBody {
     #[schema(minimum = 1)]
     max_iterations: Option<i64>,
     /// What an iteration's failure means; absent is `stop`.
-    on_error: Option<OnError>,
-}
-
-/// Whether iterations run one after the other.
-#[derive(ToSchema)]
-#[schema(rename_all = "snake_case")]
-pub enum ExecutionMode {
-    /// One after the other.
-    Sequential,
-    /// At the same time.
-    Parallel,
-}
-
-/// What the failure of an iteration means.
-#[derive(ToSchema)]
-#[schema(rename_all = "snake_case")]
-pub enum OnError {
-    /// The loop fails at once.
-    Stop,
-    /// It is passed over.
-    Continue,
-    /// It is kept among the results.
-    Collect,
+    on_error: Option<sets::OnError>,
 }
 
 /// The branches of a fork, and what makes the join succeed.
@@ -191,27 +244,13 @@ pub struct ForkJoinConfigBody {
     /// By name, two at least.
     branches: BranchesBody,
     /// Absent is `all`.
-    join_policy: Option<JoinPolicy>,
+    join_policy: Option<sets::JoinPolicy>,
     /// Policy `n_of_m`: how many have to succeed.
     #[schema(minimum = 1)]
     n_required: Option<i64>,
     /// For branches without their own.
     #[schema(minimum = 1)]
     branch_timeout_seconds: Option<i64>,
-}
-
-/// How many branches have to succeed.
-#[derive(ToSchema)]
-#[schema(rename_all = "snake_case")]
-pub enum JoinPolicy {
-    /// Every one.
-    All,
-    /// One.
-    Any,
-    /// More than half.
-    Majority,
-    /// `n_required`.
-    NOfM,
 }
 
 /// One branch of a fork.
@@ -231,8 +270,8 @@ pub struct BranchBody {
 #[schema(as = WaitConfig, example = json!({"duration": "PT15M"}))]
 pub struct WaitConfigBody {
     /// Seconds, as a number or a text with references.
-    #[schema(value_type = serde_json::Value, example = 30)]
-    duration_seconds: Option<()>,
+    #[schema(value_type = serde_json::Value, required = false, example = 30)]
+    duration_seconds: (),
     /// An ISO 8601 duration of weeks, days, hours, minutes and seconds, or a text with references.
     #[schema(example = "PT15M")]
     duration: Option<String>,
@@ -257,17 +296,7 @@ pub struct ApprovalBody {
     #[schema(min_length = 1, max_length = 255)]
     role: Option<String>,
     /// What a rejection means; absent is `fail`.
-    on_reject: Option<OnReject>,
-}
-
-/// What a rejection means.
-#[derive(ToSchema)]
-#[schema(rename_all = "snake_case")]
-pub enum OnReject {
-    /// The step fails.
-    Fail,
-    /// The step completes; its output says `approved: false`.
-    Continue,
+    on_reject: Option<sets::OnReject>,
 }
 
 /// Which workflow runs as a step: one of the members.

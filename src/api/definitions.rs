@@ -16,6 +16,8 @@ use uuid::Uuid;
 use super::{
     App,
     auth::Caller,
+    definition::{PlanBody, StepBody},
+    docs::parameters,
     error::{ApiError, ErrorBody, FieldErrorBody},
     etag::IfMatch,
     extract::{JsonBody, Key, WorkflowId},
@@ -49,7 +51,7 @@ pub struct Validation {
     warnings: Vec<FieldError>,
     /// The plan in its normal form, as it would be stored for a name that is new. Null if there are errors in the
     /// definition itself; agents that are missing or inactive do not count here.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<PlanBody>)]
     workflow_data: Option<Box<RawValue>>,
     /// The shape of the definition; null if it cannot be read.
     summary: Option<Summary>,
@@ -83,6 +85,8 @@ impl From<workflow::Summary> for Summary {
     }
 }
 
+/// Validate a definition
+///
 /// Checks a definition as creating it would, and stores nothing. Answers 200 whether it is valid or not.
 #[utoipa::path(
     post, path = "/workflows/validate", tag = "workflows", request_body = NewWorkflowBody,
@@ -200,7 +204,9 @@ async fn version_of(app: &App, caller: &Caller, id: Uuid, version: i32) -> Resul
     found.ok_or_else(|| no_such_version(version))
 }
 
-/// Shows one version of the workflow's name, deleted ones too.
+/// Get a version of a workflow
+///
+/// One version of the workflow's name, deleted ones too.
 #[utoipa::path(
     get, path = "/workflows/{workflow_id}/versions/{version}", tag = "workflows",
     params(("workflow_id" = uuid::Uuid, Path), ("version" = i32, Path, minimum = 1)),
@@ -255,17 +261,19 @@ pub struct Comparison {
 #[derive(Serialize, ToSchema)]
 pub struct StepComparison {
     /// Steps by id that only the second version has.
-    #[schema(value_type = Object)]
+    #[schema(value_type = HashMap<String, StepBody>)]
     added: Box<RawValue>,
     /// Steps by id that only the first version has.
-    #[schema(value_type = Object)]
+    #[schema(value_type = HashMap<String, StepBody>)]
     removed: Box<RawValue>,
     /// By step id and member: what the member was and is.
     #[schema(value_type = HashMap<String, HashMap<String, ChangeBody>>)]
     changed: Box<RawValue>,
 }
 
-/// Says what differs between two versions of the workflow's name, from the first to the second.
+/// Compare two versions of a workflow
+///
+/// Says what differs, from the first to the second.
 #[utoipa::path(
     get, path = "/workflows/{workflow_id}/versions/{version}/diff/{other}", tag = "workflows",
     params(
@@ -312,15 +320,16 @@ pub struct RollBackBody {
     version: i32,
 }
 
+/// Roll a workflow back
+///
 /// Makes the content of an earlier version the newest one. It is an update: the id stays, the version number is a new
 /// one, and the content that was the newest stays as a version of its own.
 #[utoipa::path(
     post, path = "/workflows/{workflow_id}/rollback", tag = "workflows",
     params(
         ("workflow_id" = uuid::Uuid, Path),
-        ("Idempotency-Key" = Option<String>, Header, description = "A repeat with the same key and body answers with \
-            the workflow and `Idempotency-Replayed: true`", max_length = 255),
-        ("If-Match" = Option<String>, Header, description = "Only if the `ETag` is still this one"),
+        parameters::IdempotencyKey,
+        parameters::IfMatch,
     ),
     request_body = RollBackBody,
     responses(

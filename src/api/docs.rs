@@ -1,28 +1,31 @@
 //! The OpenAPI document and its two browsers, all from the binary: nothing is loaded from elsewhere.
 
+mod complete;
+pub mod parameters;
+pub mod sets;
+
 use std::sync::Arc;
 
 use axum::{
     Router,
     extract::{Path, State, rejection::PathRejection},
-    response::{Html, IntoResponse, Response},
+    response::{Html, IntoResponse, Redirect, Response},
     routing::get,
 };
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{HeaderName, HeaderValue, header};
 use utoipa::{
     Modify, OpenApi,
     openapi::{
-        Content, Header, InfoBuilder, Object, OpenApiBuilder, Ref, RefOr, ResponseBuilder, Schema, Type,
-        extensions::Extensions,
-        path::{Operation, Parameter},
-        schema::{AnyOf, SchemaType},
+        ContactBuilder, InfoBuilder, License, OpenApiBuilder, Server,
         security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
     },
 };
 
-use super::{App, access, error::ApiError};
-use crate::{access::Permission, config};
+use super::{App, error::ApiError};
+use crate::config;
+
+pub use complete::complete;
 
 /// `ReDoc` 2.5.4, <https://github.com/Redocly/redoc> (MIT, see `docs/redoc.LICENSE.txt`), gzipped; the one address
 /// in it that pointed elsewhere, its logo, is emptied.
@@ -69,131 +72,29 @@ struct Skeleton;
 /// The document without its paths, which `api::routes` adds. `key_header` is the header that carries an API key.
 #[must_use]
 pub fn document(api: &config::Api, key_header: &str) -> utoipa::openapi::OpenApi {
-    let info = InfoBuilder::new().title(&api.title).version(&api.version).description(Some(&api.description)).build();
+    let guide = include_str!("docs/guide.md").replace("{key_header}", key_header);
+    let mut license = License::new("MIT");
+    license.identifier = Some("MIT".to_owned());
+    let info = InfoBuilder::new()
+        .title(&api.title)
+        .version(&api.version)
+        .description(Some(format!("{}\n\n{guide}", api.description)))
+        .contact(Some(ContactBuilder::new().name(Some("The operator of this service")).build()))
+        .license(Some(license));
     let mut skeleton = Skeleton::openapi();
     let key = ApiKeyValue::with_description(key_header, "An API key; `POST /api-keys` makes one.");
     if let Some(components) = &mut skeleton.components {
+        components.schemas.extend(sets::all());
         components.add_security_scheme("api_key", SecurityScheme::ApiKey(ApiKey::Header(key)));
     }
     OpenApiBuilder::new()
-        .info(info)
+        .info(info.build())
+        // Wherever the document was loaded from.
+        .servers(Some([Server::new("/")]))
         .components(skeleton.components)
         .security(skeleton.security)
         .tags(skeleton.tags)
         .build()
-}
-
-/// Adds what holds for many operations at once, so that no operation can forget it: the answers of `request`, which
-/// every route under the prefix can give, the form of headers, and a description for each answer that has none, as
-/// the specification demands one.
-pub fn complete(document: &mut utoipa::openapi::OpenApi, prefix: &str) {
-    for (path, item) in &mut document.paths.paths {
-        let is_business = path.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'))
-            && item.get.as_ref().and_then(|get| get.tags.as_ref()).is_none_or(|tags| tags[..] != ["system"]);
-        let operations = [
-            (Method::GET, &mut item.get),
-            (Method::PUT, &mut item.put),
-            (Method::POST, &mut item.post),
-            (Method::DELETE, &mut item.delete),
-        ];
-        for (method, operation) in operations {
-            let Some(operation) = operation else { continue };
-            if is_business {
-                if let Some(needs) = access::needs(&method, path.strip_prefix(prefix).unwrap_or_default()) {
-                    name_needs(operation, needs);
-                }
-                add_common_answers(operation);
-            }
-            for parameter in operation.parameters.iter_mut().flatten() {
-                if let RefOr::T(parameter) = parameter {
-                    shape_parameter(parameter);
-                }
-            }
-            for (status, response) in &mut operation.responses.responses {
-                let RefOr::T(response) = response else { continue };
-                if response.description.is_empty() {
-                    let status = StatusCode::from_bytes(status.as_bytes()).ok();
-                    response.description =
-                        status.and_then(|status| status.canonical_reason()).unwrap_or("Answer").into();
-                }
-                // A schema is of one JSON value, which a stream of events is not.
-                if let Some(RefOr::T(stream)) = response.content.get_mut("text/event-stream") {
-                    stream.schema = None;
-                }
-            }
-        }
-    }
-}
-
-/// What may be left out is not null: no header and no query can say so.
-fn shape_parameter(parameter: &mut Parameter) {
-    let Some(RefOr::T(Schema::Object(schema))) = &mut parameter.schema else { return };
-    if let SchemaType::Array(types) = &schema.schema_type
-        && let Some(named) = types.iter().find(|named| **named != Type::Null)
-    {
-        schema.schema_type = SchemaType::Type(named.clone());
-    }
-    if let Some(pattern) = header_pattern(&parameter.name) {
-        schema.pattern = Some(pattern.to_owned());
-    }
-    if ["_after", "_before"].iter().any(|end| parameter.name.ends_with(end)) {
-        let epoch = Object::with_type(Type::Number);
-        parameter.schema = Some(Schema::from(AnyOf::builder().item(schema.clone()).item(epoch).build()).into());
-    }
-}
-
-/// The values that are taken of a header which is taken on several routes.
-fn header_pattern(name: &str) -> Option<&'static str> {
-    match name {
-        "Idempotency-Key" => Some("^[!-~]([ -~]*[!-~])?$"),
-        "If-Match" | "If-None-Match" => Some(r#"^(\*|(W/)?"[!#-+\--~]*"( *, *(W/)?"[!#-+\--~]*")*)$"#),
-        _ => None,
-    }
-}
-
-/// Says who may use the route, for people and for programs.
-fn name_needs(operation: &mut Operation, needs: &[Permission]) {
-    let permissions: Vec<&str> = needs.iter().map(|permission| permission.as_str()).collect();
-    let roles = access::roles(needs);
-    if !permissions.is_empty() {
-        let text = format!("Needs `{}`; roles: {}.", permissions.join("`, `"), roles.join(", "));
-        let description = operation.description.take().filter(|description| !description.is_empty());
-        operation.description =
-            Some(description.map_or(text.clone(), |description| format!("{description}\n\n{text}")));
-    }
-    let named = Extensions::builder().add("x-required-permissions", permissions).add("x-required-roles", roles);
-    operation.extensions.get_or_insert_default().merge(named.build());
-}
-
-fn add_common_answers(operation: &mut Operation) {
-    let has_body = operation.request_body.is_some();
-    let answers = [
-        (StatusCode::BAD_REQUEST, "The body ended early, or the route takes none", true),
-        (StatusCode::UNAUTHORIZED, "Authentication is on, and the request has no valid token or API key", true),
-        (StatusCode::FORBIDDEN, "The caller may not do this", true),
-        (StatusCode::REQUEST_TIMEOUT, "The body did not arrive in time", has_body),
-        (StatusCode::PAYLOAD_TOO_LARGE, "The body is larger than 1 MiB", has_body),
-        (StatusCode::UNSUPPORTED_MEDIA_TYPE, "The body has a Content-Encoding", has_body),
-        (StatusCode::URI_TOO_LONG, "Path and query are longer than 8 KiB", true),
-        (StatusCode::TOO_MANY_REQUESTS, "More was asked for than a limit of the settings allows", true),
-        (StatusCode::INTERNAL_SERVER_ERROR, "A fault of the service; the log knows more by `request_id`", true),
-        (StatusCode::SERVICE_UNAVAILABLE, "The database is away, or the service has too much to do", true),
-    ];
-    for (status, description, _) in answers.into_iter().filter(|(.., is_possible)| *is_possible) {
-        operation.responses.responses.entry(status.as_str().to_owned()).or_insert_with(|| {
-            let content = Content::new(Some(Ref::from_schema_name("ErrorBody")));
-            let answer = ResponseBuilder::new().description(description).content("application/json", content);
-            let text = || Header::new(Object::with_type(Type::String));
-            let answer = match status {
-                StatusCode::UNAUTHORIZED => answer.header("WWW-Authenticate", text()),
-                StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
-                    answer.header("Retry-After", Header::new(Object::with_type(Type::Integer)))
-                }
-                _ => answer,
-            };
-            answer.build().into()
-        });
-    }
 }
 
 /// Whether a path needs no authentication although it may lie under the prefix: all that this module serves.
@@ -225,6 +126,7 @@ pub fn router(document: &utoipa::openapi::OpenApi) -> Router<App> {
         .route("/openapi.json", get(openapi))
         .route("/docs", get(|State(app): State<App>| async move { page(include_str!("docs/swagger.html"), &app) }))
         .route("/docs/start.js", get(script(include_bytes!("docs/swagger.js"), None)))
+        .route("/docs/index.html", get(|| async { Redirect::permanent("/docs") }))
         .route("/docs/{file}", get(swagger_asset))
         .route("/redoc", get(|State(app): State<App>| async move { page(include_str!("docs/redoc.html"), &app) }))
         .route("/redoc/redoc.standalone.js", get(script(REDOC, Some("gzip"))))

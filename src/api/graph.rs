@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use super::{
     App,
     auth::Caller,
+    docs::sets,
     error::{ApiError, ErrorBody},
     extract::{Query, RunId, WorkflowId},
     workflows::not_found,
@@ -81,12 +82,14 @@ fn not_drawable(what: impl std::fmt::Display) -> ApiError {
     ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "plan_not_readable", detail)
 }
 
-/// Draws a workflow: as SVG, or as text in the language of Mermaid.
+/// Draw a workflow
+///
+/// As SVG, or as text in the language of Mermaid.
 #[utoipa::path(
     get, path = "/workflows/{workflow_id}/graph", tag = "workflows",
     params(
         ("workflow_id" = uuid::Uuid, Path),
-        ("format" = Option<String>, Query, pattern = "^(svg|mermaid)$", description = "`svg` or `mermaid`; counts more than the Accept header"),
+        ("format" = Option<sets::GraphFormat>, Query, description = "Counts more than the Accept header"),
     ),
     responses(
         (status = 200, description = "By the Accept header; plain text without one", content(
@@ -109,12 +112,14 @@ pub async fn draw_workflow(
     Ok(form.show(&Graph::new(&plan, &HashMap::new())))
 }
 
-/// Draws a run: the definition that it executes, with the latest state of each step.
+/// Draw a run
+///
+/// The definition that it executes, with the latest state of each step; as SVG, or as text in the language of Mermaid.
 #[utoipa::path(
     get, path = "/runs/{run_id}/graph", tag = "runs",
     params(
         ("run_id" = String, Path),
-        ("format" = Option<String>, Query, pattern = "^(svg|mermaid)$", description = "`svg` or `mermaid`; counts more than the Accept header"),
+        ("format" = Option<sets::GraphFormat>, Query, description = "Counts more than the Accept header"),
     ),
     responses(
         (status = 200, description = "By the Accept header; plain text without one", content(

@@ -14,6 +14,7 @@ use super::{
     App,
     auth::Caller,
     cursor::Asked,
+    docs::{parameters, sets},
     error::{ApiError, ErrorBody},
     etag,
     extract::{JsonBody, Query},
@@ -33,6 +34,9 @@ use crate::{
 /// Length of a name.
 const NAME_CHARS: std::ops::RangeInclusive<usize> = 1..=255;
 
+/// A part of the list of organisations.
+pub type OrganizationPage = Page<Organization>;
+
 /// An organisation. Agents, workflows, runs, API keys and audit entries belong to one each.
 #[derive(Serialize, ToSchema)]
 pub struct Organization {
@@ -42,7 +46,8 @@ pub struct Organization {
     /// For people.
     #[schema(example = "Acme Ltd")]
     name: String,
-    /// `active`, or `suspended`: its API keys and tokens let nobody in. Its runs go on.
+    /// Whether its callers are let in.
+    #[schema(value_type = sets::OrganizationStatus)]
     status: String,
     /// The most that it may have; null: as the settings say.
     #[schema(value_type = QuotasBody)]
@@ -118,7 +123,7 @@ pub struct Usage {
 /// The body of a create request.
 #[derive(ToSchema)]
 #[serde(deny_unknown_fields)]
-#[schema(as = NewOrganization)]
+#[schema(as = CreateOrganizationRequest, example = json!({"id": "acme", "name": "Acme Ltd"}))]
 #[expect(dead_code, reason = "describes what `parse_new` reads")]
 pub struct NewOrganizationBody {
     /// In tokens and in paths; never changed.
@@ -134,7 +139,7 @@ pub struct NewOrganizationBody {
 /// Quotas in a request; what is absent stays.
 #[derive(ToSchema)]
 #[serde(deny_unknown_fields)]
-#[schema(as = NewQuotas)]
+#[schema(as = QuotasRequest)]
 #[expect(dead_code, reason = "describes what `parse_quotas` reads")]
 pub struct NewQuotasBody {
     /// Agents that are not deleted.
@@ -154,15 +159,15 @@ pub struct NewQuotasBody {
 /// The body of an update request; what is absent stays.
 #[derive(ToSchema)]
 #[serde(deny_unknown_fields)]
-#[schema(as = OrganizationPatch, example = json!({"quotas": {"agents": 100}}))]
+#[schema(as = UpdateOrganizationRequest, example = json!({"quotas": {"agents": 100}}))]
 #[expect(dead_code, reason = "describes what `parse_patch` reads")]
 pub struct OrganizationPatchBody {
     /// For people.
     #[schema(nullable = false, min_length = 1, max_length = 255, pattern = r"\S")]
     name: Option<String>,
-    /// `active` or `suspended`.
-    #[schema(nullable = false, pattern = "^(active|suspended)$")]
-    status: Option<String>,
+    /// Whether its callers are let in.
+    #[schema(required = false)]
+    status: sets::OrganizationStatus,
     /// Each one on its own; null makes it that of the settings.
     #[schema(nullable = false)]
     quotas: Option<NewQuotasBody>,
@@ -270,17 +275,16 @@ fn must_manage(caller: &Caller) -> Result<(), ApiError> {
     Err(ApiError::new(StatusCode::FORBIDDEN, "forbidden", detail))
 }
 
-/// Lists organisations in the order of their creation; to members of others than the default one, their own.
+/// List organizations
+///
+/// In the order of their creation; to members of others than the default one, their own.
 #[utoipa::path(
     get, path = "/organizations", tag = "access",
     params(
-        ("page" = Option<i64>, Query, minimum = 1, maximum = 10000, description = "By number, as far as the 10 000th entry"),
-        ("page_size" = Option<i64>, Query, minimum = 1),
-        ("cursor" = Option<String>, Query, description = "Instead of `page`: `next_cursor` or `prev_cursor` of an \
-            answer to the same query"),
+        parameters::Paging,
     ),
     responses(
-        (status = 200, body = Page<Organization>), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
+        (status = 200, body = OrganizationPage), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
         (status = 422, body = ErrorBody),
     ),
 )]
@@ -296,8 +300,10 @@ pub async fn list_organizations(
     Ok(Json(Page::new(part, &asked)))
 }
 
-/// Makes an organisation. What belongs to it is made with its API keys, of which the first is made by an administrator
-/// of the default organisation (`POST /api-keys` with `organization_id`), or with tokens that name it.
+/// Create an organization
+///
+/// What belongs to it is made with its API keys, of which the first is made by an administrator of the default
+/// organisation (`POST /api-keys` with `organization_id`), or with tokens that name it.
 #[utoipa::path(
     post, path = "/organizations", tag = "access", request_body = NewOrganizationBody,
     responses(
@@ -316,7 +322,9 @@ pub async fn create_organization(State(app): State<App>, caller: Caller, body: J
     Ok(etag::located(&app, &path, (StatusCode::CREATED, Json(Organization::from(row)))))
 }
 
-/// Shows an organisation, and what it has of what there are quotas for.
+/// Get an organization
+///
+/// With what it has of what there are quotas for.
 #[utoipa::path(
     get, path = "/organizations/{organization_id}", tag = "access", params(("organization_id" = String, Path)),
     responses((status = 200, body = OrganizationDetail), (status = 404, body = ErrorBody)),
@@ -338,6 +346,8 @@ pub async fn get_organization(
     Ok(Json(OrganizationDetail { organization: row.into(), usage }))
 }
 
+/// Update an organization
+///
 /// Changes the members that are given. Every process knows of a suspension within 5 seconds.
 #[utoipa::path(
     put, path = "/organizations/{organization_id}", tag = "access", params(("organization_id" = String, Path)),

@@ -1,13 +1,20 @@
 //! The envelope of every list.
 
+use std::borrow::Cow;
+
 use serde::Serialize;
-use utoipa::ToSchema;
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{
+        ArrayBuilder, KnownFormat, Object, ObjectBuilder, Ref, RefOr, Schema, SchemaFormat, Type, schema::SchemaType,
+    },
+};
 
 use super::cursor::Asked;
 use crate::db::list::{Listed, Part};
 
 /// A part of a list.
-#[derive(Serialize, ToSchema)]
+#[derive(Serialize)]
 pub struct Page<T> {
     /// The entries.
     items: Vec<T>,
@@ -23,6 +30,51 @@ pub struct Page<T> {
     next_cursor: Option<String>,
     /// For the parameter `cursor`: the page before this one; null at the beginning of the list.
     prev_cursor: Option<String>,
+}
+
+/// By hand, so that a list names its entries: a derived schema has a copy of theirs.
+impl<T: ToSchema> PartialSchema for Page<T> {
+    fn schema() -> RefOr<Schema> {
+        let number = |description: &str| {
+            let int64 = SchemaFormat::KnownFormat(KnownFormat::Int64);
+            ObjectBuilder::new().schema_type(Type::Integer).format(Some(int64)).description(Some(description))
+        };
+        let cursor = |description: &str| {
+            let text = SchemaType::from_iter([Type::String, Type::Null]);
+            ObjectBuilder::new().schema_type(text).description(Some(description))
+        };
+        let entries = ArrayBuilder::new().items(Ref::from_schema_name(T::name())).description(Some("The entries."));
+        let before = "For the parameter `cursor`: the page before this one; null at the beginning of the list.";
+        let members: [(&str, RefOr<Schema>); 7] = [
+            ("items", entries.into()),
+            ("total", number("How many entries there are on all pages.").into()),
+            ("page", number("Which page this is, from 1; with `cursor` counted from where the reader began.").into()),
+            ("page_size", number("How many entries a page has.").into()),
+            ("total_pages", number("How many pages there are.").into()),
+            (
+                "next_cursor",
+                cursor("For the parameter `cursor`: the page after this one; null at the end of the list.").into(),
+            ),
+            ("prev_cursor", cursor(before).into()),
+        ];
+        let page = members
+            .into_iter()
+            .fold(Object::builder().description(Some("A part of a list.")), |page, (name, member)| {
+                page.property(name, member).required(name)
+            });
+        Schema::from(page).into()
+    }
+}
+
+impl<T: ToSchema> ToSchema for Page<T> {
+    fn name() -> Cow<'static, str> {
+        format!("{}Page", T::name()).into()
+    }
+
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        schemas.push((T::name().into_owned(), T::schema()));
+        T::schemas(schemas);
+    }
 }
 
 impl<T> Page<T> {
@@ -76,7 +128,7 @@ pub struct Message {
     #[schema(value_type = String, format = DateTime)]
     timestamp: crate::timestamp::Timestamp,
     /// Always null.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<HashMap<String, Value>>)]
     data: Option<()>,
 }
 

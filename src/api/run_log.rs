@@ -24,6 +24,7 @@ use super::{
     App,
     auth::Caller,
     cursor::Asked,
+    docs::{parameters, sets},
     error::{ApiError, ErrorBody},
     extract::{Query, RunId},
     page::Page,
@@ -60,11 +61,14 @@ const RECONNECT_AFTER: Duration = Duration::from_secs(1);
 const CHUNK: i64 = 100;
 
 /// How much an entry matters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Level {
+pub enum Level {
+    /// What happens in the course of things.
     Info,
+    /// What may be mended by itself.
     Warning,
+    /// What ended the run.
     Error,
 }
 
@@ -78,13 +82,16 @@ const ALARMING: [(&str, Level); 5] = [
 ];
 
 impl Level {
-    const ALL: [Self; 3] = [Self::Info, Self::Warning, Self::Error];
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Info, Self::Warning, Self::Error];
 
     fn of(kind: &str) -> Self {
         ALARMING.iter().find(|(alarming, _)| *alarming == kind).map_or(Self::Info, |(_, level)| *level)
     }
 
-    fn as_str(self) -> &'static str {
+    /// As on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Info => "info",
             Self::Warning => "warning",
@@ -98,6 +105,9 @@ impl Level {
         severe.map(|(kind, _)| (*kind).to_owned()).collect()
     }
 }
+
+/// A part of a run's log.
+pub type RunEventPage = Page<Event>;
 
 /// An entry of a run's log.
 #[derive(Debug, Serialize, ToSchema)]
@@ -115,12 +125,11 @@ pub struct Event {
     /// When it was recorded.
     #[schema(value_type = String, format = DateTime)]
     timestamp: Timestamp,
-    /// `run.created`, `run.dispatched`, `run.started`, `run.taken_over`, `run.completed`, `run.failed`,
-    /// `run.cancelled`, `run.retried`, `run.paused`, `run.resumed`, `run.changed`; `attempt.started`,
-    /// `attempt.waiting`, `attempt.completed`, `attempt.failed`, `attempt.skipped`, `attempt.changed`;
-    /// `callback.answered`; `agent.answered`, `agent.failed`. There may be more in future.
+    /// What it tells of.
+    #[schema(value_type = sets::RunEventKind)]
     kind: String,
-    /// `info`, `warning` or `error`.
+    /// How much it matters.
+    #[schema(value_type = sets::LogLevel)]
     level: Level,
     /// For people.
     message: String,
@@ -199,26 +208,24 @@ fn message(row: &EventRow) -> String {
     }
 }
 
-/// Shows the log of a run: its transitions, attempts, agent calls and errors, in their order. It begins with the
-/// release that keeps logs: of what happened before, only the creation is shown.
+/// Get the log of a run
+///
+/// Its transitions, attempts, agent calls and errors, in their order. It begins with the release that keeps logs: of
+/// what happened before, only the creation is shown.
 ///
 /// With `Accept: text/plain` a line an entry, and `Link` names the next page.
 #[utoipa::path(
     get, path = "/runs/{run_id}/logs", tag = "runs",
     params(
         ("run_id" = String, Path),
-        ("step_id" = Option<String>, Query, description = "Exactly this step, or one of several with commas between"),
-        ("level" = Option<String>, Query, description = "`info`, `warning` or `error`: entries of this level and more \
-            severe ones", example = "warning"),
-        ("sort_order" = Option<String>, Query, description = "`asc` (default) or `desc`"),
-        ("page" = Option<i64>, Query, minimum = 1, description = "By number, as far as the 10 000th entry"),
-        ("page_size" = Option<i64>, Query, minimum = 1),
-        ("cursor" = Option<String>, Query, description = "Instead of `page`: `next_cursor` or `prev_cursor` of an \
-            answer to the same query"),
+        ("step_id" = Option<Vec<String>>, Query, explode = false, description = "Any of these steps"),
+        ("level" = Option<sets::LogLevel>, Query, description = "Entries of this level and more severe ones"),
+        ("sort_order" = Option<sets::SortOrder>, Query, description = "Ascending (the default) or descending"),
+        parameters::Paging,
     ),
     responses(
         (status = 200, description = "A page of the log", content(
-            (Page<Event> = "application/json"),
+            (RunEventPage = "application/json"),
             (String = "text/plain", example = "2026-02-03T09:00:00.101120Z INFO    Run created by system\n\
                 2026-02-03T09:00:00.104870Z INFO    Run started\n\
                 2026-02-03T09:00:00.105031Z INFO    Step 'summarise': attempt started, agent 'writer'\n"),
@@ -310,6 +317,8 @@ impl Seen {
     }
 }
 
+/// Stream the log of a run
+///
 /// Streams the log of a run as Server-Sent Events: what there is at once, what comes when it comes, and at the end of
 /// the run an event `end`. A stream that is closed without it is to be opened again with the last id, as browsers do
 /// by themselves.

@@ -14,6 +14,7 @@ use super::{
     App, IDEMPOTENCY_REPLAYED,
     auth::Caller,
     cursor::Asked,
+    docs::{parameters, sets},
     error::{ApiError, ErrorBody},
     extract::{Key, OptionalJsonBody, Query, RunId},
     page::Page,
@@ -56,6 +57,9 @@ const FILTERS: [&str; 13] = [
     "sort_order",
 ];
 
+/// A part of the list of runs.
+pub type RunPage = Page<Run>;
+
 /// A run of a workflow.
 #[derive(Serialize, ToSchema)]
 pub struct Run {
@@ -69,10 +73,11 @@ pub struct Run {
     workflow_name: String,
     /// The definition's id.
     workflow_definition_id: Option<String>,
-    /// `PENDING`, `RUNNING`, `COMPLETED`, `FAILED` or `CANCELLED`.
+    /// How far it is.
+    #[schema(value_type = sets::RunStatus)]
     status: String,
     /// As given. A list leaves out one of more than 64 KiB.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<HashMap<String, Value>>)]
     input_data: Option<Box<RawValue>>,
     /// True where a list leaves the input out, and otherwise absent: the run itself shows it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -192,7 +197,7 @@ pub struct RunDetail {
     #[serde(flatten)]
     run: Run,
     /// The output of the last step, once the run is completed.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<HashMap<String, Value>>)]
     output_data: Option<Box<RawValue>>,
 }
 
@@ -235,6 +240,7 @@ pub fn replayed(mut response: Response) -> Response {
 
 /// An attempt of a step.
 #[derive(Serialize, ToSchema)]
+#[schema(as = StepExecution)]
 pub struct Step {
     /// Of this attempt.
     id: String,
@@ -246,13 +252,14 @@ pub struct Step {
     step_name: String,
     /// The agent that was called.
     agent_name: String,
-    /// `PENDING` (it waits for a time, an answer or another run), `RUNNING`, `COMPLETED`, `FAILED` or `SKIPPED`.
+    /// How far it is.
+    #[schema(value_type = sets::StepStatus)]
     status: String,
     /// What was sent.
-    #[schema(value_type = Object)]
+    #[schema(value_type = HashMap<String, Value>)]
     input_data: Box<RawValue>,
     /// What came back.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<HashMap<String, Value>>)]
     output_data: Option<Box<RawValue>>,
     /// Begin.
     #[schema(value_type = String, format = DateTime)]
@@ -267,6 +274,7 @@ pub struct Step {
     /// Which branch.
     branch_name: Option<String>,
     /// How the branches are joined.
+    #[schema(value_type = Option<sets::JoinPolicy>)]
     join_policy: Option<String>,
     /// Of a step of type `sub_workflow`: its run.
     child_run_id: Option<String>,
@@ -330,7 +338,7 @@ pub struct RetryBody {
     /// completed. Without it, the run goes on after its last completed step.
     resume_from_step: Option<String>,
     /// Instead of the input that the run had. Steps that have completed are not repeated because of it.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<HashMap<String, Value>>)]
     input_data: Option<()>,
 }
 
@@ -344,31 +352,27 @@ fn wrong_state(status: &str, act: &str) -> ApiError {
     ApiError::bad_request("run_wrong_state", format!("The run is {status} and cannot be {act}"))
 }
 
-/// Lists runs.
+/// List runs
+///
+/// The latest first, unless another order is asked for.
 #[utoipa::path(
     get, path = "/runs", tag = "runs",
     params(
-        ("page" = Option<i64>, Query, minimum = 1, maximum = 10000, description = "By number, as far as the 10 000th entry"),
-        ("page_size" = Option<i64>, Query, minimum = 1),
-        ("cursor" = Option<String>, Query, description = "Instead of `page`: `next_cursor` or `prev_cursor` of an \
-            answer to the same query"),
-        ("status" = Option<String>, Query, description = "Exactly this status, or one of several with commas between"),
+        parameters::Paging,
+        ("status" = Option<Vec<sets::RunStatus>>, Query, explode = false, description = "Any of these"),
         ("workflow_id" = Option<String>, Query, description = "Exactly this `workflow_id`"),
         ("workflow_definition_id" = Option<String>, Query, description = "Exactly this `workflow_definition_id`"),
         ("name" = Option<String>, Query, description = "Exactly this `workflow_name`"),
         ("name_prefix" = Option<String>, Query, description = "The beginning of `workflow_name`"),
         ("triggered_by" = Option<String>, Query, description = "Exactly this `triggered_by`"),
         ("parent_run_id" = Option<String>, Query, description = "The runs that are steps of this run"),
-        ("created_after" = Option<String>, Query, format = DateTime, description = "Created then or later, as ISO 8601 or epoch"),
-        ("created_before" = Option<String>, Query, format = DateTime, description = "Created then or earlier, as ISO 8601 or epoch"),
-        ("updated_after" = Option<String>, Query, format = DateTime, description = "Changed last then or later"),
-        ("updated_before" = Option<String>, Query, format = DateTime, description = "Changed last then or earlier"),
-        ("sort_by" = Option<String>, Query,
-            description = "`created_at` (default), `updated_at`, `completed_at` or `status`"),
-        ("sort_order" = Option<String>, Query, description = "`desc` (default) or `asc`"),
+        parameters::Created,
+        parameters::Updated,
+        ("sort_by" = Option<sets::RunSortKey>, Query, description = "Absent is `created_at`"),
+        ("sort_order" = Option<sets::SortOrder>, Query, description = "Ascending or descending (the default)"),
     ),
     responses(
-        (status = 200, body = Page<Run>), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
+        (status = 200, body = RunPage), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
         (status = 422, body = ErrorBody),
     ),
 )]
@@ -393,7 +397,9 @@ pub async fn list_runs(State(app): State<App>, caller: Caller, query: Query) -> 
     Ok(Json(Page::new(part, &asked)))
 }
 
-/// Shows a run.
+/// Get a run
+///
+/// With its output, once it is completed.
 #[utoipa::path(
     get, path = "/runs/{run_id}", tag = "runs", params(("run_id" = String, Path)),
     responses((status = 200, body = RunDetail), (status = 404, body = ErrorBody)),
@@ -407,9 +413,11 @@ pub async fn get_run(
     Ok(Json(RunDetail::read(&app, row).await?))
 }
 
-/// Lists all attempts of the run's steps in the order of their begin. What a client has not taken yet is not read, so
-/// that an answer may be of any length; one whose transfer breaks is not whole. With `page_size` or `cursor` a part of
-/// them, and `Link` names the next.
+/// List the step attempts of a run
+///
+/// All attempts of the run's steps in the order of their begin. What a client has not taken yet is not read, so that an
+/// answer may be of any length; one whose transfer breaks is not whole. With `page_size` or `cursor` a part of them, and
+/// `Link` names the next.
 #[utoipa::path(
     get, path = "/runs/{run_id}/steps", tag = "runs",
     params(
@@ -433,12 +441,13 @@ pub async fn list_steps(
     step_stream::answer(app, caller, run_id, &query).await
 }
 
+/// Retry a run
+///
 /// Starts a failed or cancelled run again, with the present content of its definition. Completed steps are not
 /// repeated.
 #[utoipa::path(
     post, path = "/runs/{run_id}/retry", tag = "runs",
-    params(("run_id" = String, Path), ("Idempotency-Key" = Option<String>, Header, description = "A repeat with the same key and body answers with \
-            what the first one made and `Idempotency-Replayed: true`", max_length = 255)),
+    params(("run_id" = String, Path), parameters::IdempotencyKey),
     request_body(content = Option<RetryBody>),
     responses(
         (status = 202, body = RetriedRun),
@@ -522,6 +531,8 @@ impl From<RetryRunError> for ApiError {
     }
 }
 
+/// Cancel a run
+///
 /// Ends a run that waits or is executed.
 #[utoipa::path(
     post, path = "/runs/{run_id}/cancel", tag = "runs", params(("run_id" = String, Path)),
@@ -551,7 +562,9 @@ pub async fn cancel_run(
     Ok(Json(RunDetail::open(row.into())))
 }
 
-/// Makes a run begin no further step until it is resumed; what is under way comes to its end. A run that is paused
+/// Pause a run
+///
+/// The run begins no further step until it is resumed; what is under way comes to its end. A run that is paused
 /// already stays so. Sub-workflows are runs of their own, and go on.
 #[utoipa::path(
     post, path = "/runs/{run_id}/pause", tag = "runs", params(("run_id" = String, Path)),
@@ -568,6 +581,8 @@ pub async fn pause_run(
     set_paused(&app, &caller, &run_id, true).await
 }
 
+/// Resume a run
+///
 /// Lets a paused run go on. A run that is not paused stays so.
 #[utoipa::path(
     post, path = "/runs/{run_id}/resume", tag = "runs", params(("run_id" = String, Path)),

@@ -12,7 +12,7 @@ use http::{StatusCode, header};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{App, error::ApiError};
+use super::{App, docs::sets, error::ApiError};
 use crate::{config::MetricsAccess, telemetry, timestamp::Timestamp};
 
 /// The path of the metrics, at both ports.
@@ -37,11 +37,14 @@ pub struct Root {
     documentation: BTreeMap<&'static str, &'static str>,
     /// Paths of the resources.
     endpoints: BTreeMap<&'static str, String>,
-    /// Always `operational`.
+    /// It answers.
+    #[schema(value_type = sets::ServiceStatus)]
     status: &'static str,
 }
 
-/// Names the service and its paths.
+/// Describe the service
+///
+/// Its name, its version, and the paths of its parts.
 #[utoipa::path(get, path = "/", tag = "system", security(()), responses((status = 200, body = Root)))]
 pub async fn get_root(State(app): State<App>) -> Json<Root> {
     let api = &app.config.api;
@@ -71,7 +74,8 @@ pub async fn get_root(State(app): State<App>) -> Json<Root> {
 /// The answer of `GET /health`.
 #[derive(Serialize, ToSchema)]
 pub struct Health {
-    /// Always `healthy`: the process answers.
+    /// The process answers.
+    #[schema(value_type = sets::HealthStatus)]
     status: &'static str,
     /// Now.
     #[schema(value_type = String, format = DateTime)]
@@ -81,11 +85,13 @@ pub struct Health {
     /// Since the start of the process.
     uptime_seconds: f64,
     /// Always null; there for clients of the reference deployment.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<HashMap<String, Value>>)]
     services: Option<()>,
 }
 
-/// Says that the process lives; asks no other system.
+/// Check that the process lives
+///
+/// Asks no other system.
 #[utoipa::path(get, path = "/health", tag = "system", security(()), responses((status = 200, body = Health)))]
 pub async fn get_health(State(app): State<App>) -> Json<Health> {
     Json(Health {
@@ -100,18 +106,22 @@ pub async fn get_health(State(app): State<App>) -> Json<Health> {
 /// The answer of `GET /health/ready`.
 #[derive(Serialize, ToSchema)]
 pub struct Ready {
-    /// `ready`, `degraded` (ready, but Kafka is away: runs are accepted and dispatched later) or `not_ready`.
+    /// Whether it is ready, in a word.
+    #[schema(value_type = sets::ReadinessStatus)]
     status: &'static str,
     /// Whether requests should be sent here.
     ready: bool,
-    /// `connected` or `disconnected` for `database` and `kafka`, `current` or `outdated` for `schema`.
+    /// What was found, by the name of what was looked at.
+    #[schema(value_type = HashMap<String, sets::CheckStatus>)]
     checks: BTreeMap<&'static str, &'static str>,
     /// Now.
     #[schema(value_type = String, format = DateTime)]
     timestamp: Timestamp,
 }
 
-/// Says whether requests can be served, as of half a second ago at most.
+/// Check that requests can be served
+///
+/// As of half a second ago at most.
 #[utoipa::path(
     get, path = "/health/ready", tag = "system", security(()),
     responses((status = 200, body = Ready), (status = 503, description = "Not ready", body = Ready)),
@@ -142,8 +152,9 @@ pub async fn get_readiness(State(app): State<App>) -> Response {
     response
 }
 
-/// Metrics in the text format of Prometheus. With `METRICS_ACCESS=credentials` they need `runs:read` in the default
-/// organisation.
+/// Get metrics
+///
+/// In the text format of Prometheus. With `METRICS_ACCESS=credentials` they need `runs:read` in the default organisation.
 #[utoipa::path(
     get, path = "/metrics", tag = "system", security(()),
     responses(

@@ -17,8 +17,9 @@ use utoipa::ToSchema;
 
 use super::{
     App,
-    agents::{NewAgentBody, RetryConfigBody},
+    agents::NewAgentBody,
     auth::Caller,
+    docs::{parameters, sets},
     error::{ApiError, ErrorBody, FieldErrorBody},
     extract::{JsonBody, Key, Query},
     runs,
@@ -41,7 +42,7 @@ use crate::{
 const IMPORT_TIME: Duration = Duration::from_secs(5);
 
 /// Agents and workflows. The same content is the same document, so that it can be kept under version control.
-#[derive(Serialize, ToSchema)]
+#[derive(Serialize)]
 pub struct Definitions {
     /// `workflow-api/definitions`.
     format: &'static str,
@@ -54,7 +55,7 @@ pub struct Definitions {
 }
 
 /// An agent in a document.
-#[derive(Serialize, ToSchema)]
+#[derive(Serialize)]
 pub struct ExportedAgent {
     /// Unique for ever.
     name: String,
@@ -66,20 +67,16 @@ pub struct ExportedAgent {
     auth_type: &'static str,
     /// Absent unless secrets are asked for and there are some.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Object>)]
     auth_config: Option<Box<RawValue>>,
     /// Time for one call.
     timeout_ms: i32,
     /// How calls are repeated.
-    #[schema(value_type = RetryConfigBody)]
     retry_config: RetryConfig,
     /// What differs from the settings.
-    #[schema(value_type = Option<Object>)]
     circuit_breaker_config: Option<Box<RawValue>>,
     /// `a2a`, `http` or `openai`.
     kind: String,
     /// What the kind needs to know.
-    #[schema(value_type = Option<Object>)]
     config: Option<Box<RawValue>>,
     /// `active` or `inactive`.
     status: String,
@@ -109,20 +106,17 @@ impl ExportedAgent {
 }
 
 /// A workflow in a document, as it would be created.
-#[derive(Serialize, ToSchema)]
+#[derive(Serialize)]
 pub struct ExportedWorkflow {
     /// Shared by all versions.
     name: String,
     /// For people.
     description: Option<String>,
     /// The id of the first step.
-    #[schema(value_type = String)]
     start_step: Option<Box<RawValue>>,
     /// The steps by id in their normal form.
-    #[schema(value_type = Object)]
     steps: Option<Box<RawValue>>,
     /// JSON Schema for the input of runs.
-    #[schema(value_type = Option<Object>)]
     input_schema: Option<Box<RawValue>>,
 }
 
@@ -139,23 +133,32 @@ impl From<WorkflowRow> for ExportedWorkflow {
     }
 }
 
-/// A document to import.
+/// Agents and workflows as an export gives them and an import takes them.
 #[derive(ToSchema)]
-#[schema(as = ImportRequest)]
-#[expect(dead_code, reason = "describes what `import::Import::parse` reads")]
-pub struct ImportBody {
-    /// `workflow-api/definitions`.
-    #[schema(pattern = "^workflow-api/definitions$", example = "workflow-api/definitions")]
-    format: String,
+#[schema(as = Definitions, example = json!({"format": FORMAT, "version": FORMAT_VERSION, "agents": [], "workflows": []}))]
+#[expect(dead_code, reason = "describes `Definitions`, and what `import::Import::parse` reads")]
+pub struct DefinitionsBody {
+    /// What the document is.
+    format: sets::DefinitionsFormat,
     /// Of the format: 1.
     #[schema(minimum = 1, maximum = 1, example = 1)]
     version: i64,
-    /// As an agent is created, with `status` besides.
-    #[schema(value_type = Option<Vec<NewAgentBody>>, example = json!([]))]
-    agents: Option<Vec<NewAgentBody>>,
-    /// As a workflow is created.
-    #[schema(value_type = Option<Vec<NewWorkflowBody>>, example = json!([]))]
+    /// Of an export: all agents that are not deleted, by name.
+    agents: Option<Vec<AgentDefinitionBody>>,
+    /// Of an export: the newest active version of each workflow, by name.
     workflows: Option<Vec<NewWorkflowBody>>,
+}
+
+/// An agent in a document, as it is created, with its status.
+#[derive(ToSchema)]
+#[schema(as = AgentDefinition)]
+#[expect(dead_code, reason = "describes `ExportedAgent`, and what `import::Import::parse` reads")]
+pub struct AgentDefinitionBody {
+    #[serde(flatten)]
+    agent: NewAgentBody,
+    /// Whether it may be used; absent is `active`.
+    #[schema(required = false)]
+    status: sets::SettableStatus,
 }
 
 /// What became of a document.
@@ -210,15 +213,17 @@ fn flag(query: &Query, name: &str) -> Result<bool, ApiError> {
     }
 }
 
-/// Gives all agents and the newest active version of every workflow as one document, which `POST /import` takes.
-/// Secrets are left out unless they are asked for.
+/// Export definitions
+///
+/// All agents and the newest active version of every workflow as one document, which `POST /import` takes. Secrets are
+/// left out unless they are asked for.
 #[utoipa::path(
     get, path = "/export", tag = "workflows",
     params(
         ("name_prefix" = Option<String>, Query, description = "Only those whose names begin so"),
         ("include_secrets" = Option<bool>, Query, description = "With the agents' credentials, which needs `agents:secrets`")),
     responses(
-        (status = 200, body = Definitions),
+        (status = 200, body = DefinitionsBody),
         (status = 413, description = "There are more than a document can hold: export them in parts, by `name_prefix`", body = ErrorBody),
         (status = 422, body = ErrorBody),
     ),
@@ -258,14 +263,15 @@ fn too_large(limit: &str) -> ApiError {
     ApiError::new(http::StatusCode::PAYLOAD_TOO_LARGE, "export_too_large", detail)
 }
 
+/// Import definitions
+///
 /// Brings agents and workflows to what the document says, all of them or none; safe to repeat. What the document
 /// does not name stays. Credentials that it leaves out stay as they are stored.
 #[utoipa::path(
-    post, path = "/import", tag = "workflows", request_body = ImportBody,
+    post, path = "/import", tag = "workflows", request_body = DefinitionsBody,
     params(
         ("dry_run" = Option<bool>, Query, description = "Only say what would happen, errors included"),
-        ("Idempotency-Key" = Option<String>, Header, description = "A repeat with the same key and body answers with \
-            the first report and `Idempotency-Replayed: true`; not for a dry run", max_length = 255),
+        parameters::IdempotencyKey,
     ),
     responses(
         (status = 200, body = ImportReport),

@@ -12,7 +12,8 @@ use super::{
     App,
     auth::Caller,
     cursor::Asked,
-    definition::StepsBody,
+    definition::{PlanBody, StepsBody},
+    docs::{parameters, sets},
     error::{ApiError, ErrorBody, FieldErrorBody},
     etag::{self, IfMatch, IfNoneMatch},
     extract::{JsonBody, Key, Query, WorkflowId},
@@ -50,6 +51,9 @@ const FILTERS: [&str; 9] = [
     "sort_order",
 ];
 
+/// A part of the list of workflows.
+pub type WorkflowPage = Page<Workflow>;
+
 /// A version of a workflow.
 #[derive(Serialize, ToSchema)]
 pub struct Workflow {
@@ -62,13 +66,14 @@ pub struct Workflow {
     description: Option<String>,
     /// From 1, unique for the name.
     version: i32,
-    /// The plan: `workflow_id`, `name`, `version`, `start_step` and `steps` in their normal form.
-    #[schema(value_type = Object)]
+    /// What it does.
+    #[schema(value_type = PlanBody)]
     workflow_data: Box<RawValue>,
     /// JSON Schema that the input of runs has to satisfy; null takes any object.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<HashMap<String, Value>>)]
     input_schema: Option<Box<RawValue>>,
-    /// `active`, `inactive` or `deleted`.
+    /// Whether it may be executed.
+    #[schema(value_type = sets::WorkflowStatus)]
     status: String,
     /// Creation.
     #[schema(value_type = String, format = DateTime)]
@@ -114,17 +119,11 @@ impl From<WorkflowRow> for Workflow {
     }
 }
 
-/// The body of a create request.
+/// A definition of a workflow, as it is created, exported and imported.
 #[derive(ToSchema)]
-#[schema(as = NewWorkflow, example = json!({
-    "name": "summarise-and-translate", "start_step": "summarise",
-    "steps": {
-        "summarise": {"id": "summarise", "agent_name": "summariser", "next_step": "translate",
-            "input_mapping": {"text": "${workflow.input.text}"}},
-        "translate": {"id": "translate", "agent_name": "translator", "next_step": null,
-            "input_mapping": {"text": "${summarise.output.text}"}},
-    },
-    "input_schema": {"type": "object", "required": ["text"]},
+#[schema(as = WorkflowDefinition, example = json!({
+    "name": "hello", "start_step": "pause",
+    "steps": {"pause": {"id": "pause", "type": "wait", "wait_config": {"duration_seconds": 1}}},
 }))]
 #[expect(dead_code, reason = "describes what `workflow::NewWorkflow::parse` reads")]
 pub struct NewWorkflowBody {
@@ -140,13 +139,13 @@ pub struct NewWorkflowBody {
     steps: StepsBody,
     /// JSON Schema (draft 2020-12 unless `$schema` says otherwise) that the input of runs has to satisfy. References
     /// lead only to places in it and not in circles; patterns have no look-around.
-    #[schema(value_type = Option<Object>, example = json!({"type": "object", "required": ["text"]}))]
+    #[schema(value_type = Option<HashMap<String, Value>>, example = json!({"type": "object", "required": ["text"]}))]
     input_schema: Option<()>,
 }
 
 /// The body of an update request; what is absent stays.
 #[derive(ToSchema)]
-#[schema(as = WorkflowPatch, example = json!({"description": "Sums a text up and translates it."}))]
+#[schema(as = UpdateWorkflowRequest, example = json!({"description": "Sums a text up and translates it."}))]
 #[expect(dead_code, reason = "describes what `workflow::WorkflowPatch::parse` reads")]
 pub struct WorkflowPatchBody {
     /// Null clears it.
@@ -156,11 +155,11 @@ pub struct WorkflowPatchBody {
     /// All steps by id; makes a new version.
     steps: Option<StepsBody>,
     /// Another one makes a new version; null takes it away.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<HashMap<String, Value>>)]
     input_schema: Option<()>,
-    /// `active` or `inactive`.
-    #[schema(nullable = false, pattern = "^(active|inactive)$")]
-    status: Option<String>,
+    /// Whether it may be executed.
+    #[schema(required = false)]
+    status: sets::SettableStatus,
 }
 
 /// The body of an execute request.
@@ -169,7 +168,7 @@ pub struct WorkflowPatchBody {
 #[expect(dead_code, reason = "describes what `execute_workflow` reads")]
 pub struct ExecuteBody {
     /// Any JSON object; steps refer to it as `${workflow.input.…}`.
-    #[schema(value_type = Object, example = json!({"text": "hello"}))]
+    #[schema(value_type = HashMap<String, Value>, example = json!({"text": "hello"}))]
     input_data: (),
     /// Of the runs that wait for an executor, those of a higher priority are first; absent is 5.
     #[schema(minimum = 0, maximum = 9)]
@@ -211,26 +210,23 @@ pub(super) fn save_error(error: SaveWorkflowError, unknown_agent: StatusCode) ->
     }
 }
 
-/// Lists workflows; every version is an entry of its own.
+/// List workflows
+///
+/// Every version is an entry of its own.
 #[utoipa::path(
     get, path = "/workflows", tag = "workflows",
     params(
-        ("page" = Option<i64>, Query, minimum = 1, maximum = 10000, description = "By number, as far as the 10 000th entry"),
-        ("page_size" = Option<i64>, Query, minimum = 1),
-        ("cursor" = Option<String>, Query, description = "Instead of `page`: `next_cursor` or `prev_cursor` of an \
-            answer to the same query"),
-        ("status" = Option<String>, Query, description = "Exactly this status, or one of several with commas between"),
+        parameters::Paging,
+        ("status" = Option<Vec<sets::WorkflowStatus>>, Query, explode = false, description = "Any of these"),
         ("name" = Option<String>, Query, description = "Exactly this name"),
         ("name_prefix" = Option<String>, Query, description = "The beginning of the name"),
-        ("created_after" = Option<String>, Query, format = DateTime, description = "Created then or later, as ISO 8601 or epoch"),
-        ("created_before" = Option<String>, Query, format = DateTime, description = "Created then or earlier, as ISO 8601 or epoch"),
-        ("updated_after" = Option<String>, Query, format = DateTime, description = "Changed last then or later"),
-        ("updated_before" = Option<String>, Query, format = DateTime, description = "Changed last then or earlier"),
-        ("sort_by" = Option<String>, Query, description = "`created_at` (default), `updated_at`, `name` or `version`"),
-        ("sort_order" = Option<String>, Query, description = "`desc` (default) or `asc`"),
+        parameters::Created,
+        parameters::Updated,
+        ("sort_by" = Option<sets::WorkflowSortKey>, Query, description = "Absent is `created_at`"),
+        ("sort_order" = Option<sets::SortOrder>, Query, description = "Ascending or descending (the default)"),
     ),
     responses(
-        (status = 200, body = Page<Workflow>), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
+        (status = 200, body = WorkflowPage), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
         (status = 422, body = ErrorBody),
     ),
 )]
@@ -265,11 +261,24 @@ pub(super) fn tagged(row: WorkflowRow) -> Response {
     etag::tagged(&row.revision(), Json(Workflow::written(row)))
 }
 
+/// Create a workflow
+///
 /// Stores a definition, as the next version of its name.
 #[utoipa::path(
-    post, path = "/workflows", tag = "workflows", request_body = NewWorkflowBody,
-    params(("Idempotency-Key" = Option<String>, Header, description = "A repeat with the same key and body answers with \
-            what the first one made and `Idempotency-Replayed: true`", max_length = 255)),
+    post, path = "/workflows", tag = "workflows",
+    request_body(content = NewWorkflowBody, examples(
+        ("wait" = (summary = "Without agents", value = json!({
+            "name": "hello", "start_step": "pause",
+            "steps": {"pause": {"id": "pause", "type": "wait", "wait_config": {"duration_seconds": 1}}},
+        }))),
+        ("agent" = (summary = "With the agent of the example of `POST /agents`", value = json!({
+            "name": "summarise", "start_step": "summarise",
+            "steps": {"summarise": {"id": "summarise", "type": "agent", "agent_name": "summariser",
+                "input_mapping": {"text": "${workflow.input.text}"}}},
+            "input_schema": {"type": "object", "required": ["text"]},
+        }))),
+    )),
+    params(parameters::IdempotencyKey),
     responses(
         (status = 201, body = Workflow, headers(("ETag" = String, description = "The state that is shown"), ("Location" = String, description = "Its path"))),
         (status = 409, description = "A request with this key is under way", body = ErrorBody),
@@ -302,10 +311,12 @@ pub async fn create_workflow(
     }
 }
 
-/// Shows a definition, deleted ones too.
+/// Get a workflow
+///
+/// Deleted ones too.
 #[utoipa::path(
     get, path = "/workflows/{workflow_id}", tag = "workflows",
-    params(("workflow_id" = uuid::Uuid, Path), ("If-None-Match" = Option<String>, Header, description = "Only if the `ETag` is another one")),
+    params(("workflow_id" = uuid::Uuid, Path), parameters::IfNoneMatch),
     responses((status = 200, body = Workflow, headers(("ETag" = String, description = "The state that is shown"))), (status = 304), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
 )]
 pub async fn get_workflow(
@@ -318,11 +329,13 @@ pub async fn get_workflow(
     Ok(if_none_match.answer(&row.revision(), Workflow::from(row)))
 }
 
+/// Update a workflow
+///
 /// Changes the members that are given. New steps make a new version under the same id; the former content stays as
 /// a version of its own.
 #[utoipa::path(
     put, path = "/workflows/{workflow_id}", tag = "workflows",
-    params(("workflow_id" = uuid::Uuid, Path), ("If-Match" = Option<String>, Header, description = "Only if the `ETag` is still this one")),
+    params(("workflow_id" = uuid::Uuid, Path), parameters::IfMatch),
     request_body = WorkflowPatchBody,
     responses(
         (status = 200, body = Workflow, headers(("ETag" = String, description = "The state that is shown"))),
@@ -348,10 +361,12 @@ pub async fn update_workflow(
     Ok(tagged(row))
 }
 
+/// Delete a version of a workflow
+///
 /// Marks this version as deleted; the others stay.
 #[utoipa::path(
     delete, path = "/workflows/{workflow_id}", tag = "workflows",
-    params(("workflow_id" = uuid::Uuid, Path), ("If-Match" = Option<String>, Header, description = "Only if the `ETag` is still this one")),
+    params(("workflow_id" = uuid::Uuid, Path), parameters::IfMatch),
     responses((status = 200, body = Message), (status = 412, description = "It has changed since it was read", body = ErrorBody), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
 )]
 pub async fn delete_workflow(
@@ -367,18 +382,17 @@ pub async fn delete_workflow(
     Ok(Json(Message::new("Workflow deleted")))
 }
 
-/// Lists all versions of the workflow's name, the newest first.
+/// List the versions of a workflow
+///
+/// All versions of the workflow's name, the newest first.
 #[utoipa::path(
     get, path = "/workflows/{workflow_id}/versions", tag = "workflows",
     params(
         ("workflow_id" = uuid::Uuid, Path),
-        ("page" = Option<i64>, Query, minimum = 1, maximum = 10000, description = "By number, as far as the 10 000th entry"),
-        ("page_size" = Option<i64>, Query, minimum = 1),
-        ("cursor" = Option<String>, Query, description = "Instead of `page`: `next_cursor` or `prev_cursor` of an \
-            answer to the same query"),
+        parameters::Paging,
     ),
     responses(
-        (status = 200, body = Page<Workflow>), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
+        (status = 200, body = WorkflowPage), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
         (status = 404, body = ErrorBody), (status = 422, body = ErrorBody),
     ),
 )]
@@ -396,16 +410,16 @@ pub async fn list_workflow_versions(
     Ok(Json(Page::new(part, &asked)))
 }
 
+/// Execute a workflow
+///
 /// Starts a run of the workflow's present content. The run is durable when this answers; it is executed as soon as
 /// Kafka and an executor are there.
 #[utoipa::path(
     post, path = "/workflows/{workflow_id}/execute", tag = "workflows",
     params(
         ("workflow_id" = uuid::Uuid, Path),
-        ("Idempotency-Key" = Option<String>, Header, description = "A repeat with the same key and body answers with \
-            the first run and `Idempotency-Replayed: true`", max_length = 255),
-        ("Prefer" = Option<String>, Header, description = "`wait=N` waits up to N seconds, 60 at most, for the run to \
-            end", example = "wait=5"),
+        parameters::IdempotencyKey,
+        parameters::Prefer,
     ),
     request_body = ExecuteBody,
     responses(

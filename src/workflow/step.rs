@@ -37,7 +37,8 @@ pub enum StepKind {
 }
 
 impl StepKind {
-    const ALL: [Self; 8] = [
+    /// All of them.
+    pub const ALL: [Self; 8] = [
         Self::Agent,
         Self::Parallel,
         Self::Conditional,

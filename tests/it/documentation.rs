@@ -177,16 +177,140 @@ async fn the_document_is_complete_in_itself(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
+async fn every_operation_has_a_short_summary_and_a_description(pool: PgPool) {
+    let document = Service::start(&pool).get("/openapi.json").await.expect(200);
+    for (method, path, about) in operations(&document) {
+        let summary = about["summary"].as_str().unwrap_or_default();
+        assert!((1..=60).contains(&summary.chars().count()), "{method} {path}: {summary:?}");
+        assert!(!summary.contains('\n') && !summary.ends_with('.'), "{method} {path}: {summary:?}");
+        assert!(about["description"].as_str().is_some_and(|text| !text.is_empty()), "{method} {path} is not described");
+    }
+    assert!(document["servers"][0]["url"].is_string());
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn sets_of_values_are_named_schemas_and_not_prose(pool: PgPool) {
+    let document = Service::start(&pool).get("/openapi.json").await.expect(200);
+    let mut constants = BTreeSet::new();
+    let mut sets = 0;
+    walk(&document, "", &mut |pointer, schema| {
+        if let Some(values) = schema.get("enum").and_then(Value::as_array) {
+            sets += 1;
+            let is_named = pointer.strip_prefix("/components/schemas/").is_some_and(|name| !name.contains('/'));
+            assert!(is_named, "{pointer}: a set of values without a name");
+            // Generated Go has one name space for all of them.
+            let names = schema["x-enum-varnames"].as_array().expect("names of the values");
+            assert_eq!(names.len(), values.len(), "{pointer}");
+            for name in names {
+                assert!(constants.insert(name.to_string()), "{pointer}: {name} is there twice");
+            }
+        }
+        // A string that its description gives values: "`a`, `b` or `c`".
+        let description = schema.get("description").and_then(Value::as_str).unwrap_or_default();
+        let is_text = schema.get("type").is_some_and(|of| *of == "string" || *of == json!(["string", "null"]))
+            || schema.pointer("/schema/type").is_some_and(|of| *of == "string");
+        let is_open = ["/components/schemas/AuditEntry/properties/action"].contains(&pointer);
+        if is_text && schema.get("enum").is_none() && !is_open {
+            let quoted: Vec<&str> = description.split('`').collect();
+            let is_list =
+                quoted.iter().skip(2).step_by(2).any(|between| [", ", " or ", " (default), "].contains(between));
+            assert!(!is_list, "{pointer}: {description:?} lists values that a set should");
+        }
+    });
+    assert!(sets >= 40, "only {sets} sets");
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn objects_name_their_members_or_say_that_they_take_any(pool: PgPool) {
+    let document = Service::start(&pool).get("/openapi.json").await.expect(200);
+    let schemas = document["components"]["schemas"].as_object().expect("schemas");
+    walk(&document["components"]["schemas"], "", &mut |pointer, schema| {
+        let is_object = schema.get("type").is_some_and(|of| *of == "object" || *of == json!(["object", "null"]));
+        if is_object && !pointer.ends_with("/example") {
+            let says = schema.get("properties").is_some() || schema.get("additionalProperties").is_some();
+            assert!(says, "{pointer}: a free object is one of any members for some, and of none for others");
+        }
+        let inlined = schema.pointer("/items/properties").is_some();
+        assert!(!inlined, "{pointer}: the entries of a list have no name");
+        // Some engines know no classes of Unicode.
+        let pattern = schema.get("pattern").and_then(Value::as_str).unwrap_or_default();
+        assert!(!pattern.contains("\\p{"), "{pointer}: {pattern}");
+    });
+    for name in schemas.keys() {
+        // Go has a function `NewX` for each `X`.
+        assert!(!schemas.contains_key(&format!("New{name}")), "New{name} stands beside {name}");
+        assert!(name.chars().all(char::is_alphanumeric), "{name} is no name in most languages");
+    }
+    let lists = schemas.iter().filter(|(name, _)| name.ends_with("Page"));
+    assert!(lists.clone().count() >= 8);
+    for (name, page) in lists {
+        let entry = format!("#/components/schemas/{}", name.trim_end_matches("Page"));
+        assert_eq!(page["properties"]["items"]["items"]["$ref"], entry, "{name}");
+    }
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_step_is_one_of_the_types_that_the_discriminator_names(pool: PgPool) {
+    let document = Service::start(&pool).get("/openapi.json").await.expect(200);
+    let schemas = &document["components"]["schemas"];
+    let step = &schemas["StepDefinition"];
+    assert_eq!(step["discriminator"]["propertyName"], "type");
+    let mapping = step["discriminator"]["mapping"].as_object().expect("a mapping");
+    assert_eq!(mapping.len(), step["oneOf"].as_array().map_or(0, Vec::len));
+    for (kind, reference) in mapping {
+        let reference = reference.as_str().and_then(|reference| reference.strip_prefix('#')).expect("a reference");
+        let schema = document.pointer(reference).unwrap_or_else(|| panic!("{reference} does not resolve"));
+        let set = schema["properties"]["type"]["$ref"].as_str().and_then(|set| set.strip_prefix('#')).expect("a set");
+        assert_eq!(document.pointer(set).expect("the set")["enum"], json!([kind]));
+        // Without a type it is an agent's.
+        let needs_type = schema["required"].as_array().expect("members").contains(&json!("type"));
+        assert_eq!(needs_type, kind != "agent", "{kind}");
+    }
+    // Sent, received, exported and imported as the same.
+    for (schema, member) in [("WorkflowDefinition", "steps"), ("WorkflowPlan", "steps")] {
+        assert_eq!(schemas[schema]["properties"][member]["$ref"], "#/components/schemas/Steps", "{schema}");
+    }
+    assert_eq!(schemas["Workflow"]["properties"]["workflow_data"]["$ref"], "#/components/schemas/WorkflowPlan");
+    let of_export = &document["paths"]["/api/v1/export"]["get"]["responses"]["200"]["content"]["application/json"];
+    let of_import = &document["paths"]["/api/v1/import"]["post"]["requestBody"]["content"]["application/json"];
+    assert_eq!(of_export["schema"], of_import["schema"]);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn the_examples_work_one_after_the_other_on_a_fresh_service(pool: PgPool) {
+    let service = Service::start(&pool);
+    let document = service.get("/openapi.json").await.expect(200);
+    let schema = |name: &str| document["components"]["schemas"][name]["example"].clone();
+    service.post("/api/v1/agents", &schema("CreateAgentRequest")).await.expect(201);
+    let examples = &document["paths"]["/api/v1/workflows"]["post"]["requestBody"]["content"]["application/json"];
+    for (name, example) in examples["examples"].as_object().expect("examples") {
+        let created = service.post("/api/v1/workflows", &example["value"]).await;
+        assert_eq!(created.status, 201, "{name}: {}", created.text);
+    }
+    service.post("/api/v1/workflows", &schema("WorkflowDefinition")).await.expect(201);
+    let named = &document["paths"]["/api/v1/workflows/by-name/{name}"]["put"]["parameters"][0]["example"];
+    let path = format!("/api/v1/workflows/by-name/{}", named.as_str().expect("an example"));
+    let put = service.put(&path, &schema("PutWorkflowRequest")).await;
+    assert!(put.status.is_success(), "{}", put.text);
+    service.post(&format!("{path}/execute"), &schema("ExecuteRequest")).await.expect(202);
+    service.post("/api/v1/api-keys", &schema("CreateApiKeyRequest")).await.expect(201);
+    service.post("/api/v1/organizations", &schema("CreateOrganizationRequest")).await.expect(201);
+    service.post("/api/v1/import", &schema("Definitions")).await.expect(200);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
 async fn the_documentation_says_what_the_settings_say(pool: PgPool) {
     let settings =
         [("API_TITLE", "Flows <&> more"), ("API_VERSION", "7.8.9"), ("API_DESCRIPTION", "Ours"), ("API_PREFIX", "v9/")];
     let service = Service::start_with(config(&pool, &settings));
     let document = service.get("/openapi.json").await.expect(200);
     let info = &document["info"];
-    assert_eq!(
-        json!([info["title"], info["version"], info["description"]]),
-        json!(["Flows <&> more", "7.8.9", "Ours"])
-    );
+    assert_eq!(json!([info["title"], info["version"]]), json!(["Flows <&> more", "7.8.9"]));
+    let description = info["description"].as_str().unwrap_or_default();
+    assert!(description.starts_with("Ours\n\n## First steps"), "{description}");
+    for part in ["## Authentication", "## Paging", "## Errors", "`X-API-Key`"] {
+        assert!(description.contains(part), "{part} is missing: {description}");
+    }
     let paths: Vec<&String> = document["paths"].as_object().expect("paths").keys().collect();
     assert!(paths.iter().all(|path| !path.starts_with("/api/v1")), "{paths:?}");
     assert!(document["paths"]["/v9/runs"].is_object() && document["paths"]["/health"].is_object(), "{paths:?}");
@@ -231,6 +355,8 @@ async fn both_browsers_are_served_from_here_and_load_nothing_from_elsewhere(pool
         }
         assert!(assets > 0, "{page} loads nothing");
     }
+    let old = service.get("/docs/index.html").await;
+    assert_eq!((old.status.as_u16(), old.header("location")), (308, Some("/docs")));
     for missing in ["/docs/missing.js", "/docs/..%2F..%2Fetc%2Fpasswd", "/docs/%FF", "/redoc/missing", "/docs/a/b"] {
         service.get(missing).await.error(404);
     }

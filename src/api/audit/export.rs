@@ -10,11 +10,12 @@ use futures_util::{StreamExt, stream};
 use http::{HeaderValue, header};
 use serde_json::value::RawValue;
 
-use super::{AuditEntry, filter};
+use super::{AuditEntry, Wanted, filter};
 use crate::{
     api::{
         App,
         auth::Caller,
+        docs::{parameters, sets},
         error::{ApiError, ErrorBody},
         extract::Query,
     },
@@ -132,20 +133,16 @@ fn csv_line(fields: [String; 14]) -> Vec<u8> {
         .map_or_else(|_| Vec::new(), |()| writer.into_inner().unwrap_or_default())
 }
 
-/// Gives all entries of a query as one file, the oldest first. It is read while it is sent, and ends early if the
+/// Export audit entries
+///
+/// All entries of a query as one file, the oldest first. It is read while it is sent, and ends early if the
 /// database goes away meanwhile, which shows by the broken transfer.
 #[utoipa::path(
     get, path = "/audit-logs/export", tag = "access",
     params(
-        ("format" = Option<String>, Query, pattern = "^(csv|ndjson)$", description = "`ndjson` (default): a JSON object a line; or `csv`"),
-        ("user_id" = Option<String>, Query, description = "Exactly this subject, or one of several with commas between"),
-        ("action" = Option<String>, Query, description = "Exactly this action, or one of several"),
-        ("entity_type" = Option<String>, Query, description = "Exactly this type, or one of several"),
-        ("entity_id" = Option<String>, Query, description = "Exactly this object: `entity_id`, or the id of a run or an organization"),
-        ("outcome" = Option<String>, Query, description = "`success` or `denied`"),
-        ("correlation_id" = Option<String>, Query, description = "Exactly this request"),
-        ("created_after" = Option<String>, Query, format = DateTime, description = "Done then or later, as ISO 8601 or epoch"),
-        ("created_before" = Option<String>, Query, format = DateTime, description = "Done then or earlier, as ISO 8601 or epoch"),
+        ("format" = Option<sets::AuditExportFormat>, Query, description = "A JSON object a line, which is the default, or CSV"),
+        Wanted,
+        parameters::Created,
     ),
     responses(
         (status = 200, content((String = "application/x-ndjson"), (String = "text/csv"))),

@@ -11,6 +11,7 @@ use crate::{
     api::{
         App,
         auth::Caller,
+        docs::sets,
         error::{ApiError, ErrorBody},
         extract::Query,
     },
@@ -27,6 +28,7 @@ const MAX_PROBLEMS: usize = 100;
 
 /// What a verification has found.
 #[derive(Serialize, ToSchema)]
+#[schema(as = AuditVerification)]
 pub struct Verification {
     /// Nothing is wrong, as far as was looked.
     valid: bool,
@@ -48,9 +50,10 @@ pub struct Verification {
 
 /// Something that is wrong with the audit trail.
 #[derive(Serialize, ToSchema)]
+#[schema(as = AuditProblem)]
 pub struct Problem {
-    /// `entry_changed`, `entry_missing`, `entry_added` (past the service), `seal_changed`, `seal_missing`, or
-    /// `hash_differs` (from the one that was given).
+    /// What it is.
+    #[schema(value_type = sets::AuditProblemKind)]
     kind: &'static str,
     /// The seal, if it is about one.
     seal: Option<i64>,
@@ -58,7 +61,9 @@ pub struct Problem {
     entry_id: Option<Uuid>,
 }
 
-/// Compares the audit trail with its chain of hashes: whether an entry was changed, removed, or added past the service.
+/// Verify the audit trail
+///
+/// Compares the trail with its chain of hashes: whether an entry was changed, removed, or added past the service.
 ///
 /// Entries are sealed a moment after they were written; each seal covers the hashes of its entries and the seal before.
 /// Whoever may change everything in the database could also make the chain anew: keep `head` elsewhere, and give it
