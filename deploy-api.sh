@@ -13,10 +13,13 @@ cd "$ROOT"
 
 readonly KAFKA_VERSION=4.3.1
 readonly SCHEMATHESIS_VERSION=4.32.5
+# What makes clients of the OpenAPI document, and what these need.
+readonly CLIENTS_BY_NPM=(openapi-typescript@7.13.0 openapi-fetch@0.17.0 typescript@5.9.3 @types/node@20.19.43)
+readonly CLIENTS_BY_PIP=(openapi-python-client==0.29.1)
 readonly POSTGRES_IMAGE=postgres:15
 readonly KAFKA_IMAGE=apache/kafka:$KAFKA_VERSION
 
-# What must survive `git clean` and be shared by several checkouts: the jars of Kafka, the fuzzer.
+# What must survive `git clean` and be shared by several checkouts: the jars of Kafka, the fuzzer, makers of clients.
 CACHE="${WORKFLOW_API_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/workflow-api}"
 readonly CACHE
 
@@ -38,6 +41,7 @@ Usage: ./deploy-api.sh COMMAND
                         ARGS go to cargo test, e.g.  ./deploy-api.sh test --test it -- cancel
   fuzz [ARGS..]         run the service and hold it to its OpenAPI document with Schemathesis, a fuzzer;
                         ARGS go to it, e.g.  ./deploy-api.sh fuzz --max-examples 200
+  clients               make clients of the OpenAPI document in TypeScript and Python, and run a workflow with each
   services [--env-file FILE]
                         only start that PostgreSQL and Kafka, print the exports a test needs (into FILE too),
                         and keep them until Ctrl-C
@@ -675,7 +679,7 @@ SCRIPT
 }
 
 # ---------------------------------------------------------------------------------------------------------------------
-# services, test and fuzz
+# services, test, fuzz and clients
 
 services() {
     local env_file=""
@@ -725,6 +729,48 @@ fuzz() {
     local fuzzer
     fuzzer="$CACHE/schemathesis-$SCHEMATHESIS_VERSION"
     fetch_fuzzer "$fuzzer"
+    start_program
+    # One worker: CPython 3.11 fails now and then when several threads parse Python.
+    "$fuzzer/bin/schemathesis" --config-file .ci/schemathesis.toml run "$PROGRAM_URL/openapi.json" \
+        --workers 1 --max-examples 30 --no-color --continue-on-failure "$@"
+}
+
+clients() {
+    need_build_tools
+    need_python
+    need_node
+    install_missing
+    ensure_cargo
+    local tools run
+    tools="$CACHE/clients-$(printf '%s\n' "${CLIENTS_BY_NPM[@]}" "${CLIENTS_BY_PIP[@]}" | cksum | cut -d' ' -f1)"
+    fetch_client_makers "$tools"
+    start_program
+    # Below the tools, so that node finds its packages.
+    run="$(mktemp -d "$tools/run.XXXXXX")"
+    make_clients_and_run "$tools" "$run" || {
+        rm -rf "$run"
+        die "a client of the OpenAPI document does not do the main job"
+    }
+    rm -rf "$run"
+}
+
+make_clients_and_run() {
+    local tools=$1 run=$2 bin="$1/node_modules/.bin"
+    step "A client in TypeScript"
+    "$bin/openapi-typescript" "$PROGRAM_URL/openapi.json" -o "$run/api.d.ts" >&2 &&
+        cp tests/clients/main_job.ts "$run" &&
+        "$bin/tsc" --strict --target es2022 --module nodenext --moduleResolution nodenext --outDir "$run" \
+            --typeRoots "$tools/node_modules/@types" --types node \
+            --skipLibCheck "$run/main_job.ts" &&
+        node "$run/main_job.js" "$PROGRAM_URL" || return 1
+    step "A client in Python"
+    PATH="$tools/python/bin:$PATH" openapi-python-client generate --url "$PROGRAM_URL/openapi.json" --meta none \
+        --fail-on-warning --output-path "$run/api" >&2 &&
+        PYTHONPATH="$run" "$tools/python/bin/python" tests/clients/main_job.py "$PROGRAM_URL"
+}
+
+# Builds the service, and runs it with an executor on private services; sets PROGRAM_URL.
+start_program() {
     step "Building the service"
     cargo build --locked --all-features
     start_services
@@ -746,9 +792,7 @@ fuzz() {
         sleep 0.2
     done
     ((tries)) || die "the service is not ready; see $CACHE/last-failure/serve.log"
-    # One worker: CPython 3.11 fails now and then when several threads parse Python.
-    "$fuzzer/bin/schemathesis" --config-file .ci/schemathesis.toml run "http://127.0.0.1:$port/openapi.json" \
-        --workers 1 --max-examples 30 --no-color --continue-on-failure "$@"
+    PROGRAM_URL="http://127.0.0.1:$port"
 }
 
 # Whether a service answers that it is ready.
@@ -764,6 +808,21 @@ is_ready() {
 # A Python that can make an environment for the fuzzer.
 need_python() {
     python3 -c 'import ensurepip' 2>/dev/null || MISSING+=(python3 python3-venv)
+}
+
+# With node 20 or newer.
+need_node() {
+    have npm && node -e 'process.exit(parseInt(process.versions.node) >= 20 ? 0 : 1)' || MISSING+=(nodejs npm)
+}
+
+fetch_client_makers() {
+    [[ -x $1/python/bin/openapi-python-client ]] && return
+    step "Fetching makers of clients into $1"
+    rm -rf "$1"
+    mkdir -p "$1"
+    npm install --silent --no-audit --no-fund --ignore-scripts --prefix "$1" "${CLIENTS_BY_NPM[@]}" >&2
+    python3 -m venv "$1/python"
+    "$1/python/bin/pip" install --quiet --disable-pip-version-check "${CLIENTS_BY_PIP[@]}" >&2
 }
 
 fetch_fuzzer() {
@@ -783,6 +842,7 @@ main() {
         stop) stop ;;
         test) run_tests "$@" ;;
         fuzz) fuzz "$@" ;;
+        clients) clients "$@" ;;
         services) services "$@" ;;
         help | -h | --help) usage ;;
         *)
