@@ -9,9 +9,9 @@
 //! Kafka's acknowledgement and before the delete, the message is sent again with the same `event_id`.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -40,9 +40,9 @@ use crate::{
     },
     input,
     kafka::{
-        self,
+        self, Refusal,
         message::{CancellationPayload, ExecutionPayload},
-        producer::{MAX_QUEUED_BYTES, MAX_QUEUED_MESSAGES, MAX_RECORD_BYTES, Producer, Report, Unsent},
+        producer::{Batching, MAX_QUEUED_BYTES, MAX_QUEUED_MESSAGES, MAX_RECORD_BYTES, Producer, Report, Unsent},
         renewable::{Purpose, Renewable},
     },
     lifecycle::Lifecycle,
@@ -79,6 +79,10 @@ const SETTLE_RETRY: Duration = Duration::from_millis(500);
 const FLUSH: Duration = Duration::from_secs(5);
 /// A broker that answers later is not asked further.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+/// A message that was refused in a batch is taken by a sweep long before that.
+const KEEP_REFUSED: Duration = Duration::from_mins(10);
+/// The producer of messages that were refused in a batch.
+const SINGLE: Purpose = Purpose { name: "single runs", meaning: None };
 /// What the relay does without brokers.
 const PURPOSE: Purpose =
     Purpose { name: "runs", meaning: Some("requests are accepted, and dispatched when it is back") };
@@ -94,6 +98,11 @@ struct Shared {
     pool: db::Pool,
     registration: Registration,
     producer: Renewable<Producer>,
+    /// For messages that a broker has refused in a batch with others; made when there is the first one.
+    single: OnceLock<Renewable<Producer>>,
+    /// Those messages, by event id, with the moment of their refusal.
+    refused: Mutex<HashMap<Uuid, Instant>>,
+    drained: CancellationToken,
     reports: UnboundedSender<Report>,
     /// Messages and bytes reserved or queued, to stay within what the producer's queue takes.
     held: AtomicUsize,
@@ -175,7 +184,7 @@ impl Relay {
         let (reports, received) = unbounded_channel();
         let reporting = reports.clone();
         let producer = Renewable::new(PURPOSE, kafka, move |kafka, last_error| {
-            Producer::new(kafka, reporting.clone(), last_error)
+            Producer::new(kafka, Batching::Many, reporting.clone(), last_error)
         })?;
         let relay = Self(Arc::new(Shared {
             kafka: kafka.clone(),
@@ -183,6 +192,9 @@ impl Relay {
             pool,
             registration,
             producer,
+            single: OnceLock::new(),
+            refused: Mutex::default(),
+            drained: drained.clone(),
             reports,
             held: AtomicUsize::new(0),
             held_bytes: AtomicUsize::new(0),
@@ -251,7 +263,7 @@ impl Relay {
     fn give_up(&self, mut reservation: Reservation, event_id: Uuid, run_id: String, why: Unsent) {
         reservation.kept = true;
         self.known().insert(event_id);
-        let report = Report { run_id, event_id, bytes: reservation.bytes, outcome: Err(why) };
+        let report = Report { run_id, event_id, bytes: reservation.bytes, outcome: Err(why), is_alone: true };
         // The receiver ends after the last user of the relay.
         drop(self.0.reports.send(report));
     }
@@ -281,15 +293,49 @@ impl Relay {
         self.0.held_bytes.fetch_sub(reservation.bytes, Ordering::Relaxed);
         self.known().insert(event_id);
         let traceparent = trace::of_run(run_id, traceparent);
-        if let Err(error) =
-            self.0.producer.with(|producer| producer.send(topic, run_id, event_id, &traceparent, payload))
-        {
-            let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
-            let report =
-                Report { run_id: run_id.to_owned(), event_id, bytes: payload.len(), outcome: Err(code.into()) };
+        let sent =
+            self.producer_for(event_id).with(|producer| producer.send(topic, run_id, event_id, &traceparent, payload));
+        if let Err(error) = sent {
+            let outcome = Err(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail).into());
+            let report = Report { run_id: run_id.to_owned(), event_id, bytes: payload.len(), outcome, is_alone: true };
             drop(self.0.reports.send(report));
             self.0.is_full.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// The usual producer, or for a message that was refused in a batch one that sends it alone.
+    fn producer_for(&self, event_id: Uuid) -> &Renewable<Producer> {
+        if !self.refused().contains_key(&event_id) {
+            return &self.0.producer;
+        }
+        self.0.single.get().unwrap_or(&self.0.producer)
+    }
+
+    /// Makes the producer of single messages, if there is none yet.
+    fn make_single(&self) {
+        if self.0.single.get().is_some() {
+            return;
+        }
+        let reports = self.0.reports.clone();
+        let made = Renewable::new(SINGLE, &self.0.kafka, move |kafka, last_error| {
+            Producer::new(kafka, Batching::One, reports.clone(), last_error)
+        });
+        match made {
+            Ok(single) if self.0.single.set(single).is_ok() => {
+                let relay = self.clone();
+                tokio::spawn(async move {
+                    if let Some(single) = relay.0.single.get() {
+                        single.watch(&relay.0.drained).await;
+                    }
+                });
+            }
+            Ok(_) => {}
+            Err(error) => tracing::error!("a Kafka producer of single messages cannot be made: {error}"),
+        }
+    }
+
+    fn refused(&self) -> MutexGuard<'_, HashMap<Uuid, Instant>> {
+        self.0.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn known(&self) -> MutexGuard<'_, HashSet<Uuid>> {
@@ -324,6 +370,15 @@ impl Relay {
         for report in &*batch {
             match report.outcome {
                 Ok(()) => {}
+                Err(Unsent::Refused(Refusal::TooLarge)) if !report.is_alone => {
+                    // Perhaps the batch was too large, not this message. The next sweep sends it alone.
+                    tracing::debug!(run_id = report.run_id, "refused in a batch, will be sent alone");
+                    self.make_single();
+                    self.refused().insert(report.event_id, Instant::now());
+                    back_runs.push(report.run_id.clone());
+                    back_events.push(report.event_id);
+                    continue;
+                }
                 Err(Unsent::Undelivered(code)) => {
                     if matches!(code, Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition) {
                         self.0.topics_checked.store(false, Ordering::Relaxed);
@@ -359,6 +414,12 @@ impl Relay {
             let mut known = self.known();
             for report in &*batch {
                 known.remove(&report.event_id);
+            }
+        }
+        {
+            let mut refused = self.refused();
+            for report in batch.iter().filter(|report| report.is_alone) {
+                refused.remove(&report.event_id);
             }
         }
         let bytes: usize = batch.iter().map(|report| report.bytes).sum();
@@ -470,6 +531,8 @@ impl Relay {
 
     /// Frees orphans, sends lost requests again, drops what has expired.
     async fn upkeep(&self) -> Result<(), db::Error> {
+        // Another process may have sent them.
+        self.refused().retain(|_, refused_at| refused_at.elapsed() < KEEP_REFUSED);
         let pool = self.0.pool.clone();
         let mine = self.0.registration.current();
         // Asked before the rows are: one that comes to be known meanwhile is too young to be freed.

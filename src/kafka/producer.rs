@@ -56,6 +56,9 @@ pub struct Report {
     pub bytes: usize,
     /// The broker has it, or why not.
     pub outcome: Result<(), Unsent>,
+    /// The outcome is about this message alone. Otherwise it was sent in a batch with others, and a broker that finds the
+    /// batch too large refuses all of them.
+    pub is_alone: bool,
 }
 
 /// Sends every delivery report into a channel. The channel is not bounded itself: there are at most as many reports
@@ -63,6 +66,16 @@ pub struct Report {
 pub struct Reports {
     reports: UnboundedSender<Report>,
     last_error: LastError,
+    batching: Batching,
+}
+
+/// How many messages a producer sends in one batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Batching {
+    /// As many as are there.
+    Many,
+    /// One.
+    One,
 }
 
 impl ClientContext for Reports {
@@ -89,7 +102,8 @@ impl ProducerContext for Reports {
         };
         let Envelope { run_id, event_id } = *envelope;
         // The receiver lives as long as the relay. After that nobody needs the report: the row is still there.
-        drop(self.reports.send(Report { run_id, event_id, bytes, outcome }));
+        let is_alone = self.batching == Batching::One;
+        drop(self.reports.send(Report { run_id, event_id, bytes, outcome, is_alone }));
     }
 }
 
@@ -98,15 +112,24 @@ pub struct Producer(ThreadedProducer<Reports>);
 
 impl Producer {
     /// Makes the client. Brokers need not be there yet; wrong settings are an error.
-    pub fn new(kafka: &config::Kafka, reports: UnboundedSender<Report>, last_error: LastError) -> KafkaResult<Self> {
-        let producer = super::producer_config(kafka)
+    pub fn new(
+        kafka: &config::Kafka,
+        batching: Batching,
+        reports: UnboundedSender<Report>,
+        last_error: LastError,
+    ) -> KafkaResult<Self> {
+        let mut settings = super::producer_config(kafka);
+        if batching == Batching::One {
+            settings.set("batch.num.messages", "1");
+        }
+        let producer = settings
             .set("linger.ms", "0")
             // The outbox row stays until the broker has the message, so there is no point in giving up.
             .set("message.timeout.ms", "0")
             .set("message.max.bytes", (MAX_RECORD_BYTES + 4096).to_string())
             .set("queue.buffering.max.messages", MAX_QUEUED_MESSAGES.to_string())
             .set("queue.buffering.max.kbytes", (MAX_QUEUED_BYTES >> 10).to_string())
-            .create_with_context(Reports { reports, last_error })?;
+            .create_with_context(Reports { reports, last_error, batching })?;
         Ok(Self(producer))
     }
 

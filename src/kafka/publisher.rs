@@ -64,8 +64,22 @@ impl Publisher {
 
     /// Sends records, [`MAX_QUEUED`] at most, in their order, and waits for all; the outcome of each.
     ///
+    /// A broker refuses a batch that is too large with all its records; those are sent again one by one.
+    ///
     /// Dropping the future takes nothing back.
     pub async fn publish(&self, records: &[Outgoing<'_>]) -> Vec<Result<(), KafkaError>> {
+        let mut outcomes = self.publish_together(records).await;
+        if records.len() > 1 {
+            for (record, outcome) in records.iter().zip(&mut outcomes) {
+                if outcome.as_ref().is_err_and(|error| refusal(error) == Some(Refusal::TooLarge)) {
+                    *outcome = self.publish_together(std::slice::from_ref(record)).await.remove(0);
+                }
+            }
+        }
+        outcomes
+    }
+
+    async fn publish_together(&self, records: &[Outgoing<'_>]) -> Vec<Result<(), KafkaError>> {
         // Nothing here keeps the client: what it has is reported when it is replaced.
         let queued: Vec<_> = self.0.with(|producer| {
             records.iter().map(|record| producer.send_result(to_future(record)).map_err(|error| error.0)).collect()

@@ -239,15 +239,33 @@ async fn a_row_that_its_owner_does_not_know_of_is_sent_all_the_same(pool: PgPool
     eventually("the outbox is empty", || outbox_is_empty(&pool)).await;
 }
 
-/// Each cause by its own words.
-#[sqlx::test(migrator = "MIGRATOR")]
-async fn a_run_that_can_never_be_dispatched_fails_and_says_why(pool: PgPool) {
-    let settings = config(&pool, &[]);
+/// An execution topic that takes batches of 20 000 bytes.
+async fn make_small_topic(settings: &Config) {
     let admin: AdminClient<DefaultClientContext> =
         kafka::client_config(&settings.kafka).create().expect("valid settings");
     let small = NewTopic::new(&settings.kafka.execution_topic, 1, TopicReplication::Fixed(1));
     let made = admin.create_topics(&[small.set("max.message.bytes", "20000")], &AdminOptions::new()).await;
     assert!(made.expect("an answer")[0].is_ok());
+}
+
+/// The broker refuses the batch with all that is in it, also those that it would take alone.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn runs_whose_messages_are_too_large_together_are_dispatched_one_by_one(pool: PgPool) {
+    let settings = config(&pool, &[]);
+    make_small_topic(&settings).await;
+    let service = Service::start_with(settings);
+    let workflow_id = service.one_step_workflow().await;
+    leave_free_rows(&pool, &workflow_id, 40, 3000).await;
+    records(&service.config, &service.config.kafka.execution_topic, 40).await;
+    eventually("the outbox is empty", || outbox_is_empty(&pool)).await;
+    assert_eq!(count(&pool, "SELECT count(*) FROM workflow_runs WHERE status = 'PENDING'").await, 40);
+}
+
+/// Each cause by its own words.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_run_that_can_never_be_dispatched_fails_and_says_why(pool: PgPool) {
+    let settings = config(&pool, &[]);
+    make_small_topic(&settings).await;
     let service = Service::start_with(settings);
     let workflow_id = service.one_step_workflow().await;
     leave_free_rows(&pool, &workflow_id, 1, 10).await;
