@@ -26,6 +26,7 @@ BEGIN
         ('run_events', true, '{id,run_id,seq,at,kind,step_id,attempt_id,agent_name,http_status,duration_ms,detail}'::text[]),
         ('run_wakes', true, '{id,run_id,created_at}'::text[]),
         ('step_waits', true, '{id,run_id,place,step_id,attempt_id,created_at,due_at,token,token_hash,approval,answered_at,answered_by,answer,child_run_id}'::text[]),
+        ('service_keys', true, '{name,key,created_at}'::text[]),
         ('sub_run_counts', true, '{root_run_id,begun}'::text[])
     ) AS described (table_name, has_comment, columns)
     LOOP

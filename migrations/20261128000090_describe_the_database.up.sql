@@ -250,6 +250,11 @@ BEGIN
         ('step_waits', 'answer', 'The answer.'),
         ('step_waits', 'child_run_id', 'Of a sub-workflow step: its run.'),
 
+        ('service_keys', NULL, 'Random keys that all processes share. They sign cursors of lists and tickets for event streams.'),
+        ('service_keys', 'name', 'What the key is for.'),
+        ('service_keys', 'key', '32 random bytes.'),
+        ('service_keys', 'created_at', 'When the key was made.'),
+
         ('sub_run_counts', NULL, 'How many runs a run has started by its steps, at all depths.'),
         ('sub_run_counts', 'root_run_id', 'The outermost run (workflow_runs.run_id).'),
         ('sub_run_counts', 'begun', 'Number of runs started inside it.')

@@ -2,7 +2,7 @@
 //!
 //! Statements are checked by the tests that run them, not by macros, so that a build needs neither a database nor
 //! generated files. `statement_timeout` bounds statements; a server that says nothing at all is given up, and with it the
-//! connection (see [`pool`]).
+//! connection (see [`mod@pool`]).
 
 pub mod agents;
 pub mod api_keys;

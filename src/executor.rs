@@ -57,8 +57,8 @@ use crate::{
     egress::Egress,
     kafka::{self, consumer::Consumer, renewable::Connection},
     lifecycle::Lifecycle,
-    telemetry,
     offload::Offload,
+    telemetry,
 };
 
 /// At the soft stop, a call that is under way may take so much longer. With the writes after it under the 10 s that

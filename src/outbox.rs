@@ -321,15 +321,17 @@ impl Relay {
             Producer::new(kafka, Batching::One, reports.clone(), last_error)
         });
         match made {
-            Ok(single) if self.0.single.set(single).is_ok() => {
-                let relay = self.clone();
-                tokio::spawn(async move {
-                    if let Some(single) = relay.0.single.get() {
-                        single.watch(&relay.0.drained).await;
-                    }
-                });
+            Ok(single) => {
+                // Only the settling makes one, so it was not there.
+                if self.0.single.set(single).is_ok() {
+                    let relay = self.clone();
+                    tokio::spawn(async move {
+                        if let Some(single) = relay.0.single.get() {
+                            single.watch(&relay.0.drained).await;
+                        }
+                    });
+                }
             }
-            Ok(_) => {}
             Err(error) => tracing::error!("a Kafka producer of single messages cannot be made: {error}"),
         }
     }

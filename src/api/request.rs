@@ -10,7 +10,7 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use http::{HeaderValue, StatusCode, Uri, header, request::Parts};
+use http::{HeaderMap, HeaderValue, StatusCode, Uri, header, request::Parts};
 use tracing::Instrument;
 
 use super::{
@@ -24,9 +24,7 @@ use super::{
     prefer::Wait,
     rate_limit::Applied,
 };
-use crate::{
-    access::Actor, api::error::ApiError, auditor::Denied, id, trace,
-};
+use crate::{access::Actor, api::error::ApiError, auditor::Denied, id, trace};
 
 /// A request has to be answered after this, its body not counted, and what the client asked to wait for a run.
 const HANDLER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -51,8 +49,7 @@ pub async fn surround(State((app, bodies)): State<(App, Arc<BodyRoutes>)>, reque
     let client = ClientAddress::of(&parts.extensions, &parts.headers, &app.config.limits.trusted_proxies);
     client.map(|client| parts.extensions.insert(client));
     let address = client.map(|client| client.0);
-    let traceparent = parts.headers.get(trace::TRACEPARENT).and_then(|value| trace::valid(value.to_str().ok()?));
-    let traceparent = traceparent.map(Into::into);
+    let traceparent = traceparent(&parts.headers);
     let anybody = Actor { correlation_id: correlation_id.clone(), traceparent, address, ..Actor::system() };
     let mut admission = Admission::of(Actor { subject: String::new(), ..anybody.clone() });
     // Who asks to wait for a run's end may wait that much longer.
@@ -152,6 +149,11 @@ pub async fn surround(State((app, bodies)): State<(App, Arc<BodyRoutes>)>, reque
 
 fn too_late() -> ApiError {
     ApiError::unavailable("timeout", "The request took too long")
+}
+
+/// The trace that the caller's request is part of.
+fn traceparent(headers: &HeaderMap) -> Option<Arc<str>> {
+    headers.get(trace::TRACEPARENT).and_then(|value| trace::valid(value.to_str().ok()?)).map(Into::into)
 }
 
 /// Whether a request may go on to its handler.

@@ -101,7 +101,7 @@ async fn send(mut rest: Rest) -> Result<Response, ApiError> {
             }
         }
     });
-    let body = Body::from_stream(stream::iter([Ok(head)]).chain(pieces));
+    let body = Body::from_stream(stream::iter([Ok(head)]).chain(pieces).fuse());
     Ok(([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response())
 }
 

@@ -97,8 +97,10 @@ pub struct EventTicket {
     expires_at: Timestamp,
 }
 
-/// Makes a ticket for the event stream of the run, for browsers: their `EventSource` can send no token. The stream that
-/// is opened with it is the caller's own, and ends with the caller's credentials.
+/// Create a ticket for an event stream
+///
+/// For browsers: their `EventSource` can send no token. The stream that is opened with the ticket is the caller's own, and
+/// ends with the caller's credentials.
 #[utoipa::path(
     post, path = "/runs/{run_id}/events/ticket", tag = "runs", params(("run_id" = String, Path)),
     responses((status = 201, body = EventTicket), (status = 404, body = ErrorBody)),

@@ -28,7 +28,7 @@ use super::{
 use crate::{
     access::Permission,
     actions::import::{self, FORMAT, FORMAT_VERSION, Import, ImportError, MAX_BYTES, MAX_ENTRIES},
-    agent::{AuthType, RetryConfig, masked_url, render_auth_config, without_credentials},
+    agent::{AuthType, RetryConfig, masked_url, render_auth_config},
     db::{
         self,
         agents::AgentRow,

@@ -482,7 +482,8 @@ pub(super) async fn start(
     match start_run::start_run(starter, request).await? {
         Outcome::Started(started) => {
             let organization_id = telemetry::catalogue::organization(caller.organization().as_str());
-            metrics::counter!("workflow_executions_total", "organization_id" => organization_id).increment(1);
+            metrics::counter!("workflow_executions_total").increment(1);
+            metrics::counter!("organization_runs_started_total", "organization_id" => organization_id).increment(1);
             tracing::info!(
                 target: "api.routes.workflows", %workflow_id, run_id = started.run_id, "Workflow execution accepted"
             );

@@ -27,8 +27,7 @@ use crate::{
     id,
     input::shorten,
     run::RunStatus,
-    telemetry,
-    trace,
+    telemetry, trace,
     workflow::Plan,
 };
 
@@ -93,7 +92,8 @@ pub(super) async fn drive(executor: Executor, assignment: Assignment, signals: S
     let result = tokio::spawn(driver.clone().run(assignment, correlation_id).instrument(span.clone())).await;
     let count = |ended: RunStatus| {
         let labels = [("status", ended.as_str().to_owned()), ("organization_id", organization_label.clone())];
-        metrics::counter!("executor_runs_total", &labels).increment(1);
+        metrics::counter!("executor_runs_total", "status" => ended.as_str()).increment(1);
+        metrics::counter!("organization_runs_ended_total", &labels).increment(1);
         let duration = elapsed_before + started.elapsed();
         metrics::histogram!("workflow_duration_seconds", "status" => ended.as_str()).record(duration.as_secs_f64());
     };

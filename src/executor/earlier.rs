@@ -159,10 +159,15 @@ impl Earlier {
         let uses = plan.last_uses();
         let chain: HashMap<&str, usize> = plan.main_path().enumerate().map(|(position, id)| (id, position)).collect();
         let latest = self.latest();
+        // What only completed steps refer to was used already.
+        let is_to_be_made = |id: &str| !latest.completed.contains_key(id) || self.is_redone_from(id);
+        let first = plan.main_path().position(is_to_be_made).unwrap_or(chain.len());
         let is_needed = |place: &str, completed: &Completed| {
             let step_id = place::step_id(place);
             match &completed.step_id_of_block {
-                None => uses.get(&*step_id).is_some_and(|last| chain.get(&*step_id).is_none_or(|own| last > own)),
+                None => uses
+                    .get(&*step_id)
+                    .is_some_and(|last| *last >= first && chain.get(&*step_id).is_none_or(|own| last > own)),
                 Some(block) => {
                     let is_over = blocks_around(place).any(|block| latest.completed.contains_key(block));
                     uses.contains_key(&*step_id)

@@ -80,7 +80,8 @@ pub const API: &[Metric] = &[
     metric(Gauge, "http_requests_active", "Requests that are being answered"),
     metric(Counter, "requests_refused_total", "Requests that a limit has refused, by limit")
         .by("reason", &["overload", "principal", "address", "failed_auth"]),
-    metric(Counter, "workflow_executions_total", "Runs that were accepted, by organisation").by_organization(),
+    metric(Counter, "workflow_executions_total", "Runs that were accepted"),
+    metric(Counter, "organization_runs_started_total", "Runs that were accepted, by organisation").by_organization(),
     metric(Counter, "workflow_execution_failures_total", "Accepted runs that could not be dispatched"),
     metric(
         Gauge,
@@ -103,7 +104,8 @@ pub const API: &[Metric] = &[
 /// What `executor` counts.
 pub const EXECUTOR: &[Metric] = &[
     metric(Gauge, "executor_active_runs", "Runs that this executor drives"),
-    metric(Counter, "executor_runs_total", "Runs that this executor ended, by status and organisation")
+    metric(Counter, "executor_runs_total", "Runs that this executor ended, by status").by("status", ENDS),
+    metric(Counter, "organization_runs_ended_total", "Runs that this executor ended, by status and organisation")
         .by("status", ENDS)
         .by_organization(),
     metric(

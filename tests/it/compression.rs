@@ -92,3 +92,24 @@ async fn what_carries_secrets_and_event_streams_are_sent_as_they_are(pool: PgPoo
     let (coding, ..) = get(&admin.service, "/api/v1/audit-logs", &headers, "vary").await;
     assert_eq!(coding.as_deref(), Some("zstd"));
 }
+
+/// A body that is made piece by piece is asked again behind its end.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn answers_that_are_made_piece_by_piece_are_compressed_to_their_end(pool: PgPool) {
+    let service = Service::start(&pool);
+    let sql = "
+        INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, status) VALUES ('r', 'w', 'w', 'RUNNING');
+        INSERT INTO step_executions (id, run_id, step_id, step_name, agent_name, status, input_data)
+            SELECT n, 'r', 's', 's', 'a', 'COMPLETED', jsonb_build_object('text', repeat('x', 40000)) FROM generate_series(1, 20) n";
+    sqlx::raw_sql(sql).execute(&pool).await.expect("rows");
+    service.agent("a", "http://a").await;
+    for path in ["/api/v1/runs/r/steps", "/api/v1/audit-logs/export", "/api/v1/audit-logs/export?format=csv"] {
+        let (coding, _, plain) = get(&service, path, &[], "vary").await;
+        assert_eq!(coding, None);
+        let (coding, _, bytes) = get(&service, path, &[("accept-encoding", "gzip")], "vary").await;
+        assert_eq!(coding.as_deref(), Some("gzip"), "{path}");
+        let mut text = Vec::new();
+        flate2::read::GzDecoder::new(&bytes[..]).read_to_end(&mut text).expect("gzip");
+        assert_eq!(text, plain, "{path}");
+    }
+}

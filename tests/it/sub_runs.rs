@@ -1,15 +1,16 @@
 //! What is inside of a run ends with it, whatever others begin at the same moment: statements of two connections in the
 //! one order that used to lose.
 
-use std::pin::pin;
+use std::{pin::pin, sync::Arc};
 
 use futures_util::future::join;
 use serde_json::{json, value::RawValue};
 use sqlx::{Acquire as _, PgPool};
 use uuid::Uuid;
 use workflow_api::{
+    access::OrganizationId,
     db::{
-        executions::{self, BegunStep, Change, FinishedRun, Locked},
+        executions::{self, BegunStep, Change, FinishedRun, Locked, ObservedRun},
         migrations::MIGRATOR,
         waits::{self, Awaited, ChildRun},
     },
@@ -110,14 +111,17 @@ async fn whoever_ends_a_run_closes_what_is_begun_while_he_waits_for_it(pool: PgP
         waits::begin(&mut executor, (run_id, lease), ("step", &begun), &child, None).await.expect("begun");
         let ends = async {
             if fails {
-                let finished = FinishedRun {
-                    status: RunStatus::Failed,
-                    error_message: Some("why".to_owned()),
-                    failure: None,
-                    workflow_name: "w".to_owned(),
-                };
+                let finished =
+                    FinishedRun { status: RunStatus::Failed, error_message: Some("why".to_owned()), failure: None };
                 let run_id = run_id.to_owned();
-                let change = Change { run_id, lease_token: lease, ended: None, begun: None, finished: Some(finished) };
+                let of = Arc::new(ObservedRun {
+                    workflow_id: Uuid::nil().to_string(),
+                    workflow_name: "w".to_owned(),
+                    organization: OrganizationId::default(),
+                    traceparent: String::new(),
+                });
+                let finished = Some(finished);
+                let change = Change { run_id, lease_token: lease, of, ended: None, begun: None, finished };
                 let written = executions::write(&mut second, &[change], Locked::Wait, None).await;
                 assert!(matches!(&written.expect("written")[..], [held] if held.run_id == "failed"));
             } else {

@@ -203,7 +203,7 @@ async fn metrics_have_the_names_of_the_contract(pool: PgPool) {
         assert!(answer.text.contains(line), "{line} is not in\n{}", answer.text);
     }
     assert!(!answer.text.contains("missing"), "a raw path is a label");
-    assert!(answer.text.contains(r#"workflow_executions_total{organization_id="default"}"#), "{}", answer.text);
+    assert!(answer.text.contains(r#"organization_runs_started_total{organization_id="default"}"#), "{}", answer.text);
     assert!(answer.text.contains(r#"workflow_runs{state="waiting"}"#), "{}", answer.text);
     let off = Service::start_with(config(&pool, &[("ENABLE_METRICS", "false")]));
     off.get("/metrics").await.error(404);
@@ -490,6 +490,7 @@ async fn metrics_can_be_at_the_management_port_alone(pool: PgPool) {
         config: settings.clone(),
         lifecycle: lifecycle.clone(),
         drained: drained.clone(),
+        clock: app.clock.clone(),
     });
     at_api.get("/metrics").await.error(404);
     at_management.get("/metrics").await; // installs the recorder

@@ -6,11 +6,11 @@ use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use sqlx::PgPool;
-use workflow_api::db::migrations::MIGRATOR;
+use workflow_api::{access::api_key::ApiKey, actions::api_keys::store_given, db::migrations::MIGRATOR};
 
 use crate::{
     access::{Admin, claims, now, secret, signed},
-    service::{Service, config, eventually},
+    service::{Service, config, eventually, own_pool},
 };
 
 const EVENTS: &str = "/api/v1/runs/r%201/events";
@@ -46,9 +46,18 @@ async fn a_stream_ends_with_the_credentials_that_it_was_opened_with(pool: PgPool
     let admin = Admin::start(&pool, &[("JWT_EXPIRATION_MINUTES", "60")]);
     let service = &admin.service;
     insert_run(&pool).await;
-    let (key, _) = admin.key(&json!({"name": "lasting", "role": "viewer"})).await;
+    // One that has no end makes others without an end.
+    let first = ApiKey::generate("live");
+    assert!(store_given(&own_pool(&pool), &first, true).await.expect("stored"));
+    let first = ("x-api-key", first.expose());
+    let key_of = async |body: Value| {
+        let headers = [first, ("content-type", "application/json")];
+        let made = service.send("POST", "/api/v1/api-keys", &headers, body.to_string()).await.expect(201);
+        made["key"].as_str().expect("a key").to_owned()
+    };
+    let key = key_of(json!({"name": "lasting", "role": "viewer"})).await;
     let end = chrono::DateTime::from_timestamp(now() + 7200, 0).expect("an instant").to_rfc3339();
-    let (ending, _) = admin.key(&json!({"name": "ending", "role": "viewer", "expires_at": end})).await;
+    let ending = key_of(json!({"name": "ending", "role": "viewer", "expires_at": end})).await;
     let issued = service.send("POST", "/api/v1/auth/token", &[("x-api-key", &key)], "").await.expect(200);
     let of_key = format!("Bearer {}", issued["access_token"].as_str().expect("a token"));
     let plain = token(&json!({"exp": now() + 3600}));

@@ -170,7 +170,7 @@ pub async fn export_audit_logs(State(app): State<App>, caller: Caller, query: Qu
         }
     });
     let headers = [(header::CONTENT_TYPE, format.content_type()), (header::CONTENT_DISPOSITION, format.file_name())];
-    Ok((headers, Body::from_stream(head.chain(chunks))).into_response())
+    Ok((headers, Body::from_stream(head.chain(chunks).fuse())).into_response())
 }
 
 /// A file that is being written.
