@@ -344,7 +344,7 @@ pub async fn park(
     let sql = "UPDATE workflow_runs SET executor_id = NULL, lease_token = NULL, parked_at = now(), takeovers = 0,
                    updated_at = now() AT TIME ZONE 'UTC',
                    -- The caller's clock may be behind: not again at once.
-                   wake_at = greatest(coalesce($3, 'infinity'), now() + interval '0.2 s')
+                   wake_at = greatest(coalesce($3, 'infinity'::timestamptz), now() + interval '0.2 s')
                WHERE run_id = $1 AND lease_token = $2 AND status = 'RUNNING'";
     let parked = sqlx::query(sql).bind(run_id).bind(lease_token).bind(wake_at).execute(db).await?;
     Ok(parked.rows_affected() == 1)

@@ -66,8 +66,8 @@ pub async fn insert(
 ) -> Result<bool, Error> {
     // clock_timestamp: later than every row that was committed before, also if this transaction began earlier.
     let sql = "INSERT INTO outbox (run_id, event_id, kind, owner, cancelled_by, reason, created_at)
-               SELECT $1, $2, $3,
-                   CASE WHEN NOT EXISTS (SELECT 1 FROM outbox WHERE run_id = $1) THEN $4 END, $5, $6,
+               SELECT $1::varchar, $2, $3,
+                   CASE WHEN NOT EXISTS (SELECT 1 FROM outbox WHERE run_id = $1) THEN $4::uuid END, $5, $6,
                    clock_timestamp()
                RETURNING owner IS NOT NULL";
     Ok(sqlx::query_scalar(sql)

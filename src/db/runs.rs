@@ -438,7 +438,7 @@ pub async fn reopen(
     sqlx::query(
         "UPDATE workflow_runs SET status = 'PENDING', resume_from_step = $5,
              -- By the database's clock, like the begin of every attempt.
-             resumed_at = CASE WHEN $5 IS NOT NULL THEN now() AT TIME ZONE 'UTC' END, workflow_version = $2, workflow_plan = NULL,
+             resumed_at = CASE WHEN $5::varchar IS NOT NULL THEN now() AT TIME ZONE 'UTC' END, workflow_version = $2, workflow_plan = NULL,
              error_message = NULL, cancelled_at = NULL, cancelled_by = NULL, completed_at = NULL, updated_at = $3,
              executor_id = NULL, lease_token = NULL, redispatch_at = NULL, execution_event_id = $4,
              wake_at = NULL, parked_at = NULL, paused_at = NULL, takeovers = 0, input_data = coalesce($6, input_data)
@@ -467,7 +467,7 @@ pub async fn fail_pending(
         "UPDATE workflow_runs SET status = 'FAILED', error_message = $2, updated_at = now() AT TIME ZONE 'UTC',
              completed_at = now() AT TIME ZONE 'UTC'
          WHERE run_id = $1 AND status = 'PENDING'
-             AND ($3 IS NULL OR execution_event_id IS NULL OR execution_event_id = $3)",
+             AND ($3::uuid IS NULL OR execution_event_id IS NULL OR execution_event_id = $3)",
     )
     .bind(run_id)
     .bind(error_message)

@@ -45,6 +45,8 @@ mod pool;
 mod reference;
 mod runs;
 mod service;
+mod snapshots;
+mod statements;
 mod steps;
 mod sub_runs;
 mod system;
