@@ -1,5 +1,5 @@
 //! The connections of a process: `DATABASE_POOL_SIZE` are kept, `DATABASE_MAX_OVERFLOW` more are opened under load and
-//! closed when they are idle. [ADR 16](../../docs/adr/0016-a-pool-of-our-own.md) says why this is not sqlx's pool.
+//! closed when they are idle. [ADR 16](../../docs/adr/0016-own-connection-pool.md) says why this is not sqlx's pool.
 //!
 //! Connections are opened and asked for a sign of life by tasks of their own, and go to whoever waits when they are
 //! there. The newest waiter is served first: who has waited long is about to give up. While the server cannot be
