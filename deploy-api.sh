@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 #
-# The one script around this project: try it, test it, stop it. `./deploy-api.sh` alone shows what it can do.
+# Tries, tests and stops the service. `./deploy-api.sh` without arguments lists the commands.
 #
-# Messages of this script go to stderr; stdout carries only what a command is asked for
-# (the output of cargo and of the service, the exports of `services`).
+# Messages of this script go to stderr. stdout has only the output of the command
+# (of cargo and of the service, the exports of `services`).
 
 set -euo pipefail
 
@@ -13,17 +13,17 @@ cd "$ROOT"
 
 readonly KAFKA_VERSION=4.3.1
 readonly SCHEMATHESIS_VERSION=4.32.5
-# What makes clients of the OpenAPI document, and what these need.
+# Generators of clients from the OpenAPI document, and their dependencies.
 readonly CLIENTS_BY_NPM=(openapi-typescript@7.13.0 openapi-fetch@0.17.0 typescript@5.9.3 @types/node@20.19.43)
 readonly CLIENTS_BY_PIP=(openapi-python-client==0.29.1)
 readonly POSTGRES_IMAGE=postgres:15
 readonly KAFKA_IMAGE=apache/kafka:$KAFKA_VERSION
 
-# What must survive `git clean` and be shared by several checkouts: the jars of Kafka, the fuzzer, makers of clients.
+# Cache that survives `git clean` and is shared by several checkouts: jars of Kafka, the fuzzer, client generators.
 CACHE="${WORKFLOW_API_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/workflow-api}"
 readonly CACHE
 
-# What `workflow-api dev` keeps: its database, logs, pid file.
+# Data of `workflow-api dev`: its database, logs, pid file.
 readonly DEV_DIR="$ROOT/.dev"
 readonly DEV_LOG="$DEV_DIR/logs/dev.log"
 readonly DEV_PID_FILE="$DEV_DIR/dev.pid"
@@ -62,9 +62,9 @@ die() {
 }
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What the machine must have
+# Required packages and programs
 
-# Every `need_*` adds to this list; `install_missing` installs it in one go, or does nothing.
+# Each `need_*` function adds to this list; `install_missing` installs the whole list, or does nothing if it is empty.
 MISSING=()
 
 have() { command -v "$1" >/dev/null 2>&1; }
@@ -88,7 +88,7 @@ need_kafka() {
     fi
 }
 
-# Debian and Ubuntu releases differ in the Java they carry; Kafka 4 wants 17 or newer.
+# Debian and Ubuntu releases have different versions of Java; Kafka 4 needs 17 or newer.
 java_package() {
     local package
     for package in openjdk-17-jre-headless openjdk-21-jre-headless openjdk-25-jre-headless; do
@@ -100,7 +100,7 @@ java_package() {
     echo default-jre-headless
 }
 
-# A browser to try the documentation pages with; Ubuntu has none outside of a snap, and CHROMIUM names one elsewhere.
+# A browser for the tests of the documentation pages. Ubuntu has Chromium only as a snap; CHROMIUM names another one.
 need_chromium() {
     [[ -n ${CHROMIUM:-} ]] || have chromium || have chromium-browser || have google-chrome || MISSING+=(chromium)
 }
@@ -114,7 +114,7 @@ install_missing() {
     if ((EUID != 0)); then
         have sudo || die "system packages are missing; run this as root, then start again: $line"
         as_root=(sudo)
-        # Without a terminal nobody can type a password: fail at once rather than hang.
+        # Without a terminal a password cannot be entered: fail at once instead of waiting for it.
         [[ -t 0 ]] || as_root+=(-n)
     fi
     step "Installing system packages${as_root[0]:+ with sudo}: ${MISSING[*]}"
@@ -127,7 +127,7 @@ install_missing() {
     MISSING=()
 }
 
-# Debian's PostgreSQL package starts a server on port 5432 when it is installed. We only want the programs.
+# Debian's PostgreSQL package starts a server on port 5432 when it is installed. Only the programs are needed.
 keep_machine_free_of_a_default_cluster() {
     [[ " ${MISSING[*]} " == *" postgresql "* ]] || return 0
     local directory=/etc/postgresql-common/createcluster.d
@@ -135,7 +135,7 @@ keep_machine_free_of_a_default_cluster() {
     echo 'create_main_cluster = false' | "$@" tee "$directory/workflow-api.conf" >/dev/null
 }
 
-# rustup puts cargo where a shell that has not been restarted does not look.
+# rustup installs cargo in a directory that is not on the PATH of a shell started before.
 ensure_cargo() {
     have cargo || PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
     have cargo || die "no Rust toolchain found; install one, then start again:
@@ -174,8 +174,8 @@ find_java() {
 # ---------------------------------------------------------------------------------------------------------------------
 # quickstart and stop
 
-# Prints the pid of this checkout's running `workflow-api dev`. A pid file can outlive its process and the number can
-# be somebody else's by then, so the process itself has to look right: program, sub-command and directory.
+# Prints the pid of this checkout's running `workflow-api dev`. A pid file can outlive its process, and the pid can be
+# reused, so program, sub-command and directory of the process are checked.
 dev_pid() {
     local pid
     [[ -r $DEV_PID_FILE ]] && pid="$(<"$DEV_PID_FILE")" || return 1
@@ -186,7 +186,7 @@ dev_pid() {
 is_our_dev_process() {
     local program cmdline
     [[ $(readlink "/proc/$1/cwd" 2>/dev/null) == "$ROOT" ]] || return 1
-    # A rebuild while it runs makes the kernel add " (deleted)".
+    # After a rebuild while it runs, the kernel adds " (deleted)".
     program="$(readlink "/proc/$1/exe" 2>/dev/null)" || return 1
     program="${program% (deleted)}"
     [[ ${program##*/} == workflow-api ]] || return 1
@@ -214,12 +214,12 @@ quickstart() {
 
     rm -f "$DEV_READY_FILE"
     step "Starting workflow-api dev (its output: $DEV_LOG)"
-    # Made here, since tail may be faster than the redirection of a background process.
+    # Created here, because tail may start before the redirection of the background process.
     : >"$DEV_LOG"
-    # A session of its own: closing this terminal, or Ctrl-C in it, does not reach it.
+    # In its own session: closing this terminal, or Ctrl-C in it, does not stop it.
     setsid nohup "$binary" dev --data-dir .dev </dev/null >"$DEV_LOG" 2>&1 {lock}>&- &
     pid=$!
-    # Until it is ready, Ctrl-C means that the whole start is not wanted.
+    # Until it is ready, Ctrl-C cancels the start.
     trap 'echo >&2; step "Interrupted: stopping workflow-api dev"; end_process "$pid"; exit 130' INT TERM
     follow_until_ready "$pid"
     trap - INT TERM
@@ -236,7 +236,7 @@ show_running() {
     note "To start again from the present sources: ./deploy-api.sh stop && ./deploy-api.sh quickstart"
 }
 
-# The development profile: it builds sooner, and a first run gains nothing from a faster program.
+# The development profile builds faster, and a first run does not need an optimised program.
 build_quickstart() {
     step "Building (the first time takes some minutes, later seconds)"
     cargo build --locked --features embedded || die "the build failed; its messages are above"
@@ -246,7 +246,7 @@ target_directory() {
     cargo metadata --locked --no-deps --format-version 1 | sed 's/.*"target_directory":"\([^"]*\)".*/\1/'
 }
 
-# Shows what the dev process says until its first run is through.
+# Shows the output of the dev process until its first run has ended.
 follow_until_ready() {
     local pid=$1 tail_pid
     tail -n +1 -s 0.1 -f "$DEV_LOG" 2>/dev/null &
@@ -263,13 +263,13 @@ follow_until_ready() {
     fi
 }
 
-# SIGTERM, and up to 45 s to end in an orderly way: API and executor finish what they have within 28 s.
+# Sends SIGTERM and waits up to 45 s: API and executor finish their work within 28 s.
 end_process() {
     kill -TERM "$1" 2>/dev/null || return 0
     wait_for_end "$1" 45
 }
 
-# Up to so many seconds.
+# Waits for the end of a process: wait_for_end PID SECONDS.
 wait_for_end() {
     local pid=$1 deadline=$((SECONDS + $2))
     while is_alive "$pid"; do
@@ -278,15 +278,15 @@ wait_for_end() {
     done
 }
 
-# A zombie has ended; only its parent has not noticed.
+# A zombie counts as ended; its parent has not waited for it yet.
 is_alive() {
     local state
     state="$(sed -n 's/^State:[[:space:]]*\([A-Z]\).*/\1/p' "/proc/$1/status" 2>/dev/null)" || return 1
     [[ -n $state && $state != Z ]]
 }
 
-# What a killed dev process has left behind: lines of pid, start in ticks since the boot, and name. A process with that
-# number and that start is the one that was written down. PostgreSQL takes SIGINT as a fast shutdown.
+# Ends the processes that a killed dev process has left. Each line of the file has pid, start time in ticks since boot, and
+# name; pid and start time together identify the process. For PostgreSQL SIGINT is a fast shutdown.
 end_orphans() {
     local pid started name stat fields found=false
     [[ -r $DEV_PROCESSES_FILE ]] || return 1
@@ -323,7 +323,7 @@ stop() {
     [[ $stopped == true ]] || step "Nothing of this checkout is running"
 }
 
-# Either spelling of compose.
+# Runs compose in the spelling that is installed.
 compose() {
     if docker compose version >/dev/null 2>&1; then
         docker compose "$@"
@@ -335,7 +335,7 @@ compose() {
 compose_services_run() {
     docker_works || return 1
     docker compose version >/dev/null 2>&1 || have docker-compose || return 1
-    # To stop services takes no settings, but compose insists on the file.
+    # Stopping services needs no settings, but compose requires the file.
     [[ -e ${API_ENV_FILE:-.env.api} ]] || export API_ENV_FILE=.env.api.example
     [[ -n $(compose --profile api ps -q 2>/dev/null) ]]
 }
@@ -345,20 +345,19 @@ docker_works() { have docker && timeout 10 docker info >/dev/null 2>&1; }
 # ---------------------------------------------------------------------------------------------------------------------
 # Private PostgreSQL and Kafka
 #
-# Both live in one fresh directory, on free ports of the loopback interface, and end with this script. Each is started
-# and stopped by two small generated scripts, which tests run as well (TEST_PG_STOP and so on): "what if the broker
-# goes away now?" is a question that many of them ask.
+# Both use one new directory and free ports of the loopback interface, and end with this script. Generated scripts start and
+# stop each of them. Tests run these scripts too (TEST_PG_STOP and so on), to simulate outages of database and broker.
 
 SERVICES_DIR=""
 ENV_FILE=""
 CHILD_GROUP=""
 
-# Leaves nothing behind, however the script ends. Silent, so that the last lines are those of cargo test.
+# Removes everything, however the script ends. It prints nothing, so that the last lines are those of cargo test.
 # shellcheck disable=SC2317  # a trap calls it
 clean_up() {
     local status=$?
     trap - EXIT
-    # A second Ctrl-C must not interrupt the clean-up.
+    # Another Ctrl-C must not interrupt the clean-up.
     trap '' INT TERM HUP
     if [[ -n $CHILD_GROUP ]]; then
         kill -TERM -- "-$CHILD_GROUP" 2>/dev/null || true
@@ -380,7 +379,7 @@ clean_up() {
 
 # shellcheck disable=SC2317  # clean_up calls it
 keep_logs_of_a_failure() {
-    # From 129 on: a signal, so nobody is looking for a cause.
+    # From 129 on the script was ended by a signal, so the logs are not needed.
     (($1 > 0 && $1 < 128)) || return 0
     rm -rf "$CACHE/last-failure"
     cp -R "$SERVICES_DIR/logs" "$CACHE/last-failure" 2>/dev/null || true
@@ -392,9 +391,9 @@ start_services() {
     trap 'exit 130' INT
     trap 'exit 143' TERM
 
-    # Under /tmp whatever TMPDIR says: the path of a Unix socket may not be longer than 107 bytes.
+    # Always under /tmp, not TMPDIR: the path of a Unix socket may have at most 107 bytes.
     SERVICES_DIR="$(mktemp -d /tmp/workflow-api-services.XXXXXX)"
-    # The user that PostgreSQL runs as must be able to walk through.
+    # The user account of PostgreSQL needs access to the directory.
     chmod 711 "$SERVICES_DIR"
     mkdir -p "$SERVICES_DIR/logs" "$CACHE"
     choose_free_ports
@@ -416,8 +415,8 @@ start_services() {
     "$SERVICES_DIR/kafka-start" >&2
 }
 
-# Below the range from which the kernel takes the ports of outgoing connections: a service that is stopped and
-# started again by a test finds its port still free.
+# Chooses free ports below the range of outgoing connections, so that a service that a test stops and starts again finds
+# its port free.
 choose_free_ports() {
     local ports=() port
     while ((${#ports[@]} < 3)); do
@@ -429,7 +428,7 @@ choose_free_ports() {
 
 is_listening() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
-# The lines a shell can `eval`, which tell a test where everything is.
+# Prints the exports with the addresses that tests need; a shell can `eval` them.
 print_exports() {
     printf 'export %s=%q\n' \
         DATABASE_URL "postgresql://postgres@127.0.0.1:$PG_PORT/postgres" \
@@ -440,15 +439,15 @@ print_exports() {
         TEST_KAFKA_STOP "$SERVICES_DIR/kafka-stop"
 }
 
-# Writes a script into the directory of the services, which tests and this script call by several names:
+# Writes a script with several names into the directory of the services. Tests and this script run it:
 #   write_script "NAME NAME.." VARIABLE=VALUE.. <body
-# The body sees the variables, and the name it was called by in $called.
+# The body has the variables, and in $called the name by which it was run.
 write_script() {
     local names assignment name
     read -ra names <<<"$1"
     shift
     {
-        # shellcheck disable=SC2016  # the script that is written expands it
+        # shellcheck disable=SC2016  # the generated script expands it
         printf '#!/usr/bin/env bash\n# Made by deploy-api.sh.\nset -euo pipefail\ncalled="${0##*/}"\n'
         for assignment in "$@"; do
             printf '%s=%q\n' "${assignment%%=*}" "${assignment#*=}"
@@ -461,7 +460,7 @@ write_script() {
     done
 }
 
-# --- PostgreSQL of the machine
+# --- Installed PostgreSQL
 
 prepare_postgres() {
     local bin as_user=""
@@ -473,8 +472,8 @@ prepare_postgres() {
         id "$as_user" >/dev/null 2>&1 || as_user=nobody
         chown "$as_user" "$SERVICES_DIR/postgres"
     fi
-    # pg-start returns when connections are accepted. pg-stop ends open connections in an orderly way; `pg-stop now` is
-    # a crash. Both do nothing where there is nothing to do.
+    # pg-start returns when connections are accepted. pg-stop is a fast shutdown; `pg-stop now` is a crash. Both do
+    # nothing if the server is already in that state.
     write_script "pg-start pg-stop pg-init" "home=$SERVICES_DIR/postgres" "bin=$bin" "as_user=$as_user" "port=$PG_PORT" <<'SCRIPT'
 as_owner() {
     if [[ -n $as_user ]]; then runuser -u "$as_user" -- "$@"; else "$@"; fi
@@ -537,7 +536,7 @@ POM
         rm -rf "$work"
         die "Maven could not fetch Apache Kafka"
     fi
-    # Renamed when it is whole, so that an interrupted fetch is never taken for a finished one.
+    # Renamed at the end, so that an interrupted download does not look complete.
     mv -T "$work/libs" "$libs" 2>/dev/null || [[ -d $libs ]]
     rm -rf "$work"
 }
@@ -556,7 +555,7 @@ listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
 log.dirs=$SERVICES_DIR/kafka
 auto.create.topics.enable=false
 group.initial.rebalance.delay.ms=0
-# After a crash the broker is let in again when its old session has run out; 9 s would be the default.
+# After a crash the broker can register again only when its old session has expired; the default is 9 s.
 broker.heartbeat.interval.ms=500
 broker.session.timeout.ms=3000
 offsets.topic.replication.factor=1
@@ -567,12 +566,12 @@ transaction.state.log.num.partitions=4
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 CONF
-    # kafka-start returns when connections are accepted. kafka-stop lets the broker leave in an orderly way;
-    # `kafka-stop now` is a crash. Both do nothing where there is nothing to do.
+    # kafka-start returns when connections are accepted. kafka-stop is a controlled shutdown; `kafka-stop now` is a crash.
+    # Both do nothing if the broker is already in that state.
     write_script "kafka-start kafka-stop" "dir=$SERVICES_DIR" "java=$java" "libs=$(kafka_libs)" <<'SCRIPT'
 log="$dir/logs/kafka.log"
 
-# Sets pid. A number that is somebody else's by now has another command line, a zombie has none.
+# Sets pid. A reused pid has another command line, a zombie has none.
 running() {
     pid="$(cat "$dir/kafka.pid" 2>/dev/null)" &&
         tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -qF "$dir/kafka.properties"
@@ -591,7 +590,7 @@ start() {
     pid=$!
     echo "$pid" >"$dir/kafka.pid"
     for ((i = 0; i < 600; i++)); do
-        # The port may answer earlier; this line comes when the broker takes requests.
+        # The port may be open earlier; the broker writes this line when it accepts requests.
         if grep -q 'Kafka Server started' < <(tail -c "+$((seen + 1))" "$log"); then return; fi
         kill -0 "$pid" 2>/dev/null || break
         sleep 0.1
@@ -648,7 +647,7 @@ write_docker_scripts() {
         -e KAFKA_TRANSACTION_STATE_LOG_MIN_ISR=1 \
         "$KAFKA_IMAGE" >/dev/null
 
-    # Of PostgreSQL by TCP: while the image sets up its database, it listens on the Unix socket only.
+    # PostgreSQL is checked over TCP: while the image initialises its database, it listens on the Unix socket only.
     write_script "pg-start pg-stop kafka-start kafka-stop remove" "pg=$pg" "kafka=$kafka" "kafka_port=$KAFKA_PORT" <<'SCRIPT'
 start() {
     local name=$1
@@ -695,7 +694,7 @@ services() {
     start_services
     print_exports
     if [[ -n $env_file ]]; then
-        # Renamed when it is whole: who waits for the file can read it as soon as it is there.
+        # Renamed at the end: a reader that waits for the file finds it complete.
         print_exports >"$env_file.part"
         mv "$env_file.part" "$env_file"
         ENV_FILE="$env_file"
@@ -714,8 +713,8 @@ run_tests() {
     start_services
     eval "$(print_exports)"
     step "Running the tests (logs of the services, if one fails: $CACHE/last-failure)"
-    # In a process group of its own, in the background: a signal is handled at once instead of after the tests, and
-    # takes along everything that the tests have started.
+    # In its own process group, in the background: a signal is handled at once instead of after the tests, and the clean-up
+    # ends all processes that the tests have started.
     setsid cargo test --locked --all-features "$@" &
     CHILD_GROUP=$!
     wait "$CHILD_GROUP"
@@ -730,7 +729,7 @@ fuzz() {
     fuzzer="$CACHE/schemathesis-$SCHEMATHESIS_VERSION"
     fetch_fuzzer "$fuzzer"
     start_program
-    # One worker: CPython 3.11 fails now and then when several threads parse Python.
+    # One worker: CPython 3.11 fails sometimes when several threads parse Python.
     "$fuzzer/bin/schemathesis" --config-file .ci/schemathesis.toml run "$PROGRAM_URL/openapi.json" \
         --workers 1 --max-examples 30 --no-color --continue-on-failure "$@"
 }
@@ -745,7 +744,7 @@ clients() {
     tools="$CACHE/clients-$(printf '%s\n' "${CLIENTS_BY_NPM[@]}" "${CLIENTS_BY_PIP[@]}" | cksum | cut -d' ' -f1)"
     fetch_client_makers "$tools"
     start_program
-    # Below the tools, so that node finds its packages.
+    # In a folder below the tools, so that node finds its packages.
     run="$(mktemp -d "$tools/run.XXXXXX")"
     make_clients_and_run "$tools" "$run" || {
         rm -rf "$run"
@@ -769,7 +768,7 @@ make_clients_and_run() {
         PYTHONPATH="$run" "$tools/python/bin/python" tests/clients/main_job.py "$PROGRAM_URL"
 }
 
-# Builds the service, and runs it with an executor on private services; sets PROGRAM_URL.
+# Builds the service and runs it with an executor on private services. Sets PROGRAM_URL.
 start_program() {
     step "Building the service"
     cargo build --locked --all-features
@@ -779,7 +778,7 @@ start_program() {
     program="$(target_directory)/debug/workflow-api"
     while is_listening "$port"; do port=$((20000 + RANDOM % 12000)); done
     step "Running the service and an executor (logs, if it fails: $CACHE/last-failure)"
-    # In a process group of its own, which the clean-up ends.
+    # In its own process group, which the clean-up ends.
     # shellcheck disable=SC2016  # the inner shell expands it
     API_HOST=127.0.0.1 API_PORT="$port" EGRESS_ALLOW=127.0.0.1 SHUTDOWN_NOTICE_SECS=0 setsid bash -c '
         "$0" serve >"$1/serve.log" 2>&1 &
@@ -795,7 +794,7 @@ start_program() {
     PROGRAM_URL="http://127.0.0.1:$port"
 }
 
-# Whether a service answers that it is ready.
+# Succeeds if the service is ready.
 is_ready() {
     local status
     exec 3<>"/dev/tcp/127.0.0.1/$1" || return 1
@@ -805,12 +804,12 @@ is_ready() {
     [[ $status == *" 200 "* ]]
 } 2>/dev/null
 
-# A Python that can make an environment for the fuzzer.
+# Python with venv, for the fuzzer.
 need_python() {
     python3 -c 'import ensurepip' 2>/dev/null || MISSING+=(python3 python3-venv)
 }
 
-# With node 20 or newer.
+# node 20 or newer.
 need_node() {
     have npm && node -e 'process.exit(parseInt(process.versions.node) >= 20 ? 0 : 1)' || MISSING+=(nodejs npm)
 }
@@ -853,8 +852,8 @@ main() {
     esac
 }
 
-# .ci/run reads this file for its functions. Otherwise `exit` in the same block: bash has then read all of the script
-# when it runs, and an edit meanwhile does no harm.
+# .ci/run sources this file for its functions. Otherwise the command runs here. `exit` is in the same block, so bash has read
+# the whole script before it runs, and an edit meanwhile does no harm.
 if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
     main "$@"
     exit
