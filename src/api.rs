@@ -211,7 +211,7 @@ impl App {
         Context {
             actor: &caller.actor,
             quotas: &self.config.quotas,
-            max_run_steps: self.config.run_budget.steps,
+            max_run_steps: self.config.executor.run_budget.steps,
             audit: self.config.audit,
             vault: &self.config.vault,
             egress: &self.config.egress,

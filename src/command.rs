@@ -60,7 +60,7 @@ pub async fn serve(config: Config) -> anyhow::Result<bool> {
     let address = SocketAddr::new(config.api.host, config.api.port);
     let listener = server::bind(address).with_context(|| format!("API_HOST, API_PORT: cannot listen on {address}"))?;
     let address = listener.local_addr()?;
-    let has_management = config.metrics_access == MetricsAccess::Management;
+    let has_management = config.metrics.access == MetricsAccess::Management;
     let management = bind_management(&config).filter(|_| has_management).transpose()?;
     warn_about(&config);
 
@@ -187,7 +187,7 @@ pub async fn make_api_key(
 
 /// Listens on `MANAGEMENT_PORT`, if there is one.
 fn bind_management(config: &Config) -> Option<anyhow::Result<TcpListener>> {
-    let address = SocketAddr::new(config.api.host, config.management_port?);
+    let address = SocketAddr::new(config.api.host, config.metrics.management_port?);
     Some(server::bind(address).with_context(|| format!("MANAGEMENT_PORT: cannot listen on {address}")))
 }
 
@@ -203,7 +203,7 @@ pub async fn execute(config: Config) -> anyhow::Result<bool> {
     let _ = server::raise_limit();
     let status = Arc::new(OnceLock::new());
     if let Some(listener) = management {
-        let router = management::router(Arc::clone(&status), config.metrics);
+        let router = management::router(Arc::clone(&status), config.metrics.enabled);
         let serving = server::serve(listener, router, lifecycle.clone(), MANAGEMENT_CONNECTIONS);
         lifecycle.spawn("management", serving);
     }
@@ -350,7 +350,10 @@ pub async fn healthcheck(settings: &config::Api) -> anyhow::Result<bool> {
 
 /// `healthcheck --executor`: whether the executor on this host can take runs.
 pub async fn healthcheck_executor(config: &Config) -> anyhow::Result<bool> {
-    let port = config.management_port.context("MANAGEMENT_PORT is not set, and an executor says nothing without it")?;
+    let port = config
+        .metrics
+        .management_port
+        .context("MANAGEMENT_PORT is not set, and an executor says nothing without it")?;
     ask(config.api.host, port, "/health/ready").await
 }
 

@@ -118,15 +118,15 @@ pub fn start(config: &Config, pool: db::Pool, lifecycle: &Lifecycle) -> anyhow::
     let breakers = Breakers::new(pool.clone());
     let executor = Executor(Arc::new(Shared {
         registration,
-        active: Active::new(config.max_concurrent_executions),
+        active: Active::new(config.executor.max_runs),
         journal: Journal::start(&pool, monitoring.as_ref(), lifecycle, &give_up, &settled),
         agents: Agents::new(pool.clone(), Arc::clone(&config.vault), breakers.clone(), config.circuit_breaker),
         breakers,
         egress: Egress::new(&config.egress)?,
         offload: Offload::default(),
         callbacks_url: config.api.callbacks_url(),
-        max_duration: config.max_workflow_duration,
-        run_budget: config.run_budget,
+        max_duration: config.executor.max_run_duration,
+        run_budget: config.executor.run_budget,
         kafka: consumer.connection().clone(),
         soft_stop: lifecycle.soft_stop().clone(),
         give_up,

@@ -180,7 +180,7 @@ pub fn is_guarded(app: &App, path: &str) -> bool {
 /// A path that is for those alone who are let in, and under no limits.
 #[must_use]
 pub fn needs_credentials(app: &App, path: &str) -> bool {
-    path == super::system::METRICS && app.config.metrics_access == MetricsAccess::Credentials
+    path == super::system::METRICS && app.config.metrics.access == MetricsAccess::Credentials
 }
 
 /// The caller of a request, or the answer to give instead: 401, and 429 after many wrong credentials from one address.

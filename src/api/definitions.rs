@@ -104,7 +104,7 @@ pub async fn validate_workflow(
     let (mut answer, valid) = app.read(&caller, body.raw(), Validation::of).await?;
     if let Some(new) = valid {
         answer.errors = agent_errors(&app, &caller, &new).await?;
-        answer.errors.extend(new.content.check_size(app.config.run_budget.steps));
+        answer.errors.extend(new.content.check_size(app.config.executor.run_budget.steps));
     }
     answer.valid = answer.errors.is_empty();
     Ok(Json(answer))

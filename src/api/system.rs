@@ -165,7 +165,7 @@ pub async fn get_readiness(State(app): State<App>) -> Response {
     ),
 )]
 pub async fn get_metrics(State(app): State<App>) -> Result<Response, ApiError> {
-    if !app.config.metrics || app.config.metrics_access == MetricsAccess::Management {
+    if !app.config.metrics.enabled || app.config.metrics.access == MetricsAccess::Management {
         return Err(ApiError::not_found("not_found", "Not Found"));
     }
     Ok(render_metrics(State(app)).await)
@@ -175,7 +175,7 @@ pub async fn get_metrics(State(app): State<App>) -> Result<Response, ApiError> {
 /// there.
 pub fn management(app: &App) -> Router {
     let mut router = Router::new().route("/health", get(get_health)).route("/health/ready", get(get_readiness));
-    if app.config.metrics {
+    if app.config.metrics.enabled {
         router = router.route(METRICS, get(render_metrics));
     }
     router.with_state(app.clone())

@@ -1,12 +1,12 @@
 //! `TRUSTED_PROXIES`, `HSTS_MAX_AGE_SECS`, `RATE_LIMIT_*`, `MAX_CONCURRENT_REQUESTS`,
-//! `MAX_REQUEST_MEMORY_MB`, `MAX_RESPONSE_MEMORY_MB`.
+//! `MAX_REQUEST_MEMORY_MB`, `MAX_RESPONSE_MEMORY_MB`, `QUOTA_*`: what clients may take.
 
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net};
 
-use super::Reader;
-use crate::rate::Rate;
+use super::{Reader, Section};
+use crate::{access::Quotas, rate::Rate};
 
 /// What is believed of whom.
 #[derive(Clone, Debug)]
@@ -60,22 +60,22 @@ fn network(text: &str) -> Option<IpNet> {
     }
 }
 
-impl Reader {
-    pub(super) fn limits(&mut self) -> Option<Limits> {
-        let trusted_proxies = self.parsed("trusted_proxies", TrustedProxies::default(), |text| {
+impl Section for Limits {
+    fn read(reader: &mut Reader) -> Option<Self> {
+        let trusted_proxies = reader.parsed("trusted_proxies", TrustedProxies::default(), |text| {
             TrustedProxies::parse(text)
                 .map_err(|entry| format!("has an entry that is no IP address or network: {entry:?}"))
         });
         // A year, as lists of such hosts ask for.
-        let hsts_max_age_secs = self.number("hsts_max_age_secs", 31_536_000, 0..=63_072_000);
-        let burst = self.number("rate_limit_burst", 0, 0..=Rate::MAX);
-        let per_principal = self.rate("rate_limit_per_principal", 0, burst);
-        let per_address = self.rate("rate_limit_per_address", 0, burst);
-        let failed_authentication = self.rate("rate_limit_failed_auth", 300, Some(0));
-        let max_concurrent_requests = self.number("max_concurrent_requests", 4096, 1..=100_000);
-        let max_request_memory_mb = self.number("max_request_memory_mb", 64, 16..=65_536_u64);
-        let max_response_memory_mb = self.number("max_response_memory_mb", 64, 16..=65_536_u64);
-        Some(Limits {
+        let hsts_max_age_secs = reader.number("hsts_max_age_secs", 31_536_000, 0..=63_072_000);
+        let burst = reader.number("rate_limit_burst", 0, 0..=Rate::MAX);
+        let per_principal = rate(reader, "rate_limit_per_principal", 0, burst);
+        let per_address = rate(reader, "rate_limit_per_address", 0, burst);
+        let failed_authentication = rate(reader, "rate_limit_failed_auth", 300, Some(0));
+        let max_concurrent_requests = reader.number("max_concurrent_requests", 4096, 1..=100_000);
+        let max_request_memory_mb = reader.number("max_request_memory_mb", 64, 16..=65_536_u64);
+        let max_response_memory_mb = reader.number("max_response_memory_mb", 64, 16..=65_536_u64);
+        Some(Self {
             trusted_proxies: trusted_proxies?,
             hsts_max_age_secs: hsts_max_age_secs?,
             per_principal: per_principal?,
@@ -86,12 +86,26 @@ impl Reader {
             max_response_memory_bytes: max_response_memory_mb? << 20,
         })
     }
+}
 
-    /// A number a minute, 0 for no limit. A burst of 0 is as many as in a minute.
-    #[expect(clippy::option_option, reason = "no limit is a value, and not that there is a problem")]
-    fn rate(&mut self, name: &str, default: u32, burst: Option<u32>) -> Option<Option<Rate>> {
-        let per_minute = self.number(name, default, 0..=Rate::MAX)?;
-        let burst = if burst? == 0 { per_minute } else { burst? };
-        Some((per_minute > 0).then_some(Rate { per_minute, burst }))
+/// A number a minute, 0 for no limit. A burst of 0 is as many as in a minute.
+#[expect(clippy::option_option, reason = "no limit is a value, and not that there is a problem")]
+fn rate(reader: &mut Reader, name: &str, default: u32, burst: Option<u32>) -> Option<Option<Rate>> {
+    let per_minute = reader.number(name, default, 0..=Rate::MAX)?;
+    let burst = if burst? == 0 { per_minute } else { burst? };
+    Some((per_minute > 0).then_some(Rate { per_minute, burst }))
+}
+
+impl Section for Quotas {
+    fn read(reader: &mut Reader) -> Option<Self> {
+        let mut quota = |name| {
+            reader.parsed(name, None, |value| match value.parse() {
+                Ok(number @ 0..) => Ok(Some(number)),
+                _ => Err(format!("must be a whole number from 0 to {}, not {value:?}", i32::MAX)),
+            })
+        };
+        let (agents, workflows) = (quota("quota_agents"), quota("quota_workflows"));
+        let (api_keys, queued_runs) = (quota("quota_api_keys"), quota("quota_queued_runs"));
+        Some(Self { agents: agents?, workflows: workflows?, api_keys: api_keys?, queued_runs: queued_runs? })
     }
 }

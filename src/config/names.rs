@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::{NAMES, SECRETS};
+use super::{NAMES, reader::SECRETS};
 
 /// What the names of settings begin with. `KAFKA_` counts, `MAX_` would find too much of others.
 const PREFIXES: [&str; 12] = [

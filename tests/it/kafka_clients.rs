@@ -73,7 +73,8 @@ async fn clients_that_were_told_that_there_is_no_broker_find_it_again_and_nothin
 #[test]
 fn a_broker_that_has_vanished_is_noticed_within_15_seconds() {
     let variables = [("KAFKA_BROKERS".to_owned(), "127.0.0.1:1".to_owned())];
-    let settings = workflow_api::config::Kafka::load(variables.into_iter()).expect("valid settings");
+    let settings: workflow_api::config::Kafka =
+        workflow_api::config::load(variables.into_iter()).expect("valid settings");
     for config in [kafka::client_config(&settings), kafka::producer_config(&settings)] {
         assert_eq!(config.get("socket.timeout.ms"), Some("15000"));
         assert_eq!(config.get("socket.connection.setup.timeout.ms"), Some("10000"));

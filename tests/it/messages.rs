@@ -180,7 +180,7 @@ fn the_asyncapi_document_names_the_default_topics_and_the_schemas() {
     let document: Value = serde_json::from_str(ASYNC_API).expect("JSON");
     assert_eq!(document["asyncapi"], "3.0.0");
     let brokers = [("KAFKA_BROKERS".to_owned(), "127.0.0.1:1".to_owned())];
-    let kafka = workflow_api::config::Kafka::load(brokers.into_iter()).expect("valid settings");
+    let kafka: workflow_api::config::Kafka = workflow_api::config::load(brokers.into_iter()).expect("valid settings");
     let monitoring = kafka.monitoring_topic.expect("a topic");
     for (channel, topic) in [
         ("executionRequests", &kafka.execution_topic),

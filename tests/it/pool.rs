@@ -8,7 +8,10 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{oneshot, watch},
 };
-use workflow_api::{config::ConnectOptions, db};
+use workflow_api::{
+    config::{ConnectOptions, Database},
+    db,
+};
 
 use crate::service::{config, eventually};
 
@@ -224,7 +227,8 @@ fn a_runtime_that_ends_takes_connections_along() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async {
         let settings = [("DATABASE_URL", url.as_str())].map(|(name, value)| (name.to_owned(), value.to_owned()));
-        let own = db::pool(&workflow_api::config::Database::load(settings.into_iter()).expect("valid settings"));
+        let settings: Database = workflow_api::config::load(settings.into_iter()).expect("valid settings");
+        let own = db::pool(&settings);
         let mut connection = own.acquire().await.expect("a connection");
         let (begun, asked) = oneshot::channel();
         tokio::spawn(async move {

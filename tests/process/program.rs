@@ -55,7 +55,7 @@ impl Environment {
 
     /// What the programs are told about Kafka.
     pub fn kafka(&self) -> config::Kafka {
-        config::Kafka::load(self.variables.clone().into_iter()).expect("valid settings")
+        config::load::<config::Kafka>(self.variables.clone().into_iter()).expect("valid settings")
     }
 
     fn command(&self, arguments: &[&str]) -> Command {

@@ -1,0 +1,133 @@
+//! `AUTH_ENABLED`, `JWT_*`, `API_KEY_*` and `BOOTSTRAP_API_KEY`: the credentials that are accepted and made.
+
+use std::{path::PathBuf, time::Duration};
+
+use secrecy::SecretString;
+
+use super::{Reader, Section, placeholder};
+use crate::access::{
+    Role,
+    api_key::{self, ApiKey},
+    verifying_key::VerifyingKey,
+};
+
+/// HMAC keys shorter than this are refused: 256 bits, the output of the weakest algorithm.
+const MIN_JWT_SECRET_BYTES: usize = 32;
+
+/// `JWT_*`, `AUTH_ENABLED`, `API_KEY_HEADER`.
+#[derive(Clone, Debug)]
+pub struct Auth {
+    /// `AUTH_ENABLED`, or whether there is a key to verify tokens with, or a first API key.
+    pub enabled: bool,
+    /// `JWT_SECRET`.
+    pub jwt_secret: Option<SecretString>,
+    /// `JWT_ALGORITHM`, one of the HMAC family.
+    pub algorithm: jsonwebtoken::Algorithm,
+    /// `JWT_EXPIRATION_MINUTES`: how long tokens made here are valid.
+    pub token_lifetime: Duration,
+    /// `API_KEY_HEADER`.
+    pub api_key_header: http::HeaderName,
+    /// `API_KEY_HEADER` as it is written.
+    pub api_key_header_text: String,
+    /// `API_KEY_ENVIRONMENT`: in the API keys that are made here.
+    pub api_key_environment: String,
+    /// `BOOTSTRAP_API_KEY`: lets the first caller in.
+    pub bootstrap_api_key: Option<ApiKey>,
+    /// `JWT_PUBLIC_KEY`: of somebody else who signs tokens.
+    pub public_key: Option<VerifyingKey>,
+    /// `JWT_JWKS`: the keys of somebody else who signs tokens.
+    pub jwks: Option<JwksSource>,
+    /// `JWT_ISSUER`: the `iss` that tokens need, and have that are made here.
+    pub issuer: Option<String>,
+    /// `JWT_AUDIENCE`: the `aud` that tokens need, and have that are made here.
+    pub audience: Option<String>,
+    /// `JWT_DEFAULT_ROLE`: of a token that names none; `None` refuses such tokens.
+    pub default_role: Option<Role>,
+}
+
+/// Where a key set is.
+#[derive(Clone, Debug)]
+pub enum JwksSource {
+    /// At an address, `http` or `https`.
+    Url(url::Url),
+    /// In a file.
+    File(PathBuf),
+}
+
+impl Auth {
+    /// Whether tokens let somebody in, beside API keys.
+    #[must_use]
+    pub fn verifies_tokens(&self) -> bool {
+        self.jwt_secret.is_some() || self.public_key.is_some() || self.jwks.is_some()
+    }
+}
+
+impl Section for Auth {
+    fn read(reader: &mut Reader) -> Option<Self> {
+        let jwt_secret = reader.get("jwt_secret").map(str::to_owned);
+        let secret_is_usable = match &jwt_secret {
+            Some(secret) if secret.len() < MIN_JWT_SECRET_BYTES => reader.problem(
+                "jwt_secret",
+                format!("must have at least {MIN_JWT_SECRET_BYTES} bytes; make one with: openssl rand -hex 32"),
+            ),
+            Some(secret) => match placeholder::reason(secret) {
+                Some(reason) => reader.problem("jwt_secret", format!("{reason}; make one with: openssl rand -hex 32")),
+                None => Some(()),
+            },
+            None => Some(()),
+        };
+        let keys = ["jwt_secret", "jwt_public_key", "jwt_jwks", "bootstrap_api_key"];
+        // Without any of them there are still API keys: the first one is made at the start.
+        let enabled = reader.boolean("auth_enabled", keys.iter().any(|name| reader.has(name)));
+        let public_key = reader.parsed("jwt_public_key", None, |pem| Ok(Some(VerifyingKey::from_pem(pem)?)));
+        let api_key_environment = reader.parsed("api_key_environment", "live".to_owned(), |value| {
+            let fits = api_key::is_environment(value);
+            if fits { Ok(value.to_owned()) } else { Err("must have 1 to 16 small letters and digits".to_owned()) }
+        });
+        let bootstrap_api_key = reader.parsed("bootstrap_api_key", None, |value| {
+            let key = ApiKey::parse(value).ok_or("is not an API key; make one with: workflow-api api-key")?;
+            Ok(Some(key))
+        });
+        let jwks = reader.parsed("jwt_jwks", None, |value| parse_jwks_source(value).map(Some));
+        let default_role = reader.parsed("jwt_default_role", Some(Role::Viewer), |value| match value {
+            "none" => Ok(None),
+            name => name.parse().map(Some).map_err(|error| format!("{error}, or none; not {name:?}")),
+        });
+        let algorithm = reader.parsed("jwt_algorithm", jsonwebtoken::Algorithm::HS256, |value| match value {
+            "HS256" => Ok(jsonwebtoken::Algorithm::HS256),
+            "HS384" => Ok(jsonwebtoken::Algorithm::HS384),
+            "HS512" => Ok(jsonwebtoken::Algorithm::HS512),
+            _ => Err(format!("must be HS256, HS384 or HS512, not {value:?}")),
+        });
+        let minutes: Option<u64> = reader.number("jwt_expiration_minutes", 60, 1..=525_600);
+        let api_key_header = reader.parsed("api_key_header", http::HeaderName::from_static("x-api-key"), |value| {
+            value.parse().map_err(|_| format!("is not a legal header name: {value:?}"))
+        });
+        secret_is_usable?;
+        Some(Self {
+            enabled: enabled?,
+            jwt_secret: jwt_secret.map(SecretString::from),
+            algorithm: algorithm?,
+            token_lifetime: Duration::from_secs(minutes? * 60),
+            api_key_header: api_key_header?,
+            api_key_header_text: reader.text("api_key_header", "X-API-Key"),
+            api_key_environment: api_key_environment?,
+            bootstrap_api_key: bootstrap_api_key?,
+            public_key: public_key?,
+            jwks: jwks?,
+            issuer: reader.get("jwt_issuer").map(str::to_owned),
+            audience: reader.get("jwt_audience").map(str::to_owned),
+            default_role: default_role?,
+        })
+    }
+}
+
+/// An address, or the path of a file.
+fn parse_jwks_source(text: &str) -> Result<JwksSource, String> {
+    match url::Url::parse(text) {
+        Ok(url) if matches!(url.scheme(), "http" | "https") => Ok(JwksSource::Url(url)),
+        Ok(_) => Err("must be an http or https address, or the path of a file".to_owned()),
+        Err(_) if std::path::Path::new(text).is_file() => Ok(JwksSource::File(text.into())),
+        Err(_) => Err("is neither an address nor the path of a file".to_owned()),
+    }
+}

@@ -1,0 +1,167 @@
+//! `API_*`, `PUBLIC_URL`, `ENABLE_DOCS`, `CORS_*` and the sizes of pages: the API as its clients see it.
+
+use std::net::IpAddr;
+
+use super::{Reader, Section};
+
+/// `API_*`.
+#[derive(Clone, Debug)]
+pub struct Api {
+    /// `API_TITLE`.
+    pub title: String,
+    /// `API_VERSION`.
+    pub version: String,
+    /// `API_DESCRIPTION`.
+    pub description: String,
+    /// `API_PREFIX`, empty or with a leading and without a trailing slash.
+    pub prefix: String,
+    /// `API_HOST`.
+    pub host: IpAddr,
+    /// `API_PORT`.
+    pub port: u16,
+    /// `API_WORKERS`: threads of the runtime.
+    pub workers: usize,
+    /// `PUBLIC_URL`: what callers reach the API by, without a trailing slash.
+    pub public_url: String,
+    /// Whether `PUBLIC_URL` is set, not assumed.
+    pub has_public_url: bool,
+    /// `ENABLE_DOCS`: serve the OpenAPI document and its browsers.
+    pub docs: bool,
+    /// `API_RELOAD`: accepted and without effect, since the service is compiled.
+    pub reload: bool,
+}
+
+impl Api {
+    /// What the addresses of callbacks begin with.
+    #[must_use]
+    pub fn callbacks_url(&self) -> String {
+        format!("{}{}/callbacks/", self.public_url, self.prefix)
+    }
+}
+
+impl Section for Api {
+    fn read(reader: &mut Reader) -> Option<Self> {
+        let host = reader.parsed("api_host", IpAddr::from([0, 0, 0, 0]), |value| {
+            let bare = value.trim_start_matches('[').trim_end_matches(']');
+            if bare.eq_ignore_ascii_case("localhost") {
+                return Ok(IpAddr::from([127, 0, 0, 1]));
+            }
+            bare.parse().map_err(|_| format!("must be an IP address, not {value:?}"))
+        });
+        let prefix = reader.parsed("api_prefix", "/api/v1".to_owned(), |value| {
+            let path = value.trim_matches('/');
+            let plain = |c: char| c.is_ascii_alphanumeric() || "-._~/".contains(c);
+            let is_step = |segment: &str| segment == "." || segment == "..";
+            if !path.chars().all(plain) || path.contains("//") || path.split('/').any(is_step) {
+                return Err(format!("must be a plain URL path, not {value:?}"));
+            }
+            // What lies below these two needs no token.
+            if matches!(path.split('/').next(), Some("docs" | "redoc")) {
+                return Err(format!("must not lie below the documentation, as {value:?} does"));
+            }
+            Ok(if path.is_empty() { String::new() } else { format!("/{path}") })
+        });
+        let port = reader.number("api_port", 8000, 1..=u16::MAX);
+        let public_url = reader.parsed("public_url", format!("http://localhost:{}", port.unwrap_or(8000)), |value| {
+            let url = url::Url::parse(value).ok().filter(|url| ["http", "https"].contains(&url.scheme()));
+            let is_plain =
+                |url: &url::Url| url.query().is_none() && url.fragment().is_none() && url.username().is_empty();
+            match url.filter(is_plain) {
+                Some(url) => Ok(url.as_str().trim_end_matches('/').to_owned()),
+                None => Err("must be an http or https URL without user, query and fragment".to_owned()),
+            }
+        });
+        let workers = reader.number("api_workers", 1, 1..=1024);
+        let docs = reader.boolean("enable_docs", true);
+        let reload = reader.boolean("api_reload", false);
+        Some(Self {
+            title: reader.text("api_title", "Workflow Management API"),
+            version: reader.text("api_version", "1.0.0"),
+            description: reader.text("api_description", "REST API for managing workflow orchestration"),
+            prefix: prefix?,
+            host: host?,
+            port: port?,
+            workers: workers?,
+            public_url: public_url?,
+            has_public_url: reader.has("public_url"),
+            docs: docs?,
+            reload: reload?,
+        })
+    }
+}
+
+/// `CORS_*`.
+#[derive(Clone, Debug)]
+pub struct Cors {
+    /// `CORS_ORIGINS`.
+    pub origins: Listed<http::HeaderValue>,
+    /// `CORS_ALLOW_CREDENTIALS`.
+    pub credentials: bool,
+    /// `CORS_ALLOW_METHODS`.
+    pub methods: Listed<http::Method>,
+    /// `CORS_ALLOW_HEADERS`.
+    pub headers: Listed<http::HeaderName>,
+}
+
+/// A list setting that may be `*`.
+#[derive(Clone, Debug)]
+pub enum Listed<T> {
+    /// `*`.
+    Any,
+    /// Just these.
+    These(Vec<T>),
+}
+
+impl Section for Cors {
+    fn read(reader: &mut Reader) -> Option<Self> {
+        let origins = listed(reader, "cors_origins", "http://localhost:3000", parse_origin);
+        let credentials = reader.boolean("cors_allow_credentials", true);
+        let methods = listed(reader, "cors_allow_methods", "*", |method| method.parse().ok());
+        let headers = listed(reader, "cors_allow_headers", "*", |header| header.parse().ok());
+        Some(Self { origins: origins?, credentials: credentials?, methods: methods?, headers: headers? })
+    }
+}
+
+/// A list with commas between; one `*` makes it a wildcard.
+fn listed<T>(reader: &mut Reader, name: &str, default: &str, parse: impl Fn(&str) -> Option<T>) -> Option<Listed<T>> {
+    let text = reader.text(name, default);
+    if text.split(',').any(|item| item.trim() == "*") {
+        return Some(Listed::Any);
+    }
+    let mut items = Vec::new();
+    for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
+        match parse(item) {
+            Some(item) => items.push(item),
+            None => return reader.problem(name, format!("has an entry that cannot be used: {item:?}")),
+        }
+    }
+    Some(Listed::These(items))
+}
+
+/// An origin as browsers send it: scheme, host and perhaps port.
+fn parse_origin(text: &str) -> Option<http::HeaderValue> {
+    let origin = url::Url::parse(text).ok()?.origin();
+    (origin.is_tuple() && origin.ascii_serialization() == text.trim_end_matches('/').to_ascii_lowercase())
+        .then(|| origin.ascii_serialization().parse().ok())?
+}
+
+/// `DEFAULT_PAGE_SIZE`, `MAX_PAGE_SIZE`.
+#[derive(Clone, Copy, Debug)]
+pub struct Pages {
+    /// Where a caller names no size.
+    pub default_size: i64,
+    /// Larger ones are cut to this.
+    pub max_size: i64,
+}
+
+impl Section for Pages {
+    fn read(reader: &mut Reader) -> Option<Self> {
+        let max_size = reader.number("max_page_size", 100, 1..=10_000);
+        let default_size = reader.number("default_page_size", 20, 1..=10_000);
+        let (max_size, default_size) = (max_size?, default_size?);
+        if default_size > max_size {
+            return reader.problem("default_page_size", format!("must not be above MAX_PAGE_SIZE ({max_size})"));
+        }
+        Some(Self { default_size, max_size })
+    }
+}

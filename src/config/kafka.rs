@@ -1,0 +1,110 @@
+//! `KAFKA_*`, `ENABLE_MONITORING_UPDATES`, `DEAD_LETTER_RETENTION_DAYS` and `MAX_DEAD_LETTERS`.
+
+use std::time::Duration;
+
+use super::{Reader, Section};
+
+/// More than a request to a broker may take (15 s), so that what librdkafka mends by itself is left to it.
+const RENEW_KAFKA_CLIENTS_AFTER: Duration = Duration::from_secs(20);
+
+/// `KAFKA_*`.
+#[derive(Clone, Debug)]
+pub struct Kafka {
+    /// `KAFKA_BROKERS`, as librdkafka wants them.
+    pub brokers: String,
+    /// `KAFKA_EXECUTION_TOPIC`.
+    pub execution_topic: String,
+    /// `KAFKA_CANCELLATION_TOPIC`.
+    pub cancellation_topic: String,
+    /// `KAFKA_DEAD_LETTER_TOPIC`: for records of the first two that cannot be used.
+    pub dead_letter_topic: String,
+    /// `KAFKA_MONITORING_TOPIC`, unless `ENABLE_MONITORING_UPDATES` is off.
+    pub monitoring_topic: Option<String>,
+    /// `KAFKA_TOPIC_PARTITIONS`: of the topics, where they have to be made.
+    pub partitions: i32,
+    /// `KAFKA_GROUP_ID`: the executors' consumer group.
+    pub group_id: String,
+    /// No setting: how long a client may hear no broker, while others do, before it is made anew.
+    pub renew_after: Duration,
+}
+
+impl Section for Kafka {
+    fn read(reader: &mut Reader) -> Option<Self> {
+        let brokers = reader.required("kafka_brokers").and_then(|value| {
+            let brokers: Vec<&str> = value.split(',').map(str::trim).filter(|broker| !broker.is_empty()).collect();
+            match brokers.iter().find(|broker| !is_host_and_port(broker)) {
+                Some(wrong) => {
+                    reader.problem("kafka_brokers", format!("has an entry that is not host:port: {wrong:?}"))
+                }
+                None if brokers.is_empty() => reader.problem("kafka_brokers", "names no broker"),
+                None => Some(brokers.join(",")),
+            }
+        });
+        let execution_topic = topic(reader, "kafka_execution_topic", "workflow.execution.requests");
+        let cancellation_topic = topic(reader, "kafka_cancellation_topic", "workflow.cancellation.requests");
+        let dead_letter_topic = topic(reader, "kafka_dead_letter_topic", "workflow.dead-letters");
+        let monitoring_topic = topic(reader, "kafka_monitoring_topic", "workflow.monitoring.updates");
+        let is_monitored = reader.boolean("enable_monitoring_updates", true);
+        let topics = [
+            ("kafka_execution_topic", &execution_topic),
+            ("kafka_cancellation_topic", &cancellation_topic),
+            ("kafka_dead_letter_topic", &dead_letter_topic),
+            ("kafka_monitoring_topic", &monitoring_topic),
+        ];
+        for (index, (name, topic)) in topics.iter().enumerate() {
+            if let Some((other, _)) = topics[..index].iter().find(|(_, other)| topic.is_some() && other == topic) {
+                reader.problem::<()>(name, format!("must differ from {}", other.to_ascii_uppercase()));
+            }
+        }
+        let partitions = reader.number("kafka_topic_partitions", 6, 1..=1000);
+        Some(Self {
+            brokers: brokers?,
+            execution_topic: execution_topic?,
+            cancellation_topic: cancellation_topic?,
+            dead_letter_topic: dead_letter_topic?,
+            monitoring_topic: Some(monitoring_topic?).filter(|_| is_monitored == Some(true)),
+            partitions: partitions?,
+            group_id: reader.text("kafka_group_id", "execution-consumer-group"),
+            renew_after: RENEW_KAFKA_CLIENTS_AFTER,
+        })
+    }
+}
+
+fn topic(reader: &mut Reader, name: &str, default: &str) -> Option<String> {
+    reader.parsed(name, default.to_owned(), |value| {
+        let legal = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        if value.len() <= 249 && value.chars().all(legal) && value != "." && value != ".." {
+            Ok(value.to_owned())
+        } else {
+            Err(format!("is not a legal topic name: {value:?}"))
+        }
+    })
+}
+
+fn is_host_and_port(broker: &str) -> bool {
+    broker.rsplit_once(':').is_some_and(|(host, port)| {
+        let legal = |c: char| c.is_alphanumeric() || "._-".contains(c);
+        let is_bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let is_host = is_bracketed.map_or(!host.is_empty() && host.chars().all(legal), |address| {
+            address.parse::<std::net::Ipv6Addr>().is_ok()
+        });
+        is_host && port.parse::<u16>().is_ok_and(|port| port > 0)
+    })
+}
+
+/// What is kept of records that cannot be used.
+#[derive(Clone, Copy, Debug)]
+pub struct DeadLetters {
+    /// `DEAD_LETTER_RETENTION_DAYS`.
+    pub days: i32,
+    /// `MAX_DEAD_LETTERS`.
+    pub most: i64,
+}
+
+impl Section for DeadLetters {
+    fn read(reader: &mut Reader) -> Option<Self> {
+        let days = reader.number("dead_letter_retention_days", 30, 1..=36_500);
+        let most = reader.number("max_dead_letters", 10_000, 1..=10_000_000);
+        Some(Self { days: days?, most: most? })
+    }
+}

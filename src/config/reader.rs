@@ -1,0 +1,188 @@
+//! Reader: the variables of the environment as text, and all that is wrong with them.
+
+use std::{collections::HashMap, fmt::Display, io::ErrorKind, ops::RangeInclusive, str::FromStr};
+
+use serde::Deserialize;
+
+/// Declares the variables: as text, all optional, exactly the names that the program reads.
+macro_rules! variables {
+    ($($name:ident),+ $(,)?) => {
+        /// The environment as `envy` reads it. Nothing is parsed here, so that parsing can report all problems.
+        #[derive(Deserialize, Default)]
+        struct Variables { $($name: Option<String>),+ }
+
+        impl Variables {
+            fn into_pairs(self) -> Vec<(&'static str, Option<String>)> {
+                vec![$((stringify!($name), self.$name)),+]
+            }
+        }
+
+        /// The names of all variables, in lower case.
+        pub const NAMES: &[&str] = &[$(stringify!($name)),+];
+    };
+}
+
+variables! {
+    production, database_url, database_pool_size, database_max_overflow, database_echo, migrate_on_start,
+    shutdown_notice_secs,
+    kafka_brokers, kafka_execution_topic, kafka_cancellation_topic, kafka_topic_partitions, kafka_group_id,
+    kafka_dead_letter_topic, dead_letter_retention_days, max_dead_letters, kafka_monitoring_topic, enable_monitoring_updates,
+    api_title, api_version, api_description, api_prefix, api_host, api_port, api_reload, api_workers, public_url,
+    auth_enabled, jwt_secret, jwt_algorithm, jwt_expiration_minutes, api_key_header,
+    jwt_public_key, jwt_jwks, jwt_issuer, jwt_audience, jwt_default_role, api_key_environment, bootstrap_api_key,
+    cors_origins, cors_allow_credentials, cors_allow_methods, cors_allow_headers,
+    encryption_key, trusted_proxies, hsts_max_age_secs, rate_limit_per_principal, rate_limit_per_address, rate_limit_burst,
+    rate_limit_failed_auth, max_concurrent_requests,
+    max_request_memory_mb, max_response_memory_mb,
+    log_level, log_format, default_page_size, max_page_size, idempotency_key_ttl_hours,
+    quota_agents, quota_workflows, quota_api_keys, quota_queued_runs,
+    enable_docs, enable_metrics, metrics_access, enable_audit_logging, audit_retention_days, readiness_requires_kafka,
+    max_concurrent_executions, max_workflow_duration_ms, max_sub_runs, max_run_steps, max_run_branches, max_run_bytes,
+    max_run_memory_bytes, max_run_takeovers, management_port,
+    egress_allow, circuit_breaker_enabled, circuit_breaker_failure_threshold, circuit_breaker_failure_rate_threshold,
+    circuit_breaker_timeout_seconds, circuit_breaker_half_open_max_calls, circuit_breaker_window_size_seconds,
+}
+
+/// Variables that may come from a file.
+pub(super) const SECRETS: [&str; 5] =
+    ["database_url", "jwt_secret", "jwt_public_key", "bootstrap_api_key", "encryption_key"];
+
+/// Everything that is wrong with the environment, a line a variable. Never shows a value that could be a secret.
+#[derive(Debug, thiserror::Error)]
+#[error("the configuration has {} problem(s):\n{}", .0.len(), .0.join("\n"))]
+pub struct Problems(pub Vec<String>);
+
+/// A part of the settings, with the variables of its own.
+pub trait Section: Sized {
+    /// Reads and checks the section; `None`: the reader has been told why not.
+    fn read(reader: &mut Reader) -> Option<Self>;
+}
+
+/// Reads a section alone, for the commands that need nothing else.
+pub fn load<S: Section>(environment: impl Iterator<Item = (String, String)>) -> Result<S, Problems> {
+    let mut reader = Reader::new(environment);
+    let section = S::read(&mut reader);
+    reader.finish(section)
+}
+
+/// The variables as text, and the problems found so far. A method returns `None` where it has added a problem.
+pub struct Reader {
+    values: HashMap<&'static str, String>,
+    problems: Vec<String>,
+}
+
+impl Reader {
+    pub(super) fn new(environment: impl Iterator<Item = (String, String)>) -> Self {
+        let mut problems = Vec::new();
+        let environment: Vec<_> = environment.collect();
+        let files: HashMap<String, String> = environment
+            .iter()
+            .filter_map(|(name, path)| {
+                let name = name.to_ascii_lowercase().strip_suffix("_file")?.to_owned();
+                (SECRETS.contains(&name.as_str()) && !path.trim().is_empty()).then(|| (name, path.trim().to_owned()))
+            })
+            .collect();
+        let variables: Variables = envy::from_iter(environment).unwrap_or_else(|error| {
+            problems.push(format!("  environment: {error}"));
+            Variables::default()
+        });
+        let mut values = HashMap::new();
+        for (name, value) in variables.into_pairs() {
+            let value = value.map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
+            match (value, files.get(name)) {
+                (Some(value), _) if value.contains(char::REPLACEMENT_CHARACTER) => {
+                    problems.push(format!("  {}: is not valid UTF-8", name.to_ascii_uppercase()));
+                }
+                (Some(_), Some(_)) => {
+                    problems.push(format!("  {}: set both directly and by {0}_FILE", name.to_ascii_uppercase()));
+                }
+                (Some(value), None) => drop(values.insert(name, value)),
+                (None, Some(path)) => match std::fs::read_to_string(path) {
+                    Ok(text) if !text.trim().is_empty() => drop(values.insert(name, text.trim().to_owned())),
+                    Ok(_) => problems.push(format!("  {}_FILE: the file is empty", name.to_ascii_uppercase())),
+                    Err(error) => {
+                        let why = match error.kind() {
+                            ErrorKind::NotFound => "there is no such file".to_owned(),
+                            ErrorKind::PermissionDenied => "this user may not read the file".to_owned(),
+                            ErrorKind::IsADirectory => "this is a directory, not a file".to_owned(),
+                            ErrorKind::InvalidData => "the file is not UTF-8 text".to_owned(),
+                            other => format!("the file cannot be read ({other})"),
+                        };
+                        problems.push(format!("  {}_FILE: {why}: {path}", name.to_ascii_uppercase()));
+                    }
+                },
+                (None, None) => {}
+            }
+        }
+        Self { values, problems }
+    }
+
+    pub(super) fn finish<T>(self, value: Option<T>) -> Result<T, Problems> {
+        match value {
+            Some(value) if self.problems.is_empty() => Ok(value),
+            _ => Err(Problems(self.problems)),
+        }
+    }
+
+    pub(super) fn problem<T>(&mut self, name: &str, problem: impl Display) -> Option<T> {
+        self.problems.push(format!("  {}: {problem}", name.to_ascii_uppercase()));
+        None
+    }
+
+    /// Whether something is wrong with the variable already, so that it is not there to be read.
+    fn has_problem(&self, name: &str) -> bool {
+        let name = name.to_ascii_uppercase();
+        self.problems.iter().any(|problem| {
+            let named = problem.trim_start().split(':').next().unwrap_or_default();
+            named == name || named.strip_suffix("_FILE") == Some(name.as_str())
+        })
+    }
+
+    /// The text of a variable that is set and has no problem.
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
+        self.values.get(name).map(String::as_str)
+    }
+
+    /// Whether a variable is set.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.values.contains_key(name)
+    }
+
+    pub(super) fn text(&self, name: &str, default: &str) -> String {
+        self.values.get(name).cloned().unwrap_or_else(|| default.to_owned())
+    }
+
+    pub(super) fn required(&mut self, name: &str) -> Option<String> {
+        match self.values.get(name) {
+            Some(value) => Some(value.clone()),
+            None if self.has_problem(name) => None,
+            None => self.problem(name, "is required and not set"),
+        }
+    }
+
+    pub(super) fn parsed<T>(&mut self, name: &str, default: T, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+        match self.values.get(name).map(|value| parse(value)) {
+            None => Some(default),
+            Some(Ok(value)) => Some(value),
+            Some(Err(problem)) => self.problem(name, problem),
+        }
+    }
+
+    pub(super) fn number<T>(&mut self, name: &str, default: T, range: RangeInclusive<T>) -> Option<T>
+    where
+        T: FromStr + PartialOrd + Display,
+    {
+        self.parsed(name, default, |value| match value.parse::<T>() {
+            Ok(number) if range.contains(&number) => Ok(number),
+            _ => Err(format!("must be a whole number from {} to {}, not {value:?}", range.start(), range.end())),
+        })
+    }
+
+    pub(super) fn boolean(&mut self, name: &str, default: bool) -> Option<bool> {
+        self.parsed(name, default, |value| match value.to_ascii_lowercase().as_str() {
+            "true" | "1" | "yes" => Ok(true),
+            "false" | "0" | "no" => Ok(false),
+            _ => Err(format!("must be true or false, not {value:?}")),
+        })
+    }
+}

@@ -1,0 +1,83 @@
+//! `LOG_*`, `ENABLE_METRICS`, `METRICS_ACCESS` and `MANAGEMENT_PORT`.
+
+use super::{Reader, Section};
+
+/// `LOG_*`.
+#[derive(Clone, Debug)]
+pub struct Log {
+    /// `LOG_LEVEL`.
+    pub level: tracing::Level,
+    /// `LOG_FORMAT` is `json`, not `text`.
+    pub json: bool,
+}
+
+impl Log {
+    /// The settings of logging alone; with problems the defaults, since the problems are about to be logged.
+    #[must_use]
+    pub fn load_or_default(environment: impl Iterator<Item = (String, String)>) -> Self {
+        Self::read(&mut Reader::new(environment)).unwrap_or(Self { level: tracing::Level::INFO, json: true })
+    }
+}
+
+impl Section for Log {
+    fn read(reader: &mut Reader) -> Option<Self> {
+        let level =
+            reader.parsed("log_level", tracing::Level::INFO, |value| match value.to_ascii_uppercase().as_str() {
+                "TRACE" => Ok(tracing::Level::TRACE),
+                "DEBUG" => Ok(tracing::Level::DEBUG),
+                "INFO" => Ok(tracing::Level::INFO),
+                "WARNING" | "WARN" => Ok(tracing::Level::WARN),
+                "ERROR" | "CRITICAL" => Ok(tracing::Level::ERROR),
+                _ => Err(format!("must be DEBUG, INFO, WARNING or ERROR, not {value:?}")),
+            });
+        let json = reader.parsed("log_format", true, |value| match value.to_ascii_lowercase().as_str() {
+            "json" => Ok(true),
+            "text" => Ok(false),
+            _ => Err(format!("must be json or text, not {value:?}")),
+        });
+        Some(Self { level: level?, json: json? })
+    }
+}
+
+/// The metrics and where they are served.
+#[derive(Clone, Copy, Debug)]
+pub struct Metrics {
+    /// `ENABLE_METRICS`: serve `/metrics`.
+    pub enabled: bool,
+    /// `METRICS_ACCESS`: access to `/metrics` of the API.
+    pub access: MetricsAccess,
+    /// `MANAGEMENT_PORT`: where an executor, and the API if `METRICS_ACCESS` says so, serves its health and its metrics;
+    /// `None`: nowhere.
+    pub management_port: Option<u16>,
+}
+
+/// Who gets `/metrics` of the API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetricsAccess {
+    /// Everybody who reaches the API's port.
+    Open,
+    /// Whoever has credentials and may see the runs of the default organisation.
+    Credentials,
+    /// Everybody who reaches `MANAGEMENT_PORT`, and nobody at the API's port.
+    Management,
+}
+
+impl Section for Metrics {
+    fn read(reader: &mut Reader) -> Option<Self> {
+        let enabled = reader.boolean("enable_metrics", true);
+        let access = reader.parsed("metrics_access", MetricsAccess::Open, |value| match value {
+            "open" => Ok(MetricsAccess::Open),
+            "credentials" => Ok(MetricsAccess::Credentials),
+            "management" => Ok(MetricsAccess::Management),
+            _ => Err(format!("must be open, credentials or management, not {value:?}")),
+        });
+        let management_port = reader.parsed("management_port", None, |value| match value.parse() {
+            Ok(port) if port > 0 => Ok(Some(port)),
+            _ => Err(format!("must be a port from 1 to 65535, not {value:?}")),
+        });
+        if access == Some(MetricsAccess::Management) && management_port == Some(None) {
+            reader.problem::<()>("metrics_access", "management needs MANAGEMENT_PORT");
+        }
+        Some(Self { enabled: enabled?, access: access?, management_port: management_port? })
+    }
+}
