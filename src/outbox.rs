@@ -8,6 +8,10 @@
 //! If it dies here: before the commit, nothing happened; after it, the row is an orphan and freed by others; after
 //! Kafka's acknowledgement and before the delete, the message is sent again with the same `event_id`.
 
+mod settle;
+mod sweep;
+mod upkeep;
+
 use std::{
     collections::{HashMap, HashSet},
     sync::{
@@ -17,14 +21,10 @@ use std::{
     time::Duration,
 };
 
-use rdkafka::{
-    consumer::{BaseConsumer, Consumer},
-    error::{KafkaError, RDKafkaErrorCode},
-    topic_partition_list::Offset,
-};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use serde_json::value::RawValue;
 use tokio::{
-    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    sync::mpsc::{UnboundedSender, unbounded_channel},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -33,14 +33,9 @@ use uuid::Uuid;
 use crate::{
     access::OrganizationId,
     config,
-    db::{
-        self,
-        outbox::{Kind, Taken},
-        processes::{self, Registration},
-    },
+    db::{self, processes::Registration},
     input,
     kafka::{
-        self, Refusal,
         message::{CancellationPayload, ExecutionPayload},
         producer::{Batching, MAX_QUEUED_BYTES, MAX_QUEUED_MESSAGES, MAX_RECORD_BYTES, Producer, Report, Unsent},
         renewable::{Purpose, Renewable},
@@ -58,31 +53,6 @@ pub const RECORD_HEADROOM_BYTES: usize = 16 << 10;
 
 /// How often free rows are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
-/// How often orphans, overdue runs and expired keys are looked for.
-const UPKEEP_EVERY: Duration = Duration::from_secs(3);
-/// Rows taken at a time.
-const SWEEP_BATCH: usize = 500;
-/// Rows of the first batch, before it is known how large they are.
-const FIRST_BATCH: usize = 16;
-/// Plans and inputs taken at a time, as far as their size can be foreseen.
-const SWEEP_BATCH_BYTES: usize = 4 << 20;
-/// A run that is still PENDING after this, although Kafka acknowledged its message and the executors have read
-/// everything, was lost by the broker.
-const OVERDUE_SECS: f64 = 10.0;
-/// The same, if the executors have *not* read everything: then it most likely waits in Kafka.
-const OVERDUE_IN_QUEUE_SECS: f64 = 600.0;
-/// Between two deletes of acknowledged rows, so that one statement deletes many.
-const SETTLE_PAUSE: Duration = Duration::from_millis(5);
-/// Before a failed settling is tried again.
-const SETTLE_RETRY: Duration = Duration::from_millis(500);
-/// At the end of the process, for what is still queued.
-const FLUSH: Duration = Duration::from_secs(5);
-/// A broker that answers later is not asked further.
-const ANSWER_WITHIN: Duration = Duration::from_secs(1);
-/// A message that was refused in a batch is taken by a sweep long before that.
-const KEEP_REFUSED: Duration = Duration::from_mins(10);
-/// The producer of messages that were refused in a batch.
-const SINGLE: Purpose = Purpose { name: "single runs", meaning: None };
 /// What the relay does without brokers.
 const PURPOSE: Purpose =
     Purpose { name: "runs", meaning: Some("requests are accepted, and dispatched when it is back") };
@@ -311,31 +281,6 @@ impl Relay {
         self.0.single.get().unwrap_or(&self.0.producer)
     }
 
-    /// Makes the producer of single messages, if there is none yet.
-    fn make_single(&self) {
-        if self.0.single.get().is_some() {
-            return;
-        }
-        let reports = self.0.reports.clone();
-        let made = Renewable::new(SINGLE, &self.0.kafka, move |kafka, last_error| {
-            Producer::new(kafka, Batching::One, reports.clone(), last_error)
-        });
-        match made {
-            Ok(single) => {
-                // Only the settling makes one, so it was not there.
-                if self.0.single.set(single).is_ok() {
-                    let relay = self.clone();
-                    tokio::spawn(async move {
-                        if let Some(single) = relay.0.single.get() {
-                            single.watch(&relay.0.drained).await;
-                        }
-                    });
-                }
-            }
-            Err(error) => tracing::error!("a Kafka producer of single messages cannot be made: {error}"),
-        }
-    }
-
     fn refused(&self) -> MutexGuard<'_, HashMap<Uuid, Instant>> {
         self.0.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -343,262 +288,8 @@ impl Relay {
     fn known(&self) -> MutexGuard<'_, HashSet<Uuid>> {
         self.0.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// Settles what the producer reports until there is nothing left to come.
-    async fn settle_all(self, mut reports: UnboundedReceiver<Report>, settled: CancellationToken) {
-        let mut batch = Vec::new();
-        loop {
-            tokio::select! {
-                biased;
-                count = reports.recv_many(&mut batch, 2000) => if count == 0 { return },
-                () = settled.cancelled() => return,
-            }
-            while let Err(error) = self.settle(&mut batch).await {
-                tracing::warn!(error = &error as &dyn std::error::Error, "outbox rows are settled later: {error}");
-                tokio::select! {
-                    () = tokio::time::sleep(SETTLE_RETRY) => {}
-                    () = settled.cancelled() => return,
-                }
-            }
-            tokio::time::sleep(SETTLE_PAUSE).await;
-        }
-    }
-
-    /// Deletes what was delivered, gives back what was not, ends runs whose message can never be sent.
-    async fn settle(&self, batch: &mut Vec<Report>) -> Result<(), db::Error> {
-        use RDKafkaErrorCode as Code;
-        let (mut done_runs, mut done_events) = (Vec::new(), Vec::new());
-        let (mut back_runs, mut back_events) = (Vec::new(), Vec::new());
-        for report in &*batch {
-            match report.outcome {
-                Ok(()) => {}
-                Err(Unsent::Refused(Refusal::TooLarge)) if !report.is_alone => {
-                    // Perhaps the batch was too large, not this message. The next sweep sends it alone.
-                    tracing::debug!(run_id = report.run_id, "refused in a batch, will be sent alone");
-                    self.make_single();
-                    self.refused().insert(report.event_id, Instant::now());
-                    back_runs.push(report.run_id.clone());
-                    back_events.push(report.event_id);
-                    continue;
-                }
-                Err(Unsent::Undelivered(code)) => {
-                    if matches!(code, Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition) {
-                        self.0.topics_checked.store(false, Ordering::Relaxed);
-                    }
-                    tracing::debug!(run_id = report.run_id, "not sent, will be tried again: {code}");
-                    back_runs.push(report.run_id.clone());
-                    back_events.push(report.event_id);
-                    continue;
-                }
-                Err(why @ (Unsent::Refused(_) | Unsent::NoPlan)) => {
-                    tracing::error!(run_id = report.run_id, "run {} cannot be dispatched: {why}", report.run_id);
-                    let text = format!("the run could not be dispatched: {why}");
-                    let (pool, run_id, event) = (self.0.pool.clone(), report.run_id.clone(), Some(report.event_id));
-                    db::bounded(async move { db::runs::fail_pending(&pool, &run_id, event, &text).await }).await?;
-                    metrics::counter!("workflow_execution_failures_total").increment(1);
-                }
-            }
-            done_runs.push(report.run_id.clone());
-            done_events.push(report.event_id);
-        }
-        if !done_runs.is_empty() {
-            let (pool, count) = (self.0.pool.clone(), done_runs.len());
-            db::bounded(async move { db::outbox::delete(&pool, &done_runs, &done_events).await }).await?;
-            metrics::counter!("outbox_messages_published_total").increment(count as u64);
-            tracing::debug!(messages = count, "Kafka has acknowledged messages, their outbox rows are deleted");
-        }
-        // Without an id, whatever this process had is an orphan, and freed as such.
-        if let Some(owner) = self.0.registration.current().filter(|_| !back_runs.is_empty()) {
-            let pool = self.0.pool.clone();
-            db::bounded(async move { db::outbox::release(&pool, owner, &back_runs, &back_events).await }).await?;
-        }
-        {
-            let mut known = self.known();
-            for report in &*batch {
-                known.remove(&report.event_id);
-            }
-        }
-        {
-            let mut refused = self.refused();
-            for report in batch.iter().filter(|report| report.is_alone) {
-                refused.remove(&report.event_id);
-            }
-        }
-        let bytes: usize = batch.iter().map(|report| report.bytes).sum();
-        self.0.held.fetch_sub(batch.len(), Ordering::Relaxed);
-        self.0.held_bytes.fetch_sub(bytes, Ordering::Relaxed);
-        batch.clear();
-        Ok(())
-    }
-
-    /// Sweeps until drained; then flushes, gives the rest back and retires the process.
-    async fn sweep_all(self, drained: CancellationToken, settled: CancellationToken) {
-        let mut next_upkeep = Instant::now();
-        while !drained.is_cancelled() {
-            if let Err(error) = self.sweep_once(&drained).await {
-                tracing::debug!(error = &error as &dyn std::error::Error, "no sweep: {error}");
-            }
-            if next_upkeep <= Instant::now() {
-                next_upkeep = Instant::now() + UPKEEP_EVERY;
-                if let Err(error) = self.upkeep().await {
-                    tracing::debug!(error = &error as &dyn std::error::Error, "no upkeep: {error}");
-                }
-            }
-            tokio::select! {
-                () = tokio::time::sleep(SWEEP_EVERY) => {}
-                () = drained.cancelled() => {}
-            }
-        }
-        let producer = self.0.producer.current();
-        let flushed = tokio::task::spawn_blocking(move || producer.flush(FLUSH)).await;
-        let deadline = Instant::now() + FLUSH;
-        if matches!(flushed, Ok(Ok(()))) {
-            while self.0.held.load(Ordering::Relaxed) > 0 && Instant::now() < deadline {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        }
-        let pool = self.0.pool.clone();
-        if let Some(id) = self.0.registration.current()
-            && let Err(error) = db::bounded(async move { processes::retire(&pool, id).await }).await
-        {
-            tracing::warn!(error = &error as &dyn std::error::Error, "not retired; what is left waits a little longer");
-        }
-        settled.cancel();
-    }
-
-    /// Sends free rows while there are any, there is room, and nobody wants to stop. Returns how many were taken.
-    pub async fn sweep_once(&self, drained: &CancellationToken) -> Result<usize, db::Error> {
-        let pool = self.0.pool.clone();
-        let counted = db::bounded(async move { db::outbox::backlog(&pool, MAX_BACKLOG).await });
-        let (backlog, oldest_secs) = counted.await?;
-        self.0.backlog.store(backlog, Ordering::Relaxed);
-        metrics::gauge!("outbox_events_pending").set(backlog as f64);
-        metrics::gauge!("outbox_oldest_age_seconds").set(oldest_secs);
-        self.0.is_full.store(false, Ordering::Relaxed);
-        let (mut taken, mut limit) = (0, FIRST_BATCH);
-        // As many at most as the queue takes: what comes back meanwhile is for the next sweep.
-        while let Some(owner) = self.0.registration.current().filter(|_| taken < MAX_QUEUED_MESSAGES) {
-            if drained.is_cancelled() || self.is_half_full() {
-                break;
-            }
-            let pool = self.0.pool.clone();
-            let rows = db::bounded(async move { db::outbox::take(&pool, owner, limit).await }).await?;
-            let (count, bytes) = (rows.len(), rows.iter().map(Taken::payload_len).sum::<usize>());
-            for row in rows {
-                self.send_taken(row, owner);
-            }
-            taken += count;
-            if count < limit {
-                break;
-            }
-            limit = (SWEEP_BATCH_BYTES * count / bytes.max(1)).clamp(1, SWEEP_BATCH);
-        }
-        Ok(taken)
-    }
-
-    /// Half of the queue stays for those who write new rows, so that these keep their short way.
-    fn is_half_full(&self) -> bool {
-        self.0.is_full.load(Ordering::Relaxed)
-            || self.0.held.load(Ordering::Relaxed) > MAX_QUEUED_MESSAGES / 2
-            || self.0.held_bytes.load(Ordering::Relaxed) > MAX_QUEUED_BYTES / 2
-    }
-
-    fn send_taken(&self, row: Taken, owner: Uuid) {
-        // Compact, as the message had to fit when the run was accepted.
-        let compacted = |text: String| RawValue::from_string(text).ok().map(|raw| input::compact(&raw));
-        let plan = row.workflow_plan.and_then(compacted);
-        let input = row.input_data.and_then(compacted);
-        let (correlation_id, traceparent) = (row.correlation_id.as_deref(), row.traceparent.as_deref());
-        self.0.held.fetch_add(1, Ordering::Relaxed);
-        let reservation = Reservation { relay: self.clone(), owner, bytes: 0, kept: false };
-        match (row.kind, plan) {
-            (Kind::Execution, Some(plan)) => {
-                let input = input.filter(|input| input.get() != "null").unwrap_or_else(|| input::object_of([]));
-                let organization = &OrganizationId::stored(&row.organization_id);
-                let (run_id, priority) = (row.run_id.as_str(), row.priority);
-                let run = ExecutedRun { run_id, correlation_id, traceparent, priority, organization };
-                self.execute(reservation, row.event_id, run, &plan, &input);
-            }
-            (Kind::Execution, None) => {
-                // Its definition is gone: nobody can ever make this message.
-                self.give_up(reservation, row.event_id, row.run_id, Unsent::NoPlan);
-            }
-            (Kind::Cancellation, _) => {
-                let (cancelled_by, reason) = (row.cancelled_by.as_deref(), row.reason.as_deref());
-                let run = CancelledRun { run_id: &row.run_id, correlation_id, traceparent, cancelled_by, reason };
-                self.cancel(reservation, row.event_id, run);
-            }
-        }
-    }
-
-    /// Frees orphans, sends lost requests again, drops what has expired.
-    async fn upkeep(&self) -> Result<(), db::Error> {
-        // Another process may have sent them.
-        self.refused().retain(|_, refused_at| refused_at.elapsed() < KEEP_REFUSED);
-        let pool = self.0.pool.clone();
-        let mine = self.0.registration.current();
-        // Asked before the rows are: one that comes to be known meanwhile is too young to be freed.
-        let known: Vec<Uuid> = self.known().iter().copied().collect();
-        let cleaned = db::bounded(async move {
-            let orphans = db::outbox::free_orphans(&pool).await?;
-            let forgotten = match mine {
-                Some(owner) => db::outbox::free_forgotten(&pool, owner, &known).await?,
-                None => 0,
-            };
-            processes::bury(&pool).await?;
-            Ok(orphans + forgotten)
-        });
-        let freed = cleaned.await?;
-        if freed > 0 {
-            tracing::info!(freed, "{freed} outbox rows that nobody had in memory were freed");
-        }
-        let pool = self.0.pool.clone();
-        let any_overdue = db::bounded(async move { db::outbox::any_overdue(&pool, OVERDUE_SECS).await });
-        if self.is_connected() && any_overdue.await? {
-            let kafka = self.0.kafka.clone();
-            let drained = tokio::task::spawn_blocking(move || queue_is_drained(&kafka)).await;
-            let older_than = if matches!(drained, Ok(Ok(true))) { OVERDUE_SECS } else { OVERDUE_IN_QUEUE_SECS };
-            let pool = self.0.pool.clone();
-            let again = db::bounded(async move { db::outbox::redispatch(&pool, older_than, SWEEP_BATCH).await });
-            let again = again.await?;
-            if again > 0 {
-                tracing::warn!(runs = again, "{again} runs were still pending and are dispatched again");
-            }
-        }
-        Ok(())
-    }
-
-    /// Deletes idempotency keys that are too old.
-    async fn expire_keys(self, drained: CancellationToken) {
-        while !drained.is_cancelled() {
-            if let Err(error) = db::idempotency::expire(&self.0.pool, self.0.key_ttl_hours).await {
-                tracing::debug!(error = &error as &dyn std::error::Error, "idempotency keys do not expire: {error}");
-            }
-            tokio::select! {
-                () = tokio::time::sleep(UPKEEP_EVERY) => {}
-                () = drained.cancelled() => {}
-            }
-        }
-    }
-
-    /// Makes the topics once Kafka is there, and again when one has gone.
-    async fn keep_topics(self, drained: CancellationToken) {
-        while !drained.is_cancelled() {
-            if self.is_connected() && !self.0.topics_checked.load(Ordering::Relaxed) {
-                match kafka::ensure_topics(&self.0.kafka).await {
-                    Ok(()) => self.0.topics_checked.store(true, Ordering::Relaxed),
-                    Err(error) => tracing::warn!("the topics cannot be made yet: {error}"),
-                }
-            }
-            tokio::select! {
-                () = tokio::time::sleep(SWEEP_EVERY) => {}
-                () = drained.cancelled() => {}
-            }
-        }
-    }
 }
 
-/// Whether plan and input with what is around them can be dispatched, also when the message has to be made again from
 /// what the database has stored.
 #[must_use]
 pub fn fits_a_record(plan: &RawValue, input: &RawValue) -> bool {
@@ -607,22 +298,4 @@ pub fn fits_a_record(plan: &RawValue, input: &RawValue) -> bool {
 
 fn encode<T: serde::Serialize>(payload: &T) -> Vec<u8> {
     serde_json::to_vec(payload).expect("strings and well-formed raw JSON always serialise")
-}
-
-/// Whether the executors' group has read all there is on the execution topic. Blocks the thread.
-fn queue_is_drained(kafka: &config::Kafka) -> Result<bool, KafkaError> {
-    let client: BaseConsumer = kafka::client_config(kafka).set("group.id", &kafka.group_id).create()?;
-    let metadata = client.fetch_metadata(Some(&kafka.execution_topic), ANSWER_WITHIN)?;
-    let mut asked = rdkafka::TopicPartitionList::new();
-    for partition in metadata.topics().iter().flat_map(rdkafka::metadata::MetadataTopic::partitions) {
-        asked.add_partition(&kafka.execution_topic, partition.id());
-    }
-    for committed in client.committed_offsets(asked, ANSWER_WITHIN)?.elements() {
-        let (low, high) = client.fetch_watermarks(&kafka.execution_topic, committed.partition(), ANSWER_WITHIN)?;
-        let read = if let Offset::Offset(offset) = committed.offset() { offset } else { low };
-        if read < high {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }

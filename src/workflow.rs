@@ -14,6 +14,7 @@ mod graph;
 mod input_schema;
 pub mod outside;
 mod plan;
+mod reading;
 mod references;
 mod size;
 mod step;

@@ -4,33 +4,26 @@
 //! Connections are opened and asked for a sign of life by tasks of their own, and go to whoever waits when they are
 //! there. The newest waiter is served first: who has waited long is about to give up. While the server cannot be
 //! reached, callers are refused at once and one task goes on trying.
-//!
-//! A connection comes back to the pool only at rest: every statement was answered, and no transaction is open. One that
-//! does not come to rest within a second is closed, and so is one whose transaction was about to begin or to be committed:
-//! dropping a future never leaves a transaction to the next user.
+
+mod connection;
+mod statements;
 
 use std::{
     fmt, io,
-    ops::{Deref, DerefMut},
-    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
-use futures_util::{FutureExt, Stream, StreamExt, TryStreamExt, stream};
-use sqlx::{
-    ConnectOptions as _, Connection as _, Describe, Either, Execute, Executor, PgConnection, Postgres,
-    postgres::{PgConnectOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo},
-};
+use sqlx::{ConnectOptions as _, Connection as _, PgConnection, postgres::PgConnectOptions};
 use tokio::{
     sync::{Notify, oneshot},
     time::{Instant, timeout},
 };
 
+pub use self::connection::{PooledConnection, Transaction};
+
 /// A caller that gets no connection for this long is answered 503.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
-/// A statement of its own that is not answered after this never will be: the server ends it before.
-const STATEMENT_LIMIT: Duration = Duration::from_secs(6);
 /// A connection that is not made after this is not made.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 /// Between two attempts to open a connection after one that failed.
@@ -52,8 +45,6 @@ const SURPLUS_CHECKS: u32 = 10;
 const SURPLUS_USES: u32 = 20;
 /// Older connections are replaced: their server process has gathered memory.
 const MAX_AGE: Duration = Duration::from_mins(30);
-/// A connection that was left with an answer to come, or a transaction to roll back, has so long for it.
-const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Saying goodbye to the server takes no longer.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often the log says that the server refuses more connections, while it refuses them for the same reason.
@@ -489,230 +480,5 @@ impl Drop for WaiterPlace<'_> {
             drop(state);
             drop(waiter);
         }
-    }
-}
-
-/// Where a connection stands with its transaction.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    /// There is none.
-    None,
-    /// BEGIN or COMMIT is on its way: nobody knows.
-    Torn,
-    /// To be rolled back, unless it is committed.
-    Open,
-}
-
-/// A connection out of the pool. Goes back when it is dropped, if it is at rest.
-pub struct PooledConnection {
-    /// Always there until it is dropped.
-    live: Option<Live>,
-    pool: Arc<Shared>,
-    phase: Phase,
-    /// See [`Pool::acquire_own`].
-    is_own: bool,
-}
-
-impl PooledConnection {
-    fn new(pool: Arc<Shared>, live: Live) -> Self {
-        Self { live: Some(live), pool, phase: Phase::None, is_own: false }
-    }
-
-    /// Begins a transaction. Neither a savepoint nor sqlx's own transaction is used on these connections: dropped while
-    /// BEGIN is on its way, that one leaves the transaction open.
-    pub async fn begin(&mut self) -> Result<(), sqlx::Error> {
-        self.phase = Phase::Torn;
-        (**self).execute("BEGIN").await?;
-        self.phase = Phase::Open;
-        Ok(())
-    }
-
-    /// Commits it.
-    pub async fn commit(&mut self) -> Result<(), sqlx::Error> {
-        self.end("COMMIT").await
-    }
-
-    /// Rolls it back.
-    pub async fn rollback(&mut self) -> Result<(), sqlx::Error> {
-        self.end("ROLLBACK").await
-    }
-
-    async fn end(&mut self, statement: &'static str) -> Result<(), sqlx::Error> {
-        self.phase = Phase::Torn;
-        let ended = (**self).execute(statement).await;
-        // What the server answers to these, it answers outside of a transaction.
-        if matches!(ended, Ok(_) | Err(sqlx::Error::Database(_))) {
-            self.phase = Phase::None;
-        }
-        ended.map(|_| ())
-    }
-
-    /// Closes the connection hard and frees its place.
-    pub fn discard(mut self) {
-        if let Some(live) = self.live.take() {
-            drop(live);
-            self.pool.lost();
-        }
-    }
-}
-
-impl Deref for PooledConnection {
-    type Target = PgConnection;
-
-    fn deref(&self) -> &PgConnection {
-        &self.live.as_ref().expect("taken only when it is dropped").connection
-    }
-}
-
-impl DerefMut for PooledConnection {
-    fn deref_mut(&mut self) -> &mut PgConnection {
-        &mut self.live.as_mut().expect("taken only when it is dropped").connection
-    }
-}
-
-impl Drop for PooledConnection {
-    fn drop(&mut self) {
-        let Some(mut live) = self.live.take() else { return };
-        // Has nothing to do, and so is done at once, unless something was left behind: an answer that is still to come,
-        // such as the end of one that was an error, or the end of the connection.
-        let rest = live.connection.flush().now_or_never();
-        let is_lost = self.phase == Phase::Torn || matches!(rest, Some(Err(_)));
-        match tokio::runtime::Handle::try_current() {
-            Ok(_) if rest.is_some() && !is_lost && self.phase == Phase::None => {
-                if self.is_own {
-                    self.pool.say_goodbye(live);
-                } else {
-                    self.pool.take_back(live);
-                }
-            }
-            Ok(runtime) if !is_lost => {
-                // Torn until it is settled: a runtime that ends drops the task at once.
-                let (pool, is_own) = (Arc::clone(&self.pool), self.is_own);
-                let unsettled = Self { live: Some(live), pool, phase: Phase::Torn, is_own };
-                runtime.spawn(settle(unsettled, self.phase == Phase::Open));
-            }
-            _ => {
-                drop(live);
-                self.pool.lost();
-            }
-        }
-    }
-}
-
-/// Brings a connection to rest, if that takes no longer than it may, and gives it back.
-async fn settle(mut connection: PooledConnection, is_in_transaction: bool) {
-    let settled = timeout(SETTLE_TIMEOUT, async {
-        connection.flush().await?;
-        if is_in_transaction { connection.rollback().await } else { Ok(()) }
-    })
-    .await;
-    if matches!(settled, Ok(Ok(()))) {
-        connection.phase = Phase::None;
-    }
-}
-
-/// A transaction. Rolled back when it is dropped.
-pub struct Transaction(PooledConnection);
-
-impl Transaction {
-    /// Commits it.
-    pub async fn commit(mut self) -> Result<(), sqlx::Error> {
-        self.0.commit().await
-    }
-}
-
-impl Deref for Transaction {
-    type Target = PgConnection;
-
-    fn deref(&self) -> &PgConnection {
-        &self.0
-    }
-}
-
-impl DerefMut for Transaction {
-    fn deref_mut(&mut self) -> &mut PgConnection {
-        &mut self.0
-    }
-}
-
-/// Bounds a statement. Dropped at the end of its time, it takes its connection along.
-async fn bounded<T>(statement: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
-    match timeout(STATEMENT_LIMIT, statement).await {
-        Ok(result) => result,
-        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "no answer within 6 s").into()),
-    }
-}
-
-type BoxFuture<'e, T> = Pin<Box<dyn Future<Output = Result<T, sqlx::Error>> + Send + 'e>>;
-type BoxStream<'e, T> = Pin<Box<dyn Stream<Item = Result<T, sqlx::Error>> + Send + 'e>>;
-
-/// Single statements, each on a connection of its own.
-impl<'p> Executor<'p> for &'p Pool {
-    type Database = Postgres;
-
-    fn execute<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, PgQueryResult>
-    where
-        'p: 'e,
-        E: 'q + Execute<'q, Postgres>,
-    {
-        Box::pin(async move {
-            let mut connection = self.acquire().await?;
-            bounded(connection.execute(query)).await
-        })
-    }
-
-    /// Gathers everything first: whoever wants a stream takes a connection.
-    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Either<PgQueryResult, PgRow>>
-    where
-        'p: 'e,
-        E: 'q + Execute<'q, Postgres>,
-    {
-        let gathered = async move {
-            let mut connection = self.acquire().await?;
-            bounded(connection.fetch_many(query).try_collect::<Vec<_>>()).await
-        };
-        stream::once(gathered).map_ok(|all| stream::iter(all.into_iter().map(Ok))).try_flatten().boxed()
-    }
-
-    fn fetch_all<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Vec<PgRow>>
-    where
-        'p: 'e,
-        E: 'q + Execute<'q, Postgres>,
-    {
-        Box::pin(async move {
-            let mut connection = self.acquire().await?;
-            bounded(connection.fetch_all(query)).await
-        })
-    }
-
-    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Option<PgRow>>
-    where
-        'p: 'e,
-        E: 'q + Execute<'q, Postgres>,
-    {
-        Box::pin(async move {
-            let mut connection = self.acquire().await?;
-            bounded(connection.fetch_optional(query)).await
-        })
-    }
-
-    fn prepare_with<'e, 'q: 'e>(self, sql: &'q str, parameters: &'e [PgTypeInfo]) -> BoxFuture<'e, PgStatement<'q>>
-    where
-        'p: 'e,
-    {
-        Box::pin(async move {
-            let mut connection = self.acquire().await?;
-            bounded(connection.prepare_with(sql, parameters)).await
-        })
-    }
-
-    fn describe<'e, 'q: 'e>(self, sql: &'q str) -> BoxFuture<'e, Describe<Postgres>>
-    where
-        'p: 'e,
-    {
-        Box::pin(async move {
-            let mut connection = self.acquire().await?;
-            bounded(connection.describe(sql)).await
-        })
     }
 }

@@ -1,18 +1,21 @@
 //! Runs and their steps, as the API reads and changes them. What the executor does to them is in `executions`.
 
+mod start;
+mod steps;
+
 use serde_json::value::RawValue;
 use sqlx::{PgConnection, PgExecutor, types::Json};
 use uuid::Uuid;
 
+pub use self::{
+    start::{Quota, StartBatch, Started, start},
+    steps::{StepChunk, StepPlace, StepQuery, StepRow, next_step, output, small_steps, step_page, step_states},
+};
 use super::{
-    Error, PooledConnection,
+    Error,
     list::{self, Cut, EntryId, Listed, Narrow, Order, Part, Position, SortValue, Table},
-    organizations,
 };
-use crate::{
-    access::{Countable, OrganizationId},
-    timestamp::Timestamp,
-};
+use crate::{access::OrganizationId, timestamp::Timestamp};
 
 /// A row of `workflow_runs`, as far as the API shows it.
 #[derive(Debug, sqlx::FromRow)]
@@ -40,27 +43,6 @@ pub struct RunRow {
     pub parent_run_id: Option<String>,
     pub parent_step_id: Option<String>,
     pub traceparent: Option<String>,
-}
-
-/// A row of `step_executions`.
-#[derive(Debug, sqlx::FromRow)]
-#[expect(missing_docs, reason = "the columns are described in the contract and the migration")]
-pub struct StepRow {
-    pub id: String,
-    pub run_id: String,
-    pub step_id: String,
-    pub step_name: String,
-    pub agent_name: String,
-    pub status: String,
-    pub input_data: Json<Box<RawValue>>,
-    pub output_data: Option<Json<Box<RawValue>>>,
-    pub started_at: Timestamp,
-    pub completed_at: Option<Timestamp>,
-    pub error_message: Option<String>,
-    pub parent_step_id: Option<String>,
-    pub branch_name: Option<String>,
-    pub join_policy: Option<String>,
-    pub child_run_id: Option<String>,
 }
 
 const COLUMNS: &str = "run_id, workflow_id, workflow_name, workflow_definition_id, status, input_data, triggered_by, \
@@ -126,152 +108,6 @@ pub async fn existing(db: impl PgExecutor<'_>, run_ids: &[String]) -> Result<Vec
     Ok(sqlx::query_scalar(sql).bind(run_ids).fetch_all(db).await?)
 }
 
-/// The output of the step of the main chain that was completed last.
-pub async fn output(db: impl PgExecutor<'_>, run_id: &str) -> Result<Option<Json<Box<RawValue>>>, Error> {
-    let sql = "SELECT output_data FROM step_executions
-               WHERE run_id = $1 AND status = 'COMPLETED' AND parent_step_id IS NULL
-               ORDER BY completed_at DESC NULLS LAST, started_at DESC, id DESC LIMIT 1";
-    let output: Option<Option<Json<Box<RawValue>>>> = sqlx::query_scalar(sql).bind(run_id).fetch_optional(db).await?;
-    Ok(output.flatten())
-}
-
-/// Attempts that are read at a time.
-const STEP_CHUNK: i64 = 500;
-/// Stored bytes of content that are read at a time, where there is more than one attempt. PostgreSQL stores JSON in up to
-/// a hundredth of its length.
-const SMALL_BYTES: i64 = 64 << 10;
-
-/// A place among the attempts of a run.
-#[derive(Clone, Debug)]
-#[expect(missing_docs, reason = "columns")]
-pub struct StepPlace {
-    pub started_at: Timestamp,
-    pub id: String,
-}
-
-impl StepPlace {
-    /// Of a position in their list.
-    #[must_use]
-    pub fn of(position: &Position) -> Option<Self> {
-        match (&position.value, &position.id) {
-            (SortValue::Instant(at), EntryId::Text(id)) => Some(Self { started_at: (*at).into(), id: id.clone() }),
-            _ => None,
-        }
-    }
-}
-
-impl From<StepPlace> for Position {
-    fn from(place: StepPlace) -> Self {
-        Self { value: place.started_at.into(), id: EntryId::Text(place.id) }
-    }
-}
-
-/// Which attempts are asked for: those of a run of the organisation in the order of their start, several for one step.
-#[derive(Clone, Debug)]
-pub struct StepQuery {
-    /// Whose run.
-    pub organization: OrganizationId,
-    /// Which.
-    pub run_id: String,
-    /// Those behind this one; all if there is none.
-    pub after: Option<StepPlace>,
-}
-
-/// Some attempts.
-#[derive(Debug)]
-pub struct StepChunk {
-    /// In their order.
-    pub rows: Vec<StepRow>,
-    /// There are none behind them.
-    pub is_last: bool,
-}
-
-/// The next attempts, at most `limit`, as far as their content is small together: none if that of the next is large.
-pub async fn small_steps(db: impl PgExecutor<'_>, query: &StepQuery, limit: i64) -> Result<StepChunk, Error> {
-    read_steps(db, query, limit.min(STEP_CHUNK), SMALL_BYTES).await
-}
-
-/// The next attempt, however large.
-pub async fn next_step(db: impl PgExecutor<'_>, query: &StepQuery) -> Result<StepChunk, Error> {
-    read_steps(db, query, 1, i64::MAX).await
-}
-
-async fn read_steps(db: impl PgExecutor<'_>, query: &StepQuery, limit: i64, bytes: i64) -> Result<StepChunk, Error> {
-    #[derive(sqlx::FromRow)]
-    struct Row {
-        #[sqlx(flatten)]
-        step: StepRow,
-        present: i64,
-    }
-    // `pg_column_size` is of what is stored, and reads none of it.
-    let sql = "
-        SELECT s.id, s.run_id, s.step_id, s.step_name, s.agent_name, s.status, s.input_data, s.output_data,
-            s.started_at, s.completed_at, s.error_message, s.parent_step_id, s.branch_name, s.join_policy,
-            w.child_run_id, s.present
-        FROM (
-            SELECT *, count(*) OVER () AS present, sum(pg_column_size(input_data)
-                + coalesce(pg_column_size(output_data), 0) + coalesce(pg_column_size(error_message), 0))
-                OVER (ORDER BY started_at, id) AS stored
-            FROM (
-                SELECT id, run_id, step_id, step_name, agent_name, status, input_data, output_data, started_at,
-                    completed_at, error_message, parent_step_id, branch_name, join_policy
-                FROM step_executions
-                WHERE run_id = (SELECT run_id FROM workflow_runs WHERE run_id = $1 AND organization_id = $2)
-                    AND ($3::timestamp IS NULL OR (started_at, id) > ($3, $4))
-                ORDER BY started_at, id LIMIT $5
-            ) AS next
-        ) AS s LEFT JOIN step_waits w ON w.attempt_id = s.id
-        WHERE s.stored <= $6 ORDER BY s.started_at, s.id";
-    let (at, id) = query.after.as_ref().map(|place| (place.started_at, place.id.as_str())).unzip();
-    let rows: Vec<Row> = sqlx::query_as(sql)
-        .bind(&query.run_id)
-        .bind(query.organization.as_str())
-        .bind(at)
-        .bind(id)
-        .bind(limit)
-        .bind(bytes)
-        .fetch_all(db)
-        .await?;
-    let count = i64::try_from(rows.len()).unwrap_or(i64::MAX);
-    let is_last = match rows.first() {
-        Some(row) => row.present == count && count < limit,
-        // None at all, or the next is large.
-        None => bytes == i64::MAX,
-    };
-    Ok(StepChunk { rows: rows.into_iter().map(|row| row.step).collect(), is_last })
-}
-
-/// The part of the attempts that a page shows, and the last of them if there are more behind it.
-pub async fn step_page(
-    db: impl PgExecutor<'_>,
-    query: StepQuery,
-    offset: i64,
-    size: i64,
-) -> Result<(StepQuery, Option<StepPlace>), Error> {
-    // With the one before the page.
-    let skipped = i64::from(offset > 0);
-    let sql = "SELECT started_at, id FROM step_executions
-               WHERE run_id = (SELECT run_id FROM workflow_runs WHERE run_id = $1 AND organization_id = $2)
-                   AND ($3::timestamp IS NULL OR (started_at, id) > ($3, $4))
-               ORDER BY started_at, id LIMIT $5 OFFSET $6";
-    let (at, id) = query.after.as_ref().map(|place| (place.started_at, place.id.as_str())).unzip();
-    let found: Vec<(Timestamp, String)> = sqlx::query_as(sql)
-        .bind(&query.run_id)
-        .bind(query.organization.as_str())
-        .bind(at)
-        .bind(id)
-        .bind(size + 1 + skipped)
-        .bind(offset - skipped)
-        .fetch_all(db)
-        .await?;
-    let mut places = found.into_iter().map(|(started_at, id)| StepPlace { started_at, id });
-    let after = if skipped == 1 { places.next() } else { query.after };
-    let mut page: Vec<StepPlace> = places.collect();
-    let is_cut = i64::try_from(page.len()).is_ok_and(|count| count > size);
-    page.truncate(usize::try_from(size).unwrap_or(usize::MAX));
-    Ok((StepQuery { after, ..query }, page.pop().filter(|_| is_cut)))
-}
-
 /// The plan that a run executes: kept with the run, or the stored version that it names. A run that names none was
 /// started by another program, and has the content that its definition has now. `None` if none of them is there.
 pub async fn plan(db: impl PgExecutor<'_>, run_id: &str) -> Result<Option<Box<RawValue>>, Error> {
@@ -286,13 +122,6 @@ pub async fn plan(db: impl PgExecutor<'_>, run_id: &str) -> Result<Option<Box<Ra
                FROM workflow_runs r WHERE r.run_id = $1";
     let plan: Option<Option<Json<Box<RawValue>>>> = sqlx::query_scalar(sql).bind(run_id).fetch_optional(db).await?;
     Ok(plan.flatten().map(|plan| plan.0))
-}
-
-/// The state of the latest attempt of each step.
-pub async fn step_states(db: impl PgExecutor<'_>, run_id: &str) -> Result<Vec<(String, String)>, Error> {
-    let sql = "SELECT DISTINCT ON (step_id) step_id, status FROM step_executions WHERE run_id = $1
-               ORDER BY step_id, started_at DESC, id DESC";
-    Ok(sqlx::query_as(sql).bind(run_id).fetch_all(db).await?)
 }
 
 /// What a list is narrowed to and ordered by.
@@ -475,191 +304,6 @@ pub async fn fail_pending(
     .execute(db)
     .await?;
     Ok(())
-}
-
-/// Columns of a batch of runs to start, one entry a run; see [`start`].
-#[derive(Default)]
-#[expect(missing_docs, reason = "each is a column of workflow_runs, outbox or idempotency_keys")]
-pub struct StartBatch {
-    pub run_id: Vec<String>,
-    pub definition_id: Vec<Uuid>,
-    pub version: Vec<i32>,
-    pub stamp: Vec<String>,
-    pub workflow_name: Vec<String>,
-    pub input_data: Vec<String>,
-    pub triggered_by: Vec<String>,
-    pub correlation_id: Vec<String>,
-    pub created_at: Vec<Timestamp>,
-    pub event_id: Vec<Uuid>,
-    pub owner: Vec<Option<Uuid>>,
-    pub key_scope: Vec<Option<String>>,
-    pub key: Vec<Option<String>>,
-    pub fingerprint: Vec<Option<Vec<u8>>>,
-    pub audit_id: Vec<Uuid>,
-    pub entity_id: Vec<Uuid>,
-    pub key_id: Vec<Option<Uuid>>,
-    pub address: Vec<Option<String>>,
-    pub priority: Vec<i16>,
-    pub traceparent: Vec<Option<String>>,
-    pub quota: Option<Quota>,
-}
-
-impl StartBatch {
-    /// The first of these runs.
-    fn truncated(&self, count: usize) -> Self {
-        fn first<T: Clone>(of: &[T], count: usize) -> Vec<T> {
-            of.iter().take(count).cloned().collect()
-        }
-        Self {
-            run_id: first(&self.run_id, count),
-            definition_id: first(&self.definition_id, count),
-            version: first(&self.version, count),
-            stamp: first(&self.stamp, count),
-            workflow_name: first(&self.workflow_name, count),
-            input_data: first(&self.input_data, count),
-            triggered_by: first(&self.triggered_by, count),
-            correlation_id: first(&self.correlation_id, count),
-            created_at: first(&self.created_at, count),
-            event_id: first(&self.event_id, count),
-            owner: first(&self.owner, count),
-            key_scope: first(&self.key_scope, count),
-            key: first(&self.key, count),
-            fingerprint: first(&self.fingerprint, count),
-            audit_id: first(&self.audit_id, count),
-            entity_id: first(&self.entity_id, count),
-            key_id: first(&self.key_id, count),
-            address: first(&self.address, count),
-            priority: first(&self.priority, count),
-            traceparent: first(&self.traceparent, count),
-            quota: None,
-        }
-    }
-}
-
-/// How many runs of an organisation may be queued. All runs of a batch that has one are of that organisation.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "said by the names")]
-pub struct Quota {
-    pub organization: OrganizationId,
-    pub max_queued: i32,
-}
-
-/// What became of a batch.
-#[derive(Debug)]
-pub struct Started {
-    /// The runs that now exist. One is missing if its definition is no longer what the stamp says, or if its
-    /// idempotency key is taken; nothing was written for it.
-    pub run_ids: Vec<String>,
-    /// So many of the batch the quota left room for; for the others nothing was written.
-    pub admitted: usize,
-}
-
-/// Starts runs, those that the quota leaves room for, in the order of the batch.
-pub async fn start(conn: &mut PooledConnection, batch: &StartBatch, audit: bool) -> Result<Started, Error> {
-    let size = batch.run_id.len();
-    let Some(Quota { organization, max_queued }) = &batch.quota else {
-        return Ok(Started { run_ids: insert_all(conn, batch, audit).await?, admitted: size });
-    };
-    conn.begin().await?;
-    match start_within(conn, organization, *max_queued, batch, audit).await {
-        Ok(started) => {
-            conn.commit().await?;
-            Ok(started)
-        }
-        Err(error) => {
-            conn.rollback().await?;
-            Err(error)
-        }
-    }
-}
-
-/// Starts as many of these runs as the quota leaves room for.
-async fn start_within(
-    conn: &mut PgConnection,
-    organization: &OrganizationId,
-    max_queued: i32,
-    batch: &StartBatch,
-    audit: bool,
-) -> Result<Started, Error> {
-    organizations::lock_quota(conn, organization, Countable::QueuedRuns).await?;
-    let limit = i64::from(max_queued);
-    let queued = organizations::count(&mut *conn, organization, Countable::QueuedRuns, limit).await?;
-    let size = batch.run_id.len();
-    let admitted = usize::try_from(limit - queued).unwrap_or_default().min(size);
-    let run_ids = match admitted {
-        0 => Vec::new(),
-        _ if admitted == size => insert_all(conn, batch, audit).await?,
-        _ => insert_all(conn, &batch.truncated(admitted), audit).await?,
-    };
-    Ok(Started { run_ids, admitted })
-}
-
-/// Run, outbox, idempotency and audit rows of all of them in one statement, and outside of a transaction in one commit.
-async fn insert_all(conn: &mut PgConnection, batch: &StartBatch, audit: bool) -> Result<Vec<String>, Error> {
-    Ok(sqlx::query_scalar(
-        "WITH request AS MATERIALIZED (
-            SELECT r.*, d.organization_id FROM unnest($1::text[], $2::uuid[], $3::int[], $4::text[], $5::text[], $6::text[], $7::text[],
-                $8::text[], $9::timestamp[], $10::uuid[], $11::uuid[], $12::text[], $13::text[], $14::bytea[],
-                $15::uuid[], $16::uuid[], $18::uuid[], $19::text[], $20::smallint[], $21::text[])
-                AS r (run_id, definition_id, version, stamp, workflow_name, input_data, triggered_by, correlation_id,
-                    created_at, event_id, owner, key_scope, key, fingerprint, audit_id, entity_id, key_id, address,
-                    priority, traceparent)
-            JOIN workflow_definitions d ON d.id = r.definition_id AND d.xmin::text = r.stamp
-        ), claimed AS (
-            INSERT INTO idempotency_keys (scope, key, fingerprint, run_id)
-            SELECT key_scope, key, fingerprint, run_id FROM request WHERE key IS NOT NULL
-            ORDER BY key_scope, key              -- one order for all writers, so that they cannot deadlock
-            ON CONFLICT DO NOTHING
-            RETURNING run_id
-        ), accepted AS MATERIALIZED (
-            SELECT *, input_data::jsonb AS input FROM request
-            WHERE key IS NULL OR run_id IN (SELECT run_id FROM claimed)
-        ), run AS (
-            INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, workflow_definition_id, status, input_data,
-                triggered_by, created_at, updated_at, workflow_version, correlation_id, execution_event_id,
-                organization_id, priority, traceparent)
-            SELECT run_id, definition_id::text, workflow_name, definition_id::text, 'PENDING', input,
-                triggered_by, created_at, created_at, version, correlation_id, event_id, organization_id, priority,
-                traceparent
-            FROM accepted
-        ), message AS (
-            INSERT INTO outbox (run_id, event_id, kind, owner)
-            SELECT run_id, event_id, 'execution', owner FROM accepted
-        ), entry AS (
-            INSERT INTO audit_logs (id, entity_type, entity_id, entity_name, action, user_id, key_id, address,
-                correlation_id, organization_id, changes, created_at, updated_at)
-            SELECT audit_id, 'run', entity_id, run_id, 'execute', triggered_by, key_id, address, correlation_id,
-                organization_id, jsonb_build_object('workflow_id', definition_id, 'workflow_name', workflow_name,
-                    -- As `body_digest` has it, of what GET /runs/{run_id} shows.
-                    'input_data', jsonb_build_object('bytes', octet_length(input::text),
-                        'sha256', encode(sha256(convert_to(input::text, 'UTF8')), 'hex'))), created_at, created_at
-            FROM accepted WHERE $17
-        )
-        SELECT run_id FROM accepted",
-    )
-    .bind(&batch.run_id)
-    .bind(&batch.definition_id)
-    .bind(&batch.version)
-    .bind(&batch.stamp)
-    .bind(&batch.workflow_name)
-    .bind(&batch.input_data)
-    .bind(&batch.triggered_by)
-    .bind(&batch.correlation_id)
-    .bind(batch.created_at.iter().map(|at| at.naive()).collect::<Vec<_>>())
-    .bind(&batch.event_id)
-    .bind(&batch.owner)
-    .bind(&batch.key_scope)
-    .bind(&batch.key)
-    .bind(&batch.fingerprint)
-    .bind(&batch.audit_id)
-    .bind(&batch.entity_id)
-    .bind(audit)
-    .bind(&batch.key_id)
-    .bind(&batch.address)
-    .bind(&batch.priority)
-    .bind(&batch.traceparent)
-    .fetch_all(conn)
-    .await?)
 }
 
 /// Runs that have not ended, by state.

@@ -14,6 +14,8 @@ mod budget;
 mod callback;
 mod conditional;
 mod fork_join;
+mod frame;
+mod gate;
 mod group;
 mod iteration;
 mod outside;
@@ -31,7 +33,6 @@ use std::{
     time::Duration,
 };
 
-use chrono::{DateTime, Utc};
 use futures_util::future::BoxFuture;
 use serde_json::value::RawValue;
 use tokio::{
@@ -42,7 +43,9 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use self::{
-    budget::{Budget, Held},
+    budget::Budget,
+    frame::{Block, Done, Frame},
+    gate::Calls,
     outside::Waits,
     rest::Rest,
 };
@@ -60,7 +63,7 @@ use crate::{
     access::OrganizationId,
     db::executions::{AgentCall, BegunStep, NestedStep, ObservedRun, RunFailure, StepEnd},
     input::{object_of, shorten},
-    mapping::{Callback, Scope},
+    mapping::Scope,
     workflow::{Plan, Step, StepKind},
 };
 
@@ -113,82 +116,6 @@ pub(super) struct Run {
     /// Statements under way that begin to wait; they go on when their step is given up.
     begins: TaskTracker,
     has_callbacks: bool,
-}
-
-/// A step that has completed.
-struct Done {
-    output: Box<RawValue>,
-    /// What the steps inside of it leave for the steps after it, by step id.
-    inside: HashMap<String, Box<RawValue>>,
-    /// It was not done by an earlier execution.
-    is_new: bool,
-}
-
-impl Done {
-    fn new(output: Box<RawValue>) -> Self {
-        Self { output, inside: HashMap::new(), is_new: true }
-    }
-}
-
-/// What one step follows the other in: the main chain, or one branch or iteration of a block.
-struct Frame<'a> {
-    scope: Scope<'a>,
-    /// `None`: the main chain.
-    branch: Option<Branch<'a>>,
-    /// What the places of its steps begin with.
-    prefix: String,
-    depth: usize,
-    reuse: Reuse,
-    /// Of the outputs in the scope.
-    held: Held<'a>,
-    /// When so much is held, what is not needed any more is forgotten.
-    forget_at: usize,
-}
-
-/// A branch, as the rows of its steps tell of it.
-struct Branch<'a> {
-    parent_step_id: &'a str,
-    name: String,
-    join_policy: Option<&'static str>,
-}
-
-/// A block that has been entered.
-struct Block<'a> {
-    step: &'a Step,
-    place: &'a str,
-    scope: &'a Scope<'a>,
-    depth: usize,
-    reuse: Reuse,
-    /// For how long it has been open.
-    age: Duration,
-    /// Those of its branches, which all of them see.
-    callbacks: Option<Arc<HashMap<String, Callback>>>,
-    budget: &'a Budget,
-}
-
-impl<'a> Block<'a> {
-    /// One of its branches.
-    fn frame(&self, name: &str, scope: Scope<'a>) -> Frame<'a> {
-        let scope = match &self.callbacks {
-            Some(callbacks) => scope.with_callbacks(Arc::clone(callbacks)),
-            None => scope,
-        };
-        let branch = Branch {
-            parent_step_id: &self.step.id,
-            name: name.chars().take(MAX_COLUMN_CHARS).collect(),
-            join_policy: None,
-        };
-        let prefix = place::branch(self.place, name);
-        Frame {
-            scope,
-            branch: Some(branch),
-            prefix,
-            depth: self.depth,
-            reuse: self.reuse,
-            held: self.budget.hold(),
-            forget_at: KEPT_BYTES,
-        }
-    }
 }
 
 impl Run {
@@ -483,47 +410,6 @@ impl Run {
             }
         }
     }
-
-    /// Passes as long as new steps may begin: not while the run is paused. Once the process stops, it does not pass;
-    /// the run is handed back then.
-    async fn gate(&self) {
-        // The sender lives as long as the claim.
-        self.signals.paused.clone().wait_for(|is_paused| !is_paused).await.ok();
-        self.gate_of_process().await;
-    }
-
-    /// Passes unless the process stops.
-    async fn gate_of_process(&self) {
-        if self.executor.soft_stop.is_cancelled() {
-            std::future::pending::<()>().await;
-        }
-    }
-
-    /// Waits until the run is to be paused and no step is under way that is to end before.
-    pub(super) async fn at_pause(&self) {
-        let mut paused = self.signals.paused.clone();
-        loop {
-            if paused.wait_for(|is_paused| *is_paused).await.is_err() {
-                std::future::pending::<()>().await;
-            }
-            self.leaves.none().await;
-            if *paused.borrow() {
-                return;
-            }
-        }
-    }
-
-    /// Waits until there is nothing to do but to wait for what is outside of the run. Returns when something will be
-    /// due at the latest.
-    pub(super) async fn waits_only(&self) -> Option<DateTime<Utc>> {
-        self.rest.reached().await
-    }
-
-    /// Waits for the process's soft stop and then until no call is under way.
-    pub(super) async fn at_rest(&self) {
-        self.executor.soft_stop.cancelled().await;
-        self.calls.none().await;
-    }
 }
 
 /// The branches of a block whose steps' outputs are seen after it, by name, each with its steps. What a loop's body puts
@@ -534,36 +420,6 @@ fn branches(step: &Step) -> Vec<(String, &[String])> {
         StepKind::Parallel => parallel::branches(step).map(|(name, id)| (name, std::slice::from_ref(id))).collect(),
         StepKind::Conditional => conditional::branches(step).collect(),
         StepKind::ForkJoin => fork_join::branches(step).map(|(name, ids)| (name.to_owned(), ids)).collect(),
-    }
-}
-
-/// What of a run is under way.
-#[derive(Default)]
-struct Calls {
-    count: AtomicUsize,
-    ended: Notify,
-}
-
-impl Calls {
-    /// One more, until the result is dropped.
-    fn begin(&self) -> UnderWay<'_> {
-        self.count.fetch_add(1, Ordering::SeqCst);
-        UnderWay(self)
-    }
-
-    async fn none(&self) {
-        while self.count.load(Ordering::SeqCst) > 0 {
-            self.ended.notified().await;
-        }
-    }
-}
-
-struct UnderWay<'a>(&'a Calls);
-
-impl Drop for UnderWay<'_> {
-    fn drop(&mut self) {
-        self.0.count.fetch_sub(1, Ordering::SeqCst);
-        self.0.ended.notify_one();
     }
 }
 

@@ -4,7 +4,10 @@ use std::collections::{HashMap, HashSet};
 
 use serde::{Serialize, Serializer};
 
-use super::step::{Origin, Step, all};
+use super::{
+    reading::all,
+    step::{Origin, Step},
+};
 use crate::input::{Node, Read};
 
 /// The steps of a definition by id, in the order given. Serialises to a map.

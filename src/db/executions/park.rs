@@ -1,0 +1,135 @@
+//! Parked runs: let go while they wait, and taken again when something comes for them.
+
+use chrono::{DateTime, Utc};
+use sqlx::{PgConnection, PgExecutor};
+use uuid::Uuid;
+
+use super::{Limits, TakenOver};
+use crate::db::Error;
+
+/// Runs that are made due in one statement.
+const MAX_CALLED: usize = 1000;
+
+/// A run that may be taken up.
+const UNHELD: &str = "r.paused_at IS NULL AND r.executor_id IS NULL AND r.status IN ('PENDING', 'RUNNING')";
+
+/// Parked runs for which something has come; of them, those that are [`UNHELD`].
+const CALLED: &str =
+    "SELECT r.run_id FROM run_wakes w JOIN workflow_runs r ON r.run_id = w.run_id WHERE r.wake_at IS NOT NULL";
+
+/// Whether there is a run for [`wake`].
+pub async fn is_any_awake(db: impl PgExecutor<'_>) -> Result<bool, Error> {
+    let sql = format!(
+        "SELECT EXISTS (SELECT FROM workflow_runs r WHERE wake_at <= now() AND {UNHELD}) OR EXISTS ({CALLED} AND {UNHELD})"
+    );
+    Ok(sqlx::query_scalar(&sql).fetch_one(db).await?)
+}
+
+/// Takes parked runs whose time has come or for which something has: each organisation in turn, of its runs those of a
+/// higher priority first, and of equal ones each workflow in turn. The time for which a run was parked does not count as
+/// executed.
+pub async fn wake(
+    conn: &mut PgConnection,
+    executor_id: Uuid,
+    limit: i64,
+    limits: &Limits,
+) -> Result<Vec<TakenOver>, Error> {
+    // What has come for a parked run makes it due, which is all that its wakes are there for.
+    let sql = format!(
+        "WITH called AS MATERIALIZED (
+            SELECT run_id FROM workflow_runs
+            WHERE run_id IN ({CALLED} AND {UNHELD} LIMIT {MAX_CALLED}) AND wake_at IS NOT NULL
+            FOR NO KEY UPDATE SKIP LOCKED
+        ), forgotten AS (
+            DELETE FROM run_wakes w USING called WHERE w.run_id = called.run_id
+        )
+        UPDATE workflow_runs r SET wake_at = least(wake_at, now()) FROM called WHERE r.run_id = called.run_id"
+    );
+    sqlx::query(&sql).execute(&mut *conn).await?;
+    let sql = format!(
+        "
+        WITH RECURSIVE line AS (
+            -- The workflows and priorities of which runs are parked, each found by the index alone.
+            (SELECT organization_id, workflow_id, priority FROM workflow_runs
+             WHERE wake_at IS NOT NULL AND paused_at IS NULL
+             ORDER BY organization_id, workflow_id, priority LIMIT 1)
+            UNION ALL SELECT next.* FROM line CROSS JOIN LATERAL (
+                SELECT organization_id, workflow_id, priority FROM workflow_runs r
+                WHERE wake_at IS NOT NULL AND paused_at IS NULL
+                    AND (r.organization_id, r.workflow_id, r.priority) > (line.organization_id, line.workflow_id, line.priority)
+                ORDER BY organization_id, workflow_id, priority LIMIT 1) AS next
+        ), awake AS MATERIALIZED (
+            -- Of none many more than can be taken: however many wait, to choose costs no more. Others take some meanwhile.
+            SELECT due.run_id, line.*, due.wake_at FROM line CROSS JOIN LATERAL (
+                SELECT run_id, wake_at FROM workflow_runs r
+                WHERE r.organization_id = line.organization_id AND r.workflow_id = line.workflow_id
+                    AND r.priority = line.priority AND wake_at <= now() AND {UNHELD}
+                ORDER BY r.wake_at LIMIT 4 * $2) AS due
+        ), turn AS (
+            -- Each organisation in turn, and each of its workflows. Whose turn is first is drawn: when places get free one
+            -- by one, every choice is a first one.
+            SELECT run_id, row_number() OVER (ORDER BY turn, random()) AS turn
+            FROM (
+                SELECT run_id, organization_id,
+                    row_number() OVER (PARTITION BY organization_id ORDER BY priority DESC, turn, random()) AS turn
+                FROM (
+                    SELECT run_id, organization_id, priority, row_number() OVER (
+                        PARTITION BY organization_id, workflow_id, priority ORDER BY wake_at, run_id) AS turn
+                    FROM awake) AS of_workflow) AS of_organization
+                LEFT JOIN unnest($3::text[], $4::bigint[]) AS known (organization_id, most) USING (organization_id)
+            WHERE turn <= coalesce(most, $5)
+            ORDER BY turn LIMIT 4 * $2
+        ), taken AS (
+            SELECT r.run_id FROM workflow_runs r JOIN turn USING (run_id) WHERE wake_at IS NOT NULL AND {UNHELD}
+            ORDER BY turn.turn LIMIT $2 FOR NO KEY UPDATE OF r SKIP LOCKED
+        )
+        UPDATE workflow_runs r
+        -- `resume` clears parked_at: until then nothing of the run has been begun anew.
+        SET status = 'RUNNING', executor_id = $1, lease_token = gen_random_uuid(), wake_at = NULL,
+            updated_at = now() AT TIME ZONE 'UTC',
+            claimed_at = CASE WHEN status = 'PENDING' THEN now() AT TIME ZONE 'UTC' ELSE claimed_at END,
+            execution_started_at = CASE WHEN status = 'PENDING' THEN now() AT TIME ZONE 'UTC'
+                ELSE execution_started_at + (now() - coalesce(parked_at, now())) END
+        FROM taken WHERE r.run_id = taken.run_id
+        RETURNING r.run_id, r.lease_token, r.workflow_id, r.workflow_name, r.correlation_id, r.traceparent,
+            r.input_data::text AS input_data,
+            r.organization_id, coalesce(r.workflow_plan,
+                (SELECT workflow_data FROM workflow_definitions d
+                 WHERE d.name = r.workflow_name AND d.version = r.workflow_version
+                    AND d.organization_id = r.organization_id))::text AS workflow_plan, true AS is_parked, r.takeovers,
+            coalesce(extract(epoch FROM now() AT TIME ZONE 'UTC' - execution_started_at), 0)::float8 AS elapsed_secs"
+    );
+    Ok(sqlx::query_as(&sql)
+        .bind(executor_id)
+        .bind(limit)
+        .bind(&limits.organization_id)
+        .bind(&limits.most)
+        .bind(limits.of_others)
+        .fetch_all(conn)
+        .await?)
+}
+
+/// Lets a run go that the caller holds, until `wake_at` or until something comes for it. Returns false if it is not
+/// held any more, also when it was let go by an earlier call whose answer was lost.
+pub async fn park(
+    db: impl PgExecutor<'_>,
+    run_id: &str,
+    lease_token: Uuid,
+    wake_at: Option<DateTime<Utc>>,
+) -> Result<bool, Error> {
+    let sql = "UPDATE workflow_runs SET executor_id = NULL, lease_token = NULL, parked_at = now(), takeovers = 0,
+                   updated_at = now() AT TIME ZONE 'UTC',
+                   -- The caller's clock may be behind: not again at once.
+                   wake_at = greatest(coalesce($3, 'infinity'::timestamptz), now() + interval '0.2 s')
+               WHERE run_id = $1 AND lease_token = $2 AND status = 'RUNNING'";
+    let parked = sqlx::query(sql).bind(run_id).bind(lease_token).bind(wake_at).execute(db).await?;
+    Ok(parked.rows_affected() == 1)
+}
+
+/// Forgets that something came for runs that have ended.
+pub async fn forget_wakes(db: impl PgExecutor<'_>) -> Result<(), Error> {
+    let sql = "DELETE FROM run_wakes w WHERE NOT EXISTS
+                   (SELECT 1 FROM workflow_runs r WHERE r.run_id = w.run_id AND r.status IN ('PENDING', 'RUNNING'))";
+    sqlx::query(sql).execute(db).await?;
+    Ok(())
+}

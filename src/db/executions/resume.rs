@@ -1,0 +1,78 @@
+//! What of a run was done before, for the executor that goes on with it.
+
+use serde_json::value::RawValue;
+use sqlx::{PgExecutor, types::Json};
+use uuid::Uuid;
+
+use super::INTERRUPTED;
+use crate::db::Error;
+
+/// A step row of a run that was started before.
+#[derive(Debug, sqlx::FromRow)]
+pub struct EarlierStep {
+    /// The row; empty if there is none.
+    pub id: String,
+    /// Where the step stands in the run: its id on the main chain, else its way from there.
+    pub place: String,
+    /// As it was before the call; free text that other programs write too.
+    pub status: String,
+    /// Its executor died or stopped while the step ran.
+    pub was_interrupted: bool,
+    /// Of the block that it is directly inside of.
+    pub parent_step_id: Option<String>,
+    /// As input and output are stored, perhaps compressed.
+    pub bytes: i64,
+    /// Of a failed one.
+    pub error_message: Option<String>,
+    /// Since it began, in seconds.
+    pub age_secs: f64,
+    /// The run was claimed or taken over before it.
+    pub is_of_this_claim: bool,
+    /// The retry that named a step to go on from came before it; true without such a retry.
+    pub is_after_retry: bool,
+    /// The step to go on from, the same in all rows.
+    pub resume_from_step: Option<String>,
+}
+
+/// The step rows of a run that the caller holds, oldest first. Of a run that was `interrupted`, those still open are
+/// closed as such, except the ones that wait for something outside of the run. Without any, one row without a place,
+/// for the step to go on from. Their outputs are read by [`outputs`]; of rows beyond the limit nothing is told.
+pub async fn resume(
+    db: impl PgExecutor<'_>,
+    run_id: &str,
+    lease_token: Uuid,
+    interrupted: bool,
+    limit: i64,
+) -> Result<Vec<EarlierStep>, Error> {
+    let sql = "
+        WITH held AS (
+            UPDATE workflow_runs SET parked_at = NULL WHERE run_id = $1 AND lease_token = $2 AND status = 'RUNNING'
+            RETURNING run_id, resume_from_step, resumed_at, claimed_at
+        ), closed AS (
+            UPDATE step_executions s SET status = 'FAILED', completed_at = now() AT TIME ZONE 'UTC',
+                error_message = $4
+            FROM held WHERE $3 AND s.run_id = held.run_id AND s.status = 'RUNNING'
+        )
+        SELECT coalesce(id, '') AS id, coalesce(place, step_id, '') AS place, coalesce(status, '') AS status,
+            coalesce(status = 'RUNNING' OR error_message = $4, false) AS was_interrupted,
+            parent_step_id, error_message,
+            (coalesce(pg_column_size(input_data), 0) + coalesce(pg_column_size(output_data), 0))::bigint AS bytes,
+            coalesce(extract(epoch FROM now() AT TIME ZONE 'UTC' - started_at), 0)::float8 AS age_secs,
+            coalesce(started_at >= claimed_at, false) AS is_of_this_claim,
+            coalesce(started_at >= resumed_at, true) AS is_after_retry, resume_from_step
+        FROM held LEFT JOIN step_executions s USING (run_id) ORDER BY started_at, id LIMIT $5";
+    Ok(sqlx::query_as(sql)
+        .bind(run_id)
+        .bind(lease_token)
+        .bind(interrupted)
+        .bind(INTERRUPTED)
+        .bind(limit)
+        .fetch_all(db)
+        .await?)
+}
+
+/// The outputs of step rows, by their ids.
+pub async fn outputs(db: impl PgExecutor<'_>, ids: &[String]) -> Result<Vec<(String, Json<Box<RawValue>>)>, Error> {
+    let sql = "SELECT id, output_data FROM step_executions WHERE id = ANY ($1) AND output_data IS NOT NULL";
+    Ok(sqlx::query_as(sql).bind(ids).fetch_all(db).await?)
+}

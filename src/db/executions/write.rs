@@ -1,0 +1,181 @@
+//! The statement that writes changes.
+
+use serde_json::value::RawValue;
+use sqlx::{Connection as _, PgConnection};
+use uuid::Uuid;
+
+use super::{Change, RECORDS_ITSELF};
+use crate::db::{Error, monitoring};
+
+/// Whether rows that somebody else has locked are waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Locked {
+    /// They are left out, so that one of them does not hold up its neighbours.
+    Skip,
+    /// They are waited for, as long as the session's `lock_timeout` allows.
+    Wait,
+}
+
+/// The statement of [`write()`]; `tells`: with a row for observers.
+fn write_sql(locked: Locked, tells: bool) -> String {
+    // `IS TRUE` hides the conditions on a status from its index. What is in there changes with every statement, so it is
+    // full of dead entries, and its statistics never fit: rows are found by their keys.
+    let skip = if locked == Locked::Skip { "SKIP LOCKED" } else { "" };
+    let (told_column, told_name, told) = if tells {
+        let told = ", told AS (
+            INSERT INTO monitoring_outbox (id, owner, updates)
+            SELECT $23, $24, array_agg(updates ORDER BY run_id, nth) FROM held WHERE updates IS NOT NULL HAVING count(*) > 0
+            ON CONFLICT (id) DO NOTHING
+        )";
+        (", $22::text[]", ", updates", told)
+    } else {
+        ("", "", "")
+    };
+    format!(
+        "WITH {RECORDS_ITSELF}, change AS MATERIALIZED (
+            SELECT c.* FROM own, unnest($1::text[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
+                $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[],
+                $16::text[], $17::text[], $18::float8[], $19::float8[], $20::int[], $21::text[]{told_column})
+                AS c (run_id, lease_token, ended_id, ended_status, output, step_error, begun_id, step_id, step_name,
+                    agent_name, input, parent_step_id, branch_name, join_policy, place, run_status, run_error,
+                    nth, call_ms, http_status, call_fault{told_name})
+        ), held AS MATERIALIZED (
+            SELECT c.*, r.organization_id FROM change c
+            JOIN workflow_runs r ON r.run_id = c.run_id AND r.lease_token = c.lease_token
+                AND (r.status = 'RUNNING') IS TRUE
+            ORDER BY r.run_id FOR NO KEY UPDATE OF r {skip}
+        ), ended AS (
+            UPDATE step_executions s
+            SET status = ended_status, completed_at = now() AT TIME ZONE 'UTC', output_data = output::jsonb,
+                error_message = step_error
+            FROM held WHERE s.id = ended_id AND (s.status IN ('PENDING', 'RUNNING')) IS TRUE
+            RETURNING s.run_id, s.step_id, s.id, s.agent_name, s.status, s.error_message, nth,
+                extract(epoch FROM s.completed_at - s.started_at) * 1000 AS ms, call_ms, http_status, call_fault
+        ), closed AS (
+            -- What a failing run leaves open: only after an internal error or at the end of its time is there anything.
+            -- And what a step that was given up has begun to wait for after that, perhaps.
+            UPDATE step_executions s
+            SET status = CASE run_status WHEN 'FAILED' THEN 'FAILED' ELSE 'SKIPPED' END,
+                completed_at = now() AT TIME ZONE 'UTC', error_message = run_error
+            FROM held WHERE (run_status = 'FAILED' OR (run_status = 'COMPLETED'
+                    AND EXISTS (SELECT FROM step_waits w WHERE w.run_id = held.run_id)))
+                AND s.run_id = held.run_id AND (s.status IN ('PENDING', 'RUNNING')) IS TRUE
+                AND NOT EXISTS (SELECT 1 FROM held h WHERE h.ended_id = s.id)
+            RETURNING s.run_id, s.step_id, s.id, s.agent_name, s.status, s.error_message, nth,
+                extract(epoch FROM s.completed_at - s.started_at) * 1000 AS ms
+        ), begun AS (
+            INSERT INTO step_executions (id, run_id, step_id, step_name, agent_name, status, input_data, started_at,
+                completed_at, output_data, error_message, parent_step_id, branch_name, join_policy, place)
+            SELECT begun_id, run_id, step_id, step_name, agent_name,
+                CASE WHEN ended_id = begun_id THEN ended_status ELSE 'RUNNING' END, input::jsonb,
+                -- Attempts are told apart and listed by their begin.
+                now() AT TIME ZONE 'UTC' + nth * interval '1 microsecond',
+                CASE WHEN ended_id = begun_id THEN now() AT TIME ZONE 'UTC' + nth * interval '1 microsecond' END,
+                CASE WHEN ended_id = begun_id THEN output::jsonb END,
+                CASE WHEN ended_id = begun_id THEN step_error END, parent_step_id, branch_name, join_policy, place
+            FROM held WHERE begun_id IS NOT NULL
+            ON CONFLICT (id) DO NOTHING
+            RETURNING run_id, step_id, id, agent_name, status, error_message,
+                extract(epoch FROM started_at - now() AT TIME ZONE 'UTC') * 1e6 AS nth
+        ), finished AS (
+            UPDATE workflow_runs r
+            SET status = run_status, error_message = coalesce(run_error, r.error_message),
+                completed_at = now() AT TIME ZONE 'UTC', updated_at = now() AT TIME ZONE 'UTC',
+                executor_id = NULL, lease_token = NULL
+            FROM held WHERE r.run_id = held.run_id AND run_status IS NOT NULL
+            RETURNING r.run_id, r.status, CASE WHEN r.status = 'FAILED' THEN r.error_message END AS error_message, nth
+        ), recorded AS (
+            INSERT INTO run_events (run_id, kind, step_id, attempt_id, agent_name, http_status, duration_ms, detail)
+            SELECT run_id, kind, step_id, id, nullif(agent_name, ''), http_status, ms, detail FROM (
+                SELECT nth, 1, run_id, CASE WHEN call_fault IS NULL THEN 'agent.answered' ELSE 'agent.failed' END, step_id,
+                    id, agent_name, http_status, call_ms, call_fault FROM ended WHERE call_ms IS NOT NULL
+                UNION ALL SELECT nth, 2, run_id, 'attempt.' || lower(status), step_id, id, agent_name, NULL, ms,
+                    error_message FROM ended
+                UNION ALL SELECT nth, 2, run_id, 'attempt.' || lower(status), step_id, id, agent_name, NULL, ms,
+                    error_message FROM closed
+                UNION ALL SELECT nth, 3, run_id, 'attempt.started', step_id, id, agent_name, NULL, NULL, NULL FROM begun
+                UNION ALL SELECT nth, 4, run_id, 'attempt.' || lower(status), step_id, id, agent_name, NULL, 0,
+                    error_message FROM begun WHERE status <> 'RUNNING'
+                UNION ALL SELECT nth, 5, run_id, 'run.' || lower(status), NULL, NULL, NULL, NULL, NULL, error_message
+                    FROM finished
+            ) AS event (nth, part, run_id, kind, step_id, id, agent_name, http_status, ms, detail) ORDER BY nth, part
+        ){told}
+        SELECT run_id, agent_name, (SELECT a.xmin::text::int8 FROM agents a
+            WHERE agent_name <> '' AND a.name = agent_name AND a.organization_id = held.organization_id) AS agent_version
+        FROM held"
+    )
+}
+
+/// A change that was written.
+#[derive(sqlx::FromRow)]
+pub struct Held {
+    /// Its run.
+    pub run_id: String,
+    /// The agent that the step which begins in it calls; empty for a step that calls nobody.
+    pub agent_name: Option<String>,
+    /// [`super::agents::AgentWithBreaker::version`] of that agent when the step began; `None`: it does not exist.
+    pub agent_version: Option<i64>,
+}
+
+/// Writes changes in one statement, several of one run in their order. A run that is not in the answer is not held any
+/// more, or is locked by somebody; nothing was written for it. Repeating a change does no harm. `outgoing`: what the
+/// changes tell observers, of which the part is kept that belongs to what is written.
+pub async fn write(
+    conn: &mut PgConnection,
+    changes: &[Change],
+    locked: Locked,
+    outgoing: Option<&monitoring::Outgoing>,
+) -> Result<Vec<Held>, Error> {
+    let sql = write_sql(locked, outgoing.is_some());
+    let calls = || changes.iter().map(|change| change.ended.as_ref()?.call);
+    let text = |of: fn(&Change) -> Option<&str>| changes.iter().map(of).collect::<Vec<_>>();
+    let lease_tokens: Vec<Uuid> = changes.iter().map(|change| change.lease_token).collect();
+    let nth: Vec<f64> =
+        changes.chunk_by(|a, b| a.run_id == b.run_id).flat_map(|of_run| (0..of_run.len()).map(|n| n as f64)).collect();
+    let query = sqlx::query_as(&sql)
+        .bind(text(|change| Some(&change.run_id)))
+        .bind(lease_tokens)
+        .bind(text(|change| change.ended.as_ref().map(|step| step.id.as_str())))
+        .bind(text(|change| change.ended.as_ref().map(|step| step.end.status())))
+        .bind(text(|change| change.ended.as_ref()?.end.output().map(RawValue::get)))
+        .bind(text(|change| change.ended.as_ref()?.end.reason()))
+        .bind(text(|change| change.begun.as_ref().map(|step| step.id.as_str())))
+        .bind(text(|change| change.begun.as_ref().map(|step| step.step_id.as_str())))
+        .bind(text(|change| change.begun.as_ref().map(|step| step.step_name.as_str())))
+        .bind(text(|change| change.begun.as_ref().map(|step| step.agent_name.as_str())))
+        .bind(text(|change| change.begun.as_ref().map(|step| step.input.get())))
+        .bind(text(|change| Some(change.nested()?.parent_step_id.as_str())))
+        .bind(text(|change| Some(change.nested()?.branch_name.as_str())))
+        .bind(text(|change| change.nested()?.join_policy))
+        .bind(text(|change| Some(change.nested()?.place.as_str())))
+        .bind(text(|change| change.finished.as_ref().map(|run| run.status.as_str())))
+        .bind(text(|change| change.finished.as_ref()?.error_message.as_deref()))
+        .bind(nth)
+        .bind(calls().map(|call| Some(call?.duration_ms)).collect::<Vec<_>>())
+        .bind(calls().map(|call| call?.http_status.map(i32::from)).collect::<Vec<_>>())
+        .bind(calls().map(|call| call?.fault).collect::<Vec<_>>());
+    let query = match outgoing {
+        Some(outgoing) => query.bind(&outgoing.updates).bind(outgoing.id).bind(outgoing.owner),
+        None => query,
+    };
+    if locked == Locked::Skip {
+        return Ok(query.fetch_all(conn).await?);
+    }
+    // What others have begun while the lock was waited for is seen by a later statement only.
+    let mut transaction = conn.begin().await?;
+    let run_ids = text(|change| Some(&change.run_id));
+    let sql = "SELECT FROM workflow_runs WHERE run_id = ANY ($1) ORDER BY run_id FOR NO KEY UPDATE";
+    sqlx::query(sql).bind(run_ids).execute(&mut *transaction).await?;
+    let held = query.fetch_all(&mut *transaction).await?;
+    transaction.commit().await?;
+    Ok(held)
+}
+
+/// Makes a session, used for nothing else, look rows up by index whatever the planner thinks: it makes the plan when
+/// the tables are small and keeps it when they have grown.
+pub async fn always_use_indexes(conn: &mut PgConnection) -> Result<(), Error> {
+    let sql = "SELECT set_config(name, 'off', false)
+               FROM unnest(ARRAY['enable_seqscan', 'enable_hashjoin', 'enable_mergejoin']) AS name";
+    sqlx::query(sql).execute(conn).await?;
+    Ok(())
+}

@@ -1,0 +1,163 @@
+//! A connection out of the pool, and the transaction on it.
+//!
+//! It comes back only at rest: every statement was answered, and no transaction is open. One that does not come to rest
+//! within a second is closed, and so is one whose transaction was about to begin or to be committed: dropping a future
+//! never leaves a transaction to the next user.
+
+use std::{
+    ops::{Deref, DerefMut},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::FutureExt;
+use sqlx::{Connection as _, Executor, PgConnection};
+use tokio::time::timeout;
+
+use super::{Live, Shared};
+
+/// A connection that was left with an answer to come, or a transaction to roll back, has so long for it.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Where a connection stands with its transaction.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// There is none.
+    None,
+    /// BEGIN or COMMIT is on its way: nobody knows.
+    Torn,
+    /// To be rolled back, unless it is committed.
+    Open,
+}
+
+/// A connection out of the pool. Goes back when it is dropped, if it is at rest.
+pub struct PooledConnection {
+    /// Always there until it is dropped.
+    pub(super) live: Option<Live>,
+    pub(super) pool: Arc<Shared>,
+    phase: Phase,
+    /// See [`Pool::acquire_own`].
+    pub(super) is_own: bool,
+}
+
+impl PooledConnection {
+    pub(super) fn new(pool: Arc<Shared>, live: Live) -> Self {
+        Self { live: Some(live), pool, phase: Phase::None, is_own: false }
+    }
+
+    /// Begins a transaction. Neither a savepoint nor sqlx's own transaction is used on these connections: dropped while
+    /// BEGIN is on its way, that one leaves the transaction open.
+    pub async fn begin(&mut self) -> Result<(), sqlx::Error> {
+        self.phase = Phase::Torn;
+        (**self).execute("BEGIN").await?;
+        self.phase = Phase::Open;
+        Ok(())
+    }
+
+    /// Commits it.
+    pub async fn commit(&mut self) -> Result<(), sqlx::Error> {
+        self.end("COMMIT").await
+    }
+
+    /// Rolls it back.
+    pub async fn rollback(&mut self) -> Result<(), sqlx::Error> {
+        self.end("ROLLBACK").await
+    }
+
+    async fn end(&mut self, statement: &'static str) -> Result<(), sqlx::Error> {
+        self.phase = Phase::Torn;
+        let ended = (**self).execute(statement).await;
+        // What the server answers to these, it answers outside of a transaction.
+        if matches!(ended, Ok(_) | Err(sqlx::Error::Database(_))) {
+            self.phase = Phase::None;
+        }
+        ended.map(|_| ())
+    }
+
+    /// Closes the connection hard and frees its place.
+    pub fn discard(mut self) {
+        if let Some(live) = self.live.take() {
+            drop(live);
+            self.pool.lost();
+        }
+    }
+}
+
+impl Deref for PooledConnection {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.live.as_ref().expect("taken only when it is dropped").connection
+    }
+}
+
+impl DerefMut for PooledConnection {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.live.as_mut().expect("taken only when it is dropped").connection
+    }
+}
+
+impl Drop for PooledConnection {
+    fn drop(&mut self) {
+        let Some(mut live) = self.live.take() else { return };
+        // Has nothing to do, and so is done at once, unless something was left behind: an answer that is still to come,
+        // such as the end of one that was an error, or the end of the connection.
+        let rest = live.connection.flush().now_or_never();
+        let is_lost = self.phase == Phase::Torn || matches!(rest, Some(Err(_)));
+        match tokio::runtime::Handle::try_current() {
+            Ok(_) if rest.is_some() && !is_lost && self.phase == Phase::None => {
+                if self.is_own {
+                    self.pool.say_goodbye(live);
+                } else {
+                    self.pool.take_back(live);
+                }
+            }
+            Ok(runtime) if !is_lost => {
+                // Torn until it is settled: a runtime that ends drops the task at once.
+                let (pool, is_own) = (Arc::clone(&self.pool), self.is_own);
+                let unsettled = Self { live: Some(live), pool, phase: Phase::Torn, is_own };
+                runtime.spawn(settle(unsettled, self.phase == Phase::Open));
+            }
+            _ => {
+                drop(live);
+                self.pool.lost();
+            }
+        }
+    }
+}
+
+/// Brings a connection to rest, if that takes no longer than it may, and gives it back.
+async fn settle(mut connection: PooledConnection, is_in_transaction: bool) {
+    let settled = timeout(SETTLE_TIMEOUT, async {
+        connection.flush().await?;
+        if is_in_transaction { connection.rollback().await } else { Ok(()) }
+    })
+    .await;
+    if matches!(settled, Ok(Ok(()))) {
+        connection.phase = Phase::None;
+    }
+}
+
+/// A transaction. Rolled back when it is dropped.
+pub struct Transaction(pub(super) PooledConnection);
+
+impl Transaction {
+    /// Commits it.
+    pub async fn commit(mut self) -> Result<(), sqlx::Error> {
+        self.0.commit().await
+    }
+}
+
+impl Deref for Transaction {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.0
+    }
+}
+
+impl DerefMut for Transaction {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.0
+    }
+}

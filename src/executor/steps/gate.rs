@@ -1,0 +1,80 @@
+//! Gates: when a step may begin, and when the run has come to rest.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use chrono::{DateTime, Utc};
+use tokio::sync::Notify;
+
+use super::Run;
+
+impl Run {
+    /// Passes as long as new steps may begin: not while the run is paused. Once the process stops, it does not pass;
+    /// the run is handed back then.
+    pub(super) async fn gate(&self) {
+        // The sender lives as long as the claim.
+        self.signals.paused.clone().wait_for(|is_paused| !is_paused).await.ok();
+        self.gate_of_process().await;
+    }
+
+    /// Passes unless the process stops.
+    pub(super) async fn gate_of_process(&self) {
+        if self.executor.soft_stop.is_cancelled() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Waits until the run is to be paused and no step is under way that is to end before.
+    pub(in crate::executor) async fn at_pause(&self) {
+        let mut paused = self.signals.paused.clone();
+        loop {
+            if paused.wait_for(|is_paused| *is_paused).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            self.leaves.none().await;
+            if *paused.borrow() {
+                return;
+            }
+        }
+    }
+
+    /// Waits until there is nothing to do but to wait for what is outside of the run. Returns when something will be
+    /// due at the latest.
+    pub(in crate::executor) async fn waits_only(&self) -> Option<DateTime<Utc>> {
+        self.rest.reached().await
+    }
+
+    /// Waits for the process's soft stop and then until no call is under way.
+    pub(in crate::executor) async fn at_rest(&self) {
+        self.executor.soft_stop.cancelled().await;
+        self.calls.none().await;
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Calls {
+    count: AtomicUsize,
+    ended: Notify,
+}
+
+impl Calls {
+    /// One more, until the result is dropped.
+    pub(super) fn begin(&self) -> UnderWay<'_> {
+        self.count.fetch_add(1, Ordering::SeqCst);
+        UnderWay(self)
+    }
+
+    pub(super) async fn none(&self) {
+        while self.count.load(Ordering::SeqCst) > 0 {
+            self.ended.notified().await;
+        }
+    }
+}
+
+pub(super) struct UnderWay<'a>(&'a Calls);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.count.fetch_sub(1, Ordering::SeqCst);
+        self.0.ended.notify_one();
+    }
+}

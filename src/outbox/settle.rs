@@ -1,0 +1,139 @@
+//! Settling: what becomes of the outbox rows of messages that were sent, or could not be.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use rdkafka::error::RDKafkaErrorCode;
+use tokio::{sync::mpsc::UnboundedReceiver, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use super::Relay;
+use crate::{
+    db,
+    kafka::{
+        Refusal,
+        producer::{Batching, Producer, Report, Unsent},
+        renewable::{Purpose, Renewable},
+    },
+};
+
+/// Between two deletes of acknowledged rows, so that one statement deletes many.
+const SETTLE_PAUSE: Duration = Duration::from_millis(5);
+/// Before a failed settling is tried again.
+const SETTLE_RETRY: Duration = Duration::from_millis(500);
+
+/// The producer of messages that were refused in a batch.
+const SINGLE: Purpose = Purpose { name: "single runs", meaning: None };
+
+impl Relay {
+    /// Settles what the producer reports until there is nothing left to come.
+    pub(super) async fn settle_all(self, mut reports: UnboundedReceiver<Report>, settled: CancellationToken) {
+        let mut batch = Vec::new();
+        loop {
+            tokio::select! {
+                biased;
+                count = reports.recv_many(&mut batch, 2000) => if count == 0 { return },
+                () = settled.cancelled() => return,
+            }
+            while let Err(error) = self.settle(&mut batch).await {
+                tracing::warn!(error = &error as &dyn std::error::Error, "outbox rows are settled later: {error}");
+                tokio::select! {
+                    () = tokio::time::sleep(SETTLE_RETRY) => {}
+                    () = settled.cancelled() => return,
+                }
+            }
+            tokio::time::sleep(SETTLE_PAUSE).await;
+        }
+    }
+
+    /// Deletes what was delivered, gives back what was not, ends runs whose message can never be sent.
+    async fn settle(&self, batch: &mut Vec<Report>) -> Result<(), db::Error> {
+        use RDKafkaErrorCode as Code;
+        let (mut done_runs, mut done_events) = (Vec::new(), Vec::new());
+        let (mut back_runs, mut back_events) = (Vec::new(), Vec::new());
+        for report in &*batch {
+            match report.outcome {
+                Ok(()) => {}
+                Err(Unsent::Refused(Refusal::TooLarge)) if !report.is_alone => {
+                    // Perhaps the batch was too large, not this message. The next sweep sends it alone.
+                    tracing::debug!(run_id = report.run_id, "refused in a batch, will be sent alone");
+                    self.make_single();
+                    self.refused().insert(report.event_id, Instant::now());
+                    back_runs.push(report.run_id.clone());
+                    back_events.push(report.event_id);
+                    continue;
+                }
+                Err(Unsent::Undelivered(code)) => {
+                    if matches!(code, Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition) {
+                        self.0.topics_checked.store(false, Ordering::Relaxed);
+                    }
+                    tracing::debug!(run_id = report.run_id, "not sent, will be tried again: {code}");
+                    back_runs.push(report.run_id.clone());
+                    back_events.push(report.event_id);
+                    continue;
+                }
+                Err(why @ (Unsent::Refused(_) | Unsent::NoPlan)) => {
+                    tracing::error!(run_id = report.run_id, "run {} cannot be dispatched: {why}", report.run_id);
+                    let text = format!("the run could not be dispatched: {why}");
+                    let (pool, run_id, event) = (self.0.pool.clone(), report.run_id.clone(), Some(report.event_id));
+                    db::bounded(async move { db::runs::fail_pending(&pool, &run_id, event, &text).await }).await?;
+                    metrics::counter!("workflow_execution_failures_total").increment(1);
+                }
+            }
+            done_runs.push(report.run_id.clone());
+            done_events.push(report.event_id);
+        }
+        if !done_runs.is_empty() {
+            let (pool, count) = (self.0.pool.clone(), done_runs.len());
+            db::bounded(async move { db::outbox::delete(&pool, &done_runs, &done_events).await }).await?;
+            metrics::counter!("outbox_messages_published_total").increment(count as u64);
+            tracing::debug!(messages = count, "Kafka has acknowledged messages, their outbox rows are deleted");
+        }
+        // Without an id, whatever this process had is an orphan, and freed as such.
+        if let Some(owner) = self.0.registration.current().filter(|_| !back_runs.is_empty()) {
+            let pool = self.0.pool.clone();
+            db::bounded(async move { db::outbox::release(&pool, owner, &back_runs, &back_events).await }).await?;
+        }
+        {
+            let mut known = self.known();
+            for report in &*batch {
+                known.remove(&report.event_id);
+            }
+        }
+        {
+            let mut refused = self.refused();
+            for report in batch.iter().filter(|report| report.is_alone) {
+                refused.remove(&report.event_id);
+            }
+        }
+        let bytes: usize = batch.iter().map(|report| report.bytes).sum();
+        self.0.held.fetch_sub(batch.len(), Ordering::Relaxed);
+        self.0.held_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        batch.clear();
+        Ok(())
+    }
+
+    /// Makes the producer of single messages, if there is none yet.
+    fn make_single(&self) {
+        if self.0.single.get().is_some() {
+            return;
+        }
+        let reports = self.0.reports.clone();
+        let made = Renewable::new(SINGLE, &self.0.kafka, move |kafka, last_error| {
+            Producer::new(kafka, Batching::One, reports.clone(), last_error)
+        });
+        match made {
+            Ok(single) => {
+                // Only the settling makes one, so it was not there.
+                if self.0.single.set(single).is_ok() {
+                    let relay = self.clone();
+                    tokio::spawn(async move {
+                        if let Some(single) = relay.0.single.get() {
+                            single.watch(&relay.0.drained).await;
+                        }
+                    });
+                }
+            }
+            Err(error) => tracing::error!("a Kafka producer of single messages cannot be made: {error}"),
+        }
+    }
+}

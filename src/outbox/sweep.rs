@@ -1,0 +1,132 @@
+//! The sweep: sends free rows, their messages made again from the run and its definition.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use serde_json::value::RawValue;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{CancelledRun, ExecutedRun, MAX_BACKLOG, Relay, Reservation, SWEEP_EVERY, upkeep::UPKEEP_EVERY};
+use crate::{
+    access::OrganizationId,
+    db::{
+        self,
+        outbox::{Kind, Taken},
+        processes,
+    },
+    input,
+    kafka::producer::{MAX_QUEUED_BYTES, MAX_QUEUED_MESSAGES, Unsent},
+};
+
+/// Rows taken at a time.
+pub(super) const SWEEP_BATCH: usize = 500;
+/// Rows of the first batch, before it is known how large they are.
+const FIRST_BATCH: usize = 16;
+/// Plans and inputs taken at a time, as far as their size can be foreseen.
+const SWEEP_BATCH_BYTES: usize = 4 << 20;
+
+/// At the end of the process, for what is still queued.
+const FLUSH: Duration = Duration::from_secs(5);
+
+impl Relay {
+    /// Sweeps until drained; then flushes, gives the rest back and retires the process.
+    pub(super) async fn sweep_all(self, drained: CancellationToken, settled: CancellationToken) {
+        let mut next_upkeep = Instant::now();
+        while !drained.is_cancelled() {
+            if let Err(error) = self.sweep_once(&drained).await {
+                tracing::debug!(error = &error as &dyn std::error::Error, "no sweep: {error}");
+            }
+            if next_upkeep <= Instant::now() {
+                next_upkeep = Instant::now() + UPKEEP_EVERY;
+                if let Err(error) = self.upkeep().await {
+                    tracing::debug!(error = &error as &dyn std::error::Error, "no upkeep: {error}");
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(SWEEP_EVERY) => {}
+                () = drained.cancelled() => {}
+            }
+        }
+        let producer = self.0.producer.current();
+        let flushed = tokio::task::spawn_blocking(move || producer.flush(FLUSH)).await;
+        let deadline = Instant::now() + FLUSH;
+        if matches!(flushed, Ok(Ok(()))) {
+            while self.0.held.load(Ordering::Relaxed) > 0 && Instant::now() < deadline {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+        let pool = self.0.pool.clone();
+        if let Some(id) = self.0.registration.current()
+            && let Err(error) = db::bounded(async move { processes::retire(&pool, id).await }).await
+        {
+            tracing::warn!(error = &error as &dyn std::error::Error, "not retired; what is left waits a little longer");
+        }
+        settled.cancel();
+    }
+
+    /// Sends free rows while there are any, there is room, and nobody wants to stop. Returns how many were taken.
+    pub async fn sweep_once(&self, drained: &CancellationToken) -> Result<usize, db::Error> {
+        let pool = self.0.pool.clone();
+        let counted = db::bounded(async move { db::outbox::backlog(&pool, MAX_BACKLOG).await });
+        let (backlog, oldest_secs) = counted.await?;
+        self.0.backlog.store(backlog, Ordering::Relaxed);
+        metrics::gauge!("outbox_events_pending").set(backlog as f64);
+        metrics::gauge!("outbox_oldest_age_seconds").set(oldest_secs);
+        self.0.is_full.store(false, Ordering::Relaxed);
+        let (mut taken, mut limit) = (0, FIRST_BATCH);
+        // As many at most as the queue takes: what comes back meanwhile is for the next sweep.
+        while let Some(owner) = self.0.registration.current().filter(|_| taken < MAX_QUEUED_MESSAGES) {
+            if drained.is_cancelled() || self.is_half_full() {
+                break;
+            }
+            let pool = self.0.pool.clone();
+            let rows = db::bounded(async move { db::outbox::take(&pool, owner, limit).await }).await?;
+            let (count, bytes) = (rows.len(), rows.iter().map(Taken::payload_len).sum::<usize>());
+            for row in rows {
+                self.send_taken(row, owner);
+            }
+            taken += count;
+            if count < limit {
+                break;
+            }
+            limit = (SWEEP_BATCH_BYTES * count / bytes.max(1)).clamp(1, SWEEP_BATCH);
+        }
+        Ok(taken)
+    }
+
+    /// Half of the queue stays for those who write new rows, so that these keep their short way.
+    fn is_half_full(&self) -> bool {
+        self.0.is_full.load(Ordering::Relaxed)
+            || self.0.held.load(Ordering::Relaxed) > MAX_QUEUED_MESSAGES / 2
+            || self.0.held_bytes.load(Ordering::Relaxed) > MAX_QUEUED_BYTES / 2
+    }
+
+    fn send_taken(&self, row: Taken, owner: Uuid) {
+        // Compact, as the message had to fit when the run was accepted.
+        let compacted = |text: String| RawValue::from_string(text).ok().map(|raw| input::compact(&raw));
+        let plan = row.workflow_plan.and_then(compacted);
+        let input = row.input_data.and_then(compacted);
+        let (correlation_id, traceparent) = (row.correlation_id.as_deref(), row.traceparent.as_deref());
+        self.0.held.fetch_add(1, Ordering::Relaxed);
+        let reservation = Reservation { relay: self.clone(), owner, bytes: 0, kept: false };
+        match (row.kind, plan) {
+            (Kind::Execution, Some(plan)) => {
+                let input = input.filter(|input| input.get() != "null").unwrap_or_else(|| input::object_of([]));
+                let organization = &OrganizationId::stored(&row.organization_id);
+                let (run_id, priority) = (row.run_id.as_str(), row.priority);
+                let run = ExecutedRun { run_id, correlation_id, traceparent, priority, organization };
+                self.execute(reservation, row.event_id, run, &plan, &input);
+            }
+            (Kind::Execution, None) => {
+                // Its definition is gone: nobody can ever make this message.
+                self.give_up(reservation, row.event_id, row.run_id, Unsent::NoPlan);
+            }
+            (Kind::Cancellation, _) => {
+                let (cancelled_by, reason) = (row.cancelled_by.as_deref(), row.reason.as_deref());
+                let run = CancelledRun { run_id: &row.run_id, correlation_id, traceparent, cancelled_by, reason };
+                self.cancel(reservation, row.event_id, run);
+            }
+        }
+    }
+}
