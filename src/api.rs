@@ -1,43 +1,8 @@
 //! The HTTP API: state, the list of routes, and the order of what surrounds them.
 
-pub mod access;
-pub mod agent_health;
-pub mod agents;
-pub mod api_keys;
-pub mod audit;
-pub mod auth;
-pub mod body;
-pub mod by_name;
-pub mod callbacks;
-pub mod client;
-pub mod compression;
-pub mod cors;
-pub mod counts;
-pub mod cursor;
-pub mod dead_letters;
-pub mod definition;
-pub mod definitions;
-pub mod docs;
-pub mod error;
-pub mod etag;
-pub mod extract;
-pub mod graph;
-pub mod headers;
-pub mod load;
-pub mod memory;
-pub mod organizations;
-pub mod page;
-pub mod prefer;
-pub mod rate_limit;
-pub mod request;
-pub mod run_log;
-pub mod runs;
-pub mod signing;
-pub mod step_stream;
-pub mod system;
-pub mod ticket;
-pub mod transfer;
-pub mod workflows;
+pub mod gate;
+pub mod resources;
+pub mod vocabulary;
 
 use std::{ops::Deref, sync::Arc, time::Instant};
 
@@ -49,14 +14,19 @@ use tokio_util::sync::CancellationToken;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::{
-    auth::{KeyRing, Organizations, Tokens},
-    body::BodyRoutes,
-    counts::Counts,
-    error::ApiError,
-    load::Load,
-    memory::Memory,
-    rate_limit::RateLimits,
-    signing::Signing,
+    gate::{
+        auth::{KeyRing, Organizations, Tokens},
+        body::BodyRoutes,
+        compression, cors, docs, headers,
+        load::Load,
+        rate_limit::RateLimits,
+        request,
+    },
+    resources::{
+        agent_health, agents, api_keys, audit, by_name, callbacks, dead_letters, definitions, graph, organizations,
+        run_log, runs, system, ticket, transfer, workflows,
+    },
+    vocabulary::{counts::Counts, error::ApiError, memory::Memory, signing::Signing},
 };
 use crate::{
     actions::{Context, start_run::Definitions},
@@ -193,7 +163,7 @@ impl App {
     /// What a body says: read at once, or on another thread if it is large or has a schema, which takes long to compile.
     async fn read<T: Send + 'static>(
         &self,
-        caller: &auth::Caller,
+        caller: &gate::auth::Caller,
         body: &RawValue,
         read: impl FnOnce(&RawValue) -> T + Send + 'static,
     ) -> Result<T, ApiError> {
@@ -207,7 +177,7 @@ impl App {
     }
 
     /// On whose behalf an action runs.
-    fn context<'a>(&'a self, caller: &'a auth::Caller) -> Context<'a> {
+    fn context<'a>(&'a self, caller: &'a gate::auth::Caller) -> Context<'a> {
         Context {
             actor: &caller.actor,
             quotas: &self.config.quotas,

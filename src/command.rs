@@ -78,7 +78,7 @@ pub async fn serve(config: Config) -> anyhow::Result<bool> {
     let app = App::start(config, pool.clone(), &lifecycle, &drained)?;
 
     if let Some(listener) = management {
-        let router = api::system::management(&app);
+        let router = api::resources::system::management(&app);
         lifecycle.spawn("management", server::serve(listener, router, lifecycle.clone(), MANAGEMENT_CONNECTIONS));
     }
     let router = api::router(&app);

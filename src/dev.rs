@@ -30,7 +30,7 @@ use tokio::{
 use self::{broker::Broker, folder::Folder, part::Parts};
 use crate::{
     access::{OrganizationId, Role},
-    api::auth,
+    api::gate::auth,
     config::{self, Config},
     server, visible,
 };

@@ -204,7 +204,7 @@ fn run(command: Command) -> anyhow::Result<bool> {
             let subject = subject.unwrap_or(sub);
             println!(
                 "{}",
-                api::auth::issue(&config::load::<config::Auth>(environment())?, &subject, role, &organization)?
+                api::gate::auth::issue(&config::load::<config::Auth>(environment())?, &subject, role, &organization)?
             );
             Ok(true)
         }
@@ -215,7 +215,7 @@ fn run(command: Command) -> anyhow::Result<bool> {
             command::runtime(1)?.block_on(command::rotate_keys(&settings, &vault))
         }
         Command::Access => {
-            print!("{}", api::access::markdown());
+            print!("{}", api::gate::access::markdown());
             Ok(true)
         }
         Command::ApiKey { name: None, .. } => {

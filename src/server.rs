@@ -28,7 +28,12 @@ use tower::ServiceExt;
 use self::connections::{Connections, Entry, Watched};
 pub use self::descriptors::{Bounds, raise_limit};
 use crate::{
-    api::{CORRELATION_ID, client::Peer, error::ApiError, headers, request::note, system},
+    api::{
+        CORRELATION_ID,
+        gate::{headers, request::note},
+        resources::system,
+        vocabulary::{client::Peer, error::ApiError},
+    },
     id,
     lifecycle::Lifecycle,
 };

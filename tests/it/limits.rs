@@ -8,7 +8,7 @@ use sqlx::{Connection, PgConnection, PgPool};
 use tokio_util::sync::CancellationToken;
 use workflow_api::{
     access::api_key::ApiKey,
-    api::{App, request},
+    api::{App, gate::request},
     clock::Clock,
     db::{self, migrations::MIGRATOR},
     lifecycle::Lifecycle,

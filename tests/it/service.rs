@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use uuid::Uuid;
 use workflow_api::{
-    api::{self, App, client::Peer},
+    api::{self, App, vocabulary::client::Peer},
     clock::Clock,
     config::{Config, ConnectOptions},
     db, kafka,

@@ -6,7 +6,7 @@ use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 use workflow_api::{
     access::{OrganizationId, Role},
-    api::{self, App, auth},
+    api::{self, App, gate::auth},
     config::{Api, Auth, Config, load},
     db::{self, migrations::MIGRATOR},
     lifecycle::Lifecycle,
@@ -485,7 +485,7 @@ async fn metrics_can_be_at_the_management_port_alone(pool: PgPool) {
     let settings = config(&pool, &[("METRICS_ACCESS", "management"), ("MANAGEMENT_PORT", "9464")]);
     let (lifecycle, drained) = (Lifecycle::new(), CancellationToken::new());
     let app = App::start(settings.clone(), db::pool(&settings.database), &lifecycle, &drained).expect("it starts");
-    let [at_api, at_management] = [api::router(&app), api::system::management(&app)].map(|router| Service {
+    let [at_api, at_management] = [api::router(&app), api::resources::system::management(&app)].map(|router| Service {
         router,
         config: settings.clone(),
         lifecycle: lifecycle.clone(),

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 use workflow_api::{
     access::{Permission, Role},
-    api::access,
+    api::gate::access,
     db::migrations::MIGRATOR,
 };
 
@@ -124,7 +124,7 @@ async fn every_route_is_in_the_table_and_the_documentation_is_what_the_table_say
     for (method, path, about) in operations(&service).await {
         let of = http::Method::from_bytes(method.as_bytes()).expect("a method");
         let needs = access::needs(&of, &path);
-        let needs = needs.unwrap_or_else(|| panic!("{method} {path} is not in the table of api::access"));
+        let needs = needs.unwrap_or_else(|| panic!("{method} {path} is not in the table of api::gate::access"));
         let names: Vec<&str> = needs.iter().map(|permission| permission.as_str()).collect();
         assert_eq!(about["x-required-permissions"], json!(names), "{method} {path}");
         assert!(names.iter().all(|name| about["description"].to_string().contains(name)), "{method} {path}");

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 use workflow_api::{
     access::{OrganizationId, Role},
-    api::auth,
+    api::gate::auth,
     config::{Auth, load},
     db::migrations::MIGRATOR,
 };

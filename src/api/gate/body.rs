@@ -1,0 +1,247 @@
+//! Request bodies: which routes take one, and reading it within its limits.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header, request::Parts};
+use http_body_util::BodyExt;
+use utoipa::openapi::OpenApi;
+
+use crate::{
+    actions::import::MAX_BYTES as MAX_IMPORT_BYTES,
+    api::vocabulary::error::ApiError,
+    permits::{Holders, Permit, Permits},
+};
+
+/// Largest request body, but for an import's.
+pub const MAX_BODY_BYTES: usize = 1 << 20;
+/// Longest path with query.
+const MAX_URI_BYTES: usize = 8 << 10;
+/// A body has to be complete after this.
+const BODY_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a body waits for its share of memory.
+const MEMORY_TIMEOUT: Duration = Duration::from_secs(2);
+/// What is left of a body that is not wanted may come for so long, and be so large.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+/// See [`DRAIN_TIMEOUT`].
+const MAX_DRAINED_BYTES: usize = 32 << 20;
+/// Longest body that may say nothing; see [`Use::Nothing`].
+const MAX_EMPTY_BYTES: usize = 64;
+
+/// What becomes of a request's body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// Its handler reads it.
+    Handler,
+    /// The route takes none. Many clients send `{}` with every request, so that is none.
+    Nothing,
+    /// There is no such route, which its answer says.
+    Dropped,
+}
+
+/// The routes with the methods that take a body, and those that take none, as the OpenAPI document describes them.
+#[derive(Debug, Default)]
+pub struct BodyRoutes(HashMap<String, Vec<(Method, bool)>>);
+
+impl BodyRoutes {
+    /// Of that document.
+    #[must_use]
+    pub fn of(document: &OpenApi) -> Self {
+        let routes = document.paths.paths.iter().map(|(path, item)| {
+            let operations = [
+                (Method::GET, &item.get),
+                (Method::PUT, &item.put),
+                (Method::POST, &item.post),
+                (Method::DELETE, &item.delete),
+                (Method::PATCH, &item.patch),
+            ];
+            let taken = operations.into_iter().filter_map(|(method, operation)| {
+                operation.as_ref().map(|operation| (method, operation.request_body.is_some()))
+            });
+            (path.clone(), taken.collect())
+        });
+        Self(routes.collect())
+    }
+
+    /// What becomes of the body of such a request.
+    #[must_use]
+    pub fn use_of(&self, method: &Method, route: &str) -> Use {
+        let method = if method == Method::HEAD { &Method::GET } else { method };
+        let operation = self.0.get(route).and_then(|methods| methods.iter().find(|(known, _)| known == method));
+        match operation {
+            None => Use::Dropped,
+            Some((_, true)) => Use::Handler,
+            Some((_, false)) => Use::Nothing,
+        }
+    }
+}
+
+/// A body that was read, with the permit for its bytes.
+pub struct ReadBody {
+    /// All of it.
+    pub bytes: Bytes,
+    /// To be held for as long as the bytes are.
+    pub permit: Permit,
+}
+
+/// The whole body, within limits. `fault` was found before.
+///
+/// After a fault what is left of the body is read and dropped: a client that is still sending when the connection is
+/// closed would never see the answer.
+pub async fn read(
+    parts: &Parts,
+    mut body: Body,
+    used: Use,
+    (memory, holders): (&Permits, Holders),
+    fault: Option<ApiError>,
+) -> Result<ReadBody, ApiError> {
+    let mut fault = fault.or_else(|| fault_of_head(&parts.uri, &parts.headers, used));
+    // Such a client waits for the answer before it sends.
+    if parts.headers.contains_key(header::EXPECT)
+        && let Some(fault) = fault
+    {
+        return Err(fault);
+    }
+    let mut deadline = Instant::now() + if fault.is_some() { DRAIN_TIMEOUT } else { BODY_TIMEOUT };
+    let limit = max_bytes(&parts.uri);
+    let mut kept = Kept::Nothing;
+    let mut permit = memory.take(holders, 0);
+    let mut length = 0;
+    loop {
+        let frame = match tokio::time::timeout_at(deadline.into(), body.frame()).await {
+            Ok(None) => break,
+            Ok(Some(Ok(frame))) => frame,
+            Ok(Some(Err(_))) => {
+                let detail = "The request body could not be read to its end";
+                return Err(fault.unwrap_or_else(|| ApiError::bad_request("incomplete_body", detail)));
+            }
+            Err(_) => {
+                let detail = "The request body did not arrive in time";
+                let late = || ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", detail);
+                return Err(fault.unwrap_or_else(late));
+            }
+        };
+        let Ok(chunk) = frame.into_data() else { continue };
+        length += chunk.len();
+        if fault.is_some() || used == Use::Dropped {
+            if length > MAX_DRAINED_BYTES {
+                break;
+            }
+            continue;
+        }
+        let found = match used {
+            Use::Nothing if length > MAX_EMPTY_BYTES => Some(unexpected()),
+            _ if length > limit => Some(too_large(limit)),
+            _ => grow(&mut permit, chunk.len() as u64).await.err(),
+        };
+        match found {
+            None => kept.push(chunk),
+            Some(found) => {
+                fault = Some(found);
+                kept = Kept::Nothing;
+                permit = memory.take(holders, 0);
+                deadline = Instant::now() + DRAIN_TIMEOUT;
+            }
+        }
+    }
+    let bytes = kept.into_bytes();
+    match fault {
+        Some(fault) => Err(fault),
+        None if used == Use::Nothing && !says_nothing(&bytes) => Err(unexpected()),
+        None => Ok(ReadBody { bytes, permit }),
+    }
+}
+
+/// What can be found wrong without the body.
+fn fault_of_head(uri: &Uri, headers: &HeaderMap, used: Use) -> Option<ApiError> {
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    let exceeds = |limit: usize| announced.is_some_and(|length| length > limit as u64);
+    if uri.path_and_query().map_or(0, |uri| uri.as_str().len()) > MAX_URI_BYTES {
+        let detail = "The request's URI is longer than 8 KiB";
+        Some(ApiError::new(StatusCode::URI_TOO_LONG, "uri_too_long", detail))
+    } else if used == Use::Nothing && exceeds(MAX_EMPTY_BYTES) {
+        Some(unexpected())
+    } else if used == Use::Handler && exceeds(max_bytes(uri)) {
+        Some(too_large(max_bytes(uri)))
+    } else if used == Use::Handler && is_encoded(headers) {
+        // RFC 9110, 15.5.16: the header says what would be taken.
+        let detail = "The request body has a Content-Encoding; it is expected as it is";
+        let fault = ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_content_encoding", detail);
+        Some(fault.with_header(header::ACCEPT_ENCODING, HeaderValue::from_static("identity")))
+    } else {
+        None
+    }
+}
+
+/// Whether the body has a coding other than `identity`, which is none.
+fn is_encoded(headers: &HeaderMap) -> bool {
+    let is_none = |coding: &[u8]| coding.is_empty() || coding.eq_ignore_ascii_case(b"identity");
+    let mut values = headers.get_all(header::CONTENT_ENCODING).iter();
+    values.any(|value| !value.as_bytes().split(|byte| *byte == b',').all(|coding| is_none(coding.trim_ascii())))
+}
+
+/// Waits a moment for others to end: a burst of large bodies is no reason to refuse any of them.
+async fn grow(permit: &mut Permit, amount: u64) -> Result<(), ApiError> {
+    // The common case needs no timer.
+    if permit.try_grow(amount).is_ok() || tokio::time::timeout(MEMORY_TIMEOUT, permit.grow(amount)).await.is_ok() {
+        return Ok(());
+    }
+    permit.try_grow(amount).map_err(|limit| {
+        ApiError::exhausted(limit, "too_many_request_bytes", "bytes of request bodies that are worked on")
+    })
+}
+
+/// The bytes that have come.
+enum Kept {
+    Nothing,
+    /// As they came: most bodies come at once.
+    One(Bytes),
+    /// Copied, since a chunk may keep a buffer alive that is much larger.
+    Several(Vec<u8>),
+}
+
+impl Kept {
+    fn push(&mut self, chunk: Bytes) {
+        *self = match std::mem::replace(self, Self::Nothing) {
+            Self::Nothing => Self::One(chunk),
+            Self::One(first) => Self::Several([first, chunk].concat()),
+            Self::Several(mut bytes) => {
+                bytes.extend_from_slice(&chunk);
+                Self::Several(bytes)
+            }
+        };
+    }
+
+    fn into_bytes(self) -> Bytes {
+        match self {
+            Self::Nothing => Bytes::new(),
+            Self::One(bytes) => bytes,
+            Self::Several(bytes) => bytes.into(),
+        }
+    }
+}
+
+/// Nothing, an empty object or null.
+fn says_nothing(body: &[u8]) -> bool {
+    let mut rest = body.iter().filter(|byte| !byte.is_ascii_whitespace()).copied();
+    let start: Vec<u8> = rest.by_ref().take(5).collect();
+    matches!(start.as_slice(), b"" | b"{}" | b"null")
+}
+
+fn unexpected() -> ApiError {
+    ApiError::bad_request("unexpected_body", "The route takes no request body")
+}
+
+fn too_large(limit: usize) -> ApiError {
+    let detail = format!("The request body is larger than {} MiB", limit >> 20);
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", detail)
+}
+
+/// Largest body of that path: whatever was exported can be imported again.
+fn max_bytes(uri: &Uri) -> usize {
+    if uri.path().ends_with("/import") { MAX_IMPORT_BYTES } else { MAX_BODY_BYTES }
+}

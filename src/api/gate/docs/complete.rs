@@ -1,0 +1,110 @@
+//! What holds for many operations at once, and is added to all of them.
+
+use http::{Method, StatusCode};
+use utoipa::openapi::{
+    Content, Header, Object, Ref, RefOr, ResponseBuilder, Schema, Type,
+    extensions::Extensions,
+    path::{Operation, Parameter},
+    schema::SchemaType,
+};
+
+use crate::{access::Permission, api::gate::access};
+
+/// Adds what holds for many operations at once, so that no operation can forget it: the answers of `request`, which
+/// every route under the prefix can give, the form of headers, and a description for each answer that has none, as
+/// the specification demands one.
+pub fn complete(document: &mut utoipa::openapi::OpenApi, prefix: &str) {
+    for (path, item) in &mut document.paths.paths {
+        let is_business = path.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'))
+            && item.get.as_ref().and_then(|get| get.tags.as_ref()).is_none_or(|tags| tags[..] != ["system"]);
+        let operations = [
+            (Method::GET, &mut item.get),
+            (Method::PUT, &mut item.put),
+            (Method::POST, &mut item.post),
+            (Method::DELETE, &mut item.delete),
+        ];
+        for (method, operation) in operations {
+            let Some(operation) = operation else { continue };
+            add_common_answers(operation, is_business);
+            if is_business && let Some(needs) = access::needs(&method, path.strip_prefix(prefix).unwrap_or_default()) {
+                name_needs(operation, needs);
+            }
+            for parameter in operation.parameters.iter_mut().flatten() {
+                if let RefOr::T(parameter) = parameter {
+                    shape_parameter(parameter);
+                }
+            }
+            for (status, response) in &mut operation.responses.responses {
+                let RefOr::T(response) = response else { continue };
+                if response.description.is_empty() {
+                    let status = StatusCode::from_bytes(status.as_bytes()).ok();
+                    response.description =
+                        status.and_then(|status| status.canonical_reason()).unwrap_or("Answer").into();
+                }
+                // A schema is of one JSON value, which a stream of events is not.
+                if let Some(RefOr::T(stream)) = response.content.get_mut("text/event-stream") {
+                    stream.schema = None;
+                }
+            }
+        }
+    }
+}
+
+/// What may be left out is not null: no header and no query can say so.
+fn shape_parameter(parameter: &mut Parameter) {
+    let schema_type = match &mut parameter.schema {
+        Some(RefOr::T(Schema::Object(schema))) => &mut schema.schema_type,
+        Some(RefOr::T(Schema::Array(schema))) => &mut schema.schema_type,
+        _ => return,
+    };
+    if let SchemaType::Array(types) = schema_type
+        && let Some(named) = types.iter().find(|named| **named != Type::Null)
+    {
+        *schema_type = SchemaType::Type(named.clone());
+    }
+}
+
+/// Says who may use the route, for people and for programs.
+fn name_needs(operation: &mut Operation, needs: &[Permission]) {
+    let permissions: Vec<&str> = needs.iter().map(|permission| permission.as_str()).collect();
+    let roles = access::roles(needs);
+    if !permissions.is_empty() {
+        let text = format!("Needs `{}`; roles: {}.", permissions.join("`, `"), roles.join(", "));
+        let description = operation.description.take().filter(|description| !description.is_empty());
+        operation.description =
+            Some(description.map_or(text.clone(), |description| format!("{description}\n\n{text}")));
+    }
+    let named = Extensions::builder().add("x-required-permissions", permissions).add("x-required-roles", roles);
+    operation.extensions.get_or_insert_default().merge(named.build());
+}
+
+fn add_common_answers(operation: &mut Operation, is_business: bool) {
+    let has_body = is_business && operation.request_body.is_some();
+    let answers = [
+        (StatusCode::BAD_REQUEST, "The body ended early, or the route takes none", is_business),
+        (StatusCode::UNAUTHORIZED, "Authentication is on, and the request has no valid token or API key", is_business),
+        (StatusCode::FORBIDDEN, "The caller may not do this", is_business),
+        (StatusCode::REQUEST_TIMEOUT, "The body did not arrive in time", has_body),
+        (StatusCode::PAYLOAD_TOO_LARGE, "The body is larger than 1 MiB", has_body),
+        (StatusCode::UNSUPPORTED_MEDIA_TYPE, "The body has a Content-Encoding", has_body),
+        (StatusCode::URI_TOO_LONG, "Path and query are longer than 8 KiB", true),
+        (StatusCode::TOO_MANY_REQUESTS, "More was asked for than a limit of the settings allows", is_business),
+        (StatusCode::INTERNAL_SERVER_ERROR, "A fault of the service; the log knows more by `request_id`", is_business),
+        (StatusCode::SERVICE_UNAVAILABLE, "The database is away, or the service has too much to do", is_business),
+    ];
+    for (status, description, _) in answers.into_iter().filter(|(.., is_possible)| *is_possible) {
+        operation.responses.responses.entry(status.as_str().to_owned()).or_insert_with(|| {
+            let content = Content::new(Some(Ref::from_schema_name("ErrorBody")));
+            let answer = ResponseBuilder::new().description(description).content("application/json", content);
+            let text = || Header::new(Object::with_type(Type::String));
+            let answer = match status {
+                StatusCode::UNAUTHORIZED => answer.header("WWW-Authenticate", text()),
+                StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
+                    answer.header("Retry-After", Header::new(Object::with_type(Type::Integer)))
+                }
+                _ => answer,
+            };
+            answer.build().into()
+        });
+    }
+}

@@ -1,0 +1,75 @@
+//! How many requests handlers work on at a time. Above that they are refused at once: what would wait longest would be
+//! answered too late for anybody, and the time spent on it would be missing elsewhere.
+//!
+//! Health, metrics and the documentation take no place, and who waits for a run or for an agent gives his back.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use axum::extract::FromRequestParts;
+use http::request::Parts;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::api::vocabulary::error::ApiError;
+
+/// How often refusals are told of.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+
+/// The places.
+pub struct Load {
+    places: Arc<Semaphore>,
+    untold: Mutex<(u64, Option<Instant>)>,
+}
+
+/// The place of a request; in its extensions. Given back when the handler has ended, or before by [`Place::leave`].
+#[derive(Clone, Default)]
+pub struct Place(Arc<Mutex<Option<OwnedSemaphorePermit>>>);
+
+impl Load {
+    /// So many places.
+    #[must_use]
+    pub fn new(places: usize) -> Self {
+        Self { places: Arc::new(Semaphore::new(places)), untold: Mutex::default() }
+    }
+
+    /// 503 if no place is free. Costs next to nothing, so that it can be asked before anything else.
+    pub fn check(&self) -> Result<(), ApiError> {
+        if self.places.available_permits() == 0 { Err(self.refuse()) } else { Ok(()) }
+    }
+
+    /// A free place.
+    pub fn enter(&self) -> Result<Place, ApiError> {
+        let permit = Arc::clone(&self.places).try_acquire_owned().map_err(|_| self.refuse())?;
+        Ok(Place(Arc::new(Mutex::new(Some(permit)))))
+    }
+
+    fn refuse(&self) -> ApiError {
+        metrics::counter!("requests_refused_total", "reason" => "overload").increment(1);
+        let mut untold = self.untold.lock().unwrap_or_else(PoisonError::into_inner);
+        let (count, told_at) = &mut *untold;
+        *count += 1;
+        if told_at.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
+            let count = std::mem::take(count);
+            *told_at = Some(Instant::now());
+            tracing::warn!(count, "overloaded: {count} requests were refused since this was said last");
+        }
+        ApiError::unavailable("overloaded", "The service has too much to do at the moment").told_elsewhere()
+    }
+}
+
+impl Place {
+    /// Makes room while the handler only waits.
+    pub fn leave(&self) {
+        drop(self.0.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Place {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
+        Ok(parts.extensions.get::<Self>().cloned().unwrap_or_default())
+    }
+}

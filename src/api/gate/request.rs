@@ -1,0 +1,289 @@
+//! What happens around every request: correlation id, caller and what he may do, body limit, time-out, errors, log line, metrics.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    extract::{MatchedPath, Request, State},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use http::{HeaderMap, HeaderValue, StatusCode, Uri, header, request::Parts};
+use tracing::Instrument;
+
+use super::{
+    access,
+    auth::{self, Caller},
+    body::{self, BodyRoutes, ReadBody},
+    compression,
+    load::Place,
+    rate_limit::Applied,
+};
+use crate::{
+    access::Actor,
+    api::{
+        App, CORRELATION_ID,
+        resources::callbacks,
+        vocabulary::{
+            client::ClientAddress,
+            error::{self, ApiError},
+            prefer::Wait,
+        },
+    },
+    auditor::Denied,
+    id, trace,
+};
+
+/// A request has to be answered after this, its body not counted, and what the client asked to wait for a run.
+const HANDLER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Of the request in hand; in the request's extensions.
+#[derive(Clone, Debug)]
+pub struct CorrelationId(pub String);
+
+/// Surrounds every route and the fallbacks.
+///
+/// The handler runs in a task of its own: a client that hangs up ends the waiting and not the work. A handler that takes
+/// too long is given up, with its connection (see `db::pool`).
+pub async fn surround(State((app, bodies)): State<(App, Arc<BodyRoutes>)>, request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let active = Active::start();
+    let given = request.headers().get(&CORRELATION_ID).and_then(|value| value.to_str().ok());
+    let correlation_id = id::correlation_id(given);
+    let method = request.method().clone();
+    let path = request.uri().path().to_owned();
+    let route = request.extensions().get::<MatchedPath>().map_or("(none)".to_owned(), |path| path.as_str().to_owned());
+    let (mut parts, body) = request.into_parts();
+    let client = ClientAddress::of(&parts.extensions, &parts.headers, &app.config.limits.trusted_proxies);
+    client.map(|client| parts.extensions.insert(client));
+    let address = client.map(|client| client.0);
+    let traceparent = traceparent(&parts.headers);
+    let anybody = Actor { correlation_id: correlation_id.clone(), traceparent, address, ..Actor::system() };
+    let mut admission = Admission::of(Actor { subject: String::new(), ..anybody.clone() });
+    // Who asks to wait for a run's end may wait that much longer.
+    let time_limit = HANDLER_TIMEOUT + Wait::of(&parts.headers).time();
+    let mut deadline = tokio::time::Instant::now() + time_limit;
+    let caller = match tokio::time::timeout_at(deadline, admission.decide(&app, &mut parts, anybody)).await {
+        Ok(caller) => caller,
+        Err(_) => Err(too_late()),
+    };
+    let Admission { actor, limits } = admission;
+    let user_id = actor.subject.as_str();
+    // Before the caller is known, the organisation is none.
+    let organization_id = Some(actor.organization.as_str()).filter(|_| !user_id.is_empty());
+    let client_ip = client.map(|client| tracing::field::display(client.0));
+    let span = tracing::info_span!("http.request", correlation_id, user_id, organization_id, client_ip);
+
+    let is_guarded = auth::is_guarded(&app, parts.uri.path());
+    let holders = caller.as_ref().map(Caller::holders).unwrap_or_default();
+    let (caller, refusal) = match caller {
+        Ok(caller) => (Some(caller), None),
+        Err(error) => (None, Some(error)),
+    };
+    let used = bodies.use_of(&method, &route);
+    let before_body = Instant::now();
+    let body = body::read(&parts, body, used, (&app.memory.bodies, holders), refusal).await;
+    // A client may take its own time to send.
+    deadline += before_body.elapsed();
+    let response = match body {
+        Err(error) => error.into_response(),
+        Ok(ReadBody { bytes, permit }) => {
+            // Nobody comes here without one: a refusal is an error.
+            if let Some(caller) = caller {
+                parts.extensions.insert(caller);
+            }
+            parts.extensions.insert(CorrelationId(correlation_id.clone()));
+            let request = Request::from_parts(parts, axum::body::Body::from(bytes));
+            match enter(&app, is_guarded, request) {
+                Ok((place, request)) => {
+                    let handler = next.run(request).instrument(span.clone());
+                    let (app, is_safe) = (app.clone(), method.is_safe());
+                    let mut handler = tokio::spawn(async move {
+                        let response = handler.await;
+                        place.leave();
+                        drop(permit);
+                        // What is open to all comes from the binary, or is small.
+                        if !is_guarded {
+                            return response;
+                        }
+                        let response = app.memory.answer(holders, is_safe, response).await;
+                        response.unwrap_or_else(IntoResponse::into_response)
+                    });
+                    match tokio::time::timeout_at(deadline, &mut handler).await {
+                        Ok(Ok(response)) => response,
+                        // The panic itself was logged by the panic hook.
+                        Ok(Err(_)) => ApiError::internal().into_response(),
+                        Err(_) => {
+                            // What it has borrowed comes back: its place, and its connection closed.
+                            handler.abort();
+                            too_late().into_response()
+                        }
+                    }
+                }
+                Err(refusal) => refusal.into_response(),
+            }
+        }
+    };
+    let mut response = match response.extensions().get::<error::Pending>().and_then(error::Pending::take) {
+        Some(error) => {
+            if app.config.audit && error.is_denial() {
+                let (method, route, status) = (method.to_string(), route.clone(), error.status().as_u16());
+                app.auditor.denied(Denied { actor, method, route, status, code: error.code().to_owned() });
+            }
+            let mut rendered = error.render(&path, &correlation_id);
+            // What axum has put on the answer already, such as Allow.
+            if let Some(allow) = response.headers().get(header::ALLOW) {
+                rendered.headers_mut().insert(header::ALLOW, allow.clone());
+            }
+            rendered
+        }
+        None => response,
+    };
+    if let Ok(value) = HeaderValue::from_str(&correlation_id) {
+        response.headers_mut().insert(CORRELATION_ID, value);
+    }
+    if is_guarded && compression::shows_secrets(route.strip_prefix(&app.config.api.prefix).unwrap_or(&route)) {
+        response.extensions_mut().insert(compression::Secret);
+    }
+    limits.show(response.headers_mut());
+    if app.config.audit && !method.is_safe() && response.status().is_success() {
+        app.auditor.nudge();
+    }
+    drop(active);
+    let duration = started.elapsed();
+    span.in_scope(|| note(method.as_str(), &route, &response, duration));
+    response
+}
+
+fn too_late() -> ApiError {
+    ApiError::unavailable("timeout", "The request took too long")
+}
+
+/// The trace that the caller's request is part of.
+fn traceparent(headers: &HeaderMap) -> Option<Arc<str>> {
+    headers.get(trace::TRACEPARENT).and_then(|value| trace::valid(value.to_str().ok()?)).map(Into::into)
+}
+
+/// Whether a request may go on to its handler.
+struct Admission {
+    /// Whose it is; without a subject if nobody knows.
+    actor: Actor,
+    limits: Applied,
+}
+
+impl Admission {
+    fn of(actor: Actor) -> Self {
+        Self { actor, limits: Applied::default() }
+    }
+
+    /// The caller, or the answer to give instead. What costs least to find out comes first.
+    async fn decide(&mut self, app: &App, parts: &mut Parts, anybody: Actor) -> Result<Caller, ApiError> {
+        let is_guarded = auth::is_guarded(app, parts.uri.path());
+        if is_guarded {
+            app.load.check()?;
+            app.rates.count_address(parts.extensions.get().copied(), &mut self.limits)?;
+        }
+        let caller = if is_guarded || auth::needs_credentials(app, parts.uri.path()) {
+            auth::authenticate(app, parts, anybody, &mut self.limits).await?
+        } else {
+            Caller::anybody(anybody)
+        };
+        self.actor = Actor::clone(&caller.actor);
+        app.rates.count_principal(&caller, &mut self.limits)?;
+        access::authorize(app, parts, &caller).await?;
+        // Before the body, so that nobody has it read who does not know an address.
+        callbacks::find(app, parts).await?;
+        if is_guarded && parts.method.is_safe() {
+            app.memory.check_answer(caller.holders())?;
+        }
+        Ok(caller)
+    }
+}
+
+/// A place for a request that needs one, for itself and for its handler.
+fn enter(app: &App, is_guarded: bool, mut request: Request) -> Result<(Place, Request), ApiError> {
+    let place = if is_guarded { app.load.enter()? } else { Place::default() };
+    request.extensions_mut().insert(place.clone());
+    Ok((place, request))
+}
+
+/// Counts an answered request, and logs it.
+pub fn note(method: &str, route: &str, response: &Response, duration: Duration) {
+    record(method, route, response.status(), duration);
+    log_line(method, route, response, duration);
+}
+
+/// One line a request. Its fields are an interface, listed in the docs.
+fn log_line(method: &str, route: &str, response: &Response, duration: Duration) {
+    let status = response.status();
+    let duration_ms = (duration.as_secs_f64() * 100_000.0).round() / 100.0;
+    if let Some(error::Cause(cause)) = response.extensions().get::<error::Cause>()
+        && status.is_server_error()
+    {
+        tracing::error!(
+            target: "api.request", method, route, status = status.as_u16(), duration_ms,
+            error = &**cause as &dyn std::error::Error,
+            "{method} {route} {}: {cause}", status.as_u16()
+        );
+    } else if response.extensions().get::<error::ToldElsewhere>().is_some() {
+        // Thousands a second, when there is no time for it; `load` tells of them.
+        tracing::debug!(target: "api.request", method, route, "{method} {route} 503");
+    } else {
+        tracing::info!(
+            target: "api.request", method, route, status = status.as_u16(), duration_ms,
+            "{method} {route} {}", status.as_u16()
+        );
+    }
+}
+
+fn record(method: &str, route: &str, status: StatusCode, duration: Duration) {
+    let method = match method {
+        "GET" | "HEAD" | "POST" | "PUT" | "DELETE" | "OPTIONS" | "PATCH" => method.to_owned(),
+        _ => "other".to_owned(),
+    };
+    let route = route.to_owned();
+    let labels = [("method", method.clone()), ("endpoint", route.clone()), ("status", status.as_str().to_owned())];
+    metrics::counter!("http_requests_total", &labels).increment(1);
+    metrics::counter!("api_requests_total").increment(1);
+    let labels = [("method", method), ("endpoint", route)];
+    metrics::histogram!("http_request_latency_seconds", &labels).record(duration);
+    metrics::histogram!("api_request_duration_seconds").record(duration);
+}
+
+/// Counts a request as active for as long as it lives, also if its client hangs up.
+struct Active(metrics::Gauge);
+
+impl Active {
+    fn start() -> Self {
+        let gauge = metrics::gauge!("http_requests_active");
+        gauge.increment(1.0);
+        Self(gauge)
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}
+
+/// 404, or 307 to the path without its trailing slash.
+pub async fn no_such_route(uri: Uri) -> Response {
+    let path = uri.path();
+    // Not `//host`, nor `/\host`, which a browser would read as another site.
+    if path.len() > 1 && path.ends_with('/') && !path[1..].starts_with(['/', '\\']) {
+        let bare = path.trim_end_matches('/');
+        let target = uri.query().map_or_else(|| bare.to_owned(), |query| format!("{bare}?{query}"));
+        if let Ok(location) = HeaderValue::from_str(&target) {
+            return (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, location)]).into_response();
+        }
+    }
+    ApiError::not_found("not_found", "Not Found").into_response()
+}
+
+/// 405; axum adds `Allow`.
+pub async fn no_such_method() -> ApiError {
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "Method Not Allowed")
+}

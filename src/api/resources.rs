@@ -1,0 +1,20 @@
+//! The resources of the API: handlers with their wire types.
+
+pub mod agent_health;
+pub mod agents;
+pub mod api_keys;
+pub mod audit;
+pub mod by_name;
+pub mod callbacks;
+pub mod dead_letters;
+pub mod definition;
+pub mod definitions;
+pub mod graph;
+pub mod organizations;
+pub mod run_log;
+pub mod runs;
+pub mod step_stream;
+pub mod system;
+pub mod ticket;
+pub mod transfer;
+pub mod workflows;

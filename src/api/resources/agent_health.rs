@@ -1,0 +1,226 @@
+//! Whether an agent answers: with its card, if it has one.
+
+use std::time::{Duration, Instant};
+
+use http::{Method, StatusCode, header};
+use reqwest::Response;
+use serde::Serialize;
+use serde_json::value::RawValue;
+use url::Url;
+use utoipa::ToSchema;
+
+use crate::{
+    agent::{AgentKind, Credentials, Secrets, chat_url},
+    api::vocabulary::sets,
+    db::agents::AgentRow,
+    egress::{self, BodyError, Egress},
+    input::{self, member, shorten_to},
+    permits::{Permits, Scope},
+    timestamp::Timestamp,
+};
+
+/// Where A2A agents show their card, below their own path or at the root of their host, and where 0.2 had it.
+const CARD_PATHS: [&str; 2] = ["/.well-known/agent-card.json", "/.well-known/agent.json"];
+/// Largest card.
+const MAX_CARD_BYTES: usize = 1 << 20;
+/// The answer has to be there before the request for it times out, whatever the agent is allowed for its work.
+const LONGEST_CHECK: Duration = Duration::from_secs(9);
+/// Characters of a message. An agent's words may be longer.
+const MAX_MESSAGE_CHARS: usize = 500;
+/// Checks at a time. Each holds a connection for up to [`LONGEST_CHECK`].
+const MAX_CHECKS: u64 = 256;
+/// Checks of one agent at a time.
+const MAX_CHECKS_OF_AGENT: u64 = 4;
+
+/// What a check found.
+#[derive(Serialize, ToSchema)]
+pub struct AgentHealth {
+    /// What was found.
+    #[schema(value_type = sets::AgentHealthStatus)]
+    status: &'static str,
+    /// The card's description, or what is wrong.
+    message: String,
+    /// Until the HTTP answer; null if there was none.
+    response_time_ms: Option<u64>,
+    /// When the check was made.
+    #[schema(value_type = String, format = DateTime)]
+    timestamp: Timestamp,
+    /// The card of an A2A agent.
+    #[schema(value_type = Option<HashMap<String, Value>>)]
+    agent_card: Option<Box<RawValue>>,
+}
+
+/// Permits for checks.
+#[must_use]
+pub fn permits() -> Permits {
+    let (organization, caller) = (MAX_CHECKS / 2, MAX_CHECKS / 8);
+    let limits = [(Scope::Organization, organization), (Scope::Caller, caller), (Scope::Agent, MAX_CHECKS_OF_AGENT)];
+    Permits::new(MAX_CHECKS, limits)
+}
+
+/// Asks the agent, with its credentials, for what costs nothing: an A2A agent for its card, an OpenAI-compatible one for
+/// its list of models. A plain HTTP agent has neither; it is healthy if it answers a GET with anything but a 5xx. What
+/// is said repeats no credentials; a card may, and is shown as it is to those who may see them.
+pub async fn check(egress: &Egress, agent: &AgentRow, with_secrets: bool) -> AgentHealth {
+    let time = Duration::from_millis(u64::try_from(agent.timeout_ms).unwrap_or_default()).min(LONGEST_CHECK);
+    let timestamp = Timestamp::now();
+    let mut check = Check { egress, agent, response_time_ms: None };
+    let checked = tokio::time::timeout(time, check.run()).await;
+    let checked = checked.unwrap_or_else(|_| Err(format!("No answer within {} ms", time.as_millis())));
+    let secrets = Secrets::of(&agent.url, agent.auth_config.as_ref().map(|config| &*config.0));
+    let (status, message, card) = match checked {
+        Ok(Healthy { message, card }) => ("healthy", message, card),
+        Err(message) => ("unhealthy", message, None),
+    };
+    AgentHealth {
+        status,
+        message: shorten_to(&secrets.mask(message), MAX_MESSAGE_CHARS).into_owned(),
+        response_time_ms: check.response_time_ms,
+        timestamp,
+        agent_card: card.and_then(|card| {
+            if with_secrets { Some(card) } else { RawValue::from_string(secrets.mask(card.get().to_owned())).ok() }
+        }),
+    }
+}
+
+struct Healthy {
+    message: String,
+    card: Option<Box<RawValue>>,
+}
+
+/// Why there is no card at an address.
+enum NoCard {
+    /// There is nothing.
+    Missing(String),
+    /// There is something wrong.
+    Wrong(String),
+}
+
+struct Check<'a> {
+    egress: &'a Egress,
+    agent: &'a AgentRow,
+    /// Until the last HTTP answer.
+    response_time_ms: Option<u64>,
+}
+
+impl Check<'_> {
+    /// The error is what is wrong.
+    async fn run(&mut self) -> Result<Healthy, String> {
+        if self.agent.is_sealed() {
+            return Err("The agent's credentials are encrypted with a key that is not there".to_owned());
+        }
+        let url: Url = self.agent.url.parse().map_err(|_| "The agent's URL is not one".to_owned())?;
+        match AgentKind::parse(&self.agent.kind).unwrap_or(AgentKind::A2a) {
+            AgentKind::A2a => self.card(&url).await,
+            AgentKind::Http => {
+                let response = self.get(url).await?;
+                let status = response.status();
+                if status.is_server_error() {
+                    return Err(refused(response).await);
+                }
+                let message = format!("The agent answers a GET with status {}", status.as_u16());
+                Ok(Healthy { message, card: None })
+            }
+            AgentKind::OpenAi => {
+                let models = self.object(chat_url(&url, "models"), "The agent's list of models").await;
+                let models = models.map_err(|(NoCard::Missing(why) | NoCard::Wrong(why))| why)?;
+                Ok(Healthy { message: description(&models), card: None })
+            }
+        }
+    }
+
+    /// The first card that there is; where there is none, what was found where it should be.
+    async fn card(&mut self, url: &Url) -> Result<Healthy, String> {
+        let mut missing = None;
+        for url in card_urls(url) {
+            match self.object(url, "The agent's card").await {
+                Ok(card) => return Ok(Healthy { message: description(&card), card: Some(card) }),
+                Err(NoCard::Missing(why)) => missing = missing.or(Some(why)),
+                Err(NoCard::Wrong(why)) => return Err(why),
+            }
+        }
+        Err(missing.unwrap_or_default())
+    }
+
+    async fn object(&mut self, url: Url, what: &str) -> Result<Box<RawValue>, NoCard> {
+        let response = self.get(url).await.map_err(NoCard::Wrong)?;
+        match response.status() {
+            StatusCode::OK => {}
+            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::GONE => {
+                return Err(NoCard::Missing(refused(response).await));
+            }
+            _ => return Err(NoCard::Wrong(refused(response).await)),
+        }
+        let body = egress::read_body(response, MAX_CARD_BYTES).await.map_err(|error| {
+            NoCard::Wrong(match error {
+                BodyError::TooLarge(_) => format!("{what} is larger than 1 MiB"),
+                BodyError::Broken(error) => cannot_reach(&error),
+                error => format!("{what} cannot be read: {error}"),
+            })
+        })?;
+        let object = body.json().map_err(|fault| NoCard::Wrong(format!("{what} is not JSON: {fault}")))?;
+        if object.get().starts_with('{') {
+            Ok(object.to_owned())
+        } else {
+            Err(NoCard::Wrong(format!("{what} is not a JSON object")))
+        }
+    }
+
+    async fn get(&mut self, url: Url) -> Result<Response, String> {
+        let started = Instant::now();
+        let request = self.egress.request(Method::GET, url).map_err(|error| error.to_string())?;
+        let request = request.header(header::CONTENT_TYPE, "application/json");
+        let auth_config = self.agent.auth_config.as_ref().map(|config| &*config.0);
+        let request = match Credentials::read(self.agent.auth_type.as_deref(), auth_config) {
+            Credentials::Header(name, value) => request.header(name, value),
+            Credentials::None => request,
+            Credentials::Unusable => {
+                return Err(
+                    "The agent's auth_config lacks a value, or has one that cannot be sent in a header".to_owned()
+                );
+            }
+        };
+        let response = request.send().await.map_err(|error| cannot_reach(&error))?;
+        self.response_time_ms = Some(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX));
+        Ok(response)
+    }
+}
+
+/// Where the card of an A2A agent may be, likelier places first.
+fn card_urls(agent: &Url) -> Vec<Url> {
+    let own = agent.path().trim_end_matches('/');
+    let mut urls = Vec::with_capacity(4);
+    for path in CARD_PATHS {
+        for base in [own, ""] {
+            let mut url = agent.clone();
+            url.set_fragment(None);
+            url.set_path(&format!("{base}{path}"));
+            if !urls.contains(&url) {
+                urls.push(url);
+            }
+        }
+    }
+    urls
+}
+
+/// What the card says of the agent.
+fn description(card: &RawValue) -> String {
+    let description = member(card, "description").and_then(input::text).filter(|text| !text.is_empty());
+    description.unwrap_or_else(|| "The agent answers".to_owned())
+}
+
+/// The status, and the beginning of what comes with it.
+async fn refused(response: Response) -> String {
+    let status = response.status();
+    let text = format!("The agent answered with status {}", status.as_u16());
+    let excerpt = egress::read_body(response, MAX_CARD_BYTES).await.ok().and_then(|body| body.excerpt());
+    excerpt.map_or_else(|| text.clone(), |excerpt| format!("{text}: {excerpt}"))
+}
+
+fn cannot_reach(error: &reqwest::Error) -> String {
+    if egress::was_not_allowed(error) {
+        return egress::NotAllowed.to_string();
+    }
+    let cause = egress::cause_of(error).map_or_else(String::new, |cause| format!(": {cause}"));
+    format!("The agent cannot be reached{cause}")
+}

@@ -1,0 +1,502 @@
+//! `/agents`.
+
+use axum::{Json, extract::State, response::Response};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use sqlx::types::Json as Column;
+use utoipa::ToSchema;
+
+use super::{
+    agent_health::{self, AgentHealth},
+    runs,
+};
+use crate::{
+    actions::save_agent::{self, SaveAgentError},
+    agent::{AgentPatch, AuthType, NewAgent, RetryConfig, mask_auth_config, masked_url, render_auth_config},
+    api::{
+        App,
+        gate::{auth::Caller, load::Place},
+        vocabulary::{
+            cursor::Asked,
+            error::{ApiError, ErrorBody},
+            etag::{self, IfMatch, IfNoneMatch},
+            extract::{AgentId, JsonBody, Key, Query},
+            page::{Message, Page},
+            parameters, sets,
+        },
+    },
+    breaker::Rules,
+    db::{
+        self,
+        agents::{AgentRow, AgentWithBreaker, Filter, ORDER},
+        breakers::SharedBreaker,
+        idempotency::ClaimError,
+    },
+    timestamp::Timestamp,
+};
+
+/// The parameters that a cursor of the list is bound to.
+const FILTERS: [&str; 6] =
+    ["status", "name_prefix", "created_after", "created_before", "updated_after", "updated_before"];
+
+/// A part of the list of agents.
+pub type AgentPage = Page<Agent>;
+
+/// An agent.
+#[derive(Serialize, ToSchema)]
+pub struct Agent {
+    /// Made at registration.
+    id: uuid::Uuid,
+    /// Unique for ever; steps name agents by it.
+    #[schema(example = "summariser")]
+    name: String,
+    /// Where its endpoint is, normalised. Without `agents:secrets` asterisks stand for the values of its query, which an
+    /// update may send back.
+    #[schema(example = "http://summariser:8080/")]
+    url: String,
+    /// For people.
+    description: Option<String>,
+    /// Which credentials it wants.
+    #[schema(value_type = sets::AuthType)]
+    auth_type: &'static str,
+    /// The credentials, with `type` and for API keys `header` added for the reference deployment's bridge. Without
+    /// `agents:secrets` asterisks stand in their place, which an update may send back.
+    #[schema(value_type = Option<HashMap<String, Value>>)]
+    auth_config: Option<Box<RawValue>>,
+    /// Time for one call.
+    timeout_ms: i32,
+    /// How calls are repeated.
+    #[schema(value_type = RetryConfigBody)]
+    retry_config: RetryConfig,
+    /// What differs from the settings `CIRCUIT_BREAKER_*`.
+    #[schema(value_type = Option<CircuitBreakerConfigBody>)]
+    circuit_breaker_config: Option<Box<RawValue>>,
+    /// Null if it is switched off.
+    circuit_breaker: Option<CircuitBreaker>,
+    /// How it is spoken to.
+    #[schema(value_type = sets::AgentKind)]
+    kind: String,
+    /// What the kind needs to know.
+    #[schema(value_type = Option<AgentConfigBody>)]
+    config: Option<Box<RawValue>>,
+    /// Whether it may be used.
+    #[schema(value_type = sets::AgentStatus)]
+    status: String,
+    /// Registration.
+    #[schema(value_type = String, format = DateTime)]
+    created_at: Timestamp,
+    /// Last change.
+    #[schema(value_type = String, format = DateTime)]
+    updated_at: Timestamp,
+    /// Who registered it.
+    created_by: Option<String>,
+    /// Who changed it last.
+    updated_by: Option<String>,
+}
+
+/// The circuit breaker of an agent, which all executors share.
+#[derive(Serialize, ToSchema)]
+pub struct CircuitBreaker {
+    /// Whether the agent is called.
+    #[schema(value_type = sets::CircuitBreakerState)]
+    state: &'static str,
+    /// When it opened; null if it is closed.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    opened_at: Option<Timestamp>,
+    /// When an open one lets the first call through again.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    retry_at: Option<Timestamp>,
+    /// Failures in the window, as far as executors have reported them.
+    failures: u32,
+    /// Calls in the window; those that succeed are reported only while others fail.
+    calls: u32,
+}
+
+impl CircuitBreaker {
+    /// `None`: nothing is stored of it.
+    fn new(shared: Option<&SharedBreaker>, rules: &Rules) -> Self {
+        let timestamp = |at: chrono::DateTime<chrono::Utc>| Timestamp::from(at);
+        let (calls, failures) = shared.map_or((0, 0), |shared| shared.breaker.counts(rules, shared.read_at));
+        let breaker = shared.map(|shared| &shared.breaker);
+        Self {
+            state: breaker.map(|breaker| breaker.state).unwrap_or_default().as_str(),
+            opened_at: breaker.and_then(|breaker| breaker.opened_at).map(timestamp),
+            retry_at: breaker.and_then(|breaker| breaker.retry_at(rules)).map(timestamp),
+            failures,
+            calls,
+        }
+    }
+}
+
+impl Agent {
+    /// With its circuit breaker, if anything is stored of one, under these rules where it has none of its own.
+    fn new(row: AgentRow, breaker: Option<&SharedBreaker>, rules: Rules) -> Self {
+        let rules = rules.of_agent(row.circuit_breaker_config.as_ref().map(|config| &*config.0));
+        let auth_type = row.auth_type.as_deref().and_then(AuthType::parse).unwrap_or(AuthType::None);
+        let stored = |json: Option<sqlx::types::Json<Box<RawValue>>>| json.map(|json| json.0);
+        Self {
+            id: row.id,
+            name: row.name,
+            url: row.url,
+            description: row.description,
+            auth_type: auth_type.as_str(),
+            auth_config: render_auth_config(auth_type, stored(row.auth_config).as_deref()),
+            timeout_ms: row.timeout_ms,
+            retry_config: RetryConfig::from_stored(stored(row.retry_config).as_deref()),
+            circuit_breaker_config: stored(row.circuit_breaker_config),
+            circuit_breaker: rules.enabled.then(|| CircuitBreaker::new(breaker, &rules)),
+            kind: row.kind,
+            config: stored(row.config),
+            status: row.status,
+            created_at: row.created_at,
+            updated_at: row.updated_at,
+            created_by: row.created_by,
+            updated_by: row.updated_by,
+        }
+    }
+}
+
+/// The row as the caller may see it.
+fn shown(app: &App, row: AgentRow, caller: &Caller) -> AgentRow {
+    let mut row = row.opened(&app.config.vault);
+    // What cannot be opened is nobody's to see, and of no use.
+    if !caller.sees_secrets() || row.is_sealed() {
+        row.auth_config = row.auth_config.map(|config| Column(mask_auth_config(&config.0)));
+    }
+    if !caller.sees_secrets() {
+        row.url = masked_url(&row.url);
+    }
+    row
+}
+
+/// How calls to an agent are repeated.
+#[derive(ToSchema)]
+#[schema(as = RetryConfig)]
+#[expect(dead_code, reason = "describes `agent::RetryConfig`, which knows nothing of OpenAPI")]
+pub struct RetryConfigBody {
+    /// Attempts in all; absent is 3.
+    #[schema(nullable = false, minimum = 0, maximum = 10)]
+    max_retries: Option<u32>,
+    /// Pause after the first attempt; absent is 1000.
+    #[schema(nullable = false, minimum = 100)]
+    initial_delay_ms: Option<u64>,
+    /// Longest pause; absent is 30 000.
+    #[schema(nullable = false, minimum = 1000)]
+    max_delay_ms: Option<u64>,
+    /// What each pause is multiplied with for the next one; absent is 2.
+    #[schema(nullable = false, minimum = 1.0)]
+    backoff_multiplier: Option<f64>,
+}
+
+/// What differs from the settings of the circuit breakers.
+#[derive(ToSchema)]
+#[schema(as = CircuitBreakerConfig)]
+#[expect(dead_code, reason = "describes what `breaker::Rules` reads")]
+pub struct CircuitBreakerConfigBody {
+    /// Whether the agent has one.
+    enabled: Option<bool>,
+    /// Failures in a row that open it, and the fewest calls of which a share is taken.
+    #[schema(minimum = 1, maximum = 1000)]
+    failure_threshold: Option<u32>,
+    /// The share of failures that opens it, above 0.
+    #[schema(exclusive_minimum = 0.0, maximum = 1.0)]
+    failure_rate_threshold: Option<f64>,
+    /// How long it stays open.
+    #[schema(minimum = 1, maximum = 86400)]
+    timeout_seconds: Option<u64>,
+    /// Probes while it is half open, and successes that close it.
+    #[schema(minimum = 1, maximum = 1000)]
+    half_open_max_calls: Option<u32>,
+    /// How far back calls count.
+    #[schema(minimum = 1, maximum = 3600)]
+    window_size_seconds: Option<u64>,
+}
+
+/// The `config` of an agent of kind `openai`.
+#[derive(ToSchema)]
+#[schema(as = AgentConfig, example = json!({"model": "gpt-4o-mini", "parameters": {"temperature": 0, "max_tokens": 500}}))]
+#[expect(dead_code, reason = "describes what `agent::ChatConfig` reads")]
+pub struct AgentConfigBody {
+    /// Which model.
+    #[schema(min_length = 1, max_length = 255, pattern = "\\S")]
+    model: String,
+    /// Comes before the messages of the step.
+    #[schema(max_length = 100_000)]
+    system_prompt: Option<String>,
+    /// Further members of the request, such as `temperature` and `max_tokens`; not `model`, `messages`, `stream` and
+    /// `response_format`.
+    #[schema(value_type = Option<HashMap<String, Value>>, example = json!({"temperature": 0}))]
+    parameters: Option<()>,
+    /// `text`, `json`, or an object as the endpoint takes it.
+    #[schema(value_type = Value, required = false, example = json!({"type": "json_object"}))]
+    response_format: (),
+}
+
+/// The body of a create request.
+#[derive(ToSchema)]
+#[schema(as = CreateAgentRequest, example = json!({
+    "name": "summariser", "url": "http://summariser:8080", "description": "Sums texts up.", "kind": "http",
+}))]
+#[expect(dead_code, reason = "describes what `agent::NewAgent::parse` reads")]
+pub struct NewAgentBody {
+    /// Unique for ever.
+    #[schema(min_length = 1, max_length = 255, example = "summariser")]
+    name: String,
+    /// An address of HTTP or HTTPS.
+    #[schema(max_length = 512, pattern = "^[hH][tT][tT][pP][sS]?://", example = "http://summariser:8080")]
+    url: String,
+    /// For people.
+    description: Option<String>,
+    /// Which credentials it wants; absent is `none`. Capitals count as small letters.
+    #[schema(required = false)]
+    auth_type: sets::AuthType,
+    /// `bearer`: `{"token": …}`; `apikey`: `{"key": …, "header_name": …}`; `none`: null.
+    #[schema(value_type = Option<HashMap<String, Value>>)]
+    auth_config: Option<()>,
+    /// Time for one call; absent is 30 000.
+    #[schema(nullable = false, minimum = 1000, maximum = 300_000)]
+    timeout_ms: Option<i32>,
+    /// How calls are repeated.
+    #[schema(value_type = RetryConfigBody, required = false)]
+    retry_config: Option<RetryConfigBody>,
+    /// Overrides settings `CIRCUIT_BREAKER_*`; other members are kept.
+    #[schema(value_type = Option<CircuitBreakerConfigBody>)]
+    circuit_breaker_config: Option<()>,
+    /// How it is spoken to; absent is `a2a`. Capitals count as small letters.
+    #[schema(required = false)]
+    kind: sets::AgentKind,
+    /// Required for `openai`, null for the others.
+    #[schema(value_type = Option<AgentConfigBody>)]
+    config: Option<()>,
+}
+
+/// The body of an update request; what is absent stays.
+#[derive(ToSchema)]
+#[schema(as = UpdateAgentRequest, example = json!({"description": "Sums texts up in a sentence.", "timeout_ms": 60000}))]
+#[expect(dead_code, reason = "describes what `agent::AgentPatch::parse` reads")]
+pub struct AgentPatchBody {
+    /// An address of HTTP or HTTPS.
+    #[schema(nullable = false, max_length = 512, pattern = "^[hH][tT][tT][pP][sS]?://")]
+    url: Option<String>,
+    /// Null clears it.
+    description: Option<String>,
+    /// Which credentials it wants.
+    #[schema(required = false)]
+    auth_type: sets::AuthType,
+    /// Has to fit `auth_type`.
+    #[schema(value_type = Option<HashMap<String, Value>>)]
+    auth_config: Option<()>,
+    /// Time for one call.
+    #[schema(nullable = false, minimum = 1000, maximum = 300_000)]
+    timeout_ms: Option<i32>,
+    /// Replaced as a whole.
+    #[schema(value_type = RetryConfigBody, required = false)]
+    retry_config: Option<RetryConfigBody>,
+    /// Whether it may be used.
+    #[schema(required = false)]
+    status: sets::SettableStatus,
+    /// Null clears it.
+    #[schema(value_type = Option<CircuitBreakerConfigBody>)]
+    circuit_breaker_config: Option<()>,
+    /// Another one drops the former's `config`.
+    #[schema(required = false)]
+    kind: sets::AgentKind,
+    /// Has to fit `kind`.
+    #[schema(value_type = Option<AgentConfigBody>)]
+    config: Option<()>,
+}
+
+impl From<SaveAgentError> for ApiError {
+    fn from(error: SaveAgentError) -> Self {
+        match error {
+            SaveAgentError::NotFound => not_found(),
+            SaveAgentError::NameTaken(name) => {
+                Self::bad_request("agent_name_taken", format!("An agent named {name:?} already exists"))
+            }
+            SaveAgentError::Invalid(errors) => errors.into(),
+            SaveAgentError::Stale(stale) => stale.into(),
+            SaveAgentError::Key(error) => error.into(),
+            SaveAgentError::Quota(exceeded) => exceeded.into(),
+            SaveAgentError::Db(error) => error.into(),
+        }
+    }
+}
+
+fn not_found() -> ApiError {
+    ApiError::not_found("agent_not_found", "Agent not found")
+}
+
+/// List agents
+///
+/// In the order of their registration. With `name`, looks that one up whatever its status; the other parameters do not
+/// count then.
+#[utoipa::path(
+    get, path = "/agents", tag = "agents",
+    params(
+        parameters::Paging,
+        ("status" = Option<Vec<sets::AgentStatus>>, Query, explode = false, description = "Any of these"),
+        ("name" = Option<String>, Query, description = "Exactly this name; the other parameters do not count then"),
+        ("name_prefix" = Option<String>, Query, description = "The beginning of the name"),
+        parameters::Created,
+        parameters::Updated,
+    ),
+    responses(
+        (status = 200, body = AgentPage), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
+        (status = 422, body = ErrorBody),
+    ),
+)]
+pub async fn list_agents(State(app): State<App>, caller: Caller, query: Query) -> Result<Json<Page<Agent>>, ApiError> {
+    let asked = Asked::read(&app, &query, ORDER, "agents", &FILTERS).await?;
+    let filter = Filter {
+        organization: caller.organization(),
+        statuses: query.several("status"),
+        name_prefix: query.text("name_prefix"),
+        created: query.span("created")?,
+        updated: query.span("updated")?,
+    };
+    if let Some(name) = query.text("name") {
+        let found = db::agents::find_to_call(&app.pool, caller.organization(), name).await?;
+        return Ok(Json(Page::of_one(found.map(|found| show(&app, &caller, found)), asked.cut.size)));
+    }
+    let mut connection = app.pool.acquire().await?;
+    let part = db::agents::list(&mut connection, &filter, &asked.cut).await?;
+    let ids: Vec<uuid::Uuid> = part.rows.iter().map(|row| row.id).collect();
+    let breakers = db::breakers::find_all(&mut *connection, &ids).await?;
+    let page: Page<AgentRow> = Page::new(part, &asked);
+    Ok(Json(page.map(|row| {
+        let breaker = breakers.get(&row.id);
+        Agent::new(shown(&app, row, &caller), breaker, app.config.circuit_breaker)
+    })))
+}
+
+fn show(app: &App, caller: &Caller, found: AgentWithBreaker) -> Agent {
+    Agent::new(shown(app, found.agent, caller), Some(&found.breaker.into()), app.config.circuit_breaker)
+}
+
+/// Register an agent
+///
+/// Nothing is sent to its address yet: `GET /agents/{agent_id}/health` tries it.
+#[utoipa::path(
+    post, path = "/agents", tag = "agents", request_body = NewAgentBody,
+    params(parameters::IdempotencyKey),
+    responses(
+        (status = 201, body = Agent, headers(("ETag" = String, description = "The state that is shown"), ("Location" = String, description = "Its path"))),
+        (status = 409, description = "A request with this key is under way", body = ErrorBody),
+        (status = 400, description = "The name is taken", body = ErrorBody),
+        (status = 422, body = ErrorBody),
+    ),
+)]
+pub async fn create_agent(
+    State(app): State<App>,
+    caller: Caller,
+    key: Key,
+    body: JsonBody,
+) -> Result<Response, ApiError> {
+    let new = NewAgent::parse(body.raw())?;
+    let key = key.bound("create agent", &caller, body.fingerprint());
+    let context = app.context(&caller).with_key(key.as_ref());
+    let created = |row: AgentRow| {
+        let (path, revision) = (format!("/agents/{}", row.id), row.revision());
+        etag::created(&app, &path, &revision, Agent::new(shown(&app, row, &caller), None, app.config.circuit_breaker))
+    };
+    match save_agent::create_agent(&app.pool, context, new).await {
+        Ok(row) => {
+            tracing::info!(target: "api.routes.agents", agent_id = %row.id, "Agent created");
+            Ok(created(row))
+        }
+        Err(SaveAgentError::Key(ClaimError::Repeated(id))) => {
+            let id = uuid::Uuid::try_parse(&id).map_err(|_| not_found())?;
+            Ok(runs::replayed(created(
+                db::agents::find(&app.pool, caller.organization(), id).await?.ok_or_else(not_found)?,
+            )))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Get an agent
+///
+/// Deleted ones too, with its circuit breaker.
+#[utoipa::path(
+    get, path = "/agents/{agent_id}", tag = "agents",
+    params(("agent_id" = uuid::Uuid, Path), parameters::IfNoneMatch),
+    responses((status = 200, body = Agent, headers(("ETag" = String, description = "The state that is shown"))), (status = 304), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
+)]
+pub async fn get_agent(
+    State(app): State<App>,
+    caller: Caller,
+    AgentId(id): AgentId,
+    if_none_match: IfNoneMatch,
+) -> Result<Response, ApiError> {
+    let found = db::agents::find_to_show(&app.pool, caller.organization(), id).await?.ok_or_else(not_found)?;
+    Ok(if_none_match.answer(&found.revision(), show(&app, &caller, found)))
+}
+
+/// Update an agent
+///
+/// Changes the members that are given.
+#[utoipa::path(
+    put, path = "/agents/{agent_id}", tag = "agents",
+    params(("agent_id" = uuid::Uuid, Path), parameters::IfMatch),
+    request_body = AgentPatchBody,
+    responses((status = 200, body = Agent, headers(("ETag" = String, description = "The state that is shown"))), (status = 412, description = "It has changed since it was read", body = ErrorBody), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
+)]
+pub async fn update_agent(
+    State(app): State<App>,
+    caller: Caller,
+    AgentId(id): AgentId,
+    IfMatch(if_match): IfMatch,
+    body: JsonBody,
+) -> Result<Response, ApiError> {
+    let patch = AgentPatch::parse(body.raw())?;
+    let context = app.context(&caller).with_if_match(if_match.as_ref());
+    let found = save_agent::update_agent(&app.pool, context, id, patch).await?;
+    tracing::info!(target: "api.routes.agents", agent_id = %id, "Agent updated");
+    Ok(etag::tagged(&found.revision(), Json(show(&app, &caller, found))))
+}
+
+/// Delete an agent
+///
+/// Marks it as deleted; its name stays taken.
+#[utoipa::path(
+    delete, path = "/agents/{agent_id}", tag = "agents",
+    params(("agent_id" = uuid::Uuid, Path), parameters::IfMatch),
+    responses((status = 200, body = Message), (status = 412, description = "It has changed since it was read", body = ErrorBody), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
+)]
+pub async fn delete_agent(
+    State(app): State<App>,
+    caller: Caller,
+    AgentId(id): AgentId,
+    IfMatch(if_match): IfMatch,
+) -> Result<Json<Message>, ApiError> {
+    save_agent::delete_agent(&app.pool, app.context(&caller).with_if_match(if_match.as_ref()), id).await?;
+    tracing::info!(target: "api.routes.agents", agent_id = %id, "Agent deleted");
+    Ok(Json(Message::new("Agent deleted")))
+}
+
+/// Check an agent's health
+///
+/// Asks the agent for its card. The answer is 200 also if the agent is unhealthy.
+#[utoipa::path(
+    get, path = "/agents/{agent_id}/health", tag = "agents", params(("agent_id" = uuid::Uuid, Path)),
+    responses(
+        (status = 200, body = AgentHealth), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody),
+        (status = 429, description = "Too many checks of the agent, or by the caller, are under way", body = ErrorBody),
+    ),
+)]
+pub async fn check_agent(
+    State(app): State<App>,
+    caller: Caller,
+    AgentId(id): AgentId,
+    place: Place,
+) -> Result<Json<AgentHealth>, ApiError> {
+    let row = db::agents::find(&app.pool, caller.organization(), id).await?.ok_or_else(not_found)?;
+    let row = row.opened(&app.config.vault);
+    let holders = caller.holders().with_agent(id);
+    let _permit = app
+        .checks
+        .try_take(holders, 1)
+        .map_err(|limit| ApiError::exhausted(limit, "too_many_checks", "checks of agents at a time"))?;
+    place.leave();
+    Ok(Json(agent_health::check(&app.egress, &row, caller.sees_secrets()).await))
+}

@@ -1,0 +1,189 @@
+//! Workflows by their names: what a deployment script knows.
+
+use axum::{
+    extract::{FromRequestParts, Path, State},
+    response::Response,
+};
+use http::{StatusCode, request::Parts};
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+
+use super::{
+    definition::StepsBody,
+    runs::RunDetail,
+    workflows::{self, ExecuteBody, Workflow, not_found, save_error},
+};
+use crate::{
+    actions::put_workflow::{self, Put},
+    api::{
+        App,
+        gate::auth::Caller,
+        vocabulary::{
+            error::{ApiError, ErrorBody},
+            etag::{IfMatch, IfNoneMatch},
+            extract::{JsonBody, Key},
+            parameters,
+            prefer::Wait,
+        },
+    },
+    db,
+    input::{self, ANY_LENGTH, FieldError, Node, Object, Read},
+    workflow::{Draft, NewWorkflow},
+};
+
+/// `{name}` in the path.
+pub struct Name(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Name {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let Path(name) = Path::<String>::from_request_parts(parts, state).await.map_err(|_| not_found())?;
+        // No row can have such a name, and the database would refuse to look.
+        if name.contains('\0') { Err(not_found()) } else { Ok(Self(name)) }
+    }
+}
+
+/// The definition that a name is to have. A `name` may be there if it is the one in the path.
+#[derive(ToSchema)]
+#[schema(as = PutWorkflowRequest, example = json!({
+    "start_step": "pause",
+    "steps": {"pause": {"id": "pause", "type": "wait", "wait_config": {"duration_seconds": 1}}},
+}))]
+#[expect(dead_code, reason = "describes what `put_workflow_by_name` reads")]
+pub struct WantedWorkflowBody {
+    /// Absent is null.
+    description: Option<String>,
+    /// The id of the first step.
+    #[schema(min_length = 1, example = "summarise")]
+    start_step: String,
+    /// The steps by id.
+    steps: StepsBody,
+    /// Absent is null, which takes any object as input.
+    #[schema(value_type = Option<HashMap<String, Value>>)]
+    input_schema: Option<()>,
+}
+
+/// Get a workflow by its name
+///
+/// The newest active version of the name.
+#[utoipa::path(
+    get, path = "/workflows/by-name/{name}", tag = "workflows",
+    params(
+        ("name" = String, Path, example = "hello"),
+        parameters::IfNoneMatch,
+    ),
+    responses(
+        (status = 200, body = Workflow, headers(("ETag" = String, description = "The state that is shown"))),
+        (status = 304), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody),
+    ),
+)]
+pub async fn get_workflow_by_name(
+    State(app): State<App>,
+    caller: Caller,
+    Name(name): Name,
+    if_none_match: IfNoneMatch,
+) -> Result<Response, ApiError> {
+    let row = db::workflows::find_active(&app.pool, caller.organization(), &name).await?.ok_or_else(not_found)?;
+    Ok(if_none_match.answer(&row.revision(), Workflow::from(row)))
+}
+
+/// Create or update a workflow by its name
+///
+/// Brings the name to the wanted definition; safe to repeat. What is stored already stays untouched, another content
+/// becomes the next version under the same id, and a name without an active version gets one.
+#[utoipa::path(
+    put, path = "/workflows/by-name/{name}", tag = "workflows",
+    params(
+        ("name" = String, Path, min_length = 1, max_length = 255, example = "hello"),
+        parameters::IfMatch,
+    ),
+    request_body = WantedWorkflowBody,
+    responses(
+        (status = 200, description = "The newest version, changed or not", body = Workflow,
+            headers(("ETag" = String, description = "The state that is shown"))),
+        (status = 201, description = "The name had no active version", body = Workflow,
+            headers(("ETag" = String, description = "The state that is shown"), ("Location" = String, description = "Its path"))),
+        (status = 412, description = "It has changed since it was read", body = ErrorBody),
+        (status = 400, description = "A step names an agent that does not exist or is not active", body = ErrorBody),
+        (status = 404, description = "No name can be like that", body = ErrorBody),
+        (status = 413, description = "Too large to be executed", body = ErrorBody),
+        (status = 422, body = ErrorBody),
+    ),
+)]
+pub async fn put_workflow_by_name(
+    State(app): State<App>,
+    caller: Caller,
+    Name(name): Name,
+    IfMatch(if_match): IfMatch,
+    body: JsonBody,
+) -> Result<Response, ApiError> {
+    let wanted = app.read(&caller, body.raw(), move |body| read(&name, body)).await??;
+    let context = app.context(&caller).with_if_match(if_match.as_ref());
+    let put = put_workflow::put_workflow(&app.pool, context, wanted).await;
+    let (what, row) = match put.map_err(|error| save_error(error, StatusCode::BAD_REQUEST))? {
+        Put::Created(row) => {
+            tracing::info!(target: "api.routes.workflows", workflow_id = %row.id, "Workflow created by name");
+            return Ok(workflows::created(&app, row));
+        }
+        Put::Updated(row) => ("updated", row),
+        Put::Unchanged(row) => ("unchanged", row),
+    };
+    tracing::info!(target: "api.routes.workflows", workflow_id = %row.id, "Workflow {what} by name");
+    Ok(workflows::tagged(row))
+}
+
+/// The definition that a name is to have.
+fn read(name: &str, body: &RawValue) -> Read<NewWorkflow> {
+    let body = Object::body(body)?;
+    let mut errors = Vec::new();
+    let other_name = body.nullable("name", &mut errors, |node| node.string(ANY_LENGTH)).filter(|given| given != name);
+    if other_name.is_some() {
+        errors.push(FieldError::rule("body.name", "must be the name in the path, or absent"));
+    }
+    let name = input::to_raw(name);
+    let draft = input::keep(Draft::named(&Node::new("path.name", &name), &body), &mut errors);
+    draft.filter(|_| errors.is_empty()).ok_or(errors)?.checked()
+}
+
+/// Execute a workflow by its name
+///
+/// Starts a run of the newest active version of the name, as executing that version by its id does.
+#[utoipa::path(
+    post, path = "/workflows/by-name/{name}/execute", tag = "workflows",
+    params(
+        ("name" = String, Path, example = "hello"),
+        parameters::IdempotencyKey,
+        parameters::Prefer,
+    ),
+    request_body = ExecuteBody,
+    responses(
+        (status = 200, description = "With `Prefer: wait`: the run has ended, well or not", body = RunDetail, headers(
+            ("Location" = String, description = "Path of the run"),
+            ("Preference-Applied" = String, description = "How long was waited at most"),
+        )),
+        (status = 202, body = RunDetail, headers(
+            ("Location" = String, description = "Path of the run"),
+            ("Retry-After" = i64, description = "With `Prefer: wait`: when to look again"),
+            ("Preference-Applied" = String, description = "With `Prefer: wait`: how long was waited at most"),
+        )),
+        (status = 400, description = "The workflow is not active any more", body = ErrorBody),
+        (status = 404, description = "The name has no active version", body = ErrorBody),
+        (status = 409, description = "A request with this key is under way", body = ErrorBody),
+        (status = 413, body = ErrorBody),
+        (status = 422, description = "Not valid, or the key was used with another body", body = ErrorBody),
+        (status = 503, description = "The database is away, or too much waits already", body = ErrorBody),
+    ),
+)]
+pub async fn execute_workflow_by_name(
+    State(app): State<App>,
+    caller: Caller,
+    Name(name): Name,
+    key: Key,
+    wait: Wait,
+    body: JsonBody,
+) -> Result<Response, ApiError> {
+    let id = db::workflows::find_active(&app.pool, caller.organization(), &name).await?.ok_or_else(not_found)?.id;
+    // Of the name: a repeat is the same request although the name has another version by now.
+    workflows::start(app, caller, (id, format!("execute by name {name:?}")), key, wait, &body).await
+}

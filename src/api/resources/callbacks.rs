@@ -1,0 +1,186 @@
+//! `/callbacks/{token}`, where whoever has been given the address answers a step that waits, and the list of those of
+//! a run.
+
+use axum::{
+    Json,
+    extract::{FromRequestParts, Path, State},
+    response::{IntoResponse, Response},
+};
+use http::{HeaderValue, Method, StatusCode, header, request::Parts};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+
+use super::runs;
+use crate::{
+    actions::answer_callback::{self, AnswerError, Answered},
+    api::{
+        App,
+        gate::auth::Caller,
+        vocabulary::{
+            error::{ApiError, ErrorBody},
+            extract::{AnyJsonBody, RunId},
+        },
+    },
+    db::{self, waits::OpenCallback},
+    input::{member, text},
+    timestamp::Timestamp,
+};
+
+/// Callbacks that one answer lists.
+const MAX_LISTED: i64 = 1000;
+/// Longer texts are no tokens.
+const MAX_TOKEN_CHARS: usize = 128;
+
+/// `{token}` in the path.
+pub struct Token(String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Token {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let Path(token) = Path::<String>::from_request_parts(parts, state).await.map_err(|_| not_found())?;
+        if token.len() > MAX_TOKEN_CHARS { Err(not_found()) } else { Ok(Self(token)) }
+    }
+}
+
+/// 404 for a request that answers a callback which there is not.
+pub async fn find(app: &App, request: &mut Parts) -> Result<(), ApiError> {
+    if request.method != Method::POST || crate::api::route_below_prefix(app, request) != Some("/callbacks/{token}") {
+        return Ok(());
+    }
+    let Token(token) = Token::from_request_parts(request, &()).await?;
+    if answer_callback::exists(&app.pool, &token).await? { Ok(()) } else { Err(not_found()) }
+}
+
+/// What an answer to a callback came to. A repeat gets the same, whatever it says.
+#[derive(Serialize, ToSchema)]
+pub struct CallbackAnswer {
+    /// The run.
+    run_id: String,
+    /// The step that goes on with the answer.
+    step_id: String,
+    /// When the first answer came, which is the one that counts.
+    #[schema(value_type = String, format = DateTime)]
+    answered_at: Timestamp,
+    /// Of an approval, what was decided.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    approved: Option<bool>,
+}
+
+/// A callback of a run that can be answered.
+#[derive(Serialize, ToSchema)]
+pub struct Callback {
+    /// The step that waits, or that will.
+    step_id: String,
+    /// The attempt that waits; null if the step has not begun.
+    step_execution_id: Option<String>,
+    /// Where to answer, with POST. Whoever knows it may.
+    url: String,
+    /// Since when it can be answered.
+    #[schema(value_type = String, format = DateTime)]
+    created_at: Timestamp,
+    /// Until when; null without a limit.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    expires_at: Option<Timestamp>,
+    /// A decision is asked for: a body with `approved`.
+    is_approval: bool,
+    /// The role that whoever decides must have; null if the address is enough.
+    role: Option<String>,
+    /// What the step says about what is asked.
+    #[schema(value_type = Option<HashMap<String, Value>>)]
+    input_data: Option<Box<RawValue>>,
+}
+
+fn not_found() -> ApiError {
+    ApiError::not_found("callback_not_found", "Callback not found")
+}
+
+/// Answer a callback
+///
+/// The step goes on with the body as its output. The address is the permission; only an approval with a role wants a
+/// token of somebody who has that role.
+#[utoipa::path(
+    post, path = "/callbacks/{token}", tag = "callbacks", params(("token" = String, Path)),
+    request_body(content = Option<Object>, description = "Any JSON; nothing is `{}`. Of an approval `approved`, true or \
+        false, and perhaps `comment`"),
+    responses(
+        (status = 200, body = CallbackAnswer, headers(("Idempotency-Replayed" = String, description = "`true`: it was \
+            answered before, and this is what the first answer was told"))),
+        (status = 401, description = "The approval wants a role", body = ErrorBody),
+        (status = 403, description = "The approval wants another role", body = ErrorBody),
+        (status = 404, body = ErrorBody),
+        (status = 410, description = "Its time is over, or its run has ended", body = ErrorBody),
+        (status = 422, body = ErrorBody),
+    ),
+)]
+pub async fn answer_callback(
+    State(app): State<App>,
+    caller: Caller,
+    Token(token): Token,
+    AnyJsonBody(body): AnyJsonBody,
+) -> Result<Response, ApiError> {
+    let answered =
+        answer_callback::answer_callback(&app.pool, app.context(&caller), &token, caller.answerer(), body.as_deref())
+            .await?;
+    let Answered { run_id, step_id, at, approved, is_repeat } = answered;
+    if !is_repeat {
+        tracing::info!(target: "api.routes.callbacks", run_id, step_id, "Callback answered");
+    }
+    let answer = Json(CallbackAnswer { run_id, step_id, answered_at: at.into(), approved }).into_response();
+    Ok(if is_repeat { runs::replayed(answer) } else { answer })
+}
+
+/// List the open callbacks of a run
+///
+/// Those that can be answered, also those whose address was given out before their step has begun; the oldest 1000.
+#[utoipa::path(
+    get, path = "/runs/{run_id}/callbacks", tag = "callbacks", params(("run_id" = String, Path)),
+    responses((status = 200, body = Vec<Callback>), (status = 404, body = ErrorBody)),
+)]
+pub async fn list_callbacks(
+    State(app): State<App>,
+    caller: Caller,
+    RunId(run_id): RunId,
+) -> Result<Json<Vec<Callback>>, ApiError> {
+    let rows = db::waits::open_callbacks(&app.pool, caller.organization(), &run_id, MAX_LISTED).await?;
+    if rows.is_empty() && !db::runs::exists(&app.pool, caller.organization(), &run_id).await? {
+        return Err(runs::not_found());
+    }
+    let url = app.config.api.callbacks_url();
+    let shown = |row: OpenCallback| Callback {
+        step_id: row.step_id,
+        step_execution_id: row.attempt_id,
+        url: format!("{url}{}", row.token),
+        created_at: row.created_at,
+        expires_at: row.expires_at,
+        is_approval: row.approval.is_some(),
+        role: row.approval.and_then(|approval| member(&approval.0, "role").and_then(text)),
+        input_data: row.input_data.map(|input| input.0),
+    };
+    Ok(Json(rows.into_iter().map(shown).collect()))
+}
+
+impl From<AnswerError> for ApiError {
+    fn from(error: AnswerError) -> Self {
+        match error {
+            AnswerError::NotFound => not_found(),
+            AnswerError::Over => {
+                let detail = "Nobody waits for this answer any more: its time is over, or its run has ended";
+                Self::new(StatusCode::GONE, "callback_expired", detail)
+            }
+            AnswerError::Unauthenticated => {
+                let detail = "This decision wants somebody with a role: a bearer token is required";
+                Self::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
+                    .with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
+            }
+            AnswerError::Forbidden(role) => Self::new(
+                StatusCode::FORBIDDEN,
+                "role_required",
+                format!("This decision wants somebody with the role {role:?}"),
+            ),
+            AnswerError::Invalid(errors) => errors.into(),
+            AnswerError::Db(error) => error.into(),
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! `/dead-letters`: records of the execution and cancellation topics that no executor could use.
+
+use axum::{
+    Json,
+    extract::{FromRequestParts, State},
+};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use http::{StatusCode, request::Parts};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::{
+    access::Permission,
+    actions::resolve_letter::{self, ResolveError},
+    api::{
+        App,
+        gate::auth::Caller,
+        vocabulary::{
+            cursor::Asked,
+            error::{ApiError, ErrorBody},
+            extract::{OptionalJsonBody, Query, path_uuid},
+            page::Page,
+            parameters, sets,
+        },
+    },
+    db::dead_letters::{self, Content, Filter, LetterRow},
+    input::{FieldError, MAX_ERRORS, Node, Object, Read},
+    timestamp::Timestamp,
+};
+
+/// The parameters that a cursor of the list is bound to.
+const FILTERS: [&str; 7] = ["topic", "reason", "status", "run_id", "created_after", "created_before", "sort_order"];
+/// Bytes of a value, or of a key, that are shown.
+const MAX_SHOWN_BYTES: i32 = 1 << 20;
+
+/// A part of the list of dead letters.
+pub type DeadLetterPage = Page<DeadLetter>;
+
+/// A record that no executor could use.
+#[derive(Serialize, ToSchema)]
+pub struct DeadLetter {
+    /// Made with the letter.
+    id: Uuid,
+    /// The run, as the record or its key says.
+    run_id: Option<String>,
+    /// Where the record stood.
+    #[schema(example = "workflow.execution.requests")]
+    topic: String,
+    /// Of the topic.
+    partition: i32,
+    /// In the partition.
+    offset: i64,
+    /// When the record was sent.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    sent_at: Option<Timestamp>,
+    /// Size of its value.
+    bytes: i64,
+    /// Why it could not be used.
+    #[schema(value_type = sets::DeadLetterReason)]
+    reason: String,
+    /// The same in detail; may repeat some of the record.
+    detail: String,
+    /// What becomes of it.
+    #[schema(value_type = sets::DeadLetterStatus)]
+    status: String,
+    /// Who decided.
+    resolved_by: Option<String>,
+    /// When.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    resolved_at: Option<Timestamp>,
+    /// When the letter was kept.
+    #[schema(value_type = String, format = DateTime)]
+    created_at: Timestamp,
+    /// Whose letter it is: the run's, if it is known.
+    organization_id: String,
+}
+
+impl From<LetterRow> for DeadLetter {
+    fn from(row: LetterRow) -> Self {
+        Self {
+            id: row.id,
+            run_id: row.run_id,
+            topic: row.topic,
+            partition: row.partition,
+            offset: row.record_offset,
+            sent_at: row.sent_at,
+            bytes: row.bytes,
+            reason: row.reason,
+            detail: row.detail,
+            status: row.status,
+            resolved_by: row.resolved_by,
+            resolved_at: row.resolved_at,
+            created_at: row.created_at,
+            organization_id: row.organization_id,
+        }
+    }
+}
+
+/// Some bytes: as text if they are UTF-8, else in base64.
+#[derive(Serialize, ToSchema)]
+pub struct Octets {
+    /// How the bytes are shown.
+    #[schema(value_type = sets::OctetEncoding)]
+    encoding: &'static str,
+    /// In that encoding.
+    content: String,
+}
+
+impl Octets {
+    fn new(bytes: Vec<u8>) -> Self {
+        match String::from_utf8(bytes) {
+            Ok(content) => Self { encoding: "text", content },
+            Err(error) => Self { encoding: "base64", content: STANDARD.encode(error.as_bytes()) },
+        }
+    }
+}
+
+/// A header of a record.
+#[derive(Serialize, ToSchema)]
+pub struct LetterHeader {
+    name: String,
+    value: Option<Octets>,
+}
+
+/// A letter with what its record holds.
+#[derive(Serialize, ToSchema)]
+pub struct DeadLetterDetail {
+    #[serde(flatten)]
+    letter: DeadLetter,
+    /// The record's key; null: none, or discarded.
+    key: Option<Octets>,
+    /// The record's value, its first 1 048 576 bytes; null: none, or discarded.
+    value: Option<Octets>,
+    /// The value is longer than what is shown.
+    is_truncated: bool,
+    /// Headers of the record, in their order.
+    headers: Vec<LetterHeader>,
+    /// What was sent again instead of the value.
+    corrected: Option<Octets>,
+}
+
+impl DeadLetterDetail {
+    fn new(row: LetterRow, content: Content) -> Self {
+        let header = |(name, value): (String, Option<String>)| {
+            let value = value.and_then(|value| STANDARD.decode(value).ok()).map(Octets::new);
+            LetterHeader { name, value }
+        };
+        Self {
+            is_truncated: content.value.is_some() && row.bytes > i64::from(MAX_SHOWN_BYTES),
+            letter: row.into(),
+            key: content.key.map(Octets::new),
+            value: content.value.map(Octets::new),
+            headers: content.headers.0.into_iter().map(header).collect(),
+            corrected: content.corrected.map(Octets::new),
+        }
+    }
+}
+
+/// The body of a redrive request.
+#[derive(ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = RedriveRequest, example = json!({"value": {
+    "run_id": "run-1", "cancelled_by": "me", "message_type": "cancellation_request",
+}}))]
+#[expect(dead_code, reason = "describes what `parse_redrive` reads")]
+pub struct RedriveBody {
+    /// Sent instead of the record's value, as it is written: a request to execute or to cancel a run.
+    #[schema(value_type = Option<HashMap<String, Value>>)]
+    value: Option<Box<RawValue>>,
+}
+
+fn parse_redrive(body: Option<&RawValue>) -> Read<Option<Box<RawValue>>> {
+    let Some(body) = body else { return Ok(None) };
+    let body = Object::body(body)?;
+    let mut errors = Vec::new();
+    body.only(&["value"], &mut errors);
+    let value = body.nullable("value", &mut errors, Node::free_object);
+    errors.truncate(MAX_ERRORS);
+    if errors.is_empty() { Ok(value) } else { Err(errors) }
+}
+
+/// `{dead_letter_id}` in the path.
+pub struct LetterId(Uuid);
+
+impl<S: Send + Sync> FromRequestParts<S> for LetterId {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        path_uuid(parts, state, "dead_letter_id").await.map(Self)
+    }
+}
+
+fn not_found() -> ApiError {
+    ApiError::not_found("dead_letter_not_found", "Dead letter not found")
+}
+
+impl From<ResolveError> for ApiError {
+    fn from(error: ResolveError) -> Self {
+        match error {
+            ResolveError::NotFound => not_found(),
+            ResolveError::WrongState(status) => {
+                Self::conflict("dead_letter_resolved", format!("The dead letter is {status}"))
+            }
+            ResolveError::Unreadable(error) => {
+                FieldError::rule("body.value", format!("has to be a message that executors can read: {error}")).into()
+            }
+            ResolveError::OtherRun => {
+                FieldError::rule("body.value.run_id", "has to be the run that the dead letter is about").into()
+            }
+            ResolveError::TooLarge => FieldError::rule("body.value", "is larger than a record may be").into(),
+            ResolveError::Db(error) => error.into(),
+        }
+    }
+}
+
+/// List dead letters
+///
+/// Records that no executor could use, the latest first.
+#[utoipa::path(
+    get, path = "/dead-letters", tag = "runs",
+    params(
+        parameters::Paging,
+        ("topic" = Option<Vec<String>>, Query, explode = false, description = "Any of these topics"),
+        ("reason" = Option<Vec<sets::DeadLetterReason>>, Query, explode = false, description = "Any of these"),
+        ("status" = Option<Vec<sets::DeadLetterStatus>>, Query, explode = false, description = "Any of these"),
+        ("run_id" = Option<String>, Query, description = "Exactly this run"),
+        parameters::Created,
+        ("sort_order" = Option<sets::SortOrder>, Query, description = "Ascending or descending (the default)"),
+    ),
+    responses(
+        (status = 200, body = DeadLetterPage), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
+        (status = 422, body = ErrorBody),
+    ),
+)]
+pub async fn list_dead_letters(
+    State(app): State<App>,
+    caller: Caller,
+    query: Query,
+) -> Result<Json<Page<DeadLetter>>, ApiError> {
+    let filter = Filter {
+        organization: caller.organization().clone(),
+        topics: query.several("topic"),
+        reasons: query.several("reason"),
+        statuses: query.several("status"),
+        run_id: query.text("run_id").map(str::to_owned),
+        created: query.span("created")?,
+    };
+    let order = dead_letters::order(query.is_ascending());
+    let asked = Asked::read(&app, &query, order, "dead-letters", &FILTERS).await?;
+    let mut connection = app.pool.acquire().await?;
+    let part = dead_letters::list(&mut connection, &filter, order, &asked.cut).await?;
+    Ok(Json(Page::new(part, &asked)))
+}
+
+/// Get a dead letter
+///
+/// With what its record holds, which may be anything that somebody has sent.
+#[utoipa::path(
+    get, path = "/dead-letters/{dead_letter_id}", tag = "runs", params(("dead_letter_id" = Uuid, Path)),
+    responses((status = 200, body = DeadLetterDetail), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
+)]
+pub async fn get_dead_letter(
+    State(app): State<App>,
+    caller: Caller,
+    LetterId(id): LetterId,
+) -> Result<Json<DeadLetterDetail>, ApiError> {
+    let row = dead_letters::find(&app.pool, caller.organization(), id).await?.ok_or_else(not_found)?;
+    let content = dead_letters::content(&app.pool, id, MAX_SHOWN_BYTES).await?.ok_or_else(not_found)?;
+    Ok(Json(DeadLetterDetail::new(row, content)))
+}
+
+/// Redrive a dead letter
+///
+/// Sends the record again to the topic where it stood, as it was or with another value. What is sent has to be a message
+/// that executors can read, about the same run; another value needs `workflows:write` too. It is sent within seconds, or
+/// as soon as Kafka is there; a repeat of the request changes nothing. A run that has failed because of the record is
+/// started again by its retry, not by this.
+#[utoipa::path(
+    post, path = "/dead-letters/{dead_letter_id}/redrive", tag = "runs", params(("dead_letter_id" = Uuid, Path)),
+    request_body(content = Option<RedriveBody>),
+    responses(
+        (status = 202, body = DeadLetter),
+        (status = 404, body = ErrorBody),
+        (status = 409, description = "It was discarded, or sent again with another value", body = ErrorBody),
+        (status = 422, body = ErrorBody),
+    ),
+)]
+pub async fn redrive_dead_letter(
+    State(app): State<App>,
+    caller: Caller,
+    LetterId(id): LetterId,
+    OptionalJsonBody(body): OptionalJsonBody,
+) -> Result<(StatusCode, Json<DeadLetter>), ApiError> {
+    let value = parse_redrive(body.as_deref())?;
+    if value.is_some() {
+        // A request to execute has a plan of its own.
+        caller.must(Permission::WorkflowsWrite)?;
+    }
+    let row = resolve_letter::redrive(&app.pool, app.context(&caller), id, value.as_deref()).await?;
+    tracing::info!(target: "api.routes.dead_letters", dead_letter_id = %id, "Dead letter redriven");
+    Ok((StatusCode::ACCEPTED, Json(row.into())))
+}
+
+/// Discard a dead letter
+///
+/// Forgets what the record holds, and keeps that it was there. The copy in the dead-letter topic stays.
+#[utoipa::path(
+    delete, path = "/dead-letters/{dead_letter_id}", tag = "runs", params(("dead_letter_id" = Uuid, Path)),
+    responses(
+        (status = 200, body = DeadLetter),
+        (status = 404, body = ErrorBody),
+        (status = 409, description = "It is just being sent again", body = ErrorBody),
+        (status = 422, body = ErrorBody),
+    ),
+)]
+pub async fn discard_dead_letter(
+    State(app): State<App>,
+    caller: Caller,
+    LetterId(id): LetterId,
+) -> Result<Json<DeadLetter>, ApiError> {
+    let row = resolve_letter::discard(&app.pool, app.context(&caller), id).await?;
+    tracing::info!(target: "api.routes.dead_letters", dead_letter_id = %id, "Dead letter discarded");
+    Ok(Json(row.into()))
+}

@@ -1,0 +1,375 @@
+//! Definitions as code: checking one without storing it, and its versions.
+
+use std::collections::{BTreeMap, HashMap};
+
+use axum::{
+    Json,
+    extract::{FromRequestParts, Path, State},
+    response::Response,
+};
+use http::{StatusCode, request::Parts};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::{
+    definition::{PlanBody, StepBody},
+    runs,
+    workflows::{NewWorkflowBody, Workflow, not_found, save_error, tagged},
+};
+use crate::{
+    actions::{
+        put_workflow::{self, RollBackError},
+        save_workflow::{self, SaveWorkflowError},
+    },
+    api::{
+        App,
+        gate::auth::Caller,
+        vocabulary::{
+            error::{ApiError, ErrorBody, FieldErrorBody},
+            etag::IfMatch,
+            extract::{JsonBody, Key, WorkflowId},
+            parameters,
+        },
+    },
+    db::{self, idempotency::ClaimError, workflows::WorkflowRow},
+    input::{self, FieldError, Object, shorten},
+    workflow::{self, Draft, NewWorkflow},
+};
+
+/// The version that the plan of a dry run names: its real number is known only when it is stored.
+const DRY_RUN_VERSION: i32 = 1;
+
+/// What would become of a definition.
+#[derive(Serialize, ToSchema)]
+pub struct Validation {
+    /// It could be stored as it is; `errors` is empty.
+    valid: bool,
+    /// Why it could not be stored.
+    #[schema(value_type = Vec<FieldErrorBody>)]
+    errors: Vec<FieldError>,
+    /// What is allowed and yet hardly meant: references that no run can resolve, steps that never run, members that
+    /// are dropped.
+    #[schema(value_type = Vec<FieldErrorBody>)]
+    warnings: Vec<FieldError>,
+    /// The plan in its normal form, as it would be stored for a name that is new. Null if there are errors in the
+    /// definition itself; agents that are missing or inactive do not count here.
+    #[schema(value_type = Option<PlanBody>)]
+    workflow_data: Option<Box<RawValue>>,
+    /// The shape of the definition; null if it cannot be read.
+    summary: Option<Summary>,
+}
+
+/// The shape of a definition.
+#[derive(Serialize, ToSchema)]
+#[schema(as = WorkflowSummary)]
+pub struct Summary {
+    /// How many steps there are of each type.
+    #[schema(example = json!({"agent": 3, "parallel": 1}))]
+    steps: BTreeMap<&'static str, usize>,
+    /// How many steps there are.
+    total_steps: usize,
+    /// The agents that steps name, in order of mention.
+    agents: Vec<String>,
+    /// How deep containers contain each other; 1 without any container.
+    depth: usize,
+    /// Where it begins.
+    start_step: String,
+    /// Where the main chain ends; empty if it does not.
+    end_steps: Vec<String>,
+    /// Steps that nothing leads to from the start.
+    unreachable_steps: Vec<String>,
+}
+
+impl From<workflow::Summary> for Summary {
+    fn from(summary: workflow::Summary) -> Self {
+        let workflow::Summary { start_step, steps, by_type, agents, depth, end_steps, unreachable_steps } = summary;
+        Self { steps: by_type, total_steps: steps, agents, depth, start_step, end_steps, unreachable_steps }
+    }
+}
+
+/// Validate a definition
+///
+/// Checks a definition as creating it would, and stores nothing. Answers 200 whether it is valid or not.
+#[utoipa::path(
+    post, path = "/workflows/validate", tag = "workflows", request_body = NewWorkflowBody,
+    responses(
+        (status = 200, body = Validation),
+        (status = 422, description = "The body is no JSON object", body = ErrorBody),
+    ),
+)]
+pub async fn validate_workflow(
+    State(app): State<App>,
+    caller: Caller,
+    body: JsonBody,
+) -> Result<Json<Validation>, ApiError> {
+    Object::body(body.raw())?;
+    let (mut answer, valid) = app.read(&caller, body.raw(), Validation::of).await?;
+    if let Some(new) = valid {
+        answer.errors = agent_errors(&app, &caller, &new).await?;
+        answer.errors.extend(new.content.check_size(app.config.executor.run_budget.steps));
+    }
+    answer.valid = answer.errors.is_empty();
+    Ok(Json(answer))
+}
+
+impl Validation {
+    /// What can be said without the database, and the definition if it is valid so far.
+    fn of(body: &RawValue) -> (Self, Option<NewWorkflow>) {
+        let mut answer =
+            Self { valid: false, errors: Vec::new(), warnings: dropped(body), workflow_data: None, summary: None };
+        let checked = Draft::parse(body).and_then(|draft| {
+            answer.summary = Some(draft.summary().into());
+            draft.checked()
+        });
+        match checked {
+            Ok(new) => {
+                answer.warnings.extend(new.content.warnings());
+                answer.workflow_data = Some(new.content.new_plan(&new.name, DRY_RUN_VERSION));
+                (answer, Some(new))
+            }
+            Err(errors) => (Self { errors, ..answer }, None),
+        }
+    }
+}
+
+/// A warning for each member that creating would drop, of the body and of its steps.
+fn dropped(body: &RawValue) -> Vec<FieldError> {
+    let warn = |path: String| FieldError::new(path, "unknown_member", "The member is not known and will be dropped");
+    let Ok(object) = Object::body(body) else { return Vec::new() };
+    let mut warnings: Vec<_> = object.unknown(&Draft::MEMBERS).iter().map(|node| warn(node.path())).collect();
+    warnings.extend(workflow::unknown_step_members(body).map(warn));
+    warnings.truncate(input::MAX_ERRORS);
+    warnings
+}
+
+/// An error for each step whose agent could not be called.
+async fn agent_errors(app: &App, caller: &Caller, new: &NewWorkflow) -> Result<Vec<FieldError>, ApiError> {
+    let steps = new.content.steps();
+    let mut connection = app.pool.acquire().await?;
+    let unusable = save_workflow::unusable_agents(&mut connection, caller.organization(), steps).await?;
+    let unusable: HashMap<_, _> = unusable.into_iter().collect();
+    let errors = steps.iter().filter_map(|step| {
+        let name = step.agent_name.as_deref()?;
+        let field = format!("body.steps.{}.agent_name", step.id);
+        Some(match unusable.get(name)? {
+            None => FieldError::new(field, "agent_not_found", format!("Agent {:?} not found", shorten(name))),
+            Some(status) => {
+                let message = format!("Agent {:?} is {status}, not active", shorten(name));
+                FieldError::new(field, "agent_not_active", message)
+            }
+        })
+    });
+    Ok(errors.take(input::MAX_ERRORS).collect())
+}
+
+/// The parameters of a path that has several.
+pub struct PathValues(HashMap<String, String>);
+
+impl<S: Send + Sync> FromRequestParts<S> for PathValues {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        // Only what is no UTF-8 is refused, and then no row can be meant.
+        let values = Path::<Vec<(String, String)>>::from_request_parts(parts, state).await.map_err(|_| not_found())?;
+        Ok(Self(values.0.into_iter().collect()))
+    }
+}
+
+impl PathValues {
+    fn text(&self, name: &str) -> &str {
+        self.0.get(name).map(String::as_str).unwrap_or_default()
+    }
+
+    fn workflow_id(&self) -> Result<Uuid, ApiError> {
+        Ok(input::path_uuid("workflow_id", self.text("workflow_id"))?)
+    }
+
+    fn version(&self, name: &str) -> Result<i32, ApiError> {
+        let version = self.text(name).parse().ok().filter(|version| *version >= 1);
+        version.ok_or_else(|| {
+            let message = "Input should be a valid version number, from 1";
+            FieldError::new(format!("path.{name}"), "int_parsing", message).into()
+        })
+    }
+}
+
+fn no_such_version(version: i32) -> ApiError {
+    ApiError::not_found("version_not_found", format!("The workflow has no version {version}"))
+}
+
+async fn version_of(app: &App, caller: &Caller, id: Uuid, version: i32) -> Result<WorkflowRow, ApiError> {
+    let named = db::workflows::find(&app.pool, caller.organization(), id).await?.ok_or_else(not_found)?;
+    if named.version == version {
+        return Ok(named);
+    }
+    let found = db::workflows::find_version(&app.pool, caller.organization(), &named.name, version).await?;
+    found.ok_or_else(|| no_such_version(version))
+}
+
+/// Get a version of a workflow
+///
+/// One version of the workflow's name, deleted ones too.
+#[utoipa::path(
+    get, path = "/workflows/{workflow_id}/versions/{version}", tag = "workflows",
+    params(("workflow_id" = uuid::Uuid, Path), ("version" = i32, Path, minimum = 1)),
+    responses((status = 200, body = Workflow), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
+)]
+pub async fn get_workflow_version(
+    State(app): State<App>,
+    caller: Caller,
+    path: PathValues,
+) -> Result<Json<Workflow>, ApiError> {
+    Ok(Json(version_of(&app, &caller, path.workflow_id()?, path.version("version")?).await?.into()))
+}
+
+/// A value in two versions.
+#[derive(ToSchema)]
+#[schema(as = Change)]
+#[expect(dead_code, reason = "describes `workflow::Change`, which knows nothing of OpenAPI")]
+pub struct ChangeBody {
+    /// In the first version.
+    #[schema(value_type = Value)]
+    before: (),
+    /// In the second version.
+    #[schema(value_type = Value)]
+    after: (),
+}
+
+/// What differs between two versions.
+#[derive(Serialize, ToSchema)]
+pub struct Comparison {
+    /// Shared by both.
+    name: String,
+    /// The first version.
+    from_version: i32,
+    /// The second version.
+    to_version: i32,
+    /// Nothing differs but the number.
+    identical: bool,
+    /// Null if it is the same.
+    #[schema(value_type = Option<ChangeBody>)]
+    description: Option<workflow::Change>,
+    /// Null if it is the same.
+    #[schema(value_type = Option<ChangeBody>)]
+    start_step: Option<workflow::Change>,
+    /// Null if it is the same.
+    #[schema(value_type = Option<ChangeBody>)]
+    input_schema: Option<workflow::Change>,
+    /// The steps.
+    steps: StepComparison,
+}
+
+/// Which steps differ between two versions.
+#[derive(Serialize, ToSchema)]
+pub struct StepComparison {
+    /// Steps by id that only the second version has.
+    #[schema(value_type = HashMap<String, StepBody>)]
+    added: Box<RawValue>,
+    /// Steps by id that only the first version has.
+    #[schema(value_type = HashMap<String, StepBody>)]
+    removed: Box<RawValue>,
+    /// By step id and member: what the member was and is.
+    #[schema(value_type = HashMap<String, HashMap<String, ChangeBody>>)]
+    changed: Box<RawValue>,
+}
+
+/// Compare two versions of a workflow
+///
+/// Says what differs, from the first to the second.
+#[utoipa::path(
+    get, path = "/workflows/{workflow_id}/versions/{version}/diff/{other}", tag = "workflows",
+    params(
+        ("workflow_id" = uuid::Uuid, Path), ("version" = i32, Path, minimum = 1, description = "The first version"),
+        ("other" = i32, Path, minimum = 1, description = "The second version"),
+    ),
+    responses((status = 200, body = Comparison), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
+)]
+pub async fn compare_workflow_versions(
+    State(app): State<App>,
+    caller: Caller,
+    path: PathValues,
+) -> Result<Json<Comparison>, ApiError> {
+    let (id, first, second) = (path.workflow_id()?, path.version("version")?, path.version("other")?);
+    let before = version_of(&app, &caller, id, first).await?;
+    let after = version_of(&app, &caller, id, second).await?;
+    let diff = workflow::Diff::between(&before.workflow_data.0, &after.workflow_data.0);
+    let text = |text: Option<&String>| text.map(input::to_raw);
+    let description = workflow::Change::between(
+        text(before.description.as_ref()).as_deref(),
+        text(after.description.as_ref()).as_deref(),
+    );
+    let schema = |row: &WorkflowRow| row.input_schema.as_ref().map(|schema| schema.0.clone());
+    let input_schema = workflow::Change::between(schema(&before).as_deref(), schema(&after).as_deref());
+    Ok(Json(Comparison {
+        name: before.name,
+        from_version: first,
+        to_version: second,
+        identical: diff.identical && description.is_none() && input_schema.is_none(),
+        description,
+        start_step: diff.start_step,
+        input_schema,
+        steps: StepComparison { added: diff.added, removed: diff.removed, changed: diff.changed },
+    }))
+}
+
+/// The body of a roll-back request.
+#[derive(ToSchema)]
+#[schema(as = RollBackRequest)]
+#[expect(dead_code, reason = "describes what `roll_back_workflow` reads")]
+pub struct RollBackBody {
+    /// The version whose content is wanted back.
+    #[schema(minimum = 1, example = 1)]
+    version: i32,
+}
+
+/// Roll a workflow back
+///
+/// Makes the content of an earlier version the newest one. It is an update: the id stays, the version number is a new
+/// one, and the content that was the newest stays as a version of its own.
+#[utoipa::path(
+    post, path = "/workflows/{workflow_id}/rollback", tag = "workflows",
+    params(
+        ("workflow_id" = uuid::Uuid, Path),
+        parameters::IdempotencyKey,
+        parameters::IfMatch,
+    ),
+    request_body = RollBackBody,
+    responses(
+        (status = 200, description = "The newest version; without any change if it is the wanted one", body = Workflow,
+            headers(("ETag" = String, description = "The state that is shown"))),
+        (status = 409, description = "A request with this key is under way", body = ErrorBody),
+        (status = 412, description = "It has changed since it was read", body = ErrorBody),
+        (status = 400, description = "A step of that version names an agent that is not active", body = ErrorBody),
+        (status = 404, description = "No such workflow, version, or agent", body = ErrorBody),
+        (status = 422, body = ErrorBody),
+    ),
+)]
+pub async fn roll_back_workflow(
+    State(app): State<App>,
+    caller: Caller,
+    WorkflowId(id): WorkflowId,
+    key: Key,
+    IfMatch(if_match): IfMatch,
+    body: JsonBody,
+) -> Result<Response, ApiError> {
+    let key = key.bound(&format!("roll back {id}"), &caller, body.fingerprint());
+    let body = Object::body(body.raw())?;
+    let mut errors = Vec::new();
+    let version = body.required("version", &mut errors, |node| node.int(1..=i64::from(i32::MAX)));
+    let version = version.and_then(|version| i32::try_from(version).ok()).filter(|_| errors.is_empty());
+    let Some(version) = version else { return Err(errors.into()) };
+    let context = app.context(&caller).with_key(key.as_ref()).with_if_match(if_match.as_ref());
+    match put_workflow::roll_back(&app.pool, context, id, version).await {
+        Ok(row) => {
+            tracing::info!(target: "api.routes.workflows", workflow_id = %id, version, "Workflow rolled back");
+            Ok(tagged(row))
+        }
+        Err(RollBackError::Save(SaveWorkflowError::Key(ClaimError::Repeated(_)))) => Ok(runs::replayed(tagged(
+            db::workflows::find(&app.pool, caller.organization(), id).await?.ok_or_else(not_found)?,
+        ))),
+        Err(RollBackError::NoSuchVersion(version)) => Err(no_such_version(version)),
+        Err(RollBackError::Save(error)) => Err(save_error(error, StatusCode::NOT_FOUND)),
+    }
+}

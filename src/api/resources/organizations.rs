@@ -1,0 +1,377 @@
+//! `/organizations`. Administrators of the default organisation manage all of them; others see their own.
+
+use axum::{
+    Json,
+    extract::{FromRequestParts, Path, State},
+    response::Response,
+};
+use http::{StatusCode, request::Parts};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+
+use crate::{
+    access::{Countable, OrganizationId, Quotas},
+    actions::organizations::{self, NewOrganization, OrganizationError, OrganizationPatch},
+    api::{
+        App,
+        gate::auth::Caller,
+        vocabulary::{
+            cursor::Asked,
+            error::{ApiError, ErrorBody},
+            etag,
+            extract::{JsonBody, Query},
+            page::Page,
+            parameters, sets,
+        },
+    },
+    db::{
+        self,
+        organizations::{ORDER, OrganizationRow},
+    },
+    input::{FieldError, Node, Object, Patch, Read},
+    timestamp::Timestamp,
+};
+
+/// Length of a name.
+const NAME_CHARS: std::ops::RangeInclusive<usize> = 1..=255;
+
+/// A part of the list of organisations.
+pub type OrganizationPage = Page<Organization>;
+
+/// An organisation. Agents, workflows, runs, API keys and audit entries belong to one each.
+#[derive(Serialize, ToSchema)]
+pub struct Organization {
+    /// In tokens (claim `organization_id`) and in paths; never changed.
+    #[schema(example = "acme")]
+    id: String,
+    /// For people.
+    #[schema(example = "Acme Ltd")]
+    name: String,
+    /// Whether its callers are let in.
+    #[schema(value_type = sets::OrganizationStatus)]
+    status: String,
+    /// The most that it may have; null: as the settings say.
+    #[schema(value_type = QuotasBody)]
+    quotas: Quotas,
+    /// Who made it.
+    created_by: String,
+    /// Who changed it last.
+    updated_by: String,
+    /// When it was made.
+    #[schema(value_type = String, format = DateTime)]
+    created_at: Timestamp,
+    /// Last change.
+    #[schema(value_type = String, format = DateTime)]
+    updated_at: Timestamp,
+}
+
+impl From<OrganizationRow> for Organization {
+    fn from(row: OrganizationRow) -> Self {
+        Self {
+            id: row.id,
+            name: row.name,
+            status: row.status,
+            quotas: row.quotas,
+            created_by: row.created_by,
+            updated_by: row.updated_by,
+            created_at: row.created_at,
+            updated_at: row.updated_at,
+        }
+    }
+}
+
+/// The most of each; null: as the settings say.
+#[derive(ToSchema)]
+#[schema(as = Quotas)]
+#[expect(dead_code, reason = "describes `access::Quotas`, which knows nothing of OpenAPI")]
+pub struct QuotasBody {
+    /// Agents that are not deleted.
+    #[schema(minimum = 0)]
+    agents: Option<i32>,
+    /// Names of workflows with a version that is not deleted.
+    #[schema(minimum = 0)]
+    workflows: Option<i32>,
+    /// API keys that are neither revoked nor expired.
+    #[schema(minimum = 0)]
+    api_keys: Option<i32>,
+    /// Runs that have been accepted and not yet begun.
+    #[schema(minimum = 0)]
+    queued_runs: Option<i32>,
+}
+
+/// An organisation and what it has.
+#[derive(Serialize, ToSchema)]
+pub struct OrganizationDetail {
+    #[serde(flatten)]
+    organization: Organization,
+    /// What it has of each.
+    usage: Usage,
+}
+
+/// What an organisation has of each, at the moment.
+#[derive(Serialize, ToSchema)]
+pub struct Usage {
+    /// Agents that are not deleted.
+    agents: i64,
+    /// Names of workflows with a version that is not deleted.
+    workflows: i64,
+    /// API keys that are neither revoked nor expired.
+    api_keys: i64,
+    /// Runs that have been accepted and not yet begun.
+    queued_runs: i64,
+}
+
+/// The body of a create request.
+#[derive(ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = CreateOrganizationRequest, example = json!({"id": "acme", "name": "Acme Ltd"}))]
+#[expect(dead_code, reason = "describes what `parse_new` reads")]
+pub struct NewOrganizationBody {
+    /// In tokens and in paths; never changed.
+    #[schema(min_length = 1, max_length = 63, pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", example = "acme")]
+    id: String,
+    /// For people.
+    #[schema(min_length = 1, max_length = 255, pattern = r"\S", example = "Acme Ltd")]
+    name: String,
+    /// Instead of those of the settings.
+    quotas: Option<NewQuotasBody>,
+}
+
+/// Quotas in a request; what is absent stays.
+#[derive(ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = QuotasRequest)]
+#[expect(dead_code, reason = "describes what `parse_quotas` reads")]
+pub struct NewQuotasBody {
+    /// Agents that are not deleted.
+    #[schema(minimum = 0, maximum = 2_147_483_647)]
+    agents: Option<i32>,
+    /// Names of workflows with a version that is not deleted.
+    #[schema(minimum = 0, maximum = 2_147_483_647)]
+    workflows: Option<i32>,
+    /// API keys that are neither revoked nor expired.
+    #[schema(minimum = 0, maximum = 2_147_483_647)]
+    api_keys: Option<i32>,
+    /// Runs that have been accepted and not yet begun.
+    #[schema(minimum = 0, maximum = 2_147_483_647)]
+    queued_runs: Option<i32>,
+}
+
+/// The body of an update request; what is absent stays.
+#[derive(ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = UpdateOrganizationRequest, example = json!({"quotas": {"agents": 100}}))]
+#[expect(dead_code, reason = "describes what `parse_patch` reads")]
+pub struct OrganizationPatchBody {
+    /// For people.
+    #[schema(nullable = false, min_length = 1, max_length = 255, pattern = r"\S")]
+    name: Option<String>,
+    /// Whether its callers are let in.
+    #[schema(required = false)]
+    status: sets::OrganizationStatus,
+    /// Each one on its own; null makes it that of the settings.
+    #[schema(nullable = false)]
+    quotas: Option<NewQuotasBody>,
+}
+
+fn parse_new(body: &RawValue) -> Read<NewOrganization> {
+    let body = Object::body(body)?;
+    let mut errors = Vec::new();
+    body.only(&["id", "name", "quotas"], &mut errors);
+    let id = body.required("id", &mut errors, |node| {
+        node.parsed(|text| OrganizationId::parse(text).map_err(|error| error.to_string()))
+    });
+    let name = body.required("name", &mut errors, |node| node.not_blank(NAME_CHARS));
+    let quotas = body.nullable("quotas", &mut errors, |node| parse_quotas(node)).unwrap_or_default();
+    match (id, name) {
+        (Some(id), Some(name)) if errors.is_empty() => {
+            let [agents, workflows, api_keys, queued_runs] = quotas.map(|quota| quota.or(None));
+            Ok(NewOrganization { id, name, quotas: Quotas { agents, workflows, api_keys, queued_runs } })
+        }
+        _ => Err(errors),
+    }
+}
+
+fn parse_patch(body: &RawValue) -> Read<OrganizationPatch> {
+    let body = Object::body(body)?;
+    let mut errors = Vec::new();
+    body.only(&["name", "status", "quotas"], &mut errors);
+    let name = body.patch_not_null("name", &mut errors, |node| node.not_blank(NAME_CHARS));
+    let is_active = body.patch_not_null("status", &mut errors, |node| {
+        node.parsed(|status| match status {
+            "active" => Ok(true),
+            "suspended" => Ok(false),
+            _ => Err("must be active or suspended".to_owned()),
+        })
+    });
+    let quotas = body.patch_not_null("quotas", &mut errors, |node| parse_quotas(node)).unwrap_or_default();
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    let [agents, workflows, api_keys, queued_runs] = quotas;
+    Ok(OrganizationPatch { name, is_active, agents, workflows, api_keys, queued_runs })
+}
+
+/// Agents, workflows, API keys, queued runs.
+fn parse_quotas(node: &Node<'_>) -> Read<[Patch<i32>; 4]> {
+    const MEMBERS: [&str; 4] = ["agents", "workflows", "api_keys", "queued_runs"];
+    let object = node.object()?;
+    let mut errors = Vec::new();
+    object.only(&MEMBERS, &mut errors);
+    let quotas = MEMBERS.map(|name| {
+        object.patch(name, &mut errors, |node| {
+            let quota = node.int(0..=i64::from(i32::MAX))?;
+            i32::try_from(quota).map_err(|_| vec![FieldError::rule(node.path(), "is too large")])
+        })
+    });
+    if errors.is_empty() { Ok(quotas) } else { Err(errors) }
+}
+
+/// `{organization_id}` in the path.
+pub struct InPath(OrganizationId);
+
+impl<S: Send + Sync> FromRequestParts<S> for InPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        // What is no id is nobody's.
+        let Ok(Path(text)) = Path::<String>::from_request_parts(parts, state).await else { return Err(not_found()) };
+        OrganizationId::parse(&text).map(Self).map_err(|_| not_found())
+    }
+}
+
+/// There is no such organisation.
+#[must_use]
+pub fn not_found() -> ApiError {
+    ApiError::not_found("organization_not_found", "Organization not found")
+}
+
+impl From<OrganizationError> for ApiError {
+    fn from(error: OrganizationError) -> Self {
+        match error {
+            OrganizationError::NotFound => not_found(),
+            OrganizationError::IdTaken(id) => {
+                Self::conflict("organization_id_taken", format!("There is an organization {id} already"))
+            }
+            OrganizationError::DefaultStaysActive => {
+                let detail = "The default organization cannot be suspended";
+                Self::conflict("default_organization", detail)
+            }
+            OrganizationError::Db(error) => error.into(),
+        }
+    }
+}
+
+/// 404 for members of other organisations than this and the default one.
+fn must_see(caller: &Caller, id: &OrganizationId) -> Result<(), ApiError> {
+    if caller.organization().is_default() || caller.organization() == id { Ok(()) } else { Err(not_found()) }
+}
+
+/// 403 for members of other organisations than the default one.
+fn must_manage(caller: &Caller) -> Result<(), ApiError> {
+    if caller.organization().is_default() {
+        return Ok(());
+    }
+    let detail = "Organizations are managed by administrators of the default organization";
+    Err(ApiError::new(StatusCode::FORBIDDEN, "forbidden", detail))
+}
+
+/// List organizations
+///
+/// In the order of their creation; to members of others than the default one, their own.
+#[utoipa::path(
+    get, path = "/organizations", tag = "access",
+    params(
+        parameters::Paging,
+    ),
+    responses(
+        (status = 200, body = OrganizationPage), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
+        (status = 422, body = ErrorBody),
+    ),
+)]
+pub async fn list_organizations(
+    State(app): State<App>,
+    caller: Caller,
+    query: Query,
+) -> Result<Json<Page<Organization>>, ApiError> {
+    let asked = Asked::read(&app, &query, ORDER, "organizations", &[]).await?;
+    let own = Some(caller.organization()).filter(|own| !own.is_default());
+    let mut connection = app.pool.acquire().await?;
+    let part = db::organizations::list(&mut connection, own, &asked.cut).await?;
+    Ok(Json(Page::new(part, &asked)))
+}
+
+/// Create an organization
+///
+/// What belongs to it is made with its API keys, of which the first is made by an administrator of the default
+/// organisation (`POST /api-keys` with `organization_id`), or with tokens that name it.
+#[utoipa::path(
+    post, path = "/organizations", tag = "access", request_body = NewOrganizationBody,
+    responses(
+        (status = 201, body = Organization, headers(("Location" = String, description = "Its path"))),
+        (status = 409, description = "The id is taken", body = ErrorBody),
+        (status = 422, body = ErrorBody),
+    ),
+)]
+pub async fn create_organization(State(app): State<App>, caller: Caller, body: JsonBody) -> Result<Response, ApiError> {
+    must_manage(&caller)?;
+    let new = parse_new(body.raw())?;
+    let row = organizations::create(&app.pool, app.context(&caller), new).await?;
+    tracing::info!(target: "api.routes.organizations", organization_id = row.id, "Organization created");
+    app.organizations.forget(&OrganizationId::stored(&row.id));
+    let path = format!("/organizations/{}", row.id);
+    Ok(etag::located(&app, &path, (StatusCode::CREATED, Json(Organization::from(row)))))
+}
+
+/// Get an organization
+///
+/// With what it has of what there are quotas for.
+#[utoipa::path(
+    get, path = "/organizations/{organization_id}", tag = "access", params(("organization_id" = String, Path)),
+    responses((status = 200, body = OrganizationDetail), (status = 404, body = ErrorBody)),
+)]
+pub async fn get_organization(
+    State(app): State<App>,
+    caller: Caller,
+    InPath(id): InPath,
+) -> Result<Json<OrganizationDetail>, ApiError> {
+    must_see(&caller, &id)?;
+    let row = db::organizations::find(&app.pool, &id).await?.ok_or_else(not_found)?;
+    let count = async |what| db::organizations::count(&app.pool, &id, what, i64::MAX).await;
+    let usage = Usage {
+        agents: count(Countable::Agents).await?,
+        workflows: count(Countable::Workflows).await?,
+        api_keys: count(Countable::ApiKeys).await?,
+        queued_runs: count(Countable::QueuedRuns).await?,
+    };
+    Ok(Json(OrganizationDetail { organization: row.into(), usage }))
+}
+
+/// Update an organization
+///
+/// Changes the members that are given. Every process knows of a suspension within 5 seconds.
+#[utoipa::path(
+    put, path = "/organizations/{organization_id}", tag = "access", params(("organization_id" = String, Path)),
+    request_body = OrganizationPatchBody,
+    responses(
+        (status = 200, body = Organization),
+        (status = 404, body = ErrorBody),
+        (status = 409, description = "The default organization cannot be suspended", body = ErrorBody),
+        (status = 422, body = ErrorBody),
+    ),
+)]
+pub async fn update_organization(
+    State(app): State<App>,
+    caller: Caller,
+    InPath(id): InPath,
+    body: JsonBody,
+) -> Result<Json<Organization>, ApiError> {
+    must_see(&caller, &id)?;
+    must_manage(&caller)?;
+    let patch = parse_patch(body.raw())?;
+    let row = organizations::update(&app.pool, app.context(&caller), &id, patch).await?;
+    app.organizations.forget(&id);
+    tracing::info!(target: "api.routes.organizations", organization_id = %id, "Organization updated");
+    Ok(Json(row.into()))
+}

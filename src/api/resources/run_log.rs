@@ -1,0 +1,515 @@
+//! The log of a run, in pages and as a stream.
+
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    fmt::{self, Write as _},
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Json,
+    extract::State,
+    response::{
+        IntoResponse, Response,
+        sse::{Event as SseEvent, KeepAlive, Sse},
+    },
+};
+use futures_util::{Stream, stream};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::runs::not_found;
+use crate::{
+    api::{
+        App,
+        gate::auth::Caller,
+        vocabulary::{
+            cursor::Asked,
+            error::{ApiError, ErrorBody},
+            extract::{Query, RunId},
+            page::Page,
+            parameters, sets,
+        },
+    },
+    db::{
+        self,
+        events::{self, EventRow, Filter, Rest},
+    },
+    input::{self, FieldError},
+    run::RunStatus,
+    timestamp::Timestamp,
+    visible,
+    waiting::Watch,
+};
+
+/// The parameters that a cursor of the log is bound to.
+const FILTERS: [&str; 3] = ["step_id", "level", "sort_order"];
+/// The header by which a client goes on with a stream, and the parameter for those that cannot send it.
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+/// Tells nginx to pass on what comes when it comes.
+const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+/// Ends the id of the end event, whose number is that of the entry before.
+const END_SUFFIX: &str = "-end";
+/// How often a waiting stream asks whether its client would still be let in. With what is remembered of keys, a stream
+/// ends within the 5 s after which a revoked key must be useless.
+const RECHECK_CALLER: Duration = Duration::from_secs(1);
+/// How long a stream is silent at most: less than proxies wait before they take a connection for dead.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// When a client comes back whose stream was closed before the run ended.
+const RECONNECT_AFTER: Duration = Duration::from_secs(1);
+/// Entries that a stream holds at most.
+const CHUNK: i64 = 100;
+
+/// How much an entry matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// What happens in the course of things.
+    Info,
+    /// What may be mended by itself.
+    Warning,
+    /// What ended the run.
+    Error,
+}
+
+/// The kinds that are more than [`Level::Info`].
+const ALARMING: [(&str, Level); 5] = [
+    ("agent.failed", Level::Warning),
+    ("attempt.failed", Level::Warning),
+    ("run.cancelled", Level::Warning),
+    ("run.failed", Level::Error),
+    ("run.taken_over", Level::Warning),
+];
+
+impl Level {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Info, Self::Warning, Self::Error];
+
+    fn of(kind: &str) -> Self {
+        ALARMING.iter().find(|(alarming, _)| *alarming == kind).map_or(Self::Info, |(_, level)| *level)
+    }
+
+    /// As on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Info => "info",
+            Self::Warning => "warning",
+            Self::Error => "error",
+        }
+    }
+
+    /// The kinds of this level and the more severe ones; none for all.
+    fn kinds(self) -> Vec<String> {
+        let severe = ALARMING.iter().filter(|(_, level)| *level >= self && self > Self::Info);
+        severe.map(|(kind, _)| (*kind).to_owned()).collect()
+    }
+}
+
+/// A part of a run's log.
+pub type RunEventPage = Page<Event>;
+
+/// An entry of a run's log.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = RunEvent, example = json!({
+    "run_id": "run-01935e7c-7f6e-7c3a-9d51-2f8f0a4b6c1d", "seq": 4, "timestamp": "2026-02-03T09:00:00.120450Z",
+    "kind": "agent.answered", "level": "info", "message": "Step 'summarise': agent 'writer' answered 200 in 84.2 ms",
+    "step_id": "summarise", "attempt_id": "run-01935e7c-7f6e-7c3a-9d51-2f8f0a4b6c1d-summarise-0a1b2c3d",
+    "agent_name": "writer", "http_status": 200, "duration_ms": 84.2, "detail": null
+}))]
+pub struct Event {
+    /// The run.
+    run_id: String,
+    /// Its place in the log, from 0 without gaps; entries never change and never move.
+    seq: i32,
+    /// When it was recorded.
+    #[schema(value_type = String, format = DateTime)]
+    timestamp: Timestamp,
+    /// What it tells of.
+    #[schema(value_type = sets::RunEventKind)]
+    kind: String,
+    /// How much it matters.
+    #[schema(value_type = sets::LogLevel)]
+    level: Level,
+    /// For people.
+    message: String,
+    /// Of an attempt.
+    step_id: Option<String>,
+    /// The attempt, as in the run's steps.
+    attempt_id: Option<String>,
+    /// Whom the attempt calls.
+    agent_name: Option<String>,
+    /// Of the agent's answer.
+    http_status: Option<i32>,
+    /// Of the attempt or of the call.
+    duration_ms: Option<f64>,
+    /// The error message, who created the run, or a state without a kind of its own.
+    detail: Option<String>,
+}
+
+impl From<EventRow> for Event {
+    fn from(row: EventRow) -> Self {
+        let message = message(&row);
+        let duration_ms = row.duration_ms.map(|ms| (ms * 1e3).round() / 1e3);
+        Self {
+            run_id: row.run_id,
+            seq: row.seq,
+            timestamp: row.at,
+            level: Level::of(&row.kind),
+            kind: row.kind,
+            message,
+            step_id: row.step_id,
+            attempt_id: row.attempt_id,
+            agent_name: row.agent_name,
+            http_status: row.http_status,
+            duration_ms,
+            detail: row.detail,
+        }
+    }
+}
+
+/// As a line for reading.
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // An error message may have lines of its own, and whatever an agent has put there.
+        let message = self.message.replace(['\r', '\n'], " ");
+        let message = visible::escaped(&message);
+        writeln!(f, "{:<27} {:<7} {message}", self.timestamp.to_string(), self.level.as_str().to_uppercase())
+    }
+}
+
+fn message(row: &EventRow) -> String {
+    let (subject, act) = row.kind.split_once('.').unwrap_or((&row.kind, ""));
+    let agent = row.agent_name.as_deref().unwrap_or_default();
+    let mut text = row.step_id.as_ref().map_or_else(String::new, |step| format!("Step '{step}': "));
+    let what = match (subject, act) {
+        ("run", "dispatched") => "Run sent to the executors".to_owned(),
+        ("run", "taken_over") => "Run taken over by another executor".to_owned(),
+        ("run", "retried") => "Run started again".to_owned(),
+        ("run", act) => format!("Run {act}"),
+        ("attempt", "waiting") => "attempt waits".to_owned(),
+        ("attempt", "started") => format!("attempt started, agent '{agent}'"),
+        ("agent", act) => {
+            let answer = row.http_status.map_or_else(|| "gave no answer".to_owned(), |code| format!("answered {code}"));
+            let failed = if act == "failed" { ", call failed" } else { "" };
+            format!("agent '{agent}' {answer}{failed}")
+        }
+        (subject, act) => format!("{subject} {act}"),
+    };
+    text += &what;
+    if let Some(ms) = row.duration_ms {
+        // Cannot fail: it is memory.
+        let _ = write!(text, " in {ms:.1} ms");
+    }
+    match (row.kind.as_str(), row.detail.as_deref()) {
+        ("run.created" | "run.paused" | "run.resumed" | "callback.answered", Some(by)) => text + " by " + by,
+        (_, Some(detail)) => text + ": " + detail.strip_prefix("Cancelled: ").unwrap_or(detail),
+        (_, None) => text,
+    }
+}
+
+/// Get the log of a run
+///
+/// Its transitions, attempts, agent calls and errors, in their order. It begins with the release that keeps logs: of
+/// what happened before, only the creation is shown.
+///
+/// With `Accept: text/plain` a line an entry, and `Link` names the next page.
+#[utoipa::path(
+    get, path = "/runs/{run_id}/logs", tag = "runs",
+    params(
+        ("run_id" = String, Path),
+        ("step_id" = Option<Vec<String>>, Query, explode = false, description = "Any of these steps"),
+        ("level" = Option<sets::LogLevel>, Query, description = "Entries of this level and more severe ones"),
+        ("sort_order" = Option<sets::SortOrder>, Query, description = "Ascending (the default) or descending"),
+        parameters::Paging,
+    ),
+    responses(
+        (status = 200, description = "A page of the log", content(
+            (RunEventPage = "application/json"),
+            (String = "text/plain", example = "2026-02-03T09:00:00.101120Z INFO    Run created by system\n\
+                2026-02-03T09:00:00.104870Z INFO    Run started\n\
+                2026-02-03T09:00:00.105031Z INFO    Step 'summarise': attempt started, agent 'writer'\n"),
+        )),
+        (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
+        (status = 404, body = ErrorBody), (status = 422, body = ErrorBody),
+    ),
+)]
+pub async fn get_logs(
+    State(app): State<App>,
+    caller: Caller,
+    RunId(run_id): RunId,
+    headers: HeaderMap,
+    query: Query,
+) -> Result<Response, ApiError> {
+    let level = match query.text("level") {
+        None => Level::Info,
+        Some(name) => Level::ALL
+            .into_iter()
+            .find(|level| level.as_str().eq_ignore_ascii_case(name))
+            .ok_or_else(|| FieldError::rule("query.level", "`info`, `warning` or `error` is expected"))?,
+    };
+    let is_descending = query.text("sort_order").is_some_and(|order| order.eq_ignore_ascii_case("desc"));
+    let order = events::order(!is_descending);
+    let asked = Asked::read(&app, &query, order, &format!("logs of {run_id}"), &FILTERS).await?;
+    if !db::runs::exists(&app.pool, caller.organization(), &run_id).await? {
+        return Err(not_found());
+    }
+    events::number(&app.pool, &run_id).await?;
+    let filter = Filter { steps: &query.several("step_id"), kinds: &level.kinds() };
+    let mut connection = app.pool.acquire().await?;
+    let part = events::list(&mut connection, &run_id, &filter, order, &asked.cut).await?;
+    let (_, next) = asked.neighbours(&part);
+    let mut response = if prefers_text(&headers) {
+        let mut text: String = part.rows.into_iter().map(|row| Event::from(row).to_string()).collect();
+        if let Some(cursor) = &next {
+            text += "... more: ?";
+            text += &query.with_cursor(cursor);
+            text.push('\n');
+        }
+        let mut response = text.into_response();
+        if let Some(cursor) = next
+            && let Ok(link) = HeaderValue::from_str(&format!("<?{}>; rel=\"next\"", query.with_cursor(&cursor)))
+        {
+            response.headers_mut().insert(header::LINK, link);
+        }
+        response
+    } else {
+        Json(Page::<Event>::new(part, &asked)).into_response()
+    };
+    response.headers_mut().insert(header::VARY, HeaderValue::from_static("accept"));
+    Ok(response)
+}
+
+/// Text is asked for, and JSON is not.
+fn prefers_text(headers: &HeaderMap) -> bool {
+    let texts = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let types = texts.flat_map(|text| text.split(',')).filter_map(|entry| entry.split(';').next());
+    let types: Vec<String> = types.map(|name| name.trim().to_ascii_lowercase()).collect();
+    types.iter().any(|name| name == "text/plain") && !types.iter().any(|name| name == "application/json")
+}
+
+/// Up to where a client has seen the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Seen {
+    /// The last entry; -1 if none.
+    seq: i32,
+    /// And the end event after it.
+    end: bool,
+}
+
+impl Seen {
+    /// As the client says. A browser that comes back sends the header, and the parameter as it was the first time.
+    fn read(headers: &HeaderMap, query: &Query) -> Option<Self> {
+        let in_query = Self::parse(query.text("last_event_id").unwrap_or_default())?;
+        match headers.get(LAST_EVENT_ID) {
+            Some(value) => Self::parse(value.to_str().ok()?),
+            None => Some(in_query),
+        }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        if text.is_empty() {
+            return Some(Self { seq: -1, end: false });
+        }
+        let (number, end) = text.strip_suffix(END_SUFFIX).map_or((text, false), |number| (number, true));
+        let is_plain = number.bytes().all(|byte| byte.is_ascii_digit());
+        number.parse().ok().filter(|_| is_plain).map(|seq| Self { seq, end })
+    }
+}
+
+/// Stream the log of a run
+///
+/// Streams the log of a run as Server-Sent Events: what there is at once, what comes when it comes, and at the end of
+/// the run an event `end`. A stream that is closed without it is to be opened again with the last id, as browsers do
+/// by themselves.
+///
+/// Entries come without an event name (`onmessage`). After a retry the same log goes on.
+#[utoipa::path(
+    get, path = "/runs/{run_id}/events", tag = "runs",
+    params(
+        ("run_id" = String, Path),
+        ("Last-Event-ID" = Option<String>, Header, description = "The last id that was received: the stream goes on \
+            behind it, such as `3`", pattern = "^([0-9]+(-end)?)?$"),
+        ("last_event_id" = Option<String>, Query, pattern = "^([0-9]+(-end)?)?$", description = "The same for clients that cannot set the header, \
+            which counts if both are there"),
+    ),
+    responses(
+        (status = 200, description = "Events whose `data` is a RunEvent; comments keep the connection alive", content(
+            (String = "text/event-stream", example = "retry: 1000\n\nid: 0\ndata: {\"seq\":0,\"kind\":\"run.created\",\
+                \"level\":\"info\",\"message\":\"Run created by system\"}\n\nid: 7\ndata: {\"seq\":7,\"kind\":\
+                \"run.completed\",\"level\":\"info\",\"message\":\"Run completed\"}\n\nid: 7-end\nevent: end\n\
+                data: {\"run_id\":\"run-01935e7c-7f6e-7c3a-9d51-2f8f0a4b6c1d\",\"status\":\"COMPLETED\"}\n\n"),
+        )),
+        (status = 204, description = "The run has ended, and the client has seen that: it need not come back"),
+        (status = 400, description = "The id is not one of this stream", body = ErrorBody),
+        (status = 404, body = ErrorBody),
+        (status = 429, description = "The caller or the organization has too many streams open", body = ErrorBody),
+        (status = 503, description = "Too many streams are open", body = ErrorBody),
+    ),
+)]
+pub async fn stream_events(
+    State(app): State<App>,
+    caller: Caller,
+    RunId(run_id): RunId,
+    headers: HeaderMap,
+    query: Query,
+) -> Result<Response, ApiError> {
+    let unknown_id = || ApiError::bad_request("invalid_last_event_id", "Last-Event-ID is not an id of this stream");
+    let seen = Seen::read(&headers, &query).ok_or_else(unknown_id)?;
+    if !db::runs::exists(&app.pool, caller.organization(), &run_id).await? {
+        return Err(not_found());
+    }
+    // Before the first look, so that nothing happens unseen between the two.
+    let watch = app.waiting.watch(&run_id, caller.holders()).map_err(|exhausted| {
+        ApiError::exhausted(
+            exhausted,
+            "too_many_streams",
+            "event streams that are open; GET the run or its logs instead",
+        )
+    })?;
+    let rest = read(&app, &run_id, seen.seq).await?.ok_or_else(not_found)?;
+    if seen.seq > rest.last {
+        return Err(unknown_id());
+    }
+    if seen.end && rest.rows.is_empty() && is_terminal(&rest.status) {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+    let (phase, checked_at) = (Phase::Opening(rest), Instant::now());
+    let reader = Reader { app, caller, run_id, seen: seen.seq, watch, checked_at, phase };
+    let events = Sse::new(reader.events()).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
+    Ok(([(ACCEL_BUFFERING, HeaderValue::from_static("no"))], events).into_response())
+}
+
+fn is_terminal(status: &str) -> bool {
+    RunStatus::parse(status).is_some_and(RunStatus::is_terminal)
+}
+
+/// In a task of its own: who hangs up shall not tear a statement apart.
+async fn read(app: &App, run_id: &str, after: i32) -> Result<Option<Rest>, db::Error> {
+    let (pool, run_id) = (app.pool.clone(), run_id.to_owned());
+    db::bounded(async move { events::rest(&pool, &run_id, after, CHUNK).await }).await
+}
+
+/// The data of the end event.
+#[derive(Serialize)]
+struct End<'a> {
+    run_id: &'a str,
+    status: &'a str,
+}
+
+/// What a stream is about to do.
+enum Phase {
+    /// To begin, with what was read first.
+    Opening(Rest),
+    /// To send these, then what they leave: the end, the next chunk, or a wait.
+    Sending(VecDeque<EventRow>, AfterRows),
+    /// To close.
+    Closing,
+}
+
+/// What follows the entries of a chunk.
+enum AfterRows {
+    /// There may be more.
+    Read,
+    /// There are no more for now.
+    Wait,
+    /// There are no more, and the run has this terminal status.
+    End(String),
+}
+
+/// One stream. It reads the next entries when its client has taken those before, so a slow client costs no memory.
+struct Reader {
+    app: App,
+    caller: Caller,
+    run_id: String,
+    seen: i32,
+    watch: Watch,
+    /// When it was asked last whether the caller is still let in.
+    checked_at: Instant,
+    phase: Phase,
+}
+
+impl Reader {
+    fn events(self) -> impl Stream<Item = Result<SseEvent, Infallible>> {
+        stream::unfold(self, |mut reader| async move { Some((Ok(reader.next().await?), reader)) })
+    }
+
+    async fn next(&mut self) -> Option<SseEvent> {
+        loop {
+            match std::mem::replace(&mut self.phase, Phase::Closing) {
+                Phase::Opening(rest) => {
+                    self.send(rest);
+                    return Some(SseEvent::default().retry(RECONNECT_AFTER));
+                }
+                Phase::Sending(mut rows, then) => {
+                    if let Some(row) = rows.pop_front() {
+                        self.phase = Phase::Sending(rows, then);
+                        self.seen = row.seq;
+                        return Some(event(row.seq.to_string(), &Event::from(row)));
+                    }
+                    // At a stop the client comes back to another process, and goes on there.
+                    let goes_on = match then {
+                        AfterRows::Read => !self.watch.is_over(),
+                        AfterRows::Wait => self.changed().await,
+                        AfterRows::End(status) => {
+                            let end = End { run_id: &self.run_id, status: &status };
+                            return Some(event(format!("{}{END_SUFFIX}", self.seen), &end).event("end"));
+                        }
+                    };
+                    if !goes_on || !self.is_let_in().await {
+                        return None;
+                    }
+                    match read(&self.app, &self.run_id, self.seen).await {
+                        Ok(rest) => self.send(rest?),
+                        Err(error) => {
+                            let (run_id, cause) = (&self.run_id, &error as &dyn std::error::Error);
+                            tracing::warn!(error = cause, run_id, "an event stream is closed: {error}");
+                            return None;
+                        }
+                    }
+                }
+                Phase::Closing => return None,
+            }
+        }
+    }
+
+    /// Waits until the log has grown. False at a stop, and when the caller is not let in any more.
+    async fn changed(&mut self) -> bool {
+        loop {
+            tokio::select! {
+                goes_on = self.watch.changed() => return goes_on,
+                () = tokio::time::sleep_until((self.checked_at + RECHECK_CALLER).into()) => {}
+            }
+            if !self.is_let_in().await {
+                return false;
+            }
+        }
+    }
+
+    /// Whether the caller would be let in now, or shortly before.
+    async fn is_let_in(&mut self) -> bool {
+        if self.checked_at.elapsed() < RECHECK_CALLER {
+            return true;
+        }
+        self.checked_at = Instant::now();
+        // A database that is away says nothing about the caller.
+        !matches!(self.caller.still_counts(&self.app).await, Ok(false))
+    }
+
+    fn send(&mut self, rest: Rest) {
+        let is_whole = i64::try_from(rest.rows.len()).is_ok_and(|count| count < CHUNK);
+        let then = match (is_whole, is_terminal(&rest.status)) {
+            (false, _) => AfterRows::Read,
+            (true, false) => AfterRows::Wait,
+            (true, true) => AfterRows::End(rest.status),
+        };
+        self.phase = Phase::Sending(rest.rows.into(), then);
+    }
+}
+
+fn event(id: String, data: &impl Serialize) -> SseEvent {
+    // As text without line breaks, so that it is one line of the stream.
+    SseEvent::default().id(id).data(input::to_raw(data).get())
+}

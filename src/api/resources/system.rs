@@ -1,0 +1,205 @@
+//! What the service says about itself.
+
+use std::collections::BTreeMap;
+
+use axum::{
+    Json, Router,
+    extract::State,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use http::{StatusCode, header};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::{
+    api::{
+        App,
+        vocabulary::{error::ApiError, sets},
+    },
+    config::MetricsAccess,
+    telemetry,
+    timestamp::Timestamp,
+};
+
+/// The path of the metrics, at both ports.
+pub const METRICS: &str = "/metrics";
+
+/// Whether a path needs no authentication although the prefix may be empty: all that this module serves.
+#[must_use]
+pub fn is_public(path: &str) -> bool {
+    ["/", "/health", "/health/ready", METRICS].contains(&path)
+}
+
+/// The answer of `GET /`.
+#[derive(Serialize, ToSchema)]
+pub struct Root {
+    /// `API_TITLE`.
+    name: String,
+    /// `API_VERSION`.
+    version: String,
+    /// `API_DESCRIPTION`.
+    description: String,
+    /// Paths of the documentation, unless it is switched off.
+    documentation: BTreeMap<&'static str, &'static str>,
+    /// Paths of the resources.
+    endpoints: BTreeMap<&'static str, String>,
+    /// It answers.
+    #[schema(value_type = sets::ServiceStatus)]
+    status: &'static str,
+}
+
+/// Describe the service
+///
+/// Its name, its version, and the paths of its parts.
+#[utoipa::path(get, path = "/", tag = "system", security(()), responses((status = 200, body = Root)))]
+pub async fn get_root(State(app): State<App>) -> Json<Root> {
+    let api = &app.config.api;
+    let prefixed = |path: &str| format!("{}{path}", api.prefix);
+    Json(Root {
+        name: api.title.clone(),
+        version: api.version.clone(),
+        description: api.description.clone(),
+        documentation: [("swagger_ui", "/docs"), ("redoc", "/redoc"), ("openapi_spec", "/openapi.json")]
+            .into_iter()
+            .filter(|_| api.docs)
+            .collect(),
+        endpoints: [
+            ("agents", prefixed("/agents")),
+            ("workflows", prefixed("/workflows")),
+            ("runs", prefixed("/runs")),
+            ("ai_workflows", prefixed("/ai-workflows")),
+            ("health", "/health".to_owned()),
+            ("health_ready", "/health/ready".to_owned()),
+            ("metrics", "/metrics".to_owned()),
+        ]
+        .into(),
+        status: "operational",
+    })
+}
+
+/// The answer of `GET /health`.
+#[derive(Serialize, ToSchema)]
+pub struct Health {
+    /// The process answers.
+    #[schema(value_type = sets::HealthStatus)]
+    status: &'static str,
+    /// Now.
+    #[schema(value_type = String, format = DateTime)]
+    timestamp: Timestamp,
+    /// `API_VERSION`.
+    version: String,
+    /// Since the start of the process.
+    uptime_seconds: f64,
+    /// Always null; there for clients of the reference deployment.
+    #[schema(value_type = Option<HashMap<String, Value>>)]
+    services: Option<()>,
+}
+
+/// Check that the process lives
+///
+/// Asks no other system.
+#[utoipa::path(get, path = "/health", tag = "system", security(()), responses((status = 200, body = Health)))]
+pub async fn get_health(State(app): State<App>) -> Json<Health> {
+    Json(Health {
+        status: "healthy",
+        timestamp: Timestamp::now(),
+        version: app.config.api.version.clone(),
+        uptime_seconds: app.started.elapsed().as_secs_f64(),
+        services: None,
+    })
+}
+
+/// The answer of `GET /health/ready`.
+#[derive(Serialize, ToSchema)]
+pub struct Ready {
+    /// Whether it is ready, in a word.
+    #[schema(value_type = sets::ReadinessStatus)]
+    status: &'static str,
+    /// Whether requests should be sent here.
+    ready: bool,
+    /// What was found, by the name of what was looked at.
+    #[schema(value_type = HashMap<String, sets::CheckStatus>)]
+    checks: BTreeMap<&'static str, &'static str>,
+    /// Now.
+    #[schema(value_type = String, format = DateTime)]
+    timestamp: Timestamp,
+}
+
+/// Check that requests can be served
+///
+/// As of half a second ago at most.
+#[utoipa::path(
+    get, path = "/health/ready", tag = "system", security(()),
+    responses((status = 200, body = Ready), (status = 503, description = "Not ready", body = Ready)),
+)]
+pub async fn get_readiness(State(app): State<App>) -> Response {
+    let findings = app.readiness.findings();
+    let can_serve = findings.database && findings.migrated && !findings.draining;
+    let ready = can_serve && (findings.kafka || !app.config.readiness_requires_kafka);
+    let status = match (can_serve, findings.kafka) {
+        (false, _) => "not_ready",
+        (true, false) => "degraded",
+        (true, true) => "ready",
+    };
+    let connected = |is_connected: bool| if is_connected { "connected" } else { "disconnected" };
+    let mut checks = BTreeMap::from([("database", connected(findings.database)), ("kafka", connected(findings.kafka))]);
+    if findings.database {
+        checks.insert("schema", if findings.migrated { "current" } else { "outdated" });
+    }
+    if findings.draining {
+        checks.insert("process", "stopping");
+    }
+    let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let body = Json(Ready { status, ready, checks, timestamp: Timestamp::now() });
+    let mut response = (code, body).into_response();
+    if !ready {
+        response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("2"));
+    }
+    response
+}
+
+/// Get metrics
+///
+/// In the text format of Prometheus. With `METRICS_ACCESS=credentials` they need `runs:read` in the default organisation.
+#[utoipa::path(
+    get, path = "/metrics", tag = "system", security(()),
+    responses(
+        (status = 200, description = "The metrics", body = String, content_type = "text/plain"),
+        (status = 401, description = "METRICS_ACCESS asks for credentials", body = crate::api::vocabulary::error::ErrorBody),
+        (status = 403, description = "The caller may not see them", body = crate::api::vocabulary::error::ErrorBody),
+        (status = 404, description = "Metrics are switched off, or at MANAGEMENT_PORT", body = crate::api::vocabulary::error::ErrorBody),
+    ),
+)]
+pub async fn get_metrics(State(app): State<App>) -> Result<Response, ApiError> {
+    if !app.config.metrics.enabled || app.config.metrics.access == MetricsAccess::Management {
+        return Err(ApiError::not_found("not_found", "Not Found"));
+    }
+    Ok(render_metrics(State(app)).await)
+}
+
+/// What the API serves at `MANAGEMENT_PORT`: its health and its metrics, for the inside of a network, without asking who is
+/// there.
+pub fn management(app: &App) -> Router {
+    let mut router = Router::new().route("/health", get(get_health)).route("/health/ready", get(get_readiness));
+    if app.config.metrics.enabled {
+        router = router.route(METRICS, get(render_metrics));
+    }
+    router.with_state(app.clone())
+}
+
+async fn render_metrics(State(app): State<App>) -> Response {
+    metrics::gauge!("api_info", "version" => app.config.api.version.clone()).set(1.0);
+    metrics::gauge!("api_uptime_seconds").set(app.started.elapsed().as_secs_f64());
+    let (size, idle) = app.pool.size();
+    metrics::gauge!("db_pool_size").set(size as f64);
+    metrics::gauge!("db_pool_idle").set(idle as f64);
+    metrics::gauge!("db_pool_in_use").set(size.saturating_sub(idle) as f64);
+    metrics::gauge!("db_pool_max").set(app.pool.max() as f64);
+    let findings = app.readiness.findings();
+    if findings.database && findings.migrated {
+        app.counts.refresh(&app.pool).await;
+    }
+    let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    (content_type, telemetry::render()).into_response()
+}

@@ -1,0 +1,334 @@
+//! Agents and workflows as one document: `/export` and `/import`.
+//!
+//! Secrets leave only when they are asked for. Without them an agent's `auth_config` and the user and password in its
+//! URL are absent from the document, and importing it keeps the stored ones.
+
+use std::time::{Duration, Instant};
+
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use sqlx::types::Json as Column;
+use utoipa::ToSchema;
+
+use super::{agents::NewAgentBody, runs, workflows::NewWorkflowBody};
+use crate::{
+    access::Permission,
+    actions::import::{self, FORMAT, FORMAT_VERSION, Import, ImportError, MAX_BYTES, MAX_ENTRIES},
+    agent::{AuthType, RetryConfig, masked_url, render_auth_config},
+    api::{
+        App,
+        gate::auth::Caller,
+        vocabulary::{
+            error::{ApiError, ErrorBody, FieldErrorBody},
+            extract::{JsonBody, Key, Query},
+            parameters, sets,
+        },
+    },
+    db::{
+        self,
+        agents::AgentRow,
+        idempotency::{ClaimError, IdempotencyKey},
+        workflows::WorkflowRow,
+    },
+    input::{self, FieldError, Object, member},
+};
+
+/// For an import, which is all or nothing: with its last statements it is answered in time.
+const IMPORT_TIME: Duration = Duration::from_secs(5);
+
+/// Agents and workflows. The same content is the same document, so that it can be kept under version control.
+#[derive(Serialize)]
+pub struct Definitions {
+    /// `workflow-api/definitions`.
+    format: &'static str,
+    /// Of the format: 1.
+    version: i64,
+    /// All agents that are not deleted, by name.
+    agents: Vec<ExportedAgent>,
+    /// The newest active version of each workflow, by name.
+    workflows: Vec<ExportedWorkflow>,
+}
+
+/// An agent in a document.
+#[derive(Serialize)]
+pub struct ExportedAgent {
+    /// Unique for ever.
+    name: String,
+    /// Without user and password unless secrets are asked for.
+    url: String,
+    /// For people.
+    description: Option<String>,
+    /// `none`, `bearer` or `apikey`.
+    auth_type: &'static str,
+    /// Absent unless secrets are asked for and there are some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    auth_config: Option<Box<RawValue>>,
+    /// Time for one call.
+    timeout_ms: i32,
+    /// How calls are repeated.
+    retry_config: RetryConfig,
+    /// What differs from the settings.
+    circuit_breaker_config: Option<Box<RawValue>>,
+    /// `a2a`, `http` or `openai`.
+    kind: String,
+    /// What the kind needs to know.
+    config: Option<Box<RawValue>>,
+    /// `active` or `inactive`.
+    status: String,
+}
+
+impl ExportedAgent {
+    fn new(row: AgentRow, with_secrets: bool) -> Self {
+        let stored = |json: Option<Column<Box<RawValue>>>| json.map(|json| json.0);
+        let auth_type = row.auth_type.as_deref().and_then(AuthType::parse).unwrap_or(AuthType::None);
+        // What cannot be opened here could nowhere be imported.
+        let is_sealed = row.is_sealed();
+        let auth_config = stored(row.auth_config).filter(|_| with_secrets && !is_sealed && auth_type != AuthType::None);
+        Self {
+            url: if with_secrets { row.url } else { masked_url(&row.url) },
+            name: row.name,
+            description: row.description,
+            auth_type: auth_type.as_str(),
+            auth_config: auth_config.and_then(|config| render_auth_config(auth_type, Some(&config))),
+            timeout_ms: row.timeout_ms,
+            retry_config: RetryConfig::from_stored(stored(row.retry_config).as_deref()),
+            circuit_breaker_config: stored(row.circuit_breaker_config).filter(|config| config.get() != "null"),
+            kind: row.kind,
+            config: stored(row.config),
+            status: row.status,
+        }
+    }
+}
+
+/// A workflow in a document, as it would be created.
+#[derive(Serialize)]
+pub struct ExportedWorkflow {
+    /// Shared by all versions.
+    name: String,
+    /// For people.
+    description: Option<String>,
+    /// The id of the first step.
+    start_step: Option<Box<RawValue>>,
+    /// The steps by id in their normal form.
+    steps: Option<Box<RawValue>>,
+    /// JSON Schema for the input of runs.
+    input_schema: Option<Box<RawValue>>,
+}
+
+impl From<WorkflowRow> for ExportedWorkflow {
+    fn from(row: WorkflowRow) -> Self {
+        let part = |name| member(&row.workflow_data.0, name).map(ToOwned::to_owned);
+        Self {
+            start_step: part("start_step"),
+            steps: part("steps"),
+            name: row.name,
+            description: row.description,
+            input_schema: row.input_schema.map(|schema| schema.0),
+        }
+    }
+}
+
+/// Agents and workflows as an export gives them and an import takes them.
+#[derive(ToSchema)]
+#[schema(as = Definitions, example = json!({"format": FORMAT, "version": FORMAT_VERSION, "agents": [], "workflows": []}))]
+#[expect(dead_code, reason = "describes `Definitions`, and what `import::Import::parse` reads")]
+pub struct DefinitionsBody {
+    /// What the document is.
+    format: sets::DefinitionsFormat,
+    /// Of the format: 1.
+    #[schema(minimum = 1, maximum = 1, example = 1)]
+    version: i64,
+    /// Of an export: all agents that are not deleted, by name.
+    agents: Option<Vec<AgentDefinitionBody>>,
+    /// Of an export: the newest active version of each workflow, by name.
+    workflows: Option<Vec<NewWorkflowBody>>,
+}
+
+/// An agent in a document, as it is created, with its status.
+#[derive(ToSchema)]
+#[schema(as = AgentDefinition)]
+#[expect(dead_code, reason = "describes `ExportedAgent`, and what `import::Import::parse` reads")]
+pub struct AgentDefinitionBody {
+    #[serde(flatten)]
+    agent: NewAgentBody,
+    /// Whether it may be used; absent is `active`.
+    #[schema(required = false)]
+    status: sets::SettableStatus,
+}
+
+/// What became of a document.
+#[derive(Serialize, ToSchema)]
+pub struct ImportReport {
+    /// Nothing was stored: this is what would have happened.
+    dry_run: bool,
+    /// What was not there.
+    created: Names,
+    /// What was different.
+    updated: Names,
+    /// What was as the document says.
+    unchanged: Names,
+    /// Why the document would be refused; only a dry run has any.
+    #[schema(value_type = Vec<FieldErrorBody>)]
+    errors: Vec<FieldError>,
+}
+
+impl ImportReport {
+    fn new(report: import::Report, dry_run: bool) -> Self {
+        let import::Report { created, updated, unchanged, errors } = report;
+        let (created, updated, unchanged) = (created.into(), updated.into(), unchanged.into());
+        Self { dry_run, created, updated, unchanged, errors }
+    }
+}
+
+/// Names in an import report.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ImportedNames)]
+pub struct Names {
+    /// Of agents.
+    agents: Vec<String>,
+    /// Of workflows.
+    workflows: Vec<String>,
+}
+
+impl From<import::Names> for Names {
+    fn from(import::Names { agents, workflows }: import::Names) -> Self {
+        Self { agents, workflows }
+    }
+}
+
+/// A parameter that is `true` or `false`; absent is false.
+fn flag(query: &Query, name: &str) -> Result<bool, ApiError> {
+    match query.text(name) {
+        None | Some("false" | "0") => Ok(false),
+        Some("true" | "1") => Ok(true),
+        Some(_) => {
+            let message = "Input should be a valid boolean, unable to interpret input";
+            Err(FieldError::new(format!("query.{name}"), "bool_parsing", message).into())
+        }
+    }
+}
+
+/// Export definitions
+///
+/// All agents and the newest active version of every workflow as one document, which `POST /import` takes. Secrets are
+/// left out unless they are asked for.
+#[utoipa::path(
+    get, path = "/export", tag = "workflows",
+    params(
+        ("name_prefix" = Option<String>, Query, description = "Only those whose names begin so"),
+        ("include_secrets" = Option<bool>, Query, description = "With the agents' credentials, which needs `agents:secrets`")),
+    responses(
+        (status = 200, body = DefinitionsBody),
+        (status = 413, description = "There are more than a document can hold: export them in parts, by `name_prefix`", body = ErrorBody),
+        (status = 422, body = ErrorBody),
+    ),
+)]
+pub async fn export_definitions(State(app): State<App>, caller: Caller, query: Query) -> Result<Response, ApiError> {
+    let with_secrets = flag(&query, "include_secrets")?;
+    if with_secrets {
+        caller.must(Permission::AgentsSecrets)?;
+    }
+    let prefix = query.text("name_prefix").unwrap_or_default();
+    let mut transaction = app.pool.begin().await?;
+    // So that the workflows are those of the same moment as the agents.
+    sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY").execute(&mut *transaction).await?;
+    let limit = i64::try_from(MAX_ENTRIES + 1).unwrap_or(i64::MAX);
+    let agents = db::agents::present(&mut transaction, caller.organization(), prefix, limit).await?;
+    let workflows = db::workflows::all_active(&mut transaction, caller.organization(), prefix, limit).await?;
+    transaction.commit().await?;
+    if agents.len() > MAX_ENTRIES || workflows.len() > MAX_ENTRIES {
+        return Err(too_large(&format!("{MAX_ENTRIES} agents and as many workflows")));
+    }
+    let document = Definitions {
+        format: FORMAT,
+        version: FORMAT_VERSION,
+        agents: agents.into_iter().map(|row| ExportedAgent::new(row.opened(&app.config.vault), with_secrets)).collect(),
+        workflows: workflows.into_iter().map(ExportedWorkflow::from).collect(),
+    };
+    // What could not be imported again is no export.
+    let document = input::to_raw(&document);
+    if document.get().len() > MAX_BYTES {
+        return Err(too_large(&format!("{} MiB", MAX_BYTES >> 20)));
+    }
+    Ok(Json(document).into_response())
+}
+
+fn too_large(limit: &str) -> ApiError {
+    let detail = format!("A document holds at most {limit}; export it in parts, by name_prefix");
+    ApiError::new(http::StatusCode::PAYLOAD_TOO_LARGE, "export_too_large", detail)
+}
+
+/// Import definitions
+///
+/// Brings agents and workflows to what the document says, all of them or none; safe to repeat. What the document
+/// does not name stays. Credentials that it leaves out stay as they are stored.
+#[utoipa::path(
+    post, path = "/import", tag = "workflows", request_body = DefinitionsBody,
+    params(
+        ("dry_run" = Option<bool>, Query, description = "Only say what would happen, errors included"),
+        parameters::IdempotencyKey,
+    ),
+    responses(
+        (status = 200, body = ImportReport),
+        (status = 409, description = "A request with this key is under way", body = ErrorBody),
+        (status = 413, description = "The document is larger than 16 MiB", body = ErrorBody),
+        (status = 422, description = "Nothing was imported; `errors` names every entry that is wrong", body = ErrorBody),
+        (status = 503, description = "It took too long, and nothing was imported", body = ErrorBody),
+    ),
+)]
+pub async fn import_definitions(
+    State(app): State<App>,
+    caller: Caller,
+    query: Query,
+    key: Key,
+    body: JsonBody,
+) -> Result<Response, ApiError> {
+    let deadline = Instant::now() + IMPORT_TIME;
+    let dry_run = flag(&query, "dry_run")?;
+    let key = key.bound("import", &caller, body.fingerprint());
+    Object::body(body.raw())?;
+    let report = match app.read(&caller, body.raw(), Import::parse).await? {
+        Ok(document) => {
+            let context = app.context(&caller).with_key(key.as_ref());
+            match import::import(&app.pool, context, document, dry_run, deadline).await {
+                Ok(report) => report,
+                Err(ImportError::Key(ClaimError::Repeated(_))) => return repeated(&app, key.as_ref()).await,
+                Err(ImportError::Key(error)) => return Err(error.into()),
+                Err(ImportError::OutOfTime) => {
+                    let detail = "The import took too long, and nothing was imported; import the document in parts";
+                    return Err(ApiError::unavailable("import_too_slow", detail));
+                }
+                Err(ImportError::Db(error)) => return Err(error.into()),
+            }
+        }
+        Err(errors) => import::Report { errors, ..import::Report::default() },
+    };
+    if !report.errors.is_empty() && !dry_run {
+        return Err(report.errors.into());
+    }
+    if !dry_run {
+        tracing::info!(
+            target: "api.routes.workflows",
+            agents = report.created.agents.len() + report.updated.agents.len(),
+            workflows = report.created.workflows.len() + report.updated.workflows.len(),
+            "Definitions imported"
+        );
+    }
+    Ok(Json(ImportReport::new(report, dry_run)).into_response())
+}
+
+/// What the first request with the key was answered.
+async fn repeated(app: &App, key: Option<&IdempotencyKey>) -> Result<Response, ApiError> {
+    let kept = match key {
+        Some(key) => db::idempotency::kept_answer(&app.pool, key).await?,
+        None => None,
+    };
+    // Where it has expired between the two looks, the client asks again.
+    let report = kept.and_then(|kept| serde_json::from_str(kept.get()).ok()).ok_or(ClaimError::InFlight)?;
+    Ok(runs::replayed(Json(ImportReport::new(report, false)).into_response()))
+}

@@ -1,0 +1,171 @@
+//! Which part of a list is asked for: a page by its number, or from a cursor that an earlier answer gave.
+//!
+//! A cursor is opaque to clients: base64url of a signature and of a position. The signature also covers the list with
+//! its filters and its order, so that a cursor of another query is refused, and so is one that the service has not made:
+//! what is in a cursor is of the types that the database compares with.
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::{
+    error::ApiError,
+    extract::Query,
+    signing::{Key, SIGNATURE_BYTES},
+};
+use crate::{
+    api::App,
+    db::list::{Cut, EntryId, Listed, Order, Part, Position, SortValue, Start},
+    input::{self, FieldError},
+};
+
+/// Entries that a page by its number may lie behind, with its own. The database reads all of them for it.
+const MAX_DEPTH: i64 = 10_000;
+/// What a cursor says.
+#[derive(Serialize, Deserialize)]
+struct Cursor {
+    /// The entry next to which the page lies.
+    #[serde(rename = "p")]
+    position: Position,
+    /// The page ends before the entry; otherwise it begins after it.
+    #[serde(rename = "b")]
+    is_before: bool,
+    /// The number of the page, counted from where the reader began.
+    #[serde(rename = "n")]
+    number: i64,
+}
+
+/// Which part of a list is asked for.
+#[derive(Debug)]
+pub struct Asked {
+    /// The page's number, from 1.
+    pub number: i64,
+    /// For the database.
+    pub cut: Cut,
+    order: Order,
+    /// What the signature of a cursor is for.
+    query: [u8; 32],
+    key: Key,
+}
+
+impl Asked {
+    /// Reads `page`, `page_size` and `cursor`. `list` and the parameters named by `filters` make up what a cursor
+    /// belongs to.
+    pub async fn read(app: &App, query: &Query, order: Order, list: &str, filters: &[&str]) -> Result<Self, ApiError> {
+        let pages = app.config.pages;
+        let mut errors = Vec::new();
+        let mut number =
+            |name: &str, default: i64| match query.given(name).map(|text| input::query_int(name, text, 1..=i64::MAX)) {
+                None => default,
+                Some(Ok(number)) => number,
+                Some(Err(error)) => {
+                    errors.push(error);
+                    default
+                }
+            };
+        let page = number("page", 1);
+        let size = number("page_size", pages.default_size).min(pages.max_size);
+        let fingerprint = fingerprint(query, list, filters);
+        let cursor = query.text("cursor");
+        if cursor.is_some() && query.text("page").is_some() {
+            errors.push(FieldError::rule("query.cursor", "`cursor` and `page` exclude each other"));
+        } else if page > 1 && page.checked_mul(size).is_none_or(|depth| depth > MAX_DEPTH) {
+            let message = format!(
+                "Input should be less than or equal to {}; further pages are reached by `cursor`, with the \
+                 `next_cursor` of the page before",
+                (MAX_DEPTH / size).max(1)
+            );
+            errors.push(FieldError::new("query.page", "less_than_equal", message));
+        }
+        if !errors.is_empty() {
+            return Err(errors.into());
+        }
+        let key = app.signing.key().await?;
+        let Some(cursor) = cursor else {
+            let cut = Cut { start: Start::Offset((page - 1) * size), size };
+            return Ok(Self { number: page, cut, order, query: fingerprint, key });
+        };
+        let cursor = decode(cursor, &fingerprint, &key).filter(|cursor| fits(&cursor.position)).ok_or_else(|| {
+            let detail = "The cursor is damaged, or belongs to another list, other filters or another order; begin \
+                          again without it";
+            ApiError::bad_request("invalid_cursor", detail)
+        })?;
+        let start = if cursor.is_before { Start::Before(cursor.position) } else { Start::After(cursor.position) };
+        Ok(Self { number: cursor.number.max(1), cut: Cut { start, size }, order, query: fingerprint, key })
+    }
+
+    /// The cursor of the page after that position.
+    #[must_use]
+    pub fn cursor_after(&self, position: Position) -> String {
+        let cursor = Cursor { position, is_before: false, number: self.number.saturating_add(1) };
+        encode(&cursor, &self.query, &self.key)
+    }
+
+    /// The cursors of the pages before and after this part; none where there is no entry.
+    #[must_use]
+    pub fn neighbours<T: Listed>(&self, part: &Part<T>) -> (Option<String>, Option<String>) {
+        let cursor = |row: Option<&T>, is_before: bool, number: i64| {
+            let cursor = Cursor { position: row?.position(self.order.column), is_before, number };
+            Some(encode(&cursor, &self.query, &self.key))
+        };
+        let previous = part.rows.first().filter(|_| part.has_previous);
+        let next = part.rows.last().filter(|_| part.has_next);
+        (cursor(previous, true, (self.number - 1).max(1)), cursor(next, false, self.number.saturating_add(1)))
+    }
+}
+
+/// The database would refuse to compare with a NUL, which no entry has.
+fn fits(position: &Position) -> bool {
+    let has_nul = |text: &str| text.contains('\0');
+    !matches!(&position.value, SortValue::Text(text) if has_nul(text))
+        && !matches!(&position.id, EntryId::Text(id) if has_nul(id))
+}
+
+fn fingerprint(query: &Query, list: &str, filters: &[&str]) -> [u8; 32] {
+    let given: Vec<_> = filters.iter().filter_map(|name| Some((name, query.text(name)?))).collect();
+    // As JSON, so that no two queries run together into the same text.
+    Sha256::digest(input::to_raw(&(list, given)).get()).into()
+}
+
+fn encode(cursor: &Cursor, query: &[u8; 32], key: &Key) -> String {
+    let text = input::to_raw(cursor);
+    let mut bytes = key.sign(query, text.get().as_bytes()).to_vec();
+    bytes.extend_from_slice(text.get().as_bytes());
+    URL_SAFE_NO_PAD.encode(bytes)
+}
+
+fn decode(cursor: &str, query: &[u8; 32], key: &Key) -> Option<Cursor> {
+    let bytes = URL_SAFE_NO_PAD.decode(cursor).ok()?;
+    let (signature, text) = bytes.split_at_checked(SIGNATURE_BYTES)?;
+    key.verifies(query, text, signature).then(|| serde_json::from_slice(text).ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::signing::tests::key, *};
+
+    fn cursor() -> Cursor {
+        let position = Position { value: SortValue::Text("ä\"".to_owned()), id: EntryId::Uuid(uuid::Uuid::nil()) };
+        Cursor { position, is_before: true, number: 7 }
+    }
+
+    #[test]
+    fn a_cursor_comes_back_as_it_was() {
+        let decoded = decode(&encode(&cursor(), &[1; 32], &key(1)), &[1; 32], &key(1)).expect("our own cursor");
+        assert_eq!((decoded.position, decoded.is_before, decoded.number), (cursor().position, true, 7));
+    }
+
+    #[test]
+    fn no_changed_character_passes() {
+        let text = encode(&cursor(), &[1; 32], &key(1));
+        assert!(decode(&text, &[2; 32], &key(1)).is_none(), "another query");
+        assert!(decode(&text, &[1; 32], &key(2)).is_none(), "another key");
+        for index in 0..text.len() {
+            for other in ["", "A", "-", "=", "\u{e4}"] {
+                let mut changed = text.clone();
+                changed.replace_range(index..=index, other);
+                assert!(changed == text || decode(&changed, &[1; 32], &key(1)).is_none(), "{changed}");
+            }
+        }
+    }
+}

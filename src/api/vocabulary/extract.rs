@@ -1,0 +1,290 @@
+//! What handlers take from a request. Each failure is an [`ApiError`] that names the field.
+
+use std::collections::HashMap;
+
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use bytes::Bytes;
+use http::{HeaderMap, header, request::Parts};
+use http_body_util::BodyExt;
+use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use super::error::ApiError;
+use crate::{
+    api::{
+        App, IDEMPOTENCY_KEY,
+        gate::{auth::Caller, request::CorrelationId},
+    },
+    db::idempotency::IdempotencyKey,
+    input::{self, FieldError, shorten},
+    timestamp::Timestamp,
+};
+
+/// Longest `Idempotency-Key`.
+const MAX_KEY_CHARS: usize = 255;
+/// Bytes of a body that is checked on another thread.
+const LARGE_BODY_BYTES: usize = 128 << 10;
+
+/// A JSON body: well-formed, of bounded depth, and such that PostgreSQL can store it.
+pub struct JsonBody(Box<RawValue>);
+
+impl JsonBody {
+    /// The body.
+    #[must_use]
+    pub fn raw(&self) -> &RawValue {
+        &self.0
+    }
+
+    /// SHA-256 of the body's text.
+    #[must_use]
+    pub fn fingerprint(&self) -> Vec<u8> {
+        Sha256::digest(self.0.get()).to_vec()
+    }
+}
+
+impl FromRequest<App> for JsonBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &App) -> Result<Self, ApiError> {
+        let OptionalJsonBody(body) = OptionalJsonBody::from_request(request, state).await?;
+        body.map(Self).ok_or_else(|| FieldError::missing("body").into())
+    }
+}
+
+/// A JSON body, or none: absent, empty or null.
+pub struct OptionalJsonBody(pub Option<Box<RawValue>>);
+
+impl OptionalJsonBody {
+    /// SHA-256 of the body's text; of nothing if there is none.
+    #[must_use]
+    pub fn fingerprint(&self) -> Vec<u8> {
+        Sha256::digest(self.0.as_ref().map_or("", |body| body.get())).to_vec()
+    }
+}
+
+impl FromRequest<App> for OptionalJsonBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
+        if is_json(request.headers()) {
+            return Ok(Self(read_json(request, app).await??));
+        }
+        match body(request).await? {
+            bytes if is_blank(&bytes) => Ok(Self(None)),
+            _ => {
+                let message = "Input should be a valid dictionary or object to extract fields from";
+                Err(FieldError::new("body", "model_attributes_type", message).into())
+            }
+        }
+    }
+}
+
+/// A JSON body, or none, whatever its content type says: of senders that have no choice of it.
+pub struct AnyJsonBody(pub Option<Box<RawValue>>);
+
+impl FromRequest<App> for AnyJsonBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
+        let other_type = (!is_json(request.headers())).then(|| request.headers().get(header::CONTENT_TYPE).cloned());
+        match read_json(request, app).await? {
+            Ok(body) => Ok(Self(body)),
+            Err(mut fault) => {
+                if let Some(given) = other_type.flatten() {
+                    let given = given.to_str().unwrap_or("something else");
+                    let message = std::mem::take(&mut fault.message);
+                    fault.message =
+                        format!("{message}; the body should be JSON, and its Content-Type says {}", shorten(given));
+                }
+                Err(fault.into())
+            }
+        }
+    }
+}
+
+async fn body(request: Request) -> Result<Bytes, ApiError> {
+    request.into_body().collect().await.map(http_body_util::Collected::to_bytes).map_err(|_| ApiError::internal())
+}
+
+fn is_blank(body: &[u8]) -> bool {
+    body.iter().all(u8::is_ascii_whitespace)
+}
+
+/// The body, or what is wrong with its JSON.
+async fn read_json(request: Request, app: &App) -> Result<Result<Option<Box<RawValue>>, FieldError>, ApiError> {
+    let caller = request.extensions().get::<Caller>().cloned();
+    let bytes = body(request).await?;
+    if is_blank(&bytes) {
+        return Ok(Ok(None));
+    }
+    let length = bytes.len();
+    let check = move || input::check_json(&bytes).map(|raw| (raw.get() != "null").then(|| raw.to_owned()));
+    let checked = match caller {
+        Some(caller) if length > LARGE_BODY_BYTES => app.offload.run_soon(caller.organization(), check).await?,
+        _ => check(),
+    };
+    Ok(checked.map_err(FieldError::from))
+}
+
+/// No content type counts as JSON.
+fn is_json(headers: &HeaderMap) -> bool {
+    let Some(value) = headers.get(header::CONTENT_TYPE) else { return true };
+    let essence = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
+}
+
+/// The UUID of an agent or a workflow in the path; named after the resource in errors.
+pub async fn path_uuid<S: Send + Sync>(parts: &mut Parts, state: &S, name: &str) -> Result<Uuid, ApiError> {
+    // What axum refuses is no UTF-8, and so no UUID: read on as the character that stands for such bytes.
+    let text = Path::<String>::from_request_parts(parts, state).await.map_or("\u{fffd}".to_owned(), |Path(text)| text);
+    Ok(input::path_uuid(name, &text)?)
+}
+
+/// The one parameter of the path; `None` if it is no UTF-8.
+pub async fn path_text(parts: &mut Parts) -> Option<String> {
+    Path::<String>::from_request_parts(parts, &()).await.ok().map(|Path(text)| text)
+}
+
+/// `{workflow_id}` in the path.
+pub struct WorkflowId(pub Uuid);
+
+impl<S: Send + Sync> FromRequestParts<S> for WorkflowId {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        path_uuid(parts, state, "workflow_id").await.map(Self)
+    }
+}
+
+/// `{agent_id}` in the path.
+pub struct AgentId(pub Uuid);
+
+impl<S: Send + Sync> FromRequestParts<S> for AgentId {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        path_uuid(parts, state, "agent_id").await.map(Self)
+    }
+}
+
+/// `{run_id}` in the path: free text, since other programs make run ids too.
+pub struct RunId(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for RunId {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let unknown = || ApiError::not_found("run_not_found", "Run not found");
+        let Path(text) = Path::<String>::from_request_parts(parts, state).await.map_err(|_| unknown())?;
+        // No row can have such an id, and the database would refuse to look.
+        if text.contains('\0') { Err(unknown()) } else { Ok(Self(text)) }
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for CorrelationId {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
+        parts.extensions.get::<Self>().cloned().ok_or_else(ApiError::internal)
+    }
+}
+
+/// The `Idempotency-Key` header.
+pub struct Key(Option<String>);
+
+impl Key {
+    /// The key as it counts for this route (with its object, if it has one), caller and body.
+    #[must_use]
+    pub fn bound(self, route: &str, caller: &Caller, fingerprint: Vec<u8>) -> Option<IdempotencyKey> {
+        // No organisation is named like the beginning of a route, so that keys of a single one stay what they were.
+        let actor = &caller.actor;
+        let scope = if actor.organization.is_default() {
+            format!("{route} {}", actor.subject)
+        } else {
+            format!("{}: {route} {}", actor.organization, actor.subject)
+        };
+        self.0.map(|key| IdempotencyKey { scope, key, fingerprint })
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Key {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
+        let Some(value) = parts.headers.get(&IDEMPOTENCY_KEY) else { return Ok(Self(None)) };
+        match value.to_str() {
+            Ok(key) if !key.trim().is_empty() && key.len() <= MAX_KEY_CHARS => Ok(Self(Some(key.to_owned()))),
+            _ => {
+                Err(FieldError::rule("header.Idempotency-Key", "1 to 255 visible ASCII characters are expected").into())
+            }
+        }
+    }
+}
+
+/// The query string by form rules; of a repeated parameter the last one counts, and unknown ones are ignored, which clients
+/// of the reference deployment rely on.
+pub struct Query(HashMap<String, String>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Query {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
+        let pairs = url::form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes());
+        let mut values = HashMap::new();
+        for (name, value) in pairs {
+            if value.contains('\0') {
+                return Err(
+                    FieldError::new(format!("query.{name}"), "string_nul", "NUL characters are not allowed").into()
+                );
+            }
+            values.insert(name.into_owned(), value.into_owned());
+        }
+        Ok(Self(values))
+    }
+}
+
+impl Query {
+    /// The parameter, if it is there. An empty value, as forms send it, counts as absent.
+    #[must_use]
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.given(name).filter(|text| !text.is_empty())
+    }
+
+    /// The parameter, if it is there, empty or not.
+    #[must_use]
+    pub fn given(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    /// An instant.
+    pub fn instant(&self, name: &str) -> Result<Option<Timestamp>, ApiError> {
+        Ok(self.text(name).map(|text| input::query_datetime(name, text)).transpose()?.map(Timestamp::from))
+    }
+
+    /// `sort_order` is `asc`.
+    #[must_use]
+    pub fn is_ascending(&self) -> bool {
+        self.text("sort_order").is_some_and(|order| order.eq_ignore_ascii_case("asc"))
+    }
+
+    /// The two ends of a span of time, `NAME_after` and `NAME_before`.
+    pub fn span(&self, name: &str) -> Result<(Option<Timestamp>, Option<Timestamp>), ApiError> {
+        Ok((self.instant(&format!("{name}_after"))?, self.instant(&format!("{name}_before"))?))
+    }
+
+    /// The same query from that cursor on.
+    #[must_use]
+    pub fn with_cursor(&self, cursor: &str) -> String {
+        let others = self.0.iter().filter(|(name, _)| !["page", "cursor"].contains(&name.as_str()));
+        let mut query = url::form_urlencoded::Serializer::new(String::new());
+        query.extend_pairs(others).append_pair("cursor", cursor).finish()
+    }
+
+    /// The texts between the commas, without empty ones.
+    #[must_use]
+    pub fn several(&self, name: &str) -> Vec<String> {
+        let texts = self.text(name).into_iter().flat_map(|text| text.split(','));
+        texts.filter(|text| !text.is_empty()).map(str::to_owned).collect()
+    }
+}
