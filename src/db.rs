@@ -146,6 +146,13 @@ where
     }
 }
 
+/// A transaction that reads all of the same moment, and writes nothing.
+pub async fn snapshot(pool: &Pool) -> Result<Transaction, Error> {
+    let mut transaction = pool.begin().await?;
+    sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY").execute(&mut *transaction).await?;
+    Ok(transaction)
+}
+
 /// Closes the pool, as far as the database answers.
 pub async fn close(pool: &Pool) {
     if tokio::time::timeout(Duration::from_secs(2), pool.close()).await.is_err() {

@@ -8,24 +8,20 @@ use std::{sync::Arc, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rdkafka::error::KafkaResult;
-use sqlx::PgConnection;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    access::{Actor, OrganizationId},
     config::{self, Config},
     db::{
-        self, audit,
+        self,
         dead_letters::{Due, Expired},
     },
-    input::{object_of, to_raw},
     kafka::{
         Refusal,
         publisher::{self, Outgoing, Publisher},
     },
     lifecycle::Lifecycle,
-    timestamp::Timestamp,
 };
 
 /// How often letters are looked for that are to be sent.
@@ -34,9 +30,6 @@ const SEND_EVERY: Duration = Duration::from_secs(1);
 const MAX_TAKEN: i64 = 20;
 /// Looks between two deletions of what is too old or too much.
 const EXPIRE_EVERY: u32 = 60;
-/// Why letters are deleted: the setting that says so.
-const MAX_DEAD_LETTERS: &str = "MAX_DEAD_LETTERS";
-const RETENTION_DAYS: &str = "DEAD_LETTER_RETENTION_DAYS";
 /// A record is given up after this, well before another process takes its letter.
 const GIVE_UP: Duration = Duration::from_secs(20);
 
@@ -94,20 +87,12 @@ impl Sender {
     /// Deletes what is too old or too much. Open letters among them are an error, and an entry of the audit trail.
     async fn expire(&self) -> Result<(), db::Error> {
         let (pool, config::DeadLetters { days, most }, has_audit) = (self.pool.clone(), self.retention, self.has_audit);
-        let (expired, open) = db::bounded(async move {
-            let mut transaction = pool.begin().await?;
-            let expired = db::dead_letters::expire(&mut *transaction, days, most).await?;
-            for lost in expired.iter().filter(|letters| letters.is_open && has_audit) {
-                record(&mut transaction, lost).await?;
-            }
-            let open = db::dead_letters::open(&mut *transaction).await?;
-            transaction.commit().await?;
-            Ok((expired, open))
-        })
-        .await?;
+        let (expired, open) =
+            db::bounded(async move { db::dead_letters::expire_and_record(&pool, days, most, has_audit).await }).await?;
         metrics::gauge!("dead_letters_open").set(open as f64);
-        for Expired { organization_id, is_open, is_surplus, count } in expired {
-            let reason = if is_surplus { MAX_DEAD_LETTERS } else { RETENTION_DAYS };
+        for letters in expired {
+            let reason = letters.reason();
+            let Expired { organization_id, is_open, count, .. } = letters;
             let status = if is_open { "open" } else { "resolved" };
             let deleted = metrics::counter!("dead_letters_deleted_total", "status" => status, "reason" => reason);
             deleted.increment(count.unsigned_abs());
@@ -183,23 +168,6 @@ impl Sender {
         told("dead-letter-time", letter.created_at.to_string());
         Outgoing { topic: &self.topic, key: letter.key.as_deref(), value: letter.value.as_deref(), headers }
     }
-}
-
-/// Says in the audit trail that letters were deleted on which nobody had decided.
-async fn record(conn: &mut PgConnection, lost: &Expired) -> Result<(), db::Error> {
-    let actor = Actor { organization: OrganizationId::stored(&lost.organization_id), ..Actor::system() };
-    let reason = if lost.is_surplus { MAX_DEAD_LETTERS } else { RETENTION_DAYS };
-    let after = object_of([("count", &*to_raw(&lost.count)), ("reason", &*to_raw(&reason))]);
-    let entry = audit::Entry {
-        entity_type: "dead_letter",
-        // They are many.
-        entity_id: Uuid::nil(),
-        entity_name: "",
-        action: "expire",
-        before: None,
-        after: Some(&after),
-    };
-    audit::insert(conn, &actor, entry, Timestamp::now()).await
 }
 
 fn redrive(letter: &Due) -> Outgoing<'_> {

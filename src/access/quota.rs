@@ -29,19 +29,15 @@ impl Countable {
 }
 
 /// The most that an organisation may have of each; `None`: as many as it likes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, sqlx::FromRow)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quotas {
     /// Of [`Countable::Agents`].
-    #[sqlx(rename = "max_agents")]
     pub agents: Option<i32>,
     /// Of [`Countable::Workflows`].
-    #[sqlx(rename = "max_workflows")]
     pub workflows: Option<i32>,
     /// Of [`Countable::ApiKeys`].
-    #[sqlx(rename = "max_api_keys")]
     pub api_keys: Option<i32>,
     /// Of [`Countable::QueuedRuns`].
-    #[sqlx(rename = "max_queued_runs")]
     pub queued_runs: Option<i32>,
 }
 

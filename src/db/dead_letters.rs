@@ -6,10 +6,14 @@ use sqlx::{PgConnection, PgExecutor, types::Json};
 use uuid::Uuid;
 
 use super::{
-    Error,
+    Error, Pool, audit,
     list::{self, Cut, EntryId, Listed, Narrow, Order, Part, Position, Table},
 };
-use crate::{access::OrganizationId, timestamp::Timestamp};
+use crate::{
+    access::{Actor, OrganizationId},
+    input::{object_of, to_raw},
+    timestamp::Timestamp,
+};
 
 /// Whoever has taken a letter to send it has so long for it; then it is taken again.
 pub const SEND_WITHIN_SECS: f64 = 30.0;
@@ -262,6 +266,48 @@ pub struct Expired {
     /// There were too many; else they were too old.
     pub is_surplus: bool,
     pub count: i64,
+}
+
+impl Expired {
+    /// Why they were deleted: the setting that says so.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        if self.is_surplus { "MAX_DEAD_LETTERS" } else { "DEAD_LETTER_RETENTION_DAYS" }
+    }
+}
+
+/// As [`expire`], in one transaction with the entries of the audit trail for open letters, if there is one; and how many
+/// letters are open now.
+pub async fn expire_and_record(
+    pool: &Pool,
+    kept_days: i32,
+    most: i64,
+    has_audit: bool,
+) -> Result<(Vec<Expired>, i64), Error> {
+    let mut transaction = pool.begin().await?;
+    let expired = expire(&mut *transaction, kept_days, most).await?;
+    for lost in expired.iter().filter(|letters| letters.is_open && has_audit) {
+        record(&mut transaction, lost).await?;
+    }
+    let open = open(&mut *transaction).await?;
+    transaction.commit().await?;
+    Ok((expired, open))
+}
+
+/// Says in the audit trail that letters were deleted on which nobody had decided.
+async fn record(conn: &mut PgConnection, lost: &Expired) -> Result<(), Error> {
+    let actor = Actor { organization: OrganizationId::stored(&lost.organization_id), ..Actor::system() };
+    let after = object_of([("count", &*to_raw(&lost.count)), ("reason", &*to_raw(&lost.reason()))]);
+    let entry = audit::Entry {
+        entity_type: "dead_letter",
+        // They are many.
+        entity_id: Uuid::nil(),
+        entity_name: "",
+        action: "expire",
+        before: None,
+        after: Some(&after),
+    };
+    audit::insert(conn, &actor, entry, Timestamp::now()).await
 }
 
 /// Deletes letters that are older than so many days, and of what is above so many the oldest: first those that somebody

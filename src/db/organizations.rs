@@ -1,6 +1,6 @@
 //! Organisations, and how much of each thing they may have.
 
-use sqlx::{PgConnection, PgExecutor};
+use sqlx::{FromRow, PgConnection, PgExecutor, Row as _, postgres::PgRow};
 
 use super::{
     Error,
@@ -24,6 +24,17 @@ pub struct OrganizationRow {
     pub updated_by: String,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
+}
+
+impl FromRow<'_, PgRow> for Quotas {
+    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            agents: row.try_get("max_agents")?,
+            workflows: row.try_get("max_workflows")?,
+            api_keys: row.try_get("max_api_keys")?,
+            queued_runs: row.try_get("max_queued_runs")?,
+        })
+    }
 }
 
 impl OrganizationRow {
