@@ -22,7 +22,7 @@ use workflow_api::{
         api_keys::{self, NewApiKey},
         rotate_keys::{self, Rotation},
     },
-    api::{self, App},
+    api::{self, gate::Gate, vocabulary::app::App},
     config::{self, Config, MetricsAccess},
     db::{self, migrations},
     demo_agent, executor, kafka,
@@ -76,12 +76,13 @@ pub async fn serve(config: Config) -> anyhow::Result<bool> {
     tokio::spawn(look_for_keys_when_possible(Arc::clone(&config.vault), pool.clone(), lifecycle.clone()));
     let notice = config.shutdown_notice;
     let app = App::start(config, pool.clone(), &lifecycle, &drained)?;
+    let gate = Gate::start(app.clone(), &lifecycle)?;
 
     if let Some(listener) = management {
         let router = api::resources::system::management(&app);
         lifecycle.spawn("management", server::serve(listener, router, lifecycle.clone(), MANAGEMENT_CONNECTIONS));
     }
-    let router = api::router(&app);
+    let router = api::router(&gate);
     let bounds = Bounds::within(server::raise_limit(), pool.max());
     let serving = server::serve(listener, router, lifecycle.clone(), bounds);
     lifecycle.spawn("server", async move {

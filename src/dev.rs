@@ -30,7 +30,7 @@ use tokio::{
 use self::{broker::Broker, folder::Folder, part::Parts};
 use crate::{
     access::{OrganizationId, Role},
-    api::gate::auth,
+    api::vocabulary::token,
     config::{self, Config},
     server, visible,
 };
@@ -120,7 +120,7 @@ async fn supervise(folder: &Folder, parts: &mut Parts<'_>, broker: &mut Option<B
     say(format!("Demo agent    http://127.0.0.1:{agent_port}"));
 
     let token = if config.auth.enabled {
-        Some(auth::issue(&config.auth, "dev", Role::Admin, &OrganizationId::default())?)
+        Some(token::issue(&config.auth, "dev", Role::Admin, &OrganizationId::default())?)
     } else {
         None
     };

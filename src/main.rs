@@ -9,9 +9,7 @@ use workflow_api::{
     access::{OrganizationId, Role, api_key::ApiKey},
     api,
     config::{self, Config, Problems},
-    demo_agent, telemetry,
-    vault::Vault,
-    visible,
+    demo_agent, telemetry, visible,
 };
 
 /// Workflow Management API.
@@ -166,7 +164,7 @@ fn run(command: Command) -> anyhow::Result<bool> {
             command::runtime(config.api.workers)?.block_on(command::execute(config))
         }
         Command::Migrate { action } => {
-            let settings = config::load::<config::Database>(environment())?;
+            let settings = config::Database::load(environment())?;
             telemetry::init(&config::Log::load_or_default(environment()));
             command::runtime(1)?.block_on(async {
                 match action {
@@ -186,31 +184,31 @@ fn run(command: Command) -> anyhow::Result<bool> {
                 Ok(true)
             }
             Check::Db => {
-                let settings = config::load::<config::Database>(environment())?;
-                let vault = config::load::<Vault>(environment())?;
+                let settings = config::Database::load(environment())?;
+                let vault = config::load_vault(environment())?;
                 command::runtime(1)?.block_on(command::check_db(&settings, &vault))
             }
-            Check::Kafka => command::check_kafka(&config::load::<config::Kafka>(environment())?),
+            Check::Kafka => command::check_kafka(&config::Kafka::load(environment())?),
         },
         Command::Healthcheck { executor: true } => {
             let config = Config::load(environment())?;
             command::runtime(1)?.block_on(command::healthcheck_executor(&config))
         }
         Command::Healthcheck { executor: false } => {
-            let settings = config::load::<config::Api>(environment())?;
+            let settings = config::Api::load(environment())?;
             command::runtime(1)?.block_on(command::healthcheck(&settings))
         }
         Command::Token { sub, role, organization, subject } => {
             let subject = subject.unwrap_or(sub);
             println!(
                 "{}",
-                api::gate::auth::issue(&config::load::<config::Auth>(environment())?, &subject, role, &organization)?
+                api::vocabulary::token::issue(&config::Auth::load(environment())?, &subject, role, &organization)?
             );
             Ok(true)
         }
         Command::RotateKeys => {
-            let settings = config::load::<config::Database>(environment())?;
-            let vault = config::load::<Vault>(environment())?;
+            let settings = config::Database::load(environment())?;
+            let vault = config::load_vault(environment())?;
             telemetry::init(&config::Log::load_or_default(environment()));
             command::runtime(1)?.block_on(command::rotate_keys(&settings, &vault))
         }
@@ -219,10 +217,7 @@ fn run(command: Command) -> anyhow::Result<bool> {
             Ok(true)
         }
         Command::ApiKey { name: None, .. } => {
-            println!(
-                "{}",
-                ApiKey::generate(&config::load::<config::Auth>(environment())?.api_key_environment).expose()
-            );
+            println!("{}", ApiKey::generate(&config::Auth::load(environment())?.api_key_environment).expose());
             Ok(true)
         }
         Command::ApiKey { name: Some(name), role, organization, days } => {
@@ -230,8 +225,7 @@ fn run(command: Command) -> anyhow::Result<bool> {
             command::runtime(1)?.block_on(command::make_api_key(&config, name, role, organization, days))
         }
         Command::Openapi => {
-            let (api, auth) =
-                (config::load::<config::Api>(environment())?, config::load::<config::Auth>(environment())?);
+            let (api, auth) = (config::Api::load(environment())?, config::Auth::load(environment())?);
             let (_, document) = api::routes(&api, &auth.api_key_header_text).split_for_parts();
             println!("{}", serde_json::to_string_pretty(&document)?);
             Ok(true)

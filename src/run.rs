@@ -60,6 +60,55 @@ impl RunStatus {
     }
 }
 
+/// How much an entry of a run's log matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// What happens in the course of things.
+    Info,
+    /// What may be mended by itself.
+    Warning,
+    /// What ended the run.
+    Error,
+}
+
+/// The kinds of entries that are more than [`Level::Info`].
+const ALARMING: [(&str, Level); 5] = [
+    ("agent.failed", Level::Warning),
+    ("attempt.failed", Level::Warning),
+    ("run.cancelled", Level::Warning),
+    ("run.failed", Level::Error),
+    ("run.taken_over", Level::Warning),
+];
+
+impl Level {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Info, Self::Warning, Self::Error];
+
+    /// Of an entry of that kind.
+    #[must_use]
+    pub fn of(kind: &str) -> Self {
+        ALARMING.iter().find(|(alarming, _)| *alarming == kind).map_or(Self::Info, |(_, level)| *level)
+    }
+
+    /// As on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Info => "info",
+            Self::Warning => "warning",
+            Self::Error => "error",
+        }
+    }
+
+    /// The kinds of this level and the more severe ones; none for all.
+    #[must_use]
+    pub fn kinds(self) -> Vec<String> {
+        let severe = ALARMING.iter().filter(|(_, level)| *level >= self && self > Self::Info);
+        severe.map(|(kind, _)| (*kind).to_owned()).collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

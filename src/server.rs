@@ -29,10 +29,9 @@ use self::connections::{Connections, Entry, Watched};
 pub use self::descriptors::{Bounds, raise_limit};
 use crate::{
     api::{
-        CORRELATION_ID,
         gate::{headers, request::note},
         resources::system,
-        vocabulary::{client::Peer, error::ApiError},
+        vocabulary::{client::Peer, error::ApiError, headers::CORRELATION_ID},
     },
     id,
     lifecycle::Lifecycle,
@@ -226,7 +225,7 @@ fn connection(
         async move {
             let mut response = if let Some(detail) = framing_fault(&request) {
                 refuse(&request, peer, ApiError::bad_request("bad_request", detail))
-            } else if kind == Kind::Spare && !system::is_public(request.uri().path()) {
+            } else if kind == Kind::Spare && !system::serves(request.uri().path()) {
                 let refusal = ApiError::unavailable("too_many_connections", "Too many connections are open");
                 refuse(&request, peer, refusal)
             } else {

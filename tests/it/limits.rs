@@ -8,7 +8,10 @@ use sqlx::{Connection, PgConnection, PgPool};
 use tokio_util::sync::CancellationToken;
 use workflow_api::{
     access::api_key::ApiKey,
-    api::{App, gate::request},
+    api::{
+        gate::{Gate, request},
+        vocabulary::app::App,
+    },
     clock::Clock,
     db::{self, migrations::MIGRATOR},
     lifecycle::Lifecycle,
@@ -300,9 +303,10 @@ async fn a_handler_has_ten_seconds(pool: PgPool) {
     let (lifecycle, drained) = (Lifecycle::new(), CancellationToken::new());
     let config = config(&pool, &[]);
     let app = App::start(config.clone(), db::pool(&config.database), &lifecycle, &drained).expect("the parts start");
+    let gate = Gate::start(app, &lifecycle).expect("the gate starts");
     let router = Router::new()
         .route("/api/v1/slow", axum::routing::get(std::future::pending::<()>))
-        .layer(axum::middleware::from_fn_with_state((app, std::sync::Arc::default()), request::surround));
+        .layer(axum::middleware::from_fn_with_state((gate, std::sync::Arc::default()), request::surround));
     let service = Service { config, lifecycle, drained, router, clock: Clock::default() };
     let started = std::time::Instant::now();
     let answer = service.get("/api/v1/slow").await;

@@ -17,7 +17,11 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use uuid::Uuid;
 use workflow_api::{
-    api::{self, App, vocabulary::client::Peer},
+    api::{
+        self,
+        gate::Gate,
+        vocabulary::{app::App, client::Peer},
+    },
     clock::Clock,
     config::{Config, ConnectOptions},
     db, kafka,
@@ -128,7 +132,8 @@ impl Service {
         let (lifecycle, drained) = (Lifecycle::new(), CancellationToken::new());
         let app = App::start(config.clone(), db::pool(&config.database), &lifecycle, &drained)
             .expect("the parts start without any connection");
-        Self { router: api::router(&app), config, lifecycle, drained, clock: app.clock.clone() }
+        let gate = Gate::start(app.clone(), &lifecycle).expect("the gate starts without any connection");
+        Self { router: api::router(&gate), config, lifecycle, drained, clock: app.clock.clone() }
     }
 
     /// Sends a request with any body and headers.

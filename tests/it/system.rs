@@ -6,8 +6,12 @@ use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 use workflow_api::{
     access::{OrganizationId, Role},
-    api::{self, App, gate::auth},
-    config::{Api, Auth, Config, load},
+    api::{
+        self,
+        gate::Gate,
+        vocabulary::{app::App, token},
+    },
+    config::{Api, Auth, Config},
     db::{self, migrations::MIGRATOR},
     lifecycle::Lifecycle,
 };
@@ -313,7 +317,7 @@ fn signed(header: &Value, claims: &Value, secret: &str) -> String {
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn with_a_secret_every_route_needs_a_token(pool: PgPool) {
     let settings: Config = config(&pool, &[("JWT_SECRET", SECRET), ("JWT_EXPIRATION_MINUTES", "5")]);
-    let token = auth::issue(&settings.auth, "user@example.com", Role::Admin, &OrganizationId::default())
+    let token = token::issue(&settings.auth, "user@example.com", Role::Admin, &OrganizationId::default())
         .expect("there is a secret");
     let service = Service::start_with(settings);
     let (now, hs256) = (chrono::Utc::now().timestamp(), json!({"alg": "HS256", "typ": "JWT"}));
@@ -388,7 +392,7 @@ async fn without_a_prefix_only_the_business_routes_need_a_token(pool: PgPool) {
 fn a_prefix_does_not_lie_below_a_page_of_the_documentation() {
     for (prefix, is_valid) in [("/docs", false), ("redoc/v1", false), ("/docs2", true), ("/api/docs", true)] {
         let environment = [("API_PREFIX".to_owned(), prefix.to_owned())];
-        assert_eq!(load::<Api>(environment.into_iter()).is_ok(), is_valid, "{prefix}");
+        assert_eq!(Api::load(environment.into_iter()).is_ok(), is_valid, "{prefix}");
     }
 }
 
@@ -396,9 +400,9 @@ fn a_prefix_does_not_lie_below_a_page_of_the_documentation() {
 fn a_token_lives_as_long_as_the_settings_say() {
     let environment = [("JWT_SECRET", SECRET), ("JWT_EXPIRATION_MINUTES", "60")];
     let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    let auth: Auth = load(environment.into_iter()).expect("valid settings");
+    let auth = Auth::load(environment.into_iter()).expect("valid settings");
     let token =
-        auth::issue(&auth, "user@example.com", Role::Admin, &OrganizationId::default()).expect("there is a secret");
+        token::issue(&auth, "user@example.com", Role::Admin, &OrganizationId::default()).expect("there is a secret");
     let claims = token.split('.').nth(1).expect("claims");
     let claims: Value = serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(claims).expect("base64")).expect("JSON");
     assert_eq!(claims["exp"].as_i64().zip(claims["iat"].as_i64()).map(|(exp, iat)| exp - iat), Some(3600));
@@ -485,13 +489,15 @@ async fn metrics_can_be_at_the_management_port_alone(pool: PgPool) {
     let settings = config(&pool, &[("METRICS_ACCESS", "management"), ("MANAGEMENT_PORT", "9464")]);
     let (lifecycle, drained) = (Lifecycle::new(), CancellationToken::new());
     let app = App::start(settings.clone(), db::pool(&settings.database), &lifecycle, &drained).expect("it starts");
-    let [at_api, at_management] = [api::router(&app), api::resources::system::management(&app)].map(|router| Service {
-        router,
-        config: settings.clone(),
-        lifecycle: lifecycle.clone(),
-        drained: drained.clone(),
-        clock: app.clock.clone(),
-    });
+    let gate = Gate::start(app.clone(), &lifecycle).expect("it starts");
+    let [at_api, at_management] =
+        [api::router(&gate), api::resources::system::management(&app)].map(|router| Service {
+            router,
+            config: settings.clone(),
+            lifecycle: lifecycle.clone(),
+            drained: drained.clone(),
+            clock: app.clock.clone(),
+        });
     at_api.get("/metrics").await.error(404);
     at_management.get("/metrics").await; // installs the recorder
     let metrics = at_management.get("/metrics").await;

@@ -5,162 +5,217 @@ use axum::extract::{FromRequestParts, MatchedPath, RawPathParams};
 use http::{Method, StatusCode, request::Parts};
 use uuid::Uuid;
 
-use super::auth::{self, Caller, Proof};
+use self::Access::{Address, Credentials, Denied, Metrics, Permissions, Public};
 use crate::{
     access::{
         Permission::{
-            self, AgentsRead, AgentsSecrets, AgentsWrite, AuditRead, DeadLettersManage, KeysManage,
-            OrganizationsManage, RunsRead, RunsWrite, WorkflowsRead, WorkflowsWrite,
+            self, AgentsRead, AgentsWrite, AuditRead, DeadLettersManage, KeysManage, OrganizationsManage, RunsRead,
+            RunsWrite, WorkflowsRead, WorkflowsWrite,
         },
         Role,
     },
-    api::{
-        App,
-        resources::{runs, workflows},
-        vocabulary::error::ApiError,
+    api::vocabulary::{
+        app::App,
+        caller::{Caller, Proof},
+        error::ApiError,
+        extract::route_below_prefix,
     },
+    config::MetricsAccess,
     db,
 };
 
-/// A route below the prefix, and all the permissions that it needs. None is for everybody who is let in.
-type Rule = (Method, &'static str, &'static [Permission]);
-
-/// A route that is not here is for nobody, and fails a test. What a route asks for beyond this, it says where it is.
-const RULES: [Rule; 52] = [
-    (Method::GET, "/agents", &[AgentsRead]),
-    (Method::POST, "/agents", &[AgentsWrite]),
-    (Method::GET, "/agents/{agent_id}", &[AgentsRead]),
-    (Method::PUT, "/agents/{agent_id}", &[AgentsWrite]),
-    (Method::DELETE, "/agents/{agent_id}", &[AgentsWrite]),
-    (Method::GET, "/agents/{agent_id}/health", &[AgentsRead]),
-    (Method::GET, "/workflows", &[WorkflowsRead]),
-    (Method::POST, "/workflows", &[WorkflowsWrite]),
-    (Method::GET, "/workflows/{workflow_id}", &[WorkflowsRead]),
-    (Method::PUT, "/workflows/{workflow_id}", &[WorkflowsWrite]),
-    (Method::DELETE, "/workflows/{workflow_id}", &[WorkflowsWrite]),
-    (Method::GET, "/workflows/{workflow_id}/versions", &[WorkflowsRead]),
-    (Method::GET, "/workflows/{workflow_id}/versions/{version}", &[WorkflowsRead]),
-    (Method::GET, "/workflows/{workflow_id}/versions/{version}/diff/{other}", &[WorkflowsRead]),
-    (Method::POST, "/workflows/{workflow_id}/rollback", &[WorkflowsWrite]),
-    (Method::GET, "/workflows/{workflow_id}/graph", &[WorkflowsRead]),
-    (Method::POST, "/workflows/{workflow_id}/execute", &[RunsWrite]),
-    (Method::POST, "/workflows/validate", &[WorkflowsRead]),
-    (Method::GET, "/workflows/by-name/{name}", &[WorkflowsRead]),
-    (Method::PUT, "/workflows/by-name/{name}", &[WorkflowsWrite]),
-    (Method::POST, "/workflows/by-name/{name}/execute", &[RunsWrite]),
-    // With `include_secrets` AgentsSecrets too.
-    (Method::GET, "/export", &[AgentsRead, WorkflowsRead]),
-    (Method::POST, "/import", &[AgentsWrite, WorkflowsWrite]),
-    (Method::GET, "/runs", &[RunsRead]),
-    (Method::GET, "/runs/{run_id}", &[RunsRead]),
-    (Method::GET, "/runs/{run_id}/steps", &[RunsRead]),
-    (Method::GET, "/runs/{run_id}/logs", &[RunsRead]),
-    (Method::GET, "/runs/{run_id}/events", &[RunsRead]),
-    // It lets nobody do more than the caller may.
-    (Method::POST, "/runs/{run_id}/events/ticket", &[RunsRead]),
-    (Method::GET, "/runs/{run_id}/graph", &[RunsRead]),
-    (Method::POST, "/runs/{run_id}/retry", &[RunsWrite]),
-    (Method::POST, "/runs/{run_id}/cancel", &[RunsWrite]),
-    (Method::POST, "/runs/{run_id}/pause", &[RunsWrite]),
-    (Method::POST, "/runs/{run_id}/resume", &[RunsWrite]),
-    // It shows addresses by which the run can be made to go on.
-    (Method::GET, "/runs/{run_id}/callbacks", &[RunsWrite]),
-    // The address is the permission, unless the callback wants a role.
-    (Method::POST, "/callbacks/{token}", &[]),
-    (Method::GET, "/api-keys", &[KeysManage]),
-    (Method::POST, "/api-keys", &[KeysManage]),
-    (Method::GET, "/api-keys/{key_id}", &[KeysManage]),
-    (Method::DELETE, "/api-keys/{key_id}", &[KeysManage]),
-    (Method::GET, "/audit-logs", &[AuditRead]),
-    (Method::GET, "/audit-logs/export", &[AuditRead]),
-    (Method::GET, "/audit-logs/verify", &[AuditRead]),
-    (Method::GET, "/dead-letters", &[DeadLettersManage]),
-    (Method::GET, "/dead-letters/{dead_letter_id}", &[DeadLettersManage]),
-    (Method::POST, "/dead-letters/{dead_letter_id}/redrive", &[DeadLettersManage, RunsWrite]),
-    (Method::DELETE, "/dead-letters/{dead_letter_id}", &[DeadLettersManage]),
-    (Method::GET, "/organizations", &[OrganizationsManage]),
-    (Method::POST, "/organizations", &[OrganizationsManage]),
-    (Method::GET, "/organizations/{organization_id}", &[OrganizationsManage]),
-    (Method::PUT, "/organizations/{organization_id}", &[OrganizationsManage]),
-    // For whoever has an API key, as its handler sees to.
-    (Method::POST, "/auth/token", &[]),
-];
-
-/// What a route below the prefix needs; `None` if it is not in the table.
-#[must_use]
-pub fn needs(method: &Method, path: &str) -> Option<&'static [Permission]> {
-    RULES.iter().find(|(of, at, _)| of == method && *at == path).map(|(.., needs)| *needs)
+/// What a route asks of its callers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Nothing, and it is under no limits. A route at the root.
+    Public,
+    /// What `METRICS_ACCESS` says, and it is under no limits. A route at the root.
+    Metrics,
+    /// To know its path, which has a token.
+    Address,
+    /// To be let in.
+    Credentials,
+    /// To be let in, and all of these permissions.
+    Permissions(&'static [Permission]),
+    /// It is not in the table, which a test finds.
+    Denied,
 }
 
-/// The roles that have all of these permissions.
-fn roles_with(needs: &[Permission]) -> impl Iterator<Item = Role> {
-    Role::ALL.into_iter().filter(|role| needs.iter().all(|permission| role.permissions().contains(permission)))
+/// A route, at the root or below the prefix, and its access.
+type Rule = (Method, &'static str, Access);
+
+/// A route that is not here is denied to all, and fails a test. What a route asks for beyond this, it says where it is.
+const RULES: [Rule; 63] = [
+    (Method::GET, "/", Public),
+    (Method::GET, "/health", Public),
+    (Method::GET, "/health/ready", Public),
+    (Method::GET, "/metrics", Metrics),
+    (Method::GET, "/openapi.json", Public),
+    (Method::GET, "/docs", Public),
+    (Method::GET, "/docs/start.js", Public),
+    (Method::GET, "/docs/index.html", Public),
+    (Method::GET, "/docs/{file}", Public),
+    (Method::GET, "/redoc", Public),
+    (Method::GET, "/redoc/redoc.standalone.js", Public),
+    (Method::GET, "/agents", Permissions(&[AgentsRead])),
+    (Method::POST, "/agents", Permissions(&[AgentsWrite])),
+    (Method::GET, "/agents/{agent_id}", Permissions(&[AgentsRead])),
+    (Method::PUT, "/agents/{agent_id}", Permissions(&[AgentsWrite])),
+    (Method::DELETE, "/agents/{agent_id}", Permissions(&[AgentsWrite])),
+    (Method::GET, "/agents/{agent_id}/health", Permissions(&[AgentsRead])),
+    (Method::GET, "/workflows", Permissions(&[WorkflowsRead])),
+    (Method::POST, "/workflows", Permissions(&[WorkflowsWrite])),
+    (Method::GET, "/workflows/{workflow_id}", Permissions(&[WorkflowsRead])),
+    (Method::PUT, "/workflows/{workflow_id}", Permissions(&[WorkflowsWrite])),
+    (Method::DELETE, "/workflows/{workflow_id}", Permissions(&[WorkflowsWrite])),
+    (Method::GET, "/workflows/{workflow_id}/versions", Permissions(&[WorkflowsRead])),
+    (Method::GET, "/workflows/{workflow_id}/versions/{version}", Permissions(&[WorkflowsRead])),
+    (Method::GET, "/workflows/{workflow_id}/versions/{version}/diff/{other}", Permissions(&[WorkflowsRead])),
+    (Method::POST, "/workflows/{workflow_id}/rollback", Permissions(&[WorkflowsWrite])),
+    (Method::GET, "/workflows/{workflow_id}/graph", Permissions(&[WorkflowsRead])),
+    (Method::POST, "/workflows/{workflow_id}/execute", Permissions(&[RunsWrite])),
+    (Method::POST, "/workflows/validate", Permissions(&[WorkflowsRead])),
+    (Method::GET, "/workflows/by-name/{name}", Permissions(&[WorkflowsRead])),
+    (Method::PUT, "/workflows/by-name/{name}", Permissions(&[WorkflowsWrite])),
+    (Method::POST, "/workflows/by-name/{name}/execute", Permissions(&[RunsWrite])),
+    // With `include_secrets` AgentsSecrets too.
+    (Method::GET, "/export", Permissions(&[AgentsRead, WorkflowsRead])),
+    (Method::POST, "/import", Permissions(&[AgentsWrite, WorkflowsWrite])),
+    (Method::GET, "/runs", Permissions(&[RunsRead])),
+    (Method::GET, "/runs/{run_id}", Permissions(&[RunsRead])),
+    (Method::GET, "/runs/{run_id}/steps", Permissions(&[RunsRead])),
+    (Method::GET, "/runs/{run_id}/logs", Permissions(&[RunsRead])),
+    (Method::GET, "/runs/{run_id}/events", Permissions(&[RunsRead])),
+    // It lets nobody do more than the caller may.
+    (Method::POST, "/runs/{run_id}/events/ticket", Permissions(&[RunsRead])),
+    (Method::GET, "/runs/{run_id}/graph", Permissions(&[RunsRead])),
+    (Method::POST, "/runs/{run_id}/retry", Permissions(&[RunsWrite])),
+    (Method::POST, "/runs/{run_id}/cancel", Permissions(&[RunsWrite])),
+    (Method::POST, "/runs/{run_id}/pause", Permissions(&[RunsWrite])),
+    (Method::POST, "/runs/{run_id}/resume", Permissions(&[RunsWrite])),
+    // It shows addresses by which the run can be made to go on.
+    (Method::GET, "/runs/{run_id}/callbacks", Permissions(&[RunsWrite])),
+    // Unless the callback wants a role.
+    (Method::POST, "/callbacks/{token}", Address),
+    (Method::GET, "/api-keys", Permissions(&[KeysManage])),
+    (Method::POST, "/api-keys", Permissions(&[KeysManage])),
+    (Method::GET, "/api-keys/{key_id}", Permissions(&[KeysManage])),
+    (Method::DELETE, "/api-keys/{key_id}", Permissions(&[KeysManage])),
+    (Method::GET, "/audit-logs", Permissions(&[AuditRead])),
+    (Method::GET, "/audit-logs/export", Permissions(&[AuditRead])),
+    (Method::GET, "/audit-logs/verify", Permissions(&[AuditRead])),
+    (Method::GET, "/dead-letters", Permissions(&[DeadLettersManage])),
+    (Method::GET, "/dead-letters/{dead_letter_id}", Permissions(&[DeadLettersManage])),
+    (Method::POST, "/dead-letters/{dead_letter_id}/redrive", Permissions(&[DeadLettersManage, RunsWrite])),
+    (Method::DELETE, "/dead-letters/{dead_letter_id}", Permissions(&[DeadLettersManage])),
+    (Method::GET, "/organizations", Permissions(&[OrganizationsManage])),
+    (Method::POST, "/organizations", Permissions(&[OrganizationsManage])),
+    (Method::GET, "/organizations/{organization_id}", Permissions(&[OrganizationsManage])),
+    (Method::PUT, "/organizations/{organization_id}", Permissions(&[OrganizationsManage])),
+    // For whoever has an API key, as its handler sees to.
+    (Method::POST, "/auth/token", Credentials),
+];
+
+impl Access {
+    /// Of a request.
+    #[must_use]
+    pub fn of(request: &Parts, prefix: &str) -> Self {
+        match request.extensions.get::<MatchedPath>() {
+            Some(route) => Self::of_route(&request.method, route.as_str(), prefix),
+            None => Self::without_route(request.uri.path(), prefix),
+        }
+    }
+
+    fn of_route(method: &Method, route: &str, prefix: &str) -> Self {
+        let method = if method == Method::HEAD { &Method::GET } else { method };
+        let mut rules = RULES.iter().filter(|(_, at, access)| access.below(route, prefix) == Some(at));
+        let Some(first) = rules.next() else { return Denied };
+        match [first].into_iter().chain(rules).find(|(of, ..)| of == method) {
+            Some((.., access)) => *access,
+            // Another method is answered 405, to everybody who is let in.
+            None if matches!(first.2, Permissions(_)) => Credentials,
+            None => first.2,
+        }
+    }
+
+    /// Of a path without a route, which is answered 404 or with a redirect: like an open route that it is below.
+    fn without_route(path: &str, prefix: &str) -> Self {
+        let is_below = |at: &str, path: &str| match at.split_once('{') {
+            Some((start, _)) => path.starts_with(start),
+            None => path == at,
+        };
+        let open = RULES.iter().find(|(_, at, access)| {
+            let is_open = matches!(access, Public | Metrics | Address);
+            is_open && access.below(path, prefix).is_some_and(|path| is_below(at, path))
+        });
+        match open {
+            Some((.., access)) => *access,
+            None if path.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/')) => Credentials,
+            None => Public,
+        }
+    }
+
+    /// The path as the table has it.
+    fn below<'a>(self, path: &'a str, prefix: &str) -> Option<&'a str> {
+        if self.is_guarded() { path.strip_prefix(prefix) } else { Some(path) }
+    }
+
+    /// Whether the route is under the limits.
+    #[must_use]
+    pub fn is_guarded(self) -> bool {
+        !matches!(self, Public | Metrics)
+    }
+
+    /// Whether a caller has to be told, with these settings.
+    #[must_use]
+    pub fn wants_caller(self, metrics: MetricsAccess) -> bool {
+        self.is_guarded() || (self == Metrics && metrics == MetricsAccess::Credentials)
+    }
+
+    fn permissions(self) -> &'static [Permission] {
+        if let Permissions(needs) = self { needs } else { &[] }
+    }
+}
+
+/// The permissions that a route below the prefix needs; `None` if it is not in the table.
+#[must_use]
+pub fn needs(method: &Method, path: &str) -> Option<&'static [Permission]> {
+    let rule = RULES.iter().find(|(of, at, access)| of == method && *at == path && access.is_guarded());
+    rule.map(|(.., access)| access.permissions())
 }
 
 /// The names of the roles that may use a route which needs these permissions.
 #[must_use]
 pub fn roles(needs: &[Permission]) -> Vec<&'static str> {
-    roles_with(needs).map(Role::as_str).collect()
-}
-
-impl Caller {
-    /// Whether the caller may do that.
-    #[must_use]
-    pub fn may(&self, permission: Permission) -> bool {
-        self.grant.allows(permission)
-    }
-
-    /// 403 unless the caller may do that.
-    pub fn must(&self, permission: Permission) -> Result<(), ApiError> {
-        if self.may(permission) {
-            return Ok(());
-        }
-        let detail = format!("The caller may not do this: it needs {}", permission.as_str());
-        Err(forbidden(detail))
-    }
-
-    /// Whether the caller sees the credentials of agents.
-    #[must_use]
-    pub fn sees_secrets(&self) -> bool {
-        self.may(AgentsSecrets)
-    }
-}
-
-fn forbidden(detail: impl Into<String>) -> ApiError {
-    ApiError::new(StatusCode::FORBIDDEN, "forbidden", detail)
+    let has_all = |role: &Role| needs.iter().all(|permission| role.permissions().contains(permission));
+    Role::ALL.into_iter().filter(has_all).map(Role::as_str).collect()
 }
 
 /// Whether the caller may make the request, or the answer to give instead.
-pub async fn authorize(app: &App, request: &mut Parts, caller: &Caller) -> Result<(), ApiError> {
-    // Nothing was asked of the caller, or there is no such route, which its answer says.
-    let (Proof::Token(_) | Proof::TokenOfApiKey { .. } | Proof::ApiKey(_), Some(matched)) =
-        (caller.proof, request.extensions.get::<MatchedPath>())
-    else {
+pub async fn authorize(app: &App, request: &mut Parts, access: Access, caller: &Caller) -> Result<(), ApiError> {
+    // Nothing was asked of the caller.
+    if matches!(caller.proof, Proof::Nothing | Proof::Address) {
         return Ok(());
-    };
-    if auth::needs_credentials(app, matched.as_str()) {
-        // They are about all organisations.
-        caller.must(RunsRead)?;
-        let is_whole = caller.organization().is_default() && caller.grant.workflows.is_none();
-        return if is_whole {
-            Ok(())
-        } else {
-            Err(forbidden("The caller may not see the metrics of all organizations"))
-        };
     }
-    let path = matched.as_str().strip_prefix(&app.config.api.prefix).unwrap_or_default().to_owned();
-    let method = if request.method == Method::HEAD { Method::GET } else { request.method.clone() };
-    let Some(needs) = needs(&method, &path) else {
-        // Another method of a route answers 405 to everybody.
-        let is_known = RULES.iter().any(|(_, at, _)| *at == path);
-        return if is_known { Ok(()) } else { Err(forbidden("The caller may not do this")) };
-    };
-    for permission in needs {
-        caller.must(*permission)?;
-    }
-    match &caller.grant.workflows {
-        Some(workflows) if !needs.is_empty() => authorize_bound(app, request, caller, &path, workflows).await,
-        _ => Ok(()),
+    match access {
+        Public | Address | Credentials => Ok(()),
+        Denied => Err(ApiError::forbidden("The caller may not do this")),
+        Metrics => {
+            // They are about all organisations.
+            caller.must(RunsRead)?;
+            let is_whole = caller.organization().is_default() && caller.grant.workflows.is_none();
+            let detail = "The caller may not see the metrics of all organizations";
+            if is_whole { Ok(()) } else { Err(ApiError::forbidden(detail)) }
+        }
+        Permissions(needs) => {
+            for permission in needs {
+                caller.must(*permission)?;
+            }
+            match &caller.grant.workflows {
+                Some(workflows) => authorize_bound(app, request, caller, workflows).await,
+                None => Ok(()),
+            }
+        }
     }
 }
 
@@ -170,10 +225,10 @@ async fn authorize_bound(
     app: &App,
     request: &mut Parts,
     caller: &Caller,
-    path: &str,
     workflows: &[String],
 ) -> Result<(), ApiError> {
-    let not_found: fn() -> ApiError = if path.starts_with("/runs/") { runs::not_found } else { workflows::not_found };
+    let is_run = route_below_prefix(app, request).is_some_and(|route| route.starts_with("/runs/"));
+    let not_found = if is_run { ApiError::run_not_found } else { ApiError::workflow_not_found };
     // What is no UTF-8 names nothing.
     let parameters = RawPathParams::from_request_parts(request, &()).await.map_err(|_| not_found())?;
     let named = |name: &str| parameters.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_owned());
@@ -214,14 +269,14 @@ pub fn markdown() -> String {
     text += "\n";
     text += &row(vec!["route", "needs", "roles"]);
     text += &row(vec!["---"; 3]);
-    for (method, path, needs) in &RULES {
-        let names: Vec<&str> = needs.iter().map(|permission| permission.as_str()).collect();
-        let names = match (names.as_slice(), *path) {
-            ([], "/callbacks/{token}") => "its address".to_owned(),
-            ([], _) => "an API key".to_owned(),
-            (names, _) => names.join(", "),
+    for (method, path, access) in &RULES {
+        let names = match access {
+            Public | Metrics | Denied => continue,
+            Address => "its address".to_owned(),
+            Credentials => "an API key".to_owned(),
+            Permissions(needs) => needs.iter().map(|permission| permission.as_str()).collect::<Vec<_>>().join(", "),
         };
-        text += &row(vec![&format!("{method} `{path}`"), &names, &roles(needs).join(", ")]);
+        text += &row(vec![&format!("{method} `{path}`"), &names, &roles(access.permissions()).join(", ")]);
     }
     text
 }

@@ -1,153 +1,27 @@
-//! Who calls. With authentication on, every route under the prefix needs a bearer token or an API key.
+//! Authentication: the caller of a request. With it on, every route under the prefix needs a bearer token or an API key.
 
 mod jwks;
-mod key_ring;
-mod organizations;
-mod token;
+pub mod token;
 
 use std::sync::Arc;
 
-use axum::extract::FromRequestParts;
-use http::{HeaderName, HeaderValue, StatusCode, header, request::Parts};
-use uuid::Uuid;
+use http::{HeaderName, header, request::Parts};
 
-use self::{key_ring::Holder, token::Refused};
-pub use self::{
-    key_ring::{KeyRing, Pace},
-    organizations::Organizations,
-    token::{TokenError, Tokens, issue, issue_for_key},
-};
-use super::rate_limit::{Applied, network};
+use self::token::Refused;
+use super::{Gate, access::Access, rate_limit::Applied};
 use crate::{
-    access::{Actor, Grant, OrganizationId, Permission, Role, api_key::ApiKey},
-    actions::answer_callback::Answerer,
-    api::{
-        App,
-        resources::ticket,
-        vocabulary::{client::ClientAddress, error::ApiError},
+    access::{Actor, Grant, api_key::ApiKey},
+    api::vocabulary::{
+        app::App,
+        caller::{Caller, Proof},
+        client::ClientAddress,
+        error::ApiError,
+        key_ring::{Holder, Pace},
+        ticket,
     },
-    config::MetricsAccess,
     db::{self, api_keys::KeyName},
-    permits::{Holder as PermitHolder, Holders, Scope},
     timestamp::Timestamp,
 };
-
-/// Who a request is from. Its existence is the proof that the caller was let in.
-#[derive(Clone, Debug)]
-pub struct Caller {
-    /// Who it is.
-    pub actor: Arc<Actor>,
-    /// What the caller may do; everything while authentication is off.
-    pub grant: Arc<Grant>,
-    /// Roles of the caller's organisation, for approvals.
-    pub roles: Arc<[String]>,
-    /// How the caller was told.
-    pub proof: Proof,
-    /// When that ends; `None`: never.
-    pub ends_at: Option<Timestamp>,
-}
-
-/// How a caller was told.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Proof {
-    /// Not at all: authentication is off, or the route is open to all.
-    Nothing,
-    /// By the address of a callback, which is all that is known.
-    Address,
-    /// By a token, which counts until then, in seconds since the epoch.
-    Token(f64),
-    /// By a token that was issued for this API key, and which counts until then.
-    #[expect(missing_docs, reason = "said above")]
-    TokenOfApiKey { id: Uuid, until: f64 },
-    /// By this API key.
-    ApiKey(Uuid),
-}
-
-impl Caller {
-    /// The caller of a request of whom nothing is asked, and who may do everything.
-    #[must_use]
-    pub fn anybody(anybody: Actor) -> Self {
-        let (actor, grant) = (Arc::new(anybody), Arc::new(Grant::of(Role::Admin)));
-        Self { actor, grant, roles: Arc::default(), proof: Proof::Nothing, ends_at: None }
-    }
-
-    /// Whoever has the address of a callback.
-    fn nobody(anybody: Actor) -> Self {
-        let actor = Arc::new(Actor { subject: Actor::CALLBACK.to_owned(), ..anybody });
-        let grant = Arc::new(Grant::of(Role::Viewer));
-        Self { actor, grant, roles: Arc::default(), proof: Proof::Address, ends_at: None }
-    }
-
-    /// The same, as somebody who answers a callback.
-    #[must_use]
-    pub fn answerer(&self) -> Answerer<'_> {
-        let scopes = self.grant.scopes.as_ref();
-        let is_whole = scopes.is_none_or(|scopes| scopes.contains(&Permission::RunsWrite));
-        Answerer {
-            actor: &self.actor,
-            is_known: self.proof != Proof::Address,
-            organization: Some(self.organization()).filter(|_| self.proof != Proof::Nothing),
-            role: Some(self.grant.role).filter(|_| is_whole),
-            roles: &self.roles,
-            workflows: self.grant.workflows.as_deref(),
-        }
-    }
-
-    /// Whether the caller would still be let in, for whoever serves him for longer than a request takes.
-    pub async fn still_counts(&self, app: &App) -> Result<bool, Arc<db::Error>> {
-        Ok(match self.proof {
-            Proof::Nothing | Proof::Address => true,
-            Proof::Token(until) => {
-                app.clock.epoch_secs() < until && app.organizations.is_active(self.organization()).await?
-            }
-            Proof::TokenOfApiKey { until, .. } if app.clock.epoch_secs() >= until => false,
-            Proof::TokenOfApiKey { id, .. } | Proof::ApiKey(id) => {
-                app.keys.find(KeyName::Id(id), || Pace::AtOnce).await?.is_some()
-            }
-        })
-    }
-
-    /// Whose share of what is scarce counts. While authentication is off, an address has that of an organisation.
-    #[must_use]
-    pub fn holders(&self) -> Holders {
-        let address = self.actor.address.map(|address| network(ClientAddress(address)));
-        let organization = || Some(PermitHolder::new(Scope::Organization, self.organization()));
-        match self.proof {
-            Proof::Nothing => Holders::new(PermitHolder::new(Scope::Organization, address), None),
-            Proof::Address => {
-                let all = PermitHolder::new(Scope::Anonymous, ());
-                Holders::new(all, Some(PermitHolder::new(Scope::Address, address)))
-            }
-            Proof::Token(_) => {
-                let subject = (self.organization(), &self.actor.subject);
-                Holders::new(PermitHolder::new(Scope::Caller, subject), organization())
-            }
-            Proof::TokenOfApiKey { id, .. } | Proof::ApiKey(id) => {
-                Holders::new(PermitHolder::new(Scope::Caller, id), organization())
-            }
-        }
-    }
-
-    /// Whose everything is that the caller sees and makes.
-    #[must_use]
-    pub fn organization(&self) -> &OrganizationId {
-        &self.actor.organization
-    }
-}
-
-impl<S: Send + Sync> FromRequestParts<S> for Caller {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
-        parts.extensions.get::<Self>().cloned().ok_or_else(ApiError::internal)
-    }
-}
-
-/// 401.
-pub fn unauthorized(detail: &str) -> ApiError {
-    ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
-        .with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
-}
 
 /// Why a request is not let in.
 enum Refusal {
@@ -169,40 +43,27 @@ impl From<Arc<db::Error>> for Refusal {
     }
 }
 
-/// A path that is for those alone who are let in, and under the limits: all below the prefix.
-#[must_use]
-pub fn is_guarded(app: &App, path: &str) -> bool {
-    let is_business = path.strip_prefix(&app.config.api.prefix).is_some_and(|rest| rest.starts_with('/'));
-    is_business && !super::docs::is_public(path) && !crate::api::resources::system::is_public(path)
-}
-
-/// A path that is for those alone who are let in, and under no limits.
-#[must_use]
-pub fn needs_credentials(app: &App, path: &str) -> bool {
-    path == crate::api::resources::system::METRICS && app.config.metrics.access == MetricsAccess::Credentials
-}
-
 /// The caller of a request, or the answer to give instead: 401, and 429 after many wrong credentials from one address.
 /// Right ones are let in from everywhere, so that nobody can lock out his neighbours. What is known of everybody is in
 /// `anybody`.
 pub async fn authenticate(
-    app: &App,
+    gate: &Gate,
     request: &mut Parts,
+    access: Access,
     anybody: Actor,
     limits: &mut Applied,
 ) -> Result<Caller, ApiError> {
-    if !app.config.auth.enabled {
+    if !gate.app.config.auth.enabled {
         return Ok(Caller::anybody(anybody));
     }
     let client = request.extensions.get::<ClientAddress>().copied();
     // The address of a callback is its permission. Who else somebody is may be asked for there.
-    let below = request.uri.path().strip_prefix(&app.config.api.prefix).unwrap_or_default();
-    let nobody = below.starts_with("/callbacks/").then(|| Caller::nobody(anybody.clone()));
-    let refusal = match identify(app, request, anybody, client).await {
+    let nobody = (access == Access::Address).then(|| Caller::nobody(anybody.clone()));
+    let refusal = match identify(gate, request, anybody, client).await {
         Ok(caller) => return Ok(caller),
         Err(Refusal::Other(answer)) => answer,
         Err(Refusal::Wrong(answer)) => {
-            app.rates.count_failure(client, limits)?;
+            gate.rates.count_failure(client, limits)?;
             answer
         }
     };
@@ -210,13 +71,14 @@ pub async fn authenticate(
 }
 
 async fn identify(
-    app: &App,
+    gate: &Gate,
     request: &mut Parts,
     anybody: Actor,
     client: Option<ClientAddress>,
 ) -> Result<Caller, Refusal> {
+    let app = &gate.app;
     // Asked for only if the key is not known yet.
-    let pace = || if app.rates.suspects(client) { Pace::Gathered } else { Pace::AtOnce };
+    let pace = || if gate.rates.suspects(client) { Pace::Gathered } else { Pace::AtOnce };
     if let Some(key) = only(request, &app.config.auth.api_key_header)? {
         return by_api_key(app, key, anybody, pace).await;
     }
@@ -225,15 +87,15 @@ async fn identify(
         scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
     });
     match token {
-        Some(token) => by_token(app, token, anybody, pace).await,
+        Some(token) => by_token(gate, token, anybody, pace).await,
         None if let Some(text) = ticket::presented(app, request) => by_ticket(app, request, &text, anybody, pace).await,
-        None => Err(Refusal::Other(unauthorized("A bearer token or an API key is required"))),
+        None => Err(Refusal::Other(ApiError::unauthorized("A bearer token or an API key is required"))),
     }
 }
 
 /// The value of a header that may be there once: which of two would count, nobody could tell.
 fn only<'a>(request: &'a Parts, name: &HeaderName) -> Result<Option<&'a str>, Refusal> {
-    let wrong = |detail| Refusal::Wrong(unauthorized(detail));
+    let wrong = |detail| Refusal::Wrong(ApiError::unauthorized(detail));
     let mut values = request.headers.get_all(name).iter();
     match (values.next(), values.next()) {
         (None, _) => Ok(None),
@@ -243,15 +105,15 @@ fn only<'a>(request: &'a Parts, name: &HeaderName) -> Result<Option<&'a str>, Re
 }
 
 async fn by_api_key(app: &App, key: &str, anybody: Actor, pace: impl FnOnce() -> Pace) -> Result<Caller, Refusal> {
-    let invalid = || Refusal::Wrong(unauthorized("The API key is not valid"));
+    let invalid = || Refusal::Wrong(ApiError::unauthorized("The API key is not valid"));
     let key = ApiKey::parse(key.trim()).ok_or_else(invalid)?;
     let holder = app.keys.find(KeyName::Hash(key.hash()), pace).await?.ok_or_else(invalid)?;
     Ok(holder.caller(Proof::ApiKey(holder.id), anybody, None))
 }
 
-async fn by_token(app: &App, token: &str, anybody: Actor, pace: impl FnOnce() -> Pace) -> Result<Caller, Refusal> {
-    let invalid = || unauthorized("The bearer token is not valid");
-    let claims = app.tokens.verify(token).await.map_err(|refused| match refused {
+async fn by_token(gate: &Gate, token: &str, anybody: Actor, pace: impl FnOnce() -> Pace) -> Result<Caller, Refusal> {
+    let invalid = || ApiError::unauthorized("The bearer token is not valid");
+    let claims = gate.tokens.verify(token).await.map_err(|refused| match refused {
         Refused::Invalid => Refusal::Wrong(invalid()),
         // Nobody guesses one.
         Refused::Expired => Refusal::Other(invalid()),
@@ -261,7 +123,7 @@ async fn by_token(app: &App, token: &str, anybody: Actor, pace: impl FnOnce() ->
         }
     })?;
     let Some(key_id) = claims.key_id else {
-        if !app.organizations.is_active(&claims.organization).await? {
+        if !gate.app.organizations.is_active(&claims.organization).await? {
             return Err(Refusal::Other(invalid()));
         }
         let (subject, organization) = (claims.subject.clone(), claims.organization.clone());
@@ -270,7 +132,7 @@ async fn by_token(app: &App, token: &str, anybody: Actor, pace: impl FnOnce() ->
         let proof = Proof::Token(claims.counts_until());
         return Ok(Caller { actor, grant, roles, proof, ends_at: Some(claims.ends_at()) });
     };
-    let holder = app.keys.find(KeyName::Id(key_id), pace).await?.ok_or_else(|| Refusal::Other(invalid()))?;
+    let holder = gate.app.keys.find(KeyName::Id(key_id), pace).await?.ok_or_else(|| Refusal::Other(invalid()))?;
     let proof = Proof::TokenOfApiKey { id: key_id, until: claims.counts_until() };
     Ok(holder.caller(proof, anybody, Some(claims.ends_at())))
 }
@@ -282,7 +144,7 @@ async fn by_ticket(
     anybody: Actor,
     pace: impl FnOnce() -> Pace,
 ) -> Result<Caller, Refusal> {
-    let invalid = || unauthorized("The ticket is not valid, or has expired");
+    let invalid = || ApiError::unauthorized("The ticket is not valid, or has expired");
     let ticket = ticket::verify(app, request, text).await.map_err(|refused| match refused {
         ticket::Refused::Invalid => Refusal::Wrong(invalid()),
         // Nobody guesses one.

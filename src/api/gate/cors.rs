@@ -13,9 +13,10 @@ use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer, Expos
 
 use super::{rate_limit, request};
 use crate::{
-    api::{
-        App, CORRELATION_ID, IDEMPOTENCY_REPLAYED,
-        vocabulary::{client::ClientAddress, prefer},
+    api::vocabulary::{
+        app::App,
+        client::ClientAddress,
+        headers::{CORRELATION_ID, IDEMPOTENCY_REPLAYED, PREFERENCE_APPLIED},
     },
     config::{self, Listed},
 };
@@ -97,7 +98,7 @@ fn layer(settings: &config::Cors) -> CorsLayer {
         .expose_headers(ExposeHeaders::list(rate_limit::header_names().chain([
             CORRELATION_ID,
             IDEMPOTENCY_REPLAYED,
-            prefer::PREFERENCE_APPLIED,
+            PREFERENCE_APPLIED,
             header::ETAG,
             header::LINK,
             header::LOCATION,

@@ -21,10 +21,7 @@ use utoipa::{
 };
 
 use crate::{
-    api::{
-        App,
-        vocabulary::{error::ApiError, sets},
-    },
+    api::vocabulary::{app::App, error::ApiError, sets},
     config,
 };
 
@@ -98,16 +95,6 @@ pub fn document(api: &config::Api, key_header: &str) -> utoipa::openapi::OpenApi
         .security(skeleton.security)
         .tags(skeleton.tags)
         .build()
-}
-
-/// Whether a path needs no authentication although it may lie under the prefix: all that this module serves.
-#[must_use]
-pub fn is_public(path: &str) -> bool {
-    path == "/openapi.json" || ["/docs", "/redoc"].iter().any(|page| path == *page || in_folder(path, page))
-}
-
-fn in_folder(path: &str, folder: &str) -> bool {
-    path.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'))
 }
 
 /// `/openapi.json`, `/docs`, `/redoc` and what they load.

@@ -7,7 +7,7 @@ use axum::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use crate::api::{App, vocabulary::client};
+use crate::api::vocabulary::{app::App, client};
 
 /// Answers are data: not to be guessed at, framed, run or embedded by other sites; scripts that CORS lets in read them
 /// all the same. A UI on another port of the same host is the same site.

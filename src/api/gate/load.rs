@@ -8,11 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::extract::FromRequestParts;
-use http::request::Parts;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 
-use crate::api::vocabulary::error::ApiError;
+use crate::api::vocabulary::{error::ApiError, place::Place};
 
 /// How often refusals are told of.
 const TELL_EVERY: Duration = Duration::from_secs(1);
@@ -22,10 +20,6 @@ pub struct Load {
     places: Arc<Semaphore>,
     untold: Mutex<(u64, Option<Instant>)>,
 }
-
-/// The place of a request; in its extensions. Given back when the handler has ended, or before by [`Place::leave`].
-#[derive(Clone, Default)]
-pub struct Place(Arc<Mutex<Option<OwnedSemaphorePermit>>>);
 
 impl Load {
     /// So many places.
@@ -42,7 +36,7 @@ impl Load {
     /// A free place.
     pub fn enter(&self) -> Result<Place, ApiError> {
         let permit = Arc::clone(&self.places).try_acquire_owned().map_err(|_| self.refuse())?;
-        Ok(Place(Arc::new(Mutex::new(Some(permit)))))
+        Ok(Place::new(permit))
     }
 
     fn refuse(&self) -> ApiError {
@@ -56,20 +50,5 @@ impl Load {
             tracing::warn!(count, "overloaded: {count} requests were refused since this was said last");
         }
         ApiError::unavailable("overloaded", "The service has too much to do at the moment").told_elsewhere()
-    }
-}
-
-impl Place {
-    /// Makes room while the handler only waits.
-    pub fn leave(&self) {
-        drop(self.0.lock().unwrap_or_else(PoisonError::into_inner).take());
-    }
-}
-
-impl<S: Send + Sync> FromRequestParts<S> for Place {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
-        Ok(parts.extensions.get::<Self>().cloned().unwrap_or_default())
     }
 }

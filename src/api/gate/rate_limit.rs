@@ -3,13 +3,16 @@
 //! The limits hold for this process; behind a balancer each replica grants them anew. They are asked before anything is
 //! asked of the database.
 
-use std::{hash::Hash, net::IpAddr, time::Duration};
+use std::{hash::Hash, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
-use super::auth::{Caller, Proof};
 use crate::{
-    api::vocabulary::{client::ClientAddress, error::ApiError},
+    api::vocabulary::{
+        caller::{Caller, Proof},
+        client::ClientAddress,
+        error::ApiError,
+    },
     config,
     rate::{Buckets, Rate, State},
 };
@@ -64,7 +67,7 @@ impl RateLimits {
 
     /// Counts a request from that address.
     pub fn count_address(&self, client: Option<ClientAddress>, applied: &mut Applied) -> Result<(), ApiError> {
-        take("address", self.address.as_ref(), client.map(network), applied)
+        take("address", self.address.as_ref(), client.map(ClientAddress::network), applied)
     }
 
     /// Counts a request of that caller: of an API key and its tokens together, or of a token's subject.
@@ -79,23 +82,14 @@ impl RateLimits {
 
     /// Counts credentials from that address that were wrong.
     pub fn count_failure(&self, client: Option<ClientAddress>, applied: &mut Applied) -> Result<(), ApiError> {
-        take("failed-authentication", self.failed.as_ref(), client.map(network), applied)
+        take("failed-authentication", self.failed.as_ref(), client.map(ClientAddress::network), applied)
     }
 
     /// Whether further credentials from that address that are wrong would be refused.
     #[must_use]
     pub fn suspects(&self, client: Option<ClientAddress>) -> bool {
-        let state = self.failed.as_ref().zip(client).map(|(buckets, client)| buckets.look(network(client)));
+        let state = self.failed.as_ref().zip(client).map(|(buckets, client)| buckets.look(client.network()));
         state.is_some_and(|state| state.refused_for.is_some())
-    }
-}
-
-/// Who shares a bucket, or a permit: an IPv4 address, or the 64 bits of IPv6 that belong to one customer.
-#[must_use]
-pub fn network(ClientAddress(address): ClientAddress) -> (bool, u64) {
-    match address {
-        IpAddr::V4(v4) => (false, u64::from(v4.to_bits())),
-        IpAddr::V6(v6) => (true, u64::try_from(v6.to_bits() >> 64).unwrap_or_default()),
     }
 }
 

@@ -14,21 +14,24 @@ use http::{HeaderMap, HeaderValue, StatusCode, Uri, header, request::Parts};
 use tracing::Instrument;
 
 use super::{
-    access,
-    auth::{self, Caller},
+    Gate,
+    access::{self, Access},
+    auth,
     body::{self, BodyRoutes, ReadBody},
     compression,
-    load::Place,
+    load::Load,
     rate_limit::Applied,
 };
 use crate::{
     access::Actor,
     api::{
-        App, CORRELATION_ID,
         resources::callbacks,
         vocabulary::{
+            caller::Caller,
             client::ClientAddress,
             error::{self, ApiError},
+            headers::CORRELATION_ID,
+            place::Place,
             prefer::Wait,
         },
     },
@@ -39,17 +42,14 @@ use crate::{
 /// A request has to be answered after this, its body not counted, and what the client asked to wait for a run.
 const HANDLER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Of the request in hand; in the request's extensions.
-#[derive(Clone, Debug)]
-pub struct CorrelationId(pub String);
-
 /// Surrounds every route and the fallbacks.
 ///
 /// The handler runs in a task of its own: a client that hangs up ends the waiting and not the work. A handler that takes
 /// too long is given up, with its connection (see `db::pool`).
-pub async fn surround(State((app, bodies)): State<(App, Arc<BodyRoutes>)>, request: Request, next: Next) -> Response {
+pub async fn surround(State((gate, bodies)): State<(Gate, Arc<BodyRoutes>)>, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let active = Active::start();
+    let app = &gate.app;
     let given = request.headers().get(&CORRELATION_ID).and_then(|value| value.to_str().ok());
     let correlation_id = id::correlation_id(given);
     let method = request.method().clone();
@@ -61,11 +61,13 @@ pub async fn surround(State((app, bodies)): State<(App, Arc<BodyRoutes>)>, reque
     let address = client.map(|client| client.0);
     let traceparent = traceparent(&parts.headers);
     let anybody = Actor { correlation_id: correlation_id.clone(), traceparent, address, ..Actor::system() };
+    let access = Access::of(&parts, &app.config.api.prefix);
+    let is_guarded = access.is_guarded();
     let mut admission = Admission::of(Actor { subject: String::new(), ..anybody.clone() });
     // Who asks to wait for a run's end may wait that much longer.
-    let time_limit = HANDLER_TIMEOUT + Wait::of(&parts.headers).time();
+    let time_limit = HANDLER_TIMEOUT + Wait::of(&parts.headers).time().unwrap_or_default();
     let mut deadline = tokio::time::Instant::now() + time_limit;
-    let caller = match tokio::time::timeout_at(deadline, admission.decide(&app, &mut parts, anybody)).await {
+    let caller = match tokio::time::timeout_at(deadline, admission.decide(&gate, &mut parts, access, anybody)).await {
         Ok(caller) => caller,
         Err(_) => Err(too_late()),
     };
@@ -76,7 +78,6 @@ pub async fn surround(State((app, bodies)): State<(App, Arc<BodyRoutes>)>, reque
     let client_ip = client.map(|client| tracing::field::display(client.0));
     let span = tracing::info_span!("http.request", correlation_id, user_id, organization_id, client_ip);
 
-    let is_guarded = auth::is_guarded(&app, parts.uri.path());
     let holders = caller.as_ref().map(Caller::holders).unwrap_or_default();
     let (caller, refusal) = match caller {
         Ok(caller) => (Some(caller), None),
@@ -94,9 +95,8 @@ pub async fn surround(State((app, bodies)): State<(App, Arc<BodyRoutes>)>, reque
             if let Some(caller) = caller {
                 parts.extensions.insert(caller);
             }
-            parts.extensions.insert(CorrelationId(correlation_id.clone()));
             let request = Request::from_parts(parts, axum::body::Body::from(bytes));
-            match enter(&app, is_guarded, request) {
+            match enter(&gate.load, is_guarded, request) {
                 Ok((place, request)) => {
                     let handler = next.run(request).instrument(span.clone());
                     let (app, is_safe) = (app.clone(), method.is_safe());
@@ -179,23 +179,29 @@ impl Admission {
     }
 
     /// The caller, or the answer to give instead. What costs least to find out comes first.
-    async fn decide(&mut self, app: &App, parts: &mut Parts, anybody: Actor) -> Result<Caller, ApiError> {
-        let is_guarded = auth::is_guarded(app, parts.uri.path());
-        if is_guarded {
-            app.load.check()?;
-            app.rates.count_address(parts.extensions.get().copied(), &mut self.limits)?;
+    async fn decide(
+        &mut self,
+        gate: &Gate,
+        parts: &mut Parts,
+        access: Access,
+        anybody: Actor,
+    ) -> Result<Caller, ApiError> {
+        let app = &gate.app;
+        if access.is_guarded() {
+            gate.load.check()?;
+            gate.rates.count_address(parts.extensions.get().copied(), &mut self.limits)?;
         }
-        let caller = if is_guarded || auth::needs_credentials(app, parts.uri.path()) {
-            auth::authenticate(app, parts, anybody, &mut self.limits).await?
+        let caller = if access.wants_caller(app.config.metrics_access) {
+            auth::authenticate(gate, parts, access, anybody, &mut self.limits).await?
         } else {
             Caller::anybody(anybody)
         };
         self.actor = Actor::clone(&caller.actor);
-        app.rates.count_principal(&caller, &mut self.limits)?;
-        access::authorize(app, parts, &caller).await?;
+        gate.rates.count_principal(&caller, &mut self.limits)?;
+        access::authorize(app, parts, access, &caller).await?;
         // Before the body, so that nobody has it read who does not know an address.
         callbacks::find(app, parts).await?;
-        if is_guarded && parts.method.is_safe() {
+        if access.is_guarded() && parts.method.is_safe() {
             app.memory.check_answer(caller.holders())?;
         }
         Ok(caller)
@@ -203,8 +209,8 @@ impl Admission {
 }
 
 /// A place for a request that needs one, for itself and for its handler.
-fn enter(app: &App, is_guarded: bool, mut request: Request) -> Result<(Place, Request), ApiError> {
-    let place = if is_guarded { app.load.enter()? } else { Place::default() };
+fn enter(load: &Load, is_guarded: bool, mut request: Request) -> Result<(Place, Request), ApiError> {
+    let place = if is_guarded { load.enter()? } else { Place::default() };
     request.extensions_mut().insert(place.clone());
     Ok((place, request))
 }

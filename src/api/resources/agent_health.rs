@@ -15,7 +15,6 @@ use crate::{
     db::agents::AgentRow,
     egress::{self, BodyError, Egress},
     input::{self, member, shorten_to},
-    permits::{Permits, Scope},
     timestamp::Timestamp,
 };
 
@@ -27,11 +26,6 @@ const MAX_CARD_BYTES: usize = 1 << 20;
 const LONGEST_CHECK: Duration = Duration::from_secs(9);
 /// Characters of a message. An agent's words may be longer.
 const MAX_MESSAGE_CHARS: usize = 500;
-/// Checks at a time. Each holds a connection for up to [`LONGEST_CHECK`].
-const MAX_CHECKS: u64 = 256;
-/// Checks of one agent at a time.
-const MAX_CHECKS_OF_AGENT: u64 = 4;
-
 /// What a check found.
 #[derive(Serialize, ToSchema)]
 pub struct AgentHealth {
@@ -48,14 +42,6 @@ pub struct AgentHealth {
     /// The card of an A2A agent.
     #[schema(value_type = Option<HashMap<String, Value>>)]
     agent_card: Option<Box<RawValue>>,
-}
-
-/// Permits for checks.
-#[must_use]
-pub fn permits() -> Permits {
-    let (organization, caller) = (MAX_CHECKS / 2, MAX_CHECKS / 8);
-    let limits = [(Scope::Organization, organization), (Scope::Caller, caller), (Scope::Agent, MAX_CHECKS_OF_AGENT)];
-    Permits::new(MAX_CHECKS, limits)
 }
 
 /// Asks the agent, with its credentials, for what costs nothing: an A2A agent for its card, an OpenAI-compatible one for

@@ -6,24 +6,22 @@ use serde_json::value::RawValue;
 use sqlx::types::Json as Column;
 use utoipa::ToSchema;
 
-use super::{
-    agent_health::{self, AgentHealth},
-    runs,
-};
+use super::agent_health::{self, AgentHealth};
 use crate::{
     actions::save_agent::{self, SaveAgentError},
     agent::{AgentPatch, AuthType, NewAgent, RetryConfig, mask_auth_config, masked_url, render_auth_config},
-    api::{
-        App,
-        gate::{auth::Caller, load::Place},
-        vocabulary::{
-            cursor::Asked,
-            error::{ApiError, ErrorBody},
-            etag::{self, IfMatch, IfNoneMatch},
-            extract::{AgentId, JsonBody, Key, Query},
-            page::{Message, Page},
-            parameters, sets,
-        },
+    api::vocabulary::{
+        app::App,
+        caller::Caller,
+        cursor::Asked,
+        error::{ApiError, ErrorBody},
+        etag::{self, IfMatch, IfNoneMatch},
+        extract::{AgentId, JsonBody, Query},
+        idempotency::{Key, replayed},
+        page::{Message, Page},
+        parameters,
+        place::Place,
+        sets,
     },
     breaker::Rules,
     db::{
@@ -394,7 +392,7 @@ pub async fn create_agent(
 ) -> Result<Response, ApiError> {
     let new = NewAgent::parse(body.raw())?;
     let key = key.bound("create agent", &caller, body.fingerprint());
-    let context = app.context(&caller).with_key(key.as_ref());
+    let context = caller.context(&app).with_key(key.as_ref());
     let created = |row: AgentRow| {
         let (path, revision) = (format!("/agents/{}", row.id), row.revision());
         etag::created(&app, &path, &revision, Agent::new(shown(&app, row, &caller), None, app.config.circuit_breaker))
@@ -406,9 +404,7 @@ pub async fn create_agent(
         }
         Err(SaveAgentError::Key(ClaimError::Repeated(id))) => {
             let id = uuid::Uuid::try_parse(&id).map_err(|_| not_found())?;
-            Ok(runs::replayed(created(
-                db::agents::find(&app.pool, caller.organization(), id).await?.ok_or_else(not_found)?,
-            )))
+            Ok(replayed(created(db::agents::find(&app.pool, caller.organization(), id).await?.ok_or_else(not_found)?)))
         }
         Err(error) => Err(error.into()),
     }
@@ -449,7 +445,7 @@ pub async fn update_agent(
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     let patch = AgentPatch::parse(body.raw())?;
-    let context = app.context(&caller).with_if_match(if_match.as_ref());
+    let context = caller.context(&app).with_if_match(if_match.as_ref());
     let found = save_agent::update_agent(&app.pool, context, id, patch).await?;
     tracing::info!(target: "api.routes.agents", agent_id = %id, "Agent updated");
     Ok(etag::tagged(&found.revision(), Json(show(&app, &caller, found))))
@@ -469,7 +465,7 @@ pub async fn delete_agent(
     AgentId(id): AgentId,
     IfMatch(if_match): IfMatch,
 ) -> Result<Json<Message>, ApiError> {
-    save_agent::delete_agent(&app.pool, app.context(&caller).with_if_match(if_match.as_ref()), id).await?;
+    save_agent::delete_agent(&app.pool, caller.context(&app).with_if_match(if_match.as_ref()), id).await?;
     tracing::info!(target: "api.routes.agents", agent_id = %id, "Agent deleted");
     Ok(Json(Message::new("Agent deleted")))
 }

@@ -15,17 +15,15 @@ use super::organizations;
 use crate::{
     access::{Grant, OrganizationId, Permission, Role, api_key},
     actions::api_keys::{self, ApiKeyError, NewApiKey},
-    api::{
-        App,
-        gate::auth::{self, Caller, Proof},
-        vocabulary::{
-            cursor::Asked,
-            error::{ApiError, ErrorBody},
-            etag,
-            extract::{JsonBody, Query, path_uuid},
-            page::Page,
-            parameters, sets,
-        },
+    api::vocabulary::{
+        app::App,
+        caller::{Caller, Proof},
+        cursor::Asked,
+        error::{ApiError, ErrorBody},
+        etag,
+        extract::{JsonBody, Query, path_uuid},
+        page::Page,
+        parameters, sets, token,
     },
     db::{
         self,
@@ -230,7 +228,7 @@ impl From<ApiKeyError> for ApiError {
             ApiKeyError::NameTaken(name) => {
                 Self::conflict("api_key_name_taken", format!("An API key named {name:?} is in use"))
             }
-            ApiKeyError::ParentRevoked => auth::unauthorized("The API key is not valid"),
+            ApiKeyError::ParentRevoked => ApiError::unauthorized("The API key is not valid"),
             error @ ApiKeyError::LineTooLong => {
                 let detail = format!("{error}; make this one by a key that is nearer to the first one");
                 Self::conflict("key_line_too_long", detail)
@@ -290,7 +288,7 @@ pub async fn create_api_key(State(app): State<App>, caller: Caller, body: JsonBo
         new.expires_at = new.expires_at.or(Some(end));
     }
     let environment = &app.config.auth.api_key_environment;
-    let (key, row) = api_keys::create(&app.pool, app.context(&caller), environment, new).await?;
+    let (key, row) = api_keys::create(&app.pool, caller.context(&app), environment, new).await?;
     tracing::info!(target: "api.routes.api_keys", key_id = %row.id, "API key created");
     let path = format!("/api-keys/{}", row.id);
     let created = CreatedApiKey { shown: row.into(), key: key.expose().to_owned() };
@@ -356,7 +354,7 @@ pub async fn revoke_api_key(
 ) -> Result<Json<ApiKey>, ApiError> {
     let auth = &app.config.auth;
     let needs_way_in = auth.enabled && !auth.verifies_tokens();
-    let (row, revoked) = api_keys::revoke(&app.pool, app.context(&caller), id, needs_way_in).await?;
+    let (row, revoked) = api_keys::revoke(&app.pool, caller.context(&app), id, needs_way_in).await?;
     app.keys.forget(&revoked);
     tracing::info!(target: "api.routes.api_keys", key_id = %id, keys = revoked.len(), "API key revoked");
     Ok(Json(row.into()))
@@ -397,7 +395,7 @@ pub async fn issue_token(State(app): State<App>, caller: Caller) -> Result<Respo
         let detail = "JWT_SECRET is not set, so there is nothing to sign a token with; use the API key itself";
         return Err(ApiError::conflict("no_signing_key", detail));
     }
-    let issued = auth::issue_for_key(settings, &caller.actor, caller.grant.role, key_id, caller.ends_at);
+    let issued = token::issue_for_key(settings, &caller.actor, caller.grant.role, key_id, caller.ends_at);
     let (access_token, expires_in) = issued.map_err(|error| {
         tracing::error!(error = &error as &dyn std::error::Error, "no token was issued: {error}");
         ApiError::internal()

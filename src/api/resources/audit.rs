@@ -12,16 +12,14 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::{
-    api::{
-        App,
-        gate::auth::Caller,
-        vocabulary::{
-            cursor::Asked,
-            error::{ApiError, ErrorBody},
-            extract::Query,
-            page::Page,
-            parameters, sets,
-        },
+    api::vocabulary::{
+        app::App,
+        caller::Caller,
+        cursor::Asked,
+        error::{ApiError, ErrorBody},
+        extract::Query,
+        page::Page,
+        parameters, sets,
     },
     db::audit::{self, AuditRow, Filter},
     id,

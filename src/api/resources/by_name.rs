@@ -10,21 +10,24 @@ use utoipa::ToSchema;
 
 use super::{
     definition::StepsBody,
-    runs::RunDetail,
-    workflows::{self, ExecuteBody, Workflow, not_found, save_error},
+    runs::wire::RunDetail,
+    workflows::{
+        execute::{self, ExecuteBody},
+        save::{self, save_error},
+        wire::Workflow,
+    },
 };
 use crate::{
     actions::put_workflow::{self, Put},
-    api::{
-        App,
-        gate::auth::Caller,
-        vocabulary::{
-            error::{ApiError, ErrorBody},
-            etag::{IfMatch, IfNoneMatch},
-            extract::{JsonBody, Key},
-            parameters,
-            prefer::Wait,
-        },
+    api::vocabulary::{
+        app::App,
+        caller::Caller,
+        error::{ApiError, ErrorBody},
+        etag::{IfMatch, IfNoneMatch},
+        extract::JsonBody,
+        idempotency::Key,
+        parameters,
+        prefer::Wait,
     },
     db,
     input::{self, ANY_LENGTH, FieldError, Node, Object, Read},
@@ -38,9 +41,10 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let Path(name) = Path::<String>::from_request_parts(parts, state).await.map_err(|_| not_found())?;
+        let Path(name) =
+            Path::<String>::from_request_parts(parts, state).await.map_err(|_| ApiError::workflow_not_found())?;
         // No row can have such a name, and the database would refuse to look.
-        if name.contains('\0') { Err(not_found()) } else { Ok(Self(name)) }
+        if name.contains('\0') { Err(ApiError::workflow_not_found()) } else { Ok(Self(name)) }
     }
 }
 
@@ -84,7 +88,9 @@ pub async fn get_workflow_by_name(
     Name(name): Name,
     if_none_match: IfNoneMatch,
 ) -> Result<Response, ApiError> {
-    let row = db::workflows::find_active(&app.pool, caller.organization(), &name).await?.ok_or_else(not_found)?;
+    let row = db::workflows::find_active(&app.pool, caller.organization(), &name)
+        .await?
+        .ok_or_else(ApiError::workflow_not_found)?;
     Ok(if_none_match.answer(&row.revision(), Workflow::from(row)))
 }
 
@@ -118,19 +124,19 @@ pub async fn put_workflow_by_name(
     IfMatch(if_match): IfMatch,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    let wanted = app.read(&caller, body.raw(), move |body| read(&name, body)).await??;
-    let context = app.context(&caller).with_if_match(if_match.as_ref());
+    let wanted = body.read(&app, &caller, move |body| read(&name, body)).await??;
+    let context = caller.context(&app).with_if_match(if_match.as_ref());
     let put = put_workflow::put_workflow(&app.pool, context, wanted).await;
     let (what, row) = match put.map_err(|error| save_error(error, StatusCode::BAD_REQUEST))? {
         Put::Created(row) => {
             tracing::info!(target: "api.routes.workflows", workflow_id = %row.id, "Workflow created by name");
-            return Ok(workflows::created(&app, row));
+            return Ok(save::created(&app, row));
         }
         Put::Updated(row) => ("updated", row),
         Put::Unchanged(row) => ("unchanged", row),
     };
     tracing::info!(target: "api.routes.workflows", workflow_id = %row.id, "Workflow {what} by name");
-    Ok(workflows::tagged(row))
+    Ok(save::tagged(row))
 }
 
 /// The definition that a name is to have.
@@ -183,7 +189,10 @@ pub async fn execute_workflow_by_name(
     wait: Wait,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    let id = db::workflows::find_active(&app.pool, caller.organization(), &name).await?.ok_or_else(not_found)?.id;
+    let id = db::workflows::find_active(&app.pool, caller.organization(), &name)
+        .await?
+        .ok_or_else(ApiError::workflow_not_found)?
+        .id;
     // Of the name: a repeat is the same request although the name has another version by now.
-    workflows::start(app, caller, (id, format!("execute by name {name:?}")), key, wait, &body).await
+    execute::start(app, caller, (id, format!("execute by name {name:?}")), key, wait, &body).await
 }

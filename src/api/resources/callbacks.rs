@@ -6,21 +6,19 @@ use axum::{
     extract::{FromRequestParts, Path, State},
     response::{IntoResponse, Response},
 };
-use http::{HeaderValue, Method, StatusCode, header, request::Parts};
+use http::{Method, StatusCode, request::Parts};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use super::runs;
 use crate::{
     actions::answer_callback::{self, AnswerError, Answered},
-    api::{
-        App,
-        gate::auth::Caller,
-        vocabulary::{
-            error::{ApiError, ErrorBody},
-            extract::{AnyJsonBody, RunId},
-        },
+    api::vocabulary::{
+        app::App,
+        caller::Caller,
+        error::{ApiError, ErrorBody},
+        extract::{AnyJsonBody, RunId, route_below_prefix},
+        idempotency::replayed,
     },
     db::{self, waits::OpenCallback},
     input::{member, text},
@@ -46,7 +44,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Token {
 
 /// 404 for a request that answers a callback which there is not.
 pub async fn find(app: &App, request: &mut Parts) -> Result<(), ApiError> {
-    if request.method != Method::POST || crate::api::route_below_prefix(app, request) != Some("/callbacks/{token}") {
+    if request.method != Method::POST || route_below_prefix(app, request) != Some("/callbacks/{token}") {
         return Ok(());
     }
     let Token(token) = Token::from_request_parts(request, &()).await?;
@@ -121,14 +119,14 @@ pub async fn answer_callback(
     AnyJsonBody(body): AnyJsonBody,
 ) -> Result<Response, ApiError> {
     let answered =
-        answer_callback::answer_callback(&app.pool, app.context(&caller), &token, caller.answerer(), body.as_deref())
+        answer_callback::answer_callback(&app.pool, caller.context(&app), &token, caller.answerer(), body.as_deref())
             .await?;
     let Answered { run_id, step_id, at, approved, is_repeat } = answered;
     if !is_repeat {
         tracing::info!(target: "api.routes.callbacks", run_id, step_id, "Callback answered");
     }
     let answer = Json(CallbackAnswer { run_id, step_id, answered_at: at.into(), approved }).into_response();
-    Ok(if is_repeat { runs::replayed(answer) } else { answer })
+    Ok(if is_repeat { replayed(answer) } else { answer })
 }
 
 /// List the open callbacks of a run
@@ -145,7 +143,7 @@ pub async fn list_callbacks(
 ) -> Result<Json<Vec<Callback>>, ApiError> {
     let rows = db::waits::open_callbacks(&app.pool, caller.organization(), &run_id, MAX_LISTED).await?;
     if rows.is_empty() && !db::runs::exists(&app.pool, caller.organization(), &run_id).await? {
-        return Err(runs::not_found());
+        return Err(ApiError::run_not_found());
     }
     let url = app.config.api.callbacks_url();
     let shown = |row: OpenCallback| Callback {
@@ -171,8 +169,7 @@ impl From<AnswerError> for ApiError {
             }
             AnswerError::Unauthenticated => {
                 let detail = "This decision wants somebody with a role: a bearer token is required";
-                Self::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
-                    .with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
+                Self::unauthorized(detail)
             }
             AnswerError::Forbidden(role) => Self::new(
                 StatusCode::FORBIDDEN,

@@ -14,16 +14,14 @@ use uuid::Uuid;
 use crate::{
     access::Permission,
     actions::resolve_letter::{self, ResolveError},
-    api::{
-        App,
-        gate::auth::Caller,
-        vocabulary::{
-            cursor::Asked,
-            error::{ApiError, ErrorBody},
-            extract::{OptionalJsonBody, Query, path_uuid},
-            page::Page,
-            parameters, sets,
-        },
+    api::vocabulary::{
+        app::App,
+        caller::Caller,
+        cursor::Asked,
+        error::{ApiError, ErrorBody},
+        extract::{OptionalJsonBody, Query, path_uuid},
+        page::Page,
+        parameters, sets,
     },
     db::dead_letters::{self, Content, Filter, LetterRow},
     input::{FieldError, MAX_ERRORS, Node, Object, Read},
@@ -298,7 +296,7 @@ pub async fn redrive_dead_letter(
         // A request to execute has a plan of its own.
         caller.must(Permission::WorkflowsWrite)?;
     }
-    let row = resolve_letter::redrive(&app.pool, app.context(&caller), id, value.as_deref()).await?;
+    let row = resolve_letter::redrive(&app.pool, caller.context(&app), id, value.as_deref()).await?;
     tracing::info!(target: "api.routes.dead_letters", dead_letter_id = %id, "Dead letter redriven");
     Ok((StatusCode::ACCEPTED, Json(row.into())))
 }
@@ -320,7 +318,7 @@ pub async fn discard_dead_letter(
     caller: Caller,
     LetterId(id): LetterId,
 ) -> Result<Json<DeadLetter>, ApiError> {
-    let row = resolve_letter::discard(&app.pool, app.context(&caller), id).await?;
+    let row = resolve_letter::discard(&app.pool, caller.context(&app), id).await?;
     tracing::info!(target: "api.routes.dead_letters", dead_letter_id = %id, "Dead letter discarded");
     Ok(Json(row.into()))
 }

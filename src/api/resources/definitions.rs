@@ -15,23 +15,24 @@ use uuid::Uuid;
 
 use super::{
     definition::{PlanBody, StepBody},
-    runs,
-    workflows::{NewWorkflowBody, Workflow, not_found, save_error, tagged},
+    workflows::{
+        save::{save_error, tagged},
+        wire::{NewWorkflowBody, Workflow},
+    },
 };
 use crate::{
     actions::{
         put_workflow::{self, RollBackError},
         save_workflow::{self, SaveWorkflowError},
     },
-    api::{
-        App,
-        gate::auth::Caller,
-        vocabulary::{
-            error::{ApiError, ErrorBody, FieldErrorBody},
-            etag::IfMatch,
-            extract::{JsonBody, Key, WorkflowId},
-            parameters,
-        },
+    api::vocabulary::{
+        app::App,
+        caller::Caller,
+        error::{ApiError, ErrorBody, FieldErrorBody},
+        etag::IfMatch,
+        extract::{JsonBody, WorkflowId},
+        idempotency::{Key, replayed},
+        parameters,
     },
     db::{self, idempotency::ClaimError, workflows::WorkflowRow},
     input::{self, FieldError, Object, shorten},
@@ -105,7 +106,7 @@ pub async fn validate_workflow(
     body: JsonBody,
 ) -> Result<Json<Validation>, ApiError> {
     Object::body(body.raw())?;
-    let (mut answer, valid) = app.read(&caller, body.raw(), Validation::of).await?;
+    let (mut answer, valid) = body.read(&app, &caller, Validation::of).await?;
     if let Some(new) = valid {
         answer.errors = agent_errors(&app, &caller, &new).await?;
         answer.errors.extend(new.content.check_size(app.config.executor.run_budget.steps));
@@ -172,7 +173,9 @@ impl<S: Send + Sync> FromRequestParts<S> for PathValues {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         // Only what is no UTF-8 is refused, and then no row can be meant.
-        let values = Path::<Vec<(String, String)>>::from_request_parts(parts, state).await.map_err(|_| not_found())?;
+        let values = Path::<Vec<(String, String)>>::from_request_parts(parts, state)
+            .await
+            .map_err(|_| ApiError::workflow_not_found())?;
         Ok(Self(values.0.into_iter().collect()))
     }
 }
@@ -200,7 +203,8 @@ fn no_such_version(version: i32) -> ApiError {
 }
 
 async fn version_of(app: &App, caller: &Caller, id: Uuid, version: i32) -> Result<WorkflowRow, ApiError> {
-    let named = db::workflows::find(&app.pool, caller.organization(), id).await?.ok_or_else(not_found)?;
+    let named =
+        db::workflows::find(&app.pool, caller.organization(), id).await?.ok_or_else(ApiError::workflow_not_found)?;
     if named.version == version {
         return Ok(named);
     }
@@ -360,14 +364,16 @@ pub async fn roll_back_workflow(
     let version = body.required("version", &mut errors, |node| node.int(1..=i64::from(i32::MAX)));
     let version = version.and_then(|version| i32::try_from(version).ok()).filter(|_| errors.is_empty());
     let Some(version) = version else { return Err(errors.into()) };
-    let context = app.context(&caller).with_key(key.as_ref()).with_if_match(if_match.as_ref());
+    let context = caller.context(&app).with_key(key.as_ref()).with_if_match(if_match.as_ref());
     match put_workflow::roll_back(&app.pool, context, id, version).await {
         Ok(row) => {
             tracing::info!(target: "api.routes.workflows", workflow_id = %id, version, "Workflow rolled back");
             Ok(tagged(row))
         }
-        Err(RollBackError::Save(SaveWorkflowError::Key(ClaimError::Repeated(_)))) => Ok(runs::replayed(tagged(
-            db::workflows::find(&app.pool, caller.organization(), id).await?.ok_or_else(not_found)?,
+        Err(RollBackError::Save(SaveWorkflowError::Key(ClaimError::Repeated(_)))) => Ok(replayed(tagged(
+            db::workflows::find(&app.pool, caller.organization(), id)
+                .await?
+                .ok_or_else(ApiError::workflow_not_found)?,
         ))),
         Err(RollBackError::NoSuchVersion(version)) => Err(no_such_version(version)),
         Err(RollBackError::Save(error)) => Err(save_error(error, StatusCode::NOT_FOUND)),

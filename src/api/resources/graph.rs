@@ -8,16 +8,13 @@ use axum::{
 };
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
-use super::workflows::not_found;
 use crate::{
-    api::{
-        App,
-        gate::auth::Caller,
-        vocabulary::{
-            error::{ApiError, ErrorBody},
-            extract::{Query, RunId, WorkflowId},
-            sets,
-        },
+    api::vocabulary::{
+        app::App,
+        caller::Caller,
+        error::{ApiError, ErrorBody},
+        extract::{Query, RunId, WorkflowId},
+        sets,
     },
     db,
     input::FieldError,
@@ -109,7 +106,8 @@ pub async fn draw_workflow(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let form = Form::asked(&query, &headers)?;
-    let row = db::workflows::find(&app.pool, caller.organization(), id).await?.ok_or_else(not_found)?;
+    let row =
+        db::workflows::find(&app.pool, caller.organization(), id).await?.ok_or_else(ApiError::workflow_not_found)?;
     let plan = Plan::parse(&row.workflow_data.0).map_err(not_drawable)?;
     Ok(form.show(&Graph::new(&plan, &HashMap::new())))
 }
@@ -140,7 +138,7 @@ pub async fn draw_run(
 ) -> Result<Response, ApiError> {
     let form = Form::asked(&query, &headers)?;
     if !db::runs::exists(&app.pool, caller.organization(), &run_id).await? {
-        return Err(ApiError::not_found("run_not_found", "Run not found"));
+        return Err(ApiError::run_not_found());
     }
     let plan = db::runs::plan(&app.pool, &run_id).await?;
     let plan = plan.ok_or_else(|| {

@@ -13,17 +13,15 @@ use utoipa::ToSchema;
 use crate::{
     access::{Countable, OrganizationId, Quotas},
     actions::organizations::{self, NewOrganization, OrganizationError, OrganizationPatch},
-    api::{
-        App,
-        gate::auth::Caller,
-        vocabulary::{
-            cursor::Asked,
-            error::{ApiError, ErrorBody},
-            etag,
-            extract::{JsonBody, Query},
-            page::Page,
-            parameters, sets,
-        },
+    api::vocabulary::{
+        app::App,
+        caller::Caller,
+        cursor::Asked,
+        error::{ApiError, ErrorBody},
+        etag,
+        extract::{JsonBody, Query},
+        page::Page,
+        parameters, sets,
     },
     db::{
         self,
@@ -317,7 +315,7 @@ pub async fn list_organizations(
 pub async fn create_organization(State(app): State<App>, caller: Caller, body: JsonBody) -> Result<Response, ApiError> {
     must_manage(&caller)?;
     let new = parse_new(body.raw())?;
-    let row = organizations::create(&app.pool, app.context(&caller), new).await?;
+    let row = organizations::create(&app.pool, caller.context(&app), new).await?;
     tracing::info!(target: "api.routes.organizations", organization_id = row.id, "Organization created");
     app.organizations.forget(&OrganizationId::stored(&row.id));
     let path = format!("/organizations/{}", row.id);
@@ -370,7 +368,7 @@ pub async fn update_organization(
     must_see(&caller, &id)?;
     must_manage(&caller)?;
     let patch = parse_patch(body.raw())?;
-    let row = organizations::update(&app.pool, app.context(&caller), &id, patch).await?;
+    let row = organizations::update(&app.pool, caller.context(&app), &id, patch).await?;
     app.organizations.forget(&id);
     tracing::info!(target: "api.routes.organizations", organization_id = %id, "Organization updated");
     Ok(Json(row.into()))

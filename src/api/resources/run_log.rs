@@ -20,25 +20,22 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::runs::not_found;
 use crate::{
-    api::{
-        App,
-        gate::auth::Caller,
-        vocabulary::{
-            cursor::Asked,
-            error::{ApiError, ErrorBody},
-            extract::{Query, RunId},
-            page::Page,
-            parameters, sets,
-        },
+    api::vocabulary::{
+        app::App,
+        caller::Caller,
+        cursor::Asked,
+        error::{ApiError, ErrorBody},
+        extract::{Query, RunId},
+        page::Page,
+        parameters, sets,
     },
     db::{
         self,
         events::{self, EventRow, Filter, Rest},
     },
     input::{self, FieldError},
-    run::RunStatus,
+    run::{Level, RunStatus},
     timestamp::Timestamp,
     visible,
     waiting::Watch,
@@ -61,52 +58,6 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const RECONNECT_AFTER: Duration = Duration::from_secs(1);
 /// Entries that a stream holds at most.
 const CHUNK: i64 = 100;
-
-/// How much an entry matters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Level {
-    /// What happens in the course of things.
-    Info,
-    /// What may be mended by itself.
-    Warning,
-    /// What ended the run.
-    Error,
-}
-
-/// The kinds that are more than [`Level::Info`].
-const ALARMING: [(&str, Level); 5] = [
-    ("agent.failed", Level::Warning),
-    ("attempt.failed", Level::Warning),
-    ("run.cancelled", Level::Warning),
-    ("run.failed", Level::Error),
-    ("run.taken_over", Level::Warning),
-];
-
-impl Level {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Info, Self::Warning, Self::Error];
-
-    fn of(kind: &str) -> Self {
-        ALARMING.iter().find(|(alarming, _)| *alarming == kind).map_or(Self::Info, |(_, level)| *level)
-    }
-
-    /// As on the wire.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Info => "info",
-            Self::Warning => "warning",
-            Self::Error => "error",
-        }
-    }
-
-    /// The kinds of this level and the more severe ones; none for all.
-    fn kinds(self) -> Vec<String> {
-        let severe = ALARMING.iter().filter(|(_, level)| *level >= self && self > Self::Info);
-        severe.map(|(kind, _)| (*kind).to_owned()).collect()
-    }
-}
 
 /// A part of a run's log.
 pub type RunEventPage = Page<Event>;
@@ -254,7 +205,7 @@ pub async fn get_logs(
     let order = events::order(!is_descending);
     let asked = Asked::read(&app, &query, order, &format!("logs of {run_id}"), &FILTERS).await?;
     if !db::runs::exists(&app.pool, caller.organization(), &run_id).await? {
-        return Err(not_found());
+        return Err(ApiError::run_not_found());
     }
     events::number(&app.pool, &run_id).await?;
     let filter = Filter { steps: &query.several("step_id"), kinds: &level.kinds() };
@@ -359,7 +310,7 @@ pub async fn stream_events(
     let unknown_id = || ApiError::bad_request("invalid_last_event_id", "Last-Event-ID is not an id of this stream");
     let seen = Seen::read(&headers, &query).ok_or_else(unknown_id)?;
     if !db::runs::exists(&app.pool, caller.organization(), &run_id).await? {
-        return Err(not_found());
+        return Err(ApiError::run_not_found());
     }
     // Before the first look, so that nothing happens unseen between the two.
     let watch = app.waiting.watch(&run_id, caller.holders()).map_err(|exhausted| {
@@ -369,7 +320,7 @@ pub async fn stream_events(
             "event streams that are open; GET the run or its logs instead",
         )
     })?;
-    let rest = read(&app, &run_id, seen.seq).await?.ok_or_else(not_found)?;
+    let rest = read(&app, &run_id, seen.seq).await?.ok_or_else(ApiError::run_not_found)?;
     if seen.seq > rest.last {
         return Err(unknown_id());
     }

@@ -14,13 +14,9 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use http::{HeaderValue, header};
 
-use super::runs::{Step, not_found};
+use super::runs::wire::Step;
 use crate::{
-    api::{
-        App,
-        gate::auth::Caller,
-        vocabulary::{cursor::Asked, error::ApiError, extract::Query},
-    },
+    api::vocabulary::{app::App, caller::Caller, cursor::Asked, error::ApiError, extract::Query},
     db::{
         self,
         list::{Order, Start},
@@ -82,7 +78,7 @@ pub async fn answer(app: App, caller: Caller, run_id: String, query: &Query) -> 
 async fn send(mut rest: Rest) -> Result<Response, ApiError> {
     let first = rest.read().await?;
     if first.rows.is_empty() && !runs::exists(&rest.app.pool, &rest.steps.organization, &rest.steps.run_id).await? {
-        return Err(not_found());
+        return Err(ApiError::run_not_found());
     }
     if first.is_last || rest.left == 0 {
         return Ok(Json(first.rows.into_iter().map(Step::from).collect::<Vec<_>>()).into_response());

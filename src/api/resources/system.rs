@@ -13,10 +13,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::{
-    api::{
-        App,
-        vocabulary::{error::ApiError, sets},
-    },
+    api::vocabulary::{app::App, error::ApiError, sets},
     config::MetricsAccess,
     telemetry,
     timestamp::Timestamp,
@@ -25,9 +22,9 @@ use crate::{
 /// The path of the metrics, at both ports.
 pub const METRICS: &str = "/metrics";
 
-/// Whether a path needs no authentication although the prefix may be empty: all that this module serves.
+/// Whether this module serves that path.
 #[must_use]
-pub fn is_public(path: &str) -> bool {
+pub fn serves(path: &str) -> bool {
     ["/", "/health", "/health/ready", METRICS].contains(&path)
 }
 

@@ -15,19 +15,18 @@ use serde_json::value::RawValue;
 use sqlx::types::Json as Column;
 use utoipa::ToSchema;
 
-use super::{agents::NewAgentBody, runs, workflows::NewWorkflowBody};
+use super::{agents::NewAgentBody, workflows::wire::NewWorkflowBody};
 use crate::{
     access::Permission,
     actions::import::{self, FORMAT, FORMAT_VERSION, Import, ImportError, MAX_BYTES, MAX_ENTRIES},
     agent::{AuthType, RetryConfig, masked_url, render_auth_config},
-    api::{
-        App,
-        gate::auth::Caller,
-        vocabulary::{
-            error::{ApiError, ErrorBody, FieldErrorBody},
-            extract::{JsonBody, Key, Query},
-            parameters, sets,
-        },
+    api::vocabulary::{
+        app::App,
+        caller::Caller,
+        error::{ApiError, ErrorBody, FieldErrorBody},
+        extract::{JsonBody, Query},
+        idempotency::{Key, replayed},
+        parameters, sets,
     },
     db::{
         self,
@@ -234,9 +233,7 @@ pub async fn export_definitions(State(app): State<App>, caller: Caller, query: Q
         caller.must(Permission::AgentsSecrets)?;
     }
     let prefix = query.text("name_prefix").unwrap_or_default();
-    let mut transaction = app.pool.begin().await?;
-    // So that the workflows are those of the same moment as the agents.
-    sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY").execute(&mut *transaction).await?;
+    let mut transaction = db::snapshot(&app.pool).await?;
     let limit = i64::try_from(MAX_ENTRIES + 1).unwrap_or(i64::MAX);
     let agents = db::agents::present(&mut transaction, caller.organization(), prefix, limit).await?;
     let workflows = db::workflows::all_active(&mut transaction, caller.organization(), prefix, limit).await?;
@@ -292,9 +289,9 @@ pub async fn import_definitions(
     let dry_run = flag(&query, "dry_run")?;
     let key = key.bound("import", &caller, body.fingerprint());
     Object::body(body.raw())?;
-    let report = match app.read(&caller, body.raw(), Import::parse).await? {
+    let report = match body.read(&app, &caller, Import::parse).await? {
         Ok(document) => {
-            let context = app.context(&caller).with_key(key.as_ref());
+            let context = caller.context(&app).with_key(key.as_ref());
             match import::import(&app.pool, context, document, dry_run, deadline).await {
                 Ok(report) => report,
                 Err(ImportError::Key(ClaimError::Repeated(_))) => return repeated(&app, key.as_ref()).await,
@@ -330,5 +327,5 @@ async fn repeated(app: &App, key: Option<&IdempotencyKey>) -> Result<Response, A
     };
     // Where it has expired between the two looks, the client asks again.
     let report = kept.and_then(|kept| serde_json::from_str(kept.get()).ok()).ok_or(ClaimError::InFlight)?;
-    Ok(runs::replayed(Json(ImportReport::new(report, false)).into_response()))
+    Ok(replayed(Json(ImportReport::new(report, false)).into_response()))
 }

@@ -38,6 +38,15 @@ impl ClientAddress {
         }
         Some(Self(address))
     }
+
+    /// Who shares a bucket, or a permit: an IPv4 address, or the 64 bits of IPv6 that belong to one customer.
+    #[must_use]
+    pub fn network(self) -> (bool, u64) {
+        match self.0 {
+            IpAddr::V4(v4) => (false, u64::from(v4.to_bits())),
+            IpAddr::V6(v6) => (true, u64::try_from(v6.to_bits() >> 64).unwrap_or_default()),
+        }
+    }
 }
 
 /// Whether the client came by TLS, as a trusted proxy says.

@@ -9,12 +9,12 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{
+    app::App,
     error::ApiError,
     extract::Query,
     signing::{Key, SIGNATURE_BYTES},
 };
 use crate::{
-    api::App,
     db::list::{Cut, EntryId, Listed, Order, Part, Position, SortValue, Start},
     input::{self, FieldError},
 };

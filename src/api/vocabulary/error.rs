@@ -154,6 +154,44 @@ impl ApiError {
             .with_header(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECS))
     }
 
+    /// 401.
+    #[must_use]
+    pub fn unauthorized(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
+            .with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
+    }
+
+    /// 403.
+    #[must_use]
+    pub fn forbidden(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "forbidden", detail)
+    }
+
+    /// 404: there is no such run.
+    #[must_use]
+    pub fn run_not_found() -> Self {
+        Self::not_found("run_not_found", "Run not found")
+    }
+
+    /// 400: a run in that state does not allow that act.
+    #[must_use]
+    pub fn run_wrong_state(status: &str, act: &str) -> Self {
+        Self::bad_request("run_wrong_state", format!("The run is {status} and cannot be {act}"))
+    }
+
+    /// 404: there is no such workflow.
+    #[must_use]
+    pub fn workflow_not_found() -> Self {
+        Self::not_found("workflow_not_found", "Workflow not found")
+    }
+
+    /// 413: the definition, alone or with the input, is too large to be dispatched.
+    #[must_use]
+    pub fn plan_too_large() -> Self {
+        let detail = "Definition and input together have to fit into a Kafka message of 1 MiB";
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", detail)
+    }
+
     /// 500 with a constant body; the cause goes to the log.
     #[must_use]
     pub fn internal() -> Self {
@@ -212,7 +250,7 @@ impl ApiError {
     }
 }
 
-/// The error waits in the response until `api::request` renders it, which knows path and correlation id.
+/// The error waits in the response until `api::gate::request` renders it, which knows path and correlation id.
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = self.status.into_response();

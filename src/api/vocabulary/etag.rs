@@ -11,10 +11,9 @@ use axum::{
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts};
 use serde::Serialize;
 
-use super::error::ApiError;
+use super::{app::App, error::ApiError};
 use crate::{
     actions::{self, Stale},
-    api::App,
     input::FieldError,
 };
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::extract::{FromRequest, FromRequestParts, MatchedPath, Path, Request};
 use bytes::Bytes;
 use http::{HeaderMap, header, request::Parts};
 use http_body_util::BodyExt;
@@ -10,19 +10,13 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::error::ApiError;
+use super::{app::App, caller::Caller, error::ApiError};
 use crate::{
-    api::{
-        App, IDEMPOTENCY_KEY,
-        gate::{auth::Caller, request::CorrelationId},
-    },
-    db::idempotency::IdempotencyKey,
     input::{self, FieldError, shorten},
+    offload::SMALL_BYTES,
     timestamp::Timestamp,
 };
 
-/// Longest `Idempotency-Key`.
-const MAX_KEY_CHARS: usize = 255;
 /// Bytes of a body that is checked on another thread.
 const LARGE_BODY_BYTES: usize = 128 << 10;
 
@@ -34,6 +28,23 @@ impl JsonBody {
     #[must_use]
     pub fn raw(&self) -> &RawValue {
         &self.0
+    }
+
+    /// What the body says: read at once, or on another thread if it is large or has a schema, which takes long to compile.
+    pub async fn read<T: Send + 'static>(
+        &self,
+        app: &App,
+        caller: &Caller,
+        read: impl FnOnce(&RawValue) -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let text = self.0.get();
+        // A name can be written with escapes.
+        let may_have_schema = || text.contains("input_schema") || text.contains("\\u");
+        if text.len() <= SMALL_BYTES && !may_have_schema() {
+            return Ok(read(&self.0));
+        }
+        let body = self.0.clone();
+        Ok(app.offload.run_soon(caller.organization(), move || read(&body)).await?)
     }
 
     /// SHA-256 of the body's text.
@@ -134,6 +145,12 @@ fn is_json(headers: &HeaderMap) -> bool {
     essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
 
+/// The route of a request below the prefix, with its parameters' names.
+#[must_use]
+pub fn route_below_prefix<'a>(app: &App, request: &'a Parts) -> Option<&'a str> {
+    request.extensions.get::<MatchedPath>()?.as_str().strip_prefix(app.config.api.prefix.as_str())
+}
+
 /// The UUID of an agent or a workflow in the path; named after the resource in errors.
 pub async fn path_uuid<S: Send + Sync>(parts: &mut Parts, state: &S, name: &str) -> Result<Uuid, ApiError> {
     // What axum refuses is no UTF-8, and so no UUID: read on as the character that stands for such bytes.
@@ -175,50 +192,10 @@ impl<S: Send + Sync> FromRequestParts<S> for RunId {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let unknown = || ApiError::not_found("run_not_found", "Run not found");
-        let Path(text) = Path::<String>::from_request_parts(parts, state).await.map_err(|_| unknown())?;
+        let Path(text) =
+            Path::<String>::from_request_parts(parts, state).await.map_err(|_| ApiError::run_not_found())?;
         // No row can have such an id, and the database would refuse to look.
-        if text.contains('\0') { Err(unknown()) } else { Ok(Self(text)) }
-    }
-}
-
-impl<S: Send + Sync> FromRequestParts<S> for CorrelationId {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
-        parts.extensions.get::<Self>().cloned().ok_or_else(ApiError::internal)
-    }
-}
-
-/// The `Idempotency-Key` header.
-pub struct Key(Option<String>);
-
-impl Key {
-    /// The key as it counts for this route (with its object, if it has one), caller and body.
-    #[must_use]
-    pub fn bound(self, route: &str, caller: &Caller, fingerprint: Vec<u8>) -> Option<IdempotencyKey> {
-        // No organisation is named like the beginning of a route, so that keys of a single one stay what they were.
-        let actor = &caller.actor;
-        let scope = if actor.organization.is_default() {
-            format!("{route} {}", actor.subject)
-        } else {
-            format!("{}: {route} {}", actor.organization, actor.subject)
-        };
-        self.0.map(|key| IdempotencyKey { scope, key, fingerprint })
-    }
-}
-
-impl<S: Send + Sync> FromRequestParts<S> for Key {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
-        let Some(value) = parts.headers.get(&IDEMPOTENCY_KEY) else { return Ok(Self(None)) };
-        match value.to_str() {
-            Ok(key) if !key.trim().is_empty() && key.len() <= MAX_KEY_CHARS => Ok(Self(Some(key.to_owned()))),
-            _ => {
-                Err(FieldError::rule("header.Idempotency-Key", "1 to 255 visible ASCII characters are expected").into())
-            }
-        }
+        if text.contains('\0') { Err(ApiError::run_not_found()) } else { Ok(Self(text)) }
     }
 }
 

@@ -1,30 +1,14 @@
 //! `Prefer: wait=N` (RFC 7240): the answer to an execute may come when the run has ended.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use axum::{extract::FromRequestParts, response::Response};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts};
+use axum::extract::FromRequestParts;
+use http::{HeaderMap, request::Parts};
 
-use super::error::ApiError;
-use crate::{
-    api::{
-        App,
-        gate::{auth::Caller, load::Place},
-        resources::runs::{self, Run, RunDetail},
-    },
-    db,
-    run::RunStatus,
-};
+use super::{error::ApiError, headers::PREFER, place::Place};
 
-/// The request header.
-const PREFER: HeaderName = HeaderName::from_static("prefer");
-/// Says that and how the preference was honoured.
-pub const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 /// Longest wait; who asks for more gets this.
 const MAX_WAIT_SECS: u64 = 60;
-/// When to look again for a run that has not ended.
-const RETRY_AFTER_SECS: HeaderValue = HeaderValue::from_static("1");
-
 /// How many seconds the client is ready to wait, if it is at all.
 pub struct Wait {
     secs: Option<u64>,
@@ -46,10 +30,15 @@ impl Wait {
         Self { secs, place: Place::default() }
     }
 
-    /// The time that a request may take beyond what every request may.
+    /// The time that the client is ready to wait, if it is.
     #[must_use]
-    pub fn time(&self) -> Duration {
-        Duration::from_secs(self.secs.unwrap_or_default())
+    pub fn time(&self) -> Option<Duration> {
+        self.secs.map(Duration::from_secs)
+    }
+
+    /// Gives the request's place back, for the time that it only waits.
+    pub fn leave(&self) {
+        self.place.leave();
     }
 }
 
@@ -67,45 +56,10 @@ impl<S: Send + Sync> FromRequestParts<S> for Wait {
     }
 }
 
-/// The answer to a start: at once 202 with the run, or if the client waits, 200 with the run that has ended. One that
-/// takes longer, or cannot be read at the moment, is 202 as well: it is durable.
-pub async fn answer(app: &App, caller: &Caller, run: Run, wait: Wait) -> Response {
-    let Some(secs) = wait.secs else { return runs::accepted(app, StatusCode::ACCEPTED, &RunDetail::open(run)) };
-    wait.place.leave();
-    app.waiting.until_ended(run.run_id(), wait.time(), caller.holders()).await;
-    let found = look_again(app, caller, run.run_id()).await.unwrap_or_else(|error| {
-        tracing::debug!(
-            error = &*error as &dyn std::error::Error,
-            "the run that was waited for cannot be read: {error}"
-        );
-        None
-    });
-    let detail = found.unwrap_or_else(|| RunDetail::open(run));
-    let has_ended = RunStatus::parse(detail.status()).is_some_and(RunStatus::is_terminal);
-    let status = if has_ended { StatusCode::OK } else { StatusCode::ACCEPTED };
-    let mut response = runs::accepted(app, status, &detail);
-    if !has_ended {
-        response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER_SECS);
-    }
-    if let Ok(applied) = HeaderValue::from_str(&format!("wait={secs}")) {
-        response.headers_mut().insert(PREFERENCE_APPLIED, applied);
-    }
-    response
-}
-
-/// The run as it is now, unless the credentials of the caller have ended meanwhile.
-async fn look_again(app: &App, caller: &Caller, run_id: &str) -> Result<Option<RunDetail>, Arc<db::Error>> {
-    if !caller.still_counts(app).await? {
-        return Ok(None);
-    }
-    match db::runs::find(&app.pool, caller.organization(), run_id).await? {
-        Some(row) => Ok(Some(RunDetail::read(app, row).await?)),
-        None => Ok(None),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
 
     #[test]

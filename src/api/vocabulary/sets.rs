@@ -8,7 +8,7 @@ use utoipa::{
     openapi::{ObjectBuilder, RefOr, Schema, Type, extensions::Extensions},
 };
 
-use crate::{access, agent, api::resources::run_log, breaker, run, workflow};
+use crate::{access, agent, breaker, run, workflow};
 
 /// A schema by name.
 type Named = (String, RefOr<Schema>);
@@ -92,7 +92,7 @@ sets! {
         "callback.answered", "agent.answered", "agent.failed",
     ];
     /// How much an entry of a run's log matters.
-    LogLevel = run_log::Level::ALL.map(run_log::Level::as_str);
+    LogLevel = run::Level::ALL.map(run::Level::as_str);
     /// What a list of runs can be sorted by.
     RunSortKey = ["created_at", "updated_at", "completed_at", "status"];
     /// What a list of workflows can be sorted by.

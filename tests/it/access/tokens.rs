@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 use workflow_api::{
     access::{OrganizationId, Role},
-    api::gate::auth,
-    config::{Auth, load},
+    api::vocabulary::token,
+    config::Auth,
     db::migrations::MIGRATOR,
 };
 
@@ -22,7 +22,7 @@ const HS256: &str = r#"{"alg":"HS256","typ":"JWT"}"#;
 /// Settings of authentication alone.
 fn settings(pairs: &[(&str, &str)]) -> Result<Auth, Vec<String>> {
     let pairs: Vec<_> = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    load(pairs.into_iter()).map_err(|problems| problems.0)
+    Auth::load(pairs.into_iter()).map_err(|problems| problems.0)
 }
 
 /// A token signed with `JWT_SECRET` whose claims are these.
@@ -317,7 +317,7 @@ async fn issuer_and_audience_have_to_fit_where_they_are_set(pool: PgPool) {
     let pairs = [("JWT_SECRET", SECRET), ("JWT_ISSUER", "https://idp.example/"), ("JWT_AUDIENCE", "workflows")];
     let settings = config(&pool, &pairs);
     let own =
-        auth::issue(&settings.auth, "someone", Role::Viewer, &OrganizationId::default()).expect("there is a secret");
+        token::issue(&settings.auth, "someone", Role::Viewer, &OrganizationId::default()).expect("there is a secret");
     let service = Service::start_with(settings);
     look(&service, &own).await.expect(200);
     let (iss, aud) = ("https://idp.example/", "workflows");

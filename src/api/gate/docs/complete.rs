@@ -15,8 +15,7 @@ use crate::{access::Permission, api::gate::access};
 /// the specification demands one.
 pub fn complete(document: &mut utoipa::openapi::OpenApi, prefix: &str) {
     for (path, item) in &mut document.paths.paths {
-        let is_business = path.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'))
-            && item.get.as_ref().and_then(|get| get.tags.as_ref()).is_none_or(|tags| tags[..] != ["system"]);
+        let path = path.strip_prefix(prefix).unwrap_or_default();
         let operations = [
             (Method::GET, &mut item.get),
             (Method::PUT, &mut item.put),
@@ -25,8 +24,9 @@ pub fn complete(document: &mut utoipa::openapi::OpenApi, prefix: &str) {
         ];
         for (method, operation) in operations {
             let Some(operation) = operation else { continue };
-            add_common_answers(operation, is_business);
-            if is_business && let Some(needs) = access::needs(&method, path.strip_prefix(prefix).unwrap_or_default()) {
+            let needs = access::needs(&method, path);
+            add_common_answers(operation, needs.is_some());
+            if let Some(needs) = needs {
                 name_needs(operation, needs);
             }
             for parameter in operation.parameters.iter_mut().flatten() {

@@ -12,14 +12,12 @@ use serde_json::value::RawValue;
 
 use super::{AuditEntry, Wanted, filter};
 use crate::{
-    api::{
-        App,
-        gate::auth::Caller,
-        vocabulary::{
-            error::{ApiError, ErrorBody},
-            extract::Query,
-            parameters, sets,
-        },
+    api::vocabulary::{
+        app::App,
+        caller::Caller,
+        error::{ApiError, ErrorBody},
+        extract::Query,
+        parameters, sets,
     },
     db::{
         self,

@@ -8,16 +8,14 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::{
-    api::{
-        App,
-        gate::auth::Caller,
-        vocabulary::{
-            error::{ApiError, ErrorBody},
-            extract::Query,
-            sets,
-        },
+    api::vocabulary::{
+        app::App,
+        caller::Caller,
+        error::{ApiError, ErrorBody},
+        extract::Query,
+        sets,
     },
-    db::audit,
+    db::{self, audit},
     input::{self, FieldError},
 };
 
@@ -96,9 +94,7 @@ pub async fn verify_audit_logs(
     };
     let organization = caller.organization();
     let started = Instant::now();
-    let mut transaction = app.pool.begin().await?;
-    // So that entries and seals are those of the same moment.
-    sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY").execute(&mut *transaction).await?;
+    let mut transaction = db::snapshot(&app.pool).await?;
     let mut found = Verification {
         valid: true,
         complete: false,

@@ -1,0 +1,70 @@
+//! Cancelling a run.
+
+use axum::{Json, extract::State};
+use utoipa::ToSchema;
+
+use super::wire::RunDetail;
+use crate::{
+    actions::cancel_run::{self, CancelRunError},
+    api::vocabulary::{
+        app::App,
+        caller::Caller,
+        error::{ApiError, ErrorBody},
+        extract::{OptionalJsonBody, RunId},
+    },
+    input::Object,
+};
+
+/// Characters of a reason for a cancellation.
+const REASON_CHARS: std::ops::RangeInclusive<usize> = 0..=500;
+
+/// The body of a cancel request, which may be left out.
+#[derive(ToSchema)]
+#[schema(as = CancelRequest)]
+#[expect(dead_code, reason = "describes what `cancel_run` reads")]
+pub struct CancelBody {
+    /// Goes into the run's `error_message`.
+    #[schema(max_length = 500, example = "started by mistake")]
+    reason: Option<String>,
+}
+
+/// Cancel a run
+///
+/// Ends a run that waits or is executed.
+#[utoipa::path(
+    post, path = "/runs/{run_id}/cancel", tag = "runs", params(("run_id" = String, Path)),
+    request_body(content = Option<CancelBody>),
+    responses(
+        (status = 200, body = RunDetail), (status = 400, description = "The run has ended already", body = ErrorBody),
+        (status = 404, body = ErrorBody), (status = 422, body = ErrorBody),
+    ),
+)]
+pub async fn cancel_run(
+    State(app): State<App>,
+    caller: Caller,
+    RunId(run_id): RunId,
+    OptionalJsonBody(body): OptionalJsonBody,
+) -> Result<Json<RunDetail>, ApiError> {
+    let mut errors = Vec::new();
+    let reason = match &body {
+        Some(body) => Object::body(body)?.nullable("reason", &mut errors, |node| node.string(REASON_CHARS)),
+        None => None,
+    };
+    if !errors.is_empty() {
+        return Err(errors.into());
+    }
+    let context = caller.context(&app);
+    let row = cancel_run::cancel_run(&app.pool, &app.relay, context, &run_id, reason.as_deref()).await?;
+    tracing::info!(target: "api.routes.runs", run_id, "Run cancelled");
+    Ok(Json(RunDetail::open(row.into())))
+}
+
+impl From<CancelRunError> for ApiError {
+    fn from(error: CancelRunError) -> Self {
+        match error {
+            CancelRunError::NotFound => Self::run_not_found(),
+            CancelRunError::WrongState(status) => Self::run_wrong_state(&status, "cancelled"),
+            CancelRunError::Db(error) => error.into(),
+        }
+    }
+}

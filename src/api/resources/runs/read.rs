@@ -1,0 +1,95 @@
+//! Reading runs.
+
+use axum::{Json, extract::State};
+
+use super::wire::{Run, RunDetail, RunPage};
+use crate::{
+    api::vocabulary::{
+        app::App,
+        caller::Caller,
+        cursor::Asked,
+        error::{ApiError, ErrorBody},
+        extract::{Query, RunId},
+        page::Page,
+        parameters, sets,
+    },
+    db::{self, runs::Filter},
+};
+
+/// The parameters that a cursor of the list is bound to.
+const FILTERS: [&str; 13] = [
+    "status",
+    "workflow_id",
+    "workflow_definition_id",
+    "name",
+    "name_prefix",
+    "triggered_by",
+    "parent_run_id",
+    "created_after",
+    "created_before",
+    "updated_after",
+    "updated_before",
+    "sort_by",
+    "sort_order",
+];
+
+/// List runs
+///
+/// The latest first, unless another order is asked for.
+#[utoipa::path(
+    get, path = "/runs", tag = "runs",
+    params(
+        parameters::Paging,
+        ("status" = Option<Vec<sets::RunStatus>>, Query, explode = false, description = "Any of these"),
+        ("workflow_id" = Option<String>, Query, description = "Exactly this `workflow_id`"),
+        ("workflow_definition_id" = Option<String>, Query, description = "Exactly this `workflow_definition_id`"),
+        ("name" = Option<String>, Query, description = "Exactly this `workflow_name`"),
+        ("name_prefix" = Option<String>, Query, description = "The beginning of `workflow_name`"),
+        ("triggered_by" = Option<String>, Query, description = "Exactly this `triggered_by`"),
+        ("parent_run_id" = Option<String>, Query, description = "The runs that are steps of this run"),
+        parameters::Created,
+        parameters::Updated,
+        ("sort_by" = Option<sets::RunSortKey>, Query, description = "Absent is `created_at`"),
+        ("sort_order" = Option<sets::SortOrder>, Query, description = "Ascending or descending (the default)"),
+    ),
+    responses(
+        (status = 200, body = RunPage), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
+        (status = 422, body = ErrorBody),
+    ),
+)]
+pub async fn list_runs(State(app): State<App>, caller: Caller, query: Query) -> Result<Json<Page<Run>>, ApiError> {
+    let filter = Filter {
+        organization: caller.organization(),
+        statuses: query.several("status"),
+        workflow_id: query.text("workflow_id"),
+        workflow_definition_id: query.text("workflow_definition_id"),
+        name: query.text("name"),
+        name_prefix: query.text("name_prefix"),
+        triggered_by: query.text("triggered_by"),
+        parent_run_id: query.text("parent_run_id"),
+        created: query.span("created")?,
+        updated: query.span("updated")?,
+        sort_by: query.text("sort_by").unwrap_or_default(),
+        ascending: query.is_ascending(),
+    };
+    let asked = Asked::read(&app, &query, filter.order(), "runs", &FILTERS).await?;
+    let mut connection = app.pool.acquire().await?;
+    let part = db::runs::list(&mut connection, &filter, &asked.cut).await?;
+    Ok(Json(Page::new(part, &asked)))
+}
+
+/// Get a run
+///
+/// With its output, once it is completed.
+#[utoipa::path(
+    get, path = "/runs/{run_id}", tag = "runs", params(("run_id" = String, Path)),
+    responses((status = 200, body = RunDetail), (status = 404, body = ErrorBody)),
+)]
+pub async fn get_run(
+    State(app): State<App>,
+    caller: Caller,
+    RunId(run_id): RunId,
+) -> Result<Json<RunDetail>, ApiError> {
+    let row = db::runs::find(&app.pool, caller.organization(), &run_id).await?.ok_or_else(ApiError::run_not_found)?;
+    Ok(Json(RunDetail::read(&app, row).await?))
+}

@@ -1,0 +1,146 @@
+//! Retrying a run.
+
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use http::StatusCode;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::wire::RunDetail;
+use crate::{
+    actions::retry_run::{self, Retry, RetryRunError},
+    api::vocabulary::{
+        app::App,
+        caller::Caller,
+        error::{ApiError, ErrorBody},
+        extract::{OptionalJsonBody, RunId},
+        idempotency::{Key, replayed},
+        parameters,
+    },
+    db::{self, idempotency::ClaimError},
+    input::{ANY_LENGTH, FieldError, Node, Object, shorten},
+    timestamp::Timestamp,
+};
+
+/// The answer to a retry: the run, and members that the UI reads here and nowhere else.
+#[derive(Serialize, ToSchema)]
+pub struct RetriedRun {
+    #[serde(flatten)]
+    run: RunDetail,
+    /// For people.
+    message: &'static str,
+    /// The same as `run_id`: a retry goes on with the same run.
+    new_run_id: String,
+    /// The same as `run_id`.
+    original_run_id: String,
+    /// Now.
+    #[schema(value_type = String, format = DateTime)]
+    timestamp: Timestamp,
+}
+
+/// The body of a retry request, which may be left out.
+#[derive(ToSchema)]
+#[schema(as = RetryRequest, example = json!({"resume_from_step": null}))]
+#[expect(dead_code, reason = "describes what `retry_run` reads")]
+pub struct RetryBody {
+    /// Repeats this step and all after it, completed or not, and goes on without those before it that have not
+    /// completed. Without it, the run goes on after its last completed step.
+    resume_from_step: Option<String>,
+    /// Instead of the input that the run had. Steps that have completed are not repeated because of it.
+    #[schema(value_type = Option<HashMap<String, Value>>)]
+    input_data: Option<()>,
+}
+
+/// Retry a run
+///
+/// Starts a failed or cancelled run again, with the present content of its definition. Completed steps are not
+/// repeated.
+#[utoipa::path(
+    post, path = "/runs/{run_id}/retry", tag = "runs",
+    params(("run_id" = String, Path), parameters::IdempotencyKey),
+    request_body(content = Option<RetryBody>),
+    responses(
+        (status = 202, body = RetriedRun),
+        (status = 409, description = "A request with this key is under way", body = ErrorBody),
+        (status = 400, description = "The run has not ended, has completed, or has no definition", body = ErrorBody),
+        (status = 404, body = ErrorBody), (status = 422, body = ErrorBody),
+        (status = 429, description = "As many runs are queued as the organization may have", body = ErrorBody),
+    ),
+)]
+pub async fn retry_run(
+    State(app): State<App>,
+    caller: Caller,
+    RunId(run_id): RunId,
+    key: Key,
+    body: OptionalJsonBody,
+) -> Result<Response, ApiError> {
+    let mut errors = Vec::new();
+    let retry = match &body.0 {
+        Some(body) => {
+            let body = Object::body(body)?;
+            Retry {
+                resume_from_step: body.nullable("resume_from_step", &mut errors, |node| node.string(ANY_LENGTH)),
+                input: body.nullable("input_data", &mut errors, Node::free_object),
+            }
+        }
+        None => Retry::default(),
+    };
+    if !errors.is_empty() {
+        return Err(errors.into());
+    }
+    let key = key.bound(&format!("retry {run_id}"), &caller, body.fingerprint());
+    let context = caller.context(&app).with_key(key.as_ref());
+    match retry_run::retry_run(&app.pool, &app.offload, &app.relay, context, &run_id, &retry).await {
+        Ok(row) => {
+            tracing::info!(target: "api.routes.runs", run_id, "Run retried");
+            Ok(retried(RunDetail::open(row.into())))
+        }
+        Err(RetryRunError::Key(ClaimError::Repeated(_))) => {
+            let row =
+                db::runs::find(&app.pool, caller.organization(), &run_id).await?.ok_or_else(ApiError::run_not_found)?;
+            Ok(replayed(retried(RunDetail::read(&app, row).await?)))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn retried(run: RunDetail) -> Response {
+    let (timestamp, message, run_id) = (run.updated_at(), "The run was started again", run.run_id().to_owned());
+    let retried = RetriedRun { run, message, new_run_id: run_id.clone(), original_run_id: run_id, timestamp };
+    (StatusCode::ACCEPTED, Json(retried)).into_response()
+}
+
+impl From<RetryRunError> for ApiError {
+    fn from(error: RetryRunError) -> Self {
+        match error {
+            RetryRunError::NotFound => Self::run_not_found(),
+            RetryRunError::WrongState(status) => Self::run_wrong_state(&status, "retried"),
+            RetryRunError::WithoutDefinition => Self::bad_request(
+                "run_without_definition",
+                "The run has no workflow definition to be started again from",
+            ),
+            RetryRunError::DefinitionNotFound => {
+                Self::not_found("workflow_not_found", "The run's workflow definition was not found")
+            }
+            RetryRunError::NoSuchStep(step) => {
+                let text = format!("step '{}' is not on the workflow's main path", shorten(&step));
+                FieldError::rule("body.resume_from_step", text).into()
+            }
+            RetryRunError::InvalidInput(errors) => errors.into(),
+            RetryRunError::Changing => {
+                Self::unavailable("definition_changing", "The definition changes again and again while it is read")
+            }
+            RetryRunError::Busy(busy) => busy.into(),
+            RetryRunError::TooLarge => {
+                let detail = "Definition and input together no longer fit into a Kafka message of 1 MiB";
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", detail)
+            }
+            RetryRunError::Quota(exceeded) => exceeded.into(),
+            RetryRunError::Key(error) => error.into(),
+            RetryRunError::Db(error) => error.into(),
+        }
+    }
+}

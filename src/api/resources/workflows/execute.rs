@@ -1,0 +1,194 @@
+//! Executing a workflow: the start of a run, and waiting for its end.
+
+use std::sync::Arc;
+
+use axum::{Json, extract::State, response::Response};
+use http::{HeaderValue, StatusCode, header};
+use utoipa::ToSchema;
+
+use crate::{
+    actions::start_run::{self, Outcome, Request, StartRunError, Starter},
+    api::{
+        resources::runs::wire::{Run, RunDetail},
+        vocabulary::{
+            app::App,
+            caller::Caller,
+            error::{ApiError, ErrorBody},
+            etag,
+            extract::{JsonBody, WorkflowId},
+            headers::PREFERENCE_APPLIED,
+            idempotency::{Key, replayed},
+            parameters,
+            prefer::Wait,
+        },
+    },
+    db::{self, idempotency::ClaimError},
+    input::{Node, Object},
+    kafka::message::DEFAULT_PRIORITY,
+    run::RunStatus,
+    telemetry,
+};
+
+/// When to look again for a run that has not ended.
+const RETRY_AFTER_SECS: HeaderValue = HeaderValue::from_static("1");
+
+/// The body of an execute request.
+#[derive(ToSchema)]
+#[schema(as = ExecuteRequest, example = json!({"input_data": {"text": "hello"}}))]
+#[expect(dead_code, reason = "describes what `execute_workflow` reads")]
+pub struct ExecuteBody {
+    /// Any JSON object; steps refer to it as `${workflow.input.…}`.
+    #[schema(value_type = HashMap<String, Value>, example = json!({"text": "hello"}))]
+    input_data: (),
+    /// Of the runs that wait for an executor, those of a higher priority are first; absent is 5.
+    #[schema(minimum = 0, maximum = 9)]
+    priority: Option<i16>,
+}
+
+/// Execute a workflow
+///
+/// Starts a run of the workflow's present content. The run is durable when this answers; it is executed as soon as
+/// Kafka and an executor are there.
+#[utoipa::path(
+    post, path = "/workflows/{workflow_id}/execute", tag = "workflows",
+    params(
+        ("workflow_id" = uuid::Uuid, Path),
+        parameters::IdempotencyKey,
+        parameters::Prefer,
+    ),
+    request_body = ExecuteBody,
+    responses(
+        (status = 200, description = "With `Prefer: wait`: the run has ended, well or not", body = RunDetail, headers(
+            ("Location" = String, description = "Path of the run"),
+            ("Preference-Applied" = String, description = "How long was waited at most"),
+        )),
+        (status = 202, body = RunDetail, headers(
+            ("Location" = String, description = "Path of the run"),
+            ("Retry-After" = i64, description = "With `Prefer: wait`: when to look again"),
+            ("Preference-Applied" = String, description = "With `Prefer: wait`: how long was waited at most"),
+        )),
+        (status = 400, description = "The workflow is not active", body = ErrorBody),
+        (status = 404, body = ErrorBody),
+        (status = 409, description = "A request with this key is under way", body = ErrorBody),
+        (status = 413, body = ErrorBody),
+        (status = 422, description = "Not valid, the input breaks the workflow's `input_schema`, or \
+            the key was used with another body", body = ErrorBody),
+        (status = 503, description = "The database is away, or too much waits already", body = ErrorBody),
+    ),
+)]
+pub async fn execute_workflow(
+    State(app): State<App>,
+    caller: Caller,
+    WorkflowId(workflow_id): WorkflowId,
+    key: Key,
+    wait: Wait,
+    body: JsonBody,
+) -> Result<Response, ApiError> {
+    let scope = format!("execute {workflow_id}");
+    start(app, caller, (workflow_id, scope), key, wait, &body).await
+}
+
+/// Starts a run; a key counts within the scope.
+pub async fn start(
+    app: App,
+    caller: Caller,
+    (workflow_id, scope): (uuid::Uuid, String),
+    key: Key,
+    wait: Wait,
+    body: &JsonBody,
+) -> Result<Response, ApiError> {
+    let mut errors = Vec::new();
+    let object = Object::body(body.raw())?;
+    let input = object.required("input_data", &mut errors, Node::free_object);
+    let priority = object.nullable("priority", &mut errors, |node| node.int(0..=9));
+    let Some(input) = input.filter(|_| errors.is_empty()) else { return Err(errors.into()) };
+    let priority = priority.and_then(|priority| i16::try_from(priority).ok()).unwrap_or(DEFAULT_PRIORITY.into());
+    let key = key.bound(&scope, &caller, body.fingerprint());
+    let starter = Starter {
+        definitions: &app.definitions,
+        pool: &app.pool,
+        offload: &app.offload,
+        relay: &app.relay,
+        writer: &app.writer,
+    };
+    let quotas = app.organizations.quotas(caller.organization()).await?.or(app.config.quotas);
+    let actor = Arc::clone(&caller.actor);
+    let request = Request { workflow_id, input, priority, actor, max_queued: quotas.queued_runs, key };
+    match start_run::start_run(starter, request).await? {
+        Outcome::Started(started) => {
+            let organization_id = telemetry::catalogue::organization(caller.organization().as_str());
+            metrics::counter!("workflow_executions_total").increment(1);
+            metrics::counter!("organization_runs_started_total", "organization_id" => organization_id).increment(1);
+            tracing::info!(
+                target: "api.routes.workflows", %workflow_id, run_id = started.run_id, "Workflow execution accepted"
+            );
+            Ok(answer(&app, &caller, Run::started(started), wait).await)
+        }
+        Outcome::Replayed(row) => Ok(replayed(answer(&app, &caller, Run::from(*row).as_started(), wait).await)),
+    }
+}
+
+/// The answer to a start: at once 202 with the run, or if the client waits, 200 with the run that has ended. One that
+/// takes longer, or cannot be read at the moment, is 202 as well: it is durable.
+async fn answer(app: &App, caller: &Caller, run: Run, wait: Wait) -> Response {
+    let Some(limit) = wait.time() else { return accepted(app, StatusCode::ACCEPTED, &RunDetail::open(run)) };
+    wait.leave();
+    app.waiting.until_ended(run.run_id(), limit, caller.holders()).await;
+    let found = look_again(app, caller, run.run_id()).await.unwrap_or_else(|error| {
+        tracing::debug!(
+            error = &*error as &dyn std::error::Error,
+            "the run that was waited for cannot be read: {error}"
+        );
+        None
+    });
+    let detail = found.unwrap_or_else(|| RunDetail::open(run));
+    let has_ended = RunStatus::parse(detail.status()).is_some_and(RunStatus::is_terminal);
+    let status = if has_ended { StatusCode::OK } else { StatusCode::ACCEPTED };
+    let mut response = accepted(app, status, &detail);
+    if !has_ended {
+        response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER_SECS);
+    }
+    if let Ok(applied) = HeaderValue::from_str(&format!("wait={}", limit.as_secs())) {
+        response.headers_mut().insert(PREFERENCE_APPLIED, applied);
+    }
+    response
+}
+
+/// The run and its path.
+fn accepted(app: &App, status: StatusCode, run: &RunDetail) -> Response {
+    etag::located(app, &format!("/runs/{}", run.run_id()), (status, Json(run)))
+}
+
+/// The run as it is now, unless the credentials of the caller have ended meanwhile.
+async fn look_again(app: &App, caller: &Caller, run_id: &str) -> Result<Option<RunDetail>, Arc<db::Error>> {
+    if !caller.still_counts(app).await? {
+        return Ok(None);
+    }
+    match db::runs::find(&app.pool, caller.organization(), run_id).await? {
+        Some(row) => Ok(Some(RunDetail::read(app, row).await?)),
+        None => Ok(None),
+    }
+}
+
+impl From<StartRunError> for ApiError {
+    fn from(error: StartRunError) -> Self {
+        match error {
+            StartRunError::WorkflowNotFound => Self::workflow_not_found(),
+            StartRunError::NotActive(status) => {
+                Self::bad_request("workflow_not_active", format!("The workflow is {status}, not active"))
+            }
+            StartRunError::TooLarge => Self::plan_too_large(),
+            StartRunError::InvalidInput(errors) => errors.into(),
+            StartRunError::BacklogFull => {
+                let detail = "Kafka has been away for long, and too many runs wait to be dispatched already";
+                Self::unavailable("backlog_full", detail)
+            }
+            StartRunError::Overloaded => Self::unavailable("overloaded", "Too many requests are waiting already"),
+            StartRunError::Busy(busy) => busy.into(),
+            StartRunError::Quota(exceeded) => exceeded.into(),
+            StartRunError::KeyReused => ClaimError::Reused.into(),
+            StartRunError::KeyInFlight => ClaimError::InFlight.into(),
+            StartRunError::Db(error) => error.into(),
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Reading workflows and their versions.
+
+use axum::{Json, extract::State, response::Response};
+
+use super::wire::{Workflow, WorkflowPage};
+use crate::{
+    api::vocabulary::{
+        app::App,
+        caller::Caller,
+        cursor::Asked,
+        error::{ApiError, ErrorBody},
+        etag::IfNoneMatch,
+        extract::{Query, WorkflowId},
+        page::Page,
+        parameters, sets,
+    },
+    db::{
+        self,
+        workflows::{Filter, VERSION_ORDER},
+    },
+};
+
+/// The parameters that a cursor of the list is bound to.
+const FILTERS: [&str; 9] = [
+    "status",
+    "name",
+    "name_prefix",
+    "created_after",
+    "created_before",
+    "updated_after",
+    "updated_before",
+    "sort_by",
+    "sort_order",
+];
+
+/// List workflows
+///
+/// Every version is an entry of its own.
+#[utoipa::path(
+    get, path = "/workflows", tag = "workflows",
+    params(
+        parameters::Paging,
+        ("status" = Option<Vec<sets::WorkflowStatus>>, Query, explode = false, description = "Any of these"),
+        ("name" = Option<String>, Query, description = "Exactly this name"),
+        ("name_prefix" = Option<String>, Query, description = "The beginning of the name"),
+        parameters::Created,
+        parameters::Updated,
+        ("sort_by" = Option<sets::WorkflowSortKey>, Query, description = "Absent is `created_at`"),
+        ("sort_order" = Option<sets::SortOrder>, Query, description = "Ascending or descending (the default)"),
+    ),
+    responses(
+        (status = 200, body = WorkflowPage), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
+        (status = 422, body = ErrorBody),
+    ),
+)]
+pub async fn list_workflows(
+    State(app): State<App>,
+    caller: Caller,
+    query: Query,
+) -> Result<Json<Page<Workflow>>, ApiError> {
+    let filter = Filter {
+        organization: caller.organization(),
+        statuses: query.several("status"),
+        name: query.text("name"),
+        name_prefix: query.text("name_prefix"),
+        created: query.span("created")?,
+        updated: query.span("updated")?,
+        sort_by: query.text("sort_by").unwrap_or_default(),
+        ascending: query.is_ascending(),
+    };
+    let asked = Asked::read(&app, &query, filter.order(), "workflows", &FILTERS).await?;
+    let mut connection = app.pool.acquire().await?;
+    let part = db::workflows::list(&mut connection, &filter, &asked.cut).await?;
+    Ok(Json(Page::new(part, &asked)))
+}
+
+/// Get a workflow
+///
+/// Deleted ones too.
+#[utoipa::path(
+    get, path = "/workflows/{workflow_id}", tag = "workflows",
+    params(("workflow_id" = uuid::Uuid, Path), parameters::IfNoneMatch),
+    responses((status = 200, body = Workflow, headers(("ETag" = String, description = "The state that is shown"))), (status = 304), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
+)]
+pub async fn get_workflow(
+    State(app): State<App>,
+    caller: Caller,
+    WorkflowId(id): WorkflowId,
+    if_none_match: IfNoneMatch,
+) -> Result<Response, ApiError> {
+    let row =
+        db::workflows::find(&app.pool, caller.organization(), id).await?.ok_or_else(ApiError::workflow_not_found)?;
+    Ok(if_none_match.answer(&row.revision(), Workflow::from(row)))
+}
+
+/// List the versions of a workflow
+///
+/// All versions of the workflow's name, the newest first.
+#[utoipa::path(
+    get, path = "/workflows/{workflow_id}/versions", tag = "workflows",
+    params(
+        ("workflow_id" = uuid::Uuid, Path),
+        parameters::Paging,
+    ),
+    responses(
+        (status = 200, body = WorkflowPage), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
+        (status = 404, body = ErrorBody), (status = 422, body = ErrorBody),
+    ),
+)]
+pub async fn list_workflow_versions(
+    State(app): State<App>,
+    caller: Caller,
+    WorkflowId(id): WorkflowId,
+    query: Query,
+) -> Result<Json<Page<Workflow>>, ApiError> {
+    let asked = Asked::read(&app, &query, VERSION_ORDER, &format!("versions of {id}"), &[]).await?;
+    let mut connection = app.pool.acquire().await?;
+    let workflow = db::workflows::find(&mut *connection, caller.organization(), id)
+        .await?
+        .ok_or_else(ApiError::workflow_not_found)?;
+    let filter = Filter::versions(caller.organization(), &workflow.name);
+    let part = db::workflows::list(&mut connection, &filter, &asked.cut).await?;
+    Ok(Json(Page::new(part, &asked)))
+}

@@ -1,0 +1,109 @@
+//! Tokens that the service issues: JSON Web Tokens, signed with `JWT_SECRET`.
+
+use chrono::Utc;
+use jsonwebtoken::{EncodingKey, Header, encode};
+use secrecy::ExposeSecret;
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::key_ring::SUBJECT_PREFIX;
+use crate::{
+    access::{Actor, OrganizationId, Role},
+    config,
+    timestamp::Timestamp,
+    visible,
+};
+
+/// Longest subject, as it is shown. It fits the columns that name a user.
+const MAX_SUBJECT_BYTES: usize = 255;
+
+/// What a token of ours says.
+#[derive(Debug, Serialize)]
+struct Issued<'a> {
+    sub: &'a str,
+    role: Role,
+    organization_id: &'a OrganizationId,
+    iat: i64,
+    exp: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wf_key: Option<Uuid>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    iss: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    aud: Option<&'a str>,
+}
+
+/// Why no token can be made.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// There is no key.
+    #[error("JWT_SECRET is not set, so there is nothing to sign a token with")]
+    NoSecret,
+    /// It would not be let in.
+    #[error(
+        "a subject has 1 to 255 bytes and no control characters, is not system or callback, and does not begin with \
+         {SUBJECT_PREFIX}"
+    )]
+    BadSubject,
+    /// The library refused.
+    #[error("the token could not be signed")]
+    Sign(#[from] jsonwebtoken::errors::Error),
+}
+
+/// The subject as logs, columns and audit entries have it: with its hidden characters escaped, so that two that look the
+/// same are the same. `None` if it does not fit them, or could be taken for one that the service itself gives: that of
+/// an API key, of whoever answers a callback, or its own.
+#[must_use]
+pub fn shown_subject(text: &str) -> Option<String> {
+    let visible: String = text.chars().filter(|c| !visible::is_hidden(*c)).collect();
+    let name = visible.trim().to_lowercase();
+    let is_reserved = name.starts_with(SUBJECT_PREFIX) || Actor::RESERVED.contains(&name.as_str());
+    // What is escaped already could be taken for what is about to be.
+    if name.is_empty() || is_reserved || text.contains(char::is_control) || text.contains("\\u{") {
+        return None;
+    }
+    Some(visible::escaped(text).into_owned()).filter(|shown| shown.len() <= MAX_SUBJECT_BYTES)
+}
+
+/// A token for that subject of the organisation in that role, valid for `JWT_EXPIRATION_MINUTES`.
+pub fn issue(
+    auth: &config::Auth,
+    subject: &str,
+    role: Role,
+    organization: &OrganizationId,
+) -> Result<String, TokenError> {
+    shown_subject(subject).ok_or(TokenError::BadSubject)?;
+    let (token, _) = sign(auth, subject, role, organization, None)?;
+    Ok(token)
+}
+
+/// A token that allows what this API key allows, as long as the key counts, and for how many seconds. `role` is only there
+/// to be read.
+pub fn issue_for_key(
+    auth: &config::Auth,
+    actor: &Actor,
+    role: Role,
+    key_id: Uuid,
+    key_ends_at: Option<Timestamp>,
+) -> Result<(String, u64), TokenError> {
+    sign(auth, &actor.subject, role, &actor.organization, Some((key_id, key_ends_at)))
+}
+
+fn sign(
+    auth: &config::Auth,
+    subject: &str,
+    role: Role,
+    organization_id: &OrganizationId,
+    key: Option<(Uuid, Option<Timestamp>)>,
+) -> Result<(String, u64), TokenError> {
+    let secret = auth.jwt_secret.as_ref().ok_or(TokenError::NoSecret)?;
+    let iat = Utc::now().timestamp();
+    let lifetime = i64::try_from(auth.token_lifetime.as_secs()).unwrap_or(i64::MAX);
+    let key_ends = key.and_then(|(_, ends_at)| ends_at).map(|end| end.naive().and_utc().timestamp());
+    let lifetime = lifetime.min(key_ends.map_or(i64::MAX, |end| end.saturating_sub(iat))).max(0);
+    let (iss, aud) = (auth.issuer.as_deref(), auth.audience.as_deref());
+    let (exp, wf_key) = (iat.saturating_add(lifetime), key.map(|(id, _)| id));
+    let claims = Issued { sub: subject, role, organization_id, iat, exp, wf_key, iss, aud };
+    let key = EncodingKey::from_secret(secret.expose_secret().as_bytes());
+    Ok((encode(&Header::new(auth.algorithm), &claims, &key)?, lifetime.unsigned_abs()))
+}
