@@ -115,13 +115,12 @@ pub fn start(config: &Config, pool: db::Pool, lifecycle: &Lifecycle) -> anyhow::
     let consumer = Arc::new(Consumer::new(&config.kafka)?);
     let registration = Registration::start(pool.clone(), "executor", lifecycle);
     let monitoring = Monitoring::start(&config.kafka, pool.clone(), registration.clone(), lifecycle, &settled)?;
-    let breakers = Breakers::new(pool.clone());
     let executor = Executor(Arc::new(Shared {
         registration,
         active: Active::new(config.executor.max_runs),
         journal: Journal::start(&pool, monitoring.as_ref(), lifecycle, &give_up, &settled),
-        agents: Agents::new(pool.clone(), Arc::clone(&config.vault), breakers.clone(), config.circuit_breaker),
-        breakers,
+        agents: Agents::new(pool.clone(), Arc::clone(&config.vault), config.circuit_breaker),
+        breakers: Breakers::new(pool.clone()),
         egress: Egress::new(&config.egress)?,
         offload: Offload::default(),
         callbacks_url: config.api.callbacks_url(),

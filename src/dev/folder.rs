@@ -12,11 +12,14 @@ use std::{
 use anyhow::Context;
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{POLL, part::POSTGRES, say};
+use super::{POLL, say};
 
 /// For the processes of a supervisor that was killed: so long to end in an orderly way. Not longer, since an executor
 /// waits in vain for the broker, which went with the supervisor; its runs are taken up by the next one.
 const ORPHAN_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The name of the process that the others need until they have ended.
+pub(super) const POSTGRES: &str = "postgres";
 
 /// The folder, locked.
 pub(super) struct Folder {

@@ -11,16 +11,17 @@ use anyhow::{Context, anyhow};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 
-use super::{POLL, Signals, folder::Folder, say};
+use super::{
+    POLL, Signals,
+    folder::{Folder, POSTGRES},
+    say,
+};
 use crate::lifecycle;
 
 /// Lines of a log that are shown when its part has ended.
 const LOG_LINES: usize = 15;
 /// Over the time that the parts take at most to finish what they have.
 const STOP_TIMEOUT: Duration = lifecycle::DRAIN.saturating_add(Duration::from_secs(3));
-
-/// The name of the part that the others need until they have ended.
-pub(super) const POSTGRES: &str = "postgres";
 
 /// A process.
 struct Part {

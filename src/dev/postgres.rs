@@ -16,8 +16,8 @@ use sqlx::migrate::MigrateDatabase;
 
 use super::{
     POLL,
-    folder::Folder,
-    part::{POSTGRES, Parts},
+    folder::{Folder, POSTGRES},
+    part::Parts,
     say,
     user::{self, User},
 };

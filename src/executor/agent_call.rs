@@ -8,6 +8,7 @@ mod a2a;
 mod chat;
 mod in_flight;
 mod plain;
+mod rpc;
 
 use std::{
     sync::{

@@ -12,7 +12,6 @@ use serde_json::value::RawValue;
 use url::Url;
 use uuid::Uuid;
 
-use super::breakers::Breakers;
 use crate::{
     access::OrganizationId,
     agent::{AgentKind, AgentStatus, ChatConfig, Credentials, RetryConfig, Secrets},
@@ -20,6 +19,7 @@ use crate::{
     db::{
         self,
         agents::{AgentRow, AgentWithBreaker},
+        breakers::SharedBreaker,
     },
     input::Node,
     vault::{self, Vault},
@@ -37,6 +37,13 @@ pub(super) enum Protocol {
     OpenAi(ChatConfig),
 }
 
+/// The breaker of an agent, as it was read with it.
+pub(super) struct ReadBreaker {
+    pub(super) shared: SharedBreaker,
+    /// When the statement began.
+    pub(super) began: Instant,
+}
+
 /// An agent to call. Has no `Debug`, since it holds secrets.
 pub(super) struct Agent {
     pub(super) id: Uuid,
@@ -48,6 +55,7 @@ pub(super) struct Agent {
     pub(super) timeout: Duration,
     pub(super) retry: RetryConfig,
     pub(super) breaker: Rules,
+    pub(super) read_breaker: ReadBreaker,
     /// The error: what is stored cannot be read.
     pub(super) credentials: Result<Credentials, vault::Sealed>,
     /// What its errors are freed from.
@@ -95,15 +103,14 @@ type Slot = Arc<tokio::sync::Mutex<Option<Known>>>;
 pub(super) struct Agents {
     pool: db::Pool,
     vault: Arc<Vault>,
-    breakers: Breakers,
     /// Of agents that say nothing else.
     breaker_rules: Rules,
     slots: std::sync::Mutex<HashMap<(OrganizationId, String), Slot>>,
 }
 
 impl Agents {
-    pub(super) fn new(pool: db::Pool, vault: Arc<Vault>, breakers: Breakers, breaker_rules: Rules) -> Self {
-        Self { pool, vault, breakers, breaker_rules, slots: std::sync::Mutex::default() }
+    pub(super) fn new(pool: db::Pool, vault: Arc<Vault>, breaker_rules: Rules) -> Self {
+        Self { pool, vault, breaker_rules, slots: std::sync::Mutex::default() }
     }
 
     /// The organisation's agent of that name as it was when the step began or later, if it may be called. Of many who ask
@@ -125,9 +132,8 @@ impl Agents {
         let (version, found) = match found.await? {
             None => (None, Err(NoAgent::Unknown(name.to_owned()))),
             Some(AgentWithBreaker { agent, breaker, version }) => {
-                self.breakers.observe(agent.id, breaker.into(), began);
                 let found = if agent.status == AgentStatus::Active.as_str() {
-                    self.read(agent).map(Arc::new)
+                    self.read(agent, ReadBreaker { shared: breaker.into(), began }).map(Arc::new)
                 } else {
                     Err(NoAgent::NotActive(name.to_owned(), agent.status))
                 };
@@ -148,7 +154,7 @@ impl Agents {
 }
 
 impl Agents {
-    fn read(&self, row: AgentRow) -> Result<Agent, NoAgent> {
+    fn read(&self, row: AgentRow, read_breaker: ReadBreaker) -> Result<Agent, NoAgent> {
         let config = row.auth_config.as_ref().map(|config| self.vault.open(row.id, &config.0)).transpose();
         let breaker_config = row.circuit_breaker_config.as_ref().map(|config| &*config.0);
         let protocol = Protocol::read(&row.kind, row.config.as_ref().map(|config| &*config.0));
@@ -156,6 +162,7 @@ impl Agents {
             id: row.id,
             protocol: protocol.ok_or_else(|| NoAgent::UnknownKind(row.name.clone()))?,
             breaker: self.breaker_rules.of_agent(breaker_config),
+            read_breaker,
             secrets: Secrets::of(&row.url, config.as_ref().ok().and_then(Option::as_deref)),
             credentials: config.map(|config| Credentials::read(row.auth_type.as_deref(), config.as_deref())),
             timeout: Duration::from_millis(u64::try_from(row.timeout_ms).unwrap_or_default().max(1)),

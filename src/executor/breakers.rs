@@ -11,10 +11,10 @@ use std::{
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
-use super::agents::Agent;
+use super::agents::{Agent, ReadBreaker};
 use crate::{
     breaker::{Admission, Breaker, Calls, Rules, State},
-    db::{self, breakers::SharedBreaker},
+    db,
 };
 
 /// A probe's lease is the agent's time-out and so much more.
@@ -47,10 +47,8 @@ struct Local {
 #[derive(Default)]
 struct Known {
     breaker: Breaker,
-    /// A moment of the database's clock, and the same one of ours.
+    /// A moment of the database's clock, and the same one of ours: of the last own change or read.
     clock: Option<(DateTime<Utc>, Instant)>,
-    /// When the last own change was committed: what was read before is older.
-    changed_at: Option<Instant>,
     /// Calls that the shared breaker does not know of, by the second.
     untold: VecDeque<Calls>,
     told_at: Option<Instant>,
@@ -66,6 +64,15 @@ impl Known {
 }
 
 impl Local {
+    /// Takes in what was read with the agent, unless it is older than what is known.
+    fn observe(&self, ReadBreaker { shared, began }: &ReadBreaker) {
+        let mut known = self.known();
+        if known.clock.is_none_or(|(_, known_at)| known_at < *began) {
+            known.breaker = shared.breaker.clone();
+            known.clock = Some((shared.read_at, *began));
+        }
+    }
+
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -93,16 +100,6 @@ impl Breakers {
         Arc::clone(agents.entry(agent_id).or_default())
     }
 
-    /// Takes in what was read by a statement that began at this moment.
-    pub(super) fn observe(&self, agent_id: Uuid, shared: SharedBreaker, began: Instant) {
-        let local = self.local(agent_id);
-        let mut known = local.known();
-        if known.changed_at.is_none_or(|changed_at| changed_at < began) {
-            known.breaker = shared.breaker;
-            known.clock = Some((shared.read_at, began));
-        }
-    }
-
     /// Whether the agent may be called now. What is returned is to be told how the call went.
     pub(super) async fn admit<'a>(&'a self, agent: &'a Arc<Agent>) -> Result<Passage<'a>, Rejected> {
         let mut passage = Passage { breakers: self, agent, local: None, probe: None };
@@ -110,6 +107,7 @@ impl Breakers {
             return Ok(passage);
         }
         let local = self.local(agent.id);
+        local.observe(&agent.read_breaker);
         match expected(&agent.breaker, &local) {
             Some(Admission::Rejected) => return Err(Rejected),
             Some(_) => {}
@@ -157,7 +155,6 @@ impl Breakers {
                 {
                     let mut known = local.known();
                     known.clock = Some((shared.read_at, Instant::now()));
-                    known.changed_at = Some(Instant::now());
                     known.breaker = shared.breaker;
                 }
                 if before != after {

@@ -6,14 +6,13 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::{json, value::RawValue};
 
-use super::{Failure, Fault, Said, Wire, in_flight::InFlight, spread, task_id};
+use super::{Failure, Fault, Said, Wire, in_flight::InFlight, rpc::Rpc, spread, task_id};
 use crate::{
     egress::Body,
     executor::{
         answer::{self, Answer, AnswerError},
         retry::Again,
     },
-    input::to_raw,
     mapping,
 };
 
@@ -22,21 +21,6 @@ use crate::{
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const PAUSE_GROWTH: f64 = 1.5;
-
-/// A request of the protocol.
-#[derive(Serialize)]
-pub(super) struct Rpc<'a, P> {
-    jsonrpc: &'static str,
-    id: &'a str,
-    method: &'static str,
-    params: P,
-}
-
-impl<'a, P: Serialize> Rpc<'a, P> {
-    pub(super) fn body(id: &'a str, method: &'static str, params: P) -> String {
-        to_raw(&Self { jsonrpc: "2.0", id, method, params }).get().to_owned()
-    }
-}
 
 #[derive(Serialize)]
 struct Message<'a> {

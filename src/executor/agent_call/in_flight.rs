@@ -6,7 +6,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Request, a2a::Rpc, prepare, url_of};
+use super::{Request, prepare, rpc::Rpc, url_of};
 use crate::{
     db,
     executor::{Executor, agents::Agent},
