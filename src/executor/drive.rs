@@ -16,7 +16,7 @@ use super::{
     earlier::Earlier,
     journal::{self, Written},
     ledger::Stuck,
-    steps::{Run, Wakes, too_many_steps, too_much_held},
+    steps::{MAX_TIMEOUTS, Run, Wakes, too_many_steps, too_much_held, too_slow},
 };
 use crate::{
     config::RunBudget,
@@ -33,14 +33,6 @@ use crate::{
 
 /// What a run is told that failed through our own fault. The log has the details.
 const INTERNAL_ERROR: &str = "internal error";
-
-/// How often a statement may take too long before the run fails for it.
-pub(super) const MAX_TIMEOUTS: u32 = 3;
-
-/// What a run is told that the database cannot work on in time.
-pub(super) fn too_slow() -> String {
-    format!("the database took longer than its statement time-out for what the run has written, {MAX_TIMEOUTS} times")
-}
 
 /// Why a run is left without being ended by us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,14 +13,14 @@ use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
 
-use super::{Frame, Run, rest};
+use super::{Frame, Run, budget, rest};
 use crate::{
     db::{
         self,
         executions::BegunStep,
         waits::{self, Awaited, Wait},
     },
-    executor::{drive, journal},
+    executor::journal,
     input::{object_of, text, to_raw},
     mapping::{self, Scope},
     timestamp::Timestamp,
@@ -108,8 +108,8 @@ impl Run {
                 Ok(result) => return result,
                 Err(error) if error.is_retryable() => {
                     timeouts += u32::from(error.is_statement_timeout());
-                    if timeouts == drive::MAX_TIMEOUTS {
-                        self.budget.exceed(drive::too_slow());
+                    if timeouts == budget::MAX_TIMEOUTS {
+                        self.budget.exceed(budget::too_slow());
                         std::future::pending::<()>().await;
                     }
                     journal::pause(failures).await;
