@@ -9,7 +9,9 @@ use workflow_api::{
     access::{OrganizationId, Role, api_key::ApiKey},
     api,
     config::{self, Config, Problems},
-    demo_agent, telemetry, visible,
+    demo_agent, telemetry,
+    vault::Vault,
+    visible,
 };
 
 /// Workflow Management API.
@@ -164,7 +166,7 @@ fn run(command: Command) -> anyhow::Result<bool> {
             command::runtime(config.api.workers)?.block_on(command::execute(config))
         }
         Command::Migrate { action } => {
-            let settings = config::Database::load(environment())?;
+            let settings = config::load::<config::Database>(environment())?;
             telemetry::init(&config::Log::load_or_default(environment()));
             command::runtime(1)?.block_on(async {
                 match action {
@@ -184,31 +186,36 @@ fn run(command: Command) -> anyhow::Result<bool> {
                 Ok(true)
             }
             Check::Db => {
-                let settings = config::Database::load(environment())?;
-                let vault = config::load_vault(environment())?;
+                let settings = config::load::<config::Database>(environment())?;
+                let vault = config::load::<Vault>(environment())?;
                 command::runtime(1)?.block_on(command::check_db(&settings, &vault))
             }
-            Check::Kafka => command::check_kafka(&config::Kafka::load(environment())?),
+            Check::Kafka => command::check_kafka(&config::load::<config::Kafka>(environment())?),
         },
         Command::Healthcheck { executor: true } => {
             let config = Config::load(environment())?;
             command::runtime(1)?.block_on(command::healthcheck_executor(&config))
         }
         Command::Healthcheck { executor: false } => {
-            let settings = config::Api::load(environment())?;
+            let settings = config::load::<config::Api>(environment())?;
             command::runtime(1)?.block_on(command::healthcheck(&settings))
         }
         Command::Token { sub, role, organization, subject } => {
             let subject = subject.unwrap_or(sub);
             println!(
                 "{}",
-                api::vocabulary::token::issue(&config::Auth::load(environment())?, &subject, role, &organization)?
+                api::vocabulary::token::issue(
+                    &config::load::<config::Auth>(environment())?,
+                    &subject,
+                    role,
+                    &organization
+                )?
             );
             Ok(true)
         }
         Command::RotateKeys => {
-            let settings = config::Database::load(environment())?;
-            let vault = config::load_vault(environment())?;
+            let settings = config::load::<config::Database>(environment())?;
+            let vault = config::load::<Vault>(environment())?;
             telemetry::init(&config::Log::load_or_default(environment()));
             command::runtime(1)?.block_on(command::rotate_keys(&settings, &vault))
         }
@@ -217,7 +224,10 @@ fn run(command: Command) -> anyhow::Result<bool> {
             Ok(true)
         }
         Command::ApiKey { name: None, .. } => {
-            println!("{}", ApiKey::generate(&config::Auth::load(environment())?.api_key_environment).expose());
+            println!(
+                "{}",
+                ApiKey::generate(&config::load::<config::Auth>(environment())?.api_key_environment).expose()
+            );
             Ok(true)
         }
         Command::ApiKey { name: Some(name), role, organization, days } => {
@@ -225,7 +235,8 @@ fn run(command: Command) -> anyhow::Result<bool> {
             command::runtime(1)?.block_on(command::make_api_key(&config, name, role, organization, days))
         }
         Command::Openapi => {
-            let (api, auth) = (config::Api::load(environment())?, config::Auth::load(environment())?);
+            let (api, auth) =
+                (config::load::<config::Api>(environment())?, config::load::<config::Auth>(environment())?);
             let (_, document) = api::routes(&api, &auth.api_key_header_text).split_for_parts();
             println!("{}", serde_json::to_string_pretty(&document)?);
             Ok(true)

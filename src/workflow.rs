@@ -12,7 +12,6 @@ use crate::input::{ANY_LENGTH, FieldError, Node, Object, Patch, Read, keep, memb
 mod diff;
 mod graph;
 mod input_schema;
-mod member;
 pub mod outside;
 mod plan;
 mod reading;

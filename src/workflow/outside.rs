@@ -6,7 +6,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::member::{ID_CHARS, one_of};
+use super::reading::{ID_CHARS, one_of};
 use crate::input::{FieldError, Node, Read, iso_8601, text};
 
 /// Ten years: longer waits and time limits are refused, since nobody can mean them.

@@ -11,7 +11,7 @@ use workflow_api::{
         gate::Gate,
         vocabulary::{app::App, token},
     },
-    config::{Api, Auth, Config},
+    config::{Api, Auth, Config, load},
     db::{self, migrations::MIGRATOR},
     lifecycle::Lifecycle,
 };
@@ -392,7 +392,7 @@ async fn without_a_prefix_only_the_business_routes_need_a_token(pool: PgPool) {
 fn a_prefix_does_not_lie_below_a_page_of_the_documentation() {
     for (prefix, is_valid) in [("/docs", false), ("redoc/v1", false), ("/docs2", true), ("/api/docs", true)] {
         let environment = [("API_PREFIX".to_owned(), prefix.to_owned())];
-        assert_eq!(Api::load(environment.into_iter()).is_ok(), is_valid, "{prefix}");
+        assert_eq!(load::<Api>(environment.into_iter()).is_ok(), is_valid, "{prefix}");
     }
 }
 
@@ -400,7 +400,7 @@ fn a_prefix_does_not_lie_below_a_page_of_the_documentation() {
 fn a_token_lives_as_long_as_the_settings_say() {
     let environment = [("JWT_SECRET", SECRET), ("JWT_EXPIRATION_MINUTES", "60")];
     let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    let auth = Auth::load(environment.into_iter()).expect("valid settings");
+    let auth: Auth = load(environment.into_iter()).expect("valid settings");
     let token =
         token::issue(&auth, "user@example.com", Role::Admin, &OrganizationId::default()).expect("there is a secret");
     let claims = token.split('.').nth(1).expect("claims");

@@ -191,7 +191,7 @@ impl Admission {
             gate.load.check()?;
             gate.rates.count_address(parts.extensions.get().copied(), &mut self.limits)?;
         }
-        let caller = if access.wants_caller(app.config.metrics_access) {
+        let caller = if access.wants_caller(app.config.metrics.access) {
             auth::authenticate(gate, parts, access, anybody, &mut self.limits).await?
         } else {
             Caller::anybody(anybody)

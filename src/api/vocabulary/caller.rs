@@ -139,7 +139,7 @@ impl Caller {
         Context {
             actor: &self.actor,
             quotas: &app.config.quotas,
-            max_run_steps: app.config.run_budget.steps,
+            max_run_steps: app.config.executor.run_budget.steps,
             audit: app.config.audit,
             vault: &app.config.vault,
             egress: &app.config.egress,

@@ -7,7 +7,7 @@ use sqlx::PgPool;
 use workflow_api::{
     access::{OrganizationId, Role},
     api::vocabulary::token,
-    config::Auth,
+    config::{Auth, load},
     db::migrations::MIGRATOR,
 };
 
@@ -22,7 +22,7 @@ const HS256: &str = r#"{"alg":"HS256","typ":"JWT"}"#;
 /// Settings of authentication alone.
 fn settings(pairs: &[(&str, &str)]) -> Result<Auth, Vec<String>> {
     let pairs: Vec<_> = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    Auth::load(pairs.into_iter()).map_err(|problems| problems.0)
+    load(pairs.into_iter()).map_err(|problems| problems.0)
 }
 
 /// A token signed with `JWT_SECRET` whose claims are these.
