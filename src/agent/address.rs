@@ -5,6 +5,9 @@ use url::Url;
 use super::auth::MASK;
 use crate::input::{FieldError, Read};
 
+/// Parameters of a query whose values are no secrets: versions of an interface, as Azure's model addresses have them.
+const PUBLIC_PARAMETERS: [&str; 2] = ["api-version=", "version="];
+
 /// The URL without user and password, and with asterisks for the values of its query, as they may be secrets.
 #[must_use]
 pub fn masked_url(url: &str) -> String {
@@ -27,7 +30,12 @@ pub(super) fn unmasked_url(given: &str, stored: Option<&str>) -> Read<(String, b
         if pair.secret != MASK {
             return Ok(pair.text().to_owned());
         }
-        let unknown = || vec![FieldError::rule("body.url", "has asterisks for a secret that is not stored")];
+        let unknown = || {
+            vec![FieldError::rule(
+                "body.url",
+                "has asterisks for a secret that is not stored; give its value, or export with include_secrets=true",
+            )]
+        };
         Ok(same.ok_or_else(unknown)?.text().to_owned())
     });
     let pairs = pairs.collect::<Read<Vec<String>>>()?;
@@ -89,7 +97,8 @@ impl<'a> Pair<'a> {
     }
 
     fn masked(self) -> String {
-        if self.secret.is_empty() { self.text.to_owned() } else { format!("{}{MASK}", self.name) }
+        let is_public = self.secret.is_empty() || PUBLIC_PARAMETERS.contains(&self.name);
+        if is_public { self.text.to_owned() } else { format!("{}{MASK}", self.name) }
     }
 }
 
@@ -103,6 +112,7 @@ mod tests {
             ("http://h/p", "http://h/p"),
             ("http://u:p@h/p", "http://h/p"),
             ("http://h/p?key=s%20x&v=1#f?x", "http://h/p?key=********&v=********#f?x"),
+            ("http://h/p?api-version=2024-10-21&key=s", "http://h/p?api-version=2024-10-21&key=********"),
             ("http://h/p?key=&flag&&k==", "http://h/p?key=&********&&k=********"),
             ("http://h/p?", "http://h/p?"),
             ("http://h/#a?b=c", "http://h/#a?b=c"),

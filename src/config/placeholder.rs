@@ -56,6 +56,11 @@ const MIN_STEM: usize = 6;
 const MIN_CHARACTERS: usize = 16;
 const MIN_DISTINCT: usize = 8;
 
+/// A word of that length does not occur twice in random text.
+const MIN_REPEATED: usize = 4;
+
+const REPEATS: &str = "repeats itself or is a sequence of neighbouring characters";
+
 /// Why the text is no secret, or `None` if it may be one. Random text of 32 characters passes, in hex as well.
 pub(super) fn reason(secret: &str) -> Option<&'static str> {
     let secret = secret.to_ascii_lowercase();
@@ -66,14 +71,23 @@ pub(super) fn reason(secret: &str) -> Option<&'static str> {
     if words.iter().any(asks) {
         return Some("is a placeholder of an example");
     }
-    let rest: String = words.into_iter().filter(|word| !FILLERS.contains(word)).collect();
+    if words.iter().enumerate().any(|(at, word)| word.len() >= MIN_REPEATED && words[..at].contains(word)) {
+        return Some(REPEATS);
+    }
+    let rest: String = words.into_iter().filter(|word| !FILLERS.contains(word)).map(without_fillers).collect();
     if rest.chars().count() < MIN_CHARACTERS || rest.chars().collect::<BTreeSet<_>>().len() < MIN_DISTINCT {
         return Some("is made of common words or of few different characters");
     }
     if has_period(&secret) || is_sequence(&rest) {
-        return Some("repeats itself or is a sequence of neighbouring characters");
+        return Some(REPEATS);
     }
     None
+}
+
+/// The word without the fillers inside of it that are long enough not to occur in random text.
+fn without_fillers(word: &str) -> String {
+    let long = FILLERS.iter().filter(|filler| filler.len() >= MIN_STEM);
+    long.fold(word.to_owned(), |rest, filler| rest.replace(filler, ""))
 }
 
 /// Whether the text is one of at most half its length, over and over.
@@ -117,6 +131,9 @@ mod tests {
             "qwertyuiopasdfghjklzxcvbnm1234567890",
             "d41d8cd98f00b204d41d8cd98f00b204",
             "00000000000000000000000000000001",
+            "passwordpasswordpasswordpassword12",
+            "mysupersecretpasswordforproduction",
+            "correct-horse-battery-staple-correct-horse",
         ] {
             assert!(reason(placeholder).is_some(), "{placeholder}");
         }

@@ -220,7 +220,9 @@ fn flag(query: &Query, name: &str) -> Result<bool, ApiError> {
     get, path = "/export", tag = "workflows",
     params(
         ("name_prefix" = Option<String>, Query, description = "Only those whose names begin so"),
-        ("include_secrets" = Option<bool>, Query, description = "With the agents' credentials, which needs `agents:secrets`")),
+        ("include_secrets" = Option<bool>, Query, description = "With the agents' credentials and the values in the \
+            queries of their URLs, which needs `agents:secrets`. Without it these values are asterisks, and an import \
+            takes asterisks only for an agent that has a value already")),
     responses(
         (status = 200, body = DefinitionsBody),
         (status = 413, description = "There are more than a document can hold: export them in parts, by `name_prefix`", body = ErrorBody),
