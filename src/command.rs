@@ -10,7 +10,6 @@ use std::{
 };
 
 use anyhow::Context;
-use sqlx::postgres::PgSslMode;
 use tokio::{
     net::TcpListener,
     runtime::{Builder, Runtime},
@@ -121,9 +120,6 @@ fn warn_about(config: &Config) {
 
 /// Warnings about settings that API and executor share.
 fn warn_about_both(config: &Config) {
-    if matches!(config.database.connect.0.get_ssl_mode(), PgSslMode::VerifyCa) {
-        tracing::warn!("DATABASE_URL: sslmode=verify-ca verifies the host's name too, as verify-full does");
-    }
     for line in config::unknown_names(config::environment()) {
         tracing::warn!("{line}");
     }

@@ -1,7 +1,7 @@
 //! Agents.
 
 use serde_json::value::RawValue;
-use sqlx::{PgConnection, PgExecutor, types::Json};
+use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, types::Json};
 use uuid::Uuid;
 
 use super::{
@@ -73,13 +73,13 @@ const COLUMNS: &str = "id, name, url, description, auth_type, auth_config, timeo
 /// The organisation's agent of that id, deleted ones too.
 pub async fn find(db: impl PgExecutor<'_>, organization: &OrganizationId, id: Uuid) -> Result<Option<AgentRow>, Error> {
     let sql = select(" WHERE id = $1 AND organization_id = $2");
-    Ok(sqlx::query_as(&sql).bind(id).bind(organization.as_str()).fetch_optional(db).await?)
+    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(id).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
 /// As [`find`], and holds the row until the transaction ends.
 pub async fn lock(conn: &mut PgConnection, organization: &OrganizationId, id: Uuid) -> Result<Option<AgentRow>, Error> {
     let sql = select(" WHERE id = $1 AND organization_id = $2 FOR UPDATE");
-    Ok(sqlx::query_as(&sql).bind(id).bind(organization.as_str()).fetch_optional(conn).await?)
+    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(id).bind(organization.as_str()).fetch_optional(conn).await?)
 }
 
 /// The organisation's agent of that name, deleted ones too.
@@ -89,7 +89,7 @@ pub async fn find_by_name(
     name: &str,
 ) -> Result<Option<AgentRow>, Error> {
     let sql = select(" WHERE name = $1 AND organization_id = $2");
-    Ok(sqlx::query_as(&sql).bind(name).bind(organization.as_str()).fetch_optional(db).await?)
+    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(name).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
 /// An agent and its circuit breaker.
@@ -124,7 +124,7 @@ pub async fn find_to_call(
     name: &str,
 ) -> Result<Option<AgentWithBreaker>, Error> {
     let sql = with_breaker("a.name = $1 AND a.organization_id = $2");
-    Ok(sqlx::query_as(&sql).bind(name).bind(organization.as_str()).fetch_optional(db).await?)
+    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(name).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
 /// The organisation's agent of that id with its breaker, deleted ones too.
@@ -134,7 +134,7 @@ pub async fn find_to_show(
     id: Uuid,
 ) -> Result<Option<AgentWithBreaker>, Error> {
     let sql = with_breaker("a.id = $1 AND a.organization_id = $2");
-    Ok(sqlx::query_as(&sql).bind(id).bind(organization.as_str()).fetch_optional(db).await?)
+    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(id).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
 fn with_breaker(condition: &str) -> String {
@@ -152,7 +152,7 @@ pub async fn lock_by_name(
     name: &str,
 ) -> Result<Option<AgentRow>, Error> {
     let sql = select(" WHERE name = $1 AND organization_id = $2 FOR UPDATE");
-    Ok(sqlx::query_as(&sql).bind(name).bind(organization.as_str()).fetch_optional(conn).await?)
+    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(name).bind(organization.as_str()).fetch_optional(conn).await?)
 }
 
 /// All agents of the organisation that are not deleted and whose names begin so, by name, as far as the limit.
@@ -164,7 +164,7 @@ pub async fn present(
 ) -> Result<Vec<AgentRow>, Error> {
     let sql =
         select(" WHERE status <> 'deleted' AND organization_id = $2 AND starts_with(name, $3) ORDER BY name LIMIT $1");
-    Ok(sqlx::query_as(&sql).bind(limit).bind(organization.as_str()).bind(prefix).fetch_all(conn).await?)
+    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(limit).bind(organization.as_str()).bind(prefix).fetch_all(conn).await?)
 }
 
 fn select(rest: &str) -> String {

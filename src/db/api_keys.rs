@@ -1,6 +1,6 @@
 //! API keys: their hashes, and what they allow.
 
-use sqlx::{PgConnection, PgExecutor};
+use sqlx::{AssertSqlSafe, PgConnection, PgExecutor};
 use uuid::Uuid;
 
 use super::{
@@ -77,7 +77,7 @@ pub async fn find_many(pool: &Pool, names: &[KeyName]) -> Result<Vec<(KeyName, A
         "SELECT hash, {COLUMNS} FROM api_keys WHERE (hash = ANY($1) OR id = ANY($2))
              AND EXISTS (SELECT FROM organizations o WHERE o.id = organization_id AND o.status = 'active')"
     );
-    let rows: Vec<Found> = sqlx::query_as(&sql).bind(&hashes).bind(&ids).fetch_all(pool).await?;
+    let rows: Vec<Found> = sqlx::query_as(AssertSqlSafe(sql)).bind(&hashes).bind(&ids).fetch_all(pool).await?;
     let mut found = Vec::new();
     for Found { hash, row } in rows {
         let by_hash = <[u8; 32]>::try_from(hash).ok().map(KeyName::Hash);
@@ -95,7 +95,7 @@ pub async fn find(
     id: Uuid,
 ) -> Result<Option<ApiKeyRow>, Error> {
     let sql = format!("SELECT {COLUMNS} FROM api_keys WHERE id = $1 AND organization_id = $2");
-    Ok(sqlx::query_as(&sql).bind(id).bind(organization.as_str()).fetch_optional(db).await?)
+    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(id).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
 /// The order of creation.
@@ -169,7 +169,13 @@ pub async fn revoke(
          UPDATE api_keys SET revoked_at = $2, revoked_by = $3 FROM line WHERE id = of AND revoked_at IS NULL
          RETURNING {COLUMNS}"
     );
-    Ok(sqlx::query_as(&sql).bind(id).bind(at).bind(by).bind(organization.as_str()).fetch_all(conn).await?)
+    Ok(sqlx::query_as(AssertSqlSafe(sql))
+        .bind(id)
+        .bind(at)
+        .bind(by)
+        .bind(organization.as_str())
+        .fetch_all(conn)
+        .await?)
 }
 
 /// Whether a key of the default organisation that may do everything counts until then at least.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
-use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, types::Json};
 use uuid::Uuid;
 
 use super::{Error, Pool};
@@ -69,7 +69,7 @@ pub async fn change<T: Send>(
         "INSERT INTO circuit_breakers AS b (agent_id) VALUES ($1)
          ON CONFLICT (agent_id) DO UPDATE SET agent_id = excluded.agent_id RETURNING {COLUMNS}"
     );
-    let row: BreakerRow = sqlx::query_as(&sql).bind(agent_id).fetch_one(&mut *transaction).await?;
+    let row: BreakerRow = sqlx::query_as(AssertSqlSafe(sql)).bind(agent_id).fetch_one(&mut *transaction).await?;
     let SharedBreaker { mut breaker, read_at, .. } = row.into();
     let result = change(&mut breaker, read_at);
     let sql = "UPDATE circuit_breakers
@@ -107,7 +107,7 @@ pub async fn find_all(
         breaker: BreakerRow,
     }
     let sql = format!("SELECT b.agent_id, {COLUMNS} FROM circuit_breakers b WHERE b.agent_id = ANY ($1)");
-    let rows: Vec<Row> = sqlx::query_as(&sql).bind(agent_ids).fetch_all(db).await?;
+    let rows: Vec<Row> = sqlx::query_as(AssertSqlSafe(sql)).bind(agent_ids).fetch_all(db).await?;
     Ok(rows.into_iter().map(|row| (row.agent_id, row.breaker.into())).collect())
 }
 

@@ -2,7 +2,7 @@
 //! copy and a redrive are sent from here, at least once (`copy_at`, `redrive_at`).
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgConnection, PgExecutor, types::Json};
+use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, types::Json};
 use uuid::Uuid;
 
 use super::{
@@ -154,7 +154,7 @@ pub async fn find(
     id: Uuid,
 ) -> Result<Option<LetterRow>, Error> {
     let sql = format!("SELECT {COLUMNS} FROM dead_letters WHERE id = $1 AND organization_id = $2");
-    Ok(sqlx::query_as(&sql).bind(id).bind(organization.as_str()).fetch_optional(db).await?)
+    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(id).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
 /// As [`find`], and holds the row until the transaction ends.
@@ -164,7 +164,7 @@ pub async fn lock(
     id: Uuid,
 ) -> Result<Option<LetterRow>, Error> {
     let sql = format!("SELECT {COLUMNS} FROM dead_letters WHERE id = $1 AND organization_id = $2 FOR NO KEY UPDATE");
-    Ok(sqlx::query_as(&sql).bind(id).bind(organization.as_str()).fetch_optional(conn).await?)
+    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(id).bind(organization.as_str()).fetch_optional(conn).await?)
 }
 
 /// What the record of a letter holds, at most so many bytes of a value.

@@ -1,7 +1,7 @@
 //! The log of a run: filled by triggers on the shared tables (see the migration), or by statements that record
 //! themselves (see `executions`). Written rows have no place in the log until somebody reads it.
 
-use sqlx::{PgConnection, PgExecutor};
+use sqlx::{AssertSqlSafe, PgConnection, PgExecutor};
 
 use super::{
     Error, Pool,
@@ -118,7 +118,7 @@ pub async fn rest(pool: &Pool, run_id: &str, after: i32, limit: i64) -> Result<O
     let sql = "SELECT coalesce(max(seq), 0) FROM run_events WHERE run_id = $1";
     let last = sqlx::query_scalar(sql).bind(run_id).fetch_one(pool).await?;
     let sql = format!("SELECT {COLUMNS} FROM {LOG} WHERE run_id = $1 AND seq > $2 ORDER BY seq LIMIT $3");
-    let rows = sqlx::query_as(&sql).bind(run_id).bind(after).bind(limit).fetch_all(pool).await?;
+    let rows = sqlx::query_as(AssertSqlSafe(sql)).bind(run_id).bind(after).bind(limit).fetch_all(pool).await?;
     Ok(Some(Rest { status, last, rows }))
 }
 

@@ -102,7 +102,7 @@ pub struct Table {
 }
 
 /// A `WHERE` clause that grows.
-pub struct Narrow<'q>(pub &'q mut QueryBuilder<'static, Postgres>);
+pub struct Narrow<'q>(pub &'q mut QueryBuilder<Postgres>);
 
 impl Narrow<'_> {
     /// Of that organisation.
@@ -232,7 +232,7 @@ where
 /// The entries beyond the position in the direction of reading. For a column that is never null the row comparison
 /// is one that an index serves; a null compares with nothing and is put in its place by hand.
 fn push_beyond(
-    query: &mut QueryBuilder<'static, Postgres>,
+    query: &mut QueryBuilder<Postgres>,
     Order { column, nullable, .. }: Order,
     is_rising: bool,
     id: &str,
@@ -258,7 +258,7 @@ fn push_beyond(
     query.push(if nullable && is_rising { format!(") OR {column} IS NULL)") } else { "))".to_owned() });
 }
 
-fn push_id(query: &mut QueryBuilder<'static, Postgres>, id: &EntryId) {
+fn push_id(query: &mut QueryBuilder<Postgres>, id: &EntryId) {
     match id {
         EntryId::Uuid(id) => query.push_bind(*id),
         EntryId::Text(id) => query.push_bind(id.clone()),

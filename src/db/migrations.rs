@@ -81,7 +81,7 @@ pub async fn run(pool: &Pool) -> Result<usize, MigrationError> {
     loop {
         let _watching = watch_blockers(pool, &mut conn).await?;
         // Hidden in the documentation; `run` has a bound that keeps the future from being spawned.
-        match MIGRATOR.run_direct(&mut *conn).await {
+        match MIGRATOR.run_direct(None, &mut *conn, false).await {
             Ok(()) => break,
             Err(error) => pause_if_locked(error, &mut attempt).await?,
         }
@@ -210,7 +210,11 @@ async fn watch_blockers(
 /// All compiled-in migrations and how the database stands to them.
 pub async fn status(settings: &config::Database) -> Result<Vec<MigrationState>, MigrationError> {
     let mut conn = super::connect(settings).await?;
-    let rows = if table_exists(&mut conn).await? { conn.list_applied_migrations().await? } else { Vec::new() };
+    let rows = if table_exists(&mut conn).await? {
+        conn.list_applied_migrations(&MIGRATOR.table_name).await?
+    } else {
+        Vec::new()
+    };
     conn.close().await?;
     let ups = MIGRATOR.iter().filter(|migration| !migration.migration_type.is_down_migration());
     Ok(ups
@@ -269,7 +273,12 @@ async fn applied(conn: &mut PgConnection) -> Result<HashSet<i64>, MigrationError
     if !table_exists(conn).await? {
         return Ok(HashSet::new());
     }
-    Ok(conn.list_applied_migrations().await?.into_iter().map(|migration| migration.version).collect())
+    Ok(conn
+        .list_applied_migrations(&MIGRATOR.table_name)
+        .await?
+        .into_iter()
+        .map(|migration| migration.version)
+        .collect())
 }
 
 async fn table_exists(conn: &mut PgConnection) -> Result<bool, MigrationError> {

@@ -1,6 +1,6 @@
 //! Organisations, and how much of each thing they may have.
 
-use sqlx::{FromRow, PgConnection, PgExecutor, Row as _, postgres::PgRow};
+use sqlx::{AssertSqlSafe, FromRow, PgConnection, PgExecutor, Row as _, postgres::PgRow};
 
 use super::{
     Error,
@@ -52,13 +52,13 @@ const COLUMNS: &str =
 /// The organisation of that id.
 pub async fn find(db: impl PgExecutor<'_>, id: &OrganizationId) -> Result<Option<OrganizationRow>, Error> {
     let sql = format!("SELECT {COLUMNS} FROM organizations WHERE id = $1");
-    Ok(sqlx::query_as(&sql).bind(id.as_str()).fetch_optional(db).await?)
+    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(id.as_str()).fetch_optional(db).await?)
 }
 
 /// As [`find`], and holds the row until the transaction ends.
 pub async fn lock(conn: &mut PgConnection, id: &OrganizationId) -> Result<Option<OrganizationRow>, Error> {
     let sql = format!("SELECT {COLUMNS} FROM organizations WHERE id = $1 FOR NO KEY UPDATE");
-    Ok(sqlx::query_as(&sql).bind(id.as_str()).fetch_optional(conn).await?)
+    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(id.as_str()).fetch_optional(conn).await?)
 }
 
 /// The order of creation.
@@ -145,7 +145,7 @@ pub async fn count(db: impl PgExecutor<'_>, id: &OrganizationId, what: Countable
         Countable::QueuedRuns => "workflow_runs WHERE organization_id = $1 AND status = 'PENDING'",
     };
     let sql = format!("SELECT count(*) FROM (SELECT 1 FROM {those} LIMIT $2) AS counted");
-    Ok(sqlx::query_scalar(&sql).bind(id.as_str()).bind(limit).fetch_one(db).await?)
+    Ok(sqlx::query_scalar(AssertSqlSafe(sql)).bind(id.as_str()).bind(limit).fetch_one(db).await?)
 }
 
 /// Keeps all others that add to these under a quota of the organisation waiting until the transaction ends. What is

@@ -1,7 +1,7 @@
 //! The outbox: what still has to reach Kafka. Rows are written with their cause and deleted after the broker's
 //! acknowledgement. An owned row is in its owner's memory; a free one is taken by whoever comes first.
 
-use sqlx::{PgConnection, PgExecutor};
+use sqlx::{AssertSqlSafe, PgConnection, PgExecutor};
 use uuid::Uuid;
 
 use super::{Error, processes::DEAD_AFTER_SECS};
@@ -156,7 +156,7 @@ pub async fn backlog(db: impl PgExecutor<'_>, limit: i64) -> Result<(i64, f64), 
 /// Whether there are runs that wait for longer than `older_than_secs` although their message was sent.
 pub async fn any_overdue(db: impl PgExecutor<'_>, older_than_secs: f64) -> Result<bool, Error> {
     let sql = format!("SELECT EXISTS (SELECT 1 FROM workflow_runs r WHERE {OVERDUE})");
-    Ok(sqlx::query_scalar(&sql).bind(older_than_secs).fetch_one(db).await?)
+    Ok(sqlx::query_scalar(AssertSqlSafe(sql)).bind(older_than_secs).fetch_one(db).await?)
 }
 
 /// Writes the execution request again for such runs, free for anyone. Each repeat of the same run waits twice as
@@ -174,7 +174,7 @@ pub async fn redispatch(db: impl PgExecutor<'_>, older_than_secs: f64, limit: us
          INSERT INTO outbox (run_id, event_id, kind)
          SELECT run_id, coalesce(execution_event_id, gen_random_uuid()), 'execution' FROM overdue"
     );
-    Ok(sqlx::query(&sql).bind(older_than_secs).bind(limit).execute(db).await?.rows_affected())
+    Ok(sqlx::query(AssertSqlSafe(sql)).bind(older_than_secs).bind(limit).execute(db).await?.rows_affected())
 }
 
 /// Of the runs that this API started: those without a message that is still to be sent.

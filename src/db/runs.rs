@@ -4,7 +4,7 @@ mod start;
 mod steps;
 
 use serde_json::value::RawValue;
-use sqlx::{PgConnection, PgExecutor, types::Json};
+use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, types::Json};
 use uuid::Uuid;
 
 pub use self::{
@@ -66,7 +66,7 @@ pub async fn find(
     run_id: &str,
 ) -> Result<Option<RunRow>, Error> {
     let sql = select(" WHERE run_id = $1 AND organization_id = $2");
-    Ok(sqlx::query_as(&sql).bind(run_id).bind(organization.as_str()).fetch_optional(db).await?)
+    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(run_id).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
 /// Whose run that is; `None` if there is none.
@@ -93,7 +93,7 @@ pub async fn lock(
     run_id: &str,
 ) -> Result<Option<RunRow>, Error> {
     let sql = select(" WHERE run_id = $1 AND organization_id = $2 FOR UPDATE");
-    Ok(sqlx::query_as(&sql).bind(run_id).bind(organization.as_str()).fetch_optional(conn).await?)
+    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(run_id).bind(organization.as_str()).fetch_optional(conn).await?)
 }
 
 /// Whether the organisation has a run of that id.

@@ -1,7 +1,7 @@
 //! Workflow definitions. Every version of a name is a row of its own; names are never changed.
 
 use serde_json::value::RawValue;
-use sqlx::{PgConnection, PgExecutor, types::Json};
+use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, types::Json};
 use uuid::Uuid;
 
 use super::{
@@ -49,7 +49,7 @@ pub async fn find(
     id: Uuid,
 ) -> Result<Option<WorkflowRow>, Error> {
     let sql = select(" WHERE id = $1 AND organization_id = $2");
-    Ok(sqlx::query_as(&sql).bind(id).bind(organization.as_str()).fetch_optional(db).await?)
+    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(id).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
 /// The name of the organisation's definition, deleted ones too.
@@ -84,7 +84,7 @@ pub async fn lock(
     id: Uuid,
 ) -> Result<Option<WorkflowRow>, Error> {
     let sql = select(" WHERE id = $1 AND organization_id = $2 FOR UPDATE");
-    Ok(sqlx::query_as(&sql).bind(id).bind(organization.as_str()).fetch_optional(conn).await?)
+    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(id).bind(organization.as_str()).fetch_optional(conn).await?)
 }
 
 /// That version of the name, deleted ones too.
@@ -95,7 +95,12 @@ pub async fn find_version(
     version: i32,
 ) -> Result<Option<WorkflowRow>, Error> {
     let sql = select(" WHERE name = $1 AND version = $2 AND organization_id = $3");
-    Ok(sqlx::query_as(&sql).bind(name).bind(version).bind(organization.as_str()).fetch_optional(db).await?)
+    Ok(sqlx::query_as(AssertSqlSafe(sql))
+        .bind(name)
+        .bind(version)
+        .bind(organization.as_str())
+        .fetch_optional(db)
+        .await?)
 }
 
 /// The newest version of a name, if it is active. Older ones are what it was before, and do not take its place.
@@ -108,7 +113,7 @@ pub async fn find_active(
         " WHERE name = $1 AND status = 'active' AND organization_id = $2
           AND version = (SELECT max(version) FROM workflow_definitions WHERE name = $1 AND organization_id = $2)",
     );
-    Ok(sqlx::query_as(&sql).bind(name).bind(organization.as_str()).fetch_optional(db).await?)
+    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(name).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
 /// The newest version of every name of the organisation that begins so, if it is active, by name, as far as the limit.
@@ -125,7 +130,7 @@ pub async fn all_active(
          ) newest
          WHERE status = 'active' ORDER BY name LIMIT $1"
     );
-    Ok(sqlx::query_as(&sql).bind(limit).bind(organization.as_str()).bind(prefix).fetch_all(conn).await?)
+    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(limit).bind(organization.as_str()).bind(prefix).fetch_all(conn).await?)
 }
 
 /// Whether the row has exactly this schema for its input, or exactly none.

@@ -50,7 +50,7 @@ fn problems(found: &Value) -> Vec<(String, Value)> {
 async fn past_the_triggers(pool: &PgPool, sql: &str) {
     let mut transaction = pool.begin().await.expect("a transaction");
     sqlx::query("SET LOCAL session_replication_role = replica").execute(&mut *transaction).await.expect("done");
-    sqlx::query(sql).execute(&mut *transaction).await.expect(sql);
+    sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&mut *transaction).await.expect(sql);
     transaction.commit().await.expect("done");
 }
 
@@ -366,7 +366,7 @@ async fn nobody_changes_an_entry_not_even_the_owner_of_the_table(pool: PgPool) {
         "INSERT INTO audit_logs SELECT * FROM audit_logs ON CONFLICT (id, created_at) DO UPDATE SET user_id = 'x'"
             .to_owned(),
     ] {
-        let error = sqlx::query(&sql).execute(&pool).await.expect_err(&sql);
+        let error = sqlx::query(sqlx::AssertSqlSafe(sql.as_str())).execute(&pool).await.expect_err(&sql);
         assert_eq!(
             error.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref(),
             Some("42501"),
@@ -465,7 +465,7 @@ async fn a_role_that_may_only_read_and_add_keeps_the_trail(pool: PgPool) {
         format!("GRANT SELECT, DELETE ON audit_unsealed TO {role}"),
     ];
     for sql in &grants {
-        sqlx::query(sql).execute(&pool).await.expect(sql);
+        sqlx::query(sqlx::AssertSqlSafe(sql.as_str())).execute(&pool).await.expect(sql);
     }
     let options = pool.connect_options().as_ref().clone().options([("role", role.as_str())]);
     let mut settings = config(&pool, &[]).database;
@@ -488,6 +488,6 @@ async fn a_role_that_may_only_read_and_add_keeps_the_trail(pool: PgPool) {
     }
     restricted.close().await;
     for sql in [format!("DROP OWNED BY {role}"), format!("DROP ROLE {role}")] {
-        sqlx::query(&sql).execute(&pool).await.expect("done");
+        sqlx::query(sqlx::AssertSqlSafe(sql.as_str())).execute(&pool).await.expect("done");
     }
 }

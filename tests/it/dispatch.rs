@@ -25,7 +25,7 @@ fn without_kafka(config: &Config) -> Config {
 }
 
 async fn count(pool: &PgPool, sql: &str) -> i64 {
-    sqlx::query_scalar(sql).fetch_one(pool).await.expect(sql)
+    sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(pool).await.expect(sql)
 }
 
 /// How many records a topic holds.

@@ -21,7 +21,7 @@ const RUN: &str = "/api/v1/runs/ext-1";
 
 /// Writes as the reference executor does: one statement, one commit, by its own columns.
 async fn write(pool: &PgPool, sql: &str) {
-    sqlx::query(sql).execute(pool).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+    sqlx::query(sqlx::AssertSqlSafe(sql)).execute(pool).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
 }
 
 async fn insert_run(pool: &PgPool) {

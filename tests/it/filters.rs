@@ -70,7 +70,7 @@ async fn agents_and_workflows_are_filtered_by_time_prefix_and_statuses(pool: PgP
             "UPDATE {table} SET created_at = created_at - interval '1 day',
                  status = CASE name WHEN 'mail-in' THEN 'inactive' ELSE 'deleted' END WHERE name <> 'print'"
         );
-        sqlx::query(&sql).execute(&pool).await.expect("the change");
+        sqlx::query(sqlx::AssertSqlSafe(sql.as_str())).execute(&pool).await.expect("the change");
     }
     let yesterday = (chrono::Utc::now() - chrono::TimeDelta::hours(12)).format("%Y-%m-%dT%H:%M:%SZ").to_string();
     for list in ["/api/v1/agents?x=1", "/api/v1/workflows?sort_order=asc"] {

@@ -73,13 +73,13 @@ async fn where_nothing_is_to_be_done_no_right_is_needed(pool: PgPool) {
     let role: String =
         sqlx::query_scalar("SELECT 'reading_' || md5(current_database())").fetch_one(&pool).await.expect("a name");
     for sql in [format!("CREATE ROLE {role}"), format!("GRANT SELECT ON _sqlx_migrations TO {role}")] {
-        sqlx::query(&sql).execute(&pool).await.expect(&sql);
+        sqlx::query(sqlx::AssertSqlSafe(sql.as_str())).execute(&pool).await.expect(&sql);
     }
     let options = settings.connect.0.clone().options([("role", role.as_str())]);
     settings.connect = ConnectOptions(options);
     assert_eq!(migrations::up(&settings).await.expect("nothing to do"), 0);
     for sql in [format!("REVOKE SELECT ON _sqlx_migrations FROM {role}"), format!("DROP ROLE {role}")] {
-        sqlx::query(&sql).execute(&pool).await.expect(&sql);
+        sqlx::query(sqlx::AssertSqlSafe(sql.as_str())).execute(&pool).await.expect(&sql);
     }
 }
 

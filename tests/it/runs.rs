@@ -9,7 +9,11 @@ use crate::service::{Service, records};
 const RUNS: &str = "/api/v1/runs";
 
 async fn execute_sql(pool: &PgPool, sql: &str) -> u64 {
-    sqlx::raw_sql(sql).execute(pool).await.unwrap_or_else(|error| panic!("{sql}: {error}")).rows_affected()
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql))
+        .execute(pool)
+        .await
+        .unwrap_or_else(|error| panic!("{sql}: {error}"))
+        .rows_affected()
 }
 
 /// A run as the reference executor or a script writes it.

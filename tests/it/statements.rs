@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use sqlx::{Executor as _, PgPool};
+use sqlx::{Executor as _, PgPool, SqlSafeStr as _};
 use syn::{
     Expr, ExprLit, ItemConst, Lit, LitStr, Macro, Token,
     parse::{Parse, ParseStream},
@@ -170,7 +170,7 @@ async fn every_statement_fits_the_schema(pool: PgPool) {
             continue;
         };
         count += 1;
-        if let Err(error) = pool.prepare(&sql).await {
+        if let Err(error) = pool.prepare(sqlx::AssertSqlSafe(sql.as_str()).into_sql_str()).await {
             wrong.push(format!("{}: {error}\n{sql}", statement.file));
         }
     }

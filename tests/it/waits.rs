@@ -393,8 +393,9 @@ async fn an_answer_that_is_being_read_while_the_last_branch_ends_is_not_lost(poo
     let path = path_of(&callbacks(&world.service, &run_id, 1).await[0]["url"]);
     eventually("the agent is called", async || (!agent.calls().is_empty()).then_some(())).await;
     world.service.post(&path, &json!({"said": 1})).await.expect(200);
-    let is_there =
-        async |sql: &str| sqlx::query_scalar::<_, bool>(sql).fetch_one(&pool).await.expect("a row").then_some(());
+    let is_there = async |sql: &str| {
+        sqlx::query_scalar::<_, bool>(sqlx::AssertSqlSafe(sql)).fetch_one(&pool).await.expect("a row").then_some(())
+    };
     let reading = "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 7 AND NOT granted
                        AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))";
     eventually("the executor begins to read", async || is_there(reading).await).await;
@@ -811,7 +812,9 @@ async fn a_run_begins_no_more_others_than_it_may_and_a_retry_begins_anew(pool: P
     let run = world.service.post(&path, &json!({"input_data": {"items": [1, 2, 3]}})).await.expect(202);
     let run_id = run["run_id"].as_str().expect("an id").to_owned();
     ended(&world.service, &run_id).await;
-    let count = async |sql: &str| sqlx::query_scalar::<_, i64>(sql).fetch_one(&pool).await.expect("a count");
+    let count = async |sql: &str| {
+        sqlx::query_scalar::<_, i64>(sqlx::AssertSqlSafe(sql)).fetch_one(&pool).await.expect("a count")
+    };
     assert_eq!(count("SELECT count(*) FROM workflow_runs WHERE parent_run_id IS NOT NULL").await, 20);
     let refused =
         "SELECT sum((output_data ->> 'failed_count')::bigint)::bigint FROM step_executions WHERE step_id = 'each'";

@@ -44,7 +44,7 @@ async fn dump(pool: &PgPool) -> String {
     assert!(tables.len() > 5, "{tables:?}");
     let mut text = String::new();
     for table in tables {
-        let rows: Vec<String> = sqlx::query_scalar(&format!("SELECT t::text FROM \"{table}\" t"))
+        let rows: Vec<String> = sqlx::query_scalar(sqlx::AssertSqlSafe(format!("SELECT t::text FROM \"{table}\" t")))
             .fetch_all(pool)
             .await
             .unwrap_or_else(|error| panic!("{table}: {error}"));

@@ -1,7 +1,7 @@
 //! Claims: of requests from Kafka, and of runs whose executor died.
 
 use chrono::{DateTime, Utc};
-use sqlx::PgExecutor;
+use sqlx::{AssertSqlSafe, PgExecutor};
 use uuid::Uuid;
 
 use super::{INTERRUPTED, RECORDS_ITSELF};
@@ -96,7 +96,7 @@ pub async fn claim(db: impl PgExecutor<'_>, executor_id: Uuid, batch: &ClaimBatc
         )
         SELECT * FROM claimed UNION ALL SELECT * FROM inserted"
     );
-    Ok(sqlx::query_as(&sql)
+    Ok(sqlx::query_as(AssertSqlSafe(sql))
         .bind(executor_id)
         .bind(&batch.run_id)
         .bind(&batch.lease_token)

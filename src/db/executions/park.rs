@@ -1,7 +1,7 @@
 //! Parked runs: let go while they wait, and taken again when something comes for them.
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgConnection, PgExecutor};
+use sqlx::{AssertSqlSafe, PgConnection, PgExecutor};
 use uuid::Uuid;
 
 use super::{Limits, TakenOver};
@@ -22,7 +22,7 @@ pub async fn is_any_awake(db: impl PgExecutor<'_>) -> Result<bool, Error> {
     let sql = format!(
         "SELECT EXISTS (SELECT FROM workflow_runs r WHERE wake_at <= now() AND {UNHELD}) OR EXISTS ({CALLED} AND {UNHELD})"
     );
-    Ok(sqlx::query_scalar(&sql).fetch_one(db).await?)
+    Ok(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(db).await?)
 }
 
 /// Takes parked runs whose time has come or for which something has: each organisation in turn, of its runs those of a
@@ -45,7 +45,7 @@ pub async fn wake(
         )
         UPDATE workflow_runs r SET wake_at = least(wake_at, now()) FROM called WHERE r.run_id = called.run_id"
     );
-    sqlx::query(&sql).execute(&mut *conn).await?;
+    sqlx::query(AssertSqlSafe(sql)).execute(&mut *conn).await?;
     let sql = format!(
         "
         WITH RECURSIVE line AS (
@@ -99,7 +99,7 @@ pub async fn wake(
                     AND d.organization_id = r.organization_id))::text AS workflow_plan, true AS is_parked, r.takeovers,
             coalesce(extract(epoch FROM now() AT TIME ZONE 'UTC' - execution_started_at), 0)::float8 AS elapsed_secs"
     );
-    Ok(sqlx::query_as(&sql)
+    Ok(sqlx::query_as(AssertSqlSafe(sql))
         .bind(executor_id)
         .bind(limit)
         .bind(&limits.organization_id)

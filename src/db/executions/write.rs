@@ -1,7 +1,7 @@
 //! The statement that writes changes.
 
 use serde_json::value::RawValue;
-use sqlx::{Connection as _, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use uuid::Uuid;
 
 use super::{Change, RECORDS_ITSELF};
@@ -132,7 +132,7 @@ pub async fn write(
     let lease_tokens: Vec<Uuid> = changes.iter().map(|change| change.lease_token).collect();
     let nth: Vec<f64> =
         changes.chunk_by(|a, b| a.run_id == b.run_id).flat_map(|of_run| (0..of_run.len()).map(|n| n as f64)).collect();
-    let query = sqlx::query_as(&sql)
+    let query = sqlx::query_as(AssertSqlSafe(sql))
         .bind(text(|change| Some(&change.run_id)))
         .bind(lease_tokens)
         .bind(text(|change| change.ended.as_ref().map(|step| step.id.as_str())))

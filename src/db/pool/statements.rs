@@ -4,7 +4,7 @@ use std::{io, pin::Pin, time::Duration};
 
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use sqlx::{
-    Describe, Either, Execute, Executor, Postgres,
+    Describe, Either, Execute, Executor, Postgres, SqlStr,
     postgres::{PgQueryResult, PgRow, PgStatement, PgTypeInfo},
 };
 use tokio::time::timeout;
@@ -74,7 +74,7 @@ impl<'p> Executor<'p> for &'p Pool {
         })
     }
 
-    fn prepare_with<'e, 'q: 'e>(self, sql: &'q str, parameters: &'e [PgTypeInfo]) -> BoxFuture<'e, PgStatement<'q>>
+    fn prepare_with<'e>(self, sql: SqlStr, parameters: &'e [PgTypeInfo]) -> BoxFuture<'e, PgStatement>
     where
         'p: 'e,
     {
@@ -84,7 +84,7 @@ impl<'p> Executor<'p> for &'p Pool {
         })
     }
 
-    fn describe<'e, 'q: 'e>(self, sql: &'q str) -> BoxFuture<'e, Describe<Postgres>>
+    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Describe<Postgres>>
     where
         'p: 'e,
     {

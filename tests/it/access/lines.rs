@@ -107,7 +107,9 @@ async fn a_line_falls_with_the_key_that_it_comes_from(pool: PgPool) {
     for used in [&child, &grandchild, &abroad, &leaf] {
         assert_eq!((status(&service, used).await, status(&replica, used).await), (200, 200));
     }
-    let audited = async |sql: &str| -> Vec<(String, Value)> { sqlx::query_as(sql).fetch_all(&pool).await.expect(sql) };
+    let audited = async |sql: &str| -> Vec<(String, Value)> {
+        sqlx::query_as(sqlx::AssertSqlSafe(sql)).fetch_all(&pool).await.expect(sql)
+    };
     let sql = "SELECT entity_name, changes -> 'parent_key_ids' FROM audit_logs
         WHERE entity_type = 'api_key' AND action = 'create' AND entity_name IN ('child', 'leaf') ORDER BY created_at";
     let lines = audited(sql).await;
