@@ -236,6 +236,7 @@ impl<'a> Check<'a> {
     /// Whether the target's output can be there when a step inside `around` begins.
     fn can_precede(&mut self, target: usize, around: &HashSet<usize>) -> bool {
         let seen_from = self.containers(target, false);
+        self.work += seen_from.len() + 2 * around.len();
         let first = seen_from.iter().filter_map(|place| self.chain[*place]).min();
         let last = around.iter().filter_map(|place| self.chain[*place]).max();
         if first.is_some_and(|first| last.is_some_and(|last| first < last)) {
@@ -340,6 +341,23 @@ mod tests {
         format!(
             r#""{id}":{{"id":"{id}","agent_name":"x","next_step":{next},"input_mapping":{{"m":["t ${{{reference}}}"]}}}}"#
         )
+    }
+
+    #[test]
+    fn the_references_of_a_deeply_nested_step_take_work_for_each_block_around_it() {
+        let blocks = (0..300).map(|depth| {
+            let inner = if depth == 299 { "z".to_owned() } else { format!("b{}", depth + 1) };
+            format!(r#""b{depth}":{{"id":"b{depth}","type":"parallel","parallel_steps":["{inner}","{inner}"]}}"#)
+        });
+        let blocks = blocks.collect::<Vec<_>>().join(",");
+        let check_with = |count: usize, expected: &[&str]| {
+            let texts: Vec<_> = (0..count).map(|number| format!("\"${{a.output.x{number}}}\"")).collect();
+            let texts = texts.join(",");
+            let z = format!(r#""z":{{"id":"z","agent_name":"x","input_mapping":{{"m":[{texts}]}}}}"#);
+            check(&format!("{{{},{blocks},{z}}}", agent("a", "b0", "workflow.input.x")), expected);
+        };
+        check_with(300, &[]);
+        check_with(3000, &["body.steps references_not_checked"]);
     }
 
     #[test]
