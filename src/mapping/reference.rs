@@ -4,11 +4,11 @@
 //! `<step id>.output` (or `steps.<step id>.output`), `<step id>.callback_url` and, inside a loop, `loop.item`, `loop.index`, `loop.total`,
 //! `loop.is_first` and `loop.is_last`.
 
-use std::{borrow::Cow, collections::HashMap, fmt};
+use std::{borrow::Cow, collections::HashMap, fmt, iter::Peekable};
 
 use serde_json::value::RawValue;
 
-use super::scope::Scope;
+use super::scope::{Found, Scope};
 use crate::input::{check_json, elements, member, members, shorten, to_raw};
 
 /// Bytes that may be looked through for one input.
@@ -106,11 +106,16 @@ impl<'s> LookUp<'s> {
 
     fn find(&mut self, reference: &str) -> Result<&'s RawValue, MappingFault> {
         let (root, path) = root_of(reference)?;
-        let (mut value, indexes) = match root {
-            Root::Input(indexes) => (self.scope.input(), indexes),
+        let path = path.peekable();
+        let (value, indexes) = match root {
+            Root::Input(indexes) => {
+                let (input, found) = self.scope.input_with_cache();
+                return self.find_once(reference, (input, found), indexes, path);
+            }
             Root::Output(step, indexes) => {
-                let output = self.scope.output(step);
-                (output.ok_or_else(|| MappingFault::NoOutput(shorten(step).into_owned()))?, indexes)
+                let output = self.scope.output_with_cache(step);
+                let output = output.ok_or_else(|| MappingFault::NoOutput(shorten(step).into_owned()))?;
+                return self.find_once(reference, output, indexes, path);
             }
             Root::Callback(step) => {
                 let url = self.scope.callback(step).and_then(super::Callback::url);
@@ -120,6 +125,39 @@ impl<'s> LookUp<'s> {
                 (self.scope.loop_variable(variable).ok_or(MappingFault::OutsideLoop)?, indexes)
             }
         };
+        self.walk(value, indexes, path)
+    }
+
+    /// What a reference leads to in a value, which is looked through only for the first one of that text.
+    fn find_once<'r>(
+        &mut self,
+        reference: &str,
+        (value, cache): (&'s RawValue, &'s Found),
+        indexes: Vec<&'r str>,
+        mut path: Peekable<impl Iterator<Item = &'r str>>,
+    ) -> Result<&'s RawValue, MappingFault> {
+        let is_whole = indexes.is_empty() && path.peek().is_none();
+        if is_whole || value.get().len() < WORTH_AN_INDEX {
+            return self.walk(value, indexes, path);
+        }
+        if let Some(found) = cache.get(reference, value) {
+            let found = found?;
+            self.scan(found)?;
+            return Ok(found);
+        }
+        let found = self.walk(value, indexes, path);
+        if !matches!(found, Err(MappingFault::TooLarge)) {
+            cache.set(reference, value, &found);
+        }
+        found
+    }
+
+    fn walk<'r>(
+        &mut self,
+        mut value: &'s RawValue,
+        indexes: Vec<&'r str>,
+        path: impl Iterator<Item = &'r str>,
+    ) -> Result<&'s RawValue, MappingFault> {
         for index in indexes {
             value = self.step_into(value, index)?;
         }
@@ -127,6 +165,12 @@ impl<'s> LookUp<'s> {
             value = self.part(value, part)?;
         }
         Ok(value)
+    }
+
+    /// Counts a value that is looked through.
+    fn scan(&mut self, value: &RawValue) -> Result<(), MappingFault> {
+        self.scanned += value.get().len();
+        if self.scanned > MAX_SCANNED_BYTES { Err(MappingFault::TooLarge) } else { Ok(()) }
     }
 
     /// One part of a path: a key, else a key with indexes, such as `items[0]`.
@@ -155,10 +199,7 @@ impl<'s> LookUp<'s> {
             Some(Index::None) => true,
             None => false,
         };
-        self.scanned += value.get().len();
-        if self.scanned > MAX_SCANNED_BYTES {
-            return Err(MappingFault::TooLarge);
-        }
+        self.scan(value)?;
         if !is_second_look && value.get().len() >= WORTH_AN_INDEX {
             self.indexes.insert(at, Index::None);
         }
@@ -240,4 +281,34 @@ fn indexed(part: &str) -> Option<(&str, Vec<&str>)> {
     let indexes: Vec<_> = rest.strip_suffix(']')?.split("][").collect();
     let is_index = |index: &&str| !index.is_empty() && index.bytes().all(|byte| byte.is_ascii_digit());
     indexes.iter().all(is_index).then_some((name, indexes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_many_steps_refer_to_is_looked_for_once() {
+        let input = format!(r#"{{"head":{{"n":1}},"many":[{}0],"tail":{{"a b":"x"}}}}"#, "0,".repeat(100_000));
+        let input = check_json(input.as_bytes()).expect("JSON");
+        let mut run = Scope::new(input);
+        run.set("big", input.to_owned());
+        let item = to_raw(&7);
+        let references = [
+            ("workflow.input.tail.a b", r#""x""#),
+            ("workflow.input.many[3]", "0"),
+            ("big.output.head", r#"{"n":1}"#),
+            ("big.output.missing:-9", "9"),
+        ];
+        for index in 0..100 {
+            let scope = run.iteration(&item, index, 100);
+            let mut values = LookUp::new(&scope);
+            for (reference, expected) in references {
+                assert_eq!(values.get(reference).expect("found").get(), expected);
+            }
+            assert_eq!(values.scanned < 100, index > 0, "{} bytes in iteration {index}", values.scanned);
+        }
+        run.set("big", check_json(br#"{"head":2}"#).expect("JSON").to_owned());
+        assert_eq!(LookUp::new(&run).get("big.output.head").expect("found").get(), "2", "the latest output counts");
+    }
 }

@@ -2,11 +2,13 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, OnceLock},
+    ops::Range,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use serde_json::value::RawValue;
 
+use super::MappingFault;
 use crate::input::to_raw;
 
 /// The run's input, the outputs so far, and the variables of the loop around, if there is one.
@@ -18,12 +20,45 @@ use crate::input::to_raw;
 pub struct Scope<'a> {
     input: &'a RawValue,
     outer: Option<&'a Scope<'a>>,
-    outputs: HashMap<String, Box<RawValue>>,
+    /// In the input; the outermost scope's counts.
+    found: Found,
+    outputs: HashMap<String, Output>,
     /// Of the outputs.
     bytes: usize,
     iteration: Option<Iteration<'a>>,
     /// By step id.
     callbacks: Option<Arc<HashMap<String, Callback>>>,
+}
+
+#[derive(Debug)]
+struct Output {
+    value: Box<RawValue>,
+    found: Found,
+}
+
+/// Cache of where references lead to inside of a value, by their text: steps that refer to the same again, such as the
+/// iterations of a loop, do not look through the value each time. No larger than the plan, which has the references.
+#[derive(Debug, Default)]
+pub(super) struct Found(Mutex<HashMap<String, Result<Range<usize>, MappingFault>>>);
+
+impl Found {
+    /// Where that reference leads to, if it was looked for before.
+    pub(super) fn get<'s>(&self, reference: &str, value: &'s RawValue) -> Option<Result<&'s RawValue, MappingFault>> {
+        let found = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(reference).cloned()?;
+        match found {
+            Ok(range) => value.get().get(range).and_then(|text| serde_json::from_str(text).ok()).map(Ok),
+            Err(fault) => Some(Err(fault)),
+        }
+    }
+
+    /// Remembers what came of looking for it.
+    pub(super) fn set(&self, reference: &str, value: &RawValue, found: &Result<&RawValue, MappingFault>) {
+        let found = found.as_ref().map_err(Clone::clone).map(|part| {
+            let start = part.get().as_ptr().addr() - value.get().as_ptr().addr();
+            start..start + part.get().len()
+        });
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(reference.to_owned(), found);
+    }
 }
 
 /// A callback that can be answered, perhaps before its step begins.
@@ -67,7 +102,8 @@ impl<'a> Scope<'a> {
     /// The scope of a run that has just begun.
     #[must_use]
     pub fn new(input: &'a RawValue) -> Self {
-        Self { input, outer: None, outputs: HashMap::new(), bytes: 0, iteration: None, callbacks: None }
+        let (found, outputs) = (Found::default(), HashMap::new());
+        Self { input, outer: None, found, outputs, bytes: 0, iteration: None, callbacks: None }
     }
 
     /// A scope inside of this one.
@@ -99,7 +135,8 @@ impl<'a> Scope<'a> {
     /// Registers the output of a step. The latest counts. Returns the one before.
     pub fn set(&mut self, step_id: &str, output: Box<RawValue>) -> Option<Box<RawValue>> {
         self.bytes += output.get().len();
-        let earlier = self.outputs.insert(step_id.to_owned(), output);
+        let output = Output { value: output, found: Found::default() };
+        let earlier = self.outputs.insert(step_id.to_owned(), output).map(|earlier| earlier.value);
         self.bytes -= earlier.as_ref().map_or(0, |earlier| earlier.get().len());
         earlier
     }
@@ -113,7 +150,7 @@ impl<'a> Scope<'a> {
     /// Forgets the outputs of steps that are not wanted any more. Returns how many bytes they had.
     pub fn forget_all_but(&mut self, is_wanted: impl Fn(&str) -> bool) -> usize {
         let forgotten = self.outputs.extract_if(|step_id, _| !is_wanted(step_id));
-        let bytes = forgotten.map(|(_, output)| output.get().len()).sum();
+        let bytes = forgotten.map(|(_, output)| output.value.get().len()).sum();
         self.bytes -= bytes;
         bytes
     }
@@ -121,7 +158,7 @@ impl<'a> Scope<'a> {
     /// What was registered in this scope, without the outer ones.
     #[must_use]
     pub fn into_outputs(self) -> HashMap<String, Box<RawValue>> {
-        self.outputs
+        self.outputs.into_iter().map(|(step_id, output)| (step_id, output.value)).collect()
     }
 
     /// The run's input.
@@ -133,7 +170,18 @@ impl<'a> Scope<'a> {
     /// The output of a step, if it has one.
     #[must_use]
     pub fn output(&self, step_id: &str) -> Option<&RawValue> {
-        self.layers().find_map(|scope| scope.outputs.get(step_id)).map(|output| &**output)
+        self.output_with_cache(step_id).map(|(output, _)| output)
+    }
+
+    /// The input, and what was found in it.
+    pub(super) fn input_with_cache(&self) -> (&RawValue, &Found) {
+        (self.input, &self.layers().last().unwrap_or(self).found)
+    }
+
+    /// The output of a step, and what was found in it.
+    pub(super) fn output_with_cache(&self, step_id: &str) -> Option<(&RawValue, &Found)> {
+        let output = self.layers().find_map(|scope| scope.outputs.get(step_id))?;
+        Some((&output.value, &output.found))
     }
 
     /// A variable of the innermost loop: `item`, `index`, `total`, `is_first` or `is_last`; `None` outside of loops.
