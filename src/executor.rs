@@ -49,6 +49,7 @@ use self::{
     monitoring::Monitoring,
 };
 use crate::{
+    access::OrganizationId,
     config::{Config, RunBudget},
     db::{
         self,
@@ -153,6 +154,18 @@ pub fn start(config: &Config, pool: db::Pool, lifecycle: &Lifecycle) -> anyhow::
 }
 
 impl Executor {
+    /// Does work for an organisation: at once, or, if it takes long, in turn with others and where it holds nobody up.
+    async fn work<T>(&self, organization: &OrganizationId, is_long: bool, work: impl FnOnce() -> T) -> T {
+        if !is_long {
+            return work();
+        }
+        match self.offload.run_in_place(organization, work).await {
+            Ok(done) => done,
+            // The process ends: another one goes on with the run.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
     /// Drives a run that `owner` has claimed, in a task of its own.
     fn start_run(&self, assignment: Assignment, owner: Uuid, slot: Slots) {
         let (run_id, organization) = (&assignment.run_id, assignment.organization.clone());

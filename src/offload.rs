@@ -117,10 +117,7 @@ impl Offload {
     /// The same for work that borrows: it is done on this thread, whose other tasks go on elsewhere.
     pub async fn run_in_place<T>(&self, organization: &OrganizationId, work: impl FnOnce() -> T) -> Result<T, Busy> {
         let _turn = self.turn(organization).await?;
-        Ok(match Handle::current().runtime_flavor() {
-            RuntimeFlavor::MultiThread => tokio::task::block_in_place(work),
-            _ => work(),
-        })
+        Ok(in_place(work))
     }
 
     /// The organisation's own permit first, so that it keeps no other one waiting with all that it has to do.
@@ -146,6 +143,14 @@ impl Offload {
                 Err(_) => Err(Busy),
             },
         }
+    }
+}
+
+/// Does work on this thread, whose other tasks go on elsewhere.
+pub fn in_place<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::MultiThread => tokio::task::block_in_place(work),
+        _ => work(),
     }
 }
 

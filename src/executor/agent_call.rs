@@ -31,6 +31,7 @@ use super::{
     retry::{self, Again},
 };
 use crate::{
+    access::OrganizationId,
     agent::Credentials,
     egress::{self, Body, BodyError, Egress, NotAllowed},
     input::shorten_to,
@@ -40,6 +41,8 @@ use crate::{
 const MAX_ANSWER_BYTES: usize = 10 << 20;
 /// Of an answer with an error status, which is only looked through for a message.
 const MAX_ERROR_BYTES: usize = 64 << 10;
+/// Bytes of an answer from which on reading it is left to threads that may take long.
+const LARGE_ANSWER_BYTES: usize = 64 << 10;
 /// Characters of an error message. The agent's words may be longer.
 const MAX_MESSAGE_CHARS: usize = 500;
 
@@ -130,6 +133,7 @@ pub(super) struct Called {
 pub(super) struct Request<'a> {
     pub(super) executor: &'a Executor,
     pub(super) agent: &'a Arc<Agent>,
+    pub(super) organization: &'a OrganizationId,
     pub(super) run_id: &'a str,
     pub(super) lease_token: Uuid,
     /// The run is to be left alone.
@@ -205,6 +209,12 @@ impl Wire<'_> {
             return read_body(response, MAX_ANSWER_BYTES).await;
         }
         Err(refusal(response, explain).await)
+    }
+
+    /// What is made of an answer; of a large one, which takes long, in turn with others.
+    async fn read<T>(&self, body: &Body, make: impl FnOnce(&Body) -> T) -> T {
+        let Request { executor, organization, .. } = &self.request;
+        executor.work(organization, body.bytes().len() > LARGE_ANSWER_BYTES, || make(body)).await
     }
 
     fn url(&self) -> Result<Url, Failure> {

@@ -353,14 +353,7 @@ impl Run {
 
     /// What is made of the values of a scope; where they are large, which takes long, in turn with others.
     async fn with_values<T>(&self, scope: &Scope<'_>, make: impl FnOnce() -> T) -> T {
-        if scope.bytes() <= LARGE_SCOPE_BYTES {
-            return make();
-        }
-        match self.executor.offload.run_in_place(&self.organization, make).await {
-            Ok(made) => made,
-            // The process ends: another one goes on with the run.
-            Err(_) => std::future::pending().await,
-        }
+        self.executor.work(&self.organization, scope.bytes() > LARGE_SCOPE_BYTES, make).await
     }
 
     /// Ends the attempt at this place; `call`: its agent was called so.

@@ -25,11 +25,13 @@ use super::{
     message::{Message, MessageError},
     renewable::{self, Client, Connection, LastError, Purpose, Renewable},
 };
-use crate::{config, trace};
+use crate::{config, offload, trace};
 
 /// What a member of the group does without brokers.
 const PURPOSE: Purpose =
     Purpose { name: "requests", meaning: Some("runs under way go on, and requests are read when it is back") };
+/// Bytes of a record from which on reading it takes long.
+const LARGE_RECORD_BYTES: usize = 64 << 10;
 /// Who does not ask for records for so long is no member any more. Above what the intake may wait for the database.
 const MAX_POLL_INTERVAL: Duration = Duration::from_mins(1);
 
@@ -153,7 +155,11 @@ impl Consumer {
         self.with_progress(position, |progress| progress.begin(position.offset));
         let payload = record.payload().unwrap_or_default();
         let sent_at = sent_at(record);
-        Record { position, sent_at, bytes: payload.len(), message: Message::parse(payload), raw: record.detach() }
+        let bytes = payload.len();
+        let parse = || Message::parse(payload);
+        // Whose run it is stands in the record.
+        let message = if bytes > LARGE_RECORD_BYTES { offload::in_place(parse) } else { parse() };
+        Record { position, sent_at, bytes, message, raw: record.detach() }
     }
 
     /// The effect of this record is durable: it need not come again.

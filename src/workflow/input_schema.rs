@@ -4,7 +4,10 @@
 //! before it is compiled (`budget`), that of checking an input while it is checked (`metered`). References lead only into
 //! the schema itself and never in a circle; patterns have no look-around.
 
-use std::fmt::{self, Write as _};
+use std::{
+    fmt::{self, Write as _},
+    time::{Duration, Instant},
+};
 
 use jsonschema::{PatternOptions, ValidationError, Validator};
 use serde_json::{Value, value::RawValue};
@@ -26,6 +29,8 @@ const MAX_PATTERN_BYTES: usize = 8 << 20;
 const MAX_PATTERN_CACHE_BYTES: usize = 256 << 10;
 /// Steps of checking one input: about a second.
 const MAX_STEPS: usize = 30_000_000;
+/// However long the steps take, since others want the processor too, checking ends after this.
+const MAX_TIME: Duration = Duration::from_secs(5);
 /// Steps of looking for further violations after the first: each may be one, which takes memory.
 const MAX_LISTING_STEPS: usize = 100_000;
 /// Violations reported at once.
@@ -126,18 +131,23 @@ impl InputSchema {
     }
 
     fn check_within(&self, input: &Value, steps: usize) -> Checked {
+        self.check_until(input, steps, Instant::now() + MAX_TIME)
+    }
+
+    fn check_until(&self, input: &Value, steps: usize, until: Instant) -> Checked {
         let states = self.cost.pattern_states;
-        match metered::within(steps, states, || self.validator.is_valid(Seen(input))) {
+        match metered::within((steps, until), states, || self.validator.is_valid(Seen(input))) {
             None => return Checked::Unknown,
             Some(true) => return Checked::Good,
             Some(false) => {}
         }
         let list = || self.validator.iter_errors(Seen(input)).take(MAX_VIOLATIONS).map(|error| violation(&error));
-        if let Some(errors) = metered::within(steps.min(MAX_LISTING_STEPS), states, || list().collect()) {
+        if let Some(errors) = metered::within((steps.min(MAX_LISTING_STEPS), until), states, || list().collect()) {
             return Checked::Bad(errors);
         }
-        match metered::within(steps, states, || self.validator.validate(Seen(input)).map_err(|error| violation(&error)))
-        {
+        match metered::within((steps, until), states, || {
+            self.validator.validate(Seen(input)).map_err(|error| violation(&error))
+        }) {
             None => Checked::Unknown,
             Some(Ok(())) => Checked::Good,
             Some(Err(mut error)) => {
@@ -312,6 +322,15 @@ mod tests {
             assert!(!is_known_within(&schema, 300_000, &numbers(300)), "{rule}");
             assert!(is_known_within(&schema, 300_000, &numbers(10)), "{rule}");
         }
+    }
+
+    #[test]
+    fn checking_ends_when_its_time_is_over() {
+        let schema = compile(r#"{"type":"object","additionalProperties":{"type":"integer"}}"#).expect("a schema");
+        let input = Value::Object((0..10_000).map(|number| (number.to_string(), number.into())).collect());
+        let later = Instant::now() + Duration::from_secs(3600);
+        assert!(matches!(schema.check_until(&input, MAX_STEPS, later), Checked::Good));
+        assert!(matches!(schema.check_until(&input, MAX_STEPS, Instant::now()), Checked::Unknown));
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub(super) async fn call(wire: &Wire<'_>) -> Result<Box<RawValue>, Failure> {
     let configuration = Configuration { accepted_output_modes: [], blocking: false };
     let body = Rpc::body(&task_id, "message/send", Message { message, configuration });
     let body = wire.post(url.clone(), body, explain).await?;
-    let task = match read(&body)? {
+    let task = match wire.read(&body, read).await? {
         Answer::Output(output) => return Ok(output),
         Answer::UnderWay { task } => task,
     };
@@ -72,8 +72,11 @@ pub(super) async fn call(wire: &Wire<'_>) -> Result<Box<RawValue>, Failure> {
         pause = pause.mul_f64(PAUSE_GROWTH).min(LONGEST_PAUSE);
         wanted = Duration::ZERO;
         let body = Rpc::body(&task_id, "tasks/get", json!({"id": in_flight.task()}));
-        let asked = wire.ask(url.clone(), body, explain).await;
-        match asked.and_then(|body| read(&body)) {
+        let answered = match wire.ask(url.clone(), body, explain).await {
+            Ok(body) => wire.read(&body, read).await,
+            Err(failure) => Err(failure),
+        };
+        match answered {
             Ok(Answer::Output(output)) => {
                 in_flight.is_over();
                 return Ok(output);

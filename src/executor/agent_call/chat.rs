@@ -6,6 +6,7 @@ use serde_json::{json, value::RawValue};
 use super::{Failure, Fault, Said, Wire, fault_of, is_passing};
 use crate::{
     agent::{ChatConfig, chat_url},
+    egress::Body,
     executor::retry::Again,
     input::{JsonFault, check_json, elements, member, members, object_of, text, to_raw},
     mapping,
@@ -28,6 +29,10 @@ const FENCE: &str = "```";
 pub(super) async fn call(wire: &Wire<'_>, config: &ChatConfig) -> Result<Box<RawValue>, Failure> {
     let url = chat_url(&wire.url()?, "chat/completions");
     let body = wire.post(url, request(config, wire.request.input).get().to_owned(), explain).await?;
+    wire.read(&body, |body| read(config, body)).await
+}
+
+fn read(config: &ChatConfig, body: &Body) -> Result<Box<RawValue>, Failure> {
     let answer = body.json().map_err(|fault| invalid(&fault.to_string()))?;
     // Whatever they were good for.
     let usage = member(answer, "usage");

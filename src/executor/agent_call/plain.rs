@@ -14,10 +14,10 @@ pub(super) async fn call(wire: &Wire<'_>) -> Result<Box<RawValue>, Failure> {
     if body.is_empty() {
         return Ok(object_of([]));
     }
-    let output = body.json().map_err(|fault| {
+    let output = wire.read(&body, |body| body.json().map(ToOwned::to_owned)).await;
+    output.map_err(|fault| {
         Failure::new(Fault::Invalid, Again::Never, format!("the answer is not JSON that can be stored: {fault}"))
-    });
-    output.map(ToOwned::to_owned)
+    })
 }
 
 /// The usual places of an error's text.

@@ -106,6 +106,7 @@ impl Run {
                 let request = Request {
                     executor: &self.executor,
                     agent: &agent,
+                    organization: &self.organization,
                     run_id: &self.run_id,
                     lease_token: self.ledger.lease_token(),
                     stop: &self.signals.stop,

@@ -1,12 +1,14 @@
 //! An input as the validator sees it: every look at a value is a step, and the steps are counted.
 //!
 //! The validator cannot be interrupted, and what it costs depends on how schema and input meet: nothing short of
-//! counting tells a cheap pair from an expensive one. When the last step is spent, the validation is unwound.
+//! counting tells a cheap pair from an expensive one. When the last step is spent, or the time is over, the validation is
+//! unwound.
 
 use std::{
     borrow::Cow,
     cell::Cell,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    time::Instant,
 };
 
 use jsonschema::{
@@ -20,9 +22,12 @@ const BYTES_PER_STEP: usize = 64;
 /// States of a pattern that are followed over one byte in one step, where the pattern is a hard one.
 const STATES_PER_STEP: usize = 16;
 
+/// Steps after which the clock is looked at.
+const STEPS_PER_LOOK: usize = 1 << 12;
+
 thread_local! {
     /// Of the validation on this thread.
-    static METER: Cell<Meter> = const { Cell::new(Meter { left: 0, pattern_states: 0 }) };
+    static METER: Cell<Meter> = const { Cell::new(Meter { left: 0, pattern_states: 0, until: None }) };
 }
 
 #[derive(Clone, Copy)]
@@ -30,16 +35,22 @@ struct Meter {
     left: usize,
     /// See [`within`].
     pattern_states: usize,
+    /// When the time is over.
+    until: Option<Instant>,
 }
 
 /// What a validation is unwound with.
 struct Spent;
 
-/// What the validation gives, if it takes no more than so many steps; `None` if it would.
+/// What the validation gives, if it takes no more than so many steps and does not go on until then; `None` if it would.
 ///
 /// `pattern_states` bounds what matching one text takes: each of its bytes may meet so many states.
-pub(super) fn within<T>(steps: usize, pattern_states: usize, validate: impl FnOnce() -> T) -> Option<T> {
-    METER.set(Meter { left: steps, pattern_states });
+pub(super) fn within<T>(
+    (steps, until): (usize, Instant),
+    pattern_states: usize,
+    validate: impl FnOnce() -> T,
+) -> Option<T> {
+    METER.set(Meter { left: steps, pattern_states, until: Some(until) });
     // Nothing outlives the unwinding: validators keep no state between two validations.
     match catch_unwind(AssertUnwindSafe(validate)) {
         Ok(result) => Some(result),
@@ -51,10 +62,16 @@ pub(super) fn within<T>(steps: usize, pattern_states: usize, validate: impl FnOn
 fn spend(steps: usize) {
     let meter = METER.get();
     match meter.left.checked_sub(steps) {
-        Some(left) => METER.set(Meter { left, ..meter }),
+        Some(left) if left / STEPS_PER_LOOK == meter.left / STEPS_PER_LOOK || !is_over(meter.until) => {
+            METER.set(Meter { left, ..meter });
+        }
         // Unlike a panic, this is not told to the panic hook.
-        None => resume_unwind(Box::new(Spent)),
+        _ => resume_unwind(Box::new(Spent)),
     }
+}
+
+fn is_over(until: Option<Instant>) -> bool {
+    until.is_some_and(|until| Instant::now() >= until)
 }
 
 /// A text is about to be matched, perhaps with a pattern.
