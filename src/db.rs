@@ -179,6 +179,13 @@ pub fn connect_options(settings: &config::Database) -> PgConnectOptions {
             ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT),
             // No statement here runs as long as compiling it takes.
             ("jit", "off"),
+            // Of a client that has vanished without a word, the server frees connection, locks and transaction. Our own side
+            // is left by time-outs.
+            ("tcp_user_timeout", "15s"),
+            ("tcp_keepalives_idle", "10"),
+            ("tcp_keepalives_interval", "5"),
+            ("tcp_keepalives_count", "3"),
+            ("client_connection_check_interval", "5s"),
         ])
         .log_statements(level)
         .log_slow_statements(log::LevelFilter::Warn, SLOW_STATEMENT)

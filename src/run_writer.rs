@@ -346,7 +346,8 @@ impl Writer {
                 Some(connection) => connection,
                 None => pool.acquire().await.map_err(db::Error::from)?,
             };
-            let written = start(&mut connection, &columns, audit).await;
+            // One that is silent keeps no batch waiting, nor the next one when it is there again.
+            let written = pool.unless_silent(start(&mut connection, &columns, audit)).await;
             Ok((connection, written))
         })
         .await?;

@@ -26,6 +26,9 @@ pub use self::connection::{PooledConnection, Transaction};
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 /// A connection that is not made after this is not made.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+/// While the server is away, another attempt is begun when the last one has taken so long: packets of that one may have
+/// been lost, and TCP repeats them ever more rarely.
+const PROBE_EVERY: Duration = Duration::from_millis(500);
 /// Between two attempts to open a connection after one that failed.
 const CONNECT_PAUSE: Duration = Duration::from_millis(250);
 /// Connections that are opened at the same time.
@@ -60,6 +63,8 @@ struct Shared {
     max: usize,
     state: Mutex<State>,
     all_closed: Notify,
+    /// The database was found to be silent.
+    silenced: Notify,
 }
 
 #[derive(Default)]
@@ -73,6 +78,8 @@ struct State {
     open: usize,
     /// Of these, not yet there.
     opening: usize,
+    /// Of these, attempts for which no further one waits while the server is away; see [`PROBE_EVERY`].
+    overdue: usize,
     /// Of these, being asked for a sign of life.
     checking: usize,
     /// Why the server cannot be reached; everybody is refused meanwhile.
@@ -141,7 +148,14 @@ impl fmt::Debug for Pool {
 impl Pool {
     /// A pool that opens nothing before it is used. `size` connections are kept, up to `max` are opened.
     pub(super) fn new(options: PgConnectOptions, size: usize, max: usize) -> Self {
-        Self(Arc::new(Shared { options, size, max, state: Mutex::default(), all_closed: Notify::new() }))
+        Self(Arc::new(Shared {
+            options,
+            size,
+            max,
+            state: Mutex::default(),
+            all_closed: Notify::new(),
+            silenced: Notify::new(),
+        }))
     }
 
     /// Connections at most.
@@ -234,7 +248,28 @@ impl Pool {
         // Nobody knows whether they live, and asking each would take its time.
         drop(idle);
         self.0.refuse(waiting);
+        self.0.silenced.notify_waiters();
         true
+    }
+
+    /// Returns when the database is next found to be silent.
+    pub async fn silence(&self) {
+        self.0.silenced.notified().await;
+    }
+
+    /// What statements come to, which are given up when the database is found to be silent.
+    pub async fn unless_silent<T, E: From<sqlx::Error>>(
+        &self,
+        statements: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        tokio::select! {
+            biased;
+            result = statements => result,
+            () = self.silence() => {
+                let silent = io::Error::new(io::ErrorKind::TimedOut, "the database does not answer");
+                Err(E::from(silent.into()))
+            }
+        }
     }
 
     /// Closes everything, and waits for what is lent.
@@ -281,7 +316,20 @@ async fn open(pool: Weak<Shared>, options: PgConnectOptions, is_surplus: bool) {
         }
     }
     let started = Instant::now();
-    let opened = match timeout(CONNECT_TIMEOUT, options.connect()).await {
+    let mut connecting = std::pin::pin!(timeout(CONNECT_TIMEOUT, options.connect()));
+    let in_time = timeout(PROBE_EVERY, &mut connecting).await;
+    let is_overdue = in_time.is_err();
+    let opened = if let Ok(opened) = in_time {
+        opened
+    } else {
+        if let Some(shared) = pool.upgrade() {
+            let mut state = shared.state();
+            state.overdue += 1;
+            shared.open_for_waiters(&mut state);
+        }
+        connecting.await
+    };
+    let opened = match opened {
         Ok(opened) => opened,
         Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "no connection within 4 s").into()),
     };
@@ -291,6 +339,7 @@ async fn open(pool: Weak<Shared>, options: PgConnectOptions, is_surplus: bool) {
             {
                 let mut state = shared.state();
                 state.opening -= 1;
+                state.overdue -= usize::from(is_overdue);
                 state.away = None;
                 state.pause_until = None;
                 shared.open_for_waiters(&mut state);
@@ -302,6 +351,7 @@ async fn open(pool: Weak<Shared>, options: PgConnectOptions, is_surplus: bool) {
             let refused = {
                 let mut state = shared.state();
                 state.opening -= 1;
+                state.overdue -= usize::from(is_overdue);
                 state.open -= 1;
                 state.pause_until = Some(Instant::now() + CONNECT_PAUSE);
                 let is_alone = state.open == state.opening;
@@ -374,11 +424,13 @@ impl Shared {
         if state.is_closed || state.pause_until.is_some_and(|until| Instant::now() < until) {
             return;
         }
-        let wanted = match state.away {
-            Some(_) => 1_usize.saturating_sub(state.opening),
-            None => state.waiting.len().saturating_sub(state.opening + state.checking),
+        let wanted = if state.away.is_some() {
+            1_usize.saturating_sub(state.opening - state.overdue)
+        } else {
+            let missing = state.waiting.len().saturating_sub(state.opening + state.checking);
+            missing.min(MAX_OPENING.saturating_sub(state.opening))
         };
-        let count = wanted.min(self.max - state.open).min(MAX_OPENING.saturating_sub(state.opening));
+        let count = wanted.min(self.max - state.open);
         for _ in 0..count {
             let is_surplus = state.open >= self.size && state.away.is_none();
             state.open += 1;

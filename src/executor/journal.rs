@@ -219,9 +219,10 @@ impl Writer {
             self.connection = Some(prepared.await?);
         }
         let Some(mut connection) = self.connection.take() else { return Ok(Vec::new()) };
-        let (changes, outgoing) = (Arc::clone(changes), outgoing.cloned());
+        let (pool, changes, outgoing) = (self.pool.clone(), Arc::clone(changes), outgoing.cloned());
         let (connection, result) = db::bounded(async move {
-            let result = db::executions::write(&mut connection, &changes, locked, outgoing.as_deref()).await;
+            let write = db::executions::write(&mut connection, &changes, locked, outgoing.as_deref());
+            let result = pool.unless_silent(write).await;
             Ok((connection, result))
         })
         .await?;

@@ -328,7 +328,7 @@ mod tests {
     fn checking_ends_when_its_time_is_over() {
         let schema = compile(r#"{"type":"object","additionalProperties":{"type":"integer"}}"#).expect("a schema");
         let input = Value::Object((0..10_000).map(|number| (number.to_string(), number.into())).collect());
-        let later = Instant::now() + Duration::from_secs(3600);
+        let later = Instant::now() + Duration::from_hours(1);
         assert!(matches!(schema.check_until(&input, MAX_STEPS, later), Checked::Good));
         assert!(matches!(schema.check_until(&input, MAX_STEPS, Instant::now()), Checked::Unknown));
     }

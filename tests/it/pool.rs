@@ -205,11 +205,14 @@ async fn connections_that_are_lost_without_a_word_come_back_to_the_pool(pool: Pg
     }
     let began = tokio::time::Instant::now();
     state.send_replace(Line::Lose);
-    // All places are taken by statements without an answer.
-    for answer in join_all((0..3).map(|_| number(&own))).await {
-        answer.expect_err("nobody answers");
-    }
+    // All places are taken by statements without an answer, which end when that is noticed.
+    let mut asked = Box::pin(join_all((0..3).map(|_| number(&own))));
+    assert!(poll!(&mut asked).is_pending());
     assert!(own.note_silence(began));
+    for answer in asked.await {
+        let error = answer.expect_err("nobody answers").to_string();
+        assert!(error.contains("the database does not answer"), "{error}");
+    }
     assert!(tokio::time::timeout(Duration::ZERO, own.acquire()).await.expect("at once").is_err());
     state.send_replace(Line::Carry);
     eventually("it is back", || async { number(&own).await.ok() }).await;

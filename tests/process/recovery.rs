@@ -55,7 +55,7 @@ impl Agent {
 }
 
 async fn count(pool: &PgPool, sql: &str) -> i64 {
-    sqlx::query_scalar(sql).fetch_one(pool).await.expect(sql)
+    sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(pool).await.expect(sql)
 }
 
 /// All of these have completed, each step once, and nothing is open. `ends` are the run's ends in the logs.

@@ -86,6 +86,8 @@ pub struct ReadBody {
     pub bytes: Bytes,
     /// To be held for as long as the bytes are.
     pub permit: Permit,
+    /// How long the client was waited for.
+    pub sending: Duration,
 }
 
 /// The whole body, within limits. `fault` was found before.
@@ -111,7 +113,9 @@ pub async fn read(
     let mut kept = Kept::Nothing;
     let mut permit = memory.take(holders, 0);
     let mut length = 0;
+    let mut sending = Duration::ZERO;
     loop {
+        let waiting = Instant::now();
         let frame = match tokio::time::timeout_at(deadline.into(), body.frame()).await {
             Ok(None) => break,
             Ok(Some(Ok(frame))) => frame,
@@ -125,6 +129,7 @@ pub async fn read(
                 return Err(fault.unwrap_or_else(late));
             }
         };
+        sending += waiting.elapsed();
         let Ok(chunk) = frame.into_data() else { continue };
         length += chunk.len();
         if fault.is_some() || used == Use::Dropped {
@@ -152,7 +157,7 @@ pub async fn read(
     match fault {
         Some(fault) => Err(fault),
         None if used == Use::Nothing && !says_nothing(&bytes) => Err(unexpected()),
-        None => Ok(ReadBody { bytes, permit }),
+        None => Ok(ReadBody { bytes, permit, sending }),
     }
 }
 

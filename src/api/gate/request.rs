@@ -11,6 +11,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, HeaderValue, StatusCode, Uri, header, request::Parts};
+use tokio::task::JoinHandle;
 use tracing::Instrument;
 
 use super::{
@@ -36,11 +37,12 @@ use crate::{
         },
     },
     auditor::Denied,
-    id, trace,
+    db, id, trace,
 };
 
-/// A request has to be answered after this, its body not counted, and what the client asked to wait for a run.
-const HANDLER_TIMEOUT: Duration = Duration::from_secs(10);
+/// A request is given up after this, so that it is answered within 10 s of its arrival: not counted are the time that the
+/// client takes to send its body, and what it asked to wait for a run.
+const TIME_LIMIT: Duration = Duration::from_millis(9500);
 
 /// Surrounds every route and the fallbacks.
 ///
@@ -65,8 +67,8 @@ pub async fn surround(State((gate, bodies)): State<(Gate, Arc<BodyRoutes>)>, req
     let is_guarded = access.is_guarded();
     let mut admission = Admission::of(Actor { subject: String::new(), ..anybody.clone() });
     // Who asks to wait for a run's end may wait that much longer.
-    let time_limit = HANDLER_TIMEOUT + Wait::of(&parts.headers).time().unwrap_or_default();
-    let mut deadline = tokio::time::Instant::now() + time_limit;
+    let wait = Wait::of(&parts.headers).time().unwrap_or_default();
+    let mut deadline = tokio::time::Instant::from_std(started) + TIME_LIMIT + wait;
     let caller = match tokio::time::timeout_at(deadline, admission.decide(&gate, &mut parts, access, anybody)).await {
         Ok(caller) => caller,
         Err(_) => Err(too_late()),
@@ -84,13 +86,11 @@ pub async fn surround(State((gate, bodies)): State<(Gate, Arc<BodyRoutes>)>, req
         Err(error) => (None, Some(error)),
     };
     let used = bodies.use_of(&method, &route);
-    let before_body = Instant::now();
     let body = body::read(&parts, body, used, (&app.memory.bodies, holders), refusal).await;
-    // A client may take its own time to send.
-    deadline += before_body.elapsed();
     let response = match body {
         Err(error) => error.into_response(),
-        Ok(ReadBody { bytes, permit }) => {
+        Ok(ReadBody { bytes, permit, sending }) => {
+            deadline += sending;
             // Nobody comes here without one: a refusal is an error.
             if let Some(caller) = caller {
                 parts.extensions.insert(caller);
@@ -99,8 +99,10 @@ pub async fn surround(State((gate, bodies)): State<(Gate, Arc<BodyRoutes>)>, req
             match enter(&gate.load, is_guarded, request) {
                 Ok((place, request)) => {
                     let handler = next.run(request).instrument(span.clone());
+                    // Who waits for a run may see the database come back.
+                    let given_up_with = (is_guarded && wait.is_zero()).then(|| app.pool.clone());
                     let (app, is_safe) = (app.clone(), method.is_safe());
-                    let mut handler = tokio::spawn(async move {
+                    let handler = tokio::spawn(async move {
                         let response = handler.await;
                         place.leave();
                         drop(permit);
@@ -111,16 +113,7 @@ pub async fn surround(State((gate, bodies)): State<(Gate, Arc<BodyRoutes>)>, req
                         let response = app.memory.answer(holders, is_safe, response).await;
                         response.unwrap_or_else(IntoResponse::into_response)
                     });
-                    match tokio::time::timeout_at(deadline, &mut handler).await {
-                        Ok(Ok(response)) => response,
-                        // The panic itself was logged by the panic hook.
-                        Ok(Err(_)) => ApiError::internal().into_response(),
-                        Err(_) => {
-                            // What it has borrowed comes back: its place, and its connection closed.
-                            handler.abort();
-                            too_late().into_response()
-                        }
-                    }
+                    in_time(handler, deadline, given_up_with).await
                 }
                 Err(refusal) => refusal.into_response(),
             }
@@ -155,6 +148,34 @@ pub async fn surround(State((gate, bodies)): State<(Gate, Arc<BodyRoutes>)>, req
     let duration = started.elapsed();
     span.in_scope(|| note(method.as_str(), &route, &response, duration));
     response
+}
+
+/// What the handler answers, unless it takes too long or the database falls silent that it needs.
+async fn in_time(
+    mut handler: JoinHandle<Response>,
+    deadline: tokio::time::Instant,
+    database: Option<db::Pool>,
+) -> Response {
+    let silence = async {
+        match database {
+            Some(pool) => pool.silence().await,
+            None => std::future::pending().await,
+        }
+    };
+    let refusal = tokio::select! {
+        biased;
+        // The panic itself was logged by the panic hook.
+        ended = &mut handler => return ended.unwrap_or_else(|_| ApiError::internal().into_response()),
+        () = tokio::time::sleep_until(deadline) => too_late(),
+        () = silence => silent(),
+    };
+    // What it has borrowed comes back: its place, and its connection closed.
+    handler.abort();
+    refusal.into_response()
+}
+
+fn silent() -> ApiError {
+    ApiError::unavailable("database_unavailable", "The database does not answer")
 }
 
 fn too_late() -> ApiError {

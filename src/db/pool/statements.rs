@@ -14,11 +14,13 @@ use super::Pool;
 /// A statement that is not answered after this never will be: the server ends it before.
 const STATEMENT_LIMIT: Duration = Duration::from_secs(6);
 
-/// Bounds a statement. Dropped at the end of its time, it takes its connection along.
-async fn bounded<T>(statement: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
-    match timeout(STATEMENT_LIMIT, statement).await {
-        Ok(result) => result,
-        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "no answer within 6 s").into()),
+impl Pool {
+    /// Bounds a statement. Dropped at the end of its time, it takes its connection along.
+    async fn bounded<T>(&self, statement: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+        match timeout(STATEMENT_LIMIT, self.unless_silent(statement)).await {
+            Ok(result) => result,
+            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "no answer within 6 s").into()),
+        }
     }
 }
 
@@ -35,7 +37,7 @@ impl<'p> Executor<'p> for &'p Pool {
     {
         Box::pin(async move {
             let mut connection = self.acquire().await?;
-            bounded(connection.execute(query)).await
+            self.bounded(connection.execute(query)).await
         })
     }
 
@@ -47,7 +49,7 @@ impl<'p> Executor<'p> for &'p Pool {
     {
         let gathered = async move {
             let mut connection = self.acquire().await?;
-            bounded(connection.fetch_many(query).try_collect::<Vec<_>>()).await
+            self.bounded(connection.fetch_many(query).try_collect::<Vec<_>>()).await
         };
         stream::once(gathered).map_ok(|all| stream::iter(all.into_iter().map(Ok))).try_flatten().boxed()
     }
@@ -59,7 +61,7 @@ impl<'p> Executor<'p> for &'p Pool {
     {
         Box::pin(async move {
             let mut connection = self.acquire().await?;
-            bounded(connection.fetch_all(query)).await
+            self.bounded(connection.fetch_all(query)).await
         })
     }
 
@@ -70,7 +72,7 @@ impl<'p> Executor<'p> for &'p Pool {
     {
         Box::pin(async move {
             let mut connection = self.acquire().await?;
-            bounded(connection.fetch_optional(query)).await
+            self.bounded(connection.fetch_optional(query)).await
         })
     }
 
@@ -80,7 +82,7 @@ impl<'p> Executor<'p> for &'p Pool {
     {
         Box::pin(async move {
             let mut connection = self.acquire().await?;
-            bounded(connection.prepare_with(sql, parameters)).await
+            self.bounded(connection.prepare_with(sql, parameters)).await
         })
     }
 
@@ -90,7 +92,7 @@ impl<'p> Executor<'p> for &'p Pool {
     {
         Box::pin(async move {
             let mut connection = self.acquire().await?;
-            bounded(connection.describe(sql)).await
+            self.bounded(connection.describe(sql)).await
         })
     }
 }
