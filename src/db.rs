@@ -146,6 +146,16 @@ where
     }
 }
 
+/// Begins a transaction on a connection of its own.
+pub async fn begin(pool: &Pool) -> Result<Transaction, Error> {
+    Ok(pool.begin().await?)
+}
+
+/// Commits a transaction.
+pub async fn commit(transaction: Transaction) -> Result<(), Error> {
+    Ok(transaction.commit().await?)
+}
+
 /// A transaction that reads all of the same moment, and writes nothing.
 pub async fn snapshot(pool: &Pool) -> Result<Transaction, Error> {
     let mut transaction = pool.begin().await?;

@@ -82,12 +82,6 @@ pub enum AnswerError {
     Db(#[from] db::Error),
 }
 
-impl From<sqlx::Error> for AnswerError {
-    fn from(error: sqlx::Error) -> Self {
-        Self::Db(error.into())
-    }
-}
-
 #[derive(Serialize)]
 struct Changes<'a> {
     step_id: &'a str,
@@ -109,7 +103,7 @@ pub async fn answer_callback(
     answer: Option<&RawValue>,
 ) -> Result<Answered, AnswerError> {
     let hash = Sha256::digest(token);
-    let mut transaction = pool.begin().await?;
+    let mut transaction = db::begin(pool).await?;
     let callback = waits::lock_callback(&mut transaction, &hash).await?.ok_or(AnswerError::NotFound)?;
     if let Some(approval) = &callback.approval
         && let Some(role) = member(&approval.0, "role").and_then(text)
@@ -144,7 +138,7 @@ pub async fn answer_callback(
     let entity = Entity("run", id::run_entity_id(&run_id), &run_id);
     let after = input::to_raw(&Changes { step_id: &step_id, approved: decision(answer), answer });
     context.record(&mut transaction, entity, "answer_callback", Change::to(&after), at.into()).await?;
-    transaction.commit().await?;
+    db::commit(transaction).await?;
     Ok(Answered { run_id, step_id, at, approved: decision(answer), is_repeat: false })
 }
 

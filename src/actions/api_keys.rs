@@ -63,12 +63,6 @@ pub enum ApiKeyError {
     Db(#[from] db::Error),
 }
 
-impl From<sqlx::Error> for ApiKeyError {
-    fn from(error: sqlx::Error) -> Self {
-        Self::Db(error.into())
-    }
-}
-
 /// Makes a key. Its text is in the answer and nowhere else.
 pub async fn create(
     pool: &db::Pool,
@@ -77,14 +71,14 @@ pub async fn create(
     new: NewApiKey,
 ) -> Result<(ApiKey, ApiKeyRow), ApiKeyError> {
     let key = ApiKey::generate(environment);
-    let mut transaction = pool.begin().await?;
+    let mut transaction = db::begin(pool).await?;
     if db::organizations::find(&mut *transaction, &new.organization).await?.is_none() {
         return Err(ApiKeyError::OrganizationNotFound);
     }
     context.check_quota(&mut transaction, &new.organization, Countable::ApiKeys).await??;
     db::api_keys::lock_to_add(&mut transaction).await?;
     let row = insert(&mut transaction, context, &key, new).await?;
-    transaction.commit().await?;
+    db::commit(transaction).await?;
     Ok((key, row))
 }
 
@@ -149,7 +143,7 @@ pub async fn revoke(
     id: Uuid,
     needs_way_in: bool,
 ) -> Result<(ApiKeyRow, Vec<Uuid>), ApiKeyError> {
-    let mut transaction = pool.begin().await?;
+    let mut transaction = db::begin(pool).await?;
     db::api_keys::lock(&mut transaction).await?;
     let at = Timestamp::now();
     let revoked =
@@ -176,7 +170,7 @@ pub async fn revoke(
         let context = Context { actor: &actor, ..context };
         context.record(&mut transaction, entity, "revoke", Change::to(&after), at).await?;
     }
-    transaction.commit().await?;
+    db::commit(transaction).await?;
     Ok((row, revoked.iter().map(|row| row.id).collect()))
 }
 
@@ -190,7 +184,7 @@ fn is_way_in(row: &ApiKeyRow, at: Timestamp) -> bool {
 /// Stores the key of the settings as an admin's, unless it was stored before, and perhaps revoked since. Whether it did: of
 /// several processes one does.
 pub async fn store_given(pool: &db::Pool, key: &ApiKey, audit: bool) -> Result<bool, ApiKeyError> {
-    let mut transaction = pool.begin().await?;
+    let mut transaction = db::begin(pool).await?;
     db::api_keys::lock(&mut transaction).await?;
     if db::api_keys::exists(&mut transaction, &key.hash()).await? {
         return Ok(false);
@@ -204,7 +198,7 @@ pub async fn store_given(pool: &db::Pool, key: &ApiKey, audit: bool) -> Result<b
         parent_id: None,
     };
     as_operator(audit, async |context| insert(&mut transaction, context, key, new).await).await?;
-    transaction.commit().await?;
+    db::commit(transaction).await?;
     Ok(true)
 }
 
@@ -220,7 +214,7 @@ pub async fn create_as_operator(
 
 /// Whether an administrator gets in by a key.
 pub async fn has_way_in(pool: &db::Pool) -> Result<bool, ApiKeyError> {
-    let mut connection = pool.acquire().await?;
+    let mut connection = pool.acquire().await.map_err(db::Error::from)?;
     Ok(db::api_keys::has_way_in(&mut connection, Timestamp::now()).await?)
 }
 

@@ -29,12 +29,6 @@ pub enum CancelRunError {
     Db(#[from] db::Error),
 }
 
-impl From<sqlx::Error> for CancelRunError {
-    fn from(error: sqlx::Error) -> Self {
-        Self::Db(error.into())
-    }
-}
-
 #[derive(Serialize)]
 struct Changes<'a> {
     reason: Option<&'a str>,
@@ -49,7 +43,7 @@ pub async fn cancel_run(
     run_id: &str,
     reason: Option<&str>,
 ) -> Result<RunRow, CancelRunError> {
-    let mut transaction = pool.begin().await?;
+    let mut transaction = db::begin(pool).await?;
     let run =
         db::runs::lock(&mut transaction, context.organization(), run_id).await?.ok_or(CancelRunError::NotFound)?;
     if !RunStatus::parse(&run.status).is_some_and(RunStatus::is_cancellable) {
@@ -67,7 +61,7 @@ pub async fn cancel_run(
     let changes = input::to_raw(&Changes { reason, previous_status: &run.status });
     let entity = Entity("run", id::run_entity_id(run_id), run_id);
     context.record(&mut transaction, entity, "cancel", Change::to(&changes), at).await?;
-    let committed = transaction.commit().await;
+    let committed = db::commit(transaction).await;
     match (reservation, committed) {
         (Some(reservation), Err(error)) => {
             relay.abandon(reservation, event_id, run_id.to_owned());

@@ -135,12 +135,6 @@ pub enum ImportError {
     Db(#[from] db::Error),
 }
 
-impl From<sqlx::Error> for ImportError {
-    fn from(error: sqlx::Error) -> Self {
-        Self::Db(error.into())
-    }
-}
-
 /// Imports the document, or with `dry_run` says what would become of it. If there are errors nothing is changed.
 ///
 /// The key of the context, if there is one, is kept with the report, unless this is a dry run. Nothing is committed after
@@ -154,7 +148,7 @@ pub async fn import(
 ) -> Result<Report, ImportError> {
     let in_time = || if Instant::now() < deadline { Ok(()) } else { Err(ImportError::OutOfTime) };
     let mut report = Report::default();
-    let mut transaction = pool.begin().await?;
+    let mut transaction = db::begin(pool).await?;
     let key = context.key.filter(|_| !dry_run);
     // Of the whole document, and claimed once.
     let context = context.with_key(None);
@@ -233,7 +227,7 @@ pub async fn import(
             db::idempotency::keep_answer(&mut transaction, key, &input::to_raw(&report)).await?;
         }
         in_time()?;
-        transaction.commit().await?;
+        db::commit(transaction).await?;
     }
     Ok(report)
 }

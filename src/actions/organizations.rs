@@ -29,12 +29,6 @@ pub enum OrganizationError {
     Db(#[from] db::Error),
 }
 
-impl From<sqlx::Error> for OrganizationError {
-    fn from(error: sqlx::Error) -> Self {
-        Self::Db(error.into())
-    }
-}
-
 /// An organisation to be made.
 #[derive(Clone, Debug)]
 pub struct NewOrganization {
@@ -80,14 +74,14 @@ pub async fn create(
         created_at: at,
         updated_at: at,
     };
-    let mut transaction = pool.begin().await?;
+    let mut transaction = db::begin(pool).await?;
     match db::organizations::insert(&mut transaction, &row).await {
         Err(db::Error::Conflict { .. }) => return Err(OrganizationError::IdTaken(new.id)),
         other => other?,
     }
     let entity = Entity("organization", id::entity_id(&row.id), &row.id);
     context.record(&mut transaction, entity, "create", Change::to(&audited(&row)), at).await?;
-    transaction.commit().await?;
+    db::commit(transaction).await?;
     Ok(row)
 }
 
@@ -101,7 +95,7 @@ pub async fn update(
     if id.is_default() && patch.is_active == Some(false) {
         return Err(OrganizationError::DefaultStaysActive);
     }
-    let mut transaction = pool.begin().await?;
+    let mut transaction = db::begin(pool).await?;
     let before = db::organizations::lock(&mut transaction, id).await?.ok_or(OrganizationError::NotFound)?;
     let status = |is_active| if is_active { "active" } else { "suspended" }.to_owned();
     let mut row = OrganizationRow {
@@ -123,7 +117,7 @@ pub async fn update(
         let entity = Entity("organization", id::entity_id(&row.id), &row.id);
         let change = Change::between(&changed, &change);
         context.record(&mut transaction, entity, "update", change, row.updated_at).await?;
-        transaction.commit().await?;
+        db::commit(transaction).await?;
     }
     Ok(row)
 }

@@ -22,12 +22,6 @@ pub enum PauseRunError {
     Db(#[from] db::Error),
 }
 
-impl From<sqlx::Error> for PauseRunError {
-    fn from(error: sqlx::Error) -> Self {
-        Self::Db(error.into())
-    }
-}
-
 /// Makes the run begin no further step, or lets it go on. Repeating it changes nothing.
 ///
 /// The executor that holds the run hears of it by looking; a step that is under way comes to its end.
@@ -37,7 +31,7 @@ pub async fn set_paused(
     run_id: &str,
     wanted: bool,
 ) -> Result<RunRow, PauseRunError> {
-    let mut transaction = pool.begin().await?;
+    let mut transaction = db::begin(pool).await?;
     let run = db::runs::lock(&mut transaction, context.organization(), run_id).await?.ok_or(PauseRunError::NotFound)?;
     if RunStatus::parse(&run.status).is_none_or(RunStatus::is_terminal) {
         return Err(PauseRunError::WrongState(run.status));
@@ -54,6 +48,6 @@ pub async fn set_paused(
     let at = Timestamp::now();
     let entity = Entity("run", id::run_entity_id(run_id), run_id);
     context.record(&mut transaction, entity, action, Change::default(), at).await?;
-    transaction.commit().await?;
+    db::commit(transaction).await?;
     Ok(RunRow { paused_at, updated_at: at, ..run })
 }

@@ -36,12 +36,6 @@ pub enum RollBackError {
     Save(#[from] SaveWorkflowError),
 }
 
-impl From<sqlx::Error> for RollBackError {
-    fn from(error: sqlx::Error) -> Self {
-        Self::Save(error.into())
-    }
-}
-
 impl From<db::Error> for RollBackError {
     fn from(error: db::Error) -> Self {
         Self::Save(error.into())
@@ -54,10 +48,10 @@ pub async fn put_workflow(
     context: Context<'_>,
     wanted: NewWorkflow,
 ) -> Result<Put, SaveWorkflowError> {
-    let mut transaction = pool.begin().await?;
+    let mut transaction = db::begin(pool).await?;
     context.hold_quota(&mut transaction, context.organization(), Countable::Workflows).await?;
     let put = put_in(&mut transaction, context, wanted).await?;
-    transaction.commit().await?;
+    db::commit(transaction).await?;
     Ok(put)
 }
 
@@ -95,7 +89,7 @@ pub async fn roll_back(
     id: Uuid,
     version: i32,
 ) -> Result<WorkflowRow, RollBackError> {
-    let mut transaction = pool.begin().await?;
+    let mut transaction = db::begin(pool).await?;
     context.claim(&mut transaction, &id.to_string()).await.map_err(SaveWorkflowError::from)?;
     let name = db::workflows::find(&mut *transaction, context.organization(), id)
         .await?
@@ -107,7 +101,7 @@ pub async fn roll_back(
         db::workflows::lock(&mut transaction, context.organization(), id).await?.ok_or(SaveWorkflowError::NotFound)?;
     context.check_revision(&current.revision()).map_err(SaveWorkflowError::from)?;
     if current.version == version {
-        transaction.commit().await?;
+        db::commit(transaction).await?;
         return Ok(current);
     }
     let target = db::workflows::find_version(&mut *transaction, context.organization(), &name, version).await?;
@@ -121,6 +115,6 @@ pub async fn roll_back(
         status: None,
     };
     let row = save_workflow::update_in(&mut transaction, context, id, patch).await?;
-    transaction.commit().await?;
+    db::commit(transaction).await?;
     Ok(row)
 }

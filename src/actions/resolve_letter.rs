@@ -43,12 +43,6 @@ pub enum ResolveError {
     Db(#[from] db::Error),
 }
 
-impl From<sqlx::Error> for ResolveError {
-    fn from(error: sqlx::Error) -> Self {
-        Self::Db(error.into())
-    }
-}
-
 /// Has the record sent again to where it stood, with `corrected` instead of its value if given. A repeat finds it done.
 pub async fn redrive(
     pool: &db::Pool,
@@ -56,7 +50,7 @@ pub async fn redrive(
     id: Uuid,
     corrected: Option<&RawValue>,
 ) -> Result<LetterRow, ResolveError> {
-    let mut transaction = pool.begin().await?;
+    let mut transaction = db::begin(pool).await?;
     let row = dead_letters::lock(&mut transaction, context.organization(), id).await?.ok_or(ResolveError::NotFound)?;
     let content = dead_letters::content(&mut *transaction, id, i32::MAX).await?.ok_or(ResolveError::NotFound)?;
     let corrected = corrected.map(|value| value.get().as_bytes());
@@ -81,7 +75,7 @@ pub async fn redrive(
     let digest = corrected.map(|value| json!({"bytes": value.len(), "sha256": format!("{:x}", Sha256::digest(value))}));
     let change = input::to_raw(&json!({"status": next.status, "run_id": run_id, "corrected": digest}));
     record(context, &mut transaction, &row, "redrive", &change, at).await?;
-    transaction.commit().await?;
+    db::commit(transaction).await?;
     Ok(next)
 }
 
@@ -107,7 +101,7 @@ async fn is_of(
 
 /// Forgets what the record holds and keeps that it was there. A repeat finds it done.
 pub async fn discard(pool: &db::Pool, context: Context<'_>, id: Uuid) -> Result<LetterRow, ResolveError> {
-    let mut transaction = pool.begin().await?;
+    let mut transaction = db::begin(pool).await?;
     let row = dead_letters::lock(&mut transaction, context.organization(), id).await?.ok_or(ResolveError::NotFound)?;
     match row.status.as_str() {
         "discarded" => return Ok(row),
@@ -120,7 +114,7 @@ pub async fn discard(pool: &db::Pool, context: Context<'_>, id: Uuid) -> Result<
     let next = resolved(context, &row, "discarded", at);
     let change = input::to_raw(&json!({"status": next.status}));
     record(context, &mut transaction, &row, "discard", &change, at).await?;
-    transaction.commit().await?;
+    db::commit(transaction).await?;
     Ok(next)
 }
 

@@ -59,12 +59,6 @@ pub enum RetryRunError {
     Db(#[from] db::Error),
 }
 
-impl From<sqlx::Error> for RetryRunError {
-    fn from(error: sqlx::Error) -> Self {
-        Self::Db(error.into())
-    }
-}
-
 #[derive(Serialize)]
 struct Changes<'a> {
     previous_status: &'a str,
@@ -151,7 +145,7 @@ async fn retry_checked(
     verdict: Option<Verdict>,
 ) -> Result<RunRow, RetryRunError> {
     let resume_from_step = retry.resume_from_step.as_deref();
-    let mut transaction = pool.begin().await?;
+    let mut transaction = db::begin(pool).await?;
     // Before the state is looked at: a repeat finds the run that the first request has started again.
     context.claim(&mut transaction, run_id).await?;
     let run = db::runs::lock(&mut transaction, context.organization(), run_id).await?.ok_or(RetryRunError::NotFound)?;
@@ -196,7 +190,7 @@ async fn retry_checked(
     let changes = input::to_raw(&Changes { previous_status: &run.status, resume_from_step, input_data: new_input });
     let entity = Entity("run", id::run_entity_id(run_id), run_id);
     context.record(&mut transaction, entity, "retry", Change::to(&changes), at).await?;
-    let committed = transaction.commit().await;
+    let committed = db::commit(transaction).await;
     match (reservation, committed) {
         (Some(reservation), Err(error)) => {
             relay.abandon(reservation, event_id, run_id.to_owned());

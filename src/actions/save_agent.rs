@@ -43,17 +43,11 @@ pub enum SaveAgentError {
     Db(#[from] db::Error),
 }
 
-impl From<sqlx::Error> for SaveAgentError {
-    fn from(error: sqlx::Error) -> Self {
-        Self::Db(error.into())
-    }
-}
-
 /// Stores a new agent, active.
 pub async fn create_agent(pool: &db::Pool, context: Context<'_>, new: NewAgent) -> Result<AgentRow, SaveAgentError> {
-    let mut transaction = pool.begin().await?;
+    let mut transaction = db::begin(pool).await?;
     let row = create_in(&mut transaction, context, new).await?;
-    transaction.commit().await?;
+    db::commit(transaction).await?;
     Ok(row)
 }
 
@@ -103,7 +97,7 @@ pub async fn update_agent(
     id: Uuid,
     patch: AgentPatch,
 ) -> Result<AgentWithBreaker, SaveAgentError> {
-    let mut transaction = pool.begin().await?;
+    let mut transaction = db::begin(pool).await?;
     if patch.status.is_some() {
         context.hold_quota(&mut transaction, context.organization(), Countable::Agents).await?;
     }
@@ -111,7 +105,7 @@ pub async fn update_agent(
     let found = db::agents::find_to_show(&mut *transaction, context.organization(), id)
         .await?
         .ok_or(SaveAgentError::NotFound)?;
-    transaction.commit().await?;
+    db::commit(transaction).await?;
     Ok(found)
 }
 
@@ -193,7 +187,7 @@ fn check_url(context: Context<'_>, url: &str) -> Result<(), SaveAgentError> {
 
 /// Marks the agent as deleted; its name stays taken. A repeat changes nothing.
 pub async fn delete_agent(pool: &db::Pool, context: Context<'_>, id: Uuid) -> Result<(), SaveAgentError> {
-    let mut transaction = pool.begin().await?;
+    let mut transaction = db::begin(pool).await?;
     let mut row =
         db::agents::lock(&mut transaction, context.organization(), id).await?.ok_or(SaveAgentError::NotFound)?;
     context.check_revision(&row.revision())?;
@@ -206,7 +200,7 @@ pub async fn delete_agent(pool: &db::Pool, context: Context<'_>, id: Uuid) -> Re
         let entity = Entity("agent", id, &row.name);
         context.record(&mut transaction, entity, "delete", Change::from(&before), row.updated_at).await?;
     }
-    transaction.commit().await?;
+    db::commit(transaction).await?;
     Ok(())
 }
 

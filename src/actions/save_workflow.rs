@@ -65,12 +65,6 @@ pub enum SaveWorkflowError {
     Db(#[from] db::Error),
 }
 
-impl From<sqlx::Error> for SaveWorkflowError {
-    fn from(error: sqlx::Error) -> Self {
-        Self::Db(error.into())
-    }
-}
-
 #[derive(Serialize)]
 struct Created<'a> {
     name: &'a str,
@@ -103,9 +97,9 @@ pub async fn create_workflow(
     context: Context<'_>,
     new: NewWorkflow,
 ) -> Result<WorkflowRow, SaveWorkflowError> {
-    let mut transaction = pool.begin().await?;
+    let mut transaction = db::begin(pool).await?;
     let stored = create_in(&mut transaction, context, new).await?;
-    transaction.commit().await?;
+    db::commit(transaction).await?;
     Ok(stored)
 }
 
@@ -163,12 +157,12 @@ pub async fn update_workflow(
     id: Uuid,
     patch: WorkflowPatch,
 ) -> Result<WorkflowRow, SaveWorkflowError> {
-    let mut transaction = pool.begin().await?;
+    let mut transaction = db::begin(pool).await?;
     if patch.status.is_some() {
         context.hold_quota(&mut transaction, context.organization(), Countable::Workflows).await?;
     }
     let stored = update_in(&mut transaction, context, id, patch).await?;
-    transaction.commit().await?;
+    db::commit(transaction).await?;
     Ok(stored)
 }
 
@@ -250,7 +244,7 @@ pub(super) async fn update_in(
 
 /// Marks this row as deleted; other versions stay. A repeat changes nothing.
 pub async fn delete_workflow(pool: &db::Pool, context: Context<'_>, id: Uuid) -> Result<(), SaveWorkflowError> {
-    let mut transaction = pool.begin().await?;
+    let mut transaction = db::begin(pool).await?;
     let mut row =
         db::workflows::lock(&mut transaction, context.organization(), id).await?.ok_or(SaveWorkflowError::NotFound)?;
     context.check_revision(&row.revision())?;
@@ -263,7 +257,7 @@ pub async fn delete_workflow(pool: &db::Pool, context: Context<'_>, id: Uuid) ->
         let entity = Entity("workflow", id, &row.name);
         context.record(&mut transaction, entity, "delete", Change::from(&before), row.updated_at).await?;
     }
-    transaction.commit().await?;
+    db::commit(transaction).await?;
     Ok(())
 }
 

@@ -60,8 +60,7 @@ pub async fn surround(State((gate, bodies)): State<(Gate, Arc<BodyRoutes>)>, req
     let (mut parts, body) = request.into_parts();
     let client = ClientAddress::of(&parts.extensions, &parts.headers, &app.config.limits.trusted_proxies);
     client.map(|client| parts.extensions.insert(client));
-    let address = client.map(|client| client.0);
-    let traceparent = traceparent(&parts.headers);
+    let (address, traceparent) = (client.map(|client| client.0), traceparent(&parts.headers));
     let anybody = Actor { correlation_id: correlation_id.clone(), traceparent, address, ..Actor::system() };
     let access = Access::of(&parts, &app.config.api.prefix);
     let is_guarded = access.is_guarded();

@@ -239,7 +239,7 @@ pub async fn export_definitions(State(app): State<App>, caller: Caller, query: Q
     let limit = i64::try_from(MAX_ENTRIES + 1).unwrap_or(i64::MAX);
     let agents = db::agents::present(&mut transaction, caller.organization(), prefix, limit).await?;
     let workflows = db::workflows::all_active(&mut transaction, caller.organization(), prefix, limit).await?;
-    transaction.commit().await?;
+    db::commit(transaction).await?;
     if agents.len() > MAX_ENTRIES || workflows.len() > MAX_ENTRIES {
         return Err(too_large(&format!("{MAX_ENTRIES} agents and as many workflows")));
     }

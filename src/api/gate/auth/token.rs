@@ -96,11 +96,13 @@ pub struct Claims {
 
 impl Claims {
     /// In seconds since the epoch.
+    #[must_use]
     pub fn counts_until(&self) -> f64 {
         self.expires_at + CLOCK_SKEW_SECS as f64
     }
 
     /// `exp`, to a second.
+    #[must_use]
     pub fn ends_at(&self) -> Timestamp {
         at(self.expires_at)
     }

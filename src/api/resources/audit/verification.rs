@@ -153,7 +153,7 @@ pub async fn verify_audit_logs(
             found.problems.push(Problem { kind: "seal_missing", seal: Some(seal), entry_id: None });
         }
     }
-    transaction.commit().await?;
+    db::commit(transaction).await?;
     found.head = last;
     found.valid = found.problems.is_empty();
     found.problems.truncate(MAX_PROBLEMS);
