@@ -19,6 +19,7 @@ mod answer;
 mod assignment;
 mod breakers;
 mod cancellations;
+mod database;
 mod dead_letters;
 mod drive;
 mod earlier;

@@ -7,6 +7,7 @@
 // Pure: no axum, no SQL, no Kafka.
 pub mod access;
 pub mod agent;
+pub mod batch;
 pub mod breaker;
 pub mod clock;
 pub mod expression;

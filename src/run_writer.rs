@@ -1,9 +1,7 @@
 //! The hot path: starting runs, many in one commit.
 //!
-//! Requests queue up in memory; a writer task takes whatever is there, writes run, outbox, idempotency and audit
-//! rows of all of them in one statement, and answers each after the commit. While one commit is on its way the next
-//! batch gathers, so batches grow with the load and a lone request waits for nobody. The tasks own their
-//! connections and run on when a client hangs up.
+//! The run writer: requests are written in batches ([`batch`]). Run, outbox, idempotency and audit rows of a batch go
+//! into one statement, and each request is answered after the commit. The writers own their connections.
 //!
 //! Large inputs take the database long: half a million numbers, a quarter of a second. They have a queue and a writer of
 //! their own, so that no small one is in the same statement or waits behind it, and an organisation has few in it.
@@ -15,16 +13,17 @@
 use std::{sync::Arc, time::Duration};
 
 use serde_json::value::RawValue;
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    access::{Actor, Countable, OrganizationId, QuotaExceeded},
+    access::{Actor, Countable, QuotaExceeded},
+    batch,
     db::{
         self,
         idempotency::IdempotencyKey,
-        runs::{Quota, StartBatch, Started, existing, start},
+        runs::{Definition, NewRun, Quota, StartBatch, Started, existing, start},
     },
     id,
     lifecycle::Lifecycle,
@@ -49,23 +48,6 @@ const LARGE_INPUTS_EACH: usize = 2;
 const MAX_TURN_WAIT: Duration = Duration::from_secs(3);
 /// Repeats of a batch that collides with other transactions.
 const MAX_COLLISIONS: usize = 2;
-
-/// A definition as it was read, and the stamp that proves it unchanged when the run is written.
-#[derive(Debug)]
-pub struct Definition {
-    /// Of the row.
-    pub id: Uuid,
-    /// Whose it is, and the runs of it.
-    pub organization: OrganizationId,
-    /// Of the workflow.
-    pub name: String,
-    /// Of the content.
-    pub version: i32,
-    /// The plan that goes into the message.
-    pub plan: Box<RawValue>,
-    /// See `db::workflows::Startable::stamp`.
-    pub stamp: String,
-}
 
 /// A run to start.
 #[derive(Debug)]
@@ -150,12 +132,11 @@ impl RunWriter {
         drained: &CancellationToken,
     ) -> Self {
         let start = |writers: u32, keeps_connection: bool| {
-            let (queue, jobs) = mpsc::channel(QUEUE);
-            let jobs = Arc::new(Mutex::new(jobs));
+            let (queue, jobs) = batch::queue::<Job>(QUEUE);
             for _ in 0..writers {
                 let (pool, relay) = (pool.clone(), relay.clone());
                 let writer = Writer { pool, connection: None, keeps_connection, relay, audit };
-                lifecycle.spawn("run writer", writer.run(Arc::clone(&jobs), drained.clone()));
+                lifecycle.spawn("run writer", jobs.clone().write_with(writer, drained.clone()));
             }
             queue
         };
@@ -195,31 +176,29 @@ struct Writer {
     audit: bool,
 }
 
-impl Writer {
-    async fn run(mut self, jobs: Arc<Mutex<mpsc::Receiver<Job>>>, drained: CancellationToken) {
-        let mut waiting = Vec::with_capacity(MAX_BATCH);
-        loop {
-            if !self.keeps_connection {
-                self.connection = None;
-            }
-            {
-                let mut jobs = jobs.lock().await;
-                tokio::select! {
-                    biased;
-                    count = jobs.recv_many(&mut waiting, MAX_BATCH) => if count == 0 { return },
-                    () = drained.cancelled() => return,
-                }
-            }
-            while !waiting.is_empty() {
-                let size = batch_size(&waiting);
-                let batch: Vec<Job> = waiting.drain(..size).collect();
-                self.write(batch).await;
-            }
-        }
+impl batch::Writer for Writer {
+    type Job = Job;
+    const MAX_JOBS: usize = MAX_BATCH;
+    const MAX_BYTES: usize = MAX_BATCH_BYTES;
+
+    fn bytes(job: &Job) -> usize {
+        job.request.input.get().len()
     }
 
-    /// Those of each organisation that has a quota in a statement of their own.
     async fn write(&mut self, batch: Vec<Job>) {
+        self.write_by_quota(batch).await;
+    }
+
+    fn idle(&mut self) {
+        if !self.keeps_connection {
+            self.connection = None;
+        }
+    }
+}
+
+impl Writer {
+    /// Those of each organisation that has a quota in a statement of their own.
+    async fn write_by_quota(&mut self, batch: Vec<Job>) {
         let mut without = Vec::with_capacity(batch.len());
         let mut within: Vec<(Quota, Vec<Job>)> = Vec::new();
         for job in batch {
@@ -249,13 +228,16 @@ impl Writer {
                 (job, reservation)
             })
             .collect();
-        let columns = Arc::new(StartBatch { quota, ..columns(&jobs) });
-        match self.write_with_retries(&columns).await {
+        let run = |(job, reservation): &(Job, Option<Reservation>)| {
+            new_run(job, reservation.as_ref().map(Reservation::owner))
+        };
+        let batch = Arc::new(StartBatch { runs: jobs.iter().map(run).collect(), quota });
+        match self.write_with_retries(&batch).await {
             Ok(Started { run_ids, admitted }) => {
                 tracing::debug!(runs = run_ids.len(), "runs were written");
                 let all = run_ids.len() == jobs.len();
                 for (index, (job, reservation)) in jobs.into_iter().enumerate() {
-                    match &columns.quota {
+                    match &batch.quota {
                         Some(quota) if index >= admitted => drop(job.answer.send(Err(quota.exceeded().into()))),
                         _ => {
                             let is_written = all || run_ids.contains(&job.run_id);
@@ -268,7 +250,7 @@ impl Writer {
             Err(db::Error::Refused(_) | db::Error::Bug(_)) if jobs.len() > 1 => {
                 for (job, reservation) in jobs {
                     drop(reservation);
-                    Box::pin(self.write(vec![job])).await;
+                    Box::pin(self.write_by_quota(vec![job])).await;
                 }
             }
             // Somebody else is about to use one of the keys: whoever has none does not wait for that.
@@ -277,11 +259,11 @@ impl Writer {
                 let (keyed, others): (Vec<_>, Vec<_>) = jobs.partition(|job| job.request.key.is_some());
                 if keyed.is_empty() || others.is_empty() {
                     for job in keyed.into_iter().chain(others) {
-                        Box::pin(self.write(vec![job])).await;
+                        Box::pin(self.write_by_quota(vec![job])).await;
                     }
                 } else {
-                    Box::pin(self.write(others)).await;
-                    Box::pin(self.write(keyed)).await;
+                    Box::pin(self.write_by_quota(others)).await;
+                    Box::pin(self.write_by_quota(keyed)).await;
                 }
             }
             Err(error) => {
@@ -317,20 +299,20 @@ impl Writer {
     /// Tries again after a collision, and once on another connection if the one that was held turns out dead: the
     /// database was restarted, or another one took over. Such an attempt may have been committed all the same; the
     /// next one then runs into its runs.
-    async fn write_with_retries(&mut self, columns: &Arc<StartBatch>) -> Result<Started, db::Error> {
+    async fn write_with_retries(&mut self, batch: &Arc<StartBatch>) -> Result<Started, db::Error> {
         let mut collisions = 0;
         let mut is_repeat = false;
         loop {
             let was_held = self.connection.is_some();
-            match self.try_write(columns).await {
+            match self.try_write(batch).await {
                 Err(db::Error::Collision(_)) if collisions < MAX_COLLISIONS => collisions += 1,
                 Err(error) if error.is_lock_timeout() => return Err(error),
                 Err(db::Error::Unavailable(_)) if was_held && !is_repeat => is_repeat = true,
                 // A conflict with one's own rows, or nothing written because one's own idempotency key is taken.
                 Ok(_) | Err(db::Error::Conflict { .. }) if is_repeat => {
-                    let (pool, columns) = (self.pool.clone(), Arc::clone(columns));
-                    let admitted = columns.run_id.len();
-                    let run_ids = db::bounded(async move { existing(&pool, &columns.run_id).await }).await?;
+                    let (pool, admitted) = (self.pool.clone(), batch.runs.len());
+                    let run_ids: Vec<String> = batch.runs.iter().map(|run| run.run_id.clone()).collect();
+                    let run_ids = db::bounded(async move { existing(&pool, &run_ids).await }).await?;
                     return Ok(Started { run_ids, admitted });
                 }
                 result => return result,
@@ -338,16 +320,16 @@ impl Writer {
         }
     }
 
-    async fn try_write(&mut self, columns: &Arc<StartBatch>) -> Result<Started, db::Error> {
+    async fn try_write(&mut self, batch: &Arc<StartBatch>) -> Result<Started, db::Error> {
         let held = self.connection.take();
-        let (pool, columns, audit) = (self.pool.clone(), Arc::clone(columns), self.audit);
+        let (pool, batch, audit) = (self.pool.clone(), Arc::clone(batch), self.audit);
         let (connection, written) = db::bounded(async move {
             let mut connection = match held {
                 Some(connection) => connection,
                 None => pool.acquire().await.map_err(db::Error::from)?,
             };
             // One that is silent keeps no batch waiting, nor the next one when it is there again.
-            let written = pool.unless_silent(start(&mut connection, &columns, audit)).await;
+            let written = pool.unless_silent(start(&mut connection, &batch, audit)).await;
             Ok((connection, written))
         })
         .await?;
@@ -361,40 +343,19 @@ impl Writer {
     }
 }
 
-/// How many of the waiting requests go into the next statement.
-fn batch_size(waiting: &[Job]) -> usize {
-    let mut bytes = 0;
-    let fitting = waiting.iter().take_while(|job| {
-        bytes += job.request.input.get().len();
-        bytes <= MAX_BATCH_BYTES
-    });
-    fitting.count().max(1)
-}
-
-fn columns(jobs: &[(Job, Option<Reservation>)]) -> StartBatch {
-    let mut columns = StartBatch::default();
-    for (job, reservation) in jobs {
-        let request = &job.request;
-        columns.run_id.push(job.run_id.clone());
-        columns.definition_id.push(request.definition.id);
-        columns.version.push(request.definition.version);
-        columns.stamp.push(request.definition.stamp.clone());
-        columns.workflow_name.push(request.definition.name.clone());
-        columns.input_data.push(request.input.get().to_owned());
-        columns.priority.push(request.priority);
-        columns.traceparent.push(request.actor.traceparent.as_deref().map(str::to_owned));
-        columns.triggered_by.push(request.actor.subject.clone());
-        columns.correlation_id.push(request.actor.correlation_id.clone());
-        columns.created_at.push(job.created_at);
-        columns.event_id.push(job.event_id);
-        columns.owner.push(reservation.as_ref().map(Reservation::owner));
-        columns.key_scope.push(request.key.as_ref().map(|key| key.scope.clone()));
-        columns.key.push(request.key.as_ref().map(|key| key.key.clone()));
-        columns.fingerprint.push(request.key.as_ref().map(|key| key.fingerprint.clone()));
-        columns.audit_id.push(Uuid::now_v7());
-        columns.entity_id.push(id::run_entity_id(&job.run_id));
-        columns.key_id.push(request.actor.key_id);
-        columns.address.push(request.actor.address.map(|address| address.to_string()));
+/// What is written for a job.
+fn new_run(job: &Job, owner: Option<Uuid>) -> NewRun {
+    let StartRun { definition, input, priority, actor, key, .. } = &job.request;
+    NewRun {
+        run_id: job.run_id.clone(),
+        definition: Arc::clone(definition),
+        input: input.clone(),
+        priority: *priority,
+        actor: Arc::clone(actor),
+        key: key.clone(),
+        created_at: job.created_at,
+        event_id: job.event_id,
+        owner,
+        audit_id: Uuid::now_v7(),
     }
-    columns
 }

@@ -10,11 +10,15 @@ use uuid::Uuid;
 
 use crate::{
     access::{Actor, OrganizationId, QuotaExceeded},
-    db::{self, idempotency::IdempotencyKey, runs::RunRow},
+    db::{
+        self,
+        idempotency::IdempotencyKey,
+        runs::{Definition, RunRow},
+    },
     input::FieldError,
     offload::{Busy, Offload},
     outbox::{self, MAX_BACKLOG, Relay},
-    run_writer::{Definition, RunWriter, StartError, StartRun, StartedRun},
+    run_writer::{RunWriter, StartError, StartRun, StartedRun},
     workflow::{InputSchema, WorkflowStatus},
 };
 

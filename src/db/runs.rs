@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, types::Json};
 use uuid::Uuid;
 
 pub use self::{
-    start::{Quota, StartBatch, Started, start},
+    start::{Definition, NewRun, Quota, StartBatch, Started, start},
     steps::{StepChunk, StepPlace, StepQuery, StepRow, next_step, output, small_steps, step_page, step_states},
 };
 use super::{

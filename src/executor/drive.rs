@@ -13,8 +13,9 @@ use super::{
     Executor,
     active::Signals,
     assignment::{Assignment, Before},
+    database::{self, Unanswered},
     earlier::Earlier,
-    journal::{self, Written},
+    journal::Written,
     ledger::Stuck,
     steps::{MAX_TIMEOUTS, Run, Wakes, too_many_steps, too_much_held, too_slow},
 };
@@ -47,6 +48,15 @@ enum Left {
     Slow,
     /// Something is wrong with this program.
     Broken,
+}
+
+impl From<Unanswered> for Left {
+    fn from(why: Unanswered) -> Self {
+        match why {
+            Unanswered::Slow => Self::Slow,
+            Unanswered::Broken => Self::Broken,
+        }
+    }
 }
 
 /// What ends the making of a run's steps.
@@ -95,7 +105,7 @@ pub(super) async fn drive(executor: Executor, assignment: Assignment, signals: S
         Err(Left::Parked) => span.in_scope(|| tracing::info!("run {run_id} is parked")),
         Err(Left::HandedBack) => span.in_scope(|| tracing::info!("run {run_id} is handed back")),
         Err(left @ (Left::Broken | Left::Slow)) => {
-            let reason = if left == Left::Slow { too_slow() } else { INTERNAL_ERROR.to_owned() };
+            let reason = if left == Left::Slow { database::too_slow() } else { INTERNAL_ERROR.to_owned() };
             span.in_scope(|| tracing::error!("run {run_id} failed: {reason}"));
             // If not even this can be written, the sweep finds the run again.
             if let Ok(status) = driver.end(Err(reason.into())).await {
@@ -268,32 +278,15 @@ impl Driver {
         T: Send + 'static,
         F: Future<Output = Result<T, db::Error>> + Send + 'static,
     {
-        let (mut failures, mut timeouts) = (0, 0);
-        loop {
-            match db::bounded(statement()).await {
-                Ok(result) => return Ok(result),
-                Err(error) if error.is_retryable() => {
-                    timeouts += u32::from(error.is_statement_timeout());
-                    if timeouts == MAX_TIMEOUTS {
-                        return Err(Left::Slow);
-                    }
-                }
-                Err(error) => {
-                    let run_id = &self.run_id;
-                    tracing::error!(
-                        error = &error as &dyn std::error::Error,
-                        "run {run_id} cannot be read or parked: {error}"
-                    );
-                    return Err(Left::Broken);
-                }
-            }
+        let pause = |failures| async move {
             tokio::select! {
                 biased;
-                () = self.stop.cancelled() => return Err(Left::Lost),
-                () = self.executor.give_up.cancelled() => return Err(Left::HandedBack),
-                () = journal::pause(failures) => failures += 1,
+                () = self.stop.cancelled() => Err(Left::Lost),
+                () = self.executor.give_up.cancelled() => Err(Left::HandedBack),
+                () = database::pause(failures) => Ok(()),
             }
-        }
+        };
+        database::answer(&self.run_id, statement, pause).await
     }
 
     /// Waits until nothing more is about to begin.

@@ -1,16 +1,17 @@
-//! Where the drivers' writes come together: whatever is waiting is written in one statement, one commit for all.
-//! What one driver hands over is written at once or not at all.
+//! The journal: the writes of all drivers, in batches of one statement and one commit. What one driver hands over is
+//! written at once or not at all.
 //!
 //! Drivers may be stopped at any moment; the statements run here, in tasks that nobody stops, so that no connection
 //! is left in an unknown state. While the database is away a change waits, until its run is given up.
 
 use std::{collections::HashMap, sync::Arc};
 
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{monitoring::Monitoring, retry};
 use crate::{
+    batch,
     db::{
         self,
         executions::{Change, Held, Locked},
@@ -52,7 +53,7 @@ struct Job {
 /// Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Journal {
-    queue: mpsc::UnboundedSender<Job>,
+    queue: mpsc::Sender<Job>,
 }
 
 impl Journal {
@@ -65,8 +66,7 @@ impl Journal {
         done: &CancellationToken,
     ) -> Self {
         // Not bounded: each driver has at most one job in it.
-        let (queue, jobs) = mpsc::unbounded_channel();
-        let jobs = Arc::new(Mutex::new(jobs));
+        let (queue, jobs) = batch::queue(Semaphore::MAX_PERMITS);
         for _ in 0..WRITERS {
             let writer = Writer {
                 pool: pool.clone(),
@@ -74,7 +74,7 @@ impl Journal {
                 monitoring: monitoring.cloned(),
                 give_up: give_up.clone(),
             };
-            lifecycle.spawn("executor journal", writer.run(Arc::clone(&jobs), done.clone()));
+            lifecycle.spawn("executor journal", jobs.clone().write_with(writer, done.clone()));
         }
         Self { queue }
     }
@@ -82,7 +82,7 @@ impl Journal {
     /// Writes changes of one run, in their order, however long the database is away, unless `stop` is cancelled.
     pub(super) async fn write(&self, changes: Vec<Change>, stop: &CancellationToken) -> Written {
         let (answer, answered) = oneshot::channel();
-        if self.queue.send(Job { changes, stop: stop.clone(), answer }).is_err() {
+        if self.queue.try_send(Job { changes, stop: stop.clone(), answer }).is_err() {
             return Written::Lost;
         }
         // A writer always answers, except when the process is torn down.
@@ -98,24 +98,13 @@ struct Writer {
     give_up: CancellationToken,
 }
 
-impl Writer {
-    async fn run(mut self, jobs: Arc<Mutex<mpsc::UnboundedReceiver<Job>>>, done: CancellationToken) {
-        let mut waiting = Vec::with_capacity(MAX_BATCH);
-        loop {
-            {
-                let mut jobs = jobs.lock().await;
-                tokio::select! {
-                    biased;
-                    count = jobs.recv_many(&mut waiting, MAX_BATCH) => if count == 0 { return },
-                    () = done.cancelled() => return,
-                }
-            }
-            while !waiting.is_empty() {
-                let size = batch_size(&waiting);
-                let batch: Vec<Job> = waiting.drain(..size).collect();
-                self.write(batch).await;
-            }
-        }
+impl batch::Writer for Writer {
+    type Job = Job;
+    const MAX_JOBS: usize = MAX_BATCH;
+    const MAX_BYTES: usize = MAX_BATCH_BYTES;
+
+    fn bytes(job: &Job) -> usize {
+        job.changes.iter().map(Change::bytes).sum()
     }
 
     /// Writes a batch and answers all of it.
@@ -150,7 +139,9 @@ impl Writer {
             drop(answer.send(outcome));
         }
     }
+}
 
+impl Writer {
     async fn write_alone(&mut self, changes: Vec<Change>, stop: &CancellationToken) -> Written {
         let changes = Arc::new(changes);
         match self.write_until(&changes, Locked::Wait, || stop.is_cancelled()).await {
@@ -237,19 +228,4 @@ impl Writer {
 /// The agent that a change has seen, if a step begins in it that calls one.
 fn seen(agent_name: Option<String>, version: Option<i64>) -> Option<AgentSeen> {
     agent_name.filter(|name| !name.is_empty()).map(|name| (name, version))
-}
-
-/// How many of the waiting jobs go into the next statement.
-fn batch_size(waiting: &[Job]) -> usize {
-    let mut bytes = 0;
-    let fitting = waiting.iter().take_while(|job| {
-        bytes += job.changes.iter().map(Change::bytes).sum::<usize>();
-        bytes <= MAX_BATCH_BYTES
-    });
-    fitting.count().max(1)
-}
-
-/// Before a statement that found no database is tried again by someone who waits for it.
-pub(super) async fn pause(failures: u32) {
-    tokio::time::sleep(retry::database_pause(failures)).await;
 }

@@ -1,74 +1,70 @@
 //! The statement that starts runs.
 
+use std::sync::Arc;
+
+use serde_json::value::RawValue;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::{
-    access::{Countable, OrganizationId},
-    db::{Error, PooledConnection, organizations},
+    access::{Actor, Countable, OrganizationId},
+    db::{Error, PooledConnection, idempotency::IdempotencyKey, organizations},
+    id,
     timestamp::Timestamp,
 };
 
-/// Columns of a batch of runs to start, one entry a run; see [`start`].
-#[derive(Default)]
-#[expect(missing_docs, reason = "each is a column of workflow_runs, outbox or idempotency_keys")]
+/// A definition as it was read, and the stamp that proves it unchanged when the run is written.
+#[derive(Debug)]
+pub struct Definition {
+    /// Of the row.
+    pub id: Uuid,
+    /// Whose it is, and the runs of it.
+    pub organization: OrganizationId,
+    /// Of the workflow.
+    pub name: String,
+    /// Of the content.
+    pub version: i32,
+    /// The plan that goes into the message.
+    pub plan: Box<RawValue>,
+    /// See [`Startable::stamp`](crate::db::workflows::Startable::stamp).
+    pub stamp: String,
+}
+
+/// A run to start.
+#[derive(Debug)]
+pub struct NewRun {
+    /// The run.
+    pub run_id: String,
+    /// What it executes.
+    pub definition: Arc<Definition>,
+    /// Its input, a JSON object.
+    pub input: Box<RawValue>,
+    /// From 0 to 9.
+    pub priority: i16,
+    /// The caller.
+    pub actor: Arc<Actor>,
+    /// Of the request, if it has one.
+    pub key: Option<IdempotencyKey>,
+    /// Of the run and of its audit entry.
+    pub created_at: Timestamp,
+    /// Of the message.
+    pub event_id: Uuid,
+    /// The process that sends the message; `None`: any.
+    pub owner: Option<Uuid>,
+    /// Of the audit entry.
+    pub audit_id: Uuid,
+}
+
+/// Runs to start in one statement.
+#[derive(Debug)]
 pub struct StartBatch {
-    pub run_id: Vec<String>,
-    pub definition_id: Vec<Uuid>,
-    pub version: Vec<i32>,
-    pub stamp: Vec<String>,
-    pub workflow_name: Vec<String>,
-    pub input_data: Vec<String>,
-    pub triggered_by: Vec<String>,
-    pub correlation_id: Vec<String>,
-    pub created_at: Vec<Timestamp>,
-    pub event_id: Vec<Uuid>,
-    pub owner: Vec<Option<Uuid>>,
-    pub key_scope: Vec<Option<String>>,
-    pub key: Vec<Option<String>>,
-    pub fingerprint: Vec<Option<Vec<u8>>>,
-    pub audit_id: Vec<Uuid>,
-    pub entity_id: Vec<Uuid>,
-    pub key_id: Vec<Option<Uuid>>,
-    pub address: Vec<Option<String>>,
-    pub priority: Vec<i16>,
-    pub traceparent: Vec<Option<String>>,
+    /// In the order in which a quota admits them.
+    pub runs: Vec<NewRun>,
+    /// If there is one, all runs are of its organisation.
     pub quota: Option<Quota>,
 }
 
-impl StartBatch {
-    /// The first of these runs.
-    fn truncated(&self, count: usize) -> Self {
-        fn first<T: Clone>(of: &[T], count: usize) -> Vec<T> {
-            of.iter().take(count).cloned().collect()
-        }
-        Self {
-            run_id: first(&self.run_id, count),
-            definition_id: first(&self.definition_id, count),
-            version: first(&self.version, count),
-            stamp: first(&self.stamp, count),
-            workflow_name: first(&self.workflow_name, count),
-            input_data: first(&self.input_data, count),
-            triggered_by: first(&self.triggered_by, count),
-            correlation_id: first(&self.correlation_id, count),
-            created_at: first(&self.created_at, count),
-            event_id: first(&self.event_id, count),
-            owner: first(&self.owner, count),
-            key_scope: first(&self.key_scope, count),
-            key: first(&self.key, count),
-            fingerprint: first(&self.fingerprint, count),
-            audit_id: first(&self.audit_id, count),
-            entity_id: first(&self.entity_id, count),
-            key_id: first(&self.key_id, count),
-            address: first(&self.address, count),
-            priority: first(&self.priority, count),
-            traceparent: first(&self.traceparent, count),
-            quota: None,
-        }
-    }
-}
-
-/// How many runs of an organisation may be queued. All runs of a batch that has one are of that organisation.
+/// How many runs of an organisation may be queued.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "said by the names")]
 pub struct Quota {
@@ -88,12 +84,12 @@ pub struct Started {
 
 /// Starts runs, those that the quota leaves room for, in the order of the batch.
 pub async fn start(conn: &mut PooledConnection, batch: &StartBatch, audit: bool) -> Result<Started, Error> {
-    let size = batch.run_id.len();
-    let Some(Quota { organization, max_queued }) = &batch.quota else {
-        return Ok(Started { run_ids: insert_all(conn, batch, audit).await?, admitted: size });
+    let StartBatch { runs, quota } = batch;
+    let Some(quota) = quota else {
+        return Ok(Started { run_ids: insert_all(conn, runs, audit).await?, admitted: runs.len() });
     };
     conn.begin().await?;
-    match start_within(conn, organization, *max_queued, batch, audit).await {
+    match start_within(conn, quota, runs, audit).await {
         Ok(started) => {
             conn.commit().await?;
             Ok(started)
@@ -108,26 +104,25 @@ pub async fn start(conn: &mut PooledConnection, batch: &StartBatch, audit: bool)
 /// Starts as many of these runs as the quota leaves room for.
 async fn start_within(
     conn: &mut PgConnection,
-    organization: &OrganizationId,
-    max_queued: i32,
-    batch: &StartBatch,
+    Quota { organization, max_queued }: &Quota,
+    runs: &[NewRun],
     audit: bool,
 ) -> Result<Started, Error> {
     organizations::lock_quota(conn, organization, Countable::QueuedRuns).await?;
-    let limit = i64::from(max_queued);
+    let limit = i64::from(*max_queued);
     let queued = organizations::count(&mut *conn, organization, Countable::QueuedRuns, limit).await?;
-    let size = batch.run_id.len();
-    let admitted = usize::try_from(limit - queued).unwrap_or_default().min(size);
-    let run_ids = match admitted {
-        0 => Vec::new(),
-        _ if admitted == size => insert_all(conn, batch, audit).await?,
-        _ => insert_all(conn, &batch.truncated(admitted), audit).await?,
-    };
+    let admitted = usize::try_from(limit - queued).unwrap_or_default().min(runs.len());
+    let run_ids = if admitted == 0 { Vec::new() } else { insert_all(conn, &runs[..admitted], audit).await? };
     Ok(Started { run_ids, admitted })
 }
 
 /// Run, outbox, idempotency and audit rows of all of them in one statement, and outside of a transaction in one commit.
-async fn insert_all(conn: &mut PgConnection, batch: &StartBatch, audit: bool) -> Result<Vec<String>, Error> {
+async fn insert_all(conn: &mut PgConnection, runs: &[NewRun], audit: bool) -> Result<Vec<String>, Error> {
+    /// One column of all rows.
+    fn column<'r, T>(runs: &'r [NewRun], of: impl Fn(&'r NewRun) -> T) -> Vec<T> {
+        runs.iter().map(of).collect()
+    }
+    let key = |of: fn(&IdempotencyKey) -> &str| column(runs, move |run| run.key.as_ref().map(of));
     Ok(sqlx::query_scalar(
         "WITH request AS MATERIALIZED (
             SELECT r.*, d.organization_id FROM unnest($1::text[], $2::uuid[], $3::int[], $4::text[], $5::text[], $6::text[], $7::text[],
@@ -169,27 +164,27 @@ async fn insert_all(conn: &mut PgConnection, batch: &StartBatch, audit: bool) ->
         )
         SELECT run_id FROM accepted",
     )
-    .bind(&batch.run_id)
-    .bind(&batch.definition_id)
-    .bind(&batch.version)
-    .bind(&batch.stamp)
-    .bind(&batch.workflow_name)
-    .bind(&batch.input_data)
-    .bind(&batch.triggered_by)
-    .bind(&batch.correlation_id)
-    .bind(batch.created_at.iter().map(|at| at.naive()).collect::<Vec<_>>())
-    .bind(&batch.event_id)
-    .bind(&batch.owner)
-    .bind(&batch.key_scope)
-    .bind(&batch.key)
-    .bind(&batch.fingerprint)
-    .bind(&batch.audit_id)
-    .bind(&batch.entity_id)
+    .bind(column(runs, |run| run.run_id.as_str()))
+    .bind(column(runs, |run| run.definition.id))
+    .bind(column(runs, |run| run.definition.version))
+    .bind(column(runs, |run| run.definition.stamp.as_str()))
+    .bind(column(runs, |run| run.definition.name.as_str()))
+    .bind(column(runs, |run| run.input.get()))
+    .bind(column(runs, |run| run.actor.subject.as_str()))
+    .bind(column(runs, |run| run.actor.correlation_id.as_str()))
+    .bind(column(runs, |run| run.created_at.naive()))
+    .bind(column(runs, |run| run.event_id))
+    .bind(column(runs, |run| run.owner))
+    .bind(key(|key| &key.scope))
+    .bind(key(|key| &key.key))
+    .bind(column(runs, |run| run.key.as_ref().map(|key| key.fingerprint.as_slice())))
+    .bind(column(runs, |run| run.audit_id))
+    .bind(column(runs, |run| id::run_entity_id(&run.run_id)))
     .bind(audit)
-    .bind(&batch.key_id)
-    .bind(&batch.address)
-    .bind(&batch.priority)
-    .bind(&batch.traceparent)
+    .bind(column(runs, |run| run.actor.key_id))
+    .bind(column(runs, |run| run.actor.address.map(|address| address.to_string())))
+    .bind(column(runs, |run| run.priority))
+    .bind(column(runs, |run| run.actor.traceparent.as_deref()))
     .fetch_all(conn)
     .await?)
 }

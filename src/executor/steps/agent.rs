@@ -11,7 +11,7 @@ use crate::{
         agent_call::{self, Called, Failure, Fault, Request},
         agents::{Agent, Seen},
         breakers::Rejected,
-        journal,
+        database,
         retry::{self, Again},
     },
     input::object_of,
@@ -141,7 +141,7 @@ impl Run {
             match self.executor.agents.find(&self.organization, name, seen).await {
                 Ok(found) => return found.map_err(|no_agent| no_agent.to_string()),
                 Err(error) if error.is_retryable() => {
-                    journal::pause(failures).await;
+                    database::pause(failures).await;
                     failures += 1;
                 }
                 Err(error) => {

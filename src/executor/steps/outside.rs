@@ -20,7 +20,7 @@ use crate::{
         executions::BegunStep,
         waits::{self, Awaited, Wait},
     },
-    executor::journal,
+    executor::database::{self, Unanswered},
     input::{object_of, text, to_raw},
     mapping::{self, Scope},
     timestamp::Timestamp,
@@ -102,27 +102,16 @@ impl Run {
         T: Send + 'static,
         F: Future<Output = Result<T, db::Error>> + Send + 'static,
     {
-        let (mut failures, mut timeouts) = (0, 0);
-        loop {
-            match db::bounded(statement()).await {
-                Ok(result) => return result,
-                Err(error) if error.is_retryable() => {
-                    timeouts += u32::from(error.is_statement_timeout());
-                    if timeouts == budget::MAX_TIMEOUTS {
-                        self.budget.exceed(budget::too_slow());
-                        std::future::pending::<()>().await;
-                    }
-                    journal::pause(failures).await;
-                    failures += 1;
-                }
-                Err(error) => {
-                    let run_id = &self.run_id;
-                    tracing::error!(error = &error as &dyn std::error::Error, "run {run_id} cannot wait: {error}");
-                    self.broken.notify_one();
-                    std::future::pending::<()>().await;
-                }
-            }
+        let pause = |failures| async move {
+            database::pause(failures).await;
+            Ok(())
+        };
+        match database::answer(&self.run_id, statement, pause).await {
+            Ok(result) => return result,
+            Err(Unanswered::Slow) => self.budget.exceed(database::too_slow()),
+            Err(Unanswered::Broken) => self.broken.notify_one(),
         }
+        std::future::pending().await
     }
 
     /// Begins an attempt that waits. Everything that came before is written first.

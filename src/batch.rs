@@ -1,0 +1,115 @@
+//! Batches: jobs queue up in memory, and a few writers take whatever is there, each a batch at a time.
+//!
+//! There is no timer. While one batch is being committed the next one gathers, so batches grow with the load and a lone
+//! job waits for no other. The writers run in tasks of their own: a commit goes on when the submitter of a job gives up.
+
+use std::sync::Arc;
+
+use tokio::sync::{Mutex, mpsc};
+use tokio_util::sync::CancellationToken;
+
+/// A writer of batches.
+pub trait Writer: Send + 'static {
+    /// A job, with the channel for its answer.
+    type Job: Send + 'static;
+    /// Jobs of a batch.
+    const MAX_JOBS: usize;
+    /// Bytes of a batch, unless a single job is larger.
+    const MAX_BYTES: usize;
+
+    /// The size of a job.
+    fn bytes(job: &Self::Job) -> usize;
+
+    /// Writes a batch and answers all of it.
+    fn write(&mut self, batch: Vec<Self::Job>) -> impl Future<Output = ()> + Send;
+
+    /// Called when there is nothing to write.
+    fn idle(&mut self) {}
+}
+
+/// The receiving end of a queue, shared by its writers.
+pub struct Jobs<J>(Arc<Mutex<mpsc::Receiver<J>>>);
+
+impl<J> Clone for Jobs<J> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+/// A queue for so many jobs.
+#[must_use]
+pub fn queue<J>(capacity: usize) -> (mpsc::Sender<J>, Jobs<J>) {
+    let (sender, receiver) = mpsc::channel(capacity);
+    (sender, Jobs(Arc::new(Mutex::new(receiver))))
+}
+
+impl<J: Send + 'static> Jobs<J> {
+    /// Has the jobs written until `done` is cancelled and the queue is empty, or no submitter is left.
+    pub async fn write_with<W: Writer<Job = J>>(self, mut writer: W, done: CancellationToken) {
+        let mut waiting = Vec::with_capacity(W::MAX_JOBS);
+        loop {
+            writer.idle();
+            {
+                let mut jobs = self.0.lock().await;
+                tokio::select! {
+                    biased;
+                    count = jobs.recv_many(&mut waiting, W::MAX_JOBS) => if count == 0 { return },
+                    () = done.cancelled() => return,
+                }
+            }
+            while !waiting.is_empty() {
+                let batch = waiting.drain(..fitting::<W>(&waiting)).collect();
+                writer.write(batch).await;
+            }
+        }
+    }
+}
+
+/// How many of the waiting jobs fit into one batch; at least one.
+fn fitting<W: Writer>(waiting: &[W::Job]) -> usize {
+    let mut bytes = 0;
+    let fitting = waiting.iter().take_while(|job| {
+        bytes += W::bytes(job);
+        bytes <= W::MAX_BYTES
+    });
+    fitting.count().max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Notes the sizes of its batches.
+    struct Notes(mpsc::UnboundedSender<Vec<usize>>);
+
+    impl Writer for Notes {
+        type Job = usize;
+        const MAX_JOBS: usize = 4;
+        const MAX_BYTES: usize = 10;
+
+        fn bytes(job: &usize) -> usize {
+            *job
+        }
+
+        async fn write(&mut self, batch: Vec<usize>) {
+            drop(self.0.send(batch));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_batch_has_what_was_waiting_within_its_bounds_and_the_queue_is_emptied_before_the_end() {
+        let (queue, jobs) = queue(100);
+        let (batches, mut written) = mpsc::unbounded_channel();
+        for bytes in [1, 2, 3, 4, 5, 6, 20, 1, 1] {
+            queue.try_send(bytes).expect("room");
+        }
+        let done = CancellationToken::new();
+        done.cancel();
+        jobs.write_with(Notes(batches), done).await;
+        let mut all = Vec::new();
+        while let Some(batch) = written.recv().await {
+            all.push(batch);
+        }
+        assert_eq!(all, [vec![1, 2, 3, 4], vec![5], vec![6], vec![20], vec![1], vec![1]]);
+    }
+}

@@ -1,0 +1,61 @@
+//! Statements of a run that are repeated until the database answers.
+
+use super::retry;
+use crate::db;
+
+/// How often a statement may take too long before the run fails for it.
+const MAX_TIMEOUTS: u32 = 3;
+
+/// Why a statement has no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unanswered {
+    /// The database takes too long for it, again and again.
+    Slow,
+    /// Something is wrong with this program or the schema. It was logged.
+    Broken,
+}
+
+/// The error of a run whose statements are too slow.
+pub(super) fn too_slow() -> String {
+    format!("the database took longer than its statement time-out for what the run has written, {MAX_TIMEOUTS} times")
+}
+
+/// The answer of the database, however long it is away. Before each repeat comes a `pause`, whose error ends the wait.
+pub(super) async fn answer<T, F, P, E>(
+    run_id: &str,
+    statement: impl Fn() -> F,
+    pause: impl Fn(u32) -> P,
+) -> Result<T, E>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, db::Error>> + Send + 'static,
+    P: Future<Output = Result<(), E>>,
+    E: From<Unanswered>,
+{
+    let (mut failures, mut timeouts) = (0, 0);
+    loop {
+        match db::bounded(statement()).await {
+            Ok(result) => return Ok(result),
+            Err(error) if error.is_retryable() => {
+                timeouts += u32::from(error.is_statement_timeout());
+                if timeouts == MAX_TIMEOUTS {
+                    return Err(Unanswered::Slow.into());
+                }
+            }
+            Err(error) => {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "run {run_id} cannot be read or parked: {error}"
+                );
+                return Err(Unanswered::Broken.into());
+            }
+        }
+        pause(failures).await?;
+        failures += 1;
+    }
+}
+
+/// The pause after so many failures.
+pub(super) async fn pause(failures: u32) {
+    tokio::time::sleep(retry::database_pause(failures)).await;
+}
