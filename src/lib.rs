@@ -9,6 +9,7 @@ pub mod access;
 pub mod agent;
 pub mod batch;
 pub mod breaker;
+pub mod cache;
 pub mod clock;
 pub mod expression;
 pub mod id;

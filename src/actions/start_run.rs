@@ -1,15 +1,13 @@
 //! Starting a run: the definition from the cache, then the run writer, then whatever its refusal means.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, PoisonError, RwLock},
-};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::{
     access::{Actor, OrganizationId, QuotaExceeded},
+    cache::Cache,
     db::{
         self,
         idempotency::IdempotencyKey,
@@ -22,10 +20,10 @@ use crate::{
     workflow::{InputSchema, WorkflowStatus},
 };
 
-/// Definitions that are kept in memory.
-const MAX_CACHED: usize = 1024;
-/// Bytes of the definitions that are kept in memory, with their compiled schemas.
-const MAX_CACHED_BYTES: usize = 64 << 20;
+/// Bytes of the definitions that are kept in memory, with their compiled schemas; at most twice as much is there.
+const CACHED_BYTES: usize = 32 << 20;
+/// What an entry takes beside its content.
+const OVERHEAD_BYTES: usize = 1 << 10;
 /// Looks at a definition that changes again and again while runs of it are started.
 const ATTEMPTS: usize = 5;
 
@@ -83,31 +81,11 @@ pub enum Outcome {
 }
 
 /// Definitions by id, as last read. An entry may be stale: the run writer's statement proves it fresh.
-#[derive(Default)]
-pub struct Definitions(RwLock<Cache>);
+pub struct Definitions(Mutex<Cache<Uuid, Cached>>);
 
-/// Bounded by entries and by bytes: what does not fit beside the others takes their place.
-#[derive(Default)]
-struct Cache {
-    by_id: HashMap<Uuid, Cached>,
-    bytes: usize,
-}
-
-impl Cache {
-    fn insert(&mut self, id: Uuid, entry: Cached) {
-        self.remove(id);
-        let bytes = entry.bytes();
-        if self.by_id.len() >= MAX_CACHED || self.bytes + bytes > MAX_CACHED_BYTES {
-            *self = Self::default();
-        }
-        self.bytes += bytes;
-        self.by_id.insert(id, entry);
-    }
-
-    fn remove(&mut self, id: Uuid) {
-        if let Some(entry) = self.by_id.remove(&id) {
-            self.bytes -= entry.bytes();
-        }
+impl Default for Definitions {
+    fn default() -> Self {
+        Self(Mutex::new(Cache::new(CACHED_BYTES)))
     }
 }
 
@@ -119,12 +97,16 @@ struct Cached {
 }
 
 impl Definitions {
+    fn cache(&self) -> MutexGuard<'_, Cache<Uuid, Cached>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn cached(&self, id: Uuid) -> Option<Cached> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).by_id.get(&id).cloned()
+        self.cache().get(&id)
     }
 
     fn forget(&self, id: Uuid) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.cache().remove(&id);
     }
 
     async fn get(
@@ -159,7 +141,7 @@ impl Definitions {
             stamp: row.stamp,
         });
         let found = Cached { definition, schema: schema.map(Arc::new) };
-        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(id, found.clone());
+        self.cache().insert(id, found.clone(), found.bytes());
         Ok(found)
     }
 
@@ -196,7 +178,8 @@ pub(super) fn unusable_schema(text: &str) -> Vec<FieldError> {
 impl Cached {
     /// Bytes that it takes, roughly.
     fn bytes(&self) -> usize {
-        self.definition.plan.get().len()
+        OVERHEAD_BYTES
+            + self.definition.plan.get().len()
             + self.definition.name.len()
             + self.schema.as_ref().map_or(0, |schema| schema.bytes())
     }
@@ -306,7 +289,7 @@ mod tests {
     use crate::input::to_raw;
 
     #[test]
-    fn definitions_are_kept_up_to_so_many_bytes() {
+    fn definitions_are_kept_up_to_so_many_bytes_together() {
         let entry = |bytes: usize| Cached {
             definition: Arc::new(Definition {
                 id: Uuid::nil(),
@@ -318,19 +301,15 @@ mod tests {
             }),
             schema: None,
         };
-        let mut cache = Cache::default();
-        let size = MAX_CACHED_BYTES / 4;
-        let ids: Vec<_> = (0..5).map(Uuid::from_u128).collect();
-        for id in &ids[..4] {
-            cache.insert(*id, entry(size));
+        let definitions = Definitions::default();
+        let ids: Vec<_> = (0..3).map(Uuid::from_u128).collect();
+        for id in &ids {
+            let large = entry(CACHED_BYTES / 4 * 3);
+            definitions.cache().insert(*id, large.clone(), large.bytes());
         }
-        cache.insert(ids[0], entry(size));
-        assert_eq!((cache.by_id.len(), cache.bytes), (4, 4 * size));
-        cache.remove(ids[1]);
-        cache.remove(ids[1]);
-        assert_eq!((cache.by_id.len(), cache.bytes), (3, 3 * size));
-        cache.insert(ids[1], entry(size));
-        cache.insert(ids[4], entry(size));
-        assert_eq!((cache.by_id.len(), cache.bytes), (1, size));
+        let found: Vec<_> = ids.iter().map(|id| definitions.cached(*id).is_some()).collect();
+        assert_eq!(found, [false, true, true]);
+        definitions.forget(ids[1]);
+        assert!(definitions.cached(ids[1]).is_none());
     }
 }

@@ -3,7 +3,6 @@
 //! executor one look, though agents are changed by other processes.
 
 use std::{
-    collections::HashMap,
     sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
@@ -16,6 +15,7 @@ use crate::{
     access::OrganizationId,
     agent::{AgentKind, AgentStatus, ChatConfig, Credentials, RetryConfig, Secrets},
     breaker::Rules,
+    cache::Cache,
     db::{
         self,
         agents::{AgentRow, AgentWithBreaker},
@@ -27,7 +27,7 @@ use crate::{
 
 /// How long a row is used without looking again.
 const KEEP: Duration = Duration::from_secs(1);
-/// Names that are remembered; above that, all are forgotten.
+/// Names that are remembered.
 const MAX_NAMES: usize = 10_000;
 
 /// How an agent is spoken to.
@@ -105,12 +105,13 @@ pub(super) struct Agents {
     vault: Arc<Vault>,
     /// Of agents that say nothing else.
     breaker_rules: Rules,
-    slots: std::sync::Mutex<HashMap<(OrganizationId, String), Slot>>,
+    slots: std::sync::Mutex<Cache<(OrganizationId, String), Slot>>,
 }
 
 impl Agents {
     pub(super) fn new(pool: db::Pool, vault: Arc<Vault>, breaker_rules: Rules) -> Self {
-        Self { pool, vault, breaker_rules, slots: std::sync::Mutex::default() }
+        let slots = std::sync::Mutex::new(Cache::new(MAX_NAMES));
+        Self { pool, vault, breaker_rules, slots }
     }
 
     /// The organisation's agent of that name as it was when the step began or later, if it may be called. Of many who ask
@@ -146,10 +147,7 @@ impl Agents {
 
     fn slot(&self, organization: &OrganizationId, name: &str) -> Slot {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        if slots.len() >= MAX_NAMES {
-            slots.clear();
-        }
-        Arc::clone(slots.entry((organization.clone(), name.to_owned())).or_default())
+        slots.get_or_insert_with((organization.clone(), name.to_owned()), Slot::default)
     }
 }
 

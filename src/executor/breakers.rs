@@ -3,7 +3,7 @@
 //! told to the database with the next one that fails, or while others report failures.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::agents::{Agent, ReadBreaker};
 use crate::{
     breaker::{Admission, Breaker, Calls, Rules, State},
+    cache::Cache,
     db,
 };
 
@@ -21,7 +22,7 @@ use crate::{
 const LEASE_MARGIN: Duration = Duration::from_secs(10);
 /// Successes are told at most so often, while others report failures.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
-/// Agents that are remembered; above that, all are forgotten.
+/// Agents that are remembered.
 const MAX_AGENTS: usize = 10_000;
 
 /// The agent is not to be called now.
@@ -33,7 +34,7 @@ pub(super) struct Breakers(Arc<Inner>);
 
 struct Inner {
     pool: db::Pool,
-    agents: Mutex<HashMap<Uuid, Arc<Local>>>,
+    agents: Mutex<Cache<Uuid, Arc<Local>>>,
 }
 
 /// What this process knows of an agent's breaker.
@@ -89,15 +90,12 @@ pub(super) struct Passage<'a> {
 
 impl Breakers {
     pub(super) fn new(pool: db::Pool) -> Self {
-        Self(Arc::new(Inner { pool, agents: Mutex::default() }))
+        Self(Arc::new(Inner { pool, agents: Mutex::new(Cache::new(MAX_AGENTS)) }))
     }
 
     fn local(&self, agent_id: Uuid) -> Arc<Local> {
         let mut agents = self.0.agents.lock().unwrap_or_else(PoisonError::into_inner);
-        if agents.len() >= MAX_AGENTS {
-            agents.clear();
-        }
-        Arc::clone(agents.entry(agent_id).or_default())
+        agents.get_or_insert_with(agent_id, Arc::default)
     }
 
     /// Whether the agent may be called now. What is returned is to be told how the call went.

@@ -17,7 +17,7 @@ use super::{
     earlier::Earlier,
     journal::Written,
     ledger::Stuck,
-    steps::{MAX_TIMEOUTS, Run, Wakes, too_many_steps, too_much_held, too_slow},
+    steps::{Run, Wakes, too_many_steps, too_much_held},
 };
 use crate::{
     config::RunBudget,

@@ -14,19 +14,19 @@ use serde_json::value::RawValue;
 use super::request::Waiting;
 use crate::{
     access::OrganizationId,
+    cache::Cache,
     input::{member, text},
 };
 
 /// What a request takes beside its input and its plan.
 const OVERHEAD_BYTES: usize = 512;
-/// Plans that are looked for among those that wait already.
-const MAX_PLANS: usize = 4096;
+/// Plans that are looked for among those that wait already; at most twice as many are remembered.
+const KNOWN_PLANS: usize = 2048;
 
-/// See the module.
-#[derive(Default)]
+/// The queue.
 pub(super) struct Queue {
     organizations: Turns<OrganizationId, Classes>,
-    plans: HashMap<u64, Known>,
+    plans: Cache<u64, Known>,
     count: usize,
     bytes: usize,
 }
@@ -78,9 +78,16 @@ impl<K: Clone + Eq + Hash, T: Default> Turns<K, T> {
 }
 
 /// A plan that some requests have in common.
+#[derive(Clone)]
 struct Known {
     plan: Weak<RawValue>,
     line: Arc<str>,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self { organizations: Turns::default(), plans: Cache::new(KNOWN_PLANS), count: 0, bytes: 0 }
+    }
 }
 
 impl Queue {
@@ -131,18 +138,12 @@ impl Queue {
             && plan.get() == request.plan.get()
         {
             request.plan = plan;
-            return Arc::clone(&known.line);
+            return known.line;
         }
         request.bytes += request.plan.get().len();
         // All versions of a workflow are one line.
         let line: Arc<str> = member(&request.plan, "name").and_then(text).unwrap_or_default().into();
-        if self.plans.len() >= MAX_PLANS {
-            self.plans.retain(|_, known| known.plan.strong_count() > 0);
-            if self.plans.len() >= MAX_PLANS {
-                self.plans.clear();
-            }
-        }
-        self.plans.insert(hash, Known { plan: Arc::downgrade(&request.plan), line: Arc::clone(&line) });
+        self.plans.insert(hash, Known { plan: Arc::downgrade(&request.plan), line: Arc::clone(&line) }, 1);
         line
     }
 }

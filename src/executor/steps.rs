@@ -50,7 +50,7 @@ use self::{
     rest::Rest,
 };
 pub(super) use self::{
-    budget::{MAX_TIMEOUTS, too_many_steps, too_much_held, too_slow},
+    budget::{too_many_steps, too_much_held},
     outside::Wakes,
 };
 use super::{

@@ -97,14 +97,6 @@ impl Budget {
     }
 }
 
-/// How often a statement may take too long before the run fails for it.
-pub(in crate::executor) const MAX_TIMEOUTS: u32 = 3;
-
-/// What a run is told that the database cannot work on in time.
-pub(in crate::executor) fn too_slow() -> String {
-    format!("the database took longer than its statement time-out for what the run has written, {MAX_TIMEOUTS} times")
-}
-
 pub(in crate::executor) fn too_many_steps(most: u64) -> String {
     format!("the run made more than {most} steps (MAX_RUN_STEPS)")
 }

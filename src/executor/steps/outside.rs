@@ -13,7 +13,7 @@ use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
 
-use super::{Frame, Run, budget, rest};
+use super::{Frame, Run, rest};
 use crate::{
     db::{
         self,

@@ -1,7 +1,6 @@
 //! Verifying tokens, with `JWT_SECRET` or with somebody else's public keys.
 
 use std::{
-    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -19,6 +18,7 @@ use super::jwks::{Jwks, Set};
 use crate::{
     access::{Grant, OrganizationId, Role, verifying_key::VerifyingKey},
     api::vocabulary::token::shown_subject,
+    cache::Cache,
     clock::Clock,
     config,
     lifecycle::Lifecycle,
@@ -175,9 +175,8 @@ pub struct Tokens {
 }
 
 /// Tokens that were verified, by their SHA-256. A signature by an asymmetric key costs more than all else in a request.
-#[derive(Default)]
 struct Verified {
-    tokens: HashMap<[u8; 32], Arc<Claims>>,
+    tokens: Cache<[u8; 32], Arc<Claims>>,
     /// The set that they were verified with, among others. With another one they are verified again.
     set: Option<Arc<Set>>,
 }
@@ -208,7 +207,7 @@ impl Tokens {
             validation,
             default_role: auth.default_role,
             clock,
-            verified: Mutex::default(),
+            verified: Mutex::new(Verified { tokens: Cache::new(MAX_REMEMBERED), set: None }),
         }
     }
 
@@ -220,7 +219,7 @@ impl Tokens {
         let digest: [u8; 32] = Sha256::digest(token).into();
         let set = self.jwks.as_ref().and_then(Jwks::current);
         if let Some(claims) = self.remembered(set.as_ref()).tokens.get(&digest) {
-            return if claims.has_expired(&self.clock) { Err(Refused::Expired) } else { Ok(Arc::clone(claims)) };
+            return if claims.has_expired(&self.clock) { Err(Refused::Expired) } else { Ok(claims) };
         }
         check_header(token).ok_or(Refused::Invalid)?;
         let header = decode_header(token).map_err(|_| Refused::Invalid)?;
@@ -246,14 +245,7 @@ impl Tokens {
             }
         }
         let claims = Arc::new(claims?);
-        let mut remembered = self.remembered(set.as_ref());
-        if remembered.tokens.len() >= MAX_REMEMBERED {
-            remembered.tokens.retain(|_, claims| !claims.has_expired(&self.clock));
-        }
-        if remembered.tokens.len() >= MAX_REMEMBERED {
-            remembered.tokens.clear();
-        }
-        remembered.tokens.insert(digest, Arc::clone(&claims));
+        self.remembered(set.as_ref()).tokens.insert(digest, Arc::clone(&claims), 1);
         Ok(claims)
     }
 
@@ -295,7 +287,7 @@ impl Tokens {
             _ => false,
         };
         if !is_same {
-            *verified = Verified { tokens: HashMap::new(), set: set.cloned() };
+            *verified = Verified { tokens: Cache::new(MAX_REMEMBERED), set: set.cloned() };
         }
         verified
     }

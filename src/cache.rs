@@ -1,0 +1,118 @@
+//! Cache: entries in memory, bounded by their weight.
+//!
+//! Entries lie in two generations. New ones go into the young generation, and old ones that are looked up go back into
+//! it. When it is full it becomes the old one, and what was old until then is dropped. So what is in use stays, the rest
+//! goes, and finding an entry in use is one look into a hash map. `moka` does more (expiry, concurrent readers, the
+//! rarely used told from the often used), and a look-up costs about three times as much.
+
+use std::{collections::HashMap, hash::Hash, mem};
+
+/// The cache. Values are cheap to clone.
+pub struct Cache<K, V> {
+    young: HashMap<K, Entry<V>>,
+    old: HashMap<K, Entry<V>>,
+    /// Of the young generation.
+    weight: usize,
+    /// Of a full generation.
+    kept: usize,
+}
+
+struct Entry<V> {
+    value: V,
+    weight: usize,
+}
+
+impl<K: Eq + Hash, V: Clone> Cache<K, V> {
+    /// An empty cache. The entries used last are kept up to that weight together, and never more than twice as much. An
+    /// entry that is heavier has a generation to itself.
+    #[must_use]
+    pub fn new(kept: usize) -> Self {
+        Self { young: HashMap::new(), old: HashMap::new(), weight: 0, kept }
+    }
+
+    /// The value of the key.
+    pub fn get(&mut self, key: &K) -> Option<V> {
+        if let Some(entry) = self.young.get(key) {
+            return Some(entry.value.clone());
+        }
+        let (key, entry) = self.old.remove_entry(key)?;
+        let value = entry.value.clone();
+        self.put(key, entry);
+        Some(value)
+    }
+
+    /// The value of the key, made if there is none; its weight is 1.
+    pub fn get_or_insert_with(&mut self, key: K, make: impl FnOnce() -> V) -> V {
+        self.get(&key).unwrap_or_else(|| {
+            let value = make();
+            self.insert(key, value.clone(), 1);
+            value
+        })
+    }
+
+    /// Sets the value of the key.
+    pub fn insert(&mut self, key: K, value: V, weight: usize) {
+        self.remove(&key);
+        self.put(key, Entry { value, weight });
+    }
+
+    /// Forgets the key.
+    pub fn remove(&mut self, key: &K) {
+        if let Some(entry) = self.young.remove(key) {
+            self.weight -= entry.weight;
+        }
+        self.old.remove(key);
+    }
+
+    /// Adds an entry that is in neither generation.
+    fn put(&mut self, key: K, entry: Entry<V>) {
+        if self.weight + entry.weight > self.kept && !self.young.is_empty() {
+            self.old = mem::take(&mut self.young);
+            self.weight = 0;
+        }
+        self.weight += entry.weight;
+        self.young.insert(key, entry);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_in_use_stays_and_what_is_not_goes() {
+        let mut cache = Cache::new(4);
+        for key in 0..1000 {
+            cache.insert(key, key, 1);
+            assert_eq!(cache.get(&0), Some(0), "in use, at {key}");
+            assert!(cache.young.len() + cache.old.len() <= 8, "bounded, at {key}");
+        }
+        assert_eq!((cache.get(&1), cache.get(&999)), (None, Some(999)));
+    }
+
+    #[test]
+    fn the_entries_used_last_are_found_up_to_the_weight_that_is_kept() {
+        let mut cache = Cache::new(100);
+        for key in 0..150 {
+            assert_eq!(cache.get_or_insert_with(key, || key), key);
+        }
+        for key in (50..150).rev() {
+            assert_eq!(cache.get(&key), Some(key));
+        }
+    }
+
+    #[test]
+    fn weights_count_and_a_heavy_entry_is_kept_alone() {
+        let mut cache = Cache::new(10);
+        cache.insert("a", 1, 6);
+        cache.insert("a", 2, 6);
+        cache.insert("b", 3, 4);
+        assert_eq!((cache.weight, cache.old.len()), (10, 0));
+        cache.insert("heavy", 4, 100);
+        assert_eq!((cache.weight, cache.old.len(), cache.young.len()), (100, 2, 1));
+        assert_eq!(cache.get(&"a"), Some(2));
+        assert_eq!((cache.get(&"b"), cache.weight), (None, 6));
+        cache.remove(&"a");
+        assert_eq!((cache.get(&"a"), cache.weight), (None, 0));
+    }
+}
