@@ -218,10 +218,11 @@ fn connection(
 > {
     // An answer shall not wait for the acknowledgement of the one before. Fails only on a closed connection.
     let _ = stream.set_nodelay(true);
-    let stream = Watched { stream, connection: Arc::clone(&entry.connection) };
+    let stream = Watched::new(stream, Arc::clone(&entry.connection));
     let service = service_fn(move |mut request: Request<Incoming>| {
         let (router, lifecycle) = (router.clone(), lifecycle.clone());
         let under_way = entry.begin();
+        let connection = Arc::clone(&entry.connection);
         async move {
             let mut response = if let Some(detail) = framing_fault(&request) {
                 refuse(&request, peer, ApiError::bad_request("bad_request", detail))
@@ -230,9 +231,9 @@ fn connection(
                 refuse(&request, peer, refusal)
             } else {
                 request.extensions_mut().insert(Peer(peer));
-                router.oneshot(request.map(Body::new)).await?
+                router.oneshot(request.map(|body| connection.body(body))).await?
             };
-            if lifecycle.is_stopping() {
+            if lifecycle.is_stopping() || connection.has_unread() {
                 response.headers_mut().insert(header::CONNECTION, CLOSE);
             }
             Ok(response.map(|body| under_way.answered_by(body)))
@@ -264,7 +265,7 @@ fn refuse<B>(request: &Request<B>, peer: IpAddr, refusal: ApiError) -> Response<
 }
 
 /// What a proxy in front might understand differently, and so let pass what it should not. (Of `Content-Length` and
-/// `Transfer-Encoding` together hyper takes the latter alone, and closes the connection.)
+/// `Transfer-Encoding` together hyper takes the latter alone, and closes the connection, as RFC 9112, 6.1 has it.)
 fn framing_fault<B>(request: &Request<B>) -> Option<&'static str> {
     let headers = request.headers();
     let mut hosts = headers.get_all(header::HOST).iter();

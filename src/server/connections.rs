@@ -8,16 +8,17 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    task::{Context, Poll},
-    time::Instant,
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
 };
 
 use axum::body::Body;
 use bytes::Bytes;
-use hyper::body::{Body as _, Frame, SizeHint};
+use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    time::Sleep,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +26,11 @@ use tokio_util::sync::CancellationToken;
 const MIN_IDLE_MS: u64 = 1000;
 /// Answers of this known length are with the kernel as good as at once.
 const SHORT_BODY: u64 = 64 << 10;
+/// After an answer to a request that was not read to its end, what is left of it may come for so long, and be so large. A
+/// connection that is closed with unread bytes is reset, and its client may lose the answer.
+const LINGER_TIME: Duration = Duration::from_secs(5);
+/// See [`LINGER_TIME`].
+const MAX_LINGER_BYTES: usize = 32 << 20;
 /// In [`Connection::idle_since_ms`]: a request is being answered.
 const BUSY: u64 = u64::MAX;
 
@@ -42,6 +48,8 @@ pub(super) struct Connection {
     has_asked: AtomicBool,
     /// Its client does not take what is written. `server::WRITE_TIMEOUT` ends that.
     is_blocked: AtomicBool,
+    /// Bytes have come, or may be on their way, that belong to no request that was read to its end.
+    has_unread: AtomicBool,
     /// Cancelled to close it.
     pub(super) close: CancellationToken,
 }
@@ -64,6 +72,7 @@ impl Connections {
             idle_since_ms: AtomicU64::new(self.now_ms()),
             has_asked: AtomicBool::new(false),
             is_blocked: AtomicBool::new(false),
+            has_unread: AtomicBool::new(false),
             close: CancellationToken::new(),
         });
         self.open().insert(id, Arc::clone(&connection));
@@ -97,6 +106,46 @@ impl Connections {
     }
 }
 
+impl Connection {
+    /// Whether the connection has to be closed after the answer in hand.
+    pub(super) fn has_unread(&self) -> bool {
+        self.has_unread.load(Ordering::Relaxed)
+    }
+
+    /// The body of a request, which notes when it was read to its end.
+    pub(super) fn body(self: &Arc<Self>, body: Incoming) -> Body {
+        self.has_unread.store(!body.is_end_stream(), Ordering::Relaxed);
+        Body::new(Read { body, connection: Arc::clone(self) })
+    }
+}
+
+/// The body of a request that is being read.
+struct Read {
+    body: Incoming,
+    connection: Arc<Connection>,
+}
+
+impl hyper::body::Body for Read {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if matches!(frame, Poll::Ready(None)) {
+            self.connection.has_unread.store(false, Ordering::Relaxed);
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 impl Entry {
     /// Notes that a request has come.
     pub(super) fn begin(&self) -> Request {
@@ -112,13 +161,25 @@ impl Drop for Entry {
     }
 }
 
-/// The stream of a connection, which notes whether its client takes what is written.
+/// The stream of a connection: it notes whether its client takes what is written, and lingers where it is closed before
+/// all was read.
 pub(super) struct Watched {
-    pub(super) stream: TcpStream,
-    pub(super) connection: Arc<Connection>,
+    stream: TcpStream,
+    connection: Arc<Connection>,
+    linger: Option<Linger>,
+}
+
+/// What of a closed connection may still come.
+struct Linger {
+    end: Pin<Box<Sleep>>,
+    bytes: usize,
 }
 
 impl Watched {
+    pub(super) fn new(stream: TcpStream, connection: Arc<Connection>) -> Self {
+        Self { stream, connection, linger: None }
+    }
+
     fn note<T>(&self, written: Poll<T>) -> Poll<T> {
         self.connection.is_blocked.store(written.is_pending(), Ordering::Relaxed);
         written
@@ -127,7 +188,12 @@ impl Watched {
 
 impl AsyncRead for Watched {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        if buffer.filled().len() > before {
+            self.connection.has_unread.store(true, Ordering::Relaxed);
+        }
+        read
     }
 }
 
@@ -155,7 +221,22 @@ impl AsyncWrite for Watched {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        let Self { stream, connection, linger } = &mut *self;
+        ready!(Pin::new(&mut *stream).poll_shutdown(cx))?;
+        if !connection.has_unread() {
+            return Poll::Ready(Ok(()));
+        }
+        let linger = linger.get_or_insert_with(|| Linger { end: Box::pin(tokio::time::sleep(LINGER_TIME)), bytes: 0 });
+        let mut dropped = [0; 8 << 10];
+        while linger.end.as_mut().poll(cx).is_pending() && linger.bytes < MAX_LINGER_BYTES {
+            let mut buffer = ReadBuf::new(&mut dropped);
+            // A client that has hung up has its answer, or wants none.
+            if ready!(Pin::new(&mut *stream).poll_read(cx, &mut buffer)).is_err() || buffer.filled().is_empty() {
+                break;
+            }
+            linger.bytes += buffer.filled().len();
+        }
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -166,7 +166,41 @@ async fn a_connection_is_closed_after_a_message_whose_end_is_in_doubt(pool: PgPo
         assert!(["4", "400"].iter().any(|status| summary(&answers).starts_with(status)), "{head:?}: {answers}");
         assert_eq!(answers.matches("HTTP/1.1 ").count(), 1, "{head:?}: {answers}");
         assert!(!answers.contains("smuggled"), "{head:?}: {answers}");
+        assert!(answers.to_ascii_lowercase().contains("\r\nconnection: close\r\n"), "{head:?}: {answers}");
     }
+}
+
+/// A reset would take the answer from a client that reads only when it has sent all.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_client_that_sends_all_before_it_reads_gets_the_answer(pool: PgPool) {
+    let listening = Listening::start(&pool, 100);
+    let post = |headers: &str| format!("POST /api/v1/agents HTTP/1.1\r\n{headers}\r\n");
+    for (head, mib, expected) in [
+        (post("Host: x\r\nHost: y\r\nContent-Length: 8388608\r\n"), 8, "400 bad_request"),
+        (post("Host: x\r\nTransfer-Encoding: gzip, chunked\r\n"), 8, "400 bad_request"),
+        (post("Host: x\r\nContent-Length: x\r\n"), 8, "400"),
+        (post("Host: x\r\nContent-Length: 50331648\r\n"), 48, "413 payload_too_large"),
+        (post("Host: x\r\nTransfer-Encoding: chunked\r\n"), 8, "400 incomplete_body"),
+        ("GET / HTTP/1.1\r\nHost: x\r\nX-Long: ".to_owned(), 8, "431"),
+        ("NONSENSE\r\n\r\n".to_owned(), 8, "400"),
+    ] {
+        let request = [head.as_bytes(), &vec![b'x'; mib << 20]].concat();
+        let answer = listening.exchange(&request).await;
+        assert_eq!(summary(&answer), expected, "{head}");
+        assert!(answer.to_ascii_lowercase().contains("\r\nconnection: close\r\n"), "{head}: {answer}");
+    }
+    // What is refused at once, from a client that takes longer than its body is waited for.
+    let mut slow = listening.connect().await;
+    let half = vec![b'x'; 1 << 20];
+    let head = "GET /health HTTP/1.1\r\nHost: x\r\nContent-Length: 2097152\r\n\r\n";
+    slow.write_all(&[head.as_bytes(), &half].concat()).await.expect("it is taken");
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    slow.write_all(&half).await.expect("it is taken");
+    assert_eq!(summary(&rest(&mut slow).await), "400 unexpected_body");
+    // And what is refused for want of a place.
+    let full = Listening::start(&pool, 0);
+    let request = [post("Host: x\r\nContent-Length: 8388608\r\n").as_bytes(), &vec![b'x'; 8 << 20]].concat();
+    assert_eq!(summary(&full.exchange(&request).await), "503 too_many_connections");
 }
 
 /// A crowd of idle connections keeps nobody out.
