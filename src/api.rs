@@ -10,6 +10,7 @@ pub mod vocabulary;
 use std::sync::Arc;
 
 use axum::{Router, middleware};
+use tower::ServiceExt as _;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::{
@@ -94,5 +95,8 @@ pub fn router(gate: &Gate) -> Router {
         .method_not_allowed_fallback(request::no_such_method)
         .layer(middleware::from_fn_with_state((gate.clone(), bodies), request::surround))
         .with_state(app.clone());
-    compression::around(cors::around(service, app)).layer(middleware::from_fn_with_state(app.clone(), headers::add))
+    let service = compression::around(cors::around(service, app))
+        .layer(middleware::from_fn_with_state(app.clone(), headers::add));
+    // A router finds the route before it calls its layers, so what changes the path stands before it.
+    Router::new().fallback_service(service.map_request(by_name::at_its_path(&app.config.api.prefix)))
 }

@@ -51,6 +51,8 @@ pub const MAX_BACKLOG: i64 = 100_000;
 /// Room that a payload leaves under the largest record, for what the client and the broker add.
 pub const RECORD_HEADROOM_BYTES: usize = 16 << 10;
 
+/// Free rows taken at a time.
+const SWEEP_BATCH: usize = 500;
 /// How often free rows are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// What the relay does without brokers.

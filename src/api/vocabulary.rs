@@ -20,5 +20,6 @@ pub mod place;
 pub mod prefer;
 pub mod sets;
 pub mod signing;
+pub mod streamed;
 pub mod ticket;
 pub mod token;

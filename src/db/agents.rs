@@ -1,5 +1,8 @@
 //! Agents.
 
+use std::ops::ControlFlow;
+
+use futures_util::TryStreamExt as _;
 use serde_json::value::RawValue;
 use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, types::Json};
 use uuid::Uuid;
@@ -7,7 +10,7 @@ use uuid::Uuid;
 use super::{
     Error,
     breakers::{self, BreakerRow},
-    list::{self, Cut, EntryId, Listed, Narrow, Order, Part, Position, Table},
+    list::{self, Cut, Listed, Narrow, Order, Part, Table},
 };
 use crate::{
     access::OrganizationId,
@@ -155,16 +158,21 @@ pub async fn lock_by_name(
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(name).bind(organization.as_str()).fetch_optional(conn).await?)
 }
 
-/// All agents of the organisation that are not deleted and whose names begin so, by name, as far as the limit.
+/// All agents of the organisation that are not deleted and whose names begin so, by name, until `each` breaks.
 pub async fn present(
     conn: &mut PgConnection,
     organization: &OrganizationId,
     prefix: &str,
-    limit: i64,
-) -> Result<Vec<AgentRow>, Error> {
-    let sql =
-        select(" WHERE status <> 'deleted' AND organization_id = $2 AND starts_with(name, $3) ORDER BY name LIMIT $1");
-    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(limit).bind(organization.as_str()).bind(prefix).fetch_all(conn).await?)
+    mut each: impl FnMut(AgentRow) -> ControlFlow<()> + Send,
+) -> Result<(), Error> {
+    let sql = select(" WHERE status <> 'deleted' AND organization_id = $1 AND starts_with(name, $2) ORDER BY name");
+    let mut rows = sqlx::query_as(AssertSqlSafe(sql)).bind(organization.as_str()).bind(prefix).fetch(conn);
+    while let Some(row) = rows.try_next().await? {
+        if each(row).is_break() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 fn select(rest: &str) -> String {
@@ -187,14 +195,11 @@ pub struct Filter<'a> {
 }
 
 /// The order of registration.
-pub const ORDER: Order = Order { column: "created_at", nullable: false, ascending: true };
+const ORDER: Order = Order { column: "created_at", nullable: false, ascending: true };
 
 impl Listed for AgentRow {
-    const TABLE: Table = Table { name: "agents", columns: COLUMNS, id: "id" };
-
-    fn position(&self, _column: &str) -> Position {
-        Position { value: self.created_at.into(), id: EntryId::Uuid(self.id) }
-    }
+    const TABLE: Table =
+        Table { name: "agents", columns: COLUMNS, id: "id", large: &["url", "description", "auth_config", "config"] };
 }
 
 /// A part of the organisation's agents in the order of their registration.

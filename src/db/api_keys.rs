@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::{
     Error, Pool,
-    list::{self, Cut, EntryId, Listed, Order, Part, Position, Table},
+    list::{self, Cut, Listed, Order, Part, Table},
 };
 use crate::{
     access::{Grant, OrganizationId, Permission},
@@ -99,14 +99,10 @@ pub async fn find(
 }
 
 /// The order of creation.
-pub const ORDER: Order = Order { column: "created_at", nullable: false, ascending: true };
+const ORDER: Order = Order { column: "created_at", nullable: false, ascending: true };
 
 impl Listed for ApiKeyRow {
-    const TABLE: Table = Table { name: "api_keys", columns: COLUMNS, id: "id" };
-
-    fn position(&self, _column: &str) -> Position {
-        Position { value: self.created_at.into(), id: EntryId::Uuid(self.id) }
-    }
+    const TABLE: Table = Table { name: "api_keys", columns: COLUMNS, id: "id", large: &[] };
 }
 
 /// A part of the organisation's keys in the order of their creation, revoked ones too.

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{
     Error, Pool,
-    list::{self, Cut, EntryId, Listed, Narrow, Order, Part, Position, Table},
+    list::{self, Cut, Entries, Listed, Narrow, Order, Part, Table},
 };
 use crate::{
     access::{Actor, OrganizationId},
@@ -178,11 +178,7 @@ pub fn order(ascending: bool) -> Order {
 }
 
 impl Listed for AuditRow {
-    const TABLE: Table = Table { name: "audit_logs", columns: COLUMNS, id: "id" };
-
-    fn position(&self, _column: &str) -> Position {
-        Position { value: self.created_at.into(), id: EntryId::Uuid(self.id) }
-    }
+    const TABLE: Table = Table { name: "audit_logs", columns: COLUMNS, id: "id", large: &["previous", "changes"] };
 }
 
 /// A part of the organisation's entries.
@@ -191,8 +187,13 @@ pub async fn list(conn: &mut PgConnection, filter: &Filter, order: Order, cut: &
 }
 
 /// As [`list()`], without counting.
-pub async fn rows(conn: &mut PgConnection, filter: &Filter, order: Order, cut: &Cut) -> Result<Vec<AuditRow>, Error> {
-    Ok(list::page(conn, |narrow| filter.narrow(narrow), order, cut).await?.rows)
+pub async fn page(
+    conn: &mut PgConnection,
+    filter: &Filter,
+    order: Order,
+    cut: &Cut,
+) -> Result<Entries<AuditRow>, Error> {
+    list::page(conn, |narrow| filter.narrow(narrow), order, cut).await
 }
 
 /// Makes partitions that will be needed, and drops those whose entries are all older than that.

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{
     Error, Pool, audit,
-    list::{self, Cut, EntryId, Listed, Narrow, Order, Part, Position, Table},
+    list::{self, Cut, Listed, Narrow, Order, Part, Table},
 };
 use crate::{
     access::{Actor, OrganizationId},
@@ -127,11 +127,7 @@ pub fn order(ascending: bool) -> Order {
 }
 
 impl Listed for LetterRow {
-    const TABLE: Table = Table { name: "dead_letters", columns: COLUMNS, id: "id" };
-
-    fn position(&self, _column: &str) -> Position {
-        Position { value: self.created_at.into(), id: EntryId::Uuid(self.id) }
-    }
+    const TABLE: Table = Table { name: "dead_letters", columns: COLUMNS, id: "id", large: &["detail"] };
 }
 
 /// A part of the organisation's letters.

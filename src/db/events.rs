@@ -5,7 +5,7 @@ use sqlx::{AssertSqlSafe, PgConnection, PgExecutor};
 
 use super::{
     Error, Pool,
-    list::{self, Cut, EntryId, Listed, Narrow, Order, Part, Position, SortValue, Table},
+    list::{self, Cut, Listed, Narrow, Order, Part, Table},
 };
 use crate::timestamp::Timestamp;
 
@@ -38,11 +38,7 @@ const LOG: &str = "(
 const COLUMNS: &str = "run_id, seq, at, kind, step_id, attempt_id, agent_name, http_status, duration_ms, detail";
 
 impl Listed for EventRow {
-    const TABLE: Table = Table { name: LOG, columns: COLUMNS, id: "run_id" };
-
-    fn position(&self, _column: &str) -> Position {
-        Position { value: SortValue::Integer(self.seq), id: EntryId::Text(self.run_id.clone()) }
-    }
+    const TABLE: Table = Table { name: LOG, columns: COLUMNS, id: "run_id", large: &[] };
 }
 
 /// The order of a log.

@@ -3,9 +3,11 @@
 //! A position is the sort value and the id of an entry (keyset): what is inserted or deleted before it moves nothing,
 //! and the index finds it at once, however deep it is. Every order ends with the id, so that it is total.
 
-use chrono::NaiveDateTime;
+use std::collections::VecDeque;
+
+use chrono::{DateTime, NaiveDateTime, Utc};
 use serde::{Deserialize, Serialize};
-use sqlx::{FromRow, PgConnection, Postgres, QueryBuilder, postgres::PgRow};
+use sqlx::{AssertSqlSafe, FromRow, PgConnection, Postgres, QueryBuilder, Row as _, postgres::PgRow};
 use uuid::Uuid;
 
 use super::Error;
@@ -74,22 +76,15 @@ pub struct Cut {
 #[derive(Debug)]
 pub struct Part<T> {
     /// The entries.
-    pub rows: Vec<T>,
+    pub entries: Entries<T>,
     /// How many there are in the whole list.
     pub total: i64,
-    /// There are entries before these.
-    pub has_previous: bool,
-    /// There are entries after these.
-    pub has_next: bool,
 }
 
 /// A row that a list can be made of.
 pub trait Listed {
-    /// Name and type of the id.
+    /// What it is read from.
     const TABLE: Table;
-
-    /// Where the row stands when the list is ordered by that column.
-    fn position(&self, column: &str) -> Position;
 }
 
 /// A table that a list is made of.
@@ -99,6 +94,8 @@ pub struct Table {
     pub name: &'static str,
     pub columns: &'static str,
     pub id: &'static str,
+    /// The names of those columns that may be large. Only then has an id to be unique.
+    pub large: &'static [&'static str],
 }
 
 /// A `WHERE` clause that grows.
@@ -153,12 +150,22 @@ impl Narrow<'_> {
     }
 }
 
-/// A page, without knowing how many entries there are in all.
+/// Stored bytes of entries that are read at a time, where there is more than one. PostgreSQL stores JSON in up to a
+/// hundredth of its length.
+const SMALL_BYTES: i64 = 64 << 10;
+
+/// The entries of a page, of which those that are large are not read yet.
 #[derive(Debug)]
-#[expect(missing_docs, reason = "as those of [`Part`]")]
-pub struct Rows<T> {
+pub struct Entries<T> {
+    /// Where each stands, those of `rest` too.
+    pub positions: Vec<Position>,
+    /// The first ones, as far as they are small together.
     pub rows: Vec<T>,
+    /// The ids of the others, for [`read`]: several that are small together, or one that is large.
+    pub rest: VecDeque<Vec<EntryId>>,
+    /// There are entries before these.
     pub has_previous: bool,
+    /// There are entries after these.
     pub has_next: bool,
 }
 
@@ -172,11 +179,12 @@ pub async fn fetch<T>(
 where
     T: Listed + for<'r> FromRow<'r, PgRow> + Send + Unpin,
 {
-    let Rows { rows, has_previous, has_next } = page(&mut *conn, &narrow, order, cut).await?;
+    let entries = page(&mut *conn, &narrow, order, cut).await?;
+    let length = entries.positions.len();
     let total = match cut.start {
         // The last page by number, so that what it shows is the end: most lists are short, and need no counting.
-        Start::Offset(offset) if !has_next && (offset == 0 || !rows.is_empty()) => {
-            offset.saturating_add_unsigned(rows.len() as u64)
+        Start::Offset(offset) if !entries.has_next && (offset == 0 || length > 0) => {
+            offset.saturating_add_unsigned(length as u64)
         }
         _ => {
             let mut count = QueryBuilder::new(format!("SELECT count(*) FROM {} WHERE true", T::TABLE.name));
@@ -184,7 +192,7 @@ where
             count.build_query_scalar().fetch_one(conn).await?
         }
     };
-    Ok(Part { rows, total, has_previous, has_next })
+    Ok(Part { entries, total })
 }
 
 /// As [`fetch`], without counting.
@@ -193,15 +201,27 @@ pub async fn page<T>(
     narrow: impl Fn(&mut Narrow<'_>),
     order: Order,
     cut: &Cut,
-) -> Result<Rows<T>, Error>
+) -> Result<Entries<T>, Error>
 where
-    T: Listed + for<'r> FromRow<'r, PgRow> + Send + Unpin,
+    T: Listed + for<'r> FromRow<'r, PgRow>,
 {
-    let Table { name, columns, id } = T::TABLE;
+    let Table { name, columns, id, large } = T::TABLE;
     // A page before a position is read backwards and turned round.
     let is_backward = matches!(cut.start, Start::Before(_));
     let is_rising = order.ascending != is_backward;
-    let mut page = QueryBuilder::new(format!("SELECT {columns} FROM {name} WHERE true"));
+    let direction = |is_rising: bool| if is_rising { "ASC" } else { "DESC" };
+    let (shown, read) = (direction(order.ascending), direction(is_rising));
+    // `pg_column_size` is of what is stored, and reads none of it.
+    let sizes: Vec<_> = large.iter().map(|column| format!(" + coalesce(pg_column_size({column}), 0)")).collect();
+    let sizes = sizes.concat();
+    let value = order.column;
+    let mut page = QueryBuilder::new(format!(
+        "SELECT page.entry_value, page.entry_id, page.entry_bytes, page.entry_is_small, small.*
+         FROM (
+             SELECT *, 0{sizes} AS entry_bytes,
+                 sum(0{sizes}) OVER (ORDER BY entry_value {shown}, entry_id {shown}) <= {SMALL_BYTES} AS entry_is_small
+             FROM (SELECT {columns}, {value} AS entry_value, {id} AS entry_id FROM {name} WHERE true"
+    ));
     narrow(&mut Narrow(&mut page));
     let offset = match &cut.start {
         Start::Offset(offset) => *offset,
@@ -210,23 +230,67 @@ where
             0
         }
     };
-    let direction = if is_rising { "ASC" } else { "DESC" };
-    page.push(format!(" ORDER BY {} {direction}, {id} {direction} LIMIT ", order.column));
+    page.push(format!(" ORDER BY {value} {read}, {id} {read} LIMIT "));
     // One more than asked for tells whether the list goes on.
     page.push_bind(cut.size.saturating_add(1)).push(" OFFSET ").push_bind(offset);
-    let mut rows: Vec<T> = page.build_query_as().fetch_all(&mut *conn).await?;
+    page.push(format!(
+        ") AS page
+         ) AS page LEFT JOIN LATERAL (SELECT page.*) AS small ON page.entry_is_small
+         ORDER BY page.entry_value {shown}, page.entry_id {shown}"
+    ));
+    let mut found = page.build().fetch_all(&mut *conn).await?;
     let size = usize::try_from(cut.size).unwrap_or(usize::MAX);
-    let goes_on = rows.len() > size;
-    rows.truncate(size);
-    if is_backward {
-        rows.reverse();
+    let goes_on = found.len() > size;
+    if goes_on {
+        found.remove(if is_backward { 0 } else { size });
     }
     let (has_previous, has_next) = match cut.start {
         Start::Offset(offset) => (offset > 0, goes_on),
         Start::After(_) => (true, goes_on),
         Start::Before(_) => (goes_on, true),
     };
-    Ok(Rows { rows, has_previous, has_next })
+    let mut entries =
+        Entries { positions: Vec::new(), rows: Vec::new(), rest: VecDeque::new(), has_previous, has_next };
+    // Of the last ones in `rest`.
+    let mut bytes = i64::MAX;
+    for row in &found {
+        let position = Position { value: SortValue::of(row, 0)?, id: EntryId::of(row, 1)? };
+        if row.try_get(3)? {
+            entries.rows.push(T::from_row(row)?);
+        } else {
+            let size = i64::from(row.try_get::<i32, _>(2)?);
+            bytes = bytes.saturating_add(size);
+            match entries.rest.back_mut() {
+                Some(ids) if bytes <= SMALL_BYTES => ids.push(position.id.clone()),
+                _ => {
+                    entries.rest.push_back(vec![position.id.clone()]);
+                    bytes = size;
+                }
+            }
+        }
+        entries.positions.push(position);
+    }
+    Ok(entries)
+}
+
+/// The entries of these ids in their order, as far as they are still there.
+pub async fn read<T>(conn: &mut PgConnection, ids: &[EntryId]) -> Result<Vec<T>, Error>
+where
+    T: Listed + for<'r> FromRow<'r, PgRow> + Send + Unpin,
+{
+    let Table { name, columns, id, .. } = T::TABLE;
+    let sql = format!("SELECT {columns} FROM {name} WHERE {id} = ANY($1) ORDER BY array_position($1, {id})");
+    // All are of one kind.
+    let (mut uuids, mut texts) = (Vec::new(), Vec::new());
+    for id in ids {
+        match id {
+            EntryId::Uuid(id) => uuids.push(*id),
+            EntryId::Text(id) => texts.push(id.as_str()),
+        }
+    }
+    let query = sqlx::query_as(AssertSqlSafe(sql));
+    let query = if texts.is_empty() { query.bind(uuids) } else { query.bind(texts) };
+    Ok(query.fetch_all(conn).await?)
 }
 
 /// The entries beyond the position in the direction of reading. For a column that is never null the row comparison
@@ -265,14 +329,25 @@ fn push_id(query: &mut QueryBuilder<Postgres>, id: &EntryId) {
     };
 }
 
-impl From<Timestamp> for SortValue {
-    fn from(instant: Timestamp) -> Self {
-        Self::Instant(instant.naive())
+impl SortValue {
+    fn of(row: &PgRow, column: usize) -> Result<Self, sqlx::Error> {
+        let instant = || row.try_get(column).map(|at: Option<NaiveDateTime>| at.map(Self::Instant));
+        let utc = || row.try_get(column).map(|at: Option<DateTime<Utc>>| at.map(|at| Self::Instant(at.naive_utc())));
+        let text = || row.try_get(column).map(|text: Option<String>| text.map(Self::Text));
+        let integer = || row.try_get(column).map(|number: Option<i32>| number.map(Self::Integer));
+        let value = instant().or_else(|_| utc()).or_else(|_| text()).or_else(|_| integer())?;
+        Ok(value.unwrap_or(Self::Absent))
     }
 }
 
-impl From<Option<Timestamp>> for SortValue {
-    fn from(instant: Option<Timestamp>) -> Self {
-        instant.map_or(Self::Absent, Self::from)
+impl EntryId {
+    /// The id, if it is one of that type.
+    #[must_use]
+    pub fn uuid(&self) -> Option<Uuid> {
+        if let Self::Uuid(id) = self { Some(*id) } else { None }
+    }
+
+    fn of(row: &PgRow, column: usize) -> Result<Self, sqlx::Error> {
+        row.try_get(column).map(Self::Uuid).or_else(|_| row.try_get(column).map(Self::Text))
     }
 }

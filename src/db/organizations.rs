@@ -4,7 +4,7 @@ use sqlx::{AssertSqlSafe, FromRow, PgConnection, PgExecutor, Row as _, postgres:
 
 use super::{
     Error,
-    list::{self, Cut, EntryId, Listed, Narrow, Order, Part, Position, Table},
+    list::{self, Cut, Listed, Narrow, Order, Part, Table},
 };
 use crate::{
     access::{Countable, OrganizationId, Quotas},
@@ -62,14 +62,10 @@ pub async fn lock(conn: &mut PgConnection, id: &OrganizationId) -> Result<Option
 }
 
 /// The order of creation.
-pub const ORDER: Order = Order { column: "created_at", nullable: false, ascending: true };
+const ORDER: Order = Order { column: "created_at", nullable: false, ascending: true };
 
 impl Listed for OrganizationRow {
-    const TABLE: Table = Table { name: "organizations", columns: COLUMNS, id: "id" };
-
-    fn position(&self, _column: &str) -> Position {
-        Position { value: self.created_at.into(), id: EntryId::Text(self.id.clone()) }
-    }
+    const TABLE: Table = Table { name: "organizations", columns: COLUMNS, id: "id", large: &[] };
 }
 
 /// A part of the organisations in the order of their creation; with `only` at most that one.

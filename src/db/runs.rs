@@ -9,11 +9,11 @@ use uuid::Uuid;
 
 pub use self::{
     start::{Definition, NewRun, Quota, StartBatch, Started, start},
-    steps::{StepChunk, StepPlace, StepQuery, StepRow, next_step, output, small_steps, step_page, step_states},
+    steps::{StepRow, output, step_states, steps},
 };
 use super::{
     Error,
-    list::{self, Cut, EntryId, Listed, Narrow, Order, Part, Position, SortValue, Table},
+    list::{self, Cut, Listed, Narrow, Order, Part, Table},
 };
 use crate::{access::OrganizationId, timestamp::Timestamp};
 
@@ -168,17 +168,8 @@ impl Filter<'_> {
 }
 
 impl Listed for RunRow {
-    const TABLE: Table = Table { name: "workflow_runs", columns: LISTED_COLUMNS, id: "run_id" };
-
-    fn position(&self, column: &str) -> Position {
-        let value = match column {
-            "status" => SortValue::Text(self.status.clone()),
-            "updated_at" => self.updated_at.into(),
-            "completed_at" => self.completed_at.into(),
-            _ => self.created_at.into(),
-        };
-        Position { value, id: EntryId::Text(self.run_id.clone()) }
-    }
+    const TABLE: Table =
+        Table { name: "workflow_runs", columns: LISTED_COLUMNS, id: "run_id", large: &["input_data", "error_message"] };
 }
 
 /// A part of the organisation's runs. Descending puts absent values first, ascending last.

@@ -1,12 +1,15 @@
 //! Workflow definitions. Every version of a name is a row of its own; names are never changed.
 
+use std::ops::ControlFlow;
+
+use futures_util::TryStreamExt as _;
 use serde_json::value::RawValue;
 use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, types::Json};
 use uuid::Uuid;
 
 use super::{
     Error,
-    list::{self, Cut, EntryId, Listed, Narrow, Order, Part, Position, SortValue, Table},
+    list::{self, Cut, Listed, Narrow, Order, Part, Table},
 };
 use crate::{access::OrganizationId, timestamp::Timestamp, workflow::Callee};
 
@@ -116,21 +119,27 @@ pub async fn find_active(
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(name).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
-/// The newest version of every name of the organisation that begins so, if it is active, by name, as far as the limit.
+/// The newest version of every name of the organisation that begins so, if it is active, by name, until `each` breaks.
 pub async fn all_active(
     conn: &mut PgConnection,
     organization: &OrganizationId,
     prefix: &str,
-    limit: i64,
-) -> Result<Vec<WorkflowRow>, Error> {
+    mut each: impl FnMut(WorkflowRow) -> ControlFlow<()> + Send,
+) -> Result<(), Error> {
     let sql = format!(
         "SELECT {COLUMNS} FROM (
              SELECT DISTINCT ON (name) * FROM workflow_definitions
-             WHERE organization_id = $2 AND starts_with(name, $3) ORDER BY name, version DESC
+             WHERE organization_id = $1 AND starts_with(name, $2) ORDER BY name, version DESC
          ) newest
-         WHERE status = 'active' ORDER BY name LIMIT $1"
+         WHERE status = 'active' ORDER BY name"
     );
-    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(limit).bind(organization.as_str()).bind(prefix).fetch_all(conn).await?)
+    let mut rows = sqlx::query_as(AssertSqlSafe(sql)).bind(organization.as_str()).bind(prefix).fetch(conn);
+    while let Some(row) = rows.try_next().await? {
+        if each(row).is_break() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Whether the row has exactly this schema for its input, or exactly none.
@@ -199,11 +208,8 @@ pub struct Filter<'a> {
     pub ascending: bool,
 }
 
-/// The newest version first.
-pub const VERSION_ORDER: Order = Order { column: "version", nullable: false, ascending: false };
-
 impl<'a> Filter<'a> {
-    /// All versions of a name.
+    /// All versions of a name, the newest first.
     #[must_use]
     pub fn versions(organization: &'a OrganizationId, name: &'a str) -> Self {
         Self {
@@ -237,22 +243,12 @@ impl<'a> Filter<'a> {
 }
 
 impl Listed for WorkflowRow {
-    const TABLE: Table = Table { name: "workflow_definitions", columns: COLUMNS, id: "id" };
-
-    fn position(&self, column: &str) -> Position {
-        let value = match column {
-            "name" => SortValue::Text(self.name.clone()),
-            "version" => SortValue::Integer(self.version),
-            "id::text" => SortValue::Text(self.id.to_string()),
-            "status" => SortValue::Text(self.status.clone()),
-            "coalesce(description, '')" => SortValue::Text(self.description.clone().unwrap_or_default()),
-            "coalesce(created_by, '')" => SortValue::Text(self.created_by.clone().unwrap_or_default()),
-            "coalesce(updated_by, '')" => SortValue::Text(self.updated_by.clone().unwrap_or_default()),
-            "updated_at" => self.updated_at.into(),
-            _ => self.created_at.into(),
-        };
-        Position { value, id: EntryId::Uuid(self.id) }
-    }
+    const TABLE: Table = Table {
+        name: "workflow_definitions",
+        columns: COLUMNS,
+        id: "id",
+        large: &["description", "workflow_data", "input_schema"],
+    };
 }
 
 /// A part of the organisation's definitions; every version is an entry of its own.

@@ -7,7 +7,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{CancelledRun, ExecutedRun, MAX_BACKLOG, Relay, Reservation, SWEEP_EVERY, upkeep::UPKEEP_EVERY};
+use super::{
+    CancelledRun, ExecutedRun, MAX_BACKLOG, Relay, Reservation, SWEEP_BATCH, SWEEP_EVERY, upkeep::UPKEEP_EVERY,
+};
 use crate::{
     access::OrganizationId,
     db::{
@@ -19,8 +21,6 @@ use crate::{
     kafka::producer::{MAX_QUEUED_BYTES, MAX_QUEUED_MESSAGES, Unsent},
 };
 
-/// Rows taken at a time.
-pub(super) const SWEEP_BATCH: usize = 500;
 /// Rows of the first batch, before it is known how large they are.
 const FIRST_BATCH: usize = 16;
 /// Plans and inputs taken at a time, as far as their size can be foreseen.

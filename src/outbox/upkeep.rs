@@ -10,7 +10,7 @@ use rdkafka::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Relay, SWEEP_EVERY, sweep::SWEEP_BATCH};
+use super::{Relay, SWEEP_BATCH, SWEEP_EVERY};
 use crate::{
     config,
     db::{self, processes},

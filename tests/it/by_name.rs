@@ -6,11 +6,22 @@ use workflow_api::db::migrations::MIGRATOR;
 
 use crate::service::Service;
 
-const BY_NAME: &str = "/api/v1/workflows/by-name";
+const BY_NAME: &str = "/api/v1/workflow-names";
 
 fn wanted(text: &str) -> Value {
     json!({"description": "d", "start_step": "s", "steps": {
         "s": {"id": "s", "agent_name": "worker", "input_mapping": {"text": text, "n": 1.0}}}})
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn the_former_paths_lead_to_the_same(pool: PgPool) {
+    let service = Service::start(&pool);
+    service.agent("worker", "http://a").await;
+    let former = "/api/v1/workflows/by-name/my%20flow%2F%C3%A4";
+    let made = service.put(former, &wanted("a")).await.expect(201);
+    let same = service.get(&format!("{BY_NAME}/my%20flow%2F%C3%A4")).await.expect(200);
+    assert_eq!((service.get(former).await.expect(200), &same["id"]), (same.clone(), &made["id"]));
+    service.post(&format!("{former}/execute"), &json!({"input_data": {"text": "t"}})).await.expect(202);
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]

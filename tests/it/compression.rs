@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 use workflow_api::db::migrations::MIGRATOR;
 
-use crate::{access::Admin, service::Service};
+use crate::{access::Admin, memory::insert_large_entries, service::Service};
 
 /// The coding of an answer to a GET, its header of that name, and its bytes.
 async fn get(
@@ -100,10 +100,15 @@ async fn answers_that_are_made_piece_by_piece_are_compressed_to_their_end(pool: 
     let sql = "
         INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, status) VALUES ('r', 'w', 'w', 'RUNNING');
         INSERT INTO step_executions (id, run_id, step_id, step_name, agent_name, status, input_data)
-            SELECT n, 'r', 's', 's', 'a', 'COMPLETED', jsonb_build_object('text', repeat('x', 40000)) FROM generate_series(1, 20) n";
+            SELECT n, 'r', 's', 's', 'a', 'COMPLETED', jsonb_build_object('text', repeat(md5(n::text), 20000)) FROM generate_series(1, 20) n";
     sqlx::raw_sql(sql).execute(&pool).await.expect("rows");
-    service.agent("a", "http://a").await;
-    for path in ["/api/v1/runs/r/steps", "/api/v1/audit-logs/export", "/api/v1/audit-logs/export?format=csv"] {
+    insert_large_entries(&pool).await;
+    for path in [
+        "/api/v1/runs/r/steps",
+        "/api/v1/workflows",
+        "/api/v1/audit-logs/export",
+        "/api/v1/audit-logs/export?format=csv",
+    ] {
         let (coding, _, plain) = get(&service, path, &[], "vary").await;
         assert_eq!(coding, None);
         let (coding, _, bytes) = get(&service, path, &[("accept-encoding", "gzip")], "vary").await;

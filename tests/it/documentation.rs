@@ -62,9 +62,9 @@ async fn the_document_names_every_route(pool: PgPool) {
         "GET /api/v1/workflows/{workflow_id}/versions/{version}",
         "GET /api/v1/workflows/{workflow_id}/versions/{version}/diff/{other}",
         "POST /api/v1/workflows/{workflow_id}/rollback",
-        "GET /api/v1/workflows/by-name/{name}",
-        "PUT /api/v1/workflows/by-name/{name}",
-        "POST /api/v1/workflows/by-name/{name}/execute",
+        "GET /api/v1/workflow-names/{name}",
+        "PUT /api/v1/workflow-names/{name}",
+        "POST /api/v1/workflow-names/{name}/execute",
         "GET /api/v1/export",
         "POST /api/v1/import",
         "GET /api/v1/workflows/{workflow_id}/graph",
@@ -250,6 +250,31 @@ async fn objects_name_their_members_or_say_that_they_take_any(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
+async fn members_of_answers_are_there_although_they_have_no_value(pool: PgPool) {
+    let service = Service::start(&pool);
+    let document = service.get("/openapi.json").await.expect(200);
+    let run = service.execute(&service.one_step_workflow().await).await;
+    for (name, path, sometimes) in [
+        ("Agent", "/api/v1/agents", ""),
+        ("Workflow", "/api/v1/workflows", "warnings"),
+        ("Run", "/api/v1/runs", "input_data_omitted"),
+        ("RunEvent", &format!("/api/v1/runs/{run}/logs"), ""),
+        ("AuditEntry", "/api/v1/audit-logs", ""),
+    ] {
+        let schema = &document["components"]["schemas"][name];
+        let members = |members: Option<&serde_json::Map<String, Value>>| {
+            let names = members.expect("an object").keys().filter(|member| *member != sometimes).cloned();
+            names.collect::<std::collections::BTreeSet<_>>()
+        };
+        let required = schema["required"].as_array().expect("names").iter();
+        let required = required.map(|member| member.as_str().expect("a name").to_owned()).collect();
+        assert_eq!(members(schema["properties"].as_object()), required, "{name}");
+        let answer = service.get(path).await.expect(200);
+        assert_eq!(members(answer["items"][0].as_object()), required, "{name}");
+    }
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
 async fn a_step_is_one_of_the_types_that_the_discriminator_names(pool: PgPool) {
     let document = Service::start(&pool).get("/openapi.json").await.expect(200);
     let schemas = &document["components"]["schemas"];
@@ -288,8 +313,8 @@ async fn the_examples_work_one_after_the_other_on_a_fresh_service(pool: PgPool) 
         assert_eq!(created.status, 201, "{name}: {}", created.text);
     }
     service.post("/api/v1/workflows", &schema("WorkflowDefinition")).await.expect(201);
-    let named = &document["paths"]["/api/v1/workflows/by-name/{name}"]["put"]["parameters"][0]["example"];
-    let path = format!("/api/v1/workflows/by-name/{}", named.as_str().expect("an example"));
+    let named = &document["paths"]["/api/v1/workflow-names/{name}"]["put"]["parameters"][0]["example"];
+    let path = format!("/api/v1/workflow-names/{}", named.as_str().expect("an example"));
     let put = service.put(&path, &schema("PutWorkflowRequest")).await;
     assert!(put.status.is_success(), "{}", put.text);
     service.post(&format!("{path}/execute"), &schema("ExecuteRequest")).await.expect(202);

@@ -96,7 +96,7 @@ async fn a_change_of_what_has_changed_is_412(pool: PgPool) {
 async fn a_definition_put_by_name_and_a_roll_back_heed_the_condition(pool: PgPool) {
     let service = Service::start(&pool);
     service.agent("worker", "http://a").await;
-    let path = "/api/v1/workflows/by-name/w";
+    let path = "/api/v1/workflow-names/w";
     let body = |text: &str| {
         json!({"start_step": "s", "steps": {"s": {"id": "s", "agent_name": "worker", "input_mapping": {"text": text}}}})
             .to_string()

@@ -190,7 +190,7 @@ async fn a_repeat_finds_the_run_though_the_workflow_could_not_be_executed_any_mo
     service.agent("worker", "http://a").await;
     let first = service.chain("w", &["worker"]).await;
     let path = format!("/api/v1/workflows/{}", first["id"].as_str().expect("an id"));
-    let by_name = "/api/v1/workflows/by-name/w/execute".to_owned();
+    let by_name = "/api/v1/workflow-names/w/execute".to_owned();
     let mut runs = HashSet::new();
     for execute in [&format!("{path}/execute"), &by_name] {
         runs.insert(post(&service, execute, "k", r#"{"input_data":{}}"#).await.expect(202)["run_id"].to_string());

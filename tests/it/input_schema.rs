@@ -25,7 +25,7 @@ async fn an_input_that_breaks_the_schema_starts_no_run(pool: PgPool) {
     let workflow = service.post(WORKFLOWS, &body(&text_schema())).await.expect(201);
     assert_eq!(workflow["input_schema"], text_schema());
     let path = format!("{WORKFLOWS}/{}", workflow["id"].as_str().expect("an id"));
-    for execute in [format!("{path}/execute"), format!("{WORKFLOWS}/by-name/w/execute")] {
+    for execute in [format!("{path}/execute"), "/api/v1/workflow-names/w/execute".to_owned()] {
         let long = "x".repeat(100_000);
         for (input, errors) in [
             (json!({}), vec!["body.input_data schema_error"]),
@@ -74,12 +74,12 @@ async fn the_schema_is_a_part_of_the_versioned_content(pool: PgPool) {
     let mut wanted = body(&text_schema());
     wanted["description"] = third["description"].clone();
     wanted.as_object_mut().expect("an object").remove("name");
-    let by_name = format!("{WORKFLOWS}/by-name/w");
-    assert_eq!(service.put(&by_name, &wanted).await.expect(200), third);
+    let by_name = "/api/v1/workflow-names/w";
+    assert_eq!(service.put(by_name, &wanted).await.expect(200), third);
     wanted["input_schema"] = Value::Null;
-    let fourth = service.put(&by_name, &wanted).await.expect(200);
+    let fourth = service.put(by_name, &wanted).await.expect(200);
     assert_eq!((&fourth["version"], &fourth["input_schema"]), (&json!(4), &Value::Null));
-    service.put(&by_name, &body_without_name()).await.expect(200);
+    service.put(by_name, &body_without_name()).await.expect(200);
     let document = service.get("/api/v1/export").await.expect(200);
     assert_eq!(document["workflows"][0]["input_schema"], text_schema());
     assert_eq!(service.post("/api/v1/import", &document).await.expect(200)["unchanged"]["workflows"], json!(["w"]));
@@ -115,7 +115,7 @@ async fn a_schema_that_is_none_or_could_hang_is_refused(pool: PgPool) {
         assert_eq!(validation["errors"][0]["field"], "body.input_schema");
         let mut wanted = body(&schema);
         wanted.as_object_mut().expect("an object").remove("name");
-        assert_eq!(service.put(&format!("{WORKFLOWS}/by-name/w"), &wanted).await.field_errors(), expected);
+        assert_eq!(service.put("/api/v1/workflow-names/w", &wanted).await.field_errors(), expected);
         let document = json!({"format": "workflow-api/definitions", "version": 1, "workflows": [body(&schema)]});
         let imported = service.post("/api/v1/import", &document).await.field_errors();
         assert_eq!(imported, [format!("body.workflows.0.input_schema {kind}")]);

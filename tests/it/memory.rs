@@ -283,6 +283,70 @@ async fn steps_of_any_size_are_one_array_and_come_piece_by_piece(pool: PgPool) {
     assert!((300_000..310_000).contains(&largest), "{largest}");
 }
 
+/// A text of 320 kB that cannot be stored in much less, in SQL.
+const LARGE: &str = "(SELECT string_agg(md5(random()::text), '') FROM generate_series(1, 10000))";
+
+/// Entries of the audit trail and definitions, two of three with such a text.
+pub async fn insert_large_entries(pool: &PgPool) {
+    for sql in [
+        format!(
+            "INSERT INTO workflow_definitions (id, name, description, version, workflow_data, status, created_at, updated_at)
+             SELECT gen_random_uuid(), 'w' || n, CASE WHEN n % 3 > 0 THEN {LARGE} END, 1, '{{}}', 'active',
+                 timestamp '2026-01-01' + n * interval '1 s', now()
+             FROM generate_series(1, 10) n"
+        ),
+        format!(
+            "INSERT INTO audit_logs (id, entity_type, entity_id, entity_name, action, changes, created_at, updated_at)
+             SELECT gen_random_uuid(), 'agent', gen_random_uuid(), 'a' || n, 'create',
+                 jsonb_build_object('text', CASE WHEN n % 3 > 0 THEN {LARGE} END), now() + n * interval '1 s', now()
+             FROM generate_series(1, 10) n"
+        ),
+    ] {
+        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(pool).await.expect("entries");
+    }
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn lists_and_exports_with_large_entries_come_piece_by_piece(pool: PgPool) {
+    let service = Service::start(&pool);
+    insert_large_entries(&pool).await;
+    for (list, name) in [("/api/v1/workflows", "name"), ("/api/v1/audit-logs", "entity_name")] {
+        let read = async |query: String| service.get(&format!("{list}?{query}")).await.expect(200);
+        let names = |page: &Value| -> Vec<String> {
+            let items = page["items"].as_array().expect("items").iter();
+            items.map(|item| item[name].as_str().expect("a name").to_owned()).collect()
+        };
+        let whole = read("page_size=100".to_owned()).await;
+        let prefix = if name == "name" { "w" } else { "a" };
+        let expected: Vec<_> = (1..=10).rev().map(|n| format!("{prefix}{n}")).collect();
+        assert_eq!(names(&whole), expected);
+        assert_eq!((&whole["total"], &whole["total_pages"]), (&json!(10), &json!(1)));
+        // There and back by cursors.
+        let mut pages = vec![read("page_size=3".to_owned()).await];
+        while let Some(cursor) = pages.last().and_then(|page| page["next_cursor"].as_str()) {
+            pages.push(read(format!("page_size=3&cursor={cursor}")).await);
+        }
+        assert_eq!(pages.iter().flat_map(names).collect::<Vec<_>>(), expected);
+        while let Some(cursor) = pages.last().and_then(|page| page["prev_cursor"].as_str()) {
+            let before = read(format!("page_size=3&cursor={cursor}")).await;
+            pages.pop();
+            assert_eq!(before["items"], pages.last().expect("a page")["items"]);
+        }
+        assert_eq!(pages.len(), 1);
+    }
+    for path in
+        ["/api/v1/workflows", "/api/v1/audit-logs", "/api/v1/audit-logs/export", "/api/v1/audit-logs/export?format=csv"]
+    {
+        let mut body = service.open("GET", path, &[], Body::empty()).await.into_body();
+        let mut pieces = Vec::new();
+        while let Some(frame) = body.frame().await {
+            pieces.push(frame.expect("a frame").into_data().expect("data").len());
+        }
+        assert!(pieces.iter().all(|length| *length < 330_000), "{path}: {pieces:?}");
+        assert!(pieces.iter().sum::<usize>() > 6 * 320_000, "{path}: {pieces:?}");
+    }
+}
+
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_list_leaves_out_large_inputs_and_says_so(pool: PgPool) {
     let service = Service::start(&pool);

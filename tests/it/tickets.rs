@@ -1,4 +1,4 @@
-//! Credentials that end while something is open: event streams, waits, and tickets for streams.
+//! Credentials that end while something is open: event streams, waits, answers that are read while they are sent, and tickets.
 
 use axum::body::Body;
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
@@ -10,6 +10,7 @@ use workflow_api::{access::api_key::ApiKey, actions::api_keys::store_given, db::
 
 use crate::{
     access::{Admin, claims, now, secret, signed},
+    memory::insert_large_entries,
     service::{Service, config, eventually, own_pool},
 };
 
@@ -88,6 +89,26 @@ async fn a_stream_ends_with_the_credentials_that_it_was_opened_with(pool: PgPool
     // The key without an end is as good as before.
     let again = open(service, EVENTS, &[("x-api-key", &key)]).await;
     drop((lasting, again));
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn an_answer_that_is_read_while_it_is_sent_breaks_off_when_its_credentials_end(pool: PgPool) {
+    let admin = Admin::start(&pool, &[]);
+    insert_large_entries(&pool).await;
+    let bearer = token(&json!({"exp": now() + 3600}));
+    let headers = [("authorization", bearer.as_str())];
+    let mut bodies = Vec::new();
+    for path in ["/api/v1/workflows", "/api/v1/audit-logs", "/api/v1/audit-logs/export"] {
+        let response = admin.service.open("GET", path, &headers, Body::empty()).await;
+        assert_eq!(response.status(), 200, "{path}");
+        let mut body = response.into_body();
+        body.frame().await.expect("a piece").expect("one that comes");
+        bodies.push((path, body));
+    }
+    admin.service.clock.advance(3700);
+    for (path, body) in bodies {
+        assert!(body.collect().await.is_err(), "{path} is sent to its end");
+    }
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]

@@ -90,7 +90,7 @@ async fn all_or_nothing(pool: PgPool) {
     good["workflows"][1]["steps"]["s0"]["input_mapping"] = json!({});
     let report = service.post(IMPORT, &good).await.expect(200);
     assert_eq!(report["updated"], json!({"agents": ["plain"], "workflows": ["two"]}));
-    assert_eq!(service.get("/api/v1/workflows/by-name/two").await.expect(200)["version"], 2);
+    assert_eq!(service.get("/api/v1/workflow-names/two").await.expect(200)["version"], 2);
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]

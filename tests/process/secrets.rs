@@ -164,7 +164,7 @@ async fn planted_secrets_come_out_nowhere(pool: PgPool) {
         "workflows",
         "runs",
         "api-keys",
-        "workflows/by-name/bearer",
+        "workflow-names/bearer",
     ]
     .map(|path| format!("/api/v1/{path}"))
     .into();

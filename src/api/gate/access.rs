@@ -75,9 +75,9 @@ const RULES: [Rule; 63] = [
     (Method::GET, "/workflows/{workflow_id}/graph", Permissions(&[WorkflowsRead])),
     (Method::POST, "/workflows/{workflow_id}/execute", Permissions(&[RunsWrite])),
     (Method::POST, "/workflows/validate", Permissions(&[WorkflowsRead])),
-    (Method::GET, "/workflows/by-name/{name}", Permissions(&[WorkflowsRead])),
-    (Method::PUT, "/workflows/by-name/{name}", Permissions(&[WorkflowsWrite])),
-    (Method::POST, "/workflows/by-name/{name}/execute", Permissions(&[RunsWrite])),
+    (Method::GET, "/workflow-names/{name}", Permissions(&[WorkflowsRead])),
+    (Method::PUT, "/workflow-names/{name}", Permissions(&[WorkflowsWrite])),
+    (Method::POST, "/workflow-names/{name}/execute", Permissions(&[RunsWrite])),
     // With `include_secrets` AgentsSecrets too.
     (Method::GET, "/export", Permissions(&[AgentsRead, WorkflowsRead])),
     (Method::POST, "/import", Permissions(&[AgentsWrite, WorkflowsWrite])),

@@ -18,7 +18,7 @@ use crate::{
         etag::{self, IfMatch, IfNoneMatch},
         extract::{AgentId, JsonBody, Query},
         idempotency::{Key, replayed},
-        page::{Message, Page},
+        page::{self, Message, Page},
         parameters,
         place::Place,
         sets,
@@ -26,7 +26,7 @@ use crate::{
     breaker::Rules,
     db::{
         self,
-        agents::{AgentRow, AgentWithBreaker, Filter, ORDER},
+        agents::{AgentRow, AgentWithBreaker, Filter},
         breakers::SharedBreaker,
         idempotency::ClaimError,
     },
@@ -343,8 +343,8 @@ fn not_found() -> ApiError {
         (status = 422, body = ErrorBody),
     ),
 )]
-pub async fn list_agents(State(app): State<App>, caller: Caller, query: Query) -> Result<Json<Page<Agent>>, ApiError> {
-    let asked = Asked::read(&app, &query, ORDER, "agents", &FILTERS).await?;
+pub async fn list_agents(State(app): State<App>, caller: Caller, query: Query) -> Result<Response, ApiError> {
+    let asked = Asked::read(&app, &query, "agents", &FILTERS).await?;
     let filter = Filter {
         organization: caller.organization(),
         statuses: query.several("status"),
@@ -354,17 +354,18 @@ pub async fn list_agents(State(app): State<App>, caller: Caller, query: Query) -
     };
     if let Some(name) = query.text("name") {
         let found = db::agents::find_to_call(&app.pool, caller.organization(), name).await?;
-        return Ok(Json(Page::of_one(found.map(|found| show(&app, &caller, found)), asked.cut.size)));
+        return Ok(page::of_one(found.map(|found| show(&app, &caller, found)), asked.cut.size));
     }
     let mut connection = app.pool.acquire().await?;
     let part = db::agents::list(&mut connection, &filter, &asked.cut).await?;
-    let ids: Vec<uuid::Uuid> = part.rows.iter().map(|row| row.id).collect();
+    let ids: Vec<uuid::Uuid> = part.entries.positions.iter().filter_map(|position| position.id.uuid()).collect();
     let breakers = db::breakers::find_all(&mut *connection, &ids).await?;
-    let page: Page<AgentRow> = Page::new(part, &asked);
-    Ok(Json(page.map(|row| {
+    drop(connection);
+    let (shown_by, shown_to) = (app.clone(), caller.clone());
+    Ok(page::answer(app, caller, &asked, part, move |row: AgentRow| {
         let breaker = breakers.get(&row.id);
-        Agent::new(shown(&app, row, &caller), breaker, app.config.circuit_breaker)
-    })))
+        Agent::new(shown(&shown_by, row, &shown_to), breaker, shown_by.config.circuit_breaker)
+    }))
 }
 
 fn show(app: &App, caller: &Caller, found: AgentWithBreaker) -> Agent {

@@ -22,13 +22,10 @@ use crate::{
         error::{ApiError, ErrorBody},
         etag,
         extract::{JsonBody, Query, path_uuid},
-        page::Page,
+        page::{self, Page},
         parameters, sets, token,
     },
-    db::{
-        self,
-        api_keys::{ApiKeyRow, ORDER},
-    },
+    db::{self, api_keys::ApiKeyRow},
     input::{self, FieldError, Node, Object, Read},
     timestamp::Timestamp,
 };
@@ -313,15 +310,10 @@ fn secret(status: StatusCode, body: impl Serialize) -> Response {
         (status = 422, body = ErrorBody),
     ),
 )]
-pub async fn list_api_keys(
-    State(app): State<App>,
-    caller: Caller,
-    query: Query,
-) -> Result<Json<Page<ApiKey>>, ApiError> {
-    let asked = Asked::read(&app, &query, ORDER, "api-keys", &[]).await?;
-    let mut connection = app.pool.acquire().await?;
-    let part = db::api_keys::list(&mut connection, caller.organization(), &asked.cut).await?;
-    Ok(Json(Page::new(part, &asked)))
+pub async fn list_api_keys(State(app): State<App>, caller: Caller, query: Query) -> Result<Response, ApiError> {
+    let asked = Asked::read(&app, &query, "api-keys", &[]).await?;
+    let part = db::api_keys::list(&mut *app.pool.acquire().await?, caller.organization(), &asked.cut).await?;
+    Ok(page::answer(app, caller, &asked, part, ApiKey::from))
 }
 
 /// Get an API key

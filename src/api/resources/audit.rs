@@ -5,7 +5,7 @@ pub mod verification;
 
 use std::borrow::Cow;
 
-use axum::{Json, extract::State};
+use axum::{extract::State, response::Response};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
@@ -18,7 +18,7 @@ use crate::{
         cursor::Asked,
         error::{ApiError, ErrorBody},
         extract::Query,
-        page::Page,
+        page::{self, Page},
         parameters, sets,
     },
     db::audit::{self, AuditRow, Filter},
@@ -168,15 +168,10 @@ fn filter(caller: &Caller, query: &Query) -> Result<Filter, ApiError> {
         (status = 422, body = ErrorBody),
     ),
 )]
-pub async fn list_audit_logs(
-    State(app): State<App>,
-    caller: Caller,
-    query: Query,
-) -> Result<Json<Page<AuditEntry>>, ApiError> {
+pub async fn list_audit_logs(State(app): State<App>, caller: Caller, query: Query) -> Result<Response, ApiError> {
     let filter = filter(&caller, &query)?;
     let order = audit::order(query.is_ascending());
-    let asked = Asked::read(&app, &query, order, "audit-logs", &FILTERS).await?;
-    let mut connection = app.pool.acquire().await?;
-    let part = audit::list(&mut connection, &filter, order, &asked.cut).await?;
-    Ok(Json(Page::new(part, &asked)))
+    let asked = Asked::read(&app, &query, "audit-logs", &FILTERS).await?;
+    let part = audit::list(&mut *app.pool.acquire().await?, &filter, order, &asked.cut).await?;
+    Ok(page::answer(app, caller, &asked, part, AuditEntry::from))
 }

@@ -1,10 +1,10 @@
-//! Workflows by their names: what a deployment script knows.
+//! `/workflow-names`: workflows by their names, which a deployment script knows.
 
 use axum::{
-    extract::{FromRequestParts, Path, State},
+    extract::{FromRequestParts, Path, Request, State},
     response::Response,
 };
-use http::{StatusCode, request::Parts};
+use http::{StatusCode, Uri, request::Parts, uri::PathAndQuery};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
@@ -33,6 +33,26 @@ use crate::{
     input::{self, ANY_LENGTH, FieldError, Node, Object, Read},
     workflow::{Draft, NewWorkflow},
 };
+
+/// A request with the path that it has now: names were once below `/workflows/by-name`, where clients may still look for
+/// them. `prefix` is that of the API.
+pub fn at_its_path(prefix: &str) -> impl Fn(Request) -> Request + Clone + Send + Sync + 'static {
+    let (former, present) = (format!("{prefix}/workflows/by-name/"), format!("{prefix}/workflow-names/"));
+    move |mut request| {
+        let moved = request.uri().path_and_query().and_then(|path| {
+            let name = path.as_str().strip_prefix(&former)?;
+            PathAndQuery::try_from(format!("{present}{name}")).ok()
+        });
+        if let Some(path) = moved {
+            let mut parts = request.uri().clone().into_parts();
+            parts.path_and_query = Some(path);
+            if let Ok(uri) = Uri::from_parts(parts) {
+                *request.uri_mut() = uri;
+            }
+        }
+        request
+    }
+}
 
 /// `{name}` in the path.
 pub struct Name(pub String);
@@ -72,7 +92,7 @@ pub struct WantedWorkflowBody {
 ///
 /// The newest active version of the name.
 #[utoipa::path(
-    get, path = "/workflows/by-name/{name}", tag = "workflows",
+    get, path = "/workflow-names/{name}", tag = "workflows",
     params(
         ("name" = String, Path, example = "hello"),
         parameters::IfNoneMatch,
@@ -99,7 +119,7 @@ pub async fn get_workflow_by_name(
 /// Brings the name to the wanted definition; safe to repeat. What is stored already stays untouched, another content
 /// becomes the next version under the same id, and a name without an active version gets one.
 #[utoipa::path(
-    put, path = "/workflows/by-name/{name}", tag = "workflows",
+    put, path = "/workflow-names/{name}", tag = "workflows",
     params(
         ("name" = String, Path, min_length = 1, max_length = 255, example = "hello"),
         parameters::IfMatch,
@@ -156,7 +176,7 @@ fn read(name: &str, body: &RawValue) -> Read<NewWorkflow> {
 ///
 /// Starts a run of the newest active version of the name, as executing that version by its id does.
 #[utoipa::path(
-    post, path = "/workflows/by-name/{name}/execute", tag = "workflows",
+    post, path = "/workflow-names/{name}/execute", tag = "workflows",
     params(
         ("name" = String, Path, example = "hello"),
         parameters::IdempotencyKey,

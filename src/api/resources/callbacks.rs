@@ -63,6 +63,7 @@ pub struct CallbackAnswer {
     answered_at: Timestamp,
     /// Of an approval, what was decided.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = bool)]
     approved: Option<bool>,
 }
 

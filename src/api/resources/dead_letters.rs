@@ -3,6 +3,7 @@
 use axum::{
     Json,
     extract::{FromRequestParts, State},
+    response::Response,
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{StatusCode, request::Parts};
@@ -20,7 +21,7 @@ use crate::{
         cursor::Asked,
         error::{ApiError, ErrorBody},
         extract::{OptionalJsonBody, Query, path_uuid},
-        page::Page,
+        page::{self, Page},
         parameters, sets,
     },
     db::dead_letters::{self, Content, Filter, LetterRow},
@@ -232,11 +233,7 @@ impl From<ResolveError> for ApiError {
         (status = 422, body = ErrorBody),
     ),
 )]
-pub async fn list_dead_letters(
-    State(app): State<App>,
-    caller: Caller,
-    query: Query,
-) -> Result<Json<Page<DeadLetter>>, ApiError> {
+pub async fn list_dead_letters(State(app): State<App>, caller: Caller, query: Query) -> Result<Response, ApiError> {
     let filter = Filter {
         organization: caller.organization().clone(),
         topics: query.several("topic"),
@@ -246,10 +243,9 @@ pub async fn list_dead_letters(
         created: query.span("created")?,
     };
     let order = dead_letters::order(query.is_ascending());
-    let asked = Asked::read(&app, &query, order, "dead-letters", &FILTERS).await?;
-    let mut connection = app.pool.acquire().await?;
-    let part = dead_letters::list(&mut connection, &filter, order, &asked.cut).await?;
-    Ok(Json(Page::new(part, &asked)))
+    let asked = Asked::read(&app, &query, "dead-letters", &FILTERS).await?;
+    let part = dead_letters::list(&mut *app.pool.acquire().await?, &filter, order, &asked.cut).await?;
+    Ok(page::answer(app, caller, &asked, part, DeadLetter::from))
 }
 
 /// Get a dead letter

@@ -20,13 +20,10 @@ use crate::{
         error::{ApiError, ErrorBody},
         etag,
         extract::{JsonBody, Query},
-        page::Page,
+        page::{self, Page},
         parameters, sets,
     },
-    db::{
-        self,
-        organizations::{ORDER, OrganizationRow},
-    },
+    db::{self, organizations::OrganizationRow},
     input::{FieldError, Node, Object, Patch, Read},
     timestamp::Timestamp,
 };
@@ -288,16 +285,11 @@ fn must_manage(caller: &Caller) -> Result<(), ApiError> {
         (status = 422, body = ErrorBody),
     ),
 )]
-pub async fn list_organizations(
-    State(app): State<App>,
-    caller: Caller,
-    query: Query,
-) -> Result<Json<Page<Organization>>, ApiError> {
-    let asked = Asked::read(&app, &query, ORDER, "organizations", &[]).await?;
+pub async fn list_organizations(State(app): State<App>, caller: Caller, query: Query) -> Result<Response, ApiError> {
+    let asked = Asked::read(&app, &query, "organizations", &[]).await?;
     let own = Some(caller.organization()).filter(|own| !own.is_default());
-    let mut connection = app.pool.acquire().await?;
-    let part = db::organizations::list(&mut connection, own, &asked.cut).await?;
-    Ok(Json(Page::new(part, &asked)))
+    let part = db::organizations::list(&mut *app.pool.acquire().await?, own, &asked.cut).await?;
+    Ok(page::answer(app, caller, &asked, part, Organization::from))
 }
 
 /// Create an organization

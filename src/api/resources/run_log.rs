@@ -8,7 +8,6 @@ use std::{
 };
 
 use axum::{
-    Json,
     extract::State,
     response::{
         IntoResponse, Response,
@@ -23,11 +22,11 @@ use utoipa::ToSchema;
 use crate::{
     api::vocabulary::{
         app::App,
-        caller::Caller,
+        caller::{Caller, RECHECK_CALLER},
         cursor::Asked,
         error::{ApiError, ErrorBody},
         extract::{Query, RunId},
-        page::Page,
+        page::{self, Page},
         parameters, sets,
     },
     db::{
@@ -49,9 +48,6 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 /// Ends the id of the end event, whose number is that of the entry before.
 const END_SUFFIX: &str = "-end";
-/// How often a waiting stream asks whether its client would still be let in. With what is remembered of keys, a stream
-/// ends within the 5 s after which a revoked key must be useless.
-const RECHECK_CALLER: Duration = Duration::from_secs(1);
 /// How long a stream is silent at most: less than proxies wait before they take a connection for dead.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// When a client comes back whose stream was closed before the run ended.
@@ -203,7 +199,7 @@ pub async fn get_logs(
     };
     let is_descending = query.text("sort_order").is_some_and(|order| order.eq_ignore_ascii_case("desc"));
     let order = events::order(!is_descending);
-    let asked = Asked::read(&app, &query, order, &format!("logs of {run_id}"), &FILTERS).await?;
+    let asked = Asked::read(&app, &query, &format!("logs of {run_id}"), &FILTERS).await?;
     if !db::runs::exists(&app.pool, caller.organization(), &run_id).await? {
         return Err(ApiError::run_not_found());
     }
@@ -211,9 +207,10 @@ pub async fn get_logs(
     let filter = Filter { steps: &query.several("step_id"), kinds: &level.kinds() };
     let mut connection = app.pool.acquire().await?;
     let part = events::list(&mut connection, &run_id, &filter, order, &asked.cut).await?;
-    let (_, next) = asked.neighbours(&part);
+    drop(connection);
+    let (_, next) = asked.neighbours(&part.entries);
     let mut response = if prefers_text(&headers) {
-        let mut text: String = part.rows.into_iter().map(|row| Event::from(row).to_string()).collect();
+        let mut text: String = part.entries.rows.into_iter().map(|row| Event::from(row).to_string()).collect();
         if let Some(cursor) = &next {
             text += "... more: ?";
             text += &query.with_cursor(cursor);
@@ -227,7 +224,7 @@ pub async fn get_logs(
         }
         response
     } else {
-        Json(Page::<Event>::new(part, &asked)).into_response()
+        page::answer(app, caller, &asked, part, Event::from)
     };
     response.headers_mut().insert(header::VARY, HeaderValue::from_static("accept"));
     Ok(response)
@@ -428,14 +425,9 @@ impl Reader {
 
     /// Waits until the log has grown. False at a stop, and when the caller is not let in any more.
     async fn changed(&mut self) -> bool {
-        loop {
-            tokio::select! {
-                goes_on = self.watch.changed() => return goes_on,
-                () = tokio::time::sleep_until((self.checked_at + RECHECK_CALLER).into()) => {}
-            }
-            if !self.is_let_in().await {
-                return false;
-            }
+        tokio::select! {
+            goes_on = self.watch.changed() => goes_on,
+            () = self.caller.ended(&self.app) => false,
         }
     }
 

@@ -3,13 +3,17 @@
 //! Secrets leave only when they are asked for. Without them an agent's `auth_config` and the user and password in its
 //! URL are absent from the document, and importing it keeps the stored ones.
 
-use std::time::{Duration, Instant};
+use std::{
+    ops::ControlFlow,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Json,
     extract::State,
     response::{IntoResponse, Response},
 };
+use http::{StatusCode, header};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use sqlx::types::Json as Column;
@@ -27,6 +31,7 @@ use crate::{
         extract::{JsonBody, Query},
         idempotency::{Key, replayed},
         parameters, sets,
+        streamed::{Array, JSON},
     },
     db::{
         self,
@@ -34,24 +39,11 @@ use crate::{
         idempotency::{ClaimError, IdempotencyKey},
         workflows::WorkflowRow,
     },
-    input::{self, FieldError, Object, member},
+    input::{FieldError, Object, member},
 };
 
 /// For an import, which is all or nothing: with its last statements it is answered in time.
 const IMPORT_TIME: Duration = Duration::from_secs(5);
-
-/// Agents and workflows. The same content is the same document, so that it can be kept under version control.
-#[derive(Serialize)]
-pub struct Definitions {
-    /// `workflow-api/definitions`.
-    format: &'static str,
-    /// Of the format: 1.
-    version: i64,
-    /// All agents that are not deleted, by name.
-    agents: Vec<ExportedAgent>,
-    /// The newest active version of each workflow, by name.
-    workflows: Vec<ExportedWorkflow>,
-}
 
 /// An agent in a document.
 #[derive(Serialize)]
@@ -135,7 +127,7 @@ impl From<WorkflowRow> for ExportedWorkflow {
 /// Agents and workflows as an export gives them and an import takes them.
 #[derive(ToSchema)]
 #[schema(as = Definitions, example = json!({"format": FORMAT, "version": FORMAT_VERSION, "agents": [], "workflows": []}))]
-#[expect(dead_code, reason = "describes `Definitions`, and what `import::Import::parse` reads")]
+#[expect(dead_code, reason = "describes what `export_definitions` writes, and what `import::Import::parse` reads")]
 pub struct DefinitionsBody {
     /// What the document is.
     format: sets::DefinitionsFormat,
@@ -235,31 +227,70 @@ pub async fn export_definitions(State(app): State<App>, caller: Caller, query: Q
         caller.must(Permission::AgentsSecrets)?;
     }
     let prefix = query.text("name_prefix").unwrap_or_default();
+    // It is of one moment, so it is read as a whole: by few at a time, and no further than it may be long.
+    let _permit = app.memory.large_read(caller.holders()).await;
     let mut transaction = db::snapshot(&app.pool).await?;
-    let limit = i64::try_from(MAX_ENTRIES + 1).unwrap_or(i64::MAX);
-    let agents = db::agents::present(&mut transaction, caller.organization(), prefix, limit).await?;
-    let workflows = db::workflows::all_active(&mut transaction, caller.organization(), prefix, limit).await?;
+    let organization = caller.organization();
+    let mut document = Document::new();
+    let vault = &app.config.vault;
+    document.begin(",\"agents\":[");
+    let show = |row: AgentRow| document.push(&ExportedAgent::new(row.opened(vault), with_secrets));
+    db::agents::present(&mut transaction, organization, prefix, show).await?;
+    document.begin("],\"workflows\":[");
+    let show = |row: WorkflowRow| document.push(&ExportedWorkflow::from(row));
+    db::workflows::all_active(&mut transaction, organization, prefix, show).await?;
+    // What could not be imported again is no export. The rows that are left are not read: the connection is closed.
+    if let Some(limit) = document.exceeds {
+        return Err(too_large(&limit));
+    }
     db::commit(transaction).await?;
-    if agents.len() > MAX_ENTRIES || workflows.len() > MAX_ENTRIES {
-        return Err(too_large(&format!("{MAX_ENTRIES} agents and as many workflows")));
+    Ok(([(header::CONTENT_TYPE, JSON)], document.end()).into_response())
+}
+
+/// The text of an export. The same content is the same document, so that it can be kept under version control.
+struct Document {
+    text: Vec<u8>,
+    entries: Array,
+    /// Of the list that is being written.
+    count: usize,
+    /// The limit that it is beyond.
+    exceeds: Option<String>,
+}
+
+impl Document {
+    fn new() -> Self {
+        let text = format!("{{\"format\":\"{FORMAT}\",\"version\":{FORMAT_VERSION}").into_bytes();
+        Self { text, entries: Array::default(), count: 0, exceeds: None }
     }
-    let document = Definitions {
-        format: FORMAT,
-        version: FORMAT_VERSION,
-        agents: agents.into_iter().map(|row| ExportedAgent::new(row.opened(&app.config.vault), with_secrets)).collect(),
-        workflows: workflows.into_iter().map(ExportedWorkflow::from).collect(),
-    };
-    // What could not be imported again is no export.
-    let document = input::to_raw(&document);
-    if document.get().len() > MAX_BYTES {
-        return Err(too_large(&format!("{} MiB", MAX_BYTES >> 20)));
+
+    /// Begins a list; `before` is what stands before its first entry.
+    fn begin(&mut self, before: &str) {
+        self.text.extend_from_slice(before.as_bytes());
+        (self.entries, self.count) = (Array::default(), 0);
     }
-    Ok(Json(document).into_response())
+
+    /// Appends an entry, unless it would be one too many.
+    fn push(&mut self, entry: &impl Serialize) -> ControlFlow<()> {
+        self.entries.push(&mut self.text, entry);
+        self.count += 1;
+        // With what ends it.
+        if self.text.len() + 2 > MAX_BYTES {
+            self.exceeds = Some(format!("{} MiB", MAX_BYTES >> 20));
+        } else if self.count > MAX_ENTRIES {
+            self.exceeds = Some(format!("{MAX_ENTRIES} agents and as many workflows"));
+        }
+        if self.exceeds.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    fn end(mut self) -> Vec<u8> {
+        self.text.extend_from_slice(b"]}");
+        self.text
+    }
 }
 
 fn too_large(limit: &str) -> ApiError {
     let detail = format!("A document holds at most {limit}; export it in parts, by name_prefix");
-    ApiError::new(http::StatusCode::PAYLOAD_TOO_LARGE, "export_too_large", detail)
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "export_too_large", detail)
 }
 
 /// Import definitions

@@ -1,6 +1,6 @@
 //! Who calls, how that was told, and what the caller may do.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::extract::FromRequestParts;
 use http::request::Parts;
@@ -14,6 +14,10 @@ use crate::{
     permits::{Holder as PermitHolder, Holders, Scope},
     timestamp::Timestamp,
 };
+
+/// How often it is asked whether a caller who is served for long would still be let in. With what is remembered of keys,
+/// that ends within the 5 s after which a revoked key must be useless.
+pub const RECHECK_CALLER: Duration = Duration::from_secs(1);
 
 /// Who a request is from. Its existence is the proof that the caller was let in.
 #[derive(Clone, Debug)]
@@ -89,6 +93,14 @@ impl Caller {
                 app.keys.find(KeyName::Id(id), || Pace::AtOnce).await?.is_some()
             }
         })
+    }
+
+    /// Returns when the caller would not be let in any more.
+    pub async fn ended(&self, app: &App) {
+        // A database that is away says nothing about the caller.
+        while !matches!(self.still_counts(app).await, Ok(false)) {
+            tokio::time::sleep(RECHECK_CALLER).await;
+        }
     }
 
     /// Whose share of what is scarce counts. While authentication is off, an address has that of an organisation.

@@ -15,7 +15,7 @@ use super::{
     signing::{Key, SIGNATURE_BYTES},
 };
 use crate::{
-    db::list::{Cut, EntryId, Listed, Order, Part, Position, SortValue, Start},
+    db::list::{Cut, Entries, EntryId, Position, SortValue, Start},
     input::{self, FieldError},
 };
 
@@ -42,7 +42,6 @@ pub struct Asked {
     pub number: i64,
     /// For the database.
     pub cut: Cut,
-    order: Order,
     /// What the signature of a cursor is for.
     query: [u8; 32],
     key: Key,
@@ -51,7 +50,7 @@ pub struct Asked {
 impl Asked {
     /// Reads `page`, `page_size` and `cursor`. `list` and the parameters named by `filters` make up what a cursor
     /// belongs to.
-    pub async fn read(app: &App, query: &Query, order: Order, list: &str, filters: &[&str]) -> Result<Self, ApiError> {
+    pub async fn read(app: &App, query: &Query, list: &str, filters: &[&str]) -> Result<Self, ApiError> {
         let pages = app.config.pages;
         let mut errors = Vec::new();
         let mut number =
@@ -83,7 +82,7 @@ impl Asked {
         let key = app.signing.key().await?;
         let Some(cursor) = cursor else {
             let cut = Cut { start: Start::Offset((page - 1) * size), size };
-            return Ok(Self { number: page, cut, order, query: fingerprint, key });
+            return Ok(Self { number: page, cut, query: fingerprint, key });
         };
         let cursor = decode(cursor, &fingerprint, &key).filter(|cursor| fits(&cursor.position)).ok_or_else(|| {
             let detail = "The cursor is damaged, or belongs to another list, other filters or another order; begin \
@@ -91,25 +90,18 @@ impl Asked {
             ApiError::bad_request("invalid_cursor", detail)
         })?;
         let start = if cursor.is_before { Start::Before(cursor.position) } else { Start::After(cursor.position) };
-        Ok(Self { number: cursor.number.max(1), cut: Cut { start, size }, order, query: fingerprint, key })
+        Ok(Self { number: cursor.number.max(1), cut: Cut { start, size }, query: fingerprint, key })
     }
 
-    /// The cursor of the page after that position.
+    /// The cursors of the pages before and after this one; none where there is no entry.
     #[must_use]
-    pub fn cursor_after(&self, position: Position) -> String {
-        let cursor = Cursor { position, is_before: false, number: self.number.saturating_add(1) };
-        encode(&cursor, &self.query, &self.key)
-    }
-
-    /// The cursors of the pages before and after this part; none where there is no entry.
-    #[must_use]
-    pub fn neighbours<T: Listed>(&self, part: &Part<T>) -> (Option<String>, Option<String>) {
-        let cursor = |row: Option<&T>, is_before: bool, number: i64| {
-            let cursor = Cursor { position: row?.position(self.order.column), is_before, number };
+    pub fn neighbours<T>(&self, page: &Entries<T>) -> (Option<String>, Option<String>) {
+        let cursor = |position: Option<&Position>, is_before: bool, number: i64| {
+            let cursor = Cursor { position: position?.clone(), is_before, number };
             Some(encode(&cursor, &self.query, &self.key))
         };
-        let previous = part.rows.first().filter(|_| part.has_previous);
-        let next = part.rows.last().filter(|_| part.has_next);
+        let previous = page.positions.first().filter(|_| page.has_previous);
+        let next = page.positions.last().filter(|_| page.has_next);
         (cursor(previous, true, (self.number - 1).max(1)), cursor(next, false, self.number.saturating_add(1)))
     }
 }

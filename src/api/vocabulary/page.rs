@@ -1,8 +1,11 @@
 //! The envelope of every list.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, marker::PhantomData};
 
+use axum::response::{IntoResponse, Response};
+use http::header;
 use serde::Serialize;
+use sqlx::{FromRow, postgres::PgRow};
 use utoipa::{
     PartialSchema, ToSchema,
     openapi::{
@@ -10,26 +13,85 @@ use utoipa::{
     },
 };
 
-use super::cursor::Asked;
-use crate::db::list::{Listed, Part};
+use super::{
+    app::App,
+    caller::Caller,
+    cursor::Asked,
+    streamed::{Array, Entries, JSON},
+};
+use crate::{
+    db::list::{Listed, Part},
+    input,
+};
 
-/// A part of a list.
+/// Describes a part of a list; [`answer`] writes it.
+pub struct Page<T>(PhantomData<T>);
+
+/// What a page says behind its entries.
 #[derive(Serialize)]
-pub struct Page<T> {
-    /// The entries.
-    items: Vec<T>,
-    /// How many there are on all pages.
+struct About {
     total: i64,
-    /// Which page this is, from 1; with `cursor` counted from where the reader began.
     page: i64,
-    /// How many entries a page has.
     page_size: i64,
-    /// How many pages there are.
     total_pages: i64,
-    /// For the parameter `cursor`: the page after this one; null at the end of the list.
     next_cursor: Option<String>,
-    /// For the parameter `cursor`: the page before this one; null at the beginning of the list.
     prev_cursor: Option<String>,
+}
+
+/// The part of the list that was asked for, with its entries as `show` shows them.
+pub fn answer<R, T>(
+    app: App,
+    caller: Caller,
+    asked: &Asked,
+    part: Part<R>,
+    show: impl Fn(R) -> T + Send + 'static,
+) -> Response
+where
+    R: Listed + for<'r> FromRow<'r, PgRow> + Send + Unpin + 'static,
+    T: Serialize,
+{
+    let Part { entries, total } = part;
+    let (prev_cursor, next_cursor) = asked.neighbours(&entries);
+    let size = asked.cut.size;
+    let total_pages = (total + size - 1) / size;
+    let about = About { total, page: asked.number, page_size: size, total_pages, next_cursor, prev_cursor };
+    let mut page = Writer::new(about);
+    Entries::of_page(app, caller, entries)
+        .answer(JSON, move |rows, is_last| page.write(rows.into_iter().map(&show), is_last))
+}
+
+/// The one entry that was looked up, or none on a page of that size.
+pub fn of_one(found: Option<impl Serialize>, size: i64) -> Response {
+    let total = i64::from(found.is_some());
+    let page_size = if found.is_some() { 1 } else { size };
+    let about = About { total, page: 1, page_size, total_pages: total, next_cursor: None, prev_cursor: None };
+    ([(header::CONTENT_TYPE, JSON)], Writer::new(about).write(found, true)).into_response()
+}
+
+/// Writes a page.
+struct Writer {
+    head: Option<&'static str>,
+    entries: Array,
+    about: About,
+}
+
+impl Writer {
+    fn new(about: About) -> Self {
+        Self { head: Some("{\"items\":["), entries: Array::default(), about }
+    }
+
+    fn write<T: Serialize>(&mut self, entries: impl IntoIterator<Item = T>, is_last: bool) -> Vec<u8> {
+        let mut text = self.head.take().unwrap_or_default().as_bytes().to_vec();
+        for entry in entries {
+            self.entries.push(&mut text, &entry);
+        }
+        if is_last {
+            text.extend_from_slice(b"],");
+            // Its members go on with those of the page.
+            text.extend_from_slice(&input::to_raw(&self.about).get().as_bytes()[1..]);
+        }
+        text
+    }
 }
 
 /// By hand, so that a list names its entries: a derived schema has a copy of theirs.
@@ -74,48 +136,6 @@ impl<T: ToSchema> ToSchema for Page<T> {
     fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
         schemas.push((T::name().into_owned(), T::schema()));
         T::schemas(schemas);
-    }
-}
-
-impl<T> Page<T> {
-    /// The part of the list that was asked for.
-    pub fn new<R>(part: Part<R>, asked: &Asked) -> Self
-    where
-        R: Listed,
-        T: From<R>,
-    {
-        let (prev_cursor, next_cursor) = asked.neighbours(&part);
-        let size = asked.cut.size;
-        Self {
-            total: part.total,
-            page: asked.number,
-            page_size: size,
-            total_pages: (part.total + size - 1) / size,
-            items: part.rows.into_iter().map(T::from).collect(),
-            next_cursor,
-            prev_cursor,
-        }
-    }
-
-    /// The same with other entries.
-    pub fn map<U>(self, of: impl FnMut(T) -> U) -> Page<U> {
-        Page {
-            items: self.items.into_iter().map(of).collect(),
-            total: self.total,
-            page: self.page,
-            page_size: self.page_size,
-            total_pages: self.total_pages,
-            next_cursor: self.next_cursor,
-            prev_cursor: self.prev_cursor,
-        }
-    }
-
-    /// The one entry that was looked up, or none on a page of that size.
-    pub fn of_one(found: Option<T>, size: i64) -> Self {
-        let total = i64::from(found.is_some());
-        let page_size = if found.is_some() { 1 } else { size };
-        let items = found.into_iter().collect();
-        Self { items, total, page: 1, page_size, total_pages: total, next_cursor: None, prev_cursor: None }
     }
 }
 

@@ -243,7 +243,7 @@ async fn a_bound_key_has_its_workflow_call_only_what_is_called_already(pool: PgP
     let by = ("x-api-key", admin.key(&bound).await.0);
     let put = async |step: Value| send(&admin.service, "PUT", &path, &by, &json!({"steps": {"s": step}})).await;
     let put_by_name = async |name: &str, step: Value| {
-        let path = format!("/api/v1/workflows/by-name/{name}");
+        let path = format!("/api/v1/workflow-names/{name}");
         send(&admin.service, "PUT", &path, &by, &body(name, step)).await
     };
     let refused = |answer: Answer| assert_eq!(answer.error(403)["code"], "key_is_bound");

@@ -100,7 +100,7 @@ async fn what_another_organisation_has_cannot_be_told_from_what_does_not_exist(p
             assert_eq!(told(&seen), told(&unseen), "{method} {path} {body}");
             let status = seen.status.as_u16();
             // A name that is free can be put to.
-            let is_put = method == "PUT" && path.contains("by-name");
+            let is_put = method == "PUT" && path.contains("workflow-names");
             // A route that takes no body is told so before anything is looked for.
             let is_refused = status == 400 && seen.text.contains("unexpected_body");
             assert!(is_put || is_refused || [404, 422].contains(&status), "{method} {path} {body}: {}", seen.text);
@@ -123,7 +123,7 @@ async fn lists_totals_and_names_are_those_of_one_organisation(pool: PgPool) {
     let (one, two) = (first.workflow("shared").await, second.workflow("shared").await);
     assert_ne!(one, two);
     for (member, id) in [(&first, &one), (&second, &two)] {
-        let found = member.get("/workflows/by-name/shared").await.expect(200);
+        let found = member.get("/workflow-names/shared").await.expect(200);
         assert_eq!((found["id"].as_str(), &found["version"]), (Some(id.as_str()), &json!(1)));
         for list in
             ["/agents", "/workflows", "/api-keys", "/agents?name=worker", "/workflows?name=shared", "/organizations"]
@@ -138,7 +138,7 @@ async fn lists_totals_and_names_are_those_of_one_organisation(pool: PgPool) {
         );
         assert_eq!(member.get(&format!("/workflows/{id}/versions")).await.expect(200)["total"], 1);
     }
-    first.post("/workflows/by-name/shared/execute", &json!({"input_data": {}})).await.expect(202);
+    first.post("/workflow-names/shared/execute", &json!({"input_data": {}})).await.expect(202);
     assert_eq!(first.get("/runs").await.expect(200)["total"], 1);
     assert_eq!(second.get("/runs").await.expect(200)["total"], 0);
     // The workflow of one names the agent of the same one.

@@ -199,8 +199,8 @@ async fn a_bound_key_knows_its_workflows_and_no_others(pool: PgPool) {
     for path in [
         format!("/workflows/{own}"),
         format!("/workflows/{own}/versions"),
-        "/workflows/by-name/own".to_owned(),
-        "/workflows/by-name/%6Fwn".to_owned(),
+        "/workflow-names/own".to_owned(),
+        "/workflow-names/%6Fwn".to_owned(),
         format!("/runs/{own_run}"),
         format!("/runs/{own_run}/logs"),
     ] {
@@ -217,9 +217,9 @@ async fn a_bound_key_knows_its_workflows_and_no_others(pool: PgPool) {
         ("DELETE", "/workflows/{}", &foreign, nowhere),
         ("GET", "/workflows/{}/graph", &foreign, nowhere),
         ("POST", "/workflows/{}/execute", &foreign, nowhere),
-        ("GET", "/workflows/by-name/{}", "foreign", "missing"),
-        ("PUT", "/workflows/by-name/{}", "foreign", "missing"),
-        ("POST", "/workflows/by-name/{}/execute", "foreign", "later%20one%20that%20is%20not"),
+        ("GET", "/workflow-names/{}", "foreign", "missing"),
+        ("PUT", "/workflow-names/{}", "foreign", "missing"),
+        ("POST", "/workflow-names/{}/execute", "foreign", "later%20one%20that%20is%20not"),
         ("GET", "/runs/{}", &foreign_run, "run-x"),
         ("GET", "/runs/{}/events", &foreign_run, "run-x"),
         ("POST", "/runs/{}/cancel", &foreign_run, "run-x"),

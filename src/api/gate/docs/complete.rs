@@ -1,8 +1,11 @@
 //! What holds for many operations at once, and is added to all of them.
 
+use std::collections::HashSet;
+
 use http::{Method, StatusCode};
+use serde_json::Value;
 use utoipa::openapi::{
-    Content, Header, Object, Ref, RefOr, ResponseBuilder, Schema, Type,
+    Content, Header, Object, OpenApi, Ref, RefOr, ResponseBuilder, Schema, Type,
     extensions::Extensions,
     path::{Operation, Parameter},
     schema::SchemaType,
@@ -13,7 +16,8 @@ use crate::{access::Permission, api::gate::access};
 /// Adds what holds for many operations at once, so that no operation can forget it: the answers of `request`, which
 /// every route under the prefix can give, the form of headers, and a description for each answer that has none, as
 /// the specification demands one.
-pub fn complete(document: &mut utoipa::openapi::OpenApi, prefix: &str) {
+pub fn complete(document: &mut OpenApi, prefix: &str) {
+    require_members(document);
     for (path, item) in &mut document.paths.paths {
         let path = path.strip_prefix(prefix).unwrap_or_default();
         let operations = [
@@ -47,6 +51,64 @@ pub fn complete(document: &mut utoipa::openapi::OpenApi, prefix: &str) {
                 }
             }
         }
+    }
+}
+
+/// Members of answers are always there, and what has no value is null. (A derived schema takes what may be null for what
+/// may be absent; what is absent from some answers is not null there.) What callers send may be left out.
+fn require_members(document: &mut OpenApi) {
+    let json = serde_json::to_value(&*document).unwrap_or_default();
+    let operations = json["paths"].as_object().into_iter().flat_map(|paths| paths.values());
+    let operations = operations.filter_map(Value::as_object).flat_map(|path| path.values());
+    let mut sent = HashSet::new();
+    for operation in operations {
+        name_schemas(&operation["requestBody"], &json["components"]["schemas"], &mut sent);
+    }
+    let schemas = document.components.iter_mut().flat_map(|components| &mut components.schemas);
+    for (_, schema) in schemas.filter(|(name, _)| !sent.contains(name.as_str())) {
+        let parts = match schema {
+            RefOr::T(Schema::AllOf(all)) => all.items.iter_mut().collect(),
+            other => vec![other],
+        };
+        for part in parts {
+            let RefOr::T(Schema::Object(object)) = part else { continue };
+            let nullable = object.properties.iter().filter(|(_, member)| is_nullable(member));
+            let absent = nullable.map(|(name, _)| name).filter(|name| !object.required.contains(name));
+            let absent: Vec<String> = absent.cloned().collect();
+            object.required.extend(absent);
+        }
+    }
+}
+
+/// Adds the names of the schemas that a part of the document refers to, and of those that they refer to.
+fn name_schemas<'a>(part: &'a Value, schemas: &'a Value, names: &mut HashSet<&'a str>) {
+    match part {
+        Value::Object(members) => {
+            let name = members.get("$ref").and_then(Value::as_str).and_then(|path| path.rsplit('/').next());
+            if let Some(name) = name
+                && names.insert(name)
+            {
+                name_schemas(&schemas[name], schemas, names);
+            }
+            members.values().for_each(|member| name_schemas(member, schemas, names));
+        }
+        Value::Array(parts) => parts.iter().for_each(|part| name_schemas(part, schemas, names)),
+        _ => {}
+    }
+}
+
+fn is_nullable(member: &RefOr<Schema>) -> bool {
+    let RefOr::T(schema) = member else { return false };
+    let schema_type = match schema {
+        Schema::Object(schema) => &schema.schema_type,
+        Schema::Array(schema) => &schema.schema_type,
+        Schema::OneOf(choice) => return choice.items.iter().any(is_nullable),
+        _ => return false,
+    };
+    match schema_type {
+        SchemaType::Type(only) => *only == Type::Null,
+        SchemaType::Array(types) => types.contains(&Type::Null),
+        SchemaType::AnyValue => false,
     }
 }
 

@@ -1,12 +1,6 @@
 //! `/audit-logs/export`: the entries of a query as one file.
 
-use axum::{
-    body::Body,
-    extract::State,
-    response::{IntoResponse, Response},
-};
-use bytes::Bytes;
-use futures_util::{StreamExt, stream};
+use axum::{extract::State, response::Response};
 use http::{HeaderValue, header};
 use serde_json::value::RawValue;
 
@@ -18,17 +12,14 @@ use crate::{
         error::{ApiError, ErrorBody},
         extract::Query,
         parameters, sets,
+        streamed::{CHUNK, Entries},
     },
     db::{
-        self,
-        audit::{self, AuditRow, Filter},
-        list::{Cut, Listed, Order, Start},
+        audit::{self, AuditRow},
+        list::{Cut, Start},
     },
     input::{FieldError, to_raw},
 };
-
-/// Entries that are read at a time.
-const CHUNK: i64 = 500;
 
 /// How an export is written.
 #[derive(Clone, Copy)]
@@ -60,15 +51,14 @@ impl Format {
         })
     }
 
-    fn head(self) -> Bytes {
+    fn head(self) -> Vec<u8> {
         match self {
-            Self::Csv => Bytes::from(csv_line(CSV_HEAD.map(str::to_owned))),
-            Self::NdJson => Bytes::new(),
+            Self::Csv => csv_line(CSV_HEAD.map(str::to_owned)),
+            Self::NdJson => Vec::new(),
         }
     }
 
-    fn write(self, rows: Vec<AuditRow>) -> Bytes {
-        let mut text = Vec::new();
+    fn write(self, text: &mut Vec<u8>, rows: Vec<AuditRow>) {
         for entry in rows.into_iter().map(AuditEntry::from) {
             match self {
                 Self::Csv => text.extend(csv_line(csv_fields(entry))),
@@ -78,7 +68,6 @@ impl Format {
                 }
             }
         }
-        text.into()
     }
 }
 
@@ -136,7 +125,7 @@ fn csv_line(fields: [String; 14]) -> Vec<u8> {
 /// Export audit entries
 ///
 /// All entries of a query as one file, the oldest first. It is read while it is sent, and ends early if the
-/// database goes away meanwhile, which shows by the broken transfer.
+/// database goes away or the caller's credentials end meanwhile, which shows by the broken transfer.
 #[utoipa::path(
     get, path = "/audit-logs/export", tag = "access",
     params(
@@ -151,45 +140,22 @@ fn csv_line(fields: [String; 14]) -> Vec<u8> {
 )]
 pub async fn export_audit_logs(State(app): State<App>, caller: Caller, query: Query) -> Result<Response, ApiError> {
     let format = Format::asked(&query)?;
-    let export = Export { app, filter: filter(&caller, &query)?, order: audit::order(true), format };
+    let filter = filter(&caller, &query)?;
+    let pool = app.pool.clone();
+    let read = move |start| {
+        let (pool, filter) = (pool.clone(), filter.clone());
+        let cut = Cut { start, size: CHUNK };
+        async move { audit::page(&mut *pool.acquire().await?, &filter, audit::order(true), &cut).await }
+    };
     // The first entries before the answer begins, so that a failure can still be one.
-    let first = export.read(Start::Offset(0)).await?;
-    let head = stream::iter([Ok(format.head())]);
-    let chunks = stream::unfold(Some(Ok(first)), move |rows| {
-        let export = export.clone();
-        async move {
-            let rows = match rows? {
-                Ok(rows) => rows,
-                Err(error) => return Some((Err(error), None)),
-            };
-            let next = match rows.last() {
-                Some(last) => Some(export.read(Start::After(last.position(export.order.column))).await),
-                None => None,
-            };
-            Some((Ok(export.format.write(rows)), next))
-        }
+    let first = read(Start::Offset(0)).await?;
+    let entries = Entries::of_list(app, caller, first, move |position| read(Start::After(position)));
+    let mut head = format.head();
+    let mut response = entries.answer(format.content_type(), move |rows: Vec<AuditRow>, _| {
+        let mut text = std::mem::take(&mut head);
+        format.write(&mut text, rows);
+        text
     });
-    let headers = [(header::CONTENT_TYPE, format.content_type()), (header::CONTENT_DISPOSITION, format.file_name())];
-    Ok((headers, Body::from_stream(head.chain(chunks).fuse())).into_response())
-}
-
-/// A file that is being written.
-#[derive(Clone)]
-struct Export {
-    app: App,
-    filter: Filter,
-    order: Order,
-    format: Format,
-}
-
-impl Export {
-    /// In a task of its own: who hangs up shall not tear a statement apart.
-    async fn read(&self, start: Start) -> Result<Vec<AuditRow>, db::Error> {
-        let (pool, filter, order) = (self.app.pool.clone(), self.filter.clone(), self.order);
-        db::bounded(async move {
-            let mut connection = pool.acquire().await?;
-            audit::rows(&mut connection, &filter, order, &Cut { start, size: CHUNK }).await
-        })
-        .await
-    }
+    response.headers_mut().insert(header::CONTENT_DISPOSITION, format.file_name());
+    Ok(response)
 }

@@ -1,6 +1,6 @@
 //! Reading runs.
 
-use axum::{Json, extract::State};
+use axum::{Json, extract::State, response::Response};
 
 use super::wire::{Run, RunDetail, RunPage};
 use crate::{
@@ -10,8 +10,7 @@ use crate::{
         cursor::Asked,
         error::{ApiError, ErrorBody},
         extract::{Query, RunId},
-        page::Page,
-        parameters, sets,
+        page, parameters, sets,
     },
     db::{self, runs::Filter},
 };
@@ -57,7 +56,7 @@ const FILTERS: [&str; 13] = [
         (status = 422, body = ErrorBody),
     ),
 )]
-pub async fn list_runs(State(app): State<App>, caller: Caller, query: Query) -> Result<Json<Page<Run>>, ApiError> {
+pub async fn list_runs(State(app): State<App>, caller: Caller, query: Query) -> Result<Response, ApiError> {
     let filter = Filter {
         organization: caller.organization(),
         statuses: query.several("status"),
@@ -72,10 +71,9 @@ pub async fn list_runs(State(app): State<App>, caller: Caller, query: Query) -> 
         sort_by: query.text("sort_by").unwrap_or_default(),
         ascending: query.is_ascending(),
     };
-    let asked = Asked::read(&app, &query, filter.order(), "runs", &FILTERS).await?;
-    let mut connection = app.pool.acquire().await?;
-    let part = db::runs::list(&mut connection, &filter, &asked.cut).await?;
-    Ok(Json(Page::new(part, &asked)))
+    let asked = Asked::read(&app, &query, "runs", &FILTERS).await?;
+    let part = db::runs::list(&mut *app.pool.acquire().await?, &filter, &asked.cut).await?;
+    Ok(page::answer(app, caller, &asked, part, Run::from))
 }
 
 /// Get a run

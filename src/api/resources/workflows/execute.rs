@@ -133,7 +133,10 @@ pub async fn start(
 async fn answer(app: &App, caller: &Caller, run: Run, wait: Wait) -> Response {
     let Some(limit) = wait.time() else { return accepted(app, StatusCode::ACCEPTED, &RunDetail::open(run)) };
     wait.leave();
-    app.waiting.until_ended(run.run_id(), limit, caller.holders()).await;
+    tokio::select! {
+        () = app.waiting.until_ended(run.run_id(), limit, caller.holders()) => {}
+        () = caller.ended(app) => {}
+    }
     let found = look_again(app, caller, run.run_id()).await.unwrap_or_else(|error| {
         tracing::debug!(
             error = &*error as &dyn std::error::Error,

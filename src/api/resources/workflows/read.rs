@@ -1,6 +1,6 @@
 //! Reading workflows and their versions.
 
-use axum::{Json, extract::State, response::Response};
+use axum::{extract::State, response::Response};
 
 use super::wire::{Workflow, WorkflowPage};
 use crate::{
@@ -11,13 +11,9 @@ use crate::{
         error::{ApiError, ErrorBody},
         etag::IfNoneMatch,
         extract::{Query, WorkflowId},
-        page::Page,
-        parameters, sets,
+        page, parameters, sets,
     },
-    db::{
-        self,
-        workflows::{Filter, VERSION_ORDER},
-    },
+    db::{self, workflows::Filter},
 };
 
 /// The parameters that a cursor of the list is bound to.
@@ -53,11 +49,7 @@ const FILTERS: [&str; 9] = [
         (status = 422, body = ErrorBody),
     ),
 )]
-pub async fn list_workflows(
-    State(app): State<App>,
-    caller: Caller,
-    query: Query,
-) -> Result<Json<Page<Workflow>>, ApiError> {
+pub async fn list_workflows(State(app): State<App>, caller: Caller, query: Query) -> Result<Response, ApiError> {
     let filter = Filter {
         organization: caller.organization(),
         statuses: query.several("status"),
@@ -68,10 +60,9 @@ pub async fn list_workflows(
         sort_by: query.text("sort_by").unwrap_or_default(),
         ascending: query.is_ascending(),
     };
-    let asked = Asked::read(&app, &query, filter.order(), "workflows", &FILTERS).await?;
-    let mut connection = app.pool.acquire().await?;
-    let part = db::workflows::list(&mut connection, &filter, &asked.cut).await?;
-    Ok(Json(Page::new(part, &asked)))
+    let asked = Asked::read(&app, &query, "workflows", &FILTERS).await?;
+    let part = db::workflows::list(&mut *app.pool.acquire().await?, &filter, &asked.cut).await?;
+    Ok(page::answer(app, caller, &asked, part, Workflow::from))
 }
 
 /// Get a workflow
@@ -112,13 +103,11 @@ pub async fn list_workflow_versions(
     caller: Caller,
     WorkflowId(id): WorkflowId,
     query: Query,
-) -> Result<Json<Page<Workflow>>, ApiError> {
-    let asked = Asked::read(&app, &query, VERSION_ORDER, &format!("versions of {id}"), &[]).await?;
-    let mut connection = app.pool.acquire().await?;
-    let workflow = db::workflows::find(&mut *connection, caller.organization(), id)
-        .await?
-        .ok_or_else(ApiError::workflow_not_found)?;
-    let filter = Filter::versions(caller.organization(), &workflow.name);
-    let part = db::workflows::list(&mut connection, &filter, &asked.cut).await?;
-    Ok(Json(Page::new(part, &asked)))
+) -> Result<Response, ApiError> {
+    let asked = Asked::read(&app, &query, &format!("versions of {id}"), &[]).await?;
+    let name =
+        db::workflows::name(&app.pool, caller.organization(), id).await?.ok_or_else(ApiError::workflow_not_found)?;
+    let filter = Filter::versions(caller.organization(), &name);
+    let part = db::workflows::list(&mut *app.pool.acquire().await?, &filter, &asked.cut).await?;
+    Ok(page::answer(app, caller, &asked, part, Workflow::from))
 }

@@ -52,7 +52,7 @@ pub struct Workflow {
     /// Only in the answer to a write, and only if there are some: what is allowed and yet hardly meant, as
     /// `POST /workflows/validate` tells it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schema(value_type = Option<Vec<FieldErrorBody>>)]
+    #[schema(value_type = Vec<FieldErrorBody>)]
     warnings: Vec<FieldError>,
 }
 
