@@ -45,7 +45,8 @@ fn kinds(text: &str) -> String {
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn the_openapi_document_is_as_it_was(pool: PgPool) {
     let document = Service::start(&pool).get("/openapi.json").await.expect(200);
-    insta::assert_json_snapshot!("openapi", document);
+    // Extensions of an operation come in no order.
+    insta::with_settings!({sort_maps => true}, { insta::assert_json_snapshot!("openapi", document) });
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
@@ -89,7 +90,6 @@ async fn bodies_are_as_they_were(pool: PgPool) {
         "/api/v1/agents".to_owned(),
         "/api/v1/workflows?page_size=5".to_owned(),
         format!("/api/v1/workflows/{id}/versions"),
-        format!("/api/v1/workflows/{id}/graph"),
         "/api/v1/export".to_owned(),
         "/api/v1/runs".to_owned(),
         format!("/api/v1/runs/{run_id}"),
