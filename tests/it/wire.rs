@@ -343,11 +343,14 @@ async fn a_client_that_is_slow_with_its_request_is_sent_away(pool: PgPool) {
     let body = "POST /api/v1/agents HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 1000\r\n\r\n";
     let chunks =
         "POST /api/v1/agents HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n3e8\r\n";
+    let nowhere = body.replace("/api/v1/agents", "/nowhere");
     tokio::join!(
         slow("GET /health HTTP/1.1\r\nHost: x\r\nX-A: ", "", 9..20),
         slow("G", "", 9..20),
         slow(body, "408 body_timeout", 14..25),
         slow(chunks, "408 body_timeout", 14..25),
+        // Where no body is read, none is waited for.
+        slow(&nowhere, "404 not_found", 2..14),
     );
 }
 

@@ -108,7 +108,8 @@ pub async fn read(
     {
         return Err(fault);
     }
-    let mut deadline = Instant::now() + if fault.is_some() { DRAIN_TIMEOUT } else { BODY_TIMEOUT };
+    let is_unwanted = fault.is_some() || used == Use::Dropped;
+    let mut deadline = Instant::now() + if is_unwanted { DRAIN_TIMEOUT } else { BODY_TIMEOUT };
     let limit = max_bytes(&parts.uri);
     let mut kept = Kept::Nothing;
     let mut permit = memory.take(holders, 0);
@@ -123,6 +124,7 @@ pub async fn read(
                 let detail = "The request body could not be read to its end";
                 return Err(fault.unwrap_or_else(|| ApiError::bad_request("incomplete_body", detail)));
             }
+            Err(_) if used == Use::Dropped && fault.is_none() => break,
             Err(_) => {
                 let detail = "The request body did not arrive in time";
                 let late = || ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", detail);
