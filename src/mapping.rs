@@ -17,11 +17,11 @@ pub use reference::MappingFault;
 pub use scope::{Callback, Scope};
 
 /// Bytes of a resolved input: a mapping may mention a large value many times.
-const MAX_RESOLVED_BYTES: usize = 4 << 20;
+pub(crate) const MAX_RESOLVED_BYTES: usize = 4 << 20;
 
 /// Why an input cannot be made. `Display` is fit for the step's error message.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("input_mapping member '{member}', reference '{reference}': {reason}")]
+#[error("input_mapping member '{member}'{}: {reason}", named(.reference))]
 pub struct MappingError {
     /// The member of the mapping, with the way to the value inside of it: `filters.0.name`.
     pub member: String,
@@ -29,6 +29,10 @@ pub struct MappingError {
     pub reference: String,
     /// What is wrong.
     pub reason: MappingFault,
+}
+
+fn named(reference: &str) -> String {
+    if reference.is_empty() { String::new() } else { format!(", reference '{reference}'") }
 }
 
 /// The input of a step, a JSON object with the members of its mapping in their order.
@@ -133,7 +137,7 @@ impl Resolver<'_> {
     /// One value of a mapping; recursion ends at the depth that JSON from outside may have.
     fn value(&mut self, value: &RawValue, depth: usize) -> Result<Box<RawValue>, Fault> {
         if depth > MAX_JSON_DEPTH {
-            return Err(Fault::too_large());
+            return Err(Fault::new("", MappingFault::TooDeep));
         }
         // `$` can hide in an escape.
         if !value.get().contains("${") && !value.get().contains("\\u") {
@@ -345,6 +349,17 @@ mod tests {
     }
 
     #[test]
+    fn an_input_that_gets_too_large_is_told_its_limit() {
+        let json = format!(r#"{{"a":"{}"}}"#, "x".repeat(1 << 20));
+        let scope = Scope::new(raw(&json));
+        let mapping = ["t", "u", "v", "w"].map(|name| (name.to_owned(), raw(r#""${workflow.input.a}""#).to_owned()));
+        let error = resolve(&mapping, &scope).expect_err("too large").to_string();
+        let expected =
+            "input_mapping member 'w': the input gets larger than 4194304 bytes, which is the limit of a step's input";
+        assert_eq!(error, expected);
+    }
+
+    #[test]
     fn a_large_value_is_looked_through_twice_however_often_it_is_mentioned() {
         let numbers: Vec<_> = (0..50_000).map(|n| n.to_string()).collect();
         let json = format!(r#"{{"list":[{}],"a":{{"b":7}}}}"#, numbers.join(","));
@@ -457,13 +472,13 @@ mod tests {
     fn a_resolved_input_is_limited_in_size_work_and_depth() {
         let input = format!(r#"{{"a":"{}","b":1}}"#, "x".repeat(1 << 20));
         let scope = Scope::new(raw(&input));
-        let too_large = |value: String| {
+        let fails = |value: String, fault: MappingFault| {
             let resolved = resolve(&[("m".to_owned(), RawValue::from_string(value).expect("JSON"))], &scope);
-            assert!(resolved.is_err_and(|error| error.reason == MappingFault::TooLarge));
+            assert!(resolved.is_err_and(|error| error.reason == fault));
         };
-        too_large(format!("[{}]", [r#""${workflow.input.a}""#; 5].join(",")));
-        too_large(format!("\"{}\"", "${workflow.input.a}".repeat(5)));
-        too_large(format!("{}\"${{a}}\"{}", "[".repeat(100), "]".repeat(100)));
+        fails(format!("[{}]", [r#""${workflow.input.a}""#; 5].join(",")), MappingFault::TooLarge);
+        fails(format!("\"{}\"", "${workflow.input.a}".repeat(5)), MappingFault::TooLarge);
+        fails(format!("{}\"${{a}}\"{}", "[".repeat(100), "]".repeat(100)), MappingFault::TooDeep);
     }
 
     #[test]

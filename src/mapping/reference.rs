@@ -8,8 +8,11 @@ use std::{borrow::Cow, collections::HashMap, fmt, iter::Peekable};
 
 use serde_json::value::RawValue;
 
-use super::scope::{Found, Scope};
-use crate::input::{check_json, elements, member, members, shorten, to_raw};
+use super::{
+    MAX_RESOLVED_BYTES,
+    scope::{Found, Scope},
+};
+use crate::input::{MAX_JSON_DEPTH, check_json, elements, member, members, shorten, to_raw};
 
 /// Bytes that may be looked through for one input.
 const MAX_SCANNED_BYTES: usize = 256 << 20;
@@ -43,8 +46,12 @@ pub enum MappingFault {
     NotAContainer(String),
     /// Only strings can stand inside text.
     NotText,
-    /// The input gets too large, too costly or too deep.
+    /// The input gets too large.
     TooLarge,
+    /// The mapping is too deep.
+    TooDeep,
+    /// Too much is looked through.
+    TooCostly,
 }
 
 impl MappingFault {
@@ -69,7 +76,16 @@ impl fmt::Display for MappingFault {
             Self::NoElement(index) => write!(f, "there is no element '{index}'"),
             Self::NotAContainer(part) => write!(f, "'{part}' is looked for in a value that has no members"),
             Self::NotText => f.write_str("only a string can be put into text"),
-            Self::TooLarge => f.write_str("the input gets too large"),
+            Self::TooLarge => {
+                write!(f, "the input gets larger than {MAX_RESOLVED_BYTES} bytes, which is the limit of a step's input")
+            }
+            Self::TooDeep => write!(f, "it is nested more than {MAX_JSON_DEPTH} deep"),
+            Self::TooCostly => {
+                write!(
+                    f,
+                    "the references of the step look through more than {MAX_SCANNED_BYTES} bytes, which is the limit"
+                )
+            }
         }
     }
 }
@@ -170,7 +186,7 @@ impl<'s> LookUp<'s> {
     /// Counts a value that is looked through.
     fn scan(&mut self, value: &RawValue) -> Result<(), MappingFault> {
         self.scanned += value.get().len();
-        if self.scanned > MAX_SCANNED_BYTES { Err(MappingFault::TooLarge) } else { Ok(()) }
+        if self.scanned > MAX_SCANNED_BYTES { Err(MappingFault::TooCostly) } else { Ok(()) }
     }
 
     /// One part of a path: a key, else a key with indexes, such as `items[0]`.
