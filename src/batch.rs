@@ -12,10 +12,11 @@ use tokio_util::sync::CancellationToken;
 pub trait Writer: Send + 'static {
     /// A job, with the channel for its answer.
     type Job: Send + 'static;
-    /// Jobs of a batch.
-    const MAX_JOBS: usize;
     /// Bytes of a batch, unless a single job is larger.
     const MAX_BYTES: usize;
+
+    /// Jobs of a batch.
+    fn max_jobs(&self) -> usize;
 
     /// The size of a job.
     fn bytes(job: &Self::Job) -> usize;
@@ -46,14 +47,14 @@ pub fn queue<J>(capacity: usize) -> (mpsc::Sender<J>, Jobs<J>) {
 impl<J: Send + 'static> Jobs<J> {
     /// Has the jobs written until `done` is cancelled and the queue is empty, or no submitter is left.
     pub async fn write_with<W: Writer<Job = J>>(self, mut writer: W, done: CancellationToken) {
-        let mut waiting = Vec::with_capacity(W::MAX_JOBS);
+        let mut waiting = Vec::with_capacity(writer.max_jobs());
         loop {
             writer.idle();
             {
                 let mut jobs = self.0.lock().await;
                 tokio::select! {
                     biased;
-                    count = jobs.recv_many(&mut waiting, W::MAX_JOBS) => if count == 0 { return },
+                    count = jobs.recv_many(&mut waiting, writer.max_jobs()) => if count == 0 { return },
                     () = done.cancelled() => return,
                 }
             }
@@ -84,8 +85,11 @@ mod tests {
 
     impl Writer for Notes {
         type Job = usize;
-        const MAX_JOBS: usize = 4;
         const MAX_BYTES: usize = 10;
+
+        fn max_jobs(&self) -> usize {
+            4
+        }
 
         fn bytes(job: &usize) -> usize {
             *job

@@ -134,8 +134,17 @@ where
     T: Send + 'static,
     F: Future<Output = Result<T, Error>> + Send + 'static,
 {
+    bounded_by(LONGEST_STATEMENT, statements).await
+}
+
+/// The same for statements that may take so long.
+pub async fn bounded_by<T, F>(limit: Duration, statements: F) -> Result<T, Error>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, Error>> + Send + 'static,
+{
     let mut task = tokio::spawn(statements);
-    match tokio::time::timeout(LONGEST_STATEMENT, &mut task).await {
+    match tokio::time::timeout(limit, &mut task).await {
         Ok(Ok(result)) => result,
         // The panic itself was logged by the panic hook.
         Ok(Err(_)) => Err(Error::Bug(sqlx::Error::WorkerCrashed)),

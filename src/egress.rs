@@ -22,7 +22,7 @@ use url::Url;
 
 pub use self::{
     allow::{Allow, BadEntry},
-    body::{Body, BodyError, NotJson, read_body},
+    body::{Body, BodyError, Memory, NotJson, read_body},
 };
 
 /// Until a connection stands; the time for the whole call is the caller's to set.

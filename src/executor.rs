@@ -26,6 +26,7 @@ mod earlier;
 mod intake;
 mod journal;
 mod ledger;
+mod memory;
 mod monitoring;
 mod queue;
 mod request;
@@ -47,6 +48,7 @@ use self::{
     breakers::Breakers,
     intake::Intake,
     journal::Journal,
+    memory::Memory,
     monitoring::Monitoring,
 };
 use crate::{
@@ -78,6 +80,8 @@ struct Shared {
     registration: Registration,
     active: Active,
     journal: Journal,
+    /// Of the values of all runs.
+    memory: Memory,
     agents: Agents,
     breakers: Breakers,
     egress: Egress,
@@ -121,6 +125,7 @@ pub fn start(config: &Config, pool: db::Pool, lifecycle: &Lifecycle) -> anyhow::
         registration,
         active: Active::new(config.executor.max_runs),
         journal: Journal::start(&pool, monitoring.as_ref(), lifecycle, &give_up, &settled),
+        memory: Memory::new(config.executor.memory_bytes),
         agents: Agents::new(pool.clone(), Arc::clone(&config.vault), config.circuit_breaker),
         breakers: Breakers::new(pool.clone()),
         egress: Egress::new(&config.egress)?,

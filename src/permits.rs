@@ -5,8 +5,10 @@
 
 use std::{
     collections::HashMap,
+    fmt,
     hash::{BuildHasher, Hash, RandomState},
     sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use tokio::sync::Notify;
@@ -180,6 +182,38 @@ impl Permit {
         }
     }
 
+    /// The same, or the limit that is in the way when nothing was given back for so long.
+    pub async fn grow_patiently(&mut self, amount: u64, patience: Duration) -> Result<(), Exhausted> {
+        let permits = self.permits.clone();
+        loop {
+            let released = permits.0.released.notified();
+            tokio::pin!(released);
+            // From here on no release is missed.
+            released.as_mut().enable();
+            let Err(limit) = self.try_grow(amount) else { return Ok(()) };
+            if tokio::time::timeout(patience, released).await.is_err() {
+                return Err(limit);
+            }
+        }
+    }
+
+    /// Makes it a permit for so much, whatever the limits are.
+    pub fn resize(&mut self, amount: u64) {
+        match amount.checked_sub(self.amount) {
+            Some(more) => {
+                let permits = self.permits.clone();
+                self.count(&mut permits.held(), more);
+            }
+            None => self.give_back(self.amount - amount),
+        }
+    }
+
+    /// For how much it is.
+    #[must_use]
+    pub fn amount(&self) -> u64 {
+        self.amount
+    }
+
     fn count(&mut self, held: &mut Held, amount: u64) {
         self.amount += amount;
         held.all += amount;
@@ -187,18 +221,17 @@ impl Permit {
             *held.by.entry(holder.hash).or_default() += amount;
         }
     }
-}
 
-impl Drop for Permit {
-    fn drop(&mut self) {
-        if self.amount == 0 {
+    fn give_back(&mut self, amount: u64) {
+        if amount == 0 {
             return;
         }
+        self.amount -= amount;
         let mut held = self.permits.held();
-        held.all -= self.amount;
+        held.all -= amount;
         for holder in self.holders.iter() {
             if let Some(of_holder) = held.by.get_mut(&holder.hash) {
-                *of_holder -= self.amount;
+                *of_holder -= amount;
                 if *of_holder == 0 {
                     held.by.remove(&holder.hash);
                 }
@@ -206,6 +239,18 @@ impl Drop for Permit {
         }
         drop(held);
         self.permits.0.released.notify_waiters();
+    }
+}
+
+impl fmt::Debug for Permit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Permit").field("amount", &self.amount).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.give_back(self.amount);
     }
 }
 

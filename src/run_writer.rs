@@ -178,8 +178,11 @@ struct Writer {
 
 impl batch::Writer for Writer {
     type Job = Job;
-    const MAX_JOBS: usize = MAX_BATCH;
     const MAX_BYTES: usize = MAX_BATCH_BYTES;
+
+    fn max_jobs(&self) -> usize {
+        MAX_BATCH
+    }
 
     fn bytes(job: &Job) -> usize {
         job.request.input.get().len()

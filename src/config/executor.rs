@@ -1,4 +1,5 @@
-//! `MAX_CONCURRENT_EXECUTIONS`, `MAX_WORKFLOW_DURATION_MS`, `MAX_RUN_*` and `MAX_SUB_RUNS`: what runs may take.
+//! `MAX_CONCURRENT_EXECUTIONS`, `MAX_WORKFLOW_DURATION_MS`, `MAX_EXECUTOR_MEMORY_BYTES`, `MAX_RUN_*` and
+//! `MAX_SUB_RUNS`: what runs may take.
 
 use std::time::Duration;
 
@@ -11,6 +12,8 @@ pub struct Executor {
     pub max_runs: usize,
     /// `MAX_WORKFLOW_DURATION_MS`: of a run, from its first claim to its end.
     pub max_run_duration: Duration,
+    /// `MAX_EXECUTOR_MEMORY_BYTES`: of the inputs and outputs of all its runs that it holds at a time.
+    pub memory_bytes: u64,
     /// `MAX_RUN_*` and `MAX_SUB_RUNS`: of one run.
     pub run_budget: RunBudget,
 }
@@ -20,10 +23,13 @@ impl Section for Executor {
         let max_runs = reader.number("max_concurrent_executions", 256, 1..=100_000);
         // A day; at most a year.
         let max_run_duration_ms = reader.number("max_workflow_duration_ms", 86_400_000, 1000..=31_536_000_000);
+        // Three quarters, which one organisation has, are more than the largest answer and the largest input.
+        let memory_bytes = reader.number("max_executor_memory_bytes", 256 << 20, 32 << 20..=1 << 40);
         let run_budget = RunBudget::read(reader);
         Some(Self {
             max_runs: max_runs?,
             max_run_duration: Duration::from_millis(max_run_duration_ms?),
+            memory_bytes: memory_bytes?,
             run_budget: run_budget?,
         })
     }

@@ -38,7 +38,7 @@ variables! {
     quota_agents, quota_workflows, quota_api_keys, quota_queued_runs,
     enable_docs, enable_metrics, metrics_access, enable_audit_logging, audit_retention_days, readiness_requires_kafka,
     max_concurrent_executions, max_workflow_duration_ms, max_sub_runs, max_run_steps, max_run_branches, max_run_bytes,
-    max_run_memory_bytes, max_run_takeovers, management_port,
+    max_executor_memory_bytes, max_run_memory_bytes, max_run_takeovers, management_port,
     egress_allow, circuit_breaker_enabled, circuit_breaker_failure_threshold, circuit_breaker_failure_rate_threshold,
     circuit_breaker_timeout_seconds, circuit_breaker_half_open_max_calls, circuit_breaker_window_size_seconds,
 }

@@ -17,7 +17,7 @@ pub use self::{
     claim::{ClaimBatch, Claimed, Limits, TakenOver, claim, take_over},
     park::{forget_wakes, is_any_awake, park, wake},
     resume::{EarlierStep, outputs, resume},
-    write::{Held, Locked, always_use_indexes, write},
+    write::{Held, Locked, prepare_session, write},
 };
 use super::Error;
 

@@ -1,17 +1,52 @@
 //! The body of an answer: read up to a limit, and shown where it is not the JSON that was asked for.
 
-use std::{error::Error as StdError, fmt::Write as _, io};
+use std::{
+    error::Error as StdError,
+    fmt::Write as _,
+    io,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use reqwest::Response;
 use serde_json::value::RawValue;
 
-use crate::input::{JsonFault, check_json, shorten};
+use crate::{
+    input::{JsonFault, check_json, shorten},
+    permits::Permit,
+};
 
 /// Stands before the text of some UTF-8 files, <https://www.rfc-editor.org/rfc/rfc8259#section-8.1>.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// Bytes of an excerpt; whoever repeats it cuts it to what it has room for, after masking it.
 const EXCERPT_BYTES: usize = 1 << 10;
+
+/// What a body takes of memory: large ones wait for a permit before they are read.
+pub struct Memory<'a> {
+    /// Grows by what is read.
+    pub permit: &'a mut Permit,
+    /// Bodies of fewer bytes need none.
+    pub small: usize,
+    /// How long to wait while nothing is given back.
+    pub patience: Duration,
+    /// True while it waits.
+    pub waits: &'a AtomicBool,
+}
+
+impl Memory<'_> {
+    /// Grows to so many bytes.
+    async fn reserve(&mut self, bytes: usize) -> Result<(), BodyError> {
+        let more = (bytes as u64).saturating_sub(self.permit.amount());
+        if more == 0 {
+            return Ok(());
+        }
+        self.waits.store(true, Ordering::Relaxed);
+        let grown = self.permit.grow_patiently(more, self.patience).await;
+        self.waits.store(false, Ordering::Relaxed);
+        grown.map_err(|_| BodyError::NoRoom)
+    }
+}
 
 /// Why the body of an answer was not read.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +60,9 @@ pub enum BodyError {
     /// What it says is compressed is not.
     #[error("the answer cannot be decompressed: {0}")]
     Compression(String),
+    /// There is no memory for it.
+    #[error("there is no memory for the answer")]
+    NoRoom,
     /// The connection failed.
     #[error("the answer is not complete")]
     Broken(#[source] reqwest::Error),
@@ -106,7 +144,11 @@ fn is_shown(char: char) -> bool {
 }
 
 /// Reads the body of an answer, up to so many bytes as they are when they are decompressed.
-pub async fn read_body(mut response: Response, limit: usize) -> Result<Body, BodyError> {
+pub async fn read_body(
+    mut response: Response,
+    limit: usize,
+    mut memory: Option<Memory<'_>>,
+) -> Result<Body, BodyError> {
     let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
     // What the client has taken off is not in the header any more.
     if let Some(coding) = header(CONTENT_ENCODING).filter(|coding| !coding.trim().eq_ignore_ascii_case("identity")) {
@@ -118,12 +160,24 @@ pub async fn read_body(mut response: Response, limit: usize) -> Result<Body, Bod
     if announced > limit {
         return Err(BodyError::TooLarge(limit));
     }
+    if let Some(memory) = memory.as_mut().filter(|memory| announced >= memory.small) {
+        memory.reserve(announced).await?;
+    }
     let mut bytes = Vec::with_capacity(announced);
     while let Some(chunk) = response.chunk().await.map_err(broken)? {
-        if bytes.len() + chunk.len() > limit {
+        let length = bytes.len() + chunk.len();
+        if length > limit {
             return Err(BodyError::TooLarge(limit));
         }
+        // What does not say how large it is waits once, for all that it may be: of several that wait for more and more
+        // none might be read to its end.
+        if let Some(memory) = memory.as_mut().filter(|memory| length > announced && length >= memory.small) {
+            memory.reserve(limit).await?;
+        }
         bytes.extend_from_slice(&chunk);
+    }
+    if let Some(memory) = memory.filter(|memory| memory.permit.amount() > 0) {
+        memory.permit.resize(bytes.len() as u64);
     }
     Ok(Body { bytes, media_type })
 }

@@ -13,7 +13,7 @@ mod rpc;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU16, Ordering},
+        atomic::{AtomicBool, AtomicU16, Ordering},
     },
     time::Duration,
 };
@@ -28,6 +28,7 @@ use uuid::Uuid;
 use super::{
     Executor,
     agents::{Agent, Protocol},
+    memory::{COUNTED_BYTES, OUT_OF_MEMORY, Share, counted},
     retry::{self, Again},
 };
 use crate::{
@@ -35,6 +36,7 @@ use crate::{
     agent::Credentials,
     egress::{self, Body, BodyError, Egress, NotAllowed},
     input::shorten_to,
+    permits::Permit,
 };
 
 /// Of an answer, decompressed. More is not read.
@@ -62,6 +64,8 @@ pub(super) enum Fault {
     Http5xx,
     /// The answer is not what the protocol says.
     Invalid,
+    /// This executor has no memory for the answer.
+    OutOfMemory,
     /// The agent answered that it refuses, or has failed, or needs something that no step can give it.
     Refused,
 }
@@ -79,13 +83,14 @@ impl Fault {
             Self::Http5xx => "http_5xx",
             Self::Invalid => "invalid",
             Self::Refused => "refused",
+            Self::OutOfMemory => "out_of_memory",
         }
     }
 
     /// Whether it shows that the agent works, for its circuit breaker; `None`: it was not called.
     pub(super) fn is_healthy(self) -> Option<bool> {
         match self {
-            Self::CircuitOpen | Self::NotAllowed | Self::Unusable => None,
+            Self::CircuitOpen | Self::NotAllowed | Self::Unusable | Self::OutOfMemory => None,
             Self::Network | Self::Timeout | Self::Http4xx | Self::Http5xx | Self::Invalid => Some(false),
             Self::Refused => Some(true),
         }
@@ -127,6 +132,8 @@ pub(super) struct Called {
     pub(super) result: Result<Box<RawValue>, Failure>,
     /// Of the last answer, if there was one.
     pub(super) http_status: Option<u16>,
+    /// Of the output.
+    pub(super) memory: Permit,
 }
 
 /// Whom to call, for whom and with what.
@@ -142,6 +149,8 @@ pub(super) struct Request<'a> {
     pub(super) attempt_id: &'a str,
     pub(super) correlation_id: &'a str,
     pub(super) input: &'a RawValue,
+    /// For the answer.
+    pub(super) memory: &'a Share,
 }
 
 /// What an attempt is called towards A2A agents and observers.
@@ -152,7 +161,8 @@ pub(super) fn task_id(attempt_id: &str) -> String {
 /// Asks the agent for the output of the step. Dropping the future closes the connection, and tells an A2A agent that
 /// has made a task of it to cancel that.
 pub(super) async fn call(request: Request<'_>) -> Called {
-    let wire = Wire { request, http_status: AtomicU16::new(0) };
+    let memory = tokio::sync::Mutex::new(request.memory.hold(0));
+    let wire = Wire { request, http_status: AtomicU16::new(0), memory, waits_for_memory: AtomicBool::new(false) };
     let agent = wire.request.agent;
     let exchange = async {
         match &agent.protocol {
@@ -162,6 +172,9 @@ pub(super) async fn call(request: Request<'_>) -> Called {
         }
     };
     let result = tokio::time::timeout(agent.timeout, exchange).await.unwrap_or_else(|_| {
+        if wire.waits_for_memory.load(Ordering::Relaxed) {
+            return Err(no_memory());
+        }
         let text = format!("no complete answer within {} ms", agent.timeout.as_millis());
         Err(Failure::new(Fault::Timeout, Again::Later, text))
     });
@@ -170,7 +183,9 @@ pub(super) async fn call(request: Request<'_>) -> Called {
         Failure { message: shorten_to(&masked, MAX_MESSAGE_CHARS).into_owned(), ..failure }
     });
     let http_status = Some(wire.http_status.into_inner()).filter(|status| *status > 0);
-    Called { result, http_status }
+    let mut memory = wire.memory.into_inner();
+    memory.resize(result.as_ref().map_or(0, |output| counted(output.get().len())));
+    Called { result, http_status, memory }
 }
 
 /// The HTTP below all kinds.
@@ -178,6 +193,10 @@ struct Wire<'a> {
     request: Request<'a>,
     /// Of the last answer; 0: none yet.
     http_status: AtomicU16,
+    /// Of the answers that were read.
+    memory: tokio::sync::Mutex<Permit>,
+    /// An answer is there and waits for room.
+    waits_for_memory: AtomicBool,
 }
 
 impl Wire<'_> {
@@ -206,7 +225,10 @@ impl Wire<'_> {
         let response = http.send().await.map_err(|error| transport(&error))?;
         self.http_status.store(response.status().as_u16(), Ordering::Relaxed);
         if response.status().is_success() {
-            return read_body(response, MAX_ANSWER_BYTES).await;
+            let mut permit = self.memory.lock().await;
+            let (small, waits) = (COUNTED_BYTES, &self.waits_for_memory);
+            let memory = egress::Memory { permit: &mut permit, small, patience: self.request.memory.patience(), waits };
+            return read_body(response, MAX_ANSWER_BYTES, Some(memory)).await;
         }
         Err(refusal(response, explain).await)
     }
@@ -266,7 +288,7 @@ async fn refusal(response: Response, explain: impl Fn(&RawValue) -> Option<Said>
     let mut is_final = !is_passing(status);
     if status.is_redirection() {
         text += " (redirects are not followed)";
-    } else if let Ok(body) = read_body(response, MAX_ERROR_BYTES).await {
+    } else if let Ok(body) = read_body(response, MAX_ERROR_BYTES, None).await {
         if let Some(said) = body.json().ok().and_then(explain) {
             text = format!("{text}, {}", said.words);
             is_final |= said.is_final;
@@ -291,11 +313,16 @@ fn is_passing(status: StatusCode) -> bool {
     status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
 }
 
-async fn read_body(response: Response, limit: usize) -> Result<Body, Failure> {
-    egress::read_body(response, limit).await.map_err(|error| match error {
+async fn read_body(response: Response, limit: usize, memory: Option<egress::Memory<'_>>) -> Result<Body, Failure> {
+    egress::read_body(response, limit, memory).await.map_err(|error| match error {
         BodyError::Broken(error) => transport(&error),
+        BodyError::NoRoom => no_memory(),
         error => Failure::new(Fault::Invalid, Again::Never, error.to_string()),
     })
+}
+
+fn no_memory() -> Failure {
+    Failure::new(Fault::OutOfMemory, Again::Later, OUT_OF_MEMORY)
 }
 
 fn not_allowed(error: NotAllowed) -> Failure {

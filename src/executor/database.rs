@@ -17,7 +17,9 @@ pub(super) enum Unanswered {
 
 /// The error of a run whose statements are too slow.
 pub(super) fn too_slow() -> String {
-    format!("the database took longer than its statement time-out for what the run has written, {MAX_TIMEOUTS} times")
+    "the database took longer than its statement time-out, again and again, to read or to write the inputs and outputs \
+     of the run's steps"
+        .to_owned()
 }
 
 /// The answer of the database, however long it is away. Before each repeat comes a `pause`, whose error ends the wait.

@@ -318,6 +318,7 @@ impl Driver {
         match stuck {
             Stuck::Lost => Err(Left::Lost),
             Stuck::Broken => Err(Left::Broken),
+            Stuck::Slow => Err(Left::Slow),
             Stuck::Refused(changes) => self.fail_refused(changes).await,
         }
     }
@@ -376,6 +377,7 @@ impl Driver {
             Written::Done(_) => Ok(None),
             Written::Lost => Err(Left::Lost),
             Written::Failed => Err(Left::Broken),
+            Written::Slow => Err(Left::Slow),
             Written::Refused(changes) => Ok(changes.into_iter().next()),
         }
     }

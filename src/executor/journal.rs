@@ -1,12 +1,16 @@
 //! The journal: the writes of all drivers, in batches of one statement and one commit. What one driver hands over is
 //! written at once or not at all.
 //!
+//! Large jobs take the database long: numbers half a second for each MiB. They have a queue and writers of their own,
+//! so that no small one waits behind them, and an organisation has one at a time there. A statement that takes longer
+//! than its time-out is repeated a few times; then the run fails, since it would never be written.
+//!
 //! Drivers may be stopped at any moment; the statements run here, in tasks that nobody stops, so that no connection
 //! is left in an unknown state. While the database is away a change waits, until its run is given up.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{monitoring::Monitoring, retry};
@@ -18,14 +22,49 @@ use crate::{
         monitoring::Outgoing,
     },
     lifecycle::Lifecycle,
+    offload::Turns,
 };
 
-/// Tasks that write, each with a connection of its own: while one waits for its commit, the next batch gathers.
+/// Tasks of a lane that write, each with a connection of its own: while one waits for its commit, the next batch
+/// gathers.
 const WRITERS: usize = 2;
-/// Runs in one statement.
-const MAX_BATCH: usize = 200;
 /// Bytes of inputs and outputs in one statement, unless a single change is larger.
-const MAX_BATCH_BYTES: usize = 8 << 20;
+const MAX_BATCH_BYTES: usize = 4 << 20;
+/// Bytes of inputs and outputs from which on a job is large.
+const LARGE_JOB_BYTES: usize = 256 << 10;
+
+/// A queue with writers of its own.
+#[derive(Clone, Copy)]
+struct Lane {
+    /// Runs in one statement.
+    max_batch: usize,
+    /// Otherwise they are held only while there is something to write.
+    keeps_connections: bool,
+    statement_timeout: Duration,
+    /// How often a statement for several runs may take longer, before each of them is written alone.
+    max_timeouts: u32,
+    /// The same for one run, before it fails.
+    max_timeouts_alone: u32,
+}
+
+/// What takes long here takes long because the database is overloaded: that may last a while.
+const SMALL: Lane = Lane {
+    max_batch: 200,
+    keeps_connections: true,
+    statement_timeout: Duration::from_secs(5),
+    max_timeouts: 12,
+    max_timeouts_alone: 12,
+};
+/// The largest row, of 16 MiB, takes a busy database up to 8 s.
+const LARGE: Lane = Lane {
+    max_batch: 1,
+    keeps_connections: false,
+    statement_timeout: Duration::from_secs(20),
+    max_timeouts: 1,
+    max_timeouts_alone: 3,
+};
+/// For the other statements of a write.
+const TIME_AROUND_STATEMENT: Duration = Duration::from_secs(3);
 
 /// An agent's name, and the version of its row; `None`: there is none.
 pub(super) type AgentSeen = (String, Option<i64>);
@@ -39,6 +78,8 @@ pub(super) enum Written {
     Lost,
     /// The database refuses a value in them: here they are back.
     Refused(Vec<Change>),
+    /// The statement took longer than its time-out, again and again.
+    Slow,
     /// Something is wrong with this program or the schema. It was logged.
     Failed,
 }
@@ -48,12 +89,32 @@ struct Job {
     changes: Vec<Change>,
     stop: CancellationToken,
     answer: oneshot::Sender<Written>,
+    /// Of its organisation, if it is large.
+    turn: Option<OwnedSemaphorePermit>,
 }
 
 /// Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Journal {
-    queue: mpsc::Sender<Job>,
+    small: mpsc::Sender<Job>,
+    large: mpsc::Sender<Job>,
+    large_turns: Arc<Turns>,
+}
+
+/// A job that is not written yet, as it is counted.
+struct Waiting;
+
+impl Waiting {
+    fn new() -> Self {
+        metrics::gauge!("executor_journal_waiting").increment(1);
+        Self
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        metrics::gauge!("executor_journal_waiting").decrement(1);
+    }
 }
 
 impl Journal {
@@ -65,24 +126,39 @@ impl Journal {
         give_up: &CancellationToken,
         done: &CancellationToken,
     ) -> Self {
-        // Not bounded: each driver has at most one job in it.
-        let (queue, jobs) = batch::queue(Semaphore::MAX_PERMITS);
-        for _ in 0..WRITERS {
-            let writer = Writer {
-                pool: pool.clone(),
-                connection: None,
-                monitoring: monitoring.cloned(),
-                give_up: give_up.clone(),
-            };
-            lifecycle.spawn("executor journal", jobs.clone().write_with(writer, done.clone()));
-        }
-        Self { queue }
+        let start = |lane: Lane| {
+            // Not bounded: each driver has at most one job in it.
+            let (queue, jobs) = batch::queue(Semaphore::MAX_PERMITS);
+            for _ in 0..WRITERS {
+                let writer = Writer {
+                    lane,
+                    pool: pool.clone(),
+                    connection: None,
+                    monitoring: monitoring.cloned(),
+                    give_up: give_up.clone(),
+                };
+                lifecycle.spawn("executor journal", jobs.clone().write_with(writer, done.clone()));
+            }
+            queue
+        };
+        Self { small: start(SMALL), large: start(LARGE), large_turns: Arc::new(Turns::new(1)) }
     }
 
     /// Writes changes of one run, in their order, however long the database is away, unless `stop` is cancelled.
     pub(super) async fn write(&self, changes: Vec<Change>, stop: &CancellationToken) -> Written {
+        let _waiting = Waiting::new();
+        let organization = changes.first().map(|change| change.of.organization.clone());
+        let (queue, turn) = match organization.filter(|_| bytes_of(&changes) >= LARGE_JOB_BYTES) {
+            None => (&self.small, None),
+            Some(organization) => tokio::select! {
+                biased;
+                () = stop.cancelled() => return Written::Lost,
+                // Turns are never refused here.
+                turn = self.large_turns.take(&organization) => (&self.large, turn.ok()),
+            },
+        };
         let (answer, answered) = oneshot::channel();
-        if self.queue.try_send(Job { changes, stop: stop.clone(), answer }).is_err() {
+        if queue.try_send(Job { changes, stop: stop.clone(), answer, turn }).is_err() {
             return Written::Lost;
         }
         // A writer always answers, except when the process is torn down.
@@ -91,6 +167,7 @@ impl Journal {
 }
 
 struct Writer {
+    lane: Lane,
     pool: db::Pool,
     connection: Option<db::PooledConnection>,
     monitoring: Option<Monitoring>,
@@ -100,11 +177,14 @@ struct Writer {
 
 impl batch::Writer for Writer {
     type Job = Job;
-    const MAX_JOBS: usize = MAX_BATCH;
     const MAX_BYTES: usize = MAX_BATCH_BYTES;
 
+    fn max_jobs(&self) -> usize {
+        self.lane.max_batch
+    }
+
     fn bytes(job: &Job) -> usize {
-        job.changes.iter().map(Change::bytes).sum()
+        bytes_of(&job.changes)
     }
 
     /// Writes a batch and answers all of it.
@@ -112,10 +192,10 @@ impl batch::Writer for Writer {
         metrics::histogram!("executor_journal_batch_size")
             .record(f64::from(u32::try_from(batch.len()).unwrap_or(u32::MAX)));
         let (jobs, waiters): (Vec<_>, Vec<_>) =
-            batch.into_iter().map(|job| (job.changes, (job.stop, job.answer))).unzip();
+            batch.into_iter().map(|job| (job.changes, (job.stop, job.answer, job.turn))).unzip();
         let lengths: Vec<usize> = jobs.iter().map(Vec::len).collect();
         let changes: Arc<Vec<Change>> = Arc::new(jobs.into_iter().flatten().collect());
-        let are_all_stopped = || waiters.iter().all(|(stop, _)| stop.is_cancelled());
+        let are_all_stopped = || waiters.iter().all(|(stop, ..)| stop.is_cancelled());
         let written = self.write_until(&changes, Locked::Skip, are_all_stopped).await;
         let is_poisoned = matches!(&written, Err(error) if !error.is_retryable());
         let mut held: HashMap<String, Vec<AgentSeen>> = HashMap::new();
@@ -123,7 +203,7 @@ impl batch::Writer for Writer {
             held.entry(change.run_id).or_default().extend(seen(change.agent_name, change.agent_version));
         }
         let mut rest = &changes[..];
-        for (length, (stop, answer)) in lengths.into_iter().zip(waiters) {
+        for (length, (stop, answer, _turn)) in lengths.into_iter().zip(waiters) {
             let (of_run, others) = rest.split_at(length);
             rest = others;
             let agents = of_run.first().and_then(|change| held.remove(&change.run_id));
@@ -139,6 +219,12 @@ impl batch::Writer for Writer {
             drop(answer.send(outcome));
         }
     }
+
+    fn idle(&mut self) {
+        if !self.lane.keeps_connections {
+            self.connection = None;
+        }
+    }
 }
 
 impl Writer {
@@ -149,6 +235,9 @@ impl Writer {
             Ok(held) => Written::Done(
                 held.into_iter().filter_map(|change| seen(change.agent_name, change.agent_version)).collect(),
             ),
+            Err(error) if error.is_statement_timeout() && !stop.is_cancelled() && !self.give_up.is_cancelled() => {
+                Written::Slow
+            }
             Err(error) if error.is_retryable() => Written::Lost,
             Err(db::Error::Refused(_)) => Written::Refused(changes.to_vec()),
             Err(error) => {
@@ -159,22 +248,41 @@ impl Writer {
         }
     }
 
-    /// Repeats the statement until it succeeds, or fails for good, or nobody wants it any more.
+    /// Repeats the statement until it succeeds, or fails for good, or has taken too long too often, or nobody wants it
+    /// any more.
     async fn write_until(
         &mut self,
         changes: &Arc<Vec<Change>>,
         locked: Locked,
         is_unwanted: impl Fn() -> bool,
     ) -> Result<Vec<Held>, db::Error> {
-        let mut failures = 0;
+        let max_timeouts = match locked {
+            Locked::Skip => self.lane.max_timeouts,
+            Locked::Wait => self.lane.max_timeouts_alone,
+        };
+        let (mut failures, mut timeouts) = (0, 0);
         let prepared = self.monitoring.as_ref().and_then(|monitoring| monitoring.prepare(changes));
         let outgoing = prepared.as_ref().map(|prepared| Arc::clone(&prepared.row));
         let result = loop {
             let result = self.try_write(changes, locked, outgoing.as_ref()).await;
             match &result {
                 Err(error) if error.is_retryable() && !is_unwanted() && !self.give_up.is_cancelled() => {
-                    if failures == 0 {
-                        tracing::warn!(error = error as &dyn std::error::Error, "steps are written later: {error}");
+                    let is_timeout = error.is_statement_timeout();
+                    timeouts += u32::from(is_timeout);
+                    let cause = if is_timeout { "statement_timeout" } else { "unavailable" };
+                    metrics::counter!("executor_journal_failures_total", "cause" => cause).increment(1);
+                    if is_timeout && timeouts == max_timeouts {
+                        break result;
+                    }
+                    if failures == 0 || timeouts == 1 {
+                        let why = match error {
+                            _ if is_timeout => "the statement took longer than its time-out".to_owned(),
+                            _ if error.is_lock_timeout() => "a row is locked".to_owned(),
+                            error => error.to_string(),
+                        };
+                        let (changes, bytes) = (changes.len(), bytes_of(changes));
+                        let error = error as &dyn std::error::Error;
+                        tracing::warn!(error, changes, bytes, "steps are written later: {why}");
                     }
                     tokio::time::sleep(retry::database_pause(failures)).await;
                     failures += 1;
@@ -200,18 +308,19 @@ impl Writer {
         locked: Locked,
         outgoing: Option<&Arc<Outgoing>>,
     ) -> Result<Vec<Held>, db::Error> {
+        let timeout = self.lane.statement_timeout;
         if self.connection.is_none() {
             let pool = self.pool.clone();
             let prepared = db::bounded(async move {
                 let mut connection = pool.acquire_own().await?;
-                db::executions::always_use_indexes(&mut connection).await?;
+                db::executions::prepare_session(&mut connection, timeout).await?;
                 Ok(connection)
             });
             self.connection = Some(prepared.await?);
         }
         let Some(mut connection) = self.connection.take() else { return Ok(Vec::new()) };
         let (pool, changes, outgoing) = (self.pool.clone(), Arc::clone(changes), outgoing.cloned());
-        let (connection, result) = db::bounded(async move {
+        let (connection, result) = db::bounded_by(timeout + TIME_AROUND_STATEMENT, async move {
             let write = db::executions::write(&mut connection, &changes, locked, outgoing.as_deref());
             let result = pool.unless_silent(write).await;
             Ok((connection, result))
@@ -228,4 +337,8 @@ impl Writer {
 /// The agent that a change has seen, if a step begins in it that calls one.
 fn seen(agent_name: Option<String>, version: Option<i64>) -> Option<AgentSeen> {
     agent_name.filter(|name| !name.is_empty()).map(|name| (name, version))
+}
+
+fn bytes_of(changes: &[Change]) -> usize {
+    changes.iter().map(Change::bytes).sum()
 }

@@ -1,5 +1,6 @@
 //! What one run has to write, in order: steps that run side by side add to it, and one job of it at a time is with
-//! the journal. While that is on its way the next one gathers, so that many steps share a statement.
+//! the journal. While that is on its way the next one gathers, so that many steps share a statement. A job has a
+//! bounded number of bytes; what is more goes out in several jobs, one after the other.
 //!
 //! Adding never waits. A step that must not go on before its begin is stored waits for [`Ledger::written`]; ends are
 //! written with the next begin, or when somebody asks by [`Ledger::nudge`].
@@ -7,7 +8,6 @@
 use std::{
     collections::BTreeMap,
     convert::Infallible,
-    mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -16,10 +16,17 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::journal::{Journal, Written};
-use crate::db::executions::{AgentCall, AgentStep, BegunStep, Change, EndedStep, FinishedRun, ObservedRun, StepEnd};
+use crate::{
+    db::executions::{AgentCall, AgentStep, BegunStep, Change, EndedStep, FinishedRun, ObservedRun, StepEnd},
+    permits::Permit,
+};
 
 /// Changes that gather without being asked for: blocks that call nobody would fill the memory otherwise.
 const MAX_PENDING: usize = 200;
+/// The same for bytes of inputs and outputs.
+const MAX_PENDING_BYTES: usize = 4 << 20;
+/// Bytes of inputs and outputs in one job, unless a single row has more.
+const MAX_JOB_BYTES: usize = 4 << 20;
 
 /// Why nothing more can be written.
 pub(super) enum Stuck {
@@ -27,6 +34,8 @@ pub(super) enum Stuck {
     Lost,
     /// Something is wrong with this program.
     Broken,
+    /// The database takes too long for it, again and again.
+    Slow,
     /// The database refuses a value in these changes.
     Refused(Vec<Change>),
 }
@@ -43,8 +52,10 @@ pub(super) struct Ledger {
 #[derive(Default)]
 struct State {
     pending: Vec<Change>,
-    /// Told when what is pending is written.
-    waiting: Vec<oneshot::Sender<()>>,
+    /// Of these, how many are asked for, from the first one on.
+    due: usize,
+    /// Told when so many of these, from the first one on, are written.
+    waiting: Vec<(usize, oneshot::Sender<()>)>,
     /// The rows that have begun and not ended, by place.
     open: BTreeMap<String, Open>,
     /// The ends of rows whose begin is still under way.
@@ -70,7 +81,38 @@ impl Open {
     }
 
     fn end(self, end: StepEnd, call: Option<AgentCall>) -> EndedStep {
-        EndedStep { id: self.id, end, call, of: self.of }
+        EndedStep { id: self.id, end, call, of: self.of, memory: None }
+    }
+}
+
+impl State {
+    /// Adds a change before others, to whatever those at its place belong to.
+    fn insert(&mut self, index: usize, change: Change) {
+        self.pending.insert(index, change);
+        let counts = self.waiting.iter_mut().map(|(count, _)| count).chain([&mut self.due]);
+        counts.filter(|count| **count >= index).for_each(|count| *count += 1);
+    }
+
+    /// Takes out the next job, of what is due, and those that are told when it is written.
+    fn take_job(&mut self) -> (Vec<Change>, Vec<oneshot::Sender<()>>) {
+        let (mut taken, mut bytes) = (0, 0);
+        while taken < self.due {
+            let more = self.pending[taken].bytes();
+            if taken > 0 && bytes + more > MAX_JOB_BYTES {
+                break;
+            }
+            bytes += more;
+            taken += 1;
+            if more > MAX_JOB_BYTES
+                && let Some(second) = self.pending[taken - 1].split_off()
+            {
+                self.insert(taken, second);
+            }
+        }
+        self.due -= taken;
+        let told = self.waiting.extract_if(.., |(count, _)| *count <= taken).map(|(_, done)| done).collect();
+        self.waiting.iter_mut().for_each(|(count, _)| *count -= taken);
+        (self.pending.drain(..taken).collect(), told)
     }
 }
 
@@ -116,11 +158,13 @@ impl Ledger {
         Beginning { ledger: Arc::clone(self), place: place.to_owned(), id: id.to_owned() }
     }
 
-    /// The attempt at this place ends; `call`: its agent was called so.
-    pub(super) fn end(&self, place: &str, end: StepEnd, call: Option<AgentCall>) {
+    /// The attempt at this place ends; `call`: its agent was called so; `memory`: of its output.
+    pub(super) fn end(&self, place: &str, end: StepEnd, call: Option<AgentCall>, memory: Option<Permit>) {
         let mut state = self.state();
         if let Some(open) = state.open.remove(place) {
-            self.end_open(&mut state, open, end, call);
+            let is_beginning = open.is_beginning;
+            let ended = EndedStep { memory: memory.map(Arc::new), ..open.end(end, call) };
+            self.add_end_of(&mut state, is_beginning, ended);
         }
     }
 
@@ -139,15 +183,13 @@ impl Ledger {
         // From inside to outside, as blocks end.
         for place in places.iter().rev() {
             if let Some(open) = state.open.remove(place) {
-                self.end_open(&mut state, open, end.clone(), None);
+                self.add_end_of(&mut state, open.is_beginning, open.end(end.clone(), None));
             }
         }
     }
 
-    /// Ends what was open, which `state` has no more.
-    fn end_open(&self, state: &mut State, open: Open, end: StepEnd, call: Option<AgentCall>) {
-        let is_beginning = open.is_beginning;
-        let ended = open.end(end, call);
+    /// Adds the end of what was open, which `state` has no more.
+    fn add_end_of(&self, state: &mut State, is_beginning: bool, ended: EndedStep) {
         if is_beginning {
             state.early.push(ended);
         } else {
@@ -162,7 +204,8 @@ impl Ledger {
             // Not even begun for the database yet: begin and end become one row, which belong into one change.
             Some(index) => {
                 if let Some(other) = state.pending[index].ended.replace(ended) {
-                    state.pending.insert(index, Change { ended: Some(other), ..self.change() });
+                    let other = Change { ended: Some(other), ..self.change() };
+                    state.insert(index, other);
                 }
             }
         }
@@ -185,7 +228,11 @@ impl Ledger {
     /// Waits until all that was added so far is committed. Something has to poll [`Ledger::write_out`] meanwhile.
     pub(super) async fn written(&self) {
         let (done, is_done) = oneshot::channel();
-        self.state().waiting.push(done);
+        {
+            let mut state = self.state();
+            let count = state.pending.len();
+            state.waiting.push((count, done));
+        }
         self.nudge();
         // Without an answer there is no one left who drives the run.
         if is_done.await.is_err() {
@@ -201,7 +248,11 @@ impl Ledger {
 
     /// Waits, if too much is pending.
     pub(super) async fn keep_small(&self) {
-        if self.state().pending.len() >= MAX_PENDING {
+        let is_large = {
+            let pending = &self.state().pending;
+            pending.len() >= MAX_PENDING || pending.iter().map(Change::bytes).sum::<usize>() >= MAX_PENDING_BYTES
+        };
+        if is_large {
             self.written().await;
         }
     }
@@ -211,21 +262,31 @@ impl Ledger {
     pub(super) async fn write_out(&self, journal: &Journal, stop: &CancellationToken) -> Result<Infallible, Stuck> {
         loop {
             self.wanted.notified().await;
-            let (changes, waiting) = {
+            {
                 let mut state = self.state();
-                (mem::take(&mut state.pending), mem::take(&mut state.waiting))
-            };
-            if !changes.is_empty() {
-                match journal.write(changes, stop).await {
-                    Written::Done(agents) => self.state().agents.extend(agents),
-                    Written::Lost => return Err(Stuck::Lost),
-                    Written::Failed => return Err(Stuck::Broken),
-                    Written::Refused(changes) => return Err(Stuck::Refused(changes)),
-                }
+                state.due = state.pending.len();
             }
-            for done in waiting {
-                // Whoever waited may have been given up.
-                done.send(()).ok();
+            loop {
+                let (changes, told) = self.state().take_job();
+                if !changes.is_empty() {
+                    match journal.write(changes, stop).await {
+                        Written::Done(agents) => self.state().agents.extend(agents),
+                        Written::Lost => return Err(Stuck::Lost),
+                        Written::Failed => return Err(Stuck::Broken),
+                        Written::Slow => return Err(Stuck::Slow),
+                        Written::Refused(mut changes) => {
+                            changes.append(&mut self.state().pending);
+                            return Err(Stuck::Refused(changes));
+                        }
+                    }
+                }
+                for done in told {
+                    // Whoever waited may have been given up.
+                    done.send(()).ok();
+                }
+                if self.state().due == 0 {
+                    break;
+                }
             }
         }
     }
@@ -262,8 +323,10 @@ impl Drop for Beginning {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
-    use crate::input::object_of;
+    use crate::input::{object_of, to_raw};
 
     fn ledger() -> Ledger {
         let of = ObservedRun {
@@ -291,12 +354,16 @@ mod tests {
         StepEnd::Failed("why".to_owned())
     }
 
-    /// `-ended +begun` of each pending change.
+    /// `-ended +begun`, and a full stop for the end of the run.
+    fn shown(change: &Change) -> String {
+        let ended = change.ended.as_ref().map(|ended| format!("-{}", ended.id));
+        let begun = change.begun.as_ref().map(|begun| format!("+{}", begun.id));
+        let finished = change.finished.as_ref().map(|_| ".".to_owned());
+        [ended, begun, finished].into_iter().flatten().collect::<Vec<_>>().join(" ")
+    }
+
     fn pending(ledger: &Ledger) -> Vec<String> {
-        let ended = |change: &Change| change.ended.as_ref().map(|ended| format!("-{}", ended.id));
-        let begun = |change: &Change| change.begun.as_ref().map(|begun| format!("+{}", begun.id));
-        let both = |change: &Change| [ended(change), begun(change)].into_iter().flatten().collect::<Vec<_>>().join(" ");
-        ledger.state().pending.iter().map(both).collect()
+        ledger.state().pending.iter().map(shown).collect()
     }
 
     #[test]
@@ -304,7 +371,7 @@ mod tests {
         let ledger = ledger();
         ledger.begin("a", begun("a"));
         ledger.state().pending.clear();
-        ledger.end("a", failed(), None);
+        ledger.end("a", failed(), None, None);
         ledger.begin("b", begun("b"));
         ledger.begin("c", begun("c"));
         assert_eq!(pending(&ledger), ["-a +b", "+c"]);
@@ -315,11 +382,11 @@ mod tests {
         let ledger = ledger();
         ledger.begin("a", begun("a"));
         ledger.state().pending.clear();
-        ledger.end("a", failed(), None);
+        ledger.end("a", failed(), None, None);
         ledger.begin("b", begun("b"));
-        ledger.end("b", failed(), None);
+        ledger.end("b", failed(), None, None);
         assert_eq!(pending(&ledger), ["-a", "-b +b"]);
-        ledger.end("b", failed(), None);
+        ledger.end("b", failed(), None, None);
         assert_eq!(pending(&ledger).len(), 2, "an end counts once");
     }
 
@@ -335,10 +402,68 @@ mod tests {
         assert_eq!(pending(&ledger), ["-x"]);
         let begun = ledger.beginning("y", "y");
         begun.has_begun();
-        ledger.end("y", failed(), None);
+        ledger.end("y", failed(), None, None);
         assert_eq!(pending(&ledger), ["-x", "-y"]);
         drop(begun);
         assert_eq!(pending(&ledger).len(), 2);
+    }
+
+    /// A begin with an input of about so many MiB.
+    fn large(id: &str, mib: usize) -> BegunStep {
+        BegunStep { input: to_raw(&"x".repeat(mib << 20)), ..begun(id) }
+    }
+
+    fn completed(mib: usize) -> StepEnd {
+        StepEnd::Completed(to_raw(&"x".repeat(mib << 20)))
+    }
+
+    /// What is pending in the jobs in which it goes out, each with how many are told after it.
+    fn jobs(ledger: &Ledger) -> Vec<(String, usize)> {
+        let mut state = ledger.state();
+        state.due = state.pending.len();
+        let mut jobs = Vec::new();
+        while state.due > 0 {
+            let (changes, told) = state.take_job();
+            assert!(changes.iter().map(Change::bytes).sum::<usize>() <= MAX_JOB_BYTES || changes.len() == 1);
+            jobs.push((changes.iter().map(shown).collect::<Vec<_>>().join(" "), told.len()));
+        }
+        jobs
+    }
+
+    fn is_told_of(ledger: &Ledger) -> impl Future<Output = ()> + '_ {
+        let mut told = Box::pin(ledger.written());
+        assert!((&mut told).now_or_never().is_none());
+        told
+    }
+
+    #[test]
+    fn what_is_more_than_one_job_goes_out_in_several_in_order() {
+        let ledger = ledger();
+        ledger.begin("a", large("a", 3));
+        let first = is_told_of(&ledger);
+        ledger.end("a", completed(3), None, None);
+        for id in ["b", "c", "d"] {
+            ledger.begin(id, large(id, 1));
+            ledger.end(id, failed(), None, None);
+        }
+        let all = is_told_of(&ledger);
+        ledger.finish(FinishedRun { status: crate::run::RunStatus::Completed, error_message: None, failure: None });
+        let jobs = jobs(&ledger);
+        let shown: Vec<_> = jobs.iter().map(|(job, told)| (job.as_str(), *told)).collect();
+        assert_eq!(shown, [("+a", 0), ("-a", 1), ("-b +b -c +c -d +d .", 1)]);
+        drop((first, all));
+    }
+
+    #[test]
+    fn an_end_and_a_begin_that_are_large_together_are_two_jobs() {
+        let ledger = ledger();
+        ledger.begin("a", begun("a"));
+        ledger.state().pending.clear();
+        ledger.end("a", completed(16), None, None);
+        ledger.begin("b", large("b", 3));
+        let all = is_told_of(&ledger);
+        assert_eq!(jobs(&ledger), [("-a".to_owned(), 0), ("+b".to_owned(), 1)]);
+        drop(all);
     }
 
     #[test]

@@ -58,6 +58,7 @@ use super::{
     active::Signals,
     earlier::{Earlier, Reuse},
     ledger::Ledger,
+    memory::Share,
 };
 use crate::{
     access::OrganizationId,
@@ -75,8 +76,8 @@ const MAX_CONCURRENT_BRANCHES: usize = 128;
 /// Bytes of the values that a step may refer to, from which on looking through them is left to threads that may take
 /// long.
 const LARGE_SCOPE_BYTES: usize = 256 << 10;
-/// Bytes of the output of one block.
-const MAX_OUTPUT_BYTES: usize = 64 << 20;
+/// Bytes of the output of one block: what the database can store well within the journal's statement time-out.
+const MAX_OUTPUT_BYTES: usize = 16 << 20;
 /// Outputs below this size are kept whether later steps refer to them or not: to find that out costs more.
 const SMALL_BYTES: usize = 4096;
 /// Outputs of one line of steps that are kept before those are looked for that are not needed any more.
@@ -97,6 +98,8 @@ pub(super) struct Run {
     pub(super) ledger: Arc<Ledger>,
     pub(super) earlier: Earlier,
     pub(super) budget: Budget,
+    /// Of the organisation.
+    memory: Share,
     /// The position on the main chain of the step that is made, or is next.
     position: AtomicUsize,
     /// See [`Plan::last_uses`]; found out when there are outputs for which it matters.
@@ -128,7 +131,8 @@ impl Run {
         begins: TaskTracker,
     ) -> Self {
         let ledger = Arc::new(Ledger::new(run_id.clone(), lease_token, of));
-        let budget = Budget::new(executor.run_budget, earlier.rows(), earlier.bytes());
+        let memory = executor.memory.of(&organization);
+        let budget = Budget::new(executor.run_budget, earlier.rows(), earlier.bytes(), memory.hold(0));
         let has_callbacks = plan.steps.iter().any(|step| step.kind == StepKind::Callback);
         Self {
             executor,
@@ -139,6 +143,7 @@ impl Run {
             ledger,
             earlier,
             budget,
+            memory,
             position: AtomicUsize::new(0),
             last_uses: OnceLock::new(),
             broken: Notify::new(),
@@ -158,7 +163,12 @@ impl Run {
     pub(super) fn close_orphans(&self) {
         for (place, open) in self.earlier.take_orphans() {
             self.ledger.adopt(&place, &open.id);
-            self.ledger.end(&place, StepEnd::Skipped("given up: the block around it has completed".to_owned()), None);
+            self.ledger.end(
+                &place,
+                StepEnd::Skipped("given up: the block around it has completed".to_owned()),
+                None,
+                None,
+            );
         }
     }
 
@@ -285,7 +295,7 @@ impl Run {
         let Some(result) = self.limited(limit.saturating_sub(age), self.make(step, place, frame)).await else {
             let cause = format!("it took longer than {secs} s");
             self.ledger.close(&format!("{place}/"), &StepEnd::Failed(format!("timed out: {} {cause}", step.id)));
-            self.ledger.end(place, StepEnd::Failed(cause.clone()), None);
+            self.ledger.end(place, StepEnd::Failed(cause.clone()), None, None);
             return Err(cause);
         };
         result
@@ -358,14 +368,14 @@ impl Run {
 
     /// Ends the attempt at this place; `call`: its agent was called so.
     fn end(&self, place: &str, result: Result<&RawValue, String>, call: Option<AgentCall>) {
-        let end = match result {
+        let (end, memory) = match result {
             Ok(output) => {
                 self.budget.output(output.get().len());
-                StepEnd::Completed(output.to_owned())
+                (StepEnd::Completed(output.to_owned()), Some(self.memory.hold(output.get().len())))
             }
-            Err(cause) => StepEnd::Failed(cause),
+            Err(cause) => (StepEnd::Failed(cause), None),
         };
-        self.ledger.end(place, end, call);
+        self.ledger.end(place, end, call, memory);
     }
 
     /// The row of an attempt that begins.
@@ -417,7 +427,7 @@ fn branches(step: &Step) -> Vec<(String, &[String])> {
 }
 
 fn too_large() -> String {
-    format!("its output is larger than {MAX_OUTPUT_BYTES} bytes")
+    format!("its output is larger than {MAX_OUTPUT_BYTES} bytes, which is the limit of a block's output")
 }
 
 /// Several causes as one text of bounded length.

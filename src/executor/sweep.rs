@@ -31,15 +31,19 @@ const MAX_TAKEN: usize = 20;
 impl Executor {
     /// Takes over runs until the soft stop.
     pub(super) async fn take_over_all(self) {
+        let mut at_a_time = MAX_TAKEN;
         while !self.soft_stop.is_cancelled() {
-            if let Err(error) = self.take_over_once().await {
+            let taken = self.take_over_once(at_a_time).await;
+            // Many with large inputs may take the database too long; one does not.
+            at_a_time = if taken.is_ok() { MAX_TAKEN } else { 1 };
+            if let Err(error) = taken {
                 tracing::debug!(error = &error as &dyn std::error::Error, "no look for lost runs: {error}");
             }
             self.rest(TAKE_OVER_EVERY).await;
         }
     }
 
-    async fn take_over_once(&self) -> Result<(), db::Error> {
+    async fn take_over_once(&self, at_a_time: usize) -> Result<(), db::Error> {
         // Being dead has to be final before somebody else drives its runs.
         let pool = self.pool.clone();
         let cleaned = db::bounded(async move {
@@ -48,14 +52,14 @@ impl Executor {
             db::organizations::are_several(&pool).await
         });
         self.active.set_shared(cleaned.await?);
-        while self.take_over_some().await? == MAX_TAKEN && !self.soft_stop.is_cancelled() {}
+        while self.take_over_some(at_a_time).await? == at_a_time && !self.soft_stop.is_cancelled() {}
         Ok(())
     }
 
-    /// Takes as many as there are free places, up to [`MAX_TAKEN`]. Returns how many.
-    async fn take_over_some(&self) -> Result<usize, db::Error> {
+    /// Takes as many as there are free places, so many at most. Returns how many.
+    async fn take_over_some(&self, at_most: usize) -> Result<usize, db::Error> {
         let Some(owner) = self.registration.current() else { return Ok(0) };
-        let Some(slots) = self.active.free(MAX_TAKEN) else { return Ok(0) };
+        let Some(slots) = self.active.free(at_most) else { return Ok(0) };
         let (known, _) = self.active.leases(None);
         let limit = i64::try_from(slots.count()).unwrap_or(i64::MAX);
         let (pool, shares) = (self.pool.clone(), self.active.shares(&slots).limits());
@@ -72,7 +76,7 @@ impl Executor {
     pub(super) async fn wake_all(self) {
         let mut has_failed = false;
         while !self.soft_stop.is_cancelled() {
-            match self.wake_some().await {
+            match self.wake_some(if has_failed { 1 } else { MAX_WOKEN }).await {
                 Ok(true) => {
                     has_failed = false;
                     continue;
@@ -88,15 +92,15 @@ impl Executor {
         }
     }
 
-    /// Takes up to [`MAX_WOKEN`]. When all places are taken, every other one that gets free is for them. Returns whether
+    /// Takes so many at most. When all places are taken, every other one that gets free is for them. Returns whether
     /// there may be more.
-    async fn wake_some(&self) -> Result<bool, db::Error> {
+    async fn wake_some(&self, at_most: usize) -> Result<bool, db::Error> {
         let pool = self.pool.clone();
         if !db::bounded(async move { executions::is_any_awake(&pool).await }).await? {
             return Ok(false);
         }
         let slots = tokio::select! {
-            slots = self.active.next_free(MAX_WOKEN) => slots,
+            slots = self.active.next_free(at_most) => slots,
             () = self.soft_stop.cancelled() => return Ok(false),
         };
         let Some(owner) = self.registration.current() else { return Ok(false) };
@@ -136,6 +140,7 @@ impl Executor {
     /// tells of a cancellation sooner; this finds the ones whose message was lost.
     pub(super) async fn check_leases(self) {
         while !self.settled.is_cancelled() {
+            metrics::gauge!("executor_memory_bytes").set(self.memory.held() as f64);
             let (run_ids, lease_tokens) = self.active.leases(None);
             if !run_ids.is_empty() {
                 let (pool, ids, tokens) = (self.pool.clone(), run_ids.clone(), lease_tokens.clone());

@@ -68,6 +68,7 @@ const OUTCOMES: &[&str] = &[
     "http_5xx",
     "invalid",
     "refused",
+    "out_of_memory",
 ];
 
 /// What `serve` counts.
@@ -124,6 +125,10 @@ pub const EXECUTOR: &[Metric] = &[
     metric(Counter, "executor_circuit_breaker_transitions_total", "Changes of circuit breakers by new state")
         .by("state", &["closed", "open", "half_open"]),
     metric(Histogram, "executor_journal_batch_size", "Writes of runs in one statement"),
+    metric(Gauge, "executor_journal_waiting", "Writes of runs that are not committed yet"),
+    metric(Counter, "executor_journal_failures_total", "Statements that write runs and have failed, by cause")
+        .by("cause", &["statement_timeout", "unavailable"]),
+    metric(Gauge, "executor_memory_bytes", "Bytes of inputs and outputs of all runs that are held in memory"),
     metric(Counter, "executor_monitoring_updates_total", "Monitoring updates that Kafka has acknowledged"),
     metric(Counter, "executor_monitoring_updates_dropped_total", "Monitoring updates lost because too many wait"),
     metric(Gauge, "executor_monitoring_backlog", "Statements whose monitoring updates Kafka has not acknowledged yet"),

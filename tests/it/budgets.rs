@@ -128,6 +128,51 @@ async fn a_run_whose_earlier_steps_cannot_be_read_in_time_fails_instead_of_being
     assert_eq!(failed.attempts(), ["nap FAILED"]);
 }
 
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_run_whose_outputs_cannot_be_written_in_time_fails_and_holds_nobody_up(pool: PgPool) {
+    let (agent, url) = talking(400_000).await;
+    let (_quick, quick_url) = talking(1).await;
+    let world = World::start_with(&pool, &[("a", &url), ("b", &quick_url)], &[]).await;
+    for sql in [
+        "CREATE FUNCTION take_too_long() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN RAISE EXCEPTION 'canceling statement due to statement timeout' USING ERRCODE = '57014'; END $$",
+        "CREATE TRIGGER takes_too_long BEFORE UPDATE ON step_executions FOR EACH ROW
+            WHEN (length(NEW.output_data::text) > 300000) EXECUTE FUNCTION take_too_long()",
+    ] {
+        sqlx::query(sql).execute(&pool).await.expect(sql);
+    }
+    let steps = json!({"s": agent_step("s", &json!({}))});
+    let workflow = world.define("s", &steps).await;
+    let path = format!("/api/v1/workflows/{workflow}/execute");
+    let mut large = Vec::new();
+    for _ in 0..3 {
+        let run = world.service.post(&path, &json!({"input_data": {}})).await.expect(202);
+        large.push(run["run_id"].as_str().expect("an id").to_owned());
+    }
+    eventually("the agent is called by all", async || (agent.calls().len() == 3).then_some(())).await;
+    let mut small = agent_step("q", &json!({}));
+    small["agent_name"] = json!("b");
+    world.run("q", &json!({"q": small}), &json!({})).await.output();
+    for run_id in large {
+        let failed = world.end(run_id).await;
+        assert!(failed.cause().contains("longer than its statement time-out"), "{}", failed.cause());
+        assert_eq!(failed.attempts(), ["s FAILED"]);
+    }
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn the_output_of_a_block_has_a_limit_that_its_error_names(pool: PgPool) {
+    let (_agent, url) = talking(3_000_000).await;
+    let world = World::start_with(&pool, &[("a", &url)], &[]).await;
+    let each = json!({"id": "each", "type": "loop",
+        "loop_config": {"collection": "${workflow.input.items}", "loop_body": ["say"]}});
+    let failed = world
+        .run("each", &json!({"each": each, "say": agent_step("say", &json!({}))}), &json!({"items": vec![1; 6]}))
+        .await;
+    let expected = "its output is larger than 16777216 bytes, which is the limit of a block's output";
+    assert!(failed.cause().contains(expected), "{}", failed.cause());
+}
+
 /// A run whose executors die is taken by another id each time; nobody of that id has a heartbeat.
 async fn take_over(pool: &PgPool) -> i16 {
     let taken = executions::take_over(pool, Uuid::new_v4(), &[], 10, &Limits::none()).await.expect("done");

@@ -137,7 +137,7 @@ impl Check<'_> {
             }
             _ => return Err(NoCard::Wrong(refused(response).await)),
         }
-        let body = egress::read_body(response, MAX_CARD_BYTES).await.map_err(|error| {
+        let body = egress::read_body(response, MAX_CARD_BYTES, None).await.map_err(|error| {
             NoCard::Wrong(match error {
                 BodyError::TooLarge(_) => format!("{what} is larger than 1 MiB"),
                 BodyError::Broken(error) => cannot_reach(&error),
@@ -199,7 +199,7 @@ fn description(card: &RawValue) -> String {
 async fn refused(response: Response) -> String {
     let status = response.status();
     let text = format!("The agent answered with status {}", status.as_u16());
-    let excerpt = egress::read_body(response, MAX_CARD_BYTES).await.ok().and_then(|body| body.excerpt());
+    let excerpt = egress::read_body(response, MAX_CARD_BYTES, None).await.ok().and_then(|body| body.excerpt());
     excerpt.map_or_else(|| text.clone(), |excerpt| format!("{text}: {excerpt}"))
 }
 

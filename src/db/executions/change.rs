@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::{access::OrganizationId, input::shorten, run::RunStatus};
+use crate::{access::OrganizationId, input::shorten, permits::Permit, run::RunStatus};
 
 /// What happens to a run that the caller holds; everything in it happens at once or not at all. If the same attempt
 /// begins and ends in it, its row is written as ended.
@@ -32,6 +32,15 @@ impl Change {
         let input = self.begun.as_ref().map_or(0, |step| step.input.get().len());
         let output = self.ended.as_ref().and_then(|step| step.end.output()).map_or(0, |output| output.get().len());
         input + output
+    }
+
+    /// Splits it in two, the begin and the end of an attempt, if both are in it: what comes second, in their order, is
+    /// taken out. An attempt begins before it ends, and others end before it begins. The run's end comes last.
+    pub fn split_off(&mut self) -> Option<Self> {
+        let is_one_row = self.ended.as_ref()?.id == self.begun.as_ref()?.id;
+        let (ended, begun) = if is_one_row { (self.ended.take(), None) } else { (None, self.begun.take()) };
+        let (run_id, of) = (self.run_id.clone(), Arc::clone(&self.of));
+        Some(Self { run_id, lease_token: self.lease_token, of, ended, begun, finished: self.finished.take() })
     }
 
     pub(super) fn nested(&self) -> Option<&NestedStep> {
@@ -101,6 +110,8 @@ pub struct EndedStep {
     pub call: Option<AgentCall>,
     /// Of a step that calls an agent. For observers.
     pub of: Option<AgentStep>,
+    /// The memory of the output, until it is written.
+    pub memory: Option<Arc<Permit>>,
 }
 
 /// A step that calls an agent, as observers know it.

@@ -1,5 +1,7 @@
 //! The statement that writes changes.
 
+use std::time::Duration;
+
 use serde_json::value::RawValue;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use uuid::Uuid;
@@ -171,11 +173,12 @@ pub async fn write(
     Ok(held)
 }
 
-/// Makes a session, used for nothing else, look rows up by index whatever the planner thinks: it makes the plan when
-/// the tables are small and keeps it when they have grown.
-pub async fn always_use_indexes(conn: &mut PgConnection) -> Result<(), Error> {
+/// Prepares a session that is used for nothing else. Statements may take so long. Rows are looked up by index whatever
+/// the planner thinks: it makes the plan when the tables are small and keeps it when they have grown.
+pub async fn prepare_session(conn: &mut PgConnection, statement_timeout: Duration) -> Result<(), Error> {
     let sql = "SELECT set_config(name, 'off', false)
-               FROM unnest(ARRAY['enable_seqscan', 'enable_hashjoin', 'enable_mergejoin']) AS name";
-    sqlx::query(sql).execute(conn).await?;
+               FROM unnest(ARRAY['enable_seqscan', 'enable_hashjoin', 'enable_mergejoin']) AS name
+               UNION ALL SELECT set_config('statement_timeout', $1, false)";
+    sqlx::query(sql).bind(statement_timeout.as_millis().to_string()).execute(conn).await?;
     Ok(())
 }

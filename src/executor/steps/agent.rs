@@ -12,9 +12,12 @@ use crate::{
         agents::{Agent, Seen},
         breakers::Rejected,
         database,
+        memory::{COUNTED_BYTES, counted},
         retry::{self, Again},
     },
     input::object_of,
+    mapping::MAX_RESOLVED_BYTES,
+    permits::Permit,
     workflow::Step,
 };
 
@@ -26,6 +29,8 @@ struct Attempt {
     pause: Option<Duration>,
     /// How the agent was called, if it was.
     call: Option<AgentCall>,
+    /// Of the output.
+    memory: Option<Permit>,
 }
 
 /// What a run is told that failed through our own fault. The log has the details.
@@ -35,8 +40,8 @@ impl Run {
     /// The agent's output. An input that cannot be made is no attempt and leaves no row.
     pub(super) async fn agent(&self, step: &Step, place: &str, frame: &Frame<'_>) -> Result<Box<RawValue>, String> {
         let Some(agent_name) = step.agent_name.as_deref() else { return Err("it names no agent".to_owned()) };
-        let input = match self.resolve(step, &frame.scope).await {
-            Ok(input) => input,
+        let (input, _memory) = match self.make_input(step, frame).await {
+            Ok(made) => made,
             Err(cause) => {
                 let row = self.row(step, agent_name.to_owned(), object_of([]), place, frame);
                 self.ledger.fail_unbegun(&row, &cause);
@@ -62,7 +67,8 @@ impl Run {
             self.ledger.written().await;
             let seen = Seen { since, version: self.ledger.agent_version(agent_name) };
             let started = Instant::now();
-            let Attempt { result, pause, call } = self.attempt(agent_name, seen, &attempt_id, &input, attempt).await;
+            let Attempt { result, pause, call, memory } =
+                self.attempt(agent_name, seen, &attempt_id, &input, attempt).await;
             let secs = started.elapsed().as_secs_f64();
             let status = if result.is_ok() { "COMPLETED" } else { "FAILED" };
             metrics::histogram!("executor_step_duration_seconds", "status" => status).record(secs);
@@ -79,7 +85,7 @@ impl Run {
                 self.run_id
             );
             self.end(place, result.as_deref().map_err(Clone::clone), call);
-            drop(under_way);
+            drop((under_way, memory));
             match (result, pause) {
                 (Ok(output), _) => return Ok(output),
                 (Err(cause), None) => return Err(cause),
@@ -92,15 +98,24 @@ impl Run {
         }
     }
 
+    /// The input, with the memory for it. Where values are large, it is made when there is room for the largest input.
+    async fn make_input(&self, step: &Step, frame: &Frame<'_>) -> Result<(Box<RawValue>, Permit), String> {
+        let most = if frame.scope.bytes() < COUNTED_BYTES { 0 } else { MAX_RESOLVED_BYTES };
+        let mut memory = self.memory.room(most).await?;
+        let input = self.resolve(step, &frame.scope).await?;
+        memory.resize(counted(input.get().len()));
+        Ok((input, memory))
+    }
+
     async fn attempt(&self, agent_name: &str, seen: Seen, attempt_id: &str, input: &RawValue, attempt: u32) -> Attempt {
         let agent = match self.find_agent(agent_name, seen).await {
             Ok(agent) => agent,
-            Err(cause) => return Attempt { result: Err(cause), pause: None, call: None },
+            Err(cause) => return Attempt { result: Err(cause), pause: None, call: None, memory: None },
         };
-        let (result, call) = match self.executor.breakers.admit(&agent).await {
+        let (result, call, memory) = match self.executor.breakers.admit(&agent).await {
             Err(Rejected) => {
                 let message = "its circuit breaker is open".to_owned();
-                (Err(Failure { message, again: Again::Later, fault: Fault::CircuitOpen }), None)
+                (Err(Failure { message, again: Again::Later, fault: Fault::CircuitOpen }), None, None)
             }
             Ok(passage) => {
                 let request = Request {
@@ -113,14 +128,15 @@ impl Run {
                     attempt_id,
                     correlation_id: &self.correlation_id,
                     input,
+                    memory: &self.memory,
                 };
                 tracing::debug!(agent = agent.name, attempt, attempt_id, "agent {} is called", agent.name);
                 let started = Instant::now();
-                let Called { result, http_status } = agent_call::call(request).await;
+                let Called { result, http_status, memory } = agent_call::call(request).await;
                 let duration_ms = millis(started.elapsed().as_secs_f64());
                 passage.end(result.as_ref().map_or_else(|failure| failure.fault.is_healthy(), |_| Some(true))).await;
                 let fault = result.as_ref().err().map(|failure| failure.fault.as_str());
-                (result, Some(AgentCall { http_status, duration_ms, fault }))
+                (result, Some(AgentCall { http_status, duration_ms, fault }), Some(memory))
             }
         };
         let outcome = result.as_ref().map_or_else(|failure| failure.fault.as_str(), |_| "success");
@@ -131,6 +147,7 @@ impl Run {
             result: result.map_err(|failure| format!("agent '{}': {}", agent.name, failure.message)),
             pause: retry::pause(&agent.retry, attempt, again, rand::random(), time_left),
             call,
+            memory,
         }
     }
 

@@ -2,13 +2,13 @@
 //! failures.
 
 use std::sync::{
-    OnceLock,
+    Mutex, OnceLock, PoisonError,
     atomic::{AtomicU64, Ordering},
 };
 
 use tokio::sync::Notify;
 
-use crate::config::RunBudget;
+use crate::{config::RunBudget, executor::memory::counted, permits::Permit};
 
 /// See the module.
 pub(in crate::executor) struct Budget {
@@ -17,6 +17,8 @@ pub(in crate::executor) struct Budget {
     branches: AtomicU64,
     written: AtomicU64,
     held: AtomicU64,
+    /// Of the executor's memory, for what is held.
+    memory: Mutex<Permit>,
     /// Why the run fails.
     exceeded: OnceLock<String>,
     is_exceeded: Notify,
@@ -24,13 +26,14 @@ pub(in crate::executor) struct Budget {
 
 impl Budget {
     /// Of a run that has made so many steps before and written so many bytes.
-    pub(super) fn new(limits: RunBudget, steps: u64, written: u64) -> Self {
+    pub(super) fn new(limits: RunBudget, steps: u64, written: u64, memory: Permit) -> Self {
         Self {
             limits,
             steps: AtomicU64::new(steps),
             branches: AtomicU64::new(0),
             written: AtomicU64::new(written),
             held: AtomicU64::new(0),
+            memory: Mutex::new(memory),
             exceeded: OnceLock::new(),
             is_exceeded: Notify::new(),
         }
@@ -122,7 +125,7 @@ pub(super) struct Held<'a> {
 impl Held<'_> {
     /// So many more.
     pub(super) fn add(&mut self, bytes: usize) {
-        self.bytes += bytes;
+        self.count(self.bytes + bytes);
         add(&self.budget.held, bytes);
         self.budget.look();
     }
@@ -130,8 +133,18 @@ impl Held<'_> {
     /// So many less.
     pub(super) fn remove(&mut self, bytes: usize) {
         let bytes = bytes.min(self.bytes);
-        self.bytes -= bytes;
+        self.count(self.bytes - bytes);
         self.budget.held.fetch_sub(u64::try_from(bytes).unwrap_or_default(), Ordering::Relaxed);
+    }
+
+    fn count(&mut self, bytes: usize) {
+        let (before, after) = (counted(self.bytes), counted(bytes));
+        self.bytes = bytes;
+        if before != after {
+            let mut memory = self.budget.memory.lock().unwrap_or_else(PoisonError::into_inner);
+            let amount = memory.amount() - before + after;
+            memory.resize(amount);
+        }
     }
 
     /// How many there are.
@@ -152,7 +165,8 @@ mod tests {
 
     fn budget() -> Budget {
         let limits = RunBudget { steps: 2, branches: 2, bytes: 1000, memory_bytes: 100, takeovers: 1, sub_runs: 1 };
-        Budget::new(limits, 0, 900)
+        let permits = crate::permits::Permits::new(0, []);
+        Budget::new(limits, 0, 900, permits.take(crate::permits::Holders::default(), 0))
     }
 
     fn why(budget: &Budget) -> Option<String> {

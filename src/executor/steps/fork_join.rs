@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::value::RawValue;
 
-use super::{Block, Done, Frame, Run, group::Group, joined};
+use super::{Block, Done, Frame, MAX_OUTPUT_BYTES, Run, group::Group, joined, too_large};
 use crate::{
     db::executions::StepEnd,
     input::{object_of, shorten},
@@ -72,6 +72,9 @@ impl Run {
             return Err(format!(
                 "join policy {policy}: at most {possible}/{total} branches can succeed, {required} must; {failed}"
             ));
+        }
+        if held.bytes() > MAX_OUTPUT_BYTES {
+            return Err(too_large());
         }
         let names = config.branches.iter().map(|(name, _)| name.as_str());
         let output = object_of(names.zip(outputs.iter().map(|output| output.as_deref().unwrap_or(RawValue::NULL))));

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde_json::value::RawValue;
 
-use super::{Block, Done, Run, group::Group, joined};
+use super::{Block, Done, MAX_OUTPUT_BYTES, Run, group::Group, joined, too_large};
 use crate::{input::object_of, workflow::Step};
 
 /// The members as branches, by name: the id, numbered from the second mention on.
@@ -38,6 +38,9 @@ impl Run {
         let causes: Vec<String> = results.iter().filter_map(|result| result.as_ref().err().cloned()).collect();
         if !causes.is_empty() {
             return Err(format!("parallel steps failed: {}", joined(&causes)));
+        }
+        if held.bytes() > MAX_OUTPUT_BYTES {
+            return Err(too_large());
         }
         // A member that is mentioned twice is one member of the output, as the last mention left it.
         let outputs: HashMap<&str, &RawValue> = members
