@@ -7,7 +7,7 @@ mod park;
 mod resume;
 mod write;
 
-use sqlx::{Connection as _, PgConnection, PgExecutor};
+use sqlx::PgExecutor;
 use uuid::Uuid;
 
 pub use self::{
@@ -60,34 +60,24 @@ pub async fn notice(db: impl PgExecutor<'_>, run_ids: &[String], lease_tokens: &
     Ok(sqlx::query_as(sql).bind(run_ids).bind(lease_tokens).fetch_all(db).await?)
 }
 
-/// Cancels runs, with their open steps, at the word of a message alone. Returns the ids that have no row.
+/// Cancels runs at the word of a message alone; a trigger closes what is open in them. Returns the ids that have no row.
 pub async fn cancel(
-    conn: &mut PgConnection,
+    db: impl PgExecutor<'_>,
     run_ids: &[String],
     by: &[Option<String>],
     reasons: &[Option<String>],
 ) -> Result<Vec<String>, Error> {
-    let mut transaction = conn.begin().await?;
     let sql = "
-        UPDATE workflow_runs r
-        SET status = 'CANCELLED', cancelled_at = now() AT TIME ZONE 'UTC', updated_at = now() AT TIME ZONE 'UTC',
-            cancelled_by = left(coalesce(m.cancelled_by, 'system'), 255),
-            error_message = coalesce('Cancelled: ' || nullif(m.reason, ''), r.error_message),
-            executor_id = NULL, lease_token = NULL, wake_at = NULL
-        FROM unnest($1::text[], $2::text[], $3::text[]) AS m (run_id, cancelled_by, reason)
-        WHERE r.run_id = m.run_id AND r.status IN ('PENDING', 'RUNNING')
-        RETURNING r.run_id";
-    let cancelled: Vec<String> =
-        sqlx::query_scalar(sql).bind(run_ids).bind(by).bind(reasons).fetch_all(&mut *transaction).await?;
-    // A statement of its own sees what others have begun while the first one waited for them.
-    let sql = "
-        UPDATE step_executions
-        SET status = 'FAILED', completed_at = now() AT TIME ZONE 'UTC', error_message = 'the run was cancelled'
-        WHERE run_id = ANY ($1) AND status IN ('PENDING', 'RUNNING')";
-    sqlx::query(sql).bind(&cancelled).execute(&mut *transaction).await?;
-    let sql = "SELECT run_id FROM unnest($1::text[]) AS m (run_id)
-               WHERE NOT EXISTS (SELECT FROM workflow_runs r WHERE r.run_id = m.run_id)";
-    let unknown = sqlx::query_scalar(sql).bind(run_ids).fetch_all(&mut *transaction).await?;
-    transaction.commit().await?;
-    Ok(unknown)
+        WITH message AS MATERIALIZED (
+            SELECT * FROM unnest($1::text[], $2::text[], $3::text[]) AS m (run_id, cancelled_by, reason)
+        ), cancelled AS (
+            UPDATE workflow_runs r
+            SET status = 'CANCELLED', cancelled_at = now() AT TIME ZONE 'UTC', updated_at = now() AT TIME ZONE 'UTC',
+                cancelled_by = left(coalesce(m.cancelled_by, 'system'), 255),
+                error_message = coalesce('Cancelled: ' || nullif(m.reason, ''), r.error_message),
+                executor_id = NULL, lease_token = NULL, wake_at = NULL
+            FROM message m WHERE r.run_id = m.run_id AND r.status IN ('PENDING', 'RUNNING')
+        )
+        SELECT run_id FROM message m WHERE NOT EXISTS (SELECT FROM workflow_runs r WHERE r.run_id = m.run_id)";
+    Ok(sqlx::query_scalar(sql).bind(run_ids).bind(by).bind(reasons).fetch_all(db).await?)
 }

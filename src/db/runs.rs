@@ -189,7 +189,8 @@ pub async fn list(conn: &mut PgConnection, filter: &Filter<'_>, cut: &Cut) -> Re
     list::fetch(conn, narrow, filter.order(), cut).await
 }
 
-/// Ends a run that the caller holds by [`lock`], with its open steps. Its executor loses the lease by it.
+/// Ends a run that the caller holds by [`lock`]. Its executor loses the lease by it. A trigger closes its open steps and
+/// all runs inside of it.
 pub async fn cancel(
     conn: &mut PgConnection,
     run_id: &str,
@@ -206,14 +207,6 @@ pub async fn cancel(
     .bind(at)
     .bind(by)
     .bind(error_message)
-    .execute(&mut *conn)
-    .await?;
-    sqlx::query(
-        "UPDATE step_executions SET status = 'FAILED', completed_at = $2, error_message = 'the run was cancelled'
-         WHERE run_id = $1 AND status IN ('PENDING', 'RUNNING')",
-    )
-    .bind(run_id)
-    .bind(at)
     .execute(conn)
     .await?;
     Ok(())

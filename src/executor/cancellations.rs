@@ -61,11 +61,7 @@ impl Cancellations {
         }
         if !run_ids.is_empty() {
             let pool = executor.pool.clone();
-            let unknown =
-                db::bounded(
-                    async move { executions::cancel(&mut *pool.acquire().await?, &run_ids, &by, &reasons).await },
-                )
-                .await?;
+            let unknown = db::bounded(async move { executions::cancel(&pool, &run_ids, &by, &reasons).await }).await?;
             self.early.extend(unknown);
         }
         let wanted: Vec<String> = self.waiting.iter().map(|(_, request)| request.run_id.clone()).collect();

@@ -5,16 +5,18 @@ use std::{pin::pin, sync::Arc};
 
 use futures_util::future::join;
 use serde_json::{json, value::RawValue};
-use sqlx::{Acquire as _, PgPool};
+use sqlx::{Acquire as _, PgConnection, PgPool};
 use uuid::Uuid;
 use workflow_api::{
     access::OrganizationId,
     db::{
-        executions::{self, BegunStep, Change, FinishedRun, Locked, ObservedRun},
+        self,
+        executions::{self, BegunStep, Change, EndedStep, FinishedRun, Locked, ObservedRun, StepEnd},
         migrations::MIGRATOR,
         waits::{self, Awaited, ChildRun},
     },
     run::RunStatus,
+    timestamp::Timestamp,
 };
 
 use crate::{
@@ -125,7 +127,7 @@ async fn whoever_ends_a_run_closes_what_is_begun_while_he_waits_for_it(pool: PgP
                 let written = executions::write(&mut second, &[change], Locked::Wait, None).await;
                 assert!(matches!(&written.expect("written")[..], [held] if held.run_id == "failed"));
             } else {
-                let cancelled = executions::cancel(&mut second, &[run_id.to_owned()], &[None], &[None]).await;
+                let cancelled = executions::cancel(&mut *second, &[run_id.to_owned()], &[None], &[None]).await;
                 assert_eq!(cancelled.expect("cancelled"), [""; 0]);
             }
         };
@@ -138,6 +140,128 @@ async fn whoever_ends_a_run_closes_what_is_begun_while_he_waits_for_it(pool: PgP
     let expected = ["cancelled CANCELLED", "failed FAILED", "in-cancelled CANCELLED", "in-failed CANCELLED"];
     assert_eq!(rows(&pool, "workflow_runs", "run_id").await, expected);
     assert_eq!(rows(&pool, "step_executions", "id").await, ["s-cancelled FAILED", "s-failed FAILED"]);
+}
+
+/// A parked run `top` with so many runs inside of it, each with so many of its own that wait for a time.
+async fn tree(pool: &PgPool, middle: i32, inner: i32) {
+    run(pool, "top", None, None).await;
+    let sql = "
+        WITH inside AS (
+            INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, status, parent_run_id, nesting, wake_at)
+            SELECT 'm' || m, 'w', 'w', 'RUNNING', 'top', 1, 'infinity'::timestamptz FROM generate_series(1, $1) m
+            UNION ALL SELECT 'm' || m || '-' || i, 'w', 'w', 'RUNNING', 'm' || m, 2, 'infinity'
+            FROM generate_series(1, $1) m, generate_series(1, $2) i
+            RETURNING run_id, parent_run_id, nesting
+        ), steps AS (
+            INSERT INTO step_executions (id, run_id, step_id, step_name, agent_name, status, input_data)
+            SELECT 's-' || run_id, parent_run_id, 's', 's', '', 'PENDING', '{}'::jsonb FROM inside
+            UNION ALL SELECT 'w-' || run_id, run_id, 'w', 'w', '', 'PENDING', '{}' FROM inside WHERE nesting = 2
+        )
+        INSERT INTO step_waits (run_id, place, step_id, attempt_id, child_run_id)
+        SELECT parent_run_id, 's', 's', 's-' || run_id, run_id FROM inside";
+    sqlx::query(sql).bind(middle).bind(inner).execute(pool).await.expect("a tree");
+}
+
+/// How often the functions were called in this transaction that cancel what is inside of runs.
+async fn calls(conn: &mut PgConnection) -> Vec<String> {
+    let sql = "SELECT funcname || ' ' || calls FROM pg_stat_xact_user_functions WHERE funcname ~ 'cancel' ORDER BY 1";
+    sqlx::query_scalar(sql).fetch_all(conn).await.expect("statistics")
+}
+
+/// `status count` of all rows.
+async fn counts(conn: &mut PgConnection, table: &str) -> Vec<String> {
+    let sql = format!("SELECT status || ' ' || count(*) FROM {table} GROUP BY status ORDER BY 1");
+    sqlx::query_scalar(&sql).fetch_all(conn).await.expect("counts")
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn thousands_of_sub_runs_are_cancelled_with_the_run_within_the_time_of_a_statement(pool: PgPool) {
+    let service = Service::start(&pool);
+    tree(&pool, 50, 61).await;
+    service.post("/api/v1/runs/top/cancel", &json!({})).await.expect(200);
+    let mut connection = pool.acquire().await.expect("a connection");
+    assert_eq!(counts(&mut connection, "workflow_runs").await, ["CANCELLED 3101"]);
+    assert_eq!(counts(&mut connection, "step_executions").await, ["FAILED 6150"]);
+    // Each is in its run's log, and none woke the run around it.
+    let sql = "SELECT kind || ' ' || count(DISTINCT run_id) FROM run_events
+               WHERE kind IN ('run.cancelled', 'attempt.failed') GROUP BY kind ORDER BY 1";
+    let logged: Vec<String> = sqlx::query_scalar(sql).fetch_all(&pool).await.expect("events");
+    assert_eq!(logged, ["attempt.failed 3101", "run.cancelled 3101"]);
+    let wakes: i64 = sqlx::query_scalar("SELECT count(*) FROM run_wakes").fetch_one(&pool).await.expect("a count");
+    assert_eq!(wakes, 0);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn sub_runs_are_cancelled_level_by_level_and_not_one_by_one(pool: PgPool) {
+    tree(&pool, 3, 40).await;
+    let lease = Uuid::new_v4();
+    let held = "UPDATE workflow_runs SET executor_id = $1, lease_token = $1, wake_at = NULL WHERE run_id = 'top'";
+    sqlx::query(held).bind(lease).execute(&pool).await.expect("held");
+    let of = Arc::new(ObservedRun {
+        workflow_id: Uuid::nil().to_string(),
+        workflow_name: "w".to_owned(),
+        organization: OrganizationId::default(),
+        traceparent: String::new(),
+    });
+    // At the time limit of the block around them.
+    let given_up: Vec<Change> = (1..=3)
+        .map(|number| {
+            let (id, end) = (format!("s-m{number}"), StepEnd::Failed("why".to_owned()));
+            let ended = Some(EndedStep { id, end, call: None, of: None });
+            let (run_id, of) = ("top".to_owned(), Arc::clone(&of));
+            Change { run_id, lease_token: lease, of, ended, begun: None, finished: None }
+        })
+        .collect();
+    for way in ["API", "message", "program", "time limit"] {
+        // The calls are counted by the connection.
+        let mut connection = pool.acquire().await.expect("a connection").detach();
+        let mut transaction = connection.begin().await.expect("a transaction");
+        sqlx::query("SET LOCAL track_functions = 'all'").execute(&mut *transaction).await.expect("set");
+        let (mut runs, mut closing) = (vec!["CANCELLED 124"], vec!["close_cancelled_run 1"]);
+        match way {
+            "API" => {
+                let at = Timestamp::now();
+                db::runs::cancel(&mut transaction, "top", "me", None, at).await.expect("cancelled");
+            }
+            "message" => {
+                let run_ids = ["top".to_owned()];
+                executions::cancel(&mut *transaction, &run_ids, &[None], &[None]).await.expect("cancelled");
+            }
+            "program" => {
+                let sql = "UPDATE workflow_runs SET status = 'CANCELLED', executor_id = NULL, lease_token = NULL
+                           WHERE run_id = 'top'";
+                sqlx::query(sql).execute(&mut *transaction).await.expect("cancelled");
+            }
+            _ => {
+                let held = executions::write(&mut transaction, &given_up, Locked::Skip, None).await.expect("written");
+                assert_eq!(held.len(), 3);
+                (runs, closing) = (vec!["CANCELLED 123", "RUNNING 1"], vec![]);
+            }
+        }
+        let expected: Vec<&str> = ["cancel_runs 1", "cancel_sub_run 3"].into_iter().chain(closing).collect();
+        assert_eq!(calls(&mut transaction).await, expected, "{way}");
+        assert_eq!(counts(&mut transaction, "workflow_runs").await, runs, "{way}");
+        assert_eq!(counts(&mut transaction, "step_executions").await, ["FAILED 243"], "{way}");
+        // The run goes on without the steps that were given up, and only this one.
+        let sql = "SELECT run_id FROM run_wakes";
+        let woken: Vec<String> = sqlx::query_scalar(sql).fetch_all(&mut *transaction).await.expect("wakes");
+        assert_eq!(woken, if way == "time limit" { vec!["top"] } else { vec![] }, "{way}");
+        transaction.rollback().await.expect("done");
+    }
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_sub_run_that_was_retried_goes_on_when_another_step_is_given_up(pool: PgPool) {
+    tree(&pool, 2, 1).await;
+    for sql in [
+        "UPDATE step_executions SET status = 'FAILED', completed_at = now() - interval '1 minute' WHERE id = 's-m1'",
+        "UPDATE workflow_runs SET status = 'PENDING' WHERE run_id = 'm1'",
+        "UPDATE step_executions SET status = 'FAILED', completed_at = now() WHERE id = 's-m2'",
+    ] {
+        sqlx::query(sql).execute(&pool).await.expect(sql);
+    }
+    let expected = ["m1 PENDING", "m1-1 CANCELLED", "m2 CANCELLED", "m2-1 CANCELLED", "top RUNNING"];
+    assert_eq!(rows(&pool, "workflow_runs", "run_id").await, expected);
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]

@@ -86,6 +86,26 @@ async fn a_database_without_the_schema_is_not_ready(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
+async fn a_statement_that_takes_too_long_is_not_told_as_a_database_that_is_away(pool: PgPool) {
+    let service = Service::start(&pool);
+    let run_id = service.execute(&service.one_step_workflow().await).await;
+    let mut holder = pool.begin().await.expect("a transaction");
+    sqlx::query("SELECT FROM workflow_runs FOR UPDATE").execute(&mut *holder).await.expect("held");
+    let (path, empty) = (format!("/api/v1/runs/{run_id}/cancel"), json!({}));
+    // The server cancels it as at the end of its time.
+    let cancels = eventually("it is cancelled", || async {
+        let sql = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity
+                   WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        sqlx::query_scalar::<_, bool>(sql).fetch_optional(&pool).await.expect("an answer")
+    });
+    let (answer, _) = tokio::join!(service.post(&path, &empty), cancels);
+    assert_eq!(answer.header("retry-after"), Some("2"));
+    let error = answer.error(503);
+    assert_eq!(error["code"], "database_unavailable");
+    assert_eq!(error["detail"], "The database has taken too long for this operation; nothing was changed");
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
 async fn a_locked_table_is_no_disconnected_database(pool: PgPool) {
     let service = Service::start(&pool);
     becomes(&service, 200, "ready").await;

@@ -299,6 +299,10 @@ impl From<db::Error> for ApiError {
 impl From<Arc<db::Error>> for ApiError {
     fn from(error: Arc<db::Error>) -> Self {
         match &*error {
+            db::Error::Unavailable(_) if error.is_statement_timeout() => {
+                let detail = "The database has taken too long for this operation; nothing was changed";
+                Self::unavailable("database_unavailable", detail).because(error)
+            }
             db::Error::Unavailable(_) | db::Error::Collision(_) => {
                 Self::unavailable("database_unavailable", "The database is not available at the moment").because(error)
             }

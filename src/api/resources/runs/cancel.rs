@@ -30,7 +30,9 @@ pub struct CancelBody {
 
 /// Cancel a run
 ///
-/// Ends a run that waits or is executed.
+/// Ends a run that waits or is executed, and all runs inside of it. After the answer they are all `CANCELLED`, and none
+/// begins another step. Calls of agents that are under way are abandoned within about a second. It can be repeated after
+/// a 503.
 #[utoipa::path(
     post, path = "/runs/{run_id}/cancel", tag = "runs", params(("run_id" = String, Path)),
     request_body(content = Option<CancelBody>),
