@@ -37,6 +37,7 @@ mod sweep;
 
 use std::{ops::Deref, sync::Arc, time::Duration};
 
+use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
@@ -85,6 +86,9 @@ struct Shared {
     agents: Agents,
     breakers: Breakers,
     egress: Egress,
+    /// Permits for the statements of drivers and steps that are not the journal's: half of the pool's connections, so
+    /// that the loops and the journal find one.
+    statements: Arc<Semaphore>,
     /// For schemas.
     offload: Offload,
     /// What the addresses of callbacks begin with.
@@ -129,6 +133,7 @@ pub fn start(config: &Config, pool: db::Pool, lifecycle: &Lifecycle) -> anyhow::
         agents: Agents::new(pool.clone(), Arc::clone(&config.vault), config.circuit_breaker),
         breakers: Breakers::new(pool.clone()),
         egress: Egress::new(&config.egress)?,
+        statements: Arc::new(Semaphore::new(pool.max().div_ceil(2))),
         offload: Offload::default(),
         callbacks_url: config.api.callbacks_url(),
         max_duration: config.executor.max_run_duration,
@@ -181,6 +186,22 @@ impl Executor {
             signals.stop.cancel();
         }
         self.drivers.spawn(drive::drive(self.clone(), assignment, signals));
+    }
+
+    /// Runs statements of a driver or step when there is a permit for them.
+    async fn database<T, F>(&self, statements: impl FnOnce() -> F) -> Result<T, db::Error>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, db::Error>> + Send + 'static,
+    {
+        let permit = Arc::clone(&self.statements).acquire_owned().await.expect("never closed");
+        let statements = statements();
+        // They go on, with the permit, when this future is dropped.
+        db::bounded(async move {
+            let _permit = permit;
+            statements.await
+        })
+        .await
     }
 
     /// Does what is to be done after a run's future was dropped. The process waits for it, as for the runs.

@@ -221,6 +221,11 @@ impl Pool {
         Ok(connection)
     }
 
+    /// A new connection that is none of the pool's, for what must not wait behind others.
+    pub(super) async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
+        self.0.options.connect().await
+    }
+
     /// A transaction on a connection of its own. Rolled back when it is dropped.
     pub async fn begin(&self) -> Result<Transaction, sqlx::Error> {
         let mut connection = self.acquire().await?;

@@ -1,4 +1,5 @@
-//! The processes that own work, and their heartbeat: one statement a process, however much it owns.
+//! The processes that own work, and their heartbeat: one statement a process, however much it owns. It has a connection of
+//! its own: load that exhausts the pool does not make a living process dead.
 //!
 //! A process that has not beaten for [`DEAD_AFTER`] is dead to the others: its outbox rows and runs are taken over.
 //! Being declared dead is final for an id. A process that was merely stopped or cut off notices that its row is
@@ -6,14 +7,17 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use sqlx::PgConnection;
+use tokio::{sync::watch, time::timeout};
 use uuid::Uuid;
 
-use super::{Error, Pool};
+use super::{Error, Pool, no_answer};
 use crate::lifecycle::Lifecycle;
 
 /// How often a process beats.
 const BEAT_EVERY: Duration = Duration::from_secs(2);
+/// A beat that takes longer is tried again on a new connection: twice before the process is dead.
+const BEAT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Without a beat for this long, by the database's clock, a process is dead. Three missed beats and some.
 pub const DEAD_AFTER: Duration = Duration::from_secs(8);
 /// [`DEAD_AFTER`] for SQL.
@@ -34,6 +38,7 @@ impl Registration {
         let hard_stop = lifecycle.hard_stop().clone();
         // Not among the tasks that are waited for: it has to beat while they end.
         tokio::spawn(async move {
+            let mut connection = None;
             let mut last_beat = Instant::now();
             let mut turn = tokio::time::interval(BEAT_EVERY);
             turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -41,15 +46,21 @@ impl Registration {
                 turn.tick().await;
                 let before = Instant::now();
                 let held = *sender.borrow();
-                let pool = pool.clone();
-                let beat = super::bounded(async move {
-                    match held {
-                        Some(id) => beat(&pool, id).await.map(|alive| alive.then_some(id)),
-                        None => register(&pool, role).await.map(Some),
-                    }
+                let own = connection.take();
+                let beat = timeout(BEAT_TIMEOUT, async {
+                    let mut own = match own {
+                        Some(own) => own,
+                        None => pool.connect().await?,
+                    };
+                    let id = match held {
+                        Some(id) => beat(&mut own, id).await?.then_some(id),
+                        None => Some(register(&mut own, role).await?),
+                    };
+                    Ok((id, own))
                 });
-                match beat.await {
-                    Ok(id) => {
+                match beat.await.unwrap_or_else(|_| Err(no_answer())) {
+                    Ok((id, own)) => {
+                        connection = Some(own);
                         if id.is_none() {
                             tracing::warn!("this process was declared dead; what it held has gone to others");
                         }
@@ -81,14 +92,14 @@ impl Registration {
     }
 }
 
-async fn register(pool: &Pool, role: &str) -> Result<Uuid, Error> {
+async fn register(conn: &mut PgConnection, role: &str) -> Result<Uuid, Error> {
     let id = Uuid::now_v7();
-    sqlx::query("INSERT INTO processes (id, role) VALUES ($1, $2)").bind(id).bind(role).execute(pool).await?;
+    sqlx::query("INSERT INTO processes (id, role) VALUES ($1, $2)").bind(id).bind(role).execute(conn).await?;
     Ok(id)
 }
 
-async fn beat(pool: &Pool, id: Uuid) -> Result<bool, Error> {
-    let beaten = sqlx::query("UPDATE processes SET heartbeat_at = now() WHERE id = $1").bind(id).execute(pool).await?;
+async fn beat(conn: &mut PgConnection, id: Uuid) -> Result<bool, Error> {
+    let beaten = sqlx::query("UPDATE processes SET heartbeat_at = now() WHERE id = $1").bind(id).execute(conn).await?;
     Ok(beaten.rows_affected() == 1)
 }
 

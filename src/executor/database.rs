@@ -22,21 +22,17 @@ pub(super) fn too_slow() -> String {
         .to_owned()
 }
 
-/// The answer of the database, however long it is away. Before each repeat comes a `pause`, whose error ends the wait.
-pub(super) async fn answer<T, F, P, E>(
-    run_id: &str,
-    statement: impl Fn() -> F,
-    pause: impl Fn(u32) -> P,
-) -> Result<T, E>
+/// The answer of the database, however long it is away. An `attempt` is bounded in time. Before each repeat comes a
+/// `pause`, whose error ends the wait.
+pub(super) async fn answer<T, F, P, E>(run_id: &str, attempt: impl Fn() -> F, pause: impl Fn(u32) -> P) -> Result<T, E>
 where
-    T: Send + 'static,
-    F: Future<Output = Result<T, db::Error>> + Send + 'static,
+    F: Future<Output = Result<T, db::Error>>,
     P: Future<Output = Result<(), E>>,
     E: From<Unanswered>,
 {
     let (mut failures, mut timeouts) = (0, 0);
     loop {
-        match db::bounded(statement()).await {
+        match attempt().await {
             Ok(result) => return Ok(result),
             Err(error) if error.is_retryable() => {
                 timeouts += u32::from(error.is_statement_timeout());

@@ -286,7 +286,7 @@ impl Driver {
                 () = database::pause(failures) => Ok(()),
             }
         };
-        database::answer(&self.run_id, statement, pause).await
+        database::answer(&self.run_id, || self.executor.database(&statement), pause).await
     }
 
     /// Waits until nothing more is about to begin.

@@ -73,6 +73,9 @@ const MAX_DEPTH: usize = 16;
 /// Branches of one run that are under way at a time, beside one of each block: what a run may take of memory,
 /// connections and its agents' patience, however its blocks multiply.
 const MAX_CONCURRENT_BRANCHES: usize = 128;
+/// Statements of one run's steps that are under way at a time. They lock the same rows, and would take the connections of
+/// other runs to wait for each other.
+const MAX_CONCURRENT_STATEMENTS: usize = 4;
 /// Bytes of the values that a step may refer to, from which on looking through them is left to threads that may take
 /// long.
 const LARGE_SCOPE_BYTES: usize = 256 << 10;
@@ -110,6 +113,8 @@ pub(super) struct Run {
     /// When its time is over.
     deadline: Instant,
     slots: Semaphore,
+    /// Permits for statements of the steps.
+    statements: Semaphore,
     /// Of agents.
     calls: Calls,
     /// Steps under way that are to end before a pause.
@@ -150,6 +155,7 @@ impl Run {
             signals,
             deadline,
             slots: Semaphore::new(MAX_CONCURRENT_BRANCHES),
+            statements: Semaphore::new(MAX_CONCURRENT_STATEMENTS),
             calls: Calls::default(),
             leaves: Calls::default(),
             rest: Rest::new(),

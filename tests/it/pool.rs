@@ -10,7 +10,8 @@ use tokio::{
 };
 use workflow_api::{
     config::{ConnectOptions, Database},
-    db,
+    db::{self, migrations::MIGRATOR, processes::Registration},
+    lifecycle::Lifecycle,
 };
 
 use crate::service::{config, eventually};
@@ -253,4 +254,20 @@ async fn a_pool_is_closed_with_all_its_connections(pool: PgPool) {
     let () = closed;
     assert_eq!(sessions(&pool).await, 0);
     assert!(matches!(number(&own).await, Err(sqlx::Error::PoolClosed)));
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_process_beats_while_its_connections_are_all_in_use(pool: PgPool) {
+    let own = own(&pool, 1, 0);
+    let held = own.acquire().await.expect("a connection");
+    let lifecycle = Lifecycle::new();
+    let registration = Registration::start(own.clone(), "serve", &lifecycle);
+    eventually("it is registered", || async { registration.current() }).await;
+    let sql = "SELECT count(*) FROM processes WHERE heartbeat_at > started_at";
+    eventually("it beats", || async {
+        (sqlx::query_scalar::<_, i64>(sql).fetch_one(&pool).await.expect("a count") == 1).then_some(())
+    })
+    .await;
+    drop(held);
+    lifecycle.hard_stop().cancel();
 }

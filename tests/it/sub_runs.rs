@@ -171,7 +171,7 @@ async fn calls(conn: &mut PgConnection) -> Vec<String> {
 /// `status count` of all rows.
 async fn counts(conn: &mut PgConnection, table: &str) -> Vec<String> {
     let sql = format!("SELECT status || ' ' || count(*) FROM {table} GROUP BY status ORDER BY 1");
-    sqlx::query_scalar(&sql).fetch_all(conn).await.expect("counts")
+    sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_all(conn).await.expect("counts")
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
@@ -207,7 +207,7 @@ async fn sub_runs_are_cancelled_level_by_level_and_not_one_by_one(pool: PgPool) 
     let given_up: Vec<Change> = (1..=3)
         .map(|number| {
             let (id, end) = (format!("s-m{number}"), StepEnd::Failed("why".to_owned()));
-            let ended = Some(EndedStep { id, end, call: None, of: None });
+            let ended = Some(EndedStep { id, end, call: None, of: None, memory: None });
             let (run_id, of) = ("top".to_owned(), Arc::clone(&of));
             Change { run_id, lease_token: lease, of, ended, begun: None, finished: None }
         })
@@ -262,6 +262,27 @@ async fn a_sub_run_that_was_retried_goes_on_when_another_step_is_given_up(pool: 
     }
     let expected = ["m1 PENDING", "m1-1 CANCELLED", "m2 CANCELLED", "m2-1 CANCELLED", "top RUNNING"];
     assert_eq!(rows(&pool, "workflow_runs", "run_id").await, expected);
+}
+
+/// The statements that begin sub-runs of one run wait for each other.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_run_that_begins_many_others_leaves_connections_to_other_runs(pool: PgPool) {
+    let world = World::start(&pool, &[]).await;
+    let nap = json!({"nap": {"id": "nap", "type": "wait", "wait_config": {"duration_seconds": 0}}});
+    let inner = world.define("nap", &nap).await;
+    let each = json!({
+        "each": {"id": "each", "type": "loop", "loop_config": {"collection": "${workflow.input.items}", "loop_body": ["sub"],
+            "execution_mode": "parallel"}},
+        "sub": {"id": "sub", "type": "sub_workflow", "sub_workflow_config": {"workflow_id": inner}}});
+    let mut holder = pool.begin().await.expect("a transaction");
+    sqlx::query("LOCK TABLE sub_run_counts IN SHARE MODE").execute(&mut *holder).await.expect("held");
+    let many = world.begin("each", &each, &json!({"items": (0..100).collect::<Vec<_>>()})).await;
+    is_blocked(&pool).await;
+    let other = world.begin("nap", &nap, &json!({})).await;
+    world.end(other).await.output();
+    assert!(blocked(&pool).await <= 4);
+    holder.commit().await.expect("done");
+    world.end(many).await.output();
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]

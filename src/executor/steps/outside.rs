@@ -102,11 +102,15 @@ impl Run {
         T: Send + 'static,
         F: Future<Output = Result<T, db::Error>> + Send + 'static,
     {
+        let attempt = || async {
+            let _permit = self.statements.acquire().await.expect("never closed");
+            self.executor.database(&statement).await
+        };
         let pause = |failures| async move {
             database::pause(failures).await;
             Ok(())
         };
-        match database::answer(&self.run_id, statement, pause).await {
+        match database::answer(&self.run_id, attempt, pause).await {
             Ok(result) => return result,
             Err(Unanswered::Slow) => self.budget.exceed(database::too_slow()),
             Err(Unanswered::Broken) => self.broken.notify_one(),
