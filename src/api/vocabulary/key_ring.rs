@@ -1,10 +1,10 @@
 //! API keys in memory: what the database said of each key that was used in the last seconds.
 //!
-//! An entry lives for [`LIFE`], so that a revoked key ends everywhere within that time, whatever becomes of this
+//! An entry lives for `LIFE`, so that a revoked key ends everywhere within that time, whatever becomes of this
 //! process's loop. The loop reads the keys in use again before that, all with one statement, so that requests find
 //! theirs here; and it notes when they were used.
 //!
-//! Whoever comes from where many wrong keys came from waits for [`GATHER_FOR`], and is asked for together with all others
+//! Whoever comes from where many wrong keys came from waits for `GATHER_FOR`, and is asked for together with all others
 //! of his kind: guessing costs the database ten statements a second at most, and a key that is right is let in all the
 //! same.
 

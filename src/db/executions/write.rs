@@ -115,7 +115,7 @@ pub struct Held {
     pub run_id: String,
     /// The agent that the step which begins in it calls; empty for a step that calls nobody.
     pub agent_name: Option<String>,
-    /// [`super::agents::AgentWithBreaker::version`] of that agent when the step began; `None`: it does not exist.
+    /// [`crate::db::agents::AgentWithBreaker::version`] of that agent when the step began; `None`: it does not exist.
     pub agent_version: Option<i64>,
 }
 

@@ -36,7 +36,7 @@ pub struct PooledConnection {
     pub(super) live: Option<Live>,
     pub(super) pool: Arc<Shared>,
     phase: Phase,
-    /// See [`Pool::acquire_own`].
+    /// See [`super::Pool::acquire_own`].
     pub(super) is_own: bool,
 }
 
