@@ -179,7 +179,8 @@ impl Driver {
             () = self.executor.give_up.cancelled() => Outcome::Left(Left::HandedBack),
             () = run.broken.notified() => Outcome::Left(Left::Broken),
             why = run.budget.exceeded() => Outcome::Ended(Err(why.into())),
-            result = steps => Outcome::Ended(result),
+            // The last answers may have come together with the end.
+            result = steps => Outcome::Ended(run.budget.excess().map_or(result, |why| Err(why.into()))),
             Err(stuck) = &mut writing => Outcome::Stuck(stuck),
             () = run.follow_wakes() => Outcome::AtRest,
             wake_at = run.waits_only() => Outcome::Waits(wake_at),

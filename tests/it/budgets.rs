@@ -56,6 +56,15 @@ async fn a_run_that_takes_more_than_it_may_fails_whatever_its_loops_make_of_fail
     }
 }
 
+/// The answer comes in the moment in which the run ends.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_run_fails_if_its_last_answer_is_too_much(pool: PgPool) {
+    let (_agent, url) = talking(1_100_000).await;
+    let world = World::start_with(&pool, &[("a", &url)], &[("MAX_RUN_BYTES", "1048576")]).await;
+    let failed = world.run("say", &json!({"say": agent_step("say", &json!({}))}), &json!({})).await;
+    assert!(failed.cause().contains("MAX_RUN_BYTES"), "{}", failed.cause());
+}
+
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_definition_of_which_every_run_would_be_too_large_is_refused(pool: PgPool) {
     let service = Service::start_with(config(&pool, &[("MAX_RUN_STEPS", "1000")]));

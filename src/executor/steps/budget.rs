@@ -45,6 +45,11 @@ impl Budget {
         self.exceeded.get().cloned().unwrap_or_default()
     }
 
+    /// Why the run fails, if it has taken too much.
+    pub(in crate::executor) fn excess(&self) -> Option<String> {
+        self.exceeded.get().cloned()
+    }
+
     /// One more attempt of a step, with an input of so many bytes. Does not return if that is too much.
     pub(super) async fn step(&self, input: usize) {
         add(&self.steps, 1);
