@@ -95,6 +95,8 @@ pub struct FieldErrorBody {
     /// What is wrong, for programs.
     r#type: String,
     /// Of an input that breaks its `input_schema`: where in `input_data`, as a JSON Pointer.
+    /// Absent otherwise.
+    #[schema(value_type = String, required = false)]
     pointer: Option<String>,
 }
 
