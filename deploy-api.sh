@@ -712,10 +712,16 @@ run_tests() {
     ensure_cargo
     start_services
     eval "$(print_exports)"
+    # The tests wait more than they work, so more of them run at a time than there are processors. Those of tests/process
+    # start programs and stop services: they come last, with the usual number of threads.
+    local suites
+    suites="RUST_TEST_THREADS=${RUST_TEST_THREADS:-$(($(nproc) * 3))} cargo test --locked --all-features --lib --bins"
+    suites+=" --test architecture --test it && cargo test --locked --all-features --test process"
+    if (($#)); then suites='cargo test --locked --all-features "$@"'; fi
     step "Running the tests (logs of the services, if one fails: $CACHE/last-failure)"
     # In its own process group, in the background: a signal is handled at once instead of after the tests, and the clean-up
     # ends all processes that the tests have started.
-    setsid cargo test --locked --all-features "$@" &
+    setsid bash -c "$suites" cargo "$@" &
     CHILD_GROUP=$!
     wait "$CHILD_GROUP"
 }
