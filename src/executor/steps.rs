@@ -319,11 +319,12 @@ impl Run {
     }
 
     async fn make(&self, step: &Step, place: &str, frame: &Frame<'_>) -> Result<Done, String> {
+        // Boxed, so that a block is not as large as what it may consist of, on the stack too, at each depth.
         match step.kind {
-            StepKind::Agent => self.agent(step, place, frame).await.map(Done::new),
-            StepKind::Wait => self.wait(step, place, frame).await.map(Done::new),
-            StepKind::Callback => self.callback(step, place, frame).await.map(Done::new),
-            StepKind::SubWorkflow => self.sub_workflow(step, place, frame).await.map(Done::new),
+            StepKind::Agent => Box::pin(self.agent(step, place, frame)).await.map(Done::new),
+            StepKind::Wait => Box::pin(self.wait(step, place, frame)).await.map(Done::new),
+            StepKind::Callback => Box::pin(self.callback(step, place, frame)).await.map(Done::new),
+            StepKind::SubWorkflow => Box::pin(self.sub_workflow(step, place, frame)).await.map(Done::new),
             StepKind::Parallel | StepKind::Conditional | StepKind::Loop | StepKind::ForkJoin => {
                 self.block(step, place, frame).await
             }
