@@ -53,6 +53,18 @@ pub fn runtime(threads: usize) -> anyhow::Result<Runtime> {
     Ok(Builder::new_multi_thread().worker_threads(threads).thread_name_fn(name).enable_all().build()?)
 }
 
+/// How long calls that block a thread may go on after the end of a command.
+const BLOCKING_CALLS_LIMIT: Duration = Duration::from_secs(2);
+
+/// Runs a process to its end, whatever calls still block a thread: a Kafka client may never return from closing its
+/// connections to a broker that has vanished.
+pub fn run(threads: usize, process: impl Future<Output = anyhow::Result<bool>>) -> anyhow::Result<bool> {
+    let runtime = runtime(threads)?;
+    let result = runtime.block_on(process);
+    runtime.shutdown_timeout(BLOCKING_CALLS_LIMIT);
+    result
+}
+
 /// `serve`.
 pub async fn serve(config: Config) -> anyhow::Result<bool> {
     let signals = Signals::listen()?;
@@ -366,4 +378,25 @@ async fn ask(host: IpAddr, port: u16, path: &str) -> anyhow::Result<bool> {
     let response = client.get(&url).send().await.with_context(|| format!("{url} does not answer"))?;
     println!("{url} answered {}", response.status());
     Ok(response.status() == http::StatusCode::OK)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_that_blocks_for_ever_does_not_keep_a_process() {
+        let process = async {
+            let (begun, has_begun) = tokio::sync::oneshot::channel();
+            tokio::task::spawn_blocking(|| {
+                begun.send(()).ok();
+                loop {
+                    std::thread::park();
+                }
+            });
+            has_begun.await?;
+            Ok(true)
+        };
+        assert!(run(1, process).is_ok_and(|is_well| is_well));
+    }
 }

@@ -158,12 +158,12 @@ fn run(command: Command) -> anyhow::Result<bool> {
         Command::Serve => {
             let config = Config::load(environment())?;
             telemetry::init(&config.log);
-            command::runtime(config.api.workers)?.block_on(command::serve(config))
+            command::run(config.api.workers, command::serve(config))
         }
         Command::Executor => {
             let config = Config::load(environment())?;
             telemetry::init(&config.log);
-            command::runtime(config.api.workers)?.block_on(command::execute(config))
+            command::run(config.api.workers, command::execute(config))
         }
         Command::Migrate { action } => {
             let settings = config::load::<config::Database>(environment())?;
