@@ -93,7 +93,7 @@ pub fn router(gate: &Gate) -> Router {
         .merge(documentation)
         .fallback(request::no_such_route)
         .method_not_allowed_fallback(request::no_such_method)
-        .layer(middleware::from_fn_with_state((gate.clone(), bodies), request::surround))
+        .layer(middleware::from_fn_with_state((gate.clone(), bodies), request::handle_request))
         .with_state(app.clone());
     let service = compression::around(cors::around(service, app))
         .layer(middleware::from_fn_with_state(app.clone(), headers::add));

@@ -62,7 +62,7 @@ impl Auditor {
     }
 
     /// Entries may have been written: they are sealed soon.
-    pub fn nudge(&self) {
+    pub fn wake(&self) {
         self.fresh.notify_one();
     }
 
@@ -78,7 +78,7 @@ impl Auditor {
             let entries = self.attempts().take(std::time::Instant::now(), is_last);
             if !entries.is_empty() {
                 self.write(entries, &pool, is_last).await;
-                self.nudge();
+                self.wake();
             }
             if is_last {
                 return;
@@ -98,7 +98,7 @@ impl Auditor {
         };
         let mut lost = 0;
         if matches!(error, db::Error::Unavailable(_)) && !is_last {
-            lost = self.attempts().give_back(entries);
+            lost = self.attempts().requeue(entries);
         } else {
             // One that the database refuses does not take the others with it.
             for entry in entries {
@@ -130,7 +130,7 @@ impl Auditor {
             let started = Instant::now();
             let pool = pool.clone();
             match db::bounded(async move { audit::seal(&pool).await }).await {
-                Ok(true) => self.nudge(),
+                Ok(true) => self.wake(),
                 Ok(false) => {}
                 Err(error) => {
                     tracing::debug!(error = &error as &dyn std::error::Error, "entries were not sealed: {error}");

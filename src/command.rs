@@ -153,7 +153,7 @@ async fn bootstrap_when_possible(config: Config, pool: db::Pool, lifecycle: Life
                 }
             }),
             None if config.auth.verifies_tokens() => return,
-            None => api_keys::has_way_in(&pool).await.map(|has_way_in| {
+            None => api_keys::has_admin_key(&pool).await.map(|has_way_in| {
                 if !has_way_in {
                     tracing::warn!(
                         "there is no API key of an admin, so nobody can be let in who may make others; make the first \
@@ -254,7 +254,7 @@ pub async fn migrate_up(settings: &config::Database) -> anyhow::Result<bool> {
 
 /// `migrate down N`; a failure without `--yes` where it is needed.
 pub async fn migrate_down(settings: &config::Database, count: usize, is_confirmed: bool) -> anyhow::Result<bool> {
-    let Some(migrations::Undoing { names, loses_data }) = migrations::plan_down(settings, count).await? else {
+    let Some(migrations::RevertPlan { names, loses_data }) = migrations::plan_down(settings, count).await? else {
         eprintln!("workflow-api: there are fewer than {count} migrations to undo; see: workflow-api migrate status");
         return Ok(false);
     };

@@ -26,7 +26,7 @@ pub use self::{
     auth::{Auth, JwksSource},
     database::{ConnectOptions, Database},
     executor::{Executor, RunBudget},
-    http::{Api, Cors, Listed, Pages},
+    http::{AllowList, Api, Cors, Pages},
     kafka::{DeadLetters, Kafka},
     limits::{Limits, TrustedProxies},
     names::unknown_names,
@@ -153,7 +153,7 @@ impl Section for Config {
 /// Adds a problem for each setting that is for development only.
 fn refuse_development(reader: &mut Reader, api: Option<&Api>, auth: Option<&Auth>, cors: Option<&Cors>) {
     let is_open = auth.is_some_and(|auth| !auth.enabled) && !reader.has("auth_enabled");
-    let is_for_any_origin = cors.is_some_and(|cors| matches!(cors.origins, Listed::Any));
+    let is_for_any_origin = cors.is_some_and(|cors| matches!(cors.origins, AllowList::Any));
     let is_reloading = api.is_some_and(|api| api.reload);
     let refused = [
         (

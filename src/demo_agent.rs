@@ -28,7 +28,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use serde_json::{Value, json};
 
 use self::{
-    failure::{Failure, Failures, Wish},
+    failure::{Failure, FailureOverrides, Failures},
     rpc::{Call, Request, RpcError},
     tasks::Tasks,
 };
@@ -154,7 +154,7 @@ struct Behaviour {
 async fn answer_call(
     skill: Skill,
     State(behaviour): State<Arc<Behaviour>>,
-    wish: Result<Query<Wish>, axum::extract::rejection::QueryRejection>,
+    wish: Result<Query<FailureOverrides>, axum::extract::rejection::QueryRejection>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {

@@ -6,10 +6,10 @@
 //! accepted survives in the database; the broker forgets, and the service dispatches again what it forgot.
 
 mod broker;
+mod child_process;
+mod first_run;
 mod folder;
-mod part;
 mod postgres;
-mod tour;
 mod user;
 
 use std::{
@@ -27,7 +27,7 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
 };
 
-use self::{broker::Broker, folder::Folder, part::Parts};
+use self::{broker::Broker, child_process::ChildProcesses, folder::Folder};
 use crate::{
     access::{OrganizationId, Role},
     api::vocabulary::token,
@@ -62,7 +62,7 @@ pub async fn run(options: Options) -> anyhow::Result<bool> {
     };
     // Outlives the parts: an executor that stops takes leave of its broker.
     let mut broker = None;
-    let mut parts = Parts::new(&folder);
+    let mut parts = ChildProcesses::new(&folder);
     let outcome = tokio::select! {
         outcome = supervise(&folder, &mut parts, &mut broker) => outcome,
         () = signals.stop() => Ok(()),
@@ -80,7 +80,7 @@ pub async fn run(options: Options) -> anyhow::Result<bool> {
 }
 
 /// Ends only with an error.
-async fn supervise(folder: &Folder, parts: &mut Parts<'_>, broker: &mut Option<Broker>) -> anyhow::Result<()> {
+async fn supervise(folder: &Folder, parts: &mut ChildProcesses<'_>, broker: &mut Option<Broker>) -> anyhow::Result<()> {
     let config = settings()?;
     let api_port = api_port(&config)?;
     let agent_port = free_port(Ipv4Addr::LOCALHOST.into(), DEMO_AGENT_PORT).context("the demo agent's port")?;
@@ -125,7 +125,7 @@ async fn supervise(folder: &Folder, parts: &mut Parts<'_>, broker: &mut Option<B
         None
     };
     let host = if config.api.host.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { config.api.host };
-    let tour = tour::Tour {
+    let tour = first_run::FirstRun {
         root: format!("http://{}", SocketAddr::new(host, api_port)),
         prefix: config.api.prefix.clone(),
         token,

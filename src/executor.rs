@@ -41,9 +41,9 @@ use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
-pub use self::status::{Findings, Status};
+pub use self::status::{HealthStatus, Status};
 use self::{
-    active::{Active, Slots},
+    active::{ActiveRuns, Slots},
     agents::Agents,
     assignment::Assignment,
     breakers::Breakers,
@@ -60,7 +60,7 @@ use crate::{
         processes::{self, Registration},
     },
     egress::Egress,
-    kafka::{self, consumer::Consumer, renewable::Connection},
+    kafka::{self, consumer::Consumer, replaceable::Connection},
     lifecycle::Lifecycle,
     offload::Offload,
     telemetry,
@@ -79,7 +79,7 @@ struct Executor(Arc<Shared>);
 struct Shared {
     pool: db::Pool,
     registration: Registration,
-    active: Active,
+    active: ActiveRuns,
     journal: Journal,
     /// Of the values of all runs.
     memory: Memory,
@@ -119,7 +119,7 @@ impl Deref for Executor {
 /// Starts the executor's loops. Neither the database nor Kafka need be there yet; settings that cannot work are an
 /// error.
 pub fn start(config: &Config, pool: db::Pool, lifecycle: &Lifecycle) -> anyhow::Result<Status> {
-    telemetry::count(telemetry::Part::Executor);
+    telemetry::count(telemetry::Component::Executor);
     lifecycle.spawn("histograms", telemetry::keep_histograms_small(lifecycle.soft_stop().clone()));
     let (settled, give_up) = (CancellationToken::new(), CancellationToken::new());
     let consumer = Arc::new(Consumer::new(&config.kafka)?);
@@ -127,7 +127,7 @@ pub fn start(config: &Config, pool: db::Pool, lifecycle: &Lifecycle) -> anyhow::
     let monitoring = Monitoring::start(&config.kafka, pool.clone(), registration.clone(), lifecycle, &settled)?;
     let executor = Executor(Arc::new(Shared {
         registration,
-        active: Active::new(config.executor.max_runs),
+        active: ActiveRuns::new(config.executor.max_runs),
         journal: Journal::start(&pool, monitoring.as_ref(), lifecycle, &give_up, &settled),
         memory: Memory::new(config.executor.memory_bytes),
         agents: Agents::new(pool.clone(), Arc::clone(&config.vault), config.circuit_breaker),
@@ -232,7 +232,7 @@ impl Executor {
         self.drivers.wait().await;
         let pool = self.pool.clone();
         if let Some(id) = self.registration.current().filter(|_| !hard_stop.is_cancelled())
-            && let Err(error) = db::bounded(async move { processes::retire(&pool, id).await }).await
+            && let Err(error) = db::bounded(async move { processes::deregister(&pool, id).await }).await
         {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,

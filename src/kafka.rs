@@ -4,7 +4,7 @@ pub mod consumer;
 pub mod message;
 pub mod producer;
 pub mod publisher;
-pub mod renewable;
+pub mod replaceable;
 
 use std::time::Duration;
 
@@ -70,7 +70,7 @@ pub fn producer_config(kafka: &config::Kafka) -> ClientConfig {
 /// How many brokers a new client finds; that there is none is an error, too. Blocks the thread.
 pub fn ping(kafka: &config::Kafka) -> Result<usize, KafkaError> {
     let client: BaseConsumer = client_config(kafka).create()?;
-    renewable::ask(client.client(), &kafka.execution_topic, REQUEST_TIMEOUT)
+    replaceable::ask(client.client(), &kafka.execution_topic, REQUEST_TIMEOUT)
 }
 
 /// Why a broker will never take a record, however often it is sent.

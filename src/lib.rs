@@ -50,5 +50,5 @@ pub mod executor;
 pub mod management;
 pub mod outbox;
 pub mod readiness;
+pub mod run_poller;
 pub mod server;
-pub mod waiting;

@@ -26,7 +26,7 @@ const MAX_IDLE: usize = 1000;
 /// The work was not begun: too much other work waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("too much work is waiting")]
-pub struct Busy;
+pub struct Overloaded;
 
 /// Where work is handed over. Cheap to clone.
 #[derive(Clone)]
@@ -36,16 +36,16 @@ struct Permits {
     /// See [`Offload::run_soon`].
     max_wait: Duration,
     all: Arc<Semaphore>,
-    own: Turns,
+    own: OrganizationPermits,
 }
 
 /// Permits of organisations, so many for each.
-pub struct Turns {
+pub struct OrganizationPermits {
     each: usize,
     by_organization: Mutex<HashMap<OrganizationId, Weak<Semaphore>>>,
 }
 
-impl Turns {
+impl OrganizationPermits {
     /// So many at a time for each organisation.
     #[must_use]
     pub fn new(each: usize) -> Self {
@@ -53,9 +53,9 @@ impl Turns {
     }
 
     /// A permit of the organisation, as soon as one is free; in the order of asking.
-    pub async fn take(&self, organization: &OrganizationId) -> Result<OwnedSemaphorePermit, Busy> {
+    pub async fn take(&self, organization: &OrganizationId) -> Result<OwnedSemaphorePermit, Overloaded> {
         // They are never closed.
-        self.of(organization).acquire_owned().await.map_err(|_| Busy)
+        self.of(organization).acquire_owned().await.map_err(|_| Overloaded)
     }
 
     fn of(&self, organization: &OrganizationId) -> Arc<Semaphore> {
@@ -91,7 +91,7 @@ impl Offload {
     #[must_use]
     pub fn new(at_a_time: usize, max_wait: Duration) -> Self {
         let all = Arc::new(Semaphore::new(at_a_time));
-        Self(Arc::new(Permits { max_wait, all, own: Turns::new(1) }))
+        Self(Arc::new(Permits { max_wait, all, own: OrganizationPermits::new(1) }))
     }
 
     /// Does the organisation's work as soon as it has its turn.
@@ -99,7 +99,7 @@ impl Offload {
         &self,
         organization: &OrganizationId,
         work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, Busy> {
+    ) -> Result<T, Overloaded> {
         let turn = self.turn(organization).await?;
         Self::work(turn, work).await
     }
@@ -109,26 +109,30 @@ impl Offload {
         &self,
         organization: &OrganizationId,
         work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, Busy> {
-        let turn = tokio::time::timeout(self.0.max_wait, self.turn(organization)).await.map_err(|_| Busy)??;
+    ) -> Result<T, Overloaded> {
+        let turn = tokio::time::timeout(self.0.max_wait, self.turn(organization)).await.map_err(|_| Overloaded)??;
         Self::work(turn, work).await
     }
 
     /// The same for work that borrows: it is done on this thread, whose other tasks go on elsewhere.
-    pub async fn run_in_place<T>(&self, organization: &OrganizationId, work: impl FnOnce() -> T) -> Result<T, Busy> {
+    pub async fn run_in_place<T>(
+        &self,
+        organization: &OrganizationId,
+        work: impl FnOnce() -> T,
+    ) -> Result<T, Overloaded> {
         let _turn = self.turn(organization).await?;
         Ok(in_place(work))
     }
 
     /// The organisation's own permit first, so that it keeps no other one waiting with all that it has to do.
-    async fn turn(&self, organization: &OrganizationId) -> Result<Turn, Busy> {
+    async fn turn(&self, organization: &OrganizationId) -> Result<Turn, Overloaded> {
         let own = self.0.own.take(organization).await?;
         // They are never closed.
-        let any = Arc::clone(&self.0.all).acquire_owned().await.map_err(|_| Busy)?;
+        let any = Arc::clone(&self.0.all).acquire_owned().await.map_err(|_| Overloaded)?;
         Ok(Turn { _own: own, _any: any })
     }
 
-    async fn work<T: Send + 'static>(turn: Turn, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Busy> {
+    async fn work<T: Send + 'static>(turn: Turn, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Overloaded> {
         let span = tracing::Span::current();
         let done = tokio::task::spawn_blocking(move || {
             let result = span.in_scope(work);
@@ -140,7 +144,7 @@ impl Offload {
             Err(ended) => match ended.try_into_panic() {
                 Ok(cause) => std::panic::resume_unwind(cause),
                 // The runtime ends.
-                Err(_) => Err(Busy),
+                Err(_) => Err(Overloaded),
             },
         }
     }
@@ -188,9 +192,9 @@ mod tests {
         let offload = Offload::new(1, Duration::ZERO);
         let turn = offload.turn(&organization("ours")).await.expect("a turn");
         let refused = offload.run_soon(&organization("ours"), || unreachable!("it is not begun")).await;
-        assert_eq!(refused, Err::<(), _>(Busy));
+        assert_eq!(refused, Err::<(), _>(Overloaded));
         let refused = offload.run_soon(&organization("theirs"), || unreachable!("it is not begun")).await;
-        assert_eq!(refused, Err::<(), _>(Busy));
+        assert_eq!(refused, Err::<(), _>(Overloaded));
         drop(turn);
         assert_eq!(offload.run_soon(&organization("ours"), || 1).await, Ok(1));
     }

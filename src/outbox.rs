@@ -8,9 +8,9 @@
 //! If it dies here: before the commit, nothing happened; after it, the row is an orphan and freed by others; after
 //! Kafka's acknowledgement and before the delete, the message is sent again with the same `event_id`.
 
+mod maintenance;
 mod settle;
 mod sweep;
-mod upkeep;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -37,8 +37,10 @@ use crate::{
     input,
     kafka::{
         message::{CancellationPayload, ExecutionPayload},
-        producer::{Batching, MAX_QUEUED_BYTES, MAX_QUEUED_MESSAGES, MAX_RECORD_BYTES, Producer, Report, Unsent},
-        renewable::{Purpose, Renewable},
+        producer::{
+            Batching, DeliveryError, MAX_QUEUED_BYTES, MAX_QUEUED_MESSAGES, MAX_RECORD_BYTES, Producer, Report,
+        },
+        replaceable::{ClientRole, ReplaceableClient},
     },
     lifecycle::Lifecycle,
     timestamp::Timestamp,
@@ -56,8 +58,8 @@ const SWEEP_BATCH: usize = 500;
 /// How often free rows are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// What the relay does without brokers.
-const PURPOSE: Purpose =
-    Purpose { name: "runs", meaning: Some("requests are accepted, and dispatched when it is back") };
+const PURPOSE: ClientRole =
+    ClientRole { name: "runs", meaning: Some("requests are accepted, and dispatched when it is back") };
 
 /// Where messages are offered. Cheap to clone.
 #[derive(Clone)]
@@ -69,9 +71,9 @@ struct Shared {
     key_ttl_hours: i32,
     pool: db::Pool,
     registration: Registration,
-    producer: Renewable<Producer>,
+    producer: ReplaceableClient<Producer>,
     /// For messages that a broker has refused in a batch with others; made when there is the first one.
-    single: OnceLock<Renewable<Producer>>,
+    single: OnceLock<ReplaceableClient<Producer>>,
     /// Those messages, by event id, with the moment of their refusal.
     refused: Mutex<HashMap<Uuid, Instant>>,
     drained: CancellationToken,
@@ -155,7 +157,7 @@ impl Relay {
         let kafka = &settings.kafka;
         let (reports, received) = unbounded_channel();
         let reporting = reports.clone();
-        let producer = Renewable::new(PURPOSE, kafka, move |kafka, last_error| {
+        let producer = ReplaceableClient::new(PURPOSE, kafka, move |kafka, last_error| {
             Producer::new(kafka, Batching::Many, reporting.clone(), last_error)
         })?;
         let relay = Self(Arc::new(Shared {
@@ -228,11 +230,11 @@ impl Relay {
 
     /// Gives a row back that may or may not have been committed as owned by us: the answer to the commit was lost.
     pub fn abandon(&self, reservation: Reservation, event_id: Uuid, run_id: String) {
-        self.give_up(reservation, event_id, run_id, Unsent::Undelivered(RDKafkaErrorCode::PurgeQueue));
+        self.give_up(reservation, event_id, run_id, DeliveryError::Undelivered(RDKafkaErrorCode::PurgeQueue));
     }
 
     /// Settles a message without sending it.
-    fn give_up(&self, mut reservation: Reservation, event_id: Uuid, run_id: String, why: Unsent) {
+    fn give_up(&self, mut reservation: Reservation, event_id: Uuid, run_id: String, why: DeliveryError) {
         reservation.kept = true;
         self.known().insert(event_id);
         let report = Report { run_id, event_id, bytes: reservation.bytes, outcome: Err(why), is_alone: true };
@@ -276,7 +278,7 @@ impl Relay {
     }
 
     /// The usual producer, or for a message that was refused in a batch one that sends it alone.
-    fn producer_for(&self, event_id: Uuid) -> &Renewable<Producer> {
+    fn producer_for(&self, event_id: Uuid) -> &ReplaceableClient<Producer> {
         if !self.refused().contains_key(&event_id) {
             return &self.0.producer;
         }

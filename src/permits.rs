@@ -204,7 +204,7 @@ impl Permit {
                 let permits = self.permits.clone();
                 self.count(&mut permits.held(), more);
             }
-            None => self.give_back(self.amount - amount),
+            None => self.release(self.amount - amount),
         }
     }
 
@@ -222,7 +222,7 @@ impl Permit {
         }
     }
 
-    fn give_back(&mut self, amount: u64) {
+    fn release(&mut self, amount: u64) {
         if amount == 0 {
             return;
         }
@@ -250,7 +250,7 @@ impl fmt::Debug for Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.give_back(self.amount);
+        self.release(self.amount);
     }
 }
 

@@ -31,7 +31,7 @@ const SCHEMA_TIMEOUT: Duration = Duration::from_millis(250);
 /// What the last check found.
 #[derive(Clone, Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "four findings, independent of each other")]
-pub struct Findings {
+pub struct HealthStatus {
     /// The database answered.
     pub database: bool,
     /// The schema is as new as the program.
@@ -47,7 +47,7 @@ pub struct Findings {
 /// The latest findings. Cheap to clone.
 #[derive(Clone)]
 pub struct Readiness {
-    latest: Arc<Mutex<Findings>>,
+    latest: Arc<Mutex<HealthStatus>>,
     relay: Relay,
     lifecycle: Lifecycle,
 }
@@ -56,7 +56,7 @@ impl Readiness {
     /// Starts checking.
     #[must_use]
     pub fn start(pool: db::Pool, relay: Relay, lifecycle: &Lifecycle) -> Self {
-        let latest = Arc::new(Mutex::new(Findings {
+        let latest = Arc::new(Mutex::new(HealthStatus {
             database: false,
             migrated: false,
             kafka: false,
@@ -119,7 +119,7 @@ impl Readiness {
 
     /// The latest findings, half a second old at most while the database answers.
     #[must_use]
-    pub fn findings(&self) -> Findings {
+    pub fn findings(&self) -> HealthStatus {
         let mut findings = self.latest.lock().unwrap_or_else(PoisonError::into_inner).clone();
         findings.kafka = self.relay.is_connected();
         findings.draining = self.lifecycle.is_stopping();

@@ -27,7 +27,7 @@ use crate::{
     },
     id,
     lifecycle::Lifecycle,
-    offload::{Busy, Turns},
+    offload::{OrganizationPermits, Overloaded},
     outbox::{ExecutedRun, Relay, Reservation},
     timestamp::Timestamp,
 };
@@ -118,7 +118,7 @@ struct Job {
 pub struct RunWriter {
     queue: mpsc::Sender<Job>,
     large: mpsc::Sender<Job>,
-    large_turns: Arc<Turns>,
+    large_turns: Arc<OrganizationPermits>,
 }
 
 impl RunWriter {
@@ -143,7 +143,7 @@ impl RunWriter {
         // A small pool keeps connections for everything else.
         let writers = WRITERS.min(u32::try_from(pool.max() / 4).unwrap_or(WRITERS).max(1));
         let queue = start(writers, true);
-        Self { queue, large: start(1, false), large_turns: Arc::new(Turns::new(LARGE_INPUTS_EACH)) }
+        Self { queue, large: start(1, false), large_turns: Arc::new(OrganizationPermits::new(LARGE_INPUTS_EACH)) }
     }
 
     /// Starts a run; returns after the commit. Dropping the future does not stop the writing.
@@ -152,7 +152,7 @@ impl RunWriter {
         let _turn = if is_large {
             let turn = self.large_turns.take(&request.actor.organization);
             let turn = tokio::time::timeout(MAX_TURN_WAIT, turn).await;
-            Some(turn.map_err(|_| StartError::Overloaded)?.map_err(|Busy| StartError::Overloaded)?)
+            Some(turn.map_err(|_| StartError::Overloaded)?.map_err(|Overloaded| StartError::Overloaded)?)
         } else {
             None
         };

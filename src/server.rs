@@ -97,12 +97,12 @@ pub async fn serve(listener: TcpListener, router: Router, lifecycle: Lifecycle, 
         };
         match accepted {
             Ok((stream, peer)) => {
-                let place = tokio::select! {
+                let permit = tokio::select! {
                     biased;
-                    place = server.place() => Some(place),
+                    permit = server.permit() => Some(permit),
                     () = soft_stop.cancelled() => None,
                 };
-                server.start(stream, peer.ip(), place);
+                server.start(stream, peer.ip(), permit);
             }
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "no connection could be accepted: {error}");
@@ -129,30 +129,30 @@ struct Server {
 
 impl Server {
     /// A place for a connection, as soon as there is one.
-    async fn place(&self) -> (OwnedSemaphorePermit, Kind) {
+    async fn permit(&self) -> (OwnedSemaphorePermit, Kind) {
         loop {
-            if let Ok(place) = Arc::clone(&self.regular).try_acquire_owned() {
-                return (place, Kind::Regular);
+            if let Ok(permit) = Arc::clone(&self.regular).try_acquire_owned() {
+                return (permit, Kind::Regular);
             }
             let is_closing = self.connections.close_idlest(self.connections.now_ms());
-            if !is_closing && let Ok(place) = Arc::clone(&self.spare).try_acquire_owned() {
-                return (place, Kind::Spare);
+            if !is_closing && let Ok(permit) = Arc::clone(&self.spare).try_acquire_owned() {
+                return (permit, Kind::Spare);
             }
             let (regular, spare) = (Arc::clone(&self.regular), Arc::clone(&self.spare));
-            let (place, kind) = tokio::select! {
+            let (permit, kind) = tokio::select! {
                 biased;
-                place = regular.acquire_owned() => (place, Kind::Regular),
-                place = spare.acquire_owned(), if !is_closing => (place, Kind::Spare),
+                permit = regular.acquire_owned() => (permit, Kind::Regular),
+                permit = spare.acquire_owned(), if !is_closing => (permit, Kind::Spare),
                 // Meanwhile another one has become idle.
                 () = tokio::time::sleep(PLACE_PAUSE) => continue,
             };
-            return (place.expect("the semaphores are never closed"), kind);
+            return (permit.expect("the semaphores are never closed"), kind);
         }
     }
 
     /// Serves a connection in a task of its own.
-    fn start(&self, stream: TcpStream, peer: IpAddr, place: Option<(OwnedSemaphorePermit, Kind)>) {
-        let (place, kind) = place.map_or((None, Kind::Regular), |(place, kind)| (Some(place), kind));
+    fn start(&self, stream: TcpStream, peer: IpAddr, permit: Option<(OwnedSemaphorePermit, Kind)>) {
+        let (permit, kind) = permit.map_or((None, Kind::Regular), |(permit, kind)| (Some(permit), kind));
         let entry = Arc::new(self.connections.enter());
         let close = entry.connection.close.clone();
         let served = connection(stream, peer, kind, self.router.clone(), self.lifecycle.clone(), Arc::clone(&entry));
@@ -165,7 +165,7 @@ impl Server {
                 () = close.cancelled() => {}
                 () = hard_stop.cancelled() => {}
             }
-            drop((place, entry));
+            drop((permit, entry));
         });
     }
 

@@ -60,15 +60,15 @@ pub fn init(log: &config::Log) {
         std::panic::set_hook(Box::new(|panic| {
             let message = panic.payload_as_str().unwrap_or("without a message");
             tracing::error!("a task panicked: {message}");
-            let place = panic.location().map(ToString::to_string).unwrap_or_default();
-            tracing::debug!(place, "where it panicked");
+            let location = panic.location().map(ToString::to_string).unwrap_or_default();
+            tracing::debug!(location, "location of the panic");
         }));
     }
 }
 
 /// Which part of the service a process is, for its metrics.
 #[derive(Clone, Copy, Debug)]
-pub enum Part {
+pub enum Component {
     /// `serve`.
     Api,
     /// `executor`.
@@ -99,14 +99,14 @@ fn recorder() -> &'static PrometheusHandle {
 }
 
 /// Counts from here on; what this part of the service can count starts at 0.
-pub fn count(part: Part) {
+pub fn count(part: Component) {
     recorder();
     match part {
-        Part::Api => {
+        Component::Api => {
             catalogue::register(catalogue::API);
             catalogue::register_old_names();
         }
-        Part::Executor => catalogue::register(catalogue::EXECUTOR),
+        Component::Executor => catalogue::register(catalogue::EXECUTOR),
     }
 }
 

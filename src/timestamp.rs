@@ -20,7 +20,7 @@ impl Timestamp {
 
     /// The value for a `timestamp without time zone` column, in UTC.
     #[must_use]
-    pub fn naive(self) -> NaiveDateTime {
+    pub fn as_naive_utc(self) -> NaiveDateTime {
         self.0
     }
 }

@@ -182,9 +182,9 @@ mod tests {
     fn every_change_is_noticed() {
         let (vault, agent) = (vault(ONE), Uuid::from_u128(7));
         let sealed = vault.seal(agent, &raw(SECRET)).get().to_owned();
-        for (place, character) in sealed.char_indices().filter(|(_, character)| character.is_ascii_alphanumeric()) {
+        for (index, character) in sealed.char_indices().filter(|(_, character)| character.is_ascii_alphanumeric()) {
             let mut changed = sealed.clone();
-            changed.replace_range(place..=place, if character == 'A' { "B" } else { "A" });
+            changed.replace_range(index..=index, if character == 'A' { "B" } else { "A" });
             if let Ok(text) = vault.open(agent, &raw(&changed)) {
                 // No envelope any more, or the bits of base64 that mean nothing.
                 assert!(text.get() == changed || text.get() == SECRET, "{changed}");

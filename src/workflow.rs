@@ -6,13 +6,12 @@
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use self::step::Origin;
+use self::step::Source;
 use crate::input::{ANY_LENGTH, FieldError, Node, Object, Patch, Read, keep, member, text, to_raw};
 
 mod diff;
 mod graph;
 mod input_schema;
-pub mod outside;
 mod plan;
 mod reading;
 mod references;
@@ -21,6 +20,7 @@ mod step;
 mod steps;
 mod summary;
 mod validate;
+pub mod wait_config;
 
 pub use diff::{Change, Diff};
 pub use graph::Graph;
@@ -217,7 +217,7 @@ fn read_start_step(node: &Node<'_>) -> Read<String> {
 }
 
 fn read_steps(node: &Node<'_>) -> Read<Steps> {
-    Steps::read(node, Origin::Caller)
+    Steps::read(node, Source::Caller)
 }
 
 /// What a workflow does: steps and where to begin. Valid, but for the existence of its agents.

@@ -122,7 +122,7 @@ fn table() -> Vec<Line> {
 }
 
 /// The module of the table that has this one, with its line.
-fn place<'a>(table: &'a [Line], module: &[String]) -> Option<(usize, &'a Module)> {
+fn find_module<'a>(table: &'a [Line], module: &[String]) -> Option<(usize, &'a Module)> {
     let named =
         table.iter().enumerate().flat_map(|(line, Line { modules, .. })| modules.iter().map(move |m| (line, m)));
     named.filter(|(_, named)| module.starts_with(named)).max_by_key(|(_, named)| named.len())
@@ -135,7 +135,7 @@ fn assert_none(wrong: &[String], rule: &str) {
 #[test]
 fn the_table_has_every_module_and_no_other() {
     let (table, sources) = (table(), sources());
-    let missing = sources.iter().filter(|source| place(&table, &source.module).is_none());
+    let missing = sources.iter().filter(|source| find_module(&table, &source.module).is_none());
     assert_none(&missing.map(|source| source.module.join("::")).collect::<Vec<_>>(), "not in the table");
     let named = table.iter().flat_map(|line| &line.modules);
     let gone = named.filter(|module| !sources.iter().any(|source| source.module == **module));
@@ -147,9 +147,9 @@ fn modules_depend_downwards_only() {
     let table = table();
     let mut wrong = Vec::new();
     for source in sources() {
-        let Some((line, own)) = place(&table, &source.module) else { continue };
+        let Some((line, own)) = find_module(&table, &source.module) else { continue };
         for path in source.paths() {
-            if let Some((other_line, other)) = place(&table, &path)
+            if let Some((other_line, other)) = find_module(&table, &path)
                 && other_line <= line
                 && other != own
             {
@@ -204,7 +204,7 @@ fn what_is_pure_knows_no_database_no_http_and_no_broker() {
     let crates = ["axum::", "hyper::", "reqwest::", "rdkafka::", "tower::", "sqlx::"];
     let mut wrong = Vec::new();
     for Source { module, text } in sources() {
-        let is_pure = place(&table, &module).is_some_and(|(line, _)| table[line].text.starts_with("pure"));
+        let is_pure = find_module(&table, &module).is_some_and(|(line, _)| table[line].text.starts_with("pure"));
         // How a value is stored may stand beside it.
         let text = text.replace("sqlx::Type", "");
         let found = crates.iter().filter(|name| is_pure && text.contains(**name));

@@ -177,13 +177,13 @@ mod tests {
                 VerifyingKey::from_jwks(set.as_bytes()).expect("a set").remove(0)
             })
             .collect();
-        for (place, (_, algorithm, token)) in EXAMPLES.iter().enumerate() {
-            assert_eq!(keys[place].algorithm, *algorithm);
+        for (index, (_, algorithm, token)) in EXAMPLES.iter().enumerate() {
+            assert_eq!(keys[index].algorithm, *algorithm);
             for (other, key) in keys.iter().enumerate() {
-                assert_eq!(verifies(key, token), other == place, "{algorithm:?} by the key of {:?}", key.algorithm);
+                assert_eq!(verifies(key, token), other == index, "{algorithm:?} by the key of {:?}", key.algorithm);
             }
             for (name, forged) in forgeries(token) {
-                assert!(!verifies(&keys[place], &forged), "{algorithm:?}: {name}");
+                assert!(!verifies(&keys[index], &forged), "{algorithm:?}: {name}");
             }
         }
         let secret = BASE64_URL_SAFE_NO_PAD

@@ -33,7 +33,7 @@ pub struct Answered {
 
 /// Who answers, as far as they say and prove it.
 #[derive(Clone, Copy, Debug)]
-pub struct Answerer<'a> {
+pub struct CallbackCaller<'a> {
     /// For the audit.
     pub actor: &'a Actor,
     /// They are who the actor is; otherwise the address is all that is known.
@@ -48,7 +48,7 @@ pub struct Answerer<'a> {
     pub workflows: Option<&'a [String]>,
 }
 
-impl Answerer<'_> {
+impl CallbackCaller<'_> {
     /// Whether they may decide for that role about a run of that workflow.
     fn may_decide(&self, role: &str, callback: &CallbackRow) -> bool {
         let is_ours = self.organization.is_none_or(|ours| ours.as_str() == callback.organization_id);
@@ -99,7 +99,7 @@ pub async fn answer_callback(
     pool: &db::Pool,
     context: Context<'_>,
     token: &str,
-    by: Answerer<'_>,
+    by: CallbackCaller<'_>,
     answer: Option<&RawValue>,
 ) -> Result<Answered, AnswerError> {
     let hash = Sha256::digest(token);

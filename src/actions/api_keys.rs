@@ -17,7 +17,7 @@ use crate::{
 /// Keys that make each other in a line.
 const MAX_LINE: usize = 16;
 /// A key that counts for less time is no way in for administrators: nobody would notice that it is the last one.
-const WAY_IN_LASTS: TimeDelta = TimeDelta::days(1);
+const ADMIN_KEY_MIN_VALIDITY: TimeDelta = TimeDelta::days(1);
 
 /// A key to be made.
 #[derive(Clone, Debug)]
@@ -149,12 +149,12 @@ pub async fn revoke(
     let revoked =
         db::api_keys::revoke(&mut transaction, context.organization(), id, &context.actor.subject, at).await?;
     let row = db::api_keys::find(&mut *transaction, context.organization(), id).await?.ok_or(ApiKeyError::NotFound)?;
-    let ways_in = revoked.iter().filter(|row| is_way_in(row, at));
-    let soon = Timestamp::from(at.naive().and_utc() + WAY_IN_LASTS);
+    let ways_in = revoked.iter().filter(|row| is_admin_key(row, at));
+    let soon = Timestamp::from(at.as_naive_utc().and_utc() + ADMIN_KEY_MIN_VALIDITY);
     // Another one has to count as long as they would have, or long enough.
     let until = ways_in.map(|row| row.expires_at.map_or(soon, |end| end.min(soon))).max();
     if let Some(until) = until.filter(|_| needs_way_in)
-        && !db::api_keys::has_way_in(&mut transaction, until).await?
+        && !db::api_keys::has_admin_key(&mut transaction, until).await?
     {
         return Err(ApiKeyError::LastWayIn);
     }
@@ -175,7 +175,7 @@ pub async fn revoke(
 }
 
 /// Whether an administrator gets in by it. As `db::api_keys::has_way_in`.
-fn is_way_in(row: &ApiKeyRow, at: Timestamp) -> bool {
+fn is_admin_key(row: &ApiKeyRow, at: Timestamp) -> bool {
     row.organization_id == OrganizationId::DEFAULT
         && row.grant() == Some(Grant::of(Role::Admin))
         && row.expires_at.is_none_or(|end| end > at)
@@ -213,9 +213,9 @@ pub async fn create_as_operator(
 }
 
 /// Whether an administrator gets in by a key.
-pub async fn has_way_in(pool: &db::Pool) -> Result<bool, ApiKeyError> {
+pub async fn has_admin_key(pool: &db::Pool) -> Result<bool, ApiKeyError> {
     let mut connection = pool.acquire().await.map_err(db::Error::from)?;
-    Ok(db::api_keys::has_way_in(&mut connection, Timestamp::now()).await?)
+    Ok(db::api_keys::has_admin_key(&mut connection, Timestamp::now()).await?)
 }
 
 /// Does something on behalf of the service itself.

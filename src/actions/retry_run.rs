@@ -11,7 +11,7 @@ use crate::{
     db::{self, idempotency::ClaimError, outbox::Kind, runs::RunRow},
     id,
     input::{self, FieldError},
-    offload::{Busy, Offload},
+    offload::{Offload, Overloaded},
     outbox::{self, ExecutedRun, Relay},
     run::RunStatus,
     timestamp::Timestamp,
@@ -44,7 +44,7 @@ pub enum RetryRunError {
     Changing,
     /// Too much is to be checked already.
     #[error(transparent)]
-    Busy(#[from] Busy),
+    Busy(#[from] Overloaded),
     /// Plan and input together do not fit into a Kafka record.
     #[error("plan and input are too large for a message")]
     TooLarge,

@@ -14,7 +14,7 @@ use crate::{
         runs::{Definition, RunRow},
     },
     input::FieldError,
-    offload::{Busy, Offload},
+    offload::{Offload, Overloaded},
     outbox::{self, MAX_BACKLOG, Relay},
     run_writer::{RunWriter, StartError, StartRun, StartedRun},
     workflow::{InputSchema, WorkflowStatus},
@@ -53,7 +53,7 @@ pub enum StartRunError {
     Overloaded,
     /// Too much is to be checked already.
     #[error(transparent)]
-    Busy(#[from] Busy),
+    Busy(#[from] Overloaded),
     /// The idempotency key belongs to a request with another body.
     #[error("the idempotency key was used with another body")]
     KeyReused,

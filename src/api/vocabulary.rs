@@ -1,6 +1,7 @@
 //! The words of the API, which resources and gate share: callers, errors, what is taken from requests and what answers consist
 //! of.
 
+pub mod api_key_cache;
 pub mod app;
 pub mod caller;
 pub mod client;
@@ -11,13 +12,12 @@ pub mod etag;
 pub mod extract;
 pub mod headers;
 pub mod idempotency;
-pub mod key_ring;
 pub mod memory;
 pub mod organizations;
 pub mod page;
 pub mod parameters;
-pub mod place;
 pub mod prefer;
+pub mod request_permit;
 pub mod sets;
 pub mod signing;
 pub mod streamed;

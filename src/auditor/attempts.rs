@@ -111,7 +111,7 @@ impl Attempts {
     /// Has an attempt written, or counted.
     pub fn add(&mut self, denied: Denied, now: Instant, at: Timestamp) {
         self.window_ends.get_or_insert(now + WINDOW);
-        let source = self.told_apart(Source::of(&denied.actor));
+        let source = self.source_key(Source::of(&denied.actor));
         let room = self.waiting.len() < MAX_WAITING;
         let room_for_network = self.told_of_networks < MAX_OF_NETWORKS;
         let count = self.counts.entry(source.clone()).or_default();
@@ -137,7 +137,7 @@ impl Attempts {
     }
 
     /// The source itself, as long as there is room for it.
-    fn told_apart(&self, source: Source) -> Source {
+    fn source_key(&self, source: Source) -> Source {
         let (is_caller, most) = match source {
             Source::Caller(..) => (true, MAX_CALLERS),
             _ => (false, MAX_NETWORKS),
@@ -172,7 +172,7 @@ impl Attempts {
     }
 
     /// What could not be written waits again, as far as there is room. How many attempts have none.
-    pub fn give_back(&mut self, mut entries: Vec<DeniedEntry>) -> u64 {
+    pub fn requeue(&mut self, mut entries: Vec<DeniedEntry>) -> u64 {
         let room = MAX_WAITING.saturating_sub(self.waiting.len());
         let lost = entries.drain(room.min(entries.len())..).map(|entry| entry.attempts).sum();
         self.waiting.append(&mut entries);
@@ -192,7 +192,7 @@ mod tests {
     }
 
     /// Subject or address, and how many, of each entry.
-    fn told(entries: &[DeniedEntry]) -> Vec<(String, u64)> {
+    fn summary(entries: &[DeniedEntry]) -> Vec<(String, u64)> {
         let mut told: Vec<_> = entries
             .iter()
             .map(|entry| {
@@ -218,7 +218,7 @@ mod tests {
         assert_eq!(first.iter().map(|entry| entry.attempts).sum::<u64>(), 36);
         assert!(attempts.take(start + Duration::from_secs(59), false).is_empty());
         let sums = attempts.take(start + WINDOW, false);
-        assert_eq!(told(&sums), [("192.0.2.1".to_owned(), 95), ("key".to_owned(), 70)]);
+        assert_eq!(summary(&sums), [("192.0.2.1".to_owned(), 95), ("key".to_owned(), 70)]);
         assert_eq!(sums[0].after.get(), format!(r#"{{"attempts":{}}}"#, sums[0].attempts));
         // The next window has room again.
         attempts.add(attempt("", "192.0.2.1"), start + WINDOW, at);
@@ -241,7 +241,7 @@ mod tests {
         for low in 0..50_u128 {
             attempts.add(attempt("", &Ipv6Addr::from_bits(0x2001 << 112 | low).to_string()), start, at);
         }
-        let entries = told(&attempts.take(start, true));
+        let entries = summary(&attempts.take(start, true));
         assert!(entries.len() == 6 && entries.contains(&("2001::".to_owned(), 45)), "{entries:?}");
     }
 
@@ -261,7 +261,7 @@ mod tests {
         let entries = attempts.take(now, false);
         assert_eq!(entries.len(), MAX_WAITING);
         attempts.add(attempt("late", "192.0.2.1"), now, at);
-        assert_eq!(attempts.give_back(entries), 1);
+        assert_eq!(attempts.requeue(entries), 1);
         assert_eq!(attempts.take(now, false).len(), MAX_WAITING);
     }
 }

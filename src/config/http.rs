@@ -94,18 +94,18 @@ impl Section for Api {
 #[derive(Clone, Debug)]
 pub struct Cors {
     /// `CORS_ORIGINS`.
-    pub origins: Listed<http::HeaderValue>,
+    pub origins: AllowList<http::HeaderValue>,
     /// `CORS_ALLOW_CREDENTIALS`.
     pub credentials: bool,
     /// `CORS_ALLOW_METHODS`.
-    pub methods: Listed<http::Method>,
+    pub methods: AllowList<http::Method>,
     /// `CORS_ALLOW_HEADERS`.
-    pub headers: Listed<http::HeaderName>,
+    pub headers: AllowList<http::HeaderName>,
 }
 
 /// A list setting that may be `*`.
 #[derive(Clone, Debug)]
-pub enum Listed<T> {
+pub enum AllowList<T> {
     /// `*`.
     Any,
     /// Just these.
@@ -123,10 +123,15 @@ impl Section for Cors {
 }
 
 /// A list with commas between; one `*` makes it a wildcard.
-fn listed<T>(reader: &mut Reader, name: &str, default: &str, parse: impl Fn(&str) -> Option<T>) -> Option<Listed<T>> {
+fn listed<T>(
+    reader: &mut Reader,
+    name: &str,
+    default: &str,
+    parse: impl Fn(&str) -> Option<T>,
+) -> Option<AllowList<T>> {
     let text = reader.text(name, default);
     if text.split(',').any(|item| item.trim() == "*") {
-        return Some(Listed::Any);
+        return Some(AllowList::Any);
     }
     let mut items = Vec::new();
     for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
@@ -135,7 +140,7 @@ fn listed<T>(reader: &mut Reader, name: &str, default: &str, parse: impl Fn(&str
             None => return reader.problem(name, format!("has an entry that cannot be used: {item:?}")),
         }
     }
-    Some(Listed::These(items))
+    Some(AllowList::These(items))
 }
 
 /// An origin as browsers send it: scheme, host and perhaps port.

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::{
     Error,
     breakers::{self, BreakerRow},
-    list::{self, Cut, Listed, Narrow, Order, Part, Table},
+    list::{self, FilterBuilder, ListRow, Order, Page, PageRequest, Table},
 };
 use crate::{
     access::OrganizationId,
@@ -66,7 +66,7 @@ impl AgentRow {
     /// Another text after every change.
     #[must_use]
     pub fn revision(&self) -> String {
-        format!("{:x}", self.updated_at.naive().and_utc().timestamp_micros())
+        format!("{:x}", self.updated_at.as_naive_utc().and_utc().timestamp_micros())
     }
 }
 
@@ -197,21 +197,21 @@ pub struct Filter<'a> {
 /// The order of registration.
 const ORDER: Order = Order { column: "created_at", nullable: false, ascending: true };
 
-impl Listed for AgentRow {
+impl ListRow for AgentRow {
     const TABLE: Table =
         Table { name: "agents", columns: COLUMNS, id: "id", large: &["url", "description", "auth_config", "config"] };
 }
 
 /// A part of the organisation's agents in the order of their registration.
-pub async fn list(conn: &mut PgConnection, filter: &Filter<'_>, cut: &Cut) -> Result<Part<AgentRow>, Error> {
-    let narrow = |narrow: &mut Narrow<'_>| {
-        narrow.organization(filter.organization);
-        narrow.one_of("status", &filter.statuses);
-        narrow.prefix("name", filter.name_prefix);
-        narrow.between("created_at", filter.created);
-        narrow.between("updated_at", filter.updated);
+pub async fn list(conn: &mut PgConnection, filter: &Filter<'_>, page: &PageRequest) -> Result<Page<AgentRow>, Error> {
+    let conditions = |builder: &mut FilterBuilder<'_>| {
+        builder.organization(filter.organization);
+        builder.one_of("status", &filter.statuses);
+        builder.prefix("name", filter.name_prefix);
+        builder.between("created_at", filter.created);
+        builder.between("updated_at", filter.updated);
     };
-    list::fetch(conn, narrow, ORDER, cut).await
+    list::fetch(conn, conditions, ORDER, page).await
 }
 
 /// Writes a new row. A taken name is a [`Error::Conflict`].

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::{
     Error, Pool,
-    list::{self, Cut, Listed, Order, Part, Table},
+    list::{self, ListRow, Order, Page, PageRequest, Table},
 };
 use crate::{
     access::{Grant, OrganizationId, Permission},
@@ -101,13 +101,17 @@ pub async fn find(
 /// The order of creation.
 const ORDER: Order = Order { column: "created_at", nullable: false, ascending: true };
 
-impl Listed for ApiKeyRow {
+impl ListRow for ApiKeyRow {
     const TABLE: Table = Table { name: "api_keys", columns: COLUMNS, id: "id", large: &[] };
 }
 
 /// A part of the organisation's keys in the order of their creation, revoked ones too.
-pub async fn list(conn: &mut PgConnection, organization: &OrganizationId, cut: &Cut) -> Result<Part<ApiKeyRow>, Error> {
-    list::fetch(conn, |narrow| narrow.organization(organization), ORDER, cut).await
+pub async fn list(
+    conn: &mut PgConnection,
+    organization: &OrganizationId,
+    page: &PageRequest,
+) -> Result<Page<ApiKeyRow>, Error> {
+    list::fetch(conn, |builder| builder.organization(organization), ORDER, page).await
 }
 
 /// Writes a new row. A name that a key has which is not revoked, or a known hash, is a [`Error::Conflict`].
@@ -175,7 +179,7 @@ pub async fn revoke(
 }
 
 /// Whether a key of the default organisation that may do everything counts until then at least.
-pub async fn has_way_in(conn: &mut PgConnection, until: Timestamp) -> Result<bool, Error> {
+pub async fn has_admin_key(conn: &mut PgConnection, until: Timestamp) -> Result<bool, Error> {
     let sql = "SELECT EXISTS (SELECT FROM api_keys
                    WHERE organization_id = $1 AND role = 'admin' AND scopes IS NULL AND workflows IS NULL
                        AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at >= $2))";

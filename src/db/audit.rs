@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{
     Error, Pool,
-    list::{self, Cut, Entries, Listed, Narrow, Order, Part, Table},
+    list::{self, Entries, FilterBuilder, ListRow, Order, Page, PageRequest, Table},
 };
 use crate::{
     access::{Actor, OrganizationId},
@@ -108,7 +108,7 @@ pub async fn insert_denied(pool: &Pool, entries: &[DeniedEntry]) -> Result<(), E
     .bind(entries.iter().map(|entry| some(&entry.actor.correlation_id)).collect::<Vec<_>>())
     .bind(text(|entry| Some(entry.actor.organization.to_string())))
     .bind(text(|entry| Some(entry.after.get().to_owned())))
-    .bind(entries.iter().map(|entry| entry.at.naive()).collect::<Vec<_>>())
+    .bind(entries.iter().map(|entry| entry.at.as_naive_utc()).collect::<Vec<_>>())
     .execute(pool)
     .await?;
     Ok(())
@@ -159,15 +159,15 @@ pub struct Filter {
 }
 
 impl Filter {
-    fn narrow(&self, narrow: &mut Narrow<'_>) {
-        narrow.organization(&self.organization);
-        narrow.one_of("user_id", &self.users);
-        narrow.one_of("action", &self.actions);
-        narrow.one_of("entity_type", &self.entity_types);
-        narrow.uuid("entity_id", self.entity_id);
-        narrow.one_of("outcome", &self.outcomes);
-        narrow.equal("correlation_id", self.correlation_id.as_deref());
-        narrow.between("created_at", self.created);
+    fn apply(&self, builder: &mut FilterBuilder<'_>) {
+        builder.organization(&self.organization);
+        builder.one_of("user_id", &self.users);
+        builder.one_of("action", &self.actions);
+        builder.one_of("entity_type", &self.entity_types);
+        builder.uuid("entity_id", self.entity_id);
+        builder.one_of("outcome", &self.outcomes);
+        builder.equal("correlation_id", self.correlation_id.as_deref());
+        builder.between("created_at", self.created);
     }
 }
 
@@ -177,13 +177,18 @@ pub fn order(ascending: bool) -> Order {
     Order { column: "created_at", nullable: false, ascending }
 }
 
-impl Listed for AuditRow {
+impl ListRow for AuditRow {
     const TABLE: Table = Table { name: "audit_logs", columns: COLUMNS, id: "id", large: &["previous", "changes"] };
 }
 
 /// A part of the organisation's entries.
-pub async fn list(conn: &mut PgConnection, filter: &Filter, order: Order, cut: &Cut) -> Result<Part<AuditRow>, Error> {
-    list::fetch(conn, |narrow| filter.narrow(narrow), order, cut).await
+pub async fn list(
+    conn: &mut PgConnection,
+    filter: &Filter,
+    order: Order,
+    page: &PageRequest,
+) -> Result<Page<AuditRow>, Error> {
+    list::fetch(conn, |builder| filter.apply(builder), order, page).await
 }
 
 /// As [`list()`], without counting.
@@ -191,9 +196,9 @@ pub async fn page(
     conn: &mut PgConnection,
     filter: &Filter,
     order: Order,
-    cut: &Cut,
+    page: &PageRequest,
 ) -> Result<Entries<AuditRow>, Error> {
-    list::page(conn, |narrow| filter.narrow(narrow), order, cut).await
+    list::page(conn, |builder| filter.apply(builder), order, page).await
 }
 
 /// Makes partitions that will be needed, and drops those whose entries are all older than that.

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{
     Error, Pool, audit,
-    list::{self, Cut, Listed, Narrow, Order, Part, Table},
+    list::{self, FilterBuilder, ListRow, Order, Page, PageRequest, Table},
 };
 use crate::{
     access::{Actor, OrganizationId},
@@ -126,21 +126,26 @@ pub fn order(ascending: bool) -> Order {
     Order { column: "created_at", nullable: false, ascending }
 }
 
-impl Listed for LetterRow {
+impl ListRow for LetterRow {
     const TABLE: Table = Table { name: "dead_letters", columns: COLUMNS, id: "id", large: &["detail"] };
 }
 
 /// A part of the organisation's letters.
-pub async fn list(conn: &mut PgConnection, filter: &Filter, order: Order, cut: &Cut) -> Result<Part<LetterRow>, Error> {
-    let narrow = |narrow: &mut Narrow<'_>| {
-        narrow.organization(&filter.organization);
-        narrow.one_of("topic", &filter.topics);
-        narrow.one_of("reason", &filter.reasons);
-        narrow.one_of("status", &filter.statuses);
-        narrow.equal("run_id", filter.run_id.as_deref());
-        narrow.between("created_at", filter.created);
+pub async fn list(
+    conn: &mut PgConnection,
+    filter: &Filter,
+    order: Order,
+    page: &PageRequest,
+) -> Result<Page<LetterRow>, Error> {
+    let conditions = |builder: &mut FilterBuilder<'_>| {
+        builder.organization(&filter.organization);
+        builder.one_of("topic", &filter.topics);
+        builder.one_of("reason", &filter.reasons);
+        builder.one_of("status", &filter.statuses);
+        builder.equal("run_id", filter.run_id.as_deref());
+        builder.between("created_at", filter.created);
     };
-    list::fetch(conn, narrow, order, cut).await
+    list::fetch(conn, conditions, order, page).await
 }
 
 /// The organisation's letter of that id.

@@ -5,7 +5,7 @@ use sqlx::{AssertSqlSafe, PgConnection, PgExecutor};
 
 use super::{
     Error, Pool,
-    list::{self, Cut, Listed, Narrow, Order, Part, Table},
+    list::{self, FilterBuilder, ListRow, Order, Page, PageRequest, Table},
 };
 use crate::timestamp::Timestamp;
 
@@ -37,7 +37,7 @@ const LOG: &str = "(
 ) AS log";
 const COLUMNS: &str = "run_id, seq, at, kind, step_id, attempt_id, agent_name, http_status, duration_ms, detail";
 
-impl Listed for EventRow {
+impl ListRow for EventRow {
     const TABLE: Table = Table { name: LOG, columns: COLUMNS, id: "run_id", large: &[] };
 }
 
@@ -84,19 +84,19 @@ pub async fn list(
     run_id: &str,
     filter: &Filter<'_>,
     order: Order,
-    cut: &Cut,
-) -> Result<Part<EventRow>, Error> {
-    let narrow = |narrow: &mut Narrow<'_>| {
-        narrow.equal("run_id", Some(run_id));
-        narrow.one_of("step_id", filter.steps);
-        narrow.one_of("kind", filter.kinds);
+    page: &PageRequest,
+) -> Result<Page<EventRow>, Error> {
+    let conditions = |builder: &mut FilterBuilder<'_>| {
+        builder.equal("run_id", Some(run_id));
+        builder.one_of("step_id", filter.steps);
+        builder.one_of("kind", filter.kinds);
     };
-    list::fetch(conn, narrow, order, cut).await
+    list::fetch(conn, conditions, order, page).await
 }
 
 /// What a reader of a log that has seen a part of it has still to see.
 #[derive(Debug)]
-pub struct Rest {
+pub struct LogTail {
     /// The run's status. What brought the run there is in the log.
     pub status: String,
     /// The last place that is given; 0 if there is none.
@@ -106,7 +106,7 @@ pub struct Rest {
 }
 
 /// The entries behind the place `after`; `None` if there is no such run.
-pub async fn rest(pool: &Pool, run_id: &str, after: i32, limit: i64) -> Result<Option<Rest>, Error> {
+pub async fn rest(pool: &Pool, run_id: &str, after: i32, limit: i64) -> Result<Option<LogTail>, Error> {
     // The status comes first, so that its cause is among what is read next.
     let sql = "SELECT status FROM workflow_runs WHERE run_id = $1";
     let Some(status) = sqlx::query_scalar(sql).bind(run_id).fetch_optional(pool).await? else { return Ok(None) };
@@ -115,7 +115,7 @@ pub async fn rest(pool: &Pool, run_id: &str, after: i32, limit: i64) -> Result<O
     let last = sqlx::query_scalar(sql).bind(run_id).fetch_one(pool).await?;
     let sql = format!("SELECT {COLUMNS} FROM {LOG} WHERE run_id = $1 AND seq > $2 ORDER BY seq LIMIT $3");
     let rows = sqlx::query_as(AssertSqlSafe(sql)).bind(run_id).bind(after).bind(limit).fetch_all(pool).await?;
-    Ok(Some(Rest { status, last, rows }))
+    Ok(Some(LogTail { status, last, rows }))
 }
 
 /// How far a run is. It changes with every entry of its log.

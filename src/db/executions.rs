@@ -12,12 +12,13 @@ use uuid::Uuid;
 
 pub use self::{
     change::{
-        AgentCall, AgentStep, BegunStep, Change, EndedStep, FinishedRun, NestedStep, ObservedRun, RunFailure, StepEnd,
+        AgentCall, AgentStep, Change, EndedAttempt, FinishedRun, NestedStep, ObservedRun, RunFailure, StepBegin,
+        StepEnd,
     },
     claim::{ClaimBatch, Claimed, Limits, TakenOver, claim, take_over},
     park::{forget_wakes, is_any_awake, park, wake},
     resume::{EarlierStep, outputs, resume},
-    write::{Held, Locked, prepare_session, write},
+    write::{LeaseState, Locked, prepare_session, write},
 };
 use super::Error;
 
@@ -37,7 +38,7 @@ pub async fn is_held_by_others(db: impl PgExecutor<'_>, run_id: &str, lease: Opt
 
 /// What has happened to a claim.
 #[derive(Debug, sqlx::FromRow)]
-pub struct Noticed {
+pub struct ClaimState {
     /// The run.
     pub run_id: String,
     /// It is no longer held: cancelled, ended or taken over.
@@ -49,7 +50,11 @@ pub struct Noticed {
 }
 
 /// Of these claims, those to which something has happened.
-pub async fn notice(db: impl PgExecutor<'_>, run_ids: &[String], lease_tokens: &[Uuid]) -> Result<Vec<Noticed>, Error> {
+pub async fn notice(
+    db: impl PgExecutor<'_>,
+    run_ids: &[String],
+    lease_tokens: &[Uuid],
+) -> Result<Vec<ClaimState>, Error> {
     let sql = "
         SELECT * FROM (
             SELECT c.run_id, r.run_id IS NULL AS is_lost, r.paused_at IS NOT NULL AS is_paused,

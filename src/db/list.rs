@@ -54,7 +54,7 @@ pub struct Position {
 
 /// Where a page begins.
 #[derive(Clone, Debug)]
-pub enum Start {
+pub enum PageStart {
     /// After so many entries.
     Offset(i64),
     /// With the entry that follows.
@@ -65,16 +65,16 @@ pub enum Start {
 
 /// The part of a list that is asked for.
 #[derive(Clone, Debug)]
-pub struct Cut {
+pub struct PageRequest {
     /// Where it begins.
-    pub start: Start,
+    pub start: PageStart,
     /// Entries at most.
     pub size: i64,
 }
 
 /// The part of a list that was found.
 #[derive(Debug)]
-pub struct Part<T> {
+pub struct Page<T> {
     /// The entries.
     pub entries: Entries<T>,
     /// How many there are in the whole list.
@@ -82,7 +82,7 @@ pub struct Part<T> {
 }
 
 /// A row that a list can be made of.
-pub trait Listed {
+pub trait ListRow {
     /// What it is read from.
     const TABLE: Table;
 }
@@ -99,9 +99,9 @@ pub struct Table {
 }
 
 /// A `WHERE` clause that grows.
-pub struct Narrow<'q>(pub &'q mut QueryBuilder<Postgres>);
+pub struct FilterBuilder<'q>(pub &'q mut QueryBuilder<Postgres>);
 
-impl Narrow<'_> {
+impl FilterBuilder<'_> {
     /// Of that organisation.
     pub fn organization(&mut self, organization: &OrganizationId) {
         self.equal("organization_id", Some(organization.as_str()));
@@ -172,42 +172,42 @@ pub struct Entries<T> {
 /// Reads a part of the list that `narrow` leaves.
 pub async fn fetch<T>(
     conn: &mut PgConnection,
-    narrow: impl Fn(&mut Narrow<'_>),
+    conditions: impl Fn(&mut FilterBuilder<'_>),
     order: Order,
-    cut: &Cut,
-) -> Result<Part<T>, Error>
+    request: &PageRequest,
+) -> Result<Page<T>, Error>
 where
-    T: Listed + for<'r> FromRow<'r, PgRow> + Send + Unpin,
+    T: ListRow + for<'r> FromRow<'r, PgRow> + Send + Unpin,
 {
-    let entries = page(&mut *conn, &narrow, order, cut).await?;
+    let entries = page(&mut *conn, &conditions, order, request).await?;
     let length = entries.positions.len();
-    let total = match cut.start {
+    let total = match request.start {
         // The last page by number, so that what it shows is the end: most lists are short, and need no counting.
-        Start::Offset(offset) if !entries.has_next && (offset == 0 || length > 0) => {
+        PageStart::Offset(offset) if !entries.has_next && (offset == 0 || length > 0) => {
             offset.saturating_add_unsigned(length as u64)
         }
         _ => {
             let mut count = QueryBuilder::new(format!("SELECT count(*) FROM {} WHERE true", T::TABLE.name));
-            narrow(&mut Narrow(&mut count));
+            conditions(&mut FilterBuilder(&mut count));
             count.build_query_scalar().fetch_one(conn).await?
         }
     };
-    Ok(Part { entries, total })
+    Ok(Page { entries, total })
 }
 
 /// As [`fetch`], without counting.
 pub async fn page<T>(
     conn: &mut PgConnection,
-    narrow: impl Fn(&mut Narrow<'_>),
+    conditions: impl Fn(&mut FilterBuilder<'_>),
     order: Order,
-    cut: &Cut,
+    request: &PageRequest,
 ) -> Result<Entries<T>, Error>
 where
-    T: Listed + for<'r> FromRow<'r, PgRow>,
+    T: ListRow + for<'r> FromRow<'r, PgRow>,
 {
     let Table { name, columns, id, large } = T::TABLE;
     // A page before a position is read backwards and turned round.
-    let is_backward = matches!(cut.start, Start::Before(_));
+    let is_backward = matches!(request.start, PageStart::Before(_));
     let is_rising = order.ascending != is_backward;
     let direction = |is_rising: bool| if is_rising { "ASC" } else { "DESC" };
     let (shown, read) = (direction(order.ascending), direction(is_rising));
@@ -222,32 +222,32 @@ where
                  sum(0{sizes}) OVER (ORDER BY entry_value {shown}, entry_id {shown}) <= {SMALL_BYTES} AS entry_is_small
              FROM (SELECT {columns}, {value} AS entry_value, {id} AS entry_id FROM {name} WHERE true"
     ));
-    narrow(&mut Narrow(&mut page));
-    let offset = match &cut.start {
-        Start::Offset(offset) => *offset,
-        Start::After(position) | Start::Before(position) => {
+    conditions(&mut FilterBuilder(&mut page));
+    let offset = match &request.start {
+        PageStart::Offset(offset) => *offset,
+        PageStart::After(position) | PageStart::Before(position) => {
             push_beyond(&mut page, order, is_rising, id, position);
             0
         }
     };
     page.push(format!(" ORDER BY {value} {read}, {id} {read} LIMIT "));
     // One more than asked for tells whether the list goes on.
-    page.push_bind(cut.size.saturating_add(1)).push(" OFFSET ").push_bind(offset);
+    page.push_bind(request.size.saturating_add(1)).push(" OFFSET ").push_bind(offset);
     page.push(format!(
         ") AS page
          ) AS page LEFT JOIN LATERAL (SELECT page.*) AS small ON page.entry_is_small
          ORDER BY page.entry_value {shown}, page.entry_id {shown}"
     ));
     let mut found = page.build().fetch_all(&mut *conn).await?;
-    let size = usize::try_from(cut.size).unwrap_or(usize::MAX);
+    let size = usize::try_from(request.size).unwrap_or(usize::MAX);
     let goes_on = found.len() > size;
     if goes_on {
         found.remove(if is_backward { 0 } else { size });
     }
-    let (has_previous, has_next) = match cut.start {
-        Start::Offset(offset) => (offset > 0, goes_on),
-        Start::After(_) => (true, goes_on),
-        Start::Before(_) => (goes_on, true),
+    let (has_previous, has_next) = match request.start {
+        PageStart::Offset(offset) => (offset > 0, goes_on),
+        PageStart::After(_) => (true, goes_on),
+        PageStart::Before(_) => (goes_on, true),
     };
     let mut entries =
         Entries { positions: Vec::new(), rows: Vec::new(), rest: VecDeque::new(), has_previous, has_next };
@@ -276,7 +276,7 @@ where
 /// The entries of these ids in their order, as far as they are still there.
 pub async fn read<T>(conn: &mut PgConnection, ids: &[EntryId]) -> Result<Vec<T>, Error>
 where
-    T: Listed + for<'r> FromRow<'r, PgRow> + Send + Unpin,
+    T: ListRow + for<'r> FromRow<'r, PgRow> + Send + Unpin,
 {
     let Table { name, columns, id, .. } = T::TABLE;
     let sql = format!("SELECT {columns} FROM {name} WHERE {id} = ANY($1) ORDER BY array_position($1, {id})");

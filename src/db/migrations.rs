@@ -92,7 +92,7 @@ pub async fn run(pool: &Pool) -> Result<usize, MigrationError> {
 
 /// What [`down`] would do.
 #[derive(Debug)]
-pub struct Undoing {
+pub struct RevertPlan {
     /// The migrations, the newest first.
     pub names: Vec<String>,
     /// Tables with the definitions and runs of callers that would go, and whether something is in them.
@@ -100,7 +100,7 @@ pub struct Undoing {
 }
 
 /// What undoing the newest `count` migrations means; `None` if there are fewer.
-pub async fn plan_down(settings: &config::Database, count: usize) -> Result<Option<Undoing>, MigrationError> {
+pub async fn plan_down(settings: &config::Database, count: usize) -> Result<Option<RevertPlan>, MigrationError> {
     let mut conn = super::connect(settings).await?;
     let mut versions: Vec<i64> = applied(&mut conn).await?.into_iter().collect();
     versions.sort_unstable_by_key(|version| std::cmp::Reverse(*version));
@@ -110,7 +110,8 @@ pub async fn plan_down(settings: &config::Database, count: usize) -> Result<Opti
         let known = MIGRATOR.iter().find(|migration| migration.version == *version);
         format!("{version} {}", known.map_or("of a later release", |migration| &migration.description))
     };
-    Ok((count <= versions.len()).then(|| Undoing { names: versions[..count].iter().map(name).collect(), loses_data }))
+    Ok((count <= versions.len())
+        .then(|| RevertPlan { names: versions[..count].iter().map(name).collect(), loses_data }))
 }
 
 /// Whether the tables that the first migration has made, and whose reverse drops, have rows in them.

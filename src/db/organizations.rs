@@ -4,7 +4,7 @@ use sqlx::{AssertSqlSafe, FromRow, PgConnection, PgExecutor, Row as _, postgres:
 
 use super::{
     Error,
-    list::{self, Cut, Listed, Narrow, Order, Part, Table},
+    list::{self, FilterBuilder, ListRow, Order, Page, PageRequest, Table},
 };
 use crate::{
     access::{Countable, OrganizationId, Quotas},
@@ -64,7 +64,7 @@ pub async fn lock(conn: &mut PgConnection, id: &OrganizationId) -> Result<Option
 /// The order of creation.
 const ORDER: Order = Order { column: "created_at", nullable: false, ascending: true };
 
-impl Listed for OrganizationRow {
+impl ListRow for OrganizationRow {
     const TABLE: Table = Table { name: "organizations", columns: COLUMNS, id: "id", large: &[] };
 }
 
@@ -72,10 +72,10 @@ impl Listed for OrganizationRow {
 pub async fn list(
     conn: &mut PgConnection,
     only: Option<&OrganizationId>,
-    cut: &Cut,
-) -> Result<Part<OrganizationRow>, Error> {
-    let narrow = |narrow: &mut Narrow<'_>| narrow.equal("id", only.map(OrganizationId::as_str));
-    list::fetch(conn, narrow, ORDER, cut).await
+    page: &PageRequest,
+) -> Result<Page<OrganizationRow>, Error> {
+    let conditions = |builder: &mut FilterBuilder<'_>| builder.equal("id", only.map(OrganizationId::as_str));
+    list::fetch(conn, conditions, ORDER, page).await
 }
 
 /// Whether there is more than one active organisation.

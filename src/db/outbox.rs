@@ -131,7 +131,7 @@ pub async fn release(
 
 /// Frees rows of `owner` that it does not know to have: the answer to the commit that gave them to it was lost. Rows
 /// so young that it may be about to learn of them are left. Returns how many.
-pub async fn free_forgotten(db: impl PgExecutor<'_>, owner: Uuid, known: &[Uuid]) -> Result<u64, Error> {
+pub async fn free_unacknowledged(db: impl PgExecutor<'_>, owner: Uuid, known: &[Uuid]) -> Result<u64, Error> {
     let sql = "UPDATE outbox o SET owner = NULL
                WHERE owner = $1 AND created_at < now() - interval '10 seconds' AND NOT EXISTS
                    (SELECT 1 FROM unnest($2::uuid[]) AS known (event_id) WHERE known.event_id = o.event_id)";

@@ -286,7 +286,7 @@ impl Pool {
         };
         drop(waiting);
         for Idle { live, .. } in idle {
-            self.0.say_goodbye(live);
+            self.0.close_gracefully(live);
         }
         loop {
             let closed = self.0.all_closed.notified();
@@ -398,7 +398,7 @@ async fn shrink(pool: Weak<Shared>) {
             !state.is_shrinking
         };
         for Idle { live, .. } in surplus {
-            shared.say_goodbye(live);
+            shared.close_gracefully(live);
         }
         if is_done {
             return;
@@ -445,14 +445,14 @@ impl Shared {
     }
 
     /// Takes a connection that is at rest: for the newest waiter, or for later.
-    fn take_back(self: &Arc<Self>, live: Live) {
+    fn release(self: &Arc<Self>, live: Live) {
         let mut live = live;
         loop {
             let waiter = {
                 let mut state = self.state();
                 if state.is_closed || live.opened_at.elapsed() >= MAX_AGE {
                     drop(state);
-                    return self.say_goodbye(live);
+                    return self.close_gracefully(live);
                 }
                 let now = Instant::now();
                 state.last_answer = Some(now);
@@ -490,7 +490,7 @@ impl Shared {
     }
 
     /// Closes a connection as the protocol wants it, in a task of its own.
-    fn say_goodbye(self: &Arc<Self>, live: Live) {
+    fn close_gracefully(self: &Arc<Self>, live: Live) {
         let shared = Arc::clone(self);
         let farewell = async move {
             // Nothing can be done for a connection that cannot be closed well; dropped, it is closed all the same.

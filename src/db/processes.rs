@@ -104,7 +104,7 @@ async fn beat(conn: &mut PgConnection, id: Uuid) -> Result<bool, Error> {
 }
 
 /// Takes the process out: what it still owns is free at once. That its runs are taken over is none of their fault.
-pub async fn retire(pool: &Pool, id: Uuid) -> Result<(), Error> {
+pub async fn deregister(pool: &Pool, id: Uuid) -> Result<(), Error> {
     let sql = "WITH retired AS (DELETE FROM processes WHERE id = $1)
                UPDATE workflow_runs SET takeovers = takeovers - 1 WHERE executor_id = $1 AND status = 'RUNNING'";
     sqlx::query(sql).bind(id).execute(pool).await?;

@@ -13,7 +13,7 @@ pub use self::{
 };
 use super::{
     Error,
-    list::{self, Cut, Listed, Narrow, Order, Part, Table},
+    list::{self, FilterBuilder, ListRow, Order, Page, PageRequest, Table},
 };
 use crate::{access::OrganizationId, timestamp::Timestamp};
 
@@ -167,26 +167,26 @@ impl Filter<'_> {
     }
 }
 
-impl Listed for RunRow {
+impl ListRow for RunRow {
     const TABLE: Table =
         Table { name: "workflow_runs", columns: LISTED_COLUMNS, id: "run_id", large: &["input_data", "error_message"] };
 }
 
 /// A part of the organisation's runs. Descending puts absent values first, ascending last.
-pub async fn list(conn: &mut PgConnection, filter: &Filter<'_>, cut: &Cut) -> Result<Part<RunRow>, Error> {
-    let narrow = |narrow: &mut Narrow<'_>| {
-        narrow.organization(filter.organization);
-        narrow.one_of("status", &filter.statuses);
-        narrow.equal("workflow_id", filter.workflow_id);
-        narrow.equal("workflow_definition_id", filter.workflow_definition_id);
-        narrow.equal("workflow_name", filter.name);
-        narrow.prefix("workflow_name", filter.name_prefix);
-        narrow.equal("parent_run_id", filter.parent_run_id);
-        narrow.equal("triggered_by", filter.triggered_by);
-        narrow.between("created_at", filter.created);
-        narrow.between("updated_at", filter.updated);
+pub async fn list(conn: &mut PgConnection, filter: &Filter<'_>, page: &PageRequest) -> Result<Page<RunRow>, Error> {
+    let conditions = |builder: &mut FilterBuilder<'_>| {
+        builder.organization(filter.organization);
+        builder.one_of("status", &filter.statuses);
+        builder.equal("workflow_id", filter.workflow_id);
+        builder.equal("workflow_definition_id", filter.workflow_definition_id);
+        builder.equal("workflow_name", filter.name);
+        builder.prefix("workflow_name", filter.name_prefix);
+        builder.equal("parent_run_id", filter.parent_run_id);
+        builder.equal("triggered_by", filter.triggered_by);
+        builder.between("created_at", filter.created);
+        builder.between("updated_at", filter.updated);
     };
-    list::fetch(conn, narrow, filter.order(), cut).await
+    list::fetch(conn, conditions, filter.order(), page).await
 }
 
 /// Ends a run that the caller holds by [`lock`]. Its executor loses the lease by it. A trigger closes its open steps and

@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use sqlx::{Connection as _, PgConnection, PgExecutor, types::Json};
 use uuid::Uuid;
 
-use super::{Error, executions::BegunStep};
+use super::{Error, executions::StepBegin};
 use crate::{access::OrganizationId, run::RunStatus, timestamp::Timestamp};
 
 /// Runs inside of each other at most.
@@ -19,7 +19,7 @@ pub const MAX_NESTING: i16 = 16;
 pub async fn prepare_callback(
     conn: &mut PgConnection,
     (run_id, lease_token): (&str, Uuid),
-    (place, step_id): (&str, &str),
+    (path, step_id): (&str, &str),
     approval: Option<&RawValue>,
     (token, token_hash): (&str, &[u8]),
 ) -> Result<Option<String>, Error> {
@@ -52,7 +52,7 @@ pub async fn prepare_callback(
         SELECT token FROM known UNION ALL SELECT token FROM made";
     let token = sqlx::query_scalar(sql)
         .bind(run_id)
-        .bind(place)
+        .bind(path)
         .bind(step_id)
         .bind(token)
         .bind(token_hash)
@@ -65,7 +65,7 @@ pub async fn prepare_callback(
 
 /// What a step begins to wait for.
 #[derive(Clone, Debug)]
-pub enum Awaited {
+pub enum WaitCondition {
     /// Only for the time.
     Time,
     /// For the answer to the callback that [`prepare_callback`] made.
@@ -98,8 +98,8 @@ pub struct ChildRun {
 pub async fn begin(
     conn: &mut PgConnection,
     (run_id, lease_token): (&str, Uuid),
-    (place, step): (&str, &BegunStep),
-    awaited: &Awaited,
+    (path, step): (&str, &StepBegin),
+    awaited: &WaitCondition,
     due_at: Option<DateTime<Utc>>,
 ) -> Result<Option<bool>, Error> {
     let sql = "
@@ -136,8 +136,8 @@ pub async fn begin(
         SELECT NOT EXISTS (SELECT 1 FROM begun) OR EXISTS (SELECT 1 FROM called_back WHERE answered_at IS NOT NULL)
         FROM held";
     let nested = step.nested.as_ref();
-    let token = if let Awaited::Callback { token } = awaited { Some(token) } else { None };
-    let child = if let Awaited::Run(child) = awaited { Some(child) } else { None };
+    let token = if let WaitCondition::Callback { token } = awaited { Some(token) } else { None };
+    let child = if let WaitCondition::Run(child) = awaited { Some(child) } else { None };
     Ok(sqlx::query_scalar(sql)
         .bind(run_id)
         .bind(lease_token)
@@ -148,8 +148,8 @@ pub async fn begin(
         .bind(nested.map(|nested| &nested.parent_step_id))
         .bind(nested.map(|nested| &nested.branch_name))
         .bind(nested.and_then(|nested| nested.join_policy))
-        .bind(nested.map(|nested| &nested.place))
-        .bind(place)
+        .bind(nested.map(|nested| &nested.path))
+        .bind(path)
         .bind(due_at)
         .bind(token)
         .bind(child.map(|child| &child.run_id))

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{
     Error,
-    list::{self, Cut, Listed, Narrow, Order, Part, Table},
+    list::{self, FilterBuilder, ListRow, Order, Page, PageRequest, Table},
 };
 use crate::{access::OrganizationId, timestamp::Timestamp, workflow::Callee};
 
@@ -35,7 +35,7 @@ impl WorkflowRow {
     /// Another text after every change.
     #[must_use]
     pub fn revision(&self) -> String {
-        format!("{}-{:x}", self.version, self.updated_at.naive().and_utc().timestamp_micros())
+        format!("{}-{:x}", self.version, self.updated_at.as_naive_utc().and_utc().timestamp_micros())
     }
 }
 
@@ -159,7 +159,7 @@ pub async fn has_plan(db: impl PgExecutor<'_>, id: Uuid, plan: &RawValue) -> Res
 
 /// What the run writer needs of a definition, and the stamp by which it later proves that nothing has changed.
 #[derive(Debug, sqlx::FromRow)]
-pub struct Startable {
+pub struct PinnedDefinition {
     /// The row.
     pub id: Uuid,
     /// Of the workflow.
@@ -181,7 +181,7 @@ pub async fn startable(
     db: impl PgExecutor<'_>,
     organization: &OrganizationId,
     id: Uuid,
-) -> Result<Option<Startable>, Error> {
+) -> Result<Option<PinnedDefinition>, Error> {
     let sql = "SELECT id, name, version, workflow_data, input_schema, status, xmin::text AS stamp
                FROM workflow_definitions WHERE id = $1 AND organization_id = $2";
     Ok(sqlx::query_as(sql).bind(id).bind(organization.as_str()).fetch_optional(db).await?)
@@ -242,7 +242,7 @@ impl<'a> Filter<'a> {
     }
 }
 
-impl Listed for WorkflowRow {
+impl ListRow for WorkflowRow {
     const TABLE: Table = Table {
         name: "workflow_definitions",
         columns: COLUMNS,
@@ -252,16 +252,20 @@ impl Listed for WorkflowRow {
 }
 
 /// A part of the organisation's definitions; every version is an entry of its own.
-pub async fn list(conn: &mut PgConnection, filter: &Filter<'_>, cut: &Cut) -> Result<Part<WorkflowRow>, Error> {
-    let narrow = |narrow: &mut Narrow<'_>| {
-        narrow.organization(filter.organization);
-        narrow.one_of("status", &filter.statuses);
-        narrow.equal("name", filter.name);
-        narrow.prefix("name", filter.name_prefix);
-        narrow.between("created_at", filter.created);
-        narrow.between("updated_at", filter.updated);
+pub async fn list(
+    conn: &mut PgConnection,
+    filter: &Filter<'_>,
+    page: &PageRequest,
+) -> Result<Page<WorkflowRow>, Error> {
+    let conditions = |builder: &mut FilterBuilder<'_>| {
+        builder.organization(filter.organization);
+        builder.one_of("status", &filter.statuses);
+        builder.equal("name", filter.name);
+        builder.prefix("name", filter.name_prefix);
+        builder.between("created_at", filter.created);
+        builder.between("updated_at", filter.updated);
     };
-    list::fetch(conn, narrow, filter.order(), cut).await
+    list::fetch(conn, conditions, filter.order(), page).await
 }
 
 /// Waits until no other transaction makes a version of this name; held until the transaction ends.

@@ -44,7 +44,7 @@ impl Failure {
 
 /// What a URL's query asks for, stronger than the options of the process.
 #[derive(Clone, Debug, Default, Deserialize)]
-pub(super) struct Wish {
+pub(super) struct FailureOverrides {
     /// Wait this long before the answer.
     delay_ms: Option<u64>,
     /// Answer with a task that takes so long.
@@ -83,12 +83,12 @@ impl Failures {
     }
 
     /// How long to wait before the answer.
-    pub(super) fn delay(&self, wish: &Wish) -> Duration {
+    pub(super) fn delay(&self, wish: &FailureOverrides) -> Duration {
         wish.delay_ms.map_or(self.delay, Duration::from_millis).min(MAX_DELAY)
     }
 
     /// How this call fails; `None`: it succeeds. Counts the failure.
-    pub(super) fn next(&self, wish: &Wish, message_id: &str) -> Option<Failure> {
+    pub(super) fn next(&self, wish: &FailureOverrides, message_id: &str) -> Option<Failure> {
         let failure = wish.fail.unwrap_or(Failure::Unavailable);
         let times = match (wish.fail, wish.fail_times) {
             (_, Some(times)) => times,
@@ -131,9 +131,9 @@ mod tests {
         Failures::new(&Options { host, port: 0, delay_ms: 5, fail_rate, fail_times })
     }
 
-    fn wish(query: &str) -> Wish {
+    fn wish(query: &str) -> FailureOverrides {
         let uri = format!("/?{query}").parse().unwrap();
-        axum::extract::Query::<Wish>::try_from_uri(&uri).unwrap().0
+        axum::extract::Query::<FailureOverrides>::try_from_uri(&uri).unwrap().0
     }
 
     #[test]
@@ -158,20 +158,20 @@ mod tests {
     fn the_query_is_stronger_than_the_options() {
         let failures = failures(0.0, 1);
         assert_eq!(failures.next(&wish("fail_times=0"), "a"), None);
-        assert_eq!(failures.next(&Wish::default(), "a"), Some(Failure::Unavailable));
-        assert_eq!(failures.next(&Wish::default(), "a"), None);
+        assert_eq!(failures.next(&FailureOverrides::default(), "a"), Some(Failure::Unavailable));
+        assert_eq!(failures.next(&FailureOverrides::default(), "a"), None);
         assert_eq!(failures.next(&wish("fail=close"), "a"), Some(Failure::Close));
-        assert_eq!(failures.delay(&Wish::default()), Duration::from_millis(5));
+        assert_eq!(failures.delay(&FailureOverrides::default()), Duration::from_millis(5));
         assert_eq!(failures.delay(&wish("delay_ms=7")), Duration::from_millis(7));
         assert_eq!(failures.delay(&wish("delay_ms=99999999999")), MAX_DELAY);
     }
 
     #[test]
     fn a_rate_of_one_always_fails_and_the_counts_stay_bounded() {
-        assert_eq!(failures(1.0, 0).next(&Wish::default(), "a"), Some(Failure::Unavailable));
+        assert_eq!(failures(1.0, 0).next(&FailureOverrides::default(), "a"), Some(Failure::Unavailable));
         let failures = failures(0.0, 1);
         for message in 0..MAX_COUNTED + 10 {
-            failures.next(&Wish::default(), &message.to_string());
+            failures.next(&FailureOverrides::default(), &message.to_string());
         }
         let counts = failures.counts.lock().unwrap();
         assert_eq!((counts.failed.len(), counts.order.len()), (MAX_COUNTED, MAX_COUNTED));

@@ -16,8 +16,8 @@ use sqlx::migrate::MigrateDatabase;
 
 use super::{
     POLL,
+    child_process::ChildProcesses,
     folder::{Folder, POSTGRES},
-    part::Parts,
     say,
     user::{self, User},
 };
@@ -34,7 +34,7 @@ const ROLE: &str = "workflow_user";
 const DATABASE: &str = "workflow_db";
 
 /// Starts it and waits until it takes connections; the URL of the database.
-pub(super) async fn start(folder: &Folder, parts: &mut Parts<'_>) -> anyhow::Result<String> {
+pub(super) async fn start(folder: &Folder, parts: &mut ChildProcesses<'_>) -> anyhow::Result<String> {
     let user = user::instead_of_root()?;
     let home = home(folder, user.as_ref()).await?;
     let data = home.join("data");

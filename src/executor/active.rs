@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::{
     access::OrganizationId,
-    db::executions::{Limits, Noticed},
+    db::executions::{ClaimState, Limits},
 };
 
 /// One claim of a run.
@@ -31,7 +31,7 @@ struct Entry {
 
 /// How a driver is told what happens to its run.
 #[derive(Clone)]
-pub(super) struct Signals {
+pub(super) struct RunSignals {
     /// The run is to be left alone.
     pub(super) stop: CancellationToken,
     /// No further step is to begin.
@@ -55,7 +55,7 @@ impl Slots {
 }
 
 /// The runs under way.
-pub(super) struct Active {
+pub(super) struct ActiveRuns {
     runs: Mutex<HashMap<String, Entry>>,
     slots: Arc<Semaphore>,
     /// More than one organisation uses the installation.
@@ -64,7 +64,7 @@ pub(super) struct Active {
     ended: watch::Sender<()>,
 }
 
-impl Active {
+impl ActiveRuns {
     pub(super) fn new(limit: usize) -> Self {
         let (ended, _) = watch::channel(());
         Self { runs: Mutex::default(), slots: Arc::new(Semaphore::new(limit)), is_shared: AtomicBool::new(true), ended }
@@ -85,13 +85,13 @@ impl Active {
     }
 
     /// What each organisation may take of the places that are free now, to which those in hand belong.
-    pub(super) fn shares(&self, in_hand: &Slots) -> Shares {
+    pub(super) fn shares(&self, in_hand: &Slots) -> SlotShares {
         let mut held = HashMap::new();
         for entry in self.runs().values() {
             *held.entry(entry.organization.clone()).or_default() += 1;
         }
         let free = self.slots.available_permits() + in_hand.count();
-        Shares { free, held, is_shared: self.is_shared.load(Ordering::Relaxed) }
+        SlotShares { free, held, is_shared: self.is_shared.load(Ordering::Relaxed) }
     }
 
     /// Free places, so many at most; `None` if there is none. Those that [`Self::next_free`] waits for are not free.
@@ -125,9 +125,9 @@ impl Active {
         owner: Uuid,
         organization: OrganizationId,
         slot: Slots,
-    ) -> Signals {
+    ) -> RunSignals {
         let (paused, is_paused) = watch::channel(false);
-        let signals = Signals { stop: CancellationToken::new(), paused: is_paused, woken: Arc::default() };
+        let signals = RunSignals { stop: CancellationToken::new(), paused: is_paused, woken: Arc::default() };
         let (stop, woken) = (signals.stop.clone(), Arc::clone(&signals.woken));
         let entry = Entry { lease_token, owner, organization, stop, paused, woken, _slot: slot };
         match self.runs().insert(run_id.to_owned(), entry) {
@@ -159,8 +159,8 @@ impl Active {
     }
 
     /// Tells the drivers of these claims, of which all that has happened is given, what has happened to them.
-    pub(super) fn tell(&self, noticed: &[Noticed], run_ids: &[String], lease_tokens: &[Uuid]) {
-        let noticed: HashMap<&str, &Noticed> = noticed.iter().map(|one| (one.run_id.as_str(), one)).collect();
+    pub(super) fn notify(&self, noticed: &[ClaimState], run_ids: &[String], lease_tokens: &[Uuid]) {
+        let noticed: HashMap<&str, &ClaimState> = noticed.iter().map(|one| (one.run_id.as_str(), one)).collect();
         let runs = self.runs();
         for (run_id, lease_token) in run_ids.iter().zip(lease_tokens) {
             let Some(entry) = runs.get(run_id).filter(|entry| entry.lease_token == *lease_token) else { continue };
@@ -189,13 +189,13 @@ impl Active {
 const SHARE: usize = 7;
 
 /// What organisations may take of the free places; see [`Active::shares`].
-pub(super) struct Shares {
+pub(super) struct SlotShares {
     free: usize,
     held: HashMap<OrganizationId, usize>,
     is_shared: bool,
 }
 
-impl Shares {
+impl SlotShares {
     /// Takes a place for the organisation, if it may have one more.
     pub(super) fn take(&mut self, organization: &OrganizationId) -> bool {
         let held = self.held.get(organization).copied().unwrap_or_default();
@@ -241,7 +241,7 @@ mod tests {
 
     /// How many places each takes, one after the other, of so many.
     fn taken(limit: usize, is_shared: bool, order: &[&str]) -> Vec<usize> {
-        let mut shares = Shares { free: limit, held: HashMap::new(), is_shared };
+        let mut shares = SlotShares { free: limit, held: HashMap::new(), is_shared };
         order
             .iter()
             .map(|id| {
@@ -262,7 +262,7 @@ mod tests {
 
     #[test]
     fn a_statement_is_told_the_same() {
-        let mut shares = Shares { free: 16, held: HashMap::new(), is_shared: true };
+        let mut shares = SlotShares { free: 16, held: HashMap::new(), is_shared: true };
         let a = organization("a");
         (0..8).for_each(|_| shares.give(&a));
         let Limits { organization_id, most, of_others } = shares.limits();
@@ -272,20 +272,20 @@ mod tests {
 
     #[test]
     fn a_new_claim_voids_the_old_one_and_is_not_removed_by_its_end() {
-        let active = Active::new(2);
-        let slot = || active.free(1).expect("a free place");
+        let active = ActiveRuns::new(2);
+        let slot = || active.free(1).expect("a free slot");
         let (first, second, owner) = (Uuid::new_v4(), Uuid::new_v4(), Uuid::new_v4());
         let old = active.add("r", first, owner, organization("a"), slot()).stop;
-        let Signals { stop: new, paused, .. } = active.add("r", second, owner, organization("a"), slot());
+        let RunSignals { stop: new, paused, .. } = active.add("r", second, owner, organization("a"), slot());
         assert!(old.is_cancelled() && !new.is_cancelled());
         active.remove("r", first);
         assert_eq!(active.free(9).map(|slots| slots.count()), Some(1));
-        let noticed = |is_lost| Noticed { run_id: "r".to_owned(), is_lost, is_paused: true, is_woken: true };
-        active.tell(&[noticed(true)], &["r".to_owned()], &[first]);
+        let noticed = |is_lost| ClaimState { run_id: "r".to_owned(), is_lost, is_paused: true, is_woken: true };
+        active.notify(&[noticed(true)], &["r".to_owned()], &[first]);
         assert!(!*paused.borrow());
-        active.tell(&[noticed(false)], &["r".to_owned()], &[second]);
+        active.notify(&[noticed(false)], &["r".to_owned()], &[second]);
         assert!(*paused.borrow());
-        active.tell(&[], &["r".to_owned()], &[second]);
+        active.notify(&[], &["r".to_owned()], &[second]);
         assert!(!*paused.borrow());
         active.stop_all_but_of(Some(owner));
         assert!(!new.is_cancelled());
@@ -297,8 +297,8 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_waits_for_a_place_gets_it_before_those_who_look_whether_there_is_one() {
-        let active = Active::new(1);
-        let slots = active.free(9).expect("a free place");
+        let active = ActiveRuns::new(1);
+        let slots = active.free(9).expect("a free slot");
         let mut waiting = std::pin::pin!(active.next_free(9));
         assert!(futures_util::poll!(&mut waiting).is_pending());
         drop(slots);

@@ -29,7 +29,7 @@ use super::{
     Executor,
     agents::{Agent, Protocol},
     memory::{COUNTED_BYTES, OUT_OF_MEMORY, Share, counted},
-    retry::{self, Again},
+    retry::{self, RetryDecision},
 };
 use crate::{
     access::OrganizationId,
@@ -50,7 +50,7 @@ const MAX_MESSAGE_CHARS: usize = 500;
 
 /// Why an attempt has no output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(super) enum CallErrorKind {
     /// The agent's circuit breaker is open.
     CircuitOpen,
     /// Its URL leads to an address that is not allowed.
@@ -70,7 +70,7 @@ pub(super) enum Fault {
     Refused,
 }
 
-impl Fault {
+impl CallErrorKind {
     /// In metrics and in the log of a run.
     pub(super) fn as_str(self) -> &'static str {
         match self {
@@ -102,24 +102,24 @@ impl Fault {
 pub(super) struct Failure {
     /// Fit for the step's error message where [`call`] gives it: short, no credentials, no URL.
     pub(super) message: String,
-    pub(super) again: Again,
-    pub(super) fault: Fault,
+    pub(super) again: RetryDecision,
+    pub(super) fault: CallErrorKind,
 }
 
 impl Failure {
-    fn new(fault: Fault, again: Again, message: impl Into<String>) -> Self {
+    fn new(fault: CallErrorKind, again: RetryDecision, message: impl Into<String>) -> Self {
         Self { message: message.into(), again, fault }
     }
 }
 
 /// What an agent says about its failure, in full: it is masked before it is cut.
-struct Said {
+struct AgentError {
     words: String,
     /// Whatever the status, another attempt would fail in the same way.
     is_final: bool,
 }
 
-impl From<String> for Said {
+impl From<String> for AgentError {
     fn from(words: String) -> Self {
         Self { words, is_final: false }
     }
@@ -127,7 +127,7 @@ impl From<String> for Said {
 
 /// What a call came to.
 #[derive(Debug)]
-pub(super) struct Called {
+pub(super) struct CallOutcome {
     /// The output of the step.
     pub(super) result: Result<Box<RawValue>, Failure>,
     /// Of the last answer, if there was one.
@@ -160,7 +160,7 @@ pub(super) fn task_id(attempt_id: &str) -> String {
 
 /// Asks the agent for the output of the step. Dropping the future closes the connection, and tells an A2A agent that
 /// has made a task of it to cancel that.
-pub(super) async fn call(request: Request<'_>) -> Called {
+pub(super) async fn call(request: Request<'_>) -> CallOutcome {
     let memory = tokio::sync::Mutex::new(request.memory.hold(0));
     let wire = Wire { request, http_status: AtomicU16::new(0), memory, waits_for_memory: AtomicBool::new(false) };
     let agent = wire.request.agent;
@@ -176,7 +176,7 @@ pub(super) async fn call(request: Request<'_>) -> Called {
             return Err(no_memory());
         }
         let text = format!("no complete answer within {} ms", agent.timeout.as_millis());
-        Err(Failure::new(Fault::Timeout, Again::Later, text))
+        Err(Failure::new(CallErrorKind::Timeout, RetryDecision::Later, text))
     });
     let result = result.map_err(|failure| {
         let masked = agent.secrets.mask(failure.message);
@@ -185,7 +185,7 @@ pub(super) async fn call(request: Request<'_>) -> Called {
     let http_status = Some(wire.http_status.into_inner()).filter(|status| *status > 0);
     let mut memory = wire.memory.into_inner();
     memory.resize(result.as_ref().map_or(0, |output| counted(output.get().len())));
-    Called { result, http_status, memory }
+    CallOutcome { result, http_status, memory }
 }
 
 /// The HTTP below all kinds.
@@ -202,13 +202,23 @@ struct Wire<'a> {
 impl Wire<'_> {
     /// Posts the attempt's input, once, and reads the answer to it. `explain` finds the agent's own words in an answer
     /// that says by its status that it is none.
-    async fn post(&self, url: Url, body: String, explain: impl Fn(&RawValue) -> Option<Said>) -> Result<Body, Failure> {
+    async fn post(
+        &self,
+        url: Url,
+        body: String,
+        explain: impl Fn(&RawValue) -> Option<AgentError>,
+    ) -> Result<Body, Failure> {
         let key = header_text(self.request.attempt_id);
         self.exchange(self.prepare(url, body)?.header("Idempotency-Key", key), explain).await
     }
 
     /// The same for a request that only asks, and may be made again.
-    async fn ask(&self, url: Url, body: String, explain: impl Fn(&RawValue) -> Option<Said>) -> Result<Body, Failure> {
+    async fn ask(
+        &self,
+        url: Url,
+        body: String,
+        explain: impl Fn(&RawValue) -> Option<AgentError>,
+    ) -> Result<Body, Failure> {
         self.exchange(self.prepare(url, body)?, explain).await
     }
 
@@ -220,7 +230,7 @@ impl Wire<'_> {
     async fn exchange(
         &self,
         http: RequestBuilder,
-        explain: impl Fn(&RawValue) -> Option<Said>,
+        explain: impl Fn(&RawValue) -> Option<AgentError>,
     ) -> Result<Body, Failure> {
         let response = http.send().await.map_err(|error| transport(&error))?;
         self.http_status.store(response.status().as_u16(), Ordering::Relaxed);
@@ -245,7 +255,10 @@ impl Wire<'_> {
 }
 
 fn url_of(agent: &Agent) -> Result<Url, Failure> {
-    agent.url.clone().ok_or_else(|| Failure::new(Fault::Unusable, Again::Never, "its URL cannot be called"))
+    agent
+        .url
+        .clone()
+        .ok_or_else(|| Failure::new(CallErrorKind::Unusable, RetryDecision::Never, "its URL cannot be called"))
 }
 
 /// A POST with all that any request to the agent carries.
@@ -265,10 +278,12 @@ fn prepare(
     match &agent.credentials {
         Ok(Credentials::None) => Ok(http),
         Ok(Credentials::Header(name, value)) => Ok(http.header(name, value)),
-        Err(sealed) => Err(Failure::new(Fault::Unusable, Again::Never, format!("its auth_config is {sealed}"))),
+        Err(sealed) => {
+            Err(Failure::new(CallErrorKind::Unusable, RetryDecision::Never, format!("its auth_config is {sealed}")))
+        }
         Ok(Credentials::Unusable) => {
             let text = "its auth_config lacks a value, or has one that cannot be sent in a header";
-            Err(Failure::new(Fault::Unusable, Again::Never, text))
+            Err(Failure::new(CallErrorKind::Unusable, RetryDecision::Never, text))
         }
     }
 }
@@ -279,7 +294,7 @@ fn header_text(id: &str) -> String {
 }
 
 /// What an answer says whose status is no success.
-async fn refusal(response: Response, explain: impl Fn(&RawValue) -> Option<Said>) -> Failure {
+async fn refusal(response: Response, explain: impl Fn(&RawValue) -> Option<AgentError>) -> Failure {
     let status = response.status();
     let wanted = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
     let wanted = wanted.and_then(|value| retry::retry_after(value, chrono::Utc::now()));
@@ -297,15 +312,15 @@ async fn refusal(response: Response, explain: impl Fn(&RawValue) -> Option<Said>
         }
     }
     let again = match wanted {
-        _ if is_final => Again::Never,
-        None => Again::Later,
-        Some(pause) => Again::After(pause),
+        _ if is_final => RetryDecision::Never,
+        None => RetryDecision::Later,
+        Some(pause) => RetryDecision::After(pause),
     };
     Failure::new(fault_of(status), again, text)
 }
 
-fn fault_of(status: StatusCode) -> Fault {
-    if status.is_server_error() { Fault::Http5xx } else { Fault::Http4xx }
+fn fault_of(status: StatusCode) -> CallErrorKind {
+    if status.is_server_error() { CallErrorKind::Http5xx } else { CallErrorKind::Http4xx }
 }
 
 /// The same request may be answered otherwise later.
@@ -317,16 +332,16 @@ async fn read_body(response: Response, limit: usize, memory: Option<egress::Memo
     egress::read_body(response, limit, memory).await.map_err(|error| match error {
         BodyError::Broken(error) => transport(&error),
         BodyError::NoRoom => no_memory(),
-        error => Failure::new(Fault::Invalid, Again::Never, error.to_string()),
+        error => Failure::new(CallErrorKind::Invalid, RetryDecision::Never, error.to_string()),
     })
 }
 
 fn no_memory() -> Failure {
-    Failure::new(Fault::OutOfMemory, Again::Later, OUT_OF_MEMORY)
+    Failure::new(CallErrorKind::OutOfMemory, RetryDecision::Later, OUT_OF_MEMORY)
 }
 
 fn not_allowed(error: NotAllowed) -> Failure {
-    Failure::new(Fault::NotAllowed, Again::Never, error.to_string())
+    Failure::new(CallErrorKind::NotAllowed, RetryDecision::Never, error.to_string())
 }
 
 /// What went wrong on the wire.
@@ -335,15 +350,15 @@ fn transport(error: &reqwest::Error) -> Failure {
         return not_allowed(NotAllowed);
     }
     if error.is_builder() {
-        return Failure::new(Fault::Unusable, Again::Never, "its URL cannot be called");
+        return Failure::new(CallErrorKind::Unusable, RetryDecision::Never, "its URL cannot be called");
     }
     let what = if error.is_connect() { "cannot be connected" } else { "the connection failed" };
     let why = egress::cause_of(error).map_or_else(String::new, |cause| format!(": {cause}"));
-    Failure::new(Fault::Network, Again::Later, format!("{what}{why}"))
+    Failure::new(CallErrorKind::Network, RetryDecision::Later, format!("{what}{why}"))
 }
 
 /// A duration from half of this to this: so that what began together does not stay together.
-fn spread(pause: Duration) -> Duration {
+fn jitter(pause: Duration) -> Duration {
     pause.mul_f64(0.5 + 0.5 * rand::random::<f64>())
 }
 

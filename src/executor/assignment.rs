@@ -22,7 +22,7 @@ pub(super) struct Assignment {
     pub(super) plan: Option<Arc<RawValue>>,
     pub(super) input: Box<RawValue>,
     /// What was done of it before.
-    pub(super) before: Before,
+    pub(super) before: Progress,
     /// How often it was taken from an executor that died since it last got on.
     pub(super) takeovers: i16,
     /// For how long it has been executed so far.
@@ -31,7 +31,7 @@ pub(super) struct Assignment {
 
 /// What was done of a run before it was claimed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Before {
+pub(super) enum Progress {
     /// Nothing.
     Nothing,
     /// Perhaps something, and it ended there: by the end of the run or of its executor.

@@ -80,7 +80,7 @@ impl Local {
 }
 
 /// A call that may be made, until its result is told.
-pub(super) struct Passage<'a> {
+pub(super) struct CallGuard<'a> {
     breakers: &'a Breakers,
     agent: &'a Arc<Agent>,
     /// `None`: its calls are not counted.
@@ -99,8 +99,8 @@ impl Breakers {
     }
 
     /// Whether the agent may be called now. What is returned is to be told how the call went.
-    pub(super) async fn admit<'a>(&'a self, agent: &'a Arc<Agent>) -> Result<Passage<'a>, Rejected> {
-        let mut passage = Passage { breakers: self, agent, local: None, probe: None };
+    pub(super) async fn admit<'a>(&'a self, agent: &'a Arc<Agent>) -> Result<CallGuard<'a>, Rejected> {
+        let mut passage = CallGuard { breakers: self, agent, local: None, probe: None };
         if !agent.breaker.enabled {
             return Ok(passage);
         }
@@ -172,7 +172,7 @@ impl Breakers {
     }
 
     /// Tells the shared breaker what it does not know yet.
-    async fn tell(&self, agent: &Agent, local: &Local) {
+    async fn report(&self, agent: &Agent, local: &Local) {
         let _turn = local.changing.lock().await;
         let calls: Vec<Calls> = {
             let mut known = local.known();
@@ -202,7 +202,7 @@ fn expected(rules: &Rules, local: &Local) -> Option<Admission> {
     }
 }
 
-impl Passage<'_> {
+impl CallGuard<'_> {
     /// The call has ended: well, badly, or without telling anything about the agent.
     pub(super) async fn end(mut self, is_healthy: Option<bool>) {
         let Some(local) = self.local.clone() else { return };
@@ -233,15 +233,15 @@ impl Passage<'_> {
                 && known.told_at.is_none_or(|told_at| told_at.elapsed() >= REPORT_EVERY)
         };
         if !is_healthy {
-            breakers.tell(agent, &local).await;
+            breakers.report(agent, &local).await;
         } else if is_watched {
             let (breakers, agent) = (breakers.clone(), Arc::clone(agent));
-            tokio::spawn(async move { breakers.tell(&agent, &local).await });
+            tokio::spawn(async move { breakers.report(&agent, &local).await });
         }
     }
 }
 
-impl Drop for Passage<'_> {
+impl Drop for CallGuard<'_> {
     /// The call was given up: a probe's place is free again.
     fn drop(&mut self) {
         let (Some(token), Some(local)) = (self.probe.take(), self.local.take()) else { return };

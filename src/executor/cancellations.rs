@@ -44,12 +44,12 @@ impl Cancellations {
     }
 
     /// Whether this run was cancelled before it was known. Says so once.
-    pub(super) fn take_early(&mut self, run_id: &str) -> bool {
+    pub(super) fn take_pending(&mut self, run_id: &str) -> bool {
         self.early.remove(run_id)
     }
 
     /// Stops the runs that were cancelled.
-    pub(super) async fn work_off(&mut self, executor: &Executor, consumer: &Consumer) -> Result<(), db::Error> {
+    pub(super) async fn process(&mut self, executor: &Executor, consumer: &Consumer) -> Result<(), db::Error> {
         if self.waiting.is_empty() {
             return Ok(());
         }
@@ -69,7 +69,7 @@ impl Cancellations {
         if !run_ids.is_empty() {
             let (pool, ids, tokens) = (executor.pool.clone(), run_ids.clone(), lease_tokens.clone());
             let noticed = db::bounded(async move { executions::notice(&pool, &ids, &tokens).await }).await?;
-            executor.active.tell(&noticed, &run_ids, &lease_tokens);
+            executor.active.notify(&noticed, &run_ids, &lease_tokens);
         }
         self.bytes = 0;
         for (position, request) in self.waiting.drain(..) {

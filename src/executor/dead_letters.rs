@@ -11,7 +11,7 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use super::{Executor, request::Fault};
+use super::{Executor, request::InvalidRecord};
 use crate::{
     db::{
         self,
@@ -37,11 +37,11 @@ const MAX_RUN_ID_CHARS: usize = 255;
 /// See the module.
 #[derive(Default)]
 pub(super) struct DeadLetters {
-    waiting: Vec<Waiting>,
+    waiting: Vec<PendingLetter>,
     bytes: usize,
 }
 
-struct Waiting {
+struct PendingLetter {
     position: Position,
     letter: NewLetter,
     /// If it is a request: its event, and why the run fails that waits for it.
@@ -54,18 +54,18 @@ impl DeadLetters {
         &mut self,
         position: Position,
         record: &OwnedMessage,
-        fault: &Fault,
+        fault: &InvalidRecord,
         request: Option<&ExecutionRequest>,
     ) {
         let letter = letter(record, fault);
-        let Fault { code, text } = fault;
+        let InvalidRecord { code, text } = fault;
         let (topic, partition, offset) = (&letter.topic, letter.partition, letter.offset);
         let run_id = letter.run_id.as_deref().map(shorten).unwrap_or_default();
         // Without the details, which may repeat the content.
         tracing::warn!(topic, partition, offset, reason = code, "a record about run {run_id:?} becomes a dead letter");
         self.bytes += letter.value.as_ref().map_or(0, Vec::len);
         let request = request.map(|request| (request.event_id, text.clone()));
-        self.waiting.push(Waiting { position, letter, request });
+        self.waiting.push(PendingLetter { position, letter, request });
     }
 
     /// Records that wait.
@@ -79,7 +79,7 @@ impl DeadLetters {
     }
 
     /// Keeps what waits. An error leaves what is not kept yet for the next call.
-    pub(super) async fn work_off(&mut self, executor: &Executor, consumer: &Consumer) -> Result<(), db::Error> {
+    pub(super) async fn process(&mut self, executor: &Executor, consumer: &Consumer) -> Result<(), db::Error> {
         while !self.waiting.is_empty() {
             let mut bytes = 0;
             let fitting = self.waiting.iter().take(MAX_BATCH).take_while(|waiting| {
@@ -100,7 +100,7 @@ impl DeadLetters {
                 Ok(())
             })
             .await?;
-            for Waiting { position, letter, .. } in self.waiting.drain(..count) {
+            for PendingLetter { position, letter, .. } in self.waiting.drain(..count) {
                 self.bytes -= letter.value.as_ref().map_or(0, Vec::len);
                 metrics::counter!("executor_dead_letters_total", "reason" => letter.reason).increment(1);
                 consumer.done(position);
@@ -110,12 +110,12 @@ impl DeadLetters {
     }
 }
 
-fn failing(waiting: &Waiting) -> Option<(String, Option<Uuid>, String)> {
+fn failing(waiting: &PendingLetter) -> Option<(String, Option<Uuid>, String)> {
     let (event_id, error) = waiting.request.as_ref()?;
     Some((waiting.letter.run_id.clone()?, *event_id, format!("the execution request cannot be used: {error}")))
 }
 
-fn letter(record: &OwnedMessage, fault: &Fault) -> NewLetter {
+fn letter(record: &OwnedMessage, fault: &InvalidRecord) -> NewLetter {
     let value = record.payload();
     let mut digest = Sha256::new();
     for part in [record.key(), value] {

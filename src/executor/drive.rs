@@ -11,19 +11,19 @@ use uuid::Uuid;
 
 use super::{
     Executor,
-    active::Signals,
-    assignment::{Assignment, Before},
+    active::RunSignals,
+    assignment::{Assignment, Progress},
     database::{self, Unanswered},
-    earlier::Earlier,
+    earlier::PreviousExecution,
     journal::Written,
-    ledger::Stuck,
+    ledger::WriteError,
     steps::{Run, Wakes, too_many_steps, too_much_held},
 };
 use crate::{
     config::RunBudget,
     db::{
         self,
-        executions::{Change, EndedStep, FinishedRun, ObservedRun, RunFailure, StepEnd},
+        executions::{Change, EndedAttempt, FinishedRun, ObservedRun, RunFailure, StepEnd},
     },
     id,
     input::shorten,
@@ -37,7 +37,7 @@ const INTERNAL_ERROR: &str = "internal error";
 
 /// Why a run is left without being ended by us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Left {
+enum Release {
     /// It was cancelled, or has gone to another executor.
     Lost,
     /// The process stops; another executor continues.
@@ -50,7 +50,7 @@ enum Left {
     Broken,
 }
 
-impl From<Unanswered> for Left {
+impl From<Unanswered> for Release {
     fn from(why: Unanswered) -> Self {
         match why {
             Unanswered::Slow => Self::Slow,
@@ -67,12 +67,12 @@ enum Outcome {
     AtRest,
     /// There is nothing to do before that time, or before something comes for the run.
     Waits(Option<DateTime<Utc>>),
-    Left(Left),
-    Stuck(Stuck),
+    Left(Release),
+    Stuck(WriteError),
 }
 
 /// Drives the run, whatever happens, to its end or until it is left.
-pub(super) async fn drive(executor: Executor, assignment: Assignment, signals: Signals) {
+pub(super) async fn drive(executor: Executor, assignment: Assignment, signals: RunSignals) {
     let (run_id, lease_token) = (assignment.run_id.clone(), assignment.lease_token);
     // A caller's id if it has one, so that the agent's log can be found from theirs.
     let correlation_id = id::correlation_id(assignment.correlation_id.as_deref());
@@ -99,13 +99,13 @@ pub(super) async fn drive(executor: Executor, assignment: Assignment, signals: S
         let duration = elapsed_before + started.elapsed();
         metrics::histogram!("workflow_duration_seconds", "status" => ended.as_str()).record(duration.as_secs_f64());
     };
-    match result.unwrap_or(Err(Left::Broken)) {
+    match result.unwrap_or(Err(Release::Broken)) {
         Ok(status) => count(status),
-        Err(Left::Lost) => span.in_scope(|| tracing::info!("run {run_id} is left: it is not ours any more")),
-        Err(Left::Parked) => span.in_scope(|| tracing::info!("run {run_id} is parked")),
-        Err(Left::HandedBack) => span.in_scope(|| tracing::info!("run {run_id} is handed back")),
-        Err(left @ (Left::Broken | Left::Slow)) => {
-            let reason = if left == Left::Slow { database::too_slow() } else { INTERNAL_ERROR.to_owned() };
+        Err(Release::Lost) => span.in_scope(|| tracing::info!("run {run_id} is left: it is not ours any more")),
+        Err(Release::Parked) => span.in_scope(|| tracing::info!("run {run_id} is parked")),
+        Err(Release::HandedBack) => span.in_scope(|| tracing::info!("run {run_id} is handed back")),
+        Err(left @ (Release::Broken | Release::Slow)) => {
+            let reason = if left == Release::Slow { database::too_slow() } else { INTERNAL_ERROR.to_owned() };
             span.in_scope(|| tracing::error!("run {run_id} failed: {reason}"));
             // If not even this can be written, the sweep finds the run again.
             if let Ok(status) = driver.end(Err(reason.into())).await {
@@ -124,13 +124,13 @@ struct Driver {
     of: Arc<ObservedRun>,
     /// The run is to be left alone.
     stop: CancellationToken,
-    signals: Signals,
+    signals: RunSignals,
     /// Statements that begin to wait, of which some may be under way when the run is given up.
     begins: TaskTracker,
 }
 
 impl Driver {
-    async fn run(self, assignment: Assignment, correlation_id: String) -> Result<RunStatus, Left> {
+    async fn run(self, assignment: Assignment, correlation_id: String) -> Result<RunStatus, Release> {
         tracing::info!("run {} is claimed", self.run_id);
         let plan = match &assignment.plan {
             None => Err("the workflow version that the run is pinned to does not exist".to_owned()),
@@ -150,8 +150,8 @@ impl Driver {
             return self.end(Err(message.into())).await;
         }
         let earlier = match assignment.before {
-            Before::Nothing => Ok(Earlier::default()),
-            before => self.earlier(before == Before::Interrupted, &plan).await?,
+            Progress::Nothing => Ok(PreviousExecution::default()),
+            before => self.earlier(before == Progress::Interrupted, &plan).await?,
         };
         let earlier = match earlier {
             Ok(earlier) => earlier,
@@ -168,21 +168,21 @@ impl Driver {
         // gathers before it is written, and so that all of them have been asked before the run is found to wait.
         let mut writing = pin!(run.ledger.write_out(&self.executor.journal, &self.stop));
         let steps = async {
-            if assignment.before != Before::Nothing {
+            if assignment.before != Progress::Nothing {
                 run.read_waits(Wakes::Forgotten).await;
             }
             run.main_chain(&assignment.input).await
         };
         let outcome = tokio::select! {
             biased;
-            () = self.stop.cancelled() => Outcome::Left(Left::Lost),
-            () = self.executor.give_up.cancelled() => Outcome::Left(Left::HandedBack),
-            () = run.broken.notified() => Outcome::Left(Left::Broken),
+            () = self.stop.cancelled() => Outcome::Left(Release::Lost),
+            () = self.executor.give_up.cancelled() => Outcome::Left(Release::HandedBack),
+            () = run.broken.notified() => Outcome::Left(Release::Broken),
             why = run.budget.exceeded() => Outcome::Ended(Err(why.into())),
             // The last answers may have come together with the end.
             result = steps => Outcome::Ended(run.budget.excess().map_or(result, |why| Err(why.into()))),
             Err(stuck) = &mut writing => Outcome::Stuck(stuck),
-            () = run.follow_wakes() => Outcome::AtRest,
+            () = run.watch_events() => Outcome::AtRest,
             wake_at = run.waits_only() => Outcome::Waits(wake_at),
             () = run.at_pause() => Outcome::Waits(Some(Utc::now())),
             () = run.at_rest() => Outcome::AtRest,
@@ -219,7 +219,7 @@ impl Driver {
             (Err(stuck), _) => self.stuck(stuck).await,
             (Ok(()), None) => match parked {
                 Some(wake_at) => self.park(wake_at).await,
-                None => Err(Left::HandedBack),
+                None => Err(Release::HandedBack),
             },
             (Ok(()), Some((status, error))) => {
                 tracing::info!(error, "run {} ended {}", self.run_id, status.as_str());
@@ -229,7 +229,7 @@ impl Driver {
     }
 
     /// Lets the run go until then, or until something comes for it.
-    async fn park(&self, wake_at: Option<DateTime<Utc>>) -> Result<RunStatus, Left> {
+    async fn park(&self, wake_at: Option<DateTime<Utc>>) -> Result<RunStatus, Release> {
         let parked = self
             .database(|| {
                 let (pool, run_id, lease_token) = (self.executor.pool.clone(), self.run_id.clone(), self.lease_token);
@@ -239,11 +239,11 @@ impl Driver {
         if parked {
             metrics::counter!("executor_runs_parked_total").increment(1);
         }
-        Err(if parked { Left::Parked } else { Left::Lost })
+        Err(if parked { Release::Parked } else { Release::Lost })
     }
 
     /// What was done before, with the outputs that are still needed; or why the run cannot go on.
-    async fn earlier(&self, interrupted: bool, plan: &Plan) -> Result<Result<Earlier, String>, Left> {
+    async fn earlier(&self, interrupted: bool, plan: &Plan) -> Result<Result<PreviousExecution, String>, Release> {
         let RunBudget { steps, memory_bytes, .. } = self.executor.run_budget;
         let limit = i64::try_from(steps.saturating_add(1)).unwrap_or(i64::MAX);
         let rows = self
@@ -252,7 +252,7 @@ impl Driver {
                 async move { db::executions::resume(&pool, &run_id, lease_token, interrupted, limit).await }
             })
             .await?;
-        let earlier = Earlier::new(rows, interrupted);
+        let earlier = PreviousExecution::new(rows, interrupted);
         if earlier.rows() > steps {
             return Ok(Err(too_many_steps(steps)));
         }
@@ -274,7 +274,7 @@ impl Driver {
     }
 
     /// The answer of the database, however long it is away.
-    async fn database<T, F>(&self, statement: impl Fn() -> F) -> Result<T, Left>
+    async fn database<T, F>(&self, statement: impl Fn() -> F) -> Result<T, Release>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, db::Error>> + Send + 'static,
@@ -282,8 +282,8 @@ impl Driver {
         let pause = |failures| async move {
             tokio::select! {
                 biased;
-                () = self.stop.cancelled() => Err(Left::Lost),
-                () = self.executor.give_up.cancelled() => Err(Left::HandedBack),
+                () = self.stop.cancelled() => Err(Release::Lost),
+                () = self.executor.give_up.cancelled() => Err(Release::HandedBack),
                 () = database::pause(failures) => Ok(()),
             }
         };
@@ -291,18 +291,18 @@ impl Driver {
     }
 
     /// Waits until nothing more is about to begin.
-    async fn begun(&self) -> Result<(), Left> {
+    async fn begun(&self) -> Result<(), Release> {
         self.begins.close();
         tokio::select! {
             biased;
             () = self.begins.wait() => Ok(()),
-            () = self.stop.cancelled() => Err(Left::Lost),
-            () = self.executor.give_up.cancelled() => Err(Left::HandedBack),
+            () = self.stop.cancelled() => Err(Release::Lost),
+            () = self.executor.give_up.cancelled() => Err(Release::HandedBack),
         }
     }
 
     /// Ends a run of which nothing else is to be written.
-    async fn end(&self, result: Result<(), RunFailure>) -> Result<RunStatus, Left> {
+    async fn end(&self, result: Result<(), RunFailure>) -> Result<RunStatus, Release> {
         self.begun().await?;
         let finished = finished(result);
         let (status, error) = (finished.status, finished.error_message.clone());
@@ -315,17 +315,17 @@ impl Driver {
         }
     }
 
-    async fn stuck(&self, stuck: Stuck) -> Result<RunStatus, Left> {
+    async fn stuck(&self, stuck: WriteError) -> Result<RunStatus, Release> {
         match stuck {
-            Stuck::Lost => Err(Left::Lost),
-            Stuck::Broken => Err(Left::Broken),
-            Stuck::Slow => Err(Left::Slow),
-            Stuck::Refused(changes) => self.fail_refused(changes).await,
+            WriteError::Lost => Err(Release::Lost),
+            WriteError::Broken => Err(Release::Broken),
+            WriteError::Slow => Err(Release::Slow),
+            WriteError::Refused(changes) => self.fail_refused(changes).await,
         }
     }
 
     /// Ends the run because of changes that the database refuses, with all that is good in them.
-    async fn fail_refused(&self, refused: Vec<Change>) -> Result<RunStatus, Left> {
+    async fn fail_refused(&self, refused: Vec<Change>) -> Result<RunStatus, Release> {
         self.begun().await?;
         let mut cause = None;
         for change in refused {
@@ -341,22 +341,22 @@ impl Driver {
             {
                 let text = "the database refuses an agent's answer or a step's error message".to_owned();
                 let end = StepEnd::Failed(cause.insert(text).clone());
-                self.submit(Change { ended: Some(EndedStep { end, ..ended }), ..self.change() }).await?;
+                self.submit(Change { ended: Some(EndedAttempt { end, ..ended }), ..self.change() }).await?;
             }
             self.keep_begin(begun, &mut cause).await?;
         }
         let cause = cause.unwrap_or_else(|| "the database refuses a value of a step or of the run's end".to_owned());
         tracing::warn!("run {}: {cause}", self.run_id);
         let change = Change { finished: Some(finished(Err(cause.into()))), ..self.change() };
-        if self.submit(change).await?.is_some() { Err(Left::Broken) } else { Ok(RunStatus::Failed) }
+        if self.submit(change).await?.is_some() { Err(Release::Broken) } else { Ok(RunStatus::Failed) }
     }
 
     /// Writes a begin alone. The run's end closes it.
     async fn keep_begin(
         &self,
-        begun: Option<db::executions::BegunStep>,
+        begun: Option<db::executions::StepBegin>,
         cause: &mut Option<String>,
-    ) -> Result<(), Left> {
+    ) -> Result<(), Release> {
         let Some(begun) = begun else { return Ok(()) };
         if let Some(refused) = self.submit(Change { begun: Some(begun), ..self.change() }).await?
             && let Some(begun) = refused.begun
@@ -373,12 +373,12 @@ impl Driver {
     }
 
     /// Hands one change to the journal. Returns it if the database refuses it.
-    async fn submit(&self, change: Change) -> Result<Option<Change>, Left> {
+    async fn submit(&self, change: Change) -> Result<Option<Change>, Release> {
         match self.executor.journal.write(vec![change], &self.stop).await {
             Written::Done(_) => Ok(None),
-            Written::Lost => Err(Left::Lost),
-            Written::Failed => Err(Left::Broken),
-            Written::Slow => Err(Left::Slow),
+            Written::Lost => Err(Release::Lost),
+            Written::Failed => Err(Release::Broken),
+            Written::Slow => Err(Release::Slow),
             Written::Refused(changes) => Ok(changes.into_iter().next()),
         }
     }

@@ -19,11 +19,11 @@ use uuid::Uuid;
 use super::{
     Executor,
     active::Slots,
-    assignment::{Assignment, Before, input_or_empty, stored},
+    assignment::{Assignment, Progress, input_or_empty, stored},
     cancellations::Cancellations,
     dead_letters::DeadLetters,
     queue::Queue,
-    request::{Fault, Waiting, columns, fault},
+    request::{InvalidRecord, PendingRequest, columns, fault},
     retry,
 };
 use crate::{
@@ -61,7 +61,7 @@ pub(super) struct Intake {
     consumer: Arc<Consumer>,
     queue: Queue,
     /// Those whose turn it is.
-    waiting: VecDeque<Waiting>,
+    waiting: VecDeque<PendingRequest>,
     /// The wait for the next place, kept until it comes: whoever takes up parked runs waits for places too.
     next_slots: Option<BoxFuture<'static, Slots>>,
     /// The places that came.
@@ -119,10 +119,10 @@ impl Intake {
             }
             if self.retry_at.is_none() {
                 // No statement runs inside the select above.
-                let outcome = self.work_off().await;
+                let outcome = self.process().await;
                 match outcome {
                     Ok(()) => self.failures = 0,
-                    Err(error) => self.put_off(&error),
+                    Err(error) => self.postpone(&error),
                 }
             }
             self.pause_or_resume();
@@ -134,13 +134,13 @@ impl Intake {
     }
 
     /// Does what can be done with what was read.
-    async fn work_off(&mut self) -> Result<(), db::Error> {
-        self.cancellations.work_off(&self.executor, &self.consumer).await?;
+    async fn process(&mut self) -> Result<(), db::Error> {
+        self.cancellations.process(&self.executor, &self.consumer).await?;
         self.claim().await?;
-        self.dead_letters.work_off(&self.executor, &self.consumer).await
+        self.dead_letters.process(&self.executor, &self.consumer).await
     }
 
-    fn put_off(&mut self, error: &db::Error) {
+    fn postpone(&mut self, error: &db::Error) {
         if self.failures == 0 {
             tracing::warn!(error = error as &dyn std::error::Error, "requests wait for the database: {error}");
         }
@@ -187,11 +187,11 @@ impl Intake {
         let Record { position, sent_at, bytes, message, raw } = record;
         let found = match &message {
             Ok(Message::Execution(request)) if self.refused.remove(&position) => {
-                Some((Fault { code: "refused_by_database", text: REFUSED.to_owned() }, Some(request)))
+                Some((InvalidRecord { code: "refused_by_database", text: REFUSED.to_owned() }, Some(request)))
             }
             Ok(Message::Execution(request)) => fault(request, bytes).map(|fault| (fault, Some(request))),
             Ok(Message::Cancellation(_)) => None,
-            Err(error) => Some((Fault { code: error.code(), text: error.to_string() }, None)),
+            Err(error) => Some((InvalidRecord { code: error.code(), text: error.to_string() }, None)),
         };
         if let Some((fault, request)) = found {
             // One that names no run is nobody's, whatever its key says.
@@ -202,7 +202,7 @@ impl Intake {
         match message {
             Ok(Message::Execution(request)) => {
                 let traceparent = traceparent(&raw);
-                self.queue.push(Waiting::new(position, sent_at, bytes, traceparent, request));
+                self.queue.push(PendingRequest::new(position, sent_at, bytes, traceparent, request));
             }
             Ok(Message::Cancellation(request)) => self.cancellations.push(position, bytes, request),
             // Found to be a dead letter above.
@@ -297,7 +297,7 @@ impl Intake {
                 tracing::debug!(run_id, "the request is a duplicate, or run {run_id} is not to be executed");
                 continue;
             };
-            if self.cancellations.take_early(&row.run_id) {
+            if self.cancellations.take_pending(&row.run_id) {
                 cancelled.push(row.run_id);
                 continue;
             }
@@ -313,7 +313,7 @@ impl Intake {
                 traceparent: row.traceparent,
                 plan: Some(request.plan),
                 input: input_or_empty(request.input.or_else(|| stored(row.input_data))),
-                before: if row.has_steps { Before::Interrupted } else { Before::Nothing },
+                before: if row.has_steps { Progress::Interrupted } else { Progress::Nothing },
                 takeovers: 0,
                 elapsed: Duration::ZERO,
             };
@@ -334,13 +334,13 @@ impl Intake {
     /// Has the first request read again, to become a dead letter as it was sent. Those behind it in its partition
     /// come again too, and are found to be claimed.
     fn refuse(&mut self) {
-        let Some(Waiting { position, .. }) = self.waiting.pop_front() else { return };
+        let Some(PendingRequest { position, .. }) = self.waiting.pop_front() else { return };
         if self.refused.len() >= MAX_HELD {
             // Of partitions that have gone to other members meanwhile.
             self.refused.clear();
         }
         self.refused.insert(position);
-        self.consumer.read_again(position);
+        self.consumer.seek_back(position);
     }
 
     fn is_empty(&self) -> bool {

@@ -18,11 +18,11 @@ use crate::{
     batch,
     db::{
         self,
-        executions::{Change, Held, Locked},
+        executions::{Change, LeaseState, Locked},
         monitoring::Outgoing,
     },
     lifecycle::Lifecycle,
-    offload::Turns,
+    offload::OrganizationPermits,
 };
 
 /// Tasks of a lane that write, each with a connection of its own: while one waits for its commit, the next batch
@@ -98,20 +98,20 @@ struct Job {
 pub(super) struct Journal {
     small: mpsc::Sender<Job>,
     large: mpsc::Sender<Job>,
-    large_turns: Arc<Turns>,
+    large_turns: Arc<OrganizationPermits>,
 }
 
 /// A job that is not written yet, as it is counted.
-struct Waiting;
+struct Patience;
 
-impl Waiting {
+impl Patience {
     fn new() -> Self {
         metrics::gauge!("executor_journal_waiting").increment(1);
         Self
     }
 }
 
-impl Drop for Waiting {
+impl Drop for Patience {
     fn drop(&mut self) {
         metrics::gauge!("executor_journal_waiting").decrement(1);
     }
@@ -141,12 +141,12 @@ impl Journal {
             }
             queue
         };
-        Self { small: start(SMALL), large: start(LARGE), large_turns: Arc::new(Turns::new(1)) }
+        Self { small: start(SMALL), large: start(LARGE), large_turns: Arc::new(OrganizationPermits::new(1)) }
     }
 
     /// Writes changes of one run, in their order, however long the database is away, unless `stop` is cancelled.
     pub(super) async fn write(&self, changes: Vec<Change>, stop: &CancellationToken) -> Written {
-        let _waiting = Waiting::new();
+        let _waiting = Patience::new();
         let organization = changes.first().map(|change| change.of.organization.clone());
         let (queue, turn) = match organization.filter(|_| bytes_of(&changes) >= LARGE_JOB_BYTES) {
             None => (&self.small, None),
@@ -255,7 +255,7 @@ impl Writer {
         changes: &Arc<Vec<Change>>,
         locked: Locked,
         is_unwanted: impl Fn() -> bool,
-    ) -> Result<Vec<Held>, db::Error> {
+    ) -> Result<Vec<LeaseState>, db::Error> {
         let max_timeouts = match locked {
             Locked::Skip => self.lane.max_timeouts,
             Locked::Wait => self.lane.max_timeouts_alone,
@@ -307,7 +307,7 @@ impl Writer {
         changes: &Arc<Vec<Change>>,
         locked: Locked,
         outgoing: Option<&Arc<Outgoing>>,
-    ) -> Result<Vec<Held>, db::Error> {
+    ) -> Result<Vec<LeaseState>, db::Error> {
         let timeout = self.lane.statement_timeout;
         if self.connection.is_none() {
             let pool = self.pool.clone();

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::journal::{Journal, Written};
 use crate::{
-    db::executions::{AgentCall, AgentStep, BegunStep, Change, EndedStep, FinishedRun, ObservedRun, StepEnd},
+    db::executions::{AgentCall, AgentStep, Change, EndedAttempt, FinishedRun, ObservedRun, StepBegin, StepEnd},
     permits::Permit,
 };
 
@@ -29,7 +29,7 @@ const MAX_PENDING_BYTES: usize = 4 << 20;
 const MAX_JOB_BYTES: usize = 4 << 20;
 
 /// Why nothing more can be written.
-pub(super) enum Stuck {
+pub(super) enum WriteError {
     /// The run is no longer held.
     Lost,
     /// Something is wrong with this program.
@@ -57,31 +57,31 @@ struct State {
     /// Told when so many of these, from the first one on, are written.
     waiting: Vec<(usize, oneshot::Sender<()>)>,
     /// The rows that have begun and not ended, by place.
-    open: BTreeMap<String, Open>,
+    open: BTreeMap<String, OpenStep>,
     /// The ends of rows whose begin is still under way.
-    early: Vec<EndedStep>,
+    early: Vec<EndedAttempt>,
     /// The agents that were called, as the last begin of a step that calls them has seen them: the version of the row,
     /// if there is one.
     agents: BTreeMap<String, Option<i64>>,
 }
 
 /// A row that has begun and not ended.
-struct Open {
+struct OpenStep {
     id: String,
     of: Option<AgentStep>,
     /// A statement that begins it is under way elsewhere: it is not to end before that.
     is_beginning: bool,
 }
 
-impl Open {
-    fn new(begun: &BegunStep) -> Self {
-        let BegunStep { id, step_id, agent_name, task_id, .. } = begun;
+impl OpenStep {
+    fn new(begun: &StepBegin) -> Self {
+        let StepBegin { id, step_id, agent_name, task_id, .. } = begun;
         let of = || AgentStep { step_id: step_id.clone(), agent_name: agent_name.clone(), task_id: task_id.clone() };
         Self { id: id.clone(), of: (!agent_name.is_empty()).then(of), is_beginning: false }
     }
 
-    fn end(self, end: StepEnd, call: Option<AgentCall>) -> EndedStep {
-        EndedStep { id: self.id, end, call, of: self.of, memory: None }
+    fn end(self, end: StepEnd, call: Option<AgentCall>) -> EndedAttempt {
+        EndedAttempt { id: self.id, end, call, of: self.of, memory: None }
     }
 }
 
@@ -136,9 +136,9 @@ impl Ledger {
     }
 
     /// An attempt begins at this place.
-    pub(super) fn begin(&self, place: &str, begun: BegunStep) {
+    pub(super) fn begin(&self, path: &str, begun: StepBegin) {
         let mut state = self.state();
-        state.open.insert(place.to_owned(), Open::new(&begun));
+        state.open.insert(path.to_owned(), OpenStep::new(&begun));
         match state.pending.last_mut() {
             // One row of the statement has room for an end and a begin.
             Some(last) if last.begun.is_none() => last.begun = Some(begun),
@@ -147,30 +147,30 @@ impl Ledger {
     }
 
     /// An attempt is open at this place that began before.
-    pub(super) fn adopt(&self, place: &str, id: &str) {
-        self.state().open.insert(place.to_owned(), Open { id: id.to_owned(), of: None, is_beginning: false });
+    pub(super) fn adopt(&self, path: &str, id: &str) {
+        self.state().open.insert(path.to_owned(), OpenStep { id: id.to_owned(), of: None, is_beginning: false });
     }
 
     /// An attempt is about to begin at this place by a statement of its own, which has the result until it is over. If
     /// the attempt ends before that, its end is written after it.
-    pub(super) fn beginning(self: &Arc<Self>, place: &str, id: &str) -> Beginning {
-        self.state().open.insert(place.to_owned(), Open { id: id.to_owned(), of: None, is_beginning: true });
-        Beginning { ledger: Arc::clone(self), place: place.to_owned(), id: id.to_owned() }
+    pub(super) fn beginning(self: &Arc<Self>, path: &str, id: &str) -> PendingBegin {
+        self.state().open.insert(path.to_owned(), OpenStep { id: id.to_owned(), of: None, is_beginning: true });
+        PendingBegin { ledger: Arc::clone(self), path: path.to_owned(), id: id.to_owned() }
     }
 
     /// The attempt at this place ends; `call`: its agent was called so; `memory`: of its output.
-    pub(super) fn end(&self, place: &str, end: StepEnd, call: Option<AgentCall>, memory: Option<Permit>) {
+    pub(super) fn end(&self, path: &str, end: StepEnd, call: Option<AgentCall>, memory: Option<Permit>) {
         let mut state = self.state();
-        if let Some(open) = state.open.remove(place) {
+        if let Some(open) = state.open.remove(path) {
             let is_beginning = open.is_beginning;
-            let ended = EndedStep { memory: memory.map(Arc::new), ..open.end(end, call) };
+            let ended = EndedAttempt { memory: memory.map(Arc::new), ..open.end(end, call) };
             self.add_end_of(&mut state, is_beginning, ended);
         }
     }
 
     /// An attempt fails before it has begun. It gets no row; observers are told.
-    pub(super) fn fail_unbegun(&self, row: &BegunStep, cause: &str) {
-        let ended = Open::new(row).end(StepEnd::Failed(cause.to_owned()), None);
+    pub(super) fn fail_unbegun(&self, row: &StepBegin, cause: &str) {
+        let ended = OpenStep::new(row).end(StepEnd::Failed(cause.to_owned()), None);
         self.add_end(&mut self.state(), ended);
     }
 
@@ -178,18 +178,18 @@ impl Ledger {
     pub(super) fn close(&self, below: &str, end: &StepEnd) {
         let mut state = self.state();
         let from_there = state.open.range(below.to_owned()..);
-        let places: Vec<String> =
-            from_there.map(|(place, _)| place.clone()).take_while(|place| place.starts_with(below)).collect();
+        let paths: Vec<String> =
+            from_there.map(|(path, _)| path.clone()).take_while(|path| path.starts_with(below)).collect();
         // From inside to outside, as blocks end.
-        for place in places.iter().rev() {
-            if let Some(open) = state.open.remove(place) {
+        for path in paths.iter().rev() {
+            if let Some(open) = state.open.remove(path) {
                 self.add_end_of(&mut state, open.is_beginning, open.end(end.clone(), None));
             }
         }
     }
 
     /// Adds the end of what was open, which `state` has no more.
-    fn add_end_of(&self, state: &mut State, is_beginning: bool, ended: EndedStep) {
+    fn add_end_of(&self, state: &mut State, is_beginning: bool, ended: EndedAttempt) {
         if is_beginning {
             state.early.push(ended);
         } else {
@@ -197,7 +197,7 @@ impl Ledger {
         }
     }
 
-    fn add_end(&self, state: &mut State, ended: EndedStep) {
+    fn add_end(&self, state: &mut State, ended: EndedAttempt) {
         let is_its_begin = |change: &Change| change.begun.as_ref().is_some_and(|begun| begun.id == ended.id);
         match state.pending.iter().rposition(is_its_begin) {
             None => state.pending.push(Change { ended: Some(ended), ..self.change() }),
@@ -221,7 +221,7 @@ impl Ledger {
     }
 
     /// Asks that what is pending be written soon.
-    pub(super) fn nudge(&self) {
+    pub(super) fn request_flush(&self) {
         self.wanted.notify_one();
     }
 
@@ -233,7 +233,7 @@ impl Ledger {
             let count = state.pending.len();
             state.waiting.push((count, done));
         }
-        self.nudge();
+        self.request_flush();
         // Without an answer there is no one left who drives the run.
         if is_done.await.is_err() {
             std::future::pending::<()>().await;
@@ -259,7 +259,11 @@ impl Ledger {
 
     /// Writes what is asked for until something prevents it. Not to be dropped while the run is to be written to:
     /// what it has handed to the journal would race with what comes after.
-    pub(super) async fn write_out(&self, journal: &Journal, stop: &CancellationToken) -> Result<Infallible, Stuck> {
+    pub(super) async fn write_out(
+        &self,
+        journal: &Journal,
+        stop: &CancellationToken,
+    ) -> Result<Infallible, WriteError> {
         loop {
             self.wanted.notified().await;
             {
@@ -271,12 +275,12 @@ impl Ledger {
                 if !changes.is_empty() {
                     match journal.write(changes, stop).await {
                         Written::Done(agents) => self.state().agents.extend(agents),
-                        Written::Lost => return Err(Stuck::Lost),
-                        Written::Failed => return Err(Stuck::Broken),
-                        Written::Slow => return Err(Stuck::Slow),
+                        Written::Lost => return Err(WriteError::Lost),
+                        Written::Failed => return Err(WriteError::Broken),
+                        Written::Slow => return Err(WriteError::Slow),
                         Written::Refused(mut changes) => {
                             changes.append(&mut self.state().pending);
-                            return Err(Stuck::Refused(changes));
+                            return Err(WriteError::Refused(changes));
                         }
                     }
                 }
@@ -293,30 +297,30 @@ impl Ledger {
 }
 
 /// See [`Ledger::beginning`].
-pub(super) struct Beginning {
+pub(super) struct PendingBegin {
     ledger: Arc<Ledger>,
-    place: String,
+    path: String,
     id: String,
 }
 
-impl Beginning {
+impl PendingBegin {
     /// The attempt has begun. Repeats of the statement that may be under way do nothing more.
     pub(super) fn has_begun(&self) {
         let mut state = self.ledger.state();
-        if let Some(open) = state.open.get_mut(&self.place).filter(|open| open.id == self.id) {
+        if let Some(open) = state.open.get_mut(&self.path).filter(|open| open.id == self.id) {
             open.is_beginning = false;
         }
     }
 }
 
-impl Drop for Beginning {
+impl Drop for PendingBegin {
     fn drop(&mut self) {
         self.has_begun();
         let mut state = self.ledger.state();
         if let Some(index) = state.early.iter().position(|ended| ended.id == self.id) {
             let ended = state.early.swap_remove(index);
             self.ledger.add_end(&mut state, ended);
-            self.ledger.nudge();
+            self.ledger.request_flush();
         }
     }
 }
@@ -338,8 +342,8 @@ mod tests {
         Ledger::new("r".to_owned(), Uuid::new_v4(), Arc::new(of))
     }
 
-    fn begun(id: &str) -> BegunStep {
-        BegunStep {
+    fn begun(id: &str) -> StepBegin {
+        StepBegin {
             id: id.to_owned(),
             step_id: id.to_owned(),
             step_name: id.to_owned(),
@@ -409,8 +413,8 @@ mod tests {
     }
 
     /// A begin with an input of about so many MiB.
-    fn large(id: &str, mib: usize) -> BegunStep {
-        BegunStep { input: to_raw(&"x".repeat(mib << 20)), ..begun(id) }
+    fn large(id: &str, mib: usize) -> StepBegin {
+        StepBegin { input: to_raw(&"x".repeat(mib << 20)), ..begun(id) }
     }
 
     fn completed(mib: usize) -> StepEnd {
@@ -469,8 +473,8 @@ mod tests {
     #[test]
     fn a_branch_is_closed_without_its_neighbours() {
         let ledger = ledger();
-        for place in ["f", "f/a/x", "f/ab/x", "f/a/l/0/y", "g"] {
-            ledger.begin(place, begun(place));
+        for path in ["f", "f/a/x", "f/ab/x", "f/a/l/0/y", "g"] {
+            ledger.begin(path, begun(path));
         }
         ledger.state().pending.clear();
         ledger.close("f/a/", &failed());

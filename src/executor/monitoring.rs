@@ -89,12 +89,12 @@ struct Update {
 }
 
 /// What a statement is about to leave.
-pub(super) struct Prepared {
+pub(super) struct PreparedUpdates {
     pub(super) row: Arc<Row>,
     updates: Vec<Update>,
 }
 
-impl Prepared {
+impl PreparedUpdates {
     /// What is to be sent once the statement has written the changes of these runs; `None`: nothing. One that was
     /// repeated may have written more the first time, for runs that it ended then: the row says what.
     fn into_batch(self, held: &[&str], is_repeated: bool) -> Option<Batch> {
@@ -136,7 +136,7 @@ impl Monitoring {
     }
 
     /// What these changes tell observers; `None`: nothing, or there is no room for it.
-    pub(super) fn prepare(&self, changes: &[Change]) -> Option<Prepared> {
+    pub(super) fn prepare(&self, changes: &[Change]) -> Option<PreparedUpdates> {
         let (mut texts, mut updates) = (Vec::with_capacity(changes.len()), Vec::new());
         for change in changes {
             let values = values(change);
@@ -160,11 +160,11 @@ impl Monitoring {
         if owner.is_some() {
             self.known().insert(id);
         }
-        Some(Prepared { row: Arc::new(Row { id, owner, updates: texts }), updates })
+        Some(PreparedUpdates { row: Arc::new(Row { id, owner, updates: texts }), updates })
     }
 
     /// The statement was committed, for these runs; `is_repeated`: and perhaps before, for others too.
-    pub(super) fn committed(&self, prepared: Prepared, held: &[&str], is_repeated: bool) {
+    pub(super) fn committed(&self, prepared: PreparedUpdates, held: &[&str], is_repeated: bool) {
         let (id, owner) = (prepared.row.id, prepared.row.owner);
         if owner.is_none() {
             return;
@@ -176,7 +176,7 @@ impl Monitoring {
     }
 
     /// The statement failed. Should it have been committed all the same, a sweep finds the row.
-    pub(super) fn failed(&self, prepared: &Prepared) {
+    pub(super) fn failed(&self, prepared: &PreparedUpdates) {
         self.known().remove(&prepared.row.id);
     }
 
@@ -408,15 +408,15 @@ fn values(change: &Change) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn prepared() -> Prepared {
+    fn prepared() -> PreparedUpdates {
         let update =
             |run_id: &str| Update { run_id: run_id.to_owned(), traceparent: String::new(), value: "{}".to_owned() };
         let row = Arc::new(Row { id: Uuid::now_v7(), owner: None, updates: Vec::new() });
-        Prepared { row, updates: vec![update("ends"), update("goes-on")] }
+        PreparedUpdates { row, updates: vec![update("ends"), update("goes-on")] }
     }
 
     /// The runs in it, or that the row says so.
-    fn told(batch: Option<Batch>) -> Vec<String> {
+    fn pending_run_ids(batch: Option<Batch>) -> Vec<String> {
         let Some(batch) = batch else { return Vec::new() };
         let row = || vec!["as the row says".to_owned()];
         batch.updates.map_or_else(row, |updates| updates.into_iter().map(|update| update.run_id).collect())
@@ -425,12 +425,12 @@ mod tests {
     #[test]
     fn what_is_sent_is_what_was_written_also_if_the_statement_was_repeated() {
         let both = ["ends", "goes-on"];
-        assert_eq!(told(prepared().into_batch(&both, false)), both);
-        assert_eq!(told(prepared().into_batch(&both[..1], false)), both[..1]);
-        assert!(told(prepared().into_batch(&[], false)).is_empty());
+        assert_eq!(pending_run_ids(prepared().into_batch(&both, false)), both);
+        assert_eq!(pending_run_ids(prepared().into_batch(&both[..1], false)), both[..1]);
+        assert!(pending_run_ids(prepared().into_batch(&[], false)).is_empty());
         // The first commit's answer was lost: of the run that it ended the repeat knows nothing any more.
         for held in [&both[1..], &[]] {
-            assert_eq!(told(prepared().into_batch(held, true)), ["as the row says"]);
+            assert_eq!(pending_run_ids(prepared().into_batch(held, true)), ["as the row says"]);
         }
     }
 }

@@ -11,7 +11,7 @@ use std::{
 
 use serde_json::value::RawValue;
 
-use super::request::Waiting;
+use super::request::PendingRequest;
 use crate::{
     access::OrganizationId,
     cache::Cache,
@@ -25,30 +25,30 @@ const KNOWN_PLANS: usize = 2048;
 
 /// The queue.
 pub(super) struct Queue {
-    organizations: Turns<OrganizationId, Classes>,
+    organizations: RoundRobin<OrganizationId, Classes>,
     plans: Cache<u64, Known>,
     count: usize,
     bytes: usize,
 }
 
 /// The requests of one organisation, by priority and workflow.
-type Classes = BTreeMap<Reverse<u8>, Turns<Arc<str>, VecDeque<Waiting>>>;
+type Classes = BTreeMap<Reverse<u8>, RoundRobin<Arc<str>, VecDeque<PendingRequest>>>;
 
 /// Those who take turns, each with what it has.
-struct Turns<K, T> {
+struct RoundRobin<K, T> {
     /// None of them is empty.
     all: HashMap<K, T>,
     /// Whose turn it is. Each is there once.
     next: VecDeque<K>,
 }
 
-impl<K, T> Default for Turns<K, T> {
+impl<K, T> Default for RoundRobin<K, T> {
     fn default() -> Self {
         Self { all: HashMap::new(), next: VecDeque::new() }
     }
 }
 
-impl<K: Clone + Eq + Hash, T: Default> Turns<K, T> {
+impl<K: Clone + Eq + Hash, T: Default> RoundRobin<K, T> {
     /// What that one has, to be added to.
     fn of(&mut self, name: &K) -> &mut T {
         if !self.all.contains_key(name) {
@@ -86,7 +86,7 @@ struct Known {
 
 impl Default for Queue {
     fn default() -> Self {
-        Self { organizations: Turns::default(), plans: Cache::new(KNOWN_PLANS), count: 0, bytes: 0 }
+        Self { organizations: RoundRobin::default(), plans: Cache::new(KNOWN_PLANS), count: 0, bytes: 0 }
     }
 }
 
@@ -102,7 +102,7 @@ impl Queue {
     }
 
     /// Adds a request behind the others of its workflow and priority.
-    pub(super) fn push(&mut self, mut request: Waiting) {
+    pub(super) fn push(&mut self, mut request: PendingRequest) {
         let line = self.share_plan(&mut request);
         self.count += 1;
         self.bytes += request.bytes;
@@ -111,7 +111,7 @@ impl Queue {
     }
 
     /// Takes the next one out, of the organisations that may have a place.
-    pub(super) fn pop(&mut self, may_have: impl FnMut(&OrganizationId) -> bool) -> Option<Waiting> {
+    pub(super) fn pop(&mut self, may_have: impl FnMut(&OrganizationId) -> bool) -> Option<PendingRequest> {
         let of_organization = |classes: &mut Classes| {
             let mut first = classes.first_entry()?;
             let request = first.get_mut().take(|_| true, VecDeque::pop_front, VecDeque::is_empty);
@@ -127,7 +127,7 @@ impl Queue {
     }
 
     /// Makes requests with the same plan have it once, and counts what the request takes. Returns its line.
-    fn share_plan(&mut self, request: &mut Waiting) -> Arc<str> {
+    fn share_plan(&mut self, request: &mut PendingRequest) -> Arc<str> {
         let input = request.input.as_ref().map_or(0, |input| input.get().len());
         request.bytes = OVERHEAD_BYTES + input;
         let mut hasher = DefaultHasher::new();
@@ -153,9 +153,9 @@ mod tests {
     use super::*;
     use crate::kafka::consumer::Position;
 
-    fn request(workflow: &str, number: usize, priority: u8) -> Waiting {
+    fn request(workflow: &str, number: usize, priority: u8) -> PendingRequest {
         let plan = format!(r#"{{"name":"{workflow}"}}"#);
-        Waiting {
+        PendingRequest {
             position: Position::default(),
             sent_at: None,
             bytes: 0,
@@ -199,7 +199,7 @@ mod tests {
         }
         for number in 0..3 {
             let organization = OrganizationId::parse("acme").expect("an id");
-            queue.push(Waiting { organization, ..request("d", number, 5) });
+            queue.push(PendingRequest { organization, ..request("d", number, 5) });
         }
         assert_eq!(all(&mut queue), ["a0", "d0", "b0", "d1", "c0", "d2", "a1", "b1", "c1"]);
     }
@@ -212,7 +212,7 @@ mod tests {
             queue.push(request("urgent", number, 9));
         }
         for (number, priority) in [(0, 0), (1, 5)] {
-            queue.push(Waiting { organization: acme.clone(), ..request("plain", number, priority) });
+            queue.push(PendingRequest { organization: acme.clone(), ..request("plain", number, priority) });
         }
         let of_acme = queue.pop(|organization| *organization == acme).expect("one");
         assert_eq!(of_acme.run_id, "plain1");

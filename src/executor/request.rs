@@ -21,7 +21,7 @@ const MAX_BYTES: usize = 16 << 20;
 const MAX_ID_CHARS: usize = 255;
 
 /// A request that waits to be claimed. The token is made once, so that a claim whose answer was lost can be repeated.
-pub(super) struct Waiting {
+pub(super) struct PendingRequest {
     pub(super) position: Position,
     pub(super) sent_at: Option<DateTime<Utc>>,
     /// What it takes of the memory.
@@ -39,7 +39,7 @@ pub(super) struct Waiting {
     pub(super) organization: OrganizationId,
 }
 
-impl Waiting {
+impl PendingRequest {
     pub(super) fn new(
         position: Position,
         sent_at: Option<DateTime<Utc>>,
@@ -72,17 +72,17 @@ impl Waiting {
 }
 
 /// What makes a record useless, in a word and for people.
-pub(super) struct Fault {
+pub(super) struct InvalidRecord {
     pub(super) code: &'static str,
     pub(super) text: String,
 }
 
 /// Why a request can neither be stored nor executed, if so.
-pub(super) fn fault(request: &ExecutionRequest, bytes: usize) -> Option<Fault> {
-    let invalid = |text| Some(Fault { code: "invalid_content", text });
+pub(super) fn fault(request: &ExecutionRequest, bytes: usize) -> Option<InvalidRecord> {
+    let invalid = |text| Some(InvalidRecord { code: "invalid_content", text });
     if bytes > MAX_BYTES {
         let text = format!("the record is larger than {MAX_BYTES} bytes");
-        return Some(Fault { code: "too_large", text });
+        return Some(InvalidRecord { code: "too_large", text });
     }
     if request.run_id.contains('\0') {
         return invalid("run_id has a NUL character".to_owned());
@@ -97,10 +97,10 @@ pub(super) fn fault(request: &ExecutionRequest, bytes: usize) -> Option<Fault> {
         return invalid(format!("input_data: {fault}"));
     }
     let error = Plan::parse(&request.workflow_plan).err()?;
-    Some(Fault { code: "invalid_plan", text: format!("the workflow plan cannot be executed: {error}") })
+    Some(InvalidRecord { code: "invalid_plan", text: format!("the workflow plan cannot be executed: {error}") })
 }
 
-pub(super) fn columns<'a>(requests: impl Iterator<Item = &'a Waiting>) -> ClaimBatch {
+pub(super) fn columns<'a>(requests: impl Iterator<Item = &'a PendingRequest>) -> ClaimBatch {
     let mut batch = ClaimBatch::default();
     for request in requests {
         let named = |name: &str| member(&request.plan, name).and_then(text).unwrap_or_default();

@@ -12,7 +12,7 @@ const MAX_DATABASE_PAUSE: Duration = Duration::from_secs(1);
 
 /// What an agent's failure says about trying again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Again {
+pub(super) enum RetryDecision {
     /// The same request would fail in the same way.
     Never,
     /// It may work later.
@@ -33,11 +33,11 @@ pub(super) fn max_attempts(config: &RetryConfig) -> u32 {
 pub(super) fn pause(
     config: &RetryConfig,
     attempt: u32,
-    again: Again,
+    again: RetryDecision,
     chance: f64,
     time_left: Duration,
 ) -> Option<Duration> {
-    if again == Again::Never || attempt >= max_attempts(config) {
+    if again == RetryDecision::Never || attempt >= max_attempts(config) {
         return None;
     }
     let exponent = i32::try_from(attempt.saturating_sub(1)).unwrap_or(i32::MAX);
@@ -46,7 +46,7 @@ pub(super) fn pause(
     // A product that is no number or too large becomes the longest pause.
     let secs = (Duration::from_millis(config.initial_delay_ms.min(MAX_DELAY_MS)).as_secs_f64() * growth).min(max);
     let spread = Duration::from_secs_f64(secs * chance);
-    let pause = if let Again::After(wanted) = again { spread.max(wanted) } else { spread };
+    let pause = if let RetryDecision::After(wanted) = again { spread.max(wanted) } else { spread };
     Some(pause.min(time_left))
 }
 
@@ -74,24 +74,24 @@ mod tests {
     fn pauses_grow_up_to_a_limit_and_end_with_the_last_attempt() {
         let config = RetryConfig { max_retries: 5, initial_delay_ms: 100, max_delay_ms: 350, backoff_multiplier: 2.0 };
         let pauses: Vec<_> = (1..=5)
-            .map(|attempt| pause(&config, attempt, Again::Later, 1.0, LONG).map(|pause| pause.as_millis()))
+            .map(|attempt| pause(&config, attempt, RetryDecision::Later, 1.0, LONG).map(|pause| pause.as_millis()))
             .collect();
         assert_eq!(pauses, [Some(100), Some(200), Some(350), Some(350), None]);
         for (chance, expected) in [(0.0, 0), (0.25, 50), (1.0, 200)] {
-            let pause = pause(&config, 2, Again::Later, chance, LONG).expect("not the last").as_millis();
+            let pause = pause(&config, 2, RetryDecision::Later, chance, LONG).expect("not the last").as_millis();
             assert_eq!(pause, expected);
         }
-        assert_eq!(pause(&config, 1, Again::Never, 0.5, LONG), None);
+        assert_eq!(pause(&config, 1, RetryDecision::Never, 0.5, LONG), None);
     }
 
     #[test]
     fn odd_settings_give_bounded_pauses_and_at_least_one_attempt() {
         let none = RetryConfig { max_retries: 0, ..RetryConfig::default() };
         assert_eq!(max_attempts(&none), 1);
-        assert_eq!(pause(&none, 1, Again::Later, 0.5, LONG), None);
+        assert_eq!(pause(&none, 1, RetryDecision::Later, 0.5, LONG), None);
         for backoff_multiplier in [f64::NAN, f64::INFINITY, -1.0, 0.0] {
             let odd = RetryConfig { max_retries: 10, backoff_multiplier, ..RetryConfig::default() };
-            let pause = pause(&odd, 9, Again::Later, 1.0, LONG).expect("not the last");
+            let pause = pause(&odd, 9, RetryDecision::Later, 1.0, LONG).expect("not the last");
             assert!(pause <= Duration::from_secs(36), "{backoff_multiplier}: {pause:?}");
         }
     }
@@ -100,10 +100,10 @@ mod tests {
     fn an_agent_may_ask_for_a_longer_pause_within_bounds() {
         let config = RetryConfig::default();
         let secs = |again| pause(&config, 1, again, 1.0, LONG).map(|pause| pause.as_secs());
-        assert_eq!(secs(Again::After(Duration::from_secs(5))), Some(5));
-        assert_eq!(secs(Again::After(Duration::from_mins(10))), Some(600));
-        assert_eq!(secs(Again::After(Duration::ZERO)), Some(1));
-        assert_eq!(secs(Again::After(Duration::MAX)), Some(3600), "the run's time ends first");
+        assert_eq!(secs(RetryDecision::After(Duration::from_secs(5))), Some(5));
+        assert_eq!(secs(RetryDecision::After(Duration::from_mins(10))), Some(600));
+        assert_eq!(secs(RetryDecision::After(Duration::ZERO)), Some(1));
+        assert_eq!(secs(RetryDecision::After(Duration::MAX)), Some(3600), "the run's time ends first");
         let now = chrono::DateTime::parse_from_rfc3339("2026-11-21T09:00:00Z").expect("a literal").to_utc();
         for (value, expected) in [
             ("7", Some(7)),

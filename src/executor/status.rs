@@ -8,7 +8,7 @@ pub struct Status(pub(super) Executor);
 
 /// How an executor is.
 #[derive(Clone, Copy, Debug)]
-pub struct Findings {
+pub struct HealthStatus {
     /// It may own runs: the database has heard of it lately.
     pub database: bool,
     /// Kafka answered when it was last asked, which is every second.
@@ -22,9 +22,9 @@ pub struct Findings {
 impl Status {
     /// How it is now.
     #[must_use]
-    pub fn findings(&self) -> Findings {
+    pub fn findings(&self) -> HealthStatus {
         let Self(executor) = self;
-        Findings {
+        HealthStatus {
             database: executor.registration.current().is_some(),
             kafka: executor.kafka.is_up(),
             draining: executor.soft_stop.is_cancelled(),

@@ -6,9 +6,10 @@
 //!
 //! If it dies here: what had completed, at whatever depth, is not repeated. A block that had not completed is entered
 //! again, and its branches go on after their last completed step. What waits for something `outside` of the run goes on
-//! waiting. The same happens to a run that is parked because nothing else of it is left to do (`rest`), only that its
+//! waiting. The same happens to a run that is parked because nothing else of it is left to do (`activity`), only that its
 //! blocks keep their rows and what has failed stays failed.
 
+mod activity;
 mod agent;
 mod budget;
 mod callback;
@@ -18,11 +19,10 @@ mod frame;
 mod gate;
 mod group;
 mod iteration;
-mod outside;
 mod parallel;
-pub(super) mod place;
-mod rest;
+pub(super) mod step_path;
 mod sub_workflow;
+mod waits;
 
 use std::{
     collections::HashMap,
@@ -43,26 +43,26 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use self::{
+    activity::Activity,
     budget::Budget,
     frame::{Block, Done, Frame},
     gate::Calls,
-    outside::Waits,
-    rest::Rest,
+    waits::Waits,
 };
 pub(super) use self::{
     budget::{too_many_steps, too_much_held},
-    outside::Wakes,
+    waits::Wakes,
 };
 use super::{
     Executor,
-    active::Signals,
-    earlier::{Earlier, Reuse},
+    active::RunSignals,
+    earlier::{PreviousExecution, ReusePolicy},
     ledger::Ledger,
     memory::Share,
 };
 use crate::{
     access::OrganizationId,
-    db::executions::{AgentCall, BegunStep, NestedStep, ObservedRun, RunFailure, StepEnd},
+    db::executions::{AgentCall, NestedStep, ObservedRun, RunFailure, StepBegin, StepEnd},
     input::{object_of, shorten},
     mapping::Scope,
     workflow::{Plan, Step, StepKind},
@@ -99,7 +99,7 @@ pub(super) struct Run {
     pub(super) correlation_id: String,
     pub(super) plan: Plan,
     pub(super) ledger: Arc<Ledger>,
-    pub(super) earlier: Earlier,
+    pub(super) earlier: PreviousExecution,
     pub(super) budget: Budget,
     /// Of the organisation.
     memory: Share,
@@ -109,7 +109,7 @@ pub(super) struct Run {
     last_uses: OnceLock<HashMap<String, usize>>,
     /// Something is wrong with this program.
     pub(super) broken: Notify,
-    signals: Signals,
+    signals: RunSignals,
     /// When its time is over.
     deadline: Instant,
     slots: Semaphore,
@@ -119,7 +119,7 @@ pub(super) struct Run {
     calls: Calls,
     /// Steps under way that are to end before a pause.
     leaves: Calls,
-    rest: Rest,
+    rest: Activity,
     waits: Waits,
     /// Statements under way that begin to wait; they go on when their step is given up.
     begins: TaskTracker,
@@ -131,8 +131,8 @@ impl Run {
         executor: Executor,
         (run_id, lease_token, of): (String, Uuid, Arc<ObservedRun>),
         (organization, correlation_id): (OrganizationId, String),
-        (signals, deadline): (Signals, Instant),
-        (plan, earlier): (Plan, Earlier),
+        (signals, deadline): (RunSignals, Instant),
+        (plan, earlier): (Plan, PreviousExecution),
         begins: TaskTracker,
     ) -> Self {
         let ledger = Arc::new(Ledger::new(run_id.clone(), lease_token, of));
@@ -158,7 +158,7 @@ impl Run {
             statements: Semaphore::new(MAX_CONCURRENT_STATEMENTS),
             calls: Calls::default(),
             leaves: Calls::default(),
-            rest: Rest::new(),
+            rest: Activity::new(),
             waits: Waits::default(),
             begins,
             has_callbacks,
@@ -167,10 +167,10 @@ impl Run {
 
     /// Closes what an earlier execution has given up and did not live to close.
     pub(super) fn close_orphans(&self) {
-        for (place, open) in self.earlier.take_orphans() {
-            self.ledger.adopt(&place, &open.id);
+        for (path, open) in self.earlier.take_orphans() {
+            self.ledger.adopt(&path, &open.id);
             self.ledger.end(
-                &place,
+                &path,
                 StepEnd::Skipped("given up: the block around it has completed".to_owned()),
                 None,
                 None,
@@ -192,7 +192,7 @@ impl Run {
             branch: None,
             prefix: String::new(),
             depth: 0,
-            reuse: Reuse::Everything,
+            reuse: ReusePolicy::Everything,
             held: self.budget.hold(),
             forget_at: KEPT_BYTES,
         };
@@ -202,19 +202,19 @@ impl Run {
         for position in 0..=self.plan.steps.len() {
             let Some(step_id) = next else { return Ok(()) };
             self.position.store(position, Ordering::Relaxed);
-            if frame.reuse == Reuse::Everything && self.earlier.is_redone_from(step_id) {
-                frame.reuse = Reuse::AfterRetry;
+            if frame.reuse == ReusePolicy::Everything && self.earlier.is_redone_from(step_id) {
+                frame.reuse = ReusePolicy::AfterRetry;
                 is_before = false;
             }
             // Who asks to go on from a later step asks to go on without this one.
-            if is_before && !self.earlier.has(&place::step("", step_id, 0)) {
+            if is_before && !self.earlier.has(&step_path::step("", step_id, 0)) {
                 next = self.plan.steps.get(step_id).and_then(|step| step.next_step.as_deref());
                 continue;
             }
-            let done = self.step(step_id, place::step("", step_id, 0), &frame).await;
+            let done = self.step(step_id, step_path::step("", step_id, 0), &frame).await;
             let done = done.map_err(|cause| RunFailure { step_id: Some(step_id.to_owned()), cause })?;
             if done.is_new {
-                frame.reuse = Reuse::Nothing;
+                frame.reuse = ReusePolicy::Nothing;
             }
             self.position.store(position + 1, Ordering::Relaxed);
             self.register(done, step_id, &mut frame);
@@ -230,10 +230,10 @@ impl Run {
         let mut last = RawValue::NULL.to_owned();
         for (index, step_id) in step_ids.iter().enumerate() {
             let repeats = seen.entry(step_id).and_modify(|count| *count += 1).or_default();
-            let done = self.step(step_id, place::step(&frame.prefix, step_id, *repeats), frame).await;
+            let done = self.step(step_id, step_path::step(&frame.prefix, step_id, *repeats), frame).await;
             let done = done.map_err(|cause| format!("step '{}': {cause}", shorten(step_id)))?;
             if done.is_new {
-                frame.reuse = Reuse::Nothing;
+                frame.reuse = ReusePolicy::Nothing;
             }
             if index + 1 == step_ids.len() {
                 last.clone_from(&done.output);
@@ -271,37 +271,32 @@ impl Run {
     }
 
     /// Makes a step, or takes what an earlier execution made of it. Boxed, since a block's steps are made by it too.
-    fn step<'a>(
-        &'a self,
-        step_id: &'a str,
-        place: String,
-        frame: &'a Frame<'a>,
-    ) -> BoxFuture<'a, Result<Done, String>> {
+    fn step<'a>(&'a self, step_id: &'a str, path: String, frame: &'a Frame<'a>) -> BoxFuture<'a, Result<Done, String>> {
         Box::pin(async move {
             let Some(step) = self.plan.steps.get(step_id) else { return Err("it does not exist".to_owned()) };
-            if let Some(output) = self.earlier.take(&place, frame.reuse) {
+            if let Some(output) = self.earlier.take(&path, frame.reuse) {
                 let mut inside = HashMap::new();
-                self.recall(step, &place, frame.reuse, &mut inside);
+                self.recall(step, &path, frame.reuse, &mut inside);
                 return Ok(Done { output, inside, is_new: false });
             }
-            if let Some(cause) = self.earlier.take_failure(&place) {
+            if let Some(cause) = self.earlier.take_failure(&path) {
                 return Err(cause);
             }
-            self.within_time(step, &place, frame).await
+            self.within_time(step, &path, frame).await
         })
     }
 
     /// Makes a step within the time that it may take, which goes on while the run is parked.
-    async fn within_time(&self, step: &Step, place: &str, frame: &Frame<'_>) -> Result<Done, String> {
+    async fn within_time(&self, step: &Step, path: &str, frame: &Frame<'_>) -> Result<Done, String> {
         // A callback gives itself up, so that an answer that comes at the same moment counts or is told that it does not.
         let limit = step.timeout_seconds.filter(|_| step.kind != StepKind::Callback);
-        let Some(secs) = limit else { return self.make(step, place, frame).await };
-        let age = self.earlier.open_age(place);
+        let Some(secs) = limit else { return self.make(step, path, frame).await };
+        let age = self.earlier.open_age(path);
         let limit = Duration::from_secs(u64::try_from(secs).unwrap_or_default());
-        let Some(result) = self.limited(limit.saturating_sub(age), self.make(step, place, frame)).await else {
+        let Some(result) = self.limited(limit.saturating_sub(age), self.make(step, path, frame)).await else {
             let cause = format!("it took longer than {secs} s");
-            self.ledger.close(&format!("{place}/"), &StepEnd::Failed(format!("timed out: {} {cause}", step.id)));
-            self.ledger.end(place, StepEnd::Failed(cause.clone()), None, None);
+            self.ledger.close(&format!("{path}/"), &StepEnd::Failed(format!("timed out: {} {cause}", step.id)));
+            self.ledger.end(path, StepEnd::Failed(cause.clone()), None, None);
             return Err(cause);
         };
         result
@@ -309,7 +304,7 @@ impl Run {
 
     /// What the work comes to, unless it takes longer.
     async fn limited<T>(&self, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
-        let _due = self.rest.due(rest::later(limit));
+        let _due = self.rest.due(activity::later(limit));
         if let Ok(result) = tokio::time::timeout(limit, work).await {
             return Some(result);
         }
@@ -318,37 +313,37 @@ impl Run {
         None
     }
 
-    async fn make(&self, step: &Step, place: &str, frame: &Frame<'_>) -> Result<Done, String> {
+    async fn make(&self, step: &Step, path: &str, frame: &Frame<'_>) -> Result<Done, String> {
         // Boxed, so that a block is not as large as what it may consist of, on the stack too, at each depth.
         match step.kind {
-            StepKind::Agent => Box::pin(self.agent(step, place, frame)).await.map(Done::new),
-            StepKind::Wait => Box::pin(self.wait(step, place, frame)).await.map(Done::new),
-            StepKind::Callback => Box::pin(self.callback(step, place, frame)).await.map(Done::new),
-            StepKind::SubWorkflow => Box::pin(self.sub_workflow(step, place, frame)).await.map(Done::new),
+            StepKind::Agent => Box::pin(self.agent(step, path, frame)).await.map(Done::new),
+            StepKind::Wait => Box::pin(self.wait(step, path, frame)).await.map(Done::new),
+            StepKind::Callback => Box::pin(self.callback(step, path, frame)).await.map(Done::new),
+            StepKind::SubWorkflow => Box::pin(self.sub_workflow(step, path, frame)).await.map(Done::new),
             StepKind::Parallel | StepKind::Conditional | StepKind::Loop | StepKind::ForkJoin => {
-                self.block(step, place, frame).await
+                self.block(step, path, frame).await
             }
         }
     }
 
     /// Makes a step that consists of others, with a row of its own around theirs.
-    async fn block(&self, step: &Step, place: &str, frame: &Frame<'_>) -> Result<Done, String> {
+    async fn block(&self, step: &Step, path: &str, frame: &Frame<'_>) -> Result<Done, String> {
         if frame.depth >= MAX_DEPTH {
             return Err(format!("steps may be nested {MAX_DEPTH} deep, not deeper"));
         }
-        let age = self.earlier.open_age(place);
-        if self.open_attempt(place).is_none() {
+        let age = self.earlier.open_age(path);
+        if self.open_attempt(path).is_none() {
             self.gate().await;
             self.budget.step(0).await;
-            self.ledger.begin(place, self.row(step, String::new(), object_of([]), place, frame));
+            self.ledger.begin(path, self.row(step, String::new(), object_of([]), path, frame));
             self.ledger.keep_small().await;
         }
         let branches = branches(step);
         self.budget.branches(branches.len()).await;
-        let lines = branches.iter().map(|(name, step_ids)| (place::branch(place, name), *step_ids));
+        let lines = branches.iter().map(|(name, step_ids)| (step_path::branch(path, name), *step_ids));
         let callbacks = self.callbacks(lines);
         let (depth, reuse) = (frame.depth + 1, frame.reuse);
-        let block = Block { step, place, scope: &frame.scope, depth, reuse, age, callbacks, budget: &self.budget };
+        let block = Block { step, path, scope: &frame.scope, depth, reuse, age, callbacks, budget: &self.budget };
         let result = match step.kind {
             StepKind::Parallel => self.parallel(&block).await,
             StepKind::Conditional => self.conditional(&block).await,
@@ -363,7 +358,7 @@ impl Run {
             if is_small { Ok(done) } else { Err(too_large()) }
         });
         let output = result.as_ref().map(|done| &*done.output).map_err(Clone::clone);
-        self.end(place, output, None);
+        self.end(path, output, None);
         self.ledger.keep_small().await;
         result
     }
@@ -374,7 +369,7 @@ impl Run {
     }
 
     /// Ends the attempt at this place; `call`: its agent was called so.
-    fn end(&self, place: &str, result: Result<&RawValue, String>, call: Option<AgentCall>) {
+    fn end(&self, path: &str, result: Result<&RawValue, String>, call: Option<AgentCall>) {
         let (end, memory) = match result {
             Ok(output) => {
                 self.budget.output(output.get().len());
@@ -382,18 +377,18 @@ impl Run {
             }
             Err(cause) => (StepEnd::Failed(cause), None),
         };
-        self.ledger.end(place, end, call, memory);
+        self.ledger.end(path, end, call, memory);
     }
 
     /// The row of an attempt that begins.
-    fn row(&self, step: &Step, agent_name: String, input: Box<RawValue>, place: &str, frame: &Frame<'_>) -> BegunStep {
+    fn row(&self, step: &Step, agent_name: String, input: Box<RawValue>, path: &str, frame: &Frame<'_>) -> StepBegin {
         let nested = frame.branch.as_ref().map(|branch| NestedStep {
             parent_step_id: branch.parent_step_id.to_owned(),
             branch_name: branch.name.clone(),
             join_policy: branch.join_policy,
-            place: place.to_owned(),
+            path: path.to_owned(),
         });
-        BegunStep {
+        StepBegin {
             id: row_id(&self.run_id, &step.id),
             step_id: step.id.clone(),
             step_name: if agent_name.is_empty() { step.id.clone() } else { agent_name.clone() },
@@ -405,16 +400,16 @@ impl Run {
     }
 
     /// Collects what the steps inside of a completed block have left for the steps after it.
-    fn recall(&self, step: &Step, place: &str, reuse: Reuse, found: &mut HashMap<String, Box<RawValue>>) {
+    fn recall(&self, step: &Step, path: &str, reuse: ReusePolicy, found: &mut HashMap<String, Box<RawValue>>) {
         for (name, step_ids) in branches(step) {
-            let prefix = place::branch(place, &name);
+            let prefix = step_path::branch(path, &name);
             let mut seen: HashMap<&str, usize> = HashMap::new();
             for step_id in step_ids {
                 let repeats = seen.entry(step_id).and_modify(|count| *count += 1).or_default();
-                let place = place::step(&prefix, step_id, *repeats);
-                let Some(output) = self.earlier.take(&place, reuse) else { continue };
+                let path = step_path::step(&prefix, step_id, *repeats);
+                let Some(output) = self.earlier.take(&path, reuse) else { continue };
                 if let Some(step) = self.plan.steps.get(step_id) {
-                    self.recall(step, &place, reuse, found);
+                    self.recall(step, &path, reuse, found);
                 }
                 found.insert(step_id.clone(), output);
             }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{
     Executor,
     active::Slots,
-    assignment::{Assignment, Before, input_or_empty, stored},
+    assignment::{Assignment, Progress, input_or_empty, stored},
 };
 use crate::access::OrganizationId;
 use crate::db::{
@@ -52,12 +52,12 @@ impl Executor {
             db::organizations::are_several(&pool).await
         });
         self.active.set_shared(cleaned.await?);
-        while self.take_over_some(at_a_time).await? == at_a_time && !self.soft_stop.is_cancelled() {}
+        while self.take_over_batch(at_a_time).await? == at_a_time && !self.soft_stop.is_cancelled() {}
         Ok(())
     }
 
     /// Takes as many as there are free places, so many at most. Returns how many.
-    async fn take_over_some(&self, at_most: usize) -> Result<usize, db::Error> {
+    async fn take_over_batch(&self, at_most: usize) -> Result<usize, db::Error> {
         let Some(owner) = self.registration.current() else { return Ok(0) };
         let Some(slots) = self.active.free(at_most) else { return Ok(0) };
         let (known, _) = self.active.leases(None);
@@ -76,7 +76,7 @@ impl Executor {
     pub(super) async fn wake_all(self) {
         let mut has_failed = false;
         while !self.soft_stop.is_cancelled() {
-            match self.wake_some(if has_failed { 1 } else { MAX_WOKEN }).await {
+            match self.resume_parked_batch(if has_failed { 1 } else { MAX_WOKEN }).await {
                 Ok(true) => {
                     has_failed = false;
                     continue;
@@ -94,7 +94,7 @@ impl Executor {
 
     /// Takes so many at most. When all places are taken, every other one that gets free is for them. Returns whether
     /// there may be more.
-    async fn wake_some(&self, at_most: usize) -> Result<bool, db::Error> {
+    async fn resume_parked_batch(&self, at_most: usize) -> Result<bool, db::Error> {
         let pool = self.pool.clone();
         if !db::bounded(async move { executions::is_any_awake(&pool).await }).await? {
             return Ok(false);
@@ -127,7 +127,7 @@ impl Executor {
                 traceparent: taken.traceparent,
                 plan: stored(taken.workflow_plan).map(Into::into),
                 input: input_or_empty(stored(taken.input_data)),
-                before: if taken.is_parked { Before::Parked } else { Before::Interrupted },
+                before: if taken.is_parked { Progress::Parked } else { Progress::Interrupted },
                 takeovers: taken.takeovers,
                 elapsed: Duration::try_from_secs_f64(taken.elapsed_secs).unwrap_or_default(),
             };
@@ -145,7 +145,7 @@ impl Executor {
             if !run_ids.is_empty() {
                 let (pool, ids, tokens) = (self.pool.clone(), run_ids.clone(), lease_tokens.clone());
                 match db::bounded(async move { executions::notice(&pool, &ids, &tokens).await }).await {
-                    Ok(noticed) => self.active.tell(&noticed, &run_ids, &lease_tokens),
+                    Ok(noticed) => self.active.notify(&noticed, &run_ids, &lease_tokens),
                     Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "no check: {error}"),
                 }
             }

@@ -205,13 +205,13 @@ impl<'a> Visitor<'a> for Members {
 
     fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut members: Self::Value = Vec::new();
-        let mut places = HashMap::new();
+        let mut indexes = HashMap::new();
         while let Some((name, value)) = map.next_entry::<String, &RawValue>()? {
-            if let Some(&place) = places.get(&name) {
-                let (_, earlier): &mut (String, &RawValue) = &mut members[place];
+            if let Some(&index) = indexes.get(&name) {
+                let (_, earlier): &mut (String, &RawValue) = &mut members[index];
                 *earlier = value;
             } else {
-                places.insert(name.clone(), members.len());
+                indexes.insert(name.clone(), members.len());
                 members.push((name, value));
             }
         }

@@ -23,13 +23,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     message::{Message, MessageError},
-    renewable::{self, Client, Connection, LastError, Purpose, Renewable},
+    replaceable::{self, Client, ClientRole, Connection, LastError, ReplaceableClient},
 };
 use crate::{config, offload, trace};
 
 /// What a member of the group does without brokers.
-const PURPOSE: Purpose =
-    Purpose { name: "requests", meaning: Some("runs under way go on, and requests are read when it is back") };
+const PURPOSE: ClientRole =
+    ClientRole { name: "requests", meaning: Some("runs under way go on, and requests are read when it is back") };
 /// Bytes of a record from which on reading it takes long.
 const LARGE_RECORD_BYTES: usize = 64 << 10;
 /// Who does not ask for records for so long is no member any more. Above what the intake may wait for the database.
@@ -102,7 +102,7 @@ impl Client for StreamConsumer<Context> {
 
 /// A member of the executors' group. When its client is made anew it joins again, and what was not done comes again.
 pub struct Consumer {
-    client: Renewable<StreamConsumer<Context>>,
+    client: ReplaceableClient<StreamConsumer<Context>>,
     execution_topic: String,
     cancellation_topic: String,
     progress: Mutex<HashMap<(Topic, i32), Progress>>,
@@ -112,7 +112,7 @@ impl Consumer {
     /// Joins the group. Brokers need not be there yet; wrong settings are an error.
     pub fn new(kafka: &config::Kafka) -> KafkaResult<Self> {
         Ok(Self {
-            client: Renewable::new(PURPOSE, kafka, join)?,
+            client: ReplaceableClient::new(PURPOSE, kafka, join)?,
             execution_topic: kafka.execution_topic.clone(),
             cancellation_topic: kafka.cancellation_topic.clone(),
             progress: Mutex::default(),
@@ -174,7 +174,7 @@ impl Consumer {
 
     /// Reads on from this record, which then comes again with those behind it. Does nothing if the partition is
     /// another member's now, to whom the record comes.
-    pub fn read_again(&self, position: Position) {
+    pub fn seek_back(&self, position: Position) {
         let topic = self.name(position.topic);
         // Without a time-out it only asks for it, and waits for no answer.
         let offset = Offset::Offset(position.offset);
@@ -208,14 +208,14 @@ impl Consumer {
 
     /// Commits what is stored and leaves the group. Blocks the thread until nobody else has the consumer.
     pub fn close(self: Arc<Self>) {
-        let client = renewable::sole(self).client;
+        let client = replaceable::wait_for_last_reference(self).client;
         let is_connected = client.connection().is_up();
         let client = client.into_current();
         if !is_connected {
             // Nobody hears it, and it would wait for an answer.
-            return renewable::retire(client);
+            return replaceable::close_in_background(client);
         }
-        let client = renewable::sole(client);
+        let client = replaceable::wait_for_last_reference(client);
         if let Err(error) = client.commit_consumer_state(CommitMode::Sync) {
             tracing::debug!("offsets are not committed at the end: {error}");
         }
@@ -280,8 +280,8 @@ impl Progress {
 
     /// The offset to store, if this was the oldest open one.
     fn end(&mut self, offset: i64) -> Option<i64> {
-        let place = self.open.binary_search_by_key(&offset, |(offset, _)| *offset).ok()?;
-        self.open[place].1 = true;
+        let index = self.open.binary_search_by_key(&offset, |(offset, _)| *offset).ok()?;
+        self.open[index].1 = true;
         let mut finished = None;
         while let Some((offset, true)) = self.open.front() {
             finished = Some(*offset);

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::{
     Refusal, message,
-    renewable::{self, Client, LastError},
+    replaceable::{self, Client, LastError},
 };
 use crate::config;
 
@@ -27,7 +27,7 @@ pub const MAX_RECORD_BYTES: usize = 1 << 20;
 
 /// Why the broker does not have a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unsent {
+pub enum DeliveryError {
     /// It was not sent, or nobody knows: it may be sent again.
     #[error("{0}")]
     Undelivered(RDKafkaErrorCode),
@@ -39,7 +39,7 @@ pub enum Unsent {
     NoPlan,
 }
 
-impl From<RDKafkaErrorCode> for Unsent {
+impl From<RDKafkaErrorCode> for DeliveryError {
     fn from(code: RDKafkaErrorCode) -> Self {
         Refusal::of(code).map_or(Self::Undelivered(code), Self::Refused)
     }
@@ -55,7 +55,7 @@ pub struct Report {
     /// Payload size.
     pub bytes: usize,
     /// The broker has it, or why not.
-    pub outcome: Result<(), Unsent>,
+    pub outcome: Result<(), DeliveryError>,
     /// The outcome is about this message alone. Otherwise it was sent in a batch with others, and a broker that finds the
     /// batch too large refuses all of them.
     pub is_alone: bool,
@@ -165,6 +165,6 @@ impl Client for Producer {
     }
 
     fn end(self) {
-        renewable::end_producer(&self.0);
+        replaceable::end_producer(&self.0);
     }
 }

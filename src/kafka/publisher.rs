@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Refusal,
-    renewable::{self, Client, Context, Purpose, Renewable},
+    replaceable::{self, Client, ClientRole, Context, ReplaceableClient},
 };
 use crate::config;
 
@@ -34,7 +34,7 @@ pub struct Outgoing<'a> {
 }
 
 /// See the module.
-pub struct Publisher(Renewable<FutureProducer<Context>>);
+pub struct Publisher(ReplaceableClient<FutureProducer<Context>>);
 
 impl Client for FutureProducer<Context> {
     type Context = FutureProducerContext<Context>;
@@ -44,7 +44,7 @@ impl Client for FutureProducer<Context> {
     }
 
     fn end(self) {
-        renewable::end_producer(&self);
+        replaceable::end_producer(&self);
     }
 }
 
@@ -52,9 +52,11 @@ impl Publisher {
     /// Makes the client. Brokers need not be there yet; wrong settings are an error. `give_up`: how long a record is
     /// tried; `None`: as long as it takes.
     pub fn new(name: &'static str, settings: &config::Kafka, give_up: Option<Duration>) -> KafkaResult<Self> {
-        let purpose = Purpose { name, meaning: None };
-        Renewable::new(purpose, settings, move |settings, last_error| client(settings, give_up, Context(last_error)))
-            .map(Self)
+        let purpose = ClientRole { name, meaning: None };
+        ReplaceableClient::new(purpose, settings, move |settings, last_error| {
+            client(settings, give_up, Context(last_error))
+        })
+        .map(Self)
     }
 
     /// Makes the client anew whenever that is needed, until `stop` is cancelled.

@@ -65,15 +65,15 @@ impl Found {
 #[derive(Debug)]
 pub struct Callback {
     /// Where its step stands in the run.
-    pub place: String,
+    pub path: String,
     url: OnceLock<Box<RawValue>>,
 }
 
 impl Callback {
     /// The callback of the step at that place, which has no address yet.
     #[must_use]
-    pub fn new(place: String) -> Self {
-        Self { place, url: OnceLock::new() }
+    pub fn new(path: String) -> Self {
+        Self { path, url: OnceLock::new() }
     }
 
     /// Its address, once it has one.

@@ -11,8 +11,8 @@ use crate::{
     db,
     kafka::{
         Refusal,
-        producer::{Batching, Producer, Report, Unsent},
-        renewable::{Purpose, Renewable},
+        producer::{Batching, DeliveryError, Producer, Report},
+        replaceable::{ClientRole, ReplaceableClient},
     },
 };
 
@@ -22,7 +22,7 @@ const SETTLE_PAUSE: Duration = Duration::from_millis(5);
 const SETTLE_RETRY: Duration = Duration::from_millis(500);
 
 /// The producer of messages that were refused in a batch.
-const SINGLE: Purpose = Purpose { name: "single runs", meaning: None };
+const SINGLE: ClientRole = ClientRole { name: "single runs", meaning: None };
 
 impl Relay {
     /// Settles what the producer reports until there is nothing left to come.
@@ -53,7 +53,7 @@ impl Relay {
         for report in &*batch {
             match report.outcome {
                 Ok(()) => {}
-                Err(Unsent::Refused(Refusal::TooLarge)) if !report.is_alone => {
+                Err(DeliveryError::Refused(Refusal::TooLarge)) if !report.is_alone => {
                     // Perhaps the batch was too large, not this message. The next sweep sends it alone.
                     tracing::debug!(run_id = report.run_id, "refused in a batch, will be sent alone");
                     self.make_single();
@@ -62,7 +62,7 @@ impl Relay {
                     back_events.push(report.event_id);
                     continue;
                 }
-                Err(Unsent::Undelivered(code)) => {
+                Err(DeliveryError::Undelivered(code)) => {
                     if matches!(code, Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition) {
                         self.0.topics_checked.store(false, Ordering::Relaxed);
                     }
@@ -71,7 +71,7 @@ impl Relay {
                     back_events.push(report.event_id);
                     continue;
                 }
-                Err(why @ (Unsent::Refused(_) | Unsent::NoPlan)) => {
+                Err(why @ (DeliveryError::Refused(_) | DeliveryError::NoPlan)) => {
                     tracing::error!(run_id = report.run_id, "run {} cannot be dispatched: {why}", report.run_id);
                     let text = format!("the run could not be dispatched: {why}");
                     let (pool, run_id, event) = (self.0.pool.clone(), report.run_id.clone(), Some(report.event_id));
@@ -118,7 +118,7 @@ impl Relay {
             return;
         }
         let reports = self.0.reports.clone();
-        let made = Renewable::new(SINGLE, &self.0.kafka, move |kafka, last_error| {
+        let made = ReplaceableClient::new(SINGLE, &self.0.kafka, move |kafka, last_error| {
             Producer::new(kafka, Batching::One, reports.clone(), last_error)
         });
         match made {

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
-    CancelledRun, ExecutedRun, MAX_BACKLOG, Relay, Reservation, SWEEP_BATCH, SWEEP_EVERY, upkeep::UPKEEP_EVERY,
+    CancelledRun, ExecutedRun, MAX_BACKLOG, Relay, Reservation, SWEEP_BATCH, SWEEP_EVERY, maintenance::UPKEEP_EVERY,
 };
 use crate::{
     access::OrganizationId,
@@ -18,7 +18,7 @@ use crate::{
         processes,
     },
     input,
-    kafka::producer::{MAX_QUEUED_BYTES, MAX_QUEUED_MESSAGES, Unsent},
+    kafka::producer::{DeliveryError, MAX_QUEUED_BYTES, MAX_QUEUED_MESSAGES},
 };
 
 /// Rows of the first batch, before it is known how large they are.
@@ -39,7 +39,7 @@ impl Relay {
             }
             if next_upkeep <= Instant::now() {
                 next_upkeep = Instant::now() + UPKEEP_EVERY;
-                if let Err(error) = self.upkeep().await {
+                if let Err(error) = self.maintain().await {
                     tracing::debug!(error = &error as &dyn std::error::Error, "no upkeep: {error}");
                 }
             }
@@ -58,7 +58,7 @@ impl Relay {
         }
         let pool = self.0.pool.clone();
         if let Some(id) = self.0.registration.current()
-            && let Err(error) = db::bounded(async move { processes::retire(&pool, id).await }).await
+            && let Err(error) = db::bounded(async move { processes::deregister(&pool, id).await }).await
         {
             tracing::warn!(error = &error as &dyn std::error::Error, "not retired; what is left waits a little longer");
         }
@@ -120,7 +120,7 @@ impl Relay {
             }
             (Kind::Execution, None) => {
                 // Its definition is gone: nobody can ever make this message.
-                self.give_up(reservation, row.event_id, row.run_id, Unsent::NoPlan);
+                self.give_up(reservation, row.event_id, row.run_id, DeliveryError::NoPlan);
             }
             (Kind::Cancellation, _) => {
                 let (cancelled_by, reason) = (row.cancelled_by.as_deref(), row.reason.as_deref());

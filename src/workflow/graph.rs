@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 
 use super::{
     Plan, Step, StepKind,
-    outside::{Approval, WaitConfig},
+    wait_config::{Approval, WaitConfig},
 };
 use crate::input::text;
 
@@ -68,16 +68,16 @@ impl Graph {
             let inner: Vec<_> = parts(step).into_iter().filter_map(|(id, _)| steps.get(id)).collect();
             open.extend(inner.into_iter().rev().map(|inner| (inner, depth + 1)));
         }
-        let places: HashMap<&str, usize> =
-            order.iter().enumerate().map(|(place, (step, _))| (step.id.as_str(), place)).collect();
+        let indexes: HashMap<&str, usize> =
+            order.iter().enumerate().map(|(index, (step, _))| (step.id.as_str(), index)).collect();
         let mut edges = Vec::new();
         for (from, (step, depth)) in order.iter().enumerate() {
             // What a block mentions several times is one line.
             let mut drawn = HashSet::new();
             for (id, label) in parts(step).into_iter().filter(|part| drawn.insert(part.clone())) {
-                edges.extend(places.get(id).map(|&to| Edge { from, to, label, nested: true }));
+                edges.extend(indexes.get(id).map(|&to| Edge { from, to, label, nested: true }));
             }
-            let next = step.next_step.as_deref().filter(|_| *depth == 0).and_then(|id| places.get(id));
+            let next = step.next_step.as_deref().filter(|_| *depth == 0).and_then(|id| indexes.get(id));
             edges.extend(next.map(|&to| Edge { from, to, label: String::new(), nested: false }));
         }
         let nodes = order.iter().map(|(step, depth)| Node {
@@ -99,7 +99,7 @@ impl Graph {
             text.push_str(&line);
             text.push('\n');
         };
-        for (place, node) in self.nodes.iter().enumerate() {
+        for (index, node) in self.nodes.iter().enumerate() {
             let (open, close) = match node.kind {
                 StepKind::Agent => ("[", "]"),
                 StepKind::Parallel => ("[[", "]]"),
@@ -117,7 +117,7 @@ impl Graph {
             if let Some(state) = &node.state {
                 let _ = write!(label, "<br/>{}", quoted(state));
             }
-            line(format!("n{place}{open}\"{label}\"{close}"));
+            line(format!("n{index}{open}\"{label}\"{close}"));
         }
         for edge in &self.edges {
             let arrow = if edge.nested { "-.->" } else { "-->" };
@@ -125,11 +125,11 @@ impl Graph {
             line(format!("n{} {arrow}{label} n{}", edge.from, edge.to));
         }
         for (state, colour) in COLOURS {
-            let places = self.nodes.iter().enumerate().filter(|(_, node)| node.state.as_deref() == Some(state));
-            let places: Vec<_> = places.map(|(place, _)| format!("n{place}")).collect();
-            if !places.is_empty() {
+            let indexes = self.nodes.iter().enumerate().filter(|(_, node)| node.state.as_deref() == Some(state));
+            let indexes: Vec<_> = indexes.map(|(index, _)| format!("n{index}")).collect();
+            if !indexes.is_empty() {
                 line(format!("classDef {} fill:{colour}", state.to_lowercase()));
-                line(format!("class {} {}", places.join(","), state.to_lowercase()));
+                line(format!("class {} {}", indexes.join(","), state.to_lowercase()));
             }
         }
         text

@@ -87,9 +87,9 @@ impl InputSchema {
         match options.build(&schema) {
             Ok(validator) => Ok(Self { validator, cost }),
             Err(error) => {
-                let place = error.instance_path().to_string();
-                let place = if place.is_empty() { String::new() } else { format!("{}: ", shorten(&place)) };
-                Err(format!("is not a valid JSON Schema: {place}{}", text_of(&error)))
+                let pointer = error.instance_path().to_string();
+                let pointer = if pointer.is_empty() { String::new() } else { format!("{}: ", shorten(&pointer)) };
+                Err(format!("is not a valid JSON Schema: {pointer}{}", text_of(&error)))
             }
         }
     }
@@ -243,13 +243,13 @@ mod tests {
             (r#"{"pattern":"(\\w{1000}){1000}"}"#, "at most 20000 states"),
             (r##"{"$ref":"#"}"##, "leads back to itself"),
             (r##"{"properties":{"c":{"$ref":"#"}}}"##, "leads back to itself"),
-            (r#"{"$ref":"https://example.com/schema.json"}"#, "must lead to a place in the schema"),
-            (r#"{"$ref":"file:///etc/passwd"}"#, "must lead to a place in the schema"),
-            (r##"{"$ref":"#/$defs/gone"}"##, "must lead to a place in the schema"),
+            (r#"{"$ref":"https://example.com/schema.json"}"#, "must lead to a value in the schema"),
+            (r#"{"$ref":"file:///etc/passwd"}"#, "must lead to a value in the schema"),
+            (r##"{"$ref":"#/$defs/gone"}"##, "must lead to a value in the schema"),
             (r##"{"$dynamicRef":"#x"}"##, "must not use $dynamicRef"),
             (r#"{"items":{"$id":"http://x/"}}"#, "must not have an $id"),
             (r#"{"$schema":"http://json-schema.org/draft-04/schema#"}"#, "$schema must be one of"),
-            (&doubling, "values with its references unfolded"),
+            (&doubling, "values with its references expanded"),
         ] {
             assert!(compile(schema).as_ref().is_err_and(|text| text.contains(part)), "{schema}: {:?}", compile(schema));
         }
@@ -293,7 +293,8 @@ mod tests {
         assert!(compile(&nested(25, "name")).is_ok());
         assert!(compile(&nested(1, &"x".repeat(1000))).is_ok());
         assert!(
-            compile(&nested(25, &"x".repeat(1000))).is_err_and(|text| text.contains("in the places of its values"))
+            compile(&nested(25, &"x".repeat(1000)))
+                .is_err_and(|text| text.contains("in the JSON pointers of its values"))
         );
     }
 

@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 use thiserror::Error;
 
 use super::references;
-use super::step::Origin;
+use super::step::Source;
 use super::steps::Steps;
 use super::validate;
 use crate::input::{FieldError, Node, Object, Read, text};
@@ -52,7 +52,7 @@ impl Plan {
         })?;
         validate::chain(&plan.start_step, &plan.steps).map_err(PlanError::Rule)?;
         validate::main_chain_ends(&plan.start_step, &plan.steps).map_err(PlanError::Rule)?;
-        validate::nesting_ends(&plan.steps).map_err(PlanError::Rule)?;
+        validate::no_recursive_nesting(&plan.steps).map_err(PlanError::Rule)?;
         Ok(plan)
     }
 
@@ -75,7 +75,7 @@ impl Plan {
         let name = plan.nullable("name", &mut errors, text_of).unwrap_or_default();
         let version = plan.nullable("version", &mut errors, text_of).unwrap_or_default();
         let start_step = plan.required("start_step", &mut errors, |node| node.not_blank(1..=usize::MAX));
-        let steps = plan.required("steps", &mut errors, |node| Steps::read(node, Origin::Store));
+        let steps = plan.required("steps", &mut errors, |node| Steps::read(node, Source::Store));
         match (start_step, steps) {
             (Some(start_step), Some(steps)) if errors.is_empty() => {
                 Ok(Self { workflow_id, name, version, start_step: start_step.trim().to_owned(), steps })

@@ -30,8 +30,8 @@ const MAX_WARNINGS: usize = 100;
 /// The warnings about a valid definition.
 pub(super) fn warnings(start_step: &str, steps: &Steps) -> Vec<FieldError> {
     let mut check = Check::new(start_step, steps);
-    for place in 0..steps.len() {
-        check.step(place);
+    for index in 0..steps.len() {
+        check.step(index);
         if check.work > MAX_WORK {
             let message = "The definition is too large for all of its references to be checked";
             check.warnings.push(FieldError::new("body.steps", "references_not_checked", message));
@@ -53,7 +53,7 @@ pub(super) fn unknown_steps(steps: &Steps) -> Vec<FieldError> {
     let unknown = asks.flat_map(|step| {
         references(step).into_iter().filter_map(|(member, reference)| match root_of(&reference) {
             Ok((Root::Output(target, _) | Root::Callback(target), _))
-                if steps.place(target).is_none() && !reference.contains(":-") =>
+                if steps.index(target).is_none() && !reference.contains(":-") =>
             {
                 let message = format!("Reference '{}': {}", shorten(&reference), no_step(target));
                 Some(FieldError::new(format!("body.steps.{}.{member}", step.id), UNKNOWN_STEP, message))
@@ -68,22 +68,22 @@ pub(super) fn unknown_steps(steps: &Steps) -> Vec<FieldError> {
 /// one does.
 pub(super) fn last_uses(start_step: &str, steps: &Steps) -> HashMap<String, usize> {
     let chain =
-        std::iter::successors(steps.place(start_step), |place| steps.place(steps.at(*place).next_step.as_deref()?));
+        std::iter::successors(steps.index(start_step), |index| steps.index(steps.at(*index).next_step.as_deref()?));
     let chain: Vec<usize> = chain.take(steps.len()).collect();
     let (mut uses, mut seen) = (HashMap::new(), vec![false; steps.len()]);
     // From the last one: what was met before is used later.
-    for (position, place) in chain.into_iter().enumerate().rev() {
-        let mut open = vec![place];
-        while let Some(place) = open.pop() {
-            if std::mem::replace(&mut seen[place], true) {
+    for (position, index) in chain.into_iter().enumerate().rev() {
+        let mut open = vec![index];
+        while let Some(index) = open.pop() {
+            if std::mem::replace(&mut seen[index], true) {
                 continue;
             }
-            for (_, reference) in references(steps.at(place)) {
+            for (_, reference) in references(steps.at(index)) {
                 if let Ok((Root::Output(target, _), _)) = root_of(&reference) {
                     uses.entry(target.to_owned()).or_insert(position);
                 }
             }
-            open.extend(steps.at(place).nested().filter_map(|id| steps.place(id)));
+            open.extend(steps.at(index).nested().filter_map(|id| steps.index(id)));
         }
     }
     uses
@@ -99,7 +99,7 @@ fn no_step(id: &str) -> String {
 /// Where a step is mentioned: by which container, and whether as part of a loop's body.
 #[derive(Clone, Copy)]
 struct Parent {
-    place: usize,
+    index: usize,
     by_loop: bool,
 }
 
@@ -115,36 +115,36 @@ struct Check<'a> {
 impl<'a> Check<'a> {
     fn new(start_step: &str, steps: &'a Steps) -> Self {
         let mut chain = vec![None; steps.len()];
-        let mut next = steps.place(start_step);
+        let mut next = steps.index(start_step);
         let mut position = 0;
-        while let Some(place) = next.filter(|place| chain[*place].is_none()) {
-            chain[place] = Some(position);
+        while let Some(index) = next.filter(|index| chain[*index].is_none()) {
+            chain[index] = Some(position);
             position += 1;
-            next = steps.at(place).next_step.as_deref().and_then(|id| steps.place(id));
+            next = steps.at(index).next_step.as_deref().and_then(|id| steps.index(id));
         }
         let mut parents = vec![Vec::new(); steps.len()];
-        for place in 0..steps.len() {
-            let by_loop = steps.at(place).kind == StepKind::Loop;
-            for inner in steps.at(place).nested().filter_map(|id| steps.place(id)) {
+        for index in 0..steps.len() {
+            let by_loop = steps.at(index).kind == StepKind::Loop;
+            for inner in steps.at(index).nested().filter_map(|id| steps.index(id)) {
                 // However often one mentions the other.
-                if parents[inner].last().is_none_or(|last: &Parent| last.place != place) {
-                    parents[inner].push(Parent { place, by_loop });
+                if parents[inner].last().is_none_or(|last: &Parent| last.index != index) {
+                    parents[inner].push(Parent { index, by_loop });
                 }
             }
         }
         Self { steps, chain, parents, work: 0, warnings: Vec::new() }
     }
 
-    fn step(&mut self, place: usize) {
-        let step = self.steps.at(place);
-        let around = self.containers(place, true);
-        if around.iter().all(|place| self.chain[*place].is_none()) {
+    fn step(&mut self, index: usize) {
+        let step = self.steps.at(index);
+        let around = self.containers(index, true);
+        if around.iter().all(|index| self.chain[*index].is_none()) {
             let message = "The step never runs: what mentions it is not used by the type of the mentioning step, or is \
                  the next_step of a step inside a container";
             self.warnings.push(FieldError::new(format!("body.steps.{}", step.id), "step_never_runs", message));
             return;
         }
-        let in_loop = around.iter().any(|place| self.parents[*place].iter().any(|parent| parent.by_loop));
+        let in_loop = around.iter().any(|index| self.parents[*index].iter().any(|parent| parent.by_loop));
         let condition = step.condition.as_ref().filter(|_| step.kind == StepKind::Conditional);
         if let Some(fault) = condition.and_then(|condition| expression::check(&condition.expression).err()) {
             let field = format!("body.steps.{}.condition.expression", step.id);
@@ -160,7 +160,7 @@ impl<'a> Check<'a> {
             if !known.insert((member.clone(), reference.clone())) {
                 continue;
             }
-            if let Some((kind, message)) = self.fault(&reference, place, &around, in_loop) {
+            if let Some((kind, message)) = self.fault(&reference, index, &around, in_loop) {
                 let field = format!("body.steps.{}.{member}", step.id);
                 let message = format!("Reference '{}': {message}", shorten(&reference));
                 self.warnings.push(FieldError::new(field, kind, message));
@@ -172,14 +172,14 @@ impl<'a> Check<'a> {
     fn fault(
         &mut self,
         reference: &str,
-        place: usize,
+        index: usize,
         around: &HashSet<usize>,
         in_loop: bool,
     ) -> Option<(&'static str, String)> {
         let target = match root_of(reference) {
             Ok((Root::Input(_), _)) => return None,
             Ok((Root::Output(target, _), _)) => target,
-            Ok((Root::Callback(target), _)) => return self.callback_fault(target, place, around),
+            Ok((Root::Callback(target), _)) => return self.callback_fault(target, index, around),
             Ok((Root::Loop(..), _)) => {
                 let message = "loop variables exist only inside a loop_body".to_owned();
                 return (!in_loop).then_some(("reference_outside_loop", message));
@@ -190,13 +190,13 @@ impl<'a> Check<'a> {
                 return Some(("malformed_reference", message.to_owned()));
             }
         };
-        let Some(target_place) = self.steps.place(target) else {
+        let Some(target_index) = self.steps.index(target) else {
             return Some((UNKNOWN_STEP, no_step(target)));
         };
-        if target_place == place {
+        if target_index == index {
             return Some(("reference_to_itself", "a step cannot use its own output".to_owned()));
         }
-        if self.can_precede(target_place, around) {
+        if self.can_precede(target_index, around) {
             return None;
         }
         let message = format!("step '{}' never has an output before this step runs", shorten(target));
@@ -204,16 +204,16 @@ impl<'a> Check<'a> {
     }
 
     /// Why the address of a callback can never be given to the step at `place`.
-    fn callback_fault(&self, target: &str, place: usize, around: &HashSet<usize>) -> Option<(&'static str, String)> {
-        let Some(target_place) = self.steps.place(target) else { return Some((UNKNOWN_STEP, no_step(target))) };
-        if self.steps.at(target_place).kind != StepKind::Callback {
+    fn callback_fault(&self, target: &str, index: usize, around: &HashSet<usize>) -> Option<(&'static str, String)> {
+        let Some(target_index) = self.steps.index(target) else { return Some((UNKNOWN_STEP, no_step(target))) };
+        if self.steps.at(target_index).kind != StepKind::Callback {
             return Some(("reference_never_resolves", format!("step '{}' is no callback", shorten(target))));
         }
         // The line of steps that the callback is in, or a branch beside it, leads to the step.
-        let parents = &self.parents[target_place];
-        let is_seen = self.chain[target_place].is_some()
-            || target_place == place
-            || parents.iter().any(|parent| around.contains(&parent.place));
+        let parents = &self.parents[target_index];
+        let is_seen = self.chain[target_index].is_some()
+            || target_index == index
+            || parents.iter().any(|parent| around.contains(&parent.index));
         (!is_seen).then(|| {
             let message = format!("step '{}' is neither in the same line of steps nor around it", shorten(target));
             ("reference_never_resolves", message)
@@ -222,13 +222,13 @@ impl<'a> Check<'a> {
 
     /// The step itself and all containers around it. Without loops: only those from which its output can be seen,
     /// since what a loop's body puts out is seen inside its iteration alone.
-    fn containers(&mut self, place: usize, through_loops: bool) -> HashSet<usize> {
-        let mut found = HashSet::from([place]);
-        let mut open = vec![place];
-        while let Some(place) = open.pop() {
-            self.work += 1 + self.parents[place].len();
-            let parents = self.parents[place].iter().filter(|parent| through_loops || !parent.by_loop);
-            open.extend(parents.map(|parent| parent.place).filter(|parent| found.insert(*parent)));
+    fn containers(&mut self, index: usize, through_loops: bool) -> HashSet<usize> {
+        let mut found = HashSet::from([index]);
+        let mut open = vec![index];
+        while let Some(index) = open.pop() {
+            self.work += 1 + self.parents[index].len();
+            let parents = self.parents[index].iter().filter(|parent| through_loops || !parent.by_loop);
+            open.extend(parents.map(|parent| parent.index).filter(|parent| found.insert(*parent)));
         }
         found
     }
@@ -237,15 +237,15 @@ impl<'a> Check<'a> {
     fn can_precede(&mut self, target: usize, around: &HashSet<usize>) -> bool {
         let seen_from = self.containers(target, false);
         self.work += seen_from.len() + 2 * around.len();
-        let first = seen_from.iter().filter_map(|place| self.chain[*place]).min();
-        let last = around.iter().filter_map(|place| self.chain[*place]).max();
+        let first = seen_from.iter().filter_map(|index| self.chain[*index]).min();
+        let last = around.iter().filter_map(|index| self.chain[*index]).max();
         if first.is_some_and(|first| last.is_some_and(|last| first < last)) {
             return true;
         }
         let steps = self.steps;
         around.iter().any(|container| {
             let container = steps.at(*container);
-            let ids = |ids: &'a [String]| ids.iter().map(|id| steps.place(id)).collect::<Vec<_>>();
+            let ids = |ids: &'a [String]| ids.iter().map(|id| steps.index(id)).collect::<Vec<_>>();
             // In a line of steps one comes before another; of lines side by side any may be the first.
             let lines: Vec<Vec<Option<usize>>> = match container.kind {
                 StepKind::Agent
@@ -255,7 +255,7 @@ impl<'a> Check<'a> {
                 | StepKind::SubWorkflow => return false,
                 StepKind::Parallel => {
                     let members = container.parallel_steps.as_deref().unwrap_or_default();
-                    members.iter().map(|id| vec![steps.place(id)]).collect()
+                    members.iter().map(|id| vec![steps.index(id)]).collect()
                 }
                 StepKind::Loop => container.loop_config.iter().map(|config| ids(&config.loop_body)).collect(),
                 StepKind::ForkJoin => {
@@ -264,10 +264,10 @@ impl<'a> Check<'a> {
                 }
             };
             self.work += lines.iter().map(Vec::len).sum::<usize>();
-            let within = |set: &HashSet<usize>, place: &Option<usize>| place.is_some_and(|place| set.contains(&place));
+            let within = |set: &HashSet<usize>, index: &Option<usize>| index.is_some_and(|index| set.contains(&index));
             let firsts: Vec<_> =
-                lines.iter().map(|line| line.iter().position(|place| within(&seen_from, place))).collect();
-            let lasts: Vec<_> = lines.iter().map(|line| line.iter().rposition(|place| within(around, place))).collect();
+                lines.iter().map(|line| line.iter().position(|index| within(&seen_from, index))).collect();
+            let lasts: Vec<_> = lines.iter().map(|line| line.iter().rposition(|index| within(around, index))).collect();
             let with_target = firsts.iter().filter(|first| first.is_some()).count();
             firsts.iter().zip(&lasts).any(|(first, last)| {
                 let Some(last) = last else { return false };
@@ -323,13 +323,13 @@ mod tests {
     use super::*;
     use crate::{
         input::{Node, check_json},
-        workflow::step::Origin,
+        workflow::step::Source,
     };
 
     /// Steps started at `a` give these warnings: `step.member kind`.
     fn check(json: &str, expected: &[&str]) {
         let raw = check_json(json.as_bytes()).expect(json);
-        let steps = Steps::read(&Node::new("steps", raw), Origin::Caller).expect(json);
+        let steps = Steps::read(&Node::new("steps", raw), Source::Caller).expect(json);
         let found = warnings("a", &steps);
         let found: Vec<_> =
             found.iter().map(|one| format!("{} {}", one.field.trim_start_matches("body.steps."), one.kind)).collect();
@@ -370,7 +370,7 @@ mod tests {
             agent("e", "", "workflow.input.x")
         );
         let raw = check_json(json.as_bytes()).expect("JSON");
-        let steps = Steps::read(&Node::new("steps", raw), Origin::Caller).expect("steps");
+        let steps = Steps::read(&Node::new("steps", raw), Source::Caller).expect("steps");
         let expected = [("a".to_owned(), 1), ("b".to_owned(), 2)];
         assert_eq!(last_uses("a", &steps), HashMap::from(expected));
     }
@@ -469,7 +469,7 @@ mod tests {
         let steps: Vec<_> = (0..=count).map(nest).collect();
         let raw = format!("{{{}}}", steps.join(","));
         let raw = check_json(raw.as_bytes()).expect("JSON");
-        let steps = Steps::read(&Node::new("steps", raw), Origin::Caller).expect("steps");
+        let steps = Steps::read(&Node::new("steps", raw), Source::Caller).expect("steps");
         assert_eq!(warnings("a", &steps).len(), MAX_WARNINGS);
         assert_eq!(super::super::Summary::of("a", &steps).depth, count + 1);
     }

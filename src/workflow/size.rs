@@ -10,12 +10,12 @@ use super::{
 pub(super) fn least_rows(start_step: &str, steps: &Steps) -> u64 {
     let mut rows = vec![None; steps.len()];
     let mut total: u64 = 0;
-    let mut next = steps.place(start_step);
+    let mut next = steps.index(start_step);
     // A valid definition's chain ends.
     for _ in 0..steps.len() {
-        let Some(place) = next else { break };
-        total = total.saturating_add(rows_of(place, steps, &mut rows));
-        next = steps.at(place).next_step.as_deref().and_then(|id| steps.place(id));
+        let Some(index) = next else { break };
+        total = total.saturating_add(rows_of(index, steps, &mut rows));
+        next = steps.at(index).next_step.as_deref().and_then(|id| steps.index(id));
     }
     total
 }
@@ -23,19 +23,19 @@ pub(super) fn least_rows(start_step: &str, steps: &Steps) -> u64 {
 /// Those of the step at this place. Steps may be nested deeper than the stack is; none contains itself.
 fn rows_of(root: usize, steps: &Steps, rows: &mut [Option<u64>]) -> u64 {
     let mut open = vec![root];
-    while let Some(place) = open.last().copied() {
-        if rows[place].is_some() {
+    while let Some(index) = open.last().copied() {
+        if rows[index].is_some() {
             // Mentioned more than once.
             open.pop();
             continue;
         }
-        let step = steps.at(place);
+        let step = steps.at(index);
         let known = open.len();
-        open.extend(step.nested().filter_map(|id| steps.place(id)).filter(|inner| rows[*inner].is_none()));
+        open.extend(step.nested().filter_map(|id| steps.index(id)).filter(|inner| rows[*inner].is_none()));
         if open.len() == known {
             open.pop();
-            rows[place] =
-                Some(with_inner(step, |id| steps.place(id).and_then(|inner| rows[inner]).unwrap_or_default()));
+            rows[index] =
+                Some(with_inner(step, |id| steps.index(id).and_then(|inner| rows[inner]).unwrap_or_default()));
         }
     }
     rows[root].unwrap_or_default()
@@ -70,12 +70,12 @@ mod tests {
     use super::*;
     use crate::{
         input::{Node, check_json},
-        workflow::step::Origin,
+        workflow::step::Source,
     };
 
     fn check(json: &str, expected: u64) {
         let raw = check_json(json.as_bytes()).expect(json);
-        let steps = Steps::read(&Node::new("steps", raw), Origin::Caller).expect(json);
+        let steps = Steps::read(&Node::new("steps", raw), Source::Caller).expect(json);
         assert_eq!(least_rows("a", &steps), expected, "{json}");
     }
 

@@ -5,7 +5,7 @@ mod reading;
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
-use super::outside::{CallbackConfig, SubWorkflowConfig, WaitConfig};
+use super::wait_config::{CallbackConfig, SubWorkflowConfig, WaitConfig};
 
 /// What a step does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -60,7 +60,7 @@ impl StepKind {
 
 /// Where steps come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Origin {
+pub(super) enum Source {
     /// A request: every rule applies.
     Caller,
     /// The database or a message, perhaps written by the reference: an id may be absent, which is then the key, or

@@ -6,7 +6,7 @@ use serde::{Serialize, Serializer};
 
 use super::{
     reading::all,
-    step::{Origin, Step},
+    step::{Source, Step},
 };
 use crate::input::{Node, Read};
 
@@ -14,25 +14,25 @@ use crate::input::{Node, Read};
 #[derive(Clone, Debug)]
 pub struct Steps {
     entries: Vec<(String, Step)>,
-    places: HashMap<String, usize>,
+    indexes: HashMap<String, usize>,
 }
 
 impl Steps {
-    pub(super) fn read(node: &Node<'_>, origin: Origin) -> Read<Self> {
+    pub(super) fn read(node: &Node<'_>, origin: Source) -> Read<Self> {
         let nodes = node.map()?;
         if nodes.is_empty() {
             let message = "Dictionary should have at least 1 item after validation, not 0";
             return Err(vec![node.error("too_short", message)]);
         }
         let entries = all(nodes, |key, node| Step::read(key, node, origin))?;
-        let places = entries.iter().enumerate().map(|(place, (key, _))| (key.clone(), place)).collect();
-        Ok(Self { entries, places })
+        let indexes = entries.iter().enumerate().map(|(index, (key, _))| (key.clone(), index)).collect();
+        Ok(Self { entries, indexes })
     }
 
     /// The step of that id, if there is one.
     #[must_use]
     pub fn get(&self, id: &str) -> Option<&Step> {
-        self.place(id).map(|place| &self.entries[place].1)
+        self.index(id).map(|index| &self.entries[index].1)
     }
 
     /// All steps in order.
@@ -60,8 +60,8 @@ impl Steps {
     }
 
     /// The place of the step of that key in [`Steps::iter`].
-    pub(super) fn place(&self, key: &str) -> Option<usize> {
-        self.places.get(key).copied()
+    pub(super) fn index(&self, key: &str) -> Option<usize> {
+        self.indexes.get(key).copied()
     }
 
     /// All places, each after those of the steps inside of it. Iterative, as every walk over a caller's steps, and each
@@ -74,13 +74,13 @@ impl Steps {
                 continue;
             }
             let mut path = vec![(root, self.at(root).nested())];
-            while let Some((place, rest)) = path.last_mut() {
+            while let Some((index, rest)) = path.last_mut() {
                 let Some(id) = rest.next() else {
-                    order.push(*place);
+                    order.push(*index);
                     path.pop();
                     continue;
                 };
-                if let Some(inner) = self.place(id).filter(|inner| !std::mem::replace(&mut entered[*inner], true)) {
+                if let Some(inner) = self.index(id).filter(|inner| !std::mem::replace(&mut entered[*inner], true)) {
                     path.push((inner, self.at(inner).nested()));
                 }
             }
@@ -89,8 +89,8 @@ impl Steps {
     }
 
     /// The step at a place that [`Steps::place`] gave.
-    pub(super) fn at(&self, place: usize) -> &Step {
-        &self.entries[place].1
+    pub(super) fn at(&self, index: usize) -> &Step {
+        &self.entries[index].1
     }
 }
 

@@ -57,9 +57,9 @@ fn end_of_main_chain<'a>(start_step: &str, steps: &'a Steps) -> Option<&'a str> 
 /// The longest way from container to content.
 fn depth(steps: &Steps) -> usize {
     let mut depths = vec![0; steps.len()];
-    for place in steps.inside_out() {
-        let nested = steps.at(place).nested().filter_map(|id| steps.place(id));
-        depths[place] = 1 + nested.map(|inner| depths[inner]).max().unwrap_or_default();
+    for index in steps.inside_out() {
+        let nested = steps.at(index).nested().filter_map(|id| steps.index(id));
+        depths[index] = 1 + nested.map(|inner| depths[inner]).max().unwrap_or_default();
     }
     depths.into_iter().max().unwrap_or_default()
 }

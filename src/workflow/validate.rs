@@ -19,25 +19,25 @@ pub(super) fn definition(start_step: &str, steps: &Steps) -> Result<(), String> 
         .map_err(|id| format!("the steps that follow step '{id}' lead back to it"))?;
     all_reachable(start_step, steps)?;
     for step in steps.iter() {
-        if let Some(id) = step.nested().find(|id| steps.place(id).is_none()) {
+        if let Some(id) = step.nested().find(|id| steps.index(id).is_none()) {
             return Err(format!("step '{}' refers to step '{}', which does not exist", step.id, shorten(id)));
         }
     }
-    nesting_ends(steps)?;
+    no_recursive_nesting(steps)?;
     few_enough(start_step, steps)
 }
 
 /// A run comes to an end: blocks that mention each other many times multiply.
 fn few_enough(start_step: &str, steps: &Steps) -> Result<(), String> {
     let mut counts = vec![0_usize; steps.len()];
-    for place in steps.inside_out() {
-        let nested = steps.at(place).nested().filter_map(|id| steps.place(id));
-        counts[place] = nested.map(|inner| counts[inner]).fold(1, usize::saturating_add);
+    for index in steps.inside_out() {
+        let nested = steps.at(index).nested().filter_map(|id| steps.index(id));
+        counts[index] = nested.map(|inner| counts[inner]).fold(1, usize::saturating_add);
     }
-    let (mut count, mut next) = (0_usize, steps.place(start_step));
-    while let Some(place) = next {
-        count = count.saturating_add(counts[place]);
-        next = steps.at(place).next_step.as_deref().and_then(|id| steps.place(id));
+    let (mut count, mut next) = (0_usize, steps.index(start_step));
+    while let Some(index) = next {
+        count = count.saturating_add(counts[index]);
+        next = steps.at(index).next_step.as_deref().and_then(|id| steps.index(id));
     }
     if count <= MAX_RUN_STEPS {
         return Ok(());
@@ -51,20 +51,20 @@ fn few_enough(start_step: &str, steps: &Steps) -> Result<(), String> {
 }
 
 /// No step contains itself, directly or through others.
-pub(super) fn nesting_ends(steps: &Steps) -> Result<(), String> {
+pub(super) fn no_recursive_nesting(steps: &Steps) -> Result<(), String> {
     no_cycle(steps, |step| steps.at(step).nested()).map_err(|id| format!("step '{}' contains itself", shorten(id)))
 }
 
 /// The rules without which steps cannot be walked: start, keys and successors.
 pub(super) fn chain(start_step: &str, steps: &Steps) -> Result<(), String> {
-    if steps.place(start_step).is_none() {
+    if steps.index(start_step).is_none() {
         return Err(format!("start_step '{}' is not one of the steps", shorten(start_step)));
     }
     if let Some((key, step)) = steps.entries().find(|(key, step)| *key != step.id) {
         return Err(format!("step '{}' has the id '{}'; key and id must be equal", shorten(key), shorten(&step.id)));
     }
     for step in steps.iter() {
-        if let Some(next) = step.next_step.as_deref().filter(|next| steps.place(next).is_none()) {
+        if let Some(next) = step.next_step.as_deref().filter(|next| steps.index(next).is_none()) {
             return Err(format!("step '{}' is followed by step '{}', which does not exist", step.id, shorten(next)));
         }
     }
@@ -103,7 +103,7 @@ fn no_cycle<'a, E: Iterator<Item = &'a str>>(steps: &'a Steps, edges: impl Fn(us
                 path.pop();
                 continue;
             };
-            let Some(next) = steps.place(id) else { continue };
+            let Some(next) = steps.index(id) else { continue };
             match marks[next] {
                 Mark::OnPath => return Err(id),
                 Mark::Done => {}
@@ -132,14 +132,14 @@ fn all_reachable(start_step: &str, steps: &Steps) -> Result<(), String> {
 /// The ids of the steps that cannot be reached, sorted.
 pub(super) fn unreachable<'a>(start_step: &str, steps: &'a Steps) -> Vec<&'a str> {
     let mut reached = vec![false; steps.len()];
-    let mut open: Vec<usize> = steps.place(start_step).into_iter().collect();
-    while let Some(place) = open.pop() {
-        if std::mem::replace(&mut reached[place], true) {
+    let mut open: Vec<usize> = steps.index(start_step).into_iter().collect();
+    while let Some(index) = open.pop() {
+        if std::mem::replace(&mut reached[index], true) {
             continue;
         }
-        let step = steps.at(place);
+        let step = steps.at(index);
         let nested = step.mentioned().map(|(_, id)| id);
-        open.extend(nested.chain(step.next_step.as_deref()).filter_map(|id| steps.place(id)));
+        open.extend(nested.chain(step.next_step.as_deref()).filter_map(|id| steps.index(id)));
     }
     let mut missed: Vec<&str> =
         steps.iter().zip(reached).filter(|(_, reached)| !reached).map(|(step, _)| step.id.as_str()).collect();
@@ -155,11 +155,11 @@ mod tests {
 
     use super::*;
     use crate::input::{Node, check_json};
-    use crate::workflow::step::Origin;
+    use crate::workflow::step::Source;
 
     fn steps(json: &str) -> Steps {
         let raw = check_json(json.as_bytes()).expect(json);
-        Steps::read(&Node::new("steps", raw), Origin::Caller).expect(json)
+        Steps::read(&Node::new("steps", raw), Source::Caller).expect(json)
     }
 
     /// Steps given as `key: members`, started at the first, break a rule whose text contains `expected`, or none.

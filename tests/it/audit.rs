@@ -122,7 +122,7 @@ async fn every_change_is_explained_by_one_entry(pool: PgPool) {
         assert_eq!((&entry["user_id"], &entry["outcome"]), (&json!("admin"), &json!("success")), "{entry}");
         assert_eq!((&entry["organization_id"], &entry["key_id"]), (&json!("default"), &json!(null)), "{entry}");
     }
-    let change = |place: usize| (found[place]["before"].clone(), found[place]["after"].clone());
+    let change = |position: usize| (found[position]["before"].clone(), found[position]["after"].clone());
     assert_eq!(
         change(1),
         (json!({"timeout_ms": 30000, "description": null}), json!({"timeout_ms": 5000, "description": "x"}))

@@ -191,7 +191,7 @@ async fn a_probe_whose_executor_died_frees_its_place(pool: PgPool) {
     assert!(was_rejected(&ask(&world).await));
     let ended = "UPDATE circuit_breakers SET probes = jsonb_set(probes, '{0,until}', to_jsonb(now()))";
     sqlx::query(ended).execute(&pool).await.expect("the end of its lease");
-    eventually("its place is taken", async || (ask(&world).await.run["status"] == "COMPLETED").then_some(())).await;
+    eventually("its permit is taken", async || (ask(&world).await.run["status"] == "COMPLETED").then_some(())).await;
     assert_eq!((agent.calls().len(), state(&world.service).await.as_str()), (1, "closed"));
 }
 

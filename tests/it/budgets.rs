@@ -207,7 +207,7 @@ async fn a_run_that_ends_its_executors_fails_and_one_that_gets_on_does_not(pool:
     // Handed over by an executor that stops, it is not taken from a dead one.
     let owner: Uuid =
         sqlx::query_scalar("SELECT executor_id FROM workflow_runs").fetch_one(&pool).await.expect("an executor");
-    processes::retire(&db::pool(&world.service.config.database), owner).await.expect("retired");
+    processes::deregister(&db::pool(&world.service.config.database), owner).await.expect("retired");
     assert_eq!(take_over(&pool).await, 2);
     world.executor = Some(Executor::start(&world.service));
     let failed = world.end(run_id).await;
@@ -256,7 +256,7 @@ async fn a_busy_organisation_leaves_a_place_to_the_others(pool: PgPool) {
     for _ in 0..8 {
         world.service.post(&path, &json!({"input_data": {}, "priority": 9})).await.expect(202);
     }
-    eventually("all but one place are taken", async || (slow.calls().len() == 3).then_some(())).await;
+    eventually("all but one slot are taken", async || (slow.calls().len() == 3).then_some(())).await;
     let agent = "INSERT INTO agents (name, url, organization_id) VALUES ('a', $1, 'acme')";
     sqlx::query(agent).bind(&quick_url).execute(&pool).await.expect("an agent");
     let run = "INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, status, workflow_plan, input_data, organization_id,
@@ -269,7 +269,7 @@ async fn a_busy_organisation_leaves_a_place_to_the_others(pool: PgPool) {
         (sqlx::query_scalar::<_, i64>(ended).fetch_one(&pool).await.expect("a count") == 3).then_some(())
     })
     .await;
-    assert_eq!(slow.calls().len(), 3, "the place is kept free");
+    assert_eq!(slow.calls().len(), 3, "the slot is kept free");
     slow.0.gate.add_permits(100);
     eventually("all of them are executed", async || (slow.calls().len() == 8).then_some(())).await;
 }

@@ -192,9 +192,9 @@ async fn a_retry_may_have_another_input_which_has_to_fit_the_schema(pool: PgPool
 }
 
 /// An executor with so many places, and the order in which its agent is asked.
-async fn narrow(pool: &PgPool, places: &str) -> (World, Agent) {
+async fn narrow(pool: &PgPool, slots: &str) -> (World, Agent) {
     let (agent, url) = Agent::start(|_, call| saying(call, &input_of(call))).await;
-    let settings = [("MAX_CONCURRENT_EXECUTIONS", places), ("KAFKA_TOPIC_PARTITIONS", "1")];
+    let settings = [("MAX_CONCURRENT_EXECUTIONS", slots), ("KAFKA_TOPIC_PARTITIONS", "1")];
     (World::start_with(pool, &[("a", &url)], &settings).await, agent)
 }
 
@@ -238,7 +238,7 @@ async fn a_burst_of_one_workflow_does_not_keep_the_run_of_another_waiting(pool: 
         last = execute(&world, &burst, json!({"input_data": {}})).await;
     }
     sent(&pool).await;
-    eventually("both places are taken", async || (agent.calls().len() == 2).then_some(())).await;
+    eventually("both slots are taken", async || (agent.calls().len() == 2).then_some(())).await;
     let run_id = execute(&world, &single, json!({"input_data": {}})).await;
     sent(&pool).await;
     read(&world, &burst).await;
@@ -271,7 +271,7 @@ async fn runs_of_a_higher_priority_are_first_among_those_that_wait(pool: PgPool)
     }
     agent.hold();
     let first = execute(&world, &workflow_id, json!({"input_data": {"n": "first"}})).await;
-    eventually("the place is taken", async || (agent.calls().len() == 1).then_some(())).await;
+    eventually("the slot is taken", async || (agent.calls().len() == 1).then_some(())).await;
     let mut runs = vec![first];
     for (n, priority) in [("low", json!(0)), ("default", json!(null)), ("high", json!(9)), ("middle", json!(6))] {
         runs.push(execute(&world, &workflow_id, json!({"input_data": {"n": n}, "priority": priority})).await);

@@ -13,7 +13,9 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
-use workflow_api::{db, db::migrations::MIGRATOR, lifecycle::Lifecycle, server, waiting::MAX_WATCHERS_OF_ORGANIZATION};
+use workflow_api::{
+    db, db::migrations::MIGRATOR, lifecycle::Lifecycle, run_poller::MAX_WATCHERS_OF_ORGANIZATION, server,
+};
 
 use crate::service::{Service, eventually, in_turn};
 
@@ -154,7 +156,10 @@ async fn the_log_of_a_run_is_filled_by_whoever_writes_its_rows(pool: PgPool) {
     assert_eq!(kinds(&page), FAILED_RUN);
     assert_eq!((&page["total"], &page["next_cursor"]), (&json!(7), &Value::Null));
     let items = page["items"].as_array().expect("items");
-    assert!(items.iter().enumerate().all(|(place, item)| item["seq"] == place && item["run_id"] == "ext-1"), "{page}");
+    assert!(
+        items.iter().enumerate().all(|(position, item)| item["seq"] == position && item["run_id"] == "ext-1"),
+        "{page}"
+    );
     assert_eq!(
         items[0],
         json!({"run_id": "ext-1", "seq": 0, "timestamp": "2026-02-03T09:00:00Z", "kind": "run.created", "level": "info",
@@ -364,8 +369,8 @@ async fn readers_of_many_writers_see_every_entry_once_and_in_one_order(pool: PgP
     assert_eq!(first, second, "seed {seed}");
     let (end, entries) = first.split_last().expect("entries");
     assert_eq!(end.id, format!("{}-end", entries.len() - 1));
-    for (place, event) in entries.iter().enumerate() {
-        assert_eq!(event.id, place.to_string(), "seed {seed}");
+    for (position, event) in entries.iter().enumerate() {
+        assert_eq!(event.id, position.to_string(), "seed {seed}");
     }
     let mut found: Vec<&str> = entries.iter().filter_map(|event| event.data["attempt_id"].as_str()).collect();
     found.sort_unstable();
@@ -389,7 +394,7 @@ async fn a_long_log_is_streamed_whole(pool: PgPool) {
     // With the creation four chunks and none.
     let all = Events::open(&service, "").await.rest().await;
     assert_eq!(all.len(), 401);
-    assert!(all[..400].iter().enumerate().all(|(place, event)| event.id == place.to_string()));
+    assert!(all[..400].iter().enumerate().all(|(position, event)| event.id == position.to_string()));
     assert_eq!(all[400].id, "399-end");
 }
 
@@ -427,7 +432,7 @@ async fn a_hang_up_frees_the_place_of_a_stream(pool: PgPool) {
     assert_eq!(Events::open(&service, "").await.status, 200);
     // Nothing happens to the run, so only the hang-up itself can tell.
     drop(client);
-    eventually("the place is free", || async { (open().await.status() == StatusCode::OK).then_some(()) }).await;
+    eventually("the permit is free", || async { (open().await.status() == StatusCode::OK).then_some(()) }).await;
     drop(held);
     let again = in_turn((0..MAX_WATCHERS_OF_ORGANIZATION).map(|_| open())).await;
     assert!(again.iter().all(|response| response.status() == 200));

@@ -294,7 +294,7 @@ async fn a_handler_that_is_given_up_keeps_its_place_until_it_ends(pool: PgPool) 
     drop(request);
     assert_eq!(service.get(AGENTS).await.error(503)["code"], "overloaded");
     drop(lock);
-    eventually("the place is free", || async { (service.get(AGENTS).await.status.as_u16() == 200).then_some(()) })
+    eventually("the permit is free", || async { (service.get(AGENTS).await.status.as_u16() == 200).then_some(()) })
         .await;
 }
 
@@ -306,7 +306,7 @@ async fn a_handler_is_given_up_within_ten_seconds(pool: PgPool) {
     let gate = Gate::start(app, &lifecycle).expect("the gate starts");
     let router = Router::new()
         .route("/api/v1/slow", axum::routing::get(std::future::pending::<()>))
-        .layer(axum::middleware::from_fn_with_state((gate, std::sync::Arc::default()), request::surround));
+        .layer(axum::middleware::from_fn_with_state((gate, std::sync::Arc::default()), request::handle_request));
     let service = Service { config, lifecycle, drained, router, clock: Clock::default() };
     let started = std::time::Instant::now();
     let answer = service.get("/api/v1/slow").await;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 use workflow_api::{
     db::migrations::MIGRATOR,
-    waiting::{MAX_WATCHERS_OF_CALLER, MAX_WATCHERS_OF_ORGANIZATION},
+    run_poller::{MAX_WATCHERS_OF_CALLER, MAX_WATCHERS_OF_ORGANIZATION},
 };
 
 use crate::{

@@ -461,12 +461,12 @@ fn is_as_expected(expected: &Value, found: &Value) -> bool {
 }
 
 /// What holds of every run that has ended, however it went.
-fn check_rows(seed: u64, places: &[(String, String)], ended: &Ended) {
+fn check_rows(seed: u64, paths: &[(String, String)], ended: &Ended) {
     let open: Vec<_> = ended.rows.iter().filter(|row| row["status"] == "RUNNING").collect();
     assert!(open.is_empty(), "seed {seed}: {open:?}");
     let mut completed = HashSet::new();
-    for (place, status) in places {
-        assert!(status != "COMPLETED" || completed.insert(place), "seed {seed}: {place} completed twice");
+    for (path, status) in paths {
+        assert!(status != "COMPLETED" || completed.insert(path), "seed {seed}: {path} completed twice");
     }
 }
 
@@ -521,12 +521,12 @@ async fn random_definitions_do_what_a_simple_interpreter_says(pool: PgPool) {
         let run_id = world.begin(chain[0].id(), &Value::Object(steps), &input).await;
         runs.push((seed, chain, run_id));
     }
-    let places = async |run_id: &str| -> Vec<(String, String)> {
+    let paths = async |run_id: &str| -> Vec<(String, String)> {
         sqlx::query_as("SELECT coalesce(place, step_id), status FROM step_executions WHERE run_id = $1")
             .bind(run_id)
             .fetch_all(&pool)
             .await
-            .expect("places")
+            .expect("paths")
     };
     let (mut completed, mut resumed) = (0, 0);
     for (seed, chain, run_id) in &runs {
@@ -538,7 +538,7 @@ async fn random_definitions_do_what_a_simple_interpreter_says(pool: PgPool) {
         };
         let (expected, expected_calls) = interpret(false);
         let ended = world.end(run_id.clone()).await;
-        check_rows(*seed, &places(run_id).await, &ended);
+        check_rows(*seed, &paths(run_id).await, &ended);
         match &expected {
             None => assert_eq!(ended.run["status"], "FAILED", "seed {seed}"),
             Some(expected) => {
@@ -565,7 +565,7 @@ async fn random_definitions_do_what_a_simple_interpreter_says(pool: PgPool) {
             mended.lock().expect("no panic").insert(*seed);
             world.service.post(&format!("/api/v1/runs/{run_id}/retry"), &json!({})).await.expect(202);
             let again = world.end(run_id.clone()).await;
-            check_rows(*seed, &places(run_id).await, &again);
+            check_rows(*seed, &paths(run_id).await, &again);
             let expected = if interpret(true).0.is_some() { "COMPLETED" } else { "FAILED" };
             assert_eq!(again.run["status"], expected, "seed {seed}, retried: {}", again.run["error_message"]);
             resumed += usize::from(expected == "COMPLETED");

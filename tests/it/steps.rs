@@ -392,14 +392,14 @@ async fn an_iteration_sees_its_own_steps_and_the_inner_loop_hides_the_outer_one(
             assert_eq!(row["cells"].as_array().expect("an array").len(), cells);
         }
         assert_eq!(row(2)["cells"][0]["said"], json!({"cell": 3, "row": "r2", "n": 0}));
-        let mut places: Vec<String> =
+        let mut paths: Vec<String> =
             sqlx::query_scalar("SELECT place FROM step_executions WHERE run_id = $1 AND step_id = 'cell'")
                 .bind(&done.id)
                 .fetch_all(&pool)
                 .await
-                .expect("places");
-        places.sort();
-        assert_eq!(places, ["outer/0/inner/0/cell", "outer/0/inner/1/cell", "outer/2/inner/0/cell"]);
+                .expect("paths");
+        paths.sort();
+        assert_eq!(paths, ["outer/0/inner/0/cell", "outer/0/inner/1/cell", "outer/2/inner/0/cell"]);
     }
 }
 
@@ -535,7 +535,7 @@ async fn a_retry_goes_on_inside_of_blocks_where_the_run_failed(pool: PgPool) {
     .bind(&done.id)
     .fetch_all(&pool)
     .await
-    .expect("places");
+    .expect("paths");
     assert_eq!(completed, Vec::<String>::new(), "no completed step is repeated");
 }
 

@@ -11,9 +11,9 @@ use workflow_api::{
     access::OrganizationId,
     db::{
         self,
-        executions::{self, BegunStep, Change, EndedStep, FinishedRun, Locked, ObservedRun, StepEnd},
+        executions::{self, Change, EndedAttempt, FinishedRun, Locked, ObservedRun, StepBegin, StepEnd},
         migrations::MIGRATOR,
-        waits::{self, Awaited, ChildRun},
+        waits::{self, ChildRun, WaitCondition},
     },
     run::RunStatus,
     timestamp::Timestamp,
@@ -32,8 +32,8 @@ async fn run(pool: &PgPool, run_id: &str, parent: Option<&str>, lease: Option<Uu
     sqlx::query(sql).bind(run_id).bind(parent).bind(lease).execute(pool).await.expect("a run");
 }
 
-fn begun(id: &str) -> BegunStep {
-    BegunStep {
+fn begun(id: &str) -> StepBegin {
+    StepBegin {
         id: id.to_owned(),
         step_id: "step".to_owned(),
         step_name: "step".to_owned(),
@@ -45,8 +45,8 @@ fn begun(id: &str) -> BegunStep {
 }
 
 /// A step that waits for a run of that id.
-fn child(run_id: &str) -> Awaited {
-    Awaited::Run(Box::new(ChildRun {
+fn child(run_id: &str) -> WaitCondition {
+    WaitCondition::Run(Box::new(ChildRun {
         run_id: run_id.to_owned(),
         definition_id: Uuid::new_v4(),
         workflow_name: "w".to_owned(),
@@ -207,7 +207,7 @@ async fn sub_runs_are_cancelled_level_by_level_and_not_one_by_one(pool: PgPool) 
     let given_up: Vec<Change> = (1..=3)
         .map(|number| {
             let (id, end) = (format!("s-m{number}"), StepEnd::Failed("why".to_owned()));
-            let ended = Some(EndedStep { id, end, call: None, of: None, memory: None });
+            let ended = Some(EndedAttempt { id, end, call: None, of: None, memory: None });
             let (run_id, of) = ("top".to_owned(), Arc::clone(&of));
             Change { run_id, lease_token: lease, of, ended, begun: None, finished: None }
         })

@@ -434,12 +434,12 @@ fn a_token_lives_as_long_as_the_settings_say() {
 #[sqlx::test]
 async fn metrics_follow_the_rules_of_prometheus_and_are_there_from_the_start(pool: PgPool) {
     use workflow_api::telemetry::{
-        Part,
+        Component,
         catalogue::{API, EXECUTOR, Kind, OLD_NAMES, PROCESS, SHARED},
         count,
     };
 
-    count(Part::Executor);
+    count(Component::Executor);
     let text = Service::start(&pool).get("/metrics").await.text;
     let samples: Vec<&str> = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
     let documented = include_str!("../../docs/metrics.md");

@@ -63,8 +63,10 @@ async fn rest(stream: &mut TcpStream) -> String {
 
 /// The statuses of the answers, and the codes in them.
 fn summary(answers: &str) -> String {
-    let statuses = answers.match_indices("HTTP/1.").filter_map(|(place, _)| answers.get(place + 9..place + 12));
-    let codes = answers.match_indices("\"code\":\"").filter_map(|(place, _)| answers[place + 8..].split('"').next());
+    let statuses =
+        answers.match_indices("HTTP/1.").filter_map(|(position, _)| answers.get(position + 9..position + 12));
+    let codes =
+        answers.match_indices("\"code\":\"").filter_map(|(position, _)| answers[position + 8..].split('"').next());
     statuses.chain(codes).collect::<Vec<_>>().join(" ")
 }
 
@@ -212,7 +214,7 @@ async fn the_connection_that_was_idle_longest_makes_room(pool: PgPool) {
         idle.push(listening.connect().await);
     }
     let request = b"GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-    crate::service::eventually("there is a place", || async {
+    crate::service::eventually("there is a permit", || async {
         (summary(&listening.exchange(request).await) == "404 not_found").then_some(())
     })
     .await;

@@ -213,14 +213,14 @@ async fn planted_secrets_come_out_nowhere(pool: PgPool) {
         guess.expose(),
         "planted",
     ] {
-        for (place, text) in [("an answer", &seen), ("the log", &logs), ("the database", &tables)] {
+        for (location, text) in [("an answer", &seen), ("the log", &logs), ("the database", &tables)] {
             let found = text.lines().find(|line| line.contains(secret));
-            assert!(found.is_none(), "{place} shows {secret}: {}", found.unwrap_or_default());
+            assert!(found.is_none(), "{location} shows {secret}: {}", found.unwrap_or_default());
         }
     }
-    for (place, text) in [("an answer", &seen), ("the log", &logs)] {
+    for (location, text) in [("an answer", &seen), ("the log", &logs)] {
         let found = text.lines().find(|line| line.contains(AGENT_QUERY));
-        assert!(found.is_none(), "{place} shows {AGENT_QUERY}: {}", found.unwrap_or_default());
+        assert!(found.is_none(), "{location} shows {AGENT_QUERY}: {}", found.unwrap_or_default());
     }
     assert_eq!(tables.matches(AGENT_QUERY).count(), 3, "it is in the rows of the three agents alone");
 }

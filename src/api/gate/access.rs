@@ -157,19 +157,19 @@ impl Access {
 
     /// The path as the table has it.
     fn below<'a>(self, path: &'a str, prefix: &str) -> Option<&'a str> {
-        if self.is_guarded() { path.strip_prefix(prefix) } else { Some(path) }
+        if self.requires_admission() { path.strip_prefix(prefix) } else { Some(path) }
     }
 
     /// Whether the route is under the limits.
     #[must_use]
-    pub fn is_guarded(self) -> bool {
+    pub fn requires_admission(self) -> bool {
         !matches!(self, Public | Metrics)
     }
 
     /// Whether a caller has to be told, with these settings.
     #[must_use]
     pub fn wants_caller(self, metrics: MetricsAccess) -> bool {
-        self.is_guarded() || (self == Metrics && metrics == MetricsAccess::Credentials)
+        self.requires_admission() || (self == Metrics && metrics == MetricsAccess::Credentials)
     }
 
     fn permissions(self) -> &'static [Permission] {
@@ -180,7 +180,7 @@ impl Access {
 /// The permissions that a route below the prefix needs; `None` if it is not in the table.
 #[must_use]
 pub fn needs(method: &Method, path: &str) -> Option<&'static [Permission]> {
-    let rule = RULES.iter().find(|(of, at, access)| of == method && *at == path && access.is_guarded());
+    let rule = RULES.iter().find(|(of, at, access)| of == method && *at == path && access.requires_admission());
     rule.map(|(.., access)| access.permissions())
 }
 

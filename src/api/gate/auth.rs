@@ -7,16 +7,16 @@ use std::sync::Arc;
 
 use http::{HeaderName, header, request::Parts};
 
-use self::token::Refused;
-use super::{Gate, access::Access, rate_limit::Applied};
+use self::token::InvalidToken;
+use super::{Gate, access::Access, rate_limit::AppliedLimits};
 use crate::{
     access::{Actor, Grant, api_key::ApiKey},
     api::vocabulary::{
+        api_key_cache::{Lookup, ValidApiKey},
         app::App,
         caller::{Caller, Proof},
         client::ClientAddress,
         error::ApiError,
-        key_ring::{Holder, Pace},
         ticket,
     },
     db::{self, api_keys::KeyName},
@@ -51,14 +51,14 @@ pub async fn authenticate(
     request: &mut Parts,
     access: Access,
     anybody: Actor,
-    limits: &mut Applied,
+    limits: &mut AppliedLimits,
 ) -> Result<Caller, ApiError> {
     if !gate.app.config.auth.enabled {
-        return Ok(Caller::anybody(anybody));
+        return Ok(Caller::anonymous(anybody));
     }
     let client = request.extensions.get::<ClientAddress>().copied();
     // The address of a callback is its permission. Who else somebody is may be asked for there.
-    let nobody = (access == Access::Address).then(|| Caller::nobody(anybody.clone()));
+    let nobody = (access == Access::Address).then(|| Caller::denied(anybody.clone()));
     let refusal = match identify(gate, request, anybody, client).await {
         Ok(caller) => return Ok(caller),
         Err(Refusal::Other(answer)) => answer,
@@ -78,11 +78,11 @@ async fn identify(
 ) -> Result<Caller, Refusal> {
     let app = &gate.app;
     // Asked for only if the key is not known yet.
-    let pace = || if gate.rates.suspects(client) { Pace::Gathered } else { Pace::AtOnce };
-    if let Some(key) = only(request, &app.config.auth.api_key_header)? {
+    let pace = || if gate.rates.is_over_failure_limit(client) { Lookup::Batched } else { Lookup::Immediate };
+    if let Some(key) = single_header(request, &app.config.auth.api_key_header)? {
         return by_api_key(app, key, anybody, pace).await;
     }
-    let token = only(request, &header::AUTHORIZATION)?.and_then(|value| {
+    let token = single_header(request, &header::AUTHORIZATION)?.and_then(|value| {
         let (scheme, token) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
     });
@@ -94,7 +94,7 @@ async fn identify(
 }
 
 /// The value of a header that may be there once: which of two would count, nobody could tell.
-fn only<'a>(request: &'a Parts, name: &HeaderName) -> Result<Option<&'a str>, Refusal> {
+fn single_header<'a>(request: &'a Parts, name: &HeaderName) -> Result<Option<&'a str>, Refusal> {
     let wrong = |detail| Refusal::Wrong(ApiError::unauthorized(detail));
     let mut values = request.headers.get_all(name).iter();
     match (values.next(), values.next()) {
@@ -104,20 +104,20 @@ fn only<'a>(request: &'a Parts, name: &HeaderName) -> Result<Option<&'a str>, Re
     }
 }
 
-async fn by_api_key(app: &App, key: &str, anybody: Actor, pace: impl FnOnce() -> Pace) -> Result<Caller, Refusal> {
+async fn by_api_key(app: &App, key: &str, anybody: Actor, pace: impl FnOnce() -> Lookup) -> Result<Caller, Refusal> {
     let invalid = || Refusal::Wrong(ApiError::unauthorized("The API key is not valid"));
     let key = ApiKey::parse(key.trim()).ok_or_else(invalid)?;
     let holder = app.keys.find(KeyName::Hash(key.hash()), pace).await?.ok_or_else(invalid)?;
     Ok(holder.caller(Proof::ApiKey(holder.id), anybody, None))
 }
 
-async fn by_token(gate: &Gate, token: &str, anybody: Actor, pace: impl FnOnce() -> Pace) -> Result<Caller, Refusal> {
+async fn by_token(gate: &Gate, token: &str, anybody: Actor, pace: impl FnOnce() -> Lookup) -> Result<Caller, Refusal> {
     let invalid = || ApiError::unauthorized("The bearer token is not valid");
     let claims = gate.tokens.verify(token).await.map_err(|refused| match refused {
-        Refused::Invalid => Refusal::Wrong(invalid()),
+        InvalidToken::Invalid => Refusal::Wrong(invalid()),
         // Nobody guesses one.
-        Refused::Expired => Refusal::Other(invalid()),
-        Refused::WithoutKeys => {
+        InvalidToken::Expired => Refusal::Other(invalid()),
+        InvalidToken::WithoutKeys => {
             let detail = "The keys that tokens are verified with are not available";
             Refusal::Other(ApiError::unavailable("keys_unavailable", detail))
         }
@@ -142,34 +142,34 @@ async fn by_ticket(
     request: &mut Parts,
     text: &str,
     anybody: Actor,
-    pace: impl FnOnce() -> Pace,
+    pace: impl FnOnce() -> Lookup,
 ) -> Result<Caller, Refusal> {
     let invalid = || ApiError::unauthorized("The ticket is not valid, or has expired");
     let ticket = ticket::verify(app, request, text).await.map_err(|refused| match refused {
-        ticket::Refused::Invalid => Refusal::Wrong(invalid()),
+        ticket::InvalidTicket::Invalid => Refusal::Wrong(invalid()),
         // Nobody guesses one.
-        ticket::Refused::Expired => Refusal::Other(invalid()),
-        ticket::Refused::Db(error) => error.into(),
+        ticket::InvalidTicket::Expired => Refusal::Other(invalid()),
+        ticket::InvalidTicket::Db(error) => error.into(),
     })?;
     let caller = match ticket.holder {
         // From a time when authentication was off.
-        ticket::Holder::Anybody => return Err(Refusal::Other(invalid())),
-        ticket::Holder::ApiKey { id, until } => {
+        ticket::TicketOwner::Anybody => return Err(Refusal::Other(invalid())),
+        ticket::TicketOwner::ApiKey { id, until } => {
             let proof = until.map_or(Proof::ApiKey(id), |until| Proof::TokenOfApiKey { id, until });
             let holder = app.keys.find(KeyName::Id(id), pace).await?;
             let holder = holder.ok_or_else(|| Refusal::Other(invalid()))?;
             holder.caller(proof, anybody, until.map(token::at))
         }
-        ticket::Holder::Token { subject, organization, role, until } => {
+        ticket::TicketOwner::Token { subject, organization, role, until } => {
             let actor = Arc::new(Actor { subject, organization, ..anybody });
             let (grant, ends_at) = (Arc::new(Grant::of(role)), Some(token::at(until)));
             Caller { actor, grant, roles: Arc::default(), proof: Proof::Token(until), ends_at }
         }
     };
-    if caller.still_counts(app).await? { Ok(caller) } else { Err(Refusal::Other(invalid())) }
+    if caller.is_still_valid(app).await? { Ok(caller) } else { Err(Refusal::Other(invalid())) }
 }
 
-impl Holder {
+impl ValidApiKey {
     /// `token_ends_at` if it is a token of the key.
     fn caller(&self, proof: Proof, anybody: Actor, token_ends_at: Option<Timestamp>) -> Caller {
         let (subject, organization) = (self.subject.clone(), self.organization.clone());

@@ -34,7 +34,7 @@ const MAX_EMPTY_BYTES: usize = 64;
 
 /// What becomes of a request's body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Use {
+pub enum BodyPolicy {
     /// Its handler reads it.
     Handler,
     /// The route takes none. Many clients send `{}` with every request, so that is none.
@@ -69,13 +69,13 @@ impl BodyRoutes {
 
     /// What becomes of the body of such a request.
     #[must_use]
-    pub fn use_of(&self, method: &Method, route: &str) -> Use {
+    pub fn use_of(&self, method: &Method, route: &str) -> BodyPolicy {
         let method = if method == Method::HEAD { &Method::GET } else { method };
         let operation = self.0.get(route).and_then(|methods| methods.iter().find(|(known, _)| known == method));
         match operation {
-            None => Use::Dropped,
-            Some((_, true)) => Use::Handler,
-            Some((_, false)) => Use::Nothing,
+            None => BodyPolicy::Dropped,
+            Some((_, true)) => BodyPolicy::Handler,
+            Some((_, false)) => BodyPolicy::Nothing,
         }
     }
 }
@@ -97,7 +97,7 @@ pub struct ReadBody {
 pub async fn read(
     parts: &Parts,
     mut body: Body,
-    used: Use,
+    used: BodyPolicy,
     (memory, holders): (&Permits, Holders),
     fault: Option<ApiError>,
 ) -> Result<ReadBody, ApiError> {
@@ -108,7 +108,7 @@ pub async fn read(
     {
         return Err(fault);
     }
-    let is_unwanted = fault.is_some() || used == Use::Dropped;
+    let is_unwanted = fault.is_some() || used == BodyPolicy::Dropped;
     let mut deadline = Instant::now() + if is_unwanted { DRAIN_TIMEOUT } else { BODY_TIMEOUT };
     let limit = max_bytes(&parts.uri);
     let mut kept = Kept::Nothing;
@@ -124,7 +124,7 @@ pub async fn read(
                 let detail = "The request body could not be read to its end";
                 return Err(fault.unwrap_or_else(|| ApiError::bad_request("incomplete_body", detail)));
             }
-            Err(_) if used == Use::Dropped && fault.is_none() => break,
+            Err(_) if used == BodyPolicy::Dropped && fault.is_none() => break,
             Err(_) => {
                 let detail = "The request body did not arrive in time";
                 let late = || ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", detail);
@@ -134,14 +134,14 @@ pub async fn read(
         sending += waiting.elapsed();
         let Ok(chunk) = frame.into_data() else { continue };
         length += chunk.len();
-        if fault.is_some() || used == Use::Dropped {
+        if fault.is_some() || used == BodyPolicy::Dropped {
             if length > MAX_DRAINED_BYTES {
                 break;
             }
             continue;
         }
         let found = match used {
-            Use::Nothing if length > MAX_EMPTY_BYTES => Some(unexpected()),
+            BodyPolicy::Nothing if length > MAX_EMPTY_BYTES => Some(unexpected()),
             _ if length > limit => Some(too_large(limit)),
             _ => grow(&mut permit, chunk.len() as u64).await.err(),
         };
@@ -158,23 +158,23 @@ pub async fn read(
     let bytes = kept.into_bytes();
     match fault {
         Some(fault) => Err(fault),
-        None if used == Use::Nothing && !says_nothing(&bytes) => Err(unexpected()),
+        None if used == BodyPolicy::Nothing && !is_empty_body(&bytes) => Err(unexpected()),
         None => Ok(ReadBody { bytes, permit, sending }),
     }
 }
 
 /// What can be found wrong without the body.
-fn fault_of_head(uri: &Uri, headers: &HeaderMap, used: Use) -> Option<ApiError> {
+fn fault_of_head(uri: &Uri, headers: &HeaderMap, used: BodyPolicy) -> Option<ApiError> {
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     let exceeds = |limit: usize| announced.is_some_and(|length| length > limit as u64);
     if uri.path_and_query().map_or(0, |uri| uri.as_str().len()) > MAX_URI_BYTES {
         let detail = "The request's URI is longer than 8 KiB";
         Some(ApiError::new(StatusCode::URI_TOO_LONG, "uri_too_long", detail))
-    } else if used == Use::Nothing && exceeds(MAX_EMPTY_BYTES) {
+    } else if used == BodyPolicy::Nothing && exceeds(MAX_EMPTY_BYTES) {
         Some(unexpected())
-    } else if used == Use::Handler && exceeds(max_bytes(uri)) {
+    } else if used == BodyPolicy::Handler && exceeds(max_bytes(uri)) {
         Some(too_large(max_bytes(uri)))
-    } else if used == Use::Handler && is_encoded(headers) {
+    } else if used == BodyPolicy::Handler && is_encoded(headers) {
         // RFC 9110, 15.5.16: the header says what would be taken.
         let detail = "The request body has a Content-Encoding; it is expected as it is";
         let fault = ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_content_encoding", detail);
@@ -233,7 +233,7 @@ impl Kept {
 }
 
 /// Nothing, an empty object or null.
-fn says_nothing(body: &[u8]) -> bool {
+fn is_empty_body(body: &[u8]) -> bool {
     let mut rest = body.iter().filter(|byte| !byte.is_ascii_whitespace()).copied();
     let start: Vec<u8> = rest.by_ref().take(5).collect();
     matches!(start.as_slice(), b"" | b"{}" | b"null")

@@ -59,10 +59,10 @@ pub fn around(service: Router) -> Router {
     let layer = CompressionLayer::new()
         .quality(CompressionLevel::Fastest)
         .compress_when(SizeAbove::new(COMPRESSED_FROM_BYTES).and(may_be));
-    service.layer(layer).layer(middleware::from_fn_with_state(permits, surround))
+    service.layer(layer).layer(middleware::from_fn_with_state(permits, compress))
 }
 
-async fn surround(State(permits): State<Permits>, mut request: Request, next: Next) -> Response {
+async fn compress(State(permits): State<Permits>, mut request: Request, next: Next) -> Response {
     // Only what is understood goes on: an answer is never refused for the want of a coding.
     match wanted(request.headers()) {
         Some(coding) => drop(request.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static(coding))),

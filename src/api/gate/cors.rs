@@ -18,7 +18,7 @@ use crate::{
         client::ClientAddress,
         headers::{CORRELATION_ID, IDEMPOTENCY_REPLAYED, PREFERENCE_APPLIED},
     },
-    config::{self, Listed},
+    config::{self, AllowList},
 };
 
 /// Answers preflight requests, and tells browsers on all other answers who may read them.
@@ -70,12 +70,12 @@ fn finish_preflight(response: &Response) -> Response {
 /// The settings as a layer. Wildcards are mirrored where credentials are allowed, as browsers demand.
 fn layer(settings: &config::Cors) -> CorsLayer {
     let origin = match &settings.origins {
-        Listed::Any if settings.credentials => AllowOrigin::mirror_request(),
-        Listed::Any => AllowOrigin::any(),
-        Listed::These(origins) => AllowOrigin::list(origins.iter().cloned()),
+        AllowList::Any if settings.credentials => AllowOrigin::mirror_request(),
+        AllowList::Any => AllowOrigin::any(),
+        AllowList::These(origins) => AllowOrigin::list(origins.iter().cloned()),
     };
     let methods = match &settings.methods {
-        Listed::Any => AllowMethods::list([
+        AllowList::Any => AllowMethods::list([
             Method::DELETE,
             Method::GET,
             Method::HEAD,
@@ -84,11 +84,11 @@ fn layer(settings: &config::Cors) -> CorsLayer {
             Method::POST,
             Method::PUT,
         ]),
-        Listed::These(methods) => AllowMethods::list(methods.iter().cloned()),
+        AllowList::These(methods) => AllowMethods::list(methods.iter().cloned()),
     };
     let headers = match &settings.headers {
-        Listed::Any => AllowHeaders::mirror_request(),
-        Listed::These(headers) => AllowHeaders::list(headers.iter().cloned()),
+        AllowList::Any => AllowHeaders::mirror_request(),
+        AllowList::These(headers) => AllowHeaders::list(headers.iter().cloned()),
     };
     CorsLayer::new()
         .allow_origin(origin)

@@ -10,45 +10,45 @@ use std::{
 
 use tokio::sync::Semaphore;
 
-use crate::api::vocabulary::{error::ApiError, place::Place};
+use crate::api::vocabulary::{error::ApiError, request_permit::RequestPermit};
 
 /// How often refusals are told of.
-const TELL_EVERY: Duration = Duration::from_secs(1);
+const REPORT_EVERY: Duration = Duration::from_secs(1);
 
 /// The places.
 pub struct Load {
-    places: Arc<Semaphore>,
-    untold: Mutex<(u64, Option<Instant>)>,
+    permits: Arc<Semaphore>,
+    unreported: Mutex<(u64, Option<Instant>)>,
 }
 
 impl Load {
     /// So many places.
     #[must_use]
-    pub fn new(places: usize) -> Self {
-        Self { places: Arc::new(Semaphore::new(places)), untold: Mutex::default() }
+    pub fn new(permits: usize) -> Self {
+        Self { permits: Arc::new(Semaphore::new(permits)), unreported: Mutex::default() }
     }
 
     /// 503 if no place is free. Costs next to nothing, so that it can be asked before anything else.
     pub fn check(&self) -> Result<(), ApiError> {
-        if self.places.available_permits() == 0 { Err(self.refuse()) } else { Ok(()) }
+        if self.permits.available_permits() == 0 { Err(self.refuse()) } else { Ok(()) }
     }
 
     /// A free place.
-    pub fn enter(&self) -> Result<Place, ApiError> {
-        let permit = Arc::clone(&self.places).try_acquire_owned().map_err(|_| self.refuse())?;
-        Ok(Place::new(permit))
+    pub fn acquire(&self) -> Result<RequestPermit, ApiError> {
+        let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| self.refuse())?;
+        Ok(RequestPermit::new(permit))
     }
 
     fn refuse(&self) -> ApiError {
         metrics::counter!("requests_refused_total", "reason" => "overload").increment(1);
-        let mut untold = self.untold.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut untold = self.unreported.lock().unwrap_or_else(PoisonError::into_inner);
         let (count, told_at) = &mut *untold;
         *count += 1;
-        if told_at.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
+        if told_at.is_none_or(|at| at.elapsed() >= REPORT_EVERY) {
             let count = std::mem::take(count);
             *told_at = Some(Instant::now());
             tracing::warn!(count, "overloaded: {count} requests were refused since this was said last");
         }
-        ApiError::unavailable("overloaded", "The service has too much to do at the moment").told_elsewhere()
+        ApiError::unavailable("overloaded", "The service has too much to do at the moment").logged_elsewhere()
     }
 }

@@ -50,7 +50,7 @@ pub struct RateLimits {
 
 /// The limits that a request came under.
 #[derive(Default)]
-pub struct Applied(Vec<(&'static str, Rate, State)>);
+pub struct AppliedLimits(Vec<(&'static str, Rate, State)>);
 
 impl RateLimits {
     /// With full buckets.
@@ -66,12 +66,12 @@ impl RateLimits {
     }
 
     /// Counts a request from that address.
-    pub fn count_address(&self, client: Option<ClientAddress>, applied: &mut Applied) -> Result<(), ApiError> {
+    pub fn count_address(&self, client: Option<ClientAddress>, applied: &mut AppliedLimits) -> Result<(), ApiError> {
         take("address", self.address.as_ref(), client.map(ClientAddress::network), applied)
     }
 
     /// Counts a request of that caller: of an API key and its tokens together, or of a token's subject.
-    pub fn count_principal(&self, caller: &Caller, applied: &mut Applied) -> Result<(), ApiError> {
+    pub fn count_principal(&self, caller: &Caller, applied: &mut AppliedLimits) -> Result<(), ApiError> {
         let (key_id, subject) = match caller.proof {
             Proof::Nothing | Proof::Address => return Ok(()),
             Proof::Token(_) => (None, Some((caller.organization(), &caller.actor.subject))),
@@ -81,13 +81,13 @@ impl RateLimits {
     }
 
     /// Counts credentials from that address that were wrong.
-    pub fn count_failure(&self, client: Option<ClientAddress>, applied: &mut Applied) -> Result<(), ApiError> {
+    pub fn count_failure(&self, client: Option<ClientAddress>, applied: &mut AppliedLimits) -> Result<(), ApiError> {
         take("failed-authentication", self.failed.as_ref(), client.map(ClientAddress::network), applied)
     }
 
     /// Whether further credentials from that address that are wrong would be refused.
     #[must_use]
-    pub fn suspects(&self, client: Option<ClientAddress>) -> bool {
+    pub fn is_over_failure_limit(&self, client: Option<ClientAddress>) -> bool {
         let state = self.failed.as_ref().zip(client).map(|(buckets, client)| buckets.look(client.network()));
         state.is_some_and(|state| state.refused_for.is_some())
     }
@@ -97,7 +97,7 @@ fn take(
     name: &'static str,
     buckets: Option<&Buckets>,
     key: Option<impl Hash>,
-    applied: &mut Applied,
+    applied: &mut AppliedLimits,
 ) -> Result<(), ApiError> {
     let (Some(buckets), Some(key)) = (buckets, key) else { return Ok(()) };
     let state = buckets.take(key);
@@ -117,7 +117,7 @@ pub fn refusal(time: Duration) -> ApiError {
         .with_header(header::RETRY_AFTER, HeaderValue::from(whole_secs(time)))
 }
 
-impl Applied {
+impl AppliedLimits {
     /// Says in the answer what the limits are and what is left, after draft-ietf-httpapi-ratelimit-headers-11.
     pub fn show(&self, headers: &mut HeaderMap) {
         let Some((_, rate, state)) = self.0.iter().min_by_key(|(.., state)| state.remaining) else { return };

@@ -21,7 +21,7 @@ use super::{
     body::{self, BodyRoutes, ReadBody},
     compression,
     load::Load,
-    rate_limit::Applied,
+    rate_limit::AppliedLimits,
 };
 use crate::{
     access::Actor,
@@ -32,8 +32,8 @@ use crate::{
             client::ClientAddress,
             error::{self, ApiError},
             headers::CORRELATION_ID,
-            place::Place,
             prefer::Wait,
+            request_permit::RequestPermit,
         },
     },
     auditor::Denied,
@@ -48,9 +48,13 @@ const TIME_LIMIT: Duration = Duration::from_millis(9500);
 ///
 /// The handler runs in a task of its own: a client that hangs up ends the waiting and not the work. A handler that takes
 /// too long is given up, with its connection (see `db::pool`).
-pub async fn surround(State((gate, bodies)): State<(Gate, Arc<BodyRoutes>)>, request: Request, next: Next) -> Response {
+pub async fn handle_request(
+    State((gate, bodies)): State<(Gate, Arc<BodyRoutes>)>,
+    request: Request,
+    next: Next,
+) -> Response {
     let started = Instant::now();
-    let active = Active::start();
+    let active = ActiveRequest::start();
     let app = &gate.app;
     let given = request.headers().get(&CORRELATION_ID).and_then(|value| value.to_str().ok());
     let correlation_id = id::correlation_id(given);
@@ -63,12 +67,12 @@ pub async fn surround(State((gate, bodies)): State<(Gate, Arc<BodyRoutes>)>, req
     let (address, traceparent) = (client.map(|client| client.0), traceparent(&parts.headers));
     let anybody = Actor { correlation_id: correlation_id.clone(), traceparent, address, ..Actor::system() };
     let access = Access::of(&parts, &app.config.api.prefix);
-    let is_guarded = access.is_guarded();
+    let is_guarded = access.requires_admission();
     let mut admission = Admission::of(Actor { subject: String::new(), ..anybody.clone() });
     // Who asks to wait for a run's end may wait that much longer.
     let wait = Wait::of(&parts.headers).time().unwrap_or_default();
     let mut deadline = tokio::time::Instant::from_std(started) + TIME_LIMIT + wait;
-    let caller = match tokio::time::timeout_at(deadline, admission.decide(&gate, &mut parts, access, anybody)).await {
+    let caller = match tokio::time::timeout_at(deadline, admission.admit(&gate, &mut parts, access, anybody)).await {
         Ok(caller) => caller,
         Err(_) => Err(too_late()),
     };
@@ -95,15 +99,15 @@ pub async fn surround(State((gate, bodies)): State<(Gate, Arc<BodyRoutes>)>, req
                 parts.extensions.insert(caller);
             }
             let request = Request::from_parts(parts, axum::body::Body::from(bytes));
-            match enter(&gate.load, is_guarded, request) {
-                Ok((place, request)) => {
+            match acquire_permit(&gate.load, is_guarded, request) {
+                Ok((request_permit, request)) => {
                     let handler = next.run(request).instrument(span.clone());
                     // Who waits for a run may see the database come back.
                     let given_up_with = (is_guarded && wait.is_zero()).then(|| app.pool.clone());
                     let (app, is_safe) = (app.clone(), method.is_safe());
                     let handler = tokio::spawn(async move {
                         let response = handler.await;
-                        place.leave();
+                        request_permit.release();
                         drop(permit);
                         // What is open to all comes from the binary, or is small.
                         if !is_guarded {
@@ -141,7 +145,7 @@ pub async fn surround(State((gate, bodies)): State<(Gate, Arc<BodyRoutes>)>, req
     }
     limits.show(response.headers_mut());
     if app.config.audit && !method.is_safe() && response.status().is_success() {
-        app.auditor.nudge();
+        app.auditor.wake();
     }
     drop(active);
     let duration = started.elapsed();
@@ -190,16 +194,16 @@ fn traceparent(headers: &HeaderMap) -> Option<Arc<str>> {
 struct Admission {
     /// Whose it is; without a subject if nobody knows.
     actor: Actor,
-    limits: Applied,
+    limits: AppliedLimits,
 }
 
 impl Admission {
     fn of(actor: Actor) -> Self {
-        Self { actor, limits: Applied::default() }
+        Self { actor, limits: AppliedLimits::default() }
     }
 
     /// The caller, or the answer to give instead. What costs least to find out comes first.
-    async fn decide(
+    async fn admit(
         &mut self,
         gate: &Gate,
         parts: &mut Parts,
@@ -207,21 +211,21 @@ impl Admission {
         anybody: Actor,
     ) -> Result<Caller, ApiError> {
         let app = &gate.app;
-        if access.is_guarded() {
+        if access.requires_admission() {
             gate.load.check()?;
             gate.rates.count_address(parts.extensions.get().copied(), &mut self.limits)?;
         }
         let caller = if access.wants_caller(app.config.metrics.access) {
             auth::authenticate(gate, parts, access, anybody, &mut self.limits).await?
         } else {
-            Caller::anybody(anybody)
+            Caller::anonymous(anybody)
         };
         self.actor = Actor::clone(&caller.actor);
         gate.rates.count_principal(&caller, &mut self.limits)?;
         access::authorize(app, parts, access, &caller).await?;
         // Before the body, so that nobody has it read who does not know an address.
         callbacks::find(app, parts).await?;
-        if access.is_guarded() && parts.method.is_safe() {
+        if access.requires_admission() && parts.method.is_safe() {
             app.memory.check_answer(caller.holders())?;
         }
         Ok(caller)
@@ -229,10 +233,10 @@ impl Admission {
 }
 
 /// A place for a request that needs one, for itself and for its handler.
-fn enter(load: &Load, is_guarded: bool, mut request: Request) -> Result<(Place, Request), ApiError> {
-    let place = if is_guarded { load.enter()? } else { Place::default() };
-    request.extensions_mut().insert(place.clone());
-    Ok((place, request))
+fn acquire_permit(load: &Load, is_guarded: bool, mut request: Request) -> Result<(RequestPermit, Request), ApiError> {
+    let request_permit = if is_guarded { load.acquire()? } else { RequestPermit::default() };
+    request.extensions_mut().insert(request_permit.clone());
+    Ok((request_permit, request))
 }
 
 /// Counts an answered request, and logs it.
@@ -253,7 +257,7 @@ fn log_line(method: &str, route: &str, response: &Response, duration: Duration) 
             error = &**cause as &dyn std::error::Error,
             "{method} {route} {}: {cause}", status.as_u16()
         );
-    } else if response.extensions().get::<error::ToldElsewhere>().is_some() {
+    } else if response.extensions().get::<error::LoggedElsewhere>().is_some() {
         // Thousands a second, when there is no time for it; `load` tells of them.
         tracing::debug!(target: "api.request", method, route, "{method} {route} 503");
     } else {
@@ -279,9 +283,9 @@ fn record(method: &str, route: &str, status: StatusCode, duration: Duration) {
 }
 
 /// Counts a request as active for as long as it lives, also if its client hangs up.
-struct Active(metrics::Gauge);
+struct ActiveRequest(metrics::Gauge);
 
-impl Active {
+impl ActiveRequest {
     fn start() -> Self {
         let gauge = metrics::gauge!("http_requests_active");
         gauge.increment(1.0);
@@ -289,7 +293,7 @@ impl Active {
     }
 }
 
-impl Drop for Active {
+impl Drop for ActiveRequest {
     fn drop(&mut self) {
         self.0.decrement(1.0);
     }

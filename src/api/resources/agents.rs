@@ -13,14 +13,14 @@ use crate::{
     api::vocabulary::{
         app::App,
         caller::Caller,
-        cursor::Asked,
+        cursor::ListRequest,
         error::{ApiError, ErrorBody},
         etag::{self, IfMatch, IfNoneMatch},
         extract::{AgentId, JsonBody, Query},
         idempotency::{Key, replayed},
         page::{self, Message, Page},
         parameters,
-        place::Place,
+        request_permit::RequestPermit,
         sets,
     },
     breaker::Rules,
@@ -344,7 +344,7 @@ fn not_found() -> ApiError {
     ),
 )]
 pub async fn list_agents(State(app): State<App>, caller: Caller, query: Query) -> Result<Response, ApiError> {
-    let asked = Asked::read(&app, &query, "agents", &FILTERS).await?;
+    let list = ListRequest::read(&app, &query, "agents", &FILTERS).await?;
     let filter = Filter {
         organization: caller.organization(),
         statuses: query.several("status"),
@@ -354,15 +354,15 @@ pub async fn list_agents(State(app): State<App>, caller: Caller, query: Query) -
     };
     if let Some(name) = query.text("name") {
         let found = db::agents::find_to_call(&app.pool, caller.organization(), name).await?;
-        return Ok(page::of_one(found.map(|found| show(&app, &caller, found)), asked.cut.size));
+        return Ok(page::of_one(found.map(|found| show(&app, &caller, found)), list.page.size));
     }
     let mut connection = app.pool.acquire().await?;
-    let part = db::agents::list(&mut connection, &filter, &asked.cut).await?;
-    let ids: Vec<uuid::Uuid> = part.entries.positions.iter().filter_map(|position| position.id.uuid()).collect();
+    let page = db::agents::list(&mut connection, &filter, &list.page).await?;
+    let ids: Vec<uuid::Uuid> = page.entries.positions.iter().filter_map(|position| position.id.uuid()).collect();
     let breakers = db::breakers::find_all(&mut *connection, &ids).await?;
     drop(connection);
     let (shown_by, shown_to) = (app.clone(), caller.clone());
-    Ok(page::answer(app, caller, &asked, part, move |row: AgentRow| {
+    Ok(page::answer(app, caller, &list, page, move |row: AgentRow| {
         let breaker = breakers.get(&row.id);
         Agent::new(shown(&shown_by, row, &shown_to), breaker, shown_by.config.circuit_breaker)
     }))
@@ -485,7 +485,7 @@ pub async fn check_agent(
     State(app): State<App>,
     caller: Caller,
     AgentId(id): AgentId,
-    place: Place,
+    permit: RequestPermit,
 ) -> Result<Json<AgentHealth>, ApiError> {
     let row = db::agents::find(&app.pool, caller.organization(), id).await?.ok_or_else(not_found)?;
     let row = row.opened(&app.config.vault);
@@ -494,6 +494,6 @@ pub async fn check_agent(
         .checks
         .try_take(holders, 1)
         .map_err(|limit| ApiError::exhausted(limit, "too_many_checks", "checks of agents at a time"))?;
-    place.leave();
+    permit.release();
     Ok(Json(agent_health::check(&app.egress, &row, caller.sees_secrets()).await))
 }

@@ -18,7 +18,7 @@ use crate::{
     api::vocabulary::{
         app::App,
         caller::{Caller, Proof},
-        cursor::Asked,
+        cursor::ListRequest,
         error::{ApiError, ErrorBody},
         etag,
         extract::{JsonBody, Query, path_uuid},
@@ -275,7 +275,7 @@ pub async fn create_api_key(State(app): State<App>, caller: Caller, body: JsonBo
     }
     new.parent_id = caller.actor.key_id;
     if let Some(end) = caller.ends_at {
-        if end <= Timestamp::now() || new.expires_at.is_some_and(|asked| asked > end) {
+        if end <= Timestamp::now() || new.expires_at.is_some_and(|list| list > end) {
             let detail = format!(
                 "The key would live longer than what it is made with, which ends at {end}; one that stands alone is made \
                  by `workflow-api api-key`"
@@ -311,9 +311,9 @@ fn secret(status: StatusCode, body: impl Serialize) -> Response {
     ),
 )]
 pub async fn list_api_keys(State(app): State<App>, caller: Caller, query: Query) -> Result<Response, ApiError> {
-    let asked = Asked::read(&app, &query, "api-keys", &[]).await?;
-    let part = db::api_keys::list(&mut *app.pool.acquire().await?, caller.organization(), &asked.cut).await?;
-    Ok(page::answer(app, caller, &asked, part, ApiKey::from))
+    let list = ListRequest::read(&app, &query, "api-keys", &[]).await?;
+    let page = db::api_keys::list(&mut *app.pool.acquire().await?, caller.organization(), &list.page).await?;
+    Ok(page::answer(app, caller, &list, page, ApiKey::from))
 }
 
 /// Get an API key
@@ -347,7 +347,7 @@ pub async fn revoke_api_key(
     let auth = &app.config.auth;
     let needs_way_in = auth.enabled && !auth.verifies_tokens();
     let (row, revoked) = api_keys::revoke(&app.pool, caller.context(&app), id, needs_way_in).await?;
-    app.keys.forget(&revoked);
+    app.keys.invalidate(&revoked);
     tracing::info!(target: "api.routes.api_keys", key_id = %id, keys = revoked.len(), "API key revoked");
     Ok(Json(row.into()))
 }

@@ -15,7 +15,7 @@ use crate::{
     api::vocabulary::{
         app::App,
         caller::Caller,
-        cursor::Asked,
+        cursor::ListRequest,
         error::{ApiError, ErrorBody},
         extract::Query,
         page::{self, Page},
@@ -117,7 +117,7 @@ fn shown(json: Box<RawValue>) -> Box<RawValue> {
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "describes what `filter` reads")]
-pub struct Wanted {
+pub struct AuditQuery {
     /// Any of these subjects.
     #[param(explode = false)]
     user_id: Option<Vec<String>>,
@@ -159,7 +159,7 @@ fn filter(caller: &Caller, query: &Query) -> Result<Filter, ApiError> {
     get, path = "/audit-logs", tag = "access",
     params(
         parameters::Paging,
-        Wanted,
+        AuditQuery,
         parameters::Created,
         ("sort_order" = Option<sets::SortOrder>, Query, description = "Ascending or descending (the default)"),
     ),
@@ -171,7 +171,7 @@ fn filter(caller: &Caller, query: &Query) -> Result<Filter, ApiError> {
 pub async fn list_audit_logs(State(app): State<App>, caller: Caller, query: Query) -> Result<Response, ApiError> {
     let filter = filter(&caller, &query)?;
     let order = audit::order(query.is_ascending());
-    let asked = Asked::read(&app, &query, "audit-logs", &FILTERS).await?;
-    let part = audit::list(&mut *app.pool.acquire().await?, &filter, order, &asked.cut).await?;
-    Ok(page::answer(app, caller, &asked, part, AuditEntry::from))
+    let list = ListRequest::read(&app, &query, "audit-logs", &FILTERS).await?;
+    let page = audit::list(&mut *app.pool.acquire().await?, &filter, order, &list.page).await?;
+    Ok(page::answer(app, caller, &list, page, AuditEntry::from))
 }

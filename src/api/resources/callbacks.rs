@@ -119,9 +119,14 @@ pub async fn answer_callback(
     Token(token): Token,
     AnyJsonBody(body): AnyJsonBody,
 ) -> Result<Response, ApiError> {
-    let answered =
-        answer_callback::answer_callback(&app.pool, caller.context(&app), &token, caller.answerer(), body.as_deref())
-            .await?;
+    let answered = answer_callback::answer_callback(
+        &app.pool,
+        caller.context(&app),
+        &token,
+        caller.callback_caller(),
+        body.as_deref(),
+    )
+    .await?;
     let Answered { run_id, step_id, at, approved, is_repeat } = answered;
     if !is_repeat {
         tracing::info!(target: "api.routes.callbacks", run_id, step_id, "Callback answered");

@@ -18,7 +18,7 @@ use crate::{
     api::vocabulary::{
         app::App,
         caller::Caller,
-        cursor::Asked,
+        cursor::ListRequest,
         error::{ApiError, ErrorBody},
         extract::{OptionalJsonBody, Query, path_uuid},
         page::{self, Page},
@@ -243,9 +243,9 @@ pub async fn list_dead_letters(State(app): State<App>, caller: Caller, query: Qu
         created: query.span("created")?,
     };
     let order = dead_letters::order(query.is_ascending());
-    let asked = Asked::read(&app, &query, "dead-letters", &FILTERS).await?;
-    let part = dead_letters::list(&mut *app.pool.acquire().await?, &filter, order, &asked.cut).await?;
-    Ok(page::answer(app, caller, &asked, part, DeadLetter::from))
+    let list = ListRequest::read(&app, &query, "dead-letters", &FILTERS).await?;
+    let page = dead_letters::list(&mut *app.pool.acquire().await?, &filter, order, &list.page).await?;
+    Ok(page::answer(app, caller, &list, page, DeadLetter::from))
 }
 
 /// Get a dead letter

@@ -16,7 +16,7 @@ use crate::{
     api::vocabulary::{
         app::App,
         caller::Caller,
-        cursor::Asked,
+        cursor::ListRequest,
         error::{ApiError, ErrorBody},
         etag,
         extract::{JsonBody, Query},
@@ -224,9 +224,9 @@ fn parse_quotas(node: &Node<'_>) -> Read<[Patch<i32>; 4]> {
 }
 
 /// `{organization_id}` in the path.
-pub struct InPath(OrganizationId);
+pub struct OrganizationIdParam(OrganizationId);
 
-impl<S: Send + Sync> FromRequestParts<S> for InPath {
+impl<S: Send + Sync> FromRequestParts<S> for OrganizationIdParam {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
@@ -286,10 +286,10 @@ fn must_manage(caller: &Caller) -> Result<(), ApiError> {
     ),
 )]
 pub async fn list_organizations(State(app): State<App>, caller: Caller, query: Query) -> Result<Response, ApiError> {
-    let asked = Asked::read(&app, &query, "organizations", &[]).await?;
+    let list = ListRequest::read(&app, &query, "organizations", &[]).await?;
     let own = Some(caller.organization()).filter(|own| !own.is_default());
-    let part = db::organizations::list(&mut *app.pool.acquire().await?, own, &asked.cut).await?;
-    Ok(page::answer(app, caller, &asked, part, Organization::from))
+    let page = db::organizations::list(&mut *app.pool.acquire().await?, own, &list.page).await?;
+    Ok(page::answer(app, caller, &list, page, Organization::from))
 }
 
 /// Create an organization
@@ -309,7 +309,7 @@ pub async fn create_organization(State(app): State<App>, caller: Caller, body: J
     let new = parse_new(body.raw())?;
     let row = organizations::create(&app.pool, caller.context(&app), new).await?;
     tracing::info!(target: "api.routes.organizations", organization_id = row.id, "Organization created");
-    app.organizations.forget(&OrganizationId::stored(&row.id));
+    app.organizations.invalidate(&OrganizationId::stored(&row.id));
     let path = format!("/organizations/{}", row.id);
     Ok(etag::located(&app, &path, (StatusCode::CREATED, Json(Organization::from(row)))))
 }
@@ -324,7 +324,7 @@ pub async fn create_organization(State(app): State<App>, caller: Caller, body: J
 pub async fn get_organization(
     State(app): State<App>,
     caller: Caller,
-    InPath(id): InPath,
+    OrganizationIdParam(id): OrganizationIdParam,
 ) -> Result<Json<OrganizationDetail>, ApiError> {
     must_see(&caller, &id)?;
     let row = db::organizations::find(&app.pool, &id).await?.ok_or_else(not_found)?;
@@ -354,14 +354,14 @@ pub async fn get_organization(
 pub async fn update_organization(
     State(app): State<App>,
     caller: Caller,
-    InPath(id): InPath,
+    OrganizationIdParam(id): OrganizationIdParam,
     body: JsonBody,
 ) -> Result<Json<Organization>, ApiError> {
     must_see(&caller, &id)?;
     must_manage(&caller)?;
     let patch = parse_patch(body.raw())?;
     let row = organizations::update(&app.pool, caller.context(&app), &id, patch).await?;
-    app.organizations.forget(&id);
+    app.organizations.invalidate(&id);
     tracing::info!(target: "api.routes.organizations", organization_id = %id, "Organization updated");
     Ok(Json(row.into()))
 }

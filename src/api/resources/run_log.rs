@@ -23,7 +23,7 @@ use crate::{
     api::vocabulary::{
         app::App,
         caller::{Caller, RECHECK_CALLER},
-        cursor::Asked,
+        cursor::ListRequest,
         error::{ApiError, ErrorBody},
         extract::{Query, RunId},
         page::{self, Page},
@@ -31,13 +31,13 @@ use crate::{
     },
     db::{
         self,
-        events::{self, EventRow, Filter, Rest},
+        events::{self, EventRow, Filter, LogTail},
     },
     input::{self, FieldError},
     run::{Level, RunStatus},
+    run_poller::Subscription,
     timestamp::Timestamp,
     visible,
-    waiting::Watch,
 };
 
 /// The parameters that a cursor of the log is bound to.
@@ -199,18 +199,18 @@ pub async fn get_logs(
     };
     let is_descending = query.text("sort_order").is_some_and(|order| order.eq_ignore_ascii_case("desc"));
     let order = events::order(!is_descending);
-    let asked = Asked::read(&app, &query, &format!("logs of {run_id}"), &FILTERS).await?;
+    let list = ListRequest::read(&app, &query, &format!("logs of {run_id}"), &FILTERS).await?;
     if !db::runs::exists(&app.pool, caller.organization(), &run_id).await? {
         return Err(ApiError::run_not_found());
     }
     events::number(&app.pool, &run_id).await?;
     let filter = Filter { steps: &query.several("step_id"), kinds: &level.kinds() };
     let mut connection = app.pool.acquire().await?;
-    let part = events::list(&mut connection, &run_id, &filter, order, &asked.cut).await?;
+    let page = events::list(&mut connection, &run_id, &filter, order, &list.page).await?;
     drop(connection);
-    let (_, next) = asked.neighbours(&part.entries);
+    let (_, next) = list.neighbours(&page.entries);
     let mut response = if prefers_text(&headers) {
-        let mut text: String = part.entries.rows.into_iter().map(|row| Event::from(row).to_string()).collect();
+        let mut text: String = page.entries.rows.into_iter().map(|row| Event::from(row).to_string()).collect();
         if let Some(cursor) = &next {
             text += "... more: ?";
             text += &query.with_cursor(cursor);
@@ -224,7 +224,7 @@ pub async fn get_logs(
         }
         response
     } else {
-        page::answer(app, caller, &asked, part, Event::from)
+        page::answer(app, caller, &list, page, Event::from)
     };
     response.headers_mut().insert(header::VARY, HeaderValue::from_static("accept"));
     Ok(response)
@@ -335,7 +335,7 @@ fn is_terminal(status: &str) -> bool {
 }
 
 /// In a task of its own: who hangs up shall not tear a statement apart.
-async fn read(app: &App, run_id: &str, after: i32) -> Result<Option<Rest>, db::Error> {
+async fn read(app: &App, run_id: &str, after: i32) -> Result<Option<LogTail>, db::Error> {
     let (pool, run_id) = (app.pool.clone(), run_id.to_owned());
     db::bounded(async move { events::rest(&pool, &run_id, after, CHUNK).await }).await
 }
@@ -350,7 +350,7 @@ struct End<'a> {
 /// What a stream is about to do.
 enum Phase {
     /// To begin, with what was read first.
-    Opening(Rest),
+    Opening(LogTail),
     /// To send these, then what they leave: the end, the next chunk, or a wait.
     Sending(VecDeque<EventRow>, AfterRows),
     /// To close.
@@ -373,7 +373,7 @@ struct Reader {
     caller: Caller,
     run_id: String,
     seen: i32,
-    watch: Watch,
+    watch: Subscription,
     /// When it was asked last whether the caller is still let in.
     checked_at: Instant,
     phase: Phase,
@@ -406,7 +406,7 @@ impl Reader {
                             return Some(event(format!("{}{END_SUFFIX}", self.seen), &end).event("end"));
                         }
                     };
-                    if !goes_on || !self.is_let_in().await {
+                    if !goes_on || !self.is_still_authorized().await {
                         return None;
                     }
                     match read(&self.app, &self.run_id, self.seen).await {
@@ -432,16 +432,16 @@ impl Reader {
     }
 
     /// Whether the caller would be let in now, or shortly before.
-    async fn is_let_in(&mut self) -> bool {
+    async fn is_still_authorized(&mut self) -> bool {
         if self.checked_at.elapsed() < RECHECK_CALLER {
             return true;
         }
         self.checked_at = Instant::now();
         // A database that is away says nothing about the caller.
-        !matches!(self.caller.still_counts(&self.app).await, Ok(false))
+        !matches!(self.caller.is_still_valid(&self.app).await, Ok(false))
     }
 
-    fn send(&mut self, rest: Rest) {
+    fn send(&mut self, rest: LogTail) {
         let is_whole = i64::try_from(rest.rows.len()).is_ok_and(|count| count < CHUNK);
         let then = match (is_whole, is_terminal(&rest.status)) {
             (false, _) => AfterRows::Read,

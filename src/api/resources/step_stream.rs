@@ -7,13 +7,13 @@ use super::runs::wire::Step;
 use crate::api::vocabulary::{
     app::App,
     caller::Caller,
-    cursor::Asked,
+    cursor::ListRequest,
     error::ApiError,
     extract::Query,
     streamed::{Array, CHUNK, Entries, JSON},
 };
 use crate::db::{
-    list::{Cut, Start},
+    list::{PageRequest, PageStart},
     runs::{self, StepRow},
 };
 
@@ -21,22 +21,23 @@ use crate::db::{
 pub async fn answer(app: App, caller: Caller, run_id: String, query: &Query) -> Result<Response, ApiError> {
     let is_paged =
         ["page", "page_size", "cursor"].iter().any(|name| query.text(name).is_some_and(|text| !text.is_empty()));
-    let asked = if is_paged { Some(Asked::read(&app, query, &format!("steps of {run_id}"), &[]).await?) } else { None };
+    let list =
+        if is_paged { Some(ListRequest::read(&app, query, &format!("steps of {run_id}"), &[]).await?) } else { None };
     let (pool, organization, id) = (app.pool.clone(), caller.organization().clone(), run_id.clone());
-    let read = move |cut: Cut| {
+    let read = move |page: PageRequest| {
         let (pool, organization, run_id) = (pool.clone(), organization.clone(), id.clone());
-        async move { runs::steps(&mut *pool.acquire().await?, &organization, &run_id, &cut).await }
+        async move { runs::steps(&mut *pool.acquire().await?, &organization, &run_id, &page).await }
     };
-    let whole = Cut { start: Start::Offset(0), size: CHUNK };
-    let first = read(asked.as_ref().map_or(whole, |asked| asked.cut.clone())).await?;
+    let whole = PageRequest { start: PageStart::Offset(0), size: CHUNK };
+    let first = read(list.as_ref().map_or(whole, |list| list.page.clone())).await?;
     if first.positions.is_empty() && !runs::exists(&app.pool, caller.organization(), &run_id).await? {
         return Err(ApiError::run_not_found());
     }
-    let (_, next) = asked.as_ref().map(|asked| asked.neighbours(&first)).unwrap_or_default();
+    let (_, next) = list.as_ref().map(|list| list.neighbours(&first)).unwrap_or_default();
     let entries = if is_paged {
         Entries::of_page(app, caller, first)
     } else {
-        let behind = move |position| read(Cut { start: Start::After(position), size: CHUNK });
+        let behind = move |position| read(PageRequest { start: PageStart::After(position), size: CHUNK });
         Entries::of_list(app, caller, first, behind)
     };
     let mut array = Array::default();

@@ -5,7 +5,9 @@ use std::{ops::Deref, sync::Arc, time::Instant};
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
-use super::{counts::Counts, key_ring::KeyRing, memory::Memory, organizations::Organizations, signing::Signing};
+use super::{
+    api_key_cache::ApiKeyCache, counts::Counts, memory::Memory, organizations::Organizations, signing::Signing,
+};
 use crate::{
     actions::start_run::Definitions,
     auditor::Auditor,
@@ -18,9 +20,9 @@ use crate::{
     outbox::Relay,
     permits::{Permits, Scope},
     readiness::Readiness,
+    run_poller::RunPoller,
     run_writer::RunWriter,
     telemetry,
-    waiting::Waiting,
 };
 
 /// Checks of agents at a time. Each holds a connection for seconds.
@@ -47,11 +49,11 @@ pub struct Parts {
     /// Does what takes long on a processor.
     pub offload: Offload,
     /// Requests that wait for the end of a run.
-    pub waiting: Waiting,
+    pub waiting: RunPoller,
     /// The answer of `/health/ready`.
     pub readiness: Readiness,
     /// Knows API keys.
-    pub keys: KeyRing,
+    pub keys: ApiKeyCache,
     /// Memory of bodies and answers.
     pub memory: Memory,
     /// Checks of agents that are under way.
@@ -82,17 +84,17 @@ impl App {
         drained: &CancellationToken,
     ) -> anyhow::Result<Self> {
         let started = Instant::now();
-        telemetry::count(telemetry::Part::Api);
+        telemetry::count(telemetry::Component::Api);
         lifecycle.spawn("histograms", telemetry::keep_histograms_small(lifecycle.soft_stop().clone()));
         let registration = Registration::start(pool.clone(), "serve", lifecycle);
         let relay = Relay::start(&config, pool.clone(), registration, lifecycle, drained)
             .context("KAFKA_BROKERS: the Kafka client refuses the settings")?;
         let writer = RunWriter::start(&pool, &relay, config.audit, lifecycle, drained);
-        let waiting = Waiting::start(pool.clone(), lifecycle);
+        let waiting = RunPoller::start(pool.clone(), lifecycle);
         let readiness = Readiness::start(pool.clone(), relay.clone(), lifecycle);
         let egress = Egress::new(&config.egress)?;
         let clock = Clock::default();
-        let keys = KeyRing::start(pool.clone(), clock.clone(), lifecycle);
+        let keys = ApiKeyCache::start(pool.clone(), clock.clone(), lifecycle);
         let signing = Signing::new(pool.clone());
         let auditor = Auditor::start(&pool, config.audit_retention_days, lifecycle);
         let organizations = Organizations::new(pool.clone());

@@ -6,10 +6,10 @@ use axum::extract::FromRequestParts;
 use http::request::Parts;
 use uuid::Uuid;
 
-use super::{app::App, client::ClientAddress, error::ApiError, key_ring::Pace};
+use super::{api_key_cache::Lookup, app::App, client::ClientAddress, error::ApiError};
 use crate::{
     access::{Actor, Grant, OrganizationId, Permission, Role},
-    actions::{Context, answer_callback::Answerer},
+    actions::{Context, answer_callback::CallbackCaller},
     db::{self, api_keys::KeyName},
     permits::{Holder as PermitHolder, Holders, Scope},
     timestamp::Timestamp,
@@ -53,14 +53,14 @@ pub enum Proof {
 impl Caller {
     /// The caller of a request of whom nothing is asked, and who may do everything.
     #[must_use]
-    pub fn anybody(anybody: Actor) -> Self {
+    pub fn anonymous(anybody: Actor) -> Self {
         let (actor, grant) = (Arc::new(anybody), Arc::new(Grant::of(Role::Admin)));
         Self { actor, grant, roles: Arc::default(), proof: Proof::Nothing, ends_at: None }
     }
 
     /// Whoever has the address of a callback.
     #[must_use]
-    pub fn nobody(anybody: Actor) -> Self {
+    pub fn denied(anybody: Actor) -> Self {
         let actor = Arc::new(Actor { subject: Actor::CALLBACK.to_owned(), ..anybody });
         let grant = Arc::new(Grant::of(Role::Viewer));
         Self { actor, grant, roles: Arc::default(), proof: Proof::Address, ends_at: None }
@@ -68,10 +68,10 @@ impl Caller {
 
     /// The same, as somebody who answers a callback.
     #[must_use]
-    pub fn answerer(&self) -> Answerer<'_> {
+    pub fn callback_caller(&self) -> CallbackCaller<'_> {
         let scopes = self.grant.scopes.as_ref();
         let is_whole = scopes.is_none_or(|scopes| scopes.contains(&Permission::RunsWrite));
-        Answerer {
+        CallbackCaller {
             actor: &self.actor,
             is_known: self.proof != Proof::Address,
             organization: Some(self.organization()).filter(|_| self.proof != Proof::Nothing),
@@ -82,7 +82,7 @@ impl Caller {
     }
 
     /// Whether the caller would still be let in, for whoever serves him for longer than a request takes.
-    pub async fn still_counts(&self, app: &App) -> Result<bool, Arc<db::Error>> {
+    pub async fn is_still_valid(&self, app: &App) -> Result<bool, Arc<db::Error>> {
         Ok(match self.proof {
             Proof::Nothing | Proof::Address => true,
             Proof::Token(until) => {
@@ -90,7 +90,7 @@ impl Caller {
             }
             Proof::TokenOfApiKey { until, .. } if app.clock.epoch_secs() >= until => false,
             Proof::TokenOfApiKey { id, .. } | Proof::ApiKey(id) => {
-                app.keys.find(KeyName::Id(id), || Pace::AtOnce).await?.is_some()
+                app.keys.find(KeyName::Id(id), || Lookup::Immediate).await?.is_some()
             }
         })
     }
@@ -98,7 +98,7 @@ impl Caller {
     /// Returns when the caller would not be let in any more.
     pub async fn ended(&self, app: &App) {
         // A database that is away says nothing about the caller.
-        while !matches!(self.still_counts(app).await, Ok(false)) {
+        while !matches!(self.is_still_valid(app).await, Ok(false)) {
             tokio::time::sleep(RECHECK_CALLER).await;
         }
     }

@@ -15,12 +15,12 @@ use super::{
     signing::{Key, SIGNATURE_BYTES},
 };
 use crate::{
-    db::list::{Cut, Entries, EntryId, Position, SortValue, Start},
+    db::list::{Entries, EntryId, PageRequest, PageStart, Position, SortValue},
     input::{self, FieldError},
 };
 
 /// Entries that a page by its number may lie behind, with its own. The database reads all of them for it.
-const MAX_DEPTH: i64 = 10_000;
+const MAX_PAGE_DEPTH: i64 = 10_000;
 /// What a cursor says.
 #[derive(Serialize, Deserialize)]
 struct Cursor {
@@ -37,17 +37,17 @@ struct Cursor {
 
 /// Which part of a list is asked for.
 #[derive(Debug)]
-pub struct Asked {
+pub struct ListRequest {
     /// The page's number, from 1.
     pub number: i64,
     /// For the database.
-    pub cut: Cut,
+    pub page: PageRequest,
     /// What the signature of a cursor is for.
     query: [u8; 32],
     key: Key,
 }
 
-impl Asked {
+impl ListRequest {
     /// Reads `page`, `page_size` and `cursor`. `list` and the parameters named by `filters` make up what a cursor
     /// belongs to.
     pub async fn read(app: &App, query: &Query, list: &str, filters: &[&str]) -> Result<Self, ApiError> {
@@ -68,11 +68,11 @@ impl Asked {
         let cursor = query.text("cursor");
         if cursor.is_some() && query.text("page").is_some() {
             errors.push(FieldError::rule("query.cursor", "`cursor` and `page` exclude each other"));
-        } else if page > 1 && page.checked_mul(size).is_none_or(|depth| depth > MAX_DEPTH) {
+        } else if page > 1 && page.checked_mul(size).is_none_or(|depth| depth > MAX_PAGE_DEPTH) {
             let message = format!(
                 "Input should be less than or equal to {}; further pages are reached by `cursor`, with the \
                  `next_cursor` of the page before",
-                (MAX_DEPTH / size).max(1)
+                (MAX_PAGE_DEPTH / size).max(1)
             );
             errors.push(FieldError::new("query.page", "less_than_equal", message));
         }
@@ -81,16 +81,17 @@ impl Asked {
         }
         let key = app.signing.key().await?;
         let Some(cursor) = cursor else {
-            let cut = Cut { start: Start::Offset((page - 1) * size), size };
-            return Ok(Self { number: page, cut, query: fingerprint, key });
+            let request = PageRequest { start: PageStart::Offset((page - 1) * size), size };
+            return Ok(Self { number: page, page: request, query: fingerprint, key });
         };
         let cursor = decode(cursor, &fingerprint, &key).filter(|cursor| fits(&cursor.position)).ok_or_else(|| {
             let detail = "The cursor is damaged, or belongs to another list, other filters or another order; begin \
                           again without it";
             ApiError::bad_request("invalid_cursor", detail)
         })?;
-        let start = if cursor.is_before { Start::Before(cursor.position) } else { Start::After(cursor.position) };
-        Ok(Self { number: cursor.number.max(1), cut: Cut { start, size }, query: fingerprint, key })
+        let start =
+            if cursor.is_before { PageStart::Before(cursor.position) } else { PageStart::After(cursor.position) };
+        Ok(Self { number: cursor.number.max(1), page: PageRequest { start, size }, query: fingerprint, key })
     }
 
     /// The cursors of the pages before and after this one; none where there is no entry.

@@ -11,7 +11,7 @@ use crate::{
     access::{Countable, QuotaExceeded},
     db::{self, idempotency::ClaimError},
     input::FieldError,
-    offload::Busy,
+    offload::Overloaded,
     permits::{Exhausted, Scope},
     timestamp::Timestamp,
 };
@@ -52,7 +52,7 @@ pub struct Cause(pub Arc<dyn std::error::Error + Send + Sync>);
 
 /// On an answer that the request log need not tell of.
 #[derive(Clone, Copy, Debug)]
-pub struct ToldElsewhere;
+pub struct LoggedElsewhere;
 
 /// The body of every error answer.
 #[derive(Debug, Serialize, ToSchema)]
@@ -210,7 +210,7 @@ impl ApiError {
 
     /// Keeps the answer out of the request log: whoever makes it tells of it himself, of many at once.
     #[must_use]
-    pub fn told_elsewhere(self) -> Self {
+    pub fn logged_elsewhere(self) -> Self {
         Self { is_told_elsewhere: true, ..self }
     }
 
@@ -243,7 +243,7 @@ impl ApiError {
             response.headers_mut().insert(name, value);
         }
         if self.is_told_elsewhere {
-            response.extensions_mut().insert(ToldElsewhere);
+            response.extensions_mut().insert(LoggedElsewhere);
         }
         if let Some(cause) = self.cause {
             response.extensions_mut().insert(cause);
@@ -320,8 +320,8 @@ impl From<Arc<db::Error>> for ApiError {
     }
 }
 
-impl From<Busy> for ApiError {
-    fn from(_: Busy) -> Self {
+impl From<Overloaded> for ApiError {
+    fn from(_: Overloaded) -> Self {
         let detail = "Too much of the organisation, or of others, is to be checked at the moment; nothing was done";
         Self::unavailable("overloaded", detail)
     }

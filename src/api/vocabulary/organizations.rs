@@ -46,7 +46,7 @@ impl Organizations {
     }
 
     /// Has it read again before it is used again.
-    pub fn forget(&self, id: &OrganizationId) {
+    pub fn invalidate(&self, id: &OrganizationId) {
         self.entries().remove(id);
     }
 

@@ -16,11 +16,11 @@ use utoipa::{
 use super::{
     app::App,
     caller::Caller,
-    cursor::Asked,
+    cursor::ListRequest,
     streamed::{Array, Entries, JSON},
 };
 use crate::{
-    db::list::{Listed, Part},
+    db::list::{self, ListRow},
     input,
 };
 
@@ -42,19 +42,19 @@ struct About {
 pub fn answer<R, T>(
     app: App,
     caller: Caller,
-    asked: &Asked,
-    part: Part<R>,
+    list: &ListRequest,
+    page: list::Page<R>,
     show: impl Fn(R) -> T + Send + 'static,
 ) -> Response
 where
-    R: Listed + for<'r> FromRow<'r, PgRow> + Send + Unpin + 'static,
+    R: ListRow + for<'r> FromRow<'r, PgRow> + Send + Unpin + 'static,
     T: Serialize,
 {
-    let Part { entries, total } = part;
-    let (prev_cursor, next_cursor) = asked.neighbours(&entries);
-    let size = asked.cut.size;
+    let list::Page { entries, total } = page;
+    let (prev_cursor, next_cursor) = list.neighbours(&entries);
+    let size = list.page.size;
     let total_pages = (total + size - 1) / size;
-    let about = About { total, page: asked.number, page_size: size, total_pages, next_cursor, prev_cursor };
+    let about = About { total, page: list.number, page_size: size, total_pages, next_cursor, prev_cursor };
     let mut page = Writer::new(about);
     Entries::of_page(app, caller, entries)
         .answer(JSON, move |rows, is_last| page.write(rows.into_iter().map(&show), is_last))
@@ -121,7 +121,7 @@ impl<T: ToSchema> PartialSchema for Page<T> {
         ];
         let page = members
             .into_iter()
-            .fold(Object::builder().description(Some("A part of a list.")), |page, (name, member)| {
+            .fold(Object::builder().description(Some("A page of a list.")), |page, (name, member)| {
                 page.property(name, member).required(name)
             });
         Schema::from(page).into()

@@ -5,14 +5,14 @@ use std::time::Duration;
 use axum::extract::FromRequestParts;
 use http::{HeaderMap, request::Parts};
 
-use super::{error::ApiError, headers::PREFER, place::Place};
+use super::{error::ApiError, headers::PREFER, request_permit::RequestPermit};
 
 /// Longest wait; who asks for more gets this.
 const MAX_WAIT_SECS: u64 = 60;
 /// How many seconds the client is ready to wait, if it is at all.
 pub struct Wait {
     secs: Option<u64>,
-    place: Place,
+    permit: RequestPermit,
 }
 
 impl Wait {
@@ -27,7 +27,7 @@ impl Wait {
             name.trim().eq_ignore_ascii_case("wait").then(|| seconds(value.trim().trim_matches('"')))
         });
         let secs = wait.flatten().filter(|secs| *secs > 0).map(|secs| secs.min(MAX_WAIT_SECS));
-        Self { secs, place: Place::default() }
+        Self { secs, permit: RequestPermit::default() }
     }
 
     /// The time that the client is ready to wait, if it is.
@@ -37,8 +37,8 @@ impl Wait {
     }
 
     /// Gives the request's place back, for the time that it only waits.
-    pub fn leave(&self) {
-        self.place.leave();
+    pub fn release_permit(&self) {
+        self.permit.release();
     }
 }
 
@@ -52,7 +52,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Wait {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        Ok(Self { place: Place::from_request_parts(parts, state).await?, ..Self::of(&parts.headers) })
+        Ok(Self { permit: RequestPermit::from_request_parts(parts, state).await?, ..Self::of(&parts.headers) })
     }
 }
 

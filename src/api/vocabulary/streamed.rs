@@ -20,7 +20,7 @@ use super::{app::App, caller::Caller};
 use crate::{
     db::{
         self,
-        list::{self, EntryId, Listed, Position},
+        list::{self, EntryId, ListRow, Position},
     },
     input,
 };
@@ -54,7 +54,7 @@ enum Broken {
 
 impl<T> Entries<T>
 where
-    T: Listed + for<'r> FromRow<'r, PgRow> + Send + Unpin + 'static,
+    T: ListRow + for<'r> FromRow<'r, PgRow> + Send + Unpin + 'static,
 {
     /// Those of a page.
     #[must_use]
@@ -121,7 +121,7 @@ where
     async fn read(&mut self) -> Result<Vec<T>, Broken> {
         let (memory, holders) = (&self.app.memory, self.caller.holders());
         memory.room_for_piece(holders).await;
-        if !self.caller.still_counts(&self.app).await? {
+        if !self.caller.is_still_valid(&self.app).await? {
             return Err(Broken::CredentialsEnded);
         }
         // What hangs up shall not tear a statement apart, so each is in a task of its own.

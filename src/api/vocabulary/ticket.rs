@@ -37,13 +37,13 @@ pub struct Ticket {
     opens_until: i64,
     /// For whom it was made.
     #[serde(flatten)]
-    pub holder: Holder,
+    pub holder: TicketOwner,
 }
 
 /// For whom a ticket was made.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "by", rename_all = "snake_case")]
-pub enum Holder {
+pub enum TicketOwner {
     /// Whoever it was: authentication was off.
     Anybody,
     /// The holder of an API key; with a token that was issued for it, until that ends.
@@ -54,7 +54,7 @@ pub enum Holder {
     Token { subject: String, organization: OrganizationId, role: Role, until: f64 },
 }
 
-impl Holder {
+impl TicketOwner {
     fn of(caller: &Caller) -> Self {
         match caller.proof {
             Proof::Nothing | Proof::Address => Self::Anybody,
@@ -71,7 +71,7 @@ impl Holder {
 }
 
 /// Why a ticket does not count.
-pub enum Refused {
+pub enum InvalidTicket {
     /// It is none, or for something else.
     Invalid,
     /// It has expired.
@@ -82,7 +82,7 @@ pub enum Refused {
 
 /// The text of a ticket for the event stream of that run, as long as the caller counts.
 pub async fn sign(app: &App, run_id: String, until: DateTime<Utc>, caller: &Caller) -> Result<String, ApiError> {
-    let ticket = Ticket { run_id, opens_until: until.timestamp(), holder: Holder::of(caller) };
+    let ticket = Ticket { run_id, opens_until: until.timestamp(), holder: TicketOwner::of(caller) };
     let text = input::to_raw(&ticket);
     let mut bytes = app.signing.key().await?.sign(PURPOSE, text.get().as_bytes()).to_vec();
     bytes.extend_from_slice(text.get().as_bytes());
@@ -101,16 +101,16 @@ pub fn presented(app: &App, request: &Parts) -> Option<String> {
 }
 
 /// What the ticket says, if it counts for this request.
-pub async fn verify(app: &App, request: &mut Parts, text: &str) -> Result<Ticket, Refused> {
-    let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| Refused::Invalid)?;
-    let (signature, text) = bytes.split_at_checked(SIGNATURE_BYTES).ok_or(Refused::Invalid)?;
-    let key = app.signing.key().await.map_err(Refused::Db)?;
+pub async fn verify(app: &App, request: &mut Parts, text: &str) -> Result<Ticket, InvalidTicket> {
+    let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| InvalidTicket::Invalid)?;
+    let (signature, text) = bytes.split_at_checked(SIGNATURE_BYTES).ok_or(InvalidTicket::Invalid)?;
+    let key = app.signing.key().await.map_err(InvalidTicket::Db)?;
     if !key.verifies(PURPOSE, text, signature) {
-        return Err(Refused::Invalid);
+        return Err(InvalidTicket::Invalid);
     }
-    let ticket: Ticket = serde_json::from_slice(text).map_err(|_| Refused::Invalid)?;
+    let ticket: Ticket = serde_json::from_slice(text).map_err(|_| InvalidTicket::Invalid)?;
     if path_text(request).await.as_deref() != Some(&ticket.run_id) {
-        return Err(Refused::Invalid);
+        return Err(InvalidTicket::Invalid);
     }
-    if app.clock.now().timestamp() < ticket.opens_until { Ok(ticket) } else { Err(Refused::Expired) }
+    if app.clock.now().timestamp() < ticket.opens_until { Ok(ticket) } else { Err(InvalidTicket::Expired) }
 }

@@ -6,7 +6,7 @@ use secrecy::ExposeSecret;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::key_ring::SUBJECT_PREFIX;
+use super::api_key_cache::SUBJECT_PREFIX;
 use crate::{
     access::{Actor, OrganizationId, Role},
     config,
@@ -99,7 +99,7 @@ fn sign(
     let secret = auth.jwt_secret.as_ref().ok_or(TokenError::NoSecret)?;
     let iat = Utc::now().timestamp();
     let lifetime = i64::try_from(auth.token_lifetime.as_secs()).unwrap_or(i64::MAX);
-    let key_ends = key.and_then(|(_, ends_at)| ends_at).map(|end| end.naive().and_utc().timestamp());
+    let key_ends = key.and_then(|(_, ends_at)| ends_at).map(|end| end.as_naive_utc().and_utc().timestamp());
     let lifetime = lifetime.min(key_ends.map_or(i64::MAX, |end| end.saturating_sub(iat))).max(0);
     let (iss, aud) = (auth.issuer.as_deref(), auth.audience.as_deref());
     let (exp, wf_key) = (iat.saturating_add(lifetime), key.map(|(id, _)| id));

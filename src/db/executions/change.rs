@@ -18,9 +18,9 @@ pub struct Change {
     /// The run. For observers.
     pub of: Arc<ObservedRun>,
     /// The step attempt that ends.
-    pub ended: Option<EndedStep>,
+    pub ended: Option<EndedAttempt>,
     /// The step attempt that begins.
-    pub begun: Option<BegunStep>,
+    pub begun: Option<StepBegin>,
     /// The run ends.
     pub finished: Option<FinishedRun>,
 }
@@ -101,7 +101,7 @@ impl StepEnd {
 
 /// The end of a step attempt.
 #[derive(Clone, Debug)]
-pub struct EndedStep {
+pub struct EndedAttempt {
     /// The row.
     pub id: String,
     /// The output, or what went wrong.
@@ -138,7 +138,7 @@ pub struct AgentCall {
 
 /// The begin of a step attempt.
 #[derive(Clone, Debug)]
-pub struct BegunStep {
+pub struct StepBegin {
     /// The row.
     pub id: String,
     /// The step.
@@ -165,7 +165,7 @@ pub struct NestedStep {
     /// How the branches are joined, if they are.
     pub join_policy: Option<&'static str>,
     /// The whole way from the main chain to the step.
-    pub place: String,
+    pub path: String,
 }
 
 /// The end of a run.

@@ -13,7 +13,7 @@ pub struct EarlierStep {
     /// The row; empty if there is none.
     pub id: String,
     /// Where the step stands in the run: its id on the main chain, else its way from there.
-    pub place: String,
+    pub path: String,
     /// As it was before the call; free text that other programs write too.
     pub status: String,
     /// Its executor died or stopped while the step ran.
@@ -53,7 +53,7 @@ pub async fn resume(
                 error_message = $4
             FROM held WHERE $3 AND s.run_id = held.run_id AND s.status = 'RUNNING'
         )
-        SELECT coalesce(id, '') AS id, coalesce(place, step_id, '') AS place, coalesce(status, '') AS status,
+        SELECT coalesce(id, '') AS id, coalesce(place, step_id, '') AS path, coalesce(status, '') AS status,
             coalesce(status = 'RUNNING' OR error_message = $4, false) AS was_interrupted,
             parent_step_id, error_message,
             (coalesce(pg_column_size(input_data), 0) + coalesce(pg_column_size(output_data), 0))::bigint AS bytes,

@@ -110,7 +110,7 @@ fn write_sql(locked: Locked, tells: bool) -> String {
 
 /// A change that was written.
 #[derive(sqlx::FromRow)]
-pub struct Held {
+pub struct LeaseState {
     /// Its run.
     pub run_id: String,
     /// The agent that the step which begins in it calls; empty for a step that calls nobody.
@@ -127,7 +127,7 @@ pub async fn write(
     changes: &[Change],
     locked: Locked,
     outgoing: Option<&monitoring::Outgoing>,
-) -> Result<Vec<Held>, Error> {
+) -> Result<Vec<LeaseState>, Error> {
     let sql = write_sql(locked, outgoing.is_some());
     let calls = || changes.iter().map(|change| change.ended.as_ref()?.call);
     let text = |of: fn(&Change) -> Option<&str>| changes.iter().map(of).collect::<Vec<_>>();
@@ -149,7 +149,7 @@ pub async fn write(
         .bind(text(|change| Some(change.nested()?.parent_step_id.as_str())))
         .bind(text(|change| Some(change.nested()?.branch_name.as_str())))
         .bind(text(|change| change.nested()?.join_policy))
-        .bind(text(|change| Some(change.nested()?.place.as_str())))
+        .bind(text(|change| Some(change.nested()?.path.as_str())))
         .bind(text(|change| change.finished.as_ref().map(|run| run.status.as_str())))
         .bind(text(|change| change.finished.as_ref()?.error_message.as_deref()))
         .bind(nth)

@@ -107,9 +107,9 @@ impl Drop for PooledConnection {
         match tokio::runtime::Handle::try_current() {
             Ok(_) if rest.is_some() && !is_lost && self.phase == Phase::None => {
                 if self.is_own {
-                    self.pool.say_goodbye(live);
+                    self.pool.close_gracefully(live);
                 } else {
-                    self.pool.take_back(live);
+                    self.pool.release(live);
                 }
             }
             Ok(runtime) if !is_lost => {

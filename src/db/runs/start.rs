@@ -26,7 +26,7 @@ pub struct Definition {
     pub version: i32,
     /// The plan that goes into the message.
     pub plan: Box<RawValue>,
-    /// See [`Startable::stamp`](crate::db::workflows::Startable::stamp).
+    /// See [`PinnedDefinition::stamp`](crate::db::workflows::PinnedDefinition::stamp).
     pub stamp: String,
 }
 
@@ -172,7 +172,7 @@ async fn insert_all(conn: &mut PgConnection, runs: &[NewRun], audit: bool) -> Re
     .bind(column(runs, |run| run.input.get()))
     .bind(column(runs, |run| run.actor.subject.as_str()))
     .bind(column(runs, |run| run.actor.correlation_id.as_str()))
-    .bind(column(runs, |run| run.created_at.naive()))
+    .bind(column(runs, |run| run.created_at.as_naive_utc()))
     .bind(column(runs, |run| run.event_id))
     .bind(column(runs, |run| run.owner))
     .bind(key(|key| &key.scope))

@@ -7,7 +7,7 @@ use crate::{
     access::OrganizationId,
     db::{
         Error,
-        list::{self, Cut, Entries, Listed, Narrow, Order, Table},
+        list::{self, Entries, FilterBuilder, ListRow, Order, PageRequest, Table},
     },
     timestamp::Timestamp,
 };
@@ -50,7 +50,7 @@ const COLUMNS: &str = "id, run_id, step_id, step_name, agent_name, status, input
 /// The order of the attempts of a run.
 const ORDER: Order = Order { column: "started_at", nullable: false, ascending: true };
 
-impl Listed for StepRow {
+impl ListRow for StepRow {
     const TABLE: Table = Table {
         name: "step_executions",
         columns: COLUMNS,
@@ -64,14 +64,14 @@ pub async fn steps(
     conn: &mut PgConnection,
     organization: &OrganizationId,
     run_id: &str,
-    cut: &Cut,
+    page: &PageRequest,
 ) -> Result<Entries<StepRow>, Error> {
-    let narrow = |narrow: &mut Narrow<'_>| {
-        let runs = narrow.0.push(" AND run_id = (SELECT run_id FROM workflow_runs WHERE run_id = ");
+    let conditions = |builder: &mut FilterBuilder<'_>| {
+        let runs = builder.0.push(" AND run_id = (SELECT run_id FROM workflow_runs WHERE run_id = ");
         runs.push_bind(run_id.to_owned()).push(" AND organization_id = ");
         runs.push_bind(organization.as_str().to_owned()).push(")");
     };
-    list::page(conn, narrow, ORDER, cut).await
+    list::page(conn, conditions, ORDER, page).await
 }
 
 /// The state of the latest attempt of each step.

@@ -6,12 +6,12 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::{json, value::RawValue};
 
-use super::{Failure, Fault, Said, Wire, in_flight::InFlight, rpc::Rpc, spread, task_id};
+use super::{AgentError, CallErrorKind, Failure, Wire, in_flight::InFlight, jitter, rpc::Rpc, task_id};
 use crate::{
     egress::Body,
     executor::{
         answer::{self, Answer, AnswerError},
-        retry::Again,
+        retry::RetryDecision,
     },
     mapping,
 };
@@ -68,7 +68,7 @@ pub(super) async fn call(wire: &Wire<'_>) -> Result<Box<RawValue>, Failure> {
     let mut in_flight = InFlight::new(request, task);
     let (mut pause, mut wanted) = (FIRST_PAUSE, Duration::ZERO);
     loop {
-        tokio::time::sleep(spread(pause).max(wanted)).await;
+        tokio::time::sleep(jitter(pause).max(wanted)).await;
         pause = pause.mul_f64(PAUSE_GROWTH).min(LONGEST_PAUSE);
         wanted = Duration::ZERO;
         let body = Rpc::body(&task_id, "tasks/get", json!({"id": in_flight.task()}));
@@ -82,10 +82,10 @@ pub(super) async fn call(wire: &Wire<'_>) -> Result<Box<RawValue>, Failure> {
                 return Ok(output);
             }
             // Not being able to ask ends nothing: sending the message anew would make a second task.
-            Ok(Answer::UnderWay { .. }) | Err(Failure { again: Again::Later, .. }) => {}
-            Err(Failure { again: Again::After(by_agent), .. }) => wanted = by_agent,
+            Ok(Answer::UnderWay { .. }) | Err(Failure { again: RetryDecision::Later, .. }) => {}
+            Err(Failure { again: RetryDecision::After(by_agent), .. }) => wanted = by_agent,
             Err(failure) => {
-                if failure.fault == Fault::Refused {
+                if failure.fault == CallErrorKind::Refused {
                     in_flight.is_over();
                 }
                 return Err(failure);
@@ -100,10 +100,10 @@ fn read(body: &Body) -> Result<Answer, Failure> {
 }
 
 fn failure(error: &AnswerError) -> Failure {
-    let fault = if matches!(error, AnswerError::Invalid(_)) { Fault::Invalid } else { Fault::Refused };
-    Failure::new(fault, Again::Never, error.to_string())
+    let fault = if matches!(error, AnswerError::Invalid(_)) { CallErrorKind::Invalid } else { CallErrorKind::Refused };
+    Failure::new(fault, RetryDecision::Never, error.to_string())
 }
 
-fn explain(body: &RawValue) -> Option<Said> {
+fn explain(body: &RawValue) -> Option<AgentError> {
     answer::rpc_error(body).map(|error| error.to_string().into())
 }

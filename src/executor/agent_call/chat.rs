@@ -3,11 +3,11 @@
 use http::StatusCode;
 use serde_json::{json, value::RawValue};
 
-use super::{Failure, Fault, Said, Wire, fault_of, is_passing};
+use super::{AgentError, CallErrorKind, Failure, Wire, fault_of, is_passing};
 use crate::{
     agent::{ChatConfig, chat_url},
     egress::Body,
-    executor::retry::Again,
+    executor::retry::RetryDecision,
     input::{JsonFault, check_json, elements, member, members, object_of, text, to_raw},
     mapping,
 };
@@ -44,11 +44,11 @@ fn read(config: &ChatConfig, body: &Body) -> Result<Box<RawValue>, Failure> {
 }
 
 fn invalid(why: &str) -> Failure {
-    Failure::new(Fault::Invalid, Again::Never, format!("the answer is no chat completion: {why}"))
+    Failure::new(CallErrorKind::Invalid, RetryDecision::Never, format!("the answer is no chat completion: {why}"))
 }
 
 fn refused(why: String) -> Failure {
-    Failure::new(Fault::Refused, Again::Never, why)
+    Failure::new(CallErrorKind::Refused, RetryDecision::Never, why)
 }
 
 /// The input's `messages`, or what an A2A agent would be told as a message of the user, after the system prompt.
@@ -85,7 +85,7 @@ fn output(config: &ChatConfig, answer: &RawValue) -> Result<Box<RawValue>, Failu
     let said = member(message, "content").and_then(content_text).filter(|said| !said.trim().is_empty());
     if text(finish_reason).as_deref() == Some("error") {
         let what = format!("the model broke off{reason}");
-        return Err(Failure::new(Fault::Http5xx, Again::Later, what));
+        return Err(Failure::new(CallErrorKind::Http5xx, RetryDecision::Later, what));
     }
     let said = said.ok_or_else(|| refused(format!("the model answered without text{reason}")))?;
     let said_json = to_raw(&said);
@@ -141,11 +141,11 @@ fn error_in(holder: &RawValue) -> Option<&RawValue> {
 
 /// An error that an answer with status 200 tells, as gateways do: as if it had the error's status.
 fn as_failure(error: &RawValue) -> Failure {
-    let Said { words, is_final } = said_by(error);
+    let AgentError { words, is_final } = said_by(error);
     let status = status_of(error);
-    let again = if !is_final && status.is_some_and(is_passing) { Again::Later } else { Again::Never };
+    let again = if !is_final && status.is_some_and(is_passing) { RetryDecision::Later } else { RetryDecision::Never };
     // The endpoint works if it is not known to fail.
-    let fault = status.map_or(Fault::Refused, fault_of);
+    let fault = status.map_or(CallErrorKind::Refused, fault_of);
     let shown = status.map_or_else(String::new, |status| format!(" {}", status.as_u16()));
     Failure::new(fault, again, format!("the answer is an error{shown}: {words}"))
 }
@@ -162,19 +162,19 @@ fn status_of(error: &RawValue) -> Option<StatusCode> {
 }
 
 /// The words of an error, which is an object or a text.
-fn said_by(error: &RawValue) -> Said {
+fn said_by(error: &RawValue) -> AgentError {
     let words = text(error).or_else(|| text(member(error, "message")?));
     let code_is_final = |name| {
         let code = member(error, name).and_then(text);
         code.is_some_and(|code| UNPAID.contains(&code.as_str()))
     };
-    Said {
+    AgentError {
         words: words.unwrap_or_else(|| error.get().to_owned()),
         is_final: code_is_final("code") || code_is_final("type"),
     }
 }
 
-fn explain(body: &RawValue) -> Option<Said> {
+fn explain(body: &RawValue) -> Option<AgentError> {
     // Some endpoints answer with a list of one.
     let listed = elements(body).and_then(|answers| answers.first().copied());
     error_in(listed.unwrap_or(body)).map(said_by)
@@ -249,15 +249,19 @@ mod tests {
             assert_eq!((&output["content"], &output["text"]), (&json!({"a": 1}), &json!(said)));
         }
         for (body, fault, expected) in [
-            ("[]".to_owned(), Fault::Invalid, "no choices"),
-            (json!({"choices": []}).to_string(), Fault::Invalid, "no choices"),
-            (json!({"choices": [{}]}).to_string(), Fault::Invalid, "no message"),
-            (completion(json!({"content": null})), Fault::Refused, "without text (finish_reason stop)"),
-            (completion(json!({"content": " \n"})), Fault::Refused, "without text (finish_reason stop)"),
-            (completion(json!({"content": [{"type": "reasoning", "text": "hmm"}]})), Fault::Refused, "without text"),
-            (completion(json!({"content": "```json\n{\"a\":"})), Fault::Refused, "not answer with JSON"),
-            (completion(json!({"content": null, "refusal": "no"})), Fault::Refused, "refuses: no"),
-            (completion(json!({"content": "plain"})), Fault::Refused, "not answer with JSON"),
+            ("[]".to_owned(), CallErrorKind::Invalid, "no choices"),
+            (json!({"choices": []}).to_string(), CallErrorKind::Invalid, "no choices"),
+            (json!({"choices": [{}]}).to_string(), CallErrorKind::Invalid, "no message"),
+            (completion(json!({"content": null})), CallErrorKind::Refused, "without text (finish_reason stop)"),
+            (completion(json!({"content": " \n"})), CallErrorKind::Refused, "without text (finish_reason stop)"),
+            (
+                completion(json!({"content": [{"type": "reasoning", "text": "hmm"}]})),
+                CallErrorKind::Refused,
+                "without text",
+            ),
+            (completion(json!({"content": "```json\n{\"a\":"})), CallErrorKind::Refused, "not answer with JSON"),
+            (completion(json!({"content": null, "refusal": "no"})), CallErrorKind::Refused, "refuses: no"),
+            (completion(json!({"content": "plain"})), CallErrorKind::Refused, "not answer with JSON"),
         ] {
             let failure = read(WANTS_JSON, &body).expect_err(&body);
             assert_eq!(failure.fault, fault, "{body}");
@@ -272,37 +276,52 @@ mod tests {
         for (body, fault, again, expected) in [
             (
                 json!({"error": {"code": 429, "message": "slow down"}}),
-                Fault::Http4xx,
-                Again::Later,
+                CallErrorKind::Http4xx,
+                RetryDecision::Later,
                 "an error 429: slow down",
             ),
-            (json!({"error": {"code": "503", "message": "m"}}), Fault::Http5xx, Again::Later, "an error 503: m"),
-            (json!({"error": {"code": 400, "message": "bad"}}), Fault::Http4xx, Again::Never, "an error 400: bad"),
+            (
+                json!({"error": {"code": "503", "message": "m"}}),
+                CallErrorKind::Http5xx,
+                RetryDecision::Later,
+                "an error 503: m",
+            ),
+            (
+                json!({"error": {"code": 400, "message": "bad"}}),
+                CallErrorKind::Http4xx,
+                RetryDecision::Never,
+                "an error 400: bad",
+            ),
             (
                 json!({"error": {"type": "rate_limit_error", "message": "m"}}),
-                Fault::Http4xx,
-                Again::Later,
+                CallErrorKind::Http4xx,
+                RetryDecision::Later,
                 "an error 429: m",
             ),
             (
                 json!({"error": {"code": "insufficient_quota", "status": 429, "message": "pay"}}),
-                Fault::Http4xx,
-                Again::Never,
+                CallErrorKind::Http4xx,
+                RetryDecision::Never,
                 "an error 429: pay",
             ),
-            (json!({"choices": null, "error": {"message": "odd"}}), Fault::Refused, Again::Never, "an error: odd"),
-            (json!({"error": "words"}), Fault::Refused, Again::Never, "an error: words"),
-            (json!({"error": {"a": 1}}), Fault::Refused, Again::Never, "an error: {\"a\":1}"),
+            (
+                json!({"choices": null, "error": {"message": "odd"}}),
+                CallErrorKind::Refused,
+                RetryDecision::Never,
+                "an error: odd",
+            ),
+            (json!({"error": "words"}), CallErrorKind::Refused, RetryDecision::Never, "an error: words"),
+            (json!({"error": {"a": 1}}), CallErrorKind::Refused, RetryDecision::Never, "an error: {\"a\":1}"),
             (
                 choice(json!({"finish_reason": "error", "error": broken, "message": {"content": "half"}})),
-                Fault::Http5xx,
-                Again::Later,
+                CallErrorKind::Http5xx,
+                RetryDecision::Later,
                 "an error 502: died",
             ),
             (
                 choice(json!({"finish_reason": "error", "message": {"content": "half"}})),
-                Fault::Http5xx,
-                Again::Later,
+                CallErrorKind::Http5xx,
+                RetryDecision::Later,
                 "broke off (finish_reason error)",
             ),
         ] {

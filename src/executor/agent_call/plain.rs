@@ -2,9 +2,9 @@
 
 use serde_json::value::RawValue;
 
-use super::{Failure, Fault, Said, Wire};
+use super::{AgentError, CallErrorKind, Failure, Wire};
 use crate::{
-    executor::retry::Again,
+    executor::retry::RetryDecision,
     input::{member, object_of, text},
 };
 
@@ -16,12 +16,16 @@ pub(super) async fn call(wire: &Wire<'_>) -> Result<Box<RawValue>, Failure> {
     }
     let output = wire.read(&body, |body| body.json().map(ToOwned::to_owned)).await;
     output.map_err(|fault| {
-        Failure::new(Fault::Invalid, Again::Never, format!("the answer is not JSON that can be stored: {fault}"))
+        Failure::new(
+            CallErrorKind::Invalid,
+            RetryDecision::Never,
+            format!("the answer is not JSON that can be stored: {fault}"),
+        )
     })
 }
 
 /// The usual places of an error's text.
-fn explain(body: &RawValue) -> Option<Said> {
+fn explain(body: &RawValue) -> Option<AgentError> {
     let said = ["detail", "message", "error", "title"].into_iter().find_map(|name| member(body, name).and_then(text));
-    said.map(Said::from)
+    said.map(AgentError::from)
 }

@@ -8,12 +8,12 @@ use super::{Frame, Run};
 use crate::{
     db::executions::AgentCall,
     executor::{
-        agent_call::{self, Called, Failure, Fault, Request},
+        agent_call::{self, CallErrorKind, CallOutcome, Failure, Request},
         agents::{Agent, Seen},
         breakers::Rejected,
         database,
         memory::{COUNTED_BYTES, counted},
-        retry::{self, Again},
+        retry::{self, RetryDecision},
     },
     input::object_of,
     mapping::MAX_RESOLVED_BYTES,
@@ -38,12 +38,12 @@ const INTERNAL_ERROR: &str = "internal error";
 
 impl Run {
     /// The agent's output. An input that cannot be made is no attempt and leaves no row.
-    pub(super) async fn agent(&self, step: &Step, place: &str, frame: &Frame<'_>) -> Result<Box<RawValue>, String> {
+    pub(super) async fn agent(&self, step: &Step, path: &str, frame: &Frame<'_>) -> Result<Box<RawValue>, String> {
         let Some(agent_name) = step.agent_name.as_deref() else { return Err("it names no agent".to_owned()) };
         let (input, _memory) = match self.make_input(step, frame).await {
             Ok(made) => made,
             Err(cause) => {
-                let row = self.row(step, agent_name.to_owned(), object_of([]), place, frame);
+                let row = self.row(step, agent_name.to_owned(), object_of([]), path, frame);
                 self.ledger.fail_unbegun(&row, &cause);
                 return Err(cause);
             }
@@ -52,18 +52,18 @@ impl Run {
         // A pause waits for all attempts: it comes between steps.
         let _leaf = self.leaves.begin();
         // Made again because its executor died, the attempt is the same to whoever de-duplicates.
-        let mut interrupted = self.earlier.take_interrupted(place, frame.reuse);
+        let mut interrupted = self.earlier.take_interrupted(path, frame.reuse);
         let mut attempt = 1;
         loop {
             self.gate_of_process().await;
             let under_way = self.calls.begin();
-            let mut row = self.row(step, agent_name.to_owned(), input.clone(), place, frame);
+            let mut row = self.row(step, agent_name.to_owned(), input.clone(), path, frame);
             // The agent sees the row's id: a log of one is found from the other.
             let attempt_id = interrupted.take().unwrap_or_else(|| row.id.clone());
             row.task_id = Some(agent_call::task_id(&attempt_id));
             self.budget.step(input.get().len()).await;
             let since = Instant::now();
-            self.ledger.begin(place, row);
+            self.ledger.begin(path, row);
             self.ledger.written().await;
             let seen = Seen { since, version: self.ledger.agent_version(agent_name) };
             let started = Instant::now();
@@ -76,7 +76,7 @@ impl Run {
             let (step_id, error) = (&step.id, result.as_ref().err());
             tracing::info!(
                 step_id,
-                place,
+                path,
                 agent = agent_name,
                 attempt,
                 duration_ms,
@@ -84,13 +84,13 @@ impl Run {
                 "step {step_id} of run {} ended {status}",
                 self.run_id
             );
-            self.end(place, result.as_deref().map_err(Clone::clone), call);
+            self.end(path, result.as_deref().map_err(Clone::clone), call);
             drop((under_way, memory));
             match (result, pause) {
                 (Ok(output), _) => return Ok(output),
                 (Err(cause), None) => return Err(cause),
                 (Err(_), Some(pause)) => {
-                    self.ledger.nudge();
+                    self.ledger.request_flush();
                     tokio::time::sleep(pause).await;
                     attempt += 1;
                 }
@@ -115,7 +115,7 @@ impl Run {
         let (result, call, memory) = match self.executor.breakers.admit(&agent).await {
             Err(Rejected) => {
                 let message = "its circuit breaker is open".to_owned();
-                (Err(Failure { message, again: Again::Later, fault: Fault::CircuitOpen }), None, None)
+                (Err(Failure { message, again: RetryDecision::Later, fault: CallErrorKind::CircuitOpen }), None, None)
             }
             Ok(passage) => {
                 let request = Request {
@@ -132,7 +132,7 @@ impl Run {
                 };
                 tracing::debug!(agent = agent.name, attempt, attempt_id, "agent {} is called", agent.name);
                 let started = Instant::now();
-                let Called { result, http_status, memory } = agent_call::call(request).await;
+                let CallOutcome { result, http_status, memory } = agent_call::call(request).await;
                 let duration_ms = millis(started.elapsed().as_secs_f64());
                 passage.end(result.as_ref().map_or_else(|failure| failure.fault.is_healthy(), |_| Some(true))).await;
                 let fault = result.as_ref().err().map(|failure| failure.fault.as_str());
@@ -141,7 +141,7 @@ impl Run {
         };
         let outcome = result.as_ref().map_or_else(|failure| failure.fault.as_str(), |_| "success");
         metrics::counter!("executor_agent_requests_total", "outcome" => outcome).increment(1);
-        let again = result.as_ref().map_or_else(|failure| failure.again, |_| Again::Never);
+        let again = result.as_ref().map_or_else(|failure| failure.again, |_| RetryDecision::Never);
         let time_left = self.deadline.saturating_duration_since(tokio::time::Instant::now());
         Attempt {
             result: result.map_err(|failure| format!("agent '{}': {}", agent.name, failure.message)),

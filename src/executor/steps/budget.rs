@@ -70,8 +70,8 @@ impl Budget {
     }
 
     /// Whatever is held until the result is dropped.
-    pub(super) fn hold(&self) -> Held<'_> {
-        Held { budget: self, bytes: 0 }
+    pub(super) fn hold(&self) -> MemoryReservation<'_> {
+        MemoryReservation { budget: self, bytes: 0 }
     }
 
     /// The run fails for this reason, unless there was one before.
@@ -122,12 +122,12 @@ fn taken(of: &AtomicU64) -> u64 {
 }
 
 /// Bytes that are held. See [`Budget::hold`].
-pub(super) struct Held<'a> {
+pub(super) struct MemoryReservation<'a> {
     budget: &'a Budget,
     bytes: usize,
 }
 
-impl Held<'_> {
+impl MemoryReservation<'_> {
     /// So many more.
     pub(super) fn add(&mut self, bytes: usize) {
         self.count(self.bytes + bytes);
@@ -158,7 +158,7 @@ impl Held<'_> {
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for MemoryReservation<'_> {
     fn drop(&mut self) {
         self.remove(self.bytes);
     }

@@ -9,42 +9,41 @@ use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    Frame, Run,
-    outside::{Came, Wakes},
-    place, rest,
+    Frame, Run, activity, step_path,
+    waits::{WaitEnd, Wakes},
 };
 use crate::{
-    db::waits::{self, Awaited, Wait},
+    db::waits::{self, Wait, WaitCondition},
     input::{member, members, object_of, shorten, text, to_raw},
     mapping::{self, Callback, Scope},
-    workflow::{Step, StepKind, outside::Approval},
+    workflow::{Step, StepKind, wait_config::Approval},
 };
 
 #[derive(Serialize)]
-struct Asked<'a> {
+struct RequestedCallback<'a> {
     role: Option<&'a str>,
 }
 
 impl Run {
     /// The answer.
-    pub(super) async fn callback(&self, step: &Step, place: &str, frame: &Frame<'_>) -> Result<Box<RawValue>, String> {
+    pub(super) async fn callback(&self, step: &Step, path: &str, frame: &Frame<'_>) -> Result<Box<RawValue>, String> {
         let approval = step.callback_config.as_ref().and_then(|config| config.approval.as_ref());
-        let attempt_id = if let Some(attempt_id) = self.open_attempt(place) {
+        let attempt_id = if let Some(attempt_id) = self.open_attempt(path) {
             attempt_id
         } else {
             self.gate().await;
             let _leaf = self.leaves.begin();
-            let token = self.callback_token(place, &step.id).await;
+            let token = self.callback_token(path, &step.id).await;
             let input = self.resolve(step, &frame.scope).await?;
-            let row = self.row(step, String::new(), input, place, frame);
+            let row = self.row(step, String::new(), input, path, frame);
             let due_at = step.timeout_seconds.and_then(|secs| u64::try_from(secs).ok());
-            let due_at = due_at.map(|secs| rest::later(std::time::Duration::from_secs(secs)));
-            self.begin_waiting(place, row, Awaited::Callback { token }, due_at).await
+            let due_at = due_at.map(|secs| activity::later(std::time::Duration::from_secs(secs)));
+            self.begin_waiting(path, row, WaitCondition::Callback { token }, due_at).await
         };
         let is_there = |wait: &Wait| wait.answered_at.is_some();
         let result = loop {
             match self.wait_for(&attempt_id, is_there).await {
-                Came::Result(wait) => {
+                WaitEnd::Result(wait) => {
                     let answer = self
                         .database(|| {
                             let (pool, attempt_id) = (self.executor.pool.clone(), attempt_id.clone());
@@ -53,7 +52,7 @@ impl Run {
                         .await;
                     break output(answer, wait.answered_by, approval);
                 }
-                Came::Time => {
+                WaitEnd::Time => {
                     let is_over = self
                         .database(|| {
                             let (pool, attempt_id) = (self.executor.pool.clone(), attempt_id.clone());
@@ -68,7 +67,7 @@ impl Run {
                 }
             }
         };
-        self.end_waiting(place, &result);
+        self.end_waiting(path, &result);
         result
     }
 
@@ -76,7 +75,7 @@ impl Run {
     pub(super) async fn resolve(&self, step: &Step, scope: &Scope<'_>) -> Result<Box<RawValue>, String> {
         for step_id in mapping::callbacks_in(step.mapping()) {
             let Some(callback) = scope.callback(&step_id).filter(|callback| callback.url().is_none()) else { continue };
-            let token = self.callback_token(&callback.place, &step_id).await;
+            let token = self.callback_token(&callback.path, &step_id).await;
             callback.set_url(&format!("{}{token}", self.executor.callbacks_url));
         }
         let resolved = self.with_values(scope, || mapping::resolve(step.mapping(), scope)).await;
@@ -84,20 +83,20 @@ impl Run {
     }
 
     /// The token of the callback at this place, which is made if there is none that could still be answered.
-    async fn callback_token(&self, place: &str, step_id: &str) -> String {
+    async fn callback_token(&self, path: &str, step_id: &str) -> String {
         // As unguessable as a key: whoever has it may answer.
         let token = URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>());
         let hash = Sha256::digest(&token).to_vec();
         let config = self.plan.steps.get(step_id).and_then(|step| step.callback_config.as_ref());
         let approval = config.and_then(|config| config.approval.as_ref());
-        let approval = approval.map(|approval| to_raw(&Asked { role: approval.role.as_deref() }));
+        let approval = approval.map(|approval| to_raw(&RequestedCallback { role: approval.role.as_deref() }));
         let token = self
             .database(|| {
                 let (pool, run_id) = (self.executor.pool.clone(), self.run_id.clone());
-                let (lease_token, place, step_id) = (self.ledger.lease_token(), place.to_owned(), step_id.to_owned());
+                let (lease_token, path, step_id) = (self.ledger.lease_token(), path.to_owned(), step_id.to_owned());
                 let (token, hash, approval) = (token.clone(), hash.clone(), approval.clone());
                 async move {
-                    let (claim, step) = ((run_id.as_str(), lease_token), (place.as_str(), step_id.as_str()));
+                    let (claim, step) = ((run_id.as_str(), lease_token), (path.as_str(), step_id.as_str()));
                     waits::prepare_callback(
                         &mut *pool.acquire().await?,
                         claim,
@@ -129,7 +128,7 @@ impl Run {
         for (prefix, step_ids) in lines {
             for step_id in step_ids {
                 if self.plan.steps.get(step_id).is_some_and(|step| step.kind == StepKind::Callback) {
-                    let callback = || Callback::new(place::step(&prefix, step_id, 0));
+                    let callback = || Callback::new(step_path::step(&prefix, step_id, 0));
                     found.entry(step_id.clone()).or_insert_with(callback);
                 }
             }

@@ -60,7 +60,7 @@ impl Run {
                 break;
             }
             if group.is_busy() {
-                self.ledger.nudge();
+                self.ledger.request_flush();
             }
         }
         drop(group);
@@ -105,7 +105,7 @@ impl Run {
 
     /// Closes what branches that were dropped have left open.
     pub(super) fn give_up(&self, block: &Block<'_>, why: &str) {
-        self.ledger.close(&format!("{}/", block.place), &StepEnd::Skipped(why.to_owned()));
+        self.ledger.close(&format!("{}/", block.path), &StepEnd::Skipped(why.to_owned()));
     }
 }
 

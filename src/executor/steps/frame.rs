@@ -6,11 +6,11 @@ use serde_json::value::RawValue;
 
 use super::{
     KEPT_BYTES, MAX_COLUMN_CHARS,
-    budget::{Budget, Held},
-    place,
+    budget::{Budget, MemoryReservation},
+    step_path,
 };
 use crate::{
-    executor::earlier::Reuse,
+    executor::earlier::ReusePolicy,
     mapping::{Callback, Scope},
     workflow::Step,
 };
@@ -38,9 +38,9 @@ pub(super) struct Frame<'a> {
     /// What the places of its steps begin with.
     pub(super) prefix: String,
     pub(super) depth: usize,
-    pub(super) reuse: Reuse,
+    pub(super) reuse: ReusePolicy,
     /// Of the outputs in the scope.
-    pub(super) held: Held<'a>,
+    pub(super) held: MemoryReservation<'a>,
     /// When so much is held, what is not needed any more is forgotten.
     pub(super) forget_at: usize,
 }
@@ -55,10 +55,10 @@ pub(super) struct Branch<'a> {
 /// A block that has been entered.
 pub(super) struct Block<'a> {
     pub(super) step: &'a Step,
-    pub(super) place: &'a str,
+    pub(super) path: &'a str,
     pub(super) scope: &'a Scope<'a>,
     pub(super) depth: usize,
-    pub(super) reuse: Reuse,
+    pub(super) reuse: ReusePolicy,
     /// For how long it has been open.
     pub(super) age: Duration,
     /// Those of its branches, which all of them see.
@@ -78,7 +78,7 @@ impl<'a> Block<'a> {
             name: name.chars().take(MAX_COLUMN_CHARS).collect(),
             join_policy: None,
         };
-        let prefix = place::branch(self.place, name);
+        let prefix = step_path::branch(self.path, name);
         Frame {
             scope,
             branch: Some(branch),

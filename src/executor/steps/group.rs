@@ -5,7 +5,7 @@ use std::iter::Peekable;
 use futures_util::{FutureExt, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use tokio::sync::Semaphore;
 
-use super::rest::{Idle, Rest};
+use super::activity::{Activity, Idle};
 
 /// Branches that begin in their order. Dropping the group drops those under way; the others never begin.
 pub(super) struct Group<'a, T> {
@@ -14,7 +14,7 @@ pub(super) struct Group<'a, T> {
     under_way: FuturesUnordered<BoxFuture<'a, T>>,
     limit: usize,
     slots: &'a Semaphore,
-    rest: &'a Rest,
+    rest: &'a Activity,
     /// The block itself only waits for its branches.
     _idle: Idle<'a>,
 }
@@ -26,7 +26,7 @@ impl<'a, T: 'a> Group<'a, T> {
         branches: impl Iterator<Item = F> + Send + 'a,
         limit: Option<i64>,
         slots: &'a Semaphore,
-        rest: &'a Rest,
+        rest: &'a Activity,
     ) -> Self {
         let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX).max(1));
         let waiting: Box<dyn Iterator<Item = BoxFuture<'a, T>> + Send + 'a> = Box::new(branches.map(FutureExt::boxed));
@@ -75,7 +75,7 @@ mod tests {
                 number
             }
         });
-        let rest = Rest::new();
+        let rest = Activity::new();
         let mut group = Group::new(branches, limit, &slots, &rest);
         let mut ended = Vec::new();
         while let Some(number) = group.next().await {

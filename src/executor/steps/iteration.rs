@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::{Block, Done, MAX_OUTPUT_BYTES, Run, group::Group, joined, place, too_large};
+use super::{Block, Done, MAX_OUTPUT_BYTES, Run, group::Group, joined, step_path, too_large};
 use crate::{
     input::{elements, to_raw},
     mapping,
@@ -40,7 +40,7 @@ impl Run {
         let branches = items[..total].iter().enumerate().map(|(index, item)| async move {
             self.budget.branches(1).await;
             let name = index.to_string();
-            let line = (place::branch(block.place, &name), config.loop_body.as_slice());
+            let line = (step_path::branch(block.path, &name), config.loop_body.as_slice());
             let mut scope = block.scope.iteration(item, index, total);
             if let Some(callbacks) = self.callbacks(std::iter::once(line)) {
                 scope = scope.with_callbacks(callbacks);
@@ -72,7 +72,7 @@ impl Run {
                 }
             }
             if group.is_busy() {
-                self.ledger.nudge();
+                self.ledger.request_flush();
             }
         }
         drop(group);

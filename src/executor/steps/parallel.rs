@@ -31,7 +31,7 @@ impl Run {
             held.add(result.as_ref().map_or(0, |output| output.get().len()));
             results[index] = result;
             if group.is_busy() {
-                self.ledger.nudge();
+                self.ledger.request_flush();
             }
         }
         drop(group);

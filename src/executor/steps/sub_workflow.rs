@@ -3,17 +3,17 @@
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::{Frame, Run, outside::Came};
+use super::{Frame, Run, waits::WaitEnd};
 use crate::{
     access::OrganizationId,
     db::{
         self,
-        waits::{self, Awaited, ChildRun, Family, MAX_NESTING, Wait},
-        workflows::Startable,
+        waits::{self, ChildRun, Family, MAX_NESTING, Wait, WaitCondition},
+        workflows::PinnedDefinition,
     },
     id,
     input::shorten,
-    workflow::{InputSchema, Step, WorkflowStatus, outside::SubWorkflowConfig},
+    workflow::{InputSchema, Step, WorkflowStatus, wait_config::SubWorkflowConfig},
 };
 
 impl Run {
@@ -21,21 +21,21 @@ impl Run {
     pub(super) async fn sub_workflow(
         &self,
         step: &Step,
-        place: &str,
+        path: &str,
         frame: &Frame<'_>,
     ) -> Result<Box<RawValue>, String> {
-        let attempt_id = if let Some(attempt_id) = self.open_attempt(place) {
+        let attempt_id = if let Some(attempt_id) = self.open_attempt(path) {
             attempt_id
         } else {
             self.gate().await;
             let _leaf = self.leaves.begin();
             let input = self.resolve(step, &frame.scope).await?;
             let child = self.child(step.sub_workflow_config.as_ref(), input.clone()).await?;
-            let row = self.row(step, String::new(), input, place, frame);
-            self.begin_waiting(place, row, Awaited::Run(Box::new(child)), None).await
+            let row = self.row(step, String::new(), input, path, frame);
+            self.begin_waiting(path, row, WaitCondition::Run(Box::new(child)), None).await
         };
         let has_ended = |wait: &Wait| waits::has_ended(wait.child_status.as_deref());
-        let Came::Result(wait) = self.wait_for(&attempt_id, has_ended).await else {
+        let WaitEnd::Result(wait) = self.wait_for(&attempt_id, has_ended).await else {
             return Err("it has waited too long".to_owned());
         };
         let Wait { child_run_id, child_status, child_error, .. } = *wait;
@@ -52,7 +52,7 @@ impl Run {
             let why = child_error.map(|error| format!(": {error}")).unwrap_or_default();
             Err(format!("its run {} ended {status}{why}", child_run_id.unwrap_or_default()))
         };
-        self.end_waiting(place, &result);
+        self.end_waiting(path, &result);
         result
     }
 
@@ -126,7 +126,7 @@ async fn find(
     pool: &db::Pool,
     organization: &OrganizationId,
     config: &SubWorkflowConfig,
-) -> Result<Option<Startable>, db::Error> {
+) -> Result<Option<PinnedDefinition>, db::Error> {
     let id = match (&config.workflow_id, &config.workflow_name) {
         (Some(id), _) => Uuid::try_parse(id).ok(),
         (None, Some(name)) => db::workflows::find_active(pool, organization, name).await?.map(|row| row.id),

@@ -30,11 +30,11 @@ impl Graph {
              orient=\"auto\"><path d=\"M0 0L8 4L0 8z\" fill=\"#455a64\"/></marker></defs>\n\
              <rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n"
         );
-        for (place, edge) in self.edges.iter().enumerate() {
-            self.draw_edge(&mut svg, edge, right + (place % LANES + 1) * LANE);
+        for (row, edge) in self.edges.iter().enumerate() {
+            self.draw_edge(&mut svg, edge, right + (row % LANES + 1) * LANE);
         }
-        for (place, node) in self.nodes.iter().enumerate() {
-            draw_node(&mut svg, node, place);
+        for (row, node) in self.nodes.iter().enumerate() {
+            draw_node(&mut svg, node, row);
         }
         svg.push_str("</svg>\n");
         svg
@@ -76,12 +76,12 @@ fn left(node: &Node) -> usize {
     MARGIN + node.depth * INDENT
 }
 
-fn top(place: usize) -> usize {
-    MARGIN + place * ROW
+fn top(row: usize) -> usize {
+    MARGIN + row * ROW
 }
 
-fn draw_node(svg: &mut String, node: &Node, place: usize) {
-    let (x, y) = (left(node), top(place));
+fn draw_node(svg: &mut String, node: &Node, row: usize) {
+    let (x, y) = (left(node), top(row));
     let state = node.state.as_deref();
     let fill = COLOURS.iter().find(|(name, _)| Some(*name) == state).map_or("#fafafa", |(_, colour)| colour);
     let (round, stroke, line) = match node.kind {

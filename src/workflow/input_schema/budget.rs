@@ -12,7 +12,7 @@ const MAX_UNFOLDED: usize = 20_000;
 /// How deep a schema is with its references unfolded; validation uses the stack.
 const MAX_DEPTH: usize = 128;
 /// Bytes of the places of all values of a schema whose references are unfolded: each compiled value keeps its place.
-const MAX_PLACES: usize = 4 << 20;
+const MAX_POINTER_BYTES: usize = 4 << 20;
 /// States of one pattern, with its repetitions written out.
 const MAX_PATTERN_STATES: usize = 20_000;
 /// States of all patterns together.
@@ -35,16 +35,16 @@ pub(super) struct Cost {
 
 /// The cost of a schema, or why it is beyond the bounds.
 pub(super) fn cost(schema: &Value) -> Result<Cost, String> {
-    let mut unfolding = Unfolding { root: schema, targets: HashMap::new() };
-    let Size { values, places } = unfolding.size(schema, 0, true)?;
+    let mut expansion = Expansion { root: schema, targets: HashMap::new() };
+    let Size { values, pointer_bytes } = expansion.size(schema, 0, true)?;
     let mut patterns = Patterns { states: HashMap::new(), sum: 0, most: 0 };
     patterns.of_value(schema)?;
-    let bytes = schema_bytes(values, places, patterns.sum);
+    let bytes = schema_bytes(values, pointer_bytes, patterns.sum);
     Ok(Cost { bytes, pattern_states: patterns.most })
 }
 
-fn schema_bytes(values: usize, places: usize, states: usize) -> usize {
-    values * BYTES_OF_A_VALUE + 2 * places + states * BYTES_OF_A_STATE
+fn schema_bytes(values: usize, pointer_bytes: usize, states: usize) -> usize {
+    values * BYTES_OF_A_VALUE + 2 * pointer_bytes + states * BYTES_OF_A_STATE
 }
 
 /// Of a value with references unfolded.
@@ -52,30 +52,30 @@ fn schema_bytes(values: usize, places: usize, states: usize) -> usize {
 struct Size {
     values: usize,
     /// Bytes of the ways from the value to all values inside of it.
-    places: usize,
+    pointer_bytes: usize,
 }
 
 impl Size {
     /// Adds what lies at the end of a way of so many bytes.
     fn add(&mut self, way: usize, inner: Self) {
         self.values += inner.values;
-        self.places += inner.places + inner.values * way;
+        self.pointer_bytes += inner.pointer_bytes + inner.values * way;
     }
 }
 
 /// Counts the values of a schema with references unfolded.
-struct Unfolding<'s> {
+struct Expansion<'s> {
     root: &'s Value,
     /// By reference: the size of its target; `None` while it is being counted.
     targets: HashMap<&'s str, Option<Size>>,
 }
 
-impl<'s> Unfolding<'s> {
+impl<'s> Expansion<'s> {
     fn size(&mut self, value: &'s Value, depth: usize, is_root: bool) -> Result<Size, String> {
         if depth > MAX_DEPTH {
-            return Err(format!("must not be deeper than {MAX_DEPTH} with its references unfolded"));
+            return Err(format!("must not be deeper than {MAX_DEPTH} with its references expanded"));
         }
-        let mut size = Size { values: 1, places: 0 };
+        let mut size = Size { values: 1, pointer_bytes: 0 };
         match value {
             Value::Array(elements) => {
                 for element in elements {
@@ -98,11 +98,11 @@ impl<'s> Unfolding<'s> {
             _ => {}
         }
         if size.values > MAX_UNFOLDED {
-            return Err(format!("must have at most {MAX_UNFOLDED} values with its references unfolded"));
+            return Err(format!("must have at most {MAX_UNFOLDED} values with its references expanded"));
         }
-        if size.places > MAX_PLACES {
+        if size.pointer_bytes > MAX_POINTER_BYTES {
             return Err(format!(
-                "must have at most {MAX_PLACES} bytes in the places of its values: names are too long, or nested too \
+                "must have at most {MAX_POINTER_BYTES} bytes in the JSON pointers of its values: names are too long, or nested too \
                  deeply"
             ));
         }
@@ -117,7 +117,7 @@ impl<'s> Unfolding<'s> {
             None => {}
         }
         let unresolved =
-            || format!("reference {:?} must lead to a place in the schema, such as #/$defs/x", shorten(reference));
+            || format!("reference {:?} must lead to a value in the schema, such as #/$defs/x", shorten(reference));
         let pointer = reference.strip_prefix('#').ok_or_else(unresolved)?;
         let root = self.root;
         let target = root.pointer(pointer).filter(|_| !pointer.contains('%')).ok_or_else(unresolved)?;

@@ -2,12 +2,12 @@
 
 use std::ops::RangeInclusive;
 
-use super::{Branch, Condition, ForkJoinConfig, LoopConfig, Origin, Step, StepKind};
+use super::{Branch, Condition, ForkJoinConfig, LoopConfig, Source, Step, StepKind};
 use crate::{
     input::{ANY_LENGTH, FieldError, Node, Read},
     workflow::{
-        outside::{CallbackConfig, SubWorkflowConfig, TIMEOUT_SECS, WaitConfig},
         reading::{ID_CHARS, all, one_of, some_strings, strings},
+        wait_config::{CallbackConfig, SubWorkflowConfig, TIMEOUT_SECS, WaitConfig},
     },
 };
 
@@ -16,12 +16,12 @@ const POSITIVE: RangeInclusive<i64> = 1..=i64::MAX;
 
 impl Step {
     /// Reads the members, then checks the step's own rules if they are all good.
-    pub(in crate::workflow) fn read(key: &str, node: &Node<'_>, origin: Origin) -> Read<Self> {
+    pub(in crate::workflow) fn read(key: &str, node: &Node<'_>, origin: Source) -> Read<Self> {
         let object = node.object()?;
         let mut errors = Vec::new();
         let id = match origin {
-            Origin::Caller => object.required("id", &mut errors, read_id),
-            Origin::Store => {
+            Source::Caller => object.required("id", &mut errors, read_id),
+            Source::Store => {
                 let id = object.nullable("id", &mut errors, |node| node.string(ANY_LENGTH));
                 Some(id.unwrap_or_else(|| key.to_owned()).trim().to_owned())
             }
@@ -50,7 +50,7 @@ impl Step {
             callback_config: object.nullable("callback_config", &mut errors, CallbackConfig::read),
             sub_workflow_config: object.nullable("sub_workflow_config", &mut errors, SubWorkflowConfig::read),
         };
-        if origin == Origin::Store && step.kind == StepKind::Agent {
+        if origin == Source::Store && step.kind == StepKind::Agent {
             step.input_mapping.get_or_insert_default();
         }
         if errors.is_empty() {
@@ -202,7 +202,7 @@ mod tests {
     fn check(members: &str, expected: &[&str]) {
         let json = format!(r#"{{"s":{{"id":"s",{members}}}}}"#);
         let raw = check_json(json.as_bytes()).expect(&json);
-        let errors = Steps::read(&Node::new("steps", raw), Origin::Caller).err().unwrap_or_default();
+        let errors = Steps::read(&Node::new("steps", raw), Source::Caller).err().unwrap_or_default();
         let found: Vec<_> = errors.iter().map(|error| format!("{} {}", error.field, error.kind)).collect();
         assert_eq!(found, expected, "{members}");
     }

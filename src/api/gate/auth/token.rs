@@ -154,7 +154,7 @@ fn check_header(token: &str) -> Option<()> {
 
 /// Why a token does not count.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Refused {
+pub enum InvalidToken {
     /// It is not valid.
     Invalid,
     /// It was valid.
@@ -212,17 +212,17 @@ impl Tokens {
     }
 
     /// What the token says, if it is valid.
-    pub async fn verify(&self, token: &str) -> Result<Arc<Claims>, Refused> {
+    pub async fn verify(&self, token: &str) -> Result<Arc<Claims>, InvalidToken> {
         if token.len() > MAX_TOKEN_BYTES {
-            return Err(Refused::Invalid);
+            return Err(InvalidToken::Invalid);
         }
         let digest: [u8; 32] = Sha256::digest(token).into();
         let set = self.jwks.as_ref().and_then(Jwks::current);
         if let Some(claims) = self.remembered(set.as_ref()).tokens.get(&digest) {
-            return if claims.has_expired(&self.clock) { Err(Refused::Expired) } else { Ok(claims) };
+            return if claims.has_expired(&self.clock) { Err(InvalidToken::Expired) } else { Ok(claims) };
         }
-        check_header(token).ok_or(Refused::Invalid)?;
-        let header = decode_header(token).map_err(|_| Refused::Invalid)?;
+        check_header(token).ok_or(InvalidToken::Invalid)?;
+        let header = decode_header(token).map_err(|_| InvalidToken::Invalid)?;
         let mut set = set;
         if let Some(jwks) = &self.jwks
             && !is_secret(header.alg)
@@ -231,13 +231,13 @@ impl Tokens {
             jwks.refresh().await;
             set = jwks.current();
             if set.is_none() {
-                return Err(Refused::WithoutKeys);
+                return Err(InvalidToken::WithoutKeys);
             }
         }
-        let mut claims = Err(Refused::Invalid);
+        let mut claims = Err(InvalidToken::Invalid);
         for key in self.candidates(&header, set.as_deref()) {
             match self.decode(token, key) {
-                Err(Refused::Invalid) => {}
+                Err(InvalidToken::Invalid) => {}
                 decided => {
                     claims = decided;
                     break;
@@ -257,24 +257,24 @@ impl Tokens {
         self.keys.iter().chain(of_set).filter(fits).collect()
     }
 
-    fn decode(&self, token: &str, key: &VerifyingKey) -> Result<Claims, Refused> {
+    fn decode(&self, token: &str, key: &VerifyingKey) -> Result<Claims, InvalidToken> {
         let validation = Validation { algorithms: vec![key.algorithm], ..self.validation.clone() };
         // The library looks at the claims of a token whose signature is right, and at no other's.
         let decoded = decode::<Presented>(token, &key.key, &validation).map_err(|error| match error.kind() {
-            ErrorKind::ExpiredSignature => Refused::Expired,
-            _ => Refused::Invalid,
+            ErrorKind::ExpiredSignature => InvalidToken::Expired,
+            _ => InvalidToken::Invalid,
         })?;
         let Presented { sub, exp, role, roles, organization_id, wf_key, .. } = decoded.claims;
         if exp > LAST_SECOND {
-            return Err(Refused::Invalid);
+            return Err(InvalidToken::Invalid);
         }
         let key_id = wf_key.filter(|_| is_secret(key.algorithm));
-        let grant = Arc::new(Grant::of(role.or(self.default_role).ok_or(Refused::Invalid)?));
+        let grant = Arc::new(Grant::of(role.or(self.default_role).ok_or(InvalidToken::Invalid)?));
         let roles = roles.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
         let organization = organization_id.unwrap_or_default();
         // Of a key's token the key says who it is.
         let subject = if key_id.is_some() { Some(sub) } else { shown_subject(&sub) };
-        let subject = subject.ok_or(Refused::Invalid)?;
+        let subject = subject.ok_or(InvalidToken::Invalid)?;
         Ok(Claims { subject, organization, grant, roles, key_id, expires_at: exp })
     }
 

@@ -4,7 +4,7 @@ use axum::{extract::State, response::Response};
 use http::{HeaderValue, header};
 use serde_json::value::RawValue;
 
-use super::{AuditEntry, Wanted, filter};
+use super::{AuditEntry, AuditQuery, filter};
 use crate::{
     api::vocabulary::{
         app::App,
@@ -16,7 +16,7 @@ use crate::{
     },
     db::{
         audit::{self, AuditRow},
-        list::{Cut, Start},
+        list::{PageRequest, PageStart},
     },
     input::{FieldError, to_raw},
 };
@@ -130,7 +130,7 @@ fn csv_line(fields: [String; 14]) -> Vec<u8> {
     get, path = "/audit-logs/export", tag = "access",
     params(
         ("format" = Option<sets::AuditExportFormat>, Query, description = "A JSON object a line, which is the default, or CSV"),
-        Wanted,
+        AuditQuery,
         parameters::Created,
     ),
     responses(
@@ -144,12 +144,12 @@ pub async fn export_audit_logs(State(app): State<App>, caller: Caller, query: Qu
     let pool = app.pool.clone();
     let read = move |start| {
         let (pool, filter) = (pool.clone(), filter.clone());
-        let cut = Cut { start, size: CHUNK };
-        async move { audit::page(&mut *pool.acquire().await?, &filter, audit::order(true), &cut).await }
+        let page = PageRequest { start, size: CHUNK };
+        async move { audit::page(&mut *pool.acquire().await?, &filter, audit::order(true), &page).await }
     };
     // The first entries before the answer begins, so that a failure can still be one.
-    let first = read(Start::Offset(0)).await?;
-    let entries = Entries::of_list(app, caller, first, move |position| read(Start::After(position)));
+    let first = read(PageStart::Offset(0)).await?;
+    let entries = Entries::of_list(app, caller, first, move |position| read(PageStart::After(position)));
     let mut head = format.head();
     let mut response = entries.answer(format.content_type(), move |rows: Vec<AuditRow>, _| {
         let mut text = std::mem::take(&mut head);

@@ -7,7 +7,7 @@ use crate::{
     api::vocabulary::{
         app::App,
         caller::Caller,
-        cursor::Asked,
+        cursor::ListRequest,
         error::{ApiError, ErrorBody},
         extract::{Query, RunId},
         page, parameters, sets,
@@ -71,9 +71,9 @@ pub async fn list_runs(State(app): State<App>, caller: Caller, query: Query) -> 
         sort_by: query.text("sort_by").unwrap_or_default(),
         ascending: query.is_ascending(),
     };
-    let asked = Asked::read(&app, &query, "runs", &FILTERS).await?;
-    let part = db::runs::list(&mut *app.pool.acquire().await?, &filter, &asked.cut).await?;
-    Ok(page::answer(app, caller, &asked, part, Run::from))
+    let list = ListRequest::read(&app, &query, "runs", &FILTERS).await?;
+    let page = db::runs::list(&mut *app.pool.acquire().await?, &filter, &list.page).await?;
+    Ok(page::answer(app, caller, &list, page, Run::from))
 }
 
 /// Get a run

@@ -132,12 +132,12 @@ pub async fn start(
 /// takes longer, or cannot be read at the moment, is 202 as well: it is durable.
 async fn answer(app: &App, caller: &Caller, run: Run, wait: Wait) -> Response {
     let Some(limit) = wait.time() else { return accepted(app, StatusCode::ACCEPTED, &RunDetail::open(run)) };
-    wait.leave();
+    wait.release_permit();
     tokio::select! {
         () = app.waiting.until_ended(run.run_id(), limit, caller.holders()) => {}
         () = caller.ended(app) => {}
     }
-    let found = look_again(app, caller, run.run_id()).await.unwrap_or_else(|error| {
+    let found = reload_run(app, caller, run.run_id()).await.unwrap_or_else(|error| {
         tracing::debug!(
             error = &*error as &dyn std::error::Error,
             "the run that was waited for cannot be read: {error}"
@@ -163,8 +163,8 @@ fn accepted(app: &App, status: StatusCode, run: &RunDetail) -> Response {
 }
 
 /// The run as it is now, unless the credentials of the caller have ended meanwhile.
-async fn look_again(app: &App, caller: &Caller, run_id: &str) -> Result<Option<RunDetail>, Arc<db::Error>> {
-    if !caller.still_counts(app).await? {
+async fn reload_run(app: &App, caller: &Caller, run_id: &str) -> Result<Option<RunDetail>, Arc<db::Error>> {
+    if !caller.is_still_valid(app).await? {
         return Ok(None);
     }
     match db::runs::find(&app.pool, caller.organization(), run_id).await? {

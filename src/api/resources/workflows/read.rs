@@ -7,7 +7,7 @@ use crate::{
     api::vocabulary::{
         app::App,
         caller::Caller,
-        cursor::Asked,
+        cursor::ListRequest,
         error::{ApiError, ErrorBody},
         etag::IfNoneMatch,
         extract::{Query, WorkflowId},
@@ -60,9 +60,9 @@ pub async fn list_workflows(State(app): State<App>, caller: Caller, query: Query
         sort_by: query.text("sort_by").unwrap_or_default(),
         ascending: query.is_ascending(),
     };
-    let asked = Asked::read(&app, &query, "workflows", &FILTERS).await?;
-    let part = db::workflows::list(&mut *app.pool.acquire().await?, &filter, &asked.cut).await?;
-    Ok(page::answer(app, caller, &asked, part, Workflow::from))
+    let list = ListRequest::read(&app, &query, "workflows", &FILTERS).await?;
+    let page = db::workflows::list(&mut *app.pool.acquire().await?, &filter, &list.page).await?;
+    Ok(page::answer(app, caller, &list, page, Workflow::from))
 }
 
 /// Get a workflow
@@ -104,10 +104,10 @@ pub async fn list_workflow_versions(
     WorkflowId(id): WorkflowId,
     query: Query,
 ) -> Result<Response, ApiError> {
-    let asked = Asked::read(&app, &query, &format!("versions of {id}"), &[]).await?;
+    let list = ListRequest::read(&app, &query, &format!("versions of {id}"), &[]).await?;
     let name =
         db::workflows::name(&app.pool, caller.organization(), id).await?.ok_or_else(ApiError::workflow_not_found)?;
     let filter = Filter::versions(caller.organization(), &name);
-    let part = db::workflows::list(&mut *app.pool.acquire().await?, &filter, &asked.cut).await?;
-    Ok(page::answer(app, caller, &asked, part, Workflow::from))
+    let page = db::workflows::list(&mut *app.pool.acquire().await?, &filter, &list.page).await?;
+    Ok(page::answer(app, caller, &list, page, Workflow::from))
 }

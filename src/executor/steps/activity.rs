@@ -18,7 +18,7 @@ const WORTH_PARKING: Duration = Duration::from_millis(500);
 const LONGEST_SLEEP: Duration = Duration::from_hours(24);
 
 /// How many lines of steps of a run have something to do, and when the others will have at the latest.
-pub(super) struct Rest {
+pub(super) struct Activity {
     busy: AtomicUsize,
     at_rest: Notify,
     deadlines: Mutex<Deadlines>,
@@ -30,7 +30,7 @@ struct Deadlines {
     count: u64,
 }
 
-impl Rest {
+impl Activity {
     /// Of a run that has begun: its main chain is busy.
     pub(super) fn new() -> Self {
         Self { busy: AtomicUsize::new(1), at_rest: Notify::new(), deadlines: Mutex::default() }
@@ -83,7 +83,7 @@ impl Rest {
 }
 
 /// See [`Rest::begin`].
-pub(super) struct Busy<'a>(&'a Rest);
+pub(super) struct Busy<'a>(&'a Activity);
 
 impl Drop for Busy<'_> {
     fn drop(&mut self) {
@@ -94,7 +94,7 @@ impl Drop for Busy<'_> {
 }
 
 /// See [`Rest::idle`].
-pub(super) struct Idle<'a>(&'a Rest);
+pub(super) struct Idle<'a>(&'a Activity);
 
 impl Drop for Idle<'_> {
     fn drop(&mut self) {
@@ -104,7 +104,7 @@ impl Drop for Idle<'_> {
 
 /// See [`Rest::due`].
 pub(super) struct Due<'a> {
-    rest: &'a Rest,
+    rest: &'a Activity,
     number: u64,
 }
 
@@ -142,7 +142,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_run_is_at_rest_when_no_line_of_it_is_busy() {
-        let rest = Rest::new();
+        let rest = Activity::new();
         let mut reached = std::pin::pin!(rest.reached());
         let block = rest.idle();
         let (first, second) = (rest.begin(), rest.begin());

@@ -13,12 +13,12 @@ use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
 
-use super::{Frame, Run, rest};
+use super::{Frame, Run, activity};
 use crate::{
     db::{
         self,
-        executions::BegunStep,
-        waits::{self, Awaited, Wait},
+        executions::StepBegin,
+        waits::{self, Wait, WaitCondition},
     },
     executor::database::{self, Unanswered},
     input::{object_of, text, to_raw},
@@ -26,7 +26,7 @@ use crate::{
     timestamp::Timestamp,
     workflow::{
         Step,
-        outside::{WaitConfig, bounded, instant, iso_duration, near},
+        wait_config::{WaitConfig, bounded, instant, iso_duration, near},
     },
 };
 
@@ -55,7 +55,7 @@ pub(in crate::executor) enum Wakes {
 }
 
 /// Why an attempt waits no longer.
-pub(super) enum Came {
+pub(super) enum WaitEnd {
     /// What it waits for is there.
     Result(Box<Wait>),
     /// Its time is over.
@@ -64,7 +64,7 @@ pub(super) enum Came {
 
 impl Run {
     /// Reads what has come for the run, whenever something has.
-    pub(in crate::executor) async fn follow_wakes(&self) {
+    pub(in crate::executor) async fn watch_events(&self) {
         loop {
             self.signals.woken.notified().await;
             // The run does not rest before its steps have seen what has come: nobody else is told of it.
@@ -121,26 +121,26 @@ impl Run {
     /// Begins an attempt that waits. Everything that came before is written first.
     pub(super) async fn begin_waiting(
         &self,
-        place: &str,
-        step: BegunStep,
-        awaited: Awaited,
+        path: &str,
+        step: StepBegin,
+        awaited: WaitCondition,
         due_at: Option<DateTime<Utc>>,
     ) -> String {
         let id = step.id.clone();
         self.budget.step(step.input.get().len()).await;
         self.ledger.written().await;
-        let beginning = Arc::new(self.ledger.beginning(place, &id));
+        let beginning = Arc::new(self.ledger.beginning(path, &id));
         let begun = self
             .database(|| {
                 let (pool, run_id, lease_token) =
                     (self.executor.pool.clone(), self.run_id.clone(), self.ledger.lease_token());
-                let (place, step, awaited) = (place.to_owned(), step.clone(), awaited.clone());
+                let (path, step, awaited) = (path.to_owned(), step.clone(), awaited.clone());
                 let under_way = (Arc::clone(&beginning), self.begins.token());
                 async move {
                     let _under_way = under_way;
                     let mut connection = pool.acquire().await?;
                     let claim = (run_id.as_str(), lease_token);
-                    waits::begin(&mut connection, claim, (&place, &step), &awaited, due_at).await
+                    waits::begin(&mut connection, claim, (&path, &step), &awaited, due_at).await
                 }
             })
             .await;
@@ -159,9 +159,9 @@ impl Run {
     }
 
     /// The attempt at this place that was begun before, if there is one.
-    pub(super) fn open_attempt(&self, place: &str) -> Option<String> {
-        let open = self.earlier.take_open(place)?;
-        self.ledger.adopt(place, &open.id);
+    pub(super) fn open_attempt(&self, path: &str) -> Option<String> {
+        let open = self.earlier.take_open(path)?;
+        self.ledger.adopt(path, &open.id);
         Some(open.id)
     }
 
@@ -171,7 +171,7 @@ impl Run {
     }
 
     /// Waits until `result` finds what came for the attempt, or until its time is over.
-    pub(super) async fn wait_for(&self, attempt_id: &str, is_there: impl Fn(&Wait) -> bool) -> Came {
+    pub(super) async fn wait_for(&self, attempt_id: &str, is_there: impl Fn(&Wait) -> bool) -> WaitEnd {
         let due_at = self.due_at(attempt_id);
         let _idle = self.rest.idle();
         let _due = due_at.map(|at| self.rest.due(at));
@@ -181,39 +181,39 @@ impl Run {
             let mut read = std::pin::pin!(read);
             read.as_mut().enable();
             if let Some(wait) = self.waits.by_attempt().get(attempt_id).filter(|wait| is_there(wait)) {
-                return Came::Result(Box::new(wait.clone()));
+                return WaitEnd::Result(Box::new(wait.clone()));
             }
             tokio::select! {
                 () = read => {}
-                () = async { rest::sleep_until(due_at.unwrap_or(DateTime::<Utc>::MAX_UTC)).await } => {
-                    return Came::Time;
+                () = async { activity::sleep_until(due_at.unwrap_or(DateTime::<Utc>::MAX_UTC)).await } => {
+                    return WaitEnd::Time;
                 }
             }
         }
     }
 
     /// Ends an attempt that has waited.
-    pub(super) fn end_waiting(&self, place: &str, result: &Result<Box<RawValue>, String>) {
-        self.end(place, result.as_deref().map_err(Clone::clone), None);
+    pub(super) fn end_waiting(&self, path: &str, result: &Result<Box<RawValue>, String>) {
+        self.end(path, result.as_deref().map_err(Clone::clone), None);
     }
 
     /// Lets the time pass that the step asks for.
-    pub(super) async fn wait(&self, step: &Step, place: &str, frame: &Frame<'_>) -> Result<Box<RawValue>, String> {
+    pub(super) async fn wait(&self, step: &Step, path: &str, frame: &Frame<'_>) -> Result<Box<RawValue>, String> {
         let Some(config) = &step.wait_config else { return Err("it has no wait_config".to_owned()) };
-        let attempt_id = if let Some(attempt_id) = self.open_attempt(place) {
+        let attempt_id = if let Some(attempt_id) = self.open_attempt(path) {
             attempt_id
         } else {
             self.gate().await;
             let _leaf = self.leaves.begin();
             let until = until(config, &frame.scope)?;
             let input = object_of([("until", &*shown(until))]);
-            let row = self.row(step, String::new(), input, place, frame);
-            self.begin_waiting(place, row, Awaited::Time, Some(until)).await
+            let row = self.row(step, String::new(), input, path, frame);
+            self.begin_waiting(path, row, WaitCondition::Time, Some(until)).await
         };
         let until = self.due_at(&attempt_id);
         self.wait_for(&attempt_id, |_| false).await;
         let output = Ok(object_of([("until", &*shown(until.unwrap_or_else(Utc::now)))]));
-        self.end_waiting(place, &output);
+        self.end_waiting(path, &output);
         output
     }
 }
@@ -231,7 +231,7 @@ fn until(config: &WaitConfig, scope: &Scope<'_>) -> Result<DateTime<Utc>, String
     let within = |member: &str, result: Result<f64, String>| {
         result.map_err(|cause| format!("wait_config.{member}: it {cause}")).map(|secs| {
             // Within bounds, as both have checked.
-            rest::later(Duration::try_from_secs_f64(secs).unwrap_or_default())
+            activity::later(Duration::try_from_secs_f64(secs).unwrap_or_default())
         })
     };
     if let Some(secs) = &config.duration_seconds {

@@ -27,7 +27,7 @@ const WORKFLOW: &str = "hello-workflow";
 const SKILLS: [&str; 3] = ["upper", "reverse", "count"];
 
 /// What is shown, and where.
-pub(super) struct Tour<'a> {
+pub(super) struct FirstRun<'a> {
     /// `http://host:port`.
     pub(super) root: String,
     /// `API_PREFIX`.
@@ -38,7 +38,7 @@ pub(super) struct Tour<'a> {
     pub(super) folder: &'a Folder,
 }
 
-impl Tour<'_> {
+impl FirstRun<'_> {
     /// Waits for the API, runs the workflow to its end and returns what to open and to try next.
     pub(super) async fn show(&self) -> anyhow::Result<String> {
         let client = Client::builder().no_proxy().timeout(REQUEST_TIMEOUT).build()?;

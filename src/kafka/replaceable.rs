@@ -107,7 +107,7 @@ impl Connection {
 
 /// What a client is for.
 #[derive(Clone, Copy)]
-pub struct Purpose {
+pub struct ClientRole {
     /// In logs and metrics.
     pub name: &'static str,
     /// What it means that no broker answers, for the log; `None`: another client of the process tells it.
@@ -117,8 +117,8 @@ pub struct Purpose {
 type Make<T> = dyn Fn(&config::Kafka, LastError) -> KafkaResult<T> + Send + Sync;
 
 /// See the module.
-pub struct Renewable<T> {
-    purpose: Purpose,
+pub struct ReplaceableClient<T> {
+    purpose: ClientRole,
     settings: config::Kafka,
     make: Box<Make<T>>,
     last_error: LastError,
@@ -127,10 +127,10 @@ pub struct Renewable<T> {
     connection: Connection,
 }
 
-impl<T: Client> Renewable<T> {
+impl<T: Client> ReplaceableClient<T> {
     /// Makes the first client. Brokers need not be there yet; wrong settings are an error.
     pub fn new(
-        purpose: Purpose,
+        purpose: ClientRole,
         settings: &config::Kafka,
         make: impl Fn(&config::Kafka, LastError) -> KafkaResult<T> + Send + Sync + 'static,
     ) -> KafkaResult<Self> {
@@ -257,13 +257,14 @@ impl<T: Client> Renewable<T> {
         self.renewed.notify_waiters();
         metrics::counter!("kafka_clients_renewed_total", "client" => name).increment(1);
         tracing::warn!("the Kafka client for {name} is made anew: {reason}");
-        retire(old);
+        close_in_background(old);
     }
 }
 
 /// Ends a client once nobody uses it, in a thread that nobody waits for: whether it ends at all is up to librdkafka.
-pub(super) fn retire<T: Client>(client: Arc<T>) {
-    let spawned = thread::Builder::new().name("kafka-end".to_owned()).spawn(move || sole(client).end());
+pub(super) fn close_in_background<T: Client>(client: Arc<T>) {
+    let spawned =
+        thread::Builder::new().name("kafka-end".to_owned()).spawn(move || wait_for_last_reference(client).end());
     if let Err(error) = spawned {
         // The closure is dropped, and the client with it, here.
         tracing::error!("no thread to end a Kafka client in: {error}");
@@ -271,7 +272,7 @@ pub(super) fn retire<T: Client>(client: Arc<T>) {
 }
 
 /// Waits until nobody else has it. Blocks the thread.
-pub(super) fn sole<T>(mut shared: Arc<T>) -> T {
+pub(super) fn wait_for_last_reference<T>(mut shared: Arc<T>) -> T {
     loop {
         match Arc::try_unwrap(shared) {
             Ok(sole) => return sole,

@@ -10,15 +10,15 @@ pub(super) fn step(prefix: &str, step_id: &str, repeats: usize) -> String {
 }
 
 /// The step at a place.
-pub(in crate::executor) fn step_id(place: &str) -> Cow<'_, str> {
-    let last = place.rsplit('/').next().unwrap_or(place);
+pub(in crate::executor) fn step_id(path: &str) -> Cow<'_, str> {
+    let last = path.rsplit('/').next().unwrap_or(path);
     let id = last.split('#').next().unwrap_or(last);
     if id.contains('%') { id.replace("%23", "#").replace("%2F", "/").replace("%25", "%").into() } else { id.into() }
 }
 
 /// What the places in a branch of the block at this place begin with.
-pub(super) fn branch(place: &str, name: &str) -> String {
-    format!("{place}/{}/", escaped(name))
+pub(super) fn branch(path: &str, name: &str) -> String {
+    format!("{path}/{}/", escaped(name))
 }
 
 /// Names of branches, and ids that other programs have stored, can have any characters.

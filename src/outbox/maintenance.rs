@@ -33,7 +33,7 @@ const KEEP_REFUSED: Duration = Duration::from_mins(10);
 
 impl Relay {
     /// Frees orphans, sends lost requests again, drops what has expired.
-    pub(super) async fn upkeep(&self) -> Result<(), db::Error> {
+    pub(super) async fn maintain(&self) -> Result<(), db::Error> {
         // Another process may have sent them.
         self.refused().retain(|_, refused_at| refused_at.elapsed() < KEEP_REFUSED);
         let pool = self.0.pool.clone();
@@ -43,7 +43,7 @@ impl Relay {
         let cleaned = db::bounded(async move {
             let orphans = db::outbox::free_orphans(&pool).await?;
             let forgotten = match mine {
-                Some(owner) => db::outbox::free_forgotten(&pool, owner, &known).await?,
+                Some(owner) => db::outbox::free_unacknowledged(&pool, owner, &known).await?,
                 None => 0,
             };
             processes::bury(&pool).await?;

@@ -8,11 +8,11 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::error::ApiError;
 
-/// The place of a request; in its extensions. Given back when the handler has ended, or before by [`Place::leave`].
+/// The place of a request; in its extensions. Given back when the handler has ended, or before by [`RequestPermit::release`].
 #[derive(Clone, Default)]
-pub struct Place(Arc<Mutex<Option<OwnedSemaphorePermit>>>);
+pub struct RequestPermit(Arc<Mutex<Option<OwnedSemaphorePermit>>>);
 
-impl Place {
+impl RequestPermit {
     /// With that permit.
     #[must_use]
     pub fn new(permit: OwnedSemaphorePermit) -> Self {
@@ -20,12 +20,12 @@ impl Place {
     }
 
     /// Makes room while the handler only waits.
-    pub fn leave(&self) {
+    pub fn release(&self) {
         drop(self.0.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 }
 
-impl<S: Send + Sync> FromRequestParts<S> for Place {
+impl<S: Send + Sync> FromRequestParts<S> for RequestPermit {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {

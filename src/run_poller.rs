@@ -28,7 +28,7 @@ pub const MAX_WATCHERS_OF_CALLER: u64 = MAX_WATCHERS / 4;
 
 /// The runs that are waited for. Cheap to clone.
 #[derive(Clone)]
-pub struct Waiting(Arc<Shared>);
+pub struct RunPoller(Arc<Shared>);
 
 struct Shared {
     /// Runs that nobody waits for any more are removed before the next question.
@@ -40,13 +40,13 @@ struct Shared {
 }
 
 /// Tells that something has happened to a run. Dropping it frees its permit.
-pub struct Watch {
+pub struct Subscription {
     progress: watch::Receiver<Progress>,
     stop: CancellationToken,
     _permit: Permit,
 }
 
-impl Watch {
+impl Subscription {
     /// The process stops.
     #[must_use]
     pub fn is_over(&self) -> bool {
@@ -64,7 +64,7 @@ impl Watch {
     }
 }
 
-impl Waiting {
+impl RunPoller {
     /// Starts the loop.
     #[must_use]
     pub fn start(pool: db::Pool, lifecycle: &Lifecycle) -> Self {
@@ -76,7 +76,7 @@ impl Waiting {
             ends: Permits::new(MAX_WATCHERS, limits),
             streams: Permits::new(MAX_WATCHERS, limits),
         }));
-        lifecycle.spawn("waiting", this.clone().ask_for_all(pool));
+        lifecycle.spawn("run-poller", this.clone().poll(pool));
         this
     }
 
@@ -84,7 +84,7 @@ impl Waiting {
     /// Which of them it is the caller finds by a look at the run.
     pub async fn until_ended(&self, run_id: &str, at_most: Duration, holders: Holders) {
         let Ok(_permit) = self.0.ends.try_take(holders, 1) else { return };
-        let mut progress = self.enter(run_id);
+        let mut progress = self.subscribe(run_id);
         tokio::select! {
             _ = progress.wait_for(|progress| progress.has_ended) => {}
             () = tokio::time::sleep(at_most) => {}
@@ -93,12 +93,12 @@ impl Waiting {
     }
 
     /// Watches a run, unless too many are watched.
-    pub fn watch(&self, run_id: &str, holders: Holders) -> Result<Watch, Exhausted> {
+    pub fn watch(&self, run_id: &str, holders: Holders) -> Result<Subscription, Exhausted> {
         let permit = self.0.streams.try_take(holders, 1)?;
-        Ok(Watch { progress: self.enter(run_id), stop: self.0.stop.clone(), _permit: permit })
+        Ok(Subscription { progress: self.subscribe(run_id), stop: self.0.stop.clone(), _permit: permit })
     }
 
-    fn enter(&self, run_id: &str) -> watch::Receiver<Progress> {
+    fn subscribe(&self, run_id: &str) -> watch::Receiver<Progress> {
         let mut runs = self.runs();
         let progress = match runs.get(run_id) {
             Some(sender) => sender.subscribe(),
@@ -109,7 +109,7 @@ impl Waiting {
         progress
     }
 
-    async fn ask_for_all(self, pool: db::Pool) {
+    async fn poll(self, pool: db::Pool) {
         while !self.0.stop.is_cancelled() {
             let run_ids = self.awaited();
             if run_ids.is_empty() {

@@ -39,13 +39,13 @@ const MAX_ENTRIES: usize = 4096;
 const NOTE_EVERY: chrono::TimeDelta = chrono::TimeDelta::minutes(1);
 
 /// How long keys of suspects are gathered until they are asked for.
-const GATHER_FOR: Duration = Duration::from_millis(100);
+const BATCH_DELAY: Duration = Duration::from_millis(100);
 /// How many are gathered at a time; those above are asked to come again.
-const MAX_GATHERED: usize = 1024;
+const MAX_BATCHED: usize = 1024;
 
 /// A key that counts.
 #[derive(Debug)]
-pub struct Holder {
+pub struct ValidApiKey {
     /// Of the row.
     pub id: Uuid,
     /// Names it in logs, audit rows and `…_by` columns: `api-key:<name>`.
@@ -59,7 +59,7 @@ pub struct Holder {
     last_used_at: Option<Timestamp>,
 }
 
-impl Holder {
+impl ValidApiKey {
     fn read(row: &ApiKeyRow) -> Option<Arc<Self>> {
         let grant = row.grant().filter(|_| row.revoked_at.is_none()).map(Arc::new)?;
         let subject = format!("{SUBJECT_PREFIX}{}", row.name);
@@ -73,7 +73,7 @@ impl Holder {
         }))
     }
 
-    fn counts(&self, now: Timestamp) -> bool {
+    fn is_valid(&self, now: Timestamp) -> bool {
         self.expires_at.is_none_or(|end| now < end)
     }
 }
@@ -83,7 +83,7 @@ pub const SUBJECT_PREFIX: &str = "api-key:";
 
 struct Entry {
     /// `None`: there is no such key, or it is revoked.
-    holder: Option<Arc<Holder>>,
+    holder: Option<Arc<ValidApiKey>>,
     /// Before it was asked for.
     read_at: Instant,
     /// Since the loop came by.
@@ -92,35 +92,35 @@ struct Entry {
 
 /// How fast a key that is not known yet is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pace {
+pub enum Lookup {
     /// By a statement of its own.
-    AtOnce,
+    Immediate,
     /// Together with those of other suspects.
-    Gathered,
+    Batched,
 }
 
-type Found = Result<Option<Arc<Holder>>, Arc<db::Error>>;
+type Found = Result<Option<Arc<ValidApiKey>>, Arc<db::Error>>;
 
 /// The keys. Cheap to clone.
 #[derive(Clone)]
-pub struct KeyRing(Arc<Shared>);
+pub struct ApiKeyCache(Arc<Shared>);
 
 struct Shared {
     pool: db::Pool,
     clock: Clock,
     entries: Mutex<HashMap<KeyName, Entry>>,
-    suspects: mpsc::Sender<(KeyName, oneshot::Sender<Found>)>,
+    batched_lookups: mpsc::Sender<(KeyName, oneshot::Sender<Found>)>,
 }
 
-impl KeyRing {
+impl ApiKeyCache {
     /// Starts the loop.
     #[must_use]
     pub fn start(pool: db::Pool, clock: Clock, lifecycle: &Lifecycle) -> Self {
-        let (suspects, gathered) = mpsc::channel(MAX_GATHERED);
-        let this = Self(Arc::new(Shared { pool, clock, entries: Mutex::default(), suspects }));
-        lifecycle.spawn("key-ring-suspects", this.clone().answer_suspects(gathered, lifecycle.soft_stop().clone()));
+        let (suspects, gathered) = mpsc::channel(MAX_BATCHED);
+        let this = Self(Arc::new(Shared { pool, clock, entries: Mutex::default(), batched_lookups: suspects }));
+        lifecycle.spawn("api-key-batch-lookup", this.clone().run_batched_lookups(gathered, lifecycle.soft_stop().clone()));
         let (ring, stop) = (this.clone(), lifecycle.soft_stop().clone());
-        lifecycle.spawn("key-ring", async move {
+        lifecycle.spawn("api-key-cache", async move {
             while !stop.is_cancelled() {
                 tokio::select! {
                     () = tokio::time::sleep(READ_EVERY) => {}
@@ -136,29 +136,29 @@ impl KeyRing {
     }
 
     /// The key of that name, if it counts.
-    pub async fn find(&self, name: KeyName, pace: impl FnOnce() -> Pace) -> Found {
+    pub async fn find(&self, name: KeyName, pace: impl FnOnce() -> Lookup) -> Found {
         let now = Timestamp::from(self.0.clock.now());
         if let Some(entry) = self.entries().get_mut(&name)
             && entry.read_at.elapsed() < LIFE
         {
             entry.is_used = true;
-            return Ok(entry.holder.clone().filter(|holder| holder.counts(now)));
+            return Ok(entry.holder.clone().filter(|holder| holder.is_valid(now)));
         }
         let holder = match pace() {
-            Pace::AtOnce => self.look_up(vec![name]).await?.remove(&name).flatten(),
-            Pace::Gathered => {
+            Lookup::Immediate => self.look_up(vec![name]).await?.remove(&name).flatten(),
+            Lookup::Batched => {
                 let (answer, found) = oneshot::channel();
                 // Whether the key is right cannot be told now, nor while the process ends.
                 let busy = || Arc::new(db::Error::Unavailable(sqlx::Error::PoolTimedOut));
-                self.0.suspects.try_send((name, answer)).map_err(|_| busy())?;
+                self.0.batched_lookups.try_send((name, answer)).map_err(|_| busy())?;
                 found.await.map_err(|_| busy())??
             }
         };
-        Ok(holder.filter(|holder| holder.counts(now)))
+        Ok(holder.filter(|holder| holder.is_valid(now)))
     }
 
     /// Asks the database for these keys, and remembers what it said.
-    async fn look_up(&self, names: Vec<KeyName>) -> Result<HashMap<KeyName, Option<Arc<Holder>>>, db::Error> {
+    async fn look_up(&self, names: Vec<KeyName>) -> Result<HashMap<KeyName, Option<Arc<ValidApiKey>>>, db::Error> {
         let read_at = Instant::now();
         let pool = self.0.pool.clone();
         // In a task of its own: whoever asks may hang up.
@@ -167,8 +167,9 @@ impl KeyRing {
             Ok((names, rows))
         })
         .await?;
-        let mut holders: HashMap<KeyName, Option<Arc<Holder>>> = names.into_iter().map(|name| (name, None)).collect();
-        holders.extend(rows.iter().map(|(name, row)| (*name, Holder::read(row))));
+        let mut holders: HashMap<KeyName, Option<Arc<ValidApiKey>>> =
+            names.into_iter().map(|name| (name, None)).collect();
+        holders.extend(rows.iter().map(|(name, row)| (*name, ValidApiKey::read(row))));
         for (name, holder) in &holders {
             self.keep(*name, Entry { holder: holder.clone(), read_at, is_used: true });
         }
@@ -176,7 +177,7 @@ impl KeyRing {
     }
 
     /// See [`Pace::Gathered`].
-    async fn answer_suspects(
+    async fn run_batched_lookups(
         self,
         mut gathered: mpsc::Receiver<(KeyName, oneshot::Sender<Found>)>,
         stop: CancellationToken,
@@ -187,7 +188,7 @@ impl KeyRing {
                 first = gathered.recv() => suspects.extend(first),
                 () = stop.cancelled() => return,
             }
-            tokio::time::sleep(GATHER_FOR).await;
+            tokio::time::sleep(BATCH_DELAY).await;
             while let Ok(suspect) = gathered.try_recv() {
                 suspects.push(suspect);
             }
@@ -201,7 +202,7 @@ impl KeyRing {
     }
 
     /// Has the keys read again before they are used again.
-    pub fn forget(&self, ids: &[Uuid]) {
+    pub fn invalidate(&self, ids: &[Uuid]) {
         self.entries().retain(|_, entry| entry.holder.as_ref().is_none_or(|holder| !ids.contains(&holder.id)));
     }
 
@@ -219,14 +220,14 @@ impl KeyRing {
     async fn turn(&self) -> Result<(), db::Error> {
         let mut used = Vec::new();
         let mut to_note = Vec::new();
-        let now = Timestamp::now().naive();
+        let now = Timestamp::now().as_naive_utc();
         self.entries().retain(|name, entry| {
             if !std::mem::take(&mut entry.is_used) {
                 return entry.read_at.elapsed() < LIFE;
             }
             if let Some(holder) = &entry.holder {
                 used.push(*name);
-                let is_noted = |at: Timestamp| now - at.naive() < NOTE_EVERY;
+                let is_noted = |at: Timestamp| now - at.as_naive_utc() < NOTE_EVERY;
                 if !holder.last_used_at.is_some_and(is_noted) {
                     to_note.push(holder.id);
                 }
@@ -248,7 +249,7 @@ impl KeyRing {
         let rows: HashMap<KeyName, ApiKeyRow> = rows.into_iter().collect();
         let mut entries = self.entries();
         for name in names {
-            let holder = rows.get(&name).and_then(Holder::read);
+            let holder = rows.get(&name).and_then(ValidApiKey::read);
             // One that was forgotten meanwhile stays forgotten.
             if let Some(entry) = entries.get_mut(&name)
                 && entry.read_at < read_at

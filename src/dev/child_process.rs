@@ -24,7 +24,7 @@ const LOG_LINES: usize = 15;
 const STOP_TIMEOUT: Duration = lifecycle::DRAIN.saturating_add(Duration::from_secs(3));
 
 /// A process.
-struct Part {
+struct ChildProcess {
     name: &'static str,
     child: Child,
     pid: Pid,
@@ -32,12 +32,12 @@ struct Part {
 }
 
 /// All of them, in the order of their start.
-pub(super) struct Parts<'a> {
+pub(super) struct ChildProcesses<'a> {
     folder: &'a Folder,
-    parts: Vec<Part>,
+    parts: Vec<ChildProcess>,
 }
 
-impl<'a> Parts<'a> {
+impl<'a> ChildProcesses<'a> {
     pub(super) fn new(folder: &'a Folder) -> Self {
         Self { folder, parts: Vec::new() }
     }
@@ -53,7 +53,7 @@ impl<'a> Parts<'a> {
         let child = command.spawn().with_context(|| format!("{name} could not be started"))?;
         let pid = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
         let pid = pid.with_context(|| format!("{name} ended at once"))?;
-        self.parts.push(Part { name, child, pid, log });
+        self.parts.push(ChildProcess { name, child, pid, log });
         self.folder.record(name, pid)
     }
 
@@ -81,7 +81,7 @@ impl<'a> Parts<'a> {
     }
 }
 
-impl Part {
+impl ChildProcess {
     fn ended(&self, status: ExitStatus) -> anyhow::Error {
         let text = fs::read(&self.log).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
@@ -103,7 +103,7 @@ impl Part {
     }
 }
 
-async fn end(parts: &mut [Part], signal: Signal, signals: &mut Signals) {
+async fn end(parts: &mut [ChildProcess], signal: Signal, signals: &mut Signals) {
     for part in parts.iter_mut() {
         part.signal(signal);
     }
@@ -119,7 +119,7 @@ async fn end(parts: &mut [Part], signal: Signal, signals: &mut Signals) {
     all_ended(parts).await;
 }
 
-async fn all_ended(parts: &mut [Part]) {
+async fn all_ended(parts: &mut [ChildProcess]) {
     for part in parts {
         // An error means that there is nothing to wait for.
         let _ = part.child.wait().await;
