@@ -1,4 +1,4 @@
-//! Who may do what, and the forms of what proves it.
+//! Access control: roles, permissions, and the forms of credentials.
 
 pub mod api_key;
 pub mod organization;
@@ -15,27 +15,27 @@ pub use self::{
     quota::{Countable, QuotaExceeded, Quotas},
 };
 
-/// What a caller is to the service. `docs/access.md` says what each may do.
+/// Role of a caller. `docs/access.md` lists the permissions of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// Looks, and changes nothing.
+    /// Reads, and changes nothing.
     Viewer,
     /// Starts, cancels and retries runs.
     Operator,
     /// Changes agents and workflows.
     Editor,
-    /// May do everything.
+    /// Has all permissions.
     Admin,
     /// A program that executes runs.
     Executor,
 }
 
 impl Role {
-    /// All of them.
+    /// All roles.
     pub const ALL: [Self; 5] = [Self::Viewer, Self::Operator, Self::Editor, Self::Admin, Self::Executor];
 
-    /// What it may do.
+    /// Permissions of the role.
     #[must_use]
     pub fn permissions(self) -> &'static [Permission] {
         use Permission::{AgentsRead, AgentsSecrets, AgentsWrite, RunsRead, RunsWrite, WorkflowsRead, WorkflowsWrite};
@@ -48,7 +48,7 @@ impl Role {
         }
     }
 
-    /// As in tokens, in the database and on the wire.
+    /// Name of the role in tokens, in the database and on the wire.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -61,7 +61,7 @@ impl Role {
     }
 }
 
-/// There is no role of that name.
+/// Error: no role has this name.
 #[derive(Debug, thiserror::Error)]
 #[error("must be one of viewer, operator, editor, admin, executor")]
 pub struct NoSuchRole;
@@ -80,35 +80,35 @@ impl fmt::Display for Role {
     }
 }
 
-/// What a role consists of, and what a key may be narrowed to.
+/// Permission: roles consist of permissions, and an API key can be restricted to some of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Permission {
-    /// Sees agents, their credentials masked.
+    /// Reads agents, with masked credentials.
     AgentsRead,
     /// Registers, changes and deletes agents.
     AgentsWrite,
-    /// Sees the credentials of agents.
+    /// Reads the credentials of agents.
     AgentsSecrets,
-    /// Sees and checks definitions.
+    /// Reads and validates definitions.
     WorkflowsRead,
     /// Creates, changes and deletes definitions.
     WorkflowsWrite,
-    /// Sees runs.
+    /// Reads runs.
     RunsRead,
     /// Starts, cancels and retries runs.
     RunsWrite,
-    /// Makes, sees and revokes API keys.
+    /// Creates, lists and revokes API keys.
     KeysManage,
-    /// Sees who did what.
+    /// Reads the audit trail.
     AuditRead,
-    /// Sees records that no executor could use, whatever they hold, and decides on them.
+    /// Reads records that no executor could use, whatever they contain, and decides on them.
     DeadLettersManage,
-    /// Sees its organisation; in the default one makes and changes all.
+    /// Reads its own organisation; in the default organisation creates and changes all.
     OrganizationsManage,
 }
 
 impl Permission {
-    /// All of them.
+    /// All permissions.
     pub const ALL: [Self; 11] = [
         Self::AgentsRead,
         Self::AgentsWrite,
@@ -123,7 +123,7 @@ impl Permission {
         Self::OrganizationsManage,
     ];
 
-    /// As in the database and on the wire.
+    /// Name of the permission in the database and on the wire.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -141,40 +141,40 @@ impl Permission {
         }
     }
 
-    /// The permission of that name.
+    /// Finds the permission of this name.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|permission| permission.as_str() == name)
     }
 }
 
-/// Who does something, as logs, audit entries and `…_by` columns say it.
+/// Actor: the author of an action, as logs, audit entries and `…_by` columns name it.
 #[derive(Clone, Debug)]
 pub struct Actor {
-    /// The token's `sub`; `api-key:` and the name of an API key; `system` for the service itself, and for everybody
-    /// while authentication is off.
+    /// The `sub` of the token; `api-key:` and the name of an API key; `system` for the service itself, and for all
+    /// callers while authentication is off.
     pub subject: String,
-    /// Whose everything is that the actor sees and makes.
+    /// Organisation of the actor. It owns all that the actor sees and creates.
     pub organization: OrganizationId,
-    /// The API key that it is, or that its token was issued for.
+    /// Id of the API key, or of the key that the token was issued for.
     pub key_id: Option<Uuid>,
-    /// Where the request comes from.
+    /// Address of the client.
     pub address: Option<IpAddr>,
-    /// Of the request.
+    /// Correlation id of the request.
     pub correlation_id: String,
     /// The request's `traceparent`, if it is valid.
     pub traceparent: Option<Arc<str>>,
 }
 
 impl Actor {
-    /// Who acts without anybody having been asked for anything.
+    /// Subject of the service itself, and of callers while authentication is off.
     pub const SYSTEM: &str = "system";
-    /// Whoever has the address of a callback, and has not said more.
+    /// Subject of a caller that knows the address of a callback and has not authenticated otherwise.
     pub const CALLBACK: &str = "callback";
-    /// Subjects that no token has.
+    /// Reserved subjects, which no token has.
     pub const RESERVED: [&str; 2] = [Self::SYSTEM, Self::CALLBACK];
 
-    /// The service itself.
+    /// The actor of the service itself.
     #[must_use]
     pub fn system() -> Self {
         Self {
@@ -188,25 +188,25 @@ impl Actor {
     }
 }
 
-/// What an API key allows.
+/// Rights of an API key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
-    /// The most it can be.
+    /// Upper limit: the key has no permission beyond this role.
     pub role: Role,
-    /// Of the role's permissions only these; `None`: all of them.
+    /// Restriction to these permissions of the role; `None`: all of them.
     pub scopes: Option<Vec<Permission>>,
-    /// Only for workflows of these names; `None`: for all.
+    /// Restriction to workflows of these names; `None`: all workflows.
     pub workflows: Option<Vec<String>>,
 }
 
 impl Grant {
-    /// All that a role may do.
+    /// The unrestricted rights of a role.
     #[must_use]
     pub fn of(role: Role) -> Self {
         Self { role, scopes: None, workflows: None }
     }
 
-    /// Whether it allows that.
+    /// Whether the permission is granted.
     #[must_use]
     pub fn allows(&self, permission: Permission) -> bool {
         self.role.permissions().contains(&permission)

@@ -1,4 +1,4 @@
-//! Writes that span tables: one function, one transaction or statement, with its audit row.
+//! Actions: writes that span tables. Each is one function with one transaction or statement, including its audit row.
 
 pub mod answer_callback;
 pub mod api_keys;
@@ -29,50 +29,50 @@ use crate::{
     vault::Vault,
 };
 
-/// On whose behalf and under which settings an action runs.
+/// Context of an action: its actor and its settings.
 #[derive(Clone, Copy)]
 pub struct Context<'a> {
     /// The caller.
     pub actor: &'a Actor,
-    /// How much an organisation may have that has no quota of its own.
+    /// Default quotas of organisations without quotas of their own.
     pub quotas: &'a Quotas,
-    /// How many steps a run may make.
+    /// Maximum number of steps of a run.
     pub max_run_steps: u64,
     /// Whether audit rows are written.
     pub audit: bool,
-    /// Seals the credentials of agents.
+    /// Encrypts the credentials of agents.
     pub vault: &'a Vault,
-    /// What agents' URLs may lead to.
+    /// Allowed destinations of agents' URLs.
     pub egress: &'a egress::Allow,
-    /// Whether the caller sees the credentials of agents. Who does not may send back what stands in their place.
+    /// Whether the caller may see the credentials of agents. A caller without this right may send back their masks.
     pub sees_secrets: bool,
-    /// The only workflows that the caller has to do with; `None`: all.
+    /// Workflows that the caller is restricted to; `None`: all.
     pub workflows: Option<&'a [String]>,
-    /// Makes a repeat of the action find what the first one made.
+    /// Idempotency key: a repeat of the action finds the result of the first one.
     pub key: Option<&'a IdempotencyKey>,
-    /// The revisions of a row under which it may be changed.
+    /// Precondition: revisions of a row under which it may be changed.
     pub if_match: Option<&'a IfMatch>,
 }
 
-/// `If-Match`: what the caller believes to change.
+/// `If-Match`: the revision that the caller expects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum IfMatch {
-    /// Whatever is there.
+    /// Any existing row.
     Any,
     /// One of these revisions.
     Revisions(Vec<String>),
 }
 
-/// What an action was done to, for its audit entry: type, id, and name, which of a run is its id.
+/// Object of an audit entry: type, id and name (for a run its id).
 #[derive(Clone, Copy)]
 struct Entity<'a>(&'static str, Uuid, &'a str);
 
-/// What an action changed, for its audit entry: the members that differ, without secrets.
+/// Change of an audit entry: the members that differ, without secrets.
 #[derive(Clone, Copy, Default)]
 struct Change<'a> {
-    /// `None` if there was nothing before.
+    /// `None` if the object is new.
     before: Option<&'a RawValue>,
-    /// `None` if there is nothing any more.
+    /// `None` if the object was deleted.
     after: Option<&'a RawValue>,
 }
 
@@ -90,7 +90,7 @@ impl<'a> Change<'a> {
     }
 }
 
-/// The members of two objects that differ, as each has them.
+/// The differing members of two objects, with the values of each.
 fn difference(before: &RawValue, after: &RawValue) -> (Box<RawValue>, Box<RawValue>) {
     let parse = |raw: &RawValue| serde_json::from_str::<Map<String, Value>>(raw.get()).unwrap_or_default();
     let (mut before, mut after) = (parse(before), parse(after));
@@ -102,31 +102,31 @@ fn difference(before: &RawValue, after: &RawValue) -> (Box<RawValue>, Box<RawVal
     (input::to_raw(&before), input::to_raw(&after))
 }
 
-/// The row is not as the caller believes.
+/// The row differs from the revision that the caller expects.
 #[derive(Debug, thiserror::Error)]
 #[error("the row has changed since the caller read it")]
 pub struct Stale;
 
 impl<'a> Context<'a> {
-    /// Whose everything is.
+    /// Organisation of the action.
     #[must_use]
     pub fn organization(self) -> &'a OrganizationId {
         &self.actor.organization
     }
 
-    /// The same for a request with that key.
+    /// The same context with that key.
     #[must_use]
     pub fn with_key(self, key: Option<&'a IdempotencyKey>) -> Self {
         Self { key, ..self }
     }
 
-    /// The same for a request with that condition.
+    /// The same context with that precondition.
     #[must_use]
     pub fn with_if_match(self, if_match: Option<&'a IfMatch>) -> Self {
         Self { if_match, ..self }
     }
 
-    /// Makes the key, if there is one, stand for the resource. Comes first in a transaction.
+    /// Binds the key, if there is one, to the resource. This comes first in a transaction.
     async fn claim(self, conn: &mut PgConnection, resource_id: &str) -> Result<(), ClaimError> {
         match self.key {
             Some(key) => db::idempotency::claim(conn, key, resource_id).await,
@@ -134,10 +134,10 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Compares a row, which is locked, with what the caller believes it to be.
+    /// Compares a locked row with the expected revisions.
     fn check_revision(self, revision: &str) -> Result<(), Stale> {
         match self.if_match {
-            // What stands behind a dot is not of the row: it tells answers apart, not what may be changed.
+            // The part behind a dot does not belong to the row: it distinguishes answers, not versions.
             Some(IfMatch::Revisions(revisions))
                 if !revisions.iter().any(|known| known.split('.').next() == Some(revision)) =>
             {
@@ -147,12 +147,12 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// There is no row; a caller with any belief believes in one.
+    /// Checks the precondition for a missing row: any `If-Match` fails.
     fn check_absent(self) -> Result<(), Stale> {
         if self.if_match.is_some() { Err(Stale) } else { Ok(()) }
     }
 
-    /// Writes the audit row of an action, if they are on.
+    /// Writes the audit row of an action, if auditing is on.
     async fn record(
         self,
         conn: &mut PgConnection,

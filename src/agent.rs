@@ -1,7 +1,7 @@
-//! Agents: what a caller may register and change, and how their credentials are shown.
+//! Agents: rules for registering and changing them, and for showing their credentials.
 //!
-//! The credentials of an agent are stored as the caller gave them, less the members that [`render_auth_config`]
-//! derives for the reference deployment's bridge.
+//! Credentials of an agent are stored as the caller gave them, without the members that [`render_auth_config`] derives
+//! for the reference deployment's bridge.
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -23,34 +23,34 @@ pub use auth::{AuthType, mask_auth_config, render_auth_config};
 pub use credentials::{Credentials, Secrets};
 pub use kind::{AgentKind, ChatConfig, chat_url};
 
-/// Characters of an agent's name, as in its column.
+/// Length of an agent's name, as in its column.
 const NAME_CHARS: std::ops::RangeInclusive<usize> = 1..=255;
 
-/// Characters of a URL that the reference validates.
+/// Maximum length of a URL that the reference validates.
 const MAX_GIVEN_URL_CHARS: usize = 2083;
 
-/// Characters of a normalised URL, as in its column.
+/// Maximum length of a normalised URL, as in its column.
 const MAX_URL_CHARS: usize = 512;
 
-/// Longest delay between attempts, 24 days: sums of delays cannot overflow.
+/// Maximum delay between attempts, 24 days: sums of delays cannot overflow.
 const MAX_DELAY_MS: i64 = i32::MAX as i64;
 
-/// Whether an agent may be used.
+/// Status of an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AgentStatus {
-    /// It may.
+    /// The agent may be called.
     Active,
-    /// Its owner switched it off.
+    /// Its owner has deactivated it.
     Inactive,
     /// It was deleted; its name stays taken.
     Deleted,
 }
 
 impl AgentStatus {
-    /// All of them.
+    /// All statuses.
     pub const ALL: [Self; 3] = [Self::Active, Self::Inactive, Self::Deleted];
 
-    /// As in the `status` column and on the wire.
+    /// Text in the `status` column and on the wire.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -60,13 +60,13 @@ impl AgentStatus {
         }
     }
 
-    /// The status of that name, in lower case.
+    /// Parses a status in lower case.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|status| status.as_str() == name)
     }
 
-    /// What a caller may set; deleting has its own route.
+    /// Reads a status that a caller may set; deleting has its own route.
     fn read(node: &Node<'_>) -> Read<Self> {
         node.parsed(|name| {
             Self::parse(&name.to_lowercase())
@@ -76,17 +76,17 @@ impl AgentStatus {
     }
 }
 
-/// How calls to an agent are repeated.
+/// Retry policy of calls to an agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RetryConfig {
-    /// Attempts in all, 0 to 10.
+    /// Maximum number of attempts, 0 to 10.
     pub max_retries: u32,
     /// Pause after the first attempt.
     pub initial_delay_ms: u64,
-    /// Longest pause.
+    /// Maximum pause.
     pub max_delay_ms: u64,
-    /// What each pause is multiplied with for the next one, at least 1.
+    /// Factor from each pause to the next one, at least 1.
     pub backoff_multiplier: f64,
 }
 
@@ -97,7 +97,8 @@ impl Default for RetryConfig {
 }
 
 impl RetryConfig {
-    /// From the `retry_config` column; the defaults if it is null or written by somebody else and unreadable.
+    /// Reads the `retry_config` column. The defaults apply if it is null, or unreadable because another program wrote
+    /// it.
     #[must_use]
     pub fn from_stored(stored: Option<&RawValue>) -> Self {
         let object = stored.filter(|raw| raw.get().starts_with('{'));
@@ -126,32 +127,33 @@ impl RetryConfig {
     }
 }
 
-/// An agent to register. It has no `Debug`, since it holds secrets.
+/// Agent to register. It has no `Debug`, since it holds secrets.
 pub struct NewAgent {
-    /// Unique for ever.
+    /// Name, unique for ever.
     pub name: String,
-    /// Normalised.
+    /// Normalised URL.
     pub url: String,
-    /// For people.
+    /// Description for users.
     pub description: Option<String>,
-    /// How it is spoken to.
+    /// Protocol of the agent.
     pub kind: AgentKind,
-    /// What that needs to know.
+    /// Settings of the protocol.
     pub config: Option<Box<RawValue>>,
-    /// Which credentials `auth_config` holds.
+    /// Type of the credentials in `auth_config`.
     pub auth_type: AuthType,
-    /// The credentials, to be stored as they are here.
+    /// Credentials in the stored form.
     pub auth_config: Option<Box<RawValue>>,
-    /// Time for one call.
+    /// Time-out of one call.
     pub timeout_ms: i32,
-    /// How calls are repeated.
+    /// Retry policy.
     pub retry_config: RetryConfig,
-    /// What differs from the settings; see [`breaker::Rules::of_agent`].
+    /// Overrides of the settings; see [`breaker::Rules::of_agent`].
     pub circuit_breaker_config: Option<Box<RawValue>>,
 }
 
 impl NewAgent {
-    /// Refuses what a caller who sees agents without their secrets may have copied from one, and a URL that anybody may.
+    /// Rejects masks that a caller without the right to see secrets may have copied from another agent, and a URL with
+    /// masks for any caller.
     pub fn unmasked(mut self, sees_secrets: bool) -> Read<Self> {
         address::unmasked_url(&self.url, None)?;
         if let Some(config) = self.auth_config.as_deref().filter(|_| !sees_secrets) {
@@ -160,7 +162,7 @@ impl NewAgent {
         Ok(self)
     }
 
-    /// Reads the body of a create request.
+    /// Parses the body of a create request.
     pub fn parse(body: &RawValue) -> Read<Self> {
         let body = Object::body(body)?;
         let mut errors = Vec::new();
@@ -174,7 +176,7 @@ impl NewAgent {
             if kind_is_readable { keep(checked_config(kind, config.as_deref()), &mut errors).flatten() } else { None };
         let auth_type = body.defaulted("auth_type", &mut errors, AuthType::None, AuthType::read);
         let auth_config = body.nullable("auth_config", &mut errors, Node::free_object);
-        // The rules say nothing useful about members that are bad themselves.
+        // Rules between members are checked only if the members themselves are valid.
         let auth_is_readable = !errors.iter().any(|error| error.field.starts_with("body.auth_"));
         let auth_config = if auth_is_readable {
             keep(checked_auth_config(auth_type, auth_config.as_deref()), &mut errors).flatten()
@@ -202,33 +204,33 @@ impl NewAgent {
     }
 }
 
-/// Changes to an agent, secrets among them; what is `None` or [`Patch::Absent`] stays as it is.
+/// Changes of an agent, including secrets. `None` and [`Patch::Absent`] mean no change.
 #[derive(Default)]
 pub struct AgentPatch {
-    /// Normalised.
+    /// Normalised URL.
     pub url: Option<String>,
-    /// For people.
+    /// Description for users.
     pub description: Patch<String>,
-    /// To be stored only as [`AgentPatch::merged_kind`] returns it.
+    /// Stored only as returned by [`AgentPatch::merged_kind`].
     pub kind: Option<AgentKind>,
-    /// To be stored only as [`AgentPatch::merged_kind`] returns it.
+    /// Stored only as returned by [`AgentPatch::merged_kind`].
     pub config: Patch<Box<RawValue>>,
-    /// To be stored only as [`AgentPatch::merged_auth`] returns it.
+    /// Stored only as returned by [`AgentPatch::merged_auth`].
     pub auth_type: Option<AuthType>,
-    /// To be stored only as [`AgentPatch::merged_auth`] returns it.
+    /// Stored only as returned by [`AgentPatch::merged_auth`].
     pub auth_config: Patch<Box<RawValue>>,
-    /// Time for one call.
+    /// Time-out of one call.
     pub timeout_ms: Option<i32>,
-    /// Replaces the former one as a whole.
+    /// Retry policy, replaced as a whole.
     pub retry_config: Option<RetryConfig>,
-    /// Active or inactive.
+    /// Status, active or inactive.
     pub status: Option<AgentStatus>,
-    /// What differs from the settings; see [`breaker::Rules::of_agent`].
+    /// Overrides of the settings; see [`breaker::Rules::of_agent`].
     pub circuit_breaker_config: Patch<Box<RawValue>>,
 }
 
 impl AgentPatch {
-    /// Reads the body of an update request.
+    /// Parses the body of an update request.
     pub fn parse(body: &RawValue) -> Read<Self> {
         let body = Object::body(body)?;
         let mut errors = Vec::new();
@@ -247,9 +249,9 @@ impl AgentPatch {
         if errors.is_empty() { Ok(patch) } else { Err(errors) }
     }
 
-    /// What a caller means who may have seen the agent without its secrets, and may send back what he saw: asterisks in
-    /// the URL mean what is stored, and those in the credentials, if the caller sees none. The secrets that such a caller
-    /// keeps do not go to another address or into another header, which could repeat to him what he may not see.
+    /// Replaces masks by the stored values, for a caller that saw the agent without its secrets and sends it back:
+    /// asterisks in the URL, and those in the credentials if the caller may not see them. Kept secrets may not be sent
+    /// to another address or in another header, which could echo them to that caller.
     pub fn unmasked(mut self, url: &str, auth_config: Option<&RawValue>, sees_secrets: bool) -> Read<Self> {
         if !sees_secrets {
             self.url = self.url.filter(|given| *given != masked_url(url));
@@ -268,7 +270,7 @@ impl AgentPatch {
             Patch::Value(given) => {
                 let (config, keeps) = auth::unmask_auth_config(given, stored)?;
                 if keeps && auth::header_in(given) != stored.and_then(auth::header_in) {
-                    let text = "the stored key does not go into another header; give it again with the new one";
+                    let text = "the stored key cannot be used in another header; give it again with the new one";
                     return Err(vec![FieldError::rule("body.auth_config.header_name", text)]);
                 }
                 self.auth_config = Patch::Value(config);
@@ -278,16 +280,16 @@ impl AgentPatch {
             Patch::Null => {}
         }
         if keeps_secrets && self.url.is_some() {
-            let text = "the stored credentials do not go to another address; give them again with the new one";
+            let text = "the stored credentials cannot be used for another address; give them again with the new one";
             return Err(vec![FieldError::rule("body.url", text)]);
         }
         Ok(self)
     }
 
-    /// The `auth_type` and `auth_config` to store, given the stored ones (a JSON null counts as none).
+    /// The `auth_type` and `auth_config` to store, given the stored ones (a JSON null means none).
     ///
-    /// If the update names neither, the stored ones come back unchecked: the reference let agents into its database
-    /// whose credentials do not fit, and these can still be renamed or switched off.
+    /// If the update contains neither, the stored ones are returned unchecked: the reference accepted agents whose
+    /// credentials do not fit their type, and these can still be renamed or deactivated.
     pub fn merged_auth(
         &self,
         auth_type: AuthType,
@@ -306,7 +308,7 @@ impl AgentPatch {
         Ok((auth_type, checked_auth_config(auth_type, auth_config)?))
     }
 
-    /// The `kind` and `config` to store, given the stored ones. Another kind does not keep the config of the former.
+    /// The `kind` and `config` to store, given the stored ones. A new kind does not keep the previous config.
     pub fn merged_kind(&self, kind: AgentKind, config: Option<&RawValue>) -> Read<(AgentKind, Option<Box<RawValue>>)> {
         if self.kind.is_none() && self.config.is_absent() {
             return Ok((kind, config.map(ToOwned::to_owned)));
@@ -326,7 +328,7 @@ fn read_timeout(node: &Node<'_>) -> Read<i32> {
     node.int(1000..=300_000).map(|number| i32::try_from(number).unwrap_or(i32::MAX))
 }
 
-/// An address in the form in which it is stored: scheme and host in lower case, no default port, a path.
+/// Reads a URL in its stored form: scheme and host in lower case, no default port, a path.
 fn read_url(node: &Node<'_>) -> Read<String> {
     let fail = |kind, message: String| Err(vec![node.error(kind, message)]);
     let Some(given) = text(node.raw()) else {
@@ -364,7 +366,7 @@ mod tests {
         errors.iter().map(|error| format!("{} {}", error.field, error.kind)).collect()
     }
 
-    /// A create body of `{"name": "a", "url": "http://a", <members>}` has these faults.
+    /// Checks that a create body `{"name": "a", "url": "http://a", <members>}` has these errors.
     fn check(members: &str, expected: &[&str]) {
         let body = format!(r#"{{"name":"a","url":"http://a"{}{members}}}"#, if members.is_empty() { "" } else { "," });
         assert_eq!(faults(NewAgent::parse(raw(&body))), expected, "{members}");
@@ -469,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn an_update_tells_absent_from_null() {
+    fn an_update_distinguishes_absent_from_null() {
         let patch = AgentPatch::parse(raw(r#"{"name":7,"description":null,"status":"Inactive"}"#)).expect("valid");
         assert!(patch.url.is_none() && patch.auth_config.is_absent());
         assert_eq!((patch.description, patch.status), (Patch::Null, Some(AgentStatus::Inactive)));

@@ -1,7 +1,7 @@
-//! The HTTP API: the list of routes, and the order of what surrounds them.
+//! HTTP API: the list of routes, and the order of the layers around them.
 //!
-//! Three layers, each of which knows only those before it: [`vocabulary`], what the others share; [`resources`], the
-//! handlers; [`gate`], what surrounds every request.
+//! Three layers, each of which depends only on those before it: [`vocabulary`], the shared types; [`resources`], the
+//! handlers; [`gate`], the middleware around every request.
 
 pub mod gate;
 pub mod resources;
@@ -82,8 +82,8 @@ pub fn routes(api: &config::Api, key_header: &str) -> OpenApiRouter<App> {
     all
 }
 
-/// The whole service. From the outside in: headers that every answer has; compression; CORS, so that error answers carry its headers
-/// too; then `request`, which knows correlation id, caller, limits and errors; then the routes.
+/// The complete service. The layers from the outside in: headers that every answer has; compression; CORS, so that
+/// error answers carry its headers too; then `request` (correlation id, caller, limits, errors); then the routes.
 pub fn router(gate: &Gate) -> Router {
     let app = &gate.app;
     let (routes, document) = routes(&app.config.api, &app.config.auth.api_key_header_text).split_for_parts();
@@ -97,6 +97,7 @@ pub fn router(gate: &Gate) -> Router {
         .with_state(app.clone());
     let service = compression::around(cors::around(service, app))
         .layer(middleware::from_fn_with_state(app.clone(), headers::add));
-    // A router finds the route before it calls its layers, so what changes the path stands before it.
+    // A router matches the route before it calls its layers. The layer that changes the path therefore stands
+    // outside.
     Router::new().fallback_service(service.map_request(by_name::at_its_path(&app.config.api.prefix)))
 }

@@ -1,8 +1,8 @@
-//! What the audit trail needs beside the changes that write it: entries of denied attempts, seals, and the end of what
-//! is too old.
+//! Auditor: background work of the audit trail. It writes entries of denied attempts, seals entries, and drops expired
+//! ones.
 //!
-//! If it dies here: an entry is committed with its change, and waits in `audit_unsealed` for whoever seals next. Denied
-//! attempts that are not written yet are lost; nothing was answered on the strength of them.
+//! After a crash: an entry is committed with its change, and waits in `audit_unsealed` for the next sealing process.
+//! Denied attempts that are not written yet are lost; no answer depends on them.
 
 mod attempts;
 
@@ -24,17 +24,17 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// How often denied attempts are written.
+/// Interval of writing denied attempts.
 const DENIED_EVERY: Duration = Duration::from_secs(1);
-/// Pause after a turn that sealed, so that many entries share a seal.
+/// Pause after sealing, so that many entries share a seal.
 const SEAL_EVERY: Duration = Duration::from_millis(100);
-/// Entries that another program or a lost process has left are sealed after this.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// How often partitions are made and dropped, and how soon again after a failure.
+/// Polling interval for entries that another program or a lost process has left unsealed.
+const POLL_EVERY: Duration = Duration::from_secs(5);
+/// Interval of creating and dropping partitions, and pause after a failure.
 const PARTITIONS_EVERY: Duration = Duration::from_hours(1);
 const PARTITIONS_AGAIN: Duration = Duration::from_secs(30);
 
-/// The handle. Cheap to clone.
+/// Handle of the auditor. Cheap to clone.
 #[derive(Clone)]
 pub struct Auditor {
     attempts: Arc<Mutex<Attempts>>,
@@ -42,7 +42,7 @@ pub struct Auditor {
 }
 
 impl Auditor {
-    /// Starts the loops.
+    /// Starts the background loops.
     #[must_use]
     pub fn start(pool: &db::Pool, kept_days: i32, lifecycle: &Lifecycle) -> Self {
         let this = Self { attempts: Arc::default(), fresh: Arc::default() };
@@ -52,7 +52,7 @@ impl Auditor {
         this
     }
 
-    /// Has the attempt written, or counted.
+    /// Queues the attempt to be written or counted.
     pub fn denied(&self, denied: Denied) {
         self.attempts().add(denied, std::time::Instant::now(), Timestamp::now());
     }
@@ -61,7 +61,7 @@ impl Auditor {
         self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Entries may have been written: they are sealed soon.
+    /// Wakes the sealing loop after entries may have been written.
     pub fn wake(&self) {
         self.fresh.notify_one();
     }
@@ -71,7 +71,7 @@ impl Auditor {
         loop {
             tokio::select! {
                 () = tokio::time::sleep(DENIED_EVERY) => {}
-                // What is there already; no request that is still under way waits for it.
+                // Only existing entries are written; requests in flight are not waited for.
                 () = stop.cancelled() => {}
             }
             let is_last = stop.is_cancelled();
@@ -86,7 +86,7 @@ impl Auditor {
         }
     }
 
-    /// Writes all of them, or each that can be written. What the database is not there for waits.
+    /// Writes all entries together, or each one that can be written. If the database is unavailable, they stay queued.
     async fn write(&self, entries: Vec<DeniedEntry>, pool: &db::Pool, is_last: bool) {
         let insert = |entries: Vec<DeniedEntry>| {
             let pool = pool.clone();
@@ -100,7 +100,7 @@ impl Auditor {
         if matches!(error, db::Error::Unavailable(_)) && !is_last {
             lost = self.attempts().requeue(entries);
         } else {
-            // One that the database refuses does not take the others with it.
+            // One rejected entry must not fail the others.
             for entry in entries {
                 let attempts = entry.attempts;
                 if let Err(refused) = insert(vec![entry]).await {
@@ -123,8 +123,8 @@ impl Auditor {
         while !stop.is_cancelled() {
             tokio::select! {
                 () = self.fresh.notified() => {}
-                () = tokio::time::sleep(LOOK_EVERY) => {}
-                // What was written last is sealed too, or by the next process.
+                () = tokio::time::sleep(POLL_EVERY) => {}
+                // The last entries are sealed here, or by the next process.
                 () = stop.cancelled() => {}
             }
             let started = Instant::now();
@@ -133,7 +133,10 @@ impl Auditor {
                 Ok(true) => self.wake(),
                 Ok(false) => {}
                 Err(error) => {
-                    tracing::debug!(error = &error as &dyn std::error::Error, "entries were not sealed: {error}");
+                    tracing::debug!(
+                        error = &error as &dyn std::error::Error,
+                        "audit entries could not be sealed: {error}"
+                    );
                 }
             }
             tokio::select! {
@@ -150,7 +153,10 @@ async fn keep_partitions(pool: db::Pool, kept_days: i32, lifecycle: Lifecycle) {
         let mut pause = PARTITIONS_EVERY;
         let pool = pool.clone();
         if let Err(error) = db::bounded(async move { audit::keep_partitions(&pool, kept_days).await }).await {
-            tracing::debug!(error = &error as &dyn std::error::Error, "no audit partitions yet: {error}");
+            tracing::debug!(
+                error = &error as &dyn std::error::Error,
+                "audit partitions could not be maintained: {error}"
+            );
             pause = PARTITIONS_AGAIN;
         }
         tokio::select! {

@@ -1,27 +1,28 @@
-//! Batches: jobs queue up in memory, and a few writers take whatever is there, each a batch at a time.
+//! Batching: jobs queue up in memory, and a few writers take all waiting jobs, one batch at a time.
 //!
-//! There is no timer. While one batch is being committed the next one gathers, so batches grow with the load and a lone
-//! job waits for no other. The writers run in tasks of their own: a commit goes on when the submitter of a job gives up.
+//! There is no timer. While one batch is being committed the next one collects, so batches grow with the load and a
+//! lone job waits for no other. The writers run in tasks of their own: a commit continues when the submitter of a job
+//! stops waiting.
 
 use std::sync::Arc;
 
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 
-/// A writer of batches.
+/// Writer of batches.
 pub trait Writer: Send + 'static {
-    /// A job, with the channel for its answer.
+    /// Job, with the channel for its answer.
     type Job: Send + 'static;
-    /// Bytes of a batch, unless a single job is larger.
+    /// Maximum bytes of a batch, unless a single job is larger.
     const MAX_BYTES: usize;
 
-    /// Jobs of a batch.
+    /// Maximum number of jobs in a batch.
     fn max_jobs(&self) -> usize;
 
     /// The size of a job.
     fn bytes(job: &Self::Job) -> usize;
 
-    /// Writes a batch and answers all of it.
+    /// Writes a batch and answers all of its jobs.
     fn write(&mut self, batch: Vec<Self::Job>) -> impl Future<Output = ()> + Send;
 
     /// Called when there is nothing to write.
@@ -37,7 +38,7 @@ impl<J> Clone for Jobs<J> {
     }
 }
 
-/// A queue for so many jobs.
+/// A queue with that capacity of jobs.
 #[must_use]
 pub fn queue<J>(capacity: usize) -> (mpsc::Sender<J>, Jobs<J>) {
     let (sender, receiver) = mpsc::channel(capacity);
@@ -45,7 +46,7 @@ pub fn queue<J>(capacity: usize) -> (mpsc::Sender<J>, Jobs<J>) {
 }
 
 impl<J: Send + 'static> Jobs<J> {
-    /// Has the jobs written until `done` is cancelled and the queue is empty, or no submitter is left.
+    /// Passes batches of jobs to the writer, until `done` is cancelled and the queue is empty, or no submitter is left.
     pub async fn write_with<W: Writer<Job = J>>(self, mut writer: W, done: CancellationToken) {
         let mut waiting = Vec::with_capacity(writer.max_jobs());
         loop {
@@ -66,7 +67,7 @@ impl<J: Send + 'static> Jobs<J> {
     }
 }
 
-/// How many of the waiting jobs fit into one batch; at least one.
+/// Number of waiting jobs that fit into one batch; at least one.
 fn fitting<W: Writer>(waiting: &[W::Job]) -> usize {
     let mut bytes = 0;
     let fitting = waiting.iter().take_while(|job| {
@@ -80,7 +81,7 @@ fn fitting<W: Writer>(waiting: &[W::Job]) -> usize {
 mod tests {
     use super::*;
 
-    /// Notes the sizes of its batches.
+    /// Writer that records the sizes of its batches.
     struct Notes(mpsc::UnboundedSender<Vec<usize>>);
 
     impl Writer for Notes {
@@ -101,7 +102,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_batch_has_what_was_waiting_within_its_bounds_and_the_queue_is_emptied_before_the_end() {
+    async fn a_batch_has_the_waiting_jobs_within_its_limits_and_the_queue_is_emptied_before_the_end() {
         let (queue, jobs) = queue(100);
         let (batches, mut written) = mpsc::unbounded_channel();
         for bytes in [1, 2, 3, 4, 5, 6, 20, 1, 1] {

@@ -1,11 +1,11 @@
-//! Circuit breakers: an agent that keeps failing is left alone for a while, and then tried carefully. Pure; who keeps
-//! a breaker between calls decides on its atomicity.
+//! Circuit breaker: an agent that keeps failing is not called for a while, and then probed carefully. Pure; the storage
+//! of a breaker between calls ensures its atomicity.
 //!
 //! *Closed*: calls are made and counted by the second, as far back as the window. After a failure it opens if the last
-//! `failure_threshold` calls have all failed, or of at least as many the share `failure_rate_threshold`. *Open*: no
-//! calls for `timeout`. Then *half open*: `half_open_max_calls` probes in all; if so many succeed it closes with an
-//! empty history, and any that fails opens it again. A probe is a lease: one that never tells its result frees its
-//! place when the lease ends.
+//! `failure_threshold` calls have all failed, or if of at least as many calls the share `failure_rate_threshold` has
+//! failed. *Open*: no calls for `timeout`. Then *half open*: at most `half_open_max_calls` probes. If all of these
+//! succeed it closes with an empty history; any that fails opens it again. A probe has a lease: if its result is never
+//! reported, its slot is free at the end of the lease.
 
 use std::time::Duration;
 
@@ -19,11 +19,11 @@ use crate::input::{FieldError, Node, Read, member, text};
 /// When a breaker opens and closes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rules {
-    /// Otherwise every call is made and none is counted.
+    /// Whether the breaker is used. Otherwise every call is made and none is counted.
     pub enabled: bool,
-    /// Failures in a row that open it; also the fewest calls of which a share is taken.
+    /// Failures in a row that open it; also the minimum number of calls for the failure rate.
     pub failure_threshold: u32,
-    /// The share of failures that opens it, above 0, at most 1.
+    /// Failure rate that opens it, above 0, at most 1.
     pub failure_rate_threshold: f64,
     /// How long it stays open.
     pub timeout: Duration,
@@ -55,8 +55,8 @@ pub const MAX_TIMEOUT_SECS: u64 = 86_400;
 pub const MAX_WINDOW_SECS: u64 = 3600;
 
 impl Rules {
-    /// These, as far as the agent's `circuit_breaker_config` says nothing else. What is not readable in it, which this
-    /// service does not store but others may, does not count.
+    /// These rules, replaced by those in the agent's `circuit_breaker_config`. Unreadable values in it are ignored;
+    /// this service does not store such values, but other programs may.
     #[must_use]
     pub fn of_agent(self, config: Option<&RawValue>) -> Self {
         let Some(config) = config else { return self };
@@ -84,7 +84,7 @@ impl Rules {
         }
     }
 
-    /// A `circuit_breaker_config` to store: an object whose members of ours make sense.
+    /// Reads a `circuit_breaker_config` to store: an object whose known members are valid.
     pub fn read_config(node: &Node<'_>) -> Read<Box<RawValue>> {
         let config = node.free_object()?;
         let object = node.object()?;
@@ -109,15 +109,15 @@ impl Rules {
     }
 }
 
-/// Whether calls are made.
+/// State of a breaker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum State {
-    /// They are.
+    /// Calls are made.
     #[default]
     Closed,
-    /// They are not.
+    /// No calls are made.
     Open,
-    /// A few are, to see whether they succeed.
+    /// A few calls are made as probes.
     HalfOpen,
 }
 
@@ -145,13 +145,13 @@ impl State {
 /// The calls of one second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Calls {
-    /// Which second, since the epoch.
+    /// Second since the epoch.
     pub at: i64,
-    /// How many succeeded.
+    /// Number of successes.
     pub succeeded: u32,
-    /// How many failed.
+    /// Number of failures.
     pub failed: u32,
-    /// How many of these after the last one that succeeded.
+    /// Number of failures after the last success.
     pub failed_last: u32,
 }
 
@@ -171,23 +171,23 @@ impl Calls {
     }
 }
 
-/// A call that was let through to see whether it succeeds.
+/// Probe: a call in the half-open state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Probe {
-    /// Names it.
+    /// Id of the probe.
     pub token: Uuid,
-    /// After this it counts as dead.
+    /// End of its lease. After this the probe counts as lost.
     pub until: DateTime<Utc>,
 }
 
-/// What becomes of a call that is about to be made.
+/// Admission decision for a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
-    /// It is made.
+    /// The call is made.
     Made,
-    /// It is made, and its result is to be told by [`Breaker::settle`] under this token.
+    /// The call is made, and its result must be reported to [`Breaker::settle`] with this token.
     Probe(Uuid),
-    /// It is not made.
+    /// The call is not made.
     Rejected,
 }
 
@@ -202,7 +202,7 @@ pub struct Breaker {
     pub calls: Vec<Calls>,
     /// Those under way; while it is half open.
     pub probes: Vec<Probe>,
-    /// Probes that have succeeded since it is half open.
+    /// Number of successful probes since it is half open.
     pub probes_succeeded: u32,
 }
 
@@ -224,7 +224,7 @@ impl Breaker {
         })
     }
 
-    /// Whether the call may be made; a probe's lease ends after so long.
+    /// Admits or rejects a call. `lease`: time after which the lease of a probe ends.
     pub fn admit(&mut self, rules: &Rules, now: DateTime<Utc>, lease: Duration) -> Admission {
         match self.state {
             State::Closed => return Admission::Made,
@@ -235,7 +235,7 @@ impl Breaker {
             State::HalfOpen => self.probes.retain(|probe| now < probe.until),
         }
         if self.probes_succeeded >= rules.half_open_max_calls {
-            // Fewer are asked for than when the last one succeeded.
+            // The limit is now lower than when the last probe succeeded.
             *self = Self::default();
             return Admission::Made;
         }
@@ -283,7 +283,7 @@ impl Breaker {
             && (in_a_row >= rules.failure_threshold || rate >= rules.failure_rate_threshold)
     }
 
-    /// The probe has ended; `None`: without telling anything about the agent.
+    /// Ends a probe; `None`: its result shows nothing about the agent.
     pub fn settle(&mut self, rules: &Rules, now: DateTime<Utc>, token: Uuid, has_succeeded: Option<bool>) {
         let Some(index) = self.probes.iter().position(|probe| probe.token == token) else { return };
         self.probes.remove(index);

@@ -1,19 +1,19 @@
 //! Cache: entries in memory, bounded by their weight.
 //!
-//! Entries lie in two generations. New ones go into the young generation, and old ones that are looked up go back into
-//! it. When it is full it becomes the old one, and what was old until then is dropped. So what is in use stays, the rest
-//! goes, and finding an entry in use is one look into a hash map. `moka` does more (expiry, concurrent readers, the
-//! rarely used told from the often used), and a look-up costs about three times as much.
+//! Entries are in two generations. New entries go into the young generation, and old entries that are looked up return
+//! to it. When it is full it becomes the old one, and the previous old one is dropped. So entries in use stay, others
+//! are dropped, and finding an entry in use is one look-up in a hash map. `moka` has more features (expiry, concurrent
+//! readers, eviction by frequency of use), and its look-up costs about three times as much.
 
 use std::{collections::HashMap, hash::Hash, mem};
 
-/// The cache. Values are cheap to clone.
+/// Cache. Values are cheap to clone.
 pub struct Cache<K, V> {
     young: HashMap<K, Entry<V>>,
     old: HashMap<K, Entry<V>>,
-    /// Of the young generation.
+    /// Weight of the young generation.
     weight: usize,
-    /// Of a full generation.
+    /// Weight of a full generation.
     kept: usize,
 }
 
@@ -23,8 +23,8 @@ struct Entry<V> {
 }
 
 impl<K: Eq + Hash, V: Clone> Cache<K, V> {
-    /// An empty cache. The entries used last are kept up to that weight together, and never more than twice as much. An
-    /// entry that is heavier has a generation to itself.
+    /// An empty cache. The entries used last are kept up to the weight `kept` together, and never more than twice as
+    /// much. An entry that is heavier has a generation to itself.
     #[must_use]
     pub fn new(kept: usize) -> Self {
         Self { young: HashMap::new(), old: HashMap::new(), weight: 0, kept }
@@ -41,7 +41,7 @@ impl<K: Eq + Hash, V: Clone> Cache<K, V> {
         Some(value)
     }
 
-    /// The value of the key, made if there is none; its weight is 1.
+    /// The value of the key, created if there is none; its weight is 1.
     pub fn get_or_insert_with(&mut self, key: K, make: impl FnOnce() -> V) -> V {
         self.get(&key).unwrap_or_else(|| {
             let value = make();
@@ -56,7 +56,7 @@ impl<K: Eq + Hash, V: Clone> Cache<K, V> {
         self.put(key, Entry { value, weight });
     }
 
-    /// Forgets the key.
+    /// Removes the key.
     pub fn remove(&mut self, key: &K) {
         if let Some(entry) = self.young.remove(key) {
             self.weight -= entry.weight;
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_in_use_stays_and_what_is_not_goes() {
+    fn entries_in_use_stay_and_others_are_dropped() {
         let mut cache = Cache::new(4);
         for key in 0..1000 {
             cache.insert(key, key, 1);

@@ -1,4 +1,4 @@
-//! The clock by which credentials end.
+//! Clock for the expiry of credentials.
 
 use std::sync::{
     Arc,
@@ -7,7 +7,7 @@ use std::sync::{
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-/// The system's clock, which a test can put forward. Cheap to clone; clones go together.
+/// The system's clock, which a test can advance. Cheap to clone; clones share the time.
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
     ahead_secs: Arc<AtomicI64>,
@@ -20,13 +20,13 @@ impl Clock {
         Utc::now() + TimeDelta::seconds(self.ahead_secs.load(Ordering::Relaxed))
     }
 
-    /// The same in seconds since the epoch, as tokens have it.
+    /// The present instant in seconds since the epoch, as in tokens.
     #[must_use]
     pub fn epoch_secs(&self) -> f64 {
         self.now().timestamp() as f64
     }
 
-    /// Puts it forward.
+    /// Advances the clock.
     pub fn advance(&self, secs: i64) {
         self.ahead_secs.fetch_add(secs, Ordering::Relaxed);
     }

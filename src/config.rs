@@ -1,10 +1,11 @@
-//! Settings, read once at start. Everything that is wrong is reported at once, by variable, before anything opens.
+//! Configuration: settings are read once at start. All invalid values are reported together, by variable, before any
+//! port or connection is opened.
+//! Blanks around a value are removed, and an empty variable is treated as absent (compose files and Kubernetes
+//! manifests produce empty variables). `NAME_FILE` names a file to read `NAME` from, for the variables that hold
+//! secrets or keys.
+//! `.env.api.example` documents all variables; a test compares it with [`NAMES`].
 //!
-//! Blanks around a value do not count, and an empty variable is an absent one (compose files and Kubernetes
-//! manifests make those). `NAME_FILE` names a file to read `NAME` from, for the variables that hold secrets or keys.
-//! `.env.api.example` is the manual of all variables; a test holds it to [`NAMES`].
-//!
-//! Each section reads, checks and documents its own variables; here is only what concerns several.
+//! Each section reads, checks and documents its own variables. This module has only what concerns several sections.
 
 mod agents;
 mod auth;
@@ -38,50 +39,51 @@ use crate::{access::Quotas, breaker::Rules, egress::Allow, vault::Vault};
 /// All settings of a server or an executor.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The API as its clients see it.
+    /// Settings of the HTTP API.
     pub api: Api,
-    /// PostgreSQL.
+    /// Database settings.
     pub database: Database,
-    /// Kafka.
+    /// Kafka settings.
     pub kafka: Kafka,
-    /// Authentication.
+    /// Authentication settings.
     pub auth: Auth,
-    /// The browser origins that may call.
+    /// Browser origins that may call the API.
     pub cors: Cors,
     /// Rate limits, memory and trusted proxies.
     pub limits: Limits,
-    /// `ENCRYPTION_KEY`: for the credentials of agents.
+    /// `ENCRYPTION_KEY`: encrypts the credentials of agents.
     pub vault: Arc<Vault>,
-    /// What is logged and how.
+    /// Log level and format.
     pub log: Log,
-    /// Sizes of list pages.
+    /// Page sizes of lists.
     pub pages: Pages,
-    /// `IDEMPOTENCY_KEY_TTL_HOURS`: how long a repeat with the same key gets the first answer.
+    /// `IDEMPOTENCY_KEY_TTL_HOURS`: how long a repeated request with the same key receives the first answer.
     pub idempotency_key_ttl_hours: i32,
-    /// Metrics, and where they are served.
+    /// Settings of the metrics and of the port that serves them.
     pub metrics: Metrics,
     /// `ENABLE_AUDIT_LOGGING`: write audit rows.
     pub audit: bool,
-    /// `SHUTDOWN_NOTICE_SECS`: from SIGTERM to the end of the readiness's notice, requests being answered meanwhile.
+    /// `SHUTDOWN_NOTICE_SECS`: time after SIGTERM in which readiness reports the shutdown and requests are still
+    /// answered.
     pub shutdown_notice: Duration,
-    /// `READINESS_REQUIRES_KAFKA`: without Kafka the service is not ready, not just degraded.
+    /// `READINESS_REQUIRES_KAFKA`: without Kafka the service is not ready instead of degraded.
     pub readiness_requires_kafka: bool,
-    /// `AUDIT_RETENTION_DAYS`: how long audit entries are kept at least.
+    /// `AUDIT_RETENTION_DAYS`: minimum time for which audit entries are kept.
     pub audit_retention_days: i32,
-    /// `QUOTA_*`: of an organisation that has no quota of its own.
+    /// `QUOTA_*`: quotas of an organisation that has none of its own.
     pub quotas: Quotas,
-    /// `DEAD_LETTER_RETENTION_DAYS` and `MAX_DEAD_LETTERS`: how long and how many records are kept that cannot be used.
+    /// `DEAD_LETTER_RETENTION_DAYS` and `MAX_DEAD_LETTERS`: retention of records that cannot be processed.
     pub dead_letters: DeadLetters,
-    /// What the runs of an executor may take.
+    /// Limits of an executor and of its runs.
     pub executor: Executor,
-    /// `EGRESS_ALLOW`: what may be called besides public addresses.
+    /// `EGRESS_ALLOW`: destinations that may be called besides public addresses.
     pub egress: Arc<Allow>,
-    /// `CIRCUIT_BREAKER_*`: of agents that say nothing else.
+    /// `CIRCUIT_BREAKER_*`: defaults for agents without rules of their own.
     pub circuit_breaker: Rules,
 }
 
-/// The environment of this process, for the `load` functions. A value that is not UTF-8 is shown by replacement
-/// characters, which no setting may have.
+/// Environment of this process, for the `load` functions. A value that is not UTF-8 contains replacement characters,
+/// which no setting accepts.
 pub fn environment() -> impl Iterator<Item = (String, String)> {
     let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
     std::env::vars_os().map(move |(name, value)| (text(name), text(value)))
@@ -109,7 +111,7 @@ impl Section for Config {
         let metrics = Metrics::read(reader);
         let audit = reader.boolean("enable_audit_logging", true);
         let readiness_requires_kafka = reader.boolean("readiness_requires_kafka", false);
-        // The rest of the 25 s until everything is dropped is for the requests under way.
+        // Of the 25 s until everything is dropped, the rest is for the requests in flight.
         let shutdown_notice_secs = reader.number("shutdown_notice_secs", 5, 0..=15);
         let audit_retention_days = reader.number("audit_retention_days", 90, 1..=36_500);
         let quotas = Quotas::read(reader);
@@ -124,7 +126,7 @@ impl Section for Config {
         if reader.boolean("production", false) == Some(true) {
             refuse_development(reader, api.as_ref(), auth.as_ref(), cors.as_ref());
         }
-        // Only after all have been read, so that every problem is found.
+        // This comes after all sections were read, so that every problem is found.
         Some(Self {
             api: api?,
             database: database?,
@@ -176,7 +178,7 @@ mod tests {
 
     const EXAMPLE: &str = include_str!("../.env.api.example");
 
-    /// `NAME` and the value of a line `NAME=value` or `# NAME=value`, and whether it is switched on.
+    /// Parses a line `NAME=value` or `# NAME=value`: the name, the value, and whether it is active.
     fn setting(line: &str) -> Option<(&str, &str, bool)> {
         let (text, is_on) = line.strip_prefix("# ").map_or((line, true), |text| (text, false));
         let (name, value) = text.split_once('=')?;
@@ -204,14 +206,14 @@ mod tests {
         let on = EXAMPLE.lines().filter_map(setting).filter(|(.., is_on)| *is_on);
         let pairs: Vec<(String, String)> = on.map(|(name, value, _)| (name.to_owned(), value.to_owned())).collect();
         let from_file = Config::load(pairs.clone().into_iter()).expect("the example file is valid");
-        // The file is for trying the service out, with agents on the same host or network.
+        // The file is for trying out the service, with agents on the same host or network.
         let given = ["DATABASE_URL", "KAFKA_BROKERS", "EGRESS_ALLOW"];
         let required = pairs.into_iter().filter(|(name, _)| given.contains(&name.as_str()));
         let from_defaults = Config::load(required).expect("two variables are enough");
         assert_eq!(format!("{from_file:?}"), format!("{from_defaults:?}"));
     }
 
-    /// The names of the variables that are refused, with these values beside the two that are required.
+    /// Names of the variables that are rejected, with these values in addition to the two required ones.
     fn refused(values: &[(&str, &str)]) -> Vec<String> {
         let required = [("DATABASE_URL", "postgresql://host/db"), ("KAFKA_BROKERS", "host:9092")];
         let required = required.iter().filter(|(name, _)| values.iter().all(|(given, _)| given != name));

@@ -1,8 +1,8 @@
-//! PostgreSQL: connecting, and what can go wrong. All SQL of the service is in the modules below this one.
+//! PostgreSQL access: connections and errors. All SQL of the service is in the submodules.
 //!
 //! Statements are checked by the tests that run them, not by macros, so that a build needs neither a database nor
-//! generated files. `statement_timeout` bounds statements; a server that says nothing at all is given up, and with it the
-//! connection (see [`mod@pool`]).
+//! generated files. `statement_timeout` bounds statements. If the server does not answer at all, the statement is
+//! abandoned and its connection closed (see [`mod@pool`]).
 
 pub mod agents;
 pub mod api_keys;
@@ -31,24 +31,24 @@ use sqlx::{ConnectOptions as _, PgConnection, postgres::PgConnectOptions};
 pub use self::pool::{Pool, PooledConnection, Transaction};
 use crate::config;
 
-/// What went wrong with a statement, as far as a caller can act on it.
+/// Database error, classified by what a caller can do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The database cannot be reached, is starting or stopping, is out of resources, or took too long. The
-    /// statement may be tried again later.
+    /// The database cannot be reached, is starting or stopping, lacks resources, or took too long. The statement may be
+    /// retried later.
     #[error("the database is unavailable")]
     Unavailable(#[source] sqlx::Error),
     /// A unique or other constraint would be violated.
     #[error("constraint {constraint} would be violated")]
     Conflict {
-        /// The constraint's or unique index's name.
+        /// Name of the constraint or unique index.
         constraint: String,
-        /// What the driver said.
+        /// Error of the driver.
         #[source]
         source: sqlx::Error,
     },
-    /// A value that the column's type or a check refuses.
-    #[error("the database refuses a value")]
+    /// A value that the column's type or a check rejects.
+    #[error("the database rejects a value")]
     Refused(#[source] sqlx::Error),
     /// Serialization failure or deadlock: the same statement may succeed at once.
     #[error("the statement collided with another one")]
@@ -64,7 +64,7 @@ impl From<sqlx::Error> for Error {
         match &error {
             sqlx::Error::Io(_)
             | sqlx::Error::Tls(_)
-            // Such as a connection that is closed in the middle of its first exchange.
+            // For example, a connection that is closed in the middle of its first exchange.
             | sqlx::Error::Protocol(_)
             | sqlx::Error::PoolTimedOut
             | sqlx::Error::PoolClosed
@@ -77,14 +77,14 @@ impl From<sqlx::Error> for Error {
         match (database.kind(), code.as_str()) {
             (ErrorKind::UniqueViolation, _) => Self::Conflict { constraint, source: error },
             (_, "40001" | "40P01") => Self::Collision(error),
-            // Locked, timed out, taking no connections for now, or a standby until the failover is through.
+            // Locked, timed out, not accepting connections, or a standby before its failover is complete.
             (_, "55P03" | "57014" | "55000" | "25006") => Self::Unavailable(error),
             (_, "23503" | "23514" | "54000") => Self::Refused(error),
-            // 3D000, 28xxx: no such database, not let in. An operator's mistake that is mended without a restart.
+            // 3D000, 28xxx: the database does not exist or denies access. An operator can fix this without a restart.
             (_, code) if ["08", "53", "57P", "28", "3D"].iter().any(|class| code.starts_with(class)) => {
                 Self::Unavailable(error)
             }
-            // 42P01, 42703: a table or column is missing, so the schema is not there yet.
+            // 42P01, 42703: a table or column is missing, so the schema is not migrated yet.
             (_, "42P01" | "42703") => Self::Unavailable(error),
             (_, code) if code.starts_with("22") => Self::Refused(error),
             _ => Self::Bug(error),
@@ -93,42 +93,42 @@ impl From<sqlx::Error> for Error {
 }
 
 impl Error {
-    /// The statement has waited too long for a lock that somebody else holds.
+    /// Whether the statement timed out while it waited for a lock.
     #[must_use]
     pub fn is_lock_timeout(&self) -> bool {
         let Self::Unavailable(source) = self else { return false };
         source.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "55P03")
     }
 
-    /// The statement has taken longer than statements may.
+    /// Whether the statement exceeded its time-out.
     #[must_use]
     pub fn is_statement_timeout(&self) -> bool {
         let Self::Unavailable(source) = self else { return false };
         source.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "57014")
     }
 
-    /// The same statement may succeed when it is run again.
+    /// Whether the same statement may succeed when it is run again.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::Collision(_))
     }
 }
 
-/// A statement that takes longer is cancelled by the server.
+/// Time-out after which the server cancels a statement.
 const STATEMENT_TIMEOUT: &str = "5s";
-/// A statement waits no longer for a lock.
+/// Maximum wait of a statement for a lock.
 const LOCK_TIMEOUT: &str = "2s";
-/// A transaction that its client forgot is ended by the server.
+/// Time-out after which the server ends an idle transaction.
 const IDLE_IN_TRANSACTION_TIMEOUT: &str = "10s";
 /// Statements slower than this are logged as warnings.
 const SLOW_STATEMENT: Duration = Duration::from_millis(500);
 
-/// No statement takes longer with the wait for its connection, unless the other side has vanished without a word: then
-/// TCP waits for a quarter of an hour.
+/// Maximum duration of a statement including the wait for its connection. Without this limit, a peer that vanished
+/// silently would block it until TCP times out after a quarter of an hour.
 const LONGEST_STATEMENT: Duration = Duration::from_secs(8);
 
-/// Runs statements in a task of their own, and waits for it no longer than any statement takes. What has not answered
-/// by then is given up with its connection; it may still be committed.
+/// Runs statements in a task of their own, and waits no longer than any statement takes. Then the task is abandoned
+/// with its connection; the statements may still be committed.
 pub async fn bounded<T, F>(statements: F) -> Result<T, Error>
 where
     T: Send + 'static,
@@ -137,7 +137,7 @@ where
     bounded_by(LONGEST_STATEMENT, statements).await
 }
 
-/// The same for statements that may take so long.
+/// As [`bounded`], with another limit.
 pub async fn bounded_by<T, F>(limit: Duration, statements: F) -> Result<T, Error>
 where
     T: Send + 'static,
@@ -165,14 +165,14 @@ pub async fn commit(transaction: Transaction) -> Result<(), Error> {
     Ok(transaction.commit().await?)
 }
 
-/// A transaction that reads all of the same moment, and writes nothing.
+/// Read-only transaction that sees one snapshot.
 pub async fn snapshot(pool: &Pool) -> Result<Transaction, Error> {
     let mut transaction = pool.begin().await?;
     sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY").execute(&mut *transaction).await?;
     Ok(transaction)
 }
 
-/// Closes the pool, as far as the database answers.
+/// Closes the pool, unless the database does not answer in time.
 pub async fn close(pool: &Pool) {
     if tokio::time::timeout(Duration::from_secs(2), pool.close()).await.is_err() {
         tracing::warn!("some database connections could not be closed");
@@ -183,7 +183,7 @@ fn no_answer() -> Error {
     Error::Unavailable(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))
 }
 
-/// The options of every connection: session settings, and how statements are logged.
+/// Options of every connection: session settings and statement logging.
 #[must_use]
 pub fn connect_options(settings: &config::Database) -> PgConnectOptions {
     let level = if settings.echo { log::LevelFilter::Info } else { log::LevelFilter::Trace };
@@ -196,10 +196,10 @@ pub fn connect_options(settings: &config::Database) -> PgConnectOptions {
             ("statement_timeout", STATEMENT_TIMEOUT),
             ("lock_timeout", LOCK_TIMEOUT),
             ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT),
-            // No statement here runs as long as compiling it takes.
+            // Compiling takes longer than any of these statements.
             ("jit", "off"),
-            // Of a client that has vanished without a word, the server frees connection, locks and transaction. Our own side
-            // is left by time-outs.
+            // Lets the server free connection, locks and transaction of a client that vanished silently. Time-outs
+            // protect this side.
             ("tcp_user_timeout", "15s"),
             ("tcp_keepalives_idle", "10"),
             ("tcp_keepalives_interval", "5"),
@@ -210,14 +210,14 @@ pub fn connect_options(settings: &config::Database) -> PgConnectOptions {
         .log_slow_statements(log::LevelFilter::Warn, SLOW_STATEMENT)
 }
 
-/// The pool of a process. Opens nothing yet: a database that is not there is found by the first statement.
+/// Connection pool of a process. It opens no connection yet; the first statement reports an unavailable database.
 #[must_use]
 pub fn pool(settings: &config::Database) -> Pool {
     let (size, overflow) = (settings.pool_size as usize, settings.max_overflow as usize);
     Pool::new(connect_options(settings), size, size + overflow)
 }
 
-/// A connection outside of any pool, for the commands.
+/// Connection outside of any pool, for the commands.
 pub async fn connect(settings: &config::Database) -> Result<PgConnection, Error> {
     match tokio::time::timeout(pool::CONNECT_TIMEOUT, connect_options(settings).connect()).await {
         Ok(connection) => Ok(connection?),
@@ -225,7 +225,7 @@ pub async fn connect(settings: &config::Database) -> Result<PgConnection, Error>
     }
 }
 
-/// The server's version, and whether the connection is encrypted.
+/// Version of the server, and whether the connection is encrypted.
 pub async fn server(conn: &mut PgConnection) -> Result<(String, bool), Error> {
     let sql = "SELECT current_setting('server_version'),
                    coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false)";

@@ -1,8 +1,8 @@
-//! Sends dead letters: a copy of each to the dead-letter topic, and those that are to be tried again to where they
-//! stood. Runs in every process; a letter is taken by one, and by another if that one does not report in time.
+//! Sender of dead letters: a copy of each to the dead-letter topic, and redriven ones to their original topic. It runs
+//! in every process. One process takes a letter; another one takes over if the result is not reported in time.
 //!
-//! If it dies here: the letter is due again after half a minute, and sent again. A copy can be told by its headers, a
-//! request by its `event_id`; without one, by the state of its run.
+//! After a crash: the letter is due again after half a minute, and is sent again. Duplicates can be recognised: a copy
+//! by its headers, a request by its `event_id`, or without one by the state of its run.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,14 +24,14 @@ use crate::{
     lifecycle::Lifecycle,
 };
 
-/// How often letters are looked for that are to be sent.
+/// Polling interval for due letters.
 const SEND_EVERY: Duration = Duration::from_secs(1);
-/// Letters taken at a time; each may have some megabytes.
+/// Maximum number of letters taken at a time; each may have some megabytes.
 const MAX_TAKEN: i64 = 20;
-/// Looks between two deletions of what is too old or too much.
+/// Number of polls between two deletions of expired or surplus letters.
 const EXPIRE_EVERY: u32 = 60;
-/// A record is given up after this, well before another process takes its letter.
-const GIVE_UP: Duration = Duration::from_secs(20);
+/// Delivery time-out of a record, well before another process takes its letter.
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(20);
 
 struct Sender {
     pool: db::Pool,
@@ -41,9 +41,9 @@ struct Sender {
     publisher: Arc<Publisher>,
 }
 
-/// Starts the loop. Neither the database nor Kafka need be there yet; settings that cannot work are an error.
+/// Starts the loop. Neither the database nor Kafka need be up yet; invalid settings are an error.
 pub fn start(config: &Config, pool: db::Pool, lifecycle: &Lifecycle) -> KafkaResult<()> {
-    let publisher = Arc::new(Publisher::new("dead letters", &config.kafka, Some(GIVE_UP))?);
+    let publisher = Arc::new(Publisher::new("dead letters", &config.kafka, Some(DELIVERY_TIMEOUT))?);
     let (watched, soft_stop) = (Arc::clone(&publisher), lifecycle.soft_stop().clone());
     lifecycle.spawn("dead letters watch", async move { watched.watch(&soft_stop).await });
     let sender = Sender {
@@ -68,12 +68,12 @@ impl Sender {
                 while self.send_some().await? {}
                 Ok::<(), db::Error>(())
             };
-            // Whatever is given up here is due again later.
+            // Letters that are abandoned here become due again later.
             tokio::select! {
                 biased;
                 () = soft_stop.cancelled() => return,
                 done = turn => if let Err(error) = done {
-                    tracing::debug!(error = &error as &dyn std::error::Error, "no dead letters are sent: {error}");
+                    tracing::debug!(error = &error as &dyn std::error::Error, "dead letters could not be sent: {error}");
                 },
             }
             looks += 1;
@@ -84,7 +84,8 @@ impl Sender {
         }
     }
 
-    /// Deletes what is too old or too much. Open letters among them are an error, and an entry of the audit trail.
+    /// Deletes expired and surplus letters. Open ones among them are logged as an error and recorded in the audit
+    /// trail.
     async fn expire(&self) -> Result<(), db::Error> {
         let (pool, config::DeadLetters { days, most }, has_audit) = (self.pool.clone(), self.retention, self.has_audit);
         let (expired, open) =
@@ -99,7 +100,7 @@ impl Sender {
             if is_open {
                 tracing::error!(
                     organization_id,
-                    "{count} open dead letters were deleted ({reason}): nobody had decided on them"
+                    "{count} open dead letters were deleted ({reason}) without a decision on them"
                 );
             } else {
                 tracing::info!(organization_id, "{count} resolved dead letters were deleted ({reason})");
@@ -108,7 +109,7 @@ impl Sender {
         Ok(())
     }
 
-    /// Sends what is due, and says whether there may be more.
+    /// Sends due letters. Returns whether there may be more.
     async fn send_some(&self) -> Result<bool, db::Error> {
         let pool = self.pool.clone();
         let due = db::bounded(async move { db::dead_letters::take(&pool, MAX_TAKEN).await }).await?;
@@ -123,7 +124,8 @@ impl Sender {
             db::dead_letters::copied(&pool, &copied).await?;
             db::dead_letters::redriven(&pool, &redriven, None).await?;
             for (id, why) in returned {
-                db::dead_letters::redriven(&pool, &[id], Some(&format!("sent again, and refused: {why}"))).await?;
+                db::dead_letters::redriven(&pool, &[id], Some(&format!("redriven, but rejected by Kafka: {why}")))
+                    .await?;
             }
             Ok(())
         })
@@ -131,7 +133,8 @@ impl Sender {
         Ok(is_progress)
     }
 
-    /// Sends letters as records; the ids of those that Kafka has, and of those that it will never take, with the reason.
+    /// Sends letters as records. Returns the ids of the delivered ones, and of those that Kafka rejects for good, with
+    /// the reason.
     async fn publish<'a>(
         &self,
         letters: &[&'a Due],
@@ -143,16 +146,18 @@ impl Sender {
             match outcome.map_err(|error| (publisher::refusal(&error), error)) {
                 Ok(()) => sent.push(letter.id),
                 Err((Some(why), _)) => {
-                    tracing::error!(dead_letter_id = %letter.id, "Kafka refuses a dead letter: {why}");
+                    tracing::error!(dead_letter_id = %letter.id, "Kafka rejected a dead letter: {why}");
                     refused.push((letter.id, why));
                 }
-                Err((None, error)) => tracing::debug!(dead_letter_id = %letter.id, "sent later: {error}"),
+                Err((None, error)) => {
+                    tracing::debug!(dead_letter_id = %letter.id, "the dead letter is sent later: {error}");
+                }
             }
         }
         (sent, refused)
     }
 
-    /// Key and value as they were, and where and why in headers.
+    /// Copy of a record: key and value unchanged, origin and reason in headers.
     fn copy<'a>(&'a self, letter: &'a Due) -> Outgoing<'a> {
         let mut headers = headers(letter);
         let mut told = |name, value: String| headers.push((name, Some(value.into_bytes())));
@@ -175,7 +180,7 @@ fn redrive(letter: &Due) -> Outgoing<'_> {
     Outgoing { topic: &letter.topic, key: letter.key.as_deref(), value, headers: headers(letter) }
 }
 
-/// Those of the record itself.
+/// Headers of the original record.
 fn headers(letter: &Due) -> Vec<(&str, Option<Vec<u8>>)> {
     let decoded = |value: &String| STANDARD.decode(value).ok();
     letter.headers.0.iter().map(|(name, value)| (name.as_str(), value.as_ref().and_then(decoded))).collect()

@@ -1,8 +1,9 @@
-//! The demo agent: something to call, for a first workflow and for trying what happens when agents fail.
+//! Demo agent: an agent for a first workflow and for testing failures of agents.
 //!
-//! It speaks A2A over JSON-RPC 2.0 and does four things with the text it gets: `/` repeats it, `/upper` and `/reverse`
-//! change it, `/count` counts its words. Delay and failure are set for all calls by [`Options`] and for the calls of one
-//! URL by its query (`failure::Wish`): `/upper?task_ms=3000` answers with a task that is completed three seconds later.
+//! It speaks A2A over JSON-RPC 2.0 and has four skills for a text: `/` repeats it, `/upper` and `/reverse` change it,
+//! `/count` counts its words. Delay and failure are set for all calls by [`Options`] and for the calls of one URL by
+//! its query (`failure::FailureOverrides`): `/upper?task_ms=3000` answers with a task that is completed three seconds
+//! later.
 
 mod card;
 mod failure;
@@ -34,12 +35,12 @@ use self::{
 };
 use crate::{id, lifecycle::Lifecycle, server};
 
-/// Larger requests are refused; the service itself takes no larger ones either.
+/// Larger requests are rejected; the service has the same limit.
 const MAX_BODY_BYTES: usize = 1 << 20;
-/// Carries the caller's id through all logs.
+/// Header of the correlation id for the logs.
 const CORRELATION_HEADER: &str = "x-correlation-id";
 
-/// Where the agent listens and how it misbehaves.
+/// Address of the demo agent, and its simulated failures.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Options {
     /// Address to listen on
@@ -64,16 +65,16 @@ fn parse_rate(text: &str) -> Result<f64, String> {
     if (0.0..=1.0).contains(&rate) { Ok(rate) } else { Err("must be from 0 to 1".to_owned()) }
 }
 
-/// What an agent of this process can do with a text.
+/// Skill of an agent in this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Skill {
-    /// `/`: the same text.
+    /// `/`: returns the same text.
     Echo,
-    /// `/upper`: in capitals.
+    /// `/upper`: converts to capitals.
     Upper,
-    /// `/reverse`: from its end to its start.
+    /// `/reverse`: reverses the text.
     Reverse,
-    /// `/count`: the number of its words.
+    /// `/count`: counts the words.
     Count,
 }
 
@@ -117,7 +118,7 @@ impl Skill {
     }
 }
 
-/// Starts the agent as a task of the lifecycle, inside a runtime. Fails where the port is taken.
+/// Starts the agent as a task of the lifecycle, inside of a runtime. Fails if the port is taken.
 pub fn start(options: &Options, lifecycle: &Lifecycle) -> anyhow::Result<()> {
     let address = SocketAddr::new(options.host, options.port);
     let listener = server::bind(address).with_context(|| format!("the demo agent cannot listen on {address}"))?;
@@ -134,8 +135,8 @@ fn router(options: &Options) -> Router {
     let mut router = Router::new().route("/health", get(async || Json(json!({"status": "healthy"}))));
     for skill in Skill::ALL {
         let card_path = format!("{}/.well-known/agent-card.json", skill.path().trim_end_matches('/'));
-        let answer = move |behaviour: State<Arc<Behaviour>>, wish, headers, body| {
-            answer_call(skill, behaviour, wish, headers, body)
+        let answer = move |behaviour: State<Arc<Behaviour>>, overrides, headers, body| {
+            answer_call(skill, behaviour, overrides, headers, body)
         };
         router = router
             .route(skill.path(), post(answer))
@@ -144,30 +145,30 @@ fn router(options: &Options) -> Router {
     router.layer(DefaultBodyLimit::max(MAX_BODY_BYTES)).with_state(behaviour)
 }
 
-/// What calls have in common.
+/// State that calls share.
 struct Behaviour {
     failures: Failures,
     tasks: Tasks,
 }
 
-/// One call from its bytes to its answer, and the line about it.
+/// Handles a call from its bytes to its answer, and logs it.
 async fn answer_call(
     skill: Skill,
     State(behaviour): State<Arc<Behaviour>>,
-    wish: Result<Query<FailureOverrides>, axum::extract::rejection::QueryRejection>,
+    overrides: Result<Query<FailureOverrides>, axum::extract::rejection::QueryRejection>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
     let started = Instant::now();
     let correlation_id = id::correlation_id(headers.get(CORRELATION_HEADER).and_then(|value| value.to_str().ok()));
     let mut message_id = String::new();
-    let (outcome, mut response) = match (wish, body) {
+    let (outcome, mut response) = match (overrides, body) {
         (Err(rejection), _) => ("bad_query", (rejection.status(), rejection.body_text()).into_response()),
         (_, Err(rejection)) => {
             let error = RpcError::INVALID_REQUEST.with(rejection.body_text());
             ("refused", (rejection.status(), Json(error.answer(&Value::Null))).into_response())
         }
-        (Ok(Query(wish)), Ok(body)) => match Request::parse(&body) {
+        (Ok(Query(overrides)), Ok(body)) => match Request::parse(&body) {
             Err((id, error)) => ("refused", Json(error.answer(&id)).into_response()),
             Ok(None) => ("notified", StatusCode::NO_CONTENT.into_response()),
             Ok(Some(Request::Task { id, is_cancel, task })) => {
@@ -179,12 +180,12 @@ async fn answer_call(
             Ok(Some(Request::Send(call))) => {
                 let Behaviour { failures, tasks } = &*behaviour;
                 message_id.clone_from(&call.message_id);
-                let failure = failures.next(&wish, &call.message_id);
-                tokio::time::sleep(failures.delay(&wish)).await;
+                let failure = failures.next(&overrides, &call.message_id);
+                tokio::time::sleep(failures.delay(&overrides)).await;
                 match failure {
                     None => {
                         let completed = call.completed(skill);
-                        let (outcome, result) = match wish.task_ms {
+                        let (outcome, result) = match overrides.task_ms {
                             None => ("completed", completed),
                             Some(time) => ("submitted", tasks.begin(completed, Duration::from_millis(time))),
                         };
@@ -203,17 +204,17 @@ async fn answer_call(
     response
 }
 
-/// The answer of a call that shall fail.
+/// Answer of a call that must fail.
 fn failed(failure: Failure, call: &Call) -> Response {
     match failure {
         Failure::Unavailable => {
-            let body = Json(json!({"error": "the demo agent was told to fail"}));
+            let body = Json(json!({"error": "simulated failure of the demo agent"}));
             (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
         }
-        Failure::JsonRpc => Json(RpcError::TOLD_TO_FAIL.answer(&call.id)).into_response(),
-        // An error before the first byte makes hyper close the connection without any answer.
+        Failure::JsonRpc => Json(RpcError::SIMULATED_FAILURE.answer(&call.id)).into_response(),
+        // An error before the first byte makes hyper close the connection without an answer.
         Failure::Close => {
-            let broken = stream::once(async { Err::<Bytes, _>(std::io::Error::other("told to close")) });
+            let broken = stream::once(async { Err::<Bytes, _>(std::io::Error::other("simulated failure")) });
             Body::from_stream(broken).into_response()
         }
     }

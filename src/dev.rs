@@ -1,9 +1,9 @@
-//! The newcomer's first minute: everything on this machine, with nothing installed.
+//! Development mode: starts everything on this machine, without any installation.
 //!
-//! `workflow-api dev` starts a PostgreSQL of its own and a broker inside its own process (unless `DATABASE_URL` or
-//! `KAFKA_BROKERS` name others), then API, executor and demo agent as separate processes of the same binary, runs a
-//! first workflow, and stays as their supervisor: they end with it, and it ends when one of them ends. What was
-//! accepted survives in the database; the broker forgets, and the service dispatches again what it forgot.
+//! `workflow-api dev` starts its own PostgreSQL and a broker inside its own process (unless `DATABASE_URL` or
+//! `KAFKA_BROKERS` name others), then API, executor and demo agent as separate processes of the same binary. It runs a
+//! first workflow and stays as their supervisor: they end with it, and it ends when one of them ends. Accepted data
+//! survives in the database. The broker loses its records at the end, and the service dispatches them again.
 
 mod broker;
 mod child_process;
@@ -35,16 +35,16 @@ use crate::{
     server, visible,
 };
 
-/// Between two looks at something that is about to happen.
+/// Interval of polling for a change.
 const POLL: Duration = Duration::from_millis(50);
-/// A second signal within this time is the first one again: `timeout` and terminals send to a group and its leader.
+/// A second signal within this time counts as the same: `timeout` and terminals signal a group and its leader.
 const SAME_SIGNAL: Duration = Duration::from_secs(1);
-/// Ports tried after the first choice.
+/// Number of ports tried after the first choice.
 const PORTS_TRIED: u16 = 100;
-/// First choice for the demo agent.
+/// First port tried for the demo agent.
 const DEMO_AGENT_PORT: u16 = 9010;
 
-/// Where `dev` keeps its things.
+/// Options of `dev`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Options {
     /// Folder for database, logs and pid file
@@ -52,7 +52,8 @@ pub struct Options {
     pub data_dir: PathBuf,
 }
 
-/// Starts everything, shows a first run and supervises until a signal (`true`) or the end of a part (an error).
+/// Starts everything, shows a first run and supervises until a signal (`true`) or the end of a child process (an
+/// error).
 pub async fn run(options: Options) -> anyhow::Result<bool> {
     let mut signals = Signals::new()?;
     let Some(folder) = Folder::open(&options.data_dir)? else {
@@ -60,14 +61,14 @@ pub async fn run(options: Options) -> anyhow::Result<bool> {
         say(folder::summary(&options.data_dir).trim_end());
         return Ok(true);
     };
-    // Outlives the parts: an executor that stops takes leave of its broker.
+    // The broker outlives the child processes: an executor that stops leaves its consumer group.
     let mut broker = None;
     let mut parts = ChildProcesses::new(&folder);
     let outcome = tokio::select! {
         outcome = supervise(&folder, &mut parts, &mut broker) => outcome,
         () = signals.stop() => Ok(()),
     };
-    // Said before the parts are stopped, which can take a while.
+    // The error is shown before the child processes are stopped, which can take a while.
     if let Err(error) = &outcome {
         say(format!("failed: {error:#}"));
     }
@@ -75,11 +76,11 @@ pub async fn run(options: Options) -> anyhow::Result<bool> {
     parts.stop(&mut signals).await;
     folder.close();
     say(format!("Stopped; the data stays in {}", options.data_dir.display()));
-    // The error has been shown.
+    // The error has been shown already.
     Ok(outcome.is_ok())
 }
 
-/// Ends only with an error.
+/// Starts and supervises the child processes; returns only an error.
 async fn supervise(folder: &Folder, parts: &mut ChildProcesses<'_>, broker: &mut Option<Broker>) -> anyhow::Result<()> {
     let config = settings()?;
     let api_port = api_port(&config)?;
@@ -144,24 +145,24 @@ async fn supervise(folder: &Folder, parts: &mut ChildProcesses<'_>, broker: &mut
     Err(parts.first_end().await)
 }
 
-/// What agents may be at, unless the environment says otherwise.
+/// Default destinations of agents, unless the environment sets others.
 const EGRESS_ALLOW: &str = "127.0.0.0/8,::1";
 
-/// Shows a line. The supervisor goes on where nobody reads any more.
+/// Prints a line. The supervisor continues if stdout is closed.
 fn say(line: impl Display) {
     let mut output = io::stdout().lock();
     let _ = writeln!(output, "{}", visible::escaped_lines(&line.to_string())).and_then(|()| output.flush());
 }
 
-/// All settings of the parts, checked before anything starts.
+/// Settings of the child processes, checked before anything starts.
 fn settings() -> anyhow::Result<Config> {
-    // What is not given is about to be made; the checks want to see something.
+    // Values that are generated later have placeholders here for the checks.
     let made = [
         ("DATABASE_URL", "postgresql://localhost/to_be_started"),
         ("KAFKA_BROKERS", "localhost:9092"),
-        // Without a token whoever reaches the port may do everything, so by default only this machine does.
+        // Without authentication every client has all rights, so by default only this machine can connect.
         ("API_HOST", "127.0.0.1"),
-        // The demo agent, and what a newcomer starts beside it.
+        // The demo agent, and local agents of the user.
         ("EGRESS_ALLOW", EGRESS_ALLOW),
     ];
     let made = made.into_iter().filter(|(name, _)| given(name).or_else(|| given(&format!("{name}_FILE"))).is_none());
@@ -170,12 +171,12 @@ fn settings() -> anyhow::Result<Config> {
     Ok(Config::load(environment.chain(made))?)
 }
 
-/// A variable of the environment that is not empty.
+/// Variable of the environment, if it is not empty.
 fn given(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.trim().is_empty())
 }
 
-/// The port that was asked for, or the first free one from 8000.
+/// Requested port, or the first free one from 8000.
 fn api_port(config: &Config) -> anyhow::Result<u16> {
     let wanted = config.api.port;
     if given("API_PORT").is_some() {
@@ -190,7 +191,7 @@ fn api_port(config: &Config) -> anyhow::Result<u16> {
     Ok(port)
 }
 
-/// The first port from there on that can be listened on.
+/// First free port from that one on.
 fn free_port(host: IpAddr, first: u16) -> anyhow::Result<u16> {
     let free =
         (first..first.saturating_add(PORTS_TRIED)).find(|port| server::bind(SocketAddr::new(host, *port)).is_ok());
@@ -198,7 +199,7 @@ fn free_port(host: IpAddr, first: u16) -> anyhow::Result<u16> {
     Ok(port)
 }
 
-/// The signals that end everything.
+/// Signals that end everything.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -214,7 +215,7 @@ impl Signals {
         })
     }
 
-    /// Waits for one that is a new wish, not the echo of the one before.
+    /// Waits for a signal that is not a duplicate of the previous one.
     async fn again(&mut self) {
         let since = Instant::now();
         self.stop().await;
@@ -223,7 +224,7 @@ impl Signals {
         }
     }
 
-    /// Waits for one of them.
+    /// Waits for one of the signals.
     async fn stop(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}

@@ -1,10 +1,10 @@
-//! The way out: every HTTP call to an address that a caller of the API has chosen goes through here.
+//! Egress control: every HTTP call to an address that an API caller has chosen goes through this module.
 //!
-//! Without this an agent's URL would make the service a tool for looking around in its own network. The address is
-//! checked where the connection is made: names in the client's resolver, so that a name which is public when it is
-//! saved and private when it is called gains nothing; literal addresses in [`Egress::request`], since the client does
-//! not resolve those. Redirects are not followed and proxies of the environment are not used: both would lead
-//! elsewhere than to the address that was checked.
+//! Without it, an agent's URL could make the service scan its own network. Addresses are checked where the connection
+//! is made. Names are checked in the client's resolver: a name that is public when it is saved and private when it is
+//! called is refused. Literal addresses are checked in [`Egress::request`], since the client does not resolve them.
+//! Redirects are not followed and proxies of the environment are not used: both would lead to an address other than
+//! the checked one.
 
 mod address;
 mod allow;
@@ -25,18 +25,19 @@ pub use self::{
     body::{Body, BodyError, Memory, NotJson, read_body},
 };
 
-/// Until a connection stands; the time for the whole call is the caller's to set.
+/// Time-out for connecting. The caller sets the time-out of the whole call.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// An idle connection is kept for this long: less than the 5 s after which common servers close it, so that a request
-/// seldom meets a connection that is just being closed.
+/// How long an idle connection is kept. Common servers close it after 5 s; a shorter time makes it unlikely that a
+/// request meets a closing connection.
 const KEEP_IDLE: Duration = Duration::from_secs(4);
 
-/// The URL leads to an address that is not allowed. Does not say which: a name's address is not the caller's to know.
+/// Error: the URL leads to an address that is not allowed. It does not name the address: the caller must not know
+/// what a name resolves to.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("the address of this agent's URL is not allowed")]
 pub struct NotAllowed;
 
-/// The client for all calls to the outside. Cheap to clone; clones share their connections.
+/// Client for all outgoing calls. Cheap to clone; clones share their connections.
 #[derive(Clone)]
 pub struct Egress {
     client: Client,
@@ -44,13 +45,13 @@ pub struct Egress {
 }
 
 impl Egress {
-    /// A client that reaches public addresses and what is allowed besides.
+    /// Builds a client that reaches public addresses and those of `allow`.
     pub fn new(allow: &Arc<Allow>) -> reqwest::Result<Self> {
         let client = Client::builder()
             .dns_resolver(Arc::new(Checked(Arc::clone(allow))))
             .redirect(redirect::Policy::none())
             .no_proxy()
-            // Of the caller alone: a repeat is an attempt, which has a row and an id of its own.
+            // The client must not retry: each attempt is recorded by the caller, with a row and an id of its own.
             .retry(retry::never())
             .connect_timeout(CONNECT_TIMEOUT)
             .pool_idle_timeout(KEEP_IDLE)
@@ -59,14 +60,14 @@ impl Egress {
         Ok(Self { client, allow: Arc::clone(allow) })
     }
 
-    /// A request to the URL, to be sent once.
+    /// Builds a request to the URL, to be sent once.
     pub fn request(&self, method: Method, url: Url) -> Result<RequestBuilder, NotAllowed> {
         self.allow.check(&url).map_err(|_| NotAllowed)?;
         Ok(self.client.request(method, url))
     }
 }
 
-/// The system's resolver, less the addresses that are not allowed.
+/// Resolver: the system's resolver without the addresses that are not allowed.
 struct Checked(Arc<Allow>);
 
 impl Resolve for Checked {
@@ -84,7 +85,7 @@ impl Resolve for Checked {
     }
 }
 
-/// The request failed because the name's addresses are not allowed.
+/// Whether the request failed because the addresses of the name are not allowed.
 #[must_use]
 pub fn was_not_allowed(error: &reqwest::Error) -> bool {
     let mut cause = error.source();
@@ -97,18 +98,18 @@ pub fn was_not_allowed(error: &reqwest::Error) -> bool {
     false
 }
 
-/// What went wrong on the wire, in the words of the innermost cause: the outer ones repeat the URL.
+/// Text of a network error: that of the innermost cause, since the outer ones repeat the URL.
 #[must_use]
 pub fn cause_of(error: &reqwest::Error) -> Option<String> {
     let mut cause = error.source()?;
     while let Some(inner) = StdError::source(cause) {
         cause = inner;
     }
-    Some(in_words(&cause.to_string()))
+    Some(readable(&cause.to_string()))
 }
 
-/// A cause as it is said to people: what is wrong with a certificate comes as the name of a value of the TLS library.
-fn in_words(cause: &str) -> String {
+/// Readable text of a cause: for certificate errors the TLS library gives the name of an enum value.
+fn readable(cause: &str) -> String {
     const OF_CERTIFICATES: &str = "invalid peer certificate: ";
     let Some(name) = cause.strip_prefix(OF_CERTIFICATES) else { return cause.to_owned() };
     let name = name.trim_start_matches("Other(OtherError(").trim_end_matches(')');
@@ -131,25 +132,25 @@ mod tests {
 
     use super::*;
 
-    /// A name that leads inside is refused where the connection is made.
+    /// A name that leads to an internal address is refused where the connection is made.
     #[tokio::test]
     async fn names_are_checked_where_they_are_resolved() {
         let allow = Arc::new(Allow::default());
         let egress = Egress::new(&allow).expect("a client");
         for url in ["http://localhost:9/", "https://LOCALHOST:9/"] {
-            let request = egress.request(Method::GET, Url::parse(url).expect(url)).expect("a name is not known yet");
+            let request = egress.request(Method::GET, Url::parse(url).expect(url)).expect("a name is not resolved yet");
             let error = request.send().await.expect_err(url);
             assert!(was_not_allowed(&error), "{url}: {error:?}");
         }
         let allow = Arc::new("localhost".parse::<Allow>().expect("a host"));
         let egress = Egress::new(&allow).expect("a client");
         let request = egress.request(Method::GET, Url::parse("http://localhost:9/").expect("a URL")).expect("a name");
-        let error = request.send().await.expect_err("nobody listens there");
+        let error = request.send().await.expect_err("the port is closed");
         assert!(error.is_connect() && !was_not_allowed(&error), "{error:?}");
     }
 
     #[test]
-    fn what_is_wrong_with_a_certificate_is_said_in_words() {
+    fn certificate_errors_are_readable() {
         for (cause, expected) in [
             ("invalid peer certificate: UnknownIssuer", "invalid peer certificate: unknown issuer"),
             (
@@ -162,7 +163,7 @@ mod tests {
             ),
             ("Connection refused (os error 111)", "Connection refused (os error 111)"),
         ] {
-            assert_eq!(in_words(cause), expected);
+            assert_eq!(readable(cause), expected);
         }
     }
 

@@ -1,16 +1,16 @@
-//! The executor: reads requests from Kafka, claims runs under a lease, calls agents, writes what became of it.
+//! Executor: reads execution requests from Kafka, claims runs under a lease, calls agents and writes the results.
 //!
-//! The row in PostgreSQL is the truth and a message is a hint. `intake` claims PENDING runs; each claimed run has a
-//! task that drives it (`drive`), which makes its `steps` and notes in its `ledger` what they write; the ledgers of
-//! all runs are written through `journal` in batches; `sweep` takes over the runs of executors that died, takes up those
-//! that were parked and leaves those that were cancelled. Every write names the lease of the claim.
+//! The row in PostgreSQL is the truth and a message is a hint. `intake` claims PENDING runs. A task for each claimed
+//! run drives it (`drive`): it executes the run's `steps` and collects their writes in its `ledger`. `journal` writes
+//! the ledgers of all runs in batches. `sweep` takes over the runs of dead executors, resumes parked runs and stops
+//! driving cancelled ones. Every write names the lease of the claim.
 //!
-//! A run of which every branch waits for something outside of it is parked: its rows stay, and nothing of it stays here.
+//! A run is parked when every branch of it waits for something external: its rows stay, and it uses no memory here.
 //!
-//! If it dies here: before a claim is committed, the record comes again to another member of the group; after it,
-//! the run is taken over once this process has not beaten for `processes::DEAD_AFTER`, and continues after its
-//! completed steps (`earlier`); those that were under way are made again with other task ids. A process that is cut
-//! off or frozen for as long leaves its runs, and its late writes change nothing.
+//! If the process dies before a claim is committed, the record is redelivered to another member of the group. If it
+//! dies later, the run is taken over once this process has had no heartbeat for `processes::DEAD_AFTER`. The run
+//! continues after its completed steps (`earlier`); steps under way are executed again with other task ids. A process
+//! that is cut off or frozen for as long stops driving its runs, and its late writes change nothing.
 
 mod active;
 mod agent_call;
@@ -66,13 +66,13 @@ use crate::{
     telemetry,
 };
 
-/// At the soft stop, a call that is under way may take so much longer. With the writes after it under the 10 s that
-/// Docker grants by default.
+/// Time that a call under way may still take after the soft stop. Together with the writes after it, it stays below the
+/// 10 s that Docker grants by default.
 const FINISH_CALL: Duration = Duration::from_secs(7);
-/// Between two tries to make the topics.
+/// Pause between two attempts to create the topics.
 const TOPICS_PAUSE: Duration = Duration::from_secs(2);
 
-/// What the loops and drivers share. Cheap to clone.
+/// Executor handle, shared by the loops and the drivers. Cheap to clone.
 #[derive(Clone)]
 struct Executor(Arc<Shared>);
 
@@ -81,29 +81,29 @@ struct Shared {
     registration: Registration,
     active: ActiveRuns,
     journal: Journal,
-    /// Of the values of all runs.
+    /// Memory for the values of all runs.
     memory: Memory,
     agents: Agents,
     breakers: Breakers,
     egress: Egress,
-    /// Permits for the statements of drivers and steps that are not the journal's: half of the pool's connections, so
-    /// that the loops and the journal find one.
+    /// Permits for statements of drivers and steps that do not go through the journal. They are half of the pool's
+    /// connections, so that the loops and the journal find a free one.
     statements: Arc<Semaphore>,
-    /// For schemas.
+    /// Offloaded work that checks schemas.
     offload: Offload,
-    /// What the addresses of callbacks begin with.
+    /// Prefix of the URLs of callbacks.
     callbacks_url: String,
-    /// Of a run, from its first claim to its end, without the time for which it is parked.
+    /// Maximum duration of a run, from its first claim to its end, without the time for which it is parked.
     max_duration: Duration,
-    /// What one run may take.
+    /// Limits of one run.
     run_budget: RunBudget,
-    /// Of the consumer.
+    /// Kafka connection of the consumer.
     kafka: Connection,
-    /// Nothing new is begun.
+    /// Soft stop: nothing new begins.
     soft_stop: CancellationToken,
-    /// The time to finish what is under way is over.
+    /// Cancelled when the time to finish work under way is over.
     give_up: CancellationToken,
-    /// No driver is left.
+    /// Cancelled when no driver is left.
     settled: CancellationToken,
     drivers: TaskTracker,
 }
@@ -116,7 +116,7 @@ impl Deref for Executor {
     }
 }
 
-/// Starts the executor's loops. Neither the database nor Kafka need be there yet; settings that cannot work are an
+/// Starts the executor's loops. The database and Kafka need not be available yet. Settings that cannot work are an
 /// error.
 pub fn start(config: &Config, pool: db::Pool, lifecycle: &Lifecycle) -> anyhow::Result<Status> {
     telemetry::count(telemetry::Component::Executor);
@@ -152,7 +152,7 @@ pub fn start(config: &Config, pool: db::Pool, lifecycle: &Lifecycle) -> anyhow::
     let (sweeping, waking) = (executor.clone(), executor.clone());
     let claiming_done = intake_done.clone();
     lifecycle.spawn("executor intake", async move {
-        // Whoever claims ends before the drivers are waited for.
+        // The loops that claim runs end before the drivers are waited for.
         tokio::join!(intake.run(), sweeping.take_over_all(), waking.wake_all());
         claiming_done.cancel();
     });
@@ -165,14 +165,14 @@ pub fn start(config: &Config, pool: db::Pool, lifecycle: &Lifecycle) -> anyhow::
 }
 
 impl Executor {
-    /// Does work for an organisation: at once, or, if it takes long, in turn with others and where it holds nobody up.
+    /// Does work for an organisation: at once, or, if it takes long, offloaded and in turn with other organisations.
     async fn work<T>(&self, organization: &OrganizationId, is_long: bool, work: impl FnOnce() -> T) -> T {
         if !is_long {
             return work();
         }
         match self.offload.run_in_place(organization, work).await {
             Ok(done) => done,
-            // The process ends: another one goes on with the run.
+            // The process ends, and another executor continues the run.
             Err(_) => std::future::pending().await,
         }
     }
@@ -182,13 +182,13 @@ impl Executor {
         let (run_id, organization) = (&assignment.run_id, assignment.organization.clone());
         let signals = self.active.add(run_id, assignment.lease_token, owner, organization, slot);
         if self.registration.current() != Some(owner) {
-            // Declared dead between claim and now: the claim is void.
+            // This process was declared dead between the claim and now, so the claim is void.
             signals.stop.cancel();
         }
         self.drivers.spawn(drive::drive(self.clone(), assignment, signals));
     }
 
-    /// Runs statements of a driver or step when there is a permit for them.
+    /// Runs statements of a driver or step as soon as a permit is free.
     async fn database<T, F>(&self, statements: impl FnOnce() -> F) -> Result<T, db::Error>
     where
         T: Send + 'static,
@@ -196,7 +196,7 @@ impl Executor {
     {
         let permit = Arc::clone(&self.statements).acquire_owned().await.expect("never closed");
         let statements = statements();
-        // They go on, with the permit, when this future is dropped.
+        // The statements continue, with the permit, if this future is dropped.
         db::bounded(async move {
             let _permit = permit;
             statements.await
@@ -204,15 +204,15 @@ impl Executor {
         .await
     }
 
-    /// Does what is to be done after a run's future was dropped. The process waits for it, as for the runs.
+    /// Starts a clean-up task for a run whose future was dropped. The process waits for it, as for the runs.
     fn spawn_after(&self, task: impl Future<Output = ()> + Send + 'static) {
-        // Where there is no runtime any more, there is no time either.
+        // Without a runtime the process is ending, and the task is skipped.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             self.drivers.spawn_on(task, &runtime);
         }
     }
 
-    /// Waits for the soft stop and then for everything under way; what is left is free for others at once.
+    /// Waits for the soft stop and then for all work under way. What is left is free for other executors at once.
     async fn end(self, intake_done: CancellationToken, hard_stop: CancellationToken) {
         self.soft_stop.cancelled().await;
         let clock = self.clone();
@@ -236,19 +236,19 @@ impl Executor {
         {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
-                "not retired; runs handed back wait a little longer"
+                "deregistration failed; released runs wait a little longer"
             );
         }
         self.settled.cancel();
     }
 }
 
-/// Makes the topics where they are missing, as soon as Kafka is there, and then rests.
+/// Creates missing topics as soon as Kafka is available, and then ends its work.
 async fn ensure_topics(kafka: crate::config::Kafka, soft_stop: CancellationToken) {
     loop {
         match kafka::ensure_topics(&kafka).await {
             Ok(()) => return soft_stop.cancelled().await,
-            Err(error) => tracing::debug!("the topics cannot be made yet: {error}"),
+            Err(error) => tracing::debug!("the topics cannot be created yet: {error}"),
         }
         tokio::select! {
             () = tokio::time::sleep(TOPICS_PAUSE) => {}

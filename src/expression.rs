@@ -1,8 +1,8 @@
-//! Conditions: a small, closed language over what the run has so far. It has no functions, no side effects and no
-//! way to take long; `docs/executor.md` describes it for authors of definitions.
+//! Conditions: a small, closed expression language over the values of a run. It has no functions and no side effects,
+//! and its cost is bounded; `docs/executor.md` describes it for authors of definitions.
 //!
-//! Text is parsed before any reference is resolved, so no value can be mistaken for a part of the expression. What
-//! cannot be meant, such as an order of null and a number, is an error and not false.
+//! Text is parsed before any reference is resolved, so no value can be mistaken for a part of the expression. A
+//! meaningless operation, such as an order of null and a number, is an error and not false.
 
 mod parse;
 mod value;
@@ -21,26 +21,26 @@ use crate::{
     mapping::{Scope, reference::LookUp},
 };
 
-/// Bytes of values that one condition may compare or search through.
+/// Maximum bytes of values that one condition may compare or search.
 const MAX_COMPARED_BYTES: usize = 64 << 20;
 
-/// Why a condition has no value. `Display` is fit for the step's error message.
+/// Reason why a condition has no value. `Display` is fit for the step's error message.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ExpressionError {
-    /// It is not an expression of the language.
+    /// The text is not an expression of the language.
     #[error("at character {at}: {message}")]
     Syntax {
-        /// Counted from 1.
+        /// Number of the character, from 1.
         at: usize,
-        /// What is wrong there.
+        /// Description of the fault.
         message: String,
     },
-    /// It cannot be computed from these values.
+    /// The expression has no result with these values.
     #[error("{0}")]
     Value(String),
 }
 
-/// Whether the text is an expression at all, whatever the values.
+/// Checks that the text is an expression, whatever the values.
 pub fn check(expression: &str) -> Result<(), ExpressionError> {
     parse::parse(expression).map(drop)
 }
@@ -58,18 +58,18 @@ fn holds_within(expression: &str, scope: &Scope<'_>, max_compared: usize) -> Res
 
 struct Evaluator<'e> {
     values: LookUp<'e>,
-    /// Of [`MAX_COMPARED_BYTES`].
+    /// Bytes left of [`MAX_COMPARED_BYTES`].
     left: usize,
 }
 
-/// A value with what the author wrote for it, to be named in errors.
+/// Value with its source text, which errors name.
 struct Operand<'e> {
     source: &'e Expr,
     value: Held<'e>,
 }
 
 impl<'e> Evaluator<'e> {
-    /// Recursion ends at the depth that the parser allows.
+    /// Evaluates an expression. Recursion ends at the depth that the parser allows.
     fn value(&mut self, expr: &'e Expr) -> Result<Held<'e>, ExpressionError> {
         match expr {
             Expr::Literal(value) => Ok(Held::Scalar(Cow::Borrowed(value))),
@@ -80,7 +80,7 @@ impl<'e> Evaluator<'e> {
             }
             Expr::Object(members) => self.object(members),
             Expr::Not(operand) => Ok(Held::from(!self.value(operand)?.is_truthy())),
-            // As in the reference deployment, these give the operand that decided.
+            // As in the reference deployment, the result is the operand that decides.
             Expr::Or(operands) => self.first(operands, true),
             Expr::And(operands) => self.first(operands, false),
             Expr::Compare(first, rest) => self.compare(first, rest),
@@ -93,7 +93,7 @@ impl<'e> Evaluator<'e> {
         }
     }
 
-    /// What a run does not have is null: whether it is there is a thing to ask for.
+    /// The value of a reference. A missing value is null, so that conditions can test for it.
     fn reference(&mut self, reference: &str) -> Result<Held<'e>, ExpressionError> {
         match self.values.get(reference) {
             Ok(raw) => Ok(Held::Raw(raw)),
@@ -114,7 +114,7 @@ impl<'e> Evaluator<'e> {
         Ok(Held::Object(object))
     }
 
-    /// The first operand of that truth value, or the last one; those after it are not looked at.
+    /// The first operand with that truth value, or the last one. Later operands are not evaluated.
     fn first(&mut self, operands: &'e [Expr], wanted: bool) -> Result<Held<'e>, ExpressionError> {
         let mut value = Held::Scalar(Cow::Owned(Value::Null));
         for operand in operands {
@@ -126,7 +126,7 @@ impl<'e> Evaluator<'e> {
         Ok(value)
     }
 
-    /// `a < b < c` is `a < b and b < c`, with `b` looked at once.
+    /// `a < b < c` is `a < b and b < c`, with `b` evaluated once.
     fn compare(&mut self, first: &'e Expr, rest: &'e [(Comparison, Expr)]) -> Result<Held<'e>, ExpressionError> {
         let mut left = self.operand(first)?;
         for (comparison, right) in rest {
@@ -163,7 +163,7 @@ impl<'e> Evaluator<'e> {
                 Value::Bool(is_true) => View::Bool(*is_true),
                 Value::Number(number) => View::Number(number.clone()),
                 Value::String(text) => View::Text(Cow::Borrowed(text)),
-                // Arrays and objects are lists and objects.
+                // A scalar is never an array or an object.
                 Value::Null | Value::Array(_) | Value::Object(_) => View::Null,
             },
             Item::Made(Held::Raw(raw)) => self.view_raw(raw)?,
@@ -218,10 +218,10 @@ impl<'e> Evaluator<'e> {
         }
     }
 
-    /// Numbers by their value, whether whole or not; true and false are 1 and 0. Recursion ends at the depth of values
-    /// from outside and of expressions.
+    /// Equality. Numbers compare by their value, whether whole or not; true and false are 1 and 0. Recursion ends at
+    /// the depth of values from outside and of expressions.
     fn is_equal(&mut self, left: Item<'_>, right: Item<'_>) -> Result<bool, ExpressionError> {
-        // What cannot be equal is not decoded.
+        // Values that cannot be equal are not decoded.
         if kind(left) != kind(right) && !(is_numeric(left) && is_numeric(right)) {
             return Ok(false);
         }
@@ -281,7 +281,7 @@ impl<'e> Evaluator<'e> {
         }
     }
 
-    /// A part of a text, an element of an array, a key of an object.
+    /// Whether a text contains a part, an array an element, or an object a key.
     fn is_in(&mut self, item: &Operand<'_>, holder: &Operand<'_>) -> Result<bool, ExpressionError> {
         let (item_kind, holder_kind) = (kind(item.value.item()), kind(holder.value.item()));
         match (holder_kind, item_kind) {
@@ -290,7 +290,7 @@ impl<'e> Evaluator<'e> {
                 return Err(ExpressionError::Value(format!("only a string can be part of a string, not {item}")));
             }
             (Kind::Null | Kind::Bool | Kind::Number, _) => {
-                let text = format!("only an array, a string or an object contains things, not {holder}");
+                let text = format!("only an array, a string or an object can contain a value, not {holder}");
                 return Err(ExpressionError::Value(text));
             }
             _ => {}
@@ -359,7 +359,7 @@ mod tests {
     use super::*;
     use crate::input::check_json;
 
-    /// An expression holds, or not, or says this.
+    /// Checks that an expression holds, does not hold, or fails with the expected text.
     fn check(expression: &str, expected: Result<bool, &str>) {
         let raw = |json: &'static str| check_json(json.as_bytes()).expect(json);
         let input = raw(r#"{"t":0.8,"tags":["a"],"s":"abc","ok":true,"n":null,"o":{"k":1},"big":9007199254740993}"#);
@@ -410,7 +410,7 @@ mod tests {
             ("1 in 'abc'", Err("only a string can be part of a string")),
             ("1.0 in [0, 1] and [1] in [[1]]", Ok(true)),
             ("'k' in ${workflow.input.o} and 1 not in ${workflow.input.o}", Ok(true)),
-            ("1 in null", Err("contains things, not null")),
+            ("1 in null", Err("can contain a value, not null")),
             ("${workflow.input.tags} contains 'a' and 'abc' contains 'c'", Ok(true)),
             ("${workflow.input.n} is null and ${workflow.input.s} is not null", Ok(true)),
             ("${workflow.input.n} is None and True and not False", Ok(true)),
@@ -438,12 +438,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_decided_is_not_looked_at_further() {
+    fn operands_after_the_decision_are_not_evaluated() {
         check("true or ${workflow.input.s} > 1", Ok(true));
         check("false and ${workflow.input.s} > 1", Ok(false));
         check("2 < 1 < 'a'", Ok(false));
         check("true and ${workflow.input.s} > 1", Err("'>' compares"));
-        // Good or bad, the whole expression has to be one.
+        // The whole text must be an expression, whatever the result.
         check("true or )", Err("at character 9"));
     }
 
@@ -467,11 +467,11 @@ mod tests {
         check("${nobody.output.x} is null", Ok(true));
         check("${nonsense} == 1", Err("reference 'nonsense': must be workflow.input"));
         check("${workflow.input.s} == 'abc' and \"it's\" == 'it\\'s'", Ok(true));
-        check("'${workflow.input.s}' == 'abc'", Err("a reference stands without quotes"));
+        check("'${workflow.input.s}' == 'abc'", Err("a reference is written without quotes"));
     }
 
     #[test]
-    fn what_is_not_of_the_language_says_where() {
+    fn a_syntax_error_names_its_position() {
         for (expression, expected) in [
             ("", "the expression ends too early"),
             ("1 ==", "at character 5: the expression ends too early"),

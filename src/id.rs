@@ -1,8 +1,8 @@
-//! Ids that the service makes, and the ones it accepts from callers.
+//! Ids: those that the service generates, and those that it accepts from callers.
 
 use uuid::Uuid;
 
-/// Length up to which a caller's correlation id is taken over; a longer one is replaced by an id of ours.
+/// Maximum length of a correlation id from a caller. A longer one is replaced by a generated id.
 pub const MAX_CORRELATION_ID_CHARS: usize = 128;
 
 /// A new run id: `run-` and a UUIDv7, so that ids grow with time and inserts stay at the right end of the index.
@@ -11,19 +11,19 @@ pub fn new_run_id() -> String {
     format!("run-{}", Uuid::now_v7())
 }
 
-/// The UUID that audit rows use for a run: the one in its id, or for ids of another form one that is derived.
+/// The UUID of a run in audit rows: the one in its id, or for ids of another form a derived one.
 #[must_use]
 pub fn run_entity_id(run_id: &str) -> Uuid {
     run_id.strip_prefix("run-").and_then(|uuid| Uuid::try_parse(uuid).ok()).unwrap_or_else(|| entity_id(run_id))
 }
 
-/// The UUID that audit rows use for what has no UUID: a UUIDv5 of its id.
+/// The UUID in audit rows for an entity without a UUID: a UUIDv5 of its id.
 #[must_use]
 pub fn entity_id(id: &str) -> Uuid {
     Uuid::new_v5(&Uuid::NAMESPACE_OID, id.as_bytes())
 }
 
-/// The caller's correlation id if it can go into logs, headers and messages as it is, else a new one (`req-…`).
+/// The caller's correlation id if it can be used unchanged in logs, headers and messages, else a new one (`req-…`).
 #[must_use]
 pub fn correlation_id(given: Option<&str>) -> String {
     match given {

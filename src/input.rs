@@ -1,4 +1,4 @@
-//! Decoding what callers send, with errors that name every bad member.
+//! Decoder of request data, with an error for every bad member.
 //!
 //! A body goes through [`check_json`] first, then member by member through an [`Object`]. Each read takes the list of
 //! errors, so that one answer reports all of them in the order of the fields:
@@ -36,73 +36,73 @@ pub use json::{
 };
 pub use params::{iso_8601, path_uuid, query_datetime, query_int};
 
-/// For strings without a limit of their own; the size of the body limits them.
+/// Length range of strings without a limit of their own; the size of the body limits them.
 pub const ANY_LENGTH: RangeInclusive<usize> = 0..=usize::MAX;
 
-/// Errors reported at once. A body has room for hundreds of thousands, and an answer has not.
+/// Maximum number of errors in one answer. A body can contain hundreds of thousands of them.
 pub const MAX_ERRORS: usize = 100;
 
-/// Characters of a caller's key or reference that an error repeats.
+/// Maximum number of characters of a caller's key or reference that an error repeats.
 const MAX_ECHOED_CHARS: usize = 255;
 
-/// What reading a value gives: the value, or everything that is wrong with it.
+/// Result of reading a value: the value, or all of its errors.
 pub type Read<T> = Result<T, Vec<FieldError>>;
 
 /// One entry of `errors` in a 422 answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FieldError {
-    /// Where: `body`, `query` or `path`, then keys and indexes, joined with dots.
+    /// Location: `body`, `query` or `path`, then keys and indexes, joined with dots.
     pub field: String,
-    /// What is wrong, for people.
+    /// Description of the error for people.
     pub message: String,
-    /// What is wrong, for programs.
+    /// Stable code of the error for programs.
     #[serde(rename = "type")]
     pub kind: Cow<'static, str>,
-    /// Where in the value that `field` begins with, as a JSON Pointer (RFC 6901), where names may have dots.
+    /// JSON Pointer (RFC 6901) into the value that `field` begins with, for names that contain dots.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pointer: Option<String>,
 }
 
 impl FieldError {
-    /// An error of any kind.
+    /// Creates an error of any kind.
     #[must_use]
     pub fn new(field: impl Into<String>, kind: &'static str, message: impl Into<String>) -> Self {
         Self { field: field.into(), message: message.into(), kind: Cow::Borrowed(kind), pointer: None }
     }
 
-    /// A required member, or with `body` the whole body, is absent.
+    /// Error: a required member is missing, or, with `body`, the whole body.
     #[must_use]
     pub fn missing(field: impl Into<String>) -> Self {
         Self::new(field, "missing", "Field required")
     }
 
-    /// A rule of the application is broken.
+    /// Error: a rule of the application is broken.
     #[must_use]
     pub fn rule(field: impl Into<String>, text: impl Display) -> Self {
         Self::new(field, "value_error", format!("Value error, {text}"))
     }
 }
 
-/// A member that a partial update may leave alone, clear, or set.
+/// Member of a partial update: it can be left unchanged, cleared, or set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Patch<T> {
-    /// Not mentioned: stays as it is.
+    /// Absent: the value stays unchanged.
     #[default]
     Absent,
-    /// An explicit null: cleared.
+    /// Explicit null: the value is cleared.
     Null,
-    /// Set to this.
+    /// New value.
     Value(T),
 }
 
 impl<T> Patch<T> {
-    /// The update does not mention the member.
+    /// Whether the update leaves the member unchanged.
     #[must_use]
     pub fn is_absent(&self) -> bool {
         matches!(self, Self::Absent)
     }
 
-    /// The member after the update, given the one before.
+    /// Returns the member after the update, given the current value.
     #[must_use]
     pub fn or(self, current: Option<T>) -> Option<T> {
         match self {
@@ -113,14 +113,14 @@ impl<T> Patch<T> {
     }
 }
 
-/// A JSON value and where it stands.
+/// JSON value with its path.
 #[derive(Clone, Debug)]
 pub struct Node<'a> {
     path: Path,
     raw: &'a RawValue,
 }
 
-/// The way to a value. Text is made of it only for an error: keys can be long, and there can be many values.
+/// Path to a value. It becomes text only for an error: keys can be long, and there can be many values.
 #[derive(Clone, Debug)]
 struct Path(Arc<Part>);
 
@@ -155,7 +155,7 @@ impl fmt::Display for Path {
     }
 }
 
-/// A caller's text as an error may repeat it: cut off with an ellipsis if it is long.
+/// Shortens a caller's text for use in an error: a long text is cut off with an ellipsis.
 #[must_use]
 pub fn shorten(text: &str) -> Cow<'_, str> {
     shorten_to(text, MAX_ECHOED_CHARS)
@@ -171,31 +171,31 @@ pub fn shorten_to(text: &str, chars: usize) -> Cow<'_, str> {
 }
 
 impl<'a> Node<'a> {
-    /// A value at a path of the caller's choice.
+    /// Creates a node with the given path.
     #[must_use]
     pub fn new(path: impl Into<String>, raw: &'a RawValue) -> Self {
         Self { path: Path::root(path), raw }
     }
 
-    /// Where it stands, as in [`FieldError::field`].
+    /// Path of the value, as in [`FieldError::field`].
     #[must_use]
     pub fn path(&self) -> String {
         self.path.to_string()
     }
 
-    /// Its text.
+    /// JSON text of the value.
     #[must_use]
     pub fn raw(&self) -> &'a RawValue {
         self.raw
     }
 
-    /// It is a JSON null.
+    /// Whether the value is null.
     #[must_use]
     pub fn is_null(&self) -> bool {
         self.raw.get() == "null"
     }
 
-    /// An error about this value.
+    /// Creates an error about this value.
     #[must_use]
     pub fn error(&self, kind: &'static str, message: impl Into<String>) -> FieldError {
         FieldError::new(self.path(), kind, message)
@@ -205,7 +205,7 @@ impl<'a> Node<'a> {
         Err(vec![self.error(kind, message)])
     }
 
-    /// A string of so many characters.
+    /// Reads a string with a number of characters in this range.
     pub fn string(&self, chars: RangeInclusive<usize>) -> Read<String> {
         let Some(text) = text(self.raw) else { return self.fail("string_type", "Input should be a valid string") };
         let (min, max) = chars.into_inner();
@@ -220,7 +220,7 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// A string of so many characters, not all of them white space.
+    /// Reads a string with a number of characters in this range that is not only white space.
     pub fn not_blank(&self, chars: RangeInclusive<usize>) -> Read<String> {
         let text = self.string(chars)?;
         if text.trim().is_empty() {
@@ -229,12 +229,12 @@ impl<'a> Node<'a> {
         Ok(text)
     }
 
-    /// A string that a rule of the application turns into a value; `Err` is the rule's text.
+    /// Reads a string and parses it by a rule of the application; `Err` is the rule's text.
     pub fn parsed<T>(&self, parse: impl FnOnce(&str) -> Result<T, String>) -> Read<T> {
         parse(&self.string(ANY_LENGTH)?).map_err(|text| vec![FieldError::rule(self.path(), text)])
     }
 
-    /// An integer. `2000`, `2000.0` and `"2000"` are the same; a bound of `i64` counts as none.
+    /// Reads an integer. `2000`, `2000.0` and `"2000"` are equal; the limits of `i64` count as no bound.
     pub fn int(&self, range: RangeInclusive<i64>) -> Read<i64> {
         let number = match self.raw.get().as_bytes().first() {
             Some(b'"') => text(self.raw),
@@ -253,7 +253,7 @@ impl<'a> Node<'a> {
         read_int(&number, range).map_err(|(kind, message)| vec![self.error(kind, message)])
     }
 
-    /// A number that is at least `min`; text that is a number is read too.
+    /// Reads a number that is at least `min`. A string that contains a number is accepted.
     pub fn float(&self, min: f64) -> Read<f64> {
         let number = match self.raw.get().as_bytes().first() {
             Some(b'"') => {
@@ -275,7 +275,7 @@ impl<'a> Node<'a> {
         Ok(number)
     }
 
-    /// An object whose members are known by name.
+    /// Reads an object with fixed member names.
     pub fn object(&self) -> Read<Object<'a>> {
         let Some(members) = members(self.raw) else {
             let message = "Input should be a valid dictionary or object to extract fields from";
@@ -284,7 +284,7 @@ impl<'a> Node<'a> {
         Ok(Object { path: self.path.clone(), members: members.into_iter().collect() })
     }
 
-    /// An object whose keys are the caller's.
+    /// Reads an object with arbitrary keys.
     pub fn map(&self) -> Read<Vec<(String, Self)>> {
         let Some(members) = members(self.raw) else { return self.not_a_map() };
         let nodes = members.into_iter().map(|(key, raw)| {
@@ -294,7 +294,7 @@ impl<'a> Node<'a> {
         Ok(nodes.collect())
     }
 
-    /// An array.
+    /// Reads an array.
     pub fn list(&self) -> Read<Vec<Self>> {
         let Some(elements) = elements(self.raw) else {
             return self.fail("list_type", "Input should be a valid list");
@@ -303,7 +303,7 @@ impl<'a> Node<'a> {
         Ok(nodes.map(|(index, raw)| Self { path: self.path.index(index), raw }).collect())
     }
 
-    /// An object that is kept as it is written.
+    /// Reads an object and keeps its text unchanged.
     pub fn free_object(&self) -> Read<Box<RawValue>> {
         if self.raw.get().starts_with('{') { Ok(self.raw.to_owned()) } else { self.not_a_map() }
     }
@@ -313,7 +313,7 @@ impl<'a> Node<'a> {
     }
 }
 
-/// An object whose members are read by name.
+/// Object whose members are read by name.
 #[derive(Clone, Debug)]
 pub struct Object<'a> {
     path: Path,
@@ -321,13 +321,13 @@ pub struct Object<'a> {
 }
 
 impl<'a> Object<'a> {
-    /// The whole body; a null body counts as absent.
+    /// Reads the whole body as an object; a null body counts as absent.
     pub fn body(raw: &'a RawValue) -> Read<Self> {
         let node = Node::new("body", raw);
         if node.is_null() { Err(vec![FieldError::missing("body")]) } else { node.object() }
     }
 
-    /// The members that are not among these, sorted.
+    /// The members with other names than these, sorted.
     #[must_use]
     pub fn unknown(&self, known: &[&str]) -> Vec<Node<'a>> {
         let mut names: Vec<&String> = self.members.keys().filter(|name| !known.contains(&name.as_str())).collect();
@@ -338,14 +338,15 @@ impl<'a> Object<'a> {
         self.members.get(name).map(|&raw| Node { path: self.path.key(name), raw })
     }
 
-    /// Refuses members that are not among these. Where unknown ones are ignored, a limit with a typing error is none.
+    /// Reports members with other names than these as errors. If they were ignored, a misspelt limit would have no
+    /// effect.
     pub fn only(&self, known: &[&str], errors: &mut Vec<FieldError>) {
         let unknown = self.unknown(known);
         let refused = unknown.iter().map(|node| node.error("extra_forbidden", "Extra inputs are not permitted"));
         errors.extend(refused.take(MAX_ERRORS));
     }
 
-    /// A member that must be there. `None` if there is an error.
+    /// Reads a required member. `None` if it has an error.
     pub fn required<T>(
         &self,
         name: &str,
@@ -358,7 +359,7 @@ impl<'a> Object<'a> {
         keep(read(&node), errors)
     }
 
-    /// A member that has this value if it is absent, or bad; a null is bad.
+    /// Reads an optional member with a default, which also replaces a bad value; null is an error.
     pub fn defaulted<T>(
         &self,
         name: &str,
@@ -369,7 +370,7 @@ impl<'a> Object<'a> {
         self.patch_not_null(name, errors, read).unwrap_or(default)
     }
 
-    /// A member that may be absent or null. `None` also if there is an error.
+    /// Reads a member that may be absent or null. `None` also if it has an error.
     pub fn nullable<T>(
         &self,
         name: &str,
@@ -379,7 +380,7 @@ impl<'a> Object<'a> {
         self.patch(name, errors, read).or(None)
     }
 
-    /// A member of a partial update that can be cleared. [`Patch::Absent`] also if there is an error.
+    /// Reads a member of a partial update that can be cleared. [`Patch::Absent`] also if it has an error.
     pub fn patch<T>(
         &self,
         name: &str,
@@ -393,7 +394,7 @@ impl<'a> Object<'a> {
         }
     }
 
-    /// A member of a partial update that cannot be cleared; a null is bad. `None` if it is absent or bad.
+    /// Reads a member of a partial update that cannot be cleared; null is an error. `None` if it is absent or bad.
     pub fn patch_not_null<T>(
         &self,
         name: &str,
@@ -404,26 +405,27 @@ impl<'a> Object<'a> {
     }
 }
 
-/// The value, or `None` with its errors added to the others, as far as there is room for more.
+/// Returns the value, or `None` after adding its errors to `errors`, up to [`MAX_ERRORS`].
 pub(crate) fn keep<T>(read: Read<T>, errors: &mut Vec<FieldError>) -> Option<T> {
     let room = MAX_ERRORS.saturating_sub(errors.len());
     read.map_err(|found| errors.extend(found.into_iter().take(room))).ok()
 }
 
-/// The digits of a JSON number that has no fraction, `None` if it has one.
+/// The digits of a JSON number without a fraction; `None` if it has one.
 fn whole_number(number: &str) -> Option<String> {
     if !number.contains(['.', 'e', 'E']) {
         return Some(number.to_owned());
     }
     let float: f64 = number.parse().ok()?;
-    // Infinity, which only a number beyond any bound becomes, has no fraction; it is read as far too long.
+    // Only a number beyond every bound becomes infinity. It has no fraction, and is read as an overlong integer.
     if float.is_infinite() {
         return Some(format!("{}{}", if float < 0.0 { "-" } else { "" }, "9".repeat(400)));
     }
     (float.fract() == 0.0).then(|| format!("{float:.0}"))
 }
 
-/// An integer from text, with an optional sign, zero fraction and white space around; else kind and message.
+/// Parses an integer with optional sign, zero fraction and surrounding white space. Otherwise returns kind and
+/// message.
 fn read_int(text: &str, range: RangeInclusive<i64>) -> Result<i64, (&'static str, String)> {
     let unparsable = || {
         let message = "Input should be a valid integer, unable to parse string as an integer".to_owned();
@@ -436,7 +438,7 @@ fn read_int(text: &str, range: RangeInclusive<i64>) -> Result<i64, (&'static str
     if !is_integer || !fraction.bytes().all(|byte| byte == b'0') {
         return Err(unparsable());
     }
-    // Only an integer out of `i64` fails here, and that is out of any range.
+    // The parse fails only for an integer outside `i64`, which is outside every range.
     let beyond = if whole.starts_with('-') { i64::MIN } else { i64::MAX };
     let (number, is_exact) = whole.parse().map_or((beyond, false), |number: i64| (number, true));
     let (min, max) = range.into_inner();
@@ -453,7 +455,7 @@ fn read_int(text: &str, range: RangeInclusive<i64>) -> Result<i64, (&'static str
 mod tests {
     use super::*;
 
-    /// Reads `json` at `body.x` and compares the value, or kind and message of the first error.
+    /// Reads `json` at `body.x` and compares the value, or the kind and message of the first error.
     fn check<T: PartialEq + std::fmt::Debug>(
         json: &str,
         read: impl FnOnce(&Node<'_>) -> Read<T>,
@@ -549,7 +551,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_errors_in_a_long_place_is_answered_shortly() {
+    fn many_errors_with_a_long_path_give_a_short_answer() {
         let json = format!(r#"{{"{}":[{}]}}"#, "k".repeat(100_000), vec!["1"; 100_000].join(","));
         let map = Node::new("body", check_json(json.as_bytes()).expect("JSON")).map().expect("a map");
         let mut errors = Vec::new();

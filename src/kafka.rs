@@ -1,4 +1,4 @@
-//! Kafka: how clients are set up, and the topics. Payloads are in [`message`].
+//! Kafka: client configuration and topics. Payloads are in [`message`].
 
 pub mod consumer;
 pub mod message;
@@ -21,18 +21,18 @@ use rdkafka::{
 
 use crate::config;
 
-/// Metadata and admin requests that take longer count as no answer.
+/// Time-out of metadata and admin requests.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A request without an answer for so long ends its connection. Above [`PRODUCE_TIMEOUT`], and far above what a
-/// request takes: a consumer waits a tenth of a second for records.
+/// Time-out of a request, after which its connection is closed. It is above [`PRODUCE_TIMEOUT`] and far above the usual
+/// duration: a consumer waits a tenth of a second for records.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
-/// A connection that is not made after this, TLS included, is not made.
+/// Time-out for opening a connection, including TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a broker may wait for its replicas before it answers a producer.
 const PRODUCE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What every client of ours starts from.
+/// Base configuration of every client.
 #[must_use]
 pub fn client_config(kafka: &config::Kafka) -> ClientConfig {
     let mut config = ClientConfig::new();
@@ -40,21 +40,22 @@ pub fn client_config(kafka: &config::Kafka) -> ClientConfig {
         .set("bootstrap.servers", &kafka.brokers)
         .set("client.id", "workflow-api")
         .set("reconnect.backoff.ms", "50")
-        // A broker that is back shall be noticed within a second.
+        // A broker that is back is noticed within a second.
         .set("reconnect.backoff.max.ms", "1000")
-        // A broker that vanishes says nothing: whatever was asked of it is asked of another connection after that.
+        // A broker that vanishes does not close its connections: requests are repeated on another connection after this
+        // time.
         .set("socket.timeout.ms", ANSWER_TIMEOUT.as_millis().to_string())
         .set("socket.connection.setup.timeout.ms", CONNECT_TIMEOUT.as_millis().to_string())
         .set("socket.keepalive.enable", "true")
         .set("socket.nagle.disable", "true")
-        // Topics are made by `ensure_topics`, with the partition count that the settings name.
+        // `ensure_topics` creates the topics, with the partition count of the settings.
         .set("allow.auto.create.topics", "false")
         .set("broker.address.ttl", "1000")
         .set_log_level(RDKafkaLogLevel::Error);
     config
 }
 
-/// What every producer starts from.
+/// Base configuration of every producer.
 #[must_use]
 pub fn producer_config(kafka: &config::Kafka) -> ClientConfig {
     let mut config = client_config(kafka);
@@ -62,30 +63,30 @@ pub fn producer_config(kafka: &config::Kafka) -> ClientConfig {
         .set("enable.idempotence", "true")
         .set("acks", "all")
         .set("request.timeout.ms", PRODUCE_TIMEOUT.as_millis().to_string())
-        // Same partition for a key as the Java clients choose.
+        // Same partition for a key as with the Java clients.
         .set("partitioner", "murmur2_random");
     config
 }
 
-/// How many brokers a new client finds; that there is none is an error, too. Blocks the thread.
+/// Number of brokers that a new client finds; none is an error. Blocks the thread.
 pub fn ping(kafka: &config::Kafka) -> Result<usize, KafkaError> {
     let client: BaseConsumer = client_config(kafka).create()?;
     replaceable::ask(client.client(), &kafka.execution_topic, REQUEST_TIMEOUT)
 }
 
-/// Why a broker will never take a record, however often it is sent.
+/// Reason why a broker rejects a record for good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// Larger than the topic or the client allows.
     #[error("its message is larger than the topic takes (max.message.bytes)")]
     TooLarge,
-    /// Anything else about the record itself.
-    #[error("Kafka refuses its message as invalid")]
+    /// Any other invalid record.
+    #[error("Kafka rejects its message as invalid")]
     Invalid,
 }
 
 impl Refusal {
-    /// What this error says about the record, if it is about that.
+    /// Classifies the error, if it is about the record itself.
     #[must_use]
     pub fn of(code: RDKafkaErrorCode) -> Option<Self> {
         use RDKafkaErrorCode as Code;
@@ -97,9 +98,9 @@ impl Refusal {
     }
 }
 
-/// Makes the topics where they are missing; one that exists is left as it is. Those of executions and cancellations
-/// have the same partition count, so that the two kinds of message about a run reach the same group member: if one of
-/// them exists, the other is made with its count.
+/// Creates missing topics; existing ones are not changed. The topics of executions and cancellations have the same
+/// partition count, so that both kinds of message about a run reach the same group member: if one of them exists, the
+/// other is created with its count.
 pub async fn ensure_topics(kafka: &config::Kafka) -> Result<(), KafkaError> {
     let settings = kafka.clone();
     let existing =
@@ -107,11 +108,11 @@ pub async fn ensure_topics(kafka: &config::Kafka) -> Result<(), KafkaError> {
     let count_of = |topic: &str| existing.iter().find(|(name, _)| name == topic).map(|(_, count)| *count);
     let pair = [&kafka.execution_topic, &kafka.cancellation_topic];
     let count = pair.iter().find_map(|topic| count_of(topic)).unwrap_or(kafka.partitions);
-    // -1: as the cluster's default says.
+    // -1 is the default of the cluster.
     let topic = |name, count| NewTopic::new(name, count, TopicReplication::Fixed(-1));
     let largest = publisher::MAX_BYTES.to_string();
     let mut wanted: Vec<NewTopic<'_>> = pair.map(|name| topic(name, count)).into();
-    // Whatever came in shall fit, with the headers around it.
+    // Every received record must fit, with additional headers.
     wanted.push(topic(&kafka.dead_letter_topic, kafka.partitions).set("max.message.bytes", &largest));
     wanted.extend(kafka.monitoring_topic.as_ref().map(|name| topic(name, kafka.partitions)));
     let missing: Vec<NewTopic<'_>> = wanted.into_iter().filter(|topic| count_of(topic.name).is_none()).collect();

@@ -1,8 +1,8 @@
 //! Workflow Management API: agents, versioned workflow definitions and runs.
 //!
-//! PostgreSQL holds the truth. Executing or cancelling a run commits rows and an outbox entry; a relay publishes
-//! to Kafka; an executor process claims runs under a lease and calls agents. `ARCHITECTURE.md` has the map and
-//! the walkthroughs. Modules are listed from the pure ones at the bottom of the dependency order upwards.
+//! PostgreSQL is the source of truth. Executing or cancelling a run commits rows and an outbox entry; a relay publishes
+//! to Kafka; an executor process claims runs under a lease and calls agents. `ARCHITECTURE.md` has the map and the
+//! walkthroughs. Modules are listed in dependency order, from the pure ones at the bottom upwards.
 
 // Pure: no axum, no SQL, no Kafka.
 pub mod access;
@@ -24,22 +24,22 @@ pub mod vault;
 pub mod visible;
 pub mod workflow;
 
-// What the process is made of; `main` reads it once and passes parts down.
+// Process infrastructure; `main` reads it once and passes parts down.
 pub mod config;
 pub mod lifecycle;
 pub mod offload;
 pub mod telemetry;
 
-// The systems around us. None knows the others.
+// External systems. These modules do not depend on each other.
 pub mod db;
 pub mod egress;
 pub mod kafka;
 
-// What the service does to its data.
+// Write operations on the data.
 pub mod actions;
 pub mod run_writer;
 
-// Edges and loops: translate, schedule.
+// API and background loops: translation and scheduling.
 pub mod api;
 pub mod auditor;
 pub mod dead_letters;

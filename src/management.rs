@@ -1,5 +1,5 @@
-//! What an executor says about itself over HTTP, on `MANAGEMENT_PORT`: `/health` (it lives), `/health/ready` (it can
-//! work, or what is missing) and `/metrics`. For the inside of a network: nobody is asked who he is.
+//! Management endpoints of an executor, on `MANAGEMENT_PORT`: `/health` (liveness), `/health/ready` (readiness, with
+//! what is missing) and `/metrics`. They need no authentication: the port is for the internal network.
 
 use std::sync::{Arc, OnceLock};
 
@@ -9,10 +9,10 @@ use serde_json::json;
 
 use crate::{executor::Status, telemetry};
 
-/// An executor, once it has started: it waits for the schema before.
+/// Status of the executor, set once it has started. Before that it waits for the schema.
 type Started = Arc<OnceLock<Status>>;
 
-/// The routes; `/metrics` only if `has_metrics`.
+/// Router of the management endpoints; `/metrics` only if `has_metrics`.
 pub fn router(executor: Started, has_metrics: bool) -> Router {
     let mut router = Router::new()
         .route("/health", get(async || Json(json!({"status": "healthy", "service": "workflow-api executor"}))))
@@ -23,8 +23,8 @@ pub fn router(executor: Started, has_metrics: bool) -> Router {
     router.with_state(executor)
 }
 
-/// 503 while the executor can take no runs. Kafka alone being away is 200: runs under way go on, and a restart would not
-/// bring it back.
+/// Readiness: 503 while the executor can take no runs. If only Kafka is unavailable, the answer is 200: running runs
+/// continue, and a restart would not help.
 async fn ready(State(executor): State<Started>) -> impl IntoResponse {
     let Some(findings) = executor.get().map(Status::findings) else {
         let body = json!({"status": "not_ready", "checks": {"schema": "outdated"}, "draining": false, "runs": 0});

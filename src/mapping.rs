@@ -1,6 +1,6 @@
-//! The input of an agent step: `${…}` references replaced by what the run has so far.
+//! Input mapping: resolves `${…}` references in the input of a step with the values of the run.
 //!
-//! Values are copied as text, byte by byte, so that long integers and the order of members survive.
+//! Values are copied as text, byte by byte, so that long integers and the order of members are preserved.
 
 use std::{borrow::Cow, collections::HashSet};
 
@@ -16,18 +16,18 @@ mod scope;
 pub use reference::MappingFault;
 pub use scope::{Callback, Scope};
 
-/// Bytes of a resolved input: a mapping may mention a large value many times.
+/// Maximum bytes of a resolved input, since a mapping may mention a large value many times.
 pub(crate) const MAX_RESOLVED_BYTES: usize = 4 << 20;
 
-/// Why an input cannot be made. `Display` is fit for the step's error message.
+/// Reason why an input cannot be resolved. `Display` is fit for the step's error message.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("input_mapping member '{member}'{}: {reason}", named(.reference))]
 pub struct MappingError {
-    /// The member of the mapping, with the way to the value inside of it: `filters.0.name`.
+    /// Member of the mapping, with the path to the value inside of it: `filters.0.name`.
     pub member: String,
-    /// What stands between `${` and `}`; empty if the fault is not one reference's.
+    /// Text between `${` and `}`; empty if the fault is not of one reference.
     pub reference: String,
-    /// What is wrong.
+    /// Kind of the fault.
     pub reason: MappingFault,
 }
 
@@ -35,10 +35,10 @@ fn named(reference: &str) -> String {
     if reference.is_empty() { String::new() } else { format!(", reference '{reference}'") }
 }
 
-/// The input of a step, a JSON object with the members of its mapping in their order.
+/// Resolves the input of a step: a JSON object with the members of its mapping in their order.
 ///
-/// A string that is one reference becomes the value with its type; references inside other text must be strings;
-/// other values are kept, with the strings inside them resolved. Keys are never resolved.
+/// A string that is one reference becomes the value with its type. References inside other text must be strings. Other
+/// values are kept, with the strings inside them resolved. Keys are never resolved.
 pub fn resolve(mapping: &[(String, Box<RawValue>)], scope: &Scope<'_>) -> Result<Box<RawValue>, MappingError> {
     let mut work = Resolver { values: LookUp::new(scope), written: 0 };
     let mut resolved = Vec::with_capacity(mapping.len());
@@ -49,19 +49,19 @@ pub fn resolve(mapping: &[(String, Box<RawValue>)], scope: &Scope<'_>) -> Result
     Ok(object_of(resolved.iter().map(|(name, value)| (*name, &**value))))
 }
 
-/// The value of a text with references, by the rules of [`resolve`]. The error names the reference.
+/// Resolves a text with references, by the rules of [`resolve`]. The error names the reference.
 pub fn resolve_text(text: &str, scope: &Scope<'_>) -> Result<Box<RawValue>, String> {
     let resolved = Resolver { values: LookUp::new(scope), written: 0 }.text(&to_raw(text), text);
     resolved.map_err(|fault| format!("reference '{}': {}", fault.reference, fault.reason))
 }
 
-/// The steps whose callback's address a mapping asks for; each once.
+/// Steps whose callback URL a mapping refers to, each once.
 #[must_use]
 pub fn callbacks_in(mapping: &[(String, Box<RawValue>)]) -> Vec<String> {
     let (mut found, mut known) = (Vec::new(), HashSet::new());
-    // `.callback_url` can hide in an escape.
-    let may_ask = |value: &RawValue| value.get().contains("callback_url") || value.get().contains("\\u");
-    for (_, value) in mapping.iter().filter(|(_, value)| may_ask(value)) {
+    // `.callback_url` can be written with an escape.
+    let may_refer = |value: &RawValue| value.get().contains("callback_url") || value.get().contains("\\u");
+    for (_, value) in mapping.iter().filter(|(_, value)| may_refer(value)) {
         strings(value, &mut |text| {
             for piece in split(text) {
                 let Piece::Reference(reference) = piece else { continue };
@@ -76,7 +76,7 @@ pub fn callbacks_in(mapping: &[(String, Box<RawValue>)]) -> Vec<String> {
     found
 }
 
-/// The strings inside a value, keys left out. Recursion ends at the depth that JSON from outside may have.
+/// Visits the strings inside a value, but not the keys. Recursion ends at the depth that JSON from outside may have.
 pub(crate) fn strings(value: &RawValue, found: &mut impl FnMut(&str)) {
     if let Some(text) = text(value) {
         found(&text);
@@ -91,8 +91,8 @@ pub(crate) fn strings(value: &RawValue, found: &mut impl FnMut(&str)) {
     }
 }
 
-/// The value of the reference that a text begins with, such as a loop's `collection`; what follows it is ignored, as
-/// in the reference deployment. The error names the reference.
+/// The value of the reference at the start of a text, such as a loop's `collection`. The rest of the text is ignored,
+/// as in the reference deployment. The error names the reference.
 pub fn resolve_reference<'s>(text: &str, scope: &'s Scope<'s>) -> Result<Cow<'s, RawValue>, String> {
     let Some(Piece::Reference(reference)) = split(text.trim()).into_iter().next() else {
         return Err(format!("'{}' is not a reference such as ${{workflow.input.items}}", shorten(text)));
@@ -100,7 +100,7 @@ pub fn resolve_reference<'s>(text: &str, scope: &'s Scope<'s>) -> Result<Cow<'s,
     LookUp::new(scope).get(reference).map_err(|reason| format!("reference '{}': {reason}", shorten(reference)))
 }
 
-/// What is wrong with a reference, and where it stands, from inside to outside.
+/// Fault of a reference, with its path in the mapping, from inside to outside.
 struct Fault {
     path: Vec<String>,
     reference: String,
@@ -112,7 +112,7 @@ impl Fault {
         Self { path: Vec::new(), reference: shorten(reference).into_owned(), reason }
     }
 
-    /// The fault is no single reference's.
+    /// A fault that is not of a single reference.
     fn too_large() -> Self {
         Self::new("", MappingFault::TooLarge)
     }
@@ -134,12 +134,12 @@ struct Resolver<'s> {
 }
 
 impl Resolver<'_> {
-    /// One value of a mapping; recursion ends at the depth that JSON from outside may have.
+    /// Resolves one value of a mapping. Recursion ends at the depth that JSON from outside may have.
     fn value(&mut self, value: &RawValue, depth: usize) -> Result<Box<RawValue>, Fault> {
         if depth > MAX_JSON_DEPTH {
             return Err(Fault::new("", MappingFault::TooDeep));
         }
-        // `$` can hide in an escape.
+        // `$` can be written with an escape.
         if !value.get().contains("${") && !value.get().contains("\\u") {
             return self.write(value.to_owned());
         }
@@ -162,7 +162,7 @@ impl Resolver<'_> {
         Ok(object_of(resolved.iter().map(|(name, value)| (name.as_str(), &**value))))
     }
 
-    /// A string, given as JSON and as its content.
+    /// Resolves a string, given as JSON and as its content.
     fn text(&mut self, json: &RawValue, text: &str) -> Result<Box<RawValue>, Fault> {
         let pieces = split(text);
         match pieces[..] {
@@ -180,7 +180,7 @@ impl Resolver<'_> {
                             let value = self.look_up(reference)?;
                             joined += &match (crate::input::text(&value), &value) {
                                 (Some(text), _) => text,
-                                // A default was written as text to begin with.
+                                // A default is text already.
                                 (None, Cow::Owned(default)) => default.get().to_owned(),
                                 (None, Cow::Borrowed(_)) => return Err(Fault::new(reference, MappingFault::NotText)),
                             };
@@ -207,15 +207,15 @@ impl<'s> Resolver<'s> {
     }
 }
 
-/// A part of a text.
+/// Part of a text.
 pub(crate) enum Piece<'t> {
     /// Literal text.
     Text(&'t str),
-    /// What stands between `${` and `}`.
+    /// Text between `${` and `}`.
     Reference(&'t str),
 }
 
-/// Text cut at its references: `${`, at least one character that is not `}`, `}`. Anything else is text.
+/// Splits a text at its references: `${`, at least one character that is not `}`, `}`. Anything else is text.
 pub(crate) fn split(text: &str) -> Vec<Piece<'_>> {
     let mut pieces = Vec::new();
     let (mut start, mut from) = (0, 0);
@@ -238,15 +238,15 @@ pub(crate) fn split(text: &str) -> Vec<Piece<'_>> {
     pieces
 }
 
-/// What an agent is told, given its input: the value of `text`, else of `query`, if it says anything, else the whole
+/// The message for an agent, given its input: the value of `text`, else of `query`, if it is truthy, else the whole
 /// input as JSON. A value that is not a string is given as JSON.
 #[must_use]
 pub fn message_text(input: &RawValue) -> String {
-    let said = ["text", "query"].into_iter().find_map(|name| member(input, name).filter(|value| is_truthy(value)));
-    said.map_or_else(|| input.get().to_owned(), |value| text(value).unwrap_or_else(|| value.get().to_owned()))
+    let content = ["text", "query"].into_iter().find_map(|name| member(input, name).filter(|value| is_truthy(value)));
+    content.map_or_else(|| input.get().to_owned(), |value| text(value).unwrap_or_else(|| value.get().to_owned()))
 }
 
-/// Not null, false, zero or empty.
+/// Whether the value is not null, false, zero or empty.
 pub(crate) fn is_truthy(value: &RawValue) -> bool {
     match value.get().as_bytes() {
         b"null" | b"false" | b"\"\"" => false,
@@ -268,7 +268,7 @@ mod tests {
     const INPUT: &str = r#"{"term":"quorum","n":123456789012345678901234567890,"none":null,"o":{ "b":1.0, "a":[1,{"c":"d"}] },
         "items":["x",["y"]],"a[0]":"literal","":"empty"}"#;
 
-    /// A mapping of this one value gives this value, or this text in the error.
+    /// Checks that a mapping with this one value resolves to the expected value, or fails with the expected text.
     fn check(value: &str, expected: Result<&str, &str>) {
         let mut scope = Scope::new(raw(INPUT));
         scope.set("step-1", raw(r#"{"text":"said","rows":[[1,2],[3]],"output":7}"#).to_owned());
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn an_input_that_gets_too_large_is_told_its_limit() {
+    fn an_input_that_gets_too_large_fails_with_its_limit() {
         let json = format!(r#"{{"a":"{}"}}"#, "x".repeat(1 << 20));
         let scope = Scope::new(raw(&json));
         let mapping = ["t", "u", "v", "w"].map(|name| (name.to_owned(), raw(r#""${workflow.input.a}""#).to_owned()));
@@ -360,11 +360,11 @@ mod tests {
     }
 
     #[test]
-    fn a_large_value_is_looked_through_twice_however_often_it_is_mentioned() {
+    fn a_large_value_is_scanned_twice_however_often_it_is_mentioned() {
         let numbers: Vec<_> = (0..50_000).map(|n| n.to_string()).collect();
         let json = format!(r#"{{"list":[{}],"a":{{"b":7}}}}"#, numbers.join(","));
         let scope = Scope::new(raw(&json));
-        // 300 kB looked through 2000 times would be far above the bound.
+        // 300 kB scanned 2000 times would be far above the limit.
         let members: Vec<_> =
             (0..2000).map(|n| format!(r#""${{workflow.input.list[{n}]}}","${{workflow.input.a.b}}""#)).collect();
         let mapping = format!("[{}]", members.join(","));
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn a_default_stands_in_for_what_is_missing_and_for_nothing_else() {
+    fn a_default_replaces_a_missing_value_and_nothing_else() {
         for (reference, expected) in [
             ("workflow.input.gone:-en", r#""en""#),
             ("workflow.input.gone:-5", "5"),
@@ -482,7 +482,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_is_told_text_else_query_else_everything() {
+    fn an_agents_message_is_text_else_query_else_everything() {
         for (input, expected) in [
             (r#"{"text":"a","query":"b"}"#, "a"),
             (r#"{"text":"","query":"b\n"}"#, "b\n"),

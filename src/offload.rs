@@ -1,7 +1,7 @@
-//! Work that takes long on a processor: on threads of its own, a few at a time, and one at a time for each organisation.
+//! Offloaded work: CPU-bound work on threads of its own, a few at a time, and one at a time for each organisation.
 //!
-//! On the threads that serve requests and drive runs it would hold up everything else that they do. The work itself is
-//! bounded by whoever hands it over: nothing can interrupt it, and it goes on when nobody waits any more.
+//! On the threads that serve requests and drive runs such work would delay everything else. The submitter of the work
+//! bounds it: nothing can interrupt it, and it continues when its result is not needed any more.
 
 use std::{
     collections::HashMap,
@@ -16,43 +16,43 @@ use tokio::{
 
 use crate::access::OrganizationId;
 
-/// Work of fewer bytes than this is done where it comes up: it takes less than a millisecond.
+/// Work for fewer bytes is done in place: it takes less than a millisecond.
 pub const SMALL_BYTES: usize = 16 << 10;
-/// A request waits no longer for its turn.
+/// Maximum time for which a request waits for its turn.
 const MAX_WAIT: Duration = Duration::from_secs(3);
-/// Organisations that are remembered before those without work are forgotten.
+/// Number of remembered organisations from which on those without work are removed.
 const MAX_IDLE: usize = 1000;
 
-/// The work was not begun: too much other work waits.
+/// Error: the work was not begun, because too much other work waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("too much work is waiting")]
 pub struct Overloaded;
 
-/// Where work is handed over. Cheap to clone.
+/// Offload handle, with permits for all work and for each organisation. Cheap to clone.
 #[derive(Clone)]
 pub struct Offload(Arc<Permits>);
 
 struct Permits {
-    /// See [`Offload::run_soon`].
+    /// Maximum wait; see [`Offload::run_soon`].
     max_wait: Duration,
     all: Arc<Semaphore>,
     own: OrganizationPermits,
 }
 
-/// Permits of organisations, so many for each.
+/// Permits of organisations, the same number for each.
 pub struct OrganizationPermits {
     each: usize,
     by_organization: Mutex<HashMap<OrganizationId, Weak<Semaphore>>>,
 }
 
 impl OrganizationPermits {
-    /// So many at a time for each organisation.
+    /// At most `each` permits at a time for each organisation.
     #[must_use]
     pub fn new(each: usize) -> Self {
         Self { each, by_organization: Mutex::default() }
     }
 
-    /// A permit of the organisation, as soon as one is free; in the order of asking.
+    /// A permit of the organisation, as soon as one is free, in the order of the calls.
     pub async fn take(&self, organization: &OrganizationId) -> Result<OwnedSemaphorePermit, Overloaded> {
         // They are never closed.
         self.of(organization).acquire_owned().await.map_err(|_| Overloaded)
@@ -72,14 +72,14 @@ impl OrganizationPermits {
     }
 }
 
-/// What is held while the work is done.
+/// Permits that are held while the work is done.
 struct Turn {
     _own: OwnedSemaphorePermit,
     _any: OwnedSemaphorePermit,
 }
 
 impl Default for Offload {
-    /// As many at a time as there are processors, but one, which is left to everything else.
+    /// One worker for each processor but one, which is left for everything else.
     fn default() -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Self::new(processors.saturating_sub(1).max(1), MAX_WAIT)
@@ -87,7 +87,7 @@ impl Default for Offload {
 }
 
 impl Offload {
-    /// So many at a time; a request waits so long for its turn.
+    /// At most `at_a_time` pieces of work; a request waits at most `max_wait` for its turn.
     #[must_use]
     pub fn new(at_a_time: usize, max_wait: Duration) -> Self {
         let all = Arc::new(Semaphore::new(at_a_time));
@@ -114,7 +114,7 @@ impl Offload {
         Self::work(turn, work).await
     }
 
-    /// The same for work that borrows: it is done on this thread, whose other tasks go on elsewhere.
+    /// The same for work that borrows. It runs on this thread, whose other tasks move to other threads.
     pub async fn run_in_place<T>(
         &self,
         organization: &OrganizationId,
@@ -124,7 +124,7 @@ impl Offload {
         Ok(in_place(work))
     }
 
-    /// The organisation's own permit first, so that it keeps no other one waiting with all that it has to do.
+    /// Takes the organisation's own permit first, so that an organisation with much work delays no other.
     async fn turn(&self, organization: &OrganizationId) -> Result<Turn, Overloaded> {
         let own = self.0.own.take(organization).await?;
         // They are never closed.
@@ -150,7 +150,7 @@ impl Offload {
     }
 }
 
-/// Does work on this thread, whose other tasks go on elsewhere.
+/// Does work on this thread, whose other tasks move to other threads.
 pub fn in_place<T>(work: impl FnOnce() -> T) -> T {
     match Handle::current().runtime_flavor() {
         RuntimeFlavor::MultiThread => tokio::task::block_in_place(work),

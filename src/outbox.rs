@@ -1,11 +1,11 @@
-//! The relay: from the outbox to Kafka, at least once, in order within a run.
+//! Relay of the outbox: publishes messages to Kafka, at least once, in order within a run.
 //!
-//! In the healthy case a message never leaves memory: whoever writes an outbox row offers its message to the relay
-//! after the commit, and the relay deletes the rows, in batches, that the broker has acknowledged. Everything else
-//! (a full queue, an error, a dead process, a broker that forgot) leads to a *free* row, which the sweep of any
-//! process takes, making the message again from the run and its definition.
+//! Normally a message never leaves memory: the writer of an outbox row passes its message to the relay after the
+//! commit, and the relay deletes acknowledged rows in batches. Every other case (a full queue, an error, a dead
+//! process, a broker that lost data) leads to a *free* row, which the sweep of any process takes; the message is then
+//! rebuilt from the run and its definition.
 //!
-//! If it dies here: before the commit, nothing happened; after it, the row is an orphan and freed by others; after
+//! After a crash: before the commit, nothing has happened. After it, the row is an orphan and is freed by others. After
 //! Kafka's acknowledgement and before the delete, the message is sent again with the same `event_id`.
 
 mod maintenance;
@@ -47,79 +47,80 @@ use crate::{
     trace,
 };
 
-/// With so many rows waiting, new work is refused: Kafka has been away for long, and the table shall stay small
-/// enough to be worked off.
+/// Maximum number of waiting rows before new work is rejected: Kafka is down for long, and the table must stay small
+/// enough to be processed.
 pub const MAX_BACKLOG: i64 = 100_000;
-/// Room that a payload leaves under the largest record, for what the client and the broker add.
+/// Bytes reserved in the largest record for the overhead of client and broker.
 pub const RECORD_HEADROOM_BYTES: usize = 16 << 10;
 
-/// Free rows taken at a time.
+/// Number of free rows taken at a time.
 const SWEEP_BATCH: usize = 500;
-/// How often free rows are looked for.
+/// Polling interval for free rows.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
-/// What the relay does without brokers.
-const PURPOSE: ClientRole =
+/// Role of the client in logs, and the effect of an outage.
+const ROLE: ClientRole =
     ClientRole { name: "runs", meaning: Some("requests are accepted, and dispatched when it is back") };
 
-/// Where messages are offered. Cheap to clone.
+/// Handle of the relay. Cheap to clone.
 #[derive(Clone)]
 pub struct Relay(Arc<Shared>);
 
 struct Shared {
     kafka: config::Kafka,
-    /// How long idempotency keys are kept.
+    /// Retention of idempotency keys.
     key_ttl_hours: i32,
     pool: db::Pool,
     registration: Registration,
     producer: ReplaceableClient<Producer>,
-    /// For messages that a broker has refused in a batch with others; made when there is the first one.
+    /// Producer of messages that a broker has rejected in a batch; created for the first one.
     single: OnceLock<ReplaceableClient<Producer>>,
-    /// Those messages, by event id, with the moment of their refusal.
+    /// Those messages by event id, with the time of the rejection.
     refused: Mutex<HashMap<Uuid, Instant>>,
     drained: CancellationToken,
     reports: UnboundedSender<Report>,
-    /// Messages and bytes reserved or queued, to stay within what the producer's queue takes.
+    /// Number and bytes of reserved or queued messages, bounded by the producer's queue.
     held: AtomicUsize,
     held_bytes: AtomicUsize,
-    /// The messages whose rows this process knows to own.
+    /// Messages whose rows this process knows that it owns.
     known: Mutex<HashSet<Uuid>>,
     backlog: AtomicI64,
     topics_checked: AtomicBool,
-    /// The producer has refused a message since the last sweep.
+    /// Whether the producer has rejected a message since the last sweep.
     is_full: AtomicBool,
 }
 
-/// What a message says of its run, beside plan and input.
+/// Run of an execution message, besides plan and input.
 #[derive(Clone, Copy)]
 pub struct ExecutedRun<'a> {
-    /// The run.
+    /// Id of the run.
     pub run_id: &'a str,
-    /// Of the request that started it.
+    /// Correlation id of the request that started it.
     pub correlation_id: Option<&'a str>,
-    /// Of the same request, if it had one.
+    /// `traceparent` of the same request, if it had one.
     pub traceparent: Option<&'a str>,
-    /// From 0 to 9.
+    /// Priority from 0 to 9.
     pub priority: i16,
-    /// Whose run it is.
+    /// Organisation of the run.
     pub organization: &'a OrganizationId,
 }
 
-/// What a message says of a cancelled run.
+/// Cancelled run of a message.
 #[derive(Clone, Copy)]
 pub struct CancelledRun<'a> {
-    /// The run.
+    /// Id of the run.
     pub run_id: &'a str,
-    /// Of the request that started it.
+    /// Correlation id of the request that started it.
     pub correlation_id: Option<&'a str>,
-    /// Of the same request, if it had one.
+    /// `traceparent` of the same request, if it had one.
     pub traceparent: Option<&'a str>,
-    /// Who cancelled it.
+    /// Actor of the cancellation.
     pub cancelled_by: Option<&'a str>,
-    /// Why, if they said.
+    /// Reason, if one was given.
     pub reason: Option<&'a str>,
 }
 
-/// The right to own an outbox row, with room for its message. Dropped unused, it gives the room back.
+/// Permit to own an outbox row, with reserved queue space for its message. An unused one releases the space when
+/// dropped.
 pub struct Reservation {
     relay: Relay,
     owner: Uuid,
@@ -128,7 +129,7 @@ pub struct Reservation {
 }
 
 impl Reservation {
-    /// The owner to write into the row.
+    /// Owner id for the row.
     #[must_use]
     pub fn owner(&self) -> Uuid {
         self.owner
@@ -145,8 +146,8 @@ impl Drop for Reservation {
 }
 
 impl Relay {
-    /// Starts the relay's loops. `drained` is cancelled by the caller when nobody offers anything any more; the
-    /// loops then send what is left, give the rest back and end.
+    /// Starts the relay's loops. The caller cancels `drained` when no more messages come; the loops then send the
+    /// remaining ones, release the rest and end.
     pub fn start(
         settings: &config::Config,
         pool: db::Pool,
@@ -157,7 +158,7 @@ impl Relay {
         let kafka = &settings.kafka;
         let (reports, received) = unbounded_channel();
         let reporting = reports.clone();
-        let producer = ReplaceableClient::new(PURPOSE, kafka, move |kafka, last_error| {
+        let producer = ReplaceableClient::new(ROLE, kafka, move |kafka, last_error| {
             Producer::new(kafka, Batching::Many, reporting.clone(), last_error)
         })?;
         let relay = Self(Arc::new(Shared {
@@ -187,7 +188,8 @@ impl Relay {
         Ok(relay)
     }
 
-    /// Room for a message of that payload size. `None`: write the row without owner, and a sweep will send it.
+    /// Reserves space for a message of that payload size. `None`: write the row without owner, and a sweep will send
+    /// it.
     #[must_use]
     pub fn reserve(&self, bytes: usize) -> Option<Reservation> {
         let owner = self.0.registration.current()?;
@@ -228,27 +230,27 @@ impl Relay {
         self.send(reservation, &self.0.kafka.cancellation_topic, about, &encode(&payload));
     }
 
-    /// Gives a row back that may or may not have been committed as owned by us: the answer to the commit was lost.
+    /// Releases a row whose commit is uncertain, because its answer was lost.
     pub fn abandon(&self, reservation: Reservation, event_id: Uuid, run_id: String) {
-        self.give_up(reservation, event_id, run_id, DeliveryError::Undelivered(RDKafkaErrorCode::PurgeQueue));
+        self.settle_unsent(reservation, event_id, run_id, DeliveryError::Undelivered(RDKafkaErrorCode::PurgeQueue));
     }
 
     /// Settles a message without sending it.
-    fn give_up(&self, mut reservation: Reservation, event_id: Uuid, run_id: String, why: DeliveryError) {
+    fn settle_unsent(&self, mut reservation: Reservation, event_id: Uuid, run_id: String, why: DeliveryError) {
         reservation.kept = true;
         self.known().insert(event_id);
         let report = Report { run_id, event_id, bytes: reservation.bytes, outcome: Err(why), is_alone: true };
-        // The receiver ends after the last user of the relay.
+        // The receiver ends after the last handle of the relay.
         drop(self.0.reports.send(report));
     }
 
-    /// Rows in the outbox, counted up to [`MAX_BACKLOG`], as of a second ago at most.
+    /// Number of rows in the outbox, counted up to [`MAX_BACKLOG`], at most a second old.
     #[must_use]
     pub fn backlog(&self) -> i64 {
         self.0.backlog.load(Ordering::Relaxed)
     }
 
-    /// Whether Kafka answered when it was last asked, which is every second.
+    /// Whether Kafka answered the last request, which is sent every second.
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.0.producer.connection().is_up()
@@ -261,7 +263,7 @@ impl Relay {
         (run_id, event_id, traceparent): (&str, Uuid, Option<&str>),
         payload: &[u8],
     ) {
-        // What was reserved was an estimate; from here the payload's size counts.
+        // The reservation was an estimate; from here on the payload's size is used.
         reservation.kept = true;
         self.0.held_bytes.fetch_add(payload.len(), Ordering::Relaxed);
         self.0.held_bytes.fetch_sub(reservation.bytes, Ordering::Relaxed);
@@ -277,7 +279,7 @@ impl Relay {
         }
     }
 
-    /// The usual producer, or for a message that was refused in a batch one that sends it alone.
+    /// The usual producer, or for a message that was rejected in a batch the one that sends it alone.
     fn producer_for(&self, event_id: Uuid) -> &ReplaceableClient<Producer> {
         if !self.refused().contains_key(&event_id) {
             return &self.0.producer;
@@ -294,7 +296,7 @@ impl Relay {
     }
 }
 
-/// what the database has stored.
+/// Whether plan and input fit into a Kafka record, in the form in which the database stores them.
 #[must_use]
 pub fn fits_a_record(plan: &RawValue, input: &RawValue) -> bool {
     input::stored_len(plan) + input::stored_len(input) <= MAX_RECORD_BYTES - RECORD_HEADROOM_BYTES

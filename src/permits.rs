@@ -1,7 +1,7 @@
-//! Permits: how much of something scarce is held at a time, in all and by each holder.
+//! Permits: limits on a scarce resource, in all and for each owner.
 //!
-//! Every limit is told of by its scope, so that an answer can say whose it is. An entry exists for as long as its holder
-//! holds something, so the table is no larger than what is held.
+//! A limit is reported by its scope, so that an answer can name it. An entry exists while its owner holds a permit, so
+//! the table is no larger than the number of owners with permits.
 
 use std::{
     collections::HashMap,
@@ -13,10 +13,10 @@ use std::{
 
 use tokio::sync::Notify;
 
-/// Hashes holders; the same for all permits, so that a holder is made once for a request.
+/// Hash of owners; the same for all permits, so that the owner is hashed once for each request.
 static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
-/// What a holder is.
+/// Scope: the kind of an owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scope {
     /// One API key with its tokens, or one subject of tokens.
@@ -31,7 +31,7 @@ pub enum Scope {
     Agent,
 }
 
-/// Somebody who holds permits. Of 64 bits, so that no two share a hash.
+/// Owner of permits, as a hash of 64 bits, so that no two owners have the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Holder {
     scope: Scope,
@@ -39,24 +39,24 @@ pub struct Holder {
 }
 
 impl Holder {
-    /// The holder that `name` tells from others of its scope.
+    /// The owner with this name in its scope.
     pub fn new(scope: Scope, name: impl Hash) -> Self {
         Self { scope, hash: HASHER.hash_one((scope, name)) }
     }
 }
 
-/// The holders that a permit counts for.
+/// Owners that a permit counts for.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Holders([Option<Holder>; 3]);
 
 impl Holders {
-    /// These two.
+    /// One or two owners.
     #[must_use]
     pub fn new(first: Holder, second: Option<Holder>) -> Self {
         Self([Some(first), second, None])
     }
 
-    /// And an agent.
+    /// The same owners and an agent.
     #[must_use]
     pub fn with_agent(self, agent: impl Hash) -> Self {
         let [first, second, _] = self.0;
@@ -68,16 +68,16 @@ impl Holders {
     }
 }
 
-/// Which limit is reached.
+/// Limit that is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exhausted {
-    /// A holder's own.
+    /// The limit of one owner in this scope.
     Holder(Scope),
-    /// That of all together.
+    /// The limit of all owners together.
     All,
 }
 
-/// The limits of one resource. Cheap to clone.
+/// Limits of one resource. Cheap to clone.
 #[derive(Clone)]
 pub struct Permits(Arc<Shared>);
 
@@ -95,14 +95,15 @@ struct Held {
 }
 
 impl Permits {
-    /// So many in all, and so many for one holder of each scope. A scope that is not named has no limit of its own.
+    /// Limits: `all` in total, and `most` for one owner of each scope. A scope that is not named has no limit of its
+    /// own.
     #[must_use]
     pub fn new<const N: usize>(all: u64, most: [(Scope, u64); N]) -> Self {
         let shared = Shared { all, most: most.into(), held: Mutex::default(), released: Notify::new() };
         Self(Arc::new(shared))
     }
 
-    /// A permit for so much, or the limit that is in the way.
+    /// A permit for this amount, or the limit that prevents it.
     pub fn try_take(&self, holders: Holders, amount: u64) -> Result<Permit, Exhausted> {
         let mut permit = Permit { permits: self.clone(), holders, amount: 0 };
         permit.try_grow(amount)?;
@@ -117,12 +118,12 @@ impl Permits {
         permit
     }
 
-    /// The limit that a permit for so much would run into.
+    /// Checks whether a permit for this amount is possible. The error is the limit that prevents it.
     pub fn check(&self, holders: Holders, amount: u64) -> Result<(), Exhausted> {
         self.fits(&self.held(), holders, amount)
     }
 
-    /// Returns when there is room for so much, which somebody else may take first.
+    /// Waits until there is room for this amount. Another owner may take it first.
     pub async fn room(&self, holders: Holders, amount: u64) {
         loop {
             let released = self.0.released.notified();
@@ -136,7 +137,7 @@ impl Permits {
         }
     }
 
-    /// How much is held in all.
+    /// Total amount held.
     #[must_use]
     pub fn held_by_all(&self) -> u64 {
         self.held().all
@@ -157,7 +158,7 @@ impl Permits {
     }
 }
 
-/// What somebody holds. Given back when it is dropped.
+/// Permit for an amount. It is released when it is dropped.
 pub struct Permit {
     permits: Permits,
     holders: Holders,
@@ -165,7 +166,7 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// Takes so much more.
+    /// Takes this additional amount, or returns the limit that prevents it.
     pub fn try_grow(&mut self, amount: u64) -> Result<(), Exhausted> {
         let permits = self.permits.clone();
         let mut held = permits.held();
@@ -174,7 +175,7 @@ impl Permit {
         Ok(())
     }
 
-    /// Takes so much more as soon as there is room for it.
+    /// Takes this additional amount as soon as there is room for it.
     pub async fn grow(&mut self, amount: u64) {
         while self.try_grow(amount).is_err() {
             let permits = self.permits.clone();
@@ -182,7 +183,7 @@ impl Permit {
         }
     }
 
-    /// The same, or the limit that is in the way when nothing was given back for so long.
+    /// The same, or the limit that prevents it if nothing was released within `patience`.
     pub async fn grow_patiently(&mut self, amount: u64, patience: Duration) -> Result<(), Exhausted> {
         let permits = self.permits.clone();
         loop {
@@ -197,7 +198,7 @@ impl Permit {
         }
     }
 
-    /// Makes it a permit for so much, whatever the limits are.
+    /// Sets the amount, whatever the limits are.
     pub fn resize(&mut self, amount: u64) {
         match amount.checked_sub(self.amount) {
             Some(more) => {
@@ -208,7 +209,7 @@ impl Permit {
         }
     }
 
-    /// For how much it is.
+    /// Amount of the permit.
     #[must_use]
     pub fn amount(&self) -> u64 {
         self.amount
@@ -265,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn each_limit_is_told_by_its_scope_and_what_is_dropped_is_free_again() {
+    fn each_limit_is_reported_by_its_scope_and_a_dropped_permit_is_free_again() {
         let permits = Permits::new(10, [(Scope::Caller, 3), (Scope::Organization, 5)]);
         let first = permits.try_take(of("a", "x"), 3).expect("room");
         assert_eq!(permits.check(of("a", "x"), 1), Err(Exhausted::Holder(Scope::Caller)));
@@ -284,7 +285,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_waits_for_room_goes_on_when_there_is() {
+    async fn a_waiter_for_room_continues_when_there_is_room() {
         let permits = Permits::new(2, []);
         let held = permits.take(Holders::default(), 3);
         let mut more = permits.take(Holders::default(), 0);

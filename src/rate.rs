@@ -1,9 +1,9 @@
-//! Token buckets, one for each of any number of keys, in bounded memory and time.
+//! Rate limiter: token buckets for any number of keys, in bounded memory and time.
 //!
-//! A bucket is one number: when it will be full again (the generic cell rate algorithm). Buckets lie in a table of
-//! fixed size, in sets of `WAYS`; where a set is full, the fullest bucket makes room. So who makes keys up loses
-//! debts of his own, and can neither fill the memory nor push out somebody who owes much. Which keys share a set
-//! depends on a secret of the process.
+//! A bucket is one number: the instant at which it is full again (the generic cell rate algorithm). Buckets are in a
+//! table of fixed size, in sets of `WAYS`. If a set is full, its fullest bucket is replaced. So a client with made-up
+//! keys only replaces its own buckets: it can neither fill the memory nor remove the bucket of a client that is over
+//! its limit. A secret of the process determines which keys share a set.
 
 use std::{
     hash::{BuildHasher, Hash, RandomState},
@@ -11,47 +11,47 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Sets of the table. With the ways 16 384 buckets in a quarter of a megabyte.
+/// Sets of the table. With `WAYS` these are 16 384 buckets in a quarter of a megabyte.
 const SETS: usize = 2048;
 /// Buckets of a set.
 const WAYS: usize = 8;
 
 const MINUTE_NS: u64 = 60_000_000_000;
 
-/// How much one may ask for.
+/// Permitted rate of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
-    /// In the long run; from 1 to [`Rate::MAX`].
+    /// Long-term rate; from 1 to [`Rate::MAX`].
     pub per_minute: u32,
-    /// At once, by who has not asked for long; from 1 to [`Rate::MAX`].
+    /// Burst of a key that was not used for long; from 1 to [`Rate::MAX`].
     pub burst: u32,
 }
 
 impl Rate {
-    /// A million a second; the arithmetic is exact up to there.
+    /// Maximum of both, a million a second: the arithmetic is exact up to there.
     pub const MAX: u32 = 60_000_000;
 }
 
-/// What a bucket says.
+/// State of a bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct State {
-    /// How much may be taken at once now.
+    /// Amount that may be taken at once now.
     pub remaining: u32,
-    /// When the bucket is full.
+    /// Time until the bucket is full.
     pub full_in: Duration,
-    /// When something may be taken again; `None` if something was.
+    /// Time until something may be taken again; `None` if something was taken.
     pub refused_for: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Default)]
 struct Bucket {
-    /// A hash of its key; of 64 bits, so that no two keys in the table share it.
+    /// Hash of the key, of 64 bits, so that no two keys in the table have the same.
     key: u64,
-    /// Nanoseconds since the start of the table; in the past for a full bucket.
+    /// Nanoseconds from the start of the table until the bucket is full; in the past for a full bucket.
     full_at: u64,
 }
 
-/// The table.
+/// Table of token buckets.
 pub struct Buckets {
     rate: Rate,
     started: Instant,
@@ -60,25 +60,25 @@ pub struct Buckets {
 }
 
 impl Buckets {
-    /// All buckets are full.
+    /// A table in which all buckets are full.
     #[must_use]
     pub fn new(rate: Rate) -> Self {
         let sets = (0..SETS).map(|_| Mutex::default()).collect();
         Self { rate, started: Instant::now(), secret: RandomState::new(), sets }
     }
 
-    /// What was asked for at the start.
+    /// The rate of the table.
     #[must_use]
     pub fn rate(&self) -> Rate {
         self.rate
     }
 
-    /// Takes one out of the key's bucket, if it is not empty.
+    /// Takes one token of the key's bucket, if it is not empty.
     pub fn take(&self, key: impl Hash) -> State {
         self.at(key, self.started.elapsed(), true)
     }
 
-    /// Looks into the key's bucket: refused if it is empty.
+    /// Reads the key's bucket: refused if it is empty.
     pub fn look(&self, key: impl Hash) -> State {
         self.at(key, self.started.elapsed(), false)
     }
@@ -126,21 +126,21 @@ mod tests {
         Buckets::new(Rate { per_minute, burst })
     }
 
-    /// How many of 1000 are let in at that second.
-    fn let_in(buckets: &Buckets, key: &str, second: f64) -> usize {
+    /// Number of 1000 attempts that are accepted at that second.
+    fn accepted(buckets: &Buckets, key: &str, second: f64) -> usize {
         let at = Duration::from_secs_f64(second);
         (0..1000).filter(|_| buckets.at(key, at, true).refused_for.is_none()).count()
     }
 
     #[test]
-    fn a_burst_is_let_in_and_then_the_rate() {
+    fn a_burst_is_accepted_and_then_the_rate() {
         let buckets = buckets(60, 5);
-        assert_eq!(let_in(&buckets, "a", 1.0), 5);
-        assert_eq!(let_in(&buckets, "b", 1.0), 5);
+        assert_eq!(accepted(&buckets, "a", 1.0), 5);
+        assert_eq!(accepted(&buckets, "b", 1.0), 5);
         for (second, expected) in [(1.9, 0), (2.0, 1), (4.5, 2), (5.0, 1), (100.0, 5), (100.5, 0)] {
-            assert_eq!(let_in(&buckets, "a", second), expected, "at {second} s");
+            assert_eq!(accepted(&buckets, "a", second), expected, "at {second} s");
         }
-        let a_minute_long: usize = (1000..1600).map(|tenth| let_in(&buckets, "c", f64::from(tenth) / 10.0)).sum();
+        let a_minute_long: usize = (1000..1600).map(|tenth| accepted(&buckets, "c", f64::from(tenth) / 10.0)).sum();
         assert_eq!(a_minute_long, 5 + 59);
     }
 
@@ -158,7 +158,7 @@ mod tests {
         assert_eq!(at(11), state(0, 5, None));
         assert_eq!(at(11), state(0, 5, Some(1)));
         assert_eq!(buckets.at("k", Duration::from_secs(11), false), state(0, 5, Some(1)));
-        // To be refused costs nothing.
+        // A refused attempt costs nothing.
         assert_eq!(at(12), state(0, 6, None));
         assert_eq!(buckets.at("other", Duration::from_secs(12), false), state(3, 0, None));
     }
@@ -174,25 +174,25 @@ mod tests {
     }
 
     #[test]
-    fn made_up_keys_do_not_push_out_who_owes_much() {
+    fn made_up_keys_do_not_replace_a_key_that_is_over_its_limit() {
         let buckets = buckets(60, 10);
         let at = Duration::from_secs(1);
-        assert_eq!(let_in(&buckets, "victim", 1.0), 10);
+        assert_eq!(accepted(&buckets, "victim", 1.0), 10);
         for made_up in 0..200_000 {
             assert_eq!(buckets.at(made_up, at, true).refused_for, None);
         }
-        assert_eq!(let_in(&buckets, "victim", 1.0), 0, "it owes more than any of them");
+        assert_eq!(accepted(&buckets, "victim", 1.0), 0, "its bucket is the emptiest");
     }
 
     #[test]
     fn threads_share_a_bucket() {
         let buckets = buckets(1, 1000);
-        let let_in: usize = std::thread::scope(|scope| {
+        let total: usize = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..8)
                 .map(|_| scope.spawn(|| (0..500).filter(|_| buckets.take("k").refused_for.is_none()).count()))
                 .collect();
             threads.into_iter().map(|thread| thread.join().expect("it does not panic")).sum()
         });
-        assert_eq!(let_in, 1000);
+        assert_eq!(total, 1000);
     }
 }

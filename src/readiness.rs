@@ -1,4 +1,4 @@
-//! Whether the service can do its work, asked in the background so that the answer is always at hand.
+//! Readiness: background checks of database, schema and Kafka, so that the status is available at once.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -14,37 +14,37 @@ use crate::{
     outbox::Relay,
 };
 
-/// How often the database is asked.
+/// Interval of the checks of the database.
 const CHECK_EVERY: Duration = Duration::from_millis(500);
-/// A database that gives no sign of life for so long has not answered.
+/// Time-out of a check: the database has shown no activity for this long.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
-/// One that has not answered so often, one after the other, is away: a single time may be load.
+/// Number of time-outs in a row after which the database is unavailable: a single one may be due to load.
 const UNANSWERED: u32 = 2;
-/// While all connections are in use, the database is away if none of them was answered for so long. More than statements
-/// wait for a lock.
+/// While all connections are in use, the database is unavailable if none of them was answered for this long. This is
+/// longer than statements wait for a lock.
 const SILENCE: Duration = Duration::from_secs(3);
-/// How often an executor looks whether the schema is there.
+/// Interval at which an executor polls for the schema.
 const SCHEMA_POLL: Duration = Duration::from_secs(1);
-/// The check does not wait longer to learn whether the schema is current, which a lock on its table may keep back.
+/// Time-out for reading whether the schema is current, since a lock on its table can delay the answer.
 const SCHEMA_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// What the last check found.
+/// Result of the last check.
 #[derive(Clone, Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "four findings, independent of each other")]
 pub struct HealthStatus {
-    /// The database answered.
+    /// Whether the database answered.
     pub database: bool,
-    /// The schema is as new as the program.
+    /// Whether the schema is as new as the program.
     pub migrated: bool,
-    /// Kafka answered.
+    /// Whether Kafka answered.
     pub kafka: bool,
-    /// The process is stopping.
+    /// Whether the process is stopping.
     pub draining: bool,
-    /// How long the database took.
+    /// Response time of the database.
     pub database_response: Duration,
 }
 
-/// The latest findings. Cheap to clone.
+/// Latest health status. Cheap to clone.
 #[derive(Clone)]
 pub struct Readiness {
     latest: Arc<Mutex<HealthStatus>>,
@@ -53,7 +53,7 @@ pub struct Readiness {
 }
 
 impl Readiness {
-    /// Starts checking.
+    /// Starts the checks.
     #[must_use]
     pub fn start(pool: db::Pool, relay: Relay, lifecycle: &Lifecycle) -> Self {
         let latest = Arc::new(Mutex::new(HealthStatus {
@@ -79,10 +79,10 @@ impl Readiness {
         this
     }
 
-    /// Asks for a sign of life, and with the same connection whether the schema is current.
+    /// Checks that the database answers and, on the same connection, whether the schema is current.
     async fn check(&self, pool: &db::Pool, last: &mut LastCheck) {
         let started = Instant::now();
-        let connection = match ask(pool).await {
+        let connection = match answering_connection(pool).await {
             Ok(connection) => Ok(connection),
             Err(NoAnswer::Failed(error)) => Err(error),
             Err(NoAnswer::Silent { since }) => {
@@ -95,19 +95,19 @@ impl Readiness {
         };
         last.unanswered = 0;
         let response = started.elapsed();
-        let was_there = last.was_there.replace(connection.is_ok());
+        let was_available = last.was_available.replace(connection.is_ok());
         match connection {
             Ok(connection) => {
-                if was_there != Some(true) {
+                if was_available != Some(true) {
                     tracing::info!("the database is connected");
                 }
-                let migrated = last.ask_for_schema(connection).await;
+                let migrated = last.is_schema_current(connection).await;
                 let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
                 (latest.database, latest.database_response) = (true, response);
                 latest.migrated = migrated.unwrap_or(latest.migrated);
             }
             Err(error) => {
-                if was_there != Some(false) {
+                if was_available != Some(false) {
                     let error = db::Error::from(error);
                     tracing::error!(error = &error as &dyn std::error::Error, "database connection failed");
                 }
@@ -117,7 +117,7 @@ impl Readiness {
         }
     }
 
-    /// The latest findings, half a second old at most while the database answers.
+    /// The latest health status. It is at most half a second old while the database answers.
     #[must_use]
     pub fn findings(&self) -> HealthStatus {
         let mut findings = self.latest.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -127,17 +127,17 @@ impl Readiness {
     }
 }
 
-/// Why a check found nothing.
+/// Reason why a check has no result.
 enum NoAnswer {
     Failed(sqlx::Error),
-    /// Nobody has answered since then.
+    /// No answer since then.
     Silent {
         since: tokio::time::Instant,
     },
 }
 
-/// A connection that has just given a sign of life.
-async fn ask(pool: &db::Pool) -> Result<db::PooledConnection, NoAnswer> {
+/// Returns a connection on which the database has just answered.
+async fn answering_connection(pool: &db::Pool) -> Result<db::PooledConnection, NoAnswer> {
     let started = tokio::time::Instant::now();
     let acquired = tokio::time::timeout(ANSWER_TIMEOUT, pool.acquire()).await;
     let mut connection = match acquired {
@@ -152,28 +152,28 @@ async fn ask(pool: &db::Pool) -> Result<db::PooledConnection, NoAnswer> {
     }
 }
 
-/// What the checks before have left.
+/// State that is kept between checks.
 #[derive(Default)]
 struct LastCheck {
-    was_there: Option<bool>,
+    was_available: Option<bool>,
     unanswered: u32,
-    /// The question whether the schema is current, until it is answered.
+    /// The running query whether the schema is current.
     schema: Option<JoinHandle<Result<bool, db::Error>>>,
 }
 
 impl LastCheck {
-    /// Whether the schema is current, if that can be told at the moment.
-    async fn ask_for_schema(&mut self, mut connection: db::PooledConnection) -> Option<bool> {
-        let asked = self
+    /// Whether the schema is current; `None` if there is no answer yet.
+    async fn is_schema_current(&mut self, mut connection: db::PooledConnection) -> Option<bool> {
+        let query = self
             .schema
             .get_or_insert_with(|| tokio::spawn(async move { migrations::is_current(&mut *connection).await }));
-        let answer = tokio::time::timeout(SCHEMA_TIMEOUT, asked).await.ok()?;
+        let answer = tokio::time::timeout(SCHEMA_TIMEOUT, query).await.ok()?;
         self.schema = None;
         answer.ok()?.ok()
     }
 }
 
-/// Runs the migrations, as soon as the database is there.
+/// Runs the migrations as soon as the database is available.
 pub async fn migrate_when_possible(pool: db::Pool, lifecycle: Lifecycle) {
     let mut failures = Failures::default();
     loop {
@@ -187,7 +187,7 @@ pub async fn migrate_when_possible(pool: db::Pool, lifecycle: Lifecycle) {
                 tracing::debug!(error = &error as &dyn std::error::Error, "not migrated yet: {error}");
                 failures = Failures::default();
             }
-            Err(error) => failures.tell(&error),
+            Err(error) => failures.log(&error),
         }
         tokio::select! {
             () = tokio::time::sleep(failures.pause()) => {}
@@ -196,46 +196,43 @@ pub async fn migrate_when_possible(pool: db::Pool, lifecycle: Lifecycle) {
     }
 }
 
-/// Failures of the migrations in a row.
+/// Consecutive failures of the migrations.
 #[derive(Default)]
 struct Failures {
     count: u32,
-    /// What was told last.
-    told: String,
+    /// Text of the failure that was logged last.
+    last_logged: String,
 }
 
 impl Failures {
-    /// Tells of a failure that was not told just before.
-    fn tell(&mut self, error: &migrations::MigrationError) {
+    /// Logs a failure unless the previous one was the same.
+    fn log(&mut self, error: &migrations::MigrationError) {
         self.count += 1;
         let text = format!("{error:?}");
-        if text != self.told {
+        if text != self.last_logged {
             let error = error as &dyn std::error::Error;
-            tracing::error!(
-                error,
-                "the migrations failed; they are tried again, and the same failure is not told again"
-            );
-            self.told = text;
+            tracing::error!(error, "the migrations failed; they are retried, and the same failure is not logged again");
+            self.last_logged = text;
         }
     }
 
-    /// From a second to half a minute.
+    /// Pause before the next attempt: from one second to half a minute.
     fn pause(&self) -> Duration {
         Duration::from_secs(1 << self.count.saturating_sub(1).min(5)).min(Duration::from_secs(30))
     }
 }
 
-/// Waits until the schema is there that this program needs. Whoever finds no database need not wait for its schema.
+/// Waits for the schema that this program needs. Returns at once if the database is unavailable.
 pub async fn wait_for_schema(pool: &db::Pool, lifecycle: &Lifecycle) {
-    let mut is_told = false;
+    let mut is_logged = false;
     loop {
-        let asked = pool.clone();
-        if !matches!(db::bounded(async move { migrations::is_current(&asked).await }).await, Ok(false)) {
+        let checked_pool = pool.clone();
+        if !matches!(db::bounded(async move { migrations::is_current(&checked_pool).await }).await, Ok(false)) {
             return;
         }
-        if !std::mem::replace(&mut is_told, true) {
+        if !std::mem::replace(&mut is_logged, true) {
             tracing::warn!(
-                "waiting for the schema: it is older than this program, or not there yet; an API brings it up \
+                "waiting for the schema: it is older than this program, or missing; an API brings it up \
                             to date at its start, or `workflow-api migrate up` does"
             );
         }

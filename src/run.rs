@@ -1,8 +1,8 @@
-//! The life of a run: its states and which may follow which.
+//! States of a run, and the order in which they may follow each other.
 
 use serde::Serialize;
 
-/// The state of a run, spelled as in the `status` column.
+/// State of a run, spelled as in the `status` column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, sqlx::Type)]
 #[serde(rename_all = "UPPERCASE")]
 #[sqlx(type_name = "text", rename_all = "UPPERCASE")]
@@ -11,7 +11,7 @@ pub enum RunStatus {
     Pending,
     /// Claimed by an executor.
     Running,
-    /// Ended well.
+    /// Ended successfully.
     Completed,
     /// Ended by a failed step or because it could not be executed.
     Failed,
@@ -41,38 +41,38 @@ impl RunStatus {
         }
     }
 
-    /// Nothing follows but a retry.
+    /// Whether the state is final, except for a retry.
     #[must_use]
     pub fn is_terminal(self) -> bool {
         matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
     }
 
-    /// A caller may cancel it.
+    /// Whether a caller may cancel the run.
     #[must_use]
     pub fn is_cancellable(self) -> bool {
         matches!(self, Self::Pending | Self::Running)
     }
 
-    /// A caller may start it again.
+    /// Whether a caller may start the run again.
     #[must_use]
     pub fn is_retryable(self) -> bool {
         matches!(self, Self::Failed | Self::Cancelled)
     }
 }
 
-/// How much an entry of a run's log matters.
+/// Severity of an entry of a run's log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
-    /// What happens in the course of things.
+    /// A normal event.
     Info,
-    /// What may be mended by itself.
+    /// A problem that may resolve itself.
     Warning,
-    /// What ended the run.
+    /// The event that ended the run.
     Error,
 }
 
-/// The kinds of entries that are more than [`Level::Info`].
+/// The kinds of entries above [`Level::Info`].
 const ALARMING: [(&str, Level); 5] = [
     ("agent.failed", Level::Warning),
     ("attempt.failed", Level::Warning),
@@ -82,16 +82,16 @@ const ALARMING: [(&str, Level); 5] = [
 ];
 
 impl Level {
-    /// All of them.
+    /// All levels.
     pub const ALL: [Self; 3] = [Self::Info, Self::Warning, Self::Error];
 
-    /// Of an entry of that kind.
+    /// Level of an entry of that kind.
     #[must_use]
     pub fn of(kind: &str) -> Self {
         ALARMING.iter().find(|(alarming, _)| *alarming == kind).map_or(Self::Info, |(_, level)| *level)
     }
 
-    /// As on the wire.
+    /// Name on the wire.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -101,7 +101,7 @@ impl Level {
         }
     }
 
-    /// The kinds of this level and the more severe ones; none for all.
+    /// The kinds of this level and the more severe ones; empty for all kinds.
     #[must_use]
     pub fn kinds(self) -> Vec<String> {
         let severe = ALARMING.iter().filter(|(_, level)| *level >= self && self > Self::Info);

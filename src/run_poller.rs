@@ -1,5 +1,5 @@
-//! Requests that wait for what happens to a run. Whoever changes it writes its row (our executor, the reference one, a
-//! caller that cancels), so the rows are asked; one loop asks for all that wait, and asks nothing while nobody does.
+//! Poller of runs for long polls and event streams. Our executor, the reference executor and cancelling callers all
+//! write the run's row, so the rows are polled. One loop polls for all subscriptions, and is idle without any.
 
 use std::{
     collections::HashMap,
@@ -16,22 +16,22 @@ use crate::{
     permits::{Exhausted, Holders, Permit, Permits, Scope},
 };
 
-/// How often the rows are asked while somebody waits.
-const ASK_EVERY: Duration = Duration::from_millis(100);
-/// Requests that wait for an end at a time, and as many streams. Asking for that many runs takes the database some
-/// hundredths of a second, ten times a second.
+/// Polling interval while there are subscriptions.
+const POLL_EVERY: Duration = Duration::from_millis(100);
+/// Maximum number of long polls at a time, and of streams. Reading that many runs takes the database some hundredths of
+/// a second, ten times a second.
 pub const MAX_WATCHERS: u64 = 2048;
-/// Of these, those of one organisation.
+/// Maximum number for one organisation.
 pub const MAX_WATCHERS_OF_ORGANIZATION: u64 = MAX_WATCHERS / 2;
-/// Of these, those of one caller.
+/// Maximum number for one caller.
 pub const MAX_WATCHERS_OF_CALLER: u64 = MAX_WATCHERS / 4;
 
-/// The runs that are waited for. Cheap to clone.
+/// Handle of the poller. Cheap to clone.
 #[derive(Clone)]
 pub struct RunPoller(Arc<Shared>);
 
 struct Shared {
-    /// Runs that nobody waits for any more are removed before the next question.
+    /// Subscribed runs. Those without a subscription are removed before the next poll.
     runs: Mutex<HashMap<String, watch::Sender<Progress>>>,
     arrived: Notify,
     stop: CancellationToken,
@@ -39,7 +39,7 @@ struct Shared {
     streams: Permits,
 }
 
-/// Tells that something has happened to a run. Dropping it frees its permit.
+/// Subscription that notifies of changes of a run. Dropping it releases its permit.
 pub struct Subscription {
     progress: watch::Receiver<Progress>,
     stop: CancellationToken,
@@ -47,14 +47,14 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    /// The process stops.
+    /// Cancelled when the process stops.
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.stop.is_cancelled()
     }
 
-    /// Returns when something may have happened since the last call; `false`: the process stops. A look at the run
-    /// between two calls misses nothing. May be dropped and called again.
+    /// Returns when the run may have changed since the last call; `false` if the process stops. Reading the run between
+    /// two calls misses no change. The future may be dropped and called again.
     pub async fn changed(&mut self) -> bool {
         tokio::select! {
             biased;
@@ -80,8 +80,8 @@ impl RunPoller {
         this
     }
 
-    /// Returns when the run has ended, or after that time, or when the process stops; at once if too many wait already.
-    /// Which of them it is the caller finds by a look at the run.
+    /// Returns when the run has ended, at the time-out, or when the process stops; at once if there are too many
+    /// subscriptions. The caller reads the run to find out which.
     pub async fn until_ended(&self, run_id: &str, at_most: Duration, holders: Holders) {
         let Ok(_permit) = self.0.ends.try_take(holders, 1) else { return };
         let mut progress = self.subscribe(run_id);
@@ -92,7 +92,7 @@ impl RunPoller {
         }
     }
 
-    /// Watches a run, unless too many are watched.
+    /// Subscribes to a run, unless there are too many subscriptions.
     pub fn watch(&self, run_id: &str, holders: Holders) -> Result<Subscription, Exhausted> {
         let permit = self.0.streams.try_take(holders, 1)?;
         Ok(Subscription { progress: self.subscribe(run_id), stop: self.0.stop.clone(), _permit: permit })
@@ -129,16 +129,18 @@ impl RunPoller {
                             .map(|sender| sender.send_if_modified(|then| std::mem::replace(then, now.clone()) != now));
                     }
                 }
-                Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "not asked: {error}"),
+                Err(error) => {
+                    tracing::debug!(error = &error as &dyn std::error::Error, "runs could not be polled: {error}");
+                }
             }
             tokio::select! {
-                () = tokio::time::sleep(ASK_EVERY) => {}
+                () = tokio::time::sleep(POLL_EVERY) => {}
                 () = self.0.stop.cancelled() => {}
             }
         }
     }
 
-    /// The runs that somebody still waits for.
+    /// Runs that still have a subscription.
     fn awaited(&self) -> Vec<String> {
         let mut runs = self.runs();
         runs.retain(|_, progress| !progress.is_closed());

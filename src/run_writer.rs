@@ -1,14 +1,15 @@
-//! The hot path: starting runs, many in one commit.
+//! Run writer: starts runs, many in one commit.
 //!
-//! The run writer: requests are written in batches ([`batch`]). Run, outbox, idempotency and audit rows of a batch go
-//! into one statement, and each request is answered after the commit. The writers own their connections.
+//! Requests are written in batches ([`batch`]). The run, outbox, idempotency and audit rows of a batch are written by
+//! one statement, and each request is answered after the commit. Each writer has a connection of its own.
 //!
-//! Large inputs take the database long: half a million numbers, a quarter of a second. They have a queue and a writer of
-//! their own, so that no small one is in the same statement or waits behind it, and an organisation has few in it.
+//! Large inputs are slow to write: half a million numbers take a quarter of a second. They have a queue and a writer of
+//! their own, so that no small input is in the same statement or waits behind it, and each organisation has only a few
+//! of them in progress.
 //!
-//! If it dies here: nothing was acknowledged, and the statement committed whole or not at all. If the answer to the
-//! commit is lost, the statement is repeated on another connection, where it finds its own rows if they are there;
-//! with no connection to be had, the caller gets 503 and the rows, if they exist, are given back for any relay to send.
+//! After a crash: nothing was acknowledged, and the statement committed entirely or not at all. If the answer to the
+//! commit is lost, the statement is repeated on another connection, where it finds its own rows if they exist. Without
+//! a connection, the caller gets 503 and the rows, if they exist, are released for any relay to send.
 
 use std::{sync::Arc, time::Duration};
 
@@ -32,37 +33,37 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// Requests that may wait for a writer; with more, the service is overloaded and says so.
+/// Maximum number of queued requests; beyond that the service is overloaded.
 const QUEUE: usize = 4096;
-/// Requests in one statement.
+/// Maximum number of requests in one statement.
 const MAX_BATCH: usize = 256;
-/// Payload in one statement; a single larger request still goes through.
+/// Maximum payload bytes in one statement; a single larger request is still written.
 const MAX_BATCH_BYTES: usize = 4 << 20;
-/// Writers at work at the same time: one commits while another writes.
+/// Number of concurrent writers: one commits while another writes.
 const WRITERS: u32 = 2;
-/// Bytes of an input that is large.
+/// Minimum bytes of a large input.
 const LARGE_INPUT_BYTES: usize = 64 << 10;
-/// Large inputs of one organisation that are queued or written at a time.
+/// Maximum number of large inputs of one organisation that are queued or written at a time.
 const LARGE_INPUTS_EACH: usize = 2;
-/// A request with a large input waits no longer for its organisation's turn.
+/// Maximum wait of a request with a large input for a permit of its organisation.
 const MAX_TURN_WAIT: Duration = Duration::from_secs(3);
-/// Repeats of a batch that collides with other transactions.
+/// Maximum number of retries of a batch that collides with other transactions.
 const MAX_COLLISIONS: usize = 2;
 
-/// A run to start.
+/// Request to start a run.
 #[derive(Debug)]
 pub struct StartRun {
-    /// What it executes.
+    /// Definition that the run executes.
     pub definition: Arc<Definition>,
-    /// Its input, a JSON object.
+    /// Input, a JSON object.
     pub input: Box<RawValue>,
-    /// From 0 to 9.
+    /// Priority from 0 to 9.
     pub priority: i16,
-    /// Who asks.
+    /// Actor that starts the run.
     pub actor: Arc<Actor>,
-    /// How many runs of the organisation may be queued.
+    /// Maximum number of queued runs of the organisation.
     pub max_queued: Option<i32>,
-    /// Of the request, if it has one.
+    /// Idempotency key of the request, if it has one.
     pub key: Option<IdempotencyKey>,
 }
 
@@ -77,30 +78,30 @@ impl Quota {
     }
 }
 
-/// A run that is committed.
+/// Started and committed run.
 #[derive(Debug)]
 pub struct StartedRun {
-    /// What was asked for.
+    /// Request that started it.
     pub request: StartRun,
-    /// The run's id.
+    /// Id of the run.
     pub run_id: String,
-    /// The run's creation.
+    /// Creation time of the run.
     pub created_at: Timestamp,
 }
 
-/// Why a run was not started. Nothing was written.
+/// Reason why a run was not started. Nothing was written.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The definition has changed since it was read, or the idempotency key is taken: look, and decide again.
+    /// The definition has changed since it was read, or the idempotency key is taken: the caller must read them again.
     #[error("the definition has changed or the idempotency key is taken")]
     Refused(Box<StartRun>),
-    /// As many runs of the organisation are queued as may be.
+    /// The quota of queued runs is used up.
     #[error(transparent)]
     Quota(#[from] QuotaExceeded),
-    /// Too many requests wait already.
+    /// Too many requests are queued.
     #[error("too many requests are waiting to be written")]
     Overloaded,
-    /// The database failed. With a lost connection, the run may exist all the same.
+    /// The database failed. After a lost connection, the run may exist all the same.
     #[error(transparent)]
     Db(Arc<db::Error>),
 }
@@ -113,7 +114,7 @@ struct Job {
     answer: oneshot::Sender<Result<StartedRun, StartError>>,
 }
 
-/// Where runs are started. Cheap to clone.
+/// Handle of the run writer. Cheap to clone.
 #[derive(Clone)]
 pub struct RunWriter {
     queue: mpsc::Sender<Job>,
@@ -140,13 +141,13 @@ impl RunWriter {
             }
             queue
         };
-        // A small pool keeps connections for everything else.
+        // With a small pool, enough connections are left for everything else.
         let writers = WRITERS.min(u32::try_from(pool.max() / 4).unwrap_or(WRITERS).max(1));
         let queue = start(writers, true);
         Self { queue, large: start(1, false), large_turns: Arc::new(OrganizationPermits::new(LARGE_INPUTS_EACH)) }
     }
 
-    /// Starts a run; returns after the commit. Dropping the future does not stop the writing.
+    /// Starts a run; returns after the commit. Dropping the future does not cancel the write.
     pub async fn start_run(&self, request: StartRun) -> Result<StartedRun, StartError> {
         let is_large = request.input.get().len() >= LARGE_INPUT_BYTES;
         let _turn = if is_large {
@@ -161,16 +162,16 @@ impl RunWriter {
         let job =
             Job { request, run_id: id::new_run_id(), event_id: Uuid::now_v7(), created_at: Timestamp::now(), answer };
         queue.try_send(job).map_err(|_| StartError::Overloaded)?;
-        // A writer always answers; it drops an answer only when the process is torn down.
+        // A writer always answers; the answer is dropped only when the process ends.
         answered.await.unwrap_or(Err(StartError::Overloaded))
     }
 }
 
 struct Writer {
     pool: db::Pool,
-    /// Held from the first batch on, so that no batch waits for the pool.
+    /// Connection, held from the first batch on, so that no batch waits for the pool.
     connection: Option<db::PooledConnection>,
-    /// Otherwise it is held only while there is something to write.
+    /// Whether the connection is kept between batches.
     keeps_connection: bool,
     relay: Relay,
     audit: bool,
@@ -200,7 +201,7 @@ impl batch::Writer for Writer {
 }
 
 impl Writer {
-    /// Those of each organisation that has a quota in a statement of their own.
+    /// Writes the runs of each organisation with a quota in a statement of their own.
     async fn write_by_quota(&mut self, batch: Vec<Job>) {
         let mut without = Vec::with_capacity(batch.len());
         let mut within: Vec<(Quota, Vec<Job>)> = Vec::new();
@@ -249,14 +250,14 @@ impl Writer {
                     }
                 }
             }
-            // One bad request must not fail its neighbours: each is written alone.
+            // One bad request must not fail the others: each is written alone.
             Err(db::Error::Refused(_) | db::Error::Bug(_)) if jobs.len() > 1 => {
                 for (job, reservation) in jobs {
                     drop(reservation);
                     Box::pin(self.write_by_quota(vec![job])).await;
                 }
             }
-            // Somebody else is about to use one of the keys: whoever has none does not wait for that.
+            // Another transaction is about to use one of the keys: requests without a key do not wait for it.
             Err(error) if error.is_lock_timeout() && jobs.len() > 1 => {
                 let jobs = jobs.into_iter().map(|(job, _)| job);
                 let (keyed, others): (Vec<_>, Vec<_>) = jobs.partition(|job| job.request.key.is_some());
@@ -275,7 +276,7 @@ impl Writer {
                     if let Some(reservation) = reservation {
                         self.relay.abandon(reservation, job.event_id, job.run_id);
                     }
-                    // Nobody waits if the client has hung up.
+                    // The receiver is dropped if the client has disconnected.
                     drop(job.answer.send(Err(StartError::Db(Arc::clone(&error)))));
                 }
             }
@@ -299,9 +300,8 @@ impl Writer {
         drop(answer.send(Ok(StartedRun { request, run_id, created_at })));
     }
 
-    /// Tries again after a collision, and once on another connection if the one that was held turns out dead: the
-    /// database was restarted, or another one took over. Such an attempt may have been committed all the same; the
-    /// next one then runs into its runs.
+    /// Retries after a collision, and once on another connection if the held one is dead because the database was
+    /// restarted or failed over. Such an attempt may have been committed; the next one then conflicts with its runs.
     async fn write_with_retries(&mut self, batch: &Arc<StartBatch>) -> Result<Started, db::Error> {
         let mut collisions = 0;
         let mut is_repeat = false;
@@ -311,7 +311,7 @@ impl Writer {
                 Err(db::Error::Collision(_)) if collisions < MAX_COLLISIONS => collisions += 1,
                 Err(error) if error.is_lock_timeout() => return Err(error),
                 Err(db::Error::Unavailable(_)) if was_held && !is_repeat => is_repeat = true,
-                // A conflict with one's own rows, or nothing written because one's own idempotency key is taken.
+                // Conflict with its own rows, or nothing written because its own idempotency key is taken.
                 Ok(_) | Err(db::Error::Conflict { .. }) if is_repeat => {
                     let (pool, admitted) = (self.pool.clone(), batch.runs.len());
                     let run_ids: Vec<String> = batch.runs.iter().map(|run| run.run_id.clone()).collect();
@@ -331,13 +331,13 @@ impl Writer {
                 Some(connection) => connection,
                 None => pool.acquire().await.map_err(db::Error::from)?,
             };
-            // One that is silent keeps no batch waiting, nor the next one when it is there again.
+            // A silent connection must not delay this batch, nor the next one after recovery.
             let written = pool.unless_silent(start(&mut connection, &batch, audit)).await;
             Ok((connection, written))
         })
         .await?;
         if let Err(db::Error::Unavailable(_) | db::Error::Bug(_)) = written {
-            // Whatever state it is in, the next batch gets another one.
+            // Its state is unknown, so the next batch gets another connection.
             connection.discard();
         } else {
             self.connection = Some(connection);
@@ -346,7 +346,7 @@ impl Writer {
     }
 }
 
-/// What is written for a job.
+/// Row data of a job.
 fn new_run(job: &Job, owner: Option<Uuid>) -> NewRun {
     let StartRun { definition, input, priority, actor, key, .. } = &job.request;
     NewRun {

@@ -1,6 +1,6 @@
-//! The accept loop: connections, their limits, and their end.
+//! Accept loop: connections, their limits, and their shutdown.
 //!
-//! `axum::serve` knows no time-out for headers, no bound on connections and no deadline, hence this one on hyper.
+//! `axum::serve` has no time-out for headers, no limit on connections and no deadline. This loop uses hyper directly.
 
 mod connections;
 mod descriptors;
@@ -37,27 +37,27 @@ use crate::{
     lifecycle::Lifecycle,
 };
 
-/// The time for the headers on a spare connection, so that idle ones make room for those who ask for health.
+/// Time-out for the headers on a spare connection. It is short, so that idle connections make room for health checks.
 const SPARE_HEADER_TIMEOUT: Duration = Duration::from_secs(1);
-/// A request's headers have to be complete after this, and an idle connection is closed after it.
+/// Time-out for the headers of a request, and for an idle connection.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest request line and headers together.
+/// Maximum length of request line and headers together.
 const MAX_HEADER_BYTES: usize = 32 << 10;
-/// Most headers of a request.
+/// Maximum number of headers of a request.
 const MAX_HEADERS: usize = 64;
-/// A client that takes nothing of its answer for so long is gone. The kernel counts; nothing else notices.
+/// Time-out for a client that accepts no bytes of its answer. The kernel enforces it; the process sees no other sign.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Connections that the kernel may keep ready.
+/// Maximum number of connections that the kernel queues for `accept`.
 const LISTEN_QUEUE: u32 = 1024;
-/// At the soft stop, a connection that has not asked for anything yet may do so for so long.
+/// At the soft stop: how long a connection without a request may still send its first one.
 const FIRST_REQUEST_GRACE: Duration = Duration::from_millis(500);
-/// How often it is looked whether there are such connections.
+/// Interval at which connections without a request are polled.
 const FIRST_REQUEST_POLL: Duration = Duration::from_millis(10);
-/// With all places taken, how often it is looked for a connection that has become idle.
-const PLACE_PAUSE: Duration = Duration::from_millis(50);
-/// Closes a connection after an answer.
+/// Interval at which connections are polled for an idle one while all permits are taken.
+const PERMIT_POLL: Duration = Duration::from_millis(50);
+/// Value of the `Connection` header that closes a connection after an answer.
 const CLOSE: HeaderValue = HeaderValue::from_static("close");
-/// After a failed accept, which is most likely a lack of file descriptors that connections will give back.
+/// Pause after a failed accept. The likely cause is a lack of file descriptors, which ending connections release.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Opens the listening socket.
@@ -66,7 +66,7 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     let listener = socket.listen(LISTEN_QUEUE)?;
-    // Connections inherit it.
+    // Accepted connections inherit this option.
     #[cfg(target_os = "linux")]
     rustix::net::sockopt::set_tcp_user_timeout(
         &listener,
@@ -75,11 +75,11 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(listener)
 }
 
-/// Serves connections until the soft stop, then finishes the requests under way, at most until the hard stop.
+/// Serves connections until the soft stop, then finishes the running requests, at most until the hard stop.
 ///
-/// With all places taken, the connection that has been idle longest makes room. While the process is about to stop,
-/// each connection is closed with its next answer; at the soft stop those that the kernel has accepted, or that have
-/// not asked for anything yet, get their first answer.
+/// While all permits are taken, the connection that has been idle longest is closed. Once the process is about to
+/// stop, each connection is closed with its next answer. At the soft stop, connections that the kernel has already
+/// accepted and connections without a request still get their first answer.
 pub async fn serve(listener: TcpListener, router: Router, lifecycle: Lifecycle, bounds: Bounds) {
     let server = Server {
         router,
@@ -110,7 +110,7 @@ pub async fn serve(listener: TcpListener, router: Router, lifecycle: Lifecycle, 
             }
         }
     }
-    server.accept_the_rest(listener);
+    server.accept_queued(listener);
     let hard_stop = server.lifecycle.hard_stop().clone();
     tokio::select! {
         () = server.finish() => {}
@@ -128,7 +128,7 @@ struct Server {
 }
 
 impl Server {
-    /// A place for a connection, as soon as there is one.
+    /// Waits for a permit for a connection.
     async fn permit(&self) -> (OwnedSemaphorePermit, Kind) {
         loop {
             if let Ok(permit) = Arc::clone(&self.regular).try_acquire_owned() {
@@ -143,8 +143,8 @@ impl Server {
                 biased;
                 permit = regular.acquire_owned() => (permit, Kind::Regular),
                 permit = spare.acquire_owned(), if !is_closing => (permit, Kind::Spare),
-                // Meanwhile another one has become idle.
-                () = tokio::time::sleep(PLACE_PAUSE) => continue,
+                // Another connection may have become idle.
+                () = tokio::time::sleep(PERMIT_POLL) => continue,
             };
             return (permit.expect("the semaphores are never closed"), kind);
         }
@@ -160,7 +160,8 @@ impl Server {
         let hard_stop = self.lifecycle.hard_stop().clone();
         tokio::spawn(async move {
             tokio::select! {
-                // A connection that ends in an error has ended: the client hung up, or sent what is not HTTP.
+                // The result does not matter: on an error the client closed the connection, or sent something other
+                // than HTTP.
                 _ = served => {}
                 () = close.cancelled() => {}
                 () = hard_stop.cancelled() => {}
@@ -169,10 +170,10 @@ impl Server {
         });
     }
 
-    /// Serves the connections that the kernel has accepted already: who is connected has been promised an answer.
-    fn accept_the_rest(&self, listener: TcpListener) {
+    /// Serves the connections that the kernel has already accepted: their clients expect an answer.
+    fn accept_queued(&self, listener: TcpListener) {
         let Ok(listener) = listener.into_std() else { return };
-        // Ends when there is none; there is nothing else to be done about an error.
+        // Ends when the queue is empty. An error ends it too: there is no remedy.
         while let Ok((stream, peer)) = listener.accept() {
             if stream.set_nonblocking(true).is_ok()
                 && let Ok(stream) = TcpStream::from_std(stream)
@@ -182,7 +183,7 @@ impl Server {
         }
     }
 
-    /// Waits for first requests a little, and for the answers under way.
+    /// Waits a short time for first requests, and for the running answers.
     async fn finish(self) {
         let deadline = tokio::time::Instant::now() + FIRST_REQUEST_GRACE;
         while self.connections.is_any_fresh() && tokio::time::Instant::now() < deadline {
@@ -192,11 +193,11 @@ impl Server {
     }
 }
 
-/// What a connection is for.
+/// Kind of a connection.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Regular,
-    /// See [`Bounds::spare`].
+    /// Spare connection, see [`Bounds::spare`].
     Spare,
 }
 
@@ -216,7 +217,8 @@ fn connection(
         Future: Send,
     >,
 > {
-    // An answer shall not wait for the acknowledgement of the one before. Fails only on a closed connection.
+    // Disables Nagle's algorithm: an answer must not wait for the acknowledgement of the previous one. Fails only on
+    // a closed connection.
     let _ = stream.set_nodelay(true);
     let stream = Watched::new(stream, Arc::clone(&entry.connection));
     let service = service_fn(move |mut request: Request<Incoming>| {
@@ -249,8 +251,8 @@ fn connection(
         .serve_connection(TokioIo::new(stream), service)
 }
 
-/// The answer with its line in the log: nobody else sees this request. What follows it on the connection is not read:
-/// it may be a part of this request.
+/// Refuses a request and logs it: it does not reach the request log otherwise. Further bytes on the connection are
+/// not read, since they may belong to this request.
 fn refuse<B>(request: &Request<B>, peer: IpAddr, refusal: ApiError) -> Response<Body> {
     let correlation_id = id::correlation_id(None);
     let mut response = refusal.render(request.uri().path(), &correlation_id);
@@ -264,8 +266,9 @@ fn refuse<B>(request: &Request<B>, peer: IpAddr, refusal: ApiError) -> Response<
     response
 }
 
-/// What a proxy in front might understand differently, and so let pass what it should not. (Of `Content-Length` and
-/// `Transfer-Encoding` together hyper takes the latter alone, and closes the connection, as RFC 9112, 6.1 has it.)
+/// Returns the error of a request that a proxy in front might parse differently, and so pass on wrongly. (With both
+/// `Content-Length` and `Transfer-Encoding`, hyper uses the latter only and closes the connection, as RFC 9112, 6.1
+/// demands.)
 fn framing_fault<B>(request: &Request<B>) -> Option<&'static str> {
     let headers = request.headers();
     let mut hosts = headers.get_all(header::HOST).iter();
@@ -281,7 +284,7 @@ fn framing_fault<B>(request: &Request<B>) -> Option<&'static str> {
     (!is_chunked || codings.next().is_some()).then_some("No other Transfer-Encoding than chunked is understood")
 }
 
-/// RFC 3986, 3.2.2 and 3.2.3.
+/// Whether the byte may occur in a host with port: RFC 3986, 3.2.2 and 3.2.3.
 fn is_of_a_host(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(&byte)
 }

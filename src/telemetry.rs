@@ -1,8 +1,8 @@
-//! Logs and metrics of the process.
+//! Telemetry: logs and metrics of the process.
 //!
-//! A log line is one JSON object: `timestamp`, `level`, `logger`, `message`, then the fields of the event and of
-//! the spans around it (`correlation_id`, `user_id`, `workflow_id`, `run_id`, …). With `LOG_FORMAT=text` the same is
-//! readable text.
+//! A log line is one JSON object: `timestamp`, `level`, `logger`, `message`, then the fields of the event and of the
+//! enclosing spans (`correlation_id`, `user_id`, `workflow_id`, `run_id`, …). With `LOG_FORMAT=text` it is readable
+//! text with the same content.
 
 pub mod catalogue;
 
@@ -30,25 +30,25 @@ use tracing_subscriber::{
 
 use crate::{config, timestamp::Timestamp, visible};
 
-/// Upper bounds of the latency histograms' buckets in seconds: fine where answers should be, up to the hardest limit.
+/// Upper bounds of the latency histograms' buckets in seconds: fine in the expected range, up to the hardest limit.
 const LATENCY_BUCKETS_SECS: [f64; 14] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
-/// The one the reference shows.
+/// Buckets of the reference.
 const REFERENCE_BUCKETS_SECS: [f64; 4] = [0.1, 0.5, 1.0, 5.0];
-/// Of runs, from the quickest to a day.
+/// Buckets of run durations, up to a day.
 const RUN_BUCKETS_SECS: [f64; 13] =
     [0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 10_800.0, 86_400.0];
-/// Requests or writes in one statement.
+/// Buckets of requests or writes per statement.
 const BATCH_BUCKETS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
 
-/// How often observations are put into their buckets.
+/// Interval of moving observations into their buckets.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
-/// Sets up logging to stdout, and panics as log lines. A second call does nothing.
+/// Sets up logging to stdout, also of panics. A second call does nothing.
 pub fn init(log: &config::Log) {
     let level = LevelFilter::from_level(log.level);
     let dependencies = if log.level >= Level::DEBUG { LevelFilter::DEBUG } else { level.min(LevelFilter::WARN) };
-    // librdkafka says at every attempt that a broker is away; the relay and the executor say it once.
+    // librdkafka logs an unavailable broker at every attempt; the relay and the executor log it once.
     let rdkafka = if log.level >= Level::DEBUG { LevelFilter::DEBUG } else { LevelFilter::OFF };
     let filter = Targets::new()
         .with_default(dependencies)
@@ -66,7 +66,7 @@ pub fn init(log: &config::Log) {
     }
 }
 
-/// Which part of the service a process is, for its metrics.
+/// Component of the service, for the metrics of its process.
 #[derive(Clone, Copy, Debug)]
 pub enum Component {
     /// `serve`.
@@ -75,7 +75,7 @@ pub enum Component {
     Executor,
 }
 
-/// The recorder of metrics, installed at the first call.
+/// Recorder of metrics, installed at the first call.
 fn recorder() -> &'static PrometheusHandle {
     static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
     HANDLE.get_or_init(|| {
@@ -90,7 +90,7 @@ fn recorder() -> &'static PrometheusHandle {
         }
         let recorder = builder.build_recorder();
         let handle = recorder.handle();
-        // Fails only if another recorder is installed, which no code of ours does.
+        // This fails only if another recorder is installed, which our code never does.
         drop(metrics::set_global_recorder(recorder));
         catalogue::register(catalogue::PROCESS);
         catalogue::register(catalogue::SHARED);
@@ -98,7 +98,7 @@ fn recorder() -> &'static PrometheusHandle {
     })
 }
 
-/// Counts from here on; what this part of the service can count starts at 0.
+/// Starts recording metrics; those of this component start at 0.
 pub fn count(part: Component) {
     recorder();
     match part {
@@ -110,8 +110,8 @@ pub fn count(part: Component) {
     }
 }
 
-/// Loop of a process: puts observations of histograms into their buckets, also if nobody ever asks for the metrics.
-/// Otherwise they would be kept one by one.
+/// Loop of a process that moves histogram observations into buckets. Without it, they would be kept one by one if the
+/// metrics are never read.
 pub async fn keep_histograms_small(stop: CancellationToken) {
     while !stop.is_cancelled() {
         recorder().run_upkeep();
@@ -132,17 +132,17 @@ pub fn render() -> String {
     text
 }
 
-/// `rust::path` as `dotted.path`, without the crate's name.
+/// Converts `rust::path` to `dotted.path`, without the crate's name.
 fn logger(target: &str) -> String {
     target.strip_prefix("workflow_api::").unwrap_or(target).replace("::", ".")
 }
 
-/// The event format, as `LOG_FORMAT` says.
+/// Formatter of events as set by `LOG_FORMAT`.
 struct LogLine {
     json: bool,
 }
 
-/// What a reader looks for first comes first.
+/// Members of a log line, the most relevant first.
 #[derive(Serialize)]
 struct Line {
     timestamp: Timestamp,
@@ -181,13 +181,13 @@ where
             fields,
         };
         let text = if self.json { serde_json::to_string(&line).map_err(|_| fmt::Error)? } else { line.text() };
-        // What others send must not move a terminal's cursor, nor begin a line.
+        // External text must neither move a terminal's cursor nor begin a line.
         writeln!(writer, "{}", visible::json(&text))
     }
 }
 
 impl Line {
-    /// For `LOG_FORMAT=text`. Strings have the escapes of JSON: one line stays one line.
+    /// Text for `LOG_FORMAT=text`. Strings are escaped as in JSON: one line stays one line.
     fn text(&self) -> String {
         let message = self.message.to_string();
         let message = message.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(&message);
@@ -196,7 +196,7 @@ impl Line {
     }
 }
 
-/// Collects an event's fields. An error is written with everything that caused it.
+/// Collector of an event's fields. An error is written with its causes.
 struct Fields<'a>(&'a mut Map<String, Value>);
 
 impl Visit for Fields<'_> {
@@ -257,7 +257,7 @@ mod tests {
         }
     }
 
-    /// What is logged in that format.
+    /// Log output in that format.
     fn logged(json: bool, log: impl FnOnce()) -> String {
         let written = Written::default();
         let writer = written.clone();

@@ -1,12 +1,12 @@
-//! Instants as the wire and the shared tables have them.
+//! Timestamps on the wire and in the shared tables.
 
 use chrono::{DateTime, NaiveDateTime, SubsecRound, Utc};
 use serde::{Serialize, Serializer};
 
-/// An instant in UTC with microsecond precision, which is what PostgreSQL keeps.
+/// Timestamp in UTC with microsecond precision, as in PostgreSQL.
 ///
-/// On the wire `2026-02-03T09:00:00.120450Z`; the fraction is left out if it is zero, as the contract's clients
-/// know it. In the shared tables a `timestamp without time zone`.
+/// On the wire it is `2026-02-03T09:00:00.120450Z`; the fraction is omitted if it is zero, as the contract's clients
+/// expect. In the shared tables it is a `timestamp without time zone`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, sqlx::Type)]
 #[sqlx(transparent)]
 pub struct Timestamp(NaiveDateTime);

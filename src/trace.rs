@@ -1,4 +1,4 @@
-//! W3C Trace Context: the header `traceparent`, as far as it is carried on. Pure.
+//! W3C Trace Context: the header `traceparent`, as far as it is propagated. Pure.
 
 use std::fmt::Write as _;
 
@@ -6,10 +6,10 @@ use sha2::{Digest as _, Sha256};
 
 /// The header's name, in HTTP and on records.
 pub const TRACEPARENT: &str = "traceparent";
-/// Version, trace id, parent id and flags, with what is between them. Later versions may have more behind it.
+/// Length of version, trace id, parent id and flags, with their separators. Later versions may append more.
 const LENGTH: usize = 55;
 
-/// The known part of the header's value; `None`: it is not valid, and counts as absent.
+/// The known part of the header's value; `None`: it is not valid, and is ignored.
 #[must_use]
 pub fn valid(value: &str) -> Option<&str> {
     let (known, rest) = value.trim().split_at_checked(LENGTH)?;
@@ -29,8 +29,8 @@ pub fn valid(value: &str) -> Option<&str> {
     (fits_version && !is_zero(trace_id) && !is_zero(parent_id)).then_some(known)
 }
 
-/// The header of everything that is sent about a run: in the trace of the request that started it, if that named one,
-/// else in one of its own. The parent is the run itself, so that all of it hangs together.
+/// The header of everything that is sent about a run. It belongs to the trace of the request that started the run, if
+/// that had one, else to a trace of its own. The parent is the run itself, so that all of its parts are connected.
 #[must_use]
 pub fn of_run(run_id: &str, given: Option<&str>) -> String {
     let digest = Sha256::digest(run_id);
@@ -44,7 +44,7 @@ pub fn of_run(run_id: &str, given: Option<&str>) -> String {
     let span_id = hex(&digest[16..24]);
     match given.and_then(valid) {
         Some(given) => format!("00-{}-{span_id}-{}", &given[3..35], &given[53..]),
-        // Nobody has recorded anything of it.
+        // Not sampled: no spans of it were recorded.
         None => format!("00-{}-{span_id}-00", hex(&digest[..16])),
     }
 }

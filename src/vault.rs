@@ -1,8 +1,8 @@
-//! Agents' credentials at rest: AES-256-GCM under the keys of `ENCRYPTION_KEY`.
+//! Encryption of agents' credentials at rest: AES-256-GCM with the keys of `ENCRYPTION_KEY`.
 //!
-//! What is stored in the place of a JSON text is `{"encrypted": {"key_id", "nonce", "data"}}`: the name of the key, and in
-//! base64 what the algorithm made. The agent's id is authenticated with it, so that no row can pass off another's
-//! credentials as its own. Texts that were stored before there was a key are taken as they are.
+//! A JSON text is stored as `{"encrypted": {"key_id", "nonce", "data"}}`: the name of the key, and in base64 the result
+//! of the algorithm. The agent's id is authenticated with it, so that a row cannot use another agent's credentials.
+//! Texts that were stored before there was a key are used as they are.
 
 use std::fmt::{self, Write as _};
 
@@ -15,12 +15,12 @@ use uuid::Uuid;
 
 use crate::input;
 
-/// Of the algorithm.
+/// Key length of the algorithm.
 const KEY_BYTES: usize = 32;
-/// Of a key's name: enough to tell a handful of keys apart.
+/// Length of a key's name: enough to distinguish a handful of keys.
 const KEY_ID_BYTES: usize = 4;
 
-/// Seals with the first of its keys, and opens with any. Without keys it seals nothing.
+/// Vault: encrypts with the first of its keys, and decrypts with any of them. Without keys it encrypts nothing.
 #[derive(Default)]
 pub struct Vault(Vec<Key>);
 
@@ -29,13 +29,13 @@ struct Key {
     cipher: RandomizedNonceKey,
 }
 
-/// Why a text stays sealed.
+/// Reason why a text cannot be decrypted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Sealed {
-    /// No key of that name is there.
+    /// There is no key of that name.
     #[error("encrypted with the key {0}, which ENCRYPTION_KEY does not have")]
     KeyMissing(String),
-    /// It was changed, or belongs to another agent.
+    /// The text was changed, or belongs to another agent.
     #[error("encrypted with the key {0} and not authentic")]
     NotAuthentic(String),
 }
@@ -55,7 +55,8 @@ struct Content {
 }
 
 impl Vault {
-    /// Keys with commas between, each of 32 bytes in hexadecimal digits or in base64. The error shows nothing of them.
+    /// Parses keys separated by commas, each of 32 bytes in hexadecimal digits or in base64. The error does not show
+    /// them.
     pub fn parse(text: &str) -> Result<Self, String> {
         let keys = text.split(',').enumerate().map(|(index, key)| {
             let problem =
@@ -67,15 +68,15 @@ impl Vault {
         });
         let keys = keys.collect::<Result<Vec<Key>, String>>()?;
         let is_twice = |(index, key): (usize, &Key)| keys[..index].iter().any(|other| other.id == key.id);
-        if keys.iter().enumerate().any(is_twice) { Err("has a key twice".to_owned()) } else { Ok(Self(keys)) }
+        if keys.iter().enumerate().any(is_twice) { Err("contains a key twice".to_owned()) } else { Ok(Self(keys)) }
     }
 
-    /// The names of the keys, the one that seals first.
+    /// Names of the keys, first the one that encrypts.
     pub fn key_ids(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|key| key.id.as_str())
     }
 
-    /// The text to store. What is sealed already, and everything if there is no key, stays as it is.
+    /// The text to store. A text that is already encrypted stays as it is, and so does every text if there is no key.
     #[must_use]
     pub fn seal(&self, agent_id: Uuid, json: &RawValue) -> Box<RawValue> {
         let Some(key) = self.0.first().filter(|_| json.get() != "null" && key_id(json).is_none()) else {
@@ -88,7 +89,7 @@ impl Vault {
         input::to_raw(&Envelope { encrypted: Content { key_id: key.id.clone(), nonce, data } })
     }
 
-    /// The text that was sealed; what was not, as it is.
+    /// The decrypted text. A text that is not encrypted is returned as it is.
     pub fn open(&self, agent_id: Uuid, stored: &RawValue) -> Result<Box<RawValue>, Sealed> {
         let Some(Content { key_id, nonce, data }) = envelope(stored) else { return Ok(stored.to_owned()) };
         let Some(key) = self.0.iter().find(|key| key.id == key_id) else { return Err(Sealed::KeyMissing(key_id)) };
@@ -101,27 +102,27 @@ impl Vault {
         open().ok_or(Sealed::NotAuthentic(key_id))
     }
 
-    /// Whether the text is stored as it would be today: sealed with the first key, if there is one.
+    /// Whether the text is stored as it would be now: encrypted with the first key, if there is one.
     #[must_use]
     pub fn is_current(&self, stored: &RawValue) -> bool {
         stored.get() == "null" || key_id(stored).as_deref() == self.key_ids().next()
     }
 }
 
-/// Shows the names of the keys.
+/// Shows only the names of the keys.
 impl fmt::Debug for Vault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.key_ids()).finish()
     }
 }
 
-/// The name of the key that the text is sealed with; `None` for a text that is not sealed.
+/// The name of the key that the text is encrypted with; `None` for a text that is not encrypted.
 #[must_use]
 pub fn key_id(stored: &RawValue) -> Option<String> {
     envelope(stored).map(|content| content.key_id)
 }
 
-/// No credentials that a caller may store have this form: they need members of their own.
+/// Reads the stored form of an encrypted text. Valid credentials never have this form: they need other members.
 fn envelope(stored: &RawValue) -> Option<Content> {
     serde_json::from_str::<Envelope>(stored.get()).ok().map(|envelope| envelope.encrypted)
 }
@@ -135,7 +136,7 @@ fn key_bytes(text: &str) -> Option<[u8; KEY_BYTES]> {
     let bytes = if is_hex {
         (0..KEY_BYTES).map(|index| u8::from_str_radix(&text[2 * index..2 * index + 2], 16).ok()).collect()
     } else {
-        // The alphabet of URLs and absent padding are taken too.
+        // The alphabet of URLs and absent padding are accepted too.
         let text = text.trim_end_matches('=').replace('-', "+").replace('_', "/");
         base64::prelude::BASE64_STANDARD_NO_PAD.decode(text).ok()
     };
@@ -167,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_sealed_is_opened_for_the_same_agent_alone() {
+    fn an_encrypted_text_is_decrypted_for_the_same_agent_only() {
         let (vault, agent) = (vault(ONE), Uuid::from_u128(7));
         let sealed = vault.seal(agent, &raw(SECRET));
         assert!(!sealed.get().contains("hunter2") && !sealed.get().contains("token"), "{sealed}");
@@ -179,21 +180,21 @@ mod tests {
     }
 
     #[test]
-    fn every_change_is_noticed() {
+    fn every_change_is_detected() {
         let (vault, agent) = (vault(ONE), Uuid::from_u128(7));
         let sealed = vault.seal(agent, &raw(SECRET)).get().to_owned();
         for (index, character) in sealed.char_indices().filter(|(_, character)| character.is_ascii_alphanumeric()) {
             let mut changed = sealed.clone();
             changed.replace_range(index..=index, if character == 'A' { "B" } else { "A" });
             if let Ok(text) = vault.open(agent, &raw(&changed)) {
-                // No envelope any more, or the bits of base64 that mean nothing.
+                // It is no envelope any more, or only unused bits of the base64 changed.
                 assert!(text.get() == changed || text.get() == SECRET, "{changed}");
             }
         }
     }
 
     #[test]
-    fn older_keys_open_and_the_first_one_seals() {
+    fn older_keys_decrypt_and_the_first_one_encrypts() {
         let agent = Uuid::from_u128(7);
         let (old, both, new) = (vault(ONE), vault(&format!("{OTHER}, {ONE}")), vault(OTHER));
         let sealed = old.seal(agent, &raw(SECRET));
@@ -208,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_sealed_is_as_it_is() {
+    fn a_text_that_is_not_encrypted_is_unchanged() {
         let agent = Uuid::from_u128(7);
         for plain in ["null", SECRET, r#"{"encrypted":"x","token":"t"}"#, r#"{"encrypted":{"key_id":"x"}}"#] {
             assert_eq!(vault(ONE).open(agent, &raw(plain)).expect("it is open").get(), plain);

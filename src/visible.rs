@@ -1,9 +1,9 @@
-//! Text that shows all of its characters: control characters, separators of lines, marks of direction and characters
-//! without width are escaped, so that no text can hide in another one, take its place on a terminal, or look like it.
+//! Escaping of invisible text: control characters, line separators, direction marks and characters without width are
+//! escaped, so that a text cannot hide in another one, overwrite it on a terminal, or look like it.
 
 use std::{borrow::Cow, fmt::Write as _};
 
-/// Whether the character does not show, or changes how the text around it is shown: control characters, separators of
+/// Whether the character is invisible, or changes how the text around it is shown: control characters, separators of
 /// lines and paragraphs, bidirectional controls, and what Unicode calls default ignorable.
 #[must_use]
 pub fn is_hidden(c: char) -> bool {
@@ -30,7 +30,7 @@ pub fn is_hidden(c: char) -> bool {
         )
 }
 
-/// Each hidden character as `\u{200b}`.
+/// The text with each hidden character as `\u{200b}`.
 #[must_use]
 pub fn escaped(text: &str) -> Cow<'_, str> {
     replaced(text, |c, shown| {
@@ -38,14 +38,14 @@ pub fn escaped(text: &str) -> Cow<'_, str> {
     })
 }
 
-/// As [`escaped`], of a text whose lines are meant.
+/// As [`escaped`], but line breaks are kept.
 #[must_use]
 pub fn escaped_lines(text: &str) -> String {
     text.split('\n').map(escaped).collect::<Vec<_>>().join("\n")
 }
 
-/// JSON that says the same, with each hidden character as JSON writes it: `\u200b`. Outside of its strings it must have
-/// none.
+/// Equivalent JSON, with each hidden character as JSON writes it: `\u200b`. Outside of its strings the text must not
+/// have any.
 #[must_use]
 pub fn json(text: &str) -> Cow<'_, str> {
     replaced(text, |c, shown| {
@@ -55,7 +55,7 @@ pub fn json(text: &str) -> Cow<'_, str> {
     })
 }
 
-/// Writing to a string cannot fail.
+/// Replaces the hidden characters of a text. Writing to a string cannot fail.
 fn replaced(text: &str, write: impl Fn(char, &mut String)) -> Cow<'_, str> {
     if text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) || !text.contains(is_hidden) {
         return Cow::Borrowed(text);

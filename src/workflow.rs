@@ -1,7 +1,7 @@
-//! Workflow definitions: what a caller may create and change, and the plan that is stored and sent for execution.
+//! Workflow definitions: rules for creating and changing them, and the plan that is stored and sent for execution.
 //!
-//! A [`Content`] has passed every rule of the contract's §3 except the existence of its agents, which needs the
-//! database; [`Steps::agent_names`] names them. A [`Plan`] is the reader's side: what a run is executed from.
+//! A [`Content`] satisfies every rule of the contract's §3 except the existence of its agents, which needs the
+//! database; [`Steps::agent_names`] returns their names. A [`Plan`] is the form from which a run is executed.
 
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -30,25 +30,25 @@ pub use step::{Branch, Callee, Condition, ForkJoinConfig, LoopConfig, Step, Step
 pub use steps::Steps;
 pub use summary::Summary;
 
-/// Characters of a workflow's name, as in its column.
+/// Length of a workflow's name, as in its column.
 const NAME_CHARS: std::ops::RangeInclusive<usize> = 1..=255;
 
-/// Whether a definition may be executed.
+/// Status of a definition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WorkflowStatus {
-    /// It may.
+    /// The definition may be executed.
     Active,
-    /// Its owner switched it off.
+    /// Its owner has deactivated it.
     Inactive,
     /// It was deleted; its runs still refer to it.
     Deleted,
 }
 
 impl WorkflowStatus {
-    /// All of them.
+    /// All statuses.
     pub const ALL: [Self; 3] = [Self::Active, Self::Inactive, Self::Deleted];
 
-    /// As in the `status` column and on the wire.
+    /// Text in the `status` column and on the wire.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -58,13 +58,13 @@ impl WorkflowStatus {
         }
     }
 
-    /// The status of that name, in lower case.
+    /// Parses a status in lower case.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|status| status.as_str() == name)
     }
 
-    /// What a caller may set; deleting has its own route.
+    /// Reads a status that a caller may set; deleting has its own route.
     fn read(node: &Node<'_>) -> Read<Self> {
         node.parsed(|name| {
             Self::parse(&name.to_lowercase())
@@ -74,27 +74,27 @@ impl WorkflowStatus {
     }
 }
 
-/// A workflow to create, as its first version or as a new version of the name.
+/// Workflow to create, as the first or a new version of its name.
 #[derive(Clone, Debug)]
 pub struct NewWorkflow {
-    /// Shared by all versions.
+    /// Name, shared by all versions.
     pub name: String,
-    /// For people.
+    /// Description for users.
     pub description: Option<String>,
-    /// What it does.
+    /// Content of the workflow.
     pub content: Content,
-    /// A JSON Schema for the input of runs, compiled once to see that it can be.
+    /// JSON Schema for the input of runs, which was compiled once as a check.
     pub input_schema: Option<Box<RawValue>>,
 }
 
 impl NewWorkflow {
-    /// Reads and validates the body of a create request.
+    /// Parses and validates the body of a create request.
     pub fn parse(body: &RawValue) -> Read<Self> {
         Draft::parse(body)?.checked()
     }
 }
 
-/// A workflow whose members are each good in themselves; whether the steps fit together is not known yet.
+/// Workflow with valid members. The rules between its steps are not checked yet.
 #[derive(Clone, Debug)]
 pub struct Draft {
     name: String,
@@ -105,10 +105,10 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// The members that [`Draft::parse`] reads.
+    /// Members that [`Draft::parse`] reads.
     pub const MEMBERS: [&'static str; 5] = ["name", "description", "start_step", "steps", "input_schema"];
 
-    /// Reads the members of a create request.
+    /// Parses the members of a create request.
     pub fn parse(body: &RawValue) -> Read<Self> {
         let body = Object::body(body)?;
         let mut errors = Vec::new();
@@ -116,7 +116,7 @@ impl Draft {
         Self::read(&body, name, errors)
     }
 
-    /// Reads what is left of a create request when the name comes from elsewhere.
+    /// Parses the other members of a create request when the name comes from elsewhere.
     pub fn named(name: &Node<'_>, body: &Object<'_>) -> Read<Self> {
         let mut errors = Vec::new();
         let name = keep(name.not_blank(NAME_CHARS), &mut errors);
@@ -136,7 +136,7 @@ impl Draft {
         }
     }
 
-    /// What the steps look like together, whether they fit or not.
+    /// Summary of the steps, valid or not.
     #[must_use]
     pub fn summary(&self) -> Summary {
         Summary::of(&self.start_step, &self.steps)
@@ -150,22 +150,22 @@ impl Draft {
     }
 }
 
-/// Changes to a workflow; what is `None` or [`Patch::Absent`] stays as it is.
+/// Changes of a workflow. `None` and [`Patch::Absent`] mean no change.
 #[derive(Clone, Debug, Default)]
 pub struct WorkflowPatch {
-    /// For people.
+    /// Description for users.
     pub description: Patch<String>,
-    /// To be stored only through [`WorkflowPatch::merge`]; a null counts as absent.
+    /// Stored only through [`WorkflowPatch::merge`]; null means absent.
     pub start_step: Option<String>,
-    /// To be stored only through [`WorkflowPatch::merge`]; a null counts as absent.
+    /// Stored only through [`WorkflowPatch::merge`]; null means absent.
     pub steps: Option<Steps>,
-    /// The schema for the input of runs; another one makes a new version.
+    /// Schema for the input of runs; another one makes a new version.
     pub input_schema: Patch<Box<RawValue>>,
-    /// Active or inactive.
+    /// Status, active or inactive.
     pub status: Option<WorkflowStatus>,
 }
 
-/// Takes over the whole content and the description.
+/// Patch with the whole content and the description.
 impl From<NewWorkflow> for WorkflowPatch {
     fn from(new: NewWorkflow) -> Self {
         let Content { start_step, steps } = new.content;
@@ -180,7 +180,7 @@ impl From<NewWorkflow> for WorkflowPatch {
 }
 
 impl WorkflowPatch {
-    /// Reads the body of an update request. Whether start and steps fit is for [`WorkflowPatch::merge`] to see.
+    /// Parses the body of an update request. [`WorkflowPatch::merge`] checks start and steps.
     pub fn parse(body: &RawValue) -> Read<Self> {
         let body = Object::body(body)?;
         let mut errors = Vec::new();
@@ -194,13 +194,13 @@ impl WorkflowPatch {
         if errors.is_empty() { Ok(patch) } else { Err(errors) }
     }
 
-    /// The content after the update of a workflow with this stored plan. `None`: the content, and with it the
-    /// version, stays.
+    /// Content after the update of a workflow with this stored plan. `None`: the content, and with it the version, is
+    /// unchanged.
     pub fn merge(&self, stored: &RawValue) -> Read<Option<Content>> {
         let (start_step, steps) = match (&self.start_step, &self.steps) {
             (None, None) => return Ok(None),
             (Some(start_step), Some(steps)) => (start_step.clone(), steps.clone()),
-            // What was stored long ago need not be readable, as long as it is not needed.
+            // An old stored plan may be unreadable as long as it is not needed.
             (start_step, steps) => {
                 let stored = Plan::parse(stored);
                 let stored = stored.map_err(|error| vec![FieldError::rule("body", format!("stored plan: {error}"))])?;
@@ -220,7 +220,7 @@ fn read_steps(node: &Node<'_>) -> Read<Steps> {
     Steps::read(node, Source::Caller)
 }
 
-/// What a workflow does: steps and where to begin. Valid, but for the existence of its agents.
+/// Content of a workflow: steps and start. Valid except for the existence of its agents.
 #[derive(Clone, Debug)]
 pub struct Content {
     start_step: String,
@@ -233,7 +233,7 @@ impl Content {
         Ok(Self { start_step, steps })
     }
 
-    /// The id of the first step.
+    /// Id of the first step.
     #[must_use]
     pub fn start_step(&self) -> &str {
         &self.start_step
@@ -245,44 +245,46 @@ impl Content {
         &self.steps
     }
 
-    /// An error if a run of it would make more steps than it may, whatever its input is.
+    /// Returns an error if every run of it would exceed the step limit, whatever its input is.
     #[must_use]
     pub fn check_size(&self, max_run_steps: u64) -> Option<FieldError> {
         let least = size::least_rows(&self.start_step, &self.steps);
         (least > max_run_steps).then(|| {
-            let least = if least == u64::MAX { "far too many".to_owned() } else { least.to_string() };
-            let message = format!("A run would make {least} steps, and may make {max_run_steps} (MAX_RUN_STEPS)");
+            let least = if least == u64::MAX { "far too many".to_owned() } else { format!("at least {least}") };
+            let message =
+                format!("A run would execute {least} steps, and the limit is {max_run_steps} (MAX_RUN_STEPS)");
             FieldError::new("body.steps", "too_many_steps", message)
         })
     }
 
-    /// What is allowed and yet cannot be meant: references that never resolve, steps that never run. In the order of
-    /// the steps, as many as errors are reported at once.
+    /// Warnings about valid but useless parts: references that never resolve, steps that never run. In the order of the
+    /// steps, up to the maximum number of errors in an answer.
     #[must_use]
     pub fn warnings(&self) -> Vec<FieldError> {
         references::warnings(&self.start_step, &self.steps)
     }
 
-    /// The same if no step asks for the output of one that is not there. What is stored may: the reference takes it.
+    /// Fails if a step references the output of a step that does not exist. Stored plans may do so, since the reference
+    /// accepts it.
     fn without_unknown_steps(self) -> Read<Self> {
         let errors = references::unknown_steps(&self.steps);
         if errors.is_empty() { Ok(self) } else { Err(errors) }
     }
 
-    /// The content of a stored plan, if it still passes the rules.
+    /// Content of a stored plan, if it is still valid.
     pub fn of_plan(plan: &RawValue) -> Read<Self> {
         let plan =
             Plan::parse(plan).map_err(|error| vec![FieldError::rule("body", format!("stored plan: {error}"))])?;
         Self::checked(plan.start_step, plan.steps)
     }
 
-    /// The plan to store for a new row; its `workflow_id` is made of name and version.
+    /// Plan to store for a new row; its `workflow_id` is built from name and version.
     #[must_use]
     pub fn new_plan(&self, name: &str, version: i32) -> Box<RawValue> {
         self.plan(&format!("wf-{name}-{version}"), name, version)
     }
 
-    /// The plan to store for a row that keeps its `workflow_id`.
+    /// Plan to store for a row that keeps its `workflow_id`.
     #[must_use]
     pub fn plan(&self, workflow_id: &str, name: &str, version: i32) -> Box<RawValue> {
         #[derive(Serialize)]
@@ -298,7 +300,7 @@ impl Content {
     }
 }
 
-/// The paths of members of steps that nobody reads, given the body of a create request, valid or not.
+/// Paths of unknown members of steps, given the body of a create request, valid or not.
 pub fn unknown_step_members(body: &RawValue) -> impl Iterator<Item = String> {
     let steps = member(body, "steps").and_then(|steps| Node::new("body.steps", steps).map().ok());
     steps.into_iter().flatten().flat_map(|(_, step)| {
@@ -307,7 +309,7 @@ pub fn unknown_step_members(body: &RawValue) -> impl Iterator<Item = String> {
     })
 }
 
-/// The `workflow_id` of a stored plan, to be kept by updates; `None` if the plan has none.
+/// `workflow_id` of a stored plan, which updates keep; `None` if the plan has none.
 #[must_use]
 pub fn plan_workflow_id(plan: &RawValue) -> Option<String> {
     member(plan, "workflow_id").and_then(text)

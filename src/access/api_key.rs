@@ -1,26 +1,26 @@
 //! API keys: `wf_<environment>_<30 base62><6 base62 checksum>`.
 //!
-//! The environment tells people and secret scanners where a key belongs. The checksum (CRC-32 of all before it) finds
-//! what was mistyped or made up before anybody asks the database; it is no secret, and proves nothing.
+//! The environment shows people and secret scanners where a key belongs. The checksum (CRC-32 of all before it)
+//! detects mistyped or invented keys without a database query. It is not secret and proves nothing.
 
 use rand::{Rng, distr::Alphanumeric};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
-/// 178 bits.
+/// Number of random characters: 178 bits.
 const RANDOM_CHARS: usize = 30;
-/// Enough for 32 bits.
+/// Number of characters of the checksum: enough for 32 bits.
 const CHECKSUM_CHARS: usize = 6;
-/// Longest name of an environment.
+/// Maximum length of an environment's name.
 const MAX_ENVIRONMENT_CHARS: usize = 16;
 const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
-/// A key as its owner has it.
+/// API key in plain text.
 #[derive(Clone, Debug)]
 pub struct ApiKey(SecretString);
 
 impl ApiKey {
-    /// A new key. `environment` is one by [`is_environment`].
+    /// Generates a key. `environment` must satisfy [`is_environment`].
     #[must_use]
     pub fn generate(environment: &str) -> Self {
         let random: String = rand::rng().sample_iter(Alphanumeric).take(RANDOM_CHARS).map(char::from).collect();
@@ -29,7 +29,7 @@ impl ApiKey {
         Self(text.into())
     }
 
-    /// A key, if the text has the form of one and its checksum is right.
+    /// Parses a key, if the text has the right form and checksum.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let (environment, secret) = text.strip_prefix("wf_")?.split_once('_')?;
@@ -41,13 +41,13 @@ impl ApiKey {
         (given == checksum(unchecked)).then(|| Self(text.to_owned().into()))
     }
 
-    /// The key itself, to be shown to its owner once.
+    /// The plain text, to be shown to its owner once.
     #[must_use]
     pub fn expose(&self) -> &str {
         self.0.expose_secret()
     }
 
-    /// What is stored of it: SHA-256. A slow hash would protect nothing more, as nobody guesses 178 bits.
+    /// The stored hash: SHA-256. A slow hash would protect nothing more, as 178 bits cannot be guessed.
     #[must_use]
     pub fn hash(&self) -> [u8; 32] {
         Sha256::digest(self.expose()).into()
@@ -59,21 +59,21 @@ impl ApiKey {
         self.expose().rsplit_once('_').map_or("", |(prefix, _)| prefix)
     }
 
-    /// The end of it, by which its owner tells it from others.
+    /// The last four characters, by which its owner recognises the key.
     #[must_use]
     pub fn last_four(&self) -> &str {
         &self.expose()[self.expose().len() - 4..]
     }
 }
 
-/// Whether a key can have that name: 1 to 100 ASCII characters, not all of them blanks, since it becomes part of a subject,
-/// which is in headers, logs and columns.
+/// Whether the text can be the name of a key: 1 to 100 ASCII characters, not only blanks. The name becomes part of a
+/// subject, which is in headers, logs and columns.
 #[must_use]
 pub fn is_name(text: &str) -> bool {
     (1..=100).contains(&text.len()) && text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) && !text.trim().is_empty()
 }
 
-/// Whether keys can have that environment: 1 to 16 small letters and digits.
+/// Whether the text can be an environment: 1 to 16 small letters and digits.
 #[must_use]
 pub fn is_environment(text: &str) -> bool {
     (1..=MAX_ENVIRONMENT_CHARS).contains(&text.len())
@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_comes_back_as_it_was() {
+    fn a_key_is_parsed_unchanged() {
         for environment in ["live", "test", "0", "abcdefghijklmnop"] {
             let key = ApiKey::generate(environment);
             assert_eq!(key.expose().len(), 4 + environment.len() + 36, "{}", key.expose());
@@ -107,7 +107,7 @@ mod tests {
         assert!(!format!("{:?}", ApiKey::generate("live")).contains("wf_"), "Debug shows no key");
     }
 
-    /// The form is an interface: keys made by one release are taken by the next.
+    /// The form is an interface: a later release must accept the keys of an earlier one.
     #[test]
     fn the_checksum_is_that_of_every_release() {
         assert!(
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn no_changed_character_passes() {
+    fn every_changed_character_is_detected() {
         let key = ApiKey::generate("live");
         let text = key.expose();
         for index in 0..text.len() {

@@ -1,29 +1,29 @@
-//! Organisations: whose everything is. Nothing of one can be seen or reached from another.
+//! Organisations: tenants that own all data. Nothing of one organisation can be seen or reached from another.
 
 use std::{fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-/// Longest id of an organisation.
+/// Maximum length of an organisation's id.
 const MAX_CHARS: usize = 63;
 
-/// The id of an organisation: 1 to 63 small letters, digits and hyphens, neither beginning nor ending with a hyphen.
+/// Id of an organisation: 1 to 63 small letters, digits and hyphens, neither beginning nor ending with a hyphen.
 /// Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct OrganizationId(Arc<str>);
 
-/// The text is not the id of an organisation.
+/// Error: the text is not the id of an organisation.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("must be 1 to 63 small letters, digits and hyphens, neither beginning nor ending with a hyphen")]
 pub struct NoOrganizationId;
 
 impl OrganizationId {
-    /// The organisation of whoever names none, and of everything that another program writes. There is always one of
-    /// this id; its administrators manage the others.
+    /// Id of the default organisation: that of callers which name none, and of all that another program writes. It
+    /// always exists; its administrators manage the others.
     pub const DEFAULT: &str = "default";
 
-    /// The id, if the text is one.
+    /// Parses an id.
     pub fn parse(text: &str) -> Result<Self, NoOrganizationId> {
         let is_inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
         let fits = (1..=MAX_CHARS).contains(&text.len()) && text.bytes().all(is_inner);
@@ -34,13 +34,13 @@ impl OrganizationId {
         }
     }
 
-    /// The id in a column of ours, where nothing else comes to be.
+    /// The id from one of the service's own columns, which contain only valid ids.
     #[must_use]
     pub fn stored(text: &str) -> Self {
         Self(text.into())
     }
 
-    /// As in tokens, in the database and on the wire.
+    /// Id in tokens, in the database and on the wire.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0

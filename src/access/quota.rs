@@ -1,22 +1,22 @@
-//! How much an organisation may have.
+//! Quotas of an organisation.
 
 use serde::{Deserialize, Serialize};
 
-/// What is counted.
+/// Countable resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Countable {
-    /// Those that are not deleted.
+    /// Agents that are not deleted.
     Agents,
     /// Names with a version that is not deleted.
     Workflows,
-    /// Those that are neither revoked nor expired.
+    /// API keys that are neither revoked nor expired.
     ApiKeys,
-    /// Runs that have been accepted and not yet begun.
+    /// Runs that are accepted and not yet started.
     QueuedRuns,
 }
 
 impl Countable {
-    /// For people.
+    /// Name for people.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -28,21 +28,21 @@ impl Countable {
     }
 }
 
-/// The most that an organisation may have of each; `None`: as many as it likes.
+/// Maximum numbers of an organisation; `None`: unlimited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quotas {
-    /// Of [`Countable::Agents`].
+    /// Maximum of [`Countable::Agents`].
     pub agents: Option<i32>,
-    /// Of [`Countable::Workflows`].
+    /// Maximum of [`Countable::Workflows`].
     pub workflows: Option<i32>,
-    /// Of [`Countable::ApiKeys`].
+    /// Maximum of [`Countable::ApiKeys`].
     pub api_keys: Option<i32>,
-    /// Of [`Countable::QueuedRuns`].
+    /// Maximum of [`Countable::QueuedRuns`].
     pub queued_runs: Option<i32>,
 }
 
 impl Quotas {
-    /// The most of these.
+    /// Maximum of this resource.
     #[must_use]
     pub fn of(&self, what: Countable) -> Option<i32> {
         match what {
@@ -53,7 +53,7 @@ impl Quotas {
         }
     }
 
-    /// These, and where they say nothing, those.
+    /// These quotas; `those` are the defaults for the ones that are not set.
     #[must_use]
     pub fn or(self, those: Self) -> Self {
         Self {
@@ -65,12 +65,12 @@ impl Quotas {
     }
 }
 
-/// The organisation has as many as it may have.
+/// Error: the organisation has reached a quota.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("the organisation may have {limit} {} and has them already", .what.as_str())]
 pub struct QuotaExceeded {
-    /// Of what.
+    /// Resource of the quota.
     pub what: Countable,
-    /// How many.
+    /// Maximum number.
     pub limit: i32,
 }

@@ -1,4 +1,4 @@
-//! Keys that tokens are verified with. Each is for one algorithm, which comes from the key and never from a token.
+//! Verification keys for tokens. Each is for one algorithm, which is taken from the key and never from a token.
 
 use jsonwebtoken::{
     Algorithm, DecodingKey, DecodingKeyKind,
@@ -7,39 +7,39 @@ use jsonwebtoken::{
 use serde::Deserialize;
 use serde_json::Value;
 
-/// Keys of a set that are used; further ones are not.
+/// Maximum number of keys of a set; further keys are ignored.
 const MAX_KEYS: usize = 32;
-/// RSA keys with a shorter modulus are refused, as the verification would refuse them: 2048 bits.
+/// Minimum length of an RSA modulus: 2048 bits. The verification refuses shorter ones too.
 const MIN_RSA_BYTES: usize = 256;
-/// An uncompressed point of P-256.
+/// Length of an uncompressed point of P-256.
 const P256_POINT_BYTES: usize = 65;
-/// A public key of Ed25519.
+/// Length of a public key of Ed25519.
 const ED25519_BYTES: usize = 32;
 
-/// A key and the one algorithm that it verifies.
+/// Verification key with its algorithm.
 #[derive(Clone, Debug)]
 pub struct VerifyingKey {
-    /// The name by which a token may ask for it; without one it is for tokens that ask for none or for an unknown one.
+    /// Key id that a token may name. A key without one is for tokens that name none or an unknown one.
     pub kid: Option<String>,
-    /// The only algorithm that it is used with.
+    /// The only algorithm that the key is used with.
     pub algorithm: Algorithm,
-    /// Prepared once.
+    /// Key, decoded once.
     pub key: DecodingKey,
 }
 
-/// A document is not a set of keys.
+/// Error: a document is not a set of keys.
 #[derive(Debug, thiserror::Error)]
 #[error("not a JSON Web Key Set with at least one public key for RS256, ES256 or EdDSA")]
 pub struct NotAKeySet;
 
 impl VerifyingKey {
-    /// A shared secret.
+    /// Key of a shared secret.
     #[must_use]
     pub fn from_secret(algorithm: Algorithm, secret: &[u8]) -> Self {
         Self { kid: None, algorithm, key: DecodingKey::from_secret(secret) }
     }
 
-    /// A public key in PEM form: RSA for RS256, P-256 for ES256, Ed25519 for `EdDSA`.
+    /// Parses a public key in PEM form: RSA for RS256, P-256 for ES256, Ed25519 for `EdDSA`.
     pub fn from_pem(pem: &str) -> Result<Self, &'static str> {
         if pem.contains("PRIVATE KEY") {
             return Err("is a private key; the service needs, and should have, only the public one");
@@ -62,7 +62,7 @@ impl VerifyingKey {
         }
     }
 
-    /// The usable keys of a JSON Web Key Set. Others are left out, secrets and keys for encryption among them.
+    /// The usable keys of a JSON Web Key Set. Other keys are skipped, such as secrets and encryption keys.
     pub fn from_jwks(json: &[u8]) -> Result<Vec<Self>, NotAKeySet> {
         #[derive(Deserialize)]
         struct Set {
@@ -90,7 +90,7 @@ impl VerifyingKey {
                 let is_ed25519 = parameters.curve == EllipticCurve::Ed25519 && bytes == ED25519_BYTES;
                 is_ed25519.then_some((Algorithm::EdDSA, KeyAlgorithm::EdDSA))
             }
-            // A shared secret has no place in a document that anybody may read.
+            // A shared secret must not be in a public document.
             _ => None,
         }?;
         let common = jwk.common;
@@ -131,7 +131,7 @@ mod tests {
         jsonwebtoken::crypto::verify(signature, message.as_bytes(), &key.key, key.algorithm).unwrap_or(false)
     }
 
-    /// What a verifier must not fall for: other signatures over the same message, one by one.
+    /// Forgeries that a verifier must refuse: other signatures over the same message.
     fn forgeries(token: &str) -> Vec<(String, String)> {
         let (message, signature) = token.rsplit_once('.').expect("a token");
         let bytes = BASE64_URL_SAFE_NO_PAD.decode(signature).expect("base64url");
@@ -146,7 +146,7 @@ mod tests {
             ("twice".to_owned(), bytes.repeat(2)),
             ("backwards".to_owned(), bytes.iter().rev().copied().collect()),
             ("halves exchanged".to_owned(), [&bytes[bytes.len() / 2..], &bytes[..bytes.len() / 2]].concat()),
-            // As ASN.1, which other formats of ECDSA signatures are.
+            // ASN.1 encoding, which other formats of ECDSA signatures use.
             ("ASN.1".to_owned(), {
                 let half = bytes.len() / 2;
                 let integer = |part: &[u8]| [&[2, 33, 0][..], &part[..32.min(part.len())]].concat();
@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn the_published_examples_verify_and_nothing_near_them_does() {
-        // Another test of this process may have done so.
+        // Another test of this process may have installed it already.
         let _ = jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER.install_default();
         let keys: Vec<VerifyingKey> = EXAMPLES
             .iter()

@@ -1,4 +1,4 @@
-//! Answering a callback: the first answer counts, and every repeat is told what it was.
+//! Answering a callback: the first answer is stored, and every repeat returns it.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -16,40 +16,40 @@ use crate::{
     input::{self, FieldError, member, text},
 };
 
-/// What became of an answer.
+/// Result of an answer.
 #[derive(Debug)]
 pub struct Answered {
-    /// The run.
+    /// Id of the run.
     pub run_id: String,
-    /// The step that waits, or will.
+    /// Step that waits for the callback now or later.
     pub step_id: String,
-    /// When the first answer came.
+    /// Time of the first answer.
     pub at: DateTime<Utc>,
-    /// Of an approval, what was decided.
+    /// Decision of an approval.
     pub approved: Option<bool>,
-    /// It was answered before, and this answer changes nothing.
+    /// Whether it was answered before, so that this answer changed nothing.
     pub is_repeat: bool,
 }
 
-/// Who answers, as far as they say and prove it.
+/// Caller that answers a callback, as far as it is authenticated.
 #[derive(Clone, Copy, Debug)]
 pub struct CallbackCaller<'a> {
-    /// For the audit.
+    /// Actor for the audit.
     pub actor: &'a Actor,
-    /// They are who the actor is; otherwise the address is all that is known.
+    /// Whether the caller is authenticated; otherwise only its address is known.
     pub is_known: bool,
-    /// Whose they are; `None`: nobody was asked, as authentication is off.
+    /// Organisation of the caller; `None` if authentication is off.
     pub organization: Option<&'a OrganizationId>,
-    /// What they are here; `None` if what they may do is narrowed to less than to decide.
+    /// Role in this service; `None` if the credentials are restricted so far that they cannot decide.
     pub role: Option<Role>,
-    /// What they are elsewhere.
+    /// Roles in other systems.
     pub roles: &'a [String],
-    /// The only workflows that they have to do with; `None`: all.
+    /// Workflows that the caller is restricted to; `None`: all.
     pub workflows: Option<&'a [String]>,
 }
 
 impl CallbackCaller<'_> {
-    /// Whether they may decide for that role about a run of that workflow.
+    /// Whether the caller may decide for that role about a run of that workflow.
     fn may_decide(&self, role: &str, callback: &CallbackRow) -> bool {
         let is_ours = self.organization.is_none_or(|ours| ours.as_str() == callback.organization_id);
         let workflow = &callback.workflow_name;
@@ -59,22 +59,22 @@ impl CallbackCaller<'_> {
     }
 }
 
-/// Why an answer does not count.
+/// Reason why an answer is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum AnswerError {
     /// There is no such callback.
     #[error("callback not found")]
     NotFound,
-    /// Nobody waits for it any more.
-    #[error("the callback is over")]
+    /// The callback has expired, or its attempt or run has ended.
+    #[error("the callback has expired or its run has ended")]
     Over,
-    /// Whoever decides has to say who they are.
+    /// The approval requires authentication.
     #[error("a role is needed")]
     Unauthenticated,
-    /// Whoever decides must have that role.
+    /// The approval requires that role.
     #[error("the role {0} is needed")]
     Forbidden(String),
-    /// It is no decision.
+    /// The answer is not a valid decision.
     #[error("the answer is not valid")]
     Invalid(Vec<FieldError>),
     /// The database failed.
@@ -89,12 +89,12 @@ struct Changes<'a> {
     answer: &'a RawValue,
 }
 
-/// Whether there is a callback of that token, answered or not.
+/// Whether a callback with that token exists, answered or not.
 pub async fn exists(pool: &db::Pool, token: &str) -> Result<bool, db::Error> {
     waits::callback_exists(pool, &Sha256::digest(token)).await
 }
 
-/// Writes the answer and wakes the run, or finds the first one.
+/// Writes the answer and wakes the run, or returns the first answer.
 pub async fn answer_callback(
     pool: &db::Pool,
     context: Context<'_>,
@@ -132,7 +132,7 @@ pub async fn answer_callback(
     }
     let who = Some(by.actor.subject.as_str()).filter(|_| by.is_known);
     let at = waits::answer(&mut transaction, &callback, answer, who).await?;
-    // The run's organisation is told, whoever has answered.
+    // The audit entry belongs to the run's organisation, whichever caller has answered.
     let actor = Actor { organization: OrganizationId::stored(&callback.organization_id), ..by.actor.clone() };
     let context = Context { actor: &actor, ..context };
     let entity = Entity("run", id::run_entity_id(&run_id), &run_id);
@@ -142,7 +142,7 @@ pub async fn answer_callback(
     Ok(Answered { run_id, step_id, at, approved: decision(answer), is_repeat: false })
 }
 
-/// A decision is an object that says `approved`, and perhaps why.
+/// Checks that a decision is an object with `approved` and an optional comment.
 fn check_decision(answer: &RawValue) -> Result<(), Vec<FieldError>> {
     let body = input::Object::body(answer)?;
     let mut errors = Vec::new();
@@ -154,5 +154,5 @@ fn check_decision(answer: &RawValue) -> Result<(), Vec<FieldError>> {
     if errors.is_empty() { Ok(()) } else { Err(errors) }
 }
 
-/// Characters of a comment to a decision.
+/// Maximum number of characters of a comment to a decision.
 const MAX_COMMENT_CHARS: usize = 2000;

@@ -1,4 +1,4 @@
-//! Making and revoking API keys.
+//! Creation and revocation of API keys.
 
 use chrono::TimeDelta;
 use serde_json::json;
@@ -14,27 +14,27 @@ use crate::{
     vault::Vault,
 };
 
-/// Keys that make each other in a line.
+/// Maximum length of a chain of keys that create each other.
 const MAX_LINE: usize = 16;
-/// A key that counts for less time is no way in for administrators: nobody would notice that it is the last one.
+/// A key with less remaining validity is not counted as an admin key: the last one would expire unnoticed.
 const ADMIN_KEY_MIN_VALIDITY: TimeDelta = TimeDelta::days(1);
 
-/// A key to be made.
+/// API key to create.
 #[derive(Clone, Debug)]
 pub struct NewApiKey {
     /// Unique among the keys that are not revoked.
     pub name: String,
-    /// Whose it is.
+    /// Organisation of the key.
     pub organization: OrganizationId,
-    /// What it allows.
+    /// Grant of the key.
     pub grant: Grant,
-    /// From then on it does not count.
+    /// Expiry time.
     pub expires_at: Option<Timestamp>,
-    /// The key that makes it, itself or by a token.
+    /// Key that creates it, directly or by a token.
     pub parent_id: Option<Uuid>,
 }
 
-/// Why a key was not saved.
+/// Reason why a key was not saved.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiKeyError {
     /// There is no such key.
@@ -43,19 +43,19 @@ pub enum ApiKeyError {
     /// A key that is not revoked has the name.
     #[error("the name {0:?} is taken")]
     NameTaken(String),
-    /// The organisation has as many as it may have.
+    /// The quota of the organisation is used up.
     #[error(transparent)]
     Quota(#[from] QuotaExceeded),
-    /// The key that makes it is revoked by now.
+    /// The key that creates it has been revoked.
     #[error("the parent key is revoked")]
     ParentRevoked,
-    /// Its line would be too long.
-    #[error("at most {MAX_LINE} keys make each other in a line")]
+    /// The chain of keys would be too long.
+    #[error("a chain of API keys has at most {MAX_LINE} keys")]
     LineTooLong,
-    /// Nobody could be let in any more.
-    #[error("it is the last key by which an administrator gets in")]
+    /// No administrator could authenticate any more.
+    #[error("it is the last admin key")]
     LastWayIn,
-    /// The organisation that the key is to belong to does not exist.
+    /// The organisation of the key does not exist.
     #[error("organisation not found")]
     OrganizationNotFound,
     /// The database failed.
@@ -63,7 +63,7 @@ pub enum ApiKeyError {
     Db(#[from] db::Error),
 }
 
-/// Makes a key. Its text is in the answer and nowhere else.
+/// Creates a key. Its text is only in the answer and is not stored.
 pub async fn create(
     pool: &db::Pool,
     context: Context<'_>,
@@ -133,15 +133,15 @@ async fn insert(
     Ok(row)
 }
 
-/// Revokes a key, for good, with all that were made by it. A repeat changes nothing. The key, and the ids of all that were
-/// revoked.
+/// Revokes a key for good, with all its descendants. A repeat changes nothing. Returns the key, and the ids of all
+/// revoked keys.
 ///
-/// `needs_way_in`: an administrator gets in by keys alone, so the last one stays.
+/// `keeps_admin_key`: administrators can authenticate by keys only, so the last admin key is kept.
 pub async fn revoke(
     pool: &db::Pool,
     context: Context<'_>,
     id: Uuid,
-    needs_way_in: bool,
+    keeps_admin_key: bool,
 ) -> Result<(ApiKeyRow, Vec<Uuid>), ApiKeyError> {
     let mut transaction = db::begin(pool).await?;
     db::api_keys::lock(&mut transaction).await?;
@@ -149,11 +149,11 @@ pub async fn revoke(
     let revoked =
         db::api_keys::revoke(&mut transaction, context.organization(), id, &context.actor.subject, at).await?;
     let row = db::api_keys::find(&mut *transaction, context.organization(), id).await?.ok_or(ApiKeyError::NotFound)?;
-    let ways_in = revoked.iter().filter(|row| is_admin_key(row, at));
+    let admin_keys = revoked.iter().filter(|row| is_admin_key(row, at));
     let soon = Timestamp::from(at.as_naive_utc().and_utc() + ADMIN_KEY_MIN_VALIDITY);
-    // Another one has to count as long as they would have, or long enough.
-    let until = ways_in.map(|row| row.expires_at.map_or(soon, |end| end.min(soon))).max();
-    if let Some(until) = until.filter(|_| needs_way_in)
+    // Another admin key must be valid as long as the revoked ones, or long enough.
+    let until = admin_keys.map(|row| row.expires_at.map_or(soon, |end| end.min(soon))).max();
+    if let Some(until) = until.filter(|_| keeps_admin_key)
         && !db::api_keys::has_admin_key(&mut transaction, until).await?
     {
         return Err(ApiKeyError::LastWayIn);
@@ -164,7 +164,7 @@ pub async fn revoke(
             context.record(&mut transaction, entity, "revoke", Change::default(), at).await?;
             continue;
         }
-        // Whoever has such a key finds in its own organisation's trail why it ended.
+        // The owner of such a key finds the reason in the trail of its own organisation.
         let actor = Actor { organization: OrganizationId::stored(&row.organization_id), ..context.actor.clone() };
         let after = input::to_raw(&json!({"parent_key_id": row.parent_id, "revoked_with_key_id": id}));
         let context = Context { actor: &actor, ..context };
@@ -174,22 +174,22 @@ pub async fn revoke(
     Ok((row, revoked.iter().map(|row| row.id).collect()))
 }
 
-/// Whether an administrator gets in by it. As `db::api_keys::has_way_in`.
+/// Whether the key is an admin key, as in `db::api_keys::has_admin_key`.
 fn is_admin_key(row: &ApiKeyRow, at: Timestamp) -> bool {
     row.organization_id == OrganizationId::DEFAULT
         && row.grant() == Some(Grant::of(Role::Admin))
         && row.expires_at.is_none_or(|end| end > at)
 }
 
-/// Stores the key of the settings as an admin's, unless it was stored before, and perhaps revoked since. Whether it did: of
-/// several processes one does.
+/// Stores the key of the settings as an admin key, unless it was stored before (it may have been revoked since).
+/// Returns whether it was stored now: of several processes, one stores it.
 pub async fn store_given(pool: &db::Pool, key: &ApiKey, audit: bool) -> Result<bool, ApiKeyError> {
     let mut transaction = db::begin(pool).await?;
     db::api_keys::lock(&mut transaction).await?;
     if db::api_keys::exists(&mut transaction, &key.hash()).await? {
         return Ok(false);
     }
-    // Another one may have been given before.
+    // Another key may have been given before.
     let new = NewApiKey {
         name: format!("bootstrap-{}", key.last_four()),
         organization: OrganizationId::default(),
@@ -202,7 +202,7 @@ pub async fn store_given(pool: &db::Pool, key: &ApiKey, audit: bool) -> Result<b
     Ok(true)
 }
 
-/// Makes a key on behalf of whoever runs the service, which no other key has made.
+/// Creates a key for the operator of the service, without a parent key.
 pub async fn create_as_operator(
     pool: &db::Pool,
     environment: &str,
@@ -212,13 +212,13 @@ pub async fn create_as_operator(
     as_operator(audit, async |context| create(pool, context, environment, new).await).await
 }
 
-/// Whether an administrator gets in by a key.
+/// Whether an admin key exists.
 pub async fn has_admin_key(pool: &db::Pool) -> Result<bool, ApiKeyError> {
     let mut connection = pool.acquire().await.map_err(db::Error::from)?;
     Ok(db::api_keys::has_admin_key(&mut connection, Timestamp::now()).await?)
 }
 
-/// Does something on behalf of the service itself.
+/// Executes an action on behalf of the service itself.
 async fn as_operator<T>(audit: bool, action: impl AsyncFnOnce(Context<'_>) -> T) -> T {
     let (actor, quotas) = (Actor::system(), Quotas::default());
     let (egress, vault) = (egress::Allow::default(), Vault::default());

@@ -12,10 +12,10 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// What a reservation holds room for: ids and a reason.
+/// Bytes that are reserved for a message: ids and a reason.
 const MESSAGE_BYTES: usize = 4096;
 
-/// Why a run was not cancelled.
+/// Reason why a run was not cancelled.
 #[derive(Debug, thiserror::Error)]
 pub enum CancelRunError {
     /// There is no such run.
@@ -35,7 +35,7 @@ struct Changes<'a> {
     previous_status: &'a str,
 }
 
-/// Ends the run in the database, which is final whoever executes it, and tells the executors.
+/// Ends the run in the database, which is final for every executor, and notifies the executors.
 pub async fn cancel_run(
     pool: &db::Pool,
     relay: &Relay,

@@ -1,7 +1,7 @@
-//! Bringing agents and workflows to what a document says, all of it or nothing.
+//! Import of agents and workflows from a document, atomically.
 //!
-//! Credentials that the document leaves out stay as they are stored: an agent's `auth_config`, and user, password and
-//! the values of the query in its URL. An agent that is new cannot do without the ones its `auth_type` asks for.
+//! Credentials that the document omits keep their stored values: `auth_config` of an agent, and user, password and
+//! query values of its URL. A new agent needs those that its `auth_type` requires.
 
 use std::{collections::HashSet, time::Instant};
 
@@ -22,22 +22,22 @@ use crate::{
     workflow::NewWorkflow,
 };
 
-/// What a document calls itself.
+/// Format name of a document.
 pub const FORMAT: &str = "workflow-api/definitions";
 /// The version of the format.
 pub const FORMAT_VERSION: i64 = 1;
-/// Agents, and workflows, in one document: more would hold their locks for too long.
+/// Maximum number of agents and of workflows in one document: more would hold their locks for too long.
 pub const MAX_ENTRIES: usize = 2_000;
-/// Bytes of a document, to be exported as well as to be imported.
+/// Maximum bytes of an exported or imported document.
 pub const MAX_BYTES: usize = 16 << 20;
 
-/// A document that can be imported. It has no `Debug`, since it may hold secrets.
+/// Parsed document. It has no `Debug`, since it may hold secrets.
 pub struct Import {
     agents: Vec<Entry<AgentPatch>>,
     workflows: Vec<Entry<NewWorkflow>>,
 }
 
-/// An agent or a workflow, and where it stands.
+/// Agent or workflow with its path in the document.
 struct Entry<T> {
     at: String,
     name: String,
@@ -45,21 +45,21 @@ struct Entry<T> {
     wanted: T,
 }
 
-/// Names of what was, or would be, created, changed, or found as it is.
+/// Report of an import or dry run: names that were (or would be) created, updated or unchanged.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Report {
-    /// New ones.
+    /// Created objects.
     pub created: Names,
-    /// Those that differed.
+    /// Updated objects.
     pub updated: Names,
-    /// Those that were as the document says.
+    /// Unchanged objects.
     pub unchanged: Names,
-    /// Why nothing is imported.
+    /// Errors that prevent the import.
     #[serde(skip)]
     pub errors: Vec<FieldError>,
 }
 
-/// What a part of a report is about.
+/// Names of a part of a report.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Names {
     /// Names of agents.
@@ -69,7 +69,7 @@ pub struct Names {
 }
 
 impl Import {
-    /// Reads a document.
+    /// Parses a document.
     pub fn parse(body: &RawValue) -> Read<Self> {
         let body = Object::body(body)?;
         let mut errors = Vec::new();
@@ -83,7 +83,7 @@ impl Import {
     }
 }
 
-/// The entries of a list in the order of their names, which is the order in which their locks are taken.
+/// Entries of a list ordered by name, which is the order in which their locks are taken.
 fn entries<T>(node: &Node<'_>, read: impl Fn(&RawValue) -> Read<T>) -> Read<Vec<Entry<T>>> {
     let nodes = node.list()?;
     if nodes.len() > MAX_ENTRIES {
@@ -111,7 +111,7 @@ fn entries<T>(node: &Node<'_>, read: impl Fn(&RawValue) -> Read<T>) -> Read<Vec<
     if errors.is_empty() { Ok(entries) } else { Err(errors) }
 }
 
-/// Errors of a body as errors of a part of a body.
+/// Moves the errors of a body to a part of a body.
 fn relocated(mut errors: Vec<FieldError>, at: &str) -> Vec<FieldError> {
     for error in &mut errors {
         if let Some(rest) = error.field.strip_prefix("body") {
@@ -121,24 +121,24 @@ fn relocated(mut errors: Vec<FieldError>, at: &str) -> Vec<FieldError> {
     errors
 }
 
-/// Why nothing is known about an import.
+/// Failure of an import without a report.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
     /// The idempotency key is taken.
     #[error(transparent)]
     Key(#[from] ClaimError),
-    /// It takes too long. Nothing is changed.
-    #[error("the time for the import is over")]
+    /// The import exceeded its time limit. Nothing was changed.
+    #[error("the import took too long")]
     OutOfTime,
     /// The database failed.
     #[error(transparent)]
     Db(#[from] db::Error),
 }
 
-/// Imports the document, or with `dry_run` says what would become of it. If there are errors nothing is changed.
+/// Imports the document; with `dry_run`, only reports the changes. If there are errors, nothing is changed.
 ///
-/// The key of the context, if there is one, is kept with the report, unless this is a dry run. Nothing is committed after
-/// `deadline`: whoever waits for the answer has given up soon after it, and would not learn of it.
+/// The key of the context, if there is one, is stored with the report, unless this is a dry run. Nothing is committed
+/// after `deadline`, since the caller's request times out soon after it and would not receive the result.
 pub async fn import(
     pool: &db::Pool,
     context: Context<'_>,
@@ -150,7 +150,7 @@ pub async fn import(
     let mut report = Report::default();
     let mut transaction = db::begin(pool).await?;
     let key = context.key.filter(|_| !dry_run);
-    // Of the whole document, and claimed once.
+    // The key belongs to the whole document and is claimed once.
     let context = context.with_key(None);
     context.with_key(key).claim(&mut transaction, "import").await?;
     for what in [Countable::Agents, Countable::Workflows] {
@@ -170,7 +170,7 @@ pub async fn import(
                         continue;
                     }
                 };
-                // Workflows of the document may name it: it is switched off when they are in.
+                // Workflows of the document may use the agent: it is deactivated after they are imported.
                 if wanted.status == Some(AgentStatus::Inactive) {
                     switched_off.push((at.clone(), name.clone()));
                 }
@@ -193,7 +193,7 @@ pub async fn import(
             Err(SaveAgentError::Invalid(errors)) => report.errors.extend(relocated(errors, &at)),
             Err(SaveAgentError::Db(error)) => return Err(error.into()),
             Err(error) => {
-                // Somebody made it at this moment; the transaction is of no use any more.
+                // Another transaction has just created it, so this transaction is aborted.
                 report.errors.push(FieldError::rule(at, error));
                 return Ok(report);
             }

@@ -1,4 +1,4 @@
-//! Creating and changing organisations, and holding them to their quotas.
+//! Creating and changing organisations, and checking their quotas.
 
 use serde_json::{json, value::RawValue};
 use sqlx::PgConnection;
@@ -12,7 +12,7 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// Why an organisation was not saved.
+/// Reason why an organisation was not saved.
 #[derive(Debug, thiserror::Error)]
 pub enum OrganizationError {
     /// There is no such organisation.
@@ -21,7 +21,7 @@ pub enum OrganizationError {
     /// The id belongs to another one.
     #[error("the id {0} is taken")]
     IdTaken(OrganizationId),
-    /// The default organisation lets everybody in who names none.
+    /// Credentials that name no organisation belong to the default organisation.
     #[error("the default organisation cannot be suspended")]
     DefaultStaysActive,
     /// The database failed.
@@ -29,25 +29,25 @@ pub enum OrganizationError {
     Db(#[from] db::Error),
 }
 
-/// An organisation to be made.
+/// Organisation to create.
 #[derive(Clone, Debug)]
 pub struct NewOrganization {
-    /// For ever.
+    /// Id, which never changes.
     pub id: OrganizationId,
-    /// For people.
+    /// Display name.
     pub name: String,
-    /// Instead of those of the settings.
+    /// Quotas that replace those of the settings.
     pub quotas: Quotas,
 }
 
-/// What an update changes.
+/// Changes of an organisation.
 #[derive(Clone, Debug, Default)]
 pub struct OrganizationPatch {
-    /// For people.
+    /// Display name.
     pub name: Option<String>,
-    /// Whether it lets its members in.
+    /// Whether its members are accepted.
     pub is_active: Option<bool>,
-    /// Each one on its own; null is that of the settings.
+    /// Quotas, each changed on its own; null means that of the settings.
     pub agents: Patch<i32>,
     /// See `agents`.
     pub workflows: Patch<i32>,
@@ -57,7 +57,7 @@ pub struct OrganizationPatch {
     pub queued_runs: Patch<i32>,
 }
 
-/// Makes an organisation.
+/// Creates an organisation.
 pub async fn create(
     pool: &db::Pool,
     context: Context<'_>,
@@ -85,7 +85,7 @@ pub async fn create(
     Ok(row)
 }
 
-/// Changes the members that the patch names.
+/// Changes the members that are set in the patch.
 pub async fn update(
     pool: &db::Pool,
     context: Context<'_>,
@@ -122,15 +122,14 @@ pub async fn update(
     Ok(row)
 }
 
-/// The organisation as audit entries show it.
+/// Organisation as shown in audit entries.
 fn audited(row: &OrganizationRow) -> Box<RawValue> {
     input::to_raw(&json!({"id": row.id, "name": row.name, "status": row.status, "quotas": row.quotas}))
 }
 
 impl Context<'_> {
-    /// The most of these that the organisation may have. If there is a most, whoever else would make one waits until
-    /// this transaction ends. So this comes before the locks of single things: who holds one of those and waits here
-    /// might be waited for.
+    /// Locks a quota of the organisation and returns it. If there is one, other transactions that add to it wait until
+    /// this one ends. This comes before the locks of single rows, to avoid deadlocks.
     pub(super) async fn hold_quota(
         self,
         conn: &mut PgConnection,
@@ -145,7 +144,7 @@ impl Context<'_> {
         Ok(limit)
     }
 
-    /// Refuses what would make one more than the organisation may have; holds the quota.
+    /// Locks the quota, and fails if one more object would exceed it.
     pub(super) async fn check_quota(
         self,
         conn: &mut PgConnection,

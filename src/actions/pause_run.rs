@@ -1,4 +1,4 @@
-//! Pausing a run, and letting it go on.
+//! Pausing and resuming a run.
 
 use super::{Change, Context, Entity};
 use crate::{
@@ -8,7 +8,7 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// Why a run was neither paused nor resumed.
+/// Reason why a run was neither paused nor resumed.
 #[derive(Debug, thiserror::Error)]
 pub enum PauseRunError {
     /// There is no such run.
@@ -22,9 +22,9 @@ pub enum PauseRunError {
     Db(#[from] db::Error),
 }
 
-/// Makes the run begin no further step, or lets it go on. Repeating it changes nothing.
+/// Pauses the run, so that no further step begins, or resumes it. Repeating this changes nothing.
 ///
-/// The executor that holds the run hears of it by looking; a step that is under way comes to its end.
+/// The executor of the run polls for this; a step in progress is completed.
 pub async fn set_paused(
     pool: &db::Pool,
     context: Context<'_>,

@@ -1,4 +1,4 @@
-//! Definitions as code: bringing a name to a wanted content, and going back to an earlier one.
+//! Definitions as code: setting the content of a name, and rolling back to an earlier version.
 
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -14,24 +14,24 @@ use crate::{
     workflow::{Content, NewWorkflow, WorkflowPatch, plan_workflow_id},
 };
 
-/// What became of a definition that was put.
+/// Result of putting a definition.
 #[derive(Debug)]
 pub enum Put {
-    /// The name had no active version; now it has this one.
+    /// The name had no active version and now has this one.
     Created(WorkflowRow),
-    /// The newest active version has this content now, under the same id.
+    /// The newest active version has this content now, with the same id.
     Updated(WorkflowRow),
-    /// It had this content already.
+    /// The content was the same already.
     Unchanged(WorkflowRow),
 }
 
-/// Why a workflow was not rolled back.
+/// Reason why a workflow was not rolled back.
 #[derive(Debug, thiserror::Error)]
 pub enum RollBackError {
     /// The name has no such version.
     #[error("there is no version {0}")]
     NoSuchVersion(i32),
-    /// As with any update.
+    /// Error of an update.
     #[error(transparent)]
     Save(#[from] SaveWorkflowError),
 }
@@ -42,7 +42,7 @@ impl From<db::Error> for RollBackError {
     }
 }
 
-/// Makes this the content of the name's newest active version. A repeat changes nothing.
+/// Sets the content of the name's newest active version. A repeat changes nothing.
 pub async fn put_workflow(
     pool: &db::Pool,
     context: Context<'_>,
@@ -55,7 +55,7 @@ pub async fn put_workflow(
     Ok(put)
 }
 
-/// [`put_workflow`] inside the caller's transaction, who holds the quota.
+/// [`put_workflow`] inside of the caller's transaction, which has locked the quota.
 pub(super) async fn put_in(
     conn: &mut PgConnection,
     context: Context<'_>,
@@ -76,13 +76,13 @@ pub(super) async fn put_in(
         return Ok(Put::Unchanged(current));
     }
     let patch = WorkflowPatch::from(wanted);
-    // A new description alone is no new version, as with any update.
+    // As with any update, a new description alone does not make a new version.
     let patch = if same_content { WorkflowPatch { start_step: None, steps: None, ..patch } } else { patch };
     Ok(Put::Updated(save_workflow::update_in(conn, context, current.id, patch).await?))
 }
 
-/// Makes content and description of an earlier version those of the newest one, under this id. The version that the
-/// id has already is no change.
+/// Copies content and description of an earlier version to the newest one, with this id. Rolling back to the current
+/// version changes nothing.
 pub async fn roll_back(
     pool: &db::Pool,
     context: Context<'_>,
@@ -95,7 +95,7 @@ pub async fn roll_back(
         .await?
         .ok_or(SaveWorkflowError::NotFound)?
         .name;
-    // Nobody moves contents between the rows of this name from here on.
+    // From here on, no other transaction moves contents between the rows of this name.
     db::workflows::lock_name(&mut transaction, context.organization(), &name).await?;
     let current =
         db::workflows::lock(&mut transaction, context.organization(), id).await?.ok_or(SaveWorkflowError::NotFound)?;

@@ -1,4 +1,4 @@
-//! Deciding on records that no executor could use.
+//! Resolving dead letters: redrive or discard.
 
 use serde_json::{json, value::RawValue};
 use sha2::{Digest as _, Sha256};
@@ -20,22 +20,22 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// Why a letter was neither sent again nor discarded.
+/// Reason why a letter was neither redriven nor discarded.
 #[derive(Debug, thiserror::Error)]
 pub enum ResolveError {
     /// There is no such letter.
     #[error("dead letter not found")]
     NotFound,
-    /// Somebody has decided otherwise.
+    /// The letter has been resolved already.
     #[error("the dead letter is {0}")]
     WrongState(String),
-    /// What would be sent is no message that an executor can read, and other programs stop at such records.
+    /// The record to send is not a message that an executor can read; other consumers would stop at it.
     #[error("{0}")]
     Unreadable(MessageError),
-    /// What would be sent is about a run that the letter has nothing to do with.
+    /// The message is about a run that does not belong to the letter.
     #[error("the message is about another run")]
     OtherRun,
-    /// What would be sent is larger than the topic takes.
+    /// The record is larger than the topic accepts.
     #[error("the record is too large")]
     TooLarge,
     /// The database failed.
@@ -43,7 +43,8 @@ pub enum ResolveError {
     Db(#[from] db::Error),
 }
 
-/// Has the record sent again to where it stood, with `corrected` instead of its value if given. A repeat finds it done.
+/// Schedules the record to be sent to its topic again, with `corrected` instead of its value if given. A repeat changes
+/// nothing.
 pub async fn redrive(
     pool: &db::Pool,
     context: Context<'_>,
@@ -71,7 +72,7 @@ pub async fn redrive(
     let at = Timestamp::now();
     dead_letters::redrive(&mut transaction, id, corrected, &context.actor.subject, at).await?;
     let next = resolved(context, &row, "redriving", at);
-    // Of the bytes that are sent.
+    // Digest of the bytes that are sent.
     let digest = corrected.map(|value| json!({"bytes": value.len(), "sha256": format!("{:x}", Sha256::digest(value))}));
     let change = input::to_raw(&json!({"status": next.status, "run_id": run_id, "corrected": digest}));
     record(context, &mut transaction, &row, "redrive", &change, at).await?;
@@ -79,8 +80,8 @@ pub async fn redrive(
     Ok(next)
 }
 
-/// Whether a message about that run may take the letter's place: executors believe it. Of a letter that names no run,
-/// any of the organisation's, and one that another program has made and nobody knows yet.
+/// Whether a message about that run may replace the letter's record, since executors trust it. If the letter names no
+/// run, any run of the organisation is allowed, and one of another program that is not known yet.
 async fn is_of(
     conn: &mut PgConnection,
     organization: &OrganizationId,
@@ -89,7 +90,7 @@ async fn is_of(
 ) -> Result<bool, db::Error> {
     let is_ours = match db::runs::organization(&mut *conn, run_id).await? {
         Some(owner) => owner == *organization,
-        // What other programs write belongs to that one.
+        // Runs of other programs belong to the default organisation.
         None => organization.is_default(),
     };
     Ok(is_ours
@@ -99,13 +100,13 @@ async fn is_of(
         })
 }
 
-/// Forgets what the record holds and keeps that it was there. A repeat finds it done.
+/// Deletes the content of the record and keeps the letter. A repeat changes nothing.
 pub async fn discard(pool: &db::Pool, context: Context<'_>, id: Uuid) -> Result<LetterRow, ResolveError> {
     let mut transaction = db::begin(pool).await?;
     let row = dead_letters::lock(&mut transaction, context.organization(), id).await?.ok_or(ResolveError::NotFound)?;
     match row.status.as_str() {
         "discarded" => return Ok(row),
-        // It is being read.
+        // Its content is being sent.
         "redriving" => return Err(ResolveError::WrongState(row.status)),
         _ => {}
     }

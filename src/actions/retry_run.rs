@@ -1,4 +1,4 @@
-//! Starting a run again that failed or was cancelled.
+//! Retrying a run that failed or was cancelled.
 
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -18,37 +18,37 @@ use crate::{
     workflow::{InputSchema, Plan},
 };
 
-/// Why a run was not started again.
+/// Reason why a run was not retried.
 #[derive(Debug, thiserror::Error)]
 pub enum RetryRunError {
     /// There is no such run.
     #[error("run not found")]
     NotFound,
-    /// It has not failed, nor was it cancelled.
+    /// The run has neither failed nor was it cancelled.
     #[error("a run in status {0} cannot be retried")]
     WrongState(String),
-    /// It came from no stored definition.
+    /// The run has no stored definition.
     #[error("the run has no workflow definition")]
     WithoutDefinition,
     /// Its definition does not exist.
     #[error("the run's workflow definition does not exist")]
     DefinitionNotFound,
-    /// The step to go on from is not one that the run would come by.
+    /// The step to resume from is not on the main path of the workflow.
     #[error("step {0:?} is not on the workflow's main path")]
     NoSuchStep(String),
     /// The new input does not satisfy the definition's schema.
     #[error("the input does not satisfy the workflow's input_schema")]
     InvalidInput(Vec<FieldError>),
-    /// The definition changes again and again.
+    /// The definition keeps changing.
     #[error("the run's definition changed while the input was checked")]
     Changing,
-    /// Too much is to be checked already.
+    /// The service is overloaded with checks.
     #[error(transparent)]
     Busy(#[from] Overloaded),
     /// Plan and input together do not fit into a Kafka record.
     #[error("plan and input are too large for a message")]
     TooLarge,
-    /// As many runs of the organisation are queued as may be.
+    /// The quota of queued runs is used up.
     #[error(transparent)]
     Quota(#[from] QuotaExceeded),
     /// The idempotency key is taken.
@@ -68,27 +68,27 @@ struct Changes<'a> {
     input_data: Option<&'a RawValue>,
 }
 
-/// What a retry changes of its run.
+/// Changes of a run for its retry.
 #[derive(Default)]
 pub struct Retry {
-    /// The step of the main path from which on everything is repeated.
+    /// Step of the main path from which on everything is repeated.
     pub resume_from_step: Option<String>,
-    /// Instead of the input that the run had.
+    /// Input that replaces the previous one.
     pub input: Option<Box<RawValue>>,
 }
 
-/// Looks at a definition that changes again and again while an input is checked.
+/// Number of attempts if the definition keeps changing while an input is checked.
 const ATTEMPTS: usize = 5;
 
-/// What is wrong with a new input, and the stamp of the definition that says so.
+/// Violations of a new input, and the stamp of the definition whose schema was used.
 struct Verdict {
     stamp: String,
     errors: Vec<FieldError>,
 }
 
-/// Puts the run back to PENDING, pinned to the present content of its definition, and dispatches it again. Steps
-/// that are completed are not repeated, for the executor sees their rows, except from `resume_from_step` on, whatever the
-/// input is now.
+/// Resets the run to PENDING, pinned to the current content of its definition, and dispatches it again. The executor
+/// sees the rows of completed steps and does not repeat them, whatever the input is now, except from `resume_from_step`
+/// on.
 pub async fn retry_run(
     pool: &db::Pool,
     offload: &Offload,
@@ -98,7 +98,7 @@ pub async fn retry_run(
     retry: &Retry,
 ) -> Result<RunRow, RetryRunError> {
     for _ in 0..ATTEMPTS {
-        // Before the run is locked: it may take long.
+        // This comes before the run is locked, since it may take long.
         let verdict = match &retry.input {
             Some(input) => verdict(pool, offload, context, run_id, input).await?,
             None => None,
@@ -111,7 +111,7 @@ pub async fn retry_run(
     Err(RetryRunError::Changing)
 }
 
-/// What the schema of the run's definition says of the input; `None` if there is nothing that could say it.
+/// Checks the input against the schema of the run's definition; `None` if there is no definition.
 async fn verdict(
     pool: &db::Pool,
     offload: &Offload,
@@ -135,7 +135,7 @@ async fn verdict(
     Ok(Some(Verdict { stamp: definition.stamp, errors: checked.await?.err().unwrap_or_default() }))
 }
 
-/// [`retry_run`], where the input was checked.
+/// [`retry_run`] with a checked input.
 async fn retry_checked(
     pool: &db::Pool,
     relay: &Relay,
@@ -146,7 +146,7 @@ async fn retry_checked(
 ) -> Result<RunRow, RetryRunError> {
     let resume_from_step = retry.resume_from_step.as_deref();
     let mut transaction = db::begin(pool).await?;
-    // Before the state is looked at: a repeat finds the run that the first request has started again.
+    // This comes before the state check: a repeat finds the run that the first request has restarted.
     context.claim(&mut transaction, run_id).await?;
     let run = db::runs::lock(&mut transaction, context.organization(), run_id).await?.ok_or(RetryRunError::NotFound)?;
     if !RunStatus::parse(&run.status).is_some_and(RunStatus::is_retryable) {
@@ -164,7 +164,7 @@ async fn retry_checked(
         return Err(RetryRunError::NoSuchStep(step.to_owned()));
     }
     if retry.input.is_some() {
-        // Another schema may say something else.
+        // The schema may have changed.
         let errors = verdict.filter(|verdict| verdict.stamp == definition.stamp).ok_or(RetryRunError::Changing)?.errors;
         if !errors.is_empty() {
             return Err(RetryRunError::InvalidInput(errors));
@@ -178,7 +178,7 @@ async fn retry_checked(
     if !outbox::fits_a_record(&definition.workflow_data.0, &input) {
         return Err(RetryRunError::TooLarge);
     }
-    // Nobody waits for a run's row while he holds this quota.
+    // No transaction waits for a run's row while it holds this quota, so this cannot deadlock.
     context.check_quota(&mut transaction, context.organization(), Countable::QueuedRuns).await??;
     let at = Timestamp::now();
     let event_id = Uuid::now_v7();

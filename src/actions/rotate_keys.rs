@@ -1,4 +1,4 @@
-//! Sealing the credentials of all agents with the first key, while the service runs.
+//! Key rotation: encrypts the credentials of all agents with the first key while the service runs.
 
 use sqlx::types::Json;
 use uuid::Uuid;
@@ -8,22 +8,22 @@ use crate::{
     vault::{Sealed, Vault},
 };
 
-/// Rows that are read at a time.
+/// Number of rows that are read at a time.
 const BATCH: i64 = 100;
 
-/// What became of the agents that have credentials.
+/// Result for the agents that have credentials.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Rotation {
-    /// Sealed anew; without a key: stored in clear again.
+    /// Number of re-encrypted agents; without a key, of those that are stored in clear again.
     pub changed: usize,
-    /// As they should be already.
+    /// Number of agents that needed no change.
     pub current: usize,
-    /// Not to be opened: which, and why.
+    /// Agents whose credentials could not be decrypted, with the reason.
     pub failed: Vec<(Uuid, Sealed)>,
 }
 
-/// Seals the credentials of each agent with the vault's first key, those in clear too. Agents can be changed meanwhile;
-/// a repeat finds nothing left to do.
+/// Encrypts the credentials of each agent with the vault's first key, including those in clear. Agents can be changed
+/// meanwhile; a repeat finds nothing left to do.
 pub async fn rotate_keys(pool: &db::Pool, vault: &Vault) -> Result<Rotation, db::Error> {
     let mut rotation = Rotation::default();
     let mut last = Uuid::nil();
@@ -32,7 +32,7 @@ pub async fn rotate_keys(pool: &db::Pool, vault: &Vault) -> Result<Rotation, db:
         let Some((newest, _)) = batch.last() else { return Ok(rotation) };
         last = *newest;
         for mut stored in batch {
-            // Whoever changes it meanwhile seals it with the key of his own process, which need not be this one.
+            // A concurrent change encrypts with the key of its own process, which may be another one.
             while !rotate(pool, vault, &stored, &mut rotation).await? {
                 let Some(again) = db::agents::stored_config(pool, stored.0).await? else { break };
                 stored = again;
@@ -41,7 +41,7 @@ pub async fn rotate_keys(pool: &db::Pool, vault: &Vault) -> Result<Rotation, db:
     }
 }
 
-/// `false`: it has changed since it was read.
+/// Returns `false` if the credentials have changed since they were read.
 async fn rotate(
     pool: &db::Pool,
     vault: &Vault,

@@ -17,25 +17,25 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// Why an agent was not saved.
+/// Reason why an agent was not saved.
 #[derive(Debug, thiserror::Error)]
 pub enum SaveAgentError {
     /// There is no such agent.
     #[error("agent not found")]
     NotFound,
-    /// The name belongs to another agent, a deleted one perhaps.
+    /// The name belongs to another agent, possibly a deleted one.
     #[error("the name {0:?} is taken")]
     NameTaken(String),
-    /// The change and the stored agent together break a rule.
+    /// The changed agent would violate a rule.
     #[error("the change is not valid")]
     Invalid(Vec<FieldError>),
-    /// It has changed since the caller read it.
+    /// The agent has changed since the caller read it.
     #[error(transparent)]
     Stale(#[from] Stale),
     /// The idempotency key is taken.
     #[error(transparent)]
     Key(#[from] ClaimError),
-    /// The organisation has as many as it may have.
+    /// The quota of the organisation is used up.
     #[error(transparent)]
     Quota(#[from] QuotaExceeded),
     /// The database failed.
@@ -43,7 +43,7 @@ pub enum SaveAgentError {
     Db(#[from] db::Error),
 }
 
-/// Stores a new agent, active.
+/// Stores a new, active agent.
 pub async fn create_agent(pool: &db::Pool, context: Context<'_>, new: NewAgent) -> Result<AgentRow, SaveAgentError> {
     let mut transaction = db::begin(pool).await?;
     let row = create_in(&mut transaction, context, new).await?;
@@ -51,7 +51,7 @@ pub async fn create_agent(pool: &db::Pool, context: Context<'_>, new: NewAgent) 
     Ok(row)
 }
 
-/// [`create_agent`] inside the caller's transaction, which is of no use any more if the name is taken.
+/// [`create_agent`] inside of the caller's transaction, which is aborted if the name is taken.
 pub(super) async fn create_in(
     transaction: &mut PgConnection,
     context: Context<'_>,
@@ -90,7 +90,7 @@ pub(super) async fn create_in(
     Ok(row)
 }
 
-/// Changes the members that the patch names. `updated_at` moves only if something is different afterwards.
+/// Changes the members that are set in the patch. `updated_at` changes only if the agent differs afterwards.
 pub async fn update_agent(
     pool: &db::Pool,
     context: Context<'_>,
@@ -109,7 +109,7 @@ pub async fn update_agent(
     Ok(found)
 }
 
-/// [`update_agent`] inside the caller's transaction, who holds the quota if the agent may come back from being deleted.
+/// [`update_agent`] inside of the caller's transaction, which has locked the quota if a deleted agent may be restored.
 pub(super) async fn update_in(
     transaction: &mut PgConnection,
     context: Context<'_>,
@@ -135,7 +135,7 @@ pub(super) async fn update_in(
     let new_url = patch.url;
     if let Some(url) = &new_url {
         check_url(context, url)?;
-        // It says nothing about another place.
+        // The breaker's state does not apply to another address.
         db::breakers::delete(&mut *transaction, id).await?;
     }
     let before = audited(&current);
@@ -158,14 +158,14 @@ pub(super) async fn update_in(
         ..current
     };
     let after = audited(&row);
-    // By value: the database has its own way of writing the same JSON.
+    // Compared by value: the database formats the same JSON in its own way.
     if before.get() != after.get() || secrets_before != (parsed(row.auth_config.as_ref()), row.url.clone()) {
         row.updated_at = Timestamp::now();
         row.updated_by = Some(context.actor.subject.clone());
         db::agents::update(transaction, &row.sealed(context.vault)).await?;
         let (mut changed, mut changes) = difference(&before, &after);
         if changes.get() == "{}" {
-            // Only a secret is another one.
+            // Only a secret has changed.
             let name = if secrets_before.1 == row.url { "auth_config" } else { "url" };
             let credentials = |of: &RawValue| input::object_of(member(of, name).map(|value| (name, value)));
             (changed, changes) = (credentials(&before), credentials(&after));
@@ -176,7 +176,7 @@ pub(super) async fn update_in(
     Ok(row)
 }
 
-/// The URL may be called, as far as it can be told without resolving a name.
+/// Checks whether the URL is allowed, as far as possible without resolving its host name.
 fn check_url(context: Context<'_>, url: &str) -> Result<(), SaveAgentError> {
     let checked = match url::Url::parse(url) {
         Ok(url) => context.egress.check_new(&url),
@@ -204,12 +204,12 @@ pub async fn delete_agent(pool: &db::Pool, context: Context<'_>, id: Uuid) -> Re
     Ok(())
 }
 
-/// A column's JSON; null if there is none.
+/// JSON of a column; null if it is absent.
 fn parsed(json: Option<&Json<Box<RawValue>>>) -> Value {
     json.and_then(|json| serde_json::from_str(json.0.get()).ok()).unwrap_or_default()
 }
 
-/// The agent as audit rows show it: credentials only by their names.
+/// Agent as shown in audit rows: without the values of credentials.
 fn audited(row: &AgentRow) -> Box<RawValue> {
     let config = parsed(row.config.as_ref());
     let mut auth_config = parsed(row.auth_config.as_ref());
@@ -229,7 +229,7 @@ fn audited(row: &AgentRow) -> Box<RawValue> {
         "circuit_breaker_config": parsed(row.circuit_breaker_config.as_ref()),
         "kind": row.kind,
         "config": config,
-        // Beside the digest that an entry has of `config`.
+        // This is in addition to the digest of `config`.
         "model": config.get("model"),
         "status": row.status,
     }))

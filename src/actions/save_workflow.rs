@@ -17,10 +17,10 @@ use crate::{
     workflow::{Callee, Content, NewWorkflow, Steps, WorkflowPatch, WorkflowStatus, plan_workflow_id},
 };
 
-/// Largest stored plan: with some input it still has to fit into a Kafka record.
+/// Maximum size of a stored plan, so that it fits into a Kafka record with some input.
 const MAX_PLAN_BYTES: usize = 900 << 10;
 
-/// Why a workflow was not saved.
+/// Reason why a workflow was not saved.
 #[derive(Debug, thiserror::Error)]
 pub enum SaveWorkflowError {
     /// There is no such definition.
@@ -32,32 +32,32 @@ pub enum SaveWorkflowError {
     /// A step names an agent that is not active.
     #[error("agent {name:?} is {status}")]
     AgentNotActive {
-        /// The agent.
+        /// Name of the agent.
         name: String,
-        /// Its status.
+        /// Status of the agent.
         status: String,
     },
-    /// The caller is bound to workflows, and the definition would call something that none of them calls.
+    /// The caller is restricted to workflows, and the definition calls something that none of them calls.
     #[error("the caller is bound to workflows, none of which calls the {kind} {name:?}")]
     NotBoundTo {
-        /// `agent` or `workflow`.
+        /// Kind of the callee: `agent` or `workflow`.
         kind: &'static str,
-        /// Its name, or the id of a workflow.
+        /// Name of the callee, or the id of a workflow.
         name: String,
     },
     /// The expanded definition does not fit into a message.
     #[error("the definition is too large")]
     TooLarge,
-    /// The change and the stored definition together break a rule.
+    /// The changed definition would violate a rule.
     #[error("the change is not valid")]
     Invalid(Vec<FieldError>),
-    /// It has changed since the caller read it.
+    /// The definition has changed since the caller read it.
     #[error(transparent)]
     Stale(#[from] Stale),
     /// The idempotency key is taken.
     #[error(transparent)]
     Key(#[from] ClaimError),
-    /// The organisation has as many as it may have.
+    /// The quota of the organisation is used up.
     #[error(transparent)]
     Quota(#[from] QuotaExceeded),
     /// The database failed.
@@ -77,7 +77,7 @@ struct Created<'a> {
 
 #[derive(Serialize)]
 struct Updated<'a> {
-    /// Null if there is none.
+    /// Omitted if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     description: Option<Box<RawValue>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -86,7 +86,7 @@ struct Updated<'a> {
     version: Option<i32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     workflow_data: Option<&'a RawValue>,
-    /// Null if there is none.
+    /// Omitted if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     input_schema: Option<&'a RawValue>,
 }
@@ -103,7 +103,7 @@ pub async fn create_workflow(
     Ok(stored)
 }
 
-/// [`create_workflow`] inside the caller's transaction.
+/// [`create_workflow`] inside of the caller's transaction.
 pub(super) async fn create_in(
     transaction: &mut PgConnection,
     context: Context<'_>,
@@ -145,12 +145,12 @@ pub(super) async fn create_in(
     });
     let entity = Entity("workflow", row.id, &row.name);
     context.record(transaction, entity, "create", Change::to(&changes), at).await?;
-    // As the database renders it, so that every answer shows the same text.
+    // The row is read again as the database renders it, so that every answer shows the same text.
     Ok(db::workflows::find(&mut *transaction, context.organization(), row.id).await?.unwrap_or(row))
 }
 
-/// Changes the members that the patch names. New steps make a new version, which keeps the row's id; the content
-/// that it replaces goes on as a row of its own under its old version number.
+/// Changes the members that are set in the patch. New steps make a new version, which keeps the row's id; the replaced
+/// content is moved to a new row with its old version number.
 pub async fn update_workflow(
     pool: &db::Pool,
     context: Context<'_>,
@@ -166,7 +166,7 @@ pub async fn update_workflow(
     Ok(stored)
 }
 
-/// [`update_workflow`] inside the caller's transaction, who holds the quota if the patch has a status.
+/// [`update_workflow`] inside of the caller's transaction, which has locked the quota if the patch has a status.
 pub(super) async fn update_in(
     transaction: &mut PgConnection,
     context: Context<'_>,
@@ -177,7 +177,7 @@ pub(super) async fn update_in(
         .await?
         .ok_or(SaveWorkflowError::NotFound)?
         .name;
-    // Before the row, in the order in which every writer of versions takes the two.
+    // The name is locked before the row, in the same order as by every writer of versions.
     db::workflows::lock_name(transaction, context.organization(), &name).await?;
     let current =
         db::workflows::lock(transaction, context.organization(), id).await?.ok_or(SaveWorkflowError::NotFound)?;
@@ -265,14 +265,15 @@ fn sized(plan: Box<RawValue>) -> Result<Box<RawValue>, SaveWorkflowError> {
     if plan.get().len() > MAX_PLAN_BYTES { Err(SaveWorkflowError::TooLarge) } else { Ok(plan) }
 }
 
-/// No run may be known to fail for its size.
+/// Rejects definitions whose runs would certainly exceed the step limit.
 fn check_size(context: Context<'_>, content: &Content) -> Result<(), SaveWorkflowError> {
     let fault = content.check_size(context.max_run_steps);
     fault.map_or(Ok(()), |fault| Err(SaveWorkflowError::Invalid(vec![fault])))
 }
 
-/// Who is bound to workflows may have definitions call what these call already, and run these: otherwise a definition would
-/// reach, and show the answers of, what its author does not. What exists beside that is not told.
+/// Callers that are restricted to workflows may create definitions that call only these workflows and what these call
+/// already. Otherwise a definition could reach agents, and show their answers, that its author may not use. The error
+/// does not reveal whether other callees exist.
 async fn check_binding(conn: &mut PgConnection, context: Context<'_>, steps: &Steps) -> Result<(), SaveWorkflowError> {
     let Some(bound) = context.workflows else { return Ok(()) };
     let called: HashSet<Callee> = db::workflows::called_by(conn, context.organization(), bound).await?;
@@ -299,7 +300,7 @@ async fn check_binding(conn: &mut PgConnection, context: Context<'_>, steps: &St
     Ok(())
 }
 
-/// Every agent that a step names has to exist and be active. The first one that is not is reported.
+/// Every agent of a step must exist and be active. The first violation is reported.
 async fn check_agents(
     conn: &mut PgConnection,
     organization: &OrganizationId,
@@ -312,7 +313,7 @@ async fn check_agents(
     }
 }
 
-/// The agents that steps name and cannot call, in order of mention: with their status, or none if they do not exist.
+/// Agents of steps that cannot be called, in order of mention: with their status, or none if they do not exist.
 pub async fn unusable_agents(
     conn: &mut PgConnection,
     organization: &OrganizationId,

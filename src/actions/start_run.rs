@@ -1,4 +1,4 @@
-//! Starting a run: the definition from the cache, then the run writer, then whatever its refusal means.
+//! Starting a run: the cached definition, the run writer, and the handling of its rejections.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -20,20 +20,20 @@ use crate::{
     workflow::{InputSchema, WorkflowStatus},
 };
 
-/// Bytes of the definitions that are kept in memory, with their compiled schemas; at most twice as much is there.
+/// Maximum bytes of cached definitions with their compiled schemas; at most twice as much is in memory.
 const CACHED_BYTES: usize = 32 << 20;
-/// What an entry takes beside its content.
+/// Overhead of an entry besides its content.
 const OVERHEAD_BYTES: usize = 1 << 10;
-/// Looks at a definition that changes again and again while runs of it are started.
+/// Number of attempts if the definition keeps changing while runs of it are started.
 const ATTEMPTS: usize = 5;
 
-/// Why no run was started.
+/// Reason why no run was started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartRunError {
     /// There is no such definition.
     #[error("workflow not found")]
     WorkflowNotFound,
-    /// The definition's status does not allow it.
+    /// The definition is not active.
     #[error("the workflow is {0}")]
     NotActive(String),
     /// The input does not satisfy the definition's schema.
@@ -42,22 +42,22 @@ pub enum StartRunError {
     /// Plan and input together do not fit into a Kafka record.
     #[error("plan and input are too large for a message")]
     TooLarge,
-    /// Too much waits for Kafka already.
+    /// The backlog of messages for Kafka is full.
     #[error("too many messages are waiting")]
     BacklogFull,
-    /// As many runs of the organisation are queued as may be.
+    /// The quota of queued runs is used up.
     #[error(transparent)]
     Quota(#[from] QuotaExceeded),
     /// Too many requests wait for the database.
     #[error("too many requests are waiting")]
     Overloaded,
-    /// Too much is to be checked already.
+    /// The service is overloaded with checks.
     #[error(transparent)]
     Busy(#[from] Overloaded),
     /// The idempotency key belongs to a request with another body.
     #[error("the idempotency key was used with another body")]
     KeyReused,
-    /// The first request with the key is under way.
+    /// The first request with the key is in flight.
     #[error("a request with the idempotency key is under way")]
     KeyInFlight,
     /// The database failed.
@@ -71,16 +71,16 @@ impl From<db::Error> for StartRunError {
     }
 }
 
-/// What became of the request.
+/// Result of the request.
 #[derive(Debug)]
 pub enum Outcome {
-    /// A new run, committed.
+    /// New run, committed.
     Started(StartedRun),
-    /// The run that the same key started before, as it is now.
+    /// Run that the same key started before, in its current state.
     Replayed(Box<RunRow>),
 }
 
-/// Definitions by id, as last read. An entry may be stale: the run writer's statement proves it fresh.
+/// Cache of definitions by id. An entry may be stale: the statement of the run writer checks it.
 pub struct Definitions(Mutex<Cache<Uuid, Cached>>);
 
 impl Default for Definitions {
@@ -89,7 +89,7 @@ impl Default for Definitions {
     }
 }
 
-/// A definition, and its compiled schema if it has one.
+/// Definition with its compiled schema, if it has one.
 #[derive(Clone)]
 struct Cached {
     definition: Arc<Definition>,
@@ -124,7 +124,7 @@ impl Definitions {
         if row.status != WorkflowStatus::Active.as_str() {
             return Err(StartRunError::NotActive(row.status));
         }
-        // One that cannot be compiled was written by another program, or under other limits: nobody can satisfy it.
+        // A schema that cannot be compiled was written by another program or under other limits: no input satisfies it.
         let schema = match row.input_schema {
             None => None,
             Some(schema) => {
@@ -145,7 +145,7 @@ impl Definitions {
         Ok(found)
     }
 
-    /// The definition, if its schema takes the input.
+    /// Returns the definition if its schema accepts the input.
     async fn checked(
         &self,
         pool: &db::Pool,
@@ -158,7 +158,7 @@ impl Definitions {
         let found = self.get(pool, offload, organization, id).await?;
         match found.check(offload, input).await {
             Ok(()) => Ok(found.definition),
-            // Perhaps the schema is another one by now.
+            // The schema may have changed.
             Err(StartRunError::InvalidInput(_)) if was_cached => {
                 self.forget(id);
                 let found = self.get(pool, offload, organization, id).await?;
@@ -170,13 +170,13 @@ impl Definitions {
     }
 }
 
-/// What is wrong with an input for which there is no schema that works.
+/// Error for an input whose schema is unusable.
 pub(super) fn unusable_schema(text: &str) -> Vec<FieldError> {
     vec![FieldError::new("body.input_data", "schema_error", format!("The workflow's input_schema {text}"))]
 }
 
 impl Cached {
-    /// Bytes that it takes, roughly.
+    /// Estimated size in bytes.
     fn bytes(&self) -> usize {
         OVERHEAD_BYTES
             + self.definition.plan.get().len()
@@ -195,49 +195,49 @@ impl Cached {
     }
 }
 
-/// Where runs are started.
+/// Services that start runs.
 pub struct Starter<'a> {
-    /// Definitions.
+    /// Cache of definitions.
     pub definitions: &'a Definitions,
-    /// For what the writer does not do.
+    /// Pool for everything but the writer.
     pub pool: &'a db::Pool,
-    /// For schemas.
+    /// Threads that check inputs.
     pub offload: &'a Offload,
-    /// For the backlog.
+    /// Relay, which knows the backlog.
     pub relay: &'a Relay,
-    /// The hot path.
+    /// Run writer.
     pub writer: &'a RunWriter,
 }
 
-/// What is asked for.
+/// Request to start a run.
 pub struct Request {
-    /// The definition.
+    /// Id of the definition.
     pub workflow_id: Uuid,
-    /// A JSON object.
+    /// Input, a JSON object.
     pub input: Box<RawValue>,
-    /// From 0 to 9; of what waits for an executor, higher ones are first.
+    /// Priority from 0 to 9: runs of a higher priority leave the queue first.
     pub priority: i16,
-    /// The caller.
+    /// Actor that starts the run.
     pub actor: Arc<Actor>,
-    /// How many runs of the organisation may be queued.
+    /// Maximum number of queued runs of the organisation.
     pub max_queued: Option<i32>,
-    /// Of the request.
+    /// Idempotency key of the request.
     pub key: Option<IdempotencyKey>,
 }
 
-/// Starts a run of the definition's present content. Returns after the commit; a repeat with the same key returns
-/// the first run.
+/// Starts a run of the definition's current content. Returns after the commit; a repeat with the same key returns the
+/// first run.
 pub async fn start_run(starter: Starter<'_>, request: Request) -> Result<Outcome, StartRunError> {
     let (pool, key, actor) = (starter.pool, request.key.clone(), Arc::clone(&request.actor));
     match (start_or_find(starter, request).await, key) {
         (Err(StartRunError::Db(error)), _) => Err(StartRunError::Db(error)),
-        // What stands in the way now did not when the first request with the key came.
+        // The rejection may be newer than the first request with the key.
         (Err(refusal), Some(key)) => replay(pool, &actor.organization, &key).await?.ok_or(refusal),
         (other, _) => other,
     }
 }
 
-/// The run that the key made, if it was used.
+/// Run that the key has started, if it was used.
 async fn replay(
     pool: &db::Pool,
     organization: &OrganizationId,

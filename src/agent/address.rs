@@ -1,14 +1,14 @@
-//! An agent's URL as it is shown to those who may not see credentials, and as they send it back.
+//! Masking of agents' URLs: how they are shown without credentials, and how a masked URL is read back.
 
 use url::Url;
 
 use super::auth::MASK;
 use crate::input::{FieldError, Read};
 
-/// Parameters of a query whose values are no secrets: versions of an interface, as Azure's model addresses have them.
+/// Query parameters whose values are not secret: API versions, as in Azure's model addresses.
 const PUBLIC_PARAMETERS: [&str; 2] = ["api-version=", "version="];
 
-/// The URL without user and password, and with asterisks for the values of its query, as they may be secrets.
+/// Masked URL, without user and password, and with asterisks for the values of its query, which may be secrets.
 #[must_use]
 pub fn masked_url(url: &str) -> String {
     let bare = without_user(url);
@@ -17,7 +17,7 @@ pub fn masked_url(url: &str) -> String {
     parts.with_query(&pairs)
 }
 
-/// The URL that is meant by one with asterisks, which stand for what is stored, and whether there are such.
+/// Restores a masked URL from the stored one. Also returns whether it had masks.
 pub(super) fn unmasked_url(given: &str, stored: Option<&str>) -> Read<(String, bool)> {
     let Some(parts) = Parts::of(given).filter(|parts| parts.pairs().any(|pair| pair.secret == MASK)) else {
         return Ok((given.to_owned(), false));
@@ -25,7 +25,7 @@ pub(super) fn unmasked_url(given: &str, stored: Option<&str>) -> Read<(String, b
     let mut known: Vec<Pair<'_>> =
         stored.and_then(Parts::of).map(|stored| stored.pairs().collect()).unwrap_or_default();
     let pairs = parts.pairs().map(|pair| {
-        // Of several of one name each stands for its own.
+        // Of several parameters with the same name, each has its own value.
         let same = known.iter().position(|known| known.name == pair.name).map(|index| known.remove(index));
         if pair.secret != MASK {
             return Ok(pair.text().to_owned());
@@ -43,7 +43,7 @@ pub(super) fn unmasked_url(given: &str, stored: Option<&str>) -> Read<(String, b
 }
 
 fn without_user(url: &str) -> String {
-    // Most have none, and to parse them costs more than to find out who asks.
+    // Most URLs have no user, and parsing is expensive.
     let parsed = if url.contains('@') { Url::parse(url).ok() } else { None };
     let Some(mut bare) = parsed.filter(|url| !url.username().is_empty() || url.password().is_some()) else {
         return url.to_owned();
@@ -54,16 +54,16 @@ fn without_user(url: &str) -> String {
     bare.into()
 }
 
-/// A URL around its query. As text: to decode and encode it again would change what nobody has asked to change.
+/// URL split around its query. It is kept as text, since decoding and encoding would change other parts.
 struct Parts<'a> {
     before: &'a str,
     query: &'a str,
-    /// With its `#`.
+    /// Fragment with its `#`.
     fragment: &'a str,
 }
 
 impl<'a> Parts<'a> {
-    /// `None`: it has no query.
+    /// Returns `None` if the URL has no query.
     fn of(url: &'a str) -> Option<Self> {
         let (rest, fragment) = url.split_at(url.find('#').unwrap_or(url.len()));
         let (before, query) = rest.split_once('?')?;
@@ -82,10 +82,10 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// A part of a query. What has no name may be a secret itself.
+/// Parameter of a query. One without a name may be a secret as a whole.
 #[derive(Clone, Copy)]
 struct Pair<'a> {
-    /// With its `=`.
+    /// Name with its `=`.
     name: &'a str,
     secret: &'a str,
     text: &'a str,

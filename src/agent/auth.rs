@@ -1,11 +1,11 @@
-//! The credentials of an agent: which there are, what is stored, what is shown.
+//! Credentials of agents: types, stored form, shown form.
 
 use http::{HeaderName, HeaderValue, header};
 use serde_json::value::RawValue;
 
 use crate::input::{FieldError, Node, Read, member, members, object_of, text, to_raw};
 
-/// Headers by which a message is routed and delimited.
+/// Headers that route or delimit a message.
 const FRAMING_HEADERS: [HeaderName; 10] = [
     header::CONNECTION,
     header::CONTENT_ENCODING,
@@ -19,22 +19,22 @@ const FRAMING_HEADERS: [HeaderName; 10] = [
     header::UPGRADE,
 ];
 
-/// How the service proves itself to an agent.
+/// Authentication type of an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AuthType {
-    /// It does not.
+    /// No authentication.
     None,
     /// `Authorization: Bearer <token>`.
     Bearer,
-    /// A key in a header of the agent's choice.
+    /// Key in a configurable header.
     ApiKey,
 }
 
 impl AuthType {
-    /// All of them.
+    /// All types.
     pub const ALL: [Self; 3] = [Self::None, Self::Bearer, Self::ApiKey];
 
-    /// As in the `auth_type` column and on the wire.
+    /// Text in the `auth_type` column and on the wire.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -44,7 +44,7 @@ impl AuthType {
         }
     }
 
-    /// The type of that name, in lower case.
+    /// Parses a type in lower case.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|auth_type| auth_type.as_str() == name)
@@ -57,10 +57,10 @@ impl AuthType {
     }
 }
 
-/// The credentials to store, if they fit the type.
+/// Credentials to store, if they fit the type.
 ///
-/// What [`render_auth_config`] adds is taken away, so that a client may send back what it got: `type`, and for API
-/// keys `header`. An API key with a `header` but no `header_name` is understood as the reference's bridge does.
+/// Members that [`render_auth_config`] adds are removed, so that a client may send back what it received: `type`, and
+/// for API keys `header`. An API key with a `header` but no `header_name` is interpreted as by the reference's bridge.
 pub(super) fn checked_auth_config(auth_type: AuthType, config: Option<&RawValue>) -> Read<Option<Box<RawValue>>> {
     let fail = |text: &str| Err(vec![FieldError::rule("body.auth_config", text)]);
     let Some(config) = config else {
@@ -97,7 +97,8 @@ pub(super) fn checked_auth_config(auth_type: AuthType, config: Option<&RawValue>
     Ok(Some(object_of(members.iter().map(|(name, value)| (name.as_str(), *value)))))
 }
 
-/// What cannot go into a request's header would fail every call to the agent; what frames a message would break it.
+/// Rejects values that are invalid in a header, which would fail every call, and headers that would break the message
+/// framing.
 fn check_headers(members: &[(String, &RawValue)]) -> Read<()> {
     let fail = |text: String| Err(vec![FieldError::rule("body.auth_config", text)]);
     for (name, value) in members {
@@ -108,7 +109,7 @@ fn check_headers(members: &[(String, &RawValue)]) -> Read<()> {
             }
             "header_name" => match HeaderName::from_bytes(value.as_bytes()) {
                 Ok(header) if !FRAMING_HEADERS.contains(&header) => {}
-                Ok(_) => return fail("header_name belongs to HTTP itself".to_owned()),
+                Ok(_) => return fail("header_name is reserved by HTTP".to_owned()),
                 Err(_) => return fail("header_name is not the name of a header".to_owned()),
             },
             _ => {}
@@ -117,10 +118,11 @@ fn check_headers(members: &[(String, &RawValue)]) -> Read<()> {
     Ok(())
 }
 
-/// The credentials as they are shown; `None` for none, for a JSON null and for what is not an object.
+/// Credentials as they are shown; `None` if absent, for a JSON null, or if they are not an object.
 ///
-/// The reference's executor and bridge read every value as a string and choose the header by `type` and `header`, so
-/// these two are added and scalars are turned into strings (other values into their JSON text; nulls are left out).
+/// The reference's executor and bridge read every value as a string and choose the header by `type` and `header`.
+/// Therefore these two are added and scalars are converted to strings (other values to their JSON text; nulls are
+/// omitted).
 #[must_use]
 pub fn render_auth_config(auth_type: AuthType, stored: Option<&RawValue>) -> Option<Box<RawValue>> {
     let mut shown: Vec<(String, Box<RawValue>)> = members(stored?)?
@@ -140,10 +142,10 @@ pub fn render_auth_config(auth_type: AuthType, stored: Option<&RawValue>) -> Opt
     Some(object_of(shown.iter().map(|(name, value)| (name.as_str(), &**value))))
 }
 
-/// What stands in the place of a secret.
+/// Mask that replaces a secret.
 pub(super) const MASK: &str = "********";
 
-/// The credentials without their secrets, so that only their names are left.
+/// Credentials with masked secrets, so that only their names are visible.
 #[must_use]
 pub fn mask_auth_config(stored: &RawValue) -> Box<RawValue> {
     let Some(members) = members(stored) else { return RawValue::NULL.to_owned() };
@@ -153,19 +155,18 @@ pub fn mask_auth_config(stored: &RawValue) -> Box<RawValue> {
     object_of(shown)
 }
 
-/// The header that an API key goes into, as far as the credentials name one.
+/// Header of an API key, if the credentials name one.
 pub(super) fn header_in(config: &RawValue) -> Option<String> {
     let named = |name| member(config, name).and_then(text).map(|name| name.trim().to_lowercase());
     named("header_name").or_else(|| named("header"))
 }
 
-/// A member of credentials that is no secret.
+/// Whether the member of credentials is not secret.
 pub(super) fn is_public(name: &str, value: &RawValue) -> bool {
     value.get() == "null" || ["header_name", "header", "type"].contains(&name)
 }
 
-/// What a caller who saw [`mask_auth_config`] means: the stored secrets where he sends back the mask. Also tells whether
-/// there are such.
+/// Restores masked credentials (see [`mask_auth_config`]) from the stored ones. Also returns whether there were masks.
 pub(super) fn unmask_auth_config(given: &RawValue, stored: Option<&RawValue>) -> Read<(Box<RawValue>, bool)> {
     let mut keeps_secrets = false;
     let stored = stored.and_then(members).unwrap_or_default();
@@ -176,7 +177,7 @@ pub(super) fn unmask_auth_config(given: &RawValue, stored: Option<&RawValue>) ->
         keeps_secrets = true;
         let known = stored.iter().find(|(known, _)| *known == name).map(|(_, value)| *value);
         let unknown =
-            || vec![FieldError::rule(format!("body.auth_config.{name}"), "stands for a secret that is not stored")];
+            || vec![FieldError::rule(format!("body.auth_config.{name}"), "is masked, but no such secret is stored")];
         Ok((name.clone(), known.ok_or_else(unknown)?))
     });
     let members = members.collect::<Read<Vec<_>>>()?;

@@ -1,4 +1,4 @@
-//! The credentials of an agent as a request carries them, and as texts are freed from them.
+//! Credentials of agents in requests, and their removal from texts.
 
 use base64::{Engine as _, engine::general_purpose};
 use http::{HeaderName, HeaderValue, header::AUTHORIZATION};
@@ -8,27 +8,27 @@ use url::Url;
 use super::auth::{AuthType, is_public};
 use crate::input::{member, members, text, to_raw};
 
-/// Where an API key goes if the agent names no header.
+/// Default header of an API key.
 const DEFAULT_KEY_HEADER: &str = "X-API-Key";
-/// What stands in a text for a secret.
+/// Replacement of a secret in a text.
 const MASK: &str = "***";
-/// Bytes of a value in a URL's query that may be a secret: shorter ones are versions and switches.
+/// Minimum length of a URL query value that may be a secret: shorter ones are versions and switches.
 const MIN_QUERY_SECRET: usize = 4;
-/// Bytes of a secret whose encodings are masked, too: those of shorter ones stand everywhere.
+/// Minimum length of a secret whose encoded forms are masked, too: shorter ones would occur by chance.
 const MIN_ENCODED_SECRET: usize = 8;
 
-/// How the agent is shown who calls. Has no `Debug`, since it holds a secret.
+/// Authentication of a request to an agent. It has no `Debug`, since it holds a secret.
 pub enum Credentials {
-    /// It is not.
+    /// No authentication.
     None,
-    /// By this header.
+    /// Authentication by this header.
     Header(HeaderName, HeaderValue),
-    /// What is stored lacks a value, or has one that cannot be sent.
+    /// The stored credentials lack a value, or have one that cannot be sent.
     Unusable,
 }
 
 impl Credentials {
-    /// The type's column decides; where the reference left it empty, the `type` that its bridge reads.
+    /// The type's column decides; if the reference left it empty, the `type` that its bridge reads.
     #[must_use]
     pub fn read(auth_type: Option<&str>, config: Option<&RawValue>) -> Self {
         let find = |name: &str| Some(as_sent(member(config?, name).filter(|value| value.get() != "null")?));
@@ -56,17 +56,17 @@ impl Credentials {
     }
 }
 
-/// Values that are not strings are sent as their JSON.
+/// Value as sent: values that are not strings are sent as JSON.
 fn as_sent(value: &RawValue) -> String {
     text(value).unwrap_or_else(|| value.get().to_owned())
 }
 
-/// The secrets of an agent in the forms in which it may repeat them. Has no `Debug`.
+/// Secrets of an agent in all forms in which it may repeat them. It has no `Debug`.
 #[derive(Default)]
 pub struct Secrets(Vec<String>);
 
 impl Secrets {
-    /// Those of its URL and of its credentials.
+    /// Secrets of the agent's URL and credentials.
     #[must_use]
     pub fn of(url: &str, auth_config: Option<&RawValue>) -> Self {
         let mut forms = Vec::new();
@@ -84,13 +84,14 @@ impl Secrets {
             }
             add_forms(&mut forms, url.password().unwrap_or_default());
         }
-        // One may be a part of another.
+        // One secret may be a part of another, so longer ones come first.
         forms.sort_by(|one, other| other.len().cmp(&one.len()).then_with(|| one.cmp(other)));
         forms.dedup();
         Self(forms)
     }
 
-    /// The text without them. Comes before the text is cut: of a part nobody knows what it is of.
+    /// Removes the secrets from a text. This comes before the text is truncated, since a part of a secret would not be
+    /// found.
     #[must_use]
     pub fn mask(&self, mut text: String) -> String {
         for form in self.0.iter().filter(|form| !form.is_empty()) {
@@ -102,7 +103,7 @@ impl Secrets {
     }
 }
 
-/// As it is, and as it stands in JSON, in a URL, and in base64.
+/// Adds a secret as it is, and as encoded in JSON, in a URL and in base64.
 fn add_forms(forms: &mut Vec<String>, secret: &str) {
     let secret = secret.trim();
     if secret.is_empty() {

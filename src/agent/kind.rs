@@ -1,35 +1,35 @@
-//! How an agent is spoken to, and what that needs to know.
+//! Agent kinds: the protocols of agents, and their settings.
 
 use serde_json::value::RawValue;
 use url::Url;
 
 use crate::input::{FieldError, Node, Read, member, text, to_raw};
 
-/// Members of a chat's `config`.
+/// Members of the `config` of a chat agent.
 const CHAT_MEMBERS: [&str; 4] = ["model", "system_prompt", "parameters", "response_format"];
-/// Parameters of a chat request that follow from the rest.
+/// Parameters of a chat request that other members determine.
 const OWN_PARAMETERS: [&str; 4] = ["model", "messages", "stream", "response_format"];
-/// Characters of a model's name.
+/// Length of a model's name.
 const MODEL_CHARS: std::ops::RangeInclusive<usize> = 1..=255;
-/// Characters of a system prompt.
+/// Length of a system prompt.
 const PROMPT_CHARS: std::ops::RangeInclusive<usize> = 0..=100_000;
 
-/// How an agent is spoken to.
+/// Protocol of an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AgentKind {
-    /// A2A by JSON-RPC 2.0, as the reference deployment's agents.
+    /// A2A over JSON-RPC 2.0, as used by the reference deployment's agents.
     A2a,
     /// A plain HTTP endpoint: JSON in, JSON out.
     Http,
-    /// An endpoint that speaks OpenAI's chat completions.
+    /// OpenAI-compatible chat completions.
     OpenAi,
 }
 
 impl AgentKind {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 3] = [Self::A2a, Self::Http, Self::OpenAi];
 
-    /// As in the `kind` column and on the wire.
+    /// Text in the `kind` column and on the wire.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -39,7 +39,7 @@ impl AgentKind {
         }
     }
 
-    /// The kind of that name, in lower case.
+    /// Parses a kind in lower case.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.as_str() == name)
@@ -52,21 +52,21 @@ impl AgentKind {
     }
 }
 
-/// What is said to a model besides the input of the step.
+/// Settings of a chat besides the input of the step.
 #[derive(Clone, Debug)]
 pub struct ChatConfig {
-    /// Which one.
+    /// Name of the model.
     pub model: String,
-    /// Comes before the messages of the step.
+    /// System prompt before the messages of the step.
     pub system_prompt: Option<String>,
     /// Further members of the request, such as `temperature` and `max_tokens`.
     pub parameters: Option<Box<RawValue>>,
-    /// As the API takes it; `None`: text.
+    /// Response format of the API; `None`: text.
     pub response_format: Option<Box<RawValue>>,
 }
 
 impl ChatConfig {
-    /// Reads an agent's `config`; members that are not known are errors.
+    /// Reads an agent's `config`; unknown members are errors.
     pub fn read(node: &Node<'_>) -> Read<Self> {
         let object = node.object()?;
         let mut errors: Vec<FieldError> = object
@@ -99,7 +99,7 @@ impl ChatConfig {
         }
     }
 
-    /// The answer is to be JSON.
+    /// Whether the answer must be JSON.
     #[must_use]
     pub fn wants_json(&self) -> bool {
         let kind = self.response_format.as_deref().and_then(|format| member(format, "type"));
@@ -107,7 +107,7 @@ impl ChatConfig {
     }
 }
 
-/// A path of an OpenAI-compatible API. Its agent's URL is the base (`https://host/v1`) or that of chat completions.
+/// Endpoint of an OpenAI-compatible API. The agent's URL is the base (`https://host/v1`) or that of chat completions.
 #[must_use]
 pub fn chat_url(agent_url: &Url, path: &str) -> Url {
     let mut url = agent_url.clone();
@@ -118,7 +118,7 @@ pub fn chat_url(agent_url: &Url, path: &str) -> Url {
     url
 }
 
-/// The `config` to store, if it fits the kind.
+/// Validates the `config` to store against the kind.
 pub(super) fn checked_config(kind: AgentKind, config: Option<&RawValue>) -> Read<Option<Box<RawValue>>> {
     let config = config.filter(|config| config.get() != "null");
     match (kind, config) {

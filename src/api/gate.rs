@@ -1,4 +1,4 @@
-//! What surrounds every request: admission control, rate limits, authentication, permissions, bodies, headers; and the
+//! Request gate: admission control, rate limits, authentication, authorisation, bodies, headers; and the
 //! documentation.
 
 pub mod access;
@@ -18,26 +18,26 @@ use self::{auth::token::Tokens, load::Load, rate_limit::RateLimits};
 use super::vocabulary::app::App;
 use crate::lifecycle::Lifecycle;
 
-/// What requests are let in by. Cheap to clone.
+/// State of the gate. Cheap to clone.
 #[derive(Clone)]
 pub struct Gate(Arc<Parts>);
 
-/// The parts of [`Gate`].
+/// Fields of [`Gate`].
 pub struct Parts {
-    /// What handlers work with.
+    /// Application state.
     pub app: App,
-    /// Verifies tokens.
+    /// Verifier of tokens.
     pub tokens: Tokens,
-    /// How much one may ask for.
+    /// Rate limits.
     pub rates: RateLimits,
-    /// Places of requests.
+    /// Permits for concurrent requests.
     pub load: Load,
 }
 
 impl Gate {
-    /// Starts to read the keys that tokens are verified with.
+    /// Creates the gate, and starts to read the keys for the verification of tokens.
     pub fn start(app: App, lifecycle: &Lifecycle) -> anyhow::Result<Self> {
-        // Key sets are the operator's to choose, wherever they are; their hosts' redirects are not.
+        // The operator chooses the address of a key set, wherever it is; redirects are not followed.
         let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build()?;
         let tokens = Tokens::start(&app.config.auth, &http, app.clock.clone(), lifecycle);
         let rates = RateLimits::new(&app.config.limits);

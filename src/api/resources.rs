@@ -1,4 +1,4 @@
-//! The resources of the API: handlers with their wire types.
+//! Resources of the API: handlers with their wire types.
 
 pub mod agent_health;
 pub mod agents;

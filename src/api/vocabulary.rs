@@ -1,5 +1,4 @@
-//! The words of the API, which resources and gate share: callers, errors, what is taken from requests and what answers consist
-//! of.
+//! Shared types of the API, for resources and gate: callers, errors, extractors, and parts of answers.
 
 pub mod api_key_cache;
 pub mod app;

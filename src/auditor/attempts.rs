@@ -1,7 +1,7 @@
-//! Denied attempts on their way into the audit trail: the first ones of each caller as entries of their own, the others
-//! counted, so that neither the trail nor the memory grows with what callers send.
+//! Buffer of denied attempts for the audit trail. The first ones of each caller become entries of their own, the others
+//! are counted, so that neither the trail nor the memory grows with the number of requests.
 //!
-//! Counting is by windows of a minute, and by source: a caller that is known, or the network of one that is not.
+//! Counts are per minute and per source: an authenticated caller, or the network of an unauthenticated one.
 
 use std::{
     collections::HashMap,
@@ -19,48 +19,48 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// What is counted together.
+/// Length of a counting window.
 const WINDOW: Duration = Duration::from_mins(1);
-/// Entries of a window that a known caller has; of more, their number is one.
+/// Maximum number of entries of an authenticated caller in a window. Further attempts become one count.
 const MAX_OF_CALLER: u32 = 30;
-/// The same for a network without credentials, or with wrong ones.
+/// The same for a network with missing or invalid credentials.
 const MAX_OF_NETWORK: u32 = 5;
 /// The same for all such networks together.
 const MAX_OF_NETWORKS: u32 = 30;
-/// Known callers that are told apart in a window. The others share a count.
+/// Maximum number of authenticated callers with a count of their own in a window. The others share a count.
 const MAX_CALLERS: usize = 256;
-/// The same for networks.
+/// The same for networks without valid credentials.
 const MAX_NETWORKS: usize = 8;
-/// Entries that wait to be written.
+/// Maximum number of queued entries.
 pub const MAX_WAITING: usize = 512;
-/// Characters of a method that are kept. The column has room for 50.
+/// Maximum number of stored characters of a method. The column has room for 50.
 const MAX_METHOD_CHARS: usize = 20;
 
-/// An attempt that was denied.
+/// Denied attempt.
 #[derive(Debug)]
 pub struct Denied {
-    /// Who tried; without a subject if nobody knows.
+    /// Actor of the attempt; without a subject if unknown.
     pub actor: Actor,
-    /// The method, whatever the caller calls it.
+    /// HTTP method as sent.
     pub method: String,
-    /// The route, as a template.
+    /// Route as a template.
     pub route: String,
-    /// The answer.
+    /// HTTP status of the answer.
     pub status: u16,
-    /// The error's code.
+    /// Code of the error.
     pub code: String,
 }
 
-/// Who tried, as far as attempts are told apart.
+/// Source of attempts that are counted together.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Source {
-    /// Of an organisation, by a key or a token.
+    /// Caller of an organisation, by a key or a token.
     Caller(OrganizationId, String, Option<Uuid>),
-    /// Nobody knows who: an address, of IPv6 with the 64 bits that belong to one customer.
+    /// Unauthenticated network: an address, or the 64-bit prefix of an IPv6 address, which belongs to one customer.
     Network(Option<IpAddr>),
-    /// Too many are told apart already.
+    /// Further callers.
     OtherCaller,
-    /// See [`Source::OtherCaller`].
+    /// Further networks.
     OtherNetwork,
 }
 
@@ -75,7 +75,7 @@ impl Source {
         }))
     }
 
-    /// Whom an entry names that stands for all of them.
+    /// Actor of the entry for all attempts of the source.
     fn actor(&self) -> Actor {
         let nobody = Actor { subject: String::new(), ..Actor::system() };
         match self.clone() {
@@ -86,39 +86,39 @@ impl Source {
     }
 }
 
-/// Of a source, in a window.
+/// Counts of a source in a window.
 #[derive(Debug, Default)]
 struct Count {
-    /// Entries of their own.
-    told: u32,
-    /// Attempts without one.
+    /// Number of entries of their own.
+    queued: u32,
+    /// Number of attempts without an entry.
     omitted: u64,
-    /// The first of these.
+    /// Time of the first attempt without an entry.
     since: Option<Timestamp>,
 }
 
-/// What waits to be written.
+/// Entries to write, and counts.
 #[derive(Debug, Default)]
 pub struct Attempts {
     waiting: Vec<DeniedEntry>,
     window_ends: Option<Instant>,
     counts: HashMap<Source, Count>,
-    /// Entries of all networks in the window.
-    told_of_networks: u32,
+    /// Number of entries of all networks in the window.
+    queued_of_networks: u32,
 }
 
 impl Attempts {
-    /// Has an attempt written, or counted.
+    /// Queues an attempt as an entry, or counts it.
     pub fn add(&mut self, denied: Denied, now: Instant, at: Timestamp) {
         self.window_ends.get_or_insert(now + WINDOW);
         let source = self.source_key(Source::of(&denied.actor));
         let room = self.waiting.len() < MAX_WAITING;
-        let room_for_network = self.told_of_networks < MAX_OF_NETWORKS;
+        let room_for_network = self.queued_of_networks < MAX_OF_NETWORKS;
         let count = self.counts.entry(source.clone()).or_default();
         let is_told = room
             && match source {
-                Source::Caller(..) => count.told < MAX_OF_CALLER,
-                Source::Network(_) => count.told < MAX_OF_NETWORK && room_for_network,
+                Source::Caller(..) => count.queued < MAX_OF_CALLER,
+                Source::Network(_) => count.queued < MAX_OF_NETWORK && room_for_network,
                 Source::OtherCaller | Source::OtherNetwork => false,
             };
         if !is_told {
@@ -126,9 +126,9 @@ impl Attempts {
             count.since.get_or_insert(at);
             return;
         }
-        count.told += 1;
+        count.queued += 1;
         if matches!(source, Source::Network(_)) {
-            self.told_of_networks += 1;
+            self.queued_of_networks += 1;
         }
         let Denied { actor, method, route, status, code } = denied;
         let action = method.chars().take(MAX_METHOD_CHARS).collect();
@@ -136,7 +136,7 @@ impl Attempts {
         self.waiting.push(DeniedEntry { id: Uuid::now_v7(), actor, action, route, after, at, attempts: 1 });
     }
 
-    /// The source itself, as long as there is room for it.
+    /// Source itself, or the shared one if there are too many.
     fn source_key(&self, source: Source) -> Source {
         let (is_caller, most) = match source {
             Source::Caller(..) => (true, MAX_CALLERS),
@@ -152,11 +152,11 @@ impl Attempts {
         }
     }
 
-    /// What is to be written now: entries, and when a window is over, or nothing will come any more, the counts.
+    /// Entries to write now. At the end of a window, or with `is_last`, they include the counts.
     pub fn take(&mut self, now: Instant, is_last: bool) -> Vec<DeniedEntry> {
         let mut entries = std::mem::take(&mut self.waiting);
         if is_last || self.window_ends.is_some_and(|end| end <= now) {
-            (self.window_ends, self.told_of_networks) = (None, 0);
+            (self.window_ends, self.queued_of_networks) = (None, 0);
             let counts = self.counts.drain().filter(|(_, count)| count.omitted > 0);
             entries.extend(counts.map(|(source, count)| DeniedEntry {
                 id: Uuid::now_v7(),
@@ -171,7 +171,7 @@ impl Attempts {
         entries
     }
 
-    /// What could not be written waits again, as far as there is room. How many attempts have none.
+    /// Queues entries again that could not be written, as far as there is room. Returns the number of lost attempts.
     pub fn requeue(&mut self, mut entries: Vec<DeniedEntry>) -> u64 {
         let room = MAX_WAITING.saturating_sub(self.waiting.len());
         let lost = entries.drain(room.min(entries.len())..).map(|entry| entry.attempts).sum();
@@ -191,9 +191,9 @@ mod tests {
         Denied { actor, method: text("GET"), route: text("/x"), status: 401, code: text("unauthorized") }
     }
 
-    /// Subject or address, and how many, of each entry.
+    /// Subject or address of each entry, and its number of attempts.
     fn summary(entries: &[DeniedEntry]) -> Vec<(String, u64)> {
-        let mut told: Vec<_> = entries
+        let mut queued: Vec<_> = entries
             .iter()
             .map(|entry| {
                 let address = entry.actor.address.map(|address| address.to_string()).unwrap_or_default();
@@ -201,8 +201,8 @@ mod tests {
                 (source, entry.attempts)
             })
             .collect();
-        told.sort();
-        told
+        queued.sort();
+        queued
     }
 
     #[test]
@@ -237,7 +237,7 @@ mod tests {
         entries.extend(attempts.take(start, true));
         assert_eq!(entries.iter().map(|entry| entry.attempts).sum::<u64>(), 10_000);
         assert_eq!(entries.len(), MAX_NETWORKS + 1);
-        // One customer's addresses are one source.
+        // The addresses of one customer are one source.
         for low in 0..50_u128 {
             attempts.add(attempt("", &Ipv6Addr::from_bits(0x2001 << 112 | low).to_string()), start, at);
         }

@@ -1,4 +1,4 @@
-//! `ENCRYPTION_KEY`, `EGRESS_ALLOW` and `CIRCUIT_BREAKER_*`: how agents are called.
+//! Agent settings: `ENCRYPTION_KEY`, `EGRESS_ALLOW` and `CIRCUIT_BREAKER_*`.
 
 use std::time::Duration;
 

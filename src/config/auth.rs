@@ -1,4 +1,5 @@
-//! `AUTH_ENABLED`, `JWT_*`, `API_KEY_*` and `BOOTSTRAP_API_KEY`: the credentials that are accepted and made.
+//! Authentication settings: `AUTH_ENABLED`, `JWT_*`, `API_KEY_*` and `BOOTSTRAP_API_KEY`, the credentials that are
+//! accepted and issued.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -11,51 +12,51 @@ use crate::access::{
     verifying_key::VerifyingKey,
 };
 
-/// HMAC keys shorter than this are refused: 256 bits, the output of the weakest algorithm.
+/// Minimum length of an HMAC key: 256 bits, the output of the weakest algorithm.
 const MIN_JWT_SECRET_BYTES: usize = 32;
 
-/// `JWT_*`, `AUTH_ENABLED`, `API_KEY_HEADER`.
+/// Authentication settings.
 #[derive(Clone, Debug)]
 pub struct Auth {
-    /// `AUTH_ENABLED`, or whether there is a key to verify tokens with, or a first API key.
+    /// `AUTH_ENABLED`; by default true if a key to verify tokens or a first API key is set.
     pub enabled: bool,
     /// `JWT_SECRET`.
     pub jwt_secret: Option<SecretString>,
     /// `JWT_ALGORITHM`, one of the HMAC family.
     pub algorithm: jsonwebtoken::Algorithm,
-    /// `JWT_EXPIRATION_MINUTES`: how long tokens made here are valid.
+    /// `JWT_EXPIRATION_MINUTES`: lifetime of tokens issued here.
     pub token_lifetime: Duration,
-    /// `API_KEY_HEADER`.
+    /// `API_KEY_HEADER` as a parsed header name.
     pub api_key_header: http::HeaderName,
     /// `API_KEY_HEADER` as it is written.
     pub api_key_header_text: String,
-    /// `API_KEY_ENVIRONMENT`: in the API keys that are made here.
+    /// `API_KEY_ENVIRONMENT`: part of the API keys that are created here.
     pub api_key_environment: String,
-    /// `BOOTSTRAP_API_KEY`: lets the first caller in.
+    /// `BOOTSTRAP_API_KEY`: credentials of the first caller.
     pub bootstrap_api_key: Option<ApiKey>,
-    /// `JWT_PUBLIC_KEY`: of somebody else who signs tokens.
+    /// `JWT_PUBLIC_KEY`: public key of an external token issuer.
     pub public_key: Option<VerifyingKey>,
-    /// `JWT_JWKS`: the keys of somebody else who signs tokens.
+    /// `JWT_JWKS`: key set of an external token issuer.
     pub jwks: Option<JwksSource>,
-    /// `JWT_ISSUER`: the `iss` that tokens need, and have that are made here.
+    /// `JWT_ISSUER`: the `iss` that accepted tokens must have and issued tokens get.
     pub issuer: Option<String>,
-    /// `JWT_AUDIENCE`: the `aud` that tokens need, and have that are made here.
+    /// `JWT_AUDIENCE`: the `aud` that accepted tokens must have and issued tokens get.
     pub audience: Option<String>,
-    /// `JWT_DEFAULT_ROLE`: of a token that names none; `None` refuses such tokens.
+    /// `JWT_DEFAULT_ROLE`: role of a token that names none. `None` rejects such tokens.
     pub default_role: Option<Role>,
 }
 
-/// Where a key set is.
+/// Location of a key set.
 #[derive(Clone, Debug)]
 pub enum JwksSource {
-    /// At an address, `http` or `https`.
+    /// An `http` or `https` address.
     Url(url::Url),
-    /// In a file.
+    /// Path of a file.
     File(PathBuf),
 }
 
 impl Auth {
-    /// Whether tokens let somebody in, beside API keys.
+    /// Whether tokens are accepted, besides API keys.
     #[must_use]
     pub fn verifies_tokens(&self) -> bool {
         self.jwt_secret.is_some() || self.public_key.is_some() || self.jwks.is_some()
@@ -77,7 +78,7 @@ impl Section for Auth {
             None => Some(()),
         };
         let keys = ["jwt_secret", "jwt_public_key", "jwt_jwks", "bootstrap_api_key"];
-        // Without any of them there are still API keys: the first one is made at the start.
+        // Without any of these keys, API keys still work: the first one is created at the start.
         let enabled = reader.boolean("auth_enabled", keys.iter().any(|name| reader.has(name)));
         let public_key = reader.parsed("jwt_public_key", None, |pem| Ok(Some(VerifyingKey::from_pem(pem)?)));
         let api_key_environment = reader.parsed("api_key_environment", "live".to_owned(), |value| {
@@ -122,7 +123,7 @@ impl Section for Auth {
     }
 }
 
-/// An address, or the path of a file.
+/// Parses an address or the path of a file.
 fn parse_jwks_source(text: &str) -> Result<JwksSource, String> {
     match url::Url::parse(text) {
         Ok(url) if matches!(url.scheme(), "http" | "https") => Ok(JwksSource::Url(url)),

@@ -1,17 +1,17 @@
-//! `DATABASE_*` and `MIGRATE_ON_START`.
+//! Database settings: `DATABASE_*` and `MIGRATE_ON_START`.
 
 use sqlx::postgres::PgConnectOptions;
 
 use super::{Reader, Section, database_url};
 
-/// `DATABASE_*`.
+/// Database settings.
 #[derive(Clone, Debug)]
 pub struct Database {
     /// `DATABASE_URL`, parsed; its `Debug` would show the password.
     pub connect: ConnectOptions,
-    /// `DATABASE_POOL_SIZE`: connections kept.
+    /// `DATABASE_POOL_SIZE`: number of connections that are kept.
     pub pool_size: u32,
-    /// `DATABASE_MAX_OVERFLOW`: connections opened above that under load and closed when idle.
+    /// `DATABASE_MAX_OVERFLOW`: number of further connections that are opened under load and closed when idle.
     pub max_overflow: u32,
     /// `DATABASE_ECHO`: log each statement's text and duration.
     pub echo: bool,

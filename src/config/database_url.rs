@@ -1,16 +1,16 @@
-//! `DATABASE_URL`: what sqlx would take for granted or report by something else is checked first.
+//! Parser of `DATABASE_URL`. Errors that sqlx ignores or reports only by a misleading message are checked first.
 
 use std::{fs::File, str::FromStr};
 
 use sqlx::postgres::PgConnectOptions;
 
-/// As PostgreSQL's own programs know them.
+/// SSL modes as in PostgreSQL's own programs.
 const SSL_MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
-/// Members of the query that name a file.
+/// Query parameters that name a file.
 const FILES: [&str; 6] = ["sslrootcert", "ssl-root-cert", "sslcert", "ssl-cert", "sslkey", "ssl-key"];
 
-/// Takes `postgresql://`, `postgres://` and forms with a driver, such as `postgresql+asyncpg://`. The error never
-/// shows the URL, which may hold a password.
+/// Parses `postgresql://`, `postgres://` and forms with a driver, such as `postgresql+asyncpg://`. The error never
+/// shows the URL, which may contain a password.
 pub(super) fn parse(text: &str) -> Result<PgConnectOptions, String> {
     let form = "is not a URL of the form postgresql://user:pass@host:5432/db";
     let (scheme, rest) = text.split_once("://").ok_or(form)?;
@@ -18,7 +18,7 @@ pub(super) fn parse(text: &str) -> Result<PgConnectOptions, String> {
     if !matches!(scheme, "postgresql" | "postgres") {
         return Err("must start with postgresql:// or postgres://".to_owned());
     }
-    // Before the path, and behind the password, which may have commas.
+    // The authority ends before the path. The host list begins after the password, which may contain commas.
     let authority = rest.split(['/', '?']).next().unwrap_or_default();
     let hosts = authority.rsplit('@').next().unwrap_or_default();
     let several = "names several hosts, and just one is possible: give the name or address that leads to the primary";
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_wrong_with_a_url_is_said_and_its_password_is_not() {
+    fn problems_of_a_url_are_reported_without_its_password() {
         for (text, expected) in [
             ("postgresql://a:pass,word@host:5432/db?sslmode=require", ""),
             ("postgresql+asyncpg://host/db", ""),

@@ -1,29 +1,29 @@
-//! `MAX_CONCURRENT_EXECUTIONS`, `MAX_WORKFLOW_DURATION_MS`, `MAX_EXECUTOR_MEMORY_BYTES`, `MAX_RUN_*` and
-//! `MAX_SUB_RUNS`: what runs may take.
+//! Limits of executors and runs: `MAX_CONCURRENT_EXECUTIONS`, `MAX_WORKFLOW_DURATION_MS`, `MAX_EXECUTOR_MEMORY_BYTES`,
+//! `MAX_RUN_*` and `MAX_SUB_RUNS`.
 
 use std::time::Duration;
 
 use super::{Reader, Section};
 
-/// What the runs of an executor may take.
+/// Limits of an executor.
 #[derive(Clone, Copy, Debug)]
 pub struct Executor {
-    /// `MAX_CONCURRENT_EXECUTIONS`: runs that one executor drives at a time.
+    /// `MAX_CONCURRENT_EXECUTIONS`: maximum number of runs that one executor drives at a time.
     pub max_runs: usize,
-    /// `MAX_WORKFLOW_DURATION_MS`: of a run, from its first claim to its end.
+    /// `MAX_WORKFLOW_DURATION_MS`: maximum duration of a run, from its first claim to its end.
     pub max_run_duration: Duration,
-    /// `MAX_EXECUTOR_MEMORY_BYTES`: of the inputs and outputs of all its runs that it holds at a time.
+    /// `MAX_EXECUTOR_MEMORY_BYTES`: memory for the inputs and outputs of all runs of an executor.
     pub memory_bytes: u64,
-    /// `MAX_RUN_*` and `MAX_SUB_RUNS`: of one run.
+    /// `MAX_RUN_*` and `MAX_SUB_RUNS`: limits of one run.
     pub run_budget: RunBudget,
 }
 
 impl Section for Executor {
     fn read(reader: &mut Reader) -> Option<Self> {
         let max_runs = reader.number("max_concurrent_executions", 256, 1..=100_000);
-        // A day; at most a year.
+        // The default is a day, the maximum a year.
         let max_run_duration_ms = reader.number("max_workflow_duration_ms", 86_400_000, 1000..=31_536_000_000);
-        // Three quarters, which one organisation has, are more than the largest answer and the largest input.
+        // Three quarters of it, the share of one organisation, are more than the largest answer and the largest input.
         let memory_bytes = reader.number("max_executor_memory_bytes", 256 << 20, 32 << 20..=1 << 40);
         let run_budget = RunBudget::read(reader);
         Some(Self {
@@ -35,20 +35,20 @@ impl Section for Executor {
     }
 }
 
-/// What one run may take, all its retries counted, before it fails.
+/// Budget of one run, including all its retries. A run that exceeds it fails.
 #[derive(Clone, Copy, Debug)]
 pub struct RunBudget {
-    /// `MAX_RUN_STEPS`: attempts of steps, of blocks too; each is a row.
+    /// `MAX_RUN_STEPS`: number of step attempts, including those of blocks. Each is a row.
     pub steps: u64,
-    /// `MAX_RUN_BRANCHES`: branches and iterations that its blocks begin.
+    /// `MAX_RUN_BRANCHES`: number of branches and iterations that its blocks begin.
     pub branches: u64,
-    /// `MAX_RUN_BYTES`: bytes of inputs and outputs of its steps.
+    /// `MAX_RUN_BYTES`: bytes of the inputs and outputs of its steps.
     pub bytes: u64,
-    /// `MAX_RUN_MEMORY_BYTES`: bytes of outputs that an executor holds for its later steps.
+    /// `MAX_RUN_MEMORY_BYTES`: bytes of outputs that an executor keeps in memory for later steps.
     pub memory_bytes: u64,
-    /// `MAX_RUN_TAKEOVERS`: how often it is taken over from a dead executor without having got on.
+    /// `MAX_RUN_TAKEOVERS`: number of takeovers from dead executors without progress in between.
     pub takeovers: i16,
-    /// `MAX_SUB_RUNS`: how many runs it may begin by its steps, with those that they begin.
+    /// `MAX_SUB_RUNS`: number of runs that its steps begin, including nested ones.
     pub sub_runs: i32,
 }
 

@@ -1,10 +1,10 @@
-//! `API_*`, `PUBLIC_URL`, `ENABLE_DOCS`, `CORS_*` and the sizes of pages: the API as its clients see it.
+//! Settings of the HTTP API: `API_*`, `PUBLIC_URL`, `ENABLE_DOCS`, `CORS_*` and the page sizes.
 
 use std::net::IpAddr;
 
 use super::{Reader, Section};
 
-/// `API_*`.
+/// Settings of the HTTP API.
 #[derive(Clone, Debug)]
 pub struct Api {
     /// `API_TITLE`.
@@ -19,20 +19,20 @@ pub struct Api {
     pub host: IpAddr,
     /// `API_PORT`.
     pub port: u16,
-    /// `API_WORKERS`: threads of the runtime.
+    /// `API_WORKERS`: number of runtime threads.
     pub workers: usize,
-    /// `PUBLIC_URL`: what callers reach the API by, without a trailing slash.
+    /// `PUBLIC_URL`: base URL under which clients reach the API, without a trailing slash.
     pub public_url: String,
-    /// Whether `PUBLIC_URL` is set, not assumed.
+    /// Whether `PUBLIC_URL` is set; otherwise it is a default.
     pub has_public_url: bool,
-    /// `ENABLE_DOCS`: serve the OpenAPI document and its browsers.
+    /// `ENABLE_DOCS`: serve the OpenAPI document and its viewers.
     pub docs: bool,
-    /// `API_RELOAD`: accepted and without effect, since the service is compiled.
+    /// `API_RELOAD`: accepted for compatibility, without effect in a compiled service.
     pub reload: bool,
 }
 
 impl Api {
-    /// What the addresses of callbacks begin with.
+    /// Base of callback URLs.
     #[must_use]
     pub fn callbacks_url(&self) -> String {
         format!("{}{}/callbacks/", self.public_url, self.prefix)
@@ -55,7 +55,7 @@ impl Section for Api {
             if !path.chars().all(plain) || path.contains("//") || path.split('/').any(is_step) {
                 return Err(format!("must be a plain URL path, not {value:?}"));
             }
-            // What lies below these two needs no token.
+            // Paths below these two need no credentials.
             if matches!(path.split('/').next(), Some("docs" | "redoc")) {
                 return Err(format!("must not lie below the documentation, as {value:?} does"));
             }
@@ -90,7 +90,7 @@ impl Section for Api {
     }
 }
 
-/// `CORS_*`.
+/// CORS settings.
 #[derive(Clone, Debug)]
 pub struct Cors {
     /// `CORS_ORIGINS`.
@@ -103,12 +103,12 @@ pub struct Cors {
     pub headers: AllowList<http::HeaderName>,
 }
 
-/// A list setting that may be `*`.
+/// Allow list that may be `*`.
 #[derive(Clone, Debug)]
 pub enum AllowList<T> {
-    /// `*`.
+    /// All values (`*`).
     Any,
-    /// Just these.
+    /// The listed values only.
     These(Vec<T>),
 }
 
@@ -122,7 +122,7 @@ impl Section for Cors {
     }
 }
 
-/// A list with commas between; one `*` makes it a wildcard.
+/// Parses a comma-separated list. One `*` makes it a wildcard.
 fn listed<T>(
     reader: &mut Reader,
     name: &str,
@@ -143,19 +143,19 @@ fn listed<T>(
     Some(AllowList::These(items))
 }
 
-/// An origin as browsers send it: scheme, host and perhaps port.
+/// Parses an origin as browsers send it: scheme, host and optional port.
 fn parse_origin(text: &str) -> Option<http::HeaderValue> {
     let origin = url::Url::parse(text).ok()?.origin();
     (origin.is_tuple() && origin.ascii_serialization() == text.trim_end_matches('/').to_ascii_lowercase())
         .then(|| origin.ascii_serialization().parse().ok())?
 }
 
-/// `DEFAULT_PAGE_SIZE`, `MAX_PAGE_SIZE`.
+/// Page sizes of lists: `DEFAULT_PAGE_SIZE` and `MAX_PAGE_SIZE`.
 #[derive(Clone, Copy, Debug)]
 pub struct Pages {
-    /// Where a caller names no size.
+    /// Size if the caller names none.
     pub default_size: i64,
-    /// Larger ones are cut to this.
+    /// Maximum size; larger requests are reduced to it.
     pub max_size: i64,
 }
 

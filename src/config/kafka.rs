@@ -1,30 +1,31 @@
-//! `KAFKA_*`, `ENABLE_MONITORING_UPDATES`, `DEAD_LETTER_RETENTION_DAYS` and `MAX_DEAD_LETTERS`.
+//! Kafka and dead-letter settings: `KAFKA_*`, `ENABLE_MONITORING_UPDATES`, `DEAD_LETTER_RETENTION_DAYS` and
+//! `MAX_DEAD_LETTERS`.
 
 use std::time::Duration;
 
 use super::{Reader, Section};
 
-/// More than a request to a broker may take (15 s), so that what librdkafka mends by itself is left to it.
+/// This is longer than the time-out of a broker request (15 s), so that librdkafka can recover by itself first.
 const RENEW_KAFKA_CLIENTS_AFTER: Duration = Duration::from_secs(20);
 
-/// `KAFKA_*`.
+/// Kafka settings.
 #[derive(Clone, Debug)]
 pub struct Kafka {
-    /// `KAFKA_BROKERS`, as librdkafka wants them.
+    /// `KAFKA_BROKERS` in the format of librdkafka.
     pub brokers: String,
     /// `KAFKA_EXECUTION_TOPIC`.
     pub execution_topic: String,
     /// `KAFKA_CANCELLATION_TOPIC`.
     pub cancellation_topic: String,
-    /// `KAFKA_DEAD_LETTER_TOPIC`: for records of the first two that cannot be used.
+    /// `KAFKA_DEAD_LETTER_TOPIC`: receives records of the first two topics that cannot be processed.
     pub dead_letter_topic: String,
     /// `KAFKA_MONITORING_TOPIC`, unless `ENABLE_MONITORING_UPDATES` is off.
     pub monitoring_topic: Option<String>,
-    /// `KAFKA_TOPIC_PARTITIONS`: of the topics, where they have to be made.
+    /// `KAFKA_TOPIC_PARTITIONS`: number of partitions of topics that are created.
     pub partitions: i32,
-    /// `KAFKA_GROUP_ID`: the executors' consumer group.
+    /// `KAFKA_GROUP_ID`: consumer group of the executors.
     pub group_id: String,
-    /// No setting: how long a client may hear no broker, while others do, before it is made anew.
+    /// Not a setting: a client that reaches no broker for this long, while other clients do, is replaced.
     pub renew_after: Duration,
 }
 
@@ -92,7 +93,7 @@ fn is_host_and_port(broker: &str) -> bool {
     })
 }
 
-/// What is kept of records that cannot be used.
+/// Retention of records that cannot be processed.
 #[derive(Clone, Copy, Debug)]
 pub struct DeadLetters {
     /// `DEAD_LETTER_RETENTION_DAYS`.

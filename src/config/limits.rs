@@ -1,5 +1,5 @@
-//! `TRUSTED_PROXIES`, `HSTS_MAX_AGE_SECS`, `RATE_LIMIT_*`, `MAX_CONCURRENT_REQUESTS`,
-//! `MAX_REQUEST_MEMORY_MB`, `MAX_RESPONSE_MEMORY_MB`, `QUOTA_*`: what clients may take.
+//! Client limits: `TRUSTED_PROXIES`, `HSTS_MAX_AGE_SECS`, `RATE_LIMIT_*`, `MAX_CONCURRENT_REQUESTS`,
+//! `MAX_REQUEST_MEMORY_MB`, `MAX_RESPONSE_MEMORY_MB` and `QUOTA_*`.
 
 use std::net::IpAddr;
 
@@ -8,24 +8,24 @@ use ipnet::{IpNet, Ipv4Net};
 use super::{Reader, Section};
 use crate::{access::Quotas, rate::Rate};
 
-/// What is believed of whom.
+/// Limits of requests, and the proxies that are trusted.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// `TRUSTED_PROXIES`: whose word about the client counts.
+    /// `TRUSTED_PROXIES`: proxies whose client address is believed.
     pub trusted_proxies: TrustedProxies,
-    /// `HSTS_MAX_AGE_SECS`: for how long browsers come back by TLS alone; 0: they are not told to.
+    /// `HSTS_MAX_AGE_SECS`: `max-age` of HSTS. 0 sends no header.
     pub hsts_max_age_secs: u32,
-    /// `RATE_LIMIT_PER_PRINCIPAL`: requests of one API key or one subject of tokens.
+    /// `RATE_LIMIT_PER_PRINCIPAL`: requests of one API key or one token subject.
     pub per_principal: Option<Rate>,
     /// `RATE_LIMIT_PER_ADDRESS`: requests from one address.
     pub per_address: Option<Rate>,
-    /// `RATE_LIMIT_FAILED_AUTH`: wrong credentials from one address.
+    /// `RATE_LIMIT_FAILED_AUTH`: failed authentications from one address.
     pub failed_authentication: Option<Rate>,
-    /// `MAX_CONCURRENT_REQUESTS`: that handlers work on at a time.
+    /// `MAX_CONCURRENT_REQUESTS`: requests that handlers process at a time.
     pub max_concurrent_requests: usize,
-    /// `MAX_REQUEST_MEMORY_MB`: of request bodies at a time.
+    /// `MAX_REQUEST_MEMORY_MB`: memory of all request bodies at a time.
     pub max_request_memory_bytes: u64,
-    /// `MAX_RESPONSE_MEMORY_MB`: of answers that wait to be read.
+    /// `MAX_RESPONSE_MEMORY_MB`: memory of all responses that clients have not read yet.
     pub max_response_memory_bytes: u64,
 }
 
@@ -34,20 +34,20 @@ pub struct Limits {
 pub struct TrustedProxies(Vec<IpNet>);
 
 impl TrustedProxies {
-    /// Addresses and networks with commas between. The error is the entry that is neither.
+    /// Parses comma-separated addresses and networks. The error is the invalid entry.
     pub fn parse(text: &str) -> Result<Self, String> {
         let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
         entries.map(|entry| network(entry).ok_or_else(|| entry.to_owned())).collect::<Result<_, _>>().map(Self)
     }
 
-    /// Whether it is the address of one. An IPv4 address has to be in its own form, not mapped into IPv6.
+    /// Whether the address belongs to a trusted proxy. An IPv4 address must be in its own form, not mapped into IPv6.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         self.0.iter().any(|network| network.contains(&address))
     }
 }
 
-/// A network, or an address as one. Mapped IPv4 (`::ffff:10.0.0.0/104`) in its own form.
+/// Parses a network or a single address. Mapped IPv4 (`::ffff:10.0.0.0/104`) becomes IPv4.
 fn network(text: &str) -> Option<IpNet> {
     let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).ok()?;
     let mapped = match network {
@@ -66,7 +66,7 @@ impl Section for Limits {
             TrustedProxies::parse(text)
                 .map_err(|entry| format!("has an entry that is no IP address or network: {entry:?}"))
         });
-        // A year, as lists of such hosts ask for.
+        // One year, as HSTS preload lists require.
         let hsts_max_age_secs = reader.number("hsts_max_age_secs", 31_536_000, 0..=63_072_000);
         let burst = reader.number("rate_limit_burst", 0, 0..=Rate::MAX);
         let per_principal = rate(reader, "rate_limit_per_principal", 0, burst);
@@ -88,7 +88,7 @@ impl Section for Limits {
     }
 }
 
-/// A number a minute, 0 for no limit. A burst of 0 is as many as in a minute.
+/// Requests a minute; 0 means no limit. A burst of 0 means one minute's requests.
 #[expect(clippy::option_option, reason = "no limit is a value, and not that there is a problem")]
 fn rate(reader: &mut Reader, name: &str, default: u32, burst: Option<u32>) -> Option<Option<Rate>> {
     let per_minute = reader.number(name, default, 0..=Rate::MAX)?;

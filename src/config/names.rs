@@ -1,10 +1,10 @@
-//! Names in the environment that look like settings and are none: misspelt, or of another program.
+//! Detection of unknown settings: misspelt names in the environment, or names that only look like settings.
 
 use std::collections::HashSet;
 
 use super::{NAMES, reader::SECRETS};
 
-/// What the names of settings begin with. `KAFKA_` counts, `MAX_` would find too much of others.
+/// Prefixes of setting names. `KAFKA_` is included; `MAX_` would match too many foreign variables.
 const PREFIXES: [&str; 12] = [
     "API_",
     "AUTH_",
@@ -20,15 +20,15 @@ const PREFIXES: [&str; 12] = [
     "RATE_LIMIT_",
 ];
 
-/// How many letters may be wrong, missing, swapped or too many in a name that was meant to be a setting's.
+/// Maximum edit distance (wrong, missing, swapped or additional letters) between a misspelt name and a setting.
 const MAX_MISSPELT: usize = 2;
 
-/// A line for each name in the environment that looks like a setting's and is not read.
+/// One line for each name in the environment that looks like a setting and is not read.
 pub fn unknown_names(environment: impl Iterator<Item = (String, String)>) -> Vec<String> {
     let names: Vec<String> = environment.map(|(name, _)| name.to_ascii_uppercase()).collect();
     let mut known: HashSet<String> = NAMES.iter().map(|name| name.to_ascii_uppercase()).collect();
     known.extend(SECRETS.iter().map(|name| format!("{}_FILE", name.to_ascii_uppercase())));
-    // What compose files use beside the settings.
+    // Further variables that compose files use.
     known.extend(["API_ENV_FILE", "API_PORTS"].map(str::to_owned));
     let mut lines: Vec<String> = names
         .iter()
@@ -36,12 +36,12 @@ pub fn unknown_names(environment: impl Iterator<Item = (String, String)>) -> Vec
         .filter_map(|name| {
             let distance = |known: &&String| strsim::osa_distance(name, known);
             let nearest = known.iter().min_by_key(|known| (distance(known), known.len(), (*known).clone()))?;
-            // In a short name two letters are another word.
+            // In a short name, two different letters make a different word.
             if distance(&nearest) <= MAX_MISSPELT.min(name.len() / 4) {
-                Some(format!("{name} is no setting and has no effect; {nearest} is one"))
+                Some(format!("{name} is not a setting and has no effect; {nearest} is one"))
             } else {
                 let is_ours = PREFIXES.iter().any(|prefix| name.starts_with(prefix));
-                is_ours.then(|| format!("{name} is no setting and has no effect"))
+                is_ours.then(|| format!("{name} is not a setting and has no effect"))
             }
         })
         .collect();
@@ -50,7 +50,7 @@ pub fn unknown_names(environment: impl Iterator<Item = (String, String)>) -> Vec
     lines
 }
 
-/// Whether Kubernetes (or a Docker link) sets such a name for a service: `KAFKA_SERVICE_HOST`, `API_PORT_8000_TCP_ADDR`.
+/// Whether Kubernetes (or a Docker link) sets the name for a service: `KAFKA_SERVICE_HOST`, `API_PORT_8000_TCP_ADDR`.
 fn is_of_kubernetes(name: &str) -> bool {
     let is_port = |text: &str| {
         let mut parts = text.split('_');
@@ -72,23 +72,23 @@ mod tests {
     }
 
     #[test]
-    fn misspelt_settings_are_found_and_told_from_other_programs_variables() {
+    fn misspelt_settings_are_found_and_variables_of_other_programs_are_not() {
         assert_eq!(
             found(&["KAFKA_BROKER", "JWT_SECERT", "DATABASE_POOLSIZE", "MAX_PAGESIZE", "api_prot"]),
             [
-                "API_PROT is no setting and has no effect; API_PORT is one",
-                "DATABASE_POOLSIZE is no setting and has no effect; DATABASE_POOL_SIZE is one",
-                "JWT_SECERT is no setting and has no effect; JWT_SECRET is one",
-                "KAFKA_BROKER is no setting and has no effect; KAFKA_BROKERS is one",
-                "MAX_PAGESIZE is no setting and has no effect; MAX_PAGE_SIZE is one",
+                "API_PROT is not a setting and has no effect; API_PORT is one",
+                "DATABASE_POOLSIZE is not a setting and has no effect; DATABASE_POOL_SIZE is one",
+                "JWT_SECERT is not a setting and has no effect; JWT_SECRET is one",
+                "KAFKA_BROKER is not a setting and has no effect; KAFKA_BROKERS is one",
+                "MAX_PAGESIZE is not a setting and has no effect; MAX_PAGE_SIZE is one",
             ]
         );
-        assert_eq!(found(&["KAFKA_COLOUR_OF_LOGO"]), ["KAFKA_COLOUR_OF_LOGO is no setting and has no effect"]);
+        assert_eq!(found(&["KAFKA_COLOUR_OF_LOGO"]), ["KAFKA_COLOUR_OF_LOGO is not a setting and has no effect"]);
         assert_eq!(found(&["JWT_SECRET_FILE", "LOG_LEVEL", "PATH", "HOME", "HOSTNAME", "LANG", "PWD"]), [""; 0]);
     }
 
     #[test]
-    fn what_kubernetes_sets_for_services_is_no_setting_of_ours() {
+    fn variables_that_kubernetes_sets_for_services_are_not_settings() {
         let set = ["KAFKA_SERVICE_HOST", "KAFKA_SERVICE_PORT_BROKER", "API_PORT_8000_TCP_ADDR", "KAFKA_PORT"];
         assert_eq!(found(&set), [""; 0]);
     }

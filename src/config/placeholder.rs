@@ -1,8 +1,8 @@
-//! Detection of signing secrets that are not random: placeholders of examples, repeats, sequences.
+//! Detection of signing secrets that are not random: placeholders of examples, repetitions, sequences.
 
 use std::collections::BTreeSet;
 
-/// Words that ask the reader to put something else there. One of them is enough.
+/// Words that request a replacement. One of them is enough.
 const REQUESTS: [&str; 15] = [
     "change",
     "changeme",
@@ -21,7 +21,7 @@ const REQUESTS: [&str; 15] = [
     "your",
 ];
 
-/// Words that such texts consist of. They count as nothing.
+/// Filler words of such texts. They add no randomness.
 const FILLERS: [&str; 24] = [
     "api",
     "app",
@@ -49,19 +49,19 @@ const FILLERS: [&str; 24] = [
     "token",
 ];
 
-/// Starts of words that are long enough not to occur in random text, so that `changethis` is found too.
+/// Minimum length of a word's beginning that does not occur in random text, so that `changethis` is found too.
 const MIN_STEM: usize = 6;
 
-/// How many characters have to be left when the fillers are gone, and how many of them have to differ.
+/// Number of characters that must remain without the fillers, and number of different ones among them.
 const MIN_CHARACTERS: usize = 16;
 const MIN_DISTINCT: usize = 8;
 
-/// A word of that length does not occur twice in random text.
+/// A word of this length does not occur twice in random text.
 const MIN_REPEATED: usize = 4;
 
 const REPEATS: &str = "repeats itself or is a sequence of neighbouring characters";
 
-/// Why the text is no secret, or `None` if it may be one. Random text of 32 characters passes, in hex as well.
+/// Reason why the text is not a secret, or `None`. Random text of 32 characters passes, in hex as well.
 pub(super) fn reason(secret: &str) -> Option<&'static str> {
     let secret = secret.to_ascii_lowercase();
     let words: Vec<&str> = secret.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).collect();
@@ -84,19 +84,19 @@ pub(super) fn reason(secret: &str) -> Option<&'static str> {
     None
 }
 
-/// The word without the fillers inside of it that are long enough not to occur in random text.
+/// Removes fillers inside of the word that are too long to occur in random text.
 fn without_fillers(word: &str) -> String {
     let long = FILLERS.iter().filter(|filler| filler.len() >= MIN_STEM);
     long.fold(word.to_owned(), |rest, filler| rest.replace(filler, ""))
 }
 
-/// Whether the text is one of at most half its length, over and over.
+/// Whether the text repeats a part of at most half its length.
 fn has_period(text: &str) -> bool {
     let bytes = text.as_bytes();
     (1..=bytes.len() / 2).any(|period| bytes[period..] == bytes[..bytes.len() - period])
 }
 
-/// Whether most characters stand beside their neighbour in the alphabet, on a keyboard, or beside themselves.
+/// Whether most characters are equal to their predecessor or its neighbour in the alphabet or on a keyboard.
 fn is_sequence(text: &str) -> bool {
     const ROWS: [&str; 4] = ["qwertyuiop", "asdfghjkl", "zxcvbnm", "1234567890"];
     let characters: Vec<char> = text.chars().collect();
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn placeholders_repeats_and_sequences_are_told_from_secrets() {
+    fn placeholders_repeats_and_sequences_are_distinguished_from_secrets() {
         for placeholder in [
             "CHANGE_THIS_TO_RANDOM_64_CHAR_STRING_MIN",
             "your-secret-key-change-in-production",

@@ -1,13 +1,13 @@
-//! Reader: the variables of the environment as text, and all that is wrong with them.
+//! Reader of the environment: the variables as text, and the problems found in them.
 
 use std::{collections::HashMap, fmt::Display, io::ErrorKind, ops::RangeInclusive, str::FromStr};
 
 use serde::Deserialize;
 
-/// Declares the variables: as text, all optional, exactly the names that the program reads.
+/// Declares the variables: all are optional text. The names are exactly those that the program reads.
 macro_rules! variables {
     ($($name:ident),+ $(,)?) => {
-        /// The environment as `envy` reads it. Nothing is parsed here, so that parsing can report all problems.
+        /// Environment as `envy` reads it. Nothing is parsed here, so that parsing can report all problems.
         #[derive(Deserialize, Default)]
         struct Variables { $($name: Option<String>),+ }
 
@@ -17,7 +17,7 @@ macro_rules! variables {
             }
         }
 
-        /// The names of all variables, in lower case.
+        /// Names of all variables, in lower case.
         pub const NAMES: &[&str] = &[$(stringify!($name)),+];
     };
 }
@@ -43,29 +43,29 @@ variables! {
     circuit_breaker_timeout_seconds, circuit_breaker_half_open_max_calls, circuit_breaker_window_size_seconds,
 }
 
-/// Variables that may come from a file.
+/// Variables that can be read from a file.
 pub(super) const SECRETS: [&str; 5] =
     ["database_url", "jwt_secret", "jwt_public_key", "bootstrap_api_key", "encryption_key"];
 
-/// Everything that is wrong with the environment, a line a variable. Never shows a value that could be a secret.
+/// All problems of the environment, one line per variable. They never show a value that could be a secret.
 #[derive(Debug, thiserror::Error)]
 #[error("the configuration has {} problem(s):\n{}", .0.len(), .0.join("\n"))]
 pub struct Problems(pub Vec<String>);
 
-/// A part of the settings, with the variables of its own.
+/// A section of the settings with its own variables.
 pub trait Section: Sized {
-    /// Reads and checks the section; `None`: the reader has been told why not.
+    /// Reads and checks the section. `None` means that problems were added to the reader.
     fn read(reader: &mut Reader) -> Option<Self>;
 }
 
-/// Reads a section alone, for the commands that need nothing else.
+/// Reads a single section, for commands that need no other.
 pub fn load<S: Section>(environment: impl Iterator<Item = (String, String)>) -> Result<S, Problems> {
     let mut reader = Reader::new(environment);
     let section = S::read(&mut reader);
     reader.finish(section)
 }
 
-/// The variables as text, and the problems found so far. A method returns `None` where it has added a problem.
+/// Variables as text, and the problems found so far. A method returns `None` if it has added a problem.
 pub struct Reader {
     values: HashMap<&'static str, String>,
     problems: Vec<String>,
@@ -129,7 +129,7 @@ impl Reader {
         None
     }
 
-    /// Whether something is wrong with the variable already, so that it is not there to be read.
+    /// Whether a problem of the variable was reported already, so that it cannot be read.
     fn has_problem(&self, name: &str) -> bool {
         let name = name.to_ascii_uppercase();
         self.problems.iter().any(|problem| {
@@ -138,7 +138,7 @@ impl Reader {
         })
     }
 
-    /// The text of a variable that is set and has no problem.
+    /// Text of a variable that is set and has no problem.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.values.get(name).map(String::as_str)
     }

@@ -1,18 +1,18 @@
-//! `LOG_*`, `ENABLE_METRICS`, `METRICS_ACCESS` and `MANAGEMENT_PORT`.
+//! Telemetry settings: `LOG_*`, `ENABLE_METRICS`, `METRICS_ACCESS` and `MANAGEMENT_PORT`.
 
 use super::{Reader, Section};
 
-/// `LOG_*`.
+/// Log settings.
 #[derive(Clone, Debug)]
 pub struct Log {
     /// `LOG_LEVEL`.
     pub level: tracing::Level,
-    /// `LOG_FORMAT` is `json`, not `text`.
+    /// Whether `LOG_FORMAT` is `json` instead of `text`.
     pub json: bool,
 }
 
 impl Log {
-    /// The settings of logging alone; with problems the defaults, since the problems are about to be logged.
+    /// Log settings alone. If they have problems, the defaults are used, so that the problems can be logged.
     #[must_use]
     pub fn load_or_default(environment: impl Iterator<Item = (String, String)>) -> Self {
         Self::read(&mut Reader::new(environment)).unwrap_or(Self { level: tracing::Level::INFO, json: true })
@@ -39,26 +39,26 @@ impl Section for Log {
     }
 }
 
-/// The metrics and where they are served.
+/// Settings of the metrics.
 #[derive(Clone, Copy, Debug)]
 pub struct Metrics {
     /// `ENABLE_METRICS`: serve `/metrics`.
     pub enabled: bool,
-    /// `METRICS_ACCESS`: access to `/metrics` of the API.
+    /// `METRICS_ACCESS`: access to `/metrics` on the API's port.
     pub access: MetricsAccess,
-    /// `MANAGEMENT_PORT`: where an executor, and the API if `METRICS_ACCESS` says so, serves its health and its metrics;
-    /// `None`: nowhere.
+    /// `MANAGEMENT_PORT`: port on which an executor, and the API if `METRICS_ACCESS` is `management`, serves health and
+    /// metrics. `None`: no such port.
     pub management_port: Option<u16>,
 }
 
-/// Who gets `/metrics` of the API.
+/// Access to `/metrics` of the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MetricsAccess {
-    /// Everybody who reaches the API's port.
+    /// Every client of the API's port.
     Open,
-    /// Whoever has credentials and may see the runs of the default organisation.
+    /// Callers with credentials that may see the runs of the default organisation.
     Credentials,
-    /// Everybody who reaches `MANAGEMENT_PORT`, and nobody at the API's port.
+    /// Every client of `MANAGEMENT_PORT`; not available on the API's port.
     Management,
 }
 

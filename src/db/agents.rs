@@ -1,4 +1,4 @@
-//! Agents.
+//! Agent rows and queries.
 
 use std::ops::ControlFlow;
 
@@ -18,7 +18,7 @@ use crate::{
     vault::{self, Vault},
 };
 
-/// A row of `agents`. Has no `Debug`, since `auth_config` holds secrets.
+/// Row of `agents`. It has no `Debug`, since `auth_config` holds secrets.
 #[derive(Clone, sqlx::FromRow)]
 #[expect(missing_docs, reason = "the columns are described in the contract and the migration")]
 pub struct AgentRow {
@@ -42,7 +42,7 @@ pub struct AgentRow {
 }
 
 impl AgentRow {
-    /// The row with its credentials in clear, if the vault can open them.
+    /// Row with decrypted credentials, if the vault has the key.
     #[must_use]
     pub fn opened(mut self, vault: &Vault) -> Self {
         let opened = self.auth_config.as_ref().and_then(|stored| vault.open(self.id, &stored.0).ok());
@@ -50,20 +50,20 @@ impl AgentRow {
         self
     }
 
-    /// The row as it is stored.
+    /// Row as it is stored.
     #[must_use]
     pub fn sealed(&self, vault: &Vault) -> Self {
         let auth_config = self.auth_config.as_ref().map(|config| Json(vault.seal(self.id, &config.0)));
         Self { auth_config, ..self.clone() }
     }
 
-    /// Whether the credentials are still sealed.
+    /// Whether the credentials are still encrypted.
     #[must_use]
     pub fn is_sealed(&self) -> bool {
         self.auth_config.as_ref().is_some_and(|config| vault::key_id(&config.0).is_some())
     }
 
-    /// Another text after every change.
+    /// Revision of the row, which differs after every change.
     #[must_use]
     pub fn revision(&self) -> String {
         format!("{:x}", self.updated_at.as_naive_utc().and_utc().timestamp_micros())
@@ -73,19 +73,19 @@ impl AgentRow {
 const COLUMNS: &str = "id, name, url, description, auth_type, auth_config, timeout_ms, retry_config, \
      circuit_breaker_config, kind, config, status, created_by, updated_by, created_at, updated_at, organization_id";
 
-/// The organisation's agent of that id, deleted ones too.
+/// Finds the organisation's agent by id, including deleted ones.
 pub async fn find(db: impl PgExecutor<'_>, organization: &OrganizationId, id: Uuid) -> Result<Option<AgentRow>, Error> {
     let sql = select(" WHERE id = $1 AND organization_id = $2");
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(id).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
-/// As [`find`], and holds the row until the transaction ends.
+/// As [`find`], and locks the row until the transaction ends.
 pub async fn lock(conn: &mut PgConnection, organization: &OrganizationId, id: Uuid) -> Result<Option<AgentRow>, Error> {
     let sql = select(" WHERE id = $1 AND organization_id = $2 FOR UPDATE");
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(id).bind(organization.as_str()).fetch_optional(conn).await?)
 }
 
-/// The organisation's agent of that name, deleted ones too.
+/// Finds the organisation's agent by name, including deleted ones.
 pub async fn find_by_name(
     db: impl PgExecutor<'_>,
     organization: &OrganizationId,
@@ -95,21 +95,21 @@ pub async fn find_by_name(
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(name).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
-/// An agent and its circuit breaker.
+/// Agent with its circuit breaker.
 #[derive(sqlx::FromRow)]
 pub struct AgentWithBreaker {
     /// The agent.
     #[sqlx(flatten)]
     pub agent: AgentRow,
-    /// Its breaker.
+    /// Its circuit breaker.
     #[sqlx(flatten)]
     pub breaker: BreakerRow,
-    /// The transaction that wrote the agent's row (`xmin`): another one after any change, by whatever program.
+    /// Transaction that wrote the agent's row (`xmin`). It differs after any change, by whatever program.
     pub version: i64,
 }
 
 impl AgentWithBreaker {
-    /// Another text after every change of the agent, which comes first, and of its breaker.
+    /// Revision, which differs after every change of the agent (first part) or of its breaker.
     #[must_use]
     pub fn revision(&self) -> String {
         let agent = self.agent.revision();
@@ -120,7 +120,7 @@ impl AgentWithBreaker {
     }
 }
 
-/// The organisation's agent of that name with its breaker, deleted ones too.
+/// Finds the organisation's agent by name with its breaker, including deleted ones.
 pub async fn find_to_call(
     db: impl PgExecutor<'_>,
     organization: &OrganizationId,
@@ -130,7 +130,7 @@ pub async fn find_to_call(
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(name).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
-/// The organisation's agent of that id with its breaker, deleted ones too.
+/// Finds the organisation's agent by id with its breaker, including deleted ones.
 pub async fn find_to_show(
     db: impl PgExecutor<'_>,
     organization: &OrganizationId,
@@ -148,7 +148,7 @@ fn with_breaker(condition: &str) -> String {
     )
 }
 
-/// As [`find_by_name`], and holds the row until the transaction ends.
+/// As [`find_by_name`], and locks the row until the transaction ends.
 pub async fn lock_by_name(
     conn: &mut PgConnection,
     organization: &OrganizationId,
@@ -158,7 +158,7 @@ pub async fn lock_by_name(
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(name).bind(organization.as_str()).fetch_optional(conn).await?)
 }
 
-/// All agents of the organisation that are not deleted and whose names begin so, by name, until `each` breaks.
+/// Visits all agents of the organisation that are not deleted and match the name prefix, by name, until `each` breaks.
 pub async fn present(
     conn: &mut PgConnection,
     organization: &OrganizationId,
@@ -179,22 +179,22 @@ fn select(rest: &str) -> String {
     format!("SELECT {COLUMNS} FROM agents{rest}")
 }
 
-/// What a list is narrowed to.
+/// Filter of a list of agents.
 #[derive(Debug)]
 pub struct Filter<'a> {
-    /// Whose agents.
+    /// Organisation of the agents.
     pub organization: &'a OrganizationId,
-    /// One of these; any if there are none.
+    /// Accepted statuses; all if empty.
     pub statuses: Vec<String>,
-    /// The beginning of the name.
+    /// Prefix of the name.
     pub name_prefix: Option<&'a str>,
-    /// Created between the two.
+    /// Range of the creation time.
     pub created: (Option<Timestamp>, Option<Timestamp>),
-    /// Changed last between the two.
+    /// Range of the last change.
     pub updated: (Option<Timestamp>, Option<Timestamp>),
 }
 
-/// The order of registration.
+/// Sort order: registration.
 const ORDER: Order = Order { column: "created_at", nullable: false, ascending: true };
 
 impl ListRow for AgentRow {
@@ -202,7 +202,7 @@ impl ListRow for AgentRow {
         Table { name: "agents", columns: COLUMNS, id: "id", large: &["url", "description", "auth_config", "config"] };
 }
 
-/// A part of the organisation's agents in the order of their registration.
+/// Page of the organisation's agents in the order of their registration.
 pub async fn list(conn: &mut PgConnection, filter: &Filter<'_>, page: &PageRequest) -> Result<Page<AgentRow>, Error> {
     let conditions = |builder: &mut FilterBuilder<'_>| {
         builder.organization(filter.organization);
@@ -214,7 +214,7 @@ pub async fn list(conn: &mut PgConnection, filter: &Filter<'_>, page: &PageReque
     list::fetch(conn, conditions, ORDER, page).await
 }
 
-/// Writes a new row. A taken name is a [`Error::Conflict`].
+/// Inserts a row. A duplicate name is an [`Error::Conflict`].
 pub async fn insert(conn: &mut PgConnection, row: &AgentRow) -> Result<(), Error> {
     sqlx::query(
         "INSERT INTO agents (id, name, url, description, auth_type, auth_config, timeout_ms, retry_config,
@@ -243,7 +243,7 @@ pub async fn insert(conn: &mut PgConnection, row: &AgentRow) -> Result<(), Error
     Ok(())
 }
 
-/// Writes all columns of a row that the caller holds by [`lock`].
+/// Writes all columns of a row that the caller has locked by [`lock`].
 pub async fn update(conn: &mut PgConnection, row: &AgentRow) -> Result<(), Error> {
     sqlx::query(
         "UPDATE agents SET url = $2, description = $3, auth_type = $4, auth_config = coalesce($5, 'null'::jsonb),
@@ -269,22 +269,23 @@ pub async fn update(conn: &mut PgConnection, row: &AgentRow) -> Result<(), Error
     Ok(())
 }
 
-/// Credentials as they are stored, and whose.
+/// Stored credentials with the id of their agent.
 pub type StoredConfig = (Uuid, Json<Box<RawValue>>);
 
-/// Up to so many agents with credentials, in the order of their ids, behind that one.
+/// Page of agents with credentials, at most `limit`, ordered by id after `behind`.
 pub async fn stored_configs(db: impl PgExecutor<'_>, behind: Uuid, limit: i64) -> Result<Vec<StoredConfig>, Error> {
     let sql = "SELECT id, auth_config FROM agents WHERE id > $1 AND auth_config <> 'null' ORDER BY id LIMIT $2";
     Ok(sqlx::query_as(sql).bind(behind).bind(limit).fetch_all(db).await?)
 }
 
-/// The agent's credentials as they are stored, if it has some.
+/// Stored credentials of an agent, if it has any.
 pub async fn stored_config(db: impl PgExecutor<'_>, id: Uuid) -> Result<Option<StoredConfig>, Error> {
     let sql = "SELECT id, auth_config FROM agents WHERE id = $1 AND auth_config <> 'null'";
     Ok(sqlx::query_as(sql).bind(id).fetch_optional(db).await?)
 }
 
-/// Stores the same credentials in another form; `false` if they are others by now. The agent has not changed.
+/// Replaces the stored form of the same credentials. Returns `false` if they were changed meanwhile. The agent itself
+/// counts as unchanged.
 pub async fn replace_config(
     db: impl PgExecutor<'_>,
     (id, then): &StoredConfig,
@@ -294,14 +295,14 @@ pub async fn replace_config(
     Ok(sqlx::query(sql).bind(id).bind(then).bind(now).execute(db).await?.rows_affected() == 1)
 }
 
-/// The names of the keys that credentials are sealed with.
+/// Names of the keys that credentials are encrypted with.
 pub async fn key_ids(db: impl PgExecutor<'_>) -> Result<Vec<String>, Error> {
     let sql = "SELECT DISTINCT auth_config->'encrypted'->>'key_id' FROM agents
          WHERE jsonb_typeof(auth_config->'encrypted'->'key_id') = 'string' ORDER BY 1";
     Ok(sqlx::query_scalar(sql).fetch_all(db).await?)
 }
 
-/// The status of each of these agents of the organisation; one that does not exist is not in the answer.
+/// Status of each of these agents of the organisation. Agents that do not exist are omitted.
 pub async fn statuses(
     conn: &mut PgConnection,
     organization: &OrganizationId,

@@ -1,4 +1,4 @@
-//! API keys: their hashes, and what they allow.
+//! API key rows: hashes, grants and revocation.
 
 use sqlx::{AssertSqlSafe, PgConnection, PgExecutor};
 use uuid::Uuid;
@@ -12,7 +12,7 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// A row of `api_keys`, without the hash.
+/// Row of `api_keys`, without the hash.
 #[derive(Clone, Debug, sqlx::FromRow)]
 #[expect(missing_docs, reason = "the columns are described in the migration")]
 pub struct ApiKeyRow {
@@ -34,10 +34,10 @@ pub struct ApiKeyRow {
 }
 
 impl ApiKeyRow {
-    /// What the key allows; `None` if the row was written by a program that knows other roles.
+    /// Grant of the key; `None` if another release wrote the row with an unknown role.
     #[must_use]
     pub fn grant(&self) -> Option<Grant> {
-        // A scope that is not known here allows nothing here.
+        // Unknown scopes grant nothing.
         let known = |scopes: &Vec<String>| scopes.iter().filter_map(|scope| Permission::parse(scope)).collect();
         let role = self.role.parse().ok()?;
         Some(Grant { role, scopes: self.scopes.as_ref().map(known), workflows: self.workflows.clone() })
@@ -49,17 +49,16 @@ const COLUMNS: &str =
     created_by, expires_at AT TIME ZONE 'UTC' AS expires_at, revoked_at AT TIME ZONE 'UTC' AS revoked_at, revoked_by,
     last_used_at AT TIME ZONE 'UTC' AS last_used_at, organization_id, parent_id";
 
-/// What a key is looked up by.
+/// Look-up key of an API key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum KeyName {
     /// SHA-256 of the key.
     Hash([u8; 32]),
-    /// The id, by which a token names the key that it was issued for.
+    /// Id of the key, which a token issued for the key contains.
     Id(Uuid),
 }
 
-/// The keys of these names, revoked ones too; one that does not exist, or whose organisation is suspended, is not in
-/// the answer.
+/// Finds keys, including revoked ones. Keys that do not exist or whose organisation is suspended are omitted.
 pub async fn find_many(pool: &Pool, names: &[KeyName]) -> Result<Vec<(KeyName, ApiKeyRow)>, Error> {
     #[derive(sqlx::FromRow)]
     struct Found {
@@ -88,7 +87,7 @@ pub async fn find_many(pool: &Pool, names: &[KeyName]) -> Result<Vec<(KeyName, A
     Ok(found)
 }
 
-/// The organisation's key of that id, revoked ones too.
+/// Finds the organisation's key by id, including revoked ones.
 pub async fn find(
     db: impl PgExecutor<'_>,
     organization: &OrganizationId,
@@ -98,14 +97,14 @@ pub async fn find(
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(id).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
-/// The order of creation.
+/// Sort order: creation.
 const ORDER: Order = Order { column: "created_at", nullable: false, ascending: true };
 
 impl ListRow for ApiKeyRow {
     const TABLE: Table = Table { name: "api_keys", columns: COLUMNS, id: "id", large: &[] };
 }
 
-/// A part of the organisation's keys in the order of their creation, revoked ones too.
+/// Page of the organisation's keys in the order of their creation, including revoked ones.
 pub async fn list(
     conn: &mut PgConnection,
     organization: &OrganizationId,
@@ -114,7 +113,7 @@ pub async fn list(
     list::fetch(conn, |builder| builder.organization(organization), ORDER, page).await
 }
 
-/// Writes a new row. A name that a key has which is not revoked, or a known hash, is a [`Error::Conflict`].
+/// Inserts a row. The name of a key that is not revoked, or a known hash, is an [`Error::Conflict`].
 pub async fn insert(conn: &mut PgConnection, row: &ApiKeyRow, hash: &[u8; 32]) -> Result<(), Error> {
     sqlx::query(
         "INSERT INTO api_keys (id, name, prefix, last_four, hash, role, scopes, workflows, created_at, created_by, expires_at,
@@ -139,7 +138,7 @@ pub async fn insert(conn: &mut PgConnection, row: &ApiKeyRow, hash: &[u8; 32]) -
     Ok(())
 }
 
-/// A key and whether it is revoked, and before it the one that made it, and so on. The transaction holds
+/// Ancestors of a key: the key itself, the key that created it, and so on; each with whether it is revoked. Requires
 /// [`lock_to_add`].
 pub async fn line(conn: &mut PgConnection, id: Uuid) -> Result<Vec<(Uuid, bool)>, Error> {
     let sql = "WITH RECURSIVE line AS (
@@ -151,8 +150,8 @@ pub async fn line(conn: &mut PgConnection, id: Uuid) -> Result<Vec<(Uuid, bool)>
     Ok(sqlx::query_as(sql).bind(id).fetch_all(conn).await?)
 }
 
-/// Revokes a key of the organisation with all that were made by it, whosever they are, and by those. Which were not
-/// revoked before. The transaction holds [`lock`].
+/// Revokes a key of the organisation with all its descendants, in whichever organisation. Returns those that were not
+/// revoked before. Requires [`lock`].
 pub async fn revoke(
     conn: &mut PgConnection,
     organization: &OrganizationId,
@@ -178,7 +177,7 @@ pub async fn revoke(
         .await?)
 }
 
-/// Whether a key of the default organisation that may do everything counts until then at least.
+/// Whether a key of the default organisation with all rights is valid until then at least.
 pub async fn has_admin_key(conn: &mut PgConnection, until: Timestamp) -> Result<bool, Error> {
     let sql = "SELECT EXISTS (SELECT FROM api_keys
                    WHERE organization_id = $1 AND role = 'admin' AND scopes IS NULL AND workflows IS NULL
@@ -186,7 +185,7 @@ pub async fn has_admin_key(conn: &mut PgConnection, until: Timestamp) -> Result<
     Ok(sqlx::query_scalar(sql).bind(OrganizationId::DEFAULT).bind(until).fetch_one(conn).await?)
 }
 
-/// Notes that these keys are used now, unless that was noted less than a minute ago, by another process perhaps.
+/// Records that these keys are used now, unless any process recorded it less than a minute ago.
 pub async fn touch(pool: &Pool, ids: &[Uuid]) -> Result<(), Error> {
     let sql = "UPDATE api_keys SET last_used_at = now()
                WHERE id = ANY($1) AND revoked_at IS NULL AND (last_used_at IS NULL OR last_used_at < now() - interval '1 minute')";
@@ -194,19 +193,19 @@ pub async fn touch(pool: &Pool, ids: &[Uuid]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Keeps others from revoking keys until the transaction ends, so that no key is added to a line that falls.
+/// Blocks revocations until the transaction ends, so that no key is added to a chain that is being revoked.
 pub async fn lock_to_add(conn: &mut PgConnection) -> Result<(), Error> {
     sqlx::query("LOCK TABLE api_keys IN ROW EXCLUSIVE MODE").execute(conn).await?;
     Ok(())
 }
 
-/// Keeps others from adding and revoking keys until the transaction ends; reading, and thus everybody's requests, goes on.
+/// Blocks adding and revoking keys until the transaction ends. Reads, and thus authentication, continue.
 pub async fn lock(conn: &mut PgConnection) -> Result<(), Error> {
     sqlx::query("LOCK TABLE api_keys IN SHARE ROW EXCLUSIVE MODE").execute(conn).await?;
     Ok(())
 }
 
-/// Whether there is a key with that hash, revoked ones too.
+/// Whether a key with that hash exists, including revoked ones.
 pub async fn exists(conn: &mut PgConnection, hash: &[u8; 32]) -> Result<bool, Error> {
     let sql = "SELECT EXISTS (SELECT FROM api_keys WHERE hash = $1)";
     Ok(sqlx::query_scalar(sql).bind(&hash[..]).fetch_one(conn).await?)

@@ -1,4 +1,4 @@
-//! The audit trail: an entry for every change, in the change's own transaction, and seals that make a chain of them.
+//! Audit trail: an entry for every change, in the transaction of the change, and seals that chain the entries.
 
 use serde_json::value::RawValue;
 use sqlx::{PgConnection, PgExecutor, types::Json};
@@ -13,29 +13,29 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// Entries that one seal turn covers at most.
+/// Maximum number of entries that one seal covers.
 const MAX_SEALED: i64 = 5000;
 
-/// What was done to what.
+/// Audit entry to write.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry<'a> {
-    /// `agent`, `workflow`, `run`, `api_key`, `organization`, `dead_letter`.
+    /// Type of the object: `agent`, `workflow`, `run`, `api_key`, `organization`, `dead_letter`.
     pub entity_type: &'static str,
-    /// The object.
+    /// Id of the object.
     pub entity_id: Uuid,
-    /// Its name; of a run its id.
+    /// Name of the object; the id for a run.
     pub entity_name: &'a str,
-    /// `create`, `update`, `delete`, `execute`, `retry`, `cancel`, `pause`, `resume`, `answer_callback`, `redrive`, `discard`, `expire`,
-    /// `revoke`.
+    /// Action: `create`, `update`, `delete`, `execute`, `retry`, `cancel`, `pause`, `resume`, `answer_callback`,
+    /// `redrive`, `discard`, `expire`, `revoke`.
     pub action: &'static str,
-    /// What the members of `after` were before, without secrets; `None` if there was nothing.
+    /// Previous values of the members of `after`, without secrets; `None` if there was nothing.
     pub before: Option<&'a RawValue>,
-    /// What changed, without secrets; `None` is stored as a JSON null.
+    /// Changed members, without secrets; `None` is stored as a JSON null.
     pub after: Option<&'a RawValue>,
 }
 
-/// Members that are bodies: an entry has their SHA-256 and their size, whatever that is. Entries can never be deleted,
-/// and are read by those who may not read the bodies.
+/// Members that are bodies. An entry has only their SHA-256 and size, since entries cannot be deleted and their readers
+/// may not have the right to read the bodies.
 const BODIES: [&str; 5] = ["answer", "config", "input_data", "input_schema", "workflow_data"];
 
 /// Writes the entry.
@@ -65,26 +65,26 @@ pub async fn insert(conn: &mut PgConnection, actor: &Actor, entry: Entry<'_>, at
     Ok(())
 }
 
-/// An entry of a denied attempt, or of the number of many.
+/// Entry of a denied attempt, or of a number of them.
 #[derive(Clone, Debug)]
 pub struct DeniedEntry {
-    /// Made with the entry, so that a repeat writes it once.
+    /// Id of the entry, so that a repeated write inserts it once.
     pub id: Uuid,
-    /// Who tried; without a subject if nobody knows.
+    /// Actor of the attempt; without a subject if unknown.
     pub actor: Actor,
-    /// The method, or `omitted`.
+    /// HTTP method, or `omitted`.
     pub action: String,
-    /// The route as a template, or `(many)`.
+    /// Route template, or `(many)`.
     pub route: String,
-    /// The answer, or how many.
+    /// Answer to the attempt, or the number of attempts.
     pub after: Box<RawValue>,
-    /// When; of many the first one.
+    /// Time of the attempt; of the first one for several.
     pub at: Timestamp,
-    /// How many it stands for.
+    /// Number of attempts that the entry stands for.
     pub attempts: u64,
 }
 
-/// Writes those that are not written yet, all or none.
+/// Writes the entries that are not written yet, all or none.
 pub async fn insert_denied(pool: &Pool, entries: &[DeniedEntry]) -> Result<(), Error> {
     let text = |of: fn(&DeniedEntry) -> Option<String>| entries.iter().map(of).collect::<Vec<_>>();
     let some = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
@@ -114,7 +114,7 @@ pub async fn insert_denied(pool: &Pool, entries: &[DeniedEntry]) -> Result<(), E
     Ok(())
 }
 
-/// A row of `audit_logs`.
+/// Row of `audit_logs`.
 #[derive(Clone, Debug, sqlx::FromRow)]
 #[expect(missing_docs, reason = "the columns are described in the migrations")]
 pub struct AuditRow {
@@ -137,24 +137,24 @@ pub struct AuditRow {
 const COLUMNS: &str = "id, organization_id, created_at, user_id, key_id, address, correlation_id, action, entity_type,
     entity_id, entity_name, outcome, previous, changes";
 
-/// What a list is narrowed to.
+/// Filter of a list of entries.
 #[derive(Clone, Debug)]
 pub struct Filter {
-    /// Whose entries.
+    /// Organisation of the entries.
     pub organization: OrganizationId,
-    /// One of these subjects; any if there are none.
+    /// Accepted subjects; all if empty.
     pub users: Vec<String>,
-    /// One of these; any if there are none.
+    /// Accepted actions; all if empty.
     pub actions: Vec<String>,
-    /// One of these; any if there are none.
+    /// Accepted entity types; all if empty.
     pub entity_types: Vec<String>,
-    /// Exactly this object.
+    /// Exact id of the object.
     pub entity_id: Option<Uuid>,
-    /// One of these; any if there are none.
+    /// Accepted outcomes; all if empty.
     pub outcomes: Vec<String>,
-    /// Exactly this request.
+    /// Exact correlation id of the request.
     pub correlation_id: Option<String>,
-    /// Written between the two.
+    /// Range of the time.
     pub created: (Option<Timestamp>, Option<Timestamp>),
 }
 
@@ -171,7 +171,7 @@ impl Filter {
     }
 }
 
-/// By time.
+/// Sort order: time.
 #[must_use]
 pub fn order(ascending: bool) -> Order {
     Order { column: "created_at", nullable: false, ascending }
@@ -181,7 +181,7 @@ impl ListRow for AuditRow {
     const TABLE: Table = Table { name: "audit_logs", columns: COLUMNS, id: "id", large: &["previous", "changes"] };
 }
 
-/// A part of the organisation's entries.
+/// Page of the organisation's entries.
 pub async fn list(
     conn: &mut PgConnection,
     filter: &Filter,
@@ -191,7 +191,7 @@ pub async fn list(
     list::fetch(conn, |builder| filter.apply(builder), order, page).await
 }
 
-/// As [`list()`], without counting.
+/// As [`list()`], without the total.
 pub async fn page(
     conn: &mut PgConnection,
     filter: &Filter,
@@ -201,15 +201,15 @@ pub async fn page(
     list::page(conn, |builder| filter.apply(builder), order, page).await
 }
 
-/// Makes partitions that will be needed, and drops those whose entries are all older than that.
+/// Creates the partitions needed next, and drops those whose entries are all older than the retention.
 pub async fn keep_partitions(db: impl PgExecutor<'_>, kept_days: i32) -> Result<(), Error> {
     sqlx::query("SELECT keep_audit_partitions($1)").bind(kept_days).execute(db).await?;
     Ok(())
 }
 
-/// Covers entries that no seal covers by one seal for each organisation. Whether there may be more.
+/// Adds a seal for each organisation that covers its unsealed entries. Returns whether there may be more.
 ///
-/// One at a time does it, so that the numbers have no gaps; the statement sees what the one before has committed.
+/// A lock serialises this, so that the numbers have no gaps. The statement sees what the previous one committed.
 pub async fn seal(pool: &Pool) -> Result<bool, Error> {
     let sql = "
         WITH taken AS (
@@ -218,7 +218,7 @@ pub async fn seal(pool: &Pool) -> Result<bool, Error> {
         ), covered AS (
             SELECT t.organization_id, count(*) AS size, array_agg(entry_id ORDER BY entry_at, entry_id) AS entry_ids,
                 array_agg(entry_at ORDER BY entry_at, entry_id) AS entry_ats,
-                -- One that is gone already is missed by whoever verifies.
+                -- An entry that is already missing is reported by the verification.
                 string_agg(coalesce(audit_entry_hash(a), decode(repeat('00', 32), 'hex')), ''
                     ORDER BY entry_at, entry_id) AS entry_hashes
             FROM taken t LEFT JOIN audit_logs a ON a.id = entry_id AND a.created_at = entry_at
@@ -243,26 +243,26 @@ pub async fn seal(pool: &Pool) -> Result<bool, Error> {
     Ok(count == MAX_SEALED)
 }
 
-/// A seal with what it says and what is there.
+/// Seal compared with the stored entries.
 #[derive(Debug, sqlx::FromRow)]
 pub struct CheckedSeal {
-    /// Of the seal.
+    /// Number of the seal.
     pub number: i64,
-    /// Of the seal, in hexadecimal.
+    /// Hash of the seal, in hexadecimal.
     pub hash: String,
-    /// Of the seal before, as this one says.
+    /// Hash of the previous seal, as recorded in this one.
     pub previous: String,
-    /// `hash` is that of the other columns.
+    /// Whether `hash` matches the other columns.
     pub is_whole: bool,
-    /// Entries that it covers and that are there, whatever they say.
+    /// Number of covered entries that exist, whatever their content.
     pub present: i64,
-    /// Entries that are not what they were when they were sealed.
+    /// Entries that differ from their sealed content.
     pub changed: Vec<Uuid>,
-    /// Entries that are not there, other than for their age.
+    /// Entries that are missing although they are not expired.
     pub missing: Vec<Uuid>,
 }
 
-/// The organisation's next seals behind that number, compared with the entries.
+/// The organisation's next seals after that number, compared with the entries.
 pub async fn check_seals(
     conn: &mut PgConnection,
     organization: &OrganizationId,
@@ -289,13 +289,13 @@ pub async fn check_seals(
     Ok(sqlx::query_as(sql).bind(organization.as_str()).bind(after).bind(limit).fetch_all(conn).await?)
 }
 
-/// Whether entries or seals have ever gone because of their age.
+/// Whether entries or seals were ever dropped because of their age.
 pub async fn is_shortened(conn: &mut PgConnection) -> Result<bool, Error> {
     let sql = "SELECT coalesce(bool_or(dropped_before > '-infinity'), false) FROM audit_retention";
     Ok(sqlx::query_scalar(sql).fetch_one(conn).await?)
 }
 
-/// How many entries the organisation has, and how many of them wait for a seal.
+/// Number of the organisation's entries, and number of those without a seal.
 pub async fn count(conn: &mut PgConnection, organization: &OrganizationId) -> Result<(i64, i64), Error> {
     let sql = "SELECT (SELECT count(*) FROM audit_logs WHERE organization_id = $1),
                    (SELECT count(*) FROM audit_unsealed u JOIN audit_logs a ON a.id = u.entry_id AND a.created_at = u.entry_at
@@ -303,14 +303,14 @@ pub async fn count(conn: &mut PgConnection, organization: &OrganizationId) -> Re
     Ok(sqlx::query_as(sql).bind(organization.as_str()).fetch_one(conn).await?)
 }
 
-/// Entries of the organisation that neither a seal covers nor one will: somebody added them past the trigger.
+/// Entries of the organisation that no seal covers or will cover: they were inserted bypassing the trigger.
 pub async fn uncovered(conn: &mut PgConnection, organization: &OrganizationId, limit: i64) -> Result<Vec<Uuid>, Error> {
     let sql = "
         SELECT a.id FROM audit_logs a
         LEFT JOIN (SELECT unnest(entry_ids) AS id FROM audit_seals WHERE organization_id = $1) AS sealed ON sealed.id = a.id
         WHERE a.organization_id = $1 AND sealed.id IS NULL
             AND NOT EXISTS (SELECT 1 FROM audit_unsealed u WHERE u.entry_id = a.id)
-            -- The seal of one that was written at the turn of a month may have gone with the month before.
+            -- The seal of an entry written at the turn of a month may have been dropped with the previous month.
             AND a.created_at > (SELECT max(dropped_before) + interval '1 day' FROM audit_retention)
         LIMIT $2";
     Ok(sqlx::query_scalar(sql).bind(organization.as_str()).bind(limit).fetch_all(conn).await?)

@@ -1,4 +1,4 @@
-//! Circuit breakers, shared by all executors.
+//! Circuit breaker rows, shared by all executors.
 
 use std::collections::HashMap;
 
@@ -9,11 +9,11 @@ use uuid::Uuid;
 use super::{Error, Pool};
 use crate::breaker::{Breaker, Calls, Probe, State};
 
-/// The columns of [`BreakerRow`], of a `circuit_breakers b` that need not be there.
+/// Columns of [`BreakerRow`], from an outer-joined `circuit_breakers b`.
 pub(super) const COLUMNS: &str = "b.state AS breaker_state, b.opened_at, b.calls, b.probes, b.probes_succeeded, \
      b.updated_at AS breaker_updated_at, clock_timestamp() AS read_at";
 
-/// A breaker as it is read, perhaps together with its agent. All but the time is null where an agent has none.
+/// Breaker row, optionally joined to its agent. Without a breaker, everything but the time is null.
 #[derive(sqlx::FromRow)]
 pub struct BreakerRow {
     breaker_state: Option<String>,
@@ -25,17 +25,17 @@ pub struct BreakerRow {
     read_at: DateTime<Utc>,
 }
 
-/// A breaker at a moment of the database's clock.
+/// Breaker at a time of the database's clock.
 #[derive(Clone, Debug)]
 pub struct SharedBreaker {
-    /// As stored; a closed one without calls where there is none.
+    /// Stored breaker; a closed one without calls if none is stored.
     pub breaker: Breaker,
-    /// When this was read.
+    /// Time of the read.
     pub read_at: DateTime<Utc>,
 }
 
 impl BreakerRow {
-    /// Its last change.
+    /// Time of the last change.
     #[must_use]
     pub fn updated_at(&self) -> Option<DateTime<Utc>> {
         self.breaker_updated_at
@@ -56,15 +56,15 @@ impl From<BreakerRow> for SharedBreaker {
     }
 }
 
-/// Changes an agent's breaker while no one else does; `change` gets the database's time. Returns the breaker as it is
-/// afterwards, and what `change` returned.
+/// Changes an agent's breaker under a lock. `change` gets the database's time. Returns the changed breaker and the
+/// result of `change`.
 pub async fn change<T: Send>(
     pool: &Pool,
     agent_id: Uuid,
     change: impl FnOnce(&mut Breaker, DateTime<Utc>) -> T + Send,
 ) -> Result<(SharedBreaker, T), Error> {
     let mut transaction = pool.begin().await?;
-    // The update is for its lock; what is returned was read under it.
+    // The update only takes the lock. The returned row was read under it.
     let sql = format!(
         "INSERT INTO circuit_breakers AS b (agent_id) VALUES ($1)
          ON CONFLICT (agent_id) DO UPDATE SET agent_id = excluded.agent_id RETURNING {COLUMNS}"
@@ -89,13 +89,13 @@ pub async fn change<T: Send>(
     Ok((SharedBreaker { breaker, read_at }, result))
 }
 
-/// Forgets an agent's breaker: it is closed.
+/// Deletes an agent's breaker, which closes it.
 pub async fn delete(db: impl sqlx::PgExecutor<'_>, agent_id: Uuid) -> Result<(), Error> {
     sqlx::query("DELETE FROM circuit_breakers WHERE agent_id = $1").bind(agent_id).execute(db).await?;
     Ok(())
 }
 
-/// What is stored of these agents' breakers.
+/// Stored breakers of these agents.
 pub async fn find_all(
     db: impl sqlx::PgExecutor<'_>,
     agent_ids: &[Uuid],
@@ -111,7 +111,7 @@ pub async fn find_all(
     Ok(rows.into_iter().map(|row| (row.agent_id, row.breaker.into())).collect())
 }
 
-/// How many breakers are in each state but closed.
+/// Number of open and of half-open breakers.
 pub async fn count(db: impl sqlx::PgExecutor<'_>) -> Result<(i64, i64), Error> {
     let sql = "SELECT count(*) FILTER (WHERE state = 'open'), count(*) FILTER (WHERE state = 'half_open')
                FROM circuit_breakers WHERE state <> 'closed'";

@@ -1,5 +1,5 @@
-//! Records that no executor can use. The table is the truth; the dead-letter topic has a copy of each, and both the
-//! copy and a redrive are sent from here, at least once (`copy_at`, `redrive_at`).
+//! Dead letters: records that no executor can process. The table is authoritative. The dead-letter topic has a copy of
+//! each record. Copies and redriven records are sent from here, at least once (`copy_at`, `redrive_at`).
 
 use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, types::Json};
@@ -15,13 +15,13 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// Whoever has taken a letter to send it has so long for it; then it is taken again.
+/// Lease of a process on a letter that it sends. After this time another process may take the letter.
 pub const SEND_WITHIN_SECS: f64 = 30.0;
 
-/// Headers of a record in their order, values in base64.
+/// Record headers in their order, values in base64.
 pub type Headers = Vec<(String, Option<String>)>;
 
-/// A record to keep.
+/// Record to store.
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "the columns are described in the migration")]
 pub struct NewLetter {
@@ -38,7 +38,7 @@ pub struct NewLetter {
     pub detail: String,
 }
 
-/// Keeps records. One that is kept already is left as it is, so a repeat does no harm.
+/// Stores records. Records that are stored already stay unchanged, so repeating this is safe.
 pub async fn insert(db: impl PgExecutor<'_>, letters: &[NewLetter]) -> Result<(), Error> {
     let sql = "
         INSERT INTO dead_letters (id, organization_id, run_id, topic, partition, record_offset, sent_at, key, value,
@@ -69,7 +69,7 @@ pub async fn insert(db: impl PgExecutor<'_>, letters: &[NewLetter]) -> Result<()
     Ok(())
 }
 
-/// A row of `dead_letters`, without what the record holds.
+/// Row of `dead_letters`, without the content of the record.
 #[derive(Clone, Debug, sqlx::FromRow)]
 #[expect(missing_docs, reason = "the columns are described in the migration")]
 pub struct LetterRow {
@@ -93,7 +93,7 @@ const COLUMNS: &str = "id, organization_id, run_id, topic, partition, record_off
     sent_at AT TIME ZONE 'UTC' AS sent_at, bytes, reason, detail, status, resolved_by,
     resolved_at AT TIME ZONE 'UTC' AS resolved_at, created_at AT TIME ZONE 'UTC' AS created_at";
 
-/// What a record holds, up to a number of bytes of the value.
+/// Content of a record, with the value truncated to a number of bytes.
 #[derive(Clone, Debug, sqlx::FromRow)]
 #[expect(missing_docs, reason = "the columns are described in the migration")]
 pub struct Content {
@@ -103,24 +103,24 @@ pub struct Content {
     pub corrected: Option<Vec<u8>>,
 }
 
-/// What a list is narrowed to.
+/// Filter of a list of letters.
 #[derive(Clone, Debug)]
 pub struct Filter {
-    /// Whose letters.
+    /// Organisation of the letters.
     pub organization: OrganizationId,
-    /// One of these; any if there are none.
+    /// Accepted topics; all if empty.
     pub topics: Vec<String>,
-    /// One of these; any if there are none.
+    /// Accepted reasons; all if empty.
     pub reasons: Vec<String>,
-    /// One of these; any if there are none.
+    /// Accepted statuses; all if empty.
     pub statuses: Vec<String>,
-    /// Exactly this run.
+    /// Exact id of the run.
     pub run_id: Option<String>,
-    /// Kept between the two.
+    /// Range of the time of storing.
     pub created: (Option<Timestamp>, Option<Timestamp>),
 }
 
-/// By time.
+/// Sort order: time.
 #[must_use]
 pub fn order(ascending: bool) -> Order {
     Order { column: "created_at", nullable: false, ascending }
@@ -130,7 +130,7 @@ impl ListRow for LetterRow {
     const TABLE: Table = Table { name: "dead_letters", columns: COLUMNS, id: "id", large: &["detail"] };
 }
 
-/// A part of the organisation's letters.
+/// Page of the organisation's letters.
 pub async fn list(
     conn: &mut PgConnection,
     filter: &Filter,
@@ -148,7 +148,7 @@ pub async fn list(
     list::fetch(conn, conditions, order, page).await
 }
 
-/// The organisation's letter of that id.
+/// Finds the organisation's letter by id.
 pub async fn find(
     db: impl PgExecutor<'_>,
     organization: &OrganizationId,
@@ -158,7 +158,7 @@ pub async fn find(
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(id).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
-/// As [`find`], and holds the row until the transaction ends.
+/// As [`find`], and locks the row until the transaction ends.
 pub async fn lock(
     conn: &mut PgConnection,
     organization: &OrganizationId,
@@ -168,7 +168,7 @@ pub async fn lock(
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(id).bind(organization.as_str()).fetch_optional(conn).await?)
 }
 
-/// What the record of a letter holds, at most so many bytes of a value.
+/// Content of a letter's record, with at most `max_bytes` of the value.
 pub async fn content(db: impl PgExecutor<'_>, id: Uuid, max_bytes: i32) -> Result<Option<Content>, Error> {
     let sql = "SELECT substring(key FOR $2) AS key, substring(value FOR $2) AS value, headers,
                    substring(corrected FOR $2) AS corrected
@@ -176,7 +176,7 @@ pub async fn content(db: impl PgExecutor<'_>, id: Uuid, max_bytes: i32) -> Resul
     Ok(sqlx::query_as(sql).bind(id).bind(max_bytes).fetch_optional(db).await?)
 }
 
-/// Has the record sent again to where it stood; `corrected` instead of its value.
+/// Schedules the record to be sent to its topic again, with `corrected` instead of its value if given.
 pub async fn redrive(
     conn: &mut PgConnection,
     id: Uuid,
@@ -191,7 +191,7 @@ pub async fn redrive(
     Ok(())
 }
 
-/// Forgets what the record holds.
+/// Deletes the content of the record and keeps the letter.
 pub async fn discard(conn: &mut PgConnection, id: Uuid, by: &str, at: Timestamp) -> Result<(), Error> {
     let sql = "UPDATE dead_letters SET status = 'discarded', key = NULL, value = NULL, headers = '[]', copy_at = NULL,
                    corrected = NULL, detail = '', resolved_by = $2, resolved_at = $3 AT TIME ZONE 'UTC'
@@ -200,14 +200,14 @@ pub async fn discard(conn: &mut PgConnection, id: Uuid, by: &str, at: Timestamp)
     Ok(())
 }
 
-/// A letter that is to be sent.
+/// Letter that is due to be sent.
 #[derive(Debug, sqlx::FromRow)]
 #[expect(missing_docs, reason = "the columns are described in the migration")]
 pub struct Due {
     pub id: Uuid,
-    /// To the dead-letter topic.
+    /// A copy is due for the dead-letter topic.
     pub is_copy: bool,
-    /// To its own topic.
+    /// The record is due for its own topic.
     pub is_redrive: bool,
     pub topic: String,
     pub partition: i32,
@@ -222,7 +222,7 @@ pub struct Due {
     pub created_at: Timestamp,
 }
 
-/// Takes letters that are to be sent, those first that are due longest. They are due again after [`SEND_WITHIN_SECS`].
+/// Takes due letters, the longest due first. They are due again after [`SEND_WITHIN_SECS`].
 pub async fn take(db: impl PgExecutor<'_>, limit: i64) -> Result<Vec<Due>, Error> {
     let sql = "
         WITH copying AS (
@@ -242,13 +242,13 @@ pub async fn take(db: impl PgExecutor<'_>, limit: i64) -> Result<Vec<Due>, Error
     Ok(sqlx::query_as(sql).bind(limit).bind(SEND_WITHIN_SECS).fetch_all(db).await?)
 }
 
-/// The copies of these letters are in the dead-letter topic, or never will be.
+/// Records that the copies of these letters are in the dead-letter topic, or can never be sent.
 pub async fn copied(db: impl PgExecutor<'_>, ids: &[Uuid]) -> Result<(), Error> {
     sqlx::query("UPDATE dead_letters SET copy_at = NULL WHERE id = ANY ($1)").bind(ids).execute(db).await?;
     Ok(())
 }
 
-/// These letters have been sent again; with `refused`, Kafka never takes them, and they are open as before.
+/// Records that these letters were sent again. With `refused`, Kafka rejected them for good, and they are open again.
 pub async fn redriven(db: impl PgExecutor<'_>, ids: &[Uuid], refused: Option<&str>) -> Result<(), Error> {
     let sql = "UPDATE dead_letters SET redrive_at = NULL, status = CASE WHEN $2::text IS NULL THEN 'redriven' ELSE 'open' END,
                    detail = coalesce($2, detail)
@@ -257,28 +257,28 @@ pub async fn redriven(db: impl PgExecutor<'_>, ids: &[Uuid], refused: Option<&st
     Ok(())
 }
 
-/// Letters of an organisation that were deleted.
+/// Number of deleted letters of an organisation.
 #[derive(Debug, PartialEq, Eq, sqlx::FromRow)]
 #[expect(missing_docs, reason = "said by the names")]
 pub struct Expired {
     pub organization_id: String,
-    /// Nobody had decided on them.
+    /// Whether they were open, without a decision.
     pub is_open: bool,
-    /// There were too many; else they were too old.
+    /// Whether they exceeded the maximum number; otherwise their age.
     pub is_surplus: bool,
     pub count: i64,
 }
 
 impl Expired {
-    /// Why they were deleted: the setting that says so.
+    /// Name of the setting that caused the deletion.
     #[must_use]
     pub fn reason(&self) -> &'static str {
         if self.is_surplus { "MAX_DEAD_LETTERS" } else { "DEAD_LETTER_RETENTION_DAYS" }
     }
 }
 
-/// As [`expire`], in one transaction with the entries of the audit trail for open letters, if there is one; and how many
-/// letters are open now.
+/// As [`expire`], in one transaction with the audit entries for open letters, if auditing is on. Also returns the
+/// number of open letters.
 pub async fn expire_and_record(
     pool: &Pool,
     kept_days: i32,
@@ -295,13 +295,13 @@ pub async fn expire_and_record(
     Ok((expired, open))
 }
 
-/// Says in the audit trail that letters were deleted on which nobody had decided.
+/// Writes an audit entry for open letters that were deleted.
 async fn record(conn: &mut PgConnection, lost: &Expired) -> Result<(), Error> {
     let actor = Actor { organization: OrganizationId::stored(&lost.organization_id), ..Actor::system() };
     let after = object_of([("count", &*to_raw(&lost.count)), ("reason", &*to_raw(&lost.reason()))]);
     let entry = audit::Entry {
         entity_type: "dead_letter",
-        // They are many.
+        // The entry stands for several letters.
         entity_id: Uuid::nil(),
         entity_name: "",
         action: "expire",
@@ -311,8 +311,7 @@ async fn record(conn: &mut PgConnection, lost: &Expired) -> Result<(), Error> {
     audit::insert(conn, &actor, entry, Timestamp::now()).await
 }
 
-/// Deletes letters that are older than so many days, and of what is above so many the oldest: first those that somebody
-/// has decided on.
+/// Deletes letters older than `kept_days`, and the oldest ones above `most`, those with a decision first.
 pub async fn expire(db: impl PgExecutor<'_>, kept_days: i32, most: i64) -> Result<Vec<Expired>, Error> {
     let sql = "
         WITH deleted AS (
@@ -326,7 +325,7 @@ pub async fn expire(db: impl PgExecutor<'_>, kept_days: i32, most: i64) -> Resul
     Ok(sqlx::query_as(sql).bind(kept_days).bind(most).fetch_all(db).await?)
 }
 
-/// How many letters nobody has decided on.
+/// Number of open letters.
 pub async fn open(db: impl PgExecutor<'_>) -> Result<i64, Error> {
     Ok(sqlx::query_scalar("SELECT count(*) FROM dead_letters WHERE status = 'open'").fetch_one(db).await?)
 }

@@ -1,5 +1,5 @@
-//! The log of a run: filled by triggers on the shared tables (see the migration), or by statements that record
-//! themselves (see `executions`). Written rows have no place in the log until somebody reads it.
+//! Log of a run: filled by triggers on the shared tables (see the migration), or by statements that record themselves
+//! (see `executions`). Rows get their sequence number when the log is first read.
 
 use sqlx::{AssertSqlSafe, PgConnection, PgExecutor};
 
@@ -9,7 +9,7 @@ use super::{
 };
 use crate::timestamp::Timestamp;
 
-/// An entry of a log.
+/// Entry of a log.
 #[derive(Clone, Debug, sqlx::FromRow)]
 #[expect(missing_docs, reason = "the columns are described in the migration")]
 pub struct EventRow {
@@ -25,7 +25,7 @@ pub struct EventRow {
     pub detail: Option<String>,
 }
 
-/// The logs of all runs, as a table. A run's creation is entry 0.
+/// The logs of all runs, as a table expression. The creation of a run is entry 0.
 const LOG: &str = "(
     SELECT run_id, 0 AS seq, created_at AS at, 'run.created' AS kind, NULL::varchar AS step_id,
         NULL::varchar AS attempt_id, NULL::varchar AS agent_name, NULL::integer AS http_status,
@@ -41,17 +41,17 @@ impl ListRow for EventRow {
     const TABLE: Table = Table { name: LOG, columns: COLUMNS, id: "run_id", large: &[] };
 }
 
-/// The order of a log.
+/// Sort order of a log.
 #[must_use]
 pub fn order(ascending: bool) -> Order {
     Order { column: "seq", nullable: false, ascending }
 }
 
-/// Gives the rows of a run that have become visible since the last time their places, in the order in which they were
-/// written. Of two that do it at once, the second would begin with a place that the first has given; the table refuses
-/// that, and the second looks again.
+/// Assigns sequence numbers to the rows of a run that became visible since the last call, in the order in which they
+/// were written. If two processes do this at the same time, both begin with the same number. The table rejects the
+/// second one, which then retries.
 pub async fn number(pool: &Pool, run_id: &str) -> Result<(), Error> {
-    // Locked in one order, so that the two do not wait for each other.
+    // Rows are locked in one order to avoid a deadlock.
     let sql = "
         WITH fresh AS MATERIALIZED (
             SELECT ctid AS location, id FROM run_events WHERE run_id = $1 AND seq IS NULL ORDER BY id FOR UPDATE
@@ -69,16 +69,16 @@ pub async fn number(pool: &Pool, run_id: &str) -> Result<(), Error> {
     }
 }
 
-/// What a log is narrowed to.
+/// Filter of a log.
 #[derive(Debug, Default)]
 pub struct Filter<'a> {
-    /// Exact ids of steps; all entries if there are none.
+    /// Exact ids of steps; all entries if empty.
     pub steps: &'a [String],
-    /// Exact kinds; all if there are none.
+    /// Exact kinds; all if empty.
     pub kinds: &'a [String],
 }
 
-/// A part of the log of a run, as far as it is [numbered](number).
+/// Page of the log of a run, as far as it is [numbered](number).
 pub async fn list(
     conn: &mut PgConnection,
     run_id: &str,
@@ -94,20 +94,20 @@ pub async fn list(
     list::fetch(conn, conditions, order, page).await
 }
 
-/// What a reader of a log that has seen a part of it has still to see.
+/// Rest of a log for a reader that has read a part of it.
 #[derive(Debug)]
 pub struct LogTail {
-    /// The run's status. What brought the run there is in the log.
+    /// Status of the run. The entry that caused it is in the log.
     pub status: String,
-    /// The last place that is given; 0 if there is none.
+    /// Last assigned sequence number; 0 if there is none.
     pub last: i32,
     /// The next entries.
     pub rows: Vec<EventRow>,
 }
 
-/// The entries behind the place `after`; `None` if there is no such run.
+/// Entries after the sequence number `after`; `None` if the run does not exist.
 pub async fn rest(pool: &Pool, run_id: &str, after: i32, limit: i64) -> Result<Option<LogTail>, Error> {
-    // The status comes first, so that its cause is among what is read next.
+    // The status is read first, so that its cause is among the entries read next.
     let sql = "SELECT status FROM workflow_runs WHERE run_id = $1";
     let Some(status) = sqlx::query_scalar(sql).bind(run_id).fetch_optional(pool).await? else { return Ok(None) };
     number(pool, run_id).await?;
@@ -118,18 +118,18 @@ pub async fn rest(pool: &Pool, run_id: &str, after: i32, limit: i64) -> Result<O
     Ok(Some(LogTail { status, last, rows }))
 }
 
-/// How far a run is. It changes with every entry of its log.
+/// Progress of a run. It changes with every entry of the log.
 #[derive(Clone, Debug, Default, PartialEq, Eq, sqlx::FromRow)]
 pub struct Progress {
-    /// It is in a terminal state, or gone.
+    /// The run is in a terminal state, or deleted.
     pub has_ended: bool,
-    /// Its last place, if one is given.
+    /// Last sequence number, if one is assigned.
     last: Option<i32>,
-    /// How many rows have none.
+    /// Number of rows without a sequence number.
     unnumbered: i64,
 }
 
-/// How far these runs are, each with its id.
+/// Progress of these runs, each with its id.
 pub async fn progress(db: impl PgExecutor<'_>, run_ids: &[String]) -> Result<Vec<(String, Progress)>, Error> {
     #[derive(sqlx::FromRow)]
     struct Row {

@@ -1,4 +1,4 @@
-//! What the executor does to runs and their steps. The lease decides: a write names the `lease_token` of its claim,
+//! Executor writes to runs and steps. They are fenced by the lease: a write contains the `lease_token` of its claim,
 //! and changes nothing once the run was cancelled, taken over or ended.
 
 mod change;
@@ -22,34 +22,34 @@ pub use self::{
 };
 use super::Error;
 
-/// Makes a statement record itself in the runs' logs, instead of leaving that to the triggers. What it changes depends
-/// on rows that are read together with this one, so this comes first.
+/// Makes a statement write its own entries to the runs' logs instead of the triggers. The changes depend on rows that
+/// are read together with this one, so this comes first.
 const RECORDS_ITSELF: &str = "own AS MATERIALIZED (SELECT set_config('workflow_api.records', 'itself', true))";
 
-/// The error of an attempt whose executor died or stopped.
+/// Error of an attempt whose executor died or stopped.
 const INTERRUPTED: &str = "interrupted: the executor stopped while the step ran";
 
-/// Whether the run is RUNNING under another lease than this one; under any, if there is none.
+/// Whether the run is RUNNING under another lease than this one (under any, if `None`).
 pub async fn is_held_by_others(db: impl PgExecutor<'_>, run_id: &str, lease: Option<Uuid>) -> Result<bool, Error> {
     let sql = "SELECT EXISTS (SELECT 1 FROM workflow_runs
                    WHERE run_id = $1 AND status = 'RUNNING' AND lease_token IS DISTINCT FROM $2)";
     Ok(sqlx::query_scalar(sql).bind(run_id).bind(lease).fetch_one(db).await?)
 }
 
-/// What has happened to a claim.
+/// State of a claim.
 #[derive(Debug, sqlx::FromRow)]
 pub struct ClaimState {
-    /// The run.
+    /// Id of the run.
     pub run_id: String,
-    /// It is no longer held: cancelled, ended or taken over.
+    /// The lease is lost: the run was cancelled, ended or taken over.
     pub is_lost: bool,
-    /// No further step is to begin.
+    /// The run is paused: no further step may begin.
     pub is_paused: bool,
-    /// Something has come for it.
+    /// An event for the run is pending.
     pub is_woken: bool,
 }
 
-/// Of these claims, those to which something has happened.
+/// Those of these claims whose state has changed.
 pub async fn notice(
     db: impl PgExecutor<'_>,
     run_ids: &[String],
@@ -65,7 +65,7 @@ pub async fn notice(
     Ok(sqlx::query_as(sql).bind(run_ids).bind(lease_tokens).fetch_all(db).await?)
 }
 
-/// Cancels runs at the word of a message alone; a trigger closes what is open in them. Returns the ids that have no row.
+/// Cancels runs because of a message alone; a trigger closes their open steps. Returns the ids without a row.
 pub async fn cancel(
     db: impl PgExecutor<'_>,
     run_ids: &[String],

@@ -6,36 +6,36 @@ use sqlx::{PgConnection, PgExecutor, types::Json};
 
 use super::Error;
 
-/// An `Idempotency-Key` with what it is bound to.
+/// `Idempotency-Key` with its scope and fingerprint.
 #[derive(Clone, Debug)]
 pub struct IdempotencyKey {
     /// Route with its object, and caller.
     pub scope: String,
-    /// As given.
+    /// Key as given.
     pub key: String,
     /// SHA-256 of the body.
     pub fingerprint: Vec<u8>,
 }
 
-/// What a key stands for.
+/// Stored key with its resource.
 #[derive(Debug, sqlx::FromRow)]
 pub struct Taken {
     /// SHA-256 of the first request's body.
     pub fingerprint: Vec<u8>,
-    /// What it made.
+    /// Id of the resource that the first request created.
     pub resource_id: String,
 }
 
-/// Why a key could not be claimed.
+/// Reason why a key could not be claimed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClaimError {
-    /// The first request with the key has made this.
+    /// The first request with the key has created this resource.
     #[error("the first request with the idempotency key made {0}")]
     Repeated(String),
     /// The key belongs to a request with another body.
     #[error("the idempotency key was used with another body")]
     Reused,
-    /// The first request with the key is under way.
+    /// The first request with the key is in flight.
     #[error("a request with the idempotency key is under way")]
     InFlight,
     /// The database failed.
@@ -43,16 +43,16 @@ pub enum ClaimError {
     Db(#[from] Error),
 }
 
-/// What the key stands for, if it was used.
+/// Resource of a used key.
 pub async fn find(db: impl PgExecutor<'_>, scope: &str, key: &str) -> Result<Option<Taken>, Error> {
     let sql = "SELECT fingerprint, run_id AS resource_id FROM idempotency_keys WHERE scope = $1 AND key = $2";
     Ok(sqlx::query_as(sql).bind(scope).bind(key).fetch_optional(db).await?)
 }
 
-/// Makes the key stand for the resource, once this transaction commits.
+/// Binds the key to the resource when this transaction commits.
 ///
-/// A request with the same key that is under way elsewhere is waited for, as long as `lock_timeout` allows: mostly
-/// its answer is there soon, and is then the answer to this one too.
+/// A request in flight elsewhere with the same key is waited for, up to `lock_timeout`: its answer is usually available
+/// soon, and is then the answer to this request too.
 pub async fn claim(conn: &mut PgConnection, key: &IdempotencyKey, resource_id: &str) -> Result<(), ClaimError> {
     let sql = "INSERT INTO idempotency_keys (scope, key, fingerprint, run_id) VALUES ($1, $2, $3, $4)
                ON CONFLICT DO NOTHING";
@@ -68,19 +68,19 @@ pub async fn claim(conn: &mut PgConnection, key: &IdempotencyKey, resource_id: &
     match find(conn, &key.scope, &key.key).await? {
         Some(taken) if taken.fingerprint != key.fingerprint => Err(ClaimError::Reused),
         Some(taken) => Err(ClaimError::Repeated(taken.resource_id)),
-        // It expired between the two statements.
+        // The key expired between the two statements.
         None => Err(ClaimError::InFlight),
     }
 }
 
-/// Keeps an answer that cannot be read from what the request made, in the transaction that has claimed the key.
+/// Stores an answer that cannot be derived from the created resource, in the transaction that has claimed the key.
 pub async fn keep_answer(conn: &mut PgConnection, key: &IdempotencyKey, answer: &RawValue) -> Result<(), Error> {
     let sql = "UPDATE idempotency_keys SET answer = $3 WHERE scope = $1 AND key = $2";
     sqlx::query(sql).bind(&key.scope).bind(&key.key).bind(Json(answer)).execute(conn).await?;
     Ok(())
 }
 
-/// The answer that was kept for a key.
+/// Stored answer of a key.
 pub async fn kept_answer(db: impl PgExecutor<'_>, key: &IdempotencyKey) -> Result<Option<Box<RawValue>>, Error> {
     let sql = "SELECT answer FROM idempotency_keys WHERE scope = $1 AND key = $2";
     let kept: Option<Option<Json<Box<RawValue>>>> =
@@ -88,11 +88,11 @@ pub async fn kept_answer(db: impl PgExecutor<'_>, key: &IdempotencyKey) -> Resul
     Ok(kept.flatten().map(|answer| answer.0))
 }
 
-/// Keys that one statement deletes.
+/// Maximum number of keys that one statement deletes.
 const EXPIRY_BATCH: u64 = 10_000;
 
-/// Deletes all keys that are too old, a bounded number at a time, so that it keeps pace with those that make them. Other
-/// processes do the same beside it. Returns how many.
+/// Deletes all expired keys in bounded batches, so that it keeps pace with new ones. Other processes may do this at the
+/// same time. Returns how many were deleted.
 pub async fn expire(pool: &super::Pool, kept_hours: i32) -> Result<u64, Error> {
     let sql = "DELETE FROM idempotency_keys WHERE (scope, key) IN (
                    SELECT scope, key FROM idempotency_keys WHERE created_at < now() - make_interval(hours => $1)

@@ -1,7 +1,7 @@
-//! Lists: a page by its number or from a position, and how many entries there are in all.
+//! Pagination: a page by number or from a position, and the total number of entries.
 //!
-//! A position is the sort value and the id of an entry (keyset): what is inserted or deleted before it moves nothing,
-//! and the index finds it at once, however deep it is. Every order ends with the id, so that it is total.
+//! A position is the sort value and the id of an entry (keyset). Inserts and deletes before it shift nothing, and the
+//! index finds it directly at any depth. Every order ends with the id, so that it is total.
 
 use std::collections::VecDeque;
 
@@ -13,18 +13,18 @@ use uuid::Uuid;
 use super::Error;
 use crate::{access::OrganizationId, timestamp::Timestamp};
 
-/// What a list is ordered by; then by id in the same direction.
+/// Sort order: a column, then the id in the same direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Order {
-    /// A column of the table.
+    /// Column of the table.
     pub column: &'static str,
-    /// Absent values come first when descending and last when ascending, as PostgreSQL has it.
+    /// Whether values may be null. Nulls come first when descending and last when ascending, as in PostgreSQL.
     pub nullable: bool,
-    /// Not descending.
+    /// Ascending instead of descending.
     pub ascending: bool,
 }
 
-/// The sort value of an entry.
+/// Sort value of an entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[expect(missing_docs, reason = "a variant a column type")]
@@ -35,7 +35,7 @@ pub enum SortValue {
     Integer(i32),
 }
 
-/// The id of an entry.
+/// Id of an entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[expect(missing_docs, reason = "a variant a column type")]
@@ -44,7 +44,7 @@ pub enum EntryId {
     Text(String),
 }
 
-/// A place in a list, whether or not the entry is still there.
+/// Position in a list, whether or not its entry still exists.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "said by the types")]
 pub struct Position {
@@ -52,62 +52,62 @@ pub struct Position {
     pub id: EntryId,
 }
 
-/// Where a page begins.
+/// Start of a page.
 #[derive(Clone, Debug)]
 pub enum PageStart {
-    /// After so many entries.
+    /// After that many entries.
     Offset(i64),
-    /// With the entry that follows.
+    /// With the entry after the position.
     After(Position),
-    /// So that it ends with the entry before.
+    /// So that the page ends with the entry before the position.
     Before(Position),
 }
 
-/// The part of a list that is asked for.
+/// Requested page.
 #[derive(Clone, Debug)]
 pub struct PageRequest {
-    /// Where it begins.
+    /// Start of the page.
     pub start: PageStart,
-    /// Entries at most.
+    /// Maximum number of entries.
     pub size: i64,
 }
 
-/// The part of a list that was found.
+/// Page of a list.
 #[derive(Debug)]
 pub struct Page<T> {
-    /// The entries.
+    /// Entries of the page.
     pub entries: Entries<T>,
-    /// How many there are in the whole list.
+    /// Total number of entries of the list.
     pub total: i64,
 }
 
-/// A row that a list can be made of.
+/// Row type of a list.
 pub trait ListRow {
-    /// What it is read from.
+    /// Table of the rows.
     const TABLE: Table;
 }
 
-/// A table that a list is made of.
+/// Table that lists are read from.
 #[derive(Clone, Copy, Debug)]
 #[expect(missing_docs, reason = "said by the types")]
 pub struct Table {
     pub name: &'static str,
     pub columns: &'static str,
     pub id: &'static str,
-    /// The names of those columns that may be large. Only then has an id to be unique.
+    /// Columns that may be large. Only with some must the id be unique.
     pub large: &'static [&'static str],
 }
 
-/// A `WHERE` clause that grows.
+/// Builder of a `WHERE` clause.
 pub struct FilterBuilder<'q>(pub &'q mut QueryBuilder<Postgres>);
 
 impl FilterBuilder<'_> {
-    /// Of that organisation.
+    /// Filters by the organisation.
     pub fn organization(&mut self, organization: &OrganizationId) {
         self.equal("organization_id", Some(organization.as_str()));
     }
 
-    /// One of these texts, if any are given.
+    /// Filters by one of these texts, if any are given.
     pub fn one_of(&mut self, column: &str, texts: &[String]) {
         match texts {
             [] => {}
@@ -116,21 +116,21 @@ impl FilterBuilder<'_> {
         }
     }
 
-    /// Exactly this text.
+    /// Filters by exactly this text.
     pub fn equal(&mut self, column: &str, text: Option<&str>) {
         if let Some(text) = text {
             self.0.push(format!(" AND {column} = ")).push_bind(text.to_owned());
         }
     }
 
-    /// Exactly this id.
+    /// Filters by exactly this id.
     pub fn uuid(&mut self, column: &str, id: Option<Uuid>) {
         if let Some(id) = id {
             self.0.push(format!(" AND {column} = ")).push_bind(id);
         }
     }
 
-    /// Begins with this text.
+    /// Filters by a prefix.
     pub fn prefix(&mut self, column: &str, prefix: Option<&str>) {
         if let Some(prefix) = prefix {
             let mut pattern = prefix.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_");
@@ -139,7 +139,7 @@ impl FilterBuilder<'_> {
         }
     }
 
-    /// Between the two, which are included.
+    /// Filters by a range, both ends included.
     pub fn between(&mut self, column: &str, (after, before): (Option<Timestamp>, Option<Timestamp>)) {
         if let Some(after) = after {
             self.0.push(format!(" AND {column} >= ")).push_bind(after);
@@ -150,18 +150,18 @@ impl FilterBuilder<'_> {
     }
 }
 
-/// Stored bytes of entries that are read at a time, where there is more than one. PostgreSQL stores JSON in up to a
+/// Maximum stored bytes of several entries that are read at a time. PostgreSQL compresses JSON to as little as a
 /// hundredth of its length.
 const SMALL_BYTES: i64 = 64 << 10;
 
-/// The entries of a page, of which those that are large are not read yet.
+/// Entries of a page. Large ones are not read yet.
 #[derive(Debug)]
 pub struct Entries<T> {
-    /// Where each stands, those of `rest` too.
+    /// Positions of all entries, including those of `rest`.
     pub positions: Vec<Position>,
-    /// The first ones, as far as they are small together.
+    /// First entries, as long as they are small together.
     pub rows: Vec<T>,
-    /// The ids of the others, for [`read`]: several that are small together, or one that is large.
+    /// Batches of ids of the other entries for [`read`]: several that are small together, or one that is large.
     pub rest: VecDeque<Vec<EntryId>>,
     /// There are entries before these.
     pub has_previous: bool,
@@ -169,7 +169,7 @@ pub struct Entries<T> {
     pub has_next: bool,
 }
 
-/// Reads a part of the list that `narrow` leaves.
+/// Reads a page of the filtered list.
 pub async fn fetch<T>(
     conn: &mut PgConnection,
     conditions: impl Fn(&mut FilterBuilder<'_>),
@@ -182,7 +182,7 @@ where
     let entries = page(&mut *conn, &conditions, order, request).await?;
     let length = entries.positions.len();
     let total = match request.start {
-        // The last page by number, so that what it shows is the end: most lists are short, and need no counting.
+        // For the last page by number, the total follows from its end. Most lists are short and need no count.
         PageStart::Offset(offset) if !entries.has_next && (offset == 0 || length > 0) => {
             offset.saturating_add_unsigned(length as u64)
         }
@@ -195,7 +195,7 @@ where
     Ok(Page { entries, total })
 }
 
-/// As [`fetch`], without counting.
+/// As [`fetch`], without the total.
 pub async fn page<T>(
     conn: &mut PgConnection,
     conditions: impl Fn(&mut FilterBuilder<'_>),
@@ -206,12 +206,12 @@ where
     T: ListRow + for<'r> FromRow<'r, PgRow>,
 {
     let Table { name, columns, id, large } = T::TABLE;
-    // A page before a position is read backwards and turned round.
+    // A page before a position is read backwards and then reversed.
     let is_backward = matches!(request.start, PageStart::Before(_));
     let is_rising = order.ascending != is_backward;
     let direction = |is_rising: bool| if is_rising { "ASC" } else { "DESC" };
     let (shown, read) = (direction(order.ascending), direction(is_rising));
-    // `pg_column_size` is of what is stored, and reads none of it.
+    // `pg_column_size` returns the stored size without reading the value.
     let sizes: Vec<_> = large.iter().map(|column| format!(" + coalesce(pg_column_size({column}), 0)")).collect();
     let sizes = sizes.concat();
     let value = order.column;
@@ -231,7 +231,7 @@ where
         }
     };
     page.push(format!(" ORDER BY {value} {read}, {id} {read} LIMIT "));
-    // One more than asked for tells whether the list goes on.
+    // One additional row shows whether the list continues.
     page.push_bind(request.size.saturating_add(1)).push(" OFFSET ").push_bind(offset);
     page.push(format!(
         ") AS page
@@ -251,7 +251,7 @@ where
     };
     let mut entries =
         Entries { positions: Vec::new(), rows: Vec::new(), rest: VecDeque::new(), has_previous, has_next };
-    // Of the last ones in `rest`.
+    // Bytes of the last batch in `rest`.
     let mut bytes = i64::MAX;
     for row in &found {
         let position = Position { value: SortValue::of(row, 0)?, id: EntryId::of(row, 1)? };
@@ -273,14 +273,14 @@ where
     Ok(entries)
 }
 
-/// The entries of these ids in their order, as far as they are still there.
+/// Reads the entries of these ids in their order; deleted ones are omitted.
 pub async fn read<T>(conn: &mut PgConnection, ids: &[EntryId]) -> Result<Vec<T>, Error>
 where
     T: ListRow + for<'r> FromRow<'r, PgRow> + Send + Unpin,
 {
     let Table { name, columns, id, .. } = T::TABLE;
     let sql = format!("SELECT {columns} FROM {name} WHERE {id} = ANY($1) ORDER BY array_position($1, {id})");
-    // All are of one kind.
+    // All ids are of the same type.
     let (mut uuids, mut texts) = (Vec::new(), Vec::new());
     for id in ids {
         match id {
@@ -293,8 +293,8 @@ where
     Ok(query.fetch_all(conn).await?)
 }
 
-/// The entries beyond the position in the direction of reading. For a column that is never null the row comparison
-/// is one that an index serves; a null compares with nothing and is put in its place by hand.
+/// Entries beyond the position in the direction of reading. For a column that is never null, an index serves the row
+/// comparison. A null is not comparable and is placed explicitly.
 fn push_beyond(
     query: &mut QueryBuilder<Postgres>,
     Order { column, nullable, .. }: Order,
@@ -304,7 +304,7 @@ fn push_beyond(
 ) {
     let sign = if is_rising { ">" } else { "<" };
     if position.value == SortValue::Absent {
-        // Reading upwards the nulls are the end, downwards they are the beginning.
+        // Ascending, nulls come last; descending, they come first.
         query.push(format!(" AND ({column} IS NULL AND {id} {sign} "));
         push_id(query, &position.id);
         query.push(if is_rising { ")".to_owned() } else { format!(" OR {column} IS NOT NULL)") });
@@ -341,7 +341,7 @@ impl SortValue {
 }
 
 impl EntryId {
-    /// The id, if it is one of that type.
+    /// The id, if it is of that type.
     #[must_use]
     pub fn uuid(&self) -> Option<Uuid> {
         if let Self::Uuid(id) = self { Some(*id) } else { None }

@@ -1,10 +1,10 @@
-//! The schema: migrations compiled in, run under a lock that is polled.
+//! Schema migrations: compiled in, and run under a lock that is polled.
 //!
-//! A blocking advisory lock held by one replica and `CREATE INDEX CONCURRENTLY` waiting in another deadlock, so the
-//! lock is tried again and again instead, on a connection that nobody else gets.
+//! A blocking advisory lock of one replica and `CREATE INDEX CONCURRENTLY` in another would deadlock. Therefore the
+//! lock is polled, on a dedicated connection.
 //!
-//! A migration that waits too long for a table gives up, so that nobody else waits behind it, and is tried again; the log
-//! says who holds the lock.
+//! A migration that waits too long for a table lock is cancelled, so that it blocks no other session, and retried. The
+//! log names the sessions that hold the lock.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -16,21 +16,21 @@ use sqlx::{
 use super::{Error, Pool, PooledConnection};
 use crate::config;
 
-/// All migrations. One that is in the database and not here belongs to a later release, on whose schema this
-/// release still runs.
+/// All migrations. Applied migrations that are unknown here belong to a later release, with whose schema this release
+/// still works.
 pub static MIGRATOR: Migrator = Migrator { ignore_missing: true, locking: false, ..sqlx::migrate!() };
 
-/// The advisory lock's key: `wf-api` in ASCII.
+/// Key of the advisory lock: `wf-api` in ASCII.
 const LOCK_KEY: i64 = 0x0000_7766_2d61_7069;
 const LOCK_POLL: Duration = Duration::from_millis(200);
-/// So often is a migration tried that finds a table locked: for some two minutes, with pauses that grow.
+/// Maximum number of attempts of a migration that finds a table locked: about two minutes, with growing pauses.
 const LOCKED_ATTEMPTS: u32 = 12;
-/// The first of these pauses, and the longest.
+/// First and longest of these pauses.
 const LOCKED_PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
-/// How often it is looked whether a migration waits for a lock.
+/// Interval at which sessions that block a migration are polled.
 const BLOCKED_POLL: Duration = Duration::from_millis(500);
 
-/// Why the schema could not be changed.
+/// Error of a schema change.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrationError {
     /// The database failed.
@@ -47,20 +47,20 @@ impl From<sqlx::Error> for MigrationError {
     }
 }
 
-/// One migration and whether the database has it.
+/// Migration and its state in the database.
 #[derive(Debug)]
 pub struct MigrationState {
-    /// From the file's name.
+    /// Version in the file name.
     pub version: i64,
-    /// From the file's name.
+    /// Description in the file name.
     pub description: String,
-    /// It has been run.
+    /// Whether it has been run.
     pub applied: bool,
-    /// What was run differs from what is compiled in.
+    /// Whether the applied migration differs from the compiled-in one.
     pub altered: bool,
 }
 
-/// Brings the schema to the newest version, with connections of its own.
+/// Migrates the schema to the newest version, with connections of its own.
 pub async fn up(settings: &config::Database) -> Result<usize, MigrationError> {
     let pool = super::pool(settings);
     let result = run(&pool).await;
@@ -68,10 +68,10 @@ pub async fn up(settings: &config::Database) -> Result<usize, MigrationError> {
     result
 }
 
-/// Brings the schema to the newest version. Repeats and parallel calls are harmless: one does it, the others wait.
-/// Returns how many migrations were run.
+/// Migrates the schema to the newest version. Repeated and parallel calls are safe: one migrates, the others wait.
+/// Returns the number of migrations that were run.
 pub async fn run(pool: &Pool) -> Result<usize, MigrationError> {
-    // Where nothing is to be done, no right is needed to do it.
+    // If there is nothing to do, no database rights are required.
     if is_unaltered(pool).await? {
         return Ok(0);
     }
@@ -80,7 +80,7 @@ pub async fn run(pool: &Pool) -> Result<usize, MigrationError> {
     let mut attempt = 0;
     loop {
         let _watching = watch_blockers(pool, &mut conn).await?;
-        // Hidden in the documentation; `run` has a bound that keeps the future from being spawned.
+        // This is hidden in the documentation; `run` has a bound that prevents spawning the future.
         match MIGRATOR.run_direct(None, &mut *conn, false).await {
             Ok(()) => break,
             Err(error) => pause_if_locked(error, &mut attempt).await?,
@@ -90,16 +90,16 @@ pub async fn run(pool: &Pool) -> Result<usize, MigrationError> {
     Ok(after - before)
 }
 
-/// What [`down`] would do.
+/// Plan of [`down`].
 #[derive(Debug)]
 pub struct RevertPlan {
-    /// The migrations, the newest first.
+    /// Names of the migrations, newest first.
     pub names: Vec<String>,
-    /// Tables with the definitions and runs of callers that would go, and whether something is in them.
+    /// Whether tables with definitions and runs would be dropped that contain rows.
     pub loses_data: bool,
 }
 
-/// What undoing the newest `count` migrations means; `None` if there are fewer.
+/// Plan for reverting the newest `count` migrations; `None` if there are fewer.
 pub async fn plan_down(settings: &config::Database, count: usize) -> Result<Option<RevertPlan>, MigrationError> {
     let mut conn = super::connect(settings).await?;
     let mut versions: Vec<i64> = applied(&mut conn).await?.into_iter().collect();
@@ -114,14 +114,14 @@ pub async fn plan_down(settings: &config::Database, count: usize) -> Result<Opti
         .then(|| RevertPlan { names: versions[..count].iter().map(name).collect(), loses_data }))
 }
 
-/// Whether the tables that the first migration has made, and whose reverse drops, have rows in them.
+/// Whether the tables of the first migration, which its reversal drops, have rows.
 async fn has_data_to_lose(conn: &mut PgConnection) -> Result<bool, MigrationError> {
     let sql = "SELECT to_regclass('alembic_version') IS NULL AND (EXISTS (SELECT FROM agents)
                    OR EXISTS (SELECT FROM workflow_definitions) OR EXISTS (SELECT FROM workflow_runs))";
     Ok(sqlx::query_scalar(sql).fetch_one(conn).await?)
 }
 
-/// Undoes the newest `count` migrations. Returns how many were undone.
+/// Reverts the newest `count` migrations. Returns how many were reverted.
 pub async fn down(settings: &config::Database, count: usize) -> Result<usize, MigrationError> {
     let pool = super::pool(settings);
     let result = undo(&pool, count).await;
@@ -145,7 +145,7 @@ async fn undo(pool: &Pool, count: usize) -> Result<usize, MigrationError> {
     }
 }
 
-/// Pauses if the migration did not get a lock in time and may be tried again; else that is the end of it.
+/// Pauses if the migration did not get a lock in time and has attempts left; otherwise returns the error.
 async fn pause_if_locked(error: MigrateError, attempt: &mut u32) -> Result<(), MigrationError> {
     let (MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _)) = &error else {
         return Err(error.into());
@@ -158,12 +158,12 @@ async fn pause_if_locked(error: MigrateError, attempt: &mut u32) -> Result<(), M
     }
     let (first, longest) = LOCKED_PAUSE;
     let pause = (first * 2_u32.pow(*attempt - 1)).min(longest);
-    tracing::warn!("a migration found a table locked; it is tried again in {} ms", pause.as_millis());
+    tracing::warn!("a migration found a table locked and is retried in {} ms", pause.as_millis());
     tokio::time::sleep(pause).await;
     Ok(())
 }
 
-/// A session that holds a lock.
+/// Session that holds a lock.
 #[derive(sqlx::FromRow)]
 struct Blocker {
     pid: i32,
@@ -173,7 +173,7 @@ struct Blocker {
     secs: f64,
 }
 
-/// Tells of the sessions that `conn` waits for, until it is dropped.
+/// Logs the sessions that block `conn`, until it is dropped.
 async fn watch_blockers(
     pool: &Pool,
     conn: &mut PgConnection,
@@ -181,7 +181,7 @@ async fn watch_blockers(
     let own_pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(conn).await?;
     let pool = pool.clone();
     let watching = async move {
-        let mut told = HashSet::new();
+        let mut logged = HashSet::new();
         loop {
             tokio::time::sleep(BLOCKED_POLL).await;
             let sql = "SELECT a.pid, coalesce(a.usename::text, '?') AS usename,
@@ -191,12 +191,15 @@ async fn watch_blockers(
             let blockers: Vec<Blocker> = match sqlx::query_as(sql).bind(own_pid).fetch_all(&pool).await {
                 Ok(blockers) => blockers,
                 Err(error) => {
-                    tracing::debug!(error = &error as &dyn std::error::Error, "not looked for locks: {error}");
+                    tracing::debug!(
+                        error = &error as &dyn std::error::Error,
+                        "blocking sessions could not be polled: {error}"
+                    );
                     continue;
                 }
             };
             for Blocker { pid, usename, application_name, state, secs } in blockers {
-                if told.insert(pid) {
+                if logged.insert(pid) {
                     tracing::warn!(
                         "a migration waits for a lock that session {pid} holds: user {usename:?}, application \
                          {application_name:?}, {state}, in its transaction for {secs:.0} s"
@@ -208,7 +211,7 @@ async fn watch_blockers(
     Ok(tokio_util::task::AbortOnDropHandle::new(tokio::spawn(watching)))
 }
 
-/// All compiled-in migrations and how the database stands to them.
+/// All compiled-in migrations and their state in the database.
 pub async fn status(settings: &config::Database) -> Result<Vec<MigrationState>, MigrationError> {
     let mut conn = super::connect(settings).await?;
     let rows = if table_exists(&mut conn).await? {
@@ -231,7 +234,7 @@ pub async fn status(settings: &config::Database) -> Result<Vec<MigrationState>, 
         .collect())
 }
 
-/// Whether the schema is as new as this program needs.
+/// Whether the schema is as new as this program requires.
 pub async fn is_current(db: impl PgExecutor<'_>) -> Result<bool, Error> {
     let versions: Vec<i64> =
         match sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success").fetch_all(db).await {
@@ -243,7 +246,7 @@ pub async fn is_current(db: impl PgExecutor<'_>) -> Result<bool, Error> {
     Ok(MIGRATOR.iter().all(|migration| versions.contains(&migration.version)))
 }
 
-/// Whether all migrations were run, and none of them differs from the one that is compiled in.
+/// Whether all migrations were run and match the compiled-in ones.
 async fn is_unaltered(pool: &Pool) -> Result<bool, MigrationError> {
     let mut conn = pool.acquire().await?;
     if !table_exists(&mut conn).await? {
@@ -255,7 +258,7 @@ async fn is_unaltered(pool: &Pool) -> Result<bool, MigrationError> {
     Ok(ups.map(|migration| (migration.version, migration.checksum.to_vec())).all(|row| rows.contains(&row)))
 }
 
-/// A connection that holds the lock until it is closed. Migrations may take longer than other statements.
+/// Connection that holds the lock until it is closed. Migrations may take longer than other statements.
 async fn lock(pool: &Pool) -> Result<PooledConnection, MigrationError> {
     let mut conn = pool.acquire_own().await?;
     conn.execute("SET statement_timeout = 0").await?;
@@ -263,7 +266,7 @@ async fn lock(pool: &Pool) -> Result<PooledConnection, MigrationError> {
     let mut is_told = false;
     while !sqlx::query_scalar::<_, bool>(sql).bind(LOCK_KEY).fetch_one(&mut *conn).await? {
         if !std::mem::replace(&mut is_told, true) {
-            tracing::info!("another process migrates the schema, and is waited for");
+            tracing::info!("waiting for another process that migrates the schema");
         }
         tokio::time::sleep(LOCK_POLL).await;
     }

@@ -1,4 +1,4 @@
-//! Organisations, and how much of each thing they may have.
+//! Organisation rows and quotas.
 
 use sqlx::{AssertSqlSafe, FromRow, PgConnection, PgExecutor, Row as _, postgres::PgRow};
 
@@ -11,7 +11,7 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// A row of `organizations`.
+/// Row of `organizations`.
 #[derive(Clone, Debug, sqlx::FromRow)]
 #[expect(missing_docs, reason = "the columns are described in the migration")]
 pub struct OrganizationRow {
@@ -38,7 +38,7 @@ impl FromRow<'_, PgRow> for Quotas {
 }
 
 impl OrganizationRow {
-    /// Whether it lets its members in.
+    /// Whether its members are accepted.
     #[must_use]
     pub fn is_active(&self) -> bool {
         self.status == "active"
@@ -49,26 +49,26 @@ const COLUMNS: &str =
     "id, name, status, max_agents, max_workflows, max_api_keys, max_queued_runs, created_by, updated_by,
     created_at AT TIME ZONE 'UTC' AS created_at, updated_at AT TIME ZONE 'UTC' AS updated_at";
 
-/// The organisation of that id.
+/// Finds the organisation by id.
 pub async fn find(db: impl PgExecutor<'_>, id: &OrganizationId) -> Result<Option<OrganizationRow>, Error> {
     let sql = format!("SELECT {COLUMNS} FROM organizations WHERE id = $1");
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(id.as_str()).fetch_optional(db).await?)
 }
 
-/// As [`find`], and holds the row until the transaction ends.
+/// As [`find`], and locks the row until the transaction ends.
 pub async fn lock(conn: &mut PgConnection, id: &OrganizationId) -> Result<Option<OrganizationRow>, Error> {
     let sql = format!("SELECT {COLUMNS} FROM organizations WHERE id = $1 FOR NO KEY UPDATE");
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(id.as_str()).fetch_optional(conn).await?)
 }
 
-/// The order of creation.
+/// Sort order: creation.
 const ORDER: Order = Order { column: "created_at", nullable: false, ascending: true };
 
 impl ListRow for OrganizationRow {
     const TABLE: Table = Table { name: "organizations", columns: COLUMNS, id: "id", large: &[] };
 }
 
-/// A part of the organisations in the order of their creation; with `only` at most that one.
+/// Page of the organisations in the order of their creation; with `only` at most that one.
 pub async fn list(
     conn: &mut PgConnection,
     only: Option<&OrganizationId>,
@@ -84,7 +84,7 @@ pub async fn are_several(db: impl PgExecutor<'_>) -> Result<bool, Error> {
     Ok(sqlx::query_scalar(sql).fetch_one(db).await?)
 }
 
-/// Writes a new row. A taken id is a [`Error::Conflict`].
+/// Inserts a row. A duplicate id is an [`Error::Conflict`].
 pub async fn insert(conn: &mut PgConnection, row: &OrganizationRow) -> Result<(), Error> {
     sqlx::query(
         "INSERT INTO organizations (id, name, status, max_agents, max_workflows, max_api_keys, max_queued_runs,
@@ -107,7 +107,7 @@ pub async fn insert(conn: &mut PgConnection, row: &OrganizationRow) -> Result<()
     Ok(())
 }
 
-/// Writes all columns that can change of a row that the caller holds by [`lock`].
+/// Writes the mutable columns of a row that the caller has locked by [`lock`].
 pub async fn update(conn: &mut PgConnection, row: &OrganizationRow) -> Result<(), Error> {
     sqlx::query(
         "UPDATE organizations SET name = $2, status = $3, max_agents = $4, max_workflows = $5, max_api_keys = $6,
@@ -128,7 +128,7 @@ pub async fn update(conn: &mut PgConnection, row: &OrganizationRow) -> Result<()
     Ok(())
 }
 
-/// How many of these the organisation has, counted as far as `limit`.
+/// Number of these objects of the organisation, counted up to `limit`.
 pub async fn count(db: impl PgExecutor<'_>, id: &OrganizationId, what: Countable, limit: i64) -> Result<i64, Error> {
     let those = match what {
         Countable::Agents => "agents WHERE organization_id = $1 AND status <> 'deleted'",
@@ -144,8 +144,8 @@ pub async fn count(db: impl PgExecutor<'_>, id: &OrganizationId, what: Countable
     Ok(sqlx::query_scalar(AssertSqlSafe(sql)).bind(id.as_str()).bind(limit).fetch_one(db).await?)
 }
 
-/// Keeps all others that add to these under a quota of the organisation waiting until the transaction ends. What is
-/// counted afterwards cannot become more meanwhile.
+/// Locks a quota of the organisation until the transaction ends: other transactions that add to it wait. The count
+/// afterwards cannot grow meanwhile.
 pub async fn lock_quota(conn: &mut PgConnection, id: &OrganizationId, what: Countable) -> Result<(), Error> {
     let sql = "SELECT pg_advisory_xact_lock(hashtextextended('quota/' || $1 || '/' || $2, 0))";
     sqlx::query(sql).bind(id.as_str()).bind(what.as_str()).execute(conn).await?;

@@ -1,45 +1,45 @@
-//! The outbox: what still has to reach Kafka. Rows are written with their cause and deleted after the broker's
-//! acknowledgement. An owned row is in its owner's memory; a free one is taken by whoever comes first.
+//! Transactional outbox for Kafka. Rows are written with their cause and deleted after the broker's acknowledgement. An
+//! owned row is in the memory of its owner; any process may take a free one.
 
 use sqlx::{AssertSqlSafe, PgConnection, PgExecutor};
 use uuid::Uuid;
 
 use super::{Error, processes::DEAD_AFTER_SECS};
 
-/// What a message asks for.
+/// Kind of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::Type)]
 #[sqlx(type_name = "text", rename_all = "lowercase")]
 pub enum Kind {
-    /// Execute the run.
+    /// Execution request.
     Execution,
-    /// Stop the run.
+    /// Cancellation request.
     Cancellation,
 }
 
-/// A row taken from the table, with all that its message needs.
+/// Row taken from the table, with everything that its message needs.
 #[derive(Debug, sqlx::FromRow)]
 pub struct Taken {
-    /// The run.
+    /// Id of the run.
     pub run_id: String,
-    /// Of the message.
+    /// Id of the message.
     pub event_id: Uuid,
-    /// Of the message.
+    /// Kind of the message.
     pub kind: Kind,
-    /// Cancellation only.
+    /// Actor of a cancellation.
     pub cancelled_by: Option<String>,
-    /// Cancellation only.
+    /// Reason of a cancellation.
     pub reason: Option<String>,
-    /// Of the run.
+    /// Correlation id of the run.
     pub correlation_id: Option<String>,
-    /// Of the run.
+    /// `traceparent` of the run.
     pub traceparent: Option<String>,
-    /// Of the run.
+    /// Priority of the run.
     pub priority: i16,
-    /// Whose run it is.
+    /// Organisation of the run.
     pub organization_id: String,
-    /// Of the run, as JSON text.
+    /// Input of the run as JSON text.
     pub input_data: Option<String>,
-    /// The content that the run is pinned to, as JSON text; `None` if it is gone.
+    /// Plan that the run is pinned to, as JSON text; `None` if it was deleted.
     pub workflow_plan: Option<String>,
 }
 
@@ -52,9 +52,8 @@ impl Taken {
     }
 }
 
-/// Writes a message about a run that the caller holds. It belongs to `owner`, but to nobody as long as an older
-/// message of the same run is still in the table, whoever holds that: order is kept within a run. Returns whether
-/// it belongs to `owner`.
+/// Writes a message about a run that the caller has locked. It belongs to `owner`, but has no owner as long as an older
+/// message of the same run is in the table: this keeps the order within a run. Returns whether it belongs to `owner`.
 pub async fn insert(
     conn: &mut PgConnection,
     run_id: &str,
@@ -64,7 +63,7 @@ pub async fn insert(
     cancelled_by: Option<&str>,
     reason: Option<&str>,
 ) -> Result<bool, Error> {
-    // clock_timestamp: later than every row that was committed before, also if this transaction began earlier.
+    // clock_timestamp is later than every row committed before, even if this transaction began earlier.
     let sql = "INSERT INTO outbox (run_id, event_id, kind, owner, cancelled_by, reason, created_at)
                SELECT $1::varchar, $2, $3,
                    CASE WHEN NOT EXISTS (SELECT 1 FROM outbox WHERE run_id = $1) THEN $4::uuid END, $5, $6,
@@ -81,7 +80,7 @@ pub async fn insert(
         .await?)
 }
 
-/// Takes free rows, oldest first, of each run only the oldest.
+/// Takes free rows, oldest first, and only the oldest one of each run.
 pub async fn take(db: impl PgExecutor<'_>, owner: Uuid, limit: usize) -> Result<Vec<Taken>, Error> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let sql = "
@@ -108,7 +107,7 @@ pub async fn take(db: impl PgExecutor<'_>, owner: Uuid, limit: usize) -> Result<
     Ok(sqlx::query_as(sql).bind(owner).bind(limit).fetch_all(db).await?)
 }
 
-/// Deletes rows whose messages the broker has.
+/// Deletes rows whose messages the broker has acknowledged.
 pub async fn delete(db: impl PgExecutor<'_>, run_ids: &[String], event_ids: &[Uuid]) -> Result<(), Error> {
     let sql = "DELETE FROM outbox o USING unnest($1::text[], $2::uuid[]) AS done (run_id, event_id)
                WHERE o.run_id = done.run_id AND o.event_id = done.event_id";
@@ -116,7 +115,7 @@ pub async fn delete(db: impl PgExecutor<'_>, run_ids: &[String], event_ids: &[Uu
     Ok(())
 }
 
-/// Gives rows of `owner` back whose messages could not be sent.
+/// Releases rows of `owner` whose messages could not be sent.
 pub async fn release(
     db: impl PgExecutor<'_>,
     owner: Uuid,
@@ -129,8 +128,8 @@ pub async fn release(
     Ok(())
 }
 
-/// Frees rows of `owner` that it does not know to have: the answer to the commit that gave them to it was lost. Rows
-/// so young that it may be about to learn of them are left. Returns how many.
+/// Frees rows of `owner` that it does not know, because the answer to their commit was lost. Rows so recent that it may
+/// not have received the answer yet are left. Returns how many were freed.
 pub async fn free_unacknowledged(db: impl PgExecutor<'_>, owner: Uuid, known: &[Uuid]) -> Result<u64, Error> {
     let sql = "UPDATE outbox o SET owner = NULL
                WHERE owner = $1 AND created_at < now() - interval '10 seconds' AND NOT EXISTS
@@ -138,7 +137,7 @@ pub async fn free_unacknowledged(db: impl PgExecutor<'_>, owner: Uuid, known: &[
     Ok(sqlx::query(sql).bind(owner).bind(known).execute(db).await?.rows_affected())
 }
 
-/// Frees the rows of owners who are dead. Returns how many.
+/// Frees the rows of dead owners. Returns how many were freed.
 pub async fn free_orphans(db: impl PgExecutor<'_>) -> Result<u64, Error> {
     let sql = "UPDATE outbox SET owner = NULL WHERE owner IN (
                    SELECT DISTINCT owner FROM outbox WHERE owner IS NOT NULL
@@ -146,21 +145,21 @@ pub async fn free_orphans(db: impl PgExecutor<'_>) -> Result<u64, Error> {
     Ok(sqlx::query(sql).bind(DEAD_AFTER_SECS).execute(db).await?.rows_affected())
 }
 
-/// How many rows there are, counted up to `limit`, and the age of the oldest in seconds.
+/// Number of rows, counted up to `limit`, and the age of the oldest in seconds.
 pub async fn backlog(db: impl PgExecutor<'_>, limit: i64) -> Result<(i64, f64), Error> {
     let sql = "SELECT count(*), coalesce(extract(epoch FROM now() - min(created_at)), 0)::float8
                FROM (SELECT created_at FROM outbox LIMIT $1) AS counted";
     Ok(sqlx::query_as(sql).bind(limit).fetch_one(db).await?)
 }
 
-/// Whether there are runs that wait for longer than `older_than_secs` although their message was sent.
+/// Whether runs have waited longer than `older_than_secs` although their message was sent.
 pub async fn any_overdue(db: impl PgExecutor<'_>, older_than_secs: f64) -> Result<bool, Error> {
     let sql = format!("SELECT EXISTS (SELECT 1 FROM workflow_runs r WHERE {OVERDUE})");
     Ok(sqlx::query_scalar(AssertSqlSafe(sql)).bind(older_than_secs).fetch_one(db).await?)
 }
 
-/// Writes the execution request again for such runs, free for anyone. Each repeat of the same run waits twice as
-/// long as the one before. Returns how many.
+/// Writes the execution request of such runs again, without an owner. Each repeat for the same run waits twice as long
+/// as the one before. Returns how many were written.
 pub async fn redispatch(db: impl PgExecutor<'_>, older_than_secs: f64, limit: usize) -> Result<u64, Error> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let sql = format!(
@@ -177,8 +176,8 @@ pub async fn redispatch(db: impl PgExecutor<'_>, older_than_secs: f64, limit: us
     Ok(sqlx::query(AssertSqlSafe(sql)).bind(older_than_secs).bind(limit).execute(db).await?.rows_affected())
 }
 
-/// Of the runs that this API started: those without a message that is still to be sent.
+/// Condition of an overdue run: it was started by this API, and no message of it is still to be sent.
 const OVERDUE: &str = "r.status = 'PENDING' AND r.workflow_version IS NOT NULL
-    -- A sub-run, and one that was paused, is taken up without a message.
+    -- A sub-run or a paused run is resumed without a message.
     AND r.paused_at IS NULL AND coalesce(r.redispatch_at, r.updated_at AT TIME ZONE 'UTC' + make_interval(secs => $1)) <= now()
     AND NOT EXISTS (SELECT 1 FROM outbox o WHERE o.run_id = r.run_id)";

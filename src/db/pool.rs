@@ -1,9 +1,10 @@
-//! The connections of a process: `DATABASE_POOL_SIZE` are kept, `DATABASE_MAX_OVERFLOW` more are opened under load and
-//! closed when they are idle. [ADR 16](../../docs/adr/0016-own-connection-pool.md) says why this is not sqlx's pool.
+//! Connection pool of a process: `DATABASE_POOL_SIZE` connections are kept, up to `DATABASE_MAX_OVERFLOW` more are
+//! opened under load and closed when idle. [ADR 16](../../docs/adr/0016-own-connection-pool.md) explains why this is
+//! not sqlx's pool.
 //!
-//! Connections are opened and asked for a sign of life by tasks of their own, and go to whoever waits when they are
-//! there. The newest waiter is served first: who has waited long is about to give up. While the server cannot be
-//! reached, callers are refused at once and one task goes on trying.
+//! Separate tasks open and ping connections and hand them to waiters. The newest waiter is served first, since the
+//! longest waiting one is about to time out. While the server cannot be reached, callers are rejected at once and one
+//! task keeps trying to connect.
 
 mod connection;
 mod statements;
@@ -22,38 +23,38 @@ use tokio::{
 
 pub use self::connection::{PooledConnection, Transaction};
 
-/// A caller that gets no connection for this long is answered 503.
+/// A caller that gets no connection within this time is answered 503.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
-/// A connection that is not made after this is not made.
+/// Time-out for opening a connection.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
-/// While the server is away, another attempt is begun when the last one has taken so long: packets of that one may have
-/// been lost, and TCP repeats them ever more rarely.
+/// While the server is unreachable, another attempt begins when the last one has taken this long: its packets may be
+/// lost, and TCP repeats them with growing delays.
 const PROBE_EVERY: Duration = Duration::from_millis(500);
-/// Between two attempts to open a connection after one that failed.
+/// Pause between two attempts to open a connection after a failure.
 const CONNECT_PAUSE: Duration = Duration::from_millis(250);
-/// Connections that are opened at the same time.
+/// Maximum number of connections that are opened at the same time.
 const MAX_OPENING: usize = 4;
-/// A connection that was idle for longer is asked for a sign of life before it is used: the server may be another.
+/// A connection that was idle for longer is pinged before use: the server may have been replaced.
 const TRUSTED_IDLE: Duration = Duration::from_millis(500);
-/// A connection that does not give a sign of life for so long is dead.
+/// Time-out of a ping. Afterwards the connection is dead.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
-/// A connection above `DATABASE_POOL_SIZE` is opened when somebody has waited for so long: not when loops happen to turn
-/// at the same moment.
+/// Minimum wait of a caller before a connection above `DATABASE_POOL_SIZE` is opened. This ignores loops that run at
+/// the same moment by chance.
 const SURPLUS_DELAY: Duration = Duration::from_millis(10);
-/// How often it is looked whether connections above `DATABASE_POOL_SIZE` are needed, while there are any.
+/// Interval of checks whether connections above `DATABASE_POOL_SIZE` are needed, while there are any.
 const SURPLUS_CHECK: Duration = Duration::from_secs(1);
-/// After so many looks, one after the other, at which they were not needed, they are closed.
+/// Number of consecutive checks without need after which they are closed.
 const SURPLUS_CHECKS: u32 = 10;
-/// They are needed if they were used so often since the last look.
+/// Number of uses between two checks that shows a need.
 const SURPLUS_USES: u32 = 20;
-/// Older connections are replaced: their server process has gathered memory.
+/// Older connections are replaced, since the memory of their server process grows.
 const MAX_AGE: Duration = Duration::from_mins(30);
-/// Saying goodbye to the server takes no longer.
-const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
-/// How often the log says that the server refuses more connections, while it refuses them for the same reason.
-const TELL_EVERY: Duration = Duration::from_secs(10);
+/// Time-out for closing a connection gracefully.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Minimum interval between log lines about refused connections for the same reason.
+const LOG_EVERY: Duration = Duration::from_secs(10);
 
-/// The connections. Cheap to clone. The tasks of a pool that nobody has any more end by themselves.
+/// Connection pool. Cheap to clone. Its tasks end when the last handle is dropped.
 #[derive(Clone)]
 pub struct Pool(Arc<Shared>);
 
@@ -63,36 +64,37 @@ struct Shared {
     max: usize,
     state: Mutex<State>,
     all_closed: Notify,
-    /// The database was found to be silent.
+    /// Notifies when the database does not answer.
     silenced: Notify,
 }
 
 #[derive(Default)]
 struct State {
-    /// The one that came back last is last, and taken first.
+    /// Idle connections. The one released last is last, and taken first.
     idle: Vec<Idle>,
-    /// By rising number; the newest is served first.
+    /// Waiters by ascending number. The newest is served first.
     waiting: Vec<Waiter>,
     last_waiter: u64,
-    /// All connections: idle, lent, being checked, opened or closed.
+    /// Number of all connections: idle, lent, being checked, opened or closed.
     open: usize,
-    /// Of these, not yet there.
+    /// Of these, the number being opened.
     opening: usize,
-    /// Of these, attempts for which no further one waits while the server is away; see [`PROBE_EVERY`].
+    /// Of these, attempts that took too long and no longer delay the next one while the server is unreachable; see
+    /// [`PROBE_EVERY`].
     overdue: usize,
-    /// Of these, being asked for a sign of life.
+    /// Of these, the number being pinged.
     checking: usize,
-    /// Why the server cannot be reached; everybody is refused meanwhile.
-    away: Option<Failure>,
-    /// No connection is opened before.
+    /// Reason why the server cannot be reached. Callers are rejected meanwhile.
+    down: Option<Failure>,
+    /// Earliest time for opening a connection.
     pause_until: Option<Instant>,
-    /// What was idle before is asked for a sign of life before it is used.
+    /// Connections idle since before this time are pinged before use.
     distrusted_at: Option<Instant>,
-    /// When a connection came back at rest.
+    /// Time of the last release of an idle connection.
     last_answer: Option<Instant>,
-    told: Option<(Instant, String)>,
+    last_refusal: Option<(Instant, String)>,
     is_shrinking: bool,
-    /// How often a connection was taken while as many as are kept were in use.
+    /// Number of acquisitions while the kept connections were all in use.
     surplus_uses: u32,
     is_closed: bool,
 }
@@ -112,12 +114,12 @@ struct Waiter {
     answer: oneshot::Sender<Result<PooledConnection, sqlx::Error>>,
 }
 
-/// Why no connection could be opened, in the words of whoever refused.
+/// Reason why no connection could be opened, with the text of the server or system.
 #[derive(Clone)]
 struct Failure {
     kind: io::ErrorKind,
     text: String,
-    /// Nobody answers at the address, or only to say that the server starts or stops.
+    /// The address does not answer, or answers only that the server starts or stops.
     is_unreachable: bool,
 }
 
@@ -146,7 +148,7 @@ impl fmt::Debug for Pool {
 }
 
 impl Pool {
-    /// A pool that opens nothing before it is used. `size` connections are kept, up to `max` are opened.
+    /// Pool that opens no connection before it is used. `size` connections are kept, up to `max` are opened.
     pub(super) fn new(options: PgConnectOptions, size: usize, max: usize) -> Self {
         Self(Arc::new(Shared {
             options,
@@ -158,29 +160,29 @@ impl Pool {
         }))
     }
 
-    /// Connections at most.
+    /// Maximum number of connections.
     #[must_use]
     pub fn max(&self) -> usize {
         self.0.max
     }
 
-    /// Connections, and how many of them nobody uses.
+    /// Number of connections, and number of idle ones.
     #[must_use]
     pub fn size(&self) -> (usize, usize) {
         let state = self.0.state();
         (state.open - state.opening, state.idle.len())
     }
 
-    /// A connection, given back when it is dropped.
+    /// Acquires a connection, which is released when it is dropped.
     pub async fn acquire(&self) -> Result<PooledConnection, sqlx::Error> {
-        let mut unsure = None;
+        let mut unchecked = None;
         let (number, answer) = {
             let mut state = self.0.state();
             if state.is_closed {
                 return Err(sqlx::Error::PoolClosed);
             }
-            if let Some(away) = &state.away {
-                return Err(away.error());
+            if let Some(down) = &state.down {
+                return Err(down.error());
             }
             if let Some(idle) = state.idle.pop() {
                 if state.open - state.opening - state.idle.len() > self.0.size {
@@ -192,7 +194,7 @@ impl Pool {
                     return Ok(PooledConnection::new(Arc::clone(&self.0), idle.live));
                 }
                 state.checking += 1;
-                unsure = Some(idle.live);
+                unchecked = Some(idle.live);
             }
             let (sender, answer) = oneshot::channel();
             state.last_waiter += 1;
@@ -201,12 +203,12 @@ impl Pool {
             self.0.open_for_waiters(&mut state);
             (number, answer)
         };
-        // Not under the lock: a runtime that ends drops the task, and with it the connection, at once.
-        if let Some(live) = unsure {
+        // This is not under the lock: a runtime that ends drops the task, and with it the connection, at once.
+        if let Some(live) = unchecked {
             tokio::spawn(check(PooledConnection::new(Arc::clone(&self.0), live)));
         }
-        // Leaves the queue also when this future is dropped.
-        let _place = WaiterPlace { shared: &self.0, number };
+        // This leaves the queue also when the future is dropped.
+        let _waiter = WaiterGuard { shared: &self.0, number };
         match timeout(ACQUIRE_TIMEOUT, answer).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(sqlx::Error::PoolClosed),
@@ -214,27 +216,27 @@ impl Pool {
         }
     }
 
-    /// A connection that is closed when it is dropped, for whoever changes its session.
+    /// Acquires a connection that is closed when it is dropped, for callers that change its session.
     pub async fn acquire_own(&self) -> Result<PooledConnection, sqlx::Error> {
         let mut connection = self.acquire().await?;
         connection.is_own = true;
         Ok(connection)
     }
 
-    /// A new connection that is none of the pool's, for what must not wait behind others.
+    /// Opens a connection outside of the pool, for work that must not wait behind others.
     pub(super) async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
         self.0.options.connect().await
     }
 
-    /// A transaction on a connection of its own. Rolled back when it is dropped.
+    /// Begins a transaction on a connection of its own. It is rolled back when it is dropped.
     pub async fn begin(&self) -> Result<Transaction, sqlx::Error> {
         let mut connection = self.acquire().await?;
         connection.begin().await?;
         Ok(Transaction(connection))
     }
 
-    /// Says that the database has not answered a question since then. Unless it has answered another one, it is away:
-    /// callers are refused until a new connection can be opened or an old one answers after all.
+    /// Reports that the database has not answered a request since then. Unless it has answered another one, it is
+    /// treated as down: callers are rejected until a new connection can be opened or an old one answers.
     #[must_use]
     pub fn note_silence(&self, since: Instant) -> bool {
         let (idle, waiting) = {
@@ -243,26 +245,26 @@ impl Pool {
                 return false;
             }
             let text = "the database does not answer".to_owned();
-            state.away = Some(Failure { kind: io::ErrorKind::TimedOut, text, is_unreachable: true });
+            state.down = Some(Failure { kind: io::ErrorKind::TimedOut, text, is_unreachable: true });
             let idle = std::mem::take(&mut state.idle);
             state.open -= idle.len();
             let waiting = std::mem::take(&mut state.waiting);
             self.0.open_for_waiters(&mut state);
             (idle, waiting)
         };
-        // Nobody knows whether they live, and asking each would take its time.
+        // Their state is unknown, and pinging each of them would take too long.
         drop(idle);
         self.0.refuse(waiting);
         self.0.silenced.notify_waiters();
         true
     }
 
-    /// Returns when the database is next found to be silent.
+    /// Returns when the database is next found not to answer.
     pub async fn silence(&self) {
         self.0.silenced.notified().await;
     }
 
-    /// What statements come to, which are given up when the database is found to be silent.
+    /// Runs statements and abandons them when the database is found not to answer.
     pub async fn unless_silent<T, E: From<sqlx::Error>>(
         &self,
         statements: impl Future<Output = Result<T, E>>,
@@ -277,7 +279,7 @@ impl Pool {
         }
     }
 
-    /// Closes everything, and waits for what is lent.
+    /// Closes all connections, and waits for those in use.
     pub async fn close(&self) {
         let (idle, waiting) = {
             let mut state = self.0.state();
@@ -298,7 +300,7 @@ impl Pool {
     }
 }
 
-/// Asks a connection for a sign of life, and gives it back if it has one.
+/// Pings a connection, and releases it if it answers.
 async fn check(mut connection: PooledConnection) {
     let is_alive = matches!(timeout(PING_TIMEOUT, connection.ping()).await, Ok(Ok(())));
     connection.pool.state().checking -= 1;
@@ -307,13 +309,13 @@ async fn check(mut connection: PooledConnection) {
     }
 }
 
-/// Opens a connection; the place of it is taken already.
+/// Opens a connection; its slot is reserved already.
 async fn open(pool: Weak<Shared>, options: PgConnectOptions, is_surplus: bool) {
     if is_surplus {
         tokio::time::sleep(SURPLUS_DELAY).await;
         let Some(shared) = pool.upgrade() else { return };
         let mut state = shared.state();
-        if state.waiting.is_empty() && state.away.is_none() {
+        if state.waiting.is_empty() && state.down.is_none() {
             state.opening -= 1;
             state.open -= 1;
             drop(state);
@@ -345,7 +347,7 @@ async fn open(pool: Weak<Shared>, options: PgConnectOptions, is_surplus: bool) {
                 let mut state = shared.state();
                 state.opening -= 1;
                 state.overdue -= usize::from(is_overdue);
-                state.away = None;
+                state.down = None;
                 state.pause_until = None;
                 shared.open_for_waiters(&mut state);
             }
@@ -361,11 +363,11 @@ async fn open(pool: Weak<Shared>, options: PgConnectOptions, is_surplus: bool) {
                 state.pause_until = Some(Instant::now() + CONNECT_PAUSE);
                 let is_alone = state.open == state.opening;
                 let has_answered = state.last_answer.is_some_and(|at| at >= started);
-                if state.away.is_some() || is_alone || (failure.is_unreachable && !has_answered) {
-                    state.away = Some(failure);
+                if state.down.is_some() || is_alone || (failure.is_unreachable && !has_answered) {
+                    state.down = Some(failure);
                     std::mem::take(&mut state.waiting)
                 } else {
-                    state.tell(&failure, shared.max);
+                    state.log_refusal(&failure, shared.max);
                     Vec::new()
                 }
             };
@@ -380,7 +382,7 @@ async fn open(pool: Weak<Shared>, options: PgConnectOptions, is_surplus: bool) {
     }
 }
 
-/// Closes the connections above the size when they are not needed any more.
+/// Closes the connections above the size when they are no longer needed.
 async fn shrink(pool: Weak<Shared>) {
     let mut quiet = 0;
     loop {
@@ -407,11 +409,12 @@ async fn shrink(pool: Weak<Shared>) {
 }
 
 impl State {
-    /// Says why no more connections can be opened, while there are others.
-    fn tell(&mut self, failure: &Failure, max: usize) {
-        let is_known = self.told.as_ref().is_some_and(|(at, text)| *text == failure.text && at.elapsed() < TELL_EVERY);
+    /// Logs why no more connections can be opened, while others exist.
+    fn log_refusal(&mut self, failure: &Failure, max: usize) {
+        let is_known =
+            self.last_refusal.as_ref().is_some_and(|(at, text)| *text == failure.text && at.elapsed() < LOG_EVERY);
         if !is_known {
-            self.told = Some((Instant::now(), failure.text.clone()));
+            self.last_refusal = Some((Instant::now(), failure.text.clone()));
             let open = self.open;
             tracing::warn!(open, max, "no further database connection can be opened: {}", failure.text);
         }
@@ -423,13 +426,12 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts to open connections for those who wait and are not going to get another one, or one to find out that the
-    /// server is there again.
+    /// Opens connections for waiters that cannot get another one, or one to detect that the server is back.
     fn open_for_waiters(self: &Arc<Self>, state: &mut State) {
         if state.is_closed || state.pause_until.is_some_and(|until| Instant::now() < until) {
             return;
         }
-        let wanted = if state.away.is_some() {
+        let wanted = if state.down.is_some() {
             1_usize.saturating_sub(state.opening - state.overdue)
         } else {
             let missing = state.waiting.len().saturating_sub(state.opening + state.checking);
@@ -437,14 +439,14 @@ impl Shared {
         };
         let count = wanted.min(self.max - state.open);
         for _ in 0..count {
-            let is_surplus = state.open >= self.size && state.away.is_none();
+            let is_surplus = state.open >= self.size && state.down.is_none();
             state.open += 1;
             state.opening += 1;
             tokio::spawn(open(Arc::downgrade(self), self.options.clone(), is_surplus));
         }
     }
 
-    /// Takes a connection that is at rest: for the newest waiter, or for later.
+    /// Releases an idle connection to the newest waiter, or into the pool.
     fn release(self: &Arc<Self>, live: Live) {
         let mut live = live;
         loop {
@@ -456,7 +458,7 @@ impl Shared {
                 }
                 let now = Instant::now();
                 state.last_answer = Some(now);
-                state.away = None;
+                state.down = None;
                 let Some(waiter) = state.waiting.pop() else {
                     state.idle.push(Idle { live, since: now });
                     if state.open > self.size && !state.is_shrinking {
@@ -469,7 +471,7 @@ impl Shared {
             };
             let lent = PooledConnection::new(Arc::clone(self), live);
             match waiter.answer.send(Ok(lent)) {
-                // The waiter has just given up.
+                // The waiter has just timed out.
                 Err(Ok(mut lent)) => match lent.live.take() {
                     Some(back) => live = back,
                     None => return,
@@ -479,7 +481,7 @@ impl Shared {
         }
     }
 
-    /// A connection was closed because it is not usable: the others are looked at before they are used.
+    /// Reacts to an unusable connection that was closed: the others are pinged before use.
     fn lost(self: &Arc<Self>) {
         let mut state = self.state();
         state.distrusted_at = Some(Instant::now());
@@ -489,19 +491,19 @@ impl Shared {
         self.note_closed();
     }
 
-    /// Closes a connection as the protocol wants it, in a task of its own.
+    /// Closes a connection gracefully, as the protocol requires, in a task of its own.
     fn close_gracefully(self: &Arc<Self>, live: Live) {
         let shared = Arc::clone(self);
         let farewell = async move {
-            // Nothing can be done for a connection that cannot be closed well; dropped, it is closed all the same.
-            let _ = timeout(FAREWELL_TIMEOUT, live.connection.close()).await;
+            // An error needs no handling: dropping the connection closes it as well.
+            let _ = timeout(CLOSE_TIMEOUT, live.connection.close()).await;
             let mut state = shared.state();
             state.open -= 1;
             shared.open_for_waiters(&mut state);
             drop(state);
             shared.note_closed();
         };
-        // Without a runtime the program ends.
+        // Without a runtime the program is ending.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(farewell);
         }
@@ -514,22 +516,22 @@ impl Shared {
     }
 
     fn refuse(&self, waiting: Vec<Waiter>) {
-        let failure = self.state().away.clone();
+        let failure = self.state().down.clone();
         for waiter in waiting {
             let error = failure.as_ref().map_or(sqlx::Error::PoolTimedOut, Failure::error);
-            // Who has given up needs no answer.
+            // A waiter that has timed out needs no answer.
             let _ = waiter.answer.send(Err(error));
         }
     }
 }
 
-/// Takes a waiter out of the queue.
-struct WaiterPlace<'a> {
+/// Removes a waiter from the queue when it is dropped.
+struct WaiterGuard<'a> {
     shared: &'a Shared,
     number: u64,
 }
 
-impl Drop for WaiterPlace<'_> {
+impl Drop for WaiterGuard<'_> {
     fn drop(&mut self) {
         let mut state = self.shared.state();
         if let Ok(index) = state.waiting.binary_search_by_key(&self.number, |waiter| waiter.number) {

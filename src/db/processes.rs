@@ -1,9 +1,9 @@
-//! The processes that own work, and their heartbeat: one statement a process, however much it owns. It has a connection of
-//! its own: load that exhausts the pool does not make a living process dead.
+//! Process registry with heartbeats: one statement per process, however much work it owns. It uses a connection of its
+//! own, so that load that exhausts the pool does not make a living process look dead.
 //!
-//! A process that has not beaten for [`DEAD_AFTER`] is dead to the others: its outbox rows and runs are taken over.
-//! Being declared dead is final for an id. A process that was merely stopped or cut off notices that its row is
-//! gone (or that it could not beat for as long), drops what it held and registers again under a new id.
+//! A process without a heartbeat for [`DEAD_AFTER`] is dead: others take over its outbox rows and runs. This is final
+//! for its id. A process that was only suspended or cut off notices that its row is gone (or that it could not send a
+//! heartbeat for that long), drops its work and registers again under a new id.
 
 use std::time::{Duration, Instant};
 
@@ -14,29 +14,30 @@ use uuid::Uuid;
 use super::{Error, Pool, no_answer};
 use crate::lifecycle::Lifecycle;
 
-/// How often a process beats.
+/// Interval of the heartbeats.
 const BEAT_EVERY: Duration = Duration::from_secs(2);
-/// A beat that takes longer is tried again on a new connection: twice before the process is dead.
+/// Time-out of a heartbeat. It is retried twice on a new connection before the process is dead.
 const BEAT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Without a beat for this long, by the database's clock, a process is dead. Three missed beats and some.
+/// Time without a heartbeat, by the database's clock, after which a process is dead: somewhat more than three
+/// heartbeats.
 pub const DEAD_AFTER: Duration = Duration::from_secs(8);
-/// [`DEAD_AFTER`] for SQL.
+/// [`DEAD_AFTER`] for SQL statements.
 pub const DEAD_AFTER_SECS: f64 = 8.0;
 
-/// This process among the others.
+/// Registration of this process.
 #[derive(Clone, Debug)]
 pub struct Registration {
     current: watch::Receiver<Option<Uuid>>,
 }
 
 impl Registration {
-    /// Registers, and beats until the end of the process. The database need not be there yet. A retired process
-    /// (soft stop, then everything else ended) takes its row away, so that others need not wait for its work.
+    /// Registers the process, and sends heartbeats until it ends. The database need not be up yet. At the end (after
+    /// the soft stop and all other tasks) the row is deleted, so that others need not wait for its work.
     #[must_use]
     pub fn start(pool: Pool, role: &'static str, lifecycle: &Lifecycle) -> Self {
         let (sender, current) = watch::channel(None);
         let hard_stop = lifecycle.hard_stop().clone();
-        // Not among the tasks that are waited for: it has to beat while they end.
+        // This is not among the tasks that are waited for: heartbeats must continue while those end.
         tokio::spawn(async move {
             let mut connection = None;
             let mut last_beat = Instant::now();
@@ -62,13 +63,13 @@ impl Registration {
                     Ok((id, own)) => {
                         connection = Some(own);
                         if id.is_none() {
-                            tracing::warn!("this process was declared dead; what it held has gone to others");
+                            tracing::warn!("this process was declared dead; its work was taken over");
                         }
                         last_beat = before;
                         sender.send_if_modified(|current| std::mem::replace(current, id) != id);
                     }
                     Err(error) => {
-                        tracing::debug!(error = &error as &dyn std::error::Error, "no heartbeat: {error}");
+                        tracing::debug!(error = &error as &dyn std::error::Error, "the heartbeat failed: {error}");
                         if last_beat.elapsed() >= DEAD_AFTER {
                             sender.send_if_modified(|current| current.take().is_some());
                         }
@@ -79,13 +80,13 @@ impl Registration {
         Self { current }
     }
 
-    /// The id under which this process may own things now; `None` while it must not.
+    /// Current id of the process; `None` while it may not own any work.
     #[must_use]
     pub fn current(&self) -> Option<Uuid> {
         *self.current.borrow()
     }
 
-    /// Follows [`Self::current`].
+    /// Watches [`Self::current`].
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<Option<Uuid>> {
         self.current.clone()
@@ -103,7 +104,7 @@ async fn beat(conn: &mut PgConnection, id: Uuid) -> Result<bool, Error> {
     Ok(beaten.rows_affected() == 1)
 }
 
-/// Takes the process out: what it still owns is free at once. That its runs are taken over is none of their fault.
+/// Deletes the row of the process: its work is free at once. The takeovers of its runs are not counted as failures.
 pub async fn deregister(pool: &Pool, id: Uuid) -> Result<(), Error> {
     let sql = "WITH retired AS (DELETE FROM processes WHERE id = $1)
                UPDATE workflow_runs SET takeovers = takeovers - 1 WHERE executor_id = $1 AND status = 'RUNNING'";
@@ -111,7 +112,7 @@ pub async fn deregister(pool: &Pool, id: Uuid) -> Result<(), Error> {
     Ok(())
 }
 
-/// Deletes the rows of dead processes. Their ids are then unknown, which is how dead is told everywhere else.
+/// Deletes the rows of dead processes. An unknown id means a dead process everywhere else.
 pub async fn bury(pool: &Pool) -> Result<u64, Error> {
     let dead = sqlx::query("DELETE FROM processes WHERE heartbeat_at < now() - make_interval(secs => $1)")
         .bind(DEAD_AFTER_SECS)

@@ -1,4 +1,4 @@
-//! Runs and their steps, as the API reads and changes them. What the executor does to them is in `executions`.
+//! Runs, as the API reads and changes them. Writes by the executor are in `executions`.
 
 mod start;
 mod steps;
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{access::OrganizationId, timestamp::Timestamp};
 
-/// A row of `workflow_runs`, as far as the API shows it.
+/// Row of `workflow_runs` with the columns that the API shows.
 #[derive(Debug, sqlx::FromRow)]
 #[expect(missing_docs, reason = "the columns are described in the contract and the migration")]
 pub struct RunRow {
@@ -27,7 +27,7 @@ pub struct RunRow {
     pub workflow_definition_id: Option<String>,
     pub status: String,
     pub input_data: Option<Json<Box<RawValue>>>,
-    /// In a list: there is an input, whether or not it is here.
+    /// In a list: whether the run has an input, even if it is not included.
     #[sqlx(default)]
     pub has_input: bool,
     pub triggered_by: Option<String>,
@@ -49,7 +49,7 @@ const COLUMNS: &str = "run_id, workflow_id, workflow_name, workflow_definition_i
      created_at, updated_at, completed_at, cancelled_at, cancelled_by, error_message, correlation_id, priority, \
      paused_at AT TIME ZONE 'UTC' AS paused_at, parent_run_id, parent_step_id, traceparent";
 
-/// The same for lists, without inputs of more than 64 KiB. What is stored in few bytes is not measured.
+/// The columns for lists, without inputs of more than 64 KiB. The size is computed only if many bytes are stored.
 const LISTED_COLUMNS: &str = "run_id, workflow_id, workflow_name, workflow_definition_id, status,
      CASE WHEN pg_column_size(input_data) <= 2000 OR octet_length(input_data::text) <= 65536 THEN input_data END AS input_data,
      input_data IS NOT NULL AS has_input, triggered_by, created_at, updated_at, completed_at, cancelled_at, cancelled_by,
@@ -59,7 +59,7 @@ fn select(rest: &str) -> String {
     format!("SELECT {COLUMNS} FROM workflow_runs{rest}")
 }
 
-/// The organisation's run of that id.
+/// Finds the organisation's run by id.
 pub async fn find(
     db: impl PgExecutor<'_>,
     organization: &OrganizationId,
@@ -69,14 +69,14 @@ pub async fn find(
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(run_id).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
-/// Whose run that is; `None` if there is none.
+/// Organisation of a run; `None` if the run does not exist.
 pub async fn organization(db: impl PgExecutor<'_>, run_id: &str) -> Result<Option<OrganizationId>, Error> {
     let sql = "SELECT organization_id FROM workflow_runs WHERE run_id = $1";
     let found: Option<String> = sqlx::query_scalar(sql).bind(run_id).fetch_optional(db).await?;
     Ok(found.as_deref().map(OrganizationId::stored))
 }
 
-/// The name of the workflow of the organisation's run.
+/// Workflow name of the organisation's run.
 pub async fn workflow_name(
     db: impl PgExecutor<'_>,
     organization: &OrganizationId,
@@ -86,7 +86,7 @@ pub async fn workflow_name(
     Ok(sqlx::query_scalar(sql).bind(run_id).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
-/// As [`find`], and holds the row until the transaction ends.
+/// As [`find`], and locks the row until the transaction ends.
 pub async fn lock(
     conn: &mut PgConnection,
     organization: &OrganizationId,
@@ -102,14 +102,14 @@ pub async fn exists(db: impl PgExecutor<'_>, organization: &OrganizationId, run_
     Ok(sqlx::query_scalar(sql).bind(run_id).bind(organization.as_str()).fetch_one(db).await?)
 }
 
-/// Which of these runs there are.
+/// Those of these runs that exist.
 pub async fn existing(db: impl PgExecutor<'_>, run_ids: &[String]) -> Result<Vec<String>, Error> {
     let sql = "SELECT run_id FROM workflow_runs WHERE run_id = ANY($1)";
     Ok(sqlx::query_scalar(sql).bind(run_ids).fetch_all(db).await?)
 }
 
-/// The plan that a run executes: kept with the run, or the stored version that it names. A run that names none was
-/// started by another program, and has the content that its definition has now. `None` if none of them is there.
+/// Plan that a run executes: stored with the run, or the version that it names. A run that names none was started by
+/// another program and uses the current content of its definition. `None` if none of these exists.
 pub async fn plan(db: impl PgExecutor<'_>, run_id: &str) -> Result<Option<Box<RawValue>>, Error> {
     let sql = "SELECT coalesce(
                    r.workflow_plan,
@@ -124,12 +124,12 @@ pub async fn plan(db: impl PgExecutor<'_>, run_id: &str) -> Result<Option<Box<Ra
     Ok(plan.flatten().map(|plan| plan.0))
 }
 
-/// What a list is narrowed to and ordered by.
+/// Filter and order of a list of runs.
 #[derive(Debug)]
 pub struct Filter<'a> {
-    /// Whose runs.
+    /// Organisation of the runs.
     pub organization: &'a OrganizationId,
-    /// One of these; any if there are none.
+    /// Accepted statuses; all if empty.
     pub statuses: Vec<String>,
     /// Exact `workflow_id`.
     pub workflow_id: Option<&'a str>,
@@ -137,24 +137,24 @@ pub struct Filter<'a> {
     pub workflow_definition_id: Option<&'a str>,
     /// Exact name of the workflow.
     pub name: Option<&'a str>,
-    /// The beginning of the workflow's name.
+    /// Prefix of the workflow's name.
     pub name_prefix: Option<&'a str>,
     /// Exact `parent_run_id`.
     pub parent_run_id: Option<&'a str>,
     /// Exact `triggered_by`.
     pub triggered_by: Option<&'a str>,
-    /// Created between the two.
+    /// Range of the creation time.
     pub created: (Option<Timestamp>, Option<Timestamp>),
-    /// Changed last between the two.
+    /// Range of the last change.
     pub updated: (Option<Timestamp>, Option<Timestamp>),
     /// `created_at`, `updated_at`, `completed_at` or `status`; anything else is `created_at`.
     pub sort_by: &'a str,
-    /// Not descending.
+    /// Ascending instead of descending.
     pub ascending: bool,
 }
 
 impl Filter<'_> {
-    /// The order that is asked for.
+    /// Requested sort order.
     #[must_use]
     pub fn order(&self) -> Order {
         let column = match self.sort_by {
@@ -172,7 +172,7 @@ impl ListRow for RunRow {
         Table { name: "workflow_runs", columns: LISTED_COLUMNS, id: "run_id", large: &["input_data", "error_message"] };
 }
 
-/// A part of the organisation's runs. Descending puts absent values first, ascending last.
+/// Page of the organisation's runs. Descending puts null values first, ascending last.
 pub async fn list(conn: &mut PgConnection, filter: &Filter<'_>, page: &PageRequest) -> Result<Page<RunRow>, Error> {
     let conditions = |builder: &mut FilterBuilder<'_>| {
         builder.organization(filter.organization);
@@ -189,8 +189,8 @@ pub async fn list(conn: &mut PgConnection, filter: &Filter<'_>, page: &PageReque
     list::fetch(conn, conditions, filter.order(), page).await
 }
 
-/// Ends a run that the caller holds by [`lock`]. Its executor loses the lease by it. A trigger closes its open steps and
-/// all runs inside of it.
+/// Ends a run that the caller has locked by [`lock`]. Its executor loses the lease. A trigger closes its open steps and
+/// all sub-runs.
 pub async fn cancel(
     conn: &mut PgConnection,
     run_id: &str,
@@ -212,7 +212,7 @@ pub async fn cancel(
     Ok(())
 }
 
-/// Makes a run that the caller holds by [`lock`] begin no further step. Returns since when.
+/// Pauses a run that the caller has locked by [`lock`]: no further step begins. Returns since when it is paused.
 pub async fn pause(conn: &mut PgConnection, run_id: &str, by: &str) -> Result<Timestamp, Error> {
     let sql = "WITH paused AS (
                    UPDATE workflow_runs SET paused_at = now(), updated_at = now() AT TIME ZONE 'UTC' WHERE run_id = $1
@@ -222,8 +222,8 @@ pub async fn pause(conn: &mut PgConnection, run_id: &str, by: &str) -> Result<Ti
     Ok(sqlx::query_scalar(sql).bind(run_id).bind(by).fetch_one(conn).await?)
 }
 
-/// Lets a run go on that was paused and that the caller holds by [`lock`]. One that waited for an executor meanwhile
-/// may have lost its message, and is taken up without.
+/// Resumes a paused run that the caller has locked by [`lock`]. If it waited for an executor, its message may be lost,
+/// so it is resumed without one.
 pub async fn resume(conn: &mut PgConnection, run_id: &str, by: &str) -> Result<(), Error> {
     let sql = "WITH resumed AS (
                    UPDATE workflow_runs SET paused_at = NULL, updated_at = now() AT TIME ZONE 'UTC',
@@ -236,9 +236,8 @@ pub async fn resume(conn: &mut PgConnection, run_id: &str, by: &str) -> Result<(
     Ok(())
 }
 
-/// Puts a failed or cancelled run, which the caller holds by [`lock`], back to the start of its life, pinned to the
-/// definition's present content. What was completed before counts as done, but only up to `resume_from_step`.
-/// `input`: instead of the one that it had.
+/// Resets a failed or cancelled run, which the caller has locked by [`lock`], to PENDING, pinned to the current content
+/// of its definition. Completed steps count as done, but only up to `resume_from_step`. `input` replaces the old input.
 pub async fn reopen(
     conn: &mut PgConnection,
     run_id: &str,
@@ -250,7 +249,7 @@ pub async fn reopen(
 ) -> Result<(), Error> {
     sqlx::query(
         "UPDATE workflow_runs SET status = 'PENDING', resume_from_step = $5,
-             -- By the database's clock, like the begin of every attempt.
+             -- This uses the database's clock, like the begin of every attempt.
              resumed_at = CASE WHEN $5::varchar IS NOT NULL THEN now() AT TIME ZONE 'UTC' END, workflow_version = $2, workflow_plan = NULL,
              error_message = NULL, cancelled_at = NULL, cancelled_by = NULL, completed_at = NULL, updated_at = $3,
              executor_id = NULL, lease_token = NULL, redispatch_at = NULL, execution_event_id = $4,
@@ -269,7 +268,8 @@ pub async fn reopen(
     Ok(())
 }
 
-/// Ends a run that cannot be dispatched, if it still waits for the request of that id; for any, if it has none.
+/// Fails a run that cannot be dispatched, if it still waits for the request of that id; for any request, if the run has
+/// no id.
 pub async fn fail_pending(
     db: impl PgExecutor<'_>,
     run_id: &str,
@@ -290,18 +290,18 @@ pub async fn fail_pending(
     Ok(())
 }
 
-/// Runs that have not ended, by state.
+/// Number of open runs by state.
 #[derive(Clone, Copy, Debug, sqlx::FromRow)]
 pub struct OpenRuns {
-    /// Wait for an executor.
+    /// Runs that wait for an executor.
     pub waiting: i64,
-    /// Are driven by one.
+    /// Runs that an executor drives.
     pub running: i64,
-    /// Wait for a time, an answer or another run.
+    /// Parked runs, which wait for a time, an answer or another run.
     pub parked: i64,
 }
 
-/// How many there are, of so many at most: a larger backlog would make each count slow.
+/// Counts the open runs up to a maximum; a larger backlog would make each count slow.
 pub async fn count_open(db: impl sqlx::PgExecutor<'_>) -> Result<OpenRuns, Error> {
     let sql = "SELECT count(*) FILTER (WHERE wake_at IS NULL AND status = 'PENDING') AS waiting,
                       count(*) FILTER (WHERE wake_at IS NULL AND status = 'RUNNING') AS running,

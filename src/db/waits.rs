@@ -1,7 +1,7 @@
-//! What steps wait for outside of their run: a time, an answer to a callback, the end of another run.
+//! Wait conditions of steps outside of their run: a time, an answer to a callback, the end of another run.
 //!
-//! A step that waits is a PENDING row of `step_executions` with a row of `step_waits`. Both outlive whoever drives
-//! the run.
+//! A waiting step is a PENDING row of `step_executions` with a row of `step_waits`. Both outlive the executor of the
+//! run.
 
 use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
@@ -11,11 +11,11 @@ use uuid::Uuid;
 use super::{Error, executions::StepBegin};
 use crate::{access::OrganizationId, run::RunStatus, timestamp::Timestamp};
 
-/// Runs inside of each other at most.
+/// Maximum nesting depth of runs.
 pub const MAX_NESTING: i16 = 16;
 
-/// Makes sure that the callback of the step at this place has a token: one that was given out before and can still be
-/// answered, else this one. Returns it; `None` if the run is not held any more.
+/// Ensures that the callback of the step at this path has a token: an issued one that can still be answered, otherwise
+/// this one. Returns the token; `None` if the caller does not own the run any more.
 pub async fn prepare_callback(
     conn: &mut PgConnection,
     (run_id, lease_token): (&str, Uuid),
@@ -31,11 +31,11 @@ pub async fn prepare_callback(
     if held.is_none() {
         return Ok(None);
     }
-    // A statement of its own sees the token that another branch has made while the lock was waited for.
+    // A separate statement sees the token that another branch has created during the wait for the lock.
     let sql = "
         WITH known AS MATERIALIZED (
-            -- Of an attempt that has ended, an answer counts no more, and an address without one still does. Who was
-            -- asked for an answer then need not be who is asked now.
+            -- A token of an ended attempt is reused unless it was answered. An early answer is reused only for the
+            -- same approval: another role may be required now.
             SELECT w.id, w.token FROM step_waits w
             WHERE run_id = $1 AND place = $2 AND token IS NOT NULL
                 AND (attempt_id IS NULL OR (answered_at IS NULL AND coalesce(due_at > now(), true)))
@@ -63,38 +63,37 @@ pub async fn prepare_callback(
     Ok(token)
 }
 
-/// What a step begins to wait for.
+/// Condition that a step begins to wait for.
 #[derive(Clone, Debug)]
 pub enum WaitCondition {
-    /// Only for the time.
+    /// A time.
     Time,
-    /// For the answer to the callback that [`prepare_callback`] made.
+    /// The answer to the callback that [`prepare_callback`] created.
     Callback {
-        /// Its token.
+        /// Token of the callback.
         token: String,
     },
-    /// For the end of a run that begins with it.
+    /// The end of a sub-run, which begins together with the wait.
     Run(Box<ChildRun>),
 }
 
-/// A run that is a step of another one.
+/// Sub-run: a run that is a step of another one.
 #[derive(Clone, Debug)]
 pub struct ChildRun {
-    /// Of the new run.
+    /// Id of the new run.
     pub run_id: String,
-    /// The definition that it executes.
+    /// Definition that it executes.
     pub definition_id: Uuid,
-    /// Of the definition.
+    /// Workflow name of the definition.
     pub workflow_name: String,
-    /// Of the definition.
+    /// Version of the definition.
     pub version: i32,
-    /// Its input.
+    /// Input of the run.
     pub input: Box<RawValue>,
 }
 
-/// Begins an attempt that waits: its row, what it waits for, and the run that it waits for, at once or not at all.
-/// Repeating it does no harm. Returns whether what it waits for may be there already; `None` if the run is not held any
-/// more.
+/// Begins a waiting attempt: writes its row, its wait condition and its sub-run atomically. Repeating this is safe.
+/// Returns whether the condition may be fulfilled already; `None` if the caller does not own the run any more.
 pub async fn begin(
     conn: &mut PgConnection,
     (run_id, lease_token): (&str, Uuid),
@@ -132,7 +131,7 @@ pub async fn begin(
             INSERT INTO run_events (run_id, kind, step_id, attempt_id, detail)
             SELECT run_id, 'attempt.waiting', $4, $3, $14 FROM begun
         )
-        -- Of a repeat, nobody knows what has come since.
+        -- After a repeated call, an event may have come in between.
         SELECT NOT EXISTS (SELECT 1 FROM begun) OR EXISTS (SELECT 1 FROM called_back WHERE answered_at IS NOT NULL)
         FROM held";
     let nested = step.nested.as_ref();
@@ -161,16 +160,16 @@ pub async fn begin(
         .await?)
 }
 
-/// Where a run stands that is about to begin another one.
+/// Nesting of a run that is about to begin a sub-run.
 #[derive(Debug, sqlx::FromRow)]
 pub struct Family {
-    /// How many runs are around it.
+    /// Number of enclosing runs.
     pub nesting: i16,
-    /// How many runs were begun inside of the outermost one, with the one that is about to.
+    /// Number of sub-runs of the outermost run, including the one that is about to begin.
     pub sub_runs: i32,
 }
 
-/// Counts a run that this one is about to begin. Nothing, if it does not exist.
+/// Counts a sub-run that this run is about to begin. `None` if this run does not exist.
 pub async fn count_sub_run(db: impl PgExecutor<'_>, run_id: &str) -> Result<Option<Family>, Error> {
     let sql = "
         WITH RECURSIVE up AS (
@@ -186,26 +185,27 @@ pub async fn count_sub_run(db: impl PgExecutor<'_>, run_id: &str) -> Result<Opti
     Ok(sqlx::query_as(sql).bind(run_id).fetch_optional(db).await?)
 }
 
-/// What an open attempt waits for, and what has come of it.
+/// Wait condition of an open attempt, and its state.
 #[derive(Clone, Debug, Default, sqlx::FromRow)]
 pub struct Wait {
-    /// The attempt.
+    /// Id of the attempt.
     pub attempt_id: String,
-    /// When the waiting is over, or given up.
+    /// Time at which the wait ends or expires.
     pub due_at: Option<DateTime<Utc>>,
-    /// Who answered a callback, if they had to say.
+    /// Subject that answered a callback, if authentication was required.
     pub answered_by: Option<String>,
-    /// When the answer came.
+    /// Time of the answer.
     pub answered_at: Option<DateTime<Utc>>,
-    /// The run that it waits for.
+    /// Id of the sub-run.
     pub child_run_id: Option<String>,
-    /// Of that run.
+    /// Status of the sub-run.
     pub child_status: Option<String>,
-    /// Of that run.
+    /// Error of the sub-run.
     pub child_error: Option<String>,
 }
 
-/// Forgets that something has come for a run, of which [`open`] tells; only for who holds it, as others are told by that.
+/// Deletes the pending events of a run, which [`open`] returns. Only the owner of the run may do so, since they notify
+/// other processes.
 pub async fn forget_wakes(db: impl PgExecutor<'_>, run_id: &str, lease_token: Uuid) -> Result<(), Error> {
     let sql = "WITH held AS MATERIALIZED (
                    SELECT run_id FROM workflow_runs
@@ -215,7 +215,7 @@ pub async fn forget_wakes(db: impl PgExecutor<'_>, run_id: &str, lease_token: Uu
     Ok(())
 }
 
-/// What the open attempts of a run wait for. What has come is not in it: there may be more than is good to hold.
+/// Wait conditions of the open attempts of a run. Answers are not included, since they may be too large to keep.
 pub async fn open(db: impl PgExecutor<'_>, run_id: &str) -> Result<Vec<Wait>, Error> {
     let sql = "
         SELECT w.attempt_id, w.due_at, w.answered_by, w.answered_at, w.child_run_id, c.status AS child_status,
@@ -226,7 +226,7 @@ pub async fn open(db: impl PgExecutor<'_>, run_id: &str) -> Result<Vec<Wait>, Er
     Ok(sqlx::query_as(sql).bind(run_id).fetch_all(db).await?)
 }
 
-/// The answer to the callback of an attempt, if it has come.
+/// Answer to the callback of an attempt, if there is one.
 pub async fn answer_to(db: impl PgExecutor<'_>, attempt_id: &str) -> Result<Option<Box<RawValue>>, Error> {
     let sql = "SELECT answer FROM step_waits WHERE attempt_id = $1";
     let answer: Option<Option<Json<Box<RawValue>>>> =
@@ -234,16 +234,16 @@ pub async fn answer_to(db: impl PgExecutor<'_>, attempt_id: &str) -> Result<Opti
     Ok(answer.flatten().map(|answer| answer.0))
 }
 
-/// Gives a callback up whose time is over. Returns false if it was answered before; then the answer counts.
+/// Expires a callback. Returns false if it was answered before; then the answer is valid.
 pub async fn expire(db: impl PgExecutor<'_>, attempt_id: &str) -> Result<bool, Error> {
-    // Whoever answers at this moment holds the row, and finds `due_at` passed or is seen here.
+    // A concurrent answer locks the row: it either finds `due_at` passed or is visible here.
     let sql = "UPDATE step_waits SET due_at = least(due_at, now()) WHERE attempt_id = $1 AND answered_at IS NULL
                RETURNING true";
     let expired: Option<bool> = sqlx::query_scalar(sql).bind(attempt_id).fetch_optional(db).await?;
     Ok(expired.unwrap_or(false))
 }
 
-/// A callback as whoever answers finds it.
+/// Callback row for an answer.
 #[derive(Debug, sqlx::FromRow)]
 #[expect(missing_docs, reason = "the columns are described in the migration")]
 pub struct CallbackRow {
@@ -256,23 +256,23 @@ pub struct CallbackRow {
     pub approval: Option<Json<Box<RawValue>>>,
     pub answered_at: Option<DateTime<Utc>>,
     pub answer: Option<Json<Box<RawValue>>>,
-    /// Its time is over, its attempt or its run has ended.
+    /// Whether it has expired or its attempt or run has ended.
     pub is_over: bool,
 }
 
-/// Whether there is a callback of that token.
+/// Whether a callback with that token exists.
 pub async fn callback_exists(db: impl PgExecutor<'_>, token_hash: &[u8]) -> Result<bool, Error> {
     let sql = "SELECT EXISTS (SELECT 1 FROM step_waits WHERE token_hash = $1)";
     Ok(sqlx::query_scalar(sql).bind(token_hash).fetch_one(db).await?)
 }
 
-/// The callback of that token. Held until the transaction ends.
+/// Finds the callback by token, and locks it until the transaction ends.
 pub async fn lock_callback(conn: &mut PgConnection, token_hash: &[u8]) -> Result<Option<CallbackRow>, Error> {
     let sql = "SELECT id FROM step_waits WHERE token_hash = $1 FOR UPDATE";
     let Some(id) = sqlx::query_scalar::<_, Uuid>(sql).bind(token_hash).fetch_optional(&mut *conn).await? else {
         return Ok(None);
     };
-    // A statement of its own sees what was committed while the lock was waited for.
+    // A separate statement sees what was committed during the wait for the lock.
     let sql = "
         SELECT w.id, w.run_id, r.organization_id, r.workflow_name, w.step_id, w.attempt_id, w.approval, w.answered_at, w.answer,
             coalesce(w.due_at <= now(), false) OR r.status NOT IN ('PENDING', 'RUNNING')
@@ -283,7 +283,8 @@ pub async fn lock_callback(conn: &mut PgConnection, token_hash: &[u8]) -> Result
     Ok(sqlx::query_as(sql).bind(id).fetch_optional(conn).await?)
 }
 
-/// Writes the answer to a callback that the caller holds by [`lock_callback`], and wakes its run. Returns when.
+/// Writes the answer to a callback that the caller has locked by [`lock_callback`], and wakes its run. Returns the
+/// time.
 pub async fn answer(
     conn: &mut PgConnection,
     callback: &CallbackRow,
@@ -301,20 +302,20 @@ pub async fn answer(
         .bind(by)
         .execute(&mut *conn)
         .await?;
-    // One that came early is found when the step begins.
+    // An early answer is found when the step begins.
     if callback.attempt_id.is_some() {
         wake(conn, &callback.run_id).await?;
     }
     Ok(at)
 }
 
-/// Something has come for the run.
+/// Adds an event that wakes the run.
 async fn wake(conn: &mut PgConnection, run_id: &str) -> Result<(), Error> {
     sqlx::query("INSERT INTO run_wakes (run_id) VALUES ($1)").bind(run_id).execute(conn).await?;
     Ok(())
 }
 
-/// A callback of a run that can be answered.
+/// Callback of a run that can be answered.
 #[derive(Debug, sqlx::FromRow)]
 #[expect(missing_docs, reason = "the columns are described in the migration")]
 pub struct OpenCallback {
@@ -327,7 +328,7 @@ pub struct OpenCallback {
     pub input_data: Option<Json<Box<RawValue>>>,
 }
 
-/// The callbacks of the organisation's run that can be answered, oldest first, as far as the limit.
+/// Open callbacks of the organisation's run, oldest first, up to the limit.
 pub async fn open_callbacks(
     db: impl PgExecutor<'_>,
     organization: &OrganizationId,
@@ -345,7 +346,7 @@ pub async fn open_callbacks(
     Ok(sqlx::query_as(sql).bind(run_id).bind(limit).bind(organization.as_str()).fetch_all(db).await?)
 }
 
-/// Runs whose end changes nothing for a step that waits for them.
+/// Whether a run in that status has ended.
 #[must_use]
 pub fn has_ended(status: Option<&str>) -> bool {
     status.and_then(RunStatus::parse).is_some_and(RunStatus::is_terminal)

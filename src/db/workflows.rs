@@ -1,4 +1,4 @@
-//! Workflow definitions. Every version of a name is a row of its own; names are never changed.
+//! Workflow definition rows. Every version of a name has its own row; names never change.
 
 use std::ops::ControlFlow;
 
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{access::OrganizationId, timestamp::Timestamp, workflow::Callee};
 
-/// A row of `workflow_definitions`.
+/// Row of `workflow_definitions`.
 #[derive(Clone, Debug, sqlx::FromRow)]
 #[expect(missing_docs, reason = "the columns are described in the contract and the migration")]
 pub struct WorkflowRow {
@@ -32,7 +32,7 @@ pub struct WorkflowRow {
 }
 
 impl WorkflowRow {
-    /// Another text after every change.
+    /// Revision of the row, which differs after every change.
     #[must_use]
     pub fn revision(&self) -> String {
         format!("{}-{:x}", self.version, self.updated_at.as_naive_utc().and_utc().timestamp_micros())
@@ -45,7 +45,7 @@ fn select(rest: &str) -> String {
     format!("SELECT {COLUMNS} FROM workflow_definitions{rest}")
 }
 
-/// The organisation's row of that id, deleted ones too.
+/// Finds the organisation's definition by id, including deleted ones.
 pub async fn find(
     db: impl PgExecutor<'_>,
     organization: &OrganizationId,
@@ -55,13 +55,13 @@ pub async fn find(
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(id).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
-/// The name of the organisation's definition, deleted ones too.
+/// Name of the organisation's definition, including deleted ones.
 pub async fn name(db: impl PgExecutor<'_>, organization: &OrganizationId, id: Uuid) -> Result<Option<String>, Error> {
     let sql = "SELECT name FROM workflow_definitions WHERE id = $1 AND organization_id = $2";
     Ok(sqlx::query_scalar(sql).bind(id).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
-/// What the active versions of these workflows call.
+/// Agents and workflows that the active versions of these workflows call.
 pub async fn called_by<C: FromIterator<Callee>>(
     conn: &mut PgConnection,
     organization: &OrganizationId,
@@ -80,7 +80,7 @@ pub async fn called_by<C: FromIterator<Callee>>(
     Ok(called.collect())
 }
 
-/// As [`find`], and holds the row until the transaction ends.
+/// As [`find`], and locks the row until the transaction ends.
 pub async fn lock(
     conn: &mut PgConnection,
     organization: &OrganizationId,
@@ -90,7 +90,7 @@ pub async fn lock(
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(id).bind(organization.as_str()).fetch_optional(conn).await?)
 }
 
-/// That version of the name, deleted ones too.
+/// Finds a version of the name, including deleted ones.
 pub async fn find_version(
     db: impl PgExecutor<'_>,
     organization: &OrganizationId,
@@ -106,7 +106,7 @@ pub async fn find_version(
         .await?)
 }
 
-/// The newest version of a name, if it is active. Older ones are what it was before, and do not take its place.
+/// Newest version of a name, if it is active. Older active versions do not replace it.
 pub async fn find_active(
     db: impl PgExecutor<'_>,
     organization: &OrganizationId,
@@ -119,7 +119,8 @@ pub async fn find_active(
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(name).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
-/// The newest version of every name of the organisation that begins so, if it is active, by name, until `each` breaks.
+/// Visits the newest version of every name of the organisation with this prefix, if it is active, by name, until `each`
+/// breaks.
 pub async fn all_active(
     conn: &mut PgConnection,
     organization: &OrganizationId,
@@ -142,41 +143,41 @@ pub async fn all_active(
     Ok(())
 }
 
-/// Whether the row has exactly this schema for its input, or exactly none.
+/// Whether the row has exactly this input schema (or none).
 pub async fn has_input_schema(db: impl PgExecutor<'_>, id: Uuid, schema: Option<&RawValue>) -> Result<bool, Error> {
     let sql = "SELECT input_schema IS NOT DISTINCT FROM $2 FROM workflow_definitions WHERE id = $1";
     let same = sqlx::query_scalar(sql).bind(id).bind(schema.map(Json)).fetch_optional(db).await?;
     Ok(same.unwrap_or(false))
 }
 
-/// Whether the row has exactly this plan. The database compares: it alone knows that `1.0` is `1.00` and that the
-/// order of members does not count, and it keeps long integers.
+/// Whether the row has exactly this plan. The database compares as jsonb: `1.0` equals `1.00`, the order of members is
+/// ignored, and long integers stay exact.
 pub async fn has_plan(db: impl PgExecutor<'_>, id: Uuid, plan: &RawValue) -> Result<bool, Error> {
     let sql = "SELECT coalesce(workflow_data::jsonb = $2, false) FROM workflow_definitions WHERE id = $1";
     let same = sqlx::query_scalar(sql).bind(id).bind(Json(plan)).fetch_optional(db).await?;
     Ok(same.unwrap_or(false))
 }
 
-/// What the run writer needs of a definition, and the stamp by which it later proves that nothing has changed.
+/// Definition as the run writer needs it, with the stamp that later proves it unchanged.
 #[derive(Debug, sqlx::FromRow)]
 pub struct PinnedDefinition {
-    /// The row.
+    /// Id of the row.
     pub id: Uuid,
-    /// Of the workflow.
+    /// Name of the workflow.
     pub name: String,
-    /// Of the content.
+    /// Version of the content.
     pub version: i32,
-    /// The plan.
+    /// Plan of the workflow.
     pub workflow_data: Json<Box<RawValue>>,
-    /// What the input has to satisfy.
+    /// Schema of the input.
     pub input_schema: Option<Json<Box<RawValue>>>,
-    /// Only an `active` one can be started.
+    /// Status; only an `active` definition can be started.
     pub status: String,
-    /// The transaction that wrote the row (`xmin`): another one after any change, by whatever program.
+    /// Transaction that wrote the row (`xmin`). It differs after any change, by whatever program.
     pub stamp: String,
 }
 
-/// The organisation's row as the run writer caches it.
+/// Finds the organisation's definition for the cache of the run writer.
 pub async fn startable(
     db: impl PgExecutor<'_>,
     organization: &OrganizationId,
@@ -187,29 +188,29 @@ pub async fn startable(
     Ok(sqlx::query_as(sql).bind(id).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
-/// What a list is narrowed to and ordered by.
+/// Filter and order of a list of definitions.
 #[derive(Debug)]
 pub struct Filter<'a> {
-    /// Whose definitions.
+    /// Organisation of the definitions.
     pub organization: &'a OrganizationId,
-    /// One of these; any if there are none.
+    /// Accepted statuses; all if empty.
     pub statuses: Vec<String>,
     /// Exact name.
     pub name: Option<&'a str>,
-    /// The beginning of the name.
+    /// Prefix of the name.
     pub name_prefix: Option<&'a str>,
-    /// Created between the two.
+    /// Range of the creation time.
     pub created: (Option<Timestamp>, Option<Timestamp>),
-    /// Changed last between the two.
+    /// Range of the last change.
     pub updated: (Option<Timestamp>, Option<Timestamp>),
-    /// A column; anything else is `created_at`.
+    /// Sort column; anything else is `created_at`.
     pub sort_by: &'a str,
-    /// Not descending.
+    /// Ascending instead of descending.
     pub ascending: bool,
 }
 
 impl<'a> Filter<'a> {
-    /// All versions of a name, the newest first.
+    /// Filter of all versions of a name, newest first.
     #[must_use]
     pub fn versions(organization: &'a OrganizationId, name: &'a str) -> Self {
         Self {
@@ -224,7 +225,7 @@ impl<'a> Filter<'a> {
         }
     }
 
-    /// The order that is asked for.
+    /// Requested sort order.
     #[must_use]
     pub fn order(&self) -> Order {
         let column = match self.sort_by {
@@ -251,7 +252,7 @@ impl ListRow for WorkflowRow {
     };
 }
 
-/// A part of the organisation's definitions; every version is an entry of its own.
+/// Page of the organisation's definitions; every version is an entry.
 pub async fn list(
     conn: &mut PgConnection,
     filter: &Filter<'_>,
@@ -268,7 +269,7 @@ pub async fn list(
     list::fetch(conn, conditions, filter.order(), page).await
 }
 
-/// Waits until no other transaction makes a version of this name; held until the transaction ends.
+/// Locks the name against other transactions that create a version of it, until the transaction ends.
 pub async fn lock_name(conn: &mut PgConnection, organization: &OrganizationId, name: &str) -> Result<(), Error> {
     let sql = "SELECT pg_advisory_xact_lock(hashtextextended($1 || '/' || $2, 0))";
     sqlx::query(sql).bind(organization.as_str()).bind(name).execute(conn).await?;
@@ -282,13 +283,13 @@ pub async fn is_present(db: impl PgExecutor<'_>, organization: &OrganizationId, 
     Ok(sqlx::query_scalar(sql).bind(name).bind(organization.as_str()).fetch_one(db).await?)
 }
 
-/// The version number that comes next for this name, whatever the status of the others.
+/// Next version number of this name, whatever the status of the others.
 pub async fn next_version(conn: &mut PgConnection, organization: &OrganizationId, name: &str) -> Result<i32, Error> {
     let sql = "SELECT coalesce(max(version), 0) + 1 FROM workflow_definitions WHERE name = $1 AND organization_id = $2";
     Ok(sqlx::query_scalar(sql).bind(name).bind(organization.as_str()).fetch_one(conn).await?)
 }
 
-/// Writes a new row.
+/// Inserts a row.
 pub async fn insert(conn: &mut PgConnection, row: &WorkflowRow) -> Result<(), Error> {
     sqlx::query(
         "INSERT INTO workflow_definitions (id, name, description, version, workflow_data, status, created_by,
@@ -312,7 +313,7 @@ pub async fn insert(conn: &mut PgConnection, row: &WorkflowRow) -> Result<(), Er
     Ok(())
 }
 
-/// Writes the columns that can change of a row that the caller holds by [`lock`].
+/// Writes the mutable columns of a row that the caller has locked by [`lock`].
 pub async fn update(conn: &mut PgConnection, row: &WorkflowRow) -> Result<(), Error> {
     sqlx::query(
         "UPDATE workflow_definitions SET description = $2, version = $3, workflow_data = $4, status = $5,

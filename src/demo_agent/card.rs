@@ -1,11 +1,11 @@
-//! Agent cards: how an agent describes itself.
+//! Agent cards, which describe an agent.
 
 use http::{HeaderMap, header};
 use serde_json::{Value, json};
 
 use super::Skill;
 
-/// The card of the agent that has this one skill. Its URL is the one that the card was asked at.
+/// Card of the agent with this skill. Its URL is the one of the request.
 pub(super) fn of(skill: Skill, headers: &HeaderMap) -> Value {
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost");
     json!({

@@ -1,4 +1,4 @@
-//! Whether and how a call fails.
+//! Simulated failures: whether and how a call fails.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -10,17 +10,17 @@ use serde::Deserialize;
 
 use super::Options;
 
-/// Longest delay that a caller can ask for: twice the longest time-out that the service lets an agent have.
+/// Maximum delay of a call: twice the maximum time-out of an agent.
 const MAX_DELAY: Duration = Duration::from_mins(10);
-/// Messages whose failures are counted; the oldest is forgotten for a new one.
+/// Maximum number of messages with a failure count; the oldest is dropped for a new one.
 const MAX_COUNTED: usize = 10_000;
-/// Longest key that is counted as it is.
+/// Maximum length of a key that is counted unhashed.
 const MAX_KEY_BYTES: usize = 256;
 
-/// A way to fail.
+/// Kind of a failure.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 pub(super) enum Failure {
-    /// HTTP 503, which callers repeat.
+    /// HTTP 503, which callers retry.
     #[serde(rename = "503")]
     Unavailable,
     /// A JSON-RPC error with HTTP 200.
@@ -32,7 +32,7 @@ pub(super) enum Failure {
 }
 
 impl Failure {
-    /// For the log.
+    /// Name for the log.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Unavailable => "failed_503",
@@ -42,22 +42,22 @@ impl Failure {
     }
 }
 
-/// What a URL's query asks for, stronger than the options of the process.
+/// Overrides of the process's options in the query of a URL.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub(super) struct FailureOverrides {
-    /// Wait this long before the answer.
+    /// Delay before the answer.
     delay_ms: Option<u64>,
-    /// Answer with a task that takes so long.
+    /// Duration of a task, which is the answer then.
     pub(super) task_ms: Option<u64>,
-    /// How to fail; alone: always.
+    /// Kind of the failure; without `fail_times` every call fails.
     fail: Option<Failure>,
-    /// Fail so many times, then succeed.
+    /// Number of failures before the first success.
     fail_times: Option<u32>,
-    /// What `fail_times` counts; without it the message's id, which is new for each attempt of a step.
+    /// Key of the count of `fail_times`; by default the message's id, which is new for each attempt of a step.
     key: Option<String>,
 }
 
-/// The failures of the process's options, and the counts.
+/// Failures of the process's options, and the counts.
 pub(super) struct Failures {
     delay: Duration,
     rate: f64,
@@ -65,7 +65,7 @@ pub(super) struct Failures {
     counts: Mutex<Counts>,
 }
 
-/// How often each key has failed, and the keys in the order of their first failure.
+/// Failure count of each key, and the keys in the order of their first failure.
 #[derive(Default)]
 struct Counts {
     failed: HashMap<String, u32>,
@@ -82,27 +82,27 @@ impl Failures {
         }
     }
 
-    /// How long to wait before the answer.
-    pub(super) fn delay(&self, wish: &FailureOverrides) -> Duration {
-        wish.delay_ms.map_or(self.delay, Duration::from_millis).min(MAX_DELAY)
+    /// Delay before the answer.
+    pub(super) fn delay(&self, overrides: &FailureOverrides) -> Duration {
+        overrides.delay_ms.map_or(self.delay, Duration::from_millis).min(MAX_DELAY)
     }
 
-    /// How this call fails; `None`: it succeeds. Counts the failure.
-    pub(super) fn next(&self, wish: &FailureOverrides, message_id: &str) -> Option<Failure> {
-        let failure = wish.fail.unwrap_or(Failure::Unavailable);
-        let times = match (wish.fail, wish.fail_times) {
+    /// Failure of this call, which is counted; `None`: it succeeds.
+    pub(super) fn next(&self, overrides: &FailureOverrides, message_id: &str) -> Option<Failure> {
+        let failure = overrides.fail.unwrap_or(Failure::Unavailable);
+        let times = match (overrides.fail, overrides.fail_times) {
             (_, Some(times)) => times,
             (Some(_), None) => return Some(failure),
             (None, None) => self.times,
         };
-        let key = wish.key.as_deref().unwrap_or(message_id);
+        let key = overrides.key.as_deref().unwrap_or(message_id);
         if (times > 0 && self.count(key, times)) || (self.rate > 0.0 && rand::random::<f64>() < self.rate) {
             return Some(failure);
         }
         None
     }
 
-    /// Whether the key has not failed so often yet; if so, it has now failed once more.
+    /// Whether the key has failed less often than that; if so, counts one more failure.
     fn count(&self, key: &str, times: u32) -> bool {
         let key = key.get(..MAX_KEY_BYTES).unwrap_or(key);
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -131,15 +131,15 @@ mod tests {
         Failures::new(&Options { host, port: 0, delay_ms: 5, fail_rate, fail_times })
     }
 
-    fn wish(query: &str) -> FailureOverrides {
+    fn overrides(query: &str) -> FailureOverrides {
         let uri = format!("/?{query}").parse().unwrap();
         axum::extract::Query::<FailureOverrides>::try_from_uri(&uri).unwrap().0
     }
 
     #[test]
-    fn a_message_fails_as_often_as_asked_and_then_succeeds() {
+    fn a_message_fails_as_often_as_requested_and_then_succeeds() {
         let failures = failures(0.0, 0);
-        let twice = wish("fail=jsonrpc&fail_times=2");
+        let twice = overrides("fail=jsonrpc&fail_times=2");
         assert_eq!(failures.next(&twice, "a"), Some(Failure::JsonRpc));
         assert_eq!(failures.next(&twice, "a"), Some(Failure::JsonRpc));
         assert_eq!(failures.next(&twice, "a"), None);
@@ -149,7 +149,7 @@ mod tests {
     #[test]
     fn a_key_of_the_caller_counts_across_messages() {
         let failures = failures(0.0, 0);
-        let once = wish("fail_times=1&key=k");
+        let once = overrides("fail_times=1&key=k");
         assert_eq!(failures.next(&once, "a"), Some(Failure::Unavailable));
         assert_eq!(failures.next(&once, "b"), None);
     }
@@ -157,13 +157,13 @@ mod tests {
     #[test]
     fn the_query_is_stronger_than_the_options() {
         let failures = failures(0.0, 1);
-        assert_eq!(failures.next(&wish("fail_times=0"), "a"), None);
+        assert_eq!(failures.next(&overrides("fail_times=0"), "a"), None);
         assert_eq!(failures.next(&FailureOverrides::default(), "a"), Some(Failure::Unavailable));
         assert_eq!(failures.next(&FailureOverrides::default(), "a"), None);
-        assert_eq!(failures.next(&wish("fail=close"), "a"), Some(Failure::Close));
+        assert_eq!(failures.next(&overrides("fail=close"), "a"), Some(Failure::Close));
         assert_eq!(failures.delay(&FailureOverrides::default()), Duration::from_millis(5));
-        assert_eq!(failures.delay(&wish("delay_ms=7")), Duration::from_millis(7));
-        assert_eq!(failures.delay(&wish("delay_ms=99999999999")), MAX_DELAY);
+        assert_eq!(failures.delay(&overrides("delay_ms=7")), Duration::from_millis(7));
+        assert_eq!(failures.delay(&overrides("delay_ms=99999999999")), MAX_DELAY);
     }
 
     #[test]

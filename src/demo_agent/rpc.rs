@@ -1,4 +1,4 @@
-//! JSON-RPC 2.0 and the methods of A2A that the demo agent knows.
+//! JSON-RPC 2.0, and the A2A methods of the demo agent.
 
 use std::borrow::Cow;
 
@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::Skill;
 use crate::timestamp::Timestamp;
 
-/// An error answer.
+/// Error answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct RpcError {
     code: i32,
@@ -20,51 +20,51 @@ impl RpcError {
     pub(super) const INVALID_REQUEST: Self = Self::new(-32600, "Invalid request");
     const METHOD_NOT_FOUND: Self = Self::new(-32601, "Method not found");
     const INVALID_PARAMS: Self = Self::new(-32602, "Invalid params");
-    /// From the range that A2A takes.
+    /// Error codes from the range of A2A.
     pub(super) const TASK_NOT_FOUND: Self = Self::new(-32001, "Task not found");
     pub(super) const TASK_NOT_CANCELABLE: Self = Self::new(-32002, "Task cannot be canceled");
-    /// From the range that the protocol leaves to servers.
-    pub(super) const TOLD_TO_FAIL: Self = Self::new(-32000, "the demo agent was told to fail");
+    /// Error code from the range that the protocol reserves for servers.
+    pub(super) const SIMULATED_FAILURE: Self = Self::new(-32000, "simulated failure of the demo agent");
 
     const fn new(code: i32, message: &'static str) -> Self {
         Self { code, message: Cow::Borrowed(message) }
     }
 
-    /// The same error, saying what is wrong.
+    /// Adds a detail to the error.
     pub(super) fn with(self, detail: impl std::fmt::Display) -> Self {
         Self { message: format!("{}: {detail}", self.message).into(), ..self }
     }
 
-    /// The body of the answer.
+    /// Body of the answer.
     pub(super) fn answer(&self, id: &Value) -> Value {
         json!({"jsonrpc": "2.0", "id": id, "error": {"code": self.code, "message": self.message}})
     }
 }
 
-/// A request to the agent.
+/// Request to the agent.
 #[derive(Debug)]
 pub(super) enum Request {
     Send(Call),
     /// `tasks/get` or `tasks/cancel`.
     Task {
-        /// Repeated in the answer.
+        /// Id that is repeated in the answer.
         id: Value,
         is_cancel: bool,
         task: String,
     },
 }
 
-/// The body of an answer that is no error.
+/// Body of a successful answer.
 pub(super) fn result(id: &Value, result: &Value) -> Value {
     json!({"jsonrpc": "2.0", "id": id, "result": result})
 }
 
-/// A `message/send`.
+/// Parameters of `message/send`.
 #[derive(Debug)]
 pub(super) struct Call {
-    /// Repeated in the answer.
+    /// Id that is repeated in the answer.
     pub(super) id: Value,
-    /// The caller's id of the message; the call's own id if there is none.
+    /// The caller's id of the message; the id of the call if there is none.
     pub(super) message_id: String,
     context_id: String,
     message: Value,
@@ -72,7 +72,7 @@ pub(super) struct Call {
 }
 
 impl Request {
-    /// `None`: a notification, which is not to be answered. The error comes with the id to answer under.
+    /// Parses a request. `None`: a notification, which is not answered. An error contains the id of its answer.
     pub(super) fn parse(body: &[u8]) -> Result<Option<Self>, (Value, RpcError)> {
         let request: Value =
             serde_json::from_slice(body).map_err(|error| (Value::Null, RpcError::PARSE.with(error)))?;
@@ -125,8 +125,8 @@ impl Request {
 }
 
 impl Call {
-    /// The result: a completed task with the text as artifact and history, and structured under `data`, which a
-    /// later step of a workflow can address as `${step.output.data.words}`.
+    /// Result: a completed task with the text as artifact and history, and structured under `data`, which a later step
+    /// of a workflow can reference as `${step.output.data.words}`.
     pub(super) fn completed(&self, skill: Skill) -> Value {
         let text = skill.apply(&self.text);
         let data = json!({
@@ -157,7 +157,7 @@ impl Call {
     }
 }
 
-/// All parts as one text; structured ones as JSON.
+/// All parts as one text; structured parts as JSON.
 fn text_of(message: &Value) -> Result<String, &'static str> {
     let parts = message.get("parts").and_then(Value::as_array).filter(|parts| !parts.is_empty());
     let parts = parts.ok_or("params.message.parts must be a list with at least one part")?;

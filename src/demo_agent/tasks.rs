@@ -1,5 +1,5 @@
-//! Tasks that take their time: what `message/send` answers if the URL has `task_ms`, and `tasks/get` and `tasks/cancel`
-//! ask for.
+//! Tasks with a duration: the answer of `message/send` if the URL has `task_ms`, and the object of `tasks/get` and
+//! `tasks/cancel`.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -12,10 +12,10 @@ use serde_json::{Value, json};
 use super::rpc::RpcError;
 use crate::timestamp::Timestamp;
 
-/// Tasks that are remembered; the oldest is forgotten for a new one.
+/// Maximum number of stored tasks; the oldest is dropped for a new one.
 const MAX_TASKS: usize = 10_000;
 
-/// Of this process.
+/// Tasks of this process.
 #[derive(Default)]
 pub(super) struct Tasks(Mutex<Kept>);
 
@@ -26,7 +26,7 @@ struct Kept {
 }
 
 struct Task {
-    /// As it is in the end.
+    /// Task in its final state.
     completed: Value,
     due: Instant,
     is_cancelled: bool,
@@ -37,7 +37,7 @@ impl Task {
         Instant::now() >= self.due
     }
 
-    /// As it is now.
+    /// Task in its current state.
     fn shown(&self) -> Value {
         if self.is_cancelled {
             return in_state(&self.completed, "canceled");
@@ -51,7 +51,7 @@ impl Tasks {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A task that is completed after that time; as it is at first.
+    /// Begins a task that is completed after that time. Returns its first state.
     pub(super) fn begin(&self, completed: Value, time: Duration) -> Value {
         let submitted = in_state(&completed, "submitted");
         let id = completed["id"].as_str().unwrap_or_default().to_owned();

@@ -70,7 +70,7 @@ async fn a_notification_gets_no_answer_and_a_large_body_is_refused() {
 }
 
 #[tokio::test]
-async fn a_call_fails_in_the_way_its_url_asks_for() {
+async fn a_call_fails_in_the_way_that_its_url_requests() {
     assert_eq!(send("/upper?fail=503", message("a")).await.0, StatusCode::SERVICE_UNAVAILABLE);
     let (status, _, answer) = send("/upper?fail=jsonrpc", message("a")).await;
     assert_eq!((status, answer["error"]["code"].as_i64()), (StatusCode::OK, Some(-32000)));
@@ -88,7 +88,7 @@ async fn every_skill_has_a_card_with_its_own_url() {
 }
 
 #[tokio::test]
-async fn a_task_that_takes_its_time_is_asked_for_and_cancelled() {
+async fn a_slow_task_is_polled_and_cancelled() {
     let agent = agent();
     let send = async |uri: &str, body: String| -> Value {
         let response = agent.clone().oneshot(http::Request::post(uri).body(Body::from(body)).unwrap()).await.unwrap();

@@ -1,16 +1,16 @@
-//! The broker in this process: librdkafka's own for tests. It speaks Kafka's protocol and keeps a few megabytes in
-//! memory, so it is for trying the service and for nothing else.
+//! Broker in this process: librdkafka's mock for tests. It speaks the Kafka protocol and keeps a few megabytes in
+//! memory, so it is only for trying out the service.
 
 use rdkafka::{error::KafkaError, mocking::MockCluster, producer::DefaultProducerContext};
 
 use crate::config;
 
-/// Runs as long as it is kept.
+/// Mock broker. It runs until it is dropped.
 pub(super) struct Broker(MockCluster<'static, DefaultProducerContext>);
 
 impl Broker {
-    /// Starts it on a free port of the loopback interface, with all topics: it does not know the request that would
-    /// create them later.
+    /// Starts the broker on a free port of the loopback interface, with all topics: it does not support the request
+    /// that creates topics.
     pub(super) fn start(kafka: &config::Kafka) -> Result<Self, KafkaError> {
         let cluster = MockCluster::new(1)?;
         let always = [&kafka.execution_topic, &kafka.cancellation_topic, &kafka.dead_letter_topic];
@@ -20,7 +20,7 @@ impl Broker {
         Ok(Self(cluster))
     }
 
-    /// For `KAFKA_BROKERS`.
+    /// Address for `KAFKA_BROKERS`.
     pub(super) fn address(&self) -> String {
         self.0.bootstrap_servers()
     }

@@ -1,4 +1,4 @@
-//! The processes that `dev` has started.
+//! Child processes of `dev`.
 
 use std::{
     fs::{self, File},
@@ -18,12 +18,12 @@ use super::{
 };
 use crate::lifecycle;
 
-/// Lines of a log that are shown when its part has ended.
+/// Number of log lines that are shown when a child process has ended.
 const LOG_LINES: usize = 15;
-/// Over the time that the parts take at most to finish what they have.
+/// Time-out for stopping, longer than the drain time of the child processes.
 const STOP_TIMEOUT: Duration = lifecycle::DRAIN.saturating_add(Duration::from_secs(3));
 
-/// A process.
+/// Child process.
 struct ChildProcess {
     name: &'static str,
     child: Child,
@@ -31,7 +31,7 @@ struct ChildProcess {
     log: PathBuf,
 }
 
-/// All of them, in the order of their start.
+/// All child processes, in the order of their start.
 pub(super) struct ChildProcesses<'a> {
     folder: &'a Folder,
     parts: Vec<ChildProcess>,
@@ -47,7 +47,7 @@ impl<'a> ChildProcesses<'a> {
         let log = self.folder.log(name);
         let output = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        // Ctrl-C in the terminal reaches this process alone, which then stops the parts in their order.
+        // Ctrl-C in the terminal reaches this process alone, which then stops the child processes in order.
         command.process_group(0);
         command.kill_on_drop(true);
         let child = command.spawn().with_context(|| format!("{name} could not be started"))?;
@@ -57,7 +57,7 @@ impl<'a> ChildProcesses<'a> {
         self.folder.record(name, pid)
     }
 
-    /// Waits until a part has ended, and says what is known about it.
+    /// Waits until a child process has ended, and returns its status and last log lines.
     pub(super) async fn first_end(&mut self) -> anyhow::Error {
         loop {
             for part in &mut self.parts {
@@ -71,12 +71,12 @@ impl<'a> ChildProcesses<'a> {
         }
     }
 
-    /// Stops all parts, PostgreSQL last. A further signal, or too long a wait, kills what is left.
+    /// Stops all child processes, PostgreSQL last. A further signal or the time-out kills the remaining ones.
     pub(super) async fn stop(&mut self, signals: &mut Signals) {
         let (mut database, mut clients): (Vec<_>, Vec<_>) =
             self.parts.drain(..).partition(|part| part.name == POSTGRES);
         end(&mut clients, Signal::TERM, signals).await;
-        // Fast shutdown: open connections are closed, everything committed is on disk.
+        // Fast shutdown: open connections are closed, all committed data is on disk.
         end(&mut database, Signal::INT, signals).await;
     }
 }
@@ -88,16 +88,16 @@ impl ChildProcess {
         let lines: Vec<&str> = text.lines().collect();
         let last = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n    ");
         anyhow!(
-            "{} ended unasked ({status}). Its log is {}; the last lines:\n    {last}",
+            "{} ended unexpectedly ({status}). Its log is {}; the last lines:\n    {last}",
             self.name,
             self.log.display()
         )
     }
 
-    /// Only to a process that has not been waited for: its number cannot be another's.
+    /// Signals a process that has not been waited for, so that its pid cannot belong to another.
     fn signal(&mut self, signal: Signal) {
         if let Ok(None) = self.child.try_wait() {
-            // Fails only if the process has just ended.
+            // This fails only if the process has just ended.
             let _ = kill_process(self.pid, signal);
         }
     }
@@ -121,7 +121,7 @@ async fn end(parts: &mut [ChildProcess], signal: Signal, signals: &mut Signals) 
 
 async fn all_ended(parts: &mut [ChildProcess]) {
     for part in parts {
-        // An error means that there is nothing to wait for.
+        // An error means that the process has ended already.
         let _ = part.child.wait().await;
     }
 }

@@ -1,5 +1,5 @@
-//! The first run, shown in the terminal: agents and a workflow are registered through the API like everybody's, or
-//! found again from an earlier start.
+//! First run, shown in the terminal: agents and a workflow are registered through the public API, or found from an
+//! earlier start.
 
 use std::{
     collections::HashSet,
@@ -14,25 +14,25 @@ use serde_json::{Value, json};
 
 use super::{POLL, folder::Folder, say};
 
-/// For migrations on a slow machine.
+/// Time-out that allows for migrations on a slow machine.
 const READY_TIMEOUT: Duration = Duration::from_mins(1);
-/// For three steps that take milliseconds, after the executor has joined its group.
+/// Time-out for three steps of milliseconds, after the executor has joined its group.
 const RUN_TIMEOUT: Duration = Duration::from_mins(1);
-/// Answers come at once or not at all.
+/// Time-out of a request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest output of a step that is shown.
+/// Maximum length of a step output that is shown.
 const SHOWN_CHARS: usize = 60;
 
 const WORKFLOW: &str = "hello-workflow";
 const SKILLS: [&str; 3] = ["upper", "reverse", "count"];
 
-/// What is shown, and where.
+/// First run and its API.
 pub(super) struct FirstRun<'a> {
-    /// `http://host:port`.
+    /// Base URL `http://host:port`.
     pub(super) root: String,
     /// `API_PREFIX`.
     pub(super) prefix: String,
-    /// For an API that wants one.
+    /// Token, if the API requires one.
     pub(super) token: Option<String>,
     pub(super) agent_port: u16,
     pub(super) folder: &'a Folder,
@@ -68,7 +68,7 @@ impl FirstRun<'_> {
         }
     }
 
-    /// A request under the prefix; an error tells what the API had against it.
+    /// Sends a request under the prefix. An error contains the reason that the API returned.
     async fn call(&self, client: &Client, method: Method, path: &str, body: Option<Value>) -> anyhow::Result<Value> {
         let mut request = client.request(method, format!("{}{}{path}", self.root, self.prefix));
         if let Some(token) = &self.token {
@@ -86,7 +86,7 @@ impl FirstRun<'_> {
         Ok(body)
     }
 
-    /// The agent of that skill, at the port that the demo agent has this time.
+    /// Registers the agent of that skill at the current port of the demo agent.
     async fn register_agent(&self, client: &Client, skill: &str) -> anyhow::Result<()> {
         let name = format!("demo-{skill}");
         let url = format!("http://127.0.0.1:{}/{skill}", self.agent_port);
@@ -106,7 +106,7 @@ impl FirstRun<'_> {
         Ok(())
     }
 
-    /// The id of the workflow's newest active version, made if there is none.
+    /// Id of the workflow's newest active version, which is created if there is none.
     async fn workflow(&self, client: &Client) -> anyhow::Result<String> {
         let newest = format!("/workflows?name={WORKFLOW}&status=active&sort_by=version&page_size=1");
         let found = self.call(client, Method::GET, &newest, None).await?;
@@ -129,7 +129,7 @@ impl FirstRun<'_> {
         Ok(made["id"].as_str().context("the answer has no id")?.to_owned())
     }
 
-    /// Executes the workflow and prints each step as it ends; the run's id.
+    /// Executes the workflow and prints each step as it ends. Returns the run's id.
     async fn follow_run(&self, client: &Client, workflow_id: &str) -> anyhow::Result<String> {
         let input = json!({"input_data": {"text": "hello from your first workflow"}});
         let started = Instant::now();
@@ -138,7 +138,7 @@ impl FirstRun<'_> {
         say(format!("Run           {run_id} of {WORKFLOW}"));
         let mut shown = HashSet::new();
         loop {
-            // The run first: once it has ended, the steps asked for afterwards are all there are.
+            // The run is read first: once it has ended, the steps read afterwards are complete.
             let run = self.call(client, Method::GET, &format!("/runs/{run_id}"), None).await?;
             let steps = self.call(client, Method::GET, &format!("/runs/{run_id}/steps"), None).await?;
             for step in steps.as_array().into_iter().flatten() {
@@ -164,7 +164,7 @@ impl FirstRun<'_> {
         }
     }
 
-    /// What to open and to try next, each command to be copied as it is.
+    /// Next things to open and to try, with commands that can be copied.
     fn summary(&self, workflow_id: &str, run_id: &str) -> String {
         let (root, api) = (&self.root, format!("{}{}", self.root, self.prefix));
         let token = if self.token.is_some() { " -H \"Authorization: Bearer $TOKEN\"" } else { "" };
@@ -178,13 +178,13 @@ impl FirstRun<'_> {
         if self.token.is_some() {
             text.push_str("  # TOKEN: what `workflow-api token` prints with the same JWT_SECRET\n");
         }
-        // Writing to a String does not fail.
+        // Writing to a String cannot fail.
         let _ = writeln!(text, "\nLogs are in {}", self.folder.path("logs").display());
         text
     }
 }
 
-/// One line about a step that has ended.
+/// Line about a step that has ended.
 fn step_line(step: &Value) -> String {
     let instant = |name: &str| step[name].as_str().and_then(|text| DateTime::parse_from_rfc3339(text).ok());
     let duration = match (instant("started_at"), instant("completed_at")) {

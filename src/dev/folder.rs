@@ -1,5 +1,5 @@
-//! The folder of `dev`: `dev.lock` (held while it runs), `dev.pid`, `ready` (what there is to open, once the first run
-//! is through), `processes` (what was started, for whoever has to clean up), `logs/` and `postgres/`.
+//! Data folder of `dev`: `dev.lock` (locked while it runs), `dev.pid`, `ready` (summary, written after the first run),
+//! `processes` (started processes, for cleaning up), `logs/` and `postgres/`.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -14,23 +14,23 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::{POLL, say};
 
-/// For the processes of a supervisor that was killed: so long to end in an orderly way. Not longer, since an executor
-/// waits in vain for the broker, which went with the supervisor; its runs are taken up by the next one.
+/// Time for processes of a killed supervisor to end in an orderly way. It is short, since an executor waits in vain for
+/// the broker, which ended with the supervisor; the next executor resumes its runs.
 const ORPHAN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The name of the process that the others need until they have ended.
+/// Name of the process that the others need until they have ended.
 pub(super) const POSTGRES: &str = "postgres";
 
-/// The folder, locked.
+/// Locked data folder.
 pub(super) struct Folder {
     root: PathBuf,
     _lock: File,
 }
 
 impl Folder {
-    /// Makes the folder and locks it; `None` while another `dev` holds it. Ends what a killed one has left behind.
+    /// Creates and locks the folder; `None` while another `dev` has locked it. Ends the processes of a killed one.
     pub(super) fn open(path: &Path) -> anyhow::Result<Option<Self>> {
-        fs::create_dir_all(path.join("logs")).with_context(|| format!("cannot make {}", path.display()))?;
+        fs::create_dir_all(path.join("logs")).with_context(|| format!("cannot create {}", path.display()))?;
         let root = path.canonicalize()?;
         let lock_path = root.join("dev.lock");
         let lock = OpenOptions::new().create(true).append(true).open(&lock_path);
@@ -42,24 +42,24 @@ impl Folder {
         }
         let folder = Self { root, _lock: lock };
         folder.end_orphans();
-        // Of an earlier start, or empty: not there any more is what is wanted.
+        // The file of an earlier start, or none.
         let _ = fs::remove_file(folder.path("ready"));
         fs::write(folder.path("processes"), "")?;
         fs::write(folder.path("dev.pid"), format!("{}\n", std::process::id()))?;
         Ok(Some(folder))
     }
 
-    /// A path inside.
+    /// Path inside of the folder.
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }
 
-    /// Where a part's output goes.
+    /// Log file of a child process.
     pub(super) fn log(&self, part: &str) -> PathBuf {
         self.root.join("logs").join(format!("{part}.log"))
     }
 
-    /// Writes down a started process. The instant of its start tells it from a later owner of the same number.
+    /// Records a started process. The time of its start distinguishes it from a later process with the same pid.
     pub(super) fn record(&self, name: &str, pid: Pid) -> anyhow::Result<()> {
         let started = start_time(pid).unwrap_or_default();
         let mut list = OpenOptions::new().append(true).create(true).open(self.path("processes"))?;
@@ -67,20 +67,20 @@ impl Folder {
         Ok(())
     }
 
-    /// Says that everything is up; the text is for whoever asks again.
+    /// Records that everything is up, with a summary for a second `dev`.
     pub(super) fn write_ready(&self, summary: &str) -> anyhow::Result<()> {
         let part = self.path("ready.part");
         fs::write(&part, summary)?;
         Ok(fs::rename(part, self.path("ready"))?)
     }
 
-    /// A file that only its owner can read.
+    /// Writes a file that only its owner can read.
     pub(super) fn write_secret(path: &Path, secret: &str) -> anyhow::Result<()> {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
         Ok(file.write_all(secret.as_bytes())?)
     }
 
-    /// Everything has ended.
+    /// Removes the state files after everything has ended.
     pub(super) fn close(self) {
         for name in ["ready", "dev.pid", "processes"] {
             // The next start would remove them as well.
@@ -88,7 +88,7 @@ impl Folder {
         }
     }
 
-    /// Ends what was written down and still runs, because its supervisor was killed.
+    /// Ends recorded processes that still run because their supervisor was killed.
     fn end_orphans(&self) {
         let list = fs::read_to_string(self.path("processes")).unwrap_or_default();
         let orphans: Vec<Orphan<'_>> = list.lines().filter_map(Orphan::parse).filter(Orphan::is_alive).collect();
@@ -98,7 +98,7 @@ impl Folder {
                 orphan.name,
                 orphan.pid.as_raw_nonzero()
             ));
-            // PostgreSQL takes SIGTERM as "when all clients are gone"; SIGINT does not wait for them.
+            // On SIGTERM, PostgreSQL waits for all clients to disconnect; on SIGINT it does not.
             orphan.signal(if orphan.name == POSTGRES { Signal::INT } else { Signal::TERM });
         }
         let deadline = Instant::now() + ORPHAN_TIMEOUT;
@@ -113,7 +113,7 @@ impl Folder {
     }
 }
 
-/// A line of `processes`.
+/// Line of `processes`.
 struct Orphan<'a> {
     pid: Pid,
     started: &'a str,
@@ -127,28 +127,28 @@ impl<'a> Orphan<'a> {
         Some(Self { pid: Pid::from_raw(pid.parse().ok()?)?, started, name })
     }
 
-    /// Whether that process, and not another with its number, runs.
+    /// Whether that process runs, and not another one with its pid.
     fn is_alive(&self) -> bool {
         start_time(self.pid).as_deref() == Some(self.started)
     }
 
     fn signal(&self, signal: Signal) {
         if self.is_alive() {
-            // Gone in between is as good.
+            // The process may have ended in the meantime.
             let _ = kill_process(self.pid, signal);
         }
     }
 }
 
-/// What the running `dev` of that folder has to say.
+/// Summary of the running `dev` of that folder.
 pub(super) fn summary(path: &Path) -> String {
     fs::read_to_string(path.join("ready")).unwrap_or_else(|_| "It is not ready yet\n".to_owned())
 }
 
-/// When a process started, in ticks since the boot; `None` if it has ended (a zombie has, too).
+/// Start time of a process in ticks since the boot; `None` if it has ended (also for a zombie).
 fn start_time(pid: Pid) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
-    // The name in parentheses may hold anything; state is the first field after it, the start the twentieth.
+    // The name in parentheses may contain anything. The state is the first field after it, the start the twentieth.
     let mut fields = stat.rsplit_once(") ")?.1.split(' ');
     let state = fields.next()?;
     if matches!(state, "Z" | "X") { None } else { fields.nth(18).map(str::to_owned) }

@@ -1,5 +1,5 @@
-//! A PostgreSQL of our own: the machine's programs if it has some, else downloaded ones (from Maven Central); its
-//! data in the folder of `dev`, on a free port of the loopback interface, with a password.
+//! PostgreSQL of `dev`: the installed programs if there are any, otherwise downloaded ones (from Maven Central). The
+//! data is in the folder of `dev`; the server listens on a free port of the loopback interface, with a password.
 
 use std::{
     fs,
@@ -25,15 +25,15 @@ use crate::server;
 
 /// The repository of small builds that `postgresql_embedded` gets from Maven Central.
 const ZONKY: &str = "https://github.com/zonkyio/embedded-postgres-binaries";
-/// What is downloaded for a new database.
+/// Major version that is downloaded for a new database.
 const MAJOR: &str = "17";
-/// Recovery after a crash is part of a start.
+/// Time-out of the start, which includes recovery after a crash.
 const START_TIMEOUT: Duration = Duration::from_mins(1);
 /// Role and database, named as in docker-compose.yml.
 const ROLE: &str = "workflow_user";
 const DATABASE: &str = "workflow_db";
 
-/// Starts it and waits until it takes connections; the URL of the database.
+/// Starts the server, waits until it accepts connections and returns the URL of the database.
 pub(super) async fn start(folder: &Folder, parts: &mut ChildProcesses<'_>) -> anyhow::Result<String> {
     let user = user::instead_of_root()?;
     let home = home(folder, user.as_ref()).await?;
@@ -61,7 +61,7 @@ pub(super) async fn start(folder: &Folder, parts: &mut ChildProcesses<'_>) -> an
     Ok(url)
 }
 
-/// The folder that PostgreSQL owns. Where its user cannot reach ours (root's home, mostly), one under /var/lib.
+/// Folder that PostgreSQL owns. If its user cannot access ours (mostly root's home), it is under /var/lib.
 async fn home(folder: &Folder, user: Option<&User>) -> anyhow::Result<PathBuf> {
     let local = folder.path("postgres");
     let Some(user) = user else {
@@ -71,22 +71,22 @@ async fn home(folder: &Folder, user: Option<&User>) -> anyhow::Result<PathBuf> {
     let mut hash = DefaultHasher::new();
     local.hash(&mut hash);
     let elsewhere = PathBuf::from(format!("/var/lib/workflow-api-dev/{:016x}", hash.finish()));
-    // Where the data is, it stays.
+    // Existing data is not moved.
     let choices = if elsewhere.exists() { [&elsewhere, &local] } else { [&local, &elsewhere] };
     for home in choices {
-        fs::create_dir_all(home).with_context(|| format!("cannot make {}", home.display()))?;
+        fs::create_dir_all(home).with_context(|| format!("cannot create {}", home.display()))?;
         chown(home, Some(user.uid), Some(user.gid))?;
         if user::can_write(home, Some(user)).await {
             say(format!("PostgreSQL    runs as user {}, not as root; its data: {}", user.name, home.display()));
             return Ok(home.clone());
         }
-        // Fails if there is something in it, which then stays.
+        // This fails if the folder is not empty, which then stays.
         let _ = fs::remove_dir(home);
     }
     bail!("user {} can write neither {} nor {}", user.name, local.display(), elsewhere.display())
 }
 
-/// The folder of `initdb` and `postgres`, of the version that made the data if there is some.
+/// Folder of `initdb` and `postgres`, of the version that created the data if there is some.
 async fn programs(home: &Path, data: &Path) -> anyhow::Result<PathBuf> {
     let major = fs::read_to_string(data.join("PG_VERSION")).ok().map(|text| text.trim().to_owned());
     let mut found: Vec<_> = fs::read_dir("/usr/lib/postgresql")
@@ -104,7 +104,7 @@ async fn programs(home: &Path, data: &Path) -> anyhow::Result<PathBuf> {
     }
 }
 
-/// Small builds of PostgreSQL, downloaded once.
+/// Downloads small builds of PostgreSQL, once.
 async fn download(home: &Path, major: &str) -> anyhow::Result<PathBuf> {
     say(format!("PostgreSQL    getting version {major} from Maven Central, some 10 MB, unless it is here already"));
     let mut settings = Settings::new();
@@ -113,7 +113,7 @@ async fn download(home: &Path, major: &str) -> anyhow::Result<PathBuf> {
     settings.version = VersionReq::parse(&format!("={major}"))?;
     settings.installation_dir = home.join("programs");
     settings.temporary = false;
-    // `setup` installs and then initialises. It would do the latter as root, so it finds what looks like data.
+    // `setup` installs and then initialises. It would initialise as root, so it is given a folder that looks like data.
     settings.data_dir = home.join("no-data");
     fs::create_dir_all(&settings.data_dir)?;
     fs::write(settings.data_dir.join("postgresql.conf"), "")?;
@@ -123,14 +123,14 @@ async fn download(home: &Path, major: &str) -> anyhow::Result<PathBuf> {
         DATABASE_URL, does as well",
     );
     for folder in unused {
-        // Temporary folders that the library makes for itself.
+        // Temporary folders of the library.
         let _ = fs::remove_dir_all(folder);
     }
     installed?;
     Ok(postgres.settings().binary_dir())
 }
 
-/// The password, made at the first start.
+/// Password, created at the first start.
 fn password(folder: &Folder) -> anyhow::Result<String> {
     let path = folder.path("postgres.password");
     if let Ok(password) = fs::read_to_string(&path) {
@@ -141,7 +141,7 @@ fn password(folder: &Folder) -> anyhow::Result<String> {
     Ok(password)
 }
 
-/// Makes the data, renamed when it is whole, so that an interrupted attempt is never taken for a database.
+/// Creates the data. It is renamed when complete, so that an interrupted attempt is never used as a database.
 async fn initialise(
     home: &Path,
     data: &Path,
@@ -160,7 +160,7 @@ async fn initialise(
     }
     let mut initdb = user::command(programs.join("initdb"), user);
     initdb.arg("-D").arg(&unfinished).arg("--pwfile").arg(&password_file).current_dir(home);
-    // The machine's locale must not decide how a newcomer's database sorts.
+    // The sort order of the database must not depend on the machine's locale.
     initdb.args(["-U", ROLE, "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C"]);
     let output = initdb.output().await;
     fs::remove_file(&password_file)?;
@@ -171,10 +171,10 @@ async fn initialise(
     Ok(fs::rename(&unfinished, data)?)
 }
 
-/// Waits for the server, and makes the database if it is not there.
+/// Waits for the server, and creates the database if it does not exist.
 async fn ready(url: &str) -> anyhow::Result<()> {
     let deadline = Instant::now() + START_TIMEOUT;
-    // Asks the server's own database `postgres` first.
+    // This connects to the server's own database `postgres` first.
     while let Err(error) = sqlx::Postgres::database_exists(url).await {
         if Instant::now() > deadline {
             return Err(error).context("it takes no connections");

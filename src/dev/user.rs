@@ -1,11 +1,11 @@
-//! Whom PostgreSQL runs as: it refuses to run as root.
+//! User account of PostgreSQL, which refuses to run as root.
 
 use std::{fs, path::Path};
 
 use anyhow::Context;
 use tokio::process::Command;
 
-/// An account of this machine.
+/// Account of this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct User {
     pub(super) name: String,
@@ -13,7 +13,7 @@ pub(super) struct User {
     pub(super) gid: u32,
 }
 
-/// Another account to use, if this process is root's: `postgres` if there is one, else `nobody`.
+/// Account to use instead of root, if this process runs as root: `postgres` if it exists, otherwise `nobody`.
 pub(super) fn instead_of_root() -> anyhow::Result<Option<User>> {
     if !rustix::process::geteuid().is_root() {
         return Ok(None);
@@ -32,7 +32,7 @@ fn find(accounts: &str, name: &str) -> Option<User> {
     })
 }
 
-/// A command that runs as that user, or as the one we are.
+/// Command that runs as that user, or as the current one.
 pub(super) fn command(program: impl AsRef<Path>, user: Option<&User>) -> Command {
     let mut command = Command::new(program.as_ref());
     if let Some(user) = user {
@@ -42,7 +42,7 @@ pub(super) fn command(program: impl AsRef<Path>, user: Option<&User>) -> Command
     command
 }
 
-/// Whether the user can write there. Asked of the system, because every folder above has a say as well.
+/// Whether the user can write there. The system decides this, since the rights of all parent folders matter.
 pub(super) async fn can_write(path: &Path, user: Option<&User>) -> bool {
     let mut test = command("test", user);
     test.arg("-w").arg(path).current_dir("/");

@@ -1,9 +1,9 @@
-//! What an address stands for. Pure. After IANA's registries of special-purpose addresses,
+//! Classification of addresses. Pure. Based on IANA's registries of special-purpose addresses,
 //! <https://www.iana.org/assignments/iana-ipv4-special-registry> and `…ipv6-special-registry`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// An address and how many of its first bits count.
+/// Address block: an address and the length of its prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Block {
     address: IpAddr,
@@ -11,7 +11,7 @@ pub(super) struct Block {
 }
 
 impl Block {
-    /// `None`: more bits than the address has, or one is set behind them.
+    /// `None` if there are more bits than the address has, or if a bit behind the prefix is set.
     pub(super) fn new(address: IpAddr, bits: u8) -> Option<Self> {
         let width = width(address);
         let rest = width.checked_sub(bits)?;
@@ -26,7 +26,7 @@ impl Block {
             && number(address).checked_shr(rest) == number(self.address).checked_shr(rest)
     }
 
-    /// It is this one address.
+    /// Whether the block is this one address.
     pub(super) fn is_only(&self, address: IpAddr) -> bool {
         self.bits == width(self.address) && self.address == address
     }
@@ -43,7 +43,7 @@ fn number(address: IpAddr) -> u128 {
     }
 }
 
-/// Where clouds tell virtual machines and containers their credentials.
+/// Addresses of metadata services, where clouds give virtual machines and containers their credentials.
 const METADATA_V4: [Ipv4Addr; 6] = [
     Ipv4Addr::new(169, 254, 169, 254), // AWS, Azure, Google, OpenStack and others
     Ipv4Addr::new(169, 254, 170, 2),   // AWS ECS
@@ -59,7 +59,7 @@ const METADATA_V6: [Ipv6Addr; 4] = [
     Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xa9fe), // OpenStack
 ];
 
-/// The address hands out credentials.
+/// Whether the address is that of a metadata service.
 pub(super) fn is_metadata(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => METADATA_V4.contains(&address),
@@ -67,8 +67,8 @@ pub(super) fn is_metadata(address: IpAddr) -> bool {
     }
 }
 
-/// The IPv4 address that packets to an IPv6 address end at, if it is a form of one: mapped, translated (NAT64,
-/// RFC 6052) or tunnelled (6to4, RFC 3056). Any other is itself.
+/// The IPv4 address behind an IPv6 address, if that is mapped, translated (NAT64, RFC 6052) or tunnelled (6to4, RFC
+/// 3056). Any other address is returned unchanged.
 pub(super) fn behind(address: IpAddr) -> IpAddr {
     let IpAddr::V6(v6) = address else { return address };
     let v4 = |high: u16, low: u16| IpAddr::V4(Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)));
@@ -80,7 +80,7 @@ pub(super) fn behind(address: IpAddr) -> IpAddr {
     }
 }
 
-/// What keeps an address, which is no form of another one, from being a public one; `None`: nothing.
+/// Reason why an address, as returned by [`behind`], is not public; `None` if it is public.
 pub(super) fn special(address: IpAddr) -> Option<&'static str> {
     match address {
         IpAddr::V4(address) => special_v4(address),
@@ -117,8 +117,8 @@ fn special_v6(address: Ipv6Addr) -> Option<&'static str> {
         // Protocol assignments.
         [0x2001, 0..=0x01ff, ..] => Some("a reserved"),
         [0x2000..=0x3fff, ..] => None,
-        // Nothing else is in use as a unicast address: forms that wrap an IPv4 address and are deprecated or local,
-        // site-local ones, and what nobody has been given yet.
+        // No other unicast addresses are in use: deprecated or local forms that wrap an IPv4 address, site-local
+        // addresses, and unassigned ones.
         _ => Some("a reserved"),
     }
 }

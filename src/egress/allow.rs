@@ -1,4 +1,4 @@
-//! Which addresses may be called. Pure.
+//! Address filter: which addresses may be called. Pure.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -9,18 +9,18 @@ use url::{Host, Url};
 
 use super::address::{self, Block};
 
-/// The addresses and host names of `EGRESS_ALLOW`, which may be called besides the public addresses.
+/// Allow-list `EGRESS_ALLOW`: addresses and host names that may be called besides public addresses.
 ///
-/// An address that hands out credentials (cloud metadata) is allowed only by an entry that is this one address: no
-/// range and no name means it.
+/// An address that hands out credentials (cloud metadata) is allowed only by an entry for exactly this address. A
+/// range or a name never includes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Allow {
     blocks: Vec<Block>,
-    /// In lower case, without a dot at the end.
+    /// Host names in lower case, without a trailing dot.
     hosts: Vec<String>,
 }
 
-/// An entry is neither an address, nor a range, nor a host name.
+/// Error: an entry is neither an address, nor a range, nor a host name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("has an entry that is {1}: {0:?}")]
 pub struct BadEntry(String, &'static str);
@@ -28,7 +28,7 @@ pub struct BadEntry(String, &'static str);
 impl FromStr for Allow {
     type Err = BadEntry;
 
-    /// Reads entries with commas between: `10.0.0.0/8`, `::1`, `agent.internal`.
+    /// Parses entries that are separated by commas: `10.0.0.0/8`, `::1`, `agent.internal`.
     fn from_str(text: &str) -> Result<Self, BadEntry> {
         let mut allow = Self::default();
         for entry in text.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
@@ -54,8 +54,8 @@ impl FromStr for Allow {
 }
 
 impl Allow {
-    /// Whether the URL may be called, as far as it can be told without resolving its host's name. The error is fit for
-    /// the caller who gave the URL.
+    /// Checks whether the URL may be called, without resolving the name of its host. The error may be shown to the
+    /// caller who gave the URL.
     pub fn check(&self, url: &Url) -> Result<(), String> {
         if !matches!(url.scheme(), "http" | "https") {
             return Err("its scheme is neither http nor https".to_owned());
@@ -68,8 +68,8 @@ impl Allow {
         }
     }
 
-    /// As [`Allow::check`], for a URL that is to be stored: what is secret has its place in `auth_config`, which is
-    /// masked and redacted.
+    /// Like [`Allow::check`], for a URL that is to be stored: secrets belong in `auth_config`, which is masked and
+    /// redacted.
     pub fn check_new(&self, url: &Url) -> Result<(), String> {
         if !url.username().is_empty() || url.password().is_some() {
             return Err("it must not hold a user or a password; use auth_type and auth_config".to_owned());
@@ -77,7 +77,7 @@ impl Allow {
         self.check(url)
     }
 
-    /// Of a host's addresses, those that may be called.
+    /// The addresses of a host that may be called.
     pub(super) fn of_host(&self, name: &str, found: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
         let is_listed = self.hosts.contains(&plain(name));
         let may_be_called = |address: IpAddr| {
@@ -106,7 +106,7 @@ impl Allow {
     }
 }
 
-/// An IPv6 address also as it stands in a URL.
+/// Removes the brackets of an IPv6 address in URL form.
 fn bare(entry: &str) -> &str {
     entry.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(entry)
 }
@@ -127,7 +127,7 @@ mod tests {
         allow.check(&Url::parse(url).expect(url))
     }
 
-    /// Ways to write an address that leads inside.
+    /// Spellings of addresses that lead to the internal network.
     const INSIDE: &[&str] = &[
         "http://127.0.0.1/",
         "http://127.0.0.1:8080/x",
@@ -168,7 +168,7 @@ mod tests {
         "http://239.255.255.255/",
         "http://240.0.0.1/",
         "http://255.255.255.255/",
-        // Digits in other scripts and escapes are digits to the URL's parser.
+        // The URL parser accepts digits of other scripts, and escapes, as digits.
         "http://１２７.０.０.１/",
         "http://①②⑦.0.0.1/",
         "http://%31%32%37.0.0.1/",
@@ -236,7 +236,7 @@ mod tests {
     ];
 
     #[test]
-    fn addresses_that_lead_inside_are_refused_in_whatever_form() {
+    fn internal_addresses_are_refused_in_every_form() {
         let nothing = Allow::default();
         for url in INSIDE {
             assert!(check(&nothing, url).is_err(), "{url} is {:?}", Url::parse(url).map(|url| url.to_string()));
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_listed_is_allowed_and_nothing_beside_it() {
+    fn only_listed_addresses_are_allowed_besides_public_ones() {
         for (list, url, expected) in [
             ("127.0.0.0/8", "http://127.0.0.1/", true),
             ("127.0.0.0/8", "http://[::ffff:127.0.0.1]/", true),
@@ -261,7 +261,7 @@ mod tests {
             ("fc00::/7", "http://[fd12::1]/", true),
             ("64:ff9b::/96", "http://[64:ff9b::10.0.0.1]/", true),
             ("agent.internal", "http://10.0.0.1/", false),
-            // Credentials are handed out only to who asks for them by address.
+            // Credentials are available only to an entry with the exact address.
             ("0.0.0.0/0,::/0", "http://10.0.0.1/", true),
             ("0.0.0.0/0,::/0", "http://[fd00::1]/", true),
             ("0.0.0.0/0,::/0", "http://169.254.169.254/", false),
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_that_mean_nothing_are_refused() {
+    fn invalid_entries_are_refused() {
         for entry in [
             "10.0.0.1/8",
             "10.0.0.0/33",

@@ -1,4 +1,4 @@
-//! The body of an answer: read up to a limit, and shown where it is not the JSON that was asked for.
+//! Reader of answer bodies: up to a limit, with an excerpt for errors if the body is not the expected JSON.
 
 use std::{
     error::Error as StdError,
@@ -17,25 +17,26 @@ use crate::{
     permits::Permit,
 };
 
-/// Stands before the text of some UTF-8 files, <https://www.rfc-editor.org/rfc/rfc8259#section-8.1>.
+/// Byte order mark, which precedes the text of some UTF-8 files,
+/// <https://www.rfc-editor.org/rfc/rfc8259#section-8.1>.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
-/// Bytes of an excerpt; whoever repeats it cuts it to what it has room for, after masking it.
+/// Maximum bytes of an excerpt. A user of the excerpt masks it first and then cuts it to the space it has.
 const EXCERPT_BYTES: usize = 1 << 10;
 
-/// What a body takes of memory: large ones wait for a permit before they are read.
+/// Memory for a body: large bodies wait for a permit before they are read.
 pub struct Memory<'a> {
-    /// Grows by what is read.
+    /// Permit that grows with the bytes that are read.
     pub permit: &'a mut Permit,
-    /// Bodies of fewer bytes need none.
+    /// Bodies with fewer bytes need no permit.
     pub small: usize,
-    /// How long to wait while nothing is given back.
+    /// How long to wait while no memory is released.
     pub patience: Duration,
     /// True while it waits.
     pub waits: &'a AtomicBool,
 }
 
 impl Memory<'_> {
-    /// Grows to so many bytes.
+    /// Grows the permit to this number of bytes.
     async fn reserve(&mut self, bytes: usize) -> Result<(), BodyError> {
         let more = (bytes as u64).saturating_sub(self.permit.amount());
         if more == 0 {
@@ -48,19 +49,19 @@ impl Memory<'_> {
     }
 }
 
-/// Why the body of an answer was not read.
+/// Reason why the body of an answer was not read.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
-    /// It has more bytes than that, decompressed.
+    /// The decompressed body has more bytes than this.
     #[error("the answer is larger than {0} bytes")]
     TooLarge(usize),
-    /// It has a content coding that was not asked for.
+    /// The body has a content coding that was not requested.
     #[error("the answer has the content coding {0}, which the request does not accept")]
     Coding(String),
-    /// What it says is compressed is not.
+    /// The body is not valid in the compression that it declares.
     #[error("the answer cannot be decompressed: {0}")]
     Compression(String),
-    /// There is no memory for it.
+    /// There is no memory for the body.
     #[error("there is no memory for the answer")]
     NoRoom,
     /// The connection failed.
@@ -68,7 +69,8 @@ pub enum BodyError {
     Broken(#[source] reqwest::Error),
 }
 
-/// An answer is not JSON that can be stored. `Display` shows its beginning, on one line; it may repeat secrets.
+/// Error: an answer is not JSON that can be stored. `Display` shows its beginning on one line; it may contain
+/// secrets.
 #[derive(Debug, thiserror::Error)]
 #[error("{fault}; {shown}")]
 pub struct NotJson {
@@ -76,31 +78,31 @@ pub struct NotJson {
     shown: String,
 }
 
-/// The body of an answer.
+/// Body of an answer.
 pub struct Body {
     bytes: Vec<u8>,
     media_type: Option<String>,
 }
 
 impl Body {
-    /// Without a byte order mark.
+    /// The bytes without a byte order mark.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         self.bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&self.bytes)
     }
 
-    /// Nothing but white space.
+    /// Whether the body is only white space.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.bytes().trim_ascii().is_empty()
     }
 
-    /// Its JSON.
+    /// The body as JSON.
     pub fn json(&self) -> Result<&RawValue, NotJson> {
         check_json(self.bytes()).map_err(|fault| NotJson { fault, shown: self.shown() })
     }
 
-    /// Its media type and its beginning.
+    /// Media type and excerpt, for errors.
     fn shown(&self) -> String {
         let media_type = self.media_type.as_deref().unwrap_or("of no content type");
         match self.excerpt() {
@@ -109,8 +111,9 @@ impl Body {
         }
     }
 
-    /// Its beginning, of a page in HTML from its title on, on one line and without control characters. `None`: there
-    /// is nothing. May repeat secrets, and is not cut inside of a word, so that they are found in it.
+    /// Excerpt: the beginning of the body, for an HTML page from its title on, on one line and without control
+    /// characters. `None` if the body is empty. It may contain secrets, and is not cut inside of a word, so that
+    /// secrets are still found for masking.
     #[must_use]
     pub fn excerpt(&self) -> Option<String> {
         let title = self.bytes().windows(6).position(|window| window.eq_ignore_ascii_case(b"<title"));
@@ -137,20 +140,20 @@ impl Body {
     }
 }
 
-/// Neither a control character nor one that changes how a line reads.
+/// Whether the character is shown: neither a control character nor one that changes how a line reads.
 fn is_shown(char: char) -> bool {
     !(char.is_control()
         || matches!(char, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'))
 }
 
-/// Reads the body of an answer, up to so many bytes as they are when they are decompressed.
+/// Reads the body of an answer, up to a number of decompressed bytes.
 pub async fn read_body(
     mut response: Response,
     limit: usize,
     mut memory: Option<Memory<'_>>,
 ) -> Result<Body, BodyError> {
     let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
-    // What the client has taken off is not in the header any more.
+    // The client removes the codings that it decodes from the header.
     if let Some(coding) = header(CONTENT_ENCODING).filter(|coding| !coding.trim().eq_ignore_ascii_case("identity")) {
         return Err(BodyError::Coding(shorten(coding).into_owned()));
     }
@@ -169,8 +172,8 @@ pub async fn read_body(
         if length > limit {
             return Err(BodyError::TooLarge(limit));
         }
-        // What does not say how large it is waits once, for all that it may be: of several that wait for more and more
-        // none might be read to its end.
+        // A body of unknown size waits once, for the maximum. If several waited repeatedly for more, none of them
+        // might be read to its end.
         if let Some(memory) = memory.as_mut().filter(|memory| length > announced && length >= memory.small) {
             memory.reserve(limit).await?;
         }
@@ -182,7 +185,7 @@ pub async fn read_body(
     Ok(Body { bytes, media_type })
 }
 
-/// What the connection did, or what stands in the way of decompressing: the client has one kind of error for both.
+/// Error of the connection or of decompression: the client has one kind of error for both.
 fn broken(error: reqwest::Error) -> BodyError {
     let mut cause = error.source();
     while let Some(inner) = cause {
@@ -211,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_json_is_shown() {
+    fn an_error_shows_the_beginning_of_a_body_that_is_not_json() {
         for (media_type, bytes, expected) in [
             (None, &b""[..], "JSON decode error at byte 0; it is of no content type and empty"),
             (

@@ -1,4 +1,4 @@
-//! The runs that this process drives now, up to a limit, and how each is told what happens to it.
+//! Active runs: the runs that this process drives, their concurrency permits (slots) and their signals.
 
 use std::{
     collections::HashMap,
@@ -17,7 +17,7 @@ use crate::{
     db::executions::{ClaimState, Limits},
 };
 
-/// One claim of a run.
+/// Active claim of a run.
 struct Entry {
     lease_token: Uuid,
     owner: Uuid,
@@ -25,22 +25,22 @@ struct Entry {
     stop: CancellationToken,
     paused: watch::Sender<bool>,
     woken: Arc<Notify>,
-    /// The place that it takes.
+    /// Slot that the run takes.
     _slot: Slots,
 }
 
-/// How a driver is told what happens to its run.
+/// Signals to the driver of a run.
 #[derive(Clone)]
 pub(super) struct RunSignals {
-    /// The run is to be left alone.
+    /// The driver must stop and release the run.
     pub(super) stop: CancellationToken,
-    /// No further step is to begin.
+    /// No further step may begin.
     pub(super) paused: watch::Receiver<bool>,
-    /// Something has come for the run.
+    /// An event for the run has arrived.
     pub(super) woken: Arc<Notify>,
 }
 
-/// Places for runs, which whoever claims has before the claim: so the limit holds, whoever else claims meanwhile.
+/// Concurrency permits (slots). They are taken before the claim, so that concurrent claims cannot exceed the limit.
 pub(super) struct Slots(OwnedSemaphorePermit);
 
 impl Slots {
@@ -48,19 +48,19 @@ impl Slots {
         self.0.num_permits()
     }
 
-    /// One of them, if there is one left.
+    /// Splits off one slot, if one is left.
     pub(super) fn take_one(&mut self) -> Option<Self> {
         self.0.split(1).map(Self)
     }
 }
 
-/// The runs under way.
+/// Registry of active runs.
 pub(super) struct ActiveRuns {
     runs: Mutex<HashMap<String, Entry>>,
     slots: Arc<Semaphore>,
-    /// More than one organisation uses the installation.
+    /// Whether more than one organisation uses the installation.
     is_shared: AtomicBool,
-    /// Told whenever a run has ended.
+    /// Notified whenever a run has ended.
     ended: watch::Sender<()>,
 }
 
@@ -79,12 +79,12 @@ impl ActiveRuns {
         self.is_shared.store(is_shared, Ordering::Relaxed);
     }
 
-    /// Follows the ends of runs.
+    /// Subscribes to the ends of runs.
     pub(super) fn ends(&self) -> watch::Receiver<()> {
         self.ended.subscribe()
     }
 
-    /// What each organisation may take of the places that are free now, to which those in hand belong.
+    /// Shares of each organisation in the free slots, which include the slots in hand.
     pub(super) fn shares(&self, in_hand: &Slots) -> SlotShares {
         let mut held = HashMap::new();
         for entry in self.runs().values() {
@@ -94,20 +94,21 @@ impl ActiveRuns {
         SlotShares { free, held, is_shared: self.is_shared.load(Ordering::Relaxed) }
     }
 
-    /// Free places, so many at most; `None` if there is none. Those that [`Self::next_free`] waits for are not free.
+    /// Takes free slots, at most `at_most`; `None` if there is none. Slots reserved by [`Self::next_free`] are not
+    /// free.
     pub(super) fn free(&self, at_most: usize) -> Option<Slots> {
         loop {
             let count = self.slots.available_permits().min(at_most);
             let wanted = u32::try_from(count).ok().filter(|count| *count > 0)?;
-            // Somebody may have been faster.
+            // Another task may have been faster.
             if let Ok(permit) = Arc::clone(&self.slots).try_acquire_many_owned(wanted) {
                 return Some(Slots(permit));
             }
         }
     }
 
-    /// Waits for the next place that gets free, and takes with it what is free, so many at most. Of those who wait, each
-    /// gets one in turn.
+    /// Waits for the next free slot, and takes with it the other free ones, at most `at_most`. Waiters get one each in
+    /// turn.
     pub(super) async fn next_free(&self, at_most: usize) -> Slots {
         let permit = Arc::clone(&self.slots).acquire_owned().await;
         let mut slots = Slots(permit.expect("the semaphore is never closed"));
@@ -117,7 +118,7 @@ impl ActiveRuns {
         slots
     }
 
-    /// Adds a claim that `owner` made. An earlier claim of the same run is void.
+    /// Adds a claim of the process `owner`. An earlier claim of the same run is void.
     pub(super) fn add(
         &self,
         run_id: &str,
@@ -137,7 +138,7 @@ impl ActiveRuns {
         signals
     }
 
-    /// Takes a claim out whose driving has ended.
+    /// Removes a claim whose driver has ended.
     pub(super) fn remove(&self, run_id: &str, lease_token: Uuid) {
         let mut runs = self.runs();
         if runs.get(run_id).is_some_and(|entry| entry.lease_token == lease_token) {
@@ -148,7 +149,7 @@ impl ActiveRuns {
         self.ended.send_replace(());
     }
 
-    /// The ids and leases of all runs, or of those among `wanted`.
+    /// Ids and leases of all runs, or of those among `wanted`.
     pub(super) fn leases(&self, wanted: Option<&[String]>) -> (Vec<String>, Vec<Uuid>) {
         let runs = self.runs();
         let pair = |(run_id, entry): (&String, &Entry)| (run_id.clone(), entry.lease_token);
@@ -158,7 +159,7 @@ impl ActiveRuns {
         }
     }
 
-    /// Tells the drivers of these claims, of which all that has happened is given, what has happened to them.
+    /// Notifies the drivers of these claims. `noticed` has the complete state of the claims.
     pub(super) fn notify(&self, noticed: &[ClaimState], run_ids: &[String], lease_tokens: &[Uuid]) {
         let noticed: HashMap<&str, &ClaimState> = noticed.iter().map(|one| (one.run_id.as_str(), one)).collect();
         let runs = self.runs();
@@ -176,7 +177,7 @@ impl ActiveRuns {
         }
     }
 
-    /// Stops all runs that another id than this one claimed.
+    /// Stops all runs that were claimed under another process id.
     pub(super) fn stop_all_but_of(&self, owner: Option<Uuid>) {
         for entry in self.runs().values().filter(|entry| Some(entry.owner) != owner) {
             entry.stop.cancel();
@@ -184,11 +185,11 @@ impl ActiveRuns {
     }
 }
 
-/// How many times as many places as are left free one organisation may have: alone seven of eight, two of them seven of
-/// fifteen each. So whoever comes next finds one, however long the runs of the others take.
+/// Maximum ratio of one organisation's slots to the slots left free: one organisation alone gets seven of eight, two
+/// get seven of fifteen each. So a new organisation finds a free slot, however long the runs of the others take.
 const SHARE: usize = 7;
 
-/// What organisations may take of the free places; see [`Active::shares`].
+/// Shares of organisations in the free slots; see [`ActiveRuns::shares`].
 pub(super) struct SlotShares {
     free: usize,
     held: HashMap<OrganizationId, usize>,
@@ -196,7 +197,7 @@ pub(super) struct SlotShares {
 }
 
 impl SlotShares {
-    /// Takes a place for the organisation, if it may have one more.
+    /// Takes a slot for the organisation, if its share allows one more.
     pub(super) fn take(&mut self, organization: &OrganizationId) -> bool {
         let held = self.held.get(organization).copied().unwrap_or_default();
         if self.more(held) == 0 {
@@ -206,23 +207,23 @@ impl SlotShares {
         true
     }
 
-    /// Takes a place for the organisation that has been given to it already.
+    /// Counts a slot that the organisation has already got.
     pub(super) fn give(&mut self, organization: &OrganizationId) {
         self.free = self.free.saturating_sub(1);
         *self.held.entry(organization.clone()).or_default() += 1;
     }
 
-    /// How many more an organisation may take that has so many.
+    /// Number of further slots for an organisation that holds `held`.
     fn more(&self, held: usize) -> usize {
         if !self.is_shared {
             return self.free;
         }
         let within = (SHARE * self.free).saturating_sub(held) / (SHARE + 1);
-        // Who has none gets the last one.
+        // An organisation without any slot may take the last one.
         within.max(usize::from(held == 0)).min(self.free)
     }
 
-    /// The same for a statement.
+    /// The same limits as parameters of a statement.
     pub(super) fn limits(&self) -> Limits {
         let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         let (organization_id, most) =
@@ -239,7 +240,7 @@ mod tests {
         OrganizationId::parse(id).expect("an id")
     }
 
-    /// How many places each takes, one after the other, of so many.
+    /// Number of slots that each organisation gets, in this order, out of `limit`.
     fn taken(limit: usize, is_shared: bool, order: &[&str]) -> Vec<usize> {
         let mut shares = SlotShares { free: limit, held: HashMap::new(), is_shared };
         order
@@ -252,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_organisation_leaves_places_to_others_and_alone_takes_all() {
+    fn a_busy_organisation_leaves_slots_to_others_and_alone_takes_all() {
         assert_eq!(taken(256, false, &["a", "b"]), [256, 0]);
         assert_eq!(taken(256, true, &["a", "b", "c"]), [224, 28, 3]);
         assert_eq!(taken(16, true, &["a", "b", "c"]), [14, 1, 1]);
@@ -261,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_statement_is_told_the_same() {
+    fn a_statement_gets_the_same_limits() {
         let mut shares = SlotShares { free: 16, held: HashMap::new(), is_shared: true };
         let a = organization("a");
         (0..8).for_each(|_| shares.give(&a));
@@ -296,7 +297,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_waits_for_a_place_gets_it_before_those_who_look_whether_there_is_one() {
+    async fn a_waiter_gets_a_free_slot_before_a_caller_that_only_checks() {
         let active = ActiveRuns::new(1);
         let slots = active.free(9).expect("a free slot");
         let mut waiting = std::pin::pin!(active.next_free(9));

@@ -1,7 +1,7 @@
-//! One call to an agent: what its kind makes of the input, under a deadline that covers all of it.
+//! Agent call: one call in the agent's protocol, under a deadline that covers all of it.
 //!
-//! A call is one HTTP request with the input, never repeated here, and for an A2A task that is not done yet further
-//! ones that only ask for it. Who de-duplicates finds the attempt in `Idempotency-Key`, A2A agents also in the
+//! A call is one HTTP request with the input, which is never repeated here. For an A2A task that is not done yet,
+//! further requests only query it. Agents can de-duplicate by the attempt in `Idempotency-Key`; A2A agents also by the
 //! message's id.
 
 mod a2a;
@@ -39,39 +39,39 @@ use crate::{
     permits::Permit,
 };
 
-/// Of an answer, decompressed. More is not read.
+/// Maximum size of an answer, decompressed. More is not read.
 const MAX_ANSWER_BYTES: usize = 10 << 20;
-/// Of an answer with an error status, which is only looked through for a message.
+/// Maximum size of an answer with an error status, which is only searched for a message.
 const MAX_ERROR_BYTES: usize = 64 << 10;
-/// Bytes of an answer from which on reading it is left to threads that may take long.
+/// Bytes of an answer from which on parsing it is offloaded.
 const LARGE_ANSWER_BYTES: usize = 64 << 10;
-/// Characters of an error message. The agent's words may be longer.
+/// Maximum characters of an error message. The agent's text may be longer.
 const MAX_MESSAGE_CHARS: usize = 500;
 
-/// Why an attempt has no output.
+/// Kind of a call's error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CallErrorKind {
     /// The agent's circuit breaker is open.
     CircuitOpen,
-    /// Its URL leads to an address that is not allowed.
+    /// The agent's URL leads to an address that is not allowed.
     NotAllowed,
-    /// What is stored of it cannot be used for a request.
+    /// The stored agent cannot be used for a request.
     Unusable,
     Network,
     Timeout,
-    /// A redirect, or an error that is the request's.
+    /// A redirect, or an error caused by the request.
     Http4xx,
     Http5xx,
-    /// The answer is not what the protocol says.
+    /// The answer violates the protocol.
     Invalid,
-    /// This executor has no memory for the answer.
+    /// This executor has no memory left for the answer.
     OutOfMemory,
-    /// The agent answered that it refuses, or has failed, or needs something that no step can give it.
+    /// The agent refused, failed, or needs something that no step can give it.
     Refused,
 }
 
 impl CallErrorKind {
-    /// In metrics and in the log of a run.
+    /// Name in metrics and in the log of a run.
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::CircuitOpen => "circuit_open",
@@ -87,7 +87,7 @@ impl CallErrorKind {
         }
     }
 
-    /// Whether it shows that the agent works, for its circuit breaker; `None`: it was not called.
+    /// Call result for the agent's circuit breaker: whether the agent works; `None`: it was not called.
     pub(super) fn is_healthy(self) -> Option<bool> {
         match self {
             Self::CircuitOpen | Self::NotAllowed | Self::Unusable | Self::OutOfMemory => None,
@@ -97,10 +97,10 @@ impl CallErrorKind {
     }
 }
 
-/// Why a call failed.
+/// Failure of a call.
 #[derive(Debug)]
 pub(super) struct Failure {
-    /// Fit for the step's error message where [`call`] gives it: short, no credentials, no URL.
+    /// Message for the step's error where [`call`] returns it: short, without credentials and URL.
     pub(super) message: String,
     pub(super) again: RetryDecision,
     pub(super) fault: CallErrorKind,
@@ -112,10 +112,10 @@ impl Failure {
     }
 }
 
-/// What an agent says about its failure, in full: it is masked before it is cut.
+/// Error text of an agent, in full: it is masked before it is shortened.
 struct AgentError {
     words: String,
-    /// Whatever the status, another attempt would fail in the same way.
+    /// Whether another attempt would fail in the same way, whatever the status.
     is_final: bool,
 }
 
@@ -125,41 +125,41 @@ impl From<String> for AgentError {
     }
 }
 
-/// What a call came to.
+/// Outcome of a call.
 #[derive(Debug)]
 pub(super) struct CallOutcome {
-    /// The output of the step.
+    /// Output of the step.
     pub(super) result: Result<Box<RawValue>, Failure>,
-    /// Of the last answer, if there was one.
+    /// HTTP status of the last answer, if there was one.
     pub(super) http_status: Option<u16>,
-    /// Of the output.
+    /// Memory permit of the output.
     pub(super) memory: Permit,
 }
 
-/// Whom to call, for whom and with what.
+/// Request: agent, run and input of a call.
 pub(super) struct Request<'a> {
     pub(super) executor: &'a Executor,
     pub(super) agent: &'a Arc<Agent>,
     pub(super) organization: &'a OrganizationId,
     pub(super) run_id: &'a str,
     pub(super) lease_token: Uuid,
-    /// The run is to be left alone.
+    /// The driver must stop and release the run.
     pub(super) stop: &'a CancellationToken,
-    /// The same if the attempt is made again because its executor died.
+    /// Id of the attempt. It stays the same if the attempt is repeated because its executor died.
     pub(super) attempt_id: &'a str,
     pub(super) correlation_id: &'a str,
     pub(super) input: &'a RawValue,
-    /// For the answer.
+    /// Memory for the answer.
     pub(super) memory: &'a Share,
 }
 
-/// What an attempt is called towards A2A agents and observers.
+/// Task id of an attempt for A2A agents and observers.
 pub(super) fn task_id(attempt_id: &str) -> String {
     format!("task-{attempt_id}")
 }
 
-/// Asks the agent for the output of the step. Dropping the future closes the connection, and tells an A2A agent that
-/// has made a task of it to cancel that.
+/// Calls the agent for the output of the step. Dropping the future closes the connection; if an A2A agent has created a
+/// task, the task is cancelled.
 pub(super) async fn call(request: Request<'_>) -> CallOutcome {
     let memory = tokio::sync::Mutex::new(request.memory.hold(0));
     let wire = Wire { request, http_status: AtomicU16::new(0), memory, waits_for_memory: AtomicBool::new(false) };
@@ -188,20 +188,20 @@ pub(super) async fn call(request: Request<'_>) -> CallOutcome {
     CallOutcome { result, http_status, memory }
 }
 
-/// The HTTP below all kinds.
+/// HTTP client of one call, used by all protocols.
 struct Wire<'a> {
     request: Request<'a>,
-    /// Of the last answer; 0: none yet.
+    /// HTTP status of the last answer; 0: none yet.
     http_status: AtomicU16,
-    /// Of the answers that were read.
+    /// Memory permit of the answers that were read.
     memory: tokio::sync::Mutex<Permit>,
-    /// An answer is there and waits for room.
+    /// Whether an answer has arrived and waits for memory.
     waits_for_memory: AtomicBool,
 }
 
 impl Wire<'_> {
-    /// Posts the attempt's input, once, and reads the answer to it. `explain` finds the agent's own words in an answer
-    /// that says by its status that it is none.
+    /// Posts the attempt's input, once, and reads the answer. `explain` finds the agent's error text in an answer with
+    /// an error status.
     async fn post(
         &self,
         url: Url,
@@ -212,7 +212,7 @@ impl Wire<'_> {
         self.exchange(self.prepare(url, body)?.header("Idempotency-Key", key), explain).await
     }
 
-    /// The same for a request that only asks, and may be made again.
+    /// The same for a query, which may be repeated.
     async fn ask(
         &self,
         url: Url,
@@ -243,7 +243,7 @@ impl Wire<'_> {
         Err(refusal(response, explain).await)
     }
 
-    /// What is made of an answer; of a large one, which takes long, in turn with others.
+    /// Parses an answer. Large answers take long, so their parsing is offloaded.
     async fn read<T>(&self, body: &Body, make: impl FnOnce(&Body) -> T) -> T {
         let Request { executor, organization, .. } = &self.request;
         executor.work(organization, body.bytes().len() > LARGE_ANSWER_BYTES, || make(body)).await
@@ -261,7 +261,7 @@ fn url_of(agent: &Agent) -> Result<Url, Failure> {
         .ok_or_else(|| Failure::new(CallErrorKind::Unusable, RetryDecision::Never, "its URL cannot be called"))
 }
 
-/// A POST with all that any request to the agent carries.
+/// A POST with the headers common to all requests to the agent.
 fn prepare(
     egress: &Egress,
     agent: &Agent,
@@ -288,12 +288,12 @@ fn prepare(
     }
 }
 
-/// An id as it can stand in a header: what is not a plain character is percent-encoded.
+/// An id as a header value: all but plain characters are percent-encoded.
 fn header_text(id: &str) -> String {
     url::form_urlencoded::byte_serialize(id.as_bytes()).collect()
 }
 
-/// What an answer says whose status is no success.
+/// Failure from an answer with an error status.
 async fn refusal(response: Response, explain: impl Fn(&RawValue) -> Option<AgentError>) -> Failure {
     let status = response.status();
     let wanted = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
@@ -323,7 +323,7 @@ fn fault_of(status: StatusCode) -> CallErrorKind {
     if status.is_server_error() { CallErrorKind::Http5xx } else { CallErrorKind::Http4xx }
 }
 
-/// The same request may be answered otherwise later.
+/// Whether the same request may succeed later.
 fn is_passing(status: StatusCode) -> bool {
     status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
 }
@@ -344,7 +344,7 @@ fn not_allowed(error: NotAllowed) -> Failure {
     Failure::new(CallErrorKind::NotAllowed, RetryDecision::Never, error.to_string())
 }
 
-/// What went wrong on the wire.
+/// Failure of the connection.
 fn transport(error: &reqwest::Error) -> Failure {
     if egress::was_not_allowed(error) {
         return not_allowed(NotAllowed);
@@ -357,7 +357,7 @@ fn transport(error: &reqwest::Error) -> Failure {
     Failure::new(CallErrorKind::Network, RetryDecision::Later, format!("{what}{why}"))
 }
 
-/// A duration from half of this to this: so that what began together does not stay together.
+/// Random duration from half of `pause` to all of it, so that calls that began together spread out.
 fn jitter(pause: Duration) -> Duration {
     pause.mul_f64(0.5 + 0.5 * rand::random::<f64>())
 }

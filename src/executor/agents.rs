@@ -1,6 +1,6 @@
-//! The agents by name, as they are called. Rows are kept for a second, for their breakers, and as long as they are what
-//! the begin of a step has seen: a change that was answered counts for every step that begins after it, and costs an
-//! executor one look, though agents are changed by other processes.
+//! Agent cache: agents by name, as they are called. Rows are used for a second, because of their breakers, and only
+//! while they have the version that the begin of the step has seen. So an acknowledged change applies to every step
+//! that begins after it, although other processes change agents. Each change costs an executor one query.
 
 use std::{
     sync::{Arc, PoisonError},
@@ -25,73 +25,73 @@ use crate::{
     vault::{self, Vault},
 };
 
-/// How long a row is used without looking again.
+/// Time for which a row is used without another query.
 const KEEP: Duration = Duration::from_secs(1);
-/// Names that are remembered.
+/// Maximum number of cached names.
 const MAX_NAMES: usize = 10_000;
 
-/// How an agent is spoken to.
+/// Protocol of an agent.
 pub(super) enum Protocol {
     A2a,
     Http,
     OpenAi(ChatConfig),
 }
 
-/// The breaker of an agent, as it was read with it.
+/// Breaker of an agent, as read together with the agent.
 pub(super) struct ReadBreaker {
     pub(super) shared: SharedBreaker,
-    /// When the statement began.
+    /// Instant at which the statement began.
     pub(super) began: Instant,
 }
 
-/// An agent to call. Has no `Debug`, since it holds secrets.
+/// Agent to call. Has no `Debug`, since it holds secrets.
 pub(super) struct Agent {
     pub(super) id: Uuid,
     pub(super) name: String,
-    /// `None`: what is stored is none.
+    /// `None`: the stored URL is not valid.
     pub(super) url: Option<Url>,
     pub(super) protocol: Protocol,
-    /// Of one attempt, all in all.
+    /// Total time-out of one attempt.
     pub(super) timeout: Duration,
     pub(super) retry: RetryConfig,
     pub(super) breaker: Rules,
     pub(super) read_breaker: ReadBreaker,
-    /// The error: what is stored cannot be read.
+    /// The error: the stored credentials cannot be read.
     pub(super) credentials: Result<Credentials, vault::Sealed>,
-    /// What its errors are freed from.
+    /// Secrets that are masked in its errors.
     pub(super) secrets: Secrets,
 }
 
-/// Why there is no agent to call. `Display` is fit for the step's error message.
+/// Reason why there is no agent to call. `Display` is fit for the step's error message.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(super) enum NoAgent {
     #[error("agent '{0}' does not exist")]
     Unknown(String),
     #[error("agent '{0}' is {1}")]
     NotActive(String, String),
-    #[error("agent '{0}' has a kind or a config that this executor does not know")]
+    #[error("agent '{0}' has a kind or a config that this executor does not support")]
     UnknownKind(String),
 }
 
-/// What the begin of a step has seen of its agent.
+/// Version of the agent that the begin of a step has seen.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Seen {
-    /// Before it was written.
+    /// Instant before the begin was written.
     pub(super) since: Instant,
-    /// Of the agent's row, if there was one.
+    /// Version of the agent's row, if there was one.
     pub(super) version: Option<i64>,
 }
 
-/// What was read of an agent.
+/// Cache entry of an agent.
 struct Known {
-    /// Before it was read.
+    /// Instant before the agent was read.
     at: Instant,
     version: Option<i64>,
     found: Result<Arc<Agent>, NoAgent>,
 }
 
 impl Known {
-    /// Whether a step that has seen this may use it.
+    /// Whether the entry is recent enough for a step that has seen this.
     fn is_fit_for(&self, seen: Seen) -> bool {
         self.at >= seen.since || (self.version == seen.version && self.at.elapsed() < KEEP)
     }
@@ -99,11 +99,11 @@ impl Known {
 
 type Slot = Arc<tokio::sync::Mutex<Option<Known>>>;
 
-/// See the module.
+/// Agent cache of an executor.
 pub(super) struct Agents {
     pool: db::Pool,
     vault: Arc<Vault>,
-    /// Of agents that say nothing else.
+    /// Rules for agents without rules of their own.
     breaker_rules: Rules,
     slots: std::sync::Mutex<Cache<(OrganizationId, String), Slot>>,
 }
@@ -114,8 +114,8 @@ impl Agents {
         Self { pool, vault, breaker_rules, slots }
     }
 
-    /// The organisation's agent of that name as it was when the step began or later, if it may be called. Of many who ask
-    /// at once, one asks the database.
+    /// The organisation's agent of that name, as it was when the step began or later, if it may be called. Concurrent
+    /// look-ups share one query.
     pub(super) async fn find(
         &self,
         organization: &OrganizationId,
@@ -127,9 +127,9 @@ impl Agents {
         if let Some(known) = entry.as_ref().filter(|known| known.is_fit_for(seen)) {
             return Ok(known.found.clone());
         }
-        let (pool, whose, wanted) = (self.pool.clone(), organization.clone(), name.to_owned());
+        let (pool, owner, wanted) = (self.pool.clone(), organization.clone(), name.to_owned());
         let began = Instant::now();
-        let found = db::bounded(async move { db::agents::find_to_call(&pool, &whose, &wanted).await });
+        let found = db::bounded(async move { db::agents::find_to_call(&pool, &owner, &wanted).await });
         let (version, found) = match found.await? {
             None => (None, Err(NoAgent::Unknown(name.to_owned()))),
             Some(AgentWithBreaker { agent, breaker, version }) => {

@@ -1,29 +1,29 @@
-//! What an A2A agent's answer says: the output of the step, or why it failed. Pure.
+//! Answer of an A2A agent: the output of the step, or the reason why it failed. Pure.
 //!
-//! Answers have the form of A2A 0.2 or 0.3. Some servers give a request of 0.3 an answer of 1.0, in which the result is
-//! wrapped, states and roles are `TASK_STATE_COMPLETED` and `ROLE_AGENT`, and parts have no `kind`; it is read, too.
+//! Answers have the form of A2A 0.2 or 0.3. Some servers answer a request of 0.3 in the form of 1.0, which is read too:
+//! the result is wrapped, states and roles are `TASK_STATE_COMPLETED` and `ROLE_AGENT`, and parts have no `kind`.
 //!
-//! The agent's words are given in full: they are masked before they are cut.
+//! The agent's texts are returned in full: they are masked before they are shortened.
 
 use serde_json::value::RawValue;
 
 use crate::input::{elements, member, members, object_of, text, to_raw};
 
-/// Members of a part's metadata that mark a thought; the first is of Google's Agent Development Kit.
+/// Metadata members that mark a part as a thought; the first is of Google's Agent Development Kit.
 const THOUGHT_MARKS: [&str; 2] = ["adk_thought", "thought"];
 
-/// Why an answer is not an output.
+/// Reason why an answer is not an output.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum AnswerError {
-    /// It is not what the protocol says.
+    /// The answer violates the protocol.
     #[error("the answer is not a JSON-RPC 2.0 response: {0}")]
     Invalid(String),
-    /// The agent refuses or has failed.
+    /// The agent refused or failed.
     #[error("JSON-RPC Error {code}: {message}")]
     Rpc {
-        /// As given.
+        /// Code as given.
         code: String,
-        /// As given.
+        /// Message as given.
         message: String,
     },
     /// The task is in another state than completed.
@@ -31,19 +31,19 @@ pub(super) enum AnswerError {
     State(String),
 }
 
-/// What a response says.
+/// Content of a response.
 #[derive(Debug)]
 pub(super) enum Answer {
-    /// The task is completed; the output of the step.
+    /// The task is completed, with the output of the step.
     Output(Box<RawValue>),
-    /// It is not done yet.
+    /// The task is not done yet.
     UnderWay {
         /// The agent's id of the task.
         task: String,
     },
 }
 
-/// What a response to `message/send` or `tasks/get` says.
+/// Reads a response to `message/send` or `tasks/get`.
 pub(super) fn read(response: &RawValue) -> Result<Answer, AnswerError> {
     let invalid = |text: &str| AnswerError::Invalid(text.to_owned());
     if members(response).is_none() {
@@ -66,7 +66,7 @@ pub(super) fn read(response: &RawValue) -> Result<Answer, AnswerError> {
             let task = member(result, "id").and_then(text).filter(|task| !task.is_empty());
             match task {
                 Some(task) if matches!(state, "submitted" | "working") => Ok(Answer::UnderWay { task }),
-                _ => Err(AnswerError::State(told(state, status))),
+                _ => Err(AnswerError::State(described(state, status))),
             }
         }
         // An agent that is done at once may answer with a message instead of a task.
@@ -75,7 +75,7 @@ pub(super) fn read(response: &RawValue) -> Result<Answer, AnswerError> {
     }
 }
 
-/// The task or the message, which 1.0 wraps into an object of that member.
+/// The task or the message. A2A 1.0 wraps it into an object with one member.
 fn unwrapped(result: &RawValue) -> &RawValue {
     if member(result, "status").is_some() || member(result, "kind").is_some() {
         return result;
@@ -84,7 +84,7 @@ fn unwrapped(result: &RawValue) -> &RawValue {
     inside("task").or_else(|| inside("message")).unwrap_or(result)
 }
 
-/// A state as 0.3 writes it.
+/// State, spelled as in A2A 0.3.
 fn state_of(state: &str) -> String {
     match state.strip_prefix("TASK_STATE_") {
         None => state.to_owned(),
@@ -104,7 +104,7 @@ fn is_of_agent(message: &RawValue) -> bool {
     member(message, "role").and_then(text).is_some_and(|role| matches!(role.as_str(), "agent" | "ROLE_AGENT"))
 }
 
-/// The error of a JSON-RPC response, if it has one. An `error: null` beside a result is none.
+/// The error of a JSON-RPC response, if it has one. An `error: null` beside a result is no error.
 pub(super) fn rpc_error(response: &RawValue) -> Option<AnswerError> {
     let error = member(response, "error").filter(|error| error.get() != "null")?;
     let code = member(error, "code").map_or("without code", RawValue::get);
@@ -112,41 +112,41 @@ pub(super) fn rpc_error(response: &RawValue) -> Option<AnswerError> {
     Some(AnswerError::Rpc { code: code.to_owned(), message: message.unwrap_or_else(|| "no message".to_owned()) })
 }
 
-/// The state, and what the agent says about it.
-fn told(state: &str, status: Option<&RawValue>) -> String {
+/// Description of a state, with the agent's text about it.
+fn described(state: &str, status: Option<&RawValue>) -> String {
     let why = match state {
         "input-required" => " (the agent asks for more input, which a step cannot give)",
         "auth-required" => " (the agent asks for other credentials than its own)",
         _ => "",
     };
-    let words = said_in(status).map_or_else(String::new, |words| format!(": {words}"));
+    let words = status_text(status).map_or_else(String::new, |words| format!(": {words}"));
     format!("{state}{why}{words}")
 }
 
-/// What the agent says in the status of a task.
-fn said_in(status: Option<&RawValue>) -> Option<String> {
-    said(member(status?, "message")?)
+/// The agent's text in the status of a task.
+fn status_text(status: Option<&RawValue>) -> Option<String> {
+    message_text(member(status?, "message")?)
 }
 
-/// What a message says, if it has text.
-fn said(message: &RawValue) -> Option<String> {
+/// Text of a message, if it has any.
+fn message_text(message: &RawValue) -> Option<String> {
     let texts = texts_of(message);
     (!texts.is_empty()).then(|| texts.join("\n"))
 }
 
-/// All members of the message, and those that an output of a task has.
+/// All members of the message, and those that the output of a task has.
 fn extract_message(message: &RawValue) -> Box<RawValue> {
-    let said = said(message).map(|said| to_raw(&said));
+    let text = message_text(message).map(|text| to_raw(&text));
     let derived = [
-        ("text", said.clone()),
-        ("response", said.filter(|_| member(message, "response").is_none())),
+        ("text", text.clone()),
+        ("response", text.filter(|_| member(message, "response").is_none())),
         ("context_id", Some(member(message, "contextId").unwrap_or(RawValue::NULL).to_owned())),
         ("task_id", Some(member(message, "taskId").unwrap_or(RawValue::NULL).to_owned())),
     ];
     with_derived(message, derived)
 }
 
-/// All members of the task, and those under which references find the text and the ids.
+/// All members of the task, and the members under which references find the text and the ids.
 fn extract(task: &RawValue, status: Option<&RawValue>) -> Box<RawValue> {
     let artifacts = member(task, "artifacts").and_then(elements).unwrap_or_default();
     // The parts of an artifact are the pieces in which it was sent.
@@ -154,10 +154,10 @@ fn extract(task: &RawValue, status: Option<&RawValue>) -> Box<RawValue> {
         artifacts.into_iter().map(texts_of).filter(|texts| !texts.is_empty()).map(|texts| texts.concat()).collect();
     let last_in_history = || {
         let history = member(task, "history").and_then(elements).unwrap_or_default();
-        history.into_iter().rev().filter(|item| is_of_agent(item)).find_map(said)
+        history.into_iter().rev().filter(|item| is_of_agent(item)).find_map(message_text)
     };
-    // What the status says came last, and is not in the history yet.
-    let response = said_in(status).or_else(last_in_history).filter(|_| member(task, "response").is_none());
+    // The message in the status came last, and is not in the history yet.
+    let response = status_text(status).or_else(last_in_history).filter(|_| member(task, "response").is_none());
     let derived = [
         ("text", (!texts.is_empty()).then(|| to_raw(&texts.join("\n")))),
         ("response", response.map(|text| to_raw(&text))),
@@ -175,7 +175,7 @@ fn with_derived(result: &RawValue, derived: [(&str, Option<Box<RawValue>>); 4]) 
     object_of(given.chain(derived.iter().map(|(name, value)| (*name, &**value))))
 }
 
-/// The texts of the text parts of an artifact or a message, less what the agent marks as its thoughts.
+/// Texts of the text parts of an artifact or a message, without those marked as thoughts.
 fn texts_of(holder: &RawValue) -> Vec<String> {
     let parts = member(holder, "parts").and_then(elements).unwrap_or_default();
     let is_text = |part: &&RawValue| member(part, "kind").is_none_or(|kind| text(kind).as_deref() == Some("text"));
@@ -183,8 +183,8 @@ fn texts_of(holder: &RawValue) -> Vec<String> {
         let metadata = member(part, "metadata");
         metadata.is_some_and(|metadata| THOUGHT_MARKS.iter().any(|mark| is_true(member(metadata, mark))))
     };
-    let said = parts.into_iter().filter(is_text).filter(|part| !is_thought(part));
-    said.filter_map(|part| text(member(part, "text")?)).collect()
+    let answer_parts = parts.into_iter().filter(is_text).filter(|part| !is_thought(part));
+    answer_parts.filter_map(|part| text(member(part, "text")?)).collect()
 }
 
 fn is_true(value: Option<&RawValue>) -> bool {
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn the_agents_last_words_are_those_of_its_status() {
+    fn the_latest_text_is_that_of_the_status() {
         for (more, expected) in [
             (r#""status":{"state":"completed","message":{"parts":[{"kind":"text","text":"42"}]}}"#, Some("42")),
             (r#""status":{"state":"completed","message":{"parts":[{"kind":"data","data":{}}]}}"#, Some("thinking")),
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_agent_gave_as_response_is_kept_and_absent_texts_are_not_made_up() {
+    fn a_given_response_is_kept_and_absent_texts_stay_absent() {
         let body = br#"{"jsonrpc":"2.0","result":{"status":{"state":"completed"},"response":7,"text":"own",
             "history":[{"role":"agent","parts":[{"kind":"text","text":"h"}]}]}}"#;
         let output = output(body).expect("completed");

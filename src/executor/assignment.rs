@@ -1,4 +1,4 @@
-//! A claimed run as a driver gets it, whether a message or the sweep brought it.
+//! Assignment: a claimed run as its driver receives it, whether a message or the sweep found it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,45 +7,45 @@ use uuid::Uuid;
 
 use crate::{access::OrganizationId, input::object_of};
 
-/// A claimed run, with all that is needed to drive it.
+/// Claimed run, with all that is needed to drive it.
 #[derive(Debug)]
 pub(super) struct Assignment {
     pub(super) run_id: String,
     pub(super) lease_token: Uuid,
-    /// Whose run it is, and whose agents it calls.
+    /// Organisation of the run and of the agents that it calls.
     pub(super) organization: OrganizationId,
     pub(super) workflow_id: String,
     pub(super) workflow_name: String,
     pub(super) correlation_id: Option<String>,
     pub(super) traceparent: Option<String>,
-    /// `None`: the definition that the run is pinned to is gone.
+    /// Pinned definition; `None`: it does not exist any more.
     pub(super) plan: Option<Arc<RawValue>>,
     pub(super) input: Box<RawValue>,
-    /// What was done of it before.
+    /// Progress of the run before the claim.
     pub(super) before: Progress,
-    /// How often it was taken from an executor that died since it last got on.
+    /// Number of takeovers from dead executors since the run last made progress.
     pub(super) takeovers: i16,
-    /// For how long it has been executed so far.
+    /// Time for which the run has been executed so far.
     pub(super) elapsed: Duration,
 }
 
-/// What was done of a run before it was claimed.
+/// Progress of a run before it was claimed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// Nothing.
+    /// Nothing was executed.
     Nothing,
-    /// Perhaps something, and it ended there: by the end of the run or of its executor.
+    /// Steps may have been executed, until the run ended or its executor died.
     Interrupted,
-    /// It was parked, and goes on where it was.
+    /// The run was parked, and continues where it was.
     Parked,
 }
 
-/// JSON text of our own database as a value; what cannot be read counts as absent.
+/// JSON text from our own database as a value. Unreadable text counts as absent.
 pub(super) fn stored(text: Option<String>) -> Option<Box<RawValue>> {
     RawValue::from_string(text?).ok()
 }
 
-/// The input of a run: an empty object for none, as the contract says.
+/// Input of a run: an empty object for none, as the contract says.
 pub(super) fn input_or_empty(input: Option<Box<RawValue>>) -> Box<RawValue> {
     input.filter(|input| input.get() != "null").unwrap_or_else(|| object_of([]))
 }

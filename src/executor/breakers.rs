@@ -1,6 +1,6 @@
-//! The circuit breakers as an executor uses them. They are shared through the database, and cost no statement as long
-//! as all goes well: what a breaker says is read together with its agent, calls that succeed are counted in memory and
-//! told to the database with the next one that fails, or while others report failures.
+//! Circuit breaker cache of an executor. Breakers are shared through the database, and cost no statement while calls
+//! succeed: the state of a breaker is read together with its agent. Successful calls are counted in memory and reported
+//! to the database with the next failed call, or while other executors report failures.
 
 use std::{
     collections::VecDeque,
@@ -18,17 +18,17 @@ use crate::{
     db,
 };
 
-/// A probe's lease is the agent's time-out and so much more.
+/// A probe's lease is the agent's time-out plus this margin.
 const LEASE_MARGIN: Duration = Duration::from_secs(10);
-/// Successes are told at most so often, while others report failures.
+/// Minimum interval between reports of successes, while other executors report failures.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// Agents that are remembered.
 const MAX_AGENTS: usize = 10_000;
 
-/// The agent is not to be called now.
+/// The agent must not be called now.
 pub(super) struct Rejected;
 
-/// See the module. Cheap to clone.
+/// Circuit breaker cache of an executor. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Breakers(Arc<Inner>);
 
@@ -41,7 +41,7 @@ struct Inner {
 #[derive(Default)]
 struct Local {
     known: Mutex<Known>,
-    /// Held by who changes the shared breaker: others of this process join the next change.
+    /// Held during a change of the shared breaker; other tasks of this process wait for it.
     changing: tokio::sync::Mutex<()>,
 }
 
@@ -50,7 +50,7 @@ struct Known {
     breaker: Breaker,
     /// A moment of the database's clock, and the same one of ours: of the last own change or read.
     clock: Option<(DateTime<Utc>, Instant)>,
-    /// Calls that the shared breaker does not know of, by the second.
+    /// Calls that are not reported to the shared breaker, by second.
     untold: VecDeque<Calls>,
     told_at: Option<Instant>,
 }
@@ -79,7 +79,7 @@ impl Local {
     }
 }
 
-/// A call that may be made, until its result is told.
+/// Guard of a call that may be made, until its result is reported.
 pub(super) struct CallGuard<'a> {
     breakers: &'a Breakers,
     agent: &'a Arc<Agent>,
@@ -98,7 +98,7 @@ impl Breakers {
         agents.get_or_insert_with(agent_id, Arc::default)
     }
 
-    /// Whether the agent may be called now. What is returned is to be told how the call went.
+    /// Decides whether the agent may be called now. The result of the call must be reported to the returned guard.
     pub(super) async fn admit<'a>(&'a self, agent: &'a Arc<Agent>) -> Result<CallGuard<'a>, Rejected> {
         let mut passage = CallGuard { breakers: self, agent, local: None, probe: None };
         if !agent.breaker.enabled {
@@ -165,13 +165,17 @@ impl Breakers {
             Err(error) => {
                 let name = &agent.name;
                 let error = &error as &dyn std::error::Error;
-                tracing::warn!(agent = name, error, "the circuit breaker of agent {name} does not learn of a call");
+                tracing::warn!(
+                    agent = name,
+                    error,
+                    "a call result could not be written to the circuit breaker of agent {name}"
+                );
                 None
             }
         }
     }
 
-    /// Tells the shared breaker what it does not know yet.
+    /// Reports the unreported calls to the shared breaker.
     async fn report(&self, agent: &Agent, local: &Local) {
         let _turn = local.changing.lock().await;
         let calls: Vec<Calls> = {
@@ -179,7 +183,7 @@ impl Breakers {
             known.told_at = Some(Instant::now());
             known.untold.drain(..).collect()
         };
-        // Somebody else has told it together with their own.
+        // Another task may have reported them together with its own.
         if !calls.is_empty() {
             let rules = agent.breaker;
             self.change(agent, local, move |breaker, now| breaker.record(&rules, now, &calls)).await;
@@ -187,7 +191,7 @@ impl Breakers {
     }
 }
 
-/// What the shared breaker would say, as far as that is clear without asking.
+/// The decision of the shared breaker, as far as the cached state determines it.
 fn expected(rules: &Rules, local: &Local) -> Option<Admission> {
     let known = local.known();
     let (breaker, now) = (&known.breaker, known.now());
@@ -203,7 +207,7 @@ fn expected(rules: &Rules, local: &Local) -> Option<Admission> {
 }
 
 impl CallGuard<'_> {
-    /// The call has ended: well, badly, or without telling anything about the agent.
+    /// Reports the end of the call; `None`: the result shows nothing about the agent.
     pub(super) async fn end(mut self, is_healthy: Option<bool>) {
         let Some(local) = self.local.clone() else { return };
         let (breakers, agent) = (self.breakers, self.agent);
@@ -242,7 +246,7 @@ impl CallGuard<'_> {
 }
 
 impl Drop for CallGuard<'_> {
-    /// The call was given up: a probe's place is free again.
+    /// The call was abandoned, so the slot of a probe is free again.
     fn drop(&mut self) {
         let (Some(token), Some(local)) = (self.probe.take(), self.local.take()) else { return };
         let (breakers, agent) = (self.breakers.clone(), Arc::clone(self.agent));

@@ -1,7 +1,7 @@
-//! Cancellations as they come by message.
+//! Cancellations from messages.
 //!
-//! Our API has committed the cancellation before it sends the message, which may come late, when the run was already
-//! started again: so the row decides, and the message only makes the look at it sooner. The message of another
+//! Our API commits a cancellation before it sends the message. The message may arrive late, when the run was already
+//! started again. So the row decides, and the message only makes the check happen sooner. The message of another
 //! program, which has no `event_id`, is a command of its own.
 
 use std::collections::{HashSet, VecDeque};
@@ -15,14 +15,14 @@ use crate::{
     },
 };
 
-/// Cancellations remembered of runs that are not known yet.
+/// Maximum number of remembered cancellations of unknown runs.
 const MAX_EARLY: usize = 10_000;
 
-/// Cancellations that were read and not worked on, and runs that were cancelled before they were known.
+/// Queue of cancellations that were read and not processed, and runs that were cancelled before they were known.
 #[derive(Default)]
 pub(super) struct Cancellations {
     waiting: Vec<(Position, CancellationRequest)>,
-    /// Of those that wait, as they were sent.
+    /// Bytes of the waiting cancellations, as sent.
     bytes: usize,
     early: Early,
 }
@@ -33,22 +33,22 @@ impl Cancellations {
         self.waiting.push((position, request));
     }
 
-    /// Those that wait.
+    /// Number of waiting cancellations.
     pub(super) fn len(&self) -> usize {
         self.waiting.len()
     }
 
-    /// See `len`.
+    /// Bytes of the waiting cancellations.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Whether this run was cancelled before it was known. Says so once.
+    /// Whether this run was cancelled before it was known. Returns `true` once.
     pub(super) fn take_pending(&mut self, run_id: &str) -> bool {
         self.early.remove(run_id)
     }
 
-    /// Stops the runs that were cancelled.
+    /// Stops the cancelled runs.
     pub(super) async fn process(&mut self, executor: &Executor, consumer: &Consumer) -> Result<(), db::Error> {
         if self.waiting.is_empty() {
             return Ok(());
@@ -81,12 +81,12 @@ impl Cancellations {
     }
 }
 
-/// The database's text has no NUL.
+/// Text without NUL, which the database does not accept.
 fn storable(text: &str) -> String {
     text.replace('\0', "")
 }
 
-/// Runs that were cancelled before they were known, the oldest forgotten first.
+/// Bounded set of runs that were cancelled before they were known. The oldest is removed first.
 #[derive(Default)]
 struct Early {
     order: VecDeque<String>,

@@ -3,27 +3,27 @@
 use super::retry;
 use crate::db;
 
-/// How often a statement may take too long before the run fails for it.
+/// Number of statement time-outs after which the run fails.
 const MAX_TIMEOUTS: u32 = 3;
 
-/// Why a statement has no answer.
+/// Reason why a statement has no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unanswered {
-    /// The database takes too long for it, again and again.
+    /// The statement timed out again and again.
     Slow,
-    /// Something is wrong with this program or the schema. It was logged.
+    /// A defect of this program or the schema. It was logged.
     Broken,
 }
 
-/// The error of a run whose statements are too slow.
+/// Error of a run whose statements are too slow.
 pub(super) fn too_slow() -> String {
     "the database took longer than its statement time-out, again and again, to read or to write the inputs and outputs \
      of the run's steps"
         .to_owned()
 }
 
-/// The answer of the database, however long it is away. An `attempt` is bounded in time. Before each repeat comes a
-/// `pause`, whose error ends the wait.
+/// Repeats `attempt` until the database answers, however long it is down. An `attempt` is bounded in time. `pause` runs
+/// before each repeat, and its error ends the wait.
 pub(super) async fn answer<T, F, P, E>(run_id: &str, attempt: impl Fn() -> F, pause: impl Fn(u32) -> P) -> Result<T, E>
 where
     F: Future<Output = Result<T, db::Error>>,
@@ -53,7 +53,7 @@ where
     }
 }
 
-/// The pause after so many failures.
+/// Pause after that number of failures.
 pub(super) async fn pause(failures: u32) {
     tokio::time::sleep(retry::database_pause(failures)).await;
 }

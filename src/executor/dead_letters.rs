@@ -1,9 +1,9 @@
-//! Records that cannot be used, on their way into the table of dead letters.
+//! Write buffer for dead letters: records that cannot be used, on their way into the table of dead letters.
 //!
-//! A record's offset is stored once its letter is committed. If it dies before, the record comes again, and its letter
-//! is kept once all the same. While the database is away the records wait here, and their partitions' offsets with
-//! them; reading goes on until they are too many. From the table, `crate::dead_letters` copies them to the dead-letter
-//! topic.
+//! A record's offset is stored once its letter is committed. If the process dies before, the record is redelivered, and
+//! its letter is still stored only once. While the database is down, the records wait in this buffer, and so do their
+//! partitions' offsets; reading continues until the buffer is full. `crate::dead_letters` copies the letters from the
+//! table to the dead-letter topic.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rdkafka::message::{Headers as _, Message as _, OwnedMessage};
@@ -25,16 +25,16 @@ use crate::{
     },
 };
 
-/// Letters in one statement.
+/// Maximum number of letters in one statement.
 const MAX_BATCH: usize = 100;
-/// Bytes of values in one statement, unless a single one is larger.
+/// Maximum bytes of values in one statement, unless a single one is larger.
 const MAX_BATCH_BYTES: usize = 8 << 20;
-/// Longest explanation that is kept.
+/// Maximum length of an explanation.
 const MAX_DETAIL_CHARS: usize = 1000;
-/// Longest run id that is looked for.
+/// Maximum length of a run id.
 const MAX_RUN_ID_CHARS: usize = 255;
 
-/// See the module.
+/// Write buffer for dead letters.
 #[derive(Default)]
 pub(super) struct DeadLetters {
     waiting: Vec<PendingLetter>,
@@ -44,12 +44,12 @@ pub(super) struct DeadLetters {
 struct PendingLetter {
     position: Position,
     letter: NewLetter,
-    /// If it is a request: its event, and why the run fails that waits for it.
+    /// For a request: its event id, and the error with which its run fails.
     request: Option<(Option<Uuid>, String)>,
 }
 
 impl DeadLetters {
-    /// Adds a record; if it is a request, the run that waits for it ends with it.
+    /// Adds a record. If it is a request, the run that waits for it fails.
     pub(super) fn push(
         &mut self,
         position: Position,
@@ -61,24 +61,24 @@ impl DeadLetters {
         let InvalidRecord { code, text } = fault;
         let (topic, partition, offset) = (&letter.topic, letter.partition, letter.offset);
         let run_id = letter.run_id.as_deref().map(shorten).unwrap_or_default();
-        // Without the details, which may repeat the content.
+        // The log has no details, since they may repeat the content.
         tracing::warn!(topic, partition, offset, reason = code, "a record about run {run_id:?} becomes a dead letter");
         self.bytes += letter.value.as_ref().map_or(0, Vec::len);
         let request = request.map(|request| (request.event_id, text.clone()));
         self.waiting.push(PendingLetter { position, letter, request });
     }
 
-    /// Records that wait.
+    /// Number of waiting records.
     pub(super) fn len(&self) -> usize {
         self.waiting.len()
     }
 
-    /// Bytes that wait.
+    /// Bytes of the waiting records.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Keeps what waits. An error leaves what is not kept yet for the next call.
+    /// Stores the waiting letters. After an error the rest waits for the next call.
     pub(super) async fn process(&mut self, executor: &Executor, consumer: &Consumer) -> Result<(), db::Error> {
         while !self.waiting.is_empty() {
             let mut bytes = 0;
@@ -119,7 +119,7 @@ fn letter(record: &OwnedMessage, fault: &InvalidRecord) -> NewLetter {
     let value = record.payload();
     let mut digest = Sha256::new();
     for part in [record.key(), value] {
-        // With the lengths, so that no two records run together.
+        // The digest includes the lengths, so that different records cannot have the same input.
         digest.update(part.map_or(-1, |part| i64::try_from(part.len()).unwrap_or(i64::MAX)).to_be_bytes());
         digest.update(part.unwrap_or_default());
     }
@@ -138,7 +138,7 @@ fn letter(record: &OwnedMessage, fault: &InvalidRecord) -> NewLetter {
     }
 }
 
-/// Names are of UTF-8 for the client already; the database's text has no NUL.
+/// Headers of a record. The client ensures UTF-8 names; the database does not accept NUL.
 fn headers(record: &OwnedMessage) -> Headers {
     let of_one = |header: rdkafka::message::Header<'_, &[u8]>| {
         (header.key.replace('\0', ""), header.value.map(|value| STANDARD.encode(value)))
@@ -146,7 +146,7 @@ fn headers(record: &OwnedMessage) -> Headers {
     record.headers().map(|headers| headers.iter().map(of_one).collect()).unwrap_or_default()
 }
 
-/// The run that the record is about: as it says, or as its key does.
+/// Id of the run that the record is about, from its value or else from its key.
 fn run_id(record: &OwnedMessage) -> Option<String> {
     #[derive(Deserialize)]
     struct Named {

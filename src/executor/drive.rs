@@ -1,5 +1,5 @@
-//! A run from its claim to its end: its steps are made, what they write is written, and whatever ends the run before
-//! its steps do is seen at once.
+//! Driver of a run, from its claim to its end: executes its steps, writes their changes, and reacts at once to whatever
+//! ends the run before its steps do.
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
@@ -32,21 +32,21 @@ use crate::{
     workflow::Plan,
 };
 
-/// What a run is told that failed through our own fault. The log has the details.
+/// Error of a run that failed because of a defect of ours. The log has the details.
 const INTERNAL_ERROR: &str = "internal error";
 
-/// Why a run is left without being ended by us.
+/// Reason for which a run is released without being ended by us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Release {
-    /// It was cancelled, or has gone to another executor.
+    /// The lease is lost: the run was cancelled, or belongs to another executor.
     Lost,
     /// The process stops; another executor continues.
     HandedBack,
-    /// It waits for something outside of it, or is paused.
+    /// All branches of the run wait for something external, or the run is paused.
     Parked,
-    /// The database takes too long for it, again and again.
+    /// Its statements timed out again and again.
     Slow,
-    /// Something is wrong with this program.
+    /// A defect of this program.
     Broken,
 }
 
@@ -59,22 +59,22 @@ impl From<Unanswered> for Release {
     }
 }
 
-/// What ends the making of a run's steps.
+/// Reason for which the execution of a run's steps stops.
 enum Outcome {
-    /// The run ends, well or for this reason.
+    /// The run ends, with success or this failure.
     Ended(Result<(), RunFailure>),
     /// The process stops, and no call is under way.
     AtRest,
-    /// There is nothing to do before that time, or before something comes for the run.
+    /// There is nothing to do before that time, or before an event for the run arrives.
     Waits(Option<DateTime<Utc>>),
     Left(Release),
     Stuck(WriteError),
 }
 
-/// Drives the run, whatever happens, to its end or until it is left.
+/// Drives the run to its end, or until it is released.
 pub(super) async fn drive(executor: Executor, assignment: Assignment, signals: RunSignals) {
     let (run_id, lease_token) = (assignment.run_id.clone(), assignment.lease_token);
-    // A caller's id if it has one, so that the agent's log can be found from theirs.
+    // The correlation id of the start request, if it has one, so that the agent's log can be found from the caller's.
     let correlation_id = id::correlation_id(assignment.correlation_id.as_deref());
     let workflow_name = assignment.workflow_name.clone();
     let (started, elapsed_before) = (Instant::now(), assignment.elapsed);
@@ -90,7 +90,7 @@ pub(super) async fn drive(executor: Executor, assignment: Assignment, signals: R
         traceparent: trace::of_run(&run_id, assignment.traceparent.as_deref()),
     });
     let driver = Driver { executor: executor.clone(), run_id: run_id.clone(), lease_token, of, stop, signals, begins };
-    // A task of its own, so that a panic ends this run and nothing else.
+    // The run has its own task, so that a panic ends this run and nothing else.
     let result = tokio::spawn(driver.clone().run(assignment, correlation_id).instrument(span.clone())).await;
     let count = |ended: RunStatus| {
         let labels = [("status", ended.as_str().to_owned()), ("organization_id", organization_label.clone())];
@@ -101,13 +101,13 @@ pub(super) async fn drive(executor: Executor, assignment: Assignment, signals: R
     };
     match result.unwrap_or(Err(Release::Broken)) {
         Ok(status) => count(status),
-        Err(Release::Lost) => span.in_scope(|| tracing::info!("run {run_id} is left: it is not ours any more")),
+        Err(Release::Lost) => span.in_scope(|| tracing::info!("run {run_id} is released: the lease is lost")),
         Err(Release::Parked) => span.in_scope(|| tracing::info!("run {run_id} is parked")),
-        Err(Release::HandedBack) => span.in_scope(|| tracing::info!("run {run_id} is handed back")),
+        Err(Release::HandedBack) => span.in_scope(|| tracing::info!("run {run_id} is released: the process stops")),
         Err(left @ (Release::Broken | Release::Slow)) => {
             let reason = if left == Release::Slow { database::too_slow() } else { INTERNAL_ERROR.to_owned() };
             span.in_scope(|| tracing::error!("run {run_id} failed: {reason}"));
-            // If not even this can be written, the sweep finds the run again.
+            // If even this cannot be written, the sweep finds the run again.
             if let Ok(status) = driver.end(Err(reason.into())).await {
                 count(status);
             }
@@ -122,10 +122,10 @@ struct Driver {
     run_id: String,
     lease_token: Uuid,
     of: Arc<ObservedRun>,
-    /// The run is to be left alone.
+    /// Cancelled when the driver must stop and release the run.
     stop: CancellationToken,
     signals: RunSignals,
-    /// Statements that begin to wait, of which some may be under way when the run is given up.
+    /// Statements that begin a wait. Some may be under way when the run is released.
     begins: TaskTracker,
 }
 
@@ -164,8 +164,8 @@ impl Driver {
         let run = Run::new(self.executor.clone(), claim, names, signals, (plan, earlier), self.begins.clone());
         run.close_orphans();
 
-        // Everything of the run is polled here, one after the other: its steps first, so that what they have to write
-        // gathers before it is written, and so that all of them have been asked before the run is found to wait.
+        // One task polls all parts of the run, one after the other. The steps come first: so their changes collect
+        // before they are written, and each step was polled before the run is found to wait.
         let mut writing = pin!(run.ledger.write_out(&self.executor.journal, &self.stop));
         let steps = async {
             if assignment.before != Progress::Nothing {
@@ -179,7 +179,7 @@ impl Driver {
             () = self.executor.give_up.cancelled() => Outcome::Left(Release::HandedBack),
             () = run.broken.notified() => Outcome::Left(Release::Broken),
             why = run.budget.exceeded() => Outcome::Ended(Err(why.into())),
-            // The last answers may have come together with the end.
+            // The last outputs may have exceeded the budget at the very end.
             result = steps => Outcome::Ended(run.budget.excess().map_or(result, |why| Err(why.into()))),
             Err(stuck) = &mut writing => Outcome::Stuck(stuck),
             () = run.watch_events() => Outcome::AtRest,
@@ -199,7 +199,8 @@ impl Driver {
             }
             Outcome::Ended(result) => Some(result),
         };
-        // What a step that was given up has asked to begin is there, or not, before all that is open is closed.
+        // A statement of a dropped step may still begin an attempt. Its result is known before all open attempts are
+        // closed.
         self.begun().await?;
         let status = status.map(|result| {
             let finished = finished(result);
@@ -228,7 +229,7 @@ impl Driver {
         }
     }
 
-    /// Lets the run go until then, or until something comes for it.
+    /// Parks the run until that time, or until an event for it arrives.
     async fn park(&self, wake_at: Option<DateTime<Utc>>) -> Result<RunStatus, Release> {
         let parked = self
             .database(|| {
@@ -242,7 +243,7 @@ impl Driver {
         Err(if parked { Release::Parked } else { Release::Lost })
     }
 
-    /// What was done before, with the outputs that are still needed; or why the run cannot go on.
+    /// Earlier execution, with the outputs that are still needed; or the reason why the run cannot continue.
     async fn earlier(&self, interrupted: bool, plan: &Plan) -> Result<Result<PreviousExecution, String>, Release> {
         let RunBudget { steps, memory_bytes, .. } = self.executor.run_budget;
         let limit = i64::try_from(steps.saturating_add(1)).unwrap_or(i64::MAX);
@@ -273,7 +274,7 @@ impl Driver {
         Ok(Ok(earlier))
     }
 
-    /// The answer of the database, however long it is away.
+    /// Repeats a statement until the database answers, however long it is down.
     async fn database<T, F>(&self, statement: impl Fn() -> F) -> Result<T, Release>
     where
         T: Send + 'static,
@@ -290,7 +291,7 @@ impl Driver {
         database::answer(&self.run_id, || self.executor.database(&statement), pause).await
     }
 
-    /// Waits until nothing more is about to begin.
+    /// Waits until no further attempt can begin.
     async fn begun(&self) -> Result<(), Release> {
         self.begins.close();
         tokio::select! {
@@ -301,7 +302,7 @@ impl Driver {
         }
     }
 
-    /// Ends a run of which nothing else is to be written.
+    /// Ends a run that has nothing else to write.
     async fn end(&self, result: Result<(), RunFailure>) -> Result<RunStatus, Release> {
         self.begun().await?;
         let finished = finished(result);
@@ -324,12 +325,12 @@ impl Driver {
         }
     }
 
-    /// Ends the run because of changes that the database refuses, with all that is good in them.
+    /// Ends the run because the database refuses some changes. The valid parts of the changes are written.
     async fn fail_refused(&self, refused: Vec<Change>) -> Result<RunStatus, Release> {
         self.begun().await?;
         let mut cause = None;
         for change in refused {
-            // Of an end and a begin of different rows either may be the bad one.
+            // If the end and the begin are of different rows, either can be the invalid one.
             let is_one_row = matches!((&change.ended, &change.begun), (Some(end), Some(begin)) if end.id == begin.id);
             let begun = if is_one_row { None } else { change.begun };
             let Some(ended) = change.ended.filter(|_| !is_one_row) else {
@@ -351,7 +352,7 @@ impl Driver {
         if self.submit(change).await?.is_some() { Err(Release::Broken) } else { Ok(RunStatus::Failed) }
     }
 
-    /// Writes a begin alone. The run's end closes it.
+    /// Writes a begin alone. The end of the run closes it.
     async fn keep_begin(
         &self,
         begun: Option<db::executions::StepBegin>,
@@ -372,7 +373,7 @@ impl Driver {
         Change { run_id, lease_token: self.lease_token, of, ended: None, begun: None, finished: None }
     }
 
-    /// Hands one change to the journal. Returns it if the database refuses it.
+    /// Submits one change to the journal. Returns it if the database refuses it.
     async fn submit(&self, change: Change) -> Result<Option<Change>, Release> {
         match self.executor.journal.write(vec![change], &self.stop).await {
             Written::Done(_) => Ok(None),

@@ -1,5 +1,5 @@
-//! What earlier executions of the run have done: a run that was retried or taken over repeats only what has not
-//! succeeded, and one that was parked goes on as if it had not been.
+//! Previous executions of the run. A run that was retried or taken over repeats only the steps that have not succeeded;
+//! one that was parked continues without any repeat.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -12,71 +12,71 @@ use serde_json::value::RawValue;
 use super::steps::step_path;
 use crate::{db::executions::EarlierStep, workflow::Plan};
 
-/// Rows and bytes of outputs, as they are stored, that are read by one statement.
+/// Maximum rows, and bytes of outputs as they are stored, that one statement reads.
 const PORTION_ROWS: usize = 200;
 const PORTION_BYTES: i64 = 1 << 20;
 
-/// Which of the earlier completions count for a step.
+/// Reuse policy: which completions of previous executions a step may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReusePolicy {
-    /// None: something before it was done anew, and its input may be another one.
+    /// None: a step before this one was executed again, so the input may differ.
     Nothing,
-    /// Those that began after the last retry, which asked for the step to be repeated.
+    /// Only attempts that began after the last retry, which requested a repeat of the step.
     AfterRetry,
-    /// All.
+    /// All completions.
     Everything,
 }
 
-/// An attempt that has begun and not ended.
+/// Open attempt: it has begun and not ended.
 pub(super) struct OpenAttempt {
-    /// The row.
+    /// Id of the step row.
     pub(super) id: String,
-    /// Since it began.
+    /// Time since it began.
     pub(super) age: Duration,
 }
 
-/// See the module.
+/// State of the previous executions of a run.
 #[derive(Default)]
 pub(super) struct PreviousExecution {
-    /// The step of the main chain that the last retry named.
+    /// Step of the main chain that the last retry named.
     resume_from_step: Option<String>,
-    /// By place.
+    /// Latest attempts, by step path.
     latest: Mutex<Latest>,
-    /// The age of the first attempt at each place, if the run was parked.
+    /// Age of the first attempt at each step path, if the run was parked.
     ages: BTreeMap<String, Duration>,
-    /// How many rows there are, and about how many bytes in them.
+    /// Number of rows, and their approximate size in bytes.
     rows: u64,
     bytes: u64,
 }
 
-/// What became of the latest attempt at each place.
+/// Result of the latest attempt at each step path.
 #[derive(Default)]
 struct Latest {
     completed: HashMap<String, Completed>,
-    /// The cause, if it is final.
+    /// Cause of a final failure.
     failed: HashMap<String, String>,
     open: HashMap<String, OpenAttempt>,
-    /// The attempt that was interrupted and not ended since: the id of its row, the first one's if it was interrupted
-    /// again and again, and whether it began after the last retry.
+    /// Attempts that were interrupted and not ended since: the id of the row (of the first attempt, if it was
+    /// interrupted several times), and whether it began after the last retry.
     interrupted: HashMap<String, (String, bool)>,
 }
 
-/// An attempt that was completed.
+/// Completed attempt.
 struct Completed {
-    /// The row.
+    /// Id of the step row.
     id: String,
     step_id_of_block: Option<String>,
-    /// As it is stored, perhaps compressed.
+    /// Size of the output as stored, perhaps compressed.
     bytes: i64,
-    /// Null until it is read, and if nobody needs it.
+    /// Output of the step. Null until it is read, and if it is not needed.
     output: Box<RawValue>,
-    /// It began after the last retry.
+    /// Whether the attempt began after the last retry.
     is_after_retry: bool,
 }
 
 impl PreviousExecution {
-    /// From rows in the order of their begin. The failures of a run that was `interrupted` are not final, and what it
-    /// had open is over, except what waits for something outside of it.
+    /// From rows in the order of their begin. If the run was `interrupted`, its failures are not final, and its open
+    /// attempts are over, except those that wait for something external.
     pub(super) fn new(rows: Vec<EarlierStep>, interrupted: bool) -> Self {
         let mut earlier = Self::default();
         let mut latest = Latest::default();
@@ -123,18 +123,18 @@ impl PreviousExecution {
         self.latest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The retry asked for this step of the main chain and all that follow to be repeated.
+    /// Whether the retry requested a repeat from this step of the main chain on.
     pub(super) fn is_redone_from(&self, step_id: &str) -> bool {
         self.resume_from_step.as_deref() == Some(step_id)
     }
 
-    /// The step at this place was completed, or is under way.
+    /// Whether the step at this path was completed, or is under way.
     pub(super) fn has(&self, path: &str) -> bool {
         let latest = self.latest();
         latest.completed.contains_key(path) || latest.open.contains_key(path)
     }
 
-    /// Takes out the output of what was completed at this place. Each place is met once.
+    /// Takes the output of the completed step at this path. Each path is used once.
     pub(super) fn take(&self, path: &str, reuse: ReusePolicy) -> Option<Box<RawValue>> {
         if reuse == ReusePolicy::Nothing {
             return None;
@@ -143,23 +143,23 @@ impl PreviousExecution {
         (is_after_retry || reuse == ReusePolicy::Everything).then_some(output)
     }
 
-    /// How many rows there are.
+    /// Number of rows.
     pub(super) fn rows(&self) -> u64 {
         self.rows
     }
 
-    /// About how many bytes are in the rows.
+    /// Approximate number of bytes in the rows.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// The rows whose outputs the plan's steps can still need, in portions that are good to be read at once: those that
-    /// some step refers to, and what blocks that have not completed are to put out.
+    /// Rows whose outputs the plan's steps can still need, in portions of one statement each: the outputs to which a
+    /// step refers, and those that incomplete blocks include in their own outputs.
     pub(super) fn needed(&self, plan: &Plan) -> Vec<Vec<String>> {
         let uses = plan.last_uses();
         let chain: HashMap<&str, usize> = plan.main_path().enumerate().map(|(position, id)| (id, position)).collect();
         let latest = self.latest();
-        // What only completed steps refer to was used already.
+        // An output to which only completed steps refer is not needed any more.
         let is_to_be_made = |id: &str| !latest.completed.contains_key(id) || self.is_redone_from(id);
         let first = plan.main_path().position(is_to_be_made).unwrap_or(chain.len());
         let is_needed = |path: &str, completed: &Completed| {
@@ -188,7 +188,7 @@ impl PreviousExecution {
         portions
     }
 
-    /// Adds outputs, by the rows' ids.
+    /// Sets outputs, by the ids of the rows.
     pub(super) fn fill(&self, outputs: HashMap<String, Box<RawValue>>) {
         let mut outputs = outputs;
         for completed in self.latest().completed.values_mut() {
@@ -198,36 +198,36 @@ impl PreviousExecution {
         }
     }
 
-    /// Takes out why what was done at this place has failed for good.
+    /// Takes the cause of the final failure at this path.
     pub(super) fn take_failure(&self, path: &str) -> Option<String> {
         self.latest().failed.remove(path)
     }
 
-    /// Takes out what is open inside of a block that has completed, by place: it was given up while it began, and
-    /// whoever was to close it has died.
+    /// Takes the open attempts inside of completed blocks, by step path. Such an attempt was abandoned while it began,
+    /// and the executor that had to close it died.
     pub(super) fn take_orphans(&self) -> Vec<(String, OpenAttempt)> {
         let mut latest = self.latest();
         let Latest { completed, open, .. } = &mut *latest;
         open.extract_if(|path, _| blocks_around(path).any(|block| completed.contains_key(block))).collect()
     }
 
-    /// Takes out the attempt that is open at this place.
+    /// Takes the open attempt at this path.
     pub(super) fn take_open(&self, path: &str) -> Option<OpenAttempt> {
         self.latest().open.remove(path)
     }
 
-    /// For how long the attempt at this place has been open.
+    /// Age of the open attempt at this path.
     pub(super) fn open_age(&self, path: &str) -> Duration {
         self.latest().open.get(path).map(|open| open.age).unwrap_or_default()
     }
 
-    /// Since the first attempt below this place, of those that are not older than `at_most`.
+    /// Age of the first attempt below this path, without those older than `at_most`.
     pub(super) fn age_below(&self, prefix: &str, at_most: Duration) -> Duration {
         let below = self.ages.range(prefix.to_owned()..).take_while(|(path, _)| path.starts_with(prefix));
         below.map(|(_, age)| *age).filter(|age| *age <= at_most).max().unwrap_or_default()
     }
 
-    /// Takes out the id of the attempt that was interrupted at this place, and is now made again with the same input.
+    /// Takes the id of the interrupted attempt at this path, which is now repeated with the same input.
     pub(super) fn take_interrupted(&self, path: &str, reuse: ReusePolicy) -> Option<String> {
         let taken = self.latest().interrupted.remove(path);
         let (id, is_after_retry) = taken.filter(|_| reuse != ReusePolicy::Nothing)?;
@@ -235,7 +235,7 @@ impl PreviousExecution {
     }
 }
 
-/// The places of the blocks that a place is inside of.
+/// Step paths of the blocks that contain this path.
 fn blocks_around(path: &str) -> impl Iterator<Item = &str> {
     // `<block>/<branch>/<block>/<branch>/<step>`
     path.match_indices('/').step_by(2).map(|(end, _)| &path[..end])
@@ -246,7 +246,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_blocks_around_a_place_are_every_other_part_of_it() {
+    fn the_blocks_around_a_step_path_are_every_other_part_of_it() {
         let blocks = |path| blocks_around(path).collect::<Vec<_>>();
         assert_eq!(blocks("outer/3/fork/north/ask"), ["outer", "outer/3/fork"]);
         assert_eq!(blocks("ask"), [""; 0]);

@@ -1,9 +1,9 @@
-//! From Kafka's records to claimed runs.
+//! Consumer loop: from Kafka's records to claimed runs.
 //!
-//! A record's offset is stored once its effect is committed: the claim, the finding that there is nothing to claim,
-//! or the dead letter of what cannot be used, with the end of the run that waits for it. If it dies before that, the record comes again, and the guard of the
-//! claim makes the repeat harmless. While all places are taken, or the database is away, records wait here and then
-//! in Kafka; the group membership and the cancellations go on.
+//! A record's offset is stored once its effect is committed: the claim, the result that there is nothing to claim, or
+//! the dead letter of an unusable record together with the failure of the run that waits for it. If the process dies
+//! before, the record is redelivered, and the condition of the claim makes the repeat harmless. While no slot is free,
+//! or the database is down, records wait here and then in Kafka; the group membership and the cancellations continue.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -38,41 +38,41 @@ use crate::{
     },
 };
 
-/// Runs claimed in one statement.
+/// Maximum number of runs claimed in one statement.
 const MAX_CLAIMED: usize = 200;
-/// Bytes of plans and inputs claimed in one statement, unless a single record is larger.
+/// Maximum bytes of plans and inputs claimed in one statement, unless a single record is larger.
 const MAX_CLAIMED_BYTES: usize = 4 << 20;
-/// Records held back here: above this pair, reading is paused; below the half of it, it goes on. The half is work for
-/// longer than the half second that librdkafka takes to read again after a pause. Among what is held, workflows take
-/// turns: so large may a burst of one be that keeps nobody else waiting.
+/// Maximum records, and bytes, held in memory. Above either limit reading is paused; below half of both it resumes.
+/// Half is enough work for the half second that librdkafka takes to read again after a pause. The workflows of held
+/// records take turns, so a burst of one workflow up to this size delays no other.
 const MAX_HELD: usize = 100_000;
 const MAX_HELD_BYTES: usize = 32 << 20;
-/// Records read before they are worked on.
+/// Maximum number of records read before they are processed.
 const MAX_READ: usize = 500;
-/// What is said of a record that the database refuses.
+/// Explanation for a record that the database refuses.
 const REFUSED: &str = "the database refuses its plan, input or ids";
-/// After errors of the consumer. Short: while brokers are away it reports many, and what comes after them in its
-/// queue, such as the partitions that are assigned, waits until they are read.
+/// Pause after errors of the consumer. It is short: while brokers are down the consumer reports many errors, and later
+/// events in its queue, such as assigned partitions, wait until they are read.
 const KAFKA_PAUSE: Duration = Duration::from_millis(10);
 
-/// See the module.
+/// Consumer loop for execution requests and cancellations.
 pub(super) struct Intake {
     executor: Executor,
     consumer: Arc<Consumer>,
     queue: Queue,
-    /// Those whose turn it is.
+    /// Requests that are next to be claimed.
     waiting: VecDeque<PendingRequest>,
-    /// The wait for the next place, kept until it comes: whoever takes up parked runs waits for places too.
+    /// Future of the next slot. It is kept until it is ready, since resuming parked runs waits for slots too.
     next_slots: Option<BoxFuture<'static, Slots>>,
-    /// The places that came.
+    /// Slots that became free.
     slots: Option<Slots>,
     executions: Flow,
     cancels: Flow,
     cancellations: Cancellations,
     dead_letters: DeadLetters,
-    /// Records that the database refuses, until they have been read again to become dead letters.
+    /// Records that the database refused, until they are read again to become dead letters.
     refused: HashSet<Position>,
-    /// So many requests are claimed one by one, because the database refused one among them.
+    /// Number of requests that are still claimed one by one, because the database refused one of them.
     singles: usize,
     failures: u32,
     retry_at: Option<Instant>,
@@ -133,7 +133,7 @@ impl Intake {
         }
     }
 
-    /// Does what can be done with what was read.
+    /// Processes the records that were read, as far as possible.
     async fn process(&mut self) -> Result<(), db::Error> {
         self.cancellations.process(&self.executor, &self.consumer).await?;
         self.claim().await?;
@@ -171,12 +171,13 @@ impl Intake {
     }
 
     fn note_broken(&mut self, error: &KafkaError) {
-        // That no broker answers is told by who watches the client.
-        let is_told = matches!(error.rdkafka_error_code(), Some(Code::AllBrokersDown | Code::BrokerTransportFailure));
-        if is_told || std::mem::replace(&mut self.is_broken, true) {
+        // The watch of the client reports that no broker answers.
+        let is_reported =
+            matches!(error.rdkafka_error_code(), Some(Code::AllBrokersDown | Code::BrokerTransportFailure));
+        if is_reported || std::mem::replace(&mut self.is_broken, true) {
             tracing::debug!("Kafka cannot be read: {error}");
         } else {
-            tracing::warn!("Kafka cannot be read, and is tried again: {error}");
+            tracing::warn!("Kafka cannot be read, retrying: {error}");
         }
     }
 
@@ -194,7 +195,7 @@ impl Intake {
             Err(error) => Some((InvalidRecord { code: error.code(), text: error.to_string() }, None)),
         };
         if let Some((fault, request)) = found {
-            // One that names no run is nobody's, whatever its key says.
+            // A request without a run id has no run, whatever its key says.
             let request = request.filter(|request| !request.run_id.is_empty());
             self.dead_letters.push(position, &raw, &fault, request);
             return;
@@ -205,16 +206,16 @@ impl Intake {
                 self.queue.push(PendingRequest::new(position, sent_at, bytes, traceparent, request));
             }
             Ok(Message::Cancellation(request)) => self.cancellations.push(position, bytes, request),
-            // Found to be a dead letter above.
+            // It was found to be a dead letter above.
             Err(_) => {}
         }
     }
 
-    /// Claims what waits, as far as there are places.
+    /// Claims waiting requests, as far as there are slots.
     async fn claim(&mut self) -> Result<(), db::Error> {
         loop {
             if self.is_empty() {
-                // Places that nobody here needs are for others.
+                // Without requests the slots are released.
                 (self.slots, self.next_slots) = (None, None);
                 return Ok(());
             }
@@ -238,7 +239,7 @@ impl Intake {
                 self.waiting.push_back(next);
             }
             if self.waiting.is_empty() {
-                // Whose requests wait has as many places as it may have.
+                // The organisations of all waiting requests have used up their shares.
                 let executor = self.executor.clone();
                 let next = async move {
                     ends.changed().await.ok();
@@ -267,7 +268,7 @@ impl Intake {
         }
     }
 
-    /// How many of the first requests go into one statement: each run once.
+    /// Number of the first requests that go into one statement, each run once.
     fn batch_size(&self, limit: usize) -> usize {
         let (mut seen, mut bytes) = (HashSet::new(), 0);
         let fitting = self.waiting.iter().take(limit).take_while(|request| {
@@ -278,7 +279,7 @@ impl Intake {
         fitting.count()
     }
 
-    /// Starts what was claimed among the first `count` requests and is done with all of them.
+    /// Starts the runs that were claimed among the first `count` requests, and removes all of these requests.
     async fn start(
         &mut self,
         count: usize,
@@ -294,14 +295,14 @@ impl Intake {
             self.consumer.done(request.position);
             let Some(row) = claimed.remove(&request.run_id) else {
                 let run_id = &request.run_id;
-                tracing::debug!(run_id, "the request is a duplicate, or run {run_id} is not to be executed");
+                tracing::debug!(run_id, "the request is a duplicate, or run {run_id} must not be executed");
                 continue;
             };
             if self.cancellations.take_pending(&row.run_id) {
                 cancelled.push(row.run_id);
                 continue;
             }
-            // There are at least as many places as requests.
+            // There are at least as many slots as requests.
             let Some(slot) = slots.take_one() else { break };
             let assignment = Assignment {
                 run_id: row.run_id,
@@ -320,23 +321,23 @@ impl Intake {
             self.executor.start_run(assignment, owner, slot);
         }
         if !cancelled.is_empty() {
-            // Should this fail, the sweep takes the run up: a cancellation without a row was a weak one anyway.
-            let nobody = vec![None; cancelled.len()];
+            // If this fails, the sweep resumes the run. Such a cancellation without a row was not guaranteed anyway.
+            let unknown = vec![None; cancelled.len()];
             let pool = self.executor.pool.clone();
-            db::bounded(
-                async move { executions::cancel(&mut *pool.acquire().await?, &cancelled, &nobody, &nobody).await },
-            )
+            db::bounded(async move {
+                executions::cancel(&mut *pool.acquire().await?, &cancelled, &unknown, &unknown).await
+            })
             .await?;
         }
         Ok(())
     }
 
-    /// Has the first request read again, to become a dead letter as it was sent. Those behind it in its partition
-    /// come again too, and are found to be claimed.
+    /// Reads the first request again, so that it becomes a dead letter as it was sent. The records behind it in its
+    /// partition are read again too, and found to be claimed.
     fn refuse(&mut self) {
         let Some(PendingRequest { position, .. }) = self.waiting.pop_front() else { return };
         if self.refused.len() >= MAX_HELD {
-            // Of partitions that have gone to other members meanwhile.
+            // The refused records of partitions that belong to other members now.
             self.refused.clear();
         }
         self.refused.insert(position);
@@ -347,7 +348,7 @@ impl Intake {
         self.waiting.is_empty() && self.queue.len() == 0
     }
 
-    /// Keeps what waits here within bounds. Requests wait for places, all else only for the database.
+    /// Limits the waiting records by pausing topics. Requests wait for slots, all others only for the database.
     fn pause_or_resume(&mut self) {
         let records = self.cancellations.len() + self.dead_letters.len();
         let bytes = self.cancellations.bytes() + self.dead_letters.bytes();
@@ -356,7 +357,7 @@ impl Intake {
     }
 }
 
-/// Whether a topic is read.
+/// Flow control of a topic.
 struct Flow {
     topic: Topic,
     is_paused: bool,
@@ -367,8 +368,8 @@ impl Flow {
         Self { topic, is_paused: false }
     }
 
-    /// Stops reading while too much is held, and goes on once half of it is gone. Asked again on every record above the
-    /// bound, since a rebalance resumes.
+    /// Pauses reading while too much is held, and resumes it at half of that. Repeats the pause on every record above
+    /// the limit, since a rebalance resumes reading.
     fn turn(&mut self, consumer: &Consumer, records: usize, bytes: usize) {
         let is_full = records >= MAX_HELD || bytes >= MAX_HELD_BYTES;
         let has_room = records <= MAX_HELD / 2 && bytes <= MAX_HELD_BYTES / 2;
@@ -383,7 +384,7 @@ impl Flow {
     }
 }
 
-/// What is waited for, if anything is.
+/// Awaits the future, if there is one.
 async fn next(slots: &mut Option<BoxFuture<'static, Slots>>) -> Slots {
     match slots {
         Some(slots) => slots.await,

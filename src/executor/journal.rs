@@ -1,12 +1,12 @@
-//! The journal: the writes of all drivers, in batches of one statement and one commit. What one driver hands over is
-//! written at once or not at all.
+//! Journal: writes the changes of all drivers, in batches of one statement and one commit. The changes that one driver
+//! submits together are written together or not at all.
 //!
-//! Large jobs take the database long: numbers half a second for each MiB. They have a queue and writers of their own,
-//! so that no small one waits behind them, and an organisation has one at a time there. A statement that takes longer
-//! than its time-out is repeated a few times; then the run fails, since it would never be written.
+//! Large jobs take the database long: JSON with many numbers takes half a second for each MiB. They have a queue and
+//! writers of their own, so that no small job waits behind them, and each organisation has one large job at a time. A
+//! statement that exceeds its time-out is repeated a few times; then the run fails, since it would never be written.
 //!
-//! Drivers may be stopped at any moment; the statements run here, in tasks that nobody stops, so that no connection
-//! is left in an unknown state. While the database is away a change waits, until its run is given up.
+//! Drivers may be stopped at any moment. The statements run in separate tasks that are never stopped, so no connection
+//! is left in an unknown state. While the database is down a change waits, until its run is released.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -25,29 +25,29 @@ use crate::{
     offload::OrganizationPermits,
 };
 
-/// Tasks of a lane that write, each with a connection of its own: while one waits for its commit, the next batch
-/// gathers.
+/// Number of writer tasks of a lane, each with its own connection: while one waits for its commit, the next batch
+/// collects.
 const WRITERS: usize = 2;
-/// Bytes of inputs and outputs in one statement, unless a single change is larger.
+/// Maximum bytes of inputs and outputs in one statement, unless a single change is larger.
 const MAX_BATCH_BYTES: usize = 4 << 20;
 /// Bytes of inputs and outputs from which on a job is large.
 const LARGE_JOB_BYTES: usize = 256 << 10;
 
-/// A queue with writers of its own.
+/// Lane: a queue with its own writers.
 #[derive(Clone, Copy)]
 struct Lane {
-    /// Runs in one statement.
+    /// Maximum number of runs in one statement.
     max_batch: usize,
-    /// Otherwise they are held only while there is something to write.
+    /// Whether connections are kept. Otherwise they are held only while there is something to write.
     keeps_connections: bool,
     statement_timeout: Duration,
-    /// How often a statement for several runs may take longer, before each of them is written alone.
+    /// Number of time-outs of a statement for several runs, before each run is written alone.
     max_timeouts: u32,
-    /// The same for one run, before it fails.
+    /// Number of time-outs of a statement for one run, before the run fails.
     max_timeouts_alone: u32,
 }
 
-/// What takes long here takes long because the database is overloaded: that may last a while.
+/// Small jobs are slow only if the database is overloaded, which may last a while.
 const SMALL: Lane = Lane {
     max_batch: 200,
     keeps_connections: true,
@@ -63,37 +63,37 @@ const LARGE: Lane = Lane {
     max_timeouts: 1,
     max_timeouts_alone: 3,
 };
-/// For the other statements of a write.
+/// Time for the other statements of a write.
 const TIME_AROUND_STATEMENT: Duration = Duration::from_secs(3);
 
-/// An agent's name, and the version of its row; `None`: there is none.
+/// An agent's name and the version of its row; `None`: there is none.
 pub(super) type AgentSeen = (String, Option<i64>);
 
-/// What became of a run's changes.
+/// Result of writing a run's changes.
 #[derive(Debug)]
 pub(super) enum Written {
-    /// They are committed, and this is what the agents were by then which their steps call.
+    /// Committed. The list has the version at that time of each agent that their steps call.
     Done(Vec<AgentSeen>),
-    /// The run is no longer held, or is to be left alone: nothing was written.
+    /// The lease is lost, or the driver must stop: nothing was written.
     Lost,
-    /// The database refuses a value in them: here they are back.
+    /// The database refuses a value in these changes, which are returned.
     Refused(Vec<Change>),
-    /// The statement took longer than its time-out, again and again.
+    /// The statement exceeded its time-out again and again.
     Slow,
-    /// Something is wrong with this program or the schema. It was logged.
+    /// A defect of this program or the schema. It was logged.
     Failed,
 }
 
 struct Job {
-    /// All of one run, at least one.
+    /// Changes of one run, at least one.
     changes: Vec<Change>,
     stop: CancellationToken,
     answer: oneshot::Sender<Written>,
-    /// Of its organisation, if it is large.
+    /// Turn of its organisation, if the job is large.
     turn: Option<OwnedSemaphorePermit>,
 }
 
-/// Cheap to clone.
+/// Handle of the journal. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Journal {
     small: mpsc::Sender<Job>,
@@ -101,17 +101,17 @@ pub(super) struct Journal {
     large_turns: Arc<OrganizationPermits>,
 }
 
-/// A job that is not written yet, as it is counted.
-struct Patience;
+/// Guard that counts a waiting job in the metric.
+struct WaitingJob;
 
-impl Patience {
+impl WaitingJob {
     fn new() -> Self {
         metrics::gauge!("executor_journal_waiting").increment(1);
         Self
     }
 }
 
-impl Drop for Patience {
+impl Drop for WaitingJob {
     fn drop(&mut self) {
         metrics::gauge!("executor_journal_waiting").decrement(1);
     }
@@ -127,7 +127,7 @@ impl Journal {
         done: &CancellationToken,
     ) -> Self {
         let start = |lane: Lane| {
-            // Not bounded: each driver has at most one job in it.
+            // The queue is not bounded: each driver has at most one job in it.
             let (queue, jobs) = batch::queue(Semaphore::MAX_PERMITS);
             for _ in 0..WRITERS {
                 let writer = Writer {
@@ -144,16 +144,16 @@ impl Journal {
         Self { small: start(SMALL), large: start(LARGE), large_turns: Arc::new(OrganizationPermits::new(1)) }
     }
 
-    /// Writes changes of one run, in their order, however long the database is away, unless `stop` is cancelled.
+    /// Writes changes of one run, in their order. Waits while the database is down, unless `stop` is cancelled.
     pub(super) async fn write(&self, changes: Vec<Change>, stop: &CancellationToken) -> Written {
-        let _waiting = Patience::new();
+        let _waiting = WaitingJob::new();
         let organization = changes.first().map(|change| change.of.organization.clone());
         let (queue, turn) = match organization.filter(|_| bytes_of(&changes) >= LARGE_JOB_BYTES) {
             None => (&self.small, None),
             Some(organization) => tokio::select! {
                 biased;
                 () = stop.cancelled() => return Written::Lost,
-                // Turns are never refused here.
+                // A turn is never refused here.
                 turn = self.large_turns.take(&organization) => (&self.large, turn.ok()),
             },
         };
@@ -171,7 +171,7 @@ struct Writer {
     pool: db::Pool,
     connection: Option<db::PooledConnection>,
     monitoring: Option<Monitoring>,
-    /// The process ends, with or without the database.
+    /// Cancelled when the process ends, with or without the database.
     give_up: CancellationToken,
 }
 
@@ -187,7 +187,7 @@ impl batch::Writer for Writer {
         bytes_of(&job.changes)
     }
 
-    /// Writes a batch and answers all of it.
+    /// Writes a batch and answers all of its jobs.
     async fn write(&mut self, batch: Vec<Job>) {
         metrics::histogram!("executor_journal_batch_size")
             .record(f64::from(u32::try_from(batch.len()).unwrap_or(u32::MAX)));
@@ -212,10 +212,11 @@ impl batch::Writer for Writer {
             } else if stop.is_cancelled() && !is_poisoned {
                 Written::Lost
             } else {
-                // Lost, locked by somebody, or a neighbour of a bad one: alone it will show.
+                // Lost, locked by another transaction, or refused because of another run in the batch: writing it alone
+                // shows which.
                 self.write_alone(of_run.to_vec(), &stop).await
             };
-            // Nobody waits if the process is torn down.
+            // If the process is torn down, the receiver is gone.
             drop(answer.send(outcome));
         }
     }
@@ -248,7 +249,7 @@ impl Writer {
         }
     }
 
-    /// Repeats the statement until it succeeds, or fails for good, or has taken too long too often, or nobody wants it
+    /// Repeats the statement until it succeeds, fails for good, has exceeded its time-out too often, or is not needed
     /// any more.
     async fn write_until(
         &mut self,
@@ -326,7 +327,7 @@ impl Writer {
             Ok((connection, result))
         })
         .await?;
-        // After such an error it is in whatever state, and the next statement gets another one.
+        // After such an error the state of the connection is unknown, and the next statement uses another one.
         if !matches!(result, Err(db::Error::Unavailable(_) | db::Error::Bug(_))) {
             self.connection = Some(connection);
         }
@@ -334,7 +335,7 @@ impl Writer {
     }
 }
 
-/// The agent that a change has seen, if a step begins in it that calls one.
+/// The agent that a change has seen, if a step that calls an agent begins in it.
 fn seen(agent_name: Option<String>, version: Option<i64>) -> Option<AgentSeen> {
     agent_name.filter(|name| !name.is_empty()).map(|name| (name, version))
 }

@@ -1,9 +1,9 @@
-//! What one run has to write, in order: steps that run side by side add to it, and one job of it at a time is with
-//! the journal. While that is on its way the next one gathers, so that many steps share a statement. A job has a
-//! bounded number of bytes; what is more goes out in several jobs, one after the other.
+//! Ledger: the write buffer of one run. It keeps the changes in order. Concurrent steps add to it, and the journal has
+//! one job of it at a time. Meanwhile the next job collects, so that many steps share a statement. A job has a bounded
+//! number of bytes; larger writes are split into several jobs, one after the other.
 //!
-//! Adding never waits. A step that must not go on before its begin is stored waits for [`Ledger::written`]; ends are
-//! written with the next begin, or when somebody asks by [`Ledger::nudge`].
+//! Adding never waits. A step that must not continue before its begin is stored waits for [`Ledger::written`]. Ends are
+//! written with the next begin, or after [`Ledger::request_flush`].
 
 use std::{
     collections::BTreeMap,
@@ -21,26 +21,26 @@ use crate::{
     permits::Permit,
 };
 
-/// Changes that gather without being asked for: blocks that call nobody would fill the memory otherwise.
+/// Maximum number of changes that collect without a flush. Otherwise blocks that call no agents would fill the memory.
 const MAX_PENDING: usize = 200;
-/// The same for bytes of inputs and outputs.
+/// The same limit for bytes of inputs and outputs.
 const MAX_PENDING_BYTES: usize = 4 << 20;
-/// Bytes of inputs and outputs in one job, unless a single row has more.
+/// Maximum bytes of inputs and outputs in one job, unless a single row has more.
 const MAX_JOB_BYTES: usize = 4 << 20;
 
-/// Why nothing more can be written.
+/// Reason why nothing more can be written.
 pub(super) enum WriteError {
-    /// The run is no longer held.
+    /// The lease is lost.
     Lost,
-    /// Something is wrong with this program.
+    /// A defect of this program.
     Broken,
-    /// The database takes too long for it, again and again.
+    /// The statements exceed their time-out again and again.
     Slow,
     /// The database refuses a value in these changes.
     Refused(Vec<Change>),
 }
 
-/// See the module.
+/// Write buffer of one run.
 pub(super) struct Ledger {
     run_id: String,
     lease_token: Uuid,
@@ -52,24 +52,24 @@ pub(super) struct Ledger {
 #[derive(Default)]
 struct State {
     pending: Vec<Change>,
-    /// Of these, how many are asked for, from the first one on.
+    /// Number of pending changes to write now, from the first one on.
     due: usize,
-    /// Told when so many of these, from the first one on, are written.
+    /// Channels to notify, each when that number of pending changes, from the first one on, is written.
     waiting: Vec<(usize, oneshot::Sender<()>)>,
-    /// The rows that have begun and not ended, by place.
+    /// Open rows, which have begun and not ended, by step path.
     open: BTreeMap<String, OpenStep>,
-    /// The ends of rows whose begin is still under way.
+    /// Ends of rows whose begin is still under way.
     early: Vec<EndedAttempt>,
-    /// The agents that were called, as the last begin of a step that calls them has seen them: the version of the row,
-    /// if there is one.
+    /// Agents that were called, with the version of the row as of the last begin of a step that calls them; `None`:
+    /// there is no row.
     agents: BTreeMap<String, Option<i64>>,
 }
 
-/// A row that has begun and not ended.
+/// Open row: it has begun and not ended.
 struct OpenStep {
     id: String,
     of: Option<AgentStep>,
-    /// A statement that begins it is under way elsewhere: it is not to end before that.
+    /// Whether a separate statement that begins it is under way. Its end is written after that.
     is_beginning: bool,
 }
 
@@ -86,14 +86,14 @@ impl OpenStep {
 }
 
 impl State {
-    /// Adds a change before others, to whatever those at its place belong to.
+    /// Inserts a change before others. It counts as due, and as waited for, if the change at its index does.
     fn insert(&mut self, index: usize, change: Change) {
         self.pending.insert(index, change);
         let counts = self.waiting.iter_mut().map(|(count, _)| count).chain([&mut self.due]);
         counts.filter(|count| **count >= index).for_each(|count| *count += 1);
     }
 
-    /// Takes out the next job, of what is due, and those that are told when it is written.
+    /// Takes the next job out of the due changes, with the channels to notify when it is written.
     fn take_job(&mut self) -> (Vec<Change>, Vec<oneshot::Sender<()>>) {
         let (mut taken, mut bytes) = (0, 0);
         while taken < self.due {
@@ -110,9 +110,9 @@ impl State {
             }
         }
         self.due -= taken;
-        let told = self.waiting.extract_if(.., |(count, _)| *count <= taken).map(|(_, done)| done).collect();
+        let notified = self.waiting.extract_if(.., |(count, _)| *count <= taken).map(|(_, done)| done).collect();
         self.waiting.iter_mut().for_each(|(count, _)| *count -= taken);
-        (self.pending.drain(..taken).collect(), told)
+        (self.pending.drain(..taken).collect(), notified)
     }
 }
 
@@ -130,12 +130,12 @@ impl Ledger {
         Change { run_id, lease_token: self.lease_token, of, ended: None, begun: None, finished: None }
     }
 
-    /// Of the claim.
+    /// Lease of the claim.
     pub(super) fn lease_token(&self) -> Uuid {
         self.lease_token
     }
 
-    /// An attempt begins at this place.
+    /// Adds the begin of an attempt at this step path.
     pub(super) fn begin(&self, path: &str, begun: StepBegin) {
         let mut state = self.state();
         state.open.insert(path.to_owned(), OpenStep::new(&begun));
@@ -146,19 +146,19 @@ impl Ledger {
         }
     }
 
-    /// An attempt is open at this place that began before.
+    /// Adds an attempt at this step path that began before.
     pub(super) fn adopt(&self, path: &str, id: &str) {
         self.state().open.insert(path.to_owned(), OpenStep { id: id.to_owned(), of: None, is_beginning: false });
     }
 
-    /// An attempt is about to begin at this place by a statement of its own, which has the result until it is over. If
-    /// the attempt ends before that, its end is written after it.
+    /// Registers an attempt that a separate statement is about to begin at this step path. The result is held until the
+    /// statement is over. If the attempt ends earlier, its end is written after the statement.
     pub(super) fn beginning(self: &Arc<Self>, path: &str, id: &str) -> PendingBegin {
         self.state().open.insert(path.to_owned(), OpenStep { id: id.to_owned(), of: None, is_beginning: true });
         PendingBegin { ledger: Arc::clone(self), path: path.to_owned(), id: id.to_owned() }
     }
 
-    /// The attempt at this place ends; `call`: its agent was called so; `memory`: of its output.
+    /// Adds the end of the attempt at this step path. `call`: the call of its agent; `memory`: permit of its output.
     pub(super) fn end(&self, path: &str, end: StepEnd, call: Option<AgentCall>, memory: Option<Permit>) {
         let mut state = self.state();
         if let Some(open) = state.open.remove(path) {
@@ -168,19 +168,19 @@ impl Ledger {
         }
     }
 
-    /// An attempt fails before it has begun. It gets no row; observers are told.
+    /// Adds an attempt that failed before it began. It gets no row; observers are notified.
     pub(super) fn fail_unbegun(&self, row: &StepBegin, cause: &str) {
         let ended = OpenStep::new(row).end(StepEnd::Failed(cause.to_owned()), None);
         self.add_end(&mut self.state(), ended);
     }
 
-    /// All attempts that are open below this place end so; of an empty one, all of the run.
+    /// Ends all open attempts below this step path; with an empty path, all of the run.
     pub(super) fn close(&self, below: &str, end: &StepEnd) {
         let mut state = self.state();
         let from_there = state.open.range(below.to_owned()..);
         let paths: Vec<String> =
             from_there.map(|(path, _)| path.clone()).take_while(|path| path.starts_with(below)).collect();
-        // From inside to outside, as blocks end.
+        // Nested attempts end before the blocks around them.
         for path in paths.iter().rev() {
             if let Some(open) = state.open.remove(path) {
                 self.add_end_of(&mut state, open.is_beginning, open.end(end.clone(), None));
@@ -188,7 +188,7 @@ impl Ledger {
         }
     }
 
-    /// Adds the end of what was open, which `state` has no more.
+    /// Adds the end of an attempt that was removed from `state.open`.
     fn add_end_of(&self, state: &mut State, is_beginning: bool, ended: EndedAttempt) {
         if is_beginning {
             state.early.push(ended);
@@ -201,7 +201,7 @@ impl Ledger {
         let is_its_begin = |change: &Change| change.begun.as_ref().is_some_and(|begun| begun.id == ended.id);
         match state.pending.iter().rposition(is_its_begin) {
             None => state.pending.push(Change { ended: Some(ended), ..self.change() }),
-            // Not even begun for the database yet: begin and end become one row, which belong into one change.
+            // The begin is not written yet. Begin and end become one row, which must be in one change.
             Some(index) => {
                 if let Some(other) = state.pending[index].ended.replace(ended) {
                     let other = Change { ended: Some(other), ..self.change() };
@@ -211,7 +211,7 @@ impl Ledger {
         }
     }
 
-    /// The run ends.
+    /// Adds the end of the run.
     pub(super) fn finish(&self, finished: FinishedRun) {
         let mut state = self.state();
         match state.pending.last_mut() {
@@ -220,12 +220,12 @@ impl Ledger {
         }
     }
 
-    /// Asks that what is pending be written soon.
+    /// Requests that pending changes be written soon.
     pub(super) fn request_flush(&self) {
         self.wanted.notify_one();
     }
 
-    /// Waits until all that was added so far is committed. Something has to poll [`Ledger::write_out`] meanwhile.
+    /// Waits until all changes added so far are committed. [`Ledger::write_out`] must be polled meanwhile.
     pub(super) async fn written(&self) {
         let (done, is_done) = oneshot::channel();
         {
@@ -234,19 +234,19 @@ impl Ledger {
             state.waiting.push((count, done));
         }
         self.request_flush();
-        // Without an answer there is no one left who drives the run.
+        // Without an answer the driver of the run has ended.
         if is_done.await.is_err() {
             std::future::pending::<()>().await;
         }
     }
 
-    /// The version of the agent's row, as of the last begin that was written of a step which calls it; `None`: it does
-    /// not exist, or there is no such begin.
+    /// The version of the agent's row, as of the last written begin of a step that calls it; `None`: it does not exist,
+    /// or there is no such begin.
     pub(super) fn agent_version(&self, name: &str) -> Option<i64> {
         self.state().agents.get(name).copied().flatten()
     }
 
-    /// Waits, if too much is pending.
+    /// Waits while too much is pending.
     pub(super) async fn keep_small(&self) {
         let is_large = {
             let pending = &self.state().pending;
@@ -257,8 +257,8 @@ impl Ledger {
         }
     }
 
-    /// Writes what is asked for until something prevents it. Not to be dropped while the run is to be written to:
-    /// what it has handed to the journal would race with what comes after.
+    /// Writes due changes until an error prevents it. It must not be dropped while the run is still written to: the job
+    /// that it has submitted to the journal would race with later ones.
     pub(super) async fn write_out(
         &self,
         journal: &Journal,
@@ -271,7 +271,7 @@ impl Ledger {
                 state.due = state.pending.len();
             }
             loop {
-                let (changes, told) = self.state().take_job();
+                let (changes, notified) = self.state().take_job();
                 if !changes.is_empty() {
                     match journal.write(changes, stop).await {
                         Written::Done(agents) => self.state().agents.extend(agents),
@@ -284,8 +284,8 @@ impl Ledger {
                         }
                     }
                 }
-                for done in told {
-                    // Whoever waited may have been given up.
+                for done in notified {
+                    // The waiting step may have been abandoned.
                     done.send(()).ok();
                 }
                 if self.state().due == 0 {
@@ -296,7 +296,7 @@ impl Ledger {
     }
 }
 
-/// See [`Ledger::beginning`].
+/// Guard of a begin by a separate statement; see [`Ledger::beginning`].
 pub(super) struct PendingBegin {
     ledger: Arc<Ledger>,
     path: String,
@@ -304,7 +304,7 @@ pub(super) struct PendingBegin {
 }
 
 impl PendingBegin {
-    /// The attempt has begun. Repeats of the statement that may be under way do nothing more.
+    /// Marks the attempt as begun. Repeats of the statement that may be under way change nothing.
     pub(super) fn has_begun(&self) {
         let mut state = self.ledger.state();
         if let Some(open) = state.open.get_mut(&self.path).filter(|open| open.id == self.id) {
@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ends_before_its_begin_is_written_is_one_change() {
+    fn an_attempt_that_ends_before_its_begin_is_written_is_one_change() {
         let ledger = ledger();
         ledger.begin("a", begun("a"));
         ledger.state().pending.clear();
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ends_while_it_begins_elsewhere_is_ended_after_that() {
+    fn an_end_waits_for_a_begin_by_another_statement() {
         let ledger = Arc::new(ledger());
         let statement = Arc::new(ledger.beginning("f/a/x", "x"));
         let repeated = Arc::clone(&statement);
@@ -412,7 +412,7 @@ mod tests {
         assert_eq!(pending(&ledger).len(), 2);
     }
 
-    /// A begin with an input of about so many MiB.
+    /// A begin with an input of about that number of MiB.
     fn large(id: &str, mib: usize) -> StepBegin {
         StepBegin { input: to_raw(&"x".repeat(mib << 20)), ..begun(id) }
     }
@@ -421,39 +421,39 @@ mod tests {
         StepEnd::Completed(to_raw(&"x".repeat(mib << 20)))
     }
 
-    /// What is pending in the jobs in which it goes out, each with how many are told after it.
+    /// The pending jobs in order, each with the number of channels that are notified after it.
     fn jobs(ledger: &Ledger) -> Vec<(String, usize)> {
         let mut state = ledger.state();
         state.due = state.pending.len();
         let mut jobs = Vec::new();
         while state.due > 0 {
-            let (changes, told) = state.take_job();
+            let (changes, notified) = state.take_job();
             assert!(changes.iter().map(Change::bytes).sum::<usize>() <= MAX_JOB_BYTES || changes.len() == 1);
-            jobs.push((changes.iter().map(shown).collect::<Vec<_>>().join(" "), told.len()));
+            jobs.push((changes.iter().map(shown).collect::<Vec<_>>().join(" "), notified.len()));
         }
         jobs
     }
 
-    fn is_told_of(ledger: &Ledger) -> impl Future<Output = ()> + '_ {
-        let mut told = Box::pin(ledger.written());
-        assert!((&mut told).now_or_never().is_none());
-        told
+    fn is_notified(ledger: &Ledger) -> impl Future<Output = ()> + '_ {
+        let mut notified = Box::pin(ledger.written());
+        assert!((&mut notified).now_or_never().is_none());
+        notified
     }
 
     #[test]
-    fn what_is_more_than_one_job_goes_out_in_several_in_order() {
+    fn changes_for_more_than_one_job_are_split_in_order() {
         let ledger = ledger();
         ledger.begin("a", large("a", 3));
-        let first = is_told_of(&ledger);
+        let first = is_notified(&ledger);
         ledger.end("a", completed(3), None, None);
         for id in ["b", "c", "d"] {
             ledger.begin(id, large(id, 1));
             ledger.end(id, failed(), None, None);
         }
-        let all = is_told_of(&ledger);
+        let all = is_notified(&ledger);
         ledger.finish(FinishedRun { status: crate::run::RunStatus::Completed, error_message: None, failure: None });
         let jobs = jobs(&ledger);
-        let shown: Vec<_> = jobs.iter().map(|(job, told)| (job.as_str(), *told)).collect();
+        let shown: Vec<_> = jobs.iter().map(|(job, notified)| (job.as_str(), *notified)).collect();
         assert_eq!(shown, [("+a", 0), ("-a", 1), ("-b +b -c +c -d +d .", 1)]);
         drop((first, all));
     }
@@ -465,7 +465,7 @@ mod tests {
         ledger.state().pending.clear();
         ledger.end("a", completed(16), None, None);
         ledger.begin("b", large("b", 3));
-        let all = is_told_of(&ledger);
+        let all = is_notified(&ledger);
         assert_eq!(jobs(&ledger), [("-a".to_owned(), 0), ("+b".to_owned(), 1)]);
         drop(all);
     }

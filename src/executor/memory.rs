@@ -1,8 +1,9 @@
-//! Memory for the values of all runs: inputs, answers and outputs. Permits are counted in bytes.
+//! Memory limit for the values of all runs: inputs, answers and outputs. Permits are counted in bytes.
 //!
-//! A step waits for room before it makes its input and before it reads a large answer, and fails when nothing is given
-//! back meanwhile: those who wait may hold it all. What a run keeps for its later steps is counted and never waits, so a
-//! run that has its values gets on. Values below [`COUNTED_BYTES`] are neither counted nor wait for anything.
+//! A step waits for memory before it resolves its input and before it reads a large answer. It fails if nothing is
+//! released meanwhile, since the waiting steps may hold all of the memory. Outputs that a run keeps for later steps are
+//! counted and never wait, so a run that has its values makes progress. Values below [`COUNTED_BYTES`] are neither
+//! counted nor wait.
 
 use std::time::Duration;
 
@@ -11,16 +12,16 @@ use crate::{
     permits::{Holder, Holders, Permit, Permits, Scope},
 };
 
-/// Values of fewer bytes do not count.
+/// Size from which on values are counted.
 pub(super) const COUNTED_BYTES: usize = 64 << 10;
-/// Whoever waits for room gives up when nothing was given back for so long.
+/// Maximum wait for memory while none is released.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What a step is told that finds no room.
+/// Error of a step for which there is no memory.
 pub(super) const OUT_OF_MEMORY: &str =
-    "the executor is out of memory for it: other inputs and outputs hold what there is (MAX_EXECUTOR_MEMORY_BYTES)";
+    "the executor has no memory left for this step: other inputs and outputs use all of it (MAX_EXECUTOR_MEMORY_BYTES)";
 
-/// The memory of an executor. Cheap to clone.
+/// Memory of an executor. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Memory {
     permits: Permits,
@@ -28,24 +29,24 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// So many bytes in all, of which one organisation has three quarters at most.
+    /// A limit of `bytes` in all, of which one organisation may have three quarters.
     pub(super) fn new(bytes: u64) -> Self {
         Self { permits: Permits::new(bytes, [(Scope::Organization, bytes / 4 * 3)]), patience: PATIENCE }
     }
 
-    /// What an organisation has of it.
+    /// Share of an organisation.
     pub(super) fn of(&self, organization: &OrganizationId) -> Share {
         let holder = Holder::new(Scope::Organization, organization.as_str());
         Share { memory: self.clone(), holders: Holders::new(holder, None) }
     }
 
-    /// Bytes that are held.
+    /// Number of bytes held.
     pub(super) fn held(&self) -> u64 {
         self.permits.held_by_all()
     }
 }
 
-/// The memory of an organisation.
+/// Memory of one organisation.
 #[derive(Clone)]
 pub(super) struct Share {
     memory: Memory,
@@ -53,17 +54,17 @@ pub(super) struct Share {
 }
 
 impl Share {
-    /// A permit for a value that is held already.
+    /// Permit for a value that is already in memory.
     pub(super) fn hold(&self, bytes: usize) -> Permit {
         self.memory.permits.take(self.holders, counted(bytes))
     }
 
-    /// How long to wait for room while nothing is given back.
+    /// Maximum wait for memory while none is released.
     pub(super) fn patience(&self) -> Duration {
         self.memory.patience
     }
 
-    /// A permit for a value as soon as there is room for it.
+    /// Permit for a value, as soon as there is memory for it.
     pub(super) async fn room(&self, bytes: usize) -> Result<Permit, String> {
         let mut permit = self.hold(0);
         match counted(bytes) {
@@ -77,7 +78,7 @@ impl Share {
     }
 }
 
-/// As a permit for a value of so many bytes.
+/// Permit amount for a value of that number of bytes.
 pub(super) fn counted(bytes: usize) -> u64 {
     if bytes < COUNTED_BYTES { 0 } else { u64::try_from(bytes).unwrap_or(u64::MAX) }
 }
@@ -95,7 +96,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_organisation_holds_all_and_what_is_given_back_goes_to_who_waits() {
+    async fn no_organisation_holds_all_and_released_memory_goes_to_a_waiter() {
         let memory = Memory::new(40 << 20);
         let (a, b) = (share(&memory, "a"), share(&memory, "b"));
         let first = a.room(20 * MIB).now_or_never().expect("room").expect("room");
@@ -111,10 +112,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_for_what_is_not_given_back_is_told_so() {
+    async fn a_waiter_fails_when_no_memory_is_released() {
         let memory = Memory { patience: Duration::ZERO, ..Memory::new(40 << 20) };
         let (a, b) = (share(&memory, "a"), share(&memory, "b"));
-        // What is held already is counted, however much it is.
+        // Values that are already in memory are counted, whatever their size.
         let held = (a.hold(30 * MIB), b.hold(20 * MIB));
         for share in [&a, &share(&memory, "c")] {
             assert!(share.room(MIB).await.is_err_and(|refusal| refusal.contains("MAX_EXECUTOR_MEMORY_BYTES")));

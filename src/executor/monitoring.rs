@@ -1,11 +1,11 @@
-//! Tells observers of steps and runs, on the topic of monitoring updates: at least once, and at little cost.
+//! Monitoring updates: notifies observers of steps and runs, on a topic of their own, at least once and at little cost.
 //!
 //! The journal's statement leaves a row in `monitoring_outbox` with all the updates that it causes, for however many
-//! runs it writes. After the commit they are sent from memory, and the row is deleted, many at a time. If it dies here,
-//! or did not have the room to keep them, another executor takes the row and sends it again: an observer may see an
-//! update twice, and then later ones before it.
+//! runs it writes. After the commit the updates are sent from memory, and the rows are deleted in batches. If the
+//! process dies, or has no room in memory for the updates, another executor takes the row and sends it again. An
+//! observer may see an update twice, and then later ones before it.
 //!
-//! Runs never wait for it. While Kafka is away rows gather; above [`MAX_BACKLOG`] updates are not kept any more.
+//! Runs never wait for updates. While Kafka is down rows collect; above [`MAX_BACKLOG`] further updates are dropped.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -36,24 +36,24 @@ use crate::{
     trace,
 };
 
-/// Rows kept for observers. A row has the updates of one statement, up to some hundred kilobytes.
+/// Maximum number of rows kept for observers. A row has the updates of one statement, up to some hundred kilobytes.
 pub(super) const MAX_BACKLOG: i64 = 100_000;
-/// Updates that this process has in memory; what is above waits in the table.
+/// Maximum number of updates that this process has in memory. Further ones wait in the table.
 const MAX_HELD: usize = 10_000;
-/// Updates sent at a time.
+/// Maximum number of updates sent at a time.
 const MAX_SENT: usize = 2000;
-/// Rows taken at a time.
+/// Maximum number of rows taken at a time.
 const MAX_TAKEN: i64 = 50;
-/// How often rows are looked for that nobody has in memory.
+/// Interval of the sweeps for unowned rows.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
-/// Sweeps between two counts of the rows.
+/// Number of sweeps between two counts of the rows.
 const COUNT_EVERY: u32 = 5;
-/// After a failed attempt to send or to delete.
+/// Pause after a failed attempt to send or to delete.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// At the end of the process, for what is still to be sent.
+/// Time at the end of the process for updates that are still to be sent.
 const FLUSH: Duration = Duration::from_secs(2);
 
-/// Cheap to clone.
+/// Handle of the monitoring updates. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Monitoring(Arc<Shared>);
 
@@ -69,10 +69,10 @@ struct Shared {
     is_full: AtomicBool,
 }
 
-/// The updates of a row.
+/// Updates of one row.
 struct Batch {
     id: Uuid,
-    /// `None`: as the row says, if it is there.
+    /// Updates in memory; `None`: they must be read from the row, if it exists.
     updates: Option<Vec<Update>>,
 }
 
@@ -88,15 +88,15 @@ struct Update {
     value: String,
 }
 
-/// What a statement is about to leave.
+/// Updates that a statement is about to write.
 pub(super) struct PreparedUpdates {
     pub(super) row: Arc<Row>,
     updates: Vec<Update>,
 }
 
 impl PreparedUpdates {
-    /// What is to be sent once the statement has written the changes of these runs; `None`: nothing. One that was
-    /// repeated may have written more the first time, for runs that it ended then: the row says what.
+    /// Updates to send after the statement has written the changes of these runs; `None`: there are none. A repeated
+    /// statement may have written more the first time, for runs that it ended then, so its row must be read.
     fn into_batch(self, held: &[&str], is_repeated: bool) -> Option<Batch> {
         let Self { row, mut updates } = self;
         if is_repeated {
@@ -108,7 +108,7 @@ impl PreparedUpdates {
 }
 
 impl Monitoring {
-    /// Starts the loops; `None` if nobody is to be told. They end once `settled` is cancelled.
+    /// Starts the loops; `None` if there is no topic of monitoring updates. The loops end once `settled` is cancelled.
     pub(super) fn start(
         kafka: &config::Kafka,
         pool: db::Pool,
@@ -135,7 +135,7 @@ impl Monitoring {
         Ok(Some(monitoring))
     }
 
-    /// What these changes tell observers; `None`: nothing, or there is no room for it.
+    /// Updates for these changes; `None`: there are none, or there is no room for them.
     pub(super) fn prepare(&self, changes: &[Change]) -> Option<PreparedUpdates> {
         let (mut texts, mut updates) = (Vec::with_capacity(changes.len()), Vec::new());
         for change in changes {
@@ -163,7 +163,8 @@ impl Monitoring {
         Some(PreparedUpdates { row: Arc::new(Row { id, owner, updates: texts }), updates })
     }
 
-    /// The statement was committed, for these runs; `is_repeated`: and perhaps before, for others too.
+    /// Sends the updates of a committed statement for these runs. `is_repeated`: an earlier commit may have had other
+    /// runs.
     pub(super) fn committed(&self, prepared: PreparedUpdates, held: &[&str], is_repeated: bool) {
         let (id, owner) = (prepared.row.id, prepared.row.owner);
         if owner.is_none() {
@@ -175,7 +176,7 @@ impl Monitoring {
         }
     }
 
-    /// The statement failed. Should it have been committed all the same, a sweep finds the row.
+    /// Drops the updates of a failed statement. If it was committed nevertheless, a sweep finds the row.
     pub(super) fn failed(&self, prepared: &PreparedUpdates) {
         self.known().remove(&prepared.row.id);
     }
@@ -202,7 +203,7 @@ impl Monitoring {
             tokio::select! {
                 biased;
                 () = async { self.read(&mut waiting).await; self.send(&waiting).await } => {}
-                // What is not sent by then is an orphan.
+                // Rows with updates that are not sent by then are unowned.
                 () = async { settled.cancelled().await; tokio::time::sleep(FLUSH).await } => return,
             }
             self.0.held.fetch_sub(count, Ordering::Relaxed);
@@ -213,7 +214,7 @@ impl Monitoring {
         }
     }
 
-    /// Reads what only the table knows, however long it takes.
+    /// Reads updates that are only in the table, however long it takes.
     async fn read(&self, batches: &mut [Batch]) {
         for batch in batches.iter_mut().filter(|batch| batch.updates.is_none()) {
             batch.updates = loop {
@@ -224,7 +225,10 @@ impl Monitoring {
                 });
                 match found.await {
                     Ok(updates) => break Some(updates),
-                    Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "read later: {error}"),
+                    Err(error) => tracing::debug!(
+                        error = &error as &dyn std::error::Error,
+                        "monitoring updates are read later: {error}"
+                    ),
                 }
                 tokio::time::sleep(RETRY_PAUSE).await;
             };
@@ -262,7 +266,10 @@ impl Monitoring {
             let (pool, ids) = (self.0.pool.clone(), ids.clone());
             match db::bounded(async move { db::monitoring::delete(&pool, &ids).await }).await {
                 Ok(()) => return,
-                Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "deleted later: {error}"),
+                Err(error) => tracing::debug!(
+                    error = &error as &dyn std::error::Error,
+                    "monitoring updates are deleted later: {error}"
+                ),
             }
             tokio::time::sleep(RETRY_PAUSE).await;
         }
@@ -283,7 +290,10 @@ impl Monitoring {
         let mut sweeps = 0;
         while !settled.is_cancelled() {
             if let Err(error) = self.sweep_once(sweeps % COUNT_EVERY == 0).await {
-                tracing::debug!(error = &error as &dyn std::error::Error, "no sweep: {error}");
+                tracing::debug!(
+                    error = &error as &dyn std::error::Error,
+                    "the monitoring outbox could not be swept: {error}"
+                );
             }
             sweeps += 1;
             tokio::select! {
@@ -300,11 +310,11 @@ impl Monitoring {
             metrics::gauge!("executor_monitoring_backlog").set(rows as f64);
             let is_full = rows >= MAX_BACKLOG;
             if self.0.is_full.swap(is_full, Ordering::Relaxed) != is_full && is_full {
-                tracing::error!("{MAX_BACKLOG} statements' monitoring updates wait for Kafka; further ones are lost");
+                tracing::error!("updates of {MAX_BACKLOG} statements wait for Kafka; further updates are dropped");
             }
         }
         let Some(owner) = self.0.registration.current() else { return Ok(()) };
-        // Asked before the rows are: one that comes to be known meanwhile is too young to be freed.
+        // Read before the sweep: a row that becomes known later is too young to be freed.
         let known: Vec<Uuid> = self.known().iter().copied().collect();
         let pool = self.0.pool.clone();
         db::bounded(async move { db::monitoring::free(&pool, owner, &known).await }).await?;
@@ -332,7 +342,7 @@ impl Monitoring {
     }
 }
 
-/// The updates of a row: JSON arrays of record values, which we have written.
+/// Updates of a stored row: JSON arrays of record values, written by this service.
 async fn stored(pool: &db::Pool, texts: &[String]) -> Result<Vec<Update>, db::Error> {
     #[derive(Deserialize)]
     struct Named {
@@ -353,7 +363,7 @@ async fn stored(pool: &db::Pool, texts: &[String]) -> Result<Vec<Update>, db::Er
     Ok(values.into_iter().map(update).collect())
 }
 
-/// What a change tells observers, in the order in which it happened. Blocks have no agent, and are nobody's concern.
+/// Updates for a change, in the order of its events. Blocks have no agent and cause no updates.
 fn values(change: &Change) -> Vec<String> {
     let timestamp = Timestamp::now();
     let payload = |step_id, step_name, status, metadata| {
@@ -398,7 +408,7 @@ fn values(change: &Change) -> Vec<String> {
             MonitoringMetadata { failed_step, error: cause, error_message: cause, ..MonitoringMetadata::default() };
         payload(MonitoringPayload::WORKFLOW, &change.of.workflow_name, run.status.as_str(), metadata)
     });
-    // One row that is both begins first; of two rows, the one that ends made way for the other.
+    // If both are of one row, the begin comes first. Of two rows, the ended one made room for the other.
     let is_one_row = matches!((&change.ended, &change.begun), (Some(end), Some(begin)) if end.id == begin.id);
     let steps = if is_one_row { [begun, ended] } else { [ended, begun] };
     steps.into_iter().chain([finished]).flatten().collect()
@@ -415,7 +425,7 @@ mod tests {
         PreparedUpdates { row, updates: vec![update("ends"), update("goes-on")] }
     }
 
-    /// The runs in it, or that the row says so.
+    /// Runs in the batch, or a note that the row must be read.
     fn pending_run_ids(batch: Option<Batch>) -> Vec<String> {
         let Some(batch) = batch else { return Vec::new() };
         let row = || vec!["as the row says".to_owned()];
@@ -423,12 +433,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sent_is_what_was_written_also_if_the_statement_was_repeated() {
+    fn written_updates_are_sent_also_if_the_statement_was_repeated() {
         let both = ["ends", "goes-on"];
         assert_eq!(pending_run_ids(prepared().into_batch(&both, false)), both);
         assert_eq!(pending_run_ids(prepared().into_batch(&both[..1], false)), both[..1]);
         assert!(pending_run_ids(prepared().into_batch(&[], false)).is_empty());
-        // The first commit's answer was lost: of the run that it ended the repeat knows nothing any more.
+        // The answer to the first commit was lost, and the repeat does not know the run that it ended.
         for held in [&both[1..], &[]] {
             assert_eq!(pending_run_ids(prepared().into_batch(held, true)), ["as the row says"]);
         }

@@ -1,6 +1,6 @@
-//! Execution requests that wait for a place: each organisation in turn; of its requests those of a higher priority
-//! first, and of equal ones each workflow in turn. So neither an organisation nor a workflow whose runs come by the
-//! thousand keeps the others waiting.
+//! Fair queue of execution requests that wait for a slot. Organisations take turns. Within an organisation the highest
+//! priority comes first, and within a priority workflows take turns. So no organisation and no workflow with thousands
+//! of runs delays the others.
 
 use std::{
     cmp::Reverse,
@@ -18,12 +18,12 @@ use crate::{
     input::{member, text},
 };
 
-/// What a request takes beside its input and its plan.
+/// Bytes of a request in addition to its input and its plan.
 const OVERHEAD_BYTES: usize = 512;
-/// Plans that are looked for among those that wait already; at most twice as many are remembered.
+/// Number of waiting plans that are compared with new ones; at most twice as many are remembered.
 const KNOWN_PLANS: usize = 2048;
 
-/// The queue.
+/// Fair queue.
 pub(super) struct Queue {
     organizations: RoundRobin<OrganizationId, Classes>,
     plans: Cache<u64, Known>,
@@ -34,11 +34,11 @@ pub(super) struct Queue {
 /// The requests of one organisation, by priority and workflow.
 type Classes = BTreeMap<Reverse<u8>, RoundRobin<Arc<str>, VecDeque<PendingRequest>>>;
 
-/// Those who take turns, each with what it has.
+/// Round robin over keys with their entries.
 struct RoundRobin<K, T> {
-    /// None of them is empty.
+    /// Entries by key; none is empty.
     all: HashMap<K, T>,
-    /// Whose turn it is. Each is there once.
+    /// Keys in the order of their turns, each once.
     next: VecDeque<K>,
 }
 
@@ -49,7 +49,7 @@ impl<K, T> Default for RoundRobin<K, T> {
 }
 
 impl<K: Clone + Eq + Hash, T: Default> RoundRobin<K, T> {
-    /// What that one has, to be added to.
+    /// Entry of a key, to be added to.
     fn of(&mut self, name: &K) -> &mut T {
         if !self.all.contains_key(name) {
             self.next.push_back(name.clone());
@@ -57,7 +57,7 @@ impl<K: Clone + Eq + Hash, T: Default> RoundRobin<K, T> {
         self.all.entry(name.clone()).or_default()
     }
 
-    /// Takes from the one whose turn it is, of those who may have one.
+    /// Takes an element of the next key for which `may_have` holds.
     fn take<R>(
         &mut self,
         may_have: impl FnMut(&K) -> bool,
@@ -77,11 +77,11 @@ impl<K: Clone + Eq + Hash, T: Default> RoundRobin<K, T> {
     }
 }
 
-/// A plan that some requests have in common.
+/// Plan that several requests share.
 #[derive(Clone)]
 struct Known {
     plan: Weak<RawValue>,
-    line: Arc<str>,
+    workflow: Arc<str>,
 }
 
 impl Default for Queue {
@@ -91,26 +91,26 @@ impl Default for Queue {
 }
 
 impl Queue {
-    /// How many there are.
+    /// Number of requests.
     pub(super) fn len(&self) -> usize {
         self.count
     }
 
-    /// About the memory that they take.
+    /// Approximate memory of the requests, in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// Adds a request behind the others of its workflow and priority.
     pub(super) fn push(&mut self, mut request: PendingRequest) {
-        let line = self.share_plan(&mut request);
+        let workflow = self.share_plan(&mut request);
         self.count += 1;
         self.bytes += request.bytes;
         let classes = self.organizations.of(&request.organization);
-        classes.entry(Reverse(request.priority)).or_default().of(&line).push_back(request);
+        classes.entry(Reverse(request.priority)).or_default().of(&workflow).push_back(request);
     }
 
-    /// Takes the next one out, of the organisations that may have a place.
+    /// Takes the next request, of the organisations that may have a slot.
     pub(super) fn pop(&mut self, may_have: impl FnMut(&OrganizationId) -> bool) -> Option<PendingRequest> {
         let of_organization = |classes: &mut Classes| {
             let mut first = classes.first_entry()?;
@@ -126,7 +126,7 @@ impl Queue {
         Some(request)
     }
 
-    /// Makes requests with the same plan have it once, and counts what the request takes. Returns its line.
+    /// Stores equal plans once, and counts the memory of the request. Returns the name of its workflow.
     fn share_plan(&mut self, request: &mut PendingRequest) -> Arc<str> {
         let input = request.input.as_ref().map_or(0, |input| input.get().len());
         request.bytes = OVERHEAD_BYTES + input;
@@ -138,13 +138,13 @@ impl Queue {
             && plan.get() == request.plan.get()
         {
             request.plan = plan;
-            return known.line;
+            return known.workflow;
         }
         request.bytes += request.plan.get().len();
-        // All versions of a workflow are one line.
-        let line: Arc<str> = member(&request.plan, "name").and_then(text).unwrap_or_default().into();
-        self.plans.insert(hash, Known { plan: Arc::downgrade(&request.plan), line: Arc::clone(&line) }, 1);
-        line
+        // All versions of a workflow share one turn.
+        let workflow: Arc<str> = member(&request.plan, "name").and_then(text).unwrap_or_default().into();
+        self.plans.insert(hash, Known { plan: Arc::downgrade(&request.plan), workflow: Arc::clone(&workflow) }, 1);
+        workflow
     }
 }
 
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_priority_counts_within_its_organisation_and_who_may_have_no_place_keeps_its_turn() {
+    fn a_priority_counts_within_its_organisation_and_without_a_slot_the_turn_is_kept() {
         let acme = OrganizationId::parse("acme").expect("an id");
         let mut queue = Queue::default();
         for number in 0..3 {

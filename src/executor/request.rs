@@ -1,4 +1,4 @@
-//! An execution request between its reading and its claim.
+//! Execution request, between its reading and its claim.
 
 use std::sync::Arc;
 
@@ -15,16 +15,16 @@ use crate::{
     workflow::Plan,
 };
 
-/// Largest record that is executed: what it takes of the memory while it waits.
+/// Maximum size of a record that is executed, since it uses memory while it waits.
 const MAX_BYTES: usize = 16 << 20;
-/// As the column.
+/// Maximum length of an id, as in its column.
 const MAX_ID_CHARS: usize = 255;
 
-/// A request that waits to be claimed. The token is made once, so that a claim whose answer was lost can be repeated.
+/// Request that waits to be claimed. Its token is created once, so that a claim can be repeated if its answer was lost.
 pub(super) struct PendingRequest {
     pub(super) position: Position,
     pub(super) sent_at: Option<DateTime<Utc>>,
-    /// What it takes of the memory.
+    /// Memory that the request uses, in bytes.
     pub(super) bytes: usize,
     pub(super) lease_token: Uuid,
     pub(super) run_id: String,
@@ -33,9 +33,9 @@ pub(super) struct PendingRequest {
     pub(super) correlation_id: Option<String>,
     pub(super) traceparent: Option<String>,
     pub(super) event_id: Option<Uuid>,
-    /// From 0 to 9.
+    /// Priority from 0 to 9.
     pub(super) priority: u8,
-    /// As the message says.
+    /// Organisation in the message.
     pub(super) organization: OrganizationId,
 }
 
@@ -71,13 +71,13 @@ impl PendingRequest {
     }
 }
 
-/// What makes a record useless, in a word and for people.
+/// Reason why a record cannot be used, as a code and as text.
 pub(super) struct InvalidRecord {
     pub(super) code: &'static str,
     pub(super) text: String,
 }
 
-/// Why a request can neither be stored nor executed, if so.
+/// Reason why a request can neither be stored nor executed, if there is one.
 pub(super) fn fault(request: &ExecutionRequest, bytes: usize) -> Option<InvalidRecord> {
     let invalid = |text| Some(InvalidRecord { code: "invalid_content", text });
     if bytes > MAX_BYTES {
@@ -118,7 +118,7 @@ pub(super) fn columns<'a>(requests: impl Iterator<Item = &'a PendingRequest>) ->
     batch
 }
 
-/// Why this JSON cannot be worked with, if so: it could not be stored.
+/// Reason why this JSON cannot be stored, if there is one.
 fn json_fault(json: &RawValue) -> Option<String> {
     check_json(json.get().as_bytes()).err().map(|fault| fault.to_string())
 }

@@ -1,35 +1,35 @@
-//! Whether and when an attempt is made again. Pure.
+//! Retry decision: whether and when an attempt is repeated. Pure.
 
 use std::time::Duration;
 
 use crate::agent::RetryConfig;
 
-/// Longest pause that anybody may set, 24 days.
+/// Longest pause that a configuration may set, 24 days.
 const MAX_DELAY_MS: u64 = i32::MAX as u64;
-/// First and longest pause between two tries to reach the database.
+/// First and longest pause between two attempts to reach the database.
 const DATABASE_PAUSE: Duration = Duration::from_millis(50);
 const MAX_DATABASE_PAUSE: Duration = Duration::from_secs(1);
 
-/// What an agent's failure says about trying again.
+/// Retry decision of an agent's failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RetryDecision {
-    /// The same request would fail in the same way.
+    /// Never: the same request would fail in the same way.
     Never,
-    /// It may work later.
+    /// Later: the request may succeed then.
     Later,
-    /// The agent says when.
+    /// After the pause that the agent requested.
     After(Duration),
 }
 
-/// The attempts at one step, in all.
+/// Maximum number of attempts at one step.
 pub(super) fn max_attempts(config: &RetryConfig) -> u32 {
-    // 0 is stored by callers who mean no retries; the reference never calls such an agent.
+    // Callers store 0 for no retries; the reference deployment never calls such an agent.
     config.max_retries.max(1)
 }
 
-/// The pause after the failed attempt of that number, counted from 1; `None`: it was the last one. It is
-/// `chance`, from 0 to 1, of the pause that the agent's settings name (full jitter), or what the agent asks for, and
-/// not longer than the time that the run has left.
+/// The pause after the failed attempt of that number, counted from 1; `None`: it was the last one. The pause is the
+/// fraction `chance`, from 0 to 1, of the configured pause (full jitter), or the pause that the agent requested if that
+/// is longer. It is not longer than the time that the run has left.
 pub(super) fn pause(
     config: &RetryConfig,
     attempt: u32,
@@ -43,14 +43,14 @@ pub(super) fn pause(
     let exponent = i32::try_from(attempt.saturating_sub(1)).unwrap_or(i32::MAX);
     let growth = config.backoff_multiplier.max(1.0).powi(exponent);
     let max = Duration::from_millis(config.max_delay_ms.min(MAX_DELAY_MS)).as_secs_f64();
-    // A product that is no number or too large becomes the longest pause.
+    // A product that is not a number or too large becomes the longest pause.
     let secs = (Duration::from_millis(config.initial_delay_ms.min(MAX_DELAY_MS)).as_secs_f64() * growth).min(max);
     let spread = Duration::from_secs_f64(secs * chance);
     let pause = if let RetryDecision::After(wanted) = again { spread.max(wanted) } else { spread };
     Some(pause.min(time_left))
 }
 
-/// The pause after so many failures, less one, to reach the database.
+/// The pause after that number of failures, less one, to reach the database.
 pub(super) fn database_pause(failures: u32) -> Duration {
     (DATABASE_PAUSE * 2_u32.pow(failures.min(10))).min(MAX_DATABASE_PAUSE)
 }

@@ -1,26 +1,26 @@
-//! What an executor knows of itself.
+//! Health status of an executor.
 
 use super::Executor;
 
-/// Follows an executor. Cheap to clone.
+/// Handle for the health of an executor. Cheap to clone.
 #[derive(Clone)]
 pub struct Status(pub(super) Executor);
 
-/// How an executor is.
+/// Health of an executor.
 #[derive(Clone, Copy, Debug)]
 pub struct HealthStatus {
-    /// It may own runs: the database has heard of it lately.
+    /// Whether it may own runs: the database has received a heartbeat lately.
     pub database: bool,
-    /// Kafka answered when it was last asked, which is every second.
+    /// Whether Kafka answered the last check. There is a check every second.
     pub kafka: bool,
-    /// It takes no new runs, and ends.
+    /// Whether it takes no new runs, because it stops.
     pub draining: bool,
-    /// Runs that it drives.
+    /// Number of runs that it drives.
     pub runs: usize,
 }
 
 impl Status {
-    /// How it is now.
+    /// The current health.
     #[must_use]
     pub fn findings(&self) -> HealthStatus {
         let Self(executor) = self;

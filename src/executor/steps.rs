@@ -1,13 +1,13 @@
-//! The steps of a run: each kind in a file of its own, nested in each other to a bounded depth.
+//! Steps of a run, each kind in its own file. Steps are nested to a bounded depth.
 //!
-//! All of a run is one task. A block's branches are futures inside of it (`group`), so that giving up a branch, a
-//! block or the run is dropping a future: nothing of it goes on. What a branch has open in the database then is
-//! closed through the [`Ledger`].
+//! A whole run is one task. A block's branches are futures inside of it (`group`). So dropping a future abandons a
+//! branch, a block or the run, and nothing of it continues. Its open rows in the database are then closed through the
+//! [`Ledger`].
 //!
-//! If it dies here: what had completed, at whatever depth, is not repeated. A block that had not completed is entered
-//! again, and its branches go on after their last completed step. What waits for something `outside` of the run goes on
-//! waiting. The same happens to a run that is parked because nothing else of it is left to do (`activity`), only that its
-//! blocks keep their rows and what has failed stays failed.
+//! If the process dies, completed steps at any depth are not repeated. A block that was not completed is entered again,
+//! and its branches continue after their last completed step. A step that waits for something external (`waits`)
+//! continues to wait. The same applies to a run that is parked because it has nothing else to do (`activity`), except
+//! that its blocks keep their rows and that failed steps stay failed.
 
 mod activity;
 mod agent;
@@ -68,30 +68,29 @@ use crate::{
     workflow::{Plan, Step, StepKind},
 };
 
-/// How deeply blocks may lie inside each other.
+/// Maximum depth of nested blocks.
 const MAX_DEPTH: usize = 16;
-/// Branches of one run that are under way at a time, beside one of each block: what a run may take of memory,
-/// connections and its agents' patience, however its blocks multiply.
+/// Maximum number of concurrent branches of one run, in addition to one of each block. It limits memory, connections
+/// and the load on agents, however many blocks the run has.
 const MAX_CONCURRENT_BRANCHES: usize = 128;
-/// Statements of one run's steps that are under way at a time. They lock the same rows, and would take the connections of
-/// other runs to wait for each other.
+/// Maximum number of concurrent statements of one run's steps. They lock the same rows, so more would only take
+/// connections from other runs to wait for each other.
 const MAX_CONCURRENT_STATEMENTS: usize = 4;
-/// Bytes of the values that a step may refer to, from which on looking through them is left to threads that may take
-/// long.
+/// Bytes of the values that a step may refer to, from which on reading them is offloaded.
 const LARGE_SCOPE_BYTES: usize = 256 << 10;
-/// Bytes of the output of one block: what the database can store well within the journal's statement time-out.
+/// Maximum size of the output of one block: the database can store it well within the journal's statement time-out.
 const MAX_OUTPUT_BYTES: usize = 16 << 20;
-/// Outputs below this size are kept whether later steps refer to them or not: to find that out costs more.
+/// Size below which outputs are kept without a check whether later steps refer to them, since the check costs more.
 const SMALL_BYTES: usize = 4096;
-/// Outputs of one line of steps that are kept before those are looked for that are not needed any more.
+/// Bytes of outputs of one branch from which on outputs that are not needed any more are dropped.
 const KEPT_BYTES: usize = 64 << 10;
-/// Causes that the error of a block repeats, and characters of each.
+/// Maximum number of causes in the error of a block, and characters of each.
 const MAX_CAUSES: usize = 10;
 const MAX_CAUSE_CHARS: usize = 1000;
-/// Longest id of a step row, and longest name of a branch, as their columns.
+/// Maximum length of the id of a step row, and of the name of a branch, as in their columns.
 const MAX_COLUMN_CHARS: usize = 255;
 
-/// A run under way.
+/// Run under way.
 pub(super) struct Run {
     pub(super) executor: Executor,
     pub(super) run_id: String,
@@ -101,27 +100,27 @@ pub(super) struct Run {
     pub(super) ledger: Arc<Ledger>,
     pub(super) earlier: PreviousExecution,
     pub(super) budget: Budget,
-    /// Of the organisation.
+    /// Memory of the organisation.
     memory: Share,
-    /// The position on the main chain of the step that is made, or is next.
+    /// Position on the main chain of the current or next step.
     position: AtomicUsize,
-    /// See [`Plan::last_uses`]; found out when there are outputs for which it matters.
+    /// See [`Plan::last_uses`]; computed when there are outputs for which it matters.
     last_uses: OnceLock<HashMap<String, usize>>,
-    /// Something is wrong with this program.
+    /// Notified of a defect of this program.
     pub(super) broken: Notify,
     signals: RunSignals,
-    /// When its time is over.
+    /// End of the maximum duration.
     deadline: Instant,
     slots: Semaphore,
     /// Permits for statements of the steps.
     statements: Semaphore,
-    /// Of agents.
+    /// Calls of agents under way.
     calls: Calls,
-    /// Steps under way that are to end before a pause.
+    /// Steps under way that must end before a pause.
     leaves: Calls,
     rest: Activity,
     waits: Waits,
-    /// Statements under way that begin to wait; they go on when their step is given up.
+    /// Statements under way that begin a wait; they continue when their step is abandoned.
     begins: TaskTracker,
     has_callbacks: bool,
 }
@@ -165,20 +164,20 @@ impl Run {
         }
     }
 
-    /// Closes what an earlier execution has given up and did not live to close.
+    /// Closes attempts that a previous execution had abandoned when its executor died.
     pub(super) fn close_orphans(&self) {
         for (path, open) in self.earlier.take_orphans() {
             self.ledger.adopt(&path, &open.id);
             self.ledger.end(
                 &path,
-                StepEnd::Skipped("given up: the block around it has completed".to_owned()),
+                StepEnd::Skipped("abandoned: the block around it has completed".to_owned()),
                 None,
                 None,
             );
         }
     }
 
-    /// Makes all steps of the main chain, except those that are done.
+    /// Executes all steps of the main chain, except those that are completed.
     pub(super) async fn main_chain(&self, input: &RawValue) -> Result<(), RunFailure> {
         let mut scope = Scope::new(input);
         if self.has_callbacks {
@@ -198,7 +197,7 @@ impl Run {
         };
         let mut next = Some(self.plan.start_step.as_str());
         let mut is_before = self.plan.main_path().any(|step_id| self.earlier.is_redone_from(step_id));
-        // A valid plan's chain ends; the bound holds whatever the plan says.
+        // The chain of a valid plan ends. The bound holds for any plan.
         for position in 0..=self.plan.steps.len() {
             let Some(step_id) = next else { return Ok(()) };
             self.position.store(position, Ordering::Relaxed);
@@ -206,7 +205,7 @@ impl Run {
                 frame.reuse = ReusePolicy::AfterRetry;
                 is_before = false;
             }
-            // Who asks to go on from a later step asks to go on without this one.
+            // A retry from a later step skips this one.
             if is_before && !self.earlier.has(&step_path::step("", step_id, 0)) {
                 next = self.plan.steps.get(step_id).and_then(|step| step.next_step.as_deref());
                 continue;
@@ -223,8 +222,8 @@ impl Run {
         Err("the workflow plan cannot be executed: its steps never end".to_owned().into())
     }
 
-    /// Makes the steps of a branch one after the other, up to the first that fails. Returns the output of the last
-    /// one; those of all that completed are in the frame's scope, also after a failure.
+    /// Executes the steps of a branch one after the other, up to the first failure. Returns the output of the last
+    /// step. The outputs of all completed steps are in the frame's scope, also after a failure.
     async fn sequence(&self, step_ids: &[String], frame: &mut Frame<'_>) -> Result<Box<RawValue>, String> {
         let mut seen: HashMap<&str, usize> = HashMap::new();
         let mut last = RawValue::NULL.to_owned();
@@ -243,7 +242,7 @@ impl Run {
         Ok(last)
     }
 
-    /// Registers the outputs of a step for what follows it, as far as anything can refer to them.
+    /// Registers the outputs of a step that later steps can refer to.
     fn register(&self, done: Done, step_id: &str, frame: &mut Frame<'_>) {
         let own = std::iter::once((step_id.to_owned(), done.output));
         for (step_id, output) in done.inside.into_iter().chain(own) {
@@ -254,7 +253,8 @@ impl Run {
             if frame.held.bytes() + bytes > frame.forget_at {
                 let forgotten = frame.scope.forget_all_but(|step_id| self.is_wanted(step_id));
                 frame.held.remove(forgotten);
-                // Looked for again when there is a quarter more: what is still needed is not looked at each time.
+                // The next check is when there is a quarter more, so that outputs still needed are not checked each
+                // time.
                 frame.forget_at = KEPT_BYTES.max(frame.held.bytes() / 4 * 5);
             }
             frame.held.add(bytes);
@@ -264,13 +264,13 @@ impl Run {
         }
     }
 
-    /// Whether a step that is still to be made can refer to the output of this one.
+    /// Whether a step that is still to be executed can refer to the output of this one.
     fn is_wanted(&self, step_id: &str) -> bool {
         let last_use = self.last_uses.get_or_init(|| self.plan.last_uses()).get(step_id);
         last_use.is_some_and(|last| *last >= self.position.load(Ordering::Relaxed))
     }
 
-    /// Makes a step, or takes what an earlier execution made of it. Boxed, since a block's steps are made by it too.
+    /// Executes a step, or takes its result from a previous execution. Boxed, since the steps of a block use it too.
     fn step<'a>(&'a self, step_id: &'a str, path: String, frame: &'a Frame<'a>) -> BoxFuture<'a, Result<Done, String>> {
         Box::pin(async move {
             let Some(step) = self.plan.steps.get(step_id) else { return Err("it does not exist".to_owned()) };
@@ -286,9 +286,9 @@ impl Run {
         })
     }
 
-    /// Makes a step within the time that it may take, which goes on while the run is parked.
+    /// Executes a step within its time-out. The time-out continues while the run is parked.
     async fn within_time(&self, step: &Step, path: &str, frame: &Frame<'_>) -> Result<Done, String> {
-        // A callback gives itself up, so that an answer that comes at the same moment counts or is told that it does not.
+        // A callback ends by itself, so that an answer at the same moment either counts or is rejected.
         let limit = step.timeout_seconds.filter(|_| step.kind != StepKind::Callback);
         let Some(secs) = limit else { return self.make(step, path, frame).await };
         let age = self.earlier.open_age(path);
@@ -302,19 +302,19 @@ impl Run {
         result
     }
 
-    /// What the work comes to, unless it takes longer.
+    /// The result of the work, unless it takes longer.
     async fn limited<T>(&self, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
         let _due = self.rest.due(activity::later(limit));
         if let Ok(result) = tokio::time::timeout(limit, work).await {
             return Some(result);
         }
-        // A process that stops, and a run that is paused, begin nothing new, which is no fault of the step.
+        // A stopping process and a paused run begin nothing new, which is not a failure of the step.
         self.gate().await;
         None
     }
 
     async fn make(&self, step: &Step, path: &str, frame: &Frame<'_>) -> Result<Done, String> {
-        // Boxed, so that a block is not as large as what it may consist of, on the stack too, at each depth.
+        // Boxed, so that a block is not as large as all of its possible parts, also on the stack, at each depth.
         match step.kind {
             StepKind::Agent => Box::pin(self.agent(step, path, frame)).await.map(Done::new),
             StepKind::Wait => Box::pin(self.wait(step, path, frame)).await.map(Done::new),
@@ -326,10 +326,10 @@ impl Run {
         }
     }
 
-    /// Makes a step that consists of others, with a row of its own around theirs.
+    /// Executes a block, which has a row of its own around the rows of its steps.
     async fn block(&self, step: &Step, path: &str, frame: &Frame<'_>) -> Result<Done, String> {
         if frame.depth >= MAX_DEPTH {
-            return Err(format!("steps may be nested {MAX_DEPTH} deep, not deeper"));
+            return Err(format!("steps may be nested at most {MAX_DEPTH} deep"));
         }
         let age = self.earlier.open_age(path);
         if self.open_attempt(path).is_none() {
@@ -350,7 +350,7 @@ impl Run {
             StepKind::Loop => self.iterate(&block).await,
             StepKind::ForkJoin => self.fork_join(&block).await,
             StepKind::Agent | StepKind::Wait | StepKind::Callback | StepKind::SubWorkflow => {
-                Err("it is no block".to_owned())
+                Err("it is not a block".to_owned())
             }
         };
         let result = result.and_then(|done| {
@@ -363,12 +363,12 @@ impl Run {
         result
     }
 
-    /// What is made of the values of a scope; where they are large, which takes long, in turn with others.
+    /// Computes something from the values of a scope. With large values this takes long, so it is offloaded.
     async fn with_values<T>(&self, scope: &Scope<'_>, make: impl FnOnce() -> T) -> T {
         self.executor.work(&self.organization, scope.bytes() > LARGE_SCOPE_BYTES, make).await
     }
 
-    /// Ends the attempt at this place; `call`: its agent was called so.
+    /// Ends the attempt at this step path. `call`: the call of its agent.
     fn end(&self, path: &str, result: Result<&RawValue, String>, call: Option<AgentCall>) {
         let (end, memory) = match result {
             Ok(output) => {
@@ -399,7 +399,7 @@ impl Run {
         }
     }
 
-    /// Collects what the steps inside of a completed block have left for the steps after it.
+    /// Collects the outputs of the steps inside a completed block for the steps after it.
     fn recall(&self, step: &Step, path: &str, reuse: ReusePolicy, found: &mut HashMap<String, Box<RawValue>>) {
         for (name, step_ids) in branches(step) {
             let prefix = step_path::branch(path, &name);
@@ -417,8 +417,8 @@ impl Run {
     }
 }
 
-/// The branches of a block whose steps' outputs are seen after it, by name, each with its steps. What a loop's body puts
-/// out is seen inside its iteration alone.
+/// The branches of a block whose outputs later steps can use, by name, each with its steps. The outputs of a loop's
+/// body are visible only in their iteration.
 fn branches(step: &Step) -> Vec<(String, &[String])> {
     match step.kind {
         StepKind::Agent | StepKind::Wait | StepKind::Callback | StepKind::SubWorkflow | StepKind::Loop => Vec::new(),
@@ -441,7 +441,7 @@ fn joined(causes: &[String]) -> String {
     format!("{}{more}", shown.join("; "))
 }
 
-/// The id of a step row: `<run>-<step>-<8 hex digits>`, shortened in the middle if it would not fit its column.
+/// The id of a step row: `<run>-<step>-<8 hex digits>`, shortened in the middle if it is too long for its column.
 fn row_id(run_id: &str, step_id: &str) -> String {
     let suffix = &Uuid::new_v4().simple().to_string()[..8];
     let room = MAX_COLUMN_CHARS - suffix.len() - 1;

@@ -1,5 +1,5 @@
-//! Looking after runs: takes over those whose executor died, takes up those that were parked when their time has come,
-//! leaves those that were cancelled or lost.
+//! Sweep: takes over runs of dead executors, resumes parked runs that are due, and stops driving runs that were
+//! cancelled or whose lease is lost.
 
 use std::time::Duration;
 
@@ -17,15 +17,15 @@ use crate::db::{
     processes,
 };
 
-/// How often runs of dead executors are looked for.
+/// Interval of the sweeps for runs of dead executors.
 const TAKE_OVER_EVERY: Duration = Duration::from_secs(2);
-/// How often parked runs are looked for whose time has come: so late a timer may be.
+/// Interval of the sweeps for parked runs that are due. A timer may be late by this.
 const WAKE_EVERY: Duration = Duration::from_millis(200);
-/// Runs taken up in one statement.
+/// Maximum number of runs resumed in one statement.
 const MAX_WOKEN: usize = 25;
-/// How often it is checked that the active runs are still ours.
+/// Interval of the checks of the leases of active runs.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
-/// Runs taken over in one statement.
+/// Maximum number of runs taken over in one statement.
 const MAX_TAKEN: usize = 20;
 
 impl Executor {
@@ -34,17 +34,17 @@ impl Executor {
         let mut at_a_time = MAX_TAKEN;
         while !self.soft_stop.is_cancelled() {
             let taken = self.take_over_once(at_a_time).await;
-            // Many with large inputs may take the database too long; one does not.
+            // Several runs with large inputs may take the database too long; one does not.
             at_a_time = if taken.is_ok() { MAX_TAKEN } else { 1 };
             if let Err(error) = taken {
-                tracing::debug!(error = &error as &dyn std::error::Error, "no look for lost runs: {error}");
+                tracing::debug!(error = &error as &dyn std::error::Error, "lost runs could not be swept: {error}");
             }
             self.rest(TAKE_OVER_EVERY).await;
         }
     }
 
     async fn take_over_once(&self, at_a_time: usize) -> Result<(), db::Error> {
-        // Being dead has to be final before somebody else drives its runs.
+        // A dead executor must be declared dead for good before its runs are driven elsewhere.
         let pool = self.pool.clone();
         let cleaned = db::bounded(async move {
             processes::bury(&pool).await?;
@@ -56,7 +56,7 @@ impl Executor {
         Ok(())
     }
 
-    /// Takes as many as there are free places, so many at most. Returns how many.
+    /// Takes over runs, as many as there are free slots, but at most `at_most`. Returns their number.
     async fn take_over_batch(&self, at_most: usize) -> Result<usize, db::Error> {
         let Some(owner) = self.registration.current() else { return Ok(0) };
         let Some(slots) = self.active.free(at_most) else { return Ok(0) };
@@ -72,7 +72,7 @@ impl Executor {
         Ok(self.start_taken(lost, slots, owner))
     }
 
-    /// Takes up parked runs until the soft stop.
+    /// Resumes parked runs until the soft stop.
     pub(super) async fn wake_all(self) {
         let mut has_failed = false;
         while !self.soft_stop.is_cancelled() {
@@ -82,9 +82,12 @@ impl Executor {
                     continue;
                 }
                 Ok(false) => has_failed = false,
-                // Told once: this turns five times a second.
+                // Logged once, since the sweep runs five times a second.
                 Err(error) if !std::mem::replace(&mut has_failed, true) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "no look for parked runs: {error}");
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "parked runs could not be polled: {error}"
+                    );
                 }
                 Err(_) => {}
             }
@@ -92,8 +95,8 @@ impl Executor {
         }
     }
 
-    /// Takes so many at most. When all places are taken, every other one that gets free is for them. Returns whether
-    /// there may be more.
+    /// Resumes at most `at_most` runs. When all slots are taken, every other slot that becomes free is for parked runs.
+    /// Returns whether there may be more.
     async fn resume_parked_batch(&self, at_most: usize) -> Result<bool, db::Error> {
         let pool = self.pool.clone();
         if !db::bounded(async move { executions::is_any_awake(&pool).await }).await? {
@@ -113,7 +116,7 @@ impl Executor {
         Ok(self.start_taken(woken, slots, owner) == limit)
     }
 
-    /// Drives these runs. Returns how many there are.
+    /// Drives these runs. Returns their number.
     fn start_taken(&self, taken: Vec<TakenOver>, mut slots: Slots, owner: Uuid) -> usize {
         let count = taken.len();
         for (taken, slot) in taken.into_iter().zip(std::iter::from_fn(|| slots.take_one())) {
@@ -136,8 +139,8 @@ impl Executor {
         count
     }
 
-    /// Tells the drivers what has happened to their runs, also while the process waits for the last ones. A message
-    /// tells of a cancellation sooner; this finds the ones whose message was lost.
+    /// Notifies the drivers of changes to their runs, also while the process waits for the last ones. A message reports
+    /// a cancellation sooner; this finds those whose message was lost.
     pub(super) async fn check_leases(self) {
         while !self.settled.is_cancelled() {
             metrics::gauge!("executor_memory_bytes").set(self.memory.held() as f64);
@@ -146,7 +149,10 @@ impl Executor {
                 let (pool, ids, tokens) = (self.pool.clone(), run_ids.clone(), lease_tokens.clone());
                 match db::bounded(async move { executions::notice(&pool, &ids, &tokens).await }).await {
                     Ok(noticed) => self.active.notify(&noticed, &run_ids, &lease_tokens),
-                    Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "no check: {error}"),
+                    Err(error) => tracing::debug!(
+                        error = &error as &dyn std::error::Error,
+                        "leases could not be checked: {error}"
+                    ),
                 }
             }
             tokio::select! {
@@ -156,7 +162,7 @@ impl Executor {
         }
     }
 
-    /// Leaves everything as soon as this process is declared dead, or has to think so.
+    /// Stops all drivers as soon as this process is declared dead, or has to assume it.
     pub(super) async fn follow_registration(self) {
         let mut current = self.registration.subscribe();
         loop {
@@ -164,7 +170,7 @@ impl Executor {
             self.active.stop_all_but_of(owner);
             tokio::select! {
                 changed = current.changed() => if changed.is_err() {
-                    // The heartbeat has ended, which it does at the hard stop.
+                    // The heartbeat has ended, as it does at the hard stop.
                     self.active.stop_all_but_of(None);
                     self.settled.cancelled().await;
                     return;

@@ -1,4 +1,4 @@
-//! The text of a condition as a tree.
+//! Parser of conditions: text to an expression tree.
 
 use std::fmt;
 
@@ -7,10 +7,10 @@ use serde_json::{Number, Value};
 use super::ExpressionError;
 use crate::input::shorten;
 
-/// How deeply brackets, `not` and `-` may lie inside each other: parser and evaluator recurse.
+/// Maximum depth of brackets, `not` and `-`, since parser and evaluator are recursive.
 const MAX_DEPTH: usize = 50;
 
-/// An expression. Operators of one rank are a list, so that only brackets make the tree deep.
+/// Expression. Operators of one rank are a list, so that only brackets make the tree deep.
 #[derive(Debug)]
 pub(super) enum Expr {
     Literal(Value),
@@ -36,7 +36,7 @@ pub(super) enum Comparison {
     In,
     NotIn,
     Contains,
-    /// Of null only.
+    /// Only with null.
     Is,
     IsNot,
 }
@@ -80,7 +80,7 @@ impl fmt::Display for Arithmetic {
     }
 }
 
-/// The whole text as one expression.
+/// Parses the whole text as one expression.
 pub(super) fn parse(text: &str) -> Result<Expr, ExpressionError> {
     let mut parser = Parser { tokens: tokens(text)?, at: 0, end: text.chars().count() + 1, depth: 0 };
     let expr = parser.or()?;
@@ -94,18 +94,18 @@ pub(super) fn parse(text: &str) -> Result<Expr, ExpressionError> {
 enum Token {
     Literal(Value),
     Reference(String),
-    /// An operator's sign or a bracket.
+    /// Operator sign or bracket.
     Sign(&'static str),
-    /// `and`, `in` and the like.
+    /// Keyword such as `and` or `in`.
     Word(&'static str),
 }
 
-/// Longer ones first.
+/// Operator signs and brackets, longer ones first.
 const SIGNS: [&str; 19] =
     ["==", "!=", "<=", ">=", "<", ">", "+", "-", "*", "/", "%", "(", ")", "[", "]", "{", "}", ",", ":"];
 const WORDS: [&str; 6] = ["and", "or", "not", "in", "is", "contains"];
 
-/// The tokens, each with the number of its first character, from 1.
+/// Splits a text into tokens, each with the number of its first character, from 1.
 fn tokens(text: &str) -> Result<Vec<(usize, Token)>, ExpressionError> {
     let mut tokens = Vec::new();
     let (mut rest, mut at) = (text, 1);
@@ -142,7 +142,7 @@ fn unknown_sign(first: char) -> String {
     format!("'{first}' is not an operator{instead}")
 }
 
-/// `${…}`, and its length in bytes, as with all that follow.
+/// Reads `${…}`. Like the following functions, it returns the token and its length in bytes.
 fn reference(rest: &str) -> Result<(Token, usize), String> {
     let Some(inside) = rest.strip_prefix("${") else { return Err("a reference is written ${…}".to_owned()) };
     match inside.find('}') {
@@ -158,7 +158,7 @@ fn string(rest: &str, quote: char) -> Result<(Token, usize), String> {
     while let Some((at, c)) = chars.next() {
         if c == quote {
             if text.contains("${") {
-                return Err("a reference stands without quotes, and a string cannot have ${".to_owned());
+                return Err("a reference is written without quotes, and a string cannot contain ${".to_owned());
             }
             return Ok((Token::Literal(Value::String(text)), at + 1));
         }
@@ -213,12 +213,12 @@ fn word(rest: &str) -> Result<(Token, usize), String> {
 struct Parser {
     tokens: Vec<(usize, Token)>,
     at: usize,
-    /// The number of the character after the last.
+    /// Number of the character after the last one.
     end: usize,
     depth: usize,
 }
 
-/// One function for each rank of operators, from the loosest to the tightest.
+/// Recursive-descent parser, with one function for each rank of operators, from the loosest to the tightest.
 impl Parser {
     fn or(&mut self) -> Result<Expr, ExpressionError> {
         let first = self.and()?;
@@ -344,7 +344,7 @@ impl Parser {
         Ok((key, self.or()?))
     }
 
-    /// From the opening bracket to the closing one.
+    /// Parses a list, from the opening bracket to the closing one.
     fn list<T>(
         &mut self,
         close: &str,
@@ -401,14 +401,14 @@ impl Parser {
         ExpressionError::Syntax { at, message: message.to_owned() }
     }
 
-    /// A fault of the token that was just read.
+    /// A syntax error at the token that was just read.
     fn fault_before(&self, message: &str) -> ExpressionError {
         let at = self.tokens.get(self.at.saturating_sub(1)).map_or(self.end, |(at, _)| *at);
         ExpressionError::Syntax { at, message: message.to_owned() }
     }
 }
 
-/// The only one as it is, several as a list.
+/// A single operand as it is, several as a list.
 fn one_or(mut operands: Vec<Expr>, list: fn(Vec<Expr>) -> Expr) -> Expr {
     if operands.len() == 1
         && let Some(only) = operands.pop()

@@ -1,5 +1,4 @@
-//! The values of a condition. Those of the run are never copied: an expression may mention a large one thousands of
-//! times.
+//! Values of a condition.
 
 use std::{borrow::Cow, cmp::Ordering, collections::BTreeMap};
 
@@ -8,10 +7,10 @@ use serde_json::{Number, Value, value::RawValue};
 use super::parse::Arithmetic;
 use crate::mapping;
 
-/// A value of the run, or one that the expression makes. Those of the run are never copied: an expression may mention
+/// Value of the run, or one that the expression creates. Values of the run are never copied: an expression may mention
 /// a large one thousands of times.
 pub(super) enum Held<'e> {
-    /// Of the run, or the default of a reference.
+    /// Value of the run, or the default of a reference.
     Raw(Cow<'e, RawValue>),
     /// Neither array nor object.
     Scalar(Cow<'e, Value>),
@@ -19,14 +18,14 @@ pub(super) enum Held<'e> {
     Object(BTreeMap<String, Held<'e>>),
 }
 
-/// The same, where it lies.
+/// Borrowed value.
 #[derive(Clone, Copy)]
 pub(super) enum Item<'v> {
     Raw(&'v RawValue),
     Made(&'v Held<'v>),
 }
 
-/// A value whose outermost layer is decoded.
+/// Value whose outermost layer is decoded.
 pub(super) enum View<'v> {
     Null,
     Bool(bool),
@@ -50,7 +49,7 @@ impl Held<'_> {
         }
     }
 
-    /// Not false, null, zero or empty.
+    /// Whether the value is not false, null, zero or empty.
     pub(super) fn is_truthy(&self) -> bool {
         match self {
             Self::Raw(raw) => mapping::is_truthy(raw),
@@ -67,7 +66,7 @@ impl Held<'_> {
 }
 
 impl View<'_> {
-    /// Numbers, and truth values as such.
+    /// The value as a number; true and false are 1 and 0.
     pub(super) fn number(&self) -> Option<Cow<'_, Number>> {
         match self {
             Self::Number(number) => Some(Cow::Borrowed(number)),
@@ -87,7 +86,7 @@ pub(super) enum Kind {
     Object,
 }
 
-/// What a value is, without decoding it.
+/// Kind of a value, without decoding it.
 pub(super) fn kind(item: Item<'_>) -> Kind {
     match item {
         Item::Raw(raw) => kind_of_raw(raw),
@@ -120,11 +119,11 @@ pub(super) fn is_numeric(item: Item<'_>) -> bool {
     matches!(kind(item), Kind::Number | Kind::Bool)
 }
 
-/// Whole numbers of 64 bits exactly, others as doubles.
+/// Order of two numbers: whole numbers of 64 bits are compared exactly, others as doubles.
 pub(super) fn order_numbers(left: &Number, right: &Number) -> Ordering {
     match (left.as_i128(), right.as_i128()) {
         (Some(left), Some(right)) => left.cmp(&right),
-        // JSON has no number that is none.
+        // JSON has no NaN, so the comparison has a result.
         _ => left.as_f64().partial_cmp(&right.as_f64()).unwrap_or(Ordering::Equal),
     }
 }
@@ -135,7 +134,7 @@ pub(super) fn computed(operator: Arithmetic, a: &Number, b: &Number) -> Option<N
         Arithmetic::Minus => a.checked_sub(b),
         Arithmetic::Times => a.checked_mul(b),
         Arithmetic::Divide => None,
-        // With the sign of the divisor, as in the reference deployment.
+        // The result has the sign of the divisor, as in the reference deployment.
         Arithmetic::Modulo => {
             a.checked_rem(b).map(|rest| if rest != 0 && (rest < 0) != (b < 0) { rest + b } else { rest })
         }

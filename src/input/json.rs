@@ -1,4 +1,4 @@
-//! JSON text before it is decoded: is it fit for the database and for programs that recurse, and raw access to it.
+//! JSON text before decoding: checks for the database and for recursive programs, and raw access.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -10,31 +10,31 @@ use thiserror::Error;
 
 use super::FieldError;
 
-/// How deeply arrays and objects may be nested; readers down the line recurse.
+/// Maximum nesting of arrays and objects: later readers are recursive.
 pub const MAX_JSON_DEPTH: usize = 64;
 
-/// Characters of one number. The database keeps every digit, and arithmetic on them is quadratic.
+/// Maximum characters of one number. The database keeps every digit, and arithmetic on them is quadratic.
 const MAX_NUMBER_CHARS: usize = 1000;
 
-/// A number of so many characters without an exponent is within the range of a double.
+/// A number with at most this number of characters and without an exponent is within the range of a double.
 const SURELY_FINITE_CHARS: usize = 300;
 
-/// Magnitude of an exponent, as in an `f64`: its smallest number is `5e-324`.
+/// Maximum magnitude of an exponent, as in an `f64`: its smallest number is `5e-324`.
 const MAX_EXPONENT: u32 = 324;
 
-/// Sum of all exponents: the database writes `1e308` out, so a document could come back sixty times as long.
+/// Maximum sum of all exponents: the database writes `1e308` out, so a document could become sixty times as long.
 const MAX_EXPONENT_SUM: usize = 1 << 20;
 
-/// What is wrong with a JSON text, and at which byte.
+/// Error in a JSON text, with its byte offset.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{message} at byte {offset}")]
 pub struct JsonFault {
-    /// Bytes before the fault.
+    /// Number of bytes before the error.
     pub offset: usize,
-    /// The `type` of the field error: `json_invalid`, `json_too_deep`, `string_nul`, `string_surrogate` or
+    /// `type` of the field error: `json_invalid`, `json_too_deep`, `string_nul`, `string_surrogate` or
     /// `number_out_of_range`.
     pub kind: &'static str,
-    /// For the client.
+    /// Message for the client.
     pub message: &'static str,
 }
 
@@ -58,10 +58,11 @@ impl From<JsonFault> for FieldError {
     }
 }
 
-/// Checks a text from outside and returns it as JSON, without the white space around it.
+/// Checks an external text and returns it as JSON, without the surrounding white space.
 ///
-/// What passes is well-formed UTF-8 and JSON, at most [`MAX_JSON_DEPTH`] deep, and can be stored as `jsonb`: it has
-/// no NUL, no lone surrogate, and no number that a double could not hold. Takes time linear in the text.
+/// A valid text is well-formed UTF-8 and JSON, at most [`MAX_JSON_DEPTH`] deep, and can be stored as `jsonb`: it has
+/// no NUL, no lone surrogate, and no number outside the range of a double. The time is linear in the length of the
+/// text.
 pub fn check_json(text: &[u8]) -> Result<&RawValue, JsonFault> {
     let text = std::str::from_utf8(text).map_err(|error| JsonFault::malformed(error.valid_up_to()))?;
     let raw = serde_json::from_str(text).map_err(|error| JsonFault::malformed(offset_of(&error, text)))?;
@@ -69,14 +70,14 @@ pub fn check_json(text: &[u8]) -> Result<&RawValue, JsonFault> {
     Ok(raw)
 }
 
-/// The byte at which the parser stopped; it counts lines and columns from 1.
+/// Byte offset at which the parser stopped; the parser counts lines and columns from 1.
 fn offset_of(error: &serde_json::Error, text: &str) -> usize {
     let before: usize = text.split_inclusive('\n').take(error.line().saturating_sub(1)).map(str::len).sum();
     (before + error.column().saturating_sub(1)).min(text.len())
 }
 
-/// One pass over well-formed JSON, which is what makes it safe to look at single bytes. Returns the sum of the
-/// exponents.
+/// Checks the content in one pass. The text is well-formed JSON, so that single bytes can be examined. Returns the
+/// sum of the exponents.
 fn check_content(text: &[u8]) -> Result<usize, JsonFault> {
     let (mut at, mut depth, mut exponents) = (0, 0, 0);
     while let Some(&byte) = text.get(at) {
@@ -107,14 +108,14 @@ fn check_content(text: &[u8]) -> Result<usize, JsonFault> {
     Ok(exponents)
 }
 
-/// How long a checked text can become when the database has stored it and it is then made [`compact`]: `jsonb` writes
-/// exponents out, and all else as short as it came or shorter.
+/// Maximum length of a checked text after it was stored and made [`compact`]: `jsonb` writes exponents out, and does
+/// not lengthen anything else.
 #[must_use]
 pub fn stored_len(raw: &RawValue) -> usize {
     raw.get().len() + check_content(raw.get().as_bytes()).unwrap_or_default()
 }
 
-/// The same JSON without white space between its tokens, which the database puts there.
+/// The same JSON without white space between its tokens, which the database inserts.
 #[must_use]
 pub fn compact(raw: &RawValue) -> Box<RawValue> {
     let text = raw.get();
@@ -131,11 +132,11 @@ pub fn compact(raw: &RawValue) -> Box<RawValue> {
         }
         kept.push(c);
     }
-    // White space between tokens means nothing, so what is left is as well-formed as before.
+    // White space between tokens has no meaning, so the result is well-formed too.
     RawValue::from_string(kept).unwrap_or_else(|_| raw.to_owned())
 }
 
-/// The index after the string that starts at `start`.
+/// Index after the string that starts at `start`.
 fn string_end(text: &[u8], start: usize) -> Result<usize, JsonFault> {
     let mut at = start + 1;
     loop {
@@ -156,19 +157,19 @@ fn string_end(text: &[u8], start: usize) -> Result<usize, JsonFault> {
     }
 }
 
-/// The UTF-16 unit that `\uXXXX` at `at` stands for.
+/// UTF-16 unit of the escape `\uXXXX` at `at`.
 fn escaped_unit(text: &[u8], at: usize) -> Option<u16> {
     let digits = text.get(at..at + 6)?.strip_prefix(b"\\u")?;
     u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
 }
 
-/// The index after the number that starts at `start`, and the magnitude of its exponent.
+/// Index after the number that starts at `start`, and the magnitude of its exponent.
 fn number_end(text: &[u8], start: usize) -> Result<(usize, usize), JsonFault> {
     let rest = &text[start..];
     let length = rest.iter().position(|byte| !matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E'));
     let length = length.unwrap_or(rest.len());
     let number = &rest[..length];
-    // Most numbers are short, and there can be half a million of them.
+    // Fast path: most numbers are short, and there can be half a million of them.
     if length <= SURELY_FINITE_CHARS && !number.iter().any(|byte| matches!(byte, b'e' | b'E')) {
         return Ok((start + length, 0));
     }
@@ -176,7 +177,7 @@ fn number_end(text: &[u8], start: usize) -> Result<(usize, usize), JsonFault> {
     let number = std::str::from_utf8(number).map_err(|_| fault())?;
     let exponent = match number.split_once(['e', 'E']) {
         None => 0,
-        // Too many digits for an integer are too many for us.
+        // An exponent beyond `i32` is beyond the limit.
         Some((_, exponent)) => exponent.parse::<i32>().map_err(|_| fault())?.unsigned_abs(),
     };
     let is_finite = number.parse::<f64>().is_ok_and(f64::is_finite);
@@ -186,9 +187,9 @@ fn number_end(text: &[u8], start: usize) -> Result<(usize, usize), JsonFault> {
     Ok((start + length, usize::try_from(exponent).map_err(|_| fault())?))
 }
 
-/// The members of a JSON object as they stand in the text, in the order of each name's first mention.
+/// Members of a JSON object as raw text, in the order of each name's first occurrence.
 ///
-/// Of members of the same name the last one counts, as in `jsonb`. `None` if it is not an object.
+/// If a name occurs more than once, the last member counts, as in `jsonb`. `None` if the value is not an object.
 #[must_use]
 pub fn members(raw: &RawValue) -> Option<Vec<(String, &RawValue)>> {
     serde_json::Deserializer::from_str(raw.get()).deserialize_map(Members).ok()
@@ -219,8 +220,8 @@ impl<'a> Visitor<'a> for Members {
     }
 }
 
-/// The member of that name of a JSON object, without the cost of looking at the others closely. `None` also if it is
-/// not an object.
+/// The member with this name of a JSON object; the other members are skipped without decoding. `None` also if the
+/// value is not an object.
 #[must_use]
 pub fn member<'a>(raw: &'a RawValue, name: &str) -> Option<&'a RawValue> {
     serde_json::Deserializer::from_str(raw.get()).deserialize_map(FindMember(name)).ok()?
@@ -270,19 +271,19 @@ impl Visitor<'_> for IsName<'_> {
     }
 }
 
-/// The elements of a JSON array as they stand in the text. `None` if it is not an array.
+/// Elements of a JSON array as raw text. `None` if the value is not an array.
 #[must_use]
 pub fn elements(raw: &RawValue) -> Option<Vec<&RawValue>> {
     serde_json::from_str(raw.get()).ok()
 }
 
-/// The content of a JSON string. `None` if it is not a string.
+/// Content of a JSON string. `None` if the value is not a string.
 #[must_use]
 pub fn text(raw: &RawValue) -> Option<String> {
     serde_json::from_str(raw.get()).ok()
 }
 
-/// A JSON object of these members; their text is copied byte by byte.
+/// Builds a JSON object of these members; their text is copied byte by byte.
 pub fn object_of<'a>(members: impl IntoIterator<Item = (&'a str, &'a RawValue)>) -> Box<RawValue> {
     struct Object<'a>(Vec<(&'a str, &'a RawValue)>);
     impl Serialize for Object<'_> {
@@ -293,14 +294,14 @@ pub fn object_of<'a>(members: impl IntoIterator<Item = (&'a str, &'a RawValue)>)
     to_raw(&Object(members.into_iter().collect()))
 }
 
-/// The JSON text of a value of ours.
+/// JSON text of one of the service's own values.
 ///
 /// # Panics
 ///
-/// If the value cannot be JSON: maps with keys other than strings, or an own `Serialize` that fails.
+/// If the value cannot be JSON: maps with keys other than strings, or a custom `Serialize` that fails.
 #[must_use]
 pub fn to_raw<T: Serialize + ?Sized>(value: &T) -> Box<RawValue> {
-    serde_json::value::to_raw_value(value).expect("types of ours have string keys and cannot fail")
+    serde_json::value::to_raw_value(value).expect("own types have string keys and cannot fail")
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Values from the query and the path.
+//! Parsers of values from the query and the path.
 
 use std::ops::RangeInclusive;
 
@@ -7,29 +7,29 @@ use uuid::Uuid;
 
 use super::{FieldError, read_int};
 
-/// Epoch numbers above this are milliseconds, as the reference reads them: in seconds it is the year 2603.
+/// Epoch numbers above this are milliseconds, as in the reference implementation: in seconds it is the year 2603.
 const MAX_EPOCH_SECS: f64 = 2e10;
 
-/// An integer from the query: `1`, `+1` and `1.0` are the same.
+/// Parses an integer of the query: `1`, `+1` and `1.0` are equal.
 pub fn query_int(name: &str, text: &str, range: RangeInclusive<i64>) -> Result<i64, FieldError> {
     read_int(text, range).map_err(|(kind, message)| FieldError::new(format!("query.{name}"), kind, message))
 }
 
-/// A UUID from the path: hyphenated, 32 digits, `urn:uuid:` or in braces, in either case.
+/// Parses a UUID of the path: hyphenated, 32 digits, `urn:uuid:` or in braces, in either case.
 pub fn path_uuid(name: &str, text: &str) -> Result<Uuid, FieldError> {
     Uuid::try_parse(text).or_else(|_| Uuid::parse_str(text)).map_err(|error| {
         FieldError::new(format!("path.{name}"), "uuid_parsing", format!("Input should be a valid UUID, {error}"))
     })
 }
 
-/// An instant from the query: ISO 8601 with `T`, `t`, `_` or a space before the time, or an epoch number in seconds
-/// (milliseconds if it is above 2e10). Without an offset it is UTC.
+/// Parses an instant of the query: ISO 8601 with `T`, `t`, `_` or a space before the time, or an epoch number in
+/// seconds (milliseconds if it is above 2e10). Without an offset it is UTC.
 ///
-/// A `+` of an offset that form decoding has turned into a space is understood.
+/// A `+` of an offset that form decoding has turned into a space is accepted.
 pub fn query_datetime(name: &str, text: &str) -> Result<DateTime<Utc>, FieldError> {
     let text = text.trim();
     let instant = text.parse::<f64>().map_or_else(|_| iso_datetime(text), epoch_datetime);
-    // The years that every program around can represent.
+    // The years that all connected programs can represent.
     instant.filter(|instant| (1..=9999).contains(&instant.year())).ok_or_else(|| {
         let message = "Input should be a valid datetime, in ISO 8601 or as a Unix time";
         FieldError::new(format!("query.{name}"), "datetime_parsing", message)
@@ -38,7 +38,7 @@ pub fn query_datetime(name: &str, text: &str) -> Result<DateTime<Utc>, FieldErro
 
 fn epoch_datetime(number: f64) -> Option<DateTime<Utc>> {
     let secs = if number.abs() > MAX_EPOCH_SECS { number / 1e3 } else { number };
-    // NaN, infinities and what is beyond any calendar fail the parse.
+    // NaN, infinities and numbers beyond the calendar fail to parse.
     let micros: i64 = format!("{:.0}", secs * 1e6).parse().ok()?;
     DateTime::from_timestamp_micros(micros)
 }
@@ -49,8 +49,8 @@ fn iso_datetime(text: &str) -> Option<DateTime<Utc>> {
     local.checked_sub_signed(TimeDelta::seconds(offset.into())).map(|utc| utc.and_utc())
 }
 
-/// A date, or date and time, of ISO 8601, and its offset if it has one. Both forms, `2026-02-03T09:00:00Z` and
-/// `20260203T090000Z`, with calendar, week (`2026-W06-2`) and ordinal (`2026-034`) dates.
+/// Parses a date, or date and time, of ISO 8601, with its offset if it has one. Both forms, `2026-02-03T09:00:00Z`
+/// and `20260203T090000Z`, with calendar, week (`2026-W06-2`) and ordinal (`2026-034`) dates.
 #[must_use]
 pub fn iso_8601(text: &str) -> Option<(NaiveDateTime, Option<FixedOffset>)> {
     if !text.is_ascii() {
@@ -69,7 +69,7 @@ pub fn iso_8601(text: &str) -> Option<(NaiveDateTime, Option<FixedOffset>)> {
 }
 
 fn iso_date(text: &str) -> Option<NaiveDate> {
-    // The basic form by its length, cut where the extended one has hyphens.
+    // The basic form is recognised by its length, and cut where the extended form has hyphens.
     let basic: Vec<&str> = match text.len() {
         8 if text.as_bytes()[4] == b'W' => vec![&text[..4], &text[4..7], &text[7..]],
         8 if !text.contains('-') => vec![&text[..4], &text[4..6], &text[6..]],
@@ -89,8 +89,8 @@ fn iso_date(text: &str) -> Option<NaiveDate> {
     }
 }
 
-/// A time, and whether it is the end of the day, which is the beginning of the next one. A leap second has no place in the
-/// columns.
+/// Parses a time, and whether it is the end of the day (24:00), which is the beginning of the next day. Leap seconds
+/// are refused: the columns cannot store them.
 fn iso_time(text: &str) -> Option<(NaiveTime, bool)> {
     let (whole, fraction) = match text.split_once(['.', ',']) {
         Some((whole, fraction)) => (whole, Some(fraction)),
@@ -120,13 +120,13 @@ fn iso_time(text: &str) -> Option<(NaiveTime, bool)> {
     NaiveTime::from_hms_nano_opt(hour, minute, second, nanos).map(|time| (time, false))
 }
 
-/// A number of so many digits.
+/// Parses a number with exactly this number of digits.
 fn digits(text: &str, count: usize) -> Option<u32> {
     let is_number = text.len() == count && text.bytes().all(|byte| byte.is_ascii_digit());
     if is_number { text.parse().ok() } else { None }
 }
 
-/// `Z`, `+hh`, `+hhmm`, `+hh:mm`, the same with `-`, and with the space that form decoding makes of `+`.
+/// Parses `Z`, `+hh`, `+hhmm`, `+hh:mm`, the same with `-`, and with the space that form decoding makes of `+`.
 fn parse_offset(text: &str) -> Option<FixedOffset> {
     if text.eq_ignore_ascii_case("z") {
         return FixedOffset::east_opt(0);

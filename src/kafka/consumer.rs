@@ -1,7 +1,8 @@
-//! The executor's consumer: both topics in one group, offsets stored by hand once a record's effect is durable.
+//! Consumer of the executor: both topics in one group. An offset is stored explicitly once the effect of its record is
+//! durable.
 //!
-//! Offsets of a partition are stored in order, whatever the order in which its records are finished: a record that
-//! is still under way holds back those behind it. So after a crash nothing is skipped, and some records come again.
+//! Offsets of a partition are stored in order, in whatever order its records are finished: an unfinished record holds
+//! back the ones behind it. So after a crash no record is skipped, and some are read again.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -27,46 +28,47 @@ use super::{
 };
 use crate::{config, offload, trace};
 
-/// What a member of the group does without brokers.
-const PURPOSE: ClientRole =
+/// Role of the client in logs, and the effect of an outage.
+const ROLE: ClientRole =
     ClientRole { name: "requests", meaning: Some("runs under way go on, and requests are read when it is back") };
-/// Bytes of a record from which on reading it takes long.
+/// Minimum size of a record whose parsing takes long.
 const LARGE_RECORD_BYTES: usize = 64 << 10;
-/// Who does not ask for records for so long is no member any more. Above what the intake may wait for the database.
+/// Maximum time between two polls before the group removes this member. It is longer than the intake waits for the
+/// database.
 const MAX_POLL_INTERVAL: Duration = Duration::from_mins(1);
 
-/// What is read.
+/// Topic of the consumer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Topic {
     /// Requests to execute runs.
     #[default]
     Executions,
-    /// Requests to cancel them.
+    /// Requests to cancel runs.
     Cancellations,
 }
 
-/// Where a record stands.
+/// Position of a record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Position {
     topic: Topic,
-    /// Of the topic.
+    /// Partition of the topic.
     partition: i32,
-    /// In the partition.
+    /// Offset in the partition.
     offset: i64,
 }
 
-/// A record, read as far as it can be.
+/// Record with its parsed message, if it is valid.
 #[derive(Debug)]
 pub struct Record {
-    /// To be given to [`Consumer::done`] once its effect is durable.
+    /// Position to be passed to [`Consumer::done`] once the effect is durable.
     pub position: Position,
-    /// When it was sent, by the sender's or the broker's clock; `None` if it does not say, or no date.
+    /// Time of sending, by the sender's or the broker's clock; `None` if it is absent or not a date.
     pub sent_at: Option<DateTime<Utc>>,
     /// Size of the value.
     pub bytes: usize,
-    /// What it says.
+    /// Parsed message.
     pub message: Result<Message, MessageError>,
-    /// As it was received.
+    /// Record as received.
     pub raw: OwnedMessage,
 }
 
@@ -85,7 +87,7 @@ impl ConsumerContext for Context {
                 tracing::info!(partitions = list.count(), "{} Kafka partitions were assigned", list.count());
             }
             Rebalance::Revoke(list) => {
-                tracing::info!(partitions = list.count(), "{} Kafka partitions were given up", list.count());
+                tracing::info!(partitions = list.count(), "{} Kafka partitions were revoked", list.count());
             }
             Rebalance::Error(error) => tracing::warn!("the Kafka group could not be joined: {error}"),
         }
@@ -100,7 +102,7 @@ impl Client for StreamConsumer<Context> {
     }
 }
 
-/// A member of the executors' group. When its client is made anew it joins again, and what was not done comes again.
+/// Member of the executors' group. When its client is replaced it joins again, and unfinished records are read again.
 pub struct Consumer {
     client: ReplaceableClient<StreamConsumer<Context>>,
     execution_topic: String,
@@ -109,28 +111,28 @@ pub struct Consumer {
 }
 
 impl Consumer {
-    /// Joins the group. Brokers need not be there yet; wrong settings are an error.
+    /// Joins the group. Brokers need not be up yet; invalid settings are an error.
     pub fn new(kafka: &config::Kafka) -> KafkaResult<Self> {
         Ok(Self {
-            client: ReplaceableClient::new(PURPOSE, kafka, join)?,
+            client: ReplaceableClient::new(ROLE, kafka, join)?,
             execution_topic: kafka.execution_topic.clone(),
             cancellation_topic: kafka.cancellation_topic.clone(),
             progress: Mutex::default(),
         })
     }
 
-    /// Makes the client anew whenever that is needed, until `stop` is cancelled.
+    /// Replaces the client whenever necessary, until `stop` is cancelled.
     pub async fn watch(&self, stop: &CancellationToken) {
         self.client.watch(stop).await;
     }
 
-    /// Whether brokers answer.
+    /// Connection state: whether brokers answer.
     pub fn connection(&self) -> &Connection {
         self.client.connection()
     }
 
-    /// The next record. Dropping the future loses nothing. It has to be polled now and then, also when nothing is
-    /// wanted, or the group drops this member.
+    /// Next record. Dropping the future loses nothing. It must be polled regularly, even if no record is needed, or the
+    /// group removes this member.
     pub async fn recv(&self) -> KafkaResult<Record> {
         loop {
             let renewed = self.client.renewed();
@@ -143,7 +145,7 @@ impl Consumer {
         }
     }
 
-    /// The next record if there is one already.
+    /// Next record, if one is available already.
     pub fn try_recv(&self) -> Option<KafkaResult<Record>> {
         self.recv().now_or_never()
     }
@@ -157,30 +159,34 @@ impl Consumer {
         let sent_at = sent_at(record);
         let bytes = payload.len();
         let parse = || Message::parse(payload);
-        // Whose run it is stands in the record.
+        // The run's organisation is known only after parsing.
         let message = if bytes > LARGE_RECORD_BYTES { offload::in_place(parse) } else { parse() };
         Record { position, sent_at, bytes, message, raw: record.detach() }
     }
 
-    /// The effect of this record is durable: it need not come again.
+    /// Marks the effect of this record as durable, so that it need not be read again.
     pub fn done(&self, position: Position) {
         let Some(offset) = self.with_progress(position, |progress| progress.end(position.offset)) else { return };
         let topic = self.name(position.topic);
         if let Err(error) = self.client.with(|client| client.store_offset(topic, position.partition, offset)) {
-            // The partition is another member's now, who reads the record again and finds it done.
+            // The partition belongs to another member now, which reads the record again and finds its effect.
             tracing::debug!(topic, partition = position.partition, "the offset is not stored: {error}");
         }
     }
 
-    /// Reads on from this record, which then comes again with those behind it. Does nothing if the partition is
-    /// another member's now, to whom the record comes.
+    /// Seeks back to this record, which is then read again with those behind it. Does nothing if the partition belongs
+    /// to another member now, which reads the record.
     pub fn seek_back(&self, position: Position) {
         let topic = self.name(position.topic);
-        // Without a time-out it only asks for it, and waits for no answer.
+        // Without a time-out it does not wait for the result.
         let offset = Offset::Offset(position.offset);
         let sought = self.client.with(|client| client.seek(topic, position.partition, offset, Duration::ZERO));
         if let Err(error) = sought {
-            tracing::debug!(topic, partition = position.partition, "cannot be read again: {error}");
+            tracing::debug!(
+                topic,
+                partition = position.partition,
+                "seek failed, the record cannot be read again: {error}"
+            );
         }
     }
 
@@ -189,7 +195,7 @@ impl Consumer {
         act(all.entry((position.topic, position.partition)).or_default())
     }
 
-    /// Stops or resumes reading the partitions that this member has of the topic; a rebalance resumes.
+    /// Pauses or resumes reading the partitions of the topic that this member has; a rebalance resumes.
     pub fn set_paused(&self, topic: Topic, paused: bool) -> Result<(), KafkaError> {
         let (client, topic) = (self.client.current(), self.name(topic));
         let mut partitions = TopicPartitionList::new();
@@ -206,18 +212,18 @@ impl Consumer {
         }
     }
 
-    /// Commits what is stored and leaves the group. Blocks the thread until nobody else has the consumer.
+    /// Commits stored offsets and leaves the group. Blocks the thread until no other reference to the consumer exists.
     pub fn close(self: Arc<Self>) {
         let client = replaceable::wait_for_last_reference(self).client;
         let is_connected = client.connection().is_up();
         let client = client.into_current();
         if !is_connected {
-            // Nobody hears it, and it would wait for an answer.
+            // No broker can receive the commit, and the client would wait for an answer.
             return replaceable::close_in_background(client);
         }
         let client = replaceable::wait_for_last_reference(client);
         if let Err(error) = client.commit_consumer_state(CommitMode::Sync) {
-            tracing::debug!("offsets are not committed at the end: {error}");
+            tracing::debug!("offsets could not be committed at the end: {error}");
         }
     }
 }
@@ -225,21 +231,21 @@ impl Consumer {
 fn join(kafka: &config::Kafka, last_error: LastError) -> KafkaResult<StreamConsumer<Context>> {
     let client: StreamConsumer<Context> = super::client_config(kafka)
         .set("group.id", &kafka.group_id)
-        // As the reference's consumers, so that both can be members of the group.
+        // Same strategy as the reference's consumers, so that both can be members of the group.
         .set("partition.assignment.strategy", "range")
         .set("auto.offset.reset", "earliest")
         .set("enable.auto.offset.store", "false")
         .set("enable.auto.commit", "true")
         .set("auto.commit.interval.ms", "1000")
-        // What a killed executor had not read yet shall wait no longer than this.
+        // Maximum delay of the records that a killed executor had not read.
         .set("session.timeout.ms", "6000")
         .set("heartbeat.interval.ms", "1500")
         .set("max.poll.interval.ms", MAX_POLL_INTERVAL.as_millis().to_string())
-        // Both topics may be made after this process.
+        // The topics may be created after this process starts.
         .set("topic.metadata.refresh.interval.ms", "2000")
-        // An answer that waits for records is not asked again before; so long takes the end of a pause.
+        // A fetch waits this long for records. The end of a pause takes as long.
         .set("fetch.wait.max.ms", "100")
-        // What is read ahead costs memory, and comes again after a crash.
+        // Prefetched records cost memory, and are read again after a crash.
         .set("queued.max.messages.kbytes", "16384")
         .set("queued.min.messages", "2000")
         .create_with_context(Context(last_error))?;
@@ -247,11 +253,11 @@ fn join(kafka: &config::Kafka, last_error: LastError) -> KafkaResult<StreamConsu
     Ok(client)
 }
 
-/// When a record was sent, by the sender's or the broker's clock; `None` if it does not say, or no date.
+/// Time when a record was sent, by the sender's or the broker's clock; `None` if it is absent or not a date.
 #[must_use]
 pub fn sent_at(record: &impl rdkafka::Message) -> Option<DateTime<Utc>> {
     let sent_at = record.timestamp().to_millis().and_then(DateTime::from_timestamp_millis);
-    // Others than these the database might refuse.
+    // The database might reject other years.
     sent_at.filter(|instant| (1970..=9999).contains(&instant.year()))
 }
 
@@ -263,7 +269,7 @@ pub fn traceparent(record: &impl rdkafka::Message) -> Option<String> {
     trace::valid(std::str::from_utf8(header.value?).ok()?).map(str::to_owned)
 }
 
-/// The records of one partition that were read and are not finished, or not all before them.
+/// Unfinished records of one partition, and finished ones behind them.
 #[derive(Debug, Default)]
 struct Progress {
     open: VecDeque<(i64, bool)>,
@@ -272,13 +278,13 @@ struct Progress {
 impl Progress {
     fn begin(&mut self, offset: i64) {
         if self.open.back().is_some_and(|(last, _)| *last >= offset) {
-            // Read again from an earlier place, after a rebalance. What was under way comes again.
+            // After a rebalance, records are read again from an earlier offset. Unfinished ones come again.
             self.open.clear();
         }
         self.open.push_back((offset, false));
     }
 
-    /// The offset to store, if this was the oldest open one.
+    /// Offset to store, if this was the oldest unfinished record.
     fn end(&mut self, offset: i64) -> Option<i64> {
         let index = self.open.binary_search_by_key(&offset, |(offset, _)| *offset).ok()?;
         self.open[index].1 = true;

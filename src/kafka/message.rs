@@ -1,7 +1,7 @@
-//! The messages between API and executor: one JSON object a record, keyed by run id.
+//! Message format between API and executor: one JSON object per record, keyed by run id.
 //!
-//! Unknown members are ignored on both sides, so that a message changes by adding members and older programs keep
-//! working. `event_id` and `correlation_id` are such additions.
+//! Unknown members are ignored on both sides, so that members can be added and older programs keep working. `event_id`
+//! and `correlation_id` are such additions.
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -9,108 +9,109 @@ use uuid::Uuid;
 
 use crate::{access::OrganizationId, input::text, timestamp::Timestamp, trace::TRACEPARENT};
 
-/// The headers of what we send about a run.
+/// Headers of messages about a run.
 #[must_use]
 pub fn headers(traceparent: &str) -> [(&'static str, &str); 2] {
     [("content-type", "application/json"), (TRACEPARENT, traceparent)]
 }
 
-/// The priority of a run for which none was asked.
+/// Default priority of a run.
 pub const DEFAULT_PRIORITY: u8 = 5;
 
-/// What the relay writes for a run that shall be executed.
+/// Execution request, written by the relay.
 #[derive(Serialize)]
 pub struct ExecutionPayload<'a> {
-    /// The run.
+    /// Id of the run.
     pub run_id: &'a str,
-    /// The definition's content that the run is pinned to.
+    /// Content of the definition that the run is pinned to.
     pub workflow_plan: &'a RawValue,
-    /// The run's input, always an object.
+    /// Input of the run, always an object.
     pub input_data: &'a RawValue,
-    /// When the message was made.
+    /// Creation time of the message.
     pub timestamp: Timestamp,
     /// `execution_request`.
     pub message_type: &'static str,
-    /// Stable across repeats of the same request.
+    /// Id that is stable across repeats of the same request.
     pub event_id: Uuid,
-    /// Of the HTTP request behind it.
+    /// Correlation id of the HTTP request.
     pub correlation_id: Option<&'a str>,
-    /// From 0 to 9: of what waits, higher ones are first.
+    /// Priority from 0 to 9: runs of a higher priority leave the queue first.
     pub priority: i16,
-    /// Whose run it is; absent: the default organisation's.
+    /// Organisation of the run; absent for the default organisation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub organization_id: Option<&'a str>,
 }
 
-/// What the relay writes for a run that was cancelled.
+/// Cancellation request, written by the relay.
 #[derive(Serialize)]
 pub struct CancellationPayload<'a> {
-    /// The run.
+    /// Id of the run.
     pub run_id: &'a str,
-    /// Who cancelled it.
+    /// Actor of the cancellation.
     pub cancelled_by: Option<&'a str>,
-    /// Why, if they said.
+    /// Reason, if one was given.
     pub reason: Option<&'a str>,
-    /// When the message was made.
+    /// Creation time of the message.
     pub timestamp: Timestamp,
     /// `cancellation_request`.
     pub message_type: &'static str,
-    /// Stable across repeats of the same request.
+    /// Id that is stable across repeats of the same request.
     pub event_id: Uuid,
-    /// Of the HTTP request that started the run.
+    /// Correlation id of the HTTP request that started the run.
     pub correlation_id: Option<&'a str>,
 }
 
-/// What the executor tells observers. They may see it more than once.
+/// Monitoring update for observers. It may be delivered more than once.
 #[derive(Serialize)]
 pub struct MonitoringPayload<'a> {
-    /// The run.
+    /// Id of the run.
     pub run_id: &'a str,
-    /// The workflow, as the run's row names it.
+    /// Id of the workflow, as in the run's row.
     pub workflow_id: &'a str,
-    /// Its name.
+    /// Name of the workflow.
     pub workflow_name: &'a str,
-    /// Whose run it is.
+    /// Organisation of the run.
     pub organization_id: &'a str,
-    /// The step, or [`WORKFLOW`](Self::WORKFLOW) for the run itself.
+    /// Id of the step, or [`WORKFLOW`](Self::WORKFLOW) for the run itself.
     pub step_id: &'a str,
-    /// The agent's name; of the run the workflow's.
+    /// Name of the agent; for the run itself, of the workflow.
     pub step_name: &'a str,
     /// `RUNNING`, `COMPLETED` or `FAILED`.
     pub status: &'static str,
-    /// When it was written.
+    /// Time of the update.
     pub timestamp: Timestamp,
-    /// What belongs to it.
+    /// Metadata of the update.
     pub metadata: Option<MonitoringMetadata<'a>>,
 }
 
 impl MonitoringPayload<'_> {
-    /// Stands for the run in the place of a step.
+    /// Step id that stands for the run itself.
     pub const WORKFLOW: &'static str = "workflow";
 }
 
-/// Of an attempt the first two, or the first and `error` if it failed; of a failed run the rest.
+/// Metadata of an update. An attempt has the first two members, or the first and `error` if it failed; a failed run has
+/// the others.
 #[derive(Default, Serialize)]
 pub struct MonitoringMetadata<'a> {
-    /// The attempt's row.
+    /// Id of the attempt's row.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step_execution_id: Option<&'a str>,
-    /// What the agent was called with.
+    /// Input of the agent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task_id: Option<&'a str>,
-    /// The step of the main chain.
+    /// Failed step of the main chain.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failed_step: Option<&'a str>,
-    /// Why.
+    /// Cause of the failure.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<&'a str>,
-    /// The same, where some look for it.
+    /// The same cause under another name that some consumers read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error_message: Option<&'a str>,
 }
 
 impl<'a> ExecutionPayload<'a> {
-    /// The record's value.
+    /// Value of the record.
     #[must_use]
     pub fn new(
         run_id: &'a str,
@@ -135,32 +136,32 @@ impl<'a> ExecutionPayload<'a> {
     }
 }
 
-/// A request to execute a run, as consumed.
+/// Execution request as consumed.
 #[derive(Debug)]
 pub struct ExecutionRequest {
-    /// The run.
+    /// Id of the run.
     pub run_id: String,
-    /// The content to execute.
+    /// Plan to execute.
     pub workflow_plan: Box<RawValue>,
-    /// The input; absent or null counts as an empty object.
+    /// Input; absent or null means an empty object.
     pub input_data: Option<Box<RawValue>>,
-    /// Of the HTTP request behind it.
+    /// Correlation id of the HTTP request.
     pub correlation_id: Option<String>,
-    /// Stable across repeats.
+    /// Id that is stable across repeats.
     pub event_id: Option<Uuid>,
     priority: Option<Box<RawValue>>,
     organization_id: Option<Box<RawValue>>,
 }
 
 impl ExecutionRequest {
-    /// From 0 to 9; what is no such number counts as the default.
+    /// Priority from 0 to 9; an invalid number means the default.
     #[must_use]
     pub fn priority(&self) -> u8 {
         let given = self.priority.as_ref().and_then(|priority| priority.get().parse().ok());
         given.filter(|priority| *priority <= 9).unwrap_or(DEFAULT_PRIORITY)
     }
 
-    /// Whose run it says it is. Nothing but its turn depends on that; the row decides.
+    /// Organisation that the message names. It is used only for fair queueing; the row is authoritative.
     #[must_use]
     pub fn organization(&self) -> OrganizationId {
         let given = self.organization_id.as_deref().and_then(text);
@@ -168,22 +169,22 @@ impl ExecutionRequest {
     }
 }
 
-/// A request to stop a run, as consumed.
+/// Cancellation request as consumed.
 #[derive(Debug)]
 pub struct CancellationRequest {
-    /// The run.
+    /// Id of the run.
     pub run_id: String,
-    /// Who cancelled it.
+    /// Actor of the cancellation.
     pub cancelled_by: Option<String>,
-    /// Why, if they said.
+    /// Reason, if one was given.
     pub reason: Option<String>,
-    /// Of the HTTP request that started the run.
+    /// Correlation id of the HTTP request that started the run.
     pub correlation_id: Option<String>,
-    /// Stable across repeats. Our API sends it, others do not.
+    /// Id that is stable across repeats. Only our API sends it.
     pub event_id: Option<Uuid>,
 }
 
-/// Either kind. The topic does not matter, as the contract says: the content decides.
+/// Message of either kind. As the contract requires, the content decides on the kind, not the topic.
 #[derive(Debug)]
 pub enum Message {
     /// Execute a run.
@@ -192,24 +193,24 @@ pub enum Message {
     Cancellation(CancellationRequest),
 }
 
-/// Why a record cannot be understood, for people who do not know this program.
+/// Reason why a record is invalid, for readers who do not know this program.
 #[derive(Debug, thiserror::Error)]
 pub enum MessageError {
     /// There is no value.
     #[error("the record has no value")]
     Empty,
-    /// No JSON.
-    #[error("the value is no JSON: it ends or breaks at line {line}, column {column}")]
+    /// The value is not JSON.
+    #[error("the value is not JSON: it ends or breaks at line {line}, column {column}")]
     Json {
-        /// From 1.
+        /// Line, from 1.
         line: usize,
-        /// From 1.
+        /// Column, from 1.
         column: usize,
     },
     /// Not an object with the members that its kind needs.
     #[error("not a message of the contract: {0}")]
     Content(&'static str),
-    /// Neither kind can be told from the members.
+    /// The members match neither kind.
     #[error("neither an execution nor a cancellation request")]
     UnknownKind,
 }
@@ -217,14 +218,14 @@ pub enum MessageError {
 impl From<serde_json::Error> for MessageError {
     fn from(error: serde_json::Error) -> Self {
         if error.is_data() {
-            return Self::Content("the value is no JSON object, or has a member twice");
+            return Self::Content("the value is not a JSON object, or has a member twice");
         }
         Self::Json { line: error.line(), column: error.column() }
     }
 }
 
 impl MessageError {
-    /// In a word.
+    /// Code of the error.
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
@@ -237,7 +238,7 @@ impl MessageError {
 }
 
 impl Message {
-    /// The run that it is about.
+    /// Id of the run of the message.
     #[must_use]
     pub fn run_id(&self) -> &str {
         match self {
@@ -246,15 +247,15 @@ impl Message {
         }
     }
 
-    /// Reads a record's value.
+    /// Parses the value of a record.
     pub fn parse(payload: &[u8]) -> Result<Self, MessageError> {
         if payload.is_empty() {
             return Err(MessageError::Empty);
         }
         let members: Members<'_> = serde_json::from_slice(payload)?;
-        // An array would be read as well, member by member.
+        // An array would be accepted as well, member by member.
         if payload.trim_ascii_start().first() != Some(&b'{') {
-            return Err(MessageError::Content("the value is no JSON object"));
+            return Err(MessageError::Content("the value is not a JSON object"));
         }
         match members.message_type.map(RawValue::get) {
             Some("\"execution_request\"") => members.execution().map(Self::Execution),
@@ -268,7 +269,7 @@ impl Message {
     }
 }
 
-/// The members of both kinds, as they were sent. Null counts as absent, except for the plan.
+/// Members of both kinds as sent. Null means absent, except for the plan.
 #[derive(Deserialize)]
 #[serde(default)]
 #[derive(Default)]
@@ -311,8 +312,8 @@ impl Members<'_> {
     fn cancellation(self) -> Result<CancellationRequest, MessageError> {
         Ok(CancellationRequest {
             run_id: self.run_id()?,
-            cancelled_by: optional(self.cancelled_by, "cancelled_by is no string")?,
-            reason: optional(self.reason, "reason is no string")?,
+            cancelled_by: optional(self.cancelled_by, "cancelled_by is not a string")?,
+            reason: optional(self.reason, "reason is not a string")?,
             correlation_id: self.correlation_id()?,
             event_id: self.event_id()?,
         })
@@ -320,15 +321,15 @@ impl Members<'_> {
 
     fn run_id(&self) -> Result<String, MessageError> {
         let given = self.run_id.ok_or(MessageError::Content("it has no run_id"))?;
-        text(given).ok_or(MessageError::Content("run_id is no string"))
+        text(given).ok_or(MessageError::Content("run_id is not a string"))
     }
 
     fn correlation_id(&self) -> Result<Option<String>, MessageError> {
-        optional(self.correlation_id, "correlation_id is no string")
+        optional(self.correlation_id, "correlation_id is not a string")
     }
 
     fn event_id(&self) -> Result<Option<Uuid>, MessageError> {
-        let wrong = "event_id is no UUID";
+        let wrong = "event_id is not a UUID";
         let given = optional(self.event_id, wrong)?;
         given.map(|id| id.parse()).transpose().map_err(|_| MessageError::Content(wrong))
     }
@@ -344,7 +345,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_wrong_with_a_record_has_a_code() {
+    fn each_problem_of_a_record_has_a_code() {
         for (payload, expected) in [
             ("", "empty"),
             ("{", "invalid_json"),

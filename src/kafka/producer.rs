@@ -1,4 +1,4 @@
-//! The relay's producer: idempotent, `acks=all`, results by callback.
+//! Producer of the relay: idempotent, `acks=all`, results by callback.
 
 use std::time::Duration;
 
@@ -18,23 +18,23 @@ use super::{
 };
 use crate::config;
 
-/// Messages that may wait in the producer, in number and in bytes: what a broken broker may cost in memory.
+/// Maximum number and bytes of queued messages, which bounds the memory during an outage of the broker.
 pub const MAX_QUEUED_MESSAGES: usize = 20_000;
 /// See [`MAX_QUEUED_MESSAGES`].
 pub const MAX_QUEUED_BYTES: usize = 64 << 20;
-/// Largest record, just under the default of a topic's `max.message.bytes`.
+/// Maximum size of a record, just under the default of a topic's `max.message.bytes`.
 pub const MAX_RECORD_BYTES: usize = 1 << 20;
 
-/// Why the broker does not have a message.
+/// Reason why the broker does not have a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeliveryError {
-    /// It was not sent, or nobody knows: it may be sent again.
+    /// The delivery failed or its result is unknown: the message may be sent again.
     #[error("{0}")]
     Undelivered(RDKafkaErrorCode),
-    /// The broker will never take it.
+    /// The broker rejects the message for good.
     #[error(transparent)]
     Refused(Refusal),
-    /// It cannot be made.
+    /// The message cannot be built.
     #[error("the workflow version that the run is pinned to does not exist")]
     NoPlan,
 }
@@ -45,36 +45,36 @@ impl From<RDKafkaErrorCode> for DeliveryError {
     }
 }
 
-/// What became of a message.
+/// Delivery report of a message.
 #[derive(Debug)]
 pub struct Report {
-    /// The run, which is the message's key.
+    /// Id of the run, which is the message's key.
     pub run_id: String,
-    /// Of the message.
+    /// Id of the message.
     pub event_id: Uuid,
     /// Payload size.
     pub bytes: usize,
-    /// The broker has it, or why not.
+    /// Success, or the reason of the failure.
     pub outcome: Result<(), DeliveryError>,
-    /// The outcome is about this message alone. Otherwise it was sent in a batch with others, and a broker that finds the
-    /// batch too large refuses all of them.
+    /// Whether the outcome is about this message alone. Otherwise it was sent in a batch, and a broker that finds the
+    /// batch too large rejects all its messages.
     pub is_alone: bool,
 }
 
-/// Sends every delivery report into a channel. The channel is not bounded itself: there are at most as many reports
-/// as queued messages.
+/// Producer context that sends every delivery report into a channel. The channel is unbounded, but there are at most as
+/// many reports as queued messages.
 pub struct Reports {
     reports: UnboundedSender<Report>,
     last_error: LastError,
     batching: Batching,
 }
 
-/// How many messages a producer sends in one batch.
+/// Batching of a producer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Batching {
-    /// As many as are there.
+    /// Several messages per batch.
     Many,
-    /// One.
+    /// One message per batch.
     One,
 }
 
@@ -84,7 +84,7 @@ impl ClientContext for Reports {
     }
 }
 
-/// Travels with a message through librdkafka.
+/// Data that travels with a message through librdkafka.
 pub struct Envelope {
     run_id: String,
     event_id: Uuid,
@@ -101,17 +101,17 @@ impl ProducerContext for Reports {
             }
         };
         let Envelope { run_id, event_id } = *envelope;
-        // The receiver lives as long as the relay. After that nobody needs the report: the row is still there.
+        // The receiver lives as long as the relay. Later reports are not needed: the row still exists.
         let is_alone = self.batching == Batching::One;
         drop(self.reports.send(Report { run_id, event_id, bytes, outcome, is_alone }));
     }
 }
 
-/// A producer with its own polling thread.
+/// Producer with its own polling thread.
 pub struct Producer(ThreadedProducer<Reports>);
 
 impl Producer {
-    /// Makes the client. Brokers need not be there yet; wrong settings are an error.
+    /// Creates the client. Brokers need not be up yet; invalid settings are an error.
     pub fn new(
         kafka: &config::Kafka,
         batching: Batching,
@@ -124,7 +124,7 @@ impl Producer {
         }
         let producer = settings
             .set("linger.ms", "0")
-            // The outbox row stays until the broker has the message, so there is no point in giving up.
+            // The outbox row stays until the broker has the message, so a delivery time-out is of no use.
             .set("message.timeout.ms", "0")
             .set("message.max.bytes", (MAX_RECORD_BYTES + 4096).to_string())
             .set("queue.buffering.max.messages", MAX_QUEUED_MESSAGES.to_string())
@@ -133,8 +133,8 @@ impl Producer {
         Ok(Self(producer))
     }
 
-    /// Queues a message keyed by its run. Does not block; the outcome comes as a [`Report`], but an error here is
-    /// the only word on this message.
+    /// Queues a message keyed by its run. Does not block. The outcome is sent as a [`Report`], except for an error that
+    /// is returned here.
     pub fn send(
         &self,
         topic: &str,
@@ -151,7 +151,7 @@ impl Producer {
         self.0.send(record).map_err(|(error, _)| error)
     }
 
-    /// Waits until all queued messages have been reported, at most that long. Blocks the thread.
+    /// Waits until all queued messages have been reported, or until the time-out. Blocks the thread.
     pub fn flush(&self, at_most: Duration) -> Result<(), KafkaError> {
         self.0.flush(at_most)
     }

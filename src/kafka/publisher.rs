@@ -1,5 +1,5 @@
-//! A producer for what is sent beside runs' requests: dead letters, and monitoring updates. Like the relay's, it is
-//! idempotent with `acks=all`; the caller waits for the outcome of what it hands over.
+//! Publisher: producer of dead letters and monitoring updates. Like the relay's producer, it is idempotent with
+//! `acks=all`; the caller waits for the outcome of its records.
 
 use std::time::Duration;
 
@@ -17,13 +17,12 @@ use super::{
 };
 use crate::config;
 
-/// Largest record that such a producer sends: more than topics take by default, since what came in by a topic with a
-/// higher limit shall fit.
+/// Maximum size of a record. It exceeds the default of topics, since records of a topic with a higher limit must fit.
 pub const MAX_BYTES: usize = 16 << 20;
-/// Records that may wait in the producer.
+/// Maximum number of queued records.
 pub const MAX_QUEUED: usize = 20_000;
 
-/// A record to send.
+/// Record to send.
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "said by the types")]
 pub struct Outgoing<'a> {
@@ -33,7 +32,7 @@ pub struct Outgoing<'a> {
     pub headers: Vec<(&'a str, Option<Vec<u8>>)>,
 }
 
-/// See the module.
+/// Publisher with a replaceable client.
 pub struct Publisher(ReplaceableClient<FutureProducer<Context>>);
 
 impl Client for FutureProducer<Context> {
@@ -49,26 +48,26 @@ impl Client for FutureProducer<Context> {
 }
 
 impl Publisher {
-    /// Makes the client. Brokers need not be there yet; wrong settings are an error. `give_up`: how long a record is
-    /// tried; `None`: as long as it takes.
-    pub fn new(name: &'static str, settings: &config::Kafka, give_up: Option<Duration>) -> KafkaResult<Self> {
+    /// Creates the client. Brokers need not be up yet; invalid settings are an error. `delivery_timeout` is per record;
+    /// `None`: no time-out.
+    pub fn new(name: &'static str, settings: &config::Kafka, delivery_timeout: Option<Duration>) -> KafkaResult<Self> {
         let purpose = ClientRole { name, meaning: None };
         ReplaceableClient::new(purpose, settings, move |settings, last_error| {
-            client(settings, give_up, Context(last_error))
+            client(settings, delivery_timeout, Context(last_error))
         })
         .map(Self)
     }
 
-    /// Makes the client anew whenever that is needed, until `stop` is cancelled.
+    /// Replaces the client whenever necessary, until `stop` is cancelled.
     pub async fn watch(&self, stop: &CancellationToken) {
         self.0.watch(stop).await;
     }
 
-    /// Sends records, [`MAX_QUEUED`] at most, in their order, and waits for all; the outcome of each.
+    /// Sends records, at most [`MAX_QUEUED`], in their order, and waits for the outcome of each.
     ///
-    /// A broker refuses a batch that is too large with all its records; those are sent again one by one.
+    /// A broker that finds a batch too large rejects all its records; these are sent again one by one.
     ///
-    /// Dropping the future takes nothing back.
+    /// Dropping the future does not cancel the records.
     pub async fn publish(&self, records: &[Outgoing<'_>]) -> Vec<Result<(), KafkaError>> {
         let mut outcomes = self.publish_together(records).await;
         if records.len() > 1 {
@@ -82,7 +81,7 @@ impl Publisher {
     }
 
     async fn publish_together(&self, records: &[Outgoing<'_>]) -> Vec<Result<(), KafkaError>> {
-        // Nothing here keeps the client: what it has is reported when it is replaced.
+        // No reference to the client is kept here: its records are reported when it is replaced.
         let queued: Vec<_> = self.0.with(|producer| {
             records.iter().map(|record| producer.send_result(to_future(record)).map_err(|error| error.0)).collect()
         });
@@ -93,7 +92,7 @@ impl Publisher {
                 Ok(delivery) => match delivery.await {
                     Ok(Ok(_)) => Ok(()),
                     Ok(Err((error, _))) => Err(error),
-                    // The client has ended.
+                    // The client has been closed.
                     Err(_) => Err(KafkaError::Canceled),
                 },
             });
@@ -102,7 +101,7 @@ impl Publisher {
     }
 }
 
-/// Why Kafka will never take this record, if that is what the error says.
+/// Reason why Kafka rejects this record for good, if the error is about the record.
 #[must_use]
 pub fn refusal(error: &KafkaError) -> Option<Refusal> {
     Refusal::of(error.rdkafka_error_code()?)
@@ -110,12 +109,12 @@ pub fn refusal(error: &KafkaError) -> Option<Refusal> {
 
 fn client(
     settings: &config::Kafka,
-    give_up: Option<Duration>,
+    delivery_timeout: Option<Duration>,
     context: Context,
 ) -> KafkaResult<FutureProducer<Context>> {
     super::producer_config(settings)
         .set("linger.ms", "5")
-        .set("message.timeout.ms", give_up.map_or(0, |give_up| give_up.as_millis()).to_string())
+        .set("message.timeout.ms", delivery_timeout.map_or(0, |timeout| timeout.as_millis()).to_string())
         .set("message.max.bytes", MAX_BYTES.to_string())
         .set("queue.buffering.max.messages", MAX_QUEUED.to_string())
         .set("queue.buffering.max.kbytes", "131072")

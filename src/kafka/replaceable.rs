@@ -1,10 +1,10 @@
-//! Clients that are made anew when no broker answers them any more.
+//! Replaceable clients: a Kafka client that no broker answers is replaced by a new one.
 //!
-//! librdkafka can lose its brokers for good: one metadata answer with topics and without brokers, as a single broker
-//! gives that was fenced, ends its broker threads (its issue 5301). It reports no fatal error, and never connects again.
-//! So each client is asked for metadata once a second. One that has had no answer for [`config::Kafka::renew_after`],
-//! while a client made for the purpose gets one, is replaced. While the brokers are away for all, nothing is replaced,
-//! and what is queued stays where it is.
+//! librdkafka can lose its brokers for good: one metadata answer with topics and without brokers, as a fenced single
+//! broker gives, ends its broker threads (its issue 5301). It reports no fatal error, and never connects again.
+//! Therefore each client requests metadata once a second. A client without an answer for [`config::Kafka::renew_after`]
+//! is replaced if a new test client gets one. While the brokers are down for all clients, none is replaced, and queued
+//! messages stay queued.
 
 use std::{
     sync::{
@@ -26,49 +26,49 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config;
 
-/// How often a client is asked.
-const ASK_EVERY: Duration = Duration::from_secs(1);
-/// A broker that answers later counts as away.
+/// Interval of metadata requests.
+const POLL_EVERY: Duration = Duration::from_secs(1);
+/// Time-out of a metadata request.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
-/// No answer for so long is told in the log: a single one that is late is not worth a line.
-const TELL_AFTER: Duration = Duration::from_secs(2);
-/// And told again after that.
-const TELL_EVERY: Duration = Duration::from_mins(1);
-/// How long a producer that is given up may take to report what it had queued.
+/// Time without an answer after which an outage is logged: a single late answer is not.
+const LOG_AFTER: Duration = Duration::from_secs(2);
+/// Interval of further log lines about the outage.
+const LOG_EVERY: Duration = Duration::from_mins(1);
+/// Time-out of a closed producer for reporting its queued messages.
 const REPORT_WITHIN: Duration = Duration::from_secs(30);
-/// Between two looks whether anybody still uses a client that is given up.
-const SOLE_PAUSE: Duration = Duration::from_millis(20);
+/// Polling interval for the last reference to a replaced client.
+const REFERENCE_POLL: Duration = Duration::from_millis(20);
 
-/// What the clients have in common.
+/// Common interface of the clients.
 pub trait Client: Send + Sync + Sized + 'static {
-    /// Of the client.
+    /// Context type of the client.
     type Context: ClientContext;
 
-    /// The client itself.
+    /// Native client.
     fn native(&self) -> &NativeClient<Self::Context>;
 
-    /// Ends it. May block the thread for long.
+    /// Closes the client. This may block the thread for long.
     fn end(self) {}
 }
 
-/// Ends a producer: what it has queued or in flight is reported as not sent.
+/// Closes a producer: queued and in-flight messages are reported as not sent.
 pub(super) fn end_producer<C: ProducerContext>(producer: &impl Producer<C>) {
     producer.purge(PurgeConfig::default().queue().inflight());
     if let Err(error) = producer.flush(REPORT_WITHIN) {
         let messages = producer.in_flight_count();
-        tracing::error!(messages, "a Kafka producer was given up without reports on all its messages: {error}");
+        tracing::error!(messages, "a Kafka producer was closed without reports on all its messages: {error}");
     }
 }
 
-/// The last reason that a client gave for having no connection. Cheap to clone.
+/// Last connection error of a client. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct LastError(Arc<Mutex<Option<String>>>);
 
 impl LastError {
-    /// For [`ClientContext::error`].
+    /// Records an error of [`ClientContext::error`].
     pub fn note(&self, error: &KafkaError, reason: &str) {
         tracing::debug!("{error}: {reason}");
-        // That all are down says less than why one of them is.
+        // An error of a single broker is more specific than the one that all are down.
         if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
             *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
         }
@@ -83,7 +83,7 @@ impl LastError {
     }
 }
 
-/// The context of a client that needs no other.
+/// Context of a client without other callbacks.
 #[derive(Clone, Default)]
 pub struct Context(pub LastError);
 
@@ -93,30 +93,30 @@ impl ClientContext for Context {
     }
 }
 
-/// Whether a client's last question was answered. Cheap to clone.
+/// Connection state: whether the last metadata request was answered. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Connection(Arc<AtomicBool>);
 
 impl Connection {
-    /// As of two seconds ago at most.
+    /// State, at most two seconds old.
     #[must_use]
     pub fn is_up(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// What a client is for.
+/// Role of a client.
 #[derive(Clone, Copy)]
 pub struct ClientRole {
-    /// In logs and metrics.
+    /// Name in logs and metrics.
     pub name: &'static str,
-    /// What it means that no broker answers, for the log; `None`: another client of the process tells it.
+    /// Effect of an outage for the log; `None` if another client of the process logs it.
     pub meaning: Option<&'static str>,
 }
 
 type Make<T> = dyn Fn(&config::Kafka, LastError) -> KafkaResult<T> + Send + Sync;
 
-/// See the module.
+/// Client that is replaced if no broker answers it.
 pub struct ReplaceableClient<T> {
     purpose: ClientRole,
     settings: config::Kafka,
@@ -128,7 +128,7 @@ pub struct ReplaceableClient<T> {
 }
 
 impl<T: Client> ReplaceableClient<T> {
-    /// Makes the first client. Brokers need not be there yet; wrong settings are an error.
+    /// Creates the first client. Brokers need not be up yet; invalid settings are an error.
     pub fn new(
         purpose: ClientRole,
         settings: &config::Kafka,
@@ -147,37 +147,37 @@ impl<T: Client> ReplaceableClient<T> {
         })
     }
 
-    /// The client as it is now.
+    /// Current client.
     #[must_use]
     pub fn current(&self) -> Arc<T> {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Does something that does not block, before or after a renewal and not beside it: what is handed to a producer
-    /// here is either reported by it, or belongs to the next one.
+    /// Calls a function that does not block, never at the same time as a replacement: a message passed to a producer
+    /// here is either reported by it, or belongs to its successor.
     pub fn with<R>(&self, act: impl FnOnce(&T) -> R) -> R {
         act(&self.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Comes with the next renewal, seen from this call.
+    /// Resolves at the next replacement after this call.
     pub fn renewed(&self) -> Notified<'_> {
         self.renewed.notified()
     }
 
-    /// Whether brokers answer.
+    /// Connection state: whether brokers answer.
     #[must_use]
     pub fn connection(&self) -> &Connection {
         &self.connection
     }
 
-    /// The client, of which nothing else is wanted.
+    /// Returns the client and drops everything else.
     pub fn into_current(self) -> Arc<T> {
         self.current.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks the client, tells the log, and renews it, until `stop` is cancelled.
+    /// Polls and replaces the client, and logs outages, until `stop` is cancelled.
     pub async fn watch(&self, stop: &CancellationToken) {
-        let mut silence = Silence::new(Instant::now());
+        let mut outage = Outage::new(Instant::now());
         let mut probe: Option<oneshot::Receiver<bool>> = None;
         loop {
             let answer = tokio::select! {
@@ -187,20 +187,20 @@ impl<T: Client> ReplaceableClient<T> {
             let now = Instant::now();
             self.connection.0.store(answer.is_ok(), Ordering::Relaxed);
             metrics::gauge!("kafka_connected", "client" => self.purpose.name).set(f64::from(u8::from(answer.is_ok())));
-            self.tell(silence.note(answer.is_ok(), now), &answer);
+            self.tell(outage.note(answer.is_ok(), now), &answer);
             if answer.is_ok() {
                 self.last_error.forget();
             }
             if self.with(|client| client.native().fatal_error().is_some()) {
-                self.renew("it met a fatal error");
-            } else if silence.lasts(now) >= self.settings.renew_after {
+                self.replace("it met a fatal error");
+            } else if outage.lasts(now) >= self.settings.renew_after {
                 probe = match probe.take() {
                     None => Some(probing(self.settings.clone())),
                     Some(mut probe) => match probe.try_recv() {
                         Err(oneshot::error::TryRecvError::Empty) => Some(probe),
                         Ok(true) => {
-                            self.renew("no broker answers it, and one answers others");
-                            silence = Silence { since: now, ..silence };
+                            self.replace("no broker answers it, but one answers a new client");
+                            outage = Outage { since: now, ..outage };
                             None
                         }
                         Ok(false) | Err(oneshot::error::TryRecvError::Closed) => None,
@@ -210,7 +210,7 @@ impl<T: Client> ReplaceableClient<T> {
                 probe = None;
             }
             tokio::select! {
-                () = tokio::time::sleep(ASK_EVERY) => {}
+                () = tokio::time::sleep(POLL_EVERY) => {}
                 () = stop.cancelled() => return,
             }
         }
@@ -236,8 +236,8 @@ impl<T: Client> ReplaceableClient<T> {
             News::Down => {
                 tracing::error!("Kafka is disconnected: no broker of {brokers} answers ({}); {meaning}", reason());
             }
-            News::StillDown(silence) => {
-                let secs = silence.as_secs();
+            News::StillDown(outage) => {
+                let secs = outage.as_secs();
                 tracing::error!(
                     "Kafka has been disconnected for {secs} s: no broker of {brokers} answers ({})",
                     reason()
@@ -246,63 +246,63 @@ impl<T: Client> ReplaceableClient<T> {
         }
     }
 
-    /// Replaces the client. The old one ends in a thread that nobody waits for.
-    fn renew(&self, reason: &str) {
+    /// Replaces the client. The old one is closed in a background thread.
+    fn replace(&self, reason: &str) {
         let name = self.purpose.name;
         let fresh = match (self.make)(&self.settings, self.last_error.clone()) {
             Ok(fresh) => Arc::new(fresh),
-            Err(error) => return tracing::error!("the Kafka client for {name} cannot be made anew: {error}"),
+            Err(error) => return tracing::error!("the Kafka client for {name} cannot be replaced: {error}"),
         };
         let old = std::mem::replace(&mut *self.current.write().unwrap_or_else(PoisonError::into_inner), fresh);
         self.renewed.notify_waiters();
         metrics::counter!("kafka_clients_renewed_total", "client" => name).increment(1);
-        tracing::warn!("the Kafka client for {name} is made anew: {reason}");
+        tracing::warn!("the Kafka client for {name} is replaced: {reason}");
         close_in_background(old);
     }
 }
 
-/// Ends a client once nobody uses it, in a thread that nobody waits for: whether it ends at all is up to librdkafka.
+/// Closes a client after its last use, in a background thread: librdkafka may block there forever.
 pub(super) fn close_in_background<T: Client>(client: Arc<T>) {
     let spawned =
         thread::Builder::new().name("kafka-end".to_owned()).spawn(move || wait_for_last_reference(client).end());
     if let Err(error) = spawned {
-        // The closure is dropped, and the client with it, here.
-        tracing::error!("no thread to end a Kafka client in: {error}");
+        // The closure, and with it the client, is dropped here.
+        tracing::error!("no thread could be started to close a Kafka client: {error}");
     }
 }
 
-/// Waits until nobody else has it. Blocks the thread.
+/// Waits for the last reference. Blocks the thread.
 pub(super) fn wait_for_last_reference<T>(mut shared: Arc<T>) -> T {
     loop {
         match Arc::try_unwrap(shared) {
             Ok(sole) => return sole,
             Err(again) => shared = again,
         }
-        thread::sleep(SOLE_PAUSE);
+        thread::sleep(REFERENCE_POLL);
     }
 }
 
-/// Whether a client made for the purpose is answered, in a thread that nobody waits for.
+/// Tests in a background thread whether a new client gets an answer.
 fn probing(settings: config::Kafka) -> oneshot::Receiver<bool> {
     let (done, answered) = oneshot::channel();
-    // Without a thread the receiver is told that nobody will answer, and asks again.
+    // Without a thread the sender is dropped, the receiver gets an error, and the test is repeated.
     let _thread = thread::Builder::new().name("kafka-probe".to_owned()).spawn(move || {
-        // Whoever asked may have stopped.
+        // The receiver may have been dropped.
         done.send(super::ping(&settings).is_ok()).ok();
     });
     answered
 }
 
-/// How many brokers there are, as one of them says. That there is none is an error, too. Blocks the thread.
+/// Number of brokers in the metadata; none is an error. Blocks the thread.
 pub(super) fn ask<C: ClientContext>(client: &NativeClient<C>, topic: &str, at_most: Duration) -> KafkaResult<usize> {
-    // Of one topic, since the answer about all may be large.
+    // The request is about one topic, since the answer about all may be large.
     match client.fetch_metadata(Some(topic), at_most)?.brokers().len() {
         0 => Err(KafkaError::MetadataFetch(RDKafkaErrorCode::BrokerNotAvailable)),
         count => Ok(count),
     }
 }
 
-/// What is worth a line in the log.
+/// Events that are logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum News {
     Nothing,
@@ -311,43 +311,43 @@ enum News {
     StillDown(Duration),
 }
 
-/// For how long a client has had no answer, and what was told of it. Pure.
+/// Outage tracker: time without an answer, and what was logged about it. Pure.
 #[derive(Clone, Copy)]
-struct Silence {
-    /// The last answer, or the begin.
+struct Outage {
+    /// Last answer, or the start of the client.
     since: Instant,
-    /// When the last silence began, for the log: also a new client may hear nothing.
+    /// Start of the outage for the log; a new client may have none either.
     began: Instant,
-    told: Option<Instant>,
+    logged_at: Option<Instant>,
     was_ever_up: bool,
 }
 
-impl Silence {
+impl Outage {
     fn new(now: Instant) -> Self {
-        Self { since: now, began: now, told: None, was_ever_up: false }
+        Self { since: now, began: now, logged_at: None, was_ever_up: false }
     }
 
     fn note(&mut self, is_answered: bool, now: Instant) -> News {
         if is_answered {
             (self.since, self.began) = (now, now);
             let is_first = !std::mem::replace(&mut self.was_ever_up, true);
-            return if self.told.take().is_some() || is_first { News::Up } else { News::Nothing };
+            return if self.logged_at.take().is_some() || is_first { News::Up } else { News::Nothing };
         }
-        let silence = now.duration_since(self.began);
-        match self.told {
-            None if silence >= TELL_AFTER => {
-                self.told = Some(now);
+        let outage = now.duration_since(self.began);
+        match self.logged_at {
+            None if outage >= LOG_AFTER => {
+                self.logged_at = Some(now);
                 News::Down
             }
-            Some(told) if now.duration_since(told) >= TELL_EVERY => {
-                self.told = Some(now);
-                News::StillDown(silence)
+            Some(logged_at) if now.duration_since(logged_at) >= LOG_EVERY => {
+                self.logged_at = Some(now);
+                News::StillDown(outage)
             }
             _ => News::Nothing,
         }
     }
 
-    /// Of this client.
+    /// Time without an answer of this client.
     fn lasts(&self, now: Instant) -> Duration {
         now.duration_since(self.since)
     }
@@ -357,32 +357,32 @@ impl Silence {
 mod tests {
     use super::*;
 
-    /// What is told second by second.
-    fn told(answers: impl IntoIterator<Item = bool>) -> Vec<(u64, News)> {
+    /// Log events second by second.
+    fn news(answers: impl IntoIterator<Item = bool>) -> Vec<(u64, News)> {
         let start = Instant::now();
-        let mut silence = Silence::new(start);
-        let at = |(second, answer)| (second, silence.note(answer, start + Duration::from_secs(second)));
+        let mut outage = Outage::new(start);
+        let at = |(second, answer)| (second, outage.note(answer, start + Duration::from_secs(second)));
         (1..).zip(answers).map(at).filter(|(_, news)| *news != News::Nothing).collect()
     }
 
     #[test]
-    fn an_outage_is_told_from_the_start_and_once_a_minute() {
+    fn an_outage_is_logged_from_the_start_and_once_a_minute() {
         let still = |secs| News::StillDown(Duration::from_secs(secs));
         let outage = std::iter::repeat_n(false, 130).chain([true, true]);
-        assert_eq!(told(outage), [(2, News::Down), (62, still(62)), (122, still(122)), (131, News::Up)]);
-        assert_eq!(told([true, false, true, false, true]), [(1, News::Up)], "one late answer is not worth a line");
-        assert_eq!(told([true, false, false, true]), [(1, News::Up), (3, News::Down), (4, News::Up)]);
+        assert_eq!(news(outage), [(2, News::Down), (62, still(62)), (122, still(122)), (131, News::Up)]);
+        assert_eq!(news([true, false, true, false, true]), [(1, News::Up)], "one late answer is not worth a line");
+        assert_eq!(news([true, false, false, true]), [(1, News::Up), (3, News::Down), (4, News::Up)]);
     }
 
     #[test]
-    fn a_silence_lasts_from_the_last_answer() {
+    fn an_outage_lasts_from_the_last_answer() {
         let start = Instant::now();
         let after = |secs| start + Duration::from_secs(secs);
-        let mut silence = Silence::new(start);
-        silence.note(false, after(7));
-        assert_eq!(silence.lasts(after(7)), Duration::from_secs(7));
-        silence.note(true, after(9));
-        silence.note(false, after(12));
-        assert_eq!(silence.lasts(after(12)), Duration::from_secs(3));
+        let mut outage = Outage::new(start);
+        outage.note(false, after(7));
+        assert_eq!(outage.lasts(after(7)), Duration::from_secs(7));
+        outage.note(true, after(9));
+        outage.note(false, after(12));
+        assert_eq!(outage.lasts(after(12)), Duration::from_secs(3));
     }
 }

@@ -1,8 +1,8 @@
-//! What stands between `${` and `}`, and how its value is found.
+//! References: the text between `${` and `}`, and the look-up of its value.
 //!
 //! A reference is a root, a path, and perhaps a default: `workflow.input.lang:-en`. The roots are `workflow.input`,
-//! `<step id>.output` (or `steps.<step id>.output`), `<step id>.callback_url` and, inside a loop, `loop.item`, `loop.index`, `loop.total`,
-//! `loop.is_first` and `loop.is_last`.
+//! `<step id>.output` (or `steps.<step id>.output`), `<step id>.callback_url` and, inside a loop, `loop.item`,
+//! `loop.index`, `loop.total`, `loop.is_first` and `loop.is_last`.
 
 use std::{borrow::Cow, collections::HashMap, fmt, iter::Peekable};
 
@@ -14,18 +14,18 @@ use super::{
 };
 use crate::input::{MAX_JSON_DEPTH, check_json, elements, member, members, shorten, to_raw};
 
-/// Bytes that may be looked through for one input.
+/// Maximum bytes that are scanned for one input.
 const MAX_SCANNED_BYTES: usize = 256 << 20;
-/// Values of so many bytes are not looked through again and again.
+/// Bytes of a value from which on repeated look-ups use an index.
 const WORTH_AN_INDEX: usize = 4 << 10;
 
-/// Stands between a path and its default.
+/// Separator between a path and its default.
 const DEFAULT_MARK: &str = ":-";
 
-/// What `loop.` may be followed by.
+/// Names that may follow `loop.`.
 const LOOP_VARIABLES: [&str; 5] = ["item", "index", "total", "is_first", "is_last"];
 
-/// What is wrong with a reference.
+/// Fault of a reference.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MappingFault {
     /// It begins with none of the roots.
@@ -34,28 +34,28 @@ pub enum MappingFault {
     OutsideLoop,
     /// A loop has no variable of that name.
     NoLoopVariable(String),
-    /// The step has no output, or not yet.
+    /// The step has no output yet, or never.
     NoOutput(String),
-    /// The step is no callback, or none that the step could be answered by.
+    /// The step is not a callback, or not one whose URL this step may use.
     NoCallback(String),
     /// An object has no such member.
     NoMember(String),
     /// An array has no such element.
     NoElement(String),
-    /// A value that is neither object nor array is asked for this.
+    /// The path continues in a value that is neither object nor array.
     NotAContainer(String),
-    /// Only strings can stand inside text.
+    /// The value is not a string, and only strings can be put into text.
     NotText,
-    /// The input gets too large.
+    /// The resolved input is too large.
     TooLarge,
-    /// The mapping is too deep.
+    /// The mapping is nested too deeply.
     TooDeep,
-    /// Too much is looked through.
+    /// Too many bytes are scanned.
     TooCostly,
 }
 
 impl MappingFault {
-    /// The reference is good, and there is no such value in this run; a default stands in for it.
+    /// Whether the reference is valid and its value does not exist in this run, so that a default replaces it.
     #[must_use]
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::NoOutput(_) | Self::NoMember(_) | Self::NoElement(_) | Self::NotAContainer(_))
@@ -71,7 +71,7 @@ impl fmt::Display for MappingFault {
                 write!(f, "there are {} after 'loop.', not '{name}'", LOOP_VARIABLES.join(", "))
             }
             Self::NoOutput(step) => write!(f, "step '{step}' has no output"),
-            Self::NoCallback(step) => write!(f, "step '{step}' is no callback of this line of steps or one around it"),
+            Self::NoCallback(step) => write!(f, "step '{step}' is not a callback of this branch or of one around it"),
             Self::NoMember(name) => write!(f, "there is no member '{name}'"),
             Self::NoElement(index) => write!(f, "there is no element '{index}'"),
             Self::NotAContainer(part) => write!(f, "'{part}' is looked for in a value that has no members"),
@@ -81,26 +81,23 @@ impl fmt::Display for MappingFault {
             }
             Self::TooDeep => write!(f, "it is nested more than {MAX_JSON_DEPTH} deep"),
             Self::TooCostly => {
-                write!(
-                    f,
-                    "the references of the step look through more than {MAX_SCANNED_BYTES} bytes, which is the limit"
-                )
+                write!(f, "the references of the step read more than {MAX_SCANNED_BYTES} bytes, which is the limit")
             }
         }
     }
 }
 
-/// Finds values in a scope, as long as they do not cost too much all together.
+/// Look-up of values in a scope, with a limit on the total cost.
 pub(crate) struct LookUp<'s> {
     scope: &'s Scope<'s>,
     scanned: usize,
-    /// Of large values, by where their text begins.
+    /// Indexes of large values, by the address of their text.
     indexes: HashMap<usize, Index<'s>>,
 }
 
-/// What is known of a value that was looked into.
+/// Index of a value that was scanned.
 enum Index<'s> {
-    /// Nothing yet: most values are looked into once.
+    /// No index yet: most values are scanned once.
     None,
     Members(HashMap<String, &'s RawValue>),
     Elements(Vec<&'s RawValue>),
@@ -144,7 +141,7 @@ impl<'s> LookUp<'s> {
         self.walk(value, indexes, path)
     }
 
-    /// What a reference leads to in a value, which is looked through only for the first one of that text.
+    /// The value of a reference inside `value`, which is scanned only for the first reference with that text.
     fn find_once<'r>(
         &mut self,
         reference: &str,
@@ -183,13 +180,13 @@ impl<'s> LookUp<'s> {
         Ok(value)
     }
 
-    /// Counts a value that is looked through.
+    /// Counts the bytes of a scanned value.
     fn scan(&mut self, value: &RawValue) -> Result<(), MappingFault> {
         self.scanned += value.get().len();
         if self.scanned > MAX_SCANNED_BYTES { Err(MappingFault::TooCostly) } else { Ok(()) }
     }
 
-    /// One part of a path: a key, else a key with indexes, such as `items[0]`.
+    /// Resolves one part of a path: a key, else a key with indexes, such as `items[0]`.
     fn part(&mut self, value: &'s RawValue, part: &str) -> Result<&'s RawValue, MappingFault> {
         let whole = self.step_into(value, part);
         match (&whole, indexed(part)) {
@@ -209,18 +206,18 @@ impl<'s> LookUp<'s> {
         let no_member = || MappingFault::NoMember(shorten(key).into_owned());
         let no_element = || MappingFault::NoElement(shorten(key).into_owned());
         let at = value.get().as_ptr().addr();
-        let is_second_look = match self.indexes.get(&at) {
+        let is_second_scan = match self.indexes.get(&at) {
             Some(Index::Members(members)) => return members.get(key).copied().ok_or_else(no_member),
             Some(Index::Elements(elements)) => return element(elements, key).ok_or_else(no_element),
             Some(Index::None) => true,
             None => false,
         };
         self.scan(value)?;
-        if !is_second_look && value.get().len() >= WORTH_AN_INDEX {
+        if !is_second_scan && value.get().len() >= WORTH_AN_INDEX {
             self.indexes.insert(at, Index::None);
         }
         if value.get().starts_with('{') {
-            if !is_second_look {
+            if !is_second_scan {
                 return member(value, key).ok_or_else(no_member);
             }
             let members: HashMap<_, _> = members(value).unwrap_or_default().into_iter().collect();
@@ -230,7 +227,7 @@ impl<'s> LookUp<'s> {
         }
         if let Some(elements) = elements(value) {
             let found = element(&elements, key).ok_or_else(no_element);
-            if is_second_look {
+            if is_second_scan {
                 self.indexes.insert(at, Index::Elements(elements));
             }
             return found;
@@ -243,7 +240,7 @@ fn element<'s>(elements: &[&'s RawValue], key: &str) -> Option<&'s RawValue> {
     key.parse().ok().and_then(|index: usize| elements.get(index).copied())
 }
 
-/// A reference as path and default.
+/// Splits a reference into path and default.
 fn split_default(reference: &str) -> (&str, Option<&str>) {
     match reference.split_once(DEFAULT_MARK) {
         Some((path, default)) => (path, Some(default)),
@@ -251,24 +248,24 @@ fn split_default(reference: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// What a default means: JSON if it is that, else the text itself.
+/// The value of a default: JSON if it is valid JSON, else the text itself.
 fn default_value(default: &str) -> Box<RawValue> {
     check_json(default.as_bytes()).map_or_else(|_| to_raw(&default), RawValue::to_owned)
 }
 
-/// What a reference starts from, with the indexes that follow it at once.
+/// Root of a reference, with the indexes that follow it directly.
 pub(crate) enum Root<'r> {
     /// The run's input.
     Input(Vec<&'r str>),
     /// A step's output.
     Output(&'r str, Vec<&'r str>),
-    /// The address of a callback.
+    /// URL of a callback.
     Callback(&'r str),
-    /// A variable of the loop around.
+    /// Variable of the innermost loop.
     Loop(&'r str, Vec<&'r str>),
 }
 
-/// What a reference starts from, with the indexes that follow it at once (`step.output[0]`), and the path from there,
+/// The root of a reference, with the indexes that follow it directly (`step.output[0]`), and the path from there,
 /// without the default.
 ///
 /// `steps.<id>.output` is the same as `<id>.output`.
@@ -304,7 +301,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_many_steps_refer_to_is_looked_for_once() {
+    fn a_value_that_many_steps_refer_to_is_looked_up_once() {
         let input = format!(r#"{{"head":{{"n":1}},"many":[{}0],"tail":{{"a b":"x"}}}}"#, "0,".repeat(100_000));
         let input = check_json(input.as_bytes()).expect("JSON");
         let mut run = Scope::new(input);

@@ -1,4 +1,4 @@
-//! What references can refer to.
+//! Scope of references.
 
 use std::{
     collections::HashMap,
@@ -11,22 +11,21 @@ use serde_json::value::RawValue;
 use super::MappingFault;
 use crate::input::to_raw;
 
-/// The run's input, the outputs so far, and the variables of the loop around, if there is one.
+/// Scope: the run's input, the outputs so far, and the variables of the innermost loop, if there is one.
 ///
-/// Scopes lie inside each other as blocks do: what an inner one does not know, it asks the outer one. An inner scope
-/// borrows the outer one, so nothing is added to a scope while steps inside of it run side by side, and what they see
-/// does not depend on which of them is faster.
+/// Scopes are nested as blocks are: a look-up continues in the outer scope. An inner scope borrows the outer one, so
+/// nothing is added to a scope while concurrent steps inside of it run, and their timing does not change what they see.
 #[derive(Debug)]
 pub struct Scope<'a> {
     input: &'a RawValue,
     outer: Option<&'a Scope<'a>>,
-    /// In the input; the outermost scope's counts.
+    /// Cache of look-ups in the input; only that of the outermost scope is used.
     found: Found,
     outputs: HashMap<String, Output>,
-    /// Of the outputs.
+    /// Bytes of the outputs.
     bytes: usize,
     iteration: Option<Iteration<'a>>,
-    /// By step id.
+    /// Callbacks by step id.
     callbacks: Option<Arc<HashMap<String, Callback>>>,
 }
 
@@ -36,13 +35,13 @@ struct Output {
     found: Found,
 }
 
-/// Cache of where references lead to inside of a value, by their text: steps that refer to the same again, such as the
-/// iterations of a loop, do not look through the value each time. No larger than the plan, which has the references.
+/// Cache of the positions of references inside a value, by their text: steps with the same reference, such as the
+/// iterations of a loop, do not scan the value each time. It is no larger than the plan, which has the references.
 #[derive(Debug, Default)]
 pub(super) struct Found(Mutex<HashMap<String, Result<Range<usize>, MappingFault>>>);
 
 impl Found {
-    /// Where that reference leads to, if it was looked for before.
+    /// The value of the reference, if it was looked up before.
     pub(super) fn get<'s>(&self, reference: &str, value: &'s RawValue) -> Option<Result<&'s RawValue, MappingFault>> {
         let found = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(reference).cloned()?;
         match found {
@@ -51,7 +50,7 @@ impl Found {
         }
     }
 
-    /// Remembers what came of looking for it.
+    /// Stores the result of a look-up.
     pub(super) fn set(&self, reference: &str, value: &RawValue, found: &Result<&RawValue, MappingFault>) {
         let found = found.as_ref().map_err(Clone::clone).map(|part| {
             let start = part.get().as_ptr().addr() - value.get().as_ptr().addr();
@@ -61,34 +60,34 @@ impl Found {
     }
 }
 
-/// A callback that can be answered, perhaps before its step begins.
+/// Callback that can be answered, perhaps before its step begins.
 #[derive(Debug)]
 pub struct Callback {
-    /// Where its step stands in the run.
+    /// Path of its step in the run.
     pub path: String,
     url: OnceLock<Box<RawValue>>,
 }
 
 impl Callback {
-    /// The callback of the step at that place, which has no address yet.
+    /// The callback of the step at that path, without a URL yet.
     #[must_use]
     pub fn new(path: String) -> Self {
         Self { path, url: OnceLock::new() }
     }
 
-    /// Its address, once it has one.
+    /// Its URL, once it has one.
     #[must_use]
     pub fn url(&self) -> Option<&RawValue> {
         self.url.get().map(|url| &**url)
     }
 
-    /// Gives it its address. The first one stays.
+    /// Sets its URL. The first one stays.
     pub fn set_url(&self, url: &str) {
         self.url.get_or_init(|| to_raw(url));
     }
 }
 
-/// The variables of one iteration of a loop.
+/// Variables of one iteration of a loop.
 #[derive(Debug)]
 struct Iteration<'a> {
     item: &'a RawValue,
@@ -112,7 +111,7 @@ impl<'a> Scope<'a> {
         Self { outer: Some(self), ..Scope::new(self.input) }
     }
 
-    /// The scope of the iteration of that index, out of so many, for this element.
+    /// The scope of the iteration with that index, out of `total`, for this element.
     #[must_use]
     pub fn iteration(&'a self, item: &'a RawValue, index: usize, total: usize) -> Self {
         let (is_first, is_last) = (index == 0, index + 1 == total);
@@ -120,7 +119,7 @@ impl<'a> Scope<'a> {
         Self { iteration: Some(iteration), ..self.inner() }
     }
 
-    /// The same with these callbacks, by the ids of their steps.
+    /// The same scope with these callbacks, by the ids of their steps.
     #[must_use]
     pub fn with_callbacks(self, callbacks: Arc<HashMap<String, Callback>>) -> Self {
         Self { callbacks: Some(callbacks), ..self }
@@ -132,7 +131,7 @@ impl<'a> Scope<'a> {
         self.layers().find_map(|scope| scope.callbacks.as_ref()?.get(step_id))
     }
 
-    /// Registers the output of a step. The latest counts. Returns the one before.
+    /// Registers the output of a step, replacing an earlier one. Returns the earlier one.
     pub fn set(&mut self, step_id: &str, output: Box<RawValue>) -> Option<Box<RawValue>> {
         self.bytes += output.get().len();
         let output = Output { value: output, found: Found::default() };
@@ -147,7 +146,7 @@ impl<'a> Scope<'a> {
         self.input.get().len() + self.layers().map(|scope| scope.bytes).sum::<usize>()
     }
 
-    /// Forgets the outputs of steps that are not wanted any more. Returns how many bytes they had.
+    /// Removes the outputs of steps that are not wanted any more. Returns their bytes.
     pub fn forget_all_but(&mut self, is_wanted: impl Fn(&str) -> bool) -> usize {
         let forgotten = self.outputs.extract_if(|step_id, _| !is_wanted(step_id));
         let bytes = forgotten.map(|(_, output)| output.value.get().len()).sum();
@@ -155,7 +154,7 @@ impl<'a> Scope<'a> {
         bytes
     }
 
-    /// What was registered in this scope, without the outer ones.
+    /// The outputs that were registered in this scope, without the outer ones.
     #[must_use]
     pub fn into_outputs(self) -> HashMap<String, Box<RawValue>> {
         self.outputs.into_iter().map(|(step_id, output)| (step_id, output.value)).collect()
@@ -173,12 +172,12 @@ impl<'a> Scope<'a> {
         self.output_with_cache(step_id).map(|(output, _)| output)
     }
 
-    /// The input, and what was found in it.
+    /// The input, and its cache of look-ups.
     pub(super) fn input_with_cache(&self) -> (&RawValue, &Found) {
         (self.input, &self.layers().last().unwrap_or(self).found)
     }
 
-    /// The output of a step, and what was found in it.
+    /// The output of a step, and its cache of look-ups.
     pub(super) fn output_with_cache(&self, step_id: &str) -> Option<(&RawValue, &Found)> {
         let output = self.layers().find_map(|scope| scope.outputs.get(step_id))?;
         Some((&output.value, &output.found))

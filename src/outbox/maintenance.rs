@@ -1,4 +1,5 @@
-//! Upkeep: frees the rows of dead processes, sends lost requests again, expires idempotency keys, makes the topics.
+//! Maintenance of the outbox: frees the rows of dead processes, redispatches lost requests, expires idempotency keys,
+//! creates the topics.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -17,28 +18,28 @@ use crate::{
     kafka,
 };
 
-/// How often orphans, overdue runs and expired keys are looked for.
-pub(super) const UPKEEP_EVERY: Duration = Duration::from_secs(3);
+/// Interval of the maintenance.
+pub(super) const MAINTENANCE_EVERY: Duration = Duration::from_secs(3);
 
-/// A run that is still PENDING after this, although Kafka acknowledged its message and the executors have read
-/// everything, was lost by the broker.
+/// Time after which a run that is still PENDING was lost by the broker, although Kafka acknowledged its message and the
+/// executors have read all records.
 const OVERDUE_SECS: f64 = 10.0;
-/// The same, if the executors have *not* read everything: then it most likely waits in Kafka.
+/// The same time if the executors have *not* read all records: then the message is most likely still in Kafka.
 const OVERDUE_IN_QUEUE_SECS: f64 = 600.0;
 
-/// A broker that answers later is not asked further.
+/// Time-out of a request to a broker.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
-/// A message that was refused in a batch is taken by a sweep long before that.
+/// Retention of messages rejected in a batch. A sweep takes them long before that.
 const KEEP_REFUSED: Duration = Duration::from_mins(10);
 
 impl Relay {
-    /// Frees orphans, sends lost requests again, drops what has expired.
+    /// Frees orphaned rows, redispatches lost requests, and drops expired entries.
     pub(super) async fn maintain(&self) -> Result<(), db::Error> {
         // Another process may have sent them.
         self.refused().retain(|_, refused_at| refused_at.elapsed() < KEEP_REFUSED);
         let pool = self.0.pool.clone();
         let mine = self.0.registration.current();
-        // Asked before the rows are: one that comes to be known meanwhile is too young to be freed.
+        // These are read before the rows: a row that is added meanwhile is too recent to be freed.
         let known: Vec<Uuid> = self.known().iter().copied().collect();
         let cleaned = db::bounded(async move {
             let orphans = db::outbox::free_orphans(&pool).await?;
@@ -51,7 +52,7 @@ impl Relay {
         });
         let freed = cleaned.await?;
         if freed > 0 {
-            tracing::info!(freed, "{freed} outbox rows that nobody had in memory were freed");
+            tracing::info!(freed, "{freed} unowned outbox rows were freed");
         }
         let pool = self.0.pool.clone();
         let any_overdue = db::bounded(async move { db::outbox::any_overdue(&pool, OVERDUE_SECS).await });
@@ -69,26 +70,29 @@ impl Relay {
         Ok(())
     }
 
-    /// Deletes idempotency keys that are too old.
+    /// Deletes expired idempotency keys.
     pub(super) async fn expire_keys(self, drained: CancellationToken) {
         while !drained.is_cancelled() {
             if let Err(error) = db::idempotency::expire(&self.0.pool, self.0.key_ttl_hours).await {
-                tracing::debug!(error = &error as &dyn std::error::Error, "idempotency keys do not expire: {error}");
+                tracing::debug!(
+                    error = &error as &dyn std::error::Error,
+                    "idempotency keys could not be expired: {error}"
+                );
             }
             tokio::select! {
-                () = tokio::time::sleep(UPKEEP_EVERY) => {}
+                () = tokio::time::sleep(MAINTENANCE_EVERY) => {}
                 () = drained.cancelled() => {}
             }
         }
     }
 
-    /// Makes the topics once Kafka is there, and again when one has gone.
+    /// Creates the topics once Kafka is up, and again if one is missing.
     pub(super) async fn keep_topics(self, drained: CancellationToken) {
         while !drained.is_cancelled() {
             if self.is_connected() && !self.0.topics_checked.load(Ordering::Relaxed) {
                 match kafka::ensure_topics(&self.0.kafka).await {
                     Ok(()) => self.0.topics_checked.store(true, Ordering::Relaxed),
-                    Err(error) => tracing::warn!("the topics cannot be made yet: {error}"),
+                    Err(error) => tracing::warn!("the topics cannot be created yet: {error}"),
                 }
             }
             tokio::select! {
@@ -99,7 +103,7 @@ impl Relay {
     }
 }
 
-/// Whether the executors' group has read all there is on the execution topic. Blocks the thread.
+/// Whether the executors' group has read all records of the execution topic. Blocks the thread.
 fn queue_is_drained(kafka: &config::Kafka) -> Result<bool, KafkaError> {
     let client: BaseConsumer = kafka::client_config(kafka).set("group.id", &kafka.group_id).create()?;
     let metadata = client.fetch_metadata(Some(&kafka.execution_topic), ANSWER_WITHIN)?;

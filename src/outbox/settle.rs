@@ -1,4 +1,4 @@
-//! Settling: what becomes of the outbox rows of messages that were sent, or could not be.
+//! Settling: updates the outbox rows of messages after their delivery reports.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -16,16 +16,16 @@ use crate::{
     },
 };
 
-/// Between two deletes of acknowledged rows, so that one statement deletes many.
+/// Pause between two deletes of acknowledged rows, so that one statement deletes many.
 const SETTLE_PAUSE: Duration = Duration::from_millis(5);
-/// Before a failed settling is tried again.
+/// Pause after a failed attempt to settle.
 const SETTLE_RETRY: Duration = Duration::from_millis(500);
 
-/// The producer of messages that were refused in a batch.
+/// Role of the producer of messages that were rejected in a batch.
 const SINGLE: ClientRole = ClientRole { name: "single runs", meaning: None };
 
 impl Relay {
-    /// Settles what the producer reports until there is nothing left to come.
+    /// Settles delivery reports until no more can come.
     pub(super) async fn settle_all(self, mut reports: UnboundedReceiver<Report>, settled: CancellationToken) {
         let mut batch = Vec::new();
         loop {
@@ -45,7 +45,8 @@ impl Relay {
         }
     }
 
-    /// Deletes what was delivered, gives back what was not, ends runs whose message can never be sent.
+    /// Deletes the rows of delivered messages, releases those of failed ones, and ends runs whose message can never be
+    /// sent.
     async fn settle(&self, batch: &mut Vec<Report>) -> Result<(), db::Error> {
         use RDKafkaErrorCode as Code;
         let (mut done_runs, mut done_events) = (Vec::new(), Vec::new());
@@ -54,8 +55,8 @@ impl Relay {
             match report.outcome {
                 Ok(()) => {}
                 Err(DeliveryError::Refused(Refusal::TooLarge)) if !report.is_alone => {
-                    // Perhaps the batch was too large, not this message. The next sweep sends it alone.
-                    tracing::debug!(run_id = report.run_id, "refused in a batch, will be sent alone");
+                    // The batch may have been too large instead of this message. The next sweep sends it alone.
+                    tracing::debug!(run_id = report.run_id, "rejected in a batch, will be sent alone");
                     self.make_single();
                     self.refused().insert(report.event_id, Instant::now());
                     back_runs.push(report.run_id.clone());
@@ -66,7 +67,7 @@ impl Relay {
                     if matches!(code, Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition) {
                         self.0.topics_checked.store(false, Ordering::Relaxed);
                     }
-                    tracing::debug!(run_id = report.run_id, "not sent, will be tried again: {code}");
+                    tracing::debug!(run_id = report.run_id, "not sent, will be retried: {code}");
                     back_runs.push(report.run_id.clone());
                     back_events.push(report.event_id);
                     continue;
@@ -88,7 +89,7 @@ impl Relay {
             metrics::counter!("outbox_messages_published_total").increment(count as u64);
             tracing::debug!(messages = count, "Kafka has acknowledged messages, their outbox rows are deleted");
         }
-        // Without an id, whatever this process had is an orphan, and freed as such.
+        // Without an id, the rows of this process are orphans and are freed as such.
         if let Some(owner) = self.0.registration.current().filter(|_| !back_runs.is_empty()) {
             let pool = self.0.pool.clone();
             db::bounded(async move { db::outbox::release(&pool, owner, &back_runs, &back_events).await }).await?;
@@ -112,7 +113,7 @@ impl Relay {
         Ok(())
     }
 
-    /// Makes the producer of single messages, if there is none yet.
+    /// Creates the producer of single messages, if there is none yet.
     fn make_single(&self) {
         if self.0.single.get().is_some() {
             return;
@@ -123,7 +124,7 @@ impl Relay {
         });
         match made {
             Ok(single) => {
-                // Only the settling makes one, so it was not there.
+                // Only the settling task creates one, so there was none.
                 if self.0.single.set(single).is_ok() {
                     let relay = self.clone();
                     tokio::spawn(async move {
@@ -133,7 +134,7 @@ impl Relay {
                     });
                 }
             }
-            Err(error) => tracing::error!("a Kafka producer of single messages cannot be made: {error}"),
+            Err(error) => tracing::error!("the Kafka producer of single messages cannot be created: {error}"),
         }
     }
 }

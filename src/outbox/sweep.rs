@@ -1,4 +1,4 @@
-//! The sweep: sends free rows, their messages made again from the run and its definition.
+//! Sweep of the outbox: sends free rows, whose messages are rebuilt from the run and its definition.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -8,7 +8,8 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
-    CancelledRun, ExecutedRun, MAX_BACKLOG, Relay, Reservation, SWEEP_BATCH, SWEEP_EVERY, maintenance::UPKEEP_EVERY,
+    CancelledRun, ExecutedRun, MAX_BACKLOG, Relay, Reservation, SWEEP_BATCH, SWEEP_EVERY,
+    maintenance::MAINTENANCE_EVERY,
 };
 use crate::{
     access::OrganizationId,
@@ -21,26 +22,26 @@ use crate::{
     kafka::producer::{DeliveryError, MAX_QUEUED_BYTES, MAX_QUEUED_MESSAGES},
 };
 
-/// Rows of the first batch, before it is known how large they are.
+/// Number of rows of the first batch, before their size is known.
 const FIRST_BATCH: usize = 16;
-/// Plans and inputs taken at a time, as far as their size can be foreseen.
+/// Estimated bytes of plans and inputs taken at a time.
 const SWEEP_BATCH_BYTES: usize = 4 << 20;
 
-/// At the end of the process, for what is still queued.
+/// Time-out for flushing queued messages at the end of the process.
 const FLUSH: Duration = Duration::from_secs(5);
 
 impl Relay {
-    /// Sweeps until drained; then flushes, gives the rest back and retires the process.
+    /// Sweeps until drained; then flushes, releases the remaining rows and deregisters the process.
     pub(super) async fn sweep_all(self, drained: CancellationToken, settled: CancellationToken) {
-        let mut next_upkeep = Instant::now();
+        let mut next_maintenance = Instant::now();
         while !drained.is_cancelled() {
             if let Err(error) = self.sweep_once(&drained).await {
-                tracing::debug!(error = &error as &dyn std::error::Error, "no sweep: {error}");
+                tracing::debug!(error = &error as &dyn std::error::Error, "outbox sweep failed: {error}");
             }
-            if next_upkeep <= Instant::now() {
-                next_upkeep = Instant::now() + UPKEEP_EVERY;
+            if next_maintenance <= Instant::now() {
+                next_maintenance = Instant::now() + MAINTENANCE_EVERY;
                 if let Err(error) = self.maintain().await {
-                    tracing::debug!(error = &error as &dyn std::error::Error, "no upkeep: {error}");
+                    tracing::debug!(error = &error as &dyn std::error::Error, "outbox maintenance failed: {error}");
                 }
             }
             tokio::select! {
@@ -60,12 +61,15 @@ impl Relay {
         if let Some(id) = self.0.registration.current()
             && let Err(error) = db::bounded(async move { processes::deregister(&pool, id).await }).await
         {
-            tracing::warn!(error = &error as &dyn std::error::Error, "not retired; what is left waits a little longer");
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "deregistration failed; the remaining outbox rows are freed later"
+            );
         }
         settled.cancel();
     }
 
-    /// Sends free rows while there are any, there is room, and nobody wants to stop. Returns how many were taken.
+    /// Sends free rows as long as there are any, there is room, and no stop is requested. Returns how many were taken.
     pub async fn sweep_once(&self, drained: &CancellationToken) -> Result<usize, db::Error> {
         let pool = self.0.pool.clone();
         let counted = db::bounded(async move { db::outbox::backlog(&pool, MAX_BACKLOG).await });
@@ -75,7 +79,7 @@ impl Relay {
         metrics::gauge!("outbox_oldest_age_seconds").set(oldest_secs);
         self.0.is_full.store(false, Ordering::Relaxed);
         let (mut taken, mut limit) = (0, FIRST_BATCH);
-        // As many at most as the queue takes: what comes back meanwhile is for the next sweep.
+        // The limit is the queue size: rows released meanwhile are left to the next sweep.
         while let Some(owner) = self.0.registration.current().filter(|_| taken < MAX_QUEUED_MESSAGES) {
             if drained.is_cancelled() || self.is_half_full() {
                 break;
@@ -95,7 +99,7 @@ impl Relay {
         Ok(taken)
     }
 
-    /// Half of the queue stays for those who write new rows, so that these keep their short way.
+    /// Half of the queue is reserved for new rows, so that their messages need no sweep.
     fn is_half_full(&self) -> bool {
         self.0.is_full.load(Ordering::Relaxed)
             || self.0.held.load(Ordering::Relaxed) > MAX_QUEUED_MESSAGES / 2
@@ -103,7 +107,7 @@ impl Relay {
     }
 
     fn send_taken(&self, row: Taken, owner: Uuid) {
-        // Compact, as the message had to fit when the run was accepted.
+        // Compact JSON, since the size was checked in that form when the run was accepted.
         let compacted = |text: String| RawValue::from_string(text).ok().map(|raw| input::compact(&raw));
         let plan = row.workflow_plan.and_then(compacted);
         let input = row.input_data.and_then(compacted);
@@ -119,8 +123,8 @@ impl Relay {
                 self.execute(reservation, row.event_id, run, &plan, &input);
             }
             (Kind::Execution, None) => {
-                // Its definition is gone: nobody can ever make this message.
-                self.give_up(reservation, row.event_id, row.run_id, DeliveryError::NoPlan);
+                // The definition was deleted, so the message can never be rebuilt.
+                self.settle_unsent(reservation, row.event_id, row.run_id, DeliveryError::NoPlan);
             }
             (Kind::Cancellation, _) => {
                 let (cancelled_by, reason) = (row.cancelled_by.as_deref(), row.reason.as_deref());

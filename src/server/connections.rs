@@ -1,4 +1,4 @@
-//! The open connections: what each is doing, so that the one that has been idle longest makes room for another.
+//! Registry of the open connections with their activity, so that the one that has been idle longest can be closed.
 
 use std::{
     collections::HashMap,
@@ -22,16 +22,17 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// A shorter time without a request is none: the request is on its way.
+/// Minimum idle time in milliseconds. After a shorter time the next request may already be on its way.
 const MIN_IDLE_MS: u64 = 1000;
-/// Answers of this known length are with the kernel as good as at once.
+/// Bodies up to this known length are handed to the kernel practically at once.
 const SHORT_BODY: u64 = 64 << 10;
-/// After an answer to a request that was not read to its end, what is left of it may come for so long, and be so large. A
-/// connection that is closed with unread bytes is reset, and its client may lose the answer.
+/// Lingering close: after an answer to a request that was not read to its end, the rest of the request may arrive for
+/// this long, up to this size. A connection that is closed with unread bytes is reset, and its client may lose the
+/// answer.
 const LINGER_TIME: Duration = Duration::from_secs(5);
-/// See [`LINGER_TIME`].
+/// Maximum size of the rest, see [`LINGER_TIME`].
 const MAX_LINGER_BYTES: usize = 32 << 20;
-/// In [`Connection::idle_since_ms`]: a request is being answered.
+/// Value of [`Connection::idle_since_ms`] while a request is being answered.
 const BUSY: u64 = u64::MAX;
 
 /// All connections of a server.
@@ -41,20 +42,20 @@ pub(super) struct Connections {
     last_id: AtomicU64,
 }
 
-/// What one is doing.
+/// State of a connection.
 pub(super) struct Connection {
-    /// By the clock of [`Connections::started`], or [`BUSY`].
+    /// Time on the clock of [`Connections::started`], or [`BUSY`].
     idle_since_ms: AtomicU64,
-    has_asked: AtomicBool,
-    /// Its client does not take what is written. `server::WRITE_TIMEOUT` ends that.
+    has_request: AtomicBool,
+    /// Whether the client does not accept what is written. `server::WRITE_TIMEOUT` ends that.
     is_blocked: AtomicBool,
-    /// Bytes have come, or may be on their way, that belong to no request that was read to its end.
+    /// Whether bytes have arrived, or may be on their way, that belong to no completely read request.
     has_unread: AtomicBool,
-    /// Cancelled to close it.
+    /// Cancelled to close the connection.
     pub(super) close: CancellationToken,
 }
 
-/// A connection among the others, until it is dropped.
+/// Registration of a connection, until it is dropped.
 pub(super) struct Entry {
     id: u64,
     connections: Arc<Connections>,
@@ -70,7 +71,7 @@ impl Connections {
         let id = self.last_id.fetch_add(1, Ordering::Relaxed);
         let connection = Arc::new(Connection {
             idle_since_ms: AtomicU64::new(self.now_ms()),
-            has_asked: AtomicBool::new(false),
+            has_request: AtomicBool::new(false),
             is_blocked: AtomicBool::new(false),
             has_unread: AtomicBool::new(false),
             close: CancellationToken::new(),
@@ -79,7 +80,7 @@ impl Connections {
         Entry { id, connections: Arc::clone(self), connection }
     }
 
-    /// Closes the one that has been idle longest, if one is idle at that time.
+    /// Closes the connection that has been idle longest, if any is idle at that time.
     pub(super) fn close_idlest(&self, now_ms: u64) -> bool {
         let Some(latest) = now_ms.checked_sub(MIN_IDLE_MS) else { return false };
         let open = self.open();
@@ -91,12 +92,12 @@ impl Connections {
         found.inspect(|connection| connection.close.cancel()).is_some()
     }
 
-    /// Whether there is a connection on which no request has come yet.
+    /// Whether there is a connection that has not received a request yet.
     pub(super) fn is_any_fresh(&self) -> bool {
-        self.open().values().any(|connection| !connection.has_asked.load(Ordering::Relaxed))
+        self.open().values().any(|connection| !connection.has_request.load(Ordering::Relaxed))
     }
 
-    /// Since the start of the server.
+    /// Milliseconds since the start of the server.
     pub(super) fn now_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(BUSY - 1)
     }
@@ -107,19 +108,19 @@ impl Connections {
 }
 
 impl Connection {
-    /// Whether the connection has to be closed after the answer in hand.
+    /// Whether the connection has to be closed after the current answer.
     pub(super) fn has_unread(&self) -> bool {
         self.has_unread.load(Ordering::Relaxed)
     }
 
-    /// The body of a request, which notes when it was read to its end.
+    /// Wraps the body of a request, to record when it was read to its end.
     pub(super) fn body(self: &Arc<Self>, body: Incoming) -> Body {
         self.has_unread.store(!body.is_end_stream(), Ordering::Relaxed);
         Body::new(Read { body, connection: Arc::clone(self) })
     }
 }
 
-/// The body of a request that is being read.
+/// Body of a request that is being read.
 struct Read {
     body: Incoming,
     connection: Arc<Connection>,
@@ -147,9 +148,9 @@ impl hyper::body::Body for Read {
 }
 
 impl Entry {
-    /// Notes that a request has come.
+    /// Records the arrival of a request.
     pub(super) fn begin(&self) -> Request {
-        self.connection.has_asked.store(true, Ordering::Relaxed);
+        self.connection.has_request.store(true, Ordering::Relaxed);
         self.connection.idle_since_ms.store(BUSY, Ordering::Relaxed);
         Request { connections: Arc::clone(&self.connections), connection: Arc::clone(&self.connection) }
     }
@@ -161,15 +162,15 @@ impl Drop for Entry {
     }
 }
 
-/// The stream of a connection: it notes whether its client takes what is written, and lingers where it is closed before
-/// all was read.
+/// Stream of a connection. It records whether the client accepts what is written, and lingers if the connection is
+/// closed before everything was read.
 pub(super) struct Watched {
     stream: TcpStream,
     connection: Arc<Connection>,
     linger: Option<Linger>,
 }
 
-/// What of a closed connection may still come.
+/// Remaining time and size for the rest of a closed connection.
 struct Linger {
     end: Pin<Box<Sleep>>,
     bytes: usize,
@@ -230,7 +231,7 @@ impl AsyncWrite for Watched {
         let mut dropped = [0; 8 << 10];
         while linger.end.as_mut().poll(cx).is_pending() && linger.bytes < MAX_LINGER_BYTES {
             let mut buffer = ReadBuf::new(&mut dropped);
-            // A client that has hung up has its answer, or wants none.
+            // A client that has closed the connection has its answer, or does not want it.
             if ready!(Pin::new(&mut *stream).poll_read(cx, &mut buffer)).is_err() || buffer.filled().is_empty() {
                 break;
             }
@@ -240,14 +241,14 @@ impl AsyncWrite for Watched {
     }
 }
 
-/// A request that is being answered. Dropped when it is.
+/// Request that is being answered; dropped at the end of the answer.
 pub(super) struct Request {
     connections: Arc<Connections>,
     connection: Arc<Connection>,
 }
 
 impl Request {
-    /// The body, which is a part of the answer.
+    /// Wraps the body, which is a part of the answer.
     pub(super) fn answered_by(self, body: Body) -> Body {
         if body.size_hint().exact().is_some_and(|length| length <= SHORT_BODY) {
             return body;
@@ -262,7 +263,7 @@ impl Drop for Request {
     }
 }
 
-/// A body that keeps its request under way.
+/// Body that keeps its request active.
 struct Tracked {
     body: Body,
     _request: Request,
@@ -293,7 +294,7 @@ mod tests {
     fn only_the_connection_that_is_idle_longest_is_closed() {
         let connections = Arc::new(Connections::new());
         let entries: Vec<Entry> = (0..3).map(|_| connections.enter()).collect();
-        assert!(!connections.close_idlest(10), "all of them have just come");
+        assert!(!connections.close_idlest(10), "all connections are new");
         for (entry, idle_since_ms) in entries.iter().zip([BUSY, 2000, 1000]) {
             entry.connection.idle_since_ms.store(idle_since_ms, Ordering::Relaxed);
         }
@@ -304,7 +305,7 @@ mod tests {
         assert!(connections.close_idlest(10_000));
         assert_eq!(closed(), [false, false, true]);
         assert!(connections.close_idlest(10_000));
-        assert!(!connections.close_idlest(10_000), "who is being answered is left alone");
+        assert!(!connections.close_idlest(10_000), "a busy connection stays open");
         assert_eq!(closed(), [false, true, true]);
     }
 

@@ -1,28 +1,29 @@
-//! File descriptors: as many as the process may have, and how many of them connections get.
+//! File descriptors: the limit of the process, and the share of connections.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// For everything but connections of clients and of the database: Kafka, agents, key sets, files, the runtime.
+/// Descriptors reserved for everything except connections of clients and of the database: Kafka, agents, key sets,
+/// files, the runtime.
 const OTHERS: u64 = 64;
-/// Connections at a time, however many descriptors there are.
+/// Maximum number of regular connections, even with more descriptors.
 const MAX_REGULAR: u64 = 10_000;
-/// Connections above that, for one request each.
+/// Maximum number of spare connections above that, for one request each.
 const MAX_SPARE: u64 = 256;
-/// As few descriptors as there may be, connections have so many of both kinds.
+/// Minimum number of connections of each kind, however few descriptors there are.
 const MIN: u64 = 16;
 
-/// Connections at a time.
+/// Limits of concurrent connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
-    /// Those that are served.
+    /// Regular connections, which are served.
     pub regular: usize,
-    /// Those above, for one request each: health and metrics are answered, all else is refused. More wait in the
-    /// listener's queue.
+    /// Spare connections, for one request each: health and metrics are answered, all else is refused. Further
+    /// connections wait in the listener's queue.
     pub spare: usize,
 }
 
 impl Bounds {
-    /// For a process that may have so many descriptors, of which the database has `database`.
+    /// Limits for a process with `limit` descriptors, of which the database uses `database`.
     #[must_use]
     pub fn within(limit: u64, database: usize) -> Self {
         let left = limit.saturating_sub(OTHERS + database as u64).max(2 * MIN);
@@ -33,7 +34,7 @@ impl Bounds {
     }
 }
 
-/// Raises the soft limit of descriptors to the hard one; what it is then.
+/// Raises the soft limit of descriptors to the hard limit, and returns the new limit.
 #[must_use]
 pub fn raise_limit() -> u64 {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
@@ -43,7 +44,7 @@ pub fn raise_limit() -> u64 {
         Err(error) => {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
-                "the limit of descriptors stays as it is: {error}"
+                "the limit of file descriptors could not be raised: {error}"
             );
             current.unwrap_or(u64::MAX)
         }
@@ -55,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn connections_get_what_the_rest_leaves() {
+    fn connections_get_the_remaining_descriptors() {
         for (limit, database, regular, spare) in [
             (256, 30, 142, 20),
             (1024, 30, 814, 116),

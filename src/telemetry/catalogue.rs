@@ -1,7 +1,7 @@
-//! The catalogue of metrics: each name with its type, its unit, its text and the values of its closed labels.
+//! Catalogue of metrics: each name with its type, unit, text and the values of its closed labels.
 //!
-//! What a process can count is there from its start with the value 0, so that a rate can be taken over its first
-//! occurrence. `docs/metrics.md` has the same names; a test compares the two.
+//! Counters of a process exist from its start with the value 0, so that a rate includes the first occurrence.
+//! `docs/metrics.md` has the same names; a test compares the two.
 
 use std::{
     collections::HashSet,
@@ -12,28 +12,27 @@ use metrics::{Label, Unit, counter, describe_counter, describe_gauge, describe_h
 
 use crate::access::OrganizationId;
 
-/// The type of a metric.
+/// Type of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Only grows.
+    /// Value that only grows.
     Counter,
-    /// Goes up and down. One that is worked out when it is asked for has no value before that.
+    /// Value that goes up and down. One that is computed on demand has no value before the first request.
     Gauge,
     /// Observations in buckets.
     Histogram,
 }
 
-/// A metric.
+/// Definition of a metric.
 #[derive(Debug)]
 pub struct Metric {
-    /// Its name.
+    /// Name of the metric.
     pub name: &'static str,
-    /// Its type.
+    /// Type of the metric.
     pub kind: Kind,
-    /// What it says.
+    /// Help text.
     pub help: &'static str,
-    /// Its label, with the values that it can have; `None` for no label, an empty list for values that are not known
-    /// before.
+    /// Label with its possible values; `None` for no label, an empty list for values that are not known in advance.
     pub label: Option<(&'static str, &'static [&'static str])>,
     /// Whether it has the label `organization_id` as well.
     pub by_organization: bool,
@@ -56,7 +55,7 @@ impl Metric {
 use Kind::{Counter, Gauge, Histogram};
 
 const ENDS: &[&str] = &["COMPLETED", "FAILED", "CANCELLED"];
-/// `success`, and the names of `executor::agent_call::Fault`.
+/// `success`, and the names of `executor::agent_call::CallErrorKind`.
 const OUTCOMES: &[&str] = &[
     "success",
     "circuit_open",
@@ -71,7 +70,7 @@ const OUTCOMES: &[&str] = &[
     "out_of_memory",
 ];
 
-/// What `serve` counts.
+/// Metrics of `serve`.
 pub const API: &[Metric] = &[
     metric(Gauge, "api_info", "Version of the API, as a label").by("version", &[]),
     metric(Gauge, "api_uptime_seconds", "Time since the start of the process"),
@@ -102,7 +101,7 @@ pub const API: &[Metric] = &[
     metric(Gauge, "db_pool_max", "Connections that the pool may open"),
 ];
 
-/// What `executor` counts.
+/// Metrics of `executor`.
 pub const EXECUTOR: &[Metric] = &[
     metric(Gauge, "executor_active_runs", "Runs that this executor drives"),
     metric(Counter, "executor_runs_total", "Runs that this executor ended, by status").by("status", ENDS),
@@ -132,20 +131,24 @@ pub const EXECUTOR: &[Metric] = &[
     metric(Counter, "executor_monitoring_updates_total", "Monitoring updates that Kafka has acknowledged"),
     metric(Counter, "executor_monitoring_updates_dropped_total", "Monitoring updates lost because too many wait"),
     metric(Gauge, "executor_monitoring_backlog", "Statements whose monitoring updates Kafka has not acknowledged yet"),
-    metric(Counter, "executor_dead_letters_total", "Records that no executor can use, by reason").by("reason", &[]),
+    metric(Counter, "executor_dead_letters_total", "Records that no executor can process, by reason").by("reason", &[]),
 ];
 
-/// What both count.
+/// Metrics of both.
 pub const SHARED: &[Metric] = &[
-    metric(Gauge, "dead_letters_open", "Records that no executor can use and that were neither redriven nor discarded"),
+    metric(
+        Gauge,
+        "dead_letters_open",
+        "Records that no executor can process and that were neither redriven nor discarded",
+    ),
     metric(Counter, "dead_letters_deleted_total", "Dead letters that were deleted, by status and reason")
         .by("status", &[]),
     metric(Gauge, "kafka_connected", "1 while a broker answers, by client").by("client", &[]),
-    metric(Counter, "kafka_clients_renewed_total", "Clients made anew because no broker answered them, by client")
+    metric(Counter, "kafka_clients_renewed_total", "Clients replaced because no broker answered them, by client")
         .by("client", &[]),
 ];
 
-/// What describes the process, by the names of Prometheus's client libraries.
+/// Metrics of the process, named as in Prometheus's client libraries.
 pub const PROCESS: &[Metric] = &[
     metric(Counter, "process_cpu_seconds_total", "User and system CPU time"),
     metric(Gauge, "process_open_fds", "Open file descriptors"),
@@ -157,21 +160,21 @@ pub const PROCESS: &[Metric] = &[
     metric(Gauge, "process_threads", "Threads of the process"),
 ];
 
-/// Names of the reference deployment and of earlier releases, each with the metric that has taken its place.
+/// Names of the reference deployment and of earlier releases, each with the metric that replaces it.
 pub const OLD_NAMES: &[(Metric, &str)] = &[
     (metric(Counter, "api_requests_total", "Old name, without labels: http_requests_total"), "http_requests_total"),
     (
         metric(Histogram, "api_request_duration_seconds", "Old name, without labels: http_request_latency_seconds"),
         "http_request_latency_seconds",
     ),
-    // Its ending is that of a counter, so it is rendered without a type.
+    // The name ends like that of a counter, so it is rendered without a type.
     (metric(Gauge, PENDING_BEFORE, "Old name: outbox_events_pending"), PENDING),
 ];
 
 const PENDING_BEFORE: &str = "outbox_event_pending_total";
 const PENDING: &str = "outbox_events_pending";
 
-/// Describes the metrics and sets what can be counted to 0.
+/// Describes the metrics and initialises the known series to 0.
 pub fn register(metrics: &'static [Metric]) {
     for metric in metrics {
         describe(metric);
@@ -214,7 +217,7 @@ pub fn register_old_names() {
     }
 }
 
-/// The lines of the old names that are copies of others in `rendered`.
+/// Lines of the old names that copy others in `rendered`.
 pub fn old_names(rendered: &str) -> String {
     let value = rendered.lines().find_map(|line| line.strip_prefix(PENDING)?.strip_prefix(' '));
     value.map_or_else(String::new, |value| {
@@ -222,9 +225,9 @@ pub fn old_names(rendered: &str) -> String {
     })
 }
 
-/// An organisation as a label: by its id, but only so many of them, so that the number of series is bounded.
+/// Organisation as a label: its id. The number of organisations is bounded, and with it the number of series.
 pub fn organization(id: &str) -> String {
-    /// Beyond these, organisations are counted together.
+    /// Further organisations share one label value.
     const MOST: usize = 200;
     static KNOWN: OnceLock<Mutex<HashSet<String>>> = OnceLock::new();
     let mut known = KNOWN.get_or_init(Default::default).lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,4 +1,4 @@
-//! What differs between two versions of a workflow, step by step and member by member.
+//! Diff of two versions of a workflow, by step and member.
 
 use std::collections::HashMap;
 
@@ -7,18 +7,18 @@ use serde_json::value::RawValue;
 
 use crate::input::{member, members, object_of, to_raw};
 
-/// A value before and after; null where there was none.
+/// Change of a value; null if it was absent.
 #[derive(Clone, Debug, Serialize)]
 pub struct Change {
-    /// In the version that is compared.
+    /// Value in the compared version.
     pub before: Box<RawValue>,
-    /// In the version that it is compared with.
+    /// Value in the version that it is compared with.
     pub after: Box<RawValue>,
 }
 
 impl Change {
-    /// The change between two values as the database renders them, so that equal text is equal value. An absent
-    /// value is a null.
+    /// Change between two values as the database renders them, so that equal texts mean equal values. An absent value
+    /// is a null.
     #[must_use]
     pub fn between(before: Option<&RawValue>, after: Option<&RawValue>) -> Option<Self> {
         let (before, after) = (before.unwrap_or(RawValue::NULL), after.unwrap_or(RawValue::NULL));
@@ -26,23 +26,23 @@ impl Change {
     }
 }
 
-/// What differs between two plans. The maps are JSON objects by step id.
+/// Differences of two plans. The maps are JSON objects by step id.
 #[derive(Clone, Debug)]
 pub struct Diff {
-    /// Where the workflow begins.
+    /// Change of the first step.
     pub start_step: Option<Change>,
     /// Steps that only the second plan has.
     pub added: Box<RawValue>,
     /// Steps that only the first plan has.
     pub removed: Box<RawValue>,
-    /// Of the steps that both have, the members that differ, each a [`Change`].
+    /// Differing members of the steps in both plans, each a [`Change`].
     pub changed: Box<RawValue>,
-    /// Nothing differs.
+    /// Whether the plans are equal.
     pub identical: bool,
 }
 
 impl Diff {
-    /// Compares two stored plans, as the database renders them. What cannot be read as a plan has no steps.
+    /// Compares two stored plans, as the database renders them. An unreadable plan has no steps.
     #[must_use]
     pub fn between(before: &RawValue, after: &RawValue) -> Self {
         let start_step = Change::between(member(before, "start_step"), member(after, "start_step"));
@@ -71,7 +71,7 @@ fn by_id<'a>(steps: &'a [(String, &'a RawValue)]) -> HashMap<&'a str, &'a RawVal
     steps.iter().map(|(id, step)| (id.as_str(), *step)).collect()
 }
 
-/// The members that differ, as an object; `None` if none does.
+/// Differing members as an object; `None` if there are none.
 fn changes(before: &RawValue, after: &RawValue) -> Option<Box<RawValue>> {
     let (before, after) = (members(before).unwrap_or_default(), members(after).unwrap_or_default());
     let (by_name, by_name_after) = (by_id(&before), by_id(&after));

@@ -1,7 +1,7 @@
-//! A definition as a drawing: nodes, lines between them, and the text or picture that shows them.
+//! Graph of a definition: nodes and edges, rendered as text or picture.
 //!
-//! The main chain runs down the left; what a container runs inside itself stands to the right of it. A step that
-//! several containers use is drawn once.
+//! The main chain runs down the left side; the steps inside of a container are to the right of it. A step that several
+//! containers use is drawn once.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
@@ -14,46 +14,46 @@ use crate::input::text;
 
 mod svg;
 
-/// Characters of a label that are shown.
+/// Maximum number of characters of a label.
 const MAX_LABEL_CHARS: usize = 40;
 
-/// A definition as nodes and edges, in the order of drawing.
+/// Graph of a definition, with nodes and edges in the order of drawing.
 #[derive(Clone, Debug)]
 pub struct Graph {
     nodes: Vec<Node>,
     edges: Vec<Edge>,
 }
 
-/// A step.
+/// Node of a step.
 #[derive(Clone, Debug)]
 struct Node {
     id: String,
     kind: StepKind,
-    /// The agent, or what the container says about itself.
+    /// Agent, or details of the container.
     about: String,
-    /// Of a run, as its step rows have it, in upper case.
+    /// State of the step in a run, from its step rows, in upper case.
     state: Option<String>,
-    /// How deep inside containers; 0 on the main chain.
+    /// Nesting depth in containers; 0 on the main chain.
     depth: usize,
 }
 
-/// A line from one node to another, by their places.
+/// Edge between two nodes, given by their indexes.
 #[derive(Clone, Debug)]
 struct Edge {
     from: usize,
     to: usize,
-    /// What the target is to the source; empty for the next step.
+    /// Relation of the target to the source; empty for the next step.
     label: String,
-    /// The target is run inside the source.
+    /// Whether the target runs inside of the source.
     nested: bool,
 }
 
 impl Graph {
-    /// The drawing of a plan. `states` are those of a run's steps, by id; empty without a run.
+    /// Graph of a plan. `states` are those of a run's steps, by id; empty without a run.
     #[must_use]
     pub fn new(plan: &Plan, states: &HashMap<String, String>) -> Self {
         let steps = &plan.steps;
-        // In the order of a depth-first walk: a container, then what is inside it, then what follows.
+        // Depth-first order: a container, then its contents, then its successors.
         let mut order = Vec::new();
         let mut seen = HashSet::new();
         let mut open: Vec<(&Step, usize)> = steps.get(&plan.start_step).map(|step| (step, 0)).into_iter().collect();
@@ -62,7 +62,7 @@ impl Graph {
                 continue;
             }
             order.push((step, depth));
-            // Nobody follows the next step of a nested one.
+            // The next step of a nested step is not used.
             let next = step.next_step.as_deref().filter(|_| depth == 0).and_then(|id| steps.get(id));
             open.extend(next.map(|next| (next, depth)));
             let inner: Vec<_> = parts(step).into_iter().filter_map(|(id, _)| steps.get(id)).collect();
@@ -72,7 +72,7 @@ impl Graph {
             order.iter().enumerate().map(|(index, (step, _))| (step.id.as_str(), index)).collect();
         let mut edges = Vec::new();
         for (from, (step, depth)) in order.iter().enumerate() {
-            // What a block mentions several times is one line.
+            // Several mentions in one block are one edge.
             let mut drawn = HashSet::new();
             for (id, label) in parts(step).into_iter().filter(|part| drawn.insert(part.clone())) {
                 edges.extend(indexes.get(id).map(|&to| Edge { from, to, label, nested: true }));
@@ -90,7 +90,7 @@ impl Graph {
         Self { nodes: nodes.collect(), edges }
     }
 
-    /// As a flowchart in the language of Mermaid.
+    /// Renders the graph as a Mermaid flowchart.
     #[must_use]
     pub fn mermaid(&self) -> String {
         let mut text = String::from("flowchart TD\n");
@@ -136,7 +136,7 @@ impl Graph {
     }
 }
 
-/// What shows a state, in Mermaid as in SVG.
+/// Colours of the states, in Mermaid and SVG.
 const COLOURS: [(&str, &str); 5] = [
     ("PENDING", "#eceff1"),
     ("RUNNING", "#bbdefb"),
@@ -145,7 +145,7 @@ const COLOURS: [(&str, &str); 5] = [
     ("SKIPPED", "#fff9c4"),
 ];
 
-/// The steps that a container runs inside itself, and as what.
+/// Steps inside of a container, each with its role.
 fn parts(step: &Step) -> Vec<(&str, String)> {
     match step.kind {
         StepKind::Agent | StepKind::Wait | StepKind::Callback | StepKind::SubWorkflow => Vec::new(),
@@ -173,7 +173,7 @@ fn parts(step: &Step) -> Vec<(&str, String)> {
     }
 }
 
-/// What is said of a step besides its id.
+/// Label of a step besides its id.
 fn about(step: &Step) -> String {
     let kind = step.kind.as_str();
     match step.kind {
@@ -216,7 +216,7 @@ fn about(step: &Step) -> String {
     }
 }
 
-/// A caller's text, cut to what a node has room for.
+/// Text of a caller, truncated to the width of a node.
 fn cut(text: &str) -> String {
     match text.char_indices().nth(MAX_LABEL_CHARS) {
         None => text.to_owned(),
@@ -224,8 +224,8 @@ fn cut(text: &str) -> String {
     }
 }
 
-/// A caller's text inside a Mermaid label in quotes: everything that means something there or in the HTML that is
-/// made of it becomes a character code.
+/// Escapes a caller's text for a quoted Mermaid label: every character with a meaning there, or in the HTML made of it,
+/// becomes a character code.
 fn quoted(text: &str) -> String {
     let mut quoted = String::new();
     for c in cut(text).chars() {

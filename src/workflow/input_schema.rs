@@ -1,8 +1,8 @@
-//! A workflow's JSON Schema for the input of its runs.
+//! Input schemas: JSON Schemas of workflows for the input of their runs.
 //!
-//! A schema comes from a caller and is applied to another caller's input, so its cost is bounded: that of compiling it
-//! before it is compiled (`budget`), that of checking an input while it is checked (`metered`). References lead only into
-//! the schema itself and never in a circle; patterns have no look-around.
+//! A schema from one caller is applied to another caller's input, so its cost is bounded: that of compiling it in
+//! advance (`budget`), that of checking an input during the check (`metered`). References must lead into the schema
+//! itself and never form a cycle; patterns have no look-around.
 
 use std::{
     fmt::{self, Write as _},
@@ -21,31 +21,31 @@ use crate::input::{FieldError, Node, Read, shorten};
 mod budget;
 mod metered;
 
-/// Bytes of a schema.
+/// Maximum size of a schema.
 const MAX_BYTES: usize = 64 << 10;
-/// Bytes of a compiled pattern. The budget of states is the tighter bound.
+/// Maximum size of a compiled pattern. The budget of states is the tighter bound.
 const MAX_PATTERN_BYTES: usize = 8 << 20;
-/// Bytes in which a pattern remembers what it has met of texts.
+/// Size of a pattern's match cache.
 const MAX_PATTERN_CACHE_BYTES: usize = 256 << 10;
-/// Steps of checking one input: about a second.
+/// Maximum number of steps for checking one input: about a second.
 const MAX_STEPS: usize = 30_000_000;
-/// However long the steps take, since others want the processor too, checking ends after this.
+/// Time-out of a check, however long the steps take under load.
 const MAX_TIME: Duration = Duration::from_secs(5);
-/// Steps of looking for further violations after the first: each may be one, which takes memory.
+/// Maximum number of steps for further violations after the first: each may add one, which takes memory.
 const MAX_LISTING_STEPS: usize = 100_000;
-/// Violations reported at once.
+/// Maximum number of reported violations.
 const MAX_VIOLATIONS: usize = 100;
-/// Bytes of a violation's text before it is shortened: it repeats the value.
+/// Maximum size of a violation's text, which repeats the value.
 const MAX_TEXT_BYTES: usize = 2048;
 
-/// The dialects that are understood. Older ones resolve references in ways of their own.
+/// Supported dialects. Older ones resolve references in other ways.
 const DIALECTS: [&str; 3] = [
     "https://json-schema.org/draft/2020-12/schema",
     "https://json-schema.org/draft/2019-09/schema",
     "http://json-schema.org/draft-07/schema",
 ];
 
-/// A compiled schema.
+/// Compiled schema.
 pub struct InputSchema {
     validator: Validator<Metered>,
     cost: Cost,
@@ -57,16 +57,16 @@ impl fmt::Debug for InputSchema {
     }
 }
 
-/// What came of checking an input in so many steps.
+/// Result of checking an input within a number of steps.
 enum Checked {
     Good,
     Bad(Vec<FieldError>),
-    /// It takes more steps.
+    /// The check takes more steps.
     Unknown,
 }
 
 impl InputSchema {
-    /// Compiles a schema, or says in a sentence why it is none that can be used. Takes up to a tenth of a second.
+    /// Compiles a schema, or returns in a sentence why it cannot be used. Takes up to a tenth of a second.
     pub fn compile(schema: &RawValue) -> Result<Self, String> {
         if schema.get().len() > MAX_BYTES {
             return Err(format!("must have at most {MAX_BYTES} bytes"));
@@ -94,20 +94,20 @@ impl InputSchema {
         }
     }
 
-    /// Bytes that it takes, roughly.
+    /// Estimated size in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.cost.bytes
     }
 
-    /// Every place where an input does not satisfy the schema, below `body.input_data`. Takes up to about a second.
+    /// Reports all violations of the schema, below `body.input_data`. Takes up to about a second.
     pub fn check(&self, input: &RawValue) -> Read<()> {
         let input = parse(input)?;
         match self.check_within(&input, MAX_STEPS) {
             Checked::Good => Ok(()),
             Checked::Bad(errors) => Err(errors),
             Checked::Unknown => {
-                let message = "The input is too large for what the schema asks of it: checking it takes too much work";
+                let message = "The input is too large or too complex for the schema: checking it takes too much work";
                 Err(vec![FieldError::new(AT, "schema_too_costly", message)])
             }
         }
@@ -158,11 +158,11 @@ impl InputSchema {
     }
 }
 
-/// What errors are about.
+/// Field of the errors.
 const AT: &str = "body.input_data";
-/// Bytes of an input that is small.
+/// Maximum size of a small input.
 const MAX_SMALL_INPUT: usize = 4 << 10;
-/// Steps of checking a small input.
+/// Maximum number of steps for checking a small input.
 const MAX_SMALL_STEPS: usize = 20_000;
 
 fn parse(input: &RawValue) -> Read<Value> {
@@ -179,7 +179,7 @@ fn violation(error: &ValidationError<'_>) -> FieldError {
     FieldError { pointer: Some(pointer), ..FieldError::new(field, "schema_error", text_of(error)) }
 }
 
-/// The text of an error, which may repeat a large value, as far as it is shown.
+/// Text of an error, truncated because it may repeat a large value.
 fn text_of(error: &ValidationError<'_>) -> String {
     struct Beginning(String);
     impl fmt::Write for Beginning {
@@ -189,12 +189,12 @@ fn text_of(error: &ValidationError<'_>) -> String {
         }
     }
     let mut text = Beginning(String::new());
-    // It ends early on purpose.
+    // The writer ends early on purpose.
     let _ = write!(text, "{error}");
     shorten(&text.0).into_owned()
 }
 
-/// A schema in a body, checked.
+/// Reads and checks the schema in a body.
 pub(super) fn read(node: &Node<'_>) -> Read<Box<RawValue>> {
     let schema = node.free_object()?;
     InputSchema::compile(&schema).map_err(|text| vec![FieldError::rule(node.path(), text)])?;
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn an_input_is_told_every_violation_and_its_place() {
+    fn every_violation_of_an_input_is_reported_with_its_path() {
         let schema = compile(
             r##"{"type":"object","required":["a"],"properties":{"a":{"$ref":"#/$defs/n"},"l":{"items":{"type":"string","pattern":"^x+$"}}},
                 "$defs":{"n":{"type":"integer","minimum":1}}}"##,
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_schema_that_cannot_be_used_says_why() {
+    fn the_error_of_an_unusable_schema_has_the_reason() {
         let doubling: Vec<_> = (1..40)
             .map(|n| format!(r##""d{n}":{{"allOf":[{{"$ref":"#/$defs/d{0}"}},{{"$ref":"#/$defs/d{0}"}}]}}"##, n - 1))
             .collect();
@@ -256,7 +256,7 @@ mod tests {
         let large = format!(r#"{{"title":"{}"}}"#, "x".repeat(MAX_BYTES));
         assert!(compile(&large).is_err_and(|text| text.contains("bytes")));
         assert!(compile("{}").is_ok() && compile(r#"{"$id":"https://example.com/a","type":"object"}"#).is_ok());
-        // A pattern that takes exponential time elsewhere.
+        // This pattern takes exponential time in other engines.
         let slow = compile(r#"{"properties":{"s":{"pattern":"^(a+)+$"}}}"#).expect("a schema");
         let input = format!(r#"{{"s":"{}!"}}"#, "a".repeat(50_000));
         assert!(slow.check(check_json(input.as_bytes()).expect("JSON")).is_err());
@@ -277,13 +277,13 @@ mod tests {
         refused(many(1, "(([a-z]{1000}){1000}){1000}"), "at most 20000 states");
         assert!(many(500, "[a-z]{1,20}").is_ok());
         assert!(many(1, "[a-z]{1,255}-[0-9a-f]{8}(-[0-9a-f]{4}){3}").is_ok());
-        // The same pattern in many places is compiled once.
+        // The same pattern at several locations is compiled once.
         let shared: Vec<_> = (0..400).map(|n| format!(r#""p{n}":{{"pattern":"^[a-z]{{1,200}}$"}}"#)).collect();
         assert!(compile(&format!(r#"{{"properties":{{{}}}}}"#, shared.join(","))).is_ok());
     }
 
     #[test]
-    fn the_places_of_deeply_nested_values_are_counted() {
+    fn the_pointers_of_deeply_nested_values_are_counted() {
         let leaves = vec!["{}"; 2000].join(",");
         let nested = |depth: usize, name: &str| {
             (0..depth).fold(format!(r#"{{"anyOf":[{leaves}]}}"#), |inner, _| {
@@ -298,7 +298,7 @@ mod tests {
         );
     }
 
-    /// A schema that looks at each number of `n` so many times.
+    /// Schema that checks each number of `n` so many times.
     fn repeated(times: usize, schema: &str) -> InputSchema {
         let refs = vec![r##"{"$ref":"#/$defs/a"}"##; times].join(",");
         let json =
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_input_with_many_violations_is_told_one_and_an_ordinary_one_all() {
+    fn one_violation_of_a_large_input_is_reported_and_all_of_an_ordinary_one() {
         let schema = compile(r#"{"properties":{"n":{"items":{"type":"string"}}}}"#).expect("a schema");
         let errors =
             |count| schema.check(check_json(numbers(count).as_bytes()).expect("JSON")).expect_err("violations");

@@ -1,4 +1,4 @@
-//! The plan of a run as the executor reads it.
+//! Plan of a run as the executor reads it.
 
 use std::collections::HashMap;
 
@@ -11,39 +11,40 @@ use super::steps::Steps;
 use super::validate;
 use crate::input::{FieldError, Node, Object, Read, text};
 
-/// A plan that can be walked.
+/// Executable plan.
 ///
-/// Start and successors exist, the main chain ends, no step contains itself, and each step has what its kind needs.
+/// Start and successors exist, the main chain ends, no step contains itself, and each step has the members that its
+/// kind requires.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// As stored; empty if the plan has none.
+    /// Id as stored; empty if absent.
     pub workflow_id: String,
-    /// As stored; empty if the plan has none.
+    /// Name as stored; empty if absent.
     pub name: String,
-    /// As stored, a number as text; empty if the plan has none.
+    /// Version as stored, a number as text; empty if absent.
     pub version: String,
-    /// The id of the first step.
+    /// Id of the first step.
     pub start_step: String,
     /// All steps.
     pub steps: Steps,
 }
 
-/// Why a plan cannot be executed. `Display` is fit for the run's error message.
+/// Reason why a plan cannot be executed. `Display` is the text for the run's error message.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum PlanError {
-    /// A member is missing or of the wrong form.
+    /// A member is missing or of the wrong type.
     #[error("{}: {}", .0.field, .0.message)]
     Member(FieldError),
-    /// The steps do not fit together.
+    /// The steps violate a common rule.
     #[error("{0}")]
     Rule(String),
 }
 
 impl Plan {
-    /// Reads a plan from the database or from a message, whoever wrote it.
+    /// Parses a plan from the database or from a message, of any program.
     ///
-    /// Missing members and nulls mean what they mean to the reference: a step without a type is an agent step, and
-    /// one without an id has its key as id. An agent step without a mapping gets an empty one.
+    /// Missing members and nulls have the meaning of the reference: a step without a type is an agent step, and one
+    /// without an id has its key as id. An agent step without a mapping gets an empty one.
     pub fn parse(plan: &RawValue) -> Result<Self, PlanError> {
         let plan = Node::new("workflow_plan", plan).object();
         let plan = plan.and_then(|plan| Self::read(&plan)).map_err(|errors| {
@@ -56,14 +57,14 @@ impl Plan {
         Ok(plan)
     }
 
-    /// The steps whose output some step asks for, each with the last position on the main chain at which, or inside of
-    /// which, one does.
+    /// Steps whose output is referenced, each with the last position on the main chain at which, or inside of which,
+    /// this happens.
     #[must_use]
     pub fn last_uses(&self) -> HashMap<String, usize> {
         references::last_uses(&self.start_step, &self.steps)
     }
 
-    /// The ids of the steps that follow each other from the first on, without those inside of others.
+    /// Ids of the main chain from the first step on, without nested steps.
     pub fn main_path(&self) -> impl Iterator<Item = &str> {
         std::iter::successors(Some(self.start_step.as_str()), |id| self.steps.get(id)?.next_step.as_deref())
     }
@@ -91,7 +92,7 @@ mod tests {
     use crate::input::check_json;
     use crate::workflow::StepKind;
 
-    /// The start of a plan with this start and these steps, or a part of the error.
+    /// Checks a plan with this start and these steps against a result: success, or a part of the error.
     fn check(start_step: &str, steps: &str, expected: Result<(), &str>) {
         let json = format!(r#"{{"start_step":{start_step},"steps":{steps}}}"#);
         let plan =
@@ -131,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plan_that_cannot_be_walked_says_why() {
+    fn the_error_of_an_invalid_plan_has_the_reason() {
         let agent = r#""agent_name":"x","input_mapping":{}"#;
         check("null", "{}", Err("workflow_plan.start_step: Input should be a valid string"));
         check(r#""a""#, "{}", Err("workflow_plan.steps: Dictionary should have"));
@@ -157,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_off_the_main_chain_may_form_a_circle() {
+    fn steps_off_the_main_chain_may_form_a_cycle() {
         let steps = r#"{"a":{"agent_name":"x"},"b":{"agent_name":"x","next_step":"b"}}"#;
         check(r#""a""#, steps, Ok(()));
     }

@@ -1,10 +1,10 @@
-//! Readers that the parts of a step share.
+//! Shared readers of step members.
 
 use std::ops::RangeInclusive;
 
 use crate::input::{ANY_LENGTH, Node, Read, keep};
 
-/// Characters of a step's id and of an agent's name, as in their columns.
+/// Length of a step's id and of an agent's name, as in their columns.
 pub(super) const ID_CHARS: RangeInclusive<usize> = 1..=255;
 
 pub(super) fn one_of(node: &Node<'_>, names: &[&'static str]) -> Read<&'static str> {
@@ -30,7 +30,7 @@ pub(super) fn some_strings(node: &Node<'_>) -> Read<Vec<String>> {
     Ok(strings)
 }
 
-/// Every value of a map, or the errors of all of them.
+/// Reads every value of a map, or returns the errors of all of them.
 pub(super) fn all<'a, T>(
     nodes: Vec<(String, Node<'a>)>,
     read: impl Fn(&str, &Node<'a>) -> Read<T>,

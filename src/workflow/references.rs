@@ -1,8 +1,7 @@
-//! What a definition may say and yet cannot mean: `${…}` references that can never resolve, and steps that never
-//! run.
+//! Warnings about definitions: `${…}` references that can never resolve, and steps that never run.
 //!
-//! A warning is given only where no run could resolve the reference. What is merely uncertain, such as the output of
-//! a sibling that runs at the same time, passes.
+//! A warning is given only if no run could resolve the reference. Uncertain ones, such as to the output of a sibling
+//! that runs at the same time, are accepted.
 
 use std::collections::{HashMap, HashSet};
 
@@ -20,14 +19,14 @@ use crate::{
     },
 };
 
-/// Steps looked at while references are checked. Deeply nested definitions with many references would take
-/// quadratic time otherwise; real ones need a few thousand.
+/// Maximum number of steps visited while references are checked. Deeply nested definitions with many references would
+/// otherwise take quadratic time; real ones need a few thousand.
 const MAX_WORK: usize = 1_000_000;
 
-/// Warnings given at once, as with errors.
+/// Maximum number of warnings, the same as of errors.
 const MAX_WARNINGS: usize = 100;
 
-/// The warnings about a valid definition.
+/// Warnings about a valid definition.
 pub(super) fn warnings(start_step: &str, steps: &Steps) -> Vec<FieldError> {
     let mut check = Check::new(start_step, steps);
     for index in 0..steps.len() {
@@ -45,9 +44,8 @@ pub(super) fn warnings(start_step: &str, steps: &Steps) -> Vec<FieldError> {
     check.warnings
 }
 
-/// An error for each input of a step, and each collection of a loop, that asks for the output of a step that is not
-/// there: no run could get past it. A condition may ask, and a default makes up for it; both are left to
-/// [`warnings`].
+/// Errors for inputs of steps and collections of loops that reference a step that does not exist: every run would fail
+/// there. Conditions may do so, and a default value replaces it; both only cause [`warnings`].
 pub(super) fn unknown_steps(steps: &Steps) -> Vec<FieldError> {
     let asks = steps.iter().filter(|step| step.kind != StepKind::Conditional);
     let unknown = asks.flat_map(|step| {
@@ -64,14 +62,14 @@ pub(super) fn unknown_steps(steps: &Steps) -> Vec<FieldError> {
     unknown.take(MAX_WARNINGS).collect()
 }
 
-/// The steps whose output some step asks for, each with the last position on the main chain at which, or inside of which,
-/// one does.
+/// Steps whose output is referenced, each with the last position on the main chain at which, or inside of which, this
+/// happens.
 pub(super) fn last_uses(start_step: &str, steps: &Steps) -> HashMap<String, usize> {
     let chain =
         std::iter::successors(steps.index(start_step), |index| steps.index(steps.at(*index).next_step.as_deref()?));
     let chain: Vec<usize> = chain.take(steps.len()).collect();
     let (mut uses, mut seen) = (HashMap::new(), vec![false; steps.len()]);
-    // From the last one: what was met before is used later.
+    // The walk begins at the end, so that the first reference found is the last use.
     for (position, index) in chain.into_iter().enumerate().rev() {
         let mut open = vec![index];
         while let Some(index) = open.pop() {
@@ -89,14 +87,14 @@ pub(super) fn last_uses(start_step: &str, steps: &Steps) -> HashMap<String, usiz
     uses
 }
 
-/// The kind of a reference to a step that is not there.
+/// Kind of a reference to a step that does not exist.
 const UNKNOWN_STEP: &str = "unknown_step";
 
 fn no_step(id: &str) -> String {
     format!("there is no step '{}'", shorten(id))
 }
 
-/// Where a step is mentioned: by which container, and whether as part of a loop's body.
+/// Mention of a step: by which container, and whether as part of a loop's body.
 #[derive(Clone, Copy)]
 struct Parent {
     index: usize,
@@ -105,7 +103,7 @@ struct Parent {
 
 struct Check<'a> {
     steps: &'a Steps,
-    /// The position on the main chain, by place.
+    /// Position on the main chain by step index.
     chain: Vec<Option<usize>>,
     parents: Vec<Vec<Parent>>,
     work: usize,
@@ -126,7 +124,7 @@ impl<'a> Check<'a> {
         for index in 0..steps.len() {
             let by_loop = steps.at(index).kind == StepKind::Loop;
             for inner in steps.at(index).nested().filter_map(|id| steps.index(id)) {
-                // However often one mentions the other.
+                // Several mentions in one container count once.
                 if parents[inner].last().is_none_or(|last: &Parent| last.index != index) {
                     parents[inner].push(Parent { index, by_loop });
                 }
@@ -148,7 +146,7 @@ impl<'a> Check<'a> {
         let condition = step.condition.as_ref().filter(|_| step.kind == StepKind::Conditional);
         if let Some(fault) = condition.and_then(|condition| expression::check(&condition.expression).err()) {
             let field = format!("body.steps.{}.condition.expression", step.id);
-            let message = format!("The step will fail, since its condition is none: {fault}");
+            let message = format!("The step will fail, since its condition is not valid: {fault}");
             self.warnings.push(FieldError::new(field, "malformed_condition", message));
         }
         let mut known = HashSet::new();
@@ -156,7 +154,7 @@ impl<'a> Check<'a> {
             if self.work > MAX_WORK || self.warnings.len() >= MAX_WARNINGS {
                 return;
             }
-            // The same reference in the same member is one warning, and costs once.
+            // The same reference in the same member gives one warning, and is checked once.
             if !known.insert((member.clone(), reference.clone())) {
                 continue;
             }
@@ -168,7 +166,7 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Why a reference of the step at `place` can never resolve.
+    /// Reason why a reference of the step at `index` can never resolve.
     fn fault(
         &mut self,
         reference: &str,
@@ -203,25 +201,25 @@ impl<'a> Check<'a> {
         Some(("reference_never_resolves", message))
     }
 
-    /// Why the address of a callback can never be given to the step at `place`.
+    /// Reason why the address of a callback is never available to the step at `index`.
     fn callback_fault(&self, target: &str, index: usize, around: &HashSet<usize>) -> Option<(&'static str, String)> {
         let Some(target_index) = self.steps.index(target) else { return Some((UNKNOWN_STEP, no_step(target))) };
         if self.steps.at(target_index).kind != StepKind::Callback {
-            return Some(("reference_never_resolves", format!("step '{}' is no callback", shorten(target))));
+            return Some(("reference_never_resolves", format!("step '{}' is not a callback", shorten(target))));
         }
-        // The line of steps that the callback is in, or a branch beside it, leads to the step.
+        // The step must be in the branch of the callback, or in a branch beside or inside of it.
         let parents = &self.parents[target_index];
         let is_seen = self.chain[target_index].is_some()
             || target_index == index
             || parents.iter().any(|parent| around.contains(&parent.index));
         (!is_seen).then(|| {
-            let message = format!("step '{}' is neither in the same line of steps nor around it", shorten(target));
+            let message = format!("step '{}' is neither in the same branch nor in an enclosing one", shorten(target));
             ("reference_never_resolves", message)
         })
     }
 
-    /// The step itself and all containers around it. Without loops: only those from which its output can be seen,
-    /// since what a loop's body puts out is seen inside its iteration alone.
+    /// The step and all containers around it. Without loops: only those from which its output is visible, since outputs
+    /// in a loop's body are visible only inside of their iteration.
     fn containers(&mut self, index: usize, through_loops: bool) -> HashSet<usize> {
         let mut found = HashSet::from([index]);
         let mut open = vec![index];
@@ -233,7 +231,7 @@ impl<'a> Check<'a> {
         found
     }
 
-    /// Whether the target's output can be there when a step inside `around` begins.
+    /// Whether the target's output can exist when a step inside of `around` begins.
     fn can_precede(&mut self, target: usize, around: &HashSet<usize>) -> bool {
         let seen_from = self.containers(target, false);
         self.work += seen_from.len() + 2 * around.len();
@@ -246,8 +244,8 @@ impl<'a> Check<'a> {
         around.iter().any(|container| {
             let container = steps.at(*container);
             let ids = |ids: &'a [String]| ids.iter().map(|id| steps.index(id)).collect::<Vec<_>>();
-            // In a line of steps one comes before another; of lines side by side any may be the first.
-            let lines: Vec<Vec<Option<usize>>> = match container.kind {
+            // Within a branch the order is fixed; of parallel branches any may be the first.
+            let branches: Vec<Vec<Option<usize>>> = match container.kind {
                 StepKind::Agent
                 | StepKind::Conditional
                 | StepKind::Wait
@@ -263,11 +261,12 @@ impl<'a> Check<'a> {
                     branches.map(|(_, branch)| ids(&branch.steps)).collect()
                 }
             };
-            self.work += lines.iter().map(Vec::len).sum::<usize>();
+            self.work += branches.iter().map(Vec::len).sum::<usize>();
             let within = |set: &HashSet<usize>, index: &Option<usize>| index.is_some_and(|index| set.contains(&index));
             let firsts: Vec<_> =
-                lines.iter().map(|line| line.iter().position(|index| within(&seen_from, index))).collect();
-            let lasts: Vec<_> = lines.iter().map(|line| line.iter().rposition(|index| within(around, index))).collect();
+                branches.iter().map(|branch| branch.iter().position(|index| within(&seen_from, index))).collect();
+            let lasts: Vec<_> =
+                branches.iter().map(|branch| branch.iter().rposition(|index| within(around, index))).collect();
             let with_target = firsts.iter().filter(|first| first.is_some()).count();
             firsts.iter().zip(&lasts).any(|(first, last)| {
                 let Some(last) = last else { return false };
@@ -277,7 +276,7 @@ impl<'a> Check<'a> {
     }
 }
 
-/// The references that a step of its kind resolves, each with the member that holds it.
+/// References that a step of its kind resolves, each with the member that contains it.
 fn references(step: &Step) -> Vec<(String, String)> {
     let mut found = Vec::new();
     let mut add = |member: &str, text: &str| {
@@ -308,7 +307,7 @@ fn references(step: &Step) -> Vec<(String, String)> {
         }
         StepKind::Loop => {
             if let Some(config) = &step.loop_config {
-                // Only what it begins with counts.
+                // Only the reference at its beginning is used.
                 let end = config.collection.find('}').map_or(0, |end| end + 1);
                 add("loop_config.collection", config.collection[..end].trim_start());
             }
@@ -326,7 +325,7 @@ mod tests {
         workflow::step::Source,
     };
 
-    /// Steps started at `a` give these warnings: `step.member kind`.
+    /// Checks that steps started at `a` give these warnings: `step.member kind`.
     fn check(json: &str, expected: &[&str]) {
         let raw = check_json(json.as_bytes()).expect(json);
         let steps = Steps::read(&Node::new("steps", raw), Source::Caller).expect(json);
@@ -435,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn a_condition_that_cannot_be_read_is_told_of() {
+    fn an_invalid_condition_is_reported() {
         let (b, with) = (agent("b", "", "workflow.input.x:-none"), |condition: &str| {
             format!(
                 r#"{{"a":{{"id":"a","type":"conditional","condition":{{"expression":"{condition}"}},"if_true_step":"b"}},"#

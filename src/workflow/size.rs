@@ -1,17 +1,17 @@
-//! How large a run of a definition gets at least.
+//! Minimum size of a run of a definition.
 
 use super::{
     step::{Step, StepKind},
     steps::Steps,
 };
 
-/// Rows that a run writes at least if no step fails: one for each step that it makes, for blocks too. What a loop makes
-/// depends on its array, and which branch a condition takes on what it finds; the smaller one counts.
+/// Minimum number of rows that a run writes if no step fails: one for each executed step, including blocks. A loop
+/// depends on its array, and a condition on its value; the minimum is used.
 pub(super) fn least_rows(start_step: &str, steps: &Steps) -> u64 {
     let mut rows = vec![None; steps.len()];
     let mut total: u64 = 0;
     let mut next = steps.index(start_step);
-    // A valid definition's chain ends.
+    // The chain of a valid definition ends.
     for _ in 0..steps.len() {
         let Some(index) = next else { break };
         total = total.saturating_add(rows_of(index, steps, &mut rows));
@@ -20,12 +20,12 @@ pub(super) fn least_rows(start_step: &str, steps: &Steps) -> u64 {
     total
 }
 
-/// Those of the step at this place. Steps may be nested deeper than the stack is; none contains itself.
+/// Rows of the step at that index. Steps may be nested deeper than the stack allows; none contains itself.
 fn rows_of(root: usize, steps: &Steps, rows: &mut [Option<u64>]) -> u64 {
     let mut open = vec![root];
     while let Some(index) = open.last().copied() {
         if rows[index].is_some() {
-            // Mentioned more than once.
+            // The step is mentioned more than once.
             open.pop();
             continue;
         }
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn each_mention_counts_and_of_what_is_not_known_the_least() {
+    fn each_mention_counts_and_an_unknown_part_counts_its_minimum() {
         let b = r#""b":{"id":"b","agent_name":"x","input_mapping":{}}"#;
         check(&format!(r#"{{"a":{{"id":"a","agent_name":"x","input_mapping":{{}},"next_step":"b"}},{b}}}"#), 2);
         check(
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_of_many_mentions_inside_each_other_are_counted_in_no_time() {
+    fn blocks_of_many_mentions_inside_each_other_are_counted_fast() {
         let block = |n: usize| {
             let id = if n == 0 { "a".to_owned() } else { format!("s{n}") };
             let inner = vec![format!("\"s{}\"", n + 1); 1000].join(",");

@@ -1,4 +1,4 @@
-//! One step: its members, and what they mention. Its rules are checked where it is read.
+//! Step of a definition: its members, and the steps it mentions. The rules are checked when it is read.
 
 mod reading;
 
@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 
 use super::wait_config::{CallbackConfig, SubWorkflowConfig, WaitConfig};
 
-/// What a step does.
+/// Kind of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StepKind {
@@ -19,18 +19,18 @@ pub enum StepKind {
     Conditional,
     /// Runs steps for each element of an array.
     Loop,
-    /// Runs branches of steps at the same time and asks how many must succeed.
+    /// Runs branches of steps at the same time and requires a number of successes.
     ForkJoin,
-    /// Lets time pass.
+    /// Waits for a time.
     Wait,
-    /// Waits until somebody answers.
+    /// Waits for an external answer.
     Callback,
     /// Runs another workflow.
     SubWorkflow,
 }
 
 impl StepKind {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 8] = [
         Self::Agent,
         Self::Parallel,
@@ -42,7 +42,7 @@ impl StepKind {
         Self::SubWorkflow,
     ];
 
-    /// As in the member `type`.
+    /// Text in the member `type`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -58,108 +58,108 @@ impl StepKind {
     }
 }
 
-/// Where steps come from.
+/// Source of steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source {
     /// A request: every rule applies.
     Caller,
-    /// The database or a message, perhaps written by the reference: an id may be absent, which is then the key, or
-    /// have white space around, and an agent step may have no mapping, which is then empty.
+    /// The database or a message, possibly written by the reference: an absent id means the key, ids may have
+    /// surrounding white space, and an agent step without a mapping has an empty one.
     Store,
 }
 
-/// A step of a definition or plan. Serialises to the stored normal form, in which every member is there that the
-/// reference deployment knows, and of the others those that are set.
+/// Step of a definition or plan. It serialises to the stored normal form, with all members that the reference
+/// deployment knows, and of the others those that are set.
 ///
 /// Members that the kind does not use are kept.
 #[derive(Clone, Debug, Serialize)]
 pub struct Step {
-    /// Equals the step's key.
+    /// Id, equal to the step's key.
     pub id: String,
-    /// What it does.
+    /// Kind of the step.
     #[serde(rename = "type")]
     pub kind: StepKind,
-    /// There if `kind` is [`StepKind::Agent`].
+    /// Present if `kind` is [`StepKind::Agent`].
     pub agent_name: Option<String>,
-    /// What follows on the main chain; `None` ends it.
+    /// Next step of the main chain; `None` ends it.
     pub next_step: Option<String>,
-    /// The agent's input: names and literals or references, as written.
+    /// Input of the agent: names with literals or references, as written.
     #[serde(serialize_with = "as_map")]
     pub input_mapping: Option<Vec<(String, Box<RawValue>)>>,
-    /// There if `kind` is [`StepKind::Parallel`].
+    /// Present if `kind` is [`StepKind::Parallel`].
     pub parallel_steps: Option<Vec<String>>,
-    /// How many of them run at a time; `None` is all.
+    /// Maximum number of parallel steps at a time; `None` means all.
     pub max_parallelism: Option<i64>,
-    /// There if `kind` is [`StepKind::Conditional`].
+    /// Present if `kind` is [`StepKind::Conditional`].
     pub condition: Option<Condition>,
-    /// The branch for a true condition. Empty counts as none.
+    /// Branch for a true condition. Empty means none.
     pub if_true_step: Option<String>,
-    /// The branch for a false condition. Empty counts as none.
+    /// Branch for a false condition. Empty means none.
     pub if_false_step: Option<String>,
-    /// There if `kind` is [`StepKind::Loop`].
+    /// Present if `kind` is [`StepKind::Loop`].
     pub loop_config: Option<LoopConfig>,
-    /// There if `kind` is [`StepKind::ForkJoin`].
+    /// Present if `kind` is [`StepKind::ForkJoin`].
     pub fork_join_config: Option<ForkJoinConfig>,
-    /// The step fails if it takes longer, all attempts and everything inside of it counted.
+    /// Time limit of the step, including all attempts and everything inside of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_seconds: Option<i64>,
-    /// There if `kind` is [`StepKind::Wait`].
+    /// Present if `kind` is [`StepKind::Wait`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wait_config: Option<WaitConfig>,
-    /// For [`StepKind::Callback`].
+    /// Used by [`StepKind::Callback`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub callback_config: Option<CallbackConfig>,
-    /// There if `kind` is [`StepKind::SubWorkflow`].
+    /// Present if `kind` is [`StepKind::SubWorkflow`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sub_workflow_config: Option<SubWorkflowConfig>,
 }
 
-/// What a conditional step asks.
+/// Condition of a conditional step.
 #[derive(Clone, Debug, Serialize)]
 pub struct Condition {
-    /// The expression.
+    /// Expression of the condition.
     pub expression: String,
     /// Ignored everywhere.
     pub operator: Option<String>,
 }
 
-/// What a loop iterates over, and how.
+/// Loop settings.
 #[derive(Clone, Debug, Serialize)]
 pub struct LoopConfig {
-    /// A reference to an array.
+    /// Reference to an array.
     pub collection: String,
-    /// The steps of one iteration, in order.
+    /// Steps of one iteration, in order.
     pub loop_body: Vec<String>,
     /// `sequential` or `parallel`.
     pub execution_mode: &'static str,
-    /// How many iterations run at a time in parallel mode; `None` is all.
+    /// Maximum number of iterations at a time in parallel mode; `None` means all.
     pub max_parallelism: Option<i64>,
-    /// How many elements are used; `None` is all.
+    /// Maximum number of elements that are used; `None` means all.
     pub max_iterations: Option<i64>,
     /// `stop`, `continue` or `collect`.
     pub on_error: &'static str,
 }
 
-/// The branches of a fork, and what makes the join succeed.
+/// Branches of a fork, and the policy of the join.
 #[derive(Clone, Debug, Serialize)]
 pub struct ForkJoinConfig {
-    /// By name, as given.
+    /// Branches by name, as given.
     #[serde(serialize_with = "as_entries")]
     pub branches: Vec<(String, Branch)>,
     /// `all`, `any`, `majority` or `n_of_m`.
     pub join_policy: &'static str,
-    /// There if the policy is `n_of_m`.
+    /// Present if the policy is `n_of_m`.
     pub n_required: Option<i64>,
-    /// For branches without their own.
+    /// Default time-out of branches.
     pub branch_timeout_seconds: Option<i64>,
 }
 
-/// One branch of a fork.
+/// Branch of a fork.
 #[derive(Clone, Debug, Serialize)]
 pub struct Branch {
-    /// In order.
+    /// Steps in order.
     pub steps: Vec<String>,
-    /// Time for the whole branch.
+    /// Time-out of the whole branch.
     pub timeout_seconds: Option<i64>,
 }
 
@@ -175,19 +175,19 @@ fn as_entries<S: Serializer, T: Serialize>(entries: &[(String, T)], serializer: 
     serializer.collect_map(entries.iter().map(|(key, value)| (key, value)))
 }
 
-/// What a step calls, whatever its kind.
+/// Callee of a step of any kind.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Callee {
-    /// An agent, by its name.
+    /// Agent by name.
     Agent(String),
-    /// A workflow, by its name.
+    /// Workflow by name.
     Workflow(String),
-    /// A workflow, by its id.
+    /// Workflow by id.
     WorkflowId(String),
 }
 
 impl Callee {
-    /// All that the members of the step name.
+    /// All callees in the members of the step.
     pub fn of(step: &Step) -> impl Iterator<Item = Self> {
         let agent = step.agent_name.clone().map(Self::Agent);
         let config = step.sub_workflow_config.as_ref();
@@ -198,7 +198,7 @@ impl Callee {
 }
 
 impl Step {
-    /// The members that are read, in the order of the normal form.
+    /// Members that are read, in the order of the normal form.
     pub(super) const MEMBERS: [&'static str; 16] = [
         "id",
         "type",
@@ -218,19 +218,19 @@ impl Step {
         "sub_workflow_config",
     ];
 
-    /// The input of an agent, a callback or a sub-workflow as written; empty if there is none.
+    /// Input of an agent, a callback or a sub-workflow as written; empty if absent.
     #[must_use]
     pub fn mapping(&self) -> &[(String, Box<RawValue>)] {
         self.input_mapping.as_deref().unwrap_or_default()
     }
 
-    /// The steps that it runs inside itself, by the members that its kind uses.
+    /// Steps inside of it, by the members that its kind uses.
     pub(super) fn nested(&self) -> impl Iterator<Item = &str> {
         let kind = self.kind;
         self.mentioned().filter(move |(user, _)| *user == kind).map(|(_, id)| id)
     }
 
-    /// Whether the output of this step, which it makes, is part of its own.
+    /// Whether the output of an inner step is part of its own output.
     #[must_use]
     pub fn puts_out(&self, step_id: &str) -> bool {
         let ends = |line: &[String]| line.last().is_some_and(|last| last == step_id);

@@ -1,4 +1,4 @@
-//! The steps of a definition, in order and by id.
+//! Steps of a definition, in order and by id.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::input::{Node, Read};
 
-/// The steps of a definition by id, in the order given. Serialises to a map.
+/// Map of steps by id, in the order given. Serialises to a map.
 #[derive(Clone, Debug)]
 pub struct Steps {
     entries: Vec<(String, Step)>,
@@ -29,7 +29,7 @@ impl Steps {
         Ok(Self { entries, indexes })
     }
 
-    /// The step of that id, if there is one.
+    /// Finds a step by id.
     #[must_use]
     pub fn get(&self, id: &str) -> Option<&Step> {
         self.index(id).map(|index| &self.entries[index].1)
@@ -40,32 +40,32 @@ impl Steps {
         self.entries.iter().map(|(_, step)| step)
     }
 
-    /// How many there are, at least one.
+    /// Number of steps, at least one.
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "there is always one")]
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// The agents that any step names, whatever its kind; each once, in order of mention.
+    /// Agents of all steps of any kind; each once, in order of mention.
     #[must_use]
     pub fn agent_names(&self) -> Vec<&str> {
         let mut seen = HashSet::new();
         self.iter().filter_map(|step| step.agent_name.as_deref()).filter(|name| seen.insert(*name)).collect()
     }
 
-    /// Keys, which equal the ids once that rule was checked, and steps.
+    /// Keys and steps. The keys equal the ids once that rule was checked.
     pub(super) fn entries(&self) -> impl Iterator<Item = (&str, &Step)> {
         self.entries.iter().map(|(key, step)| (key.as_str(), step))
     }
 
-    /// The place of the step of that key in [`Steps::iter`].
+    /// Index of the step of that key in [`Steps::iter`].
     pub(super) fn index(&self, key: &str) -> Option<usize> {
         self.indexes.get(key).copied()
     }
 
-    /// All places, each after those of the steps inside of it. Iterative, as every walk over a caller's steps, and each
-    /// mention is looked at once; what contains itself, which is an error elsewhere, is not entered twice.
+    /// All indexes, each after those of the steps inside of it. Iterative, as every walk over a caller's steps, and
+    /// each mention is visited once; a step that contains itself, which is an error elsewhere, is not entered twice.
     pub(super) fn inside_out(&self) -> Vec<usize> {
         let mut order = Vec::with_capacity(self.len());
         let mut entered = vec![false; self.len()];
@@ -88,7 +88,7 @@ impl Steps {
         order
     }
 
-    /// The step at a place that [`Steps::place`] gave.
+    /// Step at an index of [`Steps::index`].
     pub(super) fn at(&self, index: usize) -> &Step {
         &self.entries[index].1
     }

@@ -1,25 +1,25 @@
-//! What a definition looks like from afar.
+//! Summary of a definition.
 
 use std::collections::{BTreeMap, HashSet};
 
 use super::{steps::Steps, validate};
 
-/// The shape of a definition, valid or not.
+/// Summary of a definition, valid or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Summary {
-    /// Where it begins, as given.
+    /// First step, as given.
     pub start_step: String,
-    /// How many steps there are.
+    /// Number of steps.
     pub steps: usize,
-    /// How many there are of each type.
+    /// Number of steps of each type.
     pub by_type: BTreeMap<&'static str, usize>,
-    /// The agents that steps name, in order of mention.
+    /// Agents of the steps, in order of mention.
     pub agents: Vec<String>,
-    /// How deep containers contain each other: 1 without any container.
+    /// Nesting depth of containers: 1 without any container.
     pub depth: usize,
-    /// Where the main chain ends; empty if it goes round in a circle or leads nowhere.
+    /// Ends of the main chain; empty if it is a cycle or leads nowhere.
     pub end_steps: Vec<String>,
-    /// Steps that nothing leads to from the start, sorted.
+    /// Steps that cannot be reached from the start, sorted.
     pub unreachable_steps: Vec<String>,
 }
 
@@ -54,7 +54,7 @@ fn end_of_main_chain<'a>(start_step: &str, steps: &'a Steps) -> Option<&'a str> 
     None
 }
 
-/// The longest way from container to content.
+/// Longest path from a container to its contents.
 fn depth(steps: &Steps) -> usize {
     let mut depths = vec![0; steps.len()];
     for index in steps.inside_out() {

@@ -1,18 +1,18 @@
-//! The rules that need all steps (10 to 16 of the contract's §3).
+//! Validation rules that need all steps (10 to 16 of the contract's §3).
 //!
-//! Every walk is iterative and linear in the number of mentions: a definition may chain or nest as many steps as a
-//! body has room for, and a stack has less.
+//! Every walk is iterative and linear in the number of mentions: a body has room for deeper nesting and longer chains
+//! than a stack.
 
 use super::steps::Steps;
 use crate::input::shorten;
 
-/// Steps that one message names.
+/// Maximum number of steps that one message names.
 const MAX_NAMED: usize = 20;
 
-/// Steps of one run, as far as they are known beforehand.
+/// Maximum number of steps of one run, as far as it is known in advance.
 const MAX_RUN_STEPS: usize = 100_000;
 
-/// Checks a whole definition; the text of the first broken rule.
+/// Checks a whole definition. The error is the text of the first violated rule.
 pub(super) fn definition(start_step: &str, steps: &Steps) -> Result<(), String> {
     chain(start_step, steps)?;
     no_cycle(steps, |step| steps.at(step).next_step.as_deref().into_iter())
@@ -27,7 +27,7 @@ pub(super) fn definition(start_step: &str, steps: &Steps) -> Result<(), String> 
     few_enough(start_step, steps)
 }
 
-/// A run comes to an end: blocks that mention each other many times multiply.
+/// Limits the number of steps of a run: blocks that mention each other several times multiply it.
 fn few_enough(start_step: &str, steps: &Steps) -> Result<(), String> {
     let mut counts = vec![0_usize; steps.len()];
     for index in steps.inside_out() {
@@ -46,16 +46,16 @@ fn few_enough(start_step: &str, steps: &Steps) -> Result<(), String> {
         steps.iter().zip(&counts).filter(|(_, count)| **count > MAX_RUN_STEPS).map(|(step, _)| &step.id).next();
     let what = largest.map(|id| format!(", most of them inside of step '{}'", shorten(id))).unwrap_or_default();
     Err(format!(
-        "a run would make more than {MAX_RUN_STEPS} steps, with each mention of a step counted and each loop once{what}"
+        "a run would execute more than {MAX_RUN_STEPS} steps, with each mention of a step counted and each loop once{what}"
     ))
 }
 
-/// No step contains itself, directly or through others.
+/// Checks that no step contains itself, directly or through others.
 pub(super) fn no_recursive_nesting(steps: &Steps) -> Result<(), String> {
     no_cycle(steps, |step| steps.at(step).nested()).map_err(|id| format!("step '{}' contains itself", shorten(id)))
 }
 
-/// The rules without which steps cannot be walked: start, keys and successors.
+/// Checks start, keys and successors, without which steps cannot be walked.
 pub(super) fn chain(start_step: &str, steps: &Steps) -> Result<(), String> {
     if steps.index(start_step).is_none() {
         return Err(format!("start_step '{}' is not one of the steps", shorten(start_step)));
@@ -71,18 +71,18 @@ pub(super) fn chain(start_step: &str, steps: &Steps) -> Result<(), String> {
     Ok(())
 }
 
-/// The main chain ends; other chains may do as they like, since nobody walks them.
+/// Checks that the main chain ends; other chains are not executed and need not end.
 pub(super) fn main_chain_ends(start_step: &str, steps: &Steps) -> Result<(), String> {
     let follow = |id: &String| steps.get(id).and_then(|step| step.next_step.as_ref());
     let start = steps.get(start_step).map(|step| &step.id);
-    // A chain that has not ended after that many steps is in a circle.
+    // A chain that has not ended after that many steps is a cycle.
     match std::iter::successors(start, |id| follow(id)).nth(steps.len()) {
         None => Ok(()),
         Some(id) => Err(format!("the steps that follow step '{id}' lead back to it")),
     }
 }
 
-/// Finds a step that can be reached from itself along these edges. Edges to unknown steps lead nowhere.
+/// Finds a step that can be reached from itself along these edges. Edges to unknown steps are ignored.
 fn no_cycle<'a, E: Iterator<Item = &'a str>>(steps: &'a Steps, edges: impl Fn(usize) -> E) -> Result<(), &'a str> {
     #[derive(Clone, Copy, PartialEq)]
     enum Mark {
@@ -117,7 +117,8 @@ fn no_cycle<'a, E: Iterator<Item = &'a str>>(steps: &'a Steps, edges: impl Fn(us
     Ok(())
 }
 
-/// Every step can be reached from the first along any member that mentions a step, whether its kind uses it or not.
+/// Checks that every step can be reached from the first along any member that mentions a step, whether its kind uses it
+/// or not.
 fn all_reachable(start_step: &str, steps: &Steps) -> Result<(), String> {
     let missed = unreachable(start_step, steps);
     if missed.is_empty() {
@@ -129,7 +130,7 @@ fn all_reachable(start_step: &str, steps: &Steps) -> Result<(), String> {
     Err(format!("steps cannot be reached from start_step: {}{more}", shown.join(", ")))
 }
 
-/// The ids of the steps that cannot be reached, sorted.
+/// Ids of unreachable steps, sorted.
 pub(super) fn unreachable<'a>(start_step: &str, steps: &'a Steps) -> Vec<&'a str> {
     let mut reached = vec![false; steps.len()];
     let mut open: Vec<usize> = steps.index(start_step).into_iter().collect();
@@ -162,7 +163,8 @@ mod tests {
         Steps::read(&Node::new("steps", raw), Source::Caller).expect(json)
     }
 
-    /// Steps given as `key: members`, started at the first, break a rule whose text contains `expected`, or none.
+    /// Checks that steps given as `key: members`, started at the first, violate a rule whose text contains `expected`,
+    /// or none.
     fn check(given: &[(&str, &str)], expected: Option<&str>) {
         let mut json = String::new();
         for (key, members) in given {
@@ -197,7 +199,7 @@ mod tests {
         check(&[("a", r#""next_step":"""#)], Some("followed by step ''"));
     }
 
-    /// Who can be reached from whom in one step or more, the plain way.
+    /// Transitive closure by a simple algorithm: which nodes can be reached in one step or more.
     fn closure(edges: &[(usize, usize)], size: usize) -> Vec<Vec<bool>> {
         let mut reach = vec![vec![false; size]; size];
         for (from, to) in edges {
@@ -214,12 +216,12 @@ mod tests {
     }
 
     #[test]
-    fn a_random_graph_is_valid_if_it_has_no_circle_and_every_step_is_reached() {
+    fn a_random_graph_is_valid_if_it_has_no_cycle_and_every_step_is_reached() {
         let (mut valid, mut invalid) = (0, 0);
         for seed in 0..4000 {
             let mut random = StdRng::seed_from_u64(seed);
             let size = random.random_range(1..8);
-            // Later steps are meant more often, so that some graphs have no circle.
+            // Later steps are more frequent targets, so that some graphs have no cycle.
             let mut target = |from: usize| {
                 let lowest = if random.random_bool(0.1) { 0 } else { (from + 1).min(size - 1) };
                 random.random_bool(0.6).then(|| random.random_range(lowest..size))
@@ -332,7 +334,7 @@ mod tests {
         assert_eq!(blocks(1, 8000), Ok(()));
         assert_eq!(
             blocks(16, 2),
-            Err("a run would make more than 100000 steps, with each mention of a step counted and \
+            Err("a run would execute more than 100000 steps, with each mention of a step counted and \
             each loop once, most of them inside of step 'b0'"
                 .to_owned())
         );

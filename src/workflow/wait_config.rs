@@ -1,4 +1,4 @@
-//! What the steps that wait for something outside of their run are told: a time, a callback, another workflow.
+//! Configuration of steps that wait for something outside of their run: a time, a callback, another workflow.
 
 use std::ops::RangeInclusive;
 
@@ -9,50 +9,50 @@ use serde_json::value::RawValue;
 use super::reading::{ID_CHARS, one_of};
 use crate::input::{FieldError, Node, Read, iso_8601, text};
 
-/// Ten years: longer waits and time limits are refused, since nobody can mean them.
+/// Maximum wait and time limit, ten years: longer ones are rejected as mistakes.
 pub const MAX_WAIT_SECS: i64 = 315_576_000;
 
-/// Seconds of a step's time limit.
+/// Range of a step's time limit in seconds.
 pub(super) const TIMEOUT_SECS: RangeInclusive<i64> = 1..=MAX_WAIT_SECS;
 
-/// For how long, or until when. One member is there.
+/// Duration or end of a wait. Exactly one member is set.
 #[derive(Clone, Debug, Serialize)]
 pub struct WaitConfig {
     /// Seconds, as a number or a text with references.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration_seconds: Option<Box<RawValue>>,
-    /// ISO 8601, or a text with references.
+    /// ISO 8601 duration, or a text with references.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration: Option<String>,
-    /// ISO 8601 with a zone, or a text with references.
+    /// ISO 8601 time with a zone, or a text with references.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub until: Option<String>,
 }
 
-/// What a callback is asked for.
+/// Configuration of a callback.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct CallbackConfig {
-    /// It is a decision.
+    /// Set if the callback is an approval.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub approval: Option<Approval>,
 }
 
-/// A decision by a person.
+/// Approval by a person.
 #[derive(Clone, Debug, Serialize)]
 pub struct Approval {
-    /// The role that whoever decides must have; `None`: the callback's address is enough.
+    /// Role that the approver must have; `None`: the callback's address is enough.
     pub role: Option<String>,
     /// `fail` or `continue`.
     pub on_reject: &'static str,
 }
 
-/// Which workflow runs as a step. One member is there.
+/// Workflow that runs as a step. Exactly one member is set.
 #[derive(Clone, Debug, Serialize)]
 pub struct SubWorkflowConfig {
-    /// The id of a definition.
+    /// Id of a definition.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workflow_id: Option<String>,
-    /// A name, of which the newest version counts.
+    /// Name, of which the newest version is used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workflow_name: Option<String>,
 }
@@ -124,7 +124,7 @@ fn has_reference(text: &str) -> bool {
     text.contains("${")
 }
 
-/// Seconds that can be waited; the error is fit for a step's error message.
+/// Checks the seconds of a wait. The error is the text for a step's error message.
 pub fn bounded(secs: f64) -> Result<f64, String> {
     if (0.0..=MAX_WAIT_SECS as f64).contains(&secs) {
         Ok(secs)
@@ -133,7 +133,7 @@ pub fn bounded(secs: f64) -> Result<f64, String> {
     }
 }
 
-/// An instant with its zone, as ISO 8601.
+/// Parses an ISO 8601 time with a zone.
 pub fn instant(text: &str) -> Result<DateTime<Utc>, String> {
     let zoned = iso_8601(text.trim())
         .and_then(|(local, offset)| local.checked_sub_signed(TimeDelta::seconds(offset?.local_minus_utc().into())));
@@ -141,7 +141,7 @@ pub fn instant(text: &str) -> Result<DateTime<Utc>, String> {
     zoned.map(|utc| utc.and_utc()).ok_or_else(wrong)
 }
 
-/// An instant that can be waited for now.
+/// Checks that a time is close enough to be waited for.
 pub fn near(instant: DateTime<Utc>, now: DateTime<Utc>) -> Result<DateTime<Utc>, String> {
     if (instant - now).num_seconds() <= MAX_WAIT_SECS {
         Ok(instant)
@@ -150,8 +150,8 @@ pub fn near(instant: DateTime<Utc>, now: DateTime<Utc>) -> Result<DateTime<Utc>,
     }
 }
 
-/// The seconds of an ISO 8601 duration of weeks, days, hours, minutes and seconds. Years and months differ in length,
-/// and are refused.
+/// Seconds of an ISO 8601 duration of weeks, days, hours, minutes and seconds. Years and months are rejected, since
+/// they differ in length.
 pub fn iso_duration(text: &str) -> Result<f64, String> {
     let wrong = || "must be an ISO 8601 duration of weeks, days, hours, minutes or seconds, such as PT90S".to_owned();
     let rest = text.trim().strip_prefix('P').ok_or_else(wrong)?;
@@ -168,7 +168,7 @@ pub fn iso_duration(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Numbers, each with one of these units, in their order.
+/// Parses numbers, each with one of these units, in their order.
 fn parts(mut text: &str, units: &[(char, f64)]) -> Option<f64> {
     let mut secs = 0.0;
     for (unit, length) in units {

@@ -77,7 +77,7 @@ async fn a_definition_of_which_every_run_would_be_too_large_is_refused(pool: PgP
     service.post("/api/v1/workflows", &body(90)).await.expect(201);
     let refused = service.post("/api/v1/workflows", &body(91)).await;
     assert_eq!((refused.status.as_u16(), refused.field_errors()), (422, vec!["body.steps too_many_steps".to_owned()]));
-    assert!(refused.text.contains("1002 steps, and may make 1000 (MAX_RUN_STEPS)"), "{}", refused.text);
+    assert!(refused.text.contains("1002 steps, and the limit is 1000 (MAX_RUN_STEPS)"), "{}", refused.text);
     let checked = service.post("/api/v1/workflows/validate", &body(91)).await.expect(200);
     assert_eq!((&checked["valid"], &checked["errors"][0]["type"]), (&json!(false), &json!("too_many_steps")));
 }

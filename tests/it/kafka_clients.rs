@@ -13,7 +13,7 @@ use crate::{
     service::{Service, config, eventually, records},
 };
 
-/// One such answer makes librdkafka 2.12 drop its brokers for good (its issue 5301): every client has to be made anew.
+/// One such answer makes librdkafka 2.12 drop its brokers for good (its issue 5301): every client has to be replaced.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn clients_that_were_told_that_there_is_no_broker_find_it_again_and_nothing_is_lost_or_doubled(pool: PgPool) {
     let monitoring = format!("monitoring-{}", uuid::Uuid::new_v4().simple());

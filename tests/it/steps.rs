@@ -667,7 +667,7 @@ async fn what_is_wrong_inside_of_a_block_is_said_with_its_step_and_path(pool: Pg
     };
     assert_eq!(world.run("c0", &nested(16), &json!({})).await.rows.len(), 17);
     let deep = world.run("c0", &nested(17), &json!({})).await;
-    assert!(deep.cause().ends_with("step 'c16': steps may be nested 16 deep, not deeper"), "{}", deep.cause());
+    assert!(deep.cause().ends_with("step 'c16': steps may be nested at most 16 deep"), "{}", deep.cause());
     assert_eq!(agent.calls().len(), 1);
 }
 

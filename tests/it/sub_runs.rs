@@ -322,7 +322,7 @@ async fn what_is_given_up_while_it_begins_is_cancelled_at_once_and_not_only_with
             "loop_body": ["sub"], "on_error": "continue"}},
         "sub": limited, "after": after});
     for (number, (start, steps, reason)) in [
-        ("fork", decided, "given up: the join was decided without this branch"),
+        ("fork", decided, "abandoned: the join was decided without this branch"),
         ("each", over, "it took longer than 1 s"),
     ]
     .into_iter()

@@ -335,7 +335,7 @@ async fn a_callback_expires_and_a_retry_asks_anew(pool: PgPool) {
     assert!(open[0]["expires_at"].is_string());
     let path = path_of(&open[0]["url"]);
     let failed = world.end(run_id.clone()).await;
-    assert_eq!(failed.cause(), "Step 'ask' failed: nobody answered within 1 s");
+    assert_eq!(failed.cause(), "Step 'ask' failed: no answer within 1 s");
     assert_eq!(world.service.post(&path, &json!({})).await.error(410)["code"], "callback_expired");
 
     world.service.post(&format!("/api/v1/runs/{run_id}/retry"), &json!({})).await.expect(202);
@@ -728,7 +728,7 @@ async fn a_workflow_that_runs_itself_ends(pool: PgPool) {
     let path = format!("/api/v1/workflows/{}/execute", workflow["id"].as_str().expect("an id"));
     let run = world.service.post(&path, &json!({"input_data": {}})).await.expect(202);
     let failed = world.end(run["run_id"].as_str().expect("an id").to_owned()).await;
-    assert!(failed.cause().contains("workflows may run inside of each other 16 deep"), "{}", failed.cause());
+    assert!(failed.cause().contains("workflows may be nested at most 16 deep"), "{}", failed.cause());
     let runs: i64 = sqlx::query_scalar("SELECT count(*) FROM workflow_runs WHERE status = 'FAILED'")
         .fetch_one(&pool)
         .await
@@ -828,7 +828,7 @@ async fn a_run_begins_no_more_others_than_it_may_and_a_retry_begins_anew(pool: P
         "one": {"id": "one", "type": "sub_workflow", "sub_workflow_config": {"workflow_name": "leaf"}}});
     let items: Vec<u8> = (0..25).collect();
     let failed = world.run("each", &many, &json!({"items": items})).await;
-    assert!(failed.cause().contains("a run may begin 20 others"), "{}", failed.cause());
+    assert!(failed.cause().contains("a run may start at most 20 sub-workflow runs"), "{}", failed.cause());
     world.service.post(&format!("/api/v1/runs/{}/retry", failed.id), &json!({})).await.expect(202);
     assert_eq!(world.end(failed.id).await.run["status"], "COMPLETED");
 }

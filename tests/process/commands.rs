@@ -212,7 +212,7 @@ async fn a_start_warns_of_settings_that_are_risky_or_unknown_and_has_the_threads
     let lines = api.log_lines();
     let warnings: Vec<&str> =
         lines.iter().filter(|line| line["level"] == "WARNING").filter_map(|line| line["message"].as_str()).collect();
-    for expected in ["KAFKA_BROKER is no setting", "PUBLIC_URL is not set", "JWT_ISSUER and JWT_AUDIENCE"] {
+    for expected in ["KAFKA_BROKER is not a setting", "PUBLIC_URL is not set", "JWT_ISSUER and JWT_AUDIENCE"] {
         assert!(warnings.iter().any(|warning| warning.starts_with(expected)), "{expected}: {warnings:?}");
     }
     let threads = std::fs::read_dir(format!("/proc/{}/task", api.id())).expect("a process");

@@ -100,7 +100,7 @@ async fn an_executor_that_was_frozen_changes_nothing_when_it_wakes_up(pool: PgPo
     // The case is this long a freeze.
     tokio::time::sleep_until(frozen + Duration::from_secs(20)).await;
     zombie.signal("CONT").await;
-    eventually("it knows", async || zombie.log().contains("it is not ours any more").then_some(())).await;
+    eventually("it knows", async || zombie.log().contains("the lease is lost").then_some(())).await;
     assert_eq!(environment.get(&format!("/api/v1/runs/{run_id}")).await, run);
     assert_eq!(environment.get(&format!("/api/v1/runs/{run_id}/steps")).await, rows);
     assert_eq!((agent.calls("/first"), agent.calls("/held"), agent.calls("/last")), (1, 2, 1));

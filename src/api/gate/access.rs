@@ -1,5 +1,5 @@
-//! Which route needs what: the one table. It decides every request, and goes from here into the OpenAPI document and,
-//! by `workflow-api access`, into `docs/access.md`.
+//! Authorisation table: the permissions of each route. It decides every request, and is the source of the OpenAPI
+//! document and, by `workflow-api access`, of `docs/access.md`.
 
 use axum::extract::{FromRequestParts, MatchedPath, RawPathParams};
 use http::{Method, StatusCode, request::Parts};
@@ -24,27 +24,28 @@ use crate::{
     db,
 };
 
-/// What a route asks of its callers.
+/// Access rule of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Nothing, and it is under no limits. A route at the root.
+    /// No credentials and no limits. A route at the root.
     Public,
-    /// What `METRICS_ACCESS` says, and it is under no limits. A route at the root.
+    /// As `METRICS_ACCESS` says, without limits. A route at the root.
     Metrics,
-    /// To know its path, which has a token.
+    /// Knowledge of its path, which contains a token.
     Address,
-    /// To be let in.
+    /// Valid credentials.
     Credentials,
-    /// To be let in, and all of these permissions.
+    /// Valid credentials with all of these permissions.
     Permissions(&'static [Permission]),
-    /// It is not in the table, which a test finds.
+    /// Denied: the route is missing in the table, which a test detects.
     Denied,
 }
 
-/// A route, at the root or below the prefix, and its access.
+/// Rule: a route, at the root or below the prefix, and its access.
 type Rule = (Method, &'static str, Access);
 
-/// A route that is not here is denied to all, and fails a test. What a route asks for beyond this, it says where it is.
+/// A route that is missing here is denied to all callers, and fails a test. Further requirements of a route are noted
+/// beside it.
 const RULES: [Rule; 63] = [
     (Method::GET, "/", Public),
     (Method::GET, "/health", Public),
@@ -117,7 +118,7 @@ const RULES: [Rule; 63] = [
 ];
 
 impl Access {
-    /// Of a request.
+    /// Access rule for a request.
     #[must_use]
     pub fn of(request: &Parts, prefix: &str) -> Self {
         match request.extensions.get::<MatchedPath>() {
@@ -138,7 +139,8 @@ impl Access {
         }
     }
 
-    /// Of a path without a route, which is answered 404 or with a redirect: like an open route that it is below.
+    /// Access rule for a path without a route, which is answered 404 or with a redirect: that of the public route
+    /// above it, if any.
     fn without_route(path: &str, prefix: &str) -> Self {
         let is_below = |at: &str, path: &str| match at.split_once('{') {
             Some((start, _)) => path.starts_with(start),
@@ -155,18 +157,18 @@ impl Access {
         }
     }
 
-    /// The path as the table has it.
+    /// The path in the form of the table.
     fn below<'a>(self, path: &'a str, prefix: &str) -> Option<&'a str> {
         if self.requires_admission() { path.strip_prefix(prefix) } else { Some(path) }
     }
 
-    /// Whether the route is under the limits.
+    /// Whether the route is subject to the limits.
     #[must_use]
     pub fn requires_admission(self) -> bool {
         !matches!(self, Public | Metrics)
     }
 
-    /// Whether a caller has to be told, with these settings.
+    /// Whether the caller has to be authenticated, with these settings.
     #[must_use]
     pub fn wants_caller(self, metrics: MetricsAccess) -> bool {
         self.requires_admission() || (self == Metrics && metrics == MetricsAccess::Credentials)
@@ -177,21 +179,21 @@ impl Access {
     }
 }
 
-/// The permissions that a route below the prefix needs; `None` if it is not in the table.
+/// Permissions that a route below the prefix needs; `None` if it is missing in the table.
 #[must_use]
 pub fn needs(method: &Method, path: &str) -> Option<&'static [Permission]> {
     let rule = RULES.iter().find(|(of, at, access)| of == method && *at == path && access.requires_admission());
     rule.map(|(.., access)| access.permissions())
 }
 
-/// The names of the roles that may use a route which needs these permissions.
+/// Names of the roles that may use a route with these permissions.
 #[must_use]
 pub fn roles(needs: &[Permission]) -> Vec<&'static str> {
     let has_all = |role: &Role| needs.iter().all(|permission| role.permissions().contains(permission));
     Role::ALL.into_iter().filter(has_all).map(Role::as_str).collect()
 }
 
-/// Whether the caller may make the request, or the answer to give instead.
+/// Authorises the request, or returns the answer to send instead.
 pub async fn authorize(app: &App, request: &mut Parts, access: Access, caller: &Caller) -> Result<(), ApiError> {
     // Nothing was asked of the caller.
     if matches!(caller.proof, Proof::Nothing | Proof::Address) {
@@ -219,8 +221,8 @@ pub async fn authorize(app: &App, request: &mut Parts, access: Access, caller: &
     }
 }
 
-/// A caller that is bound to workflows may use the routes that name one, or a run of one. What belongs to another
-/// cannot be told from what does not exist.
+/// Authorises a caller that is bound to workflows: it may use the routes that name one of them, or a run of one.
+/// Other workflows look as if they did not exist.
 async fn authorize_bound(
     app: &App,
     request: &mut Parts,

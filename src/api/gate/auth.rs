@@ -1,4 +1,5 @@
-//! Authentication: the caller of a request. With it on, every route under the prefix needs a bearer token or an API key.
+//! Authentication: determines the caller of a request. While it is on, every route under the prefix needs a bearer
+//! token or an API key.
 
 mod jwks;
 pub mod token;
@@ -23,11 +24,11 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// Why a request is not let in.
+/// Reason why authentication failed.
 enum Refusal {
-    /// Its credentials are wrong, perhaps guessed.
+    /// The credentials are wrong, and may be guessed.
     Wrong(ApiError),
-    /// For another reason.
+    /// Another reason.
     Other(ApiError),
 }
 
@@ -43,23 +44,23 @@ impl From<Arc<db::Error>> for Refusal {
     }
 }
 
-/// The caller of a request, or the answer to give instead: 401, and 429 after many wrong credentials from one address.
-/// Right ones are let in from everywhere, so that nobody can lock out his neighbours. What is known of everybody is in
-/// `anybody`.
+/// Authenticates a request. The error is the answer: 401, and 429 after many wrong credentials from one address.
+/// Valid credentials are accepted from every address, so that a client cannot lock out its neighbours. `anonymous` is
+/// the actor without credentials.
 pub async fn authenticate(
     gate: &Gate,
     request: &mut Parts,
     access: Access,
-    anybody: Actor,
+    anonymous: Actor,
     limits: &mut AppliedLimits,
 ) -> Result<Caller, ApiError> {
     if !gate.app.config.auth.enabled {
-        return Ok(Caller::anonymous(anybody));
+        return Ok(Caller::anonymous(anonymous));
     }
     let client = request.extensions.get::<ClientAddress>().copied();
-    // The address of a callback is its permission. Who else somebody is may be asked for there.
-    let nobody = (access == Access::Address).then(|| Caller::denied(anybody.clone()));
-    let refusal = match identify(gate, request, anybody, client).await {
+    // The address of a callback is its permission. The step may require credentials besides.
+    let callback_caller = (access == Access::Address).then(|| Caller::denied(anonymous.clone()));
+    let refusal = match identify(gate, request, anonymous, client).await {
         Ok(caller) => return Ok(caller),
         Err(Refusal::Other(answer)) => answer,
         Err(Refusal::Wrong(answer)) => {
@@ -67,55 +68,67 @@ pub async fn authenticate(
             answer
         }
     };
-    nobody.ok_or(refusal)
+    callback_caller.ok_or(refusal)
 }
 
 async fn identify(
     gate: &Gate,
     request: &mut Parts,
-    anybody: Actor,
+    anonymous: Actor,
     client: Option<ClientAddress>,
 ) -> Result<Caller, Refusal> {
     let app = &gate.app;
-    // Asked for only if the key is not known yet.
-    let pace = || if gate.rates.is_over_failure_limit(client) { Lookup::Batched } else { Lookup::Immediate };
+    // Evaluated only if the key is not in the cache.
+    let lookup = || if gate.rates.is_over_failure_limit(client) { Lookup::Batched } else { Lookup::Immediate };
     if let Some(key) = single_header(request, &app.config.auth.api_key_header)? {
-        return by_api_key(app, key, anybody, pace).await;
+        return by_api_key(app, key, anonymous, lookup).await;
     }
     let token = single_header(request, &header::AUTHORIZATION)?.and_then(|value| {
         let (scheme, token) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
     });
     match token {
-        Some(token) => by_token(gate, token, anybody, pace).await,
-        None if let Some(text) = ticket::presented(app, request) => by_ticket(app, request, &text, anybody, pace).await,
+        Some(token) => by_token(gate, token, anonymous, lookup).await,
+        None if let Some(text) = ticket::presented(app, request) => {
+            by_ticket(app, request, &text, anonymous, lookup).await
+        }
         None => Err(Refusal::Other(ApiError::unauthorized("A bearer token or an API key is required"))),
     }
 }
 
-/// The value of a header that may be there once: which of two would count, nobody could tell.
+/// Value of a header that may occur only once: of two values it would be undefined which one counts.
 fn single_header<'a>(request: &'a Parts, name: &HeaderName) -> Result<Option<&'a str>, Refusal> {
     let wrong = |detail| Refusal::Wrong(ApiError::unauthorized(detail));
     let mut values = request.headers.get_all(name).iter();
     match (values.next(), values.next()) {
         (None, _) => Ok(None),
         (Some(value), None) => value.to_str().map(Some).map_err(|_| wrong("The credentials are not ASCII characters")),
-        (Some(_), Some(_)) => Err(wrong("The credentials are there more than once")),
+        (Some(_), Some(_)) => Err(wrong("The credentials occur more than once")),
     }
 }
 
-async fn by_api_key(app: &App, key: &str, anybody: Actor, pace: impl FnOnce() -> Lookup) -> Result<Caller, Refusal> {
+async fn by_api_key(
+    app: &App,
+    key: &str,
+    anonymous: Actor,
+    lookup: impl FnOnce() -> Lookup,
+) -> Result<Caller, Refusal> {
     let invalid = || Refusal::Wrong(ApiError::unauthorized("The API key is not valid"));
     let key = ApiKey::parse(key.trim()).ok_or_else(invalid)?;
-    let holder = app.keys.find(KeyName::Hash(key.hash()), pace).await?.ok_or_else(invalid)?;
-    Ok(holder.caller(Proof::ApiKey(holder.id), anybody, None))
+    let valid_key = app.keys.find(KeyName::Hash(key.hash()), lookup).await?.ok_or_else(invalid)?;
+    Ok(valid_key.caller(Proof::ApiKey(valid_key.id), anonymous, None))
 }
 
-async fn by_token(gate: &Gate, token: &str, anybody: Actor, pace: impl FnOnce() -> Lookup) -> Result<Caller, Refusal> {
+async fn by_token(
+    gate: &Gate,
+    token: &str,
+    anonymous: Actor,
+    lookup: impl FnOnce() -> Lookup,
+) -> Result<Caller, Refusal> {
     let invalid = || ApiError::unauthorized("The bearer token is not valid");
     let claims = gate.tokens.verify(token).await.map_err(|refused| match refused {
         InvalidToken::Invalid => Refusal::Wrong(invalid()),
-        // Nobody guesses one.
+        // Not counted as a guess: an expired token cannot be guessed.
         InvalidToken::Expired => Refusal::Other(invalid()),
         InvalidToken::WithoutKeys => {
             let detail = "The keys that tokens are verified with are not available";
@@ -127,41 +140,41 @@ async fn by_token(gate: &Gate, token: &str, anybody: Actor, pace: impl FnOnce() 
             return Err(Refusal::Other(invalid()));
         }
         let (subject, organization) = (claims.subject.clone(), claims.organization.clone());
-        let actor = Arc::new(Actor { subject, organization, ..anybody });
+        let actor = Arc::new(Actor { subject, organization, ..anonymous });
         let (grant, roles) = (Arc::clone(&claims.grant), Arc::clone(&claims.roles));
         let proof = Proof::Token(claims.counts_until());
         return Ok(Caller { actor, grant, roles, proof, ends_at: Some(claims.ends_at()) });
     };
-    let holder = gate.app.keys.find(KeyName::Id(key_id), pace).await?.ok_or_else(|| Refusal::Other(invalid()))?;
+    let valid_key = gate.app.keys.find(KeyName::Id(key_id), lookup).await?.ok_or_else(|| Refusal::Other(invalid()))?;
     let proof = Proof::TokenOfApiKey { id: key_id, until: claims.counts_until() };
-    Ok(holder.caller(proof, anybody, Some(claims.ends_at())))
+    Ok(valid_key.caller(proof, anonymous, Some(claims.ends_at())))
 }
 
 async fn by_ticket(
     app: &App,
     request: &mut Parts,
     text: &str,
-    anybody: Actor,
-    pace: impl FnOnce() -> Lookup,
+    anonymous: Actor,
+    lookup: impl FnOnce() -> Lookup,
 ) -> Result<Caller, Refusal> {
     let invalid = || ApiError::unauthorized("The ticket is not valid, or has expired");
     let ticket = ticket::verify(app, request, text).await.map_err(|refused| match refused {
         ticket::InvalidTicket::Invalid => Refusal::Wrong(invalid()),
-        // Nobody guesses one.
+        // Not counted as a guess: an expired ticket cannot be guessed.
         ticket::InvalidTicket::Expired => Refusal::Other(invalid()),
         ticket::InvalidTicket::Db(error) => error.into(),
     })?;
     let caller = match ticket.holder {
-        // From a time when authentication was off.
+        // Created while authentication was off.
         ticket::TicketOwner::Anybody => return Err(Refusal::Other(invalid())),
         ticket::TicketOwner::ApiKey { id, until } => {
             let proof = until.map_or(Proof::ApiKey(id), |until| Proof::TokenOfApiKey { id, until });
-            let holder = app.keys.find(KeyName::Id(id), pace).await?;
-            let holder = holder.ok_or_else(|| Refusal::Other(invalid()))?;
-            holder.caller(proof, anybody, until.map(token::at))
+            let valid_key = app.keys.find(KeyName::Id(id), lookup).await?;
+            let valid_key = valid_key.ok_or_else(|| Refusal::Other(invalid()))?;
+            valid_key.caller(proof, anonymous, until.map(token::at))
         }
         ticket::TicketOwner::Token { subject, organization, role, until } => {
-            let actor = Arc::new(Actor { subject, organization, ..anybody });
+            let actor = Arc::new(Actor { subject, organization, ..anonymous });
             let (grant, ends_at) = (Arc::new(Grant::of(role)), Some(token::at(until)));
             Caller { actor, grant, roles: Arc::default(), proof: Proof::Token(until), ends_at }
         }
@@ -170,10 +183,10 @@ async fn by_ticket(
 }
 
 impl ValidApiKey {
-    /// `token_ends_at` if it is a token of the key.
-    fn caller(&self, proof: Proof, anybody: Actor, token_ends_at: Option<Timestamp>) -> Caller {
+    /// Caller with this API key; `token_ends_at` is the expiry of the key's token, if there is one.
+    fn caller(&self, proof: Proof, anonymous: Actor, token_ends_at: Option<Timestamp>) -> Caller {
         let (subject, organization) = (self.subject.clone(), self.organization.clone());
-        let actor = Arc::new(Actor { subject, organization, key_id: Some(self.id), ..anybody });
+        let actor = Arc::new(Actor { subject, organization, key_id: Some(self.id), ..anonymous });
         let ends_at = token_ends_at.into_iter().chain(self.expires_at).min();
         Caller { actor, grant: Arc::clone(&self.grant), roles: Arc::default(), proof, ends_at }
     }

@@ -1,4 +1,4 @@
-//! Request bodies: which routes take one, and reading it within its limits.
+//! Request bodies: which routes accept one, and reading it within its limits.
 
 use std::{
     collections::HashMap,
@@ -17,38 +17,38 @@ use crate::{
     permits::{Holders, Permit, Permits},
 };
 
-/// Largest request body, but for an import's.
+/// Maximum size of a request body, except that of an import.
 pub const MAX_BODY_BYTES: usize = 1 << 20;
-/// Longest path with query.
+/// Maximum length of path and query.
 const MAX_URI_BYTES: usize = 8 << 10;
-/// A body has to be complete after this.
+/// Time-out for a complete body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long a body waits for its share of memory.
+/// Maximum time that a body waits for memory.
 const MEMORY_TIMEOUT: Duration = Duration::from_secs(2);
-/// What is left of a body that is not wanted may come for so long, and be so large.
+/// Drain time: how long the rest of an unwanted body may arrive, up to [`MAX_DRAINED_BYTES`].
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
-/// See [`DRAIN_TIMEOUT`].
+/// Maximum size of the rest, see [`DRAIN_TIMEOUT`].
 const MAX_DRAINED_BYTES: usize = 32 << 20;
-/// Longest body that may say nothing; see [`Use::Nothing`].
+/// Maximum length of a body that may count as empty; see [`BodyPolicy::Nothing`].
 const MAX_EMPTY_BYTES: usize = 64;
 
-/// What becomes of a request's body.
+/// Policy for the body of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BodyPolicy {
-    /// Its handler reads it.
+    /// The handler reads the body.
     Handler,
-    /// The route takes none. Many clients send `{}` with every request, so that is none.
+    /// The route accepts no body. Many clients send `{}` with every request, which counts as none.
     Nothing,
-    /// There is no such route, which its answer says.
+    /// The route does not exist, and the answer says so.
     Dropped,
 }
 
-/// The routes with the methods that take a body, and those that take none, as the OpenAPI document describes them.
+/// Routes with the methods that accept a body, and those that do not, as the OpenAPI document describes them.
 #[derive(Debug, Default)]
 pub struct BodyRoutes(HashMap<String, Vec<(Method, bool)>>);
 
 impl BodyRoutes {
-    /// Of that document.
+    /// Routes of the document.
     #[must_use]
     pub fn of(document: &OpenApi) -> Self {
         let routes = document.paths.paths.iter().map(|(path, item)| {
@@ -67,7 +67,7 @@ impl BodyRoutes {
         Self(routes.collect())
     }
 
-    /// What becomes of the body of such a request.
+    /// Policy for the body of a request with this method and route.
     #[must_use]
     pub fn use_of(&self, method: &Method, route: &str) -> BodyPolicy {
         let method = if method == Method::HEAD { &Method::GET } else { method };
@@ -80,19 +80,19 @@ impl BodyRoutes {
     }
 }
 
-/// A body that was read, with the permit for its bytes.
+/// Complete body, with the permit for its bytes.
 pub struct ReadBody {
-    /// All of it.
+    /// Bytes of the body.
     pub bytes: Bytes,
-    /// To be held for as long as the bytes are.
+    /// Permit, to be held as long as the bytes.
     pub permit: Permit,
-    /// How long the client was waited for.
+    /// Time spent waiting for the client.
     pub sending: Duration,
 }
 
-/// The whole body, within limits. `fault` was found before.
+/// Reads the whole body within its limits. `fault` is an error that was found before.
 ///
-/// After a fault what is left of the body is read and dropped: a client that is still sending when the connection is
+/// After an error the rest of the body is read and dropped: a client that is still sending when the connection is
 /// closed would never see the answer.
 pub async fn read(
     parts: &Parts,
@@ -163,7 +163,7 @@ pub async fn read(
     }
 }
 
-/// What can be found wrong without the body.
+/// Errors that can be found without the body.
 fn fault_of_head(uri: &Uri, headers: &HeaderMap, used: BodyPolicy) -> Option<ApiError> {
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     let exceeds = |limit: usize| announced.is_some_and(|length| length > limit as u64);
@@ -184,14 +184,14 @@ fn fault_of_head(uri: &Uri, headers: &HeaderMap, used: BodyPolicy) -> Option<Api
     }
 }
 
-/// Whether the body has a coding other than `identity`, which is none.
+/// Whether the body has a content coding. `identity` counts as none.
 fn is_encoded(headers: &HeaderMap) -> bool {
     let is_none = |coding: &[u8]| coding.is_empty() || coding.eq_ignore_ascii_case(b"identity");
     let mut values = headers.get_all(header::CONTENT_ENCODING).iter();
     values.any(|value| !value.as_bytes().split(|byte| *byte == b',').all(|coding| is_none(coding.trim_ascii())))
 }
 
-/// Waits a moment for others to end: a burst of large bodies is no reason to refuse any of them.
+/// Waits a moment for memory: a burst of large bodies is no reason to refuse any of them.
 async fn grow(permit: &mut Permit, amount: u64) -> Result<(), ApiError> {
     // The common case needs no timer.
     if permit.try_grow(amount).is_ok() || tokio::time::timeout(MEMORY_TIMEOUT, permit.grow(amount)).await.is_ok() {
@@ -202,12 +202,12 @@ async fn grow(permit: &mut Permit, amount: u64) -> Result<(), ApiError> {
     })
 }
 
-/// The bytes that have come.
+/// Bytes that have arrived.
 enum Kept {
     Nothing,
-    /// As they came: most bodies come at once.
+    /// A single chunk, uncopied: most bodies arrive at once.
     One(Bytes),
-    /// Copied, since a chunk may keep a buffer alive that is much larger.
+    /// Copied, since a chunk may keep a much larger buffer alive.
     Several(Vec<u8>),
 }
 
@@ -232,7 +232,7 @@ impl Kept {
     }
 }
 
-/// Nothing, an empty object or null.
+/// Whether the body is empty, an empty object or null.
 fn is_empty_body(body: &[u8]) -> bool {
     let mut rest = body.iter().filter(|byte| !byte.is_ascii_whitespace()).copied();
     let start: Vec<u8> = rest.by_ref().take(5).collect();
@@ -248,7 +248,7 @@ fn too_large(limit: usize) -> ApiError {
     ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", detail)
 }
 
-/// Largest body of that path: whatever was exported can be imported again.
+/// Maximum size of the body for that path: every export can be imported again.
 fn max_bytes(uri: &Uri) -> usize {
     if uri.path().ends_with("/import") { MAX_IMPORT_BYTES } else { MAX_BODY_BYTES }
 }

@@ -1,7 +1,7 @@
-//! Compression of answers, for clients that ask for it by `Accept-Encoding`.
+//! Compression of answers, for clients that accept it by `Accept-Encoding`.
 //!
-//! Not compressed are answers that are small, event streams, which come piece by piece, and answers that carry secrets: the
-//! length of a compressed text tells of its content to those who can choose a part of it.
+//! Not compressed are small answers, event streams, which are sent in pieces, and answers with secrets: the length of
+//! a compressed text reveals its content to a client that can choose a part of it.
 
 use axum::{
     Router,
@@ -22,17 +22,17 @@ use tower_http::{
 
 use crate::permits::{Holders, Permits};
 
-/// Smaller answers fit into one packet as they are.
+/// Smaller answers fit into one packet uncompressed.
 const COMPRESSED_FROM_BYTES: u64 = 1024;
-/// Answers that are being compressed at a time. Each holds up to two megabytes until its client has taken it; further ones
-/// are sent as they are.
+/// Maximum number of answers that are compressed at a time. Each holds up to two megabytes until its client has read
+/// it; further answers are sent uncompressed.
 const MAX_COMPRESSED: u64 = 64;
 
-/// On an answer that is sent as it is.
+/// Marks an answer that must not be compressed.
 #[derive(Clone, Copy, Debug)]
 pub struct Secret;
 
-/// Whether answers of this route below the prefix can carry credentials, or addresses that are permissions.
+/// Whether answers of this route below the prefix can contain credentials, or addresses that are permissions.
 #[must_use]
 pub fn shows_secrets(route: &str) -> bool {
     let starts = ["/agents", "/api-keys", "/auth/", "/callbacks/", "/export"];
@@ -40,7 +40,7 @@ pub fn shows_secrets(route: &str) -> bool {
         || ["/callbacks", "/ticket"].iter().any(|end| route.ends_with(end))
 }
 
-/// Surrounds the service.
+/// Adds compression to the service.
 pub fn around(service: Router) -> Router {
     let permits = Permits::new(MAX_COMPRESSED, []);
     let has_room = permits.clone();
@@ -91,7 +91,7 @@ async fn compress(State(permits): State<Permits>, mut request: Request, next: Ne
     })
 }
 
-/// The coding that the client likes best of those that there are; none if it names none.
+/// The client's preferred coding among the supported ones; `None` if it accepts none.
 fn wanted(headers: &HeaderMap) -> Option<&'static str> {
     let texts = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
     let mut best = (0.0, None);

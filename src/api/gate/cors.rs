@@ -1,4 +1,4 @@
-//! Which browser pages may call.
+//! CORS: which browser pages may call the API.
 
 use std::{convert::Infallible, time::Instant};
 
@@ -21,14 +21,14 @@ use crate::{
     config::{self, AllowList},
 };
 
-/// Answers preflight requests, and tells browsers on all other answers who may read them.
+/// Answers preflight requests, and adds the CORS headers to all other answers.
 pub fn around(service: Router, app: &App) -> Router {
     let with_cors = service.clone().layer(layer(&app.config.cors));
     let app = app.clone();
     Router::new().fallback_service(service_fn(move |request: Request| {
         let started = Instant::now();
         let is_preflight = is_preflight(&request);
-        // The layer takes every OPTIONS request for a preflight and answers it itself.
+        // The layer would treat every OPTIONS request as a preflight and answer it itself.
         let is_other_options = request.method() == Method::OPTIONS && !is_preflight;
         let trusted = &app.config.limits.trusted_proxies;
         let client = || ClientAddress::of(request.extensions(), request.headers(), trusted);
@@ -55,7 +55,7 @@ fn is_preflight(request: &Request) -> bool {
         && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
 }
 
-/// 400 if the layer has left out the origin: it is not allowed.
+/// 400 if the layer has left out the origin, which means that it is not allowed.
 fn finish_preflight(response: &Response) -> Response {
     let (status, text) = if response.headers().contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN) {
         (StatusCode::OK, "OK")
@@ -67,7 +67,7 @@ fn finish_preflight(response: &Response) -> Response {
     (status, headers, text).into_response()
 }
 
-/// The settings as a layer. Wildcards are mirrored where credentials are allowed, as browsers demand.
+/// The settings as a layer. Wildcards are mirrored if credentials are allowed, as browsers demand.
 fn layer(settings: &config::Cors) -> CorsLayer {
     let origin = match &settings.origins {
         AllowList::Any if settings.credentials => AllowOrigin::mirror_request(),

@@ -1,4 +1,4 @@
-//! The OpenAPI document and its two browsers, all from the binary: nothing is loaded from elsewhere.
+//! OpenAPI document and its two browsers. All files are in the binary: nothing is loaded from other hosts.
 
 mod complete;
 
@@ -27,29 +27,29 @@ use crate::{
 
 pub use complete::complete;
 
-/// `ReDoc` 2.5.4, <https://github.com/Redocly/redoc> (MIT, see `docs/redoc.LICENSE.txt`), gzipped; the one address
-/// in it that pointed elsewhere, its logo, is emptied.
+/// `ReDoc` 2.5.4, <https://github.com/Redocly/redoc> (MIT, see `docs/redoc.LICENSE.txt`), gzipped. The only external
+/// address in it, that of its logo, is removed.
 const REDOC: &[u8] = include_bytes!("docs/redoc.standalone.js.gz");
 
-/// What the two pages may do: run scripts of this service, show what comes from it, and ask it. Both write styles into
-/// the page, and `ReDoc` searches in a worker that it makes itself.
+/// Content security policy of the two pages: they run scripts of this service, show its content, and send requests to
+/// it. Both write styles into the page, and `ReDoc` searches in a worker that it creates itself.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
      font-src 'self' data:; connect-src 'self'; worker-src blob:; base-uri 'none'; form-action 'none'; \
      frame-ancestors 'none'";
 
-/// Adds the security schemes, one of which every route under the prefix takes.
+/// Adds the security schemes; every route under the prefix accepts one of them.
 struct Security;
 
 impl Modify for Security {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
         let mut components = document.components.take().unwrap_or_default();
         let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("JWT").description(Some(
-            "A token signed with JWT_SECRET, which `workflow-api token` makes, or with a key of JWT_PUBLIC_KEY or \
+            "A token signed with JWT_SECRET, which `workflow-api token` issues, or with a key of JWT_PUBLIC_KEY or \
              JWT_JWKS. Not needed while authentication is off.",
         ));
         components.add_security_scheme("bearer", SecurityScheme::Http(bearer.build()));
         document.components = Some(components);
-        // The empty requirement: without authentication nothing is asked for.
+        // The empty requirement: while authentication is off, no credentials are needed.
         let schemes = ["bearer", "api_key"].map(|scheme| SecurityRequirement::new(scheme, [""; 0]));
         document.security = Some([SecurityRequirement::default()].into_iter().chain(schemes).collect());
     }
@@ -61,7 +61,7 @@ impl Modify for Security {
     tags(
         (name = "agents", description = "Programs that do a step's work, called over JSON-RPC 2.0 (A2A)."),
         (name = "workflows", description = "Versioned definitions, and starting runs of them."),
-        (name = "runs", description = "What was started: state, steps, cancelling and starting again."),
+        (name = "runs", description = "Executions of workflows: state, steps, cancelling and retrying."),
         (name = "callbacks", description = "Answers that runs wait for."),
         (name = "access", description = "API keys, and tokens for them."),
         (name = "system", description = "About the service itself."),
@@ -82,14 +82,14 @@ pub fn document(api: &config::Api, key_header: &str) -> utoipa::openapi::OpenApi
         .contact(Some(ContactBuilder::new().name(Some("The operator of this service")).build()))
         .license(Some(license));
     let mut skeleton = Skeleton::openapi();
-    let key = ApiKeyValue::with_description(key_header, "An API key; `POST /api-keys` makes one.");
+    let key = ApiKeyValue::with_description(key_header, "An API key; `POST /api-keys` creates one.");
     if let Some(components) = &mut skeleton.components {
         components.schemas.extend(sets::all());
         components.add_security_scheme("api_key", SecurityScheme::ApiKey(ApiKey::Header(key)));
     }
     OpenApiBuilder::new()
         .info(info.build())
-        // Wherever the document was loaded from.
+        // Relative to the address of the document.
         .servers(Some([Server::new("/")]))
         .components(skeleton.components)
         .security(skeleton.security)
@@ -97,7 +97,7 @@ pub fn document(api: &config::Api, key_header: &str) -> utoipa::openapi::OpenApi
         .build()
 }
 
-/// `/openapi.json`, `/docs`, `/redoc` and what they load.
+/// Router of `/openapi.json`, `/docs`, `/redoc` and their files.
 pub fn router(document: &utoipa::openapi::OpenApi) -> Router<App> {
     let json = Bytes::from(serde_json::to_vec(document).expect("the document consists of strings and numbers"));
     let openapi = move || async move {
@@ -134,14 +134,14 @@ fn asset(bytes: impl IntoResponse, content_type: &str) -> Response {
     let mut response = bytes.into_response();
     if let Ok(content_type) = HeaderValue::from_str(content_type) {
         let age = (header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=3600"));
-        // Takes the place of the one that bytes come with; `extend` would put a second one beside it.
+        // Replaces the default content type of bytes; `extend` would add a second one.
         response.headers_mut().insert(header::CONTENT_TYPE, content_type);
         response.headers_mut().extend([age]);
     }
     response
 }
 
-/// A page and the document may be others after the next start.
+/// Caching: a page and the document may change at the next start.
 fn revalidate() -> (HeaderName, HeaderValue) {
     (header::CACHE_CONTROL, HeaderValue::from_static("no-cache"))
 }

@@ -1,4 +1,4 @@
-//! What every answer says to browsers and caches, unless its route says otherwise.
+//! Default headers of every answer, for browsers and caches.
 
 use axum::{
     extract::{Request, State},
@@ -9,8 +9,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::api::vocabulary::{app::App, client};
 
-/// Answers are data: not to be guessed at, framed, run or embedded by other sites; scripts that CORS lets in read them
-/// all the same. A UI on another port of the same host is the same site.
+/// Answers are data: browsers must not guess their type, frame, run or embed them from other sites. Scripts that CORS
+/// allows can still read them. A UI on another port of the same host is the same site.
 const ALWAYS: [(HeaderName, HeaderValue); 6] = [
     (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
     (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
@@ -20,7 +20,7 @@ const ALWAYS: [(HeaderName, HeaderValue); 6] = [
     (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-site")),
 ];
 
-/// Surrounds everything.
+/// Middleware that adds the headers to every answer.
 pub async fn add(State(app): State<App>, request: Request, next: Next) -> Response {
     let limits = &app.config.limits;
     let by_tls = client::came_by_tls(request.extensions(), request.headers(), &limits.trusted_proxies);
@@ -32,7 +32,8 @@ pub async fn add(State(app): State<App>, request: Request, next: Next) -> Respon
     {
         headers.insert(header::STRICT_TRANSPORT_SECURITY, age);
     }
-    // What has a tag may be kept, and asked for again under the same credentials: others may be shown less of it.
+    // An answer with a tag may be cached and revalidated, but only for the same credentials: other callers may see
+    // less of it.
     if headers.contains_key(header::ETAG)
         && let Ok(credentials) = HeaderValue::from_str(&format!("authorization, {}", app.config.auth.api_key_header))
     {
@@ -43,7 +44,7 @@ pub async fn add(State(app): State<App>, request: Request, next: Next) -> Respon
     response
 }
 
-/// What needs no request.
+/// Adds the headers that do not depend on the request.
 pub fn harden(headers: &mut HeaderMap) {
     for (name, value) in ALWAYS {
         headers.entry(name).or_insert(value);

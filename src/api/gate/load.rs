@@ -1,7 +1,8 @@
-//! How many requests handlers work on at a time. Above that they are refused at once: what would wait longest would be
-//! answered too late for anybody, and the time spent on it would be missing elsewhere.
+//! Admission control: concurrent requests. Above the maximum, requests are refused at once: a queued request would be
+//! answered too late, and its work would delay the others.
 //!
-//! Health, metrics and the documentation take no place, and who waits for a run or for an agent gives his back.
+//! Health, metrics and the documentation need no permit. A request that waits for a run or for an agent releases its
+//! permit.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -12,28 +13,28 @@ use tokio::sync::Semaphore;
 
 use crate::api::vocabulary::{error::ApiError, request_permit::RequestPermit};
 
-/// How often refusals are told of.
+/// Interval at which refusals are logged.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 
-/// The places.
+/// Permits for concurrent requests.
 pub struct Load {
     permits: Arc<Semaphore>,
     unreported: Mutex<(u64, Option<Instant>)>,
 }
 
 impl Load {
-    /// So many places.
+    /// Creates this number of permits.
     #[must_use]
     pub fn new(permits: usize) -> Self {
         Self { permits: Arc::new(Semaphore::new(permits)), unreported: Mutex::default() }
     }
 
-    /// 503 if no place is free. Costs next to nothing, so that it can be asked before anything else.
+    /// 503 if no permit is free. The check costs almost nothing, so that it can come first.
     pub fn check(&self) -> Result<(), ApiError> {
         if self.permits.available_permits() == 0 { Err(self.refuse()) } else { Ok(()) }
     }
 
-    /// A free place.
+    /// Acquires a free permit.
     pub fn acquire(&self) -> Result<RequestPermit, ApiError> {
         let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| self.refuse())?;
         Ok(RequestPermit::new(permit))
@@ -41,14 +42,14 @@ impl Load {
 
     fn refuse(&self) -> ApiError {
         metrics::counter!("requests_refused_total", "reason" => "overload").increment(1);
-        let mut untold = self.unreported.lock().unwrap_or_else(PoisonError::into_inner);
-        let (count, told_at) = &mut *untold;
+        let mut unreported = self.unreported.lock().unwrap_or_else(PoisonError::into_inner);
+        let (count, reported_at) = &mut *unreported;
         *count += 1;
-        if told_at.is_none_or(|at| at.elapsed() >= REPORT_EVERY) {
+        if reported_at.is_none_or(|at| at.elapsed() >= REPORT_EVERY) {
             let count = std::mem::take(count);
-            *told_at = Some(Instant::now());
-            tracing::warn!(count, "overloaded: {count} requests were refused since this was said last");
+            *reported_at = Some(Instant::now());
+            tracing::warn!(count, "overloaded: {count} requests were refused since the last report");
         }
-        ApiError::unavailable("overloaded", "The service has too much to do at the moment").logged_elsewhere()
+        ApiError::unavailable("overloaded", "The service is overloaded at the moment").logged_elsewhere()
     }
 }

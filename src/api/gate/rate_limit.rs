@@ -1,7 +1,7 @@
-//! How much one may ask for: 429 to who asks for more, and headers that say so before.
+//! Rate limits: 429 for too many requests, and headers that show the remaining quota.
 //!
-//! The limits hold for this process; behind a balancer each replica grants them anew. They are asked before anything is
-//! asked of the database.
+//! The limits are for this process; behind a balancer each replica has its own. They are checked before any query to
+//! the database.
 
 use std::{hash::Hash, time::Duration};
 
@@ -19,8 +19,8 @@ use crate::{
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
-/// Of the tightest limit: the quota, what is left of it, the seconds until it is whole, and the seconds that it is for.
-/// The first three as in the draft's versions up to 7, and as many services have them.
+/// Headers for the tightest limit: its quota, the remaining quota, the seconds until it is full again, and its window
+/// in seconds. The first three as in the draft's versions up to 7, and as many services use them.
 const SINGLE: [[HeaderName; 4]; 2] = [
     [
         HeaderName::from_static("ratelimit-limit"),
@@ -36,24 +36,24 @@ const SINGLE: [[HeaderName; 4]; 2] = [
     ],
 ];
 
-/// All headers of this module, for scripts in browsers.
+/// All headers of this module, for the CORS settings.
 pub fn header_names() -> impl Iterator<Item = HeaderName> {
     [RATE_LIMIT, RATE_LIMIT_POLICY].into_iter().chain(SINGLE.into_iter().flatten())
 }
 
-/// The limits of the settings.
+/// Rate limits from the settings.
 pub struct RateLimits {
     principal: Option<Buckets>,
     address: Option<Buckets>,
     failed: Option<Buckets>,
 }
 
-/// The limits that a request came under.
+/// Limits that apply to a request.
 #[derive(Default)]
 pub struct AppliedLimits(Vec<(&'static str, Rate, State)>);
 
 impl RateLimits {
-    /// With full buckets.
+    /// Creates the limits with full buckets.
     #[must_use]
     pub fn new(settings: &config::Limits) -> Self {
         let buckets = |rate: Option<Rate>| rate.map(Buckets::new);
@@ -70,7 +70,8 @@ impl RateLimits {
         take("address", self.address.as_ref(), client.map(ClientAddress::network), applied)
     }
 
-    /// Counts a request of that caller: of an API key and its tokens together, or of a token's subject.
+    /// Counts a request of that caller: an API key counts together with its tokens, otherwise the subject of the
+    /// token.
     pub fn count_principal(&self, caller: &Caller, applied: &mut AppliedLimits) -> Result<(), ApiError> {
         let (key_id, subject) = match caller.proof {
             Proof::Nothing | Proof::Address => return Ok(()),
@@ -80,12 +81,12 @@ impl RateLimits {
         take("principal", self.principal.as_ref(), Some((key_id, subject)), applied)
     }
 
-    /// Counts credentials from that address that were wrong.
+    /// Counts wrong credentials from that address.
     pub fn count_failure(&self, client: Option<ClientAddress>, applied: &mut AppliedLimits) -> Result<(), ApiError> {
         take("failed-authentication", self.failed.as_ref(), client.map(ClientAddress::network), applied)
     }
 
-    /// Whether further credentials from that address that are wrong would be refused.
+    /// Whether further wrong credentials from that address would be refused.
     #[must_use]
     pub fn is_over_failure_limit(&self, client: Option<ClientAddress>) -> bool {
         let state = self.failed.as_ref().zip(client).map(|(buckets, client)| buckets.look(client.network()));
@@ -111,14 +112,14 @@ fn take(
     }
 }
 
-/// 429: again after that time.
+/// 429 with the time of the next possible retry.
 pub fn refusal(time: Duration) -> ApiError {
-    ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", "Too many requests; Retry-After says when to go on")
+    ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", "Too many requests; Retry-After says when to retry")
         .with_header(header::RETRY_AFTER, HeaderValue::from(whole_secs(time)))
 }
 
 impl AppliedLimits {
-    /// Says in the answer what the limits are and what is left, after draft-ietf-httpapi-ratelimit-headers-11.
+    /// Adds headers with the limits and the remaining quotas, after draft-ietf-httpapi-ratelimit-headers-11.
     pub fn show(&self, headers: &mut HeaderMap) {
         let Some((_, rate, state)) = self.0.iter().min_by_key(|(.., state)| state.remaining) else { return };
         let policies = self.0.iter().map(|(name, rate, _)| format!("\"{name}\";q={};w={}", rate.burst, window(*rate)));
@@ -142,12 +143,12 @@ impl AppliedLimits {
     }
 }
 
-/// Seconds in which an empty bucket fills.
+/// Window: seconds in which an empty bucket fills.
 fn window(rate: Rate) -> u64 {
     (u64::from(rate.burst) * 60).div_ceil(u64::from(rate.per_minute))
 }
 
-/// Rounded up: who comes back then is not refused.
+/// Rounded up, so that a retry at that time is not refused.
 fn whole_secs(time: Duration) -> u64 {
     time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }

@@ -1,4 +1,5 @@
-//! What happens around every request: correlation id, caller and what he may do, body limit, time-out, errors, log line, metrics.
+//! Request middleware: correlation id, authentication and authorisation, body limit, time-out, errors, log line,
+//! metrics.
 
 use std::{
     sync::Arc,
@@ -40,14 +41,14 @@ use crate::{
     db, id, trace,
 };
 
-/// A request is given up after this, so that it is answered within 10 s of its arrival: not counted are the time that the
-/// client takes to send its body, and what it asked to wait for a run.
+/// Time-out of a request, so that it is answered within 10 s of its arrival. The time in which the client sends its
+/// body, and the requested wait for a run, are not counted.
 const TIME_LIMIT: Duration = Duration::from_millis(9500);
 
-/// Surrounds every route and the fallbacks.
+/// Middleware of every route and of the fallbacks.
 ///
-/// The handler runs in a task of its own: a client that hangs up ends the waiting and not the work. A handler that takes
-/// too long is given up, with its connection (see `db::pool`).
+/// The handler runs in a task of its own: if the client disconnects, only the waiting ends, and not the work. A
+/// handler that takes too long is aborted, and its connection closed (see `db::pool`).
 pub async fn handle_request(
     State((gate, bodies)): State<(Gate, Arc<BodyRoutes>)>,
     request: Request,
@@ -65,20 +66,20 @@ pub async fn handle_request(
     let client = ClientAddress::of(&parts.extensions, &parts.headers, &app.config.limits.trusted_proxies);
     client.map(|client| parts.extensions.insert(client));
     let (address, traceparent) = (client.map(|client| client.0), traceparent(&parts.headers));
-    let anybody = Actor { correlation_id: correlation_id.clone(), traceparent, address, ..Actor::system() };
+    let anonymous = Actor { correlation_id: correlation_id.clone(), traceparent, address, ..Actor::system() };
     let access = Access::of(&parts, &app.config.api.prefix);
     let is_guarded = access.requires_admission();
-    let mut admission = Admission::of(Actor { subject: String::new(), ..anybody.clone() });
-    // Who asks to wait for a run's end may wait that much longer.
+    let mut admission = Admission::of(Actor { subject: String::new(), ..anonymous.clone() });
+    // A request that waits for a run's end has this much more time.
     let wait = Wait::of(&parts.headers).time().unwrap_or_default();
     let mut deadline = tokio::time::Instant::from_std(started) + TIME_LIMIT + wait;
-    let caller = match tokio::time::timeout_at(deadline, admission.admit(&gate, &mut parts, access, anybody)).await {
+    let caller = match tokio::time::timeout_at(deadline, admission.admit(&gate, &mut parts, access, anonymous)).await {
         Ok(caller) => caller,
         Err(_) => Err(too_late()),
     };
     let Admission { actor, limits } = admission;
     let user_id = actor.subject.as_str();
-    // Before the caller is known, the organisation is none.
+    // Before authentication the organisation is unknown.
     let organization_id = Some(actor.organization.as_str()).filter(|_| !user_id.is_empty());
     let client_ip = client.map(|client| tracing::field::display(client.0));
     let span = tracing::info_span!("http.request", correlation_id, user_id, organization_id, client_ip);
@@ -94,7 +95,7 @@ pub async fn handle_request(
         Err(error) => error.into_response(),
         Ok(ReadBody { bytes, permit, sending }) => {
             deadline += sending;
-            // Nobody comes here without one: a refusal is an error.
+            // Always set unless the request was refused: a refusal is an error.
             if let Some(caller) = caller {
                 parts.extensions.insert(caller);
             }
@@ -102,21 +103,21 @@ pub async fn handle_request(
             match acquire_permit(&gate.load, is_guarded, request) {
                 Ok((request_permit, request)) => {
                     let handler = next.run(request).instrument(span.clone());
-                    // Who waits for a run may see the database come back.
-                    let given_up_with = (is_guarded && wait.is_zero()).then(|| app.pool.clone());
+                    // A request that waits for a run may outlast an outage of the database.
+                    let watched_database = (is_guarded && wait.is_zero()).then(|| app.pool.clone());
                     let (app, is_safe) = (app.clone(), method.is_safe());
                     let handler = tokio::spawn(async move {
                         let response = handler.await;
                         request_permit.release();
                         drop(permit);
-                        // What is open to all comes from the binary, or is small.
+                        // Public answers come from the binary, or are small.
                         if !is_guarded {
                             return response;
                         }
                         let response = app.memory.answer(holders, is_safe, response).await;
                         response.unwrap_or_else(IntoResponse::into_response)
                     });
-                    in_time(handler, deadline, given_up_with).await
+                    in_time(handler, deadline, watched_database).await
                 }
                 Err(refusal) => refusal.into_response(),
             }
@@ -129,7 +130,7 @@ pub async fn handle_request(
                 app.auditor.denied(Denied { actor, method, route, status, code: error.code().to_owned() });
             }
             let mut rendered = error.render(&path, &correlation_id);
-            // What axum has put on the answer already, such as Allow.
+            // Header that axum has added, such as `Allow`.
             if let Some(allow) = response.headers().get(header::ALLOW) {
                 rendered.headers_mut().insert(header::ALLOW, allow.clone());
             }
@@ -153,7 +154,8 @@ pub async fn handle_request(
     response
 }
 
-/// What the handler answers, unless it takes too long or the database falls silent that it needs.
+/// Returns the answer of the handler, unless it takes too long, or the database stops answering while the handler
+/// needs it.
 async fn in_time(
     mut handler: JoinHandle<Response>,
     deadline: tokio::time::Instant,
@@ -167,12 +169,12 @@ async fn in_time(
     };
     let refusal = tokio::select! {
         biased;
-        // The panic itself was logged by the panic hook.
+        // The panic hook has logged the panic itself.
         ended = &mut handler => return ended.unwrap_or_else(|_| ApiError::internal().into_response()),
         () = tokio::time::sleep_until(deadline) => too_late(),
         () = silence => silent(),
     };
-    // What it has borrowed comes back: its place, and its connection closed.
+    // Releases its resources: the permit, and its connection, which is closed.
     handler.abort();
     refusal.into_response()
 }
@@ -185,14 +187,14 @@ fn too_late() -> ApiError {
     ApiError::unavailable("timeout", "The request took too long")
 }
 
-/// The trace that the caller's request is part of.
+/// Trace context of the caller's request.
 fn traceparent(headers: &HeaderMap) -> Option<Arc<str>> {
     headers.get(trace::TRACEPARENT).and_then(|value| trace::valid(value.to_str().ok()?)).map(Into::into)
 }
 
-/// Whether a request may go on to its handler.
+/// Admission decision for a request.
 struct Admission {
-    /// Whose it is; without a subject if nobody knows.
+    /// Actor of the request; without a subject if it is unknown.
     actor: Actor,
     limits: AppliedLimits,
 }
@@ -202,13 +204,13 @@ impl Admission {
         Self { actor, limits: AppliedLimits::default() }
     }
 
-    /// The caller, or the answer to give instead. What costs least to find out comes first.
+    /// Decides on the admission: the caller, or the answer to send instead. The cheapest checks come first.
     async fn admit(
         &mut self,
         gate: &Gate,
         parts: &mut Parts,
         access: Access,
-        anybody: Actor,
+        anonymous: Actor,
     ) -> Result<Caller, ApiError> {
         let app = &gate.app;
         if access.requires_admission() {
@@ -216,14 +218,14 @@ impl Admission {
             gate.rates.count_address(parts.extensions.get().copied(), &mut self.limits)?;
         }
         let caller = if access.wants_caller(app.config.metrics.access) {
-            auth::authenticate(gate, parts, access, anybody, &mut self.limits).await?
+            auth::authenticate(gate, parts, access, anonymous, &mut self.limits).await?
         } else {
-            Caller::anonymous(anybody)
+            Caller::anonymous(anonymous)
         };
         self.actor = Actor::clone(&caller.actor);
         gate.rates.count_principal(&caller, &mut self.limits)?;
         access::authorize(app, parts, access, &caller).await?;
-        // Before the body, so that nobody has it read who does not know an address.
+        // Before the body is read, so that a caller without a valid address cannot cause that.
         callbacks::find(app, parts).await?;
         if access.requires_admission() && parts.method.is_safe() {
             app.memory.check_answer(caller.holders())?;
@@ -232,7 +234,7 @@ impl Admission {
     }
 }
 
-/// A place for a request that needs one, for itself and for its handler.
+/// Acquires a permit, if the request needs one, for the request and its handler.
 fn acquire_permit(load: &Load, is_guarded: bool, mut request: Request) -> Result<(RequestPermit, Request), ApiError> {
     let request_permit = if is_guarded { load.acquire()? } else { RequestPermit::default() };
     request.extensions_mut().insert(request_permit.clone());
@@ -245,7 +247,7 @@ pub fn note(method: &str, route: &str, response: &Response, duration: Duration) 
     log_line(method, route, response, duration);
 }
 
-/// One line a request. Its fields are an interface, listed in the docs.
+/// Writes one log line for a request. Its fields are an interface, documented in the docs.
 fn log_line(method: &str, route: &str, response: &Response, duration: Duration) {
     let status = response.status();
     let duration_ms = (duration.as_secs_f64() * 100_000.0).round() / 100.0;
@@ -258,7 +260,7 @@ fn log_line(method: &str, route: &str, response: &Response, duration: Duration) 
             "{method} {route} {}: {cause}", status.as_u16()
         );
     } else if response.extensions().get::<error::LoggedElsewhere>().is_some() {
-        // Thousands a second, when there is no time for it; `load` tells of them.
+        // Under overload there can be thousands of these per second; `load` reports them.
         tracing::debug!(target: "api.request", method, route, "{method} {route} 503");
     } else {
         tracing::info!(
@@ -282,7 +284,7 @@ fn record(method: &str, route: &str, status: StatusCode, duration: Duration) {
     metrics::histogram!("api_request_duration_seconds").record(duration);
 }
 
-/// Counts a request as active for as long as it lives, also if its client hangs up.
+/// Counts a request as active until it is dropped, even if its client disconnects.
 struct ActiveRequest(metrics::Gauge);
 
 impl ActiveRequest {
@@ -302,7 +304,7 @@ impl Drop for ActiveRequest {
 /// 404, or 307 to the path without its trailing slash.
 pub async fn no_such_route(uri: Uri) -> Response {
     let path = uri.path();
-    // Not `//host`, nor `/\host`, which a browser would read as another site.
+    // Not `//host`, nor `/\host`, which a browser would take as another site.
     if path.len() > 1 && path.ends_with('/') && !path[1..].starts_with(['/', '\\']) {
         let bare = path.trim_end_matches('/');
         let target = uri.query().map_or_else(|| bare.to_owned(), |query| format!("{bare}?{query}"));

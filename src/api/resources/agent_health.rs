@@ -1,4 +1,4 @@
-//! Whether an agent answers: with its card, if it has one.
+//! Health check of an agent, with its card if it has one.
 
 use std::time::{Duration, Instant};
 
@@ -18,35 +18,38 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// Where A2A agents show their card, below their own path or at the root of their host, and where 0.2 had it.
+/// Paths of the card of A2A agents, below their own path or at the root of their host; the second is that of version
+/// 0.2.
 const CARD_PATHS: [&str; 2] = ["/.well-known/agent-card.json", "/.well-known/agent.json"];
-/// Largest card.
+/// Maximum size of a card.
 const MAX_CARD_BYTES: usize = 1 << 20;
-/// The answer has to be there before the request for it times out, whatever the agent is allowed for its work.
+/// Maximum time of a check, whatever the agent's own time-out is: the answer must precede the time-out of the
+/// request.
 const LONGEST_CHECK: Duration = Duration::from_secs(9);
-/// Characters of a message. An agent's words may be longer.
+/// Maximum length of a message, since a text from the agent may be longer.
 const MAX_MESSAGE_CHARS: usize = 500;
-/// What a check found.
+/// Result of a health check.
 #[derive(Serialize, ToSchema)]
 pub struct AgentHealth {
-    /// What was found.
+    /// Status of the agent.
     #[schema(value_type = sets::AgentHealthStatus)]
     status: &'static str,
-    /// The card's description, or what is wrong.
+    /// Description from the card, or the error.
     message: String,
-    /// Until the HTTP answer; null if there was none.
+    /// Time until the HTTP answer; null if there was none.
     response_time_ms: Option<u64>,
-    /// When the check was made.
+    /// Time of the check.
     #[schema(value_type = String, format = DateTime)]
     timestamp: Timestamp,
-    /// The card of an A2A agent.
+    /// Card of an A2A agent.
     #[schema(value_type = Option<HashMap<String, Value>>)]
     agent_card: Option<Box<RawValue>>,
 }
 
-/// Asks the agent, with its credentials, for what costs nothing: an A2A agent for its card, an OpenAI-compatible one for
-/// its list of models. A plain HTTP agent has neither; it is healthy if it answers a GET with anything but a 5xx. What
-/// is said repeats no credentials; a card may, and is shown as it is to those who may see them.
+/// Sends a request that costs nothing, with the agent's credentials: for the card of an A2A agent, or the list of
+/// models of an OpenAI-compatible one. A plain HTTP agent has neither; it is healthy if it answers a GET with
+/// anything but a 5xx. Messages contain no credentials. A card may, and is shown unchanged to callers who may see
+/// them.
 pub async fn check(egress: &Egress, agent: &AgentRow, with_secrets: bool) -> AgentHealth {
     let time = Duration::from_millis(u64::try_from(agent.timeout_ms).unwrap_or_default()).min(LONGEST_CHECK);
     let timestamp = Timestamp::now();
@@ -74,23 +77,23 @@ struct Healthy {
     card: Option<Box<RawValue>>,
 }
 
-/// Why there is no card at an address.
+/// Reason why there is no card at an address.
 enum NoCard {
-    /// There is nothing.
+    /// The address has none.
     Missing(String),
-    /// There is something wrong.
+    /// The answer is not a valid card.
     Wrong(String),
 }
 
 struct Check<'a> {
     egress: &'a Egress,
     agent: &'a AgentRow,
-    /// Until the last HTTP answer.
+    /// Time until the last HTTP answer.
     response_time_ms: Option<u64>,
 }
 
 impl Check<'_> {
-    /// The error is what is wrong.
+    /// Runs the check. The error is the message about the failure.
     async fn run(&mut self) -> Result<Healthy, String> {
         if self.agent.is_sealed() {
             return Err("The agent's credentials are encrypted with a key that is not there".to_owned());
@@ -115,7 +118,7 @@ impl Check<'_> {
         }
     }
 
-    /// The first card that there is; where there is none, what was found where it should be.
+    /// The first card that is found; if there is none, the error at the standard address.
     async fn card(&mut self, url: &Url) -> Result<Healthy, String> {
         let mut missing = None;
         for url in card_urls(url) {
@@ -172,7 +175,7 @@ impl Check<'_> {
     }
 }
 
-/// Where the card of an A2A agent may be, likelier places first.
+/// Possible addresses of an A2A agent's card, in the order of likelihood.
 fn card_urls(agent: &Url) -> Vec<Url> {
     let own = agent.path().trim_end_matches('/');
     let mut urls = Vec::with_capacity(4);
@@ -189,13 +192,13 @@ fn card_urls(agent: &Url) -> Vec<Url> {
     urls
 }
 
-/// What the card says of the agent.
+/// Description of the agent from its card.
 fn description(card: &RawValue) -> String {
     let description = member(card, "description").and_then(input::text).filter(|text| !text.is_empty());
     description.unwrap_or_else(|| "The agent answers".to_owned())
 }
 
-/// The status, and the beginning of what comes with it.
+/// Message with the status, and the beginning of the answer.
 async fn refused(response: Response) -> String {
     let status = response.status();
     let text = format!("The agent answered with status {}", status.as_u16());

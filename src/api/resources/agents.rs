@@ -1,4 +1,4 @@
-//! `/agents`.
+//! Handlers of `/agents`.
 
 use axum::{Json, extract::State, response::Response};
 use serde::Serialize;
@@ -33,85 +33,85 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// The parameters that a cursor of the list is bound to.
+/// Parameters that a cursor of the list is bound to.
 const FILTERS: [&str; 6] =
     ["status", "name_prefix", "created_after", "created_before", "updated_after", "updated_before"];
 
-/// A part of the list of agents.
+/// Page of the list of agents.
 pub type AgentPage = Page<Agent>;
 
 /// An agent.
 #[derive(Serialize, ToSchema)]
 pub struct Agent {
-    /// Made at registration.
+    /// Id of the agent.
     id: uuid::Uuid,
-    /// Unique for ever; steps name agents by it.
+    /// Name, unique forever; steps refer to agents by it.
     #[schema(example = "summariser")]
     name: String,
-    /// Where its endpoint is, normalised. Without `agents:secrets` asterisks stand for the values of its query, which an
-    /// update may send back.
+    /// URL of its endpoint, normalised. Without `agents:secrets` the values of its query are replaced by asterisks,
+    /// which an update may send back.
     #[schema(example = "http://summariser:8080/")]
     url: String,
-    /// For people.
+    /// Description for people.
     description: Option<String>,
-    /// Which credentials it wants.
+    /// Kind of credentials that it requires.
     #[schema(value_type = sets::AuthType)]
     auth_type: &'static str,
-    /// The credentials, with `type` and for API keys `header` added for the reference deployment's bridge. Without
-    /// `agents:secrets` asterisks stand in their place, which an update may send back.
+    /// Credentials, with `type` and for API keys `header` added for the reference deployment's bridge. Without
+    /// `agents:secrets` they are replaced by asterisks, which an update may send back.
     #[schema(value_type = Option<HashMap<String, Value>>)]
     auth_config: Option<Box<RawValue>>,
-    /// Time for one call.
+    /// Time-out of one call in milliseconds.
     timeout_ms: i32,
-    /// How calls are repeated.
+    /// Retries of calls.
     #[schema(value_type = RetryConfigBody)]
     retry_config: RetryConfig,
-    /// What differs from the settings `CIRCUIT_BREAKER_*`.
+    /// Overrides of the settings `CIRCUIT_BREAKER_*`.
     #[schema(value_type = Option<CircuitBreakerConfigBody>)]
     circuit_breaker_config: Option<Box<RawValue>>,
-    /// Null if it is switched off.
+    /// State of the circuit breaker; null if it is switched off.
     circuit_breaker: Option<CircuitBreaker>,
-    /// How it is spoken to.
+    /// Protocol of the agent.
     #[schema(value_type = sets::AgentKind)]
     kind: String,
-    /// What the kind needs to know.
+    /// Configuration for its kind.
     #[schema(value_type = Option<AgentConfigBody>)]
     config: Option<Box<RawValue>>,
     /// Whether it may be used.
     #[schema(value_type = sets::AgentStatus)]
     status: String,
-    /// Registration.
+    /// Time of registration.
     #[schema(value_type = String, format = DateTime)]
     created_at: Timestamp,
-    /// Last change.
+    /// Time of the last change.
     #[schema(value_type = String, format = DateTime)]
     updated_at: Timestamp,
-    /// Who registered it.
+    /// User who registered it.
     created_by: Option<String>,
-    /// Who changed it last.
+    /// User who changed it last.
     updated_by: Option<String>,
 }
 
-/// The circuit breaker of an agent, which all executors share.
+/// Circuit breaker of an agent, shared by all executors.
 #[derive(Serialize, ToSchema)]
 pub struct CircuitBreaker {
-    /// Whether the agent is called.
+    /// State of the breaker.
     #[schema(value_type = sets::CircuitBreakerState)]
     state: &'static str,
-    /// When it opened; null if it is closed.
+    /// Time when it opened; null if it is closed.
     #[schema(value_type = Option<String>, format = DateTime)]
     opened_at: Option<Timestamp>,
-    /// When an open one lets the first call through again.
+    /// Time when an open breaker allows the first call again.
     #[schema(value_type = Option<String>, format = DateTime)]
     retry_at: Option<Timestamp>,
-    /// Failures in the window, as far as executors have reported them.
+    /// Failures in the window that executors have reported.
     failures: u32,
-    /// Calls in the window; those that succeed are reported only while others fail.
+    /// Calls in the window; successful calls are reported only while others fail.
     calls: u32,
 }
 
 impl CircuitBreaker {
-    /// `None`: nothing is stored of it.
+    /// `None`: no state is stored.
     fn new(shared: Option<&SharedBreaker>, rules: &Rules) -> Self {
         let timestamp = |at: chrono::DateTime<chrono::Utc>| Timestamp::from(at);
         let (calls, failures) = shared.map_or((0, 0), |shared| shared.breaker.counts(rules, shared.read_at));
@@ -127,7 +127,7 @@ impl CircuitBreaker {
 }
 
 impl Agent {
-    /// With its circuit breaker, if anything is stored of one, under these rules where it has none of its own.
+    /// Agent with the stored state of its circuit breaker; `rules` apply where the agent has none of its own.
     fn new(row: AgentRow, breaker: Option<&SharedBreaker>, rules: Rules) -> Self {
         let rules = rules.of_agent(row.circuit_breaker_config.as_ref().map(|config| &*config.0));
         let auth_type = row.auth_type.as_deref().and_then(AuthType::parse).unwrap_or(AuthType::None);
@@ -154,7 +154,7 @@ impl Agent {
     }
 }
 
-/// The row as the caller may see it.
+/// Row with the secrets masked unless the caller may see them.
 fn shown(app: &App, row: AgentRow, caller: &Caller) -> AgentRow {
     let mut row = row.opened(&app.config.vault);
     // What cannot be opened is nobody's to see, and of no use.
@@ -167,45 +167,45 @@ fn shown(app: &App, row: AgentRow, caller: &Caller) -> AgentRow {
     row
 }
 
-/// How calls to an agent are repeated.
+/// Retries of calls to an agent.
 #[derive(ToSchema)]
 #[schema(as = RetryConfig)]
 #[expect(dead_code, reason = "describes `agent::RetryConfig`, which knows nothing of OpenAPI")]
 pub struct RetryConfigBody {
-    /// Attempts in all; absent is 3.
+    /// Maximum number of attempts; the default is 3.
     #[schema(nullable = false, minimum = 0, maximum = 10)]
     max_retries: Option<u32>,
-    /// Pause after the first attempt; absent is 1000.
+    /// Pause after the first attempt in milliseconds; the default is 1000.
     #[schema(nullable = false, minimum = 100)]
     initial_delay_ms: Option<u64>,
-    /// Longest pause; absent is 30 000.
+    /// Maximum pause in milliseconds; the default is 30 000.
     #[schema(nullable = false, minimum = 1000)]
     max_delay_ms: Option<u64>,
-    /// What each pause is multiplied with for the next one; absent is 2.
+    /// Factor from one pause to the next; the default is 2.
     #[schema(nullable = false, minimum = 1.0)]
     backoff_multiplier: Option<f64>,
 }
 
-/// What differs from the settings of the circuit breakers.
+/// Overrides of the settings of the circuit breakers.
 #[derive(ToSchema)]
 #[schema(as = CircuitBreakerConfig)]
 #[expect(dead_code, reason = "describes what `breaker::Rules` reads")]
 pub struct CircuitBreakerConfigBody {
-    /// Whether the agent has one.
+    /// Whether the agent has a circuit breaker.
     enabled: Option<bool>,
-    /// Failures in a row that open it, and the fewest calls of which a share is taken.
+    /// Consecutive failures that open it, and the minimum number of calls for a failure rate.
     #[schema(minimum = 1, maximum = 1000)]
     failure_threshold: Option<u32>,
-    /// The share of failures that opens it, above 0.
+    /// Failure rate that opens it, above 0.
     #[schema(exclusive_minimum = 0.0, maximum = 1.0)]
     failure_rate_threshold: Option<f64>,
-    /// How long it stays open.
+    /// Seconds for which it stays open.
     #[schema(minimum = 1, maximum = 86400)]
     timeout_seconds: Option<u64>,
-    /// Probes while it is half open, and successes that close it.
+    /// Number of probes while it is half open, and of successes that close it.
     #[schema(minimum = 1, maximum = 1000)]
     half_open_max_calls: Option<u32>,
-    /// How far back calls count.
+    /// Length of the window in seconds.
     #[schema(minimum = 1, maximum = 3600)]
     window_size_seconds: Option<u64>,
 }
@@ -215,91 +215,91 @@ pub struct CircuitBreakerConfigBody {
 #[schema(as = AgentConfig, example = json!({"model": "gpt-4o-mini", "parameters": {"temperature": 0, "max_tokens": 500}}))]
 #[expect(dead_code, reason = "describes what `agent::ChatConfig` reads")]
 pub struct AgentConfigBody {
-    /// Which model.
+    /// Name of the model.
     #[schema(min_length = 1, max_length = 255, pattern = "\\S")]
     model: String,
-    /// Comes before the messages of the step.
+    /// System prompt, sent before the messages of the step.
     #[schema(max_length = 100_000)]
     system_prompt: Option<String>,
     /// Further members of the request, such as `temperature` and `max_tokens`; not `model`, `messages`, `stream` and
     /// `response_format`.
     #[schema(value_type = Option<HashMap<String, Value>>, example = json!({"temperature": 0}))]
     parameters: Option<()>,
-    /// `text`, `json`, or an object as the endpoint takes it.
+    /// `text`, `json`, or an object in the form of the endpoint.
     #[schema(value_type = Value, required = false, example = json!({"type": "json_object"}))]
     response_format: (),
 }
 
-/// The body of a create request.
+/// Body of a create request.
 #[derive(ToSchema)]
 #[schema(as = CreateAgentRequest, example = json!({
     "name": "summariser", "url": "http://summariser:8080", "description": "Sums texts up.", "kind": "http",
 }))]
 #[expect(dead_code, reason = "describes what `agent::NewAgent::parse` reads")]
 pub struct NewAgentBody {
-    /// Unique for ever.
+    /// Name, unique forever.
     #[schema(min_length = 1, max_length = 255, example = "summariser")]
     name: String,
-    /// An address of HTTP or HTTPS.
+    /// HTTP or HTTPS address.
     #[schema(max_length = 512, pattern = "^[hH][tT][tT][pP][sS]?://", example = "http://summariser:8080")]
     url: String,
-    /// For people.
+    /// Description for people.
     description: Option<String>,
-    /// Which credentials it wants; absent is `none`. Capitals count as small letters.
+    /// Kind of credentials that it requires; the default is `none`. Letter case is ignored.
     #[schema(required = false)]
     auth_type: sets::AuthType,
     /// `bearer`: `{"token": …}`; `apikey`: `{"key": …, "header_name": …}`; `none`: null.
     #[schema(value_type = Option<HashMap<String, Value>>)]
     auth_config: Option<()>,
-    /// Time for one call; absent is 30 000.
+    /// Time-out of one call in milliseconds; the default is 30 000.
     #[schema(nullable = false, minimum = 1000, maximum = 300_000)]
     timeout_ms: Option<i32>,
-    /// How calls are repeated.
+    /// Retries of calls.
     #[schema(value_type = RetryConfigBody, required = false)]
     retry_config: Option<RetryConfigBody>,
-    /// Overrides settings `CIRCUIT_BREAKER_*`; other members are kept.
+    /// Overrides of the settings `CIRCUIT_BREAKER_*`; other members are kept.
     #[schema(value_type = Option<CircuitBreakerConfigBody>)]
     circuit_breaker_config: Option<()>,
-    /// How it is spoken to; absent is `a2a`. Capitals count as small letters.
+    /// Protocol of the agent; the default is `a2a`. Letter case is ignored.
     #[schema(required = false)]
     kind: sets::AgentKind,
-    /// Required for `openai`, null for the others.
+    /// Configuration: required for `openai`, null for the other kinds.
     #[schema(value_type = Option<AgentConfigBody>)]
     config: Option<()>,
 }
 
-/// The body of an update request; what is absent stays.
+/// Body of an update request; absent members stay unchanged.
 #[derive(ToSchema)]
 #[schema(as = UpdateAgentRequest, example = json!({"description": "Sums texts up in a sentence.", "timeout_ms": 60000}))]
 #[expect(dead_code, reason = "describes what `agent::AgentPatch::parse` reads")]
 pub struct AgentPatchBody {
-    /// An address of HTTP or HTTPS.
+    /// HTTP or HTTPS address.
     #[schema(nullable = false, max_length = 512, pattern = "^[hH][tT][tT][pP][sS]?://")]
     url: Option<String>,
-    /// Null clears it.
+    /// Description for people; null clears it.
     description: Option<String>,
-    /// Which credentials it wants.
+    /// Kind of credentials that it requires.
     #[schema(required = false)]
     auth_type: sets::AuthType,
-    /// Has to fit `auth_type`.
+    /// Credentials, which must match `auth_type`.
     #[schema(value_type = Option<HashMap<String, Value>>)]
     auth_config: Option<()>,
-    /// Time for one call.
+    /// Time-out of one call in milliseconds.
     #[schema(nullable = false, minimum = 1000, maximum = 300_000)]
     timeout_ms: Option<i32>,
-    /// Replaced as a whole.
+    /// Retries of calls, replaced as a whole.
     #[schema(value_type = RetryConfigBody, required = false)]
     retry_config: Option<RetryConfigBody>,
     /// Whether it may be used.
     #[schema(required = false)]
     status: sets::SettableStatus,
-    /// Null clears it.
+    /// Overrides of the circuit breaker; null clears them.
     #[schema(value_type = Option<CircuitBreakerConfigBody>)]
     circuit_breaker_config: Option<()>,
-    /// Another one drops the former's `config`.
+    /// Protocol of the agent; a change removes the previous `config`.
     #[schema(required = false)]
     kind: sets::AgentKind,
-    /// Has to fit `kind`.
+    /// Configuration, which must match `kind`.
     #[schema(value_type = Option<AgentConfigBody>)]
     config: Option<()>,
 }
@@ -326,8 +326,8 @@ fn not_found() -> ApiError {
 
 /// List agents
 ///
-/// In the order of their registration. With `name`, looks that one up whatever its status; the other parameters do not
-/// count then.
+/// In the order of their registration. With `name`, returns the agent of that name whatever its status; the other
+/// parameters are ignored then.
 #[utoipa::path(
     get, path = "/agents", tag = "agents",
     params(
@@ -374,7 +374,7 @@ fn show(app: &App, caller: &Caller, found: AgentWithBreaker) -> Agent {
 
 /// Register an agent
 ///
-/// Nothing is sent to its address yet: `GET /agents/{agent_id}/health` tries it.
+/// Nothing is sent to its address yet; `GET /agents/{agent_id}/health` checks it.
 #[utoipa::path(
     post, path = "/agents", tag = "agents", request_body = NewAgentBody,
     params(parameters::IdempotencyKey),
@@ -413,7 +413,7 @@ pub async fn create_agent(
 
 /// Get an agent
 ///
-/// Deleted ones too, with its circuit breaker.
+/// Includes its circuit breaker. Deleted agents are included.
 #[utoipa::path(
     get, path = "/agents/{agent_id}", tag = "agents",
     params(("agent_id" = uuid::Uuid, Path), parameters::IfNoneMatch),
@@ -431,7 +431,7 @@ pub async fn get_agent(
 
 /// Update an agent
 ///
-/// Changes the members that are given.
+/// Changes the given members.
 #[utoipa::path(
     put, path = "/agents/{agent_id}", tag = "agents",
     params(("agent_id" = uuid::Uuid, Path), parameters::IfMatch),
@@ -473,7 +473,7 @@ pub async fn delete_agent(
 
 /// Check an agent's health
 ///
-/// Asks the agent for its card. The answer is 200 also if the agent is unhealthy.
+/// Requests the agent's card. The status is 200 even if the agent is unhealthy.
 #[utoipa::path(
     get, path = "/agents/{agent_id}/health", tag = "agents", params(("agent_id" = uuid::Uuid, Path)),
     responses(

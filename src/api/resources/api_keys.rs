@@ -1,4 +1,4 @@
-//! `/api-keys`, and `/auth/token`.
+//! Handlers of `/api-keys` and `/auth/token`.
 
 use axum::{
     Json,
@@ -30,57 +30,57 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// Length of a key's name.
+/// Length range of a key's name.
 const NAME_CHARS: std::ops::RangeInclusive<usize> = 1..=100;
-/// Workflows that a key may be bound to.
+/// Maximum number of workflows that a key is bound to.
 const MAX_WORKFLOWS: usize = 100;
-/// Length of a workflow's name.
+/// Length range of a workflow's name.
 const WORKFLOW_NAME_CHARS: std::ops::RangeInclusive<usize> = 1..=255;
 
-/// A part of the list of API keys.
+/// Page of the list of API keys.
 pub type ApiKeyPage = Page<ApiKey>;
 
-/// An API key, as far as it is shown after its creation.
+/// API key without its secret.
 #[derive(Serialize, ToSchema)]
 pub struct ApiKey {
-    /// Made at creation.
+    /// Id of the key.
     id: Uuid,
-    /// Unique among the keys that are not revoked. Logs and audit entries name the caller `api-key:` and this.
+    /// Name, unique among the keys that are not revoked. Logs and audit entries name the caller `api-key:` and this.
     #[schema(example = "ci")]
     name: String,
-    /// The key's beginning.
+    /// Prefix of the key.
     #[schema(example = "wf_live")]
     prefix: String,
-    /// The key's end.
+    /// Last characters of the key.
     #[schema(example = "x7Qa")]
     last_four: String,
-    /// What it may do at most.
+    /// Role that limits its permissions.
     #[schema(value_type = sets::Role)]
     role: String,
-    /// Of the role's permissions only these; null: all of them.
+    /// Restriction to these permissions of the role; null: all of them.
     #[schema(value_type = Option<Vec<sets::Permission>>)]
     scopes: Option<Vec<String>>,
-    /// Only for workflows of these names and their runs; null: for all.
+    /// Restriction to workflows of these names and their runs; null: all workflows.
     workflows: Option<Vec<String>>,
-    /// When it was made.
+    /// Time of creation.
     #[schema(value_type = String, format = DateTime)]
     created_at: Timestamp,
-    /// Who made it.
+    /// User who created it.
     created_by: String,
-    /// From then on it does not count; null: never.
+    /// Expiry: from then on the key is invalid; null: never.
     #[schema(value_type = Option<String>, format = DateTime)]
     expires_at: Option<Timestamp>,
-    /// When it was revoked.
+    /// Time of the revocation.
     #[schema(value_type = Option<String>, format = DateTime)]
     revoked_at: Option<Timestamp>,
-    /// Who revoked it.
+    /// User who revoked it.
     revoked_by: Option<String>,
-    /// When it was used last, to a minute or two.
+    /// Time of the last use, accurate to a minute or two.
     #[schema(value_type = Option<String>, format = DateTime)]
     last_used_at: Option<Timestamp>,
-    /// Whose key it is.
+    /// Organisation of the key.
     organization_id: String,
-    /// The key that made it, itself or by a token, and that it falls with; null: no key did.
+    /// Id of the key that created this one, directly or by a token; this one is revoked with it. Null: none.
     parent_key_id: Option<Uuid>,
 }
 
@@ -106,46 +106,46 @@ impl From<ApiKeyRow> for ApiKey {
     }
 }
 
-/// A key that was made just now.
+/// API key that was just created, with its secret.
 #[derive(Serialize, ToSchema)]
 pub struct CreatedApiKey {
-    /// What is shown of it from now on.
+    /// The key as later answers show it.
     #[serde(flatten)]
     shown: ApiKey,
-    /// The key itself. It is not stored, and shown only here.
+    /// The secret key. It is not stored, and shown only here.
     #[schema(example = "wf_live_…")]
     key: String,
 }
 
-/// The body of a create request.
+/// Body of a create request.
 #[derive(ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = CreateApiKeyRequest, example = json!({"name": "ci", "role": "operator"}))]
 #[expect(dead_code, reason = "describes what `parse` reads")]
 pub struct NewApiKeyBody {
-    /// Unique among the keys that are not revoked.
+    /// Name, unique among the keys that are not revoked.
     #[schema(min_length = 1, max_length = 100, pattern = r"^[ -~]*[!-~][ -~]*$", example = "ci")]
     name: String,
-    /// What it may do at most.
+    /// Role that limits its permissions.
     role: sets::Role,
-    /// Of the role's permissions only these; null: all of them.
+    /// Restriction to these permissions of the role; null: all of them.
     #[schema(min_items = 1, example = json!(["runs:read"]))]
     scopes: Option<Vec<sets::Permission>>,
-    /// Only for workflows of these names and their runs; null: for all. Such a key can use the routes that name a
-    /// workflow or a run, and no others.
+    /// Restriction to workflows of these names and their runs; null: all workflows. A restricted key can only use the
+    /// routes that name a workflow or a run.
     #[schema(min_items = 1, max_items = 100, example = json!(["nightly"]))]
     workflows: Option<Vec<String>>,
-    /// From then on it does not count. No later than what the caller proves who he is with; null: when that ends, and never
-    /// if it does not.
+    /// Expiry of the key, not later than that of the caller's credentials; null: the same as the caller's
+    /// credentials, or never.
     #[schema(value_type = Option<String>, format = DateTime, example = json!(null))]
     expires_at: Option<String>,
-    /// Whose key it is to be; null: the caller's. Another one than that only an administrator of the default
-    /// organisation can name.
+    /// Organisation of the key; null: that of the caller. Only an administrator of the default organisation can name
+    /// another one.
     #[schema(min_length = 1, max_length = 63, pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", example = json!(null))]
     organization_id: Option<String>,
 }
 
-/// Reads the body of a create request.
+/// Parses the body of a create request.
 fn parse(body: &RawValue, own: &OrganizationId) -> Read<NewApiKey> {
     let body = Object::body(body)?;
     let mut errors = Vec::new();
@@ -161,11 +161,14 @@ fn parse(body: &RawValue, own: &OrganizationId) -> Read<NewApiKey> {
         node.parsed(|name| name.parse::<Role>().map_err(|error| error.to_string()))
     });
     let scopes = body.nullable("scopes", &mut errors, |node| {
-        let scopes = some_of(node, Permission::ALL.len())?;
+        let scopes = non_empty_list(node, Permission::ALL.len())?;
         scopes.iter().map(|scope| scope.parsed(read_scope)).collect::<Read<Vec<_>>>()
     });
     let workflows = body.nullable("workflows", &mut errors, |node| {
-        some_of(node, MAX_WORKFLOWS)?.iter().map(|name| name.string(WORKFLOW_NAME_CHARS)).collect::<Read<Vec<_>>>()
+        non_empty_list(node, MAX_WORKFLOWS)?
+            .iter()
+            .map(|name| name.string(WORKFLOW_NAME_CHARS))
+            .collect::<Read<Vec<_>>>()
     });
     let expires_at = body.nullable("expires_at", &mut errors, |node| {
         let at = input::query_datetime("expires_at", &node.string(input::ANY_LENGTH)?);
@@ -198,11 +201,11 @@ fn read_scope(name: &str) -> Result<Permission, String> {
     })
 }
 
-/// A list that is not empty: it would allow nothing, and could be meant to allow all.
-fn some_of<'a>(node: &Node<'a>, at_most: usize) -> Read<Vec<Node<'a>>> {
+/// A list that is not empty: an empty one would allow nothing, but could be meant to allow all.
+fn non_empty_list<'a>(node: &Node<'a>, at_most: usize) -> Read<Vec<Node<'a>>> {
     let nodes = node.list()?;
     if nodes.is_empty() || nodes.len() > at_most {
-        return Err(vec![FieldError::rule(node.path(), format!("must have 1 to {at_most} entries; null is for all"))]);
+        return Err(vec![FieldError::rule(node.path(), format!("must have 1 to {at_most} entries; null means all"))]);
     }
     Ok(nodes)
 }
@@ -227,12 +230,12 @@ impl From<ApiKeyError> for ApiError {
             }
             ApiKeyError::ParentRevoked => ApiError::unauthorized("The API key is not valid"),
             error @ ApiKeyError::LineTooLong => {
-                let detail = format!("{error}; make this one by a key that is nearer to the first one");
+                let detail = format!("{error}; create this one with a key that is nearer to the first one");
                 Self::conflict("key_line_too_long", detail)
             }
             ApiKeyError::LastWayIn => {
-                let detail = "No other key would let an administrator in for a day, and no tokens are verified; make one \
-                              first, by `workflow-api api-key --name NAME`";
+                let detail = "No other administrator key is valid for at least a day, and no tokens are verified; create \
+                              one first, by `workflow-api api-key --name NAME`";
                 Self::conflict("last_admin_key", detail)
             }
             ApiKeyError::OrganizationNotFound => organizations::not_found(),
@@ -248,18 +251,17 @@ fn not_found() -> ApiError {
 
 /// Create an API key
 ///
-/// It allows no more than the caller may do, and ends no later than the caller's credentials. A key that a key has made
-/// is revoked with it. A key that stands alone is made by `workflow-api api-key`. The key is in this answer and can never
-/// be seen again.
-/// `Idempotency-Key` has no meaning here, as a secret that was shown once cannot be shown again: what keeps a repeat
-/// from making a second key is its name.
+/// The key allows no more than the caller's own permissions, and ends no later than the caller's credentials. A key
+/// that was created with another key is revoked with it; `workflow-api api-key` creates independent keys. The secret
+/// key is only in this answer and cannot be shown again. `Idempotency-Key` has no effect here, since a secret cannot
+/// be shown again: a repeat creates no second key because its name is in use.
 #[utoipa::path(
     post, path = "/api-keys", tag = "access", request_body = NewApiKeyBody,
     responses(
         (status = 201, body = CreatedApiKey, headers(("Location" = String, description = "The path of the key"))),
-        (status = 403, description = "The caller may not make keys, or may not do what the key would allow", body = ErrorBody),
+        (status = 403, description = "The caller may not create keys, or lacks a permission of the key", body = ErrorBody),
         (status = 404, description = "There is no such organisation", body = ErrorBody),
-        (status = 409, description = "A key of that name is in use, or too many keys have made each other", body = ErrorBody),
+        (status = 409, description = "A key of that name is in use, or the chain of keys that created each other is too long", body = ErrorBody),
         (status = 422, body = ErrorBody),
     ),
 )]
@@ -270,14 +272,14 @@ pub async fn create_api_key(State(app): State<App>, caller: Caller, body: JsonBo
     }
     let exceeds = |permission: &Permission| new.grant.allows(*permission) && !caller.may(*permission);
     if let Some(permission) = Permission::ALL.iter().find(|permission| exceeds(permission)) {
-        let detail = format!("The key would allow {}, which the caller may not do", permission.as_str());
+        let detail = format!("The key would allow {}, which the caller lacks", permission.as_str());
         return Err(ApiError::new(StatusCode::FORBIDDEN, "exceeds_own_rights", detail));
     }
     new.parent_id = caller.actor.key_id;
     if let Some(end) = caller.ends_at {
         if end <= Timestamp::now() || new.expires_at.is_some_and(|list| list > end) {
             let detail = format!(
-                "The key would live longer than what it is made with, which ends at {end}; one that stands alone is made \
+                "The key would outlive the caller's credentials, which end at {end}; an independent key is created \
                  by `workflow-api api-key`"
             );
             return Err(ApiError::new(StatusCode::FORBIDDEN, "exceeds_own_rights", detail));
@@ -292,21 +294,21 @@ pub async fn create_api_key(State(app): State<App>, caller: Caller, body: JsonBo
     Ok(etag::located(&app, &path, secret(StatusCode::CREATED, created)))
 }
 
-/// What no cache between here and the client may keep.
+/// Answer with a secret, which no cache may store.
 fn secret(status: StatusCode, body: impl Serialize) -> Response {
     (status, [(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))], Json(body)).into_response()
 }
 
 /// List API keys
 ///
-/// In the order of their creation, revoked ones too, without the keys themselves.
+/// In the order of their creation, without the secret keys. Revoked keys are included.
 #[utoipa::path(
     get, path = "/api-keys", tag = "access",
     params(
         parameters::Paging,
     ),
     responses(
-        (status = 200, body = ApiKeyPage), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
+        (status = 200, body = ApiKeyPage), (status = 400, description = "The cursor belongs to another query", body = ErrorBody),
         (status = 422, body = ErrorBody),
     ),
 )]
@@ -318,7 +320,7 @@ pub async fn list_api_keys(State(app): State<App>, caller: Caller, query: Query)
 
 /// Get an API key
 ///
-/// Revoked ones too, without the key itself.
+/// Without the secret key. Revoked keys are included.
 #[utoipa::path(
     get, path = "/api-keys/{key_id}", tag = "access", params(("key_id" = Uuid, Path)),
     responses((status = 200, body = ApiKey), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
@@ -329,13 +331,13 @@ pub async fn get_api_key(State(app): State<App>, caller: Caller, KeyId(id): KeyI
 
 /// Revoke an API key
 ///
-/// For good, and with it the tokens that were issued for it and the keys that were made by any of them. Every process
-/// knows within 5 seconds.
+/// Revokes the key permanently, with the tokens that were issued for it and the keys that were created with any of
+/// them. It takes effect in every process within 5 seconds.
 #[utoipa::path(
     delete, path = "/api-keys/{key_id}", tag = "access", params(("key_id" = Uuid, Path)),
     responses(
         (status = 200, body = ApiKey), (status = 404, body = ErrorBody),
-        (status = 409, description = "No other key would let an administrator in, and no tokens are verified", body = ErrorBody),
+        (status = 409, description = "No other administrator key is valid for at least a day, and no tokens are verified", body = ErrorBody),
         (status = 422, body = ErrorBody),
     ),
 )]
@@ -345,40 +347,40 @@ pub async fn revoke_api_key(
     KeyId(id): KeyId,
 ) -> Result<Json<ApiKey>, ApiError> {
     let auth = &app.config.auth;
-    let needs_way_in = auth.enabled && !auth.verifies_tokens();
-    let (row, revoked) = api_keys::revoke(&app.pool, caller.context(&app), id, needs_way_in).await?;
+    let must_keep_admin_key = auth.enabled && !auth.verifies_tokens();
+    let (row, revoked) = api_keys::revoke(&app.pool, caller.context(&app), id, must_keep_admin_key).await?;
     app.keys.invalidate(&revoked);
     tracing::info!(target: "api.routes.api_keys", key_id = %id, keys = revoked.len(), "API key revoked");
     Ok(Json(row.into()))
 }
 
-/// A token.
+/// Issued token.
 #[derive(Serialize, ToSchema)]
 pub struct IssuedToken {
-    /// For `Authorization: Bearer`.
+    /// Token for `Authorization: Bearer`.
     access_token: String,
-    /// How it is sent.
+    /// Authentication scheme of the token.
     #[schema(value_type = sets::TokenType)]
     token_type: &'static str,
-    /// Seconds; `JWT_EXPIRATION_MINUTES`, or until the key ends.
+    /// Lifetime in seconds: `JWT_EXPIRATION_MINUTES`, or until the key expires.
     expires_in: u64,
 }
 
 /// Issue a token
 ///
-/// For the API key that the request comes with. The token allows what the key allows, for as long as the key counts,
-/// and ends after `JWT_EXPIRATION_MINUTES`.
+/// Issues a token for the API key of the request. The token has the permissions of the key, is valid as long as the
+/// key, and ends after `JWT_EXPIRATION_MINUTES`.
 #[utoipa::path(
     post, path = "/auth/token", tag = "access",
     responses(
         (status = 200, body = IssuedToken),
-        (status = 403, description = "The request does not come with an API key", body = ErrorBody),
+        (status = 403, description = "The request has no API key", body = ErrorBody),
         (status = 409, description = "There is no JWT_SECRET to sign a token with", body = ErrorBody),
     ),
 )]
 pub async fn issue_token(State(app): State<App>, caller: Caller) -> Result<Response, ApiError> {
     let settings = &app.config.auth;
-    // A token must not be exchanged for a later one, again and again.
+    // A token must not be exchanged for a later one, which would extend it without end.
     let Proof::ApiKey(key_id) = caller.proof else {
         let detail = format!("A token is issued for an API key, in the header {}", settings.api_key_header_text);
         return Err(ApiError::new(StatusCode::FORBIDDEN, "api_key_required", detail));

@@ -1,4 +1,4 @@
-//! `/audit-logs`: who did what, and the proof that nobody has changed it since.
+//! `/audit-logs`: the audit trail and its verification.
 
 pub mod export;
 pub mod verification;
@@ -27,7 +27,7 @@ use crate::{
     visible,
 };
 
-/// The parameters that a cursor of the list is bound to.
+/// Parameters that a cursor of the list is bound to.
 const FILTERS: [&str; 9] = [
     "user_id",
     "action",
@@ -40,46 +40,49 @@ const FILTERS: [&str; 9] = [
     "sort_order",
 ];
 
-/// A part of the audit trail.
+/// Page of the audit trail.
 pub type AuditEntryPage = Page<AuditEntry>;
 
-/// An entry of the audit trail.
+/// Entry of the audit trail.
 #[derive(Serialize, ToSchema)]
 pub struct AuditEntry {
-    /// Made with the entry.
+    /// Id of the entry.
     id: Uuid,
-    /// When it was done.
+    /// Time of the action.
     #[schema(value_type = String, format = DateTime)]
     created_at: Timestamp,
-    /// Who did it: the token's subject, or `api-key:` and the name of an API key; null if nobody knows.
+    /// User: the token's subject, or `api-key:` and the name of an API key; null if unknown.
     user_id: Option<String>,
-    /// The API key, if it was one.
+    /// Id of the API key, if one was used.
     key_id: Option<Uuid>,
-    /// Where the request came from.
+    /// Address of the client.
     address: Option<String>,
-    /// Of the request: the same in its log lines.
+    /// Correlation id of the request, as in its log lines.
     correlation_id: Option<String>,
-    /// `create`, `update`, `delete`, `execute`, `retry`, `cancel`, `pause`, `resume`, `answer_callback`, `redrive`, `discard`, `expire`,
-    /// `revoke`; of a denied attempt the HTTP method, of many `omitted`.
+    /// Action: `create`, `update`, `delete`, `execute`, `retry`, `cancel`, `pause`, `resume`, `answer_callback`,
+    /// `redrive`, `discard`, `expire`, `revoke`; for a denied attempt the HTTP method, and `omitted` for many of
+    /// them.
     #[schema(example = "update", max_length = 50)]
     action: String,
-    /// What kind of object it is about.
+    /// Kind of the object.
     #[schema(value_type = sets::AuditEntityType)]
     entity_type: String,
-    /// The object; of a run the UUID in its id, and for what has none one that is derived from its id.
+    /// Id of the object; for a run the UUID in its id, and for an object without a UUID one that is derived from its
+    /// id.
     entity_id: Uuid,
-    /// Its name; of a run its id; of a denied attempt the route.
+    /// Name of the object; for a run its id, and for a denied attempt the route.
     entity_name: Option<String>,
-    /// Whether it was done.
+    /// Whether the action was performed.
     #[schema(value_type = sets::AuditOutcome)]
     outcome: String,
-    /// What the members of `after` were before; null if there was nothing, or if that is not kept.
+    /// Previous values of the members of `after`; null if there were none, or if they are not kept.
     #[schema(value_type = Option<HashMap<String, Value>>)]
     before: Option<Box<RawValue>>,
-    /// What they are since; secrets are redacted, and bodies have `bytes` and `sha256`. Null if there is nothing any more.
+    /// New values; secrets are redacted, and bodies are given by `bytes` and `sha256`. Null if the object no longer
+    /// exists.
     #[schema(value_type = Option<HashMap<String, Value>>)]
     after: Option<Box<RawValue>>,
-    /// Whose entry it is.
+    /// Organisation of the entry.
     organization_id: String,
 }
 
@@ -104,16 +107,16 @@ impl From<AuditRow> for AuditEntry {
     }
 }
 
-/// The same JSON, in which nothing hides.
+/// Escapes hidden characters in the JSON.
 fn shown(json: Box<RawValue>) -> Box<RawValue> {
     match visible::json(json.get()) {
         Cow::Borrowed(_) => json,
-        // Escapes in strings are JSON as well.
+        // The escaped text is JSON too, since hidden characters occur only in strings.
         Cow::Owned(text) => RawValue::from_string(text).unwrap_or(json),
     }
 }
 
-/// Which entries are wanted. What has several values, has commas between them.
+/// Filter of audit entries. Several values are separated by commas.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "describes what `filter` reads")]
@@ -129,7 +132,7 @@ pub struct AuditQuery {
     entity_type: Option<Vec<sets::AuditEntityType>>,
     /// Exactly this object: `entity_id`, or the id of a run or an organization.
     entity_id: Option<String>,
-    /// Any of these.
+    /// Any of these outcomes.
     #[param(explode = false)]
     outcome: Option<Vec<sets::AuditOutcome>>,
     /// Exactly this request.
@@ -137,7 +140,7 @@ pub struct AuditQuery {
 }
 
 fn filter(caller: &Caller, query: &Query) -> Result<Filter, ApiError> {
-    // A UUID, or the id of something that has none.
+    // A UUID, or the id of an object without a UUID.
     let entity_id = query.text("entity_id");
     let entity_id = entity_id.map(|id| Uuid::try_parse(id).unwrap_or_else(|_| id::run_entity_id(id)));
     Ok(Filter {
@@ -154,7 +157,7 @@ fn filter(caller: &Caller, query: &Query) -> Result<Filter, ApiError> {
 
 /// List audit entries
 ///
-/// What was done, and what was tried and denied, the latest first.
+/// Performed and denied actions, the latest first.
 #[utoipa::path(
     get, path = "/audit-logs", tag = "access",
     params(
@@ -164,7 +167,7 @@ fn filter(caller: &Caller, query: &Query) -> Result<Filter, ApiError> {
         ("sort_order" = Option<sets::SortOrder>, Query, description = "Ascending or descending (the default)"),
     ),
     responses(
-        (status = 200, body = AuditEntryPage), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
+        (status = 200, body = AuditEntryPage), (status = 400, description = "The cursor belongs to another query", body = ErrorBody),
         (status = 422, body = ErrorBody),
     ),
 )]

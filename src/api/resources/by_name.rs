@@ -1,4 +1,4 @@
-//! `/workflow-names`: workflows by their names, which a deployment script knows.
+//! `/workflow-names`: workflows by name, for deployment scripts.
 
 use axum::{
     extract::{FromRequestParts, Path, Request, State},
@@ -34,8 +34,8 @@ use crate::{
     workflow::{Draft, NewWorkflow},
 };
 
-/// A request with the path that it has now: names were once below `/workflows/by-name`, where clients may still look for
-/// them. `prefix` is that of the API.
+/// Rewrites a request to the current path: names used to be below `/workflows/by-name`, and old clients may still use
+/// that. `prefix` is that of the API.
 pub fn at_its_path(prefix: &str) -> impl Fn(Request) -> Request + Clone + Send + Sync + 'static {
     let (former, present) = (format!("{prefix}/workflows/by-name/"), format!("{prefix}/workflow-names/"));
     move |mut request| {
@@ -63,12 +63,12 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let Path(name) =
             Path::<String>::from_request_parts(parts, state).await.map_err(|_| ApiError::workflow_not_found())?;
-        // No row can have such a name, and the database would refuse to look.
+        // No row can have such a name, and the database would return an error.
         if name.contains('\0') { Err(ApiError::workflow_not_found()) } else { Ok(Self(name)) }
     }
 }
 
-/// The definition that a name is to have. A `name` may be there if it is the one in the path.
+/// New definition of a name. A `name` is allowed if it equals the one in the path.
 #[derive(ToSchema)]
 #[schema(as = PutWorkflowRequest, example = json!({
     "start_step": "pause",
@@ -76,14 +76,14 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
 }))]
 #[expect(dead_code, reason = "describes what `put_workflow_by_name` reads")]
 pub struct WantedWorkflowBody {
-    /// Absent is null.
+    /// Description for people; absent is null.
     description: Option<String>,
     /// The id of the first step.
     #[schema(min_length = 1, example = "summarise")]
     start_step: String,
     /// The steps by id.
     steps: StepsBody,
-    /// Absent is null, which takes any object as input.
+    /// JSON Schema of the input of runs; absent is null, which accepts any object.
     #[schema(value_type = Option<HashMap<String, Value>>)]
     input_schema: Option<()>,
 }
@@ -98,7 +98,7 @@ pub struct WantedWorkflowBody {
         parameters::IfNoneMatch,
     ),
     responses(
-        (status = 200, body = Workflow, headers(("ETag" = String, description = "The state that is shown"))),
+        (status = 200, body = Workflow, headers(("ETag" = String, description = "Entity tag of this version"))),
         (status = 304), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody),
     ),
 )]
@@ -116,8 +116,8 @@ pub async fn get_workflow_by_name(
 
 /// Create or update a workflow by its name
 ///
-/// Brings the name to the wanted definition; safe to repeat. What is stored already stays untouched, another content
-/// becomes the next version under the same id, and a name without an active version gets one.
+/// Sets the definition of the name; safe to repeat. If it is already stored, nothing changes. Other content becomes
+/// the next version under the same id, and a name without an active version gets one.
 #[utoipa::path(
     put, path = "/workflow-names/{name}", tag = "workflows",
     params(
@@ -127,12 +127,12 @@ pub async fn get_workflow_by_name(
     request_body = WantedWorkflowBody,
     responses(
         (status = 200, description = "The newest version, changed or not", body = Workflow,
-            headers(("ETag" = String, description = "The state that is shown"))),
+            headers(("ETag" = String, description = "Entity tag of this version"))),
         (status = 201, description = "The name had no active version", body = Workflow,
-            headers(("ETag" = String, description = "The state that is shown"), ("Location" = String, description = "Its path"))),
-        (status = 412, description = "It has changed since it was read", body = ErrorBody),
+            headers(("ETag" = String, description = "Entity tag of this version"), ("Location" = String, description = "Its path"))),
+        (status = 412, description = "The workflow has changed since it was read", body = ErrorBody),
         (status = 400, description = "A step names an agent that does not exist or is not active", body = ErrorBody),
-        (status = 404, description = "No name can be like that", body = ErrorBody),
+        (status = 404, description = "The name is not possible", body = ErrorBody),
         (status = 413, description = "Too large to be executed", body = ErrorBody),
         (status = 422, body = ErrorBody),
     ),
@@ -159,7 +159,7 @@ pub async fn put_workflow_by_name(
     Ok(save::tagged(row))
 }
 
-/// The definition that a name is to have.
+/// Parses the new definition of a name.
 fn read(name: &str, body: &RawValue) -> Read<NewWorkflow> {
     let body = Object::body(body)?;
     let mut errors = Vec::new();
@@ -186,19 +186,19 @@ fn read(name: &str, body: &RawValue) -> Read<NewWorkflow> {
     responses(
         (status = 200, description = "With `Prefer: wait`: the run has ended, well or not", body = RunDetail, headers(
             ("Location" = String, description = "Path of the run"),
-            ("Preference-Applied" = String, description = "How long was waited at most"),
+            ("Preference-Applied" = String, description = "Maximum waiting time"),
         )),
         (status = 202, body = RunDetail, headers(
             ("Location" = String, description = "Path of the run"),
-            ("Retry-After" = i64, description = "With `Prefer: wait`: when to look again"),
-            ("Preference-Applied" = String, description = "With `Prefer: wait`: how long was waited at most"),
+            ("Retry-After" = i64, description = "With `Prefer: wait`: when to retry"),
+            ("Preference-Applied" = String, description = "With `Prefer: wait`: maximum waiting time"),
         )),
         (status = 400, description = "The workflow is not active any more", body = ErrorBody),
         (status = 404, description = "The name has no active version", body = ErrorBody),
         (status = 409, description = "A request with this key is under way", body = ErrorBody),
         (status = 413, body = ErrorBody),
         (status = 422, description = "Not valid, or the key was used with another body", body = ErrorBody),
-        (status = 503, description = "The database is away, or too much waits already", body = ErrorBody),
+        (status = 503, description = "The database is unavailable, or too many runs are waiting", body = ErrorBody),
     ),
 )]
 pub async fn execute_workflow_by_name(
@@ -213,6 +213,6 @@ pub async fn execute_workflow_by_name(
         .await?
         .ok_or_else(ApiError::workflow_not_found)?
         .id;
-    // Of the name: a repeat is the same request although the name has another version by now.
+    // The scope is the name: a repeat is the same request even if the name has a new version.
     execute::start(app, caller, (id, format!("execute by name {name:?}")), key, wait, &body).await
 }

@@ -1,5 +1,4 @@
-//! `/callbacks/{token}`, where whoever has been given the address answers a step that waits, and the list of those of
-//! a run.
+//! `/callbacks/{token}`, where the owner of the address answers a waiting step, and the list of a run's callbacks.
 
 use axum::{
     Json,
@@ -25,9 +24,9 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// Callbacks that one answer lists.
+/// Maximum number of callbacks in a list.
 const MAX_LISTED: i64 = 1000;
-/// Longer texts are no tokens.
+/// Maximum length of a token.
 const MAX_TOKEN_CHARS: usize = 128;
 
 /// `{token}` in the path.
@@ -42,7 +41,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Token {
     }
 }
 
-/// 404 for a request that answers a callback which there is not.
+/// 404 if the request answers a callback that does not exist.
 pub async fn find(app: &App, request: &mut Parts) -> Result<(), ApiError> {
     if request.method != Method::POST || route_below_prefix(app, request) != Some("/callbacks/{token}") {
         return Ok(());
@@ -51,42 +50,42 @@ pub async fn find(app: &App, request: &mut Parts) -> Result<(), ApiError> {
     if answer_callback::exists(&app.pool, &token).await? { Ok(()) } else { Err(not_found()) }
 }
 
-/// What an answer to a callback came to. A repeat gets the same, whatever it says.
+/// Result of answering a callback. A repeat gets the same result, whatever its body is.
 #[derive(Serialize, ToSchema)]
 pub struct CallbackAnswer {
-    /// The run.
+    /// Id of the run.
     run_id: String,
-    /// The step that goes on with the answer.
+    /// Id of the step that continues with the answer.
     step_id: String,
-    /// When the first answer came, which is the one that counts.
+    /// Time of the first answer, which is the one that counts.
     #[schema(value_type = String, format = DateTime)]
     answered_at: Timestamp,
-    /// Of an approval, what was decided.
+    /// Decision of an approval.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = bool)]
     approved: Option<bool>,
 }
 
-/// A callback of a run that can be answered.
+/// Callback of a run that can be answered.
 #[derive(Serialize, ToSchema)]
 pub struct Callback {
-    /// The step that waits, or that will.
+    /// Id of the step that waits, or will wait.
     step_id: String,
-    /// The attempt that waits; null if the step has not begun.
+    /// Id of the waiting attempt; null if the step has not begun.
     step_execution_id: Option<String>,
-    /// Where to answer, with POST. Whoever knows it may.
+    /// Address for the answer, by POST. Knowledge of it is sufficient permission.
     url: String,
-    /// Since when it can be answered.
+    /// Time from which it can be answered.
     #[schema(value_type = String, format = DateTime)]
     created_at: Timestamp,
-    /// Until when; null without a limit.
+    /// Time until which it can be answered; null if unlimited.
     #[schema(value_type = Option<String>, format = DateTime)]
     expires_at: Option<Timestamp>,
-    /// A decision is asked for: a body with `approved`.
+    /// Whether an approval is requested: the answer has `approved`.
     is_approval: bool,
-    /// The role that whoever decides must have; null if the address is enough.
+    /// Role that the deciding person must have; null if the address is enough.
     role: Option<String>,
-    /// What the step says about what is asked.
+    /// Information of the step about the request.
     #[schema(value_type = Option<HashMap<String, Value>>)]
     input_data: Option<Box<RawValue>>,
 }
@@ -97,17 +96,17 @@ fn not_found() -> ApiError {
 
 /// Answer a callback
 ///
-/// The step goes on with the body as its output. The address is the permission; only an approval with a role wants a
-/// token of somebody who has that role.
+/// The step continues with the body as its output. The address is the permission; only an approval with a role needs
+/// a token of a person with that role.
 #[utoipa::path(
     post, path = "/callbacks/{token}", tag = "callbacks", params(("token" = String, Path)),
     request_body(content = Option<Object>, description = "Any JSON; nothing is `{}`. Of an approval `approved`, true or \
         false, and perhaps `comment`"),
     responses(
         (status = 200, body = CallbackAnswer, headers(("Idempotency-Replayed" = String, description = "`true`: it was \
-            answered before, and this is what the first answer was told"))),
-        (status = 401, description = "The approval wants a role", body = ErrorBody),
-        (status = 403, description = "The approval wants another role", body = ErrorBody),
+            answered before, and this is the result of the first answer"))),
+        (status = 401, description = "The approval requires a role", body = ErrorBody),
+        (status = 403, description = "The approval requires another role", body = ErrorBody),
         (status = 404, body = ErrorBody),
         (status = 410, description = "Its time is over, or its run has ended", body = ErrorBody),
         (status = 422, body = ErrorBody),
@@ -137,7 +136,7 @@ pub async fn answer_callback(
 
 /// List the open callbacks of a run
 ///
-/// Those that can be answered, also those whose address was given out before their step has begun; the oldest 1000.
+/// Callbacks that can be answered, even if the address was published before the step has begun; the oldest 1000.
 #[utoipa::path(
     get, path = "/runs/{run_id}/callbacks", tag = "callbacks", params(("run_id" = String, Path)),
     responses((status = 200, body = Vec<Callback>), (status = 404, body = ErrorBody)),
@@ -170,18 +169,16 @@ impl From<AnswerError> for ApiError {
         match error {
             AnswerError::NotFound => not_found(),
             AnswerError::Over => {
-                let detail = "Nobody waits for this answer any more: its time is over, or its run has ended";
+                let detail = "No step waits for this answer any more: its time is over, or its run has ended";
                 Self::new(StatusCode::GONE, "callback_expired", detail)
             }
             AnswerError::Unauthenticated => {
-                let detail = "This decision wants somebody with a role: a bearer token is required";
+                let detail = "This decision requires a role: a bearer token is required";
                 Self::unauthorized(detail)
             }
-            AnswerError::Forbidden(role) => Self::new(
-                StatusCode::FORBIDDEN,
-                "role_required",
-                format!("This decision wants somebody with the role {role:?}"),
-            ),
+            AnswerError::Forbidden(role) => {
+                Self::new(StatusCode::FORBIDDEN, "role_required", format!("This decision requires the role {role:?}"))
+            }
             AnswerError::Invalid(errors) => errors.into(),
             AnswerError::Db(error) => error.into(),
         }

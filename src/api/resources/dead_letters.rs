@@ -29,50 +29,50 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// The parameters that a cursor of the list is bound to.
+/// Parameters that a cursor of the list is bound to.
 const FILTERS: [&str; 7] = ["topic", "reason", "status", "run_id", "created_after", "created_before", "sort_order"];
-/// Bytes of a value, or of a key, that are shown.
+/// Maximum number of bytes of a value or key in an answer.
 const MAX_SHOWN_BYTES: i32 = 1 << 20;
 
-/// A part of the list of dead letters.
+/// Page of the list of dead letters.
 pub type DeadLetterPage = Page<DeadLetter>;
 
-/// A record that no executor could use.
+/// Dead letter: a record that no executor could use.
 #[derive(Serialize, ToSchema)]
 pub struct DeadLetter {
-    /// Made with the letter.
+    /// Id of the dead letter.
     id: Uuid,
-    /// The run, as the record or its key says.
+    /// Id of the run, as the record or its key names it.
     run_id: Option<String>,
-    /// Where the record stood.
+    /// Topic of the record.
     #[schema(example = "workflow.execution.requests")]
     topic: String,
-    /// Of the topic.
+    /// Partition of the record.
     partition: i32,
-    /// In the partition.
+    /// Offset of the record in the partition.
     offset: i64,
-    /// When the record was sent.
+    /// Time when the record was sent.
     #[schema(value_type = Option<String>, format = DateTime)]
     sent_at: Option<Timestamp>,
-    /// Size of its value.
+    /// Size of the record's value.
     bytes: i64,
-    /// Why it could not be used.
+    /// Reason why it could not be used.
     #[schema(value_type = sets::DeadLetterReason)]
     reason: String,
-    /// The same in detail; may repeat some of the record.
+    /// Details of the reason; may repeat a part of the record.
     detail: String,
-    /// What becomes of it.
+    /// Status of the dead letter.
     #[schema(value_type = sets::DeadLetterStatus)]
     status: String,
-    /// Who decided.
+    /// User who decided.
     resolved_by: Option<String>,
-    /// When.
+    /// Time of the decision.
     #[schema(value_type = Option<String>, format = DateTime)]
     resolved_at: Option<Timestamp>,
-    /// When the letter was kept.
+    /// Time when the dead letter was stored.
     #[schema(value_type = String, format = DateTime)]
     created_at: Timestamp,
-    /// Whose letter it is: the run's, if it is known.
+    /// Organisation that owns the letter: that of the run, if it is known.
     organization_id: String,
 }
 
@@ -97,13 +97,13 @@ impl From<LetterRow> for DeadLetter {
     }
 }
 
-/// Some bytes: as text if they are UTF-8, else in base64.
+/// Bytes: as text if they are UTF-8, otherwise in base64.
 #[derive(Serialize, ToSchema)]
 pub struct Octets {
-    /// How the bytes are shown.
+    /// Encoding of the bytes.
     #[schema(value_type = sets::OctetEncoding)]
     encoding: &'static str,
-    /// In that encoding.
+    /// The bytes in that encoding.
     content: String,
 }
 
@@ -116,27 +116,27 @@ impl Octets {
     }
 }
 
-/// A header of a record.
+/// Header of a record.
 #[derive(Serialize, ToSchema)]
 pub struct LetterHeader {
     name: String,
     value: Option<Octets>,
 }
 
-/// A letter with what its record holds.
+/// Dead letter with the content of its record.
 #[derive(Serialize, ToSchema)]
 pub struct DeadLetterDetail {
     #[serde(flatten)]
     letter: DeadLetter,
-    /// The record's key; null: none, or discarded.
+    /// Key of the record; null if it has none, or was discarded.
     key: Option<Octets>,
-    /// The record's value, its first 1 048 576 bytes; null: none, or discarded.
+    /// Value of the record, its first 1 048 576 bytes; null if it has none, or was discarded.
     value: Option<Octets>,
-    /// The value is longer than what is shown.
+    /// Whether the value is longer than what is shown.
     is_truncated: bool,
     /// Headers of the record, in their order.
     headers: Vec<LetterHeader>,
-    /// What was sent again instead of the value.
+    /// Value that was sent instead of the original one.
     corrected: Option<Octets>,
 }
 
@@ -157,7 +157,7 @@ impl DeadLetterDetail {
     }
 }
 
-/// The body of a redrive request.
+/// Body of a redrive request.
 #[derive(ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = RedriveRequest, example = json!({"value": {
@@ -165,7 +165,7 @@ impl DeadLetterDetail {
 }}))]
 #[expect(dead_code, reason = "describes what `parse_redrive` reads")]
 pub struct RedriveBody {
-    /// Sent instead of the record's value, as it is written: a request to execute or to cancel a run.
+    /// Replaces the record's value, unchanged as text: a request to execute or to cancel a run.
     #[schema(value_type = Option<HashMap<String, Value>>)]
     value: Option<Box<RawValue>>,
 }
@@ -203,10 +203,10 @@ impl From<ResolveError> for ApiError {
                 Self::conflict("dead_letter_resolved", format!("The dead letter is {status}"))
             }
             ResolveError::Unreadable(error) => {
-                FieldError::rule("body.value", format!("has to be a message that executors can read: {error}")).into()
+                FieldError::rule("body.value", format!("must be a message that executors can read: {error}")).into()
             }
             ResolveError::OtherRun => {
-                FieldError::rule("body.value.run_id", "has to be the run that the dead letter is about").into()
+                FieldError::rule("body.value.run_id", "must be the run of the dead letter").into()
             }
             ResolveError::TooLarge => FieldError::rule("body.value", "is larger than a record may be").into(),
             ResolveError::Db(error) => error.into(),
@@ -229,7 +229,7 @@ impl From<ResolveError> for ApiError {
         ("sort_order" = Option<sets::SortOrder>, Query, description = "Ascending or descending (the default)"),
     ),
     responses(
-        (status = 200, body = DeadLetterPage), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
+        (status = 200, body = DeadLetterPage), (status = 400, description = "The cursor belongs to another query", body = ErrorBody),
         (status = 422, body = ErrorBody),
     ),
 )]
@@ -250,7 +250,7 @@ pub async fn list_dead_letters(State(app): State<App>, caller: Caller, query: Qu
 
 /// Get a dead letter
 ///
-/// With what its record holds, which may be anything that somebody has sent.
+/// Includes the content of the record, which can be arbitrary.
 #[utoipa::path(
     get, path = "/dead-letters/{dead_letter_id}", tag = "runs", params(("dead_letter_id" = Uuid, Path)),
     responses((status = 200, body = DeadLetterDetail), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
@@ -267,10 +267,10 @@ pub async fn get_dead_letter(
 
 /// Redrive a dead letter
 ///
-/// Sends the record again to the topic where it stood, as it was or with another value. What is sent has to be a message
-/// that executors can read, about the same run; another value needs `workflows:write` too. It is sent within seconds, or
-/// as soon as Kafka is there; a repeat of the request changes nothing. A run that has failed because of the record is
-/// started again by its retry, not by this.
+/// Sends the record again to its topic, unchanged or with another value. The value must be a message that executors
+/// can read, about the same run; another value also needs `workflows:write`. It is sent within seconds, or as soon as
+/// Kafka is available. A repeat of the request changes nothing. A run that has failed because of the record is not
+/// started by this, but by its retry.
 #[utoipa::path(
     post, path = "/dead-letters/{dead_letter_id}/redrive", tag = "runs", params(("dead_letter_id" = Uuid, Path)),
     request_body(content = Option<RedriveBody>),
@@ -289,7 +289,7 @@ pub async fn redrive_dead_letter(
 ) -> Result<(StatusCode, Json<DeadLetter>), ApiError> {
     let value = parse_redrive(body.as_deref())?;
     if value.is_some() {
-        // A request to execute has a plan of its own.
+        // A request to execute contains a plan of its own.
         caller.must(Permission::WorkflowsWrite)?;
     }
     let row = resolve_letter::redrive(&app.pool, caller.context(&app), id, value.as_deref()).await?;
@@ -299,13 +299,13 @@ pub async fn redrive_dead_letter(
 
 /// Discard a dead letter
 ///
-/// Forgets what the record holds, and keeps that it was there. The copy in the dead-letter topic stays.
+/// Deletes the content of the record, and keeps the entry. The copy in the dead-letter topic stays.
 #[utoipa::path(
     delete, path = "/dead-letters/{dead_letter_id}", tag = "runs", params(("dead_letter_id" = Uuid, Path)),
     responses(
         (status = 200, body = DeadLetter),
         (status = 404, body = ErrorBody),
-        (status = 409, description = "It is just being sent again", body = ErrorBody),
+        (status = 409, description = "The dead letter is being sent again", body = ErrorBody),
         (status = 422, body = ErrorBody),
     ),
 )]

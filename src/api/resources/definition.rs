@@ -1,6 +1,6 @@
-//! The shape of a definition's steps in the OpenAPI document: what `workflow::Step` reads, member by member.
+//! OpenAPI schemas of a definition's steps: what `workflow::Step` reads, member by member.
 
-#![expect(dead_code, reason = "describes what `workflow::Step` reads, which knows nothing of OpenAPI")]
+#![expect(dead_code, reason = "describes what `workflow::Step` reads, which is independent of OpenAPI")]
 
 use std::{borrow::Cow, collections::HashMap};
 
@@ -13,7 +13,7 @@ use crate::{api::vocabulary::sets, workflow::StepKind};
 
 type Named = (String, RefOr<Schema>);
 
-/// Steps by id: one at least, which a derived schema could not say.
+/// Steps by id. At least one is required, which a derived schema cannot express.
 pub struct StepsBody;
 
 impl PartialSchema for StepsBody {
@@ -34,7 +34,7 @@ impl ToSchema for StepsBody {
     }
 }
 
-/// Branches by name: two at least.
+/// Branches by name. At least two are required.
 pub struct BranchesBody;
 
 impl PartialSchema for BranchesBody {
@@ -58,7 +58,7 @@ fn map_of<T: ToSchema>(at_least: usize) -> ObjectBuilder {
     ObjectBuilder::new().additional_properties(Some(values)).min_properties(Some(at_least))
 }
 
-/// A step of a workflow, by its `type`.
+/// Step of a workflow, by its `type`.
 pub struct StepBody;
 
 impl PartialSchema for StepBody {
@@ -86,23 +86,23 @@ impl ToSchema for StepBody {
     }
 }
 
-/// Makes a schema of each type of step: the members that all have, and its own.
+/// Defines a schema for each type of step, with the common members and its own.
 macro_rules! steps {
     ($($(#[$about:meta])+ $name:ident($kind:ident): $(#[$optional:meta])? $type:ty { $($own:tt)* })+) => {
         $(
             #[derive(ToSchema)]
             $(#[$about])+
             pub struct $name {
-                /// Equals the step's key: letters, digits, hyphens and underscores.
+                /// Id, equal to the step's key: letters, digits, hyphens and underscores.
                 #[schema(min_length = 1, max_length = 255, pattern = r"^[^\s!-,./:-@\[-^`{-~]+$")]
                 id: String,
-                /// What the step does.
+                /// Type of the step.
                 $(#[$optional])?
                 r#type: $type,
-                /// The step that follows; null ends the chain.
+                /// Id of the next step; null ends the chain.
                 next_step: Option<String>,
-                /// The step fails if it takes longer, all attempts and everything inside of it counted; of a `callback`,
-                /// how long it can be answered.
+                /// Time-out of the step in seconds, including all attempts and inner steps; for a `callback` the time
+                /// within which it can be answered.
                 #[schema(minimum = 1, maximum = 315_576_000)]
                 timeout_seconds: Option<i64>,
                 $($own)*
@@ -112,7 +112,7 @@ macro_rules! steps {
             }
         )+
 
-        /// The schema of each type of step.
+        /// Schema of each type of step.
         const STEPS: [(StepKind, &str); StepKind::ALL.len()] = [$((StepKind::$kind, stringify!($name))),+];
 
         fn add_steps(schemas: &mut Vec<Named>) {
@@ -126,75 +126,77 @@ macro_rules! steps {
 
 steps! {
     /// Calls an agent.
-    // At least the required members. Redocly would else take a `type` that may be absent for a mistake.
+    // The minimum is the number of required members. Without it, Redocly reports the optional `type` as an error.
     #[schema(min_properties = 3)]
     AgentStep(Agent): #[schema(required = false)] sets::AgentStepType {
-        /// An active agent's name.
+        /// Name of an active agent.
         #[schema(min_length = 1, max_length = 255)]
         agent_name: String,
-        /// The input. Strings may hold references such as `${workflow.input.text}` and `${other_step.output.text}`.
+        /// Input of the step. Strings may contain references such as `${workflow.input.text}` and
+        /// `${other_step.output.text}`.
         input_mapping: HashMap<String, serde_json::Value>,
     }
     /// Runs steps at the same time.
     ParallelStep(Parallel): sets::ParallelStepType {
-        /// The steps, two at least.
+        /// Ids of the steps, at least two.
         #[schema(min_items = 2)]
         parallel_steps: Vec<String>,
-        /// How many of them run at a time; null is all.
+        /// Maximum number of steps that run at a time; null means all.
         #[schema(minimum = 1)]
         max_parallelism: Option<i64>,
     }
-    /// Runs one of two steps. At least one of them has to be there.
+    /// Runs one of two steps. At least one of them is required.
     ConditionalStep(Conditional): sets::ConditionalStepType {
-        /// What is asked.
+        /// Condition that decides.
         condition: ConditionBody,
-        /// Runs if the condition is true.
+        /// Step that runs if the condition is true.
         if_true_step: Option<String>,
-        /// Runs if the condition is false.
+        /// Step that runs if the condition is false.
         if_false_step: Option<String>,
     }
     /// Runs steps for each element of an array.
     LoopStep(Loop): sets::LoopStepType {
-        /// Over what, and how.
+        /// Array and mode of the loop.
         loop_config: LoopConfigBody,
     }
-    /// Runs branches at the same time and asks how many must succeed.
+    /// Runs branches at the same time, of which a given number must succeed.
     ForkJoinStep(ForkJoin): sets::ForkJoinStepType {
-        /// The branches, and how many have to succeed.
+        /// Branches, and the number of them that must succeed.
         fork_join_config: ForkJoinConfigBody,
     }
-    /// Lets time pass.
+    /// Waits for a time.
     WaitStep(Wait): sets::WaitStepType {
-        /// For how long, or until when.
+        /// Duration or end of the wait.
         wait_config: WaitConfigBody,
     }
-    /// Waits until somebody answers.
+    /// Waits for an answer to a callback.
     CallbackStep(Callback): sets::CallbackStepType {
-        /// What is said about what is asked. Strings may hold references, such as `${this_step.callback_url}`.
+        /// Information about the request for the answering person or program. Strings may contain references, such as
+        /// `${this_step.callback_url}`.
         input_mapping: Option<HashMap<String, serde_json::Value>>,
-        /// What is asked for; absent is any JSON.
+        /// Form of the answer; absent accepts any JSON.
         callback_config: Option<CallbackConfigBody>,
     }
     /// Runs another workflow.
     SubWorkflowStep(SubWorkflow): sets::SubWorkflowStepType {
-        /// The input. Strings may hold references.
+        /// Input of the run. Strings may contain references.
         input_mapping: Option<HashMap<String, serde_json::Value>>,
-        /// Which workflow.
+        /// Workflow to run.
         sub_workflow_config: SubWorkflowConfigBody,
     }
 }
 
-/// A definition as it is stored and sent to executors: the plan.
+/// Plan: a definition as it is stored and sent to executors.
 #[derive(ToSchema)]
 #[schema(as = WorkflowPlan)]
 pub struct PlanBody {
-    /// `wf-`, the name and the version it was created as.
+    /// Id of the plan: `wf-`, the name, and the version that it was created with.
     #[schema(example = "wf-summarise-1")]
     workflow_id: String,
-    /// The workflow's name.
+    /// Name of the workflow.
     #[schema(example = "summarise")]
     name: String,
-    /// The workflow's version, as text.
+    /// Version of the workflow, as text.
     #[schema(example = "1")]
     version: String,
     /// The id of the first step.
@@ -203,108 +205,108 @@ pub struct PlanBody {
     steps: StepsBody,
 }
 
-/// What a conditional step asks.
+/// Condition of a conditional step.
 #[derive(ToSchema)]
 #[schema(as = Condition)]
 pub struct ConditionBody {
-    /// Values, references and operators.
+    /// Expression of values, references and operators.
     #[schema(min_length = 1, example = "${classify.output.score} > 0.5")]
     expression: String,
-    /// Kept and ignored.
+    /// Stored and ignored.
     operator: Option<String>,
 }
 
-/// What a loop goes over, and how.
+/// Configuration of a loop.
 #[derive(ToSchema)]
 #[schema(as = LoopConfig)]
 pub struct LoopConfigBody {
-    /// A reference to an array.
+    /// Reference to an array.
     #[schema(example = "${workflow.input.items}", pattern = r"^\s*\$\{[^}]*[^}\s][^}]*\}")]
     collection: String,
-    /// The steps of one iteration, in order.
+    /// Ids of the steps of one iteration, in order.
     #[schema(min_items = 1)]
     loop_body: Vec<String>,
-    /// Absent is `sequential`.
+    /// Mode; the default is `sequential`.
     execution_mode: Option<sets::ExecutionMode>,
-    /// Mode `parallel`: how many iterations run at a time; null is all.
+    /// Mode `parallel`: maximum number of iterations at a time; null means all.
     #[schema(minimum = 1)]
     max_parallelism: Option<i64>,
-    /// How many elements are used; null is all.
+    /// Maximum number of elements that are used; null means all.
     #[schema(minimum = 1)]
     max_iterations: Option<i64>,
-    /// What an iteration's failure means; absent is `stop`.
+    /// Effect of a failed iteration; the default is `stop`.
     on_error: Option<sets::OnError>,
 }
 
-/// The branches of a fork, and what makes the join succeed.
+/// Branches of a fork, and the condition for the success of its join.
 #[derive(ToSchema)]
 #[schema(as = ForkJoinConfig)]
 pub struct ForkJoinConfigBody {
-    /// By name, two at least.
+    /// Branches by name, at least two.
     branches: BranchesBody,
-    /// Absent is `all`.
+    /// Join policy; the default is `all`.
     join_policy: Option<sets::JoinPolicy>,
-    /// Policy `n_of_m`: how many have to succeed.
+    /// Policy `n_of_m`: number of branches that have to succeed.
     #[schema(minimum = 1)]
     n_required: Option<i64>,
-    /// For branches without their own.
+    /// Time-out of branches without their own, in seconds.
     #[schema(minimum = 1)]
     branch_timeout_seconds: Option<i64>,
 }
 
-/// One branch of a fork.
+/// Branch of a fork.
 #[derive(ToSchema)]
 #[schema(as = Branch)]
 pub struct BranchBody {
-    /// In order.
+    /// Ids of the steps, in order.
     #[schema(min_items = 1)]
     steps: Vec<String>,
-    /// Time for the whole branch.
+    /// Time-out of the whole branch, in seconds.
     #[schema(minimum = 1)]
     timeout_seconds: Option<i64>,
 }
 
-/// For how long a step waits, or until when: one of the members.
+/// Duration or end of a wait: exactly one of the members.
 #[derive(ToSchema)]
 #[schema(as = WaitConfig, example = json!({"duration": "PT15M"}))]
 pub struct WaitConfigBody {
-    /// Seconds, as a number or a text with references.
+    /// Seconds, as a number or a string with references.
     #[schema(value_type = serde_json::Value, required = false, example = 30)]
     duration_seconds: (),
-    /// An ISO 8601 duration of weeks, days, hours, minutes and seconds, or a text with references.
+    /// ISO 8601 duration of weeks, days, hours, minutes and seconds, or a string with references.
     #[schema(example = "PT15M")]
     duration: Option<String>,
-    /// A time with its zone, or a text with references.
+    /// Time with its zone, or a string with references.
     #[schema(example = "2026-02-03T09:00:00Z")]
     until: Option<String>,
 }
 
-/// What a callback is asked for.
+/// Form of a callback's answer.
 #[derive(ToSchema)]
 #[schema(as = CallbackConfig)]
 pub struct CallbackConfigBody {
-    /// A decision: a body with `approved`.
+    /// Approval: the answer has `approved`.
     approval: Option<ApprovalBody>,
 }
 
-/// A decision by a person.
+/// Decision by a person.
 #[derive(ToSchema)]
 #[schema(as = Approval)]
 pub struct ApprovalBody {
-    /// The role that whoever decides must have; null if the callback's address is enough.
+    /// Role that the deciding person must have; null if the callback's address is enough.
     #[schema(min_length = 1, max_length = 255)]
     role: Option<String>,
-    /// What a rejection means; absent is `fail`.
+    /// Effect of a rejection; the default is `fail`.
     on_reject: Option<sets::OnReject>,
 }
 
-/// Which workflow runs as a step: one of the members.
+/// Workflow that runs as a step: exactly one of the members.
 #[derive(ToSchema)]
 #[schema(as = SubWorkflowConfig, example = json!({"workflow_name": "summarise-and-translate"}))]
 pub struct SubWorkflowConfigBody {
-    /// The id of a definition.
+    /// Id of a definition.
     workflow_id: Option<uuid::Uuid>,
-    /// A name, of which the newest version counts.
+    /// Name of a workflow, whose newest version runs.
     #[schema(min_length = 1, max_length = 255)]
     workflow_name: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! Definitions as code: checking one without storing it, and its versions.
+//! Definitions as code: validating a definition without storing it, and its versions.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -39,47 +39,47 @@ use crate::{
     workflow::{self, Draft, NewWorkflow},
 };
 
-/// The version that the plan of a dry run names: its real number is known only when it is stored.
+/// Version number in the plan of a dry run: the real number is known only when the definition is stored.
 const DRY_RUN_VERSION: i32 = 1;
 
-/// What would become of a definition.
+/// Result of validating a definition.
 #[derive(Serialize, ToSchema)]
 pub struct Validation {
-    /// It could be stored as it is; `errors` is empty.
+    /// Whether it could be stored as it is; `errors` is empty then.
     valid: bool,
-    /// Why it could not be stored.
+    /// Reasons why it could not be stored.
     #[schema(value_type = Vec<FieldErrorBody>)]
     errors: Vec<FieldError>,
-    /// What is allowed and yet hardly meant: references that no run can resolve, steps that never run, members that
-    /// are dropped.
+    /// Warnings: valid members that are probably mistakes, such as references that no run can resolve, steps that
+    /// never run, and members that are dropped.
     #[schema(value_type = Vec<FieldErrorBody>)]
     warnings: Vec<FieldError>,
-    /// The plan in its normal form, as it would be stored for a name that is new. Null if there are errors in the
-    /// definition itself; agents that are missing or inactive do not count here.
+    /// The plan in its normal form, as it would be stored for a new name. Null if there are errors in the definition
+    /// itself; missing or inactive agents do not count here.
     #[schema(value_type = Option<PlanBody>)]
     workflow_data: Option<Box<RawValue>>,
-    /// The shape of the definition; null if it cannot be read.
+    /// Structure of the definition; null if it cannot be read.
     summary: Option<Summary>,
 }
 
-/// The shape of a definition.
+/// Structure of a definition.
 #[derive(Serialize, ToSchema)]
 #[schema(as = WorkflowSummary)]
 pub struct Summary {
-    /// How many steps there are of each type.
+    /// Number of steps of each type.
     #[schema(example = json!({"agent": 3, "parallel": 1}))]
     steps: BTreeMap<&'static str, usize>,
-    /// How many steps there are.
+    /// Number of steps.
     total_steps: usize,
-    /// The agents that steps name, in order of mention.
+    /// Names of the agents, in the order of their first occurrence.
     agents: Vec<String>,
-    /// How deep containers contain each other; 1 without any container.
+    /// Nesting depth of containers; 1 without any container.
     depth: usize,
-    /// Where it begins.
+    /// The first step.
     start_step: String,
-    /// Where the main chain ends; empty if it does not.
+    /// The last steps of the main chain; empty if it does not end.
     end_steps: Vec<String>,
-    /// Steps that nothing leads to from the start.
+    /// Steps that cannot be reached from the start.
     unreachable_steps: Vec<String>,
 }
 
@@ -92,7 +92,8 @@ impl From<workflow::Summary> for Summary {
 
 /// Validate a definition
 ///
-/// Checks a definition as creating it would, and stores nothing. Answers 200 whether it is valid or not.
+/// Checks a definition like creating it would, and stores nothing. The status is 200 for valid and invalid
+/// definitions.
 #[utoipa::path(
     post, path = "/workflows/validate", tag = "workflows", request_body = NewWorkflowBody,
     responses(
@@ -116,7 +117,7 @@ pub async fn validate_workflow(
 }
 
 impl Validation {
-    /// What can be said without the database, and the definition if it is valid so far.
+    /// Validates without the database. Also returns the definition, if it is valid so far.
     fn of(body: &RawValue) -> (Self, Option<NewWorkflow>) {
         let mut answer =
             Self { valid: false, errors: Vec::new(), warnings: dropped(body), workflow_data: None, summary: None };
@@ -135,7 +136,7 @@ impl Validation {
     }
 }
 
-/// A warning for each member that creating would drop, of the body and of its steps.
+/// A warning for each member of the body and of its steps that creating would drop.
 fn dropped(body: &RawValue) -> Vec<FieldError> {
     let warn = |path: String| FieldError::new(path, "unknown_member", "The member is not known and will be dropped");
     let Ok(object) = Object::body(body) else { return Vec::new() };
@@ -145,7 +146,7 @@ fn dropped(body: &RawValue) -> Vec<FieldError> {
     warnings
 }
 
-/// An error for each step whose agent could not be called.
+/// An error for each step whose agent cannot be called.
 async fn agent_errors(app: &App, caller: &Caller, new: &NewWorkflow) -> Result<Vec<FieldError>, ApiError> {
     let steps = new.content.steps();
     let mut connection = app.pool.acquire().await?;
@@ -165,14 +166,14 @@ async fn agent_errors(app: &App, caller: &Caller, new: &NewWorkflow) -> Result<V
     Ok(errors.take(input::MAX_ERRORS).collect())
 }
 
-/// The parameters of a path that has several.
+/// Parameters of a path with several of them.
 pub struct PathValues(HashMap<String, String>);
 
 impl<S: Send + Sync> FromRequestParts<S> for PathValues {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        // Only what is no UTF-8 is refused, and then no row can be meant.
+        // Fails only for a text that is not UTF-8, which names no row.
         let values = Path::<Vec<(String, String)>>::from_request_parts(parts, state)
             .await
             .map_err(|_| ApiError::workflow_not_found())?;
@@ -214,7 +215,7 @@ async fn version_of(app: &App, caller: &Caller, id: Uuid, version: i32) -> Resul
 
 /// Get a version of a workflow
 ///
-/// One version of the workflow's name, deleted ones too.
+/// Returns one version of the workflow's name. Deleted versions are included.
 #[utoipa::path(
     get, path = "/workflows/{workflow_id}/versions/{version}", tag = "workflows",
     params(("workflow_id" = uuid::Uuid, Path), ("version" = i32, Path, minimum = 1)),
@@ -228,60 +229,60 @@ pub async fn get_workflow_version(
     Ok(Json(version_of(&app, &caller, path.workflow_id()?, path.version("version")?).await?.into()))
 }
 
-/// A value in two versions.
+/// Value in two versions.
 #[derive(ToSchema)]
 #[schema(as = Change)]
-#[expect(dead_code, reason = "describes `workflow::Change`, which knows nothing of OpenAPI")]
+#[expect(dead_code, reason = "describes `workflow::Change`, which is independent of OpenAPI")]
 pub struct ChangeBody {
-    /// In the first version.
+    /// Value in the first version.
     #[schema(value_type = Value)]
     before: (),
-    /// In the second version.
+    /// Value in the second version.
     #[schema(value_type = Value)]
     after: (),
 }
 
-/// What differs between two versions.
+/// Difference between two versions.
 #[derive(Serialize, ToSchema)]
 pub struct Comparison {
-    /// Shared by both.
+    /// Name that both share.
     name: String,
     /// The first version.
     from_version: i32,
     /// The second version.
     to_version: i32,
-    /// Nothing differs but the number.
+    /// Whether only the version number differs.
     identical: bool,
-    /// Null if it is the same.
+    /// Change of the description; null if it is the same.
     #[schema(value_type = Option<ChangeBody>)]
     description: Option<workflow::Change>,
-    /// Null if it is the same.
+    /// Change of the start step; null if it is the same.
     #[schema(value_type = Option<ChangeBody>)]
     start_step: Option<workflow::Change>,
-    /// Null if it is the same.
+    /// Change of the input schema; null if it is the same.
     #[schema(value_type = Option<ChangeBody>)]
     input_schema: Option<workflow::Change>,
-    /// The steps.
+    /// Differences of the steps.
     steps: StepComparison,
 }
 
-/// Which steps differ between two versions.
+/// Steps that differ between two versions.
 #[derive(Serialize, ToSchema)]
 pub struct StepComparison {
-    /// Steps by id that only the second version has.
+    /// Steps that only the second version has, by id.
     #[schema(value_type = HashMap<String, StepBody>)]
     added: Box<RawValue>,
-    /// Steps by id that only the first version has.
+    /// Steps that only the first version has, by id.
     #[schema(value_type = HashMap<String, StepBody>)]
     removed: Box<RawValue>,
-    /// By step id and member: what the member was and is.
+    /// Changed members by step id and member name, with both values.
     #[schema(value_type = HashMap<String, HashMap<String, ChangeBody>>)]
     changed: Box<RawValue>,
 }
 
 /// Compare two versions of a workflow
 ///
-/// Says what differs, from the first to the second.
+/// Lists the differences, from the first to the second.
 #[utoipa::path(
     get, path = "/workflows/{workflow_id}/versions/{version}/diff/{other}", tag = "workflows",
     params(
@@ -318,20 +319,20 @@ pub async fn compare_workflow_versions(
     }))
 }
 
-/// The body of a roll-back request.
+/// Body of a roll-back request.
 #[derive(ToSchema)]
 #[schema(as = RollBackRequest)]
 #[expect(dead_code, reason = "describes what `roll_back_workflow` reads")]
 pub struct RollBackBody {
-    /// The version whose content is wanted back.
+    /// Version whose content becomes the newest one.
     #[schema(minimum = 1, example = 1)]
     version: i32,
 }
 
 /// Roll a workflow back
 ///
-/// Makes the content of an earlier version the newest one. It is an update: the id stays, the version number is a new
-/// one, and the content that was the newest stays as a version of its own.
+/// Makes the content of an earlier version the newest one. This is an update: the id stays, the version number is
+/// new, and the previous newest content remains as a version of its own.
 #[utoipa::path(
     post, path = "/workflows/{workflow_id}/rollback", tag = "workflows",
     params(
@@ -341,10 +342,10 @@ pub struct RollBackBody {
     ),
     request_body = RollBackBody,
     responses(
-        (status = 200, description = "The newest version; without any change if it is the wanted one", body = Workflow,
-            headers(("ETag" = String, description = "The state that is shown"))),
+        (status = 200, description = "The newest version; unchanged if it has this content already", body = Workflow,
+            headers(("ETag" = String, description = "Entity tag of this version"))),
         (status = 409, description = "A request with this key is under way", body = ErrorBody),
-        (status = 412, description = "It has changed since it was read", body = ErrorBody),
+        (status = 412, description = "The workflow has changed since it was read", body = ErrorBody),
         (status = 400, description = "A step of that version names an agent that is not active", body = ErrorBody),
         (status = 404, description = "No such workflow, version, or agent", body = ErrorBody),
         (status = 422, body = ErrorBody),

@@ -22,7 +22,7 @@ use crate::{
     workflow::{Graph, Plan},
 };
 
-/// How a graph is shown.
+/// Format of a graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
     Svg,
@@ -33,7 +33,7 @@ enum Form {
 }
 
 impl Form {
-    /// By the parameter `format`, else by the `Accept` header, else plain text.
+    /// Chosen format: by the parameter `format`, else by the `Accept` header, else plain text.
     fn asked(query: &Query, headers: &HeaderMap) -> Result<Self, ApiError> {
         match query.text("format") {
             Some("svg") => return Ok(Self::Svg),
@@ -83,7 +83,7 @@ fn not_drawable(what: impl std::fmt::Display) -> ApiError {
 
 /// Draw a workflow
 ///
-/// As SVG, or as text in the language of Mermaid.
+/// As SVG, or as text in the Mermaid language.
 #[utoipa::path(
     get, path = "/workflows/{workflow_id}/graph", tag = "workflows",
     params(
@@ -114,7 +114,7 @@ pub async fn draw_workflow(
 
 /// Draw a run
 ///
-/// The definition that it executes, with the latest state of each step; as SVG, or as text in the language of Mermaid.
+/// The run's definition, with the latest state of each step; as SVG, or as text in the Mermaid language.
 #[utoipa::path(
     get, path = "/runs/{run_id}/graph", tag = "runs",
     params(

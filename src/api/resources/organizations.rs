@@ -1,4 +1,5 @@
-//! `/organizations`. Administrators of the default organisation manage all of them; others see their own.
+//! Handlers of `/organizations`. Administrators of the default organisation manage all of them; other callers see
+//! their own.
 
 use axum::{
     Json,
@@ -28,35 +29,35 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// Length of a name.
+/// Length range of a name.
 const NAME_CHARS: std::ops::RangeInclusive<usize> = 1..=255;
 
-/// A part of the list of organisations.
+/// Page of the list of organisations.
 pub type OrganizationPage = Page<Organization>;
 
-/// An organisation. Agents, workflows, runs, API keys and audit entries belong to one each.
+/// Organisation, which owns agents, workflows, runs, API keys and audit entries.
 #[derive(Serialize, ToSchema)]
 pub struct Organization {
-    /// In tokens (claim `organization_id`) and in paths; never changed.
+    /// Id in tokens (claim `organization_id`) and in paths; never changed.
     #[schema(example = "acme")]
     id: String,
-    /// For people.
+    /// Name for people.
     #[schema(example = "Acme Ltd")]
     name: String,
-    /// Whether its callers are let in.
+    /// Whether its callers are accepted.
     #[schema(value_type = sets::OrganizationStatus)]
     status: String,
-    /// The most that it may have; null: as the settings say.
+    /// Quotas; null: the value of the settings.
     #[schema(value_type = QuotasBody)]
     quotas: Quotas,
-    /// Who made it.
+    /// User who created it.
     created_by: String,
-    /// Who changed it last.
+    /// User who changed it last.
     updated_by: String,
-    /// When it was made.
+    /// Time of creation.
     #[schema(value_type = String, format = DateTime)]
     created_at: Timestamp,
-    /// Last change.
+    /// Time of the last change.
     #[schema(value_type = String, format = DateTime)]
     updated_at: Timestamp,
 }
@@ -76,96 +77,96 @@ impl From<OrganizationRow> for Organization {
     }
 }
 
-/// The most of each; null: as the settings say.
+/// Quotas of an organisation; null: the value of the settings.
 #[derive(ToSchema)]
 #[schema(as = Quotas)]
-#[expect(dead_code, reason = "describes `access::Quotas`, which knows nothing of OpenAPI")]
+#[expect(dead_code, reason = "describes `access::Quotas`, which is independent of OpenAPI")]
 pub struct QuotasBody {
-    /// Agents that are not deleted.
+    /// Maximum number of agents that are not deleted.
     #[schema(minimum = 0)]
     agents: Option<i32>,
-    /// Names of workflows with a version that is not deleted.
+    /// Maximum number of workflow names with a version that is not deleted.
     #[schema(minimum = 0)]
     workflows: Option<i32>,
-    /// API keys that are neither revoked nor expired.
+    /// Maximum number of API keys that are neither revoked nor expired.
     #[schema(minimum = 0)]
     api_keys: Option<i32>,
-    /// Runs that have been accepted and not yet begun.
+    /// Maximum number of runs that are accepted and not yet started.
     #[schema(minimum = 0)]
     queued_runs: Option<i32>,
 }
 
-/// An organisation and what it has.
+/// Organisation with its usage.
 #[derive(Serialize, ToSchema)]
 pub struct OrganizationDetail {
     #[serde(flatten)]
     organization: Organization,
-    /// What it has of each.
+    /// Current usage.
     usage: Usage,
 }
 
-/// What an organisation has of each, at the moment.
+/// Current usage of an organisation.
 #[derive(Serialize, ToSchema)]
 pub struct Usage {
-    /// Agents that are not deleted.
+    /// Number of agents that are not deleted.
     agents: i64,
-    /// Names of workflows with a version that is not deleted.
+    /// Number of workflow names with a version that is not deleted.
     workflows: i64,
-    /// API keys that are neither revoked nor expired.
+    /// Number of API keys that are neither revoked nor expired.
     api_keys: i64,
-    /// Runs that have been accepted and not yet begun.
+    /// Number of runs that are accepted and not yet started.
     queued_runs: i64,
 }
 
-/// The body of a create request.
+/// Body of a create request.
 #[derive(ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = CreateOrganizationRequest, example = json!({"id": "acme", "name": "Acme Ltd"}))]
 #[expect(dead_code, reason = "describes what `parse_new` reads")]
 pub struct NewOrganizationBody {
-    /// In tokens and in paths; never changed.
+    /// Id in tokens and in paths; never changed.
     #[schema(min_length = 1, max_length = 63, pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", example = "acme")]
     id: String,
-    /// For people.
+    /// Name for people.
     #[schema(min_length = 1, max_length = 255, pattern = r"\S", example = "Acme Ltd")]
     name: String,
-    /// Instead of those of the settings.
+    /// Quotas that replace those of the settings.
     quotas: Option<NewQuotasBody>,
 }
 
-/// Quotas in a request; what is absent stays.
+/// Quotas in a request; absent members stay unchanged.
 #[derive(ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = QuotasRequest)]
 #[expect(dead_code, reason = "describes what `parse_quotas` reads")]
 pub struct NewQuotasBody {
-    /// Agents that are not deleted.
+    /// Maximum number of agents that are not deleted.
     #[schema(minimum = 0, maximum = 2_147_483_647)]
     agents: Option<i32>,
-    /// Names of workflows with a version that is not deleted.
+    /// Maximum number of workflow names with a version that is not deleted.
     #[schema(minimum = 0, maximum = 2_147_483_647)]
     workflows: Option<i32>,
-    /// API keys that are neither revoked nor expired.
+    /// Maximum number of API keys that are neither revoked nor expired.
     #[schema(minimum = 0, maximum = 2_147_483_647)]
     api_keys: Option<i32>,
-    /// Runs that have been accepted and not yet begun.
+    /// Maximum number of runs that are accepted and not yet started.
     #[schema(minimum = 0, maximum = 2_147_483_647)]
     queued_runs: Option<i32>,
 }
 
-/// The body of an update request; what is absent stays.
+/// Body of an update request; absent members stay unchanged.
 #[derive(ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = UpdateOrganizationRequest, example = json!({"quotas": {"agents": 100}}))]
 #[expect(dead_code, reason = "describes what `parse_patch` reads")]
 pub struct OrganizationPatchBody {
-    /// For people.
+    /// Name for people.
     #[schema(nullable = false, min_length = 1, max_length = 255, pattern = r"\S")]
     name: Option<String>,
-    /// Whether its callers are let in.
+    /// Whether its callers are accepted.
     #[schema(required = false)]
     status: sets::OrganizationStatus,
-    /// Each one on its own; null makes it that of the settings.
+    /// Quotas, each changed separately; null resets one to the value of the settings.
     #[schema(nullable = false)]
     quotas: Option<NewQuotasBody>,
 }
@@ -208,7 +209,7 @@ fn parse_patch(body: &RawValue) -> Read<OrganizationPatch> {
     Ok(OrganizationPatch { name, is_active, agents, workflows, api_keys, queued_runs })
 }
 
-/// Agents, workflows, API keys, queued runs.
+/// Parses the quotas: agents, workflows, API keys, queued runs.
 fn parse_quotas(node: &Node<'_>) -> Read<[Patch<i32>; 4]> {
     const MEMBERS: [&str; 4] = ["agents", "workflows", "api_keys", "queued_runs"];
     let object = node.object()?;
@@ -230,13 +231,13 @@ impl<S: Send + Sync> FromRequestParts<S> for OrganizationIdParam {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        // What is no id is nobody's.
+        // A text that is not an id names no organisation.
         let Ok(Path(text)) = Path::<String>::from_request_parts(parts, state).await else { return Err(not_found()) };
         OrganizationId::parse(&text).map(Self).map_err(|_| not_found())
     }
 }
 
-/// There is no such organisation.
+/// 404: the organisation does not exist.
 #[must_use]
 pub fn not_found() -> ApiError {
     ApiError::not_found("organization_not_found", "Organization not found")
@@ -258,12 +259,12 @@ impl From<OrganizationError> for ApiError {
     }
 }
 
-/// 404 for members of other organisations than this and the default one.
+/// 404 for members of organisations other than this one and the default one.
 fn must_see(caller: &Caller, id: &OrganizationId) -> Result<(), ApiError> {
     if caller.organization().is_default() || caller.organization() == id { Ok(()) } else { Err(not_found()) }
 }
 
-/// 403 for members of other organisations than the default one.
+/// 403 for members of organisations other than the default one.
 fn must_manage(caller: &Caller) -> Result<(), ApiError> {
     if caller.organization().is_default() {
         return Ok(());
@@ -274,14 +275,14 @@ fn must_manage(caller: &Caller) -> Result<(), ApiError> {
 
 /// List organizations
 ///
-/// In the order of their creation; to members of others than the default one, their own.
+/// In the order of their creation. Members of organisations other than the default one get only their own.
 #[utoipa::path(
     get, path = "/organizations", tag = "access",
     params(
         parameters::Paging,
     ),
     responses(
-        (status = 200, body = OrganizationPage), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
+        (status = 200, body = OrganizationPage), (status = 400, description = "The cursor belongs to another query", body = ErrorBody),
         (status = 422, body = ErrorBody),
     ),
 )]
@@ -294,8 +295,8 @@ pub async fn list_organizations(State(app): State<App>, caller: Caller, query: Q
 
 /// Create an organization
 ///
-/// What belongs to it is made with its API keys, of which the first is made by an administrator of the default
-/// organisation (`POST /api-keys` with `organization_id`), or with tokens that name it.
+/// Its data is created with its API keys, the first of which an administrator of the default organisation creates
+/// (`POST /api-keys` with `organization_id`), or with tokens that name it.
 #[utoipa::path(
     post, path = "/organizations", tag = "access", request_body = NewOrganizationBody,
     responses(
@@ -316,7 +317,7 @@ pub async fn create_organization(State(app): State<App>, caller: Caller, body: J
 
 /// Get an organization
 ///
-/// With what it has of what there are quotas for.
+/// Includes its current usage of the quotas.
 #[utoipa::path(
     get, path = "/organizations/{organization_id}", tag = "access", params(("organization_id" = String, Path)),
     responses((status = 200, body = OrganizationDetail), (status = 404, body = ErrorBody)),
@@ -340,7 +341,7 @@ pub async fn get_organization(
 
 /// Update an organization
 ///
-/// Changes the members that are given. Every process knows of a suspension within 5 seconds.
+/// Changes the given members. A suspension takes effect in every process within 5 seconds.
 #[utoipa::path(
     put, path = "/organizations/{organization_id}", tag = "access", params(("organization_id" = String, Path)),
     request_body = OrganizationPatchBody,

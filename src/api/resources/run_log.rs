@@ -1,4 +1,4 @@
-//! The log of a run, in pages and as a stream.
+//! Log of a run, in pages and as an event stream.
 
 use std::{
     collections::VecDeque,
@@ -40,25 +40,25 @@ use crate::{
     visible,
 };
 
-/// The parameters that a cursor of the log is bound to.
+/// Parameters that a cursor of the log is bound to.
 const FILTERS: [&str; 3] = ["step_id", "level", "sort_order"];
-/// The header by which a client goes on with a stream, and the parameter for those that cannot send it.
+/// Header by which a client resumes a stream. There is also a parameter, for clients that cannot send it.
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
-/// Tells nginx to pass on what comes when it comes.
+/// Makes nginx forward events without buffering.
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
-/// Ends the id of the end event, whose number is that of the entry before.
+/// Suffix of the id of the end event; its number is that of the last entry.
 const END_SUFFIX: &str = "-end";
-/// How long a stream is silent at most: less than proxies wait before they take a connection for dead.
+/// Interval of keep-alive comments: shorter than the time-outs of proxies.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// When a client comes back whose stream was closed before the run ended.
+/// Reconnection delay of a client whose stream was closed before the end of the run.
 const RECONNECT_AFTER: Duration = Duration::from_secs(1);
-/// Entries that a stream holds at most.
+/// Maximum number of entries that a stream holds in memory.
 const CHUNK: i64 = 100;
 
-/// A part of a run's log.
+/// Page of a run's log.
 pub type RunEventPage = Page<Event>;
 
-/// An entry of a run's log.
+/// Entry of a run's log.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = RunEvent, example = json!({
     "run_id": "run-01935e7c-7f6e-7c3a-9d51-2f8f0a4b6c1d", "seq": 4, "timestamp": "2026-02-03T09:00:00.120450Z",
@@ -67,32 +67,32 @@ pub type RunEventPage = Page<Event>;
     "agent_name": "writer", "http_status": 200, "duration_ms": 84.2, "detail": null
 }))]
 pub struct Event {
-    /// The run.
+    /// Id of the run.
     run_id: String,
-    /// Its place in the log, from 0 without gaps; entries never change and never move.
+    /// Sequence number in the log, from 0 without gaps; entries are never changed or renumbered.
     seq: i32,
-    /// When it was recorded.
+    /// Time when it was recorded.
     #[schema(value_type = String, format = DateTime)]
     timestamp: Timestamp,
-    /// What it tells of.
+    /// Kind of the entry.
     #[schema(value_type = sets::RunEventKind)]
     kind: String,
-    /// How much it matters.
+    /// Severity of the entry.
     #[schema(value_type = sets::LogLevel)]
     level: Level,
-    /// For people.
+    /// Message for people.
     message: String,
-    /// Of an attempt.
+    /// Id of the attempt's step.
     step_id: Option<String>,
-    /// The attempt, as in the run's steps.
+    /// Id of the attempt, as in the run's steps.
     attempt_id: Option<String>,
-    /// Whom the attempt calls.
+    /// Name of the agent that the attempt calls.
     agent_name: Option<String>,
-    /// Of the agent's answer.
+    /// HTTP status of the agent's answer.
     http_status: Option<i32>,
-    /// Of the attempt or of the call.
+    /// Duration of the attempt or of the call.
     duration_ms: Option<f64>,
-    /// The error message, who created the run, or a state without a kind of its own.
+    /// The error message, the creator of the run, or a state without a kind of its own.
     detail: Option<String>,
 }
 
@@ -117,7 +117,7 @@ impl From<EventRow> for Event {
     }
 }
 
-/// As a line for reading.
+/// Formats an entry as a line of text.
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // An error message may have lines of its own, and whatever an agent has put there.
@@ -159,10 +159,10 @@ fn message(row: &EventRow) -> String {
 
 /// Get the log of a run
 ///
-/// Its transitions, attempts, agent calls and errors, in their order. It begins with the release that keeps logs: of
-/// what happened before, only the creation is shown.
+/// Its state changes, attempts, agent calls and errors, in their order. Of a run that is older than the release which
+/// introduced logs, only the creation is shown for the time before.
 ///
-/// With `Accept: text/plain` a line an entry, and `Link` names the next page.
+/// With `Accept: text/plain` there is one line for each entry, and `Link` names the next page.
 #[utoipa::path(
     get, path = "/runs/{run_id}/logs", tag = "runs",
     params(
@@ -230,7 +230,7 @@ pub async fn get_logs(
     Ok(response)
 }
 
-/// Text is asked for, and JSON is not.
+/// Whether text is accepted, and JSON is not.
 fn prefers_text(headers: &HeaderMap) -> bool {
     let texts = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let types = texts.flat_map(|text| text.split(',')).filter_map(|entry| entry.split(';').next());
@@ -238,17 +238,18 @@ fn prefers_text(headers: &HeaderMap) -> bool {
     types.iter().any(|name| name == "text/plain") && !types.iter().any(|name| name == "application/json")
 }
 
-/// Up to where a client has seen the stream.
+/// Position up to which a client has received the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Seen {
-    /// The last entry; -1 if none.
+    /// Sequence number of the last entry; -1 if none.
     seq: i32,
-    /// And the end event after it.
+    /// Whether the end event was received too.
     end: bool,
 }
 
 impl Seen {
-    /// As the client says. A browser that comes back sends the header, and the parameter as it was the first time.
+    /// Reads the position from the request. A reconnecting browser sends the current header, and the original
+    /// parameter.
     fn read(headers: &HeaderMap, query: &Query) -> Option<Self> {
         let in_query = Self::parse(query.text("last_event_id").unwrap_or_default())?;
         match headers.get(LAST_EVENT_ID) {
@@ -269,11 +270,11 @@ impl Seen {
 
 /// Stream the log of a run
 ///
-/// Streams the log of a run as Server-Sent Events: what there is at once, what comes when it comes, and at the end of
-/// the run an event `end`. A stream that is closed without it is to be opened again with the last id, as browsers do
-/// by themselves.
+/// Streams the log of a run as Server-Sent Events: first the existing entries, then new ones as they occur, and at
+/// the end of the run an event `end`. If a stream is closed without `end`, it has to be opened again with the last
+/// id, as browsers do by themselves.
 ///
-/// Entries come without an event name (`onmessage`). After a retry the same log goes on.
+/// Entries have no event name (`onmessage`). After a retry the same log continues.
 #[utoipa::path(
     get, path = "/runs/{run_id}/events", tag = "runs",
     params(
@@ -334,47 +335,48 @@ fn is_terminal(status: &str) -> bool {
     RunStatus::parse(status).is_some_and(RunStatus::is_terminal)
 }
 
-/// In a task of its own: who hangs up shall not tear a statement apart.
+/// Runs in a task of its own, so that a client that disconnects does not interrupt a statement.
 async fn read(app: &App, run_id: &str, after: i32) -> Result<Option<LogTail>, db::Error> {
     let (pool, run_id) = (app.pool.clone(), run_id.to_owned());
     db::bounded(async move { events::rest(&pool, &run_id, after, CHUNK).await }).await
 }
 
-/// The data of the end event.
+/// Data of the end event.
 #[derive(Serialize)]
 struct End<'a> {
     run_id: &'a str,
     status: &'a str,
 }
 
-/// What a stream is about to do.
+/// Next action of a stream.
 enum Phase {
-    /// To begin, with what was read first.
+    /// Begin with these entries, which were read first.
     Opening(LogTail),
-    /// To send these, then what they leave: the end, the next chunk, or a wait.
+    /// Send these entries, then continue: the end, the next chunk, or a wait.
     Sending(VecDeque<EventRow>, AfterRows),
-    /// To close.
+    /// Close the stream.
     Closing,
 }
 
-/// What follows the entries of a chunk.
+/// Continuation after the entries of a chunk.
 enum AfterRows {
-    /// There may be more.
+    /// There may be more entries.
     Read,
-    /// There are no more for now.
+    /// There are no more entries for now.
     Wait,
-    /// There are no more, and the run has this terminal status.
+    /// There are no more entries, and the run has this terminal status.
     End(String),
 }
 
-/// One stream. It reads the next entries when its client has taken those before, so a slow client costs no memory.
+/// Reader of one stream. It reads the next entries after its client has taken the previous ones, so a slow client
+/// costs no memory.
 struct Reader {
     app: App,
     caller: Caller,
     run_id: String,
     seen: i32,
     watch: Subscription,
-    /// When it was asked last whether the caller is still let in.
+    /// Time of the last check of the caller's authorisation.
     checked_at: Instant,
     phase: Phase,
 }
@@ -423,7 +425,7 @@ impl Reader {
         }
     }
 
-    /// Waits until the log has grown. False at a stop, and when the caller is not let in any more.
+    /// Waits until the log has grown. False if the process stops, and if the caller is no longer authorised.
     async fn changed(&mut self) -> bool {
         tokio::select! {
             goes_on = self.watch.changed() => goes_on,
@@ -431,7 +433,7 @@ impl Reader {
         }
     }
 
-    /// Whether the caller would be let in now, or shortly before.
+    /// Whether the caller is authorised now, or was so at a recent check.
     async fn is_still_authorized(&mut self) -> bool {
         if self.checked_at.elapsed() < RECHECK_CALLER {
             return true;

@@ -1,4 +1,4 @@
-//! `/runs`.
+//! Handlers of `/runs`.
 
 pub mod cancel;
 pub mod pause;

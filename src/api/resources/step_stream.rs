@@ -1,4 +1,4 @@
-//! The step attempts of a run as one JSON array. A run can have thousands of attempts with megabytes each.
+//! Stream of the step attempts of a run as one JSON array. A run can have thousands of attempts with megabytes each.
 
 use axum::response::Response;
 use http::{HeaderValue, header};
@@ -17,7 +17,7 @@ use crate::db::{
     runs::{self, StepRow},
 };
 
-/// All attempts, or if a page is asked for, that one, and in `Link` the way to the next.
+/// Answer with all attempts or, if a page is requested, with that page, and a `Link` to the next one.
 pub async fn answer(app: App, caller: Caller, run_id: String, query: &Query) -> Result<Response, ApiError> {
     let is_paged =
         ["page", "page_size", "cursor"].iter().any(|name| query.text(name).is_some_and(|text| !text.is_empty()));

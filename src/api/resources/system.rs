@@ -1,4 +1,4 @@
-//! What the service says about itself.
+//! Service information: description, health, readiness and metrics.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// The path of the metrics, at both ports.
+/// Path of the metrics, at both ports.
 pub const METRICS: &str = "/metrics";
 
 /// Whether this module serves that path.
@@ -41,14 +41,14 @@ pub struct Root {
     documentation: BTreeMap<&'static str, &'static str>,
     /// Paths of the resources.
     endpoints: BTreeMap<&'static str, String>,
-    /// It answers.
+    /// Status of the service.
     #[schema(value_type = sets::ServiceStatus)]
     status: &'static str,
 }
 
 /// Describe the service
 ///
-/// Its name, its version, and the paths of its parts.
+/// Its name, its version, and the paths of its resources.
 #[utoipa::path(get, path = "/", tag = "system", security(()), responses((status = 200, body = Root)))]
 pub async fn get_root(State(app): State<App>) -> Json<Root> {
     let api = &app.config.api;
@@ -78,24 +78,24 @@ pub async fn get_root(State(app): State<App>) -> Json<Root> {
 /// The answer of `GET /health`.
 #[derive(Serialize, ToSchema)]
 pub struct Health {
-    /// The process answers.
+    /// Status of the process.
     #[schema(value_type = sets::HealthStatus)]
     status: &'static str,
-    /// Now.
+    /// Time of the answer.
     #[schema(value_type = String, format = DateTime)]
     timestamp: Timestamp,
     /// `API_VERSION`.
     version: String,
-    /// Since the start of the process.
+    /// Seconds since the start of the process.
     uptime_seconds: f64,
-    /// Always null; there for clients of the reference deployment.
+    /// Always null; kept for clients of the reference deployment.
     #[schema(value_type = Option<HashMap<String, Value>>)]
     services: Option<()>,
 }
 
 /// Check that the process lives
 ///
-/// Asks no other system.
+/// Sends no request to any other system.
 #[utoipa::path(get, path = "/health", tag = "system", security(()), responses((status = 200, body = Health)))]
 pub async fn get_health(State(app): State<App>) -> Json<Health> {
     Json(Health {
@@ -110,22 +110,22 @@ pub async fn get_health(State(app): State<App>) -> Json<Health> {
 /// The answer of `GET /health/ready`.
 #[derive(Serialize, ToSchema)]
 pub struct Ready {
-    /// Whether it is ready, in a word.
+    /// Readiness in one word.
     #[schema(value_type = sets::ReadinessStatus)]
     status: &'static str,
-    /// Whether requests should be sent here.
+    /// Whether requests should be sent to this process.
     ready: bool,
-    /// What was found, by the name of what was looked at.
+    /// Result of each check by its name.
     #[schema(value_type = HashMap<String, sets::CheckStatus>)]
     checks: BTreeMap<&'static str, &'static str>,
-    /// Now.
+    /// Time of the answer.
     #[schema(value_type = String, format = DateTime)]
     timestamp: Timestamp,
 }
 
 /// Check that requests can be served
 ///
-/// As of half a second ago at most.
+/// The result is half a second old at most.
 #[utoipa::path(
     get, path = "/health/ready", tag = "system", security(()),
     responses((status = 200, body = Ready), (status = 503, description = "Not ready", body = Ready)),
@@ -163,7 +163,7 @@ pub async fn get_readiness(State(app): State<App>) -> Response {
     get, path = "/metrics", tag = "system", security(()),
     responses(
         (status = 200, description = "The metrics", body = String, content_type = "text/plain"),
-        (status = 401, description = "METRICS_ACCESS asks for credentials", body = crate::api::vocabulary::error::ErrorBody),
+        (status = 401, description = "METRICS_ACCESS requires credentials", body = crate::api::vocabulary::error::ErrorBody),
         (status = 403, description = "The caller may not see them", body = crate::api::vocabulary::error::ErrorBody),
         (status = 404, description = "Metrics are switched off, or at MANAGEMENT_PORT", body = crate::api::vocabulary::error::ErrorBody),
     ),
@@ -175,8 +175,7 @@ pub async fn get_metrics(State(app): State<App>) -> Result<Response, ApiError> {
     Ok(render_metrics(State(app)).await)
 }
 
-/// What the API serves at `MANAGEMENT_PORT`: its health and its metrics, for the inside of a network, without asking who is
-/// there.
+/// Router for `MANAGEMENT_PORT`: health and metrics without authentication, for the internal network.
 pub fn management(app: &App) -> Router {
     let mut router = Router::new().route("/health", get(get_health)).route("/health/ready", get(get_readiness));
     if app.config.metrics.enabled {

@@ -1,7 +1,7 @@
-//! Agents and workflows as one document: `/export` and `/import`.
+//! Export and import of agents and workflows as one document: `/export` and `/import`.
 //!
-//! Secrets leave only when they are asked for. Without them an agent's `auth_config` and the user and password in its
-//! URL are absent from the document, and importing it keeps the stored ones.
+//! Secrets are exported only on request. Otherwise an agent's `auth_config` and the user and password in its URL are
+//! absent from the document, and importing it keeps the stored ones.
 
 use std::{
     ops::ControlFlow,
@@ -42,32 +42,33 @@ use crate::{
     input::{FieldError, Object, member},
 };
 
-/// For an import, which is all or nothing: with its last statements it is answered in time.
+/// Time-out of an import, which is all or nothing. Together with its last statements it stays within the time-out of
+/// a request.
 const IMPORT_TIME: Duration = Duration::from_secs(5);
 
-/// An agent in a document.
+/// Agent in a document.
 #[derive(Serialize)]
 pub struct ExportedAgent {
-    /// Unique for ever.
+    /// Name, unique forever.
     name: String,
-    /// Without user and password unless secrets are asked for.
+    /// URL, without user and password unless secrets are requested.
     url: String,
-    /// For people.
+    /// Description for people.
     description: Option<String>,
     /// `none`, `bearer` or `apikey`.
     auth_type: &'static str,
-    /// Absent unless secrets are asked for and there are some.
+    /// Credentials; absent unless secrets are requested and there are some.
     #[serde(skip_serializing_if = "Option::is_none")]
     auth_config: Option<Box<RawValue>>,
-    /// Time for one call.
+    /// Time-out of one call in milliseconds.
     timeout_ms: i32,
-    /// How calls are repeated.
+    /// Retries of calls.
     retry_config: RetryConfig,
-    /// What differs from the settings.
+    /// Overrides of the settings.
     circuit_breaker_config: Option<Box<RawValue>>,
     /// `a2a`, `http` or `openai`.
     kind: String,
-    /// What the kind needs to know.
+    /// Configuration for its kind.
     config: Option<Box<RawValue>>,
     /// `active` or `inactive`.
     status: String,
@@ -77,7 +78,7 @@ impl ExportedAgent {
     fn new(row: AgentRow, with_secrets: bool) -> Self {
         let stored = |json: Option<Column<Box<RawValue>>>| json.map(|json| json.0);
         let auth_type = row.auth_type.as_deref().and_then(AuthType::parse).unwrap_or(AuthType::None);
-        // What cannot be opened here could nowhere be imported.
+        // Credentials that cannot be decrypted here could not be imported anywhere.
         let is_sealed = row.is_sealed();
         let auth_config = stored(row.auth_config).filter(|_| with_secrets && !is_sealed && auth_type != AuthType::None);
         Self {
@@ -96,12 +97,12 @@ impl ExportedAgent {
     }
 }
 
-/// A workflow in a document, as it would be created.
+/// Workflow in a document, as it would be created.
 #[derive(Serialize)]
 pub struct ExportedWorkflow {
-    /// Shared by all versions.
+    /// Name that all versions share.
     name: String,
-    /// For people.
+    /// Description for people.
     description: Option<String>,
     /// The id of the first step.
     start_step: Option<Box<RawValue>>,
@@ -124,46 +125,46 @@ impl From<WorkflowRow> for ExportedWorkflow {
     }
 }
 
-/// Agents and workflows as an export gives them and an import takes them.
+/// Document of agents and workflows, for export and import.
 #[derive(ToSchema)]
 #[schema(as = Definitions, example = json!({"format": FORMAT, "version": FORMAT_VERSION, "agents": [], "workflows": []}))]
 #[expect(dead_code, reason = "describes what `export_definitions` writes, and what `import::Import::parse` reads")]
 pub struct DefinitionsBody {
-    /// What the document is.
+    /// Name of the format.
     format: sets::DefinitionsFormat,
-    /// Of the format: 1.
+    /// Version of the format: 1.
     #[schema(minimum = 1, maximum = 1, example = 1)]
     version: i64,
-    /// Of an export: all agents that are not deleted, by name.
+    /// Agents. An export contains all agents that are not deleted, by name.
     agents: Option<Vec<AgentDefinitionBody>>,
-    /// Of an export: the newest active version of each workflow, by name.
+    /// Workflows. An export contains the newest active version of each workflow, by name.
     workflows: Option<Vec<NewWorkflowBody>>,
 }
 
-/// An agent in a document, as it is created, with its status.
+/// Agent in a document: its definition and its status.
 #[derive(ToSchema)]
 #[schema(as = AgentDefinition)]
 #[expect(dead_code, reason = "describes `ExportedAgent`, and what `import::Import::parse` reads")]
 pub struct AgentDefinitionBody {
     #[serde(flatten)]
     agent: NewAgentBody,
-    /// Whether it may be used; absent is `active`.
+    /// Whether it may be used; the default is `active`.
     #[schema(required = false)]
     status: sets::SettableStatus,
 }
 
-/// What became of a document.
+/// Result of an import.
 #[derive(Serialize, ToSchema)]
 pub struct ImportReport {
-    /// Nothing was stored: this is what would have happened.
+    /// Whether nothing was stored, and this only shows what would have happened.
     dry_run: bool,
-    /// What was not there.
+    /// Names that did not exist.
     created: Names,
-    /// What was different.
+    /// Names whose content was different.
     updated: Names,
-    /// What was as the document says.
+    /// Names whose content was the same.
     unchanged: Names,
-    /// Why the document would be refused; only a dry run has any.
+    /// Reasons why the document would be refused; only in a dry run.
     #[schema(value_type = Vec<FieldErrorBody>)]
     errors: Vec<FieldError>,
 }
@@ -176,13 +177,13 @@ impl ImportReport {
     }
 }
 
-/// Names in an import report.
+/// Names in the result of an import.
 #[derive(Serialize, ToSchema)]
 #[schema(as = ImportedNames)]
 pub struct Names {
-    /// Of agents.
+    /// Names of agents.
     agents: Vec<String>,
-    /// Of workflows.
+    /// Names of workflows.
     workflows: Vec<String>,
 }
 
@@ -192,7 +193,7 @@ impl From<import::Names> for Names {
     }
 }
 
-/// A parameter that is `true` or `false`; absent is false.
+/// Parses a parameter that is `true` or `false`; absent is false.
 fn flag(query: &Query, name: &str) -> Result<bool, ApiError> {
     match query.text(name) {
         None | Some("false" | "0") => Ok(false),
@@ -206,12 +207,12 @@ fn flag(query: &Query, name: &str) -> Result<bool, ApiError> {
 
 /// Export definitions
 ///
-/// All agents and the newest active version of every workflow as one document, which `POST /import` takes. Secrets are
-/// left out unless they are asked for.
+/// All agents and the newest active version of every workflow as one document for `POST /import`. Secrets are omitted
+/// unless they are requested.
 #[utoipa::path(
     get, path = "/export", tag = "workflows",
     params(
-        ("name_prefix" = Option<String>, Query, description = "Only those whose names begin so"),
+        ("name_prefix" = Option<String>, Query, description = "Only agents and workflows whose names have this prefix"),
         ("include_secrets" = Option<bool>, Query, description = "With the agents' credentials and the values in the \
             queries of their URLs, which needs `agents:secrets`. Without it these values are asterisks, and an import \
             takes asterisks only for an agent that has a value already")),
@@ -227,7 +228,8 @@ pub async fn export_definitions(State(app): State<App>, caller: Caller, query: Q
         caller.must(Permission::AgentsSecrets)?;
     }
     let prefix = query.text("name_prefix").unwrap_or_default();
-    // It is of one moment, so it is read as a whole: by few at a time, and no further than it may be long.
+    // An export is a consistent snapshot, so it is read as a whole: by few requests at a time, and up to the maximum
+    // length.
     let _permit = app.memory.large_read(caller.holders()).await;
     let mut transaction = db::snapshot(&app.pool).await?;
     let organization = caller.organization();
@@ -239,7 +241,7 @@ pub async fn export_definitions(State(app): State<App>, caller: Caller, query: Q
     document.begin("],\"workflows\":[");
     let show = |row: WorkflowRow| document.push(&ExportedWorkflow::from(row));
     db::workflows::all_active(&mut transaction, organization, prefix, show).await?;
-    // What could not be imported again is no export. The rows that are left are not read: the connection is closed.
+    // A document that cannot be imported again is refused. The remaining rows are not read: the connection is closed.
     if let Some(limit) = document.exceeds {
         return Err(too_large(&limit));
     }
@@ -247,13 +249,13 @@ pub async fn export_definitions(State(app): State<App>, caller: Caller, query: Q
     Ok(([(header::CONTENT_TYPE, JSON)], document.end()).into_response())
 }
 
-/// The text of an export. The same content is the same document, so that it can be kept under version control.
+/// Text of an export. The same content gives the same document, so that it can be kept under version control.
 struct Document {
     text: Vec<u8>,
     entries: Array,
-    /// Of the list that is being written.
+    /// Number of entries in the current list.
     count: usize,
-    /// The limit that it is beyond.
+    /// Limit that was exceeded.
     exceeds: Option<String>,
 }
 
@@ -263,21 +265,21 @@ impl Document {
         Self { text, entries: Array::default(), count: 0, exceeds: None }
     }
 
-    /// Begins a list; `before` is what stands before its first entry.
+    /// Begins a list; `before` is the text before its first entry.
     fn begin(&mut self, before: &str) {
         self.text.extend_from_slice(before.as_bytes());
         (self.entries, self.count) = (Array::default(), 0);
     }
 
-    /// Appends an entry, unless it would be one too many.
+    /// Appends an entry, unless a limit would be exceeded.
     fn push(&mut self, entry: &impl Serialize) -> ControlFlow<()> {
         self.entries.push(&mut self.text, entry);
         self.count += 1;
-        // With what ends it.
+        // Includes the closing characters.
         if self.text.len() + 2 > MAX_BYTES {
             self.exceeds = Some(format!("{} MiB", MAX_BYTES >> 20));
         } else if self.count > MAX_ENTRIES {
-            self.exceeds = Some(format!("{MAX_ENTRIES} agents and as many workflows"));
+            self.exceeds = Some(format!("{MAX_ENTRIES} agents and {MAX_ENTRIES} workflows"));
         }
         if self.exceeds.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
@@ -295,12 +297,12 @@ fn too_large(limit: &str) -> ApiError {
 
 /// Import definitions
 ///
-/// Brings agents and workflows to what the document says, all of them or none; safe to repeat. What the document
-/// does not name stays. Credentials that it leaves out stay as they are stored.
+/// Sets agents and workflows to the content of the document, all of them or none; safe to repeat. Agents and
+/// workflows that are not in the document stay. Omitted credentials stay as they are stored.
 #[utoipa::path(
     post, path = "/import", tag = "workflows", request_body = DefinitionsBody,
     params(
-        ("dry_run" = Option<bool>, Query, description = "Only say what would happen, errors included"),
+        ("dry_run" = Option<bool>, Query, description = "Only report what would happen, including errors"),
         parameters::IdempotencyKey,
     ),
     responses(
@@ -308,7 +310,7 @@ fn too_large(limit: &str) -> ApiError {
         (status = 409, description = "A request with this key is under way", body = ErrorBody),
         (status = 413, description = "The document is larger than 16 MiB", body = ErrorBody),
         (status = 422, description = "Nothing was imported; `errors` names every entry that is wrong", body = ErrorBody),
-        (status = 503, description = "It took too long, and nothing was imported", body = ErrorBody),
+        (status = 503, description = "The import took too long, and nothing was imported", body = ErrorBody),
     ),
 )]
 pub async fn import_definitions(
@@ -352,13 +354,13 @@ pub async fn import_definitions(
     Ok(Json(ImportReport::new(report, dry_run)).into_response())
 }
 
-/// What the first request with the key was answered.
+/// The stored answer to the first request with the key.
 async fn repeated(app: &App, key: Option<&IdempotencyKey>) -> Result<Response, ApiError> {
     let kept = match key {
         Some(key) => db::idempotency::kept_answer(&app.pool, key).await?,
         None => None,
     };
-    // Where it has expired between the two looks, the client asks again.
+    // If it expired between the two reads, the client has to retry.
     let report = kept.and_then(|kept| serde_json::from_str(kept.get()).ok()).ok_or(ClaimError::InFlight)?;
     Ok(replayed(Json(ImportReport::new(report, false)).into_response()))
 }

@@ -1,4 +1,4 @@
-//! `/workflows`.
+//! Handlers of `/workflows`.
 
 pub mod execute;
 pub mod read;

@@ -1,12 +1,11 @@
-//! API keys in memory: what the database said of each key that was used in the last seconds.
+//! Cache of API keys, as the database returned them in the last seconds.
 //!
-//! An entry lives for `LIFE`, so that a revoked key ends everywhere within that time, whatever becomes of this
-//! process's loop. The loop reads the keys in use again before that, all with one statement, so that requests find
-//! theirs here; and it notes when they were used.
+//! An entry lives for `LIFE`, so that a revoked key becomes invalid everywhere within that time, even if the
+//! background loop of this process fails. The loop refreshes the keys in use before that, with one statement, so that
+//! requests find them in the cache. It also records when keys were used.
 //!
-//! Whoever comes from where many wrong keys came from waits for `GATHER_FOR`, and is asked for together with all others
-//! of his kind: guessing costs the database ten statements a second at most, and a key that is right is let in all the
-//! same.
+//! Look-ups from networks with many wrong keys are delayed by `BATCH_DELAY` and sent as one batch. Guessing
+//! therefore costs the database ten statements a second at most, and a valid key is still accepted.
 
 use std::{
     collections::HashMap,
@@ -29,32 +28,32 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// How long a key is taken for what it was when it was read. Under the 5 s after which a revoked key must be useless.
+/// Lifetime of an entry. It is shorter than the 5 s after which a revoked key must be invalid.
 const LIFE: Duration = Duration::from_secs(4);
-/// How often the keys in use are read again.
-const READ_EVERY: Duration = Duration::from_millis(1500);
-/// Entries that are kept, those of keys that do not exist among them.
+/// Interval at which the keys in use are refreshed.
+const REFRESH_EVERY: Duration = Duration::from_millis(1500);
+/// Maximum number of entries, including keys that do not exist.
 const MAX_ENTRIES: usize = 4096;
-/// A use is noted if the last one that was noted is so old.
-const NOTE_EVERY: chrono::TimeDelta = chrono::TimeDelta::minutes(1);
+/// Minimum time between two records of a key's use.
+const RECORD_EVERY: chrono::TimeDelta = chrono::TimeDelta::minutes(1);
 
-/// How long keys of suspects are gathered until they are asked for.
+/// Time for which batched look-ups are collected.
 const BATCH_DELAY: Duration = Duration::from_millis(100);
-/// How many are gathered at a time; those above are asked to come again.
+/// Maximum number of look-ups in a batch; further ones are refused with a retry.
 const MAX_BATCHED: usize = 1024;
 
-/// A key that counts.
+/// Valid API key.
 #[derive(Debug)]
 pub struct ValidApiKey {
-    /// Of the row.
+    /// Id of the API key.
     pub id: Uuid,
-    /// Names it in logs, audit rows and `…_by` columns: `api-key:<name>`.
+    /// Subject of the key in logs, audit rows and `…_by` columns: `api-key:<name>`.
     pub subject: String,
-    /// Whose key it is.
+    /// Organisation of the key.
     pub organization: OrganizationId,
-    /// What it allows.
+    /// Rights of the key.
     pub grant: Arc<Grant>,
-    /// From then on it does not count.
+    /// Expiry: from then on the key is invalid.
     pub expires_at: Option<Timestamp>,
     last_used_at: Option<Timestamp>,
 }
@@ -78,30 +77,30 @@ impl ValidApiKey {
     }
 }
 
-/// Subjects of keys begin with this, and no others do.
+/// Prefix of the subjects of API keys; no other subjects have it.
 pub const SUBJECT_PREFIX: &str = "api-key:";
 
 struct Entry {
-    /// `None`: there is no such key, or it is revoked.
-    holder: Option<Arc<ValidApiKey>>,
-    /// Before it was asked for.
+    /// `None`: the key does not exist, or is revoked.
+    key: Option<Arc<ValidApiKey>>,
+    /// Time before the query was sent.
     read_at: Instant,
-    /// Since the loop came by.
+    /// Whether the key was used since the last refresh.
     is_used: bool,
 }
 
-/// How fast a key that is not known yet is asked for.
+/// Kind of look-up of a key that is not in the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lookup {
-    /// By a statement of its own.
+    /// Immediate, by a statement of its own.
     Immediate,
-    /// Together with those of other suspects.
+    /// Batched with other look-ups.
     Batched,
 }
 
 type Found = Result<Option<Arc<ValidApiKey>>, Arc<db::Error>>;
 
-/// The keys. Cheap to clone.
+/// Cache of API keys. Cheap to clone.
 #[derive(Clone)]
 pub struct ApiKeyCache(Arc<Shared>);
 
@@ -113,123 +112,126 @@ struct Shared {
 }
 
 impl ApiKeyCache {
-    /// Starts the loop.
+    /// Creates the cache and starts its background tasks.
     #[must_use]
     pub fn start(pool: db::Pool, clock: Clock, lifecycle: &Lifecycle) -> Self {
-        let (suspects, gathered) = mpsc::channel(MAX_BATCHED);
-        let this = Self(Arc::new(Shared { pool, clock, entries: Mutex::default(), batched_lookups: suspects }));
-        lifecycle.spawn("api-key-batch-lookup", this.clone().run_batched_lookups(gathered, lifecycle.soft_stop().clone()));
-        let (ring, stop) = (this.clone(), lifecycle.soft_stop().clone());
+        let (batched_lookups, receiver) = mpsc::channel(MAX_BATCHED);
+        let this = Self(Arc::new(Shared { pool, clock, entries: Mutex::default(), batched_lookups }));
+        lifecycle
+            .spawn("api-key-batch-lookup", this.clone().run_batched_lookups(receiver, lifecycle.soft_stop().clone()));
+        let (cache, stop) = (this.clone(), lifecycle.soft_stop().clone());
         lifecycle.spawn("api-key-cache", async move {
             while !stop.is_cancelled() {
                 tokio::select! {
-                    () = tokio::time::sleep(READ_EVERY) => {}
+                    () = tokio::time::sleep(REFRESH_EVERY) => {}
                     () = stop.cancelled() => {}
                 }
-                // Also when the process stops: the last uses are noted.
-                if let Err(error) = ring.turn().await {
-                    tracing::debug!(error = &error as &dyn std::error::Error, "keys were not read again: {error}");
+                // Also runs when the process stops: the last uses are recorded.
+                if let Err(error) = cache.refresh().await {
+                    tracing::debug!(
+                        error = &error as &dyn std::error::Error,
+                        "API keys could not be refreshed: {error}"
+                    );
                 }
             }
         });
         this
     }
 
-    /// The key of that name, if it counts.
-    pub async fn find(&self, name: KeyName, pace: impl FnOnce() -> Lookup) -> Found {
+    /// Finds the key of that name, if it is valid.
+    pub async fn find(&self, name: KeyName, lookup: impl FnOnce() -> Lookup) -> Found {
         let now = Timestamp::from(self.0.clock.now());
         if let Some(entry) = self.entries().get_mut(&name)
             && entry.read_at.elapsed() < LIFE
         {
             entry.is_used = true;
-            return Ok(entry.holder.clone().filter(|holder| holder.is_valid(now)));
+            return Ok(entry.key.clone().filter(|key| key.is_valid(now)));
         }
-        let holder = match pace() {
+        let key = match lookup() {
             Lookup::Immediate => self.look_up(vec![name]).await?.remove(&name).flatten(),
             Lookup::Batched => {
                 let (answer, found) = oneshot::channel();
-                // Whether the key is right cannot be told now, nor while the process ends.
+                // The validity of the key cannot be decided while the batch is full or the process stops.
                 let busy = || Arc::new(db::Error::Unavailable(sqlx::Error::PoolTimedOut));
                 self.0.batched_lookups.try_send((name, answer)).map_err(|_| busy())?;
                 found.await.map_err(|_| busy())??
             }
         };
-        Ok(holder.filter(|holder| holder.is_valid(now)))
+        Ok(key.filter(|key| key.is_valid(now)))
     }
 
-    /// Asks the database for these keys, and remembers what it said.
+    /// Reads these keys from the database and stores the result in the cache.
     async fn look_up(&self, names: Vec<KeyName>) -> Result<HashMap<KeyName, Option<Arc<ValidApiKey>>>, db::Error> {
         let read_at = Instant::now();
         let pool = self.0.pool.clone();
-        // In a task of its own: whoever asks may hang up.
+        // A task of its own, since the client may disconnect.
         let (names, rows) = db::bounded(async move {
             let rows = db::api_keys::find_many(&pool, &names).await?;
             Ok((names, rows))
         })
         .await?;
-        let mut holders: HashMap<KeyName, Option<Arc<ValidApiKey>>> =
-            names.into_iter().map(|name| (name, None)).collect();
-        holders.extend(rows.iter().map(|(name, row)| (*name, ValidApiKey::read(row))));
-        for (name, holder) in &holders {
-            self.keep(*name, Entry { holder: holder.clone(), read_at, is_used: true });
+        let mut keys: HashMap<KeyName, Option<Arc<ValidApiKey>>> = names.into_iter().map(|name| (name, None)).collect();
+        keys.extend(rows.iter().map(|(name, row)| (*name, ValidApiKey::read(row))));
+        for (name, key) in &keys {
+            self.keep(*name, Entry { key: key.clone(), read_at, is_used: true });
         }
-        Ok(holders)
+        Ok(keys)
     }
 
-    /// See [`Pace::Gathered`].
+    /// Runs the look-ups of [`Lookup::Batched`].
     async fn run_batched_lookups(
         self,
-        mut gathered: mpsc::Receiver<(KeyName, oneshot::Sender<Found>)>,
+        mut receiver: mpsc::Receiver<(KeyName, oneshot::Sender<Found>)>,
         stop: CancellationToken,
     ) {
-        let mut suspects = Vec::new();
+        let mut batch = Vec::new();
         loop {
             tokio::select! {
-                first = gathered.recv() => suspects.extend(first),
+                first = receiver.recv() => batch.extend(first),
                 () = stop.cancelled() => return,
             }
             tokio::time::sleep(BATCH_DELAY).await;
-            while let Ok(suspect) = gathered.try_recv() {
-                suspects.push(suspect);
+            while let Ok(lookup) = receiver.try_recv() {
+                batch.push(lookup);
             }
-            let found = self.look_up(suspects.iter().map(|(name, _)| *name).collect()).await.map_err(Arc::new);
-            for (name, answer) in suspects.drain(..) {
-                // Whoever hung up needs none.
+            let found = self.look_up(batch.iter().map(|(name, _)| *name).collect()).await.map_err(Arc::new);
+            for (name, answer) in batch.drain(..) {
+                // Fails only if the client has disconnected.
                 let _ =
                     answer.send(found.as_ref().map(|found| found.get(&name).cloned().flatten()).map_err(Arc::clone));
             }
         }
     }
 
-    /// Has the keys read again before they are used again.
+    /// Removes these keys, so that the next use reads them again.
     pub fn invalidate(&self, ids: &[Uuid]) {
-        self.entries().retain(|_, entry| entry.holder.as_ref().is_none_or(|holder| !ids.contains(&holder.id)));
+        self.entries().retain(|_, entry| entry.key.as_ref().is_none_or(|key| !ids.contains(&key.id)));
     }
 
     fn keep(&self, name: KeyName, entry: Entry) {
         let mut entries = self.entries();
         if entries.len() >= MAX_ENTRIES {
-            entries.retain(|_, entry| entry.holder.is_some() && entry.read_at.elapsed() < LIFE);
+            entries.retain(|_, entry| entry.key.is_some() && entry.read_at.elapsed() < LIFE);
         }
         if entries.len() < MAX_ENTRIES {
             entries.insert(name, entry);
         }
     }
 
-    /// Reads the keys again that were used since the last turn, lets go of the others, and notes the use.
-    async fn turn(&self) -> Result<(), db::Error> {
+    /// Refreshes the keys used since the last refresh, removes the others, and records the uses.
+    async fn refresh(&self) -> Result<(), db::Error> {
         let mut used = Vec::new();
-        let mut to_note = Vec::new();
+        let mut to_record = Vec::new();
         let now = Timestamp::now().as_naive_utc();
         self.entries().retain(|name, entry| {
             if !std::mem::take(&mut entry.is_used) {
                 return entry.read_at.elapsed() < LIFE;
             }
-            if let Some(holder) = &entry.holder {
+            if let Some(key) = &entry.key {
                 used.push(*name);
-                let is_noted = |at: Timestamp| now - at.as_naive_utc() < NOTE_EVERY;
-                if !holder.last_used_at.is_some_and(is_noted) {
-                    to_note.push(holder.id);
+                let is_recorded = |at: Timestamp| now - at.as_naive_utc() < RECORD_EVERY;
+                if !key.last_used_at.is_some_and(is_recorded) {
+                    to_record.push(key.id);
                 }
             }
             true
@@ -240,8 +242,8 @@ impl ApiKeyCache {
         let pool = self.0.pool.clone();
         let read_at = Instant::now();
         let (names, rows) = db::bounded(async move {
-            if !to_note.is_empty() {
-                db::api_keys::touch(&pool, &to_note).await?;
+            if !to_record.is_empty() {
+                db::api_keys::touch(&pool, &to_record).await?;
             }
             Ok((used.clone(), db::api_keys::find_many(&pool, &used).await?))
         })
@@ -249,12 +251,12 @@ impl ApiKeyCache {
         let rows: HashMap<KeyName, ApiKeyRow> = rows.into_iter().collect();
         let mut entries = self.entries();
         for name in names {
-            let holder = rows.get(&name).and_then(ValidApiKey::read);
-            // One that was forgotten meanwhile stays forgotten.
+            let key = rows.get(&name).and_then(ValidApiKey::read);
+            // An entry that was invalidated meanwhile stays invalid.
             if let Some(entry) = entries.get_mut(&name)
                 && entry.read_at < read_at
             {
-                (entry.holder, entry.read_at) = (holder, read_at);
+                (entry.key, entry.read_at) = (key, read_at);
             }
         }
         Ok(())

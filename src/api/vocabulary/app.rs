@@ -1,4 +1,4 @@
-//! What handlers work with.
+//! Application state, which handlers use.
 
 use std::{ops::Deref, sync::Arc, time::Instant};
 
@@ -25,58 +25,58 @@ use crate::{
     telemetry,
 };
 
-/// Checks of agents at a time. Each holds a connection for seconds.
+/// Maximum number of concurrent agent checks. Each holds a connection for seconds.
 const MAX_CHECKS: u64 = 256;
-/// Checks of one agent at a time.
+/// Maximum number of concurrent checks of one agent.
 const MAX_CHECKS_OF_AGENT: u64 = 4;
 
-/// What handlers work with. Cheap to clone.
+/// Application state. Cheap to clone.
 #[derive(Clone)]
 pub struct App(Arc<Parts>);
 
-/// The parts of [`App`].
+/// Fields of [`App`].
 pub struct Parts {
     /// All settings.
     pub config: Config,
-    /// For everything but starting runs.
+    /// Pool for everything except starting runs.
     pub pool: db::Pool,
-    /// Where runs are started.
+    /// Writer of new runs.
     pub writer: RunWriter,
-    /// Where messages go.
+    /// Relay of messages to Kafka.
     pub relay: Relay,
-    /// Definitions by id, for starting runs.
+    /// Cache of definitions by id, for starting runs.
     pub definitions: Definitions,
-    /// Does what takes long on a processor.
+    /// Thread pool for CPU-bound work.
     pub offload: Offload,
-    /// Requests that wait for the end of a run.
+    /// Poller for requests that wait for the end of a run.
     pub waiting: RunPoller,
-    /// The answer of `/health/ready`.
+    /// Source of the answer to `/health/ready`.
     pub readiness: Readiness,
-    /// Knows API keys.
+    /// Cache of API keys.
     pub keys: ApiKeyCache,
-    /// Memory of bodies and answers.
+    /// Memory limits of bodies and answers.
     pub memory: Memory,
-    /// Checks of agents that are under way.
+    /// Permits for agent checks.
     pub checks: Permits,
-    /// Keeps the audit trail.
+    /// Writer of the audit trail.
     pub auditor: Auditor,
-    /// Knows organisations.
+    /// Cache of organisations.
     pub organizations: Organizations,
-    /// For the health of agents.
+    /// HTTP client for agent checks.
     pub egress: Egress,
-    /// For metrics.
+    /// Gauges for metrics.
     pub counts: Counts,
-    /// Signs what clients carry.
+    /// Signatures of cursors and tickets.
     pub signing: Signing,
-    /// By which credentials end.
+    /// Clock for the expiry of credentials.
     pub clock: Clock,
-    /// For the uptime.
+    /// Start of the process, for the uptime.
     pub started: Instant,
 }
 
 impl App {
-    /// Starts all of it. Neither database nor Kafka need be there yet. `drained` is
-    /// cancelled by the caller when no request will come any more.
+    /// Starts all parts. Neither database nor Kafka need be available yet. The caller cancels `drained` when no
+    /// further request can arrive.
     pub fn start(
         config: Config,
         pool: db::Pool,

@@ -1,4 +1,4 @@
-//! Who calls, how that was told, and what the caller may do.
+//! Caller: identity, kind of credentials, and permissions.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,58 +15,58 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// How often it is asked whether a caller who is served for long would still be let in. With what is remembered of keys,
-/// that ends within the 5 s after which a revoked key must be useless.
+/// Interval at which the credentials of the caller of a long request are checked again. Together with the lifetime of
+/// cached keys, a revoked key becomes invalid within the required 5 s.
 pub const RECHECK_CALLER: Duration = Duration::from_secs(1);
 
-/// Who a request is from. Its existence is the proof that the caller was let in.
+/// Caller of a request. A value exists only after successful authentication.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    /// Who it is.
+    /// Identity of the caller.
     pub actor: Arc<Actor>,
-    /// What the caller may do; everything while authentication is off.
+    /// Rights of the caller; all rights while authentication is off.
     pub grant: Arc<Grant>,
-    /// Roles of the caller's organisation, for approvals.
+    /// Roles that the caller's organisation assigned, for approvals.
     pub roles: Arc<[String]>,
-    /// How the caller was told.
+    /// Kind of credentials.
     pub proof: Proof,
-    /// When that ends; `None`: never.
+    /// Expiry of the credentials; `None`: never.
     pub ends_at: Option<Timestamp>,
 }
 
-/// How a caller was told.
+/// Kind of credentials.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Proof {
-    /// Not at all: authentication is off, or the route is open to all.
+    /// None: authentication is off, or the route is public.
     Nothing,
-    /// By the address of a callback, which is all that is known.
+    /// The address of a callback, and nothing else.
     Address,
-    /// By a token, which counts until then, in seconds since the epoch.
+    /// Token, with its expiry in seconds since the epoch.
     Token(f64),
-    /// By a token that was issued for this API key, and which counts until then.
-    #[expect(missing_docs, reason = "said above")]
+    /// Token that was issued for this API key, with its expiry.
+    #[expect(missing_docs, reason = "documented above")]
     TokenOfApiKey { id: Uuid, until: f64 },
-    /// By this API key.
+    /// API key with this id.
     ApiKey(Uuid),
 }
 
 impl Caller {
-    /// The caller of a request of whom nothing is asked, and who may do everything.
+    /// Caller without authentication, who has all rights.
     #[must_use]
-    pub fn anonymous(anybody: Actor) -> Self {
-        let (actor, grant) = (Arc::new(anybody), Arc::new(Grant::of(Role::Admin)));
+    pub fn anonymous(actor: Actor) -> Self {
+        let (actor, grant) = (Arc::new(actor), Arc::new(Grant::of(Role::Admin)));
         Self { actor, grant, roles: Arc::default(), proof: Proof::Nothing, ends_at: None }
     }
 
-    /// Whoever has the address of a callback.
+    /// Caller that is known only by the address of a callback.
     #[must_use]
-    pub fn denied(anybody: Actor) -> Self {
-        let actor = Arc::new(Actor { subject: Actor::CALLBACK.to_owned(), ..anybody });
+    pub fn denied(actor: Actor) -> Self {
+        let actor = Arc::new(Actor { subject: Actor::CALLBACK.to_owned(), ..actor });
         let grant = Arc::new(Grant::of(Role::Viewer));
         Self { actor, grant, roles: Arc::default(), proof: Proof::Address, ends_at: None }
     }
 
-    /// The same, as somebody who answers a callback.
+    /// The caller, in the form that answering a callback needs.
     #[must_use]
     pub fn callback_caller(&self) -> CallbackCaller<'_> {
         let scopes = self.grant.scopes.as_ref();
@@ -81,7 +81,7 @@ impl Caller {
         }
     }
 
-    /// Whether the caller would still be let in, for whoever serves him for longer than a request takes.
+    /// Whether the caller's credentials are still valid, for requests that last longer.
     pub async fn is_still_valid(&self, app: &App) -> Result<bool, Arc<db::Error>> {
         Ok(match self.proof {
             Proof::Nothing | Proof::Address => true,
@@ -95,15 +95,16 @@ impl Caller {
         })
     }
 
-    /// Returns when the caller would not be let in any more.
+    /// Returns when the caller's credentials are no longer valid.
     pub async fn ended(&self, app: &App) {
-        // A database that is away says nothing about the caller.
+        // An unavailable database does not invalidate the credentials.
         while !matches!(self.is_still_valid(app).await, Ok(false)) {
             tokio::time::sleep(RECHECK_CALLER).await;
         }
     }
 
-    /// Whose share of what is scarce counts. While authentication is off, an address has that of an organisation.
+    /// Owners whose shares of limited resources the request counts against. While authentication is off, an address
+    /// has the share of an organisation.
     #[must_use]
     pub fn holders(&self) -> Holders {
         let address = self.actor.address.map(|address| ClientAddress(address).network());
@@ -124,13 +125,13 @@ impl Caller {
         }
     }
 
-    /// Whether the caller may do that.
+    /// Whether the caller has the permission.
     #[must_use]
     pub fn may(&self, permission: Permission) -> bool {
         self.grant.allows(permission)
     }
 
-    /// 403 unless the caller may do that.
+    /// 403 unless the caller has the permission.
     pub fn must(&self, permission: Permission) -> Result<(), ApiError> {
         if self.may(permission) {
             return Ok(());
@@ -139,13 +140,13 @@ impl Caller {
         Err(ApiError::forbidden(detail))
     }
 
-    /// Whether the caller sees the credentials of agents.
+    /// Whether the caller may see the credentials of agents.
     #[must_use]
     pub fn sees_secrets(&self) -> bool {
         self.may(Permission::AgentsSecrets)
     }
 
-    /// The caller, as the one on whose behalf an action runs.
+    /// Context of an action on behalf of the caller.
     #[must_use]
     pub fn context<'a>(&'a self, app: &'a App) -> Context<'a> {
         Context {
@@ -162,7 +163,7 @@ impl Caller {
         }
     }
 
-    /// Whose everything is that the caller sees and makes.
+    /// Organisation of the caller.
     #[must_use]
     pub fn organization(&self) -> &OrganizationId {
         &self.actor.organization

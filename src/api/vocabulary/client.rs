@@ -1,8 +1,8 @@
-//! Where a request comes from: the peer of its connection or, if that is a trusted proxy, whom it names.
+//! Client address: the peer of the connection or, if that is a trusted proxy, the address that it forwards.
 //!
-//! Every proxy adds the address it was called from at the right end of `X-Forwarded-For`, or of `Forwarded` (RFC 7239),
-//! and leaves what was there. So the list is read from the right, as long as it names trusted proxies; what stands left
-//! of the first other address may be anybody's invention and is never looked at.
+//! Every proxy appends the address of its peer at the right end of `X-Forwarded-For`, or of `Forwarded` (RFC 7239),
+//! and keeps the rest. The list is therefore read from the right, as long as it names trusted proxies. Everything
+//! left of the first other address may be forged, and is ignored.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -14,16 +14,16 @@ const FORWARDED: HeaderName = http::header::FORWARDED;
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// The other end of the connection; in the request's extensions, by `server`.
+/// Address of the peer of the connection; `server` puts it into the request's extensions.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub IpAddr);
 
-/// The address of the client, as far as it can be known; in the request's extensions. IPv4 is never mapped into IPv6.
+/// Address of the client, as far as it can be known; in the request's extensions. IPv4 is never mapped into IPv6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientAddress(pub IpAddr);
 
 impl ClientAddress {
-    /// Of a request with these extensions and headers; `None` if it came by no connection.
+    /// Client address of a request with these extensions and headers; `None` if it arrived without a connection.
     #[must_use]
     pub fn of(extensions: &Extensions, headers: &HeaderMap, trusted: &TrustedProxies) -> Option<Self> {
         let peer = extensions.get::<Peer>()?.0.to_canonical();
@@ -32,14 +32,15 @@ impl ClientAddress {
             if !trusted.contains(address) {
                 break;
             }
-            // What is no address ends the way: whoever is behind it cannot be known.
+            // An entry that is not an address ends the search: what is behind it cannot be known.
             let Some(hop) = hop else { break };
             address = hop;
         }
         Some(Self(address))
     }
 
-    /// Who shares a bucket, or a permit: an IPv4 address, or the 64 bits of IPv6 that belong to one customer.
+    /// Network that shares a rate limit or a share of permits: an IPv4 address, or the 64 bits of IPv6 that belong to
+    /// one customer.
     #[must_use]
     pub fn network(self) -> (bool, u64) {
         match self.0 {
@@ -49,7 +50,7 @@ impl ClientAddress {
     }
 }
 
-/// Whether the client came by TLS, as a trusted proxy says.
+/// Whether the client used TLS, according to a trusted proxy.
 #[must_use]
 pub fn came_by_tls(extensions: &Extensions, headers: &HeaderMap, trusted: &TrustedProxies) -> bool {
     let is_trusted = extensions.get::<Peer>().is_some_and(|peer| trusted.contains(peer.0.to_canonical()));
@@ -58,8 +59,8 @@ pub fn came_by_tls(extensions: &Extensions, headers: &HeaderMap, trusted: &Trust
     is_trusted && proto().is_some_and(|proto| proto.trim().eq_ignore_ascii_case("https"))
 }
 
-/// The addresses that proxies have noted, the nearest first; `None` for what is no address. `X-Forwarded-For` counts
-/// if it is there.
+/// Addresses that proxies have recorded, the nearest first; `None` for an entry that is not an address.
+/// `X-Forwarded-For` takes precedence.
 fn hops(headers: &HeaderMap) -> impl Iterator<Item = Option<IpAddr>> {
     let (name, read): (_, fn(&str) -> Option<IpAddr>) = if headers.contains_key(&FORWARDED_FOR) {
         (&FORWARDED_FOR, address)
@@ -67,15 +68,15 @@ fn hops(headers: &HeaderMap) -> impl Iterator<Item = Option<IpAddr>> {
         (&FORWARDED, |element| address(parameter(element, "for")?))
     };
     let lines: Vec<_> = headers.get_all(name).iter().collect();
-    // A comma inside of quotes parts elements as well: what proxies write has none, and what others write must not be
-    // able to swallow it.
+    // A comma inside of quotes separates elements too: proxies write no such commas, and a client must not be able to
+    // hide what a proxy has appended.
     lines.into_iter().rev().flat_map(move |line| {
         let elements = line.to_str().unwrap_or("?").rsplit(',');
         elements.map(str::trim).filter(|element| !element.is_empty()).map(read)
     })
 }
 
-/// The value of a parameter of an element of `Forwarded`, without its quotes.
+/// Value of a parameter of an element of `Forwarded`, without its quotes.
 fn parameter<'a>(element: &'a str, wanted: &str) -> Option<&'a str> {
     let value = element.split(';').find_map(|pair| {
         let (name, value) = pair.split_once('=')?;
@@ -87,7 +88,7 @@ fn parameter<'a>(element: &'a str, wanted: &str) -> Option<&'a str> {
     }
 }
 
-/// An address, alone or with a port; IPv6 with or without brackets.
+/// Parses an address, with or without a port; IPv6 with or without brackets.
 fn address(text: &str) -> Option<IpAddr> {
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).filter(|text| text.contains(':'));
     let address = bare.unwrap_or(text).parse().or_else(|_| text.parse::<SocketAddr>().map(|socket| socket.ip()));
@@ -118,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_not_trusted_is_the_client_whatever_he_says() {
+    fn an_untrusted_peer_is_the_client_whatever_its_headers_say() {
         for lines in [
             &[][..],
             &[("x-forwarded-for", "1.2.3.4")],
@@ -163,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_ends_the_way_at_the_last_one() {
+    fn an_invalid_address_ends_the_search_at_the_last_valid_one() {
         for garbage in [
             "unknown",
             "_hidden",
@@ -192,13 +193,13 @@ mod tests {
             check("10.0.0.1", &[("forwarded", garbage)], "10.0.0.1");
             check("10.0.0.1", &[("forwarded", &format!("for=6.6.6.6, {garbage}, for=10.2.2.2"))], "10.2.2.2");
         }
-        // Quotes of the client's do not swallow what the proxy has added.
+        // A client's quotes do not hide what the proxy has appended.
         check("10.0.0.1", &[("forwarded", "for=\"6.6.6.6, for=1.2.3.4")], "1.2.3.4");
         check("10.0.0.1", &[("forwarded", "for=\"x, for=6.6.6.6\", for=1.2.3.4")], "1.2.3.4");
     }
 
     #[test]
-    fn bytes_that_are_no_text_are_no_address() {
+    fn bytes_that_are_not_text_are_not_an_address() {
         let mut extensions = Extensions::new();
         extensions.insert(Peer("10.0.0.1".parse().expect("an address")));
         let trusted = TrustedProxies::parse(TRUSTED).expect("valid");
@@ -229,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_is_no_network_is_named() {
+    fn an_error_names_the_entry_that_is_not_a_network() {
         for wrong in ["10.0.0.0/33", "10.0.0", "proxy.example", "10.0.0.1:80", "[::1]", "*", "10.0.0.0/-1", "::1/129"] {
             let parsed = TrustedProxies::parse(&format!("127.0.0.1, {wrong}"));
             assert_eq!(parsed.err().as_deref(), Some(wrong));

@@ -1,4 +1,4 @@
-//! Gauges that the database knows: open runs by state, circuit breakers by state.
+//! Gauges from the database: open runs by state, circuit breakers by state.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -7,15 +7,16 @@ use std::{
 
 use crate::db;
 
-/// Scrapes that come sooner get the values of the last count, so that asking often costs the database nothing.
+/// Minimum time between two counts. Earlier scrapes get the last values, so that frequent scrapes do not load the
+/// database.
 const KEEP: Duration = Duration::from_secs(5);
 
-/// The counts of a process, and when they were taken.
+/// Time of the last count of this process.
 #[derive(Default)]
 pub struct Counts(Mutex<Option<Instant>>);
 
 impl Counts {
-    /// Counts again, unless the last count is recent. Without an answer of the database the last values stand.
+    /// Counts again, unless the last count is recent. If the database does not answer, the last values remain.
     pub async fn refresh(&self, pool: &db::Pool) {
         {
             let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);

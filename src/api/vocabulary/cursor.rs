@@ -1,8 +1,8 @@
-//! Which part of a list is asked for: a page by its number, or from a cursor that an earlier answer gave.
+//! Pagination: by page number or by signed cursor.
 //!
 //! A cursor is opaque to clients: base64url of a signature and of a position. The signature also covers the list with
-//! its filters and its order, so that a cursor of another query is refused, and so is one that the service has not made:
-//! what is in a cursor is of the types that the database compares with.
+//! its filters and its order. A cursor of another query is refused, and so is a forged one: the content of a cursor
+//! always has the types that the database compares with.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
@@ -19,37 +19,36 @@ use crate::{
     input::{self, FieldError},
 };
 
-/// Entries that a page by its number may lie behind, with its own. The database reads all of them for it.
+/// Maximum number of entries up to the end of a page by number. The database reads all of them for it.
 const MAX_PAGE_DEPTH: i64 = 10_000;
-/// What a cursor says.
+/// Content of a cursor.
 #[derive(Serialize, Deserialize)]
 struct Cursor {
-    /// The entry next to which the page lies.
+    /// Position of the entry next to the page.
     #[serde(rename = "p")]
     position: Position,
-    /// The page ends before the entry; otherwise it begins after it.
+    /// Whether the page ends before the entry; otherwise it begins after it.
     #[serde(rename = "b")]
     is_before: bool,
-    /// The number of the page, counted from where the reader began.
+    /// Number of the page, counted from the first page that was read.
     #[serde(rename = "n")]
     number: i64,
 }
 
-/// Which part of a list is asked for.
+/// Requested page of a list.
 #[derive(Debug)]
 pub struct ListRequest {
-    /// The page's number, from 1.
+    /// Number of the page, from 1.
     pub number: i64,
-    /// For the database.
+    /// Page request for the database.
     pub page: PageRequest,
-    /// What the signature of a cursor is for.
+    /// Hash of the query, which the signature of a cursor covers.
     query: [u8; 32],
     key: Key,
 }
 
 impl ListRequest {
-    /// Reads `page`, `page_size` and `cursor`. `list` and the parameters named by `filters` make up what a cursor
-    /// belongs to.
+    /// Reads `page`, `page_size` and `cursor`. A cursor is bound to `list` and the parameters named by `filters`.
     pub async fn read(app: &App, query: &Query, list: &str, filters: &[&str]) -> Result<Self, ApiError> {
         let pages = app.config.pages;
         let mut errors = Vec::new();
@@ -94,7 +93,7 @@ impl ListRequest {
         Ok(Self { number: cursor.number.max(1), page: PageRequest { start, size }, query: fingerprint, key })
     }
 
-    /// The cursors of the pages before and after this one; none where there is no entry.
+    /// Cursors of the previous and the next page; `None` where the list ends.
     #[must_use]
     pub fn neighbours<T>(&self, page: &Entries<T>) -> (Option<String>, Option<String>) {
         let cursor = |position: Option<&Position>, is_before: bool, number: i64| {
@@ -107,7 +106,7 @@ impl ListRequest {
     }
 }
 
-/// The database would refuse to compare with a NUL, which no entry has.
+/// Whether the database can compare with the position: it refuses NUL, which no entry contains.
 fn fits(position: &Position) -> bool {
     let has_nul = |text: &str| text.contains('\0');
     !matches!(&position.value, SortValue::Text(text) if has_nul(text))
@@ -116,7 +115,7 @@ fn fits(position: &Position) -> bool {
 
 fn fingerprint(query: &Query, list: &str, filters: &[&str]) -> [u8; 32] {
     let given: Vec<_> = filters.iter().filter_map(|name| Some((name, query.text(name)?))).collect();
-    // As JSON, so that no two queries run together into the same text.
+    // Encoded as JSON, so that different queries never give the same text.
     Sha256::digest(input::to_raw(&(list, given)).get()).into()
 }
 
@@ -143,13 +142,13 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_comes_back_as_it_was() {
+    fn an_encoded_cursor_is_decoded_unchanged() {
         let decoded = decode(&encode(&cursor(), &[1; 32], &key(1)), &[1; 32], &key(1)).expect("our own cursor");
         assert_eq!((decoded.position, decoded.is_before, decoded.number), (cursor().position, true, 7));
     }
 
     #[test]
-    fn no_changed_character_passes() {
+    fn every_changed_character_is_detected() {
         let text = encode(&cursor(), &[1; 32], &key(1));
         assert!(decode(&text, &[2; 32], &key(1)).is_none(), "another query");
         assert!(decode(&text, &[1; 32], &key(2)).is_none(), "another key");

@@ -1,4 +1,4 @@
-//! The one type that becomes an error response. Every error body of the API is made here.
+//! API error: the one type that becomes an error response. Every error body of the API is built here.
 
 use std::sync::Arc;
 
@@ -16,11 +16,11 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// Seconds after which a 503, or a 429 of something that is held, may be tried again.
+/// `Retry-After` of a 503, or of a 429 for an exhausted share, in seconds.
 const RETRY_AFTER_SECS: &str = "2";
 
-/// An error on its way to the client: status, stable `code`, a sentence. The cause of a 5xx is not shown; the
-/// request log takes it from the response.
+/// Error for the client: status, stable `code`, message. The cause of a 5xx is not shown; the request log takes it
+/// from the response.
 #[derive(Debug)]
 pub struct ApiError {
     status: StatusCode,
@@ -33,75 +33,74 @@ pub struct ApiError {
 }
 
 impl ApiError {
-    /// The stable word.
+    /// Stable code of the error.
     #[must_use]
     pub fn code(&self) -> &'static str {
         self.code
     }
 
-    /// Whether the caller was not let in, or not let do something.
+    /// Whether authentication or authorisation failed.
     #[must_use]
     pub fn is_denial(&self) -> bool {
         matches!(self.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
     }
 }
 
-/// What the request log shows of a 5xx.
+/// Cause of a 5xx, for the request log.
 #[derive(Clone, Debug)]
 pub struct Cause(pub Arc<dyn std::error::Error + Send + Sync>);
 
-/// On an answer that the request log need not tell of.
+/// Marks an answer that the request log can skip, since it is logged elsewhere.
 #[derive(Clone, Copy, Debug)]
 pub struct LoggedElsewhere;
 
-/// The body of every error answer.
+/// Body of every error answer.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ErrorBody {
     /// Title of the status.
     #[schema(example = "Not Found")]
     error: &'static str,
-    /// A sentence for people.
+    /// Message for people.
     #[schema(example = "Workflow not found")]
     detail: String,
-    /// Stable word for programs.
+    /// Stable code for programs.
     #[schema(example = "workflow_not_found")]
     code: &'static str,
-    /// What is wrong with the request, member by member; only with 422.
+    /// Errors of the request, one for each bad member; only with 422.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Vec<FieldErrorBody>)]
     errors: Vec<FieldError>,
     /// The HTTP status.
     #[schema(example = 404)]
     status_code: u16,
-    /// When it happened.
+    /// Time of the error.
     #[schema(value_type = String, format = DateTime)]
     timestamp: Timestamp,
     /// Path of the request.
     #[schema(example = "/api/v1/workflows/7a1d4c1e-6a0b-4f6a-8a37-51d1f3c1b9aa")]
     path: String,
-    /// The request's correlation id, by which its log lines are found.
+    /// Correlation id of the request, by which its log lines are found.
     request_id: String,
 }
 
 /// One entry of `errors`.
 #[derive(ToSchema)]
 #[schema(as = FieldError)]
-#[expect(dead_code, reason = "describes `input::FieldError`, which knows nothing of OpenAPI")]
+#[expect(dead_code, reason = "describes `input::FieldError`, which is independent of OpenAPI")]
 pub struct FieldErrorBody {
-    /// Where, such as `body.steps.a.agent_name`.
+    /// Location of the error, such as `body.steps.a.agent_name`.
     field: String,
-    /// What is wrong, for people.
+    /// Description of the error for people.
     message: String,
-    /// What is wrong, for programs.
+    /// Stable code of the error for programs.
     r#type: String,
-    /// Of an input that breaks its `input_schema`: where in `input_data`, as a JSON Pointer.
-    /// Absent otherwise.
+    /// For an input that breaks its `input_schema`: location in `input_data`, as a JSON Pointer. Absent otherwise.
     #[schema(value_type = String, required = false)]
     pointer: Option<String>,
 }
 
 impl ApiError {
-    /// An error with its own code.
+    /// Creates an error with its own code.
     #[must_use]
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
         let detail = detail.into();
@@ -126,33 +125,33 @@ impl ApiError {
         Self::new(StatusCode::CONFLICT, code, detail)
     }
 
-    /// 422 with what is wrong, member by member.
+    /// 422 with an error for each bad member.
     #[must_use]
     pub fn invalid(errors: Vec<FieldError>) -> Self {
         let detail = "The request is not valid; `errors` says where and why";
         Self { errors, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "validation_error", detail) }
     }
 
-    /// 503: try again shortly.
+    /// 503: a retry may succeed shortly.
     #[must_use]
     pub fn unavailable(code: &'static str, detail: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail)
             .with_header(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECS))
     }
 
-    /// Something scarce is held already as much as it may be: 429 if it is the client's share, and 503 if it is all.
-    /// `what`: of which there is too much.
+    /// A limit of concurrent use is exhausted: 429 if it is the client's share, and 503 if it is the total. `what`
+    /// names the resource.
     #[must_use]
     pub fn exhausted(limit: Exhausted, code: &'static str, what: &str) -> Self {
         metrics::counter!("requests_refused_total", "reason" => code).increment(1);
-        let who = match limit {
+        let subject = match limit {
             Exhausted::All => return Self::unavailable(code, format!("There are too many {what}")),
             Exhausted::Holder(Scope::Caller) => "The caller",
             Exhausted::Holder(Scope::Organization) => "The organization",
             Exhausted::Holder(Scope::Address | Scope::Anonymous) => "Callers without credentials",
             Exhausted::Holder(Scope::Agent) => "The agent",
         };
-        Self::new(StatusCode::TOO_MANY_REQUESTS, code, format!("{who} may have no more {what}"))
+        Self::new(StatusCode::TOO_MANY_REQUESTS, code, format!("{subject} may have no more {what}"))
             .with_header(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECS))
     }
 
@@ -169,19 +168,19 @@ impl ApiError {
         Self::new(StatusCode::FORBIDDEN, "forbidden", detail)
     }
 
-    /// 404: there is no such run.
+    /// 404: the run does not exist.
     #[must_use]
     pub fn run_not_found() -> Self {
         Self::not_found("run_not_found", "Run not found")
     }
 
-    /// 400: a run in that state does not allow that act.
+    /// 400: the action is not possible in the state of the run.
     #[must_use]
     pub fn run_wrong_state(status: &str, act: &str) -> Self {
         Self::bad_request("run_wrong_state", format!("The run is {status} and cannot be {act}"))
     }
 
-    /// 404: there is no such workflow.
+    /// 404: the workflow does not exist.
     #[must_use]
     pub fn workflow_not_found() -> Self {
         Self::not_found("workflow_not_found", "Workflow not found")
@@ -194,10 +193,10 @@ impl ApiError {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", detail)
     }
 
-    /// 500 with a constant body; the cause goes to the log.
+    /// 500 with a constant body; the cause is logged.
     #[must_use]
     pub fn internal() -> Self {
-        let detail = "The request could not be completed; its request_id finds the reason in the log";
+        let detail = "The request could not be completed; the log has the reason under its request_id";
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", detail)
     }
 
@@ -208,7 +207,7 @@ impl ApiError {
         self
     }
 
-    /// Keeps the answer out of the request log: whoever makes it tells of it himself, of many at once.
+    /// Excludes the answer from the request log: the caller of this function logs it, for many requests at once.
     #[must_use]
     pub fn logged_elsewhere(self) -> Self {
         Self { is_told_elsewhere: true, ..self }
@@ -225,7 +224,7 @@ impl ApiError {
         self.status
     }
 
-    /// Renders the body, once the request's path and correlation id are known.
+    /// Renders the body with the request's path and correlation id.
     #[must_use]
     pub fn render(self, path: &str, request_id: &str) -> Response {
         let body = ErrorBody {
@@ -252,7 +251,7 @@ impl ApiError {
     }
 }
 
-/// The error waits in the response until `api::gate::request` renders it, which knows path and correlation id.
+/// The error is kept in the response until `api::gate::request` renders it, which has path and correlation id.
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = self.status.into_response();
@@ -261,12 +260,12 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// An [`ApiError`] inside a response. Shared and emptied once, since extensions have to be `Clone`.
+/// An [`ApiError`] inside a response. It is shared and taken once, since extensions have to be `Clone`.
 #[derive(Clone)]
 pub struct Pending(Arc<std::sync::Mutex<Option<ApiError>>>);
 
 impl Pending {
-    /// The error, at the first call.
+    /// Takes the error; `None` after the first call.
     #[must_use]
     pub fn take(&self) -> Option<ApiError> {
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()
@@ -322,7 +321,7 @@ impl From<Arc<db::Error>> for ApiError {
 
 impl From<Overloaded> for ApiError {
     fn from(_: Overloaded) -> Self {
-        let detail = "Too much of the organisation, or of others, is to be checked at the moment; nothing was done";
+        let detail = "Too many checks of the organisation, or of others, are pending; nothing was done";
         Self::unavailable("overloaded", detail)
     }
 }
@@ -331,7 +330,7 @@ impl From<QuotaExceeded> for ApiError {
     fn from(QuotaExceeded { what, limit }: QuotaExceeded) -> Self {
         let detail = format!("The organization may have {limit} {}, and has as many already", what.as_str());
         match what {
-            // Here time makes room.
+            // Runs leave the queue after some time, so a retry may succeed.
             Countable::QueuedRuns => Self::new(StatusCode::TOO_MANY_REQUESTS, "quota_exceeded", detail)
                 .with_header(header::RETRY_AFTER, HeaderValue::from_static("5")),
             Countable::Agents | Countable::Workflows | Countable::ApiKeys => {
@@ -348,9 +347,10 @@ impl From<ClaimError> for ApiError {
                 let detail = "The Idempotency-Key was used before with another body";
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused", detail)
             }
-            // Whoever can answer a repeat has done so already.
+            // A finished request was answered with the stored answer before.
             ClaimError::InFlight | ClaimError::Repeated(_) => {
-                let detail = "A request with this Idempotency-Key is under way; its answer will be there in a moment";
+                let detail =
+                    "A request with this Idempotency-Key is under way; its answer will be available in a moment";
                 Self::conflict("idempotency_key_in_use", detail)
                     .with_header(header::RETRY_AFTER, HeaderValue::from_static("1"))
             }

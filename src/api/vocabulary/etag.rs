@@ -1,7 +1,7 @@
-//! Entity tags: which state of an agent or a workflow an answer shows, and requests that depend on it.
+//! Entity tags: the version of an agent or a workflow that an answer shows, and conditional requests.
 //!
-//! A tag is the revision of the row. Proxies that compress make a strong tag weak (`W/`); as it is the revision that is
-//! compared and not the bytes of an answer, both count as the same.
+//! A tag is the revision of the row. Proxies that compress make a strong tag weak (`W/`). Both are compared as equal,
+//! since the revision matters and not the bytes of an answer.
 
 use axum::{
     Json,
@@ -17,7 +17,7 @@ use crate::{
     input::FieldError,
 };
 
-/// `If-Match`.
+/// `If-Match` header.
 pub struct IfMatch(pub Option<actions::IfMatch>);
 
 impl<S: Send + Sync> FromRequestParts<S> for IfMatch {
@@ -28,7 +28,7 @@ impl<S: Send + Sync> FromRequestParts<S> for IfMatch {
     }
 }
 
-/// `If-None-Match`.
+/// `If-None-Match` header.
 pub struct IfNoneMatch(Option<actions::IfMatch>);
 
 impl<S: Send + Sync> FromRequestParts<S> for IfNoneMatch {
@@ -40,7 +40,7 @@ impl<S: Send + Sync> FromRequestParts<S> for IfNoneMatch {
 }
 
 impl IfNoneMatch {
-    /// The body with its tag, or 304 where the client has it already.
+    /// The body with its tag, or 304 if the client has this version.
     pub fn answer(&self, revision: &str, body: impl Serialize) -> Response {
         let is_known = match &self.0 {
             None => false,
@@ -51,7 +51,7 @@ impl IfNoneMatch {
     }
 }
 
-/// An answer with the tag of what it shows.
+/// Adds the tag to an answer.
 pub fn tagged(revision: &str, answer: impl IntoResponse) -> Response {
     let mut response = answer.into_response();
     if let Ok(tag) = HeaderValue::from_str(&format!("\"{revision}\"")) {
@@ -60,12 +60,12 @@ pub fn tagged(revision: &str, answer: impl IntoResponse) -> Response {
     response
 }
 
-/// 201 with what was made, its tag and its path below the prefix.
+/// 201 with the new resource, its tag and its path below the prefix.
 pub fn created(app: &App, path: &str, revision: &str, body: impl Serialize) -> Response {
     located(app, path, tagged(revision, (StatusCode::CREATED, Json(body))))
 }
 
-/// An answer with a path below the prefix.
+/// Adds a `Location` below the prefix to an answer.
 pub fn located(app: &App, path: &str, answer: impl IntoResponse) -> Response {
     let mut response = answer.into_response();
     if let Ok(location) = HeaderValue::from_str(&format!("{}{path}", app.config.api.prefix)) {
@@ -80,7 +80,7 @@ fn condition(headers: &HeaderMap, name: &HeaderName) -> Result<Option<actions::I
     for value in headers.get_all(name) {
         is_given = true;
         let text = value.to_str().map_err(|_| malformed(name))?;
-        // A tag of ours holds no comma; one of somebody else only has to match nothing.
+        // The service's own tags contain no comma; any other tag only must not match.
         for tag in text.split(',').map(str::trim).filter(|tag| !tag.is_empty()) {
             if tag == "*" {
                 return Ok(Some(actions::IfMatch::Any));

@@ -1,4 +1,4 @@
-//! What handlers take from a request. Each failure is an [`ApiError`] that names the field.
+//! Extractors of request data for handlers. Each failure is an [`ApiError`] that names the field.
 
 use std::collections::HashMap;
 
@@ -17,20 +17,21 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// Bytes of a body that is checked on another thread.
+/// Bodies from this size on are checked on another thread.
 const LARGE_BODY_BYTES: usize = 128 << 10;
 
-/// A JSON body: well-formed, of bounded depth, and such that PostgreSQL can store it.
+/// JSON body: well-formed, of bounded depth, and storable by PostgreSQL.
 pub struct JsonBody(Box<RawValue>);
 
 impl JsonBody {
-    /// The body.
+    /// JSON text of the body.
     #[must_use]
     pub fn raw(&self) -> &RawValue {
         &self.0
     }
 
-    /// What the body says: read at once, or on another thread if it is large or has a schema, which takes long to compile.
+    /// Parses the body: at once, or on another thread if it is large or contains a schema, which takes long to
+    /// compile.
     pub async fn read<T: Send + 'static>(
         &self,
         app: &App,
@@ -63,11 +64,11 @@ impl FromRequest<App> for JsonBody {
     }
 }
 
-/// A JSON body, or none: absent, empty or null.
+/// Optional JSON body: absent, empty and null count as none.
 pub struct OptionalJsonBody(pub Option<Box<RawValue>>);
 
 impl OptionalJsonBody {
-    /// SHA-256 of the body's text; of nothing if there is none.
+    /// SHA-256 of the body's text; of the empty text if there is none.
     #[must_use]
     pub fn fingerprint(&self) -> Vec<u8> {
         Sha256::digest(self.0.as_ref().map_or("", |body| body.get())).to_vec()
@@ -91,7 +92,7 @@ impl FromRequest<App> for OptionalJsonBody {
     }
 }
 
-/// A JSON body, or none, whatever its content type says: of senders that have no choice of it.
+/// Optional JSON body with any content type: for senders that cannot choose it.
 pub struct AnyJsonBody(pub Option<Box<RawValue>>);
 
 impl FromRequest<App> for AnyJsonBody {
@@ -122,7 +123,7 @@ fn is_blank(body: &[u8]) -> bool {
     body.iter().all(u8::is_ascii_whitespace)
 }
 
-/// The body, or what is wrong with its JSON.
+/// Returns the body, or the error in its JSON.
 async fn read_json(request: Request, app: &App) -> Result<Result<Option<Box<RawValue>>, FieldError>, ApiError> {
     let caller = request.extensions().get::<Caller>().cloned();
     let bytes = body(request).await?;
@@ -138,27 +139,27 @@ async fn read_json(request: Request, app: &App) -> Result<Result<Option<Box<RawV
     Ok(checked.map_err(FieldError::from))
 }
 
-/// No content type counts as JSON.
+/// A missing content type counts as JSON.
 fn is_json(headers: &HeaderMap) -> bool {
     let Some(value) = headers.get(header::CONTENT_TYPE) else { return true };
     let essence = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
 
-/// The route of a request below the prefix, with its parameters' names.
+/// Route of a request below the prefix, with the names of its parameters.
 #[must_use]
 pub fn route_below_prefix<'a>(app: &App, request: &'a Parts) -> Option<&'a str> {
     request.extensions.get::<MatchedPath>()?.as_str().strip_prefix(app.config.api.prefix.as_str())
 }
 
-/// The UUID of an agent or a workflow in the path; named after the resource in errors.
+/// The UUID of an agent or a workflow in the path; errors name the parameter.
 pub async fn path_uuid<S: Send + Sync>(parts: &mut Parts, state: &S, name: &str) -> Result<Uuid, ApiError> {
-    // What axum refuses is no UTF-8, and so no UUID: read on as the character that stands for such bytes.
+    // axum refuses only a text that is not UTF-8, and so not a UUID. The replacement character stands for its bytes.
     let text = Path::<String>::from_request_parts(parts, state).await.map_or("\u{fffd}".to_owned(), |Path(text)| text);
     Ok(input::path_uuid(name, &text)?)
 }
 
-/// The one parameter of the path; `None` if it is no UTF-8.
+/// The only parameter of the path; `None` if it is not UTF-8.
 pub async fn path_text(parts: &mut Parts) -> Option<String> {
     Path::<String>::from_request_parts(parts, &()).await.ok().map(|Path(text)| text)
 }
@@ -185,7 +186,7 @@ impl<S: Send + Sync> FromRequestParts<S> for AgentId {
     }
 }
 
-/// `{run_id}` in the path: free text, since other programs make run ids too.
+/// `{run_id}` in the path: any text, since other programs create run ids too.
 pub struct RunId(pub String);
 
 impl<S: Send + Sync> FromRequestParts<S> for RunId {
@@ -194,13 +195,13 @@ impl<S: Send + Sync> FromRequestParts<S> for RunId {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let Path(text) =
             Path::<String>::from_request_parts(parts, state).await.map_err(|_| ApiError::run_not_found())?;
-        // No row can have such an id, and the database would refuse to look.
+        // No row can have such an id, and the database would return an error.
         if text.contains('\0') { Err(ApiError::run_not_found()) } else { Ok(Self(text)) }
     }
 }
 
-/// The query string by form rules; of a repeated parameter the last one counts, and unknown ones are ignored, which clients
-/// of the reference deployment rely on.
+/// Query string by form rules. Of a repeated parameter the last one counts, and unknown ones are ignored: clients of
+/// the reference deployment depend on that.
 pub struct Query(HashMap<String, String>);
 
 impl<S: Send + Sync> FromRequestParts<S> for Query {
@@ -222,35 +223,35 @@ impl<S: Send + Sync> FromRequestParts<S> for Query {
 }
 
 impl Query {
-    /// The parameter, if it is there. An empty value, as forms send it, counts as absent.
+    /// The parameter; an empty value, as forms send it, counts as absent.
     #[must_use]
     pub fn text(&self, name: &str) -> Option<&str> {
         self.given(name).filter(|text| !text.is_empty())
     }
 
-    /// The parameter, if it is there, empty or not.
+    /// The parameter, even if it is empty.
     #[must_use]
     pub fn given(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
     }
 
-    /// An instant.
+    /// The parameter as an instant.
     pub fn instant(&self, name: &str) -> Result<Option<Timestamp>, ApiError> {
         Ok(self.text(name).map(|text| input::query_datetime(name, text)).transpose()?.map(Timestamp::from))
     }
 
-    /// `sort_order` is `asc`.
+    /// Whether `sort_order` is `asc`.
     #[must_use]
     pub fn is_ascending(&self) -> bool {
         self.text("sort_order").is_some_and(|order| order.eq_ignore_ascii_case("asc"))
     }
 
-    /// The two ends of a span of time, `NAME_after` and `NAME_before`.
+    /// Both ends of a time span, `NAME_after` and `NAME_before`.
     pub fn span(&self, name: &str) -> Result<(Option<Timestamp>, Option<Timestamp>), ApiError> {
         Ok((self.instant(&format!("{name}_after"))?, self.instant(&format!("{name}_before"))?))
     }
 
-    /// The same query from that cursor on.
+    /// The same query with this cursor.
     #[must_use]
     pub fn with_cursor(&self, cursor: &str) -> String {
         let others = self.0.iter().filter(|(name, _)| !["page", "cursor"].contains(&name.as_str()));
@@ -258,7 +259,7 @@ impl Query {
         query.extend_pairs(others).append_pair("cursor", cursor).finish()
     }
 
-    /// The texts between the commas, without empty ones.
+    /// The comma-separated values of the parameter, without empty ones.
     #[must_use]
     pub fn several(&self, name: &str) -> Vec<String> {
         let texts = self.text(name).into_iter().flat_map(|text| text.split(','));

@@ -1,4 +1,4 @@
-//! Requests that are safe to repeat.
+//! Idempotency keys: requests that can be repeated safely.
 
 use axum::{extract::FromRequestParts, response::Response};
 use http::{HeaderValue, request::Parts};
@@ -10,17 +10,18 @@ use super::{
 };
 use crate::{db::idempotency::IdempotencyKey, input::FieldError};
 
-/// Longest `Idempotency-Key`.
+/// Maximum length of an `Idempotency-Key`.
 const MAX_KEY_CHARS: usize = 255;
 
 /// The `Idempotency-Key` header.
 pub struct Key(Option<String>);
 
 impl Key {
-    /// The key as it counts for this route (with its object, if it has one), caller and body.
+    /// The key, bound to the route (with its object, if it has one), the caller and the body.
     #[must_use]
     pub fn bound(self, route: &str, caller: &Caller, fingerprint: Vec<u8>) -> Option<IdempotencyKey> {
-        // No organisation is named like the beginning of a route, so that keys of a single one stay what they were.
+        // The organisation stands before the route only outside of the default one, so that existing keys of that one
+        // stay valid. No organisation is named like the beginning of a route.
         let actor = &caller.actor;
         let scope = if actor.organization.is_default() {
             format!("{route} {}", actor.subject)

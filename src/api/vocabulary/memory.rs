@@ -1,8 +1,9 @@
-//! The memory of request bodies and of answers, by permits of one byte each.
+//! Memory limits of request bodies and of answers, by permits of one byte each.
 //!
-//! A body takes its permit as its bytes come, and holds it until its handler has ended. An answer takes its own when it is
-//! there, and holds it until its last byte was written: a client that takes it slowly holds memory for as long. An answer
-//! may be larger than what is left, since none could be given otherwise; what follows has to wait, or is refused.
+//! The permit of a body grows with its bytes, and is held until its handler has ended. The permit of an answer is
+//! taken when the answer is complete, and held until its last byte is written, so a slow client holds memory longer.
+//! An answer may exceed the remaining permits, since it could not be sent otherwise; later ones have to wait, or are
+//! refused.
 
 use axum::{
     body::{Body, HttpBody as _},
@@ -17,23 +18,23 @@ use crate::{
     permits::{Exhausted, Holders, Permit, Permits, Scope},
 };
 
-/// Smaller answers are not counted: they fit into the buffers that a connection has anyway.
+/// Smaller answers are not counted: they fit into the buffers of a connection.
 const COUNTED_FROM_BYTES: u64 = 64 << 10;
-/// Rows with large content that are read at a time.
+/// Maximum number of rows with large content that are read at a time.
 const LARGE_READS: u64 = 8;
 
-/// The limits of a process.
+/// Memory limits of a process.
 pub struct Memory {
-    /// Bytes of request bodies.
+    /// Permits for bytes of request bodies.
     pub bodies: Permits,
-    /// Bytes of answers.
+    /// Permits for bytes of answers.
     answers: Permits,
-    /// Rows with large content that are being read: their size is known only afterwards.
+    /// Permits for reading rows with large content: their size is known only afterwards.
     large_reads: Permits,
 }
 
 impl Memory {
-    /// With the limits of the settings.
+    /// Creates the limits from the settings.
     #[must_use]
     pub fn new(settings: &config::Limits) -> Self {
         let shares = |all: u64| {
@@ -52,24 +53,24 @@ impl Memory {
         }
     }
 
-    /// Refuses a request for an answer while answers to the same holder wait that fill its share.
+    /// Refuses a request whose answer would need memory, while pending answers fill the share of the same owner.
     pub fn check_answer(&self, holders: Holders) -> Result<(), ApiError> {
         self.answers.check(holders, 1).map_err(refusal)
     }
 
-    /// Returns when there is room for a further piece of an answer that has begun.
+    /// Waits for memory for a further piece of a started answer.
     pub async fn room_for_piece(&self, holders: Holders) {
         self.answers.room(holders, 1).await;
     }
 
-    /// A permit to read a row with large content.
+    /// Permit to read a row with large content.
     pub async fn large_read(&self, holders: Holders) -> Permit {
         let mut permit = self.large_reads.take(holders, 0);
         permit.grow(1).await;
         permit
     }
 
-    /// These bytes, counted until the last of them was written.
+    /// Counts these bytes until the last of them is written.
     #[must_use]
     pub fn piece(&self, holders: Holders, bytes: Vec<u8>) -> Bytes {
         self.count(holders, bytes.into())
@@ -80,8 +81,8 @@ impl Memory {
         Bytes::from_owner(Counted { bytes, _permit: permit })
     }
 
-    /// The answer, counted until its last byte was written. An answer to a change is given whatever waits; any other is
-    /// refused if others have filled the share meanwhile.
+    /// Counts the answer until its last byte is written. An answer to a change is always sent; any other is refused
+    /// if the share has been filled meanwhile.
     pub async fn answer(&self, holders: Holders, is_safe: bool, response: Response) -> Result<Response, ApiError> {
         let size = response.body().size_hint().exact().unwrap_or_default();
         if size < COUNTED_FROM_BYTES {
@@ -91,7 +92,7 @@ impl Memory {
             self.check_answer(holders)?;
         }
         let (parts, body) = response.into_parts();
-        // It is in memory, so this waits for nothing.
+        // The body is in memory, so this does not wait.
         let bytes = body.collect().await.map_err(|_| ApiError::internal())?.to_bytes();
         Ok(Response::from_parts(parts, Body::from(self.count(holders, bytes))))
     }
@@ -110,5 +111,5 @@ impl AsRef<[u8]> for Counted {
 }
 
 fn refusal(limit: Exhausted) -> ApiError {
-    ApiError::exhausted(limit, "too_many_response_bytes", "bytes of answers that wait to be read")
+    ApiError::exhausted(limit, "too_many_response_bytes", "bytes of answers that are not read yet")
 }

@@ -1,4 +1,4 @@
-//! Organisations in memory: whether they let their members in, and how much they may have.
+//! Cache of organisations: their status and their quotas.
 
 use std::{
     collections::HashMap,
@@ -11,16 +11,16 @@ use crate::{
     db::{self, organizations::OrganizationRow},
 };
 
-/// How long an organisation is taken for what it was when it was read. Under the 5 s after which a suspended one must
-/// let nobody in.
+/// Lifetime of an entry. It is shorter than the 5 s after which the credentials of a suspended organisation must be
+/// refused.
 const LIFE: Duration = Duration::from_secs(4);
-/// Organisations that are kept, those that do not exist among them.
+/// Maximum number of entries, including organisations that do not exist.
 const MAX_ENTRIES: usize = 4096;
 
-/// What was read, if there is such an organisation, and when.
+/// Time of the read, and the row if the organisation exists.
 type Entry = (Instant, Option<Arc<OrganizationRow>>);
 
-/// The organisations. Cheap to clone.
+/// Cache of organisations. Cheap to clone.
 #[derive(Clone)]
 pub struct Organizations {
     pool: db::Pool,
@@ -28,24 +28,24 @@ pub struct Organizations {
 }
 
 impl Organizations {
-    /// None is known yet.
+    /// Creates an empty cache.
     #[must_use]
     pub fn new(pool: db::Pool) -> Self {
         Self { pool, entries: Arc::default() }
     }
 
-    /// Whether it exists and lets its members in.
+    /// Whether the organisation exists and is active.
     pub async fn is_active(&self, id: &OrganizationId) -> Result<bool, db::Error> {
-        // That one always does.
+        // The default organisation is always active.
         Ok(id.is_default() || self.find(id).await?.is_some_and(|row| row.is_active()))
     }
 
-    /// Its own quotas.
+    /// Quotas of the organisation itself, without those of the settings.
     pub async fn quotas(&self, id: &OrganizationId) -> Result<Quotas, db::Error> {
         Ok(self.find(id).await?.map(|row| row.quotas).unwrap_or_default())
     }
 
-    /// Has it read again before it is used again.
+    /// Removes the entry, so that the next use reads it again.
     pub fn invalidate(&self, id: &OrganizationId) {
         self.entries().remove(id);
     }
@@ -58,7 +58,7 @@ impl Organizations {
         }
         let read_at = Instant::now();
         let (pool, wanted) = (self.pool.clone(), id.clone());
-        // In a task of its own: whoever asks may hang up.
+        // A task of its own, since the client may disconnect.
         let row = db::bounded(async move { db::organizations::find(&pool, &wanted).await }).await?.map(Arc::new);
         let mut entries = self.entries();
         if entries.len() >= MAX_ENTRIES {

@@ -1,4 +1,4 @@
-//! The envelope of every list.
+//! Page: the envelope of every list.
 
 use std::{borrow::Cow, marker::PhantomData};
 
@@ -24,10 +24,10 @@ use crate::{
     input,
 };
 
-/// Describes a part of a list; [`answer`] writes it.
+/// Schema of a page of a list; [`answer`] writes it.
 pub struct Page<T>(PhantomData<T>);
 
-/// What a page says behind its entries.
+/// Members of a page that follow its entries.
 #[derive(Serialize)]
 struct About {
     total: i64,
@@ -38,7 +38,7 @@ struct About {
     prev_cursor: Option<String>,
 }
 
-/// The part of the list that was asked for, with its entries as `show` shows them.
+/// Answer with the requested page, whose entries `show` converts.
 pub fn answer<R, T>(
     app: App,
     caller: Caller,
@@ -60,7 +60,7 @@ where
         .answer(JSON, move |rows, is_last| page.write(rows.into_iter().map(&show), is_last))
 }
 
-/// The one entry that was looked up, or none on a page of that size.
+/// Answer with the one entry that was found, or none, on a page of that size.
 pub fn of_one(found: Option<impl Serialize>, size: i64) -> Response {
     let total = i64::from(found.is_some());
     let page_size = if found.is_some() { 1 } else { size };
@@ -68,7 +68,7 @@ pub fn of_one(found: Option<impl Serialize>, size: i64) -> Response {
     ([(header::CONTENT_TYPE, JSON)], Writer::new(about).write(found, true)).into_response()
 }
 
-/// Writes a page.
+/// Writer of a page.
 struct Writer {
     head: Option<&'static str>,
     entries: Array,
@@ -87,14 +87,14 @@ impl Writer {
         }
         if is_last {
             text.extend_from_slice(b"],");
-            // Its members go on with those of the page.
+            // The members of `about` follow in the same object.
             text.extend_from_slice(&input::to_raw(&self.about).get().as_bytes()[1..]);
         }
         text
     }
 }
 
-/// By hand, so that a list names its entries: a derived schema has a copy of theirs.
+/// Written by hand, so that a list refers to the schema of its entries: a derived schema would contain a copy.
 impl<T: ToSchema> PartialSchema for Page<T> {
     fn schema() -> RefOr<Schema> {
         let number = |description: &str| {
@@ -106,17 +106,17 @@ impl<T: ToSchema> PartialSchema for Page<T> {
             ObjectBuilder::new().schema_type(text).description(Some(description))
         };
         let entries = ArrayBuilder::new().items(Ref::from_schema_name(T::name())).description(Some("The entries."));
-        let before = "For the parameter `cursor`: the page before this one; null at the beginning of the list.";
+        let before = "For the parameter `cursor`: the previous page; null at the beginning of the list.";
         let members: [(&str, RefOr<Schema>); 7] = [
             ("items", entries.into()),
-            ("total", number("How many entries there are on all pages.").into()),
-            ("page", number("Which page this is, from 1; with `cursor` counted from where the reader began.").into()),
-            ("page_size", number("How many entries a page has.").into()),
-            ("total_pages", number("How many pages there are.").into()),
+            ("total", number("Number of entries on all pages.").into()),
             (
-                "next_cursor",
-                cursor("For the parameter `cursor`: the page after this one; null at the end of the list.").into(),
+                "page",
+                number("Number of this page, from 1; with `cursor` counted from the first page that was read.").into(),
             ),
+            ("page_size", number("Maximum number of entries on a page.").into()),
+            ("total_pages", number("Number of pages.").into()),
+            ("next_cursor", cursor("For the parameter `cursor`: the next page; null at the end of the list.").into()),
             ("prev_cursor", cursor(before).into()),
         ];
         let page = members
@@ -139,12 +139,12 @@ impl<T: ToSchema> ToSchema for Page<T> {
     }
 }
 
-/// The answer to a delete request.
+/// Answer to a delete request.
 #[derive(Serialize, ToSchema)]
 pub struct Message {
-    /// A sentence for people.
+    /// Message for people.
     message: &'static str,
-    /// Now.
+    /// Time of the answer.
     #[schema(value_type = String, format = DateTime)]
     timestamp: crate::timestamp::Timestamp,
     /// Always null.
@@ -153,7 +153,7 @@ pub struct Message {
 }
 
 impl Message {
-    /// That sentence, now.
+    /// Creates a message with the current time.
     #[must_use]
     pub fn new(message: &'static str) -> Self {
         Self { message, timestamp: crate::timestamp::Timestamp::now(), data: None }

@@ -1,4 +1,4 @@
-//! `Prefer: wait=N` (RFC 7240): the answer to an execute may come when the run has ended.
+//! `Prefer: wait=N` (RFC 7240): an execute can be answered at the end of the run.
 
 use std::time::Duration;
 
@@ -7,20 +7,20 @@ use http::{HeaderMap, request::Parts};
 
 use super::{error::ApiError, headers::PREFER, request_permit::RequestPermit};
 
-/// Longest wait; who asks for more gets this.
+/// Maximum wait in seconds; longer requests are reduced to this.
 const MAX_WAIT_SECS: u64 = 60;
-/// How many seconds the client is ready to wait, if it is at all.
+/// Wait preference of a request, in seconds, if there is one.
 pub struct Wait {
     secs: Option<u64>,
     permit: RequestPermit,
 }
 
 impl Wait {
-    /// Of a request with these headers. What cannot be understood is no preference, as the RFC has it.
+    /// Reads the preference from the headers. An unknown or malformed preference is ignored, as the RFC demands.
     #[must_use]
     pub fn of(headers: &HeaderMap) -> Self {
         let texts = headers.get_all(&PREFER).iter().filter_map(|value| value.to_str().ok());
-        // A preference may have parameters of its own behind a semicolon; of repeated ones the first counts.
+        // A preference may have parameters behind a semicolon; of repeated preferences the first counts.
         let mut preferences = texts.flat_map(|text| text.split(',')).filter_map(|text| text.split(';').next());
         let wait = preferences.find_map(|preference| {
             let (name, value) = preference.split_once('=')?;
@@ -30,19 +30,19 @@ impl Wait {
         Self { secs, permit: RequestPermit::default() }
     }
 
-    /// The time that the client is ready to wait, if it is.
+    /// Requested waiting time.
     #[must_use]
     pub fn time(&self) -> Option<Duration> {
         self.secs.map(Duration::from_secs)
     }
 
-    /// Gives the request's place back, for the time that it only waits.
+    /// Releases the permit of the request while it only waits.
     pub fn release_permit(&self) {
         self.permit.release();
     }
 }
 
-/// Digits, however many.
+/// Parses any number of digits.
 fn seconds(text: &str) -> Option<u64> {
     let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     is_number.then(|| text.parse().unwrap_or(u64::MAX))

@@ -1,4 +1,4 @@
-//! The place of a request among those that are worked on.
+//! Permit of a request for concurrent execution.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -8,18 +8,19 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::error::ApiError;
 
-/// The place of a request; in its extensions. Given back when the handler has ended, or before by [`RequestPermit::release`].
+/// Permit of a request; in its extensions. It is released when the handler has ended, or earlier by
+/// [`RequestPermit::release`].
 #[derive(Clone, Default)]
 pub struct RequestPermit(Arc<Mutex<Option<OwnedSemaphorePermit>>>);
 
 impl RequestPermit {
-    /// With that permit.
+    /// Wraps a semaphore permit.
     #[must_use]
     pub fn new(permit: OwnedSemaphorePermit) -> Self {
         Self(Arc::new(Mutex::new(Some(permit))))
     }
 
-    /// Makes room while the handler only waits.
+    /// Releases the permit early, while the handler only waits.
     pub fn release(&self) {
         drop(self.0.lock().unwrap_or_else(PoisonError::into_inner).take());
     }

@@ -1,7 +1,7 @@
-//! Signatures over what clients carry for the service: cursors and tickets.
+//! Signatures of cursors and tickets, which clients carry for the service.
 //!
-//! The key is in the database, so that every replica takes what another has given, and nobody has to set one. Whoever
-//! reads the database needs neither: all that they lead to is there.
+//! The key is in the database, so that every replica accepts what another one signed, and no setting is needed. A
+//! reader of the database gains nothing by the key: cursors and tickets lead only to data of the database.
 
 use std::sync::OnceLock;
 
@@ -14,32 +14,32 @@ use crate::db::{self, service_keys};
 
 /// Name of the key in the database.
 const KEY_NAME: &str = "signing";
-/// Bytes of a signature: 128 bits, which nobody guesses.
+/// Length of a signature: 128 bits, which cannot be guessed.
 pub const SIGNATURE_BYTES: usize = 16;
 
-/// Where the key is, read at its first use.
+/// Source of the key, which is read at its first use.
 pub struct Signing {
     pool: db::Pool,
     key: OnceLock<Key>,
 }
 
-/// The key.
+/// Signing key.
 #[derive(Clone, Debug)]
 pub struct Key(hmac::Key);
 
 impl Signing {
-    /// Reads nothing yet.
+    /// Does not read the key yet.
     #[must_use]
     pub fn new(pool: db::Pool) -> Self {
         Self { pool, key: OnceLock::new() }
     }
 
-    /// The key, which is made if there is none.
+    /// Returns the key; creates it if there is none.
     pub async fn key(&self) -> Result<Key, db::Error> {
         if let Some(key) = self.key.get() {
             return Ok(key.clone());
         }
-        // Several may do this at once: a database that is away is waited for side by side.
+        // Several tasks may do this at once, so that they wait side by side for an unavailable database.
         let pool = self.pool.clone();
         let fresh: [u8; 32] = rand::random();
         let bytes = db::bounded(async move { service_keys::find_or_store(&pool, KEY_NAME, &fresh).await }).await?;
@@ -48,11 +48,11 @@ impl Signing {
 }
 
 impl Key {
-    /// The signature over a text for a purpose: no signature counts for another one.
+    /// Signs a text for a purpose: a signature is not valid for another purpose.
     #[must_use]
     pub fn sign(&self, purpose: &[u8], text: &[u8]) -> [u8; SIGNATURE_BYTES] {
         let mut context = hmac::Context::with_key(&self.0);
-        // With its length, so that no two pairs run together.
+        // The length is included, so that different pairs of purpose and text never give the same input.
         context.update(&(purpose.len() as u64).to_be_bytes());
         context.update(purpose);
         context.update(text);
@@ -61,7 +61,7 @@ impl Key {
         signature
     }
 
-    /// Whether it is the signature over that text for that purpose.
+    /// Whether this is the signature of the text for the purpose.
     #[must_use]
     pub fn verifies(&self, purpose: &[u8], text: &[u8], signature: &[u8]) -> bool {
         verify_slices_are_equal(&self.sign(purpose, text), signature).is_ok()
@@ -72,14 +72,14 @@ impl Key {
 pub(super) mod tests {
     use super::*;
 
-    /// A key for tests beside other code.
+    /// Key for tests of other modules.
     #[must_use]
     pub fn key(byte: u8) -> Key {
         Key(hmac::Key::new(HMAC_SHA256, &[byte; 32]))
     }
 
     #[test]
-    fn a_signature_counts_for_its_key_purpose_and_text_alone() {
+    fn a_signature_is_valid_only_for_its_key_purpose_and_text() {
         let signature = key(1).sign(b"ab", b"c");
         assert!(key(1).verifies(b"ab", b"c", &signature));
         for (other, purpose, text) in [(key(2), "ab", "c"), (key(1), "a", "bc"), (key(1), "ab", "d")] {

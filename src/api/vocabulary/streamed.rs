@@ -1,8 +1,9 @@
-//! Answers that are read while they are sent: lists, whose entries may be large, and exports.
+//! Streamed answers, which are read from the database while they are sent: lists, whose entries may be large, and
+//! exports.
 //!
-//! What a client has not taken yet is not read: a piece is held at a time, and counted ([`super::memory`]). Between two
-//! pieces nothing is held, no connection to the database either. An answer ends early, which its client sees by the
-//! broken transfer, if the database goes away or the caller's credentials end meanwhile.
+//! Reading follows the client: one piece is in memory at a time, and counted ([`super::memory`]). Between two pieces
+//! no memory and no database connection is held. If the database becomes unavailable or the caller's credentials end
+//! meanwhile, the answer ends early, and the client sees an incomplete transfer.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -25,30 +26,30 @@ use crate::{
     input,
 };
 
-/// Entries of an endless list that are looked at at a time.
+/// Number of entries of an endless list that are read at a time.
 pub const CHUNK: i64 = 500;
-/// The type of most answers.
+/// Content type of most answers.
 pub const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// Reads the entries behind a position.
 type ReadBehind<T> = Box<dyn Fn(Position) -> BoxFuture<'static, Result<list::Entries<T>, db::Error>> + Send>;
 
-/// The entries of an answer.
+/// Entries of an answer.
 pub struct Entries<T> {
     app: App,
     caller: Caller,
     rows: Vec<T>,
     rest: VecDeque<Vec<EntryId>>,
-    /// What comes behind `rest`, if anything does.
+    /// Position and reader of the entries behind `rest`, if there may be any.
     behind: Option<(Position, ReadBehind<T>)>,
 }
 
-/// Why an answer ends early.
+/// Reason why an answer ends early.
 #[derive(Debug, thiserror::Error)]
 enum Broken {
     #[error(transparent)]
     Db(#[from] Arc<db::Error>),
-    #[error("the caller's credentials have ended")]
+    #[error("the caller's credentials are no longer valid")]
     CredentialsEnded,
 }
 
@@ -56,13 +57,13 @@ impl<T> Entries<T>
 where
     T: ListRow + for<'r> FromRow<'r, PgRow> + Send + Unpin + 'static,
 {
-    /// Those of a page.
+    /// Entries of one page.
     #[must_use]
     pub fn of_page(app: App, caller: Caller, page: list::Entries<T>) -> Self {
         Self { app, caller, rows: page.rows, rest: page.rest, behind: None }
     }
 
-    /// Those of a whole list: first these, and behind them what `read` finds.
+    /// Entries of a whole list: first `first`, then those that `read` returns.
     pub fn of_list<F>(
         app: App,
         caller: Caller,
@@ -77,8 +78,8 @@ where
         Self { behind, ..Self::of_page(app, caller, first) }
     }
 
-    /// The answer, whose text `write` makes of some entries at a time; it is told which are the last, of which there may
-    /// be none. What is small is answered as a whole.
+    /// Builds the answer. `write` converts some entries at a time to text, and gets a flag for the last ones, which
+    /// may be none. A small answer is sent as a whole.
     pub fn answer(
         mut self,
         content_type: HeaderValue,
@@ -100,7 +101,7 @@ where
                 }
                 Err(error) => {
                     let (table, cause) = (T::TABLE.name, &error as &dyn std::error::Error);
-                    tracing::warn!(error = cause, table, "an answer is not sent to its end: {error}");
+                    tracing::warn!(error = cause, table, "an answer was cut off: {error}");
                     Some((Err(error), None))
                 }
             }
@@ -117,16 +118,16 @@ where
         self.app.memory.piece(self.caller.holders(), text)
     }
 
-    /// The next entries, when what others have read before was taken.
+    /// Reads the next entries, once the client has taken the previous ones.
     async fn read(&mut self) -> Result<Vec<T>, Broken> {
         let (memory, holders) = (&self.app.memory, self.caller.holders());
         memory.room_for_piece(holders).await;
         if !self.caller.is_still_valid(&self.app).await? {
             return Err(Broken::CredentialsEnded);
         }
-        // What hangs up shall not tear a statement apart, so each is in a task of its own.
+        // Each statement runs in a task of its own, so that a client that disconnects does not interrupt it.
         if let Some(ids) = self.rest.pop_front() {
-            // One that comes alone is large.
+            // A single id means a large entry.
             let _permit = if ids.len() == 1 { Some(memory.large_read(holders).await) } else { None };
             memory.room_for_piece(holders).await;
             let pool = self.app.pool.clone();
@@ -141,12 +142,12 @@ where
     }
 }
 
-/// Where a page ends that is not the last.
+/// Position of the end of a page, unless it is the last page.
 fn end_of<T>(page: &list::Entries<T>) -> Option<Position> {
     page.positions.last().filter(|_| page.has_next).cloned()
 }
 
-/// Writes entries of a JSON array, with the commas between all that come through it.
+/// Writer of a JSON array, with the commas between its entries.
 #[derive(Default)]
 pub struct Array {
     has_entries: bool,

@@ -1,8 +1,8 @@
-//! Tickets: what a browser opens the event stream of a run with, as its `EventSource` can send no header.
+//! Tickets: credentials by which a browser opens the event stream of a run, as its `EventSource` can send no header.
 //!
-//! A ticket stands for the caller that it was made for, on the one route and for the one run, and is good for opening a
-//! stream for a minute. The stream ends with the credentials of that caller, which are asked about again and again. It is
-//! signed and not stored: nobody but the service can make one, and every replica takes it.
+//! A ticket represents the caller that created it, for one route and one run, and can open a stream for a minute. The
+//! stream ends with the credentials of that caller, which are checked repeatedly. A ticket is signed and not stored:
+//! only the service can create one, and every replica accepts it.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use chrono::{DateTime, TimeDelta, Utc};
@@ -22,35 +22,35 @@ use crate::{
     db, input,
 };
 
-/// How long a stream can be opened with a ticket.
+/// Time within which a ticket can open a stream.
 pub const LIFETIME: TimeDelta = TimeDelta::seconds(60);
-/// What the signature is for.
+/// Purpose of the signature.
 const PURPOSE: &[u8] = b"event-stream";
-/// The route, below the prefix.
+/// Route below the prefix.
 const ROUTE: &str = "/runs/{run_id}/events";
 
-/// What a ticket says.
+/// Content of a ticket.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Ticket {
     run_id: String,
-    /// Until when a stream can be opened, in seconds since the epoch.
+    /// Expiry for opening a stream, in seconds since the epoch.
     opens_until: i64,
-    /// For whom it was made.
+    /// Caller that the ticket represents.
     #[serde(flatten)]
     pub holder: TicketOwner,
 }
 
-/// For whom a ticket was made.
+/// Caller that created a ticket.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "by", rename_all = "snake_case")]
 pub enum TicketOwner {
-    /// Whoever it was: authentication was off.
+    /// Any caller: authentication was off.
     Anybody,
-    /// The holder of an API key; with a token that was issued for it, until that ends.
-    #[expect(missing_docs, reason = "said above")]
+    /// API key; with a token that was issued for it, until the token ends.
+    #[expect(missing_docs, reason = "documented above")]
     ApiKey { id: Uuid, until: Option<f64> },
-    /// The subject of a token, until that ends.
-    #[expect(missing_docs, reason = "said above")]
+    /// Subject of a token, until the token ends.
+    #[expect(missing_docs, reason = "documented above")]
     Token { subject: String, organization: OrganizationId, role: Role, until: f64 },
 }
 
@@ -70,17 +70,17 @@ impl TicketOwner {
     }
 }
 
-/// Why a ticket does not count.
+/// Reason why a ticket is not valid.
 pub enum InvalidTicket {
-    /// It is none, or for something else.
+    /// Not a ticket, or one for another run or route.
     Invalid,
     /// It has expired.
     Expired,
-    /// It cannot be told.
+    /// The database could not be queried.
     Db(db::Error),
 }
 
-/// The text of a ticket for the event stream of that run, as long as the caller counts.
+/// Creates a ticket for the event stream of that run. It is valid at most as long as the caller's credentials.
 pub async fn sign(app: &App, run_id: String, until: DateTime<Utc>, caller: &Caller) -> Result<String, ApiError> {
     let ticket = Ticket { run_id, opens_until: until.timestamp(), holder: TicketOwner::of(caller) };
     let text = input::to_raw(&ticket);
@@ -89,7 +89,7 @@ pub async fn sign(app: &App, run_id: String, until: DateTime<Utc>, caller: &Call
     Ok(URL_SAFE_NO_PAD.encode(bytes))
 }
 
-/// The text of the ticket that a request comes with, if its route takes one.
+/// The ticket in the request, if its route accepts one.
 #[must_use]
 pub fn presented(app: &App, request: &Parts) -> Option<String> {
     let route = route_below_prefix(app, request)?;
@@ -100,7 +100,7 @@ pub fn presented(app: &App, request: &Parts) -> Option<String> {
     pairs.find(|(name, _)| name == "ticket").map(|(_, ticket)| ticket.into_owned())
 }
 
-/// What the ticket says, if it counts for this request.
+/// Verifies a ticket for this request, and returns its content.
 pub async fn verify(app: &App, request: &mut Parts, text: &str) -> Result<Ticket, InvalidTicket> {
     let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| InvalidTicket::Invalid)?;
     let (signature, text) = bytes.split_at_checked(SIGNATURE_BYTES).ok_or(InvalidTicket::Invalid)?;

@@ -1,4 +1,4 @@
-//! Tokens that the service issues: JSON Web Tokens, signed with `JWT_SECRET`.
+//! Tokens issued by the service: JSON Web Tokens, signed with `JWT_SECRET`.
 
 use chrono::Utc;
 use jsonwebtoken::{EncodingKey, Header, encode};
@@ -14,10 +14,10 @@ use crate::{
     visible,
 };
 
-/// Longest subject, as it is shown. It fits the columns that name a user.
+/// Maximum length of a subject, as it is shown. It fits the columns that name a user.
 const MAX_SUBJECT_BYTES: usize = 255;
 
-/// What a token of ours says.
+/// Claims of a token that the service issues.
 #[derive(Debug, Serialize)]
 struct Issued<'a> {
     sub: &'a str,
@@ -33,39 +33,39 @@ struct Issued<'a> {
     aud: Option<&'a str>,
 }
 
-/// Why no token can be made.
+/// Reason why no token can be issued.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
-    /// There is no key.
+    /// `JWT_SECRET` is not set.
     #[error("JWT_SECRET is not set, so there is nothing to sign a token with")]
     NoSecret,
-    /// It would not be let in.
+    /// The subject would be refused at verification.
     #[error(
         "a subject has 1 to 255 bytes and no control characters, is not system or callback, and does not begin with \
          {SUBJECT_PREFIX}"
     )]
     BadSubject,
-    /// The library refused.
+    /// The library returned an error.
     #[error("the token could not be signed")]
     Sign(#[from] jsonwebtoken::errors::Error),
 }
 
-/// The subject as logs, columns and audit entries have it: with its hidden characters escaped, so that two that look the
-/// same are the same. `None` if it does not fit them, or could be taken for one that the service itself gives: that of
-/// an API key, of whoever answers a callback, or its own.
+/// The subject as shown in logs, columns and audit entries. Hidden characters are escaped, so that two different
+/// subjects never look the same. `None` if it does not fit, or could be mistaken for a subject that the service
+/// itself assigns: that of an API key, of a callback's caller, or of the service.
 #[must_use]
 pub fn shown_subject(text: &str) -> Option<String> {
     let visible: String = text.chars().filter(|c| !visible::is_hidden(*c)).collect();
     let name = visible.trim().to_lowercase();
     let is_reserved = name.starts_with(SUBJECT_PREFIX) || Actor::RESERVED.contains(&name.as_str());
-    // What is escaped already could be taken for what is about to be.
+    // Existing escapes could be mistaken for the escapes that are added here.
     if name.is_empty() || is_reserved || text.contains(char::is_control) || text.contains("\\u{") {
         return None;
     }
     Some(visible::escaped(text).into_owned()).filter(|shown| shown.len() <= MAX_SUBJECT_BYTES)
 }
 
-/// A token for that subject of the organisation in that role, valid for `JWT_EXPIRATION_MINUTES`.
+/// Issues a token for the subject of the organisation in that role, valid for `JWT_EXPIRATION_MINUTES`.
 pub fn issue(
     auth: &config::Auth,
     subject: &str,
@@ -77,8 +77,8 @@ pub fn issue(
     Ok(token)
 }
 
-/// A token that allows what this API key allows, as long as the key counts, and for how many seconds. `role` is only there
-/// to be read.
+/// Issues a token with the rights of this API key, valid as long as the key, and returns its lifetime in seconds.
+/// `role` is only informative.
 pub fn issue_for_key(
     auth: &config::Auth,
     actor: &Actor,

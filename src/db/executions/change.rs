@@ -1,4 +1,4 @@
-//! Changes: what a driver has to write of its run.
+//! Changes of a run that its driver writes.
 
 use std::{fmt, sync::Arc};
 
@@ -7,26 +7,25 @@ use uuid::Uuid;
 
 use crate::{access::OrganizationId, input::shorten, permits::Permit, run::RunStatus};
 
-/// What happens to a run that the caller holds; everything in it happens at once or not at all. If the same attempt
-/// begins and ends in it, its row is written as ended.
+/// Atomic change of a run that the caller owns. If the same attempt begins and ends in it, its row is written as ended.
 #[derive(Clone, Debug)]
 pub struct Change {
-    /// The run.
+    /// Id of the run.
     pub run_id: String,
-    /// Of the claim.
+    /// Lease token of the claim.
     pub lease_token: Uuid,
-    /// The run. For observers.
+    /// Run as observers see it.
     pub of: Arc<ObservedRun>,
     /// The step attempt that ends.
     pub ended: Option<EndedAttempt>,
     /// The step attempt that begins.
     pub begun: Option<StepBegin>,
-    /// The run ends.
+    /// End of the run.
     pub finished: Option<FinishedRun>,
 }
 
 impl Change {
-    /// The size of the input and the output in it.
+    /// Bytes of the input and the output.
     #[must_use]
     pub fn bytes(&self) -> usize {
         let input = self.begun.as_ref().map_or(0, |step| step.input.get().len());
@@ -34,8 +33,8 @@ impl Change {
         input + output
     }
 
-    /// Splits it in two, the begin and the end of an attempt, if both are in it: what comes second, in their order, is
-    /// taken out. An attempt begins before it ends, and others end before it begins. The run's end comes last.
+    /// Splits a change with both a begin and an end of an attempt in two, and takes out the second one. An attempt
+    /// begins before it ends, but begins after the end of another one. The run's end is last.
     pub fn split_off(&mut self) -> Option<Self> {
         let is_one_row = self.ended.as_ref()?.id == self.begun.as_ref()?.id;
         let (ended, begun) = if is_one_row { (self.ended.take(), None) } else { (None, self.begun.take()) };
@@ -48,7 +47,7 @@ impl Change {
     }
 }
 
-/// A run, as observers know it.
+/// Run as observers know it.
 #[derive(Debug)]
 #[expect(missing_docs, reason = "each is a member or a header of the updates")]
 pub struct ObservedRun {
@@ -58,19 +57,19 @@ pub struct ObservedRun {
     pub traceparent: String,
 }
 
-/// How a step attempt ends.
+/// Result of a step attempt.
 #[derive(Clone, Debug)]
 pub enum StepEnd {
-    /// With this output.
+    /// Completed with this output.
     Completed(Box<RawValue>),
-    /// For this reason.
+    /// Failed for this reason.
     Failed(String),
-    /// It was given up, for this reason: nobody needs it any more.
+    /// Abandoned for this reason, because its result is not needed.
     Skipped(String),
 }
 
 impl StepEnd {
-    /// As in the `status` column.
+    /// Value of the `status` column.
     #[must_use]
     pub fn status(&self) -> &'static str {
         match self {
@@ -80,7 +79,7 @@ impl StepEnd {
         }
     }
 
-    /// What it gave.
+    /// Output of a completed attempt.
     #[must_use]
     pub fn output(&self) -> Option<&RawValue> {
         match self {
@@ -89,7 +88,7 @@ impl StepEnd {
         }
     }
 
-    /// Why it gave nothing.
+    /// Reason of a failed or skipped attempt.
     #[must_use]
     pub fn reason(&self) -> Option<&str> {
         match self {
@@ -99,92 +98,92 @@ impl StepEnd {
     }
 }
 
-/// The end of a step attempt.
+/// End of a step attempt.
 #[derive(Clone, Debug)]
 pub struct EndedAttempt {
-    /// The row.
+    /// Id of the row.
     pub id: String,
-    /// The output, or what went wrong.
+    /// Output or error.
     pub end: StepEnd,
-    /// How the agent was called, if it was. For the run's log.
+    /// Call of the agent, if there was one, for the run's log.
     pub call: Option<AgentCall>,
-    /// Of a step that calls an agent. For observers.
+    /// Agent step for observers; `None` if the step calls no agent.
     pub of: Option<AgentStep>,
-    /// The memory of the output, until it is written.
+    /// Memory permit of the output until it is written.
     pub memory: Option<Arc<Permit>>,
 }
 
-/// A step that calls an agent, as observers know it.
+/// Agent step as observers know it.
 #[derive(Clone, Debug)]
 pub struct AgentStep {
-    /// The step.
+    /// Id of the step.
     pub step_id: String,
-    /// Whom it calls.
+    /// Name of the called agent.
     pub agent_name: String,
-    /// What the agent is called with.
+    /// Task id of the call.
     pub task_id: Option<String>,
 }
 
-/// A call to an agent.
+/// Call to an agent.
 #[derive(Clone, Copy, Debug)]
 pub struct AgentCall {
-    /// The HTTP status of the answer, if there was one.
+    /// HTTP status of the answer, if there was one.
     pub http_status: Option<u16>,
-    /// From the request to the end of the answer.
+    /// Time from the request to the end of the answer.
     pub duration_ms: f64,
-    /// What it came to, in a word; `None`: success.
+    /// Kind of the failure; `None` for success.
     pub fault: Option<&'static str>,
 }
 
-/// The begin of a step attempt.
+/// Begin of a step attempt.
 #[derive(Clone, Debug)]
 pub struct StepBegin {
-    /// The row.
+    /// Id of the row.
     pub id: String,
-    /// The step.
+    /// Id of the step.
     pub step_id: String,
-    /// For people.
+    /// Display name of the step.
     pub step_name: String,
-    /// Whom it calls; empty for a step that calls nobody.
+    /// Name of the called agent; empty for a step that calls none.
     pub agent_name: String,
-    /// What the agent is called with. For observers.
+    /// Task id of the call, for observers.
     pub task_id: Option<String>,
-    /// With what.
+    /// Input of the attempt.
     pub input: Box<RawValue>,
-    /// Where it stands, if not on the main chain.
+    /// Position of a nested step; `None` on the main chain.
     pub nested: Option<NestedStep>,
 }
 
-/// Where a nested step stands.
+/// Position of a nested step.
 #[derive(Clone, Debug)]
 pub struct NestedStep {
-    /// The step that contains it.
+    /// Id of the enclosing step.
     pub parent_step_id: String,
-    /// In which of its branches or iterations.
+    /// Branch or iteration of the enclosing step.
     pub branch_name: String,
-    /// How the branches are joined, if they are.
+    /// Join policy of the branches, if they are joined.
     pub join_policy: Option<&'static str>,
-    /// The whole way from the main chain to the step.
+    /// Step path: the full path from the main chain to the step.
     pub path: String,
 }
 
-/// The end of a run.
+/// End of a run.
 #[derive(Clone, Debug)]
 pub struct FinishedRun {
     /// COMPLETED or FAILED.
     pub status: RunStatus,
-    /// Why it failed.
+    /// Error message of a failed run.
     pub error_message: Option<String>,
-    /// The same for observers.
+    /// Failure for observers.
     pub failure: Option<RunFailure>,
 }
 
-/// Why a run fails. `Display` is fit for its row.
+/// Reason of a failed run. `Display` is the text for its row.
 #[derive(Clone, Debug)]
 pub struct RunFailure {
-    /// The step of the main chain that failed, if one did.
+    /// Failed step of the main chain, if there is one.
     pub step_id: Option<String>,
-    /// Why it did.
+    /// Cause of the failure.
     pub cause: String,
 }
 

@@ -1,4 +1,4 @@
-//! Claims: of requests from Kafka, and of runs whose executor died.
+//! Claims of requests from Kafka, and takeovers of runs from dead executors.
 
 use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, PgExecutor};
@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::{INTERRUPTED, RECORDS_ITSELF};
 use crate::db::{Error, processes::DEAD_AFTER_SECS};
 
-/// Requests to claim, one entry a run, each run once; see [`claim`].
+/// Requests to claim, one entry per run, each run once; see [`claim`].
 #[derive(Default)]
 #[expect(missing_docs, reason = "each is a column of workflow_runs or a member of the message")]
 pub struct ClaimBatch {
@@ -23,30 +23,30 @@ pub struct ClaimBatch {
     pub sent_at: Vec<Option<DateTime<Utc>>>,
 }
 
-/// A run that the caller now holds.
+/// Claimed run, which the caller now owns.
 #[derive(Debug, sqlx::FromRow)]
 pub struct Claimed {
-    /// The run.
+    /// Id of the run.
     pub run_id: String,
-    /// Of the row.
+    /// Id of the workflow.
     pub workflow_id: String,
-    /// Of the row.
+    /// Name of the workflow.
     pub workflow_name: String,
-    /// Of the request that started the run.
+    /// Correlation id of the request that started the run.
     pub correlation_id: Option<String>,
-    /// Of the same request, if it had one.
+    /// `traceparent` of the same request, if it had one.
     pub traceparent: Option<String>,
-    /// The input, if the message has none.
+    /// Input, if the message has none.
     pub input_data: Option<String>,
-    /// Whose run it is.
+    /// Organisation of the run.
     pub organization_id: String,
-    /// It has step rows: it was started before.
+    /// Whether the run has step rows because it was started before.
     pub has_steps: bool,
 }
 
-/// Claims the runs that are PENDING and makes the rows that are missing, in one statement. A run that is not in the
-/// answer was claimed before, is paused, has ended, or waits for another message than this one (its retry made a new
-/// `event_id`). Repeating the call with the same tokens, when the answer was lost, returns the same runs.
+/// Claims the runs that are PENDING and inserts missing rows, in one statement. A run that is not in the answer was
+/// claimed before, is paused, has ended, or expects another message (its retry created a new `event_id`). Repeating the
+/// call with the same tokens after a lost answer returns the same runs.
 pub async fn claim(db: impl PgExecutor<'_>, executor_id: Uuid, batch: &ClaimBatch) -> Result<Vec<Claimed>, Error> {
     let sql = format!(
         "
@@ -60,7 +60,7 @@ pub async fn claim(db: impl PgExecutor<'_>, executor_id: Uuid, batch: &ClaimBatc
             SET status = 'RUNNING', executor_id = $1, lease_token = m.lease_token,
                 updated_at = now() AT TIME ZONE 'UTC', execution_started_at = now() AT TIME ZONE 'UTC', wake_at = NULL,
                 parked_at = NULL, takeovers = 0, claimed_at = now() AT TIME ZONE 'UTC',
-                -- Of a run that no stored definition holds, the message is all there is.
+                -- For a run without a stored definition, the message is the only source of the plan.
                 workflow_plan = CASE WHEN r.workflow_version IS NULL THEN m.plan::jsonb ELSE r.workflow_plan END,
                 input_data = CASE WHEN r.workflow_version IS NULL AND m.input IS NOT NULL
                     THEN m.input::jsonb ELSE r.input_data END,
@@ -89,7 +89,7 @@ pub async fn claim(db: impl PgExecutor<'_>, executor_id: Uuid, batch: &ClaimBatc
             SELECT run_id, kind, at
             FROM request JOIN (SELECT run_id FROM claimed UNION ALL SELECT run_id FROM inserted) AS held USING (run_id),
                 LATERAL (VALUES ('run.dispatched', sent_at), ('run.started', clock_timestamp())) AS event (kind, at)
-            -- As it was before: a claim that is repeated was recorded the first time.
+            -- State before the statement: a repeated claim was recorded the first time.
             WHERE at IS NOT NULL AND NOT EXISTS (SELECT 1 FROM workflow_runs r
                 WHERE r.run_id = request.run_id AND r.lease_token = request.lease_token)
             ORDER BY kind
@@ -112,56 +112,56 @@ pub async fn claim(db: impl PgExecutor<'_>, executor_id: Uuid, batch: &ClaimBatc
         .await?)
 }
 
-/// How many runs of each organisation may be taken.
+/// Maximum number of runs to take per organisation.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Of those of which something is known.
+    /// Organisations with a limit of their own.
     pub organization_id: Vec<String>,
-    /// One entry for each of them.
+    /// Limit of each of these organisations.
     pub most: Vec<i64>,
-    /// Of each other one.
+    /// Limit of every other organisation.
     pub of_others: i64,
 }
 
 impl Limits {
-    /// As many as there are.
+    /// No limit.
     #[must_use]
     pub fn none() -> Self {
         Self { organization_id: Vec::new(), most: Vec::new(), of_others: i64::MAX }
     }
 }
 
-/// A run taken from an executor that died, or from nobody.
+/// Run that was taken over from a dead executor, or that had no owner.
 #[derive(Debug, sqlx::FromRow)]
 pub struct TakenOver {
-    /// The run.
+    /// Id of the run.
     pub run_id: String,
-    /// Of this claim.
+    /// Lease token of this claim.
     pub lease_token: Uuid,
-    /// Of the row.
+    /// Id of the workflow.
     pub workflow_id: String,
-    /// Of the row.
+    /// Name of the workflow.
     pub workflow_name: String,
-    /// Of the request that started the run.
+    /// Correlation id of the request that started the run.
     pub correlation_id: Option<String>,
-    /// Of the same request, if it had one.
+    /// `traceparent` of the same request, if it had one.
     pub traceparent: Option<String>,
-    /// Whose run it is.
+    /// Organisation of the run.
     pub organization_id: String,
-    /// As JSON text.
+    /// Input as JSON text.
     pub input_data: Option<String>,
-    /// The content that the run is pinned to, as JSON text; `None` if it is gone.
+    /// Plan that the run is pinned to, as JSON text; `None` if it was deleted.
     pub workflow_plan: Option<String>,
-    /// For how long the run has been executed so far, in seconds.
+    /// Execution time of the run so far, in seconds.
     pub elapsed_secs: f64,
-    /// It was parked, and nobody has gone on with it since.
+    /// Whether the run was parked and not continued since.
     pub is_parked: bool,
-    /// How often it was taken from an executor that died since it last got on.
+    /// Number of takeovers from dead executors since the last progress.
     pub takeovers: i16,
 }
 
-/// Takes RUNNING runs whose executor is dead, and those of `executor_id` itself that it does not know to have (the
-/// answer to a claim was lost, and its message too). Runs without executor are the reference executor's.
+/// Takes RUNNING runs whose executor is dead, and those of `executor_id` itself that it does not know (the answer to a
+/// claim was lost, and its message too). Runs without an executor belong to the reference executor.
 pub async fn take_over(
     db: impl PgExecutor<'_>,
     executor_id: Uuid,
@@ -175,14 +175,14 @@ pub async fn take_over(
                 row_number() OVER (PARTITION BY organization_id ORDER BY updated_at) AS turn
             FROM workflow_runs r
             WHERE status = 'RUNNING' AND executor_id IS NOT NULL AND CASE WHEN executor_id = $1
-                -- A claim that was just committed may not be known yet.
+                -- The executor may not have received the answer of a recent claim yet.
                 THEN run_id <> ALL ($2) AND updated_at < now() AT TIME ZONE 'UTC' - interval '10 s'
                 ELSE NOT EXISTS (SELECT 1 FROM processes p WHERE p.id = r.executor_id
                     AND p.heartbeat_at >= now() - make_interval(secs => $4))
             END
         ), lost AS (
             SELECT r.run_id FROM orphan JOIN workflow_runs r ON r.run_id = orphan.run_id
-                    -- Whoever was faster has given it another one.
+                    -- A faster process has set another token.
                     AND r.lease_token = orphan.lease_token AND r.status = 'RUNNING'
                 LEFT JOIN unnest($6::text[], $7::bigint[]) AS known (organization_id, most)
                     ON known.organization_id = orphan.organization_id
@@ -192,8 +192,8 @@ pub async fn take_over(
         UPDATE workflow_runs r
         SET executor_id = $1, lease_token = gen_random_uuid(), updated_at = now() AT TIME ZONE 'UTC',
             claimed_at = now() AT TIME ZONE 'UTC',
-            -- A run that has ended an attempt since it was claimed has got on. Only of one that was taken over before
-            -- is that asked.
+            -- A run that has ended an attempt since its claim has made progress. This is checked only if it was taken
+            -- over before.
             takeovers = 1 + CASE WHEN r.takeovers > 0 AND EXISTS (SELECT FROM step_executions s
                     WHERE s.run_id = r.run_id AND s.completed_at >= r.claimed_at
                         AND s.error_message IS DISTINCT FROM $5) THEN 0 ELSE r.takeovers END
@@ -205,7 +205,7 @@ pub async fn take_over(
                 WHERE d.name = r.workflow_name AND d.version = r.workflow_version
                     AND d.organization_id = r.organization_id))::text AS workflow_plan,
             parked_at IS NOT NULL AS is_parked, r.takeovers,
-            -- Claimed by a release that did not note it: from now on.
+            -- An older release that does not record the start claimed the run: the time counts from now on.
             coalesce(extract(epoch FROM now() AT TIME ZONE 'UTC' - execution_started_at), 0)::float8 AS elapsed_secs";
     Ok(sqlx::query_as(sql)
         .bind(executor_id)

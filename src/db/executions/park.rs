@@ -1,4 +1,4 @@
-//! Parked runs: let go while they wait, and taken again when something comes for them.
+//! Parked runs: released while they wait, and taken again when an event for them arrives.
 
 use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, PgConnection, PgExecutor};
@@ -7,13 +7,13 @@ use uuid::Uuid;
 use super::{Limits, TakenOver};
 use crate::db::Error;
 
-/// Runs that are made due in one statement.
+/// Maximum number of runs that one statement makes due.
 const MAX_CALLED: usize = 1000;
 
-/// A run that may be taken up.
+/// Condition of a run that may be taken.
 const UNHELD: &str = "r.paused_at IS NULL AND r.executor_id IS NULL AND r.status IN ('PENDING', 'RUNNING')";
 
-/// Parked runs for which something has come; of them, those that are [`UNHELD`].
+/// Parked runs with a pending event; those of them that are [`UNHELD`] may be taken.
 const CALLED: &str =
     "SELECT r.run_id FROM run_wakes w JOIN workflow_runs r ON r.run_id = w.run_id WHERE r.wake_at IS NOT NULL";
 
@@ -25,16 +25,15 @@ pub async fn is_any_awake(db: impl PgExecutor<'_>) -> Result<bool, Error> {
     Ok(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(db).await?)
 }
 
-/// Takes parked runs whose time has come or for which something has: each organisation in turn, of its runs those of a
-/// higher priority first, and of equal ones each workflow in turn. The time for which a run was parked does not count as
-/// executed.
+/// Takes parked runs that are due or have a pending event: organisations in turn, within one the higher priority first,
+/// within a priority the workflows in turn. The time for which a run was parked does not count as execution time.
 pub async fn wake(
     conn: &mut PgConnection,
     executor_id: Uuid,
     limit: i64,
     limits: &Limits,
 ) -> Result<Vec<TakenOver>, Error> {
-    // What has come for a parked run makes it due, which is all that its wakes are there for.
+    // An event makes its parked run due. The rows of `run_wakes` have no other purpose.
     let sql = format!(
         "WITH called AS MATERIALIZED (
             SELECT run_id FROM workflow_runs
@@ -49,7 +48,7 @@ pub async fn wake(
     let sql = format!(
         "
         WITH RECURSIVE line AS (
-            -- The workflows and priorities of which runs are parked, each found by the index alone.
+            -- Workflows and priorities of the parked runs, each found by the index alone.
             (SELECT organization_id, workflow_id, priority FROM workflow_runs
              WHERE wake_at IS NOT NULL AND paused_at IS NULL
              ORDER BY organization_id, workflow_id, priority LIMIT 1)
@@ -59,14 +58,15 @@ pub async fn wake(
                     AND (r.organization_id, r.workflow_id, r.priority) > (line.organization_id, line.workflow_id, line.priority)
                 ORDER BY organization_id, workflow_id, priority LIMIT 1) AS next
         ), awake AS MATERIALIZED (
-            -- Of none many more than can be taken: however many wait, to choose costs no more. Others take some meanwhile.
+            -- The candidates per line are limited, so that the cost does not depend on the number of waiting runs.
+            -- Other processes take some of them at the same time.
             SELECT due.run_id, line.*, due.wake_at FROM line CROSS JOIN LATERAL (
                 SELECT run_id, wake_at FROM workflow_runs r
                 WHERE r.organization_id = line.organization_id AND r.workflow_id = line.workflow_id
                     AND r.priority = line.priority AND wake_at <= now() AND {UNHELD}
                 ORDER BY r.wake_at LIMIT 4 * $2) AS due
         ), turn AS (
-            -- Each organisation in turn, and each of its workflows. Whose turn is first is drawn: when places get free one
+            -- Organisations in turn, and within each its workflows. The first one is random: when slots become free one
             -- by one, every choice is a first one.
             SELECT run_id, row_number() OVER (ORDER BY turn, random()) AS turn
             FROM (
@@ -84,7 +84,7 @@ pub async fn wake(
             ORDER BY turn.turn LIMIT $2 FOR NO KEY UPDATE OF r SKIP LOCKED
         )
         UPDATE workflow_runs r
-        -- `resume` clears parked_at: until then nothing of the run has been begun anew.
+        -- `resume` clears parked_at: until then the run has begun nothing new.
         SET status = 'RUNNING', executor_id = $1, lease_token = gen_random_uuid(), wake_at = NULL,
             updated_at = now() AT TIME ZONE 'UTC',
             claimed_at = CASE WHEN status = 'PENDING' THEN now() AT TIME ZONE 'UTC' ELSE claimed_at END,
@@ -109,8 +109,8 @@ pub async fn wake(
         .await?)
 }
 
-/// Lets a run go that the caller holds, until `wake_at` or until something comes for it. Returns false if it is not
-/// held any more, also when it was let go by an earlier call whose answer was lost.
+/// Parks a run that the caller owns until `wake_at` or an event. Returns false if the caller does not own it any more,
+/// also when an earlier call parked it and its answer was lost.
 pub async fn park(
     db: impl PgExecutor<'_>,
     run_id: &str,
@@ -119,14 +119,14 @@ pub async fn park(
 ) -> Result<bool, Error> {
     let sql = "UPDATE workflow_runs SET executor_id = NULL, lease_token = NULL, parked_at = now(), takeovers = 0,
                    updated_at = now() AT TIME ZONE 'UTC',
-                   -- The caller's clock may be behind: not again at once.
+                   -- The caller's clock may be behind: this prevents an immediate wake-up.
                    wake_at = greatest(coalesce($3, 'infinity'::timestamptz), now() + interval '0.2 s')
                WHERE run_id = $1 AND lease_token = $2 AND status = 'RUNNING'";
     let parked = sqlx::query(sql).bind(run_id).bind(lease_token).bind(wake_at).execute(db).await?;
     Ok(parked.rows_affected() == 1)
 }
 
-/// Forgets that something came for runs that have ended.
+/// Deletes pending events of runs that have ended.
 pub async fn forget_wakes(db: impl PgExecutor<'_>) -> Result<(), Error> {
     let sql = "DELETE FROM run_wakes w WHERE NOT EXISTS
                    (SELECT 1 FROM workflow_runs r WHERE r.run_id = w.run_id AND r.status IN ('PENDING', 'RUNNING'))";

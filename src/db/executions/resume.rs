@@ -1,4 +1,4 @@
-//! What of a run was done before, for the executor that goes on with it.
+//! Step history of a run, for the executor that resumes it.
 
 use serde_json::value::RawValue;
 use sqlx::{PgExecutor, types::Json};
@@ -7,36 +7,36 @@ use uuid::Uuid;
 use super::INTERRUPTED;
 use crate::db::Error;
 
-/// A step row of a run that was started before.
+/// Step row of a run that was started before.
 #[derive(Debug, sqlx::FromRow)]
 pub struct EarlierStep {
-    /// The row; empty if there is none.
+    /// Id of the row; empty if there is none.
     pub id: String,
-    /// Where the step stands in the run: its id on the main chain, else its way from there.
+    /// Step path: the id on the main chain, otherwise the full path.
     pub path: String,
-    /// As it was before the call; free text that other programs write too.
+    /// Status before the call. It is free text that other programs write too.
     pub status: String,
     /// Its executor died or stopped while the step ran.
     pub was_interrupted: bool,
-    /// Of the block that it is directly inside of.
+    /// Id of the directly enclosing block.
     pub parent_step_id: Option<String>,
-    /// As input and output are stored, perhaps compressed.
+    /// Stored bytes of input and output, possibly compressed.
     pub bytes: i64,
-    /// Of a failed one.
+    /// Error of a failed attempt.
     pub error_message: Option<String>,
-    /// Since it began, in seconds.
+    /// Seconds since its begin.
     pub age_secs: f64,
-    /// The run was claimed or taken over before it.
+    /// Whether it began after the latest claim or takeover.
     pub is_of_this_claim: bool,
-    /// The retry that named a step to go on from came before it; true without such a retry.
+    /// Whether it began after the retry that named a step to resume from; true without such a retry.
     pub is_after_retry: bool,
-    /// The step to go on from, the same in all rows.
+    /// Step to resume from, the same in all rows.
     pub resume_from_step: Option<String>,
 }
 
-/// The step rows of a run that the caller holds, oldest first. Of a run that was `interrupted`, those still open are
-/// closed as such, except the ones that wait for something outside of the run. Without any, one row without a place,
-/// for the step to go on from. Their outputs are read by [`outputs`]; of rows beyond the limit nothing is told.
+/// Reads the step rows of a run that the caller owns, oldest first. For an `interrupted` run, open rows are closed as
+/// interrupted, except those that wait for an external event. Without step rows, the result is one row without a path,
+/// which contains the step to resume from. [`outputs`] reads the outputs. Rows beyond the limit are omitted.
 pub async fn resume(
     db: impl PgExecutor<'_>,
     run_id: &str,
@@ -71,7 +71,7 @@ pub async fn resume(
         .await?)
 }
 
-/// The outputs of step rows, by their ids.
+/// Outputs of step rows, by row id.
 pub async fn outputs(db: impl PgExecutor<'_>, ids: &[String]) -> Result<Vec<(String, Json<Box<RawValue>>)>, Error> {
     let sql = "SELECT id, output_data FROM step_executions WHERE id = ANY ($1) AND output_data IS NOT NULL";
     Ok(sqlx::query_as(sql).bind(ids).fetch_all(db).await?)

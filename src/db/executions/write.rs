@@ -1,4 +1,4 @@
-//! The statement that writes changes.
+//! Statement that writes batched changes of runs.
 
 use std::time::Duration;
 
@@ -9,21 +9,21 @@ use uuid::Uuid;
 use super::{Change, RECORDS_ITSELF};
 use crate::db::{Error, monitoring};
 
-/// Whether rows that somebody else has locked are waited for.
+/// Handling of rows that another session has locked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Locked {
-    /// They are left out, so that one of them does not hold up its neighbours.
+    /// Skip them, so that one locked row does not delay the others.
     Skip,
-    /// They are waited for, as long as the session's `lock_timeout` allows.
+    /// Wait for them, up to the session's `lock_timeout`.
     Wait,
 }
 
-/// The statement of [`write()`]; `tells`: with a row for observers.
-fn write_sql(locked: Locked, tells: bool) -> String {
-    // `IS TRUE` hides the conditions on a status from its index. What is in there changes with every statement, so it is
-    // full of dead entries, and its statistics never fit: rows are found by their keys.
+/// SQL of [`write()`]; with `has_updates` it also inserts a row for observers.
+fn write_sql(locked: Locked, has_updates: bool) -> String {
+    // `IS TRUE` hides the conditions on a status from the status index. That index changes with every statement, so it
+    // is full of dead entries and its statistics are always wrong. Rows are found by their keys.
     let skip = if locked == Locked::Skip { "SKIP LOCKED" } else { "" };
-    let (told_column, told_name, told) = if tells {
+    let (told_column, told_name, told) = if has_updates {
         let told = ", told AS (
             INSERT INTO monitoring_outbox (id, owner, updates)
             SELECT $23, $24, array_agg(updates ORDER BY run_id, nth) FROM held WHERE updates IS NOT NULL HAVING count(*) > 0
@@ -54,8 +54,8 @@ fn write_sql(locked: Locked, tells: bool) -> String {
             RETURNING s.run_id, s.step_id, s.id, s.agent_name, s.status, s.error_message, nth,
                 extract(epoch FROM s.completed_at - s.started_at) * 1000 AS ms, call_ms, http_status, call_fault
         ), closed AS (
-            -- What a failing run leaves open: only after an internal error or at the end of its time is there anything.
-            -- And what a step that was given up has begun to wait for after that, perhaps.
+            -- Open attempts of a failing run: they exist only after an internal error or at the run's time limit. An
+            -- abandoned step may also have begun to wait afterwards.
             UPDATE step_executions s
             SET status = CASE run_status WHEN 'FAILED' THEN 'FAILED' ELSE 'SKIPPED' END,
                 completed_at = now() AT TIME ZONE 'UTC', error_message = run_error
@@ -70,7 +70,7 @@ fn write_sql(locked: Locked, tells: bool) -> String {
                 completed_at, output_data, error_message, parent_step_id, branch_name, join_policy, place)
             SELECT begun_id, run_id, step_id, step_name, agent_name,
                 CASE WHEN ended_id = begun_id THEN ended_status ELSE 'RUNNING' END, input::jsonb,
-                -- Attempts are told apart and listed by their begin.
+                -- Attempts are identified and listed by their begin.
                 now() AT TIME ZONE 'UTC' + nth * interval '1 microsecond',
                 CASE WHEN ended_id = begun_id THEN now() AT TIME ZONE 'UTC' + nth * interval '1 microsecond' END,
                 CASE WHEN ended_id = begun_id THEN output::jsonb END,
@@ -108,20 +108,20 @@ fn write_sql(locked: Locked, tells: bool) -> String {
     )
 }
 
-/// A change that was written.
+/// Change that was written.
 #[derive(sqlx::FromRow)]
 pub struct LeaseState {
-    /// Its run.
+    /// Id of the run.
     pub run_id: String,
-    /// The agent that the step which begins in it calls; empty for a step that calls nobody.
+    /// Agent of the step that begins in it; empty for a step that calls none.
     pub agent_name: Option<String>,
-    /// [`crate::db::agents::AgentWithBreaker::version`] of that agent when the step began; `None`: it does not exist.
+    /// [`crate::db::agents::AgentWithBreaker::version`] of that agent when the step began; `None` if it does not exist.
     pub agent_version: Option<i64>,
 }
 
-/// Writes changes in one statement, several of one run in their order. A run that is not in the answer is not held any
-/// more, or is locked by somebody; nothing was written for it. Repeating a change does no harm. `outgoing`: what the
-/// changes tell observers, of which the part is kept that belongs to what is written.
+/// Writes changes in one statement, several of one run in their order. A run that is not in the answer is not owned any
+/// more or is locked; nothing was written for it. Repeating a change is safe. `outgoing` has the updates for observers;
+/// those of written changes are stored.
 pub async fn write(
     conn: &mut PgConnection,
     changes: &[Change],
@@ -163,7 +163,7 @@ pub async fn write(
     if locked == Locked::Skip {
         return Ok(query.fetch_all(conn).await?);
     }
-    // What others have begun while the lock was waited for is seen by a later statement only.
+    // Rows that others inserted during the wait for the lock are visible to a later statement only.
     let mut transaction = conn.begin().await?;
     let run_ids = text(|change| Some(&change.run_id));
     let sql = "SELECT FROM workflow_runs WHERE run_id = ANY ($1) ORDER BY run_id FOR NO KEY UPDATE";
@@ -173,8 +173,8 @@ pub async fn write(
     Ok(held)
 }
 
-/// Prepares a session that is used for nothing else. Statements may take so long. Rows are looked up by index whatever
-/// the planner thinks: it makes the plan when the tables are small and keeps it when they have grown.
+/// Prepares a dedicated session with that statement time-out. The planner is forced to use indexes: it makes the plan
+/// when the tables are small and keeps it when they have grown.
 pub async fn prepare_session(conn: &mut PgConnection, statement_timeout: Duration) -> Result<(), Error> {
     let sql = "SELECT set_config(name, 'off', false)
                FROM unnest(ARRAY['enable_seqscan', 'enable_hashjoin', 'enable_mergejoin']) AS name

@@ -1,8 +1,8 @@
-//! A connection out of the pool, and the transaction on it.
+//! Pooled connection, and the transaction on it.
 //!
-//! It comes back only at rest: every statement was answered, and no transaction is open. One that does not come to rest
-//! within a second is closed, and so is one whose transaction was about to begin or to be committed: dropping a future
-//! never leaves a transaction to the next user.
+//! A connection returns to the pool only when it is idle: every statement was answered, and no transaction is open. It
+//! is closed if this takes more than a second, or if its transaction was about to begin or to be committed. So dropping
+//! a future never leaves a transaction to the next user.
 
 use std::{
     ops::{Deref, DerefMut},
@@ -16,23 +16,23 @@ use tokio::time::timeout;
 
 use super::{Live, Shared};
 
-/// A connection that was left with an answer to come, or a transaction to roll back, has so long for it.
+/// Time-out for pending answers and for the rollback of an open transaction.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Where a connection stands with its transaction.
+/// Transaction state of a connection.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// There is none.
+    /// There is no transaction.
     None,
-    /// BEGIN or COMMIT is on its way: nobody knows.
+    /// BEGIN or COMMIT is in flight, so the state is unknown.
     Torn,
-    /// To be rolled back, unless it is committed.
+    /// A transaction is open. It is rolled back unless it is committed.
     Open,
 }
 
-/// A connection out of the pool. Goes back when it is dropped, if it is at rest.
+/// Pooled connection. It is released when it is dropped, if it is idle.
 pub struct PooledConnection {
-    /// Always there until it is dropped.
+    /// Present until it is dropped.
     pub(super) live: Option<Live>,
     pub(super) pool: Arc<Shared>,
     phase: Phase,
@@ -45,8 +45,8 @@ impl PooledConnection {
         Self { live: Some(live), pool, phase: Phase::None, is_own: false }
     }
 
-    /// Begins a transaction. Neither a savepoint nor sqlx's own transaction is used on these connections: dropped while
-    /// BEGIN is on its way, that one leaves the transaction open.
+    /// Begins a transaction. Neither a savepoint nor sqlx's own transaction may be used on these connections: if it is
+    /// dropped while BEGIN is in flight, the transaction stays open.
     pub async fn begin(&mut self) -> Result<(), sqlx::Error> {
         self.phase = Phase::Torn;
         (**self).execute("BEGIN").await?;
@@ -54,12 +54,12 @@ impl PooledConnection {
         Ok(())
     }
 
-    /// Commits it.
+    /// Commits the transaction.
     pub async fn commit(&mut self) -> Result<(), sqlx::Error> {
         self.end("COMMIT").await
     }
 
-    /// Rolls it back.
+    /// Rolls the transaction back.
     pub async fn rollback(&mut self) -> Result<(), sqlx::Error> {
         self.end("ROLLBACK").await
     }
@@ -67,14 +67,14 @@ impl PooledConnection {
     async fn end(&mut self, statement: &'static str) -> Result<(), sqlx::Error> {
         self.phase = Phase::Torn;
         let ended = (**self).execute(statement).await;
-        // What the server answers to these, it answers outside of a transaction.
+        // Whatever the server answers to these statements, the transaction has ended.
         if matches!(ended, Ok(_) | Err(sqlx::Error::Database(_))) {
             self.phase = Phase::None;
         }
         ended.map(|_| ())
     }
 
-    /// Closes the connection hard and frees its place.
+    /// Closes the connection at once and frees its slot.
     pub fn discard(mut self) {
         if let Some(live) = self.live.take() {
             drop(live);
@@ -100,8 +100,8 @@ impl DerefMut for PooledConnection {
 impl Drop for PooledConnection {
     fn drop(&mut self) {
         let Some(mut live) = self.live.take() else { return };
-        // Has nothing to do, and so is done at once, unless something was left behind: an answer that is still to come,
-        // such as the end of one that was an error, or the end of the connection.
+        // Returns at once if nothing is pending. Otherwise an answer is still to come, such as the rest of one that was
+        // an error, or the end of the connection.
         let rest = live.connection.flush().now_or_never();
         let is_lost = self.phase == Phase::Torn || matches!(rest, Some(Err(_)));
         match tokio::runtime::Handle::try_current() {
@@ -113,7 +113,7 @@ impl Drop for PooledConnection {
                 }
             }
             Ok(runtime) if !is_lost => {
-                // Torn until it is settled: a runtime that ends drops the task at once.
+                // The state is torn until it is settled: a runtime that ends drops the task at once.
                 let (pool, is_own) = (Arc::clone(&self.pool), self.is_own);
                 let unsettled = Self { live: Some(live), pool, phase: Phase::Torn, is_own };
                 runtime.spawn(settle(unsettled, self.phase == Phase::Open));
@@ -126,7 +126,7 @@ impl Drop for PooledConnection {
     }
 }
 
-/// Brings a connection to rest, if that takes no longer than it may, and gives it back.
+/// Waits until the connection is idle, within the time-out, and releases it.
 async fn settle(mut connection: PooledConnection, is_in_transaction: bool) {
     let settled = timeout(SETTLE_TIMEOUT, async {
         connection.flush().await?;
@@ -138,11 +138,11 @@ async fn settle(mut connection: PooledConnection, is_in_transaction: bool) {
     }
 }
 
-/// A transaction. Rolled back when it is dropped.
+/// Transaction, which is rolled back when it is dropped.
 pub struct Transaction(pub(super) PooledConnection);
 
 impl Transaction {
-    /// Commits it.
+    /// Commits the transaction.
     pub async fn commit(mut self) -> Result<(), sqlx::Error> {
         self.0.commit().await
     }

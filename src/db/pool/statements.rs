@@ -1,4 +1,4 @@
-//! The pool as an executor of sqlx: single statements, each on a connection of its own and bounded in time.
+//! sqlx executor of the pool: single statements, each on a connection of its own and with a time-out.
 
 use std::{io, pin::Pin, time::Duration};
 
@@ -11,11 +11,11 @@ use tokio::time::timeout;
 
 use super::Pool;
 
-/// A statement that is not answered after this never will be: the server ends it before.
+/// Time-out of a statement. The server cancels it earlier, so no answer can come afterwards.
 const STATEMENT_LIMIT: Duration = Duration::from_secs(6);
 
 impl Pool {
-    /// Bounds a statement. Dropped at the end of its time, it takes its connection along.
+    /// Bounds a statement. When the time-out drops it, its connection is closed too.
     async fn bounded<T>(&self, statement: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
         match timeout(STATEMENT_LIMIT, self.unless_silent(statement)).await {
             Ok(result) => result,
@@ -41,7 +41,7 @@ impl<'p> Executor<'p> for &'p Pool {
         })
     }
 
-    /// Gathers everything first: whoever wants a stream takes a connection.
+    /// Collects all rows first. Callers that need a stream acquire a connection.
     fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Either<PgQueryResult, PgRow>>
     where
         'p: 'e,

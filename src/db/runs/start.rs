@@ -1,4 +1,4 @@
-//! The statement that starts runs.
+//! Statement that starts runs.
 
 use std::sync::Arc;
 
@@ -13,58 +13,58 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// A definition as it was read, and the stamp that proves it unchanged when the run is written.
+/// Definition as it was read, and the stamp that proves it unchanged when the run is written.
 #[derive(Debug)]
 pub struct Definition {
-    /// Of the row.
+    /// Id of the definition.
     pub id: Uuid,
-    /// Whose it is, and the runs of it.
+    /// Organisation of the definition and of its runs.
     pub organization: OrganizationId,
-    /// Of the workflow.
+    /// Name of the workflow.
     pub name: String,
-    /// Of the content.
+    /// Version of the content.
     pub version: i32,
-    /// The plan that goes into the message.
+    /// Plan for the message.
     pub plan: Box<RawValue>,
     /// See [`PinnedDefinition::stamp`](crate::db::workflows::PinnedDefinition::stamp).
     pub stamp: String,
 }
 
-/// A run to start.
+/// Run to start.
 #[derive(Debug)]
 pub struct NewRun {
-    /// The run.
+    /// Id of the run.
     pub run_id: String,
-    /// What it executes.
+    /// Definition that it executes.
     pub definition: Arc<Definition>,
-    /// Its input, a JSON object.
+    /// Input, a JSON object.
     pub input: Box<RawValue>,
-    /// From 0 to 9.
+    /// Priority from 0 to 9.
     pub priority: i16,
-    /// The caller.
+    /// Actor that starts the run.
     pub actor: Arc<Actor>,
-    /// Of the request, if it has one.
+    /// Idempotency key of the request, if it has one.
     pub key: Option<IdempotencyKey>,
-    /// Of the run and of its audit entry.
+    /// Creation time of the run and of its audit entry.
     pub created_at: Timestamp,
-    /// Of the message.
+    /// Id of the message.
     pub event_id: Uuid,
-    /// The process that sends the message; `None`: any.
+    /// Process that sends the message; `None`: any process.
     pub owner: Option<Uuid>,
-    /// Of the audit entry.
+    /// Id of the audit entry.
     pub audit_id: Uuid,
 }
 
-/// Runs to start in one statement.
+/// Batch of runs to start in one statement.
 #[derive(Debug)]
 pub struct StartBatch {
-    /// In the order in which a quota admits them.
+    /// Runs in the order in which a quota admits them.
     pub runs: Vec<NewRun>,
-    /// If there is one, all runs are of its organisation.
+    /// Quota. If there is one, all runs belong to its organisation.
     pub quota: Option<Quota>,
 }
 
-/// How many runs of an organisation may be queued.
+/// Maximum number of queued runs of an organisation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "said by the names")]
 pub struct Quota {
@@ -72,17 +72,17 @@ pub struct Quota {
     pub max_queued: i32,
 }
 
-/// What became of a batch.
+/// Result of a batch.
 #[derive(Debug)]
 pub struct Started {
-    /// The runs that now exist. One is missing if its definition is no longer what the stamp says, or if its
+    /// Ids of the runs that now exist. A run is missing if its definition has another stamp by now, or if its
     /// idempotency key is taken; nothing was written for it.
     pub run_ids: Vec<String>,
-    /// So many of the batch the quota left room for; for the others nothing was written.
+    /// Number of runs of the batch that the quota admitted; nothing was written for the others.
     pub admitted: usize,
 }
 
-/// Starts runs, those that the quota leaves room for, in the order of the batch.
+/// Starts the runs that the quota admits, in the order of the batch.
 pub async fn start(conn: &mut PooledConnection, batch: &StartBatch, audit: bool) -> Result<Started, Error> {
     let StartBatch { runs, quota } = batch;
     let Some(quota) = quota else {
@@ -101,7 +101,7 @@ pub async fn start(conn: &mut PooledConnection, batch: &StartBatch, audit: bool)
     }
 }
 
-/// Starts as many of these runs as the quota leaves room for.
+/// Starts as many of these runs as the quota admits.
 async fn start_within(
     conn: &mut PgConnection,
     Quota { organization, max_queued }: &Quota,
@@ -116,9 +116,10 @@ async fn start_within(
     Ok(Started { run_ids, admitted })
 }
 
-/// Run, outbox, idempotency and audit rows of all of them in one statement, and outside of a transaction in one commit.
+/// Writes the run, outbox, idempotency and audit rows of all runs in one statement; outside of a transaction, in one
+/// commit.
 async fn insert_all(conn: &mut PgConnection, runs: &[NewRun], audit: bool) -> Result<Vec<String>, Error> {
-    /// One column of all rows.
+    /// Values of one column for all rows.
     fn column<'r, T>(runs: &'r [NewRun], of: impl Fn(&'r NewRun) -> T) -> Vec<T> {
         runs.iter().map(of).collect()
     }
@@ -157,7 +158,7 @@ async fn insert_all(conn: &mut PgConnection, runs: &[NewRun], audit: bool) -> Re
                 correlation_id, organization_id, changes, created_at, updated_at)
             SELECT audit_id, 'run', entity_id, run_id, 'execute', triggered_by, key_id, address, correlation_id,
                 organization_id, jsonb_build_object('workflow_id', definition_id, 'workflow_name', workflow_name,
-                    -- As `body_digest` has it, of what GET /runs/{run_id} shows.
+                    -- Digest as in `body_digest`, of the input that GET /runs/{run_id} shows.
                     'input_data', jsonb_build_object('bytes', octet_length(input::text),
                         'sha256', encode(sha256(convert_to(input::text, 'UTF8')), 'hex'))), created_at, created_at
             FROM accepted WHERE $17

@@ -1,4 +1,4 @@
-//! The attempts of a run's steps, as the API reads them.
+//! Step attempts of a run, as the API reads them.
 
 use serde_json::value::RawValue;
 use sqlx::{PgConnection, PgExecutor, types::Json};
@@ -12,7 +12,7 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// A row of `step_executions`.
+/// Row of `step_executions`.
 #[derive(Debug, sqlx::FromRow)]
 #[expect(missing_docs, reason = "the columns are described in the contract and the migration")]
 pub struct StepRow {
@@ -33,7 +33,7 @@ pub struct StepRow {
     pub child_run_id: Option<String>,
 }
 
-/// The output of the step of the main chain that was completed last.
+/// Output of the last completed step of the main chain.
 pub async fn output(db: impl PgExecutor<'_>, run_id: &str) -> Result<Option<Json<Box<RawValue>>>, Error> {
     let sql = "SELECT output_data FROM step_executions
                WHERE run_id = $1 AND status = 'COMPLETED' AND parent_step_id IS NULL
@@ -42,12 +42,12 @@ pub async fn output(db: impl PgExecutor<'_>, run_id: &str) -> Result<Option<Json
     Ok(output.flatten())
 }
 
-/// The columns of attempts.
+/// Columns of attempts.
 const COLUMNS: &str = "id, run_id, step_id, step_name, agent_name, status, input_data, output_data, started_at,
     completed_at, error_message, parent_step_id, branch_name, join_policy,
     (SELECT child_run_id FROM step_waits w WHERE w.attempt_id = step_executions.id) AS child_run_id";
 
-/// The order of the attempts of a run.
+/// Sort order of the attempts of a run.
 const ORDER: Order = Order { column: "started_at", nullable: false, ascending: true };
 
 impl ListRow for StepRow {
@@ -59,7 +59,7 @@ impl ListRow for StepRow {
     };
 }
 
-/// Attempts of the organisation's run, several for one step.
+/// Attempts of the organisation's run; a step may have several.
 pub async fn steps(
     conn: &mut PgConnection,
     organization: &OrganizationId,
@@ -74,7 +74,7 @@ pub async fn steps(
     list::page(conn, conditions, ORDER, page).await
 }
 
-/// The state of the latest attempt of each step.
+/// State of the latest attempt of each step.
 pub async fn step_states(db: impl PgExecutor<'_>, run_id: &str) -> Result<Vec<(String, String)>, Error> {
     let sql = "SELECT DISTINCT ON (step_id) step_id, status FROM step_executions WHERE run_id = $1
                ORDER BY step_id, started_at DESC, id DESC";

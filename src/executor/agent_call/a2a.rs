@@ -1,5 +1,5 @@
-//! A2A by JSON-RPC 2.0, <https://a2a-protocol.org/v0.3.0/specification>: `message/send`, which asks for an answer before
-//! the task is done, so that its id is known and it can be cancelled; and while it is not done, `tasks/get`.
+//! A2A by JSON-RPC 2.0, <https://a2a-protocol.org/v0.3.0/specification>. `message/send` is not blocking: so the answer
+//! has the task's id, and the task can be cancelled. While the task is not done, `tasks/get` queries it.
 
 use std::time::Duration;
 
@@ -16,8 +16,8 @@ use crate::{
     mapping,
 };
 
-/// Before the task is asked for first; then longer and longer. Many are done at once, and would be answered so if the
-/// message were sent as a blocking one.
+/// Pause before the first query of the task; later pauses grow. Many tasks are done at once, and a blocking message
+/// would be answered so.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const PAUSE_GROWTH: f64 = 1.5;
@@ -39,7 +39,7 @@ struct MessageBody<'a> {
 
 #[derive(Serialize)]
 struct Configuration {
-    /// Empty: whatever the agent has. Servers of 0.2 want the member.
+    /// Empty: all modes of the agent. Servers of 0.2 require the member.
     #[serde(rename = "acceptedOutputModes")]
     accepted_output_modes: [&'static str; 0],
     blocking: bool,
@@ -51,7 +51,7 @@ struct Part<'a> {
     text: &'a str,
 }
 
-/// Sends the message, and follows what becomes of it. The caller's deadline ends both.
+/// Sends the message and polls its task. The caller's deadline ends both.
 pub(super) async fn call(wire: &Wire<'_>) -> Result<Box<RawValue>, Failure> {
     let (url, request) = (wire.url()?, &wire.request);
     let task_id = task_id(request.attempt_id);
@@ -81,7 +81,7 @@ pub(super) async fn call(wire: &Wire<'_>) -> Result<Box<RawValue>, Failure> {
                 in_flight.is_over();
                 return Ok(output);
             }
-            // Not being able to ask ends nothing: sending the message anew would make a second task.
+            // A failed query ends nothing: sending the message again would create a second task.
             Ok(Answer::UnderWay { .. }) | Err(Failure { again: RetryDecision::Later, .. }) => {}
             Err(Failure { again: RetryDecision::After(by_agent), .. }) => wanted = by_agent,
             Err(failure) => {

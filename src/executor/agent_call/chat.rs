@@ -1,4 +1,4 @@
-//! Agents that speak OpenAI's chat completions, <https://platform.openai.com/docs/api-reference/chat>.
+//! Agents with OpenAI's chat completions API, <https://platform.openai.com/docs/api-reference/chat>.
 
 use http::StatusCode;
 use serde_json::{json, value::RawValue};
@@ -12,18 +12,18 @@ use crate::{
     mapping,
 };
 
-/// Codes of an error that stays until somebody has paid, whatever its status.
+/// Error codes that are final until the account is paid, whatever the status.
 const UNPAID: [&str; 2] = ["insufficient_quota", "billing_not_active"];
-/// Codes of errors without a status, and the status that they stand for.
+/// Error codes without a status, with the equivalent status.
 const CODES: [(&str, StatusCode); 4] = [
     ("rate_limit", StatusCode::TOO_MANY_REQUESTS),
     ("overloaded", StatusCode::SERVICE_UNAVAILABLE),
     ("server_error", StatusCode::INTERNAL_SERVER_ERROR),
     ("timeout", StatusCode::GATEWAY_TIMEOUT),
 ];
-/// Types of the parts of a message that are what the model says; others are its thoughts, or no text.
+/// Types of message parts that contain the model's answer; other parts are thoughts or no text.
 const SPOKEN_PARTS: [&str; 2] = ["text", "output_text"];
-/// Stands around JSON that a model writes as people do.
+/// Fence of a Markdown code block, which models put around JSON.
 const FENCE: &str = "```";
 
 pub(super) async fn call(wire: &Wire<'_>, config: &ChatConfig) -> Result<Box<RawValue>, Failure> {
@@ -34,7 +34,7 @@ pub(super) async fn call(wire: &Wire<'_>, config: &ChatConfig) -> Result<Box<Raw
 
 fn read(config: &ChatConfig, body: &Body) -> Result<Box<RawValue>, Failure> {
     let answer = body.json().map_err(|fault| invalid(&fault.to_string()))?;
-    // Whatever they were good for.
+    // Failed answers use tokens too.
     let usage = member(answer, "usage");
     for (kind, name) in [("prompt", "prompt_tokens"), ("completion", "completion_tokens")] {
         let tokens = usage.and_then(|usage| member(usage, name)?.get().parse::<u64>().ok());
@@ -51,7 +51,7 @@ fn refused(why: String) -> Failure {
     Failure::new(CallErrorKind::Refused, RetryDecision::Never, why)
 }
 
-/// The input's `messages`, or what an A2A agent would be told as a message of the user, after the system prompt.
+/// Request body: the input's `messages`, or the input as one message of the user, after the system prompt.
 fn request(config: &ChatConfig, input: &RawValue) -> Box<RawValue> {
     let message = |role: &str, content: &str| to_raw(&json!({"role": role, "content": content}));
     let mut messages: Vec<Box<RawValue>> = Vec::new();
@@ -84,7 +84,7 @@ fn output(config: &ChatConfig, answer: &RawValue) -> Result<Box<RawValue>, Failu
     let reason = text(finish_reason).map_or_else(String::new, |reason| format!(" (finish_reason {reason})"));
     let said = member(message, "content").and_then(content_text).filter(|said| !said.trim().is_empty());
     if text(finish_reason).as_deref() == Some("error") {
-        let what = format!("the model broke off{reason}");
+        let what = format!("the model stopped early{reason}");
         return Err(Failure::new(CallErrorKind::Http5xx, RetryDecision::Later, what));
     }
     let said = said.ok_or_else(|| refused(format!("the model answered without text{reason}")))?;
@@ -106,7 +106,7 @@ fn output(config: &ChatConfig, answer: &RawValue) -> Result<Box<RawValue>, Failu
     ]))
 }
 
-/// A text, or the texts of those of its parts that are no thoughts.
+/// A text, or the texts of those parts that are not thoughts.
 fn content_text(content: &RawValue) -> Option<String> {
     text(content).or_else(|| {
         let is_spoken = |part: &&RawValue| {
@@ -119,7 +119,7 @@ fn content_text(content: &RawValue) -> Option<String> {
     })
 }
 
-/// The JSON in what a model says: all of it, or what stands in its code fence.
+/// JSON in the model's answer: all of it, or the content of its code fence.
 fn json_of(said: &str) -> Result<&RawValue, JsonFault> {
     check_json(said.as_bytes()).or_else(|fault| {
         let fenced = fenced(said).and_then(|inside| check_json(inside.as_bytes()).ok());
@@ -130,21 +130,21 @@ fn json_of(said: &str) -> Result<&RawValue, JsonFault> {
 fn fenced(said: &str) -> Option<&str> {
     let (_, fenced) = said.split_once(FENCE)?;
     let (inside, _) = fenced.rsplit_once(FENCE)?;
-    // The language.
+    // The name of the language follows the fence.
     Some(inside.trim_start_matches(|char: char| char.is_ascii_alphabetic()))
 }
 
-/// The error that an answer or a choice tells.
+/// The error in an answer or in a choice.
 fn error_in(holder: &RawValue) -> Option<&RawValue> {
     member(holder, "error").filter(|error| !["null", "\"\"", "{}", "false"].contains(&error.get()))
 }
 
-/// An error that an answer with status 200 tells, as gateways do: as if it had the error's status.
+/// Failure for an error in an answer with status 200, which gateways send: as if the answer had the error's status.
 fn as_failure(error: &RawValue) -> Failure {
-    let AgentError { words, is_final } = said_by(error);
+    let AgentError { words, is_final } = agent_error(error);
     let status = status_of(error);
     let again = if !is_final && status.is_some_and(is_passing) { RetryDecision::Later } else { RetryDecision::Never };
-    // The endpoint works if it is not known to fail.
+    // Without a known status the endpoint counts as healthy.
     let fault = status.map_or(CallErrorKind::Refused, fault_of);
     let shown = status.map_or_else(String::new, |status| format!(" {}", status.as_u16()));
     Failure::new(fault, again, format!("the answer is an error{shown}: {words}"))
@@ -161,8 +161,8 @@ fn status_of(error: &RawValue) -> Option<StatusCode> {
     })
 }
 
-/// The words of an error, which is an object or a text.
-fn said_by(error: &RawValue) -> AgentError {
+/// The text of an error, which is an object or a string.
+fn agent_error(error: &RawValue) -> AgentError {
     let words = text(error).or_else(|| text(member(error, "message")?));
     let code_is_final = |name| {
         let code = member(error, name).and_then(text);
@@ -177,7 +177,7 @@ fn said_by(error: &RawValue) -> AgentError {
 fn explain(body: &RawValue) -> Option<AgentError> {
     // Some endpoints answer with a list of one.
     let listed = elements(body).and_then(|answers| answers.first().copied());
-    error_in(listed.unwrap_or(body)).map(said_by)
+    error_in(listed.unwrap_or(body)).map(agent_error)
 }
 
 #[cfg(test)]
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_in_a_success_is_what_its_code_says() {
+    fn an_error_with_status_200_is_classified_by_its_code() {
         let choice = |choice: Value| json!({"choices": [choice]});
         let broken = json!({"code": 502, "message": "died"});
         for (body, fault, again, expected) in [
@@ -322,7 +322,7 @@ mod tests {
                 choice(json!({"finish_reason": "error", "message": {"content": "half"}})),
                 CallErrorKind::Http5xx,
                 RetryDecision::Later,
-                "broke off (finish_reason error)",
+                "stopped early (finish_reason error)",
             ),
         ] {
             let failure = read(r#"{"model":"m"}"#, &body.to_string()).expect_err("an error");

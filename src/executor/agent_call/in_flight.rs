@@ -1,4 +1,4 @@
-//! A task that an agent works on, and what becomes of it if nobody waits for it any more.
+//! Cancellation of a task that an agent works on, once its result is not needed any more.
 
 use std::{mem, sync::Arc, time::Duration};
 
@@ -12,15 +12,15 @@ use crate::{
     executor::{Executor, agents::Agent},
 };
 
-/// For telling the agent; whether it hears it makes no difference to the run.
+/// Time-out for the cancellation. Its result makes no difference to the run.
 const CANCEL_TIME: Duration = Duration::from_secs(2);
 
-/// Dropped before its task is over, it sends `tasks/cancel`: the deadline has passed, or the branch, the block or the
-/// run was given up or cancelled. If another executor goes on with the run, the task is left to it.
+/// Task under way. Dropped before the task is over, it sends `tasks/cancel`: the deadline has passed, or the branch,
+/// the block or the run was abandoned or cancelled. If another executor continues the run, the task is left to it.
 pub(super) struct InFlight {
     executor: Executor,
     stop: CancellationToken,
-    /// Empty: nothing is to be cancelled any more.
+    /// Task id; empty: there is nothing to cancel any more.
     task: String,
     agent: Arc<Agent>,
     run_id: String,
@@ -46,7 +46,7 @@ impl InFlight {
         &self.task
     }
 
-    /// The task has ended.
+    /// Marks the task as ended.
     pub(super) fn is_over(&mut self) {
         self.task.clear();
     }
@@ -59,7 +59,7 @@ impl Drop for InFlight {
         }
         let (executor, agent, task) = (self.executor.clone(), Arc::clone(&self.agent), mem::take(&mut self.task));
         let (run_id, correlation_id) = (mem::take(&mut self.run_id), mem::take(&mut self.correlation_id));
-        // Who is told to leave a run has lost it to another executor, or is about to, unless it was cancelled.
+        // A run whose driver was stopped belongs to another executor, or will soon, unless it was cancelled.
         let own_lease = Some(self.lease_token).filter(|_| !self.stop.is_cancelled());
         self.executor.spawn_after(async move {
             let cancelling = async {
@@ -81,14 +81,14 @@ impl Drop for InFlight {
                     run_id,
                     correlation_id,
                     agent = agent.name,
-                    "the agent did not hear of a cancelled task"
+                    "the agent could not be notified of a cancelled task"
                 );
             }
         });
     }
 }
 
-/// The run goes on, under another lease. Without the database nobody knows, and the task is left alone.
+/// Whether the run continues under another lease. If the database is down this is unknown, and the task is left alone.
 async fn goes_on(executor: &Executor, run_id: &str, own_lease: Option<Uuid>) -> bool {
     let (pool, run_id) = (executor.pool.clone(), run_id.to_owned());
     db::bounded(async move { db::executions::is_held_by_others(&pool, &run_id, own_lease).await }).await.unwrap_or(true)

@@ -8,7 +8,7 @@ use crate::{
     input::{member, object_of, text},
 };
 
-/// Any JSON is an output; no content is an empty object.
+/// Calls the agent. Any JSON is an output; no content is an empty object.
 pub(super) async fn call(wire: &Wire<'_>) -> Result<Box<RawValue>, Failure> {
     let body = wire.post(wire.url()?, wire.request.input.get().to_owned(), explain).await?;
     if body.is_empty() {
@@ -24,7 +24,7 @@ pub(super) async fn call(wire: &Wire<'_>) -> Result<Box<RawValue>, Failure> {
     })
 }
 
-/// The usual places of an error's text.
+/// Error text from the members that usually have it.
 fn explain(body: &RawValue) -> Option<AgentError> {
     let said = ["detail", "message", "error", "title"].into_iter().find_map(|name| member(body, name).and_then(text));
     said.map(AgentError::from)

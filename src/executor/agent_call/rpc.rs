@@ -1,10 +1,10 @@
-//! A request of JSON-RPC 2.0.
+//! JSON-RPC 2.0 request.
 
 use serde::Serialize;
 
 use crate::input::to_raw;
 
-/// The body of a request.
+/// Body of a request.
 #[derive(Serialize)]
 pub(super) struct Rpc<'a, P> {
     jsonrpc: &'static str,

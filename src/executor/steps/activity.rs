@@ -1,4 +1,4 @@
-//! Whether a run has anything to do but to wait for what is outside of it, and until when.
+//! Activity of a run: whether it has anything to do, or only waits for something external, and until when.
 
 use std::{
     collections::BTreeMap,
@@ -12,12 +12,12 @@ use std::{
 use chrono::{DateTime, Utc};
 use tokio::sync::Notify;
 
-/// A run is not parked for less: to write that twice and to look for it would take as long.
+/// Minimum wait for which a run is parked. For less, two writes and a poll would take as long.
 const WORTH_PARKING: Duration = Duration::from_millis(500);
 /// Longest sleep at once, below what the runtime's clock can.
 const LONGEST_SLEEP: Duration = Duration::from_hours(24);
 
-/// How many lines of steps of a run have something to do, and when the others will have at the latest.
+/// Activity: the number of busy branches of a run, and the deadlines of the idle ones.
 pub(super) struct Activity {
     busy: AtomicUsize,
     at_rest: Notify,
@@ -31,7 +31,7 @@ struct Deadlines {
 }
 
 impl Activity {
-    /// Of a run that has begun: its main chain is busy.
+    /// Activity of a run that has begun: its main chain is busy.
     pub(super) fn new() -> Self {
         Self { busy: AtomicUsize::new(1), at_rest: Notify::new(), deadlines: Mutex::default() }
     }
@@ -40,13 +40,13 @@ impl Activity {
         self.deadlines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A line of steps begins, until the result is dropped.
+    /// Marks a branch as begun, until the result is dropped.
     pub(super) fn begin(&self) -> Busy<'_> {
         self.busy.fetch_add(1, Ordering::SeqCst);
         Busy(self)
     }
 
-    /// The line of steps that calls it has nothing to do, until the result is dropped.
+    /// Marks the calling branch as idle, until the result is dropped.
     pub(super) fn idle(&self) -> Idle<'_> {
         if self.busy.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.at_rest.notify_one();
@@ -54,7 +54,7 @@ impl Activity {
         Idle(self)
     }
 
-    /// Something will be due then, unless the result is dropped before.
+    /// Adds a deadline, until the result is dropped.
     pub(super) fn due(&self, at: DateTime<Utc>) -> Due<'_> {
         let mut deadlines = self.deadlines();
         let number = deadlines.count;
@@ -63,7 +63,7 @@ impl Activity {
         Due { rest: self, number }
     }
 
-    /// Waits until nothing is busy and nothing will be soon. Returns when something will be at the latest.
+    /// Waits until no branch is busy and no deadline is near. Returns the next deadline, if there is one.
     pub(super) async fn reached(&self) -> Option<DateTime<Utc>> {
         loop {
             if self.busy.load(Ordering::SeqCst) > 0 {
@@ -72,7 +72,7 @@ impl Activity {
             }
             let next = self.deadlines().by_number.values().min().copied();
             match next.map(time_until) {
-                // Whoever it is due for is about to notice.
+                // The branch with this deadline is about to continue.
                 Some(left) if left < WORTH_PARKING => {
                     tokio::time::sleep(left.max(Duration::from_millis(1))).await;
                 }
@@ -82,7 +82,7 @@ impl Activity {
     }
 }
 
-/// See [`Rest::begin`].
+/// Guard of a busy branch; see [`Activity::begin`].
 pub(super) struct Busy<'a>(&'a Activity);
 
 impl Drop for Busy<'_> {
@@ -93,7 +93,7 @@ impl Drop for Busy<'_> {
     }
 }
 
-/// See [`Rest::idle`].
+/// Guard of an idle branch; see [`Activity::idle`].
 pub(super) struct Idle<'a>(&'a Activity);
 
 impl Drop for Idle<'_> {
@@ -102,7 +102,7 @@ impl Drop for Idle<'_> {
     }
 }
 
-/// See [`Rest::due`].
+/// Guard of a deadline; see [`Activity::due`].
 pub(super) struct Due<'a> {
     rest: &'a Activity,
     number: u64,
@@ -130,7 +130,7 @@ pub(super) async fn sleep_until(at: DateTime<Utc>) {
     }
 }
 
-/// So much later than now, or as late as can be told.
+/// The instant that much later than now, or the latest possible one.
 pub(super) fn later(by: Duration) -> DateTime<Utc> {
     let by = chrono::TimeDelta::from_std(by).unwrap_or(chrono::TimeDelta::MAX);
     Utc::now().checked_add_signed(by).unwrap_or(DateTime::<Utc>::MAX_UTC)
@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_run_is_at_rest_when_no_line_of_it_is_busy() {
+    async fn a_run_is_idle_when_no_branch_of_it_is_busy() {
         let rest = Activity::new();
         let mut reached = std::pin::pin!(rest.reached());
         let block = rest.idle();

@@ -1,4 +1,4 @@
-//! A step that calls an agent, in as many attempts as the agent allows, each with a row of its own.
+//! Agent step: calls an agent, in as many attempts as the agent's settings allow, each with a row of its own.
 
 use std::time::{Duration, Instant};
 
@@ -21,23 +21,24 @@ use crate::{
     workflow::Step,
 };
 
-/// What one attempt came to.
+/// Result of one attempt.
 struct Attempt {
     /// The output, or the reason why there is none.
     result: Result<Box<RawValue>, String>,
-    /// Before the next one, if there is to be one.
+    /// Pause before the next attempt; `None`: there is no further one.
     pause: Option<Duration>,
-    /// How the agent was called, if it was.
+    /// The call of the agent, if there was one.
     call: Option<AgentCall>,
-    /// Of the output.
+    /// Memory permit of the output.
     memory: Option<Permit>,
 }
 
-/// What a run is told that failed through our own fault. The log has the details.
+/// Error of a run that failed because of a defect of ours. The log has the details.
 const INTERNAL_ERROR: &str = "internal error";
 
 impl Run {
-    /// The agent's output. An input that cannot be made is no attempt and leaves no row.
+    /// Executes the step and returns the agent's output. A failed resolution of the input is no attempt and leaves no
+    /// row.
     pub(super) async fn agent(&self, step: &Step, path: &str, frame: &Frame<'_>) -> Result<Box<RawValue>, String> {
         let Some(agent_name) = step.agent_name.as_deref() else { return Err("it names no agent".to_owned()) };
         let (input, _memory) = match self.make_input(step, frame).await {
@@ -49,16 +50,16 @@ impl Run {
             }
         };
         self.gate().await;
-        // A pause waits for all attempts: it comes between steps.
+        // A pause of the run waits for all attempts of the step, since a run pauses between steps.
         let _leaf = self.leaves.begin();
-        // Made again because its executor died, the attempt is the same to whoever de-duplicates.
+        // An attempt that is repeated because its executor died keeps its id, for agents that de-duplicate.
         let mut interrupted = self.earlier.take_interrupted(path, frame.reuse);
         let mut attempt = 1;
         loop {
             self.gate_of_process().await;
             let under_way = self.calls.begin();
             let mut row = self.row(step, agent_name.to_owned(), input.clone(), path, frame);
-            // The agent sees the row's id: a log of one is found from the other.
+            // The agent receives the row's id, so that its log can be found from the row.
             let attempt_id = interrupted.take().unwrap_or_else(|| row.id.clone());
             row.task_id = Some(agent_call::task_id(&attempt_id));
             self.budget.step(input.get().len()).await;
@@ -98,7 +99,8 @@ impl Run {
         }
     }
 
-    /// The input, with the memory for it. Where values are large, it is made when there is room for the largest input.
+    /// Resolves the input, with a permit for its memory. With large values it first waits for the memory of the largest
+    /// input.
     async fn make_input(&self, step: &Step, frame: &Frame<'_>) -> Result<(Box<RawValue>, Permit), String> {
         let most = if frame.scope.bytes() < COUNTED_BYTES { 0 } else { MAX_RESOLVED_BYTES };
         let mut memory = self.memory.room(most).await?;
@@ -151,7 +153,7 @@ impl Run {
         }
     }
 
-    /// The agent, however long the database is away.
+    /// Finds the agent. Waits while the database is down.
     async fn find_agent(&self, name: &str, seen: Seen) -> Result<std::sync::Arc<Agent>, String> {
         let mut failures = 0;
         loop {

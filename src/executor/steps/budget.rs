@@ -1,5 +1,5 @@
-//! What a run has taken of what it may take. A run that would take more fails as a whole, whatever its blocks make of
-//! failures.
+//! Run budget: limits of what one run uses. A run that exceeds a limit fails as a whole, whatever the error handling of
+//! its blocks.
 
 use std::sync::{
     Mutex, OnceLock, PoisonError,
@@ -10,22 +10,22 @@ use tokio::sync::Notify;
 
 use crate::{config::RunBudget, executor::memory::counted, permits::Permit};
 
-/// See the module.
+/// Run budget of one run.
 pub(in crate::executor) struct Budget {
     limits: RunBudget,
     steps: AtomicU64,
     branches: AtomicU64,
     written: AtomicU64,
     held: AtomicU64,
-    /// Of the executor's memory, for what is held.
+    /// Permit of the executor's memory, for the values that are held.
     memory: Mutex<Permit>,
-    /// Why the run fails.
+    /// Reason why the run fails.
     exceeded: OnceLock<String>,
     is_exceeded: Notify,
 }
 
 impl Budget {
-    /// Of a run that has made so many steps before and written so many bytes.
+    /// Budget of a run that has already executed `steps` steps and written `written` bytes.
     pub(super) fn new(limits: RunBudget, steps: u64, written: u64, memory: Permit) -> Self {
         Self {
             limits,
@@ -39,42 +39,42 @@ impl Budget {
         }
     }
 
-    /// Waits until the run has taken too much. Returns why it fails. To be asked once.
+    /// Waits until the run exceeds a limit. Returns the reason. Must be called once only.
     pub(in crate::executor) async fn exceeded(&self) -> String {
         self.is_exceeded.notified().await;
         self.exceeded.get().cloned().unwrap_or_default()
     }
 
-    /// Why the run fails, if it has taken too much.
+    /// Reason why the run fails, if it has exceeded a limit.
     pub(in crate::executor) fn excess(&self) -> Option<String> {
         self.exceeded.get().cloned()
     }
 
-    /// One more attempt of a step, with an input of so many bytes. Does not return if that is too much.
+    /// Counts an attempt of a step, with an input of that many bytes. Does not return if a limit is exceeded.
     pub(super) async fn step(&self, input: usize) {
         add(&self.steps, 1);
         add(&self.written, input);
         self.check().await;
     }
 
-    /// So many more branches or iterations. Does not return if that is too much.
+    /// Counts further branches or iterations. Does not return if the limit is exceeded.
     pub(super) async fn branches(&self, count: usize) {
         add(&self.branches, count);
         self.check().await;
     }
 
-    /// An output of so many bytes.
+    /// Counts an output of that many bytes.
     pub(super) fn output(&self, bytes: usize) {
         add(&self.written, bytes);
-        self.look();
+        self.check_limits();
     }
 
-    /// Whatever is held until the result is dropped.
+    /// Reservation for values that are held until the result is dropped.
     pub(super) fn hold(&self) -> MemoryReservation<'_> {
         MemoryReservation { budget: self, bytes: 0 }
     }
 
-    /// The run fails for this reason, unless there was one before.
+    /// Makes the run fail for this reason, unless there was one before.
     pub(super) fn exceed(&self, why: String) {
         if self.exceeded.set(why).is_ok() {
             self.is_exceeded.notify_one();
@@ -82,13 +82,13 @@ impl Budget {
     }
 
     async fn check(&self) {
-        self.look();
+        self.check_limits();
         if self.exceeded.get().is_some() {
             std::future::pending::<()>().await;
         }
     }
 
-    fn look(&self) {
+    fn check_limits(&self) {
         let RunBudget { steps, branches, bytes, memory_bytes, .. } = self.limits;
         let why = if taken(&self.steps) > steps {
             too_many_steps(steps)
@@ -121,21 +121,21 @@ fn taken(of: &AtomicU64) -> u64 {
     of.load(Ordering::Relaxed)
 }
 
-/// Bytes that are held. See [`Budget::hold`].
+/// Memory reservation of a run, in bytes. See [`Budget::hold`].
 pub(super) struct MemoryReservation<'a> {
     budget: &'a Budget,
     bytes: usize,
 }
 
 impl MemoryReservation<'_> {
-    /// So many more.
+    /// Adds that many bytes.
     pub(super) fn add(&mut self, bytes: usize) {
         self.count(self.bytes + bytes);
         add(&self.budget.held, bytes);
-        self.budget.look();
+        self.budget.check_limits();
     }
 
-    /// So many less.
+    /// Removes that many bytes.
     pub(super) fn remove(&mut self, bytes: usize) {
         let bytes = bytes.min(self.bytes);
         self.count(self.bytes - bytes);
@@ -152,7 +152,7 @@ impl MemoryReservation<'_> {
         }
     }
 
-    /// How many there are.
+    /// Number of reserved bytes.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_longer_held_makes_room_and_the_first_excess_is_the_reason() {
+    async fn released_memory_makes_room_and_the_first_excess_is_the_reason() {
         let budget = budget();
         let mut held = budget.hold();
         held.add(100);
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_takes_too_much_does_not_go_on() {
+    async fn a_run_that_exceeds_a_limit_does_not_continue() {
         for (name, taken) in [("MAX_RUN_STEPS", 0), ("MAX_RUN_BRANCHES", 1), ("MAX_RUN_BYTES", 2)] {
             let budget = budget();
             for (turn, is_over) in [(1, false), (2, false), (3, true)] {

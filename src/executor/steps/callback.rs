@@ -1,5 +1,5 @@
-//! A step of type `callback`: it waits until somebody answers at an address that only those know to whom the run has
-//! given it. An approval asks for a decision.
+//! Callback step, of type `callback`: waits for an answer at a URL that only those know to whom the run has sent it. An
+//! approval requests a decision.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -25,7 +25,7 @@ struct RequestedCallback<'a> {
 }
 
 impl Run {
-    /// The answer.
+    /// Executes the step and returns the answer.
     pub(super) async fn callback(&self, step: &Step, path: &str, frame: &Frame<'_>) -> Result<Box<RawValue>, String> {
         let approval = step.callback_config.as_ref().and_then(|config| config.approval.as_ref());
         let attempt_id = if let Some(attempt_id) = self.open_attempt(path) {
@@ -61,7 +61,7 @@ impl Run {
                         .await;
                     if is_over {
                         let secs = step.timeout_seconds.unwrap_or_default();
-                        break Err(format!("nobody answered within {secs} s"));
+                        break Err(format!("no answer within {secs} s"));
                     }
                     self.read_waits(Wakes::Kept).await;
                 }
@@ -71,7 +71,7 @@ impl Run {
         result
     }
 
-    /// The input of a step, after the callbacks whose addresses it mentions have got them.
+    /// Input of a step, after the callbacks to which it refers have got their URLs.
     pub(super) async fn resolve(&self, step: &Step, scope: &Scope<'_>) -> Result<Box<RawValue>, String> {
         for step_id in mapping::callbacks_in(step.mapping()) {
             let Some(callback) = scope.callback(&step_id).filter(|callback| callback.url().is_none()) else { continue };
@@ -82,9 +82,9 @@ impl Run {
         resolved.map_err(|error| error.to_string())
     }
 
-    /// The token of the callback at this place, which is made if there is none that could still be answered.
+    /// Token of the callback at this step path. It is created if there is none that can still be answered.
     async fn callback_token(&self, path: &str, step_id: &str) -> String {
-        // As unguessable as a key: whoever has it may answer.
+        // The token is as unguessable as a key, since it authorises the answer.
         let token = URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>());
         let hash = Sha256::digest(&token).to_vec();
         let config = self.plan.steps.get(step_id).and_then(|step| step.callback_config.as_ref());
@@ -110,13 +110,13 @@ impl Run {
             .await;
         match token {
             Some(token) => token,
-            // Whoever has the run now goes on.
+            // Another executor has the run now and continues it.
             None => std::future::pending().await,
         }
     }
 
-    /// The callbacks among the steps of lines that run beside each other, each line with what its places begin with.
-    /// `None` if there are none, as in most runs.
+    /// The callbacks among the steps of parallel branches, each branch with the prefix of its step paths. `None` if
+    /// there are none, as in most runs.
     pub(super) fn callbacks<'s>(
         &self,
         lines: impl Iterator<Item = (String, &'s [String])>,
@@ -137,7 +137,7 @@ impl Run {
     }
 }
 
-/// What an answer gives.
+/// Output of the step for an answer.
 fn output(
     answer: Option<Box<RawValue>>,
     answered_by: Option<String>,

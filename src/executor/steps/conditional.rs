@@ -1,4 +1,4 @@
-//! A step that makes one of two others, or none.
+//! Conditional step: executes one of two other steps, or none.
 
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -6,14 +6,14 @@ use serde_json::value::RawValue;
 use super::{Block, Done, Run};
 use crate::{expression, input::to_raw, workflow::Step};
 
-/// The branch for each outcome, if it has a step.
+/// The branch for each result of the condition, if it has a step.
 pub(super) fn branches(step: &Step) -> impl Iterator<Item = (String, &[String])> {
     [true, false]
         .into_iter()
         .filter_map(|holds| Some((name(holds).to_owned(), std::slice::from_ref(taken(step, holds)?))))
 }
 
-/// As in rows and in the output.
+/// Name of the branch in rows and in the output.
 fn name(holds: bool) -> &'static str {
     if holds { "then" } else { "else" }
 }
@@ -33,7 +33,7 @@ struct Output<'a> {
 }
 
 impl Run {
-    /// What the condition said and the branch gave. A condition that has no value fails the step.
+    /// Executes the step: the result of the condition and the output of the branch. A condition without a value fails.
     pub(super) async fn conditional(&self, block: &Block<'_>) -> Result<Done, String> {
         let Some(condition) = &block.step.condition else { return Err("it has no condition".to_owned()) };
         let holds = self.with_values(block.scope, || expression::holds(&condition.expression, block.scope)).await;

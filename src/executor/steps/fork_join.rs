@@ -1,4 +1,4 @@
-//! A step that makes branches at the same time until it is decided whether enough of them succeed.
+//! Fork-join step: executes branches concurrently, until it is decided whether enough of them succeed.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ pub(super) fn branches(step: &Step) -> impl Iterator<Item = (&str, &[String])> {
     branches.map(|(name, branch)| (name.as_str(), branch.steps.as_slice()))
 }
 
-/// How many branches must succeed.
+/// Number of branches that must succeed.
 fn required(config: &ForkJoinConfig) -> usize {
     let total = config.branches.len();
     match config.join_policy {
@@ -29,8 +29,8 @@ fn required(config: &ForkJoinConfig) -> usize {
 }
 
 impl Run {
-    /// The output of each branch's last step, null for branches that failed or were not waited for. As soon as enough
-    /// have succeeded, or too many have failed, the others are given up.
+    /// Executes the step: the output of each branch's last step, null for branches that failed or were not waited for.
+    /// As soon as enough have succeeded, or too many have failed, the others are abandoned.
     pub(super) async fn fork_join(&self, block: &Block<'_>) -> Result<Done, String> {
         let Some(config) = &block.step.fork_join_config else { return Err("it has no fork_join_config".to_owned()) };
         let (total, required) = (config.branches.len(), required(config));
@@ -64,7 +64,7 @@ impl Run {
             }
         }
         drop(group);
-        self.give_up(block, "given up: the join was decided without this branch");
+        self.give_up(block, "abandoned: the join was decided without this branch");
         if succeeded < required {
             let possible = total - failed.len();
             let policy = config.join_policy;
@@ -82,7 +82,7 @@ impl Run {
         Ok(Done { inside, ..Done::new(output) })
     }
 
-    /// One branch, within its time.
+    /// Executes one branch within its time-out.
     async fn branch(
         &self,
         block: &Block<'_>,
@@ -103,7 +103,7 @@ impl Run {
         Err(cause)
     }
 
-    /// Closes what branches that were dropped have left open.
+    /// Closes the open attempts of branches that were dropped.
     pub(super) fn give_up(&self, block: &Block<'_>, why: &str) {
         self.ledger.close(&format!("{}/", block.path), &StepEnd::Skipped(why.to_owned()));
     }

@@ -1,4 +1,4 @@
-//! Frames: the line of steps that a step belongs to, and the block around it.
+//! Frames: the branch that a step belongs to, and the block around it.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -15,12 +15,12 @@ use crate::{
     workflow::Step,
 };
 
-/// A step that has completed.
+/// Completed step.
 pub(super) struct Done {
     pub(super) output: Box<RawValue>,
-    /// What the steps inside of it leave for the steps after it, by step id.
+    /// Outputs of the steps inside of it that later steps can use, by step id.
     pub(super) inside: HashMap<String, Box<RawValue>>,
-    /// It was not done by an earlier execution.
+    /// Whether it was executed now, and not by a previous execution.
     pub(super) is_new: bool,
 }
 
@@ -30,44 +30,44 @@ impl Done {
     }
 }
 
-/// What one step follows the other in: the main chain, or one branch or iteration of a block.
+/// Frame: a sequence of steps, which is the main chain, or one branch or iteration of a block.
 pub(super) struct Frame<'a> {
     pub(super) scope: Scope<'a>,
-    /// `None`: the main chain.
+    /// Branch of a block; `None`: the main chain.
     pub(super) branch: Option<Branch<'a>>,
-    /// What the places of its steps begin with.
+    /// Prefix of the step paths of its steps.
     pub(super) prefix: String,
     pub(super) depth: usize,
     pub(super) reuse: ReusePolicy,
-    /// Of the outputs in the scope.
+    /// Memory reservation of the outputs in the scope.
     pub(super) held: MemoryReservation<'a>,
-    /// When so much is held, what is not needed any more is forgotten.
+    /// Bytes held from which on outputs that are not needed any more are dropped.
     pub(super) forget_at: usize,
 }
 
-/// A branch, as the rows of its steps tell of it.
+/// Branch, as in the rows of its steps.
 pub(super) struct Branch<'a> {
     pub(super) parent_step_id: &'a str,
     pub(super) name: String,
     pub(super) join_policy: Option<&'static str>,
 }
 
-/// A block that has been entered.
+/// Block that has been entered.
 pub(super) struct Block<'a> {
     pub(super) step: &'a Step,
     pub(super) path: &'a str,
     pub(super) scope: &'a Scope<'a>,
     pub(super) depth: usize,
     pub(super) reuse: ReusePolicy,
-    /// For how long it has been open.
+    /// Time for which it has been open.
     pub(super) age: Duration,
-    /// Those of its branches, which all of them see.
+    /// Callbacks of its branches, which all of them see.
     pub(super) callbacks: Option<Arc<HashMap<String, Callback>>>,
     pub(super) budget: &'a Budget,
 }
 
 impl<'a> Block<'a> {
-    /// One of its branches.
+    /// Frame of one of its branches.
     pub(super) fn frame(&self, name: &str, scope: Scope<'a>) -> Frame<'a> {
         let scope = match &self.callbacks {
             Some(callbacks) => scope.with_callbacks(Arc::clone(callbacks)),

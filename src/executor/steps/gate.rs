@@ -1,4 +1,4 @@
-//! Gates: when a step may begin, and when the run has come to rest.
+//! Gates: conditions for the begin of a step and for the pause or the end of a run's execution.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -8,22 +8,22 @@ use tokio::sync::Notify;
 use super::Run;
 
 impl Run {
-    /// Passes as long as new steps may begin: not while the run is paused. Once the process stops, it does not pass;
-    /// the run is handed back then.
+    /// Waits until new steps may begin: not while the run is paused. Once the process stops, it never returns, and the
+    /// run is released.
     pub(super) async fn gate(&self) {
         // The sender lives as long as the claim.
         self.signals.paused.clone().wait_for(|is_paused| !is_paused).await.ok();
         self.gate_of_process().await;
     }
 
-    /// Passes unless the process stops.
+    /// Returns unless the process stops.
     pub(super) async fn gate_of_process(&self) {
         if self.executor.soft_stop.is_cancelled() {
             std::future::pending::<()>().await;
         }
     }
 
-    /// Waits until the run is to be paused and no step is under way that is to end before.
+    /// Waits until the run is to be paused and no step is under way that must end before.
     pub(in crate::executor) async fn at_pause(&self) {
         let mut paused = self.signals.paused.clone();
         loop {
@@ -37,8 +37,8 @@ impl Run {
         }
     }
 
-    /// Waits until there is nothing to do but to wait for what is outside of the run. Returns when something will be
-    /// due at the latest.
+    /// Waits until all branches of the run only wait for something external. Returns the next due time, if there is
+    /// one.
     pub(in crate::executor) async fn waits_only(&self) -> Option<DateTime<Utc>> {
         self.rest.reached().await
     }
@@ -57,7 +57,7 @@ pub(super) struct Calls {
 }
 
 impl Calls {
-    /// One more, until the result is dropped.
+    /// Counts one more, until the result is dropped.
     pub(super) fn begin(&self) -> UnderWay<'_> {
         self.count.fetch_add(1, Ordering::SeqCst);
         UnderWay(self)

@@ -1,4 +1,4 @@
-//! Branches side by side, as many at a time as their block and the run allow.
+//! Concurrent branches, limited by their block and by the run.
 
 use std::iter::Peekable;
 
@@ -7,9 +7,9 @@ use tokio::sync::Semaphore;
 
 use super::activity::{Activity, Idle};
 
-/// Branches that begin in their order. Dropping the group drops those under way; the others never begin.
+/// Group of branches that begin in order. Dropping it drops the branches under way; the others never begin.
 pub(super) struct Group<'a, T> {
-    // The type is erased here: a closure's, as part of a future's, would be too much for the compiler.
+    // The type is erased here: a closure's type, as part of a future's, would be too much for the compiler.
     waiting: Peekable<Box<dyn Iterator<Item = BoxFuture<'a, T>> + Send + 'a>>,
     under_way: FuturesUnordered<BoxFuture<'a, T>>,
     limit: usize,
@@ -20,8 +20,8 @@ pub(super) struct Group<'a, T> {
 }
 
 impl<'a, T: 'a> Group<'a, T> {
-    /// At most `limit` of them at a time. Beside the first, each takes one of the run's `slots`: a block always gets
-    /// on, and all blocks of a run together have no more under way than there are slots and blocks.
+    /// Limits the branches under way to `limit`. Each of them but the first takes one of the run's `slots`: so each
+    /// block makes progress, and all blocks of a run together have at most one branch for each slot and block.
     pub(super) fn new<F: Future<Output = T> + Send + 'a>(
         branches: impl Iterator<Item = F> + Send + 'a,
         limit: Option<i64>,
@@ -51,7 +51,7 @@ impl<'a, T: 'a> Group<'a, T> {
         self.under_way.next().await
     }
 
-    /// Whether others are under way beside those that have ended.
+    /// Whether further branches are under way beside those that have ended.
     pub(super) fn is_busy(&self) -> bool {
         !self.under_way.is_empty()
     }
@@ -63,7 +63,7 @@ mod tests {
 
     use super::*;
 
-    /// The most branches that are under way at once, out of 20, with this limit and so many slots.
+    /// The most concurrent branches, out of 20, with this limit and that number of slots.
     async fn most(limit: Option<i64>, slots: usize) -> usize {
         let (now, most, slots) = (AtomicUsize::new(0), AtomicUsize::new(0), Semaphore::new(slots));
         let branches = (0..20).map(|number| {
@@ -94,7 +94,7 @@ mod tests {
         assert_eq!(most(Some(3), 100).await, 3);
         assert_eq!(most(Some(1), 100).await, 1);
         assert_eq!(most(None, 4).await, 5);
-        // Without any slot it gets on all the same.
+        // Without any slot it still makes progress.
         assert_eq!(most(None, 0).await, 1);
     }
 }

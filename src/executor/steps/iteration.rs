@@ -1,4 +1,4 @@
-//! A step of type `loop`: its body for each element of an array, with the loop's variables.
+//! Loop step, of type `loop`: executes its body for each element of an array, with the loop's variables.
 
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -17,16 +17,16 @@ struct Output<'a> {
     failed_count: Option<usize>,
 }
 
-/// What became of the iterations so far.
+/// Results of the iterations so far.
 struct Results {
     outputs: Vec<Option<Box<RawValue>>>,
     bytes: usize,
-    /// Index and cause.
+    /// Index and cause of each failed iteration.
     failed: Vec<(usize, String)>,
 }
 
 impl Run {
-    /// The output of each iteration's last step. What the body puts out is seen inside its own iteration alone.
+    /// Executes the step: the output of each iteration's last step. Other outputs are visible only in their iteration.
     pub(super) async fn iterate(&self, block: &Block<'_>) -> Result<Done, String> {
         let Some(config) = &block.step.loop_config else { return Err("it has no loop_config".to_owned()) };
         let find = || mapping::resolve_reference(&config.collection, block.scope);
@@ -59,7 +59,7 @@ impl Run {
                     held.add(output.get().len());
                     if results.bytes > MAX_OUTPUT_BYTES {
                         drop(group);
-                        self.give_up(block, "the loop's output got too large");
+                        self.give_up(block, "abandoned: the loop's output is too large");
                         return Err(too_large());
                     }
                     results.outputs[index] = Some(output);
@@ -85,15 +85,15 @@ impl Results {
         self.failed.sort_unstable();
         let total_count = self.outputs.len();
         let failed_count = self.failed.len();
-        let told: Vec<String> =
+        let causes: Vec<String> =
             self.failed.into_iter().map(|(index, cause)| format!("iteration {index} failed: {cause}")).collect();
-        match (told.first(), on_error) {
+        match (causes.first(), on_error) {
             (None, _) | (_, "continue") => Ok(to_raw(&Output {
                 iterations: self.outputs.iter().map(Option::as_deref).collect(),
                 total_count,
                 failed_count: (failed_count > 0).then_some(failed_count),
             })),
-            (_, "collect") => Err(format!("{failed_count} of {total_count} iterations failed: {}", joined(&told))),
+            (_, "collect") => Err(format!("{failed_count} of {total_count} iterations failed: {}", joined(&causes))),
             (Some(first), _) => Err(first.clone()),
         }
     }

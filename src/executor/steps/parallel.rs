@@ -1,4 +1,4 @@
-//! A step that makes others at the same time and waits for all of them, also after a failure.
+//! Parallel step: executes other steps concurrently and waits for all of them, also after a failure.
 
 use std::collections::HashMap;
 
@@ -17,7 +17,7 @@ pub(super) fn branches(step: &Step) -> impl Iterator<Item = (String, &String)> {
 }
 
 impl Run {
-    /// The members' outputs by their ids.
+    /// Executes the step: the members' outputs by their ids.
     pub(super) async fn parallel(&self, block: &Block<'_>) -> Result<Done, String> {
         let members: Vec<(String, &String)> = branches(block.step).collect();
         let mut frames: Vec<_> = members.iter().map(|(name, _)| block.frame(name, block.scope.inner())).collect();
@@ -42,7 +42,7 @@ impl Run {
         if held.bytes() > MAX_OUTPUT_BYTES {
             return Err(too_large());
         }
-        // A member that is mentioned twice is one member of the output, as the last mention left it.
+        // A member that is mentioned twice is one member of the output, with the value of its last mention.
         let outputs: HashMap<&str, &RawValue> = members
             .iter()
             .zip(&results)

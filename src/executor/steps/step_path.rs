@@ -1,27 +1,27 @@
-//! Where a step stands in a run: `<step>/<branch>/<step>/<branch>/…/<step>`, which is what tells the rows of one step
-//! in many iterations and branches apart.
+//! Step path: the way to a nested step, `<step>/<branch>/<step>/<branch>/…/<step>`. It distinguishes the rows of one
+//! step in many iterations and branches.
 
 use std::borrow::Cow;
 
-/// The place of a step in a branch whose places begin so. `repeats`: how often the branch has had the step before.
+/// Step path of a step in a branch with this prefix. `repeats`: number of earlier mentions of the step in the branch.
 pub(super) fn step(prefix: &str, step_id: &str, repeats: usize) -> String {
     let step_id = escaped(step_id);
     if repeats == 0 { format!("{prefix}{step_id}") } else { format!("{prefix}{step_id}#{}", repeats + 1) }
 }
 
-/// The step at a place.
+/// Id of the step at this path.
 pub(in crate::executor) fn step_id(path: &str) -> Cow<'_, str> {
     let last = path.rsplit('/').next().unwrap_or(path);
     let id = last.split('#').next().unwrap_or(last);
     if id.contains('%') { id.replace("%23", "#").replace("%2F", "/").replace("%25", "%").into() } else { id.into() }
 }
 
-/// What the places in a branch of the block at this place begin with.
+/// Prefix of the step paths in a branch of the block at this path.
 pub(super) fn branch(path: &str, name: &str) -> String {
     format!("{path}/{}/", escaped(name))
 }
 
-/// Names of branches, and ids that other programs have stored, can have any characters.
+/// Escapes names of branches and ids stored by other programs, which can have any characters.
 fn escaped(name: &str) -> String {
     name.replace('%', "%25").replace('/', "%2F").replace('#', "%23")
 }
@@ -31,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_two_places_are_the_same() {
+    fn no_two_step_paths_are_the_same() {
         let fork = step("", "fork", 0);
         assert_eq!(step(&branch(&fork, "north"), "a", 1), "fork/north/a#2");
         assert_ne!(step(&branch(&fork, "a/b"), "c", 0), step(&branch("fork/a", "b"), "c", 0));
@@ -40,7 +40,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_tells_its_step() {
+    fn a_step_path_has_the_id_of_its_step() {
         for id in ["a", "a#2", "a/b", "%2F", "%"] {
             assert_eq!(step_id(&step(&branch("fork", "no#rth"), id, 2)), id);
             assert_eq!(step_id(&step("", id, 0)), id);

@@ -1,4 +1,4 @@
-//! A step of type `sub_workflow`: a run of another workflow, which is a run like any other.
+//! Sub-workflow step, of type `sub_workflow`: starts a run of another workflow, which is an ordinary run.
 
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -17,7 +17,7 @@ use crate::{
 };
 
 impl Run {
-    /// What the run of the other workflow gave.
+    /// Executes the step and returns the output of the other run.
     pub(super) async fn sub_workflow(
         &self,
         step: &Step,
@@ -36,7 +36,7 @@ impl Run {
         };
         let has_ended = |wait: &Wait| waits::has_ended(wait.child_status.as_deref());
         let WaitEnd::Result(wait) = self.wait_for(&attempt_id, has_ended).await else {
-            return Err("it has waited too long".to_owned());
+            return Err("its run took too long".to_owned());
         };
         let Wait { child_run_id, child_status, child_error, .. } = *wait;
         let result = if child_status.as_deref() == Some("COMPLETED") {
@@ -56,7 +56,7 @@ impl Run {
         result
     }
 
-    /// The run to begin.
+    /// The run to start.
     async fn child(&self, config: Option<&SubWorkflowConfig>, input: Box<RawValue>) -> Result<ChildRun, String> {
         let Some(config) = config else { return Err("it has no sub_workflow_config".to_owned()) };
         let found = self
@@ -78,7 +78,7 @@ impl Run {
                 .executor
                 .offload
                 .run(&self.organization, move || InputSchema::compile(&schema).map(|schema| schema.check(&checked)));
-            // The process ends: another one goes on with the run.
+            // The process ends, and another executor continues the run.
             let Ok(checked) = checked.await else { return std::future::pending().await };
             if let Err(errors) = checked.map_err(|text| refused(format!("its input_schema {text}")))? {
                 let texts: Vec<String> =
@@ -86,7 +86,7 @@ impl Run {
                 return Err(refused(super::joined(&texts)));
             }
         }
-        // Last, as it counts.
+        // The last check, since the start counts towards the limits.
         self.check_family().await?;
         Ok(ChildRun {
             run_id: id::new_run_id(),
@@ -99,7 +99,7 @@ impl Run {
 }
 
 impl Run {
-    /// Whether the run may begin another one.
+    /// Whether the run may start another one.
     async fn check_family(&self) -> Result<(), String> {
         let family = self
             .database(|| {
@@ -108,20 +108,22 @@ impl Run {
             })
             .await;
         let Some(Family { nesting, sub_runs }) = family else {
-            return Err("its run does not exist any more".to_owned());
+            return Err("the run of this step does not exist any more".to_owned());
         };
         if nesting >= MAX_NESTING {
-            return Err(format!("workflows may run inside of each other {MAX_NESTING} deep, not deeper"));
+            return Err(format!("workflows may be nested at most {MAX_NESTING} deep"));
         }
         let most = self.executor.run_budget.sub_runs;
         if sub_runs > most {
-            return Err(format!("a run may begin {most} others, with those that they begin (MAX_SUB_RUNS)"));
+            return Err(format!(
+                "a run may start at most {most} sub-workflow runs, nested ones included (MAX_SUB_RUNS)"
+            ));
         }
         Ok(())
     }
 }
 
-/// The definition of the organisation that is meant: the one of that id, or the newest of that name if it is active.
+/// The definition of the organisation: the one of that id, or the newest of that name if it is active.
 async fn find(
     pool: &db::Pool,
     organization: &OrganizationId,

@@ -1,7 +1,8 @@
-//! Steps that wait for something outside of their run: what they have in common, and the simplest of them, `wait`.
+//! Steps that wait for something external: their common part, and the simplest of them, `wait`.
 //!
-//! Such a step is a PENDING row with a row of what it waits for. Both are written at once, before anybody could bring
-//! it; so whatever happens to this process, and however late the run is taken up again, what came is found there.
+//! Such a step is a PENDING row with a row of its wait condition. Both are written in one transaction, before the
+//! awaited event can arrive. So whatever happens to this process, and however late the run is resumed, the event is
+//! found there.
 
 use std::{
     collections::HashMap,
@@ -30,7 +31,7 @@ use crate::{
     },
 };
 
-/// What the open attempts of a run wait for, as last read.
+/// Wait conditions of the open attempts of a run, as last read.
 #[derive(Default)]
 pub(super) struct Waits {
     by_attempt: Mutex<HashMap<String, Wait>>,
@@ -45,7 +46,7 @@ impl Waits {
     }
 }
 
-/// What becomes of the rows that tell that something has come for a run, when what has come is read.
+/// Handling of a run's event rows once the events are read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(in crate::executor) enum Wakes {
     /// They are deleted.
@@ -54,7 +55,7 @@ pub(in crate::executor) enum Wakes {
     Kept,
 }
 
-/// Why an attempt waits no longer.
+/// End of an attempt's wait.
 pub(super) enum WaitEnd {
     /// What it waits for is there.
     Result(Box<Wait>),
@@ -63,19 +64,19 @@ pub(super) enum WaitEnd {
 }
 
 impl Run {
-    /// Reads what has come for the run, whenever something has.
+    /// Reads the events for the run, whenever new ones have arrived.
     pub(in crate::executor) async fn watch_events(&self) {
         loop {
             self.signals.woken.notified().await;
-            // The run does not rest before its steps have seen what has come: nobody else is told of it.
+            // The run counts as busy until its steps have seen the events, since they are reported only here.
             let _busy = self.rest.begin();
             self.read_waits(Wakes::Forgotten).await;
             tokio::task::yield_now().await;
         }
     }
 
-    /// Reads what has come for the run. Steps leave the wakes as they are: what a step reads that is given up meanwhile,
-    /// nobody sees.
+    /// Reads the events for the run. Steps keep the event rows, since the result of a read is lost if its step is
+    /// abandoned meanwhile.
     pub(in crate::executor) async fn read_waits(&self, wakes: Wakes) {
         let _reading = self.waits.reading.lock().await;
         let read = self
@@ -85,7 +86,7 @@ impl Run {
                 async move {
                     let mut connection = pool.acquire().await?;
                     if wakes == Wakes::Forgotten {
-                        // First the one, then the other: what comes between is shown and not forgotten.
+                        // Deleted before the read: an event that arrives in between is read, and its row is kept.
                         waits::forget_wakes(&mut *connection, &run_id, lease_token).await?;
                     }
                     waits::open(&mut *connection, &run_id).await
@@ -96,7 +97,8 @@ impl Run {
         self.waits.read.notify_waiters();
     }
 
-    /// The answer of the database, however long it is away. A fault of our own ends the run, from elsewhere.
+    /// Repeats a statement until the database answers, however long it is down. A defect of ours ends the run
+    /// separately.
     pub(super) async fn database<T, F>(&self, statement: impl Fn() -> F) -> T
     where
         T: Send + 'static,
@@ -148,29 +150,29 @@ impl Run {
         match begun {
             Some(false) => {
                 let wait = Wait { attempt_id: id.clone(), due_at, ..Wait::default() };
-                // What has come since may have been read already.
+                // A newer state may have been read already.
                 self.waits.by_attempt().entry(id.clone()).or_insert(wait);
             }
             Some(true) => self.read_waits(Wakes::Kept).await,
-            // Whoever has the run now goes on.
+            // Another executor has the run now and continues it.
             None => std::future::pending().await,
         }
         id
     }
 
-    /// The attempt at this place that was begun before, if there is one.
+    /// Id of the open attempt at this step path that began before, if there is one.
     pub(super) fn open_attempt(&self, path: &str) -> Option<String> {
         let open = self.earlier.take_open(path)?;
         self.ledger.adopt(path, &open.id);
         Some(open.id)
     }
 
-    /// When the waiting of that attempt is over.
+    /// End of the wait of that attempt.
     pub(super) fn due_at(&self, attempt_id: &str) -> Option<DateTime<Utc>> {
         self.waits.by_attempt().get(attempt_id)?.due_at
     }
 
-    /// Waits until `result` finds what came for the attempt, or until its time is over.
+    /// Waits until `is_there` holds for the attempt's wait condition, or until its time is over.
     pub(super) async fn wait_for(&self, attempt_id: &str, is_there: impl Fn(&Wait) -> bool) -> WaitEnd {
         let due_at = self.due_at(attempt_id);
         let _idle = self.rest.idle();
@@ -197,7 +199,7 @@ impl Run {
         self.end(path, result.as_deref().map_err(Clone::clone), None);
     }
 
-    /// Lets the time pass that the step asks for.
+    /// Executes a `wait` step: lets its time pass.
     pub(super) async fn wait(&self, step: &Step, path: &str, frame: &Frame<'_>) -> Result<Box<RawValue>, String> {
         let Some(config) = &step.wait_config else { return Err("it has no wait_config".to_owned()) };
         let attempt_id = if let Some(attempt_id) = self.open_attempt(path) {
@@ -222,7 +224,7 @@ fn shown(instant: DateTime<Utc>) -> Box<RawValue> {
     to_raw(&Timestamp::from(instant))
 }
 
-/// When the waiting that a step asks for is over, if it begins now.
+/// End of the wait of a step, if it begins now.
 fn until(config: &WaitConfig, scope: &Scope<'_>) -> Result<DateTime<Utc>, String> {
     let text_of = |member: &str, value: &str| {
         let resolved = mapping::resolve_text(value, scope).map_err(|cause| format!("wait_config.{member}, {cause}"))?;

@@ -1,4 +1,5 @@
-//! The picture: one row a node in the order of the walk, indented by depth, with lines at the left of the boxes.
+//! SVG rendering of a graph: one row per node in the order of the walk, indented by depth, with edges at the left of
+//! the boxes.
 
 use std::fmt::Write as _;
 
@@ -9,15 +10,15 @@ const ROW: usize = 64;
 const BOX_HEIGHT: usize = 44;
 const BOX_WIDTH: usize = 340;
 const INDENT: usize = 56;
-/// Lines that lead back up or over other boxes keep to the right, in so many lanes.
+/// Number of lanes at the right for edges that lead back or over other boxes.
 const LANES: usize = 12;
 const LANE: usize = 10;
-/// Room for the labels of lines.
+/// Width for the labels of edges.
 const LABEL: usize = 150;
 const MARGIN: usize = 24;
 
 impl Graph {
-    /// As an SVG document without scripts and without references to anything outside.
+    /// Renders an SVG document without scripts and external references.
     #[must_use]
     pub fn svg(&self) -> String {
         let depth = self.nodes.iter().map(|node| node.depth).max().unwrap_or_default();
@@ -40,8 +41,8 @@ impl Graph {
         svg
     }
 
-    /// The next step of a chain and the inside of a container are drawn at the left, where they are a tree; a line to
-    /// a step that was drawn for another container goes round at the right.
+    /// Edges to the next step of a chain and into a container are drawn at the left, where they form a tree. An edge to
+    /// a step that was drawn for another container is routed at the right.
     fn draw_edge(&self, svg: &mut String, edge: &Edge, lane: usize) {
         let (from, to) = (&self.nodes[edge.from], &self.nodes[edge.to]);
         let style = if edge.nested { " stroke-dasharray=\"5 4\"" } else { "" };
@@ -52,7 +53,7 @@ impl Graph {
             let path = if edge.nested {
                 format!("M{x} {}V{middle}H{}", top(edge.from) + BOX_HEIGHT, left(to))
             } else {
-                // A straight line down the edge of the boxes that stand between, which are indented.
+                // A straight line along the boxes in between, which are indented.
                 format!("M{} {}V{}", x - INDENT / 4, top(edge.from) + BOX_HEIGHT, top(edge.to))
             };
             (path, left(to) + BOX_WIDTH + 6, middle + 4)
@@ -102,7 +103,7 @@ fn draw_node(svg: &mut String, node: &Node, row: usize) {
         escaped(&node.about)
     );
     let shape = match node.kind {
-        // The corners of a flowchart's hexagon, which a decision is drawn as where a rhombus has no room.
+        // Corners of a flowchart's hexagon, used for decisions because a rhombus would not fit.
         StepKind::Conditional | StepKind::ForkJoin => {
             let (end, middle, bottom) = (x + BOX_WIDTH, y + BOX_HEIGHT / 2, y + BOX_HEIGHT);
             format!(
@@ -137,7 +138,7 @@ fn draw_node(svg: &mut String, node: &Node, row: usize) {
     svg.push_str("</g>\n");
 }
 
-/// Text inside an element or an attribute. Characters that XML has no place for are left out.
+/// Escapes text for an element or an attribute. Characters that XML does not allow are omitted.
 fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {

@@ -1,4 +1,4 @@
-//! What a schema costs to compile, before it is compiled.
+//! Cost estimate of compiling a schema, made in advance.
 
 use std::collections::HashMap;
 
@@ -7,33 +7,33 @@ use serde_json::Value;
 
 use crate::input::shorten;
 
-/// Values in a schema whose references are unfolded.
-const MAX_UNFOLDED: usize = 20_000;
-/// How deep a schema is with its references unfolded; validation uses the stack.
+/// Maximum number of values in a schema with its references expanded.
+const MAX_EXPANDED: usize = 20_000;
+/// Maximum depth of a schema with its references expanded; validation uses the stack.
 const MAX_DEPTH: usize = 128;
-/// Bytes of the places of all values of a schema whose references are unfolded: each compiled value keeps its place.
+/// Maximum bytes of the JSON pointers of all values of an expanded schema: each compiled value keeps its pointer.
 const MAX_POINTER_BYTES: usize = 4 << 20;
-/// States of one pattern, with its repetitions written out.
+/// Maximum number of states of one pattern, with its repetitions expanded.
 const MAX_PATTERN_STATES: usize = 20_000;
-/// States of all patterns together.
+/// Maximum number of states of all patterns together.
 const MAX_STATES: usize = 60_000;
-/// States that a pattern counts for, however short it is.
+/// Minimum number of states that a pattern is charged, however short it is.
 const STATES_OF_A_PATTERN: usize = 50;
-/// Bytes of a compiled pattern for each of its states, roughly.
+/// Estimated bytes of a compiled pattern per state.
 const BYTES_OF_A_STATE: usize = 200;
-/// Bytes of a compiled schema for each of its values, roughly.
+/// Estimated bytes of a compiled schema per value.
 const BYTES_OF_A_VALUE: usize = 500;
 
-/// What a schema costs.
+/// Cost of a schema.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cost {
-    /// Bytes that the compiled schema takes, roughly.
+    /// Estimated bytes of the compiled schema.
     pub(super) bytes: usize,
-    /// States of all patterns that one text may be matched with at one place.
+    /// States of all patterns that one text at one location may be matched with.
     pub(super) pattern_states: usize,
 }
 
-/// The cost of a schema, or why it is beyond the bounds.
+/// Cost of a schema, or why it exceeds the limits.
 pub(super) fn cost(schema: &Value) -> Result<Cost, String> {
     let mut expansion = Expansion { root: schema, targets: HashMap::new() };
     let Size { values, pointer_bytes } = expansion.size(schema, 0, true)?;
@@ -47,26 +47,26 @@ fn schema_bytes(values: usize, pointer_bytes: usize, states: usize) -> usize {
     values * BYTES_OF_A_VALUE + 2 * pointer_bytes + states * BYTES_OF_A_STATE
 }
 
-/// Of a value with references unfolded.
+/// Size of a value with its references expanded.
 #[derive(Clone, Copy)]
 struct Size {
     values: usize,
-    /// Bytes of the ways from the value to all values inside of it.
+    /// Bytes of the pointers from the value to all values inside of it.
     pointer_bytes: usize,
 }
 
 impl Size {
-    /// Adds what lies at the end of a way of so many bytes.
+    /// Adds an inner value at the end of a pointer of that many bytes.
     fn add(&mut self, way: usize, inner: Self) {
         self.values += inner.values;
         self.pointer_bytes += inner.pointer_bytes + inner.values * way;
     }
 }
 
-/// Counts the values of a schema with references unfolded.
+/// Counter of the values of a schema with its references expanded.
 struct Expansion<'s> {
     root: &'s Value,
-    /// By reference: the size of its target; `None` while it is being counted.
+    /// Size of the target by reference; `None` while it is being counted.
     targets: HashMap<&'s str, Option<Size>>,
 }
 
@@ -97,8 +97,8 @@ impl<'s> Expansion<'s> {
             }
             _ => {}
         }
-        if size.values > MAX_UNFOLDED {
-            return Err(format!("must have at most {MAX_UNFOLDED} values with its references expanded"));
+        if size.values > MAX_EXPANDED {
+            return Err(format!("must have at most {MAX_EXPANDED} values with its references expanded"));
         }
         if size.pointer_bytes > MAX_POINTER_BYTES {
             return Err(format!(
@@ -111,7 +111,8 @@ impl<'s> Expansion<'s> {
 
     fn target(&mut self, reference: &'s str, depth: usize) -> Result<Size, String> {
         match self.targets.get(reference) {
-            // Deeper than where it was counted first, perhaps, but no deeper than all references together allow.
+            // This may be deeper than where it was first counted, but not deeper than the limit of all references
+            // together.
             Some(Some(size)) => return Ok(*size),
             Some(None) => return Err(format!("reference {:?} leads back to itself", shorten(reference))),
             None => {}
@@ -128,17 +129,17 @@ impl<'s> Expansion<'s> {
     }
 }
 
-/// Counts the states of the patterns of a schema, each of which is compiled once.
+/// Counter of the states of a schema's patterns, each of which is compiled once.
 struct Patterns<'s> {
-    /// By pattern.
+    /// States by pattern.
     states: HashMap<&'s str, usize>,
     sum: usize,
-    /// Of one place.
+    /// Maximum number of states at one location.
     most: usize,
 }
 
 impl<'s> Patterns<'s> {
-    /// All that may be patterns. Recursion ends at the depth that [`Unfolding`] has found.
+    /// Counts everything that may be a pattern. The recursion depth was bounded by [`Expansion`].
     fn of_value(&mut self, value: &'s Value) -> Result<(), String> {
         match value {
             Value::Array(elements) => elements.iter().try_for_each(|element| self.of_value(element)),
@@ -164,7 +165,7 @@ impl<'s> Patterns<'s> {
         if let Some(states) = self.states.get(pattern) {
             return Ok(*states);
         }
-        // One that cannot be read is refused when the schema is compiled, which says why.
+        // An invalid pattern is rejected when the schema is compiled, with the reason.
         let translated = jsonschema_regex::to_rust_regex(pattern).ok();
         let parsed = translated.and_then(|pattern| regex_syntax::parse(&pattern).ok());
         let states = STATES_OF_A_PATTERN + parsed.map_or(0, |parsed| states(&parsed));
@@ -189,7 +190,7 @@ impl<'s> Patterns<'s> {
     }
 }
 
-/// States that a pattern is compiled to, roughly, with its repetitions written out.
+/// Estimated number of states of a compiled pattern, with its repetitions expanded.
 fn states(hir: &Hir) -> usize {
     match hir.kind() {
         HirKind::Empty | HirKind::Look(_) => 1,

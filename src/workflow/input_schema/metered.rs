@@ -1,8 +1,7 @@
-//! An input as the validator sees it: every look at a value is a step, and the steps are counted.
+//! Metered input: a view of the input for the validator that counts every access to a value as a step.
 //!
-//! The validator cannot be interrupted, and what it costs depends on how schema and input meet: nothing short of
-//! counting tells a cheap pair from an expensive one. When the last step is spent, or the time is over, the validation is
-//! unwound.
+//! The validator cannot be interrupted, and its cost depends on the combination of schema and input, so only counting
+//! can bound it. When the steps are used up, or the time is over, the validation is unwound.
 
 use std::{
     borrow::Cow,
@@ -17,16 +16,16 @@ use jsonschema::{
 };
 use serde_json::{Map, Number, Value, map, value};
 
-/// Bytes of a text that are looked at in one step.
+/// Bytes of a text that are read in one step.
 const BYTES_PER_STEP: usize = 64;
-/// States of a pattern that are followed over one byte in one step, where the pattern is a hard one.
+/// States of a complex pattern that are followed over one byte in one step.
 const STATES_PER_STEP: usize = 16;
 
-/// Steps after which the clock is looked at.
-const STEPS_PER_LOOK: usize = 1 << 12;
+/// Number of steps between two checks of the clock.
+const STEPS_PER_CLOCK_CHECK: usize = 1 << 12;
 
 thread_local! {
-    /// Of the validation on this thread.
+    /// Meter of the validation on this thread.
     static METER: Cell<Meter> = const { Cell::new(Meter { left: 0, pattern_states: 0, until: None }) };
 }
 
@@ -35,23 +34,23 @@ struct Meter {
     left: usize,
     /// See [`within`].
     pattern_states: usize,
-    /// When the time is over.
+    /// Deadline of the validation.
     until: Option<Instant>,
 }
 
-/// What a validation is unwound with.
+/// Payload of the unwinding.
 struct Spent;
 
-/// What the validation gives, if it takes no more than so many steps and does not go on until then; `None` if it would.
+/// Result of the validation, unless it takes more steps than that or passes the deadline; then `None`.
 ///
-/// `pattern_states` bounds what matching one text takes: each of its bytes may meet so many states.
+/// `pattern_states` bounds the cost of matching one text: each of its bytes may meet that many states.
 pub(super) fn within<T>(
     (steps, until): (usize, Instant),
     pattern_states: usize,
     validate: impl FnOnce() -> T,
 ) -> Option<T> {
     METER.set(Meter { left: steps, pattern_states, until: Some(until) });
-    // Nothing outlives the unwinding: validators keep no state between two validations.
+    // No state outlives the unwinding: validators keep none between two validations.
     match catch_unwind(AssertUnwindSafe(validate)) {
         Ok(result) => Some(result),
         Err(cause) if cause.is::<Spent>() => None,
@@ -62,10 +61,10 @@ pub(super) fn within<T>(
 fn spend(steps: usize) {
     let meter = METER.get();
     match meter.left.checked_sub(steps) {
-        Some(left) if left / STEPS_PER_LOOK == meter.left / STEPS_PER_LOOK || !is_over(meter.until) => {
+        Some(left) if left / STEPS_PER_CLOCK_CHECK == meter.left / STEPS_PER_CLOCK_CHECK || !is_over(meter.until) => {
             METER.set(Meter { left, ..meter });
         }
-        // Unlike a panic, this is not told to the panic hook.
+        // Unlike a panic, this does not call the panic hook.
         _ => resume_unwind(Box::new(Spent)),
     }
 }
@@ -74,13 +73,13 @@ fn is_over(until: Option<Instant>) -> bool {
     until.is_some_and(|until| Instant::now() >= until)
 }
 
-/// A text is about to be matched, perhaps with a pattern.
+/// Charges a text that is about to be matched, possibly with a pattern.
 fn spend_on_match(text: &str) {
     let states = METER.get().pattern_states;
     spend(1 + text.len() / BYTES_PER_STEP + text.len().saturating_mul(states) / STATES_PER_STEP);
 }
 
-/// How many values there are in a value, itself included; texts count as what looking at them takes.
+/// Number of values in a value, itself included; a text counts the steps of reading it.
 fn deep_size(value: &Value) -> usize {
     match value {
         Value::Null | Value::Bool(_) | Value::Number(_) => 1,
@@ -90,17 +89,17 @@ fn deep_size(value: &Value) -> usize {
     }
 }
 
-/// JSON whose values are counted when they are looked at.
+/// JSON whose values are counted on access.
 pub(super) struct Metered;
 
-/// A value of the input.
+/// Value of the input.
 #[derive(Clone)]
 pub(super) struct Seen<'a>(pub(super) &'a Value);
 
-/// An object of the input.
+/// Object of the input.
 pub(super) struct SeenObject<'a>(&'a Map<String, Value>);
 
-/// An array of the input.
+/// Array of the input.
 pub(super) struct SeenArray<'a>(&'a [Value]);
 
 impl Json for Metered {
@@ -108,7 +107,7 @@ impl Json for Metered {
     type PreparedKey = String;
     type StringBuffer = Value;
 
-    /// As with the plain representation: a look-up compares keys.
+    /// As with the plain representation, a look-up compares keys.
     const KEYS_PER_LOOKUP: usize = 2;
 
     fn prepare_key(key: &str) -> String {
@@ -177,7 +176,7 @@ impl<'a> Node<'a, Metered> for Seen<'a> {
 
     fn equals_value(&self, expected: &Value) -> bool {
         spend(match (self.0, expected) {
-            // What differs in size differs at once.
+            // Arrays of different sizes differ at once.
             (Value::Array(one), Value::Array(other)) if one.len() == other.len() => deep_size(self.0),
             (Value::Object(one), Value::Object(other)) if one.len() == other.len() => deep_size(self.0),
             (Value::String(text), Value::String(_)) => 1 + text.len() / BYTES_PER_STEP,
@@ -190,7 +189,7 @@ impl<'a> Node<'a, Metered> for Seen<'a> {
         Cow::Borrowed(self.0)
     }
 
-    /// Schemas have no circles, so nothing need be remembered about values, which would take memory for each of them.
+    /// Schemas have no cycles, so values need no identity, which would take memory for each of them.
     fn identity(&self) -> Option<NodeIdentity> {
         None
     }
@@ -215,7 +214,7 @@ impl<'a> Object<'a, Metered> for SeenObject<'a> {
     }
 }
 
-/// The members of an object. Their names may be matched with patterns.
+/// Members of an object. Their names may be matched with patterns.
 pub(super) struct SeenMembers<'a>(map::Iter<'a>);
 
 impl<'a> Iterator for SeenMembers<'a> {
@@ -247,7 +246,7 @@ impl<'a> Array<'a, Metered> for SeenArray<'a> {
     }
 }
 
-/// The elements of an array.
+/// Elements of an array.
 pub(super) struct SeenElements<'a>(std::slice::Iter<'a, value::Value>);
 
 impl<'a> Iterator for SeenElements<'a> {

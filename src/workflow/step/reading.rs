@@ -1,4 +1,4 @@
-//! Reading a step, with the rules that need nothing but the step (1 to 9 of the contract's §3).
+//! Parser of a step, with the rules that need no other step (1 to 9 of the contract's §3).
 
 use std::ops::RangeInclusive;
 
@@ -11,11 +11,11 @@ use crate::{
     },
 };
 
-/// At least one; more is limited only by what there is to do.
+/// Positive numbers; large ones need no other limit.
 const POSITIVE: RangeInclusive<i64> = 1..=i64::MAX;
 
 impl Step {
-    /// Reads the members, then checks the step's own rules if they are all good.
+    /// Reads the members, and if all are valid checks the rules between them.
     pub(in crate::workflow) fn read(key: &str, node: &Node<'_>, origin: Source) -> Read<Self> {
         let object = node.object()?;
         let mut errors = Vec::new();
@@ -59,7 +59,7 @@ impl Step {
         if errors.is_empty() { Ok(step) } else { Err(errors) }
     }
 
-    /// The first rule of its kind that the step breaks.
+    /// First violated rule of its kind.
     fn broken_rule(&self) -> Option<String> {
         let text = match self.kind {
             StepKind::Agent => match (&self.agent_name, &self.input_mapping) {
@@ -198,7 +198,7 @@ mod tests {
     use super::*;
     use crate::{input::check_json, workflow::Steps};
 
-    /// The `field kind` of each error of a step `s` with these members, in order.
+    /// Checks the `field kind` of each error of a step `s` with these members, in order.
     fn check(members: &str, expected: &[&str]) {
         let json = format!(r#"{{"s":{{"id":"s",{members}}}}}"#);
         let raw = check_json(json.as_bytes()).expect(&json);
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_that_waits_says_for_what_and_any_step_for_how_long() {
+    fn a_waiting_step_has_a_configuration_and_any_step_a_time_limit() {
         check(r#""type":"wait","wait_config":{"duration_seconds":5}"#, &[]);
         check(r#""type":"wait","wait_config":{"duration_seconds":"${workflow.input.n}"}"#, &[]);
         check(r#""type":"wait","wait_config":{"until":"in ${workflow.input.n}"}"#, &[]);

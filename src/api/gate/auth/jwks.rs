@@ -1,4 +1,4 @@
-//! The key set of whoever else signs tokens: read at the start, now and then, and when a token names an unknown key.
+//! Cache of a JSON Web Key Set: read at the start, periodically, and when a token names an unknown key.
 
 use std::{
     sync::{
@@ -18,41 +18,41 @@ use crate::{
     lifecycle::Lifecycle,
 };
 
-/// The set is read so often even if nobody asks for it, so that a key that was taken out is not used for longer.
+/// Interval at which the set is read even without demand, so that a removed key is not used for longer.
 const READ_EVERY: Duration = Duration::from_mins(5);
-/// After each reading there is none for so long, whatever tokens come.
+/// Minimum time between two reads, whatever tokens arrive.
 const REST: Duration = Duration::from_secs(5);
-/// The set has to be there after this.
+/// Time-out of a read.
 const READ_TIMEOUT: Duration = Duration::from_secs(3);
-/// A longer document is refused.
+/// Maximum size of the document.
 const MAX_BYTES: usize = 256 << 10;
 
-/// A set that is read in the background. Cheap to clone.
+/// Key set that is read in the background. Cheap to clone.
 #[derive(Clone)]
 pub struct Jwks(Arc<Shared>);
 
 struct Shared {
-    /// The latest set; `None` until the first one was read. Marked as changed by every reading, also by one that fails.
+    /// Latest set; `None` until the first one was read. Marked as changed by every read, even by a failed one.
     set: watch::Sender<Option<Arc<Set>>>,
-    asked: Notify,
-    /// There was a reading just now.
+    refresh_requested: Notify,
+    /// Whether the minimum time since the last read has not passed.
     is_resting: AtomicBool,
 }
 
-/// One version of the set.
+/// Version of the set.
 pub struct Set {
-    /// Its keys.
+    /// Keys of the set.
     pub keys: Vec<VerifyingKey>,
     /// SHA-256 of the document.
     digest: [u8; 32],
 }
 
-/// Why the set could not be read.
+/// Reason why the set could not be read.
 #[derive(Debug, thiserror::Error)]
 enum ReadError {
     #[error("the key set cannot be fetched")]
     Http(#[from] reqwest::Error),
-    #[error("the key set's address answers {0}")]
+    #[error("the key set's address answered {0}")]
     Status(StatusCode),
     #[error("the key set cannot be read")]
     File(#[from] std::io::Error),
@@ -63,10 +63,10 @@ enum ReadError {
 }
 
 impl Jwks {
-    /// Starts reading.
+    /// Starts the background reads.
     pub fn start(source: JwksSource, http: reqwest::Client, lifecycle: &Lifecycle) -> Self {
         let (set, _) = watch::channel(None);
-        let this = Self(Arc::new(Shared { set, asked: Notify::new(), is_resting: AtomicBool::new(false) }));
+        let this = Self(Arc::new(Shared { set, refresh_requested: Notify::new(), is_resting: AtomicBool::new(false) }));
         let (reading, stop) = (this.clone(), lifecycle.soft_stop().clone());
         lifecycle.spawn("jwks", async move {
             while !stop.is_cancelled() {
@@ -80,7 +80,7 @@ impl Jwks {
                 }
                 reading.0.is_resting.store(false, Ordering::Release);
                 tokio::select! {
-                    () = reading.0.asked.notified() => {}
+                    () = reading.0.refresh_requested.notified() => {}
                     () = tokio::time::sleep(READ_EVERY) => {}
                     () = stop.cancelled() => return,
                 }
@@ -89,20 +89,20 @@ impl Jwks {
         this
     }
 
-    /// The set as it was read last.
+    /// The latest set.
     #[must_use]
     pub fn current(&self) -> Option<Arc<Set>> {
         self.0.set.borrow().clone()
     }
 
-    /// Has the set read again and waits for it, unless that was done just now.
+    /// Reads the set again and waits for it, unless it was just read.
     pub async fn refresh(&self) {
         let mut set = self.0.set.subscribe();
         if self.0.is_resting.load(Ordering::Acquire) {
             return;
         }
-        self.0.asked.notify_one();
-        // Both outcomes end in a look at what is there.
+        self.0.refresh_requested.notify_one();
+        // After both outcomes the caller uses the latest set.
         let _ = tokio::time::timeout(READ_TIMEOUT, set.changed()).await;
     }
 
@@ -115,7 +115,8 @@ impl Jwks {
             let digest = Sha256::digest(&json).into();
             Ok(Set { keys: VerifyingKey::from_jwks(&json)?, digest })
         });
-        // Before the waiting ones are told: who finds nothing new must not ask again at once.
+        // Set before the waiting tasks are notified: if the set is unchanged, they must not request another read at
+        // once.
         self.0.is_resting.store(true, Ordering::Release);
         self.0.set.send_modify(|current| match read {
             Ok(new) if current.as_ref().is_some_and(|current| current.digest == new.digest) => {}
@@ -123,7 +124,7 @@ impl Jwks {
                 tracing::info!(keys = new.keys.len(), "the key set was read: {} keys", new.keys.len());
                 *current = Some(Arc::new(new));
             }
-            // The former set goes on being used: a provider that is away for a while must not lock everybody out.
+            // The previous set stays in use: a temporary outage of the provider must not lock all callers out.
             Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "JWT_JWKS: {error}"),
         });
     }
@@ -131,7 +132,7 @@ impl Jwks {
 
 async fn fetch(url: &url::Url, http: &reqwest::Client) -> Result<Vec<u8>, ReadError> {
     let mut answer = http.get(url.clone()).timeout(READ_TIMEOUT).send().await?;
-    // A redirect is not followed, and is no error to the client.
+    // A redirect is not followed, and is not an error of the client library.
     if answer.status() != StatusCode::OK {
         return Err(ReadError::Status(answer.status()));
     }

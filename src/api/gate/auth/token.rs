@@ -1,4 +1,4 @@
-//! Verifying tokens, with `JWT_SECRET` or with somebody else's public keys.
+//! Verification of tokens, with `JWT_SECRET` or with public keys of another issuer.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -25,30 +25,30 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// How far the clocks of this host and of whoever signs tokens may be apart.
+/// Tolerated difference between the clocks of this host and of the issuer.
 const CLOCK_SKEW_SECS: u64 = 30;
-/// Longest token that is looked at.
+/// Maximum length of a token.
 const MAX_TOKEN_BYTES: usize = 8 << 10;
-/// The latest time that `exp` and `nbf` may name: the end of the year 9999, the last that dates are written for.
+/// Latest time that `exp` and `nbf` may name: the end of the year 9999, the last one that can be formatted.
 const LAST_SECOND: f64 = 253_402_300_799.0;
-/// Tokens that are remembered as verified.
+/// Maximum number of verified tokens in the cache.
 const MAX_REMEMBERED: usize = 4096;
 
-/// What of a presented token counts. The library validates the times again; here each claim has its one type, and
-/// none may be there twice.
+/// Claims of a token that are used. The library validates the times too; here each claim has exactly one type, and
+/// none may occur twice.
 #[derive(Deserialize)]
 struct Presented {
     sub: String,
     exp: f64,
     #[serde(default, deserialize_with = "present")]
     role: Option<Role>,
-    /// Roles of the organisation, which mean nothing here but to approvals. Whoever issues tokens may have them in any
-    /// form; only a list of texts counts.
+    /// Roles of the organisation, used only for approvals. An issuer may use any form; only a list of strings is
+    /// used.
     #[serde(default)]
     roles: Value,
     #[serde(default, deserialize_with = "present")]
     organization_id: Option<OrganizationId>,
-    /// The API key that it was issued for. Counts only in tokens of ours.
+    /// Id of the API key that the token was issued for. Used only in tokens that the service issued.
     #[serde(default, deserialize_with = "present")]
     wf_key: Option<Uuid>,
     #[serde(default, deserialize_with = "present", rename = "iat")]
@@ -63,7 +63,7 @@ struct Presented {
     _jti: Option<String>,
 }
 
-/// One text, or several.
+/// Audience: one string, or several.
 #[derive(Deserialize)]
 #[serde(untagged)]
 #[expect(dead_code, reason = "only its type counts here; the library compares")]
@@ -72,36 +72,36 @@ enum Audience {
     Several(Vec<String>),
 }
 
-/// A claim that may be absent but not null.
+/// Claim that may be absent but not null.
 fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(claim: D) -> Result<Option<T>, D::Error> {
     T::deserialize(claim).map(Some)
 }
 
-/// What a verified token says.
+/// Claims of a verified token.
 #[derive(Clone, Debug)]
 pub struct Claims {
-    /// `sub`.
+    /// The `sub` claim.
     pub subject: String,
-    /// `organization_id`, or the default one.
+    /// The `organization_id` claim, or the default organisation.
     pub organization: OrganizationId,
-    /// All that `role` may do, or `JWT_DEFAULT_ROLE`.
+    /// Rights of the `role` claim, or of `JWT_DEFAULT_ROLE`.
     pub grant: Arc<Grant>,
-    /// The texts in `roles`.
+    /// The strings in the `roles` claim.
     pub roles: Arc<[String]>,
-    /// The API key that decides instead.
+    /// Id of the API key, whose rights replace those of the role.
     pub key_id: Option<Uuid>,
-    /// Seconds since the epoch; the token counts for [`CLOCK_SKEW_SECS`] longer.
+    /// Expiry in seconds since the epoch; the token is valid for [`CLOCK_SKEW_SECS`] longer.
     expires_at: f64,
 }
 
 impl Claims {
-    /// In seconds since the epoch.
+    /// End of the validity in seconds since the epoch.
     #[must_use]
     pub fn counts_until(&self) -> f64 {
         self.expires_at + CLOCK_SKEW_SECS as f64
     }
 
-    /// `exp`, to a second.
+    /// The `exp` claim, to a second.
     #[must_use]
     pub fn ends_at(&self) -> Timestamp {
         at(self.expires_at)
@@ -112,19 +112,19 @@ impl Claims {
     }
 }
 
-/// A moment in seconds since the epoch, to a second.
+/// Converts seconds since the epoch, to a second.
 pub(super) fn at(epoch_secs: f64) -> Timestamp {
-    // A token that ends beyond the last second that dates are written for was refused, and one before 1970 has expired.
+    // A token that ends after the last formattable second was refused, and one before 1970 has expired.
     let since_epoch = Duration::try_from_secs_f64(epoch_secs).unwrap_or_default();
     (DateTime::UNIX_EPOCH + Duration::from_secs(since_epoch.as_secs())).into()
 }
 
-/// Tokens of that algorithm are ours.
+/// Whether tokens of this algorithm are signed with `JWT_SECRET`.
 fn is_secret(algorithm: Algorithm) -> bool {
     matches!(algorithm, Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512)
 }
 
-/// What a token's header says besides its algorithm and its key.
+/// Members of a token's header besides algorithm and key.
 #[derive(Deserialize)]
 struct Marks {
     #[serde(default, deserialize_with = "present")]
@@ -137,13 +137,13 @@ struct Marks {
     zip: Option<Value>,
 }
 
-/// `None` if the header marks the token as something else than an access token that is signed and nothing more: of another
-/// kind (RFC 8725, 3.11: a logout token, an ID token…), compressed (RFC 8725, 3.6), with a payload that is not base64
-/// (RFC 7797), or with anything that is to be understood, which nothing is (RFC 7515, 4.1.11).
+/// Checks the header. `None` if the token is not a plain signed access token: it has another type (RFC 8725, 3.11: a
+/// logout token, an ID token…), is compressed (RFC 8725, 3.6), has a payload that is not base64 (RFC 7797), or has
+/// critical extensions, none of which are supported (RFC 7515, 4.1.11).
 fn check_header(token: &str) -> Option<()> {
     let header = BASE64_URL_SAFE_NO_PAD.decode(token.split('.').next()?).ok()?;
     let Marks { typ, crit, b64, zip } = serde_json::from_slice(&header).ok()?;
-    // A media type, whose `application/` may be left out (RFC 7515, 4.1.9).
+    // Media type, whose `application/` may be omitted (RFC 7515, 4.1.9).
     let is_access = |typ: &String| {
         let typ = typ.to_ascii_lowercase();
         matches!(typ.strip_prefix("application/").unwrap_or(&typ), "jwt" | "at+jwt")
@@ -152,20 +152,20 @@ fn check_header(token: &str) -> Option<()> {
     (typ.as_ref().is_none_or(is_access) && is_plain).then_some(())
 }
 
-/// Why a token does not count.
+/// Reason why a token is not valid.
 #[derive(Debug, PartialEq, Eq)]
 pub enum InvalidToken {
-    /// It is not valid.
+    /// The token is invalid.
     Invalid,
-    /// It was valid.
+    /// The token has expired.
     Expired,
-    /// Nobody can say: the keys that it would be verified with were never to be had.
+    /// Undecided: the verification keys have never been available.
     WithoutKeys,
 }
 
-/// Verifies tokens.
+/// Verifier of tokens.
 pub struct Tokens {
-    /// Of the settings.
+    /// Keys from the settings.
     keys: Vec<VerifyingKey>,
     jwks: Option<Jwks>,
     validation: Validation,
@@ -174,15 +174,15 @@ pub struct Tokens {
     verified: Mutex<Verified>,
 }
 
-/// Tokens that were verified, by their SHA-256. A signature by an asymmetric key costs more than all else in a request.
+/// Cache of verified tokens by their SHA-256. An asymmetric signature costs more than the rest of a request.
 struct Verified {
     tokens: Cache<[u8; 32], Arc<Claims>>,
-    /// The set that they were verified with, among others. With another one they are verified again.
+    /// Key set that was used for the verification. After a change of the set the tokens are verified again.
     set: Option<Arc<Set>>,
 }
 
 impl Tokens {
-    /// Prepares the keys of the settings, and starts to read those of `JWT_JWKS`.
+    /// Prepares the keys from the settings, and starts to read those of `JWT_JWKS`.
     #[must_use]
     pub fn start(auth: &config::Auth, http: &reqwest::Client, clock: Clock, lifecycle: &Lifecycle) -> Self {
         let secret = auth.jwt_secret.as_ref().map(|secret| secret.expose_secret().as_bytes());
@@ -211,7 +211,7 @@ impl Tokens {
         }
     }
 
-    /// What the token says, if it is valid.
+    /// Verifies a token and returns its claims.
     pub async fn verify(&self, token: &str) -> Result<Arc<Claims>, InvalidToken> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(InvalidToken::Invalid);
@@ -249,8 +249,8 @@ impl Tokens {
         Ok(claims)
     }
 
-    /// The keys that may verify a token with that header: for its algorithm, and of the name that it asks for. A key
-    /// without a name is for every token. What else the header says (`jwk`, `jku`, `x5c`, …) is not looked at.
+    /// Candidate keys for a token with that header: of its algorithm and its key id. A key without an id matches
+    /// every token. Other members of the header (`jwk`, `jku`, `x5c`, …) are ignored.
     fn candidates<'a>(&'a self, header: &Header, set: Option<&'a Set>) -> Vec<&'a VerifyingKey> {
         let of_set = set.map(|set| set.keys.as_slice()).unwrap_or_default();
         let fits = |key: &&VerifyingKey| key.algorithm == header.alg && (key.kid.is_none() || key.kid == header.kid);
@@ -259,7 +259,7 @@ impl Tokens {
 
     fn decode(&self, token: &str, key: &VerifyingKey) -> Result<Claims, InvalidToken> {
         let validation = Validation { algorithms: vec![key.algorithm], ..self.validation.clone() };
-        // The library looks at the claims of a token whose signature is right, and at no other's.
+        // The library reads the claims of a token only if its signature is right.
         let decoded = decode::<Presented>(token, &key.key, &validation).map_err(|error| match error.kind() {
             ErrorKind::ExpiredSignature => InvalidToken::Expired,
             _ => InvalidToken::Invalid,
@@ -272,13 +272,13 @@ impl Tokens {
         let grant = Arc::new(Grant::of(role.or(self.default_role).ok_or(InvalidToken::Invalid)?));
         let roles = roles.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
         let organization = organization_id.unwrap_or_default();
-        // Of a key's token the key says who it is.
+        // For a token of an API key, the key determines the subject.
         let subject = if key_id.is_some() { Some(sub) } else { shown_subject(&sub) };
         let subject = subject.ok_or(InvalidToken::Invalid)?;
         Ok(Claims { subject, organization, grant, roles, key_id, expires_at: exp })
     }
 
-    /// What was verified with this set.
+    /// Cache of the tokens that were verified with this set.
     fn remembered(&self, set: Option<&Arc<Set>>) -> MutexGuard<'_, Verified> {
         let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
         let is_same = match (&verified.set, set) {

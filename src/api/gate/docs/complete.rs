@@ -1,4 +1,4 @@
-//! What holds for many operations at once, and is added to all of them.
+//! Completion of the OpenAPI document with what many operations share.
 
 use std::collections::HashSet;
 
@@ -13,9 +13,9 @@ use utoipa::openapi::{
 
 use crate::{access::Permission, api::gate::access};
 
-/// Adds what holds for many operations at once, so that no operation can forget it: the answers of `request`, which
-/// every route under the prefix can give, the form of headers, and a description for each answer that has none, as
-/// the specification demands one.
+/// Adds what many operations share, so that no operation can lack it: the answers of `request`, which every route
+/// under the prefix can give, the form of headers, and a description for each answer without one, as the
+/// specification demands.
 pub fn complete(document: &mut OpenApi, prefix: &str) {
     require_members(document);
     for (path, item) in &mut document.paths.paths {
@@ -31,7 +31,7 @@ pub fn complete(document: &mut OpenApi, prefix: &str) {
             let needs = access::needs(&method, path);
             add_common_answers(operation, needs.is_some());
             if let Some(needs) = needs {
-                name_needs(operation, needs);
+                add_required_permissions(operation, needs);
             }
             for parameter in operation.parameters.iter_mut().flatten() {
                 if let RefOr::T(parameter) = parameter {
@@ -45,7 +45,7 @@ pub fn complete(document: &mut OpenApi, prefix: &str) {
                     response.description =
                         status.and_then(|status| status.canonical_reason()).unwrap_or("Answer").into();
                 }
-                // A schema is of one JSON value, which a stream of events is not.
+                // A schema describes one JSON value, which a stream of events is not.
                 if let Some(RefOr::T(stream)) = response.content.get_mut("text/event-stream") {
                     stream.schema = None;
                 }
@@ -54,8 +54,8 @@ pub fn complete(document: &mut OpenApi, prefix: &str) {
     }
 }
 
-/// Members of answers are always there, and what has no value is null. (A derived schema takes what may be null for what
-/// may be absent; what is absent from some answers is not null there.) What callers send may be left out.
+/// Members of answers are always present, and null if they have no value. (A derived schema treats a nullable member
+/// as optional; a member that some answers omit is not null there.) Members of requests may be absent.
 fn require_members(document: &mut OpenApi) {
     let json = serde_json::to_value(&*document).unwrap_or_default();
     let operations = json["paths"].as_object().into_iter().flat_map(|paths| paths.values());
@@ -80,7 +80,7 @@ fn require_members(document: &mut OpenApi) {
     }
 }
 
-/// Adds the names of the schemas that a part of the document refers to, and of those that they refer to.
+/// Adds the names of the schemas that a part of the document refers to, directly or indirectly.
 fn name_schemas<'a>(part: &'a Value, schemas: &'a Value, names: &mut HashSet<&'a str>) {
     match part {
         Value::Object(members) => {
@@ -112,7 +112,7 @@ fn is_nullable(member: &RefOr<Schema>) -> bool {
     }
 }
 
-/// What may be left out is not null: no header and no query can say so.
+/// An optional parameter is not nullable: no header and no query can express null.
 fn shape_parameter(parameter: &mut Parameter) {
     let schema_type = match &mut parameter.schema {
         Some(RefOr::T(Schema::Object(schema))) => &mut schema.schema_type,
@@ -126,8 +126,8 @@ fn shape_parameter(parameter: &mut Parameter) {
     }
 }
 
-/// Says who may use the route, for people and for programs.
-fn name_needs(operation: &mut Operation, needs: &[Permission]) {
+/// Adds the required permissions, for people and for programs.
+fn add_required_permissions(operation: &mut Operation, needs: &[Permission]) {
     let permissions: Vec<&str> = needs.iter().map(|permission| permission.as_str()).collect();
     let roles = access::roles(needs);
     if !permissions.is_empty() {
@@ -143,16 +143,20 @@ fn name_needs(operation: &mut Operation, needs: &[Permission]) {
 fn add_common_answers(operation: &mut Operation, is_business: bool) {
     let has_body = is_business && operation.request_body.is_some();
     let answers = [
-        (StatusCode::BAD_REQUEST, "The body ended early, or the route takes none", is_business),
+        (StatusCode::BAD_REQUEST, "The body ended early, or the route accepts none", is_business),
         (StatusCode::UNAUTHORIZED, "Authentication is on, and the request has no valid token or API key", is_business),
         (StatusCode::FORBIDDEN, "The caller may not do this", is_business),
         (StatusCode::REQUEST_TIMEOUT, "The body did not arrive in time", has_body),
         (StatusCode::PAYLOAD_TOO_LARGE, "The body is larger than 1 MiB", has_body),
         (StatusCode::UNSUPPORTED_MEDIA_TYPE, "The body has a Content-Encoding", has_body),
         (StatusCode::URI_TOO_LONG, "Path and query are longer than 8 KiB", true),
-        (StatusCode::TOO_MANY_REQUESTS, "More was asked for than a limit of the settings allows", is_business),
-        (StatusCode::INTERNAL_SERVER_ERROR, "A fault of the service; the log knows more by `request_id`", is_business),
-        (StatusCode::SERVICE_UNAVAILABLE, "The database is away, or the service has too much to do", is_business),
+        (StatusCode::TOO_MANY_REQUESTS, "A limit of the settings is exceeded", is_business),
+        (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "An error of the service; the log has details under the `request_id`",
+            is_business,
+        ),
+        (StatusCode::SERVICE_UNAVAILABLE, "The database is unavailable, or the service is overloaded", is_business),
     ];
     for (status, description, _) in answers.into_iter().filter(|(.., is_possible)| *is_possible) {
         operation.responses.responses.entry(status.as_str().to_owned()).or_insert_with(|| {

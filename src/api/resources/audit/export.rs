@@ -21,7 +21,7 @@ use crate::{
     input::{FieldError, to_raw},
 };
 
-/// How an export is written.
+/// Format of an export.
 #[derive(Clone, Copy)]
 enum Format {
     Csv,
@@ -29,7 +29,7 @@ enum Format {
 }
 
 impl Format {
-    fn asked(query: &Query) -> Result<Self, ApiError> {
+    fn read_format(query: &Query) -> Result<Self, ApiError> {
         match query.text("format").unwrap_or("ndjson") {
             "csv" => Ok(Self::Csv),
             "ndjson" => Ok(Self::NdJson),
@@ -108,14 +108,14 @@ fn csv_fields(entry: AuditEntry) -> [String; 14] {
     ]
 }
 
-/// A line by RFC 4180. What a spreadsheet would take for a formula gets an apostrophe before it.
+/// CSV record by RFC 4180. A field that a spreadsheet would treat as a formula gets a leading apostrophe.
 fn csv_line(fields: [String; 14]) -> Vec<u8> {
     let mut writer = csv::WriterBuilder::new().terminator(csv::Terminator::CRLF).from_writer(Vec::new());
     let harmless = fields.map(|field| match field.chars().next() {
         Some('=' | '+' | '-' | '@' | '\t' | '\r') => format!("'{field}"),
         _ => field,
     });
-    // Writing to memory does not fail, nor does a record of the length of all others.
+    // Writing to memory does not fail, and all records have the same number of fields.
     writer
         .write_record(harmless)
         .and_then(|()| Ok(writer.flush()?))
@@ -124,12 +124,12 @@ fn csv_line(fields: [String; 14]) -> Vec<u8> {
 
 /// Export audit entries
 ///
-/// All entries of a query as one file, the oldest first. It is read while it is sent, and ends early if the
-/// database goes away or the caller's credentials end meanwhile, which shows by the broken transfer.
+/// All entries of a query as one file, the oldest first. It is read while it is sent. If the database becomes
+/// unavailable or the caller's credentials end meanwhile, the file ends early, with an incomplete transfer.
 #[utoipa::path(
     get, path = "/audit-logs/export", tag = "access",
     params(
-        ("format" = Option<sets::AuditExportFormat>, Query, description = "A JSON object a line, which is the default, or CSV"),
+        ("format" = Option<sets::AuditExportFormat>, Query, description = "One JSON object per line (the default), or CSV"),
         AuditQuery,
         parameters::Created,
     ),
@@ -139,7 +139,7 @@ fn csv_line(fields: [String; 14]) -> Vec<u8> {
     ),
 )]
 pub async fn export_audit_logs(State(app): State<App>, caller: Caller, query: Query) -> Result<Response, ApiError> {
-    let format = Format::asked(&query)?;
+    let format = Format::read_format(&query)?;
     let filter = filter(&caller, &query)?;
     let pool = app.pool.clone();
     let read = move |start| {
@@ -147,7 +147,7 @@ pub async fn export_audit_logs(State(app): State<App>, caller: Caller, query: Qu
         let page = PageRequest { start, size: CHUNK };
         async move { audit::page(&mut *pool.acquire().await?, &filter, audit::order(true), &page).await }
     };
-    // The first entries before the answer begins, so that a failure can still be one.
+    // The first entries are read before the answer begins, so that a failure still gives an error answer.
     let first = read(PageStart::Offset(0)).await?;
     let entries = Entries::of_list(app, caller, first, move |position| read(PageStart::After(position)));
     let mut head = format.head();

@@ -1,4 +1,4 @@
-//! `/audit-logs/verify`: the proof that nobody has changed the audit trail.
+//! `/audit-logs/verify`: verification of the audit trail by its chain of hashes.
 
 use std::time::{Duration, Instant};
 
@@ -19,62 +19,63 @@ use crate::{
     input::{self, FieldError},
 };
 
-/// Seals that are read at a time.
+/// Number of seals that are read at a time.
 const SEALS: i64 = 50;
-/// A verification that has not come to the end after this says how far it came.
+/// Time-out of a verification. After it, the answer says how far it came.
 const VERIFY_TIME: Duration = Duration::from_secs(6);
-/// Problems that are named.
+/// Maximum number of problems in an answer.
 const MAX_PROBLEMS: usize = 100;
 
-/// What a verification has found.
+/// Result of a verification.
 #[derive(Serialize, ToSchema)]
 #[schema(as = AuditVerification)]
 pub struct Verification {
-    /// Nothing is wrong, as far as was looked.
+    /// Whether no problem was found in the checked part.
     valid: bool,
-    /// It came to the end. If not, go on with `from_seal` of what `checked_to_seal` says.
+    /// Whether the end of the trail was reached. If not, continue with `checked_to_seal` as `from_seal`.
     complete: bool,
-    /// Seals that were checked.
+    /// Number of checked seals.
     seals: u64,
-    /// Entries that they cover and that are there.
+    /// Number of existing entries that they cover.
     entries: i64,
-    /// Entries that are too young to be sealed; a moment later they are. Only at the end.
+    /// Number of entries that are not sealed yet; they will be a moment later. Counted only at the end of the trail.
     unsealed: i64,
-    /// Number of the last seal that was checked; 0 if there is none.
+    /// Number of the last checked seal; 0 if there is none.
     checked_to_seal: i64,
-    /// Its hash. Kept elsewhere, it proves later that this much of the trail is still what it was (`seal` and `hash`).
+    /// Hash of that seal. If it is kept elsewhere, it proves later that this part of the trail is unchanged (`seal`
+    /// and `hash`).
     head: Option<String>,
-    /// What is wrong, as far as 100.
+    /// Problems that were found, up to 100.
     problems: Vec<Problem>,
 }
 
-/// Something that is wrong with the audit trail.
+/// Problem in the audit trail.
 #[derive(Serialize, ToSchema)]
 #[schema(as = AuditProblem)]
 pub struct Problem {
-    /// What it is.
+    /// Kind of the problem.
     #[schema(value_type = sets::AuditProblemKind)]
     kind: &'static str,
-    /// The seal, if it is about one.
+    /// Seal that it concerns, if any.
     seal: Option<i64>,
-    /// The entry, if it is about one.
+    /// Entry that it concerns, if any.
     entry_id: Option<Uuid>,
 }
 
 /// Verify the audit trail
 ///
-/// Compares the trail with its chain of hashes: whether an entry was changed, removed, or added past the service.
+/// Compares the trail with its chain of hashes: whether an entry was changed, removed, or added without the service.
 ///
-/// Entries are sealed a moment after they were written; each seal covers the hashes of its entries and the seal before.
-/// Whoever may change everything in the database could also make the chain anew: keep `head` elsewhere, and give it
-/// as `seal` and `hash` later. What has gone because of its age is no problem. Entries that were added are looked for
-/// if one call comes to the end.
+/// Entries are sealed a moment after they are written; each seal covers the hashes of its entries and the previous
+/// seal. A person with full access to the database could also rebuild the chain: keep `head` elsewhere, and pass it
+/// as `seal` and `hash` later. Entries that were deleted because of their age are no problem. Added entries are only
+/// detected if one call reaches the end of the trail.
 #[utoipa::path(
     get, path = "/audit-logs/verify", tag = "access",
     params(
-        ("from_seal" = Option<i64>, Query, minimum = 0, description = "Goes on behind this seal, as an earlier answer said"),
-        ("seal" = Option<i64>, Query, minimum = 1, description = "A seal that has to be there with this `hash`"),
-        ("hash" = Option<String>, Query, pattern = "^[0-9a-f]{64}$", description = "As `head` was"),
+        ("from_seal" = Option<i64>, Query, minimum = 0, description = "Continues after this seal: `checked_to_seal` of an earlier answer"),
+        ("seal" = Option<i64>, Query, minimum = 1, description = "A seal that has to exist with this `hash`"),
+        ("hash" = Option<String>, Query, pattern = "^[0-9a-f]{64}$", description = "`head` of an earlier answer"),
     ),
     responses((status = 200, body = Verification), (status = 422, body = ErrorBody)),
 )]
@@ -113,7 +114,7 @@ pub async fn verify_audit_logs(
         found.complete = seals.is_empty();
         for seal in seals {
             let mut problem = |kind, entry_id| found.problems.push(Problem { kind, seal: Some(seal.number), entry_id });
-            // The first one of all may refer to what has gone.
+            // The very first seal may refer to deleted entries.
             let may_jump = last.is_none() && from.is_none() && is_shortened;
             if !may_jump && seal.number != found.checked_to_seal + 1 {
                 problem("seal_missing", None);

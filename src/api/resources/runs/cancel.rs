@@ -1,4 +1,4 @@
-//! Cancelling a run.
+//! Handler for cancelling a run.
 
 use axum::{Json, extract::State};
 use utoipa::ToSchema;
@@ -15,24 +15,23 @@ use crate::{
     input::Object,
 };
 
-/// Characters of a reason for a cancellation.
+/// Length range of a cancellation's reason.
 const REASON_CHARS: std::ops::RangeInclusive<usize> = 0..=500;
 
-/// The body of a cancel request, which may be left out.
+/// Optional body of a cancel request.
 #[derive(ToSchema)]
 #[schema(as = CancelRequest)]
 #[expect(dead_code, reason = "describes what `cancel_run` reads")]
 pub struct CancelBody {
-    /// Goes into the run's `error_message`.
+    /// Reason, which is stored in the run's `error_message`.
     #[schema(max_length = 500, example = "started by mistake")]
     reason: Option<String>,
 }
 
 /// Cancel a run
 ///
-/// Ends a run that waits or is executed, and all runs inside of it. After the answer they are all `CANCELLED`, and none
-/// begins another step. Calls of agents that are under way are abandoned within about a second. It can be repeated after
-/// a 503.
+/// Cancels a queued or running run, and all runs inside of it. After the answer they are all `CANCELLED`, and none
+/// begins another step. Running calls of agents are abandoned within about a second. It can be repeated after a 503.
 #[utoipa::path(
     post, path = "/runs/{run_id}/cancel", tag = "runs", params(("run_id" = String, Path)),
     request_body(content = Option<CancelBody>),

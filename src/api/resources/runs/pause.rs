@@ -1,4 +1,4 @@
-//! Pausing and resuming a run.
+//! Handlers for pausing and resuming a run.
 
 use axum::{Json, extract::State};
 
@@ -15,8 +15,8 @@ use crate::{
 
 /// Pause a run
 ///
-/// The run begins no further step until it is resumed; what is under way comes to its end. A run that is paused
-/// already stays so. Sub-workflows are runs of their own, and go on.
+/// The run begins no further step until it is resumed; running steps are finished. Pausing a paused run changes
+/// nothing. Sub-workflows are runs of their own, and continue.
 #[utoipa::path(
     post, path = "/runs/{run_id}/pause", tag = "runs", params(("run_id" = String, Path)),
     responses(
@@ -34,7 +34,7 @@ pub async fn pause_run(
 
 /// Resume a run
 ///
-/// Lets a paused run go on. A run that is not paused stays so.
+/// Resumes a paused run. Resuming a run that is not paused changes nothing.
 #[utoipa::path(
     post, path = "/runs/{run_id}/resume", tag = "runs", params(("run_id" = String, Path)),
     responses(

@@ -1,4 +1,4 @@
-//! Reading runs.
+//! Handlers for reading runs.
 
 use axum::{Json, extract::State, response::Response};
 
@@ -15,7 +15,7 @@ use crate::{
     db::{self, runs::Filter},
 };
 
-/// The parameters that a cursor of the list is bound to.
+/// Parameters that a cursor of the list is bound to.
 const FILTERS: [&str; 13] = [
     "status",
     "workflow_id",
@@ -34,7 +34,7 @@ const FILTERS: [&str; 13] = [
 
 /// List runs
 ///
-/// The latest first, unless another order is asked for.
+/// The latest first, unless another order is requested.
 #[utoipa::path(
     get, path = "/runs", tag = "runs",
     params(
@@ -52,7 +52,7 @@ const FILTERS: [&str; 13] = [
         ("sort_order" = Option<sets::SortOrder>, Query, description = "Ascending or descending (the default)"),
     ),
     responses(
-        (status = 200, body = RunPage), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
+        (status = 200, body = RunPage), (status = 400, description = "The cursor belongs to another query", body = ErrorBody),
         (status = 422, body = ErrorBody),
     ),
 )]
@@ -78,7 +78,7 @@ pub async fn list_runs(State(app): State<App>, caller: Caller, query: Query) -> 
 
 /// Get a run
 ///
-/// With its output, once it is completed.
+/// Includes its output, once it is completed.
 #[utoipa::path(
     get, path = "/runs/{run_id}", tag = "runs", params(("run_id" = String, Path)),
     responses((status = 200, body = RunDetail), (status = 404, body = ErrorBody)),

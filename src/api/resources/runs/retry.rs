@@ -1,4 +1,4 @@
-//! Retrying a run.
+//! Handler for retrying a run.
 
 use axum::{
     Json,
@@ -25,38 +25,38 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// The answer to a retry: the run, and members that the UI reads here and nowhere else.
+/// Answer to a retry: the run, and members that the UI reads only here.
 #[derive(Serialize, ToSchema)]
 pub struct RetriedRun {
     #[serde(flatten)]
     run: RunDetail,
-    /// For people.
+    /// Message for people.
     message: &'static str,
-    /// The same as `run_id`: a retry goes on with the same run.
+    /// The same as `run_id`: a retry continues the same run.
     new_run_id: String,
     /// The same as `run_id`.
     original_run_id: String,
-    /// Now.
+    /// Time of the retry.
     #[schema(value_type = String, format = DateTime)]
     timestamp: Timestamp,
 }
 
-/// The body of a retry request, which may be left out.
+/// Optional body of a retry request.
 #[derive(ToSchema)]
 #[schema(as = RetryRequest, example = json!({"resume_from_step": null}))]
 #[expect(dead_code, reason = "describes what `retry_run` reads")]
 pub struct RetryBody {
-    /// Repeats this step and all after it, completed or not, and goes on without those before it that have not
-    /// completed. Without it, the run goes on after its last completed step.
+    /// Step from which everything is repeated, completed or not; earlier steps that are not completed are skipped.
+    /// Without it, the run continues after its last completed step.
     resume_from_step: Option<String>,
-    /// Instead of the input that the run had. Steps that have completed are not repeated because of it.
+    /// Replaces the input of the run. Completed steps are not repeated because of it.
     #[schema(value_type = Option<HashMap<String, Value>>)]
     input_data: Option<()>,
 }
 
 /// Retry a run
 ///
-/// Starts a failed or cancelled run again, with the present content of its definition. Completed steps are not
+/// Starts a failed or cancelled run again, with the current content of its definition. Completed steps are not
 /// repeated.
 #[utoipa::path(
     post, path = "/runs/{run_id}/retry", tag = "runs",
@@ -67,7 +67,7 @@ pub struct RetryBody {
         (status = 409, description = "A request with this key is under way", body = ErrorBody),
         (status = 400, description = "The run has not ended, has completed, or has no definition", body = ErrorBody),
         (status = 404, body = ErrorBody), (status = 422, body = ErrorBody),
-        (status = 429, description = "As many runs are queued as the organization may have", body = ErrorBody),
+        (status = 429, description = "The organization has reached its quota of queued runs", body = ErrorBody),
     ),
 )]
 pub async fn retry_run(
@@ -131,7 +131,7 @@ impl From<RetryRunError> for ApiError {
             }
             RetryRunError::InvalidInput(errors) => errors.into(),
             RetryRunError::Changing => {
-                Self::unavailable("definition_changing", "The definition changes again and again while it is read")
+                Self::unavailable("definition_changing", "The definition is changed too often while it is read")
             }
             RetryRunError::Busy(busy) => busy.into(),
             RetryRunError::TooLarge => {

@@ -1,4 +1,4 @@
-//! The steps of a run.
+//! Handler for the steps of a run.
 
 use axum::{extract::State, response::Response};
 
@@ -15,20 +15,20 @@ use crate::api::{
 
 /// List the step attempts of a run
 ///
-/// All attempts of the run's steps in the order of their begin. What a client has not taken yet is not read, so that an
-/// answer may be of any length; one whose transfer breaks is not whole. With `page_size` or `cursor` a part of them, and
-/// `Link` names the next.
+/// All attempts of the run's steps in the order of their begin. The answer is read while the client takes it, so it
+/// may have any length; if the transfer breaks, it is incomplete. With `page_size` or `cursor` only a page is
+/// returned, and `Link` names the next one.
 #[utoipa::path(
     get, path = "/runs/{run_id}/steps", tag = "runs",
     params(
         ("run_id" = String, Path),
-        ("page" = Option<i64>, Query, minimum = 1, description = "By number, as far as the 10 000th attempt"),
-        ("page_size" = Option<i64>, Query, minimum = 1, description = "So many attempts; all without it"),
-        ("cursor" = Option<String>, Query, description = "Instead of `page`: that of `Link` of an answer to the same query"),
+        ("page" = Option<i64>, Query, minimum = 1, description = "Number of the page, up to the 10 000th attempt"),
+        ("page_size" = Option<i64>, Query, minimum = 1, description = "Number of attempts on a page; without it, all attempts"),
+        ("cursor" = Option<String>, Query, description = "Replaces `page`: the cursor in `Link` of an answer to the same query"),
     ),
     responses(
-        (status = 200, body = Vec<Step>, headers(("Link" = String, description = "With `rel=\"next\"` the next part, if there is one"))),
-        (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
+        (status = 200, body = Vec<Step>, headers(("Link" = String, description = "With `rel=\"next\"` the next page, if there is one"))),
+        (status = 400, description = "The cursor belongs to another query", body = ErrorBody),
         (status = 404, body = ErrorBody), (status = 422, body = ErrorBody),
     ),
 )]

@@ -1,4 +1,4 @@
-//! A run and an attempt of a step, as answers show them.
+//! Wire types of a run and of an attempt of a step.
 
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -16,58 +16,58 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// A part of the list of runs.
+/// Page of the list of runs.
 pub type RunPage = Page<Run>;
 
-/// A run of a workflow.
+/// Run of a workflow.
 #[derive(Serialize, ToSchema)]
 pub struct Run {
     /// The same as `run_id`.
     id: String,
-    /// `run-` and a UUID; runs that other programs made may have any id.
+    /// Id: `run-` and a UUID; runs that other programs created may have any id.
     run_id: String,
-    /// The definition's id.
+    /// Id of the definition.
     workflow_id: String,
-    /// The definition's name.
+    /// Name of the definition.
     workflow_name: String,
-    /// The definition's id.
+    /// Id of the definition.
     workflow_definition_id: Option<String>,
-    /// How far it is.
+    /// State of the run.
     #[schema(value_type = sets::RunStatus)]
     status: String,
-    /// As given. A list leaves out one of more than 64 KiB.
+    /// Input, as given. A list omits an input of more than 64 KiB.
     #[schema(value_type = Option<HashMap<String, Value>>)]
     input_data: Option<Box<RawValue>>,
-    /// True where a list leaves the input out, and otherwise absent: the run itself shows it.
+    /// True if a list omits the input, and otherwise absent; `GET /runs/{run_id}` shows it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = bool)]
     input_data_omitted: Option<bool>,
-    /// Who started it.
+    /// User who started it.
     triggered_by: Option<String>,
-    /// When it was accepted.
+    /// Time when it was accepted.
     #[schema(value_type = String, format = DateTime)]
     created_at: Timestamp,
-    /// Last change of its state.
+    /// Time of the last change of its state.
     #[schema(value_type = String, format = DateTime)]
     updated_at: Timestamp,
-    /// When it was completed or failed.
+    /// Time when it was completed or failed.
     #[schema(value_type = Option<String>, format = DateTime)]
     completed_at: Option<Timestamp>,
-    /// When it was cancelled.
+    /// Time when it was cancelled.
     #[schema(value_type = Option<String>, format = DateTime)]
     cancelled_at: Option<Timestamp>,
-    /// Who cancelled it.
+    /// User who cancelled it.
     cancelled_by: Option<String>,
-    /// Why it failed or was cancelled.
+    /// Reason of the failure or cancellation.
     error_message: Option<String>,
-    /// From 0 to 9: of what waits for an executor, higher ones are first.
+    /// Priority from 0 to 9: among the queued runs, those of a higher priority start first.
     priority: i16,
-    /// Since when no further step begins; null if it is not paused.
+    /// Time since which no further step begins; null if it is not paused.
     #[schema(value_type = Option<String>, format = DateTime)]
     paused_at: Option<Timestamp>,
-    /// The run of which it is a step.
+    /// Id of the parent run, of which it is a step.
     parent_run_id: Option<String>,
-    /// Which step of it.
+    /// Id of the step in the parent run.
     parent_step_id: Option<String>,
 }
 
@@ -98,7 +98,7 @@ impl From<RunRow> for Run {
 }
 
 impl Run {
-    /// A run that has just been written, without reading it back.
+    /// A run that has just been written, without reading it from the database.
     #[must_use]
     pub fn started(started: StartedRun) -> Self {
         let StartedRun { request, run_id, created_at } = started;
@@ -128,7 +128,7 @@ impl Run {
 }
 
 impl Run {
-    /// The run as it was when it had just been written, which is what the first request was answered.
+    /// The run in the state after it was written, which was the answer to the first request.
     #[must_use]
     pub fn as_started(self) -> Self {
         Self {
@@ -150,24 +150,24 @@ impl Run {
     }
 }
 
-/// A run with what it gave.
+/// Run with its output.
 #[derive(Serialize, ToSchema)]
 pub struct RunDetail {
     #[serde(flatten)]
     run: Run,
-    /// The output of the last step, once the run is completed.
+    /// Output of the last step, once the run is completed.
     #[schema(value_type = Option<HashMap<String, Value>>)]
     output_data: Option<Box<RawValue>>,
 }
 
 impl RunDetail {
-    /// A run that has given nothing.
+    /// A run without output.
     #[must_use]
     pub fn open(run: Run) -> Self {
         Self { run, output_data: None }
     }
 
-    /// The run with its output, which is read if there can be one.
+    /// Adds the output, which is read only if there can be one.
     pub async fn read(app: &App, row: RunRow) -> Result<Self, db::Error> {
         let is_completed = RunStatus::parse(&row.status) == Some(RunStatus::Completed);
         let output = if is_completed { db::runs::output(&app.pool, &row.run_id).await? } else { None };
@@ -180,58 +180,58 @@ impl RunDetail {
         &self.run.run_id
     }
 
-    /// When its state changed last.
+    /// Time of the last change of its state.
     #[must_use]
     pub fn updated_at(&self) -> Timestamp {
         self.run.updated_at
     }
 
-    /// The run's status.
+    /// State of the run.
     #[must_use]
     pub fn status(&self) -> &str {
         &self.run.status
     }
 }
 
-/// An attempt of a step.
+/// Attempt of a step.
 #[derive(Serialize, ToSchema)]
 #[schema(as = StepExecution)]
 pub struct Step {
-    /// Of this attempt.
+    /// Id of this attempt.
     id: String,
-    /// The run.
+    /// Id of the run.
     run_id: String,
-    /// As in the definition; several attempts of one step are normal.
+    /// Id of the step in the definition; a step may have several attempts.
     step_id: String,
-    /// For people.
+    /// Name for people.
     step_name: String,
-    /// The agent that was called.
+    /// Name of the called agent.
     agent_name: String,
-    /// How far it is.
+    /// State of the attempt.
     #[schema(value_type = sets::StepStatus)]
     status: String,
-    /// What was sent.
+    /// Input that was sent.
     #[schema(value_type = HashMap<String, Value>)]
     input_data: Box<RawValue>,
-    /// What came back.
+    /// Output that was received.
     #[schema(value_type = Option<HashMap<String, Value>>)]
     output_data: Option<Box<RawValue>>,
-    /// Begin.
+    /// Time of the begin.
     #[schema(value_type = String, format = DateTime)]
     started_at: Timestamp,
-    /// End.
+    /// Time of the end.
     #[schema(value_type = Option<String>, format = DateTime)]
     completed_at: Option<Timestamp>,
-    /// Why it failed.
+    /// Reason of the failure.
     error_message: Option<String>,
-    /// The step that it is a branch or an iteration of.
+    /// Id of the step that contains this branch or iteration.
     parent_step_id: Option<String>,
-    /// Which branch.
+    /// Name of the branch.
     branch_name: Option<String>,
-    /// How the branches are joined.
+    /// Join policy of the branches.
     #[schema(value_type = Option<sets::JoinPolicy>)]
     join_policy: Option<String>,
-    /// Of a step of type `sub_workflow`: its run.
+    /// For a step of type `sub_workflow`: id of its run.
     child_run_id: Option<String>,
 }
 

@@ -1,4 +1,4 @@
-//! Executing a workflow: the start of a run, and waiting for its end.
+//! Executing a workflow: starting a run, and waiting for its end.
 
 use std::sync::Arc;
 
@@ -29,26 +29,26 @@ use crate::{
     telemetry,
 };
 
-/// When to look again for a run that has not ended.
+/// `Retry-After` for a run that has not ended.
 const RETRY_AFTER_SECS: HeaderValue = HeaderValue::from_static("1");
 
-/// The body of an execute request.
+/// Body of an execute request.
 #[derive(ToSchema)]
 #[schema(as = ExecuteRequest, example = json!({"input_data": {"text": "hello"}}))]
 #[expect(dead_code, reason = "describes what `execute_workflow` reads")]
 pub struct ExecuteBody {
-    /// Any JSON object; steps refer to it as `${workflow.input.…}`.
+    /// Input: any JSON object. Steps refer to it as `${workflow.input.…}`.
     #[schema(value_type = HashMap<String, Value>, example = json!({"text": "hello"}))]
     input_data: (),
-    /// Of the runs that wait for an executor, those of a higher priority are first; absent is 5.
+    /// Priority: among the queued runs, those of a higher priority start first. The default is 5.
     #[schema(minimum = 0, maximum = 9)]
     priority: Option<i16>,
 }
 
 /// Execute a workflow
 ///
-/// Starts a run of the workflow's present content. The run is durable when this answers; it is executed as soon as
-/// Kafka and an executor are there.
+/// Starts a run of the workflow's current content. The run is durable once this is answered; it is executed as soon
+/// as Kafka and an executor are available.
 #[utoipa::path(
     post, path = "/workflows/{workflow_id}/execute", tag = "workflows",
     params(
@@ -88,7 +88,7 @@ pub async fn execute_workflow(
     start(app, caller, (workflow_id, scope), key, wait, &body).await
 }
 
-/// Starts a run; a key counts within the scope.
+/// Starts a run; an idempotency key is valid within the scope.
 pub async fn start(
     app: App,
     caller: Caller,
@@ -128,8 +128,8 @@ pub async fn start(
     }
 }
 
-/// The answer to a start: at once 202 with the run, or if the client waits, 200 with the run that has ended. One that
-/// takes longer, or cannot be read at the moment, is 202 as well: it is durable.
+/// Answer to a start: 202 with the run at once, or, if the client waits, 200 with the finished run. A run that takes
+/// longer, or that cannot be read at the moment, gives 202 too: it is durable.
 async fn answer(app: &App, caller: &Caller, run: Run, wait: Wait) -> Response {
     let Some(limit) = wait.time() else { return accepted(app, StatusCode::ACCEPTED, &RunDetail::open(run)) };
     wait.release_permit();
@@ -157,12 +157,12 @@ async fn answer(app: &App, caller: &Caller, run: Run, wait: Wait) -> Response {
     response
 }
 
-/// The run and its path.
+/// Answer with the run and its path.
 fn accepted(app: &App, status: StatusCode, run: &RunDetail) -> Response {
     etag::located(app, &format!("/runs/{}", run.run_id()), (status, Json(run)))
 }
 
-/// The run as it is now, unless the credentials of the caller have ended meanwhile.
+/// Reads the run again, unless the caller's credentials are no longer valid.
 async fn reload_run(app: &App, caller: &Caller, run_id: &str) -> Result<Option<RunDetail>, Arc<db::Error>> {
     if !caller.is_still_valid(app).await? {
         return Ok(None);

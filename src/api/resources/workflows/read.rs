@@ -1,4 +1,4 @@
-//! Reading workflows and their versions.
+//! Handlers for reading workflows and their versions.
 
 use axum::{extract::State, response::Response};
 
@@ -16,7 +16,7 @@ use crate::{
     db::{self, workflows::Filter},
 };
 
-/// The parameters that a cursor of the list is bound to.
+/// Parameters that a cursor of the list is bound to.
 const FILTERS: [&str; 9] = [
     "status",
     "name",
@@ -67,7 +67,7 @@ pub async fn list_workflows(State(app): State<App>, caller: Caller, query: Query
 
 /// Get a workflow
 ///
-/// Deleted ones too.
+/// Deleted versions are included.
 #[utoipa::path(
     get, path = "/workflows/{workflow_id}", tag = "workflows",
     params(("workflow_id" = uuid::Uuid, Path), parameters::IfNoneMatch),

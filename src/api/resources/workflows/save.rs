@@ -1,4 +1,4 @@
-//! Creating, changing and deleting workflows.
+//! Handlers for creating, changing and deleting workflows.
 
 use axum::{Json, extract::State, response::Response};
 use http::StatusCode;
@@ -21,7 +21,8 @@ use crate::{
     workflow::{NewWorkflow, WorkflowPatch},
 };
 
-/// `unknown_agent`: the status for an agent that does not exist, which differs between the routes.
+/// Converts an error of saving. `unknown_agent` is the status for an agent that does not exist; it differs between
+/// the routes.
 #[must_use]
 pub fn save_error(error: SaveWorkflowError, unknown_agent: StatusCode) -> ApiError {
     match error {
@@ -48,13 +49,13 @@ pub fn save_error(error: SaveWorkflowError, unknown_agent: StatusCode) -> ApiErr
     }
 }
 
-/// A workflow that was just made.
+/// Answer with a new workflow.
 #[must_use]
 pub fn created(app: &App, row: WorkflowRow) -> Response {
     etag::created(app, &format!("/workflows/{}", row.id), &row.revision(), Workflow::written(row))
 }
 
-/// The workflow that was written, with its entity tag.
+/// Answer with the written workflow and its entity tag.
 #[must_use]
 pub fn tagged(row: WorkflowRow) -> Response {
     etag::tagged(&row.revision(), Json(Workflow::written(row)))
@@ -114,8 +115,8 @@ pub async fn create_workflow(
 
 /// Update a workflow
 ///
-/// Changes the members that are given. New steps make a new version under the same id; the former content stays as
-/// a version of its own.
+/// Changes the given members. Changed steps create a new version under the same id; the previous content remains as a
+/// version of its own.
 #[utoipa::path(
     put, path = "/workflows/{workflow_id}", tag = "workflows",
     params(("workflow_id" = uuid::Uuid, Path), parameters::IfMatch),

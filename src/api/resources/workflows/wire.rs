@@ -1,4 +1,4 @@
-//! A version of a workflow, as answers show it and as requests bring it.
+//! Wire types of a workflow's version, in answers and in requests.
 
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -15,49 +15,49 @@ use crate::{
     workflow::Content,
 };
 
-/// A part of the list of workflows.
+/// Page of the list of workflows.
 pub type WorkflowPage = Page<Workflow>;
 
-/// A version of a workflow.
+/// Version of a workflow.
 #[derive(Serialize, ToSchema)]
 pub struct Workflow {
-    /// Of this version's row; an update keeps the id for the newest content.
+    /// Id of this version's row; an update keeps the id for the newest content.
     id: uuid::Uuid,
-    /// Shared by all versions.
+    /// Name that all versions share.
     #[schema(example = "summarise-and-translate")]
     name: String,
-    /// For people.
+    /// Description for people.
     description: Option<String>,
-    /// From 1, unique for the name.
+    /// Version number, from 1, unique for the name.
     version: i32,
-    /// What it does.
+    /// The definition as a plan.
     #[schema(value_type = PlanBody)]
     workflow_data: Box<RawValue>,
-    /// JSON Schema that the input of runs has to satisfy; null takes any object.
+    /// JSON Schema of the input of runs; null accepts any object.
     #[schema(value_type = Option<HashMap<String, Value>>)]
     input_schema: Option<Box<RawValue>>,
     /// Whether it may be executed.
     #[schema(value_type = sets::WorkflowStatus)]
     status: String,
-    /// Creation.
+    /// Time of creation.
     #[schema(value_type = String, format = DateTime)]
     created_at: Timestamp,
-    /// Last change.
+    /// Time of the last change.
     #[schema(value_type = String, format = DateTime)]
     updated_at: Timestamp,
-    /// Who created it.
+    /// User who created it.
     created_by: Option<String>,
-    /// Who changed it last.
+    /// User who changed it last.
     updated_by: Option<String>,
-    /// Only in the answer to a write, and only if there are some: what is allowed and yet hardly meant, as
-    /// `POST /workflows/validate` tells it.
+    /// Warnings as in `POST /workflows/validate`: valid members that are probably mistakes. Only in the answer to a
+    /// write, and only if there are any.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Vec<FieldErrorBody>)]
     warnings: Vec<FieldError>,
 }
 
 impl Workflow {
-    /// With the warnings about what was written.
+    /// The version with the warnings about what was written.
     #[must_use]
     pub fn written(row: WorkflowRow) -> Self {
         let warnings = Content::of_plan(&row.workflow_data.0).map(|content| content.warnings()).unwrap_or_default();
@@ -84,7 +84,7 @@ impl From<WorkflowRow> for Workflow {
     }
 }
 
-/// A definition of a workflow, as it is created, exported and imported.
+/// Definition of a workflow, for creating, exporting and importing.
 #[derive(ToSchema)]
 #[schema(as = WorkflowDefinition, example = json!({
     "name": "hello", "start_step": "pause",
@@ -92,34 +92,34 @@ impl From<WorkflowRow> for Workflow {
 }))]
 #[expect(dead_code, reason = "describes what `workflow::NewWorkflow::parse` reads")]
 pub struct NewWorkflowBody {
-    /// A name that exists already makes its next version.
+    /// Name of the workflow. For an existing name, the next version is created.
     #[schema(min_length = 1, max_length = 255, example = "summarise-and-translate")]
     name: String,
-    /// For people.
+    /// Description for people.
     description: Option<String>,
     /// The id of the first step.
     #[schema(min_length = 1, example = "summarise")]
     start_step: String,
     /// The steps by id.
     steps: StepsBody,
-    /// JSON Schema (draft 2020-12 unless `$schema` says otherwise) that the input of runs has to satisfy. References
-    /// lead only to places in it and not in circles; patterns have no look-around.
+    /// JSON Schema (draft 2020-12 unless `$schema` says otherwise) of the input of runs. References must stay inside
+    /// of the schema and must not form cycles; patterns have no look-around.
     #[schema(value_type = Option<HashMap<String, Value>>, example = json!({"type": "object", "required": ["text"]}))]
     input_schema: Option<()>,
 }
 
-/// The body of an update request; what is absent stays.
+/// Body of an update request; absent members stay unchanged.
 #[derive(ToSchema)]
 #[schema(as = UpdateWorkflowRequest, example = json!({"description": "Sums a text up and translates it."}))]
 #[expect(dead_code, reason = "describes what `workflow::WorkflowPatch::parse` reads")]
 pub struct WorkflowPatchBody {
-    /// Null clears it.
+    /// Description for people; null clears it.
     description: Option<String>,
-    /// The id of the first step; makes a new version.
+    /// Id of the first step; creates a new version.
     start_step: Option<String>,
-    /// All steps by id; makes a new version.
+    /// All steps by id; creates a new version.
     steps: Option<StepsBody>,
-    /// Another one makes a new version; null takes it away.
+    /// A changed schema creates a new version; null removes it.
     #[schema(value_type = Option<HashMap<String, Value>>)]
     input_schema: Option<()>,
     /// Whether it may be executed.
