@@ -131,6 +131,7 @@ async fn supervise(folder: &Folder, parts: &mut ChildProcesses<'_>, broker: &mut
         prefix: config.api.prefix.clone(),
         token,
         agent_port,
+        program: &program,
         folder,
     };
     let shown = async {

@@ -42,6 +42,7 @@ pub mod run_writer;
 // API and background loops: translation and scheduling.
 pub mod api;
 pub mod auditor;
+pub mod client;
 pub mod dead_letters;
 pub mod demo_agent;
 #[cfg(feature = "embedded")]

@@ -1,4 +1,4 @@
-//! The command line. Reads the environment once, puts the parts together and passes them down.
+//! The command line: arguments, and the settings of each command.
 
 mod command;
 
@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use workflow_api::{
     access::{OrganizationId, Role, api_key::ApiKey},
-    api,
+    api, client,
     config::{self, Config, Problems},
     demo_agent, telemetry,
     vault::Vault,
@@ -20,7 +20,7 @@ use workflow_api::{
     name = "workflow-api",
     version,
     about,
-    after_help = "Settings come from the environment; see .env.api.example."
+    after_help = "Settings are environment variables; .env.api.example lists them."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -33,39 +33,40 @@ enum Command {
     Serve,
     /// Execute runs
     Executor,
+    /// Start a run of a workflow on a running service
+    Run(client::run::Options),
     /// Change or show the database schema
     Migrate {
         #[command(subcommand)]
         action: Migrate,
     },
-    /// Check settings or connections, without changing anything
+    /// Check settings or connections; changes nothing
     Check {
         #[command(subcommand)]
         what: Check,
     },
-    /// Ask a running API on this host for its health; exit code 0 or 1
+    /// Check the health of the API on this host; exit code 0 or 1
     Healthcheck {
-        /// Ask an executor instead, on `MANAGEMENT_PORT`, whether it can take runs
+        /// Check the readiness of the executor on this host, on `MANAGEMENT_PORT`
         #[arg(long)]
         executor: bool,
     },
     /// Print a bearer token signed with `JWT_SECRET`
     Token {
-        /// The subject, which appears in logs and audit entries
+        /// Subject of the token; logs and audit entries contain it
         #[arg(long, value_name = "SUBJECT", default_value = "operator")]
         sub: String,
         /// viewer, operator, editor, admin or executor
         #[arg(long, default_value = "admin")]
         role: Role,
-        /// The id of the organisation
+        /// Id of the organisation
         #[arg(long, default_value = OrganizationId::DEFAULT, value_parser = OrganizationId::parse)]
         organization: OrganizationId,
         /// The same as --sub
         #[arg(conflicts_with = "sub")]
         subject: Option<String>,
     },
-    /// Make an API key that no other key has made, such as the first one, and print it; without a name print one for
-    /// `BOOTSTRAP_API_KEY`, which nobody knows until a start with it
+    /// Create and print an API key, such as the first one; without --name only print a new key for `BOOTSTRAP_API_KEY`
     ApiKey {
         /// Store the key in the database under this name
         #[arg(long)]
@@ -73,22 +74,22 @@ enum Command {
         /// viewer, operator, editor, admin or executor
         #[arg(long, default_value = "admin", requires = "name")]
         role: Role,
-        /// The id of the organisation
+        /// Id of the organisation
         #[arg(long, default_value = OrganizationId::DEFAULT, value_parser = OrganizationId::parse, requires = "name")]
         organization: OrganizationId,
-        /// For how many days it counts; otherwise until it is revoked
+        /// Days until it expires; without this option it is valid until it is revoked
         #[arg(long, value_parser = clap::value_parser!(u16).range(1..), requires = "name")]
         days: Option<u16>,
     },
     /// Encrypt the credentials of all agents with the first key of `ENCRYPTION_KEY`; the service may run meanwhile
     RotateKeys,
-    /// Print who may do what, as Markdown
+    /// Print roles, permissions and routes as Markdown
     Access,
     /// Print the OpenAPI document
     Openapi,
-    /// Run a small agent to try workflows with
+    /// Run a demo agent
     DemoAgent(demo_agent::Options),
-    /// Run everything on this machine, with an embedded database and broker, and execute a first workflow
+    /// Run the whole service on this host, with an embedded database and broker, and execute a first workflow
     #[cfg(feature = "embedded")]
     Dev(workflow_api::dev::Options),
 }
@@ -97,21 +98,21 @@ enum Command {
 enum Migrate {
     /// Run all migrations that have not been run
     Up,
-    /// Undo the newest migrations
+    /// Revert the newest migrations
     Down {
-        /// How many
+        /// Number of migrations
         count: usize,
-        /// Undo more than one, or delete all agents, workflows and runs, without a question
+        /// Confirm to revert more than one, or to delete all agents, workflows and runs
         #[arg(long)]
         yes: bool,
     },
-    /// Show each migration and whether it was run
+    /// List all migrations with their states
     Status,
 }
 
 #[derive(Subcommand)]
 enum Check {
-    /// Read all settings and list everything that is wrong with them
+    /// Validate all settings and list all errors
     Config,
     /// Connect to the database
     Db,
@@ -120,18 +121,17 @@ enum Check {
 }
 
 fn main() -> ExitCode {
-    // The library wants a process-wide choice before its first use; nobody else makes one, so this cannot fail.
+    // The library requires one choice for the process before its first use. This is the only one, so it cannot fail.
     let _ = jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER.install_default();
     let command = Cli::parse().command.unwrap_or(Command::Serve);
     let is_service = matches!(command, Command::Serve | Command::Executor);
     match run(command) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(code) => code,
         Err(error) => {
             if is_service {
                 log(&error);
             } else {
-                // A server that is not what was expected may have said anything.
+                // The text may contain what a server has sent.
                 eprintln!("workflow-api: {}", visible::escaped_lines(&format!("{error:#}")));
             }
             ExitCode::FAILURE
@@ -139,7 +139,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Why the service does not start or has ended, as lines of its log. Each problem of the settings has one.
+/// Writes the error of a service to its log. Each problem of the settings is a line.
 fn log(error: &anyhow::Error) {
     telemetry::init(&config::Log::load_or_default(config::environment()));
     if let Some(Problems(problems)) = error.downcast_ref::<Problems>() {
@@ -151,10 +151,15 @@ fn log(error: &anyhow::Error) {
     }
 }
 
-/// Runs a command to its end; `false` is a failure that was reported already.
-fn run(command: Command) -> anyhow::Result<bool> {
+/// Runs a command to its end. An error has not been reported yet.
+fn run(command: Command) -> anyhow::Result<ExitCode> {
     let environment = config::environment;
-    match command {
+    let is_success = match command {
+        Command::Run(options) => {
+            let api = config::load::<config::Api>(environment())?;
+            let outcome = command::runtime(1)?.block_on(client::run::run(&options, &api))?;
+            return Ok(outcome.exit_code().into());
+        }
         Command::Serve => {
             let config = Config::load(environment())?;
             telemetry::init(&config.log);
@@ -176,22 +181,7 @@ fn run(command: Command) -> anyhow::Result<bool> {
                 }
             })
         }
-        Command::Check { what } => match what {
-            Check::Config => {
-                Config::load(environment())?;
-                for line in config::unknown_names(environment()) {
-                    println!("warning: {line}");
-                }
-                println!("the configuration is valid");
-                Ok(true)
-            }
-            Check::Db => {
-                let settings = config::load::<config::Database>(environment())?;
-                let vault = config::load::<Vault>(environment())?;
-                command::runtime(1)?.block_on(command::check_db(&settings, &vault))
-            }
-            Check::Kafka => command::check_kafka(&config::load::<config::Kafka>(environment())?),
-        },
+        Command::Check { what } => check(&what),
         Command::Healthcheck { executor: true } => {
             let config = Config::load(environment())?;
             command::runtime(1)?.block_on(command::healthcheck_executor(&config))
@@ -247,5 +237,27 @@ fn run(command: Command) -> anyhow::Result<bool> {
         }
         #[cfg(feature = "embedded")]
         Command::Dev(options) => command::runtime(2)?.block_on(workflow_api::dev::run(options)),
+    }?;
+    Ok(if is_success { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// `check`.
+fn check(what: &Check) -> anyhow::Result<bool> {
+    let environment = config::environment;
+    match what {
+        Check::Config => {
+            Config::load(environment())?;
+            for line in config::unknown_names(environment()) {
+                println!("warning: {line}");
+            }
+            println!("the configuration is valid");
+            Ok(true)
+        }
+        Check::Db => {
+            let settings = config::load::<config::Database>(environment())?;
+            let vault = config::load::<Vault>(environment())?;
+            command::runtime(1)?.block_on(command::check_db(&settings, &vault))
+        }
+        Check::Kafka => command::check_kafka(&config::load::<config::Kafka>(environment())?),
     }
 }

@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashSet,
-    fmt::Write,
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -35,6 +35,8 @@ pub(super) struct FirstRun<'a> {
     /// Token, if the API requires one.
     pub(super) token: Option<String>,
     pub(super) agent_port: u16,
+    /// Path of this program.
+    pub(super) program: &'a Path,
     pub(super) folder: &'a Folder,
 }
 
@@ -49,7 +51,7 @@ impl FirstRun<'_> {
         }
         let workflow_id = self.workflow(&client).await.with_context(|| format!("workflow {WORKFLOW}"))?;
         let run_id = self.follow_run(&client, &workflow_id).await.context("the first run")?;
-        Ok(self.summary(&workflow_id, &run_id))
+        Ok(self.summary(&run_id))
     }
 
     async fn wait_until_ready(&self, client: &Client) -> anyhow::Result<()> {
@@ -165,22 +167,22 @@ impl FirstRun<'_> {
     }
 
     /// Next things to open and to try, with commands that can be copied.
-    fn summary(&self, workflow_id: &str, run_id: &str) -> String {
-        let (root, api) = (&self.root, format!("{}{}", self.root, self.prefix));
-        let token = if self.token.is_some() { " -H \"Authorization: Bearer $TOKEN\"" } else { "" };
-        let mut text = format!(
-            "Open\n  {root}/docs\n  {root}/redoc\n\nTry next\n  # The same workflow with your own words\n  curl -sS{token} \
-             {api}/workflows/{workflow_id}/execute -H 'Content-Type: application/json' \
-             -d '{{\"input_data\": {{\"text\": \"my own words\"}}}}'\n  # The newest runs\n  curl -sS{token} \
-             '{api}/runs?page_size=5'\n  # What each step of the first run got and gave\n  curl -sS{token} \
-             {api}/runs/{run_id}/steps\n"
-        );
-        if self.token.is_some() {
-            text.push_str("  # TOKEN: what `workflow-api token` prints with the same JWT_SECRET\n");
-        }
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "\nLogs are in {}", self.folder.path("logs").display());
-        text
+    fn summary(&self, run_id: &str) -> String {
+        let (root, api, program) = (&self.root, format!("{}{}", self.root, self.prefix), self.program.display());
+        let (export, header) = if self.token.is_some() {
+            let export =
+                format!("  # A token, signed with JWT_SECRET\n  export WORKFLOW_API_TOKEN=$({program} token)\n");
+            (export, " -H \"Authorization: Bearer $WORKFLOW_API_TOKEN\"")
+        } else {
+            (String::new(), "")
+        };
+        format!(
+            "Open\n  {root}/docs\n  {root}/redoc\n\nTry next\n{export}  # The same workflow with your own words\n  \
+             {program} run --url {root} {WORKFLOW} '{{\"text\": \"my own words\"}}' --wait\n  # The newest runs\n  curl \
+             -sS{header} '{api}/runs?page_size=5'\n  # Input and output of each step of the first run\n  curl -sS{header} \
+             {api}/runs/{run_id}/steps\n\nLogs are in {}\n",
+            self.folder.path("logs").display()
+        )
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod browser;
 mod chromium;
+mod client;
 mod commands;
 mod crash;
 mod dependencies;

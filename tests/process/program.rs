@@ -13,7 +13,10 @@ use rdkafka::{
 };
 use serde_json::{Value, json};
 use sqlx::{ConnectOptions as _, PgPool};
-use tokio::process::{Child, Command};
+use tokio::{
+    io::AsyncWriteExt as _,
+    process::{Child, Command},
+};
 use uuid::Uuid;
 use workflow_api::{config, kafka};
 
@@ -67,6 +70,17 @@ impl Environment {
     /// Runs a command to its end.
     pub async fn run(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().await.expect("the program starts")
+    }
+
+    /// Runs a command to its end with this input.
+    pub async fn run_with_input(&self, arguments: &[&str], input: &str) -> Output {
+        let mut command = self.command(arguments);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the program starts");
+        let mut stdin = child.stdin.take().expect("a pipe");
+        stdin.write_all(input.as_bytes()).await.expect("the input is taken");
+        drop(stdin);
+        child.wait_with_output().await.expect("the program ends")
     }
 
     /// Starts a command that goes on.

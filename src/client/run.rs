@@ -1,0 +1,279 @@
+//! The command `run`: starts a run of a workflow and, if wanted, waits for its end.
+
+use std::{
+    fmt::Display,
+    fs,
+    io::{self, Read as _, Write as _},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use http::{StatusCode, header};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use super::{CallError, Client, Target, events::Events, read, send};
+use crate::{config, run::RunStatus, visible};
+
+/// How long a request is repeated that the service cannot answer at the moment.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Pause before a request is repeated, unless the service names one.
+const PAUSE: Duration = Duration::from_secs(1);
+
+const AFTER_HELP: &str = "Environment, where there is no option:
+  WORKFLOW_API_URL          address of the API; its default is PUBLIC_URL or http://localhost:API_PORT
+  WORKFLOW_API_KEY          an API key
+  WORKFLOW_API_KEY_FILE     a file that contains an API key
+  WORKFLOW_API_TOKEN        a bearer token
+  WORKFLOW_API_TOKEN_FILE   a file that contains a bearer token
+
+Exit codes:
+  0  the run has completed; without --wait: it was accepted
+  1  an error: no run was started, or its end is not known
+  2  wrong arguments
+  3  the run has failed
+  4  the run was cancelled
+  5  the run has not ended within --timeout; it continues";
+
+/// Options of `run`.
+#[derive(clap::Args, Clone, Debug)]
+#[command(after_help = AFTER_HELP)]
+pub struct Options {
+    /// Name of the workflow
+    name: String,
+    /// The input, a JSON object; @FILE reads it from a file, - from stdin
+    #[arg(default_value = "{}")]
+    input: String,
+    /// Wait for the end of the run: log on stderr, output as JSON on stdout. Otherwise print the id of the run
+    #[arg(long)]
+    wait: bool,
+    /// Stop waiting after this number of seconds; the run continues
+    #[arg(long, value_name = "SECONDS", requires = "wait")]
+    timeout: Option<u64>,
+    /// Do not print the log of the run
+    #[arg(long, short, requires = "wait")]
+    quiet: bool,
+    /// Priority, 0 to 9 [default: 5]
+    #[arg(long, value_parser = clap::value_parser!(u8).range(0..=9))]
+    priority: Option<u8>,
+    /// Find the run of an earlier command with this key instead of starting another one
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// How the command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The run was accepted.
+    Accepted,
+    /// The run has completed.
+    Completed,
+    /// The run has failed.
+    Failed,
+    /// The run was cancelled.
+    Cancelled,
+    /// The run had not ended in time.
+    TimedOut,
+}
+
+impl Outcome {
+    /// Exit code of the process, as the help of the command describes it.
+    #[must_use]
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Accepted | Self::Completed => 0,
+            Self::Failed => 3,
+            Self::Cancelled => 4,
+            Self::TimedOut => 5,
+        }
+    }
+}
+
+/// A run, as far as this command reads it.
+#[derive(Deserialize)]
+struct Run {
+    run_id: String,
+    status: String,
+    error_message: Option<String>,
+    output_data: Option<Box<RawValue>>,
+}
+
+/// Entry of a run's log.
+#[derive(Deserialize)]
+struct Entry {
+    timestamp: String,
+    level: String,
+    message: String,
+}
+
+/// Body of a request to execute.
+#[derive(Serialize)]
+struct Request<'a> {
+    input_data: &'a RawValue,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    priority: Option<u8>,
+}
+
+/// Starts the run, and waits for its end if the options say so.
+pub async fn run(options: &Options, api: &config::Api) -> anyhow::Result<Outcome> {
+    let input = input(&options.input)?;
+    let client = Client::new(&options.target, api)?;
+    let run_id = start(&client, options, &input).await?;
+    if !options.wait {
+        println!("{run_id}");
+        return Ok(Outcome::Accepted);
+    }
+    let report = |line: &dyn Display| {
+        if !options.quiet {
+            say(line);
+        }
+    };
+    report(&format!("Run {run_id} of {}", options.name));
+    let end = follow(&client, &run_id, &report);
+    let run = if let Some(secs) = options.timeout {
+        let Ok(run) = tokio::time::timeout(Duration::from_secs(secs), end).await else {
+            say(&format!("workflow-api: run {run_id} has not ended after {secs} s; it continues"));
+            return Ok(Outcome::TimedOut);
+        };
+        run?
+    } else {
+        end.await?
+    };
+    let outcome = match RunStatus::parse(&run.status) {
+        Some(RunStatus::Completed) => {
+            println!("{}", run.output_data.map_or_else(|| "null".to_owned(), |output| one_line(output.get())));
+            return Ok(Outcome::Completed);
+        }
+        Some(RunStatus::Cancelled) => Outcome::Cancelled,
+        _ => Outcome::Failed,
+    };
+    let reason = run.error_message.unwrap_or_else(|| "no reason was stored".to_owned());
+    say(&format!("workflow-api: run {run_id} is {}: {reason}", run.status));
+    Ok(outcome)
+}
+
+/// The input of the run.
+fn input(given: &str) -> anyhow::Result<Box<RawValue>> {
+    let text = match (given, given.strip_prefix('@')) {
+        ("-", _) => {
+            let mut text = String::new();
+            io::stdin().read_to_string(&mut text).context("the input cannot be read from stdin")?;
+            text
+        }
+        (_, Some(path)) => fs::read_to_string(path).with_context(|| format!("the input cannot be read from {path}"))?,
+        _ => given.to_owned(),
+    };
+    let value: Box<RawValue> = serde_json::from_str(text.trim()).context("the input is not JSON")?;
+    if !value.get().starts_with('{') {
+        bail!("the input is not a JSON object");
+    }
+    Ok(value)
+}
+
+/// Starts the run; its id. Requests that may have been lost are repeated with the same idempotency key.
+async fn start(client: &Client, options: &Options, input: &RawValue) -> anyhow::Result<String> {
+    let body = serde_json::to_string(&Request { input_data: input, priority: options.priority })?;
+    let key = options.idempotency_key.clone().unwrap_or_else(|| Uuid::new_v4().to_string());
+    let begun = Instant::now();
+    loop {
+        let request = client
+            .post(&["workflow-names", &options.name, "execute"])
+            .header("idempotency-key", &key)
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(body.clone());
+        match read::<Run>(request).await {
+            Ok(run) => return Ok(run.run_id),
+            Err(error) => {
+                // Without a connection the address is wrong, or there is no service. 409: an earlier try is under way.
+                let is_transient = error.is_transient() || error.status() == Some(StatusCode::CONFLICT);
+                let pause = error.retry_after().unwrap_or(PAUSE);
+                if matches!(error, CallError::Connect(_)) || !is_transient || begun.elapsed() + pause > PATIENCE {
+                    return Err(error.into());
+                }
+                say(&format!("{:#}; trying again in {} s", anyhow::Error::from(error), pause.as_secs()));
+                tokio::time::sleep(pause).await;
+            }
+        }
+    }
+}
+
+/// Reports the entries of a run's log as they come; the run as it is at its end. Streams end when a process stops, and
+/// can be refused; whatever happened to one, the run itself is read, and if it has not ended the next stream goes on.
+async fn follow(client: &Client, run_id: &str, report: &dyn Fn(&dyn Display)) -> anyhow::Result<Run> {
+    let mut last_id = String::new();
+    let mut heard = Instant::now();
+    let mut is_interrupted = false;
+    loop {
+        if stream(client, run_id, &mut last_id, report).await.is_ok() {
+            (heard, is_interrupted) = (Instant::now(), false);
+        }
+        let mut pause = PAUSE;
+        match read::<Run>(client.get(&["runs", run_id])).await {
+            Ok(run) if RunStatus::parse(&run.status).is_some_and(RunStatus::is_terminal) => return Ok(run),
+            Ok(_) => (heard, is_interrupted) = (Instant::now(), false),
+            Err(error) => {
+                pause = error.retry_after().unwrap_or(PAUSE);
+                if !error.is_transient() || heard.elapsed() + pause > PATIENCE {
+                    return Err(error).with_context(|| format!("the end of run {run_id} is not known; it continues"));
+                }
+                if !std::mem::replace(&mut is_interrupted, true) {
+                    report(&format!("{:#}; trying again", anyhow::Error::from(error)));
+                }
+            }
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Reads an event stream to its end, from where the one before has ended.
+async fn stream(
+    client: &Client,
+    run_id: &str,
+    last_id: &mut String,
+    report: &dyn Fn(&dyn Display),
+) -> Result<(), CallError> {
+    let request = client.get(&["runs", run_id, "events"]).header("last-event-id", last_id.as_str());
+    let mut events = Events::new(send(request).await?);
+    while let Some((event, id)) = events.next().await? {
+        *last_id = id;
+        // Entries have no name. The event `end` has one, and nothing to show.
+        if event.name.is_empty()
+            && let Ok(Entry { timestamp, level, message }) = serde_json::from_str(&event.data)
+        {
+            report(&format!("{timestamp} {:<7} {}", level.to_uppercase(), message.replace(['\r', '\n'], " ")));
+        }
+    }
+    Ok(())
+}
+
+/// Writes a line to stderr. The command goes on if there is no reader any more.
+fn say(line: &dyn Display) {
+    let _ = writeln!(io::stderr().lock(), "{}", visible::escaped_lines(&line.to_string()));
+}
+
+/// JSON in one line that shows all its characters. Line breaks and tabs stand between values only.
+fn one_line(json: &str) -> String {
+    visible::json(&json.replace(['\n', '\r', '\t'], " ")).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_output_is_one_line_with_its_numbers_as_they_are() {
+        let output = "{\n\t\"a\": 12345678901234567890.10,\r\n \"b\": \"\u{202e}\"}";
+        assert_eq!(one_line(output), r#"{  "a": 12345678901234567890.10,   "b": "\u202e"}"#);
+    }
+
+    #[test]
+    fn an_input_is_a_json_object() {
+        assert_eq!(input(" {\"n\": 1.50} ").unwrap().get(), "{\"n\": 1.50}");
+        for wrong in ["", "[]", "1", "{", "text"] {
+            assert!(input(wrong).is_err(), "{wrong}");
+        }
+    }
+}
