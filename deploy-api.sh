@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 #
-# Tries, tests and stops the service. `./deploy-api.sh` without arguments lists the commands.
+# Starts, tests and stops the service. `./deploy-api.sh` without arguments lists the commands.
 #
 # Messages of this script go to stderr. stdout has only the output of the command
 # (of cargo and of the service, the exports of `services`).
@@ -39,18 +39,18 @@ Usage: ./deploy-api.sh COMMAND
   stop                  stop what quickstart started, and this project's compose services; data is kept
   test [ARGS..]         run the whole test suite on a private PostgreSQL and a private Apache Kafka;
                         ARGS go to cargo test, e.g.  ./deploy-api.sh test --test it -- cancel
-  fuzz [ARGS..]         run the service and hold it to its OpenAPI document with Schemathesis, a fuzzer;
-                        ARGS go to it, e.g.  ./deploy-api.sh fuzz --max-examples 200
-  clients               make clients of the OpenAPI document in TypeScript and Python, and run a workflow with each
+  fuzz [ARGS..]         run the service and test it against its OpenAPI document with the fuzzer Schemathesis;
+                        ARGS go to Schemathesis, e.g.  ./deploy-api.sh fuzz --max-examples 200
+  clients               generate clients in TypeScript and Python from the OpenAPI document, and run a workflow with each
   services [--env-file FILE]
-                        only start that PostgreSQL and Kafka, print the exports a test needs (into FILE too),
-                        and keep them until Ctrl-C
+                        start only the PostgreSQL and Kafka of the tests, print their environment variables
+                        (also into FILE), and run until Ctrl-C
 
 Environment:
-  CARGO_TARGET_DIR          where cargo builds (default: target)
-  WORKFLOW_API_CACHE        where Kafka is kept (default: ~/.cache/workflow-api)
-  CHROMIUM                  the browser of the tests (default: where distributions put it)
-  WORKFLOW_API_TEST_DOCKER  1: test, fuzz and services take their PostgreSQL and Kafka from Docker
+  CARGO_TARGET_DIR          build directory of cargo (default: target)
+  WORKFLOW_API_CACHE        cache of Kafka and test tools (default: ~/.cache/workflow-api)
+  CHROMIUM                  browser of the tests (default: the installed Chromium or Chrome)
+  WORKFLOW_API_TEST_DOCKER  1: test, fuzz, clients and services run PostgreSQL and Kafka in Docker
 USAGE
 }
 
@@ -203,14 +203,14 @@ quickstart() {
 
     mkdir -p "$DEV_DIR/logs"
     exec {lock}>"$DEV_DIR/quickstart.lock"
-    flock -n "$lock" || die "another quickstart of this checkout is under way"
+    flock -n "$lock" || die "another quickstart of this checkout is running"
 
     ensure_cargo
     need_build_tools
     install_missing
     build_quickstart
     binary="$(target_directory)/debug/workflow-api"
-    [[ -x $binary ]] || die "the build has not made $binary"
+    [[ -x $binary ]] || die "the build did not produce $binary"
 
     rm -f "$DEV_READY_FILE"
     step "Starting workflow-api dev (its output: $DEV_LOG)"
@@ -233,7 +233,7 @@ show_running() {
     else
         follow_until_ready "$1"
     fi
-    note "To start again from the present sources: ./deploy-api.sh stop && ./deploy-api.sh quickstart"
+    note "To restart with the current sources: ./deploy-api.sh stop && ./deploy-api.sh quickstart"
 }
 
 # The development profile builds faster, and a first run does not need an optimised program.
@@ -259,7 +259,7 @@ follow_until_ready() {
     kill "$tail_pid" 2>/dev/null || true
     wait "$tail_pid" 2>/dev/null || true
     if [[ ! -e $DEV_READY_FILE ]]; then
-        die "workflow-api dev ended before it was ready. Its output is above and in $DEV_LOG; the logs of its parts are in $DEV_DIR/logs/"
+        die "workflow-api dev ended before it was ready. Its output is above and in $DEV_LOG; the logs of its processes are in $DEV_DIR/logs/"
     fi
 }
 
@@ -297,7 +297,7 @@ end_orphans() {
         [[ ${fields[19]} == "$started" ]] || continue
         is_alive "$pid" || continue
         found=true
-        note "$name (pid $pid), left behind by a killed supervisor"
+        note "Stopping $name (pid $pid); its supervisor was killed"
         if [[ $name == postgres ]]; then kill -INT "$pid"; else kill -TERM "$pid"; fi 2>/dev/null || true
         wait_for_end "$pid" 5 || kill -KILL "$pid" 2>/dev/null || true
     done < <(sort -k 3 "$DEV_PROCESSES_FILE" | sed -n '/ postgres$/!p'; grep ' postgres$' "$DEV_PROCESSES_FILE")
@@ -712,13 +712,13 @@ run_tests() {
     ensure_cargo
     start_services
     eval "$(print_exports)"
-    # The tests wait more than they work, so more of them run at a time than there are processors. Those of tests/process
-    # start programs and stop services: they come last, with the usual number of threads.
+    # The tests mostly wait, so more of them run at a time than there are processors. Those of tests/process start
+    # programs and stop services: they run last, with the default number of threads.
     local suites
     suites="RUST_TEST_THREADS=${RUST_TEST_THREADS:-$(($(nproc) * 3))} cargo test --locked --all-features --lib --bins"
     suites+=" --test architecture --test it && cargo test --locked --all-features --test process"
     if (($#)); then suites='cargo test --locked --all-features "$@"'; fi
-    step "Running the tests (logs of the services, if one fails: $CACHE/last-failure)"
+    step "Running the tests (logs of the services after a failure: $CACHE/last-failure)"
     # In its own process group, in the background: a signal is handled at once instead of after the tests, and the clean-up
     # ends all processes that the tests have started.
     setsid bash -c "$suites" cargo "$@" &
@@ -748,27 +748,27 @@ clients() {
     ensure_cargo
     local tools run
     tools="$CACHE/clients-$(printf '%s\n' "${CLIENTS_BY_NPM[@]}" "${CLIENTS_BY_PIP[@]}" | cksum | cut -d' ' -f1)"
-    fetch_client_makers "$tools"
+    fetch_client_generators "$tools"
     start_program
     # In a folder below the tools, so that node finds its packages.
     run="$(mktemp -d "$tools/run.XXXXXX")"
-    make_clients_and_run "$tools" "$run" || {
+    generate_and_run_clients "$tools" "$run" || {
         rm -rf "$run"
-        die "a client of the OpenAPI document does not do the main job"
+        die "a generated client has failed"
     }
     rm -rf "$run"
 }
 
-make_clients_and_run() {
+generate_and_run_clients() {
     local tools=$1 run=$2 bin="$1/node_modules/.bin"
-    step "A client in TypeScript"
+    step "Client in TypeScript: generate, compile, run"
     "$bin/openapi-typescript" "$PROGRAM_URL/openapi.json" -o "$run/api.d.ts" >&2 &&
         cp tests/clients/main_job.ts "$run" &&
         "$bin/tsc" --strict --target es2022 --module nodenext --moduleResolution nodenext --outDir "$run" \
             --typeRoots "$tools/node_modules/@types" --types node \
             --skipLibCheck "$run/main_job.ts" &&
         node "$run/main_job.js" "$PROGRAM_URL" || return 1
-    step "A client in Python"
+    step "Client in Python: generate, run"
     PATH="$tools/python/bin:$PATH" openapi-python-client generate --url "$PROGRAM_URL/openapi.json" --meta none \
         --fail-on-warning --output-path "$run/api" >&2 &&
         PYTHONPATH="$run" "$tools/python/bin/python" tests/clients/main_job.py "$PROGRAM_URL"
@@ -783,7 +783,7 @@ start_program() {
     local program port=8000
     program="$(target_directory)/debug/workflow-api"
     while is_listening "$port"; do port=$((20000 + RANDOM % 12000)); done
-    step "Running the service and an executor (logs, if it fails: $CACHE/last-failure)"
+    step "Running the service and an executor (logs after a failure: $CACHE/last-failure)"
     # In its own process group, which the clean-up ends.
     # shellcheck disable=SC2016  # the inner shell expands it
     API_HOST=127.0.0.1 API_PORT="$port" EGRESS_ALLOW=127.0.0.1 SHUTDOWN_NOTICE_SECS=0 setsid bash -c '
@@ -820,9 +820,9 @@ need_node() {
     have npm && node -e 'process.exit(parseInt(process.versions.node) >= 20 ? 0 : 1)' || MISSING+=(nodejs npm)
 }
 
-fetch_client_makers() {
+fetch_client_generators() {
     [[ -x $1/python/bin/openapi-python-client ]] && return
-    step "Fetching makers of clients into $1"
+    step "Fetching the client generators into $1"
     rm -rf "$1"
     mkdir -p "$1"
     npm install --silent --no-audit --no-fund --ignore-scripts --prefix "$1" "${CLIENTS_BY_NPM[@]}" >&2

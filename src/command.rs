@@ -1,4 +1,4 @@
-//! What each command does.
+//! The commands: each function runs one to its end.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -33,16 +33,16 @@ use workflow_api::{
     vault::Vault,
 };
 
-/// How long `healthcheck` waits for an answer; the image's probe gives up after 10 s.
+/// Time limit of `healthcheck`; that of the image's probe is 10 s.
 const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Connections to a management port: a scraper, a probe and a person.
+/// Connection limits of a management port.
 const MANAGEMENT_CONNECTIONS: Bounds = Bounds { regular: 64, spare: 16 };
 
-/// Pause between two attempts to store the first API key, while the database or its schema is not there.
+/// Pause between two attempts to use the database at the start, while it is down or without its schema.
 const BOOTSTRAP_EVERY: Duration = Duration::from_millis(500);
 
-/// A runtime with so many worker threads.
+/// Tokio runtime with this number of worker threads.
 pub fn runtime(threads: usize) -> anyhow::Result<Runtime> {
     // The workers are the first threads that the runtime starts; later ones are for blocking calls, and more come and go.
     let started = AtomicUsize::new(0);
@@ -53,7 +53,7 @@ pub fn runtime(threads: usize) -> anyhow::Result<Runtime> {
     Ok(Builder::new_multi_thread().worker_threads(threads).thread_name_fn(name).enable_all().build()?)
 }
 
-/// How long calls that block a thread may go on after the end of a command.
+/// Time limit of blocking calls after the end of a command.
 const BLOCKING_CALLS_LIMIT: Duration = Duration::from_secs(2);
 
 /// Runs a process to its end, whatever calls still block a thread: a Kafka client may never return from closing its
@@ -98,7 +98,7 @@ pub async fn serve(config: Config) -> anyhow::Result<bool> {
     let serving = server::serve(listener, router, lifecycle.clone(), bounds);
     lifecycle.spawn("server", async move {
         serving.await;
-        // Nobody can start or cancel anything any more: writers and relay finish what they have, then end.
+        // There are no more requests: the run writer and the relay finish their work and end.
         drained.cancel();
     });
     tracing::info!(%address, "workflow-api {} listens on {address}", env!("CARGO_PKG_VERSION"));
@@ -108,56 +108,55 @@ pub async fn serve(config: Config) -> anyhow::Result<bool> {
     Ok(ended_well)
 }
 
-/// What an operator should know about the settings.
+/// Logs warnings about risky settings.
 fn warn_about(config: &Config) {
     if !config.auth.enabled {
-        tracing::warn!("authentication is off: everyone who reaches this port may do everything; set JWT_SECRET");
+        tracing::warn!("authentication is off: every client has all rights; set JWT_SECRET");
     }
     if config.auth.enabled && config.vault.key_ids().next().is_none() {
-        tracing::warn!("ENCRYPTION_KEY is not set: the database has the credentials of agents in clear");
+        tracing::warn!("ENCRYPTION_KEY is not set: the credentials of agents are stored unencrypted");
     }
     let auth = &config.auth;
     let is_bound = auth.issuer.is_some() && auth.audience.is_some();
     if auth.enabled && (auth.public_key.is_some() || auth.jwks.is_some()) && !is_bound {
         tracing::warn!(
-            "JWT_ISSUER and JWT_AUDIENCE are not both set: every token that the key of JWT_PUBLIC_KEY or JWT_JWKS has \
-             signed is accepted, also one that was made for another service"
+            "JWT_ISSUER and JWT_AUDIENCE are not both set: all tokens signed with the key of JWT_PUBLIC_KEY or JWT_JWKS are \
+             accepted, including those for other services"
         );
     }
     warn_about_both(config);
     if config.api.reload {
-        tracing::warn!("API_RELOAD has no effect on a compiled service; `cargo run -- serve` builds and starts anew");
+        tracing::warn!("API_RELOAD has no effect on a compiled service");
     }
 }
 
-/// Warnings about settings that API and executor share.
+/// Logs warnings about settings of API and executor.
 fn warn_about_both(config: &Config) {
     for line in config::unknown_names(config::environment()) {
         tracing::warn!("{line}");
     }
     if !config.api.has_public_url {
         tracing::warn!(
-            "PUBLIC_URL is not set: the addresses of callbacks begin with {}, which only this host reaches",
+            "PUBLIC_URL is not set: the URLs of callbacks begin with {}, which is reachable on this host only",
             config.api.public_url
         );
     }
 }
 
-/// Stores the key of the settings, or says that nobody can get in, as soon as the database and its schema are there.
+/// Stores `BOOTSTRAP_API_KEY`, or warns if there is no admin key, as soon as the database and its schema are there.
 async fn bootstrap_when_possible(config: Config, pool: db::Pool, lifecycle: Lifecycle) {
     loop {
         let outcome = match &config.auth.bootstrap_api_key {
             Some(key) => api_keys::store_given(&pool, key, config.audit).await.map(|is_new| {
                 if is_new {
-                    tracing::info!("BOOTSTRAP_API_KEY was stored as an admin's key");
+                    tracing::info!("BOOTSTRAP_API_KEY was stored as an admin key");
                 }
             }),
             None if config.auth.verifies_tokens() => return,
             None => api_keys::has_admin_key(&pool).await.map(|has_way_in| {
                 if !has_way_in {
                     tracing::warn!(
-                        "there is no API key of an admin, so nobody can be let in who may make others; make the first \
-                         one by: workflow-api api-key --name admin"
+                        "there is no valid admin API key; create the first one with: workflow-api api-key --name admin"
                     );
                 }
             }),
@@ -165,7 +164,7 @@ async fn bootstrap_when_possible(config: Config, pool: db::Pool, lifecycle: Life
         match outcome {
             Ok(()) => return,
             Err(error) => {
-                tracing::debug!(error = &error as &dyn std::error::Error, "not looked for API keys yet: {error}");
+                tracing::debug!(error = &error as &dyn std::error::Error, "API keys cannot be read yet: {error}");
             }
         }
         tokio::select! {
@@ -175,7 +174,7 @@ async fn bootstrap_when_possible(config: Config, pool: db::Pool, lifecycle: Life
     }
 }
 
-/// `api-key --name`: makes a key and prints it, and nothing else, on stdout.
+/// `api-key --name`: creates an API key; prints the key, and nothing else, on stdout.
 pub async fn make_api_key(
     config: &Config,
     name: String,
@@ -189,12 +188,12 @@ pub async fn make_api_key(
     let pool = db::pool(&config.database);
     let made = api_keys::create_as_operator(&pool, &config.auth.api_key_environment, new, config.audit).await;
     db::close(&pool).await;
-    let (key, _) = made.context("no API key was made (before the first start: workflow-api migrate up)")?;
+    let (key, _) = made.context("no API key was created (before the first start: workflow-api migrate up)")?;
     println!("{}", key.expose());
     Ok(true)
 }
 
-/// Listens on `MANAGEMENT_PORT`, if there is one.
+/// Listener on `MANAGEMENT_PORT`, if it is set.
 fn bind_management(config: &Config) -> Option<anyhow::Result<TcpListener>> {
     let address = SocketAddr::new(config.api.host, config.metrics.management_port?);
     Some(server::bind(address).with_context(|| format!("MANAGEMENT_PORT: cannot listen on {address}")))
@@ -208,7 +207,7 @@ pub async fn execute(config: Config) -> anyhow::Result<bool> {
     let pool = db::pool(&config.database);
     tokio::spawn(look_for_keys_when_possible(Arc::clone(&config.vault), pool.clone(), lifecycle.clone()));
     let management = bind_management(&config).transpose()?;
-    // Runs call agents, each by a connection.
+    // Each call of an agent has a connection.
     let _ = server::raise_limit();
     let status = Arc::new(OnceLock::new());
     if let Some(listener) = management {
@@ -255,22 +254,24 @@ pub async fn migrate_up(settings: &config::Database) -> anyhow::Result<bool> {
 /// `migrate down N`; a failure without `--yes` where it is needed.
 pub async fn migrate_down(settings: &config::Database, count: usize, is_confirmed: bool) -> anyhow::Result<bool> {
     let Some(migrations::RevertPlan { names, loses_data }) = migrations::plan_down(settings, count).await? else {
-        eprintln!("workflow-api: there are fewer than {count} migrations to undo; see: workflow-api migrate status");
+        eprintln!("workflow-api: fewer than {count} migrations are applied; see: workflow-api migrate status");
         return Ok(false);
     };
     if (count > 1 || loses_data) && !is_confirmed {
-        eprintln!("workflow-api: this would undo, with what is in the tables and columns that go:");
+        eprintln!(
+            "workflow-api: these migrations would be reverted, and the data in their tables and columns deleted:"
+        );
         for name in names {
             eprintln!("  {name}");
         }
         if loses_data {
-            eprintln!("ALL agents, workflows and runs would be deleted; they are there.");
+            eprintln!("ALL agents, workflows and runs would be deleted.");
         }
-        eprintln!("Make a backup, and say --yes to do it.");
+        eprintln!("Make a backup, then confirm with --yes.");
         return Ok(false);
     }
     let undone = migrations::down(settings, count).await?;
-    println!("{undone} migrations were undone");
+    println!("{undone} migrations were reverted");
     Ok(true)
 }
 
@@ -288,12 +289,12 @@ pub async fn migration_status(settings: &config::Database) -> anyhow::Result<boo
     Ok(states.iter().all(|state| state.applied && !state.altered))
 }
 
-/// Keys that agents' credentials are sealed with and that the vault does not have.
+/// Ids of encryption keys that credentials of agents need and the vault does not have.
 fn missing_keys(vault: &Vault, used: Vec<String>) -> Vec<String> {
     used.into_iter().filter(|used| vault.key_ids().all(|known| known != used)).collect()
 }
 
-/// Says at the start, as soon as the database is there, which keys are missing.
+/// Logs the missing encryption keys, as soon as the database is there.
 async fn look_for_keys_when_possible(vault: Arc<Vault>, pool: db::Pool, lifecycle: Lifecycle) {
     loop {
         match db::agents::key_ids(&pool).await {
@@ -301,13 +302,16 @@ async fn look_for_keys_when_possible(vault: Arc<Vault>, pool: db::Pool, lifecycl
                 for key_id in missing_keys(&vault, used) {
                     tracing::error!(
                         key_id,
-                        "credentials of agents are encrypted with the key {key_id}, which ENCRYPTION_KEY does not have"
+                        "credentials of agents are encrypted with the key {key_id}, which ENCRYPTION_KEY does not contain"
                     );
                 }
                 return;
             }
             Err(error) => {
-                tracing::debug!(error = &error as &dyn std::error::Error, "not looked for keys yet: {error}");
+                tracing::debug!(
+                    error = &error as &dyn std::error::Error,
+                    "encryption keys cannot be checked yet: {error}"
+                );
             }
         }
         tokio::select! {
@@ -317,9 +321,12 @@ async fn look_for_keys_when_possible(vault: Arc<Vault>, pool: db::Pool, lifecycl
     }
 }
 
-/// `rotate-keys`; a failure if there are credentials that cannot be opened.
+/// `rotate-keys`; a failure if there are credentials that cannot be decrypted.
 pub async fn rotate_keys(settings: &config::Database, vault: &Vault) -> anyhow::Result<bool> {
-    anyhow::ensure!(vault.key_ids().next().is_some(), "ENCRYPTION_KEY is not set, so there is nothing to encrypt with");
+    anyhow::ensure!(
+        vault.key_ids().next().is_some(),
+        "ENCRYPTION_KEY is not set; it is required to encrypt credentials"
+    );
     let pool = db::pool(settings);
     let rotation = rotate_keys::rotate_keys(&pool, vault).await;
     db::close(&pool).await;
@@ -327,7 +334,7 @@ pub async fn rotate_keys(settings: &config::Database, vault: &Vault) -> anyhow::
     for (id, sealed) in &failed {
         eprintln!("agent {id}: its auth_config is {sealed}");
     }
-    println!("{changed} encrypted, {current} were so already, {} failed", failed.len());
+    println!("{changed} encrypted, {current} unchanged, {} failed", failed.len());
     Ok(failed.is_empty())
 }
 
@@ -336,11 +343,11 @@ pub async fn check_db(settings: &config::Database, vault: &Vault) -> anyhow::Res
     let mut connection = db::connect(settings).await.context("DATABASE_URL")?;
     let (version, has_tls) = db::server(&mut connection).await?;
     println!("connected to PostgreSQL {version} {}", if has_tls { "with TLS" } else { "without TLS" });
-    // Before the first migration there is no table, and nothing in it.
+    // Before the first migration there is no table, so no key is needed.
     let used = db::agents::key_ids(&mut connection).await.unwrap_or_default();
     let missing = missing_keys(vault, used);
     for key_id in &missing {
-        println!("ENCRYPTION_KEY: the key {key_id} is missing, with which credentials of agents are encrypted");
+        println!("ENCRYPTION_KEY: the key {key_id} is missing; credentials of agents are encrypted with it");
     }
     Ok(missing.is_empty())
 }
@@ -357,16 +364,16 @@ pub async fn healthcheck(settings: &config::Api) -> anyhow::Result<bool> {
     ask(settings.host, settings.port, "/health").await
 }
 
-/// `healthcheck --executor`: whether the executor on this host can take runs.
+/// `healthcheck --executor`: whether the executor on this host is ready.
 pub async fn healthcheck_executor(config: &Config) -> anyhow::Result<bool> {
     let port = config
         .metrics
         .management_port
-        .context("MANAGEMENT_PORT is not set, and an executor says nothing without it")?;
+        .context("MANAGEMENT_PORT is not set; the health of an executor is served there")?;
     ask(config.api.host, port, "/health/ready").await
 }
 
-/// Whether that is answered with 200.
+/// Whether a GET of the path is answered with 200.
 async fn ask(host: IpAddr, port: u16, path: &str) -> anyhow::Result<bool> {
     let host = match host {
         host if !host.is_unspecified() => host,

@@ -162,7 +162,7 @@ fn refuse_development(reader: &mut Reader, api: Option<&Api>, auth: Option<&Auth
             is_open,
             "jwt_secret",
             "is required with PRODUCTION=true; or AUTH_ENABLED=true for API keys alone, or \
-          AUTH_ENABLED=false if everyone who reaches the port is to have every right",
+          AUTH_ENABLED=false if every client is to have all rights",
         ),
         (is_for_any_origin, "cors_origins", "must list the origins with PRODUCTION=true, not *"),
         (is_reloading, "api_reload", "must be false with PRODUCTION=true"),

@@ -38,7 +38,7 @@ pub fn unknown_names(environment: impl Iterator<Item = (String, String)>) -> Vec
             let nearest = known.iter().min_by_key(|known| (distance(known), known.len(), (*known).clone()))?;
             // In a short name, two different letters make a different word.
             if distance(&nearest) <= MAX_MISSPELT.min(name.len() / 4) {
-                Some(format!("{name} is not a setting and has no effect; {nearest} is one"))
+                Some(format!("{name} is not a setting and has no effect; did you mean {nearest}?"))
             } else {
                 let is_ours = PREFIXES.iter().any(|prefix| name.starts_with(prefix));
                 is_ours.then(|| format!("{name} is not a setting and has no effect"))
@@ -76,11 +76,11 @@ mod tests {
         assert_eq!(
             found(&["KAFKA_BROKER", "JWT_SECERT", "DATABASE_POOLSIZE", "MAX_PAGESIZE", "api_prot"]),
             [
-                "API_PROT is not a setting and has no effect; API_PORT is one",
-                "DATABASE_POOLSIZE is not a setting and has no effect; DATABASE_POOL_SIZE is one",
-                "JWT_SECERT is not a setting and has no effect; JWT_SECRET is one",
-                "KAFKA_BROKER is not a setting and has no effect; KAFKA_BROKERS is one",
-                "MAX_PAGESIZE is not a setting and has no effect; MAX_PAGE_SIZE is one",
+                "API_PROT is not a setting and has no effect; did you mean API_PORT?",
+                "DATABASE_POOLSIZE is not a setting and has no effect; did you mean DATABASE_POOL_SIZE?",
+                "JWT_SECERT is not a setting and has no effect; did you mean JWT_SECRET?",
+                "KAFKA_BROKER is not a setting and has no effect; did you mean KAFKA_BROKERS?",
+                "MAX_PAGESIZE is not a setting and has no effect; did you mean MAX_PAGE_SIZE?",
             ]
         );
         assert_eq!(found(&["KAFKA_COLOUR_OF_LOGO"]), ["KAFKA_COLOUR_OF_LOGO is not a setting and has no effect"]);

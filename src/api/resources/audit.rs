@@ -130,7 +130,7 @@ pub struct AuditQuery {
     /// Any of these kinds of objects.
     #[param(explode = false)]
     entity_type: Option<Vec<sets::AuditEntityType>>,
-    /// Exactly this object: `entity_id`, or the id of a run or an organization.
+    /// Exactly this object: `entity_id`, or the id of a run or an organisation.
     entity_id: Option<String>,
     /// Any of these outcomes.
     #[param(explode = false)]

@@ -240,7 +240,7 @@ impl<S: Send + Sync> FromRequestParts<S> for OrganizationIdParam {
 /// 404: the organisation does not exist.
 #[must_use]
 pub fn not_found() -> ApiError {
-    ApiError::not_found("organization_not_found", "Organization not found")
+    ApiError::not_found("organization_not_found", "Organisation not found")
 }
 
 impl From<OrganizationError> for ApiError {
@@ -248,10 +248,10 @@ impl From<OrganizationError> for ApiError {
         match error {
             OrganizationError::NotFound => not_found(),
             OrganizationError::IdTaken(id) => {
-                Self::conflict("organization_id_taken", format!("There is an organization {id} already"))
+                Self::conflict("organization_id_taken", format!("There is an organisation {id} already"))
             }
             OrganizationError::DefaultStaysActive => {
-                let detail = "The default organization cannot be suspended";
+                let detail = "The default organisation cannot be suspended";
                 Self::conflict("default_organization", detail)
             }
             OrganizationError::Db(error) => error.into(),
@@ -269,11 +269,11 @@ fn must_manage(caller: &Caller) -> Result<(), ApiError> {
     if caller.organization().is_default() {
         return Ok(());
     }
-    let detail = "Organizations are managed by administrators of the default organization";
+    let detail = "Organisations are managed by administrators of the default organisation";
     Err(ApiError::new(StatusCode::FORBIDDEN, "forbidden", detail))
 }
 
-/// List organizations
+/// List organisations
 ///
 /// In the order of their creation. Members of organisations other than the default one get only their own.
 #[utoipa::path(
@@ -293,7 +293,7 @@ pub async fn list_organizations(State(app): State<App>, caller: Caller, query: Q
     Ok(page::answer(app, caller, &list, page, Organization::from))
 }
 
-/// Create an organization
+/// Create an organisation
 ///
 /// Its data is created with its API keys, the first of which an administrator of the default organisation creates
 /// (`POST /api-keys` with `organization_id`), or with tokens that name it.
@@ -309,13 +309,13 @@ pub async fn create_organization(State(app): State<App>, caller: Caller, body: J
     must_manage(&caller)?;
     let new = parse_new(body.raw())?;
     let row = organizations::create(&app.pool, caller.context(&app), new).await?;
-    tracing::info!(target: "api.routes.organizations", organization_id = row.id, "Organization created");
+    tracing::info!(target: "api.routes.organizations", organization_id = row.id, "Organisation created");
     app.organizations.invalidate(&OrganizationId::stored(&row.id));
     let path = format!("/organizations/{}", row.id);
     Ok(etag::located(&app, &path, (StatusCode::CREATED, Json(Organization::from(row)))))
 }
 
-/// Get an organization
+/// Get an organisation
 ///
 /// Includes its current usage of the quotas.
 #[utoipa::path(
@@ -339,7 +339,7 @@ pub async fn get_organization(
     Ok(Json(OrganizationDetail { organization: row.into(), usage }))
 }
 
-/// Update an organization
+/// Update an organisation
 ///
 /// Changes the given members. A suspension takes effect in every process within 5 seconds.
 #[utoipa::path(
@@ -348,7 +348,7 @@ pub async fn get_organization(
     responses(
         (status = 200, body = Organization),
         (status = 404, body = ErrorBody),
-        (status = 409, description = "The default organization cannot be suspended", body = ErrorBody),
+        (status = 409, description = "The default organisation cannot be suspended", body = ErrorBody),
         (status = 422, body = ErrorBody),
     ),
 )]
@@ -363,6 +363,6 @@ pub async fn update_organization(
     let patch = parse_patch(body.raw())?;
     let row = organizations::update(&app.pool, caller.context(&app), &id, patch).await?;
     app.organizations.invalidate(&id);
-    tracing::info!(target: "api.routes.organizations", organization_id = %id, "Organization updated");
+    tracing::info!(target: "api.routes.organizations", organization_id = %id, "Organisation updated");
     Ok(Json(row.into()))
 }

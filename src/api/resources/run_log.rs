@@ -294,7 +294,7 @@ impl Seen {
         (status = 204, description = "The run has ended, and the client has seen that: it need not come back"),
         (status = 400, description = "The id is not one of this stream", body = ErrorBody),
         (status = 404, body = ErrorBody),
-        (status = 429, description = "The caller or the organization has too many streams open", body = ErrorBody),
+        (status = 429, description = "The caller or the organisation has too many streams open", body = ErrorBody),
         (status = 503, description = "Too many streams are open", body = ErrorBody),
     ),
 )]

@@ -147,7 +147,7 @@ impl ApiError {
         let subject = match limit {
             Exhausted::All => return Self::unavailable(code, format!("There are too many {what}")),
             Exhausted::Holder(Scope::Caller) => "The caller",
-            Exhausted::Holder(Scope::Organization) => "The organization",
+            Exhausted::Holder(Scope::Organization) => "The organisation",
             Exhausted::Holder(Scope::Address | Scope::Anonymous) => "Callers without credentials",
             Exhausted::Holder(Scope::Agent) => "The agent",
         };
@@ -328,7 +328,7 @@ impl From<Overloaded> for ApiError {
 
 impl From<QuotaExceeded> for ApiError {
     fn from(QuotaExceeded { what, limit }: QuotaExceeded) -> Self {
-        let detail = format!("The organization may have {limit} {}, and has as many already", what.as_str());
+        let detail = format!("The organisation may have {limit} {}, and has as many already", what.as_str());
         match what {
             // Runs leave the queue after some time, so a retry may succeed.
             Countable::QueuedRuns => Self::new(StatusCode::TOO_MANY_REQUESTS, "quota_exceeded", detail)

@@ -67,7 +67,7 @@ pub struct RetryBody {
         (status = 409, description = "A request with this key is under way", body = ErrorBody),
         (status = 400, description = "The run has not ended, has completed, or has no definition", body = ErrorBody),
         (status = 404, body = ErrorBody), (status = 422, body = ErrorBody),
-        (status = 429, description = "The organization has reached its quota of queued runs", body = ErrorBody),
+        (status = 429, description = "The organisation has reached its quota of queued runs", body = ErrorBody),
     ),
 )]
 pub async fn retry_run(
