@@ -102,7 +102,7 @@ pub async fn read(
     fault: Option<ApiError>,
 ) -> Result<ReadBody, ApiError> {
     let mut fault = fault.or_else(|| fault_of_head(&parts.uri, &parts.headers, used));
-    // Such a client waits for the answer before it sends.
+    // A client that sends `Expect` waits for the answer before it sends the body.
     if parts.headers.contains_key(header::EXPECT)
         && let Some(fault) = fault
     {
@@ -175,7 +175,7 @@ fn fault_of_head(uri: &Uri, headers: &HeaderMap, used: BodyPolicy) -> Option<Api
     } else if used == BodyPolicy::Handler && exceeds(max_bytes(uri)) {
         Some(too_large(max_bytes(uri)))
     } else if used == BodyPolicy::Handler && is_encoded(headers) {
-        // RFC 9110, 15.5.16: the header says what would be taken.
+        // RFC 9110, 15.5.16: the header names the accepted codings.
         let detail = "The request body has a Content-Encoding; it is expected as it is";
         let fault = ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_content_encoding", detail);
         Some(fault.with_header(header::ACCEPT_ENCODING, HeaderValue::from_static("identity")))
@@ -191,7 +191,7 @@ fn is_encoded(headers: &HeaderMap) -> bool {
     values.any(|value| !value.as_bytes().split(|byte| *byte == b',').all(|coding| is_none(coding.trim_ascii())))
 }
 
-/// Waits a moment for memory: a burst of large bodies is no reason to refuse any of them.
+/// Waits up to [`MEMORY_TIMEOUT`] for memory, so that a short burst of large bodies is not refused.
 async fn grow(permit: &mut Permit, amount: u64) -> Result<(), ApiError> {
     // The common case needs no timer.
     if permit.try_grow(amount).is_ok() || tokio::time::timeout(MEMORY_TIMEOUT, permit.grow(amount)).await.is_ok() {

@@ -55,7 +55,7 @@ pub fn around(service: Router) -> Router {
             && extensions.get::<Secret>().is_none()
             && has_room.check(Holders::default(), 1).is_ok()
     };
-    // The least work for most of the gain.
+    // The fastest level gives most of the gain.
     let layer = CompressionLayer::new()
         .quality(CompressionLevel::Fastest)
         .compress_when(SizeAbove::new(COMPRESSED_FROM_BYTES).and(may_be));
@@ -63,7 +63,7 @@ pub fn around(service: Router) -> Router {
 }
 
 async fn compress(State(permits): State<Permits>, mut request: Request, next: Next) -> Response {
-    // Only what is understood goes on: an answer is never refused for the want of a coding.
+    // Only supported codings are passed on: an answer is never refused because of its coding.
     match wanted(request.headers()) {
         Some(coding) => drop(request.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static(coding))),
         None => drop(request.headers_mut().remove(header::ACCEPT_ENCODING)),
@@ -75,7 +75,7 @@ async fn compress(State(permits): State<Permits>, mut request: Request, next: Ne
     if !response.headers().contains_key(header::CONTENT_ENCODING) {
         return response;
     }
-    // Other bytes, but the same resource: a weak tag (RFC 9110, 8.8.1).
+    // The bytes differ and the resource is the same, so the tag becomes weak (RFC 9110, 8.8.1).
     if let Some(tag) = response.headers().get(header::ETAG).and_then(|tag| tag.to_str().ok())
         && tag.starts_with('"')
         && let Ok(weak) = HeaderValue::from_str(&format!("W/{tag}"))
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_coding_is_the_one_that_is_liked_best() {
+    fn the_supported_coding_with_the_highest_weight_is_chosen() {
         for (given, expected) in [
             ("gzip", Some("gzip")),
             ("gzip, deflate, br, zstd", Some("zstd")),

@@ -157,7 +157,7 @@ impl Agent {
 /// Row with the secrets masked unless the caller may see them.
 fn shown(app: &App, row: AgentRow, caller: &Caller) -> AgentRow {
     let mut row = row.opened(&app.config.vault);
-    // What cannot be opened is nobody's to see, and of no use.
+    // Values that cannot be decrypted are never shown.
     if !caller.sees_secrets() || row.is_sealed() {
         row.auth_config = row.auth_config.map(|config| Column(mask_auth_config(&config.0)));
     }
@@ -333,13 +333,13 @@ fn not_found() -> ApiError {
     params(
         parameters::Paging,
         ("status" = Option<Vec<sets::AgentStatus>>, Query, explode = false, description = "Any of these"),
-        ("name" = Option<String>, Query, description = "Exactly this name; the other parameters do not count then"),
+        ("name" = Option<String>, Query, description = "Exactly this name; the other parameters are ignored then"),
         ("name_prefix" = Option<String>, Query, description = "The beginning of the name"),
         parameters::Created,
         parameters::Updated,
     ),
     responses(
-        (status = 200, body = AgentPage), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
+        (status = 200, body = AgentPage), (status = 400, description = "The cursor belongs to another query", body = ErrorBody),
         (status = 422, body = ErrorBody),
     ),
 )]
@@ -379,7 +379,7 @@ fn show(app: &App, caller: &Caller, found: AgentWithBreaker) -> Agent {
     post, path = "/agents", tag = "agents", request_body = NewAgentBody,
     params(parameters::IdempotencyKey),
     responses(
-        (status = 201, body = Agent, headers(("ETag" = String, description = "The state that is shown"), ("Location" = String, description = "Its path"))),
+        (status = 201, body = Agent, headers(("ETag" = String, description = "Entity tag of this version"), ("Location" = String, description = "Its path"))),
         (status = 409, description = "A request with this key is under way", body = ErrorBody),
         (status = 400, description = "The name is taken", body = ErrorBody),
         (status = 422, body = ErrorBody),
@@ -417,7 +417,7 @@ pub async fn create_agent(
 #[utoipa::path(
     get, path = "/agents/{agent_id}", tag = "agents",
     params(("agent_id" = uuid::Uuid, Path), parameters::IfNoneMatch),
-    responses((status = 200, body = Agent, headers(("ETag" = String, description = "The state that is shown"))), (status = 304), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
+    responses((status = 200, body = Agent, headers(("ETag" = String, description = "Entity tag of this version"))), (status = 304), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
 )]
 pub async fn get_agent(
     State(app): State<App>,
@@ -436,7 +436,7 @@ pub async fn get_agent(
     put, path = "/agents/{agent_id}", tag = "agents",
     params(("agent_id" = uuid::Uuid, Path), parameters::IfMatch),
     request_body = AgentPatchBody,
-    responses((status = 200, body = Agent, headers(("ETag" = String, description = "The state that is shown"))), (status = 412, description = "It has changed since it was read", body = ErrorBody), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
+    responses((status = 200, body = Agent, headers(("ETag" = String, description = "Entity tag of this version"))), (status = 412, description = "The agent has changed since it was read", body = ErrorBody), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
 )]
 pub async fn update_agent(
     State(app): State<App>,
@@ -458,7 +458,7 @@ pub async fn update_agent(
 #[utoipa::path(
     delete, path = "/agents/{agent_id}", tag = "agents",
     params(("agent_id" = uuid::Uuid, Path), parameters::IfMatch),
-    responses((status = 200, body = Message), (status = 412, description = "It has changed since it was read", body = ErrorBody), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
+    responses((status = 200, body = Message), (status = 412, description = "The agent has changed since it was read", body = ErrorBody), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
 )]
 pub async fn delete_agent(
     State(app): State<App>,

@@ -34,7 +34,7 @@ enum Form {
 
 impl Form {
     /// Chosen format: by the parameter `format`, else by the `Accept` header, else plain text.
-    fn asked(query: &Query, headers: &HeaderMap) -> Result<Self, ApiError> {
+    fn read_form(query: &Query, headers: &HeaderMap) -> Result<Self, ApiError> {
         match query.text("format") {
             Some("svg") => return Ok(Self::Svg),
             Some("mermaid") => return Ok(Self::Plain),
@@ -105,7 +105,7 @@ pub async fn draw_workflow(
     query: Query,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let form = Form::asked(&query, &headers)?;
+    let form = Form::read_form(&query, &headers)?;
     let row =
         db::workflows::find(&app.pool, caller.organization(), id).await?.ok_or_else(ApiError::workflow_not_found)?;
     let plan = Plan::parse(&row.workflow_data.0).map_err(not_drawable)?;
@@ -136,7 +136,7 @@ pub async fn draw_run(
     query: Query,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let form = Form::asked(&query, &headers)?;
+    let form = Form::read_form(&query, &headers)?;
     if !db::runs::exists(&app.pool, caller.organization(), &run_id).await? {
         return Err(ApiError::run_not_found());
     }
@@ -145,7 +145,7 @@ pub async fn draw_run(
         ApiError::not_found("plan_not_found", "The definition that the run executes is stored nowhere")
     })?;
     let plan = Plan::parse(&plan).map_err(not_drawable)?;
-    // Of several attempts the last one counts.
+    // With several attempts, the state of the last one is drawn.
     let states = db::runs::step_states(&app.pool, &run_id).await?.into_iter().collect();
     Ok(form.show(&Graph::new(&plan, &states)))
 }

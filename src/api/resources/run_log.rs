@@ -120,7 +120,7 @@ impl From<EventRow> for Event {
 /// Formats an entry as a line of text.
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // An error message may have lines of its own, and whatever an agent has put there.
+        // An error message may contain line breaks and control characters from an agent.
         let message = self.message.replace(['\r', '\n'], " ");
         let message = visible::escaped(&message);
         writeln!(f, "{:<27} {:<7} {message}", self.timestamp.to_string(), self.level.as_str().to_uppercase())
@@ -147,7 +147,7 @@ fn message(row: &EventRow) -> String {
     };
     text += &what;
     if let Some(ms) = row.duration_ms {
-        // Cannot fail: it is memory.
+        // Writing to memory cannot fail.
         let _ = write!(text, " in {ms:.1} ms");
     }
     match (row.kind.as_str(), row.detail.as_deref()) {
@@ -179,7 +179,7 @@ fn message(row: &EventRow) -> String {
                 2026-02-03T09:00:00.104870Z INFO    Run started\n\
                 2026-02-03T09:00:00.105031Z INFO    Step 'summarise': attempt started, agent 'writer'\n"),
         )),
-        (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
+        (status = 400, description = "The cursor belongs to another query", body = ErrorBody),
         (status = 404, body = ErrorBody), (status = 422, body = ErrorBody),
     ),
 )]
@@ -310,7 +310,7 @@ pub async fn stream_events(
     if !db::runs::exists(&app.pool, caller.organization(), &run_id).await? {
         return Err(ApiError::run_not_found());
     }
-    // Before the first look, so that nothing happens unseen between the two.
+    // Subscribed before the first read, so that no entry between the two is missed.
     let watch = app.waiting.watch(&run_id, caller.holders()).map_err(|exhausted| {
         ApiError::exhausted(
             exhausted,
@@ -399,7 +399,7 @@ impl Reader {
                         self.seen = row.seq;
                         return Some(event(row.seq.to_string(), &Event::from(row)));
                     }
-                    // At a stop the client comes back to another process, and goes on there.
+                    // When the process stops, the client reconnects to another one and resumes there.
                     let goes_on = match then {
                         AfterRows::Read => !self.watch.is_over(),
                         AfterRows::Wait => self.changed().await,
@@ -439,7 +439,7 @@ impl Reader {
             return true;
         }
         self.checked_at = Instant::now();
-        // A database that is away says nothing about the caller.
+        // An unavailable database is no reason to reject the caller.
         !matches!(self.caller.is_still_valid(&self.app).await, Ok(false))
     }
 
@@ -455,6 +455,6 @@ impl Reader {
 }
 
 fn event(id: String, data: &impl Serialize) -> SseEvent {
-    // As text without line breaks, so that it is one line of the stream.
+    // Serialised without line breaks, so that it is one line of the stream.
     SseEvent::default().id(id).data(input::to_raw(data).get())
 }

@@ -15,7 +15,7 @@ pub struct Paging {
     /// Number of entries on a page; the default is `DEFAULT_PAGE_SIZE`, and the maximum `MAX_PAGE_SIZE`.
     #[param(minimum = 1)]
     page_size: Option<i64>,
-    /// Replaces `page`: the `next_cursor` or `prev_cursor` of an answer to the same query.
+    /// Replaces `page`: the `next_cursor`, or the `prev_cursor`, of an answer to the same query.
     cursor: Option<String>,
 }
 

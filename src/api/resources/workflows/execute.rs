@@ -60,12 +60,12 @@ pub struct ExecuteBody {
     responses(
         (status = 200, description = "With `Prefer: wait`: the run has ended, well or not", body = RunDetail, headers(
             ("Location" = String, description = "Path of the run"),
-            ("Preference-Applied" = String, description = "How long was waited at most"),
+            ("Preference-Applied" = String, description = "Maximum waiting time"),
         )),
         (status = 202, body = RunDetail, headers(
             ("Location" = String, description = "Path of the run"),
-            ("Retry-After" = i64, description = "With `Prefer: wait`: when to look again"),
-            ("Preference-Applied" = String, description = "With `Prefer: wait`: how long was waited at most"),
+            ("Retry-After" = i64, description = "With `Prefer: wait`: when to retry"),
+            ("Preference-Applied" = String, description = "With `Prefer: wait`: maximum waiting time"),
         )),
         (status = 400, description = "The workflow is not active", body = ErrorBody),
         (status = 404, body = ErrorBody),
@@ -73,7 +73,7 @@ pub struct ExecuteBody {
         (status = 413, body = ErrorBody),
         (status = 422, description = "Not valid, the input breaks the workflow's `input_schema`, or \
             the key was used with another body", body = ErrorBody),
-        (status = 503, description = "The database is away, or too much waits already", body = ErrorBody),
+        (status = 503, description = "The database is unavailable, or too many runs are waiting", body = ErrorBody),
     ),
 )]
 pub async fn execute_workflow(
@@ -183,7 +183,7 @@ impl From<StartRunError> for ApiError {
             StartRunError::TooLarge => Self::plan_too_large(),
             StartRunError::InvalidInput(errors) => errors.into(),
             StartRunError::BacklogFull => {
-                let detail = "Kafka has been away for long, and too many runs wait to be dispatched already";
+                let detail = "Kafka is down and the backlog is full: too many runs are waiting to be dispatched";
                 Self::unavailable("backlog_full", detail)
             }
             StartRunError::Overloaded => Self::unavailable("overloaded", "Too many requests are waiting already"),

@@ -45,7 +45,7 @@ const FILTERS: [&str; 9] = [
         ("sort_order" = Option<sets::SortOrder>, Query, description = "Ascending or descending (the default)"),
     ),
     responses(
-        (status = 200, body = WorkflowPage), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
+        (status = 200, body = WorkflowPage), (status = 400, description = "The cursor belongs to another query", body = ErrorBody),
         (status = 422, body = ErrorBody),
     ),
 )]
@@ -71,7 +71,7 @@ pub async fn list_workflows(State(app): State<App>, caller: Caller, query: Query
 #[utoipa::path(
     get, path = "/workflows/{workflow_id}", tag = "workflows",
     params(("workflow_id" = uuid::Uuid, Path), parameters::IfNoneMatch),
-    responses((status = 200, body = Workflow, headers(("ETag" = String, description = "The state that is shown"))), (status = 304), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
+    responses((status = 200, body = Workflow, headers(("ETag" = String, description = "Entity tag of this version"))), (status = 304), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
 )]
 pub async fn get_workflow(
     State(app): State<App>,
@@ -94,7 +94,7 @@ pub async fn get_workflow(
         parameters::Paging,
     ),
     responses(
-        (status = 200, body = WorkflowPage), (status = 400, description = "The cursor is not one of this query", body = ErrorBody),
+        (status = 200, body = WorkflowPage), (status = 400, description = "The cursor belongs to another query", body = ErrorBody),
         (status = 404, body = ErrorBody), (status = 422, body = ErrorBody),
     ),
 )]

@@ -80,7 +80,7 @@ pub fn tagged(row: WorkflowRow) -> Response {
     )),
     params(parameters::IdempotencyKey),
     responses(
-        (status = 201, body = Workflow, headers(("ETag" = String, description = "The state that is shown"), ("Location" = String, description = "Its path"))),
+        (status = 201, body = Workflow, headers(("ETag" = String, description = "Entity tag of this version"), ("Location" = String, description = "Its path"))),
         (status = 409, description = "A request with this key is under way", body = ErrorBody),
         (status = 400, description = "A step names an agent that does not exist or is not active", body = ErrorBody),
         (status = 422, body = ErrorBody),
@@ -122,8 +122,8 @@ pub async fn create_workflow(
     params(("workflow_id" = uuid::Uuid, Path), parameters::IfMatch),
     request_body = WorkflowPatchBody,
     responses(
-        (status = 200, body = Workflow, headers(("ETag" = String, description = "The state that is shown"))),
-        (status = 412, description = "It has changed since it was read", body = ErrorBody),
+        (status = 200, body = Workflow, headers(("ETag" = String, description = "Entity tag of this version"))),
+        (status = 412, description = "The workflow has changed since it was read", body = ErrorBody),
         (status = 400, description = "A step names an agent that is not active", body = ErrorBody),
         (status = 404, description = "No such workflow, or a step names an agent that does not exist", body = ErrorBody),
         (status = 422, body = ErrorBody),
@@ -151,7 +151,7 @@ pub async fn update_workflow(
 #[utoipa::path(
     delete, path = "/workflows/{workflow_id}", tag = "workflows",
     params(("workflow_id" = uuid::Uuid, Path), parameters::IfMatch),
-    responses((status = 200, body = Message), (status = 412, description = "It has changed since it was read", body = ErrorBody), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
+    responses((status = 200, body = Message), (status = 412, description = "The workflow has changed since it was read", body = ErrorBody), (status = 404, body = ErrorBody), (status = 422, body = ErrorBody)),
 )]
 pub async fn delete_workflow(
     State(app): State<App>,
