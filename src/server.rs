@@ -29,8 +29,7 @@ use self::connections::{Connections, Entry, Watched};
 pub use self::descriptors::{Bounds, raise_limit};
 use crate::{
     api::{
-        gate::{headers, request::note},
-        resources::system,
+        gate::{headers, request::note, rules},
         vocabulary::{client::Peer, error::ApiError, headers::CORRELATION_ID},
     },
     id,
@@ -228,7 +227,7 @@ fn connection(
         async move {
             let mut response = if let Some(detail) = framing_fault(&request) {
                 refuse(&request, peer, ApiError::bad_request("bad_request", detail))
-            } else if kind == Kind::Spare && !system::serves(request.uri().path()) {
+            } else if kind == Kind::Spare && !rules::is_on_spare_connections(request.uri().path()) {
                 let refusal = ApiError::unavailable("too_many_connections", "Too many connections are open");
                 refuse(&request, peer, refusal)
             } else {

@@ -11,6 +11,7 @@ pub mod headers;
 pub mod load;
 pub mod rate_limit;
 pub mod request;
+pub mod rules;
 
 use std::{ops::Deref, sync::Arc};
 

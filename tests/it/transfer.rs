@@ -157,6 +157,8 @@ async fn a_large_export_can_be_imported_again_and_taken_in_parts(pool: PgPool) {
     assert_eq!(service.post(IMPORT, &part).await.expect(200)["unchanged"]["workflows"], json!(["one"]));
     // Other routes take what they always took.
     service.post("/api/v1/agents", &json!({"name": "a", "description": "x".repeat(2 << 20)})).await.error(413);
+    let other = json!({"description": "x".repeat(2 << 20)});
+    service.put("/api/v1/workflow-names/import", &other).await.error(413);
     let mut larger = document;
     larger["workflows"][0]["description"] = json!("x".repeat(17 << 20));
     service.post(IMPORT, &larger).await.error(413);

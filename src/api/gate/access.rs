@@ -1,190 +1,27 @@
-//! Authorisation table: the permissions of each route. It decides every request, and is the source of the OpenAPI
-//! document and, by `workflow-api access`, of `docs/access.md`.
+//! Authorisation of requests by the route table ([`super::rules`]). The OpenAPI document and, by `workflow-api access`,
+//! `docs/access.md` are made from the same table.
 
-use axum::extract::{FromRequestParts, MatchedPath, RawPathParams};
-use http::{Method, StatusCode, request::Parts};
+use axum::extract::{FromRequestParts, RawPathParams};
+use http::{StatusCode, request::Parts};
 use uuid::Uuid;
 
-use self::Access::{Address, Credentials, Denied, Metrics, Permissions, Public};
+use super::rules::{
+    self,
+    Access::{Address, Credentials, Denied, Metrics, Permissions, Public},
+    Names, Rule,
+};
 use crate::{
     access::{
-        Permission::{
-            self, AgentsRead, AgentsWrite, AuditRead, DeadLettersManage, KeysManage, OrganizationsManage, RunsRead,
-            RunsWrite, WorkflowsRead, WorkflowsWrite,
-        },
+        Permission::{self, RunsRead},
         Role,
     },
     api::vocabulary::{
         app::App,
         caller::{Caller, Proof},
         error::ApiError,
-        extract::route_below_prefix,
     },
-    config::MetricsAccess,
     db,
 };
-
-/// Access rule of a route.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// No credentials and no limits. A route at the root.
-    Public,
-    /// As `METRICS_ACCESS` says, without limits. A route at the root.
-    Metrics,
-    /// Knowledge of its path, which contains a token.
-    Address,
-    /// Valid credentials.
-    Credentials,
-    /// Valid credentials with all of these permissions.
-    Permissions(&'static [Permission]),
-    /// Denied: the route is missing in the table, which a test detects.
-    Denied,
-}
-
-/// Rule: a route, at the root or below the prefix, and its access.
-type Rule = (Method, &'static str, Access);
-
-/// A route that is missing here is denied to all callers, and fails a test. Further requirements of a route are noted
-/// beside it.
-const RULES: [Rule; 63] = [
-    (Method::GET, "/", Public),
-    (Method::GET, "/health", Public),
-    (Method::GET, "/health/ready", Public),
-    (Method::GET, "/metrics", Metrics),
-    (Method::GET, "/openapi.json", Public),
-    (Method::GET, "/docs", Public),
-    (Method::GET, "/docs/start.js", Public),
-    (Method::GET, "/docs/index.html", Public),
-    (Method::GET, "/docs/{file}", Public),
-    (Method::GET, "/redoc", Public),
-    (Method::GET, "/redoc/redoc.standalone.js", Public),
-    (Method::GET, "/agents", Permissions(&[AgentsRead])),
-    (Method::POST, "/agents", Permissions(&[AgentsWrite])),
-    (Method::GET, "/agents/{agent_id}", Permissions(&[AgentsRead])),
-    (Method::PUT, "/agents/{agent_id}", Permissions(&[AgentsWrite])),
-    (Method::DELETE, "/agents/{agent_id}", Permissions(&[AgentsWrite])),
-    (Method::GET, "/agents/{agent_id}/health", Permissions(&[AgentsRead])),
-    (Method::GET, "/workflows", Permissions(&[WorkflowsRead])),
-    (Method::POST, "/workflows", Permissions(&[WorkflowsWrite])),
-    (Method::GET, "/workflows/{workflow_id}", Permissions(&[WorkflowsRead])),
-    (Method::PUT, "/workflows/{workflow_id}", Permissions(&[WorkflowsWrite])),
-    (Method::DELETE, "/workflows/{workflow_id}", Permissions(&[WorkflowsWrite])),
-    (Method::GET, "/workflows/{workflow_id}/versions", Permissions(&[WorkflowsRead])),
-    (Method::GET, "/workflows/{workflow_id}/versions/{version}", Permissions(&[WorkflowsRead])),
-    (Method::GET, "/workflows/{workflow_id}/versions/{version}/diff/{other}", Permissions(&[WorkflowsRead])),
-    (Method::POST, "/workflows/{workflow_id}/rollback", Permissions(&[WorkflowsWrite])),
-    (Method::GET, "/workflows/{workflow_id}/graph", Permissions(&[WorkflowsRead])),
-    (Method::POST, "/workflows/{workflow_id}/execute", Permissions(&[RunsWrite])),
-    (Method::POST, "/workflows/validate", Permissions(&[WorkflowsRead])),
-    (Method::GET, "/workflow-names/{name}", Permissions(&[WorkflowsRead])),
-    (Method::PUT, "/workflow-names/{name}", Permissions(&[WorkflowsWrite])),
-    (Method::POST, "/workflow-names/{name}/execute", Permissions(&[RunsWrite])),
-    // With `include_secrets` AgentsSecrets too.
-    (Method::GET, "/export", Permissions(&[AgentsRead, WorkflowsRead])),
-    (Method::POST, "/import", Permissions(&[AgentsWrite, WorkflowsWrite])),
-    (Method::GET, "/runs", Permissions(&[RunsRead])),
-    (Method::GET, "/runs/{run_id}", Permissions(&[RunsRead])),
-    (Method::GET, "/runs/{run_id}/steps", Permissions(&[RunsRead])),
-    (Method::GET, "/runs/{run_id}/logs", Permissions(&[RunsRead])),
-    (Method::GET, "/runs/{run_id}/events", Permissions(&[RunsRead])),
-    // It lets nobody do more than the caller may.
-    (Method::POST, "/runs/{run_id}/events/ticket", Permissions(&[RunsRead])),
-    (Method::GET, "/runs/{run_id}/graph", Permissions(&[RunsRead])),
-    (Method::POST, "/runs/{run_id}/retry", Permissions(&[RunsWrite])),
-    (Method::POST, "/runs/{run_id}/cancel", Permissions(&[RunsWrite])),
-    (Method::POST, "/runs/{run_id}/pause", Permissions(&[RunsWrite])),
-    (Method::POST, "/runs/{run_id}/resume", Permissions(&[RunsWrite])),
-    // It shows addresses by which the run can be made to go on.
-    (Method::GET, "/runs/{run_id}/callbacks", Permissions(&[RunsWrite])),
-    // Unless the callback wants a role.
-    (Method::POST, "/callbacks/{token}", Address),
-    (Method::GET, "/api-keys", Permissions(&[KeysManage])),
-    (Method::POST, "/api-keys", Permissions(&[KeysManage])),
-    (Method::GET, "/api-keys/{key_id}", Permissions(&[KeysManage])),
-    (Method::DELETE, "/api-keys/{key_id}", Permissions(&[KeysManage])),
-    (Method::GET, "/audit-logs", Permissions(&[AuditRead])),
-    (Method::GET, "/audit-logs/export", Permissions(&[AuditRead])),
-    (Method::GET, "/audit-logs/verify", Permissions(&[AuditRead])),
-    (Method::GET, "/dead-letters", Permissions(&[DeadLettersManage])),
-    (Method::GET, "/dead-letters/{dead_letter_id}", Permissions(&[DeadLettersManage])),
-    (Method::POST, "/dead-letters/{dead_letter_id}/redrive", Permissions(&[DeadLettersManage, RunsWrite])),
-    (Method::DELETE, "/dead-letters/{dead_letter_id}", Permissions(&[DeadLettersManage])),
-    (Method::GET, "/organizations", Permissions(&[OrganizationsManage])),
-    (Method::POST, "/organizations", Permissions(&[OrganizationsManage])),
-    (Method::GET, "/organizations/{organization_id}", Permissions(&[OrganizationsManage])),
-    (Method::PUT, "/organizations/{organization_id}", Permissions(&[OrganizationsManage])),
-    // For whoever has an API key, as its handler sees to.
-    (Method::POST, "/auth/token", Credentials),
-];
-
-impl Access {
-    /// Access rule for a request.
-    #[must_use]
-    pub fn of(request: &Parts, prefix: &str) -> Self {
-        match request.extensions.get::<MatchedPath>() {
-            Some(route) => Self::of_route(&request.method, route.as_str(), prefix),
-            None => Self::without_route(request.uri.path(), prefix),
-        }
-    }
-
-    fn of_route(method: &Method, route: &str, prefix: &str) -> Self {
-        let method = if method == Method::HEAD { &Method::GET } else { method };
-        let mut rules = RULES.iter().filter(|(_, at, access)| access.below(route, prefix) == Some(at));
-        let Some(first) = rules.next() else { return Denied };
-        match [first].into_iter().chain(rules).find(|(of, ..)| of == method) {
-            Some((.., access)) => *access,
-            // Another method is answered 405, to everybody who is let in.
-            None if matches!(first.2, Permissions(_)) => Credentials,
-            None => first.2,
-        }
-    }
-
-    /// Access rule for a path without a route, which is answered 404 or with a redirect: that of the public route
-    /// above it, if any.
-    fn without_route(path: &str, prefix: &str) -> Self {
-        let is_below = |at: &str, path: &str| match at.split_once('{') {
-            Some((start, _)) => path.starts_with(start),
-            None => path == at,
-        };
-        let open = RULES.iter().find(|(_, at, access)| {
-            let is_open = matches!(access, Public | Metrics | Address);
-            is_open && access.below(path, prefix).is_some_and(|path| is_below(at, path))
-        });
-        match open {
-            Some((.., access)) => *access,
-            None if path.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/')) => Credentials,
-            None => Public,
-        }
-    }
-
-    /// The path in the form of the table.
-    fn below<'a>(self, path: &'a str, prefix: &str) -> Option<&'a str> {
-        if self.requires_admission() { path.strip_prefix(prefix) } else { Some(path) }
-    }
-
-    /// Whether the route is subject to the limits.
-    #[must_use]
-    pub fn requires_admission(self) -> bool {
-        !matches!(self, Public | Metrics)
-    }
-
-    /// Whether the caller has to be authenticated, with these settings.
-    #[must_use]
-    pub fn wants_caller(self, metrics: MetricsAccess) -> bool {
-        self.requires_admission() || (self == Metrics && metrics == MetricsAccess::Credentials)
-    }
-
-    fn permissions(self) -> &'static [Permission] {
-        if let Permissions(needs) = self { needs } else { &[] }
-    }
-}
-
-/// Permissions that a route below the prefix needs; `None` if it is missing in the table.
-#[must_use]
-pub fn needs(method: &Method, path: &str) -> Option<&'static [Permission]> {
-    let rule = RULES.iter().find(|(of, at, access)| of == method && *at == path && access.requires_admission());
-    rule.map(|(.., access)| access.permissions())
-}
 
 /// Names of the roles that may use a route with these permissions.
 #[must_use]
@@ -194,12 +31,12 @@ pub fn roles(needs: &[Permission]) -> Vec<&'static str> {
 }
 
 /// Authorises the request, or returns the answer to send instead.
-pub async fn authorize(app: &App, request: &mut Parts, access: Access, caller: &Caller) -> Result<(), ApiError> {
+pub async fn authorize(app: &App, request: &mut Parts, rule: Rule, caller: &Caller) -> Result<(), ApiError> {
     // The route or the setting requires no credentials.
     if matches!(caller.proof, Proof::Nothing | Proof::Address) {
         return Ok(());
     }
-    match access {
+    match rule.access {
         Public | Address | Credentials => Ok(()),
         Denied => Err(ApiError::forbidden("The caller may not do this")),
         Metrics => {
@@ -214,7 +51,7 @@ pub async fn authorize(app: &App, request: &mut Parts, access: Access, caller: &
                 caller.must(*permission)?;
             }
             match &caller.grant.workflows {
-                Some(workflows) => authorize_bound(app, request, caller, workflows).await,
+                Some(workflows) => authorize_bound(app, request, rule.names, caller, workflows).await,
                 None => Ok(()),
             }
         }
@@ -226,27 +63,32 @@ pub async fn authorize(app: &App, request: &mut Parts, access: Access, caller: &
 async fn authorize_bound(
     app: &App,
     request: &mut Parts,
+    names: Names,
     caller: &Caller,
     workflows: &[String],
 ) -> Result<(), ApiError> {
-    let is_run = route_below_prefix(app, request).is_some_and(|route| route.starts_with("/runs/"));
-    let not_found = if is_run { ApiError::run_not_found } else { ApiError::workflow_not_found };
+    let (parameter, not_found): (_, fn() -> ApiError) = match names {
+        Names::Workflow => ("workflow_id", ApiError::workflow_not_found),
+        Names::WorkflowByName => ("name", ApiError::workflow_not_found),
+        Names::Run => ("run_id", ApiError::run_not_found),
+        Names::Nothing | Names::Callback => {
+            let detail = "The API key is bound to workflows, and the route names none";
+            return Err(ApiError::new(StatusCode::FORBIDDEN, "key_is_bound", detail));
+        }
+    };
     // A path that is not UTF-8 names no object.
     let parameters = RawPathParams::from_request_parts(request, &()).await.map_err(|_| not_found())?;
-    let named = |name: &str| parameters.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_owned());
+    let named = parameters.iter().find(|(key, _)| *key == parameter).map(|(_, value)| value.to_owned());
+    let named = named.filter(|named| !named.contains('\0')).ok_or_else(not_found)?;
     let (pool, organization) = (app.pool.clone(), caller.organization().clone());
-    let workflow = if let Some(name) = named("name") {
-        Some(name)
-    } else if let Some(id) = named("workflow_id") {
-        // What is no id is refused as such.
-        let Ok(id) = Uuid::try_parse(&id) else { return Ok(()) };
-        db::bounded(async move { db::workflows::name(&pool, &organization, id).await }).await?
-    } else if let Some(run_id) = named("run_id") {
-        let run_id = Some(run_id).filter(|run_id| !run_id.contains('\0')).ok_or_else(not_found)?;
-        db::bounded(async move { db::runs::workflow_name(&pool, &organization, &run_id).await }).await?
-    } else {
-        let detail = "The API key is bound to workflows, and the route names none";
-        return Err(ApiError::new(StatusCode::FORBIDDEN, "key_is_bound", detail));
+    let workflow = match names {
+        Names::Run => db::bounded(async move { db::runs::workflow_name(&pool, &organization, &named).await }).await?,
+        Names::Workflow => {
+            // The handler rejects an invalid id.
+            let Ok(id) = Uuid::try_parse(&named) else { return Ok(()) };
+            db::bounded(async move { db::workflows::name(&pool, &organization, id).await }).await?
+        }
+        _ => Some(named),
     };
     if workflow.is_some_and(|workflow| workflows.contains(&workflow)) { Ok(()) } else { Err(not_found()) }
 }
@@ -272,7 +114,7 @@ pub fn markdown() -> String {
     text += "\n## Routes\n\n";
     text += &row(vec!["route", "required permissions", "roles"]);
     text += &row(vec!["---"; 3]);
-    for (method, path, access) in &RULES {
+    for (method, path, access) in rules::all() {
         let names = match access {
             Public | Metrics | Denied => continue,
             Address => "the secret token in the path".to_owned(),

@@ -9,7 +9,11 @@ use std::sync::Arc;
 use http::{HeaderName, header, request::Parts};
 
 use self::token::InvalidToken;
-use super::{Gate, access::Access, rate_limit::AppliedLimits};
+use super::{
+    Gate,
+    rate_limit::AppliedLimits,
+    rules::{Access, Rule},
+};
 use crate::{
     access::{Actor, Grant, api_key::ApiKey},
     api::vocabulary::{
@@ -50,7 +54,7 @@ impl From<Arc<db::Error>> for Refusal {
 pub async fn authenticate(
     gate: &Gate,
     request: &mut Parts,
-    access: Access,
+    rule: Rule,
     anonymous: Actor,
     limits: &mut AppliedLimits,
 ) -> Result<Caller, ApiError> {
@@ -59,8 +63,8 @@ pub async fn authenticate(
     }
     let client = request.extensions.get::<ClientAddress>().copied();
     // The address of a callback is its permission. The step may require credentials besides.
-    let callback_caller = (access == Access::Address).then(|| Caller::denied(anonymous.clone()));
-    let refusal = match identify(gate, request, anonymous, client).await {
+    let callback_caller = (rule.access == Access::Address).then(|| Caller::denied(anonymous.clone()));
+    let refusal = match identify(gate, request, rule, anonymous, client).await {
         Ok(caller) => return Ok(caller),
         Err(Refusal::Other(answer)) => answer,
         Err(Refusal::Wrong(answer)) => {
@@ -74,6 +78,7 @@ pub async fn authenticate(
 async fn identify(
     gate: &Gate,
     request: &mut Parts,
+    rule: Rule,
     anonymous: Actor,
     client: Option<ClientAddress>,
 ) -> Result<Caller, Refusal> {
@@ -89,7 +94,9 @@ async fn identify(
     });
     match token {
         Some(token) => by_token(gate, token, anonymous, lookup).await,
-        None if let Some(text) = ticket::presented(app, request) => {
+        None if rule.takes_ticket
+            && let Some(text) = ticket::presented(request) =>
+        {
             by_ticket(app, request, &text, anonymous, lookup).await
         }
         None => Err(Refusal::Other(ApiError::unauthorized("A bearer token or an API key is required"))),

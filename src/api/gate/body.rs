@@ -12,12 +12,11 @@ use http_body_util::BodyExt;
 use utoipa::openapi::OpenApi;
 
 use crate::{
-    actions::import::MAX_BYTES as MAX_IMPORT_BYTES,
     api::vocabulary::error::ApiError,
     permits::{Holders, Permit, Permits},
 };
 
-/// Maximum size of a request body, except that of an import.
+/// Maximum size of the request body of most routes.
 pub const MAX_BODY_BYTES: usize = 1 << 20;
 /// Maximum length of path and query.
 const MAX_URI_BYTES: usize = 8 << 10;
@@ -90,18 +89,18 @@ pub struct ReadBody {
     pub sending: Duration,
 }
 
-/// Reads the whole body within its limits. `fault` is an error that was found before.
+/// Reads the whole body, of `limit` bytes at most. `fault` is an error that was found before.
 ///
 /// After an error the rest of the body is read and dropped: a client that is still sending when the connection is
 /// closed would never see the answer.
 pub async fn read(
     parts: &Parts,
     mut body: Body,
-    used: BodyPolicy,
+    (used, limit): (BodyPolicy, usize),
     (memory, holders): (&Permits, Holders),
     fault: Option<ApiError>,
 ) -> Result<ReadBody, ApiError> {
-    let mut fault = fault.or_else(|| fault_of_head(&parts.uri, &parts.headers, used));
+    let mut fault = fault.or_else(|| fault_of_head(&parts.uri, &parts.headers, (used, limit)));
     // A client that sends `Expect` waits for the answer before it sends the body.
     if parts.headers.contains_key(header::EXPECT)
         && let Some(fault) = fault
@@ -110,7 +109,6 @@ pub async fn read(
     }
     let is_unwanted = fault.is_some() || used == BodyPolicy::Dropped;
     let mut deadline = Instant::now() + if is_unwanted { DRAIN_TIMEOUT } else { BODY_TIMEOUT };
-    let limit = max_bytes(&parts.uri);
     let mut kept = Kept::Nothing;
     let mut permit = memory.take(holders, 0);
     let mut length = 0;
@@ -164,7 +162,7 @@ pub async fn read(
 }
 
 /// Errors that can be found without the body.
-fn fault_of_head(uri: &Uri, headers: &HeaderMap, used: BodyPolicy) -> Option<ApiError> {
+fn fault_of_head(uri: &Uri, headers: &HeaderMap, (used, limit): (BodyPolicy, usize)) -> Option<ApiError> {
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     let exceeds = |limit: usize| announced.is_some_and(|length| length > limit as u64);
     if uri.path_and_query().map_or(0, |uri| uri.as_str().len()) > MAX_URI_BYTES {
@@ -172,8 +170,8 @@ fn fault_of_head(uri: &Uri, headers: &HeaderMap, used: BodyPolicy) -> Option<Api
         Some(ApiError::new(StatusCode::URI_TOO_LONG, "uri_too_long", detail))
     } else if used == BodyPolicy::Nothing && exceeds(MAX_EMPTY_BYTES) {
         Some(unexpected())
-    } else if used == BodyPolicy::Handler && exceeds(max_bytes(uri)) {
-        Some(too_large(max_bytes(uri)))
+    } else if used == BodyPolicy::Handler && exceeds(limit) {
+        Some(too_large(limit))
     } else if used == BodyPolicy::Handler && is_encoded(headers) {
         // RFC 9110, 15.5.16: the header names the accepted codings.
         let detail = "The request body has a Content-Encoding; it is expected as it is";
@@ -246,9 +244,4 @@ fn unexpected() -> ApiError {
 fn too_large(limit: usize) -> ApiError {
     let detail = format!("The request body is larger than {} MiB", limit >> 20);
     ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", detail)
-}
-
-/// Maximum size of the body for that path: every export can be imported again.
-fn max_bytes(uri: &Uri) -> usize {
-    if uri.path().ends_with("/import") { MAX_IMPORT_BYTES } else { MAX_BODY_BYTES }
 }

@@ -32,14 +32,6 @@ const MAX_COMPRESSED: u64 = 64;
 #[derive(Clone, Copy, Debug)]
 pub struct Secret;
 
-/// Whether answers of this route below the prefix can contain credentials, or addresses that are permissions.
-#[must_use]
-pub fn shows_secrets(route: &str) -> bool {
-    let starts = ["/agents", "/api-keys", "/auth/", "/callbacks/", "/export"];
-    starts.iter().any(|start| route.starts_with(start))
-        || ["/callbacks", "/ticket"].iter().any(|end| route.ends_with(end))
-}
-
 /// Adds compression to the service.
 pub fn around(service: Router) -> Router {
     let permits = Permits::new(MAX_COMPRESSED, []);

@@ -16,13 +16,12 @@ use tokio::task::JoinHandle;
 use tracing::Instrument;
 
 use super::{
-    Gate,
-    access::{self, Access},
-    auth,
+    Gate, access, auth,
     body::{self, BodyRoutes, ReadBody},
     compression,
     load::Load,
     rate_limit::AppliedLimits,
+    rules::{Names, Rule},
 };
 use crate::{
     access::Actor,
@@ -67,13 +66,13 @@ pub async fn handle_request(
     client.map(|client| parts.extensions.insert(client));
     let (address, traceparent) = (client.map(|client| client.0), traceparent(&parts.headers));
     let anonymous = Actor { correlation_id: correlation_id.clone(), traceparent, address, ..Actor::system() };
-    let access = Access::of(&parts, &app.config.api.prefix);
-    let is_guarded = access.requires_admission();
+    let rule = Rule::of(&parts, &app.config.api.prefix);
+    let is_guarded = rule.access.requires_admission();
     let mut admission = Admission::of(Actor { subject: String::new(), ..anonymous.clone() });
     // A request that waits for a run's end has this much more time.
     let wait = Wait::of(&parts.headers).time().unwrap_or_default();
     let mut deadline = tokio::time::Instant::from_std(started) + TIME_LIMIT + wait;
-    let caller = match tokio::time::timeout_at(deadline, admission.admit(&gate, &mut parts, access, anonymous)).await {
+    let caller = match tokio::time::timeout_at(deadline, admission.admit(&gate, &mut parts, rule, anonymous)).await {
         Ok(caller) => caller,
         Err(_) => Err(too_late()),
     };
@@ -90,7 +89,7 @@ pub async fn handle_request(
         Err(error) => (None, Some(error)),
     };
     let used = bodies.use_of(&method, &route);
-    let body = body::read(&parts, body, used, (&app.memory.bodies, holders), refusal).await;
+    let body = body::read(&parts, body, (used, rule.max_body_bytes), (&app.memory.bodies, holders), refusal).await;
     let response = match body {
         Err(error) => error.into_response(),
         Ok(ReadBody { bytes, permit, sending }) => {
@@ -141,7 +140,7 @@ pub async fn handle_request(
     if let Ok(value) = HeaderValue::from_str(&correlation_id) {
         response.headers_mut().insert(CORRELATION_ID, value);
     }
-    if is_guarded && compression::shows_secrets(route.strip_prefix(&app.config.api.prefix).unwrap_or(&route)) {
+    if rule.has_secrets {
         response.extensions_mut().insert(compression::Secret);
     }
     limits.show(response.headers_mut());
@@ -209,25 +208,27 @@ impl Admission {
         &mut self,
         gate: &Gate,
         parts: &mut Parts,
-        access: Access,
+        rule: Rule,
         anonymous: Actor,
     ) -> Result<Caller, ApiError> {
         let app = &gate.app;
-        if access.requires_admission() {
+        if rule.access.requires_admission() {
             gate.load.check()?;
             gate.rates.count_address(parts.extensions.get().copied(), &mut self.limits)?;
         }
-        let caller = if access.wants_caller(app.config.metrics.access) {
-            auth::authenticate(gate, parts, access, anonymous, &mut self.limits).await?
+        let caller = if rule.access.wants_caller(app.config.metrics.access) {
+            auth::authenticate(gate, parts, rule, anonymous, &mut self.limits).await?
         } else {
             Caller::anonymous(anonymous)
         };
         self.actor = Actor::clone(&caller.actor);
         gate.rates.count_principal(&caller, &mut self.limits)?;
-        access::authorize(app, parts, access, &caller).await?;
+        access::authorize(app, parts, rule, &caller).await?;
         // Before the body is read, so that a caller without a valid address cannot cause that.
-        callbacks::find(app, parts).await?;
-        if access.requires_admission() && parts.method.is_safe() {
+        if rule.names == Names::Callback {
+            callbacks::find(app, parts).await?;
+        }
+        if rule.access.requires_admission() && parts.method.is_safe() {
             app.memory.check_answer(caller.holders())?;
         }
         Ok(caller)

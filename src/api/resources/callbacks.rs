@@ -5,7 +5,7 @@ use axum::{
     extract::{FromRequestParts, Path, State},
     response::{IntoResponse, Response},
 };
-use http::{Method, StatusCode, request::Parts};
+use http::{StatusCode, request::Parts};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
@@ -16,7 +16,7 @@ use crate::{
         app::App,
         caller::Caller,
         error::{ApiError, ErrorBody},
-        extract::{AnyJsonBody, RunId, route_below_prefix},
+        extract::{AnyJsonBody, RunId},
         idempotency::replayed,
     },
     db::{self, waits::OpenCallback},
@@ -41,11 +41,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Token {
     }
 }
 
-/// 404 if the request answers a callback that does not exist.
+/// 404 if the path of the request names no callback.
 pub async fn find(app: &App, request: &mut Parts) -> Result<(), ApiError> {
-    if request.method != Method::POST || route_below_prefix(app, request) != Some("/callbacks/{token}") {
-        return Ok(());
-    }
     let Token(token) = Token::from_request_parts(request, &()).await?;
     if answer_callback::exists(&app.pool, &token).await? { Ok(()) } else { Err(not_found()) }
 }

@@ -19,15 +19,6 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// Path of the metrics, at both ports.
-pub const METRICS: &str = "/metrics";
-
-/// Whether this module serves that path.
-#[must_use]
-pub fn serves(path: &str) -> bool {
-    ["/", "/health", "/health/ready", METRICS].contains(&path)
-}
-
 /// The answer of `GET /`.
 #[derive(Serialize, ToSchema)]
 pub struct Root {
@@ -179,7 +170,7 @@ pub async fn get_metrics(State(app): State<App>) -> Result<Response, ApiError> {
 pub fn management(app: &App) -> Router {
     let mut router = Router::new().route("/health", get(get_health)).route("/health/ready", get(get_readiness));
     if app.config.metrics.enabled {
-        router = router.route(METRICS, get(render_metrics));
+        router = router.route("/metrics", get(render_metrics));
     }
     router.with_state(app.clone())
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use axum::extract::{FromRequest, FromRequestParts, MatchedPath, Path, Request};
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use bytes::Bytes;
 use http::{HeaderMap, header, request::Parts};
 use http_body_util::BodyExt;
@@ -144,12 +144,6 @@ fn is_json(headers: &HeaderMap) -> bool {
     let Some(value) = headers.get(header::CONTENT_TYPE) else { return true };
     let essence = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
-}
-
-/// Route of a request below the prefix, with the names of its parameters.
-#[must_use]
-pub fn route_below_prefix<'a>(app: &App, request: &'a Parts) -> Option<&'a str> {
-    request.extensions.get::<MatchedPath>()?.as_str().strip_prefix(app.config.api.prefix.as_str())
 }
 
 /// The UUID of an agent or a workflow in the path; errors name the parameter.

@@ -6,7 +6,7 @@
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use chrono::{DateTime, TimeDelta, Utc};
-use http::{Method, request::Parts};
+use http::request::Parts;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -14,7 +14,7 @@ use super::{
     app::App,
     caller::{Caller, Proof},
     error::ApiError,
-    extract::{path_text, route_below_prefix},
+    extract::path_text,
     signing::SIGNATURE_BYTES,
 };
 use crate::{
@@ -26,8 +26,6 @@ use crate::{
 pub const LIFETIME: TimeDelta = TimeDelta::seconds(60);
 /// Purpose of the signature.
 const PURPOSE: &[u8] = b"event-stream";
-/// Route below the prefix.
-const ROUTE: &str = "/runs/{run_id}/events";
 
 /// Content of a ticket.
 #[derive(Debug, Serialize, Deserialize)]
@@ -89,13 +87,9 @@ pub async fn sign(app: &App, run_id: String, until: DateTime<Utc>, caller: &Call
     Ok(URL_SAFE_NO_PAD.encode(bytes))
 }
 
-/// The ticket in the request, if its route accepts one.
+/// The ticket in the request.
 #[must_use]
-pub fn presented(app: &App, request: &Parts) -> Option<String> {
-    let route = route_below_prefix(app, request)?;
-    if request.method != Method::GET || route != ROUTE {
-        return None;
-    }
+pub fn presented(request: &Parts) -> Option<String> {
     let mut pairs = url::form_urlencoded::parse(request.uri.query()?.as_bytes());
     pairs.find(|(name, _)| name == "ticket").map(|(_, ticket)| ticket.into_owned())
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 use workflow_api::{
     access::{Permission, Role},
-    api::gate::access,
+    api::gate::{access, rules},
     db::migrations::MIGRATOR,
 };
 
@@ -123,8 +123,8 @@ async fn every_route_is_in_the_table_and_the_documentation_is_what_the_table_say
     let mut routes = 0;
     for (method, path, about) in operations(&service).await {
         let of = http::Method::from_bytes(method.as_bytes()).expect("a method");
-        let needs = access::needs(&of, &path);
-        let needs = needs.unwrap_or_else(|| panic!("{method} {path} is not in the table of api::gate::access"));
+        let needs = rules::needs(&of, &path);
+        let needs = needs.unwrap_or_else(|| panic!("{method} {path} is not in the table of api::gate::rules"));
         let names: Vec<&str> = needs.iter().map(|permission| permission.as_str()).collect();
         assert_eq!(about["x-required-permissions"], json!(names), "{method} {path}");
         assert!(names.iter().all(|name| about["description"].to_string().contains(name)), "{method} {path}");

@@ -11,7 +11,10 @@ use utoipa::openapi::{
     schema::SchemaType,
 };
 
-use crate::{access::Permission, api::gate::access};
+use crate::{
+    access::Permission,
+    api::gate::{access, rules},
+};
 
 /// Adds what many operations share, so that no operation can lack it: the answers of `request`, which every route
 /// under the prefix can give, the form of headers, and a description for each answer without one, as the
@@ -28,7 +31,7 @@ pub fn complete(document: &mut OpenApi, prefix: &str) {
         ];
         for (method, operation) in operations {
             let Some(operation) = operation else { continue };
-            let needs = access::needs(&method, path);
+            let needs = rules::needs(&method, path);
             add_common_answers(operation, needs.is_some());
             if let Some(needs) = needs {
                 add_required_permissions(operation, needs);

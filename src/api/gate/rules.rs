@@ -1,0 +1,289 @@
+//! Route table: access rules and limits of each route, by method and path.
+
+use axum::extract::MatchedPath;
+use http::{Method, request::Parts};
+
+use self::Access::{Address, Credentials, Denied, Metrics, Permissions, Public};
+use super::body::MAX_BODY_BYTES;
+use crate::{
+    access::Permission::{
+        self, AgentsRead, AgentsWrite, AuditRead, DeadLettersManage, KeysManage, OrganizationsManage, RunsRead,
+        RunsWrite, WorkflowsRead, WorkflowsWrite,
+    },
+    actions::import::MAX_BYTES as MAX_IMPORT_BYTES,
+    config::MetricsAccess,
+};
+
+/// Access rule of a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// No credentials and no limits. A route at the root.
+    Public,
+    /// As `METRICS_ACCESS` says, without limits. A route at the root.
+    Metrics,
+    /// Knowledge of its path, which contains a token.
+    Address,
+    /// Valid credentials.
+    Credentials,
+    /// Valid credentials with all of these permissions.
+    Permissions(&'static [Permission]),
+    /// Denied: the route is missing in the table, which a test detects.
+    Denied,
+}
+
+impl Access {
+    /// Whether the route is subject to the limits.
+    #[must_use]
+    pub fn requires_admission(self) -> bool {
+        !matches!(self, Public | Metrics)
+    }
+
+    /// Whether the caller has to be authenticated, with these settings.
+    #[must_use]
+    pub fn wants_caller(self, metrics: MetricsAccess) -> bool {
+        self.requires_admission() || (self == Metrics && metrics == MetricsAccess::Credentials)
+    }
+
+    /// Permissions that it requires.
+    #[must_use]
+    pub fn permissions(self) -> &'static [Permission] {
+        if let Permissions(needs) = self { needs } else { &[] }
+    }
+}
+
+/// Kind of the object that a path names, if the gate has to find it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Names {
+    /// No object, or one that only the handler looks up.
+    Nothing,
+    /// A workflow, by `{workflow_id}`.
+    Workflow,
+    /// A workflow, by `{name}`.
+    WorkflowByName,
+    /// A run, by `{run_id}`.
+    Run,
+    /// A callback, by `{token}`. It is looked up before the body is read: a body without a valid address is not read.
+    Callback,
+}
+
+/// Rule of a route: its access, its limits and the properties that the gate needs.
+#[derive(Clone, Copy, Debug)]
+pub struct Rule {
+    /// Access rule.
+    pub access: Access,
+    /// Kind of the object in its path.
+    pub names: Names,
+    /// Maximum size of its body.
+    pub max_body_bytes: usize,
+    /// Whether its answers can contain credentials, or addresses that are permissions.
+    pub has_secrets: bool,
+    /// Whether it accepts the ticket of an event stream as a credential.
+    pub takes_ticket: bool,
+    /// Whether it is served while all regular connections are in use.
+    on_spare_connections: bool,
+}
+
+/// Route table. Paths are at the root for [`Public`] and [`Metrics`], else below the prefix. A route that is missing
+/// here is denied to all callers, and fails a test. Further requirements of a route are noted beside it.
+static RULES: [(Method, &str, Rule); 63] = [
+    (Method::GET, "/", Rule::new(Public).on_spare_connections()),
+    (Method::GET, "/health", Rule::new(Public).on_spare_connections()),
+    (Method::GET, "/health/ready", Rule::new(Public).on_spare_connections()),
+    (Method::GET, "/metrics", Rule::new(Metrics).on_spare_connections()),
+    (Method::GET, "/openapi.json", Rule::new(Public)),
+    (Method::GET, "/docs", Rule::new(Public)),
+    (Method::GET, "/docs/start.js", Rule::new(Public)),
+    (Method::GET, "/docs/index.html", Rule::new(Public)),
+    (Method::GET, "/docs/{file}", Rule::new(Public)),
+    (Method::GET, "/redoc", Rule::new(Public)),
+    (Method::GET, "/redoc/redoc.standalone.js", Rule::new(Public)),
+    (Method::GET, "/agents", Rule::needs(&[AgentsRead]).with_secrets()),
+    (Method::POST, "/agents", Rule::needs(&[AgentsWrite]).with_secrets()),
+    (Method::GET, "/agents/{agent_id}", Rule::needs(&[AgentsRead]).with_secrets()),
+    (Method::PUT, "/agents/{agent_id}", Rule::needs(&[AgentsWrite]).with_secrets()),
+    (Method::DELETE, "/agents/{agent_id}", Rule::needs(&[AgentsWrite]).with_secrets()),
+    (Method::GET, "/agents/{agent_id}/health", Rule::needs(&[AgentsRead]).with_secrets()),
+    (Method::GET, "/workflows", Rule::needs(&[WorkflowsRead])),
+    (Method::POST, "/workflows", Rule::needs(&[WorkflowsWrite])),
+    (Method::GET, "/workflows/{workflow_id}", Rule::of_workflow(&[WorkflowsRead])),
+    (Method::PUT, "/workflows/{workflow_id}", Rule::of_workflow(&[WorkflowsWrite])),
+    (Method::DELETE, "/workflows/{workflow_id}", Rule::of_workflow(&[WorkflowsWrite])),
+    (Method::GET, "/workflows/{workflow_id}/versions", Rule::of_workflow(&[WorkflowsRead])),
+    (Method::GET, "/workflows/{workflow_id}/versions/{version}", Rule::of_workflow(&[WorkflowsRead])),
+    (Method::GET, "/workflows/{workflow_id}/versions/{version}/diff/{other}", Rule::of_workflow(&[WorkflowsRead])),
+    (Method::POST, "/workflows/{workflow_id}/rollback", Rule::of_workflow(&[WorkflowsWrite])),
+    (Method::GET, "/workflows/{workflow_id}/graph", Rule::of_workflow(&[WorkflowsRead])),
+    (Method::POST, "/workflows/{workflow_id}/execute", Rule::of_workflow(&[RunsWrite])),
+    (Method::POST, "/workflows/validate", Rule::needs(&[WorkflowsRead])),
+    (Method::GET, "/workflow-names/{name}", Rule::of_workflow_name(&[WorkflowsRead])),
+    (Method::PUT, "/workflow-names/{name}", Rule::of_workflow_name(&[WorkflowsWrite])),
+    (Method::POST, "/workflow-names/{name}/execute", Rule::of_workflow_name(&[RunsWrite])),
+    // AgentsSecrets too, with `include_secrets`.
+    (Method::GET, "/export", Rule::needs(&[AgentsRead, WorkflowsRead]).with_secrets()),
+    (Method::POST, "/import", Rule::needs(&[AgentsWrite, WorkflowsWrite]).with_body(MAX_IMPORT_BYTES)),
+    (Method::GET, "/runs", Rule::needs(&[RunsRead])),
+    (Method::GET, "/runs/{run_id}", Rule::of_run(&[RunsRead])),
+    (Method::GET, "/runs/{run_id}/steps", Rule::of_run(&[RunsRead])),
+    (Method::GET, "/runs/{run_id}/logs", Rule::of_run(&[RunsRead])),
+    (Method::GET, "/runs/{run_id}/events", Rule::of_run(&[RunsRead]).with_ticket()),
+    // A ticket allows no more than its caller may do.
+    (Method::POST, "/runs/{run_id}/events/ticket", Rule::of_run(&[RunsRead]).with_secrets()),
+    (Method::GET, "/runs/{run_id}/graph", Rule::of_run(&[RunsRead])),
+    (Method::POST, "/runs/{run_id}/retry", Rule::of_run(&[RunsWrite])),
+    (Method::POST, "/runs/{run_id}/cancel", Rule::of_run(&[RunsWrite])),
+    (Method::POST, "/runs/{run_id}/pause", Rule::of_run(&[RunsWrite])),
+    (Method::POST, "/runs/{run_id}/resume", Rule::of_run(&[RunsWrite])),
+    // RunsWrite, since the addresses in the answer resume the run.
+    (Method::GET, "/runs/{run_id}/callbacks", Rule::of_run(&[RunsWrite]).with_secrets()),
+    // The callback may require a role besides.
+    (Method::POST, "/callbacks/{token}", Rule::of_callback().with_secrets()),
+    (Method::GET, "/api-keys", Rule::needs(&[KeysManage]).with_secrets()),
+    (Method::POST, "/api-keys", Rule::needs(&[KeysManage]).with_secrets()),
+    (Method::GET, "/api-keys/{key_id}", Rule::needs(&[KeysManage]).with_secrets()),
+    (Method::DELETE, "/api-keys/{key_id}", Rule::needs(&[KeysManage]).with_secrets()),
+    (Method::GET, "/audit-logs", Rule::needs(&[AuditRead])),
+    (Method::GET, "/audit-logs/export", Rule::needs(&[AuditRead])),
+    (Method::GET, "/audit-logs/verify", Rule::needs(&[AuditRead])),
+    (Method::GET, "/dead-letters", Rule::needs(&[DeadLettersManage])),
+    (Method::GET, "/dead-letters/{dead_letter_id}", Rule::needs(&[DeadLettersManage])),
+    (Method::POST, "/dead-letters/{dead_letter_id}/redrive", Rule::needs(&[DeadLettersManage, RunsWrite])),
+    (Method::DELETE, "/dead-letters/{dead_letter_id}", Rule::needs(&[DeadLettersManage])),
+    (Method::GET, "/organizations", Rule::needs(&[OrganizationsManage])),
+    (Method::POST, "/organizations", Rule::needs(&[OrganizationsManage])),
+    (Method::GET, "/organizations/{organization_id}", Rule::needs(&[OrganizationsManage])),
+    (Method::PUT, "/organizations/{organization_id}", Rule::needs(&[OrganizationsManage])),
+    // Only for API keys; the handler checks that.
+    (Method::POST, "/auth/token", Rule::new(Credentials).with_secrets()),
+];
+
+impl Rule {
+    const fn new(access: Access) -> Self {
+        Self {
+            access,
+            names: Names::Nothing,
+            max_body_bytes: MAX_BODY_BYTES,
+            has_secrets: false,
+            takes_ticket: false,
+            on_spare_connections: false,
+        }
+    }
+
+    const fn needs(permissions: &'static [Permission]) -> Self {
+        Self::new(Permissions(permissions))
+    }
+
+    const fn of_workflow(permissions: &'static [Permission]) -> Self {
+        Self { names: Names::Workflow, ..Self::needs(permissions) }
+    }
+
+    const fn of_workflow_name(permissions: &'static [Permission]) -> Self {
+        Self { names: Names::WorkflowByName, ..Self::needs(permissions) }
+    }
+
+    const fn of_run(permissions: &'static [Permission]) -> Self {
+        Self { names: Names::Run, ..Self::needs(permissions) }
+    }
+
+    const fn of_callback() -> Self {
+        Self { names: Names::Callback, ..Self::new(Address) }
+    }
+
+    const fn with_body(self, max_body_bytes: usize) -> Self {
+        Self { max_body_bytes, ..self }
+    }
+
+    const fn with_secrets(self) -> Self {
+        Self { has_secrets: true, ..self }
+    }
+
+    const fn with_ticket(self) -> Self {
+        Self { takes_ticket: true, ..self }
+    }
+
+    const fn on_spare_connections(self) -> Self {
+        Self { on_spare_connections: true, ..self }
+    }
+
+    /// Rule for a request, whether or not there is a route for it.
+    #[must_use]
+    pub fn of(request: &Parts, prefix: &str) -> Self {
+        match request.extensions.get::<MatchedPath>() {
+            Some(route) => Self::of_route(&request.method, route.as_str(), prefix),
+            None => Self::new(without_route(request.uri.path(), prefix)),
+        }
+    }
+
+    fn of_route(method: &Method, route: &str, prefix: &str) -> Self {
+        let method = if method == Method::HEAD { &Method::GET } else { method };
+        let mut rules = RULES.iter().filter(|(_, at, rule)| rule.below(route, prefix) == Some(at));
+        let Some(first) = rules.next() else { return Self::new(Denied) };
+        match [first].into_iter().chain(rules).find(|(of, ..)| of == method) {
+            Some((.., rule)) => *rule,
+            // Another method is answered 405, to every authenticated caller.
+            None if matches!(first.2.access, Permissions(_)) => Self::new(Credentials),
+            None => Self::new(first.2.access),
+        }
+    }
+
+    /// The path in the form of the table.
+    fn below<'a>(&self, path: &'a str, prefix: &str) -> Option<&'a str> {
+        if self.access.requires_admission() { path.strip_prefix(prefix) } else { Some(path) }
+    }
+}
+
+/// Access rule for a path without a route, which is answered 404 or with a redirect: that of the public route above it,
+/// if any.
+fn without_route(path: &str, prefix: &str) -> Access {
+    let is_below = |at: &str, path: &str| match at.split_once('{') {
+        Some((start, _)) => path.starts_with(start),
+        None => path == at,
+    };
+    let open = RULES.iter().find(|(_, at, rule)| {
+        let is_open = matches!(rule.access, Public | Metrics | Address);
+        is_open && rule.below(path, prefix).is_some_and(|path| is_below(at, path))
+    });
+    match open {
+        Some((.., rule)) => rule.access,
+        None if path.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/')) => Credentials,
+        None => Public,
+    }
+}
+
+/// Permissions that a route below the prefix needs; `None` if it is missing in the table.
+#[must_use]
+pub fn needs(method: &Method, path: &str) -> Option<&'static [Permission]> {
+    let rule = RULES.iter().find(|(of, at, rule)| of == method && *at == path && rule.access.requires_admission());
+    rule.map(|(.., rule)| rule.access.permissions())
+}
+
+/// Whether a path is served while all regular connections are in use.
+#[must_use]
+pub fn is_on_spare_connections(path: &str) -> bool {
+    RULES.iter().any(|(_, at, rule)| rule.on_spare_connections && *at == path)
+}
+
+/// All routes with their access rules.
+pub fn all() -> impl Iterator<Item = (&'static Method, &'static str, Access)> {
+    RULES.iter().map(|(method, path, rule)| (method, *path, rule.access))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_rule_declares_the_object_that_its_path_names() {
+        for (method, path, rule) in &RULES {
+            let named = match rule.names {
+                Names::Nothing => None,
+                Names::Workflow => Some("{workflow_id}"),
+                Names::WorkflowByName => Some("{name}"),
+                Names::Run => Some("{run_id}"),
+                Names::Callback => Some("{token}"),
+            };
+            for parameter in ["{workflow_id}", "{name}", "{run_id}", "{token}"] {
+                assert_eq!(path.contains(parameter), named == Some(parameter), "{method} {path}");
+            }
+        }
+    }
+}
