@@ -13,7 +13,7 @@ use crate::{
     api::vocabulary::{
         app::App,
         caller::Caller,
-        cursor::ListRequest,
+        cursor::{ListQuery, ListRequest},
         error::{ApiError, ErrorBody},
         etag::{self, IfMatch, IfNoneMatch},
         extract::{AgentId, JsonBody, Query},
@@ -32,10 +32,6 @@ use crate::{
     },
     timestamp::Timestamp,
 };
-
-/// Parameters that a cursor of the list is bound to.
-const FILTERS: [&str; 6] =
-    ["status", "name_prefix", "created_after", "created_before", "updated_after", "updated_before"];
 
 /// Page of the list of agents.
 pub type AgentPage = Page<Agent>;
@@ -344,14 +340,15 @@ fn not_found() -> ApiError {
     ),
 )]
 pub async fn list_agents(State(app): State<App>, caller: Caller, query: Query) -> Result<Response, ApiError> {
-    let list = ListRequest::read(&app, &query, "agents", &FILTERS).await?;
+    let mut parameters = ListQuery::new(&query);
     let filter = Filter {
         organization: caller.organization(),
-        statuses: query.several("status"),
-        name_prefix: query.text("name_prefix"),
-        created: query.span("created")?,
-        updated: query.span("updated")?,
+        statuses: parameters.several("status"),
+        name_prefix: parameters.text("name_prefix"),
+        created: parameters.span("created")?,
+        updated: parameters.span("updated")?,
     };
+    let list = ListRequest::read(&app, &parameters, "agents").await?;
     if let Some(name) = query.text("name") {
         let found = db::agents::find_to_call(&app.pool, caller.organization(), name).await?;
         return Ok(page::of_one(found.map(|found| show(&app, &caller, found)), list.page.size));

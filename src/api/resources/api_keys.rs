@@ -18,7 +18,7 @@ use crate::{
     api::vocabulary::{
         app::App,
         caller::{Caller, Proof},
-        cursor::ListRequest,
+        cursor::{ListQuery, ListRequest},
         error::{ApiError, ErrorBody},
         etag,
         extract::{JsonBody, Query, path_uuid},
@@ -313,7 +313,7 @@ fn secret(status: StatusCode, body: impl Serialize) -> Response {
     ),
 )]
 pub async fn list_api_keys(State(app): State<App>, caller: Caller, query: Query) -> Result<Response, ApiError> {
-    let list = ListRequest::read(&app, &query, "api-keys", &[]).await?;
+    let list = ListRequest::read(&app, &ListQuery::new(&query), "api-keys").await?;
     let page = db::api_keys::list(&mut *app.pool.acquire().await?, caller.organization(), &list.page).await?;
     Ok(page::answer(app, caller, &list, page, ApiKey::from))
 }

@@ -15,7 +15,7 @@ use crate::{
     api::vocabulary::{
         app::App,
         caller::Caller,
-        cursor::ListRequest,
+        cursor::{ListQuery, ListRequest},
         error::{ApiError, ErrorBody},
         extract::Query,
         page::{self, Page},
@@ -26,19 +26,6 @@ use crate::{
     timestamp::Timestamp,
     visible,
 };
-
-/// Parameters that a cursor of the list is bound to.
-const FILTERS: [&str; 9] = [
-    "user_id",
-    "action",
-    "entity_type",
-    "entity_id",
-    "outcome",
-    "correlation_id",
-    "created_after",
-    "created_before",
-    "sort_order",
-];
 
 /// Page of the audit trail.
 pub type AuditEntryPage = Page<AuditEntry>;
@@ -139,19 +126,18 @@ pub struct AuditQuery {
     correlation_id: Option<String>,
 }
 
-fn filter(caller: &Caller, query: &Query) -> Result<Filter, ApiError> {
+fn filter(caller: &Caller, parameters: &mut ListQuery<'_>) -> Result<Filter, ApiError> {
     // A UUID, or the id of an object without a UUID.
-    let entity_id = query.text("entity_id");
-    let entity_id = entity_id.map(|id| Uuid::try_parse(id).unwrap_or_else(|_| id::run_entity_id(id)));
+    let entity_id = |id| Uuid::try_parse(id).unwrap_or_else(|_| id::run_entity_id(id));
     Ok(Filter {
         organization: caller.organization().clone(),
-        users: query.several("user_id"),
-        actions: query.several("action"),
-        entity_types: query.several("entity_type"),
-        entity_id,
-        outcomes: query.several("outcome"),
-        correlation_id: query.text("correlation_id").map(str::to_owned),
-        created: query.span("created")?,
+        users: parameters.several("user_id"),
+        actions: parameters.several("action"),
+        entity_types: parameters.several("entity_type"),
+        entity_id: parameters.text("entity_id").map(entity_id),
+        outcomes: parameters.several("outcome"),
+        correlation_id: parameters.text("correlation_id").map(str::to_owned),
+        created: parameters.span("created")?,
     })
 }
 
@@ -172,9 +158,10 @@ fn filter(caller: &Caller, query: &Query) -> Result<Filter, ApiError> {
     ),
 )]
 pub async fn list_audit_logs(State(app): State<App>, caller: Caller, query: Query) -> Result<Response, ApiError> {
-    let filter = filter(&caller, &query)?;
-    let order = audit::order(query.is_ascending());
-    let list = ListRequest::read(&app, &query, "audit-logs", &FILTERS).await?;
+    let mut parameters = ListQuery::new(&query);
+    let filter = filter(&caller, &mut parameters)?;
+    let order = audit::order(parameters.is_ascending());
+    let list = ListRequest::read(&app, &parameters, "audit-logs").await?;
     let page = audit::list(&mut *app.pool.acquire().await?, &filter, order, &list.page).await?;
     Ok(page::answer(app, caller, &list, page, AuditEntry::from))
 }

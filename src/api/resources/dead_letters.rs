@@ -18,7 +18,7 @@ use crate::{
     api::vocabulary::{
         app::App,
         caller::Caller,
-        cursor::ListRequest,
+        cursor::{ListQuery, ListRequest},
         error::{ApiError, ErrorBody},
         extract::{OptionalJsonBody, Query, path_uuid},
         page::{self, Page},
@@ -29,8 +29,6 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// Parameters that a cursor of the list is bound to.
-const FILTERS: [&str; 7] = ["topic", "reason", "status", "run_id", "created_after", "created_before", "sort_order"];
 /// Maximum number of bytes of a value or key in an answer.
 const MAX_SHOWN_BYTES: i32 = 1 << 20;
 
@@ -234,16 +232,17 @@ impl From<ResolveError> for ApiError {
     ),
 )]
 pub async fn list_dead_letters(State(app): State<App>, caller: Caller, query: Query) -> Result<Response, ApiError> {
+    let mut parameters = ListQuery::new(&query);
     let filter = Filter {
         organization: caller.organization().clone(),
-        topics: query.several("topic"),
-        reasons: query.several("reason"),
-        statuses: query.several("status"),
-        run_id: query.text("run_id").map(str::to_owned),
-        created: query.span("created")?,
+        topics: parameters.several("topic"),
+        reasons: parameters.several("reason"),
+        statuses: parameters.several("status"),
+        run_id: parameters.text("run_id").map(str::to_owned),
+        created: parameters.span("created")?,
     };
-    let order = dead_letters::order(query.is_ascending());
-    let list = ListRequest::read(&app, &query, "dead-letters", &FILTERS).await?;
+    let order = dead_letters::order(parameters.is_ascending());
+    let list = ListRequest::read(&app, &parameters, "dead-letters").await?;
     let page = dead_letters::list(&mut *app.pool.acquire().await?, &filter, order, &list.page).await?;
     Ok(page::answer(app, caller, &list, page, DeadLetter::from))
 }

@@ -17,7 +17,7 @@ use crate::{
     api::vocabulary::{
         app::App,
         caller::Caller,
-        cursor::ListRequest,
+        cursor::{ListQuery, ListRequest},
         error::{ApiError, ErrorBody},
         etag,
         extract::{JsonBody, Query},
@@ -287,7 +287,7 @@ fn must_manage(caller: &Caller) -> Result<(), ApiError> {
     ),
 )]
 pub async fn list_organizations(State(app): State<App>, caller: Caller, query: Query) -> Result<Response, ApiError> {
-    let list = ListRequest::read(&app, &query, "organizations", &[]).await?;
+    let list = ListRequest::read(&app, &ListQuery::new(&query), "organizations").await?;
     let own = Some(caller.organization()).filter(|own| !own.is_default());
     let page = db::organizations::list(&mut *app.pool.acquire().await?, own, &list.page).await?;
     Ok(page::answer(app, caller, &list, page, Organization::from))

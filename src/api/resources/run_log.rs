@@ -23,7 +23,7 @@ use crate::{
     api::vocabulary::{
         app::App,
         caller::{Caller, RECHECK_CALLER},
-        cursor::ListRequest,
+        cursor::{ListQuery, ListRequest},
         error::{ApiError, ErrorBody},
         extract::{Query, RunId},
         page::{self, Page},
@@ -40,8 +40,6 @@ use crate::{
     visible,
 };
 
-/// Parameters that a cursor of the log is bound to.
-const FILTERS: [&str; 3] = ["step_id", "level", "sort_order"];
 /// Header by which a client resumes a stream. There is also a parameter, for clients that cannot send it.
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// Makes nginx forward events without buffering.
@@ -190,21 +188,23 @@ pub async fn get_logs(
     headers: HeaderMap,
     query: Query,
 ) -> Result<Response, ApiError> {
-    let level = match query.text("level") {
+    let mut parameters = ListQuery::new(&query);
+    let steps = parameters.several("step_id");
+    let level = match parameters.text("level") {
         None => Level::Info,
         Some(name) => Level::ALL
             .into_iter()
             .find(|level| level.as_str().eq_ignore_ascii_case(name))
             .ok_or_else(|| FieldError::rule("query.level", "`info`, `warning` or `error` is expected"))?,
     };
-    let is_descending = query.text("sort_order").is_some_and(|order| order.eq_ignore_ascii_case("desc"));
+    let is_descending = parameters.text("sort_order").is_some_and(|order| order.eq_ignore_ascii_case("desc"));
     let order = events::order(!is_descending);
-    let list = ListRequest::read(&app, &query, &format!("logs of {run_id}"), &FILTERS).await?;
+    let list = ListRequest::read(&app, &parameters, &format!("logs of {run_id}")).await?;
     if !db::runs::exists(&app.pool, caller.organization(), &run_id).await? {
         return Err(ApiError::run_not_found());
     }
     events::number(&app.pool, &run_id).await?;
-    let filter = Filter { steps: &query.several("step_id"), kinds: &level.kinds() };
+    let filter = Filter { steps: &steps, kinds: &level.kinds() };
     let mut connection = app.pool.acquire().await?;
     let page = events::list(&mut connection, &run_id, &filter, order, &list.page).await?;
     drop(connection);

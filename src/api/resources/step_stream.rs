@@ -7,7 +7,7 @@ use super::runs::wire::Step;
 use crate::api::vocabulary::{
     app::App,
     caller::Caller,
-    cursor::ListRequest,
+    cursor::{ListQuery, ListRequest},
     error::ApiError,
     extract::Query,
     streamed::{Array, CHUNK, Entries, JSON},
@@ -21,8 +21,11 @@ use crate::db::{
 pub async fn answer(app: App, caller: Caller, run_id: String, query: &Query) -> Result<Response, ApiError> {
     let is_paged =
         ["page", "page_size", "cursor"].iter().any(|name| query.text(name).is_some_and(|text| !text.is_empty()));
-    let list =
-        if is_paged { Some(ListRequest::read(&app, query, &format!("steps of {run_id}"), &[]).await?) } else { None };
+    let list = if is_paged {
+        Some(ListRequest::read(&app, &ListQuery::new(query), &format!("steps of {run_id}")).await?)
+    } else {
+        None
+    };
     let (pool, organization, id) = (app.pool.clone(), caller.organization().clone(), run_id.clone());
     let read = move |page: PageRequest| {
         let (pool, organization, run_id) = (pool.clone(), organization.clone(), id.clone());

@@ -17,10 +17,12 @@ use super::{
 use crate::{
     db::list::{Entries, EntryId, PageRequest, PageStart, Position, SortValue},
     input::{self, FieldError},
+    timestamp::Timestamp,
 };
 
 /// Maximum number of entries up to the end of a page by number. The database reads all of them for it.
 const MAX_PAGE_DEPTH: i64 = 10_000;
+
 /// Content of a cursor.
 #[derive(Serialize, Deserialize)]
 struct Cursor {
@@ -33,6 +35,52 @@ struct Cursor {
     /// Number of the page, counted from the first page that was read.
     #[serde(rename = "n")]
     number: i64,
+}
+
+/// Reader of a list's parameters. A cursor is bound to those that are read here, in the order in which they are read.
+pub struct ListQuery<'q> {
+    query: &'q Query,
+    given: Vec<(String, &'q str)>,
+}
+
+impl<'q> ListQuery<'q> {
+    /// Reader of this query.
+    #[must_use]
+    pub fn new(query: &'q Query) -> Self {
+        Self { query, given: Vec::new() }
+    }
+
+    /// The parameter, if it is present and not empty.
+    pub fn text(&mut self, name: &str) -> Option<&'q str> {
+        let text = self.query.text(name)?;
+        self.given.push((name.to_owned(), text));
+        Some(text)
+    }
+
+    /// The comma-separated values of the parameter, without empty ones.
+    pub fn several(&mut self, name: &str) -> Vec<String> {
+        let texts = self.text(name).into_iter().flat_map(|text| text.split(','));
+        texts.filter(|text| !text.is_empty()).map(str::to_owned).collect()
+    }
+
+    /// Both ends of a time span, `NAME_after` and `NAME_before`.
+    pub fn span(&mut self, name: &str) -> Result<(Option<Timestamp>, Option<Timestamp>), ApiError> {
+        Ok((self.instant(&format!("{name}_after"))?, self.instant(&format!("{name}_before"))?))
+    }
+
+    fn instant(&mut self, name: &str) -> Result<Option<Timestamp>, ApiError> {
+        Ok(self.text(name).map(|text| input::query_datetime(name, text)).transpose()?.map(Timestamp::from))
+    }
+
+    /// Whether `sort_order` is `asc`.
+    pub fn is_ascending(&mut self) -> bool {
+        self.text("sort_order").is_some_and(|order| order.eq_ignore_ascii_case("asc"))
+    }
+
+    fn fingerprint(&self, list: &str) -> [u8; 32] {
+        // Encoded as JSON, so that different queries never give the same text.
+        Sha256::digest(input::to_raw(&(list, &self.given)).get()).into()
+    }
 }
 
 /// Requested page of a list.
@@ -48,8 +96,9 @@ pub struct ListRequest {
 }
 
 impl ListRequest {
-    /// Reads `page`, `page_size` and `cursor`. A cursor is bound to `list` and the parameters named by `filters`.
-    pub async fn read(app: &App, query: &Query, list: &str, filters: &[&str]) -> Result<Self, ApiError> {
+    /// Reads `page`, `page_size` and `cursor`. A cursor is bound to `list` and to the parameters that were read before.
+    pub async fn read(app: &App, parameters: &ListQuery<'_>, list: &str) -> Result<Self, ApiError> {
+        let query = parameters.query;
         let pages = app.config.pages;
         let mut errors = Vec::new();
         let mut number =
@@ -63,7 +112,7 @@ impl ListRequest {
             };
         let page = number("page", 1);
         let size = number("page_size", pages.default_size).min(pages.max_size);
-        let fingerprint = fingerprint(query, list, filters);
+        let fingerprint = parameters.fingerprint(list);
         let cursor = query.text("cursor");
         if cursor.is_some() && query.text("page").is_some() {
             errors.push(FieldError::rule("query.cursor", "`cursor` and `page` exclude each other"));
@@ -113,12 +162,6 @@ fn fits(position: &Position) -> bool {
         && !matches!(&position.id, EntryId::Text(id) if has_nul(id))
 }
 
-fn fingerprint(query: &Query, list: &str, filters: &[&str]) -> [u8; 32] {
-    let given: Vec<_> = filters.iter().filter_map(|name| Some((name, query.text(name)?))).collect();
-    // Encoded as JSON, so that different queries never give the same text.
-    Sha256::digest(input::to_raw(&(list, given)).get()).into()
-}
-
 fn encode(cursor: &Cursor, query: &[u8; 32], key: &Key) -> String {
     let text = input::to_raw(cursor);
     let mut bytes = key.sign(query, text.get().as_bytes()).to_vec();
@@ -145,6 +188,19 @@ mod tests {
     fn an_encoded_cursor_is_decoded_unchanged() {
         let decoded = decode(&encode(&cursor(), &[1; 32], &key(1)), &[1; 32], &key(1)).expect("our own cursor");
         assert_eq!((decoded.position, decoded.is_before, decoded.number), (cursor().position, true, 7));
+    }
+
+    #[test]
+    fn a_cursor_is_bound_to_the_parameters_that_are_read() {
+        let query =
+            Query::parse("status=FAILED,RUNNING&other=1&name=&created_before=60&sort_order=asc").expect("a query");
+        let mut parameters = ListQuery::new(&query);
+        assert_eq!(parameters.several("status"), ["FAILED", "RUNNING"]);
+        assert_eq!(parameters.text("name"), None);
+        assert!(parameters.span("created").is_ok_and(|span| span.0.is_none() && span.1.is_some()));
+        assert!(parameters.is_ascending());
+        let bound = r#"["runs",[["status","FAILED,RUNNING"],["created_before","60"],["sort_order","asc"]]]"#;
+        assert_eq!(parameters.fingerprint("runs")[..], Sha256::digest(bound)[..]);
     }
 
     #[test]

@@ -14,7 +14,6 @@ use super::{app::App, caller::Caller, error::ApiError};
 use crate::{
     input::{self, FieldError, shorten},
     offload::SMALL_BYTES,
-    timestamp::Timestamp,
 };
 
 /// Bodies from this size on are checked on another thread.
@@ -202,21 +201,23 @@ impl<S: Send + Sync> FromRequestParts<S> for Query {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
-        let pairs = url::form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes());
+        Ok(Self::parse(parts.uri.query().unwrap_or_default())?)
+    }
+}
+
+impl Query {
+    /// Parses the query part of a URI.
+    pub fn parse(text: &str) -> Result<Self, FieldError> {
         let mut values = HashMap::new();
-        for (name, value) in pairs {
+        for (name, value) in url::form_urlencoded::parse(text.as_bytes()) {
             if value.contains('\0') {
-                return Err(
-                    FieldError::new(format!("query.{name}"), "string_nul", "NUL characters are not allowed").into()
-                );
+                return Err(FieldError::new(format!("query.{name}"), "string_nul", "NUL characters are not allowed"));
             }
             values.insert(name.into_owned(), value.into_owned());
         }
         Ok(Self(values))
     }
-}
 
-impl Query {
     /// The parameter; an empty value, as forms send it, counts as absent.
     #[must_use]
     pub fn text(&self, name: &str) -> Option<&str> {
@@ -229,34 +230,11 @@ impl Query {
         self.0.get(name).map(String::as_str)
     }
 
-    /// The parameter as an instant.
-    pub fn instant(&self, name: &str) -> Result<Option<Timestamp>, ApiError> {
-        Ok(self.text(name).map(|text| input::query_datetime(name, text)).transpose()?.map(Timestamp::from))
-    }
-
-    /// Whether `sort_order` is `asc`.
-    #[must_use]
-    pub fn is_ascending(&self) -> bool {
-        self.text("sort_order").is_some_and(|order| order.eq_ignore_ascii_case("asc"))
-    }
-
-    /// Both ends of a time span, `NAME_after` and `NAME_before`.
-    pub fn span(&self, name: &str) -> Result<(Option<Timestamp>, Option<Timestamp>), ApiError> {
-        Ok((self.instant(&format!("{name}_after"))?, self.instant(&format!("{name}_before"))?))
-    }
-
     /// The same query with this cursor.
     #[must_use]
     pub fn with_cursor(&self, cursor: &str) -> String {
         let others = self.0.iter().filter(|(name, _)| !["page", "cursor"].contains(&name.as_str()));
         let mut query = url::form_urlencoded::Serializer::new(String::new());
         query.extend_pairs(others).append_pair("cursor", cursor).finish()
-    }
-
-    /// The comma-separated values of the parameter, without empty ones.
-    #[must_use]
-    pub fn several(&self, name: &str) -> Vec<String> {
-        let texts = self.text(name).into_iter().flat_map(|text| text.split(','));
-        texts.filter(|text| !text.is_empty()).map(str::to_owned).collect()
     }
 }

@@ -9,6 +9,7 @@ use crate::{
     api::vocabulary::{
         app::App,
         caller::Caller,
+        cursor::ListQuery,
         error::{ApiError, ErrorBody},
         extract::Query,
         parameters, sets,
@@ -140,7 +141,7 @@ fn csv_line(fields: [String; 14]) -> Vec<u8> {
 )]
 pub async fn export_audit_logs(State(app): State<App>, caller: Caller, query: Query) -> Result<Response, ApiError> {
     let format = Format::read_format(&query)?;
-    let filter = filter(&caller, &query)?;
+    let filter = filter(&caller, &mut ListQuery::new(&query))?;
     let pool = app.pool.clone();
     let read = move |start| {
         let (pool, filter) = (pool.clone(), filter.clone());

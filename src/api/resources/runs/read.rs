@@ -7,30 +7,13 @@ use crate::{
     api::vocabulary::{
         app::App,
         caller::Caller,
-        cursor::ListRequest,
+        cursor::{ListQuery, ListRequest},
         error::{ApiError, ErrorBody},
         extract::{Query, RunId},
         page, parameters, sets,
     },
     db::{self, runs::Filter},
 };
-
-/// Parameters that a cursor of the list is bound to.
-const FILTERS: [&str; 13] = [
-    "status",
-    "workflow_id",
-    "workflow_definition_id",
-    "name",
-    "name_prefix",
-    "triggered_by",
-    "parent_run_id",
-    "created_after",
-    "created_before",
-    "updated_after",
-    "updated_before",
-    "sort_by",
-    "sort_order",
-];
 
 /// List runs
 ///
@@ -57,21 +40,22 @@ const FILTERS: [&str; 13] = [
     ),
 )]
 pub async fn list_runs(State(app): State<App>, caller: Caller, query: Query) -> Result<Response, ApiError> {
+    let mut parameters = ListQuery::new(&query);
     let filter = Filter {
         organization: caller.organization(),
-        statuses: query.several("status"),
-        workflow_id: query.text("workflow_id"),
-        workflow_definition_id: query.text("workflow_definition_id"),
-        name: query.text("name"),
-        name_prefix: query.text("name_prefix"),
-        triggered_by: query.text("triggered_by"),
-        parent_run_id: query.text("parent_run_id"),
-        created: query.span("created")?,
-        updated: query.span("updated")?,
-        sort_by: query.text("sort_by").unwrap_or_default(),
-        ascending: query.is_ascending(),
+        statuses: parameters.several("status"),
+        workflow_id: parameters.text("workflow_id"),
+        workflow_definition_id: parameters.text("workflow_definition_id"),
+        name: parameters.text("name"),
+        name_prefix: parameters.text("name_prefix"),
+        triggered_by: parameters.text("triggered_by"),
+        parent_run_id: parameters.text("parent_run_id"),
+        created: parameters.span("created")?,
+        updated: parameters.span("updated")?,
+        sort_by: parameters.text("sort_by").unwrap_or_default(),
+        ascending: parameters.is_ascending(),
     };
-    let list = ListRequest::read(&app, &query, "runs", &FILTERS).await?;
+    let list = ListRequest::read(&app, &parameters, "runs").await?;
     let page = db::runs::list(&mut *app.pool.acquire().await?, &filter, &list.page).await?;
     Ok(page::answer(app, caller, &list, page, Run::from))
 }

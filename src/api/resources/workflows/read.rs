@@ -7,7 +7,7 @@ use crate::{
     api::vocabulary::{
         app::App,
         caller::Caller,
-        cursor::ListRequest,
+        cursor::{ListQuery, ListRequest},
         error::{ApiError, ErrorBody},
         etag::IfNoneMatch,
         extract::{Query, WorkflowId},
@@ -15,19 +15,6 @@ use crate::{
     },
     db::{self, workflows::Filter},
 };
-
-/// Parameters that a cursor of the list is bound to.
-const FILTERS: [&str; 9] = [
-    "status",
-    "name",
-    "name_prefix",
-    "created_after",
-    "created_before",
-    "updated_after",
-    "updated_before",
-    "sort_by",
-    "sort_order",
-];
 
 /// List workflows
 ///
@@ -50,17 +37,18 @@ const FILTERS: [&str; 9] = [
     ),
 )]
 pub async fn list_workflows(State(app): State<App>, caller: Caller, query: Query) -> Result<Response, ApiError> {
+    let mut parameters = ListQuery::new(&query);
     let filter = Filter {
         organization: caller.organization(),
-        statuses: query.several("status"),
-        name: query.text("name"),
-        name_prefix: query.text("name_prefix"),
-        created: query.span("created")?,
-        updated: query.span("updated")?,
-        sort_by: query.text("sort_by").unwrap_or_default(),
-        ascending: query.is_ascending(),
+        statuses: parameters.several("status"),
+        name: parameters.text("name"),
+        name_prefix: parameters.text("name_prefix"),
+        created: parameters.span("created")?,
+        updated: parameters.span("updated")?,
+        sort_by: parameters.text("sort_by").unwrap_or_default(),
+        ascending: parameters.is_ascending(),
     };
-    let list = ListRequest::read(&app, &query, "workflows", &FILTERS).await?;
+    let list = ListRequest::read(&app, &parameters, "workflows").await?;
     let page = db::workflows::list(&mut *app.pool.acquire().await?, &filter, &list.page).await?;
     Ok(page::answer(app, caller, &list, page, Workflow::from))
 }
@@ -104,7 +92,7 @@ pub async fn list_workflow_versions(
     WorkflowId(id): WorkflowId,
     query: Query,
 ) -> Result<Response, ApiError> {
-    let list = ListRequest::read(&app, &query, &format!("versions of {id}"), &[]).await?;
+    let list = ListRequest::read(&app, &ListQuery::new(&query), &format!("versions of {id}")).await?;
     let name =
         db::workflows::name(&app.pool, caller.organization(), id).await?.ok_or_else(ApiError::workflow_not_found)?;
     let filter = Filter::versions(caller.organization(), &name);
