@@ -1,5 +1,6 @@
 //! Shared types of the API, for resources and gate: callers, errors, extractors, and parts of answers.
 
+pub mod accept;
 pub mod api_key_cache;
 pub mod app;
 pub mod caller;

@@ -20,7 +20,10 @@ use tower_http::{
     },
 };
 
-use crate::permits::{Holders, Permits};
+use crate::{
+    api::vocabulary::accept::preferences,
+    permits::{Holders, Permits},
+};
 
 /// Smaller answers fit into one packet uncompressed.
 const COMPRESSED_FROM_BYTES: u64 = 1024;
@@ -85,16 +88,9 @@ async fn compress(State(permits): State<Permits>, mut request: Request, next: Ne
 
 /// The client's preferred coding among the supported ones; `None` if it accepts none.
 fn wanted(headers: &HeaderMap) -> Option<&'static str> {
-    let texts = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
     let mut best = (0.0, None);
-    for entry in texts.flat_map(|text| text.split(',')) {
-        let (name, parameters) = entry.split_once(';').unwrap_or((entry, ""));
-        let quality = match parameters.trim().strip_prefix("q=").map(str::parse::<f32>) {
-            None => 1.0,
-            Some(Ok(quality)) => quality,
-            Some(Err(_)) => continue,
-        };
-        let coding = match name.trim().to_ascii_lowercase().as_str() {
+    for (name, quality) in preferences(headers, &header::ACCEPT_ENCODING) {
+        let coding = match name.as_str() {
             "zstd" => "zstd",
             "gzip" | "x-gzip" | "*" => "gzip",
             _ => continue,

@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 
 use crate::{
     api::vocabulary::{
+        accept::preferences,
         app::App,
         caller::Caller,
         error::{ApiError, ErrorBody},
@@ -44,17 +45,14 @@ impl Form {
             }
             None => {}
         }
-        let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
         let mut best = (0.0, Self::Plain);
-        for range in accepted.flat_map(|value| value.split(',')) {
-            let mut parts = range.split(';').map(str::trim);
-            let form = match parts.next().unwrap_or_default().to_ascii_lowercase().as_str() {
+        for (range, weight) in preferences(headers, &header::ACCEPT) {
+            let form = match range.as_str() {
                 "image/svg+xml" | "image/*" => Self::Svg,
                 "text/vnd.mermaid" => Self::Mermaid,
                 "text/plain" | "text/*" | "*/*" => Self::Plain,
                 _ => continue,
             };
-            let weight = parts.find_map(|part| part.strip_prefix("q=")).map_or(1.0, |q| q.parse().unwrap_or(0.0));
             if weight > best.0 {
                 best = (weight, form);
             }

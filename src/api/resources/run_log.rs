@@ -21,6 +21,7 @@ use utoipa::ToSchema;
 
 use crate::{
     api::vocabulary::{
+        accept::preferences,
         app::App,
         caller::{Caller, RECHECK_CALLER},
         cursor::{ListQuery, ListRequest},
@@ -232,9 +233,7 @@ pub async fn get_logs(
 
 /// Whether text is accepted, and JSON is not.
 fn prefers_text(headers: &HeaderMap) -> bool {
-    let texts = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    let types = texts.flat_map(|text| text.split(',')).filter_map(|entry| entry.split(';').next());
-    let types: Vec<String> = types.map(|name| name.trim().to_ascii_lowercase()).collect();
+    let types: Vec<_> = preferences(headers, &header::ACCEPT).map(|(name, _)| name).collect();
     types.iter().any(|name| name == "text/plain") && !types.iter().any(|name| name == "application/json")
 }
 
