@@ -5,7 +5,12 @@
 //! are dropped, and finding an entry in use is one look-up in a hash map. `moka` has more features (expiry, concurrent
 //! readers, eviction by frequency of use), and its look-up costs about three times as much.
 
-use std::{collections::HashMap, hash::Hash, mem};
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    mem,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 /// Cache. Values are cheap to clone.
 pub struct Cache<K, V> {
@@ -75,8 +80,48 @@ impl<K: Eq + Hash, V: Clone> Cache<K, V> {
     }
 }
 
+/// Maximum number of keys in a [`SingleFlight`]. With more keys, several callers may read the same value.
+const FLIGHTS: usize = 1024;
+
+/// Single flight: of several callers that miss the same key of a cache, one reads the value and the others wait for it.
+pub struct SingleFlight<K>(Mutex<Cache<K, Arc<tokio::sync::Mutex<()>>>>);
+
+impl<K> Default for SingleFlight<K>
+where
+    K: Eq + Hash,
+{
+    fn default() -> Self {
+        Self(Mutex::new(Cache::new(FLIGHTS)))
+    }
+}
+
+impl<K: Eq + Hash> SingleFlight<K> {
+    /// Returns the value that `read` reads and puts into the cache, or that `cached` finds there after another read. If
+    /// the other read fails or is cancelled, all waiting callers read themselves: its error may not be theirs.
+    pub async fn read<V, E>(
+        &self,
+        key: K,
+        cached: impl Fn() -> Option<V>,
+        read: impl Future<Output = Result<V, E>>,
+    ) -> Result<V, E> {
+        let flight = self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(key, Arc::default);
+        let first = flight.try_lock();
+        if first.is_err() {
+            drop(flight.lock().await);
+            if let Some(value) = cached() {
+                return Ok(value);
+            }
+        }
+        read.await
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+    use futures_util::{FutureExt as _, future::join_all};
+
     use super::*;
 
     #[test]
@@ -114,5 +159,38 @@ mod tests {
         assert_eq!((cache.get(&"b"), cache.weight), (None, 6));
         cache.remove(&"a");
         assert_eq!((cache.get(&"a"), cache.weight), (None, 0));
+    }
+
+    #[tokio::test]
+    async fn of_several_callers_that_miss_a_key_one_reads_it() {
+        let (flights, cache, reads) = (SingleFlight::default(), Mutex::new(Cache::new(10)), AtomicUsize::new(0));
+        let (flights, cache, reads) = (&flights, &cache, &reads);
+        let get = |key: &'static str| {
+            let cached = move || cache.lock().expect("no panic").get(&key);
+            flights.read(key, cached, async move {
+                let number = reads.fetch_add(1, SeqCst);
+                tokio::task::yield_now().await;
+                if number == 0 {
+                    return Err("the first one fails");
+                }
+                cache.lock().expect("no panic").insert(key, key, 1);
+                Ok(key)
+            })
+        };
+        assert_eq!(get("a").await, Err("the first one fails"));
+        let found = join_all(["a", "a", "b", "a", "b"].map(get)).await;
+        assert_eq!(found, ["a", "a", "b", "a", "b"].map(Ok));
+        assert_eq!(reads.load(SeqCst), 3, "the failed read, and one of each key");
+    }
+
+    #[tokio::test]
+    async fn a_cancelled_read_does_not_block_the_next_one() {
+        let flights = SingleFlight::default();
+        let mut cancelled = Box::pin(flights.read("a", || None, std::future::pending::<Result<(), ()>>()));
+        assert!(cancelled.as_mut().now_or_never().is_none());
+        let mut next = Box::pin(flights.read("a", || None, async { Ok::<(), ()>(()) }));
+        assert!(next.as_mut().now_or_never().is_none());
+        drop(cancelled);
+        assert_eq!(next.await, Ok(()));
     }
 }

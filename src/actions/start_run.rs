@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::{
     access::{Actor, OrganizationId, QuotaExceeded},
-    cache::Cache,
+    cache::{Cache, SingleFlight},
     db::{
         self,
         idempotency::IdempotencyKey,
@@ -81,11 +81,15 @@ pub enum Outcome {
 }
 
 /// Cache of definitions by id. An entry may be stale: the statement of the run writer checks it.
-pub struct Definitions(Mutex<Cache<Uuid, Cached>>);
+pub struct Definitions {
+    cache: Mutex<Cache<Uuid, Cached>>,
+    /// Reads in progress.
+    reads: SingleFlight<(OrganizationId, Uuid)>,
+}
 
 impl Default for Definitions {
     fn default() -> Self {
-        Self(Mutex::new(Cache::new(CACHED_BYTES)))
+        Self { cache: Mutex::new(Cache::new(CACHED_BYTES)), reads: SingleFlight::default() }
     }
 }
 
@@ -98,15 +102,19 @@ struct Cached {
 
 impl Definitions {
     fn cache(&self) -> MutexGuard<'_, Cache<Uuid, Cached>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn cached(&self, id: Uuid) -> Option<Cached> {
         self.cache().get(&id)
     }
 
-    fn forget(&self, id: Uuid) {
-        self.cache().remove(&id);
+    /// Removes a stale definition from the cache, unless it has been read again since.
+    fn invalidate(&self, stale: &Arc<Definition>) {
+        let mut cache = self.cache();
+        if cache.get(&stale.id).is_some_and(|cached| Arc::ptr_eq(&cached.definition, stale)) {
+            cache.remove(&stale.id);
+        }
     }
 
     async fn get(
@@ -120,6 +128,17 @@ impl Definitions {
             let is_own = cached.definition.organization == *organization;
             return if is_own { Ok(cached) } else { Err(StartRunError::WorkflowNotFound) };
         }
+        let cached = || self.cached(id).filter(|cached| cached.definition.organization == *organization);
+        self.reads.read((organization.clone(), id), cached, self.read(pool, offload, organization, id)).await
+    }
+
+    async fn read(
+        &self,
+        pool: &db::Pool,
+        offload: &Offload,
+        organization: &OrganizationId,
+        id: Uuid,
+    ) -> Result<Cached, StartRunError> {
         let row = db::workflows::startable(pool, organization, id).await?.ok_or(StartRunError::WorkflowNotFound)?;
         if row.status != WorkflowStatus::Active.as_str() {
             return Err(StartRunError::NotActive(row.status));
@@ -160,7 +179,7 @@ impl Definitions {
             Ok(()) => Ok(found.definition),
             // The schema may have changed.
             Err(StartRunError::InvalidInput(_)) if was_cached => {
-                self.forget(id);
+                self.invalidate(&found.definition);
                 let found = self.get(pool, offload, organization, id).await?;
                 found.check(offload, input).await?;
                 Ok(found.definition)
@@ -276,7 +295,7 @@ async fn start_or_find(starter: Starter<'_>, request: Request) -> Result<Outcome
         {
             return Ok(replayed);
         }
-        definitions.forget(workflow_id);
+        definitions.invalidate(&start.definition);
         let organization = &start.actor.organization;
         start.definition = definitions.checked(pool, offload, organization, workflow_id, &start.input).await?;
     }
@@ -290,9 +309,9 @@ mod tests {
 
     #[test]
     fn definitions_are_kept_up_to_so_many_bytes_together() {
-        let entry = |bytes: usize| Cached {
+        let entry = |id: Uuid, bytes: usize| Cached {
             definition: Arc::new(Definition {
-                id: Uuid::nil(),
+                id,
                 organization: OrganizationId::stored("default"),
                 name: String::new(),
                 version: 1,
@@ -304,12 +323,17 @@ mod tests {
         let definitions = Definitions::default();
         let ids: Vec<_> = (0..3).map(Uuid::from_u128).collect();
         for id in &ids {
-            let large = entry(CACHED_BYTES / 4 * 3);
+            let large = entry(*id, CACHED_BYTES / 4 * 3);
             definitions.cache().insert(*id, large.clone(), large.bytes());
         }
         let found: Vec<_> = ids.iter().map(|id| definitions.cached(*id).is_some()).collect();
         assert_eq!(found, [false, true, true]);
-        definitions.forget(ids[1]);
+        let stale = definitions.cached(ids[1]).expect("cached").definition;
+        let fresh = entry(ids[1], 10);
+        definitions.cache().insert(ids[1], fresh.clone(), fresh.bytes());
+        definitions.invalidate(&stale);
+        assert!(definitions.cached(ids[1]).is_some(), "the newer entry stays");
+        definitions.invalidate(&fresh.definition);
         assert!(definitions.cached(ids[1]).is_none());
     }
 }

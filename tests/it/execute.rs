@@ -47,6 +47,22 @@ async fn an_execute_writes_run_and_audit_and_sends_one_message(pool: PgPool) {
     eventually("the outbox is empty", || outbox_is_empty(&pool)).await;
 }
 
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn the_first_executes_of_a_definition_read_it_once(pool: PgPool) {
+    let service = Service::start(&pool);
+    let workflow_id = service.one_step_workflow().await;
+    // Counts the statements that read a definition to start runs of it.
+    let sql = "CREATE SEQUENCE reads; ALTER TABLE workflow_definitions RENAME TO kept_definitions;
+        CREATE VIEW workflow_definitions AS SELECT *, xmin FROM kept_definitions
+        WHERE (SELECT CASE WHEN current_query() LIKE '%xmin::text AS stamp%' THEN nextval('reads') ELSE 1 END) > 0";
+    sqlx::raw_sql(sql).execute(&pool).await.expect("a view");
+    let runs: HashSet<String> = join_all((0..100).map(|_| service.execute(&workflow_id))).await.into_iter().collect();
+    assert_eq!(runs.len(), 100);
+    let sql = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM reads";
+    let reads: i64 = sqlx::query_scalar(sql).fetch_one(&pool).await.expect("a number");
+    assert_eq!(reads, 1);
+}
+
 pub async fn outbox_is_empty(pool: &PgPool) -> Option<()> {
     let left: i64 = sqlx::query_scalar("SELECT count(*) FROM outbox").fetch_one(pool).await.expect("the outbox");
     (left == 0).then_some(())
