@@ -26,7 +26,7 @@ pub fn router(executor: Started, has_metrics: bool) -> Router {
 /// Readiness: 503 while the executor can take no runs. If only Kafka is unavailable, the answer is 200: running runs
 /// continue, and a restart would not help.
 async fn ready(State(executor): State<Started>) -> impl IntoResponse {
-    let Some(findings) = executor.get().map(Status::findings) else {
+    let Some(findings) = executor.get().map(Status::health_status) else {
         let body = json!({"status": "not_ready", "checks": {"schema": "outdated"}, "draining": false, "runs": 0});
         return (StatusCode::SERVICE_UNAVAILABLE, Json(body));
     };

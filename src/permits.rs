@@ -33,12 +33,12 @@ pub enum Scope {
 
 /// Owner of permits, as a hash of 64 bits, so that no two owners have the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Holder {
+pub struct Owner {
     scope: Scope,
     hash: u64,
 }
 
-impl Holder {
+impl Owner {
     /// The owner with this name in its scope.
     pub fn new(scope: Scope, name: impl Hash) -> Self {
         Self { scope, hash: HASHER.hash_one((scope, name)) }
@@ -47,12 +47,12 @@ impl Holder {
 
 /// Owners that a permit counts for.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Holders([Option<Holder>; 3]);
+pub struct Owners([Option<Owner>; 3]);
 
-impl Holders {
+impl Owners {
     /// One or two owners.
     #[must_use]
-    pub fn new(first: Holder, second: Option<Holder>) -> Self {
+    pub fn new(first: Owner, second: Option<Owner>) -> Self {
         Self([Some(first), second, None])
     }
 
@@ -60,10 +60,10 @@ impl Holders {
     #[must_use]
     pub fn with_agent(self, agent: impl Hash) -> Self {
         let [first, second, _] = self.0;
-        Self([first, second, Some(Holder::new(Scope::Agent, agent))])
+        Self([first, second, Some(Owner::new(Scope::Agent, agent))])
     }
 
-    fn iter(&self) -> impl Iterator<Item = Holder> {
+    fn iter(&self) -> impl Iterator<Item = Owner> {
         self.0.into_iter().flatten()
     }
 }
@@ -72,7 +72,7 @@ impl Holders {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exhausted {
     /// The limit of one owner in this scope.
-    Holder(Scope),
+    Owner(Scope),
     /// The limit of all owners together.
     All,
 }
@@ -104,33 +104,33 @@ impl Permits {
     }
 
     /// A permit for this amount, or the limit that prevents it.
-    pub fn try_take(&self, holders: Holders, amount: u64) -> Result<Permit, Exhausted> {
-        let mut permit = Permit { permits: self.clone(), holders, amount: 0 };
+    pub fn try_take(&self, owners: Owners, amount: u64) -> Result<Permit, Exhausted> {
+        let mut permit = Permit { permits: self.clone(), owners, amount: 0 };
         permit.try_grow(amount)?;
         Ok(permit)
     }
 
     /// A permit for what is held already, whatever the limits are.
     #[must_use]
-    pub fn take(&self, holders: Holders, amount: u64) -> Permit {
-        let mut permit = Permit { permits: self.clone(), holders, amount: 0 };
+    pub fn take(&self, owners: Owners, amount: u64) -> Permit {
+        let mut permit = Permit { permits: self.clone(), owners, amount: 0 };
         permit.count(&mut self.held(), amount);
         permit
     }
 
     /// Checks whether a permit for this amount is possible. The error is the limit that prevents it.
-    pub fn check(&self, holders: Holders, amount: u64) -> Result<(), Exhausted> {
-        self.fits(&self.held(), holders, amount)
+    pub fn check(&self, owners: Owners, amount: u64) -> Result<(), Exhausted> {
+        self.fits(&self.held(), owners, amount)
     }
 
     /// Waits until there is room for this amount. Another owner may take it first.
-    pub async fn room(&self, holders: Holders, amount: u64) {
+    pub async fn room(&self, owners: Owners, amount: u64) {
         loop {
             let released = self.0.released.notified();
             tokio::pin!(released);
             // From here on no release is missed.
             released.as_mut().enable();
-            if self.check(holders, amount).is_ok() {
+            if self.check(owners, amount).is_ok() {
                 return;
             }
             released.await;
@@ -143,11 +143,11 @@ impl Permits {
         self.held().all
     }
 
-    fn fits(&self, held: &Held, holders: Holders, amount: u64) -> Result<(), Exhausted> {
-        for Holder { scope, hash } in holders.iter() {
+    fn fits(&self, held: &Held, owners: Owners, amount: u64) -> Result<(), Exhausted> {
+        for Owner { scope, hash } in owners.iter() {
             let of_holder = held.by.get(&hash).copied().unwrap_or_default();
             if self.0.most.get(&scope).is_some_and(|most| of_holder.saturating_add(amount) > *most) {
-                return Err(Exhausted::Holder(scope));
+                return Err(Exhausted::Owner(scope));
             }
         }
         if held.all.saturating_add(amount) > self.0.all { Err(Exhausted::All) } else { Ok(()) }
@@ -161,7 +161,7 @@ impl Permits {
 /// Permit for an amount. It is released when it is dropped.
 pub struct Permit {
     permits: Permits,
-    holders: Holders,
+    owners: Owners,
     amount: u64,
 }
 
@@ -170,7 +170,7 @@ impl Permit {
     pub fn try_grow(&mut self, amount: u64) -> Result<(), Exhausted> {
         let permits = self.permits.clone();
         let mut held = permits.held();
-        permits.fits(&held, self.holders, amount)?;
+        permits.fits(&held, self.owners, amount)?;
         self.count(&mut held, amount);
         Ok(())
     }
@@ -179,7 +179,7 @@ impl Permit {
     pub async fn grow(&mut self, amount: u64) {
         while self.try_grow(amount).is_err() {
             let permits = self.permits.clone();
-            permits.room(self.holders, amount).await;
+            permits.room(self.owners, amount).await;
         }
     }
 
@@ -218,8 +218,8 @@ impl Permit {
     fn count(&mut self, held: &mut Held, amount: u64) {
         self.amount += amount;
         held.all += amount;
-        for holder in self.holders.iter() {
-            *held.by.entry(holder.hash).or_default() += amount;
+        for owner in self.owners.iter() {
+            *held.by.entry(owner.hash).or_default() += amount;
         }
     }
 
@@ -230,11 +230,11 @@ impl Permit {
         self.amount -= amount;
         let mut held = self.permits.held();
         held.all -= amount;
-        for holder in self.holders.iter() {
-            if let Some(of_holder) = held.by.get_mut(&holder.hash) {
+        for owner in self.owners.iter() {
+            if let Some(of_holder) = held.by.get_mut(&owner.hash) {
                 *of_holder -= amount;
                 if *of_holder == 0 {
-                    held.by.remove(&holder.hash);
+                    held.by.remove(&owner.hash);
                 }
             }
         }
@@ -261,21 +261,21 @@ mod tests {
 
     use super::*;
 
-    fn of(caller: &str, organization: &str) -> Holders {
-        Holders::new(Holder::new(Scope::Caller, caller), Some(Holder::new(Scope::Organization, organization)))
+    fn of(caller: &str, organization: &str) -> Owners {
+        Owners::new(Owner::new(Scope::Caller, caller), Some(Owner::new(Scope::Organization, organization)))
     }
 
     #[test]
     fn each_limit_is_reported_by_its_scope_and_a_dropped_permit_is_free_again() {
         let permits = Permits::new(10, [(Scope::Caller, 3), (Scope::Organization, 5)]);
         let first = permits.try_take(of("a", "x"), 3).expect("room");
-        assert_eq!(permits.check(of("a", "x"), 1), Err(Exhausted::Holder(Scope::Caller)));
+        assert_eq!(permits.check(of("a", "x"), 1), Err(Exhausted::Owner(Scope::Caller)));
         let second = permits.try_take(of("b", "x"), 2).expect("room");
-        assert_eq!(permits.check(of("c", "x"), 1), Err(Exhausted::Holder(Scope::Organization)));
+        assert_eq!(permits.check(of("c", "x"), 1), Err(Exhausted::Owner(Scope::Organization)));
         let third = permits.try_take(of("a", "y"), 1);
-        assert_eq!(third.err(), Some(Exhausted::Holder(Scope::Caller)), "a caller is the same wherever it is from");
+        assert_eq!(third.err(), Some(Exhausted::Owner(Scope::Caller)), "a caller is the same wherever it is from");
         let _fourth = permits.try_take(of("d", "y"), 3).expect("room");
-        let mut fifth = permits.try_take(Holders::default(), 1).expect("room");
+        let mut fifth = permits.try_take(Owners::default(), 1).expect("room");
         assert_eq!(fifth.try_grow(2), Err(Exhausted::All));
         drop(first);
         assert_eq!(fifth.try_grow(2), Ok(()));
@@ -287,8 +287,8 @@ mod tests {
     #[tokio::test]
     async fn a_waiter_for_room_continues_when_there_is_room() {
         let permits = Permits::new(2, []);
-        let held = permits.take(Holders::default(), 3);
-        let mut more = permits.take(Holders::default(), 0);
+        let held = permits.take(Owners::default(), 3);
+        let mut more = permits.take(Owners::default(), 0);
         let mut grown = Box::pin(more.grow(1));
         assert!((&mut grown).now_or_never().is_none());
         drop(held);

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     db::{self, events::Progress},
     lifecycle::Lifecycle,
-    permits::{Exhausted, Holders, Permit, Permits, Scope},
+    permits::{Exhausted, Owners, Permit, Permits, Scope},
 };
 
 /// Polling interval while there are subscriptions.
@@ -82,8 +82,8 @@ impl RunPoller {
 
     /// Returns when the run has ended, at the time-out, or when the process stops; at once if there are too many
     /// subscriptions. The caller reads the run to find out which.
-    pub async fn until_ended(&self, run_id: &str, at_most: Duration, holders: Holders) {
-        let Ok(_permit) = self.0.ends.try_take(holders, 1) else { return };
+    pub async fn until_ended(&self, run_id: &str, at_most: Duration, owners: Owners) {
+        let Ok(_permit) = self.0.ends.try_take(owners, 1) else { return };
         let mut progress = self.subscribe(run_id);
         tokio::select! {
             _ = progress.wait_for(|progress| progress.has_ended) => {}
@@ -93,8 +93,8 @@ impl RunPoller {
     }
 
     /// Subscribes to a run, unless there are too many subscriptions.
-    pub fn watch(&self, run_id: &str, holders: Holders) -> Result<Subscription, Exhausted> {
-        let permit = self.0.streams.try_take(holders, 1)?;
+    pub fn watch(&self, run_id: &str, owners: Owners) -> Result<Subscription, Exhausted> {
+        let permit = self.0.streams.try_take(owners, 1)?;
         Ok(Subscription { progress: self.subscribe(run_id), stop: self.0.stop.clone(), _permit: permit })
     }
 

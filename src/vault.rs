@@ -31,7 +31,7 @@ struct Key {
 
 /// Reason why a text cannot be decrypted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Sealed {
+pub enum DecryptError {
     /// There is no key of that name.
     #[error("encrypted with the key {0}, which ENCRYPTION_KEY does not have")]
     KeyMissing(String),
@@ -78,7 +78,7 @@ impl Vault {
 
     /// The text to store. A text that is already encrypted stays as it is, and so does every text if there is no key.
     #[must_use]
-    pub fn seal(&self, agent_id: Uuid, json: &RawValue) -> Box<RawValue> {
+    pub fn encrypt(&self, agent_id: Uuid, json: &RawValue) -> Box<RawValue> {
         let Some(key) = self.0.first().filter(|_| json.get() != "null" && key_id(json).is_none()) else {
             return json.to_owned();
         };
@@ -90,16 +90,18 @@ impl Vault {
     }
 
     /// The decrypted text. A text that is not encrypted is returned as it is.
-    pub fn open(&self, agent_id: Uuid, stored: &RawValue) -> Result<Box<RawValue>, Sealed> {
+    pub fn decrypt(&self, agent_id: Uuid, stored: &RawValue) -> Result<Box<RawValue>, DecryptError> {
         let Some(Content { key_id, nonce, data }) = envelope(stored) else { return Ok(stored.to_owned()) };
-        let Some(key) = self.0.iter().find(|key| key.id == key_id) else { return Err(Sealed::KeyMissing(key_id)) };
+        let Some(key) = self.0.iter().find(|key| key.id == key_id) else {
+            return Err(DecryptError::KeyMissing(key_id));
+        };
         let open = || {
             let nonce = Nonce::try_assume_unique_for_key(&BASE64_STANDARD.decode(nonce).ok()?).ok()?;
             let mut data = BASE64_STANDARD.decode(data).ok()?;
             let text = key.cipher.open_in_place(nonce, authenticated(agent_id), &mut data).ok()?;
             RawValue::from_string(String::from_utf8(text.to_vec()).ok()?).ok()
         };
-        open().ok_or(Sealed::NotAuthentic(key_id))
+        open().ok_or(DecryptError::NotAuthentic(key_id))
     }
 
     /// Whether the text is stored as it would be now: encrypted with the first key, if there is one.
@@ -170,23 +172,23 @@ mod tests {
     #[test]
     fn an_encrypted_text_is_decrypted_for_the_same_agent_only() {
         let (vault, agent) = (vault(ONE), Uuid::from_u128(7));
-        let sealed = vault.seal(agent, &raw(SECRET));
+        let sealed = vault.encrypt(agent, &raw(SECRET));
         assert!(!sealed.get().contains("hunter2") && !sealed.get().contains("token"), "{sealed}");
-        assert_eq!(vault.open(agent, &sealed).expect("it opens").get(), SECRET);
+        assert_eq!(vault.decrypt(agent, &sealed).expect("it opens").get(), SECRET);
         let id = vault.key_ids().next().expect("a key").to_owned();
-        assert_eq!(vault.open(Uuid::from_u128(8), &sealed).map(|_| ()), Err(Sealed::NotAuthentic(id)));
-        assert_ne!(vault.seal(agent, &raw(SECRET)).get(), sealed.get(), "a nonce of its own each time");
-        assert_eq!(vault.seal(agent, &sealed).get(), sealed.get(), "sealed once");
+        assert_eq!(vault.decrypt(Uuid::from_u128(8), &sealed).map(|_| ()), Err(DecryptError::NotAuthentic(id)));
+        assert_ne!(vault.encrypt(agent, &raw(SECRET)).get(), sealed.get(), "a nonce of its own each time");
+        assert_eq!(vault.encrypt(agent, &sealed).get(), sealed.get(), "sealed once");
     }
 
     #[test]
     fn every_change_is_detected() {
         let (vault, agent) = (vault(ONE), Uuid::from_u128(7));
-        let sealed = vault.seal(agent, &raw(SECRET)).get().to_owned();
+        let sealed = vault.encrypt(agent, &raw(SECRET)).get().to_owned();
         for (index, character) in sealed.char_indices().filter(|(_, character)| character.is_ascii_alphanumeric()) {
             let mut changed = sealed.clone();
             changed.replace_range(index..=index, if character == 'A' { "B" } else { "A" });
-            if let Ok(text) = vault.open(agent, &raw(&changed)) {
+            if let Ok(text) = vault.decrypt(agent, &raw(&changed)) {
                 // It is no envelope any more, or only unused bits of the base64 changed.
                 assert!(text.get() == changed || text.get() == SECRET, "{changed}");
             }
@@ -197,26 +199,26 @@ mod tests {
     fn older_keys_decrypt_and_the_first_one_encrypts() {
         let agent = Uuid::from_u128(7);
         let (old, both, new) = (vault(ONE), vault(&format!("{OTHER}, {ONE}")), vault(OTHER));
-        let sealed = old.seal(agent, &raw(SECRET));
-        assert_eq!(both.open(agent, &sealed).expect("it opens").get(), SECRET);
+        let sealed = old.encrypt(agent, &raw(SECRET));
+        assert_eq!(both.decrypt(agent, &sealed).expect("it opens").get(), SECRET);
         assert!(old.is_current(&sealed) && !both.is_current(&sealed));
         let id = old.key_ids().next().expect("a key").to_owned();
-        assert_eq!(new.open(agent, &sealed).map(|_| ()), Err(Sealed::KeyMissing(id.clone())));
-        assert_eq!(Vault::default().open(agent, &sealed).map(|_| ()), Err(Sealed::KeyMissing(id)));
-        let again = both.seal(agent, &both.open(agent, &sealed).expect("it opens"));
+        assert_eq!(new.decrypt(agent, &sealed).map(|_| ()), Err(DecryptError::KeyMissing(id.clone())));
+        assert_eq!(Vault::default().decrypt(agent, &sealed).map(|_| ()), Err(DecryptError::KeyMissing(id)));
+        let again = both.encrypt(agent, &both.decrypt(agent, &sealed).expect("it opens"));
         assert!(both.is_current(&again));
-        assert_eq!(new.open(agent, &again).expect("it opens").get(), SECRET);
+        assert_eq!(new.decrypt(agent, &again).expect("it opens").get(), SECRET);
     }
 
     #[test]
     fn a_text_that_is_not_encrypted_is_unchanged() {
         let agent = Uuid::from_u128(7);
         for plain in ["null", SECRET, r#"{"encrypted":"x","token":"t"}"#, r#"{"encrypted":{"key_id":"x"}}"#] {
-            assert_eq!(vault(ONE).open(agent, &raw(plain)).expect("it is open").get(), plain);
-            assert_eq!(Vault::default().seal(agent, &raw(plain)).get(), plain);
+            assert_eq!(vault(ONE).decrypt(agent, &raw(plain)).expect("it is open").get(), plain);
+            assert_eq!(Vault::default().encrypt(agent, &raw(plain)).get(), plain);
             assert!(Vault::default().is_current(&raw(plain)));
         }
-        assert_eq!(vault(ONE).seal(agent, &raw("null")).get(), "null");
+        assert_eq!(vault(ONE).encrypt(agent, &raw("null")).get(), "null");
         assert!(vault(ONE).is_current(&raw("null")) && !vault(ONE).is_current(&raw(SECRET)));
     }
 

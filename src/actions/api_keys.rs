@@ -51,10 +51,10 @@ pub enum ApiKeyError {
     ParentRevoked,
     /// The chain of keys would be too long.
     #[error("a chain of API keys has at most {MAX_LINE} keys")]
-    LineTooLong,
+    ChainTooLong,
     /// No administrator could authenticate any more.
     #[error("it is the last admin key")]
-    LastWayIn,
+    LastAdminKey,
     /// The organisation of the key does not exist.
     #[error("organisation not found")]
     OrganizationNotFound,
@@ -96,7 +96,7 @@ async fn insert(
         return Err(ApiKeyError::ParentRevoked);
     }
     if parents.len() >= MAX_LINE {
-        return Err(ApiKeyError::LineTooLong);
+        return Err(ApiKeyError::ChainTooLong);
     }
     let parents: Vec<Uuid> = parents.into_iter().map(|(id, _)| id).collect();
     let names = |scopes: Vec<Permission>| scopes.into_iter().map(|scope| scope.as_str().to_owned()).collect();
@@ -156,7 +156,7 @@ pub async fn revoke(
     if let Some(until) = until.filter(|_| keeps_admin_key)
         && !db::api_keys::has_admin_key(&mut transaction, until).await?
     {
-        return Err(ApiKeyError::LastWayIn);
+        return Err(ApiKeyError::LastAdminKey);
     }
     for row in &revoked {
         let entity = Entity("api_key", row.id, &row.name);

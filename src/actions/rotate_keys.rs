@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use crate::{
     db::{self, agents::StoredConfig},
-    vault::{Sealed, Vault},
+    vault::{DecryptError, Vault},
 };
 
 /// Number of rows that are read at a time.
@@ -19,7 +19,7 @@ pub struct Rotation {
     /// Number of agents that needed no change.
     pub current: usize,
     /// Agents whose credentials could not be decrypted, with the reason.
-    pub failed: Vec<(Uuid, Sealed)>,
+    pub failed: Vec<(Uuid, DecryptError)>,
 }
 
 /// Encrypts the credentials of each agent with the vault's first key, including those in clear. Agents can be changed
@@ -53,10 +53,10 @@ async fn rotate(
         rotation.current += 1;
         return Ok(true);
     }
-    match vault.open(*id, &config.0) {
+    match vault.decrypt(*id, &config.0) {
         Err(sealed) => rotation.failed.push((*id, sealed)),
         Ok(opened) => {
-            let sealed = Json(vault.seal(*id, &opened));
+            let sealed = Json(vault.encrypt(*id, &opened));
             if !db::agents::replace_config(pool, stored, &sealed).await? {
                 return Ok(false);
             }

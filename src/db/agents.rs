@@ -45,7 +45,7 @@ impl AgentRow {
     /// Row with decrypted credentials, if the vault has the key.
     #[must_use]
     pub fn opened(mut self, vault: &Vault) -> Self {
-        let opened = self.auth_config.as_ref().and_then(|stored| vault.open(self.id, &stored.0).ok());
+        let opened = self.auth_config.as_ref().and_then(|stored| vault.decrypt(self.id, &stored.0).ok());
         self.auth_config = opened.map(Json).or(self.auth_config);
         self
     }
@@ -53,7 +53,7 @@ impl AgentRow {
     /// Row as it is stored.
     #[must_use]
     pub fn sealed(&self, vault: &Vault) -> Self {
-        let auth_config = self.auth_config.as_ref().map(|config| Json(vault.seal(self.id, &config.0)));
+        let auth_config = self.auth_config.as_ref().map(|config| Json(vault.encrypt(self.id, &config.0)));
         Self { auth_config, ..self.clone() }
     }
 

@@ -57,7 +57,7 @@ pub(super) struct Agent {
     pub(super) breaker: Rules,
     pub(super) read_breaker: ReadBreaker,
     /// The error: the stored credentials cannot be read.
-    pub(super) credentials: Result<Credentials, vault::Sealed>,
+    pub(super) credentials: Result<Credentials, vault::DecryptError>,
     /// Secrets that are masked in its errors.
     pub(super) secrets: Secrets,
 }
@@ -153,7 +153,7 @@ impl Agents {
 
 impl Agents {
     fn read(&self, row: AgentRow, read_breaker: ReadBreaker) -> Result<Agent, NoAgent> {
-        let config = row.auth_config.as_ref().map(|config| self.vault.open(row.id, &config.0)).transpose();
+        let config = row.auth_config.as_ref().map(|config| self.vault.decrypt(row.id, &config.0)).transpose();
         let breaker_config = row.circuit_breaker_config.as_ref().map(|config| &*config.0);
         let protocol = Protocol::read(&row.kind, row.config.as_ref().map(|config| &*config.0));
         Ok(Agent {

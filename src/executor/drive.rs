@@ -41,7 +41,7 @@ enum Release {
     /// The lease is lost: the run was cancelled, or belongs to another executor.
     Lost,
     /// The process stops; another executor continues.
-    HandedBack,
+    ProcessStops,
     /// All branches of the run wait for something external, or the run is paused.
     Parked,
     /// Its statements timed out again and again.
@@ -103,7 +103,7 @@ pub(super) async fn drive(executor: Executor, assignment: Assignment, signals: R
         Ok(status) => count(status),
         Err(Release::Lost) => span.in_scope(|| tracing::info!("run {run_id} is released: the lease is lost")),
         Err(Release::Parked) => span.in_scope(|| tracing::info!("run {run_id} is parked")),
-        Err(Release::HandedBack) => span.in_scope(|| tracing::info!("run {run_id} is released: the process stops")),
+        Err(Release::ProcessStops) => span.in_scope(|| tracing::info!("run {run_id} is released: the process stops")),
         Err(left @ (Release::Broken | Release::Slow)) => {
             let reason = if left == Release::Slow { database::too_slow() } else { INTERNAL_ERROR.to_owned() };
             span.in_scope(|| tracing::error!("run {run_id} failed: {reason}"));
@@ -176,7 +176,7 @@ impl Driver {
         let outcome = tokio::select! {
             biased;
             () = self.stop.cancelled() => Outcome::Left(Release::Lost),
-            () = self.executor.give_up.cancelled() => Outcome::Left(Release::HandedBack),
+            () = self.executor.give_up.cancelled() => Outcome::Left(Release::ProcessStops),
             () = run.broken.notified() => Outcome::Left(Release::Broken),
             why = run.budget.exceeded() => Outcome::Ended(Err(why.into())),
             // The last outputs may have exceeded the budget at the very end.
@@ -220,7 +220,7 @@ impl Driver {
             (Err(stuck), _) => self.stuck(stuck).await,
             (Ok(()), None) => match parked {
                 Some(wake_at) => self.park(wake_at).await,
-                None => Err(Release::HandedBack),
+                None => Err(Release::ProcessStops),
             },
             (Ok(()), Some((status, error))) => {
                 tracing::info!(error, "run {} ended {}", self.run_id, status.as_str());
@@ -284,7 +284,7 @@ impl Driver {
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => Err(Release::Lost),
-                () = self.executor.give_up.cancelled() => Err(Release::HandedBack),
+                () = self.executor.give_up.cancelled() => Err(Release::ProcessStops),
                 () = database::pause(failures) => Ok(()),
             }
         };
@@ -298,7 +298,7 @@ impl Driver {
             biased;
             () = self.begins.wait() => Ok(()),
             () = self.stop.cancelled() => Err(Release::Lost),
-            () = self.executor.give_up.cancelled() => Err(Release::HandedBack),
+            () = self.executor.give_up.cancelled() => Err(Release::ProcessStops),
         }
     }
 

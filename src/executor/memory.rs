@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::{
     access::OrganizationId,
-    permits::{Holder, Holders, Permit, Permits, Scope},
+    permits::{Owner, Owners, Permit, Permits, Scope},
 };
 
 /// Size from which on values are counted.
@@ -36,8 +36,8 @@ impl Memory {
 
     /// Share of an organisation.
     pub(super) fn of(&self, organization: &OrganizationId) -> Share {
-        let holder = Holder::new(Scope::Organization, organization.as_str());
-        Share { memory: self.clone(), holders: Holders::new(holder, None) }
+        let owner = Owner::new(Scope::Organization, organization.as_str());
+        Share { memory: self.clone(), owners: Owners::new(owner, None) }
     }
 
     /// Number of bytes held.
@@ -50,13 +50,13 @@ impl Memory {
 #[derive(Clone)]
 pub(super) struct Share {
     memory: Memory,
-    holders: Holders,
+    owners: Owners,
 }
 
 impl Share {
     /// Permit for a value that is already in memory.
     pub(super) fn hold(&self, bytes: usize) -> Permit {
-        self.memory.permits.take(self.holders, counted(bytes))
+        self.memory.permits.take(self.owners, counted(bytes))
     }
 
     /// Maximum wait for memory while none is released.

@@ -22,7 +22,7 @@ pub struct HealthStatus {
 impl Status {
     /// The current health.
     #[must_use]
-    pub fn findings(&self) -> HealthStatus {
+    pub fn health_status(&self) -> HealthStatus {
         let Self(executor) = self;
         HealthStatus {
             database: executor.registration.current().is_some(),

@@ -5,7 +5,7 @@ use sqlx::PgPool;
 use workflow_api::{
     actions::rotate_keys::{Rotation, rotate_keys},
     db::migrations::MIGRATOR,
-    vault::{Sealed, Vault},
+    vault::{DecryptError, Vault},
 };
 
 use crate::{
@@ -141,7 +141,7 @@ async fn rotation_seals_everything_with_the_first_key_and_finds_nothing_the_seco
     let half = rotate_keys(&own_pool(&pool), &vault(NEW)).await.expect("no error");
     let old_id = vault(OLD).key_ids().next().expect("one").to_owned();
     assert_eq!((half.changed, half.current, half.failed.len()), (75, 0, 75));
-    assert!(half.failed.iter().all(|(_, why)| *why == Sealed::KeyMissing(old_id.clone())));
+    assert!(half.failed.iter().all(|(_, why)| *why == DecryptError::KeyMissing(old_id.clone())));
     let rotation = rotate_keys(&own_pool(&pool), &both).await.expect("no error");
     assert_eq!(rotation, Rotation { changed: 75, current: 75, failed: vec![] });
     let again = rotate_keys(&own_pool(&pool), &both).await.expect("no error");

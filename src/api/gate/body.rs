@@ -13,7 +13,7 @@ use utoipa::openapi::OpenApi;
 
 use crate::{
     api::vocabulary::error::ApiError,
-    permits::{Holders, Permit, Permits},
+    permits::{Owners, Permit, Permits},
 };
 
 /// Maximum size of the request body of most routes.
@@ -97,7 +97,7 @@ pub async fn read(
     parts: &Parts,
     mut body: Body,
     (used, limit): (BodyPolicy, usize),
-    (memory, holders): (&Permits, Holders),
+    (memory, owners): (&Permits, Owners),
     fault: Option<ApiError>,
 ) -> Result<ReadBody, ApiError> {
     let mut fault = fault.or_else(|| fault_of_head(&parts.uri, &parts.headers, (used, limit)));
@@ -110,7 +110,7 @@ pub async fn read(
     let is_unwanted = fault.is_some() || used == BodyPolicy::Dropped;
     let mut deadline = Instant::now() + if is_unwanted { DRAIN_TIMEOUT } else { BODY_TIMEOUT };
     let mut kept = Kept::Nothing;
-    let mut permit = memory.take(holders, 0);
+    let mut permit = memory.take(owners, 0);
     let mut length = 0;
     let mut sending = Duration::ZERO;
     loop {
@@ -148,7 +148,7 @@ pub async fn read(
             Some(found) => {
                 fault = Some(found);
                 kept = Kept::Nothing;
-                permit = memory.take(holders, 0);
+                permit = memory.take(owners, 0);
                 deadline = Instant::now() + DRAIN_TIMEOUT;
             }
         }

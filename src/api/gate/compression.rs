@@ -22,7 +22,7 @@ use tower_http::{
 
 use crate::{
     api::vocabulary::accept::preferences,
-    permits::{Holders, Permits},
+    permits::{Owners, Permits},
 };
 
 /// Smaller answers fit into one packet uncompressed.
@@ -48,7 +48,7 @@ pub fn around(service: Router) -> Router {
         is_text
             && !content_type.starts_with("text/event-stream")
             && extensions.get::<Secret>().is_none()
-            && has_room.check(Holders::default(), 1).is_ok()
+            && has_room.check(Owners::default(), 1).is_ok()
     };
     // The fastest level gives most of the gain.
     let layer = CompressionLayer::new()
@@ -77,7 +77,7 @@ async fn compress(State(permits): State<Permits>, mut request: Request, next: Ne
     {
         response.headers_mut().insert(header::ETAG, weak);
     }
-    let permit = permits.take(Holders::default(), 1);
+    let permit = permits.take(Owners::default(), 1);
     response.map(|body| {
         Body::new(body.map_frame(move |frame| {
             let _held = &permit;

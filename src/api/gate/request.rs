@@ -83,13 +83,13 @@ pub async fn handle_request(
     let client_ip = client.map(|client| tracing::field::display(client.0));
     let span = tracing::info_span!("http.request", correlation_id, user_id, organization_id, client_ip);
 
-    let holders = caller.as_ref().map(Caller::holders).unwrap_or_default();
+    let owners = caller.as_ref().map(Caller::owners).unwrap_or_default();
     let (caller, refusal) = match caller {
         Ok(caller) => (Some(caller), None),
         Err(error) => (None, Some(error)),
     };
     let used = bodies.use_of(&method, &route);
-    let body = body::read(&parts, body, (used, rule.max_body_bytes), (&app.memory.bodies, holders), refusal).await;
+    let body = body::read(&parts, body, (used, rule.max_body_bytes), (&app.memory.bodies, owners), refusal).await;
     let response = match body {
         Err(error) => error.into_response(),
         Ok(ReadBody { bytes, permit, sending }) => {
@@ -113,7 +113,7 @@ pub async fn handle_request(
                         if !is_guarded {
                             return response;
                         }
-                        let response = app.memory.answer(holders, is_safe, response).await;
+                        let response = app.memory.answer(owners, is_safe, response).await;
                         response.unwrap_or_else(IntoResponse::into_response)
                     });
                     in_time(handler, deadline, watched_database).await
@@ -229,7 +229,7 @@ impl Admission {
             callbacks::find(app, parts).await?;
         }
         if rule.access.requires_admission() && parts.method.is_safe() {
-            app.memory.check_answer(caller.holders())?;
+            app.memory.check_answer(caller.owners())?;
         }
         Ok(caller)
     }

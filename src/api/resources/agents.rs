@@ -486,10 +486,10 @@ pub async fn check_agent(
 ) -> Result<Json<AgentHealth>, ApiError> {
     let row = db::agents::find(&app.pool, caller.organization(), id).await?.ok_or_else(not_found)?;
     let row = row.opened(&app.config.vault);
-    let holders = caller.holders().with_agent(id);
+    let owners = caller.owners().with_agent(id);
     let _permit = app
         .checks
-        .try_take(holders, 1)
+        .try_take(owners, 1)
         .map_err(|limit| ApiError::exhausted(limit, "too_many_checks", "checks of agents at a time"))?;
     permit.release();
     Ok(Json(agent_health::check(&app.egress, &row, caller.sees_secrets()).await))

@@ -229,11 +229,11 @@ impl From<ApiKeyError> for ApiError {
                 Self::conflict("api_key_name_taken", format!("An API key named {name:?} is in use"))
             }
             ApiKeyError::ParentRevoked => ApiError::unauthorized("The API key is not valid"),
-            error @ ApiKeyError::LineTooLong => {
+            error @ ApiKeyError::ChainTooLong => {
                 let detail = format!("{error}; create this one with a key that is nearer to the first one");
                 Self::conflict("key_line_too_long", detail)
             }
-            ApiKeyError::LastWayIn => {
+            ApiKeyError::LastAdminKey => {
                 let detail = "No other administrator key is valid for at least a day, and no tokens are verified; create \
                               one first, by `workflow-api api-key --name NAME`";
                 Self::conflict("last_admin_key", detail)

@@ -310,7 +310,7 @@ pub async fn stream_events(
         return Err(ApiError::run_not_found());
     }
     // Subscribed before the first read, so that no entry between the two is missed.
-    let watch = app.waiting.watch(&run_id, caller.holders()).map_err(|exhausted| {
+    let watch = app.waiting.watch(&run_id, caller.owners()).map_err(|exhausted| {
         ApiError::exhausted(
             exhausted,
             "too_many_streams",

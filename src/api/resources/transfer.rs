@@ -230,7 +230,7 @@ pub async fn export_definitions(State(app): State<App>, caller: Caller, query: Q
     let prefix = query.text("name_prefix").unwrap_or_default();
     // An export is a consistent snapshot, so it is read as a whole: by few requests at a time, and up to the maximum
     // length.
-    let _permit = app.memory.large_read(caller.holders()).await;
+    let _permit = app.memory.large_read(caller.owners()).await;
     let mut transaction = db::snapshot(&app.pool).await?;
     let organization = caller.organization();
     let mut document = Document::new();

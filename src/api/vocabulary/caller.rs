@@ -11,7 +11,7 @@ use crate::{
     access::{Actor, Grant, OrganizationId, Permission, Role},
     actions::{Context, answer_callback::CallbackCaller},
     db::{self, api_keys::KeyName},
-    permits::{Holder as PermitHolder, Holders, Scope},
+    permits::{Owner as PermitHolder, Owners, Scope},
     timestamp::Timestamp,
 };
 
@@ -106,21 +106,21 @@ impl Caller {
     /// Owners whose shares of limited resources the request counts against. While authentication is off, an address
     /// has the share of an organisation.
     #[must_use]
-    pub fn holders(&self) -> Holders {
+    pub fn owners(&self) -> Owners {
         let address = self.actor.address.map(|address| ClientAddress(address).network());
         let organization = || Some(PermitHolder::new(Scope::Organization, self.organization()));
         match self.proof {
-            Proof::Nothing => Holders::new(PermitHolder::new(Scope::Organization, address), None),
+            Proof::Nothing => Owners::new(PermitHolder::new(Scope::Organization, address), None),
             Proof::Address => {
                 let all = PermitHolder::new(Scope::Anonymous, ());
-                Holders::new(all, Some(PermitHolder::new(Scope::Address, address)))
+                Owners::new(all, Some(PermitHolder::new(Scope::Address, address)))
             }
             Proof::Token(_) => {
                 let subject = (self.organization(), &self.actor.subject);
-                Holders::new(PermitHolder::new(Scope::Caller, subject), organization())
+                Owners::new(PermitHolder::new(Scope::Caller, subject), organization())
             }
             Proof::TokenOfApiKey { id, .. } | Proof::ApiKey(id) => {
-                Holders::new(PermitHolder::new(Scope::Caller, id), organization())
+                Owners::new(PermitHolder::new(Scope::Caller, id), organization())
             }
         }
     }

@@ -146,10 +146,10 @@ impl ApiError {
         metrics::counter!("requests_refused_total", "reason" => code).increment(1);
         let subject = match limit {
             Exhausted::All => return Self::unavailable(code, format!("There are too many {what}")),
-            Exhausted::Holder(Scope::Caller) => "The caller",
-            Exhausted::Holder(Scope::Organization) => "The organisation",
-            Exhausted::Holder(Scope::Address | Scope::Anonymous) => "Callers without credentials",
-            Exhausted::Holder(Scope::Agent) => "The agent",
+            Exhausted::Owner(Scope::Caller) => "The caller",
+            Exhausted::Owner(Scope::Organization) => "The organisation",
+            Exhausted::Owner(Scope::Address | Scope::Anonymous) => "Callers without credentials",
+            Exhausted::Owner(Scope::Agent) => "The agent",
         };
         Self::new(StatusCode::TOO_MANY_REQUESTS, code, format!("{subject} may have no more {what}"))
             .with_header(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECS))

@@ -15,7 +15,7 @@ use http_body_util::BodyExt as _;
 use super::error::ApiError;
 use crate::{
     config,
-    permits::{Exhausted, Holders, Permit, Permits, Scope},
+    permits::{Exhausted, Owners, Permit, Permits, Scope},
 };
 
 /// Smaller answers are not counted: they fit into the buffers of a connection.
@@ -54,47 +54,47 @@ impl Memory {
     }
 
     /// Refuses a request whose answer would need memory, while pending answers fill the share of the same owner.
-    pub fn check_answer(&self, holders: Holders) -> Result<(), ApiError> {
-        self.answers.check(holders, 1).map_err(refusal)
+    pub fn check_answer(&self, owners: Owners) -> Result<(), ApiError> {
+        self.answers.check(owners, 1).map_err(refusal)
     }
 
     /// Waits for memory for a further piece of a started answer.
-    pub async fn room_for_piece(&self, holders: Holders) {
-        self.answers.room(holders, 1).await;
+    pub async fn room_for_piece(&self, owners: Owners) {
+        self.answers.room(owners, 1).await;
     }
 
     /// Permit to read a row with large content.
-    pub async fn large_read(&self, holders: Holders) -> Permit {
-        let mut permit = self.large_reads.take(holders, 0);
+    pub async fn large_read(&self, owners: Owners) -> Permit {
+        let mut permit = self.large_reads.take(owners, 0);
         permit.grow(1).await;
         permit
     }
 
     /// Counts these bytes until the last of them is written.
     #[must_use]
-    pub fn piece(&self, holders: Holders, bytes: Vec<u8>) -> Bytes {
-        self.count(holders, bytes.into())
+    pub fn piece(&self, owners: Owners, bytes: Vec<u8>) -> Bytes {
+        self.count(owners, bytes.into())
     }
 
-    fn count(&self, holders: Holders, bytes: Bytes) -> Bytes {
-        let permit = self.answers.take(holders, bytes.len() as u64);
+    fn count(&self, owners: Owners, bytes: Bytes) -> Bytes {
+        let permit = self.answers.take(owners, bytes.len() as u64);
         Bytes::from_owner(Counted { bytes, _permit: permit })
     }
 
     /// Counts the answer until its last byte is written. An answer to a change is always sent; any other is refused
     /// if the share has been filled meanwhile.
-    pub async fn answer(&self, holders: Holders, is_safe: bool, response: Response) -> Result<Response, ApiError> {
+    pub async fn answer(&self, owners: Owners, is_safe: bool, response: Response) -> Result<Response, ApiError> {
         let size = response.body().size_hint().exact().unwrap_or_default();
         if size < COUNTED_FROM_BYTES {
             return Ok(response);
         }
         if is_safe {
-            self.check_answer(holders)?;
+            self.check_answer(owners)?;
         }
         let (parts, body) = response.into_parts();
         // The body is in memory, so this does not wait.
         let bytes = body.collect().await.map_err(|_| ApiError::internal())?.to_bytes();
-        Ok(Response::from_parts(parts, Body::from(self.count(holders, bytes))))
+        Ok(Response::from_parts(parts, Body::from(self.count(owners, bytes))))
     }
 }
 

@@ -115,21 +115,21 @@ where
     }
 
     fn piece(&self, text: Vec<u8>) -> Bytes {
-        self.app.memory.piece(self.caller.holders(), text)
+        self.app.memory.piece(self.caller.owners(), text)
     }
 
     /// Reads the next entries, once the client has taken the previous ones.
     async fn read(&mut self) -> Result<Vec<T>, Broken> {
-        let (memory, holders) = (&self.app.memory, self.caller.holders());
-        memory.room_for_piece(holders).await;
+        let (memory, owners) = (&self.app.memory, self.caller.owners());
+        memory.room_for_piece(owners).await;
         if !self.caller.is_still_valid(&self.app).await? {
             return Err(Broken::CredentialsEnded);
         }
         // Each statement runs in a task of its own, so that a client that disconnects does not interrupt it.
         if let Some(ids) = self.rest.pop_front() {
             // A single id means a large entry.
-            let _permit = if ids.len() == 1 { Some(memory.large_read(holders).await) } else { None };
-            memory.room_for_piece(holders).await;
+            let _permit = if ids.len() == 1 { Some(memory.large_read(owners).await) } else { None };
+            memory.room_for_piece(owners).await;
             let pool = self.app.pool.clone();
             let read = async move { list::read(&mut *pool.acquire().await?, &ids).await };
             self.rows = db::bounded(read).await.map_err(Arc::new)?;

@@ -171,7 +171,7 @@ mod tests {
     fn budget() -> Budget {
         let limits = RunBudget { steps: 2, branches: 2, bytes: 1000, memory_bytes: 100, takeovers: 1, sub_runs: 1 };
         let permits = crate::permits::Permits::new(0, []);
-        Budget::new(limits, 0, 900, permits.take(crate::permits::Holders::default(), 0))
+        Budget::new(limits, 0, 900, permits.take(crate::permits::Owners::default(), 0))
     }
 
     fn why(budget: &Budget) -> Option<String> {

@@ -134,7 +134,7 @@ async fn answer(app: &App, caller: &Caller, run: Run, wait: Wait) -> Response {
     let Some(limit) = wait.time() else { return accepted(app, StatusCode::ACCEPTED, &RunDetail::open(run)) };
     wait.release_permit();
     tokio::select! {
-        () = app.waiting.until_ended(run.run_id(), limit, caller.holders()) => {}
+        () = app.waiting.until_ended(run.run_id(), limit, caller.owners()) => {}
         () = caller.ended(app) => {}
     }
     let found = reload_run(app, caller, run.run_id()).await.unwrap_or_else(|error| {
