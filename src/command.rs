@@ -22,6 +22,7 @@ use workflow_api::{
         rotate_keys::{self, Rotation},
     },
     api::{self, gate::Gate, vocabulary::app::App},
+    clock::Clock,
     config::{self, Config, MetricsAccess},
     db::{self, migrations},
     demo_agent, executor, kafka,
@@ -75,7 +76,7 @@ pub async fn serve(config: Config) -> anyhow::Result<bool> {
     let management = bind_management(&config).filter(|_| has_management).transpose()?;
     warn_about(&config);
 
-    let lifecycle = Lifecycle::new();
+    let (lifecycle, clock) = (Lifecycle::new(), Clock::default());
     let drained = CancellationToken::new();
     let pool = db::pool(&config.database);
     if config.database.migrate_on_start {
@@ -86,16 +87,17 @@ pub async fn serve(config: Config) -> anyhow::Result<bool> {
     }
     tokio::spawn(look_for_keys_when_possible(Arc::clone(&config.vault), pool.clone(), lifecycle.clone()));
     let notice = config.shutdown_notice;
-    let app = App::start(config, pool.clone(), &lifecycle, &drained)?;
+    let app = App::start(config, pool.clone(), &lifecycle, &drained, clock.clone())?;
     let gate = Gate::start(app.clone(), &lifecycle)?;
 
     if let Some(listener) = management {
         let router = api::resources::system::management(&app);
-        lifecycle.spawn("management", server::serve(listener, router, lifecycle.clone(), MANAGEMENT_CONNECTIONS));
+        let serving = server::serve(listener, router, lifecycle.clone(), MANAGEMENT_CONNECTIONS, clock.clone());
+        lifecycle.spawn("management", serving);
     }
     let router = api::router(&gate);
     let bounds = Bounds::within(server::raise_limit(), pool.max());
-    let serving = server::serve(listener, router, lifecycle.clone(), bounds);
+    let serving = server::serve(listener, router, lifecycle.clone(), bounds, clock);
     lifecycle.spawn("server", async move {
         serving.await;
         // There are no more requests: the run writer and the relay finish their work and end.
@@ -183,7 +185,7 @@ pub async fn make_api_key(
     days: Option<u16>,
 ) -> anyhow::Result<bool> {
     anyhow::ensure!(api_key::is_name(&name), "--name: 1 to 100 ASCII characters are expected");
-    let expires_at = days.map(|days| Timestamp::from(chrono::Utc::now() + chrono::TimeDelta::days(days.into())));
+    let expires_at = days.map(|days| Timestamp::from(Clock::default().now() + chrono::TimeDelta::days(days.into())));
     let new = NewApiKey { name, organization, grant: Grant::of(role), expires_at, parent_id: None };
     let pool = db::pool(&config.database);
     let made = api_keys::create_as_operator(&pool, &config.auth.api_key_environment, new, config.audit).await;
@@ -212,14 +214,14 @@ pub async fn execute(config: Config) -> anyhow::Result<bool> {
     let status = Arc::new(OnceLock::new());
     if let Some(listener) = management {
         let router = management::router(Arc::clone(&status), config.metrics.enabled);
-        let serving = server::serve(listener, router, lifecycle.clone(), MANAGEMENT_CONNECTIONS);
+        let serving = server::serve(listener, router, lifecycle.clone(), MANAGEMENT_CONNECTIONS, Clock::default());
         lifecycle.spawn("management", serving);
     }
     lifecycle.spawn("executor", {
         let (pool, lifecycle) = (pool.clone(), lifecycle.clone());
         async move {
             wait_for_schema(&pool, &lifecycle).await;
-            match executor::start(&config, pool, &lifecycle) {
+            match executor::start(&config, pool, &lifecycle, Clock::default()) {
                 Ok(started) => drop(status.set(started)),
                 // The end of this task ends the process.
                 Err(error) => return tracing::error!("the executor cannot start: {error:#}"),

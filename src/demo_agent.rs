@@ -33,7 +33,7 @@ use self::{
     rpc::{Call, Request, RpcError},
     tasks::Tasks,
 };
-use crate::{id, lifecycle::Lifecycle, server};
+use crate::{clock::Clock, id, lifecycle::Lifecycle, server};
 
 /// Larger requests are rejected; the service has the same limit.
 const MAX_BODY_BYTES: usize = 1 << 20;
@@ -125,7 +125,8 @@ pub fn start(options: &Options, lifecycle: &Lifecycle) -> anyhow::Result<()> {
     let address = listener.local_addr()?;
     tracing::info!(%address, "the demo agent listens on {address}");
     let bounds = server::Bounds::within(server::raise_limit(), 0);
-    lifecycle.spawn("demo agent", server::serve(listener, router(options), lifecycle.clone(), bounds));
+    lifecycle
+        .spawn("demo agent", server::serve(listener, router(options), lifecycle.clone(), bounds, Clock::default()));
     Ok(())
 }
 

@@ -31,6 +31,7 @@ use self::{broker::Broker, child_process::ChildProcesses, folder::Folder};
 use crate::{
     access::{OrganizationId, Role},
     api::vocabulary::token,
+    clock::Clock,
     config::{self, Config},
     server, visible,
 };
@@ -121,7 +122,7 @@ async fn supervise(folder: &Folder, parts: &mut ChildProcesses<'_>, broker: &mut
     say(format!("Demo agent    http://127.0.0.1:{agent_port}"));
 
     let token = if config.auth.enabled {
-        Some(token::issue(&config.auth, "dev", Role::Admin, &OrganizationId::default())?)
+        Some(token::issue(&config.auth, "dev", Role::Admin, &OrganizationId::default(), Clock::default().now())?)
     } else {
         None
     };

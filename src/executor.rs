@@ -54,6 +54,7 @@ use self::{
 };
 use crate::{
     access::OrganizationId,
+    clock::Clock,
     config::{Config, RunBudget},
     db::{
         self,
@@ -78,6 +79,8 @@ struct Executor(Arc<Shared>);
 
 struct Shared {
     pool: db::Pool,
+    /// Clock for the time limits of runs, steps, retries and caches.
+    clock: Clock,
     registration: Registration,
     active: ActiveRuns,
     journal: Journal,
@@ -118,7 +121,7 @@ impl Deref for Executor {
 
 /// Starts the executor's loops. The database and Kafka need not be available yet. Settings that cannot work are an
 /// error.
-pub fn start(config: &Config, pool: db::Pool, lifecycle: &Lifecycle) -> anyhow::Result<Status> {
+pub fn start(config: &Config, pool: db::Pool, lifecycle: &Lifecycle, clock: Clock) -> anyhow::Result<Status> {
     telemetry::count(telemetry::Component::Executor);
     lifecycle.spawn("histograms", telemetry::keep_histograms_small(lifecycle.soft_stop().clone()));
     let (settled, give_up) = (CancellationToken::new(), CancellationToken::new());
@@ -130,8 +133,8 @@ pub fn start(config: &Config, pool: db::Pool, lifecycle: &Lifecycle) -> anyhow::
         active: ActiveRuns::new(config.executor.max_runs),
         journal: Journal::start(&pool, monitoring.as_ref(), lifecycle, &give_up, &settled),
         memory: Memory::new(config.executor.memory_bytes),
-        agents: Agents::new(pool.clone(), Arc::clone(&config.vault), config.circuit_breaker),
-        breakers: Breakers::new(pool.clone()),
+        agents: Agents::new(pool.clone(), Arc::clone(&config.vault), config.circuit_breaker, clock.clone()),
+        breakers: Breakers::new(pool.clone(), clock.clone()),
         egress: Egress::new(&config.egress)?,
         statements: Arc::new(Semaphore::new(pool.max().div_ceil(2))),
         offload: Offload::default(),
@@ -144,6 +147,7 @@ pub fn start(config: &Config, pool: db::Pool, lifecycle: &Lifecycle) -> anyhow::
         settled,
         drivers: TaskTracker::new(),
         pool,
+        clock,
     }));
     let intake_done = CancellationToken::new();
     let (watched, soft_stop) = (Arc::clone(&consumer), lifecycle.soft_stop().clone());
@@ -215,17 +219,17 @@ impl Executor {
     /// Waits for the soft stop and then for all work under way. What is left is free for other executors at once.
     async fn end(self, intake_done: CancellationToken, hard_stop: CancellationToken) {
         self.soft_stop.cancelled().await;
-        let clock = self.clone();
+        let executor = self.clone();
         let at_the_end = hard_stop.clone();
         tokio::spawn(async move {
             let hard_stop = at_the_end;
             tokio::select! {
                 () = tokio::time::sleep(FINISH_CALL) => {}
-                () = hard_stop.cancelled() => clock.active.stop_all_but_of(None),
+                () = hard_stop.cancelled() => executor.active.stop_all_but_of(None),
             }
-            clock.give_up.cancel();
+            executor.give_up.cancel();
             hard_stop.cancelled().await;
-            clock.active.stop_all_but_of(None);
+            executor.active.stop_all_but_of(None);
         });
         intake_done.cancelled().await;
         self.drivers.close();

@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 use workflow_api::{
     access::{OrganizationId, Role, api_key::ApiKey},
     api, client,
+    clock::Clock,
     config::{self, Config, Problems},
     demo_agent, telemetry,
     vault::Vault,
@@ -198,7 +199,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                     &config::load::<config::Auth>(environment())?,
                     &subject,
                     role,
-                    &organization
+                    &organization,
+                    Clock::default().now(),
                 )?
             );
             Ok(true)

@@ -60,11 +60,11 @@ pub struct Buckets {
 }
 
 impl Buckets {
-    /// A table in which all buckets are full.
+    /// A table in which all buckets are full at `now`.
     #[must_use]
-    pub fn new(rate: Rate) -> Self {
+    pub fn new(rate: Rate, now: Instant) -> Self {
         let sets = (0..SETS).map(|_| Mutex::default()).collect();
-        Self { rate, started: Instant::now(), secret: RandomState::new(), sets }
+        Self { rate, started: now, secret: RandomState::new(), sets }
     }
 
     /// The rate of the table.
@@ -74,13 +74,13 @@ impl Buckets {
     }
 
     /// Takes one token of the key's bucket, if it is not empty.
-    pub fn take(&self, key: impl Hash) -> State {
-        self.at(key, self.started.elapsed(), true)
+    pub fn take(&self, key: impl Hash, now: Instant) -> State {
+        self.at(key, now.saturating_duration_since(self.started), true)
     }
 
     /// Reads the key's bucket: refused if it is empty.
-    pub fn look(&self, key: impl Hash) -> State {
-        self.at(key, self.started.elapsed(), false)
+    pub fn look(&self, key: impl Hash, now: Instant) -> State {
+        self.at(key, now.saturating_duration_since(self.started), false)
     }
 
     fn at(&self, key: impl Hash, since_start: Duration, takes: bool) -> State {
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     fn buckets(per_minute: u32, burst: u32) -> Buckets {
-        Buckets::new(Rate { per_minute, burst })
+        Buckets::new(Rate { per_minute, burst }, Instant::now())
     }
 
     /// Number of 1000 attempts that are accepted at that second.
@@ -186,10 +186,10 @@ mod tests {
 
     #[test]
     fn threads_share_a_bucket() {
-        let buckets = buckets(1, 1000);
+        let (buckets, now) = (buckets(1, 1000), Instant::now());
         let total: usize = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..8)
-                .map(|_| scope.spawn(|| (0..500).filter(|_| buckets.take("k").refused_for.is_none()).count()))
+                .map(|_| scope.spawn(|| (0..500).filter(|_| buckets.take("k", now).refused_for.is_none()).count()))
                 .collect();
             threads.into_iter().map(|thread| thread.join().expect("it does not panic")).sum()
         });

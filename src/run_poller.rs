@@ -11,6 +11,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    clock::Clock,
     db::{self, events::Progress},
     lifecycle::Lifecycle,
     permits::{Exhausted, Owners, Permit, Permits, Scope},
@@ -35,6 +36,7 @@ struct Shared {
     runs: Mutex<HashMap<String, watch::Sender<Progress>>>,
     arrived: Notify,
     stop: CancellationToken,
+    clock: Clock,
     ends: Permits,
     streams: Permits,
 }
@@ -67,12 +69,13 @@ impl Subscription {
 impl RunPoller {
     /// Starts the loop.
     #[must_use]
-    pub fn start(pool: db::Pool, lifecycle: &Lifecycle) -> Self {
+    pub fn start(pool: db::Pool, clock: Clock, lifecycle: &Lifecycle) -> Self {
         let limits = [(Scope::Organization, MAX_WATCHERS_OF_ORGANIZATION), (Scope::Caller, MAX_WATCHERS_OF_CALLER)];
         let this = Self(Arc::new(Shared {
             runs: Mutex::default(),
             arrived: Notify::new(),
             stop: lifecycle.soft_stop().clone(),
+            clock,
             ends: Permits::new(MAX_WATCHERS, limits),
             streams: Permits::new(MAX_WATCHERS, limits),
         }));
@@ -87,7 +90,7 @@ impl RunPoller {
         let mut progress = self.subscribe(run_id);
         tokio::select! {
             _ = progress.wait_for(|progress| progress.has_ended) => {}
-            () = tokio::time::sleep(at_most) => {}
+            () = self.0.clock.sleep(at_most) => {}
             () = self.0.stop.cancelled() => {}
         }
     }

@@ -4,6 +4,7 @@
 
 mod connections;
 mod descriptors;
+mod timer;
 
 use std::{
     io,
@@ -15,10 +16,7 @@ use std::{
 use axum::{Router, body::Body};
 use http::{HeaderValue, Request, Response, Version, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    server::graceful::GracefulShutdown,
-};
+use hyper_util::{rt::TokioIo, server::graceful::GracefulShutdown};
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -27,11 +25,13 @@ use tower::ServiceExt;
 
 use self::connections::{Connections, Entry, Watched};
 pub use self::descriptors::{Bounds, raise_limit};
+use self::timer::ClockTimer;
 use crate::{
     api::{
         gate::{headers, request::note, rules},
         vocabulary::{client::Peer, error::ApiError, headers::CORRELATION_ID},
     },
+    clock::Clock,
     id,
     lifecycle::Lifecycle,
 };
@@ -79,11 +79,11 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 /// While all permits are taken, the connection that has been idle longest is closed. Once the process is about to
 /// stop, each connection is closed with its next answer. At the soft stop, connections that the kernel has already
 /// accepted and connections without a request still get their first answer.
-pub async fn serve(listener: TcpListener, router: Router, lifecycle: Lifecycle, bounds: Bounds) {
+pub async fn serve(listener: TcpListener, router: Router, lifecycle: Lifecycle, bounds: Bounds, clock: Clock) {
     let server = Server {
         router,
         lifecycle,
-        connections: Arc::new(Connections::new()),
+        connections: Arc::new(Connections::new(clock)),
         regular: Arc::new(Semaphore::new(bounds.regular)),
         spare: Arc::new(Semaphore::new(bounds.spare)),
         graceful: GracefulShutdown::new(),
@@ -219,7 +219,8 @@ fn connection(
     // Disables Nagle's algorithm: an answer must not wait for the acknowledgement of the previous one. Fails only on
     // a closed connection.
     let _ = stream.set_nodelay(true);
-    let stream = Watched::new(stream, Arc::clone(&entry.connection));
+    let clock = entry.clock().clone();
+    let stream = Watched::new(stream, Arc::clone(&entry.connection), clock.clone());
     let service = service_fn(move |mut request: Request<Incoming>| {
         let (router, lifecycle) = (router.clone(), lifecycle.clone());
         let under_way = entry.begin();
@@ -241,7 +242,7 @@ fn connection(
         }
     });
     http1::Builder::new()
-        .timer(TokioTimer::new())
+        .timer(ClockTimer::new(clock))
         .keep_alive(kind == Kind::Regular)
         .header_read_timeout(if kind == Kind::Regular { HEADER_TIMEOUT } else { SPARE_HEADER_TIMEOUT })
         .max_buf_size(MAX_HEADER_BYTES)

@@ -17,6 +17,7 @@ use super::{
 use crate::{
     access::Countable,
     agent::{AgentPatch, AgentStatus, NewAgent, masked_url},
+    clock::Clock,
     db::{self, idempotency::ClaimError},
     input::{self, FieldError, Node, Object, Read, keep, text},
     workflow::NewWorkflow,
@@ -144,9 +145,9 @@ pub async fn import(
     context: Context<'_>,
     document: Import,
     dry_run: bool,
-    deadline: Instant,
+    (clock, deadline): (&Clock, Instant),
 ) -> Result<Report, ImportError> {
-    let in_time = || if Instant::now() < deadline { Ok(()) } else { Err(ImportError::OutOfTime) };
+    let in_time = || if clock.instant() < deadline { Ok(()) } else { Err(ImportError::OutOfTime) };
     let mut report = Report::default();
     let mut transaction = db::begin(pool).await?;
     let key = context.key.filter(|_| !dry_run);

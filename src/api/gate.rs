@@ -41,8 +41,8 @@ impl Gate {
         // The operator chooses the address of a key set, wherever it is; redirects are not followed.
         let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build()?;
         let tokens = Tokens::start(&app.config.auth, &http, app.clock.clone(), lifecycle);
-        let rates = RateLimits::new(&app.config.limits);
-        let load = Load::new(app.config.limits.max_concurrent_requests);
+        let rates = RateLimits::new(&app.config.limits, app.clock.clone());
+        let load = Load::new(app.config.limits.max_concurrent_requests, app.clock.clone());
         Ok(Self(Arc::new(Parts { app, tokens, rates, load })))
     }
 }

@@ -240,7 +240,7 @@ impl Wire<'_> {
             let memory = egress::Memory { permit: &mut permit, small, patience: self.request.memory.patience(), waits };
             return read_body(response, MAX_ANSWER_BYTES, Some(memory)).await;
         }
-        Err(refusal(response, explain).await)
+        Err(refusal(response, explain, self.request.executor.clock.now()).await)
     }
 
     /// Parses an answer. Large answers take long, so their parsing is offloaded.
@@ -294,10 +294,14 @@ fn header_text(id: &str) -> String {
 }
 
 /// Failure from an answer with an error status.
-async fn refusal(response: Response, explain: impl Fn(&RawValue) -> Option<AgentError>) -> Failure {
+async fn refusal(
+    response: Response,
+    explain: impl Fn(&RawValue) -> Option<AgentError>,
+    now: chrono::DateTime<chrono::Utc>,
+) -> Failure {
     let status = response.status();
     let wanted = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
-    let wanted = wanted.and_then(|value| retry::retry_after(value, chrono::Utc::now()));
+    let wanted = wanted.and_then(|value| retry::retry_after(value, now));
     let reason = status.canonical_reason().unwrap_or("no reason");
     let mut text = format!("HTTP {}: {reason}", status.as_u16());
     let mut is_final = !is_passing(status);

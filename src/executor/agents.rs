@@ -16,6 +16,7 @@ use crate::{
     agent::{AgentKind, AgentStatus, ChatConfig, Credentials, RetryConfig, Secrets},
     breaker::Rules,
     cache::Cache,
+    clock::Clock,
     db::{
         self,
         agents::{AgentRow, AgentWithBreaker},
@@ -92,8 +93,8 @@ struct Known {
 
 impl Known {
     /// Whether the entry is recent enough for a step that has seen this.
-    fn is_fit_for(&self, seen: Seen) -> bool {
-        self.at >= seen.since || (self.version == seen.version && self.at.elapsed() < KEEP)
+    fn is_fit_for(&self, seen: Seen, clock: &Clock) -> bool {
+        self.at >= seen.since || (self.version == seen.version && clock.since(self.at) < KEEP)
     }
 }
 
@@ -105,13 +106,14 @@ pub(super) struct Agents {
     vault: Arc<Vault>,
     /// Rules for agents without rules of their own.
     breaker_rules: Rules,
+    clock: Clock,
     slots: std::sync::Mutex<Cache<(OrganizationId, String), Slot>>,
 }
 
 impl Agents {
-    pub(super) fn new(pool: db::Pool, vault: Arc<Vault>, breaker_rules: Rules) -> Self {
+    pub(super) fn new(pool: db::Pool, vault: Arc<Vault>, breaker_rules: Rules, clock: Clock) -> Self {
         let slots = std::sync::Mutex::new(Cache::new(MAX_NAMES));
-        Self { pool, vault, breaker_rules, slots }
+        Self { pool, vault, breaker_rules, clock, slots }
     }
 
     /// The organisation's agent of that name, as it was when the step began or later, if it may be called. Concurrent
@@ -124,11 +126,11 @@ impl Agents {
     ) -> Result<Result<Arc<Agent>, NoAgent>, db::Error> {
         let slot = self.slot(organization, name);
         let mut entry = slot.lock().await;
-        if let Some(known) = entry.as_ref().filter(|known| known.is_fit_for(seen)) {
+        if let Some(known) = entry.as_ref().filter(|known| known.is_fit_for(seen, &self.clock)) {
             return Ok(known.found.clone());
         }
         let (pool, owner, wanted) = (self.pool.clone(), organization.clone(), name.to_owned());
-        let began = Instant::now();
+        let began = self.clock.instant();
         let found = db::bounded(async move { db::agents::find_to_call(&pool, &owner, &wanted).await });
         let (version, found) = match found.await? {
             None => (None, Err(NoAgent::Unknown(name.to_owned()))),

@@ -15,6 +15,7 @@ use super::agents::{Agent, ReadBreaker};
 use crate::{
     breaker::{Admission, Breaker, Calls, Rules, State},
     cache::Cache,
+    clock::Clock,
     db,
 };
 
@@ -34,6 +35,7 @@ pub(super) struct Breakers(Arc<Inner>);
 
 struct Inner {
     pool: db::Pool,
+    clock: Clock,
     agents: Mutex<Cache<Uuid, Arc<Local>>>,
 }
 
@@ -57,10 +59,16 @@ struct Known {
 
 impl Known {
     /// The database's time, as far as it is known.
-    fn now(&self) -> DateTime<Utc> {
-        self.clock.map_or_else(Utc::now, |(at, then)| {
-            TimeDelta::from_std(then.elapsed()).ok().and_then(|passed| at.checked_add_signed(passed)).unwrap_or(at)
-        })
+    fn now(&self, clock: &Clock) -> DateTime<Utc> {
+        self.clock.map_or_else(
+            || clock.now(),
+            |(at, then)| {
+                TimeDelta::from_std(clock.since(then))
+                    .ok()
+                    .and_then(|passed| at.checked_add_signed(passed))
+                    .unwrap_or(at)
+            },
+        )
     }
 }
 
@@ -89,8 +97,8 @@ pub(super) struct CallGuard<'a> {
 }
 
 impl Breakers {
-    pub(super) fn new(pool: db::Pool) -> Self {
-        Self(Arc::new(Inner { pool, agents: Mutex::new(Cache::new(MAX_AGENTS)) }))
+    pub(super) fn new(pool: db::Pool, clock: Clock) -> Self {
+        Self(Arc::new(Inner { pool, clock, agents: Mutex::new(Cache::new(MAX_AGENTS)) }))
     }
 
     fn local(&self, agent_id: Uuid) -> Arc<Local> {
@@ -106,13 +114,13 @@ impl Breakers {
         }
         let local = self.local(agent.id);
         local.observe(&agent.read_breaker);
-        match expected(&agent.breaker, &local) {
+        match expected(&agent.breaker, &local, &self.0.clock) {
             Some(Admission::Rejected) => return Err(Rejected),
             Some(_) => {}
             None => {
                 let turn = local.changing.lock().await;
                 // It may have been decided meanwhile.
-                let admission = if let Some(admission) = expected(&agent.breaker, &local) {
+                let admission = if let Some(admission) = expected(&agent.breaker, &local, &self.0.clock) {
                     admission
                 } else {
                     let (rules, lease) = (agent.breaker, agent.timeout + LEASE_MARGIN);
@@ -152,7 +160,7 @@ impl Breakers {
                 let after = shared.breaker.state;
                 {
                     let mut known = local.known();
-                    known.clock = Some((shared.read_at, Instant::now()));
+                    known.clock = Some((shared.read_at, self.0.clock.instant()));
                     known.breaker = shared.breaker;
                 }
                 if before != after {
@@ -180,7 +188,7 @@ impl Breakers {
         let _turn = local.changing.lock().await;
         let calls: Vec<Calls> = {
             let mut known = local.known();
-            known.told_at = Some(Instant::now());
+            known.told_at = Some(self.0.clock.instant());
             known.untold.drain(..).collect()
         };
         // Another task may have reported them together with its own.
@@ -192,9 +200,9 @@ impl Breakers {
 }
 
 /// The decision of the shared breaker, as far as the cached state determines it.
-fn expected(rules: &Rules, local: &Local) -> Option<Admission> {
+fn expected(rules: &Rules, local: &Local, clock: &Clock) -> Option<Admission> {
     let known = local.known();
-    let (breaker, now) = (&known.breaker, known.now());
+    let (breaker, now) = (&known.breaker, known.now(clock));
     match breaker.state {
         State::Closed => Some(Admission::Made),
         State::Open => breaker.retry_at(rules).is_some_and(|at| now < at).then_some(Admission::Rejected),
@@ -223,7 +231,8 @@ impl CallGuard<'_> {
             if known.breaker.state != State::Closed {
                 return;
             }
-            let now = known.now();
+            let clock = &breakers.0.clock;
+            let now = known.now(clock);
             let call = Calls::one(now.timestamp(), is_healthy);
             match known.untold.back_mut() {
                 Some(last) if last.at == call.at => last.add(call),
@@ -234,7 +243,7 @@ impl CallGuard<'_> {
                 known.untold.pop_front();
             }
             known.breaker.counts(&agent.breaker, now).1 > 0
-                && known.told_at.is_none_or(|told_at| told_at.elapsed() >= REPORT_EVERY)
+                && known.told_at.is_none_or(|told_at| clock.since(told_at) >= REPORT_EVERY)
         };
         if !is_healthy {
             breakers.report(agent, &local).await;

@@ -4,7 +4,6 @@
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
-use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 use uuid::Uuid;
@@ -77,7 +76,7 @@ pub(super) async fn drive(executor: Executor, assignment: Assignment, signals: R
     // The correlation id of the start request, if it has one, so that the agent's log can be found from the caller's.
     let correlation_id = id::correlation_id(assignment.correlation_id.as_deref());
     let workflow_name = assignment.workflow_name.clone();
-    let (started, elapsed_before) = (Instant::now(), assignment.elapsed);
+    let (started, elapsed_before) = (executor.clock.instant(), assignment.elapsed);
     let organization_id = assignment.organization.as_str();
     let organization_label = telemetry::catalogue::organization(organization_id);
     let span = tracing::info_span!("run", run_id, workflow_name, organization_id, correlation_id);
@@ -96,7 +95,7 @@ pub(super) async fn drive(executor: Executor, assignment: Assignment, signals: R
         let labels = [("status", ended.as_str().to_owned()), ("organization_id", organization_label.clone())];
         metrics::counter!("executor_runs_total", "status" => ended.as_str()).increment(1);
         metrics::counter!("organization_runs_ended_total", &labels).increment(1);
-        let duration = elapsed_before + started.elapsed();
+        let duration = elapsed_before + executor.clock.since(started);
         metrics::histogram!("workflow_duration_seconds", "status" => ended.as_str()).record(duration.as_secs_f64());
     };
     match result.unwrap_or(Err(Release::Broken)) {
@@ -157,7 +156,7 @@ impl Driver {
             Ok(earlier) => earlier,
             Err(message) => return self.end(Err(message.into())).await,
         };
-        let deadline = Instant::now() + self.executor.max_duration.saturating_sub(assignment.elapsed);
+        let deadline = self.executor.clock.instant() + self.executor.max_duration.saturating_sub(assignment.elapsed);
         let claim = (self.run_id.clone(), self.lease_token, Arc::clone(&self.of));
         let names = (assignment.organization.clone(), correlation_id);
         let signals = (self.signals.clone(), deadline);
@@ -184,9 +183,9 @@ impl Driver {
             Err(stuck) = &mut writing => Outcome::Stuck(stuck),
             () = run.watch_events() => Outcome::AtRest,
             wake_at = run.waits_only() => Outcome::Waits(wake_at),
-            () = run.at_pause() => Outcome::Waits(Some(Utc::now())),
+            () = run.at_pause() => Outcome::Waits(Some(self.executor.clock.now())),
             () = run.at_rest() => Outcome::AtRest,
-            () = tokio::time::sleep_until(deadline) => Outcome::Ended(Err(too_long(self.executor.max_duration).into())),
+            () = self.executor.clock.sleep_until(deadline) => Outcome::Ended(Err(too_long(self.executor.max_duration).into())),
         };
         let mut parked = None;
         let status = match outcome {

@@ -30,15 +30,12 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::future::BoxFuture;
 use serde_json::value::RawValue;
-use tokio::{
-    sync::{Notify, Semaphore},
-    time::Instant,
-};
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
@@ -138,6 +135,7 @@ impl Run {
         let memory = executor.memory.of(&organization);
         let budget = Budget::new(executor.run_budget, earlier.rows(), earlier.bytes(), memory.hold(0));
         let has_callbacks = plan.steps.iter().any(|step| step.kind == StepKind::Callback);
+        let rest = Activity::new(executor.clock.clone());
         Self {
             executor,
             run_id,
@@ -157,7 +155,7 @@ impl Run {
             statements: Semaphore::new(MAX_CONCURRENT_STATEMENTS),
             calls: Calls::default(),
             leaves: Calls::default(),
-            rest: Activity::new(),
+            rest,
             waits: Waits::default(),
             begins,
             has_callbacks,
@@ -304,8 +302,8 @@ impl Run {
 
     /// The result of the work, unless it takes longer.
     async fn limited<T>(&self, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
-        let _due = self.rest.due(activity::later(limit));
-        if let Ok(result) = tokio::time::timeout(limit, work).await {
+        let _due = self.rest.due(activity::later(self.executor.clock.now(), limit));
+        if let Some(result) = self.executor.clock.timeout(limit, work).await {
             return Some(result);
         }
         // A stopping process and a paused run begin nothing new, which is not a failure of the step.

@@ -18,9 +18,10 @@ use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
-    time::Sleep,
 };
 use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
 
 /// Minimum idle time in milliseconds. After a shorter time the next request may already be on its way.
 const MIN_IDLE_MS: u64 = 1000;
@@ -37,6 +38,7 @@ const BUSY: u64 = u64::MAX;
 
 /// All connections of a server.
 pub(super) struct Connections {
+    clock: Clock,
     started: Instant,
     open: Mutex<HashMap<u64, Arc<Connection>>>,
     last_id: AtomicU64,
@@ -63,8 +65,8 @@ pub(super) struct Entry {
 }
 
 impl Connections {
-    pub(super) fn new() -> Self {
-        Self { started: Instant::now(), open: Mutex::default(), last_id: AtomicU64::new(0) }
+    pub(super) fn new(clock: Clock) -> Self {
+        Self { started: clock.instant(), clock, open: Mutex::default(), last_id: AtomicU64::new(0) }
     }
 
     pub(super) fn enter(self: &Arc<Self>) -> Entry {
@@ -99,7 +101,7 @@ impl Connections {
 
     /// Milliseconds since the start of the server.
     pub(super) fn now_ms(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(BUSY - 1)
+        u64::try_from(self.clock.since(self.started).as_millis()).unwrap_or(BUSY - 1)
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<u64, Arc<Connection>>> {
@@ -148,6 +150,11 @@ impl hyper::body::Body for Read {
 }
 
 impl Entry {
+    /// Clock for the time limits of the connection.
+    pub(super) fn clock(&self) -> &Clock {
+        &self.connections.clock
+    }
+
     /// Records the arrival of a request.
     pub(super) fn begin(&self) -> Request {
         self.connection.has_request.store(true, Ordering::Relaxed);
@@ -168,17 +175,18 @@ pub(super) struct Watched {
     stream: TcpStream,
     connection: Arc<Connection>,
     linger: Option<Linger>,
+    clock: Clock,
 }
 
 /// Remaining time and size for the rest of a closed connection.
 struct Linger {
-    end: Pin<Box<Sleep>>,
+    end: Pin<Box<dyn Future<Output = ()> + Send>>,
     bytes: usize,
 }
 
 impl Watched {
-    pub(super) fn new(stream: TcpStream, connection: Arc<Connection>) -> Self {
-        Self { stream, connection, linger: None }
+    pub(super) fn new(stream: TcpStream, connection: Arc<Connection>, clock: Clock) -> Self {
+        Self { stream, connection, linger: None, clock }
     }
 
     fn note<T>(&self, written: Poll<T>) -> Poll<T> {
@@ -222,12 +230,15 @@ impl AsyncWrite for Watched {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self { stream, connection, linger } = &mut *self;
+        let Self { stream, connection, linger, clock } = &mut *self;
         ready!(Pin::new(&mut *stream).poll_shutdown(cx))?;
         if !connection.has_unread() {
             return Poll::Ready(Ok(()));
         }
-        let linger = linger.get_or_insert_with(|| Linger { end: Box::pin(tokio::time::sleep(LINGER_TIME)), bytes: 0 });
+        let linger = linger.get_or_insert_with(|| {
+            let clock = clock.clone();
+            Linger { end: Box::pin(async move { clock.sleep(LINGER_TIME).await }), bytes: 0 }
+        });
         let mut dropped = [0; 8 << 10];
         while linger.end.as_mut().poll(cx).is_pending() && linger.bytes < MAX_LINGER_BYTES {
             let mut buffer = ReadBuf::new(&mut dropped);
@@ -292,7 +303,7 @@ mod tests {
 
     #[test]
     fn only_the_connection_that_is_idle_longest_is_closed() {
-        let connections = Arc::new(Connections::new());
+        let connections = Arc::new(Connections::new(Clock::default()));
         let entries: Vec<Entry> = (0..3).map(|_| connections.enter()).collect();
         assert!(!connections.close_idlest(10), "all connections are new");
         for (entry, idle_since_ms) in entries.iter().zip([BUSY, 2000, 1000]) {
@@ -311,7 +322,7 @@ mod tests {
 
     #[test]
     fn a_connection_is_busy_until_the_end_of_its_answer() {
-        let connections = Arc::new(Connections::new());
+        let connections = Arc::new(Connections::new(Clock::default()));
         let entry = connections.enter();
         assert!(connections.is_any_fresh());
         let is_busy = || entry.connection.idle_since_ms.load(Ordering::Relaxed) == BUSY;

@@ -11,6 +11,7 @@ use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use jsonwebtoken::{Algorithm, EncodingKey};
 use serde_json::{Value, json};
 use sqlx::PgPool;
+use workflow_api::clock::Clock;
 
 use crate::service::{Answer, Service, config};
 
@@ -42,7 +43,7 @@ pub fn ed() -> EncodingKey {
 }
 
 pub fn now() -> i64 {
-    chrono::Utc::now().timestamp()
+    Clock::default().now().timestamp()
 }
 
 /// Claims that are let in, with these instead of or beside them.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use sqlx::PgPool;
-use workflow_api::db::migrations::MIGRATOR;
+use workflow_api::{clock::Clock, db::migrations::MIGRATOR};
 
 use crate::service::Service;
 
@@ -34,7 +34,7 @@ async fn a_minimal_agent_has_every_member(pool: PgPool) {
     assert_eq!(created_at, updated_at);
     let created_at = created_at.as_str().expect("text");
     let instant = chrono::NaiveDateTime::parse_from_str(created_at, "%Y-%m-%dT%H:%M:%S%.fZ").expect(created_at);
-    assert!((chrono::Utc::now().naive_utc() - instant).num_seconds().abs() < 60, "{created_at} is not UTC");
+    assert!((Clock::default().now().naive_utc() - instant).num_seconds().abs() < 60, "{created_at} is not UTC");
     let expected = json!({
         "name": "worker", "url": "http://agent.example/", "description": null, "auth_type": "none",
         "auth_config": null, "timeout_ms": 30000, "circuit_breaker_config": null, "kind": "a2a", "config": null,

@@ -13,7 +13,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
 };
-use workflow_api::db::migrations::MIGRATOR;
+use workflow_api::{clock::Clock, db::migrations::MIGRATOR};
 
 use crate::{
     path::{Agent, completed},
@@ -86,12 +86,12 @@ async fn an_agent_says_when_it_wants_to_be_asked_again(pool: PgPool) {
         let times: Arc<Mutex<Vec<Instant>>> = Arc::default();
         let seen = Arc::clone(&times);
         let (agent, url) = Agent::start(move |number, call| {
-            seen.lock().expect("no panic").push(Instant::now());
+            seen.lock().expect("no panic").push(Clock::default().instant());
             if number > 0 {
                 return completed(call, "fine");
             }
             // A date has whole seconds, so that it is between one and two seconds away.
-            let in_two = chrono::Utc::now() + chrono::TimeDelta::seconds(2);
+            let in_two = Clock::default().now() + chrono::TimeDelta::seconds(2);
             let date = in_two.format("%a, %d %b %Y %H:%M:%S GMT").to_string();
             let wanted = if form == "date" { date } else { "1".to_owned() };
             (StatusCode::TOO_MANY_REQUESTS, [("retry-after", wanted)], Json(json!({}))).into_response()

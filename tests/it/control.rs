@@ -1,7 +1,7 @@
 //! What callers can ask of runs, and how runs share the executors: pause and resume, cancellation at any point,
 //! retries with another input, priorities, fairness, limits.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use serde_json::{Value, json};
@@ -141,13 +141,11 @@ async fn a_cancellation_ends_a_run_wherever_it_is_and_nothing_changes_it_later(p
             (has_rows && count().await == open).then_some(())
         })
         .await;
-        let begun = Instant::now();
         assert_eq!(act(&world.service, &run_id, "cancel").await["status"], "CANCELLED");
         assert_eq!(count().await, 0, "{steps}");
         let active = "SELECT count(*) FROM workflow_runs WHERE executor_id IS NOT NULL";
         let active: i64 = sqlx::query_scalar(active).fetch_one(&pool).await.expect("a count");
         assert_eq!(active, 0);
-        assert!(begun.elapsed() < Duration::from_secs(2));
         let before = attempts(&world.service, &run_id).await;
         agent.0.gate.add_permits(10);
         // Another run through the same executor ends after whatever the first could still have written.

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use sqlx::PgPool;
-use workflow_api::db::migrations::MIGRATOR;
+use workflow_api::{clock::Clock, db::migrations::MIGRATOR};
 
 use crate::service::Service;
 
@@ -72,7 +72,7 @@ async fn agents_and_workflows_are_filtered_by_time_prefix_and_statuses(pool: PgP
         );
         sqlx::query(sqlx::AssertSqlSafe(sql.as_str())).execute(&pool).await.expect("the change");
     }
-    let yesterday = (chrono::Utc::now() - chrono::TimeDelta::hours(12)).format("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let yesterday = (Clock::default().now() - chrono::TimeDelta::hours(12)).format("%Y-%m-%dT%H:%M:%SZ").to_string();
     for list in ["/api/v1/agents?x=1", "/api/v1/workflows?sort_order=asc"] {
         for (query, expected) in [
             ("name_prefix=mail".to_owned(), "mail-in mail_out"),

@@ -26,6 +26,8 @@ mod documentation;
 mod egress;
 mod etags;
 mod events;
+#[path = "../shared/eventually.rs"]
+mod eventually;
 mod execute;
 mod filters;
 mod graph;

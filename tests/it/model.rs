@@ -472,6 +472,7 @@ fn check_rows(seed: u64, paths: &[(String, String)], ended: &Ended) {
 
 /// Answers every callback, some at once and some later, by what its step says that it wants.
 async fn answer_all(pool: PgPool, router: axum::Router) {
+    let mut looks = tokio::time::interval(std::time::Duration::from_millis(20));
     loop {
         let sql = "SELECT token, input_data FROM step_waits w JOIN step_executions s ON s.id = w.attempt_id
                    WHERE token IS NOT NULL AND answered_at IS NULL AND s.status = 'PENDING'";
@@ -490,7 +491,7 @@ async fn answer_all(pool: PgPool, router: axum::Router) {
             // Its run may have ended meanwhile.
             assert!([200, 410].contains(&answered.status().as_u16()), "{}", answered.status());
         }
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        looks.tick().await;
     }
 }
 

@@ -9,6 +9,7 @@ use tokio::{
     sync::{oneshot, watch},
 };
 use workflow_api::{
+    clock::Clock,
     config::{ConnectOptions, Database},
     db::{self, migrations::MIGRATOR, processes::Registration},
     lifecycle::Lifecycle,
@@ -204,7 +205,7 @@ async fn connections_that_are_lost_without_a_word_come_back_to_the_pool(pool: Pg
     for answer in join_all((0..3).map(|_| number(&own))).await {
         answer.expect("an answer");
     }
-    let began = tokio::time::Instant::now();
+    let began = Clock::default().instant().into();
     state.send_replace(Line::Lose);
     // All places are taken by statements without an answer, which end when that is noticed.
     let mut asked = Box::pin(join_all((0..3).map(|_| number(&own))));

@@ -1,6 +1,6 @@
 //! The service as tests use it: requests go straight into the router, everything behind it is real.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use axum::{Router, body::Body};
 use futures_util::StreamExt as _;
@@ -13,6 +13,7 @@ use rdkafka::{
 };
 use serde_json::{Value, json};
 use sqlx::PgPool;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use uuid::Uuid;
@@ -28,12 +29,15 @@ use workflow_api::{
     lifecycle::Lifecycle,
 };
 
+pub use crate::eventually::eventually;
+use crate::eventually::{MAX_POLLS, POLL};
+
 pub struct Service {
     pub config: Config,
     pub lifecycle: Lifecycle,
     pub drained: CancellationToken,
     pub router: Router,
-    /// By which credentials end.
+    /// Clock for credentials, cache entries and the time limits of requests.
     pub clock: Clock,
 }
 
@@ -129,11 +133,15 @@ impl Service {
     }
 
     pub fn start_with(config: Config) -> Self {
+        Self::start_by(config, Clock::adjustable())
+    }
+
+    pub fn start_by(config: Config, clock: Clock) -> Self {
         let (lifecycle, drained) = (Lifecycle::new(), CancellationToken::new());
-        let app = App::start(config.clone(), db::pool(&config.database), &lifecycle, &drained)
+        let app = App::start(config.clone(), db::pool(&config.database), &lifecycle, &drained, clock.clone())
             .expect("the parts start without any connection");
         let gate = Gate::start(app.clone(), &lifecycle).expect("the gate starts without any connection");
-        Self { router: api::router(&gate), config, lifecycle, drained, clock: app.clock.clone() }
+        Self { router: api::router(&gate), config, lifecycle, drained, clock }
     }
 
     /// Sends a request with any body and headers.
@@ -270,19 +278,20 @@ pub async fn in_turn<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Outp
     futures_util::stream::iter(futures).buffered(16).collect().await
 }
 
-/// Waits until `condition` yields something. There is no fixed pause in it that a slow machine could outlast: it
-/// ends as soon as it can, and fails only after a time in which nothing is going on any more.
-pub async fn eventually<T, F>(what: &str, mut condition: impl FnMut() -> F) -> T
-where
-    F: Future<Output = Option<T>>,
-{
-    let deadline = tokio::time::Instant::now() + std::time::Duration::from_mins(1);
+/// Advances the clock in such steps until the future is ready. Returns its output and the time by which the clock was
+/// advanced.
+pub async fn passing<F: Future>(clock: &Clock, step: Duration, future: F) -> (F::Output, Duration) {
+    let (began, mut future) = (clock.instant(), std::pin::pin!(future));
+    let mut steps = tokio::time::interval(Duration::from_millis(50));
+    steps.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    steps.reset();
     loop {
-        if let Some(value) = condition().await {
-            return value;
+        // Work that is due is done before the next step.
+        tokio::select! {
+            biased;
+            output = &mut future => return (output, clock.since(began)),
+            _ = steps.tick() => clock.advance(step),
         }
-        assert!(tokio::time::Instant::now() < deadline, "this did not happen: {what}");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
 }
 
@@ -301,7 +310,7 @@ pub async fn send(config: &Config, topic: &str, key: Option<&[u8]>, value: Optio
     let mut record = FutureRecord::<[u8], [u8]>::to(topic).headers(headers);
     record.key = key;
     record.payload = value;
-    producer.send(record, std::time::Duration::from_secs(30)).await.expect("sent");
+    producer.send(record, Duration::from_secs(30)).await.expect("sent");
 }
 
 /// Reads a topic from its beginning until `count` records are there.
@@ -329,12 +338,12 @@ pub async fn raw_records(
             .create()
             .expect("valid settings");
         consumer.subscribe(&[&topic]).expect("a topic name");
-        let deadline = std::time::Instant::now() + std::time::Duration::from_mins(1);
-        let mut records = Vec::new();
+        let (mut records, mut polls) = (Vec::new(), 0..MAX_POLLS);
         while records.len() < count {
-            assert!(std::time::Instant::now() < deadline, "{} of {count} records on {topic}", records.len());
-            if let Some(Ok(message)) = consumer.poll(std::time::Duration::from_millis(200)) {
+            if let Some(Ok(message)) = consumer.poll(POLL) {
                 records.extend(Some(message.detach()).filter(&is_wanted));
+            } else {
+                assert!(polls.next().is_some(), "{} of {count} records on {topic}", records.len());
             }
         }
         records

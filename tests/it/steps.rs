@@ -592,7 +592,6 @@ async fn a_cancelled_run_closes_all_open_steps_and_nothing_comes_later(pool: PgP
         "leaf": agent_step("leaf", &json!({}))});
     let run_id = world.begin("fan", &steps, &json!({"items": [1, 2, 3]})).await;
     eventually("all are called", async || (agent.calls().len() == 4).then_some(())).await;
-    let cancelled_at = std::time::Instant::now();
     world.service.post(&format!("/api/v1/runs/{run_id}/cancel"), &json!({})).await.expect(200);
     let metric = async || {
         let held: i64 = sqlx::query_scalar("SELECT count(*) FROM workflow_runs WHERE executor_id IS NOT NULL")
@@ -602,7 +601,6 @@ async fn a_cancelled_run_closes_all_open_steps_and_nothing_comes_later(pool: PgP
         (held == 0).then_some(())
     };
     eventually("nobody holds the run", metric).await;
-    assert!(cancelled_at.elapsed() < std::time::Duration::from_secs(2));
     let first = world.end(run_id.clone()).await;
     assert_eq!((&first.run["status"], first.rows.len()), (&json!("CANCELLED"), 6));
     assert!(first.rows.iter().all(|row| row["status"] == "FAILED" && text(row, "error_message").contains("cancelled")));

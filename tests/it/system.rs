@@ -11,6 +11,7 @@ use workflow_api::{
         gate::Gate,
         vocabulary::{app::App, token},
     },
+    clock::Clock,
     config::{Api, Auth, Config, load},
     db::{self, migrations::MIGRATOR},
     lifecycle::Lifecycle,
@@ -337,10 +338,16 @@ fn signed(header: &Value, claims: &Value, secret: &str) -> String {
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn with_a_secret_every_route_needs_a_token(pool: PgPool) {
     let settings: Config = config(&pool, &[("JWT_SECRET", SECRET), ("JWT_EXPIRATION_MINUTES", "5")]);
-    let token = token::issue(&settings.auth, "user@example.com", Role::Admin, &OrganizationId::default())
-        .expect("there is a secret");
+    let token = token::issue(
+        &settings.auth,
+        "user@example.com",
+        Role::Admin,
+        &OrganizationId::default(),
+        Clock::default().now(),
+    )
+    .expect("there is a secret");
     let service = Service::start_with(settings);
-    let (now, hs256) = (chrono::Utc::now().timestamp(), json!({"alg": "HS256", "typ": "JWT"}));
+    let (now, hs256) = (Clock::default().now().timestamp(), json!({"alg": "HS256", "typ": "JWT"}));
     let valid = json!({"sub": "u", "role": "admin", "exp": now + 300});
     let claims = |more: Value| {
         let mut claims = valid.clone();
@@ -422,7 +429,8 @@ fn a_token_lives_as_long_as_the_settings_say() {
     let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
     let auth: Auth = load(environment.into_iter()).expect("valid settings");
     let token =
-        token::issue(&auth, "user@example.com", Role::Admin, &OrganizationId::default()).expect("there is a secret");
+        token::issue(&auth, "user@example.com", Role::Admin, &OrganizationId::default(), Clock::default().now())
+            .expect("there is a secret");
     let claims = token.split('.').nth(1).expect("claims");
     let claims: Value = serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(claims).expect("base64")).expect("JSON");
     assert_eq!(claims["exp"].as_i64().zip(claims["iat"].as_i64()).map(|(exp, iat)| exp - iat), Some(3600));
@@ -508,7 +516,8 @@ async fn metrics_can_need_credentials_of_the_default_organisation(pool: PgPool) 
 async fn metrics_can_be_at_the_management_port_alone(pool: PgPool) {
     let settings = config(&pool, &[("METRICS_ACCESS", "management"), ("MANAGEMENT_PORT", "9464")]);
     let (lifecycle, drained) = (Lifecycle::new(), CancellationToken::new());
-    let app = App::start(settings.clone(), db::pool(&settings.database), &lifecycle, &drained).expect("it starts");
+    let app = App::start(settings.clone(), db::pool(&settings.database), &lifecycle, &drained, Clock::default())
+        .expect("it starts");
     let gate = Gate::start(app.clone(), &lifecycle).expect("it starts");
     let [at_api, at_management] =
         [api::router(&gate), api::resources::system::management(&app)].map(|router| Service {

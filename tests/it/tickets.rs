@@ -1,5 +1,7 @@
 //! Credentials that end while something is open: event streams, waits, answers that are read while they are sent, and tickets.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use http_body_util::BodyExt as _;
@@ -77,14 +79,14 @@ async fn a_stream_ends_with_the_credentials_that_it_was_opened_with(pool: PgPool
     let lasting = open(service, EVENTS, &[("x-api-key", &key)]).await;
     let ending = open(service, EVENTS, &[("x-api-key", &ending)]).await;
     // Clocks may be 30 s apart.
-    service.clock.advance(3600 + 31);
+    service.clock.advance(Duration::from_secs(3600 + 31));
     for stream in streams {
         ends(stream).await;
     }
     for header in [&of_key, &plain] {
         service.send("GET", EVENTS, &[("authorization", header)], "").await.error(401);
     }
-    service.clock.advance(3600);
+    service.clock.advance(Duration::from_hours(1));
     ends(ending).await;
     // The key without an end is as good as before.
     let again = open(service, EVENTS, &[("x-api-key", &key)]).await;
@@ -105,7 +107,7 @@ async fn an_answer_that_is_read_while_it_is_sent_breaks_off_when_its_credentials
         body.frame().await.expect("a piece").expect("one that comes");
         bodies.push((path, body));
     }
-    admin.service.clock.advance(3700);
+    admin.service.clock.advance(Duration::from_secs(3700));
     for (path, body) in bodies {
         assert!(body.collect().await.is_err(), "{path} is sent to its end");
     }
@@ -120,7 +122,7 @@ async fn who_waits_is_told_nothing_after_his_token_has_ended(pool: PgPool) {
     let workflow = json!({"name": "w", "start_step": "a", "steps": steps});
     let workflow = admin.post("/api/v1/workflows", &workflow).await.expect(201);
     let path = format!("/api/v1/workflows/{}/execute", workflow["id"].as_str().expect("an id"));
-    let bearer = token(&json!({"exp": now() + 3600}));
+    let bearer = token(&json!({"exp": now() + 20}));
     let headers = [("authorization", bearer.as_str()), ("prefer", "wait=60")];
     let waits = service.send("POST", &path, &headers, r#"{"input_data":{}}"#);
     let ending = async {
@@ -129,7 +131,8 @@ async fn who_waits_is_told_nothing_after_his_token_has_ended(pool: PgPool) {
             sqlx::query_scalar::<_, String>(sql).fetch_optional(&pool).await.expect("an answer")
         })
         .await;
-        service.clock.advance(3700);
+        // Clocks may be 30 s apart. The wait goes on.
+        service.clock.advance(Duration::from_secs(55));
         let sql = "UPDATE workflow_runs SET status = 'FAILED' WHERE run_id = $1";
         sqlx::query(sql).bind(run).execute(&pool).await.expect("the end");
     };
@@ -172,7 +175,7 @@ async fn a_ticket_opens_the_stream_of_its_run_for_a_minute_and_nothing_else(pool
     let made = admin.post(&format!("{EVENTS}/ticket"), &json!({})).await.expect(201);
     let url = made["url"].as_str().expect("a path").to_owned();
     drop(open(service, &url, &[]).await);
-    service.clock.advance(61);
+    service.clock.advance(Duration::from_secs(61));
     service.get(&url).await.error(401);
 }
 

@@ -1,6 +1,6 @@
 //! Export and import of agents and workflows as one document.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -10,6 +10,7 @@ use workflow_api::{
         Context,
         import::{self, Import, ImportError},
     },
+    clock::Clock,
     db::migrations::MIGRATOR,
     input::to_raw,
 };
@@ -140,7 +141,8 @@ async fn an_import_is_not_repeated(pool: PgPool) {
 
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_large_export_can_be_imported_again_and_taken_in_parts(pool: PgPool) {
-    let service = Service::start(&pool);
+    // How long it takes is not what this is about.
+    let service = Service::start_by(config(&pool, &[]), Clock::stopped());
     filled(&service).await;
     let sql = "UPDATE workflow_definitions SET description = repeat('x', $2) WHERE name = $1";
     for (name, length) in [("one", 3 << 20), ("two", 12 << 20)] {
@@ -183,11 +185,12 @@ async fn an_import_whose_time_is_over_changes_nothing(pool: PgPool) {
     let document =
         json!({"format": "workflow-api/definitions", "version": 1, "agents": [{"name": "a", "url": "http://a"}]});
     let document = || Import::parse(&to_raw(&document)).unwrap_or_else(|_| panic!("a document"));
-    let over = import::import(&own_pool(&pool), context, document(), false, Instant::now()).await;
+    let clock = Clock::stopped();
+    let over = import::import(&own_pool(&pool), context, document(), false, (&clock, clock.instant())).await;
     assert!(matches!(over, Err(ImportError::OutOfTime)));
     let agents = "SELECT count(*) FROM agents";
     assert_eq!(sqlx::query_scalar::<_, i64>(agents).fetch_one(&pool).await.expect("a count"), 0);
-    let in_time = Instant::now() + Duration::from_hours(1);
+    let in_time = (&clock, clock.instant() + Duration::from_nanos(1));
     let report = import::import(&own_pool(&pool), context, document(), false, in_time).await.expect("an import");
     assert_eq!(report.created.agents, ["a"]);
 }

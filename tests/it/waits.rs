@@ -7,9 +7,12 @@ use axum::body::Body;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use sqlx::PgPool;
-use workflow_api::db::{
-    executions::{self, Limits},
-    migrations::MIGRATOR,
+use workflow_api::{
+    clock::Clock,
+    db::{
+        executions::{self, Limits},
+        migrations::MIGRATOR,
+    },
 };
 
 use crate::{
@@ -60,17 +63,19 @@ fn wait(id: &str, next: Option<&str>, config: &Value) -> Value {
 async fn a_wait_lets_the_time_pass_that_it_says_and_holds_nobody(pool: PgPool) {
     let (agent, url) = repeating().await;
     let world = World::start(&pool, &[("a", &url)]).await;
-    let until = (chrono::Utc::now() + chrono::TimeDelta::seconds(2)).to_rfc3339();
-    for (config, at_least) in [
-        (json!({"duration_seconds": 0}), 0.0),
-        (json!({"duration_seconds": 0.05}), 0.05),
-        (json!({"duration_seconds": 1}), 1.0),
-        (json!({"duration_seconds": "${workflow.input.secs}"}), 1.0),
-        (json!({"duration": "PT${workflow.input.text}S"}), 1.0),
-        (json!({"duration": "PT0.7S"}), 0.7),
-        (json!({"until": until}), 0.0),
-        (json!({"until": "2020-02-03T09:00:00+01:00"}), 0.0),
+    let until =
+        (Clock::default().now() + chrono::TimeDelta::seconds(2)).to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
+    for (config, millis) in [
+        (json!({"duration_seconds": 0}), Some(0)),
+        (json!({"duration_seconds": 0.05}), Some(50)),
+        (json!({"duration_seconds": 1}), Some(1000)),
+        (json!({"duration_seconds": "${workflow.input.secs}"}), Some(1000)),
+        (json!({"duration": "PT${workflow.input.text}S"}), Some(1000)),
+        (json!({"duration": "PT0.7S"}), Some(700)),
+        (json!({"until": until}), None),
+        (json!({"until": "2020-02-03T09:00:00+01:00"}), None),
     ] {
+        let before = Clock::default().now();
         let steps = json!({
             "pause": wait("pause", Some("after"), &config.clone()),
             "after": agent_step("after", &json!({"until": "${pause.output.until}"}))});
@@ -78,11 +83,16 @@ async fn a_wait_lets_the_time_pass_that_it_says_and_holds_nobody(pool: PgPool) {
         done.output();
         assert_eq!(done.attempts(), ["pause COMPLETED", "after COMPLETED"], "{config}");
         let row = done.row("pause");
-        let at =
-            |name: &str| chrono::DateTime::parse_from_rfc3339(row[name].as_str().expect("text")).expect("an instant");
-        let secs = (at("completed_at") - at("started_at")).as_seconds_f64();
-        // The time counts from the moment before the row is written.
-        assert!(secs > at_least - 0.5 && secs < at_least + 10.0, "{config}: {secs}");
+        let at = |text: &Value| chrono::DateTime::parse_from_rfc3339(text.as_str().expect("text")).expect("an instant");
+        let until = at(&row["output_data"]["until"]);
+        if let Some(millis) = millis {
+            // The time counts from a moment before the row is written.
+            let since = until - chrono::TimeDelta::milliseconds(millis);
+            assert!(before <= since && since <= at(&row["started_at"]), "{config}: {row}");
+        } else {
+            assert_eq!(until, at(&config["until"]));
+        }
+        assert!(at(&row["completed_at"]) >= until, "{config}: {row}");
         assert_eq!(row["output_data"]["until"], row["input_data"]["until"]);
     }
     assert_eq!(agent.calls().len(), 8);
@@ -474,7 +484,7 @@ async fn the_address_is_the_only_permission_unless_a_role_is_wanted(pool: PgPool
     let guarded = Service::start_with(config);
     let token = |claims: Value| {
         let mut claims = claims;
-        claims["exp"] = json!(chrono::Utc::now().timestamp() + 600);
+        claims["exp"] = json!(Clock::default().now().timestamp() + 600);
         let key = jsonwebtoken::EncodingKey::from_secret(secret.as_bytes());
         let token = jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).expect("a token");
         format!("Bearer {token}")

@@ -2,14 +2,15 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use rustix::net::sockopt;
 use sqlx::PgPool;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpSocket, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
 };
 use workflow_api::{db::migrations::MIGRATOR, lifecycle::Lifecycle, server};
 
-use crate::service::{Service, config};
+use crate::service::{Service, config, eventually, passing};
 
 /// A service behind a real port.
 struct Listening {
@@ -20,12 +21,16 @@ struct Listening {
 
 impl Listening {
     fn start(pool: &PgPool, max_connections: usize) -> Self {
-        let service = Service::start_with(config(pool, &[]));
         let listener = server::bind("127.0.0.1:0".parse().expect("an address")).expect("a port");
+        Self::start_at(listener, pool, max_connections)
+    }
+
+    fn start_at(listener: TcpListener, pool: &PgPool, max_connections: usize) -> Self {
+        let service = Service::start_with(config(pool, &[]));
         let address = listener.local_addr().expect("an address");
         let lifecycle = Lifecycle::new();
         let bounds = server::Bounds { regular: max_connections, spare: 256 };
-        tokio::spawn(server::serve(listener, service.router.clone(), lifecycle.clone(), bounds));
+        tokio::spawn(server::serve(listener, service.router.clone(), lifecycle.clone(), bounds, service.clock.clone()));
         Self { service, lifecycle, address }
     }
 
@@ -53,8 +58,7 @@ async fn rest(stream: &mut TcpStream) -> String {
     let mut all = Vec::new();
     let mut bytes = vec![0; 16 << 10];
     loop {
-        let read = tokio::time::timeout(Duration::from_secs(40), stream.read(&mut bytes)).await;
-        match read.expect("the connection is closed in time") {
+        match stream.read(&mut bytes).await {
             Ok(0) | Err(_) => return String::from_utf8_lossy(&all).into_owned(),
             Ok(count) => all.extend_from_slice(&bytes[..count]),
         }
@@ -196,7 +200,7 @@ async fn a_client_that_sends_all_before_it_reads_gets_the_answer(pool: PgPool) {
     let half = vec![b'x'; 1 << 20];
     let head = "GET /health HTTP/1.1\r\nHost: x\r\nContent-Length: 2097152\r\n\r\n";
     slow.write_all(&[head.as_bytes(), &half].concat()).await.expect("it is taken");
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    passing(&listening.service.clock, Duration::from_secs(2), slow.readable()).await.0.expect("an answer");
     slow.write_all(&half).await.expect("it is taken");
     assert_eq!(summary(&rest(&mut slow).await), "400 unexpected_body");
     // And what is refused for want of a place.
@@ -214,7 +218,7 @@ async fn the_connection_that_was_idle_longest_makes_room(pool: PgPool) {
         idle.push(listening.connect().await);
     }
     let request = b"GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-    crate::service::eventually("there is a permit", || async {
+    eventually("there is a permit", || async {
         (summary(&listening.exchange(request).await) == "404 not_found").then_some(())
     })
     .await;
@@ -325,35 +329,34 @@ async fn requests_that_come_together_are_answered_in_their_order(pool: PgPool) {
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_client_that_is_slow_with_its_request_is_sent_away(pool: PgPool) {
     let listening = Listening::start(&pool, 100);
-    let slow = async |head: &str, expected: &str, secs: std::ops::Range<u64>| {
-        let started = std::time::Instant::now();
+    let slow = async |head: &str, expected: &str, at_least: u64| {
         let (mut from, mut to) = listening.connect().await.into_split();
         to.write_all(head.as_bytes()).await.expect("it is taken");
         // A byte now and then, for as long as somebody listens.
         let drip = tokio::spawn(async move {
+            let mut ticks = tokio::time::interval(Duration::from_millis(50));
             while to.write_all(b"a").await.is_ok() {
-                tokio::time::sleep(Duration::from_millis(500)).await;
+                ticks.tick().await;
             }
         });
         let mut answer = Vec::new();
-        let read = tokio::time::timeout(Duration::from_secs(40), from.read_to_end(&mut answer)).await;
-        read.expect("the connection is closed in time").ok();
+        let read = from.read_to_end(&mut answer);
+        // A reset also ends the connection.
+        let (_, waited) = passing(&listening.service.clock, Duration::from_secs(1), read).await;
         drip.abort();
         assert_eq!(summary(&String::from_utf8_lossy(&answer)), expected, "{head}");
-        assert!(secs.contains(&started.elapsed().as_secs()), "{head} took {:?}", started.elapsed());
+        assert!(waited >= Duration::from_secs(at_least), "{head} took {waited:?}");
     };
     let body = "POST /api/v1/agents HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 1000\r\n\r\n";
     let chunks =
         "POST /api/v1/agents HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n3e8\r\n";
     let nowhere = body.replace("/api/v1/agents", "/nowhere");
-    tokio::join!(
-        slow("GET /health HTTP/1.1\r\nHost: x\r\nX-A: ", "", 9..20),
-        slow("G", "", 9..20),
-        slow(body, "408 body_timeout", 14..25),
-        slow(chunks, "408 body_timeout", 14..25),
-        // Where no body is read, none is waited for.
-        slow(&nowhere, "404 not_found", 2..14),
-    );
+    slow("GET /health HTTP/1.1\r\nHost: x\r\nX-A: ", "", 10).await;
+    slow("G", "", 10).await;
+    slow(body, "408 body_timeout", 15).await;
+    slow(chunks, "408 body_timeout", 15).await;
+    // A route that reads no body does not wait for one.
+    slow(&nowhere, "404 not_found", 2).await;
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
@@ -362,13 +365,19 @@ async fn an_idle_connection_is_closed(pool: PgPool) {
     let mut silent = listening.connect().await;
     let mut idle = listening.connect().await;
     idle.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("it is taken");
-    let (silent, idle) = tokio::join!(rest(&mut silent), rest(&mut idle));
+    let ends = futures_util::future::join(rest(&mut silent), rest(&mut idle));
+    let ((silent, idle), waited) = passing(&listening.service.clock, Duration::from_secs(1), ends).await;
+    assert!(waited >= Duration::from_secs(10), "{waited:?}");
     assert_eq!((summary(&silent), summary(&idle)), (String::new(), "200".to_owned()));
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_client_that_does_not_take_its_answer_is_let_go(pool: PgPool) {
-    let listening = Listening::start(&pool, 1);
+    let listener = server::bind("127.0.0.1:0".parse().expect("an address")).expect("a port");
+    // Tests cannot advance the kernel's clock, so the option is shortened.
+    assert_eq!(sockopt::tcp_user_timeout(&listener).expect("an option"), 30_000);
+    sockopt::set_tcp_user_timeout(&listener, 500).expect("an option");
+    let listening = Listening::start_at(listener, &pool, 1);
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.set_recv_buffer_size(4096).expect("a small buffer");
     let mut greedy = socket.connect(listening.address).await.expect("a connection");
@@ -378,12 +387,7 @@ async fn a_client_that_does_not_take_its_answer_is_let_go(pool: PgPool) {
     let request = b"GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
     let others = async || summary(&listening.exchange(request).await);
     assert_eq!(others().await, "503 too_many_connections");
-    let started = std::time::Instant::now();
-    while others().await != "404 not_found" {
-        assert!(started.elapsed() < Duration::from_mins(1), "the connection is still open");
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-    assert!(started.elapsed() > Duration::from_secs(20), "it had time: {:?}", started.elapsed());
+    eventually("the connection is closed", async || (others().await == "404 not_found").then_some(())).await;
     drop(greedy);
 }
 
@@ -415,11 +419,10 @@ async fn with_all_connections_taken_health_answers_and_all_else_is_refused(pool:
     for _ in 0..300 {
         silent.push(listening.connect().await);
     }
-    let started = std::time::Instant::now();
-    assert_eq!(summary(&ask("/health").await), "200");
-    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    let (answer, _) = passing(&listening.service.clock, Duration::from_secs(1), ask("/health")).await;
+    assert_eq!(summary(&answer), "200");
     drop((held, silent));
-    crate::service::eventually("there is room again", || async {
+    eventually("there is room again", || async {
         let answer = listening.exchange(b"GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
         (summary(&answer) == "404 not_found").then_some(())
     })

@@ -1,9 +1,6 @@
 //! Request bodies: which routes accept one, and reading it within its limits.
 
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, time::Duration};
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -13,6 +10,7 @@ use utoipa::openapi::OpenApi;
 
 use crate::{
     api::vocabulary::error::ApiError,
+    clock::Clock,
     permits::{Owners, Permit, Permits},
 };
 
@@ -97,6 +95,7 @@ pub async fn read(
     parts: &Parts,
     mut body: Body,
     (used, limit): (BodyPolicy, usize),
+    clock: &Clock,
     (memory, owners): (&Permits, Owners),
     fault: Option<ApiError>,
 ) -> Result<ReadBody, ApiError> {
@@ -108,28 +107,28 @@ pub async fn read(
         return Err(fault);
     }
     let is_unwanted = fault.is_some() || used == BodyPolicy::Dropped;
-    let mut deadline = Instant::now() + if is_unwanted { DRAIN_TIMEOUT } else { BODY_TIMEOUT };
+    let mut deadline = clock.instant() + if is_unwanted { DRAIN_TIMEOUT } else { BODY_TIMEOUT };
     let mut kept = Kept::Nothing;
     let mut permit = memory.take(owners, 0);
     let mut length = 0;
     let mut sending = Duration::ZERO;
     loop {
-        let waiting = Instant::now();
-        let frame = match tokio::time::timeout_at(deadline.into(), body.frame()).await {
-            Ok(None) => break,
-            Ok(Some(Ok(frame))) => frame,
-            Ok(Some(Err(_))) => {
+        let waiting = clock.instant();
+        let frame = match clock.timeout_at(deadline, body.frame()).await {
+            Some(None) => break,
+            Some(Some(Ok(frame))) => frame,
+            Some(Some(Err(_))) => {
                 let detail = "The request body could not be read to its end";
                 return Err(fault.unwrap_or_else(|| ApiError::bad_request("incomplete_body", detail)));
             }
-            Err(_) if used == BodyPolicy::Dropped && fault.is_none() => break,
-            Err(_) => {
+            None if used == BodyPolicy::Dropped && fault.is_none() => break,
+            None => {
                 let detail = "The request body did not arrive in time";
                 let late = || ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", detail);
                 return Err(fault.unwrap_or_else(late));
             }
         };
-        sending += waiting.elapsed();
+        sending += clock.since(waiting);
         let Ok(chunk) = frame.into_data() else { continue };
         length += chunk.len();
         if fault.is_some() || used == BodyPolicy::Dropped {
@@ -149,7 +148,7 @@ pub async fn read(
                 fault = Some(found);
                 kept = Kept::Nothing;
                 permit = memory.take(owners, 0);
-                deadline = Instant::now() + DRAIN_TIMEOUT;
+                deadline = clock.instant() + DRAIN_TIMEOUT;
             }
         }
     }

@@ -11,7 +11,10 @@ use std::{
 
 use tokio::sync::Semaphore;
 
-use crate::api::vocabulary::{error::ApiError, request_permit::RequestPermit};
+use crate::{
+    api::vocabulary::{error::ApiError, request_permit::RequestPermit},
+    clock::Clock,
+};
 
 /// Interval at which refusals are logged.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
@@ -20,13 +23,14 @@ const REPORT_EVERY: Duration = Duration::from_secs(1);
 pub struct Load {
     permits: Arc<Semaphore>,
     unreported: Mutex<(u64, Option<Instant>)>,
+    clock: Clock,
 }
 
 impl Load {
     /// Creates this number of permits.
     #[must_use]
-    pub fn new(permits: usize) -> Self {
-        Self { permits: Arc::new(Semaphore::new(permits)), unreported: Mutex::default() }
+    pub fn new(permits: usize, clock: Clock) -> Self {
+        Self { permits: Arc::new(Semaphore::new(permits)), unreported: Mutex::default(), clock }
     }
 
     /// 503 if no permit is free. The check costs almost nothing, so that it can come first.
@@ -45,9 +49,9 @@ impl Load {
         let mut unreported = self.unreported.lock().unwrap_or_else(PoisonError::into_inner);
         let (count, reported_at) = &mut *unreported;
         *count += 1;
-        if reported_at.is_none_or(|at| at.elapsed() >= REPORT_EVERY) {
+        if reported_at.is_none_or(|at| self.clock.since(at) >= REPORT_EVERY) {
             let count = std::mem::take(count);
-            *reported_at = Some(Instant::now());
+            *reported_at = Some(self.clock.instant());
             tracing::warn!(count, "overloaded: {count} requests were refused since the last report");
         }
         ApiError::unavailable("overloaded", "The service is overloaded at the moment").logged_elsewhere()

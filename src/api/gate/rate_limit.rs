@@ -13,6 +13,7 @@ use crate::{
         client::ClientAddress,
         error::ApiError,
     },
+    clock::Clock,
     config,
     rate::{Buckets, Rate, State},
 };
@@ -43,6 +44,7 @@ pub fn header_names() -> impl Iterator<Item = HeaderName> {
 
 /// Rate limits from the settings.
 pub struct RateLimits {
+    clock: Clock,
     principal: Option<Buckets>,
     address: Option<Buckets>,
     failed: Option<Buckets>,
@@ -53,21 +55,22 @@ pub struct RateLimits {
 pub struct AppliedLimits(Vec<(&'static str, Rate, State)>);
 
 impl RateLimits {
-    /// Creates the limits with full buckets.
+    /// Creates the limits with full buckets, which refill by that clock.
     #[must_use]
-    pub fn new(settings: &config::Limits) -> Self {
-        let buckets = |rate: Option<Rate>| rate.map(Buckets::new);
+    pub fn new(settings: &config::Limits, clock: Clock) -> Self {
+        let buckets = |rate: Option<Rate>| rate.map(|rate| Buckets::new(rate, clock.instant()));
         let config::Limits { per_principal, per_address, failed_authentication, .. } = *settings;
         Self {
             principal: buckets(per_principal),
             address: buckets(per_address),
             failed: buckets(failed_authentication),
+            clock,
         }
     }
 
     /// Counts a request from that address.
     pub fn count_address(&self, client: Option<ClientAddress>, applied: &mut AppliedLimits) -> Result<(), ApiError> {
-        take("address", self.address.as_ref(), client.map(ClientAddress::network), applied)
+        self.take("address", self.address.as_ref(), client.map(ClientAddress::network), applied)
     }
 
     /// Counts a request of that caller: an API key counts together with its tokens, otherwise the subject of the
@@ -78,36 +81,41 @@ impl RateLimits {
             Proof::Token(_) => (None, Some((caller.organization(), &caller.actor.subject))),
             Proof::TokenOfApiKey { id, .. } | Proof::ApiKey(id) => (Some(id), None),
         };
-        take("principal", self.principal.as_ref(), Some((key_id, subject)), applied)
+        self.take("principal", self.principal.as_ref(), Some((key_id, subject)), applied)
     }
 
     /// Counts wrong credentials from that address.
     pub fn count_failure(&self, client: Option<ClientAddress>, applied: &mut AppliedLimits) -> Result<(), ApiError> {
-        take("failed-authentication", self.failed.as_ref(), client.map(ClientAddress::network), applied)
+        self.take("failed-authentication", self.failed.as_ref(), client.map(ClientAddress::network), applied)
     }
 
     /// Whether further wrong credentials from that address would be refused.
     #[must_use]
     pub fn is_over_failure_limit(&self, client: Option<ClientAddress>) -> bool {
-        let state = self.failed.as_ref().zip(client).map(|(buckets, client)| buckets.look(client.network()));
+        let state = self
+            .failed
+            .as_ref()
+            .zip(client)
+            .map(|(buckets, client)| buckets.look(client.network(), self.clock.instant()));
         state.is_some_and(|state| state.refused_for.is_some())
     }
-}
 
-fn take(
-    name: &'static str,
-    buckets: Option<&Buckets>,
-    key: Option<impl Hash>,
-    applied: &mut AppliedLimits,
-) -> Result<(), ApiError> {
-    let (Some(buckets), Some(key)) = (buckets, key) else { return Ok(()) };
-    let state = buckets.take(key);
-    applied.0.push((name, buckets.rate(), state));
-    match state.refused_for {
-        None => Ok(()),
-        Some(time) => {
-            metrics::counter!("requests_refused_total", "reason" => name).increment(1);
-            Err(refusal(time))
+    fn take(
+        &self,
+        name: &'static str,
+        buckets: Option<&Buckets>,
+        key: Option<impl Hash>,
+        applied: &mut AppliedLimits,
+    ) -> Result<(), ApiError> {
+        let (Some(buckets), Some(key)) = (buckets, key) else { return Ok(()) };
+        let state = buckets.take(key, self.clock.instant());
+        applied.0.push((name, buckets.rate(), state));
+        match state.refused_for {
+            None => Ok(()),
+            Some(time) => {
+                metrics::counter!("requests_refused_total", "reason" => name).increment(1);
+                Err(refusal(time))
+            }
         }
     }
 }

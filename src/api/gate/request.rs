@@ -37,6 +37,7 @@ use crate::{
         },
     },
     auditor::Denied,
+    clock::Clock,
     db, id, trace,
 };
 
@@ -53,9 +54,9 @@ pub async fn handle_request(
     request: Request,
     next: Next,
 ) -> Response {
-    let started = Instant::now();
     let active = ActiveRequest::start();
     let app = &gate.app;
+    let started = app.clock.instant();
     let given = request.headers().get(&CORRELATION_ID).and_then(|value| value.to_str().ok());
     let correlation_id = id::correlation_id(given);
     let method = request.method().clone();
@@ -71,11 +72,9 @@ pub async fn handle_request(
     let mut admission = Admission::of(Actor { subject: String::new(), ..anonymous.clone() });
     // A request that waits for a run's end has this much more time.
     let wait = Wait::of(&parts.headers).time().unwrap_or_default();
-    let mut deadline = tokio::time::Instant::from_std(started) + TIME_LIMIT + wait;
-    let caller = match tokio::time::timeout_at(deadline, admission.admit(&gate, &mut parts, rule, anonymous)).await {
-        Ok(caller) => caller,
-        Err(_) => Err(too_late()),
-    };
+    let mut deadline = started + TIME_LIMIT + wait;
+    let decided = app.clock.timeout_at(deadline, admission.admit(&gate, &mut parts, rule, anonymous)).await;
+    let caller = decided.unwrap_or_else(|| Err(too_late()));
     let Admission { actor, limits } = admission;
     let user_id = actor.subject.as_str();
     // Before authentication the organisation is unknown.
@@ -89,7 +88,8 @@ pub async fn handle_request(
         Err(error) => (None, Some(error)),
     };
     let used = bodies.use_of(&method, &route);
-    let body = body::read(&parts, body, (used, rule.max_body_bytes), (&app.memory.bodies, owners), refusal).await;
+    let body =
+        body::read(&parts, body, (used, rule.max_body_bytes), &app.clock, (&app.memory.bodies, owners), refusal).await;
     let response = match body {
         Err(error) => error.into_response(),
         Ok(ReadBody { bytes, permit, sending }) => {
@@ -116,7 +116,7 @@ pub async fn handle_request(
                         let response = app.memory.answer(owners, is_safe, response).await;
                         response.unwrap_or_else(IntoResponse::into_response)
                     });
-                    in_time(handler, deadline, watched_database).await
+                    in_time(handler, &gate.app.clock, deadline, watched_database).await
                 }
                 Err(refusal) => refusal.into_response(),
             }
@@ -148,7 +148,7 @@ pub async fn handle_request(
         app.auditor.wake();
     }
     drop(active);
-    let duration = started.elapsed();
+    let duration = app.clock.since(started);
     span.in_scope(|| note(method.as_str(), &route, &response, duration));
     response
 }
@@ -157,7 +157,8 @@ pub async fn handle_request(
 /// needs it.
 async fn in_time(
     mut handler: JoinHandle<Response>,
-    deadline: tokio::time::Instant,
+    clock: &Clock,
+    deadline: Instant,
     database: Option<db::Pool>,
 ) -> Response {
     let silence = async {
@@ -170,7 +171,7 @@ async fn in_time(
         biased;
         // The panic hook has logged the panic itself.
         ended = &mut handler => return ended.unwrap_or_else(|_| ApiError::internal().into_response()),
-        () = tokio::time::sleep_until(deadline) => too_late(),
+        () = clock.sleep_until(deadline) => too_late(),
         () = silence => silent(),
     };
     // Releases its resources: the permit, and its connection, which is closed.

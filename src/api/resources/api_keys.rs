@@ -146,7 +146,7 @@ pub struct NewApiKeyBody {
 }
 
 /// Parses the body of a create request.
-fn parse(body: &RawValue, own: &OrganizationId) -> Read<NewApiKey> {
+fn parse(body: &RawValue, own: &OrganizationId, now: Timestamp) -> Read<NewApiKey> {
     let body = Object::body(body)?;
     let mut errors = Vec::new();
     body.only(&["name", "role", "scopes", "workflows", "expires_at", "organization_id"], &mut errors);
@@ -173,7 +173,7 @@ fn parse(body: &RawValue, own: &OrganizationId) -> Read<NewApiKey> {
     let expires_at = body.nullable("expires_at", &mut errors, |node| {
         let at = input::query_datetime("expires_at", &node.string(input::ANY_LENGTH)?);
         let at = at.map(Timestamp::from).map_err(|error| vec![FieldError { field: node.path(), ..error }])?;
-        if at > Timestamp::now() { Ok(at) } else { Err(vec![FieldError::rule(node.path(), "must be in the future")]) }
+        if at > now { Ok(at) } else { Err(vec![FieldError::rule(node.path(), "must be in the future")]) }
     });
     let organization = body.nullable("organization_id", &mut errors, |node| {
         node.parsed(|text| OrganizationId::parse(text).map_err(|error| error.to_string()))
@@ -266,7 +266,8 @@ fn not_found() -> ApiError {
     ),
 )]
 pub async fn create_api_key(State(app): State<App>, caller: Caller, body: JsonBody) -> Result<Response, ApiError> {
-    let mut new = parse(body.raw(), caller.organization())?;
+    let now = Timestamp::from(app.clock.now());
+    let mut new = parse(body.raw(), caller.organization(), now)?;
     if new.organization != *caller.organization() && !caller.organization().is_default() {
         return Err(organizations::not_found());
     }
@@ -277,7 +278,7 @@ pub async fn create_api_key(State(app): State<App>, caller: Caller, body: JsonBo
     }
     new.parent_id = caller.actor.key_id;
     if let Some(end) = caller.ends_at {
-        if end <= Timestamp::now() || new.expires_at.is_some_and(|list| list > end) {
+        if end <= now || new.expires_at.is_some_and(|expires_at| expires_at > end) {
             let detail = format!(
                 "The key would outlive the caller's credentials, which end at {end}; an independent key is created \
                  by `workflow-api api-key`"
@@ -389,7 +390,8 @@ pub async fn issue_token(State(app): State<App>, caller: Caller) -> Result<Respo
         let detail = "JWT_SECRET is not set, so there is nothing to sign a token with; use the API key itself";
         return Err(ApiError::conflict("no_signing_key", detail));
     }
-    let issued = token::issue_for_key(settings, &caller.actor, caller.grant.role, key_id, caller.ends_at);
+    let issued =
+        token::issue_for_key(settings, &caller.actor, caller.grant.role, key_id, caller.ends_at, app.clock.now());
     let (access_token, expires_in) = issued.map_err(|error| {
         tracing::error!(error = &error as &dyn std::error::Error, "no token was issued: {error}");
         ApiError::internal()

@@ -324,7 +324,7 @@ pub async fn stream_events(
     if seen.end && rest.rows.is_empty() && is_terminal(&rest.status) {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    let (phase, checked_at) = (Phase::Opening(rest), Instant::now());
+    let (phase, checked_at) = (Phase::Opening(rest), app.clock.instant());
     let reader = Reader { app, caller, run_id, seen: seen.seq, watch, checked_at, phase };
     let events = Sse::new(reader.events()).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
     Ok(([(ACCEL_BUFFERING, HeaderValue::from_static("no"))], events).into_response())
@@ -434,10 +434,10 @@ impl Reader {
 
     /// Whether the caller is authorised now, or was so at a recent check.
     async fn is_still_authorized(&mut self) -> bool {
-        if self.checked_at.elapsed() < RECHECK_CALLER {
+        if self.app.clock.since(self.checked_at) < RECHECK_CALLER {
             return true;
         }
-        self.checked_at = Instant::now();
+        self.checked_at = self.app.clock.instant();
         // An unavailable database is no reason to reject the caller.
         !matches!(self.caller.is_still_valid(&self.app).await, Ok(false))
     }

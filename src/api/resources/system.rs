@@ -93,7 +93,7 @@ pub async fn get_health(State(app): State<App>) -> Json<Health> {
         status: "healthy",
         timestamp: Timestamp::now(),
         version: app.config.api.version.clone(),
-        uptime_seconds: app.started.elapsed().as_secs_f64(),
+        uptime_seconds: app.clock.since(app.started).as_secs_f64(),
         services: None,
     })
 }
@@ -177,7 +177,7 @@ pub fn management(app: &App) -> Router {
 
 async fn render_metrics(State(app): State<App>) -> Response {
     metrics::gauge!("api_info", "version" => app.config.api.version.clone()).set(1.0);
-    metrics::gauge!("api_uptime_seconds").set(app.started.elapsed().as_secs_f64());
+    metrics::gauge!("api_uptime_seconds").set(app.clock.since(app.started).as_secs_f64());
     let (size, idle) = app.pool.size();
     metrics::gauge!("db_pool_size").set(size as f64);
     metrics::gauge!("db_pool_idle").set(idle as f64);
@@ -185,7 +185,7 @@ async fn render_metrics(State(app): State<App>) -> Response {
     metrics::gauge!("db_pool_max").set(app.pool.max() as f64);
     let findings = app.readiness.findings();
     if findings.database && findings.migrated {
-        app.counts.refresh(&app.pool).await;
+        app.counts.refresh(&app.pool, &app.clock).await;
     }
     let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     (content_type, telemetry::render()).into_response()

@@ -3,10 +3,7 @@
 //! Secrets are exported only on request. Otherwise an agent's `auth_config` and the user and password in its URL are
 //! absent from the document, and importing it keeps the stored ones.
 
-use std::{
-    ops::ControlFlow,
-    time::{Duration, Instant},
-};
+use std::{ops::ControlFlow, time::Duration};
 
 use axum::{
     Json,
@@ -320,14 +317,14 @@ pub async fn import_definitions(
     key: Key,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    let deadline = Instant::now() + IMPORT_TIME;
+    let deadline = app.clock.instant() + IMPORT_TIME;
     let dry_run = flag(&query, "dry_run")?;
     let key = key.bound("import", &caller, body.fingerprint());
     Object::body(body.raw())?;
     let report = match body.read(&app, &caller, Import::parse).await? {
         Ok(document) => {
             let context = caller.context(&app).with_key(key.as_ref());
-            match import::import(&app.pool, context, document, dry_run, deadline).await {
+            match import::import(&app.pool, context, document, dry_run, (&app.clock, deadline)).await {
                 Ok(report) => report,
                 Err(ImportError::Key(ClaimError::Repeated(_))) => return repeated(&app, key.as_ref()).await,
                 Err(ImportError::Key(error)) => return Err(error.into()),

@@ -111,6 +111,12 @@ struct Shared {
     batched_lookups: mpsc::Sender<(KeyName, oneshot::Sender<Found>)>,
 }
 
+impl Shared {
+    fn is_recent(&self, entry: &Entry) -> bool {
+        self.clock.since(entry.read_at) < LIFE
+    }
+}
+
 impl ApiKeyCache {
     /// Creates the cache and starts its background tasks.
     #[must_use]
@@ -142,7 +148,7 @@ impl ApiKeyCache {
     pub async fn find(&self, name: KeyName, lookup: impl FnOnce() -> Lookup) -> Found {
         let now = Timestamp::from(self.0.clock.now());
         if let Some(entry) = self.entries().get_mut(&name)
-            && entry.read_at.elapsed() < LIFE
+            && self.0.is_recent(entry)
         {
             entry.is_used = true;
             return Ok(entry.key.clone().filter(|key| key.is_valid(now)));
@@ -162,7 +168,7 @@ impl ApiKeyCache {
 
     /// Reads these keys from the database and stores the result in the cache.
     async fn look_up(&self, names: Vec<KeyName>) -> Result<HashMap<KeyName, Option<Arc<ValidApiKey>>>, db::Error> {
-        let read_at = Instant::now();
+        let read_at = self.0.clock.instant();
         let pool = self.0.pool.clone();
         // A task of its own, since the client may disconnect.
         let (names, rows) = db::bounded(async move {
@@ -211,7 +217,7 @@ impl ApiKeyCache {
     fn keep(&self, name: KeyName, entry: Entry) {
         let mut entries = self.entries();
         if entries.len() >= MAX_ENTRIES {
-            entries.retain(|_, entry| entry.key.is_some() && entry.read_at.elapsed() < LIFE);
+            entries.retain(|_, entry| entry.key.is_some() && self.0.is_recent(entry));
         }
         if entries.len() < MAX_ENTRIES {
             entries.insert(name, entry);
@@ -222,10 +228,10 @@ impl ApiKeyCache {
     async fn refresh(&self) -> Result<(), db::Error> {
         let mut used = Vec::new();
         let mut to_record = Vec::new();
-        let now = Timestamp::now().as_naive_utc();
+        let now = Timestamp::from(self.0.clock.now()).as_naive_utc();
         self.entries().retain(|name, entry| {
             if !std::mem::take(&mut entry.is_used) {
-                return entry.read_at.elapsed() < LIFE;
+                return self.0.is_recent(entry);
             }
             if let Some(key) = &entry.key {
                 used.push(*name);
@@ -240,7 +246,7 @@ impl ApiKeyCache {
             return Ok(());
         }
         let pool = self.0.pool.clone();
-        let read_at = Instant::now();
+        let read_at = self.0.clock.instant();
         let (names, rows) = db::bounded(async move {
             if !to_record.is_empty() {
                 db::api_keys::touch(&pool, &to_record).await?;

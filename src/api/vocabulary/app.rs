@@ -68,7 +68,7 @@ pub struct Parts {
     pub counts: Counts,
     /// Signatures of cursors and tickets.
     pub signing: Signing,
-    /// Clock for the expiry of credentials.
+    /// Clock for the expiry of credentials and cache entries, and for the time limits of requests.
     pub clock: Clock,
     /// Start of the process, for the uptime.
     pub started: Instant,
@@ -76,28 +76,28 @@ pub struct Parts {
 
 impl App {
     /// Starts all parts. Neither database nor Kafka need be available yet. The caller cancels `drained` when no
-    /// further request can arrive.
+    /// further request can arrive. `clock` is for the expiry of credentials and cache entries, and for time limits.
     pub fn start(
         config: Config,
         pool: db::Pool,
         lifecycle: &Lifecycle,
         drained: &CancellationToken,
+        clock: Clock,
     ) -> anyhow::Result<Self> {
-        let started = Instant::now();
+        let started = clock.instant();
         telemetry::count(telemetry::Component::Api);
         lifecycle.spawn("histograms", telemetry::keep_histograms_small(lifecycle.soft_stop().clone()));
         let registration = Registration::start(pool.clone(), "serve", lifecycle);
         let relay = Relay::start(&config, pool.clone(), registration, lifecycle, drained)
             .context("KAFKA_BROKERS: the Kafka client refuses the settings")?;
         let writer = RunWriter::start(&pool, &relay, config.audit, lifecycle, drained);
-        let waiting = RunPoller::start(pool.clone(), lifecycle);
+        let waiting = RunPoller::start(pool.clone(), clock.clone(), lifecycle);
         let readiness = Readiness::start(pool.clone(), relay.clone(), lifecycle);
         let egress = Egress::new(&config.egress)?;
-        let clock = Clock::default();
         let keys = ApiKeyCache::start(pool.clone(), clock.clone(), lifecycle);
         let signing = Signing::new(pool.clone());
         let auditor = Auditor::start(&pool, config.audit_retention_days, lifecycle);
-        let organizations = Organizations::new(pool.clone());
+        let organizations = Organizations::new(pool.clone(), clock.clone());
         crate::dead_letters::start(&config, pool.clone(), lifecycle)?;
         let definitions = Definitions::default();
         let memory = Memory::new(&config.limits);

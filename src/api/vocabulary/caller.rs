@@ -99,7 +99,7 @@ impl Caller {
     pub async fn ended(&self, app: &App) {
         // An unavailable database does not invalidate the credentials.
         while !matches!(self.is_still_valid(app).await, Ok(false)) {
-            tokio::time::sleep(RECHECK_CALLER).await;
+            app.clock.sleep(RECHECK_CALLER).await;
         }
     }
 

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::db;
+use crate::{clock::Clock, db};
 
 /// Minimum time between two counts. Earlier scrapes get the last values, so that frequent scrapes do not load the
 /// database.
@@ -17,13 +17,13 @@ pub struct Counts(Mutex<Option<Instant>>);
 
 impl Counts {
     /// Counts again, unless the last count is recent. If the database does not answer, the last values remain.
-    pub async fn refresh(&self, pool: &db::Pool) {
+    pub async fn refresh(&self, pool: &db::Pool, clock: &Clock) {
         {
             let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            if taken.is_some_and(|taken| taken.elapsed() < KEEP) {
+            if taken.is_some_and(|taken| clock.since(taken) < KEEP) {
                 return;
             }
-            *taken = Some(Instant::now());
+            *taken = Some(clock.instant());
         }
         let pool = pool.clone();
         let counted =

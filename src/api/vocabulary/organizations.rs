@@ -8,6 +8,7 @@ use std::{
 
 use crate::{
     access::{OrganizationId, Quotas},
+    clock::Clock,
     db::{self, organizations::OrganizationRow},
 };
 
@@ -24,14 +25,15 @@ type Entry = (Instant, Option<Arc<OrganizationRow>>);
 #[derive(Clone)]
 pub struct Organizations {
     pool: db::Pool,
+    clock: Clock,
     entries: Arc<Mutex<HashMap<OrganizationId, Entry>>>,
 }
 
 impl Organizations {
     /// Creates an empty cache.
     #[must_use]
-    pub fn new(pool: db::Pool) -> Self {
-        Self { pool, entries: Arc::default() }
+    pub fn new(pool: db::Pool, clock: Clock) -> Self {
+        Self { pool, clock, entries: Arc::default() }
     }
 
     /// Whether the organisation exists and is active.
@@ -52,17 +54,17 @@ impl Organizations {
 
     async fn find(&self, id: &OrganizationId) -> Result<Option<Arc<OrganizationRow>>, db::Error> {
         if let Some((read_at, row)) = self.entries().get(id)
-            && read_at.elapsed() < LIFE
+            && self.clock.since(*read_at) < LIFE
         {
             return Ok(row.clone());
         }
-        let read_at = Instant::now();
+        let read_at = self.clock.instant();
         let (pool, wanted) = (self.pool.clone(), id.clone());
         // A task of its own, since the client may disconnect.
         let row = db::bounded(async move { db::organizations::find(&pool, &wanted).await }).await?.map(Arc::new);
         let mut entries = self.entries();
         if entries.len() >= MAX_ENTRIES {
-            entries.retain(|_, (read_at, row)| row.is_some() && read_at.elapsed() < LIFE);
+            entries.retain(|_, (read_at, row)| row.is_some() && self.clock.since(*read_at) < LIFE);
         }
         if entries.len() < MAX_ENTRIES {
             entries.insert(id.clone(), (read_at, row.clone()));

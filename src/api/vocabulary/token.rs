@@ -1,6 +1,6 @@
 //! Tokens issued by the service: JSON Web Tokens, signed with `JWT_SECRET`.
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use jsonwebtoken::{EncodingKey, Header, encode};
 use secrecy::ExposeSecret;
 use serde::Serialize;
@@ -71,9 +71,10 @@ pub fn issue(
     subject: &str,
     role: Role,
     organization: &OrganizationId,
+    now: DateTime<Utc>,
 ) -> Result<String, TokenError> {
     shown_subject(subject).ok_or(TokenError::BadSubject)?;
-    let (token, _) = sign(auth, subject, role, organization, None)?;
+    let (token, _) = sign(auth, subject, role, organization, None, now)?;
     Ok(token)
 }
 
@@ -85,8 +86,9 @@ pub fn issue_for_key(
     role: Role,
     key_id: Uuid,
     key_ends_at: Option<Timestamp>,
+    now: DateTime<Utc>,
 ) -> Result<(String, u64), TokenError> {
-    sign(auth, &actor.subject, role, &actor.organization, Some((key_id, key_ends_at)))
+    sign(auth, &actor.subject, role, &actor.organization, Some((key_id, key_ends_at)), now)
 }
 
 fn sign(
@@ -95,9 +97,10 @@ fn sign(
     role: Role,
     organization_id: &OrganizationId,
     key: Option<(Uuid, Option<Timestamp>)>,
+    now: DateTime<Utc>,
 ) -> Result<(String, u64), TokenError> {
     let secret = auth.jwt_secret.as_ref().ok_or(TokenError::NoSecret)?;
-    let iat = Utc::now().timestamp();
+    let iat = now.timestamp();
     let lifetime = i64::try_from(auth.token_lifetime.as_secs()).unwrap_or(i64::MAX);
     let key_ends = key.and_then(|(_, ends_at)| ends_at).map(|end| end.as_naive_utc().and_utc().timestamp());
     let lifetime = lifetime.min(key_ends.map_or(i64::MAX, |end| end.saturating_sub(iat))).max(0);

@@ -68,7 +68,7 @@ pub(super) async fn call(wire: &Wire<'_>) -> Result<Box<RawValue>, Failure> {
     let mut in_flight = InFlight::new(request, task);
     let (mut pause, mut wanted) = (FIRST_PAUSE, Duration::ZERO);
     loop {
-        tokio::time::sleep(jitter(pause).max(wanted)).await;
+        request.executor.clock.sleep(jitter(pause).max(wanted)).await;
         pause = pause.mul_f64(PAUSE_GROWTH).min(LONGEST_PAUSE);
         wanted = Duration::ZERO;
         let body = Rpc::body(&task_id, "tasks/get", json!({"id": in_flight.task()}));

@@ -12,6 +12,8 @@ use std::{
 use chrono::{DateTime, Utc};
 use tokio::sync::Notify;
 
+use crate::clock::Clock;
+
 /// Minimum wait for which a run is parked. For less, two writes and a poll would take as long.
 const WORTH_PARKING: Duration = Duration::from_millis(500);
 /// Longest sleep at once, below what the runtime's clock can.
@@ -19,6 +21,7 @@ const LONGEST_SLEEP: Duration = Duration::from_hours(24);
 
 /// Activity: the number of busy branches of a run, and the deadlines of the idle ones.
 pub(super) struct Activity {
+    clock: Clock,
     busy: AtomicUsize,
     at_rest: Notify,
     deadlines: Mutex<Deadlines>,
@@ -32,8 +35,8 @@ struct Deadlines {
 
 impl Activity {
     /// Activity of a run that has begun: its main chain is busy.
-    pub(super) fn new() -> Self {
-        Self { busy: AtomicUsize::new(1), at_rest: Notify::new(), deadlines: Mutex::default() }
+    pub(super) fn new(clock: Clock) -> Self {
+        Self { clock, busy: AtomicUsize::new(1), at_rest: Notify::new(), deadlines: Mutex::default() }
     }
 
     fn deadlines(&self) -> MutexGuard<'_, Deadlines> {
@@ -71,15 +74,37 @@ impl Activity {
                 continue;
             }
             let next = self.deadlines().by_number.values().min().copied();
-            match next.map(time_until) {
+            match next.map(|at| self.time_until(at)) {
                 // The branch with this deadline is about to continue.
                 Some(left) if left < WORTH_PARKING => {
-                    tokio::time::sleep(left.max(Duration::from_millis(1))).await;
+                    self.clock.sleep(left.max(Duration::from_millis(1))).await;
                 }
                 _ => return next,
             }
         }
     }
+
+    /// Time until that instant; zero if it is past.
+    fn time_until(&self, at: DateTime<Utc>) -> Duration {
+        (at - self.clock.now()).to_std().unwrap_or_default()
+    }
+
+    /// Sleeps until that instant, however far it is, by this host's clock.
+    pub(super) async fn sleep_until(&self, at: DateTime<Utc>) {
+        loop {
+            let left = self.time_until(at);
+            if left.is_zero() {
+                return;
+            }
+            self.clock.sleep(left.min(LONGEST_SLEEP)).await;
+        }
+    }
+}
+
+/// The instant that much later than `now`, or the latest possible one.
+pub(super) fn later(now: DateTime<Utc>, by: Duration) -> DateTime<Utc> {
+    let by = chrono::TimeDelta::from_std(by).unwrap_or(chrono::TimeDelta::MAX);
+    now.checked_add_signed(by).unwrap_or(DateTime::<Utc>::MAX_UTC)
 }
 
 /// Guard of a busy branch; see [`Activity::begin`].
@@ -114,48 +139,53 @@ impl Drop for Due<'_> {
     }
 }
 
-/// How long it is until then; nothing if it is past.
-fn time_until(at: DateTime<Utc>) -> Duration {
-    (at - Utc::now()).to_std().unwrap_or_default()
-}
-
-/// Sleeps until then, however far it is, by this host's clock.
-pub(super) async fn sleep_until(at: DateTime<Utc>) {
-    loop {
-        let left = time_until(at);
-        if left.is_zero() {
-            return;
-        }
-        tokio::time::sleep(left.min(LONGEST_SLEEP)).await;
-    }
-}
-
-/// The instant that much later than now, or the latest possible one.
-pub(super) fn later(by: Duration) -> DateTime<Utc> {
-    let by = chrono::TimeDelta::from_std(by).unwrap_or(chrono::TimeDelta::MAX);
-    Utc::now().checked_add_signed(by).unwrap_or(DateTime::<Utc>::MAX_UTC)
-}
-
 #[cfg(test)]
 mod tests {
+    use futures_util::poll;
+
     use super::*;
 
     #[tokio::test]
     async fn a_run_is_idle_when_no_branch_of_it_is_busy() {
-        let rest = Activity::new();
+        let clock = Clock::stopped();
+        let rest = Activity::new(clock.clone());
         let mut reached = std::pin::pin!(rest.reached());
         let block = rest.idle();
         let (first, second) = (rest.begin(), rest.begin());
         let waiting = rest.idle();
-        assert!(futures_util::poll!(&mut reached).is_pending());
+        assert!(poll!(&mut reached).is_pending());
         drop(second);
-        let far = later(Duration::from_mins(1));
+        let far = later(clock.now(), Duration::from_mins(1));
         let due = rest.due(far);
-        let _farther = rest.due(later(Duration::from_hours(1)));
+        let _farther = rest.due(later(clock.now(), Duration::from_hours(1)));
         assert_eq!(rest.reached().await, Some(far));
         drop(due);
         assert!(rest.reached().await > Some(far));
         drop((waiting, first, block));
-        assert!(futures_util::poll!(std::pin::pin!(rest.reached())).is_pending(), "the main chain goes on");
+        assert!(poll!(std::pin::pin!(rest.reached())).is_pending(), "the main chain goes on");
+    }
+
+    #[tokio::test]
+    async fn a_run_is_not_parked_for_what_is_due_soon() {
+        let clock = Clock::stopped();
+        let rest = Activity::new(clock.clone());
+        let _idle = rest.idle();
+        let at = later(clock.now(), WORTH_PARKING);
+        let _due = rest.due(at);
+        assert_eq!(rest.reached().await, Some(at));
+        clock.advance(Duration::from_millis(1));
+        assert!(poll!(std::pin::pin!(rest.reached())).is_pending());
+    }
+
+    #[tokio::test]
+    async fn a_sleep_lasts_for_days() {
+        let clock = Clock::stopped();
+        let rest = Activity::new(clock.clone());
+        let mut sleep = std::pin::pin!(rest.sleep_until(later(clock.now(), Duration::from_hours(72))));
+        for _ in 0..3 {
+            assert!(poll!(&mut sleep).is_pending());
+            clock.advance(Duration::from_hours(24));
+        }
+        assert!(poll!(&mut sleep).is_ready());
     }
 }

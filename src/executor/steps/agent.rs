@@ -1,6 +1,6 @@
 //! Agent step: calls an agent, in as many attempts as the agent's settings allow, each with a row of its own.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::value::RawValue;
 
@@ -54,7 +54,7 @@ impl Run {
         let _leaf = self.leaves.begin();
         // An attempt that is repeated because its executor died keeps its id, for agents that de-duplicate.
         let mut interrupted = self.earlier.take_interrupted(path, frame.reuse);
-        let mut attempt = 1;
+        let (clock, mut attempt) = (&self.executor.clock, 1);
         loop {
             self.gate_of_process().await;
             let under_way = self.calls.begin();
@@ -63,14 +63,14 @@ impl Run {
             let attempt_id = interrupted.take().unwrap_or_else(|| row.id.clone());
             row.task_id = Some(agent_call::task_id(&attempt_id));
             self.budget.step(input.get().len()).await;
-            let since = Instant::now();
+            let since = clock.instant();
             self.ledger.begin(path, row);
             self.ledger.written().await;
             let seen = Seen { since, version: self.ledger.agent_version(agent_name) };
-            let started = Instant::now();
+            let started = clock.instant();
             let Attempt { result, pause, call, memory } =
                 self.attempt(agent_name, seen, &attempt_id, &input, attempt).await;
-            let secs = started.elapsed().as_secs_f64();
+            let secs = clock.since(started).as_secs_f64();
             let status = if result.is_ok() { "COMPLETED" } else { "FAILED" };
             metrics::histogram!("executor_step_duration_seconds", "status" => status).record(secs);
             let duration_ms = millis(secs);
@@ -92,7 +92,7 @@ impl Run {
                 (Err(cause), None) => return Err(cause),
                 (Err(_), Some(pause)) => {
                     self.ledger.request_flush();
-                    tokio::time::sleep(pause).await;
+                    clock.sleep(pause).await;
                     attempt += 1;
                 }
             }
@@ -133,9 +133,10 @@ impl Run {
                     memory: &self.memory,
                 };
                 tracing::debug!(agent = agent.name, attempt, attempt_id, "agent {} is called", agent.name);
-                let started = Instant::now();
+                let clock = &self.executor.clock;
+                let started = clock.instant();
                 let CallOutcome { result, http_status, memory } = agent_call::call(request).await;
-                let duration_ms = millis(started.elapsed().as_secs_f64());
+                let duration_ms = millis(clock.since(started).as_secs_f64());
                 passage.end(result.as_ref().map_or_else(|failure| failure.fault.is_healthy(), |_| Some(true))).await;
                 let fault = result.as_ref().err().map(|failure| failure.fault.as_str());
                 (result, Some(AgentCall { http_status, duration_ms, fault }), Some(memory))
@@ -144,7 +145,7 @@ impl Run {
         let outcome = result.as_ref().map_or_else(|failure| failure.fault.as_str(), |_| "success");
         metrics::counter!("executor_agent_requests_total", "outcome" => outcome).increment(1);
         let again = result.as_ref().map_or_else(|failure| failure.again, |_| RetryDecision::Never);
-        let time_left = self.deadline.saturating_duration_since(tokio::time::Instant::now());
+        let time_left = self.deadline.saturating_duration_since(self.executor.clock.instant());
         Attempt {
             result: result.map_err(|failure| format!("agent '{}': {}", agent.name, failure.message)),
             pause: retry::pause(&agent.retry, attempt, again, rand::random(), time_left),

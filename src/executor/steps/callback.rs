@@ -37,7 +37,8 @@ impl Run {
             let input = self.resolve(step, &frame.scope).await?;
             let row = self.row(step, String::new(), input, path, frame);
             let due_at = step.timeout_seconds.and_then(|secs| u64::try_from(secs).ok());
-            let due_at = due_at.map(|secs| activity::later(std::time::Duration::from_secs(secs)));
+            let now = self.executor.clock.now();
+            let due_at = due_at.map(|secs| activity::later(now, std::time::Duration::from_secs(secs)));
             self.begin_waiting(path, row, WaitCondition::Callback { token }, due_at).await
         };
         let is_there = |wait: &Wait| wait.answered_at.is_some();

@@ -62,6 +62,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+    use crate::clock::Clock;
 
     /// The most concurrent branches, out of 20, with this limit and that number of slots.
     async fn most(limit: Option<i64>, slots: usize) -> usize {
@@ -75,7 +76,7 @@ mod tests {
                 number
             }
         });
-        let rest = Activity::new();
+        let rest = Activity::new(Clock::default());
         let mut group = Group::new(branches, limit, &slots, &rest);
         let mut ended = Vec::new();
         while let Some(number) = group.next().await {

@@ -187,7 +187,7 @@ impl Run {
             }
             tokio::select! {
                 () = read => {}
-                () = async { activity::sleep_until(due_at.unwrap_or(DateTime::<Utc>::MAX_UTC)).await } => {
+                () = async { self.rest.sleep_until(due_at.unwrap_or(DateTime::<Utc>::MAX_UTC)).await } => {
                     return WaitEnd::Time;
                 }
             }
@@ -207,14 +207,14 @@ impl Run {
         } else {
             self.gate().await;
             let _leaf = self.leaves.begin();
-            let until = until(config, &frame.scope)?;
+            let until = until(config, &frame.scope, self.executor.clock.now())?;
             let input = object_of([("until", &*shown(until))]);
             let row = self.row(step, String::new(), input, path, frame);
             self.begin_waiting(path, row, WaitCondition::Time, Some(until)).await
         };
         let until = self.due_at(&attempt_id);
         self.wait_for(&attempt_id, |_| false).await;
-        let output = Ok(object_of([("until", &*shown(until.unwrap_or_else(Utc::now)))]));
+        let output = Ok(object_of([("until", &*shown(until.unwrap_or_else(|| self.executor.clock.now())))]));
         self.end_waiting(path, &output);
         output
     }
@@ -224,8 +224,8 @@ fn shown(instant: DateTime<Utc>) -> Box<RawValue> {
     to_raw(&Timestamp::from(instant))
 }
 
-/// End of the wait of a step, if it begins now.
-fn until(config: &WaitConfig, scope: &Scope<'_>) -> Result<DateTime<Utc>, String> {
+/// End of the wait of a step, if it begins at `now`.
+fn until(config: &WaitConfig, scope: &Scope<'_>, now: DateTime<Utc>) -> Result<DateTime<Utc>, String> {
     let text_of = |member: &str, value: &str| {
         let resolved = mapping::resolve_text(value, scope).map_err(|cause| format!("wait_config.{member}, {cause}"))?;
         Ok::<_, String>(text(&resolved).unwrap_or_else(|| resolved.get().to_owned()))
@@ -233,7 +233,7 @@ fn until(config: &WaitConfig, scope: &Scope<'_>) -> Result<DateTime<Utc>, String
     let within = |member: &str, result: Result<f64, String>| {
         result.map_err(|cause| format!("wait_config.{member}: it {cause}")).map(|secs| {
             // Within bounds, as both have checked.
-            activity::later(Duration::try_from_secs_f64(secs).unwrap_or_default())
+            activity::later(now, Duration::try_from_secs_f64(secs).unwrap_or_default())
         })
     };
     if let Some(secs) = &config.duration_seconds {
@@ -245,6 +245,6 @@ fn until(config: &WaitConfig, scope: &Scope<'_>) -> Result<DateTime<Utc>, String
         return within("duration", iso_duration(&text_of("duration", duration)?));
     }
     let until = text_of("until", config.until.as_deref().unwrap_or_default())?;
-    let until = instant(&until).and_then(|until| near(until, Utc::now()));
+    let until = instant(&until).and_then(|until| near(until, now));
     until.map_err(|cause| format!("wait_config.until: it {cause}"))
 }

@@ -7,6 +7,7 @@ use sqlx::PgPool;
 use workflow_api::{
     access::{OrganizationId, Role},
     api::vocabulary::token,
+    clock::Clock,
     config::{Auth, load},
     db::migrations::MIGRATOR,
 };
@@ -316,8 +317,8 @@ async fn each_kind_of_public_key_verifies_its_own_algorithm(pool: PgPool) {
 async fn issuer_and_audience_have_to_fit_where_they_are_set(pool: PgPool) {
     let pairs = [("JWT_SECRET", SECRET), ("JWT_ISSUER", "https://idp.example/"), ("JWT_AUDIENCE", "workflows")];
     let settings = config(&pool, &pairs);
-    let own =
-        token::issue(&settings.auth, "someone", Role::Viewer, &OrganizationId::default()).expect("there is a secret");
+    let own = token::issue(&settings.auth, "someone", Role::Viewer, &OrganizationId::default(), Clock::default().now())
+        .expect("there is a secret");
     let service = Service::start_with(settings);
     look(&service, &own).await.expect(200);
     let (iss, aud) = ("https://idp.example/", "workflows");

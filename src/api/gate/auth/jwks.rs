@@ -14,6 +14,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::{
     access::verifying_key::{NotAKeySet, VerifyingKey},
+    clock::Clock,
     config::JwksSource,
     lifecycle::Lifecycle,
 };
@@ -64,7 +65,7 @@ enum ReadError {
 
 impl Jwks {
     /// Starts the background reads.
-    pub fn start(source: JwksSource, http: reqwest::Client, lifecycle: &Lifecycle) -> Self {
+    pub fn start(source: JwksSource, http: reqwest::Client, clock: Clock, lifecycle: &Lifecycle) -> Self {
         let (set, _) = watch::channel(None);
         let this = Self(Arc::new(Shared { set, refresh_requested: Notify::new(), is_resting: AtomicBool::new(false) }));
         let (reading, stop) = (this.clone(), lifecycle.soft_stop().clone());
@@ -75,13 +76,13 @@ impl Jwks {
                     () = stop.cancelled() => return,
                 }
                 tokio::select! {
-                    () = tokio::time::sleep(REST) => {}
+                    () = clock.sleep(REST) => {}
                     () = stop.cancelled() => return,
                 }
                 reading.0.is_resting.store(false, Ordering::Release);
                 tokio::select! {
                     () = reading.0.refresh_requested.notified() => {}
-                    () = tokio::time::sleep(READ_EVERY) => {}
+                    () = clock.sleep(READ_EVERY) => {}
                     () = stop.cancelled() => return,
                 }
             }

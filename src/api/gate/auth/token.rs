@@ -203,7 +203,7 @@ impl Tokens {
         }
         Self {
             keys: secret.into_iter().chain(auth.public_key.clone()).collect(),
-            jwks: source.map(|source| Jwks::start(source, http.clone(), lifecycle)),
+            jwks: source.map(|source| Jwks::start(source, http.clone(), clock.clone(), lifecycle)),
             validation,
             default_role: auth.default_role,
             clock,
