@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 /// A module path, such as `api::gate`, in its parts.
@@ -75,24 +75,32 @@ fn tree<'a>(text: &'a str, before: &[&'a str], tell: &mut dyn FnMut(&[&'a str]))
     text
 }
 
-fn sources() -> Vec<Source> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut folders = vec![root.clone()];
-    let mut sources = Vec::new();
+fn rust_files(root: &Path) -> Vec<PathBuf> {
+    let mut folders = vec![root.to_owned()];
+    let mut files = Vec::new();
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).expect("a folder of sources").map(|entry| entry.expect("an entry").path()) {
+        for entry in fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path()) {
             if entry.is_dir() {
                 folders.push(entry);
             } else if entry.extension().is_some_and(|extension| extension == "rs") {
-                let text = fs::read_to_string(&entry).expect("a source");
-                let text = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
-                let text = text.lines().map(|line| line.split("//").next().unwrap_or_default());
-                let name = entry.with_extension("");
-                let name = name.strip_prefix(&root).expect("below the root").to_str().expect("UTF-8");
-                let module = name.split('/').map(str::to_owned).collect();
-                sources.push(Source { module, text: text.collect::<Vec<_>>().join("\n") });
+                files.push(entry);
             }
         }
+    }
+    files
+}
+
+fn sources() -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut sources = Vec::new();
+    for file in rust_files(&root) {
+        let text = fs::read_to_string(&file).expect("a source");
+        let text = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+        let text = text.lines().map(|line| line.split("//").next().unwrap_or_default());
+        let name = file.with_extension("");
+        let name = name.strip_prefix(&root).expect("below the root").to_str().expect("UTF-8");
+        let module = name.split('/').map(str::to_owned).collect();
+        sources.push(Source { module, text: text.collect::<Vec<_>>().join("\n") });
     }
     // It only lists the modules.
     sources.retain(|source| source.module != ["lib"]);
@@ -211,6 +219,36 @@ fn what_is_pure_knows_no_database_no_http_and_no_broker() {
         wrong.extend(found.map(|name| format!("{}: {name}", module.join("::"))));
     }
     assert_none(&wrong, "pure modules use no crate for SQL, HTTP or Kafka");
+}
+
+/// Modules that are a clock, and a check with a time limit.
+const READ_THE_TIME: [&str; 4] = ["clock", "timestamp", "workflow/input_schema", "workflow/input_schema/metered"];
+
+#[test]
+fn pure_modules_take_the_time_as_an_argument() {
+    let table = table();
+    let mut wrong = Vec::new();
+    for Source { module, text } in sources() {
+        let is_pure = find_module(&table, &module).is_some_and(|(line, _)| table[line].text.starts_with("pure"));
+        let reads = is_pure && !READ_THE_TIME.contains(&module.join("/").as_str());
+        let found = ["::now()", ".elapsed()", "sleep("].into_iter().filter(|name| reads && text.contains(name));
+        wrong.extend(found.map(|name| format!("{}: {name}", module.join("::"))));
+    }
+    assert_none(&wrong, "pure modules read no clock and wait for nothing");
+}
+
+#[test]
+fn tests_wait_for_conditions_and_measure_no_time() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let mut wrong = Vec::new();
+    let others = ["eventually.rs", "architecture.rs"];
+    for file in rust_files(&root).into_iter().filter(|file| !others.iter().any(|name| file.ends_with(name))) {
+        let text = fs::read_to_string(&file).expect("a test").replace("pg_sleep(", "");
+        let found = ["Instant::now(", "Utc::now(", "SystemTime::now(", ".elapsed(", "sleep("];
+        let found = found.into_iter().filter(|name| text.contains(name));
+        wrong.extend(found.map(|name| format!("{}: {name}", file.display())));
+    }
+    assert_none(&wrong, "tests wait with tests/shared/eventually.rs, or advance a clock");
 }
 
 #[test]

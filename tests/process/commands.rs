@@ -1,7 +1,5 @@
 //! The commands, and how the program refuses to start.
 
-use std::time::Duration;
-
 use serde_json::Value;
 use sqlx::PgPool;
 
@@ -139,7 +137,7 @@ async fn the_first_admins_key_is_made_on_request_and_never_in_the_log(pool: PgPo
         assert!(!output.status.success() && output.stdout.is_empty(), "{wrong:?}");
     }
     api.terminate().await;
-    assert_eq!(api.exit_code(Duration::from_secs(30)).await, 0);
+    assert_eq!(api.exit_code().await, 0);
     assert!(!api.log().contains("wf_live_"), "{}", api.log());
 
     // A key of the settings is stored all the same, and printed by nobody.
@@ -151,7 +149,7 @@ async fn the_first_admins_key_is_made_on_request_and_never_in_the_log(pool: PgPo
     eventually("the key is stored", || async { (look(&given).await.0 == 200).then_some(()) }).await;
     assert_eq!(look(&first).await.0, 200);
     api.terminate().await;
-    assert_eq!(api.exit_code(Duration::from_secs(30)).await, 0);
+    assert_eq!(api.exit_code().await, 0);
     assert!(!api.log().contains("wf_live_"), "{}", api.log());
     std::fs::remove_file(&file).expect("it is there");
 }
@@ -178,7 +176,7 @@ async fn the_log_is_json_carries_correlation_ids_and_shows_no_secret(pool: PgPoo
         (201, &"req-abc123".parse().expect("it"))
     );
     api.terminate().await;
-    assert_eq!(api.exit_code(Duration::from_secs(30)).await, 0);
+    assert_eq!(api.exit_code().await, 0);
     let lines = api.log_lines();
     let created = lines.iter().find(|line| line["message"] == "Agent created").expect("the line");
     assert_eq!((&created["correlation_id"], &created["logger"]), (&"req-abc123".into(), &"api.routes.agents".into()));

@@ -4,13 +4,16 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
 };
 
 use serde_json::json;
 use sqlx::{PgPool, postgres::PgConnectOptions};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
 
 use crate::program::{Environment, eventually};
 
@@ -18,57 +21,58 @@ use crate::program::{Environment, eventually};
 /// what was connected hears nothing any more, not even of its end.
 pub struct Line {
     address: SocketAddr,
-    connected: Arc<AtomicBool>,
+    connected: watch::Sender<bool>,
+    /// Number of connections so far.
+    count: Arc<AtomicUsize>,
     /// Connections up to this number are lost.
-    lost: Arc<AtomicUsize>,
+    lost: watch::Sender<usize>,
 }
 
 impl Line {
     /// Connects or cuts it.
     pub fn connect(&self, is_connected: bool) {
-        self.connected.store(is_connected, Ordering::Relaxed);
+        self.connected.send_replace(is_connected);
+    }
+
+    /// Drops the existing connections; new ones are carried.
+    fn lose(&self) {
+        self.lost.send_replace(self.count.load(Ordering::SeqCst));
+    }
+
+    /// Drops new connections as well.
+    fn lose_all(&self) {
+        self.lost.send_replace(usize::MAX);
     }
 
     async fn to(options: &PgConnectOptions) -> Self {
         let target = (options.get_host().to_owned(), options.get_port());
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");
-        let connected = Arc::new(AtomicBool::new(false));
-        let is_connected = Arc::clone(&connected);
-        let lost = Arc::new(AtomicUsize::new(0));
-        let are_lost = Arc::clone(&lost);
+        let line =
+            Self { address, connected: watch::Sender::new(false), count: Arc::default(), lost: watch::Sender::new(0) };
+        let (count, is_connected, are_lost) =
+            (Arc::clone(&line.count), line.connected.subscribe(), line.lost.subscribe());
         tokio::spawn(async move {
-            let mut number = 0;
             while let Ok((mut near, _)) = listener.accept().await {
-                let (target, is_connected, are_lost) =
-                    (target.clone(), Arc::clone(&is_connected), Arc::clone(&are_lost));
-                number += 1;
+                let (target, mut is_connected, mut are_lost) = (target.clone(), is_connected.clone(), are_lost.clone());
+                let number = count.fetch_add(1, Ordering::SeqCst) + 1;
                 tokio::spawn(async move {
-                    if !is_connected.load(Ordering::Relaxed) {
+                    if !*is_connected.borrow() {
                         return;
                     }
                     let mut far = TcpStream::connect(target).await.expect("PostgreSQL accepts");
-                    let cut = async {
-                        while is_connected.load(Ordering::Relaxed) {
-                            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-                        }
-                    };
-                    let lost = async {
-                        while number > are_lost.load(Ordering::Relaxed) {
-                            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-                        }
-                    };
+                    // Both end when the line is dropped.
                     tokio::select! {
                         _ = tokio::io::copy_bidirectional(&mut near, &mut far) => return,
-                        () = cut => return,
-                        () = lost => {}
+                        _ = is_connected.wait_for(|is_connected| !is_connected) => return,
+                        lost = are_lost.wait_for(|lost| number <= *lost) => if lost.is_err() { return },
                     }
                     // Both ends stay open, and nobody carries anything between them.
                     std::future::pending::<()>().await;
                 });
             }
         });
-        Self { address, connected, lost }
+        line
     }
 }
 
@@ -100,17 +104,17 @@ async fn an_api_lives_through_the_absence_of_its_database(pool: PgPool) {
     };
     is_cut_off().await;
 
-    line.connected.store(true, Ordering::Relaxed);
+    line.connect(true);
     eventually("the API is ready once the database is there", || environment.is_ready()).await;
     let workflow_id = environment.chain("outage", &["http://127.0.0.1:9/".to_owned()]).await;
     environment.execute(&workflow_id).await.expect("accepted");
 
-    line.connected.store(false, Ordering::Relaxed);
+    line.connect(false);
     eventually("the API notices", || async { environment.is_ready().await.is_none().then_some(()) }).await;
     is_cut_off().await;
     assert!(environment.execute(&workflow_id).await.is_none());
 
-    line.connected.store(true, Ordering::Relaxed);
+    line.connect(true);
     eventually("the API is ready again", || environment.is_ready()).await;
     environment.execute(&workflow_id).await.expect("accepted again");
 }
@@ -119,19 +123,16 @@ async fn an_api_lives_through_the_absence_of_its_database(pool: PgPool) {
 #[sqlx::test(migrations = false)]
 async fn an_api_goes_on_when_its_connections_are_lost_without_a_word(pool: PgPool) {
     let (line, environment) = through_a_line(&pool).await;
-    line.connected.store(true, Ordering::Relaxed);
+    line.connect(true);
     let mut api = environment.serve().await;
     let workflow_id = environment.chain("silence", &["http://127.0.0.1:9/".to_owned()]).await;
     environment.execute(&workflow_id).await.expect("accepted");
-    line.lost.store(1000, Ordering::Relaxed);
-    // New connections are carried.
-    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    line.lost.store(0, Ordering::Relaxed);
+    line.lose();
     eventually("runs are accepted again", || environment.execute(&workflow_id)).await;
     eventually("the API is ready", || environment.is_ready()).await;
 
     // Now with requests under way, and with the way to the database swallowing whatever is sent.
-    line.lost.store(usize::MAX, Ordering::Relaxed);
+    line.lose_all();
     let agents = format!("{}/api/v1/agents", environment.url);
     let requests = futures_util::future::join_all((0..60).map(|_| reqwest::get(&agents)));
     for answer in requests.await {
@@ -139,7 +140,7 @@ async fn an_api_goes_on_when_its_connections_are_lost_without_a_word(pool: PgPoo
         assert!(status == 200 || status == 503, "{status}");
     }
     eventually("it is told", || async { environment.is_ready().await.is_none().then_some(()) }).await;
-    line.lost.store(0, Ordering::Relaxed);
+    line.lose();
     eventually("the API is ready again", || environment.is_ready()).await;
     eventually("runs are accepted again", || environment.execute(&workflow_id)).await;
     eventually("the connections are back", || async {
@@ -150,7 +151,7 @@ async fn an_api_goes_on_when_its_connections_are_lost_without_a_word(pool: PgPoo
     })
     .await;
     api.terminate().await;
-    assert_eq!(api.exit_code(std::time::Duration::from_secs(30)).await, 0, "{}", api.log());
+    assert_eq!(api.exit_code().await, 0, "{}", api.log());
 }
 
 #[sqlx::test(migrations = false)]

@@ -8,6 +8,8 @@ mod client;
 mod commands;
 mod crash;
 mod dependencies;
+#[path = "../shared/eventually.rs"]
+mod eventually;
 mod parked;
 mod program;
 mod recovery;

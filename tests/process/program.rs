@@ -4,7 +4,6 @@ use std::{
     collections::{HashMap, HashSet},
     path::PathBuf,
     process::{Output, Stdio},
-    time::Duration,
 };
 
 use rdkafka::{
@@ -19,6 +18,9 @@ use tokio::{
 };
 use uuid::Uuid;
 use workflow_api::{config, kafka};
+
+pub use crate::eventually::eventually;
+use crate::eventually::{MAX_POLLS, POLL};
 
 /// The environment of the programs of one test: its own database, topics and port.
 #[derive(Clone)]
@@ -154,12 +156,12 @@ impl Environment {
                 .create()
                 .expect("valid settings");
             consumer.subscribe(&[&kafka.execution_topic]).expect("a topic name");
-            let deadline = std::time::Instant::now() + Duration::from_mins(1);
-            let mut missing = expected;
+            let (mut missing, mut polls) = (expected, 0..MAX_POLLS);
             while !missing.is_empty() {
-                assert!(std::time::Instant::now() < deadline, "{} messages did not arrive", missing.len());
-                if let Some(Ok(message)) = consumer.poll(Duration::from_millis(200)) {
+                if let Some(Ok(message)) = consumer.poll(POLL) {
                     missing.remove(&String::from_utf8_lossy(message.key().unwrap_or_default()).into_owned());
+                } else {
+                    assert!(polls.next().is_some(), "{} messages did not arrive", missing.len());
                 }
             }
         };
@@ -197,9 +199,12 @@ impl Program {
     }
 
     /// Waits for its end; the exit code.
-    pub async fn exit_code(&mut self, at_most: Duration) -> i32 {
-        let status = tokio::time::timeout(at_most, self.child.wait()).await.expect("it ends in time");
-        status.expect("a status").code().expect("an exit code, not a signal")
+    pub async fn exit_code(&mut self) -> i32 {
+        let ended = || {
+            let status = self.child.try_wait().expect("a status");
+            async move { status }
+        };
+        eventually("the program ends", ended).await.code().expect("an exit code, not a signal")
     }
 
     /// What it has printed so far.
@@ -227,19 +232,4 @@ impl Drop for Program {
 pub fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("an address").port()
-}
-
-/// Waits until `condition` yields something, up to a time in which nothing is going on any more.
-pub async fn eventually<T, F>(what: &str, mut condition: impl FnMut() -> F) -> T
-where
-    F: Future<Output = Option<T>>,
-{
-    let deadline = tokio::time::Instant::now() + Duration::from_mins(1);
-    loop {
-        if let Some(value) = condition().await {
-            return value;
-        }
-        assert!(tokio::time::Instant::now() < deadline, "this did not happen: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
