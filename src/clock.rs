@@ -126,6 +126,7 @@ impl Adjusted {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "this is the clock")]
 fn system_time() -> DateTime<Utc> {
     Utc::now()
 }

@@ -218,6 +218,7 @@ pub fn pool(settings: &config::Database) -> Pool {
 }
 
 /// Connection outside of any pool, for the commands.
+#[expect(clippy::disallowed_methods, reason = "the time-out is here")]
 pub async fn connect(settings: &config::Database) -> Result<PgConnection, Error> {
     match tokio::time::timeout(pool::CONNECT_TIMEOUT, connect_options(settings).connect()).await {
         Ok(connection) => Ok(connection?),

@@ -12,8 +12,9 @@ use serde::{Serialize, Serializer};
 pub struct Timestamp(NaiveDateTime);
 
 impl Timestamp {
-    /// The present instant.
+    /// The present instant, for rows and messages that are written now. It must not be used for time limits.
     #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "rows and messages say when they were written")]
     pub fn now() -> Self {
         Self::from(Utc::now())
     }

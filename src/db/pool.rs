@@ -224,6 +224,7 @@ impl Pool {
     }
 
     /// Opens a connection outside of the pool, for work that must not wait behind others.
+    #[expect(clippy::disallowed_methods, reason = "the time-out is in the caller")]
     pub(super) async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
         self.0.options.connect().await
     }
@@ -310,6 +311,7 @@ async fn check(mut connection: PooledConnection) {
 }
 
 /// Opens a connection; its slot is reserved already.
+#[expect(clippy::disallowed_methods, reason = "the time-out is here")]
 async fn open(pool: Weak<Shared>, options: PgConnectOptions, is_surplus: bool) {
     if is_surplus {
         tokio::time::sleep(SURPLUS_DELAY).await;

@@ -5,10 +5,10 @@
 
 use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
-use sqlx::{Connection as _, PgConnection, PgExecutor, types::Json};
+use sqlx::{PgConnection, PgExecutor, types::Json};
 use uuid::Uuid;
 
-use super::{Error, executions::StepBegin};
+use super::{Error, Pool, executions::StepBegin};
 use crate::{access::OrganizationId, run::RunStatus, timestamp::Timestamp};
 
 /// Maximum nesting depth of runs.
@@ -17,13 +17,13 @@ pub const MAX_NESTING: i16 = 16;
 /// Ensures that the callback of the step at this path has a token: an issued one that can still be answered, otherwise
 /// this one. Returns the token; `None` if the caller does not own the run any more.
 pub async fn prepare_callback(
-    conn: &mut PgConnection,
+    pool: &Pool,
     (run_id, lease_token): (&str, Uuid),
     (path, step_id): (&str, &str),
     approval: Option<&RawValue>,
     (token, token_hash): (&str, &[u8]),
 ) -> Result<Option<String>, Error> {
-    let mut transaction = conn.begin().await?;
+    let mut transaction = super::begin(pool).await?;
     let sql = "SELECT true FROM workflow_runs
                WHERE run_id = $1 AND lease_token = $2 AND status = 'RUNNING' FOR NO KEY UPDATE";
     let held: Option<bool> =

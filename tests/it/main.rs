@@ -1,6 +1,11 @@
 //! Tests in process: the service's own router, relay and executor on a real PostgreSQL (a database per test) and a
 //! real Kafka (topics per test). `DATABASE_URL` and `KAFKA_BROKERS` say where; `./deploy-api.sh test` sets them.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests hold transactions open on sqlx's own connections; tests/architecture.rs keeps clocks out of them"
+)]
+
 mod access;
 mod agent_answers;
 mod agent_changes;

@@ -20,7 +20,7 @@ use workflow_api::{
 };
 
 use crate::{
-    service::{Service, eventually},
+    service::{Service, eventually, own_pool},
     steps::{World, agent_step, repeating},
 };
 
@@ -289,17 +289,26 @@ async fn a_run_that_begins_many_others_leaves_connections_to_other_runs(pool: Pg
 async fn two_branches_that_ask_for_the_address_of_a_callback_get_the_same(pool: PgPool) {
     let lease = Uuid::new_v4();
     run(&pool, "r", None, Some(lease)).await;
-    let (mut first, mut second) = (pool.acquire().await.expect("a connection"), pool.acquire().await.expect("another"));
+    let own = own_pool(&pool);
     let (mut holder, claim) = (pool.begin().await.expect("a transaction"), ("r", lease));
     sqlx::query("SELECT FROM workflow_runs FOR UPDATE").execute(&mut *holder).await.expect("held");
-    let mut one = pin!(waits::prepare_callback(&mut first, claim, ("ask", "ask"), None, ("one", b"1")));
-    let mut other = pin!(waits::prepare_callback(&mut second, claim, ("ask", "ask"), None, ("other", b"2")));
+    let mut one = pin!(waits::prepare_callback(&own, claim, ("ask", "ask"), None, ("one", b"1")));
+    let mut other = pin!(waits::prepare_callback(&own, claim, ("ask", "ask"), None, ("other", b"2")));
     let both = async {
         eventually("both wait", async || (blocked(&pool).await == 2).then_some(())).await;
         holder.commit().await.expect("done");
     };
     let (tokens, ()) = join(join(one.as_mut(), other.as_mut()), both).await;
     assert_eq!(tokens.0.expect("a token"), tokens.1.expect("a token"));
+    // A process that does not own the run gets no token, and leaves no transaction open.
+    let stranger = waits::prepare_callback(&own, ("r", Uuid::new_v4()), ("ask", "ask"), None, ("third", b"3")).await;
+    assert_eq!(stranger.expect("an answer"), None);
+    let open = "SELECT count(*) FROM pg_stat_activity
+                WHERE datname = current_database() AND state LIKE 'idle in transaction%'";
+    eventually("no transaction is open", async || {
+        (sqlx::query_scalar::<_, i64>(open).fetch_one(&pool).await.expect("a count") == 0).then_some(())
+    })
+    .await;
 }
 
 /// A branch or step is given up while the statement is under way that begins its sub-run.

@@ -122,6 +122,7 @@ pub struct LeaseState {
 /// Writes changes in one statement, several of one run in their order. A run that is not in the answer is not owned any
 /// more or is locked; nothing was written for it. Repeating a change is safe. `outgoing` has the updates for observers;
 /// those of written changes are stored.
+#[expect(clippy::disallowed_methods, reason = "the journal has a connection of its own, and closes it on an abort")]
 pub async fn write(
     conn: &mut PgConnection,
     changes: &[Change],

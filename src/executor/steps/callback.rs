@@ -98,14 +98,7 @@ impl Run {
                 let (token, hash, approval) = (token.clone(), hash.clone(), approval.clone());
                 async move {
                     let (claim, step) = ((run_id.as_str(), lease_token), (path.as_str(), step_id.as_str()));
-                    waits::prepare_callback(
-                        &mut *pool.acquire().await?,
-                        claim,
-                        step,
-                        approval.as_deref(),
-                        (&token, &hash),
-                    )
-                    .await
+                    waits::prepare_callback(&pool, claim, step, approval.as_deref(), (&token, &hash)).await
                 }
             })
             .await;
