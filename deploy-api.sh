@@ -50,6 +50,7 @@ Environment:
   CARGO_TARGET_DIR          build directory of cargo (default: target)
   WORKFLOW_API_CACHE        cache of Kafka and test tools (default: ~/.cache/workflow-api)
   CHROMIUM                  browser of the tests (default: the installed Chromium or Chrome)
+  WORKFLOW_API_TEST_SEED    seed of random tests and of fuzz (default: a new one, which is printed)
   WORKFLOW_API_TEST_DOCKER  1: test, fuzz, clients and services run PostgreSQL and Kafka in Docker
 USAGE
 }
@@ -735,9 +736,16 @@ fuzz() {
     fuzzer="$CACHE/schemathesis-$SCHEMATHESIS_VERSION"
     fetch_fuzzer "$fuzzer"
     start_program
+    # In CI the same requests each time; elsewhere new ones, which their seed repeats.
+    local seed cases=(--generation-deterministic)
+    if [[ ${CI:-} != true ]]; then
+        seed="${WORKFLOW_API_TEST_SEED:-$((RANDOM << 15 | RANDOM))}"
+        step "WORKFLOW_API_TEST_SEED=$seed repeats this"
+        cases=(--seed "$seed" --generation-database none)
+    fi
     # One worker: CPython 3.11 fails sometimes when several threads parse Python.
     "$fuzzer/bin/schemathesis" --config-file .ci/schemathesis.toml run "$PROGRAM_URL/openapi.json" \
-        --workers 1 --max-examples 30 --no-color --continue-on-failure "$@"
+        --workers 1 --max-examples 30 --no-color --continue-on-failure "${cases[@]}" "$@"
 }
 
 clients() {

@@ -109,6 +109,8 @@ fn is_sequence(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+
     use super::*;
 
     #[test]
@@ -150,8 +152,10 @@ mod tests {
 
     #[test]
     fn random_secrets_of_the_documented_command_pass() {
+        // A fixed seed: one in some millions of the short secrets looks like a sequence.
+        let mut random = StdRng::seed_from_u64(1);
         for _ in 0..10_000 {
-            let bytes: [u8; 32] = rand::random();
+            let bytes: [u8; 32] = random.random();
             let hex = bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
             assert_eq!(reason(&hex), None, "{hex}");
             assert_eq!(reason(&hex[..32]), None, "{hex}");

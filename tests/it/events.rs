@@ -17,7 +17,7 @@ use workflow_api::{
     db, db::migrations::MIGRATOR, lifecycle::Lifecycle, run_poller::MAX_WATCHERS_OF_ORGANIZATION, server,
 };
 
-use crate::service::{Service, eventually, in_turn};
+use crate::service::{Service, eventually, in_turn, seed};
 
 const RUN: &str = "/api/v1/runs/ext-1";
 
@@ -324,7 +324,7 @@ async fn readers_of_many_writers_see_every_entry_once_and_in_one_order(pool: PgP
     insert_run(&pool).await;
     // With a connection for every transaction that is open.
     let connections = db::pool(&services[0].config.database);
-    let seed = rand::random::<u64>();
+    let seed = seed();
     let writers = (0..WRITERS).map(|writer| {
         let pool = connections.clone();
         let mut random = StdRng::seed_from_u64(seed.wrapping_add(writer as u64));

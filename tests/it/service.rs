@@ -295,6 +295,15 @@ pub async fn passing<F: Future>(clock: &Clock, step: Duration, future: F) -> (F:
     }
 }
 
+/// Seed of a random test: the given one, or a new one. It is printed, so that a failure can be repeated.
+pub fn seed() -> u64 {
+    const GIVEN: &str = "WORKFLOW_API_TEST_SEED";
+    let given = std::env::var(GIVEN).ok().map(|seed| seed.parse().expect("a seed is a number"));
+    let seed = given.unwrap_or_else(rand::random);
+    eprintln!("{GIVEN}={seed} repeats this");
+    seed
+}
+
 /// A record as a consumer of somebody else sees it.
 #[derive(Clone, Debug)]
 pub struct Record {
