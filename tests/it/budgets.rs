@@ -32,7 +32,9 @@ async fn a_run_that_takes_more_than_it_may_fails_whatever_its_loops_make_of_fail
     let nested = json!({"outer": each("outer", "middle"), "middle": each("middle", "inner"), "inner": each("inner", "leaf"),
         "leaf": {"id": "leaf", "type": "loop", "loop_config": {"collection": "${workflow.input.none:-[]}", "loop_body": ["say"]}},
         "say": agent_step("say", &json!({}))});
-    let talk = json!({"outer": each("outer", "say"), "say": agent_step("say", &json!({}))});
+    let mut talk = json!({"outer": each("outer", "say"), "say": agent_step("say", &json!({}))});
+    // One after the other: the number of calls that begin side by side before the fourth answer depends on the machine.
+    talk["outer"]["loop_config"]["execution_mode"] = json!("sequential");
     for (name, most, steps) in
         [("MAX_RUN_STEPS", "60", &nested), ("MAX_RUN_BRANCHES", "60", &nested), ("MAX_RUN_BYTES", "1048576", &talk)]
     {
@@ -44,7 +46,8 @@ async fn a_run_that_takes_more_than_it_may_fails_whatever_its_loops_make_of_fail
             .expect("an agent");
         let failed = world.run("outer", steps, &json!({"items": vec![1; 100]})).await;
         assert!(failed.cause().contains(name) && failed.cause().contains(most), "{name}: {}", failed.cause());
-        assert!(failed.rows.len() <= 200, "{name}: {} rows", failed.rows.len());
+        // The row of the outer loop, and one of each iteration that was begun.
+        assert!(failed.rows.len() <= 61, "{name}: {} rows", failed.rows.len());
         assert!(failed.rows.iter().all(|row| row["status"] != "RUNNING"), "{name}");
         if name == "MAX_RUN_STEPS" {
             assert_eq!(failed.rows.len(), 60);
