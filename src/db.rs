@@ -19,6 +19,7 @@ pub mod organizations;
 pub mod outbox;
 pub mod pool;
 pub mod processes;
+pub mod run_counts;
 pub mod runs;
 pub mod service_keys;
 pub mod waits;

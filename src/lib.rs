@@ -51,5 +51,6 @@ pub mod executor;
 pub mod management;
 pub mod outbox;
 pub mod readiness;
+pub mod run_counts;
 pub mod run_poller;
 pub mod server;

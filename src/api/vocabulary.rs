@@ -19,6 +19,7 @@ pub mod parameters;
 pub mod prefer;
 pub mod request_permit;
 pub mod sets;
+pub mod shared_reads;
 pub mod signing;
 pub mod streamed;
 pub mod ticket;

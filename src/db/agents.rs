@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::{
     Error,
     breakers::{self, BreakerRow},
-    list::{self, FilterBuilder, ListRow, Order, Page, PageRequest, Table},
+    list::{self, Conditions, ListRow, Order, Page, PageRequest, Plan, Table},
 };
 use crate::{
     access::OrganizationId,
@@ -195,23 +195,26 @@ pub struct Filter<'a> {
 }
 
 /// Sort order: registration.
-const ORDER: Order = Order { column: "created_at", nullable: false, ascending: true };
+const ORDER: Order = Order { column: "created_at", ascending: true };
 
 impl ListRow for AgentRow {
-    const TABLE: Table =
-        Table { name: "agents", columns: COLUMNS, id: "id", large: &["url", "description", "auth_config", "config"] };
+    const TABLE: Table = Table {
+        name: "agents",
+        columns: COLUMNS,
+        id: "id",
+        is_found_by_value: false,
+        large: &["url", "description", "auth_config", "config"],
+    };
 }
 
 /// Page of the organisation's agents in the order of their registration.
 pub async fn list(conn: &mut PgConnection, filter: &Filter<'_>, page: &PageRequest) -> Result<Page<AgentRow>, Error> {
-    let conditions = |builder: &mut FilterBuilder<'_>| {
-        builder.organization(filter.organization);
-        builder.one_of("status", &filter.statuses);
-        builder.prefix("name", filter.name_prefix);
-        builder.between("created_at", filter.created);
-        builder.between("updated_at", filter.updated);
-    };
-    list::fetch(conn, conditions, ORDER, page).await
+    let conditions = Conditions::organization(filter.organization)
+        .one_of("status", &filter.statuses)
+        .prefix("name", filter.name_prefix)
+        .between("created_at", filter.created)
+        .between("updated_at", filter.updated);
+    list::fetch(conn, &Plan::short(conditions, ORDER), page, None).await
 }
 
 /// Inserts a row. A duplicate name is an [`Error::Conflict`].

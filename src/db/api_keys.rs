@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::{
     Error, Pool,
-    list::{self, ListRow, Order, Page, PageRequest, Table},
+    list::{self, Conditions, ListRow, Order, Page, PageRequest, Plan, Table},
 };
 use crate::{
     access::{Grant, OrganizationId, Permission},
@@ -98,10 +98,10 @@ pub async fn find(
 }
 
 /// Sort order: creation.
-const ORDER: Order = Order { column: "created_at", nullable: false, ascending: true };
+const ORDER: Order = Order { column: "created_at", ascending: true };
 
 impl ListRow for ApiKeyRow {
-    const TABLE: Table = Table { name: "api_keys", columns: COLUMNS, id: "id", large: &[] };
+    const TABLE: Table = Table { name: "api_keys", columns: COLUMNS, id: "id", is_found_by_value: false, large: &[] };
 }
 
 /// Page of the organisation's keys in the order of their creation, including revoked ones.
@@ -110,7 +110,7 @@ pub async fn list(
     organization: &OrganizationId,
     page: &PageRequest,
 ) -> Result<Page<ApiKeyRow>, Error> {
-    list::fetch(conn, |builder| builder.organization(organization), ORDER, page).await
+    list::fetch(conn, &Plan::short(Conditions::organization(organization), ORDER), page, None).await
 }
 
 /// Inserts a row. The name of a key that is not revoked, or a known hash, is an [`Error::Conflict`].

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{
     Error, Pool,
-    list::{self, Entries, FilterBuilder, ListRow, Order, Page, PageRequest, Table},
+    list::{self, Conditions, Entries, ListRow, Order, Page, PageRequest, Plan, Table},
 };
 use crate::{
     access::{Actor, OrganizationId},
@@ -159,26 +159,42 @@ pub struct Filter {
 }
 
 impl Filter {
-    fn apply(&self, builder: &mut FilterBuilder<'_>) {
-        builder.organization(&self.organization);
-        builder.one_of("user_id", &self.users);
-        builder.one_of("action", &self.actions);
-        builder.one_of("entity_type", &self.entity_types);
-        builder.uuid("entity_id", self.entity_id);
-        builder.one_of("outcome", &self.outcomes);
-        builder.equal("correlation_id", self.correlation_id.as_deref());
-        builder.between("created_at", self.created);
+    /// Plan of a list: entries are read in their order, unless an index finds few of them.
+    async fn plan(&self, conn: &mut PgConnection, order: Order) -> Result<Plan, Error> {
+        let by_index = [
+            Conditions::default().uuid("entity_id", self.entity_id),
+            Conditions::default().one_of("user_id", &self.users),
+            Conditions::default().one_of("action", &self.actions),
+            Conditions::default().one_of("entity_type", &self.entity_types),
+        ];
+        let conditions = Conditions::organization(&self.organization)
+            .one_of("outcome", &self.outcomes)
+            .equal("correlation_id", self.correlation_id.as_deref())
+            .between("created_at", self.created);
+        let all = by_index.iter().fold(conditions, Conditions::with);
+        for few in by_index {
+            if !few.is_empty() && list::are_few::<AuditRow>(&mut *conn, &few).await? {
+                return Ok(Plan::few(few, all, order));
+            }
+        }
+        Ok(Plan::long(all, &["organization_id"], order))
     }
 }
 
 /// Sort order: time.
 #[must_use]
 pub fn order(ascending: bool) -> Order {
-    Order { column: "created_at", nullable: false, ascending }
+    Order { column: "created_at", ascending }
 }
 
 impl ListRow for AuditRow {
-    const TABLE: Table = Table { name: "audit_logs", columns: COLUMNS, id: "id", large: &["previous", "changes"] };
+    const TABLE: Table = Table {
+        name: "audit_logs",
+        columns: COLUMNS,
+        id: "id",
+        is_found_by_value: true,
+        large: &["previous", "changes"],
+    };
 }
 
 /// Page of the organisation's entries.
@@ -188,7 +204,8 @@ pub async fn list(
     order: Order,
     page: &PageRequest,
 ) -> Result<Page<AuditRow>, Error> {
-    list::fetch(conn, |builder| filter.apply(builder), order, page).await
+    let plan = filter.plan(&mut *conn, order).await?;
+    list::fetch(conn, &plan, page, None).await
 }
 
 /// As [`list()`], without the total.
@@ -198,7 +215,8 @@ pub async fn page(
     order: Order,
     page: &PageRequest,
 ) -> Result<Entries<AuditRow>, Error> {
-    list::page(conn, |builder| filter.apply(builder), order, page).await
+    let plan = filter.plan(&mut *conn, order).await?;
+    list::page(conn, &plan, page).await
 }
 
 /// Creates the partitions needed next, and drops those whose entries are all older than the retention.

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{
     Error, Pool, audit,
-    list::{self, FilterBuilder, ListRow, Order, Page, PageRequest, Table},
+    list::{self, Conditions, ListRow, Order, Page, PageRequest, Plan, Table},
 };
 use crate::{
     access::{Actor, OrganizationId},
@@ -123,11 +123,12 @@ pub struct Filter {
 /// Sort order: time.
 #[must_use]
 pub fn order(ascending: bool) -> Order {
-    Order { column: "created_at", nullable: false, ascending }
+    Order { column: "created_at", ascending }
 }
 
 impl ListRow for LetterRow {
-    const TABLE: Table = Table { name: "dead_letters", columns: COLUMNS, id: "id", large: &["detail"] };
+    const TABLE: Table =
+        Table { name: "dead_letters", columns: COLUMNS, id: "id", is_found_by_value: false, large: &["detail"] };
 }
 
 /// Page of the organisation's letters.
@@ -137,15 +138,13 @@ pub async fn list(
     order: Order,
     page: &PageRequest,
 ) -> Result<Page<LetterRow>, Error> {
-    let conditions = |builder: &mut FilterBuilder<'_>| {
-        builder.organization(&filter.organization);
-        builder.one_of("topic", &filter.topics);
-        builder.one_of("reason", &filter.reasons);
-        builder.one_of("status", &filter.statuses);
-        builder.equal("run_id", filter.run_id.as_deref());
-        builder.between("created_at", filter.created);
-    };
-    list::fetch(conn, conditions, order, page).await
+    let conditions = Conditions::organization(&filter.organization)
+        .one_of("topic", &filter.topics)
+        .one_of("reason", &filter.reasons)
+        .one_of("status", &filter.statuses)
+        .equal("run_id", filter.run_id.as_deref())
+        .between("created_at", filter.created);
+    list::fetch(conn, &Plan::long(conditions, &["organization_id"], order), page, None).await
 }
 
 /// Finds the organisation's letter by id.

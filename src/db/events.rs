@@ -5,7 +5,7 @@ use sqlx::{AssertSqlSafe, PgConnection, PgExecutor};
 
 use super::{
     Error, Pool,
-    list::{self, FilterBuilder, ListRow, Order, Page, PageRequest, Table},
+    list::{self, Conditions, ListRow, Order, Page, PageRequest, Plan, Range, Table},
 };
 use crate::timestamp::Timestamp;
 
@@ -35,16 +35,20 @@ const LOG: &str = "(
     SELECT run_id, seq, at AT TIME ZONE 'UTC', kind, step_id, attempt_id, agent_name, http_status, duration_ms, detail
     FROM run_events WHERE seq IS NOT NULL
 ) AS log";
+/// The two parts of the log, with the columns that lists filter by.
+const CREATIONS: &str =
+    "(SELECT run_id, 0 AS seq, 'run.created' AS kind, NULL::varchar AS step_id FROM workflow_runs) AS created";
+const EVENTS: &str = "run_events";
 const COLUMNS: &str = "run_id, seq, at, kind, step_id, attempt_id, agent_name, http_status, duration_ms, detail";
 
 impl ListRow for EventRow {
-    const TABLE: Table = Table { name: LOG, columns: COLUMNS, id: "run_id", large: &[] };
+    const TABLE: Table = Table { name: LOG, columns: COLUMNS, id: "run_id", is_found_by_value: true, large: &[] };
 }
 
 /// Sort order of a log.
 #[must_use]
 pub fn order(ascending: bool) -> Order {
-    Order { column: "seq", nullable: false, ascending }
+    Order { column: "seq", ascending }
 }
 
 /// Assigns sequence numbers to the rows of a run that became visible since the last call, in the order in which they
@@ -86,12 +90,19 @@ pub async fn list(
     order: Order,
     page: &PageRequest,
 ) -> Result<Page<EventRow>, Error> {
-    let conditions = |builder: &mut FilterBuilder<'_>| {
-        builder.equal("run_id", Some(run_id));
-        builder.one_of("step_id", filter.steps);
-        builder.one_of("kind", filter.kinds);
+    let of_run = Conditions::default().equal("run_id", Some(run_id));
+    let conditions = Conditions::default().one_of("step_id", filter.steps).one_of("kind", filter.kinds);
+    // Sequence numbers have no gaps.
+    let known = if conditions.is_empty() {
+        let sql = "SELECT coalesce(max(seq), 0)::bigint + 1 FROM run_events WHERE run_id = $1";
+        Some(sqlx::query_scalar(sql).bind(run_id).fetch_one(&mut *conn).await?)
+    } else {
+        None
     };
-    list::fetch(conn, conditions, order, page).await
+    let created = Range { source: Some(CREATIONS), found: of_run.clone().with(&conditions), ..Range::default() };
+    let events = of_run.holds("seq IS NOT NULL");
+    let events = Range { source: Some(EVENTS), found: events, checked: conditions, ..Range::default() };
+    list::fetch(conn, &Plan::merged(vec![created, events], order), page, known).await
 }
 
 /// Rest of a log for a reader that has read a part of it.

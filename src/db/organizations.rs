@@ -4,7 +4,7 @@ use sqlx::{AssertSqlSafe, FromRow, PgConnection, PgExecutor, Row as _, postgres:
 
 use super::{
     Error,
-    list::{self, FilterBuilder, ListRow, Order, Page, PageRequest, Table},
+    list::{self, Conditions, ListRow, Order, Page, PageRequest, Plan, Table},
 };
 use crate::{
     access::{Countable, OrganizationId, Quotas},
@@ -62,10 +62,11 @@ pub async fn lock(conn: &mut PgConnection, id: &OrganizationId) -> Result<Option
 }
 
 /// Sort order: creation.
-const ORDER: Order = Order { column: "created_at", nullable: false, ascending: true };
+const ORDER: Order = Order { column: "created_at", ascending: true };
 
 impl ListRow for OrganizationRow {
-    const TABLE: Table = Table { name: "organizations", columns: COLUMNS, id: "id", large: &[] };
+    const TABLE: Table =
+        Table { name: "organizations", columns: COLUMNS, id: "id", is_found_by_value: false, large: &[] };
 }
 
 /// Page of the organisations in the order of their creation; with `only` at most that one.
@@ -74,8 +75,8 @@ pub async fn list(
     only: Option<&OrganizationId>,
     page: &PageRequest,
 ) -> Result<Page<OrganizationRow>, Error> {
-    let conditions = |builder: &mut FilterBuilder<'_>| builder.equal("id", only.map(OrganizationId::as_str));
-    list::fetch(conn, conditions, ORDER, page).await
+    let conditions = Conditions::default().equal("id", only.map(OrganizationId::as_str));
+    list::fetch(conn, &Plan::short(conditions, ORDER), page, None).await
 }
 
 /// Whether there is more than one active organisation.

@@ -1,5 +1,6 @@
 //! Runs, as the API reads and changes them. Writes by the executor are in `executions`.
 
+mod list;
 mod start;
 mod steps;
 
@@ -8,13 +9,11 @@ use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, types::Json};
 use uuid::Uuid;
 
 pub use self::{
+    list::{Filter, Sort, list},
     start::{Definition, NewRun, Quota, StartBatch, Started, start},
     steps::{StepRow, output, step_states, steps},
 };
-use super::{
-    Error,
-    list::{self, FilterBuilder, ListRow, Order, Page, PageRequest, Table},
-};
+use super::Error;
 use crate::{access::OrganizationId, timestamp::Timestamp};
 
 /// Row of `workflow_runs` with the columns that the API shows.
@@ -48,12 +47,6 @@ pub struct RunRow {
 const COLUMNS: &str = "run_id, workflow_id, workflow_name, workflow_definition_id, status, input_data, triggered_by, \
      created_at, updated_at, completed_at, cancelled_at, cancelled_by, error_message, correlation_id, priority, \
      paused_at AT TIME ZONE 'UTC' AS paused_at, parent_run_id, parent_step_id, traceparent";
-
-/// The columns for lists, without inputs of more than 64 KiB. The size is computed only if many bytes are stored.
-const LISTED_COLUMNS: &str = "run_id, workflow_id, workflow_name, workflow_definition_id, status,
-     CASE WHEN pg_column_size(input_data) <= 2000 OR octet_length(input_data::text) <= 65536 THEN input_data END AS input_data,
-     input_data IS NOT NULL AS has_input, triggered_by, created_at, updated_at, completed_at, cancelled_at, cancelled_by,
-     error_message, correlation_id, priority, paused_at AT TIME ZONE 'UTC' AS paused_at, parent_run_id, parent_step_id, traceparent";
 
 fn select(rest: &str) -> String {
     format!("SELECT {COLUMNS} FROM workflow_runs{rest}")
@@ -122,71 +115,6 @@ pub async fn plan(db: impl PgExecutor<'_>, run_id: &str) -> Result<Option<Box<Ra
                FROM workflow_runs r WHERE r.run_id = $1";
     let plan: Option<Option<Json<Box<RawValue>>>> = sqlx::query_scalar(sql).bind(run_id).fetch_optional(db).await?;
     Ok(plan.flatten().map(|plan| plan.0))
-}
-
-/// Filter and order of a list of runs.
-#[derive(Debug)]
-pub struct Filter<'a> {
-    /// Organisation of the runs.
-    pub organization: &'a OrganizationId,
-    /// Accepted statuses; all if empty.
-    pub statuses: Vec<String>,
-    /// Exact `workflow_id`.
-    pub workflow_id: Option<&'a str>,
-    /// Exact `workflow_definition_id`.
-    pub workflow_definition_id: Option<&'a str>,
-    /// Exact name of the workflow.
-    pub name: Option<&'a str>,
-    /// Prefix of the workflow's name.
-    pub name_prefix: Option<&'a str>,
-    /// Exact `parent_run_id`.
-    pub parent_run_id: Option<&'a str>,
-    /// Exact `triggered_by`.
-    pub triggered_by: Option<&'a str>,
-    /// Range of the creation time.
-    pub created: (Option<Timestamp>, Option<Timestamp>),
-    /// Range of the last change.
-    pub updated: (Option<Timestamp>, Option<Timestamp>),
-    /// `created_at`, `updated_at`, `completed_at` or `status`; anything else is `created_at`.
-    pub sort_by: &'a str,
-    /// Ascending instead of descending.
-    pub ascending: bool,
-}
-
-impl Filter<'_> {
-    /// Requested sort order.
-    #[must_use]
-    pub fn order(&self) -> Order {
-        let column = match self.sort_by {
-            "updated_at" => "updated_at",
-            "completed_at" => "completed_at",
-            "status" => "status",
-            _ => "created_at",
-        };
-        Order { column, nullable: column == "completed_at", ascending: self.ascending }
-    }
-}
-
-impl ListRow for RunRow {
-    const TABLE: Table =
-        Table { name: "workflow_runs", columns: LISTED_COLUMNS, id: "run_id", large: &["input_data", "error_message"] };
-}
-
-/// Page of the organisation's runs. Descending puts null values first, ascending last.
-pub async fn list(conn: &mut PgConnection, filter: &Filter<'_>, page: &PageRequest) -> Result<Page<RunRow>, Error> {
-    let conditions = |builder: &mut FilterBuilder<'_>| {
-        builder.organization(filter.organization);
-        builder.one_of("status", &filter.statuses);
-        builder.equal("workflow_id", filter.workflow_id);
-        builder.equal("workflow_definition_id", filter.workflow_definition_id);
-        builder.equal("workflow_name", filter.name);
-        builder.prefix("workflow_name", filter.name_prefix);
-        builder.equal("parent_run_id", filter.parent_run_id);
-        builder.equal("triggered_by", filter.triggered_by);
-        builder.between("created_at", filter.created);
-        builder.between("updated_at", filter.updated);
-    };
-    list::fetch(conn, conditions, filter.order(), page).await
 }
 
 /// Ends a run that the caller has locked by [`lock`]. Its executor loses the lease. A trigger closes its open steps and

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{
     Error,
-    list::{self, FilterBuilder, ListRow, Order, Page, PageRequest, Table},
+    list::{self, Conditions, ListRow, Order, Page, PageRequest, Plan, Table},
 };
 use crate::{access::OrganizationId, timestamp::Timestamp, workflow::Callee};
 
@@ -239,7 +239,7 @@ impl<'a> Filter<'a> {
             "updated_by" => "coalesce(updated_by, '')",
             _ => "created_at",
         };
-        Order { column, nullable: false, ascending: self.ascending }
+        Order { column, ascending: self.ascending }
     }
 }
 
@@ -248,6 +248,7 @@ impl ListRow for WorkflowRow {
         name: "workflow_definitions",
         columns: COLUMNS,
         id: "id",
+        is_found_by_value: false,
         large: &["description", "workflow_data", "input_schema"],
     };
 }
@@ -258,15 +259,13 @@ pub async fn list(
     filter: &Filter<'_>,
     page: &PageRequest,
 ) -> Result<Page<WorkflowRow>, Error> {
-    let conditions = |builder: &mut FilterBuilder<'_>| {
-        builder.organization(filter.organization);
-        builder.one_of("status", &filter.statuses);
-        builder.equal("name", filter.name);
-        builder.prefix("name", filter.name_prefix);
-        builder.between("created_at", filter.created);
-        builder.between("updated_at", filter.updated);
-    };
-    list::fetch(conn, conditions, filter.order(), page).await
+    let conditions = Conditions::organization(filter.organization)
+        .one_of("status", &filter.statuses)
+        .equal("name", filter.name)
+        .prefix("name", filter.name_prefix)
+        .between("created_at", filter.created)
+        .between("updated_at", filter.updated);
+    list::fetch(conn, &Plan::short(conditions, filter.order()), page, None).await
 }
 
 /// Locks the name against other transactions that create a version of it, until the transaction ends.

@@ -1,6 +1,6 @@
 //! Filters of lists: time, name, who triggered it, several statuses.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use sqlx::PgPool;
 use workflow_api::{clock::Clock, db::migrations::MIGRATOR};
 
@@ -88,4 +88,40 @@ async fn agents_and_workflows_are_filtered_by_time_prefix_and_statuses(pool: PgP
             assert_eq!(column(&page, "name"), expected, "{list} {query}");
         }
     }
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn filters_without_an_index_are_searched_in_pieces_and_other_totals_are_counted_up_to_the_limit_of_pages(
+    pool: PgPool,
+) {
+    let service = Service::start(&pool);
+    sqlx::query(
+        "INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, status, triggered_by, created_at, updated_at)
+         SELECT 'r' || i, 'w', 'w', 'FAILED', CASE i WHEN 0 THEN 'ann' ELSE 'bob' END,
+             timestamp '2026-01-01' + i * interval '1 s', timestamp '2026-01-02' + i * interval '1 s'
+         FROM generate_series(0, 12000) AS i",
+    )
+    .execute(&pool)
+    .await
+    .expect("the runs");
+    let about = |page: &Value| json!([page["total"], page["total_is_exact"], page["total_pages"]]);
+    for (query, expected) in [
+        ("status=FAILED", json!([12_001, true, 601])),
+        ("triggered_by=bob", json!([10_000, false, 500])),
+        ("triggered_by=ann", json!([1, true, 1])),
+        ("created_before=2026-01-01T00:00:29", json!([30, true, 2])),
+    ] {
+        let page = service.get(&format!("/api/v1/runs?page_size=20&{query}")).await.expect(200);
+        assert_eq!(about(&page), expected, "{query}");
+    }
+    // The run is the last one of 12 001 in this order.
+    let list = "/api/v1/runs?triggered_by=ann&status=FAILED&sort_by=updated_at";
+    let first = service.get(list).await.expect(200);
+    assert_eq!((column(&first, "run_id"), &first["total_is_exact"]), (String::new(), &json!(false)));
+    let next = first["next_cursor"].as_str().expect("not the end");
+    let second = service.get(&format!("{list}&cursor={next}")).await.expect(200);
+    assert_eq!((column(&second, "run_id"), &second["next_cursor"]), ("r0".to_owned(), &Value::Null));
+    let back = second["prev_cursor"].as_str().expect("not the beginning");
+    let before = service.get(&format!("{list}&cursor={back}")).await.expect(200);
+    assert_eq!(column(&before, "run_id"), "");
 }

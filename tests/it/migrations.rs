@@ -176,7 +176,17 @@ async fn a_fresh_schema_has_all_that_the_reference_deployments_has(pool: PgPool)
         };
         ours.contains(&line)
     };
-    let missing: Vec<_> = theirs.iter().filter(|line| !there(line) && !line.contains("alembic")).collect();
+    // Other indexes replace these: see the migration that drops them.
+    let superseded = [
+        "idx_run_status",
+        "idx_audit_logs_entity",
+        "idx_run_workflow_definition_id",
+        "idx_step_run_id",
+        "idx_step_status",
+    ];
+    let is_superseded = |line: &String| superseded.iter().any(|name| line.contains(&format!(" {name} ")));
+    let missing: Vec<_> =
+        theirs.iter().filter(|line| !there(line) && !line.contains("alembic") && !is_superseded(line)).collect();
     assert!(missing.is_empty(), "{missing:#?}");
 }
 

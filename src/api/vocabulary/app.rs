@@ -6,7 +6,8 @@ use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    api_key_cache::ApiKeyCache, counts::Counts, memory::Memory, organizations::Organizations, signing::Signing,
+    api_key_cache::ApiKeyCache, counts::Counts, memory::Memory, organizations::Organizations,
+    shared_reads::SharedPages, signing::Signing,
 };
 use crate::{
     actions::start_run::Definitions,
@@ -56,6 +57,8 @@ pub struct Parts {
     pub keys: ApiKeyCache,
     /// Memory limits of bodies and answers.
     pub memory: Memory,
+    /// Shared reads of pages of runs.
+    pub run_pages: SharedPages,
     /// Permits for agent checks.
     pub checks: Permits,
     /// Writer of the audit trail.
@@ -99,6 +102,7 @@ impl App {
         let auditor = Auditor::start(&pool, config.audit_retention_days, lifecycle);
         let organizations = Organizations::new(pool.clone(), clock.clone());
         crate::dead_letters::start(&config, pool.clone(), lifecycle)?;
+        crate::run_counts::start(pool.clone(), lifecycle);
         let definitions = Definitions::default();
         let memory = Memory::new(&config.limits);
         let checks = agent_checks();
@@ -113,6 +117,7 @@ impl App {
             readiness,
             keys,
             memory,
+            run_pages: SharedPages::default(),
             checks,
             auditor,
             organizations,

@@ -15,13 +15,11 @@ use super::{
     signing::{Key, SIGNATURE_BYTES},
 };
 use crate::{
-    db::list::{Entries, EntryId, PageRequest, PageStart, Position, SortValue},
+    access::OrganizationId,
+    db::list::{Entries, EntryId, MAX_PAGE_DEPTH, PageRequest, PageStart, Position, SortValue},
     input::{self, FieldError},
     timestamp::Timestamp,
 };
-
-/// Maximum number of entries up to the end of a page by number. The database reads all of them for it.
-const MAX_PAGE_DEPTH: i64 = 10_000;
 
 /// Content of a cursor.
 #[derive(Serialize, Deserialize)]
@@ -142,6 +140,18 @@ impl ListRequest {
         Ok(Self { number: cursor.number.max(1), page: PageRequest { start, size }, query: fingerprint, key })
     }
 
+    /// Key for shared reads: the same for requests of the same page of an organisation's list.
+    #[must_use]
+    pub fn key(&self, organization: &OrganizationId) -> [u8; 32] {
+        let Self { number, page: PageRequest { start, size }, query, .. } = self;
+        let start = match start {
+            PageStart::Offset(offset) => (*offset, None, false),
+            PageStart::After(position) => (0, Some(position), false),
+            PageStart::Before(position) => (0, Some(position), true),
+        };
+        Sha256::digest(input::to_raw(&(query, organization.as_str(), number, size, start)).get()).into()
+    }
+
     /// Cursors of the previous and the next page; `None` where the list ends.
     #[must_use]
     pub fn neighbours<T>(&self, page: &Entries<T>) -> (Option<String>, Option<String>) {
@@ -149,8 +159,7 @@ impl ListRequest {
             let cursor = Cursor { position: position?.clone(), is_before, number };
             Some(encode(&cursor, &self.query, &self.key))
         };
-        let previous = page.positions.first().filter(|_| page.has_previous);
-        let next = page.positions.last().filter(|_| page.has_next);
+        let (previous, next) = (page.previous.as_ref(), page.next.as_ref());
         (cursor(previous, true, (self.number - 1).max(1)), cursor(next, false, self.number.saturating_add(1)))
     }
 }
@@ -180,7 +189,8 @@ mod tests {
     use super::{super::signing::tests::key, *};
 
     fn cursor() -> Cursor {
-        let position = Position { value: SortValue::Text("ä\"".to_owned()), id: EntryId::Uuid(uuid::Uuid::nil()) };
+        let value = SortValue::Text("ä\"".to_owned());
+        let position = Position { segment: "FAILED".to_owned(), value, id: EntryId::Uuid(uuid::Uuid::nil()) };
         Cursor { position, is_before: true, number: 7 }
     }
 

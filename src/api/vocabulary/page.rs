@@ -3,6 +3,7 @@
 use std::{borrow::Cow, marker::PhantomData};
 
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use http::header;
 use serde::Serialize;
 use sqlx::{FromRow, postgres::PgRow};
@@ -31,11 +32,28 @@ pub struct Page<T>(PhantomData<T>);
 #[derive(Serialize)]
 struct About {
     total: i64,
+    total_is_exact: bool,
     page: i64,
     page_size: i64,
     total_pages: i64,
     next_cursor: Option<String>,
     prev_cursor: Option<String>,
+}
+
+impl About {
+    fn of<R>(list: &ListRequest, list::Page { entries, total }: &list::Page<R>) -> Self {
+        let (prev_cursor, next_cursor) = list.neighbours(entries);
+        let size = list.page.size;
+        Self {
+            total: total.count,
+            total_is_exact: total.is_exact,
+            page: list.number,
+            page_size: size,
+            total_pages: (total.count + size - 1) / size,
+            next_cursor,
+            prev_cursor,
+        }
+    }
 }
 
 /// Answer with the requested page, whose entries `show` converts.
@@ -50,21 +68,33 @@ where
     R: ListRow + for<'r> FromRow<'r, PgRow> + Send + Unpin + 'static,
     T: Serialize,
 {
-    let list::Page { entries, total } = page;
-    let (prev_cursor, next_cursor) = list.neighbours(&entries);
-    let size = list.page.size;
-    let total_pages = (total + size - 1) / size;
-    let about = About { total, page: list.number, page_size: size, total_pages, next_cursor, prev_cursor };
-    let mut page = Writer::new(about);
-    Entries::of_page(app, caller, entries)
-        .answer(JSON, move |rows, is_last| page.write(rows.into_iter().map(&show), is_last))
+    let mut writer = Writer::new(About::of(list, &page));
+    Entries::of_page(app, caller, page.entries)
+        .answer(JSON, move |rows, is_last| writer.write(rows.into_iter().map(&show), is_last))
+}
+
+/// Whole text of the answer; `None` if some entries are large.
+pub fn whole<R, T: Serialize>(list: &ListRequest, page: list::Page<R>, show: impl Fn(R) -> T) -> Option<Bytes> {
+    if !page.entries.rest.is_empty() {
+        return None;
+    }
+    let mut writer = Writer::new(About::of(list, &page));
+    Some(writer.write(page.entries.rows.into_iter().map(show), true).into())
 }
 
 /// Answer with the one entry that was found, or none, on a page of that size.
 pub fn of_one(found: Option<impl Serialize>, size: i64) -> Response {
     let total = i64::from(found.is_some());
     let page_size = if found.is_some() { 1 } else { size };
-    let about = About { total, page: 1, page_size, total_pages: total, next_cursor: None, prev_cursor: None };
+    let about = About {
+        total,
+        total_is_exact: true,
+        page: 1,
+        page_size,
+        total_pages: total,
+        next_cursor: None,
+        prev_cursor: None,
+    };
     ([(header::CONTENT_TYPE, JSON)], Writer::new(about).write(found, true)).into_response()
 }
 
@@ -107,9 +137,13 @@ impl<T: ToSchema> PartialSchema for Page<T> {
         };
         let entries = ArrayBuilder::new().items(Ref::from_schema_name(T::name())).description(Some("The entries."));
         let before = "For the parameter `cursor`: the previous page; null at the beginning of the list.";
-        let members: [(&str, RefOr<Schema>); 7] = [
+        let exact = ObjectBuilder::new().schema_type(Type::Boolean).description(Some(
+            "Whether `total` is exact. If not, the list has at least that many entries; counting stops at the 10 000th.",
+        ));
+        let members: [(&str, RefOr<Schema>); 8] = [
             ("items", entries.into()),
             ("total", number("Number of entries on all pages.").into()),
+            ("total_is_exact", exact.into()),
             (
                 "page",
                 number("Number of this page, from 1; with `cursor` counted from the first page that was read.").into(),

@@ -144,7 +144,7 @@ where
 
 /// Position of the end of a page, unless it is the last page.
 fn end_of<T>(page: &list::Entries<T>) -> Option<Position> {
-    page.positions.last().filter(|_| page.has_next).cloned()
+    page.next.clone()
 }
 
 /// Writer of a JSON array, with the commas between its entries.

@@ -7,7 +7,7 @@ use crate::{
     access::OrganizationId,
     db::{
         Error,
-        list::{self, Entries, FilterBuilder, ListRow, Order, PageRequest, Table},
+        list::{self, Conditions, Entries, ListRow, Order, PageRequest, Plan, Table},
     },
     timestamp::Timestamp,
 };
@@ -48,13 +48,14 @@ const COLUMNS: &str = "id, run_id, step_id, step_name, agent_name, status, input
     (SELECT child_run_id FROM step_waits w WHERE w.attempt_id = step_executions.id) AS child_run_id";
 
 /// Sort order of the attempts of a run.
-const ORDER: Order = Order { column: "started_at", nullable: false, ascending: true };
+const ORDER: Order = Order { column: "started_at", ascending: true };
 
 impl ListRow for StepRow {
     const TABLE: Table = Table {
         name: "step_executions",
         columns: COLUMNS,
         id: "id",
+        is_found_by_value: false,
         large: &["input_data", "output_data", "error_message"],
     };
 }
@@ -66,12 +67,7 @@ pub async fn steps(
     run_id: &str,
     page: &PageRequest,
 ) -> Result<Entries<StepRow>, Error> {
-    let conditions = |builder: &mut FilterBuilder<'_>| {
-        let runs = builder.0.push(" AND run_id = (SELECT run_id FROM workflow_runs WHERE run_id = ");
-        runs.push_bind(run_id.to_owned()).push(" AND organization_id = ");
-        runs.push_bind(organization.as_str().to_owned()).push(")");
-    };
-    list::page(conn, conditions, ORDER, page).await
+    list::page(conn, &Plan::short(Conditions::of_run(organization, run_id), ORDER), page).await
 }
 
 /// State of the latest attempt of each step.

@@ -1,0 +1,2 @@
+-- Nothing to undo: the numbers go with their tables.
+SELECT;
