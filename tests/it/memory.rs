@@ -372,3 +372,27 @@ async fn a_list_leaves_out_large_inputs_and_says_so(pool: PgPool) {
     }
     assert!(service.get("/api/v1/runs").await.text.len() < 100_000);
 }
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn an_array_of_steps_is_bounded_and_a_link_leads_to_further_attempts(pool: PgPool) {
+    let service = Service::start(&pool);
+    for sql in [
+        "INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, status) VALUES ('r', 'w', 'w', 'RUNNING')",
+        "SET workflow_api.records = 'itself';
+         INSERT INTO step_executions (id, run_id, step_id, step_name, agent_name, status, input_data, started_at)
+         SELECT 'a' || i, 'r', 's', 's', 'a', 'COMPLETED', '{}', timestamp '2026-01-01' + i * interval '1 s'
+         FROM generate_series(1, 100002) AS i",
+        "ANALYZE step_executions",
+    ] {
+        sqlx::raw_sql(sql).execute(&pool).await.expect(sql);
+    }
+    let path = "/api/v1/runs/r/steps";
+    let answer = service.get(path).await;
+    let link = answer.header("link").expect("more attempts").to_owned();
+    assert_eq!(answer.expect(200).as_array().map(Vec::len), Some(100_000));
+    let query = link.strip_prefix('<').and_then(|link| link.strip_suffix(">; rel=\"next\"")).expect("a link");
+    let rest = service.get(&format!("{path}{query}")).await;
+    assert_eq!(rest.header("link"), None);
+    let rest = rest.expect(200);
+    assert_eq!([&rest[0]["id"], &rest[1]["id"], &rest[2]], [&json!("a100001"), &json!("a100002"), &Value::Null]);
+}

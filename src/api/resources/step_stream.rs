@@ -1,5 +1,7 @@
 //! Stream of the step attempts of a run as one JSON array. A run can have thousands of attempts with megabytes each.
 
+use std::sync::atomic::{AtomicI64, Ordering};
+
 use axum::response::Response;
 use http::{HeaderValue, header};
 
@@ -17,30 +19,47 @@ use crate::db::{
     runs::{self, StepRow},
 };
 
-/// Answer with all attempts or, if a page is requested, with that page, and a `Link` to the next one.
+/// Maximum number of attempts in one array. A run has more only if `MAX_RUN_STEPS` is raised.
+const MAX_ATTEMPTS: i64 = 100_000;
+
+/// Answer with the first `MAX_ATTEMPTS` or, if a page is requested, with that page, and a `Link` to the next one.
 pub async fn answer(app: App, caller: Caller, run_id: String, query: &Query) -> Result<Response, ApiError> {
     let is_paged =
         ["page", "page_size", "cursor"].iter().any(|name| query.text(name).is_some_and(|text| !text.is_empty()));
-    let list = if is_paged {
-        Some(ListRequest::read(&app, &ListQuery::new(query), &format!("steps of {run_id}")).await?)
-    } else {
-        None
-    };
+    let list = ListRequest::read(&app, &ListQuery::new(query), &format!("steps of {run_id}")).await?;
     let (pool, organization, id) = (app.pool.clone(), caller.organization().clone(), run_id.clone());
     let read = move |page: PageRequest| {
         let (pool, organization, run_id) = (pool.clone(), organization.clone(), id.clone());
         async move { runs::steps(&mut *pool.acquire().await?, &organization, &run_id, &page).await }
     };
-    let whole = PageRequest { start: PageStart::Offset(0), size: CHUNK };
-    let first = read(list.as_ref().map_or(whole, |list| list.page.clone())).await?;
+    let chunk = PageRequest { start: PageStart::Offset(0), size: CHUNK };
+    let first = read(if is_paged { list.page.clone() } else { chunk }).await?;
     if first.positions.is_empty() && !runs::exists(&app.pool, caller.organization(), &run_id).await? {
         return Err(ApiError::run_not_found());
     }
-    let (_, next) = list.as_ref().map(|list| list.neighbours(&first)).unwrap_or_default();
+    let next = if is_paged {
+        list.neighbours(&first).1.map(|cursor| query.with_cursor(&cursor))
+    } else if first.next.is_some() {
+        // Attempts beyond the array are read in pages.
+        let last = read(PageRequest { start: PageStart::Offset(MAX_ATTEMPTS - 1), size: 1 }).await?;
+        let size = app.config.pages.max_size;
+        list.neighbours(&last).1.map(|cursor| format!("page_size={size}&cursor={cursor}"))
+    } else {
+        None
+    };
     let entries = if is_paged {
         Entries::of_page(app, caller, first)
     } else {
-        let behind = move |position| read(PageRequest { start: PageStart::After(position), size: CHUNK });
+        let left = AtomicI64::new(MAX_ATTEMPTS - CHUNK);
+        let behind = move |position| {
+            let is_last = left.fetch_sub(CHUNK, Ordering::Relaxed) <= CHUNK;
+            let page = read(PageRequest { start: PageStart::After(position), size: CHUNK });
+            async move {
+                let mut page = page.await?;
+                page.next.take_if(|_| is_last);
+                Ok(page)
+            }
+        };
         Entries::of_list(app, caller, first, behind)
     };
     let mut array = Array::default();
@@ -53,7 +72,7 @@ pub async fn answer(app: App, caller: Caller, run_id: String, query: &Query) -> 
         text.extend(is_last.then_some(b']'));
         text
     });
-    let link = next.map(|cursor| format!("<?{}>; rel=\"next\"", query.with_cursor(&cursor)));
+    let link = next.map(|query| format!("<?{query}>; rel=\"next\""));
     if let Some(link) = link.and_then(|link| HeaderValue::from_str(&link).ok()) {
         response.headers_mut().insert(header::LINK, link);
     }

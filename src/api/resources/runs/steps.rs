@@ -15,15 +15,15 @@ use crate::api::{
 
 /// List the step attempts of a run
 ///
-/// All attempts of the run's steps in the order of their begin. The answer is read while the client takes it, so it
-/// may have any length; if the transfer breaks, it is incomplete. With `page_size` or `cursor` only a page is
-/// returned, and `Link` names the next one.
+/// The first 100 000 attempts of the run's steps in the order of their begin. The answer is read while the client takes
+/// it; if the transfer breaks, it is incomplete. With `page_size` or `cursor` only a page is returned. If there are more
+/// attempts, `Link` names the next page.
 #[utoipa::path(
     get, path = "/runs/{run_id}/steps", tag = "runs",
     params(
         ("run_id" = String, Path),
         ("page" = Option<i64>, Query, minimum = 1, description = "Number of the page, up to the 10 000th attempt"),
-        ("page_size" = Option<i64>, Query, minimum = 1, description = "Number of attempts on a page; without it, all attempts"),
+        ("page_size" = Option<i64>, Query, minimum = 1, description = "Number of attempts on a page; without it, 100 000"),
         ("cursor" = Option<String>, Query, description = "Replaces `page`: the cursor in `Link` of an answer to the same query"),
     ),
     responses(
