@@ -94,9 +94,10 @@ const EXPIRY_BATCH: u64 = 10_000;
 /// Deletes all expired keys in bounded batches, so that it keeps pace with new ones. Other processes may do this at the
 /// same time. Returns how many were deleted.
 pub async fn expire(pool: &super::Pool, kept_hours: i32) -> Result<u64, Error> {
-    let sql = "DELETE FROM idempotency_keys WHERE (scope, key) IN (
-                   SELECT scope, key FROM idempotency_keys WHERE created_at < now() - make_interval(hours => $1)
-                   LIMIT $2 FOR UPDATE SKIP LOCKED)";
+    // The oldest keys, by their index and then by their physical position (ctid): keys that remain are not read.
+    let sql = "DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY(
+                   SELECT ctid FROM idempotency_keys WHERE created_at < now() - make_interval(hours => $1)
+                   ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED))";
     let mut expired = 0;
     loop {
         let pool = pool.clone();
