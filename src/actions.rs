@@ -8,6 +8,7 @@ pub mod organizations;
 pub mod pause_run;
 pub mod put_workflow;
 pub mod resolve_letter;
+pub mod restore_runs;
 pub mod retry_run;
 pub mod rotate_keys;
 pub mod save_agent;

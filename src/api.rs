@@ -17,7 +17,7 @@ use self::{
     gate::{Gate, body::BodyRoutes, compression, cors, docs, headers, request},
     resources::{
         agents, api_keys, audit, by_name, callbacks, dead_letters, definitions, event_ticket, graph, organizations,
-        run_log, runs, system, transfer, workflows,
+        run_log, runs, storage, system, transfer, workflows,
     },
     vocabulary::app::App,
 };
@@ -71,7 +71,8 @@ pub fn routes(api: &config::Api, key_header: &str) -> OpenApiRouter<App> {
         .routes(routes!(dead_letters::get_dead_letter, dead_letters::discard_dead_letter))
         .routes(routes!(dead_letters::redrive_dead_letter))
         .routes(routes!(organizations::list_organizations, organizations::create_organization))
-        .routes(routes!(organizations::get_organization, organizations::update_organization));
+        .routes(routes!(organizations::get_organization, organizations::update_organization))
+        .routes(routes!(storage::get_storage));
     let root = OpenApiRouter::with_openapi(docs::document(api, key_header))
         .routes(routes!(system::get_root))
         .routes(routes!(system::get_health))

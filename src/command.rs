@@ -1,5 +1,7 @@
 //! The commands: each function runs one to its end.
 
+pub mod archive;
+
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
@@ -125,6 +127,10 @@ fn warn_about(config: &Config) {
             "JWT_ISSUER and JWT_AUDIENCE are not both set: all tokens signed with the key of JWT_PUBLIC_KEY or JWT_JWKS are \
              accepted, including those for other services"
         );
+    }
+    if config.retention.days > 0 {
+        let days = config.retention.days;
+        tracing::info!(days, "runs are deleted {days} days after their end; RUN_RETENTION_DAYS=0 keeps them for ever");
     }
     warn_about_both(config);
     if config.api.reload {

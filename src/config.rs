@@ -18,6 +18,7 @@ mod limits;
 mod names;
 mod placeholder;
 mod reader;
+mod retention;
 mod telemetry;
 
 use std::{sync::Arc, time::Duration};
@@ -32,6 +33,7 @@ pub use self::{
     limits::{Limits, TrustedProxies},
     names::unknown_names,
     reader::{NAMES, Problems, load},
+    retention::{Archive, Retention, S3},
     telemetry::{Log, Metrics, MetricsAccess},
 };
 use crate::{access::Quotas, breaker::Rules, egress::Allow, vault::Vault};
@@ -70,6 +72,8 @@ pub struct Config {
     pub readiness_requires_kafka: bool,
     /// `AUDIT_RETENTION_DAYS`: minimum time for which audit entries are kept.
     pub audit_retention_days: i32,
+    /// `RUN_RETENTION_DAYS` and `RUN_ARCHIVE*`: retention of ended runs, and their archive.
+    pub retention: Retention,
     /// `QUOTA_*`: quotas of an organisation that has none of its own.
     pub quotas: Quotas,
     /// `DEAD_LETTER_RETENTION_DAYS` and `MAX_DEAD_LETTERS`: retention of records that cannot be processed.
@@ -114,6 +118,7 @@ impl Section for Config {
         // Of the 25 s until everything is dropped, the rest is for the requests in flight.
         let shutdown_notice_secs = reader.number("shutdown_notice_secs", 5, 0..=15);
         let audit_retention_days = reader.number("audit_retention_days", 90, 1..=36_500);
+        let retention = Retention::read(reader);
         let quotas = Quotas::read(reader);
         let dead_letters = DeadLetters::read(reader);
         let executor = Executor::read(reader);
@@ -143,6 +148,7 @@ impl Section for Config {
             readiness_requires_kafka: readiness_requires_kafka?,
             shutdown_notice: Duration::from_secs(shutdown_notice_secs?),
             audit_retention_days: audit_retention_days?,
+            retention: retention?,
             quotas: quotas?,
             dead_letters: dead_letters?,
             executor: executor?,
@@ -255,6 +261,8 @@ mod tests {
             ("RATE_LIMIT_FAILED_AUTH", "-1"),
             ("RATE_LIMIT_PER_ADDRESS", "1e3"),
             ("RATE_LIMIT_PER_PRINCIPAL", "60000001"),
+            ("RUN_ARCHIVE", "archive"),
+            ("RUN_RETENTION_DAYS", "-1"),
             ("TRUSTED_PROXIES", "10.0.0.0/33"),
         ];
         let names: Vec<&str> = wrong.iter().map(|(name, _)| *name).collect();
@@ -268,6 +276,30 @@ mod tests {
             ["KAFKA_MONITORING_TOPIC", "MANAGEMENT_PORT"]
         );
         assert_eq!(refused(&[("DATABASE_POOL_SIZE", "1"), ("DATABASE_MAX_OVERFLOW", "0")]), ["DATABASE_POOL_SIZE"]);
+        assert_eq!(
+            refused(&[
+                ("RUN_ARCHIVE", "/archive"),
+                ("RUN_ARCHIVE_ENDPOINT", "http://a"),
+                ("RUN_ARCHIVE_SECRET_KEY", "s")
+            ]),
+            ["RUN_ARCHIVE_ENDPOINT", "RUN_ARCHIVE_SECRET_KEY"]
+        );
+        let keys = [("RUN_ARCHIVE_ACCESS_KEY", "a"), ("RUN_ARCHIVE_SECRET_KEY", "s")];
+        assert_eq!(refused(&[&[("RUN_ARCHIVE", "s3://runs/of/us")], &keys[..]].concat()), [""; 0]);
+        for wrong in
+            ["s3://", "s3://a", "s3://Bucket", "s3://bucket/a/../b", "s3://bucket/a b", "gs://bucket", "C:\\runs"]
+        {
+            let problems = refused(&[&[("RUN_ARCHIVE", wrong)], &keys[..]].concat());
+            assert!(problems.iter().any(|name| name == "RUN_ARCHIVE"), "{wrong}: {problems:?}");
+        }
+        assert_eq!(
+            refused(&[
+                ("RUN_ARCHIVE", "s3://bucket"),
+                ("RUN_ARCHIVE_ENDPOINT", "http://user:password@host"),
+                ("RUN_ARCHIVE_REGION", "a b"),
+            ]),
+            ["RUN_ARCHIVE_ACCESS_KEY", "RUN_ARCHIVE_ENDPOINT", "RUN_ARCHIVE_REGION", "RUN_ARCHIVE_SECRET_KEY"]
+        );
         for access in ["everybody", "management", "credentials"] {
             assert_eq!(refused(&[("METRICS_ACCESS", access)]), ["METRICS_ACCESS"]);
         }

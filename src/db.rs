@@ -19,9 +19,11 @@ pub mod organizations;
 pub mod outbox;
 pub mod pool;
 pub mod processes;
+pub mod retention;
 pub mod run_counts;
 pub mod runs;
 pub mod service_keys;
+pub mod storage;
 pub mod waits;
 pub mod workflows;
 

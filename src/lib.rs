@@ -17,6 +17,7 @@ pub mod input;
 pub mod mapping;
 pub mod permits;
 pub mod rate;
+pub mod retention;
 pub mod run;
 pub mod timestamp;
 pub mod trace;
@@ -31,6 +32,7 @@ pub mod offload;
 pub mod telemetry;
 
 // External systems. These modules do not depend on each other.
+pub mod archive;
 pub mod db;
 pub mod egress;
 pub mod kafka;
@@ -50,6 +52,7 @@ pub mod dev;
 pub mod executor;
 pub mod management;
 pub mod outbox;
+pub mod purge;
 pub mod readiness;
 pub mod run_counts;
 pub mod run_poller;

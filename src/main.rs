@@ -84,6 +84,11 @@ enum Command {
     },
     /// Encrypt the credentials of all agents with the first key of `ENCRYPTION_KEY`; the service may run meanwhile
     RotateKeys,
+    /// Read runs that retention has archived
+    Archive {
+        #[command(subcommand)]
+        action: command::archive::Action,
+    },
     /// Print roles, permissions and routes as Markdown
     Access,
     /// Print the OpenAPI document
@@ -210,6 +215,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let vault = config::load::<Vault>(environment())?;
             telemetry::init(&config::Log::load_or_default(environment()));
             command::runtime(1)?.block_on(command::rotate_keys(&settings, &vault))
+        }
+        Command::Archive { action } => {
+            let config = Config::load(environment())?;
+            telemetry::init(&config::Log::load_or_default(environment()));
+            command::runtime(1)?.block_on(command::archive::run(&config, action))
         }
         Command::Access => {
             print!("{}", api::gate::access::markdown());

@@ -7,7 +7,10 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use self::step::Source;
-use crate::input::{ANY_LENGTH, FieldError, Node, Object, Patch, Read, keep, member, text, to_raw};
+use crate::{
+    input::{ANY_LENGTH, FieldError, Node, Object, Patch, Read, keep, member, text, to_raw},
+    retention,
+};
 
 mod diff;
 mod graph;
@@ -85,6 +88,8 @@ pub struct NewWorkflow {
     pub content: Content,
     /// JSON Schema for the input of runs, which was compiled once as a check.
     pub input_schema: Option<Box<RawValue>>,
+    /// Days for which its ended runs are kept; 0: for ever; `None`: the organisation's value.
+    pub retention_days: Option<i32>,
 }
 
 impl NewWorkflow {
@@ -102,11 +107,13 @@ pub struct Draft {
     start_step: String,
     steps: Steps,
     input_schema: Option<Box<RawValue>>,
+    retention_days: Option<i32>,
 }
 
 impl Draft {
     /// Members that [`Draft::parse`] reads.
-    pub const MEMBERS: [&'static str; 5] = ["name", "description", "start_step", "steps", "input_schema"];
+    pub const MEMBERS: [&'static str; 6] =
+        ["name", "description", "start_step", "steps", "input_schema", "retention_days"];
 
     /// Parses the members of a create request.
     pub fn parse(body: &RawValue) -> Read<Self> {
@@ -128,9 +135,10 @@ impl Draft {
         let start_step = body.required("start_step", &mut errors, read_start_step);
         let steps = body.required("steps", &mut errors, read_steps);
         let input_schema = body.nullable("input_schema", &mut errors, input_schema::read);
+        let retention_days = body.nullable("retention_days", &mut errors, retention::read_days);
         match (name, start_step, steps) {
             (Some(name), Some(start_step), Some(steps)) if errors.is_empty() => {
-                Ok(Self { name, description, start_step, steps, input_schema })
+                Ok(Self { name, description, start_step, steps, input_schema, retention_days })
             }
             _ => Err(errors),
         }
@@ -144,9 +152,9 @@ impl Draft {
 
     /// Checks the rules that need all steps.
     pub fn checked(self) -> Read<NewWorkflow> {
-        let Self { name, description, start_step, steps, input_schema } = self;
+        let Self { name, description, start_step, steps, input_schema, retention_days } = self;
         let content = Content::checked(start_step, steps)?.without_unknown_steps()?;
-        Ok(NewWorkflow { name, description, content, input_schema })
+        Ok(NewWorkflow { name, description, content, input_schema, retention_days })
     }
 }
 
@@ -161,11 +169,13 @@ pub struct WorkflowPatch {
     pub steps: Option<Steps>,
     /// Schema for the input of runs; another one makes a new version.
     pub input_schema: Patch<Box<RawValue>>,
+    /// Days for which ended runs are kept; no part of the content.
+    pub retention_days: Patch<i32>,
     /// Status, active or inactive.
     pub status: Option<WorkflowStatus>,
 }
 
-/// Patch with the whole content and the description.
+/// Patch with the whole content, the description and the retention.
 impl From<NewWorkflow> for WorkflowPatch {
     fn from(new: NewWorkflow) -> Self {
         let Content { start_step, steps } = new.content;
@@ -174,6 +184,7 @@ impl From<NewWorkflow> for WorkflowPatch {
             start_step: Some(start_step),
             steps: Some(steps),
             input_schema: new.input_schema.map_or(Patch::Null, Patch::Value),
+            retention_days: new.retention_days.map_or(Patch::Null, Patch::Value),
             status: None,
         }
     }
@@ -189,6 +200,7 @@ impl WorkflowPatch {
             start_step: body.nullable("start_step", &mut errors, read_start_step),
             steps: body.nullable("steps", &mut errors, read_steps),
             input_schema: body.patch("input_schema", &mut errors, input_schema::read),
+            retention_days: body.patch("retention_days", &mut errors, retention::read_days),
             status: body.patch_not_null("status", &mut errors, WorkflowStatus::read),
         };
         if errors.is_empty() { Ok(patch) } else { Err(errors) }

@@ -38,6 +38,8 @@ pub struct NewOrganization {
     pub name: String,
     /// Quotas that replace those of the settings.
     pub quotas: Quotas,
+    /// Days for which its ended runs are kept, instead of the setting.
+    pub retention_days: Option<i32>,
 }
 
 /// Changes of an organisation.
@@ -55,6 +57,8 @@ pub struct OrganizationPatch {
     pub api_keys: Patch<i32>,
     /// See `agents`.
     pub queued_runs: Patch<i32>,
+    /// Days for which its ended runs are kept; null is the setting.
+    pub retention_days: Patch<i32>,
 }
 
 /// Creates an organisation.
@@ -69,6 +73,7 @@ pub async fn create(
         name: new.name,
         status: "active".to_owned(),
         quotas: new.quotas,
+        retention_days: new.retention_days,
         created_by: context.actor.subject.clone(),
         updated_by: context.actor.subject.clone(),
         created_at: at,
@@ -107,6 +112,7 @@ pub async fn update(
             api_keys: patch.api_keys.or(before.quotas.api_keys),
             queued_runs: patch.queued_runs.or(before.quotas.queued_runs),
         },
+        retention_days: patch.retention_days.or(before.retention_days),
         ..before.clone()
     };
     let (changed, change) = difference(&audited(&before), &audited(&row));
@@ -124,7 +130,8 @@ pub async fn update(
 
 /// Organisation as shown in audit entries.
 fn audited(row: &OrganizationRow) -> Box<RawValue> {
-    input::to_raw(&json!({"id": row.id, "name": row.name, "status": row.status, "quotas": row.quotas}))
+    input::to_raw(&json!({"id": row.id, "name": row.name, "status": row.status, "quotas": row.quotas,
+        "retention_days": row.retention_days}))
 }
 
 impl Context<'_> {

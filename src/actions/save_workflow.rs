@@ -73,6 +73,8 @@ struct Created<'a> {
     workflow_data: &'a RawValue,
     #[serde(skip_serializing_if = "Option::is_none")]
     input_schema: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retention_days: Option<i32>,
 }
 
 #[derive(Serialize)]
@@ -89,6 +91,9 @@ struct Updated<'a> {
     /// Omitted if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     input_schema: Option<&'a RawValue>,
+    /// Null if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retention_days: Option<Box<RawValue>>,
 }
 
 /// Stores a definition as the next version of its name, in a row of its own.
@@ -129,6 +134,7 @@ pub(super) async fn create_in(
         description: new.description,
         version,
         status: WorkflowStatus::Active.as_str().to_owned(),
+        retention_days: new.retention_days,
         created_by: Some(context.actor.subject.clone()),
         updated_by: Some(context.actor.subject.clone()),
         created_at: at,
@@ -142,6 +148,7 @@ pub(super) async fn create_in(
         version,
         workflow_data: &row.workflow_data.0,
         input_schema: row.input_schema.as_ref().map(|schema| &*schema.0),
+        retention_days: row.retention_days,
     });
     let entity = Entity("workflow", row.id, &row.name);
     context.record(transaction, entity, "create", Change::to(&changes), at).await?;
@@ -210,6 +217,7 @@ pub(super) async fn update_in(
         description: patch.description.clone().or(current.description.clone()),
         input_schema: input_schema.map(Json),
         status: patch.status.map_or_else(|| current.status.clone(), |status| status.as_str().to_owned()),
+        retention_days: patch.retention_days.clone().or(current.retention_days),
         ..current.clone()
     };
     if let Some(content) = &content {
@@ -218,7 +226,8 @@ pub(super) async fn update_in(
             plan_workflow_id(&current.workflow_data.0).unwrap_or_else(|| format!("wf-{name}-{}", current.version));
         row.workflow_data = Json(sized(content.plan(&workflow_id, &name, row.version))?);
     }
-    if content.is_some() || row.description != current.description || row.status != current.status {
+    let other_retention = row.retention_days != current.retention_days;
+    if content.is_some() || row.description != current.description || row.status != current.status || other_retention {
         row.updated_at = at;
         row.updated_by = Some(context.actor.subject.clone());
         db::workflows::update(transaction, &row).await?;
@@ -233,6 +242,7 @@ pub(super) async fn update_in(
                 version: content.is_some().then_some(of.version),
                 workflow_data: content.is_some().then_some(&of.workflow_data.0),
                 input_schema: other_schema.then(|| of.input_schema.as_ref().map_or(RawValue::NULL, |schema| &schema.0)),
+                retention_days: other_retention.then(|| input::to_raw(&of.retention_days)),
             })
         };
         let (before, after) = (members(&current), members(&row));

@@ -15,6 +15,7 @@ pub mod organizations;
 pub mod run_log;
 pub mod runs;
 pub mod step_stream;
+pub mod storage;
 pub mod system;
 pub mod transfer;
 pub mod workflows;

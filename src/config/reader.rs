@@ -35,6 +35,8 @@ variables! {
     rate_limit_failed_auth, max_concurrent_requests,
     max_request_memory_mb, max_response_memory_mb,
     log_level, log_format, default_page_size, max_page_size, idempotency_key_ttl_hours,
+    run_retention_days, run_archive, run_archive_endpoint, run_archive_region, run_archive_access_key,
+    run_archive_secret_key,
     quota_agents, quota_workflows, quota_api_keys, quota_queued_runs,
     enable_docs, enable_metrics, metrics_access, enable_audit_logging, audit_retention_days, readiness_requires_kafka,
     max_concurrent_executions, max_workflow_duration_ms, max_sub_runs, max_run_steps, max_run_branches, max_run_bytes,
@@ -44,8 +46,8 @@ variables! {
 }
 
 /// Variables that can be read from a file.
-pub(super) const SECRETS: [&str; 5] =
-    ["database_url", "jwt_secret", "jwt_public_key", "bootstrap_api_key", "encryption_key"];
+pub(super) const SECRETS: [&str; 6] =
+    ["database_url", "jwt_secret", "jwt_public_key", "bootstrap_api_key", "encryption_key", "run_archive_secret_key"];
 
 /// All problems of the environment, one line per variable. They never show a value that could be a secret.
 #[derive(Debug, thiserror::Error)]

@@ -20,6 +20,7 @@ pub struct OrganizationRow {
     pub status: String,
     #[sqlx(flatten)]
     pub quotas: Quotas,
+    pub retention_days: Option<i32>,
     pub created_by: String,
     pub updated_by: String,
     pub created_at: Timestamp,
@@ -46,7 +47,7 @@ impl OrganizationRow {
 }
 
 const COLUMNS: &str =
-    "id, name, status, max_agents, max_workflows, max_api_keys, max_queued_runs, created_by, updated_by,
+    "id, name, status, max_agents, max_workflows, max_api_keys, max_queued_runs, retention_days, created_by, updated_by,
     created_at AT TIME ZONE 'UTC' AS created_at, updated_at AT TIME ZONE 'UTC' AS updated_at";
 
 /// Finds the organisation by id.
@@ -89,8 +90,8 @@ pub async fn are_several(db: impl PgExecutor<'_>) -> Result<bool, Error> {
 pub async fn insert(conn: &mut PgConnection, row: &OrganizationRow) -> Result<(), Error> {
     sqlx::query(
         "INSERT INTO organizations (id, name, status, max_agents, max_workflows, max_api_keys, max_queued_runs,
-             created_by, updated_by, created_at, updated_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+             created_by, updated_by, created_at, updated_at, retention_days)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
     )
     .bind(&row.id)
     .bind(&row.name)
@@ -103,6 +104,7 @@ pub async fn insert(conn: &mut PgConnection, row: &OrganizationRow) -> Result<()
     .bind(&row.updated_by)
     .bind(row.created_at)
     .bind(row.updated_at)
+    .bind(row.retention_days)
     .execute(conn)
     .await?;
     Ok(())
@@ -112,7 +114,7 @@ pub async fn insert(conn: &mut PgConnection, row: &OrganizationRow) -> Result<()
 pub async fn update(conn: &mut PgConnection, row: &OrganizationRow) -> Result<(), Error> {
     sqlx::query(
         "UPDATE organizations SET name = $2, status = $3, max_agents = $4, max_workflows = $5, max_api_keys = $6,
-             max_queued_runs = $7, updated_by = $8, updated_at = $9
+             max_queued_runs = $7, updated_by = $8, updated_at = $9, retention_days = $10
          WHERE id = $1",
     )
     .bind(&row.id)
@@ -124,6 +126,7 @@ pub async fn update(conn: &mut PgConnection, row: &OrganizationRow) -> Result<()
     .bind(row.quotas.queued_runs)
     .bind(&row.updated_by)
     .bind(row.updated_at)
+    .bind(row.retention_days)
     .execute(conn)
     .await?;
     Ok(())

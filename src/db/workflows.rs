@@ -24,6 +24,7 @@ pub struct WorkflowRow {
     pub workflow_data: Json<Box<RawValue>>,
     pub input_schema: Option<Json<Box<RawValue>>>,
     pub status: String,
+    pub retention_days: Option<i32>,
     pub created_by: Option<String>,
     pub updated_by: Option<String>,
     pub created_at: Timestamp,
@@ -39,7 +40,9 @@ impl WorkflowRow {
     }
 }
 
-const COLUMNS: &str = "id, name, description, version, workflow_data, input_schema, status, created_by, updated_by, created_at, updated_at, organization_id";
+const COLUMNS: &str =
+    "id, name, description, version, workflow_data, input_schema, status, retention_days, created_by, updated_by,
+    created_at, updated_at, organization_id";
 
 fn select(rest: &str) -> String {
     format!("SELECT {COLUMNS} FROM workflow_definitions{rest}")
@@ -292,8 +295,8 @@ pub async fn next_version(conn: &mut PgConnection, organization: &OrganizationId
 pub async fn insert(conn: &mut PgConnection, row: &WorkflowRow) -> Result<(), Error> {
     sqlx::query(
         "INSERT INTO workflow_definitions (id, name, description, version, workflow_data, status, created_by,
-             updated_by, created_at, updated_at, input_schema, organization_id)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+             updated_by, created_at, updated_at, input_schema, organization_id, retention_days)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
     )
     .bind(row.id)
     .bind(&row.name)
@@ -307,6 +310,7 @@ pub async fn insert(conn: &mut PgConnection, row: &WorkflowRow) -> Result<(), Er
     .bind(row.updated_at)
     .bind(&row.input_schema)
     .bind(&row.organization_id)
+    .bind(row.retention_days)
     .execute(conn)
     .await?;
     Ok(())
@@ -316,7 +320,7 @@ pub async fn insert(conn: &mut PgConnection, row: &WorkflowRow) -> Result<(), Er
 pub async fn update(conn: &mut PgConnection, row: &WorkflowRow) -> Result<(), Error> {
     sqlx::query(
         "UPDATE workflow_definitions SET description = $2, version = $3, workflow_data = $4, status = $5,
-             updated_by = $6, updated_at = $7, input_schema = $8
+             updated_by = $6, updated_at = $7, input_schema = $8, retention_days = $9
          WHERE id = $1",
     )
     .bind(row.id)
@@ -327,6 +331,7 @@ pub async fn update(conn: &mut PgConnection, row: &WorkflowRow) -> Result<(), Er
     .bind(&row.updated_by)
     .bind(row.updated_at)
     .bind(&row.input_schema)
+    .bind(row.retention_days)
     .execute(conn)
     .await?;
     Ok(())

@@ -70,6 +70,10 @@ const OUTCOMES: &[&str] = &[
     "out_of_memory",
 ];
 
+/// Tables that `db::retention` deletes from.
+const RETAINED: &[&str] =
+    &["workflow_runs", "step_executions", "run_events", "step_waits", "run_wakes", "idempotency_keys", "outbox"];
+
 /// Metrics of `serve`.
 pub const API: &[Metric] = &[
     metric(Gauge, "api_info", "Version of the API, as a label").by("version", &[]),
@@ -94,6 +98,22 @@ pub const API: &[Metric] = &[
     metric(Gauge, "outbox_oldest_age_seconds", "Age of the oldest of them"),
     metric(Counter, "outbox_messages_published_total", "Messages that Kafka has acknowledged"),
     metric(Gauge, "circuit_breakers", "Circuit breakers that are open or half open").by("state", &[]),
+    metric(
+        Counter,
+        "retention_deleted_rows_total",
+        "Rows that were deleted because the retention of their runs is over",
+    )
+    .by("table", RETAINED),
+    metric(Histogram, "retention_batch_seconds", "Time to delete one batch of runs"),
+    metric(
+        Gauge,
+        "retention_lag_seconds",
+        "Time since the end of the retention of the oldest run that was not checked yet",
+    ),
+    metric(Counter, "retention_archived_runs_total", "Runs that were written to the archive"),
+    metric(Counter, "retention_archived_bytes_total", "Compressed bytes that were written to the archive"),
+    metric(Counter, "retention_archive_failures_total", "Batches that could not be archived and were not deleted"),
+    metric(Gauge, "retention_archive_failing", "1 while the archive cannot be written, and nothing is deleted"),
     metric(Counter, "audit_denied_attempts_lost_total", "Denied attempts that are only counted in the audit trail"),
     metric(Gauge, "db_pool_size", "Connections of the pool"),
     metric(Gauge, "db_pool_idle", "Connections of the pool that are idle"),

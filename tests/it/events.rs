@@ -469,6 +469,8 @@ async fn a_log_goes_with_its_run(pool: PgPool) {
     write(&pool, "DELETE FROM workflow_runs").await;
     let left: i64 = sqlx::query_scalar("SELECT count(*) FROM run_events").fetch_one(&pool).await.expect("a count");
     assert_eq!(left, 0);
+    let data = json!({"run_id": "ext-1", "status": "PENDING", "deleted": true});
+    assert_eq!(events.expect("end").await.data, data);
     assert_eq!(events.next().await, None);
     assert_eq!(Events::open(&service, "").await.status, 404);
 }

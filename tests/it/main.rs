@@ -51,6 +51,7 @@ mod monitoring;
 mod path;
 mod pool;
 mod reference;
+mod retention;
 mod run_counts;
 mod runs;
 mod service;

@@ -8,7 +8,7 @@ use workflow_api::db::{
     run_counts::{Fold, fold, recount},
 };
 
-use crate::service::own_pool;
+use crate::service::{own_pool, seed};
 
 /// Groups whose count is wrong in the current snapshot.
 async fn wrong(conn: &mut PgConnection) -> Vec<String> {
@@ -68,7 +68,7 @@ async fn change(conn: &mut PgConnection, random: &mut StdRng, name: &str) {
 
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn they_are_exact_in_every_snapshot_while_many_write_roll_back_and_fold(pool: PgPool) {
-    let seed = rand::random::<u64>();
+    let seed = seed();
     // A reader with an old snapshot, which must not change.
     let mut old = pool.acquire().await.expect("a connection");
     insert(&mut old, "old", 50).await;

@@ -107,6 +107,8 @@ pub fn config(pool: &PgPool, more: &[(&str, &str)]) -> Config {
         ("KAFKA_GROUP_ID", format!("group-{unique}")),
         ("KAFKA_TOPIC_PARTITIONS", "2".to_owned()),
         ("EGRESS_ALLOW", "127.0.0.0/8".to_owned()),
+        // Tests write runs of any time.
+        ("RUN_RETENTION_DAYS", "0".to_owned()),
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .into();

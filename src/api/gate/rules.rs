@@ -85,7 +85,7 @@ pub struct Rule {
 
 /// Route table. Paths are at the root for [`Public`] and [`Metrics`], else below the prefix. A route that is missing
 /// here is denied to all callers, and fails a test. Further requirements of a route are noted beside it.
-static RULES: [(Method, &str, Rule); 63] = [
+static RULES: [(Method, &str, Rule); 64] = [
     (Method::GET, "/", Rule::new(Public).on_spare_connections()),
     (Method::GET, "/health", Rule::new(Public).on_spare_connections()),
     (Method::GET, "/health/ready", Rule::new(Public).on_spare_connections()),
@@ -152,6 +152,8 @@ static RULES: [(Method, &str, Rule); 63] = [
     (Method::POST, "/organizations", Rule::needs(&[OrganizationsManage])),
     (Method::GET, "/organizations/{organization_id}", Rule::needs(&[OrganizationsManage])),
     (Method::PUT, "/organizations/{organization_id}", Rule::needs(&[OrganizationsManage])),
+    // Only for callers of the default organisation; the handler checks that.
+    (Method::GET, "/system/storage", Rule::needs(&[OrganizationsManage])),
     // Only for API keys; the handler checks that.
     (Method::POST, "/auth/token", Rule::new(Credentials).with_secrets()),
 ];

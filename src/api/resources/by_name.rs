@@ -86,6 +86,9 @@ pub struct WantedWorkflowBody {
     /// JSON Schema of the input of runs; absent is null, which accepts any object.
     #[schema(value_type = Option<HashMap<String, Value>>)]
     input_schema: Option<()>,
+    /// Days for which ended runs of the workflow are kept. 0: for ever; absent or null: the organisation's value.
+    #[schema(minimum = 0, maximum = 36_500)]
+    retention_days: Option<i32>,
 }
 
 /// Get a workflow by its name

@@ -26,6 +26,7 @@ use crate::{
     },
     db::{self, organizations::OrganizationRow},
     input::{FieldError, Node, Object, Patch, Read},
+    retention,
     timestamp::Timestamp,
 };
 
@@ -50,6 +51,10 @@ pub struct Organization {
     /// Quotas; null: the value of the settings.
     #[schema(value_type = QuotasBody)]
     quotas: Quotas,
+    /// Days for which its ended runs are kept, unless a workflow has its own value. 0: for ever; null: the server's
+    /// setting.
+    #[schema(minimum = 0, maximum = 36_500)]
+    retention_days: Option<i32>,
     /// User who created it.
     created_by: String,
     /// User who changed it last.
@@ -69,6 +74,7 @@ impl From<OrganizationRow> for Organization {
             name: row.name,
             status: row.status,
             quotas: row.quotas,
+            retention_days: row.retention_days,
             created_by: row.created_by,
             updated_by: row.updated_by,
             created_at: row.created_at,
@@ -132,6 +138,10 @@ pub struct NewOrganizationBody {
     name: String,
     /// Quotas that replace those of the settings.
     quotas: Option<NewQuotasBody>,
+    /// Days for which its ended runs are kept, unless a workflow has its own value. 0: for ever; null: the server's
+    /// setting.
+    #[schema(minimum = 0, maximum = 36_500, example = 30)]
+    retention_days: Option<i32>,
 }
 
 /// Quotas in a request; absent members stay unchanged.
@@ -169,21 +179,27 @@ pub struct OrganizationPatchBody {
     /// Quotas, each changed separately; null resets one to the value of the settings.
     #[schema(nullable = false)]
     quotas: Option<NewQuotasBody>,
+    /// Days for which its ended runs are kept, unless a workflow has its own value. 0: for ever; null: the server's
+    /// setting.
+    #[schema(minimum = 0, maximum = 36_500)]
+    retention_days: Option<i32>,
 }
 
 fn parse_new(body: &RawValue) -> Read<NewOrganization> {
     let body = Object::body(body)?;
     let mut errors = Vec::new();
-    body.only(&["id", "name", "quotas"], &mut errors);
+    body.only(&["id", "name", "quotas", "retention_days"], &mut errors);
     let id = body.required("id", &mut errors, |node| {
         node.parsed(|text| OrganizationId::parse(text).map_err(|error| error.to_string()))
     });
     let name = body.required("name", &mut errors, |node| node.not_blank(NAME_CHARS));
     let quotas = body.nullable("quotas", &mut errors, |node| parse_quotas(node)).unwrap_or_default();
+    let retention_days = body.nullable("retention_days", &mut errors, retention::read_days);
     match (id, name) {
         (Some(id), Some(name)) if errors.is_empty() => {
             let [agents, workflows, api_keys, queued_runs] = quotas.map(|quota| quota.or(None));
-            Ok(NewOrganization { id, name, quotas: Quotas { agents, workflows, api_keys, queued_runs } })
+            let quotas = Quotas { agents, workflows, api_keys, queued_runs };
+            Ok(NewOrganization { id, name, quotas, retention_days })
         }
         _ => Err(errors),
     }
@@ -192,7 +208,7 @@ fn parse_new(body: &RawValue) -> Read<NewOrganization> {
 fn parse_patch(body: &RawValue) -> Read<OrganizationPatch> {
     let body = Object::body(body)?;
     let mut errors = Vec::new();
-    body.only(&["name", "status", "quotas"], &mut errors);
+    body.only(&["name", "status", "quotas", "retention_days"], &mut errors);
     let name = body.patch_not_null("name", &mut errors, |node| node.not_blank(NAME_CHARS));
     let is_active = body.patch_not_null("status", &mut errors, |node| {
         node.parsed(|status| match status {
@@ -202,11 +218,12 @@ fn parse_patch(body: &RawValue) -> Read<OrganizationPatch> {
         })
     });
     let quotas = body.patch_not_null("quotas", &mut errors, |node| parse_quotas(node)).unwrap_or_default();
+    let retention_days = body.patch("retention_days", &mut errors, retention::read_days);
     if !errors.is_empty() {
         return Err(errors);
     }
     let [agents, workflows, api_keys, queued_runs] = quotas;
-    Ok(OrganizationPatch { name, is_active, agents, workflows, api_keys, queued_runs })
+    Ok(OrganizationPatch { name, is_active, agents, workflows, api_keys, queued_runs, retention_days })
 }
 
 /// Parses the quotas: agents, workflows, API keys, queued runs.

@@ -273,7 +273,8 @@ impl Seen {
 /// the end of the run an event `end`. If a stream is closed without `end`, it has to be opened again with the last
 /// id, as browsers do by themselves.
 ///
-/// Entries have no event name (`onmessage`). After a retry the same log continues.
+/// Entries have no event name (`onmessage`). After a retry the same log continues. If the run is deleted meanwhile,
+/// because its retention is over, the data of `end` has `"deleted": true`.
 #[utoipa::path(
     get, path = "/runs/{run_id}/events", tag = "runs",
     params(
@@ -325,7 +326,7 @@ pub async fn stream_events(
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
     let (phase, checked_at) = (Phase::Opening(rest), app.clock.instant());
-    let reader = Reader { app, caller, run_id, seen: seen.seq, watch, checked_at, phase };
+    let reader = Reader { app, caller, run_id, seen: seen.seq, status: String::new(), watch, checked_at, phase };
     let events = Sse::new(reader.events()).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
     Ok(([(ACCEL_BUFFERING, HeaderValue::from_static("no"))], events).into_response())
 }
@@ -344,7 +345,11 @@ async fn read(app: &App, run_id: &str, after: i32) -> Result<Option<LogTail>, db
 #[derive(Serialize)]
 struct End<'a> {
     run_id: &'a str,
+    /// Status at the last read.
     status: &'a str,
+    /// Whether the run was deleted meanwhile, because its retention is over.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    deleted: bool,
 }
 
 /// Next action of a stream.
@@ -363,8 +368,11 @@ enum AfterRows {
     Read,
     /// There are no more entries for now.
     Wait,
-    /// There are no more entries, and the run has this terminal status.
-    End(String),
+    /// There are no more entries: the run has ended, or was deleted.
+    End {
+        /// Whether the run was deleted.
+        deleted: bool,
+    },
 }
 
 /// Reader of one stream. It reads the next entries after its client has taken the previous ones, so a slow client
@@ -374,6 +382,8 @@ struct Reader {
     caller: Caller,
     run_id: String,
     seen: i32,
+    /// Status of the run at the last read.
+    status: String,
     watch: Subscription,
     /// Time of the last check of the caller's authorisation.
     checked_at: Instant,
@@ -402,8 +412,8 @@ impl Reader {
                     let goes_on = match then {
                         AfterRows::Read => !self.watch.is_over(),
                         AfterRows::Wait => self.changed().await,
-                        AfterRows::End(status) => {
-                            let end = End { run_id: &self.run_id, status: &status };
+                        AfterRows::End { deleted } => {
+                            let end = End { run_id: &self.run_id, status: &self.status, deleted };
                             return Some(event(format!("{}{END_SUFFIX}", self.seen), &end).event("end"));
                         }
                     };
@@ -411,7 +421,9 @@ impl Reader {
                         return None;
                     }
                     match read(&self.app, &self.run_id, self.seen).await {
-                        Ok(rest) => self.send(rest?),
+                        Ok(Some(rest)) => self.send(rest),
+                        // There are no more entries, so the client has no reason to reconnect.
+                        Ok(None) => self.phase = Phase::Sending(VecDeque::new(), AfterRows::End { deleted: true }),
                         Err(error) => {
                             let (run_id, cause) = (&self.run_id, &error as &dyn std::error::Error);
                             tracing::warn!(error = cause, run_id, "an event stream is closed: {error}");
@@ -447,8 +459,9 @@ impl Reader {
         let then = match (is_whole, is_terminal(&rest.status)) {
             (false, _) => AfterRows::Read,
             (true, false) => AfterRows::Wait,
-            (true, true) => AfterRows::End(rest.status),
+            (true, true) => AfterRows::End { deleted: false },
         };
+        self.status = rest.status;
         self.phase = Phase::Sending(rest.rows.into(), then);
     }
 }

@@ -107,6 +107,9 @@ pub struct ExportedWorkflow {
     steps: Option<Box<RawValue>>,
     /// JSON Schema for the input of runs.
     input_schema: Option<Box<RawValue>>,
+    /// Days of retention; absent if the organisation's value applies.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retention_days: Option<i32>,
 }
 
 impl From<WorkflowRow> for ExportedWorkflow {
@@ -118,6 +121,7 @@ impl From<WorkflowRow> for ExportedWorkflow {
             name: row.name,
             description: row.description,
             input_schema: row.input_schema.map(|schema| schema.0),
+            retention_days: row.retention_days,
         }
     }
 }

@@ -20,6 +20,7 @@ use crate::{
     offload::Offload,
     outbox::Relay,
     permits::{Permits, Scope},
+    purge::Purge,
     readiness::Readiness,
     run_poller::RunPoller,
     run_writer::RunWriter,
@@ -101,6 +102,7 @@ impl App {
         let signing = Signing::new(pool.clone());
         let auditor = Auditor::start(&pool, config.audit_retention_days, lifecycle);
         let organizations = Organizations::new(pool.clone(), clock.clone());
+        Purge::new(pool.clone(), &config.retention, config.audit)?.start(lifecycle);
         crate::dead_letters::start(&config, pool.clone(), lifecycle)?;
         crate::run_counts::start(pool.clone(), lifecycle);
         let definitions = Definitions::default();

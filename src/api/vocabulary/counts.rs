@@ -1,4 +1,4 @@
-//! Gauges from the database: open runs by state, circuit breakers by state.
+//! Gauges from the database: open runs by state, circuit breakers by state, the state of retention.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -26,15 +26,21 @@ impl Counts {
             *taken = Some(clock.instant());
         }
         let pool = pool.clone();
-        let counted =
-            db::bounded(async move { Ok((db::runs::count_open(&pool).await?, db::breakers::count(&pool).await?)) });
-        if let Ok((runs, (open, half_open))) = counted.await {
+        let counted = db::bounded(async move {
+            let (runs, breakers) = (db::runs::count_open(&pool).await?, db::breakers::count(&pool).await?);
+            Ok((runs, breakers, db::retention::status(&pool).await?))
+        });
+        if let Ok((runs, (open, half_open), retention)) = counted.await {
             for (state, count) in [("waiting", runs.waiting), ("running", runs.running), ("parked", runs.parked)] {
                 metrics::gauge!("workflow_runs", "state" => state).set(count as f64);
             }
             for (state, count) in [("open", open), ("half_open", half_open)] {
                 metrics::gauge!("circuit_breakers", "state" => state).set(count as f64);
             }
+            let lag = retention.scan.lag(retention.now).and_then(|lag| lag.to_std().ok()).unwrap_or_default();
+            metrics::gauge!("retention_lag_seconds").set(lag.as_secs_f64());
+            let is_failing = retention.archive_failed_since.is_some();
+            metrics::gauge!("retention_archive_failing").set(f64::from(u8::from(is_failing)));
         }
     }
 }

@@ -146,6 +146,11 @@ impl Transaction {
     pub async fn commit(mut self) -> Result<(), sqlx::Error> {
         self.0.commit().await
     }
+
+    /// Rolls the transaction back. Unlike a drop, it returns after the rows are unlocked.
+    pub async fn rollback(mut self) -> Result<(), sqlx::Error> {
+        self.0.rollback().await
+    }
 }
 
 impl Deref for Transaction {

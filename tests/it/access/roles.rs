@@ -40,7 +40,7 @@ fn may(role: Role, method: &str, path: &str) -> bool {
         ["/execute", "/retry", "/cancel", "/pause", "/resume", "/callbacks"].iter().any(|end| path.ends_with(end));
     let is_look =
         (method == "GET" && !is_run) || ["/workflows/validate", "/runs/{run_id}/events/ticket"].contains(&path);
-    let for_admins = ["/api-keys", "/organizations", "/audit-logs", "/dead-letters"];
+    let for_admins = ["/api-keys", "/organizations", "/audit-logs", "/dead-letters", "/system"];
     let is_key = for_admins.iter().any(|start| path.starts_with(start));
     match role {
         _ if path == "/auth/token" || path == CALLBACK => true,

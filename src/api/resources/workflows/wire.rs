@@ -39,6 +39,10 @@ pub struct Workflow {
     /// Whether it may be executed.
     #[schema(value_type = sets::WorkflowStatus)]
     status: String,
+    /// Days for which ended runs of the workflow are kept, from the newest version. 0: for ever; null: the
+    /// organisation's value.
+    #[schema(minimum = 0, maximum = 36_500)]
+    retention_days: Option<i32>,
     /// Time of creation.
     #[schema(value_type = String, format = DateTime)]
     created_at: Timestamp,
@@ -75,6 +79,7 @@ impl From<WorkflowRow> for Workflow {
             workflow_data: row.workflow_data.0,
             input_schema: row.input_schema.map(|schema| schema.0),
             status: row.status,
+            retention_days: row.retention_days,
             created_at: row.created_at,
             updated_at: row.updated_at,
             created_by: row.created_by,
@@ -106,6 +111,9 @@ pub struct NewWorkflowBody {
     /// of the schema and must not form cycles; patterns have no look-around.
     #[schema(value_type = Option<HashMap<String, Value>>, example = json!({"type": "object", "required": ["text"]}))]
     input_schema: Option<()>,
+    /// Days for which ended runs of the workflow are kept. 0: for ever; null: the organisation's value.
+    #[schema(minimum = 0, maximum = 36_500, example = 30)]
+    retention_days: Option<i32>,
 }
 
 /// Body of an update request; absent members stay unchanged.
@@ -122,6 +130,10 @@ pub struct WorkflowPatchBody {
     /// A changed schema creates a new version; null removes it.
     #[schema(value_type = Option<HashMap<String, Value>>)]
     input_schema: Option<()>,
+    /// Days for which ended runs of the workflow are kept. 0: for ever; null: the organisation's value. Makes no new
+    /// version.
+    #[schema(minimum = 0, maximum = 36_500)]
+    retention_days: Option<i32>,
     /// Whether it may be executed.
     #[schema(required = false)]
     status: sets::SettableStatus,
