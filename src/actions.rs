@@ -20,12 +20,13 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::{
-    access::{Actor, OrganizationId, Quotas},
+    access::{Actor, OrganizationId, QuotaExceeded, Quotas},
     db::{
         self,
         idempotency::{ClaimError, IdempotencyKey},
     },
-    egress, input,
+    egress,
+    input::{self, FieldError},
     timestamp::Timestamp,
     vault::Vault,
 };
@@ -101,6 +102,38 @@ fn difference(before: &RawValue, after: &RawValue) -> (Box<RawValue>, Box<RawVal
         after.remove(&name);
     }
     (input::to_raw(&before), input::to_raw(&after))
+}
+
+/// Reason why a definition was not saved. `R` has the reasons that only definitions of its kind have.
+#[derive(Debug, thiserror::Error)]
+pub enum SaveError<R> {
+    /// There is no such definition.
+    #[error("not found")]
+    NotFound,
+    /// The changed definition would violate a rule.
+    #[error("the change is not valid")]
+    Invalid(Vec<FieldError>),
+    /// The definition has changed since the caller read it.
+    #[error(transparent)]
+    Stale(#[from] Stale),
+    /// The idempotency key is taken.
+    #[error(transparent)]
+    Key(#[from] ClaimError),
+    /// The quota of the organisation is used up.
+    #[error(transparent)]
+    Quota(#[from] QuotaExceeded),
+    /// The database failed.
+    #[error(transparent)]
+    Db(#[from] db::Error),
+    /// Reason of its kind.
+    #[error(transparent)]
+    Other(R),
+}
+
+impl<R> From<Vec<FieldError>> for SaveError<R> {
+    fn from(errors: Vec<FieldError>) -> Self {
+        Self::Invalid(errors)
+    }
 }
 
 /// The row differs from the revision that the caller expects.

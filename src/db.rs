@@ -168,6 +168,17 @@ pub async fn commit(transaction: Transaction) -> Result<(), Error> {
     Ok(transaction.commit().await?)
 }
 
+/// Executes work in a transaction, which is committed if the work succeeds and rolled back if it fails.
+pub async fn in_transaction<T, E: From<Error>>(
+    pool: &Pool,
+    work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
+) -> Result<T, E> {
+    let mut transaction = begin(pool).await?;
+    let result = work(&mut transaction).await?;
+    commit(transaction).await?;
+    Ok(result)
+}
+
 /// Read-only transaction that sees one snapshot.
 pub async fn snapshot(pool: &Pool) -> Result<Transaction, Error> {
     let mut transaction = pool.begin().await?;

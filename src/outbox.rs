@@ -230,6 +230,24 @@ impl Relay {
         self.send(reservation, &self.0.kafka.cancellation_topic, about, &encode(&payload));
     }
 
+    /// Commits a transaction with a row, and returns the reservation if it owns the row: then the message can be sent.
+    /// If the answer to the commit is lost, the row is released.
+    pub async fn commit(
+        &self,
+        transaction: db::Transaction,
+        (reservation, is_owner): (Option<Reservation>, bool),
+        (run_id, event_id): (&str, Uuid),
+    ) -> Result<Option<Reservation>, db::Error> {
+        match (db::commit(transaction).await, reservation) {
+            (Ok(()), reservation) => Ok(reservation.filter(|_| is_owner)),
+            (Err(error), None) => Err(error),
+            (Err(error), Some(reservation)) => {
+                self.abandon(reservation, event_id, run_id.to_owned());
+                Err(error)
+            }
+        }
+    }
+
     /// Releases a row whose commit is uncertain, because its answer was lost.
     pub fn abandon(&self, reservation: Reservation, event_id: Uuid, run_id: String) {
         self.settle_unsent(reservation, event_id, run_id, DeliveryError::Undelivered(RDKafkaErrorCode::PurgeQueue));

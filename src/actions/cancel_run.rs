@@ -61,19 +61,10 @@ pub async fn cancel_run(
     let changes = input::to_raw(&Changes { reason, previous_status: &run.status });
     let entity = Entity("run", id::run_entity_id(run_id), run_id);
     context.record(&mut transaction, entity, "cancel", Change::to(&changes), at).await?;
-    let committed = db::commit(transaction).await;
-    match (reservation, committed) {
-        (Some(reservation), Err(error)) => {
-            relay.abandon(reservation, event_id, run_id.to_owned());
-            return Err(error.into());
-        }
-        (None, Err(error)) => return Err(error.into()),
-        (Some(reservation), Ok(())) if is_ours => {
-            let (correlation_id, traceparent) = (run.correlation_id.as_deref(), run.traceparent.as_deref());
-            let cancelled = CancelledRun { run_id, correlation_id, traceparent, cancelled_by: by, reason };
-            relay.cancel(reservation, event_id, cancelled);
-        }
-        (_, Ok(())) => {}
+    if let Some(reservation) = relay.commit(transaction, (reservation, is_ours), (run_id, event_id)).await? {
+        let (correlation_id, traceparent) = (run.correlation_id.as_deref(), run.traceparent.as_deref());
+        let cancelled = CancelledRun { run_id, correlation_id, traceparent, cancelled_by: by, reason };
+        relay.cancel(reservation, event_id, cancelled);
     }
     Ok(RunRow {
         status: RunStatus::Cancelled.as_str().to_owned(),

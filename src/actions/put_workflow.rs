@@ -48,11 +48,11 @@ pub async fn put_workflow(
     context: Context<'_>,
     wanted: NewWorkflow,
 ) -> Result<Put, SaveWorkflowError> {
-    let mut transaction = db::begin(pool).await?;
-    context.hold_quota(&mut transaction, context.organization(), Countable::Workflows).await?;
-    let put = put_in(&mut transaction, context, wanted).await?;
-    db::commit(transaction).await?;
-    Ok(put)
+    db::in_transaction(pool, async |transaction| {
+        context.hold_quota(transaction, context.organization(), Countable::Workflows).await?;
+        put_in(transaction, context, wanted).await
+    })
+    .await
 }
 
 /// [`put_workflow`] inside of the caller's transaction, which has locked the quota.

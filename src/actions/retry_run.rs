@@ -190,20 +190,11 @@ async fn retry_checked(
     let changes = input::to_raw(&Changes { previous_status: &run.status, resume_from_step, input_data: new_input });
     let entity = Entity("run", id::run_entity_id(run_id), run_id);
     context.record(&mut transaction, entity, "retry", Change::to(&changes), at).await?;
-    let committed = db::commit(transaction).await;
-    match (reservation, committed) {
-        (Some(reservation), Err(error)) => {
-            relay.abandon(reservation, event_id, run_id.to_owned());
-            return Err(error.into());
-        }
-        (None, Err(error)) => return Err(error.into()),
-        (Some(reservation), Ok(())) if is_ours => {
-            let (correlation_id, organization) = (run.correlation_id.as_deref(), context.organization());
-            let (priority, traceparent) = (run.priority, run.traceparent.as_deref());
-            let executed = ExecutedRun { run_id, correlation_id, traceparent, priority, organization };
-            relay.execute(reservation, event_id, executed, &definition.workflow_data.0, &input);
-        }
-        (_, Ok(())) => {}
+    if let Some(reservation) = relay.commit(transaction, (reservation, is_ours), (run_id, event_id)).await? {
+        let (correlation_id, organization) = (run.correlation_id.as_deref(), context.organization());
+        let (priority, traceparent) = (run.priority, run.traceparent.as_deref());
+        let executed = ExecutedRun { run_id, correlation_id, traceparent, priority, organization };
+        relay.execute(reservation, event_id, executed, &definition.workflow_data.0, &input);
     }
     Ok(RunRow {
         status: RunStatus::Pending.as_str().to_owned(),

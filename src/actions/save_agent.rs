@@ -4,51 +4,29 @@ use serde_json::{Value, value::RawValue};
 use sqlx::{PgConnection, types::Json};
 use uuid::Uuid;
 
-use super::{Change, Context, Entity, Stale, difference};
+use super::{Change, Context, Entity, SaveError, difference};
 use crate::{
-    access::{Countable, QuotaExceeded},
+    access::Countable,
     agent::{AgentKind, AgentPatch, AgentStatus, AuthType, NewAgent, masked_url},
     db::{
         self,
         agents::{AgentRow, AgentWithBreaker},
-        idempotency::ClaimError,
     },
     input::{self, FieldError, Patch, member},
     timestamp::Timestamp,
 };
 
 /// Reason why an agent was not saved.
+pub type SaveAgentError = SaveError<NameTaken>;
+
+/// The name belongs to another agent, possibly a deleted one.
 #[derive(Debug, thiserror::Error)]
-pub enum SaveAgentError {
-    /// There is no such agent.
-    #[error("agent not found")]
-    NotFound,
-    /// The name belongs to another agent, possibly a deleted one.
-    #[error("the name {0:?} is taken")]
-    NameTaken(String),
-    /// The changed agent would violate a rule.
-    #[error("the change is not valid")]
-    Invalid(Vec<FieldError>),
-    /// The agent has changed since the caller read it.
-    #[error(transparent)]
-    Stale(#[from] Stale),
-    /// The idempotency key is taken.
-    #[error(transparent)]
-    Key(#[from] ClaimError),
-    /// The quota of the organisation is used up.
-    #[error(transparent)]
-    Quota(#[from] QuotaExceeded),
-    /// The database failed.
-    #[error(transparent)]
-    Db(#[from] db::Error),
-}
+#[error("the name {0:?} is taken")]
+pub struct NameTaken(pub String);
 
 /// Stores a new, active agent.
 pub async fn create_agent(pool: &db::Pool, context: Context<'_>, new: NewAgent) -> Result<AgentRow, SaveAgentError> {
-    let mut transaction = db::begin(pool).await?;
-    let row = create_in(&mut transaction, context, new).await?;
-    db::commit(transaction).await?;
-    Ok(row)
+    db::in_transaction(pool, async |transaction| create_in(transaction, context, new).await).await
 }
 
 /// [`create_agent`] inside of the caller's transaction, which is aborted if the name is taken.
@@ -57,7 +35,7 @@ pub(super) async fn create_in(
     context: Context<'_>,
     new: NewAgent,
 ) -> Result<AgentRow, SaveAgentError> {
-    let new = new.unmasked(context.sees_secrets).map_err(SaveAgentError::Invalid)?;
+    let new = new.unmasked(context.sees_secrets)?;
     check_url(context, &new.url)?;
     let at = Timestamp::now();
     let row = AgentRow {
@@ -82,7 +60,7 @@ pub(super) async fn create_in(
     context.claim(transaction, &row.id.to_string()).await?;
     context.check_quota(transaction, context.organization(), Countable::Agents).await??;
     match db::agents::insert(transaction, &row.sealed(context.vault)).await {
-        Err(db::Error::Conflict { .. }) => return Err(SaveAgentError::NameTaken(row.name)),
+        Err(db::Error::Conflict { .. }) => return Err(SaveError::Other(NameTaken(row.name))),
         other => other?,
     }
     let entity = Entity("agent", row.id, &row.name);
@@ -97,16 +75,15 @@ pub async fn update_agent(
     id: Uuid,
     patch: AgentPatch,
 ) -> Result<AgentWithBreaker, SaveAgentError> {
-    let mut transaction = db::begin(pool).await?;
-    if patch.status.is_some() {
-        context.hold_quota(&mut transaction, context.organization(), Countable::Agents).await?;
-    }
-    update_in(&mut transaction, context, id, patch).await?;
-    let found = db::agents::find_to_show(&mut *transaction, context.organization(), id)
-        .await?
-        .ok_or(SaveAgentError::NotFound)?;
-    db::commit(transaction).await?;
-    Ok(found)
+    db::in_transaction(pool, async |transaction| {
+        if patch.status.is_some() {
+            context.hold_quota(transaction, context.organization(), Countable::Agents).await?;
+        }
+        update_in(transaction, context, id, patch).await?;
+        let found = db::agents::find_to_show(transaction, context.organization(), id).await?;
+        found.ok_or(SaveAgentError::NotFound)
+    })
+    .await
 }
 
 /// [`update_agent`] inside of the caller's transaction, which has locked the quota if a deleted agent may be restored.
@@ -126,12 +103,12 @@ pub(super) async fn update_in(
     }
     let auth_type = current.auth_type.as_deref().and_then(AuthType::parse).unwrap_or(AuthType::None);
     let stored_auth = current.auth_config.as_ref().map(|stored| &*stored.0);
-    let patch = patch.unmasked(&current.url, stored_auth, context.sees_secrets).map_err(SaveAgentError::Invalid)?;
-    let (auth_type, auth_config) = patch.merged_auth(auth_type, stored_auth).map_err(SaveAgentError::Invalid)?;
+    let patch = patch.unmasked(&current.url, stored_auth, context.sees_secrets)?;
+    let (auth_type, auth_config) = patch.merged_auth(auth_type, stored_auth)?;
     let given_kind = patch.kind;
     let kind = AgentKind::parse(&current.kind).unwrap_or(AgentKind::A2a);
     let stored_config = current.config.as_ref().map(|stored| &*stored.0);
-    let (_, config) = patch.merged_kind(kind, stored_config).map_err(SaveAgentError::Invalid)?;
+    let (_, config) = patch.merged_kind(kind, stored_config)?;
     let new_url = patch.url;
     if let Some(url) = &new_url {
         check_url(context, url)?;
@@ -187,21 +164,22 @@ fn check_url(context: Context<'_>, url: &str) -> Result<(), SaveAgentError> {
 
 /// Marks the agent as deleted; its name stays taken. A repeat changes nothing.
 pub async fn delete_agent(pool: &db::Pool, context: Context<'_>, id: Uuid) -> Result<(), SaveAgentError> {
-    let mut transaction = db::begin(pool).await?;
-    let mut row =
-        db::agents::lock(&mut transaction, context.organization(), id).await?.ok_or(SaveAgentError::NotFound)?;
-    context.check_revision(&row.revision())?;
-    if row.status != AgentStatus::Deleted.as_str() {
-        let before = audited(&row);
-        row.status = AgentStatus::Deleted.as_str().to_owned();
-        row.updated_at = Timestamp::now();
-        row.updated_by = Some(context.actor.subject.clone());
-        db::agents::update(&mut transaction, &row).await?;
-        let entity = Entity("agent", id, &row.name);
-        context.record(&mut transaction, entity, "delete", Change::from(&before), row.updated_at).await?;
-    }
-    db::commit(transaction).await?;
-    Ok(())
+    db::in_transaction(pool, async |transaction| {
+        let row = db::agents::lock(transaction, context.organization(), id).await?;
+        let mut row = row.ok_or(SaveAgentError::NotFound)?;
+        context.check_revision(&row.revision())?;
+        if row.status != AgentStatus::Deleted.as_str() {
+            let before = audited(&row);
+            row.status = AgentStatus::Deleted.as_str().to_owned();
+            row.updated_at = Timestamp::now();
+            row.updated_by = Some(context.actor.subject.clone());
+            db::agents::update(transaction, &row).await?;
+            let entity = Entity("agent", id, &row.name);
+            context.record(transaction, entity, "delete", Change::from(&before), row.updated_at).await?;
+        }
+        Ok(())
+    })
+    .await
 }
 
 /// JSON of a column; null if it is absent.

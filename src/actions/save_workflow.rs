@@ -7,12 +7,12 @@ use serde_json::value::RawValue;
 use sqlx::{PgConnection, types::Json};
 use uuid::Uuid;
 
-use super::{Change, Context, Entity, Stale};
+use super::{Change, Context, Entity, SaveError};
 use crate::{
-    access::{Countable, OrganizationId, QuotaExceeded},
+    access::{Countable, OrganizationId},
     agent::AgentStatus,
-    db::{self, idempotency::ClaimError, workflows::WorkflowRow},
-    input::{self, FieldError},
+    db::{self, workflows::WorkflowRow},
+    input,
     timestamp::Timestamp,
     workflow::{Callee, Content, NewWorkflow, Steps, WorkflowPatch, WorkflowStatus, plan_workflow_id},
 };
@@ -21,11 +21,11 @@ use crate::{
 const MAX_PLAN_BYTES: usize = 900 << 10;
 
 /// Reason why a workflow was not saved.
+pub type SaveWorkflowError = SaveError<WorkflowRefusal>;
+
+/// Reason that concerns only workflows.
 #[derive(Debug, thiserror::Error)]
-pub enum SaveWorkflowError {
-    /// There is no such definition.
-    #[error("workflow not found")]
-    NotFound,
+pub enum WorkflowRefusal {
     /// A step names an agent that does not exist.
     #[error("agent {0:?} not found")]
     AgentNotFound(String),
@@ -48,21 +48,12 @@ pub enum SaveWorkflowError {
     /// The expanded definition does not fit into a message.
     #[error("the definition is too large")]
     TooLarge,
-    /// The changed definition would violate a rule.
-    #[error("the change is not valid")]
-    Invalid(Vec<FieldError>),
-    /// The definition has changed since the caller read it.
-    #[error(transparent)]
-    Stale(#[from] Stale),
-    /// The idempotency key is taken.
-    #[error(transparent)]
-    Key(#[from] ClaimError),
-    /// The quota of the organisation is used up.
-    #[error(transparent)]
-    Quota(#[from] QuotaExceeded),
-    /// The database failed.
-    #[error(transparent)]
-    Db(#[from] db::Error),
+}
+
+impl From<WorkflowRefusal> for SaveWorkflowError {
+    fn from(refusal: WorkflowRefusal) -> Self {
+        Self::Other(refusal)
+    }
 }
 
 #[derive(Serialize)]
@@ -102,10 +93,7 @@ pub async fn create_workflow(
     context: Context<'_>,
     new: NewWorkflow,
 ) -> Result<WorkflowRow, SaveWorkflowError> {
-    let mut transaction = db::begin(pool).await?;
-    let stored = create_in(&mut transaction, context, new).await?;
-    db::commit(transaction).await?;
-    Ok(stored)
+    db::in_transaction(pool, async |transaction| create_in(transaction, context, new).await).await
 }
 
 /// [`create_workflow`] inside of the caller's transaction.
@@ -164,13 +152,13 @@ pub async fn update_workflow(
     id: Uuid,
     patch: WorkflowPatch,
 ) -> Result<WorkflowRow, SaveWorkflowError> {
-    let mut transaction = db::begin(pool).await?;
-    if patch.status.is_some() {
-        context.hold_quota(&mut transaction, context.organization(), Countable::Workflows).await?;
-    }
-    let stored = update_in(&mut transaction, context, id, patch).await?;
-    db::commit(transaction).await?;
-    Ok(stored)
+    db::in_transaction(pool, async |transaction| {
+        if patch.status.is_some() {
+            context.hold_quota(transaction, context.organization(), Countable::Workflows).await?;
+        }
+        update_in(transaction, context, id, patch).await
+    })
+    .await
 }
 
 /// [`update_workflow`] inside of the caller's transaction, which has locked the quota if the patch has a status.
@@ -194,13 +182,13 @@ pub(super) async fn update_in(
     {
         context.check_quota(transaction, context.organization(), Countable::Workflows).await??;
     }
-    let mut content = patch.merge(&current.workflow_data.0).map_err(SaveWorkflowError::Invalid)?;
+    let mut content = patch.merge(&current.workflow_data.0)?;
     let input_schema = patch.input_schema.clone().or(current.input_schema.clone().map(|schema| schema.0));
     let other_schema = !patch.input_schema.is_absent()
         && !db::workflows::has_input_schema(&mut *transaction, id, input_schema.as_deref()).await?;
     if other_schema && content.is_none() {
         // The schema belongs to the content, and is archived with it.
-        content = Some(Content::of_plan(&current.workflow_data.0).map_err(SaveWorkflowError::Invalid)?);
+        content = Some(Content::of_plan(&current.workflow_data.0)?);
     }
     if let Some(content) = &content {
         check_size(context, content)?;
@@ -209,7 +197,7 @@ pub(super) async fn update_in(
     }
     let comes_back = patch.status == Some(WorkflowStatus::Active) && current.status != WorkflowStatus::Active.as_str();
     if comes_back && content.is_none() && context.workflows.is_some() {
-        let stored = Content::of_plan(&current.workflow_data.0).map_err(SaveWorkflowError::Invalid)?;
+        let stored = Content::of_plan(&current.workflow_data.0)?;
         check_binding(transaction, context, stored.steps()).await?;
     }
     let at = Timestamp::now();
@@ -254,31 +242,32 @@ pub(super) async fn update_in(
 
 /// Marks this row as deleted; other versions stay. A repeat changes nothing.
 pub async fn delete_workflow(pool: &db::Pool, context: Context<'_>, id: Uuid) -> Result<(), SaveWorkflowError> {
-    let mut transaction = db::begin(pool).await?;
-    let mut row =
-        db::workflows::lock(&mut transaction, context.organization(), id).await?.ok_or(SaveWorkflowError::NotFound)?;
-    context.check_revision(&row.revision())?;
-    if row.status != WorkflowStatus::Deleted.as_str() {
-        let before = input::to_raw(&serde_json::json!({"version": row.version, "status": row.status}));
-        row.status = WorkflowStatus::Deleted.as_str().to_owned();
-        row.updated_at = Timestamp::now();
-        row.updated_by = Some(context.actor.subject.clone());
-        db::workflows::update(&mut transaction, &row).await?;
-        let entity = Entity("workflow", id, &row.name);
-        context.record(&mut transaction, entity, "delete", Change::from(&before), row.updated_at).await?;
-    }
-    db::commit(transaction).await?;
-    Ok(())
+    db::in_transaction(pool, async |transaction| {
+        let row = db::workflows::lock(transaction, context.organization(), id).await?;
+        let mut row = row.ok_or(SaveWorkflowError::NotFound)?;
+        context.check_revision(&row.revision())?;
+        if row.status != WorkflowStatus::Deleted.as_str() {
+            let before = input::to_raw(&serde_json::json!({"version": row.version, "status": row.status}));
+            row.status = WorkflowStatus::Deleted.as_str().to_owned();
+            row.updated_at = Timestamp::now();
+            row.updated_by = Some(context.actor.subject.clone());
+            db::workflows::update(transaction, &row).await?;
+            let entity = Entity("workflow", id, &row.name);
+            context.record(transaction, entity, "delete", Change::from(&before), row.updated_at).await?;
+        }
+        Ok(())
+    })
+    .await
 }
 
 fn sized(plan: Box<RawValue>) -> Result<Box<RawValue>, SaveWorkflowError> {
-    if plan.get().len() > MAX_PLAN_BYTES { Err(SaveWorkflowError::TooLarge) } else { Ok(plan) }
+    if plan.get().len() > MAX_PLAN_BYTES { Err(WorkflowRefusal::TooLarge.into()) } else { Ok(plan) }
 }
 
 /// Rejects definitions whose runs would certainly exceed the step limit.
 fn check_size(context: Context<'_>, content: &Content) -> Result<(), SaveWorkflowError> {
     let fault = content.check_size(context.max_run_steps);
-    fault.map_or(Ok(()), |fault| Err(SaveWorkflowError::Invalid(vec![fault])))
+    fault.map_or(Ok(()), |fault| Err(vec![fault].into()))
 }
 
 /// Callers that are restricted to workflows may create definitions that call only these workflows and what these call
@@ -304,7 +293,7 @@ async fn check_binding(conn: &mut PgConnection, context: Context<'_>, steps: &St
                 Callee::Agent(name) => ("agent", name),
                 Callee::Workflow(name) | Callee::WorkflowId(name) => ("workflow", name),
             };
-            return Err(SaveWorkflowError::NotBoundTo { kind, name });
+            return Err(WorkflowRefusal::NotBoundTo { kind, name }.into());
         }
     }
     Ok(())
@@ -318,8 +307,8 @@ async fn check_agents(
 ) -> Result<(), SaveWorkflowError> {
     match unusable_agents(conn, organization, steps).await?.into_iter().next() {
         None => Ok(()),
-        Some((name, None)) => Err(SaveWorkflowError::AgentNotFound(name)),
-        Some((name, Some(status))) => Err(SaveWorkflowError::AgentNotActive { name, status }),
+        Some((name, None)) => Err(WorkflowRefusal::AgentNotFound(name).into()),
+        Some((name, Some(status))) => Err(WorkflowRefusal::AgentNotActive { name, status }.into()),
     }
 }
 

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use futures_util::TryStreamExt as _;
 use serde_json::value::RawValue;
-use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, types::Json};
+use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, Postgres, postgres::PgArguments, query::Query, types::Json};
 use uuid::Uuid;
 
 use super::{
@@ -219,57 +219,41 @@ pub async fn list(conn: &mut PgConnection, filter: &Filter<'_>, page: &PageReque
 
 /// Inserts a row. A duplicate name is an [`Error::Conflict`].
 pub async fn insert(conn: &mut PgConnection, row: &AgentRow) -> Result<(), Error> {
-    sqlx::query(
-        "INSERT INTO agents (id, name, url, description, auth_type, auth_config, timeout_ms, retry_config,
-             circuit_breaker_config, kind, config, status, created_by, updated_by, created_at, updated_at, organization_id)
-         VALUES ($1, $2, $3, $4, $5, coalesce($6, 'null'::jsonb), $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
-    )
-    .bind(row.id)
-    .bind(&row.name)
-    .bind(&row.url)
-    .bind(&row.description)
-    .bind(&row.auth_type)
-    .bind(&row.auth_config)
-    .bind(row.timeout_ms)
-    .bind(&row.retry_config)
-    .bind(&row.circuit_breaker_config)
-    .bind(&row.kind)
-    .bind(&row.config)
-    .bind(&row.status)
-    .bind(&row.created_by)
-    .bind(&row.updated_by)
-    .bind(row.created_at)
-    .bind(row.updated_at)
-    .bind(&row.organization_id)
-    .execute(conn)
-    .await?;
+    let sql = "INSERT INTO agents (id, url, description, auth_type, auth_config, timeout_ms, retry_config,
+                   circuit_breaker_config, kind, config, status, updated_by, updated_at, name, created_by, created_at,
+                   organization_id)
+               VALUES ($1, $2, $3, $4, coalesce($5, 'null'::jsonb), $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)";
+    let query = bind_changeable(sqlx::query(sql), row).bind(&row.name).bind(&row.created_by);
+    query.bind(row.created_at).bind(&row.organization_id).execute(conn).await?;
     Ok(())
 }
 
 /// Writes all columns of a row that the caller has locked by [`lock`].
 pub async fn update(conn: &mut PgConnection, row: &AgentRow) -> Result<(), Error> {
-    sqlx::query(
-        "UPDATE agents SET url = $2, description = $3, auth_type = $4, auth_config = coalesce($5, 'null'::jsonb),
-             timeout_ms = $6, retry_config = $7, circuit_breaker_config = $8, kind = $9, config = $10, status = $11,
-             updated_by = $12, updated_at = $13
-         WHERE id = $1",
-    )
-    .bind(row.id)
-    .bind(&row.url)
-    .bind(&row.description)
-    .bind(&row.auth_type)
-    .bind(&row.auth_config)
-    .bind(row.timeout_ms)
-    .bind(&row.retry_config)
-    .bind(&row.circuit_breaker_config)
-    .bind(&row.kind)
-    .bind(&row.config)
-    .bind(&row.status)
-    .bind(&row.updated_by)
-    .bind(row.updated_at)
-    .execute(conn)
-    .await?;
+    let sql = "UPDATE agents SET url = $2, description = $3, auth_type = $4, auth_config = coalesce($5, 'null'::jsonb),
+                   timeout_ms = $6, retry_config = $7, circuit_breaker_config = $8, kind = $9, config = $10, status = $11,
+                   updated_by = $12, updated_at = $13
+               WHERE id = $1";
+    bind_changeable(sqlx::query(sql), row).execute(conn).await?;
     Ok(())
+}
+
+/// Binds the id and the columns that can change, $1 to $13.
+fn bind_changeable<'q>(query: Query<'q, Postgres, PgArguments>, row: &'q AgentRow) -> Query<'q, Postgres, PgArguments> {
+    query
+        .bind(row.id)
+        .bind(&row.url)
+        .bind(&row.description)
+        .bind(&row.auth_type)
+        .bind(&row.auth_config)
+        .bind(row.timeout_ms)
+        .bind(&row.retry_config)
+        .bind(&row.circuit_breaker_config)
+        .bind(&row.kind)
+        .bind(&row.config)
+        .bind(&row.status)
+        .bind(&row.updated_by)
+        .bind(row.updated_at)
 }
 
 /// Stored credentials with the id of their agent.

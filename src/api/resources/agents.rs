@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use super::agent_health::{self, AgentHealth};
 use crate::{
-    actions::save_agent::{self, SaveAgentError},
+    actions::save_agent::{self, NameTaken, SaveAgentError},
     agent::{AgentPatch, AuthType, NewAgent, RetryConfig, mask_auth_config, masked_url, render_auth_config},
     api::vocabulary::{
         app::App,
@@ -302,17 +302,9 @@ pub struct AgentPatchBody {
 
 impl From<SaveAgentError> for ApiError {
     fn from(error: SaveAgentError) -> Self {
-        match error {
-            SaveAgentError::NotFound => not_found(),
-            SaveAgentError::NameTaken(name) => {
-                Self::bad_request("agent_name_taken", format!("An agent named {name:?} already exists"))
-            }
-            SaveAgentError::Invalid(errors) => errors.into(),
-            SaveAgentError::Stale(stale) => stale.into(),
-            SaveAgentError::Key(error) => error.into(),
-            SaveAgentError::Quota(exceeded) => exceeded.into(),
-            SaveAgentError::Db(error) => error.into(),
-        }
+        Self::not_saved(error, not_found, |NameTaken(name)| {
+            Self::bad_request("agent_name_taken", format!("An agent named {name:?} already exists"))
+        })
     }
 }
 

@@ -144,8 +144,8 @@ pub async fn list_callbacks(
     RunId(run_id): RunId,
 ) -> Result<Json<Vec<Callback>>, ApiError> {
     let rows = db::waits::open_callbacks(&app.pool, caller.organization(), &run_id, MAX_LISTED).await?;
-    if rows.is_empty() && !db::runs::exists(&app.pool, caller.organization(), &run_id).await? {
-        return Err(ApiError::run_not_found());
+    if rows.is_empty() {
+        caller.must_see_run(&app, &run_id).await?;
     }
     let url = app.config.api.callbacks_url();
     let shown = |row: OpenCallback| Callback {

@@ -14,7 +14,6 @@ use crate::{
         extract::RunId,
         ticket,
     },
-    db,
     timestamp::Timestamp,
 };
 
@@ -44,9 +43,7 @@ pub async fn create_event_ticket(
     caller: Caller,
     RunId(run_id): RunId,
 ) -> Result<(StatusCode, Json<EventTicket>), ApiError> {
-    if !db::runs::exists(&app.pool, caller.organization(), &run_id).await? {
-        return Err(ApiError::run_not_found());
-    }
+    caller.must_see_run(&app, &run_id).await?;
     let until = app.clock.now() + ticket::LIFETIME;
     let path: String = url::form_urlencoded::byte_serialize(run_id.as_bytes()).collect();
     let ticket = ticket::sign(&app, run_id, until, &caller).await?;

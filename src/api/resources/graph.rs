@@ -135,9 +135,7 @@ pub async fn draw_run(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let form = Form::read_form(&query, &headers)?;
-    if !db::runs::exists(&app.pool, caller.organization(), &run_id).await? {
-        return Err(ApiError::run_not_found());
-    }
+    caller.must_see_run(&app, &run_id).await?;
     let plan = db::runs::plan(&app.pool, &run_id).await?;
     let plan = plan.ok_or_else(|| {
         ApiError::not_found("plan_not_found", "The definition that the run executes is stored nowhere")

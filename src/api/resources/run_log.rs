@@ -201,9 +201,7 @@ pub async fn get_logs(
     let is_descending = parameters.text("sort_order").is_some_and(|order| order.eq_ignore_ascii_case("desc"));
     let order = events::order(!is_descending);
     let list = ListRequest::read(&app, &parameters, &format!("logs of {run_id}")).await?;
-    if !db::runs::exists(&app.pool, caller.organization(), &run_id).await? {
-        return Err(ApiError::run_not_found());
-    }
+    caller.must_see_run(&app, &run_id).await?;
     events::number(&app.pool, &run_id).await?;
     let filter = Filter { steps: &steps, kinds: &level.kinds() };
     let mut connection = app.pool.acquire().await?;
@@ -307,9 +305,7 @@ pub async fn stream_events(
 ) -> Result<Response, ApiError> {
     let unknown_id = || ApiError::bad_request("invalid_last_event_id", "Last-Event-ID is not an id of this stream");
     let seen = Seen::read(&headers, &query).ok_or_else(unknown_id)?;
-    if !db::runs::exists(&app.pool, caller.organization(), &run_id).await? {
-        return Err(ApiError::run_not_found());
-    }
+    caller.must_see_run(&app, &run_id).await?;
     // Subscribed before the first read, so that no entry between the two is missed.
     let watch = app.waiting.watch(&run_id, caller.owners()).map_err(|exhausted| {
         ApiError::exhausted(

@@ -140,6 +140,15 @@ impl Caller {
         Err(ApiError::forbidden(detail))
     }
 
+    /// 404 unless the caller's organisation has the run.
+    pub async fn must_see_run(&self, app: &App, run_id: &str) -> Result<(), ApiError> {
+        if db::runs::exists(&app.pool, self.organization(), run_id).await? {
+            Ok(())
+        } else {
+            Err(ApiError::run_not_found())
+        }
+    }
+
     /// Whether the caller may see the credentials of agents.
     #[must_use]
     pub fn sees_secrets(&self) -> bool {

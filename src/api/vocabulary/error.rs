@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 
 use crate::{
     access::{Countable, QuotaExceeded},
+    actions::SaveError,
     db::{self, idempotency::ClaimError},
     input::FieldError,
     offload::Overloaded,
@@ -184,6 +185,19 @@ impl ApiError {
     #[must_use]
     pub fn workflow_not_found() -> Self {
         Self::not_found("workflow_not_found", "Workflow not found")
+    }
+
+    /// Error of saving a definition. `other` converts the reasons of its kind.
+    pub fn not_saved<R>(error: SaveError<R>, not_found: fn() -> Self, other: impl FnOnce(R) -> Self) -> Self {
+        match error {
+            SaveError::NotFound => not_found(),
+            SaveError::Invalid(errors) => errors.into(),
+            SaveError::Stale(stale) => stale.into(),
+            SaveError::Key(error) => error.into(),
+            SaveError::Quota(exceeded) => exceeded.into(),
+            SaveError::Db(error) => error.into(),
+            SaveError::Other(reason) => other(reason),
+        }
     }
 
     /// 413: the definition, alone or with the input, is too large to be dispatched.

@@ -5,7 +5,7 @@ use http::StatusCode;
 
 use super::wire::{NewWorkflowBody, Workflow, WorkflowPatchBody};
 use crate::{
-    actions::save_workflow::{self, SaveWorkflowError},
+    actions::save_workflow::{self, SaveWorkflowError, WorkflowRefusal},
     api::vocabulary::{
         app::App,
         caller::Caller,
@@ -25,28 +25,20 @@ use crate::{
 /// the routes.
 #[must_use]
 pub fn save_error(error: SaveWorkflowError, unknown_agent: StatusCode) -> ApiError {
-    match error {
-        SaveWorkflowError::NotFound => ApiError::workflow_not_found(),
-        SaveWorkflowError::AgentNotFound(name) => {
+    ApiError::not_saved(error, ApiError::workflow_not_found, |refusal| match refusal {
+        WorkflowRefusal::AgentNotFound(name) => {
             ApiError::new(unknown_agent, "agent_not_found", format!("Agent {name:?} not found"))
         }
-        SaveWorkflowError::AgentNotActive { name, status } => {
+        WorkflowRefusal::AgentNotActive { name, status } => {
             ApiError::bad_request("agent_not_active", format!("Agent {name:?} is {status}, not active"))
         }
-        SaveWorkflowError::NotBoundTo { kind, name } => {
-            let detail = format!(
-                "The API key is bound to workflows, none of which calls the {kind} {:?}",
-                input::shorten(&name)
-            );
+        WorkflowRefusal::NotBoundTo { kind, name } => {
+            let name = input::shorten(&name);
+            let detail = format!("The API key is bound to workflows, none of which calls the {kind} {name:?}");
             ApiError::new(StatusCode::FORBIDDEN, "key_is_bound", detail)
         }
-        SaveWorkflowError::TooLarge => ApiError::plan_too_large(),
-        SaveWorkflowError::Invalid(errors) => errors.into(),
-        SaveWorkflowError::Stale(stale) => stale.into(),
-        SaveWorkflowError::Key(error) => error.into(),
-        SaveWorkflowError::Quota(exceeded) => exceeded.into(),
-        SaveWorkflowError::Db(error) => error.into(),
-    }
+        WorkflowRefusal::TooLarge => ApiError::plan_too_large(),
+    })
 }
 
 /// Answer with a new workflow.
