@@ -7,6 +7,9 @@ pub mod gate;
 pub mod resources;
 pub mod vocabulary;
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use axum::{Router, middleware};

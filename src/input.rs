@@ -27,14 +27,19 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
 mod json;
+#[cfg(test)]
+pub(crate) mod look_ups;
 mod params;
+mod request_object;
 
 pub use json::{
     JsonFault, MAX_JSON_DEPTH, check_json, compact, elements, member, members, object_of, stored_len, text, to_raw,
 };
 pub use params::{iso_8601, path_uuid, query_datetime, query_int};
+pub(crate) use request_object::request_object;
 
 /// Length range of strings without a limit of their own; the size of the body limits them.
 pub const ANY_LENGTH: RangeInclusive<usize> = 0..=usize::MAX;
@@ -48,18 +53,22 @@ const MAX_ECHOED_CHARS: usize = 255;
 /// Result of reading a value: the value, or all of its errors.
 pub type Read<T> = Result<T, Vec<FieldError>>;
 
-/// One entry of `errors` in a 422 answer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// One entry of `errors`.
+// The field is `body`, `query` or `path`, then keys and indexes, joined with dots. The pointer (RFC 6901) is for names
+// that contain dots.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct FieldError {
-    /// Location: `body`, `query` or `path`, then keys and indexes, joined with dots.
+    /// Location of the error, such as `body.steps.a.agent_name`.
     pub field: String,
     /// Description of the error for people.
     pub message: String,
     /// Stable code of the error for programs.
     #[serde(rename = "type")]
+    #[schema(value_type = String)]
     pub kind: Cow<'static, str>,
-    /// JSON Pointer (RFC 6901) into the value that `field` begins with, for names that contain dots.
+    /// For an input that breaks its `input_schema`: location in `input_data`, as a JSON Pointer. Absent otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = false)]
     pub pointer: Option<String>,
 }
 
@@ -334,6 +343,7 @@ impl<'a> Object<'a> {
         names.sort_unstable();
         names.into_iter().filter_map(|name| self.member(name)).collect()
     }
+
     fn member(&self, name: &str) -> Option<Node<'a>> {
         self.members.get(name).map(|&raw| Node { path: self.path.key(name), raw })
     }
@@ -353,6 +363,8 @@ impl<'a> Object<'a> {
         errors: &mut Vec<FieldError>,
         read: impl FnOnce(&Node<'a>) -> Read<T>,
     ) -> Option<T> {
+        #[cfg(test)]
+        look_ups::record(self, name, look_ups::Presence::Required);
         let Some(node) = self.member(name) else {
             return keep(Err(vec![FieldError::missing(self.path.key(name).to_string())]), errors);
         };
@@ -387,6 +399,8 @@ impl<'a> Object<'a> {
         errors: &mut Vec<FieldError>,
         read: impl FnOnce(&Node<'a>) -> Read<T>,
     ) -> Patch<T> {
+        #[cfg(test)]
+        look_ups::record(self, name, look_ups::Presence::Nullable);
         match self.member(name) {
             None => Patch::Absent,
             Some(node) if node.is_null() => Patch::Null,
@@ -401,6 +415,8 @@ impl<'a> Object<'a> {
         errors: &mut Vec<FieldError>,
         read: impl FnOnce(&Node<'a>) -> Read<T>,
     ) -> Option<T> {
+        #[cfg(test)]
+        look_ups::record(self, name, look_ups::Presence::Optional);
         self.member(name).and_then(|node| keep(read(&node), errors))
     }
 }

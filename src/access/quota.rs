@@ -1,6 +1,7 @@
 //! Quotas of an organisation.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// Countable resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,16 +29,20 @@ impl Countable {
     }
 }
 
-/// Maximum numbers of an organisation; `None`: unlimited.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Quotas of an organisation; null: the value of the settings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Quotas {
-    /// Maximum of [`Countable::Agents`].
+    /// Maximum number of agents that are not deleted.
+    #[schema(minimum = 0)]
     pub agents: Option<i32>,
-    /// Maximum of [`Countable::Workflows`].
+    /// Maximum number of workflow names with a version that is not deleted.
+    #[schema(minimum = 0)]
     pub workflows: Option<i32>,
-    /// Maximum of [`Countable::ApiKeys`].
+    /// Maximum number of API keys that are neither revoked nor expired.
+    #[schema(minimum = 0)]
     pub api_keys: Option<i32>,
-    /// Maximum of [`Countable::QueuedRuns`].
+    /// Maximum number of runs that are accepted and not yet started.
+    #[schema(minimum = 0)]
     pub queued_runs: Option<i32>,
 }
 

@@ -4,15 +4,19 @@ use std::collections::HashMap;
 
 use serde::Serialize;
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
 use crate::input::{member, members, object_of, to_raw};
 
-/// Change of a value; null if it was absent.
-#[derive(Clone, Debug, Serialize)]
+/// Value in two versions.
+// It is null in a version without it.
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Change {
-    /// Value in the compared version.
+    /// Value in the first version.
+    #[schema(value_type = Value)]
     pub before: Box<RawValue>,
-    /// Value in the version that it is compared with.
+    /// Value in the second version.
+    #[schema(value_type = Value)]
     pub after: Box<RawValue>,
 }
 

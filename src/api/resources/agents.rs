@@ -166,7 +166,7 @@ fn shown(app: &App, row: AgentRow, caller: &Caller) -> AgentRow {
 /// Retries of calls to an agent.
 #[derive(ToSchema)]
 #[schema(as = RetryConfig)]
-#[expect(dead_code, reason = "describes `agent::RetryConfig`, which knows nothing of OpenAPI")]
+#[expect(dead_code, reason = "describes `agent::RetryConfig`, whose defaults a derived schema would repeat")]
 pub struct RetryConfigBody {
     /// Maximum number of attempts; the default is 3.
     #[schema(nullable = false, minimum = 0, maximum = 10)]

@@ -7,7 +7,6 @@ use axum::{
 };
 use http::{HeaderValue, StatusCode, header, request::Parts};
 use serde::Serialize;
-use serde_json::value::RawValue;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -26,7 +25,7 @@ use crate::{
         parameters, sets, token,
     },
     db::{self, api_keys::ApiKeyRow},
-    input::{self, FieldError, Node, Object, Read},
+    input::{self, FieldError, Node, Object, Read, request_object},
     timestamp::Timestamp,
 };
 
@@ -117,81 +116,60 @@ pub struct CreatedApiKey {
     key: String,
 }
 
-/// Body of a create request.
-#[derive(ToSchema)]
-#[serde(deny_unknown_fields)]
-#[schema(as = CreateApiKeyRequest, example = json!({"name": "ci", "role": "operator"}))]
-#[expect(dead_code, reason = "describes what `parse` reads")]
-pub struct NewApiKeyBody {
-    /// Name, unique among the keys that are not revoked.
-    #[schema(min_length = 1, max_length = 100, pattern = r"^[ -~]*[!-~][ -~]*$", example = "ci")]
-    name: String,
-    /// Role that limits its permissions.
-    role: sets::Role,
-    /// Restriction to these permissions of the role; null: all of them.
-    #[schema(min_items = 1, example = json!(["runs:read"]))]
-    scopes: Option<Vec<sets::Permission>>,
-    /// Restriction to workflows of these names and their runs; null: all workflows. A restricted key can only use the
-    /// routes that name a workflow or a run.
-    #[schema(min_items = 1, max_items = 100, example = json!(["nightly"]))]
-    workflows: Option<Vec<String>>,
-    /// Expiry of the key, not later than that of the caller's credentials; null: the same as the caller's
-    /// credentials, or never.
-    #[schema(value_type = Option<String>, format = DateTime, example = json!(null))]
-    expires_at: Option<String>,
-    /// Organisation of the key; null: that of the caller. Only an administrator of the default organisation can name
-    /// another one.
-    #[schema(min_length = 1, max_length = 63, pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", example = json!(null))]
-    organization_id: Option<String>,
+request_object! {
+    /// Body of a create request.
+    #[schema(as = CreateApiKeyRequest, example = json!({"name": "ci", "role": "operator"}))]
+    pub struct NewApiKeyBody: deny_unknown_fields, with now: Timestamp {
+        /// Name, unique among the keys that are not revoked.
+        #[schema(min_length = 1, max_length = 100, pattern = r"^[ -~]*[!-~][ -~]*$", example = "ci")]
+        name: String = required(|node| {
+            let name = node.not_blank(NAME_CHARS)?;
+            if api_key::is_name(&name) {
+                return Ok(name);
+            }
+            Err(vec![FieldError::rule(node.path(), "must consist of ASCII characters")])
+        }),
+        /// Role that limits its permissions.
+        #[schema(value_type = sets::Role)]
+        role: Role = required(|node| node.parsed(|name| name.parse::<Role>().map_err(|error| error.to_string()))),
+        /// Restriction to these permissions of the role; null: all of them.
+        #[schema(value_type = Option<Vec<sets::Permission>>, min_items = 1, example = json!(["runs:read"]))]
+        scopes: Option<Vec<Permission>> = nullable(|node| read_scopes(node, role)),
+        /// Restriction to workflows of these names and their runs; null: all workflows. A restricted key can only use the
+        /// routes that name a workflow or a run.
+        #[schema(min_items = 1, max_items = 100, example = json!(["nightly"]))]
+        workflows: Option<Vec<String>> = nullable(|node| {
+            let names = non_empty_list(node, MAX_WORKFLOWS)?;
+            names.iter().map(|name| name.string(WORKFLOW_NAME_CHARS)).collect()
+        }),
+        /// Expiry of the key, not later than that of the caller's credentials; null: the same as the caller's
+        /// credentials, or never.
+        #[schema(value_type = Option<String>, format = DateTime, example = json!(null))]
+        expires_at: Option<Timestamp> = nullable(|node| {
+            let at = input::query_datetime("expires_at", &node.string(input::ANY_LENGTH)?);
+            let at = at.map(Timestamp::from).map_err(|error| vec![FieldError { field: node.path(), ..error }])?;
+            if at > now { Ok(at) } else { Err(vec![FieldError::rule(node.path(), "must be in the future")]) }
+        }),
+        /// Organisation of the key; null: that of the caller. Only an administrator of the default organisation can name
+        /// another one.
+        #[schema(value_type = Option<String>, min_length = 1, max_length = 63,
+            pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", example = json!(null))]
+        organization_id: Option<OrganizationId> = nullable(|node| {
+            node.parsed(|text| OrganizationId::parse(text).map_err(|error| error.to_string()))
+        }),
+    }
 }
 
-/// Parses the body of a create request.
-fn parse(body: &RawValue, own: &OrganizationId, now: Timestamp) -> Read<NewApiKey> {
-    let body = Object::body(body)?;
-    let mut errors = Vec::new();
-    body.only(&["name", "role", "scopes", "workflows", "expires_at", "organization_id"], &mut errors);
-    let name = body.required("name", &mut errors, |node| {
-        let name = node.not_blank(NAME_CHARS)?;
-        if api_key::is_name(&name) {
-            return Ok(name);
-        }
-        Err(vec![FieldError::rule(node.path(), "must consist of ASCII characters")])
-    });
-    let role = body.required("role", &mut errors, |node| {
-        node.parsed(|name| name.parse::<Role>().map_err(|error| error.to_string()))
-    });
-    let scopes = body.nullable("scopes", &mut errors, |node| {
-        let scopes = non_empty_list(node, Permission::ALL.len())?;
-        scopes.iter().map(|scope| scope.parsed(read_scope)).collect::<Read<Vec<_>>>()
-    });
-    let workflows = body.nullable("workflows", &mut errors, |node| {
-        non_empty_list(node, MAX_WORKFLOWS)?
-            .iter()
-            .map(|name| name.string(WORKFLOW_NAME_CHARS))
-            .collect::<Read<Vec<_>>>()
-    });
-    let expires_at = body.nullable("expires_at", &mut errors, |node| {
-        let at = input::query_datetime("expires_at", &node.string(input::ANY_LENGTH)?);
-        let at = at.map(Timestamp::from).map_err(|error| vec![FieldError { field: node.path(), ..error }])?;
-        if at > now { Ok(at) } else { Err(vec![FieldError::rule(node.path(), "must be in the future")]) }
-    });
-    let organization = body.nullable("organization_id", &mut errors, |node| {
-        node.parsed(|text| OrganizationId::parse(text).map_err(|error| error.to_string()))
-    });
-    if let (Some(role), Some(scopes)) = (role, &scopes)
-        && let Some(scope) = scopes.iter().find(|scope| !role.permissions().contains(scope))
-    {
+/// Reads scopes; all must be permissions of the role, unless that has an error.
+fn read_scopes(node: &Node<'_>, role: Option<Role>) -> Read<Vec<Permission>> {
+    let scopes = non_empty_list(node, Permission::ALL.len())?;
+    let scopes = scopes.iter().map(|scope| scope.parsed(read_scope)).collect::<Read<Vec<_>>>()?;
+    let exceeding = role.and_then(|role| Some((role, scopes.iter().find(|of| !role.permissions().contains(of))?)));
+    if let Some((role, scope)) = exceeding {
         let text = format!("the role {role} does not have {}", scope.as_str());
-        errors.push(FieldError::rule("body.scopes", text));
+        return Err(vec![FieldError::rule(node.path(), text)]);
     }
-    match (name, role) {
-        (Some(name), Some(role)) if errors.is_empty() => {
-            let organization = organization.unwrap_or_else(|| own.clone());
-            let grant = Grant { role, scopes, workflows };
-            Ok(NewApiKey { name, organization, grant, expires_at, parent_id: None })
-        }
-        _ => Err(errors),
-    }
+    Ok(scopes)
 }
 
 fn read_scope(name: &str) -> Result<Permission, String> {
@@ -267,7 +245,11 @@ fn not_found() -> ApiError {
 )]
 pub async fn create_api_key(State(app): State<App>, caller: Caller, body: JsonBody) -> Result<Response, ApiError> {
     let now = Timestamp::from(app.clock.now());
-    let mut new = parse(body.raw(), caller.organization(), now)?;
+    let body = NewApiKeyBody::read(&Object::body(body.raw())?, now)?;
+    let NewApiKeyBody { name, role, scopes, workflows, expires_at, organization_id } = body;
+    let organization = organization_id.unwrap_or_else(|| caller.organization().clone());
+    let grant = Grant { role, scopes, workflows };
+    let mut new = NewApiKey { name, organization, grant, expires_at, parent_id: caller.actor.key_id };
     if new.organization != *caller.organization() && !caller.organization().is_default() {
         return Err(organizations::not_found());
     }
@@ -276,7 +258,6 @@ pub async fn create_api_key(State(app): State<App>, caller: Caller, body: JsonBo
         let detail = format!("The key would allow {}, which the caller lacks", permission.as_str());
         return Err(ApiError::new(StatusCode::FORBIDDEN, "exceeds_own_rights", detail));
     }
-    new.parent_id = caller.actor.key_id;
     if let Some(end) = caller.ends_at {
         if end <= now || new.expires_at.is_some_and(|expires_at| expires_at > end) {
             let detail = format!(

@@ -163,7 +163,7 @@ pub async fn put_workflow_by_name(
 }
 
 /// Parses the new definition of a name.
-fn read(name: &str, body: &RawValue) -> Read<NewWorkflow> {
+pub fn read(name: &str, body: &RawValue) -> Read<NewWorkflow> {
     let body = Object::body(body)?;
     let mut errors = Vec::new();
     let other_name = body.nullable("name", &mut errors, |node| node.string(ANY_LENGTH)).filter(|given| given != name);

@@ -25,7 +25,7 @@ use crate::{
         parameters, sets,
     },
     db::dead_letters::{self, Content, Filter, LetterRow},
-    input::{FieldError, MAX_ERRORS, Node, Object, Read},
+    input::{FieldError, Node, Object, request_object},
     timestamp::Timestamp,
 };
 
@@ -155,27 +155,16 @@ impl DeadLetterDetail {
     }
 }
 
-/// Body of a redrive request.
-#[derive(ToSchema)]
-#[serde(deny_unknown_fields)]
-#[schema(as = RedriveRequest, example = json!({"value": {
-    "run_id": "run-1", "cancelled_by": "me", "message_type": "cancellation_request",
-}}))]
-#[expect(dead_code, reason = "describes what `parse_redrive` reads")]
-pub struct RedriveBody {
-    /// Replaces the record's value, unchanged as text: a request to execute or to cancel a run.
-    #[schema(value_type = Option<HashMap<String, Value>>)]
-    value: Option<Box<RawValue>>,
-}
-
-fn parse_redrive(body: Option<&RawValue>) -> Read<Option<Box<RawValue>>> {
-    let Some(body) = body else { return Ok(None) };
-    let body = Object::body(body)?;
-    let mut errors = Vec::new();
-    body.only(&["value"], &mut errors);
-    let value = body.nullable("value", &mut errors, Node::free_object);
-    errors.truncate(MAX_ERRORS);
-    if errors.is_empty() { Ok(value) } else { Err(errors) }
+request_object! {
+    /// Body of a redrive request.
+    #[schema(as = RedriveRequest, example = json!({"value": {
+        "run_id": "run-1", "cancelled_by": "me", "message_type": "cancellation_request",
+    }}))]
+    pub struct RedriveBody: deny_unknown_fields {
+        /// Replaces the record's value, unchanged as text: a request to execute or to cancel a run.
+        #[schema(value_type = Option<HashMap<String, Value>>)]
+        value: Option<Box<RawValue>> = nullable(Node::free_object),
+    }
 }
 
 /// `{dead_letter_id}` in the path.
@@ -286,7 +275,10 @@ pub async fn redrive_dead_letter(
     LetterId(id): LetterId,
     OptionalJsonBody(body): OptionalJsonBody,
 ) -> Result<(StatusCode, Json<DeadLetter>), ApiError> {
-    let value = parse_redrive(body.as_deref())?;
+    let value = match &body {
+        Some(body) => RedriveBody::read(&Object::body(body)?)?.value,
+        None => None,
+    };
     if value.is_some() {
         // A request to execute contains a plan of its own.
         caller.must(Permission::WorkflowsWrite)?;

@@ -28,14 +28,14 @@ use crate::{
     api::vocabulary::{
         app::App,
         caller::Caller,
-        error::{ApiError, ErrorBody, FieldErrorBody},
+        error::{ApiError, ErrorBody},
         etag::IfMatch,
         extract::{JsonBody, WorkflowId},
         idempotency::{Key, replayed},
         parameters,
     },
     db::{self, idempotency::ClaimError, workflows::WorkflowRow},
-    input::{self, FieldError, Object, shorten},
+    input::{self, FieldError, Object, request_object, shorten},
     workflow::{self, Draft, NewWorkflow},
 };
 
@@ -48,11 +48,9 @@ pub struct Validation {
     /// Whether it could be stored as it is; `errors` is empty then.
     valid: bool,
     /// Reasons why it could not be stored.
-    #[schema(value_type = Vec<FieldErrorBody>)]
     errors: Vec<FieldError>,
     /// Warnings: valid members that are probably mistakes, such as references that no run can resolve, steps that
     /// never run, and members that are dropped.
-    #[schema(value_type = Vec<FieldErrorBody>)]
     warnings: Vec<FieldError>,
     /// The plan in its normal form, as it would be stored for a new name. Null if there are errors in the definition
     /// itself; missing or inactive agents do not count here.
@@ -229,19 +227,6 @@ pub async fn get_workflow_version(
     Ok(Json(version_of(&app, &caller, path.workflow_id()?, path.version("version")?).await?.into()))
 }
 
-/// Value in two versions.
-#[derive(ToSchema)]
-#[schema(as = Change)]
-#[expect(dead_code, reason = "describes `workflow::Change`, which is independent of OpenAPI")]
-pub struct ChangeBody {
-    /// Value in the first version.
-    #[schema(value_type = Value)]
-    before: (),
-    /// Value in the second version.
-    #[schema(value_type = Value)]
-    after: (),
-}
-
 /// Difference between two versions.
 #[derive(Serialize, ToSchema)]
 pub struct Comparison {
@@ -254,13 +239,10 @@ pub struct Comparison {
     /// Whether only the version number differs.
     identical: bool,
     /// Change of the description; null if it is the same.
-    #[schema(value_type = Option<ChangeBody>)]
     description: Option<workflow::Change>,
     /// Change of the start step; null if it is the same.
-    #[schema(value_type = Option<ChangeBody>)]
     start_step: Option<workflow::Change>,
     /// Change of the input schema; null if it is the same.
-    #[schema(value_type = Option<ChangeBody>)]
     input_schema: Option<workflow::Change>,
     /// Differences of the steps.
     steps: StepComparison,
@@ -276,7 +258,7 @@ pub struct StepComparison {
     #[schema(value_type = HashMap<String, StepBody>)]
     removed: Box<RawValue>,
     /// Changed members by step id and member name, with both values.
-    #[schema(value_type = HashMap<String, HashMap<String, ChangeBody>>)]
+    #[schema(value_type = HashMap<String, HashMap<String, workflow::Change>>)]
     changed: Box<RawValue>,
 }
 
@@ -319,14 +301,14 @@ pub async fn compare_workflow_versions(
     }))
 }
 
-/// Body of a roll-back request.
-#[derive(ToSchema)]
-#[schema(as = RollBackRequest)]
-#[expect(dead_code, reason = "describes what `roll_back_workflow` reads")]
-pub struct RollBackBody {
-    /// Version whose content becomes the newest one.
-    #[schema(minimum = 1, example = 1)]
-    version: i32,
+request_object! {
+    /// Body of a roll-back request.
+    #[schema(as = RollBackRequest)]
+    pub struct RollBackBody {
+        /// Version whose content becomes the newest one.
+        #[schema(value_type = i32, minimum = 1, example = 1)]
+        version: i64 = required(|node| node.int(1..=i64::from(i32::MAX))),
+    }
 }
 
 /// Roll a workflow back
@@ -360,11 +342,9 @@ pub async fn roll_back_workflow(
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     let key = key.bound(&format!("roll back {id}"), &caller, body.fingerprint());
-    let body = Object::body(body.raw())?;
-    let mut errors = Vec::new();
-    let version = body.required("version", &mut errors, |node| node.int(1..=i64::from(i32::MAX)));
-    let version = version.and_then(|version| i32::try_from(version).ok()).filter(|_| errors.is_empty());
-    let Some(version) = version else { return Err(errors.into()) };
+    let RollBackBody { version } = RollBackBody::read(&Object::body(body.raw())?)?;
+    // The range fits.
+    let version = i32::try_from(version).unwrap_or(i32::MAX);
     let context = caller.context(&app).with_key(key.as_ref()).with_if_match(if_match.as_ref());
     match put_workflow::roll_back(&app.pool, context, id, version).await {
         Ok(row) => {

@@ -8,7 +8,6 @@ use axum::{
 };
 use http::{StatusCode, request::Parts};
 use serde::Serialize;
-use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use crate::{
@@ -25,7 +24,7 @@ use crate::{
         parameters, sets,
     },
     db::{self, organizations::OrganizationRow},
-    input::{FieldError, Node, Object, Patch, Read},
+    input::{Node, Object, Patch, Read, request_object},
     retention,
     timestamp::Timestamp,
 };
@@ -49,7 +48,6 @@ pub struct Organization {
     #[schema(value_type = sets::OrganizationStatus)]
     status: String,
     /// Quotas; null: the value of the settings.
-    #[schema(value_type = QuotasBody)]
     quotas: Quotas,
     /// Days for which its ended runs are kept, unless a workflow has its own value. 0: for ever; null: the server's
     /// setting.
@@ -83,25 +81,6 @@ impl From<OrganizationRow> for Organization {
     }
 }
 
-/// Quotas of an organisation; null: the value of the settings.
-#[derive(ToSchema)]
-#[schema(as = Quotas)]
-#[expect(dead_code, reason = "describes `access::Quotas`, which is independent of OpenAPI")]
-pub struct QuotasBody {
-    /// Maximum number of agents that are not deleted.
-    #[schema(minimum = 0)]
-    agents: Option<i32>,
-    /// Maximum number of workflow names with a version that is not deleted.
-    #[schema(minimum = 0)]
-    workflows: Option<i32>,
-    /// Maximum number of API keys that are neither revoked nor expired.
-    #[schema(minimum = 0)]
-    api_keys: Option<i32>,
-    /// Maximum number of runs that are accepted and not yet started.
-    #[schema(minimum = 0)]
-    queued_runs: Option<i32>,
-}
-
 /// Organisation with its usage.
 #[derive(Serialize, ToSchema)]
 pub struct OrganizationDetail {
@@ -124,121 +103,99 @@ pub struct Usage {
     queued_runs: i64,
 }
 
-/// Body of a create request.
-#[derive(ToSchema)]
-#[serde(deny_unknown_fields)]
-#[schema(as = CreateOrganizationRequest, example = json!({"id": "acme", "name": "Acme Ltd"}))]
-#[expect(dead_code, reason = "describes what `parse_new` reads")]
-pub struct NewOrganizationBody {
-    /// Id in tokens and in paths; never changed.
-    #[schema(min_length = 1, max_length = 63, pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", example = "acme")]
-    id: String,
-    /// Name for people.
-    #[schema(min_length = 1, max_length = 255, pattern = r"\S", example = "Acme Ltd")]
-    name: String,
-    /// Quotas that replace those of the settings.
-    quotas: Option<NewQuotasBody>,
-    /// Days for which its ended runs are kept, unless a workflow has its own value. 0: for ever; null: the server's
-    /// setting.
-    #[schema(minimum = 0, maximum = 36_500, example = 30)]
-    retention_days: Option<i32>,
-}
-
-/// Quotas in a request; absent members stay unchanged.
-#[derive(ToSchema)]
-#[serde(deny_unknown_fields)]
-#[schema(as = QuotasRequest)]
-#[expect(dead_code, reason = "describes what `parse_quotas` reads")]
-pub struct NewQuotasBody {
-    /// Maximum number of agents that are not deleted.
-    #[schema(minimum = 0, maximum = 2_147_483_647)]
-    agents: Option<i32>,
-    /// Maximum number of workflow names with a version that is not deleted.
-    #[schema(minimum = 0, maximum = 2_147_483_647)]
-    workflows: Option<i32>,
-    /// Maximum number of API keys that are neither revoked nor expired.
-    #[schema(minimum = 0, maximum = 2_147_483_647)]
-    api_keys: Option<i32>,
-    /// Maximum number of runs that are accepted and not yet started.
-    #[schema(minimum = 0, maximum = 2_147_483_647)]
-    queued_runs: Option<i32>,
-}
-
-/// Body of an update request; absent members stay unchanged.
-#[derive(ToSchema)]
-#[serde(deny_unknown_fields)]
-#[schema(as = UpdateOrganizationRequest, example = json!({"quotas": {"agents": 100}}))]
-#[expect(dead_code, reason = "describes what `parse_patch` reads")]
-pub struct OrganizationPatchBody {
-    /// Name for people.
-    #[schema(nullable = false, min_length = 1, max_length = 255, pattern = r"\S")]
-    name: Option<String>,
-    /// Whether its callers are accepted.
-    #[schema(required = false)]
-    status: sets::OrganizationStatus,
-    /// Quotas, each changed separately; null resets one to the value of the settings.
-    #[schema(nullable = false)]
-    quotas: Option<NewQuotasBody>,
-    /// Days for which its ended runs are kept, unless a workflow has its own value. 0: for ever; null: the server's
-    /// setting.
-    #[schema(minimum = 0, maximum = 36_500)]
-    retention_days: Option<i32>,
-}
-
-fn parse_new(body: &RawValue) -> Read<NewOrganization> {
-    let body = Object::body(body)?;
-    let mut errors = Vec::new();
-    body.only(&["id", "name", "quotas", "retention_days"], &mut errors);
-    let id = body.required("id", &mut errors, |node| {
-        node.parsed(|text| OrganizationId::parse(text).map_err(|error| error.to_string()))
-    });
-    let name = body.required("name", &mut errors, |node| node.not_blank(NAME_CHARS));
-    let quotas = body.nullable("quotas", &mut errors, |node| parse_quotas(node)).unwrap_or_default();
-    let retention_days = body.nullable("retention_days", &mut errors, retention::read_days);
-    match (id, name) {
-        (Some(id), Some(name)) if errors.is_empty() => {
-            let [agents, workflows, api_keys, queued_runs] = quotas.map(|quota| quota.or(None));
-            let quotas = Quotas { agents, workflows, api_keys, queued_runs };
-            Ok(NewOrganization { id, name, quotas, retention_days })
-        }
-        _ => Err(errors),
+request_object! {
+    /// Body of a create request.
+    #[schema(as = CreateOrganizationRequest, example = json!({"id": "acme", "name": "Acme Ltd"}))]
+    pub struct NewOrganizationBody: deny_unknown_fields {
+        /// Id in tokens and in paths; never changed.
+        #[schema(value_type = String, min_length = 1, max_length = 63,
+            pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", example = "acme")]
+        id: OrganizationId = required(|node| {
+            node.parsed(|text| OrganizationId::parse(text).map_err(|error| error.to_string()))
+        }),
+        /// Name for people.
+        #[schema(min_length = 1, max_length = 255, pattern = r"\S", example = "Acme Ltd")]
+        name: String = required(|node| node.not_blank(NAME_CHARS)),
+        /// Quotas that replace those of the settings.
+        quotas: Option<QuotasBody> = nullable(|node| QuotasBody::read(&node.object()?)),
+        /// Days for which its ended runs are kept, unless a workflow has its own value. 0: for ever; null: the server's
+        /// setting.
+        #[schema(minimum = 0, maximum = 36_500, example = 30)]
+        retention_days: Option<i32> = nullable(retention::read_days),
     }
 }
 
-fn parse_patch(body: &RawValue) -> Read<OrganizationPatch> {
-    let body = Object::body(body)?;
-    let mut errors = Vec::new();
-    body.only(&["name", "status", "quotas", "retention_days"], &mut errors);
-    let name = body.patch_not_null("name", &mut errors, |node| node.not_blank(NAME_CHARS));
-    let is_active = body.patch_not_null("status", &mut errors, |node| {
-        node.parsed(|status| match status {
-            "active" => Ok(true),
-            "suspended" => Ok(false),
-            _ => Err("must be active or suspended".to_owned()),
-        })
-    });
-    let quotas = body.patch_not_null("quotas", &mut errors, |node| parse_quotas(node)).unwrap_or_default();
-    let retention_days = body.patch("retention_days", &mut errors, retention::read_days);
-    if !errors.is_empty() {
-        return Err(errors);
+request_object! {
+    /// Quotas in a request; absent members stay unchanged.
+    #[schema(as = QuotasRequest)]
+    #[derive(Default)]
+    pub struct QuotasBody: deny_unknown_fields {
+        /// Maximum number of agents that are not deleted.
+        #[schema(value_type = Option<i32>, minimum = 0, maximum = 2_147_483_647)]
+        agents: Patch<i32> = patch(read_quota),
+        /// Maximum number of workflow names with a version that is not deleted.
+        #[schema(value_type = Option<i32>, minimum = 0, maximum = 2_147_483_647)]
+        workflows: Patch<i32> = patch(read_quota),
+        /// Maximum number of API keys that are neither revoked nor expired.
+        #[schema(value_type = Option<i32>, minimum = 0, maximum = 2_147_483_647)]
+        api_keys: Patch<i32> = patch(read_quota),
+        /// Maximum number of runs that are accepted and not yet started.
+        #[schema(value_type = Option<i32>, minimum = 0, maximum = 2_147_483_647)]
+        queued_runs: Patch<i32> = patch(read_quota),
     }
-    let [agents, workflows, api_keys, queued_runs] = quotas;
-    Ok(OrganizationPatch { name, is_active, agents, workflows, api_keys, queued_runs, retention_days })
 }
 
-/// Parses the quotas: agents, workflows, API keys, queued runs.
-fn parse_quotas(node: &Node<'_>) -> Read<[Patch<i32>; 4]> {
-    const MEMBERS: [&str; 4] = ["agents", "workflows", "api_keys", "queued_runs"];
-    let object = node.object()?;
-    let mut errors = Vec::new();
-    object.only(&MEMBERS, &mut errors);
-    let quotas = MEMBERS.map(|name| {
-        object.patch(name, &mut errors, |node| {
-            let quota = node.int(0..=i64::from(i32::MAX))?;
-            i32::try_from(quota).map_err(|_| vec![FieldError::rule(node.path(), "is too large")])
-        })
-    });
-    if errors.is_empty() { Ok(quotas) } else { Err(errors) }
+request_object! {
+    /// Body of an update request; absent members stay unchanged.
+    #[schema(as = UpdateOrganizationRequest, example = json!({"quotas": {"agents": 100}}))]
+    pub struct OrganizationPatchBody: deny_unknown_fields {
+        /// Name for people.
+        #[schema(nullable = false, min_length = 1, max_length = 255, pattern = r"\S")]
+        name: Option<String> = patch_not_null(|node| node.not_blank(NAME_CHARS)),
+        /// Whether its callers are accepted.
+        #[schema(value_type = sets::OrganizationStatus, required = false)]
+        status: Option<bool> = patch_not_null(|node| {
+            node.parsed(|status| match status {
+                "active" => Ok(true),
+                "suspended" => Ok(false),
+                _ => Err("must be active or suspended".to_owned()),
+            })
+        }),
+        /// Quotas, each changed separately; null resets one to the value of the settings.
+        #[schema(nullable = false)]
+        quotas: Option<QuotasBody> = patch_not_null(|node| QuotasBody::read(&node.object()?)),
+        /// Days for which its ended runs are kept, unless a workflow has its own value. 0: for ever; null: the server's
+        /// setting.
+        #[schema(value_type = Option<i32>, minimum = 0, maximum = 36_500)]
+        retention_days: Patch<i32> = patch(retention::read_days),
+    }
+}
+
+fn read_quota(node: &Node<'_>) -> Read<i32> {
+    // The range fits.
+    node.int(0..=i64::from(i32::MAX)).map(|quota| i32::try_from(quota).unwrap_or(i32::MAX))
+}
+
+impl From<NewOrganizationBody> for NewOrganization {
+    fn from(body: NewOrganizationBody) -> Self {
+        let NewOrganizationBody { id, name, quotas, retention_days } = body;
+        let QuotasBody { agents, workflows, api_keys, queued_runs } = quotas.unwrap_or_default();
+        let quotas = Quotas {
+            agents: agents.or(None),
+            workflows: workflows.or(None),
+            api_keys: api_keys.or(None),
+            queued_runs: queued_runs.or(None),
+        };
+        Self { id, name, quotas, retention_days }
+    }
+}
+
+impl From<OrganizationPatchBody> for OrganizationPatch {
+    fn from(body: OrganizationPatchBody) -> Self {
+        let OrganizationPatchBody { name, status, quotas, retention_days } = body;
+        let QuotasBody { agents, workflows, api_keys, queued_runs } = quotas.unwrap_or_default();
+        Self { name, is_active: status, agents, workflows, api_keys, queued_runs, retention_days }
+    }
 }
 
 /// `{organization_id}` in the path.
@@ -324,8 +281,8 @@ pub async fn list_organizations(State(app): State<App>, caller: Caller, query: Q
 )]
 pub async fn create_organization(State(app): State<App>, caller: Caller, body: JsonBody) -> Result<Response, ApiError> {
     must_manage(&caller)?;
-    let new = parse_new(body.raw())?;
-    let row = organizations::create(&app.pool, caller.context(&app), new).await?;
+    let new = NewOrganizationBody::read(&Object::body(body.raw())?)?;
+    let row = organizations::create(&app.pool, caller.context(&app), new.into()).await?;
     tracing::info!(target: "api.routes.organizations", organization_id = row.id, "Organisation created");
     app.organizations.invalidate(&OrganizationId::stored(&row.id));
     let path = format!("/organizations/{}", row.id);
@@ -377,8 +334,8 @@ pub async fn update_organization(
 ) -> Result<Json<Organization>, ApiError> {
     must_see(&caller, &id)?;
     must_manage(&caller)?;
-    let patch = parse_patch(body.raw())?;
-    let row = organizations::update(&app.pool, caller.context(&app), &id, patch).await?;
+    let patch = OrganizationPatchBody::read(&Object::body(body.raw())?)?;
+    let row = organizations::update(&app.pool, caller.context(&app), &id, patch.into()).await?;
     app.organizations.invalidate(&id);
     tracing::info!(target: "api.routes.organizations", organization_id = %id, "Organisation updated");
     Ok(Json(row.into()))

@@ -24,7 +24,7 @@ use crate::{
     api::vocabulary::{
         app::App,
         caller::Caller,
-        error::{ApiError, ErrorBody, FieldErrorBody},
+        error::{ApiError, ErrorBody},
         extract::{JsonBody, Query},
         idempotency::{Key, replayed},
         parameters, sets,
@@ -137,8 +137,10 @@ pub struct DefinitionsBody {
     #[schema(minimum = 1, maximum = 1, example = 1)]
     version: i64,
     /// Agents. An export contains all agents that are not deleted, by name.
+    #[schema(nullable = false)]
     agents: Option<Vec<AgentDefinitionBody>>,
     /// Workflows. An export contains the newest active version of each workflow, by name.
+    #[schema(nullable = false)]
     workflows: Option<Vec<NewWorkflowBody>>,
 }
 
@@ -166,7 +168,6 @@ pub struct ImportReport {
     /// Names whose content was the same.
     unchanged: Names,
     /// Reasons why the document would be refused; only in a dry run.
-    #[schema(value_type = Vec<FieldErrorBody>)]
     errors: Vec<FieldError>,
 }
 

@@ -69,7 +69,6 @@ pub struct ErrorBody {
     code: &'static str,
     /// Errors of the request, one for each bad member; only with 422.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schema(value_type = Vec<FieldErrorBody>)]
     errors: Vec<FieldError>,
     /// The HTTP status.
     #[schema(example = 404)]
@@ -82,22 +81,6 @@ pub struct ErrorBody {
     path: String,
     /// Correlation id of the request, by which its log lines are found.
     request_id: String,
-}
-
-/// One entry of `errors`.
-#[derive(ToSchema)]
-#[schema(as = FieldError)]
-#[expect(dead_code, reason = "describes `input::FieldError`, which is independent of OpenAPI")]
-pub struct FieldErrorBody {
-    /// Location of the error, such as `body.steps.a.agent_name`.
-    field: String,
-    /// Description of the error for people.
-    message: String,
-    /// Stable code of the error for programs.
-    r#type: String,
-    /// For an input that breaks its `input_schema`: location in `input_data`, as a JSON Pointer. Absent otherwise.
-    #[schema(value_type = String, required = false)]
-    pointer: Option<String>,
 }
 
 impl ApiError {

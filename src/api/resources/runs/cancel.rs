@@ -1,7 +1,6 @@
 //! Handler for cancelling a run.
 
 use axum::{Json, extract::State};
-use utoipa::ToSchema;
 
 use super::wire::RunDetail;
 use crate::{
@@ -12,20 +11,20 @@ use crate::{
         error::{ApiError, ErrorBody},
         extract::{OptionalJsonBody, RunId},
     },
-    input::Object,
+    input::{Object, request_object},
 };
 
 /// Length range of a cancellation's reason.
 const REASON_CHARS: std::ops::RangeInclusive<usize> = 0..=500;
 
-/// Optional body of a cancel request.
-#[derive(ToSchema)]
-#[schema(as = CancelRequest)]
-#[expect(dead_code, reason = "describes what `cancel_run` reads")]
-pub struct CancelBody {
-    /// Reason, which is stored in the run's `error_message`.
-    #[schema(max_length = 500, example = "started by mistake")]
-    reason: Option<String>,
+request_object! {
+    /// Optional body of a cancel request.
+    #[schema(as = CancelRequest)]
+    pub struct CancelBody {
+        /// Reason, which is stored in the run's `error_message`.
+        #[schema(max_length = 500, example = "started by mistake")]
+        reason: Option<String> = nullable(|node| node.string(REASON_CHARS)),
+    }
 }
 
 /// Cancel a run
@@ -46,14 +45,10 @@ pub async fn cancel_run(
     RunId(run_id): RunId,
     OptionalJsonBody(body): OptionalJsonBody,
 ) -> Result<Json<RunDetail>, ApiError> {
-    let mut errors = Vec::new();
     let reason = match &body {
-        Some(body) => Object::body(body)?.nullable("reason", &mut errors, |node| node.string(REASON_CHARS)),
+        Some(body) => CancelBody::read(&Object::body(body)?)?.reason,
         None => None,
     };
-    if !errors.is_empty() {
-        return Err(errors.into());
-    }
     let context = caller.context(&app);
     let row = cancel_run::cancel_run(&app.pool, &app.relay, context, &run_id, reason.as_deref()).await?;
     tracing::info!(target: "api.routes.runs", run_id, "Run cancelled");

@@ -7,6 +7,7 @@ use axum::{
 };
 use http::StatusCode;
 use serde::Serialize;
+use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::wire::RunDetail;
@@ -21,7 +22,7 @@ use crate::{
         parameters,
     },
     db::{self, idempotency::ClaimError},
-    input::{ANY_LENGTH, FieldError, Node, Object, shorten},
+    input::{ANY_LENGTH, FieldError, Node, Object, request_object, shorten},
     timestamp::Timestamp,
 };
 
@@ -41,17 +42,17 @@ pub struct RetriedRun {
     timestamp: Timestamp,
 }
 
-/// Optional body of a retry request.
-#[derive(ToSchema)]
-#[schema(as = RetryRequest, example = json!({"resume_from_step": null}))]
-#[expect(dead_code, reason = "describes what `retry_run` reads")]
-pub struct RetryBody {
-    /// Step from which everything is repeated, completed or not; earlier steps that are not completed are skipped.
-    /// Without it, the run continues after its last completed step.
-    resume_from_step: Option<String>,
-    /// Replaces the input of the run. Completed steps are not repeated because of it.
-    #[schema(value_type = Option<HashMap<String, Value>>)]
-    input_data: Option<()>,
+request_object! {
+    /// Optional body of a retry request.
+    #[schema(as = RetryRequest, example = json!({"resume_from_step": null}))]
+    pub struct RetryBody {
+        /// Step from which everything is repeated, completed or not; earlier steps that are not completed are skipped.
+        /// Without it, the run continues after its last completed step.
+        resume_from_step: Option<String> = nullable(|node| node.string(ANY_LENGTH)),
+        /// Replaces the input of the run. Completed steps are not repeated because of it.
+        #[schema(value_type = Option<HashMap<String, Value>>)]
+        input_data: Option<Box<RawValue>> = nullable(Node::free_object),
+    }
 }
 
 /// Retry a run
@@ -77,20 +78,13 @@ pub async fn retry_run(
     key: Key,
     body: OptionalJsonBody,
 ) -> Result<Response, ApiError> {
-    let mut errors = Vec::new();
     let retry = match &body.0 {
         Some(body) => {
-            let body = Object::body(body)?;
-            Retry {
-                resume_from_step: body.nullable("resume_from_step", &mut errors, |node| node.string(ANY_LENGTH)),
-                input: body.nullable("input_data", &mut errors, Node::free_object),
-            }
+            let RetryBody { resume_from_step, input_data } = RetryBody::read(&Object::body(body)?)?;
+            Retry { resume_from_step, input: input_data }
         }
         None => Retry::default(),
     };
-    if !errors.is_empty() {
-        return Err(errors.into());
-    }
     let key = key.bound(&format!("retry {run_id}"), &caller, body.fingerprint());
     let context = caller.context(&app).with_key(key.as_ref());
     match retry_run::retry_run(&app.pool, &app.offload, &app.relay, context, &run_id, &retry).await {

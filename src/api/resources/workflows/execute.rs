@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{Json, extract::State, response::Response};
 use http::{HeaderValue, StatusCode, header};
-use utoipa::ToSchema;
+use serde_json::value::RawValue;
 
 use crate::{
     actions::start_run::{self, Outcome, Request, StartRunError, Starter},
@@ -23,7 +23,7 @@ use crate::{
         },
     },
     db::{self, idempotency::ClaimError},
-    input::{Node, Object},
+    input::{Node, Object, request_object},
     kafka::message::DEFAULT_PRIORITY,
     run::RunStatus,
     telemetry,
@@ -32,17 +32,17 @@ use crate::{
 /// `Retry-After` for a run that has not ended.
 const RETRY_AFTER_SECS: HeaderValue = HeaderValue::from_static("1");
 
-/// Body of an execute request.
-#[derive(ToSchema)]
-#[schema(as = ExecuteRequest, example = json!({"input_data": {"text": "hello"}}))]
-#[expect(dead_code, reason = "describes what `execute_workflow` reads")]
-pub struct ExecuteBody {
-    /// Input: any JSON object. Steps refer to it as `${workflow.input.…}`.
-    #[schema(value_type = HashMap<String, Value>, example = json!({"text": "hello"}))]
-    input_data: (),
-    /// Priority: among the queued runs, those of a higher priority start first. The default is 5.
-    #[schema(minimum = 0, maximum = 9)]
-    priority: Option<i16>,
+request_object! {
+    /// Body of an execute request.
+    #[schema(as = ExecuteRequest, example = json!({"input_data": {"text": "hello"}}))]
+    pub struct ExecuteBody {
+        /// Input: any JSON object. Steps refer to it as `${workflow.input.…}`.
+        #[schema(value_type = HashMap<String, Value>, example = json!({"text": "hello"}))]
+        input_data: Box<RawValue> = required(Node::free_object),
+        /// Priority: among the queued runs, those of a higher priority start first. The default is 5.
+        #[schema(value_type = Option<i16>, minimum = 0, maximum = 9)]
+        priority: Option<i64> = nullable(|node| node.int(0..=9)),
+    }
 }
 
 /// Execute a workflow
@@ -97,11 +97,7 @@ pub async fn start(
     wait: Wait,
     body: &JsonBody,
 ) -> Result<Response, ApiError> {
-    let mut errors = Vec::new();
-    let object = Object::body(body.raw())?;
-    let input = object.required("input_data", &mut errors, Node::free_object);
-    let priority = object.nullable("priority", &mut errors, |node| node.int(0..=9));
-    let Some(input) = input.filter(|_| errors.is_empty()) else { return Err(errors.into()) };
+    let ExecuteBody { input_data: input, priority } = ExecuteBody::read(&Object::body(body.raw())?)?;
     let priority = priority.and_then(|priority| i16::try_from(priority).ok()).unwrap_or(DEFAULT_PRIORITY.into());
     let key = key.bound(&scope, &caller, body.fingerprint());
     let starter = Starter {

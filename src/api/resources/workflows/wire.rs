@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 use crate::{
     api::{
         resources::definition::{PlanBody, StepsBody},
-        vocabulary::{error::FieldErrorBody, page::Page, sets},
+        vocabulary::{page::Page, sets},
     },
     db::workflows::WorkflowRow,
     input::FieldError,
@@ -56,7 +56,6 @@ pub struct Workflow {
     /// Warnings as in `POST /workflows/validate`: valid members that are probably mistakes. Only in the answer to a
     /// write, and only if there are any.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schema(value_type = Vec<FieldErrorBody>)]
     warnings: Vec<FieldError>,
 }
 
