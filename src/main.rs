@@ -163,7 +163,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     let is_success = match command {
         Command::Run(options) => {
             let api = config::load::<config::Api>(environment())?;
-            let outcome = command::runtime(1)?.block_on(client::run::run(&options, &api))?;
+            let outcome = command::runtime(1)?.block_on(client::run::run(&options, &api, &Clock::default()))?;
             return Ok(outcome.exit_code().into());
         }
         Command::Serve => {

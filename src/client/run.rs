@@ -4,7 +4,7 @@ use std::{
     fmt::Display,
     fs,
     io::{self, Read as _, Write as _},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, bail};
@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::{CallError, Client, Target, events::Events, read, send};
-use crate::{config, run::RunStatus, visible};
+use crate::{clock::Clock, config, run::RunStatus, visible};
 
 /// How long a request is repeated that the service cannot answer at the moment.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -118,10 +118,10 @@ struct Request<'a> {
 }
 
 /// Starts the run, and waits for its end if the options say so.
-pub async fn run(options: &Options, api: &config::Api) -> anyhow::Result<Outcome> {
+pub async fn run(options: &Options, api: &config::Api, clock: &Clock) -> anyhow::Result<Outcome> {
     let input = input(&options.input)?;
     let client = Client::new(&options.target, api)?;
-    let run_id = start(&client, options, &input).await?;
+    let run_id = start(&client, options, &input, clock).await?;
     if !options.wait {
         println!("{run_id}");
         return Ok(Outcome::Accepted);
@@ -132,9 +132,9 @@ pub async fn run(options: &Options, api: &config::Api) -> anyhow::Result<Outcome
         }
     };
     report(&format!("Run {run_id} of {}", options.name));
-    let end = follow(&client, &run_id, &report);
+    let end = follow(&client, &run_id, &report, clock);
     let run = if let Some(secs) = options.timeout {
-        let Ok(run) = tokio::time::timeout(Duration::from_secs(secs), end).await else {
+        let Some(run) = clock.timeout(Duration::from_secs(secs), end).await else {
             say(&format!("workflow-api: run {run_id} has not ended after {secs} s; it continues"));
             return Ok(Outcome::TimedOut);
         };
@@ -174,10 +174,10 @@ fn input(given: &str) -> anyhow::Result<Box<RawValue>> {
 }
 
 /// Starts the run; its id. Requests that may have been lost are repeated with the same idempotency key.
-async fn start(client: &Client, options: &Options, input: &RawValue) -> anyhow::Result<String> {
+async fn start(client: &Client, options: &Options, input: &RawValue, clock: &Clock) -> anyhow::Result<String> {
     let body = serde_json::to_string(&Request { input_data: input, priority: options.priority })?;
     let key = options.idempotency_key.clone().unwrap_or_else(|| Uuid::new_v4().to_string());
-    let begun = Instant::now();
+    let begun = clock.instant();
     loop {
         let request = client
             .post(&["workflow-names", &options.name, "execute"])
@@ -190,11 +190,11 @@ async fn start(client: &Client, options: &Options, input: &RawValue) -> anyhow::
                 // Without a connection the address is wrong, or there is no service. 409: an earlier try is under way.
                 let is_transient = error.is_transient() || error.status() == Some(StatusCode::CONFLICT);
                 let pause = error.retry_after().unwrap_or(PAUSE);
-                if matches!(error, CallError::Connect(_)) || !is_transient || begun.elapsed() + pause > PATIENCE {
+                if matches!(error, CallError::Connect(_)) || !is_transient || clock.since(begun) + pause > PATIENCE {
                     return Err(error.into());
                 }
                 say(&format!("{:#}; trying again in {} s", anyhow::Error::from(error), pause.as_secs()));
-                tokio::time::sleep(pause).await;
+                clock.sleep(pause).await;
             }
         }
     }
@@ -202,21 +202,21 @@ async fn start(client: &Client, options: &Options, input: &RawValue) -> anyhow::
 
 /// Reports the entries of a run's log as they come; the run as it is at its end. Streams end when a process stops, and
 /// can be refused; whatever happened to one, the run itself is read, and if it has not ended the next stream goes on.
-async fn follow(client: &Client, run_id: &str, report: &dyn Fn(&dyn Display)) -> anyhow::Result<Run> {
+async fn follow(client: &Client, run_id: &str, report: &dyn Fn(&dyn Display), clock: &Clock) -> anyhow::Result<Run> {
     let mut last_id = String::new();
-    let mut heard = Instant::now();
+    let mut heard = clock.instant();
     let mut is_interrupted = false;
     loop {
         if stream(client, run_id, &mut last_id, report).await.is_ok() {
-            (heard, is_interrupted) = (Instant::now(), false);
+            (heard, is_interrupted) = (clock.instant(), false);
         }
         let mut pause = PAUSE;
         match read::<Run>(client.get(&["runs", run_id])).await {
             Ok(run) if RunStatus::parse(&run.status).is_some_and(RunStatus::is_terminal) => return Ok(run),
-            Ok(_) => (heard, is_interrupted) = (Instant::now(), false),
+            Ok(_) => (heard, is_interrupted) = (clock.instant(), false),
             Err(error) => {
                 pause = error.retry_after().unwrap_or(PAUSE);
-                if !error.is_transient() || heard.elapsed() + pause > PATIENCE {
+                if !error.is_transient() || clock.since(heard) + pause > PATIENCE {
                     return Err(error).with_context(|| format!("the end of run {run_id} is not known; it continues"));
                 }
                 if !std::mem::replace(&mut is_interrupted, true) {
@@ -224,7 +224,7 @@ async fn follow(client: &Client, run_id: &str, report: &dyn Fn(&dyn Display)) ->
                 }
             }
         }
-        tokio::time::sleep(pause).await;
+        clock.sleep(pause).await;
     }
 }
 
@@ -261,7 +261,61 @@ fn one_line(json: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    };
+
+    use axum::{Json, Router, response::IntoResponse};
+
     use super::*;
+
+    /// Client of a service that answers every request with 503. Each request takes 10 s by the clock.
+    async fn client_of_a_busy_service(clock: &Clock) -> (Client, Arc<AtomicU32>) {
+        let requests = Arc::<AtomicU32>::default();
+        let (clock, count) = (clock.clone(), Arc::clone(&requests));
+        let answer = async move || {
+            count.fetch_add(1, Ordering::Relaxed);
+            clock.advance(Duration::from_secs(10));
+            let body = Json(serde_json::json!({"detail": "Busy"}));
+            (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "0")], body).into_response()
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}/api/v1", listener.local_addr().unwrap()).parse().unwrap();
+        tokio::spawn(async move { axum::serve(listener, Router::new().fallback(answer)).await });
+        (Client { http: reqwest::Client::builder().no_proxy().build().unwrap(), base }, requests)
+    }
+
+    #[tokio::test]
+    async fn a_start_is_repeated_for_30_s() {
+        let clock = Clock::stopped();
+        let (client, requests) = client_of_a_busy_service(&clock).await;
+        let target = Target { url: None, api_key_file: None, token_file: None };
+        let options = Options {
+            name: "w".to_owned(),
+            input: "{}".to_owned(),
+            wait: false,
+            timeout: None,
+            quiet: true,
+            priority: None,
+            idempotency_key: None,
+            target,
+        };
+        let error = start(&client, &options, &input("{}").unwrap(), &clock).await.unwrap_err();
+        assert!(error.to_string().contains("503 Service Unavailable: Busy"), "{error}");
+        assert_eq!(requests.load(Ordering::Relaxed), 4);
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_run_is_awaited_through_30_s_without_an_answer() {
+        let clock = Clock::stopped();
+        let (client, requests) = client_of_a_busy_service(&clock).await;
+        let end = follow(&client, "run-1", &|_| {}, &clock).await;
+        let error = end.err().expect("it is not known");
+        assert_eq!(error.to_string(), "the end of run run-1 is not known; it continues");
+        // Each time the event stream, then the run.
+        assert_eq!(requests.load(Ordering::Relaxed), 4);
+    }
 
     #[test]
     fn an_output_is_one_line_with_its_numbers_as_they_are() {

@@ -1,11 +1,12 @@
-//! One attempt is one request, whatever happens on the wire; and what an agent says about the next one is heard.
+//! One attempt is one request, whatever happens on the wire. An agent's `Retry-After` sets the time of the next one.
 
 use std::{
     sync::{Arc, Mutex},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use axum::{Json, response::IntoResponse};
+use chrono::{DateTime, TimeDelta, Utc};
 use http::StatusCode;
 use serde_json::json;
 use sqlx::PgPool;
@@ -16,7 +17,8 @@ use tokio::{
 use workflow_api::{clock::Clock, db::migrations::MIGRATOR};
 
 use crate::{
-    path::{Agent, completed},
+    path::{Agent, attempts, completed, ended},
+    service::{eventually, passing},
     steps::World,
 };
 
@@ -82,55 +84,59 @@ async fn a_request_whose_connection_is_closed_is_not_repeated(pool: PgPool) {
 
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn an_agent_says_when_it_wants_to_be_asked_again(pool: PgPool) {
-    for (number, form) in ["seconds", "date"].into_iter().enumerate() {
+    let clock = Clock::stopped();
+    let world = World::start_by(&pool, &[], &[], clock.clone()).await;
+    // A date has whole seconds, so that it is between one and two seconds away.
+    let date = |at: DateTime<Utc>| (at + TimeDelta::seconds(2)).format("%a, %d %b %Y %H:%M:%S GMT").to_string();
+    for name in ["seconds", "date"] {
         let times: Arc<Mutex<Vec<Instant>>> = Arc::default();
-        let seen = Arc::clone(&times);
+        let (seen, agents_clock) = (Arc::clone(&times), clock.clone());
         let (agent, url) = Agent::start(move |number, call| {
-            seen.lock().expect("no panic").push(Clock::default().instant());
+            seen.lock().expect("no panic").push(agents_clock.instant());
             if number > 0 {
                 return completed(call, "fine");
             }
-            // A date has whole seconds, so that it is between one and two seconds away.
-            let in_two = Clock::default().now() + chrono::TimeDelta::seconds(2);
-            let date = in_two.format("%a, %d %b %Y %H:%M:%S GMT").to_string();
-            let wanted = if form == "date" { date } else { "1".to_owned() };
+            let wanted = if name == "date" { date(agents_clock.now()) } else { "1".to_owned() };
             (StatusCode::TOO_MANY_REQUESTS, [("retry-after", wanted)], Json(json!({}))).into_response()
         })
         .await;
-        let world = World::start(&pool, &[]).await;
-        let name = format!("a{number}");
         let patient = json!({"name": name, "url": url,
             "retry_config": {"max_retries": 2, "initial_delay_ms": 100, "max_delay_ms": 1000}});
         world.service.post("/api/v1/agents", &patient).await.expect(201);
         let steps = json!({"ask": {"id": "ask", "agent_name": name, "input_mapping": {"text": "x"}}});
-        let done = world.run("ask", &steps, &json!({})).await;
+        let run_id = world.begin("ask", &steps, &json!({})).await;
+        eventually("the first attempt has failed", async || {
+            (attempts(&world.service, &run_id).await == ["ask FAILED"]).then_some(())
+        })
+        .await;
+        let done = passing(&clock, Duration::from_millis(250), world.end(run_id)).await.0;
         done.output();
         assert_eq!(done.rows.len(), 2);
-        let pause = {
-            let times = times.lock().expect("no panic");
-            times[1] - times[0]
-        };
-        assert!(pause.as_millis() >= 990, "{form}: {pause:?}");
+        let times = times.lock().expect("no panic");
+        assert!(times[1] - times[0] >= Duration::from_secs(1), "{name}: {:?}", times[1] - times[0]);
         let ids: Vec<_> = agent.calls().iter().map(|call| call.headers["idempotency-key"].clone()).collect();
         assert_ne!(ids[0], ids[1], "each attempt has its own");
     }
 }
 
-/// The run's time ends first: whoever asks for an hour does not hold the run for an hour.
+/// The run's time ends first: an agent that wants an hour does not hold the run for an hour.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_wish_for_a_long_pause_does_not_outlast_the_run(pool: PgPool) {
     let (_agent, url) = Agent::start(|_, _| {
         (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "3600")], Json(json!({}))).into_response()
     })
     .await;
-    let service =
-        crate::service::Service::start_with(crate::service::config(&pool, &[("MAX_WORKFLOW_DURATION_MS", "2000")]));
-    let _executor = crate::path::Executor::start(&service);
-    service.agent("a", &url).await;
-    let workflow = service.chain("w", &["a"]).await;
-    let run_id = service.execute(workflow["id"].as_str().expect("an id")).await;
-    let run = crate::path::ended(&service, &run_id).await;
-    assert_eq!(run["status"], "FAILED");
+    let clock = Clock::stopped();
+    let world = World::start_by(&pool, &[], &[("MAX_WORKFLOW_DURATION_MS", "60000")], clock.clone()).await;
+    world.service.agent("a", &url).await;
+    let workflow = world.service.chain("w", &["a"]).await;
+    let run_id = world.service.execute(workflow["id"].as_str().expect("an id")).await;
+    eventually("the first attempt has failed", async || {
+        (attempts(&world.service, &run_id).await == ["s0 FAILED"]).then_some(())
+    })
+    .await;
+    clock.advance(Duration::from_mins(1));
+    assert_eq!(ended(&world.service, &run_id).await["status"], "FAILED");
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]

@@ -15,7 +15,7 @@ use axum::{
 };
 use serde_json::{Value, json};
 use sqlx::PgPool;
-use workflow_api::db::migrations::MIGRATOR;
+use workflow_api::{clock::Clock, db::migrations::MIGRATOR};
 
 use crate::{
     path::{Agent, Call, Executor, ended, steps},
@@ -42,7 +42,11 @@ impl World {
     }
 
     pub async fn start_with(pool: &PgPool, agents: &[(&str, &str)], settings: &[(&str, &str)]) -> Self {
-        let service = Service::start_with(config(pool, settings));
+        Self::start_by(pool, agents, settings, Clock::adjustable()).await
+    }
+
+    pub async fn start_by(pool: &PgPool, agents: &[(&str, &str)], settings: &[(&str, &str)], clock: Clock) -> Self {
+        let service = Service::start_by(config(pool, settings), clock);
         let executor = Some(Executor::start(&service));
         for (name, url) in agents {
             let agent = json!({"name": name, "url": url,

@@ -1,6 +1,6 @@
 //! `Prefer: wait=N` and the output of a run.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
 use futures_util::future::join_all;
 use serde_json::json;
@@ -67,8 +67,14 @@ async fn a_run_that_ends_in_time_is_200_with_its_output(pool: PgPool) {
 async fn a_run_that_takes_longer_is_202_and_says_where_to_look(pool: PgPool) {
     let service = Service::start(&pool);
     let workflow_id = service.one_step_workflow().await;
-    let waiting = execute(&service, &workflow_id, &[("prefer", "wait=40")]);
-    let (answer, waited) = passing(&service.clock, Duration::from_secs(10), waiting).await;
+    let mut waiting = pin!(execute(&service, &workflow_id, &[("prefer", "wait=40")]));
+    // Until then the time limit of requests applies.
+    let run = || async { service.get("/api/v1/runs").await.expect(200)["items"].get(0).map(drop) };
+    tokio::select! {
+        _ = &mut waiting => panic!("it did not wait"),
+        () = eventually("the run is there", run) => {}
+    }
+    let (answer, waited) = passing(&service.clock, Duration::from_secs(2), waiting).await;
     assert!(waited >= Duration::from_secs(40), "{waited:?}");
     assert_eq!(answer.header("retry-after"), Some("1"));
     assert_eq!(answer.header("preference-applied"), Some("wait=40"));

@@ -1,9 +1,10 @@
-//! Steps that wait for something outside of their run: times, callbacks, other workflows. Whoever waits is parked:
-//! nobody holds the run.
+//! Steps that wait for something outside of their run: times, callbacks, other workflows. A run that only waits is
+//! parked: no executor owns it.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
 
 use axum::body::Body;
+use chrono::{DateTime, SubsecRound as _, Utc};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -16,12 +17,14 @@ use workflow_api::{
 };
 
 use crate::{
-    path::{Executor, attempts, ended},
+    path::{self, Executor, attempts, ended},
     service::{Answer, Service, eventually},
     steps::{World, agent_step, input_of, repeating},
 };
 
-/// The run is nobody's and waits.
+const MINUTE: Duration = Duration::from_mins(1);
+
+/// Waits until the run is parked.
 pub async fn parked(pool: &PgPool, run_id: &str) {
     let sql = "SELECT executor_id IS NULL AND wake_at IS NOT NULL AND parked_at IS NOT NULL AND status = 'RUNNING'
                FROM workflow_runs WHERE run_id = $1";
@@ -30,6 +33,16 @@ pub async fn parked(pool: &PgPool, run_id: &str) {
         is_parked.then_some(())
     })
     .await;
+}
+
+/// Advances the clock of the executors by a minute. The database's clock cannot be advanced: attempts under way are made
+/// a minute older, and parked runs that are due by then are made due now.
+async fn a_minute_passes(world: &World, pool: &PgPool) {
+    world.service.clock.advance(MINUTE);
+    let sql = "UPDATE step_executions SET started_at = started_at - interval '1 minute' WHERE completed_at IS NULL";
+    sqlx::query(sql).execute(pool).await.expect("done");
+    let sql = "UPDATE workflow_runs SET wake_at = least(wake_at, now()) WHERE wake_at <= $1";
+    sqlx::query(sql).bind(world.service.clock.now()).execute(pool).await.expect("done");
 }
 
 /// The addresses of the run's open callbacks, once there are so many.
@@ -60,47 +73,51 @@ fn wait(id: &str, next: Option<&str>, config: &Value) -> Value {
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
-async fn a_wait_lets_the_time_pass_that_it_says_and_holds_nobody(pool: PgPool) {
+async fn a_wait_ends_after_its_time_and_parks_the_run_meanwhile(pool: PgPool) {
     let (agent, url) = repeating().await;
-    let world = World::start(&pool, &[("a", &url)]).await;
-    let until =
-        (Clock::default().now() + chrono::TimeDelta::seconds(2)).to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
-    for (config, millis) in [
-        (json!({"duration_seconds": 0}), Some(0)),
-        (json!({"duration_seconds": 0.05}), Some(50)),
-        (json!({"duration_seconds": 1}), Some(1000)),
-        (json!({"duration_seconds": "${workflow.input.secs}"}), Some(1000)),
-        (json!({"duration": "PT${workflow.input.text}S"}), Some(1000)),
-        (json!({"duration": "PT0.7S"}), Some(700)),
-        (json!({"until": until}), None),
-        (json!({"until": "2020-02-03T09:00:00+01:00"}), None),
+    let clock = Clock::stopped();
+    let world = World::start_by(&pool, &[("a", &url)], &[], clock.clone()).await;
+    let text = |at: DateTime<Utc>| at.to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
+    let until = text(clock.now() + MINUTE);
+    for (config, time) in [
+        (json!({"until": until}), MINUTE),
+        (json!({"until": "2020-02-03T09:00:00+01:00"}), Duration::ZERO),
+        (json!({"duration_seconds": 0}), Duration::ZERO),
+        (json!({"duration_seconds": 0.05}), Duration::from_millis(50)),
+        (json!({"duration_seconds": 60}), MINUTE),
+        (json!({"duration_seconds": "${workflow.input.secs}"}), MINUTE),
+        (json!({"duration": "PT${workflow.input.text}S"}), MINUTE),
+        (json!({"duration": "PT59.7S"}), Duration::from_millis(59_700)),
     ] {
-        let before = Clock::default().now();
+        let began = clock.now();
         let steps = json!({
             "pause": wait("pause", Some("after"), &config.clone()),
             "after": agent_step("after", &json!({"until": "${pause.output.until}"}))});
-        let done = world.run("pause", &steps, &json!({"secs": 1, "text": "1"})).await;
+        let run_id = world.begin("pause", &steps, &json!({"secs": 60, "text": "60"})).await;
+        if time > Duration::from_secs(1) {
+            parked(&pool, &run_id).await;
+            assert_eq!(attempts(&world.service, &run_id).await, ["pause PENDING"], "{config}");
+            assert_eq!(world.service.get(&format!("/api/v1/runs/{run_id}")).await.expect(200)["status"], "RUNNING");
+            a_minute_passes(&world, &pool).await;
+        } else if !time.is_zero() {
+            eventually("the wait begins", async || {
+                (attempts(&world.service, &run_id).await == ["pause PENDING"]).then_some(())
+            })
+            .await;
+            clock.advance(time);
+        }
+        let done = world.end(run_id).await;
         done.output();
         assert_eq!(done.attempts(), ["pause COMPLETED", "after COMPLETED"], "{config}");
         let row = done.row("pause");
-        let at = |text: &Value| chrono::DateTime::parse_from_rfc3339(text.as_str().expect("text")).expect("an instant");
-        let until = at(&row["output_data"]["until"]);
-        if let Some(millis) = millis {
-            // The time counts from a moment before the row is written.
-            let since = until - chrono::TimeDelta::milliseconds(millis);
-            assert!(before <= since && since <= at(&row["started_at"]), "{config}: {row}");
-        } else {
-            assert_eq!(until, at(&config["until"]));
-        }
-        assert!(at(&row["completed_at"]) >= until, "{config}: {row}");
         assert_eq!(row["output_data"]["until"], row["input_data"]["until"]);
+        let at = DateTime::parse_from_rfc3339(row["output_data"]["until"].as_str().expect("text")).expect("a time");
+        match config["until"].as_str() {
+            Some(until) => assert_eq!(at, DateTime::parse_from_rfc3339(until).expect("a time")),
+            None => assert_eq!(at, (began + time).trunc_subsecs(6), "{config}"),
+        }
     }
     assert_eq!(agent.calls().len(), 8);
-    let steps = json!({"pause": wait("pause", None, &json!({"duration": "PT1H"}))});
-    let run_id = world.begin("pause", &steps, &json!({})).await;
-    parked(&pool, &run_id).await;
-    assert_eq!(attempts(&world.service, &run_id).await, ["pause PENDING"]);
-    assert_eq!(world.service.get(&format!("/api/v1/runs/{run_id}")).await.expect(200)["status"], "RUNNING");
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
@@ -339,13 +356,15 @@ async fn a_wait_until_takes_every_form_of_iso_8601_and_at_most_ten_years(pool: P
 async fn a_callback_expires_and_a_retry_asks_anew(pool: PgPool) {
     let world = World::start(&pool, &[]).await;
     let mut ask = callback("ask", None);
-    ask["timeout_seconds"] = json!(1);
+    ask["timeout_seconds"] = json!(60);
     let run_id = world.begin("ask", &json!({"ask": ask}), &json!({})).await;
     let open = callbacks(&world.service, &run_id, 1).await;
     assert!(open[0]["expires_at"].is_string());
     let path = path_of(&open[0]["url"]);
+    parked(&pool, &run_id).await;
+    a_minute_passes(&world, &pool).await;
     let failed = world.end(run_id.clone()).await;
-    assert_eq!(failed.cause(), "Step 'ask' failed: no answer within 1 s");
+    assert_eq!(failed.cause(), "Step 'ask' failed: no answer within 60 s");
     assert_eq!(world.service.post(&path, &json!({})).await.error(410)["code"], "callback_expired");
 
     world.service.post(&format!("/api/v1/runs/{run_id}/retry"), &json!({})).await.expect(202);
@@ -575,7 +594,7 @@ async fn inside_of_blocks_others_go_on_and_nothing_is_repeated_after_a_wait(pool
         "ask": callback("ask", None),
         "x2": agent_step("x2", &json!({"said": "${ask.output.said}"})),
         "y1": agent_step("y1", &json!({"item": "${loop.item}"})),
-        "nap": wait("nap", None, &json!({"duration_seconds": 1})),
+        "nap": wait("nap", None, &json!({"duration": "PT1M"})),
         "bad": agent_step("bad", &json!({"fail": true})),
         "end": agent_step("end", &json!({"all": "${each.output.iterations}"}))});
     let run_id = world.begin("each", &steps, &json!({"items": ["p", "q"]})).await;
@@ -592,6 +611,8 @@ async fn inside_of_blocks_others_go_on_and_nothing_is_repeated_after_a_wait(pool
         })
         .await;
     }
+    parked(&pool, &run_id).await;
+    a_minute_passes(&world, &pool).await;
     let done = world.end(run_id).await;
     done.output();
     let mut attempts = done.attempts();
@@ -647,23 +668,32 @@ async fn every_type_of_step_has_a_time_limit_which_goes_on_while_the_run_is_park
     ] {
         let mut step = step;
         step["id"] = json!("s");
-        step["timeout_seconds"] = json!(1);
+        step["timeout_seconds"] = json!(60);
         let mut steps = json!({"s": step.clone()});
         if rows > 1 {
             steps["nap"] = nap.clone();
             steps["other"] = other.clone();
         }
-        let failed = world.run("s", &steps, &json!({"items": [1]})).await;
-        assert_eq!(failed.cause(), "Step 's' failed: it took longer than 1 s", "{step}");
+        let run_id = world.begin("s", &steps, &json!({"items": [1]})).await;
+        if step["agent_name"].is_string() {
+            eventually("the agent is called", async || (!agent.calls().is_empty()).then_some(())).await;
+        } else {
+            parked(&pool, &run_id).await;
+        }
+        a_minute_passes(&world, &pool).await;
+        let failed = world.end(run_id).await;
+        assert_eq!(failed.cause(), "Step 's' failed: it took longer than 60 s", "{step}");
         assert_eq!(failed.rows.len(), rows, "{step}");
         assert!(failed.rows.iter().all(|row| row["status"] == "FAILED"), "{step}");
     }
     // Branches of a fork, as before; the time that the run is parked counts.
     let steps = json!({
         "s": {"id": "s", "type": "fork_join", "fork_join_config": {"join_policy": "any", "branches": {
-            "x": {"steps": ["nap"], "timeout_seconds": 1}, "y": {"steps": ["ask"]}}}},
+            "x": {"steps": ["nap"], "timeout_seconds": 60}, "y": {"steps": ["ask"]}}}},
         "nap": nap, "ask": callback("ask", None)});
     let run_id = world.begin("s", &steps, &json!({})).await;
+    parked(&pool, &run_id).await;
+    a_minute_passes(&world, &pool).await;
     eventually("the branch is over", async || {
         let rows = attempts(&world.service, &run_id).await;
         rows.contains(&"nap FAILED".to_owned()).then_some(())
@@ -872,12 +902,17 @@ async fn a_sub_workflow_is_cancelled_with_the_run_around_it_and_with_what_is_ins
     let steps = json!({
         "fork": {"id": "fork", "type": "fork_join", "fork_join_config": {"join_policy": "any", "branches": {
             "x": {"steps": ["sub"]}, "y": {"steps": ["soon"]}}}},
-        "sub": sub("sub", &long), "soon": wait("soon", None, &json!({"duration_seconds": 1}))});
-    let done = world.run("fork", &steps, &json!({})).await;
+        "sub": sub("sub", &long), "soon": wait("soon", None, &json!({"duration": "PT1M"}))});
+    let run_id = world.begin("fork", &steps, &json!({})).await;
+    parked(&pool, &run_id).await;
+    let rows = path::steps(&world.service, &run_id).await;
+    let child = rows.iter().find_map(|row| row["child_run_id"].as_str()).expect("a run").to_owned();
+    parked(&pool, &child).await;
+    a_minute_passes(&world, &pool).await;
+    let done = world.end(run_id).await;
     done.output();
     assert_eq!(done.row("sub")["status"], "SKIPPED");
     assert_eq!(nested("CANCELLED").await, 3);
-    let child = done.row("sub")["child_run_id"].as_str().expect("a run").to_owned();
     let log = world.service.get(&format!("/api/v1/runs/{child}/logs?page_size=100")).await.expect(200);
     let kinds: Vec<&str> =
         log["items"].as_array().expect("items").iter().map(|item| item["kind"].as_str().expect("text")).collect();
