@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Maximum length of a chain of keys that create each other.
-const MAX_LINE: usize = 16;
+const MAX_ANCESTORS: usize = 16;
 /// A key with less remaining validity is not counted as an admin key: the last one would expire unnoticed.
 const ADMIN_KEY_MIN_VALIDITY: TimeDelta = TimeDelta::days(1);
 
@@ -50,7 +50,7 @@ pub enum ApiKeyError {
     #[error("the parent key is revoked")]
     ParentRevoked,
     /// The chain of keys would be too long.
-    #[error("a chain of API keys has at most {MAX_LINE} keys")]
+    #[error("a chain of API keys has at most {MAX_ANCESTORS} keys")]
     ChainTooLong,
     /// No administrator could authenticate any more.
     #[error("it is the last admin key")]
@@ -90,12 +90,12 @@ async fn insert(
 ) -> Result<ApiKeyRow, ApiKeyError> {
     let parents = match parent_id {
         None => Vec::new(),
-        Some(id) => db::api_keys::line(transaction, id).await?,
+        Some(id) => db::api_keys::ancestors(transaction, id).await?,
     };
     if parents.iter().any(|(_, is_revoked)| *is_revoked) {
         return Err(ApiKeyError::ParentRevoked);
     }
-    if parents.len() >= MAX_LINE {
+    if parents.len() >= MAX_ANCESTORS {
         return Err(ApiKeyError::ChainTooLong);
     }
     let parents: Vec<Uuid> = parents.into_iter().map(|(id, _)| id).collect();

@@ -140,13 +140,13 @@ pub async fn insert(conn: &mut PgConnection, row: &ApiKeyRow, hash: &[u8; 32]) -
 
 /// Ancestors of a key: the key itself, the key that created it, and so on; each with whether it is revoked. Requires
 /// [`lock_to_add`].
-pub async fn line(conn: &mut PgConnection, id: Uuid) -> Result<Vec<(Uuid, bool)>, Error> {
-    let sql = "WITH RECURSIVE line AS (
-                   SELECT id, parent_id, revoked_at, 0 AS place FROM api_keys WHERE id = $1
+pub async fn ancestors(conn: &mut PgConnection, id: Uuid) -> Result<Vec<(Uuid, bool)>, Error> {
+    let sql = "WITH RECURSIVE ancestor AS (
+                   SELECT id, parent_id, revoked_at, 0 AS distance FROM api_keys WHERE id = $1
                    UNION ALL
-                   SELECT k.id, k.parent_id, k.revoked_at, place + 1 FROM api_keys k JOIN line ON k.id = line.parent_id
+                   SELECT k.id, k.parent_id, k.revoked_at, distance + 1 FROM api_keys k JOIN ancestor ON k.id = ancestor.parent_id
                )
-               SELECT id, revoked_at IS NOT NULL FROM line ORDER BY place";
+               SELECT id, revoked_at IS NOT NULL FROM ancestor ORDER BY distance";
     Ok(sqlx::query_as(sql).bind(id).fetch_all(conn).await?)
 }
 
@@ -160,12 +160,13 @@ pub async fn revoke(
     at: Timestamp,
 ) -> Result<Vec<ApiKeyRow>, Error> {
     let sql = format!(
-        "WITH RECURSIVE line (of) AS (
+        "WITH RECURSIVE descendant (id) AS (
              SELECT id FROM api_keys WHERE id = $1 AND organization_id = $4
              UNION
-             SELECT id FROM api_keys JOIN line ON parent_id = of
+             SELECT k.id FROM api_keys k JOIN descendant ON k.parent_id = descendant.id
          )
-         UPDATE api_keys SET revoked_at = $2, revoked_by = $3 FROM line WHERE id = of AND revoked_at IS NULL
+         UPDATE api_keys SET revoked_at = $2, revoked_by = $3
+         WHERE id IN (SELECT id FROM descendant) AND revoked_at IS NULL
          RETURNING {COLUMNS}"
     );
     Ok(sqlx::query_as(AssertSqlSafe(sql))

@@ -230,7 +230,7 @@ pub async fn take(db: impl PgExecutor<'_>, limit: i64) -> Result<Vec<Due>, Error
             SELECT id FROM dead_letters WHERE redrive_at <= now() ORDER BY redrive_at LIMIT $1 FOR UPDATE SKIP LOCKED
         ), due AS (
             SELECT id, bool_or(is_copy) AS is_copy, bool_or(NOT is_copy) AS is_redrive
-            FROM (SELECT id, true AS is_copy FROM copying UNION ALL SELECT id, false FROM redriving) AS either GROUP BY id
+            FROM (SELECT id, true AS is_copy FROM copying UNION ALL SELECT id, false FROM redriving) AS selected GROUP BY id
         )
         UPDATE dead_letters l
         SET copy_at = CASE WHEN is_copy THEN now() + make_interval(secs => $2) ELSE copy_at END,

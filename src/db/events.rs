@@ -57,14 +57,14 @@ pub fn order(ascending: bool) -> Order {
 pub async fn number(pool: &Pool, run_id: &str) -> Result<(), Error> {
     // Rows are locked in one order to avoid a deadlock.
     let sql = "
-        WITH fresh AS MATERIALIZED (
+        WITH unnumbered AS MATERIALIZED (
             SELECT ctid AS location, id FROM run_events WHERE run_id = $1 AND seq IS NULL ORDER BY id FOR UPDATE
-        ), placed AS (
+        ), numbered AS (
             SELECT location, row_number() OVER (ORDER BY id)
-                + coalesce((SELECT max(seq) FROM run_events WHERE run_id = $1), 0) AS place
-            FROM fresh
+                + coalesce((SELECT max(seq) FROM run_events WHERE run_id = $1), 0) AS number
+            FROM unnumbered
         )
-        UPDATE run_events e SET seq = place FROM placed WHERE e.ctid = location AND e.run_id = $1";
+        UPDATE run_events e SET seq = number FROM numbered WHERE e.ctid = location AND e.run_id = $1";
     loop {
         match sqlx::query(sql).bind(run_id).execute(pool).await.map_err(Error::from) {
             Err(Error::Conflict { .. }) => {}
@@ -149,10 +149,10 @@ pub async fn progress(db: impl PgExecutor<'_>, run_ids: &[String]) -> Result<Vec
         progress: Progress,
     }
     let sql = "
-        SELECT asked.run_id, coalesce(status IN ('COMPLETED', 'FAILED', 'CANCELLED'), true) AS has_ended,
-            (SELECT max(seq) FROM run_events e WHERE e.run_id = asked.run_id) AS last,
-            (SELECT count(*) FROM run_events e WHERE e.run_id = asked.run_id AND seq IS NULL) AS unnumbered
-        FROM unnest($1::text[]) AS asked (run_id) LEFT JOIN workflow_runs r ON r.run_id = asked.run_id";
+        SELECT given.run_id, coalesce(status IN ('COMPLETED', 'FAILED', 'CANCELLED'), true) AS has_ended,
+            (SELECT max(seq) FROM run_events e WHERE e.run_id = given.run_id) AS last,
+            (SELECT count(*) FROM run_events e WHERE e.run_id = given.run_id AND seq IS NULL) AS unnumbered
+        FROM unnest($1::text[]) AS given (run_id) LEFT JOIN workflow_runs r ON r.run_id = given.run_id";
     let rows: Vec<Row> = sqlx::query_as(sql).bind(run_ids).fetch_all(db).await?;
     Ok(rows.into_iter().map(|row| (row.run_id, row.progress)).collect())
 }

@@ -24,7 +24,7 @@ use super::Error;
 
 /// Makes a statement write its own entries to the runs' logs instead of the triggers. The changes depend on rows that
 /// are read together with this one, so this comes first.
-const RECORDS_ITSELF: &str = "own AS MATERIALIZED (SELECT set_config('workflow_api.records', 'itself', true))";
+const RECORDS_ITSELF: &str = "session AS MATERIALIZED (SELECT set_config('workflow_api.records', 'itself', true))";
 
 /// Error of an attempt whose executor died or stopped.
 const INTERRUPTED: &str = "interrupted: the executor stopped while the step ran";

@@ -122,8 +122,8 @@ pub async fn release(
     run_ids: &[String],
     event_ids: &[Uuid],
 ) -> Result<(), Error> {
-    let sql = "UPDATE outbox o SET owner = NULL FROM unnest($2::text[], $3::uuid[]) AS back (run_id, event_id)
-               WHERE o.run_id = back.run_id AND o.event_id = back.event_id AND o.owner = $1";
+    let sql = "UPDATE outbox o SET owner = NULL FROM unnest($2::text[], $3::uuid[]) AS released (run_id, event_id)
+               WHERE o.run_id = released.run_id AND o.event_id = released.event_id AND o.owner = $1";
     sqlx::query(sql).bind(owner).bind(run_ids).bind(event_ids).execute(db).await?;
     Ok(())
 }

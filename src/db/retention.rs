@@ -236,22 +236,22 @@ impl FromRow<'_, PgRow> for Member {
 /// not ended are left out. The runs of a family follow each other, inner runs before outer ones.
 pub async fn families(pool: &Pool, run_ids: &[String]) -> Result<Vec<Member>, Error> {
     let sql = format!(
-        "WITH RECURSIVE up AS (
+        "WITH RECURSIVE ancestor AS (
              SELECT run_id, parent_run_id FROM workflow_runs WHERE run_id = ANY ($1)
-             UNION SELECT r.run_id, r.parent_run_id FROM up JOIN workflow_runs r ON r.run_id = up.parent_run_id
-         ), down AS (
+             UNION SELECT r.run_id, r.parent_run_id FROM ancestor JOIN workflow_runs r ON r.run_id = ancestor.parent_run_id
+         ), member AS (
              SELECT r.run_id AS root_run_id, r.run_id, 0 AS depth
-             FROM up JOIN workflow_runs r ON r.run_id = up.run_id
-             WHERE r.{HAS_ENDED} AND NOT EXISTS (SELECT FROM workflow_runs p WHERE p.run_id = up.parent_run_id)
+             FROM ancestor JOIN workflow_runs r ON r.run_id = ancestor.run_id
+             WHERE r.{HAS_ENDED} AND NOT EXISTS (SELECT FROM workflow_runs p WHERE p.run_id = ancestor.parent_run_id)
              UNION ALL
-             SELECT down.root_run_id, r.run_id, depth + 1 FROM down JOIN workflow_runs r ON r.parent_run_id = down.run_id
+             SELECT member.root_run_id, r.run_id, depth + 1 FROM member JOIN workflow_runs r ON r.parent_run_id = member.run_id
          )
-         SELECT down.root_run_id, r.run_id, r.organization_id AS organization, r.workflow_name AS workflow,
+         SELECT member.root_run_id, r.run_id, r.organization_id AS organization, r.workflow_name AS workflow,
              coalesce(greatest(r.completed_at, r.cancelled_at), r.updated_at) AS ended_at, r.status,
              r.kept_until AT TIME ZONE 'UTC' AS kept_until, r.xmin::text AS stamp,
              (SELECT count(*) FROM step_executions s WHERE s.run_id = r.run_id) AS steps
-         FROM down JOIN workflow_runs r ON r.run_id = down.run_id
-         ORDER BY down.root_run_id, depth DESC, r.run_id LIMIT $2"
+         FROM member JOIN workflow_runs r ON r.run_id = member.run_id
+         ORDER BY member.root_run_id, depth DESC, r.run_id LIMIT $2"
     );
     let mut transaction = begin_by_index(pool).await?;
     let rows = sqlx::query_as(AssertSqlSafe(sql)).bind(run_ids).bind(MAX_FAMILY + 1).fetch_all(&mut *transaction).await;

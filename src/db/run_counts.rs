@@ -94,7 +94,7 @@ pub async fn fold(pool: &Pool, most: i64) -> Result<Fold, Error> {
     let sql = "
         WITH last AS MATERIALIZED (
             SELECT id, next_xid, open_xids FROM run_count_folds ORDER BY id DESC LIMIT 1
-        ), fresh AS MATERIALIZED (
+        ), unfolded AS MATERIALIZED (
             SELECT c.ctid AS location, c.xid FROM run_count_changes c
             WHERE c.xid >= (SELECT next_xid FROM last) AND c.xid <= '18446744073709551615'
             ORDER BY c.xid LIMIT $1
@@ -103,10 +103,10 @@ pub async fn fold(pool: &Pool, most: i64) -> Result<Fold, Error> {
             -- read, or of that one if it is the only one.
             SELECT CASE WHEN count(*) < $1 THEN pg_snapshot_xmax(pg_current_snapshot())
                 WHEN min(xid) < max(xid) THEN max(xid)
-                ELSE coalesce((SELECT min(c.xid) FROM run_count_changes c WHERE c.xid > (SELECT max(xid) FROM fresh)),
+                ELSE coalesce((SELECT min(c.xid) FROM run_count_changes c WHERE c.xid > (SELECT max(xid) FROM unfolded)),
                     pg_snapshot_xmax(pg_current_snapshot())) END AS next_xid,
                 count(*) = $1 AS is_cut
-            FROM fresh
+            FROM unfolded
         ), taken AS (
             DELETE FROM run_count_changes
             WHERE ctid = ANY (ARRAY(
@@ -119,18 +119,18 @@ pub async fn fold(pool: &Pool, most: i64) -> Result<Fold, Error> {
         ), changed AS MATERIALIZED (
             SELECT organization_id, workflow_id, workflow_name, status, sum(runs)::bigint AS runs FROM taken
             GROUP BY 1, 2, 3, 4 HAVING sum(runs) <> 0
-        ), of_workflows AS (
+        ), by_workflow AS (
             INSERT INTO run_counts_folded AS folded (organization_id, workflow_id, workflow_name, status, runs)
             SELECT * FROM changed
             ON CONFLICT (organization_id, workflow_id, workflow_name, status)
                 DO UPDATE SET runs = folded.runs + excluded.runs
-        ), of_all AS (
+        ), totals AS (
             INSERT INTO run_totals_folded AS folded (organization_id, status, runs)
             SELECT organization_id, status, sum(runs)::bigint FROM changed GROUP BY 1, 2
             ON CONFLICT (organization_id, status) DO UPDATE SET runs = folded.runs + excluded.runs
-        ), forgotten AS (
+        ), deleted AS (
             DELETE FROM run_count_folds WHERE id <= (SELECT id FROM last)
-        ), noted AS (
+        ), recorded AS (
             INSERT INTO run_count_folds (next_xid, open_xids)
             SELECT next_xid, ARRAY(SELECT xid FROM pg_snapshot_xip(pg_current_snapshot()) AS open (xid)
                 WHERE xid < next_xid)

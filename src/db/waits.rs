@@ -33,7 +33,7 @@ pub async fn prepare_callback(
     }
     // A separate statement sees the token that another branch has created during the wait for the lock.
     let sql = "
-        WITH known AS MATERIALIZED (
+        WITH existing AS MATERIALIZED (
             -- A token of an ended attempt is reused unless it was answered. An early answer is reused only for the
             -- same approval: another role may be required now.
             SELECT w.id, w.token FROM step_waits w
@@ -41,15 +41,16 @@ pub async fn prepare_callback(
                 AND (attempt_id IS NULL OR (answered_at IS NULL AND coalesce(due_at > now(), true)))
                 AND (answered_at IS NULL OR approval IS NOT DISTINCT FROM $6)
             ORDER BY created_at DESC LIMIT 1 FOR NO KEY UPDATE OF w
-        ), asked AS (
-            UPDATE step_waits w SET approval = $6 FROM known WHERE w.id = known.id AND w.approval IS DISTINCT FROM $6
-        ), made AS (
+        ), updated AS (
+            UPDATE step_waits w SET approval = $6 FROM existing
+            WHERE w.id = existing.id AND w.approval IS DISTINCT FROM $6
+        ), created AS (
             INSERT INTO step_waits (run_id, place, step_id, token, token_hash, approval)
-            SELECT $1, $2, $3, $4, $5, $6 WHERE NOT EXISTS (SELECT 1 FROM known)
+            SELECT $1, $2, $3, $4, $5, $6 WHERE NOT EXISTS (SELECT 1 FROM existing)
             ON CONFLICT DO NOTHING
             RETURNING token
         )
-        SELECT token FROM known UNION ALL SELECT token FROM made";
+        SELECT token FROM existing UNION ALL SELECT token FROM created";
     let token = sqlx::query_scalar(sql)
         .bind(run_id)
         .bind(path)
@@ -102,9 +103,9 @@ pub async fn begin(
     due_at: Option<DateTime<Utc>>,
 ) -> Result<Option<bool>, Error> {
     let sql = "
-        WITH own AS MATERIALIZED (SELECT set_config('workflow_api.records', 'itself', true)),
+        WITH session AS MATERIALIZED (SELECT set_config('workflow_api.records', 'itself', true)),
         held AS MATERIALIZED (
-            SELECT r.* FROM own, workflow_runs r
+            SELECT r.* FROM session, workflow_runs r
             WHERE run_id = $1 AND lease_token = $2 AND status = 'RUNNING' FOR NO KEY UPDATE OF r
         ), begun AS (
             INSERT INTO step_executions (id, run_id, step_id, step_name, agent_name, status, input_data, started_at,
@@ -112,7 +113,7 @@ pub async fn begin(
             SELECT $3, run_id, $4, $5, '', 'PENDING', $6, clock_timestamp() AT TIME ZONE 'UTC', $7, $8, $9, $10 FROM held
             ON CONFLICT (id) DO NOTHING
             RETURNING run_id
-        ), called_back AS (
+        ), attached AS (
             UPDATE step_waits w SET attempt_id = $3, due_at = $12
             FROM begun WHERE w.run_id = begun.run_id AND w.token = $13
             RETURNING answered_at
@@ -132,7 +133,7 @@ pub async fn begin(
             SELECT run_id, 'attempt.waiting', $4, $3, $14 FROM begun
         )
         -- After a repeated call, an event may have come in between.
-        SELECT NOT EXISTS (SELECT 1 FROM begun) OR EXISTS (SELECT 1 FROM called_back WHERE answered_at IS NOT NULL)
+        SELECT NOT EXISTS (SELECT 1 FROM begun) OR EXISTS (SELECT 1 FROM attached WHERE answered_at IS NOT NULL)
         FROM held";
     let nested = step.nested.as_ref();
     let token = if let WaitCondition::Callback { token } = awaited { Some(token) } else { None };
@@ -172,12 +173,14 @@ pub struct Family {
 /// Counts a sub-run that this run is about to begin. `None` if this run does not exist.
 pub async fn count_sub_run(db: impl PgExecutor<'_>, run_id: &str) -> Result<Option<Family>, Error> {
     let sql = "
-        WITH RECURSIVE up AS (
+        WITH RECURSIVE ancestor AS (
             SELECT run_id, parent_run_id FROM workflow_runs WHERE run_id = $1
-            UNION ALL SELECT r.run_id, r.parent_run_id FROM up JOIN workflow_runs r ON r.run_id = up.parent_run_id
+            UNION ALL
+            SELECT r.run_id, r.parent_run_id FROM ancestor JOIN workflow_runs r ON r.run_id = ancestor.parent_run_id
         ), counted AS (
             INSERT INTO sub_run_counts AS c (root_run_id, begun)
-            SELECT run_id, 1 FROM up WHERE NOT EXISTS (SELECT FROM workflow_runs r WHERE r.run_id = up.parent_run_id)
+            SELECT run_id, 1 FROM ancestor
+            WHERE NOT EXISTS (SELECT FROM workflow_runs r WHERE r.run_id = ancestor.parent_run_id)
             ON CONFLICT (root_run_id) DO UPDATE SET begun = c.begun + 1
             RETURNING begun
         )

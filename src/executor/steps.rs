@@ -115,7 +115,7 @@ pub(super) struct Run {
     calls: Calls,
     /// Steps under way that must end before a pause.
     leaves: Calls,
-    rest: Activity,
+    activity: Activity,
     waits: Waits,
     /// Statements under way that begin a wait; they continue when their step is abandoned.
     begins: TaskTracker,
@@ -135,7 +135,7 @@ impl Run {
         let memory = executor.memory.of(&organization);
         let budget = Budget::new(executor.run_budget, earlier.rows(), earlier.bytes(), memory.hold(0));
         let has_callbacks = plan.steps.iter().any(|step| step.kind == StepKind::Callback);
-        let rest = Activity::new(executor.clock.clone());
+        let activity = Activity::new(executor.clock.clone());
         Self {
             executor,
             run_id,
@@ -155,7 +155,7 @@ impl Run {
             statements: Semaphore::new(MAX_CONCURRENT_STATEMENTS),
             calls: Calls::default(),
             leaves: Calls::default(),
-            rest,
+            activity,
             waits: Waits::default(),
             begins,
             has_callbacks,
@@ -302,7 +302,7 @@ impl Run {
 
     /// The result of the work, unless it takes longer.
     async fn limited<T>(&self, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
-        let _due = self.rest.due(activity::later(self.executor.clock.now(), limit));
+        let _due = self.activity.due(activity::later(self.executor.clock.now(), limit));
         if let Some(result) = self.executor.clock.timeout(limit, work).await {
             return Some(result);
         }

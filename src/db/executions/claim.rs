@@ -51,7 +51,7 @@ pub async fn claim(db: impl PgExecutor<'_>, executor_id: Uuid, batch: &ClaimBatc
     let sql = format!(
         "
         WITH {RECORDS_ITSELF}, request AS MATERIALIZED (
-            SELECT m.* FROM own, unnest($2::text[], $3::uuid[], $4::uuid[], $5::text[], $6::text[], $7::text[], $8::text[],
+            SELECT m.* FROM session, unnest($2::text[], $3::uuid[], $4::uuid[], $5::text[], $6::text[], $7::text[], $8::text[],
                 $9::text[], $10::timestamptz[], $11::text[])
                 AS m (run_id, lease_token, event_id, workflow_id, workflow_name, plan, input, correlation_id, sent_at,
                     traceparent)

@@ -8,19 +8,20 @@ use super::{Limits, TakenOver};
 use crate::db::Error;
 
 /// Maximum number of runs that one statement makes due.
-const MAX_CALLED: usize = 1000;
+const MAX_WOKEN: usize = 1000;
 
 /// Condition of a run that may be taken.
-const UNHELD: &str = "r.paused_at IS NULL AND r.executor_id IS NULL AND r.status IN ('PENDING', 'RUNNING')";
+const CLAIMABLE: &str = "r.paused_at IS NULL AND r.executor_id IS NULL AND r.status IN ('PENDING', 'RUNNING')";
 
-/// Parked runs with a pending event; those of them that are [`UNHELD`] may be taken.
-const CALLED: &str =
+/// Parked runs with a pending event; those of them that are [`CLAIMABLE`] may be taken.
+const WOKEN: &str =
     "SELECT r.run_id FROM run_wakes w JOIN workflow_runs r ON r.run_id = w.run_id WHERE r.wake_at IS NOT NULL";
 
 /// Whether there is a run for [`wake`].
 pub async fn is_any_awake(db: impl PgExecutor<'_>) -> Result<bool, Error> {
     let sql = format!(
-        "SELECT EXISTS (SELECT FROM workflow_runs r WHERE wake_at <= now() AND {UNHELD}) OR EXISTS ({CALLED} AND {UNHELD})"
+        "SELECT EXISTS (SELECT FROM workflow_runs r WHERE wake_at <= now() AND {CLAIMABLE})
+             OR EXISTS ({WOKEN} AND {CLAIMABLE})"
     );
     Ok(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(db).await?)
 }
@@ -35,35 +36,36 @@ pub async fn wake(
 ) -> Result<Vec<TakenOver>, Error> {
     // An event makes its parked run due. The rows of `run_wakes` have no other purpose.
     let sql = format!(
-        "WITH called AS MATERIALIZED (
+        "WITH woken AS MATERIALIZED (
             SELECT run_id FROM workflow_runs
-            WHERE run_id IN ({CALLED} AND {UNHELD} LIMIT {MAX_CALLED}) AND wake_at IS NOT NULL
+            WHERE run_id IN ({WOKEN} AND {CLAIMABLE} LIMIT {MAX_WOKEN}) AND wake_at IS NOT NULL
             FOR NO KEY UPDATE SKIP LOCKED
-        ), forgotten AS (
-            DELETE FROM run_wakes w USING called WHERE w.run_id = called.run_id
+        ), deleted AS (
+            DELETE FROM run_wakes w USING woken WHERE w.run_id = woken.run_id
         )
-        UPDATE workflow_runs r SET wake_at = least(wake_at, now()) FROM called WHERE r.run_id = called.run_id"
+        UPDATE workflow_runs r SET wake_at = least(wake_at, now()) FROM woken WHERE r.run_id = woken.run_id"
     );
     sqlx::query(AssertSqlSafe(sql)).execute(&mut *conn).await?;
     let sql = format!(
         "
-        WITH RECURSIVE line AS (
+        WITH RECURSIVE queue AS (
             -- Workflows and priorities of the parked runs, each found by the index alone.
             (SELECT organization_id, workflow_id, priority FROM workflow_runs
              WHERE wake_at IS NOT NULL AND paused_at IS NULL
              ORDER BY organization_id, workflow_id, priority LIMIT 1)
-            UNION ALL SELECT next.* FROM line CROSS JOIN LATERAL (
+            UNION ALL SELECT next.* FROM queue CROSS JOIN LATERAL (
                 SELECT organization_id, workflow_id, priority FROM workflow_runs r
                 WHERE wake_at IS NOT NULL AND paused_at IS NULL
-                    AND (r.organization_id, r.workflow_id, r.priority) > (line.organization_id, line.workflow_id, line.priority)
+                    AND (r.organization_id, r.workflow_id, r.priority)
+                        > (queue.organization_id, queue.workflow_id, queue.priority)
                 ORDER BY organization_id, workflow_id, priority LIMIT 1) AS next
         ), awake AS MATERIALIZED (
-            -- The candidates per line are limited, so that the cost does not depend on the number of waiting runs.
+            -- The candidates per queue are limited, so that the cost does not depend on the number of waiting runs.
             -- Other processes take some of them at the same time.
-            SELECT due.run_id, line.*, due.wake_at FROM line CROSS JOIN LATERAL (
+            SELECT due.run_id, queue.*, due.wake_at FROM queue CROSS JOIN LATERAL (
                 SELECT run_id, wake_at FROM workflow_runs r
-                WHERE r.organization_id = line.organization_id AND r.workflow_id = line.workflow_id
-                    AND r.priority = line.priority AND wake_at <= now() AND {UNHELD}
+                WHERE r.organization_id = queue.organization_id AND r.workflow_id = queue.workflow_id
+                    AND r.priority = queue.priority AND wake_at <= now() AND {CLAIMABLE}
                 ORDER BY r.wake_at LIMIT 4 * $2) AS due
         ), turn AS (
             -- Organisations in turn, and within each its workflows. The first one is random: when slots become free one
@@ -80,7 +82,7 @@ pub async fn wake(
             WHERE turn <= coalesce(most, $5)
             ORDER BY turn LIMIT 4 * $2
         ), taken AS (
-            SELECT r.run_id FROM workflow_runs r JOIN turn USING (run_id) WHERE wake_at IS NOT NULL AND {UNHELD}
+            SELECT r.run_id FROM workflow_runs r JOIN turn USING (run_id) WHERE wake_at IS NOT NULL AND {CLAIMABLE}
             ORDER BY turn.turn LIMIT $2 FOR NO KEY UPDATE OF r SKIP LOCKED
         )
         UPDATE workflow_runs r

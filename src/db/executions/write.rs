@@ -23,24 +23,24 @@ fn write_sql(locked: Locked, has_updates: bool) -> String {
     // `IS TRUE` hides the conditions on a status from the status index. That index changes with every statement, so it
     // is full of dead entries and its statistics are always wrong. Rows are found by their keys.
     let skip = if locked == Locked::Skip { "SKIP LOCKED" } else { "" };
-    let (told_column, told_name, told) = if has_updates {
-        let told = ", told AS (
+    let (updates_parameter, updates_column, insert_updates) = if has_updates {
+        let insert_updates = ", outgoing AS (
             INSERT INTO monitoring_outbox (id, owner, updates)
             SELECT $23, $24, array_agg(updates ORDER BY run_id, nth) FROM held WHERE updates IS NOT NULL HAVING count(*) > 0
             ON CONFLICT (id) DO NOTHING
         )";
-        (", $22::text[]", ", updates", told)
+        (", $22::text[]", ", updates", insert_updates)
     } else {
         ("", "", "")
     };
     format!(
         "WITH {RECORDS_ITSELF}, change AS MATERIALIZED (
-            SELECT c.* FROM own, unnest($1::text[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
+            SELECT c.* FROM session, unnest($1::text[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
                 $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[],
-                $16::text[], $17::text[], $18::float8[], $19::float8[], $20::int[], $21::text[]{told_column})
+                $16::text[], $17::text[], $18::float8[], $19::float8[], $20::int[], $21::text[]{updates_parameter})
                 AS c (run_id, lease_token, ended_id, ended_status, output, step_error, begun_id, step_id, step_name,
                     agent_name, input, parent_step_id, branch_name, join_policy, place, run_status, run_error,
-                    nth, call_ms, http_status, call_fault{told_name})
+                    nth, call_ms, http_status, call_fault{updates_column})
         ), held AS MATERIALIZED (
             SELECT c.*, r.organization_id FROM change c
             JOIN workflow_runs r ON r.run_id = c.run_id AND r.lease_token = c.lease_token
@@ -101,7 +101,7 @@ fn write_sql(locked: Locked, has_updates: bool) -> String {
                 UNION ALL SELECT nth, 5, run_id, 'run.' || lower(status), NULL, NULL, NULL, NULL, NULL, error_message
                     FROM finished
             ) AS event (nth, part, run_id, kind, step_id, id, agent_name, http_status, ms, detail) ORDER BY nth, part
-        ){told}
+        ){insert_updates}
         SELECT run_id, agent_name, (SELECT a.xmin::text::int8 FROM agents a
             WHERE agent_name <> '' AND a.name = agent_name AND a.organization_id = held.organization_id) AS agent_version
         FROM held"

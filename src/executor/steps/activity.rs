@@ -63,7 +63,7 @@ impl Activity {
         let number = deadlines.count;
         deadlines.count += 1;
         deadlines.by_number.insert(number, at);
-        Due { rest: self, number }
+        Due { activity: self, number }
     }
 
     /// Waits until no branch is busy and no deadline is near. Returns the next deadline, if there is one.
@@ -129,13 +129,13 @@ impl Drop for Idle<'_> {
 
 /// Guard of a deadline; see [`Activity::due`].
 pub(super) struct Due<'a> {
-    rest: &'a Activity,
+    activity: &'a Activity,
     number: u64,
 }
 
 impl Drop for Due<'_> {
     fn drop(&mut self) {
-        self.rest.deadlines().by_number.remove(&self.number);
+        self.activity.deadlines().by_number.remove(&self.number);
     }
 }
 
@@ -148,40 +148,40 @@ mod tests {
     #[tokio::test]
     async fn a_run_is_idle_when_no_branch_of_it_is_busy() {
         let clock = Clock::stopped();
-        let rest = Activity::new(clock.clone());
-        let mut reached = std::pin::pin!(rest.reached());
-        let block = rest.idle();
-        let (first, second) = (rest.begin(), rest.begin());
-        let waiting = rest.idle();
+        let activity = Activity::new(clock.clone());
+        let mut reached = std::pin::pin!(activity.reached());
+        let block = activity.idle();
+        let (first, second) = (activity.begin(), activity.begin());
+        let waiting = activity.idle();
         assert!(poll!(&mut reached).is_pending());
         drop(second);
         let far = later(clock.now(), Duration::from_mins(1));
-        let due = rest.due(far);
-        let _farther = rest.due(later(clock.now(), Duration::from_hours(1)));
-        assert_eq!(rest.reached().await, Some(far));
+        let due = activity.due(far);
+        let _farther = activity.due(later(clock.now(), Duration::from_hours(1)));
+        assert_eq!(activity.reached().await, Some(far));
         drop(due);
-        assert!(rest.reached().await > Some(far));
+        assert!(activity.reached().await > Some(far));
         drop((waiting, first, block));
-        assert!(poll!(std::pin::pin!(rest.reached())).is_pending(), "the main chain goes on");
+        assert!(poll!(std::pin::pin!(activity.reached())).is_pending(), "the main chain goes on");
     }
 
     #[tokio::test]
     async fn a_run_is_not_parked_for_what_is_due_soon() {
         let clock = Clock::stopped();
-        let rest = Activity::new(clock.clone());
-        let _idle = rest.idle();
+        let activity = Activity::new(clock.clone());
+        let _idle = activity.idle();
         let at = later(clock.now(), WORTH_PARKING);
-        let _due = rest.due(at);
-        assert_eq!(rest.reached().await, Some(at));
+        let _due = activity.due(at);
+        assert_eq!(activity.reached().await, Some(at));
         clock.advance(Duration::from_millis(1));
-        assert!(poll!(std::pin::pin!(rest.reached())).is_pending());
+        assert!(poll!(std::pin::pin!(activity.reached())).is_pending());
     }
 
     #[tokio::test]
     async fn a_sleep_lasts_for_days() {
         let clock = Clock::stopped();
-        let rest = Activity::new(clock.clone());
-        let mut sleep = std::pin::pin!(rest.sleep_until(later(clock.now(), Duration::from_hours(72))));
+        let activity = Activity::new(clock.clone());
+        let mut sleep = std::pin::pin!(activity.sleep_until(later(clock.now(), Duration::from_hours(72))));
         for _ in 0..3 {
             assert!(poll!(&mut sleep).is_pending());
             clock.advance(Duration::from_hours(24));

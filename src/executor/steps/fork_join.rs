@@ -46,7 +46,7 @@ impl Run {
         let mut outputs: Vec<Option<Box<RawValue>>> = vec![None; total];
         let (mut succeeded, mut failed) = (0, Vec::new());
         let mut held = self.budget.hold();
-        let mut group = Group::new(branches, None, &self.slots, &self.rest);
+        let mut group = Group::new(branches, None, &self.slots, &self.activity);
         while let Some((index, result)) = group.next().await {
             match result {
                 Ok(output) => {

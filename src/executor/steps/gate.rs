@@ -40,7 +40,7 @@ impl Run {
     /// Waits until all branches of the run only wait for something external. Returns the next due time, if there is
     /// one.
     pub(in crate::executor) async fn waits_only(&self) -> Option<DateTime<Utc>> {
-        self.rest.reached().await
+        self.activity.reached().await
     }
 
     /// Waits for the process's soft stop and then until no call is under way.

@@ -14,7 +14,7 @@ pub(super) struct Group<'a, T> {
     under_way: FuturesUnordered<BoxFuture<'a, T>>,
     limit: usize,
     slots: &'a Semaphore,
-    rest: &'a Activity,
+    activity: &'a Activity,
     /// The block itself only waits for its branches.
     _idle: Idle<'a>,
 }
@@ -26,12 +26,12 @@ impl<'a, T: 'a> Group<'a, T> {
         branches: impl Iterator<Item = F> + Send + 'a,
         limit: Option<i64>,
         slots: &'a Semaphore,
-        rest: &'a Activity,
+        activity: &'a Activity,
     ) -> Self {
         let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX).max(1));
         let waiting: Box<dyn Iterator<Item = BoxFuture<'a, T>> + Send + 'a> = Box::new(branches.map(FutureExt::boxed));
         let (waiting, under_way) = (waiting.peekable(), FuturesUnordered::new());
-        Self { waiting, under_way, limit, slots, rest, _idle: rest.idle() }
+        Self { waiting, under_way, limit, slots, activity, _idle: activity.idle() }
     }
 
     /// The result of the next branch that ends; `None` if there is no other.
@@ -44,7 +44,7 @@ impl<'a, T: 'a> Group<'a, T> {
                 Some(slot)
             };
             if let Some(branch) = self.waiting.next() {
-                let busy = self.rest.begin();
+                let busy = self.activity.begin();
                 self.under_way.push(branch.inspect(move |_| drop((slot, busy))).boxed());
             }
         }
@@ -76,8 +76,8 @@ mod tests {
                 number
             }
         });
-        let rest = Activity::new(Clock::default());
-        let mut group = Group::new(branches, limit, &slots, &rest);
+        let activity = Activity::new(Clock::default());
+        let mut group = Group::new(branches, limit, &slots, &activity);
         let mut ended = Vec::new();
         while let Some(number) = group.next().await {
             ended.push(number);

@@ -49,7 +49,7 @@ impl Run {
             (index, self.sequence(&config.loop_body, &mut frame).await)
         });
         let at_a_time = if is_sequential { Some(1) } else { config.max_parallelism };
-        let mut group = Group::new(branches, at_a_time, &self.slots, &self.rest);
+        let mut group = Group::new(branches, at_a_time, &self.slots, &self.activity);
         let mut results = Results { outputs: vec![None; total], bytes: 0, failed: Vec::new() };
         let mut held = self.budget.hold();
         while let Some((index, result)) = group.next().await {

@@ -26,7 +26,7 @@ impl Run {
         });
         let mut results: Vec<Result<Box<RawValue>, String>> = vec![Err(String::new()); members.len()];
         let mut held = self.budget.hold();
-        let mut group = Group::new(branches, block.step.max_parallelism, &self.slots, &self.rest);
+        let mut group = Group::new(branches, block.step.max_parallelism, &self.slots, &self.activity);
         while let Some((index, result)) = group.next().await {
             held.add(result.as_ref().map_or(0, |output| output.get().len()));
             results[index] = result;

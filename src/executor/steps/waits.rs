@@ -69,7 +69,7 @@ impl Run {
         loop {
             self.signals.woken.notified().await;
             // The run counts as busy until its steps have seen the events, since they are reported only here.
-            let _busy = self.rest.begin();
+            let _busy = self.activity.begin();
             self.read_waits(Wakes::Forgotten).await;
             tokio::task::yield_now().await;
         }
@@ -175,8 +175,8 @@ impl Run {
     /// Waits until `is_there` holds for the attempt's wait condition, or until its time is over.
     pub(super) async fn wait_for(&self, attempt_id: &str, is_there: impl Fn(&Wait) -> bool) -> WaitEnd {
         let due_at = self.due_at(attempt_id);
-        let _idle = self.rest.idle();
-        let _due = due_at.map(|at| self.rest.due(at));
+        let _idle = self.activity.idle();
+        let _due = due_at.map(|at| self.activity.due(at));
         loop {
             let read = self.waits.read.notified();
             // From here on no reading is missed.
@@ -187,7 +187,7 @@ impl Run {
             }
             tokio::select! {
                 () = read => {}
-                () = async { self.rest.sleep_until(due_at.unwrap_or(DateTime::<Utc>::MAX_UTC)).await } => {
+                () = async { self.activity.sleep_until(due_at.unwrap_or(DateTime::<Utc>::MAX_UTC)).await } => {
                     return WaitEnd::Time;
                 }
             }
