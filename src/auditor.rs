@@ -1,7 +1,7 @@
 //! Auditor: background work of the audit trail. It writes entries of denied attempts, seals entries, and drops expired
 //! ones.
 //!
-//! After a crash: an entry is committed with its change, and waits in `audit_unsealed` for the next sealing process.
+//! After a crash: an entry is committed with its change, and waits in `audit_unsealed_batches` for the next sealing process.
 //! Denied attempts that are not written yet are lost; no answer depends on them.
 
 mod attempts;
@@ -18,7 +18,7 @@ pub use self::attempts::Denied;
 use crate::{
     db::{
         self,
-        audit::{self, DeniedEntry},
+        audit::{self, DeniedEntry, Sealed},
     },
     lifecycle::Lifecycle,
     timestamp::Timestamp,
@@ -120,6 +120,7 @@ impl Auditor {
 
     async fn seal(self, pool: db::Pool, lifecycle: Lifecycle) {
         let stop = lifecycle.soft_stop();
+        let mut sealed_before = "0".to_owned();
         while !stop.is_cancelled() {
             tokio::select! {
                 () = self.fresh.notified() => {}
@@ -128,10 +129,14 @@ impl Auditor {
                 () = stop.cancelled() => {}
             }
             let started = Instant::now();
-            let pool = pool.clone();
-            match db::bounded(async move { audit::seal(&pool).await }).await {
-                Ok(true) => self.wake(),
-                Ok(false) => {}
+            let (pool, after) = (pool.clone(), sealed_before.clone());
+            match db::bounded(async move { audit::seal(&pool, &after).await }).await {
+                Ok(Sealed { is_cut, before }) => {
+                    sealed_before = before;
+                    if is_cut {
+                        self.wake();
+                    }
+                }
                 Err(error) => {
                     tracing::debug!(
                         error = &error as &dyn std::error::Error,

@@ -225,22 +225,38 @@ pub async fn keep_partitions(db: impl PgExecutor<'_>, kept_days: i32) -> Result<
     Ok(())
 }
 
-/// Adds a seal for each organisation that covers its unsealed entries. Returns whether there may be more.
+/// Result of [`seal`].
+#[derive(Debug)]
+pub struct Sealed {
+    /// Whether there may be more entries to seal.
+    pub is_cut: bool,
+    /// Transaction id before which no entry is left to seal, as text: `after` of the next call.
+    pub before: String,
+}
+
+/// Adds a seal for each organisation that covers its unsealed entries.
+///
+/// Entries of transactions before `after` (`"0"` for none) are sealed already, by this process or another. They are not
+/// read: deleted rows are stored as long as an old snapshot may see them. An id that this server has not reached is of
+/// another one, and ignored.
 ///
 /// A lock serialises this, so that the numbers have no gaps. The statement sees what the previous one committed.
-pub async fn seal(pool: &Pool) -> Result<bool, Error> {
+pub async fn seal(pool: &Pool, after: &str) -> Result<Sealed, Error> {
     let sql = "
         WITH taken AS (
-            DELETE FROM audit_unsealed WHERE ctid = ANY (ARRAY(SELECT ctid FROM audit_unsealed LIMIT $1))
-            RETURNING organization_id, entry_id, entry_at
+            DELETE FROM audit_unsealed_batches WHERE ctid = ANY (ARRAY(
+                SELECT ctid FROM audit_unsealed_batches
+                WHERE xid >= CASE WHEN $2::text::xid8 <= pg_snapshot_xmax(pg_current_snapshot()) THEN $2::text::xid8
+                        ELSE '0'::xid8 END
+                    AND xid <= '18446744073709551615'
+                ORDER BY xid LIMIT $1))
+            RETURNING organization_id, entry_ids, entry_ats, entry_hashes
         ), covered AS (
-            SELECT t.organization_id, count(*) AS size, array_agg(entry_id ORDER BY entry_at, entry_id) AS entry_ids,
-                array_agg(entry_at ORDER BY entry_at, entry_id) AS entry_ats,
-                -- An entry that is already missing is reported by the verification.
-                string_agg(coalesce(audit_entry_hash(a), decode(repeat('00', 32), 'hex')), ''
-                    ORDER BY entry_at, entry_id) AS entry_hashes
-            FROM taken t LEFT JOIN audit_logs a ON a.id = entry_id AND a.created_at = entry_at
-            GROUP BY t.organization_id
+            -- One scan feeds all arrays, so that they have the same order.
+            SELECT organization_id, array_agg(e.id) AS entry_ids, array_agg(e.at) AS entry_ats,
+                string_agg(substring(entry_hashes FROM (place * 32 - 31)::int FOR 32), '') AS entry_hashes
+            FROM taken, unnest(entry_ids, entry_ats) WITH ORDINALITY AS e (id, at, place)
+            GROUP BY organization_id
         ), numbered AS (
             SELECT covered.*, coalesce(last.number, 0) + 1 AS number,
                 coalesce(last.hash, decode(repeat('00', 32), 'hex')) AS previous
@@ -253,12 +269,14 @@ pub async fn seal(pool: &Pool) -> Result<bool, Error> {
                 audit_seal_hash(organization_id, number, entry_hashes, previous)
             FROM numbered
         )
-        SELECT coalesce(sum(size), 0)::bigint FROM covered";
+        SELECT count(*), pg_snapshot_xmin(pg_current_snapshot())::text FROM taken";
     let mut transaction = pool.begin().await?;
     sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended('audit_seals', 0))").execute(&mut *transaction).await?;
-    let count: i64 = sqlx::query_scalar(sql).bind(MAX_SEALED).fetch_one(&mut *transaction).await?;
+    let (count, before): (i64, String) =
+        sqlx::query_as(sql).bind(MAX_SEALED).bind(after).fetch_one(&mut *transaction).await?;
     transaction.commit().await?;
-    Ok(count == MAX_SEALED)
+    let is_cut = count == MAX_SEALED;
+    Ok(Sealed { is_cut, before: if is_cut { after.to_owned() } else { before } })
 }
 
 /// Seal compared with the stored entries.

@@ -462,7 +462,7 @@ async fn a_role_that_may_only_read_and_add_keeps_the_trail(pool: PgPool) {
     let grants = [
         format!("CREATE ROLE {role}"),
         format!("GRANT SELECT, INSERT ON audit_logs, audit_seals TO {role}"),
-        format!("GRANT SELECT, DELETE ON audit_unsealed TO {role}"),
+        format!("GRANT SELECT, DELETE ON audit_unsealed_batches TO {role}"),
     ];
     for sql in &grants {
         sqlx::query(sqlx::AssertSqlSafe(sql.as_str())).execute(&pool).await.expect(sql);
@@ -473,7 +473,7 @@ async fn a_role_that_may_only_read_and_add_keeps_the_trail(pool: PgPool) {
     let restricted = db::pool(&settings);
     let sql = "INSERT INTO audit_logs (entity_type, entity_id, action) VALUES ('run', gen_random_uuid(), 'execute')";
     sqlx::query(sql).execute(&restricted).await.expect("it may add");
-    seal(&restricted).await.expect("it may seal");
+    seal(&restricted, "0").await.expect("it may seal");
     keep_partitions(&restricted, 90).await.expect("it may keep partitions");
     let sql = "SELECT count(*) FROM audit_logs, audit_seals";
     let sealed: i64 = sqlx::query_scalar(sql).fetch_one(&restricted).await.expect("it may read");
