@@ -1,9 +1,9 @@
 //! Relay of the outbox: publishes messages to Kafka, at least once, in order within a run.
 //!
 //! Normally a message never leaves memory: the writer of an outbox row passes its message to the relay after the
-//! commit, and the relay deletes acknowledged rows in batches. Every other case (a full queue, an error, a dead
-//! process, a broker that lost data) leads to a *free* row, which the sweep of any process takes; the message is then
-//! rebuilt from the run and its definition.
+//! commit, and the relay deletes acknowledged rows in batches. The messages of runs that are started together share one
+//! row. Every other case (a full queue, an error, a dead process, a broker that lost data) leads to a *free* row for
+//! the message, which the sweep of any process takes; the message is then rebuilt from the run and its definition.
 //!
 //! After a crash: before the commit, nothing has happened. After it, the row is an orphan and is freed by others. After
 //! Kafka's acknowledgement and before the delete, the message is sent again with the same `event_id`.
@@ -81,12 +81,23 @@ struct Shared {
     /// Number and bytes of reserved or queued messages, bounded by the producer's queue.
     held: AtomicUsize,
     held_bytes: AtomicUsize,
-    /// Messages whose rows this process knows that it owns.
-    known: Mutex<HashSet<Uuid>>,
+    /// Rows that this process knows that it owns.
+    known: Mutex<KnownRows>,
+    /// Batches whose commit is uncertain, to be freed if they exist.
+    uncertain: Mutex<Vec<Uuid>>,
     backlog: AtomicI64,
     topics_checked: AtomicBool,
     /// Whether the producer has rejected a message since the last sweep.
     is_full: AtomicBool,
+}
+
+/// Owned outbox rows.
+#[derive(Default)]
+struct KnownRows {
+    /// Messages with rows of their own.
+    events: HashSet<Uuid>,
+    /// Batches, each with the number of its messages without a delivery report.
+    batches: HashMap<Uuid, usize>,
 }
 
 /// Run of an execution message, besides plan and input.
@@ -117,6 +128,15 @@ pub struct CancelledRun<'a> {
     pub cancelled_by: Option<&'a str>,
     /// Reason, if one was given.
     pub reason: Option<&'a str>,
+}
+
+/// Message to send, besides its payload.
+#[derive(Clone, Copy)]
+struct About<'a> {
+    run_id: &'a str,
+    event_id: Uuid,
+    batch: Option<Uuid>,
+    traceparent: Option<&'a str>,
 }
 
 /// Permit to own an outbox row, with reserved queue space for its message. An unused one releases the space when
@@ -174,6 +194,7 @@ impl Relay {
             held: AtomicUsize::new(0),
             held_bytes: AtomicUsize::new(0),
             known: Mutex::default(),
+            uncertain: Mutex::default(),
             backlog: AtomicI64::new(0),
             topics_checked: AtomicBool::new(false),
             is_full: AtomicBool::new(false),
@@ -199,18 +220,30 @@ impl Relay {
         (messages < MAX_QUEUED_MESSAGES && held_bytes + bytes <= MAX_QUEUED_BYTES).then_some(reservation)
     }
 
-    /// Sends an execution request whose row is committed and owned by the reservation.
+    /// Announces that a batch with so many messages is committed. The messages are sent next.
+    pub fn open_batch(&self, batch: Uuid, messages: usize) {
+        if messages > 0 {
+            self.known().batches.insert(batch, messages);
+        }
+    }
+
+    /// Releases a batch whose commit is uncertain, because its answer was lost.
+    pub fn abandon_batch(&self, batch: Uuid) {
+        self.uncertain().push(batch);
+    }
+
+    /// Sends an execution request whose row is committed and owned by the reservation: that of `batch`, or its own.
     pub fn execute(
         &self,
         reservation: Reservation,
-        event_id: Uuid,
+        (event_id, batch): (Uuid, Option<Uuid>),
         run: ExecutedRun<'_>,
         plan: &RawValue,
         input: &RawValue,
     ) {
         let ExecutedRun { run_id, correlation_id, traceparent, priority, organization } = run;
         let payload = ExecutionPayload::new(run_id, event_id, correlation_id, priority, organization, plan, input);
-        let about = (run_id, event_id, traceparent);
+        let about = About { run_id, event_id, batch, traceparent };
         self.send(reservation, &self.0.kafka.execution_topic, about, &encode(&payload));
     }
 
@@ -226,7 +259,7 @@ impl Relay {
             event_id,
             correlation_id,
         };
-        let about = (run_id, event_id, traceparent);
+        let about = About { run_id, event_id, batch: None, traceparent };
         self.send(reservation, &self.0.kafka.cancellation_topic, about, &encode(&payload));
     }
 
@@ -256,8 +289,9 @@ impl Relay {
     /// Settles a message without sending it.
     fn settle_unsent(&self, mut reservation: Reservation, event_id: Uuid, run_id: String, why: DeliveryError) {
         reservation.kept = true;
-        self.known().insert(event_id);
-        let report = Report { run_id, event_id, bytes: reservation.bytes, outcome: Err(why), is_alone: true };
+        self.known().events.insert(event_id);
+        let bytes = reservation.bytes;
+        let report = Report { run_id, event_id, batch: None, bytes, outcome: Err(why), is_alone: true };
         // The receiver ends after the last handle of the relay.
         drop(self.0.reports.send(report));
     }
@@ -278,20 +312,24 @@ impl Relay {
         &self,
         mut reservation: Reservation,
         topic: &str,
-        (run_id, event_id, traceparent): (&str, Uuid, Option<&str>),
+        About { run_id, event_id, batch, traceparent }: About<'_>,
         payload: &[u8],
     ) {
         // The reservation was an estimate; from here on the payload's size is used.
         reservation.kept = true;
         self.0.held_bytes.fetch_add(payload.len(), Ordering::Relaxed);
         self.0.held_bytes.fetch_sub(reservation.bytes, Ordering::Relaxed);
-        self.known().insert(event_id);
+        if batch.is_none() {
+            self.known().events.insert(event_id);
+        }
         let traceparent = trace::of_run(run_id, traceparent);
-        let sent =
-            self.producer_for(event_id).with(|producer| producer.send(topic, run_id, event_id, &traceparent, payload));
+        let sent = self
+            .producer_for(event_id)
+            .with(|producer| producer.send(topic, run_id, event_id, batch, &traceparent, payload));
         if let Err(error) = sent {
             let outcome = Err(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail).into());
-            let report = Report { run_id: run_id.to_owned(), event_id, bytes: payload.len(), outcome, is_alone: true };
+            let (run_id, bytes) = (run_id.to_owned(), payload.len());
+            let report = Report { run_id, event_id, batch, bytes, outcome, is_alone: true };
             drop(self.0.reports.send(report));
             self.0.is_full.store(true, Ordering::Relaxed);
         }
@@ -309,8 +347,12 @@ impl Relay {
         self.0.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn known(&self) -> MutexGuard<'_, HashSet<Uuid>> {
+    fn known(&self) -> MutexGuard<'_, KnownRows> {
         self.0.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn uncertain(&self) -> MutexGuard<'_, Vec<Uuid>> {
+        self.0.uncertain.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

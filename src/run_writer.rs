@@ -24,7 +24,7 @@ use crate::{
     db::{
         self,
         idempotency::IdempotencyKey,
-        runs::{Definition, NewRun, Quota, StartBatch, Started, existing, start},
+        runs::{Definition, MessageBatch, NewRun, Quota, StartBatch, Started, existing, start},
     },
     id,
     lifecycle::Lifecycle,
@@ -224,28 +224,37 @@ impl Writer {
 
     async fn write_under(&mut self, quota: Option<Quota>, batch: Vec<Job>) {
         metrics::histogram!("run_writer_batch_size").record(batch.len() as f64);
+        let mut messages = None;
         let jobs: Vec<(Job, Option<Reservation>)> = batch
             .into_iter()
             .map(|job| {
                 let bytes = job.request.definition.plan.get().len() + job.request.input.get().len();
-                let reservation = self.relay.reserve(bytes);
+                let reservation = self.relay.reserve(bytes).filter(|reservation| {
+                    let owner = reservation.owner();
+                    // One owner, even if the process is registered anew meanwhile.
+                    messages.get_or_insert_with(|| MessageBatch { id: Uuid::now_v7(), owner }).owner == owner
+                });
                 (job, reservation)
             })
             .collect();
-        let run = |(job, reservation): &(Job, Option<Reservation>)| {
-            new_run(job, reservation.as_ref().map(Reservation::owner))
-        };
-        let batch = Arc::new(StartBatch { runs: jobs.iter().map(run).collect(), quota });
+        let run = |(job, reservation): &(Job, Option<Reservation>)| new_run(job, reservation.is_some());
+        let batch = Arc::new(StartBatch { runs: jobs.iter().map(run).collect(), quota, messages });
         match self.write_with_retries(&batch).await {
             Ok(Started { run_ids, admitted }) => {
                 tracing::debug!(runs = run_ids.len(), "runs were written");
                 let all = run_ids.len() == jobs.len();
+                let is_written = |job: &Job| all || run_ids.contains(&job.run_id);
+                if let Some(MessageBatch { id, .. }) = messages {
+                    let owned =
+                        |(job, reservation): &&(Job, Option<Reservation>)| reservation.is_some() && is_written(job);
+                    self.relay.open_batch(id, jobs.iter().take(admitted).filter(owned).count());
+                }
                 for (index, (job, reservation)) in jobs.into_iter().enumerate() {
                     match &batch.quota {
                         Some(quota) if index >= admitted => drop(job.answer.send(Err(quota.exceeded().into()))),
                         _ => {
-                            let is_written = all || run_ids.contains(&job.run_id);
-                            self.answer(job, reservation, is_written);
+                            let is_written = is_written(&job);
+                            self.answer(job, reservation, messages, is_written);
                         }
                     }
                 }
@@ -272,10 +281,10 @@ impl Writer {
             }
             Err(error) => {
                 let error = Arc::new(error);
-                for (job, reservation) in jobs {
-                    if let Some(reservation) = reservation {
-                        self.relay.abandon(reservation, job.event_id, job.run_id);
-                    }
+                if let Some(MessageBatch { id, .. }) = messages {
+                    self.relay.abandon_batch(id);
+                }
+                for (job, _) in jobs {
                     // The receiver is dropped if the client has disconnected.
                     drop(job.answer.send(Err(StartError::Db(Arc::clone(&error)))));
                 }
@@ -283,7 +292,7 @@ impl Writer {
         }
     }
 
-    fn answer(&self, job: Job, reservation: Option<Reservation>, is_written: bool) {
+    fn answer(&self, job: Job, reservation: Option<Reservation>, messages: Option<MessageBatch>, is_written: bool) {
         let Job { request, run_id, event_id, created_at, answer } = job;
         if !is_written {
             drop(answer.send(Err(StartError::Refused(Box::new(request)))));
@@ -295,7 +304,8 @@ impl Writer {
             let traceparent = request.actor.traceparent.as_deref();
             let run =
                 ExecutedRun { run_id: &run_id, correlation_id, traceparent, priority: request.priority, organization };
-            self.relay.execute(reservation, event_id, run, &request.definition.plan, &request.input);
+            let message = (event_id, messages.map(|batch| batch.id));
+            self.relay.execute(reservation, message, run, &request.definition.plan, &request.input);
         }
         drop(answer.send(Ok(StartedRun { request, run_id, created_at })));
     }
@@ -347,7 +357,7 @@ impl Writer {
 }
 
 /// Row data of a job.
-fn new_run(job: &Job, owner: Option<Uuid>) -> NewRun {
+fn new_run(job: &Job, is_queued: bool) -> NewRun {
     let StartRun { definition, input, priority, actor, key, .. } = &job.request;
     NewRun {
         run_id: job.run_id.clone(),
@@ -358,7 +368,7 @@ fn new_run(job: &Job, owner: Option<Uuid>) -> NewRun {
         key: key.clone(),
         created_at: job.created_at,
         event_id: job.event_id,
-        owner,
+        is_queued,
         audit_id: Uuid::now_v7(),
     }
 }

@@ -194,7 +194,7 @@ async fn retry_checked(
         let (correlation_id, organization) = (run.correlation_id.as_deref(), context.organization());
         let (priority, traceparent) = (run.priority, run.traceparent.as_deref());
         let executed = ExecutedRun { run_id, correlation_id, traceparent, priority, organization };
-        relay.execute(reservation, event_id, executed, &definition.workflow_data.0, &input);
+        relay.execute(reservation, (event_id, None), executed, &definition.workflow_data.0, &input);
     }
     Ok(RunRow {
         status: RunStatus::Pending.as_str().to_owned(),

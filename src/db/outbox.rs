@@ -1,10 +1,14 @@
 //! Transactional outbox for Kafka. Rows are written with their cause and deleted after the broker's acknowledgement. An
 //! owned row is in the memory of its owner; any process may take a free one.
+//!
+//! The execution requests of runs that were started together are one owned row, a batch. If it is not sent entirely by
+//! its owner, its requests become rows of their own. The view `outbox_messages` has all messages.
 
 use sqlx::{AssertSqlSafe, PgConnection, PgExecutor};
 use uuid::Uuid;
 
 use super::{Error, processes::DEAD_AFTER_SECS};
+use crate::timestamp::Timestamp;
 
 /// Kind of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::Type)]
@@ -53,7 +57,7 @@ impl Taken {
 }
 
 /// Writes a message about a run that the caller has locked. It belongs to `owner`, but has no owner as long as an older
-/// message of the same run is in the table: this keeps the order within a run. Returns whether it belongs to `owner`.
+/// message of the same run is in the outbox: this keeps the order within a run. Returns whether it belongs to `owner`.
 pub async fn insert(
     conn: &mut PgConnection,
     run_id: &str,
@@ -66,7 +70,7 @@ pub async fn insert(
     // clock_timestamp is later than every row committed before, even if this transaction began earlier.
     let sql = "INSERT INTO outbox (run_id, event_id, kind, owner, cancelled_by, reason, created_at)
                SELECT $1::varchar, $2, $3,
-                   CASE WHEN NOT EXISTS (SELECT 1 FROM outbox WHERE run_id = $1) THEN $4::uuid END, $5, $6,
+                   CASE WHEN NOT EXISTS (SELECT 1 FROM outbox_messages WHERE run_id = $1) THEN $4::uuid END, $5, $6,
                    clock_timestamp()
                RETURNING owner IS NOT NULL";
     Ok(sqlx::query_scalar(sql)
@@ -87,7 +91,7 @@ pub async fn take(db: impl PgExecutor<'_>, owner: Uuid, limit: usize) -> Result<
         WITH free AS (
             SELECT run_id, event_id FROM outbox o
             WHERE owner IS NULL AND NOT EXISTS (
-                SELECT 1 FROM outbox older
+                SELECT 1 FROM outbox_messages older
                 WHERE older.run_id = o.run_id AND (older.created_at, older.event_id) < (o.created_at, o.event_id))
             ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED
         ), taken AS (
@@ -115,6 +119,31 @@ pub async fn delete(db: impl PgExecutor<'_>, run_ids: &[String], event_ids: &[Uu
     Ok(())
 }
 
+/// Deletes batches whose messages the broker has acknowledged.
+pub async fn delete_batches(db: impl PgExecutor<'_>, ids: &[Uuid]) -> Result<(), Error> {
+    sqlx::query("DELETE FROM outbox_batches WHERE id = ANY ($1)").bind(ids).execute(db).await?;
+    Ok(())
+}
+
+/// Turns the requests of these batches into free rows. Returns how many they are.
+pub async fn free_batches(db: impl PgExecutor<'_>, ids: &[Uuid]) -> Result<u64, Error> {
+    let sql = "WITH freed AS (DELETE FROM outbox_batches WHERE id = ANY ($1) RETURNING run_ids, event_ids, created_at)
+               INSERT INTO outbox (run_id, event_id, kind, created_at)
+               SELECT message.run_id, message.event_id, 'execution', created_at
+               FROM freed, unnest(run_ids, event_ids) AS message (run_id, event_id)
+               ON CONFLICT DO NOTHING";
+    Ok(sqlx::query(sql).bind(ids).execute(db).await?.rows_affected())
+}
+
+/// Adds free rows for requests of batches that could not be sent.
+pub async fn free_requests(db: impl PgExecutor<'_>, run_ids: &[String], event_ids: &[Uuid]) -> Result<(), Error> {
+    let sql = "INSERT INTO outbox (run_id, event_id, kind)
+               SELECT run_id, event_id, 'execution' FROM unnest($1::text[], $2::uuid[]) AS back (run_id, event_id)
+               ON CONFLICT DO NOTHING";
+    sqlx::query(sql).bind(run_ids).bind(event_ids).execute(db).await?;
+    Ok(())
+}
+
 /// Releases rows of `owner` whose messages could not be sent.
 pub async fn release(
     db: impl PgExecutor<'_>,
@@ -137,6 +166,20 @@ pub async fn free_unacknowledged(db: impl PgExecutor<'_>, owner: Uuid, known: &[
     Ok(sqlx::query(sql).bind(owner).bind(known).execute(db).await?.rows_affected())
 }
 
+/// Batches of `owner` that it does not know, because the answer to their commit was lost, as in [`free_unacknowledged`].
+pub async fn unacknowledged_batches(db: impl PgExecutor<'_>, owner: Uuid, known: &[Uuid]) -> Result<Vec<Uuid>, Error> {
+    let sql = "SELECT id FROM outbox_batches
+               WHERE owner = $1 AND created_at < now() - interval '10 seconds' AND id <> ALL ($2::uuid[])";
+    Ok(sqlx::query_scalar(sql).bind(owner).bind(known).fetch_all(db).await?)
+}
+
+/// Batches of dead owners.
+pub async fn orphaned_batches(db: impl PgExecutor<'_>) -> Result<Vec<Uuid>, Error> {
+    let sql = "SELECT id FROM outbox_batches WHERE NOT EXISTS (
+                   SELECT 1 FROM processes WHERE id = owner AND heartbeat_at >= now() - make_interval(secs => $1))";
+    Ok(sqlx::query_scalar(sql).bind(DEAD_AFTER_SECS).fetch_all(db).await?)
+}
+
 /// Frees the rows of dead owners. Returns how many were freed.
 pub async fn free_orphans(db: impl PgExecutor<'_>) -> Result<u64, Error> {
     let sql = "UPDATE outbox SET owner = NULL WHERE owner IN (
@@ -145,26 +188,82 @@ pub async fn free_orphans(db: impl PgExecutor<'_>) -> Result<u64, Error> {
     Ok(sqlx::query(sql).bind(DEAD_AFTER_SECS).execute(db).await?.rows_affected())
 }
 
-/// Number of rows, counted up to `limit`, and the age of the oldest in seconds.
+/// Number of messages, with rows of their own counted up to `limit`, and the age of the oldest in seconds. A batch counts
+/// whole until it is deleted.
 pub async fn backlog(db: impl PgExecutor<'_>, limit: i64) -> Result<(i64, f64), Error> {
-    let sql = "SELECT count(*), coalesce(extract(epoch FROM now() - min(created_at)), 0)::float8
-               FROM (SELECT created_at FROM outbox LIMIT $1) AS counted";
+    let sql =
+        "SELECT coalesce(sum(messages), 0)::bigint, coalesce(extract(epoch FROM now() - min(created_at)), 0)::float8
+               FROM (SELECT * FROM (SELECT 1 AS messages, created_at FROM outbox LIMIT $1) AS rows
+                     UNION ALL SELECT cardinality(run_ids), created_at FROM outbox_batches) AS counted";
     Ok(sqlx::query_as(sql).bind(limit).fetch_one(db).await?)
 }
 
-/// Whether runs have waited longer than `older_than_secs` although their message was sent.
-pub async fn any_overdue(db: impl PgExecutor<'_>, older_than_secs: f64) -> Result<bool, Error> {
-    let sql = format!("SELECT EXISTS (SELECT 1 FROM workflow_runs r WHERE {OVERDUE})");
-    Ok(sqlx::query_scalar(AssertSqlSafe(sql)).bind(older_than_secs).fetch_one(db).await?)
+/// Place in the order of the runs that have not ended: by organisation, status, last change and id.
+#[derive(Clone, Debug, sqlx::FromRow)]
+#[expect(missing_docs, reason = "the columns of a run")]
+pub struct OpenRunPlace {
+    pub organization_id: String,
+    pub status: String,
+    pub updated_at: Timestamp,
+    pub run_id: String,
 }
 
-/// Writes the execution request of such runs again, without an owner. Each repeat for the same run waits twice as long
-/// as the one before. Returns how many were written.
-pub async fn redispatch(db: impl PgExecutor<'_>, older_than_secs: f64, limit: usize) -> Result<u64, Error> {
+/// Part of a scan for overdue runs.
+#[derive(Debug)]
+pub struct OverdueRuns {
+    /// Ids of runs that have waited too long.
+    pub run_ids: Vec<String>,
+    /// Where the next part begins; `None`: this was the last one.
+    pub next: Option<OpenRunPlace>,
+}
+
+/// Finds runs that have waited longer than `older_than_secs` although their message was sent, among the next `limit`
+/// runs that have not ended. `after` is the place of the last one that was checked.
+pub async fn overdue(
+    db: impl PgExecutor<'_>,
+    after: Option<&OpenRunPlace>,
+    limit: usize,
+    older_than_secs: f64,
+) -> Result<OverdueRuns, Error> {
+    #[derive(sqlx::FromRow)]
+    struct Open {
+        #[sqlx(flatten)]
+        place: OpenRunPlace,
+        is_overdue: bool,
+    }
+    let sql = format!(
+        "SELECT organization_id, status, updated_at, run_id, {OVERDUE} AS is_overdue FROM (
+             SELECT * FROM workflow_runs WHERE status NOT IN ('COMPLETED', 'FAILED', 'CANCELLED')
+                 AND (organization_id, status, updated_at, run_id) > ($2, $3, coalesce($4, '-infinity'::timestamp), $5)
+             ORDER BY organization_id, status, updated_at, run_id LIMIT $6) AS r"
+    );
+    let mut open: Vec<Open> = sqlx::query_as(AssertSqlSafe(sql))
+        .bind(older_than_secs)
+        .bind(after.map_or("", |place| &place.organization_id))
+        .bind(after.map_or("", |place| &place.status))
+        .bind(after.map(|place| place.updated_at))
+        .bind(after.map_or("", |place| &place.run_id))
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(db)
+        .await?;
+    let next = (open.len() == limit).then(|| open.last().map(|last| last.place.clone())).flatten();
+    open.retain(|run| run.is_overdue);
+    Ok(OverdueRuns { run_ids: open.into_iter().map(|run| run.place.run_id).collect(), next })
+}
+
+/// Writes the execution request of those of these runs that are overdue again, without an owner. Each repeat for the
+/// same run waits twice as long as the one before. Returns how many were written.
+pub async fn redispatch(
+    db: impl PgExecutor<'_>,
+    run_ids: &[String],
+    older_than_secs: f64,
+    limit: usize,
+) -> Result<u64, Error> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let sql = format!(
         "WITH overdue AS (
-            SELECT run_id, execution_event_id FROM workflow_runs r WHERE {OVERDUE} ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED
+            SELECT run_id, execution_event_id FROM workflow_runs r WHERE run_id = ANY ($2) AND {OVERDUE}
+            ORDER BY created_at LIMIT $3 FOR UPDATE SKIP LOCKED
          ), marked AS (
             UPDATE workflow_runs r
             SET redispatch_at = now() + least(now() - updated_at AT TIME ZONE 'UTC', interval '1 hour')
@@ -173,11 +272,17 @@ pub async fn redispatch(db: impl PgExecutor<'_>, older_than_secs: f64, limit: us
          INSERT INTO outbox (run_id, event_id, kind)
          SELECT run_id, coalesce(execution_event_id, gen_random_uuid()), 'execution' FROM overdue"
     );
-    Ok(sqlx::query(AssertSqlSafe(sql)).bind(older_than_secs).bind(limit).execute(db).await?.rows_affected())
+    Ok(sqlx::query(AssertSqlSafe(sql))
+        .bind(older_than_secs)
+        .bind(run_ids)
+        .bind(limit)
+        .execute(db)
+        .await?
+        .rows_affected())
 }
 
 /// Condition of an overdue run: it was started by this API, and no message of it is still to be sent.
 const OVERDUE: &str = "r.status = 'PENDING' AND r.workflow_version IS NOT NULL
     -- A sub-run or a paused run is resumed without a message.
     AND r.paused_at IS NULL AND coalesce(r.redispatch_at, r.updated_at AT TIME ZONE 'UTC' + make_interval(secs => $1)) <= now()
-    AND NOT EXISTS (SELECT 1 FROM outbox o WHERE o.run_id = r.run_id)";
+    AND NOT EXISTS (SELECT 1 FROM outbox_messages o WHERE o.run_id = r.run_id)";

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 pub use self::{
     list::{Filter, Sort, list},
-    start::{Definition, NewRun, Quota, StartBatch, Started, start},
+    start::{Definition, MessageBatch, NewRun, Quota, StartBatch, Started, start},
     steps::{StepRow, output, step_states, steps},
 };
 use super::Error;

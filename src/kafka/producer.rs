@@ -52,6 +52,8 @@ pub struct Report {
     pub run_id: String,
     /// Id of the message.
     pub event_id: Uuid,
+    /// Batch of the outbox that the message belongs to; `None`: it has a row of its own.
+    pub batch: Option<Uuid>,
     /// Payload size.
     pub bytes: usize,
     /// Success, or the reason of the failure.
@@ -88,6 +90,7 @@ impl ClientContext for Reports {
 pub struct Envelope {
     run_id: String,
     event_id: Uuid,
+    batch: Option<Uuid>,
 }
 
 impl ProducerContext for Reports {
@@ -100,10 +103,10 @@ impl ProducerContext for Reports {
                 (message.payload_len(), Err(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail).into()))
             }
         };
-        let Envelope { run_id, event_id } = *envelope;
+        let Envelope { run_id, event_id, batch } = *envelope;
         // The receiver lives as long as the relay. Later reports are not needed: the row still exists.
         let is_alone = self.batching == Batching::One;
-        drop(self.reports.send(Report { run_id, event_id, bytes, outcome, is_alone }));
+        drop(self.reports.send(Report { run_id, event_id, batch, bytes, outcome, is_alone }));
     }
 }
 
@@ -140,10 +143,11 @@ impl Producer {
         topic: &str,
         run_id: &str,
         event_id: Uuid,
+        batch: Option<Uuid>,
         traceparent: &str,
         payload: &[u8],
     ) -> Result<(), KafkaError> {
-        let envelope = Box::new(Envelope { run_id: run_id.to_owned(), event_id });
+        let envelope = Box::new(Envelope { run_id: run_id.to_owned(), event_id, batch });
         let headers = message::headers(traceparent)
             .into_iter()
             .fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: Some(value) }));

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::{Relay, SWEEP_BATCH, SWEEP_EVERY};
 use crate::{
     config,
-    db::{self, processes},
+    db::{self, outbox::OpenRunPlace, processes},
     kafka,
 };
 
@@ -27,6 +27,9 @@ const OVERDUE_SECS: f64 = 10.0;
 /// The same time if the executors have *not* read all records: then the message is most likely still in Kafka.
 const OVERDUE_IN_QUEUE_SECS: f64 = 600.0;
 
+/// Number of runs that are checked at a time.
+const OVERDUE_SCAN: usize = 10_000;
+
 /// Time-out of a request to a broker.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 /// Retention of messages rejected in a batch. A sweep takes them long before that.
@@ -34,34 +37,52 @@ const KEEP_REFUSED: Duration = Duration::from_mins(10);
 
 impl Relay {
     /// Frees orphaned rows, redispatches lost requests, and drops expired entries.
-    pub(super) async fn maintain(&self) -> Result<(), db::Error> {
+    ///
+    /// `scanned` is the place up to which runs were checked for being overdue: a large queue is checked in parts.
+    pub(super) async fn maintain(&self, scanned: &mut Option<OpenRunPlace>) -> Result<(), db::Error> {
         // Another process may have sent them.
         self.refused().retain(|_, refused_at| refused_at.elapsed() < KEEP_REFUSED);
         let pool = self.0.pool.clone();
         let mine = self.0.registration.current();
         // These are read before the rows: a row that is added meanwhile is too recent to be freed.
-        let known: Vec<Uuid> = self.known().iter().copied().collect();
+        let (known, known_batches): (Vec<Uuid>, Vec<Uuid>) = {
+            let known = self.known();
+            (known.events.iter().copied().collect(), known.batches.keys().copied().collect())
+        };
         let cleaned = db::bounded(async move {
-            let orphans = db::outbox::free_orphans(&pool).await?;
-            let forgotten = match mine {
-                Some(owner) => db::outbox::free_unacknowledged(&pool, owner, &known).await?,
-                None => 0,
-            };
+            let mut freed = db::outbox::free_orphans(&pool).await?;
+            let mut batches = db::outbox::orphaned_batches(&pool).await?;
+            if let Some(owner) = mine {
+                freed += db::outbox::free_unacknowledged(&pool, owner, &known).await?;
+                batches.extend(db::outbox::unacknowledged_batches(&pool, owner, &known_batches).await?);
+            }
+            if !batches.is_empty() {
+                freed += db::outbox::free_batches(&pool, &batches).await?;
+            }
             processes::bury(&pool).await?;
-            Ok(orphans + forgotten)
+            Ok(freed)
         });
         let freed = cleaned.await?;
         if freed > 0 {
             tracing::info!(freed, "{freed} unowned outbox rows were freed");
         }
-        let pool = self.0.pool.clone();
-        let any_overdue = db::bounded(async move { db::outbox::any_overdue(&pool, OVERDUE_SECS).await });
-        if self.is_connected() && any_overdue.await? {
+        if !self.is_connected() {
+            return Ok(());
+        }
+        let (pool, after) = (self.0.pool.clone(), scanned.take());
+        let overdue =
+            db::bounded(async move { db::outbox::overdue(&pool, after.as_ref(), OVERDUE_SCAN, OVERDUE_SECS).await })
+                .await?;
+        *scanned = overdue.next;
+        if !overdue.run_ids.is_empty() {
             let kafka = self.0.kafka.clone();
             let drained = tokio::task::spawn_blocking(move || queue_is_drained(&kafka)).await;
             let older_than = if matches!(drained, Ok(Ok(true))) { OVERDUE_SECS } else { OVERDUE_IN_QUEUE_SECS };
             let pool = self.0.pool.clone();
-            let again = db::bounded(async move { db::outbox::redispatch(&pool, older_than, SWEEP_BATCH).await });
+            let again =
+                db::bounded(
+                    async move { db::outbox::redispatch(&pool, &overdue.run_ids, older_than, SWEEP_BATCH).await },
+                );
             let again = again.await?;
             if again > 0 {
                 tracing::warn!(runs = again, "{again} runs were still pending and are dispatched again");

@@ -1,10 +1,11 @@
 //! Settling: updates the outbox rows of messages after their delivery reports.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{collections::HashMap, sync::atomic::Ordering, time::Duration};
 
 use rdkafka::error::RDKafkaErrorCode;
 use tokio::{sync::mpsc::UnboundedReceiver, time::Instant};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::Relay;
 use crate::{
@@ -51,7 +52,18 @@ impl Relay {
         use RDKafkaErrorCode as Code;
         let (mut done_runs, mut done_events) = (Vec::new(), Vec::new());
         let (mut back_runs, mut back_events) = (Vec::new(), Vec::new());
+        // The same of the messages in batches, and the number of reports for each batch.
+        let (mut free_runs, mut free_events) = (Vec::new(), Vec::new());
+        let mut reported: HashMap<Uuid, usize> = HashMap::new();
+        let mut delivered = 0;
         for report in &*batch {
+            if let Some(id) = report.batch {
+                *reported.entry(id).or_default() += 1;
+            }
+            let (unsent_runs, unsent_events) = match report.batch {
+                Some(_) => (&mut free_runs, &mut free_events),
+                None => (&mut back_runs, &mut back_events),
+            };
             match report.outcome {
                 Ok(()) => {}
                 Err(DeliveryError::Refused(Refusal::TooLarge)) if !report.is_alone => {
@@ -59,8 +71,8 @@ impl Relay {
                     tracing::debug!(run_id = report.run_id, "rejected in a batch, will be sent alone");
                     self.make_single();
                     self.refused().insert(report.event_id, Instant::now());
-                    back_runs.push(report.run_id.clone());
-                    back_events.push(report.event_id);
+                    unsent_runs.push(report.run_id.clone());
+                    unsent_events.push(report.event_id);
                     continue;
                 }
                 Err(DeliveryError::Undelivered(code)) => {
@@ -68,8 +80,8 @@ impl Relay {
                         self.0.topics_checked.store(false, Ordering::Relaxed);
                     }
                     tracing::debug!(run_id = report.run_id, "not sent, will be retried: {code}");
-                    back_runs.push(report.run_id.clone());
-                    back_events.push(report.event_id);
+                    unsent_runs.push(report.run_id.clone());
+                    unsent_events.push(report.event_id);
                     continue;
                 }
                 Err(why @ (DeliveryError::Refused(_) | DeliveryError::NoPlan)) => {
@@ -80,14 +92,32 @@ impl Relay {
                     metrics::counter!("workflow_execution_failures_total").increment(1);
                 }
             }
-            done_runs.push(report.run_id.clone());
-            done_events.push(report.event_id);
+            delivered += 1;
+            if report.batch.is_none() {
+                done_runs.push(report.run_id.clone());
+                done_events.push(report.event_id);
+            }
+        }
+        if !free_runs.is_empty() {
+            let pool = self.0.pool.clone();
+            db::bounded(async move { db::outbox::free_requests(&pool, &free_runs, &free_events).await }).await?;
         }
         if !done_runs.is_empty() {
-            let (pool, count) = (self.0.pool.clone(), done_runs.len());
+            let pool = self.0.pool.clone();
             db::bounded(async move { db::outbox::delete(&pool, &done_runs, &done_events).await }).await?;
-            metrics::counter!("outbox_messages_published_total").increment(count as u64);
-            tracing::debug!(messages = count, "Kafka has acknowledged messages, their outbox rows are deleted");
+        }
+        let done_batches: Vec<Uuid> = {
+            let known = self.known();
+            let is_done = |id: &Uuid| known.batches.get(id) == reported.get(id);
+            reported.keys().copied().filter(is_done).collect()
+        };
+        if !done_batches.is_empty() {
+            let pool = self.0.pool.clone();
+            db::bounded(async move { db::outbox::delete_batches(&pool, &done_batches).await }).await?;
+        }
+        if delivered > 0 {
+            metrics::counter!("outbox_messages_published_total").increment(delivered);
+            tracing::debug!(messages = delivered, "Kafka has acknowledged messages");
         }
         // Without an id, the rows of this process are orphans and are freed as such.
         if let Some(owner) = self.0.registration.current().filter(|_| !back_runs.is_empty()) {
@@ -96,9 +126,13 @@ impl Relay {
         }
         {
             let mut known = self.known();
-            for report in &*batch {
-                known.remove(&report.event_id);
+            for report in batch.iter().filter(|report| report.batch.is_none()) {
+                known.events.remove(&report.event_id);
             }
+            known.batches.retain(|id, unreported| {
+                *unreported -= reported.get(id).copied().unwrap_or_default();
+                *unreported > 0
+            });
         }
         {
             let mut refused = self.refused();

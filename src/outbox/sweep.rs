@@ -15,7 +15,7 @@ use crate::{
     access::OrganizationId,
     db::{
         self,
-        outbox::{Kind, Taken},
+        outbox::{Kind, OpenRunPlace, Taken},
         processes,
     },
     input,
@@ -34,13 +34,14 @@ impl Relay {
     /// Sweeps until drained; then flushes, releases the remaining rows and deregisters the process.
     pub(super) async fn sweep_all(self, drained: CancellationToken, settled: CancellationToken) {
         let mut next_maintenance = Instant::now();
+        let mut scanned = None::<OpenRunPlace>;
         while !drained.is_cancelled() {
             if let Err(error) = self.sweep_once(&drained).await {
                 tracing::debug!(error = &error as &dyn std::error::Error, "outbox sweep failed: {error}");
             }
             if next_maintenance <= Instant::now() {
                 next_maintenance = Instant::now() + MAINTENANCE_EVERY;
-                if let Err(error) = self.maintain().await {
+                if let Err(error) = self.maintain(&mut scanned).await {
                     tracing::debug!(error = &error as &dyn std::error::Error, "outbox maintenance failed: {error}");
                 }
             }
@@ -78,6 +79,7 @@ impl Relay {
         metrics::gauge!("outbox_events_pending").set(backlog as f64);
         metrics::gauge!("outbox_oldest_age_seconds").set(oldest_secs);
         self.0.is_full.store(false, Ordering::Relaxed);
+        self.free_uncertain().await?;
         let (mut taken, mut limit) = (0, FIRST_BATCH);
         // The limit is the queue size: rows released meanwhile are left to the next sweep.
         while let Some(owner) = self.0.registration.current().filter(|_| taken < MAX_QUEUED_MESSAGES) {
@@ -97,6 +99,18 @@ impl Relay {
             limit = (SWEEP_BATCH_BYTES * count / bytes.max(1)).clamp(1, SWEEP_BATCH);
         }
         Ok(taken)
+    }
+
+    /// Frees the batches whose commit was uncertain. One that is committed later is found by the maintenance.
+    async fn free_uncertain(&self) -> Result<(), db::Error> {
+        let batches = self.uncertain().clone();
+        if batches.is_empty() {
+            return Ok(());
+        }
+        let (pool, ids) = (self.0.pool.clone(), batches.clone());
+        db::bounded(async move { db::outbox::free_batches(&pool, &ids).await }).await?;
+        self.uncertain().retain(|batch| !batches.contains(batch));
+        Ok(())
     }
 
     /// Half of the queue is reserved for new rows, so that their messages need no sweep.
@@ -120,7 +134,7 @@ impl Relay {
                 let organization = &OrganizationId::stored(&row.organization_id);
                 let (run_id, priority) = (row.run_id.as_str(), row.priority);
                 let run = ExecutedRun { run_id, correlation_id, traceparent, priority, organization };
-                self.execute(reservation, row.event_id, run, &plan, &input);
+                self.execute(reservation, (row.event_id, None), run, &plan, &input);
             }
             (Kind::Execution, None) => {
                 // The definition was deleted, so the message can never be rebuilt.

@@ -205,7 +205,8 @@ async fn execute(world: &World, workflow_id: &str, body: Value) -> String {
 /// Waits until all of these have reached Kafka, so that one after them is behind them there.
 async fn sent(pool: &PgPool) {
     eventually("all requests are sent", async || {
-        let left: i64 = sqlx::query_scalar("SELECT count(*) FROM outbox").fetch_one(pool).await.expect("a count");
+        let left: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM outbox_messages").fetch_one(pool).await.expect("a count");
         (left == 0).then_some(())
     })
     .await;

@@ -10,7 +10,11 @@ use rdkafka::{
 };
 use serde_json::{Value, json};
 use sqlx::PgPool;
-use workflow_api::{config::Config, db::migrations::MIGRATOR, kafka};
+use workflow_api::{
+    config::Config,
+    db::{migrations::MIGRATOR, outbox},
+    kafka,
+};
 
 use crate::{
     execute::outbox_is_empty,
@@ -50,7 +54,7 @@ async fn runs_that_were_accepted_while_kafka_was_away_arrive_when_it_is_back(poo
     for _ in 0..25 {
         accepted.insert(service.execute(&workflow_id).await);
     }
-    assert_eq!(count(&pool, "SELECT count(*) FROM outbox").await, 25);
+    assert_eq!(count(&pool, "SELECT count(*) FROM outbox_messages").await, 25);
     service.stop().await;
     assert_eq!(count(&pool, "SELECT count(*) FROM processes").await, 0);
 
@@ -72,7 +76,7 @@ async fn the_messages_of_a_process_that_died_are_sent_by_another(pool: PgPool) {
     })
     .await;
     let run_id = dying.execute(&workflow_id).await;
-    assert_eq!(count(&pool, "SELECT count(*) FROM outbox WHERE owner IS NOT NULL").await, 1);
+    assert_eq!(count(&pool, "SELECT count(*) FROM outbox_messages WHERE owner IS NOT NULL").await, 1);
     // What kill -9 leaves: a row that nobody refreshes any more, and that has been silent for long enough.
     drop(dying);
     let silent = "UPDATE processes SET id = gen_random_uuid(), heartbeat_at = now() - interval '9 seconds'";
@@ -106,7 +110,7 @@ async fn a_cancel_and_a_retry_follow_their_run_in_order(pool: PgPool) {
     service.post(&format!("/api/v1/runs/{run_id}/cancel"), &cancel).await.expect(200);
     service.post(&format!("/api/v1/runs/{run_id}/retry"), &json!({})).await.expect(202);
     let events: Vec<(String, Option<String>)> =
-        sqlx::query_as("SELECT event_id::text, owner::text FROM outbox ORDER BY created_at")
+        sqlx::query_as("SELECT event_id::text, owner::text FROM outbox_messages ORDER BY created_at")
             .fetch_all(&pool)
             .await
             .expect("rows");
@@ -211,7 +215,7 @@ async fn a_sweep_takes_no_more_than_the_producer_can_hold_and_ends_when_asked_to
 
     let service = Service::start_with(without_kafka(&settings));
     eventually("some rows are taken", || async {
-        (count(&pool, "SELECT count(*) FROM outbox WHERE owner IS NOT NULL").await > 100).then_some(())
+        (count(&pool, "SELECT count(*) FROM outbox_messages WHERE owner IS NOT NULL").await > 100).then_some(())
     })
     .await;
     service.stop().await;
@@ -236,6 +240,23 @@ async fn a_row_that_its_owner_does_not_know_of_is_sent_all_the_same(pool: PgPool
     let forget = "UPDATE outbox SET owner = (SELECT id FROM processes), created_at = now() - interval '11 seconds'";
     sqlx::query(forget).execute(&pool).await.expect("an update");
     records(&service.config, &service.config.kafka.execution_topic, 2).await;
+    eventually("the outbox is empty", || outbox_is_empty(&pool)).await;
+}
+
+/// The same for a batch: it becomes rows of its own.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_batch_that_its_owner_does_not_know_of_is_sent_all_the_same(pool: PgPool) {
+    let service = Service::start(&pool);
+    let workflow_id = service.one_step_workflow().await;
+    service.execute(&workflow_id).await;
+    eventually("the outbox is empty", || outbox_is_empty(&pool)).await;
+    leave_free_rows(&pool, &workflow_id, 3, 10).await;
+    let forget = "WITH free AS (DELETE FROM outbox RETURNING run_id, event_id)
+                  INSERT INTO outbox_batches (id, owner, run_ids, event_ids, created_at)
+                  SELECT gen_random_uuid(), (SELECT id FROM processes), array_agg(run_id), array_agg(event_id),
+                      now() - interval '11 seconds' FROM free";
+    sqlx::query(forget).execute(&pool).await.expect("a batch");
+    records(&service.config, &service.config.kafka.execution_topic, 4).await;
     eventually("the outbox is empty", || outbox_is_empty(&pool)).await;
 }
 
@@ -288,4 +309,45 @@ async fn a_run_that_can_never_be_dispatched_fails_and_says_why(pool: PgPool) {
         failed("its message is larger than the topic takes (max.message.bytes)"),
     ];
     assert_eq!(runs, expected);
+}
+
+/// The broker takes some of the messages that were started together, and refuses the others.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn each_run_of_a_batch_is_settled_on_its_own(pool: PgPool) {
+    let settings = config(&pool, &[]);
+    make_small_topic(&settings).await;
+    let service = Service::start_with(settings);
+    let workflow_id = service.one_step_workflow().await;
+    let path = format!("/api/v1/workflows/{workflow_id}/execute");
+    let inputs = [10, 30_000, 20, 40_000, 30].map(|length| json!({"input_data": {"text": "x".repeat(length)}}));
+    let started = join_all(inputs.iter().cycle().take(50).map(|input| service.post(&path, input))).await;
+    assert!(started.iter().all(|answer| answer.status == 202));
+    eventually("the outbox is empty", || outbox_is_empty(&pool)).await;
+    let outcomes: Vec<(String, i64)> =
+        sqlx::query_as("SELECT status, count(*) FROM workflow_runs GROUP BY 1 ORDER BY 1")
+            .fetch_all(&pool)
+            .await
+            .expect("runs");
+    assert_eq!(outcomes, [("FAILED".to_owned(), 20), ("PENDING".to_owned(), 30)]);
+}
+
+/// More open runs than are checked at a time, of which the last one is overdue.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn open_runs_are_checked_for_being_overdue_part_by_part(pool: PgPool) {
+    let sql = "INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, status, workflow_version, updated_at, organization_id)
+               SELECT 'run-' || n, 'w', 'w', 'PENDING', 1, now() - interval '1 minute' * CASE n WHEN 7 THEN 1 ELSE 0 END,
+                   'org-' || n % 3
+               FROM generate_series(1, 10) n";
+    sqlx::query(sql).execute(&pool).await.expect("runs");
+    let (mut after, mut found, mut parts) = (None, Vec::new(), 0);
+    loop {
+        let part = outbox::overdue(&pool, after.as_ref(), 4, 10.0).await.expect("a part");
+        found.extend(part.run_ids);
+        parts += 1;
+        after = part.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!((found, parts), (vec!["run-7".to_owned()], 3));
 }

@@ -64,7 +64,8 @@ async fn the_first_executes_of_a_definition_read_it_once(pool: PgPool) {
 }
 
 pub async fn outbox_is_empty(pool: &PgPool) -> Option<()> {
-    let left: i64 = sqlx::query_scalar("SELECT count(*) FROM outbox").fetch_one(pool).await.expect("the outbox");
+    let left: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM outbox_messages").fetch_one(pool).await.expect("the outbox");
     (left == 0).then_some(())
 }
 

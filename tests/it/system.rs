@@ -181,7 +181,8 @@ async fn without_kafka_a_service_is_degraded_and_accepts(pool: PgPool) {
     let workflow_id = service.one_step_workflow().await;
     let run_id = service.execute(&workflow_id).await;
     service.post(&format!("/api/v1/runs/{run_id}/cancel"), &json!({})).await.expect(200);
-    let waiting: i64 = sqlx::query_scalar("SELECT count(*) FROM outbox").fetch_one(&pool).await.expect("the outbox");
+    let waiting: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM outbox_messages").fetch_one(&pool).await.expect("the outbox");
     assert_eq!(waiting, 2);
 }
 

@@ -39,10 +39,11 @@ async fn an_api_that_is_stopped_under_load_ends_well_and_loses_nothing(pool: PgP
     let stored: HashSet<String> = stored.into_iter().collect();
     assert!(acknowledged.is_subset(&stored));
     // The relay has sent what it held, and the process has taken itself off the list.
-    let left: i64 = sqlx::query_scalar("SELECT (SELECT count(*) FROM outbox) + (SELECT count(*) FROM processes)")
-        .fetch_one(&pool)
-        .await
-        .expect("a count");
+    let left: i64 =
+        sqlx::query_scalar("SELECT (SELECT count(*) FROM outbox_messages) + (SELECT count(*) FROM processes)")
+            .fetch_one(&pool)
+            .await
+            .expect("a count");
     assert_eq!(left, 0);
     environment.wait_for_messages(acknowledged).await;
 }

@@ -49,8 +49,8 @@ pub struct NewRun {
     pub created_at: Timestamp,
     /// Id of the message.
     pub event_id: Uuid,
-    /// Process that sends the message; `None`: any process.
-    pub owner: Option<Uuid>,
+    /// Whether the message is in the batch of messages, [`StartBatch::messages`]; else any process sends it.
+    pub is_queued: bool,
     /// Id of the audit entry.
     pub audit_id: Uuid,
 }
@@ -62,6 +62,17 @@ pub struct StartBatch {
     pub runs: Vec<NewRun>,
     /// Quota. If there is one, all runs belong to its organisation.
     pub quota: Option<Quota>,
+    /// Messages that a process has queued, if it has any.
+    pub messages: Option<MessageBatch>,
+}
+
+/// Messages of the runs that are started together, in the memory of one process.
+#[derive(Clone, Copy, Debug)]
+pub struct MessageBatch {
+    /// Id of the batch.
+    pub id: Uuid,
+    /// Process that sends the messages.
+    pub owner: Uuid,
 }
 
 /// Maximum number of queued runs of an organisation.
@@ -84,12 +95,12 @@ pub struct Started {
 
 /// Starts the runs that the quota admits, in the order of the batch.
 pub async fn start(conn: &mut PooledConnection, batch: &StartBatch, audit: bool) -> Result<Started, Error> {
-    let StartBatch { runs, quota } = batch;
+    let StartBatch { runs, quota, messages } = batch;
     let Some(quota) = quota else {
-        return Ok(Started { run_ids: insert_all(conn, runs, audit).await?, admitted: runs.len() });
+        return Ok(Started { run_ids: insert_all(conn, runs, *messages, audit).await?, admitted: runs.len() });
     };
     conn.begin().await?;
-    match start_within(conn, quota, runs, audit).await {
+    match start_within(conn, quota, runs, *messages, audit).await {
         Ok(started) => {
             conn.commit().await?;
             Ok(started)
@@ -106,19 +117,25 @@ async fn start_within(
     conn: &mut PgConnection,
     Quota { organization, max_queued }: &Quota,
     runs: &[NewRun],
+    messages: Option<MessageBatch>,
     audit: bool,
 ) -> Result<Started, Error> {
     organizations::lock_quota(conn, organization, Countable::QueuedRuns).await?;
     let limit = i64::from(*max_queued);
     let queued = organizations::count(&mut *conn, organization, Countable::QueuedRuns, limit).await?;
     let admitted = usize::try_from(limit - queued).unwrap_or_default().min(runs.len());
-    let run_ids = if admitted == 0 { Vec::new() } else { insert_all(conn, &runs[..admitted], audit).await? };
+    let run_ids = if admitted == 0 { Vec::new() } else { insert_all(conn, &runs[..admitted], messages, audit).await? };
     Ok(Started { run_ids, admitted })
 }
 
 /// Writes the run, outbox, idempotency and audit rows of all runs in one statement; outside of a transaction, in one
 /// commit.
-async fn insert_all(conn: &mut PgConnection, runs: &[NewRun], audit: bool) -> Result<Vec<String>, Error> {
+async fn insert_all(
+    conn: &mut PgConnection,
+    runs: &[NewRun],
+    messages: Option<MessageBatch>,
+    audit: bool,
+) -> Result<Vec<String>, Error> {
     /// Values of one column for all rows.
     fn column<'r, T>(runs: &'r [NewRun], of: impl Fn(&'r NewRun) -> T) -> Vec<T> {
         runs.iter().map(of).collect()
@@ -127,10 +144,10 @@ async fn insert_all(conn: &mut PgConnection, runs: &[NewRun], audit: bool) -> Re
     Ok(sqlx::query_scalar(
         "WITH request AS MATERIALIZED (
             SELECT r.*, d.organization_id FROM unnest($1::text[], $2::uuid[], $3::int[], $4::text[], $5::text[], $6::text[], $7::text[],
-                $8::text[], $9::timestamp[], $10::uuid[], $11::uuid[], $12::text[], $13::text[], $14::bytea[],
+                $8::text[], $9::timestamp[], $10::uuid[], $11::boolean[], $12::text[], $13::text[], $14::bytea[],
                 $15::uuid[], $16::uuid[], $18::uuid[], $19::text[], $20::smallint[], $21::text[])
                 AS r (run_id, definition_id, version, stamp, workflow_name, input_data, triggered_by, correlation_id,
-                    created_at, event_id, owner, key_scope, key, fingerprint, audit_id, entity_id, key_id, address,
+                    created_at, event_id, is_queued, key_scope, key, fingerprint, audit_id, entity_id, key_id, address,
                     priority, traceparent)
             JOIN workflow_definitions d ON d.id = r.definition_id AND d.xmin::text = r.stamp
         ), claimed AS (
@@ -151,8 +168,11 @@ async fn insert_all(conn: &mut PgConnection, runs: &[NewRun], audit: bool) -> Re
                 traceparent
             FROM accepted
         ), message AS (
-            INSERT INTO outbox (run_id, event_id, kind, owner)
-            SELECT run_id, event_id, 'execution', owner FROM accepted
+            INSERT INTO outbox (run_id, event_id, kind)
+            SELECT run_id, event_id, 'execution' FROM accepted WHERE NOT is_queued
+        ), messages AS (
+            INSERT INTO outbox_batches (id, owner, run_ids, event_ids)
+            SELECT $22, $23, array_agg(run_id), array_agg(event_id) FROM accepted WHERE is_queued HAVING count(*) > 0
         ), entry AS (
             INSERT INTO audit_logs (id, entity_type, entity_id, entity_name, action, user_id, key_id, address,
                 correlation_id, organization_id, changes, created_at, updated_at)
@@ -175,7 +195,7 @@ async fn insert_all(conn: &mut PgConnection, runs: &[NewRun], audit: bool) -> Re
     .bind(column(runs, |run| run.actor.correlation_id.as_str()))
     .bind(column(runs, |run| run.created_at.as_naive_utc()))
     .bind(column(runs, |run| run.event_id))
-    .bind(column(runs, |run| run.owner))
+    .bind(column(runs, |run| run.is_queued))
     .bind(key(|key| &key.scope))
     .bind(key(|key| &key.key))
     .bind(column(runs, |run| run.key.as_ref().map(|key| key.fingerprint.as_slice())))
@@ -186,6 +206,8 @@ async fn insert_all(conn: &mut PgConnection, runs: &[NewRun], audit: bool) -> Re
     .bind(column(runs, |run| run.actor.address.map(|address| address.to_string())))
     .bind(column(runs, |run| run.priority))
     .bind(column(runs, |run| run.actor.traceparent.as_deref()))
+    .bind(messages.map(|batch| batch.id))
+    .bind(messages.map(|batch| batch.owner))
     .fetch_all(conn)
     .await?)
 }
