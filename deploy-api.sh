@@ -41,6 +41,9 @@ Usage: ./deploy-api.sh COMMAND
                         ARGS go to cargo test, e.g.  ./deploy-api.sh test --test it -- cancel
   fuzz [ARGS..]         run the service and test it against its OpenAPI document with the fuzzer Schemathesis;
                         ARGS go to Schemathesis, e.g.  ./deploy-api.sh fuzz --max-examples 200
+  bench [NAME [ARGS..]] measure the release build against controls on a private PostgreSQL and Kafka (docs/performance.md):
+                        execute, reads, runs, latency, overload, start; without NAME all of these, in a quarter of an
+                        hour; also  bench scale [RUNS]  (10 million) and  bench soak MINUTES
   clients               generate clients in TypeScript and Python from the OpenAPI document, and run a workflow with each
   services [--env-file FILE]
                         start only the PostgreSQL and Kafka of the tests, print their environment variables
@@ -51,6 +54,7 @@ Environment:
   WORKFLOW_API_CACHE        cache of Kafka and test tools (default: ~/.cache/workflow-api)
   CHROMIUM                  browser of the tests (default: the installed Chromium or Chrome)
   WORKFLOW_API_TEST_SEED    seed of random tests and of fuzz (default: a new one, which is printed)
+  PROGRAM, BENCH_SETTINGS   bench: another binary of the service; its settings ("API_WORKERS=1 LOG_LEVEL=INFO")
   WORKFLOW_API_TEST_DOCKER  1: test, fuzz, clients and services run PostgreSQL and Kafka in Docker
 USAGE
 }
@@ -386,6 +390,7 @@ keep_logs_of_a_failure() {
     cp -R "$SERVICES_DIR/logs" "$CACHE/last-failure" 2>/dev/null || true
 }
 
+# Starts both: start_services [POSTGRES_SETTINGS].
 start_services() {
     trap clean_up EXIT
     trap 'exit 129' HUP
@@ -407,7 +412,7 @@ start_services() {
         need_kafka
         install_missing
         fetch_kafka
-        prepare_postgres
+        prepare_postgres "${1:-}"
         prepare_kafka
     fi
     step "Starting PostgreSQL on port $PG_PORT"
@@ -475,7 +480,8 @@ prepare_postgres() {
     fi
     # pg-start returns when connections are accepted. pg-stop is a fast shutdown; `pg-stop now` is a crash. Both do
     # nothing if the server is already in that state.
-    write_script "pg-start pg-stop pg-init" "home=$SERVICES_DIR/postgres" "bin=$bin" "as_user=$as_user" "port=$PG_PORT" <<'SCRIPT'
+    write_script "pg-start pg-stop pg-init" "home=$SERVICES_DIR/postgres" "bin=$bin" "as_user=$as_user" "port=$PG_PORT" \
+        "settings=${1:-}" <<'SCRIPT'
 as_owner() {
     if [[ -n $as_user ]]; then runuser -u "$as_user" -- "$@"; else "$@"; fi
 }
@@ -491,6 +497,7 @@ port = $port
 unix_socket_directories = '$home'
 max_connections = 300
 log_line_prefix = '%m [%p] %d '
+$settings
 CONF
         ;;
     pg-start)
@@ -748,6 +755,35 @@ fuzz() {
         --workers 1 --max-examples 30 --no-color --continue-on-failure "${cases[@]}" "$@"
 }
 
+bench() {
+    [[ ${WORKFLOW_API_TEST_DOCKER:-} != 1 ]] || die "bench measures processes of this host, not containers"
+    need_build_tools
+    install_missing
+    ensure_cargo
+    local program="${PROGRAM:-}" suite=(cargo bench --locked --bench suite) eighth_of_memory
+    step "Building the benchmarks"
+    "${suite[@]}" --no-run
+    if [[ -z $program ]]; then
+        step "Building the service"
+        cargo build --locked --release
+        program="$(target_directory)/release/workflow-api"
+    fi
+    eighth_of_memory="$(awk '/^MemTotal/ {printf "%dMB", $2 / 8192}' /proc/meminfo)"
+    start_services "fsync = on
+synchronous_commit = on
+full_page_writes = on
+shared_buffers = $eighth_of_memory
+max_wal_size = 8GB"
+    # The copy stays as it is: cargo builds the same program with other features for the benchmarks.
+    cp "$program" "$SERVICES_DIR/workflow-api"
+    eval "$(print_exports)"
+    step "Measuring (results also in $(target_directory)/bench)"
+    # In its own process group, as the tests.
+    PATH="$(find_postgres_bin):$PATH" PROGRAM="$SERVICES_DIR/workflow-api" setsid "${suite[@]}" -- "$@" &
+    CHILD_GROUP=$!
+    wait "$CHILD_GROUP"
+}
+
 clients() {
     need_build_tools
     need_python
@@ -855,6 +891,7 @@ main() {
         stop) stop ;;
         test) run_tests "$@" ;;
         fuzz) fuzz "$@" ;;
+        bench) bench "$@" ;;
         clients) clients "$@" ;;
         services) services "$@" ;;
         help | -h | --help) usage ;;
