@@ -42,6 +42,9 @@ pub(super) const MAX_BACKLOG: i64 = 100_000;
 const MAX_HELD: usize = 10_000;
 /// Maximum number of updates sent at a time.
 const MAX_SENT: usize = 2000;
+/// Minimum time between the begins of two sends. Meanwhile updates collect: they share requests to the brokers, and
+/// their rows a statement that deletes them. An update after a pause is sent at once.
+const SEND_EVERY: Duration = Duration::from_millis(50);
 /// Maximum number of rows taken at a time.
 const MAX_TAKEN: i64 = 50;
 /// Interval of the sweeps for unowned rows.
@@ -199,6 +202,7 @@ impl Monitoring {
                 _ = batches.recv_many(&mut waiting, MAX_SENT) => {}
                 () = settled.cancelled() => return,
             }
+            let next = tokio::time::Instant::now() + SEND_EVERY;
             let count: usize = waiting.iter().map(Batch::len).sum();
             tokio::select! {
                 biased;
@@ -207,9 +211,15 @@ impl Monitoring {
                 () = async { settled.cancelled().await; tokio::time::sleep(FLUSH).await } => return,
             }
             self.0.held.fetch_sub(count, Ordering::Relaxed);
-            let mut known = self.known();
-            for batch in waiting {
-                known.remove(&batch.id);
+            {
+                let mut known = self.known();
+                for batch in waiting {
+                    known.remove(&batch.id);
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep_until(next) => {}
+                () = settled.cancelled() => {}
             }
         }
     }
