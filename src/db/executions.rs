@@ -60,7 +60,9 @@ pub async fn notice(
             SELECT c.run_id, r.run_id IS NULL AS is_lost, r.paused_at IS NOT NULL AS is_paused,
                 EXISTS (SELECT 1 FROM run_wakes w WHERE w.run_id = c.run_id) AS is_woken
             FROM unnest($1::text[], $2::uuid[]) AS c (run_id, lease_token)
-                LEFT JOIN workflow_runs r ON r.run_id = c.run_id AND r.lease_token = c.lease_token AND r.status = 'RUNNING'
+                LEFT JOIN workflow_runs r ON r.run_id = c.run_id AND r.lease_token = c.lease_token
+                    -- Found by the key: the index by status is full of dead entries.
+                    AND (r.status = 'RUNNING') IS TRUE
         ) AS claim WHERE is_lost OR is_paused OR is_woken";
     Ok(sqlx::query_as(sql).bind(run_ids).bind(lease_tokens).fetch_all(db).await?)
 }

@@ -11,7 +11,9 @@ use crate::db::Error;
 const MAX_WOKEN: usize = 1000;
 
 /// Condition of a run that may be taken.
-const CLAIMABLE: &str = "r.paused_at IS NULL AND r.executor_id IS NULL AND r.status IN ('PENDING', 'RUNNING')";
+/// `IS TRUE` hides the status from its index: with many dead entries, the index of parked runs is faster.
+const CLAIMABLE: &str =
+    "r.paused_at IS NULL AND r.executor_id IS NULL AND (r.status IN ('PENDING', 'RUNNING')) IS TRUE";
 
 /// Parked runs with a pending event; those of them that are [`CLAIMABLE`] may be taken.
 const WOKEN: &str =

@@ -60,7 +60,8 @@ fn write_sql(locked: Locked, has_updates: bool) -> String {
             SET status = CASE run_status WHEN 'FAILED' THEN 'FAILED' ELSE 'SKIPPED' END,
                 completed_at = now() AT TIME ZONE 'UTC', error_message = run_error
             FROM held WHERE (run_status = 'FAILED' OR (run_status = 'COMPLETED'
-                    AND EXISTS (SELECT FROM step_waits w WHERE w.run_id = held.run_id)))
+                    -- For EXISTS, the planner may read the whole table.
+                    AND (SELECT true FROM step_waits w WHERE w.run_id = held.run_id LIMIT 1) IS NOT NULL))
                 AND s.run_id = held.run_id AND (s.status IN ('PENDING', 'RUNNING')) IS TRUE
                 AND NOT EXISTS (SELECT 1 FROM held h WHERE h.ended_id = s.id)
             RETURNING s.run_id, s.step_id, s.id, s.agent_name, s.status, s.error_message, nth,
