@@ -23,11 +23,14 @@ mod database;
 mod dead_letters;
 mod drive;
 mod earlier;
+mod first_attempt;
 mod intake;
 mod journal;
 mod ledger;
 mod memory;
 mod monitoring;
+mod own_connection;
+mod plans;
 mod queue;
 mod request;
 mod retry;
@@ -51,6 +54,7 @@ use self::{
     journal::Journal,
     memory::Memory,
     monitoring::Monitoring,
+    plans::Plans,
 };
 use crate::{
     access::OrganizationId,
@@ -84,6 +88,9 @@ struct Shared {
     registration: Registration,
     active: ActiveRuns,
     journal: Journal,
+    /// Updates for observers, if there is a topic for them.
+    monitoring: Option<Monitoring>,
+    plans: Plans,
     /// Memory for the values of all runs.
     memory: Memory,
     agents: Agents,
@@ -132,6 +139,8 @@ pub fn start(config: &Config, pool: db::Pool, lifecycle: &Lifecycle, clock: Cloc
         registration,
         active: ActiveRuns::new(config.executor.max_runs),
         journal: Journal::start(&pool, monitoring.as_ref(), lifecycle, &give_up, &settled),
+        monitoring,
+        plans: Plans::default(),
         memory: Memory::new(config.executor.memory_bytes),
         agents: Agents::new(pool.clone(), Arc::clone(&config.vault), config.circuit_breaker, clock.clone()),
         breakers: Breakers::new(pool.clone(), clock.clone()),

@@ -1,11 +1,15 @@
 //! Assignment: a claimed run as its driver receives it, whether a message or the sweep found it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::{access::OrganizationId, input::object_of};
+use super::plans::Plans;
+use crate::{access::OrganizationId, db::executions::StepBegin, input::object_of, workflow::Plan};
 
 /// Claimed run, with all that is needed to drive it.
 #[derive(Debug)]
@@ -18,15 +22,27 @@ pub(super) struct Assignment {
     pub(super) workflow_name: String,
     pub(super) correlation_id: Option<String>,
     pub(super) traceparent: Option<String>,
-    /// Pinned definition; `None`: it does not exist any more.
-    pub(super) plan: Option<Arc<RawValue>>,
+    /// Pinned definition; the error: why there is none that can be executed.
+    pub(super) plan: Result<Arc<Plan>, String>,
     pub(super) input: Box<RawValue>,
     /// Progress of the run before the claim.
     pub(super) before: Progress,
+    /// First attempt, if it has begun with the claim.
+    pub(super) first: Option<FirstAttempt>,
     /// Number of takeovers from dead executors since the run last made progress.
     pub(super) takeovers: i16,
     /// Time for which the run has been executed so far.
     pub(super) elapsed: Duration,
+}
+
+/// First attempt that has begun with the claim.
+#[derive(Debug)]
+pub(super) struct FirstAttempt {
+    pub(super) row: StepBegin,
+    /// Instant before the claim.
+    pub(super) since: Instant,
+    /// Version of the agent's row at the claim, if there was one.
+    pub(super) agent_version: Option<i64>,
 }
 
 /// Progress of a run before it was claimed.
@@ -38,6 +54,15 @@ pub(super) enum Progress {
     Interrupted,
     /// The run was parked, and continues where it was.
     Parked,
+}
+
+/// Plan of a run that is pinned to this definition.
+pub(super) fn pinned(plans: &Plans, definition: Option<&RawValue>) -> Result<Arc<Plan>, String> {
+    let Some(json) = definition else {
+        return Err("the workflow version that the run is pinned to does not exist".to_owned());
+    };
+    let read = plans.read(json).map_err(|error| format!("the workflow plan cannot be executed: {error}"));
+    read.map(|(known, _)| Arc::clone(&known.plan))
 }
 
 /// JSON text from our own database as a value. Unreadable text counts as absent.

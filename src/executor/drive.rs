@@ -131,46 +131,45 @@ struct Driver {
 impl Driver {
     async fn run(self, assignment: Assignment, correlation_id: String) -> Result<RunStatus, Release> {
         tracing::info!("run {} is claimed", self.run_id);
-        let plan = match &assignment.plan {
-            None => Err("the workflow version that the run is pinned to does not exist".to_owned()),
-            Some(plan) => Plan::parse(plan).map_err(|error| format!("the workflow plan cannot be executed: {error}")),
-        };
+        let Assignment { organization, plan, input, before, first, takeovers, elapsed, .. } = assignment;
         let plan = match plan {
             Ok(plan) => plan,
             Err(message) => return self.end(Err(message.into())).await,
         };
         let most = self.executor.run_budget.takeovers;
-        if assignment.takeovers > most {
+        if takeovers > most {
             let message = format!(
-                "{} executors died with the run, each without its having got on; it is taken over {most} times \
-                 (MAX_RUN_TAKEOVERS)",
-                assignment.takeovers
+                "{takeovers} executors died with the run, each without its having got on; it is taken over {most} times \
+                 (MAX_RUN_TAKEOVERS)"
             );
             return self.end(Err(message.into())).await;
         }
-        let earlier = match assignment.before {
+        let earlier = match before {
             Progress::Nothing => Ok(PreviousExecution::default()),
-            before => self.earlier(before == Progress::Interrupted, &plan).await?,
+            _ => self.earlier(before == Progress::Interrupted, &plan).await?,
         };
         let earlier = match earlier {
             Ok(earlier) => earlier,
             Err(message) => return self.end(Err(message.into())).await,
         };
-        let deadline = self.executor.clock.instant() + self.executor.max_duration.saturating_sub(assignment.elapsed);
+        let deadline = self.executor.clock.instant() + self.executor.max_duration.saturating_sub(elapsed);
         let claim = (self.run_id.clone(), self.lease_token, Arc::clone(&self.of));
-        let names = (assignment.organization.clone(), correlation_id);
+        let names = (organization, correlation_id);
         let signals = (self.signals.clone(), deadline);
         let run = Run::new(self.executor.clone(), claim, names, signals, (plan, earlier), self.begins.clone());
         run.close_orphans();
+        if let Some(first) = first {
+            run.continue_first(first);
+        }
 
         // One task polls all parts of the run, one after the other. The steps come first: so their changes collect
         // before they are written, and each step was polled before the run is found to wait.
         let mut writing = pin!(run.ledger.write_out(&self.executor.journal, &self.stop));
         let steps = async {
-            if assignment.before != Progress::Nothing {
+            if before != Progress::Nothing {
                 run.read_waits(Wakes::Forgotten).await;
             }
-            run.main_chain(&assignment.input).await
+            run.main_chain(&input).await
         };
         let outcome = tokio::select! {
             biased;

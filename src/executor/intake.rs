@@ -19,18 +19,22 @@ use uuid::Uuid;
 use super::{
     Executor,
     active::Slots,
-    assignment::{Assignment, Progress, input_or_empty, stored},
+    assignment::{Assignment, FirstAttempt, Progress, input_or_empty, stored},
     cancellations::Cancellations,
     dead_letters::DeadLetters,
+    first_attempt,
+    own_connection::OwnConnection,
+    plans::RunOrigin,
     queue::Queue,
-    request::{InvalidRecord, PendingRequest, columns, fault},
+    request::{InvalidRecord, PendingRequest, columns, plan_of},
     retry,
 };
 use crate::{
     access::OrganizationId,
     db::{
         self,
-        executions::{self, Claimed},
+        executions::{self, ClaimBatch, Claimed},
+        monitoring::Outgoing,
     },
     kafka::{
         consumer::{Consumer, Position, Record, Topic, traceparent},
@@ -49,6 +53,10 @@ const MAX_HELD: usize = 100_000;
 const MAX_HELD_BYTES: usize = 32 << 20;
 /// Maximum number of records read before they are processed.
 const MAX_READ: usize = 500;
+/// Smallest pool of which the intake keeps a connection.
+const MIN_POOL: usize = 8;
+/// Statement time-out of the claims.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Explanation for a record that the database refuses.
 const REFUSED: &str = "the database refuses its plan, input or ids";
 /// Pause after errors of the consumer. It is short: while brokers are down the consumer reports many errors, and later
@@ -66,6 +74,8 @@ pub(super) struct Intake {
     next_slots: Option<BoxFuture<'static, Slots>>,
     /// Slots that became free.
     slots: Option<Slots>,
+    /// Connection for the claims.
+    connection: OwnConnection,
     executions: Flow,
     cancels: Flow,
     cancellations: Cancellations,
@@ -81,6 +91,7 @@ pub(super) struct Intake {
 
 impl Intake {
     pub(super) fn new(executor: Executor, consumer: Arc<Consumer>) -> Self {
+        let connection = OwnConnection::new(executor.pool.clone(), STATEMENT_TIMEOUT);
         Self {
             executor,
             consumer,
@@ -88,6 +99,7 @@ impl Intake {
             waiting: VecDeque::new(),
             next_slots: None,
             slots: None,
+            connection,
             executions: Flow::new(Topic::Executions),
             cancels: Flow::new(Topic::Cancellations),
             cancellations: Cancellations::default(),
@@ -136,7 +148,7 @@ impl Intake {
     /// Processes the records that were read, as far as possible.
     async fn process(&mut self) -> Result<(), db::Error> {
         self.cancellations.process(&self.executor, &self.consumer).await?;
-        self.claim().await?;
+        self.claim_waiting().await?;
         self.dead_letters.process(&self.executor, &self.consumer).await
     }
 
@@ -186,33 +198,31 @@ impl Intake {
             tracing::info!("Kafka is read again");
         }
         let Record { position, sent_at, bytes, message, raw } = record;
-        let found = match &message {
-            Ok(Message::Execution(request)) if self.refused.remove(&position) => {
-                Some((InvalidRecord { code: "refused_by_database", text: REFUSED.to_owned() }, Some(request)))
+        let request = match message {
+            Ok(Message::Execution(request)) => request,
+            Ok(Message::Cancellation(request)) => return self.cancellations.push(position, bytes, request),
+            Err(error) => {
+                let fault = InvalidRecord { code: error.code(), text: error.to_string() };
+                return self.dead_letters.push(position, &raw, &fault, None);
             }
-            Ok(Message::Execution(request)) => fault(request, bytes).map(|fault| (fault, Some(request))),
-            Ok(Message::Cancellation(_)) => None,
-            Err(error) => Some((InvalidRecord { code: error.code(), text: error.to_string() }, None)),
         };
-        if let Some((fault, request)) = found {
-            // A request without a run id has no run, whatever its key says.
-            let request = request.filter(|request| !request.run_id.is_empty());
-            self.dead_letters.push(position, &raw, &fault, request);
-            return;
-        }
-        match message {
-            Ok(Message::Execution(request)) => {
-                let traceparent = traceparent(&raw);
-                self.queue.push(PendingRequest::new(position, sent_at, bytes, traceparent, request));
+        let plan = if self.refused.remove(&position) {
+            Err(InvalidRecord { code: "refused_by_database", text: REFUSED.to_owned() })
+        } else {
+            plan_of(&self.executor.plans, &request, bytes)
+        };
+        match plan {
+            Ok(plan) => self.queue.push(PendingRequest::new(position, sent_at, traceparent(&raw), request, plan)),
+            Err(fault) => {
+                // A request without a run id has no run, whatever its key says.
+                let request = Some(&request).filter(|request| !request.run_id.is_empty());
+                self.dead_letters.push(position, &raw, &fault, request);
             }
-            Ok(Message::Cancellation(request)) => self.cancellations.push(position, bytes, request),
-            // It was found to be a dead letter above.
-            Err(_) => {}
         }
     }
 
     /// Claims waiting requests, as far as there are slots.
-    async fn claim(&mut self) -> Result<(), db::Error> {
+    async fn claim_waiting(&mut self) -> Result<(), db::Error> {
         loop {
             if self.is_empty() {
                 // Without requests the slots are released.
@@ -250,15 +260,17 @@ impl Intake {
             }
             let limit = if self.singles > 0 { 1 } else { slots.count() };
             let count = self.batch_size(limit);
-            let (pool, batch) = (self.executor.pool.clone(), columns(self.waiting.iter().take(count)));
-            match db::bounded(async move { executions::claim(&pool, owner, &batch).await }).await {
+            let since = self.executor.clock.instant();
+            let batch = self.next_batch(count);
+            match self.claim_batch(owner, &batch).await {
                 Ok(claimed) => {
                     tracing::debug!(requests = count, runs = claimed.len(), "runs were claimed");
                     self.singles = self.singles.saturating_sub(count);
-                    self.start(count, claimed, owner, slots).await?;
+                    self.start(&batch, since, claimed, owner, slots).await?;
                 }
                 Err(error) if error.is_retryable() => return Err(error),
-                Err(_) if count > 1 => self.singles = count,
+                // Alone and without its first attempt it shows which request is refused.
+                Err(_) if count > 1 || batch.first.iter().any(Option::is_some) => self.singles = count,
                 Err(error) => {
                     self.singles = self.singles.saturating_sub(1);
                     tracing::error!(error = &error as &dyn std::error::Error, "a request is refused: {error}");
@@ -266,6 +278,60 @@ impl Intake {
                 }
             }
         }
+    }
+
+    /// Batch of the first `count` requests, with their first attempts.
+    fn next_batch(&self, count: usize) -> Arc<ClaimBatch> {
+        // If the database refuses a request, its first attempt is not the reason.
+        let first_of = |request| if self.singles > 0 { None } else { first_attempt::of(request) };
+        Arc::new(columns(self.waiting.iter().take(count).map(|request| (request, first_of(request)))))
+    }
+
+    /// Claims the requests of the batch, and passes the updates of their first attempts on.
+    async fn claim_batch(&mut self, owner: Uuid, batch: &Arc<ClaimBatch>) -> Result<Vec<Claimed>, db::Error> {
+        let monitoring = self.executor.monitoring.clone();
+        let updates =
+            monitoring.and_then(|to| to.prepare(batch.first.iter().map(Option::as_ref)).map(|made| (to, made)));
+        let outgoing = updates.as_ref().map(|(_, prepared)| Arc::clone(&prepared.row));
+        let claimed = self.claim(owner, Arc::clone(batch), outgoing).await;
+        if let Some((monitoring, prepared)) = updates {
+            match &claimed {
+                Ok(claimed) => {
+                    let begun = claimed.iter().filter(|run| run.has_begun);
+                    let begun: Vec<&str> = begun.map(|run| run.run_id.as_str()).collect();
+                    monitoring.committed(prepared, &begun, false);
+                }
+                // If the claim was committed nevertheless, a sweep finds the row.
+                Err(_) => monitoring.failed(&prepared),
+            }
+        }
+        claimed
+    }
+
+    /// Claims the requests of the batch with the intake's own connection, unless the pool is small.
+    async fn claim(
+        &mut self,
+        owner: Uuid,
+        batch: Arc<ClaimBatch>,
+        outgoing: Option<Arc<Outgoing>>,
+    ) -> Result<Vec<Claimed>, db::Error> {
+        let pool = self.executor.pool.clone();
+        let keeps = pool.max() >= MIN_POOL;
+        let own = if keeps { Some(self.connection.take().await?) } else { None };
+        let (connection, claimed) = db::bounded(async move {
+            let mut connection = match own {
+                Some(connection) => connection,
+                None => pool.acquire().await?,
+            };
+            let claim = executions::claim(&mut connection, owner, &batch, outgoing.as_deref());
+            let claimed = pool.unless_silent(claim).await;
+            Ok((connection, claimed))
+        })
+        .await?;
+        if keeps {
+            self.connection.keep(connection, &claimed);
+        }
+        claimed
     }
 
     /// Number of the first requests that go into one statement, each run once.
@@ -279,10 +345,12 @@ impl Intake {
         fitting.count()
     }
 
-    /// Starts the runs that were claimed among the first `count` requests, and removes all of these requests.
+    /// Starts the runs of the batch that were claimed, and removes the requests of the batch. `since`: the instant before
+    /// the claim.
     async fn start(
         &mut self,
-        count: usize,
+        batch: &ClaimBatch,
+        since: std::time::Instant,
         claimed: Vec<Claimed>,
         owner: Uuid,
         mut slots: Slots,
@@ -290,7 +358,7 @@ impl Intake {
         let mut claimed: HashMap<String, Claimed> =
             claimed.into_iter().map(|claimed| (claimed.run_id.clone(), claimed)).collect();
         let mut cancelled = Vec::new();
-        for _ in 0..count {
+        for first in &batch.first {
             let Some(request) = self.waiting.pop_front() else { break };
             self.consumer.done(request.position);
             let Some(row) = claimed.remove(&request.run_id) else {
@@ -304,17 +372,26 @@ impl Intake {
             }
             // There are at least as many slots as requests.
             let Some(slot) = slots.take_one() else { break };
+            let organization = OrganizationId::stored(&row.organization_id);
+            request.plan.set_last_origin(RunOrigin {
+                organization: organization.clone(),
+                workflow_id: row.workflow_id.clone(),
+                workflow_name: row.workflow_name.clone(),
+            });
+            let agent_version = row.agent_version;
+            let first = first.as_ref().and_then(|first| first.begun.clone()).filter(|_| row.has_begun);
             let assignment = Assignment {
                 run_id: row.run_id,
                 lease_token: request.lease_token,
-                organization: OrganizationId::stored(&row.organization_id),
+                organization,
                 workflow_id: row.workflow_id,
                 workflow_name: row.workflow_name,
                 correlation_id: row.correlation_id,
                 traceparent: row.traceparent,
-                plan: Some(request.plan),
+                plan: Ok(Arc::clone(&request.plan.plan)),
                 input: input_or_empty(request.input.or_else(|| stored(row.input_data))),
                 before: if row.has_steps { Progress::Interrupted } else { Progress::Nothing },
+                first: first.map(|row| FirstAttempt { row, since, agent_version }),
                 takeovers: 0,
                 elapsed: Duration::ZERO,
             };

@@ -13,7 +13,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::{monitoring::Monitoring, retry};
+use super::{monitoring::Monitoring, own_connection::OwnConnection, retry};
 use crate::{
     batch,
     db::{
@@ -133,7 +133,7 @@ impl Journal {
                 let writer = Writer {
                     lane,
                     pool: pool.clone(),
-                    connection: None,
+                    connection: OwnConnection::new(pool.clone(), lane.statement_timeout),
                     monitoring: monitoring.cloned(),
                     give_up: give_up.clone(),
                 };
@@ -169,7 +169,7 @@ impl Journal {
 struct Writer {
     lane: Lane,
     pool: db::Pool,
-    connection: Option<db::PooledConnection>,
+    connection: OwnConnection,
     monitoring: Option<Monitoring>,
     /// Cancelled when the process ends, with or without the database.
     give_up: CancellationToken,
@@ -223,7 +223,7 @@ impl batch::Writer for Writer {
 
     fn idle(&mut self) {
         if !self.lane.keeps_connections {
-            self.connection = None;
+            self.connection.close();
         }
     }
 }
@@ -262,7 +262,7 @@ impl Writer {
             Locked::Wait => self.lane.max_timeouts_alone,
         };
         let (mut failures, mut timeouts) = (0, 0);
-        let prepared = self.monitoring.as_ref().and_then(|monitoring| monitoring.prepare(changes));
+        let prepared = self.monitoring.as_ref().and_then(|monitoring| monitoring.prepare(changes.iter().map(Some)));
         let outgoing = prepared.as_ref().map(|prepared| Arc::clone(&prepared.row));
         let result = loop {
             let result = self.try_write(changes, locked, outgoing.as_ref()).await;
@@ -309,28 +309,16 @@ impl Writer {
         locked: Locked,
         outgoing: Option<&Arc<Outgoing>>,
     ) -> Result<Vec<LeaseState>, db::Error> {
-        let timeout = self.lane.statement_timeout;
-        if self.connection.is_none() {
-            let pool = self.pool.clone();
-            let prepared = db::bounded(async move {
-                let mut connection = pool.acquire_own().await?;
-                db::executions::prepare_session(&mut connection, timeout).await?;
-                Ok(connection)
-            });
-            self.connection = Some(prepared.await?);
-        }
-        let Some(mut connection) = self.connection.take() else { return Ok(Vec::new()) };
+        let mut connection = self.connection.take().await?;
         let (pool, changes, outgoing) = (self.pool.clone(), Arc::clone(changes), outgoing.cloned());
-        let (connection, result) = db::bounded_by(timeout + TIME_AROUND_STATEMENT, async move {
+        let timeout = self.lane.statement_timeout + TIME_AROUND_STATEMENT;
+        let (connection, result) = db::bounded_by(timeout, async move {
             let write = db::executions::write(&mut connection, &changes, locked, outgoing.as_deref());
             let result = pool.unless_silent(write).await;
             Ok((connection, result))
         })
         .await?;
-        // After such an error the state of the connection is unknown, and the next statement uses another one.
-        if !matches!(result, Err(db::Error::Unavailable(_) | db::Error::Bug(_))) {
-            self.connection = Some(connection);
-        }
+        self.connection.keep(connection, &result);
         result
     }
 }

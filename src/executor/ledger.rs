@@ -146,6 +146,13 @@ impl Ledger {
         }
     }
 
+    /// Adds the first attempt of the run, which has begun with the claim.
+    pub(super) fn continue_first(&self, path: &str, begun: &StepBegin, agent_version: Option<i64>) {
+        let mut state = self.state();
+        state.open.insert(path.to_owned(), OpenStep::new(begun));
+        state.agents.insert(begun.agent_name.clone(), agent_version);
+    }
+
     /// Adds an attempt at this step path that began before.
     pub(super) fn adopt(&self, path: &str, id: &str) {
         self.state().open.insert(path.to_owned(), OpenStep { id: id.to_owned(), of: None, is_beginning: false });

@@ -138,10 +138,17 @@ impl Monitoring {
         Ok(Some(monitoring))
     }
 
-    /// Updates for these changes; `None`: there are none, or there is no room for them.
-    pub(super) fn prepare(&self, changes: &[Change]) -> Option<PreparedUpdates> {
+    /// Updates for these changes, of which some may be absent; `None`: there are none, or there is no room for them.
+    pub(super) fn prepare<'a>(
+        &self,
+        changes: impl ExactSizeIterator<Item = Option<&'a Change>>,
+    ) -> Option<PreparedUpdates> {
         let (mut texts, mut updates) = (Vec::with_capacity(changes.len()), Vec::new());
         for change in changes {
+            let Some(change) = change else {
+                texts.push(None);
+                continue;
+            };
             let values = values(change);
             texts.push((!values.is_empty()).then(|| format!("[{}]", values.join(","))));
             updates.extend(values.into_iter().map(|value| Update {

@@ -5,28 +5,17 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, HashMap, VecDeque},
-    hash::{DefaultHasher, Hash, Hasher},
-    sync::{Arc, Weak},
+    hash::Hash,
+    sync::Arc,
 };
-
-use serde_json::value::RawValue;
 
 use super::request::PendingRequest;
-use crate::{
-    access::OrganizationId,
-    cache::Cache,
-    input::{member, text},
-};
-
-/// Bytes of a request in addition to its input and its plan.
-const OVERHEAD_BYTES: usize = 512;
-/// Number of waiting plans that are compared with new ones; at most twice as many are remembered.
-const KNOWN_PLANS: usize = 2048;
+use crate::access::OrganizationId;
 
 /// Fair queue.
+#[derive(Default)]
 pub(super) struct Queue {
     organizations: RoundRobin<OrganizationId, Classes>,
-    plans: Cache<u64, Known>,
     count: usize,
     bytes: usize,
 }
@@ -77,19 +66,6 @@ impl<K: Clone + Eq + Hash, T: Default> RoundRobin<K, T> {
     }
 }
 
-/// Plan that several requests share.
-#[derive(Clone)]
-struct Known {
-    plan: Weak<RawValue>,
-    workflow: Arc<str>,
-}
-
-impl Default for Queue {
-    fn default() -> Self {
-        Self { organizations: RoundRobin::default(), plans: Cache::new(KNOWN_PLANS), count: 0, bytes: 0 }
-    }
-}
-
 impl Queue {
     /// Number of requests.
     pub(super) fn len(&self) -> usize {
@@ -102,8 +78,9 @@ impl Queue {
     }
 
     /// Adds a request behind the others of its workflow and priority.
-    pub(super) fn push(&mut self, mut request: PendingRequest) {
-        let workflow = self.share_plan(&mut request);
+    pub(super) fn push(&mut self, request: PendingRequest) {
+        // All versions of a workflow share one turn.
+        let workflow = Arc::clone(&request.plan.name);
         self.count += 1;
         self.bytes += request.bytes;
         let classes = self.organizations.of(&request.organization);
@@ -125,43 +102,25 @@ impl Queue {
         self.bytes -= request.bytes;
         Some(request)
     }
-
-    /// Stores equal plans once, and counts the memory of the request. Returns the name of its workflow.
-    fn share_plan(&mut self, request: &mut PendingRequest) -> Arc<str> {
-        let input = request.input.as_ref().map_or(0, |input| input.get().len());
-        request.bytes = OVERHEAD_BYTES + input;
-        let mut hasher = DefaultHasher::new();
-        request.plan.get().hash(&mut hasher);
-        let hash = hasher.finish();
-        if let Some(known) = self.plans.get(&hash)
-            && let Some(plan) = known.plan.upgrade()
-            && plan.get() == request.plan.get()
-        {
-            request.plan = plan;
-            return known.workflow;
-        }
-        request.bytes += request.plan.get().len();
-        // All versions of a workflow share one turn.
-        let workflow: Arc<str> = member(&request.plan, "name").and_then(text).unwrap_or_default().into();
-        self.plans.insert(hash, Known { plan: Arc::downgrade(&request.plan), workflow: Arc::clone(&workflow) }, 1);
-        workflow
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::value::RawValue;
+
     use super::*;
-    use crate::kafka::consumer::Position;
+    use crate::{executor::plans::Plans, kafka::consumer::Position};
 
     fn request(workflow: &str, number: usize, priority: u8) -> PendingRequest {
-        let plan = format!(r#"{{"name":"{workflow}"}}"#);
+        let plan = format!(r#"{{"name":"{workflow}","start_step":"a","steps":{{"a":{{"agent_name":"x"}}}}}}"#);
+        let plan = RawValue::from_string(plan).expect("JSON");
         PendingRequest {
             position: Position::default(),
             sent_at: None,
-            bytes: 0,
+            bytes: 1,
             lease_token: uuid::Uuid::new_v4(),
             run_id: format!("{workflow}{number}"),
-            plan: RawValue::from_string(plan).expect("JSON").into(),
+            plan: Plans::default().read(&plan).expect("a plan").0,
             input: None,
             correlation_id: None,
             traceparent: None,
@@ -230,13 +189,12 @@ mod tests {
     }
 
     #[test]
-    fn a_single_run_waits_for_one_other_behind_a_burst_and_plans_are_kept_once() {
+    fn a_single_run_waits_for_one_other_behind_a_burst() {
         let mut queue = Queue::default();
-        for number in 0..10_000 {
+        for number in 0..1000 {
             queue.push(request("burst", number, 5));
         }
-        let bytes = queue.bytes();
-        assert!(bytes < 10_000 * (OVERHEAD_BYTES + 1), "{bytes}");
+        assert_eq!(queue.bytes(), 1000);
         queue.push(request("single", 0, 5));
         assert_eq!(all(&mut queue)[..2], ["burst0", "single0"]);
     }

@@ -27,7 +27,7 @@ mod waits;
 use std::{
     collections::HashMap,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -53,6 +53,7 @@ pub(super) use self::{
 use super::{
     Executor,
     active::RunSignals,
+    assignment::FirstAttempt,
     earlier::{PreviousExecution, ReusePolicy},
     ledger::Ledger,
     memory::Share,
@@ -85,7 +86,7 @@ const KEPT_BYTES: usize = 64 << 10;
 const MAX_CAUSES: usize = 10;
 const MAX_CAUSE_CHARS: usize = 1000;
 /// Maximum length of the id of a step row, and of the name of a branch, as in their columns.
-const MAX_COLUMN_CHARS: usize = 255;
+pub(super) const MAX_COLUMN_CHARS: usize = 255;
 
 /// Run under way.
 pub(super) struct Run {
@@ -93,9 +94,11 @@ pub(super) struct Run {
     pub(super) run_id: String,
     pub(super) organization: OrganizationId,
     pub(super) correlation_id: String,
-    pub(super) plan: Plan,
+    pub(super) plan: Arc<Plan>,
     pub(super) ledger: Arc<Ledger>,
     pub(super) earlier: PreviousExecution,
+    /// First attempt that has begun with the claim, until its step is executed.
+    first: Mutex<Option<FirstAttempt>>,
     pub(super) budget: Budget,
     /// Memory of the organisation.
     memory: Share,
@@ -128,7 +131,7 @@ impl Run {
         (run_id, lease_token, of): (String, Uuid, Arc<ObservedRun>),
         (organization, correlation_id): (OrganizationId, String),
         (signals, deadline): (RunSignals, Instant),
-        (plan, earlier): (Plan, PreviousExecution),
+        (plan, earlier): (Arc<Plan>, PreviousExecution),
         begins: TaskTracker,
     ) -> Self {
         let ledger = Arc::new(Ledger::new(run_id.clone(), lease_token, of));
@@ -144,6 +147,7 @@ impl Run {
             plan,
             ledger,
             earlier,
+            first: Mutex::default(),
             budget,
             memory,
             position: AtomicUsize::new(0),
@@ -173,6 +177,12 @@ impl Run {
                 None,
             );
         }
+    }
+
+    /// Continues with the attempt of the first step that has begun with the claim.
+    pub(super) fn continue_first(&self, first: FirstAttempt) {
+        self.ledger.continue_first(&step_path::step("", &first.row.step_id, 0), &first.row, first.agent_version);
+        *self.first.lock().unwrap_or_else(PoisonError::into_inner) = Some(first);
     }
 
     /// Executes all steps of the main chain, except those that are completed.
@@ -387,7 +397,7 @@ impl Run {
             path: path.to_owned(),
         });
         StepBegin {
-            id: row_id(&self.run_id, &step.id),
+            id: row_id(&self.run_id, &step.id, Uuid::new_v4()),
             step_id: step.id.clone(),
             step_name: if agent_name.is_empty() { step.id.clone() } else { agent_name.clone() },
             agent_name,
@@ -439,9 +449,10 @@ fn joined(causes: &[String]) -> String {
     format!("{}{more}", shown.join("; "))
 }
 
-/// The id of a step row: `<run>-<step>-<8 hex digits>`, shortened in the middle if it is too long for its column.
-fn row_id(run_id: &str, step_id: &str) -> String {
-    let suffix = &Uuid::new_v4().simple().to_string()[..8];
+/// The id of a step row: `<run>-<step>-<8 hex digits of the random id>`, shortened in the middle if it is too long for its
+/// column.
+pub(super) fn row_id(run_id: &str, step_id: &str, random: Uuid) -> String {
+    let suffix = &random.simple().to_string()[..8];
     let room = MAX_COLUMN_CHARS - suffix.len() - 1;
     let kept: String = format!("{run_id}-{step_id}").chars().take(room).collect();
     format!("{kept}-{suffix}")
@@ -453,6 +464,7 @@ mod tests {
 
     #[test]
     fn the_id_of_a_step_row_fits_its_column_and_keeps_its_suffix() {
+        let row_id = |run_id: &str, step_id: &str| row_id(run_id, step_id, Uuid::new_v4());
         let id = row_id("run-1", "a");
         assert!(id.starts_with("run-1-a-") && id.len() == "run-1-a-0123abcd".len(), "{id}");
         let long = row_id(&"r".repeat(200), &"ü".repeat(200));

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{
     Executor,
     active::Slots,
-    assignment::{Assignment, Progress, input_or_empty, stored},
+    assignment::{Assignment, Progress, input_or_empty, pinned, stored},
 };
 use crate::access::OrganizationId;
 use crate::db::{
@@ -128,9 +128,10 @@ impl Executor {
                 workflow_name: taken.workflow_name,
                 correlation_id: taken.correlation_id,
                 traceparent: taken.traceparent,
-                plan: stored(taken.workflow_plan).map(Into::into),
+                plan: pinned(&self.plans, stored(taken.workflow_plan).as_deref()),
                 input: input_or_empty(stored(taken.input_data)),
                 before: if taken.is_parked { Progress::Parked } else { Progress::Interrupted },
+                first: None,
                 takeovers: taken.takeovers,
                 elapsed: Duration::try_from_secs_f64(taken.elapsed_secs).unwrap_or_default(),
             };

@@ -35,6 +35,7 @@ mod events;
 mod eventually;
 mod execute;
 mod filters;
+mod first_attempts;
 mod graph;
 mod headers;
 mod idempotency;

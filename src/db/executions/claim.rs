@@ -1,11 +1,11 @@
 //! Claims of requests from Kafka, and takeovers of runs from dead executors.
 
 use chrono::{DateTime, Utc};
-use sqlx::{AssertSqlSafe, PgExecutor};
+use sqlx::{AssertSqlSafe, PgConnection, PgExecutor};
 use uuid::Uuid;
 
-use super::{INTERRUPTED, RECORDS_ITSELF};
-use crate::db::{Error, processes::DEAD_AFTER_SECS};
+use super::{Change, INTERRUPTED, RECORDS_ITSELF, StepBegin};
+use crate::db::{Error, monitoring, processes::DEAD_AFTER_SECS};
 
 /// Requests to claim, one entry per run, each run once; see [`claim`].
 #[derive(Default)]
@@ -16,11 +16,26 @@ pub struct ClaimBatch {
     pub event_id: Vec<Option<Uuid>>,
     pub workflow_id: Vec<String>,
     pub workflow_name: Vec<String>,
-    pub plan: Vec<String>,
+    /// Different plans of the batch.
+    pub plans: Vec<String>,
+    /// Index of the run's plan among them, from 1.
+    pub plan: Vec<i32>,
     pub input: Vec<Option<String>>,
     pub correlation_id: Vec<Option<String>>,
     pub traceparent: Vec<Option<String>>,
     pub sent_at: Vec<Option<DateTime<Utc>>>,
+    /// First attempt of the run, which begins with the claim.
+    pub first: Vec<Option<Change>>,
+}
+
+impl ClaimBatch {
+    fn first<'a, T>(&'a self, of: impl Fn(&'a Change) -> Option<T>) -> Vec<Option<T>> {
+        self.first.iter().map(|first| of(first.as_ref()?)).collect()
+    }
+
+    fn first_begun<'a>(&'a self, of: fn(&'a StepBegin) -> &'a str) -> Vec<Option<&'a str>> {
+        self.first(|first| first.begun.as_ref().map(of))
+    }
 }
 
 /// Claimed run, which the caller now owns.
@@ -42,26 +57,30 @@ pub struct Claimed {
     pub organization_id: String,
     /// Whether the run has step rows because it was started before.
     pub has_steps: bool,
+    /// Whether the first attempt of the batch has begun.
+    pub has_begun: bool,
+    /// [`crate::db::agents::AgentWithBreaker::version`] of its agent at that time; `None` if it does not exist.
+    pub agent_version: Option<i64>,
 }
 
-/// Claims the runs that are PENDING and inserts missing rows, in one statement. A run that is not in the answer was
-/// claimed before, is paused, has ended, or expects another message (its retry created a new `event_id`). Repeating the
-/// call with the same tokens after a lost answer returns the same runs.
-pub async fn claim(db: impl PgExecutor<'_>, executor_id: Uuid, batch: &ClaimBatch) -> Result<Vec<Claimed>, Error> {
-    let sql = format!(
+/// SQL of [`claim`].
+fn claim_sql() -> String {
+    format!(
         "
         WITH {RECORDS_ITSELF}, request AS MATERIALIZED (
-            SELECT m.* FROM session, unnest($2::text[], $3::uuid[], $4::uuid[], $5::text[], $6::text[], $7::text[], $8::text[],
-                $9::text[], $10::timestamptz[], $11::text[])
+            SELECT m.* FROM session, unnest($2::text[], $3::uuid[], $4::uuid[], $5::text[], $6::text[], $8::int[], $9::text[],
+                $10::text[], $11::timestamptz[], $12::text[], $13::text[], $14::text[], $15::text[], $16::text[],
+                $17::text[], $18::text[], $19::text[], $20::text[])
                 AS m (run_id, lease_token, event_id, workflow_id, workflow_name, plan, input, correlation_id, sent_at,
-                    traceparent)
-        ), claimed AS (
+                    traceparent, begun_id, step_id, agent_name, step_input, seen_workflow_id, seen_workflow_name,
+                    seen_organization_id, updates)
+        ), updated AS (
             UPDATE workflow_runs r
             SET status = 'RUNNING', executor_id = $1, lease_token = m.lease_token,
                 updated_at = now() AT TIME ZONE 'UTC', execution_started_at = now() AT TIME ZONE 'UTC', wake_at = NULL,
                 parked_at = NULL, takeovers = 0, claimed_at = now() AT TIME ZONE 'UTC',
                 -- For a run without a stored definition, the message is the only source of the plan.
-                workflow_plan = CASE WHEN r.workflow_version IS NULL THEN m.plan::jsonb ELSE r.workflow_plan END,
+                workflow_plan = CASE WHEN r.workflow_version IS NULL THEN ($7::text[])[m.plan]::jsonb ELSE r.workflow_plan END,
                 input_data = CASE WHEN r.workflow_version IS NULL AND m.input IS NOT NULL
                     THEN m.input::jsonb ELSE r.input_data END,
                 correlation_id = coalesce(r.correlation_id, m.correlation_id),
@@ -72,43 +91,97 @@ pub async fn claim(db: impl PgExecutor<'_>, executor_id: Uuid, batch: &ClaimBatc
                 AND (r.execution_event_id = m.event_id OR r.execution_event_id IS NULL OR m.event_id IS NULL)))
             RETURNING r.run_id, r.workflow_id, r.workflow_name, r.correlation_id, r.traceparent,
                 CASE WHEN m.input IS NULL THEN r.input_data::text END AS input_data, r.organization_id,
-                r.resume_from_step IS NOT NULL
-                    OR EXISTS (SELECT 1 FROM step_executions s WHERE s.run_id = r.run_id) AS has_steps
+                r.resume_from_step,
+                -- The attempt begins only if observers are told what the row says.
+                CASE WHEN m.seen_workflow_id = r.workflow_id AND m.seen_workflow_name = r.workflow_name
+                    AND m.seen_organization_id = r.organization_id THEN m.begun_id END AS begun_id,
+                -- State before the statement: a repeated claim was recorded the first time.
+                (SELECT before.lease_token FROM workflow_runs before WHERE before.run_id = m.run_id)
+                    IS NOT DISTINCT FROM m.lease_token AS is_repeated,
+                m.sent_at, m.step_id, m.agent_name, m.step_input, m.updates
+        ), claimed AS MATERIALIZED (
+            SELECT *, begun_id IS NOT NULL AND NOT has_steps AS has_begun
+            FROM updated, LATERAL (SELECT resume_from_step IS NOT NULL OR (
+                -- For EXISTS, the planner may read the whole table. Of a repeated claim, the first one has begun the attempt.
+                SELECT true FROM step_executions s
+                WHERE s.run_id = updated.run_id AND s.id IS DISTINCT FROM begun_id LIMIT 1) IS NOT NULL AS has_steps) AS earlier
         ), inserted AS (
             INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, status, input_data, created_at, updated_at,
                 execution_started_at, claimed_at, workflow_plan, correlation_id, traceparent, executor_id, lease_token)
             SELECT run_id, workflow_id, workflow_name, 'RUNNING', coalesce(input, '{{}}')::jsonb,
-                now() AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC', plan::jsonb,
-                correlation_id, traceparent, $1, lease_token
-            FROM request m WHERE NOT EXISTS (SELECT 1 FROM workflow_runs r WHERE r.run_id = m.run_id)
+                now() AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC',
+                ($7::text[])[plan]::jsonb, correlation_id, traceparent, $1, lease_token
+            FROM request m WHERE (SELECT r.run_id FROM workflow_runs r WHERE r.run_id = m.run_id) IS NULL
             ON CONFLICT (run_id) DO NOTHING
             RETURNING run_id, workflow_id, workflow_name, correlation_id, traceparent, NULL::text AS input_data,
                 organization_id, false AS has_steps
+        ), begun AS (
+            INSERT INTO step_executions (id, run_id, step_id, step_name, agent_name, status, input_data, started_at)
+            SELECT begun_id, run_id, step_id, agent_name, agent_name, 'RUNNING', step_input::jsonb, now() AT TIME ZONE 'UTC'
+            FROM claimed WHERE has_begun
+            ON CONFLICT (id) DO NOTHING
+            RETURNING run_id, step_id, id, agent_name
         ), recorded AS (
-            INSERT INTO run_events (run_id, kind, at)
-            SELECT run_id, kind, at
-            FROM request JOIN (SELECT run_id FROM claimed UNION ALL SELECT run_id FROM inserted) AS held USING (run_id),
-                LATERAL (VALUES ('run.dispatched', sent_at), ('run.started', clock_timestamp())) AS event (kind, at)
-            -- State before the statement: a repeated claim was recorded the first time.
-            WHERE at IS NOT NULL AND NOT EXISTS (SELECT 1 FROM workflow_runs r
-                WHERE r.run_id = request.run_id AND r.lease_token = request.lease_token)
-            ORDER BY kind
+            INSERT INTO run_events (run_id, kind, at, step_id, attempt_id, agent_name)
+            SELECT run_id, kind, at, step_id, id, agent_name FROM (
+                SELECT 1, run_id, 'run.dispatched', sent_at, NULL, NULL, NULL FROM claimed
+                WHERE sent_at IS NOT NULL AND NOT is_repeated
+                UNION ALL SELECT 1, run_id, 'run.dispatched', sent_at, NULL, NULL, NULL FROM inserted JOIN request USING (run_id)
+                WHERE sent_at IS NOT NULL
+                UNION ALL SELECT 2, run_id, 'run.started', clock_timestamp(), NULL, NULL, NULL FROM claimed WHERE NOT is_repeated
+                UNION ALL SELECT 2, run_id, 'run.started', clock_timestamp(), NULL, NULL, NULL FROM inserted
+                UNION ALL SELECT 3, run_id, 'attempt.started', clock_timestamp(), step_id, id, agent_name FROM begun
+            ) AS event (part, run_id, kind, at, step_id, id, agent_name) ORDER BY part
+        ), told AS (
+            INSERT INTO monitoring_outbox (id, owner, updates)
+            SELECT $21, $22, array_agg(updates) FROM claimed WHERE has_begun AND updates IS NOT NULL HAVING count(*) > 0
+            ON CONFLICT (id) DO NOTHING
         )
-        SELECT * FROM claimed UNION ALL SELECT * FROM inserted"
-    );
-    Ok(sqlx::query_as(AssertSqlSafe(sql))
+        SELECT run_id, workflow_id, workflow_name, correlation_id, traceparent, input_data, organization_id, has_steps,
+            has_begun, (SELECT a.xmin::text::int8 FROM agents a
+                WHERE has_begun AND a.name = agent_name AND a.organization_id = claimed.organization_id) AS agent_version
+        FROM claimed
+        UNION ALL SELECT *, false, NULL FROM inserted"
+    )
+}
+
+/// Claims the runs that are PENDING and inserts missing rows, in one statement. A run that is not in the answer was
+/// claimed before, is paused, has ended, or expects another message (its retry created a new `event_id`). Repeating the
+/// call with the same tokens after a lost answer returns the same runs.
+///
+/// The same statement begins the first attempts of the batch, of runs that were not started before and are as the
+/// attempt's [`ObservedRun`](super::ObservedRun) says. `outgoing` has the updates for observers; those of attempts that
+/// have begun are stored.
+pub async fn claim(
+    conn: &mut PgConnection,
+    executor_id: Uuid,
+    batch: &ClaimBatch,
+    outgoing: Option<&monitoring::Outgoing>,
+) -> Result<Vec<Claimed>, Error> {
+    Ok(sqlx::query_as(AssertSqlSafe(claim_sql()))
         .bind(executor_id)
         .bind(&batch.run_id)
         .bind(&batch.lease_token)
         .bind(&batch.event_id)
         .bind(&batch.workflow_id)
         .bind(&batch.workflow_name)
+        .bind(&batch.plans)
         .bind(&batch.plan)
         .bind(&batch.input)
         .bind(&batch.correlation_id)
         .bind(&batch.sent_at)
         .bind(&batch.traceparent)
-        .fetch_all(db)
+        .bind(batch.first_begun(|begun| &begun.id))
+        .bind(batch.first_begun(|begun| &begun.step_id))
+        .bind(batch.first_begun(|begun| &begun.agent_name))
+        .bind(batch.first_begun(|begun| begun.input.get()))
+        .bind(batch.first(|first| Some(first.of.workflow_id.as_str())))
+        .bind(batch.first(|first| Some(first.of.workflow_name.as_str())))
+        .bind(batch.first(|first| Some(first.of.organization.as_str())))
+        .bind(outgoing.map_or_else(|| vec![None; batch.run_id.len()], |outgoing| outgoing.updates.clone()))
+        .bind(outgoing.map(|outgoing| outgoing.id))
+        .bind(outgoing.and_then(|outgoing| outgoing.owner))
+        .fetch_all(conn)
         .await?)
 }
 

@@ -1,6 +1,6 @@
 //! Agent step: calls an agent, in as many attempts as the agent's settings allow, each with a row of its own.
 
-use std::time::Duration;
+use std::{sync::PoisonError, time::Duration};
 
 use serde_json::value::RawValue;
 
@@ -10,6 +10,7 @@ use crate::{
     executor::{
         agent_call::{self, CallErrorKind, CallOutcome, Failure, Request},
         agents::{Agent, Seen},
+        assignment::FirstAttempt,
         breakers::Rejected,
         database,
         memory::{COUNTED_BYTES, counted},
@@ -41,7 +42,13 @@ impl Run {
     /// row.
     pub(super) async fn agent(&self, step: &Step, path: &str, frame: &Frame<'_>) -> Result<Box<RawValue>, String> {
         let Some(agent_name) = step.agent_name.as_deref() else { return Err("it names no agent".to_owned()) };
-        let (input, _memory) = match self.make_input(step, frame).await {
+        // It is the attempt at the first step that is executed.
+        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let made = match &first {
+            Some(first) => Ok((first.row.input.clone(), self.memory.hold(0))),
+            None => self.make_input(step, frame).await,
+        };
+        let (input, _memory) = match made {
             Ok(made) => made,
             Err(cause) => {
                 let row = self.row(step, agent_name.to_owned(), object_of([]), path, frame);
@@ -49,23 +56,32 @@ impl Run {
                 return Err(cause);
             }
         };
-        self.gate().await;
+        if first.is_none() {
+            self.gate().await;
+        }
         // A pause of the run waits for all attempts of the step, since a run pauses between steps.
         let _leaf = self.leaves.begin();
         // An attempt that is repeated because its executor died keeps its id, for agents that de-duplicate.
         let mut interrupted = self.earlier.take_interrupted(path, frame.reuse);
         let (clock, mut attempt) = (&self.executor.clock, 1);
         loop {
-            self.gate_of_process().await;
+            if first.is_none() {
+                self.gate_of_process().await;
+            }
             let under_way = self.calls.begin();
-            let mut row = self.row(step, agent_name.to_owned(), input.clone(), path, frame);
-            // The agent receives the row's id, so that its log can be found from the row.
-            let attempt_id = interrupted.take().unwrap_or_else(|| row.id.clone());
-            row.task_id = Some(agent_call::task_id(&attempt_id));
             self.budget.step(input.get().len()).await;
-            let since = clock.instant();
-            self.ledger.begin(path, row);
-            self.ledger.written().await;
+            let (attempt_id, since) = if let Some(FirstAttempt { row, since, .. }) = first.take() {
+                (row.id, since)
+            } else {
+                let mut row = self.row(step, agent_name.to_owned(), input.clone(), path, frame);
+                // The agent receives the row's id, so that its log can be found from the row.
+                let attempt_id = interrupted.take().unwrap_or_else(|| row.id.clone());
+                row.task_id = Some(agent_call::task_id(&attempt_id));
+                let since = clock.instant();
+                self.ledger.begin(path, row);
+                self.ledger.written().await;
+                (attempt_id, since)
+            };
             let seen = Seen { since, version: self.ledger.agent_version(agent_name) };
             let started = clock.instant();
             let Attempt { result, pause, call, memory } =
