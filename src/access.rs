@@ -186,6 +186,19 @@ impl Actor {
             traceparent: None,
         }
     }
+
+    /// The actor of the same request with its identity.
+    #[must_use]
+    pub fn identified(&self, subject: &str, organization: &OrganizationId, key_id: Option<Uuid>) -> Self {
+        Self {
+            subject: subject.to_owned(),
+            organization: organization.clone(),
+            key_id,
+            address: self.address,
+            correlation_id: self.correlation_id.clone(),
+            traceparent: self.traceparent.clone(),
+        }
+    }
 }
 
 /// Rights of an API key.

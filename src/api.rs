@@ -1,4 +1,4 @@
-//! HTTP API: the list of routes, and the order of the layers around them.
+//! HTTP API: the list of routes, and the layer around them.
 //!
 //! Three layers, each of which depends only on those before it: [`vocabulary`], the shared types; [`resources`], the
 //! handlers; [`gate`], the middleware around every request.
@@ -10,14 +10,12 @@ pub mod vocabulary;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
-
-use axum::{Router, middleware};
+use axum::Router;
 use tower::ServiceExt as _;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::{
-    gate::{Gate, body::BodyRoutes, compression, cors, docs, headers, request},
+    gate::{Gate, docs, layer::GateLayer, request},
     resources::{
         agents, api_keys, audit, by_name, callbacks, dead_letters, definitions, event_ticket, graph, organizations,
         run_log, runs, storage, system, transfer, workflows,
@@ -86,21 +84,17 @@ pub fn routes(api: &config::Api, key_header: &str) -> OpenApiRouter<App> {
     all
 }
 
-/// The complete service. The layers from the outside in: headers that every answer has; compression; CORS, so that
-/// error answers carry its headers too; then `request` (correlation id, caller, limits, errors); then the routes.
+/// The complete service: the routes with the gate around each.
 pub fn router(gate: &Gate) -> Router {
     let app = &gate.app;
     let (routes, document) = routes(&app.config.api, &app.config.auth.api_key_header_text).split_for_parts();
     let documentation = if app.config.api.docs { docs::router(&document) } else { Router::new() };
-    let bodies = Arc::new(BodyRoutes::of(&document));
     let service = routes
         .merge(documentation)
         .fallback(request::no_such_route)
         .method_not_allowed_fallback(request::no_such_method)
-        .layer(middleware::from_fn_with_state((gate.clone(), bodies), request::handle_request))
+        .layer(GateLayer::new(gate, &document))
         .with_state(app.clone());
-    let service = compression::around(cors::around(service, app))
-        .layer(middleware::from_fn_with_state(app.clone(), headers::add));
     // A router matches the route before it calls its layers. The layer that changes the path therefore stands
     // outside.
     Router::new().fallback_service(service.map_request(by_name::at_its_path(&app.config.api.prefix)))

@@ -216,6 +216,10 @@ impl Permit {
     }
 
     fn count(&mut self, held: &mut Held, amount: u64) {
+        if amount == 0 {
+            // A permit for nothing needs no entry, and would not remove it.
+            return;
+        }
         self.amount += amount;
         held.all += amount;
         for owner in self.owners.iter() {
@@ -282,6 +286,16 @@ mod tests {
         drop((second, fifth));
         assert_eq!(permits.held_by_all(), 3);
         assert_eq!(permits.held().by.len(), 2);
+    }
+
+    #[test]
+    fn a_permit_for_nothing_leaves_no_entry() {
+        let permits = Permits::new(10, []);
+        let mut permit = permits.take(of("a", "x"), 0);
+        assert!(permits.held().by.is_empty());
+        permit.try_grow(1).expect("room");
+        drop((permit, permits.take(of("b", "y"), 0)));
+        assert!(permits.held().by.is_empty());
     }
 
     #[tokio::test]

@@ -21,7 +21,7 @@ use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
-use tower::ServiceExt;
+use tower::Service as _;
 
 use self::connections::{Connections, Entry, Watched};
 pub use self::descriptors::{Bounds, raise_limit};
@@ -221,8 +221,9 @@ fn connection(
     let _ = stream.set_nodelay(true);
     let clock = entry.clock().clone();
     let stream = Watched::new(stream, Arc::clone(&entry.connection), clock.clone());
+    let lifecycle = Arc::new(lifecycle);
     let service = service_fn(move |mut request: Request<Incoming>| {
-        let (router, lifecycle) = (router.clone(), lifecycle.clone());
+        let (mut router, lifecycle) = (router.clone(), Arc::clone(&lifecycle));
         let under_way = entry.begin();
         let connection = Arc::clone(&entry.connection);
         async move {
@@ -233,7 +234,7 @@ fn connection(
                 refuse(&request, peer, refusal)
             } else {
                 request.extensions_mut().insert(Peer(peer));
-                router.oneshot(request.map(|body| connection.body(body))).await?
+                router.call(request.map(|body| connection.body(body))).await?
             };
             if lifecycle.is_stopping() || connection.has_unread() {
                 response.headers_mut().insert(header::CONNECTION, CLOSE);
@@ -262,7 +263,7 @@ fn refuse<B>(request: &Request<B>, peer: IpAddr, refusal: ApiError) -> Response<
     headers::harden(response.headers_mut());
     response.headers_mut().insert(header::CONNECTION, CLOSE);
     let span = tracing::info_span!("http.request", correlation_id, client_ip = %peer.to_canonical());
-    span.in_scope(|| note(request.method().as_str(), "(none)", &response, Duration::ZERO));
+    span.in_scope(|| note(request.method(), "(none)", &response, Duration::ZERO));
     response
 }
 

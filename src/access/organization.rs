@@ -1,6 +1,9 @@
 //! Organisations: tenants that own all data. Nothing of one organisation can be seen or reached from another.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, LazyLock},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -55,7 +58,8 @@ impl OrganizationId {
 
 impl Default for OrganizationId {
     fn default() -> Self {
-        Self(Self::DEFAULT.into())
+        static DEFAULT: LazyLock<OrganizationId> = LazyLock::new(|| OrganizationId(OrganizationId::DEFAULT.into()));
+        DEFAULT.clone()
     }
 }
 

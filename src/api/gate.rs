@@ -7,13 +7,18 @@ pub mod body;
 pub mod compression;
 pub mod cors;
 pub mod docs;
+pub mod endpoints;
 pub mod headers;
+pub mod layer;
 pub mod load;
 pub mod rate_limit;
 pub mod request;
 pub mod rules;
 
-use std::{ops::Deref, sync::Arc};
+use std::{convert::Infallible, future::ready, ops::Deref, sync::Arc};
+
+use axum::{extract::Request, response::Response};
+use tower::{Service, service_fn};
 
 use self::{auth::token::Tokens, load::Load, rate_limit::RateLimits};
 use super::vocabulary::app::App;
@@ -53,4 +58,10 @@ impl Deref for Gate {
     fn deref(&self) -> &Parts {
         &self.0
     }
+}
+
+/// Service that has this answer, for a layer that is needed only sometimes.
+fn answered(response: Response) -> impl Service<Request, Response = Response, Error = Infallible, Future: Send> + Send {
+    let mut response = Some(response);
+    service_fn(move |_| ready(Ok(response.take().unwrap_or_default())))
 }

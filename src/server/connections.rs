@@ -117,7 +117,11 @@ impl Connection {
 
     /// Wraps the body of a request, to record when it was read to its end.
     pub(super) fn body(self: &Arc<Self>, body: Incoming) -> Body {
-        self.has_unread.store(!body.is_end_stream(), Ordering::Relaxed);
+        let is_empty = body.is_end_stream();
+        self.has_unread.store(!is_empty, Ordering::Relaxed);
+        if is_empty {
+            return Body::empty();
+        }
         Body::new(Read { body, connection: Arc::clone(self) })
     }
 }

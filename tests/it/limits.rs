@@ -12,11 +12,12 @@ use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection, PgPool};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use utoipa::openapi::OpenApi;
 use workflow_api::{
     access::api_key::ApiKey,
     api::{
         self,
-        gate::{Gate, request},
+        gate::{Gate, layer::GateLayer},
         vocabulary::app::App,
     },
     clock::Clock,
@@ -235,8 +236,7 @@ fn with_slow_route(config: &Config, handler: MethodRouter) -> (Service, Service)
     let pool = db::pool(&config.database);
     let app = App::start(config.clone(), pool, &lifecycle, &drained, clock.clone()).expect("the parts start");
     let gate = Gate::start(app, &lifecycle).expect("the gate starts");
-    let middleware = axum::middleware::from_fn_with_state((gate.clone(), Arc::default()), request::handle_request);
-    let slow = Router::new().route(SLOW, handler).layer(middleware);
+    let slow = Router::new().route(SLOW, handler).layer(GateLayer::new(&gate, &OpenApi::default()));
     let service = |router| Service {
         config: config.clone(),
         lifecycle: lifecycle.clone(),

@@ -55,15 +55,15 @@ pub async fn authenticate(
     gate: &Gate,
     request: &mut Parts,
     rule: Rule,
-    anonymous: Actor,
+    anonymous: &Arc<Actor>,
     limits: &mut AppliedLimits,
 ) -> Result<Caller, ApiError> {
     if !gate.app.config.auth.enabled {
-        return Ok(Caller::anonymous(anonymous));
+        return Ok(Caller::anonymous(Arc::clone(anonymous)));
     }
     let client = request.extensions.get::<ClientAddress>().copied();
     // The address of a callback is its permission. The step may require credentials besides.
-    let callback_caller = (rule.access == Access::Address).then(|| Caller::denied(anonymous.clone()));
+    let callback_caller = (rule.access == Access::Address).then(|| Caller::denied(anonymous));
     let refusal = match identify(gate, request, rule, anonymous, client).await {
         Ok(caller) => return Ok(caller),
         Err(Refusal::Other(answer)) => answer,
@@ -79,7 +79,7 @@ async fn identify(
     gate: &Gate,
     request: &mut Parts,
     rule: Rule,
-    anonymous: Actor,
+    anonymous: &Arc<Actor>,
     client: Option<ClientAddress>,
 ) -> Result<Caller, Refusal> {
     let app = &gate.app;
@@ -117,7 +117,7 @@ fn single_header<'a>(request: &'a Parts, name: &HeaderName) -> Result<Option<&'a
 async fn by_api_key(
     app: &App,
     key: &str,
-    anonymous: Actor,
+    anonymous: &Arc<Actor>,
     lookup: impl FnOnce() -> Lookup,
 ) -> Result<Caller, Refusal> {
     let invalid = || Refusal::Wrong(ApiError::unauthorized("The API key is not valid"));
@@ -129,7 +129,7 @@ async fn by_api_key(
 async fn by_token(
     gate: &Gate,
     token: &str,
-    anonymous: Actor,
+    anonymous: &Arc<Actor>,
     lookup: impl FnOnce() -> Lookup,
 ) -> Result<Caller, Refusal> {
     let invalid = || ApiError::unauthorized("The bearer token is not valid");
@@ -146,8 +146,7 @@ async fn by_token(
         if !gate.app.organizations.is_active(&claims.organization).await? {
             return Err(Refusal::Other(invalid()));
         }
-        let (subject, organization) = (claims.subject.clone(), claims.organization.clone());
-        let actor = Arc::new(Actor { subject, organization, ..anonymous });
+        let actor = Arc::new(anonymous.identified(&claims.subject, &claims.organization, None));
         let (grant, roles) = (Arc::clone(&claims.grant), Arc::clone(&claims.roles));
         let proof = Proof::Token(claims.counts_until());
         return Ok(Caller { actor, grant, roles, proof, ends_at: Some(claims.ends_at()) });
@@ -161,7 +160,7 @@ async fn by_ticket(
     app: &App,
     request: &mut Parts,
     text: &str,
-    anonymous: Actor,
+    anonymous: &Arc<Actor>,
     lookup: impl FnOnce() -> Lookup,
 ) -> Result<Caller, Refusal> {
     let invalid = || ApiError::unauthorized("The ticket is not valid, or has expired");
@@ -181,7 +180,7 @@ async fn by_ticket(
             valid_key.caller(proof, anonymous, until.map(token::at))
         }
         ticket::TicketOwner::Token { subject, organization, role, until } => {
-            let actor = Arc::new(Actor { subject, organization, ..anonymous });
+            let actor = Arc::new(anonymous.identified(&subject, &organization, None));
             let (grant, ends_at) = (Arc::new(Grant::of(role)), Some(token::at(until)));
             Caller { actor, grant, roles: Arc::default(), proof: Proof::Token(until), ends_at }
         }
@@ -191,9 +190,8 @@ async fn by_ticket(
 
 impl ValidApiKey {
     /// Caller with this API key; `token_ends_at` is the expiry of the key's token, if there is one.
-    fn caller(&self, proof: Proof, anonymous: Actor, token_ends_at: Option<Timestamp>) -> Caller {
-        let (subject, organization) = (self.subject.clone(), self.organization.clone());
-        let actor = Arc::new(Actor { subject, organization, key_id: Some(self.id), ..anonymous });
+    fn caller(&self, proof: Proof, anonymous: &Arc<Actor>, token_ends_at: Option<Timestamp>) -> Caller {
+        let actor = Arc::new(anonymous.identified(&self.subject, &self.organization, Some(self.id)));
         let ends_at = token_ends_at.into_iter().chain(self.expires_at).min();
         Caller { actor, grant: Arc::clone(&self.grant), roles: Arc::default(), proof, ends_at }
     }

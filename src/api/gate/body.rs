@@ -1,6 +1,6 @@
 //! Request bodies: which routes accept one, and reading it within its limits.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -40,39 +40,22 @@ pub enum BodyPolicy {
     Dropped,
 }
 
-/// Routes with the methods that accept a body, and those that do not, as the OpenAPI document describes them.
-#[derive(Debug, Default)]
-pub struct BodyRoutes(HashMap<String, Vec<(Method, bool)>>);
-
-impl BodyRoutes {
-    /// Routes of the document.
+impl BodyPolicy {
+    /// Policy for the body of a request with this method and route, as the OpenAPI document describes it.
     #[must_use]
-    pub fn of(document: &OpenApi) -> Self {
-        let routes = document.paths.paths.iter().map(|(path, item)| {
-            let operations = [
-                (Method::GET, &item.get),
-                (Method::PUT, &item.put),
-                (Method::POST, &item.post),
-                (Method::DELETE, &item.delete),
-                (Method::PATCH, &item.patch),
-            ];
-            let taken = operations.into_iter().filter_map(|(method, operation)| {
-                operation.as_ref().map(|operation| (method, operation.request_body.is_some()))
-            });
-            (path.clone(), taken.collect())
+    pub fn of(document: &OpenApi, method: &Method, route: &str) -> Self {
+        let operation = document.paths.paths.get(route).and_then(|path| match *method {
+            Method::GET | Method::HEAD => path.get.as_ref(),
+            Method::PUT => path.put.as_ref(),
+            Method::POST => path.post.as_ref(),
+            Method::DELETE => path.delete.as_ref(),
+            Method::PATCH => path.patch.as_ref(),
+            _ => None,
         });
-        Self(routes.collect())
-    }
-
-    /// Policy for the body of a request with this method and route.
-    #[must_use]
-    pub fn use_of(&self, method: &Method, route: &str) -> BodyPolicy {
-        let method = if method == Method::HEAD { &Method::GET } else { method };
-        let operation = self.0.get(route).and_then(|methods| methods.iter().find(|(known, _)| known == method));
         match operation {
-            None => BodyPolicy::Dropped,
-            Some((_, true)) => BodyPolicy::Handler,
-            Some((_, false)) => BodyPolicy::Nothing,
+            None => Self::Dropped,
+            Some(operation) if operation.request_body.is_some() => Self::Handler,
+            Some(_) => Self::Nothing,
         }
     }
 }

@@ -3,15 +3,10 @@
 //! Not compressed are small answers, event streams, which are sent in pieces, and answers with secrets: the length of
 //! a compressed text reveals its content to a client that can choose a part of it.
 
-use axum::{
-    Router,
-    body::Body,
-    extract::{Request, State},
-    middleware::{self, Next},
-    response::Response,
-};
-use http::{Extensions, HeaderMap, HeaderValue, StatusCode, Version, header};
+use axum::{body::Body, extract::Request, response::Response};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body_util::BodyExt as _;
+use tower::{Layer as _, ServiceExt as _};
 use tower_http::{
     CompressionLevel,
     compression::{
@@ -20,13 +15,14 @@ use tower_http::{
     },
 };
 
+use super::answered;
 use crate::{
     api::vocabulary::accept::preferences,
     permits::{Owners, Permits},
 };
 
 /// Smaller answers fit into one packet uncompressed.
-const COMPRESSED_FROM_BYTES: u64 = 1024;
+const LARGE_ENOUGH: SizeAbove = SizeAbove::new(1024);
 /// Maximum number of answers that are compressed at a time. Each holds up to two megabytes until its client has read
 /// it; further answers are sent uncompressed.
 const MAX_COMPRESSED: u64 = 64;
@@ -35,55 +31,91 @@ const MAX_COMPRESSED: u64 = 64;
 #[derive(Clone, Copy, Debug)]
 pub struct Secret;
 
-/// Adds compression to the service.
-pub fn around(service: Router) -> Router {
-    let permits = Permits::new(MAX_COMPRESSED, []);
-    let has_room = permits.clone();
-    let may_be = move |_: StatusCode, _: Version, headers: &HeaderMap, extensions: &Extensions| {
-        let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+/// Compression of answers.
+pub struct Compression {
+    layer: CompressionLayer<SizeAbove>,
+    permits: Permits,
+}
+
+/// What a request says about the coding of its answer.
+#[derive(Clone, Copy)]
+pub struct Accepted {
+    coding: Option<&'static str>,
+    /// The answer has no body, and so none that could be compressed.
+    is_head: bool,
+}
+
+impl Accepted {
+    /// Reads the request.
+    #[must_use]
+    pub fn of(request: &Request) -> Self {
+        Self { coding: wanted(request.headers()), is_head: request.method() == Method::HEAD }
+    }
+}
+
+impl Default for Compression {
+    fn default() -> Self {
+        // The fastest level gives most of the gain.
+        let layer = CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(LARGE_ENOUGH);
+        Self { layer, permits: Permits::new(MAX_COMPRESSED, []) }
+    }
+}
+
+impl Compression {
+    /// Compresses the answer if its client accepts that and it is worth it.
+    pub async fn apply(&self, accepted: Accepted, mut response: Response) -> Response {
+        if response.status() == StatusCode::NOT_MODIFIED {
+            response.headers_mut().append(header::VARY, header::ACCEPT_ENCODING.into());
+        }
+        if !accepted.is_head && self.is_worth_it(&response) {
+            response = self.encode(accepted.coding, response).await;
+        }
+        if !response.headers().contains_key(header::CONTENT_ENCODING) {
+            return response;
+        }
+        // The bytes differ and the resource is the same, so the tag becomes weak (RFC 9110, 8.8.1).
+        if let Some(tag) = response.headers().get(header::ETAG).and_then(|tag| tag.to_str().ok())
+            && tag.starts_with('"')
+            && let Ok(weak) = HeaderValue::from_str(&format!("W/{tag}"))
+        {
+            response.headers_mut().insert(header::ETAG, weak);
+        }
+        response
+    }
+
+    fn is_worth_it(&self, response: &Response) -> bool {
+        let content_type = response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let content_type = content_type.unwrap_or_default();
         let is_text = content_type.starts_with("application/json")
             || content_type.starts_with("application/x-ndjson")
             || content_type.starts_with("image/svg")
             || content_type.starts_with("text/");
-        is_text
+        LARGE_ENOUGH.should_compress(response)
+            && !response.headers().contains_key(header::CONTENT_ENCODING)
+            && is_text
             && !content_type.starts_with("text/event-stream")
-            && extensions.get::<Secret>().is_none()
-            && has_room.check(Owners::default(), 1).is_ok()
-    };
-    // The fastest level gives most of the gain.
-    let layer = CompressionLayer::new()
-        .quality(CompressionLevel::Fastest)
-        .compress_when(SizeAbove::new(COMPRESSED_FROM_BYTES).and(may_be));
-    service.layer(layer).layer(middleware::from_fn_with_state(permits, compress))
-}
+            && response.extensions().get::<Secret>().is_none()
+            && self.permits.check(Owners::default(), 1).is_ok()
+    }
 
-async fn compress(State(permits): State<Permits>, mut request: Request, next: Next) -> Response {
-    // Only supported codings are passed on: an answer is never refused because of its coding.
-    match wanted(request.headers()) {
-        Some(coding) => drop(request.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static(coding))),
-        None => drop(request.headers_mut().remove(header::ACCEPT_ENCODING)),
+    async fn encode(&self, coding: Option<&'static str>, response: Response) -> Response {
+        let mut request = Request::default();
+        // Only supported codings are passed on: an answer is never refused because of its coding.
+        if let Some(coding) = coding {
+            request.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static(coding));
+        }
+        let encoded = self.layer.layer(answered(response)).oneshot(request).await;
+        let encoded = encoded.unwrap_or_else(|never| match never {});
+        let permit =
+            encoded.headers().contains_key(header::CONTENT_ENCODING).then(|| self.permits.take(Owners::default(), 1));
+        encoded.map(|body| match permit {
+            Some(permit) => Body::new(body.map_frame(move |frame| {
+                let _held = &permit;
+                frame
+            })),
+            None => Body::new(body),
+        })
     }
-    let mut response = next.run(request).await;
-    if response.status() == StatusCode::NOT_MODIFIED {
-        response.headers_mut().append(header::VARY, header::ACCEPT_ENCODING.into());
-    }
-    if !response.headers().contains_key(header::CONTENT_ENCODING) {
-        return response;
-    }
-    // The bytes differ and the resource is the same, so the tag becomes weak (RFC 9110, 8.8.1).
-    if let Some(tag) = response.headers().get(header::ETAG).and_then(|tag| tag.to_str().ok())
-        && tag.starts_with('"')
-        && let Ok(weak) = HeaderValue::from_str(&format!("W/{tag}"))
-    {
-        response.headers_mut().insert(header::ETAG, weak);
-    }
-    let permit = permits.take(Owners::default(), 1);
-    response.map(|body| {
-        Body::new(body.map_frame(move |frame| {
-            let _held = &permit;
-            frame
-        }))
-    })
 }
 
 /// The client's preferred coding among the supported ones; `None` if it accepts none.

@@ -1,54 +1,106 @@
 //! CORS: which browser pages may call the API.
 
-use std::{convert::Infallible, time::Instant};
-
 use axum::{
-    Router,
     extract::Request,
     response::{IntoResponse, Response},
 };
-use http::{Method, StatusCode, header};
-use tower::{ServiceExt, service_fn};
+use futures_util::FutureExt as _;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use tower::{Layer as _, ServiceExt as _};
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer, ExposeHeaders};
 
-use super::{rate_limit, request};
+use super::{Gate, answered, rate_limit, request};
 use crate::{
     api::vocabulary::{
-        app::App,
         client::ClientAddress,
         headers::{CORRELATION_ID, IDEMPOTENCY_REPLAYED, PREFERENCE_APPLIED},
     },
     config::{self, AllowList},
 };
 
-/// Answers preflight requests, and adds the CORS headers to all other answers.
-pub fn around(service: Router, app: &App) -> Router {
-    let with_cors = service.clone().layer(layer(&app.config.cors));
-    let app = app.clone();
-    Router::new().fallback_service(service_fn(move |request: Request| {
-        let started = Instant::now();
-        let is_preflight = is_preflight(&request);
-        // The layer would treat every OPTIONS request as a preflight and answer it itself.
-        let is_other_options = request.method() == Method::OPTIONS && !is_preflight;
-        let trusted = &app.config.limits.trusted_proxies;
-        let client = || ClientAddress::of(request.extensions(), request.headers(), trusted);
-        let client = is_preflight.then(client).flatten();
-        let router = if is_other_options { service.clone() } else { with_cors.clone() };
-        async move {
-            let response = router.oneshot(request).await?;
-            if !is_preflight {
-                return Ok::<_, Infallible>(response);
-            }
-            let response = finish_preflight(&response);
-            let client_ip = client.map(|client| tracing::field::display(client.0));
-            let span = tracing::info_span!("http.request", client_ip);
-            span.in_scope(|| request::note("OPTIONS", "(preflight)", &response, started.elapsed()));
-            Ok(response)
-        }
-    }))
+/// Settings for CORS.
+pub struct Cors {
+    layer: CorsLayer,
+    /// Headers of an answer to a request without an origin, which no page of another site sends.
+    without_origin: HeaderMap,
 }
 
-fn is_preflight(request: &Request) -> bool {
+/// Origin of a request, which decides on the headers of its answer.
+pub enum Origin {
+    /// The request names it.
+    Named(HeaderValue),
+    /// The request names none.
+    Absent,
+    /// The request is an OPTIONS request other than a preflight request: its answer has no headers.
+    Ignored,
+}
+
+impl Origin {
+    /// Reads the request.
+    #[must_use]
+    pub fn of(request: &Request) -> Self {
+        match request.headers().get(header::ORIGIN) {
+            _ if request.method() == Method::OPTIONS => Self::Ignored,
+            Some(origin) => Self::Named(origin.clone()),
+            None => Self::Absent,
+        }
+    }
+}
+
+impl Cors {
+    /// Reads the settings.
+    #[must_use]
+    pub fn new(settings: &config::Cors) -> Self {
+        let layer = layer(settings);
+        let answer = apply(&layer, Request::default(), Response::default()).now_or_never();
+        let without_origin = answer.expect("the layer waits for nothing").headers().clone();
+        Self { layer, without_origin }
+    }
+
+    /// Adds the headers to an answer.
+    pub async fn add(&self, origin: Origin, mut response: Response) -> Response {
+        match origin {
+            Origin::Ignored => response,
+            Origin::Named(origin) => {
+                let mut request = Request::default();
+                request.headers_mut().insert(header::ORIGIN, origin);
+                apply(&self.layer, request, response).await
+            }
+            Origin::Absent => {
+                let headers = response.headers_mut();
+                for (name, value) in &self.without_origin {
+                    if name == header::VARY {
+                        headers.append(name, value.clone());
+                    } else {
+                        headers.insert(name, value.clone());
+                    }
+                }
+                response
+            }
+        }
+    }
+
+    /// Answers a preflight request. It does not reach the request log otherwise.
+    pub async fn answer_preflight(&self, gate: &Gate, request: Request) -> Response {
+        let clock = &gate.app.clock;
+        let started = clock.instant();
+        let client =
+            ClientAddress::of(request.extensions(), request.headers(), &gate.app.config.limits.trusted_proxies);
+        let response = finish_preflight(&apply(&self.layer, request, Response::default()).await);
+        let client_ip = client.map(|client| tracing::field::display(client.0));
+        let span = tracing::info_span!("http.request", client_ip);
+        span.in_scope(|| request::note(&Method::OPTIONS, "(preflight)", &response, clock.since(started)));
+        response
+    }
+}
+
+async fn apply(layer: &CorsLayer, request: Request, response: Response) -> Response {
+    layer.layer(answered(response)).oneshot(request).await.unwrap_or_else(|never| match never {})
+}
+
+/// Whether a browser asks whether it may send the request.
+#[must_use]
+pub fn is_preflight(request: &Request) -> bool {
     let headers = request.headers();
     request.method() == Method::OPTIONS
         && headers.contains_key(header::ORIGIN)

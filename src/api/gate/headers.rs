@@ -1,13 +1,12 @@
 //! Default headers of every answer, for browsers and caches.
 
-use axum::{
-    extract::{Request, State},
-    middleware::Next,
-    response::Response,
-};
+use axum::{extract::Request, response::Response};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use crate::api::vocabulary::{app::App, client};
+use crate::{
+    api::vocabulary::client,
+    config::{Config, TrustedProxies},
+};
 
 /// Answers are data: browsers must not guess their type, frame, run or embed them from other sites. Scripts that CORS
 /// allows can still read them. A UI on another port of the same host is the same site.
@@ -20,28 +19,48 @@ const ALWAYS: [(HeaderName, HeaderValue); 6] = [
     (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-site")),
 ];
 
-/// Middleware that adds the headers to every answer.
-pub async fn add(State(app): State<App>, request: Request, next: Next) -> Response {
-    let limits = &app.config.limits;
-    let by_tls = client::came_by_tls(request.extensions(), request.headers(), &limits.trusted_proxies);
-    let mut response = next.run(request).await;
-    let headers = response.headers_mut();
-    if by_tls
-        && limits.hsts_max_age_secs > 0
-        && let Ok(age) = HeaderValue::from_str(&format!("max-age={}", limits.hsts_max_age_secs))
-    {
-        headers.insert(header::STRICT_TRANSPORT_SECURITY, age);
+/// Headers that depend on the settings.
+pub struct Headers {
+    trusted_proxies: TrustedProxies,
+    /// `Strict-Transport-Security`, unless it is switched off.
+    hsts: Option<HeaderValue>,
+    /// `Vary` of an answer that depends on the credentials.
+    vary: Option<HeaderValue>,
+}
+
+impl Headers {
+    /// Reads the settings.
+    #[must_use]
+    pub fn new(config: &Config) -> Self {
+        let limits = &config.limits;
+        let age = Some(limits.hsts_max_age_secs).filter(|secs| *secs > 0);
+        Self {
+            trusted_proxies: limits.trusted_proxies.clone(),
+            hsts: age.and_then(|secs| HeaderValue::from_str(&format!("max-age={secs}")).ok()),
+            vary: HeaderValue::from_str(&format!("authorization, {}", config.auth.api_key_header)).ok(),
+        }
     }
-    // An answer with a tag may be cached and revalidated, but only for the same credentials: other callers may see
-    // less of it.
-    if headers.contains_key(header::ETAG)
-        && let Ok(credentials) = HeaderValue::from_str(&format!("authorization, {}", app.config.auth.api_key_header))
-    {
-        headers.append(header::VARY, credentials);
-        headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("private, no-cache"));
+
+    /// Whether the answer to the request has the header for HSTS.
+    #[must_use]
+    pub fn has_hsts(&self, request: &Request) -> bool {
+        self.hsts.is_some() && client::came_by_tls(request.extensions(), request.headers(), &self.trusted_proxies)
     }
-    harden(headers);
-    response
+
+    /// Adds the headers to an answer.
+    pub fn add(&self, has_hsts: bool, response: &mut Response) {
+        let headers = response.headers_mut();
+        if let Some(hsts) = self.hsts.as_ref().filter(|_| has_hsts) {
+            headers.insert(header::STRICT_TRANSPORT_SECURITY, hsts.clone());
+        }
+        // An answer with a tag may be cached and revalidated, but only for the same credentials: other callers may see
+        // less of it.
+        if let Some(vary) = self.vary.as_ref().filter(|_| headers.contains_key(header::ETAG)) {
+            headers.append(header::VARY, vary.clone());
+            headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("private, no-cache"));
+        }
+        harden(headers);
+    }
 }
 
 /// Adds the headers that do not depend on the request.

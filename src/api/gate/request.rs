@@ -1,27 +1,31 @@
-//! Request middleware: correlation id, authentication and authorisation, body limit, time-out, errors, log line,
+//! Handling of a request: correlation id, authentication and authorisation, body limit, time-out, errors, log line,
 //! metrics.
 
 use std::{
+    convert::Infallible,
+    panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use axum::{
-    extract::{MatchedPath, Request, State},
-    middleware::Next,
+    body::Body,
+    extract::Request,
     response::{IntoResponse, Response},
 };
-use http::{HeaderMap, HeaderValue, StatusCode, Uri, header, request::Parts};
-use tokio::task::JoinHandle;
+use futures_util::FutureExt as _;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header, request::Parts};
+use tower::Service;
 use tracing::Instrument;
 
 use super::{
     Gate, access, auth,
-    body::{self, BodyRoutes, ReadBody},
+    body::{self, ReadBody},
     compression,
+    endpoints::{self, Endpoints},
     load::Load,
     rate_limit::AppliedLimits,
-    rules::{Names, Rule},
+    rules::{Names, Rule, RunsIn},
 };
 use crate::{
     access::Actor,
@@ -45,51 +49,48 @@ use crate::{
 /// body, and the requested wait for a run, are not counted.
 const TIME_LIMIT: Duration = Duration::from_millis(9500);
 
-/// Middleware of every route and of the fallbacks.
+/// Answers a request to a route or to a fallback.
 ///
-/// The handler runs in a task of its own: if the client disconnects, only the waiting ends, and not the work. A
-/// handler that takes too long is aborted, and its connection closed (see `db::pool`).
-pub async fn handle_request(
-    State((gate, bodies)): State<(Gate, Arc<BodyRoutes>)>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let active = ActiveRequest::start();
+/// The handler runs in a task of its own: if the client disconnects, only the waiting ends, and not the work. Exceptions are
+/// the most frequent reads ([`RunsIn`]). A handler that takes too long is aborted, and its connection closed (see `db::pool`).
+pub async fn handle<S>(gate: &Gate, endpoints: &Endpoints, request: Request, mut route: S) -> Response
+where
+    S: Service<Request, Response = Response, Error = Infallible, Future: Send + 'static>,
+{
     let app = &gate.app;
+    let active = endpoints.active();
     let started = app.clock.instant();
-    let given = request.headers().get(&CORRELATION_ID).and_then(|value| value.to_str().ok());
-    let correlation_id = id::correlation_id(given);
-    let method = request.method().clone();
-    let path = request.uri().path().to_owned();
-    let route = request.extensions().get::<MatchedPath>().map_or("(none)".to_owned(), |path| path.as_str().to_owned());
     let (mut parts, body) = request.into_parts();
+    let (endpoint, rule) = endpoints.of(&parts);
+    let (method, uri) = (parts.method.clone(), parts.uri.clone());
     let client = ClientAddress::of(&parts.extensions, &parts.headers, &app.config.limits.trusted_proxies);
     client.map(|client| parts.extensions.insert(client));
-    let (address, traceparent) = (client.map(|client| client.0), traceparent(&parts.headers));
-    let anonymous = Actor { correlation_id: correlation_id.clone(), traceparent, address, ..Actor::system() };
-    let rule = Rule::of(&parts, &app.config.api.prefix);
+    let given = parts.headers.get(&CORRELATION_ID).and_then(|value| value.to_str().ok());
+    let anonymous = Arc::new(Actor {
+        correlation_id: id::correlation_id(given),
+        traceparent: traceparent(&parts.headers),
+        address: client.map(|client| client.0),
+        ..Actor::system()
+    });
+    let correlation_id = anonymous.correlation_id.as_str();
     let is_guarded = rule.access.requires_admission();
-    let mut admission = Admission::of(Actor { subject: String::new(), ..anonymous.clone() });
+    let mut admission = Admission::default();
     // A request that waits for a run's end has this much more time.
     let wait = Wait::of(&parts.headers).time().unwrap_or_default();
     let mut deadline = started + TIME_LIMIT + wait;
-    let decided = app.clock.timeout_at(deadline, admission.admit(&gate, &mut parts, rule, anonymous)).await;
-    let caller = decided.unwrap_or_else(|| Err(too_late()));
-    let Admission { actor, limits } = admission;
-    let user_id = actor.subject.as_str();
+    let decided = app.clock.timeout_at(deadline, admission.admit(gate, &mut parts, rule, &anonymous)).await;
+    let refusal = decided.unwrap_or_else(|| Err(too_late())).err();
+    let Admission { caller, limits } = admission;
+    let actor = caller.as_ref().map(|caller| Arc::clone(&caller.actor));
+    let user_id = actor.as_ref().map_or("", |actor| actor.subject.as_str());
     // Before authentication the organisation is unknown.
-    let organization_id = Some(actor.organization.as_str()).filter(|_| !user_id.is_empty());
+    let organization_id = actor.as_ref().map(|actor| actor.organization.as_str());
     let client_ip = client.map(|client| tracing::field::display(client.0));
     let span = tracing::info_span!("http.request", correlation_id, user_id, organization_id, client_ip);
 
-    let owners = caller.as_ref().map(Caller::owners).unwrap_or_default();
-    let (caller, refusal) = match caller {
-        Ok(caller) => (Some(caller), None),
-        Err(error) => (None, Some(error)),
-    };
-    let used = bodies.use_of(&method, &route);
-    let body =
-        body::read(&parts, body, (used, rule.max_body_bytes), &app.clock, (&app.memory.bodies, owners), refusal).await;
+    let owners = caller.as_ref().filter(|_| refusal.is_none()).map(Caller::owners).unwrap_or_default();
+    let limit = (endpoint.body, rule.max_body_bytes);
+    let body = body::read(&parts, body, limit, &app.clock, (&app.memory.bodies, owners), refusal).await;
     let response = match body {
         Err(error) => error.into_response(),
         Ok(ReadBody { bytes, permit, sending }) => {
@@ -98,15 +99,15 @@ pub async fn handle_request(
             if let Some(caller) = caller {
                 parts.extensions.insert(caller);
             }
-            let request = Request::from_parts(parts, axum::body::Body::from(bytes));
+            let request = Request::from_parts(parts, Body::from(bytes));
             match acquire_permit(&gate.load, is_guarded, request) {
                 Ok((request_permit, request)) => {
-                    let handler = next.run(request).instrument(span.clone());
+                    let handler = route.call(request).instrument(span.clone());
                     // A request that waits for a run may outlast an outage of the database.
                     let watched_database = (is_guarded && wait.is_zero()).then(|| app.pool.clone());
                     let (app, is_safe) = (app.clone(), method.is_safe());
-                    let handler = tokio::spawn(async move {
-                        let response = handler.await;
+                    let answering = async move {
+                        let response = handler.await.unwrap_or_else(|never| match never {});
                         request_permit.release();
                         drop(permit);
                         // Public answers come from the binary, or are small.
@@ -115,8 +116,8 @@ pub async fn handle_request(
                         }
                         let response = app.memory.answer(owners, is_safe, response).await;
                         response.unwrap_or_else(IntoResponse::into_response)
-                    });
-                    in_time(handler, &gate.app.clock, deadline, watched_database).await
+                    };
+                    in_time(answering, rule.runs_in, (&gate.app.clock, deadline), watched_database).await
                 }
                 Err(refusal) => refusal.into_response(),
             }
@@ -125,10 +126,13 @@ pub async fn handle_request(
     let mut response = match response.extensions().get::<error::Pending>().and_then(error::Pending::take) {
         Some(error) => {
             if app.config.audit && error.is_denial() {
-                let (method, route, status) = (method.to_string(), route.clone(), error.status().as_u16());
-                app.auditor.denied(Denied { actor, method, route, status, code: error.code().to_owned() });
+                let (route, status) = (endpoint.route.clone(), error.status().as_u16());
+                let unknown = || Actor { subject: String::new(), ..Actor::clone(&anonymous) };
+                let actor = actor.as_ref().map_or_else(unknown, |actor| Actor::clone(actor));
+                let (method, code) = (method.to_string(), error.code().to_owned());
+                app.auditor.denied(Denied { actor, method, route, status, code });
             }
-            let mut rendered = error.render(&path, &correlation_id);
+            let mut rendered = error.render(uri.path(), correlation_id);
             // Header that axum has added, such as `Allow`.
             if let Some(allow) = response.headers().get(header::ALLOW) {
                 rendered.headers_mut().insert(header::ALLOW, allow.clone());
@@ -137,7 +141,7 @@ pub async fn handle_request(
         }
         None => response,
     };
-    if let Ok(value) = HeaderValue::from_str(&correlation_id) {
+    if let Ok(value) = HeaderValue::from_str(correlation_id) {
         response.headers_mut().insert(CORRELATION_ID, value);
     }
     if rule.has_secrets {
@@ -149,34 +153,51 @@ pub async fn handle_request(
     }
     drop(active);
     let duration = app.clock.since(started);
-    span.in_scope(|| note(method.as_str(), &route, &response, duration));
+    endpoint.count(response.status(), duration);
+    span.in_scope(|| log_line(&method, &endpoint.route, &response, duration));
     response
 }
 
-/// Returns the answer of the handler, unless it takes too long, or the database stops answering while the handler
-/// needs it.
+/// Runs the handler, until it takes too long, or the database stops answering while the handler needs it.
 async fn in_time(
-    mut handler: JoinHandle<Response>,
-    clock: &Clock,
-    deadline: Instant,
+    handler: impl Future<Output = Response> + Send + 'static,
+    runs_in: RunsIn,
+    (clock, deadline): (&Clock, Instant),
     database: Option<db::Pool>,
 ) -> Response {
-    let silence = async {
-        match database {
-            Some(pool) => pool.silence().await,
-            None => std::future::pending().await,
+    let refusal = async {
+        let silence = async {
+            match database {
+                Some(pool) => pool.silence().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = clock.sleep_until(deadline) => too_late(),
+            () = silence => silent(),
         }
     };
-    let refusal = tokio::select! {
-        biased;
-        // The panic hook has logged the panic itself.
-        ended = &mut handler => return ended.unwrap_or_else(|_| ApiError::internal().into_response()),
-        () = clock.sleep_until(deadline) => too_late(),
-        () = silence => silent(),
+    // The panic hook has logged a panic itself.
+    let answer = match runs_in {
+        RunsIn::Connection => tokio::select! {
+            biased;
+            ended = AssertUnwindSafe(handler).catch_unwind() => ended.map_err(|_| ApiError::internal()),
+            refusal = refusal => Err(refusal),
+        },
+        RunsIn::OwnTask => {
+            let mut task = tokio::spawn(handler);
+            tokio::select! {
+                biased;
+                ended = &mut task => ended.map_err(|_| ApiError::internal()),
+                refusal = refusal => {
+                    // Releases its resources: the permit, and its connection, which is closed.
+                    task.abort();
+                    Err(refusal)
+                }
+            }
+        }
     };
-    // Releases its resources: the permit, and its connection, which is closed.
-    handler.abort();
-    refusal.into_response()
+    answer.unwrap_or_else(IntoResponse::into_response)
 }
 
 fn silent() -> ApiError {
@@ -193,25 +214,22 @@ fn traceparent(headers: &HeaderMap) -> Option<Arc<str>> {
 }
 
 /// Admission decision for a request.
+#[derive(Default)]
 struct Admission {
-    /// Actor of the request; without a subject if it is unknown.
-    actor: Actor,
+    /// Caller, once it is known.
+    caller: Option<Caller>,
     limits: AppliedLimits,
 }
 
 impl Admission {
-    fn of(actor: Actor) -> Self {
-        Self { actor, limits: AppliedLimits::default() }
-    }
-
-    /// Decides on the admission: the caller, or the answer to send instead. The cheapest checks come first.
+    /// Decides on the admission: nothing, or the answer to send instead. The cheapest checks come first.
     async fn admit(
         &mut self,
         gate: &Gate,
         parts: &mut Parts,
         rule: Rule,
-        anonymous: Actor,
-    ) -> Result<Caller, ApiError> {
+        anonymous: &Arc<Actor>,
+    ) -> Result<(), ApiError> {
         let app = &gate.app;
         if rule.access.requires_admission() {
             gate.load.check()?;
@@ -220,11 +238,11 @@ impl Admission {
         let caller = if rule.access.wants_caller(app.config.metrics.access) {
             auth::authenticate(gate, parts, rule, anonymous, &mut self.limits).await?
         } else {
-            Caller::anonymous(anonymous)
+            Caller::anonymous(Arc::clone(anonymous))
         };
-        self.actor = Actor::clone(&caller.actor);
-        gate.rates.count_principal(&caller, &mut self.limits)?;
-        access::authorize(app, parts, rule, &caller).await?;
+        let caller = self.caller.insert(caller);
+        gate.rates.count_principal(caller, &mut self.limits)?;
+        access::authorize(app, parts, rule, caller).await?;
         // Before the body is read, so that a caller without a valid address cannot cause that.
         if rule.names == Names::Callback {
             callbacks::find(app, parts).await?;
@@ -232,7 +250,7 @@ impl Admission {
         if rule.access.requires_admission() && parts.method.is_safe() {
             app.memory.check_answer(caller.owners())?;
         }
-        Ok(caller)
+        Ok(())
     }
 }
 
@@ -243,15 +261,15 @@ fn acquire_permit(load: &Load, is_guarded: bool, mut request: Request) -> Result
     Ok((request_permit, request))
 }
 
-/// Counts an answered request, and logs it.
-pub fn note(method: &str, route: &str, response: &Response, duration: Duration) {
-    record(method, route, response.status(), duration);
+/// Counts an answered request without an endpoint, and logs it.
+pub fn note(method: &Method, route: &str, response: &Response, duration: Duration) {
+    endpoints::count(method, route, response.status(), duration);
     log_line(method, route, response, duration);
 }
 
 /// Writes one log line for a request. Its fields are an interface, documented in the docs.
-fn log_line(method: &str, route: &str, response: &Response, duration: Duration) {
-    let status = response.status();
+fn log_line(method: &Method, route: &str, response: &Response, duration: Duration) {
+    let (method, status) = (method.as_str(), response.status());
     let duration_ms = (duration.as_secs_f64() * 100_000.0).round() / 100.0;
     if let Some(error::Cause(cause)) = response.extensions().get::<error::Cause>()
         && status.is_server_error()
@@ -272,37 +290,6 @@ fn log_line(method: &str, route: &str, response: &Response, duration: Duration) 
     }
 }
 
-fn record(method: &str, route: &str, status: StatusCode, duration: Duration) {
-    let method = match method {
-        "GET" | "HEAD" | "POST" | "PUT" | "DELETE" | "OPTIONS" | "PATCH" => method.to_owned(),
-        _ => "other".to_owned(),
-    };
-    let route = route.to_owned();
-    let labels = [("method", method.clone()), ("endpoint", route.clone()), ("status", status.as_str().to_owned())];
-    metrics::counter!("http_requests_total", &labels).increment(1);
-    metrics::counter!("api_requests_total").increment(1);
-    let labels = [("method", method), ("endpoint", route)];
-    metrics::histogram!("http_request_latency_seconds", &labels).record(duration);
-    metrics::histogram!("api_request_duration_seconds").record(duration);
-}
-
-/// Counts a request as active until it is dropped, even if its client disconnects.
-struct ActiveRequest(metrics::Gauge);
-
-impl ActiveRequest {
-    fn start() -> Self {
-        let gauge = metrics::gauge!("http_requests_active");
-        gauge.increment(1.0);
-        Self(gauge)
-    }
-}
-
-impl Drop for ActiveRequest {
-    fn drop(&mut self) {
-        self.0.decrement(1.0);
-    }
-}
-
 /// 404, or 307 to the path without its trailing slash.
 pub async fn no_such_route(uri: Uri) -> Response {
     let path = uri.path();
@@ -320,4 +307,44 @@ pub async fn no_such_route(uri: Uri) -> Response {
 /// 405; axum adds `Allow`.
 pub async fn no_such_method() -> ApiError {
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "Method Not Allowed")
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    async fn answer(handler: impl Future<Output = Response> + Send + 'static, runs_in: RunsIn) -> Response {
+        let clock = Clock::default();
+        in_time(handler, runs_in, (&clock, clock.instant() + TIME_LIMIT), None).await
+    }
+
+    #[tokio::test]
+    async fn only_a_handler_in_a_task_of_its_own_continues_when_its_client_disconnects() {
+        for (runs_in, continues) in [(RunsIn::OwnTask, true), (RunsIn::Connection, false)] {
+            let (begin, begun) = oneshot::channel();
+            let (proceed, may_proceed) = oneshot::channel::<()>();
+            let (end, ended) = oneshot::channel();
+            let handler = async move {
+                let _ = begin.send(());
+                drop(may_proceed.await);
+                let _ = end.send(());
+                Response::default()
+            };
+            tokio::select! {
+                _ = answer(handler, runs_in) => panic!("the handler has not ended"),
+                begun = begun => begun.expect("the handler begins"),
+            }
+            let _ = proceed.send(());
+            assert_eq!(ended.await.is_ok(), continues, "{runs_in:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_handler_that_panics_is_answered_500() {
+        for runs_in in [RunsIn::OwnTask, RunsIn::Connection] {
+            assert_eq!(answer(async { panic!("a test") }, runs_in).await.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        }
+    }
 }

@@ -1,7 +1,6 @@
 //! Route table: access rules and limits of each route, by method and path.
 
-use axum::extract::MatchedPath;
-use http::{Method, request::Parts};
+use http::Method;
 
 use self::Access::{Address, Credentials, Denied, Metrics, Permissions, Public};
 use super::body::MAX_BODY_BYTES;
@@ -66,6 +65,15 @@ pub enum Names {
     Callback,
 }
 
+/// Task of a handler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunsIn {
+    /// A task of its own, which continues when the client disconnects.
+    OwnTask,
+    /// The task of the connection. The handler only reads, and is dropped when the client disconnects.
+    Connection,
+}
+
 /// Rule of a route: its access, its limits and the properties that the gate needs.
 #[derive(Clone, Copy, Debug)]
 pub struct Rule {
@@ -79,6 +87,8 @@ pub struct Rule {
     pub has_secrets: bool,
     /// Whether it accepts the ticket of an event stream as a credential.
     pub takes_ticket: bool,
+    /// Task in which its handler runs.
+    pub runs_in: RunsIn,
     /// Whether it is served while all regular connections are in use.
     on_spare_connections: bool,
 }
@@ -86,9 +96,9 @@ pub struct Rule {
 /// Route table. Paths are at the root for [`Public`] and [`Metrics`], else below the prefix. A route that is missing
 /// here is denied to all callers, and fails a test. Further requirements of a route are noted beside it.
 static RULES: [(Method, &str, Rule); 64] = [
-    (Method::GET, "/", Rule::new(Public).on_spare_connections()),
-    (Method::GET, "/health", Rule::new(Public).on_spare_connections()),
-    (Method::GET, "/health/ready", Rule::new(Public).on_spare_connections()),
+    (Method::GET, "/", Rule::new(Public).in_connection().on_spare_connections()),
+    (Method::GET, "/health", Rule::new(Public).in_connection().on_spare_connections()),
+    (Method::GET, "/health/ready", Rule::new(Public).in_connection().on_spare_connections()),
     (Method::GET, "/metrics", Rule::new(Metrics).on_spare_connections()),
     (Method::GET, "/openapi.json", Rule::new(Public)),
     (Method::GET, "/docs", Rule::new(Public)),
@@ -121,8 +131,8 @@ static RULES: [(Method, &str, Rule); 64] = [
     // AgentsSecrets too, with `include_secrets`.
     (Method::GET, "/export", Rule::needs(&[AgentsRead, WorkflowsRead]).with_secrets()),
     (Method::POST, "/import", Rule::needs(&[AgentsWrite, WorkflowsWrite]).with_body(MAX_IMPORT_BYTES)),
-    (Method::GET, "/runs", Rule::needs(&[RunsRead])),
-    (Method::GET, "/runs/{run_id}", Rule::of_run(&[RunsRead])),
+    (Method::GET, "/runs", Rule::needs(&[RunsRead]).in_connection()),
+    (Method::GET, "/runs/{run_id}", Rule::of_run(&[RunsRead]).in_connection()),
     (Method::GET, "/runs/{run_id}/steps", Rule::of_run(&[RunsRead])),
     (Method::GET, "/runs/{run_id}/logs", Rule::of_run(&[RunsRead])),
     (Method::GET, "/runs/{run_id}/events", Rule::of_run(&[RunsRead]).with_ticket()),
@@ -166,6 +176,7 @@ impl Rule {
             max_body_bytes: MAX_BODY_BYTES,
             has_secrets: false,
             takes_ticket: false,
+            runs_in: RunsIn::OwnTask,
             on_spare_connections: false,
         }
     }
@@ -202,20 +213,29 @@ impl Rule {
         Self { takes_ticket: true, ..self }
     }
 
+    const fn in_connection(self) -> Self {
+        Self { runs_in: RunsIn::Connection, ..self }
+    }
+
     const fn on_spare_connections(self) -> Self {
         Self { on_spare_connections: true, ..self }
     }
 
-    /// Rule for a request, whether or not there is a route for it.
-    #[must_use]
-    pub fn of(request: &Parts, prefix: &str) -> Self {
-        match request.extensions.get::<MatchedPath>() {
-            Some(route) => Self::of_route(&request.method, route.as_str(), prefix),
-            None => Self::new(without_route(request.uri.path(), prefix)),
-        }
+    /// Paths of all routes in the table.
+    pub fn routes(prefix: &str) -> impl Iterator<Item = String> + use<'_> {
+        let is_below = |rule: &Rule| rule.access.requires_admission();
+        RULES.iter().map(move |(_, at, rule)| if is_below(rule) { format!("{prefix}{at}") } else { (*at).to_owned() })
     }
 
-    fn of_route(method: &Method, route: &str, prefix: &str) -> Self {
+    /// Rule for a path without a route.
+    #[must_use]
+    pub fn without_route(path: &str, prefix: &str) -> Self {
+        Self::new(without_route(path, prefix))
+    }
+
+    /// Rule for a route with that method.
+    #[must_use]
+    pub fn of_route(method: &Method, route: &str, prefix: &str) -> Self {
         let method = if method == Method::HEAD { &Method::GET } else { method };
         let mut rules = RULES.iter().filter(|(_, at, rule)| rule.below(route, prefix) == Some(at));
         let Some(first) = rules.next() else { return Self::new(Denied) };

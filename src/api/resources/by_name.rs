@@ -1,5 +1,7 @@
 //! `/workflow-names`: workflows by name, for deployment scripts.
 
+use std::sync::Arc;
+
 use axum::{
     extract::{FromRequestParts, Path, Request, State},
     response::Response,
@@ -37,10 +39,11 @@ use crate::{
 /// Rewrites a request to the current path: names used to be below `/workflows/by-name`, and old clients may still use
 /// that. `prefix` is that of the API.
 pub fn at_its_path(prefix: &str) -> impl Fn(Request) -> Request + Clone + Send + Sync + 'static {
-    let (former, present) = (format!("{prefix}/workflows/by-name/"), format!("{prefix}/workflow-names/"));
+    let former: Arc<str> = format!("{prefix}/workflows/by-name/").into();
+    let present: Arc<str> = format!("{prefix}/workflow-names/").into();
     move |mut request| {
         let moved = request.uri().path_and_query().and_then(|path| {
-            let name = path.as_str().strip_prefix(&former)?;
+            let name = path.as_str().strip_prefix(&*former)?;
             PathAndQuery::try_from(format!("{present}{name}")).ok()
         });
         if let Some(path) = moved {

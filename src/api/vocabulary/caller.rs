@@ -1,6 +1,9 @@
 //! Caller: identity, kind of credentials, and permissions.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use axum::extract::FromRequestParts;
 use http::request::Parts;
@@ -53,15 +56,16 @@ pub enum Proof {
 impl Caller {
     /// Caller without authentication, who has all rights.
     #[must_use]
-    pub fn anonymous(actor: Actor) -> Self {
-        let (actor, grant) = (Arc::new(actor), Arc::new(Grant::of(Role::Admin)));
+    pub fn anonymous(actor: Arc<Actor>) -> Self {
+        static ALL: LazyLock<Arc<Grant>> = LazyLock::new(|| Arc::new(Grant::of(Role::Admin)));
+        let grant = Arc::clone(&ALL);
         Self { actor, grant, roles: Arc::default(), proof: Proof::Nothing, ends_at: None }
     }
 
     /// Caller that is known only by the address of a callback.
     #[must_use]
-    pub fn denied(actor: Actor) -> Self {
-        let actor = Arc::new(Actor { subject: Actor::CALLBACK.to_owned(), ..actor });
+    pub fn denied(actor: &Actor) -> Self {
+        let actor = Arc::new(Actor { subject: Actor::CALLBACK.to_owned(), ..actor.clone() });
         let grant = Arc::new(Grant::of(Role::Viewer));
         Self { actor, grant, roles: Arc::default(), proof: Proof::Address, ends_at: None }
     }
