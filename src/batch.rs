@@ -1,16 +1,16 @@
-//! Batching: jobs queue up in memory, and a few writers take all waiting jobs, one batch at a time.
+//! Batching: jobs queue up in memory, and a few workers take all waiting jobs, one batch at a time.
 //!
-//! There is no timer. While one batch is being committed the next one collects, so batches grow with the load and a
-//! lone job waits for no other. The writers run in tasks of their own: a commit continues when the submitter of a job
-//! stops waiting.
+//! There is no timer. While the statement of one batch is under way the next one collects, so batches grow with the
+//! load and a lone job waits for no other. The workers run in tasks of their own: a statement continues when the
+//! submitter of a job stops waiting.
 
 use std::sync::Arc;
 
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 
-/// Writer of batches.
-pub trait Writer: Send + 'static {
+/// Worker: it writes or reads batches.
+pub trait Worker: Send + 'static {
     /// Job, with the channel for its answer.
     type Job: Send + 'static;
     /// Maximum bytes of a batch, unless a single job is larger.
@@ -22,14 +22,14 @@ pub trait Writer: Send + 'static {
     /// The size of a job.
     fn bytes(job: &Self::Job) -> usize;
 
-    /// Writes a batch and answers all of its jobs.
-    fn write(&mut self, batch: Vec<Self::Job>) -> impl Future<Output = ()> + Send;
+    /// Does the work of a batch and answers all of its jobs.
+    fn work(&mut self, batch: Vec<Self::Job>) -> impl Future<Output = ()> + Send;
 
-    /// Called when there is nothing to write.
+    /// Called when there is nothing to do.
     fn idle(&mut self) {}
 }
 
-/// The receiving end of a queue, shared by its writers.
+/// The receiving end of a queue, shared by its workers.
 pub struct Jobs<J>(Arc<Mutex<mpsc::Receiver<J>>>);
 
 impl<J> Clone for Jobs<J> {
@@ -46,29 +46,38 @@ pub fn queue<J>(capacity: usize) -> (mpsc::Sender<J>, Jobs<J>) {
 }
 
 impl<J: Send + 'static> Jobs<J> {
-    /// Passes batches of jobs to the writer, until `done` is cancelled and the queue is empty, or no submitter is left.
-    pub async fn write_with<W: Writer<Job = J>>(self, mut writer: W, done: CancellationToken) {
-        let mut waiting = Vec::with_capacity(writer.max_jobs());
+    /// Passes batches of jobs to the worker, until `done` is cancelled and the queue is empty, or no submitter is left.
+    pub async fn work_with<W: Worker<Job = J>>(self, mut worker: W, done: CancellationToken) {
+        let mut waiting = Vec::with_capacity(worker.max_jobs());
         loop {
-            writer.idle();
+            worker.idle();
             {
                 let mut jobs = self.0.lock().await;
                 tokio::select! {
                     biased;
-                    count = jobs.recv_many(&mut waiting, writer.max_jobs()) => if count == 0 { return },
+                    count = jobs.recv_many(&mut waiting, worker.max_jobs()) => if count == 0 { return },
                     () = done.cancelled() => return,
+                }
+                if waiting.len() < worker.max_jobs() {
+                    // The first job wakes the worker before other tasks that are ready have submitted theirs.
+                    tokio::task::yield_now().await;
+                    while waiting.len() < worker.max_jobs()
+                        && let Ok(job) = jobs.try_recv()
+                    {
+                        waiting.push(job);
+                    }
                 }
             }
             while !waiting.is_empty() {
                 let batch = waiting.drain(..fitting::<W>(&waiting)).collect();
-                writer.write(batch).await;
+                worker.work(batch).await;
             }
         }
     }
 }
 
 /// Number of waiting jobs that fit into one batch; at least one.
-fn fitting<W: Writer>(waiting: &[W::Job]) -> usize {
+fn fitting<W: Worker>(waiting: &[W::Job]) -> usize {
     let mut bytes = 0;
     let fitting = waiting.iter().take_while(|job| {
         bytes += W::bytes(job);
@@ -81,10 +90,10 @@ fn fitting<W: Writer>(waiting: &[W::Job]) -> usize {
 mod tests {
     use super::*;
 
-    /// Writer that records the sizes of its batches.
+    /// Worker that records the sizes of its batches.
     struct Notes(mpsc::UnboundedSender<Vec<usize>>);
 
-    impl Writer for Notes {
+    impl Worker for Notes {
         type Job = usize;
         const MAX_BYTES: usize = 10;
 
@@ -96,7 +105,7 @@ mod tests {
             *job
         }
 
-        async fn write(&mut self, batch: Vec<usize>) {
+        async fn work(&mut self, batch: Vec<usize>) {
             drop(self.0.send(batch));
         }
     }
@@ -110,7 +119,7 @@ mod tests {
         }
         let done = CancellationToken::new();
         done.cancel();
-        jobs.write_with(Notes(batches), done).await;
+        jobs.work_with(Notes(batches), done).await;
         let mut all = Vec::new();
         while let Some(batch) = written.recv().await {
             all.push(batch);

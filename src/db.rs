@@ -27,7 +27,7 @@ pub mod storage;
 pub mod waits;
 pub mod workflows;
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use sqlx::{ConnectOptions as _, PgConnection, postgres::PgConnectOptions};
 
@@ -108,6 +108,21 @@ impl Error {
     pub fn is_statement_timeout(&self) -> bool {
         let Self::Unavailable(source) = self else { return false };
         source.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "57014")
+    }
+
+    /// Whether the connection was lost, so that the statement may succeed at once on another one.
+    #[must_use]
+    pub fn is_connection_lost(&self) -> bool {
+        let Self::Unavailable(source) = self else { return false };
+        match source {
+            // After a time-out this is not known.
+            sqlx::Error::Io(error) => error.kind() != io::ErrorKind::TimedOut,
+            sqlx::Error::Protocol(_) => true,
+            source => {
+                let code = source.as_database_error().and_then(sqlx::error::DatabaseError::code).unwrap_or_default();
+                code.starts_with("57P") || code.starts_with("08")
+            }
+        }
     }
 
     /// Whether the same statement may succeed when it is run again.

@@ -56,4 +56,5 @@ pub mod purge;
 pub mod readiness;
 pub mod run_counts;
 pub mod run_poller;
+pub mod run_reader;
 pub mod server;

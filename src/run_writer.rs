@@ -137,7 +137,7 @@ impl RunWriter {
             for _ in 0..writers {
                 let (pool, relay) = (pool.clone(), relay.clone());
                 let writer = Writer { pool, connection: None, keeps_connection, relay, audit };
-                lifecycle.spawn("run writer", jobs.clone().write_with(writer, drained.clone()));
+                lifecycle.spawn("run writer", jobs.clone().work_with(writer, drained.clone()));
             }
             queue
         };
@@ -177,7 +177,7 @@ struct Writer {
     audit: bool,
 }
 
-impl batch::Writer for Writer {
+impl batch::Worker for Writer {
     type Job = Job;
     const MAX_BYTES: usize = MAX_BATCH_BYTES;
 
@@ -189,7 +189,7 @@ impl batch::Writer for Writer {
         job.request.input.get().len()
     }
 
-    async fn write(&mut self, batch: Vec<Job>) {
+    async fn work(&mut self, batch: Vec<Job>) {
         self.write_by_quota(batch).await;
     }
 

@@ -79,9 +79,10 @@ pub enum Component {
 fn recorder() -> &'static PrometheusHandle {
     static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
     HANDLE.get_or_init(|| {
-        let buckets: [(&str, &[f64]); 3] = [
+        let buckets: [(&str, &[f64]); 4] = [
             ("api_request_duration_seconds", &REFERENCE_BUCKETS_SECS),
             ("run_writer_batch_size", &BATCH_BUCKETS),
+            ("run_reader_batch_size", &BATCH_BUCKETS),
             ("executor_journal_batch_size", &BATCH_BUCKETS),
         ];
         let mut builder = PrometheusBuilder::new().set_buckets(&LATENCY_BUCKETS_SECS).expect("not empty");

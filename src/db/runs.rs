@@ -1,6 +1,7 @@
 //! Runs, as the API reads and changes them. Writes by the executor are in `executions`.
 
 mod list;
+mod shown;
 mod start;
 mod steps;
 
@@ -10,6 +11,7 @@ use uuid::Uuid;
 
 pub use self::{
     list::{Filter, Sort, list},
+    shown::{Found, SMALL_BYTES, ShownRun, find_shown},
     start::{Definition, MessageBatch, NewRun, Quota, StartBatch, Started, start},
     steps::{StepRow, output, step_states, steps},
 };
@@ -17,7 +19,7 @@ use super::Error;
 use crate::{access::OrganizationId, timestamp::Timestamp};
 
 /// Row of `workflow_runs` with the columns that the API shows.
-#[derive(Debug, sqlx::FromRow)]
+#[derive(Clone, Debug, sqlx::FromRow)]
 #[expect(missing_docs, reason = "the columns are described in the contract and the migration")]
 pub struct RunRow {
     pub run_id: String,

@@ -137,7 +137,7 @@ impl Journal {
                     monitoring: monitoring.cloned(),
                     give_up: give_up.clone(),
                 };
-                lifecycle.spawn("executor journal", jobs.clone().write_with(writer, done.clone()));
+                lifecycle.spawn("executor journal", jobs.clone().work_with(writer, done.clone()));
             }
             queue
         };
@@ -175,7 +175,7 @@ struct Writer {
     give_up: CancellationToken,
 }
 
-impl batch::Writer for Writer {
+impl batch::Worker for Writer {
     type Job = Job;
     const MAX_BYTES: usize = MAX_BATCH_BYTES;
 
@@ -188,7 +188,7 @@ impl batch::Writer for Writer {
     }
 
     /// Writes a batch and answers all of its jobs.
-    async fn write(&mut self, batch: Vec<Job>) {
+    async fn work(&mut self, batch: Vec<Job>) {
         metrics::histogram!("executor_journal_batch_size")
             .record(f64::from(u32::try_from(batch.len()).unwrap_or(u32::MAX)));
         let (jobs, waiters): (Vec<_>, Vec<_>) =

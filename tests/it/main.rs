@@ -54,6 +54,7 @@ mod pool;
 mod reference;
 mod retention;
 mod run_counts;
+mod run_reads;
 mod runs;
 mod service;
 mod snapshots;

@@ -19,7 +19,7 @@ use crate::service::{config, eventually};
 
 /// What a [`Line`] does with what is sent.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Line {
+pub enum Line {
     Carry,
     /// Connections are closed, new ones at once.
     Cut,
@@ -28,7 +28,7 @@ enum Line {
 }
 
 /// A way to the server.
-async fn line(options: &PgConnectOptions) -> (watch::Sender<Line>, SocketAddr) {
+pub async fn line(options: &PgConnectOptions) -> (watch::Sender<Line>, SocketAddr) {
     let target = (options.get_host().to_owned(), options.get_port());
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("an address");

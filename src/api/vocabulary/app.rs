@@ -23,6 +23,7 @@ use crate::{
     purge::Purge,
     readiness::Readiness,
     run_poller::RunPoller,
+    run_reader::RunReader,
     run_writer::RunWriter,
     telemetry,
 };
@@ -44,6 +45,8 @@ pub struct Parts {
     pub pool: db::Pool,
     /// Writer of new runs.
     pub writer: RunWriter,
+    /// Reader of runs by id.
+    pub runs: RunReader,
     /// Relay of messages to Kafka.
     pub relay: Relay,
     /// Cache of definitions by id, for starting runs.
@@ -95,6 +98,7 @@ impl App {
         let relay = Relay::start(&config, pool.clone(), registration, lifecycle, drained)
             .context("KAFKA_BROKERS: the Kafka client refuses the settings")?;
         let writer = RunWriter::start(&pool, &relay, config.audit, lifecycle, drained);
+        let runs = RunReader::start(&pool, lifecycle, drained);
         let waiting = RunPoller::start(pool.clone(), clock.clone(), lifecycle);
         let readiness = Readiness::start(pool.clone(), relay.clone(), lifecycle);
         let egress = Egress::new(&config.egress)?;
@@ -112,6 +116,7 @@ impl App {
             config,
             pool,
             writer,
+            runs,
             relay,
             definitions,
             offload: Offload::default(),

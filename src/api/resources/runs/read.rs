@@ -109,6 +109,6 @@ pub async fn get_run(
     caller: Caller,
     RunId(run_id): RunId,
 ) -> Result<Json<RunDetail>, ApiError> {
-    let row = db::runs::find(&app.pool, caller.organization(), &run_id).await?.ok_or_else(ApiError::run_not_found)?;
-    Ok(Json(RunDetail::read(&app, row).await?))
+    let run = app.runs.find(caller.organization(), &run_id).await?.ok_or_else(ApiError::run_not_found)?;
+    Ok(Json(RunDetail::from(*run)))
 }

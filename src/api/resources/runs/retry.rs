@@ -21,7 +21,7 @@ use crate::{
         idempotency::{Key, replayed},
         parameters,
     },
-    db::{self, idempotency::ClaimError},
+    db::idempotency::ClaimError,
     input::{ANY_LENGTH, FieldError, Node, Object, request_object, shorten},
     timestamp::Timestamp,
 };
@@ -93,9 +93,8 @@ pub async fn retry_run(
             Ok(retried(RunDetail::open(row.into())))
         }
         Err(RetryRunError::Key(ClaimError::Repeated(_))) => {
-            let row =
-                db::runs::find(&app.pool, caller.organization(), &run_id).await?.ok_or_else(ApiError::run_not_found)?;
-            Ok(replayed(retried(RunDetail::read(&app, row).await?)))
+            let run = app.runs.find(caller.organization(), &run_id).await?.ok_or_else(ApiError::run_not_found)?;
+            Ok(replayed(retried(RunDetail::from(*run))))
         }
         Err(error) => Err(error.into()),
     }

@@ -5,11 +5,8 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use crate::{
-    api::vocabulary::{app::App, page::Page, sets},
-    db::{
-        self,
-        runs::{RunRow, StepRow},
-    },
+    api::vocabulary::{page::Page, sets},
+    db::runs::{RunRow, ShownRun, StepRow},
     input::object_of,
     run::RunStatus,
     run_writer::StartedRun,
@@ -167,13 +164,6 @@ impl RunDetail {
         Self { run, output_data: None }
     }
 
-    /// Adds the output, which is read only if there can be one.
-    pub async fn read(app: &App, row: RunRow) -> Result<Self, db::Error> {
-        let is_completed = RunStatus::parse(&row.status) == Some(RunStatus::Completed);
-        let output = if is_completed { db::runs::output(&app.pool, &row.run_id).await? } else { None };
-        Ok(Self { run: row.into(), output_data: output.map(|json| json.0) })
-    }
-
     /// The run's id.
     #[must_use]
     pub fn run_id(&self) -> &str {
@@ -190,6 +180,12 @@ impl RunDetail {
     #[must_use]
     pub fn status(&self) -> &str {
         &self.run.status
+    }
+}
+
+impl From<ShownRun> for RunDetail {
+    fn from(shown: ShownRun) -> Self {
+        Self { run: shown.run.into(), output_data: shown.output.map(|json| json.0) }
     }
 }
 

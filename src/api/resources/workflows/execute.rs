@@ -163,10 +163,8 @@ async fn reload_run(app: &App, caller: &Caller, run_id: &str) -> Result<Option<R
     if !caller.is_still_valid(app).await? {
         return Ok(None);
     }
-    match db::runs::find(&app.pool, caller.organization(), run_id).await? {
-        Some(row) => Ok(Some(RunDetail::read(app, row).await?)),
-        None => Ok(None),
-    }
+    let run = app.runs.find(caller.organization(), run_id).await?;
+    Ok(run.map(|run| RunDetail::from(*run)))
 }
 
 impl From<StartRunError> for ApiError {
