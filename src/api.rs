@@ -12,7 +12,11 @@ mod tests;
 
 use axum::Router;
 use tower::ServiceExt as _;
-use utoipa_axum::{router::OpenApiRouter, routes};
+use utoipa::openapi::OpenApi;
+use utoipa_axum::{
+    router::{OpenApiRouter, UtoipaMethodRouter},
+    routes,
+};
 
 use self::{
     gate::{Gate, docs, layer::GateLayer, request},
@@ -24,76 +28,95 @@ use self::{
 };
 use crate::config;
 
-/// All routes of the API with their OpenAPI document: the ones under the prefix, and the ones at the root.
-/// `key_header` is the header that carries an API key.
+/// Makes the handlers of a path with their part of the OpenAPI document.
+type MakeHandlers = fn() -> UtoipaMethodRouter<App>;
+
+/// Routes under the prefix. Each is made on its own: in one expression, all of them would be on the stack at once, with
+/// code for giving up at each point.
+const BUSINESS: &[MakeHandlers] = &[
+    || routes!(agents::list_agents, agents::create_agent),
+    || routes!(agents::get_agent, agents::update_agent, agents::delete_agent),
+    || routes!(agents::check_agent),
+    || routes!(workflows::read::list_workflows, workflows::save::create_workflow),
+    || routes!(workflows::read::get_workflow, workflows::save::update_workflow, workflows::save::delete_workflow),
+    || routes!(workflows::read::list_workflow_versions),
+    || routes!(workflows::execute::execute_workflow),
+    || routes!(definitions::validate_workflow),
+    || routes!(definitions::get_workflow_version),
+    || routes!(definitions::compare_workflow_versions),
+    || routes!(definitions::roll_back_workflow),
+    || routes!(by_name::get_workflow_by_name, by_name::put_workflow_by_name),
+    || routes!(by_name::execute_workflow_by_name),
+    || routes!(transfer::export_definitions),
+    || routes!(transfer::import_definitions),
+    || routes!(graph::draw_workflow),
+    || routes!(graph::draw_run),
+    || routes!(runs::read::list_runs),
+    || routes!(runs::read::get_run),
+    || routes!(runs::steps::list_steps),
+    || routes!(run_log::get_logs),
+    || routes!(run_log::stream_events),
+    || routes!(event_ticket::create_event_ticket),
+    || routes!(runs::retry::retry_run),
+    || routes!(runs::cancel::cancel_run),
+    || routes!(runs::pause::pause_run),
+    || routes!(runs::pause::resume_run),
+    || routes!(callbacks::list_callbacks),
+    || routes!(callbacks::answer_callback),
+    || routes!(api_keys::list_api_keys, api_keys::create_api_key),
+    || routes!(api_keys::get_api_key, api_keys::revoke_api_key),
+    || routes!(api_keys::issue_token),
+    || routes!(audit::list_audit_logs),
+    || routes!(audit::export::export_audit_logs),
+    || routes!(audit::verification::verify_audit_logs),
+    || routes!(dead_letters::list_dead_letters),
+    || routes!(dead_letters::get_dead_letter, dead_letters::discard_dead_letter),
+    || routes!(dead_letters::redrive_dead_letter),
+    || routes!(organizations::list_organizations, organizations::create_organization),
+    || routes!(organizations::get_organization, organizations::update_organization),
+    || routes!(storage::get_storage),
+];
+
+/// Routes at the root.
+const ROOT: &[MakeHandlers] = &[
+    || routes!(system::get_root),
+    || routes!(system::get_health),
+    || routes!(system::get_readiness),
+    || routes!(system::get_metrics),
+];
+
+/// All routes with their document, which begins with `document`. The handlers are added as `shape` leaves them.
+fn routes(
+    prefix: &str,
+    document: OpenApi,
+    shape: fn(UtoipaMethodRouter<App>) -> UtoipaMethodRouter<App>,
+) -> OpenApiRouter<App> {
+    let add = |routes: OpenApiRouter<App>, list: &[MakeHandlers]| {
+        list.iter().fold(routes, |routes, handlers| routes.routes(shape(handlers())))
+    };
+    let (business, root) = (add(OpenApiRouter::new(), BUSINESS), add(OpenApiRouter::with_openapi(document), ROOT));
+    if prefix.is_empty() { root.merge(business) } else { root.nest(prefix, business) }
+}
+
+/// OpenAPI document of all routes. `key_header` is the header that carries an API key.
 #[must_use]
-pub fn routes(api: &config::Api, key_header: &str) -> OpenApiRouter<App> {
-    let business = OpenApiRouter::new()
-        .routes(routes!(agents::list_agents, agents::create_agent))
-        .routes(routes!(agents::get_agent, agents::update_agent, agents::delete_agent))
-        .routes(routes!(agents::check_agent))
-        .routes(routes!(workflows::read::list_workflows, workflows::save::create_workflow))
-        .routes(routes!(
-            workflows::read::get_workflow,
-            workflows::save::update_workflow,
-            workflows::save::delete_workflow
-        ))
-        .routes(routes!(workflows::read::list_workflow_versions))
-        .routes(routes!(workflows::execute::execute_workflow))
-        .routes(routes!(definitions::validate_workflow))
-        .routes(routes!(definitions::get_workflow_version))
-        .routes(routes!(definitions::compare_workflow_versions))
-        .routes(routes!(definitions::roll_back_workflow))
-        .routes(routes!(by_name::get_workflow_by_name, by_name::put_workflow_by_name))
-        .routes(routes!(by_name::execute_workflow_by_name))
-        .routes(routes!(transfer::export_definitions))
-        .routes(routes!(transfer::import_definitions))
-        .routes(routes!(graph::draw_workflow))
-        .routes(routes!(graph::draw_run))
-        .routes(routes!(runs::read::list_runs))
-        .routes(routes!(runs::read::get_run))
-        .routes(routes!(runs::steps::list_steps))
-        .routes(routes!(run_log::get_logs))
-        .routes(routes!(run_log::stream_events))
-        .routes(routes!(event_ticket::create_event_ticket))
-        .routes(routes!(runs::retry::retry_run))
-        .routes(routes!(runs::cancel::cancel_run))
-        .routes(routes!(runs::pause::pause_run))
-        .routes(routes!(runs::pause::resume_run))
-        .routes(routes!(callbacks::list_callbacks))
-        .routes(routes!(callbacks::answer_callback))
-        .routes(routes!(api_keys::list_api_keys, api_keys::create_api_key))
-        .routes(routes!(api_keys::get_api_key, api_keys::revoke_api_key))
-        .routes(routes!(api_keys::issue_token))
-        .routes(routes!(audit::list_audit_logs))
-        .routes(routes!(audit::export::export_audit_logs))
-        .routes(routes!(audit::verification::verify_audit_logs))
-        .routes(routes!(dead_letters::list_dead_letters))
-        .routes(routes!(dead_letters::get_dead_letter, dead_letters::discard_dead_letter))
-        .routes(routes!(dead_letters::redrive_dead_letter))
-        .routes(routes!(organizations::list_organizations, organizations::create_organization))
-        .routes(routes!(organizations::get_organization, organizations::update_organization))
-        .routes(routes!(storage::get_storage));
-    let root = OpenApiRouter::with_openapi(docs::document(api, key_header))
-        .routes(routes!(system::get_root))
-        .routes(routes!(system::get_health))
-        .routes(routes!(system::get_readiness))
-        .routes(routes!(system::get_metrics));
-    let mut all = if api.prefix.is_empty() { root.merge(business) } else { root.nest(&api.prefix, business) };
-    docs::complete(all.get_openapi_mut(), &api.prefix);
-    all
+pub fn document(api: &config::Api, key_header: &str) -> OpenApi {
+    let routes = routes(&api.prefix, docs::document(api, key_header), |handlers| handlers);
+    let mut document = routes.into_openapi();
+    docs::complete(&mut document, &api.prefix);
+    document
 }
 
 /// The complete service: the routes with the gate around each.
 pub fn router(gate: &Gate) -> Router {
     let app = &gate.app;
-    let (routes, document) = routes(&app.config.api, &app.config.auth.api_key_header_text).split_for_parts();
-    let documentation = if app.config.api.docs { docs::router(&document) } else { Router::new() };
+    let (routes, outline) = routes(&app.config.api.prefix, OpenApi::default(), docs::outline).split_for_parts();
+    let documentation = if app.config.api.docs { docs::router(document) } else { Router::new() };
     let service = routes
         .merge(documentation)
         .fallback(request::no_such_route)
         .method_not_allowed_fallback(request::no_such_method)
-        .layer(GateLayer::new(gate, &document))
+        .layer(GateLayer::new(gate, &outline))
         .with_state(app.clone());
     // A router matches the route before it calls its layers. The layer that changes the path therefore stands
     // outside.

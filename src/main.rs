@@ -239,7 +239,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Openapi => {
             let (api, auth) =
                 (config::load::<config::Api>(environment())?, config::load::<config::Auth>(environment())?);
-            let (_, document) = api::routes(&api, &auth.api_key_header_text).split_for_parts();
+            let document = api::document(&api, &auth.api_key_header_text);
             println!("{}", serde_json::to_string_pretty(&document)?);
             Ok(true)
         }

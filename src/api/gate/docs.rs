@@ -2,11 +2,11 @@
 
 mod complete;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use axum::{
     Router,
-    extract::{Path, State, rejection::PathRejection},
+    extract::State,
     response::{Html, IntoResponse, Redirect, Response},
     routing::get,
 };
@@ -16,16 +16,24 @@ use utoipa::{
     Modify, OpenApi,
     openapi::{
         ContactBuilder, InfoBuilder, License, OpenApiBuilder, Server,
+        path::OperationBuilder,
+        request_body::RequestBody,
         security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
     },
 };
+use utoipa_axum::router::UtoipaMethodRouter;
 
 use crate::{
-    api::vocabulary::{app::App, error::ApiError, sets},
-    config,
+    api::vocabulary::{app::App, sets},
+    config, offload,
 };
 
 pub use complete::complete;
+
+/// Swagger UI 5.32.6, <https://github.com/swagger-api/swagger-ui> (Apache 2.0, see `docs/swagger.LICENSE.txt`): the two
+/// files that its page loads, gzipped.
+const SWAGGER: &[u8] = include_bytes!("docs/swagger-ui-bundle.js.gz");
+const SWAGGER_STYLE: &[u8] = include_bytes!("docs/swagger-ui.css.gz");
 
 /// `ReDoc` 2.5.4, <https://github.com/Redocly/redoc> (MIT, see `docs/redoc.LICENSE.txt`), gzipped. The only external
 /// address in it, that of its logo, is removed.
@@ -69,7 +77,7 @@ impl Modify for Security {
 )]
 struct Skeleton;
 
-/// The document without its paths, which `api::routes` adds. `key_header` is the header that carries an API key.
+/// The document without its paths, which `api::document` adds. `key_header` is the header that carries an API key.
 #[must_use]
 pub fn document(api: &config::Api, key_header: &str) -> utoipa::openapi::OpenApi {
     let guide = include_str!("docs/guide.md").replace("{key_header}", key_header);
@@ -97,29 +105,46 @@ pub fn document(api: &config::Api, key_header: &str) -> utoipa::openapi::OpenApi
         .build()
 }
 
-/// Router of `/openapi.json`, `/docs`, `/redoc` and their files.
-pub fn router(document: &utoipa::openapi::OpenApi) -> Router<App> {
-    let json = Bytes::from(serde_json::to_vec(document).expect("the document consists of strings and numbers"));
-    let openapi = move || async move {
-        ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json")), revalidate()], json)
-    };
-    let script = |text: &'static [u8], encoding: Option<&'static str>| {
-        move || async move {
-            let mut response = asset(text, "text/javascript; charset=utf-8");
-            if let Some(encoding) = encoding {
-                response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static(encoding));
-            }
-            response
+/// Leaves of the documentation of handlers only which operations there are, and which of them take a body. The rest is
+/// several megabytes, and few processes are asked for it.
+pub fn outline((_, mut paths, handlers): UtoipaMethodRouter<App>) -> UtoipaMethodRouter<App> {
+    for item in paths.paths.values_mut() {
+        let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch];
+        for operation in operations.into_iter().flatten() {
+            let body = operation.request_body.as_ref().map(|_| RequestBody::new());
+            *operation = OperationBuilder::new().request_body(body).build();
         }
+    }
+    (Vec::new(), paths, handlers)
+}
+
+/// Router of `/openapi.json`, `/docs`, `/redoc` and their files. The document is made when it is first needed.
+pub fn router(document: fn(&config::Api, &str) -> utoipa::openapi::OpenApi) -> Router<App> {
+    let json = Arc::new(OnceLock::new());
+    let openapi = move |State(app): State<App>| async move {
+        let made = || {
+            let document = document(&app.config.api, &app.config.auth.api_key_header_text);
+            Bytes::from(serde_json::to_vec(&document).expect("the document consists of strings and numbers"))
+        };
+        let json = match json.get() {
+            Some(json) => Bytes::clone(json),
+            None => offload::in_place(|| json.get_or_init(made).clone()),
+        };
+        ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json")), revalidate()], json)
     };
     Router::new()
         .route("/openapi.json", get(openapi))
         .route("/docs", get(|State(app): State<App>| async move { page(include_str!("docs/swagger.html"), &app) }))
-        .route("/docs/start.js", get(script(include_bytes!("docs/swagger.js"), None)))
+        .route("/docs/start.js", get(|| async { asset(include_bytes!("docs/swagger.js"), SCRIPT) }))
         .route("/docs/index.html", get(|| async { Redirect::permanent("/docs") }))
-        .route("/docs/{file}", get(swagger_asset))
+        .route("/docs/swagger-ui-bundle.js", get(|| async { gzipped(SWAGGER, SCRIPT) }))
+        .route("/docs/swagger-ui.css", get(|| async { gzipped(SWAGGER_STYLE, "text/css; charset=utf-8") }))
+        .route(
+            "/docs/favicon-32x32.png",
+            get(|| async { asset(include_bytes!("docs/swagger.favicon.png"), "image/png") }),
+        )
         .route("/redoc", get(|State(app): State<App>| async move { page(include_str!("docs/redoc.html"), &app) }))
-        .route("/redoc/redoc.standalone.js", get(script(REDOC, Some("gzip"))))
+        .route("/redoc/redoc.standalone.js", get(|| async { gzipped(REDOC, SCRIPT) }))
 }
 
 fn page(html: &str, app: &App) -> Response {
@@ -130,30 +155,23 @@ fn page(html: &str, app: &App) -> Response {
     response
 }
 
-fn asset(bytes: impl IntoResponse, content_type: &str) -> Response {
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+
+fn asset(bytes: &'static [u8], content_type: &'static str) -> Response {
     let mut response = bytes.into_response();
-    if let Ok(content_type) = HeaderValue::from_str(content_type) {
-        let age = (header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=3600"));
-        // Replaces the default content type of bytes; `extend` would add a second one.
-        response.headers_mut().insert(header::CONTENT_TYPE, content_type);
-        response.headers_mut().extend([age]);
-    }
+    // Replaces the default content type of bytes; `extend` would add a second one.
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=3600"));
+    response
+}
+
+fn gzipped(bytes: &'static [u8], content_type: &'static str) -> Response {
+    let mut response = asset(bytes, content_type);
+    response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     response
 }
 
 /// Caching: a page and the document may change at the next start.
 fn revalidate() -> (HeaderName, HeaderValue) {
     (header::CACHE_CONTROL, HeaderValue::from_static("no-cache"))
-}
-
-async fn swagger_asset(file: Result<Path<String>, PathRejection>) -> Result<Response, ApiError> {
-    let not_found = || ApiError::not_found("not_found", "Not Found");
-    let Path(file) = file.map_err(|_| not_found())?;
-    let config = Arc::new(utoipa_swagger_ui::Config::from("/openapi.json"));
-    let found = utoipa_swagger_ui::serve(&file, config).map_err(|_| not_found())?.ok_or_else(not_found)?;
-    let mut response = asset(found.bytes.into_owned(), &found.content_type);
-    if found.gzpipped {
-        response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-    }
-    Ok(response)
 }
