@@ -4,6 +4,7 @@ pub mod archive;
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    pin::Pin,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
@@ -59,11 +60,16 @@ pub fn runtime(threads: usize) -> anyhow::Result<Runtime> {
 /// Time limit of blocking calls after the end of a command.
 const BLOCKING_CALLS_LIMIT: Duration = Duration::from_secs(2);
 
+/// Result of a command, on a runtime of its own. The future is boxed, because the runtime's loop is compiled for each type.
+pub fn block_on<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    runtime(1)?.block_on(Box::pin(command) as Pin<Box<dyn Future<Output = anyhow::Result<T>> + '_>>)
+}
+
 /// Runs a process to its end, whatever calls still block a thread: a Kafka client may never return from closing its
 /// connections to a broker that has vanished.
 pub fn run(threads: usize, process: impl Future<Output = anyhow::Result<bool>>) -> anyhow::Result<bool> {
     let runtime = runtime(threads)?;
-    let result = runtime.block_on(process);
+    let result = runtime.block_on(Box::pin(process) as Pin<Box<dyn Future<Output = anyhow::Result<bool>> + '_>>);
     runtime.shutdown_timeout(BLOCKING_CALLS_LIMIT);
     result
 }

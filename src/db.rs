@@ -29,7 +29,9 @@ pub mod workflows;
 
 use std::{io, time::Duration};
 
+use futures_util::future::{BoxFuture, FutureExt as _};
 use sqlx::{ConnectOptions as _, PgConnection, postgres::PgConnectOptions};
+use tokio::sync::oneshot;
 
 pub use self::pool::{Pool, PooledConnection, Transaction};
 use crate::config;
@@ -161,16 +163,29 @@ where
     T: Send + 'static,
     F: Future<Output = Result<T, Error>> + Send + 'static,
 {
+    let (sender, mut result) = oneshot::channel();
+    // The receiver lives longer than the task, except when the limit is reached.
+    ended(limit, async move { drop(sender.send(statements.await)) }.boxed()).await?;
+    result.try_recv().unwrap_or_else(|_| Err(crashed()))
+}
+
+/// Waits for the end of statements in a task of their own. The task has the same type for all of them, because each type of
+/// task is code of its own.
+async fn ended(limit: Duration, statements: BoxFuture<'static, ()>) -> Result<(), Error> {
     let mut task = tokio::spawn(statements);
     match tokio::time::timeout(limit, &mut task).await {
-        Ok(Ok(result)) => result,
+        Ok(Ok(())) => Ok(()),
         // The panic itself was logged by the panic hook.
-        Ok(Err(_)) => Err(Error::Bug(sqlx::Error::WorkerCrashed)),
+        Ok(Err(_)) => Err(crashed()),
         Err(_) => {
             task.abort();
             Err(no_answer())
         }
     }
+}
+
+fn crashed() -> Error {
+    Error::Bug(sqlx::Error::WorkerCrashed)
 }
 
 /// Begins a transaction on a connection of its own.

@@ -2,6 +2,7 @@
 
 use std::{io, time::Duration};
 
+use futures_util::future::{BoxFuture, FutureExt as _};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -79,6 +80,11 @@ impl Lifecycle {
     where
         F: Future<Output = ()> + Send + 'static,
     {
+        self.spawn_boxed(name, task.boxed());
+    }
+
+    /// One type of task for all loops: each type is code of its own.
+    fn spawn_boxed(&self, name: &'static str, task: BoxFuture<'static, ()>) {
         let this = self.clone();
         self.tasks.spawn(async move {
             let ended = tokio::spawn(task).await;

@@ -163,7 +163,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     let is_success = match command {
         Command::Run(options) => {
             let api = config::load::<config::Api>(environment())?;
-            let outcome = command::runtime(1)?.block_on(client::run::run(&options, &api, &Clock::default()))?;
+            let outcome = command::block_on(client::run::run(&options, &api, &Clock::default()))?;
             return Ok(outcome.exit_code().into());
         }
         Command::Serve => {
@@ -179,7 +179,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Migrate { action } => {
             let settings = config::load::<config::Database>(environment())?;
             telemetry::init(&config::Log::load_or_default(environment()));
-            command::runtime(1)?.block_on(async {
+            command::block_on(async {
                 match action {
                     Migrate::Up => command::migrate_up(&settings).await,
                     Migrate::Down { count, yes } => command::migrate_down(&settings, count, yes).await,
@@ -190,11 +190,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Check { what } => check(&what),
         Command::Healthcheck { executor: true } => {
             let config = Config::load(environment())?;
-            command::runtime(1)?.block_on(command::healthcheck_executor(&config))
+            command::block_on(command::healthcheck_executor(&config))
         }
         Command::Healthcheck { executor: false } => {
             let settings = config::load::<config::Api>(environment())?;
-            command::runtime(1)?.block_on(command::healthcheck(&settings))
+            command::block_on(command::healthcheck(&settings))
         }
         Command::Token { sub, role, organization, subject } => {
             let subject = subject.unwrap_or(sub);
@@ -214,12 +214,12 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let settings = config::load::<config::Database>(environment())?;
             let vault = config::load::<Vault>(environment())?;
             telemetry::init(&config::Log::load_or_default(environment()));
-            command::runtime(1)?.block_on(command::rotate_keys(&settings, &vault))
+            command::block_on(command::rotate_keys(&settings, &vault))
         }
         Command::Archive { action } => {
             let config = Config::load(environment())?;
             telemetry::init(&config::Log::load_or_default(environment()));
-            command::runtime(1)?.block_on(command::archive::run(&config, action))
+            command::block_on(command::archive::run(&config, action))
         }
         Command::Access => {
             print!("{}", api::gate::access::markdown());
@@ -234,7 +234,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::ApiKey { name: Some(name), role, organization, days } => {
             let config = Config::load(environment())?;
-            command::runtime(1)?.block_on(command::make_api_key(&config, name, role, organization, days))
+            command::block_on(command::make_api_key(&config, name, role, organization, days))
         }
         Command::Openapi => {
             let (api, auth) =
@@ -245,7 +245,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::DemoAgent(options) => {
             telemetry::init(&config::Log::load_or_default(environment()));
-            command::runtime(1)?.block_on(command::demo_agent(&options))
+            command::block_on(command::demo_agent(&options))
         }
         #[cfg(feature = "embedded")]
         Command::Dev(options) => command::runtime(2)?.block_on(workflow_api::dev::run(options)),
@@ -268,7 +268,7 @@ fn check(what: &Check) -> anyhow::Result<bool> {
         Check::Db => {
             let settings = config::load::<config::Database>(environment())?;
             let vault = config::load::<Vault>(environment())?;
-            command::runtime(1)?.block_on(command::check_db(&settings, &vault))
+            command::block_on(command::check_db(&settings, &vault))
         }
         Check::Kafka => command::check_kafka(&config::load::<config::Kafka>(environment())?),
     }
