@@ -54,7 +54,8 @@ Environment:
   WORKFLOW_API_CACHE        cache of Kafka and test tools (default: ~/.cache/workflow-api)
   CHROMIUM                  browser of the tests (default: the installed Chromium or Chrome)
   WORKFLOW_API_TEST_SEED    seed of random tests and of fuzz (default: a new one, which is printed)
-  PROGRAM, BENCH_SETTINGS   bench: another binary of the service; its settings ("API_WORKERS=1 LOG_LEVEL=INFO")
+  PROGRAM                   bench, fuzz, clients: another binary of the service, which is not built then
+  BENCH_SETTINGS            bench: settings of the service ("API_WORKERS=1 LOG_LEVEL=INFO")
   WORKFLOW_API_TEST_DOCKER  1: test, fuzz, clients and services run PostgreSQL and Kafka in Docker
 USAGE
 }
@@ -82,6 +83,12 @@ need_build_tools() {
     if ! have pkg-config || ! pkg-config --exists openssl; then
         MISSING+=(libssl-dev)
     fi
+}
+
+# Prometheus with promtool, and Alertmanager with amtool.
+need_prometheus() {
+    have promtool || MISSING+=(prometheus)
+    have amtool || MISSING+=(prometheus-alertmanager)
 }
 
 need_postgres_server() { find_postgres_bin >/dev/null || MISSING+=(postgresql); }
@@ -127,6 +134,7 @@ install_missing() {
     {
         "${as_root[@]}" apt-get update -q &&
             keep_machine_free_of_a_default_cluster "${as_root[@]}" &&
+            keep_machine_free_of_monitoring "${as_root[@]}" &&
             "${as_root[@]}" apt-get install -q -y --no-install-recommends "${MISSING[@]}"
     } >&2 || die "installing failed; run this as root, then start again: $line"
     MISSING=()
@@ -138,6 +146,17 @@ keep_machine_free_of_a_default_cluster() {
     local directory=/etc/postgresql-common/createcluster.d
     "$@" mkdir -p "$directory"
     echo 'create_main_cluster = false' | "$@" tee "$directory/workflow-api.conf" >/dev/null
+}
+
+# So do the packages of Prometheus and Alertmanager, on ports 9090 and 9093. A unit that is a link to /dev/null is masked.
+keep_machine_free_of_monitoring() {
+    local unit
+    for unit in prometheus prometheus-alertmanager; do
+        [[ " ${MISSING[*]} " == *" $unit "* && ! -e /etc/systemd/system/$unit.service ]] || continue
+        note "The service $unit stays off; to use it here: systemctl unmask $unit"
+        "$@" mkdir -p /etc/systemd/system
+        "$@" ln -s /dev/null "/etc/systemd/system/$unit.service"
+    done
 }
 
 # rustup installs cargo in a directory that is not on the PATH of a shell started before.
@@ -821,19 +840,23 @@ generate_and_run_clients() {
         PYTHONPATH="$run" "$tools/python/bin/python" tests/clients/main_job.py "$PROGRAM_URL"
 }
 
-# Builds the service and runs it with an executor on private services. Sets PROGRAM_URL.
+# Builds the service and runs it with an executor on private services. Sets PROGRAM_URL, and MANAGEMENT_URL of the executor.
 start_program() {
-    step "Building the service"
-    cargo build --locked --all-features
+    local program="${PROGRAM:-}" port=8000 management=9464
+    if [[ -z $program ]]; then
+        step "Building the service"
+        cargo build --locked --all-features
+        program="$(target_directory)/debug/workflow-api"
+    fi
     start_services
     eval "$(print_exports)"
-    local program port=8000
-    program="$(target_directory)/debug/workflow-api"
     while is_listening "$port"; do port=$((20000 + RANDOM % 12000)); done
+    while is_listening "$management"; do management=$((20000 + RANDOM % 12000)); done
     step "Running the service and an executor (logs after a failure: $CACHE/last-failure)"
     # In its own process group, which the clean-up ends.
     # shellcheck disable=SC2016  # the inner shell expands it
-    API_HOST=127.0.0.1 API_PORT="$port" EGRESS_ALLOW=127.0.0.1 SHUTDOWN_NOTICE_SECS=0 setsid bash -c '
+    API_HOST=127.0.0.1 API_PORT="$port" MANAGEMENT_PORT="$management" EGRESS_ALLOW=127.0.0.1 \
+        SHUTDOWN_NOTICE_SECS=0 setsid bash -c '
         "$0" serve >"$1/serve.log" 2>&1 &
         "$0" executor >"$1/executor.log" 2>&1 &
         wait' "$program" "$SERVICES_DIR/logs" &
@@ -845,6 +868,8 @@ start_program() {
     done
     ((tries)) || die "the service is not ready; see $CACHE/last-failure/serve.log"
     PROGRAM_URL="http://127.0.0.1:$port"
+    # shellcheck disable=SC2034  # tests/monitoring/run uses it
+    MANAGEMENT_URL="http://127.0.0.1:$management"
 }
 
 # Succeeds if the service is ready.
