@@ -216,6 +216,22 @@ async fn every_table_column_and_view_is_described_in_the_database(pool: PgPool) 
 }
 
 #[sqlx::test]
+async fn the_set_up_document_lists_the_tables_of_the_database(pool: PgPool) {
+    let document = include_str!("../../docs/DATABASE_SETUP.md");
+    let (_, section) = document.split_once("\n## Tables\n").expect("a section about the tables");
+    let (section, _) = section.split_once("\n## ").expect("a section after it");
+    // The names are the code in the first cell of each row.
+    let cells = section.lines().filter(|line| line.starts_with("| `")).filter_map(|line| line.split('|').nth(1));
+    let mut documented: Vec<&str> = cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect();
+    documented.sort_unstable();
+    let sql = "SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')
+               AND NOT relispartition";
+    let mut tables: Vec<String> = sqlx::query_scalar(sql).fetch_all(&pool).await.expect("the catalogue");
+    tables.sort_unstable();
+    assert_eq!(documented, tables);
+}
+
+#[sqlx::test]
 async fn the_views_show_a_run_its_attempts_and_its_agent_in_utc_and_join_without_casts(pool: PgPool) {
     let sql = "
         INSERT INTO agents (name, url) VALUES ('a', 'http://192.0.2.1/');
