@@ -1,0 +1,174 @@
+# shellcheck shell=bash
+#
+# test, fuzz, bench and clients.
+
+readonly SCHEMATHESIS_VERSION=4.32.5
+# Generators of clients from the OpenAPI document, and their dependencies.
+readonly CLIENTS_BY_NPM=(openapi-typescript@7.13.0 openapi-fetch@0.17.0 typescript@5.9.3 @types/node@20.19.43)
+readonly CLIENTS_BY_PIP=(openapi-python-client==0.29.1)
+
+run_tests() {
+    need_build_tools
+    need_chromium
+    install_missing
+    ensure_cargo
+    start_services
+    eval "$(print_exports)"
+    # The tests mostly wait, so more of them run at a time than there are processors. Those of tests/process start
+    # programs and stop services: they run last, with the default number of threads.
+    local suites
+    suites="RUST_TEST_THREADS=${RUST_TEST_THREADS:-$(($(nproc) * 3))} cargo test --locked --all-features --lib --bins"
+    suites+=" --test architecture --test it && cargo test --locked --all-features --test process"
+    if (($#)); then suites='cargo test --locked --all-features "$@"'; fi
+    step "Running the tests (logs of the services after a failure: $CACHE/last-failure)"
+    # In its own process group, in the background: a signal is handled at once instead of after the tests, and the clean-up
+    # ends all processes that the tests have started.
+    setsid bash -c "$suites" cargo "$@" &
+    CHILD_GROUP=$!
+    wait "$CHILD_GROUP"
+}
+
+fuzz() {
+    need_build_tools
+    need_python
+    install_missing
+    ensure_cargo
+    local fuzzer
+    fuzzer="$CACHE/schemathesis-$SCHEMATHESIS_VERSION"
+    fetch_fuzzer "$fuzzer"
+    start_program
+    # In CI the same requests each time; elsewhere new ones, which their seed repeats.
+    local seed cases=(--generation-deterministic)
+    if [[ ${CI:-} != true ]]; then
+        seed="${WORKFLOW_API_TEST_SEED:-$((RANDOM << 15 | RANDOM))}"
+        step "WORKFLOW_API_TEST_SEED=$seed repeats this"
+        cases=(--seed "$seed" --generation-database none)
+    fi
+    # One worker: CPython 3.11 fails sometimes when several threads parse Python.
+    "$fuzzer/bin/schemathesis" --config-file .ci/schemathesis.toml run "$PROGRAM_URL/openapi.json" \
+        --workers 1 --max-examples 30 --no-color --continue-on-failure "${cases[@]}" "$@"
+}
+
+bench() {
+    [[ ${WORKFLOW_API_TEST_DOCKER:-} != 1 ]] || die "bench measures processes of this host, not containers"
+    need_build_tools
+    install_missing
+    ensure_cargo
+    local program="${PROGRAM:-}" suite=(cargo bench --locked --bench suite) eighth_of_memory
+    step "Building the benchmarks"
+    "${suite[@]}" --no-run
+    if [[ -z $program ]]; then
+        step "Building the service"
+        cargo build --locked --release
+        program="$(target_directory)/release/workflow-api"
+    fi
+    eighth_of_memory="$(awk '/^MemTotal/ {printf "%dMB", $2 / 8192}' /proc/meminfo)"
+    start_services "fsync = on
+synchronous_commit = on
+full_page_writes = on
+shared_buffers = $eighth_of_memory
+max_wal_size = 8GB"
+    # The copy stays as it is: cargo builds the same program with other features for the benchmarks.
+    cp "$program" "$SERVICES_DIR/workflow-api"
+    eval "$(print_exports)"
+    step "Measuring (results also in $(target_directory)/bench)"
+    # In its own process group, as the tests.
+    PATH="$(find_postgres_bin):$PATH" PROGRAM="$SERVICES_DIR/workflow-api" setsid "${suite[@]}" -- "$@" &
+    CHILD_GROUP=$!
+    wait "$CHILD_GROUP"
+}
+
+clients() {
+    need_build_tools
+    need_python
+    need_node
+    install_missing
+    ensure_cargo
+    local tools run
+    tools="$CACHE/clients-$(printf '%s\n' "${CLIENTS_BY_NPM[@]}" "${CLIENTS_BY_PIP[@]}" | cksum | cut -d' ' -f1)"
+    fetch_client_generators "$tools"
+    start_program
+    # In a folder below the tools, so that node finds its packages.
+    run="$(mktemp -d "$tools/run.XXXXXX")"
+    generate_and_run_clients "$tools" "$run" || {
+        rm -rf "$run"
+        die "a generated client has failed"
+    }
+    rm -rf "$run"
+}
+
+generate_and_run_clients() {
+    local tools=$1 run=$2 bin="$1/node_modules/.bin"
+    step "Client in TypeScript: generate, compile, run"
+    "$bin/openapi-typescript" "$PROGRAM_URL/openapi.json" -o "$run/api.d.ts" >&2 &&
+        cp tests/clients/main_job.ts "$run" &&
+        "$bin/tsc" --strict --target es2022 --module nodenext --moduleResolution nodenext --outDir "$run" \
+            --typeRoots "$tools/node_modules/@types" --types node \
+            --skipLibCheck "$run/main_job.ts" &&
+        node "$run/main_job.js" "$PROGRAM_URL" || return 1
+    step "Client in Python: generate, run"
+    PATH="$tools/python/bin:$PATH" openapi-python-client generate --url "$PROGRAM_URL/openapi.json" --meta none \
+        --fail-on-warning --output-path "$run/api" >&2 &&
+        PYTHONPATH="$run" "$tools/python/bin/python" tests/clients/main_job.py "$PROGRAM_URL"
+}
+
+# Builds the service and runs it with an executor on private services. Sets PROGRAM_URL, and MANAGEMENT_URL of the executor.
+start_program() {
+    local program="${PROGRAM:-}" port=8000 management=9464
+    if [[ -z $program ]]; then
+        step "Building the service"
+        cargo build --locked --all-features
+        program="$(target_directory)/debug/workflow-api"
+    fi
+    start_services
+    eval "$(print_exports)"
+    while is_listening "$port"; do port=$((20000 + RANDOM % 12000)); done
+    while is_listening "$management"; do management=$((20000 + RANDOM % 12000)); done
+    step "Running the service and an executor (logs after a failure: $CACHE/last-failure)"
+    # In its own process group, which the clean-up ends.
+    # shellcheck disable=SC2016  # the inner shell expands it
+    API_HOST=127.0.0.1 API_PORT="$port" MANAGEMENT_PORT="$management" EGRESS_ALLOW=127.0.0.1 \
+        SHUTDOWN_NOTICE_SECS=0 setsid bash -c '
+        "$0" serve >"$1/serve.log" 2>&1 &
+        "$0" executor >"$1/executor.log" 2>&1 &
+        wait' "$program" "$SERVICES_DIR/logs" &
+    CHILD_GROUP=$!
+    local tries
+    for ((tries = 150; tries > 0; tries--)); do
+        ! is_ready "$port" || break
+        sleep 0.2
+    done
+    ((tries)) || die "the service is not ready; see $CACHE/last-failure/serve.log"
+    PROGRAM_URL="http://127.0.0.1:$port"
+    # shellcheck disable=SC2034  # tests/monitoring/run uses it
+    MANAGEMENT_URL="http://127.0.0.1:$management"
+}
+
+# Succeeds if the service is ready.
+is_ready() {
+    local status
+    exec 3<>"/dev/tcp/127.0.0.1/$1" || return 1
+    printf 'GET /health/ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n' >&3
+    read -r status <&3
+    exec 3>&-
+    [[ $status == *" 200 "* ]]
+} 2>/dev/null
+
+fetch_client_generators() {
+    [[ -x $1/python/bin/openapi-python-client ]] && return
+    step "Fetching the client generators into $1"
+    rm -rf "$1"
+    mkdir -p "$1"
+    npm install --silent --no-audit --no-fund --ignore-scripts --prefix "$1" "${CLIENTS_BY_NPM[@]}" >&2
+    python3 -m venv "$1/python"
+    "$1/python/bin/pip" install --quiet --disable-pip-version-check "${CLIENTS_BY_PIP[@]}" >&2
+}
+
+fetch_fuzzer() {
+    [[ -x $1/bin/schemathesis ]] && return
+    step "Fetching Schemathesis $SCHEMATHESIS_VERSION into $1"
+    rm -rf "$1"
+    mkdir -p "$CACHE"
+    python3 -m venv "$1"
+    "$1/bin/pip" install --quiet --disable-pip-version-check "schemathesis==$SCHEMATHESIS_VERSION" >&2
+}
