@@ -46,8 +46,8 @@ keep_logs_of_a_failure() {
     cp -R "$SERVICES_DIR/logs" "$CACHE/last-failure" 2>/dev/null || true
 }
 
-# Starts both: start_services [POSTGRES_SETTINGS].
-start_services() {
+# Makes the directory of the services, which the clean-up at the end of the script removes.
+make_services_directory() {
     trap clean_up EXIT
     trap 'exit 129' HUP
     trap 'exit 130' INT
@@ -59,7 +59,11 @@ start_services() {
     chmod 711 "$SERVICES_DIR"
     mkdir -p "$SERVICES_DIR/logs" "$CACHE"
     choose_free_ports
+}
 
+# Starts both: start_services [POSTGRES_SETTINGS].
+start_services() {
+    make_services_directory
     if [[ ${WORKFLOW_API_TEST_DOCKER:-} == 1 ]]; then
         docker_works || die "WORKFLOW_API_TEST_DOCKER=1, but docker does not work here"
         write_docker_scripts
