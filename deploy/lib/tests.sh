@@ -55,21 +55,21 @@ bench() {
     install_missing
     ensure_cargo
     local program="${PROGRAM:-}" suite=(cargo bench --locked --bench suite) eighth_of_memory
-    step "Building the benchmarks"
-    "${suite[@]}" --no-run
-    if [[ -z $program ]]; then
-        step "Building the service"
-        cargo build --locked --release
-        program="$(target_directory)/release/workflow-api"
-    fi
     eighth_of_memory="$(awk '/^MemTotal/ {printf "%dMB", $2 / 8192}' /proc/meminfo)"
     start_services "fsync = on
 synchronous_commit = on
 full_page_writes = on
 shared_buffers = $eighth_of_memory
 max_wal_size = 8GB"
-    # The copy stays as it is: cargo builds the same program with other features for the benchmarks.
-    cp "$program" "$SERVICES_DIR/workflow-api"
+    # A copy: with the benchmarks, cargo builds the same program again, with other settings.
+    [[ -z $program ]] || cp "$program" "$SERVICES_DIR/workflow-api"
+    step "Building the benchmarks"
+    "${suite[@]}" --no-run
+    if [[ -z $program ]]; then
+        step "Building the service"
+        cargo build --locked --release
+        cp "$(target_directory)/release/workflow-api" "$SERVICES_DIR/workflow-api"
+    fi
     eval "$(print_exports)"
     step "Measuring (results also in $(target_directory)/bench)"
     # In its own process group, as the tests.
