@@ -6,10 +6,10 @@
 //! A migration that waits too long for a table lock is cancelled, so that it blocks no other session, and retried. The
 //! log names the sessions that hold the lock.
 
-use std::{collections::HashSet, time::Duration};
+use std::{borrow::Cow, collections::HashSet, sync::LazyLock, time::Duration};
 
 use sqlx::{
-    Connection, Executor, PgConnection, PgExecutor,
+    Connection, Executor, PgConnection, PgExecutor, SqlStr,
     migrate::{Migrate, MigrateError, Migrator},
 };
 
@@ -18,7 +18,21 @@ use crate::config;
 
 /// All migrations. Applied migrations that are unknown here belong to a later release, with whose schema this release
 /// still works.
-pub static MIGRATOR: Migrator = Migrator { ignore_missing: true, locking: false, ..sqlx::migrate!() };
+pub static MIGRATOR: LazyLock<Migrator> = LazyLock::new(|| {
+    let published = Migrator { ignore_missing: true, locking: false, ..sqlx::migrate!() };
+    let mut migrations = published.migrations.into_owned();
+    for migration in migrations.iter_mut().filter(|migration| migration.migration_type.is_up_migration()) {
+        if let Some((_, sql)) = REVISED.iter().find(|(version, _)| *version == migration.version) {
+            migration.sql = SqlStr::from_static(sql);
+        }
+    }
+    Migrator { migrations: Cow::Owned(migrations), ..published }
+});
+
+/// Migrations that are run with another text than the published one, which needs rights that an owner may lack. Their
+/// checksums stay those of the published texts, since databases have run these. A later migration makes both equal.
+const REVISED: [(i64, &str); 1] =
+    [(20_261_128_000_093, include_str!("../../migrations/revised/20261128000093_cancel_sub_runs_together.up.sql"))];
 
 /// Key of the advisory lock: `wf-api` in ASCII.
 const LOCK_KEY: i64 = 0x0000_7766_2d61_7069;

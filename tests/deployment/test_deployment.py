@@ -155,8 +155,7 @@ class OnHost(Case):
         backup = self.backup()
         new = self.new_database()
         role = f"owner_of_{new}"
-        psql("postgres", f"CREATE ROLE {role} LOGIN; ALTER DATABASE {new} OWNER TO {role};"
-             f"GRANT SET ON PARAMETER workflow_api.records, workflow_api.cancels TO {role}")
+        psql("postgres", f"CREATE ROLE {role} LOGIN; ALTER DATABASE {new} OWNER TO {role}")
         url = {"DATABASE_URL": SERVER.replace("postgres@", f"{role}@").replace("postgresql:", "postgresql+asyncpg:") + f"/{new}"}
         self.call("restore", str(backup), env=url)
         self.call("restore", "--force", str(backup), env=url)

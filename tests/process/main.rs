@@ -13,5 +13,6 @@ mod eventually;
 mod parked;
 mod program;
 mod recovery;
+mod roles;
 mod secrets;
 mod stop;
