@@ -27,7 +27,10 @@ use workflow_api::{
     api::{self, gate::Gate, vocabulary::app::App},
     clock::Clock,
     config::{self, Config, MetricsAccess},
-    db::{self, migrations},
+    db::{
+        self,
+        migrations::{self, WaitLimit},
+    },
     demo_agent, executor, kafka,
     lifecycle::{Lifecycle, Signals},
     management,
@@ -257,8 +260,8 @@ pub async fn demo_agent(options: &demo_agent::Options) -> anyhow::Result<bool> {
 }
 
 /// `migrate up`.
-pub async fn migrate_up(settings: &config::Database) -> anyhow::Result<bool> {
-    match migrations::up(settings).await? {
+pub async fn migrate_up(settings: &config::Database, wait: WaitLimit) -> anyhow::Result<bool> {
+    match migrations::up(settings, &wait).await? {
         0 => println!("the schema is current"),
         count => println!("{count} migrations were run"),
     }
@@ -266,7 +269,12 @@ pub async fn migrate_up(settings: &config::Database) -> anyhow::Result<bool> {
 }
 
 /// `migrate down N`; a failure without `--yes` where it is needed.
-pub async fn migrate_down(settings: &config::Database, count: usize, is_confirmed: bool) -> anyhow::Result<bool> {
+pub async fn migrate_down(
+    settings: &config::Database,
+    count: usize,
+    is_confirmed: bool,
+    wait: WaitLimit,
+) -> anyhow::Result<bool> {
     let Some(migrations::RevertPlan { names, loses_data }) = migrations::plan_down(settings, count).await? else {
         eprintln!("workflow-api: fewer than {count} migrations are applied; see: workflow-api migrate status");
         return Ok(false);
@@ -284,7 +292,7 @@ pub async fn migrate_down(settings: &config::Database, count: usize, is_confirme
         eprintln!("Make a backup, then confirm with --yes.");
         return Ok(false);
     }
-    let undone = migrations::down(settings, count).await?;
+    let undone = migrations::down(settings, count, &wait).await?;
     println!("{undone} migrations were reverted");
     Ok(true)
 }

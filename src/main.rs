@@ -2,7 +2,7 @@
 
 mod command;
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand};
 use workflow_api::{
@@ -10,6 +10,7 @@ use workflow_api::{
     api, client,
     clock::Clock,
     config::{self, Config, Problems},
+    db::migrations::{MigrationError, WaitLimit},
     demo_agent, telemetry,
     vault::Vault,
     visible,
@@ -100,10 +101,30 @@ enum Command {
     Dev(workflow_api::dev::Options),
 }
 
+/// Exit code of `migrate` if it gave up because of a lock: the same command may succeed later (`EX_TEMPFAIL`).
+const LOCKED: u8 = 75;
+
+/// Limit of the waits of `migrate`.
+#[derive(clap::Args)]
+struct MigrationWait {
+    /// Longest wait for locks of other sessions, all waits together; then the exit code is 75
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    wait: u32,
+}
+
+impl MigrationWait {
+    fn limit(&self) -> WaitLimit {
+        WaitLimit::of(Duration::from_secs(self.wait.into()))
+    }
+}
+
 #[derive(Subcommand)]
 enum Migrate {
     /// Run all migrations that have not been run
-    Up,
+    Up {
+        #[command(flatten)]
+        wait: MigrationWait,
+    },
     /// Revert the newest migrations
     Down {
         /// Number of migrations
@@ -111,6 +132,8 @@ enum Migrate {
         /// Confirm to revert more than one, or to delete all agents, workflows and runs
         #[arg(long)]
         yes: bool,
+        #[command(flatten)]
+        wait: MigrationWait,
     },
     /// List all migrations with their states
     Status,
@@ -140,7 +163,10 @@ fn main() -> ExitCode {
                 // The text may contain what a server has sent.
                 eprintln!("workflow-api: {}", visible::escaped_lines(&format!("{error:#}")));
             }
-            ExitCode::FAILURE
+            match error.downcast_ref() {
+                Some(MigrationError::Locked { .. }) => ExitCode::from(LOCKED),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }
@@ -181,8 +207,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             telemetry::init(&config::Log::load_or_default(environment()));
             command::block_on(async {
                 match action {
-                    Migrate::Up => command::migrate_up(&settings).await,
-                    Migrate::Down { count, yes } => command::migrate_down(&settings, count, yes).await,
+                    Migrate::Up { wait } => command::migrate_up(&settings, wait.limit()).await,
+                    Migrate::Down { count, yes, wait } => {
+                        command::migrate_down(&settings, count, yes, wait.limit()).await
+                    }
                     Migrate::Status => command::migration_status(&settings).await,
                 }
             })

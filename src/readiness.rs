@@ -177,7 +177,7 @@ impl LastCheck {
 pub async fn migrate_when_possible(pool: db::Pool, lifecycle: Lifecycle) {
     let mut failures = Failures::default();
     loop {
-        match migrations::run(&pool).await {
+        match migrations::run(&pool, &migrations::WaitLimit::none()).await {
             Ok(0) => return,
             Ok(count) => {
                 tracing::info!(count, "{count} migrations were run");

@@ -1,19 +1,17 @@
-//! Schema migrations: compiled in, and run under a lock that is polled.
-//!
-//! A blocking advisory lock of one replica and `CREATE INDEX CONCURRENTLY` in another would deadlock. Therefore the
-//! lock is polled, on a dedicated connection.
-//!
-//! A migration that waits too long for a table lock is cancelled, so that it blocks no other session, and retried. The
-//! log names the sessions that hold the lock.
+//! Schema migrations: compiled in, and run one after the other under an advisory lock.
+
+mod waits;
 
 use std::{borrow::Cow, collections::HashSet, sync::LazyLock, time::Duration};
 
 use sqlx::{
-    Connection, Executor, PgConnection, PgExecutor, SqlStr,
-    migrate::{Migrate, MigrateError, Migrator},
+    AssertSqlSafe, Connection, Executor, PgConnection, PgExecutor, SqlStr,
+    migrate::{Migrate, MigrateError, Migration, Migrator},
 };
 
-use super::{Error, Pool, PooledConnection};
+pub use self::waits::WaitLimit;
+use self::waits::Waits;
+use super::{Error, Pool};
 use crate::config;
 
 /// All migrations. Applied migrations that are unknown here belong to a later release, with whose schema this release
@@ -34,16 +32,6 @@ pub static MIGRATOR: LazyLock<Migrator> = LazyLock::new(|| {
 const REVISED: [(i64, &str); 1] =
     [(20_261_128_000_093, include_str!("../../migrations/revised/20261128000093_cancel_sub_runs_together.up.sql"))];
 
-/// Key of the advisory lock: `wf-api` in ASCII.
-const LOCK_KEY: i64 = 0x0000_7766_2d61_7069;
-const LOCK_POLL: Duration = Duration::from_millis(200);
-/// Maximum number of attempts of a migration that finds a table locked: about two minutes, with growing pauses.
-const LOCKED_ATTEMPTS: u32 = 12;
-/// First and longest of these pauses.
-const LOCKED_PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
-/// Interval at which sessions that block a migration are polled.
-const BLOCKED_POLL: Duration = Duration::from_millis(500);
-
 /// Error of a schema change.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrationError {
@@ -53,6 +41,14 @@ pub enum MigrationError {
     /// A migration failed or differs from the one that was applied.
     #[error("the schema could not be migrated")]
     Migration(#[from] MigrateError),
+    /// Other sessions held a lock for longer than the command waits.
+    #[error("gave up after {} s: {reason}", limit.as_secs())]
+    Locked {
+        /// The command's limit.
+        limit: Duration,
+        /// The sessions that held it.
+        reason: String,
+    },
 }
 
 impl From<sqlx::Error> for MigrationError {
@@ -75,33 +71,63 @@ pub struct MigrationState {
 }
 
 /// Migrates the schema to the newest version, with connections of its own.
-pub async fn up(settings: &config::Database) -> Result<usize, MigrationError> {
+pub async fn up(settings: &config::Database, limit: &WaitLimit) -> Result<usize, MigrationError> {
     let pool = super::pool(settings);
-    let result = run(&pool).await;
+    let result = run(&pool, limit).await;
     super::close(&pool).await;
     result
 }
 
 /// Migrates the schema to the newest version. Repeated and parallel calls are safe: one migrates, the others wait.
 /// Returns the number of migrations that were run.
-pub async fn run(pool: &Pool) -> Result<usize, MigrationError> {
+pub async fn run(pool: &Pool, limit: &WaitLimit) -> Result<usize, MigrationError> {
     // If there is nothing to do, no database rights are required.
     if is_unaltered(pool).await? {
         return Ok(0);
     }
-    let mut conn = lock(pool).await?;
-    let before = applied(&mut conn).await?.len();
-    let mut attempt = 0;
-    loop {
-        let _watching = watch_blockers(pool, &mut conn).await?;
-        // This is hidden in the documentation; `run` has a bound that prevents spawning the future.
-        match MIGRATOR.run_direct(None, &mut *conn, false).await {
-            Ok(()) => break,
-            Err(error) => pause_if_locked(error, &mut attempt).await?,
+    let (mut conn, mut waits) = Waits::begin(pool, limit).await?;
+    let applied = applied(&mut conn).await?;
+    let mut count = 0;
+    for migration in ups().filter(|migration| !applied.contains(&migration.version)) {
+        waits.prepare(&mut conn, migration).await?;
+        while let Err(error) = apply(&mut conn, migration).await {
+            waits.pause_if_locked(error, migration).await?;
         }
+        tracing::info!("migration {} was run: {}", migration.version, migration.description);
+        count += 1;
     }
-    let after = applied(&mut conn).await?.len();
-    Ok(after - before)
+    // Finds migrations that differ from those that were applied.
+    MIGRATOR.run_direct(None, &mut *conn, false).await?;
+    Ok(count)
+}
+
+/// Runs one migration, whose predecessors were run.
+async fn apply(conn: &mut PgConnection, migration: &Migration) -> Result<(), MigrateError> {
+    drop_invalid_indexes(conn, migration).await?;
+    // This is hidden in the documentation; `run` has a bound that prevents spawning the future.
+    MIGRATOR.run_direct(Some(migration.version), conn, false).await
+}
+
+/// Drops the indexes that an interrupted `CREATE INDEX CONCURRENTLY` of this migration has left: no query uses them,
+/// and `IF NOT EXISTS` would keep them.
+async fn drop_invalid_indexes(conn: &mut PgConnection, migration: &Migration) -> Result<(), sqlx::Error> {
+    let created = migration.sql.as_str().split("INDEX CONCURRENTLY IF NOT EXISTS ").skip(1);
+    let names: Vec<&str> = created.filter_map(|rest| rest.split_whitespace().next()).collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    let sql = "SELECT c.oid::regclass::text FROM pg_class c JOIN pg_index i ON i.indexrelid = c.oid
+               WHERE NOT i.indisvalid AND c.relname = ANY ($1) AND c.relnamespace = current_schema()::regnamespace";
+    let invalid: Vec<String> = sqlx::query_scalar(sql).bind(names).fetch_all(&mut *conn).await?;
+    for name in invalid {
+        conn.execute(AssertSqlSafe(format!("DROP INDEX CONCURRENTLY IF EXISTS {name}"))).await?;
+    }
+    Ok(())
+}
+
+/// The migrations that change the schema, oldest first.
+fn ups() -> impl Iterator<Item = &'static Migration> {
+    MIGRATOR.iter().filter(|migration| migration.migration_type.is_up_migration())
 }
 
 /// Plan of [`down`].
@@ -136,93 +162,32 @@ async fn has_data_to_lose(conn: &mut PgConnection) -> Result<bool, MigrationErro
 }
 
 /// Reverts the newest `count` migrations. Returns how many were reverted.
-pub async fn down(settings: &config::Database, count: usize) -> Result<usize, MigrationError> {
+pub async fn down(settings: &config::Database, count: usize, limit: &WaitLimit) -> Result<usize, MigrationError> {
     let pool = super::pool(settings);
-    let result = undo(&pool, count).await;
+    let result = undo(&pool, count, limit).await;
     super::close(&pool).await;
     result
 }
 
-async fn undo(pool: &Pool, count: usize) -> Result<usize, MigrationError> {
-    let mut conn = lock(pool).await?;
+async fn undo(pool: &Pool, count: usize, limit: &WaitLimit) -> Result<usize, MigrationError> {
+    let (mut conn, mut waits) = Waits::begin(pool, limit).await?;
     let mut versions: Vec<i64> = applied(&mut conn).await?.into_iter().collect();
     versions.sort_unstable();
     let keep = versions.len().saturating_sub(count);
-    let target = if keep == 0 { 0 } else { versions[keep - 1] };
-    let mut attempt = 0;
-    loop {
-        let _watching = watch_blockers(pool, &mut conn).await?;
-        match MIGRATOR.undo(&mut *conn, target).await {
-            Ok(()) => return Ok(versions.len() - keep),
-            Err(error) => pause_if_locked(error, &mut attempt).await?,
+    for (index, version) in versions.iter().enumerate().skip(keep).rev() {
+        let target = if index == 0 { 0 } else { versions[index - 1] };
+        let is_down = |migration: &&Migration| migration.migration_type.is_down_migration();
+        // One of a later release is unknown here, and stays.
+        let Some(migration) = MIGRATOR.iter().filter(is_down).find(|migration| migration.version == *version) else {
+            continue;
+        };
+        waits.prepare(&mut conn, migration).await?;
+        while let Err(error) = MIGRATOR.undo(&mut *conn, target).await {
+            waits.pause_if_locked(error, migration).await?;
         }
+        tracing::info!("migration {version} was reverted: {}", migration.description);
     }
-}
-
-/// Pauses if the migration did not get a lock in time and has attempts left; otherwise returns the error.
-async fn pause_if_locked(error: MigrateError, attempt: &mut u32) -> Result<(), MigrationError> {
-    let (MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _)) = &error else {
-        return Err(error.into());
-    };
-    let is_locked =
-        cause.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "55P03");
-    *attempt += 1;
-    if !is_locked || *attempt >= LOCKED_ATTEMPTS {
-        return Err(error.into());
-    }
-    let (first, longest) = LOCKED_PAUSE;
-    let pause = (first * 2_u32.pow(*attempt - 1)).min(longest);
-    tracing::warn!("a migration found a table locked and is retried in {} ms", pause.as_millis());
-    tokio::time::sleep(pause).await;
-    Ok(())
-}
-
-/// Session that holds a lock.
-#[derive(sqlx::FromRow)]
-struct Blocker {
-    pid: i32,
-    usename: String,
-    application_name: String,
-    state: String,
-    secs: f64,
-}
-
-/// Logs the sessions that block `conn`, until it is dropped.
-async fn watch_blockers(
-    pool: &Pool,
-    conn: &mut PgConnection,
-) -> Result<tokio_util::task::AbortOnDropHandle<()>, Error> {
-    let own_pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(conn).await?;
-    let pool = pool.clone();
-    let watching = async move {
-        let mut logged = HashSet::new();
-        loop {
-            tokio::time::sleep(BLOCKED_POLL).await;
-            let sql = "SELECT a.pid, coalesce(a.usename::text, '?') AS usename,
-                           coalesce(a.application_name, '?') AS application_name, coalesce(a.state, '?') AS state,
-                           coalesce(extract(epoch FROM now() - a.xact_start), 0)::float8 AS secs
-                       FROM unnest(pg_blocking_pids($1)) AS b (pid) JOIN pg_stat_activity a USING (pid)";
-            let blockers: Vec<Blocker> = match sqlx::query_as(sql).bind(own_pid).fetch_all(&pool).await {
-                Ok(blockers) => blockers,
-                Err(error) => {
-                    tracing::debug!(
-                        error = &error as &dyn std::error::Error,
-                        "blocking sessions could not be polled: {error}"
-                    );
-                    continue;
-                }
-            };
-            for Blocker { pid, usename, application_name, state, secs } in blockers {
-                if logged.insert(pid) {
-                    tracing::warn!(
-                        "a migration waits for a lock that session {pid} holds: user {usename:?}, application \
-                         {application_name:?}, {state}, in its transaction for {secs:.0} s"
-                    );
-                }
-            }
-        }
-    };
-    Ok(tokio_util::task::AbortOnDropHandle::new(tokio::spawn(watching)))
+    Ok(versions.len() - keep)
 }
 
 /// All compiled-in migrations and their state in the database.
@@ -234,8 +199,7 @@ pub async fn status(settings: &config::Database) -> Result<Vec<MigrationState>, 
         Vec::new()
     };
     conn.close().await?;
-    let ups = MIGRATOR.iter().filter(|migration| !migration.migration_type.is_down_migration());
-    Ok(ups
+    Ok(ups()
         .map(|migration| {
             let row = rows.iter().find(|row| row.version == migration.version);
             MigrationState {
@@ -268,23 +232,7 @@ async fn is_unaltered(pool: &Pool) -> Result<bool, MigrationError> {
     }
     let sql = "SELECT version, checksum FROM _sqlx_migrations WHERE success";
     let rows: HashSet<(i64, Vec<u8>)> = sqlx::query_as(sql).fetch_all(&mut *conn).await?.into_iter().collect();
-    let ups = MIGRATOR.iter().filter(|migration| !migration.migration_type.is_down_migration());
-    Ok(ups.map(|migration| (migration.version, migration.checksum.to_vec())).all(|row| rows.contains(&row)))
-}
-
-/// Connection that holds the lock until it is closed. Migrations may take longer than other statements.
-async fn lock(pool: &Pool) -> Result<PooledConnection, MigrationError> {
-    let mut conn = pool.acquire_own().await?;
-    conn.execute("SET statement_timeout = 0").await?;
-    let sql = "SELECT pg_try_advisory_lock($1)";
-    let mut is_told = false;
-    while !sqlx::query_scalar::<_, bool>(sql).bind(LOCK_KEY).fetch_one(&mut *conn).await? {
-        if !std::mem::replace(&mut is_told, true) {
-            tracing::info!("waiting for another process that migrates the schema");
-        }
-        tokio::time::sleep(LOCK_POLL).await;
-    }
-    Ok(conn)
+    Ok(ups().map(|migration| (migration.version, migration.checksum.to_vec())).all(|row| rows.contains(&row)))
 }
 
 async fn applied(conn: &mut PgConnection) -> Result<HashSet<i64>, MigrationError> {

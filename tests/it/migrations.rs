@@ -1,11 +1,27 @@
 //! The schema: from nothing, from the reference deployment's database, there and back.
 
+use std::time::Duration;
+
 use futures_util::future::join_all;
 use serde_json::json;
 use sqlx::PgPool;
-use workflow_api::{config::ConnectOptions, db::migrations};
+use workflow_api::{
+    clock::Clock,
+    config::{self, ConnectOptions},
+    db::migrations::{self, MigrationError, WaitLimit},
+};
 
 use crate::service::{Service, config, eventually, records};
+
+/// Migrates to the newest schema.
+async fn up(settings: &config::Database) -> Result<usize, MigrationError> {
+    migrations::up(settings, &WaitLimit::none()).await
+}
+
+/// Reverts the newest migrations.
+async fn down(settings: &config::Database, count: usize) -> Result<usize, MigrationError> {
+    migrations::down(settings, count, &WaitLimit::none()).await
+}
 
 /// Everything that a schema consists of, as text, without this program's bookkeeping.
 async fn schema(pool: &PgPool) -> Vec<String> {
@@ -42,16 +58,16 @@ async fn load_reference_schema(pool: &PgPool) {
 #[sqlx::test(migrations = false)]
 async fn the_schema_goes_up_and_down_and_up_again(pool: PgPool) {
     let settings = config(&pool, &[]).database;
-    let count = migrations::up(&settings).await.expect("up");
+    let count = up(&settings).await.expect("up");
     assert!(count >= 2);
     let first = schema(&pool).await;
-    assert_eq!(migrations::up(&settings).await.expect("nothing to do"), 0);
+    assert_eq!(up(&settings).await.expect("nothing to do"), 0);
     assert!(migrations::status(&settings).await.expect("status").iter().all(|state| state.applied && !state.altered));
-    assert_eq!(migrations::down(&settings, 1).await.expect("one down"), 1);
+    assert_eq!(down(&settings, 1).await.expect("one down"), 1);
     assert!(!migrations::is_current(&pool).await.expect("an answer"));
-    assert_eq!(migrations::down(&settings, 99).await.expect("the rest"), count - 1);
+    assert_eq!(down(&settings, 99).await.expect("the rest"), count - 1);
     assert_eq!(schema(&pool).await, Vec::<String>::new());
-    migrations::up(&settings).await.expect("up again");
+    up(&settings).await.expect("up again");
     assert_eq!(schema(&pool).await, first);
     assert!(migrations::is_current(&pool).await.expect("an answer"));
 }
@@ -65,22 +81,22 @@ async fn a_revised_migration_leads_to_the_same_schema_and_counts_as_the_publishe
     let last = published.iter().map(|migration| migration.version).max().expect("there are some");
     for target in [20_261_128_000_093, last] {
         published.run_to(target, &pool).await.expect("the published texts");
-        migrations::up(&settings).await.expect("the rest");
+        up(&settings).await.expect("the rest");
         let states = migrations::status(&settings).await.expect("status");
         assert!(states.iter().all(|state| state.applied && !state.altered), "{states:?}");
         let as_published = schema(&pool).await;
-        migrations::down(&settings, 999).await.expect("down");
-        migrations::up(&settings).await.expect("from nothing");
+        down(&settings, 999).await.expect("down");
+        up(&settings).await.expect("from nothing");
         assert_eq!(schema(&pool).await, as_published);
         assert!(!as_published.iter().any(|definition| definition.contains("SET \"workflow_api.")), "needs a grant");
-        migrations::down(&settings, 999).await.expect("down");
+        down(&settings, 999).await.expect("down");
     }
 }
 
 #[sqlx::test(migrations = false)]
 async fn of_many_replicas_that_start_at_once_one_migrates(pool: PgPool) {
     let settings = config(&pool, &[]).database;
-    let counts = join_all((0..5).map(|_| migrations::up(&settings))).await;
+    let counts = join_all((0..5).map(|_| up(&settings))).await;
     let mut counts: Vec<usize> = counts.into_iter().map(|count| count.expect("up")).collect();
     counts.sort_unstable();
     assert_eq!(counts[..4], [0; 4]);
@@ -91,7 +107,7 @@ async fn of_many_replicas_that_start_at_once_one_migrates(pool: PgPool) {
 #[sqlx::test(migrations = false)]
 async fn where_nothing_is_to_be_done_no_right_is_needed(pool: PgPool) {
     let mut settings = config(&pool, &[]).database;
-    migrations::up(&settings).await.expect("up");
+    up(&settings).await.expect("up");
     let role: String =
         sqlx::query_scalar("SELECT 'reading_' || md5(current_database())").fetch_one(&pool).await.expect("a name");
     for sql in [format!("CREATE ROLE {role}"), format!("GRANT SELECT ON _sqlx_migrations TO {role}")] {
@@ -99,39 +115,84 @@ async fn where_nothing_is_to_be_done_no_right_is_needed(pool: PgPool) {
     }
     let options = settings.connect.0.clone().options([("role", role.as_str())]);
     settings.connect = ConnectOptions(options);
-    assert_eq!(migrations::up(&settings).await.expect("nothing to do"), 0);
+    assert_eq!(up(&settings).await.expect("nothing to do"), 0);
     for sql in [format!("REVOKE SELECT ON _sqlx_migrations FROM {role}"), format!("DROP ROLE {role}")] {
         sqlx::query(sqlx::AssertSqlSafe(sql.as_str())).execute(&pool).await.expect(&sql);
     }
 }
 
+/// The busy writer holds its lock until the migration gives up.
 #[sqlx::test(migrations = false)]
-async fn a_migration_that_finds_a_table_locked_is_tried_again(pool: PgPool) {
+async fn a_migration_that_finds_a_table_locked_pauses_and_names_the_session_and_gives_up_in_the_end(pool: PgPool) {
     let settings = config(&pool, &[]).database;
-    migrations::up(&settings).await.expect("up");
-    migrations::down(&settings, 99).await.expect("down");
     load_reference_schema(&pool).await;
-    let mut transaction = pool.begin().await.expect("a transaction");
-    sqlx::query("LOCK TABLE workflow_runs").execute(&mut *transaction).await.expect("a lock");
-    let migrating = tokio::spawn(async move { migrations::up(&settings).await });
-    let waits = "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
-                 WHERE NOT granted AND a.datname = current_database() AND l.relation = 'workflow_runs'::regclass";
-    // It has waited, has given up, and waits again.
-    for is_waiting in [true, false, true] {
-        eventually("the migration waits, and not for ever", || async {
-            let count: i64 = sqlx::query_scalar(waits).fetch_one(&pool).await.expect("a count");
-            ((count > 0) == is_waiting).then_some(())
+    let mut writer = pool.begin().await.expect("a transaction");
+    sqlx::raw_sql("SET application_name = 'a busy writer'; LOCK TABLE workflow_runs")
+        .execute(&mut *writer)
+        .await
+        .expect("a lock");
+    let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut *writer).await.expect("a pid");
+    let clock = Clock::stopped();
+    let limit = WaitLimit { limit: Some(Duration::from_mins(2)), clock: clock.clone() };
+    let migrating = tokio::spawn({
+        let settings = settings.clone();
+        async move { migrations::up(&settings, &limit).await }
+    });
+    let is_waiting = async |expected: bool| {
+        let sql = "SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+                   WHERE NOT granted AND a.datname = current_database() AND l.relation = 'workflow_runs'::regclass)";
+        eventually("the migration waits, or does not", || async {
+            let is_waiting: bool = sqlx::query_scalar(sql).fetch_one(&pool).await.expect("an answer");
+            if expected && !is_waiting {
+                // It may have waited in between, and pauses now.
+                clock.advance(Duration::from_millis(10));
+            }
+            (is_waiting == expected).then_some(())
         })
         .await;
+    };
+    is_waiting(true).await;
+    // It lets others pass while it pauses.
+    is_waiting(false).await;
+    is_waiting(true).await;
+    clock.advance(Duration::from_mins(2));
+    let error = migrating.await.expect("no panic").expect_err("the lock is still held");
+    let text = error.to_string();
+    assert!(matches!(error, MigrationError::Locked { .. }), "{text}");
+    for part in ["gave up after 120 s", &format!("session {pid} "), "\"a busy writer\", idle in transaction, in its"] {
+        assert!(text.contains(part), "{text}");
     }
-    transaction.commit().await.expect("the end of the lock");
-    assert!(migrating.await.expect("no panic").expect("up") > 0);
+    writer.rollback().await.expect("the end of the lock");
+    assert!(up(&settings).await.expect("up") > 0);
+}
+
+/// Such an index stays behind when its creation is interrupted, and serves no query.
+#[sqlx::test(migrations = false)]
+async fn an_index_whose_creation_was_interrupted_is_created_again(pool: PgPool) {
+    let settings = config(&pool, &[]).database;
+    up(&settings).await.expect("up");
+    let later = migrations::MIGRATOR
+        .iter()
+        .filter(|migration| migration.migration_type.is_up_migration() && migration.version >= 20_261_129_000_122);
+    down(&settings, later.count()).await.expect("down");
+    let is_valid = async || {
+        let sql = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'idempotency_keys_run'::regclass";
+        sqlx::query_scalar::<_, bool>(sql).fetch_one(&pool).await.expect("the index")
+    };
+    let mut writer = pool.begin().await.expect("a transaction");
+    sqlx::query("LOCK TABLE idempotency_keys IN ROW EXCLUSIVE MODE").execute(&mut *writer).await.expect("a lock");
+    let error = migrations::up(&settings, &WaitLimit::of(Duration::from_millis(100))).await.expect_err("it is locked");
+    assert!(matches!(error, MigrationError::Locked { .. }), "{error}");
+    assert!(!is_valid().await);
+    writer.rollback().await.expect("the end of the lock");
+    up(&settings).await.expect("up");
+    assert!(is_valid().await);
 }
 
 #[sqlx::test(migrations = false)]
 async fn what_would_be_undone_and_lost_is_known_before(pool: PgPool) {
     let settings = config(&pool, &[]).database;
-    let count = migrations::up(&settings).await.expect("up");
+    let count = up(&settings).await.expect("up");
     let plan = async |count| migrations::plan_down(&settings, count).await.expect("a plan");
     assert!(plan(count + 1).await.is_none());
     assert!(!plan(count).await.expect("a plan").loses_data, "there is none");
@@ -149,7 +210,7 @@ async fn what_would_be_undone_and_lost_is_known_before(pool: PgPool) {
 async fn a_database_of_the_reference_deployment_is_adopted_with_its_data(pool: PgPool) {
     load_reference_schema(&pool).await;
     let settings = config(&pool, &[]).database;
-    migrations::up(&settings).await.expect("up");
+    up(&settings).await.expect("up");
     let bookkeeping: String =
         sqlx::query_scalar("SELECT version_num FROM alembic_version").fetch_one(&pool).await.expect("it");
     assert_eq!(bookkeeping, "002_ai_chat_sessions");
@@ -172,16 +233,16 @@ async fn a_database_of_the_reference_deployment_is_adopted_with_its_data(pool: P
     service.stop().await;
 
     // Going back leaves the reference deployment what is its own.
-    migrations::down(&settings, 99).await.expect("down");
+    down(&settings, 99).await.expect("down");
     let runs: i64 = sqlx::query_scalar("SELECT count(*) FROM workflow_runs").fetch_one(&pool).await.expect("runs");
     assert_eq!(runs, 3);
 }
 
 #[sqlx::test(migrations = false)]
 async fn a_fresh_schema_has_all_that_the_reference_deployments_has(pool: PgPool) {
-    migrations::up(&config(&pool, &[]).database).await.expect("up");
+    up(&config(&pool, &[]).database).await.expect("up");
     let ours = schema(&pool).await;
-    migrations::down(&config(&pool, &[]).database, 99).await.expect("down");
+    down(&config(&pool, &[]).database, 99).await.expect("down");
     load_reference_schema(&pool).await;
     let theirs = schema(&pool).await;
     let there = |line: &String| {
@@ -215,17 +276,17 @@ async fn a_fresh_schema_has_all_that_the_reference_deployments_has(pool: PgPool)
 #[sqlx::test(migrations = false)]
 async fn a_release_runs_on_the_schema_of_a_later_one(pool: PgPool) {
     let settings = config(&pool, &[]).database;
-    migrations::up(&settings).await.expect("up");
+    up(&settings).await.expect("up");
     let later = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
                  VALUES (99991231000000, 'later', true, '\\x00', 0)";
     sqlx::query(later).execute(&pool).await.expect("a later release's row");
-    assert_eq!(migrations::up(&settings).await.expect("no objection"), 0);
+    assert_eq!(up(&settings).await.expect("no objection"), 0);
     assert!(migrations::is_current(&pool).await.expect("an answer"));
 }
 
 #[sqlx::test(migrations = false)]
 async fn every_table_column_and_view_is_described_in_the_database(pool: PgPool) {
-    migrations::up(&config(&pool, &[]).database).await.expect("up");
+    up(&config(&pool, &[]).database).await.expect("up");
     let sql = "
         SELECT format('%s.%s', c.relname, coalesce(a.attname, '')) FROM pg_class c
         LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND c.relkind <> 'v'

@@ -4,7 +4,7 @@
 use rdkafka::message::OwnedHeaders;
 use serde_json::{Value, json};
 use sqlx::PgPool;
-use workflow_api::db::migrations::{self, MIGRATOR};
+use workflow_api::db::migrations::{self, MIGRATOR, WaitLimit};
 
 use crate::{
     path::{Agent, Executor, attempts, completed, ended, shouting},
@@ -157,7 +157,7 @@ async fn the_reference_executor_works_under_our_api(pool: PgPool) {
 #[sqlx::test(migrations = false)]
 async fn our_executor_works_under_the_reference_api(pool: PgPool) {
     sqlx::raw_sql(include_str!("reference_schema.sql")).execute(&pool).await.expect("the reference schema");
-    migrations::up(&config(&pool, &[]).database).await.expect("up");
+    migrations::up(&config(&pool, &[]).database, &WaitLimit::none()).await.expect("up");
     let (_, url) = Agent::start(|_, call| completed(call, "fine")).await;
     let sql = "INSERT INTO agents (id, name, url, auth_type, auth_config, timeout_ms, retry_config, status, created_at, updated_at)
                VALUES (gen_random_uuid(), 'worker', $1, 'none', 'null', 5000,

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 use sqlx::PgPool;
+use workflow_api::{config, db};
 
 use crate::program::{Environment, eventually};
 
@@ -85,6 +86,28 @@ async fn the_operators_commands_do_what_they_say(pool: PgPool) {
     let short = environment.clone().with("JWT_SECRET", "another-secret-of-the-tests-long-enough");
     let foreign = text(&short.run(&["token"]).await.stdout);
     assert_eq!(client.get(&agents).bearer_auth(foreign.trim()).send().await.expect("an answer").status(), 401);
+}
+
+/// Another process holds the lock under which migrations run.
+#[sqlx::test(migrations = false)]
+async fn a_command_waits_for_another_migration_as_long_as_it_may_and_an_api_as_long_as_it_takes(pool: PgPool) {
+    let environment = Environment::new(&pool);
+    let settings = config::load::<config::Database>(environment.variables.clone().into_iter()).expect("valid settings");
+    let mut other = db::pool(&settings).acquire_own().await.expect("a connection");
+    let lock = "SELECT pg_backend_pid(), pg_advisory_lock(x'77662d617069'::bigint)::text";
+    let (pid, _): (i32, String) = sqlx::query_as(lock).fetch_one(&mut *other).await.expect("the lock");
+    let told = format!("another process migrates the schema: session {pid} ");
+    let output = environment.run(&["migrate", "up", "--wait", "1"]).await;
+    let errors = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(75), "{errors}");
+    assert!(errors.contains("gave up after 1 s") && errors.contains(&told), "{errors}");
+    assert!(text(&output.stdout).contains(&told), "{}", text(&output.stdout));
+    let api = environment.start(&["serve"]);
+    eventually("the API says what it waits for", || async { api.log().contains(&told).then_some(()) }).await;
+    assert_eq!(environment.get("/health").await["status"], "healthy");
+    assert!(environment.is_ready().await.is_none());
+    drop(other);
+    eventually("the API is ready", || environment.is_ready()).await;
 }
 
 #[sqlx::test(migrations = false)]
