@@ -11,6 +11,7 @@ pub mod breakers;
 pub mod dead_letters;
 pub mod events;
 pub mod executions;
+mod hosts;
 pub mod idempotency;
 pub mod list;
 pub mod migrations;
@@ -30,9 +31,10 @@ pub mod workflows;
 use std::{io, time::Duration};
 
 use futures_util::future::{BoxFuture, FutureExt as _};
-use sqlx::{ConnectOptions as _, PgConnection, postgres::PgConnectOptions};
+use sqlx::{ConnectOptions as _, PgConnection};
 use tokio::sync::oneshot;
 
+use self::hosts::Hosts;
 pub use self::pool::{Pool, PooledConnection, Transaction};
 use crate::config;
 
@@ -83,7 +85,7 @@ impl From<sqlx::Error> for Error {
             (ErrorKind::UniqueViolation, _) => Self::Conflict { constraint, source: error },
             (_, "40001" | "40P01") => Self::Collision(error),
             // Locked, timed out, not accepting connections, or a standby before its failover is complete.
-            (_, "55P03" | "57014" | "55000" | "25006") => Self::Unavailable(error),
+            (_, "55P03" | "57014" | "55000" | READ_ONLY) => Self::Unavailable(error),
             (_, "23503" | "23514" | "54000") => Self::Refused(error),
             // 3D000, 28xxx: the database does not exist or denies access. An operator can fix this without a restart.
             (_, code) if ["08", "53", "57P", "28", "3D"].iter().any(|class| code.starts_with(class)) => {
@@ -112,6 +114,12 @@ impl Error {
         source.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "57014")
     }
 
+    /// Whether the host of the connection accepts no writes.
+    fn is_read_only(&self) -> bool {
+        let Self::Unavailable(source) = self else { return false };
+        source.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == READ_ONLY)
+    }
+
     /// Whether the connection was lost, so that the statement may succeed at once on another one.
     #[must_use]
     pub fn is_connection_lost(&self) -> bool {
@@ -134,6 +142,8 @@ impl Error {
     }
 }
 
+/// SQLSTATE of a write to a host that accepts none, such as a standby.
+const READ_ONLY: &str = "25006";
 /// Time-out after which the server cancels a statement.
 const STATEMENT_TIMEOUT: &str = "5s";
 /// Maximum wait of a statement for a lock.
@@ -227,44 +237,44 @@ fn no_answer() -> Error {
     Error::Unavailable(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))
 }
 
-/// Options of every connection: session settings and statement logging.
-#[must_use]
-pub fn connect_options(settings: &config::Database) -> PgConnectOptions {
+/// Parameters of every session.
+const SESSION: [(&str, &str); 10] = [
+    ("TimeZone", "UTC"),
+    ("statement_timeout", STATEMENT_TIMEOUT),
+    ("lock_timeout", LOCK_TIMEOUT),
+    ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT),
+    // Compiling takes longer than any of these statements.
+    ("jit", "off"),
+    // Lets the server free connection, locks and transaction of a client that vanished silently. Time-outs protect this
+    // side.
+    ("tcp_user_timeout", "15s"),
+    ("tcp_keepalives_idle", "10"),
+    ("tcp_keepalives_interval", "5"),
+    ("tcp_keepalives_count", "3"),
+    ("client_connection_check_interval", "5s"),
+];
+
+/// Hosts of the database, with the settings of every connection.
+fn hosts(settings: &config::Database) -> Hosts {
     let level = if settings.echo { log::LevelFilter::Info } else { log::LevelFilter::Trace };
-    settings
-        .connect
-        .0
-        .clone()
-        .options([
-            ("TimeZone", "UTC"),
-            ("statement_timeout", STATEMENT_TIMEOUT),
-            ("lock_timeout", LOCK_TIMEOUT),
-            ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT),
-            // Compiling takes longer than any of these statements.
-            ("jit", "off"),
-            // Lets the server free connection, locks and transaction of a client that vanished silently. Time-outs
-            // protect this side.
-            ("tcp_user_timeout", "15s"),
-            ("tcp_keepalives_idle", "10"),
-            ("tcp_keepalives_interval", "5"),
-            ("tcp_keepalives_count", "3"),
-            ("client_connection_check_interval", "5s"),
-        ])
-        .log_statements(level)
-        .log_slow_statements(log::LevelFilter::Warn, SLOW_STATEMENT)
+    let options = settings.connect.hosts.iter().map(|options| {
+        // Poolers refuse the parameter, and its value is the default.
+        let options = options.clone().extra_float_digits(None);
+        options.log_statements(level).log_slow_statements(log::LevelFilter::Warn, SLOW_STATEMENT)
+    });
+    Hosts::new(options.collect(), settings.connect.must_accept_writes, &SESSION)
 }
 
 /// Connection pool of a process. It opens no connection yet; the first statement reports an unavailable database.
 #[must_use]
 pub fn pool(settings: &config::Database) -> Pool {
     let (size, overflow) = (settings.pool_size as usize, settings.max_overflow as usize);
-    Pool::new(connect_options(settings), size, size + overflow)
+    Pool::new(hosts(settings), size, size + overflow)
 }
 
 /// Connection outside of any pool, for the commands.
-#[expect(clippy::disallowed_methods, reason = "the time-out is here")]
 pub async fn connect(settings: &config::Database) -> Result<PgConnection, Error> {
-    match tokio::time::timeout(pool::CONNECT_TIMEOUT, connect_options(settings).connect()).await {
+    match tokio::time::timeout(pool::CONNECT_TIMEOUT, hosts(settings).connect()).await {
         Ok(connection) => Ok(connection?),
         Err(_) => Err(no_answer()),
     }

@@ -7,7 +7,7 @@ ON_HOST=false
 # Variables of libpq for a database outside compose; empty for the container `postgres`.
 PG_ENVIRONMENT=()
 
-# Parts of a database URL; set by parse_database_url.
+# Parts of a database URL; set by parse_database_url. Several hosts and their ports are separated by commas.
 DB_USER="" DB_PASSWORD="" DB_HOST="" DB_PORT="" DB_NAME=""
 declare -A DB_PARAMETERS=()
 
@@ -40,8 +40,9 @@ percent_decoded() {
 
 # Sets the DB_* variables. Fails if the text is not the URL of a PostgreSQL database.
 parse_database_url() {
-    local rest="$1" pair
-    DB_USER="" DB_PASSWORD="" DB_HOST="" DB_PORT=5432 DB_NAME="" DB_PARAMETERS=()
+    local rest="$1" pair host port
+    local -a list hosts=() ports=()
+    DB_USER="" DB_PASSWORD="" DB_HOST="" DB_PORT="" DB_NAME="" DB_PARAMETERS=()
     [[ $rest =~ ^postgres(ql)?(\+[A-Za-z0-9]+)?://([^/?]*)/?([^?]*)(\?(.*))?$ ]] || return 1
     local authority="${BASH_REMATCH[3]}" name="${BASH_REMATCH[4]}" query="${BASH_REMATCH[6]}"
     if [[ $authority == *@* ]]; then
@@ -50,12 +51,19 @@ parse_database_url() {
         [[ $login != *:* ]] || DB_PASSWORD="$(percent_decoded "${login#*:}")"
         authority="${authority##*@}"
     fi
-    if [[ $authority =~ ^(.*):([0-9]+)$ ]]; then
-        authority="${BASH_REMATCH[1]}"
-        DB_PORT="${BASH_REMATCH[2]}"
-    fi
-    authority="${authority#[}"
-    DB_HOST="$(percent_decoded "${authority%]}")"
+    IFS=, read -ra list <<<"$authority"
+    for host in "${list[@]}"; do
+        port=5432
+        if [[ $host =~ ^(.*):([0-9]+)$ ]]; then
+            host="${BASH_REMATCH[1]}"
+            port="${BASH_REMATCH[2]}"
+        fi
+        host="${host#[}"
+        hosts+=("$(percent_decoded "${host%]}")")
+        ports+=("$port")
+    done
+    DB_HOST="$(IFS=, && echo "${hosts[*]}")"
+    DB_PORT="$(IFS=, && echo "${ports[*]}")"
     DB_NAME="$(percent_decoded "$name")"
     while [[ -n $query ]]; do
         pair="${query%%&*}"
@@ -66,6 +74,7 @@ parse_database_url() {
         DB_PARAMETERS["${key//-/}"]="$(percent_decoded "${pair#*=}")"
     done
     DB_HOST="${DB_PARAMETERS[host]:-$DB_HOST}"
+    DB_PORT="${DB_PARAMETERS[port]:-$DB_PORT}"
     DB_USER="${DB_PARAMETERS[user]:-$DB_USER}"
     DB_PASSWORD="${DB_PARAMETERS[password]:-$DB_PASSWORD}"
     DB_NAME="${DB_PARAMETERS[dbname]:-${DB_NAME:-$DB_USER}}"
@@ -89,6 +98,7 @@ choose_database() {
         return 0
     fi
     PG_ENVIRONMENT=(PGCONNECT_TIMEOUT=10 PGAPPNAME=deploy-api.sh)
+    [[ $DB_HOST != *,* ]] || DB_PARAMETERS[target_session_attrs]=read-write
     while read -r name value; do
         [[ -z $value ]] || PG_ENVIRONMENT+=("$name=$value")
     done <<VARIABLES
@@ -97,6 +107,7 @@ PGPORT $DB_PORT
 PGUSER $DB_USER
 PGPASSWORD $DB_PASSWORD
 PGDATABASE $DB_NAME
+PGTARGETSESSIONATTRS ${DB_PARAMETERS[target_session_attrs]:-}
 PGSSLMODE ${DB_PARAMETERS[sslmode]:-}
 PGSSLROOTCERT ${DB_PARAMETERS[sslrootcert]:-}
 PGSSLCERT ${DB_PARAMETERS[sslcert]:-}

@@ -25,6 +25,12 @@ need_prometheus() {
 
 need_postgres_server() { find_postgres_bin >/dev/null || MISSING+=(postgresql); }
 
+# For the tests of connections to the database.
+need_pgbouncer() {
+    have pgbouncer || MISSING+=(pgbouncer)
+    have openssl || MISSING+=(openssl)
+}
+
 need_kafka() {
     find_java >/dev/null || MISSING+=("$(java_package)")
     if [[ ! -d $(kafka_libs) ]]; then
@@ -66,7 +72,7 @@ install_missing() {
     {
         "${as_root[@]}" apt-get update -q &&
             keep_machine_free_of_a_default_cluster "${as_root[@]}" &&
-            keep_machine_free_of_monitoring "${as_root[@]}" &&
+            keep_machine_free_of_services "${as_root[@]}" &&
             "${as_root[@]}" apt-get install -q -y --no-install-recommends "${MISSING[@]}"
     } >&2 || die "installing failed; run this as root, then start again: $line"
     MISSING=()
@@ -80,10 +86,10 @@ keep_machine_free_of_a_default_cluster() {
     echo 'create_main_cluster = false' | "$@" tee "$directory/workflow-api.conf" >/dev/null
 }
 
-# So do the packages of Prometheus and Alertmanager, on ports 9090 and 9093. A unit that is a link to /dev/null is masked.
-keep_machine_free_of_monitoring() {
+# So do the packages of Prometheus, Alertmanager and PgBouncer. A unit that is a link to /dev/null is masked.
+keep_machine_free_of_services() {
     local unit
-    for unit in prometheus prometheus-alertmanager; do
+    for unit in prometheus prometheus-alertmanager pgbouncer; do
         [[ " ${MISSING[*]} " == *" $unit "* && ! -e /etc/systemd/system/$unit.service ]] || continue
         note "The service $unit stays off; to use it here: systemctl unmask $unit"
         "$@" mkdir -p /etc/systemd/system

@@ -10,6 +10,7 @@ readonly CLIENTS_BY_PIP=(openapi-python-client==0.29.1)
 run_tests() {
     need_build_tools
     need_chromium
+    need_pgbouncer
     install_missing
     ensure_cargo
     start_services

@@ -19,20 +19,32 @@ pub struct Database {
     pub migrate_on_start: bool,
 }
 
-/// Connect options whose `Debug` shows no password.
+/// How the database is connected. `Debug` shows no password.
 #[derive(Clone)]
-pub struct ConnectOptions(pub PgConnectOptions);
+pub struct ConnectOptions {
+    /// Options for each host; at least one.
+    pub hosts: Vec<PgConnectOptions>,
+    /// Whether a host is used only while it accepts writes: there are several, or `target_session_attrs` says so.
+    pub must_accept_writes: bool,
+}
+
+impl From<PgConnectOptions> for ConnectOptions {
+    fn from(options: PgConnectOptions) -> Self {
+        Self { hosts: vec![options], must_accept_writes: false }
+    }
+}
 
 impl std::fmt::Debug for ConnectOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "postgresql://{}:{}", self.0.get_host(), self.0.get_port())
+        let hosts = self.hosts.iter().map(|host| format!("{}:{}", host.get_host(), host.get_port()));
+        write!(f, "postgresql://{}", hosts.collect::<Vec<_>>().join(","))
     }
 }
 
 impl Section for Database {
     fn read(reader: &mut Reader) -> Option<Self> {
         let connect = reader.required("database_url").and_then(|url| match database_url::parse(&url) {
-            Ok(options) => Some(ConnectOptions(options)),
+            Ok(connect) => Some(connect),
             Err(problem) => reader.problem("database_url", problem),
         });
         let pool_size = reader.number("database_pool_size", 10, 1..=10_000);

@@ -3,45 +3,97 @@
 use std::{fs::File, str::FromStr};
 
 use sqlx::postgres::PgConnectOptions;
+use url::Url;
+
+use super::ConnectOptions;
 
 /// SSL modes as in PostgreSQL's own programs.
 const SSL_MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
 /// Query parameters that name a file.
 const FILES: [&str; 6] = ["sslrootcert", "ssl-root-cert", "sslcert", "ssl-cert", "sslkey", "ssl-key"];
+/// Form of the URL, for messages.
+const FORM: &str = "is not a URL of the form postgresql://user:pass@host:5432/db";
 
 /// Parses `postgresql://`, `postgres://` and forms with a driver, such as `postgresql+asyncpg://`. The error never
 /// shows the URL, which may contain a password.
-pub(super) fn parse(text: &str) -> Result<PgConnectOptions, String> {
-    let form = "is not a URL of the form postgresql://user:pass@host:5432/db";
-    let (scheme, rest) = text.split_once("://").ok_or(form)?;
+pub(super) fn parse(text: &str) -> Result<ConnectOptions, String> {
+    let (scheme, rest) = text.split_once("://").ok_or(FORM)?;
     let scheme = scheme.split('+').next().unwrap_or(scheme);
     if !matches!(scheme, "postgresql" | "postgres") {
         return Err("must start with postgresql:// or postgres://".to_owned());
     }
     // The authority ends before the path. The host list begins after the password, which may contain commas.
-    let authority = rest.split(['/', '?']).next().unwrap_or_default();
-    let hosts = authority.rsplit('@').next().unwrap_or_default();
-    let several = "names several hosts, and just one is possible: give the name or address that leads to the primary";
-    if hosts.contains(',') {
-        return Err(several.to_owned());
+    let (authority, tail) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    let (user, hosts) = authority.split_at(authority.rfind('@').map_or(0, |at| at + 1));
+    let mut options = Vec::new();
+    let mut must_accept_writes = false;
+    for host in hosts.split(',') {
+        let url = format!("{scheme}://{user}{host}{tail}");
+        let url = Url::parse(&url).map_err(|error| format!("{FORM}: {error}"))?;
+        must_accept_writes |= accepts_writes_only(&url)?;
+        check(&url)?;
+        for url in by_host(&url)? {
+            let options_of_host = PgConnectOptions::from_str(url.as_str()).map_err(|_| FORM)?;
+            options.push(options_of_host.application_name("workflow-api"));
+        }
     }
-    let bare = format!("{scheme}://{rest}");
-    let url = url::Url::parse(&bare).map_err(|error| format!("{form}: {error}"))?;
+    must_accept_writes |= options.len() > 1;
+    Ok(ConnectOptions { hosts: options, must_accept_writes })
+}
+
+/// Checks the values of the query parameters.
+fn check(url: &Url) -> Result<(), String> {
     for (name, value) in url.query_pairs() {
         match &*name {
             "sslmode" | "ssl-mode" if !SSL_MODES.contains(&&*value) => {
                 return Err(format!("has a wrong sslmode {value:?}: it must be one of {}", SSL_MODES.join(", ")));
             }
-            "host" | "hostaddr" if value.contains(',') => return Err(several.to_owned()),
             name if FILES.contains(&name) => {
                 File::open(&*value).map_err(|error| format!("{name}: the file {value:?} cannot be read: {error}"))?;
             }
             _ => {}
         }
     }
-    PgConnectOptions::from_str(&bare)
-        .map(|options| options.application_name("workflow-api"))
-        .map_err(|_| form.to_owned())
+    Ok(())
+}
+
+/// Whether only a host that accepts writes may be used.
+fn accepts_writes_only(url: &Url) -> Result<bool, String> {
+    let attributes = url.query_pairs().find(|(name, _)| name == "target_session_attrs");
+    match attributes.as_ref().map(|(_, value)| &**value) {
+        None => Ok(false),
+        Some("read-write" | "primary") => Ok(true),
+        Some(other) => {
+            Err(format!("has target_session_attrs={other:?}: it must be read-write, because the service writes"))
+        }
+    }
+}
+
+/// The URL for each host of the parameters `host`, `hostaddr` and `port`, without what sqlx does not know.
+fn by_host(url: &Url) -> Result<Vec<Url>, String> {
+    let lists: Vec<(String, Vec<String>)> = url
+        .query_pairs()
+        .filter(|(name, _)| name != "target_session_attrs")
+        .map(|(name, value)| {
+            let is_list = matches!(&*name, "host" | "hostaddr" | "port");
+            let values = if is_list { value.split(',').map(str::to_owned).collect() } else { vec![value.into_owned()] };
+            (name.into_owned(), values)
+        })
+        .collect();
+    let count = lists.iter().map(|(_, values)| values.len()).max().unwrap_or(1);
+    if lists.iter().any(|(_, values)| values.len() != 1 && values.len() != count) {
+        return Err("has lists of hosts and ports of different lengths".to_owned());
+    }
+    let of_host = |index: usize| {
+        let mut url = url.clone();
+        url.set_query(None);
+        if !lists.is_empty() {
+            let pairs = lists.iter().map(|(name, values)| (name, values.get(index).unwrap_or(&values[0])));
+            url.query_pairs_mut().extend_pairs(pairs);
+        }
+        url
+    };
+    Ok((0..count).map(of_host).collect())
 }
 
 #[cfg(test)]
@@ -54,8 +106,12 @@ mod tests {
             ("postgresql://a:pass,word@host:5432/db?sslmode=require", ""),
             ("postgresql+asyncpg://host/db", ""),
             ("postgresql:///db?host=/var/run/postgresql", ""),
-            ("postgresql://a:s3cret@one:5432,two:5432/db", "names several hosts"),
-            ("postgresql:///db?password=s3cret&host=one,two", "names several hosts"),
+            (
+                "postgresql://a:s3cret@one,two/db?target_session_attrs=any",
+                "has target_session_attrs=\"any\": it must be read-write",
+            ),
+            ("postgresql:///db?password=s3cret&host=one,two,three&port=1,2", "has lists of hosts and ports"),
+            ("postgresql://a:s3cret@one:5432,two:x/db", "is not a URL of the form"),
             (
                 "postgresql://a:s3cret@host/db?sslmode=verify_full",
                 "has a wrong sslmode \"verify_full\": it must be one",
@@ -71,6 +127,23 @@ mod tests {
             let problem = parse(text).err().unwrap_or_default();
             assert!(problem.starts_with(expected) && problem.is_empty() == expected.is_empty(), "{text}: {problem}");
             assert!(!problem.contains("s3cret"), "{problem}");
+        }
+    }
+
+    #[test]
+    fn each_host_of_a_list_has_all_other_parameters() {
+        for (text, expected, must_accept_writes) in [
+            ("postgresql://a:b,c@one/db", "one:5432", false),
+            ("postgresql://a:b@one/db?target_session_attrs=read-write", "one:5432", true),
+            ("postgresql://a:b,c@one:1,two,[::1]:3/db?target_session_attrs=primary", "one:1,two:5432,[::1]:3", true),
+            ("postgresql:///db?host=one,two&user=a&port=1,2", "one:1,two:2", true),
+            ("postgresql:///db?host=one,two&user=a&port=7", "one:7,two:7", true),
+        ] {
+            let connect = parse(text).expect(text);
+            let hosts = connect.hosts.iter().map(|host| format!("{}:{}", host.get_host(), host.get_port()));
+            assert_eq!(hosts.collect::<Vec<_>>().join(","), expected, "{text}");
+            assert_eq!(connect.must_accept_writes, must_accept_writes, "{text}");
+            assert!(connect.hosts.iter().all(|host| host.get_username() == "a" && host.get_database() == Some("db")));
         }
     }
 }

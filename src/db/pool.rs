@@ -15,13 +15,14 @@ use std::{
     time::Duration,
 };
 
-use sqlx::{ConnectOptions as _, Connection as _, PgConnection, postgres::PgConnectOptions};
+use sqlx::{Connection as _, PgConnection};
 use tokio::{
     sync::{Notify, oneshot},
     time::{Instant, timeout},
 };
 
 pub use self::connection::{PooledConnection, Transaction};
+use super::hosts::Hosts;
 
 /// A caller that gets no connection within this time is answered 503.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -59,7 +60,7 @@ const LOG_EVERY: Duration = Duration::from_secs(10);
 pub struct Pool(Arc<Shared>);
 
 struct Shared {
-    options: PgConnectOptions,
+    hosts: Hosts,
     size: usize,
     max: usize,
     state: Mutex<State>,
@@ -90,6 +91,8 @@ struct State {
     pause_until: Option<Instant>,
     /// Connections idle since before this time are pinged before use.
     distrusted_at: Option<Instant>,
+    /// Connections opened before this time are closed, because their host may accept no writes.
+    replaced_at: Option<Instant>,
     /// Time of the last release of an idle connection.
     last_answer: Option<Instant>,
     last_refusal: Option<(Instant, String)>,
@@ -149,9 +152,9 @@ impl fmt::Debug for Pool {
 
 impl Pool {
     /// Pool that opens no connection before it is used. `size` connections are kept, up to `max` are opened.
-    pub(super) fn new(options: PgConnectOptions, size: usize, max: usize) -> Self {
+    pub(super) fn new(hosts: Hosts, size: usize, max: usize) -> Self {
         Self(Arc::new(Shared {
-            options,
+            hosts,
             size,
             max,
             state: Mutex::default(),
@@ -224,9 +227,25 @@ impl Pool {
     }
 
     /// Opens a connection outside of the pool, for work that must not wait behind others.
-    #[expect(clippy::disallowed_methods, reason = "the time-out is in the caller")]
     pub(super) async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
-        self.0.options.connect().await
+        self.0.hosts.connect().await
+    }
+
+    /// Reports that the host accepts no writes. If another one may accept them, all connections are replaced.
+    pub(super) fn note_read_only(&self) {
+        if !self.0.hosts.must_accept_writes() {
+            return;
+        }
+        let (idle, last) = {
+            let mut state = self.0.state();
+            (std::mem::take(&mut state.idle), state.replaced_at.replace(Instant::now()))
+        };
+        if last.is_none_or(|at| at.elapsed() >= LOG_EVERY) {
+            tracing::warn!("the host of the database accepts no writes any more; its connections are closed");
+        }
+        for Idle { live, .. } in idle {
+            self.0.close_gracefully(live);
+        }
     }
 
     /// Begins a transaction on a connection of its own. It is rolled back when it is dropped.
@@ -311,8 +330,7 @@ async fn check(mut connection: PooledConnection) {
 }
 
 /// Opens a connection; its slot is reserved already.
-#[expect(clippy::disallowed_methods, reason = "the time-out is here")]
-async fn open(pool: Weak<Shared>, options: PgConnectOptions, is_surplus: bool) {
+async fn open(pool: Weak<Shared>, hosts: Hosts, is_surplus: bool) {
     if is_surplus {
         tokio::time::sleep(SURPLUS_DELAY).await;
         let Some(shared) = pool.upgrade() else { return };
@@ -325,7 +343,7 @@ async fn open(pool: Weak<Shared>, options: PgConnectOptions, is_surplus: bool) {
         }
     }
     let started = Instant::now();
-    let mut connecting = std::pin::pin!(timeout(CONNECT_TIMEOUT, options.connect()));
+    let mut connecting = std::pin::pin!(timeout(CONNECT_TIMEOUT, hosts.connect()));
     let in_time = timeout(PROBE_EVERY, &mut connecting).await;
     let is_overdue = in_time.is_err();
     let opened = if let Ok(opened) = in_time {
@@ -437,14 +455,16 @@ impl Shared {
             1_usize.saturating_sub(state.opening - state.overdue)
         } else {
             let missing = state.waiting.len().saturating_sub(state.opening + state.checking);
-            missing.min(MAX_OPENING.saturating_sub(state.opening))
+            // The first one may need another one beside it.
+            let limit = if self.hosts.has_sessions() { MAX_OPENING } else { MAX_OPENING.min(1 + state.overdue) };
+            missing.min(limit.saturating_sub(state.opening))
         };
         let count = wanted.min(self.max - state.open);
         for _ in 0..count {
             let is_surplus = state.open >= self.size && state.down.is_none();
             state.open += 1;
             state.opening += 1;
-            tokio::spawn(open(Arc::downgrade(self), self.options.clone(), is_surplus));
+            tokio::spawn(open(Arc::downgrade(self), self.hosts.clone(), is_surplus));
         }
     }
 
@@ -454,7 +474,8 @@ impl Shared {
         loop {
             let waiter = {
                 let mut state = self.state();
-                if state.is_closed || live.opened_at.elapsed() >= MAX_AGE {
+                let is_replaced = state.replaced_at.is_some_and(|at| live.opened_at <= at);
+                if state.is_closed || is_replaced || live.opened_at.elapsed() >= MAX_AGE {
                     drop(state);
                     return self.close_gracefully(live);
                 }

@@ -69,6 +69,9 @@ impl Registration {
                         sender.send_if_modified(|current| std::mem::replace(current, id) != id);
                     }
                     Err(error) => {
+                        if error.is_read_only() {
+                            pool.note_read_only();
+                        }
                         tracing::debug!(error = &error as &dyn std::error::Error, "the heartbeat failed: {error}");
                         if last_beat.elapsed() >= DEAD_AFTER {
                             sender.send_if_modified(|current| current.take().is_some());

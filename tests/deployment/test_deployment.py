@@ -151,6 +151,13 @@ class OnHost(Case):
         owned = "SELECT pg_get_userbyid(nspowner), has_schema_privilege('public', 'public', 'usage') FROM pg_namespace WHERE nspname = 'public'"
         self.assertEqual(psql(self.database, owned), "pg_database_owner|t")
 
+    def test_backup_and_restore_use_the_host_of_several_that_accepts_writes(self):
+        new = self.new_database()
+        several = {"DATABASE_URL": f"{SERVER}/{self.database}".replace("@", "@127.0.0.1:1,")}
+        backup = pathlib.Path(self.call("backup", env=several).strip())
+        self.call("restore", str(backup), env={"DATABASE_URL": several["DATABASE_URL"].replace(self.database, new)})
+        self.assertEqual(psql(new, "SELECT count(*) FROM agents"), "7")
+
     def test_restore_works_for_an_owner_who_is_no_superuser(self):
         backup = self.backup()
         new = self.new_database()

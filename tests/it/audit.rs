@@ -469,7 +469,7 @@ async fn a_role_that_may_only_read_and_add_keeps_the_trail(pool: PgPool) {
     }
     let options = pool.connect_options().as_ref().clone().options([("role", role.as_str())]);
     let mut settings = config(&pool, &[]).database;
-    settings.connect = ConnectOptions(options);
+    settings.connect = ConnectOptions::from(options);
     let restricted = db::pool(&settings);
     let sql = "INSERT INTO audit_logs (entity_type, entity_id, action) VALUES ('run', gen_random_uuid(), 'execute')";
     sqlx::query(sql).execute(&restricted).await.expect("it may add");

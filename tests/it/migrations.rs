@@ -113,8 +113,8 @@ async fn where_nothing_is_to_be_done_no_right_is_needed(pool: PgPool) {
     for sql in [format!("CREATE ROLE {role}"), format!("GRANT SELECT ON _sqlx_migrations TO {role}")] {
         sqlx::query(sqlx::AssertSqlSafe(sql.as_str())).execute(&pool).await.expect(&sql);
     }
-    let options = settings.connect.0.clone().options([("role", role.as_str())]);
-    settings.connect = ConnectOptions(options);
+    let options = settings.connect.hosts[0].clone().options([("role", role.as_str())]);
+    settings.connect = ConnectOptions::from(options);
     assert_eq!(up(&settings).await.expect("nothing to do"), 0);
     for sql in [format!("REVOKE SELECT ON _sqlx_migrations FROM {role}"), format!("DROP ROLE {role}")] {
         sqlx::query(sqlx::AssertSqlSafe(sql.as_str())).execute(&pool).await.expect(&sql);

@@ -59,7 +59,7 @@ pub async fn line(options: &PgConnectOptions) -> (watch::Sender<Line>, SocketAdd
 
 fn small(options: PgConnectOptions, size: u32, overflow: u32, pool: &PgPool) -> db::Pool {
     let mut settings = config(pool, &[]).database;
-    settings.connect = ConnectOptions(options.application_name("own"));
+    settings.connect = ConnectOptions::from(options.application_name("own"));
     (settings.pool_size, settings.max_overflow) = (size, overflow);
     db::pool(&settings)
 }

@@ -201,7 +201,7 @@ async fn a_lost_connection_is_replaced_and_a_lost_database_is_503_until_it_is_ba
     let (state, address) = line(&pool.connect_options()).await;
     let options: PgConnectOptions = (*pool.connect_options()).clone().host("127.0.0.1").port(address.port());
     let mut config = config(&pool, &[]);
-    config.database.connect = ConnectOptions(options.application_name("read"));
+    config.database.connect = ConnectOptions::from(options.application_name("read"));
     let service = Service::start_with(config);
     let path = "/api/v1/runs/run-1";
     for _ in 0..3 {

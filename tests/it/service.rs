@@ -12,7 +12,7 @@ use rdkafka::{
     producer::{FutureProducer, FutureRecord},
 };
 use serde_json::{Value, json};
-use sqlx::PgPool;
+use sqlx::{PgPool, postgres::PgConnectOptions};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
@@ -114,7 +114,7 @@ pub fn config(pool: &PgPool, more: &[(&str, &str)]) -> Config {
     .into();
     environment.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
     let mut config = Config::load(environment.into_iter()).expect("settings of a test are valid");
-    config.database.connect = ConnectOptions((*pool.connect_options()).clone());
+    config.database.connect = ConnectOptions::from((*pool.connect_options()).clone());
     config
 }
 
@@ -125,7 +125,7 @@ pub fn own_pool(pool: &PgPool) -> db::Pool {
 
 /// The same settings, with a database behind a port on which nobody listens.
 pub fn without_database(mut config: Config) -> Config {
-    config.database.connect = ConnectOptions("postgresql://nobody@127.0.0.1:1/none".parse().expect("a URL"));
+    config.database.connect = "postgresql://nobody@127.0.0.1:1/none".parse::<PgConnectOptions>().expect("a URL").into();
     config
 }
 

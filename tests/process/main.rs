@@ -1,15 +1,17 @@
 //! Tests of the program as its users run it: real processes, signals, kill -9, dependencies that come and go.
 //! `DATABASE_URL` and `KAFKA_BROKERS` say where PostgreSQL and Kafka are; `./deploy-api.sh test` sets them.
-//! A Chromium has to be installed.
+//! Chromium, `pgbouncer`, `openssl` and the programs of a PostgreSQL server have to be installed.
 
 mod browser;
 mod chromium;
 mod client;
+mod cluster;
 mod commands;
 mod crash;
 mod dependencies;
 #[path = "../shared/eventually.rs"]
 mod eventually;
+mod failover;
 mod parked;
 mod program;
 mod recovery;

@@ -10,6 +10,7 @@ use sqlx::{
 use tokio::time::timeout;
 
 use super::Pool;
+use crate::db::READ_ONLY;
 
 /// Time-out of a statement. The server cancels it earlier, so no answer can come afterwards.
 const STATEMENT_LIMIT: Duration = Duration::from_secs(6);
@@ -18,6 +19,10 @@ impl Pool {
     /// Bounds a statement. When the time-out drops it, its connection is closed too.
     async fn bounded<T>(&self, statement: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
         match timeout(STATEMENT_LIMIT, self.unless_silent(statement)).await {
+            Ok(Err(sqlx::Error::Database(error))) if error.code().as_deref() == Some(READ_ONLY) => {
+                self.note_read_only();
+                Err(sqlx::Error::Database(error))
+            }
             Ok(result) => result,
             Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "no answer within 6 s").into()),
         }
