@@ -2,7 +2,7 @@
 
 use std::{fs::File, str::FromStr};
 
-use sqlx::postgres::PgConnectOptions;
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use url::Url;
 
 use super::ConnectOptions;
@@ -34,7 +34,7 @@ pub(super) fn parse(text: &str) -> Result<ConnectOptions, String> {
         check(&url)?;
         for url in by_host(&url)? {
             let options_of_host = PgConnectOptions::from_str(url.as_str()).map_err(|_| FORM)?;
-            options.push(options_of_host.application_name("workflow-api"));
+            options.push(with_checked_authority(options_of_host, &url).application_name("workflow-api"));
         }
     }
     must_accept_writes |= options.len() > 1;
@@ -43,6 +43,7 @@ pub(super) fn parse(text: &str) -> Result<ConnectOptions, String> {
 
 /// Checks the values of the query parameters.
 fn check(url: &Url) -> Result<(), String> {
+    let mut has_pair = (false, false);
     for (name, value) in url.query_pairs() {
         match &*name {
             "sslmode" | "ssl-mode" if !SSL_MODES.contains(&&*value) => {
@@ -50,11 +51,13 @@ fn check(url: &Url) -> Result<(), String> {
             }
             name if FILES.contains(&name) => {
                 File::open(&*value).map_err(|error| format!("{name}: the file {value:?} cannot be read: {error}"))?;
+                has_pair.0 |= matches!(name, "sslcert" | "ssl-cert");
+                has_pair.1 |= matches!(name, "sslkey" | "ssl-key");
             }
             _ => {}
         }
     }
-    Ok(())
+    if has_pair.0 == has_pair.1 { Ok(()) } else { Err("sslcert and sslkey must be given together".to_owned()) }
 }
 
 /// Whether only a host that accepts writes may be used.
@@ -96,6 +99,15 @@ fn by_host(url: &Url) -> Result<Vec<Url>, String> {
     Ok((0..count).map(of_host).collect())
 }
 
+/// As in PostgreSQL's own programs, `require` checks the certificate if there is an authority to check it with.
+fn with_checked_authority(options: PgConnectOptions, url: &Url) -> PgConnectOptions {
+    let has_authority = url.query_pairs().any(|(name, _)| matches!(&*name, "sslrootcert" | "ssl-root-cert"));
+    match options.get_ssl_mode() {
+        PgSslMode::Require if has_authority => options.ssl_mode(PgSslMode::VerifyCa),
+        _ => options,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -120,6 +132,7 @@ mod tests {
                 "postgresql://a:s3cret@host/db?sslmode=verify-full&sslrootcert=/no/such/ca.crt",
                 "sslrootcert: the file \"/no",
             ),
+            ("postgresql://a:s3cret@host/db?sslcert=/dev/null", "sslcert and sslkey must be given together"),
             ("postgresql://a:s3cret@host:99999/db", "is not a URL of the form"),
             ("mysql://a:s3cret@host/db", "must start with"),
             ("host", "is not a URL of the form"),

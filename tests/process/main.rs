@@ -18,3 +18,4 @@ mod recovery;
 mod roles;
 mod secrets;
 mod stop;
+mod tls;
