@@ -152,6 +152,12 @@ fn warn_about_both(config: &Config) {
     for line in config::unknown_names(config::environment()) {
         tracing::warn!("{line}");
     }
+    if config.production && config.database.connect.is_exposed() {
+        tracing::warn!(
+            "DATABASE_URL: the connection to the database may be without TLS; add sslmode=verify-full and sslrootcert, or \
+             sslmode=require"
+        );
+    }
     if !config.api.has_public_url {
         tracing::warn!(
             "PUBLIC_URL is not set: the URLs of callbacks begin with {}, which is reachable on this host only",

@@ -41,6 +41,8 @@ use crate::{access::Quotas, breaker::Rules, egress::Allow, vault::Vault};
 /// All settings of a server or an executor.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// `PRODUCTION`: development-only settings are refused.
+    pub production: bool,
     /// Settings of the HTTP API.
     pub api: Api,
     /// Database settings.
@@ -128,11 +130,13 @@ impl Section for Config {
         if needs_credentials && auth.as_ref().is_some_and(|auth| !auth.enabled) {
             reader.problem::<()>("metrics_access", "credentials needs authentication, which is off");
         }
-        if reader.boolean("production", false) == Some(true) {
+        let production = reader.boolean("production", false);
+        if production == Some(true) {
             refuse_development(reader, api.as_ref(), auth.as_ref(), cors.as_ref());
         }
         // This comes after all sections were read, so that every problem is found.
         Some(Self {
+            production: production?,
             api: api?,
             database: database?,
             kafka: kafka?,

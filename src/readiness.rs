@@ -25,6 +25,8 @@ const UNANSWERED: u32 = 2;
 const SILENCE: Duration = Duration::from_secs(3);
 /// Interval at which an executor polls for the schema.
 const SCHEMA_POLL: Duration = Duration::from_secs(1);
+/// Number of checks in a row with an old schema after which it is logged: migrations at the start may just be running.
+const OUTDATED: u32 = 6;
 /// Time-out for reading whether the schema is current, since a lock on its table can delay the answer.
 const SCHEMA_TIMEOUT: Duration = Duration::from_millis(250);
 
@@ -102,6 +104,9 @@ impl Readiness {
                     tracing::info!("the database is connected");
                 }
                 let migrated = last.is_schema_current(connection).await;
+                if let Some(is_current) = migrated {
+                    last.log_schema(is_current);
+                }
                 let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
                 (latest.database, latest.database_response) = (true, response);
                 latest.migrated = migrated.unwrap_or(latest.migrated);
@@ -157,6 +162,8 @@ async fn answering_connection(pool: &db::Pool) -> Result<db::PooledConnection, N
 struct LastCheck {
     was_available: Option<bool>,
     unanswered: u32,
+    /// Checks in a row that found an old schema.
+    outdated: u32,
     /// The running query whether the schema is current.
     schema: Option<JoinHandle<Result<bool, db::Error>>>,
 }
@@ -171,6 +178,28 @@ impl LastCheck {
         self.schema = None;
         answer.ok()?.ok()
     }
+
+    /// Logs once that the schema stays old, and once that it is current again.
+    fn log_schema(&mut self, is_current: bool) {
+        if is_current {
+            if self.outdated >= OUTDATED {
+                tracing::info!("the schema is current");
+            }
+            self.outdated = 0;
+        } else {
+            self.outdated = self.outdated.saturating_add(1);
+            if self.outdated == OUTDATED {
+                warn_about_schema();
+            }
+        }
+    }
+}
+
+fn warn_about_schema() {
+    tracing::warn!(
+        "waiting for the schema: it is older than this program, or missing; an API brings it up to date at its start, or \
+         `workflow-api migrate up` does"
+    );
 }
 
 /// Runs the migrations as soon as the database is available.
@@ -231,10 +260,7 @@ pub async fn wait_for_schema(pool: &db::Pool, lifecycle: &Lifecycle) {
             return;
         }
         if !std::mem::replace(&mut is_logged, true) {
-            tracing::warn!(
-                "waiting for the schema: it is older than this program, or missing; an API brings it up \
-                            to date at its start, or `workflow-api migrate up` does"
-            );
+            warn_about_schema();
         }
         tokio::select! {
             () = tokio::time::sleep(SCHEMA_POLL) => {}

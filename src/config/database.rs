@@ -1,6 +1,8 @@
 //! Database settings: `DATABASE_*` and `MIGRATE_ON_START`.
 
-use sqlx::postgres::PgConnectOptions;
+use std::net::IpAddr;
+
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 use super::{Reader, Section, database_url};
 
@@ -34,6 +36,23 @@ impl From<PgConnectOptions> for ConnectOptions {
     }
 }
 
+impl ConnectOptions {
+    /// Whether others on the network could read a connection: it leaves this host, and TLS is not required.
+    #[must_use]
+    pub fn is_exposed(&self) -> bool {
+        self.hosts.iter().any(|options| {
+            let host = options.get_host();
+            let is_local = options.get_socket().is_some()
+                || host.starts_with('/')
+                || host == "localhost"
+                || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+            let is_encrypted =
+                matches!(options.get_ssl_mode(), PgSslMode::Require | PgSslMode::VerifyCa | PgSslMode::VerifyFull);
+            !is_local && !is_encrypted
+        })
+    }
+}
+
 impl std::fmt::Debug for ConnectOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let hosts = self.hosts.iter().map(|host| format!("{}:{}", host.get_host(), host.get_port()));
@@ -64,5 +83,27 @@ impl Section for Database {
             echo: echo?,
             migrate_on_start: migrate_on_start?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_exposed_if_it_leaves_the_host_without_tls() {
+        for (url, expected) in [
+            ("postgresql://a:b@db.example.com/d", true),
+            ("postgresql://a:b@10.0.0.1/d?sslmode=prefer", true),
+            ("postgresql://a:b@db.example.com/d?sslmode=require", false),
+            ("postgresql://a:b@db.example.com/d?sslmode=verify-full", false),
+            ("postgresql://a:b@127.0.0.1/d", false),
+            ("postgresql://a:b@127.0.0.1,db.example.com/d", true),
+            ("postgresql://a:b@localhost/d?sslmode=disable", false),
+            ("postgresql:///d?host=/var/run/postgresql", false),
+        ] {
+            let options = database_url::parse(url).expect("a URL");
+            assert_eq!(options.is_exposed(), expected, "{url}");
+        }
     }
 }

@@ -13,6 +13,8 @@ pub struct Api {
     pub version: String,
     /// `API_DESCRIPTION`.
     pub description: String,
+    /// `API_CONTACT`: e-mail address or URL of the operator, for the OpenAPI document.
+    pub contact: Option<String>,
     /// `API_PREFIX`, empty or with a leading and without a trailing slash.
     pub prefix: String,
     /// `API_HOST`.
@@ -71,6 +73,15 @@ impl Section for Api {
                 None => Err("must be an http or https URL without user, query and fragment".to_owned()),
             }
         });
+        let contact = reader.parsed("api_contact", None, |value| {
+            let is_url = url::Url::parse(value).is_ok_and(|url| ["http", "https"].contains(&url.scheme()));
+            let is_email = value
+                .split_once('@')
+                .is_some_and(|(name, host)| !name.is_empty() && !host.is_empty() && !host.contains('@'))
+                && !value.contains(char::is_whitespace);
+            let problem = "must be an e-mail address, or an http or https URL";
+            if is_url || is_email { Ok(Some(value.to_owned())) } else { Err(problem.to_owned()) }
+        });
         let workers = reader.number("api_workers", 1, 1..=1024);
         let docs = reader.boolean("enable_docs", true);
         let reload = reader.boolean("api_reload", false);
@@ -78,6 +89,7 @@ impl Section for Api {
             title: reader.text("api_title", "Workflow Management API"),
             version: reader.text("api_version", "1.0.0"),
             description: reader.text("api_description", "REST API for managing workflow orchestration"),
+            contact: contact?,
             prefix: prefix?,
             host: host?,
             port: port?,

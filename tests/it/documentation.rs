@@ -386,3 +386,13 @@ async fn both_browsers_are_served_from_here_and_load_nothing_from_elsewhere(pool
         service.get(missing).await.error(404);
     }
 }
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn the_document_has_the_address_of_the_operator(pool: PgPool) {
+    for (contact, member) in [("workflows@example.com", "email"), ("https://help.example.com/workflows", "url")] {
+        let service = Service::start_with(config(&pool, &[("API_CONTACT", contact)]));
+        let document = service.get("/openapi.json").await.expect(200);
+        assert_eq!(document["info"]["contact"], json!({"name": "The operator of this service", member: contact}));
+        service.stop().await;
+    }
+}

@@ -306,3 +306,19 @@ async fn an_executor_waits_for_the_schema_and_says_so_once(pool: PgPool) {
     assert_eq!(log.matches("waiting for the schema").count(), 1, "{log}");
     assert!(!log.contains("the database is unavailable"), "{log}");
 }
+
+#[sqlx::test(migrations = false)]
+async fn an_api_that_does_not_migrate_says_once_that_the_schema_is_old(pool: PgPool) {
+    let environment = Environment::new(&pool)
+        .with("MIGRATE_ON_START", "false")
+        .with("PRODUCTION", "true")
+        .with("AUTH_ENABLED", "false");
+    let api = environment.start(&["serve"]);
+    eventually("it says so", async || api.log().contains("waiting for the schema").then_some(())).await;
+    assert!(environment.run(&["migrate", "up"]).await.status.success());
+    eventually("it is ready", async || environment.is_ready().await).await;
+    eventually("it says so", async || api.log().contains("the schema is current").then_some(())).await;
+    assert_eq!(api.log().matches("waiting for the schema").count(), 1, "{}", api.log());
+    // The tests' database is on this host.
+    assert!(!api.log().contains("may be without TLS"), "{}", api.log());
+}

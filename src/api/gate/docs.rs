@@ -15,7 +15,7 @@ use http::{HeaderName, HeaderValue, header};
 use utoipa::{
     Modify, OpenApi,
     openapi::{
-        ContactBuilder, InfoBuilder, License, OpenApiBuilder, Server,
+        Contact, ContactBuilder, InfoBuilder, License, OpenApiBuilder, Server,
         path::OperationBuilder,
         request_body::RequestBody,
         security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
@@ -87,7 +87,7 @@ pub fn document(api: &config::Api, key_header: &str) -> utoipa::openapi::OpenApi
         .title(&api.title)
         .version(&api.version)
         .description(Some(format!("{}\n\n{guide}", api.description)))
-        .contact(Some(ContactBuilder::new().name(Some("The operator of this service")).build()))
+        .contact(Some(contact(api)))
         .license(Some(license));
     let mut skeleton = Skeleton::openapi();
     let key = ApiKeyValue::with_description(key_header, "An API key; `POST /api-keys` creates one.");
@@ -103,6 +103,13 @@ pub fn document(api: &config::Api, key_header: &str) -> utoipa::openapi::OpenApi
         .security(skeleton.security)
         .tags(skeleton.tags)
         .build()
+}
+
+/// The operator: `API_CONTACT` is an e-mail address or a URL.
+fn contact(api: &config::Api) -> Contact {
+    let contact = api.contact.as_deref();
+    let (url, email) = (contact.filter(|text| text.contains("://")), contact.filter(|text| !text.contains("://")));
+    ContactBuilder::new().name(Some("The operator of this service")).url(url).email(email).build()
 }
 
 /// Leaves of the documentation of handlers only which operations there are, and which of them take a body. The rest is
