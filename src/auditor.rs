@@ -138,6 +138,7 @@ impl Auditor {
                     }
                 }
                 Err(error) => {
+                    metrics::counter!("audit_seal_failures_total").increment(1);
                     tracing::debug!(
                         error = &error as &dyn std::error::Error,
                         "audit entries could not be sealed: {error}"

@@ -46,6 +46,12 @@ pub fn start(config: &Config, pool: db::Pool, lifecycle: &Lifecycle) -> KafkaRes
     let publisher = Arc::new(Publisher::new("dead letters", &config.kafka, Some(DELIVERY_TIMEOUT))?);
     let (watched, soft_stop) = (Arc::clone(&publisher), lifecycle.soft_stop().clone());
     lifecycle.spawn("dead letters watch", async move { watched.watch(&soft_stop).await });
+    // The series exist from the start, so that a rate includes the first deletion.
+    for is_open in [true, false] {
+        for reason in Expired::REASONS {
+            deleted(is_open, reason).increment(0);
+        }
+    }
     let sender = Sender {
         pool,
         topic: config.kafka.dead_letter_topic.clone(),
@@ -55,6 +61,12 @@ pub fn start(config: &Config, pool: db::Pool, lifecycle: &Lifecycle) -> KafkaRes
     };
     lifecycle.spawn("dead letters", sender.run(lifecycle.soft_stop().clone()));
     Ok(())
+}
+
+/// Counter of deleted letters.
+fn deleted(is_open: bool, reason: &'static str) -> metrics::Counter {
+    let status = if is_open { "open" } else { "resolved" };
+    metrics::counter!("dead_letters_deleted_total", "status" => status, "reason" => reason)
 }
 
 impl Sender {
@@ -94,9 +106,7 @@ impl Sender {
         for letters in expired {
             let reason = letters.reason();
             let Expired { organization_id, is_open, count, .. } = letters;
-            let status = if is_open { "open" } else { "resolved" };
-            let deleted = metrics::counter!("dead_letters_deleted_total", "status" => status, "reason" => reason);
-            deleted.increment(count.unsigned_abs());
+            deleted(is_open, reason).increment(count.unsigned_abs());
             if is_open {
                 tracing::error!(
                     organization_id,

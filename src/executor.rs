@@ -23,6 +23,7 @@ mod database;
 mod dead_letters;
 mod drive;
 mod earlier;
+mod error_code;
 mod first_attempt;
 mod intake;
 mod journal;
@@ -130,6 +131,8 @@ impl Deref for Executor {
 /// error.
 pub fn start(config: &Config, pool: db::Pool, lifecycle: &Lifecycle, clock: Clock) -> anyhow::Result<Status> {
     telemetry::count(telemetry::Component::Executor);
+    metrics::gauge!("executor_max_runs").set(config.executor.max_runs as f64);
+    metrics::gauge!("executor_memory_max_bytes").set(config.executor.memory_bytes as f64);
     lifecycle.spawn("histograms", telemetry::keep_histograms_small(lifecycle.soft_stop().clone()));
     let (settled, give_up) = (CancellationToken::new(), CancellationToken::new());
     let consumer = Arc::new(Consumer::new(&config.kafka)?);

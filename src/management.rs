@@ -30,7 +30,7 @@ async fn ready(State(executor): State<Started>) -> impl IntoResponse {
         let body = json!({"status": "not_ready", "checks": {"schema": "outdated"}, "draining": false, "runs": 0});
         return (StatusCode::SERVICE_UNAVAILABLE, Json(body));
     };
-    let status = match (findings.database && !findings.draining, findings.kafka) {
+    let status = match (findings.is_ready(), findings.kafka) {
         (false, _) => "not_ready",
         (true, false) => "degraded",
         (true, true) => "ready",
@@ -45,6 +45,10 @@ async fn ready(State(executor): State<Started>) -> impl IntoResponse {
     (if status == "not_ready" { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK }, Json(body))
 }
 
-async fn metrics() -> impl IntoResponse {
+async fn metrics(State(executor): State<Started>) -> impl IntoResponse {
+    match executor.get() {
+        Some(status) => status.report(),
+        None => telemetry::ready(false, &[("schema", false)]),
+    }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], telemetry::render())
 }

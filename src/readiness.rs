@@ -46,6 +46,14 @@ pub struct HealthStatus {
     pub database_response: Duration,
 }
 
+impl HealthStatus {
+    /// Whether requests can be answered, with or without Kafka.
+    #[must_use]
+    pub fn can_serve(&self) -> bool {
+        self.database && self.migrated && !self.draining
+    }
+}
+
 /// Latest health status. Cheap to clone.
 #[derive(Clone)]
 pub struct Readiness {

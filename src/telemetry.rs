@@ -41,6 +41,14 @@ const RUN_BUCKETS_SECS: [f64; 13] =
 /// Buckets of requests or writes per statement.
 const BATCH_BUCKETS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
 
+/// Version of the program.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Revision of the source that the program was built from; `unknown` if the build had no `REVISION`.
+const REVISION: &str = match option_env!("REVISION") {
+    Some(revision) => revision,
+    None => "unknown",
+};
+
 /// Interval of moving observations into their buckets.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
@@ -105,9 +113,13 @@ pub fn count(part: Component) {
     match part {
         Component::Api => {
             catalogue::register(catalogue::API);
+            catalogue::register_transitions(catalogue::API_TRANSITIONS);
             catalogue::register_old_names();
         }
-        Component::Executor => catalogue::register(catalogue::EXECUTOR),
+        Component::Executor => {
+            catalogue::register(catalogue::EXECUTOR);
+            catalogue::register_transitions(catalogue::EXECUTOR_TRANSITIONS);
+        }
     }
 }
 
@@ -123,11 +135,20 @@ pub async fn keep_histograms_small(stop: CancellationToken) {
     }
 }
 
+/// Readiness of the process, and the result of each of its checks.
+pub fn ready(is_ready: bool, checks: &[(&'static str, bool)]) {
+    metrics::gauge!("service_ready").set(f64::from(u8::from(is_ready)));
+    for (check, is_ok) in checks {
+        metrics::gauge!("service_check", "check" => *check).set(f64::from(u8::from(*is_ok)));
+    }
+}
+
 /// All metrics in the text format of Prometheus, version 0.0.4.
 #[must_use]
 pub fn render() -> String {
     let recorder = recorder();
     metrics_process::Collector::default().collect();
+    metrics::gauge!("build_info", "version" => VERSION, "revision" => REVISION).set(1.0);
     let mut text = recorder.render();
     text.push_str(&catalogue::old_names(&text));
     text

@@ -9,6 +9,7 @@ use crate::{
     id, input,
     outbox::{CancelledRun, Relay},
     run::RunStatus,
+    telemetry::catalogue,
     timestamp::Timestamp,
 };
 
@@ -46,9 +47,9 @@ pub async fn cancel_run(
     let mut transaction = db::begin(pool).await?;
     let run =
         db::runs::lock(&mut transaction, context.organization(), run_id).await?.ok_or(CancelRunError::NotFound)?;
-    if !RunStatus::parse(&run.status).is_some_and(RunStatus::is_cancellable) {
+    let Some(previous) = RunStatus::parse(&run.status).filter(|status| status.is_cancellable()) else {
         return Err(CancelRunError::WrongState(run.status));
-    }
+    };
     let at = Timestamp::now();
     let reason = reason.filter(|reason| !reason.is_empty());
     let error_message = reason.map(|reason| format!("Cancelled: {reason}"));
@@ -66,6 +67,8 @@ pub async fn cancel_run(
         let cancelled = CancelledRun { run_id, correlation_id, traceparent, cancelled_by: by, reason };
         relay.cancel(reservation, event_id, cancelled);
     }
+    catalogue::count_execution(RunStatus::Cancelled, &run.workflow_id);
+    catalogue::count_transition(previous.as_str(), RunStatus::Cancelled.as_str(), 1);
     Ok(RunRow {
         status: RunStatus::Cancelled.as_str().to_owned(),
         cancelled_at: Some(at),

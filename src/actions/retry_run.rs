@@ -14,6 +14,7 @@ use crate::{
     offload::{Offload, Overloaded},
     outbox::{self, ExecutedRun, Relay},
     run::RunStatus,
+    telemetry::catalogue,
     timestamp::Timestamp,
     workflow::{InputSchema, Plan},
 };
@@ -149,9 +150,9 @@ async fn retry_checked(
     // This comes before the state check: a repeat finds the run that the first request has restarted.
     context.claim(&mut transaction, run_id).await?;
     let run = db::runs::lock(&mut transaction, context.organization(), run_id).await?.ok_or(RetryRunError::NotFound)?;
-    if !RunStatus::parse(&run.status).is_some_and(RunStatus::is_retryable) {
+    let Some(previous) = RunStatus::parse(&run.status).filter(|status| status.is_retryable()) else {
         return Err(RetryRunError::WrongState(run.status));
-    }
+    };
     let definition_id = run.workflow_definition_id.as_deref().ok_or(RetryRunError::WithoutDefinition)?;
     let definition = match Uuid::try_parse(definition_id) {
         Ok(id) => db::workflows::startable(&mut *transaction, context.organization(), id).await?,
@@ -196,6 +197,7 @@ async fn retry_checked(
         let executed = ExecutedRun { run_id, correlation_id, traceparent, priority, organization };
         relay.execute(reservation, (event_id, None), executed, &definition.workflow_data.0, &input);
     }
+    catalogue::count_transition(previous.as_str(), RunStatus::Pending.as_str(), 1);
     Ok(RunRow {
         status: RunStatus::Pending.as_str().to_owned(),
         error_message: None,

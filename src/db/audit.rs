@@ -279,6 +279,24 @@ pub async fn seal(pool: &Pool, after: &str) -> Result<Sealed, Error> {
     Ok(Sealed { is_cut, before: if is_cut { after.to_owned() } else { before } })
 }
 
+/// Entries without a seal.
+#[derive(Clone, Copy, Debug, sqlx::FromRow)]
+pub struct Unsealed {
+    /// Number of entries, of a bounded number of batches.
+    pub entries: i64,
+    /// Age of the oldest one in seconds; 0 if there is none.
+    pub oldest_secs: f64,
+}
+
+/// Counts the entries without a seal.
+pub async fn unsealed(db: impl PgExecutor<'_>) -> Result<Unsealed, Error> {
+    // The batches are in the order of their transactions.
+    let sql = "SELECT coalesce(sum(cardinality(entry_ids)), 0)::bigint AS entries,
+                   coalesce(extract(epoch FROM now() AT TIME ZONE 'UTC' - min(entry_ats[1])), 0)::float8 AS oldest_secs
+               FROM (SELECT entry_ids, entry_ats FROM audit_unsealed_batches ORDER BY xid LIMIT 10000) AS batch";
+    Ok(sqlx::query_as(sql).fetch_one(db).await?)
+}
+
 /// Seal compared with the stored entries.
 #[derive(Debug, sqlx::FromRow)]
 pub struct CheckedSeal {

@@ -269,10 +269,13 @@ pub struct Expired {
 }
 
 impl Expired {
+    /// Names of the settings that cause deletions.
+    pub const REASONS: [&str; 2] = ["MAX_DEAD_LETTERS", "DEAD_LETTER_RETENTION_DAYS"];
+
     /// Name of the setting that caused the deletion.
     #[must_use]
     pub fn reason(&self) -> &'static str {
-        if self.is_surplus { "MAX_DEAD_LETTERS" } else { "DEAD_LETTER_RETENTION_DAYS" }
+        Self::REASONS[usize::from(!self.is_surplus)]
     }
 }
 

@@ -8,6 +8,7 @@
 
 mod connection;
 mod statements;
+mod statistics;
 
 use std::{
     fmt, io,
@@ -97,6 +98,8 @@ struct State {
     last_answer: Option<Instant>,
     last_refusal: Option<(Instant, String)>,
     is_shrinking: bool,
+    /// Number of acquisitions.
+    acquired: u64,
     /// Number of acquisitions while the kept connections were all in use.
     surplus_uses: u32,
     is_closed: bool,
@@ -169,13 +172,6 @@ impl Pool {
         self.0.max
     }
 
-    /// Number of connections, and number of idle ones.
-    #[must_use]
-    pub fn size(&self) -> (usize, usize) {
-        let state = self.0.state();
-        (state.open - state.opening, state.idle.len())
-    }
-
     /// Acquires a connection, which is released when it is dropped.
     pub async fn acquire(&self) -> Result<PooledConnection, sqlx::Error> {
         let mut unchecked = None;
@@ -193,6 +189,7 @@ impl Pool {
                 }
                 let is_distrusted = state.distrusted_at.is_some_and(|at| idle.since <= at);
                 if !is_distrusted && idle.since.elapsed() < TRUSTED_IDLE {
+                    state.acquired += 1;
                     drop(state);
                     return Ok(PooledConnection::new(Arc::clone(&self.0), idle.live));
                 }
@@ -212,11 +209,14 @@ impl Pool {
         }
         // This leaves the queue also when the future is dropped.
         let _waiter = WaiterGuard { shared: &self.0, number };
-        match timeout(ACQUIRE_TIMEOUT, answer).await {
+        let started = Instant::now();
+        let result = match timeout(ACQUIRE_TIMEOUT, answer).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(sqlx::Error::PoolClosed),
             Err(_) => Err(sqlx::Error::PoolTimedOut),
-        }
+        };
+        self.0.count_wait(started.elapsed(), &result);
+        result
     }
 
     /// Acquires a connection that is closed when it is dropped, for callers that change its session.

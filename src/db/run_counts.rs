@@ -4,7 +4,7 @@
 //! the sums. The views `run_counts` and `run_totals` contain both, as of the reader's snapshot.
 //! [ADR 18](../../docs/adr/0018-maintained-counts.md) has the reasons.
 
-use sqlx::{PgConnection, Postgres, QueryBuilder};
+use sqlx::{PgConnection, PgExecutor, Postgres, QueryBuilder};
 
 use super::{Error, Pool, list};
 use crate::access::OrganizationId;
@@ -73,6 +73,12 @@ pub async fn groups(conn: &mut PgConnection, filter: GroupFilter<'_>, limit: usi
     let (is_whole, runs) = (rows.len() <= limit, rows.first().map_or(0, |row| row.3));
     let groups = rows.into_iter().take(limit).map(|(workflow_id, status, runs, _)| Group { workflow_id, status, runs });
     Ok(Groups { groups: groups.collect(), is_whole, runs })
+}
+
+/// Number of runs that have not ended.
+pub async fn open(db: impl PgExecutor<'_>) -> Result<i64, Error> {
+    let sql = "SELECT coalesce(sum(runs), 0)::bigint FROM run_totals WHERE status IN ('PENDING', 'RUNNING')";
+    Ok(sqlx::query_scalar(sql).fetch_one(db).await?)
 }
 
 /// Result of a fold.

@@ -229,13 +229,29 @@ pub struct OpenRuns {
     pub running: i64,
     /// Parked runs, which wait for a time, an answer or another run.
     pub parked: i64,
+    /// Runs that are paused, or about to pause.
+    pub paused: i64,
 }
 
 /// Counts the open runs up to a maximum; a larger backlog would make each count slow.
 pub async fn count_open(db: impl sqlx::PgExecutor<'_>) -> Result<OpenRuns, Error> {
-    let sql = "SELECT count(*) FILTER (WHERE wake_at IS NULL AND status = 'PENDING') AS waiting,
-                      count(*) FILTER (WHERE wake_at IS NULL AND status = 'RUNNING') AS running,
-                      count(*) FILTER (WHERE wake_at IS NOT NULL) AS parked
-               FROM (SELECT status, wake_at FROM workflow_runs WHERE status IN ('PENDING', 'RUNNING') LIMIT 100000) r";
+    let sql = "SELECT count(*) FILTER (WHERE paused_at IS NULL AND status = 'PENDING') AS waiting,
+                      count(*) FILTER (WHERE paused_at IS NULL AND wake_at IS NULL AND status = 'RUNNING') AS running,
+                      count(*) FILTER (WHERE paused_at IS NULL AND wake_at IS NOT NULL AND status = 'RUNNING') AS parked,
+                      count(*) FILTER (WHERE paused_at IS NOT NULL) AS paused
+               FROM (SELECT status, wake_at, paused_at FROM workflow_runs
+                     WHERE status IN ('PENDING', 'RUNNING') LIMIT 100000) r";
     Ok(sqlx::query_as(sql).fetch_one(db).await?)
+}
+
+/// Time in seconds for which the oldest run has waited for an executor; 0 if none waits. A waiting run is not changed
+/// until it is claimed, and an index has the runs of each organisation in the order of their last change.
+pub async fn oldest_waiting_secs(db: impl sqlx::PgExecutor<'_>) -> Result<f64, Error> {
+    let sql = "SELECT coalesce(extract(epoch FROM now() AT TIME ZONE 'UTC' - min(oldest.updated_at)), 0)::float8
+               FROM (SELECT DISTINCT organization_id FROM run_totals WHERE status = 'PENDING' AND runs > 0) AS waiting
+               CROSS JOIN LATERAL (
+                   SELECT updated_at FROM workflow_runs r
+                   WHERE r.organization_id = waiting.organization_id AND status = 'PENDING' AND paused_at IS NULL
+                   ORDER BY updated_at LIMIT 1) AS oldest";
+    Ok(sqlx::query_scalar(sql).fetch_one(db).await?)
 }

@@ -17,6 +17,7 @@ use crate::{
     cache::Cache,
     clock::Clock,
     db,
+    telemetry::catalogue::AGENTS,
 };
 
 /// A probe's lease is the agent's time-out plus this margin.
@@ -165,7 +166,8 @@ impl Breakers {
                 }
                 if before != after {
                     let (name, state) = (&agent.name, after.as_str());
-                    metrics::counter!("executor_circuit_breaker_transitions_total", "state" => state).increment(1);
+                    metrics::counter!("executor_circuit_breaker_transitions_total", "state" => state, "agent" => AGENTS.of(name))
+                        .increment(1);
                     tracing::warn!(agent = name, state, "the circuit breaker of agent {name} is {state} now");
                 }
                 Some(result)

@@ -14,6 +14,7 @@ use super::{
     assignment::{Assignment, Progress},
     database::{self, Unanswered},
     earlier::PreviousExecution,
+    error_code,
     journal::Written,
     ledger::WriteError,
     steps::{Run, Wakes, too_many_steps, too_much_held},
@@ -27,7 +28,8 @@ use crate::{
     id,
     input::shorten,
     run::RunStatus,
-    telemetry, trace,
+    telemetry::catalogue,
+    trace,
     workflow::Plan,
 };
 
@@ -78,7 +80,8 @@ pub(super) async fn drive(executor: Executor, assignment: Assignment, signals: R
     let workflow_name = assignment.workflow_name.clone();
     let (started, elapsed_before) = (executor.clock.instant(), assignment.elapsed);
     let organization_id = assignment.organization.as_str();
-    let organization_label = telemetry::catalogue::organization(organization_id);
+    let organization_label = catalogue::ORGANIZATIONS.of(organization_id);
+    let workflow_label = catalogue::WORKFLOWS.of(&assignment.workflow_id);
     let span = tracing::info_span!("run", run_id, workflow_name, organization_id, correlation_id);
     let stop = signals.stop.clone();
     let begins = TaskTracker::new();
@@ -92,11 +95,17 @@ pub(super) async fn drive(executor: Executor, assignment: Assignment, signals: R
     // The run has its own task, so that a panic ends this run and nothing else.
     let result = tokio::spawn(driver.clone().run(assignment, correlation_id).instrument(span.clone())).await;
     let count = |ended: RunStatus| {
-        let labels = [("status", ended.as_str().to_owned()), ("organization_id", organization_label.clone())];
-        metrics::counter!("executor_runs_total", "status" => ended.as_str()).increment(1);
-        metrics::counter!("organization_runs_ended_total", &labels).increment(1);
+        let status = ended.as_str();
+        let (organization_id, workflow_id) = (organization_label.clone(), workflow_label.clone());
+        metrics::counter!("executor_runs_total", "status" => status).increment(1);
+        metrics::counter!("organization_runs_ended_total", "status" => status, "organization_id" => organization_id)
+            .increment(1);
+        metrics::counter!("workflow_executions_total", "status" => status, "workflow_id" => workflow_id.clone())
+            .increment(1);
+        catalogue::count_transition("RUNNING", status, 1);
         let duration = elapsed_before + executor.clock.since(started);
-        metrics::histogram!("workflow_duration_seconds", "status" => ended.as_str()).record(duration.as_secs_f64());
+        metrics::histogram!("workflow_duration_seconds", "status" => status, "workflow_id" => workflow_id)
+            .record(duration);
     };
     match result.unwrap_or(Err(Release::Broken)) {
         Ok(status) => count(status),
@@ -104,10 +113,13 @@ pub(super) async fn drive(executor: Executor, assignment: Assignment, signals: R
         Err(Release::Parked) => span.in_scope(|| tracing::info!("run {run_id} is parked")),
         Err(Release::ProcessStops) => span.in_scope(|| tracing::info!("run {run_id} is released: the process stops")),
         Err(left @ (Release::Broken | Release::Slow)) => {
-            let reason = if left == Release::Slow { database::too_slow() } else { INTERNAL_ERROR.to_owned() };
-            span.in_scope(|| tracing::error!("run {run_id} failed: {reason}"));
+            let failure = match left {
+                Release::Slow => RunFailure::new(error_code::STATEMENT_TIMEOUT, database::too_slow()),
+                _ => RunFailure::new(error_code::INTERNAL_ERROR, INTERNAL_ERROR.to_owned()),
+            };
+            span.in_scope(|| tracing::error!("run {run_id} failed: {}", failure.cause));
             // If even this cannot be written, the sweep finds the run again.
-            if let Ok(status) = driver.end(Err(reason.into())).await {
+            if let Ok(status) = driver.end(Err(failure)).await {
                 count(status);
             }
         }
@@ -134,7 +146,7 @@ impl Driver {
         let Assignment { organization, plan, input, before, first, takeovers, elapsed, .. } = assignment;
         let plan = match plan {
             Ok(plan) => plan,
-            Err(message) => return self.end(Err(message.into())).await,
+            Err(message) => return self.end(Err(RunFailure::new(error_code::INVALID_PLAN, message))).await,
         };
         let most = self.executor.run_budget.takeovers;
         if takeovers > most {
@@ -142,7 +154,7 @@ impl Driver {
                 "{takeovers} executors died with the run, each without its having got on; it is taken over {most} times \
                  (MAX_RUN_TAKEOVERS)"
             );
-            return self.end(Err(message.into())).await;
+            return self.end(Err(RunFailure::new(error_code::TAKEOVERS, message))).await;
         }
         let earlier = match before {
             Progress::Nothing => Ok(PreviousExecution::default()),
@@ -150,7 +162,7 @@ impl Driver {
         };
         let earlier = match earlier {
             Ok(earlier) => earlier,
-            Err(message) => return self.end(Err(message.into())).await,
+            Err(message) => return self.end(Err(RunFailure::new(error_code::RUN_BUDGET, message))).await,
         };
         let deadline = self.executor.clock.instant() + self.executor.max_duration.saturating_sub(elapsed);
         let claim = (self.run_id.clone(), self.lease_token, Arc::clone(&self.of));
@@ -176,15 +188,17 @@ impl Driver {
             () = self.stop.cancelled() => Outcome::Left(Release::Lost),
             () = self.executor.give_up.cancelled() => Outcome::Left(Release::ProcessStops),
             () = run.broken.notified() => Outcome::Left(Release::Broken),
-            why = run.budget.exceeded() => Outcome::Ended(Err(why.into())),
+            why = run.budget.exceeded() => Outcome::Ended(Err(RunFailure::new(error_code::RUN_BUDGET, why))),
             // The last outputs may have exceeded the budget at the very end.
-            result = steps => Outcome::Ended(run.budget.excess().map_or(result, |why| Err(why.into()))),
+            result = steps => Outcome::Ended(
+                run.budget.excess().map_or(result, |why| Err(RunFailure::new(error_code::RUN_BUDGET, why)))
+            ),
             Err(stuck) = &mut writing => Outcome::Stuck(stuck),
             () = run.watch_events() => Outcome::AtRest,
             wake_at = run.waits_only() => Outcome::Waits(wake_at),
             () = run.at_pause() => Outcome::Waits(Some(self.executor.clock.now())),
             () = run.at_rest() => Outcome::AtRest,
-            () = self.executor.clock.sleep_until(deadline) => Outcome::Ended(Err(too_long(self.executor.max_duration).into())),
+            () = self.executor.clock.sleep_until(deadline) => Outcome::Ended(Err(too_long(self.executor.max_duration))),
         };
         let mut parked = None;
         let status = match outcome {
@@ -205,9 +219,9 @@ impl Driver {
             if let Some(reason) = &finished.error_message {
                 run.ledger.close("", &StepEnd::Failed(reason.clone()));
             }
-            let (status, error) = (finished.status, finished.error_message.clone());
+            let ended = Ended::from(&finished);
             run.ledger.finish(finished);
-            (status, error)
+            ended
         });
         let written = tokio::select! {
             biased;
@@ -220,10 +234,7 @@ impl Driver {
                 Some(wake_at) => self.park(wake_at).await,
                 None => Err(Release::ProcessStops),
             },
-            (Ok(()), Some((status, error))) => {
-                tracing::info!(error, "run {} ended {}", self.run_id, status.as_str());
-                Ok(status)
-            }
+            (Ok(()), Some(ended)) => Ok(self.ended(ended)),
         }
     }
 
@@ -304,12 +315,9 @@ impl Driver {
     async fn end(&self, result: Result<(), RunFailure>) -> Result<RunStatus, Release> {
         self.begun().await?;
         let finished = finished(result);
-        let (status, error) = (finished.status, finished.error_message.clone());
+        let ended = Ended::from(&finished);
         match self.submit(Change { finished: Some(finished), ..self.change() }).await? {
-            None => {
-                tracing::info!(error, "run {} ended {}", self.run_id, status.as_str());
-                Ok(status)
-            }
+            None => Ok(self.ended(ended)),
             Some(refused) => self.fail_refused(vec![refused]).await,
         }
     }
@@ -345,9 +353,19 @@ impl Driver {
             self.keep_begin(begun, &mut cause).await?;
         }
         let cause = cause.unwrap_or_else(|| "the database refuses a value of a step or of the run's end".to_owned());
-        tracing::warn!("run {}: {cause}", self.run_id);
-        let change = Change { finished: Some(finished(Err(cause.into()))), ..self.change() };
-        if self.submit(change).await?.is_some() { Err(Release::Broken) } else { Ok(RunStatus::Failed) }
+        let finished = finished(Err(RunFailure::new(error_code::REFUSED_BY_DATABASE, cause)));
+        let ended = Ended::from(&finished);
+        let change = Change { finished: Some(finished), ..self.change() };
+        if self.submit(change).await?.is_some() { Err(Release::Broken) } else { Ok(self.ended(ended)) }
+    }
+
+    /// Logs and counts the end of the run, which is written.
+    fn ended(&self, Ended { status, error, code }: Ended) -> RunStatus {
+        if let Some(code) = code {
+            metrics::counter!("workflow_error_total", "error_code" => code).increment(1);
+        }
+        tracing::info!(error, error_code = code, "run {} ended {}", self.run_id, status.as_str());
+        status
     }
 
     /// Writes a begin alone. The end of the run closes it.
@@ -383,6 +401,20 @@ impl Driver {
     }
 }
 
+/// End of a run for log and metrics.
+struct Ended {
+    status: RunStatus,
+    error: Option<String>,
+    code: Option<&'static str>,
+}
+
+impl From<&FinishedRun> for Ended {
+    fn from(run: &FinishedRun) -> Self {
+        let code = run.failure.as_ref().map(|failure| failure.code);
+        Self { status: run.status, error: run.error_message.clone(), code }
+    }
+}
+
 fn finished(result: Result<(), RunFailure>) -> FinishedRun {
     let status = if result.is_ok() { RunStatus::Completed } else { RunStatus::Failed };
     let failure = result.err();
@@ -390,6 +422,7 @@ fn finished(result: Result<(), RunFailure>) -> FinishedRun {
     FinishedRun { status, error_message, failure }
 }
 
-fn too_long(limit: Duration) -> String {
-    format!("the run took longer than {} ms (MAX_WORKFLOW_DURATION_MS)", limit.as_millis())
+fn too_long(limit: Duration) -> RunFailure {
+    let cause = format!("the run took longer than {} ms (MAX_WORKFLOW_DURATION_MS)", limit.as_millis());
+    RunFailure::new(error_code::RUN_TIMEOUT, cause)
 }

@@ -40,6 +40,7 @@ use crate::{
         consumer::{Consumer, Position, Record, Topic, traceparent},
         message::Message,
     },
+    telemetry::catalogue,
 };
 
 /// Maximum number of runs claimed in one statement.
@@ -357,6 +358,7 @@ impl Intake {
     ) -> Result<(), db::Error> {
         let mut claimed: HashMap<String, Claimed> =
             claimed.into_iter().map(|claimed| (claimed.run_id.clone(), claimed)).collect();
+        catalogue::count_transition("PENDING", "RUNNING", claimed.len() as u64);
         let mut cancelled = Vec::new();
         for first in &batch.first {
             let Some(request) = self.waiting.pop_front() else { break };

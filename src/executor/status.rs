@@ -1,6 +1,7 @@
 //! Health status of an executor.
 
 use super::Executor;
+use crate::telemetry;
 
 /// Handle for the health of an executor. Cheap to clone.
 #[derive(Clone)]
@@ -19,7 +20,25 @@ pub struct HealthStatus {
     pub runs: usize,
 }
 
+impl HealthStatus {
+    /// Whether it may take runs. Without Kafka, runs under way and parked runs continue.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.database && !self.draining
+    }
+}
+
 impl Status {
+    /// Sets the metrics of the executor's state to the present one.
+    pub fn report(&self) {
+        let Self(executor) = self;
+        let health = self.health_status();
+        let checks = [("database", health.database), ("schema", true), ("kafka", health.kafka)];
+        telemetry::ready(health.is_ready(), &checks);
+        executor.pool.report();
+        metrics::gauge!("executor_memory_bytes").set(executor.memory.held() as f64);
+    }
+
     /// The current health.
     #[must_use]
     pub fn health_status(&self) -> HealthStatus {

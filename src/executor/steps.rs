@@ -34,6 +34,7 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
+use metrics::SharedString;
 use serde_json::value::RawValue;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::task::TaskTracker;
@@ -53,8 +54,10 @@ pub(super) use self::{
 use super::{
     Executor,
     active::RunSignals,
+    agent_call::CallErrorKind,
     assignment::FirstAttempt,
     earlier::{PreviousExecution, ReusePolicy},
+    error_code,
     ledger::Ledger,
     memory::Share,
 };
@@ -63,6 +66,7 @@ use crate::{
     db::executions::{AgentCall, NestedStep, ObservedRun, RunFailure, StepBegin, StepEnd},
     input::{object_of, shorten},
     mapping::Scope,
+    telemetry::catalogue::WORKFLOWS,
     workflow::{Plan, Step, StepKind},
 };
 
@@ -99,6 +103,9 @@ pub(super) struct Run {
     pub(super) earlier: PreviousExecution,
     /// First attempt that has begun with the claim, until its step is executed.
     first: Mutex<Option<FirstAttempt>>,
+    last_fault: Mutex<Option<CallErrorKind>>,
+    /// Id of the workflow as a label of metrics.
+    workflow_label: SharedString,
     pub(super) budget: Budget,
     /// Memory of the organisation.
     memory: Share,
@@ -134,6 +141,7 @@ impl Run {
         (plan, earlier): (Arc<Plan>, PreviousExecution),
         begins: TaskTracker,
     ) -> Self {
+        let workflow_label = WORKFLOWS.of(&of.workflow_id);
         let ledger = Arc::new(Ledger::new(run_id.clone(), lease_token, of));
         let memory = executor.memory.of(&organization);
         let budget = Budget::new(executor.run_budget, earlier.rows(), earlier.bytes(), memory.hold(0));
@@ -148,6 +156,8 @@ impl Run {
             ledger,
             earlier,
             first: Mutex::default(),
+            last_fault: Mutex::default(),
+            workflow_label,
             budget,
             memory,
             position: AtomicUsize::new(0),
@@ -219,7 +229,12 @@ impl Run {
                 continue;
             }
             let done = self.step(step_id, step_path::step("", step_id, 0), &frame).await;
-            let done = done.map_err(|cause| RunFailure { step_id: Some(step_id.to_owned()), cause })?;
+            let done = done.map_err(|cause| {
+                let code = self.last_fault().map_or(error_code::STEP_FAILED, CallErrorKind::as_str);
+                RunFailure { step_id: Some(step_id.to_owned()), cause, code }
+            })?;
+            // A failed call in a branch that was not needed is no cause of a later failure.
+            self.set_last_fault(None);
             if done.is_new {
                 frame.reuse = ReusePolicy::Nothing;
             }
@@ -227,7 +242,17 @@ impl Run {
             self.register(done, step_id, &mut frame);
             next = self.plan.steps.get(step_id).and_then(|step| step.next_step.as_deref());
         }
-        Err("the workflow plan cannot be executed: its steps never end".to_owned().into())
+        let cause = "the workflow plan cannot be executed: its steps never end".to_owned();
+        Err(RunFailure::new(error_code::INVALID_PLAN, cause))
+    }
+
+    /// Error of the last call of an agent that failed for good, in the current step of the main chain.
+    fn last_fault(&self) -> Option<CallErrorKind> {
+        *self.last_fault.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_last_fault(&self, fault: Option<CallErrorKind>) {
+        *self.last_fault.lock().unwrap_or_else(PoisonError::into_inner) = fault;
     }
 
     /// Executes the steps of a branch one after the other, up to the first failure. Returns the output of the last

@@ -16,6 +16,7 @@ use crate::db::{
     executions::{self, TakenOver},
     processes,
 };
+use crate::telemetry::catalogue;
 
 /// Interval of the sweeps for runs of dead executors.
 const TAKE_OVER_EVERY: Duration = Duration::from_secs(2);
@@ -119,6 +120,8 @@ impl Executor {
     /// Drives these runs. Returns their number.
     fn start_taken(&self, taken: Vec<TakenOver>, mut slots: Slots, owner: Uuid) -> usize {
         let count = taken.len();
+        let begun = taken.iter().filter(|taken| taken.was_pending).count();
+        catalogue::count_transition("PENDING", "RUNNING", begun as u64);
         for (taken, slot) in taken.into_iter().zip(std::iter::from_fn(|| slots.take_one())) {
             let assignment = Assignment {
                 run_id: taken.run_id,
@@ -144,7 +147,6 @@ impl Executor {
     /// a cancellation sooner; this finds those whose message was lost.
     pub(super) async fn check_leases(self) {
         while !self.settled.is_cancelled() {
-            metrics::gauge!("executor_memory_bytes").set(self.memory.held() as f64);
             let (run_ids, lease_tokens) = self.active.leases(None);
             if !run_ids.is_empty() {
                 let (pool, ids, tokens) = (self.pool.clone(), run_ids.clone(), lease_tokens.clone());

@@ -135,6 +135,8 @@ impl<T: Client> ReplaceableClient<T> {
         make: impl Fn(&config::Kafka, LastError) -> KafkaResult<T> + Send + Sync + 'static,
     ) -> KafkaResult<Self> {
         let last_error = LastError::default();
+        // It exists from the start, so that a rate includes the first replacement.
+        metrics::counter!("kafka_clients_renewed_total", "client" => purpose.name).increment(0);
         let current = RwLock::new(Arc::new(make(settings, last_error.clone())?));
         Ok(Self {
             purpose,

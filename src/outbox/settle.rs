@@ -90,6 +90,7 @@ impl Relay {
                     let (pool, run_id, event) = (self.0.pool.clone(), report.run_id.clone(), Some(report.event_id));
                     db::bounded(async move { db::runs::fail_pending(&pool, &run_id, event, &text).await }).await?;
                     metrics::counter!("workflow_execution_failures_total").increment(1);
+                    metrics::counter!("workflow_error_total", "error_code" => "dispatch_failed").increment(1);
                 }
             }
             delivered += 1;

@@ -4,13 +4,13 @@
 //! `docs/metrics.md` has the same names; a test compares the two.
 
 use std::{
-    collections::HashSet,
-    sync::{Mutex, OnceLock, PoisonError},
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
 };
 
-use metrics::{Label, Unit, counter, describe_counter, describe_gauge, describe_histogram, histogram};
+use metrics::{Label, SharedString, Unit, counter, describe_counter, describe_gauge, describe_histogram, histogram};
 
-use crate::access::OrganizationId;
+use crate::{access::OrganizationId, run::RunStatus};
 
 /// Type of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,12 +34,12 @@ pub struct Metric {
     pub help: &'static str,
     /// Label with its possible values; `None` for no label, an empty list for values that are not known in advance.
     pub label: Option<(&'static str, &'static [&'static str])>,
-    /// Whether it has the label `organization_id` as well.
-    pub by_organization: bool,
+    /// Label of an open set as well, such as `organization_id`, with the value that it has at the start.
+    pub open_label: Option<(&'static str, &'static str)>,
 }
 
 const fn metric(kind: Kind, name: &'static str, help: &'static str) -> Metric {
-    Metric { name, kind, help, label: None, by_organization: false }
+    Metric { name, kind, help, label: None, open_label: None }
 }
 
 impl Metric {
@@ -48,13 +48,25 @@ impl Metric {
     }
 
     const fn by_organization(self) -> Self {
-        Self { by_organization: true, ..self }
+        Self { open_label: Some(("organization_id", OrganizationId::DEFAULT)), ..self }
+    }
+
+    const fn by_workflow(self) -> Self {
+        Self { open_label: Some(("workflow_id", OTHER)), ..self }
+    }
+
+    const fn by_agent(self) -> Self {
+        Self { open_label: Some(("agent", OTHER)), ..self }
     }
 }
 
 use Kind::{Counter, Gauge, Histogram};
 
-const ENDS: &[&str] = &["COMPLETED", "FAILED", "CANCELLED"];
+/// Value of an open label beyond its maximum number of values.
+const OTHER: &str = "(other)";
+
+/// Ends of a run that an executor writes.
+const ENDS: &[&str] = &["COMPLETED", "FAILED"];
 /// `success`, and the names of `executor::agent_call::CallErrorKind`.
 const OUTCOMES: &[&str] = &[
     "success",
@@ -70,6 +82,53 @@ const OUTCOMES: &[&str] = &[
     "out_of_memory",
 ];
 
+/// Causes of a failed run: those of a failed call, and the names of `executor::error_code`.
+const ERROR_CODES: &[&str] = &[
+    "circuit_open",
+    "not_allowed",
+    "unusable",
+    "network",
+    "timeout",
+    "http_4xx",
+    "http_5xx",
+    "invalid",
+    "refused",
+    "out_of_memory",
+    "step_failed",
+    "run_timeout",
+    "run_budget",
+    "invalid_plan",
+    "takeovers",
+    "refused_by_database",
+    "statement_timeout",
+    "internal_error",
+];
+
+/// Codes of records that no executor can process: those of `kafka::message::MessageError` and of `executor::request`.
+const DEAD_LETTERS: &[&str] = &[
+    "empty",
+    "invalid_json",
+    "invalid_message",
+    "unknown_kind",
+    "too_large",
+    "invalid_content",
+    "invalid_plan",
+    "refused_by_database",
+];
+
+/// Changes of a run's status that the API writes, as labels.
+pub const API_TRANSITIONS: &[(&str, &str)] = &[
+    ("NONE", "PENDING"),
+    ("PENDING", "CANCELLED"),
+    ("RUNNING", "CANCELLED"),
+    ("PENDING", "FAILED"),
+    ("FAILED", "PENDING"),
+    ("CANCELLED", "PENDING"),
+];
+/// Changes of a run's status that an executor writes.
+pub const EXECUTOR_TRANSITIONS: &[(&str, &str)] =
+    &[("NONE", "PENDING"), ("PENDING", "RUNNING"), ("RUNNING", "COMPLETED"), ("RUNNING", "FAILED")];
+
 /// Tables that `db::retention` deletes from.
 const RETAINED: &[&str] =
     &["workflow_runs", "step_executions", "run_events", "step_waits", "run_wakes", "idempotency_keys", "outbox"];
@@ -82,17 +141,35 @@ pub const API: &[Metric] = &[
     metric(Histogram, "http_request_latency_seconds", "Time from request to answer by method and route")
         .by("endpoint", &[]),
     metric(Gauge, "http_requests_active", "Requests that are being answered"),
-    metric(Counter, "requests_refused_total", "Requests that a limit has refused, by limit")
-        .by("reason", &["overload", "principal", "address", "failed_auth"]),
-    metric(Counter, "workflow_executions_total", "Runs that were accepted"),
+    metric(Counter, "requests_refused_total", "Requests that a limit has refused, by limit").by(
+        "reason",
+        &[
+            "overload",
+            "principal",
+            "address",
+            "failed_auth",
+            "too_many_request_bytes",
+            "too_many_response_bytes",
+            "too_many_checks",
+            "too_many_streams",
+        ],
+    ),
+    metric(Counter, "workflow_executions_total", "Runs by the status that they have reached, and by workflow")
+        .by("status", &["PENDING", "CANCELLED", "FAILED"])
+        .by_workflow(),
+    metric(Counter, "workflow_state_transition_total", "Changes of the status of runs; NONE before a run exists")
+        .by("from_state", &[]),
+    metric(Counter, "workflow_error_total", "Runs that failed, by cause").by("error_code", &["dispatch_failed"]),
     metric(Counter, "organization_runs_started_total", "Runs that were accepted, by organisation").by_organization(),
     metric(Counter, "workflow_execution_failures_total", "Accepted runs that could not be dispatched"),
     metric(
         Gauge,
         "workflow_runs",
-        "Runs that have not ended: waiting for an executor, running, or parked; up to 100000",
+        "Runs that have not ended: waiting for an executor, running, parked, or paused; up to 100000",
     )
     .by("state", &[]),
+    metric(Gauge, "workflow_instances_active", "Runs that have not ended"),
+    metric(Gauge, "workflow_runs_oldest_waiting_seconds", "Time for which the oldest run has waited for an executor"),
     metric(Histogram, "run_writer_batch_size", "Runs written by one statement"),
     metric(Histogram, "run_reader_batch_size", "Requests for a run that one statement answered"),
     metric(Gauge, "outbox_events_pending", "Messages that Kafka has not acknowledged yet"),
@@ -116,15 +193,21 @@ pub const API: &[Metric] = &[
     metric(Counter, "retention_archive_failures_total", "Batches that could not be archived and were not deleted"),
     metric(Gauge, "retention_archive_failing", "1 while the archive cannot be written, and nothing is deleted"),
     metric(Counter, "audit_denied_attempts_lost_total", "Denied attempts that are only counted in the audit trail"),
-    metric(Gauge, "db_pool_size", "Connections of the pool"),
-    metric(Gauge, "db_pool_idle", "Connections of the pool that are idle"),
-    metric(Gauge, "db_pool_in_use", "Connections of the pool that are in use"),
-    metric(Gauge, "db_pool_max", "Connections that the pool may open"),
+    metric(Gauge, "audit_unsealed_entries", "Entries of the audit trail without a seal, of 10000 batches at most"),
+    metric(Gauge, "audit_unsealed_oldest_age_seconds", "Age of the oldest of them"),
+    metric(Counter, "audit_seal_failures_total", "Failed attempts to seal entries of the audit trail"),
 ];
 
 /// Metrics of `executor`.
 pub const EXECUTOR: &[Metric] = &[
     metric(Gauge, "executor_active_runs", "Runs that this executor drives"),
+    metric(Gauge, "executor_max_runs", "Runs that this executor may drive at a time"),
+    metric(Counter, "workflow_executions_total", "Runs by the status that they have reached, and by workflow")
+        .by("status", ENDS)
+        .by_workflow(),
+    metric(Counter, "workflow_state_transition_total", "Changes of the status of runs; NONE before a run exists")
+        .by("from_state", &[]),
+    metric(Counter, "workflow_error_total", "Runs that failed, by cause").by("error_code", ERROR_CODES),
     metric(Counter, "executor_runs_total", "Runs that this executor ended, by status").by("status", ENDS),
     metric(Counter, "organization_runs_ended_total", "Runs that this executor ended, by status and organisation")
         .by("status", ENDS)
@@ -134,29 +217,48 @@ pub const EXECUTOR: &[Metric] = &[
         "workflow_duration_seconds",
         "Time from the first claim of a run to its end, without parked time",
     )
-    .by("status", ENDS),
+    .by("status", ENDS)
+    .by_workflow(),
     metric(Counter, "executor_runs_parked_total", "Runs that were parked"),
     metric(Counter, "executor_runs_taken_over_total", "Runs that were taken over from a lost executor"),
-    metric(Histogram, "executor_step_duration_seconds", "Duration of attempts of agent steps")
-        .by("status", &["COMPLETED", "FAILED"]),
-    metric(Counter, "executor_agent_requests_total", "Attempts of agent steps by outcome").by("outcome", OUTCOMES),
+    metric(Histogram, "executor_step_duration_seconds", "Duration of attempts of agent steps by workflow")
+        .by("status", ENDS)
+        .by_workflow(),
+    metric(Counter, "executor_agent_requests_total", "Attempts of agent steps by outcome and agent")
+        .by("outcome", OUTCOMES)
+        .by_agent(),
+    metric(Histogram, "executor_agent_call_seconds", "Duration of calls of agents").by_agent(),
     metric(Counter, "executor_agent_tokens_total", "Tokens of chat completions, as their endpoints count")
         .by("kind", &["prompt", "completion"]),
     metric(Counter, "executor_circuit_breaker_transitions_total", "Changes of circuit breakers by new state")
-        .by("state", &["closed", "open", "half_open"]),
+        .by("state", &["closed", "open", "half_open"])
+        .by_agent(),
     metric(Histogram, "executor_journal_batch_size", "Writes of runs in one statement"),
     metric(Gauge, "executor_journal_waiting", "Writes of runs that are not committed yet"),
     metric(Counter, "executor_journal_failures_total", "Statements that write runs and have failed, by cause")
         .by("cause", &["statement_timeout", "unavailable"]),
     metric(Gauge, "executor_memory_bytes", "Bytes of inputs and outputs of all runs that are held in memory"),
+    metric(Gauge, "executor_memory_max_bytes", "Limit of these bytes"),
     metric(Counter, "executor_monitoring_updates_total", "Monitoring updates that Kafka has acknowledged"),
     metric(Counter, "executor_monitoring_updates_dropped_total", "Monitoring updates lost because too many wait"),
     metric(Gauge, "executor_monitoring_backlog", "Statements whose monitoring updates Kafka has not acknowledged yet"),
-    metric(Counter, "executor_dead_letters_total", "Records that no executor can process, by reason").by("reason", &[]),
+    metric(Counter, "executor_dead_letters_total", "Records that no executor can process, by reason")
+        .by("reason", DEAD_LETTERS),
 ];
 
 /// Metrics of both.
 pub const SHARED: &[Metric] = &[
+    metric(Gauge, "build_info", "1; version and revision of the program, as labels").by("version", &[]),
+    metric(Gauge, "service_ready", "1 while /health/ready is answered with 200"),
+    metric(Gauge, "service_check", "1 while this check of /health/ready succeeds").by("check", &[]),
+    metric(Gauge, "db_pool_size", "Connections of the pool"),
+    metric(Gauge, "db_pool_idle", "Connections of the pool that are idle"),
+    metric(Gauge, "db_pool_in_use", "Connections of the pool that are in use"),
+    metric(Gauge, "db_pool_waiting", "Callers that wait for a connection"),
+    metric(Gauge, "db_pool_max", "Connections that the pool may open"),
+    metric(Counter, "db_pool_acquired_total", "Connections that callers got from the pool"),
+    metric(Histogram, "db_pool_wait_seconds", "Time for which callers waited for a connection, if none was ready"),
+    metric(Counter, "db_pool_timeouts_total", "Callers that got no connection in time"),
     metric(
         Gauge,
         "dead_letters_open",
@@ -199,13 +301,12 @@ const PENDING: &str = "outbox_events_pending";
 pub fn register(metrics: &'static [Metric]) {
     for metric in metrics {
         describe(metric);
-        let organization =
-            metric.by_organization.then(|| Label::from_static_parts("organization_id", OrganizationId::DEFAULT));
+        let open = metric.open_label.map(|(label, value)| Label::from_static_parts(label, value));
         let label_sets: Vec<Vec<Label>> = match metric.label {
-            None => vec![organization.into_iter().collect()],
+            None => vec![open.into_iter().collect()],
             Some((label, values)) => values
                 .iter()
-                .map(|value| [Label::from_static_parts(label, value)].into_iter().chain(organization.clone()).collect())
+                .map(|value| [Label::from_static_parts(label, value)].into_iter().chain(open.clone()).collect())
                 .collect(),
         };
         for labels in label_sets {
@@ -231,6 +332,24 @@ fn describe(metric: &Metric) {
     }
 }
 
+/// Initialises the changes of a run's status to 0.
+pub fn register_transitions(transitions: &[(&'static str, &'static str)]) {
+    for (from, to) in transitions {
+        count_transition(from, to, 0);
+    }
+}
+
+/// Counts changes of the status of runs.
+pub fn count_transition(from: &'static str, to: &'static str, runs: u64) {
+    counter!("workflow_state_transition_total", "from_state" => from, "to_state" => to).increment(runs);
+}
+
+/// Counts a run that has reached a status.
+pub fn count_execution(status: RunStatus, workflow_id: &str) {
+    let workflow_id = WORKFLOWS.of(workflow_id);
+    counter!("workflow_executions_total", "status" => status.as_str(), "workflow_id" => workflow_id).increment(1);
+}
+
 /// Registers the old names that are still counted under their own.
 pub fn register_old_names() {
     for (metric, _) in OLD_NAMES.iter().filter(|(metric, _)| metric.name != PENDING_BEFORE) {
@@ -246,18 +365,48 @@ pub fn old_names(rendered: &str) -> String {
     })
 }
 
-/// Organisation as a label: its id. The number of organisations is bounded, and with it the number of series.
-pub fn organization(id: &str) -> String {
-    /// Further organisations share one label value.
-    const MOST: usize = 200;
-    static KNOWN: OnceLock<Mutex<HashSet<String>>> = OnceLock::new();
-    let mut known = KNOWN.get_or_init(Default::default).lock().unwrap_or_else(PoisonError::into_inner);
-    if known.contains(id) {
-        return id.to_owned();
+/// Label of an open set of values, such as ids. The number of its values in this process is bounded, and with it the
+/// number of series: further values count as `(other)`.
+pub struct OpenLabel {
+    max: usize,
+    known: Mutex<BTreeSet<Arc<str>>>,
+}
+
+impl OpenLabel {
+    const fn new(max: usize) -> Self {
+        Self { max, known: Mutex::new(BTreeSet::new()) }
     }
-    if known.len() >= MOST {
-        return "(other)".to_owned();
+
+    /// The value, or `(other)`.
+    pub fn of(&self, value: &str) -> SharedString {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known.get(value) {
+            return SharedString::from_shared(Arc::clone(known));
+        }
+        if known.len() >= self.max {
+            return SharedString::const_str(OTHER);
+        }
+        let value: Arc<str> = value.into();
+        known.insert(Arc::clone(&value));
+        SharedString::from_shared(value)
     }
-    known.insert(id.to_owned());
-    id.to_owned()
+}
+
+/// Organisations, by id.
+pub static ORGANIZATIONS: OpenLabel = OpenLabel::new(200);
+/// Workflows, by id. A histogram has 16 series for each of them.
+pub static WORKFLOWS: OpenLabel = OpenLabel::new(100);
+/// Agents, by name.
+pub static AGENTS: OpenLabel = OpenLabel::new(100);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_open_label_has_a_bounded_number_of_values() {
+        let label = OpenLabel::new(2);
+        let values: Vec<SharedString> = ["a", "b", "c", "a"].iter().map(|value| label.of(value)).collect();
+        assert_eq!(values.iter().map(|value| &**value).collect::<Vec<_>>(), ["a", "b", OTHER, "a"]);
+    }
 }

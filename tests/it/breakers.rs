@@ -87,7 +87,7 @@ async fn an_agent_that_keeps_failing_is_left_alone_and_then_tried(pool: PgPool) 
     let metrics = world.service.get("/metrics").await.text;
     assert!(metrics.contains(r#"circuit_breakers{state="open"}"#), "{metrics}");
     assert_eq!(db::breakers::count(&pool).await.expect("counts"), (1, 0));
-    assert!(metrics.contains(r#"executor_circuit_breaker_transitions_total{state="open"}"#), "{metrics}");
+    assert!(metrics.contains(r#"executor_circuit_breaker_transitions_total{state="open",agent=""#), "{metrics}");
 
     // The first probe fails: open again, and again one is let through.
     eventually("a probe is made", async || {

@@ -50,6 +50,13 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// Reads an answer to its end.
+    pub async fn read(answer: Response<Body>) -> Self {
+        let (parts, body) = answer.into_parts();
+        let body = body.collect().await.expect("a body that is complete").to_bytes();
+        Self { status: parts.status, headers: parts.headers, text: String::from_utf8(body.to_vec()).expect("text") }
+    }
+
     /// The body as JSON.
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|_| panic!("JSON expected, not {:?}", self.text))
@@ -154,10 +161,7 @@ impl Service {
 
     /// As [`Self::send`], without a body, over a connection from that address.
     pub async fn send_from(&self, peer: &str, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
-        let (parts, body) = self.open_from(peer, method, path, headers, Body::empty()).await.into_parts();
-        let body = body.collect().await.expect("a body that is complete").to_bytes();
-        let text = String::from_utf8(body.to_vec()).expect("text");
-        Answer { status: parts.status, headers: parts.headers, text }
+        Answer::read(self.open_from(peer, method, path, headers, Body::empty()).await).await
     }
 
     /// Gets what need not be text.

@@ -225,6 +225,21 @@ async fn metrics_have_the_names_of_the_contract(pool: PgPool) {
         "# TYPE db_pool_in_use gauge",
         "# TYPE db_pool_max gauge",
         r#"http_requests_total{method="GET",endpoint="/api/v1/runs/{run_id}",status="404"}"#,
+        // The metrics are those of all tests, and of a hundred workflows.
+        r#"workflow_executions_total{status="PENDING",workflow_id=""#,
+        r#"workflow_state_transition_total{from_state="NONE",to_state="PENDING"}"#,
+        r#"workflow_state_transition_total{from_state="FAILED",to_state="PENDING"}"#,
+        r#"workflow_error_total{error_code="dispatch_failed"}"#,
+        "# TYPE workflow_instances_active gauge",
+        "# TYPE workflow_runs_oldest_waiting_seconds gauge",
+        r#"workflow_runs{state="paused"}"#,
+        r#"service_check{check="schema"}"#,
+        "# TYPE service_ready gauge",
+        "# TYPE db_pool_waiting gauge",
+        "# TYPE db_pool_wait_seconds histogram",
+        "# TYPE audit_unsealed_entries gauge",
+        &format!(r#"build_info{{version="{}",revision="#, env!("CARGO_PKG_VERSION")),
+        r#"requests_refused_total{reason="failed_auth"} "#,
     ] {
         assert!(answer.text.contains(line), "{line} is not in\n{}", answer.text);
     }

@@ -2,10 +2,11 @@
 
 use std::{pin::pin, time::Duration};
 
+use axum::body::Body;
 use futures_util::future::join_all;
 use serde_json::json;
 use sqlx::PgPool;
-use workflow_api::db::migrations::MIGRATOR;
+use workflow_api::{api::vocabulary::prefer::Waited, db::migrations::MIGRATOR};
 
 use crate::service::{Answer, Service, eventually, passing};
 
@@ -67,7 +68,8 @@ async fn a_run_that_ends_in_time_is_200_with_its_output(pool: PgPool) {
 async fn a_run_that_takes_longer_is_202_and_says_where_to_look(pool: PgPool) {
     let service = Service::start(&pool);
     let workflow_id = service.one_step_workflow().await;
-    let mut waiting = pin!(execute(&service, &workflow_id, &[("prefer", "wait=40")]));
+    let path = format!("/api/v1/workflows/{workflow_id}/execute");
+    let mut waiting = pin!(service.open("POST", &path, &[("prefer", "wait=40")], Body::from(r#"{"input_data":{}}"#)));
     // Until then the time limit of requests applies.
     let run = || async { service.get("/api/v1/runs").await.expect(200)["items"].get(0).map(drop) };
     tokio::select! {
@@ -76,6 +78,10 @@ async fn a_run_that_takes_longer_is_202_and_says_where_to_look(pool: PgPool) {
     }
     let (answer, waited) = passing(&service.clock, Duration::from_secs(2), waiting).await;
     assert!(waited >= Duration::from_secs(40), "{waited:?}");
+    // The latency in the metrics is without this time.
+    let Waited(subtracted) = *answer.extensions().get().expect("the time of the wait");
+    assert!(subtracted >= Duration::from_secs(40), "{subtracted:?}");
+    let answer = Answer::read(answer).await;
     assert_eq!(answer.header("retry-after"), Some("1"));
     assert_eq!(answer.header("preference-applied"), Some("wait=40"));
     let location = answer.header("location").expect("a Location").to_owned();

@@ -286,10 +286,28 @@ async fn an_executor_says_how_it_is(pool: PgPool) {
     let (_, url) = Agent::start().await;
     let workflow_id = environment.chain("counted", &[format!("{url}/a")]).await;
     environment.execute(&workflow_id).await.expect("accepted");
-    eventually("the run is counted", async || {
-        get("/metrics").await.1.contains("executor_runs_total{status=\"COMPLETED\"} 1").then_some(())
+    let metrics = eventually("the run is counted", async || {
+        let metrics = get("/metrics").await.1;
+        metrics.contains("executor_runs_total{status=\"COMPLETED\"} 1").then_some(metrics)
     })
     .await;
+    for line in [
+        format!("workflow_executions_total{{status=\"COMPLETED\",workflow_id=\"{workflow_id}\"}} 1"),
+        format!("workflow_duration_seconds_count{{status=\"COMPLETED\",workflow_id=\"{workflow_id}\"}} 1"),
+        format!("executor_step_duration_seconds_count{{status=\"COMPLETED\",workflow_id=\"{workflow_id}\"}} 1"),
+        "executor_agent_requests_total{outcome=\"success\",agent=\"counted-0\"} 1".to_owned(),
+        "executor_agent_call_seconds_count{agent=\"counted-0\"} 1".to_owned(),
+        "workflow_state_transition_total{from_state=\"PENDING\",to_state=\"RUNNING\"} 1".to_owned(),
+        "workflow_state_transition_total{from_state=\"RUNNING\",to_state=\"COMPLETED\"} 1".to_owned(),
+        "workflow_error_total{error_code=\"timeout\"} 0".to_owned(),
+        "executor_dead_letters_total{reason=\"invalid_plan\"} 0".to_owned(),
+        "service_ready 1".to_owned(),
+        "service_check{check=\"kafka\"} 1".to_owned(),
+        "executor_max_runs 256".to_owned(),
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "{line} is not in\n{metrics}");
+    }
+    assert!(metrics.contains("db_pool_max ") && metrics.contains("db_pool_acquired_total "), "{metrics}");
 }
 
 #[sqlx::test(migrations = false)]

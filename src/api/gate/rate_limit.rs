@@ -18,6 +18,8 @@ use crate::{
     rate::{Buckets, Rate, State},
 };
 
+/// Name of the policy for wrong credentials.
+const FAILED_AUTHENTICATION: &str = "failed-authentication";
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 /// Headers for the tightest limit: its quota, the remaining quota, the seconds until it is full again, and its window
@@ -86,7 +88,7 @@ impl RateLimits {
 
     /// Counts wrong credentials from that address.
     pub fn count_failure(&self, client: Option<ClientAddress>, applied: &mut AppliedLimits) -> Result<(), ApiError> {
-        self.take("failed-authentication", self.failed.as_ref(), client.map(ClientAddress::network), applied)
+        self.take(FAILED_AUTHENTICATION, self.failed.as_ref(), client.map(ClientAddress::network), applied)
     }
 
     /// Whether further wrong credentials from that address would be refused.
@@ -113,7 +115,9 @@ impl RateLimits {
         match state.refused_for {
             None => Ok(()),
             Some(time) => {
-                metrics::counter!("requests_refused_total", "reason" => name).increment(1);
+                // The name is also that of a policy in headers, where it is longer.
+                let reason = if name == FAILED_AUTHENTICATION { "failed_auth" } else { name };
+                metrics::counter!("requests_refused_total", "reason" => reason).increment(1);
                 Err(refusal(time))
             }
         }

@@ -36,7 +36,7 @@ use crate::{
             client::ClientAddress,
             error::{self, ApiError},
             headers::CORRELATION_ID,
-            prefer::Wait,
+            prefer::{Wait, Waited},
             request_permit::RequestPermit,
         },
     },
@@ -153,9 +153,15 @@ where
     }
     drop(active);
     let duration = app.clock.since(started);
-    endpoint.count(response.status(), duration);
+    endpoint.count(response.status(), latency(&response, duration));
     span.in_scope(|| log_line(&method, &endpoint.route, &response, duration));
     response
+}
+
+/// Time of the service, without the time for which the client waits for a run.
+fn latency(response: &Response, duration: Duration) -> Duration {
+    let waited = response.extensions().get().map_or(Duration::ZERO, |Waited(time)| *time);
+    duration.saturating_sub(waited)
 }
 
 /// Runs the handler, until it takes too long, or the database stops answering while the handler needs it.

@@ -15,6 +15,7 @@ use utoipa::ToSchema;
 use crate::{
     api::vocabulary::{app::App, error::ApiError, sets},
     config::MetricsAccess,
+    readiness::HealthStatus,
     telemetry,
     timestamp::Timestamp,
 };
@@ -123,9 +124,8 @@ pub struct Ready {
 )]
 pub async fn get_readiness(State(app): State<App>) -> Response {
     let findings = app.readiness.findings();
-    let can_serve = findings.database && findings.migrated && !findings.draining;
-    let ready = can_serve && (findings.kafka || !app.config.readiness_requires_kafka);
-    let status = match (can_serve, findings.kafka) {
+    let ready = is_ready(&app, &findings);
+    let status = match (findings.can_serve(), findings.kafka) {
         (false, _) => "not_ready",
         (true, false) => "degraded",
         (true, true) => "ready",
@@ -145,6 +145,11 @@ pub async fn get_readiness(State(app): State<App>) -> Response {
         response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("2"));
     }
     response
+}
+
+/// Whether requests should be sent to this process.
+fn is_ready(app: &App, findings: &HealthStatus) -> bool {
+    findings.can_serve() && (findings.kafka || !app.config.readiness_requires_kafka)
 }
 
 /// Get metrics
@@ -178,12 +183,10 @@ pub fn management(app: &App) -> Router {
 async fn render_metrics(State(app): State<App>) -> Response {
     metrics::gauge!("api_info", "version" => app.config.api.version.clone()).set(1.0);
     metrics::gauge!("api_uptime_seconds").set(app.clock.since(app.started).as_secs_f64());
-    let (size, idle) = app.pool.size();
-    metrics::gauge!("db_pool_size").set(size as f64);
-    metrics::gauge!("db_pool_idle").set(idle as f64);
-    metrics::gauge!("db_pool_in_use").set(size.saturating_sub(idle) as f64);
-    metrics::gauge!("db_pool_max").set(app.pool.max() as f64);
+    app.pool.report();
     let findings = app.readiness.findings();
+    let checks = [("database", findings.database), ("schema", findings.migrated), ("kafka", findings.kafka)];
+    telemetry::ready(is_ready(&app, &findings), &checks);
     if findings.database && findings.migrated {
         app.counts.refresh(&app.pool, &app.clock).await;
     }

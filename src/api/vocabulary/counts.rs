@@ -1,11 +1,15 @@
-//! Gauges from the database: open runs by state, circuit breakers by state, the state of retention.
+//! Gauges from the database: open runs by state, circuit breakers by state, unsealed audit entries, the state of
+//! retention.
 
 use std::{
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use crate::{clock::Clock, db};
+use crate::{
+    clock::Clock,
+    db::{self, runs::OpenRuns},
+};
 
 /// Minimum time between two counts. Earlier scrapes get the last values, so that frequent scrapes do not load the
 /// database.
@@ -27,13 +31,20 @@ impl Counts {
         }
         let pool = pool.clone();
         let counted = db::bounded(async move {
-            let (runs, breakers) = (db::runs::count_open(&pool).await?, db::breakers::count(&pool).await?);
-            Ok((runs, breakers, db::retention::status(&pool).await?))
+            let (runs, active) = (db::runs::count_open(&pool).await?, db::run_counts::open(&pool).await?);
+            let waited = db::runs::oldest_waiting_secs(&pool).await?;
+            let (breakers, unsealed) = (db::breakers::count(&pool).await?, db::audit::unsealed(&pool).await?);
+            Ok(((runs, active, waited), breakers, unsealed, db::retention::status(&pool).await?))
         });
-        if let Ok((runs, (open, half_open), retention)) = counted.await {
-            for (state, count) in [("waiting", runs.waiting), ("running", runs.running), ("parked", runs.parked)] {
+        if let Ok(((runs, active, waited_secs), (open, half_open), unsealed, retention)) = counted.await {
+            let OpenRuns { waiting, running, parked, paused } = runs;
+            for (state, count) in [("waiting", waiting), ("running", running), ("parked", parked), ("paused", paused)] {
                 metrics::gauge!("workflow_runs", "state" => state).set(count as f64);
             }
+            metrics::gauge!("workflow_instances_active").set(active as f64);
+            metrics::gauge!("workflow_runs_oldest_waiting_seconds").set(waited_secs);
+            metrics::gauge!("audit_unsealed_entries").set(unsealed.entries as f64);
+            metrics::gauge!("audit_unsealed_oldest_age_seconds").set(unsealed.oldest_secs);
             for (state, count) in [("open", open), ("half_open", half_open)] {
                 metrics::gauge!("circuit_breakers", "state" => state).set(count as f64);
             }

@@ -15,6 +15,10 @@ pub struct Wait {
     permit: RequestPermit,
 }
 
+/// Time for which an answer has waited because its client wanted that. It is an extension of the response.
+#[derive(Clone, Copy)]
+pub struct Waited(pub Duration);
+
 impl Wait {
     /// Reads the preference from the headers. An unknown or malformed preference is ignored, as the RFC demands.
     #[must_use]

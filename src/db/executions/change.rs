@@ -185,11 +185,15 @@ pub struct RunFailure {
     pub step_id: Option<String>,
     /// Cause of the failure.
     pub cause: String,
+    /// Error code, for metrics.
+    pub code: &'static str,
 }
 
-impl From<String> for RunFailure {
-    fn from(cause: String) -> Self {
-        Self { step_id: None, cause }
+impl RunFailure {
+    /// Failure without a failed step.
+    #[must_use]
+    pub fn new(code: &'static str, cause: String) -> Self {
+        Self { step_id: None, cause, code }
     }
 }
 

@@ -84,15 +84,15 @@ pub async fn wake(
             WHERE turn <= coalesce(most, $5)
             ORDER BY turn LIMIT 4 * $2
         ), taken AS (
-            SELECT r.run_id FROM workflow_runs r JOIN turn USING (run_id) WHERE wake_at IS NOT NULL AND {CLAIMABLE}
+            SELECT r.run_id, r.status FROM workflow_runs r JOIN turn USING (run_id) WHERE wake_at IS NOT NULL AND {CLAIMABLE}
             ORDER BY turn.turn LIMIT $2 FOR NO KEY UPDATE OF r SKIP LOCKED
         )
         UPDATE workflow_runs r
         -- `resume` clears parked_at: until then the run has begun nothing new.
         SET status = 'RUNNING', executor_id = $1, lease_token = gen_random_uuid(), wake_at = NULL,
             updated_at = now() AT TIME ZONE 'UTC',
-            claimed_at = CASE WHEN status = 'PENDING' THEN now() AT TIME ZONE 'UTC' ELSE claimed_at END,
-            execution_started_at = CASE WHEN status = 'PENDING' THEN now() AT TIME ZONE 'UTC'
+            claimed_at = CASE WHEN r.status = 'PENDING' THEN now() AT TIME ZONE 'UTC' ELSE claimed_at END,
+            execution_started_at = CASE WHEN r.status = 'PENDING' THEN now() AT TIME ZONE 'UTC'
                 ELSE execution_started_at + (now() - coalesce(parked_at, now())) END
         FROM taken WHERE r.run_id = taken.run_id
         RETURNING r.run_id, r.lease_token, r.workflow_id, r.workflow_name, r.correlation_id, r.traceparent,
@@ -100,7 +100,8 @@ pub async fn wake(
             r.organization_id, coalesce(r.workflow_plan,
                 (SELECT workflow_data FROM workflow_definitions d
                  WHERE d.name = r.workflow_name AND d.version = r.workflow_version
-                    AND d.organization_id = r.organization_id))::text AS workflow_plan, true AS is_parked, r.takeovers,
+                    AND d.organization_id = r.organization_id))::text AS workflow_plan, true AS is_parked,
+            taken.status = 'PENDING' AS was_pending, r.takeovers,
             coalesce(extract(epoch FROM now() AT TIME ZONE 'UTC' - execution_started_at), 0)::float8 AS elapsed_secs"
     );
     Ok(sqlx::query_as(AssertSqlSafe(sql))

@@ -19,6 +19,7 @@ use crate::{
     input::object_of,
     mapping::MAX_RESOLVED_BYTES,
     permits::Permit,
+    telemetry::catalogue::AGENTS,
     workflow::Step,
 };
 
@@ -28,6 +29,8 @@ struct Attempt {
     result: Result<Box<RawValue>, String>,
     /// Pause before the next attempt; `None`: there is no further one.
     pause: Option<Duration>,
+    /// Kind of the error of the call.
+    fault: Option<CallErrorKind>,
     /// The call of the agent, if there was one.
     call: Option<AgentCall>,
     /// Memory permit of the output.
@@ -84,11 +87,13 @@ impl Run {
             };
             let seen = Seen { since, version: self.ledger.agent_version(agent_name) };
             let started = clock.instant();
-            let Attempt { result, pause, call, memory } =
+            let Attempt { result, pause, fault, call, memory } =
                 self.attempt(agent_name, seen, &attempt_id, &input, attempt).await;
             let secs = clock.since(started).as_secs_f64();
             let status = if result.is_ok() { "COMPLETED" } else { "FAILED" };
-            metrics::histogram!("executor_step_duration_seconds", "status" => status).record(secs);
+            let workflow_id = self.workflow_label.clone();
+            metrics::histogram!("executor_step_duration_seconds", "status" => status, "workflow_id" => workflow_id)
+                .record(secs);
             let duration_ms = millis(secs);
             let (step_id, error) = (&step.id, result.as_ref().err());
             tracing::info!(
@@ -105,7 +110,10 @@ impl Run {
             drop((under_way, memory));
             match (result, pause) {
                 (Ok(output), _) => return Ok(output),
-                (Err(cause), None) => return Err(cause),
+                (Err(cause), None) => {
+                    self.set_last_fault(fault);
+                    return Err(cause);
+                }
                 (Err(_), Some(pause)) => {
                     self.ledger.request_flush();
                     clock.sleep(pause).await;
@@ -128,7 +136,7 @@ impl Run {
     async fn attempt(&self, agent_name: &str, seen: Seen, attempt_id: &str, input: &RawValue, attempt: u32) -> Attempt {
         let agent = match self.find_agent(agent_name, seen).await {
             Ok(agent) => agent,
-            Err(cause) => return Attempt { result: Err(cause), pause: None, call: None, memory: None },
+            Err(cause) => return Attempt { result: Err(cause), pause: None, fault: None, call: None, memory: None },
         };
         let (result, call, memory) = match self.executor.breakers.admit(&agent).await {
             Err(Rejected) => {
@@ -158,13 +166,19 @@ impl Run {
                 (result, Some(AgentCall { http_status, duration_ms, fault }), Some(memory))
             }
         };
-        let outcome = result.as_ref().map_or_else(|failure| failure.fault.as_str(), |_| "success");
-        metrics::counter!("executor_agent_requests_total", "outcome" => outcome).increment(1);
+        let fault = result.as_ref().err().map(|failure| failure.fault);
+        let (outcome, agent_label) = (fault.map_or("success", CallErrorKind::as_str), AGENTS.of(&agent.name));
+        if let Some(AgentCall { duration_ms, .. }) = call {
+            metrics::histogram!("executor_agent_call_seconds", "agent" => agent_label.clone())
+                .record(duration_ms / 1000.0);
+        }
+        metrics::counter!("executor_agent_requests_total", "outcome" => outcome, "agent" => agent_label).increment(1);
         let again = result.as_ref().map_or_else(|failure| failure.again, |_| RetryDecision::Never);
         let time_left = self.deadline.saturating_duration_since(self.executor.clock.instant());
         Attempt {
             result: result.map_err(|failure| format!("agent '{}': {}", agent.name, failure.message)),
             pause: retry::pause(&agent.retry, attempt, again, rand::random(), time_left),
+            fault,
             call,
             memory,
         }

@@ -13,6 +13,7 @@ use crate::{
     },
     id,
     input::shorten,
+    telemetry::catalogue,
     workflow::{InputSchema, Step, WorkflowStatus, wait_config::SubWorkflowConfig},
 };
 
@@ -32,7 +33,9 @@ impl Run {
             let input = self.resolve(step, &frame.scope).await?;
             let child = self.child(step.sub_workflow_config.as_ref(), input.clone()).await?;
             let row = self.row(step, String::new(), input, path, frame);
-            self.begin_waiting(path, row, WaitCondition::Run(Box::new(child)), None).await
+            let attempt_id = self.begin_waiting(path, row, WaitCondition::Run(Box::new(child)), None).await;
+            catalogue::count_transition("NONE", "PENDING", 1);
+            attempt_id
         };
         let has_ended = |wait: &Wait| waits::has_ended(wait.child_status.as_deref());
         let WaitEnd::Result(wait) = self.wait_for(&attempt_id, has_ended).await else {

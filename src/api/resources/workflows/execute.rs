@@ -19,14 +19,14 @@ use crate::{
             headers::PREFERENCE_APPLIED,
             idempotency::{Key, replayed},
             parameters,
-            prefer::Wait,
+            prefer::{Wait, Waited},
         },
     },
     db::{self, idempotency::ClaimError},
     input::{Node, Object, request_object},
     kafka::message::DEFAULT_PRIORITY,
     run::RunStatus,
-    telemetry,
+    telemetry::catalogue,
 };
 
 /// `Retry-After` for a run that has not ended.
@@ -112,9 +112,10 @@ pub async fn start(
     let request = Request { workflow_id, input, priority, actor, max_queued: quotas.queued_runs, key };
     match start_run::start_run(starter, request).await? {
         Outcome::Started(started) => {
-            let organization_id = telemetry::catalogue::organization(caller.organization().as_str());
-            metrics::counter!("workflow_executions_total").increment(1);
+            let organization_id = catalogue::ORGANIZATIONS.of(caller.organization().as_str());
             metrics::counter!("organization_runs_started_total", "organization_id" => organization_id).increment(1);
+            catalogue::count_execution(RunStatus::Pending, &workflow_id.to_string());
+            catalogue::count_transition("NONE", "PENDING", 1);
             tracing::info!(
                 target: "api.routes.workflows", %workflow_id, run_id = started.run_id, "Workflow execution accepted"
             );
@@ -129,10 +130,12 @@ pub async fn start(
 async fn answer(app: &App, caller: &Caller, run: Run, wait: Wait) -> Response {
     let Some(limit) = wait.time() else { return accepted(app, StatusCode::ACCEPTED, &RunDetail::open(run)) };
     wait.release_permit();
+    let started = app.clock.instant();
     tokio::select! {
         () = app.waiting.until_ended(run.run_id(), limit, caller.owners()) => {}
         () = caller.ended(app) => {}
     }
+    let waited = Waited(app.clock.since(started));
     let found = reload_run(app, caller, run.run_id()).await.unwrap_or_else(|error| {
         tracing::debug!(
             error = &*error as &dyn std::error::Error,
@@ -150,6 +153,7 @@ async fn answer(app: &App, caller: &Caller, run: Run, wait: Wait) -> Response {
     if let Ok(applied) = HeaderValue::from_str(&format!("wait={}", limit.as_secs())) {
         response.headers_mut().insert(PREFERENCE_APPLIED, applied);
     }
+    response.extensions_mut().insert(waited);
     response
 }
 
