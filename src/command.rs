@@ -36,6 +36,7 @@ use workflow_api::{
     management,
     readiness::{migrate_when_possible, wait_for_schema},
     server::{self, Bounds},
+    telemetry::{Component, spans},
     timestamp::Timestamp,
     vault::Vault,
 };
@@ -87,6 +88,7 @@ pub async fn serve(config: Config) -> anyhow::Result<bool> {
     let management = bind_management(&config).filter(|_| has_management).transpose()?;
     warn_about(&config);
 
+    start_traces(&config, Component::Api)?;
     let (lifecycle, clock) = (Lifecycle::new(), Clock::default());
     let drained = CancellationToken::new();
     let pool = db::pool(&config.database);
@@ -117,8 +119,19 @@ pub async fn serve(config: Config) -> anyhow::Result<bool> {
     tracing::info!(%address, "workflow-api {} listens on {address}", env!("CARGO_PKG_VERSION"));
     let ended_well = lifecycle.run_until_stopped(signals, notice).await;
     db::close(&pool).await;
+    spans::flush().await;
     tracing::info!("stopped");
     Ok(ended_well)
+}
+
+/// Starts the export of spans, if it has a destination.
+fn start_traces(config: &Config, component: Component) -> anyhow::Result<()> {
+    match &config.traces.export {
+        Some(export) => {
+            spans::start(export, component).context("OTEL_EXPORTER_OTLP_ENDPOINT: spans cannot be exported")
+        }
+        None => Ok(()),
+    }
 }
 
 /// Logs warnings about risky settings.
@@ -226,6 +239,7 @@ fn bind_management(config: &Config) -> Option<anyhow::Result<TcpListener>> {
 pub async fn execute(config: Config) -> anyhow::Result<bool> {
     let signals = Signals::listen()?;
     warn_about_both(&config);
+    start_traces(&config, Component::Executor)?;
     let lifecycle = Lifecycle::new();
     let pool = db::pool(&config.database);
     tokio::spawn(look_for_keys_when_possible(Arc::clone(&config.vault), pool.clone(), lifecycle.clone()));
@@ -253,6 +267,7 @@ pub async fn execute(config: Config) -> anyhow::Result<bool> {
     tracing::info!("workflow-api {} executes runs", env!("CARGO_PKG_VERSION"));
     let ended_well = lifecycle.run_until_stopped(signals, Duration::ZERO).await;
     db::close(&pool).await;
+    spans::flush().await;
     tracing::info!("stopped");
     Ok(ended_well)
 }

@@ -20,6 +20,7 @@ mod placeholder;
 mod reader;
 mod retention;
 mod telemetry;
+mod traces;
 
 use std::{sync::Arc, time::Duration};
 
@@ -35,6 +36,7 @@ pub use self::{
     reader::{NAMES, Problems, load},
     retention::{Archive, Retention, S3},
     telemetry::{Log, Metrics, MetricsAccess},
+    traces::{Sampler, TraceExport, Traces},
 };
 use crate::{access::Quotas, breaker::Rules, egress::Allow, vault::Vault};
 
@@ -65,6 +67,8 @@ pub struct Config {
     pub idempotency_key_ttl_hours: i32,
     /// Settings of the metrics and of the port that serves them.
     pub metrics: Metrics,
+    /// `OTEL_*`: export of traces.
+    pub traces: Traces,
     /// `ENABLE_AUDIT_LOGGING`: write audit rows.
     pub audit: bool,
     /// `SHUTDOWN_NOTICE_SECS`: time after SIGTERM in which readiness reports the shutdown and requests are still
@@ -115,6 +119,7 @@ impl Section for Config {
         let pages = Pages::read(reader);
         let idempotency_key_ttl_hours = reader.number("idempotency_key_ttl_hours", 24, 1..=8760);
         let metrics = Metrics::read(reader);
+        let traces = Traces::read(reader);
         let audit = reader.boolean("enable_audit_logging", true);
         let readiness_requires_kafka = reader.boolean("readiness_requires_kafka", false);
         // Of the 25 s until everything is dropped, the rest is for the requests in flight.
@@ -148,6 +153,7 @@ impl Section for Config {
             pages: pages?,
             idempotency_key_ttl_hours: idempotency_key_ttl_hours?,
             metrics: metrics?,
+            traces: traces?,
             audit: audit?,
             readiness_requires_kafka: readiness_requires_kafka?,
             shutdown_notice: Duration::from_secs(shutdown_notice_secs?),

@@ -35,6 +35,7 @@ mod plans;
 mod queue;
 mod request;
 mod retry;
+mod run_trace;
 mod status;
 mod steps;
 mod sweep;

@@ -43,8 +43,9 @@ use crate::{
         replaceable::{ClientRole, ReplaceableClient},
     },
     lifecycle::Lifecycle,
+    telemetry::spans::{self, Kind, Span},
     timestamp::Timestamp,
-    trace,
+    trace::{self, SpanContext},
 };
 
 /// Maximum number of waiting rows before new work is rejected: Kafka is down for long, and the table must stay small
@@ -76,6 +77,8 @@ struct Shared {
     single: OnceLock<ReplaceableClient<Producer>>,
     /// Those messages by event id, with the time of the rejection.
     refused: Mutex<HashMap<Uuid, Instant>>,
+    /// Recorded spans of messages that are not acknowledged yet, by event.
+    spans: Mutex<HashMap<Uuid, Span>>,
     drained: CancellationToken,
     reports: UnboundedSender<Report>,
     /// Number and bytes of reserved or queued messages, bounded by the producer's queue.
@@ -113,6 +116,8 @@ pub struct ExecutedRun<'a> {
     pub priority: i16,
     /// Organisation of the run.
     pub organization: &'a OrganizationId,
+    /// Whether the run was executed before, and is retried.
+    pub is_retry: bool,
 }
 
 /// Cancelled run of a message.
@@ -137,6 +142,8 @@ struct About<'a> {
     event_id: Uuid,
     batch: Option<Uuid>,
     traceparent: Option<&'a str>,
+    /// Whether the message is the run's first one. Its sending is the run's own span.
+    is_first: bool,
 }
 
 /// Permit to own an outbox row, with reserved queue space for its message. An unused one releases the space when
@@ -189,6 +196,7 @@ impl Relay {
             producer,
             single: OnceLock::new(),
             refused: Mutex::default(),
+            spans: Mutex::default(),
             drained: drained.clone(),
             reports,
             held: AtomicUsize::new(0),
@@ -241,9 +249,9 @@ impl Relay {
         plan: &RawValue,
         input: &RawValue,
     ) {
-        let ExecutedRun { run_id, correlation_id, traceparent, priority, organization } = run;
+        let ExecutedRun { run_id, correlation_id, traceparent, priority, organization, is_retry } = run;
         let payload = ExecutionPayload::new(run_id, event_id, correlation_id, priority, organization, plan, input);
-        let about = About { run_id, event_id, batch, traceparent };
+        let about = About { run_id, event_id, batch, traceparent, is_first: !is_retry };
         self.send(reservation, &self.0.kafka.execution_topic, about, &encode(&payload));
     }
 
@@ -259,7 +267,7 @@ impl Relay {
             event_id,
             correlation_id,
         };
-        let about = About { run_id, event_id, batch: None, traceparent };
+        let about = About { run_id, event_id, batch: None, traceparent, is_first: false };
         self.send(reservation, &self.0.kafka.cancellation_topic, about, &encode(&payload));
     }
 
@@ -312,7 +320,7 @@ impl Relay {
         &self,
         mut reservation: Reservation,
         topic: &str,
-        About { run_id, event_id, batch, traceparent }: About<'_>,
+        About { run_id, event_id, batch, traceparent, is_first }: About<'_>,
         payload: &[u8],
     ) {
         // The reservation was an estimate; from here on the payload's size is used.
@@ -322,6 +330,7 @@ impl Relay {
         if batch.is_none() {
             self.known().events.insert(event_id);
         }
+        self.begin_span(topic, (run_id, event_id), traceparent, is_first);
         let traceparent = trace::of_run(run_id, traceparent);
         let sent = self
             .producer_for(event_id)
@@ -333,6 +342,39 @@ impl Relay {
             drop(self.0.reports.send(report));
             self.0.is_full.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// Begins the span of sending a message. It ends with the acknowledgement; a message that is sent again has another.
+    fn begin_span(&self, topic: &str, (run_id, event_id): (&str, Uuid), traceparent: Option<&str>, is_first: bool) {
+        let Some(request) = traceparent.filter(|_| spans::is_on()).and_then(SpanContext::parse) else { return };
+        let run = trace::span_of_run(run_id);
+        let parent = if is_first { request } else { SpanContext { span_id: run, ..request } };
+        let span = spans::child(Some(parent), Kind::Producer, || format!("send {topic}"));
+        if !span.is_recorded() {
+            return;
+        }
+        let mut span = if is_first { span.with_id(run) } else { span };
+        span.set("messaging.system", "kafka");
+        span.set("messaging.operation.type", "send");
+        span.set("messaging.destination.name", topic);
+        span.set("messaging.message.id", &event_id.to_string());
+        span.set("workflow_api.run.id", run_id);
+        if let Some(unsent) = self.spans().insert(event_id, span) {
+            unsent.discard();
+        }
+    }
+
+    /// Ends the span of sending a message, if it was recorded.
+    fn end_span(&self, event_id: Uuid, is_sent: bool) {
+        if let Some(span) = spans::is_on().then(|| self.spans().remove(&event_id)).flatten()
+            && !is_sent
+        {
+            span.discard();
+        }
+    }
+
+    fn spans(&self) -> MutexGuard<'_, HashMap<Uuid, Span>> {
+        self.0.spans.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The usual producer, or for a message that was rejected in a batch the one that sends it alone.

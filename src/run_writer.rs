@@ -302,8 +302,9 @@ impl Writer {
             let correlation_id = Some(request.actor.correlation_id.as_str());
             let organization = &request.definition.organization;
             let traceparent = request.actor.traceparent.as_deref();
+            let priority = request.priority;
             let run =
-                ExecutedRun { run_id: &run_id, correlation_id, traceparent, priority: request.priority, organization };
+                ExecutedRun { run_id: &run_id, correlation_id, traceparent, priority, organization, is_retry: false };
             let message = (event_id, messages.map(|batch| batch.id));
             self.relay.execute(reservation, message, run, &request.definition.plan, &request.input);
         }

@@ -1,10 +1,11 @@
-//! Telemetry: logs and metrics of the process.
+//! Telemetry: logs, metrics and traces of the process.
 //!
 //! A log line is one JSON object: `timestamp`, `level`, `logger`, `message`, then the fields of the event and of the
 //! enclosing spans (`correlation_id`, `user_id`, `workflow_id`, `run_id`, …). With `LOG_FORMAT=text` it is readable
 //! text with the same content.
 
 pub mod catalogue;
+pub mod spans;
 
 use std::{fmt, sync::OnceLock, time::Duration};
 

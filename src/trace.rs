@@ -1,6 +1,6 @@
 //! W3C Trace Context: the header `traceparent`, as far as it is propagated. Pure.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 
 use sha2::{Digest as _, Sha256};
 
@@ -29,24 +29,75 @@ pub fn valid(value: &str) -> Option<&str> {
     (fits_version && !is_zero(trace_id) && !is_zero(parent_id)).then_some(known)
 }
 
+/// Identity of a span, as a `traceparent` names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpanContext {
+    /// Id of the trace.
+    pub trace_id: [u8; 16],
+    /// Id of the span.
+    pub span_id: [u8; 8],
+    /// Whether the spans of the trace are recorded. The service in which the trace began has decided this.
+    pub is_sampled: bool,
+}
+
+impl SpanContext {
+    /// Parses the header's value; `None` if it is not valid.
+    #[must_use]
+    pub fn parse(traceparent: &str) -> Option<Self> {
+        let known = valid(traceparent)?;
+        let byte = |at: usize| u8::from_str_radix(&known[at..at + 2], 16).unwrap_or_default();
+        Some(Self {
+            trace_id: std::array::from_fn(|index| byte(3 + 2 * index)),
+            span_id: std::array::from_fn(|index| byte(36 + 2 * index)),
+            is_sampled: byte(53) & 1 == 1,
+        })
+    }
+
+    /// Id of the trace in a valid `traceparent`.
+    #[must_use]
+    pub fn trace_id_of(traceparent: &str) -> Option<&str> {
+        traceparent.get(3..35)
+    }
+
+    /// Id of the span in a valid `traceparent`.
+    #[must_use]
+    pub fn span_id_of(traceparent: &str) -> Option<&str> {
+        traceparent.get(36..52)
+    }
+}
+
+impl fmt::Display for SpanContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { trace_id, span_id, is_sampled } = self;
+        write!(f, "00-{}-{}-{:02x}", hex(trace_id), hex(span_id), u8::from(*is_sampled))
+    }
+}
+
+/// Id of the span that a run is in its trace: the sending of its request.
+#[must_use]
+pub fn span_of_run(run_id: &str) -> [u8; 8] {
+    let digest = Sha256::digest(run_id);
+    std::array::from_fn(|index| digest[16 + index])
+}
+
 /// The header of everything that is sent about a run. It belongs to the trace of the request that started the run, if
 /// that had one, else to a trace of its own. The parent is the run itself, so that all of its parts are connected.
 #[must_use]
 pub fn of_run(run_id: &str, given: Option<&str>) -> String {
-    let digest = Sha256::digest(run_id);
-    let hex = |bytes: &[u8]| {
-        bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-            // Writing into a string cannot fail.
-            write!(text, "{byte:02x}").ok();
-            text
-        })
-    };
-    let span_id = hex(&digest[16..24]);
+    let span_id = hex(&span_of_run(run_id));
     match given.and_then(valid) {
         Some(given) => format!("00-{}-{span_id}-{}", &given[3..35], &given[53..]),
         // Not sampled: no spans of it were recorded.
-        None => format!("00-{}-{span_id}-00", hex(&digest[..16])),
+        None => format!("00-{}-{span_id}-00", hex(&Sha256::digest(run_id)[..16])),
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        // Writing into a string cannot fail.
+        write!(text, "{byte:02x}").ok();
+        text
+    })
 }
 
 #[cfg(test)]
@@ -75,6 +126,19 @@ mod tests {
         ] {
             assert_eq!(valid(&wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_span_is_named_as_it_was_parsed() {
+        let context = SpanContext::parse(GIVEN).expect("valid");
+        assert_eq!((context.to_string().as_str(), context.is_sampled), (GIVEN, true));
+        let unsampled = GIVEN.replace("-01", "-00");
+        assert!(!SpanContext::parse(&unsampled).expect("valid").is_sampled);
+        assert_eq!(SpanContext::trace_id_of(GIVEN), Some("4bf92f3577b34da6a3ce929d0e0e4736"));
+        assert_eq!(SpanContext::span_id_of(GIVEN), Some("00f067aa0ba902b7"));
+        assert_eq!(SpanContext::parse("nonsense"), None);
+        let of_run = SpanContext::parse(&of_run("run-1", Some(GIVEN))).expect("valid");
+        assert_eq!((of_run.trace_id, of_run.span_id), (context.trace_id, span_of_run("run-1")));
     }
 
     #[test]

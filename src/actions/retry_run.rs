@@ -194,7 +194,7 @@ async fn retry_checked(
     if let Some(reservation) = relay.commit(transaction, (reservation, is_ours), (run_id, event_id)).await? {
         let (correlation_id, organization) = (run.correlation_id.as_deref(), context.organization());
         let (priority, traceparent) = (run.priority, run.traceparent.as_deref());
-        let executed = ExecutedRun { run_id, correlation_id, traceparent, priority, organization };
+        let executed = ExecutedRun { run_id, correlation_id, traceparent, priority, organization, is_retry: true };
         relay.execute(reservation, (event_id, None), executed, &definition.workflow_data.0, &input);
     }
     catalogue::count_transition(previous.as_str(), RunStatus::Pending.as_str(), 1);

@@ -34,7 +34,10 @@ variables! {
     encryption_key, trusted_proxies, hsts_max_age_secs, rate_limit_per_principal, rate_limit_per_address, rate_limit_burst,
     rate_limit_failed_auth, max_concurrent_requests,
     max_request_memory_mb, max_response_memory_mb,
-    log_level, log_format, default_page_size, max_page_size, idempotency_key_ttl_hours,
+    log_level, log_format, otel_sdk_disabled, otel_exporter_otlp_endpoint,
+    otel_exporter_otlp_traces_endpoint, otel_exporter_otlp_protocol, otel_exporter_otlp_headers,
+    otel_exporter_otlp_timeout, otel_service_name, otel_resource_attributes, otel_traces_sampler,
+    otel_traces_sampler_arg, default_page_size, max_page_size, idempotency_key_ttl_hours,
     run_retention_days, run_archive, run_archive_endpoint, run_archive_region, run_archive_access_key,
     run_archive_secret_key,
     quota_agents, quota_workflows, quota_api_keys, quota_queued_runs,
@@ -46,8 +49,15 @@ variables! {
 }
 
 /// Variables that can be read from a file.
-pub(super) const SECRETS: [&str; 6] =
-    ["database_url", "jwt_secret", "jwt_public_key", "bootstrap_api_key", "encryption_key", "run_archive_secret_key"];
+pub(super) const SECRETS: [&str; 7] = [
+    "database_url",
+    "jwt_secret",
+    "jwt_public_key",
+    "bootstrap_api_key",
+    "encryption_key",
+    "run_archive_secret_key",
+    "otel_exporter_otlp_headers",
+];
 
 /// All problems of the environment, one line per variable. They never show a value that could be a secret.
 #[derive(Debug, thiserror::Error)]

@@ -91,6 +91,8 @@ pub struct ChildRun {
     pub version: i32,
     /// Input of the run.
     pub input: Box<RawValue>,
+    /// `traceparent` of the run; `None` for that of its parent.
+    pub traceparent: Option<String>,
 }
 
 /// Begins a waiting attempt: writes its row, its wait condition and its sub-run atomically. Repeating this is safe.
@@ -126,7 +128,7 @@ pub async fn begin(
                 parent_step_id, nesting, wake_at, organization_id, traceparent)
             SELECT $14, $15::uuid::text, $16, $15::uuid::text, 'PENDING', $18, triggered_by, now() AT TIME ZONE 'UTC',
                 now() AT TIME ZONE 'UTC', $17, correlation_id, priority, run_id, $4, nesting + 1, now(), organization_id,
-                traceparent
+                coalesce($19, traceparent)
             FROM held JOIN begun USING (run_id) WHERE $14 IS NOT NULL
         ), recorded AS (
             INSERT INTO run_events (run_id, kind, step_id, attempt_id, detail)
@@ -157,6 +159,7 @@ pub async fn begin(
         .bind(child.map(|child| &child.workflow_name))
         .bind(child.map(|child| child.version))
         .bind(child.map(|child| Json(&child.input)))
+        .bind(child.and_then(|child| child.traceparent.as_deref()))
         .fetch_optional(conn)
         .await?)
 }

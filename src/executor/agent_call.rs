@@ -30,6 +30,7 @@ use super::{
     agents::{Agent, Protocol},
     memory::{COUNTED_BYTES, OUT_OF_MEMORY, Share, counted},
     retry::{self, RetryDecision},
+    run_trace::RunTrace,
 };
 use crate::{
     access::OrganizationId,
@@ -37,6 +38,8 @@ use crate::{
     egress::{self, Body, BodyError, Egress, NotAllowed},
     input::shorten_to,
     permits::Permit,
+    telemetry::spans::{self, Kind, Span},
+    trace::TRACEPARENT,
 };
 
 /// Maximum size of an answer, decompressed. More is not read.
@@ -148,6 +151,10 @@ pub(super) struct Request<'a> {
     /// Id of the attempt. It stays the same if the attempt is repeated because its executor died.
     pub(super) attempt_id: &'a str,
     pub(super) correlation_id: &'a str,
+    /// Trace of the run.
+    pub(super) trace: &'a RunTrace,
+    /// Span of the step.
+    pub(super) span: &'a Span,
     pub(super) input: &'a RawValue,
     /// Memory for the answer.
     pub(super) memory: &'a Share,
@@ -209,7 +216,9 @@ impl Wire<'_> {
         explain: impl Fn(&RawValue) -> Option<AgentError>,
     ) -> Result<Body, Failure> {
         let key = header_text(self.request.attempt_id);
-        self.exchange(self.prepare(url, body)?.header("Idempotency-Key", key), explain).await
+        let span = self.begin_span(&url);
+        let http = self.prepare(url, body, &span)?.header("Idempotency-Key", key);
+        self.exchange(http, explain, span).await
     }
 
     /// The same for a query, which may be repeated.
@@ -219,21 +228,48 @@ impl Wire<'_> {
         body: String,
         explain: impl Fn(&RawValue) -> Option<AgentError>,
     ) -> Result<Body, Failure> {
-        self.exchange(self.prepare(url, body)?, explain).await
+        let span = self.begin_span(&url);
+        self.exchange(self.prepare(url, body, &span)?, explain, span).await
     }
 
-    fn prepare(&self, url: Url, body: String) -> Result<RequestBuilder, Failure> {
-        let Request { executor, agent, correlation_id, .. } = &self.request;
-        prepare(&executor.egress, agent, url, body, correlation_id)
+    /// Begins the span of a request. It has no path and no query, since they may contain secrets.
+    fn begin_span(&self, url: &Url) -> Span {
+        let mut span = spans::child(self.request.span.context(), Kind::Client, || "POST".to_owned());
+        span.set("http.request.method", "POST");
+        span.set("server.address", url.host_str().unwrap_or_default());
+        span.set_number("server.port", url.port_or_known_default().unwrap_or_default());
+        span.set("workflow_api.agent.name", &self.request.agent.name);
+        span
     }
 
+    fn prepare(&self, url: Url, body: String, span: &Span) -> Result<RequestBuilder, Failure> {
+        let Request { executor, agent, correlation_id, trace, .. } = &self.request;
+        prepare(&executor.egress, agent, url, body, (correlation_id, trace.outgoing(span)))
+    }
+
+    /// Sends the request, and reads the answer.
     async fn exchange(
         &self,
         http: RequestBuilder,
         explain: impl Fn(&RawValue) -> Option<AgentError>,
+        mut span: Span,
+    ) -> Result<Body, Failure> {
+        let result = self.send(http, explain, &mut span).await;
+        if let Err(failure) = &result {
+            span.fail(failure.fault.as_str());
+        }
+        result
+    }
+
+    async fn send(
+        &self,
+        http: RequestBuilder,
+        explain: impl Fn(&RawValue) -> Option<AgentError>,
+        span: &mut Span,
     ) -> Result<Body, Failure> {
         let response = http.send().await.map_err(|error| transport(&error))?;
         self.http_status.store(response.status().as_u16(), Ordering::Relaxed);
+        span.set_number("http.response.status_code", response.status().as_u16());
         if response.status().is_success() {
             let mut permit = self.memory.lock().await;
             let (small, waits) = (COUNTED_BYTES, &self.waits_for_memory);
@@ -267,7 +303,7 @@ fn prepare(
     agent: &Agent,
     url: Url,
     body: String,
-    correlation_id: &str,
+    (correlation_id, traceparent): (&str, Option<String>),
 ) -> Result<RequestBuilder, Failure> {
     let http = egress.request(Method::POST, url).map_err(not_allowed)?;
     let http = http
@@ -275,6 +311,10 @@ fn prepare(
         .header(header::ACCEPT, "application/json")
         .header("X-Correlation-ID", correlation_id)
         .body(body);
+    let http = match traceparent {
+        Some(traceparent) => http.header(TRACEPARENT, traceparent),
+        None => http,
+    };
     match &agent.credentials {
         Ok(Credentials::None) => Ok(http),
         Ok(Credentials::Header(name, value)) => Ok(http.header(name, value)),

@@ -22,6 +22,8 @@ pub(super) struct Assignment {
     pub(super) workflow_name: String,
     pub(super) correlation_id: Option<String>,
     pub(super) traceparent: Option<String>,
+    /// How the run came to be claimed.
+    pub(super) origin: Origin,
     /// Pinned definition; the error: why there is none that can be executed.
     pub(super) plan: Result<Arc<Plan>, String>,
     pub(super) input: Box<RawValue>,
@@ -43,6 +45,17 @@ pub(super) struct FirstAttempt {
     pub(super) since: Instant,
     /// Version of the agent's row at the claim, if there was one.
     pub(super) agent_version: Option<i64>,
+}
+
+/// How a run came to be claimed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// By its message.
+    Message,
+    /// By a sweep: it was parked, or its executor died.
+    Sweep,
+    /// By a sweep: it was started by another run, and has no message.
+    SubRun,
 }
 
 /// Progress of a run before it was claimed.

@@ -17,6 +17,7 @@ use super::{
     error_code,
     journal::Written,
     ledger::WriteError,
+    run_trace::RunTrace,
     steps::{Run, Wakes, too_many_steps, too_much_held},
 };
 use crate::{
@@ -51,6 +52,19 @@ enum Release {
     Broken,
 }
 
+impl Release {
+    /// Name in traces.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Lost => "lease_lost",
+            Self::ProcessStops => "process_stops",
+            Self::Parked => "parked",
+            Self::Slow => "statement_timeout",
+            Self::Broken => "internal_error",
+        }
+    }
+}
+
 impl From<Unanswered> for Release {
     fn from(why: Unanswered) -> Self {
         match why {
@@ -82,7 +96,9 @@ pub(super) async fn drive(executor: Executor, assignment: Assignment, signals: R
     let organization_id = assignment.organization.as_str();
     let organization_label = catalogue::ORGANIZATIONS.of(organization_id);
     let workflow_label = catalogue::WORKFLOWS.of(&assignment.workflow_id);
-    let span = tracing::info_span!("run", run_id, workflow_name, organization_id, correlation_id);
+    let (mut trace_span, trace) = RunTrace::begin(&assignment);
+    let (trace_id, span_id) = trace.ids();
+    let span = tracing::info_span!("run", run_id, workflow_name, organization_id, correlation_id, trace_id, span_id);
     let stop = signals.stop.clone();
     let begins = TaskTracker::new();
     let of = Arc::new(ObservedRun {
@@ -93,7 +109,7 @@ pub(super) async fn drive(executor: Executor, assignment: Assignment, signals: R
     });
     let driver = Driver { executor: executor.clone(), run_id: run_id.clone(), lease_token, of, stop, signals, begins };
     // The run has its own task, so that a panic ends this run and nothing else.
-    let result = tokio::spawn(driver.clone().run(assignment, correlation_id).instrument(span.clone())).await;
+    let result = tokio::spawn(driver.clone().run(assignment, correlation_id, trace).instrument(span.clone())).await;
     let count = |ended: RunStatus| {
         let status = ended.as_str();
         let (organization_id, workflow_id) = (organization_label.clone(), workflow_label.clone());
@@ -107,7 +123,16 @@ pub(super) async fn drive(executor: Executor, assignment: Assignment, signals: R
         metrics::histogram!("workflow_duration_seconds", "status" => status, "workflow_id" => workflow_id)
             .record(duration);
     };
-    match result.unwrap_or(Err(Release::Broken)) {
+    let result = result.unwrap_or(Err(Release::Broken));
+    match &result {
+        Ok(status) => trace_span.set("workflow_api.run.status", status.as_str()),
+        Err(release) => trace_span.set("workflow_api.run.released", release.as_str()),
+    }
+    if matches!(result, Ok(RunStatus::Failed) | Err(Release::Broken | Release::Slow)) {
+        trace_span.fail("run_failed");
+    }
+    drop(trace_span);
+    match result {
         Ok(status) => count(status),
         Err(Release::Lost) => span.in_scope(|| tracing::info!("run {run_id} is released: the lease is lost")),
         Err(Release::Parked) => span.in_scope(|| tracing::info!("run {run_id} is parked")),
@@ -141,7 +166,7 @@ struct Driver {
 }
 
 impl Driver {
-    async fn run(self, assignment: Assignment, correlation_id: String) -> Result<RunStatus, Release> {
+    async fn run(self, assignment: Assignment, correlation_id: String, trace: RunTrace) -> Result<RunStatus, Release> {
         tracing::info!("run {} is claimed", self.run_id);
         let Assignment { organization, plan, input, before, first, takeovers, elapsed, .. } = assignment;
         let plan = match plan {
@@ -168,7 +193,7 @@ impl Driver {
         let claim = (self.run_id.clone(), self.lease_token, Arc::clone(&self.of));
         let names = (organization, correlation_id);
         let signals = (self.signals.clone(), deadline);
-        let run = Run::new(self.executor.clone(), claim, names, signals, (plan, earlier), self.begins.clone());
+        let run = Run::new(self.executor.clone(), claim, (names, trace), signals, (plan, earlier), self.begins.clone());
         run.close_orphans();
         if let Some(first) = first {
             run.continue_first(first);

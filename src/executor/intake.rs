@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::{
     Executor,
     active::Slots,
-    assignment::{Assignment, FirstAttempt, Progress, input_or_empty, stored},
+    assignment::{Assignment, FirstAttempt, Origin, Progress, input_or_empty, stored},
     cancellations::Cancellations,
     dead_letters::DeadLetters,
     first_attempt,
@@ -390,6 +390,7 @@ impl Intake {
                 workflow_name: row.workflow_name,
                 correlation_id: row.correlation_id,
                 traceparent: row.traceparent,
+                origin: Origin::Message,
                 plan: Ok(Arc::clone(&request.plan.plan)),
                 input: input_or_empty(request.input.or_else(|| stored(row.input_data))),
                 before: if row.has_steps { Progress::Interrupted } else { Progress::Nothing },

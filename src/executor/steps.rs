@@ -60,6 +60,7 @@ use super::{
     error_code,
     ledger::Ledger,
     memory::Share,
+    run_trace::RunTrace,
 };
 use crate::{
     access::OrganizationId,
@@ -98,6 +99,7 @@ pub(super) struct Run {
     pub(super) run_id: String,
     pub(super) organization: OrganizationId,
     pub(super) correlation_id: String,
+    trace: RunTrace,
     pub(super) plan: Arc<Plan>,
     pub(super) ledger: Arc<Ledger>,
     pub(super) earlier: PreviousExecution,
@@ -136,7 +138,7 @@ impl Run {
     pub(super) fn new(
         executor: Executor,
         (run_id, lease_token, of): (String, Uuid, Arc<ObservedRun>),
-        (organization, correlation_id): (OrganizationId, String),
+        ((organization, correlation_id), trace): ((OrganizationId, String), RunTrace),
         (signals, deadline): (RunSignals, Instant),
         (plan, earlier): (Arc<Plan>, PreviousExecution),
         begins: TaskTracker,
@@ -152,6 +154,7 @@ impl Run {
             run_id,
             organization,
             correlation_id,
+            trace,
             plan,
             ledger,
             earlier,

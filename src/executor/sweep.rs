@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{
     Executor,
     active::Slots,
-    assignment::{Assignment, Progress, input_or_empty, pinned, stored},
+    assignment::{Assignment, Origin, Progress, input_or_empty, pinned, stored},
 };
 use crate::access::OrganizationId;
 use crate::db::{
@@ -131,6 +131,7 @@ impl Executor {
                 workflow_name: taken.workflow_name,
                 correlation_id: taken.correlation_id,
                 traceparent: taken.traceparent,
+                origin: if taken.is_sub_run { Origin::SubRun } else { Origin::Sweep },
                 plan: pinned(&self.plans, stored(taken.workflow_plan).as_deref()),
                 input: input_or_empty(stored(taken.input_data)),
                 before: if taken.is_parked { Progress::Parked } else { Progress::Interrupted },

@@ -57,6 +57,7 @@ impl Relay {
         let mut reported: HashMap<Uuid, usize> = HashMap::new();
         let mut delivered = 0;
         for report in &*batch {
+            self.end_span(report.event_id, report.outcome.is_ok());
             if let Some(id) = report.batch {
                 *reported.entry(id).or_default() += 1;
             }

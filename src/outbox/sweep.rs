@@ -133,7 +133,7 @@ impl Relay {
                 let input = input.filter(|input| input.get() != "null").unwrap_or_else(|| input::object_of([]));
                 let organization = &OrganizationId::stored(&row.organization_id);
                 let (run_id, priority) = (row.run_id.as_str(), row.priority);
-                let run = ExecutedRun { run_id, correlation_id, traceparent, priority, organization };
+                let run = ExecutedRun { run_id, correlation_id, traceparent, priority, organization, is_retry: false };
                 self.execute(reservation, (row.event_id, None), run, &plan, &input);
             }
             (Kind::Execution, None) => {

@@ -271,6 +271,13 @@ pub const SHARED: &[Metric] = &[
         .by("client", &[]),
 ];
 
+/// Metrics of the export of traces; they exist if it is on.
+pub const TRACES: &[Metric] = &[
+    metric(Counter, "trace_spans_exported_total", "Spans that the collector has taken"),
+    metric(Counter, "trace_spans_dropped_total", "Spans that were not exported, by reason")
+        .by("reason", &["queue_full", "export_failed"]),
+];
+
 /// Metrics of the process, named as in Prometheus's client libraries.
 pub const PROCESS: &[Metric] = &[
     metric(Counter, "process_cpu_seconds_total", "User and system CPU time"),

@@ -52,6 +52,7 @@ fn child(run_id: &str) -> WaitCondition {
         workflow_name: "w".to_owned(),
         version: 1,
         input: RawValue::from_string("{}".to_owned()).expect("JSON"),
+        traceparent: None,
     }))
 }
 

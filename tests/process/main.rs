@@ -19,3 +19,4 @@ mod roles;
 mod secrets;
 mod stop;
 mod tls;
+mod traces;

@@ -14,7 +14,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures_util::FutureExt as _;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header, request::Parts};
+use http::{HeaderValue, Method, StatusCode, Uri, header, request::Parts};
 use tower::Service;
 use tracing::Instrument;
 
@@ -42,7 +42,9 @@ use crate::{
     },
     auditor::Denied,
     clock::Clock,
-    db, id, trace,
+    db, id,
+    telemetry::spans::{self, Span},
+    trace::{self, SpanContext},
 };
 
 /// Time-out of a request, so that it is answered within 10 s of its arrival. The time in which the client sends its
@@ -66,14 +68,15 @@ where
     let client = ClientAddress::of(&parts.extensions, &parts.headers, &app.config.limits.trusted_proxies);
     client.map(|client| parts.extensions.insert(client));
     let given = parts.headers.get(&CORRELATION_ID).and_then(|value| value.to_str().ok());
+    let is_guarded = rule.access.requires_admission();
+    let (mut trace_span, traceparent) = begin_span(is_guarded, &parts, &endpoint.route);
     let anonymous = Arc::new(Actor {
         correlation_id: id::correlation_id(given),
-        traceparent: traceparent(&parts.headers),
+        traceparent,
         address: client.map(|client| client.0),
         ..Actor::system()
     });
     let correlation_id = anonymous.correlation_id.as_str();
-    let is_guarded = rule.access.requires_admission();
     let mut admission = Admission::default();
     // A request that waits for a run's end has this much more time.
     let wait = Wait::of(&parts.headers).time().unwrap_or_default();
@@ -86,7 +89,9 @@ where
     // Before authentication the organisation is unknown.
     let organization_id = actor.as_ref().map(|actor| actor.organization.as_str());
     let client_ip = client.map(|client| tracing::field::display(client.0));
-    let span = tracing::info_span!("http.request", correlation_id, user_id, organization_id, client_ip);
+    let (trace_id, span_id) = ids(&trace_span, anonymous.traceparent.as_deref());
+    let span =
+        tracing::info_span!("http.request", correlation_id, user_id, organization_id, client_ip, trace_id, span_id);
 
     let owners = caller.as_ref().filter(|_| refusal.is_none()).map(Caller::owners).unwrap_or_default();
     let limit = (endpoint.body, rule.max_body_bytes);
@@ -155,13 +160,42 @@ where
     let duration = app.clock.since(started);
     endpoint.count(response.status(), latency(&response, duration));
     span.in_scope(|| log_line(&method, &endpoint.route, &response, duration));
+    end_span(&mut trace_span, correlation_id, &response);
     response
+}
+
+/// Begins the span of a request, and returns the trace context of all that it causes. Health checks and the like have no
+/// span.
+fn begin_span(is_guarded: bool, parts: &Parts, route: &str) -> (Span, Option<Arc<str>>) {
+    let given = parts.headers.get(trace::TRACEPARENT).and_then(|value| trace::valid(value.to_str().ok()?));
+    if !is_guarded {
+        return (Span::default(), given.map(Into::into));
+    }
+    let (mut span, traceparent) = spans::server(given, || format!("{} {route}", parts.method));
+    span.set("http.request.method", parts.method.as_str());
+    span.set("http.route", route);
+    (span, traceparent.map(Into::into))
+}
+
+/// Ids of trace and span for the log.
+fn ids<'a>(span: &Span, traceparent: Option<&'a str>) -> (Option<&'a str>, Option<&'a str>) {
+    let trace_id = traceparent.and_then(SpanContext::trace_id_of);
+    (trace_id, traceparent.filter(|_| span.is_recorded()).and_then(SpanContext::span_id_of))
 }
 
 /// Time of the service, without the time for which the client waits for a run.
 fn latency(response: &Response, duration: Duration) -> Duration {
     let waited = response.extensions().get().map_or(Duration::ZERO, |Waited(time)| *time);
     duration.saturating_sub(waited)
+}
+
+/// Completes the span of a request. A refusal is the client's error, and not one of this service.
+fn end_span(span: &mut Span, correlation_id: &str, response: &Response) {
+    span.set("workflow_api.correlation_id", correlation_id);
+    span.set_number("http.response.status_code", response.status().as_u16());
+    if response.status().is_server_error() {
+        span.fail(response.status().as_str());
+    }
 }
 
 /// Runs the handler, until it takes too long, or the database stops answering while the handler needs it.
@@ -212,11 +246,6 @@ fn silent() -> ApiError {
 
 fn too_late() -> ApiError {
     ApiError::unavailable("timeout", "The request took too long")
-}
-
-/// Trace context of the caller's request.
-fn traceparent(headers: &HeaderMap) -> Option<Arc<str>> {
-    headers.get(trace::TRACEPARENT).and_then(|value| trace::valid(value.to_str().ok()?)).map(Into::into)
 }
 
 /// Admission decision for a request.

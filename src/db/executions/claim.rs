@@ -231,6 +231,8 @@ pub struct TakenOver {
     pub is_parked: bool,
     /// Whether the run was PENDING: it has not been claimed before.
     pub was_pending: bool,
+    /// Whether another run has started it.
+    pub is_sub_run: bool,
     /// Number of takeovers from dead executors since the last progress.
     pub takeovers: i16,
 }
@@ -279,7 +281,8 @@ pub async fn take_over(
             coalesce(r.workflow_plan, (SELECT workflow_data FROM workflow_definitions d
                 WHERE d.name = r.workflow_name AND d.version = r.workflow_version
                     AND d.organization_id = r.organization_id))::text AS workflow_plan,
-            parked_at IS NOT NULL AS is_parked, false AS was_pending, r.takeovers,
+            parked_at IS NOT NULL AS is_parked, false AS was_pending,
+            r.parent_run_id IS NOT NULL AS is_sub_run, r.takeovers,
             -- An older release that does not record the start claimed the run: the time counts from now on.
             coalesce(extract(epoch FROM now() AT TIME ZONE 'UTC' - execution_started_at), 0)::float8 AS elapsed_secs";
     Ok(sqlx::query_as(sql)

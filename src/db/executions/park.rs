@@ -101,7 +101,7 @@ pub async fn wake(
                 (SELECT workflow_data FROM workflow_definitions d
                  WHERE d.name = r.workflow_name AND d.version = r.workflow_version
                     AND d.organization_id = r.organization_id))::text AS workflow_plan, true AS is_parked,
-            taken.status = 'PENDING' AS was_pending, r.takeovers,
+            taken.status = 'PENDING' AS was_pending, r.parent_run_id IS NOT NULL AS is_sub_run, r.takeovers,
             coalesce(extract(epoch FROM now() AT TIME ZONE 'UTC' - execution_started_at), 0)::float8 AS elapsed_secs"
     );
     Ok(sqlx::query_as(AssertSqlSafe(sql))

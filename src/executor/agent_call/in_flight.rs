@@ -26,6 +26,7 @@ pub(super) struct InFlight {
     run_id: String,
     lease_token: Uuid,
     correlation_id: String,
+    traceparent: Option<String>,
 }
 
 impl InFlight {
@@ -38,6 +39,7 @@ impl InFlight {
             run_id: request.run_id.to_owned(),
             lease_token: request.lease_token,
             correlation_id: request.correlation_id.to_owned(),
+            traceparent: request.trace.outgoing(request.span),
         }
     }
 
@@ -59,6 +61,7 @@ impl Drop for InFlight {
         }
         let (executor, agent, task) = (self.executor.clone(), Arc::clone(&self.agent), mem::take(&mut self.task));
         let (run_id, correlation_id) = (mem::take(&mut self.run_id), mem::take(&mut self.correlation_id));
+        let traceparent = self.traceparent.take();
         // A run whose driver was stopped belongs to another executor, or will soon, unless it was cancelled.
         let own_lease = Some(self.lease_token).filter(|_| !self.stop.is_cancelled());
         self.executor.spawn_after(async move {
@@ -69,7 +72,8 @@ impl Drop for InFlight {
                 let task_id = format!("cancel-{task}");
                 let body = Rpc::body(&task_id, "tasks/cancel", json!({"id": task}));
                 let Ok(url) = url_of(&agent) else { return };
-                let Ok(request) = prepare(&executor.egress, &agent, url, body, &correlation_id) else { return };
+                let names = (correlation_id.as_str(), traceparent);
+                let Ok(request) = prepare(&executor.egress, &agent, url, body, names) else { return };
                 let outcome = match request.send().await {
                     Ok(response) => response.status().as_u16().to_string(),
                     Err(_) => "no answer".to_owned(),

@@ -12,14 +12,14 @@ use crate::{
         agents::{Agent, Seen},
         assignment::FirstAttempt,
         breakers::Rejected,
-        database,
+        database, error_code,
         memory::{COUNTED_BYTES, counted},
         retry::{self, RetryDecision},
     },
     input::object_of,
     mapping::MAX_RESOLVED_BYTES,
     permits::Permit,
-    telemetry::catalogue::AGENTS,
+    telemetry::{catalogue::AGENTS, spans::Span},
     workflow::Step,
 };
 
@@ -87,8 +87,17 @@ impl Run {
             };
             let seen = Seen { since, version: self.ledger.agent_version(agent_name) };
             let started = clock.instant();
+            let mut span = self.trace.step(|| format!("step {}", step.id));
+            span.set("workflow_api.step.id", &step.id);
+            span.set("workflow_api.step.path", path);
+            span.set("workflow_api.agent.name", agent_name);
+            span.set_number("workflow_api.attempt", attempt);
             let Attempt { result, pause, fault, call, memory } =
-                self.attempt(agent_name, seen, &attempt_id, &input, attempt).await;
+                self.attempt(agent_name, seen, (&attempt_id, attempt), &input, &span).await;
+            if result.is_err() {
+                span.fail(fault.map_or(error_code::STEP_FAILED, CallErrorKind::as_str));
+            }
+            drop(span);
             let secs = clock.since(started).as_secs_f64();
             let status = if result.is_ok() { "COMPLETED" } else { "FAILED" };
             let workflow_id = self.workflow_label.clone();
@@ -133,7 +142,14 @@ impl Run {
         Ok((input, memory))
     }
 
-    async fn attempt(&self, agent_name: &str, seen: Seen, attempt_id: &str, input: &RawValue, attempt: u32) -> Attempt {
+    async fn attempt(
+        &self,
+        agent_name: &str,
+        seen: Seen,
+        (attempt_id, attempt): (&str, u32),
+        input: &RawValue,
+        span: &Span,
+    ) -> Attempt {
         let agent = match self.find_agent(agent_name, seen).await {
             Ok(agent) => agent,
             Err(cause) => return Attempt { result: Err(cause), pause: None, fault: None, call: None, memory: None },
@@ -153,6 +169,8 @@ impl Run {
                     stop: &self.signals.stop,
                     attempt_id,
                     correlation_id: &self.correlation_id,
+                    trace: &self.trace,
+                    span,
                     input,
                     memory: &self.memory,
                 };

@@ -97,6 +97,7 @@ impl Run {
             workflow_name: definition.name,
             version: definition.version,
             input,
+            traceparent: self.trace.context().map(|context| context.to_string()),
         })
     }
 }
