@@ -35,7 +35,7 @@ pub use self::{
     names::unknown_names,
     reader::{NAMES, Problems, load},
     retention::{Archive, Retention, S3},
-    telemetry::{Log, Metrics, MetricsAccess},
+    telemetry::{Log, LogFile, Metrics, MetricsAccess},
     traces::{Sampler, TraceExport, Traces},
 };
 use crate::{access::Quotas, breaker::Rules, egress::Allow, vault::Vault};

@@ -154,6 +154,9 @@ fn main() -> ExitCode {
     let _ = jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER.install_default();
     let command = Cli::parse().command.unwrap_or(Command::Serve);
     let is_service = matches!(command, Command::Serve | Command::Executor);
+    if is_service {
+        telemetry::log::log_panics();
+    }
     match run(command) {
         Ok(code) => code,
         Err(error) => {
@@ -173,7 +176,7 @@ fn main() -> ExitCode {
 
 /// Writes the error of a service to its log. Each problem of the settings is a line.
 fn log(error: &anyhow::Error) {
-    telemetry::init(&config::Log::load_or_default(config::environment()));
+    telemetry::log::init(&config::Log::load_or_default(config::environment()));
     if let Some(Problems(problems)) = error.downcast_ref::<Problems>() {
         for problem in problems {
             tracing::error!("{}", problem.trim());
@@ -193,18 +196,16 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             return Ok(outcome.exit_code().into());
         }
         Command::Serve => {
-            let config = Config::load(environment())?;
-            telemetry::init(&config.log);
+            let config = service_config()?;
             command::run(config.api.workers, command::serve(config))
         }
         Command::Executor => {
-            let config = Config::load(environment())?;
-            telemetry::init(&config.log);
+            let config = service_config()?;
             command::run(config.api.workers, command::execute(config))
         }
         Command::Migrate { action } => {
             let settings = config::load::<config::Database>(environment())?;
-            telemetry::init(&config::Log::load_or_default(environment()));
+            telemetry::log::init(&config::Log::load_or_default(environment()));
             command::block_on(async {
                 match action {
                     Migrate::Up { wait } => command::migrate_up(&settings, wait.limit()).await,
@@ -241,12 +242,12 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::RotateKeys => {
             let settings = config::load::<config::Database>(environment())?;
             let vault = config::load::<Vault>(environment())?;
-            telemetry::init(&config::Log::load_or_default(environment()));
+            telemetry::log::init(&config::Log::load_or_default(environment()));
             command::block_on(command::rotate_keys(&settings, &vault))
         }
         Command::Archive { action } => {
             let config = Config::load(environment())?;
-            telemetry::init(&config::Log::load_or_default(environment()));
+            telemetry::log::init(&config::Log::load_or_default(environment()));
             command::block_on(command::archive::run(&config, action))
         }
         Command::Access => {
@@ -272,13 +273,20 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Ok(true)
         }
         Command::DemoAgent(options) => {
-            telemetry::init(&config::Log::load_or_default(environment()));
+            telemetry::log::init(&config::Log::load_or_default(environment()));
             command::block_on(command::demo_agent(&options))
         }
         #[cfg(feature = "embedded")]
         Command::Dev(options) => command::runtime(2)?.block_on(workflow_api::dev::run(options)),
     }?;
     Ok(if is_success { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Settings of a service, whose log is set up.
+fn service_config() -> anyhow::Result<Config> {
+    let config = Config::load(config::environment())?;
+    telemetry::log::init_service(&config.log)?;
+    Ok(config)
 }
 
 /// `check`.

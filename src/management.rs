@@ -1,5 +1,5 @@
 //! Management endpoints of an executor, on `MANAGEMENT_PORT`: `/health` (liveness), `/health/ready` (readiness, with
-//! what is missing) and `/metrics`. They need no authentication: the port is for the internal network.
+//! what is missing), `/metrics` and `/log-level`. They need no authentication: the port is for the internal network.
 
 use std::sync::{Arc, OnceLock};
 
@@ -20,7 +20,7 @@ pub fn router(executor: Started, has_metrics: bool) -> Router {
     if has_metrics {
         router = router.route("/metrics", get(metrics));
     }
-    router.with_state(executor)
+    router.merge(telemetry::log::filter::router()).with_state(executor)
 }
 
 /// Readiness: 503 while the executor can take no runs. If only Kafka is unavailable, the answer is 200: running runs

@@ -19,6 +19,12 @@ impl Timestamp {
         Self::from(Utc::now())
     }
 
+    /// The instant that is this much later than now, for those who read it.
+    #[must_use]
+    pub fn after_now(time: std::time::Duration) -> Self {
+        Self(Self::now().0 + time)
+    }
+
     /// The value for a `timestamp without time zone` column, in UTC.
     #[must_use]
     pub fn as_naive_utc(self) -> NaiveDateTime {

@@ -34,7 +34,7 @@ variables! {
     encryption_key, trusted_proxies, hsts_max_age_secs, rate_limit_per_principal, rate_limit_per_address, rate_limit_burst,
     rate_limit_failed_auth, max_concurrent_requests,
     max_request_memory_mb, max_response_memory_mb,
-    log_level, log_format, otel_sdk_disabled, otel_exporter_otlp_endpoint,
+    log_level, log_format, log_file, log_file_max_mb, log_file_count, otel_sdk_disabled, otel_exporter_otlp_endpoint,
     otel_exporter_otlp_traces_endpoint, otel_exporter_otlp_protocol, otel_exporter_otlp_headers,
     otel_exporter_otlp_timeout, otel_service_name, otel_resource_attributes, otel_traces_sampler,
     otel_traces_sampler_arg, default_page_size, max_page_size, idempotency_key_ttl_hours,

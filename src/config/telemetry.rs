@@ -1,5 +1,7 @@
 //! Telemetry settings: `LOG_*`, `ENABLE_METRICS`, `METRICS_ACCESS` and `MANAGEMENT_PORT`.
 
+use std::path::PathBuf;
+
 use super::{Reader, Section};
 
 /// Log settings.
@@ -9,13 +11,30 @@ pub struct Log {
     pub level: tracing::Level,
     /// Whether `LOG_FORMAT` is `json` instead of `text`.
     pub json: bool,
+    /// `LOG_FILE`: file that the log of a service is written to as well.
+    pub file: Option<LogFile>,
+}
+
+/// Log file. When it is full, it is renamed, and another one begins.
+#[derive(Clone, Debug)]
+pub struct LogFile {
+    /// `LOG_FILE`.
+    pub path: PathBuf,
+    /// `LOG_FILE_MAX_MB`: maximum size of a file, in bytes.
+    pub max_bytes: u64,
+    /// `LOG_FILE_COUNT`: number of older files that are kept.
+    pub count: u32,
 }
 
 impl Log {
     /// Log settings alone. If they have problems, the defaults are used, so that the problems can be logged.
     #[must_use]
     pub fn load_or_default(environment: impl Iterator<Item = (String, String)>) -> Self {
-        Self::read(&mut Reader::new(environment)).unwrap_or(Self { level: tracing::Level::INFO, json: true })
+        Self::read(&mut Reader::new(environment)).unwrap_or(Self {
+            level: tracing::Level::INFO,
+            json: true,
+            file: None,
+        })
     }
 }
 
@@ -35,7 +54,17 @@ impl Section for Log {
             "text" => Ok(false),
             _ => Err(format!("must be json or text, not {value:?}")),
         });
-        Some(Self { level: level?, json: json? })
+        let path = reader.parsed("log_file", None, |value| {
+            let path = PathBuf::from(value);
+            if path.file_name().is_none() || value.ends_with('/') {
+                return Err(format!("must be the path of a file, not {value:?}"));
+            }
+            Ok(Some(path))
+        });
+        let max_mb = reader.number("log_file_max_mb", 100_u64, 1..=100_000);
+        let count = reader.number("log_file_count", 5, 1..=1000);
+        let (path, max_bytes, count) = (path?, max_mb? << 20, count?);
+        Some(Self { level: level?, json: json?, file: path.map(|path| LogFile { path, max_bytes, count }) })
     }
 }
 

@@ -12,6 +12,7 @@ mod dependencies;
 #[path = "../shared/eventually.rs"]
 mod eventually;
 mod failover;
+mod logs;
 mod parked;
 mod program;
 mod recovery;

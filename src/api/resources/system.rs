@@ -171,13 +171,14 @@ pub async fn get_metrics(State(app): State<App>) -> Result<Response, ApiError> {
     Ok(render_metrics(State(app)).await)
 }
 
-/// Router for `MANAGEMENT_PORT`: health and metrics without authentication, for the internal network.
+/// Router for `MANAGEMENT_PORT`: health, metrics and the filter of the log, without authentication, for the internal
+/// network.
 pub fn management(app: &App) -> Router {
     let mut router = Router::new().route("/health", get(get_health)).route("/health/ready", get(get_readiness));
     if app.config.metrics.enabled {
         router = router.route("/metrics", get(render_metrics));
     }
-    router.with_state(app.clone())
+    router.merge(telemetry::log::filter::router()).with_state(app.clone())
 }
 
 async fn render_metrics(State(app): State<App>) -> Response {
