@@ -44,6 +44,7 @@ mod json_corpus;
 mod kafka_clients;
 mod limits;
 mod list_plans;
+mod log_reference;
 mod memory;
 mod messages;
 mod migrations;
