@@ -81,7 +81,9 @@ const BUSINESS: &[MakeHandlers] = &[
 const ROOT: &[MakeHandlers] = &[
     || routes!(system::get_root),
     || routes!(system::get_health),
+    || routes!(system::get_liveness),
     || routes!(system::get_readiness),
+    || routes!(system::get_detailed_health),
     || routes!(system::get_metrics),
 ];
 

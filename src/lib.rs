@@ -12,6 +12,7 @@ pub mod breaker;
 pub mod cache;
 pub mod clock;
 pub mod expression;
+pub mod health;
 pub mod id;
 pub mod input;
 pub mod mapping;

@@ -16,7 +16,7 @@ use std::{
     collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -40,7 +40,7 @@ use crate::{
         producer::{
             Batching, DeliveryError, MAX_QUEUED_BYTES, MAX_QUEUED_MESSAGES, MAX_RECORD_BYTES, Producer, Report,
         },
-        replaceable::{ClientRole, ReplaceableClient},
+        replaceable::{ClientRole, Connection, ReplaceableClient},
     },
     lifecycle::Lifecycle,
     telemetry::spans::{self, Kind, Span},
@@ -89,6 +89,8 @@ struct Shared {
     /// Batches whose commit is uncertain, to be freed if they exist.
     uncertain: Mutex<Vec<Uuid>>,
     backlog: AtomicI64,
+    /// Age of the oldest row in milliseconds.
+    oldest_ms: AtomicU64,
     topics_checked: AtomicBool,
     /// Whether the producer has rejected a message since the last sweep.
     is_full: AtomicBool,
@@ -204,6 +206,7 @@ impl Relay {
             known: Mutex::default(),
             uncertain: Mutex::default(),
             backlog: AtomicI64::new(0),
+            oldest_ms: AtomicU64::new(0),
             topics_checked: AtomicBool::new(false),
             is_full: AtomicBool::new(false),
         }));
@@ -310,10 +313,22 @@ impl Relay {
         self.0.backlog.load(Ordering::Relaxed)
     }
 
-    /// Whether Kafka answered the last request, which is sent every second.
+    /// Age of the oldest row in the outbox, as old as [`Self::backlog`].
+    #[must_use]
+    pub fn lag(&self) -> Duration {
+        Duration::from_millis(self.0.oldest_ms.load(Ordering::Relaxed))
+    }
+
+    /// Kafka connection of the producer, which sends a request every second.
+    #[must_use]
+    pub fn kafka(&self) -> &Connection {
+        self.0.producer.connection()
+    }
+
+    /// Whether Kafka answered the last request.
     #[must_use]
     pub fn is_connected(&self) -> bool {
-        self.0.producer.connection().is_up()
+        self.kafka().is_up()
     }
 
     fn send(

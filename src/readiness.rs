@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 
 use crate::{
     db::{self, migrations},
+    health,
     lifecycle::Lifecycle,
     outbox::Relay,
 };
@@ -51,6 +52,12 @@ impl HealthStatus {
     #[must_use]
     pub fn can_serve(&self) -> bool {
         self.database && self.migrated && !self.draining
+    }
+
+    /// Status in one word.
+    #[must_use]
+    pub fn readiness(&self) -> &'static str {
+        health::readiness(self.can_serve(), self.kafka)
     }
 }
 

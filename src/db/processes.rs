@@ -5,7 +5,13 @@
 //! for its id. A process that was only suspended or cut off notices that its row is gone (or that it could not send a
 //! heartbeat for that long), drops its work and registers again under a new id.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use sqlx::PgConnection;
 use tokio::{sync::watch, time::timeout};
@@ -28,6 +34,7 @@ pub const DEAD_AFTER_SECS: f64 = 8.0;
 #[derive(Clone, Debug)]
 pub struct Registration {
     current: watch::Receiver<Option<Uuid>>,
+    response_us: Arc<AtomicU64>,
 }
 
 impl Registration {
@@ -37,6 +44,8 @@ impl Registration {
     pub fn start(pool: Pool, role: &'static str, lifecycle: &Lifecycle) -> Self {
         let (sender, current) = watch::channel(None);
         let hard_stop = lifecycle.hard_stop().clone();
+        let response_us = Arc::new(AtomicU64::new(0));
+        let noted = Arc::clone(&response_us);
         // This is not among the tasks that are waited for: heartbeats must continue while those end.
         tokio::spawn(async move {
             let mut connection = None;
@@ -59,7 +68,9 @@ impl Registration {
                     };
                     Ok((id, own))
                 });
-                match beat.await.unwrap_or_else(|_| Err(no_answer())) {
+                let beaten = beat.await.unwrap_or_else(|_| Err(no_answer()));
+                noted.store(u64::try_from(before.elapsed().as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+                match beaten {
                     Ok((id, own)) => {
                         connection = Some(own);
                         if id.is_none() {
@@ -80,13 +91,19 @@ impl Registration {
                 }
             }
         });
-        Self { current }
+        Self { current, response_us }
     }
 
     /// Current id of the process; `None` while it may not own any work.
     #[must_use]
     pub fn current(&self) -> Option<Uuid> {
         *self.current.borrow()
+    }
+
+    /// Time that the last heartbeat took, answered or not. The first one includes the connection.
+    #[must_use]
+    pub fn response(&self) -> Duration {
+        Duration::from_micros(self.response_us.load(Ordering::Relaxed))
     }
 
     /// Watches [`Self::current`].

@@ -1,7 +1,10 @@
 //! Health status of an executor.
 
 use super::Executor;
-use crate::telemetry;
+use crate::{
+    health::{self, Components, HealthComponent, PoolUse},
+    telemetry,
+};
 
 /// Handle for the health of an executor. Cheap to clone.
 #[derive(Clone)]
@@ -26,6 +29,12 @@ impl HealthStatus {
     pub fn is_ready(&self) -> bool {
         self.database && !self.draining
     }
+
+    /// Status in one word.
+    #[must_use]
+    pub fn readiness(&self) -> &'static str {
+        health::readiness(self.is_ready(), self.kafka)
+    }
 }
 
 impl Status {
@@ -37,6 +46,19 @@ impl Status {
         telemetry::ready(health.is_ready(), &checks);
         executor.pool.report();
         metrics::gauge!("executor_memory_bytes").set(executor.memory.held() as f64);
+    }
+
+    /// The components with their states and figures.
+    #[must_use]
+    pub fn components(&self) -> Components {
+        let Self(executor) = self;
+        let found = self.health_status();
+        let database = HealthComponent::new(health::connected(found.database))
+            .answered_within(executor.registration.response())
+            .with_pool(PoolUse::new(executor.pool.size(), executor.pool.max()));
+        let kafka = HealthComponent::new(health::connected(found.kafka)).answered_within(executor.kafka.response());
+        let process = HealthComponent::new(health::running(found.draining)).with_runs(found.runs);
+        Components::from([("database", database), ("kafka", kafka), ("process", process)])
     }
 
     /// The current health.

@@ -9,7 +9,7 @@
 use std::{
     sync::{
         Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -95,13 +95,30 @@ impl ClientContext for Context {
 
 /// Connection state: whether the last metadata request was answered. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct Connection(Arc<AtomicBool>);
+pub struct Connection(Arc<LastAnswer>);
+
+#[derive(Default)]
+struct LastAnswer {
+    is_up: AtomicBool,
+    response_us: AtomicU64,
+}
 
 impl Connection {
     /// State, at most two seconds old.
     #[must_use]
     pub fn is_up(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.is_up.load(Ordering::Relaxed)
+    }
+
+    /// Time that the last request took, answered or not.
+    #[must_use]
+    pub fn response(&self) -> Duration {
+        Duration::from_micros(self.0.response_us.load(Ordering::Relaxed))
+    }
+
+    fn note(&self, is_up: bool, response: Duration) {
+        self.0.response_us.store(u64::try_from(response.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.0.is_up.store(is_up, Ordering::Relaxed);
     }
 }
 
@@ -182,12 +199,13 @@ impl<T: Client> ReplaceableClient<T> {
         let mut outage = Outage::new(Instant::now());
         let mut probe: Option<oneshot::Receiver<bool>> = None;
         loop {
+            let asked_at = Instant::now();
             let answer = tokio::select! {
                 answer = self.ask() => answer,
                 () = stop.cancelled() => return,
             };
             let now = Instant::now();
-            self.connection.0.store(answer.is_ok(), Ordering::Relaxed);
+            self.connection.note(answer.is_ok(), now - asked_at);
             metrics::gauge!("kafka_connected", "client" => self.purpose.name).set(f64::from(u8::from(answer.is_ok())));
             self.tell(outage.note(answer.is_ok(), now), &answer);
             if answer.is_ok() {

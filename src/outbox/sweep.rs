@@ -76,6 +76,8 @@ impl Relay {
         let counted = db::bounded(async move { db::outbox::backlog(&pool, MAX_BACKLOG).await });
         let (backlog, oldest_secs) = counted.await?;
         self.0.backlog.store(backlog, Ordering::Relaxed);
+        let oldest = Duration::try_from_secs_f64(oldest_secs).unwrap_or_default();
+        self.0.oldest_ms.store(u64::try_from(oldest.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
         metrics::gauge!("outbox_events_pending").set(backlog as f64);
         metrics::gauge!("outbox_oldest_age_seconds").set(oldest_secs);
         self.0.is_full.store(false, Ordering::Relaxed);

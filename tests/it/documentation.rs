@@ -43,7 +43,9 @@ async fn the_document_names_every_route(pool: PgPool) {
     let expected = [
         "GET /",
         "GET /health",
+        "GET /health/live",
         "GET /health/ready",
+        "GET /health/detailed",
         "GET /metrics",
         "GET /api/v1/agents",
         "POST /api/v1/agents",

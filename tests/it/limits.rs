@@ -33,8 +33,8 @@ use crate::{
 
 const AGENTS: &str = "/api/v1/agents";
 /// Paths under no limit.
-const OPEN: [&str; 8] =
-    ["/", "/health", "/health/ready", "/metrics", "/docs", "/docs/start.js", "/redoc", "/openapi.json"];
+const OPEN: [&str; 9] =
+    ["/", "/health", "/health/live", "/health/ready", "/metrics", "/docs", "/docs/start.js", "/redoc", "/openapi.json"];
 const PREFLIGHT: [(&str, &str); 2] = [("origin", "http://localhost:3000"), ("access-control-request-method", "GET")];
 
 /// A refusal as it has to be. How long to wait, in seconds.

@@ -528,6 +528,72 @@ async fn metrics_can_need_credentials_of_the_default_organisation(pool: PgPool) 
     admin.service.get("/health").await.expect(200);
 }
 
+/// What a load balancer needs is for everyone; figures are for those who may see metrics of all organisations.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn details_of_the_health_need_credentials_of_the_default_organisation(pool: PgPool) {
+    let admin = Admin::start(&pool, &[]);
+    let path = "/health/detailed";
+    for headers in [&[][..], &[("x-api-key", "nobody's")], &[("authorization", "Bearer x.y.z")]] {
+        let answer = admin.service.send("GET", path, headers, "").await;
+        assert!(answer.header("www-authenticate").is_some(), "{}", answer.text);
+        assert!(!answer.text.contains("components"), "{}", answer.text);
+        answer.error(401);
+    }
+    admin.post("/api/v1/organizations", &json!({"id": "acme", "name": "Acme"})).await.expect(201);
+    for (status, body) in [
+        (200, json!({"role": "viewer"})),
+        (403, json!({"role": "viewer", "scopes": ["agents:read"]})),
+        (403, json!({"role": "viewer", "workflows": ["w"]})),
+        (403, json!({"role": "admin", "organization_id": "acme"})),
+    ] {
+        let mut body = body;
+        body["name"] = json!(body.to_string());
+        let (key, _) = admin.key(&body).await;
+        let answer = admin.service.send("GET", path, &[("x-api-key", &key)], "").await;
+        assert_eq!(answer.status.as_u16(), status, "{body}: {}", answer.text);
+    }
+    // The others need none, whatever is sent, and have nothing to hide.
+    for open in ["/health", "/health/live", "/health/ready"] {
+        let answer = admin.service.send("GET", open, &[("authorization", "Bearer x.y.z")], "").await;
+        assert_ne!(answer.status, 401, "{open}");
+        assert!(!answer.text.contains("pool") && !answer.text.contains("response_ms"), "{}", answer.text);
+    }
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn details_of_the_health_are_states_and_figures(pool: PgPool) {
+    let service = Service::start(&pool);
+    becomes(&service, 200, "ready").await;
+    assert_eq!(service.get("/health/live").await.expect(200)["status"], "healthy");
+    let answer = service.get("/health/detailed").await;
+    // No address, name or user of what it is connected to.
+    let options = pool.connect_options();
+    for secret in [options.get_host(), options.get_username(), options.get_database().expect("a name")] {
+        assert!(!answer.text.contains(secret), "{}", answer.text);
+    }
+    let body = answer.expect(200);
+    assert_eq!((&body["status"], &body["version"]), (&json!("ready"), &json!(env!("CARGO_PKG_VERSION"))));
+    assert!(body["uptime_seconds"].is_f64() && body["timestamp"].is_string(), "{body}");
+    let states: Vec<String> = body["components"]
+        .as_object()
+        .expect("an object")
+        .iter()
+        .map(|(name, component)| format!("{name} {}", component["status"].as_str().expect("a state")))
+        .collect();
+    let expected = ["database connected", "kafka connected", "outbox current", "process running", "schema current"];
+    assert_eq!(states, expected);
+    let database = &body["components"]["database"];
+    assert!(database["response_ms"].is_f64() && database["pool"]["max"].as_u64() >= Some(1), "{body}");
+    let outbox = &body["components"]["outbox"];
+    assert_eq!((&outbox["pending"], &outbox["lag_seconds"]), (&json!(0), &json!(0.0)));
+
+    let cut_off = Service::start_with(without_database(config(&pool, &[NO_KAFKA])));
+    let body = cut_off.get("/health/detailed").await.expect(200);
+    let state = |name: &str| body["components"][name]["status"].clone();
+    assert_eq!(body["status"], "not_ready");
+    assert_eq!([state("database"), state("kafka"), state("schema")], ["disconnected", "disconnected", "unknown"]);
+}
+
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn metrics_can_be_at_the_management_port_alone(pool: PgPool) {
     let settings = config(&pool, &[("METRICS_ACCESS", "management"), ("MANAGEMENT_PORT", "9464")]);
@@ -548,6 +614,8 @@ async fn metrics_can_be_at_the_management_port_alone(pool: PgPool) {
     let metrics = at_management.get("/metrics").await;
     assert!(metrics.status == 200 && metrics.text.contains("api_uptime_seconds"), "{}", metrics.text);
     at_management.get("/health").await.expect(200);
+    at_management.get("/health/live").await.expect(200);
     assert!(at_management.get("/health/ready").await.json()["checks"].is_object());
+    assert!(at_management.get("/health/detailed").await.expect(200)["components"]["database"]["pool"].is_object());
     assert_eq!(at_management.get("/api/v1/agents").await.status.as_u16(), 404);
 }

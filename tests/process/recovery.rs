@@ -283,6 +283,13 @@ async fn an_executor_says_how_it_is(pool: PgPool) {
     let (status, text) = get("/health/ready").await;
     let body: Value = serde_json::from_str(&text).expect("JSON");
     assert_eq!((status, &body["status"], &body["checks"]["database"]), (200, &json!("ready"), &json!("connected")));
+    assert_eq!(get("/health/live").await.0, 200);
+    let (status, text) = get("/health/detailed").await;
+    let body: Value = serde_json::from_str(&text).expect("JSON");
+    let database = &body["components"]["database"];
+    assert_eq!((status, &body["status"], &database["status"]), (200, &json!("ready"), &json!("connected")));
+    assert!(database["response_ms"].is_f64() && database["pool"]["max"].is_u64(), "{body}");
+    assert_eq!(body["components"]["process"], json!({"status": "running", "active": 0}));
     let (_, url) = Agent::start().await;
     let workflow_id = environment.chain("counted", &[format!("{url}/a")]).await;
     environment.execute(&workflow_id).await.expect("accepted");

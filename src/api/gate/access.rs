@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::rules::{
     self,
-    Access::{Address, Credentials, Denied, Metrics, Permissions, Public},
+    Access::{Address, Credentials, Denied, Details, Metrics, Permissions, Public},
     Names, Rule,
 };
 use crate::{
@@ -39,11 +39,11 @@ pub async fn authorize(app: &App, request: &mut Parts, rule: Rule, caller: &Call
     match rule.access {
         Public | Address | Credentials => Ok(()),
         Denied => Err(ApiError::forbidden("The caller may not do this")),
-        Metrics => {
-            // Metrics cover all organisations.
+        Metrics | Details => {
+            // These answers cover all organisations.
             caller.must(RunsRead)?;
             let is_whole = caller.organization().is_default() && caller.grant.workflows.is_none();
-            let detail = "The caller may not see the metrics of all organisations";
+            let detail = "The caller may not see what is about all organisations";
             if is_whole { Ok(()) } else { Err(ApiError::forbidden(detail)) }
         }
         Permissions(needs) => {
@@ -102,7 +102,8 @@ pub fn markdown() -> String {
          # Authorisation: roles, permissions, routes\n\n\
          This applies if authentication is on. Paths are relative to `API_PREFIX`. A route requires all permissions in its\n\
          row. Health, metrics and the documentation require none, unless `METRICS_ACCESS` and `ENABLE_DOCS` restrict them:\n\
-         with `METRICS_ACCESS=credentials` the metrics require runs:read in the default organisation.\n\n\
+         with `METRICS_ACCESS=credentials` the metrics require runs:read in the default organisation. So does\n\
+         `/health/detailed` in any case.\n\n\
          ## Permissions of each role\n\n"
         .to_owned();
     text += &row(["permission"].into_iter().chain(Role::ALL.map(Role::as_str)).collect());
@@ -116,7 +117,7 @@ pub fn markdown() -> String {
     text += &row(vec!["---"; 3]);
     for (method, path, access) in rules::all() {
         let names = match access {
-            Public | Metrics | Denied => continue,
+            Public | Metrics | Details | Denied => continue,
             Address => "the secret token in the path".to_owned(),
             Credentials => "an API key".to_owned(),
             Permissions(needs) => needs.iter().map(|permission| permission.as_str()).collect::<Vec<_>>().join(", "),

@@ -2,7 +2,7 @@
 
 use http::Method;
 
-use self::Access::{Address, Credentials, Denied, Metrics, Permissions, Public};
+use self::Access::{Address, Credentials, Denied, Details, Metrics, Permissions, Public};
 use super::body::MAX_BODY_BYTES;
 use crate::{
     access::Permission::{
@@ -20,6 +20,8 @@ pub enum Access {
     Public,
     /// As `METRICS_ACCESS` says, without limits. A route at the root.
     Metrics,
+    /// As `METRICS_ACCESS=credentials` says, without limits. A route at the root.
+    Details,
     /// Knowledge of its path, which contains a token.
     Address,
     /// Valid credentials.
@@ -34,13 +36,17 @@ impl Access {
     /// Whether the route is subject to the limits.
     #[must_use]
     pub fn requires_admission(self) -> bool {
-        !matches!(self, Public | Metrics)
+        !matches!(self, Public | Metrics | Details)
     }
 
     /// Whether the caller has to be authenticated, with these settings.
     #[must_use]
     pub fn wants_caller(self, metrics: MetricsAccess) -> bool {
-        self.requires_admission() || (self == Metrics && metrics == MetricsAccess::Credentials)
+        match self {
+            Metrics => metrics == MetricsAccess::Credentials,
+            Details => true,
+            _ => self.requires_admission(),
+        }
     }
 
     /// Permissions that it requires.
@@ -93,11 +99,13 @@ pub struct Rule {
     on_spare_connections: bool,
 }
 
-/// Route table. Paths are at the root for [`Public`] and [`Metrics`], else below the prefix. A route that is missing
+/// Route table. Paths are at the root for [`Public`], [`Metrics`] and [`Details`], else below the prefix. A route that is missing
 /// here is denied to all callers, and fails a test. Further requirements of a route are noted beside it.
-static RULES: [(Method, &str, Rule); 64] = [
+static RULES: [(Method, &str, Rule); 66] = [
     (Method::GET, "/", Rule::new(Public).in_connection().on_spare_connections()),
     (Method::GET, "/health", Rule::new(Public).in_connection().on_spare_connections()),
+    (Method::GET, "/health/live", Rule::new(Public).in_connection().on_spare_connections()),
+    (Method::GET, "/health/detailed", Rule::new(Details).on_spare_connections()),
     (Method::GET, "/health/ready", Rule::new(Public).in_connection().on_spare_connections()),
     (Method::GET, "/metrics", Rule::new(Metrics).on_spare_connections()),
     (Method::GET, "/openapi.json", Rule::new(Public)),
@@ -261,7 +269,7 @@ fn without_route(path: &str, prefix: &str) -> Access {
         None => path == at,
     };
     let open = RULES.iter().find(|(_, at, rule)| {
-        let is_open = matches!(rule.access, Public | Metrics | Address);
+        let is_open = matches!(rule.access, Public | Metrics | Details | Address);
         is_open && rule.below(path, prefix).is_some_and(|path| is_below(at, path))
     });
     match open {

@@ -1,6 +1,6 @@
 //! Service information: description, health, readiness and metrics.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use axum::{
     Json, Router,
@@ -13,12 +13,21 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::{
-    api::vocabulary::{app::App, error::ApiError, sets},
+    api::vocabulary::{
+        app::App,
+        error::{ApiError, ErrorBody},
+        sets,
+    },
     config::MetricsAccess,
+    health::{self, Components, HealthComponent, PoolUse},
+    outbox::MAX_BACKLOG,
     readiness::HealthStatus,
     telemetry,
     timestamp::Timestamp,
 };
+
+/// Age of the oldest message for Kafka after which the outbox is called delayed.
+const OUTBOX_DELAYED: Duration = Duration::from_secs(10);
 
 /// The answer of `GET /`.
 #[derive(Serialize, ToSchema)]
@@ -99,6 +108,14 @@ pub async fn get_health(State(app): State<App>) -> Json<Health> {
     })
 }
 
+/// Probe the liveness
+///
+/// The same as `/health`, for probes that expect this path.
+#[utoipa::path(get, path = "/health/live", tag = "system", security(()), responses((status = 200, body = Health)))]
+pub async fn get_liveness(app: State<App>) -> Json<Health> {
+    get_health(app).await
+}
+
 /// The answer of `GET /health/ready`.
 #[derive(Serialize, ToSchema)]
 pub struct Ready {
@@ -125,18 +142,14 @@ pub struct Ready {
 pub async fn get_readiness(State(app): State<App>) -> Response {
     let findings = app.readiness.findings();
     let ready = is_ready(&app, &findings);
-    let status = match (findings.can_serve(), findings.kafka) {
-        (false, _) => "not_ready",
-        (true, false) => "degraded",
-        (true, true) => "ready",
-    };
-    let connected = |is_connected: bool| if is_connected { "connected" } else { "disconnected" };
-    let mut checks = BTreeMap::from([("database", connected(findings.database)), ("kafka", connected(findings.kafka))]);
+    let status = findings.readiness();
+    let (database, kafka) = (health::connected(findings.database), health::connected(findings.kafka));
+    let mut checks = BTreeMap::from([("database", database), ("kafka", kafka)]);
     if findings.database {
-        checks.insert("schema", if findings.migrated { "current" } else { "outdated" });
+        checks.insert("schema", health::current(findings.migrated));
     }
     if findings.draining {
-        checks.insert("process", "stopping");
+        checks.insert("process", health::running(true));
     }
     let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = Json(Ready { status, ready, checks, timestamp: Timestamp::now() });
@@ -152,6 +165,72 @@ fn is_ready(app: &App, findings: &HealthStatus) -> bool {
     findings.can_serve() && (findings.kafka || !app.config.readiness_requires_kafka)
 }
 
+/// The answer of `GET /health/detailed`.
+#[derive(Serialize, ToSchema)]
+pub struct DetailedHealth {
+    /// Readiness in one word.
+    #[schema(value_type = sets::ReadinessStatus)]
+    status: &'static str,
+    /// Version of the program.
+    #[schema(value_type = String)]
+    version: &'static str,
+    /// Seconds since the start of the process.
+    uptime_seconds: f64,
+    /// The components of the process by name. `database` and `kafka` are `connected` or `disconnected`; `schema` is
+    /// `current`, `outdated`, or `unknown` while the database is disconnected; `outbox`, the messages for Kafka, is
+    /// `current`, `delayed` if one is older than 10 seconds, or `full`; `process` is `running` or `stopping`.
+    #[schema(value_type = HashMap<String, HealthComponent>)]
+    components: Components,
+    /// Time of the answer.
+    #[schema(value_type = String, format = DateTime)]
+    timestamp: Timestamp,
+}
+
+/// Describe the components of this process
+///
+/// Their states with response times, the use of the connection pool, and the delay of messages for Kafka. The answer is
+/// 200 whatever they are, and comes from the last background checks. Needs `runs:read` in the default organisation.
+#[utoipa::path(
+    get, path = "/health/detailed", tag = "system",
+    responses(
+        (status = 200, body = DetailedHealth),
+        (status = 401, description = "Authentication is on, and the request has no valid token or API key", body = ErrorBody),
+        (status = 403, description = "The caller may not see this", body = ErrorBody),
+        (status = 429, description = "A limit of the settings is exceeded", body = ErrorBody),
+        (status = 503, description = "The credentials cannot be checked without the database", body = ErrorBody),
+    ),
+)]
+pub async fn get_detailed_health(State(app): State<App>) -> Json<DetailedHealth> {
+    let found = app.readiness.findings();
+    let database = HealthComponent::new(health::connected(found.database))
+        .answered_within(found.database_response)
+        .with_pool(PoolUse::new(app.pool.size(), app.pool.max()));
+    let kafka = HealthComponent::new(health::connected(found.kafka)).answered_within(app.relay.kafka().response());
+    let schema = HealthComponent::new(if found.database { health::current(found.migrated) } else { "unknown" });
+    let (pending, lag) = (app.relay.backlog(), app.relay.lag());
+    let outbox = match (pending, lag) {
+        (MAX_BACKLOG.., _) => "full",
+        (_, lag) if lag > OUTBOX_DELAYED => "delayed",
+        _ => "current",
+    };
+    let outbox = HealthComponent::new(outbox).with_queue(pending, lag);
+    let process = HealthComponent::new(health::running(found.draining));
+    Json(DetailedHealth {
+        status: found.readiness(),
+        version: env!("CARGO_PKG_VERSION"),
+        uptime_seconds: app.clock.since(app.started).as_secs_f64(),
+        components: [
+            ("database", database),
+            ("kafka", kafka),
+            ("outbox", outbox),
+            ("process", process),
+            ("schema", schema),
+        ]
+        .into(),
+        timestamp: Timestamp::now(),
+    })
+}
+
 /// Get metrics
 ///
 /// In the text format of Prometheus. With `METRICS_ACCESS=credentials` they need `runs:read` in the default organisation.
@@ -159,9 +238,9 @@ fn is_ready(app: &App, findings: &HealthStatus) -> bool {
     get, path = "/metrics", tag = "system", security(()),
     responses(
         (status = 200, description = "The metrics", body = String, content_type = "text/plain"),
-        (status = 401, description = "METRICS_ACCESS requires credentials", body = crate::api::vocabulary::error::ErrorBody),
-        (status = 403, description = "The caller may not see them", body = crate::api::vocabulary::error::ErrorBody),
-        (status = 404, description = "Metrics are switched off, or at MANAGEMENT_PORT", body = crate::api::vocabulary::error::ErrorBody),
+        (status = 401, description = "METRICS_ACCESS requires credentials", body = ErrorBody),
+        (status = 403, description = "The caller may not see them", body = ErrorBody),
+        (status = 404, description = "Metrics are switched off, or at MANAGEMENT_PORT", body = ErrorBody),
     ),
 )]
 pub async fn get_metrics(State(app): State<App>) -> Result<Response, ApiError> {
@@ -174,7 +253,11 @@ pub async fn get_metrics(State(app): State<App>) -> Result<Response, ApiError> {
 /// Router for `MANAGEMENT_PORT`: health, metrics and the filter of the log, without authentication, for the internal
 /// network.
 pub fn management(app: &App) -> Router {
-    let mut router = Router::new().route("/health", get(get_health)).route("/health/ready", get(get_readiness));
+    let mut router = Router::new()
+        .route("/health", get(get_health))
+        .route("/health/live", get(get_liveness))
+        .route("/health/ready", get(get_readiness))
+        .route("/health/detailed", get(get_detailed_health));
     if app.config.metrics.enabled {
         router = router.route("/metrics", get(render_metrics));
     }
