@@ -12,6 +12,7 @@ use std::{
 };
 
 use tokio::{sync::Notify, time::Instant};
+use tokio_util::sync::CancellationToken;
 
 use self::attempts::Attempts;
 pub use self::attempts::Denied;
@@ -42,12 +43,12 @@ pub struct Auditor {
 }
 
 impl Auditor {
-    /// Starts the background loops.
+    /// Starts the background loops. The caller cancels `drained` when no more entries can come.
     #[must_use]
-    pub fn start(pool: &db::Pool, kept_days: i32, lifecycle: &Lifecycle) -> Self {
+    pub fn start(pool: &db::Pool, kept_days: i32, lifecycle: &Lifecycle, drained: &CancellationToken) -> Self {
         let this = Self { attempts: Arc::default(), fresh: Arc::default() };
-        lifecycle.spawn("audit-denied", this.clone().write_denied(pool.clone(), lifecycle.clone()));
-        lifecycle.spawn("audit-seals", this.clone().seal(pool.clone(), lifecycle.clone()));
+        lifecycle.spawn("audit-denied", this.clone().write_denied(pool.clone(), drained.clone()));
+        lifecycle.spawn("audit-seals", this.clone().seal(pool.clone(), drained.clone()));
         lifecycle.spawn("audit-partitions", keep_partitions(pool.clone(), kept_days, lifecycle.clone()));
         this
     }
@@ -66,15 +67,13 @@ impl Auditor {
         self.fresh.notify_one();
     }
 
-    async fn write_denied(self, pool: db::Pool, lifecycle: Lifecycle) {
-        let stop = lifecycle.soft_stop();
+    async fn write_denied(self, pool: db::Pool, drained: CancellationToken) {
         loop {
             tokio::select! {
                 () = tokio::time::sleep(DENIED_EVERY) => {}
-                // Only existing entries are written; requests in flight are not waited for.
-                () = stop.cancelled() => {}
+                () = drained.cancelled() => {}
             }
-            let is_last = stop.is_cancelled();
+            let is_last = drained.is_cancelled();
             let entries = self.attempts().take(std::time::Instant::now(), is_last);
             if !entries.is_empty() {
                 self.write(entries, &pool, is_last).await;
@@ -118,15 +117,14 @@ impl Auditor {
         }
     }
 
-    async fn seal(self, pool: db::Pool, lifecycle: Lifecycle) {
-        let stop = lifecycle.soft_stop();
+    async fn seal(self, pool: db::Pool, drained: CancellationToken) {
         let mut sealed_before = "0".to_owned();
-        while !stop.is_cancelled() {
+        while !drained.is_cancelled() {
             tokio::select! {
                 () = self.fresh.notified() => {}
                 () = tokio::time::sleep(POLL_EVERY) => {}
                 // The last entries are sealed here, or by the next process.
-                () = stop.cancelled() => {}
+                () = drained.cancelled() => {}
             }
             let started = Instant::now();
             let (pool, after) = (pool.clone(), sealed_before.clone());
@@ -147,7 +145,7 @@ impl Auditor {
             }
             tokio::select! {
                 () = tokio::time::sleep_until(started + SEAL_EVERY) => {}
-                () = stop.cancelled() => {}
+                () = drained.cancelled() => {}
             }
         }
     }

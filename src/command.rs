@@ -32,7 +32,7 @@ use workflow_api::{
         migrations::{self, WaitLimit},
     },
     demo_agent, executor, kafka,
-    lifecycle::{Lifecycle, Signals},
+    lifecycle::{self, Lifecycle, Signals},
     management,
     readiness::{migrate_when_possible, wait_for_schema},
     server::{self, Bounds},
@@ -61,9 +61,6 @@ pub fn runtime(threads: usize) -> anyhow::Result<Runtime> {
     Ok(Builder::new_multi_thread().worker_threads(threads).thread_name_fn(name).enable_all().build()?)
 }
 
-/// Time limit of blocking calls after the end of a command.
-const BLOCKING_CALLS_LIMIT: Duration = Duration::from_secs(2);
-
 /// Result of a command, on a runtime of its own. The future is boxed, because the runtime's loop is compiled for each type.
 pub fn block_on<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     runtime(1)?.block_on(Box::pin(command) as Pin<Box<dyn Future<Output = anyhow::Result<T>> + '_>>)
@@ -74,7 +71,7 @@ pub fn block_on<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::
 pub fn run(threads: usize, process: impl Future<Output = anyhow::Result<bool>>) -> anyhow::Result<bool> {
     let runtime = runtime(threads)?;
     let result = runtime.block_on(Box::pin(process) as Pin<Box<dyn Future<Output = anyhow::Result<bool>> + '_>>);
-    runtime.shutdown_timeout(BLOCKING_CALLS_LIMIT);
+    runtime.shutdown_timeout(lifecycle::CLOSE);
     result
 }
 

@@ -122,7 +122,7 @@ impl Section for Config {
         let traces = Traces::read(reader);
         let audit = reader.boolean("enable_audit_logging", true);
         let readiness_requires_kafka = reader.boolean("readiness_requires_kafka", false);
-        // Of the 25 s until everything is dropped, the rest is for the requests in flight.
+        // Of the 20 s until everything is dropped, the rest is for the requests in flight.
         let shutdown_notice_secs = reader.number("shutdown_notice_secs", 5, 0..=15);
         let audit_retention_days = reader.number("audit_retention_days", 90, 1..=36_500);
         let retention = Retention::read(reader);

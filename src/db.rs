@@ -36,7 +36,7 @@ use tokio::sync::oneshot;
 
 use self::hosts::Hosts;
 pub use self::pool::{Pool, PooledConnection, Transaction};
-use crate::config;
+use crate::{config, lifecycle};
 
 /// Database error, classified by what a caller can do about it.
 #[derive(Debug, thiserror::Error)]
@@ -228,7 +228,7 @@ pub async fn snapshot(pool: &Pool) -> Result<Transaction, Error> {
 
 /// Closes the pool, unless the database does not answer in time.
 pub async fn close(pool: &Pool) {
-    if tokio::time::timeout(Duration::from_secs(2), pool.close()).await.is_err() {
+    if tokio::time::timeout(lifecycle::CLOSE, pool.close()).await.is_err() {
         tracing::warn!("some database connections could not be closed");
     }
 }

@@ -6,8 +6,16 @@ use futures_util::future::{BoxFuture, FutureExt as _};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// Time from a stop signal to the hard stop, the notice included. Below the 30 s that Kubernetes grants by default.
-pub const DRAIN: Duration = Duration::from_secs(25);
+/// Time from a stop signal to the hard stop, the notice included.
+const DRAIN: Duration = Duration::from_secs(20);
+/// Time-out for dropping what is left at the hard stop.
+const DROP: Duration = Duration::from_secs(1);
+/// Time-out for closing the database connections, and then for calls that block a thread, after the last task.
+pub const CLOSE: Duration = Duration::from_secs(2);
+/// Time in which a process ends after a stop signal, whatever happens. Below the 30 s that Kubernetes grants by default.
+pub const EXIT: Duration = DRAIN.saturating_add(DROP).saturating_add(CLOSE).saturating_add(CLOSE);
+/// A second signal within this time counts as the same: `timeout` and terminals signal a group and its leader.
+const SAME_SIGNAL: Duration = Duration::from_millis(500);
 
 /// Signal that stops a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +43,15 @@ impl Signals {
         tokio::select! {
             _ = self.terminate.recv() => Signalled::Terminate,
             _ = self.interrupt.recv() => Signalled::Interrupt,
+        }
+    }
+
+    /// Waits for a signal that is not a duplicate of the previous one.
+    async fn again(&mut self) {
+        let since = tokio::time::Instant::now();
+        self.stop().await;
+        while since.elapsed() < SAME_SIGNAL {
+            self.stop().await;
         }
     }
 }
@@ -102,34 +119,40 @@ impl Lifecycle {
         self.tasks.wait().await;
     }
 
-    /// Waits for a signal (or the end of a loop), then for the tasks. Another signal or [`DRAIN`] causes the hard stop.
-    /// Between SIGTERM and the soft stop is the `notice`, in which load balancers detect that the process stops;
-    /// another signal ends it. Returns `true` if all tasks ended in order.
+    /// Waits for a signal (or the end of a loop), then for the tasks. A second signal, or the end of the time that they
+    /// have, causes the hard stop. Between SIGTERM and the soft stop is the `notice`, in which load balancers detect that
+    /// the process stops.
+    /// Returns `true` if all tasks ended in order.
     pub async fn run_until_stopped(&self, mut signals: Signals, notice: Duration) -> bool {
         let signalled = tokio::select! {
             signalled = signals.stop() => Some(signalled),
             () = self.soft.cancelled() => None,
         };
         let deadline = tokio::time::Instant::now() + DRAIN;
-        if signalled == Some(Signalled::Terminate) && !notice.is_zero() {
-            tracing::info!("about to stop: not ready any more, requests are served for another {} s", notice.as_secs());
-            self.noticed.cancel();
-            tokio::select! {
-                () = tokio::time::sleep(notice) => {}
-                _ = signals.stop() => {}
-                () = self.soft.cancelled() => {}
+        let draining = async {
+            if signalled == Some(Signalled::Terminate) && !notice.is_zero() {
+                let secs = notice.as_secs();
+                tracing::info!("about to stop: not ready any more, requests are served for another {secs} s");
+                self.noticed.cancel();
+                tokio::select! {
+                    () = tokio::time::sleep(notice) => {}
+                    () = self.soft.cancelled() => {}
+                }
+            }
+            tracing::info!("stopping: nothing new is accepted, work under way is finished");
+            self.soft.cancel();
+            self.ended().await;
+        };
+        tokio::select! {
+            () = draining => return !self.failed.is_cancelled(),
+            () = signals.again() => tracing::warn!("a second signal: work under way is dropped"),
+            () = tokio::time::sleep_until(deadline) => {
+                tracing::warn!("not all tasks ended in time; the remaining ones are dropped");
             }
         }
-        tracing::info!("stopping: nothing new is accepted, work under way is finished");
         self.soft.cancel();
-        tokio::select! {
-            () = self.ended() => return !self.failed.is_cancelled(),
-            _ = signals.stop() => {}
-            () = tokio::time::sleep_until(deadline) => {}
-        }
-        tracing::warn!("not all tasks ended in time; the remaining ones are dropped");
         self.hard.cancel();
-        let ended = tokio::time::timeout(Duration::from_secs(2), self.ended()).await.is_ok();
+        let ended = tokio::time::timeout(DROP, self.ended()).await.is_ok();
         ended && !self.failed.is_cancelled()
     }
 }

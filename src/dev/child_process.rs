@@ -20,8 +20,8 @@ use crate::lifecycle;
 
 /// Number of log lines that are shown when a child process has ended.
 const LOG_LINES: usize = 15;
-/// Time-out for stopping, longer than the drain time of the child processes.
-const STOP_TIMEOUT: Duration = lifecycle::DRAIN.saturating_add(Duration::from_secs(3));
+/// Time-out for stopping, longer than the child processes need.
+const STOP_TIMEOUT: Duration = lifecycle::EXIT.saturating_add(Duration::from_secs(3));
 
 /// Child process.
 struct ChildProcess {

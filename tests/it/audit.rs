@@ -178,6 +178,20 @@ async fn denied_attempts_are_entries_too(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
+async fn an_attempt_during_the_shutdown_is_an_entry_too(pool: PgPool) {
+    let admin = Admin::start(&pool, &[]);
+    // Nothing new is accepted, and requests under way are still answered.
+    admin.service.lifecycle.soft_stop().cancel();
+    let late = admin.service.send("GET", "/api/v1/agents", &[("x-api-key", "nobody's")], "").await;
+    assert_eq!(late.status.as_u16(), 401);
+    admin.service.drained.cancel();
+    admin.service.lifecycle.ended().await;
+    let sql = "SELECT count(*) FROM audit_logs WHERE outcome = 'denied'";
+    let entries: i64 = sqlx::query_scalar(sql).fetch_one(&pool).await.expect("a count");
+    assert_eq!(entries, 1);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
 async fn a_flood_of_denied_attempts_is_bounded_and_counted(pool: PgPool) {
     let admin = Admin::start(&pool, &[("RATE_LIMIT_FAILED_AUTH", "0")]);
     for (attempts, headers) in [(400, &[][..]), (200, &[("authorization", "Bearer x")])] {

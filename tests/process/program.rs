@@ -188,9 +188,7 @@ impl Program {
 
     /// Sends it a signal of that name.
     pub async fn signal(&self, name: &str) {
-        let id = self.id().to_string();
-        let status = Command::new("kill").args([&format!("-{name}"), &id]).status().await.expect("kill runs");
-        assert!(status.success());
+        signal(self.id(), name).await;
     }
 
     /// kill -9, and waits until it is gone.
@@ -200,6 +198,11 @@ impl Program {
 
     /// Waits for its end; the exit code.
     pub async fn exit_code(&mut self) -> i32 {
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("a status").is_some()
+    }
+
         let ended = || {
             let status = self.child.try_wait().expect("a status");
             async move { status }
@@ -230,6 +233,12 @@ impl Drop for Program {
 
 /// A port that is free at the moment.
 pub fn free_port() -> u16 {
+/// Sends a signal of that name to a process that has not been waited for.
+pub async fn signal(id: u32, name: &str) {
+    let status = Command::new("kill").args([&format!("-{name}"), &id.to_string()]).status().await.expect("kill runs");
+    assert!(status.success());
+}
+
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("an address").port()
 }

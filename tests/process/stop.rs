@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use sqlx::PgPool;
 
-use crate::program::{Environment, eventually};
+use crate::program::{Environment, eventually, signal};
 
 #[sqlx::test(migrations = false)]
 async fn an_api_that_is_stopped_under_load_ends_well_and_loses_nothing(pool: PgPool) {
@@ -78,7 +78,47 @@ async fn an_api_that_is_about_to_stop_is_not_ready_and_serves(pool: PgPool) {
     let answer = reqwest::get(format!("{}/api/v1/agents", environment.url)).await.expect("an answer");
     assert_eq!(answer.status(), 200);
     assert_eq!(answer.headers()["connection"], "close");
-    // Whoever does not want to wait says it again.
+    // Another signal ends it at once. One that follows too closely would count as the same.
+    let id = api.id();
+    eventually("it ends", || {
+        let has_ended = api.has_ended();
+        async move {
+            if !has_ended {
+                signal(id, "TERM").await;
+            }
+            has_ended.then_some(())
+        }
+    })
+    .await;
+    assert_eq!(api.exit_code().await, 0, "{}", api.log());
+    assert!(api.log().contains("a second signal"), "{}", api.log());
+}
+
+/// Whoever waits for something is sent elsewhere, and told so.
+#[sqlx::test(migrations = false)]
+async fn whoever_waits_is_answered_when_an_api_stops(pool: PgPool) {
+    let environment = Environment::new(&pool).with("SHUTDOWN_NOTICE_SECS", "1");
+    let mut api = environment.serve().await;
+    let workflow_id = environment.chain("waiting", &["http://127.0.0.1:9/".to_owned()]).await;
+    let run_id = environment.execute(&workflow_id).await.expect("accepted");
+    let client = reqwest::Client::new();
+    let events = client.get(format!("{}/api/v1/runs/{run_id}/events", environment.url)).send().await.expect("a stream");
+    let wait = client.post(format!("{}/api/v1/workflows/{workflow_id}/execute", environment.url));
+    let wait = wait.header("prefer", "wait=60").json(&serde_json::json!({"input_data": {"text": "hello"}})).send();
+    let wait = tokio::spawn(wait);
+    eventually("it waits", async || {
+        let runs: i64 = sqlx::query_scalar("SELECT count(*) FROM workflow_runs").fetch_one(&pool).await.ok()?;
+        (runs == 2).then_some(())
+    })
+    .await;
     api.terminate().await;
+    let answer = wait.await.expect("no panic").expect("an answer");
+    assert_eq!((answer.status().as_u16(), &answer.headers()["connection"]), (202, &"close".parse().expect("a value")));
+    let body: serde_json::Value = answer.json().await.expect("JSON");
+    assert_eq!(body["status"], "PENDING");
+    // The stream is complete, and has no end: its client comes back, to another process.
+    let events = events.text().await.expect("the stream ends in order");
+    assert!(events.starts_with("retry: 1000\n") && events.contains("run.created"), "{events}");
+    assert!(!events.contains("event: end"), "{events}");
     assert_eq!(api.exit_code().await, 0, "{}", api.log());
 }

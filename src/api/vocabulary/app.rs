@@ -104,7 +104,7 @@ impl App {
         let egress = Egress::new(&config.egress)?;
         let keys = ApiKeyCache::start(pool.clone(), clock.clone(), lifecycle);
         let signing = Signing::new(pool.clone());
-        let auditor = Auditor::start(&pool, config.audit_retention_days, lifecycle);
+        let auditor = Auditor::start(&pool, config.audit_retention_days, lifecycle, drained);
         let organizations = Organizations::new(pool.clone(), clock.clone());
         Purge::new(pool.clone(), &config.retention, config.audit)?.start(lifecycle);
         crate::dead_letters::start(&config, pool.clone(), lifecycle)?;
