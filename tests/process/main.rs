@@ -17,6 +17,7 @@ mod parked;
 mod program;
 mod recovery;
 mod roles;
+mod rolling;
 mod secrets;
 mod stop;
 mod tls;

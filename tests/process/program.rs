@@ -64,7 +64,9 @@ impl Environment {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_workflow-api"));
+        // `PROGRAM` names another build of the program, for measurements by hand.
+        let built = || env!("CARGO_BIN_EXE_workflow-api").to_owned();
+        let mut command = Command::new(std::env::var("PROGRAM").unwrap_or_else(|_| built()));
         command.args(arguments).env_clear().envs(&self.variables).stdin(Stdio::null()).kill_on_drop(true);
         command
     }
@@ -196,13 +198,13 @@ impl Program {
         self.child.kill().await.expect("it can be killed");
     }
 
-    /// Waits for its end; the exit code.
-    pub async fn exit_code(&mut self) -> i32 {
     /// Whether it has ended.
     pub fn has_ended(&mut self) -> bool {
         self.child.try_wait().expect("a status").is_some()
     }
 
+    /// Waits for its end; the exit code.
+    pub async fn exit_code(&mut self) -> i32 {
         let ended = || {
             let status = self.child.try_wait().expect("a status");
             async move { status }
@@ -231,14 +233,14 @@ impl Drop for Program {
     }
 }
 
-/// A port that is free at the moment.
-pub fn free_port() -> u16 {
 /// Sends a signal of that name to a process that has not been waited for.
 pub async fn signal(id: u32, name: &str) {
     let status = Command::new("kill").args([&format!("-{name}"), &id.to_string()]).status().await.expect("kill runs");
     assert!(status.success());
 }
 
+/// A port that is free at the moment.
+pub fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("an address").port()
 }
