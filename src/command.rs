@@ -1,6 +1,7 @@
 //! The commands: each function runs one to its end.
 
 pub mod archive;
+pub mod invariants;
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},

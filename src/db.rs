@@ -13,6 +13,7 @@ pub mod events;
 pub mod executions;
 mod hosts;
 pub mod idempotency;
+pub mod invariants;
 pub mod list;
 pub mod migrations;
 pub mod monitoring;

@@ -147,6 +147,9 @@ enum Check {
     Db,
     /// Connect to Kafka
     Kafka,
+    /// Check the rows of the database against each other, while the service runs or not; exit code 0: all is well, 1:
+    /// something is wrong, 2: something could not be checked
+    Invariants(command::invariants::Options),
 }
 
 fn main() -> ExitCode {
@@ -216,7 +219,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                 }
             })
         }
-        Command::Check { what } => check(&what),
+        Command::Check { what } => return check(what),
         Command::Healthcheck { executor: true } => {
             let config = Config::load(environment())?;
             command::block_on(command::healthcheck_executor(&config))
@@ -290,22 +293,28 @@ fn service_config() -> anyhow::Result<Config> {
 }
 
 /// `check`.
-fn check(what: &Check) -> anyhow::Result<bool> {
+fn check(what: Check) -> anyhow::Result<ExitCode> {
     let environment = config::environment;
-    match what {
+    let is_success = match what {
         Check::Config => {
             Config::load(environment())?;
             for line in config::unknown_names(environment()) {
                 println!("warning: {line}");
             }
             println!("the configuration is valid");
-            Ok(true)
+            true
         }
         Check::Db => {
             let settings = config::load::<config::Database>(environment())?;
             let vault = config::load::<Vault>(environment())?;
-            command::block_on(command::check_db(&settings, &vault))
+            command::block_on(command::check_db(&settings, &vault))?
         }
-        Check::Kafka => command::check_kafka(&config::load::<config::Kafka>(environment())?),
-    }
+        Check::Kafka => command::check_kafka(&config::load::<config::Kafka>(environment())?)?,
+        Check::Invariants(options) => {
+            // Wrong settings have an exit code of their own.
+            let settings = config::load::<config::Database>(environment()).map_err(anyhow::Error::from);
+            return command::block_on(async { Ok(command::invariants::run(settings, &options).await) });
+        }
+    };
+    Ok(if is_success { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

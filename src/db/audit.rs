@@ -316,6 +316,42 @@ pub struct CheckedSeal {
     pub missing: Vec<Uuid>,
 }
 
+/// Chain of an organisation's seals, as far as it was checked.
+#[derive(Debug)]
+pub struct Chain {
+    number: i64,
+    hash: Option<String>,
+    may_jump: bool,
+}
+
+impl Chain {
+    /// Chain behind that seal, 0 for the first one. The first seal of a shortened trail may have any number.
+    #[must_use]
+    pub fn new(after: i64, is_shortened: bool) -> Self {
+        Self { number: after, hash: None, may_jump: is_shortened }
+    }
+
+    /// Number of the last seal.
+    #[must_use]
+    pub fn number(&self) -> i64 {
+        self.number
+    }
+
+    /// Hash of the last seal.
+    #[must_use]
+    pub fn hash(self) -> Option<String> {
+        self.hash
+    }
+
+    /// Adds the next seal. Returns what is wrong with it, besides its entries.
+    pub fn add(&mut self, seal: &CheckedSeal) -> Option<&'static str> {
+        let follows = seal.number == self.number + 1 || self.may_jump;
+        let continues = self.hash.as_ref().is_none_or(|hash| *hash == seal.previous);
+        *self = Self { number: seal.number, hash: Some(seal.hash.clone()), may_jump: false };
+        if follows { (!seal.is_whole || !continues).then_some("seal_changed") } else { Some("seal_missing") }
+    }
+}
+
 /// The organisation's next seals after that number, compared with the entries.
 pub async fn check_seals(
     conn: &mut PgConnection,

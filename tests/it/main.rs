@@ -40,6 +40,7 @@ mod graph;
 mod headers;
 mod idempotency;
 mod input_schema;
+mod invariants;
 mod json_corpus;
 mod kafka_clients;
 mod limits;

@@ -241,8 +241,11 @@ def run_commands_of_the_runbook(prometheus):
     assert queries and statements
     for query in queries:
         prometheus.values(query)
-    # All in one transaction that cannot write.
-    statements = "".join(f"{one};\n" for one in ("BEGIN READ ONLY", *statements, "COMMIT"))
+    # All in one transaction that cannot write, but for those that mend something.
+    writing = [one for one in statements if "recount_runs" in one]
+    reading = [one for one in statements if one not in writing]
+    transactions = ("BEGIN READ ONLY", *reading, "COMMIT", "BEGIN", *writing, "ROLLBACK")
+    statements = "".join(f"{one};\n" for one in transactions)
     psql = ["psql", os.environ["DATABASE_URL"], "-X", "-q", "-v", "ON_ERROR_STOP=1"]
     subprocess.run(psql, input=statements.encode(), stdout=subprocess.DEVNULL, check=True)
 

@@ -43,6 +43,44 @@ async fn a_port_that_is_taken_ends_the_start_with_one_line(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
+async fn the_check_of_the_invariants_tells_by_its_exit_code_and_a_file_of_metrics(pool: PgPool) {
+    let environment = Environment::new(&pool);
+    let file = std::env::temp_dir().join(format!("workflow-api-{}.prom", uuid::Uuid::new_v4()));
+    let path = file.to_str().expect("UTF-8");
+    let check = async |environment: &Environment| {
+        let output = environment.run(&["check", "invariants", "--json", "--textfile", path]).await;
+        let json: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        (output.status.code(), json, std::fs::read_to_string(&file).expect("the metrics"))
+    };
+    // Nothing is known: without settings, without a database, without a schema.
+    for (name, value) in
+        [("DATABASE_URL", "mysql://host/db"), ("DATABASE_URL", "postgresql://x@127.0.0.1:1/x"), ("LOG_LEVEL", "INFO")]
+    {
+        let (code, json, metrics) = check(&environment.clone().with(name, value)).await;
+        assert_eq!((code, &json["complete"]), (Some(2), &Value::Bool(false)), "{json}");
+        assert!(metrics.contains("\nworkflow_api_invariants_check_success 0\n"), "{metrics}");
+    }
+    assert!(environment.run(&["migrate", "up"]).await.status.success());
+    let (code, json, metrics) = check(&environment).await;
+    assert_eq!((code, &json["complete"]), (Some(0), &Value::Bool(true)), "{json}");
+    assert!(metrics.contains("workflow_api_invariant_violations{invariant=\"wakes_have_a_run\"} 0\n"), "{metrics}");
+    assert!(metrics.contains("\nworkflow_api_invariants_check_success 1\n"), "{metrics}");
+
+    sqlx::query("INSERT INTO run_wakes (run_id) VALUES ('run-none')").execute(&pool).await.expect("a row");
+    let (code, json, metrics) = check(&environment).await;
+    let violated: Vec<_> =
+        json["invariants"].as_array().expect("a list").iter().filter(|one| one["violations"] != 0).collect();
+    assert_eq!((code, violated.len(), &violated[0]["ids"][0]), (Some(1), 1, &"run-none".into()), "{json}");
+    assert!(metrics.contains("workflow_api_invariant_violations{invariant=\"wakes_have_a_run\"} 1\n"), "{metrics}");
+    let printed = environment.run(&["check", "invariants"]).await;
+    assert!(text(&printed.stdout).contains("violated wakes_have_a_run"), "{}", text(&printed.stdout));
+    // A folder that does not exist.
+    let output = environment.run(&["check", "invariants", "--textfile", "/nowhere/x.prom"]).await;
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
+    std::fs::remove_file(&file).expect("removed");
+}
+
+#[sqlx::test(migrations = false)]
 async fn the_operators_commands_do_what_they_say(pool: PgPool) {
     let secret = "a-secret-of-the-tests-that-is-long-enough";
     let environment = Environment::new(&pool).with("JWT_SECRET", secret);
