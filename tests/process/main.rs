@@ -16,6 +16,7 @@ mod logs;
 mod parked;
 mod program;
 mod recovery;
+mod restore;
 mod roles;
 mod rolling;
 mod secrets;
