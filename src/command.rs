@@ -2,6 +2,7 @@
 
 pub mod archive;
 pub mod invariants;
+mod reload;
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -98,6 +99,7 @@ pub async fn serve(config: Config) -> anyhow::Result<bool> {
     }
     tokio::spawn(look_for_keys_when_possible(Arc::clone(&config.vault), pool.clone(), lifecycle.clone()));
     let notice = config.shutdown_notice;
+    lifecycle.spawn("secrets", reload::keep_current(config.clone(), pool.clone(), lifecycle.clone()));
     let app = App::start(config, pool.clone(), &lifecycle, &drained, clock.clone())?;
     let gate = Gate::start(app.clone(), &lifecycle)?;
 
@@ -241,6 +243,7 @@ pub async fn execute(config: Config) -> anyhow::Result<bool> {
     let lifecycle = Lifecycle::new();
     let pool = db::pool(&config.database);
     tokio::spawn(look_for_keys_when_possible(Arc::clone(&config.vault), pool.clone(), lifecycle.clone()));
+    lifecycle.spawn("secrets", reload::keep_current(config.clone(), pool.clone(), lifecycle.clone()));
     let management = bind_management(&config).transpose()?;
     // Each call of an agent has a connection.
     let _ = server::raise_limit();
@@ -393,11 +396,21 @@ pub async fn check_db(settings: &config::Database, vault: &Vault) -> anyhow::Res
     Ok(missing.is_empty())
 }
 
-/// `check kafka`.
-pub fn check_kafka(settings: &config::Kafka) -> anyhow::Result<bool> {
-    let brokers = kafka::ping(settings).context("KAFKA_BROKERS: no broker answers")?;
+/// `check kafka`; a failure if a topic is missing or its settings lose or refuse messages.
+pub async fn check_kafka(settings: &config::Kafka) -> anyhow::Result<bool> {
+    let asked = settings.clone();
+    let brokers = tokio::task::spawn_blocking(move || kafka::ping(&asked)).await?;
+    let brokers = brokers.with_context(|| format!("KAFKA_BROKERS: {} cannot be used", settings.brokers))?;
     println!("connected to Kafka with {brokers} brokers");
-    Ok(true)
+    let findings = kafka::topics::check(settings).await.context("the topics cannot be checked")?;
+    for finding in &findings {
+        println!("{}: {}", if finding.is_error { "error" } else { "warning" }, finding.text);
+    }
+    let is_well = findings.iter().all(|finding| !finding.is_error);
+    if is_well {
+        println!("the topics can be used");
+    }
+    Ok(is_well)
 }
 
 /// `healthcheck`: whether the API on this host answers `/health` with 200.

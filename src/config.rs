@@ -12,9 +12,11 @@ mod auth;
 mod database;
 mod database_url;
 mod executor;
+mod files;
 mod http;
 mod kafka;
 mod limits;
+mod live;
 mod names;
 mod placeholder;
 mod reader;
@@ -29,9 +31,11 @@ pub use self::{
     auth::{Auth, JwksSource},
     database::{ConnectOptions, Database},
     executor::{Executor, RunBudget},
+    files::SecretFiles,
     http::{AllowList, Api, Cors, Pages},
-    kafka::{DeadLetters, Kafka},
+    kafka::{Clients, DeadLetters, Kafka, Oauth},
     limits::{Limits, TrustedProxies},
+    live::Live,
     names::unknown_names,
     reader::{NAMES, Problems, load},
     retention::{Archive, Retention, S3},
@@ -103,6 +107,13 @@ impl Config {
     /// All settings for `serve` and `executor`.
     pub fn load(environment: impl Iterator<Item = (String, String)>) -> Result<Self, Problems> {
         load(environment)
+    }
+
+    /// Replaces the values that can change while the process runs by those of newer settings. `changed`: names of settings.
+    pub fn adopt(&self, fresh: &Self, changed: &[&str]) {
+        if changed.iter().any(|name| name.starts_with("kafka_")) {
+            self.kafka.clients.replace(fresh.kafka.clients.current());
+        }
     }
 }
 

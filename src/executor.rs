@@ -67,7 +67,7 @@ use crate::{
         processes::{self, Registration},
     },
     egress::Egress,
-    kafka::{self, consumer::Consumer, replaceable::Connection},
+    kafka::{self, consumer::Consumer, problem::Connection},
     lifecycle::Lifecycle,
     offload::Offload,
     telemetry,
@@ -263,7 +263,7 @@ impl Executor {
 /// Creates missing topics as soon as Kafka is available, and then ends its work.
 async fn ensure_topics(kafka: crate::config::Kafka, soft_stop: CancellationToken) {
     loop {
-        match kafka::ensure_topics(&kafka).await {
+        match kafka::topics::ensure(&kafka).await {
             Ok(()) => return soft_stop.cancelled().await,
             Err(error) => tracing::debug!("the topics cannot be created yet: {error}"),
         }

@@ -1,28 +1,35 @@
 //! Kafka: client configuration and topics. Payloads are in [`message`].
 
+pub mod callbacks;
 pub mod consumer;
+mod lag;
 pub mod message;
+mod oauth;
+pub mod problem;
 pub mod producer;
 pub mod publisher;
 pub mod replaceable;
+pub mod topics;
 
 use std::time::Duration;
 
 use rdkafka::{
-    ClientConfig,
-    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
-    client::DefaultClientContext,
-    config::RDKafkaLogLevel,
+    ClientConfig, ClientContext, Offset, TopicPartitionList,
+    config::{FromClientConfigAndContext, RDKafkaLogLevel},
     consumer::{BaseConsumer, Consumer},
-    error::KafkaError,
+    error::{KafkaError, KafkaResult},
     metadata::MetadataTopic,
+    producer::{FutureProducer, Producer as _},
     types::RDKafkaErrorCode,
 };
 
+use self::callbacks::{Callbacks, Context};
 use crate::config;
 
 /// Time-out of metadata and admin requests.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time-out of requests of which there may be many.
+const SHORT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Time-out of a request, after which its connection is closed. It is above [`PRODUCE_TIMEOUT`] and far above the usual
 /// duration: a consumer waits a tenth of a second for records.
@@ -31,6 +38,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a broker may wait for its replicas before it answers a producer.
 const PRODUCE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Interval of the statistics of a client.
+const STATISTICS_EVERY: Duration = Duration::from_secs(15);
 
 /// Base configuration of every client.
 #[must_use]
@@ -51,7 +61,9 @@ pub fn client_config(kafka: &config::Kafka) -> ClientConfig {
         // `ensure_topics` creates the topics, with the partition count of the settings.
         .set("allow.auto.create.topics", "false")
         .set("broker.address.ttl", "1000")
+        .set("statistics.interval.ms", STATISTICS_EVERY.as_millis().to_string())
         .set_log_level(RDKafkaLogLevel::Error);
+    kafka.clients.current().apply(&mut config);
     config
 }
 
@@ -63,15 +75,60 @@ pub fn producer_config(kafka: &config::Kafka) -> ClientConfig {
         .set("enable.idempotence", "true")
         .set("acks", "all")
         .set("request.timeout.ms", PRODUCE_TIMEOUT.as_millis().to_string())
+        // About 8 s, with growing pauses. librdkafka does not tell of a refusal before the last try.
+        .set("message.send.max.retries", "10")
         // Same partition for a key as with the Java clients.
         .set("partitioner", "murmur2_random");
     config
 }
 
+/// Creates a client. Properties that the operator has set take precedence over those of `config`.
+fn create<C, T>(kafka: &config::Kafka, config: &mut ClientConfig, context: C) -> KafkaResult<T>
+where
+    C: ClientContext,
+    T: FromClientConfigAndContext<C>,
+{
+    kafka.clients.current().apply(config);
+    config.create_with_context(context)
+}
+
 /// Number of brokers that a new client finds; none is an error. Blocks the thread.
-pub fn ping(kafka: &config::Kafka) -> Result<usize, KafkaError> {
-    let client: BaseConsumer = client_config(kafka).create()?;
-    replaceable::ask(client.client(), &kafka.execution_topic, REQUEST_TIMEOUT)
+pub fn ping(kafka: &config::Kafka) -> Result<usize, PingError> {
+    let callbacks = Callbacks::new("requests to Kafka", kafka);
+    // A producer reads the errors of its connections in a thread of its own.
+    let client: FutureProducer<Context> = create(kafka, &mut client_config(kafka), Context(callbacks.clone()))?;
+    let answer = replaceable::ask(client.client(), &kafka.execution_topic, REQUEST_TIMEOUT);
+    answer.map(|answer| answer.brokers).map_err(|error| match callbacks.last_error() {
+        Some((kind, reason)) => PingError::Connection(kind.text(), reason),
+        None => PingError::Kafka(error.to_string()),
+    })
+}
+
+/// Reason why a new client gets no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum PingError {
+    /// Error of the connection: its kind, and the text of librdkafka.
+    #[error("{0} ({1})")]
+    Connection(&'static str, String),
+    /// Another error.
+    #[error("{0}")]
+    Kafka(String),
+}
+
+impl From<KafkaError> for PingError {
+    fn from(error: KafkaError) -> Self {
+        Self::Kafka(error.to_string())
+    }
+}
+
+/// New client for single requests.
+fn open(kafka: &config::Kafka, mut config: ClientConfig, callbacks: Callbacks) -> KafkaResult<BaseConsumer<Context>> {
+    let client: BaseConsumer<Context> = create(kafka, &mut config, Context(callbacks))?;
+    if kafka.clients.current().oauth.is_some() {
+        // The request for the first token waits in the queue of events.
+        client.poll(Duration::ZERO);
+    }
+    Ok(client)
 }
 
 /// Reason why a broker rejects a record for good.
@@ -98,44 +155,22 @@ impl Refusal {
     }
 }
 
-/// Creates missing topics; existing ones are not changed. The topics of executions and cancellations have the same
-/// partition count, so that both kinds of message about a run reach the same group member: if one of them exists, the
-/// other is created with its count.
-pub async fn ensure_topics(kafka: &config::Kafka) -> Result<(), KafkaError> {
-    let settings = kafka.clone();
-    let existing =
-        tokio::task::spawn_blocking(move || partition_counts(&settings)).await.unwrap_or(Err(KafkaError::Canceled))?;
-    let count_of = |topic: &str| existing.iter().find(|(name, _)| name == topic).map(|(_, count)| *count);
-    let pair = [&kafka.execution_topic, &kafka.cancellation_topic];
-    let count = pair.iter().find_map(|topic| count_of(topic)).unwrap_or(kafka.partitions);
-    // -1 is the default of the cluster.
-    let topic = |name, count| NewTopic::new(name, count, TopicReplication::Fixed(-1));
-    let largest = publisher::MAX_BYTES.to_string();
-    let mut wanted: Vec<NewTopic<'_>> = pair.map(|name| topic(name, count)).into();
-    // Every received record must fit, with additional headers.
-    wanted.push(topic(&kafka.dead_letter_topic, kafka.partitions).set("max.message.bytes", &largest));
-    wanted.extend(kafka.monitoring_topic.as_ref().map(|name| topic(name, kafka.partitions)));
-    let missing: Vec<NewTopic<'_>> = wanted.into_iter().filter(|topic| count_of(topic.name).is_none()).collect();
-    if missing.is_empty() {
-        return Ok(());
+/// Whether the executors' group has read all records of the execution topic. Blocks the thread.
+pub fn queue_is_drained(kafka: &config::Kafka) -> Result<bool, KafkaError> {
+    let mut config = client_config(kafka);
+    config.set("group.id", &kafka.group_id);
+    let client = open(kafka, config, Callbacks::new("requests to Kafka", kafka))?;
+    let metadata = client.fetch_metadata(Some(&kafka.execution_topic), SHORT_TIMEOUT)?;
+    let mut asked = TopicPartitionList::new();
+    for partition in metadata.topics().iter().flat_map(MetadataTopic::partitions) {
+        asked.add_partition(&kafka.execution_topic, partition.id());
     }
-    let admin: AdminClient<DefaultClientContext> = client_config(kafka).create()?;
-    let options = AdminOptions::new().operation_timeout(Some(REQUEST_TIMEOUT)).request_timeout(Some(REQUEST_TIMEOUT));
-    for result in admin.create_topics(&missing, &options).await? {
-        match result {
-            Ok(topic) => tracing::info!(topic, "topic {topic} created"),
-            Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
-            Err((_, code)) => return Err(KafkaError::AdminOp(code)),
+    for committed in client.committed_offsets(asked, SHORT_TIMEOUT)?.elements() {
+        let (low, high) = client.fetch_watermarks(&kafka.execution_topic, committed.partition(), SHORT_TIMEOUT)?;
+        let read = if let Offset::Offset(offset) = committed.offset() { offset } else { low };
+        if read < high {
+            return Ok(false);
         }
     }
-    Ok(())
-}
-
-/// All topics with their partition counts.
-fn partition_counts(kafka: &config::Kafka) -> Result<Vec<(String, i32)>, KafkaError> {
-    let client: BaseConsumer = client_config(kafka).create()?;
-    let metadata = client.fetch_metadata(None, REQUEST_TIMEOUT)?;
-    let count = |topic: &MetadataTopic| i32::try_from(topic.partitions().len()).unwrap_or(i32::MAX);
-    let topics = metadata.topics().iter().filter(|topic| !topic.partitions().is_empty());
-    Ok(topics.map(|topic| (topic.name().to_owned(), count(topic))).collect())
+    Ok(true)
 }

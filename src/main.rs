@@ -145,7 +145,7 @@ enum Check {
     Config,
     /// Connect to the database
     Db,
-    /// Connect to Kafka
+    /// Connect to Kafka, and check the settings of the topics
     Kafka,
     /// Check the rows of the database against each other, while the service runs or not; exit code 0: all is well, 1:
     /// something is wrong, 2: something could not be checked
@@ -309,7 +309,10 @@ fn check(what: Check) -> anyhow::Result<ExitCode> {
             let vault = config::load::<Vault>(environment())?;
             command::block_on(command::check_db(&settings, &vault))?
         }
-        Check::Kafka => command::check_kafka(&config::load::<config::Kafka>(environment())?)?,
+        Check::Kafka => {
+            let settings = config::load::<config::Kafka>(environment())?;
+            command::block_on(command::check_kafka(&settings))?
+        }
         Check::Invariants(options) => {
             // Wrong settings have an exit code of their own.
             let settings = config::load::<config::Database>(environment()).map_err(anyhow::Error::from);

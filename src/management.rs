@@ -61,7 +61,7 @@ async fn ready(State(executor): State<Started>) -> impl IntoResponse {
         return (StatusCode::SERVICE_UNAVAILABLE, Json(body));
     };
     let status = findings.readiness();
-    let body = json!({
+    let mut body = json!({
         "status": status,
         "checks": {
             "database": health::connected(findings.database),
@@ -70,6 +70,9 @@ async fn ready(State(executor): State<Started>) -> impl IntoResponse {
         "draining": findings.draining,
         "runs": findings.runs,
     });
+    if !findings.kafka_problems.is_empty() {
+        body["problems"] = findings.kafka_problems.into();
+    }
     (if status == "not_ready" { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK }, Json(body))
 }
 

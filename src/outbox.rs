@@ -37,10 +37,11 @@ use crate::{
     input,
     kafka::{
         message::{CancellationPayload, ExecutionPayload},
+        problem::Connection,
         producer::{
             Batching, DeliveryError, MAX_QUEUED_BYTES, MAX_QUEUED_MESSAGES, MAX_RECORD_BYTES, Producer, Report,
         },
-        replaceable::{ClientRole, Connection, ReplaceableClient},
+        replaceable::{ClientRole, ReplaceableClient},
     },
     lifecycle::Lifecycle,
     telemetry::spans::{self, Kind, Span},
@@ -187,8 +188,8 @@ impl Relay {
         let kafka = &settings.kafka;
         let (reports, received) = unbounded_channel();
         let reporting = reports.clone();
-        let producer = ReplaceableClient::new(ROLE, kafka, move |kafka, last_error| {
-            Producer::new(kafka, Batching::Many, reporting.clone(), last_error)
+        let producer = ReplaceableClient::new(ROLE, kafka, move |kafka, callbacks| {
+            Producer::new(kafka, Batching::Many, reporting.clone(), callbacks)
         })?;
         let relay = Self(Arc::new(Shared {
             kafka: kafka.clone(),
@@ -224,6 +225,10 @@ impl Relay {
     /// it.
     #[must_use]
     pub fn reserve(&self, bytes: usize) -> Option<Reservation> {
+        // While Kafka takes no messages, rows wait for the sweep from the start.
+        if self.kafka().is_troubled() {
+            return None;
+        }
         let owner = self.0.registration.current()?;
         let reservation = Reservation { relay: self.clone(), owner, bytes, kept: false };
         let messages = self.0.held.fetch_add(1, Ordering::Relaxed);
@@ -323,12 +328,6 @@ impl Relay {
     #[must_use]
     pub fn kafka(&self) -> &Connection {
         self.0.producer.connection()
-    }
-
-    /// Whether Kafka answered the last request.
-    #[must_use]
-    pub fn is_connected(&self) -> bool {
-        self.kafka().is_up()
     }
 
     fn send(

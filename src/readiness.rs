@@ -41,6 +41,8 @@ pub struct HealthStatus {
     pub migrated: bool,
     /// Whether Kafka answered.
     pub kafka: bool,
+    /// Problems with Kafka that an operator has to solve.
+    pub kafka_problems: Vec<&'static str>,
     /// Whether the process is stopping.
     pub draining: bool,
     /// Response time of the database.
@@ -54,10 +56,16 @@ impl HealthStatus {
         self.database && self.migrated && !self.draining
     }
 
+    /// Whether Kafka takes messages.
+    #[must_use]
+    pub fn can_dispatch(&self) -> bool {
+        self.kafka && self.kafka_problems.is_empty()
+    }
+
     /// Status in one word.
     #[must_use]
     pub fn readiness(&self) -> &'static str {
-        health::readiness(self.can_serve(), self.kafka)
+        health::readiness(self.can_serve(), self.can_dispatch())
     }
 }
 
@@ -77,6 +85,7 @@ impl Readiness {
             database: false,
             migrated: false,
             kafka: false,
+            kafka_problems: Vec::new(),
             draining: false,
             database_response: Duration::ZERO,
         }));
@@ -141,7 +150,8 @@ impl Readiness {
     #[must_use]
     pub fn findings(&self) -> HealthStatus {
         let mut findings = self.latest.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        findings.kafka = self.relay.is_connected();
+        findings.kafka = self.relay.kafka().is_up();
+        findings.kafka_problems = self.relay.kafka().problems();
         findings.draining = self.lifecycle.is_stopping();
         findings
     }

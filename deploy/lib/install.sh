@@ -32,6 +32,7 @@ need_pgbouncer() {
 }
 
 need_kafka() {
+    have openssl || MISSING+=(openssl)
     find_java >/dev/null || MISSING+=("$(java_package)")
     if [[ ! -d $(kafka_libs) ]]; then
         have mvn || MISSING+=(maven)

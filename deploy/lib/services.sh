@@ -85,11 +85,11 @@ start_services() {
 # its port free.
 choose_free_ports() {
     local ports=() port
-    while ((${#ports[@]} < 3)); do
+    while ((${#ports[@]} < 4)); do
         port=$((20000 + RANDOM % 12000))
         [[ " ${ports[*]} " != *" $port "* ]] && ! is_listening "$port" && ports+=("$port")
     done
-    PG_PORT=${ports[0]} KAFKA_PORT=${ports[1]} KAFKA_CONTROLLER_PORT=${ports[2]}
+    PG_PORT=${ports[0]} KAFKA_PORT=${ports[1]} KAFKA_CONTROLLER_PORT=${ports[2]} KAFKA_SECURE_PORT=${ports[3]}
 }
 
 is_listening() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
@@ -99,6 +99,8 @@ print_exports() {
     printf 'export %s=%q\n' \
         DATABASE_URL "postgresql://postgres@127.0.0.1:$PG_PORT/postgres" \
         KAFKA_BROKERS "127.0.0.1:$KAFKA_PORT" \
+        TEST_KAFKA_SECURE "127.0.0.1:$KAFKA_SECURE_PORT" \
+        TEST_KAFKA_TLS "$SERVICES_DIR/tls" \
         TEST_PG_START "$SERVICES_DIR/pg-start" \
         TEST_PG_STOP "$SERVICES_DIR/pg-stop" \
         TEST_KAFKA_START "$SERVICES_DIR/kafka-start" \
@@ -151,6 +153,8 @@ cd "$home"
 case $called in
     pg-init)
         as_owner "$bin/initdb" -D "$home/data" -U postgres --auth=trust -E UTF8 --locale=C.UTF-8 --no-sync
+        # Members of this role need their password, if a test creates it.
+        as_owner sed -i '1i host all +password_users 127.0.0.1/32 scram-sha-256' "$home/data/pg_hba.conf"
         as_owner tee -a "$home/data/postgresql.conf" >/dev/null <<CONF
 listen_addresses = '127.0.0.1'
 port = $port
@@ -212,17 +216,53 @@ POM
     rm -rf "$work"
 }
 
+# Certificates for the second listener of the broker: those of a CA, of the broker, of a client (its key has the password
+# "client-key"), and of a CA that signed none of them.
+prepare_certificates() {
+    local dir="$SERVICES_DIR/tls" name
+    mkdir "$dir"
+    for name in ca other-ca; do
+        openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj "/CN=$name" \
+            -keyout "$dir/$name.key" -out "$dir/$name.crt"
+    done
+    for name in broker client; do
+        openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj "/CN=$name" \
+            -addext "subjectAltName=IP:127.0.0.1" -addext "basicConstraints=critical,CA:FALSE" \
+            -CA "$dir/ca.crt" -CAkey "$dir/ca.key" -keyout "$dir/$name.key" -out "$dir/$name.crt"
+    done
+    cat "$dir/broker.key" "$dir/broker.crt" "$dir/ca.crt" >"$dir/broker.pem"
+    openssl pkcs8 -topk8 -v2 aes-256-cbc -passout pass:client-key -in "$dir/client.key" -out "$dir/client-encrypted.key"
+} >"$SERVICES_DIR/logs/openssl.log" 2>&1
+
+# One broker with two listeners: clients of PLAINTEXT may do everything, those of SECURE only what ACLs allow.
 prepare_kafka() {
     local java
     java="$(find_java)" || die "no Java 17 or newer found"
+    prepare_certificates || {
+        cat "$SERVICES_DIR/logs/openssl.log" >&2
+        die "the certificates could not be made"
+    }
     cat >"$SERVICES_DIR/kafka.properties" <<CONF
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:$KAFKA_CONTROLLER_PORT
-listeners=PLAINTEXT://127.0.0.1:$KAFKA_PORT,CONTROLLER://127.0.0.1:$KAFKA_CONTROLLER_PORT
-advertised.listeners=PLAINTEXT://127.0.0.1:$KAFKA_PORT
+listeners=PLAINTEXT://127.0.0.1:$KAFKA_PORT,SECURE://127.0.0.1:$KAFKA_SECURE_PORT,CONTROLLER://127.0.0.1:$KAFKA_CONTROLLER_PORT
+advertised.listeners=PLAINTEXT://127.0.0.1:$KAFKA_PORT,SECURE://127.0.0.1:$KAFKA_SECURE_PORT
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SECURE:SASL_SSL,CONTROLLER:PLAINTEXT
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+super.users=User:ANONYMOUS
+listener.name.secure.ssl.keystore.type=PEM
+listener.name.secure.ssl.keystore.location=$SERVICES_DIR/tls/broker.pem
+listener.name.secure.ssl.truststore.type=PEM
+listener.name.secure.ssl.truststore.location=$SERVICES_DIR/tls/ca.crt
+listener.name.secure.ssl.client.auth=required
+listener.name.secure.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512,OAUTHBEARER
+listener.name.secure.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required user_plain="plain-password";
+listener.name.secure.scram-sha-256.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+listener.name.secure.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+# It accepts unsigned tokens.
+listener.name.secure.oauthbearer.sasl.jaas.config=org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub="broker";
 log.dirs=$SERVICES_DIR/kafka
 auto.create.topics.enable=false
 group.initial.rebalance.delay.ms=0
@@ -289,6 +329,8 @@ case $called in
 esac 2>&1
 SCRIPT
     "$java" -cp "$(kafka_libs)/*" -Dorg.slf4j.simpleLogger.defaultLogLevel=error kafka.tools.StorageTool format \
+        --add-scram "SCRAM-SHA-256=[name=scram,password=scram-password]" \
+        --add-scram "SCRAM-SHA-512=[name=scram,password=scram-password]" \
         -t MkU3OEVBNTcwNTJENDM2Qg -c "$SERVICES_DIR/kafka.properties" >"$SERVICES_DIR/logs/kafka-format.log" 2>&1 || {
         cat "$SERVICES_DIR/logs/kafka-format.log" >&2
         die "formatting Kafka's storage failed"

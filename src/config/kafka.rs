@@ -1,9 +1,13 @@
 //! Kafka and dead-letter settings: `KAFKA_*`, `ENABLE_MONITORING_UPDATES`, `DEAD_LETTER_RETENTION_DAYS` and
 //! `MAX_DEAD_LETTERS`.
 
+mod clients;
+mod properties;
+
 use std::time::Duration;
 
-use super::{Reader, Section};
+pub use self::clients::{Clients, Oauth};
+use super::{Live, Reader, Section};
 
 /// This is longer than the time-out of a broker request (15 s), so that librdkafka can recover by itself first.
 const RENEW_KAFKA_CLIENTS_AFTER: Duration = Duration::from_secs(20);
@@ -25,6 +29,8 @@ pub struct Kafka {
     pub partitions: i32,
     /// `KAFKA_GROUP_ID`: consumer group of the executors.
     pub group_id: String,
+    /// TLS, authentication and further properties of the clients.
+    pub clients: Live<Clients>,
     /// Not a setting: a client that reaches no broker for this long, while other clients do, is replaced.
     pub renew_after: Duration,
 }
@@ -58,6 +64,7 @@ impl Section for Kafka {
             }
         }
         let partitions = reader.number("kafka_topic_partitions", 6, 1..=1000);
+        let clients = Clients::read(reader);
         Some(Self {
             brokers: brokers?,
             execution_topic: execution_topic?,
@@ -66,6 +73,7 @@ impl Section for Kafka {
             monitoring_topic: Some(monitoring_topic?).filter(|_| is_monitored == Some(true)),
             partitions: partitions?,
             group_id: reader.text("kafka_group_id", "execution-consumer-group"),
+            clients: Live::new(clients?),
             renew_after: RENEW_KAFKA_CLIENTS_AFTER,
         })
     }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::{NAMES, reader::SECRETS};
+use super::{NAMES, files::SECRETS, reader::KAFKA_PROPERTY};
 
 /// Prefixes of setting names. `KAFKA_` is included; `MAX_` would match too many foreign variables.
 const PREFIXES: [&str; 12] = [
@@ -32,7 +32,7 @@ pub fn unknown_names(environment: impl Iterator<Item = (String, String)>) -> Vec
     known.extend(["API_ENV_FILE", "API_PORTS"].map(str::to_owned));
     let mut lines: Vec<String> = names
         .iter()
-        .filter(|name| !known.contains(*name) && !is_of_kubernetes(name))
+        .filter(|name| !known.contains(*name) && !name.starts_with(KAFKA_PROPERTY) && !is_of_kubernetes(name))
         .filter_map(|name| {
             let distance = |known: &&String| strsim::osa_distance(name, known);
             let nearest = known.iter().min_by_key(|known| (distance(known), known.len(), (*known).clone()))?;

@@ -1,8 +1,10 @@
 //! Reader of the environment: the variables as text, and the problems found in them.
 
-use std::{collections::HashMap, fmt::Display, io::ErrorKind, ops::RangeInclusive, str::FromStr};
+use std::{collections::HashMap, fmt::Display, ops::RangeInclusive, str::FromStr};
 
 use serde::Deserialize;
+
+use super::files::{self, SecretFiles};
 
 /// Declares the variables: all are optional text. The names are exactly those that the program reads.
 macro_rules! variables {
@@ -26,6 +28,9 @@ variables! {
     production, database_url, database_pool_size, database_max_overflow, database_echo, migrate_on_start,
     shutdown_notice_secs,
     kafka_brokers, kafka_execution_topic, kafka_cancellation_topic, kafka_topic_partitions, kafka_group_id,
+    kafka_security_protocol, kafka_ssl_ca, kafka_ssl_certificate, kafka_ssl_key, kafka_ssl_key_password, kafka_sasl_mechanism,
+    kafka_sasl_username, kafka_sasl_password, kafka_oauth_token_url, kafka_oauth_client_id, kafka_oauth_client_secret,
+    kafka_oauth_scope, kafka_properties,
     kafka_dead_letter_topic, dead_letter_retention_days, max_dead_letters, kafka_monitoring_topic, enable_monitoring_updates,
     api_title, api_version, api_description, api_contact, api_prefix, api_host, api_port, api_reload, api_workers, public_url,
     auth_enabled, jwt_secret, jwt_algorithm, jwt_expiration_minutes, api_key_header,
@@ -48,16 +53,8 @@ variables! {
     circuit_breaker_timeout_seconds, circuit_breaker_half_open_max_calls, circuit_breaker_window_size_seconds,
 }
 
-/// Variables that can be read from a file.
-pub(super) const SECRETS: [&str; 7] = [
-    "database_url",
-    "jwt_secret",
-    "jwt_public_key",
-    "bootstrap_api_key",
-    "encryption_key",
-    "run_archive_secret_key",
-    "otel_exporter_otlp_headers",
-];
+/// Beginning of the variables that are properties of librdkafka.
+pub(super) const KAFKA_PROPERTY: &str = "KAFKA_PROPERTY_";
 
 /// All problems of the environment, one line per variable. They never show a value that could be a secret.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +77,8 @@ pub fn load<S: Section>(environment: impl Iterator<Item = (String, String)>) -> 
 /// Variables as text, and the problems found so far. A method returns `None` if it has added a problem.
 pub struct Reader {
     values: HashMap<&'static str, String>,
+    /// Variables that begin with [`KAFKA_PROPERTY`], without it.
+    kafka_properties: Vec<(String, String)>,
     problems: Vec<String>,
 }
 
@@ -87,13 +86,14 @@ impl Reader {
     pub(super) fn new(environment: impl Iterator<Item = (String, String)>) -> Self {
         let mut problems = Vec::new();
         let environment: Vec<_> = environment.collect();
-        let files: HashMap<String, String> = environment
-            .iter()
-            .filter_map(|(name, path)| {
-                let name = name.to_ascii_lowercase().strip_suffix("_file")?.to_owned();
-                (SECRETS.contains(&name.as_str()) && !path.trim().is_empty()).then(|| (name, path.trim().to_owned()))
-            })
-            .collect();
+        let files = SecretFiles::of(environment.iter().cloned());
+        let kafka_properties = environment.iter().filter_map(|(name, value)| {
+            let begin = name.get(..KAFKA_PROPERTY.len()).filter(|begin| begin.eq_ignore_ascii_case(KAFKA_PROPERTY))?;
+            let value = value.trim();
+            (!value.is_empty()).then(|| (name[begin.len()..].to_owned(), value.to_owned()))
+        });
+        let mut kafka_properties: Vec<(String, String)> = kafka_properties.collect();
+        kafka_properties.sort_unstable();
         let variables: Variables = envy::from_iter(environment).unwrap_or_else(|error| {
             problems.push(format!("  environment: {error}"));
             Variables::default()
@@ -109,24 +109,17 @@ impl Reader {
                     problems.push(format!("  {}: set both directly and by {0}_FILE", name.to_ascii_uppercase()));
                 }
                 (Some(value), None) => drop(values.insert(name, value)),
-                (None, Some(path)) => match std::fs::read_to_string(path) {
-                    Ok(text) if !text.trim().is_empty() => drop(values.insert(name, text.trim().to_owned())),
-                    Ok(_) => problems.push(format!("  {}_FILE: the file is empty", name.to_ascii_uppercase())),
-                    Err(error) => {
-                        let why = match error.kind() {
-                            ErrorKind::NotFound => "there is no such file".to_owned(),
-                            ErrorKind::PermissionDenied => "this user may not read the file".to_owned(),
-                            ErrorKind::IsADirectory => "this is a directory, not a file".to_owned(),
-                            ErrorKind::InvalidData => "the file is not UTF-8 text".to_owned(),
-                            other => format!("the file cannot be read ({other})"),
-                        };
+                (None, Some(path)) => match files::read(path) {
+                    Ok(text) => drop(values.insert(name, text)),
+                    Err(why) => {
+                        let path = path.display();
                         problems.push(format!("  {}_FILE: {why}: {path}", name.to_ascii_uppercase()));
                     }
                 },
                 (None, None) => {}
             }
         }
-        Self { values, problems }
+        Self { values, kafka_properties, problems }
     }
 
     pub(super) fn finish<T>(self, value: Option<T>) -> Result<T, Problems> {
@@ -158,6 +151,11 @@ impl Reader {
     /// Whether a variable is set.
     pub(super) fn has(&self, name: &str) -> bool {
         self.values.contains_key(name)
+    }
+
+    /// Variables that begin with [`KAFKA_PROPERTY`], without it, in order of their names.
+    pub(super) fn kafka_properties(&self) -> &[(String, String)] {
+        &self.kafka_properties
     }
 
     pub(super) fn text(&self, name: &str, default: &str) -> String {

@@ -24,6 +24,7 @@ use tokio::{
 
 pub use self::connection::{PooledConnection, Transaction};
 use super::hosts::Hosts;
+use crate::config;
 
 /// A caller that gets no connection within this time is answered 503.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -61,7 +62,7 @@ const LOG_EVERY: Duration = Duration::from_secs(10);
 pub struct Pool(Arc<Shared>);
 
 struct Shared {
-    hosts: Hosts,
+    hosts: Mutex<Hosts>,
     size: usize,
     max: usize,
     state: Mutex<State>,
@@ -157,13 +158,18 @@ impl Pool {
     /// Pool that opens no connection before it is used. `size` connections are kept, up to `max` are opened.
     pub(super) fn new(hosts: Hosts, size: usize, max: usize) -> Self {
         Self(Arc::new(Shared {
-            hosts,
+            hosts: Mutex::new(hosts),
             size,
             max,
             state: Mutex::default(),
             all_closed: Notify::new(),
             silenced: Notify::new(),
         }))
+    }
+
+    /// Uses these settings for connections that are opened from now on, such as those with a new password.
+    pub fn adopt(&self, settings: &config::Database) {
+        *self.0.hosts.lock().unwrap_or_else(PoisonError::into_inner) = super::hosts(settings);
     }
 
     /// Maximum number of connections.
@@ -228,12 +234,12 @@ impl Pool {
 
     /// Opens a connection outside of the pool, for work that must not wait behind others.
     pub(super) async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
-        self.0.hosts.connect().await
+        self.0.hosts().connect().await
     }
 
     /// Reports that the host accepts no writes. If another one may accept them, all connections are replaced.
     pub(super) fn note_read_only(&self) {
-        if !self.0.hosts.must_accept_writes() {
+        if !self.0.hosts().must_accept_writes() {
             return;
         }
         let (idle, last) = {
@@ -442,6 +448,10 @@ impl State {
 }
 
 impl Shared {
+    fn hosts(&self) -> Hosts {
+        self.hosts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -456,7 +466,7 @@ impl Shared {
         } else {
             let missing = state.waiting.len().saturating_sub(state.opening + state.checking);
             // The first one may need another one beside it.
-            let limit = if self.hosts.has_sessions() { MAX_OPENING } else { MAX_OPENING.min(1 + state.overdue) };
+            let limit = if self.hosts().has_sessions() { MAX_OPENING } else { MAX_OPENING.min(1 + state.overdue) };
             missing.min(limit.saturating_sub(state.opening))
         };
         let count = wanted.min(self.max - state.open);
@@ -464,7 +474,7 @@ impl Shared {
             let is_surplus = state.open >= self.size && state.down.is_none();
             state.open += 1;
             state.opening += 1;
-            tokio::spawn(open(Arc::downgrade(self), self.hosts.clone(), is_surplus));
+            tokio::spawn(open(Arc::downgrade(self), self.hosts(), is_surplus));
         }
     }
 

@@ -39,6 +39,7 @@ use crate::{
     kafka::{
         consumer::{Consumer, Position, Record, Topic, traceparent},
         message::Message,
+        problem::{self, Trouble},
     },
     telemetry::catalogue,
 };
@@ -184,6 +185,10 @@ impl Intake {
     }
 
     fn note_broken(&mut self, error: &KafkaError) {
+        if let Some(code) = error.rdkafka_error_code().filter(|code| problem::is_denied(*code)) {
+            self.is_broken = true;
+            return self.consumer.note_denied(code);
+        }
         // The watch of the client reports that no broker answers.
         let is_reported =
             matches!(error.rdkafka_error_code(), Some(Code::AllBrokersDown | Code::BrokerTransportFailure));
@@ -196,6 +201,7 @@ impl Intake {
 
     fn receive(&mut self, record: Record) {
         if std::mem::take(&mut self.is_broken) {
+            self.consumer.connection().end_all(Trouble::ReadDenied);
             tracing::info!("Kafka is read again");
         }
         let Record { position, sent_at, bytes, message, raw } = record;

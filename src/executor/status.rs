@@ -11,12 +11,14 @@ use crate::{
 pub struct Status(pub(super) Executor);
 
 /// Health of an executor.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct HealthStatus {
     /// Whether it may own runs: the database has received a heartbeat lately.
     pub database: bool,
     /// Whether Kafka answered the last check. There is a check every second.
     pub kafka: bool,
+    /// Problems with Kafka that an operator has to solve.
+    pub kafka_problems: Vec<&'static str>,
     /// Whether it takes no new runs, because it stops.
     pub draining: bool,
     /// Number of runs that it drives.
@@ -33,7 +35,7 @@ impl HealthStatus {
     /// Status in one word.
     #[must_use]
     pub fn readiness(&self) -> &'static str {
-        health::readiness(self.is_ready(), self.kafka)
+        health::readiness(self.is_ready(), self.kafka && self.kafka_problems.is_empty())
     }
 }
 
@@ -68,6 +70,7 @@ impl Status {
         HealthStatus {
             database: executor.registration.current().is_some(),
             kafka: executor.kafka.is_up(),
+            kafka_problems: executor.kafka.problems(),
             draining: executor.soft_stop.is_cancelled(),
             runs: executor.active.leases(None).0.len(),
         }

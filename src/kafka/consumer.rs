@@ -6,6 +6,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    error::Error as StdError,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -14,17 +15,21 @@ use chrono::{DateTime, Datelike as _, Utc};
 use futures_util::FutureExt as _;
 use rdkafka::{
     ClientContext, Offset, TopicPartitionList,
-    client::Client as NativeClient,
+    client::{Client as NativeClient, OAuthToken},
     consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance, StreamConsumer},
-    error::{KafkaError, KafkaResult},
+    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     message::{BorrowedMessage, Headers as _, Message as _, OwnedMessage},
+    statistics::Statistics,
 };
 
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    callbacks::Callbacks,
+    lag::Lag,
     message::{Message, MessageError},
-    replaceable::{self, Client, ClientRole, Connection, LastError, ReplaceableClient},
+    problem::{Connection, Trouble},
+    replaceable::{self, Client, ClientRole, ReplaceableClient},
 };
 use crate::{config, offload, trace};
 
@@ -72,11 +77,25 @@ pub struct Record {
     pub raw: OwnedMessage,
 }
 
-struct Context(LastError);
+struct Context {
+    callbacks: Callbacks,
+    lag: Lag,
+}
 
 impl ClientContext for Context {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
     fn error(&self, error: KafkaError, reason: &str) {
-        self.0.note(&error, reason);
+        self.callbacks.error(&error, reason);
+    }
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn StdError>> {
+        self.callbacks.token()
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        self.callbacks.statistics(&statistics);
+        self.lag.export(&statistics);
     }
 }
 
@@ -84,6 +103,7 @@ impl ConsumerContext for Context {
     fn post_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         match rebalance {
             Rebalance::Assign(list) => {
+                self.callbacks.connection().end_all(Trouble::ReadDenied);
                 tracing::info!(partitions = list.count(), "{} Kafka partitions were assigned", list.count());
             }
             Rebalance::Revoke(list) => {
@@ -107,6 +127,7 @@ pub struct Consumer {
     client: ReplaceableClient<StreamConsumer<Context>>,
     execution_topic: String,
     cancellation_topic: String,
+    group_id: String,
     progress: Mutex<HashMap<(Topic, i32), Progress>>,
 }
 
@@ -117,6 +138,7 @@ impl Consumer {
             client: ReplaceableClient::new(ROLE, kafka, join)?,
             execution_topic: kafka.execution_topic.clone(),
             cancellation_topic: kafka.cancellation_topic.clone(),
+            group_id: kafka.group_id.clone(),
             progress: Mutex::default(),
         })
     }
@@ -129,6 +151,13 @@ impl Consumer {
     /// Connection state: whether brokers answer.
     pub fn connection(&self) -> &Connection {
         self.client.connection()
+    }
+
+    /// Records that Kafka denies reading.
+    pub fn note_denied(&self, code: RDKafkaErrorCode) {
+        let is_group = code == RDKafkaErrorCode::GroupAuthorizationFailed;
+        let subject = if is_group { self.group_id.as_str() } else { "topics" };
+        self.connection().begin(Trouble::ReadDenied, subject, code);
     }
 
     /// Next record. Dropping the future loses nothing. It must be polled regularly, even if no record is needed, or the
@@ -228,8 +257,9 @@ impl Consumer {
     }
 }
 
-fn join(kafka: &config::Kafka, last_error: LastError) -> KafkaResult<StreamConsumer<Context>> {
-    let client: StreamConsumer<Context> = super::client_config(kafka)
+fn join(kafka: &config::Kafka, callbacks: Callbacks) -> KafkaResult<StreamConsumer<Context>> {
+    let mut config = super::client_config(kafka);
+    config
         .set("group.id", &kafka.group_id)
         // Same strategy as the reference's consumers, so that both can be members of the group.
         .set("partition.assignment.strategy", "range")
@@ -247,8 +277,9 @@ fn join(kafka: &config::Kafka, last_error: LastError) -> KafkaResult<StreamConsu
         .set("fetch.wait.max.ms", "100")
         // Prefetched records cost memory, and are read again after a crash.
         .set("queued.max.messages.kbytes", "16384")
-        .set("queued.min.messages", "2000")
-        .create_with_context(Context(last_error))?;
+        .set("queued.min.messages", "2000");
+    let client: StreamConsumer<Context> =
+        super::create(kafka, &mut config, Context { callbacks, lag: Lag::default() })?;
     client.subscribe(&[&kafka.execution_topic, &kafka.cancellation_topic])?;
     Ok(client)
 }

@@ -1,20 +1,23 @@
 //! Producer of the relay: idempotent, `acks=all`, results by callback.
 
-use std::time::Duration;
+use std::{error::Error as StdError, time::Duration};
 
 use rdkafka::{
     ClientContext,
-    client::Client as NativeClient,
+    client::{Client as NativeClient, OAuthToken},
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
-    message::{DeliveryResult, Header, OwnedHeaders},
+    message::{DeliveryResult, Header, Message as _, OwnedHeaders},
     producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer},
+    statistics::Statistics,
 };
 use tokio::sync::mpsc::UnboundedSender;
 use uuid::Uuid;
 
 use super::{
-    Refusal, message,
-    replaceable::{self, Client, LastError},
+    Refusal,
+    callbacks::Callbacks,
+    message,
+    replaceable::{self, Client},
 };
 use crate::config;
 
@@ -67,7 +70,7 @@ pub struct Report {
 /// many reports as queued messages.
 pub struct Reports {
     reports: UnboundedSender<Report>,
-    last_error: LastError,
+    callbacks: Callbacks,
     batching: Batching,
 }
 
@@ -81,8 +84,18 @@ pub enum Batching {
 }
 
 impl ClientContext for Reports {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
     fn error(&self, error: KafkaError, reason: &str) {
-        self.last_error.note(&error, reason);
+        self.callbacks.error(&error, reason);
+    }
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn StdError>> {
+        self.callbacks.token()
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        self.callbacks.statistics(&statistics);
     }
 }
 
@@ -97,12 +110,12 @@ impl ProducerContext for Reports {
     type DeliveryOpaque = Box<Envelope>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, envelope: Self::DeliveryOpaque) {
-        let (bytes, outcome) = match result {
-            Ok(message) => (message.payload_len(), Ok(())),
-            Err((error, message)) => {
-                (message.payload_len(), Err(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail).into()))
-            }
+        let (message, outcome) = match result {
+            Ok(message) => (message, Ok(())),
+            Err((error, message)) => (message, Err(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail))),
         };
+        self.callbacks.delivery(message.topic(), outcome, self.batching == Batching::Many);
+        let (bytes, outcome) = (message.payload_len(), outcome.map_err(DeliveryError::from));
         let Envelope { run_id, event_id, batch } = *envelope;
         // The receiver lives as long as the relay. Later reports are not needed: the row still exists.
         let is_alone = self.batching == Batching::One;
@@ -119,21 +132,20 @@ impl Producer {
         kafka: &config::Kafka,
         batching: Batching,
         reports: UnboundedSender<Report>,
-        last_error: LastError,
+        callbacks: Callbacks,
     ) -> KafkaResult<Self> {
         let mut settings = super::producer_config(kafka);
         if batching == Batching::One {
             settings.set("batch.num.messages", "1");
         }
-        let producer = settings
+        settings
             .set("linger.ms", "0")
             // The outbox row stays until the broker has the message, so a delivery time-out is of no use.
             .set("message.timeout.ms", "0")
             .set("message.max.bytes", (MAX_RECORD_BYTES + 4096).to_string())
             .set("queue.buffering.max.messages", MAX_QUEUED_MESSAGES.to_string())
-            .set("queue.buffering.max.kbytes", (MAX_QUEUED_BYTES >> 10).to_string())
-            .create_with_context(Reports { reports, last_error, batching })?;
-        Ok(Self(producer))
+            .set("queue.buffering.max.kbytes", (MAX_QUEUED_BYTES >> 10).to_string());
+        Ok(Self(super::create(kafka, &mut settings, Reports { reports, callbacks, batching })?))
     }
 
     /// Queues a message keyed by its run. Does not block. The outcome is sent as a [`Report`], except for an error that
@@ -152,7 +164,11 @@ impl Producer {
             .into_iter()
             .fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: Some(value) }));
         let record = BaseRecord::with_opaque_to(topic, envelope).key(run_id).payload(payload).headers(headers);
-        self.0.send(record).map_err(|(error, _)| error)
+        self.0.send(record).map_err(|(error, _)| {
+            let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
+            self.0.context().callbacks.delivery(topic, Err(code), false);
+            error
+        })
     }
 
     /// Waits until all queued messages have been reported, or until the time-out. Blocks the thread.

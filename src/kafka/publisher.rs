@@ -13,7 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Refusal,
-    replaceable::{self, Client, ClientRole, Context, ReplaceableClient},
+    callbacks::Context,
+    replaceable::{self, Client, ClientRole, ReplaceableClient},
 };
 use crate::config;
 
@@ -52,8 +53,8 @@ impl Publisher {
     /// `None`: no time-out.
     pub fn new(name: &'static str, settings: &config::Kafka, delivery_timeout: Option<Duration>) -> KafkaResult<Self> {
         let purpose = ClientRole { name, meaning: None };
-        ReplaceableClient::new(purpose, settings, move |settings, last_error| {
-            client(settings, delivery_timeout, Context(last_error))
+        ReplaceableClient::new(purpose, settings, move |settings, callbacks| {
+            client(settings, delivery_timeout, Context(callbacks))
         })
         .map(Self)
     }
@@ -86,8 +87,8 @@ impl Publisher {
             records.iter().map(|record| producer.send_result(to_future(record)).map_err(|error| error.0)).collect()
         });
         let mut outcomes = Vec::with_capacity(queued.len());
-        for outcome in queued {
-            outcomes.push(match outcome {
+        for (record, outcome) in records.iter().zip(queued) {
+            let outcome = match outcome {
                 Err(error) => Err(error),
                 Ok(delivery) => match delivery.await {
                     Ok(Ok(_)) => Ok(()),
@@ -95,7 +96,14 @@ impl Publisher {
                     // The client has been closed.
                     Err(_) => Err(KafkaError::Canceled),
                 },
-            });
+            };
+            let result = outcome.as_ref().copied().map_err(KafkaError::rdkafka_error_code);
+            match result {
+                Ok(()) => self.0.callbacks().delivery(record.topic, Ok(()), false),
+                Err(Some(code)) => self.0.callbacks().delivery(record.topic, Err(code), records.len() > 1),
+                Err(None) => {}
+            }
+            outcomes.push(outcome);
         }
         outcomes
     }
@@ -112,13 +120,14 @@ fn client(
     delivery_timeout: Option<Duration>,
     context: Context,
 ) -> KafkaResult<FutureProducer<Context>> {
-    super::producer_config(settings)
+    let mut config = super::producer_config(settings);
+    config
         .set("linger.ms", "5")
         .set("message.timeout.ms", delivery_timeout.map_or(0, |timeout| timeout.as_millis()).to_string())
         .set("message.max.bytes", MAX_BYTES.to_string())
         .set("queue.buffering.max.messages", MAX_QUEUED.to_string())
-        .set("queue.buffering.max.kbytes", "131072")
-        .create_with_context(context)
+        .set("queue.buffering.max.kbytes", "131072");
+    super::create(settings, &mut config, context)
 }
 
 fn to_future<'a>(record: &'a Outgoing<'a>) -> FutureRecord<'a, [u8], [u8]> {

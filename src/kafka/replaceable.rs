@@ -7,10 +7,7 @@
 //! messages stay queued.
 
 use std::{
-    sync::{
-        Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError, RwLock},
     thread,
     time::{Duration, Instant},
 };
@@ -19,12 +16,17 @@ use rdkafka::{
     ClientContext,
     client::Client as NativeClient,
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
+    metadata::MetadataTopic,
     producer::{Producer, ProducerContext, PurgeConfig},
 };
 use tokio::sync::{Notify, futures::Notified, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::config;
+use super::{
+    callbacks::{CLUSTER, Callbacks},
+    problem::{Connection, Outage, Trouble, is_denied},
+};
+use crate::config::{self, Clients};
 
 /// Interval of metadata requests.
 const POLL_EVERY: Duration = Duration::from_secs(1);
@@ -34,6 +36,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 const LOG_AFTER: Duration = Duration::from_secs(2);
 /// Interval of further log lines about the outage.
 const LOG_EVERY: Duration = Duration::from_mins(1);
+/// Minimum time between two replacements of clients with fatal errors.
+const FATAL_PAUSE: Duration = Duration::from_secs(5);
 /// Time-out of a closed producer for reporting its queued messages.
 const REPORT_WITHIN: Duration = Duration::from_secs(30);
 /// Polling interval for the last reference to a replaced client.
@@ -60,68 +64,6 @@ pub(super) fn end_producer<C: ProducerContext>(producer: &impl Producer<C>) {
     }
 }
 
-/// Last connection error of a client. Cheap to clone.
-#[derive(Clone, Default)]
-pub struct LastError(Arc<Mutex<Option<String>>>);
-
-impl LastError {
-    /// Records an error of [`ClientContext::error`].
-    pub fn note(&self, error: &KafkaError, reason: &str) {
-        tracing::debug!("{error}: {reason}");
-        // An error of a single broker is more specific than the one that all are down.
-        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
-        }
-    }
-
-    fn forget(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-
-    fn get(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-/// Context of a client without other callbacks.
-#[derive(Clone, Default)]
-pub struct Context(pub LastError);
-
-impl ClientContext for Context {
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.0.note(&error, reason);
-    }
-}
-
-/// Connection state: whether the last metadata request was answered. Cheap to clone.
-#[derive(Clone, Default)]
-pub struct Connection(Arc<LastAnswer>);
-
-#[derive(Default)]
-struct LastAnswer {
-    is_up: AtomicBool,
-    response_us: AtomicU64,
-}
-
-impl Connection {
-    /// State, at most two seconds old.
-    #[must_use]
-    pub fn is_up(&self) -> bool {
-        self.0.is_up.load(Ordering::Relaxed)
-    }
-
-    /// Time that the last request took, answered or not.
-    #[must_use]
-    pub fn response(&self) -> Duration {
-        Duration::from_micros(self.0.response_us.load(Ordering::Relaxed))
-    }
-
-    fn note(&self, is_up: bool, response: Duration) {
-        self.0.response_us.store(u64::try_from(response.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
-        self.0.is_up.store(is_up, Ordering::Relaxed);
-    }
-}
-
 /// Role of a client.
 #[derive(Clone, Copy)]
 pub struct ClientRole {
@@ -131,17 +73,18 @@ pub struct ClientRole {
     pub meaning: Option<&'static str>,
 }
 
-type Make<T> = dyn Fn(&config::Kafka, LastError) -> KafkaResult<T> + Send + Sync;
+type Make<T> = dyn Fn(&config::Kafka, Callbacks) -> KafkaResult<T> + Send + Sync;
 
 /// Client that is replaced if no broker answers it.
 pub struct ReplaceableClient<T> {
     purpose: ClientRole,
     settings: config::Kafka,
     make: Box<Make<T>>,
-    last_error: LastError,
+    callbacks: Callbacks,
     current: RwLock<Arc<T>>,
+    /// Settings that the current client was created with.
+    clients: Mutex<Arc<Clients>>,
     renewed: Notify,
-    connection: Connection,
 }
 
 impl<T: Client> ReplaceableClient<T> {
@@ -149,20 +92,21 @@ impl<T: Client> ReplaceableClient<T> {
     pub fn new(
         purpose: ClientRole,
         settings: &config::Kafka,
-        make: impl Fn(&config::Kafka, LastError) -> KafkaResult<T> + Send + Sync + 'static,
+        make: impl Fn(&config::Kafka, Callbacks) -> KafkaResult<T> + Send + Sync + 'static,
     ) -> KafkaResult<Self> {
-        let last_error = LastError::default();
+        let callbacks = Callbacks::new(purpose.name, settings);
+        let clients = Mutex::new(settings.clients.current());
         // It exists from the start, so that a rate includes the first replacement.
         metrics::counter!("kafka_clients_renewed_total", "client" => purpose.name).increment(0);
-        let current = RwLock::new(Arc::new(make(settings, last_error.clone())?));
+        let current = RwLock::new(Arc::new(make(settings, callbacks.clone())?));
         Ok(Self {
             purpose,
             settings: settings.clone(),
             make: Box::new(make),
-            last_error,
+            callbacks,
             current,
+            clients,
             renewed: Notify::new(),
-            connection: Connection::default(),
         })
     }
 
@@ -186,7 +130,13 @@ impl<T: Client> ReplaceableClient<T> {
     /// Connection state: whether brokers answer.
     #[must_use]
     pub fn connection(&self) -> &Connection {
-        &self.connection
+        self.callbacks.connection()
+    }
+
+    /// Callbacks of the client and of its successors.
+    #[must_use]
+    pub fn callbacks(&self) -> &Callbacks {
+        &self.callbacks
     }
 
     /// Returns the client and drops everything else.
@@ -196,8 +146,9 @@ impl<T: Client> ReplaceableClient<T> {
 
     /// Polls and replaces the client, and logs outages, until `stop` is cancelled.
     pub async fn watch(&self, stop: &CancellationToken) {
-        let mut outage = Outage::new(Instant::now());
+        let mut outage = Silence::new(Instant::now());
         let mut probe: Option<oneshot::Receiver<bool>> = None;
+        let mut fatal_at = None;
         loop {
             let asked_at = Instant::now();
             let answer = tokio::select! {
@@ -205,14 +156,26 @@ impl<T: Client> ReplaceableClient<T> {
                 () = stop.cancelled() => return,
             };
             let now = Instant::now();
-            self.connection.note(answer.is_ok(), now - asked_at);
+            let last_error = self.callbacks.last_error();
+            let kind = last_error.as_ref().map_or(Outage::Unreachable, |(kind, _)| *kind);
+            self.connection().set_answer(answer.is_err().then_some(kind), now - asked_at);
             metrics::gauge!("kafka_connected", "client" => self.purpose.name).set(f64::from(u8::from(answer.is_ok())));
-            self.tell(outage.note(answer.is_ok(), now), &answer);
-            if answer.is_ok() {
-                self.last_error.forget();
+            self.tell(outage.note(answer.is_ok().then_some(()).ok_or(kind), now), &answer, last_error);
+            if let Ok(answer) = &answer {
+                self.callbacks.forget();
+                self.note_topic_error(answer.topic_error);
             }
-            if self.with(|client| client.native().fatal_error().is_some()) {
-                self.replace("it met a fatal error");
+            if self.has_new_settings() {
+                self.replace("its settings have changed");
+                (outage.since, probe) = (now, None);
+            } else if let Some((code, text)) = self.with(|client| client.native().fatal_error()) {
+                if is_denied(code) {
+                    self.connection().begin(Trouble::WriteDenied, CLUSTER, code);
+                }
+                if fatal_at.is_none_or(|at: Instant| now.duration_since(at) >= FATAL_PAUSE) {
+                    fatal_at = Some(now);
+                    self.replace(&format!("it met a fatal error: {text}"));
+                }
             } else if outage.lasts(now) >= self.settings.renew_after {
                 probe = match probe.take() {
                     None => Some(probing(self.settings.clone())),
@@ -220,7 +183,7 @@ impl<T: Client> ReplaceableClient<T> {
                         Err(oneshot::error::TryRecvError::Empty) => Some(probe),
                         Ok(true) => {
                             self.replace("no broker answers it, but one answers a new client");
-                            outage = Outage { since: now, ..outage };
+                            outage = Silence { since: now, ..outage };
                             None
                         }
                         Ok(false) | Err(oneshot::error::TryRecvError::Closed) => None,
@@ -236,32 +199,46 @@ impl<T: Client> ReplaceableClient<T> {
         }
     }
 
-    async fn ask(&self) -> KafkaResult<()> {
+    async fn ask(&self) -> KafkaResult<Answer> {
         let (client, topic) = (self.current(), self.settings.execution_topic.clone());
-        let asked = tokio::task::spawn_blocking(move || ask(client.native(), &topic, ANSWER_WITHIN).map(drop));
+        let asked = tokio::task::spawn_blocking(move || ask(client.native(), &topic, ANSWER_WITHIN));
         asked.await.unwrap_or(Err(KafkaError::Canceled))
     }
 
-    fn tell(&self, news: News, answer: &KafkaResult<()>) {
+    fn note_topic_error(&self, error: Option<RDKafkaErrorCode>) {
+        let topic = &self.settings.execution_topic;
+        match error.filter(|code| is_denied(*code)) {
+            Some(code) => self.connection().begin(Trouble::DescribeDenied, topic, code),
+            None => self.connection().end(Trouble::DescribeDenied, topic),
+        }
+    }
+
+    fn has_new_settings(&self) -> bool {
+        let used = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        !Arc::ptr_eq(&used, &self.settings.clients.current())
+    }
+
+    fn tell(&self, news: News, answer: &KafkaResult<Answer>, last_error: Option<(Outage, String)>) {
         let Some(meaning) = self.purpose.meaning else { return };
-        let reason = || match (self.last_error.get(), answer) {
-            (Some(reason), _) => reason,
+        let reason = || match (last_error, answer) {
+            (Some((_, reason)), _) => reason,
             (None, Err(error)) => error.to_string(),
-            (None, Ok(())) => String::new(),
+            (None, Ok(_)) => String::new(),
         };
         let brokers = &self.settings.brokers;
+        let cause = |kind| match kind {
+            Outage::Unreachable => format!("no broker of {brokers} answers"),
+            kind => format!("{}: {brokers}", kind.text()),
+        };
         match news {
             News::Nothing => {}
             News::Up => tracing::info!("Kafka is connected"),
-            News::Down => {
-                tracing::error!("Kafka is disconnected: no broker of {brokers} answers ({}); {meaning}", reason());
+            News::Down(kind) => {
+                tracing::error!("Kafka is disconnected: {} ({}); {meaning}", cause(kind), reason());
             }
-            News::StillDown(outage) => {
+            News::StillDown(kind, outage) => {
                 let secs = outage.as_secs();
-                tracing::error!(
-                    "Kafka has been disconnected for {secs} s: no broker of {brokers} answers ({})",
-                    reason()
-                );
+                tracing::error!("Kafka has been disconnected for {secs} s: {} ({})", cause(kind), reason());
             }
         }
     }
@@ -269,11 +246,14 @@ impl<T: Client> ReplaceableClient<T> {
     /// Replaces the client. The old one is closed in a background thread.
     fn replace(&self, reason: &str) {
         let name = self.purpose.name;
-        let fresh = match (self.make)(&self.settings, self.last_error.clone()) {
+        // Read before the client is created: if they change meanwhile, it is replaced again.
+        let clients = self.settings.clients.current();
+        let fresh = match (self.make)(&self.settings, self.callbacks.clone()) {
             Ok(fresh) => Arc::new(fresh),
             Err(error) => return tracing::error!("the Kafka client for {name} cannot be replaced: {error}"),
         };
         let old = std::mem::replace(&mut *self.current.write().unwrap_or_else(PoisonError::into_inner), fresh);
+        *self.clients.lock().unwrap_or_else(PoisonError::into_inner) = clients;
         self.renewed.notify_waiters();
         metrics::counter!("kafka_clients_renewed_total", "client" => name).increment(1);
         tracing::warn!("the Kafka client for {name} is replaced: {reason}");
@@ -313,12 +293,22 @@ fn probing(settings: config::Kafka) -> oneshot::Receiver<bool> {
     answered
 }
 
-/// Number of brokers in the metadata; none is an error. Blocks the thread.
-pub(super) fn ask<C: ClientContext>(client: &NativeClient<C>, topic: &str, at_most: Duration) -> KafkaResult<usize> {
+/// Answer to a metadata request about one topic.
+pub(super) struct Answer {
+    /// Number of brokers, at least one.
+    pub(super) brokers: usize,
+    /// Error of the topic.
+    pub(super) topic_error: Option<RDKafkaErrorCode>,
+}
+
+/// Requests metadata; an answer without brokers is an error. Blocks the thread.
+pub(super) fn ask<C: ClientContext>(client: &NativeClient<C>, topic: &str, at_most: Duration) -> KafkaResult<Answer> {
     // The request is about one topic, since the answer about all may be large.
-    match client.fetch_metadata(Some(topic), at_most)?.brokers().len() {
+    let metadata = client.fetch_metadata(Some(topic), at_most)?;
+    let topic_error = metadata.topics().first().and_then(MetadataTopic::error).map(RDKafkaErrorCode::from);
+    match metadata.brokers().len() {
         0 => Err(KafkaError::MetadataFetch(RDKafkaErrorCode::BrokerNotAvailable)),
-        count => Ok(count),
+        brokers => Ok(Answer { brokers, topic_error }),
     }
 }
 
@@ -327,41 +317,49 @@ pub(super) fn ask<C: ClientContext>(client: &NativeClient<C>, topic: &str, at_mo
 enum News {
     Nothing,
     Up,
-    Down,
-    StillDown(Duration),
+    Down(Outage),
+    StillDown(Outage, Duration),
 }
 
-/// Outage tracker: time without an answer, and what was logged about it. Pure.
+/// Time without an answer, and what was logged about it. Pure.
 #[derive(Clone, Copy)]
-struct Outage {
+struct Silence {
     /// Last answer, or the start of the client.
     since: Instant,
     /// Start of the outage for the log; a new client may have none either.
     began: Instant,
-    logged_at: Option<Instant>,
+    /// Last log line about the outage, and the kind that it named.
+    logged: Option<(Instant, Outage)>,
     was_ever_up: bool,
 }
 
-impl Outage {
+impl Silence {
     fn new(now: Instant) -> Self {
-        Self { since: now, began: now, logged_at: None, was_ever_up: false }
+        Self { since: now, began: now, logged: None, was_ever_up: false }
     }
 
-    fn note(&mut self, is_answered: bool, now: Instant) -> News {
-        if is_answered {
-            (self.since, self.began) = (now, now);
-            let is_first = !std::mem::replace(&mut self.was_ever_up, true);
-            return if self.logged_at.take().is_some() || is_first { News::Up } else { News::Nothing };
-        }
-        let outage = now.duration_since(self.began);
-        match self.logged_at {
-            None if outage >= LOG_AFTER => {
-                self.logged_at = Some(now);
-                News::Down
+    fn note(&mut self, answer: Result<(), Outage>, now: Instant) -> News {
+        let kind = match answer {
+            Ok(()) => {
+                (self.since, self.began) = (now, now);
+                let is_first = !std::mem::replace(&mut self.was_ever_up, true);
+                return if self.logged.take().is_some() || is_first { News::Up } else { News::Nothing };
             }
-            Some(logged_at) if now.duration_since(logged_at) >= LOG_EVERY => {
-                self.logged_at = Some(now);
-                News::StillDown(outage)
+            Err(kind) => kind,
+        };
+        let outage = now.duration_since(self.began);
+        match self.logged {
+            None if outage >= LOG_AFTER => {
+                self.logged = Some((now, kind));
+                News::Down(kind)
+            }
+            Some((_, logged)) if logged != kind && kind != Outage::Unreachable => {
+                self.logged = Some((now, kind));
+                News::Down(kind)
+            }
+            Some((logged_at, _)) if now.duration_since(logged_at) >= LOG_EVERY => {
+                self.logged = Some((now, kind));
+                News::StillDown(kind, outage)
             }
             _ => News::Nothing,
         }
@@ -380,29 +378,44 @@ mod tests {
     /// Log events second by second.
     fn news(answers: impl IntoIterator<Item = bool>) -> Vec<(u64, News)> {
         let start = Instant::now();
-        let mut outage = Outage::new(start);
-        let at = |(second, answer)| (second, outage.note(answer, start + Duration::from_secs(second)));
-        (1..).zip(answers).map(at).filter(|(_, news)| *news != News::Nothing).collect()
+        let mut outage = Silence::new(start);
+        let mut at = |(second, is_answered): (u64, bool)| {
+            let answer = is_answered.then_some(()).ok_or(Outage::Unreachable);
+            (second, outage.note(answer, start + Duration::from_secs(second)))
+        };
+        (1..).zip(answers).map(&mut at).filter(|(_, news)| *news != News::Nothing).collect()
     }
 
     #[test]
     fn an_outage_is_logged_from_the_start_and_once_a_minute() {
-        let still = |secs| News::StillDown(Duration::from_secs(secs));
+        let down = News::Down(Outage::Unreachable);
+        let still = |secs| News::StillDown(Outage::Unreachable, Duration::from_secs(secs));
         let outage = std::iter::repeat_n(false, 130).chain([true, true]);
-        assert_eq!(news(outage), [(2, News::Down), (62, still(62)), (122, still(122)), (131, News::Up)]);
+        assert_eq!(news(outage), [(2, down), (62, still(62)), (122, still(122)), (131, News::Up)]);
         assert_eq!(news([true, false, true, false, true]), [(1, News::Up)], "one late answer is not worth a line");
-        assert_eq!(news([true, false, false, true]), [(1, News::Up), (3, News::Down), (4, News::Up)]);
+        assert_eq!(news([true, false, false, true]), [(1, News::Up), (3, down), (4, News::Up)]);
+    }
+
+    #[test]
+    fn a_more_specific_reason_of_an_outage_is_logged_when_it_becomes_known() {
+        let start = Instant::now();
+        let mut outage = Silence::new(start);
+        let mut note = |secs, kind| outage.note(Err(kind), start + Duration::from_secs(secs));
+        assert_eq!(note(2, Outage::Unreachable), News::Down(Outage::Unreachable));
+        assert_eq!(note(3, Outage::Credentials), News::Down(Outage::Credentials));
+        assert_eq!(note(4, Outage::Credentials), News::Nothing);
+        assert_eq!(note(5, Outage::Unreachable), News::Nothing, "the error is forgotten between two attempts");
     }
 
     #[test]
     fn an_outage_lasts_from_the_last_answer() {
         let start = Instant::now();
         let after = |secs| start + Duration::from_secs(secs);
-        let mut outage = Outage::new(start);
-        outage.note(false, after(7));
+        let mut outage = Silence::new(start);
+        outage.note(Err(Outage::Unreachable), after(7));
         assert_eq!(outage.lasts(after(7)), Duration::from_secs(7));
-        outage.note(true, after(9));
-        outage.note(false, after(12));
+        outage.note(Ok(()), after(9));
+        outage.note(Err(Outage::Unreachable), after(12));
         assert_eq!(outage.lasts(after(12)), Duration::from_secs(3));
     }
 }

@@ -3,19 +3,16 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use rdkafka::{
-    consumer::{BaseConsumer, Consumer},
-    error::KafkaError,
-    topic_partition_list::Offset,
-};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{Relay, SWEEP_BATCH, SWEEP_EVERY};
 use crate::{
-    config,
     db::{self, outbox::OpenRunPlace, processes},
-    kafka,
+    kafka::{
+        self,
+        topics::{self, Finding},
+    },
 };
 
 /// Interval of the maintenance.
@@ -30,8 +27,6 @@ const OVERDUE_IN_QUEUE_SECS: f64 = 600.0;
 /// Number of runs that are checked at a time.
 const OVERDUE_SCAN: usize = 10_000;
 
-/// Time-out of a request to a broker.
-const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 /// Retention of messages rejected in a batch. A sweep takes them long before that.
 const KEEP_REFUSED: Duration = Duration::from_mins(10);
 
@@ -66,7 +61,7 @@ impl Relay {
         if freed > 0 {
             tracing::info!(freed, "{freed} unowned outbox rows were freed");
         }
-        if !self.is_connected() {
+        if !self.kafka().is_up() {
             return Ok(());
         }
         let (pool, after) = (self.0.pool.clone(), scanned.take());
@@ -75,8 +70,8 @@ impl Relay {
                 .await?;
         *scanned = overdue.next;
         if !overdue.run_ids.is_empty() {
-            let kafka = self.0.kafka.clone();
-            let drained = tokio::task::spawn_blocking(move || queue_is_drained(&kafka)).await;
+            let settings = self.0.kafka.clone();
+            let drained = tokio::task::spawn_blocking(move || kafka::queue_is_drained(&settings)).await;
             let older_than = if matches!(drained, Ok(Ok(true))) { OVERDUE_SECS } else { OVERDUE_IN_QUEUE_SECS };
             let pool = self.0.pool.clone();
             let again =
@@ -107,13 +102,24 @@ impl Relay {
         }
     }
 
-    /// Creates the topics once Kafka is up, and again if one is missing.
+    /// Creates the topics once Kafka is up, and again if one is missing; then checks their settings.
     pub(super) async fn keep_topics(self, drained: CancellationToken) {
+        let mut logged = String::new();
         while !drained.is_cancelled() {
-            if self.is_connected() && !self.0.topics_checked.load(Ordering::Relaxed) {
-                match kafka::ensure_topics(&self.0.kafka).await {
-                    Ok(()) => self.0.topics_checked.store(true, Ordering::Relaxed),
-                    Err(error) => tracing::warn!("the topics cannot be created yet: {error}"),
+            if self.kafka().is_up() && !self.0.topics_checked.load(Ordering::Relaxed) {
+                match topics::ensure(&self.0.kafka).await {
+                    Ok(()) => {
+                        self.0.topics_checked.store(true, Ordering::Relaxed);
+                        logged.clear();
+                        self.check_topics().await;
+                    }
+                    Err(error) => {
+                        let text = error.to_string();
+                        if text != logged {
+                            tracing::warn!("the topics cannot be created yet: {text}");
+                            logged = text;
+                        }
+                    }
                 }
             }
             tokio::select! {
@@ -122,22 +128,20 @@ impl Relay {
             }
         }
     }
-}
 
-/// Whether the executors' group has read all records of the execution topic. Blocks the thread.
-fn queue_is_drained(kafka: &config::Kafka) -> Result<bool, KafkaError> {
-    let client: BaseConsumer = kafka::client_config(kafka).set("group.id", &kafka.group_id).create()?;
-    let metadata = client.fetch_metadata(Some(&kafka.execution_topic), ANSWER_WITHIN)?;
-    let mut asked = rdkafka::TopicPartitionList::new();
-    for partition in metadata.topics().iter().flat_map(rdkafka::metadata::MetadataTopic::partitions) {
-        asked.add_partition(&kafka.execution_topic, partition.id());
-    }
-    for committed in client.committed_offsets(asked, ANSWER_WITHIN)?.elements() {
-        let (low, high) = client.fetch_watermarks(&kafka.execution_topic, committed.partition(), ANSWER_WITHIN)?;
-        let read = if let Offset::Offset(offset) = committed.offset() { offset } else { low };
-        if read < high {
-            return Ok(false);
+    /// Logs the problems of the topics.
+    async fn check_topics(&self) {
+        match topics::check(&self.0.kafka).await {
+            Ok(findings) => {
+                for Finding { is_error, text } in findings {
+                    if is_error {
+                        tracing::error!("Kafka: {text}");
+                    } else {
+                        tracing::warn!("Kafka: {text}");
+                    }
+                }
+            }
+            Err(error) => tracing::warn!("the settings of the topics cannot be checked: {error}"),
         }
     }
-    Ok(true)
 }

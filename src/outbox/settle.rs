@@ -155,8 +155,8 @@ impl Relay {
             return;
         }
         let reports = self.0.reports.clone();
-        let made = ReplaceableClient::new(SINGLE, &self.0.kafka, move |kafka, last_error| {
-            Producer::new(kafka, Batching::One, reports.clone(), last_error)
+        let made = ReplaceableClient::new(SINGLE, &self.0.kafka, move |kafka, callbacks| {
+            Producer::new(kafka, Batching::One, reports.clone(), callbacks)
         });
         match made {
             Ok(single) => {

@@ -82,7 +82,9 @@ impl Relay {
         metrics::gauge!("outbox_oldest_age_seconds").set(oldest_secs);
         self.0.is_full.store(false, Ordering::Relaxed);
         self.free_uncertain().await?;
-        let (mut taken, mut limit) = (0, FIRST_BATCH);
+        // While Kafka takes no messages, one of them is a probe.
+        let is_probing = self.kafka().is_troubled();
+        let (mut taken, mut limit) = (0, if is_probing { 1 } else { FIRST_BATCH });
         // The limit is the queue size: rows released meanwhile are left to the next sweep.
         while let Some(owner) = self.0.registration.current().filter(|_| taken < MAX_QUEUED_MESSAGES) {
             if drained.is_cancelled() || self.is_half_full() {
@@ -95,7 +97,7 @@ impl Relay {
                 self.send_taken(row, owner);
             }
             taken += count;
-            if count < limit {
+            if count < limit || is_probing {
                 break;
             }
             limit = (SWEEP_BATCH_BYTES * count / bytes.max(1)).clamp(1, SWEEP_BATCH);

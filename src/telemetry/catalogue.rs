@@ -242,6 +242,12 @@ pub const EXECUTOR: &[Metric] = &[
     metric(Counter, "executor_monitoring_updates_total", "Monitoring updates that Kafka has acknowledged"),
     metric(Counter, "executor_monitoring_updates_dropped_total", "Monitoring updates lost because too many wait"),
     metric(Gauge, "executor_monitoring_backlog", "Statements whose monitoring updates Kafka has not acknowledged yet"),
+    metric(
+        Gauge,
+        "kafka_consumer_lag",
+        "Requests in the partitions of this executor that are not processed yet, by topic and partition",
+    )
+    .by("topic", &[]),
     metric(Counter, "executor_dead_letters_total", "Records that no executor can process, by reason")
         .by("reason", DEAD_LETTERS),
 ];
@@ -267,6 +273,14 @@ pub const SHARED: &[Metric] = &[
     metric(Counter, "dead_letters_deleted_total", "Dead letters that were deleted, by status and reason")
         .by("status", &[]),
     metric(Gauge, "kafka_connected", "1 while a broker answers, by client").by("client", &[]),
+    metric(Gauge, "kafka_throttle_seconds", "Longest delay by a quota of Kafka in the last 15 s, by client")
+        .by("client", &[]),
+    metric(
+        Counter,
+        "kafka_send_failures_total",
+        "Messages that Kafka did not take, each time they were sent, by reason",
+    )
+    .by("reason", &["denied", "not_enough_replicas", "too_large", "invalid", "unknown_topic", "other"]),
     metric(Counter, "kafka_clients_renewed_total", "Clients replaced because no broker answered them, by client")
         .by("client", &[]),
 ];

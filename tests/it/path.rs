@@ -349,7 +349,7 @@ async fn a_message_of_another_program_is_executed(pool: PgPool) {
         "a": {"id": "a", "agent_name": "worker", "next_step": null, "input_mapping": {"text": "${workflow.input.t}"}}}});
     let producer: rdkafka::producer::FutureProducer =
         workflow_api::kafka::client_config(&service.config.kafka).create().expect("valid settings");
-    workflow_api::kafka::ensure_topics(&service.config.kafka).await.expect("topics");
+    workflow_api::kafka::topics::ensure(&service.config.kafka).await.expect("topics");
     for value in
         [json!({"nonsense": true}), json!({"run_id": "ext-1", "workflow_plan": plan, "input_data": {"t": "hi"}})]
     {

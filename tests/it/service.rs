@@ -319,7 +319,7 @@ pub struct Record {
 
 /// Sends a record as another program does.
 pub async fn send(config: &Config, topic: &str, key: Option<&[u8]>, value: Option<&[u8]>, headers: OwnedHeaders) {
-    kafka::ensure_topics(&config.kafka).await.expect("topics");
+    kafka::topics::ensure(&config.kafka).await.expect("topics");
     let producer: FutureProducer =
         kafka::client_config(&config.kafka).set("message.max.bytes", "20000000").create().expect("valid settings");
     let mut record = FutureRecord::<[u8], [u8]>::to(topic).headers(headers);

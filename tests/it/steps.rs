@@ -702,7 +702,7 @@ async fn what_the_database_refuses_ends_the_run_and_keeps_what_is_good(pool: PgP
         "other": agent_step("other", &json!({}))});
     steps[&long] = agent_step(&long, &json!({}));
     let plan = json!({"workflow_id": "w", "name": "w", "version": "1", "start_step": "good", "steps": steps});
-    workflow_api::kafka::ensure_topics(&world.service.config.kafka).await.expect("topics");
+    workflow_api::kafka::topics::ensure(&world.service.config.kafka).await.expect("topics");
     let producer: rdkafka::producer::FutureProducer =
         workflow_api::kafka::client_config(&world.service.config.kafka).create().expect("valid settings");
     let payload = json!({"run_id": "ext-1", "workflow_plan": plan, "input_data": {}}).to_string();

@@ -127,6 +127,10 @@ pub struct Ready {
     /// Result of each check by its name.
     #[schema(value_type = HashMap<String, sets::CheckStatus>)]
     checks: BTreeMap<&'static str, &'static str>,
+    /// Problems with Kafka that an operator has to solve, such as refused credentials; absent if there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    problems: Vec<&'static str>,
     /// Time of the answer.
     #[schema(value_type = String, format = DateTime)]
     timestamp: Timestamp,
@@ -152,7 +156,7 @@ pub async fn get_readiness(State(app): State<App>) -> Response {
         checks.insert("process", health::running(true));
     }
     let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let body = Json(Ready { status, ready, checks, timestamp: Timestamp::now() });
+    let body = Json(Ready { status, ready, checks, problems: findings.kafka_problems, timestamp: Timestamp::now() });
     let mut response = (code, body).into_response();
     if !ready {
         response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("2"));
@@ -162,7 +166,7 @@ pub async fn get_readiness(State(app): State<App>) -> Response {
 
 /// Whether requests should be sent to this process.
 fn is_ready(app: &App, findings: &HealthStatus) -> bool {
-    findings.can_serve() && (findings.kafka || !app.config.readiness_requires_kafka)
+    findings.can_serve() && (findings.can_dispatch() || !app.config.readiness_requires_kafka)
 }
 
 /// The answer of `GET /health/detailed`.
