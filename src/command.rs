@@ -139,12 +139,12 @@ fn warn_about(config: &Config) {
     if !config.auth.enabled {
         tracing::warn!("authentication is off: every client has all rights; set JWT_SECRET");
     }
-    if config.auth.enabled && config.vault.key_ids().next().is_none() {
+    if config.auth.enabled && config.vault.key_ids().is_empty() {
         tracing::warn!("ENCRYPTION_KEY is not set: the credentials of agents are stored unencrypted");
     }
     let auth = &config.auth;
     let is_bound = auth.issuer.is_some() && auth.audience.is_some();
-    if auth.enabled && (auth.public_key.is_some() || auth.jwks.is_some()) && !is_bound {
+    if auth.enabled && (auth.keys.current().has_public_key || auth.jwks.is_some()) && !is_bound {
         tracing::warn!(
             "JWT_ISSUER and JWT_AUDIENCE are not both set: all tokens signed with the key of JWT_PUBLIC_KEY or JWT_JWKS are \
              accepted, including those for other services"
@@ -335,7 +335,8 @@ pub async fn migration_status(settings: &config::Database) -> anyhow::Result<boo
 
 /// Ids of encryption keys that credentials of agents need and the vault does not have.
 fn missing_keys(vault: &Vault, used: Vec<String>) -> Vec<String> {
-    used.into_iter().filter(|used| vault.key_ids().all(|known| known != used)).collect()
+    let known = vault.key_ids();
+    used.into_iter().filter(|used| !known.contains(used)).collect()
 }
 
 /// Logs the missing encryption keys, as soon as the database is there.
@@ -367,10 +368,7 @@ async fn look_for_keys_when_possible(vault: Arc<Vault>, pool: db::Pool, lifecycl
 
 /// `rotate-keys`; a failure if there are credentials that cannot be decrypted.
 pub async fn rotate_keys(settings: &config::Database, vault: &Vault) -> anyhow::Result<bool> {
-    anyhow::ensure!(
-        vault.key_ids().next().is_some(),
-        "ENCRYPTION_KEY is not set; it is required to encrypt credentials"
-    );
+    anyhow::ensure!(!vault.key_ids().is_empty(), "ENCRYPTION_KEY is not set; it is required to encrypt credentials");
     let pool = db::pool(settings);
     let rotation = rotate_keys::rotate_keys(&pool, vault).await;
     db::close(&pool).await;

@@ -28,7 +28,7 @@ use std::{sync::Arc, time::Duration};
 
 use self::reader::{Reader, Section};
 pub use self::{
-    auth::{Auth, JwksSource},
+    auth::{Auth, JwksSource, TokenKeys},
     database::{ConnectOptions, Database},
     executor::{Executor, RunBudget},
     files::SecretFiles,
@@ -113,6 +113,12 @@ impl Config {
     pub fn adopt(&self, fresh: &Self, changed: &[&str]) {
         if changed.iter().any(|name| name.starts_with("kafka_")) {
             self.kafka.clients.replace(fresh.kafka.clients.current());
+        }
+        if changed.iter().any(|name| name.starts_with("jwt_")) {
+            self.auth.keys.replace(fresh.auth.keys.current());
+        }
+        if changed.contains(&"encryption_key") {
+            self.vault.replace(&fresh.vault);
         }
     }
 }

@@ -4,7 +4,10 @@
 //! of the algorithm. The agent's id is authenticated with it, so that a row cannot use another agent's credentials.
 //! Texts that were stored before there was a key are used as they are.
 
-use std::fmt::{self, Write as _};
+use std::{
+    fmt::{self, Write as _},
+    sync::{Arc, PoisonError, RwLock},
+};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, Nonce, RandomizedNonceKey};
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -21,8 +24,9 @@ const KEY_BYTES: usize = 32;
 const KEY_ID_BYTES: usize = 4;
 
 /// Vault: encrypts with the first of its keys, and decrypts with any of them. Without keys it encrypts nothing.
+/// The keys can be replaced while the process runs.
 #[derive(Default)]
-pub struct Vault(Vec<Key>);
+pub struct Vault(RwLock<Arc<Vec<Key>>>);
 
 struct Key {
     id: String,
@@ -68,18 +72,34 @@ impl Vault {
         });
         let keys = keys.collect::<Result<Vec<Key>, String>>()?;
         let is_twice = |(index, key): (usize, &Key)| keys[..index].iter().any(|other| other.id == key.id);
-        if keys.iter().enumerate().any(is_twice) { Err("contains a key twice".to_owned()) } else { Ok(Self(keys)) }
+        if keys.iter().enumerate().any(is_twice) {
+            Err("contains a key twice".to_owned())
+        } else {
+            Ok(Self(RwLock::new(Arc::new(keys))))
+        }
     }
 
     /// Names of the keys, first the one that encrypts.
-    pub fn key_ids(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(|key| key.id.as_str())
+    #[must_use]
+    pub fn key_ids(&self) -> Vec<String> {
+        self.keys().iter().map(|key| key.id.clone()).collect()
+    }
+
+    /// Replaces the keys by those of another vault.
+    pub fn replace(&self, other: &Self) {
+        let keys = other.keys();
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = keys;
+    }
+
+    fn keys(&self) -> Arc<Vec<Key>> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The text to store. A text that is already encrypted stays as it is, and so does every text if there is no key.
     #[must_use]
     pub fn encrypt(&self, agent_id: Uuid, json: &RawValue) -> Box<RawValue> {
-        let Some(key) = self.0.first().filter(|_| json.get() != "null" && key_id(json).is_none()) else {
+        let keys = self.keys();
+        let Some(key) = keys.first().filter(|_| json.get() != "null" && key_id(json).is_none()) else {
             return json.to_owned();
         };
         let mut data = json.get().as_bytes().to_vec();
@@ -92,7 +112,8 @@ impl Vault {
     /// The decrypted text. A text that is not encrypted is returned as it is.
     pub fn decrypt(&self, agent_id: Uuid, stored: &RawValue) -> Result<Box<RawValue>, DecryptError> {
         let Some(Content { key_id, nonce, data }) = envelope(stored) else { return Ok(stored.to_owned()) };
-        let Some(key) = self.0.iter().find(|key| key.id == key_id) else {
+        let keys = self.keys();
+        let Some(key) = keys.iter().find(|key| key.id == key_id) else {
             return Err(DecryptError::KeyMissing(key_id));
         };
         let open = || {
@@ -107,7 +128,7 @@ impl Vault {
     /// Whether the text is stored as it would be now: encrypted with the first key, if there is one.
     #[must_use]
     pub fn is_current(&self, stored: &RawValue) -> bool {
-        stored.get() == "null" || key_id(stored).as_deref() == self.key_ids().next()
+        stored.get() == "null" || key_id(stored).as_ref() == self.keys().first().map(|key| &key.id)
     }
 }
 
@@ -175,7 +196,7 @@ mod tests {
         let sealed = vault.encrypt(agent, &raw(SECRET));
         assert!(!sealed.get().contains("hunter2") && !sealed.get().contains("token"), "{sealed}");
         assert_eq!(vault.decrypt(agent, &sealed).expect("it opens").get(), SECRET);
-        let id = vault.key_ids().next().expect("a key").to_owned();
+        let id = vault.key_ids().remove(0);
         assert_eq!(vault.decrypt(Uuid::from_u128(8), &sealed).map(|_| ()), Err(DecryptError::NotAuthentic(id)));
         assert_ne!(vault.encrypt(agent, &raw(SECRET)).get(), sealed.get(), "a nonce of its own each time");
         assert_eq!(vault.encrypt(agent, &sealed).get(), sealed.get(), "sealed once");
@@ -202,7 +223,7 @@ mod tests {
         let sealed = old.encrypt(agent, &raw(SECRET));
         assert_eq!(both.decrypt(agent, &sealed).expect("it opens").get(), SECRET);
         assert!(old.is_current(&sealed) && !both.is_current(&sealed));
-        let id = old.key_ids().next().expect("a key").to_owned();
+        let id = old.key_ids().remove(0);
         assert_eq!(new.decrypt(agent, &sealed).map(|_| ()), Err(DecryptError::KeyMissing(id.clone())));
         assert_eq!(Vault::default().decrypt(agent, &sealed).map(|_| ()), Err(DecryptError::KeyMissing(id)));
         let again = both.encrypt(agent, &both.decrypt(agent, &sealed).expect("it opens"));
@@ -228,7 +249,7 @@ mod tests {
         for right in [ONE, &ONE.to_uppercase(), OTHER, unpadded, &format!(" {ONE} , {OTHER} ")] {
             assert!(Vault::parse(right).is_ok(), "{right}");
         }
-        assert_eq!(vault(OTHER).0[0].id, vault(unpadded).0[0].id);
+        assert_eq!(vault(OTHER).key_ids(), vault(unpadded).key_ids());
         for wrong in [
             "",
             ",",

@@ -3,9 +3,9 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 
-use super::{Reader, Section, placeholder};
+use super::{Live, Reader, Section, placeholder};
 use crate::access::{
     Role,
     api_key::{self, ApiKey},
@@ -20,8 +20,8 @@ const MIN_JWT_SECRET_BYTES: usize = 32;
 pub struct Auth {
     /// `AUTH_ENABLED`; by default true if a key to verify tokens or a first API key is set.
     pub enabled: bool,
-    /// `JWT_SECRET`.
-    pub jwt_secret: Option<SecretString>,
+    /// `JWT_SECRET`, `JWT_SECRET_PREVIOUS` and `JWT_PUBLIC_KEY`.
+    pub keys: Live<TokenKeys>,
     /// `JWT_ALGORITHM`, one of the HMAC family.
     pub algorithm: jsonwebtoken::Algorithm,
     /// `JWT_EXPIRATION_MINUTES`: lifetime of tokens issued here.
@@ -34,8 +34,6 @@ pub struct Auth {
     pub api_key_environment: String,
     /// `BOOTSTRAP_API_KEY`: credentials of the first caller.
     pub bootstrap_api_key: Option<ApiKey>,
-    /// `JWT_PUBLIC_KEY`: public key of an external token issuer.
-    pub public_key: Option<VerifyingKey>,
     /// `JWT_JWKS`: key set of an external token issuer.
     pub jwks: Option<JwksSource>,
     /// `JWT_ISSUER`: the `iss` that accepted tokens must have and issued tokens get.
@@ -44,6 +42,17 @@ pub struct Auth {
     pub audience: Option<String>,
     /// `JWT_DEFAULT_ROLE`: role of a token that names none. `None` rejects such tokens.
     pub default_role: Option<Role>,
+}
+
+/// Keys of tokens. They can change while the process runs.
+#[derive(Debug)]
+pub struct TokenKeys {
+    /// `JWT_SECRET`: signs tokens, and verifies them.
+    pub secret: Option<SecretString>,
+    /// Whether `JWT_PUBLIC_KEY` is set: the public key of an external token issuer.
+    pub has_public_key: bool,
+    /// Keys that verify tokens: those of `JWT_SECRET`, `JWT_SECRET_PREVIOUS` and `JWT_PUBLIC_KEY`.
+    pub verifying: Vec<VerifyingKey>,
 }
 
 /// Location of a key set.
@@ -59,24 +68,17 @@ impl Auth {
     /// Whether tokens are accepted, besides API keys.
     #[must_use]
     pub fn verifies_tokens(&self) -> bool {
-        self.jwt_secret.is_some() || self.public_key.is_some() || self.jwks.is_some()
+        !self.keys.current().verifying.is_empty() || self.jwks.is_some()
     }
 }
 
 impl Section for Auth {
     fn read(reader: &mut Reader) -> Option<Self> {
-        let jwt_secret = reader.get("jwt_secret").map(str::to_owned);
-        let secret_is_usable = match &jwt_secret {
-            Some(secret) if secret.len() < MIN_JWT_SECRET_BYTES => reader.problem(
-                "jwt_secret",
-                format!("must have at least {MIN_JWT_SECRET_BYTES} bytes; make one with: openssl rand -hex 32"),
-            ),
-            Some(secret) => match placeholder::reason(secret) {
-                Some(reason) => reader.problem("jwt_secret", format!("{reason}; make one with: openssl rand -hex 32")),
-                None => Some(()),
-            },
-            None => Some(()),
-        };
+        let jwt_secret = secret(reader, "jwt_secret").ok();
+        let previous_secret = secret(reader, "jwt_secret_previous").ok();
+        if reader.has("jwt_secret_previous") && !reader.has("jwt_secret") {
+            reader.problem::<()>("jwt_secret_previous", "has an effect only with JWT_SECRET");
+        }
         let keys = ["jwt_secret", "jwt_public_key", "jwt_jwks", "bootstrap_api_key"];
         // Without any of these keys, API keys still work: the first one is created at the start.
         let enabled = reader.boolean("auth_enabled", keys.iter().any(|name| reader.has(name)));
@@ -104,23 +106,43 @@ impl Section for Auth {
         let api_key_header = reader.parsed("api_key_header", http::HeaderName::from_static("x-api-key"), |value| {
             value.parse().map_err(|_| format!("is not a legal header name: {value:?}"))
         });
-        secret_is_usable?;
+        let (algorithm, jwt_secret, public_key) = (algorithm?, jwt_secret?, public_key?);
+        let secrets = [&jwt_secret, &previous_secret?].map(|secret| {
+            let secret = secret.as_ref()?.expose_secret().as_bytes();
+            Some(VerifyingKey::from_secret(algorithm, secret))
+        });
+        let has_public_key = public_key.is_some();
+        let verifying = secrets.into_iter().flatten().chain(public_key).collect();
         Some(Self {
             enabled: enabled?,
-            jwt_secret: jwt_secret.map(SecretString::from),
-            algorithm: algorithm?,
+            keys: Live::new(TokenKeys { secret: jwt_secret, has_public_key, verifying }),
+            algorithm,
             token_lifetime: Duration::from_secs(minutes? * 60),
             api_key_header: api_key_header?,
             api_key_header_text: reader.text("api_key_header", "X-API-Key"),
             api_key_environment: api_key_environment?,
             bootstrap_api_key: bootstrap_api_key?,
-            public_key: public_key?,
             jwks: jwks?,
             issuer: reader.get("jwt_issuer").map(str::to_owned),
             audience: reader.get("jwt_audience").map(str::to_owned),
             default_role: default_role?,
         })
     }
+}
+
+/// A secret that signs tokens, if it is set. An error means that a problem was added to the reader.
+fn secret(reader: &mut Reader, name: &str) -> Result<Option<SecretString>, ()> {
+    let Some(secret) = reader.get(name).map(str::to_owned) else { return Ok(None) };
+    let made_by = "make one with: openssl rand -hex 32";
+    if secret.len() < MIN_JWT_SECRET_BYTES {
+        reader.problem::<()>(name, format!("must have at least {MIN_JWT_SECRET_BYTES} bytes; {made_by}"));
+        return Err(());
+    }
+    if let Some(reason) = placeholder::reason(&secret) {
+        reader.problem::<()>(name, format!("{reason}; {made_by}"));
+        return Err(());
+    }
+    Ok(Some(secret.into()))
 }
 
 /// Parses an address or the path of a file.

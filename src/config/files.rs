@@ -9,9 +9,10 @@ use std::{
 use sha2::{Digest as _, Sha256};
 
 /// Variables that can be read from a file.
-pub(super) const SECRETS: [&str; 15] = [
+pub(super) const SECRETS: [&str; 16] = [
     "database_url",
     "jwt_secret",
+    "jwt_secret_previous",
     "jwt_public_key",
     "bootstrap_api_key",
     "encryption_key",

@@ -33,7 +33,7 @@ variables! {
     kafka_oauth_scope, kafka_properties,
     kafka_dead_letter_topic, dead_letter_retention_days, max_dead_letters, kafka_monitoring_topic, enable_monitoring_updates,
     api_title, api_version, api_description, api_contact, api_prefix, api_host, api_port, api_reload, api_workers, public_url,
-    auth_enabled, jwt_secret, jwt_algorithm, jwt_expiration_minutes, api_key_header,
+    auth_enabled, jwt_secret, jwt_secret_previous, jwt_algorithm, jwt_expiration_minutes, api_key_header,
     jwt_public_key, jwt_jwks, jwt_issuer, jwt_audience, jwt_default_role, api_key_environment, bootstrap_api_key,
     cors_origins, cors_allow_credentials, cors_allow_methods, cors_allow_headers,
     encryption_key, trusted_proxies, hsts_max_age_secs, rate_limit_per_principal, rate_limit_per_address, rate_limit_burst,

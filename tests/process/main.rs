@@ -20,6 +20,7 @@ mod refused_messages;
 mod restore;
 mod roles;
 mod rolling;
+mod rotation;
 mod secrets;
 mod secure_kafka;
 mod stop;

@@ -367,7 +367,7 @@ pub async fn issue_token(State(app): State<App>, caller: Caller) -> Result<Respo
         let detail = format!("A token is issued for an API key, in the header {}", settings.api_key_header_text);
         return Err(ApiError::new(StatusCode::FORBIDDEN, "api_key_required", detail));
     };
-    if settings.jwt_secret.is_none() {
+    if settings.keys.current().secret.is_none() {
         let detail = "JWT_SECRET is not set, so there is nothing to sign a token with; use the API key itself";
         return Err(ApiError::conflict("no_signing_key", detail));
     }

@@ -99,7 +99,8 @@ fn sign(
     key: Option<(Uuid, Option<Timestamp>)>,
     now: DateTime<Utc>,
 ) -> Result<(String, u64), TokenError> {
-    let secret = auth.jwt_secret.as_ref().ok_or(TokenError::NoSecret)?;
+    let keys = auth.keys.current();
+    let secret = keys.secret.as_ref().ok_or(TokenError::NoSecret)?;
     let iat = now.timestamp();
     let lifetime = i64::try_from(auth.token_lifetime.as_secs()).unwrap_or(i64::MAX);
     let key_ends = key.and_then(|(_, ends_at)| ends_at).map(|end| end.as_naive_utc().and_utc().timestamp());

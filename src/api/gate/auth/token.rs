@@ -8,7 +8,6 @@ use std::{
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use chrono::DateTime;
 use jsonwebtoken::{Algorithm, Header, Validation, decode, decode_header, errors::ErrorKind};
-use secrecy::ExposeSecret;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -20,7 +19,7 @@ use crate::{
     api::vocabulary::token::shown_subject,
     cache::Cache,
     clock::Clock,
-    config,
+    config::{self, Live, TokenKeys},
     lifecycle::Lifecycle,
     timestamp::Timestamp,
 };
@@ -163,10 +162,18 @@ pub enum InvalidToken {
     WithoutKeys,
 }
 
+/// Candidate keys for a token with that header: of its algorithm and its key id. A key without an id matches every token.
+/// Other members of the header (`jwk`, `jku`, `x5c`, …) are ignored.
+fn candidates<'a>(keys: &'a TokenKeys, header: &Header, set: Option<&'a Set>) -> Vec<&'a VerifyingKey> {
+    let of_set = set.map(|set| set.keys.as_slice()).unwrap_or_default();
+    let fits = |key: &&VerifyingKey| key.algorithm == header.alg && (key.kid.is_none() || key.kid == header.kid);
+    keys.verifying.iter().chain(of_set).filter(fits).collect()
+}
+
 /// Verifier of tokens.
 pub struct Tokens {
     /// Keys from the settings.
-    keys: Vec<VerifyingKey>,
+    keys: Live<TokenKeys>,
     jwks: Option<Jwks>,
     validation: Validation,
     default_role: Option<Role>,
@@ -179,14 +186,14 @@ struct Verified {
     tokens: Cache<[u8; 32], Arc<Claims>>,
     /// Key set that was used for the verification. After a change of the set the tokens are verified again.
     set: Option<Arc<Set>>,
+    /// Keys from the settings that were used, in the same way.
+    keys: Arc<TokenKeys>,
 }
 
 impl Tokens {
     /// Prepares the keys from the settings, and starts to read those of `JWT_JWKS`.
     #[must_use]
     pub fn start(auth: &config::Auth, http: &reqwest::Client, clock: Clock, lifecycle: &Lifecycle) -> Self {
-        let secret = auth.jwt_secret.as_ref().map(|secret| secret.expose_secret().as_bytes());
-        let secret = secret.map(|secret| VerifyingKey::from_secret(auth.algorithm, secret));
         let source = auth.jwks.clone().filter(|_| auth.enabled);
         let mut validation = Validation::new(auth.algorithm);
         validation.set_required_spec_claims(&["exp", "sub"]);
@@ -202,12 +209,12 @@ impl Tokens {
             validation.required_spec_claims.insert("aud".to_owned());
         }
         Self {
-            keys: secret.into_iter().chain(auth.public_key.clone()).collect(),
+            keys: auth.keys.clone(),
             jwks: source.map(|source| Jwks::start(source, http.clone(), clock.clone(), lifecycle)),
             validation,
             default_role: auth.default_role,
             clock,
-            verified: Mutex::new(Verified { tokens: Cache::new(MAX_REMEMBERED), set: None }),
+            verified: Mutex::new(Verified { tokens: Cache::new(MAX_REMEMBERED), set: None, keys: auth.keys.current() }),
         }
     }
 
@@ -218,7 +225,8 @@ impl Tokens {
         }
         let digest: [u8; 32] = Sha256::digest(token).into();
         let set = self.jwks.as_ref().and_then(Jwks::current);
-        if let Some(claims) = self.remembered(set.as_ref()).tokens.get(&digest) {
+        let keys = self.keys.current();
+        if let Some(claims) = self.remembered(&keys, set.as_ref()).tokens.get(&digest) {
             return if claims.has_expired(&self.clock) { Err(InvalidToken::Expired) } else { Ok(claims) };
         }
         check_header(token).ok_or(InvalidToken::Invalid)?;
@@ -226,7 +234,7 @@ impl Tokens {
         let mut set = set;
         if let Some(jwks) = &self.jwks
             && !is_secret(header.alg)
-            && self.candidates(&header, set.as_deref()).is_empty()
+            && candidates(&keys, &header, set.as_deref()).is_empty()
         {
             jwks.refresh().await;
             set = jwks.current();
@@ -235,7 +243,7 @@ impl Tokens {
             }
         }
         let mut claims = Err(InvalidToken::Invalid);
-        for key in self.candidates(&header, set.as_deref()) {
+        for key in candidates(&keys, &header, set.as_deref()) {
             match self.decode(token, key) {
                 Err(InvalidToken::Invalid) => {}
                 decided => {
@@ -245,16 +253,8 @@ impl Tokens {
             }
         }
         let claims = Arc::new(claims?);
-        self.remembered(set.as_ref()).tokens.insert(digest, Arc::clone(&claims), 1);
+        self.remembered(&keys, set.as_ref()).tokens.insert(digest, Arc::clone(&claims), 1);
         Ok(claims)
-    }
-
-    /// Candidate keys for a token with that header: of its algorithm and its key id. A key without an id matches
-    /// every token. Other members of the header (`jwk`, `jku`, `x5c`, …) are ignored.
-    fn candidates<'a>(&'a self, header: &Header, set: Option<&'a Set>) -> Vec<&'a VerifyingKey> {
-        let of_set = set.map(|set| set.keys.as_slice()).unwrap_or_default();
-        let fits = |key: &&VerifyingKey| key.algorithm == header.alg && (key.kid.is_none() || key.kid == header.kid);
-        self.keys.iter().chain(of_set).filter(fits).collect()
     }
 
     fn decode(&self, token: &str, key: &VerifyingKey) -> Result<Claims, InvalidToken> {
@@ -278,16 +278,17 @@ impl Tokens {
         Ok(Claims { subject, organization, grant, roles, key_id, expires_at: exp })
     }
 
-    /// Cache of the tokens that were verified with this set.
-    fn remembered(&self, set: Option<&Arc<Set>>) -> MutexGuard<'_, Verified> {
+    /// Cache of the tokens that were verified with these keys and this set.
+    fn remembered(&self, keys: &Arc<TokenKeys>, set: Option<&Arc<Set>>) -> MutexGuard<'_, Verified> {
         let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
         let is_same = match (&verified.set, set) {
             (None, None) => true,
             (Some(then), Some(now)) => Arc::ptr_eq(then, now),
             _ => false,
         };
-        if !is_same {
-            *verified = Verified { tokens: Cache::new(MAX_REMEMBERED), set: set.cloned() };
+        if !is_same || !Arc::ptr_eq(&verified.keys, keys) {
+            let (set, keys) = (set.cloned(), Arc::clone(keys));
+            *verified = Verified { tokens: Cache::new(MAX_REMEMBERED), set, keys };
         }
         verified
     }
