@@ -24,7 +24,10 @@ use std::{
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use serde_json::value::RawValue;
 use tokio::{
-    sync::mpsc::{UnboundedSender, unbounded_channel},
+    sync::{
+        Notify,
+        mpsc::{UnboundedSender, unbounded_channel},
+    },
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -56,7 +59,7 @@ pub const MAX_BACKLOG: i64 = 100_000;
 pub const RECORD_HEADROOM_BYTES: usize = 16 << 10;
 
 /// Number of free rows taken at a time.
-const SWEEP_BATCH: usize = 500;
+const SWEEP_BATCH: usize = 2000;
 /// Polling interval for free rows.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// Role of the client in logs, and the effect of an outage.
@@ -93,8 +96,10 @@ struct Shared {
     /// Age of the oldest row in milliseconds.
     oldest_ms: AtomicU64,
     topics_checked: AtomicBool,
-    /// Whether the producer has rejected a message since the last sweep.
-    is_full: AtomicBool,
+    /// Whether a message could not be delivered since the last sweep.
+    has_failed: AtomicBool,
+    /// Notified after each settling.
+    settled: Notify,
 }
 
 /// Owned outbox rows.
@@ -209,7 +214,8 @@ impl Relay {
             backlog: AtomicI64::new(0),
             oldest_ms: AtomicU64::new(0),
             topics_checked: AtomicBool::new(false),
-            is_full: AtomicBool::new(false),
+            has_failed: AtomicBool::new(false),
+            settled: Notify::new(),
         }));
         let settled = CancellationToken::new();
         lifecycle.spawn("outbox settling", relay.clone().settle_all(received, settled.clone()));
@@ -299,15 +305,24 @@ impl Relay {
 
     /// Releases a row whose commit is uncertain, because its answer was lost.
     pub fn abandon(&self, reservation: Reservation, event_id: Uuid, run_id: String) {
-        self.settle_unsent(reservation, event_id, run_id, DeliveryError::Undelivered(RDKafkaErrorCode::PurgeQueue));
+        let why = DeliveryError::Undelivered(RDKafkaErrorCode::PurgeQueue);
+        self.settle_unsent(reservation, (event_id, None), run_id, why);
     }
 
     /// Settles a message without sending it.
-    fn settle_unsent(&self, mut reservation: Reservation, event_id: Uuid, run_id: String, why: DeliveryError) {
+    fn settle_unsent(
+        &self,
+        mut reservation: Reservation,
+        (event_id, batch): (Uuid, Option<Uuid>),
+        run_id: String,
+        why: DeliveryError,
+    ) {
         reservation.kept = true;
-        self.known().events.insert(event_id);
+        if batch.is_none() {
+            self.known().events.insert(event_id);
+        }
         let bytes = reservation.bytes;
-        let report = Report { run_id, event_id, batch: None, bytes, outcome: Err(why), is_alone: true };
+        let report = Report { run_id, event_id, batch, bytes, outcome: Err(why), is_alone: true };
         // The receiver ends after the last handle of the relay.
         drop(self.0.reports.send(report));
     }
@@ -354,7 +369,6 @@ impl Relay {
             let (run_id, bytes) = (run_id.to_owned(), payload.len());
             let report = Report { run_id, event_id, batch, bytes, outcome, is_alone: true };
             drop(self.0.reports.send(report));
-            self.0.is_full.store(true, Ordering::Relaxed);
         }
     }
 

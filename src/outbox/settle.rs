@@ -77,6 +77,7 @@ impl Relay {
                     continue;
                 }
                 Err(DeliveryError::Undelivered(code)) => {
+                    self.0.has_failed.store(true, Ordering::Relaxed);
                     if matches!(code, Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition) {
                         self.0.topics_checked.store(false, Ordering::Relaxed);
                     }
@@ -146,6 +147,7 @@ impl Relay {
         self.0.held.fetch_sub(batch.len(), Ordering::Relaxed);
         self.0.held_bytes.fetch_sub(bytes, Ordering::Relaxed);
         batch.clear();
+        self.0.settled.notify_waiters();
         Ok(())
     }
 

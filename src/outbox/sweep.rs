@@ -24,11 +24,21 @@ use crate::{
 
 /// Number of rows of the first batch, before their size is known.
 const FIRST_BATCH: usize = 16;
+/// Number of messages that are sent without a pause: the thread has requests to answer.
+const UNINTERRUPTED: usize = 64;
 /// Estimated bytes of plans and inputs taken at a time.
 const SWEEP_BATCH_BYTES: usize = 4 << 20;
 
 /// Time-out for flushing queued messages at the end of the process.
 const FLUSH: Duration = Duration::from_secs(5);
+
+/// Result of a sweep.
+enum Swept {
+    /// No free row is left.
+    All,
+    /// More rows may be free.
+    Part,
+}
 
 impl Relay {
     /// Sweeps until drained; then flushes, releases the remaining rows and deregisters the process.
@@ -36,8 +46,9 @@ impl Relay {
         let mut next_maintenance = Instant::now();
         let mut scanned = None::<OpenRunPlace>;
         while !drained.is_cancelled() {
-            if let Err(error) = self.sweep_once(&drained).await {
-                tracing::debug!(error = &error as &dyn std::error::Error, "outbox sweep failed: {error}");
+            let swept = self.sweep_once(&drained).await;
+            if let Err(error) = &swept {
+                tracing::debug!(error = error as &dyn std::error::Error, "outbox sweep failed: {error}");
             }
             if next_maintenance <= Instant::now() {
                 next_maintenance = Instant::now() + MAINTENANCE_EVERY;
@@ -45,9 +56,11 @@ impl Relay {
                     tracing::debug!(error = &error as &dyn std::error::Error, "outbox maintenance failed: {error}");
                 }
             }
-            tokio::select! {
-                () = tokio::time::sleep(SWEEP_EVERY) => {}
-                () = drained.cancelled() => {}
+            if matches!(swept, Ok(Swept::All) | Err(_)) {
+                tokio::select! {
+                    () = tokio::time::sleep(SWEEP_EVERY) => {}
+                    () = drained.cancelled() => {}
+                }
             }
         }
         let producer = self.0.producer.current();
@@ -70,8 +83,9 @@ impl Relay {
         settled.cancel();
     }
 
-    /// Sends free rows as long as there are any, there is room, and no stop is requested. Returns how many were taken.
-    pub async fn sweep_once(&self, drained: &CancellationToken) -> Result<usize, db::Error> {
+    /// Counts the backlog, and sends free rows for as long as there are any, but at most for [`SWEEP_EVERY`].
+    async fn sweep_once(&self, drained: &CancellationToken) -> Result<Swept, db::Error> {
+        let end = Instant::now() + SWEEP_EVERY;
         let pool = self.0.pool.clone();
         let counted = db::bounded(async move { db::outbox::backlog(&pool, MAX_BACKLOG).await });
         let (backlog, oldest_secs) = counted.await?;
@@ -80,29 +94,55 @@ impl Relay {
         self.0.oldest_ms.store(u64::try_from(oldest.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
         metrics::gauge!("outbox_events_pending").set(backlog as f64);
         metrics::gauge!("outbox_oldest_age_seconds").set(oldest_secs);
-        self.0.is_full.store(false, Ordering::Relaxed);
+        self.0.has_failed.store(false, Ordering::Relaxed);
         self.free_uncertain().await?;
-        // While Kafka takes no messages, one of them is a probe.
-        let is_probing = self.kafka().is_troubled();
-        let (mut taken, mut limit) = (0, if is_probing { 1 } else { FIRST_BATCH });
-        // The limit is the queue size: rows released meanwhile are left to the next sweep.
-        while let Some(owner) = self.0.registration.current().filter(|_| taken < MAX_QUEUED_MESSAGES) {
-            if drained.is_cancelled() || self.is_half_full() {
-                break;
+        let mut limit = FIRST_BATCH;
+        while let Some(owner) = self.0.registration.current() {
+            if !self.wait_for_room(end, drained).await {
+                return Ok(Swept::Part);
             }
-            let pool = self.0.pool.clone();
-            let rows = db::bounded(async move { db::outbox::take(&pool, owner, limit).await }).await?;
+            // While Kafka takes no messages, one of them is a probe.
+            let is_probing = self.kafka().is_troubled();
+            if is_probing {
+                limit = 1;
+            }
+            let (pool, batch) = (self.0.pool.clone(), Uuid::now_v7());
+            let taken = db::bounded(async move { db::outbox::take(&pool, owner, batch, limit).await }).await;
+            let rows = taken.inspect_err(|_| self.abandon_batch(batch))?;
             let (count, bytes) = (rows.len(), rows.iter().map(Taken::payload_len).sum::<usize>());
-            for row in rows {
-                self.send_taken(row, owner);
+            self.open_batch(batch, rows.iter().filter(|row| row.kind == Kind::Execution).count());
+            for (number, row) in rows.into_iter().enumerate() {
+                if number % UNINTERRUPTED == UNINTERRUPTED - 1 {
+                    tokio::task::yield_now().await;
+                }
+                self.send_taken(row, owner, batch);
             }
-            taken += count;
             if count < limit || is_probing {
                 break;
             }
             limit = (SWEEP_BATCH_BYTES * count / bytes.max(1)).clamp(1, SWEEP_BATCH);
         }
-        Ok(taken)
+        Ok(Swept::All)
+    }
+
+    /// Waits until the queue has room for free rows. Returns `false` at the end of the sweep.
+    ///
+    /// After a failed delivery there is no room until the next sweep: the rows of such messages are free again.
+    async fn wait_for_room(&self, end: Instant, drained: &CancellationToken) -> bool {
+        loop {
+            let settled = self.0.settled.notified();
+            if drained.is_cancelled() || Instant::now() >= end {
+                return false;
+            }
+            if !self.0.has_failed.load(Ordering::Relaxed) && !self.is_half_full() {
+                return true;
+            }
+            tokio::select! {
+                () = settled => {}
+                () = tokio::time::sleep_until(end) => {}
+                () = drained.cancelled() => {}
+            }
+        }
     }
 
     /// Frees the batches whose commit was uncertain. One that is committed later is found by the maintenance.
@@ -119,12 +159,11 @@ impl Relay {
 
     /// Half of the queue is reserved for new rows, so that their messages need no sweep.
     fn is_half_full(&self) -> bool {
-        self.0.is_full.load(Ordering::Relaxed)
-            || self.0.held.load(Ordering::Relaxed) > MAX_QUEUED_MESSAGES / 2
+        self.0.held.load(Ordering::Relaxed) > MAX_QUEUED_MESSAGES / 2
             || self.0.held_bytes.load(Ordering::Relaxed) > MAX_QUEUED_BYTES / 2
     }
 
-    fn send_taken(&self, row: Taken, owner: Uuid) {
+    fn send_taken(&self, row: Taken, owner: Uuid, batch: Uuid) {
         // Compact JSON, since the size was checked in that form when the run was accepted.
         let compacted = |text: String| RawValue::from_string(text).ok().map(|raw| input::compact(&raw));
         let plan = row.workflow_plan.and_then(compacted);
@@ -138,11 +177,11 @@ impl Relay {
                 let organization = &OrganizationId::stored(&row.organization_id);
                 let (run_id, priority) = (row.run_id.as_str(), row.priority);
                 let run = ExecutedRun { run_id, correlation_id, traceparent, priority, organization, is_retry: false };
-                self.execute(reservation, (row.event_id, None), run, &plan, &input);
+                self.execute(reservation, (row.event_id, Some(batch)), run, &plan, &input);
             }
             (Kind::Execution, None) => {
                 // The definition was deleted, so the message can never be rebuilt.
-                self.settle_unsent(reservation, row.event_id, row.run_id, DeliveryError::NoPlan);
+                self.settle_unsent(reservation, (row.event_id, Some(batch)), row.run_id, DeliveryError::NoPlan);
             }
             (Kind::Cancellation, _) => {
                 let (cancelled_by, reason) = (row.cancelled_by.as_deref(), row.reason.as_deref());

@@ -10,6 +10,7 @@ use rdkafka::{
 };
 use serde_json::{Value, json};
 use sqlx::PgPool;
+use uuid::Uuid;
 use workflow_api::{
     config::Config,
     db::{migrations::MIGRATOR, outbox},
@@ -209,9 +210,9 @@ async fn a_sweep_takes_no_more_than_the_producer_can_hold_and_ends_when_asked_to
     let workflow_id = service.one_step_workflow().await;
     service.stop().await;
     leave_free_rows(&pool, &workflow_id, 800, 200_000).await;
-    let before =
-        count(&pool, "SELECT coalesce(sum(n_tup_upd), 0)::bigint FROM pg_stat_user_tables WHERE relname = 'outbox'")
-            .await;
+    let statistics =
+        "SELECT coalesce(sum(n_tup_upd + n_tup_del), 0)::bigint FROM pg_stat_user_tables WHERE relname = 'outbox'";
+    let before = count(&pool, statistics).await;
 
     let service = Service::start_with(without_kafka(&settings));
     eventually("some rows are taken", || async {
@@ -219,14 +220,57 @@ async fn a_sweep_takes_no_more_than_the_producer_can_hold_and_ends_when_asked_to
     })
     .await;
     service.stop().await;
-    let statistics = "SELECT coalesce(sum(n_tup_upd), 0)::bigint FROM pg_stat_user_tables WHERE relname = 'outbox'";
-    let updates = count(&pool, statistics).await - before;
-    assert!(updates < 5000, "{updates} updates of 800 rows");
+    let changes = count(&pool, statistics).await - before;
+    assert!(changes < 5000, "{changes} changes of 800 rows");
 
     let service = Service::start_with(settings);
     let sent = records(&service.config, &service.config.kafka.execution_topic, 800).await;
     let keys: HashSet<&String> = sent.iter().map(|record| &record.key).collect();
     assert_eq!(keys.len(), 800);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_sweep_reads_no_more_of_a_backlog_than_it_takes_and_in_order_within_a_run(pool: PgPool) {
+    leave_free_rows(&pool, "w", 3000, 10).await;
+    // The oldest requests are those of the first runs; two of them have a cancellation, one the message of a batch.
+    let age = "UPDATE outbox SET created_at = now() - interval '1 hour' + n * interval '1 second'
+               FROM (SELECT run_id AS id, row_number() OVER (ORDER BY run_id) AS n FROM outbox) AS numbered
+               WHERE run_id = id";
+    sqlx::raw_sql(age).execute(&pool).await.expect("ages");
+    let runs: Vec<String> = sqlx::query_scalar("SELECT run_id FROM outbox ORDER BY created_at LIMIT 5")
+        .fetch_all(&pool)
+        .await
+        .expect("ids");
+    let cancel = "INSERT INTO outbox (run_id, event_id, kind, created_at)
+                  SELECT run_id, gen_random_uuid(), 'cancellation', now() - interval '1 minute' * extra
+                  FROM unnest($1::text[], ARRAY[1, 100]) AS cancelled (run_id, extra)";
+    sqlx::query(cancel).bind(&runs[..2]).execute(&pool).await.expect("cancellations");
+    let batch = "INSERT INTO outbox_batches (id, owner, run_ids, event_ids)
+                 SELECT gen_random_uuid(), gen_random_uuid(), array_agg(run_id), array_agg(event_id)
+                 FROM outbox WHERE run_id = $1";
+    sqlx::query(batch).bind(&runs[2]).execute(&pool).await.expect("a batch");
+    sqlx::raw_sql("ANALYZE").execute(&pool).await.expect("statistics");
+
+    let (owner, batch) = (Uuid::new_v4(), Uuid::new_v4());
+    let mut transaction = pool.begin().await.expect("a transaction");
+    // These count since the session last reported its statistics.
+    let rows_read = "SELECT pg_stat_get_xact_tuples_returned('outbox'::regclass)
+                         + pg_stat_get_xact_tuples_fetched('outbox'::regclass)";
+    let before: i64 = sqlx::query_scalar(rows_read).fetch_one(&mut *transaction).await.expect("statistics");
+    let taken = outbox::take(&mut *transaction, owner, batch, 4).await.expect("rows");
+    let after: i64 = sqlx::query_scalar(rows_read).fetch_one(&mut *transaction).await.expect("statistics");
+    let read = after - before;
+    transaction.commit().await.expect("committed");
+    // The second cancellation is older than the request of its run, and is sent before it.
+    let kinds: Vec<_> = taken.iter().map(|row| (row.run_id.as_str(), row.kind)).collect();
+    let request = |run: usize| (runs[run].as_str(), outbox::Kind::Execution);
+    assert_eq!(kinds, [(runs[1].as_str(), outbox::Kind::Cancellation), request(0), request(3), request(4)]);
+    assert!(read < 50, "{read} rows were read");
+    let batches = "SELECT count(*) FROM outbox_batches WHERE id = $1 AND owner = $2 AND cardinality(run_ids) = 3";
+    let batches: i64 = sqlx::query_scalar(batches).bind(batch).bind(owner).fetch_one(&pool).await.expect("a count");
+    assert_eq!(batches, 1);
+    assert_eq!(count(&pool, "SELECT count(*) FROM outbox WHERE owner IS NOT NULL").await, 1);
+    assert_eq!(count(&pool, "SELECT count(*) FROM outbox").await, 3002 - 3);
 }
 
 /// As after a commit whose answer was lost: the row belongs to a process that lives and does not know of it.
