@@ -77,13 +77,24 @@ pub enum Exhausted {
     All,
 }
 
+/// Limit of one owner in a scope.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// This amount.
+    Amount(u64),
+    /// So many times the amount that nobody holds, as in the dynamic thresholds of A. K. Choudhury and E. L. Hahne
+    /// (IEEE/ACM Transactions on Networking 6, 1998). One owner alone gets `n / (n + 1)` of all, several get equal
+    /// parts, and there is always room for another one.
+    TimesFree(u64),
+}
+
 /// Limits of one resource. Cheap to clone.
 #[derive(Clone)]
 pub struct Permits(Arc<Shared>);
 
 struct Shared {
     all: u64,
-    most: HashMap<Scope, u64>,
+    most: HashMap<Scope, Limit>,
     held: Mutex<Held>,
     released: Notify,
 }
@@ -99,6 +110,12 @@ impl Permits {
     /// own.
     #[must_use]
     pub fn new<const N: usize>(all: u64, most: [(Scope, u64); N]) -> Self {
+        Self::with_limits(all, most.map(|(scope, amount)| (scope, Limit::Amount(amount))))
+    }
+
+    /// The same with limits of other kinds.
+    #[must_use]
+    pub fn with_limits<const N: usize>(all: u64, most: [(Scope, Limit); N]) -> Self {
         let shared = Shared { all, most: most.into(), held: Mutex::default(), released: Notify::new() };
         Self(Arc::new(shared))
     }
@@ -144,13 +161,21 @@ impl Permits {
     }
 
     fn fits(&self, held: &Held, owners: Owners, amount: u64) -> Result<(), Exhausted> {
+        if held.all.saturating_add(amount) > self.0.all {
+            return Err(Exhausted::All);
+        }
         for Owner { scope, hash } in owners.iter() {
+            let most = match self.0.most.get(&scope) {
+                Some(Limit::Amount(most)) => *most,
+                Some(Limit::TimesFree(times)) => self.0.all.saturating_sub(held.all).saturating_mul(*times),
+                None => continue,
+            };
             let of_holder = held.by.get(&hash).copied().unwrap_or_default();
-            if self.0.most.get(&scope).is_some_and(|most| of_holder.saturating_add(amount) > *most) {
+            if of_holder.saturating_add(amount) > most {
                 return Err(Exhausted::Owner(scope));
             }
         }
-        if held.all.saturating_add(amount) > self.0.all { Err(Exhausted::All) } else { Ok(()) }
+        Ok(())
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
@@ -286,6 +311,24 @@ mod tests {
         drop((second, fifth));
         assert_eq!(permits.held_by_all(), 3);
         assert_eq!(permits.held().by.len(), 2);
+    }
+
+    #[test]
+    fn a_multiple_of_what_is_free_leaves_room_for_other_owners() {
+        let permits = Permits::with_limits(1000, [(Scope::Organization, Limit::TimesFree(3))]);
+        let fill = |name: &str| {
+            let mut permit = permits.take(of("a", name), 0);
+            while permit.try_grow(1).is_ok() {}
+            permit
+        };
+        let first = fill("x");
+        assert_eq!(first.amount(), 750);
+        let second = fill("y");
+        assert_eq!(second.amount(), 188, "three quarters of the rest");
+        assert_eq!(permits.check(of("a", "x"), 1), Err(Exhausted::Owner(Scope::Organization)));
+        assert_eq!(permits.check(of("a", "z"), 1), Ok(()));
+        drop(first);
+        assert_eq!(permits.check(of("b", "x"), 1), Ok(()));
     }
 
     #[test]

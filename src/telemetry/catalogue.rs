@@ -145,6 +145,7 @@ pub const API: &[Metric] = &[
         "reason",
         &[
             "overload",
+            "too_many_concurrent_requests",
             "principal",
             "address",
             "failed_auth",

@@ -274,6 +274,28 @@ async fn what_is_too_much_is_refused_at_once_and_health_answers(pool: PgPool) {
     service.get(AGENTS).await.expect(200);
 }
 
+/// While authentication is off, an address has the part of an organisation.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn an_organisation_that_floods_the_service_leaves_permits_for_the_others(pool: PgPool) {
+    let done = Arc::new(Semaphore::new(0));
+    let until_done = Arc::clone(&done);
+    let handler = get(async move || until_done.acquire().await.expect("it is not closed").forget());
+    let (service, slow) = with_slow_route(&config(&pool, &[("MAX_CONCURRENT_REQUESTS", "4")]), handler);
+    let flood = join_all((0..3).map(|_| slow.send_from("192.0.2.1", "GET", SLOW, &[])));
+    let others = async {
+        for _ in 0..20 {
+            let answer = service.send_from("192.0.2.1", "GET", AGENTS, &[]).await;
+            assert_eq!(answer.header("retry-after"), Some("2"));
+            assert_eq!(answer.error(429)["code"], "too_many_concurrent_requests");
+            service.send_from("192.0.2.2", "GET", AGENTS, &[]).await.expect(200);
+        }
+        done.add_permits(3);
+    };
+    let (answers, ()) = futures_util::future::join(flood, others).await;
+    assert!(answers.iter().all(|answer| answer.status == 200), "{answers:?}");
+    service.send_from("192.0.2.1", "GET", AGENTS, &[]).await.expect(200);
+}
+
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn who_only_waits_takes_no_place(pool: PgPool) {
     let service = Service::start_with(config(&pool, &[("MAX_CONCURRENT_REQUESTS", "1")]));

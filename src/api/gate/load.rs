@@ -1,27 +1,31 @@
 //! Admission control: concurrent requests. Above the maximum, requests are refused at once: a queued request would be
 //! answered too late, and its work would delay the others.
 //!
+//! An organisation may have three times as many requests as there are free permits: alone three quarters of all. So one
+//! that floods the service leaves permits for the others.
+//!
 //! Health, metrics and the documentation need no permit. A request that waits for a run or for an agent releases its
 //! permit.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
-
-use tokio::sync::Semaphore;
 
 use crate::{
     api::vocabulary::{error::ApiError, request_permit::RequestPermit},
     clock::Clock,
+    permits::{Exhausted, Limit, Owners, Permits, Scope},
 };
 
+/// Requests of an organisation for each free permit.
+const TIMES_FREE: u64 = 3;
 /// Interval at which refusals are logged.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 
 /// Permits for concurrent requests.
 pub struct Load {
-    permits: Arc<Semaphore>,
+    permits: Permits,
     unreported: Mutex<(u64, Option<Instant>)>,
     clock: Clock,
 }
@@ -30,22 +34,23 @@ impl Load {
     /// Creates this number of permits.
     #[must_use]
     pub fn new(permits: usize, clock: Clock) -> Self {
-        Self { permits: Arc::new(Semaphore::new(permits)), unreported: Mutex::default(), clock }
+        let most = [(Scope::Organization, Limit::TimesFree(TIMES_FREE))];
+        Self { permits: Permits::with_limits(permits as u64, most), unreported: Mutex::default(), clock }
     }
 
-    /// 503 if no permit is free. The check costs almost nothing, so that it can come first.
-    pub fn check(&self) -> Result<(), ApiError> {
-        if self.permits.available_permits() == 0 { Err(self.refuse()) } else { Ok(()) }
+    /// 503 if no permit is free, and 429 if the organisation has used its part. The check costs almost nothing, so that
+    /// it can come first, and again when the caller is known.
+    pub fn check(&self, owners: Owners) -> Result<(), ApiError> {
+        self.permits.check(owners, 1).map_err(|limit| self.refuse(limit))
     }
 
     /// Acquires a free permit.
-    pub fn acquire(&self) -> Result<RequestPermit, ApiError> {
-        let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| self.refuse())?;
+    pub fn acquire(&self, owners: Owners) -> Result<RequestPermit, ApiError> {
+        let permit = self.permits.try_take(owners, 1).map_err(|limit| self.refuse(limit))?;
         Ok(RequestPermit::new(permit))
     }
 
-    fn refuse(&self) -> ApiError {
-        metrics::counter!("requests_refused_total", "reason" => "overload").increment(1);
+    fn refuse(&self, limit: Exhausted) -> ApiError {
         let mut unreported = self.unreported.lock().unwrap_or_else(PoisonError::into_inner);
         let (count, reported_at) = &mut *unreported;
         *count += 1;
@@ -54,6 +59,13 @@ impl Load {
             *reported_at = Some(self.clock.instant());
             tracing::warn!(count, "overloaded: {count} requests were refused since the last report");
         }
-        ApiError::unavailable("overloaded", "The service is overloaded at the moment").logged_elsewhere()
+        let refusal = match limit {
+            Exhausted::All => {
+                metrics::counter!("requests_refused_total", "reason" => "overload").increment(1);
+                ApiError::unavailable("overloaded", "The service is overloaded at the moment")
+            }
+            Exhausted::Owner(_) => ApiError::exhausted(limit, "too_many_concurrent_requests", "requests at a time"),
+        };
+        refusal.logged_elsewhere()
     }
 }

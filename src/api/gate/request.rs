@@ -43,6 +43,7 @@ use crate::{
     auditor::Denied,
     clock::Clock,
     db, id,
+    permits::Owners,
     telemetry::spans::{self, Span},
     trace::{self, SpanContext},
 };
@@ -105,7 +106,7 @@ where
                 parts.extensions.insert(caller);
             }
             let request = Request::from_parts(parts, Body::from(bytes));
-            match acquire_permit(&gate.load, is_guarded, request) {
+            match acquire_permit(&gate.load, is_guarded, owners, request) {
                 Ok((request_permit, request)) => {
                     let handler = route.call(request).instrument(span.clone());
                     // A request that waits for a run may outlast an outage of the database.
@@ -267,7 +268,7 @@ impl Admission {
     ) -> Result<(), ApiError> {
         let app = &gate.app;
         if rule.access.requires_admission() {
-            gate.load.check()?;
+            gate.load.check(Owners::default())?;
             gate.rates.count_address(parts.extensions.get().copied(), &mut self.limits)?;
         }
         let caller = if rule.access.wants_caller(app.config.metrics.access) {
@@ -276,6 +277,9 @@ impl Admission {
             Caller::anonymous(Arc::clone(anonymous))
         };
         let caller = self.caller.insert(caller);
+        if rule.access.requires_admission() {
+            gate.load.check(caller.owners())?;
+        }
         gate.rates.count_principal(caller, &mut self.limits)?;
         access::authorize(app, parts, rule, caller).await?;
         // Before the body is read, so that a caller without a valid address cannot cause that.
@@ -290,8 +294,13 @@ impl Admission {
 }
 
 /// Acquires a permit, if the request needs one, for the request and its handler.
-fn acquire_permit(load: &Load, is_guarded: bool, mut request: Request) -> Result<(RequestPermit, Request), ApiError> {
-    let request_permit = if is_guarded { load.acquire()? } else { RequestPermit::default() };
+fn acquire_permit(
+    load: &Load,
+    is_guarded: bool,
+    owners: Owners,
+    mut request: Request,
+) -> Result<(RequestPermit, Request), ApiError> {
+    let request_permit = if is_guarded { load.acquire(owners)? } else { RequestPermit::default() };
     request.extensions_mut().insert(request_permit.clone());
     Ok((request_permit, request))
 }
@@ -316,7 +325,7 @@ fn log_line(method: &Method, route: &str, response: &Response, duration: Duratio
         );
     } else if response.extensions().get::<error::LoggedElsewhere>().is_some() {
         // Under overload there can be thousands of these per second; `load` reports them.
-        tracing::debug!(target: "api.request", method, route, "{method} {route} 503");
+        tracing::debug!(target: "api.request", method, route, "{method} {route} {}", status.as_u16());
     } else {
         tracing::info!(
             target: "api.request", method, route, status = status.as_u16(), duration_ms,

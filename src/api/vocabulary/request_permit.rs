@@ -2,21 +2,20 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::error::ApiError;
+use crate::permits::Permit;
 use axum::extract::FromRequestParts;
 use http::request::Parts;
-use tokio::sync::OwnedSemaphorePermit;
-
-use super::error::ApiError;
 
 /// Permit of a request; in its extensions. It is released when the handler has ended, or earlier by
 /// [`RequestPermit::release`].
 #[derive(Clone, Default)]
-pub struct RequestPermit(Arc<Mutex<Option<OwnedSemaphorePermit>>>);
+pub struct RequestPermit(Arc<Mutex<Option<Permit>>>);
 
 impl RequestPermit {
-    /// Wraps a semaphore permit.
+    /// Wraps the permit.
     #[must_use]
-    pub fn new(permit: OwnedSemaphorePermit) -> Self {
+    pub fn new(permit: Permit) -> Self {
         Self(Arc::new(Mutex::new(Some(permit))))
     }
 
