@@ -105,14 +105,19 @@ pub async fn serve(config: Config) -> anyhow::Result<bool> {
 
     if let Some(listener) = management {
         let router = api::resources::system::management(&app);
-        let serving = server::serve(listener, router, lifecycle.clone(), MANAGEMENT_CONNECTIONS, clock.clone());
+        let serving = server::serve(listener, router, lifecycle.clone(), MANAGEMENT_CONNECTIONS, clock.clone(), None);
         lifecycle.spawn("management", serving);
     }
     let router = api::router(&gate);
     let bounds = Bounds::within(server::raise_limit(), pool.max());
-    let serving = server::serve(listener, router, lifecycle.clone(), bounds, clock);
+    let serving_until = lifecycle.clone();
+    let serving = server::on_own_thread(listener, move |listener, requests| {
+        server::serve(listener, router, serving_until, bounds, clock, Some(requests))
+    });
     lifecycle.spawn("server", async move {
-        serving.await;
+        if let Err(error) = serving.await {
+            tracing::error!("the server has ended: {error:#}");
+        }
         // There are no more requests: the run writer and the relay finish their work and end.
         drained.cancel();
     });
@@ -250,7 +255,8 @@ pub async fn execute(config: Config) -> anyhow::Result<bool> {
     let status = Arc::new(OnceLock::new());
     if let Some(listener) = management {
         let router = management::router(Arc::clone(&status), config.metrics.enabled);
-        let serving = server::serve(listener, router, lifecycle.clone(), MANAGEMENT_CONNECTIONS, Clock::default());
+        let serving =
+            server::serve(listener, router, lifecycle.clone(), MANAGEMENT_CONNECTIONS, Clock::default(), None);
         lifecycle.spawn("management", serving);
     }
     lifecycle.spawn("executor", {

@@ -125,8 +125,10 @@ pub fn start(options: &Options, lifecycle: &Lifecycle) -> anyhow::Result<()> {
     let address = listener.local_addr()?;
     tracing::info!(%address, "the demo agent listens on {address}");
     let bounds = server::Bounds::within(server::raise_limit(), 0);
-    lifecycle
-        .spawn("demo agent", server::serve(listener, router(options), lifecycle.clone(), bounds, Clock::default()));
+    lifecycle.spawn(
+        "demo agent",
+        server::serve(listener, router(options), lifecycle.clone(), bounds, Clock::default(), None),
+    );
     Ok(())
 }
 

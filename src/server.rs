@@ -4,6 +4,7 @@
 
 mod connections;
 mod descriptors;
+mod probes;
 mod timer;
 
 use std::{
@@ -13,19 +14,27 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Body};
+use axum::{Router, body::Body, response::IntoResponse as _};
 use http::{HeaderValue, Request, Response, Version, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::{rt::TokioIo, server::graceful::GracefulShutdown};
+use hyper_util::{
+    rt::TokioIo,
+    server::graceful::{GracefulShutdown, Watcher},
+};
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
+    runtime::Handle,
     sync::{OwnedSemaphorePermit, Semaphore},
 };
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tower::Service as _;
 
 use self::connections::{Connections, Entry, Watched};
-pub use self::descriptors::{Bounds, raise_limit};
 use self::timer::ClockTimer;
+pub use self::{
+    descriptors::{Bounds, raise_limit},
+    probes::on_own_thread,
+};
 use crate::{
     api::{
         gate::{headers, request::note, rules},
@@ -79,7 +88,16 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 /// While all permits are taken, the connection that has been idle longest is closed. Once the process is about to
 /// stop, each connection is closed with its next answer. At the soft stop, connections that the kernel has already
 /// accepted and connections without a request still get their first answer.
-pub async fn serve(listener: TcpListener, router: Router, lifecycle: Lifecycle, bounds: Bounds, clock: Clock) {
+///
+/// Requests are answered by the current runtime, or except for probes by `requests` (see [`on_own_thread`]).
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    lifecycle: Lifecycle,
+    bounds: Bounds,
+    clock: Clock,
+    requests: Option<Handle>,
+) {
     let server = Server {
         router,
         lifecycle,
@@ -87,6 +105,8 @@ pub async fn serve(listener: TcpListener, router: Router, lifecycle: Lifecycle, 
         regular: Arc::new(Semaphore::new(bounds.regular)),
         spare: Arc::new(Semaphore::new(bounds.spare)),
         graceful: GracefulShutdown::new(),
+        requests,
+        is_ending: CancellationToken::new(),
     };
     let soft_stop = server.lifecycle.soft_stop().clone();
     loop {
@@ -124,6 +144,10 @@ struct Server {
     regular: Arc<Semaphore>,
     spare: Arc<Semaphore>,
     graceful: GracefulShutdown,
+    /// Runtime of all requests but probes; `None`: the current one.
+    requests: Option<Handle>,
+    /// Cancelled when connections without a request get no answer any more.
+    is_ending: CancellationToken,
 }
 
 impl Server {
@@ -154,18 +178,45 @@ impl Server {
         let (permit, kind) = permit.map_or((None, Kind::Regular), |(permit, kind)| (Some(permit), kind));
         let entry = Arc::new(self.connections.enter());
         let close = entry.connection.close.clone();
-        let served = connection(stream, peer, kind, self.router.clone(), self.lifecycle.clone(), Arc::clone(&entry));
-        let served = self.graceful.watch(served);
         let hard_stop = self.lifecycle.hard_stop().clone();
+        let clock = entry.clock().clone();
+        let (router, lifecycle, requests) = (self.router.clone(), self.lifecycle.clone(), self.requests.clone());
+        let connection = Accepted { peer, kind, router, lifecycle, entry, requests };
+        let (watcher, is_ending) = (self.graceful.watcher(), self.is_ending.clone());
         tokio::spawn(async move {
+            let served = async {
+                let Some(requests) = connection.requests.clone() else {
+                    return connection.serve(stream, watcher).await;
+                };
+                let begins_with_probe = tokio::select! {
+                    begins_with_probe = probes::begins_with_probe(&stream) => begins_with_probe,
+                    () = is_ending.cancelled() => return,
+                    () = clock.sleep(header_timeout(kind)) => return,
+                };
+                match begins_with_probe {
+                    Ok(true) => connection.serve(stream, watcher).await,
+                    Ok(false) => {
+                        let Ok(stream) = stream.into_std() else { return };
+                        let moved = Accepted { requests: None, ..connection };
+                        let served = requests.spawn(async move {
+                            // Fails only without a runtime.
+                            if let Ok(stream) = TcpStream::from_std(stream) {
+                                moved.serve(stream, watcher).await;
+                            }
+                        });
+                        // A panic of a handler has been answered; one of the connection ends it.
+                        drop(AbortOnDropHandle::new(served).await);
+                    }
+                    // The client has closed the connection.
+                    Err(_) => {}
+                }
+            };
             tokio::select! {
-                // The result does not matter: on an error the client closed the connection, or sent something other
-                // than HTTP.
-                _ = served => {}
+                () = served => {}
                 () = close.cancelled() => {}
                 () = hard_stop.cancelled() => {}
             }
-            drop((permit, entry));
+            drop(permit);
         });
     }
 
@@ -188,6 +239,7 @@ impl Server {
         while self.connections.is_any_fresh() && tokio::time::Instant::now() < deadline {
             tokio::time::sleep(FIRST_REQUEST_POLL).await;
         }
+        self.is_ending.cancel();
         self.graceful.shutdown().await;
     }
 }
@@ -200,56 +252,85 @@ enum Kind {
     Spare,
 }
 
-fn connection(
-    stream: TcpStream,
+/// Time-out for the headers of a request.
+fn header_timeout(kind: Kind) -> Duration {
+    if kind == Kind::Regular { HEADER_TIMEOUT } else { SPARE_HEADER_TIMEOUT }
+}
+
+/// Accepted connection.
+struct Accepted {
     peer: IpAddr,
     kind: Kind,
     router: Router,
     lifecycle: Lifecycle,
     entry: Arc<Entry>,
-) -> http1::Connection<
-    TokioIo<Watched>,
-    impl hyper::service::Service<
-        Request<Incoming>,
-        Response = Response<Body>,
-        Error = std::convert::Infallible,
-        Future: Send,
-    >,
-> {
-    // Disables Nagle's algorithm: an answer must not wait for the acknowledgement of the previous one. Fails only on
-    // a closed connection.
-    let _ = stream.set_nodelay(true);
-    let clock = entry.clock().clone();
-    let stream = Watched::new(stream, Arc::clone(&entry.connection), clock.clone());
-    let lifecycle = Arc::new(lifecycle);
-    let service = service_fn(move |mut request: Request<Incoming>| {
-        let (mut router, lifecycle) = (router.clone(), Arc::clone(&lifecycle));
-        let under_way = entry.begin();
-        let connection = Arc::clone(&entry.connection);
-        async move {
-            let mut response = if let Some(detail) = framing_fault(&request) {
-                refuse(&request, peer, ApiError::bad_request("bad_request", detail))
-            } else if kind == Kind::Spare && !rules::is_on_spare_connections(request.uri().path()) {
-                let refusal = ApiError::unavailable("too_many_connections", "Too many connections are open");
-                refuse(&request, peer, refusal)
-            } else {
-                request.extensions_mut().insert(Peer(peer));
-                router.call(request.map(|body| connection.body(body))).await?
-            };
-            if lifecycle.is_stopping() || connection.has_unread() {
-                response.headers_mut().insert(header::CONNECTION, CLOSE);
+    /// Runtime of requests that are no probes; `None`: the current one.
+    requests: Option<Handle>,
+}
+
+impl Accepted {
+    /// Serves the connection to its end.
+    async fn serve(self, stream: TcpStream, watcher: Watcher) {
+        // The result does not matter: on an error the client closed the connection, or sent something other than HTTP.
+        let _ = watcher.watch(self.http1(stream)).await;
+    }
+
+    fn http1(
+        self,
+        stream: TcpStream,
+    ) -> http1::Connection<
+        TokioIo<Watched>,
+        impl hyper::service::Service<
+            Request<Incoming>,
+            Response = Response<Body>,
+            Error = std::convert::Infallible,
+            Future: Send,
+        >,
+    > {
+        let Self { peer, kind, router, lifecycle, entry, requests } = self;
+        // Disables Nagle's algorithm: an answer must not wait for the acknowledgement of the previous one. Fails only on
+        // a closed connection.
+        let _ = stream.set_nodelay(true);
+        let clock = entry.clock().clone();
+        let stream = Watched::new(stream, Arc::clone(&entry.connection), clock.clone());
+        let lifecycle = Arc::new(lifecycle);
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            let (mut router, lifecycle) = (router.clone(), Arc::clone(&lifecycle));
+            let requests = requests.clone().filter(|_| !probes::is_probe(&request));
+            let under_way = entry.begin();
+            let connection = Arc::clone(&entry.connection);
+            async move {
+                let mut response = if let Some(detail) = framing_fault(&request) {
+                    refuse(&request, peer, ApiError::bad_request("bad_request", detail))
+                } else if kind == Kind::Spare && !rules::is_on_spare_connections(request.uri().path()) {
+                    let refusal = ApiError::unavailable("too_many_connections", "Too many connections are open");
+                    refuse(&request, peer, refusal)
+                } else {
+                    request.extensions_mut().insert(Peer(peer));
+                    let answer = router.call(request.map(|body| connection.body(body)));
+                    match requests {
+                        None => answer.await?,
+                        // A panic of a handler has been answered; this is one of the layers around it.
+                        Some(requests) => AbortOnDropHandle::new(requests.spawn(answer))
+                            .await
+                            .unwrap_or_else(|_| Ok(ApiError::internal().into_response()))?,
+                    }
+                };
+                if lifecycle.is_stopping() || connection.has_unread() {
+                    response.headers_mut().insert(header::CONNECTION, CLOSE);
+                }
+                Ok(response.map(|body| under_way.answered_by(body)))
             }
-            Ok(response.map(|body| under_way.answered_by(body)))
-        }
-    });
-    http1::Builder::new()
-        .timer(ClockTimer::new(clock))
-        .keep_alive(kind == Kind::Regular)
-        .header_read_timeout(if kind == Kind::Regular { HEADER_TIMEOUT } else { SPARE_HEADER_TIMEOUT })
-        .max_buf_size(MAX_HEADER_BYTES)
-        .max_header_size(MAX_HEADER_BYTES)
-        .max_headers(MAX_HEADERS)
-        .serve_connection(TokioIo::new(stream), service)
+        });
+        http1::Builder::new()
+            .timer(ClockTimer::new(clock))
+            .keep_alive(kind == Kind::Regular)
+            .header_read_timeout(header_timeout(kind))
+            .max_buf_size(MAX_HEADER_BYTES)
+            .max_header_size(MAX_HEADER_BYTES)
+            .max_headers(MAX_HEADERS)
+            .serve_connection(TokioIo::new(stream), service)
+    }
 }
 
 /// Refuses a request and logs it: it does not reach the request log otherwise. Further bytes on the connection are

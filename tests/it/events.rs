@@ -415,6 +415,7 @@ async fn a_hang_up_frees_the_place_of_a_stream(pool: PgPool) {
         lifecycle.clone(),
         server::Bounds { regular: 10, spare: 16 },
         service.clock.clone(),
+        None,
     ));
     let mut client = TcpStream::connect(address).await.expect("a connection");
     let request = format!("GET {RUN}/events HTTP/1.1\r\nhost: x\r\n\r\n");

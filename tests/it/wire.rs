@@ -7,7 +7,9 @@ use sqlx::PgPool;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpSocket, TcpStream},
+    runtime::{Builder, Handle},
 };
+use tokio_util::sync::CancellationToken;
 use workflow_api::{db::migrations::MIGRATOR, lifecycle::Lifecycle, server};
 
 use crate::service::{Service, config, eventually, passing};
@@ -26,11 +28,23 @@ impl Listening {
     }
 
     fn start_at(listener: TcpListener, pool: &PgPool, max_connections: usize) -> Self {
+        Self::start_with(listener, pool, max_connections, Handle::current())
+    }
+
+    /// `requests` is the runtime of all requests but probes.
+    fn start_with(listener: TcpListener, pool: &PgPool, max_connections: usize, requests: Handle) -> Self {
         let service = Service::start_with(config(pool, &[]));
         let address = listener.local_addr().expect("an address");
         let lifecycle = Lifecycle::new();
         let bounds = server::Bounds { regular: max_connections, spare: 256 };
-        tokio::spawn(server::serve(listener, service.router.clone(), lifecycle.clone(), bounds, service.clock.clone()));
+        tokio::spawn(server::serve(
+            listener,
+            service.router.clone(),
+            lifecycle.clone(),
+            bounds,
+            service.clock.clone(),
+            Some(requests),
+        ));
         Self { service, lifecycle, address }
     }
 
@@ -81,6 +95,33 @@ fn post(headers: &str, body: &str) -> Vec<u8> {
 
 fn get(headers: &str) -> Vec<u8> {
     format!("GET /health HTTP/1.1\r\nConnection: close\r\n{headers}\r\n").into_bytes()
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn probes_are_answered_while_the_threads_of_requests_are_busy(pool: PgPool) {
+    let listener = server::bind("127.0.0.1:0".parse().expect("an address")).expect("a port");
+    // It does nothing yet, like a thread with much to do.
+    let requests = Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let listening = Listening::start_with(listener, &pool, 100, requests.handle().clone());
+    let request = b"GET /api/v1/agents HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let mut other = listening.connect().await;
+    other.write_all(request).await.expect("it is taken");
+    // The second request on a connection that begins with a probe is no probe.
+    let mut both = listening.connect().await;
+    both.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("it is taken");
+    let mut answer = [0; 16];
+    both.read_exact(&mut answer).await.expect("an answer");
+    assert_eq!(&answer, b"HTTP/1.1 200 OK\r");
+    both.write_all(request).await.expect("it is taken");
+    assert_eq!(summary(&listening.exchange(&get("Host: x\r\n")).await), "200");
+
+    let end = CancellationToken::new();
+    let ended = end.clone();
+    let busy = tokio::task::spawn_blocking(move || requests.block_on(ended.cancelled()));
+    assert_eq!(summary(&rest(&mut other).await), "200");
+    assert_eq!(summary(&rest(&mut both).await), "200");
+    end.cancel();
+    busy.await.expect("no panic");
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
