@@ -86,8 +86,8 @@ enum Benchmark {
         /// Length of each measurement
         #[arg(default_value_t = 8)]
         seconds: u64,
-        /// Messages of the backlog
-        #[arg(default_value_t = 100_000)]
+        /// Messages of the backlog; from 100 000 on, new requests are refused
+        #[arg(default_value_t = 90_000)]
         backlog: i64,
     },
     /// Every list at many runs against ten thousand
@@ -146,7 +146,7 @@ async fn measure_all(bench: &Bench, benchmark: Option<Benchmark>) -> Result<bool
             Benchmark::Reads { seconds: 2, rounds: 3 },
             Benchmark::Runs { seconds: 5, rounds: 3 },
             Benchmark::Latency { seconds: 5 },
-            Benchmark::Overload { seconds: 5, backlog: 100_000 },
+            Benchmark::Overload { seconds: 5, backlog: 90_000 },
             Benchmark::Start { rounds: 10 },
         ],
     };
