@@ -84,7 +84,7 @@ where
     let mut deadline = started + TIME_LIMIT + wait;
     let decided = app.clock.timeout_at(deadline, admission.admit(gate, &mut parts, rule, &anonymous)).await;
     let refusal = decided.unwrap_or_else(|| Err(too_late())).err();
-    let Admission { caller, limits } = admission;
+    let Admission { caller, owners, limits } = admission;
     let actor = caller.as_ref().map(|caller| Arc::clone(&caller.actor));
     let user_id = actor.as_ref().map_or("", |actor| actor.subject.as_str());
     // Before authentication the organisation is unknown.
@@ -94,7 +94,7 @@ where
     let span =
         tracing::info_span!("http.request", correlation_id, user_id, organization_id, client_ip, trace_id, span_id);
 
-    let owners = caller.as_ref().filter(|_| refusal.is_none()).map(Caller::owners).unwrap_or_default();
+    let owners = if refusal.is_none() { owners } else { Owners::default() };
     let limit = (endpoint.body, rule.max_body_bytes);
     let body = body::read(&parts, body, limit, &app.clock, (&app.memory.bodies, owners), refusal).await;
     let response = match body {
@@ -254,6 +254,8 @@ fn too_late() -> ApiError {
 struct Admission {
     /// Caller, once it is known.
     caller: Option<Caller>,
+    /// Owners of what the request uses, once the caller is known.
+    owners: Owners,
     limits: AppliedLimits,
 }
 
@@ -277,8 +279,9 @@ impl Admission {
             Caller::anonymous(Arc::clone(anonymous))
         };
         let caller = self.caller.insert(caller);
+        self.owners = caller.owners();
         if rule.access.requires_admission() {
-            gate.load.check(caller.owners())?;
+            gate.load.check(self.owners)?;
         }
         gate.rates.count_principal(caller, &mut self.limits)?;
         access::authorize(app, parts, rule, caller).await?;
@@ -287,7 +290,7 @@ impl Admission {
             callbacks::find(app, parts).await?;
         }
         if rule.access.requires_admission() && parts.method.is_safe() {
-            app.memory.check_answer(caller.owners())?;
+            app.memory.check_answer(self.owners)?;
         }
         Ok(())
     }
