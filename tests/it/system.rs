@@ -505,12 +505,8 @@ async fn the_documentation_can_be_switched_off(pool: PgPool) {
     service.get("/api/v1/agents").await.expect(200);
 }
 
-#[sqlx::test(migrator = "MIGRATOR")]
-async fn metrics_can_need_credentials_of_the_default_organisation(pool: PgPool) {
-    let admin = Admin::start(&pool, &[("METRICS_ACCESS", "credentials")]);
-    let answer = admin.service.get("/metrics").await;
-    assert_eq!(answer.header("www-authenticate"), Some("Bearer"));
-    answer.error(401);
+/// Asserts that a path needs `runs:read` in the default organisation, on all workflows.
+async fn assert_is_for_the_default_organisation(admin: &Admin, path: &str) {
     admin.post("/api/v1/organizations", &json!({"id": "acme", "name": "Acme"})).await.expect(201);
     for (status, body) in [
         (200, json!({"role": "viewer"})),
@@ -521,9 +517,18 @@ async fn metrics_can_need_credentials_of_the_default_organisation(pool: PgPool) 
         let mut body = body;
         body["name"] = json!(body.to_string());
         let (key, _) = admin.key(&body).await;
-        let answer = admin.service.send("GET", "/metrics", &[("x-api-key", &key)], "").await;
+        let answer = admin.service.send("GET", path, &[("x-api-key", &key)], "").await;
         assert_eq!(answer.status.as_u16(), status, "{body}: {}", answer.text);
     }
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn metrics_can_need_credentials_of_the_default_organisation(pool: PgPool) {
+    let admin = Admin::start(&pool, &[("METRICS_ACCESS", "credentials")]);
+    let answer = admin.service.get("/metrics").await;
+    assert_eq!(answer.header("www-authenticate"), Some("Bearer"));
+    answer.error(401);
+    assert_is_for_the_default_organisation(&admin, "/metrics").await;
     assert!(admin.get("/metrics").await.text.contains("api_info"));
     admin.service.get("/health").await.expect(200);
 }
@@ -539,19 +544,7 @@ async fn details_of_the_health_need_credentials_of_the_default_organisation(pool
         assert!(!answer.text.contains("components"), "{}", answer.text);
         answer.error(401);
     }
-    admin.post("/api/v1/organizations", &json!({"id": "acme", "name": "Acme"})).await.expect(201);
-    for (status, body) in [
-        (200, json!({"role": "viewer"})),
-        (403, json!({"role": "viewer", "scopes": ["agents:read"]})),
-        (403, json!({"role": "viewer", "workflows": ["w"]})),
-        (403, json!({"role": "admin", "organization_id": "acme"})),
-    ] {
-        let mut body = body;
-        body["name"] = json!(body.to_string());
-        let (key, _) = admin.key(&body).await;
-        let answer = admin.service.send("GET", path, &[("x-api-key", &key)], "").await;
-        assert_eq!(answer.status.as_u16(), status, "{body}: {}", answer.text);
-    }
+    assert_is_for_the_default_organisation(&admin, path).await;
     // The others need none, whatever is sent, and have nothing to hide.
     for open in ["/health", "/health/live", "/health/ready"] {
         let answer = admin.service.send("GET", open, &[("authorization", "Bearer x.y.z")], "").await;
