@@ -24,9 +24,9 @@ use crate::{
 const FLAT_MEMORY: f64 = 0.15;
 /// The same of the median latency.
 const FLAT_LATENCY: f64 = 0.5;
-/// Dead tuples at the end: at most this part of the live ones, besides a base.
+/// Part of the live tuples, besides [`DEAD_BASE`], that may be dead at the end.
 const DEAD_SHARE: f64 = 0.2;
-/// See [`DEAD_SHARE`].
+/// Number of dead tuples that are fine in each table.
 const DEAD_BASE: f64 = 20_000.0;
 
 /// Values of one minute.
@@ -124,6 +124,16 @@ fn growth(values: &[f64]) -> f64 {
     if values.len() < 2 { 0.0 } else { slope(values) * (values.len() - 1) as f64 / median(values) }
 }
 
+/// Says whether vacuuming keeps up with a table. In a queue nearly all tuples are dead, because its rows are soon deleted:
+/// there it keeps up if the last third of the time has a minute with no more of them than the first third had.
+fn is_under_control(dead: &[f64], live: f64) -> bool {
+    let third = dead.len().div_ceil(3);
+    let (first, last) = (&dead[..third], &dead[dead.len() - third..]);
+    let least_at_end = last.iter().copied().fold(f64::INFINITY, f64::min);
+    let most_at_begin = first.iter().copied().fold(0.0, f64::max);
+    dead.last().is_none_or(|last| *last <= DEAD_BASE + DEAD_SHARE * live) || least_at_end <= most_at_begin
+}
+
 fn verdicts(report: &mut Report, values: &Minutes, rate: f64) {
     let verdict = |growth: f64, limit: f64| if growth <= limit { "flat" } else { "NOT flat" };
     report.row(Row::new("load: whole runs", "/s", vec![rate]));
@@ -153,9 +163,8 @@ fn verdicts(report: &mut Report, values: &Minutes, rate: f64) {
     for (table, _) in most.iter().take(6) {
         let of = |minute: &BTreeMap<String, (i64, i64)>| minute.get(*table).copied().unwrap_or_default();
         let dead: Vec<f64> = values.dead.iter().map(|minute| of(minute).0 as f64).collect();
-        let (last, live) = values.dead.last().map(of).unwrap_or_default();
-        let is_fine = last as f64 <= DEAD_BASE + DEAD_SHARE * live as f64;
-        let judged = if is_fine { "under control" } else { "NOT under control" };
+        let live = values.dead.last().map(of).unwrap_or_default().1;
+        let judged = if is_under_control(&dead, live as f64) { "under control" } else { "NOT under control" };
         report.row(Row::new(format!("dead tuples: {table} {judged}"), "", dead));
     }
     let points = |values: &[f64]| (1_u32..).map(f64::from).zip(values.iter().copied()).collect();
