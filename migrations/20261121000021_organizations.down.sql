@@ -2,6 +2,24 @@
 SET LOCAL lock_timeout = '2s';
 SET LOCAL statement_timeout = 0;
 
+-- Without organisations a name is used once, and a key is valid for everything.
+DO $$
+DECLARE
+    named record;
+BEGIN
+    SELECT * INTO named FROM (
+        SELECT 'agent' AS kind, name, min(organization_id) AS one, max(organization_id) AS other FROM agents GROUP BY name
+        UNION ALL
+        SELECT 'workflow', name, min(organization_id), max(organization_id) FROM workflow_definitions GROUP BY name
+    ) AS named WHERE one <> other ORDER BY kind, name LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'the organisations % and % both have the % "%": rename or delete it in one of them first',
+            named.one, named.other, named.kind, named.name;
+    END IF;
+END
+$$;
+DELETE FROM api_keys WHERE organization_id <> 'default';
+
 DROP INDEX workflow_definitions_by_creation;
 CREATE INDEX workflow_definitions_by_creation ON workflow_definitions (created_at, id);
 DROP INDEX agents_by_creation;

@@ -10,17 +10,19 @@ use url::Url;
 use self::{auth::checked_auth_config, kind::checked_config};
 use crate::{
     breaker,
-    input::{ANY_LENGTH, FieldError, Node, Object, Patch, Read, keep, text},
+    input::{ANY_LENGTH, FieldError, Node, Object, Patch, Read, keep, member, text},
 };
 
+mod a2a;
 mod address;
 mod auth;
 mod credentials;
 mod kind;
 
+pub use a2a::A2aConfig;
 pub use address::masked_url;
 pub use auth::{AuthType, mask_auth_config, render_auth_config};
-pub use credentials::{Credentials, Secrets};
+pub use credentials::{ClientCredentials, Credentials, Secrets};
 pub use kind::{AgentKind, ChatConfig, chat_url};
 
 /// Length of an agent's name, as in its column.
@@ -273,6 +275,13 @@ impl AgentPatch {
                     let text = "the stored key cannot be used in another header; give it again with the new one";
                     return Err(vec![FieldError::rule("body.auth_config.header_name", text)]);
                 }
+                for name in ["query_name", "token_url"] {
+                    let in_config = |config: &RawValue| member(config, name).and_then(text);
+                    if keeps && in_config(given) != stored.and_then(in_config) {
+                        let text = format!("the stored secret cannot be used with another {name}; give it again");
+                        return Err(vec![FieldError::rule(format!("body.auth_config.{name}"), text)]);
+                    }
+                }
                 self.auth_config = Patch::Value(config);
                 keeps_secrets |= keeps;
             }
@@ -405,7 +414,7 @@ mod tests {
         check(r#""timeout_ms":1500.5"#, &["body.timeout_ms int_from_float"]);
         check(r#""timeout_ms":null"#, &["body.timeout_ms int_type"]);
         check(r#""retry_config":null"#, &["body.retry_config model_attributes_type"]);
-        check(r#""auth_type":"basic""#, &["body.auth_type value_error"]);
+        check(r#""auth_type":"digest""#, &["body.auth_type value_error"]);
         check(r#""auth_config":"x""#, &["body.auth_config dict_type"]);
         check(r#""circuit_breaker_config":{"enabled":true}"#, &[]);
         check(r#""circuit_breaker_config":[]"#, &["body.circuit_breaker_config dict_type"]);
@@ -465,6 +474,19 @@ mod tests {
             (r#""auth_type":"apikey","auth_config":{"key":"k","header":"H"}"#, &[]),
             (r#""auth_type":"apikey","auth_config":{"key":"k"}"#, &bad),
             (r#""auth_type":"apikey","auth_config":{"header_name":"H"}"#, &bad),
+            (r#""auth_type":"apikey","auth_config":{"key":"k","query_name":"q"}"#, &[]),
+            (r#""auth_type":"apikey","auth_config":{"key":"k","query_name":"q","header_name":"H"}"#, &bad),
+            (r#""auth_type":"apikey","auth_config":{"query_name":"q"}"#, &bad),
+            (r#""auth_type":"basic","auth_config":{"username":"u","password":"p"}"#, &[]),
+            (r#""auth_type":"basic","auth_config":{"username":"u:","password":"p"}"#, &bad),
+            (r#""auth_type":"basic","auth_config":{"username":"u"}"#, &bad),
+            (
+                r#""auth_type":"oauth2","auth_config":{"token_url":"https://a/t","client_id":"c","client_secret":"s"}"#,
+                &[],
+            ),
+            (r#""auth_type":"oauth2","auth_config":{"token_url":"a","client_id":"c","client_secret":"s"}"#, &bad),
+            (r#""auth_type":"oauth2","auth_config":{"token_url":"https://a/t","client_secret":"s"}"#, &bad),
+            (r#""auth_type":"oauth2""#, &bad),
         ] {
             check(members, expected);
         }

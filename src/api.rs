@@ -12,7 +12,7 @@ mod tests;
 
 use axum::Router;
 use tower::ServiceExt as _;
-use utoipa::openapi::OpenApi;
+use utoipa::{PartialSchema, openapi::OpenApi};
 use utoipa_axum::{
     router::{OpenApiRouter, UtoipaMethodRouter},
     routes,
@@ -21,8 +21,8 @@ use utoipa_axum::{
 use self::{
     gate::{Gate, docs, layer::GateLayer, request},
     resources::{
-        agents, api_keys, audit, by_name, callbacks, dead_letters, definitions, event_ticket, graph, organizations,
-        run_log, runs, storage, system, transfer, workflows,
+        a2a, agents, api_keys, audit, backtests, by_name, callbacks, dead_letters, definitions, event_ticket, graph,
+        mcp, organizations, run_log, runs, storage, system, transfer, workflow_tests, workflows,
     },
     vocabulary::app::App,
 };
@@ -45,6 +45,9 @@ const BUSINESS: &[MakeHandlers] = &[
     || routes!(definitions::get_workflow_version),
     || routes!(definitions::compare_workflow_versions),
     || routes!(definitions::roll_back_workflow),
+    || routes!(workflow_tests::test_definition),
+    || routes!(workflow_tests::test_workflow),
+    || routes!(backtests::backtest_workflow),
     || routes!(by_name::get_workflow_by_name, by_name::put_workflow_by_name),
     || routes!(by_name::execute_workflow_by_name),
     || routes!(transfer::export_definitions),
@@ -85,6 +88,9 @@ const ROOT: &[MakeHandlers] = &[
     || routes!(system::get_readiness),
     || routes!(system::get_detailed_health),
     || routes!(system::get_metrics),
+    || routes!(a2a::card::get_agent_card),
+    || routes!(a2a::call_agent),
+    || routes!(mcp::call_mcp),
 ];
 
 /// All routes with their document, which begins with `document`. The handlers are added as `shape` leaves them.
@@ -105,6 +111,10 @@ fn routes(
 pub fn document(api: &config::Api, key_header: &str) -> OpenApi {
     let routes = routes(&api.prefix, docs::document(api, key_header), |handlers| handlers);
     let mut document = routes.into_openapi();
+    if let Some(components) = &mut document.components {
+        // It is the data of events, which no answer's schema leads to.
+        components.schemas.insert("RunOutputDelta".to_owned(), <run_log::OutputDelta as PartialSchema>::schema());
+    }
     docs::complete(&mut document, &api.prefix);
     document
 }

@@ -89,10 +89,7 @@ impl Rules {
         let config = node.free_object()?;
         let object = node.object()?;
         let mut errors = Vec::new();
-        object.nullable("enabled", &mut errors, |node| match node.raw().get() {
-            "true" | "false" => Ok(()),
-            _ => Err(vec![node.error("bool_type", "Input should be a valid boolean")]),
-        });
+        object.nullable("enabled", &mut errors, Node::boolean);
         for (name, max) in [
             ("failure_threshold", u64::from(MAX_CALLS)),
             ("timeout_seconds", MAX_TIMEOUT_SECS),

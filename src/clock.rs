@@ -1,4 +1,6 @@
-//! Clock for the present time, timers and time limits. Tests advance it, or stop it.
+//! Clock for the present time, timers and time limits. Tests advance it, or stop it; a simulation has a virtual one.
+
+mod simulated;
 
 use std::{
     sync::Arc,
@@ -8,9 +10,20 @@ use std::{
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::watch;
 
-/// Clock of the system, unless a test has made another one. Cheap to clone; clones share the time.
+use self::simulated::Simulated;
+
+/// Clock of the system, unless a test or a simulation has made another one. Cheap to clone; clones share the time.
 #[derive(Clone, Debug, Default)]
-pub struct Clock(Option<Arc<Adjusted>>);
+pub struct Clock(Source);
+
+/// Source of a clock's time.
+#[derive(Clone, Debug, Default)]
+enum Source {
+    #[default]
+    System,
+    Adjusted(Arc<Adjusted>),
+    Simulated(Arc<Simulated>),
+}
 
 /// Clock of a test.
 #[derive(Debug)]
@@ -25,35 +38,47 @@ impl Clock {
     /// Creates a clock that runs and can be advanced.
     #[must_use]
     pub fn adjustable() -> Self {
-        Self(Some(Arc::new(Adjusted { stopped_at: None, ahead: watch::Sender::default() })))
+        Self(Source::Adjusted(Arc::new(Adjusted { stopped_at: None, ahead: watch::Sender::default() })))
     }
 
     /// Creates a stopped clock. Only [`Self::advance`] changes its time.
     #[must_use]
     pub fn stopped() -> Self {
         let stopped_at = Some((system_time(), Instant::now()));
-        Self(Some(Arc::new(Adjusted { stopped_at, ahead: watch::Sender::default() })))
+        Self(Source::Adjusted(Arc::new(Adjusted { stopped_at, ahead: watch::Sender::default() })))
+    }
+
+    /// Creates a virtual clock that is stopped at that time. Only [`Self::advance_to_next_timer`] changes its time.
+    #[must_use]
+    pub fn simulated(at: DateTime<Utc>) -> Self {
+        Self(Source::Simulated(Arc::new(Simulated::new(at, Instant::now()))))
     }
 
     /// Whether this is the system's clock, which cannot be advanced.
     #[must_use]
     pub fn is_systems(&self) -> bool {
-        self.0.is_none()
+        matches!(self.0, Source::System)
     }
 
     /// Present date and time.
     #[must_use]
     pub fn now(&self) -> DateTime<Utc> {
-        let Some(adjusted) = &self.0 else { return system_time() };
-        let now = adjusted.stopped_at.map_or_else(system_time, |(at, _)| at);
-        TimeDelta::from_std(adjusted.ahead()).ok().and_then(|ahead| now.checked_add_signed(ahead)).unwrap_or(now)
+        let (start, ahead) = match &self.0 {
+            Source::System => return system_time(),
+            Source::Adjusted(clock) => (clock.stopped_at.map_or_else(system_time, |(at, _)| at), clock.ahead()),
+            Source::Simulated(clock) => (clock.start().0, clock.elapsed()),
+        };
+        TimeDelta::from_std(ahead).ok().and_then(|ahead| start.checked_add_signed(ahead)).unwrap_or(start)
     }
 
     /// Present instant, for durations.
     #[must_use]
     pub fn instant(&self) -> Instant {
-        let Some(adjusted) = &self.0 else { return Instant::now() };
-        adjusted.stopped_at.map_or_else(Instant::now, |(_, at)| at) + adjusted.ahead()
+        match &self.0 {
+            Source::System => Instant::now(),
+            Source::Adjusted(clock) => clock.stopped_at.map_or_else(Instant::now, |(_, at)| at) + clock.ahead(),
+            Source::Simulated(clock) => clock.start().1 + clock.elapsed(),
+        }
     }
 
     /// Time since that instant.
@@ -78,7 +103,11 @@ impl Clock {
 
     /// Sleeps until that instant.
     pub async fn sleep_until(&self, deadline: Instant) {
-        let Some(adjusted) = &self.0 else { return tokio::time::sleep_until(deadline.into()).await };
+        let adjusted = match &self.0 {
+            Source::System => return tokio::time::sleep_until(deadline.into()).await,
+            Source::Simulated(clock) => return clock.sleep_until(deadline).await,
+            Source::Adjusted(clock) => clock,
+        };
         // Subscribes before the time is read, so that no change is missed.
         let mut changes = adjusted.ahead.subscribe();
         loop {
@@ -112,11 +141,17 @@ impl Clock {
         }
     }
 
-    /// Advances the clock. It has no effect on the system's clock.
+    /// Advances the clock of a test. It has no effect on other clocks.
     pub fn advance(&self, time: Duration) {
-        if let Some(adjusted) = &self.0 {
-            adjusted.ahead.send_modify(|ahead| *ahead += time);
+        if let Source::Adjusted(clock) = &self.0 {
+            clock.ahead.send_modify(|ahead| *ahead += time);
         }
+    }
+
+    /// Advances a virtual clock to its next timer, and ends that timer. Returns whether there was one.
+    #[must_use]
+    pub fn advance_to_next_timer(&self) -> bool {
+        if let Source::Simulated(clock) = &self.0 { clock.advance() } else { false }
     }
 }
 
@@ -148,6 +183,28 @@ mod tests {
         clock.advance(Duration::from_secs(1));
         assert!(poll!(&mut sleep).is_ready());
         assert_eq!((clock.now() - date, clock.since(instant)), (TimeDelta::minutes(1), Duration::from_mins(1)));
+    }
+
+    fn is_ready(sleep: &mut std::pin::Pin<Box<impl Future>>) -> bool {
+        sleep.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())).is_ready()
+    }
+
+    #[test]
+    fn a_virtual_clock_ends_its_timers_in_the_order_of_their_deadlines() {
+        let at = system_time();
+        let clock = Clock::simulated(at);
+        let sleep = |secs| Box::pin(clock.sleep(Duration::from_secs(secs)));
+        let (mut long, mut short, mut dropped) = (sleep(86_400), sleep(5), Some(sleep(1)));
+        assert!(!is_ready(&mut long) && !is_ready(&mut short));
+        assert!(!is_ready(dropped.as_mut().expect("a sleep")));
+        drop(dropped.take());
+        assert!(clock.advance_to_next_timer());
+        assert_eq!(clock.now() - at, TimeDelta::seconds(5), "a dropped sleep has no timer");
+        assert!(is_ready(&mut short) && !is_ready(&mut long));
+        assert!(clock.advance_to_next_timer());
+        assert!(is_ready(&mut long));
+        assert_eq!(clock.now() - at, TimeDelta::days(1));
+        assert!(!clock.advance_to_next_timer());
     }
 
     #[tokio::test]

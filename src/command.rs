@@ -28,7 +28,7 @@ use workflow_api::{
     },
     api::{self, gate::Gate, vocabulary::app::App},
     clock::Clock,
-    config::{self, Config, MetricsAccess},
+    config::{self, Config},
     db::{
         self,
         migrations::{self, WaitLimit},
@@ -47,7 +47,7 @@ use workflow_api::{
 const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Connection limits of a management port.
-const MANAGEMENT_CONNECTIONS: Bounds = Bounds { regular: 64, spare: 16 };
+const MANAGEMENT_CONNECTIONS: Bounds = Bounds { regular: 64, spare: 16, keep_alive: server::KEEP_ALIVE };
 
 /// Pause between two attempts to use the database at the start, while it is down or without its schema.
 const BOOTSTRAP_EVERY: Duration = Duration::from_millis(500);
@@ -83,8 +83,7 @@ pub async fn serve(config: Config) -> anyhow::Result<bool> {
     let address = SocketAddr::new(config.api.host, config.api.port);
     let listener = server::bind(address).with_context(|| format!("API_HOST, API_PORT: cannot listen on {address}"))?;
     let address = listener.local_addr()?;
-    let has_management = config.metrics.access == MetricsAccess::Management;
-    let management = bind_management(&config).filter(|_| has_management).transpose()?;
+    let management = bind_management(&config).transpose()?;
     warn_about(&config);
 
     start_traces(&config, Component::Api)?;
@@ -98,9 +97,10 @@ pub async fn serve(config: Config) -> anyhow::Result<bool> {
         tokio::spawn(bootstrap_when_possible(config.clone(), pool.clone(), lifecycle.clone()));
     }
     tokio::spawn(look_for_keys_when_possible(Arc::clone(&config.vault), pool.clone(), lifecycle.clone()));
-    let notice = config.shutdown_notice;
-    lifecycle.spawn("secrets", reload::keep_current(config.clone(), pool.clone(), lifecycle.clone()));
-    let app = App::start(config, pool.clone(), &lifecycle, &drained, clock.clone())?;
+    let (notice, keep_alive) = (config.shutdown_notice, config.api.keep_alive);
+    let app = App::start(config.clone(), pool.clone(), &lifecycle, &drained, clock.clone())?;
+    let reads = app.reads.clone();
+    lifecycle.spawn("secrets", reload::keep_current(config, pool.clone(), Some(reads.clone()), lifecycle.clone()));
     let gate = Gate::start(app.clone(), &lifecycle)?;
 
     if let Some(listener) = management {
@@ -109,7 +109,7 @@ pub async fn serve(config: Config) -> anyhow::Result<bool> {
         lifecycle.spawn("management", serving);
     }
     let router = api::router(&gate);
-    let bounds = Bounds::within(server::raise_limit(), pool.max());
+    let bounds = Bounds { keep_alive, ..Bounds::within(server::raise_limit(), pool.max()) };
     let serving_until = lifecycle.clone();
     let serving = server::on_own_thread(listener, move |listener, requests| {
         server::serve(listener, router, serving_until, bounds, clock, Some(requests))
@@ -123,6 +123,7 @@ pub async fn serve(config: Config) -> anyhow::Result<bool> {
     });
     tracing::info!(%address, "workflow-api {} listens on {address}", env!("CARGO_PKG_VERSION"));
     let ended_well = lifecycle.run_until_stopped(signals, notice).await;
+    reads.close().await;
     db::close(&pool).await;
     spans::flush().await;
     tracing::info!("stopped");
@@ -165,14 +166,25 @@ fn warn_about(config: &Config) {
     }
 }
 
+/// Settings of a production system whose connections to a database may be without TLS.
+pub fn exposed_databases(config: &Config) -> impl Iterator<Item = &'static str> {
+    let (primary, replica) = (Some(&config.database.connect), config.database.replica.as_ref());
+    let is_exposed = |connect: Option<&config::ConnectOptions>| {
+        config.production && connect.is_some_and(config::ConnectOptions::is_exposed)
+    };
+    [("DATABASE_URL", is_exposed(primary)), ("DATABASE_REPLICA_URL", is_exposed(replica))]
+        .into_iter()
+        .filter_map(|(name, exposed)| exposed.then_some(name))
+}
+
 /// Logs warnings about settings of API and executor.
 fn warn_about_both(config: &Config) {
     for line in config::unknown_names(config::environment()) {
         tracing::warn!("{line}");
     }
-    if config.production && config.database.connect.is_exposed() {
+    for name in exposed_databases(config) {
         tracing::warn!(
-            "DATABASE_URL: the connection to the database may be without TLS; add sslmode=verify-full and sslrootcert, or \
+            "{name}: the connection to the database may be without TLS; add sslmode=verify-full and sslrootcert, or \
              sslmode=require"
         );
     }
@@ -248,7 +260,7 @@ pub async fn execute(config: Config) -> anyhow::Result<bool> {
     let lifecycle = Lifecycle::new();
     let pool = db::pool(&config.database);
     tokio::spawn(look_for_keys_when_possible(Arc::clone(&config.vault), pool.clone(), lifecycle.clone()));
-    lifecycle.spawn("secrets", reload::keep_current(config.clone(), pool.clone(), lifecycle.clone()));
+    lifecycle.spawn("secrets", reload::keep_current(config.clone(), pool.clone(), None, lifecycle.clone()));
     let management = bind_management(&config).transpose()?;
     // Each call of an agent has a connection.
     let _ = server::raise_limit();
@@ -325,18 +337,22 @@ pub async fn migrate_down(
     Ok(true)
 }
 
-/// `migrate status`; a failure if a migration is missing or altered.
+/// `migrate status`; a failure if a migration is missing or altered, or its index is invalid.
 pub async fn migration_status(settings: &config::Database) -> anyhow::Result<bool> {
     let states = migrations::status(settings).await?;
     for state in &states {
-        let status = match (state.applied, state.altered) {
-            (false, _) => "missing",
-            (true, false) => "applied",
-            (true, true) => "altered",
+        let status = match (state.applied, state.altered, state.has_invalid_index) {
+            (false, ..) => "missing",
+            (true, true, _) => "altered",
+            (true, false, true) => "invalid",
+            (true, false, false) => "applied",
         };
-        println!("{status:8} {} {}", state.version, state.description);
+        println!("{status:8} {} {:.12} {}", state.version, state.checksum, state.description);
     }
-    Ok(states.iter().all(|state| state.applied && !state.altered))
+    if states.iter().any(|state| state.applied && state.has_invalid_index) {
+        println!("the creation of an index was interrupted; `workflow-api migrate up` builds it again");
+    }
+    Ok(states.iter().all(|state| state.applied && !state.altered && !state.has_invalid_index))
 }
 
 /// Ids of encryption keys that credentials of agents need and the vault does not have.
@@ -390,7 +406,11 @@ pub async fn rotate_keys(settings: &config::Database, vault: &Vault) -> anyhow::
 pub async fn check_db(settings: &config::Database, vault: &Vault) -> anyhow::Result<bool> {
     let mut connection = db::connect(settings).await.context("DATABASE_URL")?;
     let (version, has_tls) = db::server(&mut connection).await?;
-    println!("connected to PostgreSQL {version} {}", if has_tls { "with TLS" } else { "without TLS" });
+    println!("connected to PostgreSQL {version} {}", with_tls(has_tls));
+    if let Some(replica) = db::connect_to_replica(settings).await {
+        let (version, has_tls) = db::server(&mut replica.context("DATABASE_REPLICA_URL")?).await?;
+        println!("connected to a replica, PostgreSQL {version} {}", with_tls(has_tls));
+    }
     // Before the first migration there is no table, so no key is needed.
     let used = db::agents::key_ids(&mut connection).await.unwrap_or_default();
     let missing = missing_keys(vault, used);
@@ -398,6 +418,10 @@ pub async fn check_db(settings: &config::Database, vault: &Vault) -> anyhow::Res
         println!("ENCRYPTION_KEY: the key {key_id} is missing; credentials of agents are encrypted with it");
     }
     Ok(missing.is_empty())
+}
+
+fn with_tls(has_tls: bool) -> &'static str {
+    if has_tls { "with TLS" } else { "without TLS" }
 }
 
 /// `check kafka`; a failure if a topic is missing or its settings lose or refuse messages.
@@ -423,12 +447,10 @@ pub async fn healthcheck(settings: &config::Api) -> anyhow::Result<bool> {
 }
 
 /// `healthcheck --executor`: whether the executor on this host is ready.
-pub async fn healthcheck_executor(config: &Config) -> anyhow::Result<bool> {
-    let port = config
-        .metrics
-        .management_port
-        .context("MANAGEMENT_PORT is not set; the health of an executor is served there")?;
-    ask(config.api.host, port, "/health/ready").await
+pub async fn healthcheck_executor(api: &config::Api, metrics: config::Metrics) -> anyhow::Result<bool> {
+    let port =
+        metrics.management_port.context("MANAGEMENT_PORT is not set; the health of an executor is served there")?;
+    ask(api.host, port, "/health/ready").await
 }
 
 /// Whether a GET of the path is answered with 200.

@@ -1,8 +1,8 @@
 //! Configuration: settings are read once at start. All invalid values are reported together, by variable, before any
 //! port or connection is opened.
 //! Blanks around a value are removed, and an empty variable is treated as absent (compose files and Kubernetes
-//! manifests produce empty variables). `NAME_FILE` names a file to read `NAME` from, for the variables that hold
-//! secrets or keys.
+//! manifests produce empty variables). `NAME_FILE` names a file to read `NAME` from, and `vault://PATH#KEY` a value in
+//! Vault, for the variables that hold secrets or keys.
 //! `.env.api.example` documents all variables; a test compares it with [`NAMES`].
 //!
 //! Each section reads, checks and documents its own variables. This module has only what concerns several sections.
@@ -23,13 +23,14 @@ mod reader;
 mod retention;
 mod telemetry;
 mod traces;
+mod vault_client;
 
 use std::{sync::Arc, time::Duration};
 
 use self::reader::{Reader, Section};
 pub use self::{
     auth::{Auth, JwksSource, TokenKeys},
-    database::{ConnectOptions, Database},
+    database::{ConnectOptions, Database, UsableHosts},
     executor::{Executor, RunBudget},
     files::SecretFiles,
     http::{AllowList, Api, Cors, Pages},
@@ -90,6 +91,8 @@ pub struct Config {
     pub dead_letters: DeadLetters,
     /// Limits of an executor and of its runs.
     pub executor: Executor,
+    /// `VAULT_REFRESH_SECS`: interval at which values in Vault are read again. `None`: there are none.
+    pub vault_refresh: Option<Duration>,
     /// `EGRESS_ALLOW`: destinations that may be called besides public addresses.
     pub egress: Arc<Allow>,
     /// `CIRCUIT_BREAKER_*`: defaults for agents without rules of their own.
@@ -101,6 +104,12 @@ pub struct Config {
 pub fn environment() -> impl Iterator<Item = (String, String)> {
     let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
     std::env::vars_os().map(move |(name, value)| (text(name), text(value)))
+}
+
+/// Names of the settings whose values are in Vault, each with the SHA-256 of its value, or `None` if it cannot be read.
+/// Blocks the thread.
+pub fn vault_digests(environment: impl Iterator<Item = (String, String)>) -> Vec<(&'static str, Option<[u8; 32]>)> {
+    Reader::new(environment).vault_digests()
 }
 
 impl Config {
@@ -148,6 +157,8 @@ impl Section for Config {
         let executor = Executor::read(reader);
         let egress = Allow::read(reader);
         let circuit_breaker = Rules::read(reader);
+        let vault_refresh_secs = reader.number("vault_refresh_secs", 60, 1..=86_400);
+        let uses_vault = reader.uses_vault();
         let needs_credentials = metrics.is_some_and(|metrics| metrics.access == MetricsAccess::Credentials);
         if needs_credentials && auth.as_ref().is_some_and(|auth| !auth.enabled) {
             reader.problem::<()>("metrics_access", "credentials needs authentication, which is off");
@@ -179,6 +190,7 @@ impl Section for Config {
             quotas: quotas?,
             dead_letters: dead_letters?,
             executor: executor?,
+            vault_refresh: vault_refresh_secs.map(Duration::from_secs).filter(|_| uses_vault),
             egress: Arc::new(egress?),
             circuit_breaker: circuit_breaker?,
         })

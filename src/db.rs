@@ -4,13 +4,16 @@
 //! generated files. `statement_timeout` bounds statements. If the server does not answer at all, the statement is
 //! abandoned and its connection closed (see [`mod@pool`]).
 
+pub mod agent_cards;
 pub mod agents;
 pub mod api_keys;
 pub mod audit;
 pub mod breakers;
 pub mod dead_letters;
+pub mod deltas;
 pub mod events;
 pub mod executions;
+pub mod exposed;
 mod hosts;
 pub mod idempotency;
 pub mod invariants;
@@ -21,6 +24,7 @@ pub mod organizations;
 pub mod outbox;
 pub mod pool;
 pub mod processes;
+pub mod replica;
 pub mod retention;
 pub mod run_counts;
 pub mod runs;
@@ -36,7 +40,10 @@ use sqlx::{ConnectOptions as _, PgConnection};
 use tokio::sync::oneshot;
 
 use self::hosts::Hosts;
-pub use self::pool::{Pool, PooledConnection, Transaction};
+pub use self::{
+    pool::{Pool, PooledConnection, Transaction},
+    replica::Reads,
+};
 use crate::{config, lifecycle};
 
 /// Database error, classified by what a caller can do about it.
@@ -143,6 +150,8 @@ impl Error {
     }
 }
 
+/// First statement of a transaction that sees one snapshot.
+const SNAPSHOT: &str = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY";
 /// SQLSTATE of a write to a host that accepts none, such as a standby.
 const READ_ONLY: &str = "25006";
 /// Time-out after which the server cancels a statement.
@@ -223,7 +232,7 @@ pub async fn in_transaction<T, E: From<Error>>(
 /// Read-only transaction that sees one snapshot.
 pub async fn snapshot(pool: &Pool) -> Result<Transaction, Error> {
     let mut transaction = pool.begin().await?;
-    sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY").execute(&mut *transaction).await?;
+    sqlx::query(SNAPSHOT).execute(&mut *transaction).await?;
     Ok(transaction)
 }
 
@@ -255,27 +264,41 @@ const SESSION: [(&str, &str); 10] = [
     ("client_connection_check_interval", "5s"),
 ];
 
-/// Hosts of the database, with the settings of every connection.
-fn hosts(settings: &config::Database) -> Hosts {
-    let level = if settings.echo { log::LevelFilter::Info } else { log::LevelFilter::Trace };
-    let options = settings.connect.hosts.iter().map(|options| {
+/// Hosts of a database, with the settings of every connection. `echo`: statements are logged.
+fn hosts(connect: &config::ConnectOptions, echo: bool) -> Hosts {
+    let level = if echo { log::LevelFilter::Info } else { log::LevelFilter::Trace };
+    let options = connect.hosts.iter().map(|options| {
         // Poolers refuse the parameter, and its value is the default.
         let options = options.clone().extra_float_digits(None);
         options.log_statements(level).log_slow_statements(log::LevelFilter::Warn, SLOW_STATEMENT)
     });
-    Hosts::new(options.collect(), settings.connect.must_accept_writes, &SESSION)
+    Hosts::new(options.collect(), connect.usable, &SESSION)
 }
 
 /// Connection pool of a process. It opens no connection yet; the first statement reports an unavailable database.
 #[must_use]
 pub fn pool(settings: &config::Database) -> Pool {
+    pool_of(&settings.connect, settings)
+}
+
+/// Pool for these hosts, with the size and the options of the settings.
+fn pool_of(connect: &config::ConnectOptions, settings: &config::Database) -> Pool {
     let (size, overflow) = (settings.pool_size as usize, settings.max_overflow as usize);
-    Pool::new(hosts(settings), size, size + overflow)
+    Pool::new(hosts(connect, settings.echo), size, size + overflow)
 }
 
 /// Connection outside of any pool, for the commands.
 pub async fn connect(settings: &config::Database) -> Result<PgConnection, Error> {
-    match tokio::time::timeout(pool::CONNECT_TIMEOUT, hosts(settings).connect()).await {
+    connect_to(&settings.connect, settings.echo).await
+}
+
+/// As [`connect`], to the replica.
+pub async fn connect_to_replica(settings: &config::Database) -> Option<Result<PgConnection, Error>> {
+    Some(connect_to(settings.replica.as_ref()?, settings.echo).await)
+}
+
+async fn connect_to(connect: &config::ConnectOptions, echo: bool) -> Result<PgConnection, Error> {
+    match tokio::time::timeout(pool::CONNECT_TIMEOUT, hosts(connect, echo).connect()).await {
         Ok(connection) => Ok(connection?),
         Err(_) => Err(no_answer()),
     }

@@ -1,14 +1,16 @@
 //! Demo agent: an agent for a first workflow and for testing failures of agents.
 //!
-//! It speaks A2A over JSON-RPC 2.0 and has four skills for a text: `/` repeats it, `/upper` and `/reverse` change it,
-//! `/count` counts its words. Delay and failure are set for all calls by [`Options`] and for the calls of one URL by
+//! It speaks A2A 1.0 and 0.3 over JSON-RPC 2.0 and has four skills for a text: `/` repeats it, `/upper` and `/reverse`
+//! change it, `/count` counts its words. Tasks can be streamed. Delay and failure are set for all calls by [`Options`] and for the calls of one URL by
 //! its query (`failure::FailureOverrides`): `/upper?task_ms=3000` answers with a task that is completed three seconds
 //! later.
 
 mod card;
 mod failure;
 mod rpc;
+mod streamed;
 mod tasks;
+mod wire;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -174,10 +176,11 @@ async fn answer_call(
         (Ok(Query(overrides)), Ok(body)) => match Request::parse(&body) {
             Err((id, error)) => ("refused", Json(error.answer(&id)).into_response()),
             Ok(None) => ("notified", StatusCode::NO_CONTENT.into_response()),
-            Ok(Some(Request::Task { id, is_cancel, task })) => {
+            Ok(Some(Request::Task { id, version, is_cancel, task })) => {
                 let tasks = &behaviour.tasks;
                 let result = if is_cancel { tasks.cancel(&task) } else { tasks.get(&task) };
-                let answer = result.map_or_else(|error| error.answer(&id), |task| rpc::result(&id, &task));
+                let shown = |task| rpc::result(&id, &wire::task(task, version));
+                let answer = result.map_or_else(|error| error.answer(&id), shown);
                 (if is_cancel { "cancelled" } else { "asked" }, Json(answer).into_response())
             }
             Ok(Some(Request::Send(call))) => {
@@ -192,11 +195,20 @@ async fn answer_call(
                 match failure {
                     None => {
                         let completed = call.completed(skill);
-                        let (outcome, result) = match overrides.task_ms {
-                            None => ("completed", completed),
-                            Some(time) => ("submitted", tasks.begin(completed, Duration::from_millis(time))),
-                        };
-                        (outcome, Json(rpc::result(&call.id, &result)).into_response())
+                        let time = overrides.task_ms.map(Duration::from_millis);
+                        if call.is_streamed {
+                            let time = time.unwrap_or_default();
+                            let submitted = tasks.begin(completed.clone(), time);
+                            let events = streamed::answer(&call.id, submitted, &completed, time, call.version);
+                            ("streamed", events.into_response())
+                        } else {
+                            let (outcome, result) = match time {
+                                None => ("completed", completed),
+                                Some(time) => ("submitted", tasks.begin(completed, time)),
+                            };
+                            let result = wire::sent(result, call.version);
+                            (outcome, Json(rpc::result(&call.id, &result)).into_response())
+                        }
                     }
                     Some(failure) => (failure.name(), failed(failure, &call)),
                 }

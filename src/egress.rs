@@ -9,6 +9,7 @@
 mod address;
 mod allow;
 mod body;
+mod tokens;
 
 use std::{error::Error as StdError, sync::Arc, time::Duration};
 
@@ -20,9 +21,15 @@ use reqwest::{
 };
 use url::Url;
 
+use self::tokens::Tokens;
 pub use self::{
     allow::{Allow, BadEntry},
     body::{Body, BodyError, Memory, NotJson, read_body},
+    tokens::NoToken,
+};
+use crate::{
+    agent::{ClientCredentials, Credentials},
+    clock::Clock,
 };
 
 /// Time-out for connecting. The caller sets the time-out of the whole call.
@@ -42,6 +49,21 @@ pub struct NotAllowed;
 pub struct Egress {
     client: Client,
     allow: Arc<Allow>,
+    tokens: Arc<Tokens>,
+}
+
+/// Reason why a request with credentials cannot be sent.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum RequestError {
+    /// The address is not allowed.
+    #[error(transparent)]
+    NotAllowed(#[from] NotAllowed),
+    /// The stored credentials lack a value, or have one that cannot be sent.
+    #[error("its auth_config lacks a value, or has one that cannot be sent in a header")]
+    Unusable,
+    /// There is no access token.
+    #[error(transparent)]
+    NoToken(#[from] NoToken),
 }
 
 impl Egress {
@@ -57,13 +79,46 @@ impl Egress {
             .pool_idle_timeout(KEEP_IDLE)
             .user_agent(concat!("workflow-api/", env!("CARGO_PKG_VERSION")))
             .build()?;
-        Ok(Self { client, allow: Arc::clone(allow) })
+        Ok(Self { client, allow: Arc::clone(allow), tokens: Arc::new(Tokens::new(Clock::default())) })
     }
 
     /// Builds a request to the URL, to be sent once.
     pub fn request(&self, method: Method, url: Url) -> Result<RequestBuilder, NotAllowed> {
         self.allow.check(&url).map_err(|_| NotAllowed)?;
         Ok(self.client.request(method, url))
+    }
+
+    /// Builds a request with credentials. Tokens are requested and cached.
+    pub async fn request_as(
+        &self,
+        method: Method,
+        mut url: Url,
+        credentials: &Credentials,
+    ) -> Result<RequestBuilder, RequestError> {
+        if let Credentials::Query(name, value) = credentials {
+            url.query_pairs_mut().append_pair(name, value);
+        }
+        let request = self.request(method, url)?;
+        match credentials {
+            Credentials::None | Credentials::Query(..) => Ok(request),
+            Credentials::Header(name, value) => Ok(request.header(name, value)),
+            Credentials::Client(client) => {
+                let token = self.tokens.header(self, client).await?;
+                Ok(request.header(http::header::AUTHORIZATION, token))
+            }
+            Credentials::Unusable => Err(RequestError::Unusable),
+        }
+    }
+
+    /// Removes the access token that these credentials have led to from a text of the agent.
+    #[must_use]
+    pub fn mask(&self, credentials: &Credentials, text: String) -> String {
+        if let Credentials::Client(client) = credentials { self.tokens.mask(client, text) } else { text }
+    }
+
+    /// Notes that an agent has refused these credentials, so that the next request gets a new token.
+    pub fn refused(&self, client: &ClientCredentials) {
+        self.tokens.forget(client);
     }
 }
 

@@ -14,13 +14,16 @@
 
 mod active;
 mod agent_call;
+mod agent_cards;
 mod agents;
 mod answer;
 mod assignment;
 mod breakers;
 mod cancellations;
+mod common;
 mod database;
 mod dead_letters;
+mod deltas;
 mod drive;
 mod earlier;
 mod error_code;
@@ -36,8 +39,11 @@ mod queue;
 mod request;
 mod retry;
 mod run_trace;
+mod simulate;
+mod simulation;
 mod status;
 mod steps;
+mod surroundings;
 mod sweep;
 
 use std::{ops::Deref, sync::Arc, time::Duration};
@@ -46,28 +52,35 @@ use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
-pub use self::status::{HealthStatus, Status};
 use self::{
     active::{ActiveRuns, Slots},
+    agent_cards::Cards,
     agents::Agents,
     assignment::Assignment,
     breakers::Breakers,
+    common::Common,
+    deltas::Deltas,
     intake::Intake,
     journal::Journal,
     memory::Memory,
     monitoring::Monitoring,
     plans::Plans,
 };
+pub use self::{
+    simulate::{End, Report, Settings, Simulation, simulate},
+    simulation::{AgentSettings, Attempt, Definitions, Limits, MissingMock, Mocks, RecordedAttempt, Recording, Shown},
+    status::{HealthStatus, Status},
+};
 use crate::{
     access::OrganizationId,
     clock::Clock,
-    config::{Config, RunBudget},
+    config::Config,
     db::{
         self,
         processes::{self, Registration},
     },
     egress::Egress,
-    kafka::{self, consumer::Consumer, problem::Connection},
+    kafka::{self, consumer::Consumer, lag::Lag, problem::Connection},
     lifecycle::Lifecycle,
     offload::Offload,
     telemetry,
@@ -85,34 +98,31 @@ struct Executor(Arc<Shared>);
 
 struct Shared {
     pool: db::Pool,
-    /// Clock for the time limits of runs, steps, retries and caches.
-    clock: Clock,
+    common: Common,
     registration: Registration,
     active: ActiveRuns,
     journal: Journal,
     /// Updates for observers, if there is a topic for them.
     monitoring: Option<Monitoring>,
     plans: Plans,
-    /// Memory for the values of all runs.
-    memory: Memory,
     agents: Agents,
     breakers: Breakers,
     egress: Egress,
+    /// Cards of A2A agents.
+    cards: Cards,
+    /// Pieces of outputs that agents stream.
+    deltas: Deltas,
     /// Permits for statements of drivers and steps that do not go through the journal. They are half of the pool's
     /// connections, so that the loops and the journal find a free one.
     statements: Arc<Semaphore>,
     /// Offloaded work that checks schemas.
     offload: Offload,
-    /// Prefix of the URLs of callbacks.
-    callbacks_url: String,
     /// Maximum duration of a run, from its first claim to its end, without the time for which it is parked.
     max_duration: Duration,
-    /// Limits of one run.
-    run_budget: RunBudget,
     /// Kafka connection of the consumer.
     kafka: Connection,
-    /// Soft stop: nothing new begins.
-    soft_stop: CancellationToken,
+    /// Records that wait in the partitions of the consumer.
+    lag: Lag,
     /// Cancelled when the time to finish work under way is over.
     give_up: CancellationToken,
     /// Cancelled when no driver is left.
@@ -128,6 +138,20 @@ impl Deref for Executor {
     }
 }
 
+/// Step path of a step of the main chain.
+#[must_use]
+pub fn step_path(step_id: &str) -> String {
+    steps::step_path::step("", step_id, 0)
+}
+
+impl Deref for Shared {
+    type Target = Common;
+
+    fn deref(&self) -> &Common {
+        &self.common
+    }
+}
+
 /// Starts the executor's loops. The database and Kafka need not be available yet. Settings that cannot work are an
 /// error.
 pub fn start(config: &Config, pool: db::Pool, lifecycle: &Lifecycle, clock: Clock) -> anyhow::Result<Status> {
@@ -137,30 +161,37 @@ pub fn start(config: &Config, pool: db::Pool, lifecycle: &Lifecycle, clock: Cloc
     lifecycle.spawn("histograms", telemetry::keep_histograms_small(lifecycle.soft_stop().clone()));
     let (settled, give_up) = (CancellationToken::new(), CancellationToken::new());
     let consumer = Arc::new(Consumer::new(&config.kafka)?);
-    let registration = Registration::start(pool.clone(), "executor", lifecycle);
+    let registration = Registration::start(pool.clone(), "executor", false, lifecycle);
     let monitoring = Monitoring::start(&config.kafka, pool.clone(), registration.clone(), lifecycle, &settled)?;
+    let (egress, deltas) = (Egress::new(&config.egress)?, Deltas::default());
+    deltas.start(pool.clone(), clock.clone(), lifecycle);
     let executor = Executor(Arc::new(Shared {
         registration,
         active: ActiveRuns::new(config.executor.max_runs),
         journal: Journal::start(&pool, monitoring.as_ref(), lifecycle, &give_up, &settled),
         monitoring,
         plans: Plans::default(),
-        memory: Memory::new(config.executor.memory_bytes),
         agents: Agents::new(pool.clone(), Arc::clone(&config.vault), config.circuit_breaker, clock.clone()),
         breakers: Breakers::new(pool.clone(), clock.clone()),
-        egress: Egress::new(&config.egress)?,
+        cards: Cards::new(pool.clone(), egress.clone(), clock.clone(), config.audit),
+        egress,
+        deltas,
         statements: Arc::new(Semaphore::new(pool.max().div_ceil(2))),
         offload: Offload::default(),
-        callbacks_url: config.api.callbacks_url(),
         max_duration: config.executor.max_run_duration,
-        run_budget: config.executor.run_budget,
         kafka: consumer.connection().clone(),
-        soft_stop: lifecycle.soft_stop().clone(),
+        lag: consumer.lag().clone(),
         give_up,
         settled,
         drivers: TaskTracker::new(),
         pool,
-        clock,
+        common: Common {
+            clock,
+            memory: Memory::new(config.executor.memory_bytes),
+            callbacks_url: config.api.callbacks_url(),
+            run_budget: config.executor.run_budget,
+            soft_stop: lifecycle.soft_stop().clone(),
+        },
     }));
     let intake_done = CancellationToken::new();
     let (watched, soft_stop) = (Arc::clone(&consumer), lifecycle.soft_stop().clone());

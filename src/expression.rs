@@ -50,6 +50,14 @@ pub fn holds(expression: &str, scope: &Scope<'_>) -> Result<bool, ExpressionErro
     holds_within(expression, scope, MAX_COMPARED_BYTES)
 }
 
+/// The value of the expression as JSON, of at most `max_bytes`.
+pub fn value(expression: &str, scope: &Scope<'_>, max_bytes: usize) -> Result<Box<RawValue>, ExpressionError> {
+    let expression = parse::parse(expression)?;
+    let value = Evaluator { values: LookUp::new(scope), left: MAX_COMPARED_BYTES }.value(&expression)?;
+    let too_large = || ExpressionError::Value(format!("the value is larger than {max_bytes} bytes"));
+    value.json(max_bytes).ok_or_else(too_large)
+}
+
 fn holds_within(expression: &str, scope: &Scope<'_>, max_compared: usize) -> Result<bool, ExpressionError> {
     let expression = parse::parse(expression)?;
     let value = Evaluator { values: LookUp::new(scope), left: max_compared }.value(&expression)?;

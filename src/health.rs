@@ -58,6 +58,10 @@ pub struct HealthComponent {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     lag_seconds: Option<f64>,
+    /// Records in the partitions of the process that it has not processed yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    consumer_lag: Option<i64>,
     /// Runs that the process drives.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
@@ -106,6 +110,12 @@ impl HealthComponent {
     #[must_use]
     pub fn with_queue(self, pending: i64, oldest: Duration) -> Self {
         Self { pending: Some(pending), lag_seconds: Some((oldest.as_secs_f64() * 10.0).round() / 10.0), ..self }
+    }
+
+    /// With the number of records that wait for it, if it is known.
+    #[must_use]
+    pub fn with_lag(self, consumer_lag: Option<i64>) -> Self {
+        Self { consumer_lag, ..self }
     }
 
     /// With the number of its runs.

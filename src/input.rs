@@ -284,6 +284,15 @@ impl<'a> Node<'a> {
         Ok(number)
     }
 
+    /// Reads a boolean.
+    pub fn boolean(&self) -> Read<bool> {
+        match self.raw.get() {
+            "true" => Ok(true),
+            "false" => Ok(false),
+            _ => self.fail("bool_type", "Input should be a valid boolean"),
+        }
+    }
+
     /// Reads an object with fixed member names.
     pub fn object(&self) -> Read<Object<'a>> {
         let Some(members) = members(self.raw) else {

@@ -2,7 +2,7 @@
 
 pub mod callbacks;
 pub mod consumer;
-mod lag;
+pub mod lag;
 pub mod message;
 mod oauth;
 pub mod problem;

@@ -5,12 +5,14 @@
 //! walkthroughs. Modules are listed in dependency order, from the pure ones at the bottom upwards.
 
 // Pure: no axum, no SQL, no Kafka.
+pub mod a2a;
 pub mod access;
 pub mod agent;
 pub mod batch;
 pub mod breaker;
 pub mod cache;
 pub mod clock;
+pub mod event_stream;
 pub mod expression;
 pub mod health;
 pub mod id;
@@ -20,6 +22,7 @@ pub mod permits;
 pub mod rate;
 pub mod retention;
 pub mod run;
+pub mod shared_reads;
 pub mod timestamp;
 pub mod trace;
 pub mod vault;

@@ -10,7 +10,7 @@ use workflow_api::{
     api, client,
     clock::Clock,
     config::{self, Config, Problems},
-    db::migrations::{MigrationError, WaitLimit},
+    db::migrations::{self, MigrationError, WaitLimit},
     demo_agent, telemetry,
     vault::Vault,
     visible,
@@ -42,7 +42,7 @@ enum Command {
         #[command(subcommand)]
         action: Migrate,
     },
-    /// Check settings or connections; changes nothing
+    /// Check settings, connections, or the rows of the database
     Check {
         #[command(subcommand)]
         what: Check,
@@ -135,8 +135,15 @@ enum Migrate {
         #[command(flatten)]
         wait: MigrationWait,
     },
-    /// List all migrations with their states
+    /// List all migrations with their states and checksums; exit code 0 if all have been run as they are here
+    #[command(visible_alias = "validate")]
     Status,
+    /// Print all migrations as SQL for psql, to be run by the owner of the database
+    Sql {
+        /// Only migrations behind this version
+        #[arg(long, value_name = "VERSION", default_value_t = 0)]
+        after: i64,
+    },
 }
 
 #[derive(Subcommand)]
@@ -167,7 +174,7 @@ fn main() -> ExitCode {
                 log(&error);
             } else {
                 // The text may contain what a server has sent.
-                eprintln!("workflow-api: {}", visible::escaped_lines(&format!("{error:#}")));
+                eprintln!("workflow-api: {}", visible::escaped_lines(&visible::with_causes(error.as_ref())));
             }
             match error.downcast_ref() {
                 Some(MigrationError::Locked { .. }) => ExitCode::from(LOCKED),
@@ -185,7 +192,7 @@ fn log(error: &anyhow::Error) {
             tracing::error!("{}", problem.trim());
         }
     } else {
-        tracing::error!("{error:#}");
+        tracing::error!("{}", visible::with_causes(error.as_ref()));
     }
 }
 
@@ -206,23 +213,12 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let config = service_config()?;
             command::run(config.api.workers, command::execute(config))
         }
-        Command::Migrate { action } => {
-            let settings = config::load::<config::Database>(environment())?;
-            telemetry::log::init(&config::Log::load_or_default(environment()));
-            command::block_on(async {
-                match action {
-                    Migrate::Up { wait } => command::migrate_up(&settings, wait.limit()).await,
-                    Migrate::Down { count, yes, wait } => {
-                        command::migrate_down(&settings, count, yes, wait.limit()).await
-                    }
-                    Migrate::Status => command::migration_status(&settings).await,
-                }
-            })
-        }
+        Command::Migrate { action } => migrate(action),
         Command::Check { what } => return check(what),
         Command::Healthcheck { executor: true } => {
-            let config = Config::load(environment())?;
-            command::block_on(command::healthcheck_executor(&config))
+            let api = config::load::<config::Api>(environment())?;
+            let metrics = config::load::<config::Metrics>(environment())?;
+            command::block_on(command::healthcheck_executor(&api, metrics))
         }
         Command::Healthcheck { executor: false } => {
             let settings = config::load::<config::Api>(environment())?;
@@ -292,14 +288,39 @@ fn service_config() -> anyhow::Result<Config> {
     Ok(config)
 }
 
+/// `migrate`.
+fn migrate(action: Migrate) -> anyhow::Result<bool> {
+    let settings = || {
+        let settings = config::load::<config::Database>(config::environment())?;
+        telemetry::log::init(&config::Log::load_or_default(config::environment()));
+        anyhow::Ok(settings)
+    };
+    match action {
+        Migrate::Up { wait } => command::block_on(command::migrate_up(&settings()?, wait.limit())),
+        Migrate::Down { count, yes, wait } => {
+            command::block_on(command::migrate_down(&settings()?, count, yes, wait.limit()))
+        }
+        Migrate::Status => command::block_on(command::migration_status(&settings()?)),
+        Migrate::Sql { after } => {
+            print!("{}", migrations::sql(after));
+            Ok(true)
+        }
+    }
+}
+
 /// `check`.
 fn check(what: Check) -> anyhow::Result<ExitCode> {
     let environment = config::environment;
     let is_success = match what {
         Check::Config => {
-            Config::load(environment())?;
+            let config = Config::load(environment())?;
             for line in config::unknown_names(environment()) {
                 println!("warning: {line}");
+            }
+            for name in command::exposed_databases(&config) {
+                println!(
+                    "warning: {name}: the database may be reached without TLS; add sslmode=verify-full or require"
+                );
             }
             println!("the configuration is valid");
             true

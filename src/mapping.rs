@@ -55,6 +55,23 @@ pub fn resolve_text(text: &str, scope: &Scope<'_>) -> Result<Box<RawValue>, Stri
     resolved.map_err(|fault| format!("reference '{}': {}", fault.reference, fault.reason))
 }
 
+/// Resolves one value with the references inside of it, by the rules of [`resolve`].
+pub fn resolve_value(value: &RawValue, scope: &Scope<'_>) -> Result<Box<RawValue>, String> {
+    let resolved = Resolver { values: LookUp::new(scope), written: 0 }.value(value, 0);
+    resolved.map_err(|fault| format!("reference '{}': {}", fault.reference, fault.reason))
+}
+
+/// References among these whose value does not exist or is null, without regard to their defaults. A reference that is
+/// not valid is none of them.
+pub fn empty_references<'r>(references: impl IntoIterator<Item = &'r str>, scope: &Scope<'_>) -> Vec<&'r str> {
+    let mut values = LookUp::new(scope);
+    let is_empty = |reference: &&str| match values.get_without_default(reference) {
+        Ok(value) => value.get() == "null",
+        Err(fault) => fault.is_missing(),
+    };
+    references.into_iter().filter(is_empty).collect()
+}
+
 /// Steps whose callback URL a mapping refers to, each once.
 #[must_use]
 pub fn callbacks_in(mapping: &[(String, Box<RawValue>)]) -> Vec<String> {

@@ -55,6 +55,12 @@ impl Subscription {
         self.stop.is_cancelled()
     }
 
+    /// Number of the last piece of a streamed output, at the last poll.
+    #[must_use]
+    pub fn last_delta(&self) -> Option<i64> {
+        self.progress.borrow().last_delta
+    }
+
     /// Returns when the run may have changed since the last call; `false` if the process stops. Reading the run between
     /// two calls misses no change. The future may be dropped and called again.
     pub async fn changed(&mut self) -> bool {
@@ -93,6 +99,18 @@ impl RunPoller {
             () = self.0.clock.sleep(at_most) => {}
             () = self.0.stop.cancelled() => {}
         }
+    }
+
+    /// Subscription of a long poll that ends when the caller says so; `None` if there are too many.
+    #[must_use]
+    pub fn wait(&self, run_id: &str, owners: Owners) -> Option<Subscription> {
+        let permit = self.0.ends.try_take(owners, 1).ok()?;
+        Some(Subscription { progress: self.subscribe(run_id), stop: self.0.stop.clone(), _permit: permit })
+    }
+
+    /// Refuses a stream while there are too many of its owners.
+    pub fn check_stream(&self, owners: Owners) -> Result<(), Exhausted> {
+        self.0.streams.check(owners, 1)
     }
 
     /// Subscribes to a run, unless there are too many subscriptions.

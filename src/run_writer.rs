@@ -65,6 +65,8 @@ pub struct StartRun {
     pub max_queued: Option<i32>,
     /// Idempotency key of the request, if it has one.
     pub key: Option<IdempotencyKey>,
+    /// Label of the conversation that the run belongs to.
+    pub context_id: Option<String>,
 }
 
 impl Quota {
@@ -359,7 +361,7 @@ impl Writer {
 
 /// Row data of a job.
 fn new_run(job: &Job, is_queued: bool) -> NewRun {
-    let StartRun { definition, input, priority, actor, key, .. } = &job.request;
+    let StartRun { definition, input, priority, actor, key, context_id, .. } = &job.request;
     NewRun {
         run_id: job.run_id.clone(),
         definition: Arc::clone(definition),
@@ -367,6 +369,7 @@ fn new_run(job: &Job, is_queued: bool) -> NewRun {
         priority: *priority,
         actor: Arc::clone(actor),
         key: key.clone(),
+        context_id: context_id.clone(),
         created_at: job.created_at,
         event_id: job.event_id,
         is_queued,

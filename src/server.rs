@@ -32,7 +32,7 @@ use tower::Service as _;
 use self::connections::{Connections, Entry, Watched};
 use self::timer::ClockTimer;
 pub use self::{
-    descriptors::{Bounds, raise_limit},
+    descriptors::{Bounds, KEEP_ALIVE, raise_limit},
     probes::on_own_thread,
 };
 use crate::{
@@ -47,7 +47,7 @@ use crate::{
 
 /// Time-out for the headers on a spare connection. It is short, so that idle connections make room for health checks.
 const SPARE_HEADER_TIMEOUT: Duration = Duration::from_secs(1);
-/// Time-out for the headers of a request, and for an idle connection.
+/// Time-out for the headers of a request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum length of request line and headers together.
 const MAX_HEADER_BYTES: usize = 32 << 10;
@@ -104,6 +104,7 @@ pub async fn serve(
         connections: Arc::new(Connections::new(clock)),
         regular: Arc::new(Semaphore::new(bounds.regular)),
         spare: Arc::new(Semaphore::new(bounds.spare)),
+        keep_alive: bounds.keep_alive,
         graceful: GracefulShutdown::new(),
         requests,
         is_ending: CancellationToken::new(),
@@ -143,6 +144,7 @@ struct Server {
     connections: Arc<Connections>,
     regular: Arc<Semaphore>,
     spare: Arc<Semaphore>,
+    keep_alive: Duration,
     graceful: GracefulShutdown,
     /// Runtime of all requests but probes; `None`: the current one.
     requests: Option<Handle>,
@@ -181,7 +183,8 @@ impl Server {
         let hard_stop = self.lifecycle.hard_stop().clone();
         let clock = entry.clock().clone();
         let (router, lifecycle, requests) = (self.router.clone(), self.lifecycle.clone(), self.requests.clone());
-        let connection = Accepted { peer, kind, router, lifecycle, entry, requests };
+        let keep_alive = self.keep_alive;
+        let connection = Accepted { peer, kind, keep_alive, router, lifecycle, entry, requests };
         let (watcher, is_ending) = (self.graceful.watcher(), self.is_ending.clone());
         tokio::spawn(async move {
             let served = async {
@@ -261,6 +264,8 @@ fn header_timeout(kind: Kind) -> Duration {
 struct Accepted {
     peer: IpAddr,
     kind: Kind,
+    /// See [`Bounds::keep_alive`].
+    keep_alive: Duration,
     router: Router,
     lifecycle: Lifecycle,
     entry: Arc<Entry>,
@@ -287,12 +292,13 @@ impl Accepted {
             Future: Send,
         >,
     > {
-        let Self { peer, kind, router, lifecycle, entry, requests } = self;
+        let Self { peer, kind, keep_alive, router, lifecycle, entry, requests } = self;
         // Disables Nagle's algorithm: an answer must not wait for the acknowledgement of the previous one. Fails only on
         // a closed connection.
         let _ = stream.set_nodelay(true);
         let clock = entry.clock().clone();
-        let stream = Watched::new(stream, Arc::clone(&entry.connection), clock.clone());
+        let head_timeout = header_timeout(kind);
+        let stream = Watched::new(stream, Arc::clone(&entry.connection), head_timeout, clock.clone());
         let lifecycle = Arc::new(lifecycle);
         let service = service_fn(move |mut request: Request<Incoming>| {
             let (mut router, lifecycle) = (router.clone(), Arc::clone(&lifecycle));
@@ -325,7 +331,8 @@ impl Accepted {
         http1::Builder::new()
             .timer(ClockTimer::new(clock))
             .keep_alive(kind == Kind::Regular)
-            .header_read_timeout(header_timeout(kind))
+            // It includes the time for which the connection is idle.
+            .header_read_timeout(if kind == Kind::Regular { head_timeout.max(keep_alive) } else { head_timeout })
             .max_buf_size(MAX_HEADER_BYTES)
             .max_header_size(MAX_HEADER_BYTES)
             .max_headers(MAX_HEADERS)

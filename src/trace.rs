@@ -92,7 +92,9 @@ pub fn of_run(run_id: &str, given: Option<&str>) -> String {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Bytes in hexadecimal.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
         // Writing into a string cannot fail.
         write!(text, "{byte:02x}").ok();

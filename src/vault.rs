@@ -5,7 +5,7 @@
 //! Texts that were stored before there was a key are used as they are.
 
 use std::{
-    fmt::{self, Write as _},
+    fmt,
     sync::{Arc, PoisonError, RwLock},
 };
 
@@ -16,7 +16,7 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use crate::input;
+use crate::{input, trace::hex};
 
 /// Key length of the algorithm.
 const KEY_BYTES: usize = 32;
@@ -164,14 +164,6 @@ fn key_bytes(text: &str) -> Option<[u8; KEY_BYTES]> {
         base64::prelude::BASE64_STANDARD_NO_PAD.decode(text).ok()
     };
     bytes.and_then(|bytes: Vec<u8>| bytes.try_into().ok())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 #[cfg(test)]

@@ -30,6 +30,22 @@ pub fn is_hidden(c: char) -> bool {
         )
 }
 
+/// Text of an error with its causes. A cause that the text before it ends with is not repeated.
+#[must_use]
+pub fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
 /// The text with each hidden character as `\u{200b}`.
 #[must_use]
 pub fn escaped(text: &str) -> Cow<'_, str> {

@@ -13,6 +13,7 @@ use crate::{
 };
 
 mod diff;
+mod expose;
 mod graph;
 mod input_schema;
 mod plan;
@@ -26,6 +27,7 @@ mod validate;
 pub mod wait_config;
 
 pub use diff::{Change, Diff};
+pub use expose::{Expose, FIXED_TOOLS, Tool};
 pub use graph::Graph;
 pub use input_schema::InputSchema;
 pub use plan::{Plan, PlanError};
@@ -90,6 +92,8 @@ pub struct NewWorkflow {
     pub input_schema: Option<Box<RawValue>>,
     /// Days for which its ended runs are kept; 0: for ever; `None`: the organisation's value.
     pub retention_days: Option<i32>,
+    /// Exposure by other protocols; `None`: there is none.
+    pub expose: Option<Expose>,
 }
 
 impl NewWorkflow {
@@ -108,12 +112,13 @@ pub struct Draft {
     steps: Steps,
     input_schema: Option<Box<RawValue>>,
     retention_days: Option<i32>,
+    expose: Option<Expose>,
 }
 
 impl Draft {
     /// Members that [`Draft::parse`] reads.
-    pub const MEMBERS: [&'static str; 6] =
-        ["name", "description", "start_step", "steps", "input_schema", "retention_days"];
+    pub const MEMBERS: [&'static str; 7] =
+        ["name", "description", "start_step", "steps", "input_schema", "retention_days", "expose"];
 
     /// Parses the members of a create request.
     pub fn parse(body: &RawValue) -> Read<Self> {
@@ -136,9 +141,13 @@ impl Draft {
         let steps = body.required("steps", &mut errors, read_steps);
         let input_schema = body.nullable("input_schema", &mut errors, input_schema::read);
         let retention_days = body.nullable("retention_days", &mut errors, retention::read_days);
+        let expose = body.nullable("expose", &mut errors, Expose::read).and_then(Expose::unless_empty);
+        if let (Some(name), Some(expose)) = (&name, &expose) {
+            keep(expose.check(name), &mut errors);
+        }
         match (name, start_step, steps) {
             (Some(name), Some(start_step), Some(steps)) if errors.is_empty() => {
-                Ok(Self { name, description, start_step, steps, input_schema, retention_days })
+                Ok(Self { name, description, start_step, steps, input_schema, retention_days, expose })
             }
             _ => Err(errors),
         }
@@ -152,9 +161,9 @@ impl Draft {
 
     /// Checks the rules that need all steps.
     pub fn checked(self) -> Read<NewWorkflow> {
-        let Self { name, description, start_step, steps, input_schema, retention_days } = self;
+        let Self { name, description, start_step, steps, input_schema, retention_days, expose } = self;
         let content = Content::checked(start_step, steps)?.without_unknown_steps()?;
-        Ok(NewWorkflow { name, description, content, input_schema, retention_days })
+        Ok(NewWorkflow { name, description, content, input_schema, retention_days, expose })
     }
 }
 
@@ -171,11 +180,13 @@ pub struct WorkflowPatch {
     pub input_schema: Patch<Box<RawValue>>,
     /// Days for which ended runs are kept; no part of the content.
     pub retention_days: Patch<i32>,
+    /// Exposure by other protocols; no part of the content.
+    pub expose: Patch<Expose>,
     /// Status, active or inactive.
     pub status: Option<WorkflowStatus>,
 }
 
-/// Patch with the whole content, the description and the retention.
+/// Patch with the whole content, the description, the retention and the exposure.
 impl From<NewWorkflow> for WorkflowPatch {
     fn from(new: NewWorkflow) -> Self {
         let Content { start_step, steps } = new.content;
@@ -185,6 +196,7 @@ impl From<NewWorkflow> for WorkflowPatch {
             steps: Some(steps),
             input_schema: new.input_schema.map_or(Patch::Null, Patch::Value),
             retention_days: new.retention_days.map_or(Patch::Null, Patch::Value),
+            expose: new.expose.map_or(Patch::Null, Patch::Value),
             status: None,
         }
     }
@@ -201,6 +213,7 @@ impl WorkflowPatch {
             steps: body.nullable("steps", &mut errors, read_steps),
             input_schema: body.patch("input_schema", &mut errors, input_schema::read),
             retention_days: body.patch("retention_days", &mut errors, retention::read_days),
+            expose: body.patch("expose", &mut errors, Expose::read),
             status: body.patch_not_null("status", &mut errors, WorkflowStatus::read),
         };
         if errors.is_empty() { Ok(patch) } else { Err(errors) }

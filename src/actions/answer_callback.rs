@@ -10,6 +10,7 @@ use crate::{
     access::{Actor, OrganizationId, Role},
     db::{
         self,
+        idempotency::ClaimError,
         waits::{self, CallbackRow},
     },
     id,
@@ -77,6 +78,9 @@ pub enum AnswerError {
     /// The answer is not a valid decision.
     #[error("the answer is not valid")]
     Invalid(Vec<FieldError>),
+    /// The idempotency key is taken.
+    #[error(transparent)]
+    Key(#[from] ClaimError),
     /// The database failed.
     #[error(transparent)]
     Db(#[from] db::Error),
@@ -94,7 +98,7 @@ pub async fn exists(pool: &db::Pool, token: &str) -> Result<bool, db::Error> {
     waits::callback_exists(pool, &Sha256::digest(token)).await
 }
 
-/// Writes the answer and wakes the run, or returns the first answer.
+/// Writes the answer and wakes the run, or returns the first answer. A key of the context is bound to the run.
 pub async fn answer_callback(
     pool: &db::Pool,
     context: Context<'_>,
@@ -104,6 +108,11 @@ pub async fn answer_callback(
 ) -> Result<Answered, AnswerError> {
     let hash = Sha256::digest(token);
     let mut transaction = db::begin(pool).await?;
+    if let Some(key) = context.key
+        && let Some(run_id) = waits::run_of_callback(&mut *transaction, &hash).await?
+    {
+        db::idempotency::claim(&mut transaction, key, &run_id).await?;
+    }
     let callback = waits::lock_callback(&mut transaction, &hash).await?.ok_or(AnswerError::NotFound)?;
     if let Some(approval) = &callback.approval
         && let Some(role) = member(&approval.0, "role").and_then(text)
@@ -146,10 +155,7 @@ pub async fn answer_callback(
 fn check_decision(answer: &RawValue) -> Result<(), Vec<FieldError>> {
     let body = input::Object::body(answer)?;
     let mut errors = Vec::new();
-    body.required("approved", &mut errors, |node| match node.raw().get() {
-        "true" | "false" => Ok(()),
-        _ => Err(vec![node.error("bool_type", "Input should be a valid boolean")]),
-    });
+    body.required("approved", &mut errors, input::Node::boolean);
     body.nullable("comment", &mut errors, |node| node.string(0..=MAX_COMMENT_CHARS));
     if errors.is_empty() { Ok(()) } else { Err(errors) }
 }

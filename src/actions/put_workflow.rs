@@ -71,18 +71,20 @@ pub(super) async fn put_in(
     let plan = wanted.content.plan(&workflow_id, &current.name, current.version);
     let same_content = db::workflows::has_plan(&mut *conn, current.id, &plan).await?
         && db::workflows::has_input_schema(&mut *conn, current.id, wanted.input_schema.as_deref()).await?;
-    let same_rest = wanted.description == current.description && wanted.retention_days == current.retention_days;
+    let same_rest = wanted.description == current.description
+        && wanted.retention_days == current.retention_days
+        && wanted.expose.as_ref() == current.expose();
     if same_content && same_rest {
         return Ok(Put::Unchanged(current));
     }
     let patch = WorkflowPatch::from(wanted);
-    // As with any update, a new description or retention alone does not make a new version.
+    // As with any update, a new description, retention or exposure alone does not make a new version.
     let patch = if same_content { WorkflowPatch { start_step: None, steps: None, ..patch } } else { patch };
     Ok(Put::Updated(save_workflow::update_in(conn, context, current.id, patch).await?))
 }
 
 /// Copies content and description of an earlier version to the newest one, with this id. Rolling back to the current
-/// version changes nothing. The retention is not copied: it concerns runs, not content.
+/// version changes nothing. Retention and exposure are not copied: they are no content.
 pub async fn roll_back(
     pool: &db::Pool,
     context: Context<'_>,
@@ -113,6 +115,7 @@ pub async fn roll_back(
         steps: Some(content.steps().clone()),
         input_schema: target.input_schema.map_or(Patch::Null, |schema| Patch::Value(schema.0)),
         retention_days: Patch::Absent,
+        expose: Patch::Absent,
         status: None,
     };
     let row = save_workflow::update_in(&mut transaction, context, id, patch).await?;

@@ -36,7 +36,8 @@ pub(super) async fn create_in(
     new: NewAgent,
 ) -> Result<AgentRow, SaveAgentError> {
     let new = new.unmasked(context.sees_secrets)?;
-    check_url(context, &new.url)?;
+    check_url(context, "body.url", &new.url)?;
+    check_token_url(context, new.auth_config.as_deref())?;
     let at = Timestamp::now();
     let row = AgentRow {
         id: Uuid::now_v7(),
@@ -105,13 +106,16 @@ pub(super) async fn update_in(
     let stored_auth = current.auth_config.as_ref().map(|stored| &*stored.0);
     let patch = patch.unmasked(&current.url, stored_auth, context.sees_secrets)?;
     let (auth_type, auth_config) = patch.merged_auth(auth_type, stored_auth)?;
+    if !patch.auth_config.is_absent() {
+        check_token_url(context, auth_config.as_deref())?;
+    }
     let given_kind = patch.kind;
     let kind = AgentKind::parse(&current.kind).unwrap_or(AgentKind::A2a);
     let stored_config = current.config.as_ref().map(|stored| &*stored.0);
     let (_, config) = patch.merged_kind(kind, stored_config)?;
     let new_url = patch.url;
     if let Some(url) = &new_url {
-        check_url(context, url)?;
+        check_url(context, "body.url", url)?;
         // The breaker's state does not apply to another address.
         db::breakers::delete(&mut *transaction, id).await?;
     }
@@ -153,13 +157,21 @@ pub(super) async fn update_in(
     Ok(row)
 }
 
+/// Checks the address at which credentials get their token.
+fn check_token_url(context: Context<'_>, auth_config: Option<&RawValue>) -> Result<(), SaveAgentError> {
+    match auth_config.and_then(|config| member(config, "token_url")).and_then(input::text) {
+        Some(url) => check_url(context, "body.auth_config.token_url", &url),
+        None => Ok(()),
+    }
+}
+
 /// Checks whether the URL is allowed, as far as possible without resolving its host name.
-fn check_url(context: Context<'_>, url: &str) -> Result<(), SaveAgentError> {
+fn check_url(context: Context<'_>, field: &str, url: &str) -> Result<(), SaveAgentError> {
     let checked = match url::Url::parse(url) {
         Ok(url) => context.egress.check_new(&url),
         Err(error) => Err(error.to_string()),
     };
-    checked.map_err(|why| SaveAgentError::Invalid(vec![FieldError::rule("body.url", format!("not allowed: {why}"))]))
+    checked.map_err(|why| SaveAgentError::Invalid(vec![FieldError::rule(field, format!("not allowed: {why}"))]))
 }
 
 /// Marks the agent as deleted; its name stays taken. A repeat changes nothing.

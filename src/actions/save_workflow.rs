@@ -12,9 +12,9 @@ use crate::{
     access::{Countable, OrganizationId},
     agent::AgentStatus,
     db::{self, workflows::WorkflowRow},
-    input,
+    input::{self, FieldError},
     timestamp::Timestamp,
-    workflow::{Callee, Content, NewWorkflow, Steps, WorkflowPatch, WorkflowStatus, plan_workflow_id},
+    workflow::{Callee, Content, Expose, NewWorkflow, Steps, WorkflowPatch, WorkflowStatus, plan_workflow_id},
 };
 
 /// Maximum size of a stored plan, so that it fits into a Kafka record with some input.
@@ -66,6 +66,8 @@ struct Created<'a> {
     input_schema: Option<&'a RawValue>,
     #[serde(skip_serializing_if = "Option::is_none")]
     retention_days: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expose: Option<&'a Expose>,
 }
 
 #[derive(Serialize)]
@@ -85,6 +87,9 @@ struct Updated<'a> {
     /// Null if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     retention_days: Option<Box<RawValue>>,
+    /// Null if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expose: Option<Box<RawValue>>,
 }
 
 /// Stores a definition as the next version of its name, in a row of its own.
@@ -112,6 +117,7 @@ pub(super) async fn create_in(
     if !db::workflows::is_present(&mut *transaction, context.organization(), &new.name).await? {
         context.check_quota(transaction, context.organization(), Countable::Workflows).await??;
     }
+    check_tool(transaction, context.organization(), &new.name, new.expose.as_ref()).await?;
     let version = db::workflows::next_version(transaction, context.organization(), &new.name).await?;
     let at = Timestamp::now();
     let row = WorkflowRow {
@@ -123,6 +129,7 @@ pub(super) async fn create_in(
         version,
         status: WorkflowStatus::Active.as_str().to_owned(),
         retention_days: new.retention_days,
+        expose: new.expose.map(Json),
         created_by: Some(context.actor.subject.clone()),
         updated_by: Some(context.actor.subject.clone()),
         created_at: at,
@@ -137,6 +144,7 @@ pub(super) async fn create_in(
         workflow_data: &row.workflow_data.0,
         input_schema: row.input_schema.as_ref().map(|schema| &*schema.0),
         retention_days: row.retention_days,
+        expose: row.expose(),
     });
     let entity = Entity("workflow", row.id, &row.name);
     context.record(transaction, entity, "create", Change::to(&changes), at).await?;
@@ -206,8 +214,13 @@ pub(super) async fn update_in(
         input_schema: input_schema.map(Json),
         status: patch.status.map_or_else(|| current.status.clone(), |status| status.as_str().to_owned()),
         retention_days: patch.retention_days.clone().or(current.retention_days),
+        expose: patch.expose.clone().or(current.expose().cloned()).and_then(Expose::unless_empty).map(Json),
         ..current.clone()
     };
+    let other_expose = row.expose() != current.expose();
+    if other_expose || row.status != current.status {
+        check_tool(transaction, context.organization(), &name, row.expose()).await?;
+    }
     if let Some(content) = &content {
         row.version = db::workflows::next_version(transaction, context.organization(), &name).await?;
         let workflow_id =
@@ -215,12 +228,14 @@ pub(super) async fn update_in(
         row.workflow_data = Json(sized(content.plan(&workflow_id, &name, row.version))?);
     }
     let other_retention = row.retention_days != current.retention_days;
-    if content.is_some() || row.description != current.description || row.status != current.status || other_retention {
+    let other_rest = other_retention || other_expose || row.status != current.status;
+    if content.is_some() || row.description != current.description || other_rest {
         row.updated_at = at;
         row.updated_by = Some(context.actor.subject.clone());
         db::workflows::update(transaction, &row).await?;
         if content.is_some() {
-            let archived = WorkflowRow { id: Uuid::now_v7(), ..current.clone() };
+            // The exposure is that of the newest version.
+            let archived = WorkflowRow { id: Uuid::now_v7(), expose: None, ..current.clone() };
             db::workflows::insert(transaction, &archived).await?;
         }
         let members = |of: &WorkflowRow| {
@@ -231,6 +246,7 @@ pub(super) async fn update_in(
                 workflow_data: content.is_some().then_some(&of.workflow_data.0),
                 input_schema: other_schema.then(|| of.input_schema.as_ref().map_or(RawValue::NULL, |schema| &schema.0)),
                 retention_days: other_retention.then(|| input::to_raw(&of.retention_days)),
+                expose: other_expose.then(|| input::to_raw(&of.expose())),
             })
         };
         let (before, after) = (members(&current), members(&row));
@@ -297,6 +313,26 @@ async fn check_binding(conn: &mut PgConnection, context: Context<'_>, steps: &St
         }
     }
     Ok(())
+}
+
+/// Checks an exposure of the workflow with that name: no other workflow of the organisation has a tool of the same name.
+async fn check_tool(
+    conn: &mut PgConnection,
+    organization: &OrganizationId,
+    workflow: &str,
+    expose: Option<&Expose>,
+) -> Result<(), SaveWorkflowError> {
+    let Some(expose) = expose else { return Ok(()) };
+    expose.check(workflow)?;
+    let Some(tool) = expose.tool_name(workflow) else { return Ok(()) };
+    db::exposed::lock_tools(conn, organization).await?;
+    match db::exposed::other_with_tool(conn, organization, tool, workflow).await? {
+        None => Ok(()),
+        Some(other) => {
+            let text = format!("is the name of the tool of the workflow {:?}", input::shorten(&other));
+            Err(vec![FieldError::rule("body.expose.mcp.name", text)].into())
+        }
+    }
 }
 
 /// Every agent of a step must exist and be active. The first violation is reported.

@@ -190,7 +190,8 @@ impl Definitions {
 }
 
 /// Error for an input whose schema is unusable.
-pub(super) fn unusable_schema(text: &str) -> Vec<FieldError> {
+#[must_use]
+pub fn unusable_schema(text: &str) -> Vec<FieldError> {
     vec![FieldError::new("body.input_data", "schema_error", format!("The workflow's input_schema {text}"))]
 }
 
@@ -242,6 +243,8 @@ pub struct Request {
     pub max_queued: Option<i32>,
     /// Idempotency key of the request.
     pub key: Option<IdempotencyKey>,
+    /// Label of the conversation that the run belongs to.
+    pub context_id: Option<String>,
 }
 
 /// Starts a run of the definition's current content. Returns after the commit; a repeat with the same key returns the
@@ -274,10 +277,10 @@ async fn start_or_find(starter: Starter<'_>, request: Request) -> Result<Outcome
     if relay.backlog() >= MAX_BACKLOG {
         return Err(StartRunError::BacklogFull);
     }
-    let Request { workflow_id, input, priority, actor, max_queued, key } = request;
+    let Request { workflow_id, input, priority, actor, max_queued, key, context_id } = request;
     let definition = definitions.checked(pool, offload, &actor.organization, workflow_id, &input).await?;
     let has_key = key.is_some();
-    let mut start = StartRun { definition, input, priority, actor, max_queued, key };
+    let mut start = StartRun { definition, input, priority, actor, max_queued, key, context_id };
     for _ in 0..ATTEMPTS {
         if !outbox::fits_a_record(&start.definition.plan, &start.input) {
             return Err(StartRunError::TooLarge);

@@ -2,6 +2,7 @@
 
 use http::{HeaderName, HeaderValue, header};
 use serde_json::value::RawValue;
+use url::Url;
 
 use crate::input::{FieldError, Node, Read, member, members, object_of, text, to_raw};
 
@@ -26,13 +27,17 @@ pub enum AuthType {
     None,
     /// `Authorization: Bearer <token>`.
     Bearer,
-    /// Key in a configurable header.
+    /// Key in a configurable header, or in the query.
     ApiKey,
+    /// `Authorization: Basic <user name and password>`.
+    Basic,
+    /// A token that is requested with client credentials (RFC 6749, section 4.4).
+    OAuth2,
 }
 
 impl AuthType {
     /// All types.
-    pub const ALL: [Self; 3] = [Self::None, Self::Bearer, Self::ApiKey];
+    pub const ALL: [Self; 5] = [Self::None, Self::Bearer, Self::ApiKey, Self::Basic, Self::OAuth2];
 
     /// Text in the `auth_type` column and on the wire.
     #[must_use]
@@ -41,6 +46,8 @@ impl AuthType {
             Self::None => "none",
             Self::Bearer => "bearer",
             Self::ApiKey => "apikey",
+            Self::Basic => "basic",
+            Self::OAuth2 => "oauth2",
         }
     }
 
@@ -52,7 +59,8 @@ impl AuthType {
 
     pub(super) fn read(node: &Node<'_>) -> Read<Self> {
         node.parsed(|name| {
-            Self::parse(&name.to_lowercase()).ok_or_else(|| "must be one of none, bearer, apikey".to_owned())
+            Self::parse(&name.to_lowercase())
+                .ok_or_else(|| "must be one of none, bearer, apikey, basic, oauth2".to_owned())
         })
     }
 }
@@ -63,35 +71,44 @@ impl AuthType {
 /// for API keys `header`. An API key with a `header` but no `header_name` is interpreted as by the reference's bridge.
 pub(super) fn checked_auth_config(auth_type: AuthType, config: Option<&RawValue>) -> Read<Option<Box<RawValue>>> {
     let fail = |text: &str| Err(vec![FieldError::rule("body.auth_config", text)]);
-    let Some(config) = config else {
-        return match auth_type {
-            AuthType::None => Ok(None),
-            AuthType::Bearer => fail("must contain token for auth_type bearer"),
-            AuthType::ApiKey => fail("must contain key and header_name for auth_type apikey"),
-        };
+    let required: &[&str] = match auth_type {
+        AuthType::None => &[],
+        AuthType::Bearer => &["token"],
+        AuthType::ApiKey => &["key"],
+        AuthType::Basic => &["username", "password"],
+        AuthType::OAuth2 => &["token_url", "client_id", "client_secret"],
     };
+    let wanted = match auth_type {
+        AuthType::ApiKey => "key and header_name".to_owned(),
+        _ => required.join(" and "),
+    };
+    let lacks = || fail(&format!("must contain {wanted} for auth_type {}", auth_type.as_str()));
+    let Some(config) = config else { return if auth_type == AuthType::None { Ok(None) } else { lacks() } };
+    if auth_type == AuthType::None {
+        return fail("must be null for auth_type none");
+    }
     let mut members = members(config).unwrap_or_default();
     members.retain(|(name, _)| name != "type");
     let has = |members: &[(String, &RawValue)], wanted: &str| {
         members.iter().any(|(name, value)| name == wanted && value.get() != "null")
     };
-    match auth_type {
-        AuthType::None => return fail("must be null for auth_type none"),
-        AuthType::Bearer if !has(&members, "token") => return fail("must contain token for auth_type bearer"),
-        AuthType::Bearer => {}
-        AuthType::ApiKey => {
-            if has(&members, "header_name") {
-                members.retain(|(name, _)| name != "header");
-            } else {
-                members.retain(|(name, _)| name != "header_name");
-                for (name, _) in members.iter_mut().filter(|(name, _)| name == "header") {
-                    "header_name".clone_into(name);
-                }
-            }
-            if !has(&members, "key") || !has(&members, "header_name") {
-                return fail("must contain key and header_name for auth_type apikey");
+    if auth_type == AuthType::ApiKey {
+        if has(&members, "header_name") {
+            members.retain(|(name, _)| name != "header");
+        } else {
+            members.retain(|(name, _)| name != "header_name");
+            for (name, _) in members.iter_mut().filter(|(name, _)| name == "header") {
+                "header_name".clone_into(name);
             }
         }
+        match (has(&members, "header_name"), has(&members, "query_name")) {
+            (true, true) => return fail("must contain only one of header_name and query_name"),
+            (false, false) => return lacks(),
+            _ => {}
+        }
+    }
+    if !required.iter().all(|name| has(&members, name)) {
+        return lacks();
     }
     check_headers(&members)?;
     Ok(Some(object_of(members.iter().map(|(name, value)| (name.as_str(), *value)))))
@@ -107,6 +124,15 @@ fn check_headers(members: &[(String, &RawValue)]) -> Read<()> {
             "token" | "key" if HeaderValue::from_str(&value).is_err() => {
                 return fail(format!("{name} has characters that cannot be sent in a header"));
             }
+            // The first colon ends the name.
+            "username" if value.contains(':') => return fail("username must not have a colon".to_owned()),
+            "token_url" => match Url::parse(&value) {
+                Ok(url)
+                    if matches!(url.scheme(), "http" | "https")
+                        && url.username().is_empty()
+                        && url.password().is_none() => {}
+                _ => return fail("token_url must be an http or https address without a user".to_owned()),
+            },
             "header_name" => match HeaderName::from_bytes(value.as_bytes()) {
                 Ok(header) if !FRAMING_HEADERS.contains(&header) => {}
                 Ok(_) => return fail("header_name is reserved by HTTP".to_owned()),
@@ -142,6 +168,10 @@ pub fn render_auth_config(auth_type: AuthType, stored: Option<&RawValue>) -> Opt
     Some(object_of(shown.iter().map(|(name, value)| (name.as_str(), &**value))))
 }
 
+/// Members of credentials that are not secret.
+const PUBLIC_MEMBERS: [&str; 9] =
+    ["header_name", "header", "type", "query_name", "username", "token_url", "client_id", "scope", "audience"];
+
 /// Mask that replaces a secret.
 pub(super) const MASK: &str = "********";
 
@@ -163,7 +193,7 @@ pub(super) fn header_in(config: &RawValue) -> Option<String> {
 
 /// Whether the member of credentials is not secret.
 pub(super) fn is_public(name: &str, value: &RawValue) -> bool {
-    value.get() == "null" || ["header_name", "header", "type"].contains(&name)
+    value.get() == "null" || PUBLIC_MEMBERS.contains(&name)
 }
 
 /// Restores masked credentials (see [`mask_auth_config`]) from the stored ones. Also returns whether there were masks.

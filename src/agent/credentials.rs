@@ -23,8 +23,27 @@ pub enum Credentials {
     None,
     /// Authentication by this header.
     Header(HeaderName, HeaderValue),
+    /// Authentication by this parameter of the query.
+    Query(String, String),
+    /// Authentication by a token, which is requested with these credentials.
+    Client(ClientCredentials),
     /// The stored credentials lack a value, or have one that cannot be sent.
     Unusable,
+}
+
+/// Credentials of a client, and where it gets its token. It has no `Debug`, since it holds a secret.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct ClientCredentials {
+    /// Address of the token endpoint.
+    pub token_url: Url,
+    /// Id of the client.
+    pub client_id: String,
+    /// Secret of the client.
+    pub client_secret: String,
+    /// Scopes to request, separated by spaces.
+    pub scope: Option<String>,
+    /// Audience to request, which some servers require.
+    pub audience: Option<String>,
 }
 
 impl Credentials {
@@ -39,8 +58,26 @@ impl Credentials {
                 let Some(token) = find("token") else { return Self::Unusable };
                 (Ok(AUTHORIZATION), HeaderValue::try_from(format!("Bearer {token}")))
             }
+            Some(AuthType::Basic) => {
+                let (Some(user), Some(password)) = (find("username"), find("password")) else { return Self::Unusable };
+                let encoded = general_purpose::STANDARD.encode(format!("{user}:{password}"));
+                (Ok(AUTHORIZATION), HeaderValue::try_from(format!("Basic {encoded}")))
+            }
+            Some(AuthType::OAuth2) => {
+                let url = find("token_url").and_then(|url| Url::parse(&url).ok());
+                let (Some(token_url), Some(client_id), Some(client_secret)) =
+                    (url, find("client_id"), find("client_secret"))
+                else {
+                    return Self::Unusable;
+                };
+                let (scope, audience) = (find("scope"), find("audience"));
+                return Self::Client(ClientCredentials { token_url, client_id, client_secret, scope, audience });
+            }
             Some(AuthType::ApiKey) => {
                 let Some(key) = find("key") else { return Self::Unusable };
+                if let Some(name) = find("query_name") {
+                    return Self::Query(name, key);
+                }
                 let header = find("header_name").or_else(|| find("header"));
                 let header = header.as_deref().unwrap_or(DEFAULT_KEY_HEADER).trim().to_owned();
                 (HeaderName::try_from(header), HeaderValue::try_from(key))
@@ -136,6 +173,19 @@ mod tests {
             (Some("apikey"), r#"{"key":"k","header":"a b"}"#, None),
             (Some("bearer"), r#"{"token":"a\nb"}"#, None),
             (Some("bearer"), "{}", None),
+            (
+                Some("basic"),
+                r#"{"username":"Aladdin","password":"open sesame"}"#,
+                Some(Some(("authorization", "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="))),
+            ),
+            (Some("basic"), r#"{"username":"u"}"#, None),
+            (Some("apikey"), r#"{"key":"k","query_name":"q"}"#, Some(Some(("?q", "k")))),
+            (
+                Some("oauth2"),
+                r#"{"token_url":"https://t/","client_id":"c","client_secret":"s"}"#,
+                Some(Some(("https://t/", "c"))),
+            ),
+            (Some("oauth2"), r#"{"token_url":"t","client_id":"c","client_secret":"s"}"#, None),
         ] {
             let config = check_json(config.as_bytes()).expect(config);
             let read = match Credentials::read(auth_type, Some(config)) {
@@ -144,6 +194,8 @@ mod tests {
                 Credentials::Header(name, value) => {
                     Some(Some((name.to_string(), value.to_str().expect("ASCII").to_owned())))
                 }
+                Credentials::Query(name, value) => Some(Some((format!("?{name}"), value))),
+                Credentials::Client(client) => Some(Some((client.token_url.to_string(), client.client_id))),
             };
             let expected = expected.map(|header| header.map(|(name, value)| (name.to_owned(), value.to_owned())));
             assert_eq!(read, expected, "{config}");

@@ -3,10 +3,11 @@
 use serde_json::value::RawValue;
 use url::Url;
 
+use super::a2a::A2aConfig;
 use crate::input::{FieldError, Node, Read, member, text, to_raw};
 
 /// Members of the `config` of a chat agent.
-const CHAT_MEMBERS: [&str; 4] = ["model", "system_prompt", "parameters", "response_format"];
+const CHAT_MEMBERS: [&str; 5] = ["model", "system_prompt", "parameters", "response_format", "streaming"];
 /// Parameters of a chat request that other members determine.
 const OWN_PARAMETERS: [&str; 4] = ["model", "messages", "stream", "response_format"];
 /// Length of a model's name.
@@ -63,6 +64,8 @@ pub struct ChatConfig {
     pub parameters: Option<Box<RawValue>>,
     /// Response format of the API; `None`: text.
     pub response_format: Option<Box<RawValue>>,
+    /// Whether the answer is streamed.
+    pub streaming: bool,
 }
 
 impl ChatConfig {
@@ -93,8 +96,11 @@ impl ChatConfig {
                 Some(_) => Err(vec![FieldError::rule(node.path(), "must be text, json, or an object with a type")]),
                 None => node.free_object(),
             });
+        let streaming = object.nullable("streaming", &mut errors, Node::boolean).unwrap_or_default();
         match model {
-            Some(model) if errors.is_empty() => Ok(Self { model, system_prompt, parameters, response_format }),
+            Some(model) if errors.is_empty() => {
+                Ok(Self { model, system_prompt, parameters, response_format, streaming })
+            }
             _ => Err(errors),
         }
     }
@@ -123,7 +129,10 @@ pub(super) fn checked_config(kind: AgentKind, config: Option<&RawValue>) -> Read
     let config = config.filter(|config| config.get() != "null");
     match (kind, config) {
         (AgentKind::A2a | AgentKind::Http, None) => Ok(None),
-        (AgentKind::A2a | AgentKind::Http, Some(_)) => {
+        (AgentKind::A2a, Some(config)) => {
+            A2aConfig::read(&Node::new("body.config", config)).map(|_| Some(config.to_owned()))
+        }
+        (AgentKind::Http, Some(_)) => {
             Err(vec![FieldError::rule("body.config", format!("must be null for kind {}", kind.as_str()))])
         }
         (AgentKind::OpenAi, None) => {
@@ -163,7 +172,9 @@ mod tests {
         let rule = "body.config value_error";
         for (kind, config, expected) in [
             (AgentKind::A2a, "null", &[][..]),
-            (AgentKind::A2a, "{}", &[rule]),
+            (AgentKind::A2a, "{}", &[]),
+            (AgentKind::A2a, r#"{"model":"m"}"#, &["body.config.model extra_forbidden"]),
+            (AgentKind::OpenAi, r#"{"model":"m","streaming":1}"#, &["body.config.streaming bool_type"]),
             (AgentKind::Http, r#"{"model":"m"}"#, &[rule]),
             (AgentKind::OpenAi, "null", &[rule]),
             (AgentKind::OpenAi, "[]", &["body.config model_attributes_type"]),

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use utoipa::PartialSchema;
 
 use super::resources::{
-    agents::{AgentConfigBody, AgentPatchBody, CircuitBreakerConfigBody, NewAgentBody, RetryConfigBody},
+    agents::{A2aConfigBody, AgentConfigBody, AgentPatchBody, CircuitBreakerConfigBody, NewAgentBody, RetryConfigBody},
     by_name::{self, WantedWorkflowBody},
     definition::{
         AgentStep, ApprovalBody, BranchBody, CallbackConfigBody, CallbackStep, ConditionBody, ConditionalStep,
@@ -15,13 +15,15 @@ use super::resources::{
         SubWorkflowStep, WaitConfigBody, WaitStep,
     },
     transfer::{AgentDefinitionBody, DefinitionsBody},
-    workflows::wire::{NewWorkflowBody, WorkflowPatchBody},
+    workflow_tests::wire::{MockBody, MockFailureBody},
+    workflows::wire::{ExposeBody, NewWorkflowBody, ToolBody, WorkflowPatchBody},
 };
 use crate::{
     actions::import::Import,
     agent::{AgentPatch, NewAgent},
+    executor::Mocks,
     input::{
-        Read,
+        Node, Read,
         look_ups::{self, Members, Presence},
         to_raw,
     },
@@ -64,6 +66,8 @@ fn agents_are_documented_as_they_are_read() {
     assert_eq!(new["body.retry_config"], documented::<RetryConfigBody>());
     assert_eq!(new["body.circuit_breaker_config"], documented::<CircuitBreakerConfigBody>());
     assert_eq!(new["body.config"], documented::<AgentConfigBody>());
+    let a2a = read(&json!({"kind": "a2a", "config": {}}), NewAgent::parse);
+    assert_eq!(a2a["body.config"], documented::<A2aConfigBody>());
     let patch = read(&json!({}), AgentPatch::parse);
     assert_eq!(patch["body"], documented::<AgentPatchBody>());
     // An import reads an agent as an update, and a new one also as a new agent.
@@ -81,6 +85,17 @@ fn workflows_are_documented_as_they_are_read() {
     assert_eq!(wanted.remove("name"), Some(Presence::Nullable));
     assert_eq!(wanted, documented::<WantedWorkflowBody>());
     assert_eq!(read(&json!({}), Import::parse)["body"], documented::<DefinitionsBody>());
+    let exposed = read(&json!({"expose": {"mcp": {}}}), NewWorkflow::parse);
+    assert_eq!(exposed["body.expose"], documented::<ExposeBody>());
+    assert_eq!(exposed["body.expose.mcp"], documented::<ToolBody>());
+}
+
+#[test]
+fn mocks_are_documented_as_they_are_read() {
+    let mocks = json!({"s": {"fail": {}, "mocks": {}}});
+    let mocks = look_ups::of(|| drop(Mocks::read(&Node::new("body.mocks", &to_raw(&mocks)))));
+    assert_eq!(mocks["body.mocks.s"], documented::<MockBody>());
+    assert_eq!(mocks["body.mocks.s.fail"], documented::<MockFailureBody>());
 }
 
 #[test]

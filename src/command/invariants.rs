@@ -26,6 +26,9 @@ pub struct Options {
     /// Write metrics to this file, for the text file collector of Prometheus's node exporter; its name has to end with .prom
     #[arg(long, value_name = "PATH")]
     textfile: Option<PathBuf>,
+    /// Store the result in the database, for the metrics of the API
+    #[arg(long)]
+    record: bool,
 }
 
 /// Exit code if something could not be checked.
@@ -34,18 +37,16 @@ const UNKNOWN: u8 = 2;
 /// Checks the invariants and reports. Exit code 0: all hold; 1: some are violated; 2: some could not be checked.
 pub async fn run(settings: anyhow::Result<config::Database>, options: &Options) -> ExitCode {
     let began = Instant::now();
-    let checked = match settings {
-        Ok(settings) => invariants::check(&settings).await.context("DATABASE_URL"),
-        Err(error) => Err(error),
+    let checked = match &settings {
+        Ok(settings) => invariants::check(settings).await.context("DATABASE_URL"),
+        Err(error) => Err(anyhow::anyhow!("{error:#}")),
     };
     let took = began.elapsed();
     let (found, is_checked) = match checked {
         Ok(found) => (found, true),
         Err(error) => {
-            eprintln!(
-                "workflow-api: the invariants could not be checked: {}",
-                visible::escaped_lines(&format!("{error:#}"))
-            );
+            let why = visible::escaped_lines(&visible::with_causes(error.as_ref()));
+            eprintln!("workflow-api: the invariants could not be checked: {why}");
             (Vec::new(), false)
         }
     };
@@ -61,6 +62,14 @@ pub async fn run(settings: anyhow::Result<config::Database>, options: &Options) 
         (false, true) => 0,
         (false, false) => UNKNOWN,
     };
+    if options.record
+        && is_checked
+        && let Ok(settings) = &settings
+        && let Err(error) = invariants::record(settings, &found).await
+    {
+        eprintln!("workflow-api: --record: {}", visible::escaped_lines(&visible::with_causes(&error)));
+        code = code.max(UNKNOWN);
+    }
     if let Some(path) = &options.textfile
         && let Err(error) = replace(path, &metrics(&found, is_known, took))
     {

@@ -4,13 +4,18 @@ use std::net::IpAddr;
 
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
-use super::{Reader, Section, database_url};
+use super::{
+    Reader, Section,
+    database_url::{self, Server},
+};
 
 /// Database settings.
 #[derive(Clone, Debug)]
 pub struct Database {
     /// `DATABASE_URL`, parsed; its `Debug` would show the password.
     pub connect: ConnectOptions,
+    /// `DATABASE_REPLICA_URL`: standby for lists and exports.
+    pub replica: Option<ConnectOptions>,
     /// `DATABASE_POOL_SIZE`: number of connections that are kept.
     pub pool_size: u32,
     /// `DATABASE_MAX_OVERFLOW`: number of further connections that are opened under load and closed when idle.
@@ -26,13 +31,24 @@ pub struct Database {
 pub struct ConnectOptions {
     /// Options for each host; at least one.
     pub hosts: Vec<PgConnectOptions>,
-    /// Whether a host is used only while it accepts writes: there are several, or `target_session_attrs` says so.
-    pub must_accept_writes: bool,
+    /// Which of them can be used.
+    pub usable: UsableHosts,
+}
+
+/// Hosts of a database that can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UsableHosts {
+    /// Any host.
+    All,
+    /// Hosts that accept writes: there are several, or `target_session_attrs` says so.
+    Primary,
+    /// Standbys.
+    Standbys,
 }
 
 impl From<PgConnectOptions> for ConnectOptions {
     fn from(options: PgConnectOptions) -> Self {
-        Self { hosts: vec![options], must_accept_writes: false }
+        Self { hosts: vec![options], usable: UsableHosts::All }
     }
 }
 
@@ -62,10 +78,13 @@ impl std::fmt::Debug for ConnectOptions {
 
 impl Section for Database {
     fn read(reader: &mut Reader) -> Option<Self> {
-        let connect = reader.required("database_url").and_then(|url| match database_url::parse(&url) {
-            Ok(connect) => Some(connect),
-            Err(problem) => reader.problem("database_url", problem),
-        });
+        let connect =
+            reader.required("database_url").and_then(|url| match database_url::parse(&url, Server::Primary) {
+                Ok(connect) => Some(connect),
+                Err(problem) => reader.problem("database_url", problem),
+            });
+        let replica =
+            reader.parsed("database_replica_url", None, |url| database_url::parse(url, Server::Replica).map(Some));
         let pool_size = reader.number("database_pool_size", 10, 1..=10_000);
         let max_overflow = reader.number("database_max_overflow", 20, 0..=10_000);
         if pool_size.zip(max_overflow) == Some((1, 0)) {
@@ -78,6 +97,7 @@ impl Section for Database {
         let migrate_on_start = reader.boolean("migrate_on_start", true);
         Some(Self {
             connect: connect?,
+            replica: replica?,
             pool_size: pool_size?,
             max_overflow: max_overflow?,
             echo: echo?,
@@ -102,7 +122,7 @@ mod tests {
             ("postgresql://a:b@localhost/d?sslmode=disable", false),
             ("postgresql:///d?host=/var/run/postgresql", false),
         ] {
-            let options = database_url::parse(url).expect("a URL");
+            let options = database_url::parse(url, Server::Primary).expect("a URL");
             assert_eq!(options.is_exposed(), expected, "{url}");
         }
     }

@@ -1,11 +1,11 @@
-//! Parser of `DATABASE_URL`. Errors that sqlx ignores or reports only by a misleading message are checked first.
+//! Parser of `DATABASE_URL` and `DATABASE_REPLICA_URL`. Errors that sqlx ignores or reports only by a misleading message are checked first.
 
 use std::{fs::File, str::FromStr};
 
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use url::Url;
 
-use super::ConnectOptions;
+use super::{ConnectOptions, UsableHosts};
 
 /// SSL modes as in PostgreSQL's own programs.
 const SSL_MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
@@ -14,9 +14,18 @@ const FILES: [&str; 6] = ["sslrootcert", "ssl-root-cert", "sslcert", "ssl-cert",
 /// Form of the URL, for messages.
 const FORM: &str = "is not a URL of the form postgresql://user:pass@host:5432/db";
 
+/// Server that a URL leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Server {
+    /// Server that accepts writes.
+    Primary,
+    /// Standby.
+    Replica,
+}
+
 /// Parses `postgresql://`, `postgres://` and forms with a driver, such as `postgresql+asyncpg://`. The error never
 /// shows the URL, which may contain a password.
-pub(super) fn parse(text: &str) -> Result<ConnectOptions, String> {
+pub(super) fn parse(text: &str, server: Server) -> Result<ConnectOptions, String> {
     let (scheme, rest) = text.split_once("://").ok_or(FORM)?;
     let scheme = scheme.split('+').next().unwrap_or(scheme);
     if !matches!(scheme, "postgresql" | "postgres") {
@@ -26,19 +35,24 @@ pub(super) fn parse(text: &str) -> Result<ConnectOptions, String> {
     let (authority, tail) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
     let (user, hosts) = authority.split_at(authority.rfind('@').map_or(0, |at| at + 1));
     let mut options = Vec::new();
-    let mut must_accept_writes = false;
+    let mut usable = server.usable_hosts();
     for host in hosts.split(',') {
         let url = format!("{scheme}://{user}{host}{tail}");
         let url = Url::parse(&url).map_err(|error| format!("{FORM}: {error}"))?;
-        must_accept_writes |= accepts_writes_only(&url)?;
+        let is_required = server.is_required_by(&url)?;
+        if is_required && server == Server::Primary {
+            usable = UsableHosts::Primary;
+        }
         check(&url)?;
         for url in by_host(&url)? {
             let options_of_host = PgConnectOptions::from_str(url.as_str()).map_err(|_| FORM)?;
             options.push(with_checked_authority(options_of_host, &url).application_name("workflow-api"));
         }
     }
-    must_accept_writes |= options.len() > 1;
-    Ok(ConnectOptions { hosts: options, must_accept_writes })
+    if options.len() > 1 && server == Server::Primary {
+        usable = UsableHosts::Primary;
+    }
+    Ok(ConnectOptions { hosts: options, usable })
 }
 
 /// Checks the values of the query parameters.
@@ -60,14 +74,29 @@ fn check(url: &Url) -> Result<(), String> {
     if has_pair.0 == has_pair.1 { Ok(()) } else { Err("sslcert and sslkey must be given together".to_owned()) }
 }
 
-/// Whether only a host that accepts writes may be used.
-fn accepts_writes_only(url: &Url) -> Result<bool, String> {
-    let attributes = url.query_pairs().find(|(name, _)| name == "target_session_attrs");
-    match attributes.as_ref().map(|(_, value)| &**value) {
-        None => Ok(false),
-        Some("read-write" | "primary") => Ok(true),
-        Some(other) => {
-            Err(format!("has target_session_attrs={other:?}: it must be read-write, because the service writes"))
+impl Server {
+    /// Hosts that can be used if the URL says nothing about them.
+    fn usable_hosts(self) -> UsableHosts {
+        match self {
+            Self::Primary => UsableHosts::All,
+            Self::Replica => UsableHosts::Standbys,
+        }
+    }
+
+    /// Whether `target_session_attrs` of the URL asks for such a server.
+    fn is_required_by(self, url: &Url) -> Result<bool, String> {
+        let attributes = url.query_pairs().find(|(name, _)| name == "target_session_attrs");
+        let Some((_, value)) = attributes else { return Ok(false) };
+        let (names, expected): (&[&str], _) = match self {
+            Self::Primary => (&["read-write", "primary"], "read-write, because the service writes"),
+            Self::Replica => {
+                (&["standby", "prefer-standby", "read-only", "any"], "standby, because only standbys are used")
+            }
+        };
+        if names.contains(&&*value) {
+            Ok(true)
+        } else {
+            Err(format!("has target_session_attrs={value:?}: it must be {expected}"))
         }
     }
 }
@@ -137,7 +166,7 @@ mod tests {
             ("mysql://a:s3cret@host/db", "must start with"),
             ("host", "is not a URL of the form"),
         ] {
-            let problem = parse(text).err().unwrap_or_default();
+            let problem = parse(text, Server::Primary).err().unwrap_or_default();
             assert!(problem.starts_with(expected) && problem.is_empty() == expected.is_empty(), "{text}: {problem}");
             assert!(!problem.contains("s3cret"), "{problem}");
         }
@@ -145,18 +174,29 @@ mod tests {
 
     #[test]
     fn each_host_of_a_list_has_all_other_parameters() {
-        for (text, expected, must_accept_writes) in [
-            ("postgresql://a:b,c@one/db", "one:5432", false),
-            ("postgresql://a:b@one/db?target_session_attrs=read-write", "one:5432", true),
-            ("postgresql://a:b,c@one:1,two,[::1]:3/db?target_session_attrs=primary", "one:1,two:5432,[::1]:3", true),
-            ("postgresql:///db?host=one,two&user=a&port=1,2", "one:1,two:2", true),
-            ("postgresql:///db?host=one,two&user=a&port=7", "one:7,two:7", true),
+        use UsableHosts::{All, Primary};
+        for (text, expected, usable) in [
+            ("postgresql://a:b,c@one/db", "one:5432", All),
+            ("postgresql://a:b@one/db?target_session_attrs=read-write", "one:5432", Primary),
+            ("postgresql://a:b,c@one:1,two,[::1]:3/db?target_session_attrs=primary", "one:1,two:5432,[::1]:3", Primary),
+            ("postgresql:///db?host=one,two&user=a&port=1,2", "one:1,two:2", Primary),
+            ("postgresql:///db?host=one,two&user=a&port=7", "one:7,two:7", Primary),
         ] {
-            let connect = parse(text).expect(text);
+            let connect = parse(text, Server::Primary).expect(text);
             let hosts = connect.hosts.iter().map(|host| format!("{}:{}", host.get_host(), host.get_port()));
             assert_eq!(hosts.collect::<Vec<_>>().join(","), expected, "{text}");
-            assert_eq!(connect.must_accept_writes, must_accept_writes, "{text}");
+            assert_eq!(connect.usable, usable, "{text}");
             assert!(connect.hosts.iter().all(|host| host.get_username() == "a" && host.get_database() == Some("db")));
         }
+    }
+    #[test]
+    fn of_the_hosts_of_a_replica_only_standbys_are_used() {
+        for attributes in ["", "?target_session_attrs=standby", "?target_session_attrs=any"] {
+            let connect = parse(&format!("postgresql://a@one,two/db{attributes}"), Server::Replica).expect("a URL");
+            assert_eq!((connect.hosts.len(), connect.usable), (2, UsableHosts::Standbys), "{attributes}");
+        }
+        let problem =
+            parse("postgresql://a@one/db?target_session_attrs=read-write", Server::Replica).expect_err("wrong");
+        assert!(problem.ends_with("it must be standby, because only standbys are used"), "{problem}");
     }
 }

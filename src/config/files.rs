@@ -9,8 +9,9 @@ use std::{
 use sha2::{Digest as _, Sha256};
 
 /// Variables that can be read from a file.
-pub(super) const SECRETS: [&str; 16] = [
+pub(super) const SECRETS: [&str; 19] = [
     "database_url",
+    "database_replica_url",
     "jwt_secret",
     "jwt_secret_previous",
     "jwt_public_key",
@@ -26,7 +27,14 @@ pub(super) const SECRETS: [&str; 16] = [
     "kafka_oauth_client_secret",
     "kafka_properties",
     "otel_exporter_otlp_headers",
+    "vault_token",
+    "vault_secret_id",
 ];
+
+/// Whether the variable can name a value in Vault: a secret, but not the credentials of Vault.
+pub(super) fn can_be_in_vault(name: &str) -> bool {
+    SECRETS.contains(&name) && !name.starts_with("vault_")
+}
 
 /// Maximum size of a file. A list of certificates can have some hundred kilobytes.
 const MAX_BYTES: u64 = 1 << 20;

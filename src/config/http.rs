@@ -1,6 +1,6 @@
 //! Settings of the HTTP API: `API_*`, `PUBLIC_URL`, `ENABLE_DOCS`, `CORS_*` and the page sizes.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use super::{Reader, Section};
 
@@ -23,6 +23,8 @@ pub struct Api {
     pub port: u16,
     /// `API_WORKERS`: number of runtime threads.
     pub workers: usize,
+    /// `API_KEEP_ALIVE_SECS`: time for which an idle connection is kept.
+    pub keep_alive: Duration,
     /// `PUBLIC_URL`: base URL under which clients reach the API, without a trailing slash.
     pub public_url: String,
     /// Whether `PUBLIC_URL` is set; otherwise it is a default.
@@ -61,6 +63,11 @@ impl Section for Api {
             if matches!(path.split('/').next(), Some("docs" | "redoc")) {
                 return Err(format!("must not lie below the documentation, as {value:?} does"));
             }
+            if matches!(path.split('/').next(), Some("a2a" | "mcp")) {
+                return Err(format!(
+                    "must not lie below /a2a and /mcp, which have routes of their own, as {value:?} does"
+                ));
+            }
             Ok(if path.is_empty() { String::new() } else { format!("/{path}") })
         });
         let port = reader.number("api_port", 8000, 1..=u16::MAX);
@@ -83,6 +90,8 @@ impl Section for Api {
             if is_url || is_email { Ok(Some(value.to_owned())) } else { Err(problem.to_owned()) }
         });
         let workers = reader.number("api_workers", 1, 1..=1024);
+        // Longer than the 60 s for which load balancers keep idle connections.
+        let keep_alive_secs = reader.number("api_keep_alive_secs", 75, 10..=7200);
         let docs = reader.boolean("enable_docs", true);
         let reload = reader.boolean("api_reload", false);
         Some(Self {
@@ -94,6 +103,7 @@ impl Section for Api {
             host: host?,
             port: port?,
             workers: workers?,
+            keep_alive: Duration::from_secs(keep_alive_secs?),
             public_url: public_url?,
             has_public_url: reader.has("public_url"),
             docs: docs?,

@@ -4,7 +4,12 @@ use std::{collections::HashMap, fmt::Display, ops::RangeInclusive, str::FromStr}
 
 use serde::Deserialize;
 
-use super::files::{self, SecretFiles};
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    files::{self, SecretFiles, can_be_in_vault},
+    vault_client::{Reference, SCHEME, VaultClient},
+};
 
 /// Declares the variables: all are optional text. The names are exactly those that the program reads.
 macro_rules! variables {
@@ -25,14 +30,15 @@ macro_rules! variables {
 }
 
 variables! {
-    production, database_url, database_pool_size, database_max_overflow, database_echo, migrate_on_start,
+    production, database_url, database_replica_url, database_pool_size, database_max_overflow, database_echo, migrate_on_start,
     shutdown_notice_secs,
     kafka_brokers, kafka_execution_topic, kafka_cancellation_topic, kafka_topic_partitions, kafka_group_id,
     kafka_security_protocol, kafka_ssl_ca, kafka_ssl_certificate, kafka_ssl_key, kafka_ssl_key_password, kafka_sasl_mechanism,
     kafka_sasl_username, kafka_sasl_password, kafka_oauth_token_url, kafka_oauth_client_id, kafka_oauth_client_secret,
     kafka_oauth_scope, kafka_properties,
     kafka_dead_letter_topic, dead_letter_retention_days, max_dead_letters, kafka_monitoring_topic, enable_monitoring_updates,
-    api_title, api_version, api_description, api_contact, api_prefix, api_host, api_port, api_reload, api_workers, public_url,
+    api_title, api_version, api_description, api_contact, api_prefix, api_host, api_port, api_reload, api_workers, api_keep_alive_secs,
+    public_url,
     auth_enabled, jwt_secret, jwt_secret_previous, jwt_algorithm, jwt_expiration_minutes, api_key_header,
     jwt_public_key, jwt_jwks, jwt_issuer, jwt_audience, jwt_default_role, api_key_environment, bootstrap_api_key,
     cors_origins, cors_allow_credentials, cors_allow_methods, cors_allow_headers,
@@ -49,6 +55,8 @@ variables! {
     enable_docs, enable_metrics, metrics_access, enable_audit_logging, audit_retention_days, readiness_requires_kafka,
     max_concurrent_executions, max_workflow_duration_ms, max_sub_runs, max_run_steps, max_run_branches, max_run_bytes,
     max_executor_memory_bytes, max_run_memory_bytes, max_run_takeovers, management_port,
+    vault_addr, vault_namespace, vault_cacert, vault_token, vault_role_id, vault_secret_id, vault_kubernetes_role,
+    vault_kubernetes_token_path, vault_auth_mount, vault_refresh_secs,
     egress_allow, circuit_breaker_enabled, circuit_breaker_failure_threshold, circuit_breaker_failure_rate_threshold,
     circuit_breaker_timeout_seconds, circuit_breaker_half_open_max_calls, circuit_breaker_window_size_seconds,
 }
@@ -77,6 +85,11 @@ pub fn load<S: Section>(environment: impl Iterator<Item = (String, String)>) -> 
 /// Variables as text, and the problems found so far. A method returns `None` if it has added a problem.
 pub struct Reader {
     values: HashMap<&'static str, String>,
+    /// Variables whose values are in Vault, and have not been needed yet.
+    references: HashMap<&'static str, Reference>,
+    /// Client that reads them, once it was needed, unless its settings are wrong.
+    vault: Option<VaultClient>,
+    is_vault_needed: bool,
     /// Variables that begin with [`KAFKA_PROPERTY`], without it.
     kafka_properties: Vec<(String, String)>,
     problems: Vec<String>,
@@ -98,7 +111,7 @@ impl Reader {
             problems.push(format!("  environment: {error}"));
             Variables::default()
         });
-        let mut values = HashMap::new();
+        let (mut values, mut references) = (HashMap::new(), HashMap::new());
         for (name, value) in variables.into_pairs() {
             let value = value.map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
             match (value, files.get(name)) {
@@ -108,6 +121,14 @@ impl Reader {
                 (Some(_), Some(_)) => {
                     problems.push(format!("  {}: set both directly and by {0}_FILE", name.to_ascii_uppercase()));
                 }
+                (Some(value), None) if value.starts_with(SCHEME) => match Reference::parse(&value) {
+                    _ if !can_be_in_vault(name) => {
+                        let name = name.to_ascii_uppercase();
+                        problems.push(format!("  {name}: cannot be in Vault, because it is no secret"));
+                    }
+                    Ok(reference) => drop(references.insert(name, reference)),
+                    Err(problem) => problems.push(format!("  {}: {problem}", name.to_ascii_uppercase())),
+                },
                 (Some(value), None) => drop(values.insert(name, value)),
                 (None, Some(path)) => match files::read(path) {
                     Ok(text) => drop(values.insert(name, text)),
@@ -119,10 +140,13 @@ impl Reader {
                 (None, None) => {}
             }
         }
-        Self { values, kafka_properties, problems }
+        Self { values, references, vault: None, is_vault_needed: false, kafka_properties, problems }
     }
 
-    pub(super) fn finish<T>(self, value: Option<T>) -> Result<T, Problems> {
+    pub(super) fn finish<T>(mut self, value: Option<T>) -> Result<T, Problems> {
+        if let Some(vault) = self.vault.take() {
+            vault.end();
+        }
         match value {
             Some(value) if self.problems.is_empty() => Ok(value),
             _ => Err(Problems(self.problems)),
@@ -143,14 +167,47 @@ impl Reader {
         })
     }
 
+    /// Reads the value of a variable if it is in Vault.
+    fn resolve(&mut self, name: &str) {
+        let Some((name, reference)) = self.references.remove_entry(name) else { return };
+        if !std::mem::replace(&mut self.is_vault_needed, true) {
+            self.vault = VaultClient::read(self);
+        }
+        let value = match &mut self.vault {
+            Some(vault) => vault.value(&reference).map_err(|why| format!("{reference}: {why}")),
+            None => Err(format!("{reference} cannot be read without the settings VAULT_*")),
+        };
+        match value {
+            Ok(text) => drop(self.values.insert(name, text)),
+            Err(problem) => drop(self.problem::<()>(name, problem)),
+        }
+    }
+
+    /// Names of the variables whose values are in Vault, each with the SHA-256 of its value, or `None` if it cannot be read.
+    pub(super) fn vault_digests(mut self) -> Vec<(&'static str, Option<[u8; 32]>)> {
+        let mut names: Vec<&'static str> = self.references.keys().copied().collect();
+        names.sort_unstable();
+        let digests =
+            names.into_iter().map(|name| (name, self.get(name).map(|text| Sha256::digest(text).into()))).collect();
+        // The problems are those of reading all settings.
+        drop(self.finish(None::<()>));
+        digests
+    }
+
+    /// Whether values are in Vault.
+    pub(super) fn uses_vault(&self) -> bool {
+        self.is_vault_needed || !self.references.is_empty()
+    }
+
     /// Text of a variable that is set and has no problem.
-    pub(super) fn get(&self, name: &str) -> Option<&str> {
+    pub(super) fn get(&mut self, name: &str) -> Option<&str> {
+        self.resolve(name);
         self.values.get(name).map(String::as_str)
     }
 
-    /// Whether a variable is set.
+    /// Whether a variable is set, with a problem or without.
     pub(super) fn has(&self, name: &str) -> bool {
-        self.values.contains_key(name)
+        self.values.contains_key(name) || self.references.contains_key(name) || self.has_problem(name)
     }
 
     /// Variables that begin with [`KAFKA_PROPERTY`], without it, in order of their names.
@@ -158,20 +215,20 @@ impl Reader {
         &self.kafka_properties
     }
 
-    pub(super) fn text(&self, name: &str, default: &str) -> String {
-        self.values.get(name).cloned().unwrap_or_else(|| default.to_owned())
+    pub(super) fn text(&mut self, name: &str, default: &str) -> String {
+        self.get(name).unwrap_or(default).to_owned()
     }
 
     pub(super) fn required(&mut self, name: &str) -> Option<String> {
-        match self.values.get(name) {
-            Some(value) => Some(value.clone()),
+        match self.get(name).map(str::to_owned) {
+            Some(value) => Some(value),
             None if self.has_problem(name) => None,
             None => self.problem(name, "is required and not set"),
         }
     }
 
     pub(super) fn parsed<T>(&mut self, name: &str, default: T, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
-        match self.values.get(name).map(|value| parse(value)) {
+        match self.get(name).map(parse) {
             None => Some(default),
             Some(Ok(value)) => Some(value),
             Some(Err(problem)) => self.problem(name, problem),

@@ -75,8 +75,7 @@ pub struct Metrics {
     pub enabled: bool,
     /// `METRICS_ACCESS`: access to `/metrics` on the API's port.
     pub access: MetricsAccess,
-    /// `MANAGEMENT_PORT`: port on which an executor, and the API if `METRICS_ACCESS` is `management`, serves health and
-    /// metrics. `None`: no such port.
+    /// `MANAGEMENT_PORT`: port that serves health, metrics and the level of the log. `None`: no such port.
     pub management_port: Option<u16>,
 }
 
@@ -87,7 +86,7 @@ pub enum MetricsAccess {
     Open,
     /// Callers with credentials that may see the runs of the default organisation.
     Credentials,
-    /// Every client of `MANAGEMENT_PORT`; not available on the API's port.
+    /// Nobody on the API's port. `MANAGEMENT_PORT` serves the metrics in any case.
     Management,
 }
 

@@ -95,6 +95,27 @@ pub async fn find_by_name(
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(name).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
+/// Settings of an agent that matter to a simulated call.
+#[derive(Debug, sqlx::FromRow)]
+#[expect(missing_docs, reason = "the columns are described in the contract and the migration")]
+pub struct AgentSettingsRow {
+    pub name: String,
+    pub status: String,
+    pub timeout_ms: i32,
+    pub retry_config: Option<Json<Box<RawValue>>>,
+}
+
+/// Settings of those of the organisation's agents with these names that exist.
+pub async fn settings(
+    db: impl PgExecutor<'_>,
+    organization: &OrganizationId,
+    names: &[String],
+) -> Result<Vec<AgentSettingsRow>, Error> {
+    let sql = "SELECT name, status, timeout_ms, retry_config FROM agents
+               WHERE organization_id = $1 AND name = ANY ($2) ORDER BY name";
+    Ok(sqlx::query_as(sql).bind(organization.as_str()).bind(names).fetch_all(db).await?)
+}
+
 /// Agent with its circuit breaker.
 #[derive(sqlx::FromRow)]
 pub struct AgentWithBreaker {

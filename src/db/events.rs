@@ -138,9 +138,12 @@ pub struct Progress {
     last: Option<i32>,
     /// Number of rows without a sequence number.
     unnumbered: i64,
+    /// Number of the last piece of a streamed output, if there is one (see [`super::deltas`]).
+    pub last_delta: Option<i64>,
 }
 
-/// Progress of these runs, each with its id.
+/// Progress of these runs, each with its id. While no agent streams, the table of the pieces is empty, and only that is
+/// checked, once.
 pub async fn progress(db: impl PgExecutor<'_>, run_ids: &[String]) -> Result<Vec<(String, Progress)>, Error> {
     #[derive(sqlx::FromRow)]
     struct Row {
@@ -151,7 +154,10 @@ pub async fn progress(db: impl PgExecutor<'_>, run_ids: &[String]) -> Result<Vec
     let sql = "
         SELECT given.run_id, coalesce(status IN ('COMPLETED', 'FAILED', 'CANCELLED'), true) AS has_ended,
             (SELECT max(seq) FROM run_events e WHERE e.run_id = given.run_id) AS last,
-            (SELECT count(*) FROM run_events e WHERE e.run_id = given.run_id AND seq IS NULL) AS unnumbered
+            (SELECT count(*) FROM run_events e WHERE e.run_id = given.run_id AND seq IS NULL) AS unnumbered,
+            CASE WHEN (SELECT EXISTS (SELECT FROM step_deltas)) THEN
+                (SELECT max(d.id) FROM step_deltas d WHERE d.run_id = given.run_id)
+            END AS last_delta
         FROM unnest($1::text[]) AS given (run_id) LEFT JOIN workflow_runs r ON r.run_id = given.run_id";
     let rows: Vec<Row> = sqlx::query_as(sql).bind(run_ids).fetch_all(db).await?;
     Ok(rows.into_iter().map(|row| (row.run_id, row.progress)).collect())

@@ -27,7 +27,7 @@ use super::Error;
 const RECORDS_ITSELF: &str = "session AS MATERIALIZED (SELECT set_config('workflow_api.records', 'itself', true))";
 
 /// Error of an attempt whose executor died or stopped.
-const INTERRUPTED: &str = "interrupted: the executor stopped while the step ran";
+pub(super) const INTERRUPTED: &str = "interrupted: the executor stopped while the step ran";
 
 /// Whether the run is RUNNING under another lease than this one (under any, if `None`).
 pub async fn is_held_by_others(db: impl PgExecutor<'_>, run_id: &str, lease: Option<Uuid>) -> Result<bool, Error> {

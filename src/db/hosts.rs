@@ -1,7 +1,7 @@
-//! Connections to the hosts of the database: one, or several of which the one that accepts writes is used.
+//! Connections to the hosts of a database: one, or several of which the one that accepts writes is used, or standbys.
 //!
 //! A host that has been demoted may keep its sessions, and a standby accepts new ones. Therefore each new connection is
-//! asked once whether its host accepts writes, by the statement that sets the parameters of the session.
+//! asked once for the state of its host, by the statement that sets the parameters of the session.
 
 use std::{
     io,
@@ -20,21 +20,23 @@ use sqlx::{
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
+use crate::config::UsableHosts;
+
 /// The host that was used last has this time before the others are tried too.
 const HEAD_START: Duration = Duration::from_millis(500);
 
-/// Error if connections are no sessions.
-const NO_SESSIONS: &str = "DATABASE_URL leads to a connection pooler in transaction or statement mode, but sessions are \
-                           needed: set pool_mode = session for this database, or connect to PostgreSQL itself";
+/// State of the host of a connection: `standby`, or whether transactions are read-only.
+const STATE: &str =
+    "SELECT CASE WHEN pg_is_in_recovery() THEN 'standby' ELSE current_setting('transaction_read_only') END";
 
-/// Hosts of `DATABASE_URL`. Cheap to clone; clones share what is known about the hosts.
+/// Hosts of `DATABASE_URL` or `DATABASE_REPLICA_URL`. Cheap to clone; clones share what is known about the hosts.
 #[derive(Clone)]
 pub(super) struct Hosts(Arc<Inner>);
 
 struct Inner {
     options: Vec<PgConnectOptions>,
-    /// Whether a connection is used only if its host accepts writes.
-    must_accept_writes: bool,
+    /// Which of them are used.
+    usable: UsableHosts,
     /// Statements that set the parameters of a session.
     settings: String,
     /// Index of the host that was connected last.
@@ -47,11 +49,11 @@ struct Inner {
 
 impl Hosts {
     /// `options` has an entry for each host, and at least one.
-    pub(super) fn new(options: Vec<PgConnectOptions>, must_accept_writes: bool, settings: &[(&str, &str)]) -> Self {
+    pub(super) fn new(options: Vec<PgConnectOptions>, usable: UsableHosts, settings: &[(&str, &str)]) -> Self {
         let set = |(name, value): &(&str, &str)| format!("SET {name} = '{value}';");
         Self(Arc::new(Inner {
             options,
-            must_accept_writes,
+            usable,
             settings: settings.iter().map(set).collect(),
             current: AtomicUsize::new(0),
             has_sessions: AtomicBool::new(false),
@@ -59,9 +61,9 @@ impl Hosts {
         }))
     }
 
-    /// Whether connections of a host that accepts no writes are refused.
-    pub(super) fn must_accept_writes(&self) -> bool {
-        self.0.must_accept_writes
+    /// Which hosts are used.
+    pub(super) fn usable(&self) -> UsableHosts {
+        self.0.usable
     }
 
     /// Whether connections are known to be sessions. Until then a second one is opened beside each.
@@ -88,7 +90,7 @@ impl Hosts {
         other.close().await?;
         let marker = |row: PgRow| row.try_get::<String, _>(0).ok();
         if found.ok().flatten().and_then(marker) != Some(session.to_string()) {
-            return Err(io::Error::new(io::ErrorKind::Unsupported, NO_SESSIONS).into());
+            return Err(io::Error::new(io::ErrorKind::Unsupported, self.no_sessions()).into());
         }
         self.0.has_sessions.store(true, Ordering::Relaxed);
         Ok(connection)
@@ -108,8 +110,7 @@ impl Hosts {
                 Some((index, result)) = attempts.next() => match result {
                     Ok(connected) => {
                         if self.0.current.swap(index, Ordering::Relaxed) != index {
-                            let options = &self.0.options[index];
-                            tracing::info!("the host of the database is {}:{} now", options.get_host(), options.get_port());
+                            self.log_host(index);
                         }
                         return Ok(connected);
                     }
@@ -133,13 +134,41 @@ impl Hosts {
         let mut connection = options.connect().await?;
         let session = Uuid::new_v4();
         // Not parameters of the connection's start, because poolers refuse these.
-        let set = format!("{} SET workflow_api.session = '{session}'; SHOW transaction_read_only", self.0.settings);
+        let set = format!("{} SET workflow_api.session = '{session}'; {STATE}", self.0.settings);
         let row = sqlx::raw_sql(AssertSqlSafe(set)).fetch_one(&mut connection).await?;
-        if self.0.must_accept_writes && row.try_get::<String, _>(0)? != "off" {
-            connection.close().await?;
-            return Err(io::Error::new(io::ErrorKind::ReadOnlyFilesystem, "it accepts no writes").into());
+        let problem = match (self.0.usable, row.try_get::<&str, _>(0)?) {
+            (UsableHosts::Primary, "standby" | "on") => (io::ErrorKind::ReadOnlyFilesystem, "it accepts no writes"),
+            (UsableHosts::Standbys, "off" | "on") => (io::ErrorKind::Unsupported, "it is no standby"),
+            _ => return Ok((connection, session)),
+        };
+        connection.close().await?;
+        Err(io::Error::new(problem.0, problem.1).into())
+    }
+
+    /// Prefers the next of several hosts for connections that are opened from now on. Returns whether there is one.
+    pub(super) fn prefer_next(&self) -> bool {
+        let count = self.0.options.len();
+        let next = (self.0.current.load(Ordering::Relaxed) + 1) % count;
+        self.0.current.store(next, Ordering::Relaxed);
+        count > 1
+    }
+
+    fn log_host(&self, index: usize) {
+        let (host, port) = (self.0.options[index].get_host(), self.0.options[index].get_port());
+        if self.0.usable == UsableHosts::Standbys {
+            tracing::info!("the host of the replica is {host}:{port} now");
+        } else {
+            tracing::info!("the host of the database is {host}:{port} now");
         }
-        Ok((connection, session))
+    }
+
+    /// Error if connections are no sessions.
+    fn no_sessions(&self) -> String {
+        let name = if self.0.usable == UsableHosts::Standbys { "DATABASE_REPLICA_URL" } else { "DATABASE_URL" };
+        format!(
+            "{name} leads to a connection pooler in transaction or statement mode, but sessions are needed: set pool_mode = \
+             session for this database, or connect to PostgreSQL itself"
+        )
     }
 
     /// Error of a single host, or what is wrong with each of several.

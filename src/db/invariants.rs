@@ -1,10 +1,10 @@
 //! Invariants: rules that the rows of different tables keep between them, checked by `workflow-api check invariants`.
 //!
 //! Tables are read in parts by key, each with a statement of its own: every part is a consistent view, and no snapshot
-//! lasts longer than a part. Nothing is written.
+//! lasts longer than a part. The check writes nothing; its result can be recorded.
 
 use serde::Deserialize;
-use sqlx::{AssertSqlSafe, PgConnection, types::Json};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgExecutor, types::Json};
 
 use super::{
     Error,
@@ -95,6 +95,40 @@ struct Scan {
     start: &'static [&'static str],
     /// Statement of a part, with the place and the number of rows as parameters.
     sql: String,
+}
+
+/// Stores the results, for the metrics of the API. Those of invariants that this release does not know are deleted.
+pub async fn record(settings: &config::Database, found: &[Invariant]) -> Result<(), Error> {
+    let names: Vec<&str> = found.iter().map(|invariant| invariant.name).collect();
+    let violations: Vec<Option<i64>> = found
+        .iter()
+        .map(|invariant| invariant.error.is_none().then(|| i64::try_from(invariant.violations).unwrap_or(i64::MAX)))
+        .collect();
+    let sql = "
+        WITH deleted AS (DELETE FROM invariant_checks WHERE name <> ALL ($1))
+        INSERT INTO invariant_checks (name, violations) SELECT * FROM unnest($1::text[], $2::bigint[])
+        ON CONFLICT (name) DO UPDATE SET violations = excluded.violations, checked_at = excluded.checked_at";
+    let mut conn = connect(settings).await?;
+    sqlx::query(sql).bind(names).bind(violations).execute(&mut conn).await?;
+    Ok(conn.close().await?)
+}
+
+/// Recorded result for one invariant.
+#[derive(Clone, Debug, sqlx::FromRow)]
+pub struct Recorded {
+    /// Name of the invariant.
+    pub name: String,
+    /// Violations; `None`: it could not be checked completely.
+    pub violations: Option<i64>,
+    /// Time of the check, in seconds since 1970.
+    pub checked_at_secs: f64,
+}
+
+/// The last recorded results; none before the first one.
+pub async fn recorded(db: impl PgExecutor<'_>) -> Result<Vec<Recorded>, Error> {
+    let sql =
+        "SELECT name, violations, extract(epoch FROM checked_at)::float8 AS checked_at_secs FROM invariant_checks";
+    Ok(sqlx::query_as(sql).fetch_all(db).await?)
 }
 
 /// Checks all invariants, on a connection of its own. An error is that of the connection: what happens to a single

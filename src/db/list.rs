@@ -199,6 +199,12 @@ impl EntryId {
         if let Self::Uuid(id) = self { Some(*id) } else { None }
     }
 
+    /// The id, if it is a text.
+    #[must_use]
+    pub fn text(&self) -> Option<String> {
+        if let Self::Text(id) = self { Some(id.clone()) } else { None }
+    }
+
     fn of(row: &PgRow, column: usize) -> Result<Self, sqlx::Error> {
         row.try_get(column).map(Self::Uuid).or_else(|_| row.try_get(column).map(Self::Text))
     }

@@ -2,17 +2,24 @@
 
 mod waits;
 
-use std::{borrow::Cow, collections::HashSet, sync::LazyLock, time::Duration};
+use std::{
+    borrow::Cow,
+    collections::HashSet,
+    fmt::Write as _,
+    sync::LazyLock,
+    time::{Duration, Instant},
+};
 
 use sqlx::{
     AssertSqlSafe, Connection, Executor, PgConnection, PgExecutor, SqlStr,
     migrate::{Migrate, MigrateError, Migration, Migrator},
 };
+use tracing::{Dispatch, instrument::WithSubscriber as _};
 
 pub use self::waits::WaitLimit;
 use self::waits::Waits;
 use super::{Error, Pool};
-use crate::config;
+use crate::{config, trace};
 
 /// All migrations. Applied migrations that are unknown here belong to a later release, with whose schema this release
 /// still works.
@@ -41,6 +48,17 @@ pub enum MigrationError {
     /// A migration failed or differs from the one that was applied.
     #[error("the schema could not be migrated")]
     Migration(#[from] MigrateError),
+    /// An index is invalid, and could not be built again.
+    #[error("the index {name} is invalid; as the owner of its table run: REINDEX INDEX CONCURRENTLY {name}")]
+    InvalidIndex {
+        /// Name of the index.
+        name: String,
+        /// Why this program could not do it.
+        source: Error,
+    },
+    /// A migration that only the program of a later release can revert.
+    #[error("migration {0} is of a later release, and only the program of that release can revert it")]
+    OfLaterRelease(i64),
     /// Other sessions held a lock for longer than the command waits.
     #[error("gave up after {} s: {reason}", limit.as_secs())]
     Locked {
@@ -64,10 +82,14 @@ pub struct MigrationState {
     pub version: i64,
     /// Description in the file name.
     pub description: String,
+    /// SHA-384 of the compiled-in migration, in hexadecimal.
+    pub checksum: String,
     /// Whether it has been run.
     pub applied: bool,
     /// Whether the applied migration differs from the compiled-in one.
     pub altered: bool,
+    /// Whether an index of the migration is there and invalid, so that no query uses it.
+    pub has_invalid_index: bool,
 }
 
 /// Migrates the schema to the newest version, with connections of its own.
@@ -82,22 +104,32 @@ pub async fn up(settings: &config::Database, limit: &WaitLimit) -> Result<usize,
 /// Returns the number of migrations that were run.
 pub async fn run(pool: &Pool, limit: &WaitLimit) -> Result<usize, MigrationError> {
     // If there is nothing to do, no database rights are required.
-    if is_unaltered(pool).await? {
+    let is_migrated = is_unaltered(pool).await?;
+    if is_migrated && invalid_indexes(&mut *pool.acquire().await?, &indexes()).await?.is_empty() {
         return Ok(0);
     }
     let (mut conn, mut waits) = Waits::begin(pool, limit).await?;
-    let applied = applied(&mut conn).await?;
+    let count = if is_migrated { 0 } else { migrate(&mut conn, &mut waits).await? };
+    rebuild_indexes(&mut conn, &mut waits).await?;
+    Ok(count)
+}
+
+/// Runs the missing migrations. Returns their number.
+async fn migrate(conn: &mut PgConnection, waits: &mut Waits) -> Result<usize, MigrationError> {
+    let applied = applied(conn).await?;
     let mut count = 0;
     for migration in ups().filter(|migration| !applied.contains(&migration.version)) {
-        waits.prepare(&mut conn, migration).await?;
-        while let Err(error) = apply(&mut conn, migration).await {
+        waits.prepare(conn, migration.no_tx).await?;
+        let started = Instant::now();
+        while let Err(error) = apply(conn, migration).await {
             waits.pause_if_locked(error, migration).await?;
         }
-        tracing::info!("migration {} was run: {}", migration.version, migration.description);
+        let duration_ms = started.elapsed().as_secs_f64() * 1000.0;
+        tracing::info!(duration_ms, "migration {} was run: {}", migration.version, migration.description);
         count += 1;
     }
     // Finds migrations that differ from those that were applied.
-    MIGRATOR.run_direct(None, &mut *conn, false).await?;
+    MIGRATOR.run_direct(None, conn, false).await?;
     Ok(count)
 }
 
@@ -105,21 +137,51 @@ pub async fn run(pool: &Pool, limit: &WaitLimit) -> Result<usize, MigrationError
 async fn apply(conn: &mut PgConnection, migration: &Migration) -> Result<(), MigrateError> {
     drop_invalid_indexes(conn, migration).await?;
     // This is hidden in the documentation; `run` has a bound that prevents spawning the future.
-    MIGRATOR.run_direct(Some(migration.version), conn, false).await
+    without_statements(MIGRATOR.run_direct(Some(migration.version), conn, false)).await
 }
 
-/// Drops the indexes that an interrupted `CREATE INDEX CONCURRENTLY` of this migration has left: no query uses them,
-/// and `IF NOT EXISTS` would keep them.
+/// Logs no statement of a migration: a slow one would be logged with its whole text.
+async fn without_statements<T>(migrating: impl Future<Output = T>) -> T {
+    migrating.with_subscriber(Dispatch::none()).await
+}
+
+/// Indexes that a migration creates concurrently.
+fn created(migration: &Migration) -> impl Iterator<Item = &str> {
+    let statements = migration.sql.as_str().split("INDEX CONCURRENTLY IF NOT EXISTS ").skip(1);
+    statements.filter_map(|rest| rest.split_whitespace().next())
+}
+
+/// Indexes that any of the migrations creates concurrently.
+fn indexes() -> Vec<&'static str> {
+    ups().flat_map(created).collect()
+}
+
+/// Which of these indexes an interrupted `CREATE INDEX CONCURRENTLY` has left: no query uses them.
+async fn invalid_indexes(db: impl PgExecutor<'_>, names: &[&str]) -> Result<Vec<String>, sqlx::Error> {
+    let sql = "SELECT c.oid::regclass::text FROM pg_class c JOIN pg_index i ON i.indexrelid = c.oid
+               WHERE NOT i.indisvalid AND c.relname = ANY ($1) AND c.relnamespace = current_schema()::regnamespace";
+    sqlx::query_scalar(sql).bind(names).fetch_all(db).await
+}
+
+/// Builds invalid indexes of migrations that were run. Earlier releases kept them, because of `IF NOT EXISTS`.
+async fn rebuild_indexes(conn: &mut PgConnection, waits: &mut Waits) -> Result<(), MigrationError> {
+    waits.prepare(conn, true).await?;
+    for name in invalid_indexes(&mut *conn, &indexes()).await? {
+        tracing::info!("the index {name} is invalid, and is built again");
+        if let Err(error) = conn.execute(AssertSqlSafe(format!("REINDEX INDEX CONCURRENTLY {name}"))).await {
+            return Err(MigrationError::InvalidIndex { name, source: error.into() });
+        }
+    }
+    Ok(())
+}
+
+/// Drops invalid indexes of this migration: `IF NOT EXISTS` would keep them.
 async fn drop_invalid_indexes(conn: &mut PgConnection, migration: &Migration) -> Result<(), sqlx::Error> {
-    let created = migration.sql.as_str().split("INDEX CONCURRENTLY IF NOT EXISTS ").skip(1);
-    let names: Vec<&str> = created.filter_map(|rest| rest.split_whitespace().next()).collect();
+    let names: Vec<&str> = created(migration).collect();
     if names.is_empty() {
         return Ok(());
     }
-    let sql = "SELECT c.oid::regclass::text FROM pg_class c JOIN pg_index i ON i.indexrelid = c.oid
-               WHERE NOT i.indisvalid AND c.relname = ANY ($1) AND c.relnamespace = current_schema()::regnamespace";
-    let invalid: Vec<String> = sqlx::query_scalar(sql).bind(names).fetch_all(&mut *conn).await?;
-    for name in invalid {
+    for name in invalid_indexes(&mut *conn, &names).await? {
         conn.execute(AssertSqlSafe(format!("DROP INDEX CONCURRENTLY IF EXISTS {name}"))).await?;
     }
     Ok(())
@@ -146,12 +208,15 @@ pub async fn plan_down(settings: &config::Database, count: usize) -> Result<Opti
     versions.sort_unstable_by_key(|version| std::cmp::Reverse(*version));
     let loses_data = count >= versions.len() && !versions.is_empty() && has_data_to_lose(&mut conn).await?;
     conn.close().await?;
-    let name = |version: &i64| {
-        let known = MIGRATOR.iter().find(|migration| migration.version == *version);
-        format!("{version} {}", known.map_or("of a later release", |migration| &migration.description))
-    };
-    Ok((count <= versions.len())
-        .then(|| RevertPlan { names: versions[..count].iter().map(name).collect(), loses_data }))
+    let Some(newest) = versions.get(..count) else { return Ok(None) };
+    let names = newest.iter().map(|version| Ok(format!("{version} {}", reversal(*version)?.description)));
+    Ok(Some(RevertPlan { names: names.collect::<Result<_, MigrationError>>()?, loses_data }))
+}
+
+/// The migration that reverts this one.
+fn reversal(version: i64) -> Result<&'static Migration, MigrationError> {
+    let mut downs = MIGRATOR.iter().filter(|migration| migration.migration_type.is_down_migration());
+    downs.find(|migration| migration.version == version).ok_or(MigrationError::OfLaterRelease(version))
 }
 
 /// Whether the tables of the first migration, which its reversal drops, have rows.
@@ -174,20 +239,17 @@ async fn undo(pool: &Pool, count: usize, limit: &WaitLimit) -> Result<usize, Mig
     let mut versions: Vec<i64> = applied(&mut conn).await?.into_iter().collect();
     versions.sort_unstable();
     let keep = versions.len().saturating_sub(count);
-    for (index, version) in versions.iter().enumerate().skip(keep).rev() {
-        let target = if index == 0 { 0 } else { versions[index - 1] };
-        let is_down = |migration: &&Migration| migration.migration_type.is_down_migration();
-        // One of a later release is unknown here, and stays.
-        let Some(migration) = MIGRATOR.iter().filter(is_down).find(|migration| migration.version == *version) else {
-            continue;
-        };
-        waits.prepare(&mut conn, migration).await?;
-        while let Err(error) = MIGRATOR.undo(&mut *conn, target).await {
+    // Nothing is reverted below a migration that cannot be reverted.
+    let reversals = versions[keep..].iter().map(|version| reversal(*version)).collect::<Result<Vec<_>, _>>()?;
+    for (index, migration) in reversals.iter().enumerate().rev() {
+        let target = (keep + index).checked_sub(1).map_or(0, |below| versions[below]);
+        waits.prepare(&mut conn, migration.no_tx).await?;
+        while let Err(error) = without_statements(MIGRATOR.undo(&mut *conn, target)).await {
             waits.pause_if_locked(error, migration).await?;
         }
-        tracing::info!("migration {version} was reverted: {}", migration.description);
+        tracing::info!("migration {} was reverted: {}", migration.version, migration.description);
     }
-    Ok(versions.len() - keep)
+    Ok(reversals.len())
 }
 
 /// All compiled-in migrations and their state in the database.
@@ -198,6 +260,7 @@ pub async fn status(settings: &config::Database) -> Result<Vec<MigrationState>, 
     } else {
         Vec::new()
     };
+    let invalid = invalid_indexes(&mut conn, &indexes()).await?;
     conn.close().await?;
     Ok(ups()
         .map(|migration| {
@@ -205,12 +268,43 @@ pub async fn status(settings: &config::Database) -> Result<Vec<MigrationState>, 
             MigrationState {
                 version: migration.version,
                 description: migration.description.to_string(),
+                checksum: trace::hex(&migration.checksum),
                 applied: row.is_some(),
                 altered: row.is_some_and(|row| row.checksum != migration.checksum),
+                has_invalid_index: created(migration).any(|name| invalid.iter().any(|invalid| invalid == name)),
             }
         })
         .collect())
 }
+
+/// The migrations behind that version as a script for psql. It also records that they were run.
+#[must_use]
+pub fn sql(after: i64) -> String {
+    let mut script = format!("\\set ON_ERROR_STOP on\nSET TimeZone = 'UTC';\n{BOOKKEEPING}\n");
+    for migration in ups().filter(|migration| migration.version > after) {
+        let (version, sql) = (migration.version, migration.sql.as_str().trim_end());
+        let (begin, commit) = if migration.no_tx { ("", "") } else { ("BEGIN;\n", "COMMIT;\n") };
+        let description = migration.description.replace('\'', "''");
+        let checksum = trace::hex(&migration.checksum);
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            script,
+            "\n{begin}{sql}\nINSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)\n    \
+             VALUES ({version}, '{description}', true, '\\x{checksum}', -1);\n{commit}"
+        );
+    }
+    script
+}
+
+/// Table of the migrations that were run, as sqlx creates it.
+const BOOKKEEPING: &str = "CREATE TABLE IF NOT EXISTS _sqlx_migrations (
+    version bigint PRIMARY KEY,
+    description text NOT NULL,
+    installed_on timestamptz NOT NULL DEFAULT now(),
+    success boolean NOT NULL,
+    checksum bytea NOT NULL,
+    execution_time bigint NOT NULL
+);";
 
 /// Whether the schema is as new as this program requires.
 pub async fn is_current(db: impl PgExecutor<'_>) -> Result<bool, Error> {

@@ -24,7 +24,7 @@ use tokio::{
 
 pub use self::connection::{PooledConnection, Transaction};
 use super::hosts::Hosts;
-use crate::config;
+use crate::config::{self, UsableHosts};
 
 /// A caller that gets no connection within this time is answered 503.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -168,8 +168,8 @@ impl Pool {
     }
 
     /// Uses these settings for connections that are opened from now on, such as those with a new password.
-    pub fn adopt(&self, settings: &config::Database) {
-        *self.0.hosts.lock().unwrap_or_else(PoisonError::into_inner) = super::hosts(settings);
+    pub fn adopt(&self, connect: &config::ConnectOptions, echo: bool) {
+        *self.0.hosts.lock().unwrap_or_else(PoisonError::into_inner) = super::hosts(connect, echo);
     }
 
     /// Maximum number of connections.
@@ -239,26 +239,40 @@ impl Pool {
 
     /// Reports that the host accepts no writes. If another one may accept them, all connections are replaced.
     pub(super) fn note_read_only(&self) {
-        if !self.0.hosts().must_accept_writes() {
-            return;
+        if self.0.hosts().usable() == UsableHosts::Primary && self.replace_connections() {
+            tracing::warn!("the host of the database accepts no writes any more; its connections are closed");
         }
+    }
+
+    /// Reports that the host is no standby any more. All connections are replaced.
+    pub(super) fn note_promoted(&self) {
+        if self.replace_connections() {
+            tracing::warn!("the host of the replica is no standby any more; its connections are closed");
+        }
+    }
+
+    /// Uses another one of several hosts.
+    pub(super) fn use_next_host(&self) {
+        if self.0.hosts().prefer_next() {
+            self.replace_connections();
+        }
+    }
+
+    /// Closes all connections, those in use when they are released. Returns whether it should be logged.
+    fn replace_connections(&self) -> bool {
         let (idle, last) = {
             let mut state = self.0.state();
             (std::mem::take(&mut state.idle), state.replaced_at.replace(Instant::now()))
         };
-        if last.is_none_or(|at| at.elapsed() >= LOG_EVERY) {
-            tracing::warn!("the host of the database accepts no writes any more; its connections are closed");
-        }
         for Idle { live, .. } in idle {
             self.0.close_gracefully(live);
         }
+        last.is_none_or(|at| at.elapsed() >= LOG_EVERY)
     }
 
     /// Begins a transaction on a connection of its own. It is rolled back when it is dropped.
     pub async fn begin(&self) -> Result<Transaction, sqlx::Error> {
-        let mut connection = self.acquire().await?;
-        connection.begin().await?;
-        Ok(Transaction(connection))
+        self.acquire().await?.into_transaction().await
     }
 
     /// Reports that the database has not answered a request since then. Unless it has answered another one, it is

@@ -4,6 +4,8 @@
 //! A process without a heartbeat for [`DEAD_AFTER`] is dead: others take over its outbox rows and runs. This is final
 //! for its id. A process that was only suspended or cut off notices that its row is gone (or that it could not send a
 //! heartbeat for that long), drops its work and registers again under a new id.
+//!
+//! Each heartbeat has a number, so that a replica can show that it has replayed it ([`super::replica`]).
 
 use std::{
     sync::{
@@ -30,25 +32,44 @@ pub const DEAD_AFTER: Duration = Duration::from_secs(8);
 /// [`DEAD_AFTER`] for SQL statements.
 pub const DEAD_AFTER_SECS: f64 = 8.0;
 
+/// Maximum age of a heartbeat that is compared with a replica: somewhat more than an interval and a slow answer.
+const COMPARED_FOR: Duration = Duration::from_secs(4);
+
 /// Registration of this process.
 #[derive(Clone, Debug)]
 pub struct Registration {
     current: watch::Receiver<Option<Uuid>>,
+    latest: watch::Receiver<Option<Heartbeat>>,
     response_us: Arc<AtomicU64>,
+}
+
+/// Heartbeat that the primary has committed.
+#[derive(Clone, Debug)]
+pub struct Heartbeat {
+    /// Id of the process.
+    pub process: Uuid,
+    /// Its number, which this process has not used before on any server.
+    pub number: i64,
+    /// Timeline of the server that has committed it.
+    pub timeline: String,
+    sent_at: Instant,
 }
 
 impl Registration {
     /// Registers the process, and sends heartbeats until it ends. The database need not be up yet. At the end (after
     /// the soft stop and all other tasks) the row is deleted, so that others need not wait for its work.
+    /// `is_compared`: the heartbeats are compared with a replica.
     #[must_use]
-    pub fn start(pool: Pool, role: &'static str, lifecycle: &Lifecycle) -> Self {
+    pub fn start(pool: Pool, role: &'static str, is_compared: bool, lifecycle: &Lifecycle) -> Self {
         let (sender, current) = watch::channel(None);
+        let (latest_sender, latest) = watch::channel(None);
         let hard_stop = lifecycle.hard_stop().clone();
         let response_us = Arc::new(AtomicU64::new(0));
         let noted = Arc::clone(&response_us);
         // This is not among the tasks that are waited for: heartbeats must continue while those end.
         tokio::spawn(async move {
             let mut connection = None;
+            let mut number = 0;
             let mut last_beat = Instant::now();
             let mut turn = tokio::time::interval(BEAT_EVERY);
             turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -57,22 +78,26 @@ impl Registration {
                 let before = Instant::now();
                 let held = *sender.borrow();
                 let own = connection.take();
+                number += 1;
                 let beat = timeout(BEAT_TIMEOUT, async {
                     let mut own = match own {
                         Some(own) => own,
                         None => pool.connect().await?,
                     };
                     let id = match held {
-                        Some(id) => beat(&mut own, id).await?.then_some(id),
-                        None => Some(register(&mut own, role).await?),
+                        Some(id) => beat(&mut own, id, number).await?.then_some(id),
+                        None => Some(register(&mut own, role, number).await?),
                     };
-                    Ok((id, own))
+                    let timeline = if is_compared { timeline(&mut own).await } else { None };
+                    Ok((id, timeline, own))
                 });
                 let beaten = beat.await.unwrap_or_else(|_| Err(no_answer()));
                 noted.store(u64::try_from(before.elapsed().as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
                 match beaten {
-                    Ok((id, own)) => {
+                    Ok((id, timeline, own)) => {
                         connection = Some(own);
+                        let heartbeat = |(process, timeline)| Heartbeat { process, number, timeline, sent_at: before };
+                        latest_sender.send_replace(id.zip(timeline).map(heartbeat));
                         if id.is_none() {
                             tracing::warn!("this process was declared dead; its work was taken over");
                         }
@@ -80,6 +105,7 @@ impl Registration {
                         sender.send_if_modified(|current| std::mem::replace(current, id) != id);
                     }
                     Err(error) => {
+                        latest_sender.send_replace(None);
                         if error.is_read_only() {
                             pool.note_read_only();
                         }
@@ -91,13 +117,19 @@ impl Registration {
                 }
             }
         });
-        Self { current, response_us }
+        Self { current, latest, response_us }
     }
 
     /// Current id of the process; `None` while it may not own any work.
     #[must_use]
     pub fn current(&self) -> Option<Uuid> {
         *self.current.borrow()
+    }
+
+    /// Latest heartbeat, unless it failed, is old, or is not to be compared.
+    #[must_use]
+    pub(super) fn latest(&self) -> Option<Heartbeat> {
+        self.latest.borrow().clone().filter(|latest| latest.sent_at.elapsed() < COMPARED_FOR)
     }
 
     /// Time that the last heartbeat took, answered or not. The first one includes the connection.
@@ -113,15 +145,25 @@ impl Registration {
     }
 }
 
-async fn register(conn: &mut PgConnection, role: &str) -> Result<Uuid, Error> {
+async fn register(conn: &mut PgConnection, role: &str, number: i64) -> Result<Uuid, Error> {
     let id = Uuid::now_v7();
-    sqlx::query("INSERT INTO processes (id, role) VALUES ($1, $2)").bind(id).bind(role).execute(conn).await?;
+    let sql = "INSERT INTO processes (id, role, heartbeat) VALUES ($1, $2, $3)";
+    sqlx::query(sql).bind(id).bind(role).bind(number).execute(conn).await?;
     Ok(id)
 }
 
-async fn beat(conn: &mut PgConnection, id: Uuid) -> Result<bool, Error> {
-    let beaten = sqlx::query("UPDATE processes SET heartbeat_at = now() WHERE id = $1").bind(id).execute(conn).await?;
+async fn beat(conn: &mut PgConnection, id: Uuid, number: i64) -> Result<bool, Error> {
+    let sql = "UPDATE processes SET heartbeat_at = now(), heartbeat = $2 WHERE id = $1";
+    let beaten = sqlx::query(sql).bind(id).bind(number).execute(conn).await?;
     Ok(beaten.rows_affected() == 1)
+}
+
+/// Timeline of the server. It does not change while the server accepts writes. `None`: the server has none to tell, as
+/// some that are only compatible with PostgreSQL.
+async fn timeline(conn: &mut PgConnection) -> Option<String> {
+    let sql = "SELECT left(pg_walfile_name(pg_current_wal_flush_lsn()), 8)";
+    let found = sqlx::query_scalar(sql).fetch_one(conn).await;
+    found.inspect_err(|error| tracing::debug!("the timeline of the database is not known: {error}")).ok()
 }
 
 /// Deletes the row of the process: its work is free at once. The takeovers of its runs are not counted as failures.

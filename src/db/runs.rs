@@ -4,6 +4,7 @@ mod list;
 mod shown;
 mod start;
 mod steps;
+mod tasks;
 
 use serde_json::value::RawValue;
 use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, types::Json};
@@ -13,7 +14,8 @@ pub use self::{
     list::{Filter, Sort, list},
     shown::{Found, SMALL_BYTES, ShownRun, find_shown},
     start::{Definition, MessageBatch, NewRun, Quota, StartBatch, Started, start},
-    steps::{StepRow, output, step_states, steps},
+    steps::{RecordedStep, StepRow, output, recorded_steps, step_states, steps},
+    tasks::{TaskRow, small_outputs, task, tasks},
 };
 use super::Error;
 use crate::{access::OrganizationId, timestamp::Timestamp};

@@ -272,6 +272,12 @@ pub async fn callback_exists(db: impl PgExecutor<'_>, token_hash: &[u8]) -> Resu
     Ok(sqlx::query_scalar(sql).bind(token_hash).fetch_one(db).await?)
 }
 
+/// Run of the callback with that token.
+pub async fn run_of_callback(db: impl PgExecutor<'_>, token_hash: &[u8]) -> Result<Option<String>, Error> {
+    let sql = "SELECT run_id FROM step_waits WHERE token_hash = $1";
+    Ok(sqlx::query_scalar(sql).bind(token_hash).fetch_optional(db).await?)
+}
+
 /// Finds the callback by token, and locks it until the transaction ends.
 pub async fn lock_callback(conn: &mut PgConnection, token_hash: &[u8]) -> Result<Option<CallbackRow>, Error> {
     let sql = "SELECT id FROM step_waits WHERE token_hash = $1 FOR UPDATE";
@@ -350,6 +356,37 @@ pub async fn open_callbacks(
             AND (w.attempt_id IS NULL OR s.status = 'PENDING')
         ORDER BY w.created_at, w.id LIMIT $2";
     Ok(sqlx::query_as(sql).bind(run_id).bind(limit).bind(organization.as_str()).fetch_all(db).await?)
+}
+
+/// Question of a run: a callback that one of its steps waits for.
+#[derive(Clone, Debug, sqlx::FromRow)]
+#[expect(missing_docs, reason = "the columns are described in the migration")]
+pub struct Question {
+    pub step_id: String,
+    pub attempt_id: String,
+    pub token: String,
+    pub expires_at: Option<Timestamp>,
+    pub approval: Option<Json<Box<RawValue>>>,
+    /// Input of the step, unless it is large.
+    pub input_data: Option<Json<Box<RawValue>>>,
+}
+
+/// Questions of the organisation's run, oldest first, up to the limit. Inputs of more than `max_bytes` are omitted.
+pub async fn questions(
+    db: impl PgExecutor<'_>,
+    organization: &OrganizationId,
+    run_id: &str,
+    (limit, max_bytes): (i64, i32),
+) -> Result<Vec<Question>, Error> {
+    let sql = "
+        SELECT w.step_id, w.attempt_id, w.token, w.due_at AT TIME ZONE 'UTC' AS expires_at, w.approval,
+            CASE WHEN octet_length(s.input_data::text) <= $4 THEN s.input_data END AS input_data
+        FROM step_waits w JOIN workflow_runs r ON r.run_id = w.run_id AND r.status = 'RUNNING'
+            JOIN step_executions s ON s.id = w.attempt_id AND s.status = 'PENDING'
+        WHERE w.run_id = $1 AND r.organization_id = $2 AND w.token IS NOT NULL AND w.answered_at IS NULL
+            AND coalesce(w.due_at > now(), true)
+        ORDER BY w.created_at, w.id LIMIT $3";
+    Ok(sqlx::query_as(sql).bind(run_id).bind(organization.as_str()).bind(limit).bind(max_bytes).fetch_all(db).await?)
 }
 
 /// Whether a run in that status has ended.

@@ -11,7 +11,11 @@ use super::{
     Error,
     list::{self, Conditions, ListRow, Order, Page, PageRequest, Plan, Table},
 };
-use crate::{access::OrganizationId, timestamp::Timestamp, workflow::Callee};
+use crate::{
+    access::OrganizationId,
+    timestamp::Timestamp,
+    workflow::{Callee, Expose, WorkflowStatus},
+};
 
 /// Row of `workflow_definitions`.
 #[derive(Clone, Debug, sqlx::FromRow)]
@@ -25,6 +29,7 @@ pub struct WorkflowRow {
     pub input_schema: Option<Json<Box<RawValue>>>,
     pub status: String,
     pub retention_days: Option<i32>,
+    pub expose: Option<Json<Expose>>,
     pub created_by: Option<String>,
     pub updated_by: Option<String>,
     pub created_at: Timestamp,
@@ -33,6 +38,12 @@ pub struct WorkflowRow {
 }
 
 impl WorkflowRow {
+    /// Exposure of the workflow by other protocols.
+    #[must_use]
+    pub fn expose(&self) -> Option<&Expose> {
+        self.expose.as_ref().map(|expose| &expose.0)
+    }
+
     /// Revision of the row, which differs after every change.
     #[must_use]
     pub fn revision(&self) -> String {
@@ -41,7 +52,7 @@ impl WorkflowRow {
 }
 
 const COLUMNS: &str =
-    "id, name, description, version, workflow_data, input_schema, status, retention_days, created_by, updated_by,
+    "id, name, description, version, workflow_data, input_schema, status, retention_days, expose, created_by, updated_by,
     created_at, updated_at, organization_id";
 
 fn select(rest: &str) -> String {
@@ -162,7 +173,7 @@ pub async fn has_plan(db: impl PgExecutor<'_>, id: Uuid, plan: &RawValue) -> Res
 }
 
 /// Definition as the run writer needs it, with the stamp that later proves it unchanged.
-#[derive(Debug, sqlx::FromRow)]
+#[derive(Clone, Debug, sqlx::FromRow)]
 pub struct PinnedDefinition {
     /// Id of the row.
     pub id: Uuid,
@@ -178,6 +189,22 @@ pub struct PinnedDefinition {
     pub status: String,
     /// Transaction that wrote the row (`xmin`). It differs after any change, by whatever program.
     pub stamp: String,
+}
+
+impl PinnedDefinition {
+    /// An active definition without content, for a simulated run that is answered instead of being executed.
+    #[must_use]
+    pub fn without_plan(name: String) -> Self {
+        Self {
+            id: Uuid::nil(),
+            name,
+            version: 0,
+            workflow_data: Json(RawValue::NULL.to_owned()),
+            input_schema: None,
+            status: WorkflowStatus::Active.as_str().to_owned(),
+            stamp: String::new(),
+        }
+    }
 }
 
 /// Finds the organisation's definition for the cache of the run writer.
@@ -295,8 +322,8 @@ pub async fn next_version(conn: &mut PgConnection, organization: &OrganizationId
 pub async fn insert(conn: &mut PgConnection, row: &WorkflowRow) -> Result<(), Error> {
     sqlx::query(
         "INSERT INTO workflow_definitions (id, name, description, version, workflow_data, status, created_by,
-             updated_by, created_at, updated_at, input_schema, organization_id, retention_days)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+             updated_by, created_at, updated_at, input_schema, organization_id, retention_days, expose)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
     )
     .bind(row.id)
     .bind(&row.name)
@@ -311,6 +338,7 @@ pub async fn insert(conn: &mut PgConnection, row: &WorkflowRow) -> Result<(), Er
     .bind(&row.input_schema)
     .bind(&row.organization_id)
     .bind(row.retention_days)
+    .bind(&row.expose)
     .execute(conn)
     .await?;
     Ok(())
@@ -320,7 +348,7 @@ pub async fn insert(conn: &mut PgConnection, row: &WorkflowRow) -> Result<(), Er
 pub async fn update(conn: &mut PgConnection, row: &WorkflowRow) -> Result<(), Error> {
     sqlx::query(
         "UPDATE workflow_definitions SET description = $2, version = $3, workflow_data = $4, status = $5,
-             updated_by = $6, updated_at = $7, input_schema = $8, retention_days = $9
+             updated_by = $6, updated_at = $7, input_schema = $8, retention_days = $9, expose = $10
          WHERE id = $1",
     )
     .bind(row.id)
@@ -332,6 +360,7 @@ pub async fn update(conn: &mut PgConnection, row: &WorkflowRow) -> Result<(), Er
     .bind(row.updated_at)
     .bind(&row.input_schema)
     .bind(row.retention_days)
+    .bind(&row.expose)
     .execute(conn)
     .await?;
     Ok(())

@@ -6,7 +6,10 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::Skill;
-use crate::timestamp::Timestamp;
+use crate::{
+    a2a::{Operation, Version},
+    timestamp::Timestamp,
+};
 
 /// Error answer.
 #[derive(Debug, PartialEq, Eq)]
@@ -45,10 +48,11 @@ impl RpcError {
 #[derive(Debug)]
 pub(super) enum Request {
     Send(Call),
-    /// `tasks/get` or `tasks/cancel`.
+    /// A query of a task, or its cancellation.
     Task {
         /// Id that is repeated in the answer.
         id: Value,
+        version: Version,
         is_cancel: bool,
         task: String,
     },
@@ -59,11 +63,14 @@ pub(super) fn result(id: &Value, result: &Value) -> Value {
     json!({"jsonrpc": "2.0", "id": id, "result": result})
 }
 
-/// Parameters of `message/send`.
+/// A message.
 #[derive(Debug)]
 pub(super) struct Call {
     /// Id that is repeated in the answer.
     pub(super) id: Value,
+    pub(super) version: Version,
+    /// Whether the events of the task are streamed.
+    pub(super) is_streamed: bool,
     /// The caller's id of the message; the id of the call if there is none.
     pub(super) message_id: String,
     context_id: String,
@@ -94,17 +101,16 @@ impl Request {
         };
         let Some(id) = id else { return Ok(None) };
         let param = |name: &str| members.get("params").and_then(|params| params.get(name));
-        let is_cancel = match method {
-            "message/send" => None,
-            "tasks/get" => Some(false),
-            "tasks/cancel" => Some(true),
-            _ => return refuse(RpcError::METHOD_NOT_FOUND.with("message/send, tasks/get and tasks/cancel are known")),
+        let Some((version, operation)) = named(method) else {
+            let known = "the methods of A2A 0.3 and 1.0 that send messages, and that get and cancel tasks, are known";
+            return refuse(RpcError::METHOD_NOT_FOUND.with(known));
         };
-        if let Some(is_cancel) = is_cancel {
+        if matches!(operation, Operation::Get | Operation::Cancel) {
             let Some(task) = param("id").and_then(Value::as_str) else {
                 return refuse(RpcError::INVALID_PARAMS.with("params.id must be a string"));
             };
-            return Ok(Some(Self::Task { id: id.clone(), is_cancel, task: task.to_owned() }));
+            let is_cancel = operation == Operation::Cancel;
+            return Ok(Some(Self::Task { id: id.clone(), version, is_cancel, task: task.to_owned() }));
         }
         let Some(message) = param("message").filter(|it| it.is_object()) else {
             return refuse(RpcError::INVALID_PARAMS.with("params.message must be an object"));
@@ -116,12 +122,21 @@ impl Request {
         let own = |name: &str| message.get(name).and_then(Value::as_str).map(str::to_owned);
         Ok(Some(Self::Send(Call {
             id: id.clone(),
+            version,
+            is_streamed: operation == Operation::Stream,
             message_id: own("messageId").unwrap_or_else(|| id.to_string()),
             context_id: own("contextId").unwrap_or_else(|| Uuid::now_v7().to_string()),
             message: message.clone(),
             text,
         })))
     }
+}
+
+/// Version and operation of a method.
+fn named(method: &str) -> Option<(Version, Operation)> {
+    let operations = [Operation::Send, Operation::Stream, Operation::Get, Operation::Cancel];
+    let methods = [Version::V03, Version::V1].into_iter().flat_map(|version| operations.map(|it| (version, it)));
+    methods.into_iter().find(|(version, operation)| version.method(*operation) == method)
 }
 
 impl Call {
@@ -164,9 +179,9 @@ fn text_of(message: &Value) -> Result<String, &'static str> {
     let mut texts = Vec::with_capacity(parts.len());
     for part in parts {
         match (part.get("kind").and_then(Value::as_str), part.get("text"), part.get("data")) {
-            (Some("text"), Some(Value::String(text)), _) => texts.push(text.clone()),
-            (Some("data"), _, Some(data)) => texts.push(data.to_string()),
-            _ => return Err("every part must be of kind text with a text, or of kind data with data"),
+            (Some("text") | None, Some(Value::String(text)), _) => texts.push(text.clone()),
+            (Some("data") | None, _, Some(data)) => texts.push(data.to_string()),
+            _ => return Err("every part must have a text or data"),
         }
     }
     Ok(texts.join("\n"))

@@ -38,6 +38,44 @@ async fn every_skill_answers_with_a_completed_task() {
 }
 
 #[tokio::test]
+async fn a_message_of_1_0_gets_an_answer_of_1_0() {
+    let body = json!({"jsonrpc": "2.0", "id": 1, "method": "SendMessage", "params": {"message": {
+        "role": "ROLE_USER", "messageId": "m", "parts": [{"text": "ab"}, {"data": {"kind": "x"}}]}}});
+    let (_, _, answer) = send("/upper", body.to_string()).await;
+    let task = &answer["result"]["task"];
+    assert_eq!(task["status"]["state"], "TASK_STATE_COMPLETED", "{answer}");
+    assert_eq!(task["artifacts"][0]["parts"][0], json!({"text": "AB\n{\"KIND\":\"X\"}"}));
+    assert_eq!((&task["history"][0]["role"], &task["history"][1]["role"]), (&json!("ROLE_USER"), &json!("ROLE_AGENT")));
+    assert!(task.get("kind").is_none() && task.get("data").is_none(), "{task}");
+}
+
+#[tokio::test]
+async fn a_streamed_task_arrives_in_pieces_of_either_version() {
+    for (method, artifact, status, state) in [
+        ("message/stream", "", "", "completed"),
+        ("SendStreamingMessage", "/artifactUpdate", "/statusUpdate", "TASK_STATE_COMPLETED"),
+    ] {
+        let body = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": {"message": {
+            "messageId": "m", "parts": [{"text": "ab cd"}]}}});
+        let request = http::Request::post("/upper").body(Body::from(body.to_string())).unwrap();
+        let response = agent().oneshot(request).await.unwrap();
+        let text = axum::body::to_bytes(response.into_body(), 1 << 16).await.unwrap();
+        let text = String::from_utf8(text.to_vec()).unwrap();
+        let events: Vec<Value> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("data: "))
+            .map(|data| serde_json::from_str::<Value>(data).unwrap()["result"].clone())
+            .collect();
+        assert_eq!(events.len(), 5, "{text}");
+        let piece = |index: usize| events[index].pointer(&format!("{artifact}/artifact/parts/0/text")).cloned();
+        assert_eq!((piece(1), piece(2)), (Some(json!("AB ")), Some(json!("CD"))), "{text}");
+        let append = |index: usize| events[index].pointer(&format!("{artifact}/append")).cloned();
+        assert_eq!((append(1), append(2)), (Some(json!(false)), Some(json!(true))));
+        assert_eq!(events[4].pointer(&format!("{status}/status/state")), Some(&json!(state)), "{text}");
+    }
+}
+
+#[tokio::test]
 async fn json_rpc_errors_carry_the_code_of_their_cause() {
     let call = |id: Value, method: &str, params: Value| {
         json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params}).to_string()
@@ -49,7 +87,7 @@ async fn json_rpc_errors_carry_the_code_of_their_cause() {
         (json!({"jsonrpc": "1.0", "id": 7, "method": "message/send"}).to_string(), -32600, json!(7)),
         (json!({"jsonrpc": "2.0", "id": 7}).to_string(), -32600, json!(7)),
         (call(json!({}), "message/send", json!({})), -32600, Value::Null),
-        (call(json!(7), "message/stream", json!({})), -32601, json!(7)),
+        (call(json!(7), "tasks/list", json!({})), -32601, json!(7)),
         (call(json!(7), "tasks/get", json!({})), -32602, json!(7)),
         (call(json!(7), "tasks/cancel", json!({"id": "unknown"})), -32001, json!(7)),
         (call(json!("x"), "message/send", json!({})), -32602, json!("x")),

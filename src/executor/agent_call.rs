@@ -1,14 +1,15 @@
 //! Agent call: one call in the agent's protocol, under a deadline that covers all of it.
 //!
-//! A call is one HTTP request with the input, which is never repeated here. For an A2A task that is not done yet,
-//! further requests only query it. Agents can de-duplicate by the attempt in `Idempotency-Key`; A2A agents also by the
+//! A call is one HTTP request with the input. It is repeated only to an A2A agent that does not know the method or the
+//! version, which has done nothing then. For an A2A task that is not done yet, further requests only query it. Agents can de-duplicate by the attempt in `Idempotency-Key`; A2A agents also by the
 //! message's id.
 
 mod a2a;
 mod chat;
+mod chat_stream;
+mod event_reader;
 mod in_flight;
 mod plain;
-mod rpc;
 
 use std::{
     sync::{
@@ -27,15 +28,18 @@ use uuid::Uuid;
 
 use super::{
     Executor,
+    agent_cards::HttpRequest,
     agents::{Agent, Protocol},
+    deltas::{DeltaWriter, Streamed},
     memory::{COUNTED_BYTES, OUT_OF_MEMORY, Share, counted},
     retry::{self, RetryDecision},
     run_trace::RunTrace,
 };
 use crate::{
+    a2a::VERSION_HEADER,
     access::OrganizationId,
     agent::Credentials,
-    egress::{self, Body, BodyError, Egress, NotAllowed},
+    egress::{self, Body, BodyError, Egress, NotAllowed, RequestError},
     input::shorten_to,
     permits::Permit,
     telemetry::spans::{self, Kind, Span},
@@ -48,6 +52,8 @@ const MAX_ANSWER_BYTES: usize = 10 << 20;
 const MAX_ERROR_BYTES: usize = 64 << 10;
 /// Bytes of an answer from which on parsing it is offloaded.
 const LARGE_ANSWER_BYTES: usize = 64 << 10;
+/// Header by which agents recognise a repeat of the attempt.
+const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
 /// Maximum characters of an error message. The agent's text may be longer.
 const MAX_MESSAGE_CHARS: usize = 500;
 
@@ -155,6 +161,8 @@ pub(super) struct Request<'a> {
     pub(super) trace: &'a RunTrace,
     /// Span of the step.
     pub(super) span: &'a Span,
+    /// Id of the step, and of the row of the attempt, for pieces of the output.
+    pub(super) row: (&'a str, &'a str),
     pub(super) input: &'a RawValue,
     /// Memory for the answer.
     pub(super) memory: &'a Share,
@@ -173,7 +181,7 @@ pub(super) async fn call(request: Request<'_>) -> CallOutcome {
     let agent = wire.request.agent;
     let exchange = async {
         match &agent.protocol {
-            Protocol::A2a => a2a::call(&wire).await,
+            Protocol::A2a(config) => a2a::call(&wire, config).await,
             Protocol::Http => plain::call(&wire).await,
             Protocol::OpenAi(config) => chat::call(&wire, config).await,
         }
@@ -186,7 +194,10 @@ pub(super) async fn call(request: Request<'_>) -> CallOutcome {
         Err(Failure::new(CallErrorKind::Timeout, RetryDecision::Later, text))
     });
     let result = result.map_err(|failure| {
-        let masked = agent.secrets.mask(failure.message);
+        let mut masked = agent.secrets.mask(failure.message);
+        if let Ok(credentials) = &agent.credentials {
+            masked = wire.request.executor.egress.mask(credentials, masked);
+        }
         Failure { message: shorten_to(&masked, MAX_MESSAGE_CHARS).into_owned(), ..failure }
     });
     let http_status = Some(wire.http_status.into_inner()).filter(|status| *status > 0);
@@ -207,44 +218,80 @@ struct Wire<'a> {
 }
 
 impl Wire<'_> {
-    /// Posts the attempt's input, once, and reads the answer. `explain` finds the agent's error text in an answer with
-    /// an error status.
+    /// Posts the attempt's input as JSON, once, and reads the answer. `explain` finds the agent's error text in an answer
+    /// with an error status.
     async fn post(
         &self,
         url: Url,
         body: String,
         explain: impl Fn(&RawValue) -> Option<AgentError>,
     ) -> Result<Body, Failure> {
-        let key = header_text(self.request.attempt_id);
-        let span = self.begin_span(&url);
-        let http = self.prepare(url, body, &span)?.header("Idempotency-Key", key);
+        self.send_input(json_post(url, body), explain).await
+    }
+
+    /// Sends the attempt's input, and reads the answer.
+    async fn send_input(
+        &self,
+        request: HttpRequest,
+        explain: impl Fn(&RawValue) -> Option<AgentError>,
+    ) -> Result<Body, Failure> {
+        let span = self.begin_span(&request);
+        let http = self.prepare(request, &span).await?.header(IDEMPOTENCY_KEY, self.key());
         self.exchange(http, explain, span).await
     }
 
-    /// The same for a query, which may be repeated.
+    /// Sends the attempt's input, and returns the answer, whose body is not read yet, with its span.
+    async fn open_stream(
+        &self,
+        request: HttpRequest,
+        explain: impl Fn(&RawValue) -> Option<AgentError>,
+    ) -> Result<(Response, Span), Failure> {
+        let mut span = self.begin_span(&request);
+        let http = self.prepare(request, &span).await?.header(IDEMPOTENCY_KEY, self.key());
+        let response = self.begin(http, explain, &mut span).await;
+        let response = response.inspect_err(|failure| span.fail(failure.fault.as_str()))?;
+        Ok((response, span))
+    }
+
+    /// Sends a query, which may be repeated, and reads the answer.
     async fn ask(
         &self,
-        url: Url,
-        body: String,
+        request: HttpRequest,
         explain: impl Fn(&RawValue) -> Option<AgentError>,
     ) -> Result<Body, Failure> {
-        let span = self.begin_span(&url);
-        self.exchange(self.prepare(url, body, &span)?, explain, span).await
+        let span = self.begin_span(&request);
+        self.exchange(self.prepare(request, &span).await?, explain, span).await
+    }
+
+    fn key(&self) -> String {
+        header_text(self.request.attempt_id)
+    }
+
+    /// Writer of the pieces of a streamed output.
+    fn deltas(&self) -> DeltaWriter {
+        let Request { executor, run_id, lease_token, row: (step_id, attempt_id), .. } = self.request;
+        executor.deltas.of(Streamed {
+            run_id: run_id.to_owned(),
+            lease_token,
+            attempt_id: attempt_id.to_owned(),
+            step_id: step_id.to_owned(),
+        })
     }
 
     /// Begins the span of a request. It has no path and no query, since they may contain secrets.
-    fn begin_span(&self, url: &Url) -> Span {
-        let mut span = spans::child(self.request.span.context(), Kind::Client, || "POST".to_owned());
-        span.set("http.request.method", "POST");
-        span.set("server.address", url.host_str().unwrap_or_default());
-        span.set_number("server.port", url.port_or_known_default().unwrap_or_default());
+    fn begin_span(&self, request: &HttpRequest) -> Span {
+        let method = request.method.as_str();
+        let mut span = spans::child(self.request.span.context(), Kind::Client, || method.to_owned());
+        span.set("http.request.method", method);
+        span.set("server.address", request.url.host_str().unwrap_or_default());
+        span.set_number("server.port", request.url.port_or_known_default().unwrap_or_default());
         span.set("workflow_api.agent.name", &self.request.agent.name);
         span
     }
 
-    fn prepare(&self, url: Url, body: String, span: &Span) -> Result<RequestBuilder, Failure> {
+    async fn prepare(&self, request: HttpRequest, span: &Span) -> Result<RequestBuilder, Failure> {
         let Request { executor, agent, correlation_id, trace, .. } = &self.request;
-        prepare(&executor.egress, agent, url, body, (correlation_id, trace.outgoing(span)))
+        prepare(&executor.egress, agent, request, (correlation_id, trace.outgoing(span))).await
     }
 
     /// Sends the request, and reads the answer.
@@ -267,16 +314,48 @@ impl Wire<'_> {
         explain: impl Fn(&RawValue) -> Option<AgentError>,
         span: &mut Span,
     ) -> Result<Body, Failure> {
+        let response = self.begin(http, explain, span).await?;
+        self.read_answer(response).await
+    }
+
+    /// Sends the request. An answer with an error status is a failure.
+    async fn begin(
+        &self,
+        http: RequestBuilder,
+        explain: impl Fn(&RawValue) -> Option<AgentError>,
+        span: &mut Span,
+    ) -> Result<Response, Failure> {
         let response = http.send().await.map_err(|error| transport(&error))?;
-        self.http_status.store(response.status().as_u16(), Ordering::Relaxed);
-        span.set_number("http.response.status_code", response.status().as_u16());
-        if response.status().is_success() {
-            let mut permit = self.memory.lock().await;
-            let (small, waits) = (COUNTED_BYTES, &self.waits_for_memory);
-            let memory = egress::Memory { permit: &mut permit, small, patience: self.request.memory.patience(), waits };
-            return read_body(response, MAX_ANSWER_BYTES, Some(memory)).await;
+        let status = response.status();
+        self.http_status.store(status.as_u16(), Ordering::Relaxed);
+        span.set_number("http.response.status_code", status.as_u16());
+        if status.is_success() {
+            return Ok(response);
         }
-        Err(refusal(response, explain, self.request.executor.clock.now()).await)
+        let mut failure = refusal(response, explain, self.request.executor.clock.now()).await;
+        if let (StatusCode::UNAUTHORIZED, Ok(Credentials::Client(client))) = (status, &self.request.agent.credentials) {
+            // The next attempt gets a new token.
+            self.request.executor.egress.refused(client);
+            failure.again = RetryDecision::Later;
+        }
+        Err(failure)
+    }
+
+    /// Reads a successful answer.
+    async fn read_answer(&self, response: Response) -> Result<Body, Failure> {
+        let mut permit = self.memory.lock().await;
+        let (small, waits) = (COUNTED_BYTES, &self.waits_for_memory);
+        let memory = egress::Memory { permit: &mut permit, small, patience: self.request.memory.patience(), waits };
+        read_body(response, MAX_ANSWER_BYTES, Some(memory)).await
+    }
+
+    /// Reserves memory for a streamed answer, whose size is not known.
+    async fn reserve_answer(&self) -> Result<(), Failure> {
+        let mut permit = self.memory.lock().await;
+        self.waits_for_memory.store(true, Ordering::Relaxed);
+        let grown = permit.grow_patiently(MAX_ANSWER_BYTES as u64, self.request.memory.patience()).await;
+        self.waits_for_memory.store(false, Ordering::Relaxed);
+        grown.map_err(|_| no_memory())
     }
 
     /// Parses an answer. Large answers take long, so their parsing is offloaded.
@@ -297,35 +376,46 @@ fn url_of(agent: &Agent) -> Result<Url, Failure> {
         .ok_or_else(|| Failure::new(CallErrorKind::Unusable, RetryDecision::Never, "its URL cannot be called"))
 }
 
-/// A POST with the headers common to all requests to the agent.
-fn prepare(
+/// A POST of JSON.
+fn json_post(url: Url, body: String) -> HttpRequest {
+    let media_type = "application/json";
+    HttpRequest { method: Method::POST, url, body: Some(body), media_type, accept: media_type, version: None }
+}
+
+/// A request with the headers common to all requests to the agent.
+async fn prepare(
     egress: &Egress,
     agent: &Agent,
-    url: Url,
-    body: String,
+    request: HttpRequest,
     (correlation_id, traceparent): (&str, Option<String>),
 ) -> Result<RequestBuilder, Failure> {
-    let http = egress.request(Method::POST, url).map_err(not_allowed)?;
+    let unusable = |text: String| Failure::new(CallErrorKind::Unusable, RetryDecision::Never, text);
+    let credentials = agent.credentials.as_ref().map_err(|sealed| unusable(format!("its auth_config is {sealed}")))?;
+    let prepared = egress.request_as(request.method, request.url, credentials).await;
+    let http = prepared.map_err(|error| match error {
+        RequestError::NotAllowed(error) => not_allowed(error),
+        RequestError::Unusable => unusable(error.to_string()),
+        RequestError::NoToken(none) if none.may_pass => {
+            Failure::new(CallErrorKind::Network, RetryDecision::Later, none.to_string())
+        }
+        RequestError::NoToken(none) => unusable(none.to_string()),
+    })?;
     let http = http
-        .header(header::CONTENT_TYPE, "application/json")
-        .header(header::ACCEPT, "application/json")
-        .header("X-Correlation-ID", correlation_id)
-        .body(body);
-    let http = match traceparent {
-        Some(traceparent) => http.header(TRACEPARENT, traceparent),
+        .header(header::CONTENT_TYPE, request.media_type)
+        .header(header::ACCEPT, request.accept)
+        .header("X-Correlation-ID", correlation_id);
+    let http = match request.version {
+        Some(version) => http.header(VERSION_HEADER, version),
         None => http,
     };
-    match &agent.credentials {
-        Ok(Credentials::None) => Ok(http),
-        Ok(Credentials::Header(name, value)) => Ok(http.header(name, value)),
-        Err(sealed) => {
-            Err(Failure::new(CallErrorKind::Unusable, RetryDecision::Never, format!("its auth_config is {sealed}")))
-        }
-        Ok(Credentials::Unusable) => {
-            let text = "its auth_config lacks a value, or has one that cannot be sent in a header";
-            Err(Failure::new(CallErrorKind::Unusable, RetryDecision::Never, text))
-        }
-    }
+    let http = match request.body {
+        Some(body) => http.body(body),
+        None => http,
+    };
+    Ok(match traceparent {
+        Some(traceparent) => http.header(TRACEPARENT, traceparent),
+        None => http,
+    })
 }
 
 /// An id as a header value: all but plain characters are percent-encoded.

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::{
     access::OrganizationId,
-    agent::{AgentKind, AgentStatus, ChatConfig, Credentials, RetryConfig, Secrets},
+    agent::{A2aConfig, AgentKind, AgentStatus, ChatConfig, Credentials, RetryConfig, Secrets},
     breaker::Rules,
     cache::Cache,
     clock::Clock,
@@ -33,7 +33,7 @@ const MAX_NAMES: usize = 10_000;
 
 /// Protocol of an agent.
 pub(super) enum Protocol {
-    A2a,
+    A2a(A2aConfig),
     Http,
     OpenAi(ChatConfig),
 }
@@ -176,7 +176,7 @@ impl Agents {
 impl Protocol {
     fn read(kind: &str, config: Option<&RawValue>) -> Option<Self> {
         match AgentKind::parse(kind)? {
-            AgentKind::A2a => Some(Self::A2a),
+            AgentKind::A2a => A2aConfig::from_stored(config).map(Self::A2a),
             AgentKind::Http => Some(Self::Http),
             AgentKind::OpenAi => ChatConfig::read(&Node::new("config", config?)).ok().map(Self::OpenAi),
         }

@@ -1,16 +1,17 @@
-//! Answer of an A2A agent: the output of the step, or the reason why it failed. Pure.
-//!
-//! Answers have the form of A2A 0.2 or 0.3. Some servers answer a request of 0.3 in the form of 1.0, which is read too:
-//! the result is wrapped, states and roles are `TASK_STATE_COMPLETED` and `ROLE_AGENT`, and parts have no `kind`.
+//! Answer of an A2A agent: the output of the step, or the reason why it failed. Pure. [`judge`] is where the state of a
+//! task is judged.
 //!
 //! The agent's texts are returned in full: they are masked before they are shortened.
 
 use serde_json::value::RawValue;
 
-use crate::input::{elements, member, members, object_of, text, to_raw};
-
-/// Metadata members that mark a part as a thought; the first is of Google's Agent Development Kit.
-const THOUGHT_MARKS: [&str; 2] = ["adk_thought", "thought"];
+use crate::{
+    a2a::{
+        Message, Part, Reply, RpcError, StatusMessage, Task, TaskState,
+        reply::{self, NotRpc},
+    },
+    input::{member, members, object_of, to_raw},
+};
 
 /// Reason why an answer is not an output.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -19,16 +20,17 @@ pub(super) enum AnswerError {
     #[error("the answer is not a JSON-RPC 2.0 response: {0}")]
     Invalid(String),
     /// The agent refused or failed.
-    #[error("JSON-RPC Error {code}: {message}")]
-    Rpc {
-        /// Code as given.
-        code: String,
-        /// Message as given.
-        message: String,
-    },
+    #[error(transparent)]
+    Rpc(#[from] RpcError),
     /// The task is in another state than completed.
     #[error("Task state: {0}")]
     State(String),
+}
+
+impl From<NotRpc> for AnswerError {
+    fn from(NotRpc(why): NotRpc) -> Self {
+        Self::Invalid(why.to_owned())
+    }
 }
 
 /// Content of a response.
@@ -43,131 +45,102 @@ pub(super) enum Answer {
     },
 }
 
-/// Reads a response to `message/send` or `tasks/get`.
+/// Reads a JSON-RPC response to a message, or to the question for a task.
 pub(super) fn read(response: &RawValue) -> Result<Answer, AnswerError> {
-    let invalid = |text: &str| AnswerError::Invalid(text.to_owned());
-    if members(response).is_none() {
-        return Err(invalid("it is not an object"));
-    }
-    match member(response, "jsonrpc").and_then(text).as_deref() {
-        Some("2.0") => {}
-        Some(_) => return Err(invalid("another version than 2.0")),
-        None => return Err(invalid("member jsonrpc is missing")),
-    }
-    if let Some(error) = rpc_error(response) {
-        return Err(error);
-    }
-    let result = unwrapped(member(response, "result").ok_or_else(|| invalid("neither result nor error"))?);
-    let status = member(result, "status");
-    let state = status.and_then(|status| member(status, "state")).and_then(text);
-    match state.as_deref().map(state_of).as_deref() {
-        Some("completed") => Ok(Answer::Output(extract(result, status))),
-        Some(state) => {
-            let task = member(result, "id").and_then(text).filter(|task| !task.is_empty());
-            match task {
-                Some(task) if matches!(state, "submitted" | "working") => Ok(Answer::UnderWay { task }),
-                _ => Err(AnswerError::State(described(state, status))),
-            }
-        }
+    judge(Reply::read(reply::rpc_result(response)??))
+}
+
+/// What a reply means for the step.
+pub(super) fn judge(reply: Reply<'_>) -> Result<Answer, AnswerError> {
+    let task = match reply {
         // An agent that is done at once may answer with a message instead of a task.
-        None if is_message(result) => Ok(Answer::Output(extract_message(result))),
-        None => Err(AnswerError::State("unknown".to_owned())),
+        Reply::Message(message) => return Ok(Answer::Output(extract_message(message))),
+        Reply::Task(task) => task,
+    };
+    let Some(state) = task.state() else { return Err(AnswerError::State("unknown".to_owned())) };
+    match state {
+        TaskState::Completed => Ok(Answer::Output(extract(task))),
+        TaskState::Submitted | TaskState::Working | TaskState::Unknown(_) => match task.id() {
+            Some(task) => Ok(Answer::UnderWay { task }),
+            // A task without an id cannot be queried.
+            None => Err(AnswerError::State(described(&state, &task.status_message()))),
+        },
+        TaskState::Failed
+        | TaskState::Canceled
+        | TaskState::Rejected
+        | TaskState::InputRequired
+        | TaskState::AuthRequired => Err(AnswerError::State(described(&state, &task.status_message()))),
     }
-}
-
-/// The task or the message. A2A 1.0 wraps it into an object with one member.
-fn unwrapped(result: &RawValue) -> &RawValue {
-    if member(result, "status").is_some() || member(result, "kind").is_some() {
-        return result;
-    }
-    let inside = |name| member(result, name).filter(|inner| members(inner).is_some());
-    inside("task").or_else(|| inside("message")).unwrap_or(result)
-}
-
-/// State, spelled as in A2A 0.3.
-fn state_of(state: &str) -> String {
-    match state.strip_prefix("TASK_STATE_") {
-        None => state.to_owned(),
-        Some("CANCELLED") => "canceled".to_owned(),
-        Some(state) => state.to_lowercase().replace('_', "-"),
-    }
-}
-
-fn is_message(result: &RawValue) -> bool {
-    match member(result, "kind").and_then(text) {
-        Some(kind) => kind == "message",
-        None => member(result, "parts").is_some() && is_of_agent(result),
-    }
-}
-
-fn is_of_agent(message: &RawValue) -> bool {
-    member(message, "role").and_then(text).is_some_and(|role| matches!(role.as_str(), "agent" | "ROLE_AGENT"))
-}
-
-/// The error of a JSON-RPC response, if it has one. An `error: null` beside a result is no error.
-pub(super) fn rpc_error(response: &RawValue) -> Option<AnswerError> {
-    let error = member(response, "error").filter(|error| error.get() != "null")?;
-    let code = member(error, "code").map_or("without code", RawValue::get);
-    let message = member(error, "message").and_then(text);
-    Some(AnswerError::Rpc { code: code.to_owned(), message: message.unwrap_or_else(|| "no message".to_owned()) })
 }
 
 /// Description of a state, with the agent's text about it.
-fn described(state: &str, status: Option<&RawValue>) -> String {
+fn described(state: &TaskState, status: &StatusMessage<'_>) -> String {
     let why = match state {
-        "input-required" => " (the agent asks for more input, which a step cannot give)",
-        "auth-required" => " (the agent asks for other credentials than its own)",
+        TaskState::InputRequired => " (the agent asks for more input, which a step cannot give)",
+        TaskState::AuthRequired => " (the agent asks for other credentials than its own)",
         _ => "",
     };
-    let words = status_text(status).map_or_else(String::new, |words| format!(": {words}"));
-    format!("{state}{why}{words}")
-}
-
-/// The agent's text in the status of a task.
-fn status_text(status: Option<&RawValue>) -> Option<String> {
-    message_text(member(status?, "message")?)
-}
-
-/// Text of a message, if it has any.
-fn message_text(message: &RawValue) -> Option<String> {
-    let texts = texts_of(message);
-    (!texts.is_empty()).then(|| texts.join("\n"))
+    let words = status.text.as_ref().map_or_else(String::new, |words| format!(": {words}"));
+    format!("{}{why}{words}", state.as_str())
 }
 
 /// All members of the message, and those that the output of a task has.
-fn extract_message(message: &RawValue) -> Box<RawValue> {
-    let text = message_text(message).map(|text| to_raw(&text));
+fn extract_message(message: Message<'_>) -> Box<RawValue> {
+    let text = message.text().map(|text| to_raw(&text));
+    let raw = message.raw();
     let derived = [
         ("text", text.clone()),
-        ("response", text.filter(|_| member(message, "response").is_none())),
-        ("context_id", Some(member(message, "contextId").unwrap_or(RawValue::NULL).to_owned())),
-        ("task_id", Some(member(message, "taskId").unwrap_or(RawValue::NULL).to_owned())),
+        ("data", absent(raw, "data").then(|| message.data().first().map(|data| (*data).to_owned())).flatten()),
+        ("response", text.filter(|_| absent(raw, "response"))),
+        ("context_id", Some(member(raw, "contextId").unwrap_or(RawValue::NULL).to_owned())),
+        ("task_id", Some(member(raw, "taskId").unwrap_or(RawValue::NULL).to_owned())),
     ];
-    with_derived(message, derived)
+    with_derived(raw, derived)
 }
 
-/// All members of the task, and the members under which references find the text and the ids.
-fn extract(task: &RawValue, status: Option<&RawValue>) -> Box<RawValue> {
-    let artifacts = member(task, "artifacts").and_then(elements).unwrap_or_default();
-    // The parts of an artifact are the pieces in which it was sent.
-    let texts: Vec<String> =
-        artifacts.into_iter().map(texts_of).filter(|texts| !texts.is_empty()).map(|texts| texts.concat()).collect();
-    let last_in_history = || {
-        let history = member(task, "history").and_then(elements).unwrap_or_default();
-        history.into_iter().rev().filter(|item| is_of_agent(item)).find_map(message_text)
-    };
+/// All members of the task, and the members under which references find the text, the data, the files and the ids.
+fn extract(task: Task<'_>) -> Box<RawValue> {
+    let raw = task.raw();
+    let (mut texts, mut data, mut files) = (Vec::new(), None, Vec::new());
+    for artifact in task.artifacts() {
+        // The text parts of an artifact are the pieces in which it was sent.
+        let (mut pieces, mut has_text) = (String::new(), false);
+        for part in reply::parts(artifact) {
+            match part {
+                Part::Text(piece) => {
+                    pieces += &piece;
+                    has_text = true;
+                }
+                Part::Data(value) => data = data.or(Some(value)),
+                Part::File(file) => files.push(object_of([
+                    ("name", &*to_raw(&file.name)),
+                    ("media_type", &*to_raw(&file.media_type)),
+                    ("url", &*to_raw(&file.url)),
+                ])),
+            }
+        }
+        if has_text {
+            texts.push(pieces);
+        }
+    }
     // The message in the status came last, and is not in the history yet.
-    let response = status_text(status).or_else(last_in_history).filter(|_| member(task, "response").is_none());
+    let response = task.status_message().text.or_else(|| task.last_text_in_history());
     let derived = [
         ("text", (!texts.is_empty()).then(|| to_raw(&texts.join("\n")))),
-        ("response", response.map(|text| to_raw(&text))),
-        ("context_id", Some(member(task, "contextId").unwrap_or(RawValue::NULL).to_owned())),
-        ("task_id", Some(member(task, "id").unwrap_or(RawValue::NULL).to_owned())),
+        ("data", data.filter(|_| absent(raw, "data")).map(ToOwned::to_owned)),
+        ("files", (!files.is_empty() && absent(raw, "files")).then(|| to_raw(&files))),
+        ("response", response.filter(|_| absent(raw, "response")).map(|text| to_raw(&text))),
+        ("context_id", Some(member(raw, "contextId").unwrap_or(RawValue::NULL).to_owned())),
+        ("task_id", Some(member(raw, "id").unwrap_or(RawValue::NULL).to_owned())),
     ];
-    with_derived(task, derived)
+    with_derived(raw, derived)
 }
 
-fn with_derived(result: &RawValue, derived: [(&str, Option<Box<RawValue>>); 4]) -> Box<RawValue> {
+fn absent(holder: &RawValue, name: &str) -> bool {
+    member(holder, name).is_none()
+}
+
+fn with_derived<const N: usize>(result: &RawValue, derived: [(&str, Option<Box<RawValue>>); N]) -> Box<RawValue> {
     let Some(given) = members(result) else { return result.to_owned() };
     let derived: Vec<_> = derived.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
     let is_kept = |name: &str| derived.iter().all(|(derived, _)| *derived != name);
@@ -175,26 +148,10 @@ fn with_derived(result: &RawValue, derived: [(&str, Option<Box<RawValue>>); 4]) 
     object_of(given.chain(derived.iter().map(|(name, value)| (*name, &**value))))
 }
 
-/// Texts of the text parts of an artifact or a message, without those marked as thoughts.
-fn texts_of(holder: &RawValue) -> Vec<String> {
-    let parts = member(holder, "parts").and_then(elements).unwrap_or_default();
-    let is_text = |part: &&RawValue| member(part, "kind").is_none_or(|kind| text(kind).as_deref() == Some("text"));
-    let is_thought = |part: &&RawValue| {
-        let metadata = member(part, "metadata");
-        metadata.is_some_and(|metadata| THOUGHT_MARKS.iter().any(|mark| is_true(member(metadata, mark))))
-    };
-    let answer_parts = parts.into_iter().filter(is_text).filter(|part| !is_thought(part));
-    answer_parts.filter_map(|part| text(member(part, "text")?)).collect()
-}
-
-fn is_true(value: Option<&RawValue>) -> bool {
-    value.is_some_and(|value| value.get() == "true")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::input::check_json;
+    use crate::input::{check_json, text};
 
     fn output(body: &[u8]) -> Result<Box<RawValue>, AnswerError> {
         read(check_json(body).expect("JSON")).map(|answer| match answer {
@@ -328,6 +285,41 @@ mod tests {
             let answer = read(check_json(body.as_bytes()).expect("JSON"));
             assert!(matches!(answer, Ok(Answer::UnderWay { task }) if task == "t-1"), "{state}");
         }
+    }
+
+    #[test]
+    fn an_unknown_state_is_under_way_if_the_task_can_be_queried() {
+        for state in ["pondering", "unknown", "TASK_STATE_UNSPECIFIED"] {
+            let body = format!(r#"{{"jsonrpc":"2.0","result":{{"id":"t-1","status":{{"state":"{state}"}}}}}}"#);
+            let answer = read(check_json(body.as_bytes()).expect("JSON"));
+            assert!(matches!(answer, Ok(Answer::UnderWay { task }) if task == "t-1"), "{state}");
+        }
+    }
+
+    #[test]
+    fn data_and_files_of_artifacts_are_members_of_the_output() {
+        for body in [
+            &br#"{"jsonrpc":"2.0","result":{"id":"t","status":{"state":"completed"},"artifacts":[{"parts":[
+                {"kind":"file","file":{"uri":"http://f/1","mimeType":"image/png","name":"x.png"}},
+                {"kind":"data","data":{"n":12345678901234567890}},{"kind":"data","data":{"n":2}}]}]}}"#[..],
+            br#"{"jsonrpc":"2.0","result":{"task":{"id":"t","status":{"state":"TASK_STATE_COMPLETED"},"artifacts":[{"parts":[
+                {"url":"http://f/1","mediaType":"image/png","filename":"x.png"},
+                {"data":{"n":12345678901234567890}},{"data":{"n":2}}]}]}}}"#,
+        ] {
+            let output = output(body).expect("completed");
+            let shown = |name| member(&output, name).map(RawValue::get);
+            assert_eq!(shown("data"), Some(r#"{"n":12345678901234567890}"#));
+            assert_eq!(
+                shown("files"),
+                Some(r#"[{"name":"x.png","media_type":"image/png","url":"http://f/1"}]"#)
+            );
+            assert_eq!(shown("text"), None);
+            assert!(shown("artifacts").is_some());
+        }
+        let own = br#"{"jsonrpc":"2.0","result":{"status":{"state":"completed"},"data":1,"files":2,
+            "artifacts":[{"parts":[{"kind":"data","data":{}},{"kind":"file","file":{}}]}]}}"#;
+        let output = output(own).expect("completed");
+        assert_eq!(["data", "files"].map(|name| member(&output, name).map(RawValue::get)), [Some("1"), Some("2")]);
     }
 
     #[test]

@@ -19,6 +19,7 @@ use super::{
     ledger::WriteError,
     run_trace::RunTrace,
     steps::{Run, Wakes, too_many_steps, too_much_held},
+    surroundings::Surroundings,
 };
 use crate::{
     config::RunBudget,
@@ -193,7 +194,8 @@ impl Driver {
         let claim = (self.run_id.clone(), self.lease_token, Arc::clone(&self.of));
         let names = (organization, correlation_id);
         let signals = (self.signals.clone(), deadline);
-        let run = Run::new(self.executor.clone(), claim, (names, trace), signals, (plan, earlier), self.begins.clone());
+        let surroundings = Surroundings::Executor(self.executor.clone());
+        let run = Run::new(surroundings, claim, (names, trace), signals, (plan, earlier), self.begins.clone());
         run.close_orphans();
         if let Some(first) = first {
             run.continue_first(first);
@@ -447,7 +449,8 @@ fn finished(result: Result<(), RunFailure>) -> FinishedRun {
     FinishedRun { status, error_message, failure }
 }
 
-fn too_long(limit: Duration) -> RunFailure {
+/// Failure of a run that took longer than its limit.
+pub(super) fn too_long(limit: Duration) -> RunFailure {
     let cause = format!("the run took longer than {} ms (MAX_WORKFLOW_DURATION_MS)", limit.as_millis());
     RunFailure::new(error_code::RUN_TIMEOUT, cause)
 }

@@ -264,6 +264,20 @@ impl Ledger {
         }
     }
 
+    /// Takes all changes added so far, which count as written: those of a simulated run.
+    pub(super) fn take_all(&self) -> Vec<Change> {
+        let (changes, notified) = {
+            let mut state = self.state();
+            state.due = 0;
+            (std::mem::take(&mut state.pending), std::mem::take(&mut state.waiting))
+        };
+        for (_, done) in notified {
+            // The waiting step may have been abandoned.
+            done.send(()).ok();
+        }
+        changes
+    }
+
     /// Writes due changes until an error prevents it. It must not be dropped while the run is still written to: the job
     /// that it has submitted to the journal would race with later ones.
     pub(super) async fn write_out(

@@ -58,7 +58,9 @@ impl Status {
         let database = HealthComponent::new(health::connected(found.database))
             .answered_within(executor.registration.response())
             .with_pool(PoolUse::new(executor.pool.size(), executor.pool.max()));
-        let kafka = HealthComponent::new(health::connected(found.kafka)).answered_within(executor.kafka.response());
+        let kafka = HealthComponent::new(health::connected(found.kafka))
+            .answered_within(executor.kafka.response())
+            .with_lag(executor.lag.total());
         let process = HealthComponent::new(health::running(found.draining)).with_runs(found.runs);
         Components::from([("database", database), ("kafka", kafka), ("process", process)])
     }

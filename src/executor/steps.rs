@@ -52,7 +52,6 @@ pub(super) use self::{
     waits::Wakes,
 };
 use super::{
-    Executor,
     active::RunSignals,
     agent_call::CallErrorKind,
     assignment::FirstAttempt,
@@ -61,6 +60,7 @@ use super::{
     ledger::Ledger,
     memory::Share,
     run_trace::RunTrace,
+    surroundings::Surroundings,
 };
 use crate::{
     access::OrganizationId,
@@ -95,7 +95,7 @@ pub(super) const MAX_COLUMN_CHARS: usize = 255;
 
 /// Run under way.
 pub(super) struct Run {
-    pub(super) executor: Executor,
+    pub(super) executor: Surroundings,
     pub(super) run_id: String,
     pub(super) organization: OrganizationId,
     pub(super) correlation_id: String,
@@ -136,14 +136,16 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) fn new(
-        executor: Executor,
+        executor: Surroundings,
         (run_id, lease_token, of): (String, Uuid, Arc<ObservedRun>),
         ((organization, correlation_id), trace): ((OrganizationId, String), RunTrace),
         (signals, deadline): (RunSignals, Instant),
         (plan, earlier): (Arc<Plan>, PreviousExecution),
         begins: TaskTracker,
     ) -> Self {
-        let workflow_label = WORKFLOWS.of(&of.workflow_id);
+        // A simulation has no metrics.
+        let is_simulated = executor.simulated().is_some();
+        let workflow_label = if is_simulated { SharedString::default() } else { WORKFLOWS.of(&of.workflow_id) };
         let ledger = Arc::new(Ledger::new(run_id.clone(), lease_token, of));
         let memory = executor.memory.of(&organization);
         let budget = Budget::new(executor.run_budget, earlier.rows(), earlier.bytes(), memory.hold(0));
@@ -318,7 +320,16 @@ impl Run {
             if let Some(cause) = self.earlier.take_failure(&path) {
                 return Err(cause);
             }
-            self.within_time(step, &path, frame).await
+            let simulated = self.executor.simulated();
+            if let Some(simulated) = simulated {
+                simulated.begin_step(step, &path, &frame.scope);
+            }
+            let result = self.within_time(step, &path, frame).await;
+            if let (Some(simulated), Err(cause)) = (simulated, &result) {
+                simulated.record(&self.ledger.take_all());
+                simulated.fail_step(step, &path, cause);
+            }
+            result
         })
     }
 

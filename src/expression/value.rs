@@ -5,7 +5,10 @@ use std::{borrow::Cow, cmp::Ordering, collections::BTreeMap};
 use serde_json::{Number, Value, value::RawValue};
 
 use super::parse::Arithmetic;
-use crate::mapping;
+use crate::{
+    input::{object_of, to_raw},
+    mapping,
+};
 
 /// Value of the run, or one that the expression creates. Values of the run are never copied: an expression may mention
 /// a large one thousands of times.
@@ -47,6 +50,33 @@ impl Held<'_> {
             Self::Raw(raw) => Item::Raw(raw),
             made => Item::Made(made),
         }
+    }
+
+    /// The value as JSON; `None` if it has more bytes.
+    pub(super) fn json(&self, max_bytes: usize) -> Option<Box<RawValue>> {
+        let json = match self {
+            Self::Raw(raw) => (raw.get().len() <= max_bytes).then(|| raw.clone().into_owned())?,
+            Self::Scalar(value) => to_raw(value),
+            Self::List(items) => {
+                let mut left = max_bytes;
+                let items: Option<Vec<_>> = items.iter().map(|item| item.json_within(&mut left)).collect();
+                to_raw(&items?)
+            }
+            Self::Object(members) => {
+                let mut left = max_bytes;
+                let members =
+                    members.iter().map(|(name, member)| Some((name.as_str(), member.json_within(&mut left)?)));
+                let members: Option<Vec<_>> = members.collect();
+                object_of(members?.iter().map(|(name, member)| (*name, &**member)))
+            }
+        };
+        (json.get().len() <= max_bytes).then_some(json)
+    }
+
+    fn json_within(&self, left: &mut usize) -> Option<Box<RawValue>> {
+        let json = self.json(*left)?;
+        *left -= json.get().len();
+        Some(json)
     }
 
     /// Whether the value is not false, null, zero or empty.

@@ -95,7 +95,7 @@ impl ClientContext for Context {
 
     fn stats(&self, statistics: Statistics) {
         self.callbacks.statistics(&statistics);
-        self.lag.export(&statistics);
+        self.lag.update(&statistics);
     }
 }
 
@@ -125,6 +125,7 @@ impl Client for StreamConsumer<Context> {
 /// Member of the executors' group. When its client is replaced it joins again, and unfinished records are read again.
 pub struct Consumer {
     client: ReplaceableClient<StreamConsumer<Context>>,
+    lag: Lag,
     execution_topic: String,
     cancellation_topic: String,
     group_id: String,
@@ -134,8 +135,12 @@ pub struct Consumer {
 impl Consumer {
     /// Joins the group. Brokers need not be up yet; invalid settings are an error.
     pub fn new(kafka: &config::Kafka) -> KafkaResult<Self> {
+        let lag = Lag::default();
+        let of_client = lag.clone();
+        let join = move |kafka: &config::Kafka, callbacks| join(kafka, callbacks, of_client.clone());
         Ok(Self {
             client: ReplaceableClient::new(ROLE, kafka, join)?,
+            lag,
             execution_topic: kafka.execution_topic.clone(),
             cancellation_topic: kafka.cancellation_topic.clone(),
             group_id: kafka.group_id.clone(),
@@ -151,6 +156,11 @@ impl Consumer {
     /// Connection state: whether brokers answer.
     pub fn connection(&self) -> &Connection {
         self.client.connection()
+    }
+
+    /// Records that wait in the partitions of this member.
+    pub fn lag(&self) -> &Lag {
+        &self.lag
     }
 
     /// Records that Kafka denies reading.
@@ -257,7 +267,7 @@ impl Consumer {
     }
 }
 
-fn join(kafka: &config::Kafka, callbacks: Callbacks) -> KafkaResult<StreamConsumer<Context>> {
+fn join(kafka: &config::Kafka, callbacks: Callbacks, lag: Lag) -> KafkaResult<StreamConsumer<Context>> {
     let mut config = super::client_config(kafka);
     config
         .set("group.id", &kafka.group_id)
@@ -278,8 +288,7 @@ fn join(kafka: &config::Kafka, callbacks: Callbacks) -> KafkaResult<StreamConsum
         // Prefetched records cost memory, and are read again after a crash.
         .set("queued.max.messages.kbytes", "16384")
         .set("queued.min.messages", "2000");
-    let client: StreamConsumer<Context> =
-        super::create(kafka, &mut config, Context { callbacks, lag: Lag::default() })?;
+    let client: StreamConsumer<Context> = super::create(kafka, &mut config, Context { callbacks, lag })?;
     client.subscribe(&[&kafka.execution_topic, &kafka.cancellation_topic])?;
     Ok(client)
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use rdkafka::{Statistics, statistics::Partition};
@@ -10,14 +10,14 @@ use rdkafka::{Statistics, statistics::Partition};
 /// Number of partitions of a topic with a series of their own. Further ones share a series.
 const MAX_PARTITIONS: i32 = 256;
 
-/// Exporter of `kafka_consumer_lag`.
-#[derive(Default)]
-pub(super) struct Lag(Mutex<BTreeMap<(String, String), i64>>);
+/// Consumer lag by topic and partition, exported as `kafka_consumer_lag`. Cheap to clone; clones share it.
+#[derive(Clone, Default)]
+pub struct Lag(Arc<Mutex<BTreeMap<(String, String), i64>>>);
 
 impl Lag {
-    /// Sets the gauges. Those of partitions that belong to another member now are set to 0, so that the sum over all
+    /// Takes over the lag, and sets the gauges. Those of partitions that belong to another member now are set to 0, so that the sum over all
     /// executors is right.
-    pub(super) fn export(&self, statistics: &Statistics) {
+    pub(super) fn update(&self, statistics: &Statistics) {
         let mut exported = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         exported.values_mut().for_each(|lag| *lag = 0);
         for topic in statistics.topics.values() {
@@ -32,6 +32,13 @@ impl Lag {
             metrics::gauge!("kafka_consumer_lag", "topic" => topic.clone(), "partition" => partition.clone())
                 .set(*lag as f64);
         }
+    }
+
+    /// Records of all partitions; `None` before the first statistics.
+    #[must_use]
+    pub fn total(&self) -> Option<i64> {
+        let lag = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        (!lag.is_empty()).then(|| lag.values().sum())
     }
 }
 

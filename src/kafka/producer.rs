@@ -42,6 +42,14 @@ pub enum DeliveryError {
     NoPlan,
 }
 
+impl DeliveryError {
+    /// Error code of a run whose message cannot be sent, in metrics.
+    #[must_use]
+    pub fn error_code(self) -> &'static str {
+        if self == Self::Refused(Refusal::TooLarge) { "message_too_large" } else { "dispatch_failed" }
+    }
+}
+
 impl From<RDKafkaErrorCode> for DeliveryError {
     fn from(code: RDKafkaErrorCode) -> Self {
         Refusal::of(code).map_or(Self::Undelivered(code), Self::Refused)

@@ -2,7 +2,7 @@
 //!
 //! A reference is a root, a path, and perhaps a default: `workflow.input.lang:-en`. The roots are `workflow.input`,
 //! `<step id>.output` (or `steps.<step id>.output`), `<step id>.callback_url` and, inside a loop, `loop.item`,
-//! `loop.index`, `loop.total`, `loop.is_first` and `loop.is_last`.
+//! `loop.index`, `loop.total`, `loop.is_first` and `loop.is_last`. In a mock of a step's answer there is `step.input`.
 
 use std::{borrow::Cow, collections::HashMap, fmt, iter::Peekable};
 
@@ -117,6 +117,11 @@ impl<'s> LookUp<'s> {
         }
     }
 
+    /// The value of a reference, even if it has a default.
+    pub(super) fn get_without_default(&mut self, reference: &str) -> Result<&'s RawValue, MappingFault> {
+        self.find(split_default(reference).0)
+    }
+
     fn find(&mut self, reference: &str) -> Result<&'s RawValue, MappingFault> {
         let (root, path) = root_of(reference)?;
         let path = path.peekable();
@@ -134,6 +139,7 @@ impl<'s> LookUp<'s> {
                 let url = self.scope.callback(step).and_then(super::Callback::url);
                 (url.ok_or_else(|| MappingFault::NoCallback(shorten(step).into_owned()))?, Vec::new())
             }
+            Root::StepInput(indexes) => (self.scope.step_input().ok_or(MappingFault::Malformed)?, indexes),
             Root::Loop(variable, indexes) => {
                 (self.scope.loop_variable(variable).ok_or(MappingFault::OutsideLoop)?, indexes)
             }
@@ -263,6 +269,8 @@ pub(crate) enum Root<'r> {
     Callback(&'r str),
     /// Variable of the innermost loop.
     Loop(&'r str, Vec<&'r str>),
+    /// Input of the step whose answer is mocked.
+    StepInput(Vec<&'r str>),
 }
 
 /// The root of a reference, with the indexes that follow it directly (`step.output[0]`), and the path from there,
@@ -281,6 +289,7 @@ pub(crate) fn root_of(reference: &str) -> Result<(Root<'_>, impl Iterator<Item =
         (_, Some(("output", indexes))) => Root::Output(owner, indexes),
         (_, Some(("callback_url", indexes))) if indexes.is_empty() => Root::Callback(owner),
         ("workflow", Some(("input", indexes))) => Root::Input(indexes),
+        ("step", Some(("input", indexes))) => Root::StepInput(indexes),
         ("loop", Some((variable, indexes))) if LOOP_VARIABLES.contains(&variable) => Root::Loop(variable, indexes),
         ("loop", _) => return Err(MappingFault::NoLoopVariable(shorten(side).into_owned())),
         _ => return Err(MappingFault::Malformed),

@@ -27,6 +27,8 @@ pub struct Scope<'a> {
     iteration: Option<Iteration<'a>>,
     /// Callbacks by step id.
     callbacks: Option<Arc<HashMap<String, Callback>>>,
+    /// Input of a step, in a mock of its answer.
+    step_input: Option<&'a RawValue>,
 }
 
 #[derive(Debug)]
@@ -102,7 +104,7 @@ impl<'a> Scope<'a> {
     #[must_use]
     pub fn new(input: &'a RawValue) -> Self {
         let (found, outputs) = (Found::default(), HashMap::new());
-        Self { input, outer: None, found, outputs, bytes: 0, iteration: None, callbacks: None }
+        Self { input, outer: None, found, outputs, bytes: 0, iteration: None, callbacks: None, step_input: None }
     }
 
     /// A scope inside of this one.
@@ -123,6 +125,17 @@ impl<'a> Scope<'a> {
     #[must_use]
     pub fn with_callbacks(self, callbacks: Arc<HashMap<String, Callback>>) -> Self {
         Self { callbacks: Some(callbacks), ..self }
+    }
+
+    /// The scope of a mock of the answer to this step's input.
+    #[must_use]
+    pub fn of_mock(input: &'a RawValue, step_input: &'a RawValue) -> Self {
+        Self { step_input: Some(step_input), ..Scope::new(input) }
+    }
+
+    /// The input of the step whose answer is mocked.
+    pub(super) fn step_input(&self) -> Option<&RawValue> {
+        self.step_input
     }
 
     /// The callback of that step.

@@ -35,12 +35,20 @@ impl Relay {
                 count = reports.recv_many(&mut batch, 2000) => if count == 0 { return },
                 () = settled.cancelled() => return,
             }
+            let mut failures = 0_u64;
             while let Err(error) = self.settle(&mut batch).await {
-                tracing::warn!(error = &error as &dyn std::error::Error, "outbox rows are settled later: {error}");
+                // An outage has many of them.
+                if failures == 0 {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "outbox rows are settled later: {error}");
+                }
+                failures += 1;
                 tokio::select! {
                     () = tokio::time::sleep(SETTLE_RETRY) => {}
                     () = settled.cancelled() => return,
                 }
+            }
+            if failures > 0 {
+                tracing::info!(count = failures, "outbox rows are settled again, after {failures} failed attempts");
             }
             tokio::time::sleep(SETTLE_PAUSE).await;
         }
@@ -92,7 +100,7 @@ impl Relay {
                     let (pool, run_id, event) = (self.0.pool.clone(), report.run_id.clone(), Some(report.event_id));
                     db::bounded(async move { db::runs::fail_pending(&pool, &run_id, event, &text).await }).await?;
                     metrics::counter!("workflow_execution_failures_total").increment(1);
-                    metrics::counter!("workflow_error_total", "error_code" => "dispatch_failed").increment(1);
+                    metrics::counter!("workflow_error_total", "error_code" => why.error_code()).increment(1);
                 }
             }
             delivered += 1;

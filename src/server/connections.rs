@@ -48,7 +48,8 @@ pub(super) struct Connections {
 pub(super) struct Connection {
     /// Time on the clock of [`Connections::started`], or [`BUSY`].
     idle_since_ms: AtomicU64,
-    has_request: AtomicBool,
+    /// Number of requests whose head is complete.
+    requests: AtomicU64,
     /// Whether the client does not accept what is written. `server::WRITE_TIMEOUT` ends that.
     is_blocked: AtomicBool,
     /// Whether bytes have arrived, or may be on their way, that belong to no completely read request.
@@ -73,7 +74,7 @@ impl Connections {
         let id = self.last_id.fetch_add(1, Ordering::Relaxed);
         let connection = Arc::new(Connection {
             idle_since_ms: AtomicU64::new(self.now_ms()),
-            has_request: AtomicBool::new(false),
+            requests: AtomicU64::new(0),
             is_blocked: AtomicBool::new(false),
             has_unread: AtomicBool::new(false),
             close: CancellationToken::new(),
@@ -96,7 +97,7 @@ impl Connections {
 
     /// Whether there is a connection that has not received a request yet.
     pub(super) fn is_any_fresh(&self) -> bool {
-        self.open().values().any(|connection| !connection.has_request.load(Ordering::Relaxed))
+        self.open().values().any(|connection| connection.requests() == 0)
     }
 
     /// Milliseconds since the start of the server.
@@ -110,6 +111,16 @@ impl Connections {
 }
 
 impl Connection {
+    fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// Whether the head of a request is expected by now: it has begun, or it would be the first one.
+    fn awaits_head(&self) -> bool {
+        let is_busy = self.idle_since_ms.load(Ordering::Relaxed) == BUSY;
+        !is_busy && (self.has_unread() || self.requests() == 0)
+    }
+
     /// Whether the connection has to be closed after the current answer.
     pub(super) fn has_unread(&self) -> bool {
         self.has_unread.load(Ordering::Relaxed)
@@ -161,7 +172,7 @@ impl Entry {
 
     /// Records the arrival of a request.
     pub(super) fn begin(&self) -> Request {
-        self.connection.has_request.store(true, Ordering::Relaxed);
+        self.connection.requests.fetch_add(1, Ordering::Relaxed);
         self.connection.idle_since_ms.store(BUSY, Ordering::Relaxed);
         Request { connections: Arc::clone(&self.connections), connection: Arc::clone(&self.connection) }
     }
@@ -173,24 +184,51 @@ impl Drop for Entry {
     }
 }
 
-/// Stream of a connection. It records whether the client accepts what is written, and lingers if the connection is
-/// closed before everything was read.
+/// Stream of a connection. It records whether the client accepts what is written, ends the wait for the head of a request,
+/// and lingers if the connection is closed before everything was read.
 pub(super) struct Watched {
     stream: TcpStream,
     connection: Arc<Connection>,
+    /// Time-out for the head of a request, from its first byte; for the first head, from the opening of the connection.
+    /// The time-out of hyper begins with the end of the previous request, and so includes the idle time.
+    head_timeout: Duration,
+    head: Option<Head>,
     linger: Option<Linger>,
     clock: Clock,
 }
 
+/// Head of a request that is not complete.
+struct Head {
+    /// Number of requests before it.
+    after: u64,
+    end: Timer,
+}
+
+type Timer = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// Remaining time and size for the rest of a closed connection.
 struct Linger {
-    end: Pin<Box<dyn Future<Output = ()> + Send>>,
+    end: Timer,
     bytes: usize,
 }
 
 impl Watched {
-    pub(super) fn new(stream: TcpStream, connection: Arc<Connection>, clock: Clock) -> Self {
-        Self { stream, connection, linger: None, clock }
+    pub(super) fn new(stream: TcpStream, connection: Arc<Connection>, head_timeout: Duration, clock: Clock) -> Self {
+        Self { stream, connection, head_timeout, head: None, linger: None, clock }
+    }
+
+    /// Whether the time for the head of a request is over. Called when no bytes are there.
+    fn is_head_late(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.connection.awaits_head() {
+            self.head = None;
+            return false;
+        }
+        let after = self.connection.requests();
+        let head = self.head.take().filter(|head| head.after == after).unwrap_or_else(|| {
+            let (clock, time) = (self.clock.clone(), self.head_timeout);
+            Head { after, end: Box::pin(async move { clock.sleep(time).await }) }
+        });
+        self.head.insert(head).end.as_mut().poll(cx).is_ready()
     }
 
     fn note<T>(&self, written: Poll<T>) -> Poll<T> {
@@ -205,6 +243,9 @@ impl AsyncRead for Watched {
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
         if buffer.filled().len() > before {
             self.connection.has_unread.store(true, Ordering::Relaxed);
+        }
+        if read.is_pending() && self.is_head_late(cx) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         read
     }
@@ -234,7 +275,7 @@ impl AsyncWrite for Watched {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self { stream, connection, linger, clock } = &mut *self;
+        let Self { stream, connection, linger, clock, .. } = &mut *self;
         ready!(Pin::new(&mut *stream).poll_shutdown(cx))?;
         if !connection.has_unread() {
             return Poll::Ready(Ok(()));

@@ -1,5 +1,7 @@
 //! File descriptors: the limit of the process, and the share of connections.
 
+use std::time::Duration;
+
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Descriptors reserved for everything except connections of clients and of the database: Kafka, agents, key sets,
@@ -12,7 +14,11 @@ const MAX_SPARE: u64 = 256;
 /// Minimum number of connections of each kind, however few descriptors there are.
 const MIN: u64 = 16;
 
-/// Limits of concurrent connections.
+/// Time for which an idle connection is kept, unless a setting says otherwise. Load balancers keep their idle connections
+/// for 60 s, and send the next request on them: the side that sends requests has to close first.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(75);
+
+/// Limits of connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
     /// Regular connections, which are served.
@@ -20,6 +26,8 @@ pub struct Bounds {
     /// Spare connections, for one request each: health and metrics are answered, all else is refused. Further
     /// connections wait in the listener's queue.
     pub spare: usize,
+    /// Time for which a regular connection without a request is kept.
+    pub keep_alive: Duration,
 }
 
 impl Bounds {
@@ -30,7 +38,7 @@ impl Bounds {
         let spare = (left / 8).clamp(MIN, MAX_SPARE);
         let regular = (left - spare).min(MAX_REGULAR);
         let bound = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
-        Self { regular: bound(regular), spare: bound(spare) }
+        Self { regular: bound(regular), spare: bound(spare), keep_alive: KEEP_ALIVE }
     }
 }
 
@@ -64,7 +72,8 @@ mod tests {
             (u64::MAX, 30, 10_000, 256),
             (64, 30, 16, 16),
         ] {
-            assert_eq!(Bounds::within(limit, database), Bounds { regular, spare }, "{limit}");
+            let expected = Bounds { regular, spare, keep_alive: KEEP_ALIVE };
+            assert_eq!(Bounds::within(limit, database), expected, "{limit}");
         }
     }
 }

@@ -160,7 +160,8 @@ pub const API: &[Metric] = &[
         .by_workflow(),
     metric(Counter, "workflow_state_transition_total", "Changes of the status of runs; NONE before a run exists")
         .by("from_state", &[]),
-    metric(Counter, "workflow_error_total", "Runs that failed, by cause").by("error_code", &["dispatch_failed"]),
+    metric(Counter, "workflow_error_total", "Runs that failed, by cause")
+        .by("error_code", &["dispatch_failed", "message_too_large"]),
     metric(Counter, "organization_runs_started_total", "Runs that were accepted, by organisation").by_organization(),
     metric(Counter, "workflow_execution_failures_total", "Accepted runs that could not be dispatched"),
     metric(
@@ -197,6 +198,10 @@ pub const API: &[Metric] = &[
     metric(Gauge, "audit_unsealed_entries", "Entries of the audit trail without a seal, of 10000 batches at most"),
     metric(Gauge, "audit_unsealed_oldest_age_seconds", "Age of the oldest of them"),
     metric(Counter, "audit_seal_failures_total", "Failed attempts to seal entries of the audit trail"),
+    metric(Gauge, "workflow_api_invariant_violations", "Violations of an invariant of the database")
+        .by("invariant", &[]),
+    metric(Gauge, "workflow_api_invariants_check_success", "1 if the last recorded check could check all invariants"),
+    metric(Gauge, "workflow_api_invariants_check_timestamp_seconds", "Time of the last recorded check"),
 ];
 
 /// Metrics of `executor`.
@@ -291,6 +296,22 @@ pub const TRACES: &[Metric] = &[
     metric(Counter, "trace_spans_exported_total", "Spans that the collector has taken"),
     metric(Counter, "trace_spans_dropped_total", "Spans that were not exported, by reason")
         .by("reason", &["queue_full", "export_failed"]),
+];
+
+/// Metrics of the reads from a replica; they exist if there is one.
+pub const REPLICA: &[Metric] = &[
+    metric(
+        Counter,
+        "db_replica_reads_total",
+        "Reads of lists and exports, by the server that was used, or why the primary was",
+    )
+    .by("outcome", &["replica", "repeated", "behind", "busy", "unavailable"]),
+    metric(Gauge, "db_replica_used", "1 while lists and exports are read from the replica"),
+    metric(
+        Gauge,
+        "db_replica_lag_bytes",
+        "Bytes of the write-ahead log that the replica had not replayed when last asked",
+    ),
 ];
 
 /// Metrics of the process, named as in Prometheus's client libraries.

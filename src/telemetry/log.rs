@@ -185,14 +185,8 @@ impl Visit for Fields<'_> {
         self.0.insert(field.name().to_owned(), value.into());
     }
 
-    fn record_error(&mut self, field: &Field, mut error: &(dyn std::error::Error + 'static)) {
-        let mut text = error.to_string();
-        while let Some(source) = error.source() {
-            text.push_str(": ");
-            text.push_str(&source.to_string());
-            error = source;
-        }
-        self.0.insert(field.name().to_owned(), text.into());
+    fn record_error(&mut self, field: &Field, error: &(dyn std::error::Error + 'static)) {
+        self.0.insert(field.name().to_owned(), visible::with_causes(error).into());
     }
 }
 

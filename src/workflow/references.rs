@@ -183,7 +183,7 @@ impl<'a> Check<'a> {
                 return (!in_loop).then_some(("reference_outside_loop", message));
             }
             Err(fault @ MappingFault::NoLoopVariable(_)) => return Some(("unknown_loop_variable", fault.to_string())),
-            Err(_) => {
+            Ok((Root::StepInput(_), _)) | Err(_) => {
                 let message = "must begin with workflow.input, <step id>.output or, inside a loop, loop.item";
                 return Some(("malformed_reference", message.to_owned()));
             }
@@ -273,6 +273,14 @@ impl<'a> Check<'a> {
                 with_target > usize::from(first.is_some()) || first.is_some_and(|first| first < *last)
             })
         })
+    }
+}
+
+impl Step {
+    /// References that a step of its kind resolves, each with the member that contains it.
+    #[must_use]
+    pub fn references(&self) -> Vec<(String, String)> {
+        references(self)
     }
 }
 

@@ -426,6 +426,7 @@ class InCompose(ComposeCase):
             ({"DATABASE_URL": weak.replace(":{}", "")}, "DATABASE_URL: has no password"),
             ({"DATABASE_URL": f"postgresql://u:{PASSWORD}@db.example.com/d"}, "DATABASE_URL: needs TLS"),
             ({"DATABASE_URL": f"postgresql://u:{PASSWORD}@db.example.com/d?sslmode=prefer"}, "DATABASE_URL: needs TLS"),
+            ({"DATABASE_REPLICA_URL": f"postgresql://u:{PASSWORD}@db.example.com/d"}, "DATABASE_REPLICA_URL: needs TLS"),
             ({"DATABASE_URL": f"postgresql://u:{PASSWORD}@postgres/d?sslmode=require"}, "POSTGRES_PASSWORD: must be"),
             ({"PRODUCTION": "false"}, "PRODUCTION: must not be false"),
             ({"MAX_PAGE_SIZE": "many"}, "MAX_PAGE_SIZE: "),

@@ -41,7 +41,7 @@ async fn a_minimal_agent_has_every_member(pool: PgPool) {
         "circuit_breaker": {"state": "closed", "opened_at": null, "retry_at": null, "failures": 0, "calls": 0},
         "status": "active",
         "retry_config": {"max_retries": 3, "initial_delay_ms": 1000, "max_delay_ms": 30000, "backoff_multiplier": 2.0},
-        "created_by": "system", "updated_by": "system",
+        "created_by": "system", "updated_by": "system", "protocol_seen": null, "card": null,
     });
     assert_eq!(agent, expected);
 }
@@ -189,7 +189,7 @@ async fn each_member_has_its_limits(pool: PgPool) {
             &["body.retry_config.backoff_multiplier greater_than_equal"],
         ),
         (json!({"retry_config": {"backoff_multiplier": []}}), &["body.retry_config.backoff_multiplier float_type"]),
-        (json!({"auth_type": "basic"}), &["body.auth_type value_error"]),
+        (json!({"auth_type": "digest"}), &["body.auth_type value_error"]),
         (json!({"auth_config": {}}), &[auth]),
         (json!({"auth_type": "bearer"}), &[auth]),
         (json!({"auth_type": "bearer", "auth_config": {}}), &[auth]),

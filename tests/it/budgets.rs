@@ -199,7 +199,7 @@ async fn a_run_that_ends_its_executors_fails_and_one_that_gets_on_does_not(pool:
     agent.hold();
     let run_id = world.begin("s", &json!({"s": agent_step("s", &json!({}))}), &json!({})).await;
     eventually("the agent is called", async || (agent.calls().len() == 1).then_some(())).await;
-    world.executor = None;
+    world.kill_executor().await;
     sqlx::query("DELETE FROM processes WHERE role = 'executor'").execute(&pool).await.expect("the dead is buried");
     assert_eq!((take_over(&pool).await, take_over(&pool).await), (1, 2));
     let got_on =
@@ -227,7 +227,7 @@ async fn a_run_that_is_parked_has_got_on(pool: PgPool) {
     let nap = json!({"nap": {"id": "nap", "type": "wait", "wait_config": {"duration": "PT1H"}}});
     let run_id = world.begin("nap", &nap, &json!({})).await;
     parked(&pool, &run_id).await;
-    world.executor = None;
+    world.kill_executor().await;
     for _ in 0..3 {
         // Somebody takes it up and dies.
         sqlx::query("UPDATE workflow_runs SET wake_at = now()").execute(&pool).await.expect("done");
@@ -236,7 +236,7 @@ async fn a_run_that_is_parked_has_got_on(pool: PgPool) {
         assert_eq!((woken.len(), woken[0].takeovers), (1, 0));
         let executor = Executor::start(&world.service);
         parked(&pool, &run_id).await;
-        drop(executor);
+        executor.kill().await;
         sqlx::query("DELETE FROM processes WHERE role = 'executor'").execute(&pool).await.expect("done");
     }
     sqlx::query("UPDATE workflow_runs SET wake_at = now()").execute(&pool).await.expect("done");

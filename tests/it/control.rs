@@ -58,7 +58,7 @@ async fn a_paused_run_ends_the_step_under_way_and_begins_no_other_until_it_is_re
     assert_eq!(open(attempts(&world.service, &run_id).await), ["each RUNNING"]);
     agent.0.gate.add_permits(1000);
     // A restart does not make it go on; the look for parked runs comes by several times before the next one is done.
-    world.executor = None;
+    world.kill_executor().await;
     world.executor = Some(Executor::start(&world.service));
     let nap = json!({"x": {"id": "x", "type": "wait", "wait_config": {"duration_seconds": 1}}});
     world.run("x", &nap, &json!({})).await.output();

@@ -353,6 +353,12 @@ async fn a_run_that_can_never_be_dispatched_fails_and_says_why(pool: PgPool) {
         failed("its message is larger than the topic takes (max.message.bytes)"),
     ];
     assert_eq!(runs, expected);
+    let metrics = service.get("/metrics").await.text;
+    for code in ["dispatch_failed", "message_too_large"] {
+        let start = format!("workflow_error_total{{error_code=\"{code}\"}} ");
+        let counted = metrics.lines().find_map(|line| line.strip_prefix(&start)).expect("it is there from the start");
+        assert_ne!(counted, "0", "{code}");
+    }
 }
 
 /// The broker takes some of the messages that were started together, and refuses the others.

@@ -109,6 +109,8 @@ pub fn filled(path: &str) -> String {
         ("{version}", "1"),
         ("{other}", "2"),
         ("{organization_id}", "none"),
+        ("{organization}", "default"),
+        ("{workflow}", "nothing"),
     ];
     for (name, text) in texts {
         filled = filled.replace(name, text);
@@ -127,6 +129,10 @@ async fn every_documented_route_answers_as_documented(pool: PgPool) {
         let status = answer.status.as_u16();
         assert!(about["responses"].get(status.to_string()).is_some(), "{method} {path}: {status} is not documented");
         if status >= 400 && path != "/health/ready" {
+            // MCP demands an error of JSON-RPC with the status.
+            if answer.json()["jsonrpc"].is_string() {
+                continue;
+            }
             let code = answer.error(status)["code"].clone();
             assert!(code != "not_found" && code != "method_not_allowed", "{method} {path}: {code}");
         }

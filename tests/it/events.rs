@@ -413,7 +413,7 @@ async fn a_hang_up_frees_the_place_of_a_stream(pool: PgPool) {
         listener,
         service.router.clone(),
         lifecycle.clone(),
-        server::Bounds { regular: 10, spare: 16 },
+        server::Bounds { regular: 10, spare: 16, keep_alive: server::KEEP_ALIVE },
         service.clock.clone(),
         None,
     ));

@@ -1,6 +1,6 @@
 //! `check invariants`: what it finds when the rows of different tables contradict each other.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use serde_json::json;
 use sqlx::PgPool;
@@ -149,4 +149,33 @@ async fn tables_larger_than_a_part_are_checked_to_their_end(pool: PgPool) {
         let invariant = found.iter().find(|invariant| invariant.name == name).expect("there");
         assert_eq!((invariant.violations, invariant.ids.len()), (count, 10), "{invariant:?}");
     }
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_recorded_result_is_in_the_metrics_of_the_api(pool: PgPool) {
+    let service = Service::start(&pool);
+    let settings = config(&pool, &[]).database;
+    sqlx::query("INSERT INTO run_wakes (run_id) VALUES ('run-none')").execute(&pool).await.expect("a row");
+    let mut found = invariants::check(&settings).await.expect("a report");
+    let unknown = found[0].name;
+    found[0].error = Some("it took too long".to_owned());
+    invariants::record(&settings, &found).await.expect("recorded");
+    let metrics = eventually("the metrics have it", async || {
+        service.clock.advance(Duration::from_secs(5));
+        let text = service.get("/metrics").await.text;
+        text.contains("\nworkflow_api_invariants_check_success 0\n").then_some(text)
+    })
+    .await;
+    let line = |name: &str, count: u64| format!("workflow_api_invariant_violations{{invariant=\"{name}\"}} {count}\n");
+    assert!(
+        metrics.contains(&line("wakes_have_a_run", 1)) && metrics.contains(&line("steps_have_a_run", 0)),
+        "{metrics}"
+    );
+    assert!(!metrics.contains(&format!("invariant=\"{unknown}\"")), "{metrics}");
+
+    // A release that has one invariant less.
+    invariants::record(&settings, &found[1..]).await.expect("recorded");
+    let recorded = invariants::recorded(&pool).await.expect("results");
+    let expected: BTreeSet<&str> = found[1..].iter().map(|invariant| invariant.name).collect();
+    assert_eq!(recorded.iter().map(|one| one.name.as_str()).collect::<BTreeSet<_>>(), expected);
 }

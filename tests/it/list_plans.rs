@@ -18,7 +18,7 @@ use crate::service::own_pool;
 /// A filter, the same as SQL, and whether its total is maintained.
 type FilterCase = (fn(&mut Filter), &'static str, bool);
 
-const FILTERS: [FilterCase; 20] = [
+const FILTERS: [FilterCase; 25] = [
     (|_| {}, "true", true),
     (|f| f.statuses = texts(&["FAILED"]), "status = 'FAILED'", true),
     (
@@ -58,6 +58,15 @@ const FILTERS: [FilterCase; 20] = [
     ),
     (|f| f.workflow_definition_id = Some("w0".to_owned()), "workflow_definition_id = 'w0'", false),
     (|f| f.parent_run_id = Some("parent".to_owned()), "parent_run_id = 'parent'", false),
+    (|f| f.context = Some("talk".to_owned()), "context_id = 'talk'", false),
+    (
+        |f| (f.context, f.name) = (Some("talk".to_owned()), Some("flow-1".to_owned())),
+        "context_id = 'talk' AND workflow_name = 'flow-1'",
+        false,
+    ),
+    (|f| f.context = Some("none".to_owned()), "false", false),
+    (|f| f.is_waiting = Some(true), "false", false),
+    (|f| f.is_waiting = Some(false), "true", false),
     (|f| f.created = (None, Some(noon())), "created_at <= timestamp '2026-01-01 12:00'", false),
 ];
 
@@ -86,6 +95,8 @@ fn filter((set, ..): FilterCase, sort: Sort, ascending: bool) -> Filter {
         name_prefix: None,
         parent_run_id: None,
         triggered_by: None,
+        context: None,
+        is_waiting: None,
         created: (None, None),
         updated: (None, None),
         sort,
@@ -99,7 +110,7 @@ fn filter((set, ..): FilterCase, sort: Sort, ascending: bool) -> Filter {
 async fn insert_runs(pool: &PgPool, count: i64) {
     sqlx::query(
         "INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, workflow_definition_id, status, triggered_by,
-             created_at, updated_at, completed_at, parent_run_id, organization_id)
+             created_at, updated_at, completed_at, parent_run_id, organization_id, context_id)
          SELECT 'run-' || md5(i::text), 'w' || i % 5, 'flow-' || i % 5,
              CASE i % 10 WHEN 5 THEN 'other' WHEN 7 THEN 'w0' WHEN 3 THEN NULL ELSE 'w' || i % 5 END, status,
              CASE WHEN i % 3 = 0 THEN 'ann' WHEN i % 3 = 1 THEN 'bob' END,
@@ -108,7 +119,8 @@ async fn insert_runs(pool: &PgPool, count: i64) {
              -- Some of it is as only other programs write it.
              CASE WHEN (status IN ('COMPLETED', 'FAILED') AND (i % 50 > 0 OR $1 > 1000)) OR i % 40 = 3
                  THEN timestamp '2026-01-03' + i * 11 % $1 / 2 * interval '1 s' END,
-             CASE WHEN i < 30 THEN 'parent' END, CASE i % 20 WHEN 19 THEN 'other' ELSE 'default' END
+             CASE WHEN i < 30 THEN 'parent' END, CASE i % 20 WHEN 19 THEN 'other' ELSE 'default' END,
+             CASE i % 12 WHEN 0 THEN 'talk' END
          FROM (SELECT i, (ARRAY['COMPLETED', 'FAILED', 'CANCELLED', 'RUNNING', 'PENDING', 'ODD'])
              [CASE WHEN i % 17 < 12 THEN 1 ELSE i % 17 - 10 END] AS status FROM generate_series(0, $1 - 1) AS i) AS run",
     )

@@ -189,6 +189,37 @@ async fn an_index_whose_creation_was_interrupted_is_created_again(pool: PgPool) 
     assert!(is_valid().await);
 }
 
+/// An earlier release has counted the migration as run, although the index was not complete.
+#[sqlx::test(migrations = false)]
+async fn an_invalid_index_of_an_earlier_release_is_built_again(pool: PgPool) {
+    let settings = config(&pool, &[]).database;
+    up(&settings).await.expect("up");
+    let spoil = "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'idempotency_keys_run'::regclass";
+    sqlx::query(spoil).execute(&pool).await.expect("a superuser may do this");
+    let invalid = async || {
+        let states = migrations::status(&settings).await.expect("status");
+        states.into_iter().filter(|state| state.has_invalid_index).map(|state| state.version).collect::<Vec<_>>()
+    };
+    assert_eq!(invalid().await, [20_261_129_000_122]);
+    assert_eq!(up(&settings).await.expect("up"), 0);
+    assert_eq!(invalid().await, [0; 0]);
+
+    // Without the right to do so.
+    sqlx::query(spoil).execute(&pool).await.expect("a superuser may do this");
+    let role = format!("reader_{}", uuid::Uuid::new_v4().simple());
+    for sql in [format!("CREATE ROLE {role} LOGIN"), format!("GRANT SELECT ON _sqlx_migrations TO {role}")] {
+        sqlx::query(sqlx::AssertSqlSafe(sql.as_str())).execute(&pool).await.expect(&sql);
+    }
+    let mut limited = settings.clone();
+    limited.connect.hosts = limited.connect.hosts.into_iter().map(|host| host.username(&role)).collect();
+    let error = up(&limited).await.expect_err("it is not the owner");
+    let command = "REINDEX INDEX CONCURRENTLY idempotency_keys_run";
+    assert!(matches!(error, MigrationError::InvalidIndex { .. }) && error.to_string().ends_with(command), "{error}");
+    for sql in [format!("DROP OWNED BY {role}"), format!("DROP ROLE {role}")] {
+        sqlx::query(sqlx::AssertSqlSafe(sql.as_str())).execute(&pool).await.expect(&sql);
+    }
+}
+
 #[sqlx::test(migrations = false)]
 async fn what_would_be_undone_and_lost_is_known_before(pool: PgPool) {
     let settings = config(&pool, &[]).database;
@@ -282,6 +313,15 @@ async fn a_release_runs_on_the_schema_of_a_later_one(pool: PgPool) {
     sqlx::query(later).execute(&pool).await.expect("a later release's row");
     assert_eq!(up(&settings).await.expect("no objection"), 0);
     assert!(migrations::is_current(&pool).await.expect("an answer"));
+
+    // It cannot revert the other's, nor what is below it.
+    let before = schema(&pool).await;
+    let plan = migrations::plan_down(&settings, 2).await.expect_err("no plan");
+    for error in [plan, down(&settings, 1).await.expect_err("unknown"), down(&settings, 2).await.expect_err("unknown")]
+    {
+        assert!(matches!(error, MigrationError::OfLaterRelease(99_991_231_000_000)), "{error}");
+    }
+    assert_eq!(schema(&pool).await, before);
 }
 
 #[sqlx::test(migrations = false)]

@@ -50,12 +50,20 @@ pub struct Parts {
 impl Agent {
     /// Answers with what `answer` makes of the call's number, from 0, and the call.
     pub async fn start(answer: impl Fn(usize, &Call) -> Response + Send + Sync + 'static) -> (Self, String) {
+        Self::start_with(|_| Router::new(), answer).await
+    }
+
+    /// As [`Self::start`], with further routes, which know the agent's URL.
+    pub async fn start_with(
+        routes: impl FnOnce(&str) -> Router,
+        answer: impl Fn(usize, &Call) -> Response + Send + Sync + 'static,
+    ) -> (Self, String) {
         let gate = Semaphore::new(Semaphore::MAX_PERMITS);
         let parts = Parts { calls: Mutex::default(), answer: Box::new(answer), gate };
         let agent = Self(Arc::new(parts));
-        let router = Router::new().fallback(post(Self::handle)).with_state(agent.clone());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let url = format!("http://{}/", listener.local_addr().expect("an address"));
+        let router = Router::new().fallback(post(Self::handle)).with_state(agent.clone()).merge(routes(&url));
         tokio::spawn(async move { axum::serve(listener, router).await });
         (agent, url)
     }
@@ -106,6 +114,13 @@ impl Executor {
 
     pub async fn stop(&self) {
         self.0.soft_stop().cancel();
+        self.0.ended().await;
+    }
+
+    /// Stops it hard, and waits until it does nothing more.
+    pub async fn kill(self) {
+        self.0.soft_stop().cancel();
+        self.0.hard_stop().cancel();
         self.0.ended().await;
     }
 }

@@ -262,7 +262,7 @@ async fn a_process_beats_while_its_connections_are_all_in_use(pool: PgPool) {
     let own = own(&pool, 1, 0);
     let held = own.acquire().await.expect("a connection");
     let lifecycle = Lifecycle::new();
-    let registration = Registration::start(own.clone(), "serve", &lifecycle);
+    let registration = Registration::start(own.clone(), "serve", false, &lifecycle);
     eventually("it is registered", || async { registration.current() }).await;
     let sql = "SELECT count(*) FROM processes WHERE heartbeat_at > started_at";
     eventually("it beats", || async {

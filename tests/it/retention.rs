@@ -129,6 +129,8 @@ async fn ended_runs_are_deleted_after_their_retention_with_all_their_rows(pool: 
         "outbox.run_id",
         "run_events.run_id",
         "run_wakes.run_id",
+        // Deleted some seconds after its attempt.
+        "step_deltas.run_id",
         "step_executions.run_id",
         "step_waits.child_run_id",
         "step_waits.run_id",

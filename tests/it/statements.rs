@@ -108,16 +108,15 @@ fn rust_files(folder: &Path) -> Vec<PathBuf> {
     files.into_iter().filter(|file| file.extension().is_some_and(|end| end == "rs")).chain(inside).collect()
 }
 
-fn all_literals() -> Vec<Literals> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+fn all_literals(source: &Path) -> Vec<Literals> {
     let read = |path: PathBuf| {
         let text = fs::read_to_string(&path).expect("a file");
-        let file = path.strip_prefix(&source).expect("below it").display().to_string();
+        let file = path.strip_prefix(source).expect("below it").display().to_string();
         let mut literals = Literals { file, ..Literals::default() };
         literals.visit_file(&syn::parse_file(&text).expect("Rust"));
         literals
     };
-    rust_files(&source).into_iter().map(read).collect()
+    rust_files(source).into_iter().map(read).collect()
 }
 
 /// The statement with its constants in place, or `None` if a placeholder is no constant. Adds the names of constants to
@@ -153,28 +152,49 @@ fn filled(
     Some(whole)
 }
 
-#[sqlx::test(migrator = "MIGRATOR")]
-async fn every_statement_fits_the_schema(pool: PgPool) {
-    let literals = all_literals();
-    let constants: HashMap<(&str, &str), &Statement> = literals
-        .iter()
-        .flat_map(|of| of.constants.iter().map(|(name, value)| ((of.file.as_str(), name.as_str()), value)))
-        .collect();
-    let mut used = HashSet::new();
-    let mut composed = Vec::new();
+/// The statements of a program.
+pub struct Statements {
+    /// File and text of each statement, with its constants in place.
+    pub whole: Vec<(String, String)>,
+    /// Statements that are composed at run time.
+    composed: Vec<String>,
+}
+
+impl Statements {
+    /// The statements in this folder.
+    pub fn of(source: &Path) -> Self {
+        let literals = all_literals(source);
+        let constants: HashMap<(&str, &str), &Statement> = literals
+            .iter()
+            .flat_map(|of| of.constants.iter().map(|(name, value)| ((of.file.as_str(), name.as_str()), value)))
+            .collect();
+        let mut used = HashSet::new();
+        let mut all = Self { whole: Vec::new(), composed: Vec::new() };
+        for statement in literals.iter().flat_map(|of| &of.statements) {
+            match filled(statement, &constants, &mut used) {
+                Some(sql) => all.whole.push((statement.file.clone(), sql)),
+                None => all.composed.push(format!("{}: {}", statement.file, statement.text)),
+            }
+        }
+        all
+    }
+}
+
+/// Prepares statements, and fails with those that do not fit the schema.
+pub async fn prepare_all(pool: &PgPool, statements: &[(String, String)]) {
     let mut wrong = Vec::new();
-    let mut count = 0;
-    for statement in literals.iter().flat_map(|of| &of.statements) {
-        let Some(sql) = filled(statement, &constants, &mut used) else {
-            composed.push(format!("{}: {}", statement.file, statement.text));
-            continue;
-        };
-        count += 1;
+    for (file, sql) in statements {
         if let Err(error) = pool.prepare(sqlx::AssertSqlSafe(sql.as_str()).into_sql_str()).await {
-            wrong.push(format!("{}: {error}\n{sql}", statement.file));
+            wrong.push(format!("{file}: {error}\n{sql}"));
         }
     }
-    assert!(wrong.is_empty(), "{} of {count}:\n{}", wrong.len(), wrong.join("\n\n"));
-    assert_eq!(composed.len(), COMPOSED, "{composed:#?}");
-    assert!(count > 100, "{count}");
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), statements.len(), wrong.join("\n\n"));
+    assert!(statements.len() > 100, "{}", statements.len());
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn every_statement_fits_the_schema(pool: PgPool) {
+    let statements = Statements::of(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+    prepare_all(&pool, &statements.whole).await;
+    assert_eq!(statements.composed.len(), COMPOSED, "{:#?}", statements.composed);
 }

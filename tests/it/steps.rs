@@ -37,6 +37,13 @@ pub struct Ended {
 }
 
 impl World {
+    /// Stops the executor as if it had been killed.
+    pub async fn kill_executor(&mut self) {
+        if let Some(executor) = self.executor.take() {
+            executor.kill().await;
+        }
+    }
+
     pub async fn start(pool: &PgPool, agents: &[(&str, &str)]) -> Self {
         Self::start_with(pool, agents, &[]).await
     }
@@ -568,8 +575,8 @@ async fn another_executor_goes_on_inside_of_blocks(pool: PgPool) {
         ((open, done) == (1, 2) && !held.calls().is_empty()).then_some(())
     })
     .await;
-    // Dropped, it is stopped hard, and its process is declared dead after a while.
-    world.executor = None;
+    // Its process is declared dead after a while.
+    world.kill_executor().await;
     held.0.gate.add_permits(100);
     world.executor = Some(Executor::start(&world.service));
     let done = world.end(run_id).await;

@@ -459,7 +459,7 @@ fn a_token_lives_as_long_as_the_settings_say() {
 async fn metrics_follow_the_rules_of_prometheus_and_are_there_from_the_start(pool: PgPool) {
     use workflow_api::telemetry::{
         Component,
-        catalogue::{API, EXECUTOR, Kind, OLD_NAMES, PROCESS, SHARED, TRACES},
+        catalogue::{API, EXECUTOR, Kind, OLD_NAMES, PROCESS, REPLICA, SHARED, TRACES},
         count,
     };
 
@@ -468,7 +468,7 @@ async fn metrics_follow_the_rules_of_prometheus_and_are_there_from_the_start(poo
     let samples: Vec<&str> = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
     let documented = include_str!("../../docs/metrics.md");
     let old = OLD_NAMES.iter().map(|(metric, _)| metric);
-    let mut known: std::collections::HashSet<&str> = TRACES.iter().map(|metric| metric.name).collect();
+    let mut known: std::collections::HashSet<&str> = TRACES.iter().chain(REPLICA).map(|metric| metric.name).collect();
     for metric in [API, EXECUTOR, PROCESS, SHARED].into_iter().flatten().chain(old.clone()) {
         let name = metric.name;
         known.insert(name);

@@ -563,8 +563,7 @@ async fn an_answer_finds_its_run_after_the_executor_has_died_or_stopped(pool: Pg
         path_of(&callbacks(&world.service, &parked_run, 1).await[0]["url"]),
         path_of(&callbacks(&world.service, &busy_run, 1).await[0]["url"]),
     ];
-    // As if killed.
-    world.executor = None;
+    world.kill_executor().await;
     for path in &paths {
         world.service.post(path, &json!({"said": "late"})).await.expect(200);
     }

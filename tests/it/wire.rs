@@ -36,7 +36,8 @@ impl Listening {
         let service = Service::start_with(config(pool, &[]));
         let address = listener.local_addr().expect("an address");
         let lifecycle = Lifecycle::new();
-        let bounds = server::Bounds { regular: max_connections, spare: 256 };
+        let keep_alive = Duration::from_secs(75);
+        let bounds = server::Bounds { regular: max_connections, spare: 256, keep_alive };
         tokio::spawn(server::serve(
             listener,
             service.router.clone(),
@@ -401,15 +402,40 @@ async fn a_client_that_is_slow_with_its_request_is_sent_away(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
-async fn an_idle_connection_is_closed(pool: PgPool) {
+async fn an_idle_connection_is_kept_longer_than_one_without_a_complete_head(pool: PgPool) {
     let listening = Listening::start(&pool, 100);
-    let mut silent = listening.connect().await;
-    let mut idle = listening.connect().await;
-    idle.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("it is taken");
-    let ends = futures_util::future::join(rest(&mut silent), rest(&mut idle));
-    let ((silent, idle), waited) = passing(&listening.service.clock, Duration::from_secs(1), ends).await;
-    assert!(waited >= Duration::from_secs(10), "{waited:?}");
-    assert_eq!((summary(&silent), summary(&idle)), (String::new(), "200".to_owned()));
+    let clock = &listening.service.clock;
+    let request = &b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"[..];
+    let body =
+        &b"POST /api/v1/agents HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"[..];
+    let answered = async |request: &[u8]| {
+        let mut stream = listening.connect().await;
+        stream.write_all(request).await.expect("it is taken");
+        let mut answer = [0; 16];
+        stream.read_exact(&mut answer).await.expect("an answer");
+        stream
+    };
+    for (request, next, at_least, below) in [
+        (None, "", 9, 74),
+        // The next head has begun.
+        (Some(request), "GET /health HTTP/1.1\r\n", 9, 74),
+        (Some(request), "", 74, 150),
+        (Some(body), "", 74, 150),
+    ] {
+        let mut stream = match request {
+            Some(request) => answered(request).await,
+            None => listening.connect().await,
+        };
+        stream.write_all(next.as_bytes()).await.expect("it is taken");
+        let (_, waited) = passing(clock, Duration::from_secs(1), rest(&mut stream)).await;
+        let expected = Duration::from_secs(at_least)..Duration::from_secs(below);
+        assert!(expected.contains(&waited), "{next:?}: {waited:?} instead of {expected:?}");
+    }
+    // As a balancer does: again after a minute.
+    let mut reused = answered(request).await;
+    clock.advance(Duration::from_mins(1));
+    reused.write_all(&get("Host: x\r\n")).await.expect("it is taken");
+    assert!(rest(&mut reused).await.contains("HTTP/1.1 200 OK"));
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]

@@ -22,6 +22,9 @@ async fn try_it_out_works_for_every_route(pool: PgPool) {
     let agent = post(&environment, "/api/v1/agents", json!({"name": "other", "url": "http://127.0.0.1:9"})).await;
     let workflow_id = environment.chain("w", &["http://127.0.0.1:9".to_owned()]).await;
     let to_delete = environment.chain("v", &["http://127.0.0.1:9".to_owned()]).await;
+    let exposed = json!({"name": "exposed", "start_step": "s", "expose": {"a2a": true},
+        "steps": {"s": {"id": "s", "agent_name": "other", "input_mapping": {}}}});
+    post(&environment, "/api/v1/workflows", exposed).await;
     let run = environment.execute(&workflow_id).await.expect("a run");
     let to_cancel = environment.execute(&workflow_id).await.expect("a run");
     let to_retry = environment.execute(&workflow_id).await.expect("a run");
@@ -48,6 +51,7 @@ async fn try_it_out_works_for_every_route(pool: PgPool) {
         "pause_run run_id": open, "resume_run run_id": open, "token": "a-token",
         "dead_letter_id": letter(1).await, "discard_dead_letter dead_letter_id": letter(2).await,
         "redrive_dead_letter dead_letter_id": letter(3).await, "organization_id": "default",
+        "organization": "default", "workflow": "exposed",
         "key_id": key("kept").await, "revoke_api_key key_id": key("revoked").await,
         "agent_id": agent["id"], "workflow_id": workflow_id, "run_id": run, "name": "w", "version": "1", "other": "1",
         "cancel_run run_id": to_cancel, "retry_run run_id": to_retry,

@@ -96,7 +96,7 @@ impl Drop for Cluster {
 }
 
 /// Directory of PostgreSQL's programs.
-fn programs() -> PathBuf {
+pub fn programs() -> PathBuf {
     let named = Command::new("pg_config").arg("--bindir").output().ok();
     let named = named.map(|output| PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
     let installed = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();

@@ -1,10 +1,16 @@
 //! The commands, and how the program refuses to start.
 
+use std::process::Stdio;
+
 use serde_json::Value;
 use sqlx::PgPool;
+use tokio::io::AsyncWriteExt as _;
 use workflow_api::{config, db};
 
-use crate::program::{Environment, eventually};
+use crate::{
+    cluster,
+    program::{Environment, eventually},
+};
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -148,6 +154,60 @@ async fn a_command_waits_for_another_migration_as_long_as_it_may_and_an_api_as_l
     eventually("the API is ready", || environment.is_ready()).await;
 }
 
+/// Those who change a schema by psql alone get the same one.
+#[sqlx::test(migrations = false)]
+async fn the_migrations_are_printed_as_a_script_that_records_what_it_has_run(pool: PgPool) {
+    let environment = Environment::new(&pool);
+    let script = environment.run(&["migrate", "sql"]).await;
+    assert!(script.status.success(), "{}", text(&script.stderr));
+    // Without the parameters that only sqlx knows.
+    let url = environment.variables["DATABASE_URL"].split('?').next().expect("a URL");
+    let mut psql = tokio::process::Command::new(cluster::programs().join("psql"));
+    let mut psql = psql.args([url, "-X", "-q", "-f", "-"]).stdin(Stdio::piped()).spawn().expect("psql starts");
+    psql.stdin.take().expect("a pipe").write_all(&script.stdout).await.expect("it is taken");
+    assert!(psql.wait().await.expect("it ends").success());
+    let status = environment.run(&["migrate", "validate"]).await;
+    assert!(status.status.success(), "{}", text(&status.stdout));
+    assert!(text(&environment.run(&["migrate", "up"]).await.stdout).contains("current"));
+    let none = text(&environment.run(&["migrate", "sql", "--after", "99999999999999"]).await.stdout);
+    assert!(!none.contains("INSERT"), "{none}");
+}
+
+/// A statement that takes long is logged with its text, but that of a migration has hundreds of lines.
+#[sqlx::test(migrations = false)]
+async fn a_migration_that_takes_long_is_logged_by_its_name(pool: PgPool) {
+    sqlx::raw_sql(include_str!("../it/reference_schema.sql")).execute(&pool).await.expect("its schema");
+    let environment = Environment::new(&pool);
+    let settings = config::load::<config::Database>(environment.variables.clone().into_iter()).expect("valid settings");
+    let mut writer = db::pool(&settings).acquire_own().await.expect("a connection");
+    let lock = "SET idle_in_transaction_session_timeout = 0; BEGIN; LOCK TABLE workflow_runs";
+    sqlx::raw_sql(lock).execute(&mut *writer).await.expect("a lock");
+    let printed = text(&environment.run(&["migrate", "up", "--wait", "1"]).await.stdout);
+    assert!(printed.contains("a lock that is held by session"), "{printed}");
+    drop(writer);
+    let printed = printed + &text(&environment.run(&["migrate", "up"]).await.stdout);
+    assert!(!printed.contains("slow statement") && !printed.contains("CREATE TABLE"), "{printed}");
+    let ran = printed.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let ran: Vec<Value> = ran.filter(|line| line["message"].to_string().contains("was run")).collect();
+    assert!(!ran.is_empty() && ran.iter().all(|line| line["duration_ms"].is_f64()), "{printed}");
+}
+
+/// The text of the server is in two errors of sqlx.
+#[sqlx::test(migrations = false)]
+async fn an_error_of_the_server_is_printed_once(pool: PgPool) {
+    let environment = Environment::new(&pool);
+    let mut url = url::Url::parse(&environment.variables["DATABASE_URL"]).expect("a URL");
+    url.set_path("/none");
+    let environment = environment.with("DATABASE_URL", url.as_str());
+    let errors = text(&environment.run(&["check", "db"]).await.stderr);
+    assert_eq!(errors.matches("does not exist").count(), 1, "{errors}");
+    let api = environment.start(&["serve"]);
+    eventually("the log has it", async || api.log().contains("database connection failed").then_some(())).await;
+    let lines = api.log_lines();
+    let line = lines.iter().find(|line| line["message"] == "database connection failed").expect("the line");
+    assert_eq!(line["error"].to_string().matches("does not exist").count(), 1, "{line}");
+}
+
 #[sqlx::test(migrations = false)]
 async fn refused_settings_are_lines_of_the_log(pool: PgPool) {
     let environment = Environment::new(&pool).with("API_WORKERS", "0").with("MAX_PAGE_SIZE", "0");
@@ -282,7 +342,7 @@ async fn a_start_warns_of_settings_that_are_risky_or_unknown_and_has_the_threads
 /// A client that is still sending when the connection is closed would see a reset instead of the answer.
 #[sqlx::test(migrations = false)]
 async fn a_client_that_sends_too_much_gets_its_answer(pool: PgPool) {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::AsyncReadExt;
 
     let environment = Environment::new(&pool);
     let _api = environment.serve().await;

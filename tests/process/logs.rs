@@ -39,7 +39,7 @@ async fn the_level_changes_while_a_service_runs_and_is_reverted_after_a_time(poo
     let file = std::env::temp_dir().join(format!("workflow-api-test-{}.log", uuid::Uuid::new_v4()));
     let environment = Environment::new(&pool)
         .with("MANAGEMENT_PORT", &port)
-        .with("METRICS_ACCESS", "management")
+        .with("METRICS_ACCESS", "open")
         .with("LOG_FILE", file.to_str().expect("UTF-8"));
     let api = environment.serve().await;
     let url = format!("http://127.0.0.1:{port}/log-level");

@@ -1,6 +1,7 @@
 //! Tests of the program as its users run it: real processes, signals, kill -9, dependencies that come and go.
 //! `DATABASE_URL` and `KAFKA_BROKERS` say where PostgreSQL and Kafka are; `./deploy-api.sh test` sets them.
-//! Chromium, `pgbouncer`, `openssl` and the programs of a PostgreSQL server have to be installed.
+//! Chromium, `pgbouncer`, `openssl` and the programs of a PostgreSQL server have to be installed, and `TEST_OPENBAO` names
+//! `OpenBao`.
 
 mod browser;
 mod chromium;
@@ -17,7 +18,9 @@ mod parked;
 mod program;
 mod recovery;
 mod refused_messages;
+mod replica;
 mod restore;
+mod revert;
 mod roles;
 mod rolling;
 mod rotation;
@@ -26,3 +29,4 @@ mod secure_kafka;
 mod stop;
 mod tls;
 mod traces;
+mod vault;

@@ -68,6 +68,10 @@ impl Environment {
         let built = || env!("CARGO_BIN_EXE_workflow-api").to_owned();
         let mut command = Command::new(std::env::var("PROGRAM").unwrap_or_else(|_| built()));
         command.args(arguments).env_clear().envs(&self.variables).stdin(Stdio::null()).kill_on_drop(true);
+        // Two processes on one host cannot have one port; it is the executor's.
+        if arguments.first() == Some(&"serve") && !self.variables.contains_key("METRICS_ACCESS") {
+            command.env_remove("MANAGEMENT_PORT");
+        }
         command
     }
 

@@ -290,6 +290,11 @@ async fn an_executor_says_how_it_is(pool: PgPool) {
     assert_eq!((status, &body["status"], &database["status"]), (200, &json!("ready"), &json!("connected")));
     assert!(database["response_ms"].is_f64() && database["pool"]["max"].is_u64(), "{body}");
     assert_eq!(body["components"]["process"], json!({"status": "running", "active": 0}));
+    eventually("the lag is known", async || {
+        let body: Value = serde_json::from_str(&get("/health/detailed").await.1).expect("JSON");
+        (body["components"]["kafka"]["consumer_lag"] == 0).then_some(())
+    })
+    .await;
     let (_, url) = Agent::start().await;
     let workflow_id = environment.chain("counted", &[format!("{url}/a")]).await;
     environment.execute(&workflow_id).await.expect("accepted");

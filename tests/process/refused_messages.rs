@@ -10,7 +10,10 @@ use rdkafka::{
 use serde_json::Value;
 use sqlx::PgPool;
 
-use crate::program::{Environment, eventually};
+use crate::{
+    dependencies::through_a_line,
+    program::{Environment, eventually},
+};
 
 /// The errors come from librdkafka's mock: a real broker needs others for this, which go away.
 #[sqlx::test(migrations = false)]
@@ -73,4 +76,40 @@ async fn topics_that_lose_messages_are_reported_at_the_start_and_by_check_kafka(
     let shown = String::from_utf8_lossy(&checked.stdout).into_owned();
     assert!(!checked.status.success() && texts.iter().all(|text| shown.contains(text)), "{shown}");
     assert!(shown.contains("error: topic execution-") && shown.contains("warning: topic execution-"), "{shown}");
+}
+
+/// Kafka acknowledges a message while the database is away.
+#[sqlx::test(migrations = false)]
+async fn an_outage_of_the_database_is_no_line_for_each_attempt_to_settle_the_outbox(pool: PgPool) {
+    let (line, environment) = through_a_line(&pool).await;
+    line.connect(true);
+    let broker = MockCluster::new(1).expect("a broker");
+    let environment = environment.with("KAFKA_BROKERS", &broker.bootstrap_servers());
+    let kafka = environment.kafka();
+    for topic in
+        [kafka.execution_topic, kafka.cancellation_topic, kafka.dead_letter_topic].iter().chain(&kafka.monitoring_topic)
+    {
+        broker.create_topic(topic, 2, 1).expect("a topic");
+    }
+    let api = environment.serve().await;
+    let workflow_id = environment.chain("late", &["http://127.0.0.1:9/".to_owned()]).await;
+    // The messages of a process that is not registered yet wait in the table for a sweep.
+    eventually("the API is registered", async || {
+        let sql = "SELECT EXISTS (SELECT FROM processes)";
+        sqlx::query_scalar::<_, bool>(sql).fetch_one(&pool).await.expect("a truth value").then_some(())
+    })
+    .await;
+    let refused = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS; 1000];
+    broker.request_errors(RDKafkaApiKey::Produce, &refused);
+    environment.execute(&workflow_id).await.expect("accepted");
+    line.connect(false);
+    broker.clear_request_errors(RDKafkaApiKey::Produce);
+    let says = async |text: &str| {
+        eventually(text, async || api.log().contains(text).then_some(())).await;
+    };
+    says("outbox rows are settled later").await;
+    eventually("the API notices", async || environment.is_ready().await.is_none().then_some(())).await;
+    line.connect(true);
+    says("outbox rows are settled again").await;
+    assert_eq!(api.log().matches("outbox rows are settled later").count(), 1, "{}", api.log());
 }

@@ -90,12 +90,17 @@ impl Folder {
         Self(path)
     }
 
+    /// Path of a file in it.
+    pub fn path(&self, name: &str) -> String {
+        self.0.join(name).to_str().expect("UTF-8").to_owned()
+    }
+
     /// Replaces a file at once, as Kubernetes does; its path.
     pub fn put(&self, name: &str, text: &str) -> String {
-        let (path, part) = (self.0.join(name), self.0.join("part"));
+        let (path, part) = (self.path(name), self.path("part"));
         std::fs::write(&part, text).expect("written");
         std::fs::rename(part, &path).expect("renamed");
-        path.to_str().expect("UTF-8").to_owned()
+        path
     }
 }
 

@@ -62,8 +62,10 @@ pub async fn authenticate(
         return Ok(Caller::anonymous(Arc::clone(anonymous)));
     }
     let client = request.extensions.get::<ClientAddress>().copied();
-    // The address of a callback is its permission. The step may require credentials besides.
-    let callback_caller = (rule.access == Access::Address).then(|| Caller::denied(anonymous));
+    // The address of a callback is its permission. The step may require credentials besides; so may the handler of a
+    // route at which they are optional.
+    let is_optional = matches!(rule.access, Access::Address | Access::OptionalCredentials);
+    let callback_caller = is_optional.then(|| Caller::denied(anonymous));
     let refusal = match identify(gate, request, rule, anonymous, client).await {
         Ok(caller) => return Ok(caller),
         Err(Refusal::Other(answer)) => answer,

@@ -71,6 +71,7 @@ impl Modify for Security {
         (name = "workflows", description = "Versioned definitions, and starting runs of them."),
         (name = "runs", description = "Executions of workflows: state, steps, cancelling and retrying."),
         (name = "callbacks", description = "Answers that runs wait for."),
+        (name = "agents of workflows", description = "Workflows as A2A agents and as MCP tools."),
         (name = "access", description = "API keys, and tokens for them."),
         (name = "system", description = "About the service itself."),
     )

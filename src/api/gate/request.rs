@@ -25,7 +25,7 @@ use super::{
     endpoints::{self, Endpoints},
     load::Load,
     rate_limit::AppliedLimits,
-    rules::{Names, Rule, RunsIn},
+    rules::{Names, Protocol, Rule, RunsIn},
 };
 use crate::{
     access::Actor,
@@ -36,7 +36,7 @@ use crate::{
             client::ClientAddress,
             error::{self, ApiError},
             headers::CORRELATION_ID,
-            prefer::{Wait, Waited},
+            prefer::{Patience, Wait, Waited},
             request_permit::RequestPermit,
         },
     },
@@ -82,6 +82,7 @@ where
     // A request that waits for a run's end has this much more time.
     let wait = Wait::of(&parts.headers).time().unwrap_or_default();
     let mut deadline = started + TIME_LIMIT + wait;
+    let patience = patience(rule, &mut parts);
     let decided = app.clock.timeout_at(deadline, admission.admit(gate, &mut parts, rule, &anonymous)).await;
     let refusal = decided.unwrap_or_else(|| Err(too_late())).err();
     let Admission { caller, owners, limits } = admission;
@@ -123,7 +124,8 @@ where
                         let response = app.memory.answer(owners, is_safe, response).await;
                         response.unwrap_or_else(IntoResponse::into_response)
                     };
-                    in_time(answering, rule.runs_in, (&gate.app.clock, deadline), watched_database).await
+                    let limit = TimeLimit { clock: &gate.app.clock, deadline, patience, database: watched_database };
+                    in_time(answering, rule.runs_in, limit).await
                 }
                 Err(refusal) => refusal.into_response(),
             }
@@ -178,6 +180,13 @@ fn begin_span(is_guarded: bool, parts: &Parts, route: &str) -> (Span, Option<Arc
     (span, traceparent.map(Into::into))
 }
 
+/// Adds the means by which a handler announces a wait, if it may wait.
+fn patience(rule: Rule, parts: &mut Parts) -> Option<Patience> {
+    let patience = (rule.protocol == Protocol::Other).then(Patience::default)?;
+    parts.extensions.insert(patience.clone());
+    Some(patience)
+}
+
 /// Ids of trace and span for the log.
 fn ids<'a>(span: &Span, traceparent: Option<&'a str>) -> (Option<&'a str>, Option<&'a str>) {
     let trace_id = traceparent.and_then(SpanContext::trace_id_of);
@@ -199,25 +208,54 @@ fn end_span(span: &mut Span, correlation_id: &str, response: &Response) {
     }
 }
 
+/// Limit of a handler's time.
+struct TimeLimit<'a> {
+    clock: &'a Clock,
+    deadline: Instant,
+    /// Wait that the handler has announced, which makes the deadline later.
+    patience: Option<Patience>,
+    /// Database, if the handler ends when that stops answering.
+    database: Option<db::Pool>,
+}
+
+impl TimeLimit<'_> {
+    /// Returns when the handler has taken too long.
+    async fn passed(self) -> ApiError {
+        let announced = || self.patience.as_ref().map(Patience::time).unwrap_or_default();
+        let late = async {
+            let mut end = self.deadline + announced();
+            loop {
+                self.clock.sleep_until(end).await;
+                let later = self.deadline + announced();
+                if later <= end {
+                    return;
+                }
+                end = later;
+            }
+        };
+        let silence = async {
+            if let Some(pool) = &self.database {
+                pool.silence().await;
+            }
+            // A request that waits for a run may outlast an outage of the database.
+            if self.database.is_none() || !announced().is_zero() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            () = late => too_late(),
+            () = silence => silent(),
+        }
+    }
+}
+
 /// Runs the handler, until it takes too long, or the database stops answering while the handler needs it.
 async fn in_time(
     handler: impl Future<Output = Response> + Send + 'static,
     runs_in: RunsIn,
-    (clock, deadline): (&Clock, Instant),
-    database: Option<db::Pool>,
+    limit: TimeLimit<'_>,
 ) -> Response {
-    let refusal = async {
-        let silence = async {
-            match database {
-                Some(pool) => pool.silence().await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = clock.sleep_until(deadline) => too_late(),
-            () = silence => silent(),
-        }
-    };
+    let refusal = limit.passed();
     // The panic hook has logged a panic itself.
     let answer = match runs_in {
         RunsIn::Connection => tokio::select! {
@@ -364,7 +402,8 @@ mod tests {
 
     async fn answer(handler: impl Future<Output = Response> + Send + 'static, runs_in: RunsIn) -> Response {
         let clock = Clock::default();
-        in_time(handler, runs_in, (&clock, clock.instant() + TIME_LIMIT), None).await
+        let limit = TimeLimit { clock: &clock, deadline: clock.instant() + TIME_LIMIT, patience: None, database: None };
+        in_time(handler, runs_in, limit).await
     }
 
     #[tokio::test]

@@ -2,7 +2,7 @@
 
 use http::Method;
 
-use self::Access::{Address, Credentials, Denied, Details, Metrics, Permissions, Public};
+use self::Access::{Address, Credentials, Denied, Details, Metrics, OptionalCredentials, Permissions, Public};
 use super::body::MAX_BODY_BYTES;
 use crate::{
     access::Permission::{
@@ -24,6 +24,8 @@ pub enum Access {
     Details,
     /// Knowledge of its path, which contains a token.
     Address,
+    /// None or any credentials: the handler decides what a caller without them gets.
+    OptionalCredentials,
     /// Valid credentials.
     Credentials,
     /// Valid credentials with all of these permissions.
@@ -80,6 +82,16 @@ pub enum RunsIn {
     Connection,
 }
 
+/// Protocol of a route that is subject to the limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// The REST API, below the prefix.
+    Rest,
+    /// Another protocol, at the root. Its handlers may wait for a run on behalf of the client, as the body says; see
+    /// `prefer::Patience`.
+    Other,
+}
+
 /// Rule of a route: its access, its limits and the properties that the gate needs.
 #[derive(Clone, Copy, Debug)]
 pub struct Rule {
@@ -95,13 +107,15 @@ pub struct Rule {
     pub takes_ticket: bool,
     /// Task in which its handler runs.
     pub runs_in: RunsIn,
+    /// Protocol that it serves.
+    pub protocol: Protocol,
     /// Whether it is served while all regular connections are in use.
     on_spare_connections: bool,
 }
 
-/// Route table. Paths are at the root for [`Public`], [`Metrics`] and [`Details`], else below the prefix. A route that is missing
-/// here is denied to all callers, and fails a test. Further requirements of a route are noted beside it.
-static RULES: [(Method, &str, Rule); 66] = [
+/// Route table. Paths are at the root for [`Public`], [`Metrics`], [`Details`] and [`Protocol::Other`], else below the prefix. A route
+/// that is missing here is denied to all callers, and fails a test. Further requirements of a route are noted beside it.
+static RULES: [(Method, &str, Rule); 72] = [
     (Method::GET, "/", Rule::new(Public).in_connection().on_spare_connections()),
     (Method::GET, "/health", Rule::new(Public).in_connection().on_spare_connections()),
     (Method::GET, "/health/live", Rule::new(Public).in_connection().on_spare_connections()),
@@ -133,6 +147,13 @@ static RULES: [(Method, &str, Rule); 66] = [
     (Method::GET, "/workflows/{workflow_id}/graph", Rule::of_workflow(&[WorkflowsRead])),
     (Method::POST, "/workflows/{workflow_id}/execute", Rule::of_workflow(&[RunsWrite])),
     (Method::POST, "/workflows/validate", Rule::needs(&[WorkflowsRead])),
+    (Method::POST, "/workflows/test", Rule::needs(&[WorkflowsRead])),
+    (Method::POST, "/workflows/{workflow_id}/test", Rule::of_workflow(&[WorkflowsRead])),
+    (
+        Method::POST,
+        "/workflows/{workflow_id}/versions/{version}/backtest",
+        Rule::of_workflow(&[WorkflowsRead, RunsRead]),
+    ),
     (Method::GET, "/workflow-names/{name}", Rule::of_workflow_name(&[WorkflowsRead])),
     (Method::PUT, "/workflow-names/{name}", Rule::of_workflow_name(&[WorkflowsWrite])),
     (Method::POST, "/workflow-names/{name}/execute", Rule::of_workflow_name(&[RunsWrite])),
@@ -172,6 +193,15 @@ static RULES: [(Method, &str, Rule); 66] = [
     (Method::PUT, "/organizations/{organization_id}", Rule::needs(&[OrganizationsManage])),
     // Only for callers of the default organisation; the handler checks that.
     (Method::GET, "/system/storage", Rule::needs(&[OrganizationsManage])),
+    // Without credentials only if the card is public, else RunsWrite; the handler checks that.
+    (
+        Method::GET,
+        "/a2a/{organization}/{workflow}/.well-known/agent-card.json",
+        Rule::of_other_protocol(OptionalCredentials),
+    ),
+    // RunsRead or RunsWrite, depending on the method in the body; the handlers check that.
+    (Method::POST, "/a2a/{organization}/{workflow}", Rule::of_other_protocol(Credentials)),
+    (Method::POST, "/mcp", Rule::of_other_protocol(Credentials)),
     // Only for API keys; the handler checks that.
     (Method::POST, "/auth/token", Rule::new(Credentials).with_secrets()),
 ];
@@ -185,6 +215,7 @@ impl Rule {
             has_secrets: false,
             takes_ticket: false,
             runs_in: RunsIn::OwnTask,
+            protocol: Protocol::Rest,
             on_spare_connections: false,
         }
     }
@@ -225,14 +256,20 @@ impl Rule {
         Self { runs_in: RunsIn::Connection, ..self }
     }
 
+    const fn of_other_protocol(access: Access) -> Self {
+        Self { protocol: Protocol::Other, ..Self::new(access) }
+    }
+
     const fn on_spare_connections(self) -> Self {
         Self { on_spare_connections: true, ..self }
     }
 
     /// Paths of all routes in the table.
     pub fn routes(prefix: &str) -> impl Iterator<Item = String> + use<'_> {
-        let is_below = |rule: &Rule| rule.access.requires_admission();
-        RULES.iter().map(move |(_, at, rule)| if is_below(rule) { format!("{prefix}{at}") } else { (*at).to_owned() })
+        let path = move |(_, at, rule): &(Method, &str, Self)| {
+            if rule.is_below_prefix() { format!("{prefix}{at}") } else { (*at).to_owned() }
+        };
+        RULES.iter().map(path)
     }
 
     /// Rule for a path without a route.
@@ -255,9 +292,14 @@ impl Rule {
         }
     }
 
+    /// Whether the path in the table is relative to the prefix.
+    fn is_below_prefix(&self) -> bool {
+        self.access.requires_admission() && self.protocol == Protocol::Rest
+    }
+
     /// The path in the form of the table.
     fn below<'a>(&self, path: &'a str, prefix: &str) -> Option<&'a str> {
-        if self.access.requires_admission() { path.strip_prefix(prefix) } else { Some(path) }
+        if self.is_below_prefix() { path.strip_prefix(prefix) } else { Some(path) }
     }
 }
 
@@ -279,10 +321,12 @@ fn without_route(path: &str, prefix: &str) -> Access {
     }
 }
 
-/// Permissions that a route below the prefix needs; `None` if it is missing in the table.
+/// Permissions that a route with admission control needs; `None` if it is missing in the table.
 #[must_use]
-pub fn needs(method: &Method, path: &str) -> Option<&'static [Permission]> {
-    let rule = RULES.iter().find(|(of, at, rule)| of == method && *at == path && rule.access.requires_admission());
+pub fn needs(method: &Method, route: &str, prefix: &str) -> Option<&'static [Permission]> {
+    let rule = RULES.iter().find(|(of, at, rule)| {
+        of == method && rule.access.requires_admission() && rule.below(route, prefix) == Some(*at)
+    });
     rule.map(|(.., rule)| rule.access.permissions())
 }
 
@@ -293,8 +337,8 @@ pub fn is_on_spare_connections(path: &str) -> bool {
 }
 
 /// All routes with their access rules.
-pub fn all() -> impl Iterator<Item = (&'static Method, &'static str, Access)> {
-    RULES.iter().map(|(method, path, rule)| (method, *path, rule.access))
+pub fn all() -> impl Iterator<Item = (&'static Method, &'static str, Rule)> {
+    RULES.iter().map(|(method, path, rule)| (method, *path, *rule))
 }
 
 #[cfg(test)]

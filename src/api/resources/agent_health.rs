@@ -10,17 +10,15 @@ use url::Url;
 use utoipa::ToSchema;
 
 use crate::{
+    a2a::card,
     agent::{AgentKind, Credentials, Secrets, chat_url},
     api::vocabulary::sets,
     db::agents::AgentRow,
-    egress::{self, BodyError, Egress},
+    egress::{self, BodyError, Egress, RequestError},
     input::{self, member, shorten_to},
     timestamp::Timestamp,
 };
 
-/// Paths of the card of A2A agents, below their own path or at the root of their host; the second is that of version
-/// 0.2.
-const CARD_PATHS: [&str; 2] = ["/.well-known/agent-card.json", "/.well-known/agent.json"];
 /// Maximum size of a card.
 const MAX_CARD_BYTES: usize = 1 << 20;
 /// Maximum time of a check, whatever the agent's own time-out is: the answer must precede the time-out of the
@@ -56,18 +54,21 @@ pub async fn check(egress: &Egress, agent: &AgentRow, with_secrets: bool) -> Age
     let mut check = Check { egress, agent, response_time_ms: None };
     let checked = tokio::time::timeout(time, check.run()).await;
     let checked = checked.unwrap_or_else(|_| Err(format!("No answer within {} ms", time.as_millis())));
-    let secrets = Secrets::of(&agent.url, agent.auth_config.as_ref().map(|config| &*config.0));
+    let auth_config = agent.auth_config.as_ref().map(|config| &*config.0);
+    let secrets = Secrets::of(&agent.url, auth_config);
+    let credentials = Credentials::read(agent.auth_type.as_deref(), auth_config);
+    let masked = |text: String| egress.mask(&credentials, secrets.mask(text));
     let (status, message, card) = match checked {
         Ok(Healthy { message, card }) => ("healthy", message, card),
         Err(message) => ("unhealthy", message, None),
     };
     AgentHealth {
         status,
-        message: shorten_to(&secrets.mask(message), MAX_MESSAGE_CHARS).into_owned(),
+        message: shorten_to(&masked(message), MAX_MESSAGE_CHARS).into_owned(),
         response_time_ms: check.response_time_ms,
         timestamp,
         agent_card: card.and_then(|card| {
-            if with_secrets { Some(card) } else { RawValue::from_string(secrets.mask(card.get().to_owned())).ok() }
+            if with_secrets { Some(card) } else { RawValue::from_string(masked(card.get().to_owned())).ok() }
         }),
     }
 }
@@ -121,7 +122,7 @@ impl Check<'_> {
     /// The first card that is found; if there is none, the error at the standard address.
     async fn card(&mut self, url: &Url) -> Result<Healthy, String> {
         let mut missing = None;
-        for url in card_urls(url) {
+        for url in card::addresses(url) {
             match self.object(url, "The agent's card").await {
                 Ok(card) => return Ok(Healthy { message: description(&card), card: Some(card) }),
                 Err(NoCard::Missing(why)) => missing = missing.or(Some(why)),
@@ -157,39 +158,19 @@ impl Check<'_> {
 
     async fn get(&mut self, url: Url) -> Result<Response, String> {
         let started = Instant::now();
-        let request = self.egress.request(Method::GET, url).map_err(|error| error.to_string())?;
-        let request = request.header(header::CONTENT_TYPE, "application/json");
         let auth_config = self.agent.auth_config.as_ref().map(|config| &*config.0);
-        let request = match Credentials::read(self.agent.auth_type.as_deref(), auth_config) {
-            Credentials::Header(name, value) => request.header(name, value),
-            Credentials::None => request,
-            Credentials::Unusable => {
-                return Err(
-                    "The agent's auth_config lacks a value, or has one that cannot be sent in a header".to_owned()
-                );
+        let credentials = Credentials::read(self.agent.auth_type.as_deref(), auth_config);
+        let request = self.egress.request_as(Method::GET, url, &credentials).await.map_err(|error| match error {
+            RequestError::Unusable => {
+                "The agent's auth_config lacks a value, or has one that cannot be sent in a header".to_owned()
             }
-        };
+            error => error.to_string(),
+        })?;
+        let request = request.header(header::CONTENT_TYPE, "application/json");
         let response = request.send().await.map_err(|error| cannot_reach(&error))?;
         self.response_time_ms = Some(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX));
         Ok(response)
     }
-}
-
-/// Possible addresses of an A2A agent's card, in the order of likelihood.
-fn card_urls(agent: &Url) -> Vec<Url> {
-    let own = agent.path().trim_end_matches('/');
-    let mut urls = Vec::with_capacity(4);
-    for path in CARD_PATHS {
-        for base in [own, ""] {
-            let mut url = agent.clone();
-            url.set_fragment(None);
-            url.set_path(&format!("{base}{path}"));
-            if !urls.contains(&url) {
-                urls.push(url);
-            }
-        }
-    }
-    urls
 }
 
 /// Description of the agent from its card.

@@ -1,15 +1,24 @@
 //! Handlers of `/agents`.
 
+use std::borrow::Cow;
+
 use axum::{Json, extract::State, response::Response};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use sqlx::types::Json as Column;
-use utoipa::ToSchema;
+use url::Url;
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{Ref, RefOr, Schema, schema::AnyOfBuilder},
+};
 
 use super::agent_health::{self, AgentHealth};
 use crate::{
     actions::save_agent::{self, NameTaken, SaveAgentError},
-    agent::{AgentPatch, AuthType, NewAgent, RetryConfig, mask_auth_config, masked_url, render_auth_config},
+    agent::{
+        AgentKind, AgentPatch, AuthType, NewAgent, RetryConfig, Secrets, mask_auth_config, masked_url,
+        render_auth_config,
+    },
     api::vocabulary::{
         app::App,
         caller::Caller,
@@ -26,6 +35,7 @@ use crate::{
     breaker::Rules,
     db::{
         self,
+        agent_cards::CardRow,
         agents::{AgentRow, AgentWithBreaker, Filter},
         breakers::SharedBreaker,
         idempotency::ClaimError,
@@ -71,8 +81,15 @@ pub struct Agent {
     #[schema(value_type = sets::AgentKind)]
     kind: String,
     /// Configuration for its kind.
-    #[schema(value_type = Option<AgentConfigBody>)]
+    #[schema(value_type = Option<AnyConfigBody>)]
     config: Option<Box<RawValue>>,
+    /// Of an A2A agent that was called: version of the protocol in which it answered last; otherwise, and in lists of
+    /// several agents, null.
+    #[schema(value_type = Option<sets::A2aVersion>)]
+    protocol_seen: Option<String>,
+    /// Of an A2A agent whose card an executor has requested: what is known of it; otherwise, and in lists of several
+    /// agents, null.
+    card: Option<AgentCard>,
     /// Whether it may be used.
     #[schema(value_type = sets::AgentStatus)]
     status: String,
@@ -86,6 +103,64 @@ pub struct Agent {
     created_by: Option<String>,
     /// User who changed it last.
     updated_by: Option<String>,
+}
+
+/// Card of an A2A agent, as executors know it.
+#[derive(Serialize, ToSchema)]
+pub struct AgentCard {
+    /// The card; null: none was found. Without `agents:secrets`, credentials of the agent in it are replaced by asterisks.
+    #[schema(value_type = Option<HashMap<String, Value>>)]
+    content: Option<Box<RawValue>>,
+    /// Whether one of the keys in `config.card_keys` has signed it; null without a card. `unchecked`: it is signed, and
+    /// there are no keys.
+    #[schema(value_type = Option<sets::CardSignature>)]
+    signature: Option<String>,
+    /// Why there is no card, or why it was not read again; null if there is no problem.
+    problem: Option<String>,
+    /// Time when the card was read, or found to be unchanged.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    fetched_at: Option<Timestamp>,
+    /// Time when it was last requested.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    checked_at: Option<Timestamp>,
+    /// Seconds since `fetched_at`.
+    age_seconds: Option<i64>,
+    /// Last change of the card, until the agent is saved again; null: it is the same as then.
+    drift: Option<CardDrift>,
+}
+
+/// Change of a card.
+#[derive(Serialize, ToSchema)]
+pub struct CardDrift {
+    /// Time when the change was noticed.
+    #[schema(value_type = String, format = DateTime)]
+    since: Timestamp,
+    /// Members of the card that have changed.
+    members: Vec<String>,
+}
+
+impl AgentCard {
+    /// `None`: the card was not requested yet.
+    fn new(row: CardRow, agent_updated_at: Timestamp) -> Option<Self> {
+        let checked_at = row.checked_at?;
+        let drift = row.changed_at.map(Timestamp::from).filter(|at| *at > agent_updated_at);
+        Some(Self {
+            content: row.card.map(|card| card.0),
+            signature: row.signature,
+            problem: row.problem,
+            fetched_at: row.fetched_at.map(Timestamp::from),
+            checked_at: Some(checked_at.into()),
+            age_seconds: row.fetched_at.map(|at| (row.read_at - at).num_seconds()),
+            drift: drift.map(|since| CardDrift { since, members: row.changed_members.unwrap_or_default() }),
+        })
+    }
+
+    /// The card without these secrets.
+    fn masked(mut self, secrets: &Secrets) -> Self {
+        let masked = self.content.map(|card| RawValue::from_string(secrets.mask(card.get().to_owned())));
+        self.content = masked.and_then(Result::ok);
+        self
+    }
 }
 
 /// Circuit breaker of an agent, shared by all executors.
@@ -141,6 +216,8 @@ impl Agent {
             circuit_breaker: rules.enabled.then(|| CircuitBreaker::new(breaker, &rules)),
             kind: row.kind,
             config: stored(row.config),
+            protocol_seen: None,
+            card: None,
             status: row.status,
             created_at: row.created_at,
             updated_at: row.updated_at,
@@ -206,6 +283,50 @@ pub struct CircuitBreakerConfigBody {
     window_size_seconds: Option<u64>,
 }
 
+/// The `config` of an agent, by its kind.
+pub struct AnyConfigBody;
+
+impl PartialSchema for AnyConfigBody {
+    fn schema() -> RefOr<Schema> {
+        let of = |name: &str| Ref::from_schema_name(name);
+        let any = AnyOfBuilder::new().item(of("AgentConfig")).item(of("A2aConfig"));
+        let any = any.description(Some("Configuration of an agent, by its kind.")).build();
+        RefOr::T(Schema::AnyOf(any))
+    }
+}
+
+impl ToSchema for AnyConfigBody {
+    fn name() -> Cow<'static, str> {
+        "AnyAgentConfig".into()
+    }
+
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        AgentConfigBody::schemas(schemas);
+        A2aConfigBody::schemas(schemas);
+        schemas.push(("AgentConfig".to_owned(), AgentConfigBody::schema()));
+        schemas.push(("A2aConfig".to_owned(), A2aConfigBody::schema()));
+    }
+}
+
+/// The `config` of an agent of kind `a2a`.
+#[derive(ToSchema)]
+#[schema(as = A2aConfig, example = json!({"protocol": "1.0", "streaming": true}))]
+#[expect(dead_code, reason = "describes what `agent::A2aConfig` reads")]
+pub struct A2aConfigBody {
+    /// Version of the protocol. The default `auto` takes the version that the agent's card names, or that it answers in.
+    #[schema(value_type = Option<sets::A2aProtocol>)]
+    protocol: Option<()>,
+    /// Whether tasks are streamed; by default where the agent's card offers it.
+    streaming: Option<bool>,
+    /// Origins besides that of the agent's URL that its card may lead to, with inputs and credentials.
+    #[schema(max_items = 16, example = json!(["https://agents.example:8443"]))]
+    origins: Option<Vec<String>>,
+    /// JSON Web Key Set. With it, a card is used only if one of the keys has signed it.
+    #[schema(value_type = Option<HashMap<String, Value>>, example = json!({"keys": [{"kty": "OKP", "crv": "Ed25519",
+        "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}))]
+    card_keys: Option<()>,
+}
+
 /// The `config` of an agent of kind `openai`.
 #[derive(ToSchema)]
 #[schema(as = AgentConfig, example = json!({"model": "gpt-4o-mini", "parameters": {"temperature": 0, "max_tokens": 500}}))]
@@ -224,6 +345,8 @@ pub struct AgentConfigBody {
     /// `text`, `json`, or an object in the form of the endpoint.
     #[schema(value_type = Value, required = false, example = json!({"type": "json_object"}))]
     response_format: (),
+    /// Whether the answer is streamed, so that pieces of it are seen in the event stream of the run.
+    streaming: Option<bool>,
 }
 
 /// Body of a create request.
@@ -244,7 +367,9 @@ pub struct NewAgentBody {
     /// Kind of credentials that it requires; the default is `none`. Letter case is ignored.
     #[schema(required = false)]
     auth_type: sets::AuthType,
-    /// `bearer`: `{"token": …}`; `apikey`: `{"key": …, "header_name": …}`; `none`: null.
+    /// `bearer`: `{"token": …}`; `apikey`: `{"key": …, "header_name": …}`, or `query_name` instead; `basic`:
+    /// `{"username": …, "password": …}`; `oauth2`: `{"token_url": …, "client_id": …, "client_secret": …}`, and optionally
+    /// `scope` and `audience`; `none`: null.
     #[schema(value_type = Option<HashMap<String, Value>>)]
     auth_config: Option<()>,
     /// Time-out of one call in milliseconds; the default is 30 000.
@@ -259,8 +384,8 @@ pub struct NewAgentBody {
     /// Protocol of the agent; the default is `a2a`. Letter case is ignored.
     #[schema(required = false)]
     kind: sets::AgentKind,
-    /// Configuration: required for `openai`, null for the other kinds.
-    #[schema(value_type = Option<AgentConfigBody>)]
+    /// Configuration: required for `openai`, optional for `a2a`, null for `http`.
+    #[schema(value_type = Option<AnyConfigBody>)]
     config: Option<()>,
 }
 
@@ -296,7 +421,7 @@ pub struct AgentPatchBody {
     #[schema(required = false)]
     kind: sets::AgentKind,
     /// Configuration, which must match `kind`.
-    #[schema(value_type = Option<AgentConfigBody>)]
+    #[schema(value_type = Option<AnyConfigBody>)]
     config: Option<()>,
 }
 
@@ -342,14 +467,19 @@ pub async fn list_agents(State(app): State<App>, caller: Caller, query: Query) -
     };
     let list = ListRequest::read(&app, &parameters, "agents").await?;
     if let Some(name) = query.text("name") {
-        let found = db::agents::find_to_call(&app.pool, caller.organization(), name).await?;
-        return Ok(page::of_one(found.map(|found| show(&app, &caller, found)), list.page.size));
+        let agent = match db::agents::find_to_call(&app.pool, caller.organization(), name).await? {
+            Some(found) => Some(show_with_card(&app, &caller, found).await?.0),
+            None => None,
+        };
+        return Ok(page::of_one(agent, list.page.size));
     }
-    let mut connection = app.pool.acquire().await?;
-    let page = db::agents::list(&mut connection, &filter, &list.page).await?;
-    let ids: Vec<uuid::Uuid> = page.entries.positions.iter().filter_map(|position| position.id.uuid()).collect();
-    let breakers = db::breakers::find_all(&mut *connection, &ids).await?;
-    drop(connection);
+    let (filter, page) = (&filter, &list.page);
+    let read = app.reads.read(|mut conn| async move {
+        let page = db::agents::list(&mut conn, filter, page).await?;
+        let ids: Vec<uuid::Uuid> = page.entries.positions.iter().filter_map(|position| position.id.uuid()).collect();
+        Ok((page, db::breakers::find_all(&mut *conn, &ids).await?))
+    });
+    let (page, breakers) = read.await?;
     let (shown_by, shown_to) = (app.clone(), caller.clone());
     Ok(page::answer(app, caller, &list, page, move |row: AgentRow| {
         let breaker = breakers.get(&row.id);
@@ -359,6 +489,28 @@ pub async fn list_agents(State(app): State<App>, caller: Caller, query: Query) -
 
 fn show(app: &App, caller: &Caller, found: AgentWithBreaker) -> Agent {
     Agent::new(shown(app, found.agent, caller), Some(&found.breaker.into()), app.config.circuit_breaker)
+}
+
+/// As [`show`], with what executors know of the card; also the revision of both.
+async fn show_with_card(app: &App, caller: &Caller, found: AgentWithBreaker) -> Result<(Agent, String), db::Error> {
+    let (revision, agent) = (found.revision(), &found.agent);
+    let row = if agent.kind == AgentKind::A2a.as_str() {
+        // As executors write it.
+        let url = Url::parse(&agent.url).map_or_else(|_| String::new(), String::from);
+        db::agent_cards::find(&app.pool, agent.id, &url).await?
+    } else {
+        None
+    };
+    let Some(row) = row else { return Ok((show(app, caller, found), revision)) };
+    let revision = format!("{revision}.{:x}", row.updated_at.timestamp_micros());
+    let protocol_seen = row.protocol_seen.clone();
+    let mut card = AgentCard::new(row, agent.updated_at);
+    if !caller.sees_secrets() {
+        let opened = agent.clone().opened(&app.config.vault);
+        let secrets = Secrets::of(&opened.url, opened.auth_config.as_ref().map(|config| &*config.0));
+        card = card.map(|card| card.masked(&secrets));
+    }
+    Ok((Agent { protocol_seen, card, ..show(app, caller, found) }, revision))
 }
 
 /// Register an agent
@@ -402,7 +554,7 @@ pub async fn create_agent(
 
 /// Get an agent
 ///
-/// Includes its circuit breaker. Deleted agents are included.
+/// Includes its circuit breaker, and what executors know of the card of an A2A agent. Deleted agents are included.
 #[utoipa::path(
     get, path = "/agents/{agent_id}", tag = "agents",
     params(("agent_id" = uuid::Uuid, Path), parameters::IfNoneMatch),
@@ -415,7 +567,8 @@ pub async fn get_agent(
     if_none_match: IfNoneMatch,
 ) -> Result<Response, ApiError> {
     let found = db::agents::find_to_show(&app.pool, caller.organization(), id).await?.ok_or_else(not_found)?;
-    Ok(if_none_match.answer(&found.revision(), show(&app, &caller, found)))
+    let (agent, revision) = show_with_card(&app, &caller, found).await?;
+    Ok(if_none_match.answer(&revision, agent))
 }
 
 /// Update an agent
@@ -438,7 +591,8 @@ pub async fn update_agent(
     let context = caller.context(&app).with_if_match(if_match.as_ref());
     let found = save_agent::update_agent(&app.pool, context, id, patch).await?;
     tracing::info!(target: "api.routes.agents", agent_id = %id, "Agent updated");
-    Ok(etag::tagged(&found.revision(), Json(show(&app, &caller, found))))
+    let (agent, revision) = show_with_card(&app, &caller, found).await?;
+    Ok(etag::tagged(&revision, Json(agent)))
 }
 
 /// Delete an agent

@@ -296,7 +296,9 @@ fn secret(status: StatusCode, body: impl Serialize) -> Response {
 )]
 pub async fn list_api_keys(State(app): State<App>, caller: Caller, query: Query) -> Result<Response, ApiError> {
     let list = ListRequest::read(&app, &ListQuery::new(&query), "api-keys").await?;
-    let page = db::api_keys::list(&mut *app.pool.acquire().await?, caller.organization(), &list.page).await?;
+    let (organization, page) = (caller.organization(), &list.page);
+    let page =
+        app.reads.read(|mut conn| async move { db::api_keys::list(&mut conn, organization, page).await }).await?;
     Ok(page::answer(app, caller, &list, page, ApiKey::from))
 }
 

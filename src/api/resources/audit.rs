@@ -162,6 +162,7 @@ pub async fn list_audit_logs(State(app): State<App>, caller: Caller, query: Quer
     let filter = filter(&caller, &mut parameters)?;
     let order = audit::order(parameters.is_ascending());
     let list = ListRequest::read(&app, &parameters, "audit-logs").await?;
-    let page = audit::list(&mut *app.pool.acquire().await?, &filter, order, &list.page).await?;
+    let (filter, page) = (&filter, &list.page);
+    let page = app.reads.read(|mut conn| async move { audit::list(&mut conn, filter, order, page).await }).await?;
     Ok(page::answer(app, caller, &list, page, AuditEntry::from))
 }

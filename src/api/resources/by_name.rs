@@ -16,7 +16,7 @@ use super::{
     workflows::{
         execute::{self, ExecuteBody},
         save::{self, save_error},
-        wire::Workflow,
+        wire::{ExposeBody, Workflow},
     },
 };
 use crate::{
@@ -92,6 +92,8 @@ pub struct WantedWorkflowBody {
     /// Days for which ended runs of the workflow are kept. 0: for ever; absent or null: the organisation's value.
     #[schema(minimum = 0, maximum = 36_500)]
     retention_days: Option<i32>,
+    /// Protocols by which the workflow is offered besides this API; absent or null: none.
+    expose: Option<ExposeBody>,
 }
 
 /// Get a workflow by its name

@@ -177,6 +177,7 @@ impl From<AnswerError> for ApiError {
                 Self::new(StatusCode::FORBIDDEN, "role_required", format!("This decision requires the role {role:?}"))
             }
             AnswerError::Invalid(errors) => errors.into(),
+            AnswerError::Key(error) => error.into(),
             AnswerError::Db(error) => error.into(),
         }
     }

@@ -232,7 +232,9 @@ pub async fn list_dead_letters(State(app): State<App>, caller: Caller, query: Qu
     };
     let order = dead_letters::order(parameters.is_ascending());
     let list = ListRequest::read(&app, &parameters, "dead-letters").await?;
-    let page = dead_letters::list(&mut *app.pool.acquire().await?, &filter, order, &list.page).await?;
+    let (filter, page) = (&filter, &list.page);
+    let read = app.reads.read(|mut conn| async move { dead_letters::list(&mut conn, filter, order, page).await });
+    let page = read.await?;
     Ok(page::answer(app, caller, &list, page, DeadLetter::from))
 }
 

@@ -184,11 +184,13 @@ impl PathValues {
         self.0.get(name).map(String::as_str).unwrap_or_default()
     }
 
-    fn workflow_id(&self) -> Result<Uuid, ApiError> {
+    /// Id of the workflow.
+    pub fn workflow_id(&self) -> Result<Uuid, ApiError> {
         Ok(input::path_uuid("workflow_id", self.text("workflow_id"))?)
     }
 
-    fn version(&self, name: &str) -> Result<i32, ApiError> {
+    /// Version number in this parameter.
+    pub fn version(&self, name: &str) -> Result<i32, ApiError> {
         let version = self.text(name).parse().ok().filter(|version| *version >= 1);
         version.ok_or_else(|| {
             let message = "Input should be a valid version number, from 1";
@@ -201,7 +203,8 @@ fn no_such_version(version: i32) -> ApiError {
     ApiError::not_found("version_not_found", format!("The workflow has no version {version}"))
 }
 
-async fn version_of(app: &App, caller: &Caller, id: Uuid, version: i32) -> Result<WorkflowRow, ApiError> {
+/// The version of the workflow with this id.
+pub async fn version_of(app: &App, caller: &Caller, id: Uuid, version: i32) -> Result<WorkflowRow, ApiError> {
     let named =
         db::workflows::find(&app.pool, caller.organization(), id).await?.ok_or_else(ApiError::workflow_not_found)?;
     if named.version == version {

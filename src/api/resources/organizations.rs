@@ -263,7 +263,8 @@ fn must_manage(caller: &Caller) -> Result<(), ApiError> {
 pub async fn list_organizations(State(app): State<App>, caller: Caller, query: Query) -> Result<Response, ApiError> {
     let list = ListRequest::read(&app, &ListQuery::new(&query), "organizations").await?;
     let own = Some(caller.organization()).filter(|own| !own.is_default());
-    let page = db::organizations::list(&mut *app.pool.acquire().await?, own, &list.page).await?;
+    let page = &list.page;
+    let page = app.reads.read(|mut conn| async move { db::organizations::list(&mut conn, own, page).await }).await?;
     Ok(page::answer(app, caller, &list, page, Organization::from))
 }
 
@@ -302,15 +303,19 @@ pub async fn get_organization(
     OrganizationIdParam(id): OrganizationIdParam,
 ) -> Result<Json<OrganizationDetail>, ApiError> {
     must_see(&caller, &id)?;
-    let row = db::organizations::find(&app.pool, &id).await?.ok_or_else(not_found)?;
-    let count = async |what| db::organizations::count(&app.pool, &id, what, i64::MAX).await;
-    let usage = Usage {
-        agents: count(Countable::Agents).await?,
-        workflows: count(Countable::Workflows).await?,
-        api_keys: count(Countable::ApiKeys).await?,
-        queued_runs: count(Countable::QueuedRuns).await?,
-    };
-    Ok(Json(OrganizationDetail { organization: row.into(), usage }))
+    let id = &id;
+    let found = app.reads.read(|mut conn| async move {
+        let Some(row) = db::organizations::find(&mut *conn, id).await? else { return Ok(None) };
+        let mut count = async |what| db::organizations::count(&mut *conn, id, what, i64::MAX).await;
+        let usage = Usage {
+            agents: count(Countable::Agents).await?,
+            workflows: count(Countable::Workflows).await?,
+            api_keys: count(Countable::ApiKeys).await?,
+            queued_runs: count(Countable::QueuedRuns).await?,
+        };
+        Ok(Some(OrganizationDetail { organization: row.into(), usage }))
+    });
+    Ok(Json(found.await?.ok_or_else(not_found)?))
 }
 
 /// Update an organisation

@@ -17,6 +17,7 @@ use axum::{
 use futures_util::{Stream, stream};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use serde::Serialize;
+use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use crate::{
@@ -32,6 +33,7 @@ use crate::{
     },
     db::{
         self,
+        deltas::{self, DeltaRow},
         events::{self, EventRow, Filter, LogTail},
     },
     input::{self, FieldError},
@@ -44,7 +46,7 @@ use crate::{
 /// Header by which a client resumes a stream. There is also a parameter, for clients that cannot send it.
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// Makes nginx forward events without buffering.
-const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+pub const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 /// Suffix of the id of the end event; its number is that of the last entry.
 const END_SUFFIX: &str = "-end";
 /// Interval of keep-alive comments: shorter than the time-outs of proxies.
@@ -53,6 +55,10 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const RECONNECT_AFTER: Duration = Duration::from_secs(1);
 /// Maximum number of entries that a stream holds in memory.
 const CHUNK: i64 = 100;
+/// Maximum number of pieces of outputs that a stream holds in memory; each has at most 64 KiB.
+const DELTA_CHUNK: i64 = 20;
+/// Name of an event with a piece of an output.
+const DELTA: &str = "step.output.delta";
 
 /// Page of a run's log.
 pub type RunEventPage = Page<Event>;
@@ -113,6 +119,52 @@ impl From<EventRow> for Event {
             duration_ms,
             detail: row.detail,
         }
+    }
+}
+
+/// Piece of an output that an agent streams, as it is sent in an event `step.output.delta`. Pieces are a preview: they
+/// are not stored, some may be missing, and at most 64 KiB of an attempt are sent. The output is in the run's steps.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = RunOutputDelta, example = json!({
+    "run_id": "run-01935e7c-7f6e-7c3a-9d51-2f8f0a4b6c1d", "step_id": "summarise",
+    "attempt_id": "run-01935e7c-7f6e-7c3a-9d51-2f8f0a4b6c1d-summarise-0a1b2c3d",
+    "timestamp": "2026-02-03T09:00:00.380120Z", "artifact_id": "answer", "append": true, "text": "The first half "
+}))]
+pub struct OutputDelta<'a> {
+    /// Id of the run.
+    run_id: &'a str,
+    /// Id of the step.
+    step_id: String,
+    /// Id of the attempt, as in the run's steps.
+    attempt_id: String,
+    /// Time when it was recorded.
+    #[schema(value_type = String, format = DateTime)]
+    timestamp: Timestamp,
+    /// The agent's id of the artifact; null for the text of a model, and for the agent's message about its state.
+    artifact_id: Option<String>,
+    /// Whether it continues the pieces of the same artifact; false: it replaces them.
+    append: bool,
+    /// Text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<String>,
+    /// JSON, instead of text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Value>)]
+    data: Option<Box<RawValue>>,
+}
+
+impl<'a> OutputDelta<'a> {
+    fn new(run_id: &'a str, row: DeltaRow) -> Self {
+        let DeltaRow { attempt_id, step_id, artifact_id, append, text, data, at, .. } = row;
+        Self { run_id, step_id, attempt_id, timestamp: at, artifact_id, append, text, data: data.map(|data| data.0) }
+    }
+}
+
+impl Event {
+    /// Message for people.
+    #[must_use]
+    pub fn into_message(self) -> String {
+        self.message
     }
 }
 
@@ -203,10 +255,9 @@ pub async fn get_logs(
     let list = ListRequest::read(&app, &parameters, &format!("logs of {run_id}")).await?;
     caller.must_see_run(&app, &run_id).await?;
     events::number(&app.pool, &run_id).await?;
-    let filter = Filter { steps: &steps, kinds: &level.kinds() };
-    let mut connection = app.pool.acquire().await?;
-    let page = events::list(&mut connection, &run_id, &filter, order, &list.page).await?;
-    drop(connection);
+    let (run_id, filter, page) = (&run_id, &Filter { steps: &steps, kinds: &level.kinds() }, &list.page);
+    let read = app.reads.read(|mut conn| async move { events::list(&mut conn, run_id, filter, order, page).await });
+    let page = read.await?;
     let (_, next) = list.neighbours(&page.entries);
     let mut response = if prefers_text(&headers) {
         let mut text: String = page.entries.rows.into_iter().map(|row| Event::from(row).to_string()).collect();
@@ -271,7 +322,8 @@ impl Seen {
 /// the end of the run an event `end`. If a stream is closed without `end`, it has to be opened again with the last
 /// id, as browsers do by themselves.
 ///
-/// Entries have no event name (`onmessage`). After a retry the same log continues. If the run is deleted meanwhile,
+/// Entries have no event name (`onmessage`). After a retry the same log continues. While an agent streams its output,
+/// events named `step.output.delta` have pieces of it, as `RunOutputDelta`; they have no id, and are not repeated. If the run is deleted meanwhile,
 /// because its retention is over, the data of `end` has `"deleted": true`.
 #[utoipa::path(
     get, path = "/runs/{run_id}/events", tag = "runs",
@@ -322,7 +374,8 @@ pub async fn stream_events(
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
     let (phase, checked_at) = (Phase::Opening(rest), app.clock.instant());
-    let reader = Reader { app, caller, run_id, seen: seen.seq, status: String::new(), watch, checked_at, phase };
+    let seen = seen.seq;
+    let reader = Reader { app, caller, run_id, seen, last_delta: 0, status: String::new(), watch, checked_at, phase };
     let events = Sse::new(reader.events()).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
     Ok(([(ACCEL_BUFFERING, HeaderValue::from_static("no"))], events).into_response())
 }
@@ -335,6 +388,12 @@ fn is_terminal(status: &str) -> bool {
 async fn read(app: &App, run_id: &str, after: i32) -> Result<Option<LogTail>, db::Error> {
     let (pool, run_id) = (app.pool.clone(), run_id.to_owned());
     db::bounded(async move { events::rest(&pool, &run_id, after, CHUNK).await }).await
+}
+
+/// The same for pieces of outputs.
+async fn read_deltas(app: &App, run_id: &str, after: i64) -> Result<Vec<DeltaRow>, db::Error> {
+    let (pool, run_id) = (app.pool.clone(), run_id.to_owned());
+    db::bounded(async move { deltas::after(&pool, &run_id, after, DELTA_CHUNK).await }).await
 }
 
 /// Data of the end event.
@@ -352,8 +411,8 @@ struct End<'a> {
 enum Phase {
     /// Begin with these entries, which were read first.
     Opening(LogTail),
-    /// Send these entries, then continue: the end, the next chunk, or a wait.
-    Sending(VecDeque<EventRow>, AfterRows),
+    /// Send these pieces of outputs and entries, then continue: the end, the next chunk, or a wait.
+    Sending(VecDeque<DeltaRow>, VecDeque<EventRow>, AfterRows),
     /// Close the stream.
     Closing,
 }
@@ -378,6 +437,8 @@ struct Reader {
     caller: Caller,
     run_id: String,
     seen: i32,
+    /// Number of the last piece of an output that was read.
+    last_delta: i64,
     /// Status of the run at the last read.
     status: String,
     watch: Subscription,
@@ -395,12 +456,16 @@ impl Reader {
         loop {
             match std::mem::replace(&mut self.phase, Phase::Closing) {
                 Phase::Opening(rest) => {
-                    self.send(rest);
+                    self.send(VecDeque::new(), rest);
                     return Some(SseEvent::default().retry(RECONNECT_AFTER));
                 }
-                Phase::Sending(mut rows, then) => {
+                Phase::Sending(mut deltas, mut rows, then) => {
+                    if let Some(delta) = deltas.pop_front() {
+                        self.phase = Phase::Sending(deltas, rows, then);
+                        return Some(data(&OutputDelta::new(&self.run_id, delta)).event(DELTA));
+                    }
                     if let Some(row) = rows.pop_front() {
-                        self.phase = Phase::Sending(rows, then);
+                        self.phase = Phase::Sending(deltas, rows, then);
                         self.seen = row.seq;
                         return Some(event(row.seq.to_string(), &Event::from(row)));
                     }
@@ -416,10 +481,12 @@ impl Reader {
                     if !goes_on || !self.is_still_authorized().await {
                         return None;
                     }
-                    match read(&self.app, &self.run_id, self.seen).await {
-                        Ok(Some(rest)) => self.send(rest),
+                    match self.read().await {
+                        Ok((deltas, Some(rest))) => self.send(deltas, rest),
                         // There are no more entries, so the client has no reason to reconnect.
-                        Ok(None) => self.phase = Phase::Sending(VecDeque::new(), AfterRows::End { deleted: true }),
+                        Ok((deltas, None)) => {
+                            self.phase = Phase::Sending(deltas, VecDeque::new(), AfterRows::End { deleted: true });
+                        }
                         Err(error) => {
                             let (run_id, cause) = (&self.run_id, &error as &dyn std::error::Error);
                             tracing::warn!(error = cause, run_id, "an event stream is closed: {error}");
@@ -450,19 +517,42 @@ impl Reader {
         !matches!(self.caller.is_still_valid(&self.app).await, Ok(false))
     }
 
-    fn send(&mut self, rest: LogTail) {
-        let is_whole = i64::try_from(rest.rows.len()).is_ok_and(|count| count < CHUNK);
+    /// The next pieces of outputs, if there are any, and the next entries. The pieces come first: an attempt's last piece
+    /// is older than its end.
+    async fn read(&mut self) -> Result<(VecDeque<DeltaRow>, Option<LogTail>), db::Error> {
+        let mut deltas = Vec::new();
+        if let Some(last) = self.new_deltas() {
+            deltas = read_deltas(&self.app, &self.run_id, self.last_delta).await?;
+            let is_whole = i64::try_from(deltas.len()).is_ok_and(|count| count < DELTA_CHUNK);
+            let read = deltas.last().map_or(self.last_delta, |delta| delta.id);
+            // Pieces that are not found are deleted.
+            self.last_delta = if is_whole { read.max(last) } else { read };
+        }
+        Ok((deltas.into(), read(&self.app, &self.run_id, self.seen).await?))
+    }
+
+    /// Number of the last piece of an output, if it is not read yet.
+    fn new_deltas(&self) -> Option<i64> {
+        self.watch.last_delta().filter(|last| *last > self.last_delta)
+    }
+
+    fn send(&mut self, deltas: VecDeque<DeltaRow>, rest: LogTail) {
+        let is_whole = i64::try_from(rest.rows.len()).is_ok_and(|count| count < CHUNK) && self.new_deltas().is_none();
         let then = match (is_whole, is_terminal(&rest.status)) {
             (false, _) => AfterRows::Read,
             (true, false) => AfterRows::Wait,
             (true, true) => AfterRows::End { deleted: false },
         };
         self.status = rest.status;
-        self.phase = Phase::Sending(rest.rows.into(), then);
+        self.phase = Phase::Sending(deltas, rest.rows.into(), then);
     }
 }
 
-fn event(id: String, data: &impl Serialize) -> SseEvent {
+fn event(id: String, content: &impl Serialize) -> SseEvent {
+    data(content).id(id)
+}
+
+fn data(content: &impl Serialize) -> SseEvent {
     // Serialised without line breaks, so that it is one line of the stream.
-    SseEvent::default().id(id).data(input::to_raw(data).get())
+    SseEvent::default().data(input::to_raw(content).get())
 }

@@ -27,10 +27,13 @@ pub async fn answer(app: App, caller: Caller, run_id: String, query: &Query) -> 
     let is_paged =
         ["page", "page_size", "cursor"].iter().any(|name| query.text(name).is_some_and(|text| !text.is_empty()));
     let list = ListRequest::read(&app, &ListQuery::new(query), &format!("steps of {run_id}")).await?;
-    let (pool, organization, id) = (app.pool.clone(), caller.organization().clone(), run_id.clone());
+    let (reads, organization, id) = (app.reads.clone(), caller.organization().clone(), run_id.clone());
     let read = move |page: PageRequest| {
-        let (pool, organization, run_id) = (pool.clone(), organization.clone(), id.clone());
-        async move { runs::steps(&mut *pool.acquire().await?, &organization, &run_id, &page).await }
+        let (reads, organization, run_id) = (reads.clone(), organization.clone(), id.clone());
+        async move {
+            let (organization, run_id, page) = (&organization, &run_id, &page);
+            reads.read(|mut conn| async move { runs::steps(&mut conn, organization, run_id, page).await }).await
+        }
     };
     let chunk = PageRequest { start: PageStart::Offset(0), size: CHUNK };
     let first = read(if is_paged { list.page.clone() } else { chunk }).await?;

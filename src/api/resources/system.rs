@@ -182,7 +182,8 @@ pub struct DetailedHealth {
     uptime_seconds: f64,
     /// The components of the process by name. `database` and `kafka` are `connected` or `disconnected`; `schema` is
     /// `current`, `outdated`, or `unknown` while the database is disconnected; `outbox`, the messages for Kafka, is
-    /// `current`, `delayed` if one is older than 10 seconds, or `full`; `process` is `running` or `stopping`.
+    /// `current`, `delayed` if one is older than 10 seconds, or `full`; `process` is `running` or `stopping`; `replica`,
+    /// where lists are read if `DATABASE_REPLICA_URL` is set, is `connected`, `behind`, `disconnected` or `unknown`.
     #[schema(value_type = HashMap<String, HealthComponent>)]
     components: Components,
     /// Time of the answer.
@@ -219,18 +220,22 @@ pub async fn get_detailed_health(State(app): State<App>) -> Json<DetailedHealth>
     };
     let outbox = HealthComponent::new(outbox).with_queue(pending, lag);
     let process = HealthComponent::new(health::running(found.draining));
+    let mut components = Components::from([
+        ("database", database),
+        ("kafka", kafka),
+        ("outbox", outbox),
+        ("process", process),
+        ("schema", schema),
+    ]);
+    if let Some(replica) = app.reads.replica() {
+        let use_of_pool = PoolUse::new(replica.size, replica.max);
+        components.insert("replica", HealthComponent::new(replica.status).with_pool(use_of_pool));
+    }
     Json(DetailedHealth {
         status: found.readiness(),
         version: env!("CARGO_PKG_VERSION"),
         uptime_seconds: app.clock.since(app.started).as_secs_f64(),
-        components: [
-            ("database", database),
-            ("kafka", kafka),
-            ("outbox", outbox),
-            ("process", process),
-            ("schema", schema),
-        ]
-        .into(),
+        components,
         timestamp: Timestamp::now(),
     })
 }

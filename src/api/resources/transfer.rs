@@ -37,6 +37,7 @@ use crate::{
         workflows::WorkflowRow,
     },
     input::{FieldError, Object, member},
+    workflow::Expose,
 };
 
 /// Time-out of an import, which is all or nothing. Together with its last statements it stays within the time-out of
@@ -110,6 +111,9 @@ pub struct ExportedWorkflow {
     /// Days of retention; absent if the organisation's value applies.
     #[serde(skip_serializing_if = "Option::is_none")]
     retention_days: Option<i32>,
+    /// Exposure by other protocols; absent if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expose: Option<Expose>,
 }
 
 impl From<WorkflowRow> for ExportedWorkflow {
@@ -122,6 +126,7 @@ impl From<WorkflowRow> for ExportedWorkflow {
             description: row.description,
             input_schema: row.input_schema.map(|schema| schema.0),
             retention_days: row.retention_days,
+            expose: row.expose.map(|expose| expose.0),
         }
     }
 }
@@ -233,21 +238,22 @@ pub async fn export_definitions(State(app): State<App>, caller: Caller, query: Q
     // An export is a consistent snapshot, so it is read as a whole: by few requests at a time, and up to the maximum
     // length.
     let _permit = app.memory.large_read(caller.owners()).await;
-    let mut transaction = db::snapshot(&app.pool).await?;
-    let organization = caller.organization();
-    let mut document = Document::new();
-    let vault = &app.config.vault;
-    document.begin(",\"agents\":[");
-    let show = |row: AgentRow| document.push(&ExportedAgent::new(row.opened(vault), with_secrets));
-    db::agents::present(&mut transaction, organization, prefix, show).await?;
-    document.begin("],\"workflows\":[");
-    let show = |row: WorkflowRow| document.push(&ExportedWorkflow::from(row));
-    db::workflows::all_active(&mut transaction, organization, prefix, show).await?;
+    let (organization, vault) = (caller.organization(), &app.config.vault);
+    let document = app.reads.read_snapshot(|mut conn| async move {
+        let mut document = Document::new();
+        document.begin(",\"agents\":[");
+        let show = |row: AgentRow| document.push(&ExportedAgent::new(row.opened(vault), with_secrets));
+        db::agents::present(&mut conn, organization, prefix, show).await?;
+        document.begin("],\"workflows\":[");
+        let show = |row: WorkflowRow| document.push(&ExportedWorkflow::from(row));
+        db::workflows::all_active(&mut conn, organization, prefix, show).await?;
+        Ok(document)
+    });
+    let document = document.await?;
     // A document that cannot be imported again is refused. The remaining rows are not read: the connection is closed.
     if let Some(limit) = document.exceeds {
         return Err(too_large(&limit));
     }
-    db::commit(transaction).await?;
     Ok(([(header::CONTENT_TYPE, JSON)], document.end()).into_response())
 }
 

@@ -3,11 +3,11 @@
 use std::{ops::Deref, sync::Arc, time::Instant};
 
 use anyhow::Context as _;
+use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    api_key_cache::ApiKeyCache, counts::Counts, memory::Memory, organizations::Organizations,
-    shared_reads::SharedPages, signing::Signing,
+    api_key_cache::ApiKeyCache, counts::Counts, memory::Memory, organizations::Organizations, signing::Signing,
 };
 use crate::{
     actions::start_run::Definitions,
@@ -25,8 +25,12 @@ use crate::{
     run_poller::RunPoller,
     run_reader::RunReader,
     run_writer::RunWriter,
+    shared_reads::SharedReads,
     telemetry,
 };
+
+/// Shared reads of pages as text; `None` if some entries are large.
+type SharedPages = SharedReads<Result<Option<Bytes>, Arc<db::Error>>>;
 
 /// Maximum number of concurrent agent checks. Each holds a connection for seconds.
 const MAX_CHECKS: u64 = 256;
@@ -43,6 +47,8 @@ pub struct Parts {
     pub config: Config,
     /// Pool for everything except starting runs.
     pub pool: db::Pool,
+    /// Where lists and exports are read.
+    pub reads: db::Reads,
     /// Writer of new runs.
     pub writer: RunWriter,
     /// Reader of runs by id.
@@ -53,6 +59,8 @@ pub struct Parts {
     pub definitions: Definitions,
     /// Thread pool for CPU-bound work.
     pub offload: Offload,
+    /// Thread pool for tests of workflows, so that they do not delay other CPU-bound work.
+    pub simulations: Offload,
     /// Poller for requests that wait for the end of a run.
     pub waiting: RunPoller,
     /// Source of the answer to `/health/ready`.
@@ -94,7 +102,12 @@ impl App {
         let started = clock.instant();
         telemetry::count(telemetry::Component::Api);
         lifecycle.spawn("histograms", telemetry::keep_histograms_small(lifecycle.soft_stop().clone()));
-        let registration = Registration::start(pool.clone(), "serve", lifecycle);
+        let is_compared = config.database.replica.is_some();
+        if is_compared {
+            telemetry::catalogue::register(telemetry::catalogue::REPLICA);
+        }
+        let registration = Registration::start(pool.clone(), "serve", is_compared, lifecycle);
+        let reads = db::Reads::start(pool.clone(), &config.database, registration.clone(), lifecycle);
         let relay = Relay::start(&config, pool.clone(), registration, lifecycle, drained)
             .context("KAFKA_BROKERS: the Kafka client refuses the settings")?;
         let writer = RunWriter::start(&pool, &relay, config.audit, lifecycle, drained);
@@ -115,11 +128,13 @@ impl App {
         Ok(Self(Arc::new(Parts {
             config,
             pool,
+            reads,
             writer,
             runs,
             relay,
             definitions,
             offload: Offload::default(),
+            simulations: Offload::default(),
             waiting,
             readiness,
             keys,

@@ -1,5 +1,5 @@
 //! Gauges from the database: open runs by state, circuit breakers by state, unsealed audit entries, the state of
-//! retention.
+//! retention, the last check of the invariants.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     clock::Clock,
-    db::{self, runs::OpenRuns},
+    db::{self, invariants::Recorded, runs::OpenRuns},
 };
 
 /// Minimum time between two counts. Earlier scrapes get the last values, so that frequent scrapes do not load the
@@ -34,9 +34,10 @@ impl Counts {
             let (runs, active) = (db::runs::count_open(&pool).await?, db::run_counts::open(&pool).await?);
             let waited = db::runs::oldest_waiting_secs(&pool).await?;
             let (breakers, unsealed) = (db::breakers::count(&pool).await?, db::audit::unsealed(&pool).await?);
-            Ok(((runs, active, waited), breakers, unsealed, db::retention::status(&pool).await?))
+            let invariants = db::invariants::recorded(&pool).await?;
+            Ok(((runs, active, waited), breakers, unsealed, db::retention::status(&pool).await?, invariants))
         });
-        if let Ok(((runs, active, waited_secs), (open, half_open), unsealed, retention)) = counted.await {
+        if let Ok(((runs, active, waited_secs), (open, half_open), unsealed, retention, invariants)) = counted.await {
             let OpenRuns { waiting, running, parked, paused } = runs;
             for (state, count) in [("waiting", waiting), ("running", running), ("parked", parked), ("paused", paused)] {
                 metrics::gauge!("workflow_runs", "state" => state).set(count as f64);
@@ -52,6 +53,20 @@ impl Counts {
             metrics::gauge!("retention_lag_seconds").set(lag.as_secs_f64());
             let is_failing = retention.archive_failed_since.is_some();
             metrics::gauge!("retention_archive_failing").set(f64::from(u8::from(is_failing)));
+            set_invariants(&invariants);
         }
     }
+}
+
+/// Sets the gauges of the last recorded check of the invariants. Before the first one there are none.
+fn set_invariants(recorded: &[Recorded]) {
+    for Recorded { name, violations, .. } in recorded {
+        if let Some(violations) = violations {
+            metrics::gauge!("workflow_api_invariant_violations", "invariant" => name.clone()).set(*violations as f64);
+        }
+    }
+    let Some(checked_at_secs) = recorded.iter().map(|one| one.checked_at_secs).reduce(f64::max) else { return };
+    let is_complete = recorded.iter().all(|one| one.violations.is_some());
+    metrics::gauge!("workflow_api_invariants_check_success").set(f64::from(u8::from(is_complete)));
+    metrics::gauge!("workflow_api_invariants_check_timestamp_seconds").set(checked_at_secs);
 }

@@ -40,6 +40,18 @@ impl ApiError {
         self.code
     }
 
+    /// Message for people.
+    #[must_use]
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    /// Errors of the request, one for each bad member.
+    #[must_use]
+    pub fn errors(&self) -> &[FieldError] {
+        &self.errors
+    }
+
     /// Whether authentication or authorisation failed.
     #[must_use]
     pub fn is_denial(&self) -> bool {

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::{app::App, caller::Caller, error::ApiError};
 use crate::{
-    input::{self, FieldError, shorten},
+    input::{self, FieldError, JsonFault, shorten},
     offload::SMALL_BYTES,
 };
 
@@ -129,17 +129,30 @@ async fn read_json(request: Request, app: &App) -> Result<Result<Option<Box<RawV
     if is_blank(&bytes) {
         return Ok(Ok(None));
     }
+    let checked = check(caller.as_ref(), bytes, app).await?;
+    Ok(checked.map(|raw| Some(raw).filter(|raw| raw.get() != "null")).map_err(FieldError::from))
+}
+
+/// Returns the whole body as JSON, or the error in it.
+pub async fn checked_body(request: Request, app: &App) -> Result<Result<Box<RawValue>, JsonFault>, ApiError> {
+    let caller = request.extensions().get::<Caller>().cloned();
+    let bytes = body(request).await?;
+    check(caller.as_ref(), bytes, app).await
+}
+
+/// Checks a body, on another thread if it is large.
+async fn check(caller: Option<&Caller>, bytes: Bytes, app: &App) -> Result<Result<Box<RawValue>, JsonFault>, ApiError> {
     let length = bytes.len();
-    let check = move || input::check_json(&bytes).map(|raw| (raw.get() != "null").then(|| raw.to_owned()));
-    let checked = match caller {
+    let check = move || input::check_json(&bytes).map(ToOwned::to_owned);
+    Ok(match caller {
         Some(caller) if length > LARGE_BODY_BYTES => app.offload.run_soon(caller.organization(), check).await?,
         _ => check(),
-    };
-    Ok(checked.map_err(FieldError::from))
+    })
 }
 
 /// A missing content type counts as JSON.
-fn is_json(headers: &HeaderMap) -> bool {
+#[must_use]
+pub fn is_json(headers: &HeaderMap) -> bool {
     let Some(value) = headers.get(header::CONTENT_TYPE) else { return true };
     let essence = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))

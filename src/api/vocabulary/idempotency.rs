@@ -11,12 +11,18 @@ use super::{
 use crate::{db::idempotency::IdempotencyKey, input::FieldError};
 
 /// Maximum length of an `Idempotency-Key`.
-const MAX_KEY_CHARS: usize = 255;
+pub const MAX_KEY_CHARS: usize = 255;
 
 /// The `Idempotency-Key` header.
 pub struct Key(Option<String>);
 
 impl Key {
+    /// A key from elsewhere than the header, of at most 255 characters.
+    #[must_use]
+    pub fn given(key: String) -> Self {
+        Self(Some(key))
+    }
+
     /// The key, bound to the route (with its object, if it has one), the caller and the body.
     #[must_use]
     pub fn bound(self, route: &str, caller: &Caller, fingerprint: Vec<u8>) -> Option<IdempotencyKey> {

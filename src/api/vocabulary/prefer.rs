@@ -1,6 +1,12 @@
 //! `Prefer: wait=N` (RFC 7240): an execute can be answered at the end of the run.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::extract::FromRequestParts;
 use http::{HeaderMap, request::Parts};
@@ -9,6 +15,9 @@ use super::{error::ApiError, headers::PREFER, request_permit::RequestPermit};
 
 /// Maximum wait in seconds; longer requests are reduced to this.
 const MAX_WAIT_SECS: u64 = 60;
+/// Maximum wait, also for requests that name no time.
+pub const MAX_WAIT: Duration = Duration::from_secs(MAX_WAIT_SECS);
+
 /// Wait preference of a request, in seconds, if there is one.
 pub struct Wait {
     secs: Option<u64>,
@@ -18,6 +27,37 @@ pub struct Wait {
 /// Time for which an answer has waited because its client wanted that. It is an extension of the response.
 #[derive(Clone, Copy)]
 pub struct Waited(pub Duration);
+
+/// Time for which the handler of a request waits because its client wanted that, which it learns from the body. It is an
+/// extension of the request. The time limit of the request is that much later.
+#[derive(Clone, Default)]
+pub struct Patience {
+    millis: Arc<AtomicU64>,
+    permit: RequestPermit,
+}
+
+impl Patience {
+    /// Announces a wait, and releases the permit of the request, since it only waits.
+    pub fn announce(&self, wait: Duration) {
+        self.millis.fetch_add(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.permit.release();
+    }
+
+    /// The announced time.
+    #[must_use]
+    pub fn time(&self) -> Duration {
+        Duration::from_millis(self.millis.load(Ordering::Relaxed))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Patience {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let announced = parts.extensions.get::<Self>().cloned().unwrap_or_default();
+        Ok(Self { permit: RequestPermit::from_request_parts(parts, state).await?, ..announced })
+    }
+}
 
 impl Wait {
     /// Reads the preference from the headers. An unknown or malformed preference is ignored, as the RFC demands.

@@ -8,7 +8,7 @@ use utoipa::{
     openapi::{ObjectBuilder, RefOr, Schema, Type, extensions::Extensions},
 };
 
-use crate::{access, agent, breaker, run, workflow};
+use crate::{a2a, access, agent, breaker, executor, run, workflow};
 
 /// Schema with its name.
 type Named = (String, RefOr<Schema>);
@@ -47,6 +47,12 @@ sets! {
     AgentKind = agent::AgentKind::ALL.map(agent::AgentKind::as_str);
     /// Kind of credentials that an agent requires.
     AuthType = agent::AuthType::ALL.map(agent::AuthType::as_str);
+    /// Version of the A2A protocol.
+    A2aVersion = ["0.3", "1.0"];
+    /// Version of the A2A protocol to speak with an agent.
+    A2aProtocol = ["auto", "1.0", "0.3"];
+    /// Whether an agent's card is signed by one of the keys in its `config`.
+    CardSignature = a2a::Signature::ALL.map(a2a::Signature::as_str);
     /// Result of an agent's health check.
     AgentHealthStatus = ["healthy", "unhealthy"];
     /// `closed`: the agent is called; `open`: it is not called; `half_open`: a few calls test whether it works again.
@@ -84,6 +90,28 @@ sets! {
     RunStatus = run::RunStatus::ALL.map(run::RunStatus::as_str);
     /// State of an attempt of a step. `PENDING`: it waits for a time, an answer or another run.
     StepStatus = ["PENDING", "RUNNING", "COMPLETED", "FAILED", "SKIPPED"];
+    /// Type of a step.
+    StepType = workflow::StepKind::ALL.map(workflow::StepKind::as_str);
+    /// How a tested run ended. `WAITING`: it waits for an answer that no mock gives; `STOPPED`: it reached a limit of
+    /// tests.
+    TestStatus = ["COMPLETED", "FAILED", "WAITING", "STOPPED"];
+    /// Answer to a step without a mock: `echo` is its input, `null` is null, and with `fail` its attempts fail.
+    MissingMock = executor::MissingMock::ALL.map(executor::MissingMock::as_str);
+    /// Source of the answer to a tested step. `echo`, `null` and `missing`: there was no mock; `run`: the sub-workflow
+    /// ran; `recording`: an earlier run.
+    AnswerSource =
+        ["output", "template", "expression", "failure", "echo", "null", "missing", "run", "recording"];
+    /// Code of a failed call of an agent.
+    CallErrorCode = [
+        "circuit_open", "not_allowed", "unusable", "network", "timeout", "http_4xx", "http_5xx", "invalid", "refused",
+        "out_of_memory",
+    ];
+    /// How a replayed run compares to the recorded one.
+    ReplayResult = ["same", "changed", "skipped"];
+    /// Reason why a run was not replayed: its attempts are too large, nothing was recorded, or the time was over.
+    SkippedReplay = ["too_large", "no_recording", "time"];
+    /// Difference of a step in a replayed run. `added`: only the replay executed it; `removed`: only the run did.
+    StepChangeKind = ["added", "removed", "status", "input", "output"];
     /// Kind of an entry of a run's log.
     RunEventKind = [
         "run.created", "run.dispatched", "run.started", "run.taken_over", "run.completed", "run.failed",

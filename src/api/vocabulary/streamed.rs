@@ -130,8 +130,11 @@ where
             // A single id means a large entry.
             let _permit = if ids.len() == 1 { Some(memory.large_read(owners).await) } else { None };
             memory.room_for_piece(owners).await;
-            let pool = self.app.pool.clone();
-            let read = async move { list::read(&mut *pool.acquire().await?, &ids).await };
+            let reads = self.app.reads.clone();
+            let read = async move {
+                let ids = &ids;
+                reads.read(|mut conn| async move { list::read(&mut conn, ids).await }).await
+            };
             self.rows = db::bounded(read).await.map_err(Arc::new)?;
         } else if let Some((end, read)) = self.behind.take() {
             let page = db::bounded(read(end)).await.map_err(Arc::new)?;

@@ -98,12 +98,12 @@ impl Waits {
         Ok((conn, waits))
     }
 
-    /// Prepares the session for a migration.
-    pub(super) async fn prepare(&mut self, conn: &mut PgConnection, migration: &Migration) -> Result<(), sqlx::Error> {
+    /// Prepares the session for a migration. `is_concurrent`: it runs outside of a transaction.
+    pub(super) async fn prepare(&mut self, conn: &mut PgConnection, is_concurrent: bool) -> Result<(), sqlx::Error> {
         self.attempts = 0;
         // Outside of a transaction indexes are created and dropped concurrently. This waits for the end of older
         // transactions, but no session waits behind it, and giving up would waste the work.
-        let timeout = match (migration.no_tx, self.left()) {
+        let timeout = match (is_concurrent, self.left()) {
             (false, _) => LOCK_TIMEOUT.to_owned(),
             (true, None) => "0".to_owned(),
             (true, Some(left)) => format!("{}ms", left.as_millis().max(1)),

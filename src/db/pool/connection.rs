@@ -54,6 +54,12 @@ impl PooledConnection {
         Ok(())
     }
 
+    /// Begins a transaction that keeps the connection until it ends.
+    pub async fn into_transaction(mut self) -> Result<Transaction, sqlx::Error> {
+        self.begin().await?;
+        Ok(Transaction(self))
+    }
+
     /// Commits the transaction.
     pub async fn commit(&mut self) -> Result<(), sqlx::Error> {
         self.end("COMMIT").await

@@ -6,7 +6,7 @@
 
 use sqlx::PgConnection;
 
-use super::RunRow;
+use super::{RunRow, tasks::waiting};
 use crate::{
     access::OrganizationId,
     db::{
@@ -56,6 +56,10 @@ pub struct Filter {
     pub parent_run_id: Option<String>,
     /// Exact `triggered_by`.
     pub triggered_by: Option<String>,
+    /// Exact conversation: its label, or the id of a run without one.
+    pub context: Option<String>,
+    /// Whether a step of the run waits for an answer.
+    pub is_waiting: Option<bool>,
     /// Range of the creation time.
     pub created: (Option<Timestamp>, Option<Timestamp>),
     /// Range of the last change.
@@ -96,6 +100,8 @@ const ENDED: &str = "status IN ('COMPLETED', 'FAILED', 'CANCELLED')";
 const OPEN: &str = "status NOT IN ('COMPLETED', 'FAILED', 'CANCELLED')";
 /// Condition of the index of ended runs without a completion time. Only other programs write such runs.
 const WITHOUT_COMPLETION: &str = "completed_at IS NULL AND status IN ('COMPLETED', 'FAILED')";
+/// Condition of runs of which a step waits for an answer, and of the others.
+const WAITING: [&str; 2] = [concat!("NOT ", waiting!()), waiting!()];
 /// Names of the two segments of the order by `completed_at`.
 const COMPLETED: (&str, &str) = ("completed", "not_completed");
 
@@ -109,6 +115,13 @@ pub async fn list(conn: &mut PgConnection, filter: &Filter, page: &PageRequest) 
         name_prefix: filter.name_prefix.as_deref(),
     };
     let of_all = GroupFilter { workflow_id: None, name: None, name_prefix: None, ..wanted };
+    let mut are_few = false;
+    for few in filter.of_context() {
+        are_few = list::are_few::<RunRow>(&mut *conn, &few).await?;
+        if !are_few {
+            break;
+        }
+    }
     let found = run_counts::groups(&mut *conn, wanted, MAX_GROUPS).await?;
     let known = filter.is_of_groups().then_some(found.runs);
     let is_of_workflows = wanted.workflow_id.or(wanted.name).or(wanted.name_prefix).is_some();
@@ -119,12 +132,12 @@ pub async fn list(conn: &mut PgConnection, filter: &Filter, page: &PageRequest) 
             for group in &mut found.groups {
                 definition.clone_into(&mut group.workflow_id);
             }
-            Runs { filter, groups: found.groups, is_of_workflows: true, count: found.runs }
+            Runs { filter, groups: found.groups, is_of_workflows: true, count: found.runs, are_few }
         }
-        _ if found.is_whole => Runs { filter, groups: found.groups, is_of_workflows, count: found.runs },
+        _ if found.is_whole => Runs { filter, groups: found.groups, is_of_workflows, count: found.runs, are_few },
         _ => {
             let found = run_counts::groups(&mut *conn, of_all, MAX_GROUPS).await?;
-            Runs { filter, groups: found.groups, is_of_workflows: false, count: found.runs }
+            Runs { filter, groups: found.groups, is_of_workflows: false, count: found.runs, are_few }
         }
     };
     list::fetch(conn, &runs.plan(), page, known).await
@@ -134,8 +147,16 @@ impl Filter {
     /// Whether all runs of a group fulfil the filter, or none.
     fn is_of_groups(&self) -> bool {
         let bounds = [self.created.0, self.created.1, self.updated.0, self.updated.1];
-        let texts = [&self.workflow_definition_id, &self.parent_run_id, &self.triggered_by];
-        bounds.iter().all(Option::is_none) && texts.iter().all(|text| text.is_none())
+        let texts = [&self.workflow_definition_id, &self.parent_run_id, &self.triggered_by, &self.context];
+        bounds.iter().all(Option::is_none) && texts.iter().all(|text| text.is_none()) && self.is_waiting.is_none()
+    }
+
+    /// Conditions on the conversation, each served by an index; none without one.
+    fn of_context(&self) -> Vec<Conditions> {
+        let Some(context) = self.context.as_deref() else { return Vec::new() };
+        let of_organization = || Conditions::organization(&self.organization);
+        let labelled = of_organization().equal("context_id", Some(context));
+        vec![labelled, of_organization().equal("run_id", Some(context)).holds("context_id IS NULL")]
     }
 
     /// Conditions on times: those on this column, and the others.
@@ -144,9 +165,14 @@ impl Filter {
         times.split(&[column])
     }
 
-    /// Conditions on the workflow's name and its definition.
+    /// Conditions on the workflow's name and its definition, the conversation, and what the run waits for.
     fn names(&self) -> Conditions {
-        Conditions::default()
+        let all = Conditions::default();
+        let all = match self.is_waiting {
+            Some(is_waiting) => all.holds(WAITING[usize::from(is_waiting)]),
+            None => all,
+        };
+        all.equal("coalesce(context_id, run_id)", self.context.as_deref())
             .equal("workflow_definition_id", self.workflow_definition_id.as_deref())
             .equal("workflow_name", self.name.as_deref())
             .prefix("workflow_name", self.name_prefix.as_deref())
@@ -163,6 +189,8 @@ impl Filter {
 enum Path {
     /// Index of sub-runs; they are so few that all are read.
     Parent,
+    /// Index of conversations, if it has so few runs that all are read.
+    Context,
     /// Index of ended runs by subject, and index of open runs by status.
     Subject,
     /// Index of all runs.
@@ -180,6 +208,8 @@ struct Runs<'a> {
     is_of_workflows: bool,
     /// Number of runs in the groups.
     count: i64,
+    /// Whether the runs of the conversation are few.
+    are_few: bool,
 }
 
 impl Runs<'_> {
@@ -246,6 +276,11 @@ impl Runs<'_> {
                     ..Range::default()
                 }]
             }
+            Path::Context => {
+                let found = found.with(condition).with(&checked).with(&filter.group()).with(&filter.names());
+                let range = |few| Range { few, found: found.clone().with(&subject), ..Range::default() };
+                filter.of_context().into_iter().map(range).collect()
+            }
             Path::Subject => {
                 let checked = checked.with(condition).with(&filter.group()).with(&filter.names());
                 let ended = Range { found: found.with(&subject).holds(ENDED), checked, ..Range::default() };
@@ -279,6 +314,8 @@ impl Runs<'_> {
         let is_by_subject = filter.triggered_by.is_some() && (!is_by_groups || self.count > list::MAX_SCANNED);
         if filter.parent_run_id.is_some() {
             Path::Parent
+        } else if self.are_few {
+            Path::Context
         } else if filter.sort == Sort::CreatedAt && is_by_subject {
             Path::Subject
         } else if filter.sort == Sort::CreatedAt && !is_by_groups {

@@ -7,6 +7,7 @@ use crate::{
     access::OrganizationId,
     db::{
         Error,
+        executions::INTERRUPTED,
         list::{self, Conditions, Entries, ListRow, Order, PageRequest, Plan, Table},
     },
     timestamp::Timestamp,
@@ -68,6 +69,60 @@ pub async fn steps(
     page: &PageRequest,
 ) -> Result<Entries<StepRow>, Error> {
     list::page(conn, &Plan::short(Conditions::of_run(organization, run_id), ORDER), page).await
+}
+
+/// Attempt of a run that has ended, as a back-test reads it.
+#[derive(Debug, sqlx::FromRow)]
+pub struct RecordedStep {
+    /// Id of the step.
+    pub step_id: String,
+    /// Step path below a block; `None` on the main chain.
+    pub place: Option<String>,
+    /// Id of the block around it.
+    pub parent_step_id: Option<String>,
+    /// Status of the attempt.
+    pub status: String,
+    /// Input.
+    pub input_data: Option<Json<Box<RawValue>>>,
+    /// Output.
+    pub output_data: Option<Json<Box<RawValue>>>,
+    /// Error of a failed attempt.
+    pub error_message: Option<String>,
+    /// Whether its executor died or stopped while it ran.
+    pub was_interrupted: bool,
+    /// Time of the begin.
+    pub started_at: Timestamp,
+    /// Time of the end.
+    pub completed_at: Option<Timestamp>,
+    /// Number of attempts of the run, of which all or none are returned.
+    pub total: i64,
+}
+
+/// Attempts of a run in the order of their begin, if there are at most `max_rows` with at most `max_bytes` of inputs and
+/// outputs. Otherwise the first ones, fewer than their `total`.
+pub async fn recorded_steps(
+    db: impl PgExecutor<'_>,
+    run_id: &str,
+    max_rows: i64,
+    max_bytes: i64,
+) -> Result<Vec<RecordedStep>, Error> {
+    // The stored sizes are compared first, since they are known without reading the values.
+    let sql = "
+        WITH listed AS MATERIALIZED (
+            SELECT id, started_at, count(*) OVER () AS total,
+                coalesce(pg_column_size(input_data), 0) + coalesce(pg_column_size(output_data), 0) AS stored
+            FROM step_executions WHERE run_id = $1 ORDER BY started_at, id LIMIT $2
+        ), few AS MATERIALIZED (
+            SELECT id, total, sum(stored) OVER (ORDER BY started_at, id) AS stored FROM listed
+        ), sized AS MATERIALIZED (
+            SELECT s.*, few.total, sum(coalesce(octet_length(input_data::text), 0)
+                + coalesce(octet_length(output_data::text), 0)) OVER (ORDER BY s.started_at, s.id) AS bytes
+            FROM few JOIN step_executions s USING (id) WHERE few.stored <= $3
+        )
+        SELECT step_id, place, parent_step_id, status, input_data, output_data, error_message,
+            coalesce(error_message = $4, false) AS was_interrupted, started_at, completed_at, total
+        FROM sized WHERE bytes <= $3 ORDER BY started_at, id";
+    Ok(sqlx::query_as(sql).bind(run_id).bind(max_rows).bind(max_bytes).bind(INTERRUPTED).fetch_all(db).await?)
 }
 
 /// State of the latest attempt of each step.

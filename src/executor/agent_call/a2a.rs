@@ -1,19 +1,34 @@
-//! A2A by JSON-RPC 2.0, <https://a2a-protocol.org/v0.3.0/specification>. `message/send` is not blocking: so the answer
-//! has the task's id, and the task can be cancelled. While the task is not done, `tasks/get` queries it.
+//! A2A, <https://a2a-protocol.org>, in the version and binding of the agent's route. A message is not blocking: so the
+//! answer has the task's id, and the task can be cancelled. While the task is not done, it is queried, or its events are
+//! streamed. The truth is always the task as the agent answers it.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicI32, Ordering},
+    time::Duration,
+};
 
-use serde::Serialize;
-use serde_json::{json, value::RawValue};
+use serde_json::value::RawValue;
 
-use super::{AgentError, CallErrorKind, Failure, Wire, in_flight::InFlight, jitter, rpc::Rpc, task_id};
+use super::{
+    AgentError, CallErrorKind, Failure, MAX_ANSWER_BYTES, Request, Wire, event_reader::EventReader,
+    in_flight::InFlight, jitter, task_id,
+};
 use crate::{
+    a2a::{
+        METHOD_NOT_FOUND, Message, Operation, Part, Reply, RpcError, UNSUPPORTED_OPERATION, VERSION_NOT_SUPPORTED,
+        reply,
+        request::{self, Outgoing},
+        stream::{self, ArtifactUpdate, StreamEvent},
+    },
+    agent::A2aConfig,
     egress::Body,
     executor::{
+        agent_cards::{HttpRequest, Route},
         answer::{self, Answer, AnswerError},
+        deltas::DeltaWriter,
         retry::RetryDecision,
     },
-    mapping,
+    input::check_json,
 };
 
 /// Pause before the first query of the task; later pauses grow. Many tasks are done at once, and a blocking message
@@ -22,58 +37,212 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const PAUSE_GROWTH: f64 = 1.5;
 
-#[derive(Serialize)]
-struct Message<'a> {
-    message: MessageBody<'a>,
-    configuration: Configuration,
+/// Failure with the agent's error code, if it has named one.
+struct Refusal {
+    failure: Failure,
+    code: Option<i32>,
 }
 
-#[derive(Serialize)]
-struct MessageBody<'a> {
-    kind: &'static str,
-    role: &'static str,
-    #[serde(rename = "messageId")]
-    id: String,
-    parts: [Part<'a>; 1],
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Self {
+        Self { failure, code: None }
+    }
 }
 
-#[derive(Serialize)]
-struct Configuration {
-    /// Empty: all modes of the agent. Servers of 0.2 require the member.
-    #[serde(rename = "acceptedOutputModes")]
-    accepted_output_modes: [&'static str; 0],
-    blocking: bool,
+impl From<AnswerError> for Refusal {
+    fn from(error: AnswerError) -> Self {
+        let code = if let AnswerError::Rpc(error) = &error { error.number() } else { None };
+        let fault =
+            if matches!(error, AnswerError::Invalid(_)) { CallErrorKind::Invalid } else { CallErrorKind::Refused };
+        Self { failure: Failure::new(fault, RetryDecision::Never, error.to_string()), code }
+    }
 }
 
-#[derive(Serialize)]
-struct Part<'a> {
-    kind: &'static str,
-    text: &'a str,
+impl Refusal {
+    /// Failure with the code that was found in the answer; 0: none.
+    fn with(failure: Failure, code: &AtomicI32) -> Self {
+        Self { failure, code: Some(code.load(Ordering::Relaxed)).filter(|code| *code != 0) }
+    }
+
+    /// Whether the agent has answered with a task that did not complete.
+    fn is_of_task(&self) -> bool {
+        self.failure.fault == CallErrorKind::Refused && self.code.is_none()
+    }
+
+    /// Whether the code says that nothing was done, since the agent does not know the method or the version.
+    fn is_of_version(&self) -> bool {
+        self.is(&[METHOD_NOT_FOUND, VERSION_NOT_SUPPORTED])
+    }
+
+    fn is(&self, codes: &[i32]) -> bool {
+        let has_refused = matches!(self.failure.fault, CallErrorKind::Refused | CallErrorKind::Http4xx);
+        has_refused && self.code.is_some_and(|code| codes.contains(&code))
+    }
 }
 
-/// Sends the message and polls its task. The caller's deadline ends both.
-pub(super) async fn call(wire: &Wire<'_>) -> Result<Box<RawValue>, Failure> {
-    let (url, request) = (wire.url()?, &wire.request);
-    let task_id = task_id(request.attempt_id);
-    let text = mapping::message_text(request.input);
-    let parts = [Part { kind: "text", text: &text }];
-    let message = MessageBody { kind: "message", role: "user", id: format!("msg-{task_id}"), parts };
-    let configuration = Configuration { accepted_output_modes: [], blocking: false };
-    let body = Rpc::body(&task_id, "message/send", Message { message, configuration });
-    let body = wire.post(url.clone(), body, explain).await?;
-    let task = match wire.read(&body, read).await? {
-        Answer::Output(output) => return Ok(output),
-        Answer::UnderWay { task } => task,
+/// Reply to the message.
+enum Sent {
+    Output(Box<RawValue>),
+    /// The task, and the pause before it is queried.
+    UnderWay(Box<InFlight>, Duration),
+}
+
+/// Sends the message and follows its task. The caller's deadline ends both. If the agent does not know the version, the
+/// message is sent once more in the other one.
+pub(super) async fn call(wire: &Wire<'_>, config: &A2aConfig) -> Result<Box<RawValue>, Failure> {
+    let Request { executor, agent, organization, .. } = &wire.request;
+    let cards = &executor.cards;
+    let unusable = |text: String| Failure::new(CallErrorKind::Unusable, RetryDecision::Never, text);
+    let mut route = cards.route(agent, organization, config).await.map_err(unusable)?;
+    let mut sent = begin(wire, &route).await;
+    let may_fall_back = config.protocol.is_none() && !route.is_rest;
+    let falls_back = may_fall_back && sent.as_ref().is_err_and(Refusal::is_of_version);
+    if falls_back {
+        route = cards.other_route(agent, config, &route).map_err(unusable)?;
+        sent = begin(wire, &route).await;
+    }
+    if sent.as_ref().map_or_else(Refusal::is_of_task, |_| true) {
+        cards.answered(agent, organization, route.version, falls_back);
+    }
+    match sent.map_err(|refusal| refusal.failure)? {
+        Sent::Output(output) => Ok(output),
+        Sent::UnderWay(in_flight, pause) => follow(wire, &route, *in_flight, pause).await,
+    }
+}
+
+/// Sends the message, streamed if the route says so and the agent can.
+async fn begin(wire: &Wire<'_>, route: &Route) -> Result<Sent, Refusal> {
+    if route.streams {
+        match stream(wire, route).await {
+            // Nothing was done.
+            Err(refusal) if refusal.is(&[METHOD_NOT_FOUND, UNSUPPORTED_OPERATION]) => {}
+            sent => return sent,
+        }
+    }
+    let code = AtomicI32::default();
+    let body = wire.send_input(message(wire, route, Operation::Send), explain(route, &code)).await;
+    let body = body.map_err(|failure| Refusal::with(failure, &code))?;
+    let answer = wire.read(&body, |body| read(route, body)).await?;
+    Ok(sent(wire, route, answer))
+}
+
+fn sent(wire: &Wire<'_>, route: &Route, answer: Answer) -> Sent {
+    match answer {
+        Answer::Output(output) => Sent::Output(output),
+        Answer::UnderWay { task } => Sent::UnderWay(Box::new(InFlight::new(&wire.request, route, task)), FIRST_PAUSE),
+    }
+}
+
+/// Request that sends the message.
+fn message(wire: &Wire<'_>, route: &Route, operation: Operation) -> HttpRequest {
+    let rpc_id = task_id(wire.request.attempt_id);
+    let outgoing = Outgoing {
+        message_id: &format!("msg-{rpc_id}"),
+        input: wire.request.input,
+        accepts_json: route.accepts_json,
+        task_id: None,
+        context_id: None,
+        tenant: route.tenant.as_deref(),
     };
-    let mut in_flight = InFlight::new(request, task);
-    let (mut pause, mut wanted) = (FIRST_PAUSE, Duration::ZERO);
+    route.request(&rpc_id, operation, &request::send(route.version, &outgoing), None)
+}
+
+/// Sends the message and reads the events of its task until it is done, or the stream ends for another reason. Then the
+/// task is queried.
+async fn stream(wire: &Wire<'_>, route: &Route) -> Result<Sent, Refusal> {
+    let code = AtomicI32::default();
+    let opened = wire.open_stream(message(wire, route, Operation::Stream), explain(route, &code)).await;
+    let (response, _span) = opened.map_err(|failure| Refusal::with(failure, &code))?;
+    if !EventReader::is_stream(&response) {
+        let body = wire.read_answer(response).await?;
+        let answer = wire.read(&body, |body| read(route, body)).await?;
+        return Ok(sent(wire, route, answer));
+    }
+    let mut events = EventReader::new(response, &wire.request.executor.clock, MAX_ANSWER_BYTES);
+    let mut deltas = wire.deltas();
+    let mut under_way: Option<InFlight> = None;
+    let note = |under_way: &mut Option<InFlight>, task: Option<String>| {
+        if let (None, Some(task)) = (&under_way, task) {
+            *under_way = Some(InFlight::new(&wire.request, route, task));
+        }
+    };
+    while let Ok(event) = events.next().await {
+        // Half an event, or anything else that cannot be read, leaves a doubt, which the query resolves.
+        let Ok(json) = check_json(event.data.as_bytes()) else { break };
+        let result = match (route.is_rest, &under_way) {
+            (true, _) => json,
+            (false, known) => match reply::rpc_result(json) {
+                Ok(Ok(result)) => result,
+                Ok(Err(error)) if known.is_none() => return Err(AnswerError::Rpc(error).into()),
+                _ => break,
+            },
+        };
+        match stream::read(result) {
+            StreamEvent::Reply(reply) => match answer::judge(reply) {
+                Ok(Answer::UnderWay { task }) => note(&mut under_way, Some(task)),
+                ended => {
+                    if let Some(mut in_flight) = under_way {
+                        in_flight.is_over();
+                    }
+                    return Ok(sent(wire, route, ended?));
+                }
+            },
+            StreamEvent::Status(update) => {
+                note(&mut under_way, update.task_id);
+                if let Some(said) = update.message.and_then(Message::text) {
+                    deltas.text(None, false, &said);
+                }
+                if update.is_final || !update.state.is_none_or(|state| state.is_under_way()) {
+                    break;
+                }
+            }
+            StreamEvent::Artifact(update) => {
+                note(&mut under_way, update.task_id.clone());
+                add(&mut deltas, &update);
+            }
+            StreamEvent::Unknown => {}
+        }
+    }
+    let lost = "the event stream ended before it named a task";
+    let in_flight = under_way.ok_or_else(|| Failure::new(CallErrorKind::Network, RetryDecision::Later, lost))?;
+    Ok(Sent::UnderWay(Box::new(in_flight), Duration::ZERO))
+}
+
+/// Passes a piece of an artifact on.
+fn add(deltas: &mut DeltaWriter, update: &ArtifactUpdate<'_>) {
+    let (artifact, mut append) = (update.artifact_id.as_deref(), update.append);
+    for part in &update.parts {
+        match part {
+            Part::Text(text) => deltas.text(artifact, append, text),
+            Part::Data(data) => deltas.data(artifact, append, data),
+            Part::File(_) => continue,
+        }
+        append = true;
+    }
+}
+
+/// Queries the task until it is done.
+async fn follow(
+    wire: &Wire<'_>,
+    route: &Route,
+    mut in_flight: InFlight,
+    first: Duration,
+) -> Result<Box<RawValue>, Failure> {
+    let clock = &wire.request.executor.clock;
+    let rpc_id = task_id(wire.request.attempt_id);
+    let (mut pause, mut wanted) = (first, Duration::ZERO);
     loop {
-        request.executor.clock.sleep(jitter(pause).max(wanted)).await;
-        pause = pause.mul_f64(PAUSE_GROWTH).min(LONGEST_PAUSE);
+        let wait = jitter(pause).max(wanted);
+        if !wait.is_zero() {
+            clock.sleep(wait).await;
+        }
+        pause = pause.mul_f64(PAUSE_GROWTH).clamp(FIRST_PAUSE, LONGEST_PAUSE);
         wanted = Duration::ZERO;
-        let body = Rpc::body(&task_id, "tasks/get", json!({"id": in_flight.task()}));
-        let answered = match wire.ask(url.clone(), body, explain).await {
-            Ok(body) => wire.read(&body, read).await,
+        let task = Some(in_flight.task());
+        let params = request::about(route.version, Operation::Get, task, route.tenant.as_deref());
+        let query = route.request(&rpc_id, Operation::Get, &params, task);
+        let answered = match wire.ask(query, explain(route, &AtomicI32::default())).await {
+            Ok(body) => wire.read(&body, |body| read(route, body)).await.map_err(|error| Refusal::from(error).failure),
             Err(failure) => Err(failure),
         };
         match answered {
@@ -94,16 +263,17 @@ pub(super) async fn call(wire: &Wire<'_>) -> Result<Box<RawValue>, Failure> {
     }
 }
 
-fn read(body: &Body) -> Result<Answer, Failure> {
-    let answer = body.json().map_err(|fault| AnswerError::Invalid(fault.to_string())).and_then(answer::read);
-    answer.map_err(|error| failure(&error))
+fn read(route: &Route, body: &Body) -> Result<Answer, AnswerError> {
+    let json = body.json().map_err(|fault| AnswerError::Invalid(fault.to_string()))?;
+    if route.is_rest { answer::judge(Reply::read(json)) } else { answer::read(json) }
 }
 
-fn failure(error: &AnswerError) -> Failure {
-    let fault = if matches!(error, AnswerError::Invalid(_)) { CallErrorKind::Invalid } else { CallErrorKind::Refused };
-    Failure::new(fault, RetryDecision::Never, error.to_string())
-}
-
-fn explain(body: &RawValue) -> Option<AgentError> {
-    answer::rpc_error(body).map(|error| error.to_string().into())
+/// Finds the error text in an answer with an error status, and its code.
+fn explain<'a>(route: &Route, code: &'a AtomicI32) -> impl Fn(&RawValue) -> Option<AgentError> + use<'a> {
+    let is_rest = route.is_rest;
+    move |body| {
+        let error = if is_rest { RpcError::of_http(body) } else { RpcError::of_response(body) }?;
+        code.store(error.number().unwrap_or_default(), Ordering::Relaxed);
+        Some(if is_rest { error.message } else { error.to_string() }.into())
+    }
 }

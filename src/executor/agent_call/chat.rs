@@ -3,7 +3,11 @@
 use http::StatusCode;
 use serde_json::{json, value::RawValue};
 
-use super::{AgentError, CallErrorKind, Failure, Wire, fault_of, is_passing};
+use super::{
+    AgentError, CallErrorKind, Failure, Wire,
+    chat_stream::{self, Streamed},
+    fault_of, is_passing,
+};
 use crate::{
     agent::{ChatConfig, chat_url},
     egress::Body,
@@ -28,12 +32,23 @@ const FENCE: &str = "```";
 
 pub(super) async fn call(wire: &Wire<'_>, config: &ChatConfig) -> Result<Box<RawValue>, Failure> {
     let url = chat_url(&wire.url()?, "chat/completions");
-    let body = wire.post(url, request(config, wire.request.input).get().to_owned(), explain).await?;
-    wire.read(&body, |body| read(config, body)).await
+    let request = request(config, wire.request.input);
+    if config.streaming {
+        let completion = chat_stream::complete(wire, url, &request, explain).await?;
+        return match completion {
+            Streamed::Completion(completion) => read(config, &completion),
+            Streamed::Body(body) => wire.read(&body, |body| read_body(config, body)).await,
+        };
+    }
+    let body = wire.post(url, request.get().to_owned(), explain).await?;
+    wire.read(&body, |body| read_body(config, body)).await
 }
 
-fn read(config: &ChatConfig, body: &Body) -> Result<Box<RawValue>, Failure> {
-    let answer = body.json().map_err(|fault| invalid(&fault.to_string()))?;
+fn read_body(config: &ChatConfig, body: &Body) -> Result<Box<RawValue>, Failure> {
+    read(config, body.json().map_err(|fault| invalid(&fault.to_string()))?)
+}
+
+fn read(config: &ChatConfig, answer: &RawValue) -> Result<Box<RawValue>, Failure> {
     // Failed answers use tokens too.
     let usage = member(answer, "usage");
     for (kind, name) in [("prompt", "prompt_tokens"), ("completion", "completion_tokens")] {

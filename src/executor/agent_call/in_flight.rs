@@ -2,20 +2,20 @@
 
 use std::{mem, sync::Arc, time::Duration};
 
-use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Request, prepare, rpc::Rpc, url_of};
+use super::{Request, prepare};
 use crate::{
+    a2a::{Operation, request},
     db,
-    executor::{Executor, agents::Agent},
+    executor::{Executor, agent_cards::Route, agents::Agent},
 };
 
 /// Time-out for the cancellation. Its result makes no difference to the run.
 const CANCEL_TIME: Duration = Duration::from_secs(2);
 
-/// Task under way. Dropped before the task is over, it sends `tasks/cancel`: the deadline has passed, or the branch,
+/// Task under way. Dropped before the task is over, it cancels the task: the deadline has passed, or the branch,
 /// the block or the run was abandoned or cancelled. If another executor continues the run, the task is left to it.
 pub(super) struct InFlight {
     executor: Executor,
@@ -23,6 +23,7 @@ pub(super) struct InFlight {
     /// Task id; empty: there is nothing to cancel any more.
     task: String,
     agent: Arc<Agent>,
+    route: Route,
     run_id: String,
     lease_token: Uuid,
     correlation_id: String,
@@ -30,12 +31,13 @@ pub(super) struct InFlight {
 }
 
 impl InFlight {
-    pub(super) fn new(request: &Request<'_>, task: String) -> Self {
+    pub(super) fn new(request: &Request<'_>, route: &Route, task: String) -> Self {
         Self {
             executor: request.executor.clone(),
             stop: request.stop.clone(),
             task,
             agent: Arc::clone(request.agent),
+            route: route.clone(),
             run_id: request.run_id.to_owned(),
             lease_token: request.lease_token,
             correlation_id: request.correlation_id.to_owned(),
@@ -61,7 +63,7 @@ impl Drop for InFlight {
         }
         let (executor, agent, task) = (self.executor.clone(), Arc::clone(&self.agent), mem::take(&mut self.task));
         let (run_id, correlation_id) = (mem::take(&mut self.run_id), mem::take(&mut self.correlation_id));
-        let traceparent = self.traceparent.take();
+        let (traceparent, route) = (self.traceparent.take(), self.route.clone());
         // A run whose driver was stopped belongs to another executor, or will soon, unless it was cancelled.
         let own_lease = Some(self.lease_token).filter(|_| !self.stop.is_cancelled());
         self.executor.spawn_after(async move {
@@ -69,11 +71,10 @@ impl Drop for InFlight {
                 if goes_on(&executor, &run_id, own_lease).await {
                     return;
                 }
-                let task_id = format!("cancel-{task}");
-                let body = Rpc::body(&task_id, "tasks/cancel", json!({"id": task}));
-                let Ok(url) = url_of(&agent) else { return };
+                let params = request::about(route.version, Operation::Cancel, Some(&task), route.tenant.as_deref());
+                let cancel = route.request(&format!("cancel-{task}"), Operation::Cancel, &params, Some(&task));
                 let names = (correlation_id.as_str(), traceparent);
-                let Ok(request) = prepare(&executor.egress, &agent, url, body, names) else { return };
+                let Ok(request) = prepare(&executor.egress, &agent, cancel, names).await else { return };
                 let outcome = match request.send().await {
                     Ok(response) => response.status().as_u16().to_string(),
                     Err(_) => "no answer".to_owned(),

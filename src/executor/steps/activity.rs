@@ -57,6 +57,11 @@ impl Activity {
         Idle(self)
     }
 
+    /// Whether no branch is busy.
+    pub(super) fn is_idle(&self) -> bool {
+        self.busy.load(Ordering::SeqCst) == 0
+    }
+
     /// Adds a deadline, until the result is dropped.
     pub(super) fn due(&self, at: DateTime<Utc>) -> Due<'_> {
         let mut deadlines = self.deadlines();

@@ -8,6 +8,7 @@ use super::{Frame, Run};
 use crate::{
     db::executions::AgentCall,
     executor::{
+        Executor,
         agent_call::{self, CallErrorKind, CallOutcome, Failure, Request},
         agents::{Agent, Seen},
         assignment::FirstAttempt,
@@ -15,6 +16,8 @@ use crate::{
         database, error_code,
         memory::{COUNTED_BYTES, counted},
         retry::{self, RetryDecision},
+        simulation::Simulated,
+        surroundings::Surroundings,
     },
     input::object_of,
     mapping::MAX_RESOLVED_BYTES,
@@ -73,17 +76,17 @@ impl Run {
             }
             let under_way = self.calls.begin();
             self.budget.step(input.get().len()).await;
-            let (attempt_id, since) = if let Some(FirstAttempt { row, since, .. }) = first.take() {
-                (row.id, since)
+            let (attempt_id, row_id, since) = if let Some(FirstAttempt { row, since, .. }) = first.take() {
+                (row.id.clone(), row.id, since)
             } else {
                 let mut row = self.row(step, agent_name.to_owned(), input.clone(), path, frame);
                 // The agent receives the row's id, so that its log can be found from the row.
                 let attempt_id = interrupted.take().unwrap_or_else(|| row.id.clone());
                 row.task_id = Some(agent_call::task_id(&attempt_id));
-                let since = clock.instant();
+                let (row_id, since) = (row.id.clone(), clock.instant());
                 self.ledger.begin(path, row);
                 self.ledger.written().await;
-                (attempt_id, since)
+                (attempt_id, row_id, since)
             };
             let seen = Seen { since, version: self.ledger.agent_version(agent_name) };
             let started = clock.instant();
@@ -93,7 +96,7 @@ impl Run {
             span.set("workflow_api.agent.name", agent_name);
             span.set_number("workflow_api.attempt", attempt);
             let Attempt { result, pause, fault, call, memory } =
-                self.attempt(agent_name, seen, (&attempt_id, attempt), &input, &span).await;
+                self.attempt(agent_name, seen, (&attempt_id, attempt), (&step.id, &row_id), &input, &span).await;
             if result.is_err() {
                 span.fail(fault.map_or(error_code::STEP_FAILED, CallErrorKind::as_str));
             }
@@ -147,21 +150,30 @@ impl Run {
         agent_name: &str,
         seen: Seen,
         (attempt_id, attempt): (&str, u32),
+        row: (&str, &str),
         input: &RawValue,
         span: &Span,
     ) -> Attempt {
-        let agent = match self.find_agent(agent_name, seen).await {
+        let executor = match &self.executor {
+            Surroundings::Executor(executor) => executor,
+            Surroundings::Simulation(simulated) => {
+                let Simulated { result, pause, fault } =
+                    simulated.attempt(agent_name, (attempt_id, attempt), input).await;
+                return Attempt { result, pause, fault, call: None, memory: None };
+            }
+        };
+        let agent = match self.find_agent(executor, agent_name, seen).await {
             Ok(agent) => agent,
             Err(cause) => return Attempt { result: Err(cause), pause: None, fault: None, call: None, memory: None },
         };
-        let (result, call, memory) = match self.executor.breakers.admit(&agent).await {
+        let (result, call, memory) = match executor.breakers.admit(&agent).await {
             Err(Rejected) => {
                 let message = "its circuit breaker is open".to_owned();
                 (Err(Failure { message, again: RetryDecision::Later, fault: CallErrorKind::CircuitOpen }), None, None)
             }
             Ok(passage) => {
                 let request = Request {
-                    executor: &self.executor,
+                    executor,
                     agent: &agent,
                     organization: &self.organization,
                     run_id: &self.run_id,
@@ -171,6 +183,7 @@ impl Run {
                     correlation_id: &self.correlation_id,
                     trace: &self.trace,
                     span,
+                    row,
                     input,
                     memory: &self.memory,
                 };
@@ -203,10 +216,10 @@ impl Run {
     }
 
     /// Finds the agent. Waits while the database is down.
-    async fn find_agent(&self, name: &str, seen: Seen) -> Result<std::sync::Arc<Agent>, String> {
+    async fn find_agent(&self, executor: &Executor, name: &str, seen: Seen) -> Result<std::sync::Arc<Agent>, String> {
         let mut failures = 0;
         loop {
-            match self.executor.agents.find(&self.organization, name, seen).await {
+            match executor.agents.find(&self.organization, name, seen).await {
                 Ok(found) => return found.map_err(|no_agent| no_agent.to_string()),
                 Err(error) if error.is_retryable() => {
                     database::pause(failures).await;

@@ -45,22 +45,10 @@ impl Run {
         let result = loop {
             match self.wait_for(&attempt_id, is_there).await {
                 WaitEnd::Result(wait) => {
-                    let answer = self
-                        .database(|| {
-                            let (pool, attempt_id) = (self.executor.pool.clone(), attempt_id.clone());
-                            async move { waits::answer_to(&pool, &attempt_id).await }
-                        })
-                        .await;
-                    break output(answer, wait.answered_by, approval);
+                    break output(self.answer_to(&attempt_id).await, wait.answered_by, approval);
                 }
                 WaitEnd::Time => {
-                    let is_over = self
-                        .database(|| {
-                            let (pool, attempt_id) = (self.executor.pool.clone(), attempt_id.clone());
-                            async move { waits::expire(&pool, &attempt_id).await }
-                        })
-                        .await;
-                    if is_over {
+                    if self.expire(&attempt_id).await {
                         let secs = step.timeout_seconds.unwrap_or_default();
                         break Err(format!("no answer within {secs} s"));
                     }
@@ -70,6 +58,30 @@ impl Run {
         };
         self.end_waiting(path, &result);
         result
+    }
+
+    /// The answer to the callback of an attempt.
+    async fn answer_to(&self, attempt_id: &str) -> Option<Box<RawValue>> {
+        if let Some(simulated) = self.executor.simulated() {
+            return simulated.take_result(attempt_id);
+        }
+        self.database(|pool| {
+            let attempt_id = attempt_id.to_owned();
+            async move { waits::answer_to(&pool, &attempt_id).await }
+        })
+        .await
+    }
+
+    /// Ends the time for an answer, unless there is one. Returns whether it has ended.
+    async fn expire(&self, attempt_id: &str) -> bool {
+        if self.executor.simulated().is_some() {
+            return true;
+        }
+        self.database(|pool| {
+            let attempt_id = attempt_id.to_owned();
+            async move { waits::expire(&pool, &attempt_id).await }
+        })
+        .await
     }
 
     /// Input of a step, after the callbacks to which it refers have got their URLs.
@@ -85,6 +97,9 @@ impl Run {
 
     /// Token of the callback at this step path. It is created if there is none that can still be answered.
     async fn callback_token(&self, path: &str, step_id: &str) -> String {
+        if let Some(simulated) = self.executor.simulated() {
+            return simulated.token(path);
+        }
         // The token is as unguessable as a key, since it authorises the answer.
         let token = URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>());
         let hash = Sha256::digest(&token).to_vec();
@@ -92,9 +107,9 @@ impl Run {
         let approval = config.and_then(|config| config.approval.as_ref());
         let approval = approval.map(|approval| to_raw(&RequestedCallback { role: approval.role.as_deref() }));
         let token = self
-            .database(|| {
-                let (pool, run_id) = (self.executor.pool.clone(), self.run_id.clone());
-                let (lease_token, path, step_id) = (self.ledger.lease_token(), path.to_owned(), step_id.to_owned());
+            .database(|pool| {
+                let (run_id, lease_token) = (self.run_id.clone(), self.ledger.lease_token());
+                let (path, step_id) = (path.to_owned(), step_id.to_owned());
                 let (token, hash, approval) = (token.clone(), hash.clone(), approval.clone());
                 async move {
                     let (claim, step) = ((run_id.as_str(), lease_token), (path.as_str(), step_id.as_str()));

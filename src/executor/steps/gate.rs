@@ -43,6 +43,11 @@ impl Run {
         self.activity.reached().await
     }
 
+    /// Whether all branches of the run only wait for something external.
+    pub(in crate::executor) fn is_waiting(&self) -> bool {
+        self.activity.is_idle()
+    }
+
     /// Waits for the process's soft stop and then until no call is under way.
     pub(in crate::executor) async fn at_rest(&self) {
         self.executor.soft_stop.cancelled().await;

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 
 /// Step path of a step in a branch with this prefix. `repeats`: number of earlier mentions of the step in the branch.
-pub(super) fn step(prefix: &str, step_id: &str, repeats: usize) -> String {
+pub(in crate::executor) fn step(prefix: &str, step_id: &str, repeats: usize) -> String {
     let step_id = escaped(step_id);
     if repeats == 0 { format!("{prefix}{step_id}") } else { format!("{prefix}{step_id}#{}", repeats + 1) }
 }

@@ -31,7 +31,7 @@ impl Run {
             self.gate().await;
             let _leaf = self.leaves.begin();
             let input = self.resolve(step, &frame.scope).await?;
-            let child = self.child(step.sub_workflow_config.as_ref(), input.clone()).await?;
+            let child = self.child(step, input.clone()).await?;
             let row = self.row(step, String::new(), input, path, frame);
             let attempt_id = self.begin_waiting(path, row, WaitCondition::Run(Box::new(child)), None).await;
             catalogue::count_transition("NONE", "PENDING", 1);
@@ -43,13 +43,8 @@ impl Run {
         };
         let Wait { child_run_id, child_status, child_error, .. } = *wait;
         let result = if child_status.as_deref() == Some("COMPLETED") {
-            let output = self
-                .database(|| {
-                    let (pool, child) = (self.executor.pool.clone(), child_run_id.clone().unwrap_or_default());
-                    async move { db::runs::output(&pool, &child).await }
-                })
-                .await;
-            Ok(output.map_or_else(|| RawValue::NULL.to_owned(), |output| output.0))
+            let output = self.child_output(&attempt_id, child_run_id.as_deref()).await;
+            Ok(output.unwrap_or_else(|| RawValue::NULL.to_owned()))
         } else {
             let status = child_status.unwrap_or_default();
             let why = child_error.map(|error| format!(": {error}")).unwrap_or_default();
@@ -59,16 +54,31 @@ impl Run {
         result
     }
 
+    /// The output of the run that an attempt has started.
+    async fn child_output(&self, attempt_id: &str, child_run_id: Option<&str>) -> Option<Box<RawValue>> {
+        if let Some(simulated) = self.executor.simulated() {
+            return simulated.take_result(attempt_id);
+        }
+        let output = self.database(|pool| {
+            let child = child_run_id.unwrap_or_default().to_owned();
+            async move { db::runs::output(&pool, &child).await }
+        });
+        output.await.map(|output| output.0)
+    }
+
     /// The run to start.
-    async fn child(&self, config: Option<&SubWorkflowConfig>, input: Box<RawValue>) -> Result<ChildRun, String> {
-        let Some(config) = config else { return Err("it has no sub_workflow_config".to_owned()) };
-        let found = self
-            .database(|| {
-                let (pool, config) = (self.executor.pool.clone(), config.clone());
-                let organization = self.organization.clone();
-                async move { find(&pool, &organization, &config).await }
-            })
-            .await;
+    async fn child(&self, step: &Step, input: Box<RawValue>) -> Result<ChildRun, String> {
+        let Some(config) = &step.sub_workflow_config else { return Err("it has no sub_workflow_config".to_owned()) };
+        let found = match self.executor.simulated() {
+            Some(simulated) => simulated.definition(step, config),
+            None => {
+                self.database(|pool| {
+                    let (organization, config) = (self.organization.clone(), config.clone());
+                    async move { find(&pool, &organization, &config).await }
+                })
+                .await
+            }
+        };
         let called = config.workflow_name.as_deref().or(config.workflow_id.as_deref()).unwrap_or_default();
         let definition = found.ok_or_else(|| format!("workflow '{}' does not exist", shorten(called)))?;
         if definition.status != WorkflowStatus::Active.as_str() {
@@ -77,12 +87,8 @@ impl Run {
         if let Some(schema) = &definition.input_schema {
             let refused = |text: String| format!("the input of workflow '{}': {text}", shorten(called));
             let (schema, checked) = (schema.0.clone(), input.clone());
-            let checked = self
-                .executor
-                .offload
-                .run(&self.organization, move || InputSchema::compile(&schema).map(|schema| schema.check(&checked)));
-            // The process ends, and another executor continues the run.
-            let Ok(checked) = checked.await else { return std::future::pending().await };
+            let check = move || InputSchema::compile(&schema).map(|schema| schema.check(&checked));
+            let checked = self.executor.long_work(&self.organization, check).await;
             if let Err(errors) = checked.map_err(|text| refused(format!("its input_schema {text}")))? {
                 let texts: Vec<String> =
                     errors.iter().map(|error| format!("{}: {}", error.field, error.message)).collect();
@@ -105,12 +111,16 @@ impl Run {
 impl Run {
     /// Whether the run may start another one.
     async fn check_family(&self) -> Result<(), String> {
-        let family = self
-            .database(|| {
-                let (pool, run_id) = (self.executor.pool.clone(), self.run_id.clone());
-                async move { waits::count_sub_run(&pool, &run_id).await }
-            })
-            .await;
+        let family = match self.executor.simulated() {
+            Some(simulated) => Some(simulated.count_sub_run()),
+            None => {
+                self.database(|pool| {
+                    let run_id = self.run_id.clone();
+                    async move { waits::count_sub_run(&pool, &run_id).await }
+                })
+                .await
+            }
+        };
         let Some(Family { nesting, sub_runs }) = family else {
             return Err("the run of this step does not exist any more".to_owned());
         };

@@ -21,7 +21,10 @@ use crate::{
         executions::StepBegin,
         waits::{self, Wait, WaitCondition},
     },
-    executor::database::{self, Unanswered},
+    executor::{
+        database::{self, Unanswered},
+        surroundings::Surroundings,
+    },
     input::{object_of, text, to_raw},
     mapping::{self, Scope},
     timestamp::Timestamp,
@@ -78,11 +81,13 @@ impl Run {
     /// Reads the events for the run. Steps keep the event rows, since the result of a read is lost if its step is
     /// abandoned meanwhile.
     pub(in crate::executor) async fn read_waits(&self, wakes: Wakes) {
+        if self.executor.simulated().is_some() {
+            return;
+        }
         let _reading = self.waits.reading.lock().await;
         let read = self
-            .database(|| {
-                let (pool, run_id, lease_token) =
-                    (self.executor.pool.clone(), self.run_id.clone(), self.ledger.lease_token());
+            .database(|pool| {
+                let (run_id, lease_token) = (self.run_id.clone(), self.ledger.lease_token());
                 async move {
                     let mut connection = pool.acquire().await?;
                     if wakes == Wakes::Forgotten {
@@ -98,15 +103,22 @@ impl Run {
     }
 
     /// Repeats a statement until the database answers, however long it is down. A defect of ours ends the run
-    /// separately.
-    pub(super) async fn database<T, F>(&self, statement: impl Fn() -> F) -> T
+    /// separately. A simulated run has no database, and is stopped.
+    pub(super) async fn database<T, F>(&self, statement: impl Fn(db::Pool) -> F) -> T
     where
         T: Send + 'static,
         F: Future<Output = Result<T, db::Error>> + Send + 'static,
     {
+        let executor = match &self.executor {
+            Surroundings::Executor(executor) => executor,
+            Surroundings::Simulation(simulated) => {
+                simulated.stop_unsupported();
+                return std::future::pending().await;
+            }
+        };
         let attempt = || async {
             let _permit = self.statements.acquire().await.expect("never closed");
-            self.executor.database(&statement).await
+            executor.database(|| statement(executor.pool.clone())).await
         };
         let pause = |failures| async move {
             database::pause(failures).await;
@@ -130,12 +142,20 @@ impl Run {
     ) -> String {
         let id = step.id.clone();
         self.budget.step(step.input.get().len()).await;
+        if let Some(simulated) = self.executor.simulated() {
+            let wait = Wait { attempt_id: id.clone(), due_at, ..Wait::default() };
+            self.waits.by_attempt().insert(id.clone(), wait);
+            let input = step.input.clone();
+            self.ledger.begin(path, step);
+            self.ledger.written().await;
+            simulated.begin_wait(&id, awaited, &input);
+            return id;
+        }
         self.ledger.written().await;
         let beginning = Arc::new(self.ledger.beginning(path, &id));
         let begun = self
-            .database(|| {
-                let (pool, run_id, lease_token) =
-                    (self.executor.pool.clone(), self.run_id.clone(), self.ledger.lease_token());
+            .database(|pool| {
+                let (run_id, lease_token) = (self.run_id.clone(), self.ledger.lease_token());
                 let (path, step, awaited) = (path.to_owned(), step.clone(), awaited.clone());
                 let under_way = (Arc::clone(&beginning), self.begins.token());
                 async move {
@@ -158,6 +178,16 @@ impl Run {
             None => std::future::pending().await,
         }
         id
+    }
+
+    /// Reports what has happened outside of a simulated run.
+    pub(in crate::executor) fn deliver(&self, event: Wait) {
+        {
+            let mut waits = self.waits.by_attempt();
+            let due_at = waits.get(&event.attempt_id).and_then(|wait| wait.due_at);
+            waits.insert(event.attempt_id.clone(), Wait { due_at, ..event });
+        }
+        self.waits.read.notify_waiters();
     }
 
     /// Id of the open attempt at this step path that began before, if there is one.
@@ -186,11 +216,18 @@ impl Run {
                 return WaitEnd::Result(Box::new(wait.clone()));
             }
             tokio::select! {
+                biased;
                 () = read => {}
-                () = async { self.activity.sleep_until(due_at.unwrap_or(DateTime::<Utc>::MAX_UTC)).await } => {
-                    return WaitEnd::Time;
-                }
+                () = self.due(due_at) => return WaitEnd::Time,
             }
+        }
+    }
+
+    /// Waits until that time; for ever if there is none.
+    async fn due(&self, at: Option<DateTime<Utc>>) {
+        match at {
+            Some(at) => self.activity.sleep_until(at).await,
+            None => std::future::pending().await,
         }
     }
 

@@ -22,7 +22,6 @@ use crate::{
 pub fn complete(document: &mut OpenApi, prefix: &str) {
     require_members(document);
     for (path, item) in &mut document.paths.paths {
-        let path = path.strip_prefix(prefix).unwrap_or_default();
         let operations = [
             (Method::GET, &mut item.get),
             (Method::PUT, &mut item.put),
@@ -31,7 +30,7 @@ pub fn complete(document: &mut OpenApi, prefix: &str) {
         ];
         for (method, operation) in operations {
             let Some(operation) = operation else { continue };
-            let needs = rules::needs(&method, path);
+            let needs = rules::needs(&method, path, prefix);
             add_common_answers(operation, needs.is_some());
             if let Some(needs) = needs {
                 add_required_permissions(operation, needs);

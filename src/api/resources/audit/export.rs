@@ -142,11 +142,14 @@ fn csv_line(fields: [String; 14]) -> Vec<u8> {
 pub async fn export_audit_logs(State(app): State<App>, caller: Caller, query: Query) -> Result<Response, ApiError> {
     let format = Format::read_format(&query)?;
     let filter = filter(&caller, &mut ListQuery::new(&query))?;
-    let pool = app.pool.clone();
+    let reads = app.reads.clone();
     let read = move |start| {
-        let (pool, filter) = (pool.clone(), filter.clone());
+        let (reads, filter) = (reads.clone(), filter.clone());
         let page = PageRequest { start, size: CHUNK };
-        async move { audit::page(&mut *pool.acquire().await?, &filter, audit::order(true), &page).await }
+        async move {
+            let (filter, page) = (&filter, &page);
+            reads.read(|mut conn| async move { audit::page(&mut conn, filter, audit::order(true), page).await }).await
+        }
     };
     // The first entries are read before the answer begins, so that a failure still gives an error answer.
     let first = read(PageStart::Offset(0)).await?;

@@ -4,10 +4,12 @@ use std::time::{Duration, Instant};
 
 use axum::{Json, extract::State};
 use serde::Serialize;
+use sqlx::PgConnection;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::{
+    access::OrganizationId,
     api::vocabulary::{
         app::App,
         caller::Caller,
@@ -96,9 +98,21 @@ pub async fn verify_audit_logs(
         (Some(seal), Some(hash)) => Some((seal, hash.to_ascii_lowercase())),
         _ => return Err(FieldError::rule("query.seal", "`seal` and `hash` belong together").into()),
     };
-    let organization = caller.organization();
-    let started = Instant::now();
-    let mut transaction = db::snapshot(&app.pool).await?;
+    let (organization, started) = (caller.organization(), Instant::now());
+    let known = known.as_ref();
+    let found =
+        app.reads.read_snapshot(|mut conn| async move { verify(&mut conn, organization, from, known, started).await });
+    Ok(Json(found.await?))
+}
+
+/// Verifies the trail from a seal on, as far as the time since `started` allows. `known`: a seal with its hash.
+async fn verify(
+    conn: &mut PgConnection,
+    organization: &OrganizationId,
+    from: Option<i64>,
+    known: Option<&(i64, String)>,
+    started: Instant,
+) -> Result<Verification, db::Error> {
     let mut found = Verification {
         valid: true,
         complete: false,
@@ -109,12 +123,12 @@ pub async fn verify_audit_logs(
         head: None,
         problems: Vec::new(),
     };
-    let is_shortened = audit::is_shortened(&mut transaction).await?;
+    let is_shortened = audit::is_shortened(&mut *conn).await?;
     // The very first seal may refer to deleted entries.
     let mut chain = Chain::new(from.unwrap_or_default(), from.is_none() && is_shortened);
     let mut is_known_seen = false;
     while started.elapsed() < VERIFY_TIME && !found.complete {
-        let seals = audit::check_seals(&mut transaction, organization, found.checked_to_seal, SEALS).await?;
+        let seals = audit::check_seals(&mut *conn, organization, found.checked_to_seal, SEALS).await?;
         found.complete = seals.is_empty();
         for seal in seals {
             let mut problem = |kind, entry_id| found.problems.push(Problem { kind, seal: Some(seal.number), entry_id });
@@ -127,7 +141,7 @@ pub async fn verify_audit_logs(
             for id in seal.missing {
                 problem("entry_missing", Some(id));
             }
-            if let Some((number, hash)) = &known
+            if let Some((number, hash)) = known
                 && *number == seal.number
             {
                 is_known_seen = true;
@@ -141,21 +155,20 @@ pub async fn verify_audit_logs(
         }
     }
     if found.complete {
-        let (all, unsealed) = audit::count(&mut transaction, organization).await?;
+        let (all, unsealed) = audit::count(&mut *conn, organization).await?;
         found.unsealed = unsealed;
         if from.is_none() && all != found.entries + unsealed {
             let limit = i64::try_from(MAX_PROBLEMS).unwrap_or(i64::MAX);
-            for id in audit::uncovered(&mut transaction, organization, limit).await? {
+            for id in audit::uncovered(&mut *conn, organization, limit).await? {
                 found.problems.push(Problem { kind: "entry_added", seal: None, entry_id: Some(id) });
             }
         }
         if let Some((seal, _)) = known.filter(|(seal, _)| !is_known_seen && *seal > from.unwrap_or_default()) {
-            found.problems.push(Problem { kind: "seal_missing", seal: Some(seal), entry_id: None });
+            found.problems.push(Problem { kind: "seal_missing", seal: Some(*seal), entry_id: None });
         }
     }
-    db::commit(transaction).await?;
     found.head = chain.hash();
     found.valid = found.problems.is_empty();
     found.problems.truncate(MAX_PROBLEMS);
-    Ok(Json(found))
+    Ok(found)
 }

@@ -61,6 +61,8 @@ pub async fn list_runs(State(app): State<App>, caller: Caller, query: Query) -> 
         name_prefix: parameters.text("name_prefix").map(str::to_owned),
         triggered_by: parameters.text("triggered_by").map(str::to_owned),
         parent_run_id: parameters.text("parent_run_id").map(str::to_owned),
+        context: None,
+        is_waiting: None,
         created: parameters.span("created")?,
         updated: parameters.span("updated")?,
         sort: Sort::named(parameters.text("sort_by").unwrap_or_default()),
@@ -68,10 +70,13 @@ pub async fn list_runs(State(app): State<App>, caller: Caller, query: Query) -> 
     };
     let list = Arc::new(ListRequest::read(&app, &parameters, list_name(filter.sort)).await?);
     let read = {
-        let (pool, filter, list) = (app.pool.clone(), Arc::new(filter), Arc::clone(&list));
+        let (reads, filter, list) = (app.reads.clone(), Arc::new(filter), Arc::clone(&list));
         move || {
-            let (pool, filter, list) = (pool.clone(), Arc::clone(&filter), Arc::clone(&list));
-            async move { db::runs::list(&mut *pool.acquire().await?, &filter, &list.page).await }
+            let (reads, filter, list) = (reads.clone(), Arc::clone(&filter), Arc::clone(&list));
+            async move {
+                let (filter, page) = (&*filter, &list.page);
+                reads.read(|mut conn| async move { db::runs::list(&mut conn, filter, page).await }).await
+            }
         }
     };
     let shared = {

@@ -145,6 +145,12 @@ impl Run {
     pub fn run_id(&self) -> &str {
         &self.run_id
     }
+
+    /// Time when it was accepted.
+    #[must_use]
+    pub fn created_at(&self) -> Timestamp {
+        self.created_at
+    }
 }
 
 /// Run with its output.

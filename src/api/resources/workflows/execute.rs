@@ -22,7 +22,10 @@ use crate::{
             prefer::{Wait, Waited},
         },
     },
-    db::{self, idempotency::ClaimError},
+    db::{
+        self,
+        idempotency::{ClaimError, IdempotencyKey},
+    },
     input::{Node, Object, request_object},
     kafka::message::DEFAULT_PRIORITY,
     run::RunStatus,
@@ -100,6 +103,28 @@ pub async fn start(
     let ExecuteBody { input_data: input, priority } = ExecuteBody::read(&Object::body(body.raw())?)?;
     let priority = priority.and_then(|priority| i16::try_from(priority).ok()).unwrap_or(DEFAULT_PRIORITY.into());
     let key = key.bound(&scope, &caller, body.fingerprint());
+    let (run, is_repeat) = begin(&app, &caller, NewRun { workflow_id, input, priority, key, context_id: None }).await?;
+    let answer = answer(&app, &caller, run, wait).await;
+    Ok(if is_repeat { replayed(answer) } else { answer })
+}
+
+/// Run to start on behalf of a caller.
+pub struct NewRun {
+    /// Id of the definition.
+    pub workflow_id: uuid::Uuid,
+    /// Input, a JSON object.
+    pub input: Box<RawValue>,
+    /// Priority from 0 to 9.
+    pub priority: i16,
+    /// Idempotency key of the request.
+    pub key: Option<IdempotencyKey>,
+    /// Label of the conversation that the run belongs to.
+    pub context_id: Option<String>,
+}
+
+/// Starts a run. Returns it as it was started, and whether an earlier request with the same key has started it.
+pub async fn begin(app: &App, caller: &Caller, new: NewRun) -> Result<(Run, bool), ApiError> {
+    let NewRun { workflow_id, input, priority, key, context_id } = new;
     let starter = Starter {
         definitions: &app.definitions,
         pool: &app.pool,
@@ -109,7 +134,7 @@ pub async fn start(
     };
     let quotas = app.organizations.quotas(caller.organization()).await?.or(app.config.quotas);
     let actor = Arc::clone(&caller.actor);
-    let request = Request { workflow_id, input, priority, actor, max_queued: quotas.queued_runs, key };
+    let request = Request { workflow_id, input, priority, actor, max_queued: quotas.queued_runs, key, context_id };
     match start_run::start_run(starter, request).await? {
         Outcome::Started(started) => {
             let organization_id = catalogue::ORGANIZATIONS.of(caller.organization().as_str());
@@ -119,9 +144,9 @@ pub async fn start(
             tracing::info!(
                 target: "api.routes.workflows", %workflow_id, run_id = started.run_id, "Workflow execution accepted"
             );
-            Ok(answer(&app, &caller, Run::started(started), wait).await)
+            Ok((Run::started(started), false))
         }
-        Outcome::Replayed(row) => Ok(replayed(answer(&app, &caller, Run::from(*row).as_started(), wait).await)),
+        Outcome::Replayed(row) => Ok((Run::from(*row).as_started(), true)),
     }
 }
 

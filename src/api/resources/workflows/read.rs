@@ -49,7 +49,8 @@ pub async fn list_workflows(State(app): State<App>, caller: Caller, query: Query
         ascending: parameters.is_ascending(),
     };
     let list = ListRequest::read(&app, &parameters, "workflows").await?;
-    let page = db::workflows::list(&mut *app.pool.acquire().await?, &filter, &list.page).await?;
+    let (filter, page) = (&filter, &list.page);
+    let page = app.reads.read(|mut conn| async move { db::workflows::list(&mut conn, filter, page).await }).await?;
     Ok(page::answer(app, caller, &list, page, Workflow::from))
 }
 
@@ -96,6 +97,7 @@ pub async fn list_workflow_versions(
     let name =
         db::workflows::name(&app.pool, caller.organization(), id).await?.ok_or_else(ApiError::workflow_not_found)?;
     let filter = Filter::versions(caller.organization(), &name);
-    let page = db::workflows::list(&mut *app.pool.acquire().await?, &filter, &list.page).await?;
+    let (filter, page) = (&filter, &list.page);
+    let page = app.reads.read(|mut conn| async move { db::workflows::list(&mut conn, filter, page).await }).await?;
     Ok(page::answer(app, caller, &list, page, Workflow::from))
 }

@@ -12,7 +12,7 @@ use crate::{
     db::workflows::WorkflowRow,
     input::FieldError,
     timestamp::Timestamp,
-    workflow::Content,
+    workflow::{Content, Expose},
 };
 
 /// Page of the list of workflows.
@@ -43,6 +43,9 @@ pub struct Workflow {
     /// organisation's value.
     #[schema(minimum = 0, maximum = 36_500)]
     retention_days: Option<i32>,
+    /// Protocols by which the workflow is offered besides this API, from the newest version; null if there are none.
+    #[schema(value_type = Option<ExposeBody>)]
+    expose: Option<Expose>,
     /// Time of creation.
     #[schema(value_type = String, format = DateTime)]
     created_at: Timestamp,
@@ -79,6 +82,7 @@ impl From<WorkflowRow> for Workflow {
             input_schema: row.input_schema.map(|schema| schema.0),
             status: row.status,
             retention_days: row.retention_days,
+            expose: row.expose.map(|expose| expose.0),
             created_at: row.created_at,
             updated_at: row.updated_at,
             created_by: row.created_by,
@@ -86,6 +90,37 @@ impl From<WorkflowRow> for Workflow {
             warnings: Vec::new(),
         }
     }
+}
+
+/// Exposure of a workflow by other protocols.
+#[derive(ToSchema)]
+#[schema(as = WorkflowExposure, example = json!({"a2a": true, "mcp": {"description": "Sums up a text."}}))]
+#[expect(dead_code, reason = "describes `workflow::Expose`")]
+pub struct ExposeBody {
+    /// Whether it is an A2A agent, at `/a2a/{organization}/{workflow}`.
+    #[schema(required = false)]
+    a2a: bool,
+    /// Whether its agent card is served without credentials.
+    #[schema(required = false)]
+    public_card: bool,
+    /// Example inputs, for the agent card.
+    #[schema(required = false, max_items = 10)]
+    examples: Vec<String>,
+    /// Its tool for MCP clients at `/mcp`; absent or null: it is none.
+    mcp: Option<ToolBody>,
+}
+
+/// Tool of a workflow for MCP clients.
+#[derive(ToSchema)]
+#[schema(as = WorkflowTool)]
+#[expect(dead_code, reason = "describes `workflow::Tool`")]
+pub struct ToolBody {
+    /// Name of the tool, unique in the organisation; absent is the name of the workflow.
+    #[schema(min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9_.-]+$", example = "summarise")]
+    name: Option<String>,
+    /// Description for models; absent is that of the workflow.
+    #[schema(min_length = 1, max_length = 2000, example = "Sums up a text.")]
+    description: Option<String>,
 }
 
 /// Definition of a workflow, for creating, exporting and importing.
@@ -113,6 +148,8 @@ pub struct NewWorkflowBody {
     /// Days for which ended runs of the workflow are kept. 0: for ever; null: the organisation's value.
     #[schema(minimum = 0, maximum = 36_500, example = 30)]
     retention_days: Option<i32>,
+    /// Protocols by which the workflow is offered besides this API; null: none.
+    expose: Option<ExposeBody>,
 }
 
 /// Body of an update request; absent members stay unchanged.
@@ -133,6 +170,8 @@ pub struct WorkflowPatchBody {
     /// version.
     #[schema(minimum = 0, maximum = 36_500)]
     retention_days: Option<i32>,
+    /// Protocols by which the workflow is offered besides this API; null: none. Makes no new version.
+    expose: Option<ExposeBody>,
     /// Whether it may be executed.
     #[schema(required = false)]
     status: sets::SettableStatus,

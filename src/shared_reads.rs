@@ -1,21 +1,15 @@
-//! Shared reads: concurrent requests for the same page share one read of the database.
+//! Shared reads: concurrent requests for the same, such as a page of a list, share one read of the database.
 //!
 //! A request never gets the result of a read that began before it. Requests that arrive during a read share the next one.
-//! So no answer is stale, a single request does not wait, and the database reads each page at most once at a time, for any
-//! number of clients.
+//! So no answer is stale, a single request does not wait, and the same is read at most once at a time, for any number of
+//! clients.
 
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use bytes::Bytes;
 use tokio::sync::oneshot;
-
-use crate::db;
-
-/// Shared reads of pages as text; `None` if some entries are large.
-pub type SharedPages = SharedReads<Result<Option<Bytes>, Arc<db::Error>>>;
 
 /// Callers that wait for the next read.
 type Waiters<T> = Vec<oneshot::Sender<T>>;

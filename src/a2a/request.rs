@@ -1,0 +1,216 @@
+//! Requests to agents.
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::{Operation, Version};
+use crate::{input::to_raw, mapping};
+
+/// Message to send.
+#[derive(Clone, Copy)]
+pub struct Outgoing<'a> {
+    /// Id of the message, by which agents recognise a repeat.
+    pub message_id: &'a str,
+    /// Input of the step.
+    pub input: &'a RawValue,
+    /// Whether the agent accepts JSON besides text. Only 1.0 is sent JSON.
+    pub accepts_json: bool,
+    /// Task that the message continues.
+    pub task_id: Option<&'a str>,
+    /// Conversation that the message continues.
+    pub context_id: Option<&'a str>,
+    /// Tenant of the interface.
+    pub tenant: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Send03<'a> {
+    message: Message03<'a>,
+    configuration: Configuration03,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Message03<'a> {
+    kind: &'static str,
+    role: &'static str,
+    message_id: &'a str,
+    parts: [Part03<'a>; 1],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    task_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    context_id: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Part03<'a> {
+    kind: &'static str,
+    text: &'a str,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Configuration03 {
+    /// Empty: all modes of the agent. Servers of 0.2 require the member.
+    accepted_output_modes: [&'static str; 0],
+    blocking: bool,
+}
+
+#[derive(Serialize)]
+struct Send1<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tenant: Option<&'a str>,
+    message: Message1<'a>,
+    configuration: Configuration1,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Message1<'a> {
+    message_id: &'a str,
+    role: &'static str,
+    parts: [Part1<'a>; 1],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    task_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    context_id: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Part1<'a> {
+    Text {
+        text: &'a str,
+    },
+    #[serde(rename_all = "camelCase")]
+    Data {
+        data: &'a RawValue,
+        media_type: &'static str,
+    },
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Configuration1 {
+    return_immediately: bool,
+    history_length: u32,
+    accepted_output_modes: [&'static str; 2],
+}
+
+/// Parameters that send a message. The answer comes before the task has ended, so that it can be cancelled.
+#[must_use]
+pub fn send(version: Version, outgoing: &Outgoing<'_>) -> Box<RawValue> {
+    let &Outgoing { message_id, input, accepts_json, task_id, context_id, tenant } = outgoing;
+    let said = mapping::message_text(input);
+    match version {
+        Version::V03 => {
+            let parts = [Part03 { kind: "text", text: &said }];
+            let message = Message03 { kind: "message", role: "user", message_id, parts, task_id, context_id };
+            to_raw(&Send03 { message, configuration: Configuration03 { accepted_output_modes: [], blocking: false } })
+        }
+        Version::V1 => {
+            // The text of an input is the input as JSON if it has no other.
+            let is_plain = !accepts_json || said != input.get();
+            let part = if is_plain {
+                Part1::Text { text: &said }
+            } else {
+                Part1::Data { data: input, media_type: "application/json" }
+            };
+            let message = Message1 { message_id, role: "ROLE_USER", parts: [part], task_id, context_id };
+            let configuration = Configuration1 {
+                return_immediately: true,
+                history_length: 0,
+                accepted_output_modes: ["application/json", "text/plain"],
+            };
+            to_raw(&Send1 { tenant, message, configuration })
+        }
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct About<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tenant: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    history_length: Option<u32>,
+}
+
+/// Parameters that name a task; without one, those of the extended card.
+#[must_use]
+pub fn about(version: Version, operation: Operation, task: Option<&str>, tenant: Option<&str>) -> Box<RawValue> {
+    let history_length = (version == Version::V1 && operation == Operation::Get).then_some(0);
+    to_raw(&About { tenant: tenant.filter(|_| version == Version::V1), id: task, history_length })
+}
+
+#[derive(Serialize)]
+struct Rpc<'a> {
+    jsonrpc: &'static str,
+    id: &'a str,
+    method: &'static str,
+    params: &'a RawValue,
+}
+
+/// Body of a JSON-RPC 2.0 request.
+#[must_use]
+pub fn rpc(id: &str, version: Version, operation: Operation, params: &RawValue) -> String {
+    to_raw(&Rpc { jsonrpc: "2.0", id, method: version.method(operation), params }).get().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::input::check_json;
+
+    fn sent(version: Version, input: &str, accepts_json: bool, ids: Option<&str>) -> Value {
+        let input = check_json(input.as_bytes()).expect(input);
+        let outgoing = Outgoing { message_id: "m", input, accepts_json, task_id: ids, context_id: ids, tenant: ids };
+        serde_json::from_str(send(version, &outgoing).get()).expect("JSON")
+    }
+
+    #[test]
+    fn a_message_of_0_3_is_one_text() {
+        let message = |text: &str| {
+            json!({"message": {"kind": "message", "role": "user", "messageId": "m",
+                "parts": [{"kind": "text", "text": text}]},
+                "configuration": {"acceptedOutputModes": [], "blocking": false}})
+        };
+        for accepts_json in [true, false] {
+            assert_eq!(sent(Version::V03, r#"{"text":"hi","n":1}"#, accepts_json, None), message("hi"));
+            assert_eq!(sent(Version::V03, r#"{"n":1}"#, accepts_json, None), message(r#"{"n":1}"#));
+        }
+        assert_eq!(sent(Version::V03, "{}", false, Some("i"))["message"]["taskId"], "i");
+    }
+
+    #[test]
+    fn a_message_of_1_0_is_a_text_or_data() {
+        let configuration = json!({"returnImmediately": true, "historyLength": 0,
+            "acceptedOutputModes": ["application/json", "text/plain"]});
+        let message = |part: Value| json!({"message": {"messageId": "m", "role": "ROLE_USER", "parts": [part]}, "configuration": configuration});
+        let data = json!({"data": {"n": 1}, "mediaType": "application/json"});
+        for (input, accepts_json, part) in [
+            (r#"{"text":"hi","n":1}"#, true, json!({"text": "hi"})),
+            (r#"{"query":"q"}"#, true, json!({"text": "q"})),
+            (r#"{"n":1}"#, true, data),
+            (r#"{"n":1}"#, false, json!({"text": r#"{"n":1}"#})),
+        ] {
+            assert_eq!(sent(Version::V1, input, accepts_json, None), message(part), "{input}");
+        }
+        let all = sent(Version::V1, "{}", false, Some("i"));
+        assert_eq!((&all["tenant"], &all["message"]["contextId"]), (&json!("i"), &json!("i")));
+    }
+
+    #[test]
+    fn a_task_is_named_with_the_tenant_of_1_0() {
+        let about = |version, operation| about(version, operation, Some("t"), Some("x")).get().to_owned();
+        assert_eq!(about(Version::V03, Operation::Get), r#"{"id":"t"}"#);
+        assert_eq!(about(Version::V1, Operation::Get), r#"{"tenant":"x","id":"t","historyLength":0}"#);
+        assert_eq!(about(Version::V1, Operation::Cancel), r#"{"tenant":"x","id":"t"}"#);
+        let body = rpc("1", Version::V1, Operation::Get, check_json(b"{}").expect("JSON"));
+        assert_eq!(body, r#"{"jsonrpc":"2.0","id":"1","method":"GetTask","params":{}}"#);
+    }
+}

@@ -1,0 +1,204 @@
+//! Runs as other protocols show them: with what they wait for, and with their output.
+
+use std::{sync::Arc, time::Duration};
+
+use serde_json::value::RawValue;
+
+use crate::{
+    actions::answer_callback::{self, AnswerError, Answered},
+    api::vocabulary::{app::App, caller::Caller, error::ApiError, prefer::Patience},
+    db::{
+        self,
+        idempotency::{ClaimError, IdempotencyKey},
+        runs::TaskRow,
+        waits::{self, Question},
+    },
+    input::{member, text},
+    run::RunStatus,
+};
+
+/// Maximum number of questions that are shown of a run.
+const MAX_QUESTIONS: i64 = 20;
+/// Maximum bytes of the input of a step that is shown with its question.
+const MAX_QUESTION_BYTES: i32 = 64 << 10;
+
+/// State of a run for other protocols.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It has not begun.
+    Submitted,
+    /// It goes on.
+    Working,
+    /// It waits for an answer.
+    Waiting,
+    /// It has ended well.
+    Completed,
+    /// It has failed.
+    Failed,
+    /// It was cancelled.
+    Cancelled,
+}
+
+impl State {
+    /// State of a run.
+    #[must_use]
+    pub fn of(row: &TaskRow) -> Self {
+        match RunStatus::parse(&row.status) {
+            Some(RunStatus::Pending) => Self::Submitted,
+            Some(RunStatus::Completed) => Self::Completed,
+            Some(RunStatus::Failed) => Self::Failed,
+            Some(RunStatus::Cancelled) => Self::Cancelled,
+            // Another program may write other statuses while a run goes on.
+            Some(RunStatus::Running) | None if row.is_waiting => Self::Waiting,
+            Some(RunStatus::Running) | None => Self::Working,
+        }
+    }
+
+    /// Whether the run has ended.
+    #[must_use]
+    pub fn is_terminal(self) -> bool {
+        matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
+    }
+
+    /// Whether the run does not go on by itself.
+    #[must_use]
+    pub fn is_settled(self) -> bool {
+        self.is_terminal() || self == Self::Waiting
+    }
+}
+
+/// Run with what it waits for, and with its output.
+pub struct ExposedRun {
+    /// Row of the run.
+    pub row: TaskRow,
+    /// What it waits for.
+    pub questions: Vec<Question>,
+    /// Output, if it is completed.
+    pub output: Option<Box<RawValue>>,
+}
+
+impl ExposedRun {
+    /// A run that has just been started.
+    #[must_use]
+    pub fn open(row: TaskRow) -> Self {
+        Self { row, questions: Vec::new(), output: None }
+    }
+
+    /// State of the run.
+    #[must_use]
+    pub fn state(&self) -> State {
+        State::of(&self.row)
+    }
+
+    /// Reads what belongs to the row.
+    pub async fn of(app: &App, caller: &Caller, row: TaskRow) -> Result<Self, ApiError> {
+        let mut run = Self::open(row);
+        match run.state() {
+            State::Completed => {
+                let shown = app.runs.find(caller.organization(), &run.row.run_id).await?;
+                run.output = shown.and_then(|shown| shown.output).map(|output| output.0);
+            }
+            State::Waiting => run.questions = questions(app, caller, &run.row.run_id).await?,
+            State::Submitted | State::Working | State::Failed | State::Cancelled => {}
+        }
+        Ok(run)
+    }
+}
+
+/// The organisation's run, if the caller may see it.
+pub async fn find(app: &App, caller: &Caller, run_id: &str) -> Result<TaskRow, ApiError> {
+    let row =
+        if run_id.contains('\0') { None } else { db::runs::task(&app.pool, caller.organization(), run_id).await? };
+    let is_bound =
+        |row: &TaskRow| caller.grant.workflows.as_ref().is_none_or(|workflows| workflows.contains(&row.workflow_name));
+    row.filter(is_bound).ok_or_else(ApiError::run_not_found)
+}
+
+/// What the run waits for.
+pub async fn questions(app: &App, caller: &Caller, run_id: &str) -> Result<Vec<Question>, ApiError> {
+    let (pool, organization, run_id) = (app.pool.clone(), caller.organization().clone(), run_id.to_owned());
+    let limits = (MAX_QUESTIONS, MAX_QUESTION_BYTES);
+    // In a task of its own, so that a client of a stream that disconnects interrupts no statement.
+    Ok(db::bounded(async move { waits::questions(&pool, &organization, &run_id, limits).await }).await?)
+}
+
+/// Waits until the run has ended or waits for an answer itself, and at most so long. Returns the run as it is then, and
+/// the time. The run is returned as it was if it cannot be read at the moment, or if the caller's credentials are no
+/// longer valid.
+pub async fn until_settled(
+    app: &App,
+    caller: &Caller,
+    patience: &Patience,
+    run: TaskRow,
+    at_most: Duration,
+) -> (TaskRow, Duration) {
+    let started = app.clock.instant();
+    patience.announce(at_most);
+    let deadline = started + at_most;
+    // Subscribed before the first read, so that no change between the two is missed.
+    let mut watch = app.waiting.wait(&run.run_id, caller.owners());
+    let mut latest = run;
+    loop {
+        match db::runs::task(&app.pool, caller.organization(), &latest.run_id).await {
+            Ok(Some(row)) => latest = row,
+            Ok(None) => break,
+            Err(error) => {
+                let error = Arc::new(error);
+                tracing::debug!(
+                    error = &*error as &dyn std::error::Error,
+                    "a run that was waited for cannot be read: {error}"
+                );
+            }
+        }
+        let Some(watch) = watch.as_mut().filter(|_| !State::of(&latest).is_settled()) else { break };
+        let changed = async {
+            tokio::select! {
+                goes_on = watch.changed() => goes_on,
+                () = caller.ended(app) => false,
+            }
+        };
+        if app.clock.timeout_at(deadline, changed).await != Some(true) {
+            break;
+        }
+    }
+    (latest, app.clock.since(started))
+}
+
+/// Answers a question on behalf of the caller. A repeat with the same key changes nothing.
+pub async fn answer(
+    app: &App,
+    caller: &Caller,
+    question: &Question,
+    answer: &RawValue,
+    key: Option<&IdempotencyKey>,
+) -> Result<(), ApiError> {
+    let context = caller.context(app).with_key(key);
+    let by = caller.callback_caller();
+    match answer_callback::answer_callback(&app.pool, context, &question.token, by, Some(answer)).await {
+        Ok(Answered { run_id, step_id, is_repeat, .. }) => {
+            if !is_repeat {
+                tracing::info!(target: "api.routes.callbacks", run_id, step_id, "Callback answered");
+            }
+            Ok(())
+        }
+        Err(AnswerError::Key(ClaimError::Repeated(_))) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Text of a question for people: what the step says in `question`, `message` or `text`, else a sentence about it.
+#[must_use]
+pub fn question_text(question: &Question) -> String {
+    let input = question.input_data.as_ref().map(|input| &*input.0);
+    let said = |name| input.and_then(|input| member(input, name)).and_then(text).filter(|text| !text.is_empty());
+    ["question", "message", "text"].into_iter().find_map(said).unwrap_or_else(|| {
+        let what = if question.approval.is_some() { "an approval" } else { "an answer" };
+        format!("The step '{}' waits for {what}", question.step_id)
+    })
+}
+
+/// Role that an approval requires.
+#[must_use]
+pub fn role(question: &Question) -> Option<String> {
+    question.approval.as_ref().and_then(|approval| member(&approval.0, "role")).and_then(text)
+}

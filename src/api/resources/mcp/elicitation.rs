@@ -1,0 +1,117 @@
+//! Questions of runs as questions to the user of a client, and the answers.
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json, value::RawValue};
+
+use super::{Failure, McpCall, invalid};
+use crate::{
+    api::{
+        resources::exposed_run::{self, ExposedRun, question_text},
+        vocabulary::{error::ApiError, signing::SIGNATURE_BYTES},
+    },
+    db::waits::Question,
+    input::{member, members, object_of, text, to_raw},
+};
+
+/// State of a call that waits for the user: the run that it has started.
+#[derive(Serialize, Deserialize)]
+struct RequestState {
+    run_id: String,
+    /// Time until which the state is valid, in seconds since the epoch.
+    until: f64,
+}
+
+/// Time for which the state of a call is valid.
+const STATE_SECS: f64 = 86_400.0;
+
+/// Name and status of a run.
+#[must_use]
+pub fn about(run: &ExposedRun) -> Box<RawValue> {
+    let row = &run.row;
+    to_raw(&json!({"run_id": row.run_id, "workflow": row.workflow_name, "status": row.status}))
+}
+
+/// Questions by the attempts that ask them, each as a form for the user.
+#[must_use]
+pub fn input_requests(questions: &[Question]) -> Box<RawValue> {
+    let form = |question: &Question| {
+        let schema = if question.approval.is_some() {
+            json!({"type": "object", "required": ["approved"], "properties": {
+                "approved": {"type": "boolean", "title": "Approved"},
+                "comment": {"type": "string", "title": "Comment", "maxLength": 2000},
+            }})
+        } else {
+            json!({"type": "object", "required": ["text"], "properties": {"text": {"type": "string", "title": "Answer"}}})
+        };
+        let params = json!({"mode": "form", "message": question_text(question), "requestedSchema": schema});
+        to_raw(&json!({"method": "elicitation/create", "params": params}))
+    };
+    let forms: Vec<_> = questions.iter().map(|question| (question.attempt_id.as_str(), form(question))).collect();
+    object_of(forms.iter().map(|(attempt_id, form)| (*attempt_id, &**form)))
+}
+
+impl McpCall {
+    /// What the state of a call is signed for: only its caller may go on with it.
+    fn purpose(&self) -> Vec<u8> {
+        let actor = &self.caller.actor;
+        to_raw(&("mcp call", actor.organization.as_str(), &actor.subject)).get().as_bytes().to_vec()
+    }
+
+    /// Result of a call that goes on when the user has answered.
+    pub(super) async fn input_required(&self, run: &ExposedRun) -> Result<Box<RawValue>, Failure> {
+        let state = RequestState { run_id: run.row.run_id.clone(), until: self.app.clock.epoch_secs() + STATE_SECS };
+        let text = to_raw(&state);
+        let key = self.app.signing.key().await?;
+        let mut bytes = key.sign(&self.purpose(), text.get().as_bytes()).to_vec();
+        bytes.extend_from_slice(text.get().as_bytes());
+        let state = to_raw(&URL_SAFE_NO_PAD.encode(bytes));
+        let requests = input_requests(&run.questions);
+        Ok(self.client.result("input_required", &[("inputRequests", &requests), ("requestState", &state)]))
+    }
+
+    /// The run of a call that goes on with answers of the user; `None`: it is a new call.
+    pub(super) async fn continued(&self) -> Result<Option<String>, Failure> {
+        let Some(given) = member(&self.call.params, "requestState").and_then(text) else { return Ok(None) };
+        let wrong = || invalid("`requestState` is not one of this call, or has expired: call the tool anew");
+        let bytes = URL_SAFE_NO_PAD.decode(given).map_err(|_| wrong())?;
+        let (signature, text) = bytes.split_at_checked(SIGNATURE_BYTES).ok_or_else(wrong)?;
+        let key = self.app.signing.key().await?;
+        if !key.verifies(&self.purpose(), text, signature) {
+            return Err(wrong());
+        }
+        let state: RequestState = serde_json::from_slice(text).map_err(|_| wrong())?;
+        if state.until < self.app.clock.epoch_secs() { Err(wrong()) } else { Ok(Some(state.run_id)) }
+    }
+
+    /// Gives the answers of the user to the questions of the run. Those to other questions are ignored, and so is a user
+    /// who declined: nothing is decided then.
+    pub(super) async fn give_answers(&self, run_id: &str) -> Result<(), Failure> {
+        let Some(responses) = member(&self.call.params, "inputResponses").filter(|raw| raw.get() != "null") else {
+            return Ok(());
+        };
+        let responses = members(responses).ok_or_else(|| invalid("`inputResponses` should be an object"))?;
+        let questions = exposed_run::questions(&self.app, &self.caller, run_id).await?;
+        for (attempt_id, response) in responses {
+            let Some(question) = questions.iter().find(|question| question.attempt_id == attempt_id) else { continue };
+            if member(response, "action").and_then(text).as_deref() != Some("accept") {
+                continue;
+            }
+            let nothing = object_of([]);
+            let content = member(response, "content").unwrap_or(&nothing);
+            exposed_run::answer(&self.app, &self.caller, question, content, None).await.map_err(corrigible)?;
+        }
+        Ok(())
+    }
+}
+
+/// An answer that is not valid is an error of the parameters.
+fn corrigible(error: ApiError) -> Failure {
+    if error.status() == http::StatusCode::UNPROCESSABLE_ENTITY {
+        let faults: Vec<Value> =
+            error.errors().iter().map(|fault| json!({"field": fault.field, "message": fault.message})).collect();
+        invalid(format!("The answer is not valid: {}", Value::from(faults)))
+    } else {
+        error.into()
+    }
+}

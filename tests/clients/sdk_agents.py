@@ -1,0 +1,105 @@
+"""Agents of the official A2A SDK, called by the service: `python sdk_agents.py URL NEW OLD…`.
+
+`NEW` is a Python environment with the SDK's line 1.x, each `OLD` one with an older line.
+"""
+
+import json
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+FOLDER = pathlib.Path(__file__).parent
+API, NEW, *OLD = sys.argv[1:]
+
+
+def call(method, path, body=None):
+    request = urllib.request.Request(f"{API}/api/v1{path}", method=method, headers={"content-type": "application/json"})
+    with urllib.request.urlopen(request, json.dumps(body).encode() if body is not None else None) as response:
+        return json.load(response)
+
+
+def start(python, script):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen([pathlib.Path(python) / "bin/python", FOLDER / script, str(port)])
+    for _ in range(300):
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            return process, port
+        except OSError:
+            assert process.poll() is None, f"{script} has ended"
+            time.sleep(0.1)
+    raise TimeoutError(script)
+
+
+def run(name, url, config, mapping):
+    agent = call("POST", "/agents", {"name": name, "url": url, "config": config})
+    step = {"id": "ask", "agent_name": name, "input_mapping": mapping}
+    call("PUT", f"/workflow-names/{name}", {"start_step": "ask", "steps": {"ask": step}})
+    run_id = call("POST", f"/workflow-names/{name}/execute", {"input_data": {}})["run_id"]
+    deltas = []
+    with urllib.request.urlopen(f"{API}/api/v1/runs/{run_id}/events") as events:
+        event = {}
+        for line in events:
+            field, _, value = line.decode().rstrip("\n").partition(": ")
+            event[field] = value
+            if field:
+                continue
+            if event.get("event") == "step.output.delta":
+                deltas.append(json.loads(event["data"]))
+            if event.get("event") == "end":
+                break
+            event = {}
+    ended = call("GET", f"/runs/{run_id}")
+    assert ended["status"] == "COMPLETED", ended
+    seen = None
+    for _ in range(100):
+        seen = call("GET", f"/agents/{agent['id']}").get("protocol_seen")
+        if seen:
+            break
+        time.sleep(0.1)
+    return ended["output_data"], seen, deltas
+
+
+stamp = time.time_ns()
+started = []
+try:
+    process, new = start(NEW, "sdk_agent_1.py")
+    started.append(process)
+    cases = [
+        ("1.x by JSON-RPC", f"http://127.0.0.1:{new}/rpc/", None, "1.0"),
+        ("1.x by JSON-RPC, not streamed", f"http://127.0.0.1:{new}/rpc/", {"streaming": False}, "1.0"),
+        ("1.x by JSON-RPC, fixed", f"http://127.0.0.1:{new}/rpc/", {"protocol": "1.0", "streaming": True}, "1.0"),
+        ("1.x by HTTP+JSON", f"http://127.0.0.1:{new}/rest/", None, "1.0"),
+    ]
+    for python in OLD:
+        process, port = start(python, "sdk_agent_0.py")
+        started.append(process)
+        url = f"http://127.0.0.1:{port}/"
+        line = pathlib.Path(python).name
+        cases += [(line, url, None, "0.3"), (f"{line}, streamed", url, {"streaming": True}, "0.3")]
+    for number, (what, url, config, version) in enumerate(cases):
+        output, seen, deltas = run(f"sdk-{stamp}-{number}", url, config, {"text": "to be or not"})
+        assert output["text"] == "TO BE OR NOT", (what, output)
+        assert output["data"] == {"words": 4} and output["response"] == "done", (what, output)
+        assert seen == version, (what, seen)
+        print(f"a2a-sdk, {what}: answered by A2A {seen}, {len(deltas)} pieces seen")
+    # Pieces are seen while the agent works.
+    for what, url, config, version in [cases[0], cases[3], cases[5]]:
+        name = f"sdk-{stamp}-{cases.index((what, url, config, version))}-slow"
+        output, _, deltas = run(name, url, config, {"text": "slowly but surely"})
+        assert output["text"] == "SLOWLY BUT SURELY", (what, output)
+        seen = "".join(delta["text"] for delta in deltas if delta["artifact_id"] == "answer")
+        # The last pieces are not sent once the output is there.
+        assert seen and output["text"].startswith(seen), (what, deltas)
+        print(f"a2a-sdk, {what}, slowly: {len(deltas)} pieces seen")
+    # A card of 1.x that accepts JSON gets JSON.
+    output, _, _ = run(f"sdk-{stamp}-json", cases[0][1], None, {"n": 7})
+    assert "N" in output["text"] and "7" in output["text"], output
+finally:
+    for process in started:
+        process.terminate()
