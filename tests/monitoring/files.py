@@ -85,9 +85,10 @@ def problems():
         for link in broken_links(document):
             yield f"{document.name}: {link} leads nowhere"
     names = [name for name, _ in alert_expressions()]
-    links = re.findall(r"runbook_url: (\S+)", RULES)
+    links = re.findall(r"runbook_url: (.+)", RULES)
     for name, link in zip(names, links, strict=True):
-        if link.rpartition("/")[2] != f"RUNBOOK.md#{name.lower()}" or name.lower() not in anchors(RUNBOOK):
+        expected = f"'{{{{ or $externalLabels.runbook \"docs/RUNBOOK.md\" }}}}#{name.lower()}'"
+        if link != expected or name.lower() not in anchors(RUNBOOK):
             yield f"alert {name}: its entry in docs/RUNBOOK.md is missing, or {link} does not lead there"
     alerts = RUNBOOK.read_text().partition("\n## Alerts\n")[2].partition("\n## ")[0]
     for heading in re.findall(r"^### (\w+)$", alerts, re.M):

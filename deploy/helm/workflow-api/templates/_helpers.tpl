@@ -1,4 +1,4 @@
-{{/* Name of the API's objects and prefix of all others. "-executor" or "-backup" fits behind it: the name of a CronJob
+{{/* Name of the API's objects and prefix of all others. "-executor", "-check" or "-backup" fits behind it: the name of a CronJob
      has 52 characters at most. */}}
 {{- define "workflow-api.fullname" -}}
 {{- if .Values.fullnameOverride -}}
