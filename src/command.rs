@@ -33,7 +33,8 @@ use workflow_api::{
         self,
         migrations::{self, WaitLimit},
     },
-    demo_agent, executor, kafka,
+    demo_agent, executor,
+    kafka::{self, topics::Extended},
     lifecycle::{self, Lifecycle, Signals},
     management,
     readiness::{migrate_when_possible, wait_for_schema},
@@ -439,6 +440,19 @@ pub async fn check_kafka(settings: &config::Kafka) -> anyhow::Result<bool> {
         println!("the topics can be used");
     }
     Ok(is_well)
+}
+
+/// `add-partitions`; a failure if a topic does not exist.
+pub async fn add_partitions(settings: &config::Kafka) -> anyhow::Result<bool> {
+    let topics = kafka::topics::add_partitions(settings).await?;
+    for Extended { topic, before, after } in &topics {
+        match (before, after) {
+            (0, _) => println!("{topic}: does not exist; the API creates it when it starts"),
+            (before, after) if before == after => println!("{topic}: {before} partitions, as before"),
+            (before, after) => println!("{topic}: {after} partitions, {before} before"),
+        }
+    }
+    Ok(topics.iter().all(|topic| topic.before > 0))
 }
 
 /// `healthcheck`: whether the API on this host answers `/health` with 200.

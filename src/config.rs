@@ -293,6 +293,7 @@ mod tests {
             ("JWT_EXPIRATION_MINUTES", "0"),
             ("KAFKA_BROKERS", "a:1;b:2"),
             ("KAFKA_TOPIC_PARTITIONS", "q"),
+            ("KAFKA_TOPIC_REPLICATION", "0"),
             ("LOG_FORMAT", "xml"),
             ("MAX_CONCURRENT_REQUESTS", "0"),
             ("MAX_PAGE_SIZE", "x"),

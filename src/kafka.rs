@@ -174,3 +174,31 @@ pub fn queue_is_drained(kafka: &config::Kafka) -> Result<bool, KafkaError> {
     }
     Ok(true)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_operator_sets_takes_precedence_over_the_values_of_the_service() {
+        let tuned = [
+            ("compression_type", "compression.type", "lz4"),
+            ("linger_ms", "linger.ms", "20"),
+            ("batch_size", "batch.size", "65536"),
+            ("fetch_min_bytes", "fetch.min.bytes", "1024"),
+            ("fetch_wait_max_ms", "fetch.wait.max.ms", "250"),
+            ("queued_min_messages", "queued.min.messages", "500"),
+        ];
+        let variables = tuned.map(|(suffix, _, value)| (format!("KAFKA_PROPERTY_{suffix}"), value.to_owned()));
+        let variables = variables.into_iter().chain([("KAFKA_BROKERS".to_owned(), "host:9092".to_owned())]);
+        let kafka: config::Kafka = config::load(variables).expect("valid settings");
+        let mut config = producer_config(&kafka);
+        // As each kind of client does.
+        config.set("linger.ms", "0").set("fetch.wait.max.ms", "100").set("queued.min.messages", "2000");
+        let _client: BaseConsumer<Context> =
+            create(&kafka, &mut config, Context(Callbacks::new("test", &kafka))).expect("a client");
+        for (_, property, value) in tuned {
+            assert_eq!(config.get(property), Some(value), "{property}");
+        }
+    }
+}

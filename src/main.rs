@@ -47,6 +47,8 @@ enum Command {
         #[command(subcommand)]
         what: Check,
     },
+    /// Give the Kafka topics `KAFKA_TOPIC_PARTITIONS` partitions, if they have fewer; the service may run meanwhile
+    AddPartitions,
     /// Check the health of the API on this host; exit code 0 or 1
     Healthcheck {
         /// Check the readiness of the executor on this host, on `MANAGEMENT_PORT`
@@ -215,6 +217,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Migrate { action } => migrate(action),
         Command::Check { what } => return check(what),
+        Command::AddPartitions => {
+            let settings = config::load::<config::Kafka>(environment())?;
+            command::block_on(command::add_partitions(&settings))
+        }
         Command::Healthcheck { executor: true } => {
             let api = config::load::<config::Api>(environment())?;
             let metrics = config::load::<config::Metrics>(environment())?;

@@ -27,6 +27,8 @@ pub struct Kafka {
     pub monitoring_topic: Option<String>,
     /// `KAFKA_TOPIC_PARTITIONS`: number of partitions of topics that are created.
     pub partitions: i32,
+    /// `KAFKA_TOPIC_REPLICATION`: number of replicas of topics that are created. `None`: the default of the cluster.
+    pub replication: Option<i32>,
     /// `KAFKA_GROUP_ID`: consumer group of the executors.
     pub group_id: String,
     /// TLS, authentication and further properties of the clients.
@@ -64,6 +66,10 @@ impl Section for Kafka {
             }
         }
         let partitions = reader.number("kafka_topic_partitions", 6, 1..=1000);
+        let replication = reader.parsed("kafka_topic_replication", None, |value| match value.parse() {
+            Ok(number @ 1..=100) => Ok(Some(number)),
+            _ => Err(format!("must be a whole number from 1 to 100, not {value:?}")),
+        });
         let clients = Clients::read(reader);
         Some(Self {
             brokers: brokers?,
@@ -72,6 +78,7 @@ impl Section for Kafka {
             dead_letter_topic: dead_letter_topic?,
             monitoring_topic: Some(monitoring_topic?).filter(|_| is_monitored == Some(true)),
             partitions: partitions?,
+            replication: replication?,
             group_id: reader.text("kafka_group_id", "execution-consumer-group"),
             clients: Live::new(clients?),
             renew_after: RENEW_KAFKA_CLIENTS_AFTER,

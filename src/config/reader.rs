@@ -32,7 +32,8 @@ macro_rules! variables {
 variables! {
     production, database_url, database_replica_url, database_pool_size, database_max_overflow, database_echo, migrate_on_start,
     shutdown_notice_secs,
-    kafka_brokers, kafka_execution_topic, kafka_cancellation_topic, kafka_topic_partitions, kafka_group_id,
+    kafka_brokers, kafka_execution_topic, kafka_cancellation_topic, kafka_topic_partitions, kafka_topic_replication,
+    kafka_group_id,
     kafka_security_protocol, kafka_ssl_ca, kafka_ssl_certificate, kafka_ssl_key, kafka_ssl_key_password, kafka_sasl_mechanism,
     kafka_sasl_username, kafka_sasl_password, kafka_oauth_token_url, kafka_oauth_client_id, kafka_oauth_client_secret,
     kafka_oauth_scope, kafka_properties,

@@ -1,4 +1,4 @@
-//! Topics: creates missing ones, and checks the settings of existing ones.
+//! Topics: creates missing ones, checks the settings of existing ones, and adds partitions by command.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -6,7 +6,7 @@ use std::{
 };
 
 use rdkafka::{
-    admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication},
+    admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication},
     consumer::Consumer as _,
     error::KafkaError,
     types::RDKafkaErrorCode,
@@ -34,6 +34,9 @@ pub enum TopicsError {
     /// A topic is missing and was not created.
     #[error("topic {0} does not exist and cannot be created: {1}")]
     NotCreated(String, String),
+    /// A topic got no more partitions.
+    #[error("topic {0} gets no more partitions: {1}")]
+    NotExtended(String, String),
 }
 
 /// Problem of a topic.
@@ -61,16 +64,28 @@ struct Cluster {
     topics: BTreeMap<String, Topic>,
 }
 
+/// Topic with its number of partitions before and after [`add_partitions`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extended {
+    /// Name of the topic.
+    pub topic: String,
+    /// Number before; 0 if the topic does not exist.
+    pub before: usize,
+    /// Number after.
+    pub after: usize,
+}
+
 /// Creates missing topics; existing ones are not changed. The topics of executions and cancellations have the same
 /// partition count, so that both kinds of message about a run reach the same group member: if one of them exists, the
 /// other is created with its count.
 pub async fn ensure(kafka: &config::Kafka) -> Result<(), TopicsError> {
-    let existing = cluster(kafka).await?.topics;
+    let Cluster { brokers, topics: existing } = cluster(kafka).await?;
     let count_of = |topic: &str| existing.get(topic).and_then(|topic| i32::try_from(topic.partitions).ok());
     let pair = [&kafka.execution_topic, &kafka.cancellation_topic];
     let count = pair.iter().find_map(|topic| count_of(topic)).unwrap_or(kafka.partitions);
     // -1 is the default of the cluster.
-    let topic = |name, count| NewTopic::new(name, count, TopicReplication::Fixed(-1));
+    let replicas = kafka.replication.unwrap_or(-1);
+    let topic = |name, count| NewTopic::new(name, count, TopicReplication::Fixed(replicas));
     let largest = publisher::MAX_BYTES.to_string();
     let mut wanted: Vec<NewTopic<'_>> = pair.map(|name| topic(name, count)).into();
     // Every received record must fit, with additional headers.
@@ -86,10 +101,49 @@ pub async fn ensure(kafka: &config::Kafka) -> Result<(), TopicsError> {
         match result {
             Ok(topic) => tracing::info!(topic, "topic {topic} created"),
             Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+            Err((topic, RDKafkaErrorCode::InvalidReplicationFactor)) => {
+                let wanted = kafka.replication.map_or("the cluster's default".to_owned(), |number| number.to_string());
+                let why = format!("KAFKA_TOPIC_REPLICATION is {wanted}, and the number of brokers is {brokers}");
+                return Err(TopicsError::NotCreated(topic, why));
+            }
             Err((topic, code)) => return Err(TopicsError::NotCreated(topic, code.to_string())),
         }
     }
     Ok(())
+}
+
+/// Gives each topic that exists the number of partitions of the settings, if it has fewer. The topics of executions and
+/// cancellations get the same number: the largest of the settings and of both. A repeat is safe, and processes may run
+/// meanwhile: consumers notice new partitions within seconds and read them from their beginning, producers use them later.
+pub async fn add_partitions(kafka: &config::Kafka) -> Result<Vec<Extended>, TopicsError> {
+    let existing = cluster(kafka).await?.topics;
+    let count_of = |topic: &str| existing.get(topic).map_or(0, |topic| topic.partitions);
+    let wanted = usize::try_from(kafka.partitions).unwrap_or(0);
+    let pair = [&kafka.execution_topic, &kafka.cancellation_topic];
+    let of_pair = pair.iter().map(|topic| count_of(topic)).max().unwrap_or(0).max(wanted);
+    let others = [&kafka.dead_letter_topic].into_iter().chain(&kafka.monitoring_topic);
+    let all = pair.into_iter().map(|topic| (topic, of_pair)).chain(others.map(|topic| (topic, wanted)));
+    let topics: Vec<Extended> = all
+        .map(|(topic, wanted)| {
+            let before = count_of(topic);
+            let after = if before == 0 { 0 } else { before.max(wanted) };
+            Extended { topic: topic.clone(), before, after }
+        })
+        .collect();
+    let growing: Vec<&Extended> = topics.iter().filter(|topic| topic.before < topic.after).collect();
+    let Some(first) = growing.first() else { return Ok(topics) };
+    let Some(admin) = admin(kafka)? else {
+        let why = "with OAUTHBEARER add them with the tools of Kafka".to_owned();
+        return Err(TopicsError::NotExtended(first.topic.clone(), why));
+    };
+    let requests: Vec<NewPartitions<'_>> =
+        growing.iter().map(|topic| NewPartitions::new(&topic.topic, topic.after)).collect();
+    for result in admin.create_partitions(&requests, &options()).await? {
+        if let Err((topic, code)) = result {
+            return Err(TopicsError::NotExtended(topic, code.to_string()));
+        }
+    }
+    Ok(topics)
 }
 
 /// Checks partitions, replication and configuration of the topics.
@@ -203,10 +257,15 @@ fn judge_topic(kafka: &config::Kafka, name: &str, topic: &Topic, brokers: usize)
     if topic.partitions < wanted && name == kafka.execution_topic {
         let has = topic.partitions;
         let text = format!("topic {name}: {has} partitions, below KAFKA_TOPIC_PARTITIONS={wanted}");
-        findings.push(warning(format!("{text}; at most {has} executors receive requests")));
+        findings.push(warning(format!(
+            "{text}; at most {has} executors receive requests. `workflow-api add-partitions` adds the others"
+        )));
     }
     let replicas = topic.replicas;
-    if replicas < 2 && brokers > 1 {
+    if let Some(wanted) = kafka.replication.filter(|wanted| usize::try_from(*wanted).is_ok_and(|it| it > replicas)) {
+        let text = format!("topic {name}: a partition has {replicas} replicas, below KAFKA_TOPIC_REPLICATION={wanted}");
+        findings.push(warning(format!("{text}; kafka-reassign-partitions adds replicas")));
+    } else if replicas < 2 && brokers > 1 {
         findings.push(warning(format!(
             "topic {name}: a partition has {replicas} replica; the loss of a broker loses messages"
         )));
@@ -241,11 +300,12 @@ fn number(topic: &Topic, setting: &str) -> Option<i64> {
 mod tests {
     use super::*;
 
-    fn settings() -> config::Kafka {
+    fn settings(replication: &str) -> config::Kafka {
         let variables =
             [("KAFKA_BROKERS", "host:9092"), ("KAFKA_EXECUTION_TOPIC", "e"), ("KAFKA_CANCELLATION_TOPIC", "c")]
                 .into_iter()
-                .chain([("KAFKA_DEAD_LETTER_TOPIC", "d"), ("ENABLE_MONITORING_UPDATES", "false")]);
+                .chain([("KAFKA_DEAD_LETTER_TOPIC", "d"), ("ENABLE_MONITORING_UPDATES", "false")])
+                .chain([("KAFKA_TOPIC_REPLICATION", replication)]);
         config::load(variables.map(|(name, value)| (name.to_owned(), value.to_owned()))).expect("valid settings")
     }
 
@@ -256,10 +316,14 @@ mod tests {
 
     /// Findings about the execution topic, beside two good ones: whether they are errors, and their texts.
     fn found(executions: Topic, brokers: usize) -> Vec<(bool, String)> {
+        found_with("", executions, brokers)
+    }
+
+    fn found_with(replication: &str, executions: Topic, brokers: usize) -> Vec<(bool, String)> {
         let good = [("max.message.bytes", "16777216")];
         let topics = [("e", executions), ("c", topic(6, 3, &good)), ("d", topic(6, 3, &good))];
         let topics = topics.into_iter().map(|(name, topic)| (name.to_owned(), topic)).collect();
-        let found = judge(&settings(), &Cluster { brokers, topics });
+        let found = judge(&settings(replication), &Cluster { brokers, topics });
         found.into_iter().map(|finding| (finding.is_error, finding.text)).collect()
     }
 
@@ -285,6 +349,9 @@ mod tests {
         one(topic(6, 3, &[("min.insync.replicas", "1")]), 3, false, "can be lost");
         one(topic(6, 1, &[]), 3, false, "loss of a broker");
         one(topic(6, 3, &[("retention.ms", "3600000")]), 3, false, "less than a day");
+        assert_eq!(found_with("3", topic(6, 3, &good), 3), []);
+        let fewer = found_with("3", topic(6, 1, &good), 3);
+        assert!(fewer.len() == 1 && fewer[0].1.contains("below KAFKA_TOPIC_REPLICATION=3"), "{fewer:?}");
         let fewer = found(topic(3, 3, &[]), 3);
         assert!(fewer.len() == 2 && fewer.iter().all(|(is_error, _)| !is_error), "{fewer:?}");
     }

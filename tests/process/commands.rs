@@ -1,16 +1,20 @@
 //! The commands, and how the program refuses to start.
 
-use std::process::Stdio;
+use std::{process::Stdio, time::Duration};
 
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use serde_json::Value;
 use sqlx::PgPool;
 use tokio::io::AsyncWriteExt as _;
-use workflow_api::{config, db};
+use workflow_api::{config, db, kafka};
 
 use crate::{
     cluster,
-    program::{Environment, eventually},
+    program::{Environment, eventually, free_port},
 };
+
+/// Time-out of a request to the test broker.
+const METADATA_TIMEOUT: Duration = Duration::from_secs(30);
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -130,6 +134,67 @@ async fn the_operators_commands_do_what_they_say(pool: PgPool) {
     let short = environment.clone().with("JWT_SECRET", "another-secret-of-the-tests-long-enough");
     let foreign = text(&short.run(&["token"]).await.stdout);
     assert_eq!(client.get(&agents).bearer_auth(foreign.trim()).send().await.expect("an answer").status(), 401);
+}
+
+#[sqlx::test(migrations = false)]
+async fn partitions_are_added_by_a_command_while_runs_go_on(pool: PgPool) {
+    let environment = Environment::new(&pool).with("KAFKA_TOPIC_REPLICATION", "1");
+    let wider = environment.clone().with("KAFKA_TOPIC_PARTITIONS", "5");
+    // Nothing is there yet.
+    let output = wider.run(&["add-partitions"]).await;
+    let printed = text(&output.stdout);
+    assert!(output.status.code() == Some(1) && printed.contains("does not exist"), "{printed}");
+    let _api = environment.serve().await;
+    let _executor = environment.start(&["executor"]);
+    let workflow_id = environment.chain("wider", &["http://127.0.0.1:9/".to_owned()]).await;
+    let ends = async |run_id: &str| {
+        eventually("the run ends", async || {
+            let run = environment.get(&format!("/api/v1/runs/{run_id}")).await;
+            (run["status"] == "FAILED").then_some(())
+        })
+        .await;
+    };
+    let run_id = eventually("a run is accepted", || environment.execute(&workflow_id)).await;
+    ends(&run_id).await;
+    let partitions = {
+        let kafka = environment.kafka();
+        async move || {
+            let kafka = kafka.clone();
+            let read = move || {
+                let consumer: BaseConsumer = kafka::client_config(&kafka).create().expect("valid settings");
+                [kafka.execution_topic, kafka.cancellation_topic].map(|topic| {
+                    let metadata = consumer.fetch_metadata(Some(&topic), METADATA_TIMEOUT).expect("an answer");
+                    metadata.topics()[0].partitions().len()
+                })
+            };
+            tokio::task::spawn_blocking(read).await.expect("no panic")
+        }
+    };
+    assert_eq!(partitions().await, [2, 2]);
+    let checked = text(&wider.run(&["check", "kafka"]).await.stdout);
+    assert!(checked.contains("below KAFKA_TOPIC_PARTITIONS=5") && checked.contains("add-partitions"), "{checked}");
+
+    for line in ["5 partitions, 2 before", "5 partitions, as before"] {
+        let output = wider.run(&["add-partitions"]).await;
+        let printed = text(&output.stdout);
+        assert!(output.status.success() && printed.matches(line).count() >= 2, "{printed}{}", text(&output.stderr));
+        assert_eq!(partitions().await, [5, 5]);
+    }
+    // A smaller number removes nothing.
+    assert!(environment.run(&["add-partitions"]).await.status.success());
+    assert_eq!(partitions().await, [5, 5]);
+
+    // A producer that is new knows of all partitions: of 20 keys, some are in those that were added.
+    let port = free_port();
+    let second = Environment { url: format!("http://127.0.0.1:{port}"), ..wider }.with("API_PORT", &port.to_string());
+    let _second = second.serve().await;
+    let mut accepted = Vec::new();
+    for _ in 0..20 {
+        accepted.push(eventually("a run is accepted", || second.execute(&workflow_id)).await);
+    }
+    for run_id in &accepted {
+        ends(run_id).await;
+    }
 }
 
 /// Another process holds the lock under which migrations run.
