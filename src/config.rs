@@ -30,7 +30,7 @@ use std::{sync::Arc, time::Duration};
 use self::reader::{Reader, Section};
 pub use self::{
     auth::{Auth, JwksSource, TokenKeys},
-    database::{ConnectOptions, Database, UsableHosts},
+    database::{ConnectOptions, Database, PoolTimes, UsableHosts},
     executor::{Executor, RunBudget},
     files::SecretFiles,
     http::{AllowList, Api, Cors, Pages},
@@ -283,6 +283,9 @@ mod tests {
             ("CIRCUIT_BREAKER_FAILURE_RATE_THRESHOLD", "0"),
             ("CIRCUIT_BREAKER_TIMEOUT_SECONDS", "0"),
             ("CORS_ORIGINS", "localhost:3000"),
+            ("DATABASE_CONNECT_TIMEOUT_MS", "99"),
+            ("DATABASE_HELD_WARNING_SECS", "-1"),
+            ("DATABASE_MAX_CONNECTION_AGE_SECS", "0"),
             ("DATABASE_URL", "mysql://x"),
             ("DEFAULT_PAGE_SIZE", "x"),
             ("EGRESS_ALLOW", "10.0.0.0/8, 10.0.0.1/8"),

@@ -209,8 +209,10 @@ fn crashed() -> Error {
 }
 
 /// Begins a transaction on a connection of its own.
-pub async fn begin(pool: &Pool) -> Result<Transaction, Error> {
-    Ok(pool.begin().await?)
+#[track_caller]
+pub fn begin(pool: &Pool) -> impl Future<Output = Result<Transaction, Error>> + Send {
+    let begun = pool.begin();
+    async move { Ok(begun.await?) }
 }
 
 /// Commits a transaction.
@@ -219,21 +221,29 @@ pub async fn commit(transaction: Transaction) -> Result<(), Error> {
 }
 
 /// Executes work in a transaction, which is committed if the work succeeds and rolled back if it fails.
-pub async fn in_transaction<T, E: From<Error>>(
+#[track_caller]
+pub fn in_transaction<T, E: From<Error>>(
     pool: &Pool,
     work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
-) -> Result<T, E> {
-    let mut transaction = begin(pool).await?;
-    let result = work(&mut transaction).await?;
-    commit(transaction).await?;
-    Ok(result)
+) -> impl Future<Output = Result<T, E>> {
+    let begun = begin(pool);
+    async move {
+        let mut transaction = begun.await?;
+        let result = work(&mut transaction).await?;
+        commit(transaction).await?;
+        Ok(result)
+    }
 }
 
 /// Read-only transaction that sees one snapshot.
-pub async fn snapshot(pool: &Pool) -> Result<Transaction, Error> {
-    let mut transaction = pool.begin().await?;
-    sqlx::query(SNAPSHOT).execute(&mut *transaction).await?;
-    Ok(transaction)
+#[track_caller]
+pub fn snapshot(pool: &Pool) -> impl Future<Output = Result<Transaction, Error>> + Send {
+    let begun = pool.begin();
+    async move {
+        let mut transaction = begun.await?;
+        sqlx::query(SNAPSHOT).execute(&mut *transaction).await?;
+        Ok(transaction)
+    }
 }
 
 /// Closes the pool, unless the database does not answer in time.
@@ -284,24 +294,29 @@ pub fn pool(settings: &config::Database) -> Pool {
 /// Pool for these hosts, with the size and the options of the settings.
 fn pool_of(connect: &config::ConnectOptions, settings: &config::Database) -> Pool {
     let (size, overflow) = (settings.pool_size as usize, settings.max_overflow as usize);
-    Pool::new(hosts(connect, settings.echo), size, size + overflow)
+    Pool::new(hosts(connect, settings.echo), size, size + overflow, settings.pool_times)
 }
 
 /// Connection outside of any pool, for the commands.
 pub async fn connect(settings: &config::Database) -> Result<PgConnection, Error> {
-    connect_to(&settings.connect, settings.echo).await
+    connect_to(&settings.connect, settings).await
 }
 
 /// As [`connect`], to the replica.
 pub async fn connect_to_replica(settings: &config::Database) -> Option<Result<PgConnection, Error>> {
-    Some(connect_to(settings.replica.as_ref()?, settings.echo).await)
+    Some(connect_to(settings.replica.as_ref()?, settings).await)
 }
 
-async fn connect_to(connect: &config::ConnectOptions, echo: bool) -> Result<PgConnection, Error> {
-    match tokio::time::timeout(pool::CONNECT_TIMEOUT, hosts(connect, echo).connect()).await {
+async fn connect_to(connect: &config::ConnectOptions, settings: &config::Database) -> Result<PgConnection, Error> {
+    let limit = settings.pool_times.connect_timeout;
+    match tokio::time::timeout(limit, hosts(connect, settings.echo).connect()).await {
         Ok(connection) => Ok(connection?),
-        Err(_) => Err(no_answer()),
+        Err(_) => Err(not_connected_within(limit).into()),
     }
+}
+
+fn not_connected_within(limit: Duration) -> sqlx::Error {
+    io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {} ms", limit.as_millis())).into()
 }
 
 /// Version of the server, and whether the connection is encrypted.

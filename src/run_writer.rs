@@ -344,6 +344,7 @@ impl Writer {
                 Some(connection) => connection,
                 None => pool.acquire().await.map_err(db::Error::from)?,
             };
+            connection.keep();
             // A silent connection must not delay this batch, nor the next one after recovery.
             let written = pool.unless_silent(start(&mut connection, &batch, audit)).await;
             Ok((connection, written))

@@ -1,6 +1,6 @@
 //! Database settings: `DATABASE_*` and `MIGRATE_ON_START`.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
@@ -20,10 +20,44 @@ pub struct Database {
     pub pool_size: u32,
     /// `DATABASE_MAX_OVERFLOW`: number of further connections that are opened under load and closed when idle.
     pub max_overflow: u32,
+    /// Times of the connections.
+    pub pool_times: PoolTimes,
     /// `DATABASE_ECHO`: log each statement's text and duration.
     pub echo: bool,
     /// `MIGRATE_ON_START`.
     pub migrate_on_start: bool,
+}
+
+/// Times of the connections of a pool.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolTimes {
+    /// `DATABASE_CONNECT_TIMEOUT_MS`: time-out for opening a connection.
+    pub connect_timeout: Duration,
+    /// `DATABASE_MAX_CONNECTION_AGE_SECS`: older connections are replaced.
+    pub max_age: Duration,
+    /// `DATABASE_VALIDATE_IDLE_MS`: a connection that was idle for at least this long is pinged before use.
+    pub trusted_idle: Duration,
+    /// `DATABASE_HELD_WARNING_SECS`: who holds a connection for longer is logged. `None`: nobody is.
+    pub held_limit: Option<Duration>,
+}
+
+impl Section for PoolTimes {
+    fn read(reader: &mut Reader) -> Option<Self> {
+        // While the server cannot be reached, an attempt begins twice a second; more than these would wait at a time.
+        let connect_timeout_ms = reader.number("database_connect_timeout_ms", 4000, 100..=10_000);
+        // The memory of a server process grows with its age.
+        let max_age_secs = reader.number("database_max_connection_age_secs", 1800, 10..=604_800);
+        // The server may have been replaced meanwhile.
+        let trusted_idle_ms = reader.number("database_validate_idle_ms", 500, 0..=600_000);
+        // This is longer than any request, and any batch of a loop.
+        let held_secs = reader.number("database_held_warning_secs", 60, 0..=86_400);
+        Some(Self {
+            connect_timeout: Duration::from_millis(connect_timeout_ms?),
+            max_age: Duration::from_secs(max_age_secs?),
+            trusted_idle: Duration::from_millis(trusted_idle_ms?),
+            held_limit: held_secs.map(|secs| (secs > 0).then(|| Duration::from_secs(secs)))?,
+        })
+    }
 }
 
 /// How the database is connected. `Debug` shows no password.
@@ -93,6 +127,7 @@ impl Section for Database {
                 "one connection is not enough: starting runs keeps one for itself",
             );
         }
+        let pool_times = PoolTimes::read(reader);
         let echo = reader.boolean("database_echo", false);
         let migrate_on_start = reader.boolean("migrate_on_start", true);
         Some(Self {
@@ -100,6 +135,7 @@ impl Section for Database {
             replica: replica?,
             pool_size: pool_size?,
             max_overflow: max_overflow?,
+            pool_times: pool_times?,
             echo: echo?,
             migrate_on_start: migrate_on_start?,
         })

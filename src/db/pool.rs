@@ -7,11 +7,13 @@
 //! task keeps trying to connect.
 
 mod connection;
+mod loans;
 mod statements;
 mod statistics;
 
 use std::{
     fmt, io,
+    panic::Location,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
@@ -23,13 +25,12 @@ use tokio::{
 };
 
 pub use self::connection::{PooledConnection, Transaction};
+use self::loans::{Note, Notes};
 use super::hosts::Hosts;
 use crate::config::{self, UsableHosts};
 
 /// A caller that gets no connection within this time is answered 503.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Time-out for opening a connection.
-pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 /// While the server is unreachable, another attempt begins when the last one has taken this long: its packets may be
 /// lost, and TCP repeats them with growing delays.
 const PROBE_EVERY: Duration = Duration::from_millis(500);
@@ -37,8 +38,6 @@ const PROBE_EVERY: Duration = Duration::from_millis(500);
 const CONNECT_PAUSE: Duration = Duration::from_millis(250);
 /// Maximum number of connections that are opened at the same time.
 const MAX_OPENING: usize = 4;
-/// A connection that was idle for longer is pinged before use: the server may have been replaced.
-const TRUSTED_IDLE: Duration = Duration::from_millis(500);
 /// Time-out of a ping. Afterwards the connection is dead.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
 /// Minimum wait of a caller before a connection above `DATABASE_POOL_SIZE` is opened. This ignores loops that run at
@@ -50,8 +49,6 @@ const SURPLUS_CHECK: Duration = Duration::from_secs(1);
 const SURPLUS_CHECKS: u32 = 10;
 /// Number of uses between two checks that shows a need.
 const SURPLUS_USES: u32 = 20;
-/// Older connections are replaced, since the memory of their server process grows.
-const MAX_AGE: Duration = Duration::from_mins(30);
 /// Time-out for closing a connection gracefully.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Minimum interval between log lines about refused connections for the same reason.
@@ -65,6 +62,7 @@ struct Shared {
     hosts: Mutex<Hosts>,
     size: usize,
     max: usize,
+    times: config::PoolTimes,
     state: Mutex<State>,
     all_closed: Notify,
     /// Notifies when the database does not answer.
@@ -104,6 +102,8 @@ struct State {
     /// Number of acquisitions while the kept connections were all in use.
     surplus_uses: u32,
     is_closed: bool,
+    /// Who holds which connection.
+    notes: Notes,
 }
 
 struct Idle {
@@ -114,6 +114,7 @@ struct Idle {
 struct Live {
     connection: PgConnection,
     opened_at: Instant,
+    note: Note,
 }
 
 struct Waiter {
@@ -156,11 +157,12 @@ impl fmt::Debug for Pool {
 
 impl Pool {
     /// Pool that opens no connection before it is used. `size` connections are kept, up to `max` are opened.
-    pub(super) fn new(hosts: Hosts, size: usize, max: usize) -> Self {
+    pub(super) fn new(hosts: Hosts, size: usize, max: usize, times: config::PoolTimes) -> Self {
         Self(Arc::new(Shared {
             hosts: Mutex::new(hosts),
             size,
             max,
+            times,
             state: Mutex::default(),
             all_closed: Notify::new(),
             silenced: Notify::new(),
@@ -178,8 +180,22 @@ impl Pool {
         self.0.max
     }
 
-    /// Acquires a connection, which is released when it is dropped.
-    pub async fn acquire(&self) -> Result<PooledConnection, sqlx::Error> {
+    /// Acquires a connection, which is released when it is dropped. The caller is logged if it holds it for too long.
+    #[track_caller]
+    pub fn acquire(&self) -> impl Future<Output = Result<PooledConnection, sqlx::Error>> + Send {
+        self.acquire_for(Location::caller())
+    }
+
+    /// As [`Self::acquire`], for this caller.
+    pub(super) async fn acquire_for(
+        &self,
+        holder: &'static Location<'static>,
+    ) -> Result<PooledConnection, sqlx::Error> {
+        Ok(self.acquire_briefly().await?.held_by(holder))
+    }
+
+    /// Acquires a connection for a single statement, which has a time-out.
+    async fn acquire_briefly(&self) -> Result<PooledConnection, sqlx::Error> {
         let mut unchecked = None;
         let (number, answer) = {
             let mut state = self.0.state();
@@ -194,7 +210,7 @@ impl Pool {
                     state.surplus_uses += 1;
                 }
                 let is_distrusted = state.distrusted_at.is_some_and(|at| idle.since <= at);
-                if !is_distrusted && idle.since.elapsed() < TRUSTED_IDLE {
+                if !is_distrusted && idle.since.elapsed() < self.0.times.trusted_idle {
                     state.acquired += 1;
                     drop(state);
                     return Ok(PooledConnection::new(Arc::clone(&self.0), idle.live));
@@ -225,9 +241,9 @@ impl Pool {
         result
     }
 
-    /// Acquires a connection that is closed when it is dropped, for callers that change its session.
+    /// Acquires a connection that is closed when it is dropped, for callers that change its session and keep it.
     pub async fn acquire_own(&self) -> Result<PooledConnection, sqlx::Error> {
-        let mut connection = self.acquire().await?;
+        let mut connection = self.acquire_briefly().await?;
         connection.is_own = true;
         Ok(connection)
     }
@@ -271,8 +287,14 @@ impl Pool {
     }
 
     /// Begins a transaction on a connection of its own. It is rolled back when it is dropped.
-    pub async fn begin(&self) -> Result<Transaction, sqlx::Error> {
-        self.acquire().await?.into_transaction().await
+    #[track_caller]
+    pub fn begin(&self) -> impl Future<Output = Result<Transaction, sqlx::Error>> + Send {
+        self.begin_for(Location::caller())
+    }
+
+    /// As [`Self::begin`], for this caller.
+    async fn begin_for(&self, holder: &'static Location<'static>) -> Result<Transaction, sqlx::Error> {
+        self.acquire_for(holder).await?.into_transaction().await
     }
 
     /// Reports that the database has not answered a request since then. Unless it has answered another one, it is
@@ -350,7 +372,7 @@ async fn check(mut connection: PooledConnection) {
 }
 
 /// Opens a connection; its slot is reserved already.
-async fn open(pool: Weak<Shared>, hosts: Hosts, is_surplus: bool) {
+async fn open(pool: Weak<Shared>, hosts: Hosts, limit: Duration, is_surplus: bool) {
     if is_surplus {
         tokio::time::sleep(SURPLUS_DELAY).await;
         let Some(shared) = pool.upgrade() else { return };
@@ -363,7 +385,7 @@ async fn open(pool: Weak<Shared>, hosts: Hosts, is_surplus: bool) {
         }
     }
     let started = Instant::now();
-    let mut connecting = std::pin::pin!(timeout(CONNECT_TIMEOUT, hosts.connect()));
+    let mut connecting = std::pin::pin!(timeout(limit, hosts.connect()));
     let in_time = timeout(PROBE_EVERY, &mut connecting).await;
     let is_overdue = in_time.is_err();
     let opened = if let Ok(opened) = in_time {
@@ -378,7 +400,7 @@ async fn open(pool: Weak<Shared>, hosts: Hosts, is_surplus: bool) {
     };
     let opened = match opened {
         Ok(opened) => opened,
-        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "no connection within 4 s").into()),
+        Err(_) => Err(super::not_connected_within(limit)),
     };
     let Some(shared) = pool.upgrade() else { return };
     match opened {
@@ -391,7 +413,9 @@ async fn open(pool: Weak<Shared>, hosts: Hosts, is_surplus: bool) {
                 state.pause_until = None;
                 shared.open_for_waiters(&mut state);
             }
-            drop(PooledConnection::new(shared, Live { connection, opened_at: Instant::now() }));
+            let live = Live { connection, opened_at: Instant::now(), note: Note::default() };
+            shared.watch(&live.note);
+            drop(PooledConnection::new(shared, live));
         }
         Err(error) => {
             let failure = Failure::of(&error);
@@ -488,7 +512,7 @@ impl Shared {
             let is_surplus = state.open >= self.size && state.down.is_none();
             state.open += 1;
             state.opening += 1;
-            tokio::spawn(open(Arc::downgrade(self), self.hosts(), is_surplus));
+            tokio::spawn(open(Arc::downgrade(self), self.hosts(), self.times.connect_timeout, is_surplus));
         }
     }
 
@@ -499,7 +523,7 @@ impl Shared {
             let waiter = {
                 let mut state = self.state();
                 let is_replaced = state.replaced_at.is_some_and(|at| live.opened_at <= at);
-                if state.is_closed || is_replaced || live.opened_at.elapsed() >= MAX_AGE {
+                if state.is_closed || is_replaced || live.opened_at.elapsed() >= self.times.max_age {
                     drop(state);
                     return self.close_gracefully(live);
                 }

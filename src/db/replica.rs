@@ -13,6 +13,7 @@
 
 use std::{
     io,
+    panic::Location,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -138,14 +139,26 @@ impl Reads {
 
     /// Reads on the replica if it has everything that was committed before this call, else on the primary. `work` is
     /// called again on the primary if it fails on the replica, so it must not write.
-    pub async fn read<T, F>(&self, work: impl Fn(PooledConnection) -> F) -> Result<T, Error>
+    #[track_caller]
+    pub fn read<T, F>(&self, work: impl Fn(PooledConnection) -> F) -> impl Future<Output = Result<T, Error>>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        self.read_for(Location::caller(), work)
+    }
+
+    async fn read_for<T, F>(
+        &self,
+        reader: &'static Location<'static>,
+        work: impl Fn(PooledConnection) -> F,
+    ) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Error>>,
     {
         if let Some(replica) = &self.replica
             && let Some(connection) = replica.connection(&self.primary).await
         {
-            match replica.pool.unless_silent(work(connection)).await {
+            match replica.pool.unless_silent(work(connection.held_by(reader))).await {
                 // They would be the same on the primary, or take as long again.
                 Err(error) if !matches!(error, Error::Refused(_)) && !error.is_statement_timeout() => {
                     tracing::debug!("a read is repeated on the primary: {error}");
@@ -157,21 +170,25 @@ impl Reads {
                 }
             }
         }
-        work(self.primary.acquire().await?).await
+        work(self.primary.acquire_for(reader).await?).await
     }
 
     /// As [`Self::read`], in a transaction that sees one snapshot. It ends when it is dropped.
-    pub async fn read_snapshot<T, F>(&self, work: impl Fn(Transaction) -> F) -> Result<T, Error>
+    #[track_caller]
+    pub fn read_snapshot<T, F>(&self, work: impl Fn(Transaction) -> F) -> impl Future<Output = Result<T, Error>>
     where
         F: Future<Output = Result<T, Error>>,
     {
-        let work = &work;
-        self.read(|connection| async move {
-            let mut transaction = connection.into_transaction().await?;
-            sqlx::query(SNAPSHOT).execute(&mut *transaction).await?;
-            work(transaction).await
-        })
-        .await
+        let reader = Location::caller();
+        async move {
+            let work = &work;
+            let begin = |connection: PooledConnection| async move {
+                let mut transaction = connection.into_transaction().await?;
+                sqlx::query(SNAPSHOT).execute(&mut *transaction).await?;
+                work(transaction).await
+            };
+            self.read_for(reader, begin).await
+        }
     }
 
     /// Uses these settings for connections that are opened from now on.

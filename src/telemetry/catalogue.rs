@@ -271,6 +271,7 @@ pub const SHARED: &[Metric] = &[
     metric(Counter, "db_pool_acquired_total", "Connections that callers got from the pool"),
     metric(Histogram, "db_pool_wait_seconds", "Time for which callers waited for a connection, if none was ready"),
     metric(Counter, "db_pool_timeouts_total", "Callers that got no connection in time"),
+    metric(Counter, "db_pool_held_too_long_total", "Connections that were held for too long"),
     metric(
         Gauge,
         "dead_letters_open",

@@ -1,6 +1,7 @@
 //! Dependencies that are not there at the start, go away and come back.
 
 use std::{
+    cell::Cell,
     net::SocketAddr,
     sync::{
         Arc,
@@ -8,8 +9,8 @@ use std::{
     },
 };
 
-use serde_json::json;
-use sqlx::{PgPool, postgres::PgConnectOptions};
+use serde_json::{Value, json};
+use sqlx::{Connection as _, PgConnection, PgPool, postgres::PgConnectOptions};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
@@ -167,4 +168,43 @@ async fn api_and_executor_say_from_the_start_that_no_broker_answers(pool: PgPool
         })
         .await;
     }
+}
+
+/// Another session holds the row that a request wants to change, so the request holds its connection for 2 s.
+#[sqlx::test(migrations = false)]
+async fn who_holds_a_connection_for_too_long_is_logged_once(pool: PgPool) {
+    let environment = Environment::new(&pool).with("DATABASE_HELD_WARNING_SECS", "1");
+    let api = environment.serve().await;
+    let agent = json!({"name": "held", "url": "http://127.0.0.1:9/"});
+    let answer = environment.post("/api/v1/agents", &agent).await.expect("an answer");
+    let agent: Value = answer.json().await.expect("JSON");
+    let url = format!("{}/api/v1/agents/{}", environment.url, agent["id"].as_str().expect("an id"));
+    let mut other = PgConnection::connect_with(&pool.connect_options()).await.expect("a connection");
+    let lock = "BEGIN; SELECT FROM agents WHERE name = 'held' FOR UPDATE";
+    sqlx::raw_sql(lock).execute(&mut other).await.expect("the row");
+    let client = reqwest::Client::new();
+    let held = || {
+        let line = |line: &Value| line["operation"].as_str().is_some_and(|by| by.starts_with("actions.save_agent:"));
+        api.log_lines().into_iter().filter(line).count()
+    };
+    let asked = Cell::new(0);
+    eventually("it is logged", async || {
+        let answer = client.put(&url).json(&json!({"description": "new"})).send().await.expect("an answer");
+        assert_eq!(answer.status(), 503);
+        asked.set(asked.get() + 1);
+        (held() > 0).then_some(())
+    })
+    .await;
+    assert!(held() <= asked.get(), "{}", api.log());
+    sqlx::query("ROLLBACK").execute(&mut other).await.expect("the row is free");
+    let answer = client.put(&url).json(&json!({"description": "new"})).send().await.expect("an answer");
+    assert_eq!(answer.status(), 200);
+    let metrics = reqwest::get(format!("{}/metrics", environment.url)).await.expect("an answer").text().await;
+    let counted = metrics
+        .expect("text")
+        .lines()
+        .find_map(|line| line.strip_prefix("db_pool_held_too_long_total ")?.parse::<usize>().ok());
+    assert!(counted.is_some_and(|count| count >= held() && count <= asked.get()), "{counted:?}");
+    // Neither the run writer nor a loop is among them.
+    assert_eq!(api.log().matches("a database connection is held").count(), held(), "{}", api.log());
 }

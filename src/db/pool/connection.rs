@@ -106,6 +106,7 @@ impl DerefMut for PooledConnection {
 impl Drop for PooledConnection {
     fn drop(&mut self) {
         let Some(mut live) = self.live.take() else { return };
+        live.note.end();
         // Returns at once if nothing is pending. Otherwise an answer is still to come, such as the rest of one that was
         // an error, or the end of the connection.
         let rest = live.connection.flush().now_or_never();

@@ -41,7 +41,7 @@ impl<'p> Executor<'p> for &'p Pool {
         E: 'q + Execute<'q, Postgres>,
     {
         Box::pin(async move {
-            let mut connection = self.acquire().await?;
+            let mut connection = self.acquire_briefly().await?;
             self.bounded(connection.execute(query)).await
         })
     }
@@ -53,7 +53,7 @@ impl<'p> Executor<'p> for &'p Pool {
         E: 'q + Execute<'q, Postgres>,
     {
         let gathered = async move {
-            let mut connection = self.acquire().await?;
+            let mut connection = self.acquire_briefly().await?;
             self.bounded(connection.fetch_many(query).try_collect::<Vec<_>>()).await
         };
         stream::once(gathered).map_ok(|all| stream::iter(all.into_iter().map(Ok))).try_flatten().boxed()
@@ -65,7 +65,7 @@ impl<'p> Executor<'p> for &'p Pool {
         E: 'q + Execute<'q, Postgres>,
     {
         Box::pin(async move {
-            let mut connection = self.acquire().await?;
+            let mut connection = self.acquire_briefly().await?;
             self.bounded(connection.fetch_all(query)).await
         })
     }
@@ -76,7 +76,7 @@ impl<'p> Executor<'p> for &'p Pool {
         E: 'q + Execute<'q, Postgres>,
     {
         Box::pin(async move {
-            let mut connection = self.acquire().await?;
+            let mut connection = self.acquire_briefly().await?;
             self.bounded(connection.fetch_optional(query)).await
         })
     }
@@ -86,7 +86,7 @@ impl<'p> Executor<'p> for &'p Pool {
         'p: 'e,
     {
         Box::pin(async move {
-            let mut connection = self.acquire().await?;
+            let mut connection = self.acquire_briefly().await?;
             self.bounded(connection.prepare_with(sql, parameters)).await
         })
     }
@@ -96,7 +96,7 @@ impl<'p> Executor<'p> for &'p Pool {
         'p: 'e,
     {
         Box::pin(async move {
-            let mut connection = self.acquire().await?;
+            let mut connection = self.acquire_briefly().await?;
             self.bounded(connection.describe(sql)).await
         })
     }
