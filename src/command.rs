@@ -37,7 +37,7 @@ use workflow_api::{
     kafka::{self, topics::Extended},
     lifecycle::{self, Lifecycle, Signals},
     management,
-    readiness::{migrate_when_possible, wait_for_schema},
+    readiness::{keep_migrated, wait_for_schema},
     server::{self, Bounds},
     telemetry::{Component, spans},
     timestamp::Timestamp,
@@ -92,7 +92,7 @@ pub async fn serve(config: Config) -> anyhow::Result<bool> {
     let drained = CancellationToken::new();
     let pool = db::pool(&config.database);
     if config.database.migrate_on_start {
-        tokio::spawn(migrate_when_possible(pool.clone(), lifecycle.clone()));
+        tokio::spawn(keep_migrated(pool.clone(), lifecycle.clone()));
     }
     if config.auth.enabled {
         tokio::spawn(bootstrap_when_possible(config.clone(), pool.clone(), lifecycle.clone()));

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use chrono::{DateTime, Utc};
 use sqlx::Connection as _;
 use tokio::task::JoinHandle;
 
@@ -227,16 +228,48 @@ fn warn_about_schema() {
     );
 }
 
-/// Runs the migrations as soon as the database is available.
-pub async fn migrate_when_possible(pool: db::Pool, lifecycle: Lifecycle) {
+/// Runs the migrations as soon as the database is available, and again if another server answers later that lacks some of
+/// them: a standby that was promoted before it had them, or a restored backup. What is reverted by command while the server
+/// goes on stays reverted.
+pub async fn keep_migrated(pool: db::Pool, lifecycle: Lifecycle) {
+    let mut migrated_on = None;
+    loop {
+        if let Some(server) = migrate_when_possible(&pool, &lifecycle).await {
+            migrated_on = Some(server);
+        }
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(SCHEMA_POLL) => {}
+                () = lifecycle.soft_stop().cancelled() => return,
+            }
+            let checked_pool = pool.clone();
+            let check = async move {
+                // One connection, so that both are about the same server.
+                let mut connection = checked_pool.acquire().await?;
+                let is_current = migrations::is_current(&mut *connection).await?;
+                Ok::<_, db::Error>((is_current, migrations::server_start(&mut *connection).await?))
+            };
+            // While the database is unavailable, nothing is known.
+            let Ok((is_current, server)) = db::bounded(check).await else { continue };
+            if is_current {
+                migrated_on = Some(server);
+            } else if migrated_on != Some(server) {
+                tracing::warn!("another server of the database lacks migrations that were run; they are run again");
+                break;
+            }
+        }
+    }
+}
+
+/// Runs the migrations as soon as the database is available. Returns when its server was started; `None` if the process
+/// stops.
+async fn migrate_when_possible(pool: &db::Pool, lifecycle: &Lifecycle) -> Option<DateTime<Utc>> {
     let mut failures = Failures::default();
     loop {
-        match migrations::run(&pool, &migrations::WaitLimit::none()).await {
-            Ok(0) => return,
-            Ok(count) => {
-                tracing::info!(count, "{count} migrations were run");
-                return;
-            }
+        match migrate(pool).await {
+            Ok(Some(server)) => return Some(server),
+            // It was replaced meanwhile.
+            Ok(None) => failures = Failures::default(),
             Err(migrations::MigrationError::Database(error @ db::Error::Unavailable(_))) => {
                 tracing::debug!(error = &error as &dyn std::error::Error, "not migrated yet: {error}");
                 failures = Failures::default();
@@ -245,9 +278,20 @@ pub async fn migrate_when_possible(pool: db::Pool, lifecycle: Lifecycle) {
         }
         tokio::select! {
             () = tokio::time::sleep(failures.pause()) => {}
-            () = lifecycle.soft_stop().cancelled() => return,
+            () = lifecycle.soft_stop().cancelled() => return None,
         }
     }
+}
+
+/// Runs the migrations. Returns when the server was started; `None` if it was another one before than after.
+async fn migrate(pool: &db::Pool) -> Result<Option<DateTime<Utc>>, migrations::MigrationError> {
+    let before = migrations::server_start(pool).await?;
+    let count = migrations::run(pool, &migrations::WaitLimit::none()).await?;
+    if count > 0 {
+        tracing::info!(count, "{count} migrations were run");
+    }
+    let after = migrations::server_start(pool).await?;
+    Ok((before == after).then_some(after))
 }
 
 /// Consecutive failures of the migrations.

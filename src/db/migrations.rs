@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use chrono::{DateTime, Utc};
 use sqlx::{
     AssertSqlSafe, Connection, Executor, PgConnection, PgExecutor, SqlStr,
     migrate::{Migrate, MigrateError, Migration, Migrator},
@@ -305,6 +306,12 @@ const BOOKKEEPING: &str = "CREATE TABLE IF NOT EXISTS _sqlx_migrations (
     checksum bytea NOT NULL,
     execution_time bigint NOT NULL
 );";
+
+/// When the server of the database was started. It differs from that of every other server, and of the same one before a
+/// restart.
+pub async fn server_start(db: impl PgExecutor<'_>) -> Result<DateTime<Utc>, Error> {
+    Ok(sqlx::query_scalar("SELECT pg_postmaster_start_time()").fetch_one(db).await?)
+}
 
 /// Whether the schema is as new as this program requires.
 pub async fn is_current(db: impl PgExecutor<'_>) -> Result<bool, Error> {

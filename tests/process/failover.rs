@@ -68,6 +68,59 @@ async fn the_service_follows_the_primary_without_a_restart() {
     }
 }
 
+/// A standby takes the place of the primary before it had the newest migration.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_runs_a_migration_again_that_a_failover_has_lost_but_not_one_that_was_reverted() {
+    let (first, second) = (Cluster::new(), Cluster::new());
+    let connect = |cluster: &Cluster| {
+        PgPool::connect_lazy(&format!("postgresql://postgres@127.0.0.1:{}/postgres", cluster.port)).expect("a URL")
+    };
+    first.create();
+    first.start(&[]);
+    let hosts = [&first, &second].map(|cluster| format!("127.0.0.1:{}", cluster.port)).join(",");
+    let url = format!("postgresql://postgres@{hosts}/postgres?target_session_attrs=read-write");
+    let environment = Environment::new(&connect(&first)).with("DATABASE_URL", &url);
+    let migrate = async |arguments: &[&str]| {
+        let output = environment.run(&[&["migrate"], arguments].concat()).await;
+        (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    };
+    for arguments in [&["up"][..], &["down", "1"]] {
+        let (is_done, printed) = migrate(arguments).await;
+        assert!(is_done, "{printed}");
+    }
+    second.follow(&first);
+    let sql = "SELECT 'yes' FROM pg_stat_replication WHERE replay_lsn = pg_current_wal_lsn()";
+    let primary = connect(&first);
+    eventually("the standby has everything", || value(&primary, sql)).await;
+    second.crash();
+
+    let mut api = environment.serve().await;
+    let workflow_id = environment.chain("lost", &["http://127.0.0.1:9/".to_owned()]).await;
+    assert!(migrate(&["status"]).await.0);
+    first.crash();
+    second.start(&[]);
+    second.promote();
+    eventually("the schema is current again", async || migrate(&["status"]).await.0.then_some(())).await;
+    eventually("the API is ready", || environment.is_ready()).await;
+    let told = "another server of the database lacks migrations that were run";
+    assert!(api.log().contains(told) && api.log().contains("1 migrations were run"), "{}", api.log());
+    // The workflow was lost as well.
+    assert!(environment.execute(&workflow_id).await.is_none());
+    let workflow_id = environment.chain("lost", &["http://127.0.0.1:9/".to_owned()]).await;
+    eventually("a run is accepted", || environment.execute(&workflow_id)).await;
+
+    // An operator reverts it on the server that goes on: it stays reverted, as the API says after some checks.
+    let waits = || api.log().matches("waiting for the schema").count();
+    let before = waits();
+    let (is_done, printed) = migrate(&["down", "1"]).await;
+    assert!(is_done, "{printed}");
+    eventually("the API says so", async || (waits() > before).then_some(())).await;
+    assert!(!migrate(&["status"]).await.0);
+    assert_eq!(api.log().matches(told).count(), 1, "{}", api.log());
+    api.terminate().await;
+    assert_eq!(api.exit_code().await, 0, "{}", api.log());
+}
+
 /// The pooler is Debian's `pgbouncer`, which needs no parameter beyond these.
 #[sqlx::test(migrations = false)]
 async fn a_pooler_in_session_mode_serves_the_service_and_one_in_transaction_mode_is_refused(pool: PgPool) {
