@@ -35,7 +35,7 @@ const MAX_GIVEN_URL_CHARS: usize = 2083;
 const MAX_URL_CHARS: usize = 512;
 
 /// Maximum delay between attempts, 24 days: sums of delays cannot overflow.
-const MAX_DELAY_MS: i64 = i32::MAX as i64;
+pub const MAX_DELAY_MS: i64 = i32::MAX as i64;
 
 /// Status of an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,10 +107,10 @@ impl RetryConfig {
         object.and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default()
     }
 
-    fn read(node: &Node<'_>) -> Read<Self> {
+    /// Reads a policy; `default` has the members that it does not have.
+    fn read(node: &Node<'_>, default: &Self) -> Read<Self> {
         let object = node.object()?;
         let mut errors = Vec::new();
-        let default = Self::default();
         let delay = |min| move |node: &Node<'_>| node.int(min..=MAX_DELAY_MS).map(i64::unsigned_abs);
         let max_retries = object.defaulted("max_retries", &mut errors, default.max_retries, |node| {
             // The range fits.
@@ -126,6 +126,21 @@ impl RetryConfig {
         }
         let config = Self { max_retries, initial_delay_ms, max_delay_ms, backoff_multiplier };
         if errors.is_empty() { Ok(config) } else { Err(errors) }
+    }
+}
+
+/// Values of members that an agent is registered without.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Defaults {
+    /// Time-out of one call.
+    pub timeout_ms: i32,
+    /// Retry policy.
+    pub retry_config: RetryConfig,
+}
+
+impl Default for Defaults {
+    fn default() -> Self {
+        Self { timeout_ms: 30_000, retry_config: RetryConfig::default() }
     }
 }
 
@@ -165,7 +180,7 @@ impl NewAgent {
     }
 
     /// Parses the body of a create request.
-    pub fn parse(body: &RawValue) -> Read<Self> {
+    pub fn parse(body: &RawValue, defaults: &Defaults) -> Read<Self> {
         let body = Object::body(body)?;
         let mut errors = Vec::new();
         let name = body.required("name", &mut errors, |node| node.string(NAME_CHARS));
@@ -185,8 +200,10 @@ impl NewAgent {
         } else {
             None
         };
-        let timeout_ms = body.defaulted("timeout_ms", &mut errors, 30_000, read_timeout);
-        let retry_config = body.defaulted("retry_config", &mut errors, RetryConfig::default(), RetryConfig::read);
+        let timeout_ms = body.defaulted("timeout_ms", &mut errors, defaults.timeout_ms, read_timeout);
+        let retry = &defaults.retry_config;
+        let read_retry = |node: &Node<'_>| RetryConfig::read(node, retry);
+        let retry_config = body.defaulted("retry_config", &mut errors, retry.clone(), read_retry);
         let circuit_breaker_config = body.nullable("circuit_breaker_config", &mut errors, breaker::Rules::read_config);
         match (name, url) {
             (Some(name), Some(url)) if errors.is_empty() => Ok(Self {
@@ -233,7 +250,7 @@ pub struct AgentPatch {
 
 impl AgentPatch {
     /// Parses the body of an update request.
-    pub fn parse(body: &RawValue) -> Read<Self> {
+    pub fn parse(body: &RawValue, defaults: &Defaults) -> Read<Self> {
         let body = Object::body(body)?;
         let mut errors = Vec::new();
         let patch = Self {
@@ -244,7 +261,8 @@ impl AgentPatch {
             auth_type: body.patch_not_null("auth_type", &mut errors, AuthType::read),
             auth_config: body.patch("auth_config", &mut errors, Node::free_object),
             timeout_ms: body.patch_not_null("timeout_ms", &mut errors, read_timeout),
-            retry_config: body.patch_not_null("retry_config", &mut errors, RetryConfig::read),
+            retry_config: body
+                .patch_not_null("retry_config", &mut errors, |node| RetryConfig::read(node, &defaults.retry_config)),
             status: body.patch_not_null("status", &mut errors, AgentStatus::read),
             circuit_breaker_config: body.patch("circuit_breaker_config", &mut errors, breaker::Rules::read_config),
         };
@@ -369,6 +387,14 @@ mod tests {
         check_json(json.as_bytes()).expect(json)
     }
 
+    fn parse_new(body: &RawValue) -> Read<NewAgent> {
+        NewAgent::parse(body, &Defaults::default())
+    }
+
+    fn parse_patch(body: &RawValue) -> Read<AgentPatch> {
+        AgentPatch::parse(body, &Defaults::default())
+    }
+
     /// The `field kind` of each error, in order.
     fn faults<T>(read: Read<T>) -> Vec<String> {
         let errors = read.err().unwrap_or_default();
@@ -378,12 +404,12 @@ mod tests {
     /// Checks that a create body `{"name": "a", "url": "http://a", <members>}` has these errors.
     fn check(members: &str, expected: &[&str]) {
         let body = format!(r#"{{"name":"a","url":"http://a"{}{members}}}"#, if members.is_empty() { "" } else { "," });
-        assert_eq!(faults(NewAgent::parse(raw(&body))), expected, "{members}");
+        assert_eq!(faults(parse_new(raw(&body))), expected, "{members}");
     }
 
     #[test]
     fn a_minimal_agent_gets_the_defaults() {
-        let agent = NewAgent::parse(raw(r#"{"name":" ","url":"http://A:8080"}"#)).expect("valid");
+        let agent = parse_new(raw(r#"{"name":" ","url":"http://A:8080"}"#)).expect("valid");
         assert_eq!((agent.name.as_str(), agent.url.as_str(), agent.timeout_ms), (" ", "http://a:8080/", 30_000));
         assert_eq!(agent.auth_type, AuthType::None);
         assert!(agent.auth_config.is_none() && agent.description.is_none() && agent.circuit_breaker_config.is_none());
@@ -393,12 +419,31 @@ mod tests {
     }
 
     #[test]
+    fn a_default_is_used_for_each_member_that_is_not_given() {
+        let retry_config =
+            RetryConfig { max_retries: 7, initial_delay_ms: 200, max_delay_ms: 2000, backoff_multiplier: 1.5 };
+        let defaults = Defaults { timeout_ms: 9000, retry_config: retry_config.clone() };
+        let parse = |members: &str| {
+            let body = format!(r#"{{"name":"a","url":"http://a"{members}}}"#);
+            NewAgent::parse(raw(&body), &defaults).map_err(|errors| errors[0].field.clone())
+        };
+        let agent = parse("").unwrap_or_else(|field| panic!("{field}"));
+        assert_eq!((agent.timeout_ms, &agent.retry_config), (9000, &retry_config));
+        let agent = parse(r#","timeout_ms":1000,"retry_config":{"max_retries":1}"#);
+        let agent = agent.unwrap_or_else(|field| panic!("{field}"));
+        assert_eq!((agent.timeout_ms, agent.retry_config), (1000, RetryConfig { max_retries: 1, ..retry_config }));
+        // Above the longest pause, which is a default here.
+        let refused = parse(r#","retry_config":{"initial_delay_ms":2001}"#);
+        assert_eq!(refused.err().as_deref(), Some("body.retry_config.max_delay_ms"));
+    }
+
+    #[test]
     fn every_bad_member_is_reported_in_the_order_of_the_fields() {
         let body = raw(r#"{"timeout_ms":10,"name":""}"#);
         let expected = ["body.name string_too_short", "body.url missing", "body.timeout_ms greater_than_equal"];
-        assert_eq!(faults(NewAgent::parse(body)), expected);
-        assert_eq!(faults(NewAgent::parse(raw("null"))), ["body missing"]);
-        assert_eq!(faults(NewAgent::parse(raw("[]"))), ["body model_attributes_type"]);
+        assert_eq!(faults(parse_new(body)), expected);
+        assert_eq!(faults(parse_new(raw("null"))), ["body missing"]);
+        assert_eq!(faults(parse_new(raw("[]"))), ["body model_attributes_type"]);
     }
 
     #[test]
@@ -440,7 +485,7 @@ mod tests {
             ("https://a:443/b?c#d", "https://a/b?c#d"),
             ("http://bücher.example/ä", "http://xn--bcher-kva.example/%C3%A4"),
         ] {
-            let agent = NewAgent::parse(raw(&format!(r#"{{"name":"a","url":"{given}"}}"#))).expect(given);
+            let agent = parse_new(raw(&format!(r#"{{"name":"a","url":"{given}"}}"#))).expect(given);
             assert_eq!(agent.url, stored);
         }
         let long = |chars: usize| format!("\"http://a/{}\"", "x".repeat(chars - 9));
@@ -494,16 +539,16 @@ mod tests {
 
     #[test]
     fn an_update_distinguishes_absent_from_null() {
-        let patch = AgentPatch::parse(raw(r#"{"name":7,"description":null,"status":"Inactive"}"#)).expect("valid");
+        let patch = parse_patch(raw(r#"{"name":7,"description":null,"status":"Inactive"}"#)).expect("valid");
         assert!(patch.url.is_none() && patch.auth_config.is_absent());
         assert_eq!((patch.description, patch.status), (Patch::Null, Some(AgentStatus::Inactive)));
         for member in ["url", "timeout_ms", "retry_config", "auth_type", "status"] {
-            let read = AgentPatch::parse(raw(&format!(r#"{{"{member}":null}}"#))).map(|_| ());
+            let read = parse_patch(raw(&format!(r#"{{"{member}":null}}"#))).map(|_| ());
             let errors = read.expect_err(member);
             assert_eq!((errors.len(), errors[0].field.as_str()), (1, format!("body.{member}").as_str()));
         }
-        assert_eq!(faults(AgentPatch::parse(raw(r#"{"status":"deleted"}"#))), ["body.status value_error"]);
-        assert!(AgentPatch::parse(raw(r#"{"retry_config":{"max_retries":1}}"#)).is_ok_and(|patch| {
+        assert_eq!(faults(parse_patch(raw(r#"{"status":"deleted"}"#))), ["body.status value_error"]);
+        assert!(parse_patch(raw(r#"{"retry_config":{"max_retries":1}}"#)).is_ok_and(|patch| {
             patch.retry_config == Some(RetryConfig { max_retries: 1, ..RetryConfig::default() })
         }));
     }
@@ -511,7 +556,7 @@ mod tests {
     #[test]
     fn an_update_is_checked_with_what_is_stored() {
         let check = |body: &str, auth_type, stored: Option<&str>, expected: Option<(AuthType, Option<&str>)>| {
-            let patch = AgentPatch::parse(raw(body)).expect(body);
+            let patch = parse_patch(raw(body)).expect(body);
             let merged = patch.merged_auth(auth_type, stored.map(raw));
             let merged = merged.ok().map(|(auth_type, config)| (auth_type, config.map(|config| config.to_string())));
             let expected = expected.map(|(auth_type, config)| (auth_type, config.map(ToOwned::to_owned)));

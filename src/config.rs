@@ -43,7 +43,7 @@ pub use self::{
     telemetry::{Log, LogFile, Metrics, MetricsAccess},
     traces::{Sampler, TraceExport, Traces},
 };
-use crate::{access::Quotas, breaker::Rules, egress::Allow, vault::Vault};
+use crate::{access::Quotas, agent::Defaults, breaker::Rules, egress::Allow, vault::Vault};
 
 /// All settings of a server or an executor.
 #[derive(Clone, Debug)]
@@ -95,6 +95,8 @@ pub struct Config {
     pub vault_refresh: Option<Duration>,
     /// `EGRESS_ALLOW`: destinations that may be called besides public addresses.
     pub egress: Arc<Allow>,
+    /// `DEFAULT_AGENT_*`: for agents that are registered without these members.
+    pub agent_defaults: Defaults,
     /// `CIRCUIT_BREAKER_*`: defaults for agents without rules of their own.
     pub circuit_breaker: Rules,
 }
@@ -156,6 +158,7 @@ impl Section for Config {
         let dead_letters = DeadLetters::read(reader);
         let executor = Executor::read(reader);
         let egress = Allow::read(reader);
+        let agent_defaults = Defaults::read(reader);
         let circuit_breaker = Rules::read(reader);
         let vault_refresh_secs = reader.number("vault_refresh_secs", 60, 1..=86_400);
         let uses_vault = reader.uses_vault();
@@ -192,6 +195,7 @@ impl Section for Config {
             executor: executor?,
             vault_refresh: vault_refresh_secs.map(Duration::from_secs).filter(|_| uses_vault),
             egress: Arc::new(egress?),
+            agent_defaults: agent_defaults?,
             circuit_breaker: circuit_breaker?,
         })
     }
@@ -287,6 +291,11 @@ mod tests {
             ("DATABASE_HELD_WARNING_SECS", "-1"),
             ("DATABASE_MAX_CONNECTION_AGE_SECS", "0"),
             ("DATABASE_URL", "mysql://x"),
+            ("DATABASE_VALIDATE_IDLE_MS", "x"),
+            ("DEFAULT_AGENT_BACKOFF_MULTIPLIER", "0.9"),
+            ("DEFAULT_AGENT_INITIAL_DELAY_MS", "99"),
+            ("DEFAULT_AGENT_MAX_RETRIES", "11"),
+            ("DEFAULT_AGENT_TIMEOUT_MS", "999"),
             ("DEFAULT_PAGE_SIZE", "x"),
             ("EGRESS_ALLOW", "10.0.0.0/8, 10.0.0.1/8"),
             ("ENABLE_METRICS", "perhaps"),
@@ -318,6 +327,7 @@ mod tests {
             refused(&[("KAFKA_DEAD_LETTER_TOPIC", "x"), ("KAFKA_MONITORING_TOPIC", "x"), ("MANAGEMENT_PORT", "0")]),
             ["KAFKA_MONITORING_TOPIC", "MANAGEMENT_PORT"]
         );
+        assert_eq!(refused(&[("DEFAULT_AGENT_INITIAL_DELAY_MS", "30001")]), ["DEFAULT_AGENT_MAX_DELAY_MS"]);
         assert_eq!(refused(&[("DATABASE_POOL_SIZE", "1"), ("DATABASE_MAX_OVERFLOW", "0")]), ["DATABASE_POOL_SIZE"]);
         assert_eq!(
             refused(&[

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     access::Countable,
-    agent::{AgentPatch, AgentStatus, NewAgent, masked_url},
+    agent::{AgentPatch, AgentStatus, Defaults, NewAgent, masked_url},
     clock::Clock,
     db::{self, idempotency::ClaimError},
     input::{self, FieldError, Node, Object, Read, keep, text},
@@ -36,6 +36,8 @@ pub const MAX_BYTES: usize = 16 << 20;
 pub struct Import {
     agents: Vec<Entry<AgentPatch>>,
     workflows: Vec<Entry<NewWorkflow>>,
+    /// For agents that are new.
+    defaults: Defaults,
 }
 
 /// Agent or workflow with its path in the document.
@@ -71,16 +73,17 @@ pub struct Names {
 
 impl Import {
     /// Parses a document.
-    pub fn parse(body: &RawValue) -> Read<Self> {
+    pub fn parse(body: &RawValue, defaults: &Defaults) -> Read<Self> {
         let body = Object::body(body)?;
         let mut errors = Vec::new();
         body.required("format", &mut errors, |node| {
             node.parsed(|text| if text == FORMAT { Ok(()) } else { Err(format!("must be {FORMAT}")) })
         });
         body.required("version", &mut errors, |node| node.int(FORMAT_VERSION..=FORMAT_VERSION));
-        let agents = body.defaulted("agents", &mut errors, Vec::new(), |node| entries(node, AgentPatch::parse));
+        let read_agent = |raw: &RawValue| AgentPatch::parse(raw, defaults);
+        let agents = body.defaulted("agents", &mut errors, Vec::new(), |node| entries(node, read_agent));
         let workflows = body.defaulted("workflows", &mut errors, Vec::new(), |node| entries(node, NewWorkflow::parse));
-        if errors.is_empty() { Ok(Self { agents, workflows }) } else { Err(errors) }
+        if errors.is_empty() { Ok(Self { agents, workflows, defaults: defaults.clone() }) } else { Err(errors) }
     }
 }
 
@@ -164,7 +167,7 @@ pub async fn import(
         let is_new = stored.is_none();
         let (before, saved) = match stored {
             None => {
-                let new = match NewAgent::parse(&raw) {
+                let new = match NewAgent::parse(&raw, &document.defaults) {
                     Ok(new) => new,
                     Err(errors) => {
                         report.errors.extend(relocated(errors, &at));

@@ -20,7 +20,7 @@ use super::resources::{
 };
 use crate::{
     actions::import::Import,
-    agent::{AgentPatch, NewAgent},
+    agent::{AgentPatch, Defaults, NewAgent},
     executor::Mocks,
     input::{
         Node, Read,
@@ -61,14 +61,14 @@ fn documented<T: PartialSchema>() -> Members {
 #[test]
 fn agents_are_documented_as_they_are_read() {
     let new = json!({"kind": "openai", "retry_config": {}, "circuit_breaker_config": {}, "config": {}});
-    let new = read(&new, NewAgent::parse);
+    let new = read(&new, |body| NewAgent::parse(body, &Defaults::default()));
     assert_eq!(new["body"], documented::<NewAgentBody>());
     assert_eq!(new["body.retry_config"], documented::<RetryConfigBody>());
     assert_eq!(new["body.circuit_breaker_config"], documented::<CircuitBreakerConfigBody>());
     assert_eq!(new["body.config"], documented::<AgentConfigBody>());
-    let a2a = read(&json!({"kind": "a2a", "config": {}}), NewAgent::parse);
+    let a2a = read(&json!({"kind": "a2a", "config": {}}), |body| NewAgent::parse(body, &Defaults::default()));
     assert_eq!(a2a["body.config"], documented::<A2aConfigBody>());
-    let patch = read(&json!({}), AgentPatch::parse);
+    let patch = read(&json!({}), |body| AgentPatch::parse(body, &Defaults::default()));
     assert_eq!(patch["body"], documented::<AgentPatchBody>());
     // An import reads an agent as an update, and a new one also as a new agent.
     let imported: BTreeSet<_> = new["body"].keys().chain(patch["body"].keys()).cloned().collect();
@@ -84,7 +84,10 @@ fn workflows_are_documented_as_they_are_read() {
     // It may repeat the name of the path. The description of the schema says so.
     assert_eq!(wanted.remove("name"), Some(Presence::Nullable));
     assert_eq!(wanted, documented::<WantedWorkflowBody>());
-    assert_eq!(read(&json!({}), Import::parse)["body"], documented::<DefinitionsBody>());
+    assert_eq!(
+        read(&json!({}), |body| Import::parse(body, &Defaults::default()))["body"],
+        documented::<DefinitionsBody>()
+    );
     let exposed = read(&json!({"expose": {"mcp": {}}}), NewWorkflow::parse);
     assert_eq!(exposed["body.expose"], documented::<ExposeBody>());
     assert_eq!(exposed["body.expose.mcp"], documented::<ToolBody>());

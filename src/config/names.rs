@@ -5,12 +5,13 @@ use std::collections::HashSet;
 use super::{NAMES, files::SECRETS, reader::KAFKA_PROPERTY};
 
 /// Prefixes of setting names. `KAFKA_` is included; `MAX_` would match too many foreign variables.
-const PREFIXES: [&str; 12] = [
+const PREFIXES: [&str; 13] = [
     "API_",
     "AUTH_",
     "CIRCUIT_BREAKER_",
     "CORS_",
     "DATABASE_",
+    "DEFAULT_AGENT_",
     "EGRESS_",
     "ENABLE_",
     "JWT_",

@@ -53,6 +53,8 @@ variables! {
     otel_traces_sampler_arg, default_page_size, max_page_size, idempotency_key_ttl_hours,
     run_retention_days, run_archive, run_archive_endpoint, run_archive_region, run_archive_access_key,
     run_archive_secret_key,
+    default_agent_timeout_ms, default_agent_max_retries, default_agent_initial_delay_ms, default_agent_max_delay_ms,
+    default_agent_backoff_multiplier,
     quota_agents, quota_workflows, quota_api_keys, quota_queued_runs,
     enable_docs, enable_metrics, metrics_access, enable_audit_logging, audit_retention_days, readiness_requires_kafka,
     max_concurrent_executions, max_workflow_duration_ms, max_sub_runs, max_run_steps, max_run_branches, max_run_bytes,

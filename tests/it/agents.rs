@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 use workflow_api::{clock::Clock, db::migrations::MIGRATOR};
 
-use crate::service::Service;
+use crate::service::{Service, config};
 
 const AGENTS: &str = "/api/v1/agents";
 const UNKNOWN: &str = "/api/v1/agents/00000000-0000-0000-0000-000000000000";
@@ -44,6 +44,35 @@ async fn a_minimal_agent_has_every_member(pool: PgPool) {
         "created_by": "system", "updated_by": "system", "protocol_seen": null, "card": null,
     });
     assert_eq!(agent, expected);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn the_operator_sets_what_an_agent_has_that_is_registered_without_it(pool: PgPool) {
+    let service = Service::start_with(config(
+        &pool,
+        &[
+            ("DEFAULT_AGENT_TIMEOUT_MS", "9000"),
+            ("DEFAULT_AGENT_MAX_RETRIES", "1"),
+            ("DEFAULT_AGENT_INITIAL_DELAY_MS", "200"),
+            ("DEFAULT_AGENT_MAX_DELAY_MS", "4000"),
+            ("DEFAULT_AGENT_BACKOFF_MULTIPLIER", "1.5"),
+        ],
+    ));
+    let retries = |max: u32| json!({"max_retries": max, "initial_delay_ms": 200, "max_delay_ms": 4000, "backoff_multiplier": 1.5});
+    let agent = service.agent("worker", "http://a").await;
+    assert_eq!((&agent["timeout_ms"], &agent["retry_config"]), (&json!(9000), &retries(1)));
+    // What is given counts, and only that.
+    let given = json!({"name": "own", "url": "http://a", "timeout_ms": 1000, "retry_config": {"max_retries": 7}});
+    let own = service.post(AGENTS, &given).await.expect(201);
+    assert_eq!((&own["timeout_ms"], &own["retry_config"]), (&json!(1000), &retries(7)));
+    let changed = service.put(&path(&own), &json!({"retry_config": {"max_retries": 2}})).await.expect(200);
+    assert_eq!((&changed["timeout_ms"], &changed["retry_config"]), (&json!(1000), &retries(2)));
+    let document = json!({"format": "workflow-api/definitions", "version": 1,
+        "agents": [{"name": "imported", "url": "http://a", "retry_config": {"max_retries": 5}}]});
+    service.post("/api/v1/import", &document).await.expect(200);
+    let found = service.get(&format!("{AGENTS}?name=imported")).await.expect(200);
+    let imported = &found["items"][0];
+    assert_eq!((&imported["timeout_ms"], &imported["retry_config"]), (&json!(9000), &retries(5)));
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]

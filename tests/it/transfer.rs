@@ -10,6 +10,7 @@ use workflow_api::{
         Context,
         import::{self, Import, ImportError},
     },
+    agent::Defaults,
     clock::Clock,
     db::migrations::MIGRATOR,
     input::to_raw,
@@ -184,7 +185,7 @@ async fn an_import_whose_time_is_over_changes_nothing(pool: PgPool) {
     };
     let document =
         json!({"format": "workflow-api/definitions", "version": 1, "agents": [{"name": "a", "url": "http://a"}]});
-    let document = || Import::parse(&to_raw(&document)).unwrap_or_else(|_| panic!("a document"));
+    let document = || Import::parse(&to_raw(&document), &Defaults::default()).unwrap_or_else(|_| panic!("a document"));
     let clock = Clock::stopped();
     let over = import::import(&own_pool(&pool), context, document(), false, (&clock, clock.instant())).await;
     assert!(matches!(over, Err(ImportError::OutOfTime)));

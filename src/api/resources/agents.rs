@@ -245,16 +245,16 @@ fn shown(app: &App, row: AgentRow, caller: &Caller) -> AgentRow {
 #[schema(as = RetryConfig)]
 #[expect(dead_code, reason = "describes `agent::RetryConfig`, whose defaults a derived schema would repeat")]
 pub struct RetryConfigBody {
-    /// Maximum number of attempts; the default is 3.
+    /// Maximum number of attempts; the default is `DEFAULT_AGENT_MAX_RETRIES` (3).
     #[schema(nullable = false, minimum = 0, maximum = 10)]
     max_retries: Option<u32>,
-    /// Pause after the first attempt in milliseconds; the default is 1000.
+    /// Pause after the first attempt in milliseconds; the default is `DEFAULT_AGENT_INITIAL_DELAY_MS` (1000).
     #[schema(nullable = false, minimum = 100)]
     initial_delay_ms: Option<u64>,
-    /// Maximum pause in milliseconds; the default is 30 000.
+    /// Maximum pause in milliseconds; the default is `DEFAULT_AGENT_MAX_DELAY_MS` (30 000).
     #[schema(nullable = false, minimum = 1000)]
     max_delay_ms: Option<u64>,
-    /// Factor from one pause to the next; the default is 2.
+    /// Factor from one pause to the next; the default is `DEFAULT_AGENT_BACKOFF_MULTIPLIER` (2).
     #[schema(nullable = false, minimum = 1.0)]
     backoff_multiplier: Option<f64>,
 }
@@ -372,7 +372,7 @@ pub struct NewAgentBody {
     /// `scope` and `audience`; `none`: null.
     #[schema(value_type = Option<HashMap<String, Value>>)]
     auth_config: Option<()>,
-    /// Time-out of one call in milliseconds; the default is 30 000.
+    /// Time-out of one call in milliseconds; the default is `DEFAULT_AGENT_TIMEOUT_MS` (30 000).
     #[schema(nullable = false, minimum = 1000, maximum = 300_000)]
     timeout_ms: Option<i32>,
     /// Retries of calls.
@@ -532,7 +532,7 @@ pub async fn create_agent(
     key: Key,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    let new = NewAgent::parse(body.raw())?;
+    let new = NewAgent::parse(body.raw(), &app.config.agent_defaults)?;
     let key = key.bound("create agent", &caller, body.fingerprint());
     let context = caller.context(&app).with_key(key.as_ref());
     let created = |row: AgentRow| {
@@ -587,7 +587,7 @@ pub async fn update_agent(
     IfMatch(if_match): IfMatch,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    let patch = AgentPatch::parse(body.raw())?;
+    let patch = AgentPatch::parse(body.raw(), &app.config.agent_defaults)?;
     let context = caller.context(&app).with_if_match(if_match.as_ref());
     let found = save_agent::update_agent(&app.pool, context, id, patch).await?;
     tracing::info!(target: "api.routes.agents", agent_id = %id, "Agent updated");

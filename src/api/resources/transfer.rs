@@ -332,7 +332,8 @@ pub async fn import_definitions(
     let dry_run = flag(&query, "dry_run")?;
     let key = key.bound("import", &caller, body.fingerprint());
     Object::body(body.raw())?;
-    let report = match body.read(&app, &caller, Import::parse).await? {
+    let defaults = app.config.agent_defaults.clone();
+    let report = match body.read(&app, &caller, move |body| Import::parse(body, &defaults)).await? {
         Ok(document) => {
             let context = caller.context(&app).with_key(key.as_ref());
             match import::import(&app.pool, context, document, dry_run, (&app.clock, deadline)).await {
