@@ -17,6 +17,7 @@ mod http;
 mod kafka;
 mod limits;
 mod live;
+mod log_levels;
 mod names;
 mod placeholder;
 mod reader;
@@ -37,6 +38,7 @@ pub use self::{
     kafka::{Clients, DeadLetters, Kafka, Oauth},
     limits::{Limits, TrustedProxies},
     live::Live,
+    log_levels::LogLevels,
     names::unknown_names,
     reader::{NAMES, Problems, load},
     retention::{Archive, Retention, S3},

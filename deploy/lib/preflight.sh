@@ -144,6 +144,9 @@ check_secrecy_of_settings() {
 check_log_settings() {
     local level format
     level="$(setting LOG_LEVEL)"
+    # The level of all loggers, without those of single ones.
+    level="$(tr ',' '\n' <<<"$level" | grep -v '=' | head -n 1 || true)"
+    level="${level//[[:space:]]/}"
     format="$(setting LOG_FORMAT)"
     case ${level^^} in
         "" | INFO | WARN | WARNING | ERROR) ;;

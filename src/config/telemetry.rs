@@ -2,13 +2,15 @@
 
 use std::path::PathBuf;
 
-use super::{Reader, Section};
+use tracing::level_filters::LevelFilter;
+
+use super::{LogLevels, Reader, Section};
 
 /// Log settings.
 #[derive(Clone, Debug)]
 pub struct Log {
     /// `LOG_LEVEL`.
-    pub level: tracing::Level,
+    pub levels: LogLevels,
     /// Whether `LOG_FORMAT` is `json` instead of `text`.
     pub json: bool,
     /// `LOG_FILE`: file that the log of a service is written to as well.
@@ -31,7 +33,7 @@ impl Log {
     #[must_use]
     pub fn load_or_default(environment: impl Iterator<Item = (String, String)>) -> Self {
         Self::read(&mut Reader::new(environment)).unwrap_or(Self {
-            level: tracing::Level::INFO,
+            levels: LogLevels::of(LevelFilter::INFO),
             json: true,
             file: None,
         })
@@ -40,15 +42,8 @@ impl Log {
 
 impl Section for Log {
     fn read(reader: &mut Reader) -> Option<Self> {
-        let level =
-            reader.parsed("log_level", tracing::Level::INFO, |value| match value.to_ascii_uppercase().as_str() {
-                "TRACE" => Ok(tracing::Level::TRACE),
-                "DEBUG" => Ok(tracing::Level::DEBUG),
-                "INFO" => Ok(tracing::Level::INFO),
-                "WARNING" | "WARN" => Ok(tracing::Level::WARN),
-                "ERROR" | "CRITICAL" => Ok(tracing::Level::ERROR),
-                _ => Err(format!("must be DEBUG, INFO, WARNING or ERROR, not {value:?}")),
-            });
+        let default = LogLevels::of(LevelFilter::INFO);
+        let levels = reader.parsed("log_level", default, |value| LogLevels::parse(value, LevelFilter::INFO));
         let json = reader.parsed("log_format", true, |value| match value.to_ascii_lowercase().as_str() {
             "json" => Ok(true),
             "text" => Ok(false),
@@ -64,7 +59,7 @@ impl Section for Log {
         let max_mb = reader.number("log_file_max_mb", 100_u64, 1..=100_000);
         let count = reader.number("log_file_count", 5, 1..=1000);
         let (path, max_bytes, count) = (path?, max_mb? << 20, count?);
-        Some(Self { level: level?, json: json?, file: path.map(|path| LogFile { path, max_bytes, count }) })
+        Some(Self { levels: levels?, json: json?, file: path.map(|path| LogFile { path, max_bytes, count }) })
     }
 }
 

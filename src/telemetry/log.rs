@@ -14,7 +14,6 @@ use serde_json::{Map, Value};
 use tracing::{
     Event, Level, Subscriber,
     field::{Field, Visit},
-    level_filters::LevelFilter,
 };
 use tracing_subscriber::{
     fmt::{
@@ -55,14 +54,14 @@ pub fn log_panics() {
 }
 
 fn start(log: &config::Log, file: Option<LogFile>) {
-    let (filter, handle) = filter::Directives::of(LevelFilter::from_level(log.level)).reloadable();
+    let (filter, handle) = log.levels.reloadable();
     let output: Option<&'static Mutex<LogFile>> = file.map(|file| &*Box::leak(Box::new(Mutex::new(file))));
     let lines = tracing_subscriber::fmt::layer()
         .fmt_fields(JsonFields::new())
         .event_format(LogLine { json: log.json })
         .with_writer(move || Output { file: output });
     if tracing_subscriber::registry().with(filter).with(lines).try_init().is_ok() {
-        filter::control(handle, log.level);
+        filter::control(handle, log.levels.clone());
     }
 }
 

@@ -397,7 +397,7 @@ class InCompose(ComposeCase):
         (self.root / ".env.api").write_text(f"ENCRYPTION_KEY={SECRET}\n")
         self.write_production(
             JWT_SECRET="your-secret-key-change-in-production", ENCRYPTION_KEY=SECRET, CORS_ORIGINS="*", API_RELOAD="true",
-            DATABASE_URL="postgresql://workflow_user:workflow_pass@localhost:5432/workflow_db", LOG_LEVEL="debug",
+            DATABASE_URL="postgresql://workflow_user:workflow_pass@localhost:5432/workflow_db", LOG_LEVEL="api=INFO, debug",
             LOG_FORMAT="text", PUBLIC_URL=None, TRUSTED_PROXIES=None, KAFKA_BROKERS="127.0.0.1:9092")
         (self.root / ".env.api.production").chmod(0o644)
         (self.fake / "public-port").touch()

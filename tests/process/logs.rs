@@ -77,3 +77,32 @@ async fn the_level_changes_while_a_service_runs_and_is_reverted_after_a_time(poo
     assert!(!output.status.success() && text.contains("another process writes it"), "{text}");
     std::fs::remove_file(file).expect("removed");
 }
+
+#[sqlx::test(migrations = false)]
+async fn single_loggers_have_levels_of_their_own_from_the_start(pool: PgPool) {
+    let port = free_port().to_string();
+    let environment = Environment::new(&pool)
+        .with("LOG_LEVEL", "WARNING,api.request=INFO,workflow_api::readiness=DEBUG")
+        .with("MANAGEMENT_PORT", &port)
+        .with("METRICS_ACCESS", "open");
+    let api = environment.serve().await;
+    environment.get("/api/v1/agents").await;
+    let shown = reqwest::get(format!("http://127.0.0.1:{port}/log-level")).await.expect("an answer");
+    let shown: Value = shown.json().await.expect("JSON");
+    assert_eq!(shown["configured"], "WARNING,api.request=INFO,workflow_api::readiness=DEBUG");
+    let is_at = |line: &Value, logger: &str, level: &str| line["logger"] == logger && line["level"] == level;
+    eventually("both loggers write", async || {
+        let lines = lines(&api.log());
+        let requests = lines.iter().any(|line| is_at(line, "api.request", "INFO"));
+        let readiness = lines.iter().any(|line| is_at(line, "readiness", "INFO"));
+        (requests && readiness).then_some(())
+    })
+    .await;
+    let others = |line: &Value| !is_at(line, "api.request", "INFO") && line["logger"] != "readiness";
+    for line in lines(&api.log()).into_iter().filter(others) {
+        assert!(line["level"] == "WARNING" || line["level"] == "ERROR", "{line}");
+    }
+    let refused = environment.with("LOG_LEVEL", "INFO,executor=LOUD").run(&["check", "config"]).await;
+    let errors = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && errors.contains("LOG_LEVEL") && errors.contains("LOUD"), "{errors}");
+}

@@ -1,7 +1,6 @@
 //! Filter of the log: the lines that are written. It can be changed while the process runs, on the management port.
 
 use std::{
-    fmt,
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
@@ -10,51 +9,18 @@ use axum::{Json, Router, body::Bytes, extract::DefaultBodyLimit, response::IntoR
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tracing::{Level, level_filters::LevelFilter};
+use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{Registry, filter::Targets, reload};
 
-use crate::timestamp::Timestamp;
+use crate::{config::LogLevels, timestamp::Timestamp};
 
 /// Maximum length of a request to change the filter.
 const MAX_BYTES: usize = 4096;
 /// Maximum time after which a change is reverted: a day.
 const MAX_SECS: u64 = 86_400;
 
-/// Directives: a level, and levels of single loggers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Directives {
-    level: LevelFilter,
-    loggers: Vec<(String, LevelFilter)>,
-}
-
-impl Directives {
-    pub(super) fn of(level: LevelFilter) -> Self {
-        Self { level, loggers: Vec::new() }
-    }
-
-    /// Parses directives between commas: a level, or a logger with its level, such as `INFO,executor.journal=DEBUG`.
-    /// Without a level, `default` applies.
-    fn parse(text: &str, default: LevelFilter) -> Result<Self, String> {
-        let mut directives = Self::of(default);
-        let mut has_level = false;
-        for part in text.split(',').map(str::trim) {
-            let (logger, level) = match part.split_once('=') {
-                Some((logger, level)) => (Some(logger.trim()), level.trim()),
-                None => (None, part),
-            };
-            let level = level_of(level).ok_or_else(|| {
-                format!("{part:?}: a level must be OFF, ERROR, WARNING, INFO, DEBUG or TRACE, not {level:?}")
-            })?;
-            match logger {
-                None if std::mem::replace(&mut has_level, true) => return Err("there are two levels".to_owned()),
-                None => directives.level = level,
-                Some(logger) if is_logger(logger) => directives.loggers.push((logger.to_owned(), level)),
-                Some(logger) => return Err(format!("{logger:?} is not the name of a logger")),
-            }
-        }
-        Ok(directives)
-    }
-
+impl LogLevels {
+    /// Filter of these levels. The libraries' lines are part of the log from DEBUG on, or if their loggers are named.
     fn targets(&self) -> Targets {
         let Self { level, loggers } = self;
         let is_debug = *level >= LevelFilter::DEBUG;
@@ -78,52 +44,18 @@ impl Directives {
     }
 }
 
-impl fmt::Display for Directives {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(name_of(self.level))?;
-        self.loggers.iter().try_for_each(|(logger, level)| write!(f, ",{logger}={}", name_of(*level)))
-    }
-}
-
-fn level_of(name: &str) -> Option<LevelFilter> {
-    match name.to_ascii_uppercase().as_str() {
-        "OFF" => Some(LevelFilter::OFF),
-        "ERROR" | "CRITICAL" => Some(LevelFilter::ERROR),
-        "WARNING" | "WARN" => Some(LevelFilter::WARN),
-        "INFO" => Some(LevelFilter::INFO),
-        "DEBUG" => Some(LevelFilter::DEBUG),
-        "TRACE" => Some(LevelFilter::TRACE),
-        _ => None,
-    }
-}
-
-/// Name of a level, as in `LOG_LEVEL` and in the log.
-fn name_of(level: LevelFilter) -> &'static str {
-    match level.into_level() {
-        None => "OFF",
-        Some(Level::WARN) => "WARNING",
-        Some(level) => level.as_str(),
-    }
-}
-
-fn is_logger(name: &str) -> bool {
-    let is_part =
-        |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-    name.len() <= 200 && name.replace("::", ".").split('.').all(is_part)
-}
-
 /// Handle of the filter in use.
 pub(super) type Handle = reload::Handle<Targets, Registry>;
 
 /// Control of the filter of this process.
 struct Control {
     handle: Handle,
-    configured: Directives,
+    configured: LogLevels,
     state: Mutex<State>,
 }
 
 struct State {
-    current: Directives,
+    current: LogLevels,
     reverts_at: Option<Timestamp>,
     /// Number of changes. A change that was replaced is not reverted.
     changes: u64,
@@ -132,8 +64,7 @@ struct State {
 static CONTROL: OnceLock<Control> = OnceLock::new();
 
 /// Makes the filter changeable.
-pub(super) fn control(handle: Handle, level: Level) {
-    let configured = Directives::of(LevelFilter::from_level(level));
+pub(super) fn control(handle: Handle, configured: LogLevels) {
     let state = Mutex::new(State { current: configured.clone(), reverts_at: None, changes: 0 });
     // The log is set up once.
     drop(CONTROL.set(Control { handle, configured, state }));
@@ -145,7 +76,7 @@ impl Control {
     }
 
     /// Changes the filter, and returns the number of the change.
-    fn change(&self, directives: Directives, reverts_at: Option<Timestamp>) -> Result<u64, reload::Error> {
+    fn change(&self, directives: LogLevels, reverts_at: Option<Timestamp>) -> Result<u64, reload::Error> {
         let mut state = self.state();
         self.handle.reload(directives.targets())?;
         state.current = directives;
@@ -228,24 +159,26 @@ async fn change(body: Bytes) -> impl IntoResponse {
 }
 
 /// The filter of a request, and the time after which it is reverted; or what is wrong with the request.
-fn wanted(body: &[u8], default: LevelFilter) -> Result<(Directives, Option<Duration>), String> {
+fn wanted(body: &[u8], default: LevelFilter) -> Result<(LogLevels, Option<Duration>), String> {
     let expected = r#"expected is {"filter": "DEBUG", "duration_seconds": 600}; the second member is optional"#;
     let Wanted { filter, duration_seconds } =
         serde_json::from_slice(body).map_err(|error| format!("{error}; {expected}"))?;
     if duration_seconds.is_some_and(|secs| !(1..=MAX_SECS).contains(&secs)) {
         return Err(format!("duration_seconds must be from 1 to {MAX_SECS}"));
     }
-    let directives = Directives::parse(&filter, default).map_err(|why| format!("filter: {why}"))?;
+    let directives = LogLevels::parse(&filter, default).map_err(|why| format!("filter: {why}"))?;
     Ok((directives, duration_seconds.map(Duration::from_secs)))
 }
 
 #[cfg(test)]
 mod tests {
+    use tracing::Level;
+
     use super::*;
 
     #[test]
-    fn directives_select_levels_of_loggers_as_the_log_shows_them() {
-        let parse = |text| Directives::parse(text, LevelFilter::INFO).expect(text);
+    fn names_select_levels_of_loggers_as_the_log_shows_them() {
+        let parse = |text| LogLevels::parse(text, LevelFilter::INFO).expect(text);
         let directives = parse("warning, executor.journal=debug,api.request=off,hyper::proto=trace");
         assert_eq!(directives.to_string(), "WARNING,executor.journal=DEBUG,api.request=OFF,hyper::proto=TRACE");
         let targets = directives.targets();
@@ -259,6 +192,10 @@ mod tests {
         ] {
             assert_eq!(targets.would_enable(target, &level), expected, "{target} {level}");
         }
+        // A logger may also be named as in the source.
+        let targets = parse("INFO,workflow_api::executor=DEBUG").targets();
+        assert!(targets.would_enable("workflow_api::executor::journal", &Level::DEBUG));
+        assert!(!targets.would_enable("workflow_api::outbox", &Level::DEBUG));
         assert_eq!(parse("executor=DEBUG").level, LevelFilter::INFO, "the default");
         assert!(parse("TRACE").targets().would_enable("rdkafka", &Level::DEBUG));
     }
