@@ -100,6 +100,14 @@ pub fn ready(is_ready: bool, checks: &[(&'static str, bool)]) {
     }
 }
 
+/// Sets the metrics of the asynchronous runtime to its present state.
+pub fn report_runtime(runtime: &tokio::runtime::Handle) {
+    let found = runtime.metrics();
+    metrics::gauge!("runtime_workers").set(found.num_workers() as f64);
+    metrics::gauge!("runtime_tasks").set(found.num_alive_tasks() as f64);
+    metrics::gauge!("runtime_queued_tasks").set(found.global_queue_depth() as f64);
+}
+
 /// All metrics in the text format of Prometheus, version 0.0.4.
 #[must_use]
 pub fn render() -> String {

@@ -47,6 +47,7 @@ impl Status {
         let checks = [("database", health.database), ("schema", true), ("kafka", health.kafka)];
         telemetry::ready(health.is_ready(), &checks);
         executor.pool.report();
+        telemetry::report_runtime(&tokio::runtime::Handle::current());
         metrics::gauge!("executor_memory_bytes").set(executor.memory.held() as f64);
     }
 

@@ -221,6 +221,8 @@ async fn metrics_have_the_names_of_the_contract(pool: PgPool) {
         "# TYPE workflow_execution_failures_total counter",
         "# TYPE http_request_latency_seconds histogram",
         "# TYPE http_requests_active gauge",
+        "# TYPE runtime_tasks gauge",
+        "# TYPE runtime_queued_tasks gauge",
         "# TYPE db_pool_size gauge",
         "# TYPE db_pool_in_use gauge",
         "# TYPE db_pool_max gauge",

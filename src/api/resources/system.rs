@@ -277,6 +277,7 @@ async fn render_metrics(State(app): State<App>) -> Response {
     metrics::gauge!("api_info", "version" => app.config.api.version.clone()).set(1.0);
     metrics::gauge!("api_uptime_seconds").set(app.clock.since(app.started).as_secs_f64());
     app.pool.report();
+    telemetry::report_runtime(&app.runtime);
     let findings = app.readiness.findings();
     let checks = [("database", findings.database), ("schema", findings.migrated), ("kafka", findings.kafka)];
     telemetry::ready(is_ready(&app, &findings), &checks);

@@ -87,6 +87,8 @@ pub struct Parts {
     pub clock: Clock,
     /// Start of the process, for the uptime.
     pub started: Instant,
+    /// Runtime of requests and loops, for the metrics. Those may be read on another one.
+    pub runtime: tokio::runtime::Handle,
 }
 
 impl App {
@@ -148,6 +150,7 @@ impl App {
             signing,
             clock,
             started,
+            runtime: tokio::runtime::Handle::current(),
         })))
     }
 }
