@@ -126,9 +126,12 @@ start_infrastructure() {
 
 # Starts API and executors, as many as there are already.
 start_service() {
-    local executors replicas options=() profiles=()
+    local apis executors replicas options=() profiles=()
+    # More than one with deploy/compose/balanced.yml only.
+    apis="$(containers_of api | wc -l)"
     executors="$(containers_of executor | wc -l)"
     replicas="$(containers_of api-replica | wc -l)"
+    ((apis < 2)) || options+=(--scale "api=$apis")
     ((executors < 2)) || options+=(--scale "executor=$executors")
     if ((replicas > 0)); then
         profiles=(--profile replicas)

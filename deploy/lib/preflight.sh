@@ -162,7 +162,7 @@ check_https() {
         warning "TRUSTED_PROXIES: is not set; behind a reverse proxy list its address, or every client has the proxy's address"
 }
 
-# Only the API is published beyond this host.
+# Only the API is published beyond this host, or the proxy of deploy/compose/balanced.yml.
 check_published_ports() {
     local service
     for service in $(project config 2>/dev/null | services_with_public_ports); do
@@ -176,7 +176,7 @@ services_with_public_ports() {
         function finish() { if (is_published && !is_local) print service; is_published = is_local = 0 }
         /^[a-z]/ { finish(); in_services = /^services:/; in_ports = 0 }
         in_services && /^  [a-z]/ { finish(); service = $1; sub(/:$/, "", service); in_ports = 0 }
-        in_services && /^    [a-z]/ { finish(); in_ports = /^    ports:/ && service !~ /^api/ ; next }
+        in_services && /^    [a-z]/ { finish(); in_ports = /^    ports:/ && service !~ /^(api|proxy$)/ ; next }
         !in_ports { next }
         /^ *- / { finish() }
         /^ *- *"?[][0-9.:-]+:[0-9]+/ { is_published = 1; is_local = /"?127\./ }

@@ -30,7 +30,7 @@ pub fn unknown_names(environment: impl Iterator<Item = (String, String)>) -> Vec
     let mut known: HashSet<String> = NAMES.iter().map(|name| name.to_ascii_uppercase()).collect();
     known.extend(SECRETS.iter().map(|name| format!("{}_FILE", name.to_ascii_uppercase())));
     // Further variables that compose files use.
-    known.extend(["API_ENV_FILE", "API_PORTS"].map(str::to_owned));
+    known.extend(["API_CONTAINER_NAME", "API_ENV_FILE", "API_PORTS"].map(str::to_owned));
     let mut lines: Vec<String> = names
         .iter()
         .filter(|name| !known.contains(*name) && !name.starts_with(KAFKA_PROPERTY) && !is_of_kubernetes(name))

@@ -364,10 +364,11 @@ class InCompose(ComposeCase):
         (self.root / ".env.api").write_text("LOG_LEVEL=DEBUG\n")
         self.call("dev")
         running = self.state()["containers"]
-        self.state(containers=running | {"executor-1": running["executor-0"], "api-replica-0": running["api-0"]})
+        more = {"api-1": running["api-0"], "executor-1": running["executor-0"], "api-replica-0": running["api-0"]}
+        self.state(containers=running | more)
         self.call("dev")
         self.assertEqual((self.root / ".env.api").read_text(), "LOG_LEVEL=DEBUG\n")
-        self.assertIn("--profile replicas up -d --no-build --scale executor=2 --scale api-replica=1", " ".join(self.compose_calls()))
+        self.assertIn("--profile replicas up -d --no-build --scale api=2 --scale executor=2 --scale api-replica=1", " ".join(self.compose_calls()))
 
     def test_dev_names_ports_that_others_use(self):
         script = self.root / "deploy" / "lib" / "services.sh"
