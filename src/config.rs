@@ -309,6 +309,7 @@ mod tests {
             ("KAFKA_TOPIC_PARTITIONS", "q"),
             ("KAFKA_TOPIC_REPLICATION", "0"),
             ("LOG_FORMAT", "xml"),
+            ("MAX_BACKLOG", "0"),
             ("MAX_CONCURRENT_REQUESTS", "0"),
             ("MAX_PAGE_SIZE", "x"),
             ("RATE_LIMIT_BURST", "x"),

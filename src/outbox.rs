@@ -52,9 +52,6 @@ use crate::{
     trace::{self, SpanContext},
 };
 
-/// Maximum number of waiting rows before new work is rejected: Kafka is down for long, and the table must stay small
-/// enough to be processed.
-pub const MAX_BACKLOG: i64 = 100_000;
 /// Bytes reserved in the largest record for the overhead of client and broker.
 pub const RECORD_HEADROOM_BYTES: usize = 16 << 10;
 
@@ -327,7 +324,13 @@ impl Relay {
         drop(self.0.reports.send(report));
     }
 
-    /// Number of rows in the outbox, counted up to [`MAX_BACKLOG`], at most a second old.
+    /// Whether new runs are refused, because as many messages as `MAX_BACKLOG` allows wait for Kafka.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.backlog() >= self.0.kafka.max_backlog
+    }
+
+    /// Number of rows in the outbox, counted up to `MAX_BACKLOG`, at most a second old.
     #[must_use]
     pub fn backlog(&self) -> i64 {
         self.0.backlog.load(Ordering::Relaxed)

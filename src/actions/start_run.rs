@@ -15,7 +15,7 @@ use crate::{
     },
     input::FieldError,
     offload::{Offload, Overloaded},
-    outbox::{self, MAX_BACKLOG, Relay},
+    outbox::{self, Relay},
     run_writer::{RunWriter, StartError, StartRun, StartedRun},
     workflow::{InputSchema, WorkflowStatus},
 };
@@ -274,7 +274,7 @@ async fn replay(
 
 async fn start_or_find(starter: Starter<'_>, request: Request) -> Result<Outcome, StartRunError> {
     let Starter { definitions, pool, offload, relay, writer } = starter;
-    if relay.backlog() >= MAX_BACKLOG {
+    if relay.is_full() {
         return Err(StartRunError::BacklogFull);
     }
     let Request { workflow_id, input, priority, actor, max_queued, key, context_id } = request;

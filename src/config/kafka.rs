@@ -1,4 +1,4 @@
-//! Kafka and dead-letter settings: `KAFKA_*`, `ENABLE_MONITORING_UPDATES`, `DEAD_LETTER_RETENTION_DAYS` and
+//! Kafka and dead-letter settings: `KAFKA_*`, `MAX_BACKLOG`, `ENABLE_MONITORING_UPDATES`, `DEAD_LETTER_RETENTION_DAYS` and
 //! `MAX_DEAD_LETTERS`.
 
 mod clients;
@@ -29,6 +29,8 @@ pub struct Kafka {
     pub partitions: i32,
     /// `KAFKA_TOPIC_REPLICATION`: number of replicas of topics that are created. `None`: the default of the cluster.
     pub replication: Option<i32>,
+    /// `MAX_BACKLOG`: messages that may wait for Kafka before new runs are refused. Each is a row.
+    pub max_backlog: i64,
     /// `KAFKA_GROUP_ID`: consumer group of the executors.
     pub group_id: String,
     /// TLS, authentication and further properties of the clients.
@@ -70,6 +72,7 @@ impl Section for Kafka {
             Ok(number @ 1..=100) => Ok(Some(number)),
             _ => Err(format!("must be a whole number from 1 to 100, not {value:?}")),
         });
+        let max_backlog = reader.number("max_backlog", 100_000, 1..=10_000_000);
         let clients = Clients::read(reader);
         Some(Self {
             brokers: brokers?,
@@ -79,6 +82,7 @@ impl Section for Kafka {
             monitoring_topic: Some(monitoring_topic?).filter(|_| is_monitored == Some(true)),
             partitions: partitions?,
             replication: replication?,
+            max_backlog: max_backlog?,
             group_id: reader.text("kafka_group_id", "execution-consumer-group"),
             clients: Live::new(clients?),
             renew_after: RENEW_KAFKA_CLIENTS_AFTER,

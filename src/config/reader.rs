@@ -45,7 +45,7 @@ variables! {
     jwt_public_key, jwt_jwks, jwt_issuer, jwt_audience, jwt_default_role, api_key_environment, bootstrap_api_key,
     cors_origins, cors_allow_credentials, cors_allow_methods, cors_allow_headers,
     encryption_key, trusted_proxies, hsts_max_age_secs, rate_limit_per_principal, rate_limit_per_address, rate_limit_burst,
-    rate_limit_failed_auth, max_concurrent_requests,
+    rate_limit_failed_auth, max_concurrent_requests, max_backlog,
     max_request_memory_mb, max_response_memory_mb,
     log_level, log_format, log_file, log_file_max_mb, log_file_count, otel_sdk_disabled, otel_exporter_otlp_endpoint,
     otel_exporter_otlp_traces_endpoint, otel_exporter_otlp_protocol, otel_exporter_otlp_headers,

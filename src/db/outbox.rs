@@ -4,6 +4,8 @@
 //! The execution requests of runs that were started together are one owned row, a batch. If it is not sent entirely by
 //! its owner, its requests become rows of their own. The view `outbox_messages` has all messages.
 
+use std::collections::HashMap;
+
 use sqlx::{AssertSqlSafe, PgConnection, PgExecutor};
 use uuid::Uuid;
 
@@ -43,16 +45,26 @@ pub struct Taken {
     pub organization_id: String,
     /// Input of the run as JSON text.
     pub input_data: Option<String>,
-    /// Plan that the run is pinned to, as JSON text; `None` if it was deleted.
-    pub workflow_plan: Option<String>,
+    /// Index of the plan that the run is pinned to; `None` if it was deleted, and for a cancellation.
+    #[sqlx(skip)]
+    pub plan: Option<usize>,
 }
 
-impl Taken {
-    /// Bytes of plan and input.
+/// Rows that were taken together, and their plans.
+#[derive(Debug)]
+pub struct Taking {
+    /// The rows in the order in which they were written.
+    pub rows: Vec<Taken>,
+    /// Plans as JSON text. Rows of the same version of a workflow have one together.
+    pub plans: Vec<String>,
+}
+
+impl Taking {
+    /// Bytes of all plans and inputs, a plan for each of its rows.
     #[must_use]
     pub fn payload_len(&self) -> usize {
-        let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
-        length(&self.input_data) + length(&self.workflow_plan)
+        let plan = |row: &Taken| row.plan.map_or(0, |plan| self.plans[plan].len());
+        self.rows.iter().map(|row| row.input_data.as_ref().map_or(0, String::len) + plan(row)).sum()
     }
 }
 
@@ -88,8 +100,16 @@ pub async fn insert(
 /// so that each costs one deleted row instead of an updated and a deleted one; cancellations get the owner.
 ///
 /// The rows are read in the order of the index, and only as far as needed: the count is a subquery that PostgreSQL does
-/// not turn into a join of the whole table.
-pub async fn take(db: impl PgExecutor<'_>, owner: Uuid, batch: Uuid, limit: usize) -> Result<Vec<Taken>, Error> {
+/// not turn into a join of the whole table. Each plan is read once: it is mostly the largest part of a message.
+pub async fn take(db: impl PgExecutor<'_>, owner: Uuid, batch: Uuid, limit: usize) -> Result<Taking, Error> {
+    #[derive(sqlx::FromRow)]
+    struct Row {
+        #[sqlx(flatten)]
+        taken: Taken,
+        own_plan: Option<String>,
+        plan_number: Option<i64>,
+        shared_plan: Option<String>,
+    }
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let sql = "
         WITH free AS (
@@ -109,17 +129,48 @@ pub async fn take(db: impl PgExecutor<'_>, owner: Uuid, batch: Uuid, limit: usiz
             RETURNING *
         ), taken AS (
             SELECT * FROM requests UNION ALL SELECT * FROM cancellations
-        )
-        SELECT taken.run_id, event_id, kind, taken.cancelled_by, reason, correlation_id, traceparent, priority,
-            organization_id,
-            input_data::text AS input_data,
-            coalesce(workflow_plan,
+        ), runs AS (
+            SELECT taken.run_id, event_id, kind, taken.cancelled_by, reason, taken.created_at, correlation_id, traceparent,
+                priority, r.organization_id, input_data, workflow_name, workflow_version, workflow_plan
+            FROM taken JOIN workflow_runs r ON r.run_id = taken.run_id
+        ), plans AS (
+            SELECT v.*, row_number() OVER () AS plan_number,
                 (SELECT workflow_data FROM workflow_definitions d
-                 WHERE d.name = r.workflow_name AND d.version = r.workflow_version
-                     AND d.organization_id = r.organization_id))::text AS workflow_plan
-        FROM taken JOIN workflow_runs r ON r.run_id = taken.run_id
-        ORDER BY taken.created_at";
-    Ok(sqlx::query_as(sql).bind(owner).bind(batch).bind(limit).fetch_all(db).await?)
+                 WHERE d.name = workflow_name AND d.version = workflow_version
+                     AND d.organization_id = v.organization_id)::text AS plan
+            FROM (SELECT DISTINCT organization_id, workflow_name, workflow_version FROM runs
+                  WHERE kind = 'execution' AND workflow_plan IS NULL) AS v
+        )
+        SELECT run_id, event_id, kind, cancelled_by, reason, correlation_id, traceparent, priority,
+            runs.organization_id, input_data::text AS input_data,
+            CASE WHEN kind = 'execution' THEN workflow_plan::text END AS own_plan,
+            plan_number,
+            CASE WHEN row_number() OVER (PARTITION BY plan_number) = 1 THEN plan END AS shared_plan
+        FROM runs LEFT JOIN plans ON kind = 'execution' AND workflow_plan IS NULL
+            AND plans.organization_id = runs.organization_id AND plans.workflow_name = runs.workflow_name
+            AND plans.workflow_version = runs.workflow_version
+        ORDER BY runs.created_at";
+    let mut found: Vec<Row> = sqlx::query_as(sql).bind(owner).bind(batch).bind(limit).fetch_all(db).await?;
+    let mut plans = Vec::new();
+    let mut shared = HashMap::new();
+    for row in &mut found {
+        if let (Some(number), Some(plan)) = (row.plan_number, row.shared_plan.take()) {
+            shared.insert(number, plans.len());
+            plans.push(plan);
+        }
+    }
+    let mut rows = Vec::with_capacity(found.len());
+    for Row { mut taken, own_plan, plan_number, .. } in found {
+        taken.plan = match own_plan {
+            Some(plan) => {
+                plans.push(plan);
+                Some(plans.len() - 1)
+            }
+            None => plan_number.and_then(|number| shared.get(&number).copied()),
+        };
+        rows.push(taken);
+    }
+    Ok(Taking { rows, plans })
 }
 
 /// Deletes rows whose messages the broker has acknowledged.

@@ -7,10 +7,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{
-    CancelledRun, ExecutedRun, MAX_BACKLOG, Relay, Reservation, SWEEP_BATCH, SWEEP_EVERY,
-    maintenance::MAINTENANCE_EVERY,
-};
+use super::{CancelledRun, ExecutedRun, Relay, Reservation, SWEEP_BATCH, SWEEP_EVERY, maintenance::MAINTENANCE_EVERY};
 use crate::{
     access::OrganizationId,
     db::{
@@ -86,12 +83,13 @@ impl Relay {
     /// Counts the backlog, and sends free rows for as long as there are any, but at most for [`SWEEP_EVERY`].
     async fn sweep_once(&self, drained: &CancellationToken) -> Result<Swept, db::Error> {
         let end = Instant::now() + SWEEP_EVERY;
-        let pool = self.0.pool.clone();
-        let counted = db::bounded(async move { db::outbox::backlog(&pool, MAX_BACKLOG).await });
+        let (pool, limit) = (self.0.pool.clone(), self.0.kafka.max_backlog);
+        let counted = db::bounded(async move { db::outbox::backlog(&pool, limit).await });
         let (backlog, oldest_secs) = counted.await?;
         self.0.backlog.store(backlog, Ordering::Relaxed);
         let oldest = Duration::try_from_secs_f64(oldest_secs).unwrap_or_default();
         self.0.oldest_ms.store(u64::try_from(oldest.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        metrics::gauge!("outbox_events_limit").set(limit as f64);
         metrics::gauge!("outbox_events_pending").set(backlog as f64);
         metrics::gauge!("outbox_oldest_age_seconds").set(oldest_secs);
         self.0.has_failed.store(false, Ordering::Relaxed);
@@ -108,14 +106,16 @@ impl Relay {
             }
             let (pool, batch) = (self.0.pool.clone(), Uuid::now_v7());
             let taken = db::bounded(async move { db::outbox::take(&pool, owner, batch, limit).await }).await;
-            let rows = taken.inspect_err(|_| self.abandon_batch(batch))?;
-            let (count, bytes) = (rows.len(), rows.iter().map(Taken::payload_len).sum::<usize>());
-            self.open_batch(batch, rows.iter().filter(|row| row.kind == Kind::Execution).count());
-            for (number, row) in rows.into_iter().enumerate() {
+            let taking = taken.inspect_err(|_| self.abandon_batch(batch))?;
+            let (count, bytes) = (taking.rows.len(), taking.payload_len());
+            self.open_batch(batch, taking.rows.iter().filter(|row| row.kind == Kind::Execution).count());
+            let plans: Vec<_> = taking.plans.into_iter().map(compacted).collect();
+            for (number, row) in taking.rows.into_iter().enumerate() {
                 if number % UNINTERRUPTED == UNINTERRUPTED - 1 {
                     tokio::task::yield_now().await;
                 }
-                self.send_taken(row, owner, batch);
+                let plan = row.plan.and_then(|plan| plans[plan].as_deref());
+                self.send_taken(row, plan, owner, batch);
             }
             if count < limit || is_probing {
                 break;
@@ -163,10 +163,7 @@ impl Relay {
             || self.0.held_bytes.load(Ordering::Relaxed) > MAX_QUEUED_BYTES / 2
     }
 
-    fn send_taken(&self, row: Taken, owner: Uuid, batch: Uuid) {
-        // Compact JSON, since the size was checked in that form when the run was accepted.
-        let compacted = |text: String| RawValue::from_string(text).ok().map(|raw| input::compact(&raw));
-        let plan = row.workflow_plan.and_then(compacted);
+    fn send_taken(&self, row: Taken, plan: Option<&RawValue>, owner: Uuid, batch: Uuid) {
         let input = row.input_data.and_then(compacted);
         let (correlation_id, traceparent) = (row.correlation_id.as_deref(), row.traceparent.as_deref());
         self.0.held.fetch_add(1, Ordering::Relaxed);
@@ -177,7 +174,7 @@ impl Relay {
                 let organization = &OrganizationId::stored(&row.organization_id);
                 let (run_id, priority) = (row.run_id.as_str(), row.priority);
                 let run = ExecutedRun { run_id, correlation_id, traceparent, priority, organization, is_retry: false };
-                self.execute(reservation, (row.event_id, Some(batch)), run, &plan, &input);
+                self.execute(reservation, (row.event_id, Some(batch)), run, plan, &input);
             }
             (Kind::Execution, None) => {
                 // The definition was deleted, so the message can never be rebuilt.
@@ -190,4 +187,9 @@ impl Relay {
             }
         }
     }
+}
+
+/// JSON without white space between the tokens, since the size was checked in that form when the run was accepted.
+fn compacted(text: String) -> Option<Box<RawValue>> {
+    RawValue::from_string(text).ok().map(|raw| input::compact(&raw))
 }

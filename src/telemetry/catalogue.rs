@@ -174,6 +174,7 @@ pub const API: &[Metric] = &[
     metric(Gauge, "workflow_runs_oldest_waiting_seconds", "Time for which the oldest run has waited for an executor"),
     metric(Histogram, "run_writer_batch_size", "Runs written by one statement"),
     metric(Histogram, "run_reader_batch_size", "Requests for a run that one statement answered"),
+    metric(Gauge, "outbox_events_limit", "Messages that may wait for Kafka before new runs are refused"),
     metric(Gauge, "outbox_events_pending", "Messages that Kafka has not acknowledged yet"),
     metric(Gauge, "outbox_oldest_age_seconds", "Age of the oldest of them"),
     metric(Counter, "outbox_messages_published_total", "Messages that Kafka has acknowledged"),

@@ -68,6 +68,36 @@ async fn runs_that_were_accepted_while_kafka_was_away_arrive_when_it_is_back(poo
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
+async fn runs_above_the_limit_of_the_backlog_are_refused_until_kafka_is_back(pool: PgPool) {
+    let settings = config(&pool, &[("MAX_BACKLOG", "3")]);
+    let service = Service::start_with(without_kafka(&settings));
+    let workflow_id = service.one_step_workflow().await;
+    for _ in 0..3 {
+        service.execute(&workflow_id).await;
+    }
+    eventually("the backlog is full", || async {
+        let health = service.get("/health/detailed").await.expect(200);
+        (health["components"]["outbox"]["status"] == "full").then_some(())
+    })
+    .await;
+    let path = format!("/api/v1/workflows/{workflow_id}/execute");
+    let refused = service.post(&path, &json!({"input_data": {}})).await;
+    assert!(refused.header("retry-after").is_some());
+    assert_eq!(refused.expect(503)["code"], "backlog_full");
+    assert_eq!(count(&pool, "SELECT count(*) FROM workflow_runs").await, 3);
+    service.stop().await;
+
+    let service = Service::start_with(settings);
+    eventually("the outbox is empty", || outbox_is_empty(&pool)).await;
+    eventually("runs are accepted", || async {
+        let health = service.get("/health/detailed").await.expect(200);
+        (health["components"]["outbox"]["status"] != "full").then_some(())
+    })
+    .await;
+    service.execute(&workflow_id).await;
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
 async fn the_messages_of_a_process_that_died_are_sent_by_another(pool: PgPool) {
     let settings = config(&pool, &[]);
     let dying = Service::start_with(without_kafka(&settings));
@@ -257,7 +287,7 @@ async fn a_sweep_reads_no_more_of_a_backlog_than_it_takes_and_in_order_within_a_
     let rows_read = "SELECT pg_stat_get_xact_tuples_returned('outbox'::regclass)
                          + pg_stat_get_xact_tuples_fetched('outbox'::regclass)";
     let before: i64 = sqlx::query_scalar(rows_read).fetch_one(&mut *transaction).await.expect("statistics");
-    let taken = outbox::take(&mut *transaction, owner, batch, 4).await.expect("rows");
+    let taken = outbox::take(&mut *transaction, owner, batch, 4).await.expect("rows").rows;
     let after: i64 = sqlx::query_scalar(rows_read).fetch_one(&mut *transaction).await.expect("statistics");
     let read = after - before;
     transaction.commit().await.expect("committed");

@@ -20,7 +20,6 @@ use crate::{
     },
     config::MetricsAccess,
     health::{self, Components, HealthComponent, PoolUse},
-    outbox::MAX_BACKLOG,
     readiness::HealthStatus,
     telemetry,
     timestamp::Timestamp,
@@ -213,9 +212,9 @@ pub async fn get_detailed_health(State(app): State<App>) -> Json<DetailedHealth>
     let kafka = HealthComponent::new(health::connected(found.kafka)).answered_within(app.relay.kafka().response());
     let schema = HealthComponent::new(if found.database { health::current(found.migrated) } else { "unknown" });
     let (pending, lag) = (app.relay.backlog(), app.relay.lag());
-    let outbox = match (pending, lag) {
-        (MAX_BACKLOG.., _) => "full",
-        (_, lag) if lag > OUTBOX_DELAYED => "delayed",
+    let outbox = match lag {
+        _ if app.relay.is_full() => "full",
+        lag if lag > OUTBOX_DELAYED => "delayed",
         _ => "current",
     };
     let outbox = HealthComponent::new(outbox).with_queue(pending, lag);

@@ -206,7 +206,7 @@ impl From<StartRunError> for ApiError {
             StartRunError::TooLarge => Self::plan_too_large(),
             StartRunError::InvalidInput(errors) => errors.into(),
             StartRunError::BacklogFull => {
-                let detail = "Kafka is down and the backlog is full: too many runs are waiting to be dispatched";
+                let detail = "The backlog is full: too many runs are waiting to be dispatched by Kafka";
                 Self::unavailable("backlog_full", detail)
             }
             StartRunError::Overloaded => Self::unavailable("overloaded", "Too many requests are waiting already"),
