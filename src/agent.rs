@@ -18,12 +18,16 @@ mod address;
 mod auth;
 mod credentials;
 mod kind;
+mod mcp;
+mod responses;
 
 pub use a2a::A2aConfig;
 pub use address::masked_url;
 pub use auth::{AuthType, mask_auth_config, render_auth_config};
 pub use credentials::{ClientCredentials, Credentials, Secrets};
-pub use kind::{AgentKind, ChatConfig, chat_url};
+pub use kind::{AgentKind, ChatConfig, model_url};
+pub use mcp::McpConfig;
+pub use responses::ResponsesConfig;
 
 /// Length of an agent's name, as in its column.
 const NAME_CHARS: std::ops::RangeInclusive<usize> = 1..=255;

@@ -9,9 +9,9 @@ use anyhow::{Context, bail, ensure};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use reqwest::{RequestBuilder, Response, redirect::Policy};
 use serde::{Deserialize, de::DeserializeOwned};
-use url::{Host, Url};
+use url::Url;
 
-use crate::config;
+use crate::{config, egress::is_loopback};
 
 /// Time in which a connection has to be there.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -116,13 +116,7 @@ impl Client {
             .read_timeout(READ_TIMEOUT)
             .redirect(Policy::none())
             .default_headers(headers);
-        let is_local = match base.host() {
-            Some(Host::Domain(name)) => name == "localhost",
-            Some(Host::Ipv4(address)) => address.is_loopback(),
-            Some(Host::Ipv6(address)) => address.is_loopback(),
-            None => false,
-        };
-        let builder = if is_local { builder.no_proxy() } else { builder };
+        let builder = if is_loopback(&base) { builder.no_proxy() } else { builder };
         Ok(Self { http: builder.build()?, base })
     }
 

@@ -9,6 +9,7 @@
 mod address;
 mod allow;
 mod body;
+mod event_reader;
 mod tokens;
 
 use std::{error::Error as StdError, sync::Arc, time::Duration};
@@ -23,8 +24,10 @@ use url::Url;
 
 use self::tokens::Tokens;
 pub use self::{
+    address::is_loopback,
     allow::{Allow, BadEntry},
     body::{Body, BodyError, Memory, NotJson, read_body},
+    event_reader::{EventReader, StreamEnd},
     tokens::NoToken,
 };
 use crate::{

@@ -14,6 +14,8 @@ pub struct Event {
 pub struct Parser {
     /// Bytes after the last complete line.
     unread: Vec<u8>,
+    /// Number of these in which there is no end of a line, so that no byte is looked at twice.
+    searched: usize,
     /// The event so far.
     event: Event,
     last_id: String,
@@ -40,9 +42,12 @@ impl Parser {
     /// The next complete event. Events without data, such as comments, do not count.
     pub fn next_event(&mut self) -> Option<Event> {
         let (mut at, mut found) = (0, None);
-        while let Some(length) = self.unread[at..].iter().position(|byte| *byte == b'\n') {
+        let mut from = std::mem::take(&mut self.searched);
+        while let Some(length) = self.unread[from..].iter().position(|byte| *byte == b'\n') {
+            let length = length + from - at;
             let line = String::from_utf8_lossy(&self.unread[at..at + length]);
             at += length + 1;
+            from = at;
             let line = line.trim_end_matches('\r');
             if line.is_empty() {
                 let event = std::mem::take(&mut self.event);
@@ -68,6 +73,7 @@ impl Parser {
             }
         }
         self.unread.drain(..at);
+        self.searched = if found.is_some() { 0 } else { self.unread.len() };
         found
     }
 }

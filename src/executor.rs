@@ -31,6 +31,7 @@ mod first_attempt;
 mod intake;
 mod journal;
 mod ledger;
+mod mcp_servers;
 mod memory;
 mod monitoring;
 mod own_connection;
@@ -62,6 +63,7 @@ use self::{
     deltas::Deltas,
     intake::Intake,
     journal::Journal,
+    mcp_servers::McpServers,
     memory::Memory,
     monitoring::Monitoring,
     plans::Plans,
@@ -110,6 +112,8 @@ struct Shared {
     egress: Egress,
     /// Cards of A2A agents.
     cards: Cards,
+    /// Connections to MCP servers, and what is known of them.
+    mcp_servers: McpServers,
     /// Pieces of outputs that agents stream.
     deltas: Deltas,
     /// Permits for statements of drivers and steps that do not go through the journal. They are half of the pool's
@@ -174,6 +178,7 @@ pub fn start(config: &Config, pool: db::Pool, lifecycle: &Lifecycle, clock: Cloc
         agents: Agents::new(pool.clone(), Arc::clone(&config.vault), config.circuit_breaker, clock.clone()),
         breakers: Breakers::new(pool.clone(), clock.clone()),
         cards: Cards::new(pool.clone(), egress.clone(), clock.clone(), config.audit),
+        mcp_servers: McpServers::new(pool.clone(), egress.clone(), clock.clone(), config.audit),
         egress,
         deltas,
         statements: Arc::new(Semaphore::new(pool.max().div_ceil(2))),

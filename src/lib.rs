@@ -18,6 +18,7 @@ pub mod health;
 pub mod id;
 pub mod input;
 pub mod mapping;
+pub mod mcp;
 pub mod permits;
 pub mod rate;
 pub mod retention;
@@ -40,6 +41,7 @@ pub mod archive;
 pub mod db;
 pub mod egress;
 pub mod kafka;
+pub mod mcp_client;
 
 // Write operations on the data.
 pub mod actions;

@@ -3,7 +3,7 @@
 use serde_json::value::RawValue;
 use url::Url;
 
-use super::a2a::A2aConfig;
+use super::{a2a::A2aConfig, mcp::McpConfig, responses::ResponsesConfig};
 use crate::input::{FieldError, Node, Read, member, text, to_raw};
 
 /// Members of the `config` of a chat agent.
@@ -11,9 +11,9 @@ const CHAT_MEMBERS: [&str; 5] = ["model", "system_prompt", "parameters", "respon
 /// Parameters of a chat request that other members determine.
 const OWN_PARAMETERS: [&str; 4] = ["model", "messages", "stream", "response_format"];
 /// Length of a model's name.
-const MODEL_CHARS: std::ops::RangeInclusive<usize> = 1..=255;
+pub(super) const MODEL_CHARS: std::ops::RangeInclusive<usize> = 1..=255;
 /// Length of a system prompt.
-const PROMPT_CHARS: std::ops::RangeInclusive<usize> = 0..=100_000;
+pub(super) const PROMPT_CHARS: std::ops::RangeInclusive<usize> = 0..=100_000;
 
 /// Protocol of an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,11 +24,15 @@ pub enum AgentKind {
     Http,
     /// OpenAI-compatible chat completions.
     OpenAi,
+    /// The Responses API of OpenAI and of Open Responses.
+    Responses,
+    /// A tool of an MCP server.
+    Mcp,
 }
 
 impl AgentKind {
     /// All kinds.
-    pub const ALL: [Self; 3] = [Self::A2a, Self::Http, Self::OpenAi];
+    pub const ALL: [Self; 5] = [Self::A2a, Self::Http, Self::OpenAi, Self::Responses, Self::Mcp];
 
     /// Text in the `kind` column and on the wire.
     #[must_use]
@@ -37,6 +41,8 @@ impl AgentKind {
             Self::A2a => "a2a",
             Self::Http => "http",
             Self::OpenAi => "openai",
+            Self::Responses => "responses",
+            Self::Mcp => "mcp",
         }
     }
 
@@ -48,7 +54,8 @@ impl AgentKind {
 
     pub(super) fn read(node: &Node<'_>) -> Read<Self> {
         node.parsed(|name| {
-            Self::parse(&name.to_lowercase()).ok_or_else(|| "must be one of a2a, http, openai".to_owned())
+            Self::parse(&name.to_lowercase())
+                .ok_or_else(|| format!("must be one of {}", Self::ALL.map(Self::as_str).join(", ")))
         })
     }
 }
@@ -89,13 +96,7 @@ impl ChatConfig {
                     .collect()),
             }
         });
-        let response_format =
-            object.nullable("response_format", &mut errors, |node| match text(node.raw()).as_deref() {
-                Some("json") => Ok(to_raw(&serde_json::json!({"type": "json_object"}))),
-                Some("text") => Ok(to_raw(&serde_json::json!({"type": "text"}))),
-                Some(_) => Err(vec![FieldError::rule(node.path(), "must be text, json, or an object with a type")]),
-                None => node.free_object(),
-            });
+        let response_format = object.nullable("response_format", &mut errors, read_format);
         let streaming = object.nullable("streaming", &mut errors, Node::boolean).unwrap_or_default();
         match model {
             Some(model) if errors.is_empty() => {
@@ -113,12 +114,23 @@ impl ChatConfig {
     }
 }
 
-/// Endpoint of an OpenAI-compatible API. The agent's URL is the base (`https://host/v1`) or that of chat completions.
+/// Reads the format of a model's text.
+pub(super) fn read_format(node: &Node<'_>) -> Read<Box<RawValue>> {
+    match text(node.raw()).as_deref() {
+        Some("json") => Ok(to_raw(&serde_json::json!({"type": "json_object"}))),
+        Some("text") => Ok(to_raw(&serde_json::json!({"type": "text"}))),
+        Some(_) => Err(vec![FieldError::rule(node.path(), "must be text, json, or an object with a type")]),
+        None => node.free_object(),
+    }
+}
+
+/// Endpoint of an OpenAI-compatible API. The agent's URL is the base (`https://host/v1`), or that of chat completions or
+/// of responses.
 #[must_use]
-pub fn chat_url(agent_url: &Url, path: &str) -> Url {
+pub fn model_url(agent_url: &Url, path: &str) -> Url {
     let mut url = agent_url.clone();
     let base = url.path().trim_end_matches('/');
-    let base = base.strip_suffix("/chat/completions").unwrap_or(base);
+    let base = ["/chat/completions", "/responses"].iter().find_map(|end| base.strip_suffix(end)).unwrap_or(base);
     let path = format!("{base}/{path}");
     url.set_path(&path);
     url
@@ -135,11 +147,19 @@ pub(super) fn checked_config(kind: AgentKind, config: Option<&RawValue>) -> Read
         (AgentKind::Http, Some(_)) => {
             Err(vec![FieldError::rule("body.config", format!("must be null for kind {}", kind.as_str()))])
         }
-        (AgentKind::OpenAi, None) => {
-            Err(vec![FieldError::rule("body.config", "must be an object with a model for kind openai")])
+        (AgentKind::OpenAi | AgentKind::Responses | AgentKind::Mcp, None) => {
+            let wanted = if kind == AgentKind::Mcp { "tool" } else { "model" };
+            let text = format!("must be an object with a {wanted} for kind {}", kind.as_str());
+            Err(vec![FieldError::rule("body.config", text)])
         }
         (AgentKind::OpenAi, Some(config)) => {
             ChatConfig::read(&Node::new("body.config", config)).map(|_| Some(config.to_owned()))
+        }
+        (AgentKind::Responses, Some(config)) => {
+            ResponsesConfig::read(&Node::new("body.config", config)).map(|_| Some(config.to_owned()))
+        }
+        (AgentKind::Mcp, Some(config)) => {
+            McpConfig::read(&Node::new("body.config", config)).map(|_| Some(config.to_owned()))
         }
     }
 }
@@ -161,10 +181,12 @@ mod tests {
             ),
         ] {
             let url = Url::parse(given).expect(given);
-            assert_eq!(chat_url(&url, "chat/completions").as_str(), expected);
+            assert_eq!(model_url(&url, "chat/completions").as_str(), expected);
         }
         let url = Url::parse("https://x.example/v1/chat/completions").expect("a URL");
-        assert_eq!(chat_url(&url, "models").as_str(), "https://x.example/v1/models");
+        assert_eq!(model_url(&url, "models").as_str(), "https://x.example/v1/models");
+        let url = Url::parse("https://x.example/v1/responses/").expect("a URL");
+        assert_eq!(model_url(&url, "responses/r").as_str(), "https://x.example/v1/responses/r");
     }
 
     #[test]
@@ -177,6 +199,11 @@ mod tests {
             (AgentKind::OpenAi, r#"{"model":"m","streaming":1}"#, &["body.config.streaming bool_type"]),
             (AgentKind::Http, r#"{"model":"m"}"#, &[rule]),
             (AgentKind::OpenAi, "null", &[rule]),
+            (AgentKind::Responses, "null", &[rule]),
+            (AgentKind::Responses, r#"{"model":"m"}"#, &[]),
+            (AgentKind::Mcp, "null", &[rule]),
+            (AgentKind::Mcp, r#"{"tool":"t"}"#, &[]),
+            (AgentKind::Mcp, r#"{"model":"m"}"#, &["body.config.model extra_forbidden", "body.config.tool missing"]),
             (AgentKind::OpenAi, "[]", &["body.config model_attributes_type"]),
             (AgentKind::OpenAi, "{}", &["body.config.model missing"]),
             (AgentKind::OpenAi, r#"{"model":" "}"#, &["body.config.model value_error"]),

@@ -21,6 +21,8 @@ pub mod runs;
 pub mod step_stream;
 pub mod storage;
 pub mod system;
+pub mod tool_lists;
+pub mod tool_warnings;
 pub mod transfer;
 pub mod workflow_tests;
 pub mod workflows;

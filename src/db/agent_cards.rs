@@ -1,4 +1,5 @@
-//! What executors know about A2A agents: cards, and the versions that the agents speak.
+//! What executors know about agents: the cards of A2A agents and the tools of MCP servers, and the versions that they
+//! speak.
 
 use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
@@ -63,8 +64,8 @@ pub enum Checked {
         card: Box<RawValue>,
         /// Its `ETag`.
         etag: Option<String>,
-        /// See [`crate::a2a::Signature`].
-        signature: &'static str,
+        /// See [`crate::a2a::Signature`]; `None` for what has none.
+        signature: Option<&'static str>,
     },
     /// The card has not changed.
     Unchanged,
@@ -142,6 +143,47 @@ pub async fn record_version(pool: &Pool, owner: &CardOwner, version: &str) -> Re
         Ok(())
     })
     .await
+}
+
+/// Tool of an MCP server that an agent calls, as far as its server is known.
+#[derive(Clone, Debug, sqlx::FromRow)]
+pub struct KnownTool {
+    /// Name of the agent.
+    pub agent: String,
+    /// Name of the tool.
+    pub tool: String,
+    /// JSON Schema of its input, if the server was seen with it.
+    pub input_schema: Option<Json<Box<RawValue>>>,
+    /// Whether the server was seen with it.
+    pub is_there: bool,
+    /// Whether all tools of the server are known.
+    pub is_complete: bool,
+    /// Names of some tools of the server.
+    pub names: Vec<String>,
+}
+
+/// Maximum number of agents whose tools are read together.
+const MAX_TOOLS: i64 = 64;
+
+/// Tools that these agents of the organisation call, of those whose servers are known.
+pub async fn known_tools(
+    db: impl PgExecutor<'_>,
+    organization: &OrganizationId,
+    agents: &[String],
+) -> Result<Vec<KnownTool>, Error> {
+    let sql = "
+        SELECT a.name AS agent, a.config ->> 'tool' AS tool, known.tool -> 'inputSchema' AS input_schema,
+            known.tool IS NOT NULL AS is_there, coalesce((c.card ->> 'tools_complete')::boolean, false) AS is_complete,
+            ARRAY(SELECT entry ->> 'name' FROM jsonb_array_elements(list.tools) AS entry LIMIT 10) AS names
+        FROM agents a JOIN agent_cards c ON c.agent_id = a.id AND c.url_digest = sha256(convert_to(a.url, 'UTF8'))
+        CROSS JOIN LATERAL (SELECT CASE WHEN jsonb_typeof(c.card -> 'tools') = 'array' THEN c.card -> 'tools'
+            ELSE '[]' END AS tools) AS list
+        LEFT JOIN LATERAL (SELECT entry AS tool FROM jsonb_array_elements(list.tools) AS entry
+            WHERE entry ->> 'name' = a.config ->> 'tool' LIMIT 1) AS known ON true
+        WHERE a.organization_id = $1 AND a.name = ANY ($2) AND a.kind = 'mcp' AND a.config ->> 'tool' IS NOT NULL
+            AND jsonb_typeof(c.card -> 'tools_complete') = 'boolean'
+        ORDER BY a.name LIMIT $3";
+    Ok(sqlx::query_as(sql).bind(organization.as_str()).bind(agents).bind(MAX_TOOLS).fetch_all(db).await?)
 }
 
 /// Locks the agent's row, which is made if there is none, or one for another URL. Returns its card.

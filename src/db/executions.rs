@@ -5,6 +5,7 @@ mod change;
 mod claim;
 mod park;
 mod resume;
+mod task;
 mod write;
 
 use sqlx::PgExecutor;
@@ -18,6 +19,7 @@ pub use self::{
     claim::{ClaimBatch, Claimed, Limits, TakenOver, claim, take_over},
     park::{forget_wakes, is_any_awake, park, wake},
     resume::{EarlierStep, outputs, resume},
+    task::{agent_task, keep_agent_task},
     write::{LeaseState, Locked, prepare_session, write},
 };
 use super::Error;

@@ -1,15 +1,20 @@
 //! Agent call: one call in the agent's protocol, under a deadline that covers all of it.
 //!
-//! A call is one HTTP request with the input. It is repeated only to an A2A agent that does not know the method or the
-//! version, which has done nothing then. For an A2A task that is not done yet, further requests only query it. Agents can de-duplicate by the attempt in `Idempotency-Key`; A2A agents also by the
-//! message's id.
+//! A call is one HTTP request with the input. It is repeated only if the agent has proved that it has done nothing: an A2A
+//! agent or an MCP server that does not know the method or the version, an MCP server that does not know the session. For a
+//! task that is not done yet, further requests only query it. Agents can de-duplicate by the attempt in `Idempotency-Key`;
+//! A2A agents also by the message's id, MCP servers by `_meta`.
 
 mod a2a;
+mod background;
 mod chat;
 mod chat_stream;
-mod event_reader;
 mod in_flight;
+mod mcp;
 mod plain;
+mod remote_task;
+mod responses;
+mod responses_stream;
 
 use std::{
     sync::{
@@ -19,6 +24,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt as _;
 use http::{Method, StatusCode, header};
 use reqwest::{RequestBuilder, Response};
 use serde_json::value::RawValue;
@@ -184,6 +190,9 @@ pub(super) async fn call(request: Request<'_>) -> CallOutcome {
             Protocol::A2a(config) => a2a::call(&wire, config).await,
             Protocol::Http => plain::call(&wire).await,
             Protocol::OpenAi(config) => chat::call(&wire, config).await,
+            // In boxes, so that runs without such agents are not larger because of them.
+            Protocol::Responses(config) => responses::call(&wire, config).boxed().await,
+            Protocol::Mcp(config) => mcp::call(&wire, config).boxed().await,
         }
     };
     let result = tokio::time::timeout(agent.timeout, exchange).await.unwrap_or_else(|_| {
@@ -379,7 +388,8 @@ fn url_of(agent: &Agent) -> Result<Url, Failure> {
 /// A POST of JSON.
 fn json_post(url: Url, body: String) -> HttpRequest {
     let media_type = "application/json";
-    HttpRequest { method: Method::POST, url, body: Some(body), media_type, accept: media_type, version: None }
+    let (method, body, headers) = (Method::POST, Some(body), Vec::new());
+    HttpRequest { method, url, body, media_type, accept: media_type, version: None, headers }
 }
 
 /// A request with the headers common to all requests to the agent.
@@ -408,6 +418,7 @@ async fn prepare(
         Some(version) => http.header(VERSION_HEADER, version),
         None => http,
     };
+    let http = request.headers.into_iter().fold(http, |http, (name, value)| http.header(name, value));
     let http = match request.body {
         Some(body) => http.body(body),
         None => http,

@@ -251,7 +251,7 @@ impl Cards {
             Ok(Fetched::Card { card, etag, age }) => {
                 let signature = Signature::of(&card, &config.card_keys);
                 let found = Found::of_card(&card, signature, config);
-                (Checked::Card { card, etag, signature: signature.as_str() }, found, age)
+                (Checked::Card { card, etag, signature: Some(signature.as_str()) }, found, age)
             }
             Ok(Fetched::Unchanged { age }) => {
                 let found = row.as_ref().map_or(Found::Unknown, |row| Found::of_row(row, config));
@@ -373,6 +373,7 @@ impl Fetch<'_> {
             media_type: "application/json",
             accept: "application/json",
             version: None,
+            headers: Vec::new(),
         };
         let response = self.send(request, etag).await?;
         let status = response.status();

@@ -13,7 +13,9 @@ use uuid::Uuid;
 
 use crate::{
     access::OrganizationId,
-    agent::{A2aConfig, AgentKind, AgentStatus, ChatConfig, Credentials, RetryConfig, Secrets},
+    agent::{
+        A2aConfig, AgentKind, AgentStatus, ChatConfig, Credentials, McpConfig, ResponsesConfig, RetryConfig, Secrets,
+    },
     breaker::Rules,
     cache::Cache,
     clock::Clock,
@@ -36,6 +38,8 @@ pub(super) enum Protocol {
     A2a(A2aConfig),
     Http,
     OpenAi(ChatConfig),
+    Responses(ResponsesConfig),
+    Mcp(McpConfig),
 }
 
 /// Breaker of an agent, as read together with the agent.
@@ -48,6 +52,8 @@ pub(super) struct ReadBreaker {
 /// Agent to call. Has no `Debug`, since it holds secrets.
 pub(super) struct Agent {
     pub(super) id: Uuid,
+    /// Version of the row, another one after each change.
+    pub(super) version: i64,
     pub(super) name: String,
     /// `None`: the stored URL is not valid.
     pub(super) url: Option<Url>,
@@ -136,7 +142,7 @@ impl Agents {
             None => (None, Err(NoAgent::Unknown(name.to_owned()))),
             Some(AgentWithBreaker { agent, breaker, version }) => {
                 let found = if agent.status == AgentStatus::Active.as_str() {
-                    self.read(agent, ReadBreaker { shared: breaker.into(), began }).map(Arc::new)
+                    self.read(agent, version, ReadBreaker { shared: breaker.into(), began }).map(Arc::new)
                 } else {
                     Err(NoAgent::NotActive(name.to_owned(), agent.status))
                 };
@@ -154,12 +160,13 @@ impl Agents {
 }
 
 impl Agents {
-    fn read(&self, row: AgentRow, read_breaker: ReadBreaker) -> Result<Agent, NoAgent> {
+    fn read(&self, row: AgentRow, version: i64, read_breaker: ReadBreaker) -> Result<Agent, NoAgent> {
         let config = row.auth_config.as_ref().map(|config| self.vault.decrypt(row.id, &config.0)).transpose();
         let breaker_config = row.circuit_breaker_config.as_ref().map(|config| &*config.0);
         let protocol = Protocol::read(&row.kind, row.config.as_ref().map(|config| &*config.0));
         Ok(Agent {
             id: row.id,
+            version,
             protocol: protocol.ok_or_else(|| NoAgent::UnknownKind(row.name.clone()))?,
             breaker: self.breaker_rules.of_agent(breaker_config),
             read_breaker,
@@ -179,6 +186,8 @@ impl Protocol {
             AgentKind::A2a => A2aConfig::from_stored(config).map(Self::A2a),
             AgentKind::Http => Some(Self::Http),
             AgentKind::OpenAi => ChatConfig::read(&Node::new("config", config?)).ok().map(Self::OpenAi),
+            AgentKind::Responses => ResponsesConfig::read(&Node::new("config", config?)).ok().map(Self::Responses),
+            AgentKind::Mcp => McpConfig::from_stored(config).map(Self::Mcp),
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// An event stream of these events. Before one that is null it waits for a permit; at the end it closes.
-fn events(list: Vec<Value>, gate: Arc<Semaphore>) -> Response {
+pub fn events(list: Vec<Value>, gate: Arc<Semaphore>) -> Response {
     let pieces = futures_util::stream::unfold((list.into_iter(), gate), |(mut list, gate)| async move {
         let event = match list.next()? {
             Value::Null => {
@@ -65,13 +65,13 @@ fn streaming(url: &str) -> axum::Router {
 }
 
 /// Event stream of a run.
-struct Watched {
+pub struct Watched {
     body: Body,
     text: String,
 }
 
 impl Watched {
-    async fn open(service: &Service, run_id: &str) -> Self {
+    pub async fn open(service: &Service, run_id: &str) -> Self {
         let response = service.open("GET", &format!("/api/v1/runs/{run_id}/events"), &[], Body::empty()).await;
         assert_eq!(response.status(), 200);
         Self { body: response.into_body(), text: String::new() }
@@ -96,7 +96,7 @@ impl Watched {
     }
 
     /// The next event of that name.
-    async fn named(&mut self, wanted: &str) -> Value {
+    pub async fn named(&mut self, wanted: &str) -> Value {
         loop {
             let (name, id, data) = self.next().await.unwrap_or_else(|| panic!("no event {wanted}"));
             assert_eq!(id.is_none(), name == "step.output.delta", "only entries of the log have ids");

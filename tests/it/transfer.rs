@@ -37,6 +37,10 @@ async fn filled(service: &Service) {
 async fn what_is_exported_is_unchanged_when_it_is_imported(pool: PgPool) {
     let service = Service::start(&pool);
     filled(&service).await;
+    for (name, config) in [("mcp", json!({"tool": "t"})), ("responses", json!({"model": "m", "background": true}))] {
+        let agent = json!({"name": name, "url": "http://more/", "kind": name, "config": config});
+        service.post("/api/v1/agents", &agent).await.expect(201);
+    }
     let answer = service.get(EXPORT).await;
     assert!(!answer.text.contains("hush") && !answer.text.contains("pass"), "{}", answer.text);
     let document = answer.expect(200);
@@ -45,7 +49,7 @@ async fn what_is_exported_is_unchanged_when_it_is_imported(pool: PgPool) {
     let before = service.get("/api/v1/agents").await.expect(200);
     let report = service.post(IMPORT, &document).await.expect(200);
     let nothing = json!({"agents": [], "workflows": []});
-    let all = json!({"agents": ["model", "plain", "secret"], "workflows": ["one", "two"]});
+    let all = json!({"agents": ["mcp", "model", "plain", "responses", "secret"], "workflows": ["one", "two"]});
     let expected = json!({"dry_run": false, "created": nothing, "updated": nothing, "unchanged": all, "errors": []});
     assert_eq!(report, expected);
     assert_eq!(service.get("/api/v1/agents").await.expect(200), before);

@@ -3,6 +3,7 @@
 //! Chromium, `pgbouncer`, `openssl` and the programs of a PostgreSQL server have to be installed, and `TEST_OPENBAO` names
 //! `OpenBao`.
 
+mod agent_work;
 mod browser;
 mod chromium;
 mod client;

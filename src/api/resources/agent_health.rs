@@ -11,11 +11,14 @@ use utoipa::ToSchema;
 
 use crate::{
     a2a::card,
-    agent::{AgentKind, Credentials, Secrets, chat_url},
+    agent::{AgentKind, Credentials, McpConfig, Secrets, model_url},
     api::vocabulary::sets,
+    clock::Clock,
     db::agents::AgentRow,
     egress::{self, BodyError, Egress, RequestError},
     input::{self, member, shorten_to},
+    mcp::tools,
+    mcp_client::{Connected, Server},
     timestamp::Timestamp,
 };
 
@@ -39,19 +42,27 @@ pub struct AgentHealth {
     /// Time of the check.
     #[schema(value_type = String, format = DateTime)]
     timestamp: Timestamp,
-    /// Card of an A2A agent.
+    /// Card of an A2A agent, or an MCP server with its tools.
     #[schema(value_type = Option<HashMap<String, Value>>)]
     agent_card: Option<Box<RawValue>>,
 }
 
-/// Sends a request that costs nothing, with the agent's credentials: for the card of an A2A agent, or the list of
-/// models of an OpenAI-compatible one. A plain HTTP agent has neither; it is healthy if it answers a GET with
-/// anything but a 5xx. Messages contain no credentials. A card may, and is shown unchanged to callers who may see
-/// them.
-pub async fn check(egress: &Egress, agent: &AgentRow, with_secrets: bool) -> AgentHealth {
+/// Tools of an MCP server that were read, and the revision that it speaks.
+pub struct ReadTools {
+    /// The server with its tools.
+    pub list: Box<RawValue>,
+    /// The revision.
+    pub revision: &'static str,
+}
+
+/// Sends a request that costs nothing, with the agent's credentials: for the card of an A2A agent, the list of models of
+/// an OpenAI-compatible one, or the list of tools of an MCP server. A plain HTTP agent has none; it is healthy if it
+/// answers a GET with anything but a 5xx. An MCP server is healthy if it has the agent's tool. Messages contain no
+/// credentials. A card may, and is shown unchanged to callers who may see them. Also returns the tools.
+pub async fn check(egress: &Egress, agent: &AgentRow, with_secrets: bool) -> (AgentHealth, Option<ReadTools>) {
     let time = Duration::from_millis(u64::try_from(agent.timeout_ms).unwrap_or_default()).min(LONGEST_CHECK);
     let timestamp = Timestamp::now();
-    let mut check = Check { egress, agent, response_time_ms: None };
+    let mut check = Check { egress, agent, response_time_ms: None, tools: None };
     let checked = tokio::time::timeout(time, check.run()).await;
     let checked = checked.unwrap_or_else(|_| Err(format!("No answer within {} ms", time.as_millis())));
     let auth_config = agent.auth_config.as_ref().map(|config| &*config.0);
@@ -62,7 +73,7 @@ pub async fn check(egress: &Egress, agent: &AgentRow, with_secrets: bool) -> Age
         Ok(Healthy { message, card }) => ("healthy", message, card),
         Err(message) => ("unhealthy", message, None),
     };
-    AgentHealth {
+    let health = AgentHealth {
         status,
         message: shorten_to(&masked(message), MAX_MESSAGE_CHARS).into_owned(),
         response_time_ms: check.response_time_ms,
@@ -70,7 +81,8 @@ pub async fn check(egress: &Egress, agent: &AgentRow, with_secrets: bool) -> Age
         agent_card: card.and_then(|card| {
             if with_secrets { Some(card) } else { RawValue::from_string(masked(card.get().to_owned())).ok() }
         }),
-    }
+    };
+    (health, check.tools)
 }
 
 struct Healthy {
@@ -91,6 +103,8 @@ struct Check<'a> {
     agent: &'a AgentRow,
     /// Time until the last HTTP answer.
     response_time_ms: Option<u64>,
+    /// Tools of an MCP server.
+    tools: Option<ReadTools>,
 }
 
 impl Check<'_> {
@@ -111,12 +125,39 @@ impl Check<'_> {
                 let message = format!("The agent answers a GET with status {}", status.as_u16());
                 Ok(Healthy { message, card: None })
             }
-            AgentKind::OpenAi => {
-                let models = self.object(chat_url(&url, "models"), "The agent's list of models").await;
+            AgentKind::Mcp => self.tool(&url).await,
+            AgentKind::OpenAi | AgentKind::Responses => {
+                let models = self.object(model_url(&url, "models"), "The agent's list of models").await;
                 let models = models.map_err(|(NoCard::Missing(why) | NoCard::Wrong(why))| why)?;
-                Ok(Healthy { message: description(&models), card: None })
+                Ok(Healthy { message: described(&models), card: None })
             }
         }
+    }
+
+    /// The tool of the agent in the list of its MCP server.
+    async fn tool(&mut self, url: &Url) -> Result<Healthy, String> {
+        let config = McpConfig::from_stored(self.agent.config.as_ref().map(|config| &*config.0));
+        let config = config.ok_or_else(|| "The agent's config cannot be used".to_owned())?;
+        let auth_config = self.agent.auth_config.as_ref().map(|config| &*config.0);
+        let credentials = Credentials::read(self.agent.auth_type.as_deref(), auth_config);
+        let clock = Clock::default();
+        let server = Server { egress: self.egress, clock: &clock, url, credentials: &credentials };
+        let started = Instant::now();
+        let connected = server.connect(config.protocol).await;
+        let Connected { link, description } =
+            connected.map_err(|error| format!("The MCP server cannot be connected: {error}"))?;
+        self.response_time_ms = Some(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX));
+        let description = match description {
+            Some(description) => description,
+            None => server.describe().await.unwrap_or_default(),
+        };
+        let list = server.tools(&link).await;
+        let list = list.map_err(|error| format!("The list of tools cannot be read: {error}"))?.described(&description);
+        self.tools = Some(ReadTools { list: list.clone(), revision: link.revision.as_str() });
+        let Some(tool) = tools::find(&list, &config.tool) else {
+            return Err(format!("The MCP server has no tool {:?}", input::shorten(&config.tool)));
+        };
+        Ok(Healthy { message: described(tool), card: Some(list) })
     }
 
     /// The first card that is found; if there is none, the error at the standard address.
@@ -124,7 +165,7 @@ impl Check<'_> {
         let mut missing = None;
         for url in card::addresses(url) {
             match self.object(url, "The agent's card").await {
-                Ok(card) => return Ok(Healthy { message: description(&card), card: Some(card) }),
+                Ok(card) => return Ok(Healthy { message: described(&card), card: Some(card) }),
                 Err(NoCard::Missing(why)) => missing = missing.or(Some(why)),
                 Err(NoCard::Wrong(why)) => return Err(why),
             }
@@ -174,7 +215,7 @@ impl Check<'_> {
 }
 
 /// Description of the agent from its card.
-fn description(card: &RawValue) -> String {
+fn described(card: &RawValue) -> String {
     let description = member(card, "description").and_then(input::text).filter(|text| !text.is_empty());
     description.unwrap_or_else(|| "The agent answers".to_owned())
 }

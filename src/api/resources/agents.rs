@@ -12,7 +12,10 @@ use utoipa::{
     openapi::{Ref, RefOr, Schema, schema::AnyOfBuilder},
 };
 
-use super::agent_health::{self, AgentHealth};
+use super::{
+    agent_health::{self, AgentHealth},
+    tool_lists,
+};
 use crate::{
     actions::save_agent::{self, NameTaken, SaveAgentError},
     agent::{
@@ -83,12 +86,12 @@ pub struct Agent {
     /// Configuration for its kind.
     #[schema(value_type = Option<AnyConfigBody>)]
     config: Option<Box<RawValue>>,
-    /// Of an A2A agent that was called: version of the protocol in which it answered last; otherwise, and in lists of
-    /// several agents, null.
-    #[schema(value_type = Option<sets::A2aVersion>)]
+    /// Of an A2A agent or an MCP server that was called: version of the protocol in which it answered last; otherwise, and
+    /// in lists of several agents, null.
+    #[schema(value_type = Option<sets::ProtocolVersion>)]
     protocol_seen: Option<String>,
-    /// Of an A2A agent whose card an executor has requested: what is known of it; otherwise, and in lists of several
-    /// agents, null.
+    /// Of an A2A agent whose card was requested, or an MCP server whose tools were: what is known of it; otherwise, and in
+    /// lists of several agents, null.
     card: Option<AgentCard>,
     /// Whether it may be used.
     #[schema(value_type = sets::AgentStatus)]
@@ -105,13 +108,14 @@ pub struct Agent {
     updated_by: Option<String>,
 }
 
-/// Card of an A2A agent, as executors know it.
+/// Card of an A2A agent, or an MCP server with its tools, as they are known.
 #[derive(Serialize, ToSchema)]
 pub struct AgentCard {
-    /// The card; null: none was found. Without `agents:secrets`, credentials of the agent in it are replaced by asterisks.
+    /// The card, or `name`, `version`, `description` and `tools` of an MCP server; null: none was found. Without
+    /// `agents:secrets`, credentials of the agent in it are replaced by asterisks.
     #[schema(value_type = Option<HashMap<String, Value>>)]
     content: Option<Box<RawValue>>,
-    /// Whether one of the keys in `config.card_keys` has signed it; null without a card. `unchecked`: it is signed, and
+    /// Whether one of the keys in `config.card_keys` has signed it; null without a card, and for MCP servers. `unchecked`: it is signed, and
     /// there are no keys.
     #[schema(value_type = Option<sets::CardSignature>)]
     signature: Option<String>,
@@ -289,7 +293,8 @@ pub struct AnyConfigBody;
 impl PartialSchema for AnyConfigBody {
     fn schema() -> RefOr<Schema> {
         let of = |name: &str| Ref::from_schema_name(name);
-        let any = AnyOfBuilder::new().item(of("AgentConfig")).item(of("A2aConfig"));
+        let any = ["AgentConfig", "A2aConfig", "ResponsesConfig", "McpConfig"].into_iter();
+        let any = any.fold(AnyOfBuilder::new(), |any, name| any.item(of(name)));
         let any = any.description(Some("Configuration of an agent, by its kind.")).build();
         RefOr::T(Schema::AnyOf(any))
     }
@@ -303,8 +308,12 @@ impl ToSchema for AnyConfigBody {
     fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
         AgentConfigBody::schemas(schemas);
         A2aConfigBody::schemas(schemas);
+        ResponsesConfigBody::schemas(schemas);
+        McpConfigBody::schemas(schemas);
         schemas.push(("AgentConfig".to_owned(), AgentConfigBody::schema()));
         schemas.push(("A2aConfig".to_owned(), A2aConfigBody::schema()));
+        schemas.push(("ResponsesConfig".to_owned(), ResponsesConfigBody::schema()));
+        schemas.push(("McpConfig".to_owned(), McpConfigBody::schema()));
     }
 }
 
@@ -325,6 +334,45 @@ pub struct A2aConfigBody {
     #[schema(value_type = Option<HashMap<String, Value>>, example = json!({"keys": [{"kty": "OKP", "crv": "Ed25519",
         "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}))]
     card_keys: Option<()>,
+}
+
+/// The `config` of an agent of kind `responses`.
+#[derive(ToSchema)]
+#[schema(as = ResponsesConfig, example = json!({"model": "gpt-5-mini", "background": true,
+    "parameters": {"tools": [{"type": "web_search"}]}}))]
+#[expect(dead_code, reason = "describes what `agent::ResponsesConfig` reads")]
+pub struct ResponsesConfigBody {
+    /// Name of the model.
+    #[schema(min_length = 1, max_length = 255, pattern = "\\S")]
+    model: String,
+    /// Instructions, sent beside the input of the step.
+    #[schema(max_length = 100_000)]
+    instructions: Option<String>,
+    /// Further members of the request, such as `tools`, `reasoning` and `max_output_tokens`; not `model`, `input`,
+    /// `instructions`, `stream` and `background`, and not `text` beside `response_format`.
+    #[schema(value_type = Option<HashMap<String, Value>>, example = json!({"max_output_tokens": 500}))]
+    parameters: Option<()>,
+    /// `text`, `json`, or an object in the form of the endpoint's `text.format`.
+    #[schema(value_type = Option<Value>)]
+    response_format: Option<()>,
+    /// Whether the answer is streamed; the default is false.
+    streaming: Option<bool>,
+    /// Whether the response is created in the background, queried until it is done, and cancelled if it is not needed any
+    /// more; the default is false. Only OpenAI's API has that.
+    background: Option<bool>,
+}
+
+/// The `config` of an agent of kind `mcp`.
+#[derive(ToSchema)]
+#[schema(as = McpConfig, example = json!({"tool": "get_weather"}))]
+#[expect(dead_code, reason = "describes what `agent::McpConfig` reads")]
+pub struct McpConfigBody {
+    /// Name of the tool.
+    #[schema(min_length = 1, max_length = 128, pattern = "\\S")]
+    tool: String,
+    /// Revision of the protocol. The default `auto` takes the newest one that the server knows.
+    #[schema(value_type = Option<sets::McpProtocol>)]
+    protocol: Option<()>,
 }
 
 /// The `config` of an agent of kind `openai`.
@@ -384,7 +432,7 @@ pub struct NewAgentBody {
     /// Protocol of the agent; the default is `a2a`. Letter case is ignored.
     #[schema(required = false)]
     kind: sets::AgentKind,
-    /// Configuration: required for `openai`, optional for `a2a`, null for `http`.
+    /// Configuration: required for `openai`, `responses` and `mcp`, optional for `a2a`, null for `http`.
     #[schema(value_type = Option<AnyConfigBody>)]
     config: Option<()>,
 }
@@ -494,7 +542,7 @@ fn show(app: &App, caller: &Caller, found: AgentWithBreaker) -> Agent {
 /// As [`show`], with what executors know of the card; also the revision of both.
 async fn show_with_card(app: &App, caller: &Caller, found: AgentWithBreaker) -> Result<(Agent, String), db::Error> {
     let (revision, agent) = (found.revision(), &found.agent);
-    let row = if agent.kind == AgentKind::A2a.as_str() {
+    let row = if [AgentKind::A2a, AgentKind::Mcp].map(AgentKind::as_str).contains(&agent.kind.as_str()) {
         // As executors write it.
         let url = Url::parse(&agent.url).map_or_else(|_| String::new(), String::from);
         db::agent_cards::find(&app.pool, agent.id, &url).await?
@@ -554,7 +602,8 @@ pub async fn create_agent(
 
 /// Get an agent
 ///
-/// Includes its circuit breaker, and what executors know of the card of an A2A agent. Deleted agents are included.
+/// Includes its circuit breaker, and what is known of the card of an A2A agent or of the tools of an MCP server. Deleted
+/// agents are included.
 #[utoipa::path(
     get, path = "/agents/{agent_id}", tag = "agents",
     params(("agent_id" = uuid::Uuid, Path), parameters::IfNoneMatch),
@@ -616,7 +665,7 @@ pub async fn delete_agent(
 
 /// Check an agent's health
 ///
-/// Requests the agent's card. The status is 200 even if the agent is unhealthy.
+/// Requests the agent's card, its list of models, or its list of tools. The status is 200 even if the agent is unhealthy.
 #[utoipa::path(
     get, path = "/agents/{agent_id}/health", tag = "agents", params(("agent_id" = uuid::Uuid, Path)),
     responses(
@@ -638,5 +687,9 @@ pub async fn check_agent(
         .try_take(owners, 1)
         .map_err(|limit| ApiError::exhausted(limit, "too_many_checks", "checks of agents at a time"))?;
     permit.release();
-    Ok(Json(agent_health::check(&app.egress, &row, caller.sees_secrets()).await))
+    let (health, tools) = agent_health::check(&app.egress, &row, caller.sees_secrets()).await;
+    if let Some(tools) = tools {
+        tool_lists::keep(&app, caller.organization(), &row, tools).await;
+    }
+    Ok(Json(health))
 }

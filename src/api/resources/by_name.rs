@@ -158,13 +158,13 @@ pub async fn put_workflow_by_name(
     let (what, row) = match put.map_err(|error| save_error(error, StatusCode::BAD_REQUEST))? {
         Put::Created(row) => {
             tracing::info!(target: "api.routes.workflows", workflow_id = %row.id, "Workflow created by name");
-            return Ok(save::created(&app, row));
+            return Ok(save::created(&app, row).await);
         }
         Put::Updated(row) => ("updated", row),
         Put::Unchanged(row) => ("unchanged", row),
     };
     tracing::info!(target: "api.routes.workflows", workflow_id = %row.id, "Workflow {what} by name");
-    Ok(save::tagged(row))
+    Ok(save::tagged(&app, row).await)
 }
 
 /// Parses the new definition of a name.

@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use super::{
     definition::{PlanBody, StepBody},
+    tool_warnings,
     workflows::{
         save::{save_error, tagged},
         wire::{NewWorkflowBody, Workflow},
@@ -108,6 +109,9 @@ pub async fn validate_workflow(
     let (mut answer, valid) = body.read(&app, &caller, Validation::of).await?;
     if let Some(new) = valid {
         answer.errors = agent_errors(&app, &caller, &new).await?;
+        let of_tools = tool_warnings::of_steps(&app, caller.organization(), new.content.steps()).await?;
+        answer.warnings.extend(of_tools);
+        answer.warnings.truncate(input::MAX_ERRORS);
         answer.errors.extend(new.content.check_size(app.config.executor.run_budget.steps));
     }
     answer.valid = answer.errors.is_empty();
@@ -352,13 +356,13 @@ pub async fn roll_back_workflow(
     match put_workflow::roll_back(&app.pool, context, id, version).await {
         Ok(row) => {
             tracing::info!(target: "api.routes.workflows", workflow_id = %id, version, "Workflow rolled back");
-            Ok(tagged(row))
+            Ok(tagged(&app, row).await)
         }
-        Err(RollBackError::Save(SaveWorkflowError::Key(ClaimError::Repeated(_)))) => Ok(replayed(tagged(
-            db::workflows::find(&app.pool, caller.organization(), id)
-                .await?
-                .ok_or_else(ApiError::workflow_not_found)?,
-        ))),
+        Err(RollBackError::Save(SaveWorkflowError::Key(ClaimError::Repeated(_)))) => {
+            let row = db::workflows::find(&app.pool, caller.organization(), id).await?;
+            let row = row.ok_or_else(ApiError::workflow_not_found)?;
+            Ok(replayed(tagged(&app, row).await))
+        }
         Err(RollBackError::NoSuchVersion(version)) => Err(no_such_version(version)),
         Err(RollBackError::Save(error)) => Err(save_error(error, StatusCode::NOT_FOUND)),
     }

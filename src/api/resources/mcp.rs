@@ -21,7 +21,7 @@ use serde_json::{json, value::RawValue};
 
 use self::{
     outcome::output_of,
-    protocol::{Client, LEGACY, MODERN, Refusal, TASKS, check_origin, refused, server_info},
+    protocol::{Client, Refusal, check_origin, refused},
 };
 use crate::{
     access::{Actor, Permission},
@@ -34,6 +34,7 @@ use crate::{
         prefer::{Patience, Waited},
     },
     input::{member, object_of, shorten, text, to_raw},
+    mcp::{LEGACY, MODERN, TASKS, own_info},
     trace,
 };
 
@@ -196,7 +197,7 @@ impl McpCall {
         let wanted = member(&self.call.params, "protocolVersion").and_then(text);
         let version = LEGACY.into_iter().find(|version| Some(*version) == wanted.as_deref()).unwrap_or(LEGACY[0]);
         to_raw(&json!({
-            "protocolVersion": version, "capabilities": {"tools": {}, "resources": {}}, "serverInfo": server_info(),
+            "protocolVersion": version, "capabilities": {"tools": {}, "resources": {}}, "serverInfo": own_info(),
             "instructions": INSTRUCTIONS,
         }))
     }

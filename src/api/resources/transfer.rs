@@ -64,7 +64,7 @@ pub struct ExportedAgent {
     retry_config: RetryConfig,
     /// Overrides of the settings.
     circuit_breaker_config: Option<Box<RawValue>>,
-    /// `a2a`, `http` or `openai`.
+    /// `a2a`, `http`, `openai`, `responses` or `mcp`.
     kind: String,
     /// Configuration for its kind.
     config: Option<Box<RawValue>>,

@@ -43,12 +43,15 @@ macro_rules! sets {
 sets! {
     /// Whether an agent may be used.
     AgentStatus = agent::AgentStatus::ALL.map(agent::AgentStatus::as_str);
-    /// Protocol of an agent: A2A (JSON-RPC), plain HTTP (JSON in, JSON out), or OpenAI's chat completions.
+    /// Protocol of an agent: A2A (JSON-RPC), plain HTTP (JSON in, JSON out), OpenAI's chat completions, the Responses API
+    /// of OpenAI and Open Responses, or a tool of an MCP server.
     AgentKind = agent::AgentKind::ALL.map(agent::AgentKind::as_str);
     /// Kind of credentials that an agent requires.
     AuthType = agent::AuthType::ALL.map(agent::AuthType::as_str);
-    /// Version of the A2A protocol.
-    A2aVersion = ["0.3", "1.0"];
+    /// Version in which an agent answered: of the A2A protocol, or of MCP.
+    ProtocolVersion = ["0.3", "1.0", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28"];
+    /// Revision of MCP to speak with a server.
+    McpProtocol = ["auto", "2026-07-28", "2025-11-25", "2025-06-18"];
     /// Version of the A2A protocol to speak with an agent.
     A2aProtocol = ["auto", "1.0", "0.3"];
     /// Whether an agent's card is signed by one of the keys in its `config`.

@@ -10,8 +10,7 @@ use std::{
 use serde_json::value::RawValue;
 
 use super::{
-    AgentError, CallErrorKind, Failure, MAX_ANSWER_BYTES, Request, Wire, event_reader::EventReader,
-    in_flight::InFlight, jitter, task_id,
+    AgentError, CallErrorKind, Failure, MAX_ANSWER_BYTES, Request, Wire, in_flight::InFlight, jitter, task_id,
 };
 use crate::{
     a2a::{
@@ -21,7 +20,7 @@ use crate::{
         stream::{self, ArtifactUpdate, StreamEvent},
     },
     agent::A2aConfig,
-    egress::Body,
+    egress::{Body, EventReader},
     executor::{
         agent_cards::{HttpRequest, Route},
         answer::{self, Answer, AnswerError},

@@ -9,7 +9,7 @@ use super::{
     fault_of, is_passing,
 };
 use crate::{
-    agent::{ChatConfig, chat_url},
+    agent::{ChatConfig, model_url},
     egress::Body,
     executor::retry::RetryDecision,
     input::{JsonFault, check_json, elements, member, members, object_of, text, to_raw},
@@ -31,7 +31,7 @@ const SPOKEN_PARTS: [&str; 2] = ["text", "output_text"];
 const FENCE: &str = "```";
 
 pub(super) async fn call(wire: &Wire<'_>, config: &ChatConfig) -> Result<Box<RawValue>, Failure> {
-    let url = chat_url(&wire.url()?, "chat/completions");
+    let url = model_url(&wire.url()?, "chat/completions");
     let request = request(config, wire.request.input);
     if config.streaming {
         let completion = chat_stream::complete(wire, url, &request, explain).await?;
@@ -50,19 +50,24 @@ fn read_body(config: &ChatConfig, body: &Body) -> Result<Box<RawValue>, Failure>
 
 fn read(config: &ChatConfig, answer: &RawValue) -> Result<Box<RawValue>, Failure> {
     // Failed answers use tokens too.
+    count_tokens(answer, ["prompt_tokens", "completion_tokens"]);
+    output(config, answer)
+}
+
+/// Counts the tokens that an answer names by these members of its `usage`: those of the prompt and of the completion.
+pub(super) fn count_tokens(answer: &RawValue, names: [&str; 2]) {
     let usage = member(answer, "usage");
-    for (kind, name) in [("prompt", "prompt_tokens"), ("completion", "completion_tokens")] {
+    for (kind, name) in ["prompt", "completion"].into_iter().zip(names) {
         let tokens = usage.and_then(|usage| member(usage, name)?.get().parse::<u64>().ok());
         metrics::counter!("executor_agent_tokens_total", "kind" => kind).increment(tokens.unwrap_or_default());
     }
-    output(config, answer)
 }
 
 fn invalid(why: &str) -> Failure {
     Failure::new(CallErrorKind::Invalid, RetryDecision::Never, format!("the answer is no chat completion: {why}"))
 }
 
-fn refused(why: String) -> Failure {
+pub(super) fn refused(why: String) -> Failure {
     Failure::new(CallErrorKind::Refused, RetryDecision::Never, why)
 }
 
@@ -135,7 +140,7 @@ fn content_text(content: &RawValue) -> Option<String> {
 }
 
 /// JSON in the model's answer: all of it, or the content of its code fence.
-fn json_of(said: &str) -> Result<&RawValue, JsonFault> {
+pub(super) fn json_of(said: &str) -> Result<&RawValue, JsonFault> {
     check_json(said.as_bytes()).or_else(|fault| {
         let fenced = fenced(said).and_then(|inside| check_json(inside.as_bytes()).ok());
         fenced.ok_or(fault)
@@ -150,12 +155,12 @@ fn fenced(said: &str) -> Option<&str> {
 }
 
 /// The error in an answer or in a choice.
-fn error_in(holder: &RawValue) -> Option<&RawValue> {
+pub(super) fn error_in(holder: &RawValue) -> Option<&RawValue> {
     member(holder, "error").filter(|error| !["null", "\"\"", "{}", "false"].contains(&error.get()))
 }
 
 /// Failure for an error in an answer with status 200, which gateways send: as if the answer had the error's status.
-fn as_failure(error: &RawValue) -> Failure {
+pub(super) fn as_failure(error: &RawValue) -> Failure {
     let AgentError { words, is_final } = agent_error(error);
     let status = status_of(error);
     let again = if !is_final && status.is_some_and(is_passing) { RetryDecision::Later } else { RetryDecision::Never };
@@ -189,7 +194,7 @@ fn agent_error(error: &RawValue) -> AgentError {
     }
 }
 
-fn explain(body: &RawValue) -> Option<AgentError> {
+pub(super) fn explain(body: &RawValue) -> Option<AgentError> {
     // Some endpoints answer with a list of one.
     let listed = elements(body).and_then(|answers| answers.first().copied());
     error_in(listed.unwrap_or(body)).map(agent_error)

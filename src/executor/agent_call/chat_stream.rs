@@ -4,9 +4,9 @@
 use serde_json::{json, value::RawValue};
 use url::Url;
 
-use super::{AgentError, CallErrorKind, Failure, MAX_ANSWER_BYTES, Wire, event_reader::EventReader, json_post};
+use super::{AgentError, CallErrorKind, Failure, MAX_ANSWER_BYTES, Wire, json_post};
 use crate::{
-    egress::Body,
+    egress::{Body, EventReader},
     executor::{memory::COUNTED_BYTES, retry::RetryDecision},
     input::{check_json, elements, member, members, object_of, text, to_raw},
 };

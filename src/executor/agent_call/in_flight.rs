@@ -9,7 +9,11 @@ use super::{Request, prepare};
 use crate::{
     a2a::{Operation, request},
     db,
-    executor::{Executor, agent_cards::Route, agents::Agent},
+    executor::{
+        Executor,
+        agent_cards::{HttpRequest, Route},
+        agents::Agent,
+    },
 };
 
 /// Time-out for the cancellation. Its result makes no difference to the run.
@@ -23,7 +27,8 @@ pub(super) struct InFlight {
     /// Task id; empty: there is nothing to cancel any more.
     task: String,
     agent: Arc<Agent>,
-    route: Route,
+    /// Request that cancels the task.
+    cancel: HttpRequest,
     run_id: String,
     lease_token: Uuid,
     correlation_id: String,
@@ -31,13 +36,21 @@ pub(super) struct InFlight {
 }
 
 impl InFlight {
+    /// Task of an A2A agent.
     pub(super) fn new(request: &Request<'_>, route: &Route, task: String) -> Self {
+        let params = request::about(route.version, Operation::Cancel, Some(&task), route.tenant.as_deref());
+        let cancel = route.request(&format!("cancel-{task}"), Operation::Cancel, &params, Some(&task));
+        Self::cancelled_by(request, cancel, task)
+    }
+
+    /// Task that this request cancels.
+    pub(super) fn cancelled_by(request: &Request<'_>, cancel: HttpRequest, task: String) -> Self {
         Self {
             executor: request.executor.clone(),
             stop: request.stop.clone(),
             task,
             agent: Arc::clone(request.agent),
-            route: route.clone(),
+            cancel,
             run_id: request.run_id.to_owned(),
             lease_token: request.lease_token,
             correlation_id: request.correlation_id.to_owned(),
@@ -61,9 +74,10 @@ impl Drop for InFlight {
         if self.task.is_empty() || self.executor.give_up.is_cancelled() {
             return;
         }
-        let (executor, agent, task) = (self.executor.clone(), Arc::clone(&self.agent), mem::take(&mut self.task));
+        self.task.clear();
+        let (executor, agent, cancel) = (self.executor.clone(), Arc::clone(&self.agent), self.cancel.clone());
         let (run_id, correlation_id) = (mem::take(&mut self.run_id), mem::take(&mut self.correlation_id));
-        let (traceparent, route) = (self.traceparent.take(), self.route.clone());
+        let traceparent = self.traceparent.take();
         // A run whose driver was stopped belongs to another executor, or will soon, unless it was cancelled.
         let own_lease = Some(self.lease_token).filter(|_| !self.stop.is_cancelled());
         self.executor.spawn_after(async move {
@@ -71,8 +85,6 @@ impl Drop for InFlight {
                 if goes_on(&executor, &run_id, own_lease).await {
                     return;
                 }
-                let params = request::about(route.version, Operation::Cancel, Some(&task), route.tenant.as_deref());
-                let cancel = route.request(&format!("cancel-{task}"), Operation::Cancel, &params, Some(&task));
                 let names = (correlation_id.as_str(), traceparent);
                 let Ok(request) = prepare(&executor.egress, &agent, cancel, names).await else { return };
                 let outcome = match request.send().await {

@@ -29,7 +29,7 @@ pub(in crate::executor) struct Route {
 }
 
 /// HTTP request of an operation.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::executor) struct HttpRequest {
     pub(in crate::executor) method: Method,
     pub(in crate::executor) url: Url,
@@ -38,6 +38,8 @@ pub(in crate::executor) struct HttpRequest {
     pub(in crate::executor) accept: &'static str,
     /// Version to name in the header.
     pub(in crate::executor) version: Option<&'static str>,
+    /// Further headers.
+    pub(in crate::executor) headers: Vec<(String, String)>,
 }
 
 impl Route {
@@ -92,7 +94,8 @@ impl Route {
         if !self.is_rest {
             let body = Some(request::rpc(rpc_id, self.version, operation, params));
             let url = self.url.clone();
-            return HttpRequest { method: Method::POST, url, body, media_type: JSON, accept, version };
+            let (method, headers) = (Method::POST, Vec::new());
+            return HttpRequest { method, url, body, media_type: JSON, accept, version, headers };
         }
         let mut url = self.url.clone();
         if let Ok(mut path) = url.path_segments_mut() {
@@ -115,7 +118,7 @@ impl Route {
             url.query_pairs_mut().append_pair("historyLength", "0");
         }
         let accept = if operation == Operation::Stream { EVENTS } else { MEDIA_TYPE };
-        HttpRequest { method, url, body, media_type: MEDIA_TYPE, accept, version }
+        HttpRequest { method, url, body, media_type: MEDIA_TYPE, accept, version, headers: Vec::new() }
     }
 }
 

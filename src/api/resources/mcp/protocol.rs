@@ -5,7 +5,7 @@ use axum::response::Response;
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::{json, value::RawValue};
-use url::{Host, Url};
+use url::Url;
 
 use crate::{
     api::vocabulary::{
@@ -13,28 +13,13 @@ use crate::{
         json_rpc::{self, Call, INVALID_PARAMS, RpcError},
     },
     config::{AllowList, Config},
+    egress::is_loopback,
     input::{member, object_of, shorten, text, to_raw},
+    mcp::{
+        CLIENT_CAPABILITIES, HEADER_MISMATCH, LEGACY, METHOD_HEADER, MODERN, NAME_HEADER, PROTOCOL_VERSION,
+        SERVER_INFO, TASKS, UNSUPPORTED_VERSION, VERSION_HEADER, own_info,
+    },
 };
-
-/// Revision without sessions, in which each request says what its client can do.
-pub const MODERN: &str = "2026-07-28";
-/// Revisions with a handshake, of which no state is kept; the newest one first.
-pub const LEGACY: [&str; 3] = ["2025-11-25", "2025-06-18", "2025-03-26"];
-
-/// A header differs from the body, or is missing.
-const HEADER_MISMATCH: i32 = -32020;
-/// The server does not know the revision.
-const UNSUPPORTED_VERSION: i32 = -32022;
-
-/// Extension for tool calls that take longer.
-pub const TASKS: &str = "io.modelcontextprotocol/tasks";
-const PROTOCOL_VERSION: &str = "io.modelcontextprotocol/protocolVersion";
-const CLIENT_CAPABILITIES: &str = "io.modelcontextprotocol/clientCapabilities";
-const SERVER_INFO: &str = "io.modelcontextprotocol/serverInfo";
-
-const VERSION_HEADER: &str = "mcp-protocol-version";
-const METHOD_HEADER: &str = "mcp-method";
-const NAME_HEADER: &str = "mcp-name";
 
 /// Client of a request, as the request describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +85,7 @@ impl Client {
         if !self.is_modern {
             return object_of(members);
         }
-        let (kind, meta) = (to_raw(kind), to_raw(&json!({SERVER_INFO: server_info()})));
+        let (kind, meta) = (to_raw(kind), to_raw(&json!({SERVER_INFO: own_info()})));
         let all: Vec<_> = [("resultType", &*kind), ("_meta", &*meta)].into_iter().chain(members).collect();
         object_of(all)
     }
@@ -117,12 +102,6 @@ impl Client {
 
 /// Time for which a client may use a list without asking again.
 const TTL_MS: u32 = 60_000;
-
-/// Name and version of this server.
-#[must_use]
-pub fn server_info() -> serde_json::Value {
-    json!({"name": env!("CARGO_PKG_NAME"), "version": env!("CARGO_PKG_VERSION")})
-}
 
 /// Answer with an error and its status.
 #[must_use]
@@ -189,15 +168,6 @@ pub fn check_origin(config: &Config, headers: &HeaderMap) -> Result<(), ApiError
 fn is_same_origin(one: &Url, other: &Url) -> bool {
     let ends = |url: &Url| (url.scheme().to_owned(), url.port_or_known_default());
     one.origin() == other.origin() || is_loopback(one) && is_loopback(other) && ends(one) == ends(other)
-}
-
-fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Domain(name)) => name == "localhost",
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
-    }
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ use crate::{
     db::{self, exposed::ExposedWorkflow, idempotency::IdempotencyKey, runs::TaskRow},
     input::{member, members, object_of, shorten, text, to_raw},
     kafka::message::DEFAULT_PRIORITY,
+    mcp::IDEMPOTENCY_KEY,
     run::RunStatus,
     workflow::FIXED_TOOLS,
 };
@@ -214,7 +215,7 @@ impl McpCall {
     /// with other arguments is another call.
     pub(super) fn key(&self, tool: &str, arguments: &RawValue) -> Result<Option<IdempotencyKey>, Failure> {
         let digest = Sha256::digest(arguments.get()).to_vec();
-        let in_meta = member(&self.call.params, "_meta").and_then(|meta| member(meta, "idempotencyKey"));
+        let in_meta = member(&self.call.params, "_meta").and_then(|meta| member(meta, IDEMPOTENCY_KEY));
         let given = match in_meta {
             Some(key) => Some(text(key).ok_or_else(|| invalid("`idempotencyKey` should be a text"))?),
             None => self.idempotency_key.clone(),

@@ -42,15 +42,15 @@ pub fn save_error(error: SaveWorkflowError, unknown_agent: StatusCode) -> ApiErr
 }
 
 /// Answer with a new workflow.
-#[must_use]
-pub fn created(app: &App, row: WorkflowRow) -> Response {
-    etag::created(app, &format!("/workflows/{}", row.id), &row.revision(), Workflow::written(row))
+pub async fn created(app: &App, row: WorkflowRow) -> Response {
+    let (path, revision) = (format!("/workflows/{}", row.id), row.revision());
+    etag::created(app, &path, &revision, Workflow::written(app, row).await)
 }
 
 /// Answer with the written workflow and its entity tag.
-#[must_use]
-pub fn tagged(row: WorkflowRow) -> Response {
-    etag::tagged(&row.revision(), Json(Workflow::written(row)))
+pub async fn tagged(app: &App, row: WorkflowRow) -> Response {
+    let revision = row.revision();
+    etag::tagged(&revision, Json(Workflow::written(app, row).await))
 }
 
 /// Create a workflow
@@ -90,16 +90,13 @@ pub async fn create_workflow(
     match save_workflow::create_workflow(&app.pool, context, new).await {
         Ok(row) => {
             tracing::info!(target: "api.routes.workflows", workflow_id = %row.id, "Workflow created");
-            Ok(created(&app, row))
+            Ok(created(&app, row).await)
         }
         Err(SaveWorkflowError::Key(ClaimError::Repeated(id))) => {
             let id = uuid::Uuid::try_parse(&id).map_err(|_| ApiError::workflow_not_found())?;
-            Ok(replayed(created(
-                &app,
-                db::workflows::find(&app.pool, caller.organization(), id)
-                    .await?
-                    .ok_or_else(ApiError::workflow_not_found)?,
-            )))
+            let row = db::workflows::find(&app.pool, caller.organization(), id).await?;
+            let row = row.ok_or_else(ApiError::workflow_not_found)?;
+            Ok(replayed(created(&app, row).await))
         }
         Err(error) => Err(save_error(error, StatusCode::BAD_REQUEST)),
     }
@@ -134,7 +131,7 @@ pub async fn update_workflow(
         .await
         .map_err(|error| save_error(error, StatusCode::NOT_FOUND))?;
     tracing::info!(target: "api.routes.workflows", workflow_id = %id, "Workflow updated");
-    Ok(tagged(row))
+    Ok(tagged(&app, row).await)
 }
 
 /// Delete a version of a workflow

@@ -5,12 +5,16 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use crate::{
+    access::OrganizationId,
     api::{
-        resources::definition::{PlanBody, StepsBody},
-        vocabulary::{page::Page, sets},
+        resources::{
+            definition::{PlanBody, StepsBody},
+            tool_warnings,
+        },
+        vocabulary::{app::App, page::Page, sets},
     },
     db::workflows::WorkflowRow,
-    input::FieldError,
+    input::{FieldError, MAX_ERRORS},
     timestamp::Timestamp,
     workflow::{Content, Expose},
 };
@@ -64,9 +68,14 @@ pub struct Workflow {
 
 impl Workflow {
     /// The version with the warnings about what was written.
-    #[must_use]
-    pub fn written(row: WorkflowRow) -> Self {
-        let warnings = Content::of_plan(&row.workflow_data.0).map(|content| content.warnings()).unwrap_or_default();
+    pub async fn written(app: &App, row: WorkflowRow) -> Self {
+        let mut warnings = Vec::new();
+        if let Ok(content) = Content::of_plan(&row.workflow_data.0) {
+            warnings = content.warnings();
+            let organization = OrganizationId::stored(&row.organization_id);
+            warnings.extend(tool_warnings::of_stored(app, &organization, &content).await);
+            warnings.truncate(MAX_ERRORS);
+        }
         Self { warnings, ..row.into() }
     }
 }
