@@ -24,6 +24,7 @@ pub mod organizations;
 pub mod outbox;
 pub mod pool;
 pub mod processes;
+pub mod questions;
 pub mod replica;
 pub mod retention;
 pub mod run_counts;

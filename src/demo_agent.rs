@@ -3,7 +3,7 @@
 //! It speaks A2A 1.0 and 0.3 over JSON-RPC 2.0 and has four skills for a text: `/` repeats it, `/upper` and `/reverse`
 //! change it, `/count` counts its words. Tasks can be streamed. Delay and failure are set for all calls by [`Options`] and for the calls of one URL by
 //! its query (`failure::FailureOverrides`): `/upper?task_ms=3000` answers with a task that is completed three seconds
-//! later.
+//! later, and `/upper?asks=2` asks twice for more text before it answers; with `auth=true` it asks for an authorisation.
 
 mod card;
 mod failure;
@@ -33,7 +33,7 @@ use serde_json::{Value, json};
 use self::{
     failure::{Failure, FailureOverrides, Failures},
     rpc::{Call, Request, RpcError},
-    tasks::Tasks,
+    tasks::{Asking, Tasks},
 };
 use crate::{clock::Clock, id, lifecycle::Lifecycle, server};
 
@@ -193,6 +193,9 @@ async fn answer_call(
                     tokio::time::sleep(delay).await;
                 }
                 match failure {
+                    None if call.task_id.is_some() || overrides.asks.is_some_and(|asks| asks > 0) => {
+                        converse(tasks, skill, &call, &overrides)
+                    }
                     None => {
                         let completed = call.completed(skill);
                         let time = overrides.task_ms.map(Duration::from_millis);
@@ -221,6 +224,31 @@ async fn answer_call(
     let (skill, duration_ms) = (skill.name(), u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX));
     tracing::info!(correlation_id, skill, message_id, outcome, duration_ms, "a call of {skill} ended: {outcome}");
     response
+}
+
+/// Answer of a call in a conversation: a question, or the task after the last answer.
+fn converse(tasks: &Tasks, skill: Skill, call: &Call, overrides: &FailureOverrides) -> (&'static str, Response) {
+    let shown = match &call.task_id {
+        Some(task) => {
+            let complete = |text: &str| call.completed_with(skill, text);
+            tasks.answer(task, (&call.message_id, &call.text), complete)
+        }
+        None => Ok(tasks.begin_asking(
+            call.completed(skill),
+            Asking {
+                most: overrides.asks.unwrap_or_default(),
+                is_auth: overrides.auth,
+                time: Duration::from_millis(overrides.task_ms.unwrap_or_default()),
+                text: call.text.clone(),
+                messages: vec![call.message_id.clone()],
+            },
+        )),
+    };
+    match shown {
+        Err(error) => ("refused", Json(error.answer(&call.id)).into_response()),
+        Ok(task) if call.is_streamed => ("streamed", streamed::state(&call.id, task, call.version).into_response()),
+        Ok(task) => ("conversed", Json(rpc::result(&call.id, &wire::sent(task, call.version))).into_response()),
+    }
 }
 
 /// Answer of a call that must fail.

@@ -15,6 +15,7 @@
 mod active;
 mod agent_call;
 mod agent_cards;
+mod agent_question;
 mod agents;
 mod answer;
 mod assignment;
@@ -36,6 +37,7 @@ mod memory;
 mod monitoring;
 mod own_connection;
 mod plans;
+mod question_cancels;
 mod queue;
 mod request;
 mod retry;
@@ -210,6 +212,7 @@ pub fn start(config: &Config, pool: db::Pool, lifecycle: &Lifecycle, clock: Cloc
         claiming_done.cancel();
     });
     lifecycle.spawn("executor leases", executor.clone().check_leases());
+    lifecycle.spawn("executor given-up tasks", executor.clone().cancel_given_up_tasks());
     lifecycle.spawn("executor registration", executor.clone().follow_registration());
     lifecycle.spawn("executor topics", ensure_topics(config.kafka.clone(), lifecycle.soft_stop().clone()));
     crate::dead_letters::start(config, executor.pool.clone(), lifecycle)?;

@@ -12,6 +12,7 @@ use crate::{
     retention,
 };
 
+mod conversation;
 mod diff;
 mod expose;
 mod graph;
@@ -26,6 +27,7 @@ mod summary;
 mod validate;
 pub mod wait_config;
 
+pub use conversation::{OnQuestion, QuestionConfig};
 pub use diff::{Change, Diff};
 pub use expose::{Expose, FIXED_TOOLS, Tool};
 pub use graph::Graph;

@@ -15,6 +15,8 @@ pub struct Outgoing<'a> {
     pub input: &'a RawValue,
     /// Whether the agent accepts JSON besides text. Only 1.0 is sent JSON.
     pub accepts_json: bool,
+    /// Whether the input is sent as data in any case: the agent has asked for it.
+    pub is_data: bool,
     /// Task that the message continues.
     pub task_id: Option<&'a str>,
     /// Conversation that the message continues.
@@ -43,9 +45,10 @@ struct Message03<'a> {
 }
 
 #[derive(Serialize)]
-struct Part03<'a> {
-    kind: &'static str,
-    text: &'a str,
+#[serde(tag = "kind", rename_all = "lowercase")]
+enum Part03<'a> {
+    Text { text: &'a str },
+    Data { data: &'a RawValue },
 }
 
 #[derive(Serialize)]
@@ -100,17 +103,17 @@ struct Configuration1 {
 /// Parameters that send a message. The answer comes before the task has ended, so that it can be cancelled.
 #[must_use]
 pub fn send(version: Version, outgoing: &Outgoing<'_>) -> Box<RawValue> {
-    let &Outgoing { message_id, input, accepts_json, task_id, context_id, tenant } = outgoing;
+    let &Outgoing { message_id, input, accepts_json, is_data, task_id, context_id, tenant } = outgoing;
     let said = mapping::message_text(input);
     match version {
         Version::V03 => {
-            let parts = [Part03 { kind: "text", text: &said }];
+            let parts = [if is_data { Part03::Data { data: input } } else { Part03::Text { text: &said } }];
             let message = Message03 { kind: "message", role: "user", message_id, parts, task_id, context_id };
             to_raw(&Send03 { message, configuration: Configuration03 { accepted_output_modes: [], blocking: false } })
         }
         Version::V1 => {
             // The text of an input is the input as JSON if it has no other.
-            let is_plain = !accepts_json || said != input.get();
+            let is_plain = !is_data && (!accepts_json || said != input.get());
             let part = if is_plain {
                 Part1::Text { text: &said }
             } else {
@@ -167,8 +170,13 @@ mod tests {
     use crate::input::check_json;
 
     fn sent(version: Version, input: &str, accepts_json: bool, ids: Option<&str>) -> Value {
+        sent_as(version, input, (accepts_json, false), ids)
+    }
+
+    fn sent_as(version: Version, input: &str, (accepts_json, is_data): (bool, bool), ids: Option<&str>) -> Value {
         let input = check_json(input.as_bytes()).expect(input);
-        let outgoing = Outgoing { message_id: "m", input, accepts_json, task_id: ids, context_id: ids, tenant: ids };
+        let (task_id, context_id, tenant) = (ids, ids, ids);
+        let outgoing = Outgoing { message_id: "m", input, accepts_json, is_data, task_id, context_id, tenant };
         serde_json::from_str(send(version, &outgoing).get()).expect("JSON")
     }
 
@@ -202,6 +210,16 @@ mod tests {
         }
         let all = sent(Version::V1, "{}", false, Some("i"));
         assert_eq!((&all["tenant"], &all["message"]["contextId"]), (&json!("i"), &json!("i")));
+    }
+
+    #[test]
+    fn what_the_agent_has_asked_for_as_data_is_sent_as_data() {
+        for (version, more) in [(Version::V03, ("kind", "data")), (Version::V1, ("mediaType", "application/json"))] {
+            let mut part = json!({"data": {"text": "hi"}});
+            part[more.0] = more.1.into();
+            let message = sent_as(version, r#"{"text":"hi"}"#, (false, true), Some("t"))["message"].clone();
+            assert_eq!((&message["parts"], &message["taskId"]), (&json!([part]), &json!("t")));
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
+use sqlx::types::Json;
 
 use super::{Change, Context, Entity};
 use crate::{
@@ -15,6 +16,8 @@ use crate::{
     },
     id,
     input::{self, FieldError, member, text},
+    offload::{Offload, Overloaded},
+    workflow::InputSchema,
 };
 
 /// Result of an answer.
@@ -50,6 +53,16 @@ pub struct CallbackCaller<'a> {
 }
 
 impl CallbackCaller<'_> {
+    /// Checks that the caller has the role that the callback wants.
+    fn must_decide(&self, callback: &CallbackRow) -> Result<(), AnswerError> {
+        let wanted = |json: &Option<Json<Box<RawValue>>>| member(&json.as_ref()?.0, "role").and_then(text);
+        let Some(role) = wanted(&callback.approval).or_else(|| wanted(&callback.question)) else { return Ok(()) };
+        if !self.is_known {
+            return Err(AnswerError::Unauthenticated);
+        }
+        if self.may_decide(&role, callback) { Ok(()) } else { Err(AnswerError::Forbidden(role)) }
+    }
+
     /// Whether the caller may decide for that role about a run of that workflow.
     fn may_decide(&self, role: &str, callback: &CallbackRow) -> bool {
         let is_ours = self.organization.is_none_or(|ours| ours.as_str() == callback.organization_id);
@@ -78,6 +91,9 @@ pub enum AnswerError {
     /// The answer is not a valid decision.
     #[error("the answer is not valid")]
     Invalid(Vec<FieldError>),
+    /// The answer could not be checked, because too much other work waits.
+    #[error(transparent)]
+    Busy(#[from] Overloaded),
     /// The idempotency key is taken.
     #[error(transparent)]
     Key(#[from] ClaimError),
@@ -101,12 +117,14 @@ pub async fn exists(pool: &db::Pool, token: &str) -> Result<bool, db::Error> {
 /// Writes the answer and wakes the run, or returns the first answer. A key of the context is bound to the run.
 pub async fn answer_callback(
     pool: &db::Pool,
+    offload: &Offload,
     context: Context<'_>,
     token: &str,
     by: CallbackCaller<'_>,
     answer: Option<&RawValue>,
 ) -> Result<Answered, AnswerError> {
     let hash = Sha256::digest(token);
+    check_answer(pool, offload, &hash, by, answer).await?;
     let mut transaction = db::begin(pool).await?;
     if let Some(key) = context.key
         && let Some(run_id) = waits::run_of_callback(&mut *transaction, &hash).await?
@@ -114,16 +132,7 @@ pub async fn answer_callback(
         db::idempotency::claim(&mut transaction, key, &run_id).await?;
     }
     let callback = waits::lock_callback(&mut transaction, &hash).await?.ok_or(AnswerError::NotFound)?;
-    if let Some(approval) = &callback.approval
-        && let Some(role) = member(&approval.0, "role").and_then(text)
-    {
-        if !by.is_known {
-            return Err(AnswerError::Unauthenticated);
-        }
-        if !by.may_decide(&role, &callback) {
-            return Err(AnswerError::Forbidden(role));
-        }
-    }
+    by.must_decide(&callback)?;
     let is_approval = callback.approval.is_some();
     let decision =
         |answer: &RawValue| is_approval.then(|| member(answer, "approved").map(RawValue::get) == Some("true"));
@@ -137,7 +146,7 @@ pub async fn answer_callback(
     let nothing = input::object_of([]);
     let answer = answer.unwrap_or(&nothing);
     if is_approval {
-        check_decision(answer).map_err(AnswerError::Invalid)?;
+        check_decision(answer, callback.question.is_some()).map_err(AnswerError::Invalid)?;
     }
     let who = Some(by.actor.subject.as_str()).filter(|_| by.is_known);
     let at = waits::answer(&mut transaction, &callback, answer, who).await?;
@@ -151,10 +160,49 @@ pub async fn answer_callback(
     Ok(Answered { run_id, step_id, at, approved: decision(answer), is_repeat: false })
 }
 
-/// Checks that a decision is an object with `approved` and an optional comment.
-fn check_decision(answer: &RawValue) -> Result<(), Vec<FieldError>> {
+/// Checks the answer to a question by the schema that its agent has given. This takes long, so it comes before the
+/// transaction.
+async fn check_answer(
+    pool: &db::Pool,
+    offload: &Offload,
+    hash: &[u8],
+    by: CallbackCaller<'_>,
+    answer: Option<&RawValue>,
+) -> Result<(), AnswerError> {
+    let found = {
+        let mut connection = pool.acquire().await.map_err(db::Error::from)?;
+        waits::find_callback(&mut connection, hash).await?
+    };
+    let callback = found.ok_or(AnswerError::NotFound)?;
+    let Some(question) = callback.question.as_ref().filter(|_| callback.answered_at.is_none()) else { return Ok(()) };
+    by.must_decide(&callback)?;
+    let Some(schema) = member(&question.0, "answer_schema").filter(|schema| schema.get() != "null") else {
+        return Ok(());
+    };
+    let (schema, answer) = (schema.to_owned(), answer.map_or_else(|| input::object_of([]), ToOwned::to_owned));
+    let organization = OrganizationId::stored(&callback.organization_id);
+    let check = move || InputSchema::compile(&schema).map(|schema| schema.check(&answer));
+    match offload.run_soon(&organization, check).await? {
+        // It was compiled before it was stored, under other limits: any answer is accepted.
+        Err(_) | Ok(Ok(())) => Ok(()),
+        Ok(Err(errors)) => {
+            let of_body = |error: FieldError| {
+                let field = error.field.replacen("body.input_data", "body", 1);
+                FieldError { field, ..error }
+            };
+            Err(AnswerError::Invalid(errors.into_iter().map(of_body).collect()))
+        }
+    }
+}
+
+/// Checks that a decision is an object with `approved` and an optional comment. An authorisation that an agent needs
+/// has nothing but `approved`, so that no secret is stored here.
+fn check_decision(answer: &RawValue, is_authorisation: bool) -> Result<(), Vec<FieldError>> {
     let body = input::Object::body(answer)?;
     let mut errors = Vec::new();
+    if is_authorisation {
+        body.only(&["approved"], &mut errors);
+    }
     body.required("approved", &mut errors, input::Node::boolean);
     body.nullable("comment", &mut errors, |node| node.string(0..=MAX_COMMENT_CHARS));
     if errors.is_empty() { Ok(()) } else { Err(errors) }

@@ -11,11 +11,11 @@ use super::resources::{
     by_name::{self, WantedWorkflowBody},
     definition::{
         AgentStep, ApprovalBody, BranchBody, CallbackConfigBody, CallbackStep, ConditionBody, ConditionalStep,
-        ForkJoinConfigBody, ForkJoinStep, LoopConfigBody, LoopStep, ParallelStep, SubWorkflowConfigBody,
-        SubWorkflowStep, WaitConfigBody, WaitStep,
+        ForkJoinConfigBody, ForkJoinStep, LoopConfigBody, LoopStep, ParallelStep, QuestionConfigBody,
+        SubWorkflowConfigBody, SubWorkflowStep, WaitConfigBody, WaitStep,
     },
     transfer::{AgentDefinitionBody, DefinitionsBody},
-    workflow_tests::wire::{MockBody, MockFailureBody},
+    workflow_tests::wire::{MockBody, MockFailureBody, MockQuestionBody},
     workflows::wire::{ExposeBody, NewWorkflowBody, ToolBody, WorkflowPatchBody},
 };
 use crate::{
@@ -95,17 +95,18 @@ fn workflows_are_documented_as_they_are_read() {
 
 #[test]
 fn mocks_are_documented_as_they_are_read() {
-    let mocks = json!({"s": {"fail": {}, "mocks": {}}});
+    let mocks = json!({"s": {"fail": {}, "mocks": {}, "questions": [{}]}});
     let mocks = look_ups::of(|| drop(Mocks::read(&Node::new("body.mocks", &to_raw(&mocks)))));
     assert_eq!(mocks["body.mocks.s"], documented::<MockBody>());
     assert_eq!(mocks["body.mocks.s.fail"], documented::<MockFailureBody>());
+    assert_eq!(mocks["body.mocks.s.questions.0"], documented::<MockQuestionBody>());
 }
 
 #[test]
 fn steps_are_documented_as_they_are_read() {
     let step = json!({
         "condition": {}, "loop_config": {}, "fork_join_config": {"branches": {"x": {}, "y": {}}}, "wait_config": {},
-        "callback_config": {"approval": {}}, "sub_workflow_config": {},
+        "callback_config": {"approval": {}}, "sub_workflow_config": {}, "question_config": {},
     });
     let mut steps = read(&json!({"steps": {"s": step}}), NewWorkflow::parse);
     let mut of_step = |path: &str| steps.remove(&format!("body.steps.s{path}")).expect("an object");
@@ -114,6 +115,7 @@ fn steps_are_documented_as_they_are_read() {
     assert_eq!(of_step(".fork_join_config"), documented::<ForkJoinConfigBody>());
     assert_eq!(of_step(".fork_join_config.branches.x"), documented::<BranchBody>());
     assert_eq!(of_step(".wait_config"), documented::<WaitConfigBody>());
+    assert_eq!(of_step(".question_config"), documented::<QuestionConfigBody>());
     assert_eq!(of_step(".callback_config"), documented::<CallbackConfigBody>());
     assert_eq!(of_step(".callback_config.approval"), documented::<ApprovalBody>());
     assert_eq!(of_step(".sub_workflow_config"), documented::<SubWorkflowConfigBody>());

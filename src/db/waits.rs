@@ -37,7 +37,7 @@ pub async fn prepare_callback(
             -- A token of an ended attempt is reused unless it was answered. An early answer is reused only for the
             -- same approval: another role may be required now.
             SELECT w.id, w.token FROM step_waits w
-            WHERE run_id = $1 AND place = $2 AND token IS NOT NULL
+            WHERE run_id = $1 AND place = $2 AND token IS NOT NULL AND question IS NULL
                 AND (attempt_id IS NULL OR (answered_at IS NULL AND coalesce(due_at > now(), true)))
                 AND (answered_at IS NULL OR approval IS NOT DISTINCT FROM $6)
             ORDER BY created_at DESC LIMIT 1 FOR NO KEY UPDATE OF w
@@ -208,6 +208,8 @@ pub struct Wait {
     pub child_status: Option<String>,
     /// Error of the sub-run.
     pub child_error: Option<String>,
+    /// Number of the question of an agent; `None`: no agent asks.
+    pub round: Option<i16>,
 }
 
 /// Deletes the pending events of a run, which [`open`] returns. Only the owner of the run may do so, since they notify
@@ -225,7 +227,7 @@ pub async fn forget_wakes(db: impl PgExecutor<'_>, run_id: &str, lease_token: Uu
 pub async fn open(db: impl PgExecutor<'_>, run_id: &str) -> Result<Vec<Wait>, Error> {
     let sql = "
         SELECT w.attempt_id, w.due_at, w.answered_by, w.answered_at, w.child_run_id, c.status AS child_status,
-            c.error_message AS child_error
+            c.error_message AS child_error, w.round
         FROM step_waits w JOIN step_executions s ON s.id = w.attempt_id AND s.status = 'PENDING'
             LEFT JOIN workflow_runs c ON c.run_id = w.child_run_id
         WHERE w.run_id = $1";
@@ -260,6 +262,8 @@ pub struct CallbackRow {
     pub step_id: String,
     pub attempt_id: Option<String>,
     pub approval: Option<Json<Box<RawValue>>>,
+    /// Question of an agent.
+    pub question: Option<Json<Box<RawValue>>>,
     pub answered_at: Option<DateTime<Utc>>,
     pub answer: Option<Json<Box<RawValue>>>,
     /// Whether it has expired or its attempt or run has ended.
@@ -285,9 +289,22 @@ pub async fn lock_callback(conn: &mut PgConnection, token_hash: &[u8]) -> Result
         return Ok(None);
     };
     // A separate statement sees what was committed during the wait for the lock.
+    callback(conn, id).await
+}
+
+/// Finds the callback by token.
+pub async fn find_callback(conn: &mut PgConnection, token_hash: &[u8]) -> Result<Option<CallbackRow>, Error> {
+    let sql = "SELECT id FROM step_waits WHERE token_hash = $1";
+    match sqlx::query_scalar::<_, Uuid>(sql).bind(token_hash).fetch_optional(&mut *conn).await? {
+        Some(id) => callback(conn, id).await,
+        None => Ok(None),
+    }
+}
+
+async fn callback(conn: &mut PgConnection, id: Uuid) -> Result<Option<CallbackRow>, Error> {
     let sql = "
-        SELECT w.id, w.run_id, r.organization_id, r.workflow_name, w.step_id, w.attempt_id, w.approval, w.answered_at, w.answer,
-            coalesce(w.due_at <= now(), false) OR r.status NOT IN ('PENDING', 'RUNNING')
+        SELECT w.id, w.run_id, r.organization_id, r.workflow_name, w.step_id, w.attempt_id, w.approval, w.question, w.answered_at,
+            w.answer, coalesce(w.due_at <= now(), false) OR r.status NOT IN ('PENDING', 'RUNNING')
                 OR (w.attempt_id IS NOT NULL AND s.status IS DISTINCT FROM 'PENDING') AS is_over
         FROM step_waits w JOIN workflow_runs r ON r.run_id = w.run_id
             LEFT JOIN step_executions s ON s.id = w.attempt_id
@@ -337,6 +354,9 @@ pub struct OpenCallback {
     pub created_at: Timestamp,
     pub expires_at: Option<Timestamp>,
     pub approval: Option<Json<Box<RawValue>>>,
+    /// Question of an agent, and its number.
+    pub question: Option<Json<Box<RawValue>>>,
+    pub round: Option<i16>,
     pub input_data: Option<Json<Box<RawValue>>>,
 }
 
@@ -349,7 +369,7 @@ pub async fn open_callbacks(
 ) -> Result<Vec<OpenCallback>, Error> {
     let sql = "
         SELECT w.step_id, w.attempt_id, w.token, w.created_at AT TIME ZONE 'UTC' AS created_at,
-            w.due_at AT TIME ZONE 'UTC' AS expires_at, w.approval, s.input_data
+            w.due_at AT TIME ZONE 'UTC' AS expires_at, w.approval, w.question, w.round, s.input_data
         FROM step_waits w JOIN workflow_runs r ON r.run_id = w.run_id AND r.status IN ('PENDING', 'RUNNING')
             LEFT JOIN step_executions s ON s.id = w.attempt_id
         WHERE w.run_id = $1 AND r.organization_id = $3 AND w.token IS NOT NULL AND w.answered_at IS NULL AND coalesce(w.due_at > now(), true)
@@ -367,8 +387,19 @@ pub struct Question {
     pub token: String,
     pub expires_at: Option<Timestamp>,
     pub approval: Option<Json<Box<RawValue>>>,
+    /// Question of an agent, and its number.
+    pub question: Option<Json<Box<RawValue>>>,
+    pub round: Option<i16>,
     /// Input of the step, unless it is large.
     pub input_data: Option<Json<Box<RawValue>>>,
+}
+
+impl Question {
+    /// Name of the question. The next one of the same attempt has another.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.round.map_or_else(|| self.attempt_id.clone(), |round| format!("{}.{round}", self.attempt_id))
+    }
 }
 
 /// Questions of the organisation's run, oldest first, up to the limit. Inputs of more than `max_bytes` are omitted.
@@ -379,7 +410,7 @@ pub async fn questions(
     (limit, max_bytes): (i64, i32),
 ) -> Result<Vec<Question>, Error> {
     let sql = "
-        SELECT w.step_id, w.attempt_id, w.token, w.due_at AT TIME ZONE 'UTC' AS expires_at, w.approval,
+        SELECT w.step_id, w.attempt_id, w.token, w.due_at AT TIME ZONE 'UTC' AS expires_at, w.approval, w.question, w.round,
             CASE WHEN octet_length(s.input_data::text) <= $4 THEN s.input_data END AS input_data
         FROM step_waits w JOIN workflow_runs r ON r.run_id = w.run_id AND r.status = 'RUNNING'
             JOIN step_executions s ON s.id = w.attempt_id AND s.status = 'PENDING'

@@ -49,6 +49,11 @@ pub(super) struct FailureOverrides {
     delay_ms: Option<u64>,
     /// Duration of a task, which is the answer then.
     pub(super) task_ms: Option<u64>,
+    /// Number of questions that the agent asks before it completes the task.
+    pub(super) asks: Option<u32>,
+    /// Whether it asks for an authorisation and not for more text.
+    #[serde(default)]
+    pub(super) auth: bool,
     /// Kind of the failure; without `fail_times` every call fails.
     fail: Option<Failure>,
     /// Number of failures before the first success.

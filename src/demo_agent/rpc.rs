@@ -25,6 +25,7 @@ impl RpcError {
     const INVALID_PARAMS: Self = Self::new(-32602, "Invalid params");
     /// Error codes from the range of A2A.
     pub(super) const TASK_NOT_FOUND: Self = Self::new(-32001, "Task not found");
+    pub(super) const UNSUPPORTED_OPERATION: Self = Self::new(-32004, "This operation is not supported");
     pub(super) const TASK_NOT_CANCELABLE: Self = Self::new(-32002, "Task cannot be canceled");
     /// Error code from the range that the protocol reserves for servers.
     pub(super) const SIMULATED_FAILURE: Self = Self::new(-32000, "simulated failure of the demo agent");
@@ -74,8 +75,10 @@ pub(super) struct Call {
     /// The caller's id of the message; the id of the call if there is none.
     pub(super) message_id: String,
     context_id: String,
+    /// Task that the message continues.
+    pub(super) task_id: Option<String>,
     message: Value,
-    text: String,
+    pub(super) text: String,
 }
 
 impl Request {
@@ -125,6 +128,7 @@ impl Request {
             version,
             is_streamed: operation == Operation::Stream,
             message_id: own("messageId").unwrap_or_else(|| id.to_string()),
+            task_id: own("taskId"),
             context_id: own("contextId").unwrap_or_else(|| Uuid::now_v7().to_string()),
             message: message.clone(),
             text,
@@ -143,12 +147,17 @@ impl Call {
     /// Result: a completed task with the text as artifact and history, and structured under `data`, which a later step
     /// of a workflow can reference as `${step.output.data.words}`.
     pub(super) fn completed(&self, skill: Skill) -> Value {
-        let text = skill.apply(&self.text);
+        self.completed_with(skill, &self.text)
+    }
+
+    /// The same for this text.
+    pub(super) fn completed_with(&self, skill: Skill, given: &str) -> Value {
+        let text = skill.apply(given);
         let data = json!({
             "skill": skill.name(),
             "text": text,
-            "words": self.text.split_whitespace().count(),
-            "characters": self.text.chars().count(),
+            "words": given.split_whitespace().count(),
+            "characters": given.chars().count(),
         });
         let answer = json!({
             "role": "agent",
@@ -180,7 +189,9 @@ fn text_of(message: &Value) -> Result<String, &'static str> {
     for part in parts {
         match (part.get("kind").and_then(Value::as_str), part.get("text"), part.get("data")) {
             (Some("text") | None, Some(Value::String(text)), _) => texts.push(text.clone()),
-            (Some("data") | None, _, Some(data)) => texts.push(data.to_string()),
+            (Some("data") | None, _, Some(data)) => {
+                texts.push(data["text"].as_str().map_or_else(|| data.to_string(), str::to_owned));
+            }
             _ => return Err("every part must have a text or data"),
         }
     }

@@ -47,6 +47,17 @@ pub(super) fn answer(
     Sse::new(events).keep_alive(KeepAlive::default())
 }
 
+/// Events of a task that is in this state, and does not go on by itself.
+pub(super) fn state(
+    id: &Value,
+    task: Value,
+    version: Version,
+) -> Sse<impl Stream<Item = Result<Event, Infallible>> + use<>> {
+    let update = wire::status_update(&task, version);
+    let events = [wire::sent(task, version), update].map(|event| rpc::result(id, &event).to_string());
+    Sse::new(stream::iter(events.map(|event| Ok(Event::default().data(event)))))
+}
+
 /// The words of a text, or, of a long one, longer pieces.
 fn pieces(text: &str) -> Vec<String> {
     let words: Vec<&str> = text.split_inclusive(' ').collect();

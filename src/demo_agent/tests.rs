@@ -146,3 +146,43 @@ async fn a_slow_task_is_polled_and_cancelled() {
     assert_eq!((state(&done).as_str(), &done["result"]["data"]["text"]), ("completed", &json!("A")));
     assert_eq!(send("/upper", about("tasks/cancel", &quick)).await["error"]["code"], -32002);
 }
+
+#[tokio::test]
+async fn an_agent_that_asks_completes_the_task_with_all_answers() {
+    let agent = agent();
+    let call = async |uri: &str, method: &str, params: Value| {
+        let body = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).to_string();
+        let response = agent.clone().oneshot(http::Request::post(uri).body(Body::from(body)).unwrap()).await.unwrap();
+        let bytes = axum::body::to_bytes(response.into_body(), 1 << 16).await.unwrap();
+        serde_json::from_slice::<Value>(&bytes).unwrap()
+    };
+    let message =
+        |id: &str, part: Value, task: &Value| json!({"message": {"messageId": id, "parts": [part], "taskId": task}});
+    let uri = "/upper?asks=2";
+    let first = call(uri, "message/send", message("m1", json!({"text": "a"}), &Value::Null)).await["result"].clone();
+    assert_eq!(first["status"]["state"], "input-required", "{first}");
+    assert_eq!(first["status"]["message"]["parts"][0]["text"], "What else? Question 1 of 2");
+    let id = &first["id"];
+    let get = call(uri, "GetTask", json!({"id": id})).await["result"].clone();
+    assert_eq!(get["status"]["state"], "TASK_STATE_INPUT_REQUIRED");
+    assert_eq!(get["status"]["message"]["role"], "ROLE_AGENT");
+    // A repeat is no second answer.
+    for _ in 0..2 {
+        let answer = message("m2", json!({"data": {"text": "b"}}), id);
+        let second = call(uri, "SendMessage", answer).await["result"]["task"].clone();
+        assert_eq!(second["status"]["message"]["parts"][0]["text"], "What else? Question 2 of 2", "{second}");
+    }
+    for _ in 0..2 {
+        let done = call(uri, "SendMessage", message("m3", json!({"text": "c"}), id)).await["result"]["task"].clone();
+        assert_eq!((&done["id"], &done["artifacts"][0]["parts"][0]["text"]), (id, &json!("A\nB\nC")), "{done}");
+    }
+    let late = call(uri, "message/send", message("m4", json!({"text": "d"}), id)).await;
+    assert_eq!(late["error"]["code"], -32004, "{late}");
+    let unknown = call(uri, "message/send", message("m5", json!({"text": "d"}), &json!("none"))).await;
+    assert_eq!(unknown["error"]["code"], -32001, "{unknown}");
+    let auth = call("/?asks=1&auth=true", "message/send", message("m6", json!({"text": "a"}), &Value::Null)).await;
+    assert_eq!(auth["result"]["status"]["state"], "auth-required", "{auth}");
+    call(uri, "tasks/cancel", json!({"id": auth["result"]["id"]})).await;
+    let cancelled = call(uri, "tasks/get", json!({"id": auth["result"]["id"]})).await;
+    assert_eq!(cancelled["result"]["status"]["state"], "canceled");
+}

@@ -73,6 +73,9 @@ pub(super) fn artifact_update(task: &Value, part: &Value, append: bool, version:
 fn status_in_1(status: &mut Value) {
     let state = status["state"].as_str().unwrap_or_default().to_uppercase().replace('-', "_");
     status["state"] = format!("TASK_STATE_{state}").into();
+    if let Some(message) = status.get_mut("message") {
+        holder_in_1(message);
+    }
 }
 
 /// Brings the role and the parts of a message or an artifact into the form of 1.0.

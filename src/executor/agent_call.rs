@@ -10,11 +10,14 @@ mod background;
 mod chat;
 mod chat_stream;
 mod in_flight;
+mod interrupted;
 mod mcp;
 mod plain;
 mod remote_task;
 mod responses;
 mod responses_stream;
+
+pub(super) use self::{in_flight::cancel_task, interrupted::Interrupted};
 
 use std::{
     sync::{
@@ -35,6 +38,7 @@ use uuid::Uuid;
 use super::{
     Executor,
     agent_cards::HttpRequest,
+    agent_question::AgentQuestion,
     agents::{Agent, Protocol},
     deltas::{DeltaWriter, Streamed},
     memory::{COUNTED_BYTES, OUT_OF_MEMORY, Share, counted},
@@ -50,6 +54,7 @@ use crate::{
     permits::Permit,
     telemetry::spans::{self, Kind, Span},
     trace::TRACEPARENT,
+    workflow::OnQuestion,
 };
 
 /// Maximum size of an answer, decompressed. More is not read.
@@ -119,11 +124,13 @@ pub(super) struct Failure {
     pub(super) message: String,
     pub(super) again: RetryDecision,
     pub(super) fault: CallErrorKind,
+    /// Question of the agent, if the step wants to answer it. Then it is no failure.
+    pub(super) question: Option<Box<Interrupted>>,
 }
 
 impl Failure {
-    fn new(fault: CallErrorKind, again: RetryDecision, message: impl Into<String>) -> Self {
-        Self { message: message.into(), again, fault }
+    pub(super) fn new(fault: CallErrorKind, again: RetryDecision, message: impl Into<String>) -> Self {
+        Self { message: message.into(), again, fault, question: None }
     }
 }
 
@@ -170,8 +177,24 @@ pub(super) struct Request<'a> {
     /// Id of the step, and of the row of the attempt, for pieces of the output.
     pub(super) row: (&'a str, &'a str),
     pub(super) input: &'a RawValue,
+    pub(super) conversation: Conversation<'a>,
     /// Memory for the answer.
     pub(super) memory: &'a Share,
+}
+
+/// Conversation with an A2A agent. Agents of other kinds have none.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Conversation<'a> {
+    /// What happens if the agent asks.
+    pub(super) on_question: OnQuestion,
+    /// Task that the message continues.
+    pub(super) task_id: Option<&'a str>,
+    /// Conversation that the message continues.
+    pub(super) context_id: Option<&'a str>,
+    /// Question that the message answers.
+    pub(super) answered: Option<&'a AgentQuestion>,
+    /// Whether the agent may have got the message already.
+    pub(super) is_in_doubt: bool,
 }
 
 /// Task id of an attempt for A2A agents and observers.

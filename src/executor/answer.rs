@@ -5,6 +5,7 @@
 
 use serde_json::value::RawValue;
 
+use super::agent_question::AgentQuestion;
 use crate::{
     a2a::{
         Message, Part, Reply, RpcError, StatusMessage, Task, TaskState,
@@ -43,6 +44,13 @@ pub(super) enum Answer {
         /// The agent's id of the task.
         task: String,
     },
+    /// The agent asks.
+    Question {
+        /// The question.
+        question: Box<AgentQuestion>,
+        /// What it means for a step that cannot answer it.
+        error: AnswerError,
+    },
 }
 
 /// Reads a JSON-RPC response to a message, or to the question for a task.
@@ -65,22 +73,37 @@ pub(super) fn judge(reply: Reply<'_>) -> Result<Answer, AnswerError> {
             // A task without an id cannot be queried.
             None => Err(AnswerError::State(described(&state, &task.status_message()))),
         },
-        TaskState::Failed
-        | TaskState::Canceled
-        | TaskState::Rejected
-        | TaskState::InputRequired
-        | TaskState::AuthRequired => Err(AnswerError::State(described(&state, &task.status_message()))),
+        TaskState::InputRequired | TaskState::AuthRequired => {
+            let error = AnswerError::State(described(&state, &task.status_message()));
+            match AgentQuestion::of(task) {
+                Some(question) => Ok(Answer::Question { question: Box::new(question), error }),
+                None => Err(error),
+            }
+        }
+        TaskState::Failed | TaskState::Canceled | TaskState::Rejected => {
+            Err(AnswerError::State(described(&state, &task.status_message())))
+        }
     }
+}
+
+/// What a question means for a step that cannot answer it.
+pub(super) fn cannot_answer(question: &AgentQuestion) -> AnswerError {
+    let state = if question.is_auth { TaskState::AuthRequired } else { TaskState::InputRequired };
+    AnswerError::State(with_words(&state, question.text.as_deref()))
 }
 
 /// Description of a state, with the agent's text about it.
 fn described(state: &TaskState, status: &StatusMessage<'_>) -> String {
+    with_words(state, status.text.as_deref())
+}
+
+fn with_words(state: &TaskState, words: Option<&str>) -> String {
     let why = match state {
         TaskState::InputRequired => " (the agent asks for more input, which a step cannot give)",
         TaskState::AuthRequired => " (the agent asks for other credentials than its own)",
         _ => "",
     };
-    let words = status.text.as_ref().map_or_else(String::new, |words| format!(": {words}"));
+    let words = words.map_or_else(String::new, |words| format!(": {words}"));
     format!("{}{why}{words}", state.as_str())
 }
 
@@ -154,10 +177,11 @@ mod tests {
     use crate::input::{check_json, text};
 
     fn output(body: &[u8]) -> Result<Box<RawValue>, AnswerError> {
-        read(check_json(body).expect("JSON")).map(|answer| match answer {
-            Answer::Output(output) => output,
+        match read(check_json(body).expect("JSON"))? {
+            Answer::Output(output) => Ok(output),
             Answer::UnderWay { task } => panic!("{task} is under way"),
-        })
+            Answer::Question { error, .. } => Err(error),
+        }
     }
 
     #[test]

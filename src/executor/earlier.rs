@@ -216,6 +216,11 @@ impl PreviousExecution {
         self.latest().open.remove(path)
     }
 
+    /// Id of the open attempt at this path.
+    pub(super) fn open_id(&self, path: &str) -> Option<String> {
+        self.latest().open.get(path).map(|open| open.id.clone())
+    }
+
     /// Age of the open attempt at this path.
     pub(super) fn open_age(&self, path: &str) -> Duration {
         self.latest().open.get(path).map(|open| open.age).unwrap_or_default()

@@ -158,6 +158,12 @@ impl Ledger {
         self.state().open.insert(path.to_owned(), OpenStep { id: id.to_owned(), of: None, is_beginning: false });
     }
 
+    /// The same for an attempt that calls an agent.
+    pub(super) fn adopt_agent(&self, path: &str, id: &str, (step_id, agent_name): (&str, &str)) {
+        let of = AgentStep { step_id: step_id.to_owned(), agent_name: agent_name.to_owned(), task_id: None };
+        self.state().open.insert(path.to_owned(), OpenStep { id: id.to_owned(), of: Some(of), is_beginning: false });
+    }
+
     /// Registers an attempt that a separate statement is about to begin at this step path. The result is held until the
     /// statement is over. If the attempt ends earlier, its end is written after the statement.
     pub(super) fn beginning(self: &Arc<Self>, path: &str, id: &str) -> PendingBegin {

@@ -5,6 +5,7 @@
 
 mod answers;
 mod mocks;
+mod questions;
 mod record;
 mod recording;
 
@@ -244,6 +245,8 @@ pub(super) struct SimulatedRun {
     ended: Mutex<Vec<String>>,
     /// Answers and outputs of sub-runs, by the id of the attempt.
     results: Mutex<HashMap<String, Box<RawValue>>>,
+    /// Number of questions that agents have asked, by the id of the attempt.
+    asked: Mutex<HashMap<String, usize>>,
 }
 
 impl SimulatedRun {
@@ -254,7 +257,8 @@ impl SimulatedRun {
         (prefix, nesting): (String, i16),
     ) -> Self {
         let (begun, ended, results) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Self { common, world, plan, input, mocks, prefix, nesting, begun, ended, results }
+        let asked = Mutex::default();
+        Self { common, world, plan, input, mocks, prefix, nesting, begun, ended, results, asked }
     }
 
     pub(super) fn plan(&self) -> &Arc<Plan> {

@@ -11,6 +11,7 @@
 
 mod activity;
 mod agent;
+mod attempt;
 mod budget;
 mod callback;
 mod conditional;
@@ -20,6 +21,7 @@ mod gate;
 mod group;
 mod iteration;
 mod parallel;
+mod question;
 pub(super) mod step_path;
 mod sub_workflow;
 mod waits;
@@ -33,6 +35,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use chrono::{DateTime, Utc};
 use futures_util::future::BoxFuture;
 use metrics::SharedString;
 use serde_json::value::RawValue;
@@ -337,10 +340,13 @@ impl Run {
     async fn within_time(&self, step: &Step, path: &str, frame: &Frame<'_>) -> Result<Done, String> {
         // A callback ends by itself, so that an answer at the same moment either counts or is rejected.
         let limit = step.timeout_seconds.filter(|_| step.kind != StepKind::Callback);
-        let Some(secs) = limit else { return self.make(step, path, frame).await };
-        let age = self.earlier.open_age(path);
-        let limit = Duration::from_secs(u64::try_from(secs).unwrap_or_default());
-        let Some(result) = self.limited(limit.saturating_sub(age), self.make(step, path, frame)).await else {
+        let Some(secs) = limit else { return self.make(step, path, frame, None).await };
+        let (now, age) = (self.executor.clock.now(), self.earlier.open_age(path));
+        let limit = Duration::from_secs(u64::try_from(secs).unwrap_or_default()).saturating_sub(age);
+        // A step may have asked in a later attempt than its first.
+        let due = self.asked_until(path).unwrap_or_else(|| activity::later(now, limit));
+        let limit = (due - now).to_std().unwrap_or_default();
+        let Some(result) = self.limited(limit, self.make(step, path, frame, Some(due))).await else {
             let cause = format!("it took longer than {secs} s");
             self.ledger.close(&format!("{path}/"), &StepEnd::Failed(format!("timed out: {} {cause}", step.id)));
             self.ledger.end(path, StepEnd::Failed(cause.clone()), None, None);
@@ -360,10 +366,17 @@ impl Run {
         None
     }
 
-    async fn make(&self, step: &Step, path: &str, frame: &Frame<'_>) -> Result<Done, String> {
+    /// `due`: end of its time.
+    async fn make(
+        &self,
+        step: &Step,
+        path: &str,
+        frame: &Frame<'_>,
+        due: Option<DateTime<Utc>>,
+    ) -> Result<Done, String> {
         // Boxed, so that a block is not as large as all of its possible parts, also on the stack, at each depth.
         match step.kind {
-            StepKind::Agent => Box::pin(self.agent(step, path, frame)).await.map(Done::new),
+            StepKind::Agent => Box::pin(self.agent(step, path, frame, due)).await.map(Done::new),
             StepKind::Wait => Box::pin(self.wait(step, path, frame)).await.map(Done::new),
             StepKind::Callback => Box::pin(self.callback(step, path, frame)).await.map(Done::new),
             StepKind::SubWorkflow => Box::pin(self.sub_workflow(step, path, frame)).await.map(Done::new),

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 
 use super::{
-    Plan, Step, StepKind,
+    OnQuestion, Plan, Step, StepKind,
     wait_config::{Approval, WaitConfig},
 };
 use crate::input::text;
@@ -177,7 +177,15 @@ fn parts(step: &Step) -> Vec<(&str, String)> {
 fn about(step: &Step) -> String {
     let kind = step.kind.as_str();
     match step.kind {
-        StepKind::Agent => step.agent_name.clone().unwrap_or_default(),
+        StepKind::Agent => {
+            let name = step.agent_name.clone().unwrap_or_default();
+            let role = step.question_config.as_ref().and_then(|config| config.role.as_ref());
+            match (step.on_question, role) {
+                (Some(OnQuestion::Ask), Some(role)) => format!("{name}, asks {role}"),
+                (Some(OnQuestion::Ask), None) => format!("{name}, may ask"),
+                _ => name,
+            }
+        }
         StepKind::Parallel => match step.max_parallelism {
             Some(limit) => format!("{kind}, {limit} at a time"),
             None => kind.to_owned(),

@@ -299,6 +299,10 @@ fn references(step: &Step) -> Vec<(String, String)> {
             for (name, value) in step.mapping() {
                 strings(value, &mut |text| add(&format!("input_mapping.{}", shorten(name)), text));
             }
+            if step.kind == StepKind::Agent {
+                add("context_id", step.context_id.as_deref().unwrap_or_default());
+                add("task_id", step.task_id.as_deref().unwrap_or_default());
+            }
         }
         StepKind::Wait => {
             if let Some(config) = &step.wait_config {

@@ -5,7 +5,10 @@ mod reading;
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
-use super::wait_config::{CallbackConfig, SubWorkflowConfig, WaitConfig};
+use super::{
+    conversation::{OnQuestion, QuestionConfig},
+    wait_config::{CallbackConfig, SubWorkflowConfig, WaitConfig},
+};
 
 /// Kind of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -112,6 +115,18 @@ pub struct Step {
     /// Present if `kind` is [`StepKind::SubWorkflow`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sub_workflow_config: Option<SubWorkflowConfig>,
+    /// Used by [`StepKind::Agent`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_question: Option<OnQuestion>,
+    /// Used by [`StepKind::Agent`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub question_config: Option<QuestionConfig>,
+    /// Used by [`StepKind::Agent`]: conversation that it continues, as a text with references.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub context_id: Option<String>,
+    /// Used by [`StepKind::Agent`]: task that it continues, as a text with references.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task_id: Option<String>,
 }
 
 /// Condition of a conditional step.
@@ -199,7 +214,7 @@ impl Callee {
 
 impl Step {
     /// Members that are read, in the order of the normal form.
-    pub(super) const MEMBERS: [&'static str; 16] = [
+    pub(super) const MEMBERS: [&'static str; 20] = [
         "id",
         "type",
         "agent_name",
@@ -216,6 +231,10 @@ impl Step {
         "wait_config",
         "callback_config",
         "sub_workflow_config",
+        "on_question",
+        "question_config",
+        "context_id",
+        "task_id",
     ];
 
     /// Input of an agent, a callback or a sub-workflow as written; empty if absent.

@@ -1,4 +1,5 @@
-"""An agent of the official SDK, lines 0.2 and 0.3: `python sdk_agent_0.py PORT`. It streams."""
+"""An agent of the official SDK, lines 0.2 and 0.3: `python sdk_agent_0.py PORT`. It streams, and asks back for a text that begins
+with `ask`."""
 
 import asyncio
 import sys
@@ -8,15 +9,20 @@ from a2a.server.agent_execution import AgentExecutor
 from a2a.server.apps import A2AStarletteApplication
 from a2a.server.request_handlers import DefaultRequestHandler
 from a2a.server.tasks import InMemoryTaskStore, TaskUpdater
-from a2a.types import AgentCapabilities, AgentCard, AgentSkill, DataPart, Part, TextPart
+from a2a.types import AgentCapabilities, AgentCard, AgentSkill, DataPart, Part, TaskState, TextPart
 from a2a.utils import new_task
 
 
 class Shout(AgentExecutor):
     async def execute(self, context, event_queue):
         task = context.current_task or new_task(context.message)
-        await event_queue.enqueue_event(task)
+        if not context.current_task:
+            await event_queue.enqueue_event(task)
         updater = TaskUpdater(event_queue, task.id, getattr(task, "context_id", None) or task.contextId)
+        if context.get_user_input().startswith("ask"):
+            question = updater.new_agent_message([Part(root=TextPart(text="What shall I shout?"))])
+            await updater.update_status(TaskState.input_required, question, final=True)
+            return
         await updater.start_work()
         words = context.get_user_input().upper().split(" ")
         for number, word in enumerate(words):
@@ -28,7 +34,9 @@ class Shout(AgentExecutor):
         await updater.complete(updater.new_agent_message([Part(root=TextPart(text="done"))]))
 
     async def cancel(self, context, event_queue):
-        raise NotImplementedError
+        task = context.current_task
+        updater = TaskUpdater(event_queue, task.id, getattr(task, "context_id", None) or task.contextId)
+        await updater.update_status(TaskState.canceled, final=True)
 
 
 port = int(sys.argv[1])

@@ -1,6 +1,7 @@
 """An agent of the official SDK, line 1.x: `python sdk_agent_1.py PORT`.
 
-It speaks 1.0 only, by JSON-RPC below /rpc and by HTTP+JSON below /rest, and streams. Each path has a card of its own.
+It speaks 1.0 only, by JSON-RPC below /rpc and by HTTP+JSON below /rest, streams, and asks back for a
+text that begins with `ask`. Each path has a card of its own.
 """
 
 import asyncio
@@ -21,10 +22,13 @@ class Shout(AgentExecutor):
     async def execute(self, context, event_queue):
         part = context.message.parts[0]
         said = part.text or str(MessageToDict(part)["data"])
-        await event_queue.enqueue_event(
-            Task(id=context.task_id, context_id=context.context_id, status=TaskStatus(state=TaskState.TASK_STATE_SUBMITTED))
-        )
+        if not context.current_task:
+            submitted = TaskStatus(state=TaskState.TASK_STATE_SUBMITTED)
+            await event_queue.enqueue_event(Task(id=context.task_id, context_id=context.context_id, status=submitted))
         updater = TaskUpdater(event_queue, context.task_id, context.context_id)
+        if said.startswith("ask"):
+            await updater.requires_input(updater.new_agent_message([Part(text="What shall I shout?")]))
+            return
         await updater.start_work()
         words = said.upper().split(" ")
         for number, word in enumerate(words):

@@ -65,6 +65,35 @@ def run(name, url, config, mapping):
     return ended["output_data"], seen, deltas
 
 
+def until(what, find):
+    for _ in range(300):
+        found = find()
+        if found:
+            return found
+        time.sleep(0.1)
+    raise TimeoutError(what)
+
+
+def ask(name, url, config, answer):
+    """An agent that asks: the run waits, and goes on with the answer, or is cancelled if there is none."""
+    call("POST", "/agents", {"name": name, "url": url, "config": config})
+    step = {"id": "ask", "agent_name": name, "input_mapping": {"text": "ask me"}, "on_question": "ask"}
+    call("PUT", f"/workflow-names/{name}", {"start_step": "ask", "steps": {"ask": step}})
+    run_id = call("POST", f"/workflow-names/{name}/execute", {"input_data": {}})["run_id"]
+    [asked] = until("a question", lambda: call("GET", f"/runs/{run_id}/callbacks"))
+    question = asked["question"]
+    assert question["text"] == "What shall I shout?" and question["state"] == "input-required", asked
+    if answer is None:
+        call("POST", f"/runs/{run_id}/cancel", {})
+        return question
+    path = asked["url"].partition("/api/v1")[2]
+    call("POST", path, answer)
+    ended = until("the end", lambda: [run for run in [call("GET", f"/runs/{run_id}")] if run["status"] != "RUNNING"])[0]
+    assert ended["status"] == "COMPLETED", ended
+    assert ended["output_data"]["task_id"] == question["task_id"], (ended, question)
+    return ended["output_data"]
+
+
 stamp = time.time_ns()
 started = []
 try:
@@ -88,6 +117,22 @@ try:
         assert output["data"] == {"words": 4} and output["response"] == "done", (what, output)
         assert seen == version, (what, seen)
         print(f"a2a-sdk, {what}: answered by A2A {seen}, {len(deltas)} pieces seen")
+    for number, (what, url, config, version) in enumerate(cases):
+        output = ask(f"sdk-{stamp}-ask-{number}", url, config, {"text": "this one"})
+        assert output["text"] == "THIS ONE", (what, output)
+        print(f"a2a-sdk, {what}: asked, and answered in the same task")
+    # The cancellation of a run that waits reaches the agent.
+    question = ask(f"sdk-{stamp}-ask-cancelled", cases[0][1], None, None)
+    body = {"jsonrpc": "2.0", "id": 1, "method": "GetTask", "params": {"id": question["task_id"]}}
+    headers = {"content-type": "application/json", "A2A-Version": "1.0"}
+
+    def state():
+        request = urllib.request.Request(cases[0][1], json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request) as response:
+            return json.load(response)["result"]["status"]["state"] == "TASK_STATE_CANCELED"
+
+    until("the task is cancelled", state)
+    print("a2a-sdk, 1.x: the task of a cancelled run was cancelled")
     # Pieces are seen while the agent works.
     for what, url, config, version in [cases[0], cases[3], cases[5]]:
         name = f"sdk-{stamp}-{cases.index((what, url, config, version))}-slow"

@@ -13,6 +13,7 @@ mod agent_health;
 mod agent_kinds;
 mod agent_mcp;
 mod agent_protocols;
+mod agent_questions;
 mod agent_responses;
 mod agent_streams;
 mod agent_tasks;

@@ -37,7 +37,7 @@ pub async fn parked(pool: &PgPool, run_id: &str) {
 
 /// Advances the clock of the executors by a minute. The database's clock cannot be advanced: attempts under way are made
 /// a minute older, and parked runs that are due by then are made due now.
-async fn a_minute_passes(world: &World, pool: &PgPool) {
+pub async fn a_minute_passes(world: &World, pool: &PgPool) {
     world.service.clock.advance(MINUTE);
     let sql = "UPDATE step_executions SET started_at = started_at - interval '1 minute' WHERE completed_at IS NULL";
     sqlx::query(sql).execute(pool).await.expect("done");

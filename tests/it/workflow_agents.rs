@@ -10,6 +10,7 @@ use workflow_api::db::migrations::MIGRATOR;
 
 use crate::{
     access::Admin,
+    agent_questions::{asking, asking_step},
     path::{Agent, shouting},
     service::{Answer, Service, eventually, passing},
     steps::{World, agent_step},
@@ -631,4 +632,34 @@ async fn streams_of_tasks_count_as_event_streams(pool: PgPool) {
     let streamed = call(&service, "shout", &V1, "SendStreamingMessage", &message_1("n", &json!([{"text": "x"}]))).await;
     assert_eq!(streamed.error(429)["code"], "too_many_streams");
     assert_eq!(service.get("/api/v1/runs").await.expect(200)["total"], 1, "the refused message has started no run");
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_question_of_an_agent_is_one_of_the_workflow_and_another_workflow_can_answer_it(pool: PgPool) {
+    let schema = json!({"type": "object", "required": ["n"], "properties": {"n": {"type": "integer"}}});
+    let (tasks, _agent, url) = asking(json!([{"text": "Which?"}, {"text": "How many?", "schema": schema}]), true).await;
+    let world = World::start(&pool, &[("a", &url)]).await;
+    let service = &world.service;
+    let step = asking_step("ask", &json!({}));
+    put(service, "ask", &json!({"start_step": "ask", "steps": {"ask": step}, "expose": {"a2a": true}})).await;
+    let task =
+        result(service, "ask", &V1, "SendMessage", &message_1("m", &json!([{"text": "x"}]))).await["task"].clone();
+    let message = &task["status"]["message"];
+    assert_eq!(task["status"]["state"], "TASK_STATE_INPUT_REQUIRED", "{task}");
+    assert_eq!((&message["parts"][0]["text"], message.get("metadata")), (&json!("Which?"), None));
+    let answer = |id: &str, parts: &Value| {
+        let mut message = message_1(id, parts);
+        message["message"]["taskId"] = task["id"].clone();
+        message
+    };
+    let next =
+        result(service, "ask", &V1, "SendMessage", &answer("m2", &json!([{"text": "blue"}]))).await["task"].clone();
+    let second = &next["status"]["message"];
+    assert_eq!((&second["parts"][0]["text"], &second["metadata"]["answer_schema"]), (&json!("How many?"), &schema));
+    assert_ne!(second["messageId"], message["messageId"], "the next question is another message");
+    let wrong = error(service, "ask", &V1, "SendMessage", &answer("m3", &json!([{"text": "two"}]))).await;
+    assert_eq!(wrong["code"], -32602, "{wrong}");
+    let done = result(service, "ask", &V1, "SendMessage", &answer("m4", &json!([{"text": "{\"n\": 2}"}]))).await;
+    assert_eq!(done["task"]["status"]["state"], "TASK_STATE_COMPLETED", "{done}");
+    assert_eq!(tasks.said(), [[json!("begin"), json!("blue"), json!({"n": 2})]]);
 }

@@ -8,6 +8,7 @@ use workflow_api::db::migrations::MIGRATOR;
 
 use crate::{
     access::Admin,
+    agent_questions::{asking, asking_step},
     path::{Agent, shouting},
     service::{Answer, Service, config, passing},
     steps::{World, agent_step},
@@ -445,4 +446,49 @@ async fn workflows_are_found_and_runs_listed_for_the_organisation_of_the_caller_
     let answer = bound.send(service, "tools/call", &json!({"name": "runs_list", "arguments": {}})).await;
     assert_eq!(answer.error(403)["code"], "key_is_bound");
     assert_eq!(Client::default().send(service, "tools/list", &json!({})).await.error(401)["code"], "unauthorized");
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_question_of_an_agent_is_a_form_with_its_own_schema(pool: PgPool) {
+    let number =
+        json!({"type": "object", "required": ["n"], "properties": {"n": {"type": "integer", "title": "Number"}}});
+    let nested = json!({"type": "object", "required": ["who"], "properties": {"who": {"type": "object"}}});
+    let questions = json!([{"text": "Which?"}, {"text": "How many?", "schema": number}, {"text": "Who?", "schema": nested},
+        {"text": "May I?", "auth": true}]);
+    let (tasks, _agent, url) = asking(questions, true).await;
+    let world = World::start(&pool, &[("a", &url)]).await;
+    let service = &world.service;
+    let step = asking_step("ask", &json!({}));
+    put(service, "ask", &json!({"start_step": "ask", "steps": {"ask": step}, "expose": {"mcp": {}}})).await;
+    let forms = Client::with(json!({"elicitation": {"form": {}}}));
+    let mut asked = forms.tool(service, "ask", &json!({})).await;
+    let mut keys = Vec::new();
+    for (message, required, content) in [
+        ("Which?", "text", json!({"text": "blue"})),
+        ("How many?", "n", json!({"n": 2})),
+        ("Who?", "text", json!({"text": "{\"who\": {\"name\": \"ada\"}}"})),
+        ("May I?", "approved", json!({"approved": true})),
+    ] {
+        assert_eq!(asked["resultType"], "input_required", "{asked}");
+        let (key, request) = asked["inputRequests"].as_object().expect("requests").iter().next().expect("one");
+        let params = &request["params"];
+        assert_eq!((&params["message"], &params["requestedSchema"]["required"]), (&json!(message), &json!([required])));
+        if message == "How many?" {
+            assert_eq!(params["requestedSchema"], number);
+            let wrong = json!({"name": "ask", "arguments": {}, "requestState": asked["requestState"],
+                "inputResponses": {key: {"action": "accept", "content": {"n": "two"}}}});
+            assert_eq!(forms.send(service, "tools/call", &wrong).await.expect(200)["error"]["code"], -32602);
+        }
+        keys.push(key.clone());
+        let answer = json!({"name": "ask", "arguments": {}, "requestState": asked["requestState"],
+            "inputResponses": {key: {"action": "accept", "content": content}}});
+        asked = forms.result(service, "tools/call", &answer).await;
+    }
+    assert_eq!(
+        asked["structuredContent"]["text"], r#"begin blue {"n":2} {"who":{"name":"ada"}} The authorisation was given."#,
+        "{asked}"
+    );
+    assert_eq!(tasks.said().len(), 1);
+    keys.dedup();
+    assert_eq!(keys.len(), 4, "an answer to one question is none to the next");
 }

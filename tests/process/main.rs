@@ -17,6 +17,7 @@ mod failover;
 mod logs;
 mod parked;
 mod program;
+mod questions;
 mod recovery;
 mod refused_messages;
 mod replica;

@@ -18,6 +18,7 @@ use crate::{
         error::{ApiError, ErrorBody},
         extract::{AnyJsonBody, RunId},
         idempotency::replayed,
+        sets,
     },
     db::{self, waits::OpenCallback},
     input::{member, text},
@@ -80,11 +81,55 @@ pub struct Callback {
     expires_at: Option<Timestamp>,
     /// Whether an approval is requested: the answer has `approved`.
     is_approval: bool,
-    /// Role that the deciding person must have; null if the address is enough.
+    /// Role that the answering person must have; null if the address is enough.
     role: Option<String>,
+    /// Question of the step's agent; absent if no agent asks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    question: Option<AgentQuestion>,
     /// Information of the step about the request.
     #[schema(value_type = Option<HashMap<String, Value>>)]
     input_data: Option<Box<RawValue>>,
+}
+
+/// Question of an agent.
+#[derive(Serialize, ToSchema)]
+pub struct AgentQuestion {
+    /// Name of the agent.
+    agent_name: String,
+    /// State of the agent's task.
+    #[schema(value_type = sets::QuestionState)]
+    state: String,
+    /// Number of the question in this step, from 1.
+    round: i16,
+    /// What the agent says.
+    text: Option<String>,
+    /// Data of the agent beside the text.
+    #[schema(value_type = serde_json::Value, required = false)]
+    data: Option<Box<RawValue>>,
+    /// JSON Schema of the answer; null if any JSON is accepted.
+    #[schema(value_type = Option<HashMap<String, Value>>)]
+    answer_schema: Option<Box<RawValue>>,
+    /// The agent's id of the task.
+    task_id: String,
+    /// The agent's id of the conversation.
+    context_id: Option<String>,
+}
+
+impl AgentQuestion {
+    fn of(question: &RawValue, round: Option<i16>) -> Self {
+        let given = |name: &str| member(question, name).filter(|raw| raw.get() != "null");
+        let texts = |name: &str| given(name).and_then(text);
+        Self {
+            agent_name: texts("agent").unwrap_or_default(),
+            state: texts("state").unwrap_or_default(),
+            round: round.unwrap_or(1),
+            text: texts("text"),
+            data: given("data").map(ToOwned::to_owned),
+            answer_schema: given("answer_schema").map(ToOwned::to_owned),
+            task_id: texts("task_id").unwrap_or_default(),
+            context_id: texts("context_id"),
+        }
+    }
 }
 
 fn not_found() -> ApiError {
@@ -93,17 +138,18 @@ fn not_found() -> ApiError {
 
 /// Answer a callback
 ///
-/// The step continues with the body as its output. The address is the permission; only an approval with a role needs
-/// a token of a person with that role.
+/// The step continues with the body as its output; the answer to a question of an agent is sent to the agent. The
+/// address is the permission; only what asks for a role needs a token of a person with that role.
 #[utoipa::path(
     post, path = "/callbacks/{token}", tag = "callbacks", params(("token" = String, Path)),
     request_body(content = Option<Object>, description = "Any JSON; nothing is `{}`. Of an approval `approved`, true or \
-        false, and perhaps `comment`"),
+        false, and perhaps `comment`; of an authorisation that an agent needs only `approved`; of a question with an \
+        `answer_schema` what that describes"),
     responses(
         (status = 200, body = CallbackAnswer, headers(("Idempotency-Replayed" = String, description = "`true`: it was \
             answered before, and this is the result of the first answer"))),
-        (status = 401, description = "The approval requires a role", body = ErrorBody),
-        (status = 403, description = "The approval requires another role", body = ErrorBody),
+        (status = 401, description = "The answer requires a role", body = ErrorBody),
+        (status = 403, description = "The answer requires another role", body = ErrorBody),
         (status = 404, body = ErrorBody),
         (status = 410, description = "Its time is over, or its run has ended", body = ErrorBody),
         (status = 422, body = ErrorBody),
@@ -117,6 +163,7 @@ pub async fn answer_callback(
 ) -> Result<Response, ApiError> {
     let answered = answer_callback::answer_callback(
         &app.pool,
+        &app.offload,
         caller.context(&app),
         &token,
         caller.callback_caller(),
@@ -155,7 +202,8 @@ pub async fn list_callbacks(
         created_at: row.created_at,
         expires_at: row.expires_at,
         is_approval: row.approval.is_some(),
-        role: row.approval.and_then(|approval| member(&approval.0, "role").and_then(text)),
+        role: row.approval.as_ref().or(row.question.as_ref()).and_then(|json| member(&json.0, "role").and_then(text)),
+        question: row.question.as_ref().map(|question| AgentQuestion::of(&question.0, row.round)),
         input_data: row.input_data.map(|input| input.0),
     };
     Ok(Json(rows.into_iter().map(shown).collect()))
@@ -177,6 +225,7 @@ impl From<AnswerError> for ApiError {
                 Self::new(StatusCode::FORBIDDEN, "role_required", format!("This decision requires the role {role:?}"))
             }
             AnswerError::Invalid(errors) => errors.into(),
+            AnswerError::Busy(error) => error.into(),
             AnswerError::Key(error) => error.into(),
             AnswerError::Db(error) => error.into(),
         }

@@ -135,6 +135,16 @@ steps! {
         /// Input of the step. Strings may contain references such as `${workflow.input.text}` and
         /// `${other_step.output.text}`.
         input_mapping: HashMap<String, serde_json::Value>,
+        /// Effect of a question of an A2A agent; the default is `fail`.
+        on_question: Option<sets::OnQuestion>,
+        /// With `ask`: who answers, and how many questions there may be.
+        question_config: Option<QuestionConfigBody>,
+        /// Conversation of an A2A agent that the message continues, such as `${other_step.output.context_id}`.
+        #[schema(max_length = 1024)]
+        context_id: Option<String>,
+        /// Task of an A2A agent that the message continues.
+        #[schema(max_length = 1024)]
+        task_id: Option<String>,
     }
     /// Runs steps at the same time.
     ParallelStep(Parallel): sets::ParallelStepType {
@@ -298,6 +308,18 @@ pub struct ApprovalBody {
     role: Option<String>,
     /// Effect of a rejection; the default is `fail`.
     on_reject: Option<sets::OnReject>,
+}
+
+/// Who answers the questions of an agent, and how many there may be.
+#[derive(ToSchema)]
+#[schema(as = QuestionConfig)]
+pub struct QuestionConfigBody {
+    /// Role that the answering person must have; null if the callback's address is enough.
+    #[schema(min_length = 1, max_length = 255)]
+    role: Option<String>,
+    /// Maximum number of questions of the agent in this step; the default is 10.
+    #[schema(minimum = 1, maximum = 100)]
+    max_rounds: Option<i64>,
 }
 
 /// Workflow that runs as a step: exactly one of the members.

@@ -174,7 +174,7 @@ pub async fn answer(
 ) -> Result<(), ApiError> {
     let context = caller.context(app).with_key(key);
     let by = caller.callback_caller();
-    match answer_callback::answer_callback(&app.pool, context, &question.token, by, Some(answer)).await {
+    match answer_callback::answer_callback(&app.pool, &app.offload, context, &question.token, by, Some(answer)).await {
         Ok(Answered { run_id, step_id, is_repeat, .. }) => {
             if !is_repeat {
                 tracing::info!(target: "api.routes.callbacks", run_id, step_id, "Callback answered");
@@ -189,6 +189,14 @@ pub async fn answer(
 /// Text of a question for people: what the step says in `question`, `message` or `text`, else a sentence about it.
 #[must_use]
 pub fn question_text(question: &Question) -> String {
+    if let Some(asked) = &question.question {
+        // The agent's words are not those of the step.
+        let said = member(&asked.0, "text").and_then(text).filter(|text| !text.is_empty());
+        return said.unwrap_or_else(|| {
+            let what = if question.approval.is_some() { "an authorisation" } else { "an answer" };
+            format!("The agent of the step '{}' waits for {what}", question.step_id)
+        });
+    }
     let input = question.input_data.as_ref().map(|input| &*input.0);
     let said = |name| input.and_then(|input| member(input, name)).and_then(text).filter(|text| !text.is_empty());
     ["question", "message", "text"].into_iter().find_map(said).unwrap_or_else(|| {
@@ -197,8 +205,15 @@ pub fn question_text(question: &Question) -> String {
     })
 }
 
-/// Role that an approval requires.
+/// JSON Schema of the answer, if the agent that asks has given one.
+#[must_use]
+pub fn answer_schema(question: &Question) -> Option<&RawValue> {
+    member(&question.question.as_ref()?.0, "answer_schema").filter(|schema| schema.get() != "null")
+}
+
+/// Role that an approval or a question requires.
 #[must_use]
 pub fn role(question: &Question) -> Option<String> {
-    question.approval.as_ref().and_then(|approval| member(&approval.0, "role")).and_then(text)
+    let json = question.approval.as_ref().or(question.question.as_ref());
+    json.and_then(|json| member(&json.0, "role")).and_then(text)
 }

@@ -89,6 +89,11 @@ sets! {
     JoinPolicy = ["all", "any", "majority", "n_of_m"];
     /// Effect of a rejection: the step fails, or it completes with `approved: false` in its output.
     OnReject = ["fail", "continue"];
+    /// Effect of a question of the agent: the step fails, the run waits for an answer, or the step completes with the
+    /// question.
+    OnQuestion = workflow::OnQuestion::ALL.map(workflow::OnQuestion::as_str);
+    /// What an agent that asks needs: input, or an authorisation that somebody gives it elsewhere.
+    QuestionState = ["input-required", "auth-required"];
     /// State of a run.
     RunStatus = run::RunStatus::ALL.map(run::RunStatus::as_str);
     /// State of an attempt of a step. `PENDING`: it waits for a time, an answer or another run.

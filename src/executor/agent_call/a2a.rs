@@ -10,7 +10,8 @@ use std::{
 use serde_json::value::RawValue;
 
 use super::{
-    AgentError, CallErrorKind, Failure, MAX_ANSWER_BYTES, Request, Wire, in_flight::InFlight, jitter, task_id,
+    AgentError, CallErrorKind, Conversation, Failure, Interrupted, MAX_ANSWER_BYTES, Request, Wire,
+    in_flight::InFlight, jitter,
 };
 use crate::{
     a2a::{
@@ -28,6 +29,7 @@ use crate::{
         retry::RetryDecision,
     },
     input::check_json,
+    workflow::OnQuestion,
 };
 
 /// Pause before the first query of the task; later pauses grow. Many tasks are done at once, and a blocking message
@@ -84,6 +86,8 @@ enum Sent {
     Output(Box<RawValue>),
     /// The task, and the pause before it is queried.
     UnderWay(Box<InFlight>, Duration),
+    /// The agent asks. The failure is for a step that cannot answer.
+    Question(Box<Interrupted>, Failure),
 }
 
 /// Sends the message and follows its task. The caller's deadline ends both. If the agent does not know the version, the
@@ -93,6 +97,9 @@ pub(super) async fn call(wire: &Wire<'_>, config: &A2aConfig) -> Result<Box<RawV
     let cards = &executor.cards;
     let unusable = |text: String| Failure::new(CallErrorKind::Unusable, RetryDecision::Never, text);
     let mut route = cards.route(agent, organization, config).await.map_err(unusable)?;
+    if let Some(sent) = look_first(wire, &route).await.map_err(|refusal| refusal.failure)? {
+        return end(wire, &route, sent).await;
+    }
     let mut sent = begin(wire, &route).await;
     let may_fall_back = config.protocol.is_none() && !route.is_rest;
     let falls_back = may_fall_back && sent.as_ref().is_err_and(Refusal::is_of_version);
@@ -103,9 +110,15 @@ pub(super) async fn call(wire: &Wire<'_>, config: &A2aConfig) -> Result<Box<RawV
     if sent.as_ref().map_or_else(Refusal::is_of_task, |_| true) {
         cards.answered(agent, organization, route.version, falls_back);
     }
-    match sent.map_err(|refusal| refusal.failure)? {
+    end(wire, &route, sent.map_err(|refusal| refusal.failure)?).await
+}
+
+/// Follows the task to its end, or to a question.
+async fn end(wire: &Wire<'_>, route: &Route, sent: Sent) -> Result<Box<RawValue>, Failure> {
+    match sent {
         Sent::Output(output) => Ok(output),
-        Sent::UnderWay(in_flight, pause) => follow(wire, &route, *in_flight, pause).await,
+        Sent::UnderWay(in_flight, pause) => follow(wire, route, *in_flight, pause).await,
+        Sent::Question(interrupted, failure) => asked(wire, *interrupted, failure),
     }
 }
 
@@ -121,7 +134,7 @@ async fn begin(wire: &Wire<'_>, route: &Route) -> Result<Sent, Refusal> {
     let code = AtomicI32::default();
     let body = wire.send_input(message(wire, route, Operation::Send), explain(route, &code)).await;
     let body = body.map_err(|failure| Refusal::with(failure, &code))?;
-    let answer = wire.read(&body, |body| read(route, body)).await?;
+    let answer = wire.read(&body, |body| read(wire, route, body)).await?;
     Ok(sent(wire, route, answer))
 }
 
@@ -129,18 +142,24 @@ fn sent(wire: &Wire<'_>, route: &Route, answer: Answer) -> Sent {
     match answer {
         Answer::Output(output) => Sent::Output(output),
         Answer::UnderWay { task } => Sent::UnderWay(Box::new(InFlight::new(&wire.request, route, task)), FIRST_PAUSE),
+        Answer::Question { question, error } => {
+            let in_flight = InFlight::new(&wire.request, route, question.task_id.clone());
+            Sent::Question(Box::new(Interrupted::new(*question, in_flight)), Refusal::from(error).failure)
+        }
     }
 }
 
 /// Request that sends the message.
 fn message(wire: &Wire<'_>, route: &Route, operation: Operation) -> HttpRequest {
-    let rpc_id = task_id(wire.request.attempt_id);
+    let rpc_id = super::task_id(wire.request.attempt_id);
+    let Conversation { task_id, context_id, answered, .. } = wire.request.conversation;
     let outgoing = Outgoing {
         message_id: &format!("msg-{rpc_id}"),
         input: wire.request.input,
         accepts_json: route.accepts_json,
-        task_id: None,
-        context_id: None,
+        is_data: answered.is_some_and(|question| question.answer_schema.is_some()),
+        task_id,
+        context_id,
         tenant: route.tenant.as_deref(),
     };
     route.request(&rpc_id, operation, &request::send(route.version, &outgoing), None)
@@ -154,7 +173,7 @@ async fn stream(wire: &Wire<'_>, route: &Route) -> Result<Sent, Refusal> {
     let (response, _span) = opened.map_err(|failure| Refusal::with(failure, &code))?;
     if !EventReader::is_stream(&response) {
         let body = wire.read_answer(response).await?;
-        let answer = wire.read(&body, |body| read(route, body)).await?;
+        let answer = wire.read(&body, |body| read(wire, route, body)).await?;
         return Ok(sent(wire, route, answer));
     }
     let mut events = EventReader::new(response, &wire.request.executor.clock, MAX_ANSWER_BYTES);
@@ -177,7 +196,7 @@ async fn stream(wire: &Wire<'_>, route: &Route) -> Result<Sent, Refusal> {
             },
         };
         match stream::read(result) {
-            StreamEvent::Reply(reply) => match answer::judge(reply) {
+            StreamEvent::Reply(reply) => match answer::judge(reply).map(|answer| settle(wire, answer)) {
                 Ok(Answer::UnderWay { task }) => note(&mut under_way, Some(task)),
                 ended => {
                     if let Some(mut in_flight) = under_way {
@@ -228,7 +247,6 @@ async fn follow(
     first: Duration,
 ) -> Result<Box<RawValue>, Failure> {
     let clock = &wire.request.executor.clock;
-    let rpc_id = task_id(wire.request.attempt_id);
     let (mut pause, mut wanted) = (first, Duration::ZERO);
     loop {
         let wait = jitter(pause).max(wanted);
@@ -237,17 +255,14 @@ async fn follow(
         }
         pause = pause.mul_f64(PAUSE_GROWTH).clamp(FIRST_PAUSE, LONGEST_PAUSE);
         wanted = Duration::ZERO;
-        let task = Some(in_flight.task());
-        let params = request::about(route.version, Operation::Get, task, route.tenant.as_deref());
-        let query = route.request(&rpc_id, Operation::Get, &params, task);
-        let answered = match wire.ask(query, explain(route, &AtomicI32::default())).await {
-            Ok(body) => wire.read(&body, |body| read(route, body)).await.map_err(|error| Refusal::from(error).failure),
-            Err(failure) => Err(failure),
-        };
-        match answered {
+        let answer = query(wire, route, in_flight.task()).await;
+        match answer.map(|answer| settle(wire, answer)).map_err(|refusal| refusal.failure) {
             Ok(Answer::Output(output)) => {
                 in_flight.is_over();
                 return Ok(output);
+            }
+            Ok(Answer::Question { question, error }) => {
+                return asked(wire, Interrupted::new(*question, in_flight), Refusal::from(error).failure);
             }
             // A failed query ends nothing: sending the message again would create a second task.
             Ok(Answer::UnderWay { .. }) | Err(Failure { again: RetryDecision::Later, .. }) => {}
@@ -262,9 +277,75 @@ async fn follow(
     }
 }
 
-fn read(route: &Route, body: &Body) -> Result<Answer, AnswerError> {
+/// Asks for the task, which may still show the question that the message answers.
+async fn query(wire: &Wire<'_>, route: &Route, task: &str) -> Result<Answer, Refusal> {
+    let rpc_id = super::task_id(wire.request.attempt_id);
+    let params = request::about(route.version, Operation::Get, Some(task), route.tenant.as_deref());
+    let request = route.request(&rpc_id, Operation::Get, &params, Some(task));
+    let code = AtomicI32::default();
+    let body = wire.ask(request, explain(route, &code)).await;
+    let body = body.map_err(|failure| Refusal::with(failure, &code))?;
+    Ok(wire.read(&body, |body| read_raw(route, body)).await?)
+}
+
+/// What the task is doing, if the agent may have got the message already; `None`: it has to be sent.
+async fn look_first(wire: &Wire<'_>, route: &Route) -> Result<Option<Sent>, Refusal> {
+    let Conversation { answered, is_in_doubt, .. } = wire.request.conversation;
+    let Some(answered) = answered.filter(|_| is_in_doubt) else { return Ok(None) };
+    let answer = match query(wire, route, &answered.task_id).await {
+        Ok(answer) => answer,
+        // The agent cannot be asked; it may recognise the message.
+        Err(refusal) if refusal.is(&[METHOD_NOT_FOUND, UNSUPPORTED_OPERATION, VERSION_NOT_SUPPORTED]) => {
+            return Ok(None);
+        }
+        Err(refusal) => return Err(refusal),
+    };
+    match answer {
+        Answer::Question { question, .. } if question.is_open(answered) => Ok(None),
+        answer => Ok(Some(sent(wire, route, answer))),
+    }
+}
+
+/// A question of the agent: the output of the step, or something that the step answers or fails for.
+fn asked(wire: &Wire<'_>, interrupted: Interrupted, failure: Failure) -> Result<Box<RawValue>, Failure> {
+    let Request { agent, executor, conversation, .. } = &wire.request;
+    let mask = |said: String| {
+        let masked = agent.secrets.mask(said);
+        match &agent.credentials {
+            Ok(credentials) => executor.egress.mask(credentials, masked),
+            Err(_) => masked,
+        }
+    };
+    match conversation.on_question {
+        OnQuestion::Fail => {
+            interrupted.leave();
+            Err(failure)
+        }
+        OnQuestion::Output => Ok(interrupted.leave().bounded(mask).output()),
+        OnQuestion::Ask => {
+            let question = Some(Box::new(interrupted.map(|question| question.bounded(mask))));
+            Err(Failure { question, ..failure })
+        }
+    }
+}
+
+fn read(wire: &Wire<'_>, route: &Route, body: &Body) -> Result<Answer, AnswerError> {
+    Ok(settle(wire, read_raw(route, body)?))
+}
+
+fn read_raw(route: &Route, body: &Body) -> Result<Answer, AnswerError> {
     let json = body.json().map_err(|fault| AnswerError::Invalid(fault.to_string()))?;
     if route.is_rest { answer::judge(Reply::read(json)) } else { answer::read(json) }
+}
+
+/// An answer that still shows the question to which the message is the answer says nothing new.
+fn settle(wire: &Wire<'_>, answer: Answer) -> Answer {
+    match (answer, wire.request.conversation.answered) {
+        (Answer::Question { question, .. }, Some(answered)) if question.is_left_over(answered) => {
+            Answer::UnderWay { task: question.task_id }
+        }
+        (answer, _) => answer,
+    }
 }
 
 /// Finds the error text in an answer with an error status, and its code.

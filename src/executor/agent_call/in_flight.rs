@@ -2,6 +2,7 @@
 
 use std::{mem, sync::Arc, time::Duration};
 
+use http::StatusCode;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -33,6 +34,8 @@ pub(super) struct InFlight {
     lease_token: Uuid,
     correlation_id: String,
     traceparent: Option<String>,
+    /// Whether the task is left to what is recorded of its questions.
+    is_recorded: bool,
 }
 
 impl InFlight {
@@ -55,6 +58,7 @@ impl InFlight {
             lease_token: request.lease_token,
             correlation_id: request.correlation_id.to_owned(),
             traceparent: request.trace.outgoing(request.span),
+            is_recorded: request.conversation.answered.is_some(),
         }
     }
 
@@ -71,7 +75,7 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        if self.task.is_empty() || self.executor.give_up.is_cancelled() {
+        if self.task.is_empty() || self.is_recorded || self.executor.give_up.is_cancelled() {
             return;
         }
         self.task.clear();
@@ -86,10 +90,9 @@ impl Drop for InFlight {
                     return;
                 }
                 let names = (correlation_id.as_str(), traceparent);
-                let Ok(request) = prepare(&executor.egress, &agent, cancel, names).await else { return };
-                let outcome = match request.send().await {
-                    Ok(response) => response.status().as_u16().to_string(),
-                    Err(_) => "no answer".to_owned(),
+                let outcome = match cancel_task(&executor, &agent, &route, &task, names).await {
+                    Some(status) => status.as_u16().to_string(),
+                    None => "no answer".to_owned(),
                 };
                 tracing::debug!(run_id, correlation_id, agent = agent.name, outcome, "a task was cancelled");
             };
@@ -103,6 +106,20 @@ impl Drop for InFlight {
             }
         });
     }
+}
+
+/// Requests the cancellation of a task. Returns the status of the answer; `None`: there is none.
+pub(in crate::executor) async fn cancel_task(
+    executor: &Executor,
+    agent: &Agent,
+    route: &Route,
+    task: &str,
+    names: (&str, Option<String>),
+) -> Option<StatusCode> {
+    let params = request::about(route.version, Operation::Cancel, Some(task), route.tenant.as_deref());
+    let cancel = route.request(&format!("cancel-{task}"), Operation::Cancel, &params, Some(task));
+    let request = prepare(&executor.egress, agent, cancel, names).await.ok()?;
+    Some(request.send().await.ok()?.status())
 }
 
 /// Whether the run continues under another lease. If the database is down this is unknown, and the task is left alone.

@@ -8,7 +8,7 @@ use super::{Awaited, BegunWait, MissingMock, SUB_RUN, SimulatedRun, mocks::Mock}
 use crate::{
     db::waits::{ChildRun, WaitCondition},
     executor::{
-        agent_call::CallErrorKind,
+        agent_call::{CallErrorKind, Conversation, Interrupted},
         memory,
         retry::{self, RetryDecision},
     },
@@ -21,6 +21,8 @@ pub(in crate::executor) struct Simulated {
     /// Pause before the next attempt; `None`: there is no further one.
     pub(in crate::executor) pause: Option<Duration>,
     pub(in crate::executor) fault: Option<CallErrorKind>,
+    /// Question that the agent has asked instead.
+    pub(in crate::executor) question: Option<Box<Interrupted>>,
 }
 
 /// Answer to an attempt from a recording or a mock.
@@ -100,12 +102,14 @@ impl SimulatedRun {
         &self,
         agent_name: &str,
         (attempt_id, attempt): (&str, u32),
-        input: &RawValue,
+        (input, conversation): (&RawValue, Conversation<'_>),
     ) -> Simulated {
         self.within_limits().await;
         let (path, step_id, _) = self.position(attempt_id);
         let settings = self.world.agents.get(agent_name).cloned().unwrap_or_default();
-        let answer = self.answer((&path, &step_id), attempt, input).unwrap_or_else(|| self.missing(&step_id, input));
+        // The failures of a mock come before its questions.
+        let nth = if conversation.answered.is_some() { u32::MAX } else { attempt };
+        let answer = self.answer((&path, &step_id), nth, input).unwrap_or_else(|| self.missing(&step_id, input));
         self.note_source(attempt_id, answer.from);
         let is_recorded = answer.from == "recording";
         let mut result = answer.result;
@@ -116,7 +120,13 @@ impl SimulatedRun {
             self.common.clock.sleep(answer.delay).await;
         }
         match result {
-            Ok(output) => Simulated { result: Ok(output), pause: None, fault: None },
+            Ok(output) => {
+                let question = self.next_question(attempt_id, &step_id).filter(|_| !is_recorded);
+                question
+                    .map_or(Simulated { result: Ok(output), pause: None, fault: None, question: None }, |question| {
+                        Simulated::of_question(question, agent_name, conversation.on_question)
+                    })
+            }
             Err(Failure { code, message, pause }) => {
                 let time_left = self.world.max_run_duration;
                 // The longest pause that the agent's settings allow, so that the result is always the same.
@@ -129,7 +139,7 @@ impl SimulatedRun {
                     Some(message) => format!("agent '{agent_name}': {message}"),
                     None => format!("agent '{agent_name}': {}", default_message(code, settings.timeout)),
                 };
-                Simulated { result: Err(message), pause, fault: Some(code) }
+                Simulated { result: Err(message), pause, fault: Some(code), question: None }
             }
         }
     }

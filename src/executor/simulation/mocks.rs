@@ -4,12 +4,13 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use serde_json::value::RawValue;
 
+use super::questions::{MockedQuestion, read_delay};
+
 use crate::{
     executor::agent_call::CallErrorKind,
     expression,
     input::{FieldError, Node, Object, Patch, Read, keep, text},
     mapping::{self, MAX_RESOLVED_BYTES, Scope},
-    workflow::wait_config::MAX_WAIT_SECS,
 };
 
 /// Maximum characters of a failure's message.
@@ -48,6 +49,8 @@ pub struct Mock {
     pub(super) delay: Duration,
     /// Subject that answers a callback.
     pub(super) answered_by: Option<String>,
+    /// Questions that the agent asks before the answer.
+    pub(super) questions: Vec<MockedQuestion>,
     /// Mocks of the steps of a sub-workflow, which runs.
     pub(super) inner: Option<Arc<Mocks>>,
 }
@@ -134,8 +137,8 @@ impl Mocks {
 }
 
 impl Mock {
-    const MEMBERS: [&'static str; 7] =
-        ["output", "template", "expression", "fail", "delay_seconds", "answered_by", "mocks"];
+    const MEMBERS: [&'static str; 8] =
+        ["output", "template", "expression", "fail", "delay_seconds", "answered_by", "questions", "mocks"];
 
     fn read(node: &Node<'_>, depth: usize) -> Read<Self> {
         let object = node.object()?;
@@ -155,13 +158,8 @@ impl Mock {
             Ok(MockedAnswer::Expression(expression))
         });
         let failure = object.nullable("fail", &mut errors, MockedFailure::read);
-        let delay = object.nullable("delay_seconds", &mut errors, |node| {
-            let secs = node.float(0.0)?;
-            let delay = Some(secs).filter(|secs| *secs <= MAX_WAIT_SECS as f64);
-            delay
-                .and_then(|secs| Duration::try_from_secs_f64(secs).ok())
-                .ok_or_else(|| vec![FieldError::rule(node.path(), format!("must be at most {MAX_WAIT_SECS} seconds"))])
-        });
+        let delay = object.nullable("delay_seconds", &mut errors, read_delay);
+        let questions = object.nullable("questions", &mut errors, MockedQuestion::read_all);
         let answered_by = object.nullable("answered_by", &mut errors, |node| node.string(1..=255));
         let inner = object.nullable("mocks", &mut errors, |node| Mocks::read_at(node, depth + 1));
         let given = [output.is_some(), template.is_some(), expression.is_some(), inner.is_some()];
@@ -176,6 +174,7 @@ impl Mock {
             failure,
             delay: delay.unwrap_or_default(),
             answered_by,
+            questions: questions.unwrap_or_default(),
             inner: inner.map(Arc::new),
         })
     }

@@ -1,15 +1,20 @@
 //! Agent step: calls an agent, in as many attempts as the agent's settings allow, each with a row of its own.
 
-use std::{sync::PoisonError, time::Duration};
+use std::sync::PoisonError;
 
+use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 
-use super::{Frame, Run};
+use super::{
+    Frame, Run,
+    attempt::Attempt,
+    question::{Asked, Continued},
+};
 use crate::{
     db::executions::AgentCall,
     executor::{
         Executor,
-        agent_call::{self, CallErrorKind, CallOutcome, Failure, Request},
+        agent_call::{self, CallErrorKind, CallOutcome, Conversation, Failure, Request},
         agents::{Agent, Seen},
         assignment::FirstAttempt,
         breakers::Rejected,
@@ -23,22 +28,8 @@ use crate::{
     mapping::MAX_RESOLVED_BYTES,
     permits::Permit,
     telemetry::{catalogue::AGENTS, spans::Span},
-    workflow::Step,
+    workflow::{OnQuestion, Step},
 };
-
-/// Result of one attempt.
-struct Attempt {
-    /// The output, or the reason why there is none.
-    result: Result<Box<RawValue>, String>,
-    /// Pause before the next attempt; `None`: there is no further one.
-    pause: Option<Duration>,
-    /// Kind of the error of the call.
-    fault: Option<CallErrorKind>,
-    /// The call of the agent, if there was one.
-    call: Option<AgentCall>,
-    /// Memory permit of the output.
-    memory: Option<Permit>,
-}
 
 /// Error of a run that failed because of a defect of ours. The log has the details.
 const INTERNAL_ERROR: &str = "internal error";
@@ -46,15 +37,27 @@ const INTERNAL_ERROR: &str = "internal error";
 impl Run {
     /// Executes the step and returns the agent's output. A failed resolution of the input is no attempt and leaves no
     /// row.
-    pub(super) async fn agent(&self, step: &Step, path: &str, frame: &Frame<'_>) -> Result<Box<RawValue>, String> {
+    pub(super) async fn agent(
+        &self,
+        step: &Step,
+        path: &str,
+        frame: &Frame<'_>,
+        due: Option<DateTime<Utc>>,
+    ) -> Result<Box<RawValue>, String> {
         let Some(agent_name) = step.agent_name.as_deref() else { return Err("it names no agent".to_owned()) };
         // It is the attempt at the first step that is executed.
         let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if step.on_question == Some(OnQuestion::Ask)
+            && let Some(result) = self.resume_question(step, path, due).await
+        {
+            return result;
+        }
         let made = match &first {
             Some(first) => Ok((first.row.input.clone(), self.memory.hold(0))),
             None => self.make_input(step, frame).await,
         };
-        let (input, _memory) = match made {
+        let made = made.and_then(|made| Ok((made, Continued::of(step, frame)?)));
+        let ((input, memory_of_input), continued) = match made {
             Ok(made) => made,
             Err(cause) => {
                 let row = self.row(step, agent_name.to_owned(), object_of([]), path, frame);
@@ -66,7 +69,8 @@ impl Run {
             self.gate().await;
         }
         // A pause of the run waits for all attempts of the step, since a run pauses between steps.
-        let _leaf = self.leaves.begin();
+        let leaf = self.leaves.begin();
+        let conversation = continued.conversation(step);
         // An attempt that is repeated because its executor died keeps its id, for agents that de-duplicate.
         let mut interrupted = self.earlier.take_interrupted(path, frame.reuse);
         let (clock, mut attempt) = (&self.executor.clock, 1);
@@ -95,8 +99,14 @@ impl Run {
             span.set("workflow_api.step.path", path);
             span.set("workflow_api.agent.name", agent_name);
             span.set_number("workflow_api.attempt", attempt);
-            let Attempt { result, pause, fault, call, memory } =
-                self.attempt(agent_name, seen, (&attempt_id, attempt), (&step.id, &row_id), &input, &span).await;
+            let message = (attempt_id.as_str(), attempt);
+            let Attempt { result, pause, fault, question, call, memory } =
+                self.attempt(agent_name, seen, message, (&step.id, &row_id), (&input, conversation), &span).await;
+            if let Some(question) = question {
+                drop((span, under_way, leaf, memory, memory_of_input));
+                let asked = Asked { attempt_id: row_id, agent_name: agent_name.to_owned(), question, call };
+                return self.ask(step, path, asked, due).await;
+            }
             if result.is_err() {
                 span.fail(fault.map_or(error_code::STEP_FAILED, CallErrorKind::as_str));
             }
@@ -145,31 +155,34 @@ impl Run {
         Ok((input, memory))
     }
 
-    async fn attempt(
+    pub(super) async fn attempt(
         &self,
         agent_name: &str,
         seen: Seen,
         (attempt_id, attempt): (&str, u32),
         row: (&str, &str),
-        input: &RawValue,
+        (input, conversation): (&RawValue, Conversation<'_>),
         span: &Span,
     ) -> Attempt {
         let executor = match &self.executor {
             Surroundings::Executor(executor) => executor,
             Surroundings::Simulation(simulated) => {
-                let Simulated { result, pause, fault } =
-                    simulated.attempt(agent_name, (attempt_id, attempt), input).await;
-                return Attempt { result, pause, fault, call: None, memory: None };
+                let Simulated { result, pause, fault, question } =
+                    simulated.attempt(agent_name, (row.1, attempt), (input, conversation)).await;
+                return Attempt { result, pause, fault, question, call: None, memory: None };
             }
         };
         let agent = match self.find_agent(executor, agent_name, seen).await {
             Ok(agent) => agent,
-            Err(cause) => return Attempt { result: Err(cause), pause: None, fault: None, call: None, memory: None },
+            Err(cause) => {
+                let result = Err(cause);
+                return Attempt { result, pause: None, fault: None, question: None, call: None, memory: None };
+            }
         };
-        let (result, call, memory) = match executor.breakers.admit(&agent).await {
+        let (mut result, call, memory) = match executor.breakers.admit(&agent).await {
             Err(Rejected) => {
                 let message = "its circuit breaker is open".to_owned();
-                (Err(Failure { message, again: RetryDecision::Later, fault: CallErrorKind::CircuitOpen }), None, None)
+                (Err(Failure::new(CallErrorKind::CircuitOpen, RetryDecision::Later, message)), None, None)
             }
             Ok(passage) => {
                 let request = Request {
@@ -185,6 +198,7 @@ impl Run {
                     span,
                     row,
                     input,
+                    conversation,
                     memory: &self.memory,
                 };
                 tracing::debug!(agent = agent.name, attempt, attempt_id, "agent {} is called", agent.name);
@@ -193,11 +207,11 @@ impl Run {
                 let CallOutcome { result, http_status, memory } = agent_call::call(request).await;
                 let duration_ms = millis(clock.since(started).as_secs_f64());
                 passage.end(result.as_ref().map_or_else(|failure| failure.fault.is_healthy(), |_| Some(true))).await;
-                let fault = result.as_ref().err().map(|failure| failure.fault.as_str());
+                let fault = failure_of(&result).map(|failure| failure.fault.as_str());
                 (result, Some(AgentCall { http_status, duration_ms, fault }), Some(memory))
             }
         };
-        let fault = result.as_ref().err().map(|failure| failure.fault);
+        let fault = failure_of(&result).map(|failure| failure.fault);
         let (outcome, agent_label) = (fault.map_or("success", CallErrorKind::as_str), AGENTS.of(&agent.name));
         if let Some(AgentCall { duration_ms, .. }) = call {
             metrics::histogram!("executor_agent_call_seconds", "agent" => agent_label.clone())
@@ -206,10 +220,12 @@ impl Run {
         metrics::counter!("executor_agent_requests_total", "outcome" => outcome, "agent" => agent_label).increment(1);
         let again = result.as_ref().map_or_else(|failure| failure.again, |_| RetryDecision::Never);
         let time_left = self.deadline.saturating_duration_since(self.executor.clock.instant());
+        let question = result.as_mut().err().and_then(|failure| failure.question.take());
         Attempt {
             result: result.map_err(|failure| format!("agent '{}': {}", agent.name, failure.message)),
             pause: retry::pause(&agent.retry, attempt, again, rand::random(), time_left),
             fault,
+            question,
             call,
             memory,
         }
@@ -233,6 +249,11 @@ impl Run {
             }
         }
     }
+}
+
+/// The failure, unless the agent has asked a question instead.
+fn failure_of(result: &Result<Box<RawValue>, Failure>) -> Option<&Failure> {
+    result.as_ref().err().filter(|failure| failure.question.is_none())
 }
 
 fn millis(secs: f64) -> f64 {

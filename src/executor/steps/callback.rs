@@ -20,8 +20,8 @@ use crate::{
 };
 
 #[derive(Serialize)]
-struct RequestedCallback<'a> {
-    role: Option<&'a str>,
+pub(super) struct RequestedCallback<'a> {
+    pub(super) role: Option<&'a str>,
 }
 
 impl Run {
@@ -61,7 +61,7 @@ impl Run {
     }
 
     /// The answer to the callback of an attempt.
-    async fn answer_to(&self, attempt_id: &str) -> Option<Box<RawValue>> {
+    pub(super) async fn answer_to(&self, attempt_id: &str) -> Option<Box<RawValue>> {
         if let Some(simulated) = self.executor.simulated() {
             return simulated.take_result(attempt_id);
         }

@@ -184,10 +184,24 @@ impl Run {
     pub(in crate::executor) fn deliver(&self, event: Wait) {
         {
             let mut waits = self.waits.by_attempt();
-            let due_at = waits.get(&event.attempt_id).and_then(|wait| wait.due_at);
-            waits.insert(event.attempt_id.clone(), Wait { due_at, ..event });
+            let (due_at, round) =
+                waits.get(&event.attempt_id).map(|wait| (wait.due_at, wait.round)).unwrap_or_default();
+            waits.insert(event.attempt_id.clone(), Wait { due_at, round, ..event });
         }
         self.waits.read.notify_waiters();
+    }
+
+    /// What is known of the wait of that attempt.
+    pub(super) fn wait_of(&self, attempt_id: &str) -> Option<Wait> {
+        self.waits.by_attempt().get(attempt_id).cloned()
+    }
+
+    /// Registers the wait for the answer to a question, unless a newer state was read already.
+    pub(super) fn set_wait(&self, wait: Wait) {
+        let mut waits = self.waits.by_attempt();
+        if waits.get(&wait.attempt_id).is_none_or(|known| known.round < wait.round) {
+            waits.insert(wait.attempt_id.clone(), wait);
+        }
     }
 
     /// Id of the open attempt at this step path that began before, if there is one.

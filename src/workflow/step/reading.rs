@@ -6,6 +6,7 @@ use super::{Branch, Condition, ForkJoinConfig, LoopConfig, Source, Step, StepKin
 use crate::{
     input::{ANY_LENGTH, FieldError, Node, Read},
     workflow::{
+        conversation::{OnQuestion, QuestionConfig},
         reading::{ID_CHARS, all, one_of, some_strings, strings},
         wait_config::{CallbackConfig, SubWorkflowConfig, TIMEOUT_SECS, WaitConfig},
     },
@@ -13,6 +14,8 @@ use crate::{
 
 /// Positive numbers; large ones need no other limit.
 const POSITIVE: RangeInclusive<i64> = 1..=i64::MAX;
+/// Maximum characters of the name of a conversation or a task, with its references.
+const MAX_CONVERSATION_CHARS: usize = 1024;
 
 impl Step {
     /// Reads the members, and if all are valid checks the rules between them.
@@ -49,6 +52,10 @@ impl Step {
             wait_config: object.nullable("wait_config", &mut errors, WaitConfig::read),
             callback_config: object.nullable("callback_config", &mut errors, CallbackConfig::read),
             sub_workflow_config: object.nullable("sub_workflow_config", &mut errors, SubWorkflowConfig::read),
+            on_question: object.nullable("on_question", &mut errors, OnQuestion::read),
+            question_config: object.nullable("question_config", &mut errors, QuestionConfig::read),
+            context_id: object.nullable("context_id", &mut errors, |node| node.string(0..=MAX_CONVERSATION_CHARS)),
+            task_id: object.nullable("task_id", &mut errors, |node| node.string(0..=MAX_CONVERSATION_CHARS)),
         };
         if origin == Source::Store && step.kind == StepKind::Agent {
             step.input_mapping.get_or_insert_default();
@@ -246,6 +253,26 @@ mod tests {
         check(r#""type":"sub_workflow""#, BROKEN);
         check(r#""type":"callback","timeout_seconds":60"#, &[]);
         check(r#""type":"callback","timeout_seconds":400000000"#, &["steps.s.timeout_seconds less_than_equal"]);
+    }
+
+    #[test]
+    fn an_agent_step_says_what_happens_when_its_agent_asks() {
+        let agent = r#""agent_name":"x","input_mapping":{}"#;
+        for on_question in ["fail", "ask", "output"] {
+            check(&format!(r#"{agent},"on_question":"{on_question}","question_config":{{"role":"clerk"}}"#), &[]);
+        }
+        check(&format!(r#"{agent},"context_id":"${{a.output.context_id}}","task_id":null"#), &[]);
+        check(&format!(r#"{agent},"on_question":"answer""#), &["steps.s.on_question value_error"]);
+        check(&format!(r#"{agent},"context_id":7"#), &["steps.s.context_id string_type"]);
+        for (config, expected) in [
+            (r#"{"max_rounds":100}"#, &[][..]),
+            (r#"{"max_rounds":0}"#, &["steps.s.question_config.max_rounds greater_than_equal"]),
+            (r#"{"max_rounds":101}"#, &["steps.s.question_config.max_rounds less_than_equal"]),
+            (r#"{"role":" "}"#, &["steps.s.question_config.role value_error"]),
+            ("[]", &["steps.s.question_config model_attributes_type"]),
+        ] {
+            check(&format!(r#"{agent},"on_question":"ask","question_config":{config}"#), expected);
+        }
     }
 
     #[test]

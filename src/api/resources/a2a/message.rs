@@ -8,9 +8,12 @@ use super::{
     version::Version,
 };
 use crate::{
-    api::vocabulary::{idempotency::MAX_KEY_CHARS, json_rpc::RpcError},
+    api::{
+        resources::exposed_run::answer_schema,
+        vocabulary::{idempotency::MAX_KEY_CHARS, json_rpc::RpcError},
+    },
     db::waits::Question,
-    input::{FieldError, Node, Object, Read, member, members, object_of, to_raw},
+    input::{FieldError, Node, Object, Read, check_json, member, members, object_of, to_raw},
 };
 
 /// Length range of the ids in a message.
@@ -183,6 +186,11 @@ impl Message {
                 };
                 Ok(object_of([("approved", approved)]))
             }
+            // An answer with a schema may be written as JSON.
+            (None, Some(text)) if answer_schema(question).is_some() => match check_json(text.as_bytes()) {
+                Ok(json) => Ok(json.to_owned()),
+                Err(_) => self.input(),
+            },
             // The text beside a decision is its comment.
             (Some(data), Some(text)) if question.approval.is_some() && member(data, "comment").is_none() => {
                 let text = to_raw(text);
@@ -198,7 +206,6 @@ impl Message {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::input::check_json;
 
     fn read(params: &str, version: Version) -> Result<Sending, Failure> {
         Sending::read(check_json(params.as_bytes()).expect(params), version)
@@ -211,6 +218,8 @@ mod tests {
             token: "t".to_owned(),
             expires_at: None,
             approval: is_approval.then(|| sqlx::types::Json(object_of([]))),
+            question: None,
+            round: None,
             input_data: None,
         }
     }
@@ -257,6 +266,19 @@ mod tests {
                 r#"{{"message":{{"messageId":"m","role":"{role}","parts":[{{"text":"x"}}]}},"configuration":{configuration}}}"#
             );
             assert_eq!(read(&params, version).expect("valid").is_blocking, expected, "{params}");
+        }
+    }
+
+    #[test]
+    fn an_answer_with_a_schema_may_be_written_as_json() {
+        let asked = r#"{"answer_schema":{"type":"object"}}"#;
+        let asked = check_json(asked.as_bytes()).expect("JSON").to_owned();
+        let question = Question { question: Some(sqlx::types::Json(asked)), round: Some(1), ..question(false) };
+        for (text, expected) in [(r#"{\"n\": 1}"#, r#"{"n": 1}"#), ("one", r#"{"text":"one"}"#)] {
+            let params =
+                format!(r#"{{"message":{{"messageId":"m","role":"ROLE_USER","parts":[{{"text":"{text}"}}]}}}}"#);
+            let message = read(&params, Version::V1_0).expect("valid").message;
+            assert_eq!(message.answer_to(&question).expect(text).get(), expected);
         }
     }
 

@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 
 use super::version::Version;
 use crate::{
-    api::resources::exposed_run::{ExposedRun, State, question_text, role},
+    api::resources::exposed_run::{ExposedRun, State, answer_schema, question_text, role},
     db::{runs::TaskRow, waits::Question},
     input::{member, members, object_of, text, to_raw},
     timestamp::Timestamp,
@@ -52,6 +52,9 @@ pub struct Message {
     task_id: String,
     role: &'static str,
     parts: Vec<Part>,
+    /// The schema of the answer, of a question that has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metadata: Option<Box<RawValue>>,
 }
 
 #[derive(Serialize)]
@@ -193,6 +196,7 @@ impl Version {
             task_id: row.run_id.clone(),
             role: self.agent_role(),
             parts,
+            metadata: None,
         }
     }
 
@@ -213,6 +217,8 @@ impl Version {
             role: Option<String>,
             expires_at: Option<Timestamp>,
             input: Option<&'a RawValue>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            answer_schema: Option<&'a RawValue>,
         }
         let parts = |question: &Question| {
             let asked = Asked {
@@ -220,7 +226,9 @@ impl Version {
                 is_approval: question.approval.is_some(),
                 role: role(question),
                 expires_at: question.expires_at,
-                input: question.input_data.as_ref().map(|input| &*input.0),
+                // The input of a step whose agent asks was for the agent.
+                input: question.input_data.as_ref().filter(|_| question.question.is_none()).map(|input| &*input.0),
+                answer_schema: answer_schema(question),
             };
             [self.text(question_text(question)), self.data(&to_raw(&asked))]
         };
@@ -237,8 +245,13 @@ impl Version {
             _ => Vec::new(),
         };
         // The same status has the same message.
-        let id = questions.first().map_or_else(|| format!("{}-end", row.run_id), |first| first.attempt_id.clone());
-        let message = (!parts.is_empty()).then(|| self.message(row, id, parts));
+        let id = questions.first().map_or_else(|| format!("{}-end", row.run_id), Question::name);
+        // The rule by which this service finds the schema of an answer, too.
+        let schema = match questions {
+            [only] => answer_schema(only).map(|schema| object_of([("answer_schema", schema)])),
+            _ => None,
+        };
+        let message = (!parts.is_empty()).then(|| Message { metadata: schema, ..self.message(row, id, parts) });
         Status { state: self.state(state), message, timestamp: instant(row.updated_at) }
     }
 

@@ -7,11 +7,11 @@ use serde_json::{Value, json, value::RawValue};
 use super::{Failure, McpCall, invalid};
 use crate::{
     api::{
-        resources::exposed_run::{self, ExposedRun, question_text},
+        resources::exposed_run::{self, ExposedRun, answer_schema, question_text},
         vocabulary::{error::ApiError, signing::SIGNATURE_BYTES},
     },
     db::waits::Question,
-    input::{member, members, object_of, text, to_raw},
+    input::{check_json, member, members, object_of, shorten_to, text, to_raw},
 };
 
 /// State of a call that waits for the user: the run that it has started.
@@ -32,23 +32,79 @@ pub fn about(run: &ExposedRun) -> Box<RawValue> {
     to_raw(&json!({"run_id": row.run_id, "workflow": row.workflow_name, "status": row.status}))
 }
 
-/// Questions by the attempts that ask them, each as a form for the user.
+/// Questions by their names, each as a form for the user.
 #[must_use]
 pub fn input_requests(questions: &[Question]) -> Box<RawValue> {
     let form = |question: &Question| {
-        let schema = if question.approval.is_some() {
-            json!({"type": "object", "required": ["approved"], "properties": {
+        let text = |about: &str| {
+            let text = json!({"type": "string", "title": "Answer", "description": about});
+            json!({"type": "object", "required": ["text"], "properties": {"text": text}})
+        };
+        let schema = match (question.approval.is_some(), question.question.is_some(), answer_schema(question)) {
+            (true, true, _) => json!({"type": "object", "required": ["approved"], "properties": {
+                "approved": {"type": "boolean", "title": "The authorisation was given"},
+            }}),
+            (true, false, _) => json!({"type": "object", "required": ["approved"], "properties": {
                 "approved": {"type": "boolean", "title": "Approved"},
                 "comment": {"type": "string", "title": "Comment", "maxLength": 2000},
-            }})
-        } else {
-            json!({"type": "object", "required": ["text"], "properties": {"text": {"type": "string", "title": "Answer"}}})
+            }}),
+            (false, _, Some(schema)) => form_of(schema)
+                .unwrap_or_else(|| text(&format!("JSON of this schema: {}", shorten_to(schema.get(), 2000)))),
+            (false, _, None) => {
+                json!({"type": "object", "required": ["text"], "properties": {"text": {"type": "string", "title": "Answer"}}})
+            }
         };
         let params = json!({"mode": "form", "message": question_text(question), "requestedSchema": schema});
         to_raw(&json!({"method": "elicitation/create", "params": params}))
     };
-    let forms: Vec<_> = questions.iter().map(|question| (question.attempt_id.as_str(), form(question))).collect();
-    object_of(forms.iter().map(|(attempt_id, form)| (*attempt_id, &**form)))
+    let forms: Vec<_> = questions.iter().map(|question| (question.name(), form(question))).collect();
+    object_of(forms.iter().map(|(name, form)| (name.as_str(), &**form)))
+}
+
+/// Members of a schema that a form may have, and those that it may leave out.
+const FORM_MEMBERS: [&str; 3] = ["type", "properties", "required"];
+const LEFT_OUT: [&str; 4] = ["$schema", "title", "description", "additionalProperties"];
+/// Members of the schema of a field.
+const FIELD_MEMBERS: [&str; 13] = [
+    "type",
+    "title",
+    "description",
+    "default",
+    "enum",
+    "enumNames",
+    "format",
+    "minLength",
+    "maxLength",
+    "minimum",
+    "maximum",
+    "pattern",
+    "const",
+];
+
+/// The schema as the schema of a form; `None`: a form cannot have it, since forms are flat.
+fn form_of(schema: &RawValue) -> Option<Value> {
+    let schema: Value = serde_json::from_str(schema.get()).ok()?;
+    let has_only = |value: &Value, known: &[&str]| {
+        value.as_object().is_some_and(|object| object.keys().all(|name| known.contains(&name.as_str())))
+    };
+    let is_flat = |field: &Value| {
+        let kind = field["type"].as_str().unwrap_or_default();
+        ["string", "number", "integer", "boolean"].contains(&kind) && has_only(field, &FIELD_MEMBERS)
+    };
+    let is_form = schema["type"] == "object"
+        && has_only(&schema, &[FORM_MEMBERS.as_slice(), &LEFT_OUT].concat())
+        && schema["properties"].as_object()?.values().all(is_flat);
+    let mut form = schema;
+    form.as_object_mut()?.retain(|name, _| FORM_MEMBERS.contains(&name.as_str()));
+    is_form.then_some(form)
+}
+
+/// The answer that the content of a form is.
+fn answer_of(question: &Question, content: &RawValue) -> Box<RawValue> {
+    let is_json = answer_schema(question).is_some_and(|schema| form_of(schema).is_none());
+    let written = member(content, "text").filter(|_| is_json).and_then(text);
+    let json = written.as_ref().and_then(|written| check_json(written.as_bytes()).ok());
+    json.unwrap_or(content).to_owned()
 }
 
 impl McpCall {
@@ -92,14 +148,15 @@ impl McpCall {
         };
         let responses = members(responses).ok_or_else(|| invalid("`inputResponses` should be an object"))?;
         let questions = exposed_run::questions(&self.app, &self.caller, run_id).await?;
-        for (attempt_id, response) in responses {
-            let Some(question) = questions.iter().find(|question| question.attempt_id == attempt_id) else { continue };
+        for (name, response) in responses {
+            let Some(question) = questions.iter().find(|question| question.name() == name) else { continue };
             if member(response, "action").and_then(text).as_deref() != Some("accept") {
                 continue;
             }
             let nothing = object_of([]);
             let content = member(response, "content").unwrap_or(&nothing);
-            exposed_run::answer(&self.app, &self.caller, question, content, None).await.map_err(corrigible)?;
+            let answer = answer_of(question, content);
+            exposed_run::answer(&self.app, &self.caller, question, &answer, None).await.map_err(corrigible)?;
         }
         Ok(())
     }
@@ -113,5 +170,29 @@ fn corrigible(error: ApiError) -> Failure {
         invalid(format!("The answer is not valid: {}", Value::from(faults)))
     } else {
         error.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_flat_schema_is_a_form() {
+        let form = |schema: &Value| form_of(&to_raw(schema));
+        let flat = json!({"$schema": "https://json-schema.org/draft/2020-12/schema", "type": "object", "required": ["n"],
+            "properties": {"n": {"type": "integer", "minimum": 1}, "why": {"type": "string", "title": "Why"}}});
+        let mut expected = flat.clone();
+        expected.as_object_mut().expect("an object").remove("$schema");
+        assert_eq!(form(&flat), Some(expected));
+        for schema in [
+            json!({"type": "object", "properties": {"who": {"type": "object"}}}),
+            json!({"type": "object", "properties": {"n": {"type": "string", "not": {}}}}),
+            json!({"type": "object", "properties": {"n": {"type": "string"}}, "minProperties": 1}),
+            json!({"type": "string"}),
+            json!({}),
+        ] {
+            assert_eq!(form(&schema), None, "{schema}");
+        }
     }
 }

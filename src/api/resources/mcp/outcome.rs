@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use super::{Failure, McpCall, OUTPUT_URI_END, OUTPUT_URI_START, elicitation, protocol::Client};
 use crate::{
     api::{
-        resources::exposed_run::{self, ExposedRun, State, question_text, role},
+        resources::exposed_run::{self, ExposedRun, State, answer_schema, question_text, role},
         vocabulary::{app::App, caller::Caller, error::ApiError},
     },
     input::{object_of, to_raw},
@@ -43,6 +43,8 @@ struct Asked<'a> {
     is_approval: bool,
     role: Option<String>,
     expires_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    answer_schema: Option<&'a RawValue>,
 }
 
 /// Output of a run that the caller may see; `None` if there is none.
@@ -162,6 +164,7 @@ pub fn run_result(client: Client, run: &ExposedRun) -> Box<RawValue> {
                 is_approval: question.approval.is_some(),
                 role: role(question),
                 expires_at: question.expires_at,
+                answer_schema: answer_schema(question),
             })
             .collect(),
     };

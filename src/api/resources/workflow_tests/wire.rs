@@ -40,9 +40,37 @@ pub struct MockBody {
     /// For a callback: the subject that answers.
     #[schema(min_length = 1, max_length = 255)]
     answered_by: Option<String>,
+    /// Questions that the agent asks before the answer, one after the other.
+    #[schema(max_items = 100)]
+    questions: Option<Vec<MockQuestionBody>>,
     /// For a sub-workflow: it runs, and these are the mocks of its steps.
     #[schema(value_type = Option<HashMap<String, Value>>)]
     mocks: Option<HashMap<String, serde_json::Value>>,
+}
+
+/// Question of an agent.
+#[derive(ToSchema)]
+#[schema(as = MockQuestion)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "describes what `executor::Mocks::read` reads")]
+pub struct MockQuestionBody {
+    /// What the agent says.
+    #[schema(min_length = 1, max_length = 10_000)]
+    question: String,
+    /// Whether the agent needs an authorisation; the default is false.
+    auth: Option<bool>,
+    /// JSON Schema of the answer.
+    #[schema(value_type = Option<HashMap<String, Value>>)]
+    answer_schema: Option<HashMap<String, serde_json::Value>>,
+    /// The answer; absent: nobody answers.
+    #[schema(value_type = serde_json::Value, required = false)]
+    answer: (),
+    /// Subject that answers.
+    #[schema(min_length = 1, max_length = 255)]
+    answered_by: Option<String>,
+    /// Virtual time until the answer, in seconds.
+    #[schema(minimum = 0, maximum = 315_576_000)]
+    delay_seconds: Option<f64>,
 }
 
 /// Failure of attempts.

@@ -1,0 +1,124 @@
+//! Questions that agents ask in a simulated run, and the answers to them.
+
+use std::{sync::PoisonError, time::Duration};
+
+use serde_json::value::RawValue;
+
+use super::{Awaited, BegunWait, SimulatedRun, answers::Simulated};
+use crate::{
+    executor::{
+        agent_call::{CallErrorKind, Interrupted},
+        agent_question::AgentQuestion,
+        answer,
+    },
+    input::{FieldError, Node, Patch, Read, keep},
+    workflow::{OnQuestion, wait_config::MAX_WAIT_SECS},
+};
+
+/// Maximum number of questions of a mock.
+const MAX_QUESTIONS: usize = 100;
+/// Length range of a question.
+const CHARS: std::ops::RangeInclusive<usize> = 1..=10_000;
+
+/// Question of a mock.
+#[derive(Debug)]
+pub(super) struct MockedQuestion {
+    is_auth: bool,
+    text: String,
+    answer_schema: Option<Box<RawValue>>,
+    /// The answer; `None`: nobody answers.
+    answer: Option<Box<RawValue>>,
+    answered_by: Option<String>,
+    /// Virtual time until the answer.
+    delay: Duration,
+}
+
+impl MockedQuestion {
+    const MEMBERS: [&'static str; 6] = ["question", "auth", "answer_schema", "answer", "answered_by", "delay_seconds"];
+
+    pub(super) fn read_all(node: &Node<'_>) -> Read<Vec<Self>> {
+        let nodes = node.list()?;
+        if nodes.len() > MAX_QUESTIONS {
+            return Err(vec![FieldError::rule(node.path(), format!("must have at most {MAX_QUESTIONS} questions"))]);
+        }
+        let mut errors = Vec::new();
+        let questions: Vec<_> = nodes.iter().filter_map(|node| keep(Self::read(node), &mut errors)).collect();
+        if errors.is_empty() { Ok(questions) } else { Err(errors) }
+    }
+
+    fn read(node: &Node<'_>) -> Read<Self> {
+        let object = node.object()?;
+        let mut errors = Vec::new();
+        object.only(&Self::MEMBERS, &mut errors);
+        let text = object.required("question", &mut errors, |node| node.string(CHARS));
+        let is_auth = object.nullable("auth", &mut errors, Node::boolean);
+        let answer_schema = object.nullable("answer_schema", &mut errors, Node::free_object);
+        let answer = object.patch("answer", &mut errors, |node| Ok(node.raw().to_owned()));
+        let answered_by = object.nullable("answered_by", &mut errors, |node| node.string(1..=255));
+        let delay = object.nullable("delay_seconds", &mut errors, read_delay);
+        match text {
+            Some(text) if errors.is_empty() => Ok(Self {
+                is_auth: is_auth.unwrap_or_default(),
+                text,
+                answer_schema,
+                answer: if let Patch::Value(answer) = answer { Some(answer) } else { None },
+                answered_by,
+                delay: delay.unwrap_or_default(),
+            }),
+            _ => Err(errors),
+        }
+    }
+}
+
+/// Reads a virtual time.
+pub(super) fn read_delay(node: &Node<'_>) -> Read<Duration> {
+    let secs = node.float(0.0)?;
+    let delay = Some(secs).filter(|secs| *secs <= MAX_WAIT_SECS as f64);
+    delay
+        .and_then(|secs| Duration::try_from_secs_f64(secs).ok())
+        .ok_or_else(|| vec![FieldError::rule(node.path(), format!("must be at most {MAX_WAIT_SECS} seconds"))])
+}
+
+impl Simulated {
+    /// What a question means for a step.
+    pub(super) fn of_question(question: AgentQuestion, agent_name: &str, on_question: OnQuestion) -> Self {
+        let (result, fault, question) = match on_question {
+            OnQuestion::Output => (Ok(question.output()), None, None),
+            OnQuestion::Fail => {
+                let cause = answer::cannot_answer(&question);
+                (Err(format!("agent '{agent_name}': {cause}")), Some(CallErrorKind::Refused), None)
+            }
+            OnQuestion::Ask => {
+                let cause = answer::cannot_answer(&question).to_string();
+                (Err(cause), None, Some(Box::new(Interrupted::of_test(question))))
+            }
+        };
+        Self { result, pause: None, fault, question }
+    }
+}
+
+impl SimulatedRun {
+    /// The next question of the mock to this attempt, if there is one.
+    pub(super) fn next_question(&self, attempt_id: &str, step_id: &str) -> Option<AgentQuestion> {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = asked.entry(attempt_id.to_owned()).or_default();
+        let MockedQuestion { is_auth, text, answer_schema, .. } = self.mocks.get(step_id)?.questions.get(*count)?;
+        *count += 1;
+        Some(AgentQuestion::of_test(*is_auth, text.clone(), answer_schema.clone()))
+    }
+
+    /// Begins to wait for the answer to the question of that number.
+    pub(in crate::executor) fn begin_question(&self, attempt_id: &str, step_id: &str, round: i16) {
+        if let Some(open) = self.world.record().open(attempt_id) {
+            open.status = "PENDING";
+        }
+        let index = usize::try_from(round - 1).unwrap_or_default();
+        let question = self.mocks.get(step_id).and_then(|mock| mock.questions.get(index));
+        let answered = question.and_then(|question| {
+            self.set_result(attempt_id, question.answer.clone()?);
+            Some((question.delay, question.answered_by.clone()))
+        });
+        let wait = BegunWait { attempt_id: attempt_id.to_owned(), awaited: Awaited::Answer(answered) };
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner).push(wait);
+    }
+}
