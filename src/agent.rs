@@ -17,7 +17,9 @@ mod a2a;
 mod address;
 mod auth;
 mod credentials;
+mod fallbacks;
 mod kind;
+pub mod latency;
 mod mcp;
 mod responses;
 
@@ -25,6 +27,7 @@ pub use a2a::A2aConfig;
 pub use address::masked_url;
 pub use auth::{AuthType, mask_auth_config, render_auth_config};
 pub use credentials::{ClientCredentials, Credentials, Secrets};
+pub use fallbacks::{MAX_FALLBACKS, check as check_fallbacks};
 pub use kind::{AgentKind, ChatConfig, model_url};
 pub use mcp::McpConfig;
 pub use responses::ResponsesConfig;
@@ -170,6 +173,8 @@ pub struct NewAgent {
     pub retry_config: RetryConfig,
     /// Overrides of the settings; see [`breaker::Rules::of_agent`].
     pub circuit_breaker_config: Option<Box<RawValue>>,
+    /// Names of the agents that are called when this one does not work, in this order.
+    pub fallbacks: Vec<String>,
 }
 
 impl NewAgent {
@@ -209,6 +214,10 @@ impl NewAgent {
         let read_retry = |node: &Node<'_>| RetryConfig::read(node, retry);
         let retry_config = body.defaulted("retry_config", &mut errors, retry.clone(), read_retry);
         let circuit_breaker_config = body.nullable("circuit_breaker_config", &mut errors, breaker::Rules::read_config);
+        let fallbacks = body.defaulted("fallbacks", &mut errors, Vec::new(), fallbacks::read);
+        if let Some(name) = &name {
+            keep(check_fallbacks(name, &fallbacks), &mut errors);
+        }
         match (name, url) {
             (Some(name), Some(url)) if errors.is_empty() => Ok(Self {
                 name,
@@ -221,6 +230,7 @@ impl NewAgent {
                 timeout_ms,
                 retry_config,
                 circuit_breaker_config,
+                fallbacks,
             }),
             _ => Err(errors),
         }
@@ -250,6 +260,8 @@ pub struct AgentPatch {
     pub status: Option<AgentStatus>,
     /// Overrides of the settings; see [`breaker::Rules::of_agent`].
     pub circuit_breaker_config: Patch<Box<RawValue>>,
+    /// Names of the agents that are called when this one does not work; [`check_fallbacks`] checks them.
+    pub fallbacks: Option<Vec<String>>,
 }
 
 impl AgentPatch {
@@ -269,6 +281,7 @@ impl AgentPatch {
                 .patch_not_null("retry_config", &mut errors, |node| RetryConfig::read(node, &defaults.retry_config)),
             status: body.patch_not_null("status", &mut errors, AgentStatus::read),
             circuit_breaker_config: body.patch("circuit_breaker_config", &mut errors, breaker::Rules::read_config),
+            fallbacks: body.patch_not_null("fallbacks", &mut errors, fallbacks::read),
         };
         if errors.is_empty() { Ok(patch) } else { Err(errors) }
     }

@@ -21,8 +21,8 @@ use utoipa_axum::{
 use self::{
     gate::{Gate, docs, layer::GateLayer, request},
     resources::{
-        a2a, agents, api_keys, audit, backtests, by_name, callbacks, dead_letters, definitions, event_ticket, graph,
-        mcp, organizations, run_log, runs, storage, system, transfer, workflow_tests, workflows,
+        a2a, agent_stats, agents, api_keys, audit, backtests, by_name, callbacks, dead_letters, definitions,
+        event_ticket, graph, mcp, organizations, run_log, runs, storage, system, transfer, workflow_tests, workflows,
     },
     vocabulary::app::App,
 };
@@ -37,6 +37,7 @@ const BUSINESS: &[MakeHandlers] = &[
     || routes!(agents::list_agents, agents::create_agent),
     || routes!(agents::get_agent, agents::update_agent, agents::delete_agent),
     || routes!(agents::check_agent),
+    || routes!(agent_stats::get_agent_stats),
     || routes!(workflows::read::list_workflows, workflows::save::create_workflow),
     || routes!(workflows::read::get_workflow, workflows::save::update_workflow, workflows::save::delete_workflow),
     || routes!(workflows::read::list_workflow_versions),

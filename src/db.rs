@@ -5,6 +5,8 @@
 //! abandoned and its connection closed (see [`mod@pool`]).
 
 pub mod agent_cards;
+pub mod agent_health;
+pub mod agent_hours;
 pub mod agents;
 pub mod api_keys;
 pub mod audit;

@@ -15,6 +15,7 @@
 mod active;
 mod agent_call;
 mod agent_cards;
+mod agent_hours;
 mod agent_question;
 mod agents;
 mod answer;
@@ -58,6 +59,7 @@ use uuid::Uuid;
 use self::{
     active::{ActiveRuns, Slots},
     agent_cards::Cards,
+    agent_hours::AgentHours,
     agents::Agents,
     assignment::Assignment,
     breakers::Breakers,
@@ -116,6 +118,8 @@ struct Shared {
     cards: Cards,
     /// Connections to MCP servers, and what is known of them.
     mcp_servers: McpServers,
+    /// Counts of calls of agents.
+    agent_hours: AgentHours,
     /// Pieces of outputs that agents stream.
     deltas: Deltas,
     /// Permits for statements of drivers and steps that do not go through the journal. They are half of the pool's
@@ -171,6 +175,8 @@ pub fn start(config: &Config, pool: db::Pool, lifecycle: &Lifecycle, clock: Cloc
     let monitoring = Monitoring::start(&config.kafka, pool.clone(), registration.clone(), lifecycle, &settled)?;
     let (egress, deltas) = (Egress::new(&config.egress)?, Deltas::default());
     deltas.start(pool.clone(), clock.clone(), lifecycle);
+    let agent_hours = AgentHours::new(clock.clone());
+    agent_hours.start(pool.clone(), lifecycle, &settled);
     let executor = Executor(Arc::new(Shared {
         registration,
         active: ActiveRuns::new(config.executor.max_runs),
@@ -178,10 +184,11 @@ pub fn start(config: &Config, pool: db::Pool, lifecycle: &Lifecycle, clock: Cloc
         monitoring,
         plans: Plans::default(),
         agents: Agents::new(pool.clone(), Arc::clone(&config.vault), config.circuit_breaker, clock.clone()),
-        breakers: Breakers::new(pool.clone(), clock.clone()),
+        breakers: Breakers::new(pool.clone(), clock.clone(), config.audit),
         cards: Cards::new(pool.clone(), egress.clone(), clock.clone(), config.audit),
         mcp_servers: McpServers::new(pool.clone(), egress.clone(), clock.clone(), config.audit),
         egress,
+        agent_hours,
         deltas,
         statements: Arc::new(Semaphore::new(pool.max().div_ceil(2))),
         offload: Offload::default(),

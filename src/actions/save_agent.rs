@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::{Change, Context, Entity, SaveError, difference};
 use crate::{
     access::Countable,
-    agent::{AgentKind, AgentPatch, AgentStatus, AuthType, NewAgent, masked_url},
+    agent::{AgentKind, AgentPatch, AgentStatus, AuthType, NewAgent, check_fallbacks, masked_url},
     db::{
         self,
         agents::{AgentRow, AgentWithBreaker},
@@ -51,6 +51,7 @@ pub(super) async fn create_in(
         circuit_breaker_config: new.circuit_breaker_config.map(Json),
         kind: new.kind.as_str().to_owned(),
         config: new.config.map(Json),
+        fallbacks: new.fallbacks,
         status: AgentStatus::Active.as_str().to_owned(),
         created_by: Some(context.actor.subject.clone()),
         updated_by: Some(context.actor.subject.clone()),
@@ -109,6 +110,9 @@ pub(super) async fn update_in(
     if !patch.auth_config.is_absent() {
         check_token_url(context, auth_config.as_deref())?;
     }
+    if let Some(fallbacks) = &patch.fallbacks {
+        check_fallbacks(&current.name, fallbacks)?;
+    }
     let given_kind = patch.kind;
     let kind = AgentKind::parse(&current.kind).unwrap_or(AgentKind::A2a);
     let stored_config = current.config.as_ref().map(|stored| &*stored.0);
@@ -135,6 +139,7 @@ pub(super) async fn update_in(
         },
         kind: given_kind.map_or(current.kind, |kind| kind.as_str().to_owned()),
         config: config.map(Json),
+        fallbacks: patch.fallbacks.unwrap_or(current.fallbacks),
         status: patch.status.map_or(current.status, |status| status.as_str().to_owned()),
         ..current
     };
@@ -219,6 +224,7 @@ fn audited(row: &AgentRow) -> Box<RawValue> {
         "circuit_breaker_config": parsed(row.circuit_breaker_config.as_ref()),
         "kind": row.kind,
         "config": config,
+        "fallbacks": row.fallbacks,
         // This is in addition to the digest of `config`.
         "model": config.get("model"),
         "status": row.status,

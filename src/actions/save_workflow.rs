@@ -11,7 +11,7 @@ use super::{Change, Context, Entity, SaveError};
 use crate::{
     access::{Countable, OrganizationId},
     agent::AgentStatus,
-    db::{self, workflows::WorkflowRow},
+    db::{self, agents::UnusableFallback, workflows::WorkflowRow},
     input::{self, FieldError},
     timestamp::Timestamp,
     workflow::{Callee, Content, Expose, NewWorkflow, Steps, WorkflowPatch, WorkflowStatus, plan_workflow_id},
@@ -346,6 +346,16 @@ async fn check_agents(
         Some((name, None)) => Err(WorkflowRefusal::AgentNotFound(name).into()),
         Some((name, Some(status))) => Err(WorkflowRefusal::AgentNotActive { name, status }.into()),
     }
+}
+
+/// Fallbacks of the agents of steps that cannot be called.
+pub async fn unusable_fallbacks(
+    conn: &mut PgConnection,
+    organization: &OrganizationId,
+    steps: &Steps,
+) -> Result<Vec<UnusableFallback>, db::Error> {
+    let names: Vec<String> = steps.agent_names().into_iter().map(str::to_owned).collect();
+    db::agents::unusable_fallbacks(conn, organization, &names).await
 }
 
 /// Agents of steps that cannot be called, in order of mention: with their status, or none if they do not exist.

@@ -33,6 +33,7 @@ pub struct AgentRow {
     pub circuit_breaker_config: Option<Json<Box<RawValue>>>,
     pub kind: String,
     pub config: Option<Json<Box<RawValue>>>,
+    pub fallbacks: Vec<String>,
     pub status: String,
     pub created_by: Option<String>,
     pub updated_by: Option<String>,
@@ -71,7 +72,7 @@ impl AgentRow {
 }
 
 const COLUMNS: &str = "id, name, url, description, auth_type, auth_config, timeout_ms, retry_config, \
-     circuit_breaker_config, kind, config, status, created_by, updated_by, created_at, updated_at, organization_id";
+     circuit_breaker_config, kind, config, fallbacks, status, created_by, updated_by, created_at, updated_at, organization_id";
 
 /// Finds the organisation's agent by id, including deleted ones.
 pub async fn find(db: impl PgExecutor<'_>, organization: &OrganizationId, id: Uuid) -> Result<Option<AgentRow>, Error> {
@@ -103,6 +104,7 @@ pub struct AgentSettingsRow {
     pub status: String,
     pub timeout_ms: i32,
     pub retry_config: Option<Json<Box<RawValue>>>,
+    pub fallbacks: Vec<String>,
 }
 
 /// Settings of those of the organisation's agents with these names that exist.
@@ -111,7 +113,7 @@ pub async fn settings(
     organization: &OrganizationId,
     names: &[String],
 ) -> Result<Vec<AgentSettingsRow>, Error> {
-    let sql = "SELECT name, status, timeout_ms, retry_config FROM agents
+    let sql = "SELECT name, status, timeout_ms, retry_config, fallbacks FROM agents
                WHERE organization_id = $1 AND name = ANY ($2) ORDER BY name";
     Ok(sqlx::query_as(sql).bind(organization.as_str()).bind(names).fetch_all(db).await?)
 }
@@ -242,8 +244,8 @@ pub async fn list(conn: &mut PgConnection, filter: &Filter<'_>, page: &PageReque
 pub async fn insert(conn: &mut PgConnection, row: &AgentRow) -> Result<(), Error> {
     let sql = "INSERT INTO agents (id, url, description, auth_type, auth_config, timeout_ms, retry_config,
                    circuit_breaker_config, kind, config, status, updated_by, updated_at, name, created_by, created_at,
-                   organization_id)
-               VALUES ($1, $2, $3, $4, coalesce($5, 'null'::jsonb), $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)";
+                   organization_id, fallbacks)
+               VALUES ($1, $2, $3, $4, coalesce($5, 'null'::jsonb), $6, $7, $8, $9, $10, $11, $12, $13, $15, $16, $17, $18, $14)";
     let query = bind_changeable(sqlx::query(sql), row).bind(&row.name).bind(&row.created_by);
     query.bind(row.created_at).bind(&row.organization_id).execute(conn).await?;
     Ok(())
@@ -253,13 +255,13 @@ pub async fn insert(conn: &mut PgConnection, row: &AgentRow) -> Result<(), Error
 pub async fn update(conn: &mut PgConnection, row: &AgentRow) -> Result<(), Error> {
     let sql = "UPDATE agents SET url = $2, description = $3, auth_type = $4, auth_config = coalesce($5, 'null'::jsonb),
                    timeout_ms = $6, retry_config = $7, circuit_breaker_config = $8, kind = $9, config = $10, status = $11,
-                   updated_by = $12, updated_at = $13
+                   updated_by = $12, updated_at = $13, fallbacks = $14
                WHERE id = $1";
     bind_changeable(sqlx::query(sql), row).execute(conn).await?;
     Ok(())
 }
 
-/// Binds the id and the columns that can change, $1 to $13.
+/// Binds the id and the columns that can change, $1 to $14.
 fn bind_changeable<'q>(query: Query<'q, Postgres, PgArguments>, row: &'q AgentRow) -> Query<'q, Postgres, PgArguments> {
     query
         .bind(row.id)
@@ -275,6 +277,7 @@ fn bind_changeable<'q>(query: Query<'q, Postgres, PgArguments>, row: &'q AgentRo
         .bind(&row.status)
         .bind(&row.updated_by)
         .bind(row.updated_at)
+        .bind(&row.fallbacks)
 }
 
 /// Stored credentials with the id of their agent.
@@ -317,5 +320,30 @@ pub async fn statuses(
     names: &[String],
 ) -> Result<Vec<(String, String)>, Error> {
     let sql = "SELECT name, status FROM agents WHERE name = ANY($1) AND organization_id = $2";
+    Ok(sqlx::query_as(sql).bind(names).bind(organization.as_str()).fetch_all(conn).await?)
+}
+
+/// Fallback that cannot be called.
+#[derive(Debug, sqlx::FromRow)]
+pub struct UnusableFallback {
+    /// Name of the agent that names it.
+    pub agent: String,
+    /// Its name.
+    pub fallback: String,
+    /// Its status; `None` if it does not exist.
+    pub status: Option<String>,
+}
+
+/// Fallbacks of these agents of the organisation that do not exist or are not active.
+pub async fn unusable_fallbacks(
+    conn: &mut PgConnection,
+    organization: &OrganizationId,
+    names: &[String],
+) -> Result<Vec<UnusableFallback>, Error> {
+    let sql = "SELECT a.name AS agent, named.fallback, f.status
+               FROM agents a CROSS JOIN unnest(a.fallbacks) WITH ORDINALITY AS named (fallback, place)
+                   LEFT JOIN agents f ON f.name = named.fallback AND f.organization_id = a.organization_id
+               WHERE a.name = ANY ($1) AND a.organization_id = $2 AND f.status IS DISTINCT FROM 'active'
+               ORDER BY a.name, named.place";
     Ok(sqlx::query_as(sql).bind(names).bind(organization.as_str()).fetch_all(conn).await?)
 }

@@ -26,7 +26,7 @@ pub struct Entry<'a> {
     /// Name of the object; the id for a run.
     pub entity_name: &'a str,
     /// Action: `create`, `update`, `delete`, `execute`, `retry`, `cancel`, `pause`, `resume`, `answer_callback`,
-    /// `redrive`, `discard`, `expire`, `restore`, `revoke`.
+    /// `redrive`, `discard`, `expire`, `restore`, `revoke`, `card_changed`, `health_failing`, `health_recovered`.
     pub action: &'static str,
     /// Previous values of the members of `after`, without secrets; `None` if there was nothing.
     pub before: Option<&'a RawValue>,

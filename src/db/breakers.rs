@@ -6,8 +6,11 @@ use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, types::Json};
 use uuid::Uuid;
 
-use super::{Error, Pool};
-use crate::breaker::{Breaker, Calls, Probe, State};
+use super::{Error, Pool, agent_health};
+use crate::{
+    access::OrganizationId,
+    breaker::{Breaker, Calls, Probe, State},
+};
 
 /// Columns of [`BreakerRow`], from an outer-joined `circuit_breakers b`.
 pub(super) const COLUMNS: &str = "b.state AS breaker_state, b.opened_at, b.calls, b.probes, b.probes_succeeded, \
@@ -57,10 +60,12 @@ impl From<BreakerRow> for SharedBreaker {
 }
 
 /// Changes an agent's breaker under a lock. `change` gets the database's time. Returns the changed breaker and the
-/// result of `change`.
+/// result of `change`. With `audited`, the name and the organisation of the agent, it is an entry of the audit trail if
+/// the breaker opens that was closed, or closes.
 pub async fn change<T: Send>(
     pool: &Pool,
     agent_id: Uuid,
+    audited: Option<&(String, OrganizationId)>,
     change: impl FnOnce(&mut Breaker, DateTime<Utc>) -> T + Send,
 ) -> Result<(SharedBreaker, T), Error> {
     let mut transaction = pool.begin().await?;
@@ -71,6 +76,7 @@ pub async fn change<T: Send>(
     );
     let row: BreakerRow = sqlx::query_as(AssertSqlSafe(sql)).bind(agent_id).fetch_one(&mut *transaction).await?;
     let SharedBreaker { mut breaker, read_at, .. } = row.into();
+    let before = breaker.state;
     let result = change(&mut breaker, read_at);
     let sql = "UPDATE circuit_breakers
                SET state = $2, opened_at = $3, calls = $4, probes = $5, probes_succeeded = $6, updated_at = $7
@@ -85,6 +91,11 @@ pub async fn change<T: Send>(
         .bind(read_at)
         .execute(&mut *transaction)
         .await?;
+    let is_closed = breaker.state == State::Closed;
+    if let Some((name, organization)) = audited.filter(|_| (before == State::Closed) != is_closed) {
+        let health = serde_json::json!({"source": "circuit_breaker"});
+        agent_health::audit_change(&mut transaction, (agent_id, name, organization), is_closed, health).await?;
+    }
     transaction.commit().await?;
     Ok((SharedBreaker { breaker, read_at }, result))
 }

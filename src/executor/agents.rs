@@ -55,12 +55,15 @@ pub(super) struct Agent {
     /// Version of the row, another one after each change.
     pub(super) version: i64,
     pub(super) name: String,
+    pub(super) organization: OrganizationId,
     /// `None`: the stored URL is not valid.
     pub(super) url: Option<Url>,
     pub(super) protocol: Protocol,
     /// Total time-out of one attempt.
     pub(super) timeout: Duration,
     pub(super) retry: RetryConfig,
+    /// Names of the agents that are called when this one does not work.
+    pub(super) fallbacks: Vec<String>,
     pub(super) breaker: Rules,
     pub(super) read_breaker: ReadBreaker,
     /// The error: the stored credentials cannot be read.
@@ -142,7 +145,7 @@ impl Agents {
             None => (None, Err(NoAgent::Unknown(name.to_owned()))),
             Some(AgentWithBreaker { agent, breaker, version }) => {
                 let found = if agent.status == AgentStatus::Active.as_str() {
-                    self.read(agent, version, ReadBreaker { shared: breaker.into(), began }).map(Arc::new)
+                    self.read(agent, version, organization, ReadBreaker { shared: breaker.into(), began }).map(Arc::new)
                 } else {
                     Err(NoAgent::NotActive(name.to_owned(), agent.status))
                 };
@@ -160,7 +163,13 @@ impl Agents {
 }
 
 impl Agents {
-    fn read(&self, row: AgentRow, version: i64, read_breaker: ReadBreaker) -> Result<Agent, NoAgent> {
+    fn read(
+        &self,
+        row: AgentRow,
+        version: i64,
+        organization: &OrganizationId,
+        read_breaker: ReadBreaker,
+    ) -> Result<Agent, NoAgent> {
         let config = row.auth_config.as_ref().map(|config| self.vault.decrypt(row.id, &config.0)).transpose();
         let breaker_config = row.circuit_breaker_config.as_ref().map(|config| &*config.0);
         let protocol = Protocol::read(&row.kind, row.config.as_ref().map(|config| &*config.0));
@@ -174,6 +183,8 @@ impl Agents {
             credentials: config.map(|config| Credentials::read(row.auth_type.as_deref(), config.as_deref())),
             timeout: Duration::from_millis(u64::try_from(row.timeout_ms).unwrap_or_default().max(1)),
             retry: RetryConfig::from_stored(row.retry_config.as_ref().map(|config| &*config.0)),
+            organization: organization.clone(),
+            fallbacks: row.fallbacks,
             name: row.name,
             url: row.url.parse().ok(),
         })

@@ -37,6 +37,8 @@ pub(super) struct Breakers(Arc<Inner>);
 struct Inner {
     pool: db::Pool,
     clock: Clock,
+    /// Whether an agent that fails or recovers is an entry of the audit trail.
+    audit: bool,
     agents: Mutex<Cache<Uuid, Arc<Local>>>,
 }
 
@@ -98,8 +100,8 @@ pub(super) struct CallGuard<'a> {
 }
 
 impl Breakers {
-    pub(super) fn new(pool: db::Pool, clock: Clock) -> Self {
-        Self(Arc::new(Inner { pool, clock, agents: Mutex::new(Cache::new(MAX_AGENTS)) }))
+    pub(super) fn new(pool: db::Pool, clock: Clock, audit: bool) -> Self {
+        Self(Arc::new(Inner { pool, clock, audit, agents: Mutex::new(Cache::new(MAX_AGENTS)) }))
     }
 
     fn local(&self, agent_id: Uuid) -> Arc<Local> {
@@ -149,8 +151,9 @@ impl Breakers {
         change: impl FnOnce(&mut Breaker, DateTime<Utc>) -> T + Send + 'static,
     ) -> Option<T> {
         let (pool, id) = (self.0.pool.clone(), agent.id);
+        let audited = self.0.audit.then(|| (agent.name.clone(), agent.organization.clone()));
         let changed = db::bounded(async move {
-            db::breakers::change(&pool, id, |breaker, now| {
+            db::breakers::change(&pool, id, audited.as_ref(), |breaker, now| {
                 let before = breaker.state;
                 (before, change(breaker, now))
             })

@@ -35,6 +35,14 @@ pub(super) struct OpenAttempt {
     pub(super) age: Duration,
 }
 
+/// Attempt that was interrupted.
+pub(super) struct InterruptedAttempt {
+    /// Id of the step row; of the first one, if the attempt was interrupted several times.
+    pub(super) id: String,
+    /// Agent that it called.
+    pub(super) agent_name: String,
+}
+
 /// State of the previous executions of a run.
 #[derive(Default)]
 pub(super) struct PreviousExecution {
@@ -56,9 +64,8 @@ struct Latest {
     /// Cause of a final failure.
     failed: HashMap<String, String>,
     open: HashMap<String, OpenAttempt>,
-    /// Attempts that were interrupted and not ended since: the id of the row (of the first attempt, if it was
-    /// interrupted several times), and whether it began after the last retry.
-    interrupted: HashMap<String, (String, bool)>,
+    /// Attempts that were interrupted and not ended since, and whether they began after the last retry.
+    interrupted: HashMap<String, (InterruptedAttempt, bool)>,
 }
 
 /// Completed attempt.
@@ -93,7 +100,8 @@ impl PreviousExecution {
             latest.failed.remove(&path);
             latest.open.remove(&path);
             if row.was_interrupted {
-                latest.interrupted.entry(path.clone()).or_insert((row.id.clone(), row.is_after_retry));
+                let interrupted = || InterruptedAttempt { id: row.id.clone(), agent_name: row.agent_name };
+                latest.interrupted.entry(path.clone()).or_insert_with(|| (interrupted(), row.is_after_retry));
             } else {
                 latest.interrupted.remove(&path);
             }
@@ -232,11 +240,11 @@ impl PreviousExecution {
         below.map(|(_, age)| *age).filter(|age| *age <= at_most).max().unwrap_or_default()
     }
 
-    /// Takes the id of the interrupted attempt at this path, which is now repeated with the same input.
-    pub(super) fn take_interrupted(&self, path: &str, reuse: ReusePolicy) -> Option<String> {
+    /// Takes the interrupted attempt at this path, which is now repeated with the same input.
+    pub(super) fn take_interrupted(&self, path: &str, reuse: ReusePolicy) -> Option<InterruptedAttempt> {
         let taken = self.latest().interrupted.remove(path);
-        let (id, is_after_retry) = taken.filter(|_| reuse != ReusePolicy::Nothing)?;
-        (is_after_retry || reuse == ReusePolicy::Everything).then_some(id)
+        let (interrupted, is_after_retry) = taken.filter(|_| reuse != ReusePolicy::Nothing)?;
+        (is_after_retry || reuse == ReusePolicy::Everything).then_some(interrupted)
     }
 }
 

@@ -98,11 +98,13 @@ pub struct AgentSettings {
     pub retry: RetryConfig,
     /// Time-out of an attempt.
     pub timeout: Duration,
+    /// Names of the agents that are called when it does not work.
+    pub fallbacks: Vec<String>,
 }
 
 impl Default for AgentSettings {
     fn default() -> Self {
-        Self { retry: RetryConfig::default(), timeout: Duration::from_secs(30) }
+        Self { retry: RetryConfig::default(), timeout: Duration::from_secs(30), fallbacks: Vec::new() }
     }
 }
 

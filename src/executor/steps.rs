@@ -15,6 +15,7 @@ mod attempt;
 mod budget;
 mod callback;
 mod conditional;
+mod fallback;
 mod fork_join;
 mod frame;
 mod gate;
@@ -52,6 +53,7 @@ use self::{
 };
 pub(super) use self::{
     budget::{too_many_steps, too_much_held},
+    fallback::AttemptNumber,
     waits::Wakes,
 };
 use super::{

@@ -82,6 +82,10 @@ const OUTCOMES: &[&str] = &[
     "out_of_memory",
 ];
 
+/// Errors after which another agent is called: those of `OUTCOMES` that it may mend, and an agent that is not there.
+const FALLBACK_REASONS: &[&str] =
+    &["circuit_open", "not_allowed", "unusable", "network", "timeout", "http_4xx", "http_5xx", "invalid", "not_found"];
+
 /// Causes of a failed run: those of a failed call, and the names of `executor::error_code`.
 const ERROR_CODES: &[&str] = &[
     "circuit_open",
@@ -234,6 +238,13 @@ pub const EXECUTOR: &[Metric] = &[
     metric(Counter, "executor_agent_requests_total", "Attempts of agent steps by outcome and agent")
         .by("outcome", OUTCOMES)
         .by_agent(),
+    metric(
+        Counter,
+        "executor_agent_fallbacks_total",
+        "Steps that went on with a fallback of an agent, by reason and by the agent that was left",
+    )
+    .by("reason", FALLBACK_REASONS)
+    .by_agent(),
     metric(Histogram, "executor_agent_call_seconds", "Duration of calls of agents").by_agent(),
     metric(Counter, "executor_agent_tokens_total", "Tokens of chat completions, as their endpoints count")
         .by("kind", &["prompt", "completion"]),

@@ -6,13 +6,14 @@ use std::sync::{
 };
 
 use axum::{Router, http::HeaderMap, routing::get};
+use futures_util::future::join_all;
 use http::{StatusCode, header};
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use tokio::net::TcpListener;
 use workflow_api::db::migrations::MIGRATOR;
 
-use crate::service::Service;
+use crate::service::{Service, config};
 
 /// Starts agents of all kinds on one port, an agent a path, and returns their address.
 async fn agents() -> String {
@@ -187,4 +188,67 @@ async fn there_is_no_health_of_an_agent_that_does_not_exist(pool: PgPool) {
     let unknown = service.get("/api/v1/agents/00000000-0000-0000-0000-000000000000/health").await.error(404);
     assert_eq!(unknown["code"], "agent_not_found");
     service.get("/api/v1/agents/abc/health").await.error(422);
+}
+
+/// Entries of the audit trail about the health of agents, the oldest first: action and what is said.
+async fn health_entries(service: &Service) -> Vec<(String, Value)> {
+    let entries = service.get("/api/v1/audit-logs?entity_type=agent&page_size=100").await.expect(200);
+    let mut entries: Vec<_> = entries["items"]
+        .as_array()
+        .expect("entries")
+        .iter()
+        .map(|entry| (entry["action"].as_str().expect("text").to_owned(), entry["after"]["health"].clone()))
+        .filter(|(action, _)| action.starts_with("health_"))
+        .collect();
+    entries.reverse();
+    entries
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_change_of_health_is_audited_once_whoever_checks_and_how_often(pool: PgPool) {
+    let is_up = Arc::new(AtomicUsize::new(1));
+    let served = Arc::clone(&is_up);
+    let answer = async move || match served.load(Ordering::Relaxed) {
+        0 => (StatusCode::SERVICE_UNAVAILABLE, "{}"),
+        _ => (StatusCode::OK, r#"{"name":"it"}"#),
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}/", listener.local_addr().expect("an address"));
+    let router = Router::new().route("/.well-known/agent-card.json", get(answer));
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    // Two processes, and one without an audit trail.
+    let services = [Service::start(&pool), Service::start(&pool)];
+    let silent = Service::start_with(config(&pool, &[("ENABLE_AUDIT_LOGGING", "false")]));
+    let agent = services[0].agent("a", &url).await;
+    let agent_path = format!("/api/v1/agents/{}", agent["id"].as_str().expect("an id"));
+    let path = format!("{agent_path}/health");
+    let (services, path) = (&services, path.as_str());
+    let check_all = async |expected: &str| {
+        let checks = services.iter().flat_map(|service| (0..3).map(move |_| service.get(path)));
+        for health in join_all(checks).await {
+            assert_eq!(health.expect(200)["status"], expected);
+        }
+    };
+    check_all("healthy").await;
+    assert!(health_entries(&services[0]).await.is_empty(), "it was never anything else");
+    is_up.store(0, Ordering::Relaxed);
+    assert_eq!(silent.get(path).await.expect(200)["status"], "unhealthy");
+    assert!(health_entries(&services[0]).await.is_empty());
+    check_all("unhealthy").await;
+    check_all("unhealthy").await;
+    let of = |(action, health): &(String, Value)| format!("{action} {} {}", health["source"], health["message"]);
+    let entries: Vec<String> = health_entries(&services[0]).await.iter().map(of).collect();
+    assert_eq!(entries.len(), 1, "{entries:?}");
+    assert!(entries[0].starts_with(r#"health_failing "check" "The agent answered with status 503"#), "{entries:?}");
+    is_up.store(1, Ordering::Relaxed);
+    check_all("healthy").await;
+    let entries: Vec<String> = health_entries(&services[0]).await.iter().map(of).collect();
+    assert_eq!(entries[1..], [r#"health_recovered "check" "The agent answers""#]);
+    // What was said of one address is not said of another.
+    is_up.store(0, Ordering::Relaxed);
+    check_all("unhealthy").await;
+    services[0].put(&agent_path, &json!({"url": format!("{url}other")})).await.expect(200);
+    is_up.store(1, Ordering::Relaxed);
+    check_all("healthy").await;
+    assert_eq!(health_entries(&services[0]).await.len(), 3);
 }

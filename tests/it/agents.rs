@@ -41,7 +41,7 @@ async fn a_minimal_agent_has_every_member(pool: PgPool) {
         "circuit_breaker": {"state": "closed", "opened_at": null, "retry_at": null, "failures": 0, "calls": 0},
         "status": "active",
         "retry_config": {"max_retries": 3, "initial_delay_ms": 1000, "max_delay_ms": 30000, "backoff_multiplier": 2.0},
-        "created_by": "system", "updated_by": "system", "protocol_seen": null, "card": null,
+        "created_by": "system", "updated_by": "system", "protocol_seen": null, "card": null, "fallbacks": [],
     });
     assert_eq!(agent, expected);
 }

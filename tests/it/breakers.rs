@@ -101,6 +101,18 @@ async fn an_agent_that_keeps_failing_is_left_alone_and_then_tried(pool: PgPool) 
     assert_eq!(state(&world.service).await, "half_open");
     ask(&world).await.output();
     assert_eq!(state(&world.service).await, "closed");
+    // Probes that fail are no changes.
+    let audit = world.service.get("/api/v1/audit-logs?entity_type=agent").await.expect(200);
+    let changes: Vec<_> = audit["items"]
+        .as_array()
+        .expect("entries")
+        .iter()
+        .filter(|entry| !entry["after"]["health"].is_null())
+        .map(|entry| (&entry["action"], &entry["entity_name"], &entry["after"]["health"]["source"]))
+        .collect();
+    let (name, source) = (json!("a"), json!("circuit_breaker"));
+    let expected = [json!("health_recovered"), json!("health_failing")];
+    assert_eq!(changes, expected.iter().map(|action| (action, &name, &source)).collect::<Vec<_>>(), "{audit}");
     // With an empty history: what was before does not open it.
     is_failing.store(true, Ordering::Relaxed);
     for _ in 0..2 {
@@ -203,7 +215,7 @@ async fn a_breaker_changes_once_whoever_changes_it_at_the_same_time(pool: PgPool
     let rules = Rules { failure_threshold: 50, timeout: Duration::ZERO, ..Rules::default() };
     let own = own_pool(&pool);
     let failures = (0..50).map(|_| {
-        db::breakers::change(&own, id, move |breaker, now| {
+        db::breakers::change(&own, id, None, move |breaker, now| {
             breaker.record(&rules, now, &[Calls::one(now.timestamp(), false)]);
             breaker.state
         })
@@ -211,7 +223,7 @@ async fn a_breaker_changes_once_whoever_changes_it_at_the_same_time(pool: PgPool
     let states: Vec<State> = join_all(failures).await.into_iter().map(|changed| changed.expect("a change").1).collect();
     assert_eq!(states.iter().filter(|state| **state == State::Open).count(), 1, "none is lost: the fiftieth opens it");
     let probes = (0..20).map(|_| {
-        db::breakers::change(&own, id, move |breaker, now| breaker.admit(&rules, now, Duration::from_mins(1)))
+        db::breakers::change(&own, id, None, move |breaker, now| breaker.admit(&rules, now, Duration::from_mins(1)))
     });
     let admitted: Vec<Admission> =
         join_all(probes).await.into_iter().map(|changed| changed.expect("a change").1).collect();

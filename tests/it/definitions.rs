@@ -214,3 +214,27 @@ async fn what_the_shipped_definitions_do_is_accepted(pool: PgPool) {
     ];
     accepted(&pool, bodies).await;
 }
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn the_exposure_which_only_the_newest_version_has_is_compared_too(pool: PgPool) {
+    let service = Service::start(&pool);
+    service.agent("a", "http://a").await;
+    let steps = |text: &str| json!({"s": {"id": "s", "agent_name": "a", "input_mapping": {"text": text}}});
+    let body = json!({"name": "w", "start_step": "s", "steps": steps("1"), "expose": {"a2a": true}});
+    let workflow = service.post("/api/v1/workflows", &body).await.expect(201);
+    let path = format!("/api/v1/workflows/{}", workflow["id"].as_str().expect("an id"));
+    service.put(&path, &json!({"start_step": "s", "steps": steps("2")})).await.expect(200);
+    let diff = async |first: i32, second: i32| {
+        service.get(&format!("{path}/versions/{first}/diff/{second}")).await.expect(200)
+    };
+    let exposed = json!({"a2a": true, "public_card": false});
+    let newer = diff(1, 2).await;
+    assert_eq!(newer["expose"], json!({"before": null, "after": exposed}));
+    assert_eq!((&newer["identical"], &newer["input_schema"]), (&json!(false), &Value::Null));
+    assert_eq!(diff(2, 1).await["expose"], json!({"before": exposed, "after": null}));
+    // It is no content: the same content is identical, whatever its exposure.
+    service.post(&format!("{path}/rollback"), &json!({"version": 1})).await.expect(200);
+    let same = diff(1, 3).await;
+    assert_eq!((&same["identical"], &same["expose"]["after"]), (&json!(true), &exposed));
+    assert_eq!(diff(1, 2).await["expose"], Value::Null);
+}

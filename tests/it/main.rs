@@ -15,6 +15,7 @@ mod agent_mcp;
 mod agent_protocols;
 mod agent_questions;
 mod agent_responses;
+mod agent_stats;
 mod agent_streams;
 mod agent_tasks;
 mod agents;
@@ -39,6 +40,7 @@ mod events;
 #[path = "../shared/eventually.rs"]
 mod eventually;
 mod execute;
+mod fallbacks;
 mod filters;
 mod first_attempts;
 mod graph;

@@ -318,3 +318,44 @@ async fn a_back_test_replays_what_was_recorded(pool: PgPool) {
     service.post(&format!("{path}/versions/3/backtest"), &json!({})).await.error(404);
     assert_eq!(agent.calls().len(), calls, "no agent is called");
 }
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_back_test_skips_runs_that_it_cannot_replay_and_says_why(pool: PgPool) {
+    let (world, _agent) = world(&pool).await;
+    let service = &world.service;
+    let steps = json!({"one": {"id": "one", "agent_name": "a", "input_mapping": {"n": "${workflow.input.n}"}}});
+    let id = world.define("one", &steps).await;
+    let mut run_ids = Vec::new();
+    for n in 0..4 {
+        let path = format!("/api/v1/workflows/{id}/execute");
+        let run = service.post(&path, &json!({"input_data": {"n": n}})).await.expect(202);
+        let run_id = run["run_id"].as_str().expect("an id").to_owned();
+        world.end(run_id.clone()).await.output();
+        run_ids.push(run_id);
+    }
+    for (sql, run_id) in [
+        // As of a run of the reference deployment that failed before its first step.
+        ("DELETE FROM step_executions WHERE run_id = $1", &run_ids[0]),
+        // One that compresses well, and one that has too many attempts.
+        ("UPDATE step_executions SET output_data = to_jsonb(repeat('x', 5000000)) WHERE run_id = $1", &run_ids[1]),
+        (
+            "INSERT INTO step_executions (id, run_id, step_id, step_name, agent_name, status, input_data, started_at)
+             SELECT n::text, $1, 'one', 'a', 'a', 'FAILED', '{}', now() AT TIME ZONE 'UTC' FROM generate_series(1, 2001) AS n",
+            &run_ids[2],
+        ),
+    ] {
+        sqlx::query(sql).bind(run_id).execute(&pool).await.expect(sql);
+    }
+    let tested = service.post(&format!("/api/v1/workflows/{id}/versions/1/backtest"), &json!({})).await.expect(200);
+    let summary = &tested["summary"];
+    assert_eq!((&summary["found"], &summary["same"], &summary["skipped"]), (&json!(4), &json!(1), &json!(3)));
+    let of = |run: &Value| json!([run["run_id"], run["result"], run["skipped"], run["replayed_status"]]);
+    let runs: Vec<Value> = tested["runs"].as_array().expect("a list").iter().map(of).collect();
+    let expected = [
+        json!([run_ids[3], "same", null, "COMPLETED"]),
+        json!([run_ids[2], "skipped", "too_large", null]),
+        json!([run_ids[1], "skipped", "too_large", null]),
+        json!([run_ids[0], "skipped", "no_recording", null]),
+    ];
+    assert_eq!(runs, expected);
+}

@@ -238,3 +238,49 @@ async fn every_acknowledged_run_completes_although_processes_are_killed_all_the_
     .expect("a count");
     assert_eq!(repeated, 0);
 }
+
+/// The first agent is not there, so that a fallback is called; the executor is killed during that call.
+#[sqlx::test(migrations = false)]
+async fn a_step_of_a_killed_executor_continues_with_the_fallback_that_was_called(pool: PgPool) {
+    let environment = Environment::new(&pool);
+    let _api = environment.serve().await;
+    let (agent, url) = Agent::start().await;
+    let retry = json!({"max_retries": 1});
+    for (name, url, fallbacks) in [
+        ("closed", "http://127.0.0.1:1/".to_owned(), json!(["unused", "held"])),
+        ("held", format!("{url}/held"), json!([])),
+    ] {
+        let body = json!({"name": name, "url": url, "fallbacks": fallbacks, "retry_config": retry});
+        let answer = environment.post("/api/v1/agents", &body).await.expect("an answer");
+        assert_eq!(answer.status(), 201);
+    }
+    let body = json!({"name": "w", "start_step": "s",
+        "steps": {"s": {"id": "s", "agent_name": "closed", "input_mapping": {"text": "x"}}}});
+    let created = environment.post("/api/v1/workflows", &body).await.expect("an answer");
+    let workflow: Value = created.json().await.expect("JSON");
+    let mut executor = environment.start(&["executor"]);
+    let run_id = environment.execute(workflow["id"].as_str().expect("an id")).await.expect("accepted");
+    eventually("the fallback is called", async || (agent.calls("/held") == 1).then_some(())).await;
+    executor.kill().await;
+    agent.is_free.store(true, Ordering::Relaxed);
+    let silent = "UPDATE processes SET heartbeat_at = heartbeat_at - interval '8 seconds' WHERE role = 'executor'";
+    sqlx::query(silent).execute(&pool).await.expect("a row");
+    let _next = environment.start(&["executor"]);
+    let run = eventually("the run ends", async || {
+        let run = environment.get(&format!("/api/v1/runs/{run_id}")).await;
+        (run["status"] != "RUNNING").then_some(run)
+    })
+    .await;
+    assert_eq!(run["status"], "COMPLETED", "{run}");
+    let ids = agent.message_ids("/held");
+    assert_eq!((ids.len(), &ids[0]), (2, &ids[1]), "the attempt that was interrupted is the same to the agent");
+    let rows = environment.get(&format!("/api/v1/runs/{run_id}/steps")).await;
+    let rows = rows.as_array().expect("a list").iter().map(|row| json!([row["agent_name"], row["status"]]));
+    let expected = [
+        json!(["closed", "FAILED"]),
+        json!(["unused", "FAILED"]),
+        json!(["held", "FAILED"]),
+        json!(["held", "COMPLETED"]),
+    ];
+    assert_eq!(rows.collect::<Vec<_>>(), expected);
+}

@@ -109,6 +109,11 @@ const SELDOM: &str = "
     INSERT INTO monitoring_outbox (id, updates) VALUES (gen_random_uuid(), ARRAY['{}']);
     INSERT INTO invariant_checks (name, violations) VALUES ('runs_are_counted', 0);
     INSERT INTO agent_cards (agent_id, url_digest) SELECT id, '\\x00' FROM agents LIMIT 1 ON CONFLICT DO NOTHING;
+    INSERT INTO agent_hours (agent_id, hour, calls, failures, latency, tokens, cost)
+        SELECT id, now(), 1, 0, ARRAY[1], 7, 0.5 FROM agents LIMIT 1 ON CONFLICT DO NOTHING;
+    INSERT INTO agent_health (agent_id, url_digest, is_healthy) SELECT id, '\\x00', false FROM agents LIMIT 1
+        ON CONFLICT DO NOTHING;
+    UPDATE agents SET fallbacks = ARRAY['other'];
     INSERT INTO step_deltas (run_id, attempt_id, step_id, append) SELECT run_id, 'a', 'a', false FROM workflow_runs LIMIT 1;
     INSERT INTO audit_logs (entity_type, entity_id, action) VALUES ('agent', gen_random_uuid(), 'create');
     INSERT INTO workflow_steps (workflow_id, step_id) SELECT id, 'a' FROM workflow_definitions LIMIT 1;

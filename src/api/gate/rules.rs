@@ -115,7 +115,7 @@ pub struct Rule {
 
 /// Route table. Paths are at the root for [`Public`], [`Metrics`], [`Details`] and [`Protocol::Other`], else below the prefix. A route
 /// that is missing here is denied to all callers, and fails a test. Further requirements of a route are noted beside it.
-static RULES: [(Method, &str, Rule); 72] = [
+static RULES: [(Method, &str, Rule); 73] = [
     (Method::GET, "/", Rule::new(Public).in_connection().on_spare_connections()),
     (Method::GET, "/health", Rule::new(Public).in_connection().on_spare_connections()),
     (Method::GET, "/health/live", Rule::new(Public).in_connection().on_spare_connections()),
@@ -135,6 +135,7 @@ static RULES: [(Method, &str, Rule); 72] = [
     (Method::PUT, "/agents/{agent_id}", Rule::needs(&[AgentsWrite]).with_secrets()),
     (Method::DELETE, "/agents/{agent_id}", Rule::needs(&[AgentsWrite]).with_secrets()),
     (Method::GET, "/agents/{agent_id}/health", Rule::needs(&[AgentsRead]).with_secrets()),
+    (Method::GET, "/agents/{agent_id}/stats", Rule::needs(&[AgentsRead])),
     (Method::GET, "/workflows", Rule::needs(&[WorkflowsRead])),
     (Method::POST, "/workflows", Rule::needs(&[WorkflowsWrite])),
     (Method::GET, "/workflows/{workflow_id}", Rule::of_workflow(&[WorkflowsRead])),

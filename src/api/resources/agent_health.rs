@@ -11,10 +11,11 @@ use utoipa::ToSchema;
 
 use crate::{
     a2a::card,
+    access::OrganizationId,
     agent::{AgentKind, Credentials, McpConfig, Secrets, model_url},
     api::vocabulary::sets,
     clock::Clock,
-    db::agents::AgentRow,
+    db::{self, agent_cards::CardOwner, agents::AgentRow},
     egress::{self, BodyError, Egress, RequestError},
     input::{self, member, shorten_to},
     mcp::tools,
@@ -29,6 +30,9 @@ const MAX_CARD_BYTES: usize = 1 << 20;
 const LONGEST_CHECK: Duration = Duration::from_secs(9);
 /// Maximum length of a message, since a text from the agent may be longer.
 const MAX_MESSAGE_CHARS: usize = 500;
+/// Status of a healthy agent.
+const HEALTHY: &str = "healthy";
+
 /// Result of a health check.
 #[derive(Serialize, ToSchema)]
 pub struct AgentHealth {
@@ -70,7 +74,7 @@ pub async fn check(egress: &Egress, agent: &AgentRow, with_secrets: bool) -> (Ag
     let credentials = Credentials::read(agent.auth_type.as_deref(), auth_config);
     let masked = |text: String| egress.mask(&credentials, secrets.mask(text));
     let (status, message, card) = match checked {
-        Ok(Healthy { message, card }) => ("healthy", message, card),
+        Ok(Healthy { message, card }) => (HEALTHY, message, card),
         Err(message) => ("unhealthy", message, None),
     };
     let health = AgentHealth {
@@ -83,6 +87,30 @@ pub async fn check(egress: &Egress, agent: &AgentRow, with_secrets: bool) -> (Ag
         }),
     };
     (health, check.tools)
+}
+
+impl AgentHealth {
+    /// Notes the result for the audit trail, which has an entry for each change of the agent's health. A failure does not
+    /// fail the check.
+    pub async fn record(&self, pool: &db::Pool, agent: &AgentRow, organization: &OrganizationId) {
+        let owner = CardOwner {
+            agent_id: agent.id,
+            url: agent.url.clone(),
+            name: agent.name.clone(),
+            organization: organization.clone(),
+        };
+        let (is_healthy, message, pool) = (self.status == HEALTHY, self.message.clone(), pool.clone());
+        let recorded = db::bounded(async move {
+            if db::agent_health::was_healthy(&pool, owner.agent_id, &owner.url).await? == is_healthy {
+                return Ok(());
+            }
+            db::agent_health::record_check(&pool, &owner, is_healthy, &message).await
+        });
+        if let Err(error) = recorded.await {
+            let (agent, error) = (&agent.name, &error as &dyn std::error::Error);
+            tracing::warn!(agent, error, "the health of agent {agent} is not recorded");
+        }
+    }
 }
 
 struct Healthy {

@@ -86,6 +86,8 @@ pub struct Agent {
     /// Configuration for its kind.
     #[schema(value_type = Option<AnyConfigBody>)]
     config: Option<Box<RawValue>>,
+    /// Names of the agents that are called when this one does not work, in this order.
+    fallbacks: Vec<String>,
     /// Of an A2A agent or an MCP server that was called: version of the protocol in which it answered last; otherwise, and
     /// in lists of several agents, null.
     #[schema(value_type = Option<sets::ProtocolVersion>)]
@@ -220,6 +222,7 @@ impl Agent {
             circuit_breaker: rules.enabled.then(|| CircuitBreaker::new(breaker, &rules)),
             kind: row.kind,
             config: stored(row.config),
+            fallbacks: row.fallbacks,
             protocol_seen: None,
             card: None,
             status: row.status,
@@ -435,6 +438,9 @@ pub struct NewAgentBody {
     /// Configuration: required for `openai`, `responses` and `mcp`, optional for `a2a`, null for `http`.
     #[schema(value_type = Option<AnyConfigBody>)]
     config: Option<()>,
+    /// Names of other agents that are called, in this order, when this one does not work. Theirs are not followed.
+    #[schema(nullable = false, max_items = 4, example = json!(["summariser-small"]))]
+    fallbacks: Option<Vec<String>>,
 }
 
 /// Body of an update request; absent members stay unchanged.
@@ -471,6 +477,9 @@ pub struct AgentPatchBody {
     /// Configuration, which must match `kind`.
     #[schema(value_type = Option<AnyConfigBody>)]
     config: Option<()>,
+    /// Names of other agents that are called when this one does not work, replaced as a whole.
+    #[schema(nullable = false, max_items = 4)]
+    fallbacks: Option<Vec<String>>,
 }
 
 impl From<SaveAgentError> for ApiError {
@@ -481,7 +490,7 @@ impl From<SaveAgentError> for ApiError {
     }
 }
 
-fn not_found() -> ApiError {
+pub(super) fn not_found() -> ApiError {
     ApiError::not_found("agent_not_found", "Agent not found")
 }
 
@@ -666,6 +675,7 @@ pub async fn delete_agent(
 /// Check an agent's health
 ///
 /// Requests the agent's card, its list of models, or its list of tools. The status is 200 even if the agent is unhealthy.
+/// A result that differs from the one before is an entry in the audit trail.
 #[utoipa::path(
     get, path = "/agents/{agent_id}/health", tag = "agents", params(("agent_id" = uuid::Uuid, Path)),
     responses(
@@ -690,6 +700,9 @@ pub async fn check_agent(
     let (health, tools) = agent_health::check(&app.egress, &row, caller.sees_secrets()).await;
     if let Some(tools) = tools {
         tool_lists::keep(&app, caller.organization(), &row, tools).await;
+    }
+    if app.config.audit {
+        health.record(&app.pool, &row, caller.organization()).await;
     }
     Ok(Json(health))
 }

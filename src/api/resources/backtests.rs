@@ -252,7 +252,9 @@ impl Replay<'_> {
             let rows = db::runs::recorded_steps(&self.app.pool, &run_id, MAX_ROWS, MAX_BYTES).await?;
             let total = rows.first().map_or(0, |row| usize::try_from(row.total).unwrap_or(usize::MAX));
             if rows.len() < total || total == 0 {
-                runs.push(ReplayedRun::skipped(run_id, status, if total == 0 { "no_recording" } else { "too_large" }));
+                // Of a run whose first attempt is too large, no row is read.
+                let has_none = total == 0 && db::runs::step_states(&self.app.pool, &run_id).await?.is_empty();
+                runs.push(ReplayedRun::skipped(run_id, status, if has_none { "no_recording" } else { "too_large" }));
                 continue;
             }
             let input = run.run.input_data.map(|input| input.0).filter(|input| input.get() != "null");

@@ -35,7 +35,7 @@ use crate::{
         idempotency::{Key, replayed},
         parameters,
     },
-    db::{self, idempotency::ClaimError, workflows::WorkflowRow},
+    db::{self, agents::UnusableFallback, idempotency::ClaimError, workflows::WorkflowRow},
     input::{self, FieldError, Object, request_object, shorten},
     workflow::{self, Draft, NewWorkflow},
 };
@@ -111,6 +111,7 @@ pub async fn validate_workflow(
         answer.errors = agent_errors(&app, &caller, &new).await?;
         let of_tools = tool_warnings::of_steps(&app, caller.organization(), new.content.steps()).await?;
         answer.warnings.extend(of_tools);
+        answer.warnings.extend(fallback_warnings(&app, &caller, &new).await?);
         answer.warnings.truncate(input::MAX_ERRORS);
         answer.errors.extend(new.content.check_size(app.config.executor.run_budget.steps));
     }
@@ -166,6 +167,25 @@ async fn agent_errors(app: &App, caller: &Caller, new: &NewWorkflow) -> Result<V
         })
     });
     Ok(errors.take(input::MAX_ERRORS).collect())
+}
+
+/// A warning for each step whose agent names a fallback that cannot be called.
+async fn fallback_warnings(app: &App, caller: &Caller, new: &NewWorkflow) -> Result<Vec<FieldError>, ApiError> {
+    let steps = new.content.steps();
+    let mut connection = app.pool.acquire().await?;
+    let unusable = save_workflow::unusable_fallbacks(&mut connection, caller.organization(), steps).await?;
+    let warnings = steps.iter().flat_map(|step| {
+        let of_agent = unusable.iter().filter(move |found| step.agent_name.as_deref() == Some(found.agent.as_str()));
+        of_agent.map(move |UnusableFallback { agent, fallback, status }| {
+            let field = format!("body.steps.{}.agent_name", step.id);
+            let named = format!("Agent {:?}, a fallback of {:?},", shorten(fallback), shorten(agent));
+            match status {
+                None => FieldError::new(field, "fallback_not_found", format!("{named} does not exist")),
+                Some(status) => FieldError::new(field, "fallback_not_active", format!("{named} is {status}")),
+            }
+        })
+    });
+    Ok(warnings.take(input::MAX_ERRORS).collect())
 }
 
 /// Parameters of a path with several of them.
@@ -243,7 +263,7 @@ pub struct Comparison {
     from_version: i32,
     /// The second version.
     to_version: i32,
-    /// Whether only the version number differs.
+    /// Whether the content is the same. The exposure is none of it.
     identical: bool,
     /// Change of the description; null if it is the same.
     description: Option<workflow::Change>,
@@ -251,6 +271,8 @@ pub struct Comparison {
     start_step: Option<workflow::Change>,
     /// Change of the input schema; null if it is the same.
     input_schema: Option<workflow::Change>,
+    /// Change of the exposure, which only the newest version has; null if it is the same.
+    expose: Option<workflow::Change>,
     /// Differences of the steps.
     steps: StepComparison,
 }
@@ -296,6 +318,8 @@ pub async fn compare_workflow_versions(
     );
     let schema = |row: &WorkflowRow| row.input_schema.as_ref().map(|schema| schema.0.clone());
     let input_schema = workflow::Change::between(schema(&before).as_deref(), schema(&after).as_deref());
+    let exposure = |row: &WorkflowRow| row.expose().map(input::to_raw);
+    let expose = workflow::Change::between(exposure(&before).as_deref(), exposure(&after).as_deref());
     Ok(Json(Comparison {
         name: before.name,
         from_version: first,
@@ -304,6 +328,7 @@ pub async fn compare_workflow_versions(
         description,
         start_step: diff.start_step,
         input_schema,
+        expose,
         steps: StepComparison { added: diff.added, removed: diff.removed, changed: diff.changed },
     }))
 }

@@ -68,6 +68,9 @@ pub struct ExportedAgent {
     kind: String,
     /// Configuration for its kind.
     config: Option<Box<RawValue>>,
+    /// Names of its fallbacks; absent if there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    fallbacks: Vec<String>,
     /// `active` or `inactive`.
     status: String,
 }
@@ -90,6 +93,7 @@ impl ExportedAgent {
             circuit_breaker_config: stored(row.circuit_breaker_config).filter(|config| config.get() != "null"),
             kind: row.kind,
             config: stored(row.config),
+            fallbacks: row.fallbacks,
             status: row.status,
         }
     }

@@ -18,6 +18,8 @@ pub struct EarlierStep {
     pub status: String,
     /// Its executor died or stopped while the step ran.
     pub was_interrupted: bool,
+    /// Name of the agent that it called; empty if it called none.
+    pub agent_name: String,
     /// Id of the directly enclosing block.
     pub parent_step_id: Option<String>,
     /// Stored bytes of input and output, possibly compressed.
@@ -55,7 +57,7 @@ pub async fn resume(
         )
         SELECT coalesce(id, '') AS id, coalesce(place, step_id, '') AS path, coalesce(status, '') AS status,
             coalesce(status = 'RUNNING' OR error_message = $4, false) AS was_interrupted,
-            parent_step_id, error_message,
+            coalesce(agent_name, '') AS agent_name, parent_step_id, error_message,
             (coalesce(pg_column_size(input_data), 0) + coalesce(pg_column_size(output_data), 0))::bigint AS bytes,
             coalesce(extract(epoch FROM now() AT TIME ZONE 'UTC' - started_at), 0)::float8 AS age_secs,
             coalesce(started_at >= claimed_at, false) AS is_of_this_claim,

@@ -41,9 +41,7 @@ pub(super) struct InFlight {
 impl InFlight {
     /// Task of an A2A agent.
     pub(super) fn new(request: &Request<'_>, route: &Route, task: String) -> Self {
-        let params = request::about(route.version, Operation::Cancel, Some(&task), route.tenant.as_deref());
-        let cancel = route.request(&format!("cancel-{task}"), Operation::Cancel, &params, Some(&task));
-        Self::cancelled_by(request, cancel, task)
+        Self::cancelled_by(request, cancellation(route, &task), task)
     }
 
     /// Task that this request cancels.
@@ -90,7 +88,7 @@ impl Drop for InFlight {
                     return;
                 }
                 let names = (correlation_id.as_str(), traceparent);
-                let outcome = match cancel_task(&executor, &agent, &route, &task, names).await {
+                let outcome = match request_cancellation(&executor, &agent, cancel, names).await {
                     Some(status) => status.as_u16().to_string(),
                     None => "no answer".to_owned(),
                 };
@@ -108,7 +106,13 @@ impl Drop for InFlight {
     }
 }
 
-/// Requests the cancellation of a task. Returns the status of the answer; `None`: there is none.
+/// Request that cancels a task of an A2A agent.
+fn cancellation(route: &Route, task: &str) -> HttpRequest {
+    let params = request::about(route.version, Operation::Cancel, Some(task), route.tenant.as_deref());
+    route.request(&format!("cancel-{task}"), Operation::Cancel, &params, Some(task))
+}
+
+/// Requests the cancellation of a task of an A2A agent. Returns the status of the answer; `None`: there is none.
 pub(in crate::executor) async fn cancel_task(
     executor: &Executor,
     agent: &Agent,
@@ -116,8 +120,15 @@ pub(in crate::executor) async fn cancel_task(
     task: &str,
     names: (&str, Option<String>),
 ) -> Option<StatusCode> {
-    let params = request::about(route.version, Operation::Cancel, Some(task), route.tenant.as_deref());
-    let cancel = route.request(&format!("cancel-{task}"), Operation::Cancel, &params, Some(task));
+    request_cancellation(executor, agent, cancellation(route, task), names).await
+}
+
+async fn request_cancellation(
+    executor: &Executor,
+    agent: &Agent,
+    cancel: HttpRequest,
+    names: (&str, Option<String>),
+) -> Option<StatusCode> {
     let request = prepare(&executor.egress, agent, cancel, names).await.ok()?;
     Some(request.send().await.ok()?.status())
 }

@@ -136,7 +136,7 @@ fn an_answer_after_the_agents_time_out_is_too_late() {
     let of = json!({"a": {"output": 1, "delay_seconds": 30}});
     let mut late = simulation("a", &steps, &json!({}), &of);
     let retry = crate::agent::RetryConfig { max_retries: 1, ..crate::agent::RetryConfig::default() };
-    late.agents.insert("x".to_owned(), AgentSettings { retry, timeout: Duration::from_secs(30) });
+    late.agents.insert("x".to_owned(), AgentSettings { retry, ..AgentSettings::default() });
     let late = simulate(late);
     assert_eq!(cause(&late), "Step 'a' failed: agent 'x': no complete answer within 30000 ms");
     assert_eq!((late.error_code, shown(&late)), (Some("timeout"), vec!["a FAILED 0-30000".to_owned()]));

@@ -11,6 +11,7 @@ use crate::{
         agent_call::{CallErrorKind, Conversation, Interrupted},
         memory,
         retry::{self, RetryDecision},
+        steps::AttemptNumber,
     },
     input::{member, object_of, text},
 };
@@ -23,6 +24,8 @@ pub(in crate::executor) struct Simulated {
     pub(in crate::executor) fault: Option<CallErrorKind>,
     /// Question that the agent has asked instead.
     pub(in crate::executor) question: Option<Box<Interrupted>>,
+    /// Fallbacks of the agent.
+    pub(in crate::executor) fallbacks: Vec<String>,
 }
 
 /// Answer to an attempt from a recording or a mock.
@@ -101,14 +104,14 @@ impl SimulatedRun {
     pub(in crate::executor) async fn attempt(
         &self,
         agent_name: &str,
-        (attempt_id, attempt): (&str, u32),
+        (attempt_id, number): (&str, AttemptNumber),
         (input, conversation): (&RawValue, Conversation<'_>),
     ) -> Simulated {
         self.within_limits().await;
         let (path, step_id, _) = self.position(attempt_id);
         let settings = self.world.agents.get(agent_name).cloned().unwrap_or_default();
         // The failures of a mock come before its questions.
-        let nth = if conversation.answered.is_some() { u32::MAX } else { attempt };
+        let nth = if conversation.answered.is_some() { u32::MAX } else { number.at_step };
         let answer = self.answer((&path, &step_id), nth, input).unwrap_or_else(|| self.missing(&step_id, input));
         self.note_source(attempt_id, answer.from);
         let is_recorded = answer.from == "recording";
@@ -123,7 +126,7 @@ impl SimulatedRun {
             Ok(output) => {
                 let question = self.next_question(attempt_id, &step_id).filter(|_| !is_recorded);
                 question
-                    .map_or(Simulated { result: Ok(output), pause: None, fault: None, question: None }, |question| {
+                    .map_or(Simulated { result: Ok(output), pause: None, fault: None, question: None, fallbacks: Vec::new() }, |question| {
                         Simulated::of_question(question, agent_name, conversation.on_question)
                     })
             }
@@ -131,7 +134,9 @@ impl SimulatedRun {
                 let time_left = self.world.max_run_duration;
                 // The longest pause that the agent's settings allow, so that the result is always the same.
                 let pause = match pause {
-                    NextAttempt::BySettings => retry::pause(&settings.retry, attempt, decision(code), 1.0, time_left),
+                    NextAttempt::BySettings => {
+                        retry::pause(&settings.retry, number.of_agent, decision(code), 1.0, time_left)
+                    }
                     NextAttempt::Recorded(pause) => pause,
                 };
                 let message = match message {
@@ -139,7 +144,7 @@ impl SimulatedRun {
                     Some(message) => format!("agent '{agent_name}': {message}"),
                     None => format!("agent '{agent_name}': {}", default_message(code, settings.timeout)),
                 };
-                Simulated { result: Err(message), pause, fault: Some(code), question: None }
+                Simulated { result: Err(message), pause, fault: Some(code), question: None, fallbacks: settings.fallbacks }
             }
         }
     }

@@ -93,7 +93,7 @@ impl Simulated {
                 (Err(cause), None, Some(Box::new(Interrupted::of_test(question))))
             }
         };
-        Self { result, pause: None, fault, question }
+        Self { result, pause: None, fault, question, fallbacks: Vec::new() }
     }
 }
 

@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 use super::{
     Frame, Run,
     attempt::Attempt,
+    fallback::{AttemptNumber, FailedAttempt, may_mend},
     question::{Asked, Continued},
 };
 use crate::{
@@ -73,11 +74,14 @@ impl Run {
         let conversation = continued.conversation(step);
         // An attempt that is repeated because its executor died keeps its id, for agents that de-duplicate.
         let mut interrupted = self.earlier.take_interrupted(path, frame.reuse);
-        let (clock, mut attempt) = (&self.executor.clock, 1);
+        let called = interrupted.as_ref().map(|interrupted| interrupted.agent_name.as_str());
+        let mut callees = self.callees(agent_name, called).await;
+        let clock = &self.executor.clock;
         loop {
             if first.is_none() {
                 self.gate_of_process().await;
             }
+            let (agent_name, number) = (callees.current(), callees.number());
             let under_way = self.calls.begin();
             self.budget.step(input.get().len()).await;
             let (attempt_id, row_id, since) = if let Some(FirstAttempt { row, since, .. }) = first.take() {
@@ -85,7 +89,7 @@ impl Run {
             } else {
                 let mut row = self.row(step, agent_name.to_owned(), input.clone(), path, frame);
                 // The agent receives the row's id, so that its log can be found from the row.
-                let attempt_id = interrupted.take().unwrap_or_else(|| row.id.clone());
+                let attempt_id = interrupted.take().map_or_else(|| row.id.clone(), |interrupted| interrupted.id);
                 row.task_id = Some(agent_call::task_id(&attempt_id));
                 let (row_id, since) = (row.id.clone(), clock.instant());
                 self.ledger.begin(path, row);
@@ -98,9 +102,9 @@ impl Run {
             span.set("workflow_api.step.id", &step.id);
             span.set("workflow_api.step.path", path);
             span.set("workflow_api.agent.name", agent_name);
-            span.set_number("workflow_api.attempt", attempt);
-            let message = (attempt_id.as_str(), attempt);
-            let Attempt { result, pause, fault, question, call, memory } =
+            span.set_number("workflow_api.attempt", number.at_step);
+            let message = (attempt_id.as_str(), number);
+            let Attempt { result, pause, fault, mended_by: (may_mend, fallbacks), question, call, memory } =
                 self.attempt(agent_name, seen, message, (&step.id, &row_id), (&input, conversation), &span).await;
             if let Some(question) = question {
                 drop((span, under_way, leaf, memory, memory_of_input));
@@ -122,7 +126,7 @@ impl Run {
                 step_id,
                 path,
                 agent = agent_name,
-                attempt,
+                attempt = number.at_step,
                 duration_ms,
                 error,
                 "step {step_id} of run {} ended {status}",
@@ -130,16 +134,21 @@ impl Run {
             );
             self.end(path, result.as_deref().map_err(Clone::clone), call);
             drop((under_way, memory));
-            match (result, pause) {
-                (Ok(output), _) => return Ok(output),
-                (Err(cause), None) => {
-                    self.set_last_fault(fault);
-                    return Err(cause);
-                }
-                (Err(_), Some(pause)) => {
+            let cause = match result {
+                Ok(output) => return Ok(output),
+                Err(cause) => cause,
+            };
+            // Another agent knows nothing of the conversation.
+            let may_mend = may_mend && conversation.task_id.is_none() && conversation.context_id.is_none();
+            let failed = FailedAttempt { cause, fault, pause, may_mend, fallbacks };
+            match self.next_call(&mut callees, &step.id, failed) {
+                Ok(pause) => {
                     self.ledger.request_flush();
                     clock.sleep(pause).await;
-                    attempt += 1;
+                }
+                Err(cause) => {
+                    self.set_last_fault(callees.fault());
+                    return Err(cause);
                 }
             }
         }
@@ -159,7 +168,7 @@ impl Run {
         &self,
         agent_name: &str,
         seen: Seen,
-        (attempt_id, attempt): (&str, u32),
+        (attempt_id, number): (&str, AttemptNumber),
         row: (&str, &str),
         (input, conversation): (&RawValue, Conversation<'_>),
         span: &Span,
@@ -167,16 +176,19 @@ impl Run {
         let executor = match &self.executor {
             Surroundings::Executor(executor) => executor,
             Surroundings::Simulation(simulated) => {
-                let Simulated { result, pause, fault, question } =
-                    simulated.attempt(agent_name, (row.1, attempt), (input, conversation)).await;
-                return Attempt { result, pause, fault, question, call: None, memory: None };
+                let Simulated { result, pause, fault, question, fallbacks } =
+                    simulated.attempt(agent_name, (row.1, number), (input, conversation)).await;
+                // As a mock says, the agent answers 400.
+                let may_mend = fault.is_some_and(|fault| may_mend(fault, None, RetryDecision::Never));
+                let mended_by = (may_mend, fallbacks);
+                return Attempt { result, pause, fault, mended_by, question, call: None, memory: None };
             }
         };
         let agent = match self.find_agent(executor, agent_name, seen).await {
             Ok(agent) => agent,
             Err(cause) => {
-                let result = Err(cause);
-                return Attempt { result, pause: None, fault: None, question: None, call: None, memory: None };
+                let (result, mended_by) = (Err(cause), (true, Vec::new()));
+                return Attempt { result, pause: None, fault: None, mended_by, question: None, call: None, memory: None };
             }
         };
         let (mut result, call, memory) = match executor.breakers.admit(&agent).await {
@@ -201,12 +213,18 @@ impl Run {
                     conversation,
                     memory: &self.memory,
                 };
+                let attempt = number.at_step;
                 tracing::debug!(agent = agent.name, attempt, attempt_id, "agent {} is called", agent.name);
                 let clock = &self.executor.clock;
                 let started = clock.instant();
                 let CallOutcome { result, http_status, memory } = agent_call::call(request).await;
-                let duration_ms = millis(clock.since(started).as_secs_f64());
-                passage.end(result.as_ref().map_or_else(|failure| failure.fault.is_healthy(), |_| Some(true))).await;
+                let duration = clock.since(started);
+                let duration_ms = millis(duration.as_secs_f64());
+                let is_healthy = result.as_ref().map_or_else(|failure| failure.fault.is_healthy(), |_| Some(true));
+                if is_healthy.is_some() {
+                    executor.agent_hours.count(agent.id, duration, failure_of(&result).is_none());
+                }
+                passage.end(is_healthy).await;
                 let fault = failure_of(&result).map(|failure| failure.fault.as_str());
                 (result, Some(AgentCall { http_status, duration_ms, fault }), Some(memory))
             }
@@ -219,20 +237,31 @@ impl Run {
         }
         metrics::counter!("executor_agent_requests_total", "outcome" => outcome, "agent" => agent_label).increment(1);
         let again = result.as_ref().map_or_else(|failure| failure.again, |_| RetryDecision::Never);
+        let status = call.as_ref().and_then(|call| call.http_status);
+        let mended_by = match fault {
+            Some(fault) => (may_mend(fault, status, again), agent.fallbacks.clone()),
+            None => (false, Vec::new()),
+        };
         let time_left = self.deadline.saturating_duration_since(self.executor.clock.instant());
         let question = result.as_mut().err().and_then(|failure| failure.question.take());
         Attempt {
             result: result.map_err(|failure| format!("agent '{}': {}", agent.name, failure.message)),
-            pause: retry::pause(&agent.retry, attempt, again, rand::random(), time_left),
+            pause: retry::pause(&agent.retry, number.of_agent, again, rand::random(), time_left),
             fault,
             question,
+            mended_by,
             call,
             memory,
         }
     }
 
     /// Finds the agent. Waits while the database is down.
-    async fn find_agent(&self, executor: &Executor, name: &str, seen: Seen) -> Result<std::sync::Arc<Agent>, String> {
+    pub(super) async fn find_agent(
+        &self,
+        executor: &Executor,
+        name: &str,
+        seen: Seen,
+    ) -> Result<std::sync::Arc<Agent>, String> {
         let mut failures = 0;
         loop {
             match executor.agents.find(&self.organization, name, seen).await {

@@ -14,10 +14,12 @@ use crate::{
 pub(super) struct Attempt {
     /// The output, or the reason why there is none.
     pub(super) result: Result<Box<RawValue>, String>,
-    /// Pause before the next attempt; `None`: there is no further one.
+    /// Pause before the next attempt that calls the same agent; `None`: there is none.
     pub(super) pause: Option<Duration>,
     /// Kind of the error of the call.
     pub(super) fault: Option<CallErrorKind>,
+    /// Whether another agent may mend the failure, and which the agent names.
+    pub(super) mended_by: (bool, Vec<String>),
     /// Question that the agent has asked instead.
     pub(super) question: Option<Box<Interrupted>>,
     /// The call of the agent, if there was one.

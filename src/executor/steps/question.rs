@@ -11,7 +11,7 @@ use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
-use super::{Frame, Run, attempt::Attempt, callback::RequestedCallback, waits::WaitEnd};
+use super::{Frame, Run, attempt::Attempt, callback::RequestedCallback, fallback::AttemptNumber, waits::WaitEnd};
 use crate::{
     db::{
         executions::AgentCall,
@@ -206,7 +206,8 @@ impl Run {
     ) -> Attempt {
         self.gate().await;
         let _leaf = self.leaves.begin();
-        let (clock, mut attempt) = (&self.executor.clock, 1);
+        let clock = &self.executor.clock;
+        let mut number = AttemptNumber { at_step: 1, of_agent: 1 };
         let message_id = format!("{}.{}", asked.attempt_id, asked.round);
         loop {
             self.gate_of_process().await;
@@ -223,21 +224,21 @@ impl Run {
             span.set("workflow_api.step.id", &step.id);
             span.set("workflow_api.step.path", path);
             span.set("workflow_api.agent.name", &asked.agent_name);
-            span.set_number("workflow_api.attempt", attempt);
+            span.set_number("workflow_api.attempt", number.at_step);
             let row = (step.id.as_str(), asked.attempt_id.as_str());
-            let message = (message_id.as_str(), attempt);
+            let message = (message_id.as_str(), number);
             let ended = self.attempt(&asked.agent_name, seen, message, row, (input, conversation), &span).await;
             if ended.result.is_err() && ended.question.is_none() {
                 span.fail(ended.fault.map_or(error_code::STEP_FAILED, CallErrorKind::as_str));
             }
             drop((span, under_way));
             let Some(pause) = ended.pause.filter(|_| ended.result.is_err()) else { return ended };
-            let error = ended.result.as_ref().err();
+            let (error, attempt) = (ended.result.as_ref().err(), number.at_step);
             tracing::info!(path, agent = asked.agent_name, attempt, error, "an answer to an agent is sent again");
             clock.sleep(pause).await;
             // The agent may have got it.
             is_in_doubt = true;
-            attempt += 1;
+            number = AttemptNumber { at_step: number.at_step + 1, of_agent: number.of_agent + 1 };
         }
     }
 

@@ -45,7 +45,16 @@ pub async fn load(app: &App, caller: &Caller, plan: &Arc<Plan>) -> Result<Loaded
         }
     }
     let names: Vec<String> = fields.keys().cloned().collect();
-    let found = db::agents::settings(&app.pool, caller.organization(), &names).await?;
+    let mut found = db::agents::settings(&app.pool, caller.organization(), &names).await?;
+    let mut fallbacks: Vec<String> = found.iter().flat_map(|row| row.fallbacks.iter().cloned()).collect();
+    fallbacks.retain(|name| !fields.contains_key(name));
+    if !fallbacks.is_empty() {
+        let more = db::agents::settings(&app.pool, caller.organization(), &fallbacks).await?;
+        found.extend(more.into_iter().filter(|row| row.status == AgentStatus::Active.as_str()));
+    }
+    // A fallback that cannot be called is passed over. The validation warns of it.
+    let active = found.iter().filter(|row| row.status == AgentStatus::Active.as_str());
+    let active: HashSet<String> = active.map(|row| row.name.clone()).collect();
     let (mut agents, mut warnings) = (HashMap::new(), Vec::new());
     for row in found {
         if row.status != AgentStatus::Active.as_str() {
@@ -55,7 +64,8 @@ pub async fn load(app: &App, caller: &Caller, plan: &Arc<Plan>) -> Result<Loaded
         }
         let timeout = Duration::from_millis(u64::try_from(row.timeout_ms).unwrap_or_default().max(1));
         let retry = RetryConfig::from_stored(row.retry_config.as_ref().map(|config| &*config.0));
-        agents.insert(row.name, AgentSettings { retry, timeout });
+        let fallbacks = row.fallbacks.into_iter().filter(|name| active.contains(name)).collect();
+        agents.insert(row.name, AgentSettings { retry, timeout, fallbacks });
     }
     for (name, field) in fields {
         if !agents.contains_key(&name) {
