@@ -21,6 +21,7 @@ mod fallbacks;
 mod kind;
 pub mod latency;
 mod mcp;
+mod model;
 mod responses;
 
 pub use a2a::A2aConfig;

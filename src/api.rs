@@ -22,7 +22,8 @@ use self::{
     gate::{Gate, docs, layer::GateLayer, request},
     resources::{
         a2a, agent_stats, agents, api_keys, audit, backtests, by_name, callbacks, dead_letters, definitions,
-        event_ticket, graph, mcp, organizations, run_log, runs, storage, system, transfer, workflow_tests, workflows,
+        event_ticket, graph, mcp, organizations, run_log, runs, storage, system, transfer, usage, workflow_tests,
+        workflows,
     },
     vocabulary::app::App,
 };
@@ -46,6 +47,7 @@ const BUSINESS: &[MakeHandlers] = &[
     || routes!(definitions::get_workflow_version),
     || routes!(definitions::compare_workflow_versions),
     || routes!(definitions::roll_back_workflow),
+    || routes!(usage::workflow_usage),
     || routes!(workflow_tests::test_definition),
     || routes!(workflow_tests::test_workflow),
     || routes!(backtests::backtest_workflow),

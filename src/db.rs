@@ -33,6 +33,7 @@ pub mod run_counts;
 pub mod runs;
 pub mod service_keys;
 pub mod storage;
+pub mod usage;
 pub mod waits;
 pub mod workflows;
 

@@ -26,6 +26,7 @@ pub mod run;
 pub mod shared_reads;
 pub mod timestamp;
 pub mod trace;
+pub mod usage;
 pub mod vault;
 pub mod visible;
 pub mod workflow;

@@ -31,6 +31,7 @@ use crate::{
     offload::{OrganizationPermits, Overloaded},
     outbox::{ExecutedRun, Relay, Reservation},
     timestamp::Timestamp,
+    usage::Limits,
 };
 
 /// Maximum number of queued requests; beyond that the service is overloaded.
@@ -67,6 +68,8 @@ pub struct StartRun {
     pub key: Option<IdempotencyKey>,
     /// Label of the conversation that the run belongs to.
     pub context_id: Option<String>,
+    /// Limits of the run itself.
+    pub limits: Option<Box<Limits>>,
 }
 
 impl Quota {
@@ -362,7 +365,7 @@ impl Writer {
 
 /// Row data of a job.
 fn new_run(job: &Job, is_queued: bool) -> NewRun {
-    let StartRun { definition, input, priority, actor, key, context_id, .. } = &job.request;
+    let StartRun { definition, input, priority, actor, key, context_id, limits, .. } = &job.request;
     NewRun {
         run_id: job.run_id.clone(),
         definition: Arc::clone(definition),
@@ -371,6 +374,7 @@ fn new_run(job: &Job, is_queued: bool) -> NewRun {
         actor: Arc::clone(actor),
         key: key.clone(),
         context_id: context_id.clone(),
+        limits: limits.as_deref().copied(),
         created_at: job.created_at,
         event_id: job.event_id,
         is_queued,

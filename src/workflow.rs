@@ -10,6 +10,7 @@ use self::step::Source;
 use crate::{
     input::{ANY_LENGTH, FieldError, Node, Object, Patch, Read, keep, member, text, to_raw},
     retention,
+    usage::Limits,
 };
 
 mod conversation;
@@ -112,6 +113,7 @@ pub struct Draft {
     description: Option<String>,
     start_step: String,
     steps: Steps,
+    limits: Option<Limits>,
     input_schema: Option<Box<RawValue>>,
     retention_days: Option<i32>,
     expose: Option<Expose>,
@@ -119,8 +121,8 @@ pub struct Draft {
 
 impl Draft {
     /// Members that [`Draft::parse`] reads.
-    pub const MEMBERS: [&'static str; 7] =
-        ["name", "description", "start_step", "steps", "input_schema", "retention_days", "expose"];
+    pub const MEMBERS: [&'static str; 8] =
+        ["name", "description", "start_step", "steps", "limits", "input_schema", "retention_days", "expose"];
 
     /// Parses the members of a create request.
     pub fn parse(body: &RawValue) -> Read<Self> {
@@ -141,6 +143,7 @@ impl Draft {
         let description = body.nullable("description", &mut errors, |node| node.string(ANY_LENGTH));
         let start_step = body.required("start_step", &mut errors, read_start_step);
         let steps = body.required("steps", &mut errors, read_steps);
+        let limits = body.nullable("limits", &mut errors, Limits::read).and_then(Limits::unless_empty);
         let input_schema = body.nullable("input_schema", &mut errors, input_schema::read);
         let retention_days = body.nullable("retention_days", &mut errors, retention::read_days);
         let expose = body.nullable("expose", &mut errors, Expose::read).and_then(Expose::unless_empty);
@@ -149,7 +152,7 @@ impl Draft {
         }
         match (name, start_step, steps) {
             (Some(name), Some(start_step), Some(steps)) if errors.is_empty() => {
-                Ok(Self { name, description, start_step, steps, input_schema, retention_days, expose })
+                Ok(Self { name, description, start_step, steps, limits, input_schema, retention_days, expose })
             }
             _ => Err(errors),
         }
@@ -163,8 +166,8 @@ impl Draft {
 
     /// Checks the rules that need all steps.
     pub fn checked(self) -> Read<NewWorkflow> {
-        let Self { name, description, start_step, steps, input_schema, retention_days, expose } = self;
-        let content = Content::checked(start_step, steps)?.without_unknown_steps()?;
+        let Self { name, description, start_step, steps, limits, input_schema, retention_days, expose } = self;
+        let content = Content::checked(start_step, steps, limits)?.without_unknown_steps()?;
         Ok(NewWorkflow { name, description, content, input_schema, retention_days, expose })
     }
 }
@@ -178,6 +181,8 @@ pub struct WorkflowPatch {
     pub start_step: Option<String>,
     /// Stored only through [`WorkflowPatch::merge`]; null means absent.
     pub steps: Option<Steps>,
+    /// Limits of its runs; other ones make a new version.
+    pub limits: Patch<Limits>,
     /// Schema for the input of runs; another one makes a new version.
     pub input_schema: Patch<Box<RawValue>>,
     /// Days for which ended runs are kept; no part of the content.
@@ -191,11 +196,12 @@ pub struct WorkflowPatch {
 /// Patch with the whole content, the description, the retention and the exposure.
 impl From<NewWorkflow> for WorkflowPatch {
     fn from(new: NewWorkflow) -> Self {
-        let Content { start_step, steps } = new.content;
+        let Content { start_step, steps, limits } = new.content;
         Self {
             description: new.description.map_or(Patch::Null, Patch::Value),
             start_step: Some(start_step),
             steps: Some(steps),
+            limits: limits.map_or(Patch::Null, Patch::Value),
             input_schema: new.input_schema.map_or(Patch::Null, Patch::Value),
             retention_days: new.retention_days.map_or(Patch::Null, Patch::Value),
             expose: new.expose.map_or(Patch::Null, Patch::Value),
@@ -213,6 +219,7 @@ impl WorkflowPatch {
             description: body.patch("description", &mut errors, |node| node.string(ANY_LENGTH)),
             start_step: body.nullable("start_step", &mut errors, read_start_step),
             steps: body.nullable("steps", &mut errors, read_steps),
+            limits: body.patch("limits", &mut errors, Limits::read),
             input_schema: body.patch("input_schema", &mut errors, input_schema::read),
             retention_days: body.patch("retention_days", &mut errors, retention::read_days),
             expose: body.patch("expose", &mut errors, Expose::read),
@@ -224,17 +231,25 @@ impl WorkflowPatch {
     /// Content after the update of a workflow with this stored plan. `None`: the content, and with it the version, is
     /// unchanged.
     pub fn merge(&self, stored: &RawValue) -> Read<Option<Content>> {
-        let (start_step, steps) = match (&self.start_step, &self.steps) {
-            (None, None) => return Ok(None),
-            (Some(start_step), Some(steps)) => (start_step.clone(), steps.clone()),
+        let (start_step, steps, limits) = match (&self.start_step, &self.steps, self.limits.clone()) {
+            (None, None, Patch::Absent) => return Ok(None),
+            (Some(start_step), Some(steps), limits) if !limits.is_absent() => {
+                (start_step.clone(), steps.clone(), limits.or(None))
+            }
             // An old stored plan may be unreadable as long as it is not needed.
-            (start_step, steps) => {
+            (Some(start_step), Some(steps), _) => (start_step.clone(), steps.clone(), Plan::limits_of(stored)),
+            (start_step, steps, limits) => {
                 let stored = Plan::parse(stored);
                 let stored = stored.map_err(|error| vec![FieldError::rule("body", format!("stored plan: {error}"))])?;
-                (start_step.clone().unwrap_or(stored.start_step), steps.clone().unwrap_or(stored.steps))
+                let limits = limits.or(stored.limits).and_then(Limits::unless_empty);
+                if start_step.is_none() && steps.is_none() && limits == stored.limits {
+                    return Ok(None);
+                }
+                let start_step = start_step.clone().unwrap_or(stored.start_step);
+                (start_step, steps.clone().unwrap_or(stored.steps), limits)
             }
         };
-        let content = Content::checked(start_step, steps)?;
+        let content = Content::checked(start_step, steps, limits.and_then(Limits::unless_empty))?;
         if self.steps.is_some() { content.without_unknown_steps().map(Some) } else { Ok(Some(content)) }
     }
 }
@@ -252,12 +267,13 @@ fn read_steps(node: &Node<'_>) -> Read<Steps> {
 pub struct Content {
     start_step: String,
     steps: Steps,
+    limits: Option<Limits>,
 }
 
 impl Content {
-    fn checked(start_step: String, steps: Steps) -> Read<Self> {
+    fn checked(start_step: String, steps: Steps, limits: Option<Limits>) -> Read<Self> {
         validate::definition(&start_step, &steps).map_err(|text| vec![FieldError::rule("body", text)])?;
-        Ok(Self { start_step, steps })
+        Ok(Self { start_step, steps, limits })
     }
 
     /// Id of the first step.
@@ -270,6 +286,12 @@ impl Content {
     #[must_use]
     pub fn steps(&self) -> &Steps {
         &self.steps
+    }
+
+    /// Limits of its runs.
+    #[must_use]
+    pub fn limits(&self) -> Option<&Limits> {
+        self.limits.as_ref()
     }
 
     /// Returns an error if every run of it would exceed the step limit, whatever its input is.
@@ -302,7 +324,7 @@ impl Content {
     pub fn of_plan(plan: &RawValue) -> Read<Self> {
         let plan =
             Plan::parse(plan).map_err(|error| vec![FieldError::rule("body", format!("stored plan: {error}"))])?;
-        Self::checked(plan.start_step, plan.steps)
+        Self::checked(plan.start_step, plan.steps, plan.limits)
     }
 
     /// Plan to store for a new row; its `workflow_id` is built from name and version.
@@ -321,9 +343,11 @@ impl Content {
             version: String,
             start_step: &'a str,
             steps: &'a Steps,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            limits: Option<&'a Limits>,
         }
-        let (start_step, steps) = (self.start_step.as_str(), &self.steps);
-        to_raw(&StoredPlan { workflow_id, name, version: version.to_string(), start_step, steps })
+        let (start_step, steps, limits) = (self.start_step.as_str(), &self.steps, self.limits.as_ref());
+        to_raw(&StoredPlan { workflow_id, name, version: version.to_string(), start_step, steps, limits })
     }
 }
 

@@ -79,7 +79,11 @@ pub(super) async fn put_in(
     }
     let patch = WorkflowPatch::from(wanted);
     // As with any update, a new description, retention or exposure alone does not make a new version.
-    let patch = if same_content { WorkflowPatch { start_step: None, steps: None, ..patch } } else { patch };
+    let patch = if same_content {
+        WorkflowPatch { start_step: None, steps: None, limits: Patch::Absent, ..patch }
+    } else {
+        patch
+    };
     Ok(Put::Updated(save_workflow::update_in(conn, context, current.id, patch).await?))
 }
 
@@ -113,6 +117,7 @@ pub async fn roll_back(
         description: target.description.map_or(Patch::Null, Patch::Value),
         start_step: Some(content.start_step().to_owned()),
         steps: Some(content.steps().clone()),
+        limits: content.limits().copied().map_or(Patch::Null, Patch::Value),
         input_schema: target.input_schema.map_or(Patch::Null, |schema| Patch::Value(schema.0)),
         retention_days: Patch::Absent,
         expose: Patch::Absent,

@@ -8,7 +8,12 @@ use uuid::Uuid;
 use super::{Change, Context, Entity, start_run::unusable_schema};
 use crate::{
     access::{Countable, QuotaExceeded},
-    db::{self, idempotency::ClaimError, outbox::Kind, runs::RunRow},
+    db::{
+        self,
+        idempotency::ClaimError,
+        outbox::Kind,
+        runs::{Reopened, RunRow},
+    },
     id,
     input::{self, FieldError},
     offload::{Offload, Overloaded},
@@ -16,6 +21,7 @@ use crate::{
     run::RunStatus,
     telemetry::catalogue,
     timestamp::Timestamp,
+    usage::Limits,
     workflow::{InputSchema, Plan},
 };
 
@@ -67,6 +73,8 @@ struct Changes<'a> {
     resume_from_step: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     input_data: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limits: Option<&'a Limits>,
 }
 
 /// Changes of a run for its retry.
@@ -76,6 +84,8 @@ pub struct Retry {
     pub resume_from_step: Option<String>,
     /// Input that replaces the previous one.
     pub input: Option<Box<RawValue>>,
+    /// Limits that replace those of the run; empty ones remove them.
+    pub limits: Option<Limits>,
 }
 
 /// Number of attempts if the definition keeps changing while an input is checked.
@@ -184,11 +194,20 @@ async fn retry_checked(
     let at = Timestamp::now();
     let event_id = Uuid::now_v7();
     let new_input = retry.input.as_deref();
-    db::runs::reopen(&mut transaction, run_id, definition.version, event_id, resume_from_step, new_input, at).await?;
+    let reopened = Reopened {
+        version: definition.version,
+        event_id,
+        resume_from_step,
+        input: new_input,
+        limits: retry.limits.as_ref(),
+        at,
+    };
+    db::runs::reopen(&mut transaction, run_id, &reopened).await?;
     let reservation = relay.reserve(definition.workflow_data.0.get().len() + input.get().len());
     let owner = reservation.as_ref().map(crate::outbox::Reservation::owner);
     let is_ours = db::outbox::insert(&mut transaction, run_id, event_id, Kind::Execution, owner, None, None).await?;
-    let changes = input::to_raw(&Changes { previous_status: &run.status, resume_from_step, input_data: new_input });
+    let (previous_status, limits) = (run.status.as_str(), retry.limits.as_ref());
+    let changes = input::to_raw(&Changes { previous_status, resume_from_step, input_data: new_input, limits });
     let entity = Entity("run", id::run_entity_id(run_id), run_id);
     context.record(&mut transaction, entity, "retry", Change::to(&changes), at).await?;
     if let Some(reservation) = relay.commit(transaction, (reservation, is_ours), (run_id, event_id)).await? {
@@ -207,6 +226,7 @@ async fn retry_checked(
         paused_at: None,
         updated_at: at,
         input_data: retry.input.clone().map(Json).or(run.input_data),
+        limits: retry.limits.map(Json).or(run.limits),
         ..run
     })
 }

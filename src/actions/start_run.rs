@@ -17,6 +17,7 @@ use crate::{
     offload::{Offload, Overloaded},
     outbox::{self, Relay},
     run_writer::{RunWriter, StartError, StartRun, StartedRun},
+    usage::Limits,
     workflow::{InputSchema, WorkflowStatus},
 };
 
@@ -245,6 +246,8 @@ pub struct Request {
     pub key: Option<IdempotencyKey>,
     /// Label of the conversation that the run belongs to.
     pub context_id: Option<String>,
+    /// Limits of the run itself.
+    pub limits: Option<Limits>,
 }
 
 /// Starts a run of the definition's current content. Returns after the commit; a repeat with the same key returns the
@@ -277,10 +280,11 @@ async fn start_or_find(starter: Starter<'_>, request: Request) -> Result<Outcome
     if relay.is_full() {
         return Err(StartRunError::BacklogFull);
     }
-    let Request { workflow_id, input, priority, actor, max_queued, key, context_id } = request;
+    let Request { workflow_id, input, priority, actor, max_queued, key, context_id, limits } = request;
     let definition = definitions.checked(pool, offload, &actor.organization, workflow_id, &input).await?;
     let has_key = key.is_some();
-    let mut start = StartRun { definition, input, priority, actor, max_queued, key, context_id };
+    let mut start =
+        StartRun { definition, input, priority, actor, max_queued, key, context_id, limits: limits.map(Box::new) };
     for _ in 0..ATTEMPTS {
         if !outbox::fits_a_record(&start.definition.plan, &start.input) {
             return Err(StartRunError::TooLarge);

@@ -7,10 +7,11 @@ use crate::{
     a2a::Version,
     access::verifying_key::VerifyingKey,
     input::{FieldError, Node, Read},
+    usage::Price,
 };
 
 /// Members of the `config` of an A2A agent.
-const MEMBERS: [&str; 4] = ["protocol", "streaming", "origins", "card_keys"];
+const MEMBERS: [&str; 5] = ["protocol", "streaming", "origins", "card_keys", "price"];
 /// Maximum number of further origins.
 const MAX_ORIGINS: usize = 16;
 /// Length of an origin.
@@ -58,6 +59,8 @@ impl A2aConfig {
             VerifyingKey::from_jwks(set.get().as_bytes())
                 .map_err(|error| vec![FieldError::rule(node.path(), format!("is {error}"))])
         });
+        // It is read where it is used.
+        object.nullable("price", &mut errors, Price::read);
         let config = Self {
             protocol: protocol.flatten(),
             streaming,

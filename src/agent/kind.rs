@@ -3,17 +3,23 @@
 use serde_json::value::RawValue;
 use url::Url;
 
-use super::{a2a::A2aConfig, mcp::McpConfig, responses::ResponsesConfig};
-use crate::input::{FieldError, Node, Read, member, text, to_raw};
+use super::{
+    a2a::A2aConfig,
+    mcp::McpConfig,
+    model::{MODEL_CHARS, PROMPT_CHARS, read_format},
+    responses::ResponsesConfig,
+};
+use crate::{
+    input::{FieldError, Node, Read, member, text},
+    usage::Price,
+};
 
 /// Members of the `config` of a chat agent.
-const CHAT_MEMBERS: [&str; 5] = ["model", "system_prompt", "parameters", "response_format", "streaming"];
+const CHAT_MEMBERS: [&str; 6] = ["model", "system_prompt", "parameters", "response_format", "streaming", "price"];
+/// Members of the `config` of a plain HTTP agent.
+const HTTP_MEMBERS: [&str; 1] = ["price"];
 /// Parameters of a chat request that other members determine.
 const OWN_PARAMETERS: [&str; 4] = ["model", "messages", "stream", "response_format"];
-/// Length of a model's name.
-pub(super) const MODEL_CHARS: std::ops::RangeInclusive<usize> = 1..=255;
-/// Length of a system prompt.
-pub(super) const PROMPT_CHARS: std::ops::RangeInclusive<usize> = 0..=100_000;
 
 /// Protocol of an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +104,8 @@ impl ChatConfig {
         });
         let response_format = object.nullable("response_format", &mut errors, read_format);
         let streaming = object.nullable("streaming", &mut errors, Node::boolean).unwrap_or_default();
+        // It is read where it is used.
+        object.nullable("price", &mut errors, Price::read);
         match model {
             Some(model) if errors.is_empty() => {
                 Ok(Self { model, system_prompt, parameters, response_format, streaming })
@@ -111,16 +119,6 @@ impl ChatConfig {
     pub fn wants_json(&self) -> bool {
         let kind = self.response_format.as_deref().and_then(|format| member(format, "type"));
         kind.and_then(text).is_some_and(|kind| kind.starts_with("json"))
-    }
-}
-
-/// Reads the format of a model's text.
-pub(super) fn read_format(node: &Node<'_>) -> Read<Box<RawValue>> {
-    match text(node.raw()).as_deref() {
-        Some("json") => Ok(to_raw(&serde_json::json!({"type": "json_object"}))),
-        Some("text") => Ok(to_raw(&serde_json::json!({"type": "text"}))),
-        Some(_) => Err(vec![FieldError::rule(node.path(), "must be text, json, or an object with a type")]),
-        None => node.free_object(),
     }
 }
 
@@ -144,8 +142,15 @@ pub(super) fn checked_config(kind: AgentKind, config: Option<&RawValue>) -> Read
         (AgentKind::A2a, Some(config)) => {
             A2aConfig::read(&Node::new("body.config", config)).map(|_| Some(config.to_owned()))
         }
-        (AgentKind::Http, Some(_)) => {
-            Err(vec![FieldError::rule("body.config", format!("must be null for kind {}", kind.as_str()))])
+        (AgentKind::Http, Some(config)) => {
+            if member(config, "price").is_none() {
+                return Err(vec![FieldError::rule("body.config", "must be null, or have a price, for kind http")]);
+            }
+            let object = Node::new("body.config", config).object()?;
+            let mut errors = Vec::new();
+            object.only(&HTTP_MEMBERS, &mut errors);
+            object.required("price", &mut errors, Price::read);
+            if errors.is_empty() { Ok(Some(config.to_owned())) } else { Err(errors) }
         }
         (AgentKind::OpenAi | AgentKind::Responses | AgentKind::Mcp, None) => {
             let wanted = if kind == AgentKind::Mcp { "tool" } else { "model" };
@@ -198,6 +203,12 @@ mod tests {
             (AgentKind::A2a, r#"{"model":"m"}"#, &["body.config.model extra_forbidden"]),
             (AgentKind::OpenAi, r#"{"model":"m","streaming":1}"#, &["body.config.streaming bool_type"]),
             (AgentKind::Http, r#"{"model":"m"}"#, &[rule]),
+            (AgentKind::Http, r#"{"price":{},"model":"m"}"#, &["body.config.model extra_forbidden"]),
+            (AgentKind::Http, r#"{"price":{"call":0.01}}"#, &[]),
+            (AgentKind::Http, r#"{"price":{"call":-1}}"#, &["body.config.price.call value_error"]),
+            (AgentKind::A2a, r#"{"price":{"each":1}}"#, &["body.config.price.each extra_forbidden"]),
+            (AgentKind::OpenAi, r#"{"model":"m","price":{"input":0.15,"output":"0.6"}}"#, &[]),
+            (AgentKind::OpenAi, r#"{"model":"m","price":7}"#, &["body.config.price model_attributes_type"]),
             (AgentKind::OpenAi, "null", &[rule]),
             (AgentKind::Responses, "null", &[rule]),
             (AgentKind::Responses, r#"{"model":"m"}"#, &[]),

@@ -2,7 +2,7 @@
 
 use serde_json::value::RawValue;
 
-use super::kind::{MODEL_CHARS, PROMPT_CHARS, read_format};
+use super::model::{MODEL_CHARS, PROMPT_CHARS, read_format};
 use crate::input::{FieldError, Node, Read, member, text};
 
 /// Members of the `config` of an agent of kind `responses`.

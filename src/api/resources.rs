@@ -25,5 +25,6 @@ pub mod system;
 pub mod tool_lists;
 pub mod tool_warnings;
 pub mod transfer;
+pub mod usage;
 pub mod workflow_tests;
 pub mod workflows;

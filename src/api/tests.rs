@@ -7,11 +7,14 @@ use serde_json::{Value, json};
 use utoipa::PartialSchema;
 
 use super::resources::{
-    agents::{A2aConfigBody, AgentConfigBody, AgentPatchBody, CircuitBreakerConfigBody, NewAgentBody, RetryConfigBody},
+    agents::{
+        A2aConfigBody, AgentConfigBody, AgentPatchBody, CircuitBreakerConfigBody, HttpConfigBody, NewAgentBody,
+        PriceBody, RetryConfigBody,
+    },
     by_name::{self, WantedWorkflowBody},
     definition::{
         AgentStep, ApprovalBody, BranchBody, CallbackConfigBody, CallbackStep, ConditionBody, ConditionalStep,
-        ForkJoinConfigBody, ForkJoinStep, LoopConfigBody, LoopStep, ParallelStep, QuestionConfigBody,
+        ForkJoinConfigBody, ForkJoinStep, LimitsBody, LoopConfigBody, LoopStep, ParallelStep, QuestionConfigBody,
         SubWorkflowConfigBody, SubWorkflowStep, WaitConfigBody, WaitStep,
     },
     transfer::{AgentDefinitionBody, DefinitionsBody},
@@ -68,6 +71,10 @@ fn agents_are_documented_as_they_are_read() {
     assert_eq!(new["body.config"], documented::<AgentConfigBody>());
     let a2a = read(&json!({"kind": "a2a", "config": {}}), |body| NewAgent::parse(body, &Defaults::default()));
     assert_eq!(a2a["body.config"], documented::<A2aConfigBody>());
+    let http =
+        read(&json!({"kind": "http", "config": {"price": {}}}), |body| NewAgent::parse(body, &Defaults::default()));
+    assert_eq!(http["body.config"], documented::<HttpConfigBody>());
+    assert_eq!(http["body.config.price"], documented::<PriceBody>());
     let patch = read(&json!({}), |body| AgentPatch::parse(body, &Defaults::default()));
     assert_eq!(patch["body"], documented::<AgentPatchBody>());
     // An import reads an agent as an update, and a new one also as a new agent.
@@ -91,6 +98,8 @@ fn workflows_are_documented_as_they_are_read() {
     let exposed = read(&json!({"expose": {"mcp": {}}}), NewWorkflow::parse);
     assert_eq!(exposed["body.expose"], documented::<ExposeBody>());
     assert_eq!(exposed["body.expose.mcp"], documented::<ToolBody>());
+    let limited = read(&json!({"limits": {}}), NewWorkflow::parse);
+    assert_eq!(limited["body.limits"], documented::<LimitsBody>());
 }
 
 #[test]

@@ -105,6 +105,7 @@ pub struct AgentSettingsRow {
     pub timeout_ms: i32,
     pub retry_config: Option<Json<Box<RawValue>>>,
     pub fallbacks: Vec<String>,
+    pub config: Option<Json<Box<RawValue>>>,
 }
 
 /// Settings of those of the organisation's agents with these names that exist.
@@ -113,7 +114,7 @@ pub async fn settings(
     organization: &OrganizationId,
     names: &[String],
 ) -> Result<Vec<AgentSettingsRow>, Error> {
-    let sql = "SELECT name, status, timeout_ms, retry_config, fallbacks FROM agents
+    let sql = "SELECT name, status, timeout_ms, retry_config, fallbacks, config FROM agents
                WHERE organization_id = $1 AND name = ANY ($2) ORDER BY name";
     Ok(sqlx::query_as(sql).bind(organization.as_str()).bind(names).fetch_all(db).await?)
 }

@@ -39,7 +39,7 @@ pub struct Invariant {
 }
 
 /// Names and rules, in the order of a report.
-const RULES: [(&str, &str); 18] = [
+const RULES: [(&str, &str); 19] = [
     (
         "pending_runs_are_dispatched",
         "a PENDING run has a message in the outbox, or is found by the sweep for lost messages",
@@ -58,6 +58,7 @@ const RULES: [(&str, &str); 18] = [
     ("events_have_a_run", "the run of a log entry is there"),
     ("outbox_messages_have_a_run", "the run of a message that is still to be sent is there"),
     ("idempotency_keys_have_their_run", "the run that an idempotency key has started is there"),
+    ("run_usage_is_exact", "what a run has used is the sum of its calls"),
     ("run_counts_are_exact", "the maintained numbers of runs by workflow and status equal the rows"),
     ("run_totals_are_exact", "the maintained totals of runs equal the sum of those numbers"),
     ("audit_trail_is_whole", "the audit trail agrees with its chain of hashes"),
@@ -198,8 +199,8 @@ async fn read(conn: &mut PgConnection, scan: &Scan, report: &mut Report) -> Resu
     }
 }
 
-fn scans() -> [Scan; 9] {
-    [open_runs(), sub_runs(), steps(), waits(), wakes(), events(), outbox(), batches(), idempotency_keys()]
+fn scans() -> [Scan; 10] {
+    [open_runs(), sub_runs(), steps(), waits(), wakes(), events(), outbox(), batches(), idempotency_keys(), usage()]
 }
 
 /// The runs that have not ended, in the order of their index.
@@ -374,6 +375,22 @@ fn idempotency_keys() -> Scan {
         ) {REPORT}"
     );
     Scan { names: &["idempotency_keys_have_their_run"], start: &["", ""], sql }
+}
+
+fn usage() -> Scan {
+    let sql = format!(
+        "WITH part AS MATERIALIZED (
+            SELECT *, ARRAY[run_id]::text[] AS place FROM run_usage WHERE run_id > ($1::text[])[1] ORDER BY run_id LIMIT $2
+        ), violated AS (
+            SELECT 'run_usage_is_exact' AS name, run_id AS id FROM part CROSS JOIN LATERAL (
+                SELECT count(*) AS calls, coalesce(sum(input_tokens), 0) AS input_tokens,
+                    coalesce(sum(output_tokens), 0) AS output_tokens, coalesce(sum(cost), 0) AS cost
+                FROM call_usage c WHERE c.run_id = part.run_id) AS sum
+            WHERE (part.calls, part.input_tokens, part.output_tokens, part.cost)
+                IS DISTINCT FROM (sum.calls, sum.input_tokens, sum.output_tokens, sum.cost)
+        ) {REPORT}"
+    );
+    Scan { names: &["run_usage_is_exact"], start: &[""], sql }
 }
 
 /// Compares the maintained numbers of runs with the rows, one workflow after the other.

@@ -342,6 +342,14 @@ pub async fn delete(
             "outbox",
             "DELETE FROM outbox WHERE ctid = ANY (ARRAY(SELECT ctid FROM outbox WHERE run_id = ANY ($1) LIMIT $2))",
         ),
+        (
+            "call_usage",
+            "DELETE FROM call_usage WHERE ctid = ANY (ARRAY(SELECT ctid FROM call_usage WHERE run_id = ANY ($1) LIMIT $2))",
+        ),
+        (
+            "run_usage",
+            "DELETE FROM run_usage WHERE ctid = ANY (ARRAY(SELECT ctid FROM run_usage WHERE run_id = ANY ($1) LIMIT $2))",
+        ),
         // The last one: its triggers delete the other rows of a run.
         (
             "workflow_runs",
@@ -390,6 +398,10 @@ pub async fn export(pool: &Pool, run_ids: &[String], lines: mpsc::Sender<String>
         "SELECT json_build_object('table', 'step_waits', 'run_id', run_id, 'row',
              to_jsonb(w) - 'token' - 'token_hash')::text
          FROM step_waits w WHERE run_id = ANY ($1)",
+        "SELECT json_build_object('table', 'run_usage', 'run_id', run_id, 'row', row_to_json(u))::text
+         FROM run_usage u WHERE run_id = ANY ($1)",
+        "SELECT json_build_object('table', 'call_usage', 'run_id', run_id, 'row', row_to_json(c))::text
+         FROM (SELECT * FROM call_usage WHERE run_id = ANY ($1) ORDER BY run_id, at, attempt_id) c",
     ] {
         let mut rows = sqlx::query_scalar(sql).bind(run_ids).fetch(&mut *transaction);
         while let Some(line) = rows.try_next().await? {
@@ -437,7 +449,7 @@ pub async fn begin_restore(conn: &mut PgConnection) -> Result<Columns, Error> {
                    set_config('idle_in_transaction_session_timeout', '5min', true)";
     sqlx::query(sql).execute(&mut *conn).await?;
     let mut columns = HashMap::new();
-    for table in ["workflow_runs", "step_executions", "run_events", "step_waits"] {
+    for table in ["workflow_runs", "step_executions", "run_events", "step_waits", "run_usage", "call_usage"] {
         let sql = "SELECT column_name::text FROM information_schema.columns
                    WHERE table_schema = current_schema() AND table_name = $1 AND is_identity = 'NO'";
         columns.insert(table, sqlx::query_scalar(sql).bind(table).fetch_all(&mut *conn).await?);

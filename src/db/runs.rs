@@ -18,7 +18,7 @@ pub use self::{
     tasks::{TaskRow, small_outputs, task, tasks},
 };
 use super::Error;
-use crate::{access::OrganizationId, timestamp::Timestamp};
+use crate::{access::OrganizationId, timestamp::Timestamp, usage::Limits};
 
 /// Row of `workflow_runs` with the columns that the API shows.
 #[derive(Clone, Debug, sqlx::FromRow)]
@@ -46,11 +46,12 @@ pub struct RunRow {
     pub parent_run_id: Option<String>,
     pub parent_step_id: Option<String>,
     pub traceparent: Option<String>,
+    pub limits: Option<Json<Limits>>,
 }
 
 const COLUMNS: &str = "run_id, workflow_id, workflow_name, workflow_definition_id, status, input_data, triggered_by, \
      created_at, updated_at, completed_at, cancelled_at, cancelled_by, error_message, correlation_id, priority, \
-     paused_at AT TIME ZONE 'UTC' AS paused_at, parent_run_id, parent_step_id, traceparent";
+     paused_at AT TIME ZONE 'UTC' AS paused_at, parent_run_id, parent_step_id, traceparent, limits";
 
 fn select(rest: &str) -> String {
     format!("SELECT {COLUMNS} FROM workflow_runs{rest}")
@@ -168,34 +169,48 @@ pub async fn resume(conn: &mut PgConnection, run_id: &str, by: &str) -> Result<(
     Ok(())
 }
 
+/// How a run is started again.
+#[derive(Debug)]
+pub struct Reopened<'a> {
+    /// Version of the definition to which it is pinned.
+    pub version: i32,
+    /// Id of its new message.
+    pub event_id: Uuid,
+    /// Step up to which completed steps count as done; `None`: all of them do.
+    pub resume_from_step: Option<&'a str>,
+    /// Input that replaces the old one.
+    pub input: Option<&'a RawValue>,
+    /// Limits that replace the old ones; empty ones remove them.
+    pub limits: Option<&'a Limits>,
+    /// Time of the change.
+    pub at: Timestamp,
+}
+
 /// Resets a failed or cancelled run, which the caller has locked by [`lock`], to PENDING, pinned to the current content
-/// of its definition. Completed steps count as done, but only up to `resume_from_step`. `input` replaces the old input.
-pub async fn reopen(
-    conn: &mut PgConnection,
-    run_id: &str,
-    version: i32,
-    event_id: Uuid,
-    resume_from_step: Option<&str>,
-    input: Option<&RawValue>,
-    at: Timestamp,
-) -> Result<(), Error> {
+/// of its definition. Completed steps count as done, but only up to `resume_from_step`.
+pub async fn reopen(conn: &mut PgConnection, run_id: &str, reopened: &Reopened<'_>) -> Result<(), Error> {
     sqlx::query(
         "UPDATE workflow_runs SET status = 'PENDING', resume_from_step = $5,
              -- This uses the database's clock, like the begin of every attempt.
              resumed_at = CASE WHEN $5::varchar IS NOT NULL THEN now() AT TIME ZONE 'UTC' END, workflow_version = $2, workflow_plan = NULL,
              error_message = NULL, cancelled_at = NULL, cancelled_by = NULL, completed_at = NULL, updated_at = $3,
              executor_id = NULL, lease_token = NULL, redispatch_at = NULL, execution_event_id = $4,
-             wake_at = NULL, parked_at = NULL, paused_at = NULL, takeovers = 0, input_data = coalesce($6, input_data)
+             wake_at = NULL, parked_at = NULL, paused_at = NULL, takeovers = 0, input_data = coalesce($6, input_data),
+             -- The limits of the runs above a sub-run go on to hold.
+             limits = CASE WHEN $7::jsonb = '{}' AND parent_run_id IS NULL THEN NULL ELSE coalesce($7, limits) END
          WHERE run_id = $1 AND status IN ('FAILED', 'CANCELLED')",
     )
     .bind(run_id)
-    .bind(version)
-    .bind(at)
-    .bind(event_id)
-    .bind(resume_from_step)
-    .bind(input.map(Json))
+    .bind(reopened.version)
+    .bind(reopened.at)
+    .bind(reopened.event_id)
+    .bind(reopened.resume_from_step)
+    .bind(reopened.input.map(Json))
+    .bind(reopened.limits.map(Json))
     .execute(&mut *conn)
     .await?;
+    let sql = "UPDATE run_usage SET exceeded = NULL, limits = NULL WHERE run_id = $1";
+    sqlx::query(sql).bind(run_id).execute(&mut *conn).await?;
     sqlx::query("DELETE FROM sub_run_counts WHERE root_run_id = $1").bind(run_id).execute(conn).await?;
     Ok(())
 }

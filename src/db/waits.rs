@@ -93,6 +93,8 @@ pub struct ChildRun {
     pub input: Box<RawValue>,
     /// `traceparent` of the run; `None` for that of its parent.
     pub traceparent: Option<String>,
+    /// Whether limits of its parent, or of a run above that, hold for it.
+    pub is_limited: bool,
 }
 
 /// Begins a waiting attempt: writes its row, its wait condition and its sub-run atomically. Repeating this is safe.
@@ -125,10 +127,10 @@ pub async fn begin(
         ), child AS (
             INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, workflow_definition_id, status, input_data,
                 triggered_by, created_at, updated_at, workflow_version, correlation_id, priority, parent_run_id,
-                parent_step_id, nesting, wake_at, organization_id, traceparent)
+                parent_step_id, nesting, wake_at, organization_id, traceparent, limits)
             SELECT $14, $15::uuid::text, $16, $15::uuid::text, 'PENDING', $18, triggered_by, now() AT TIME ZONE 'UTC',
                 now() AT TIME ZONE 'UTC', $17, correlation_id, priority, run_id, $4, nesting + 1, now(), organization_id,
-                coalesce($19, traceparent)
+                coalesce($19, traceparent), CASE WHEN $20 THEN '{}'::jsonb END
             FROM held JOIN begun USING (run_id) WHERE $14 IS NOT NULL
         ), recorded AS (
             INSERT INTO run_events (run_id, kind, step_id, attempt_id, detail)
@@ -160,6 +162,7 @@ pub async fn begin(
         .bind(child.map(|child| child.version))
         .bind(child.map(|child| Json(&child.input)))
         .bind(child.and_then(|child| child.traceparent.as_deref()))
+        .bind(child.is_some_and(|child| child.is_limited))
         .fetch_optional(conn)
         .await?)
 }

@@ -21,7 +21,7 @@ pub(super) use self::{in_flight::cancel_task, interrupted::Interrupted};
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU16, Ordering},
     },
     time::Duration,
@@ -54,6 +54,7 @@ use crate::{
     permits::Permit,
     telemetry::spans::{self, Kind, Span},
     trace::TRACEPARENT,
+    usage::Usage,
     workflow::OnQuestion,
 };
 
@@ -156,6 +157,8 @@ pub(super) struct CallOutcome {
     pub(super) http_status: Option<u16>,
     /// Memory permit of the output.
     pub(super) memory: Permit,
+    /// Tokens that the answer says it took, whether it is a success or not.
+    pub(super) usage: Option<Usage>,
 }
 
 /// Request: agent, run and input of a call.
@@ -206,7 +209,8 @@ pub(super) fn task_id(attempt_id: &str) -> String {
 /// task, the task is cancelled.
 pub(super) async fn call(request: Request<'_>) -> CallOutcome {
     let memory = tokio::sync::Mutex::new(request.memory.hold(0));
-    let wire = Wire { request, http_status: AtomicU16::new(0), memory, waits_for_memory: AtomicBool::new(false) };
+    let (http_status, waits_for_memory, usage) = (AtomicU16::new(0), AtomicBool::new(false), Mutex::default());
+    let wire = Wire { request, http_status, memory, waits_for_memory, usage };
     let agent = wire.request.agent;
     let exchange = async {
         match &agent.protocol {
@@ -233,9 +237,14 @@ pub(super) async fn call(request: Request<'_>) -> CallOutcome {
         Failure { message: shorten_to(&masked, MAX_MESSAGE_CHARS).into_owned(), ..failure }
     });
     let http_status = Some(wire.http_status.into_inner()).filter(|status| *status > 0);
+    let usage = wire.usage.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if let Some(Usage { input_tokens, output_tokens }) = usage {
+        metrics::counter!("executor_agent_tokens_total", "kind" => "prompt").increment(input_tokens);
+        metrics::counter!("executor_agent_tokens_total", "kind" => "completion").increment(output_tokens);
+    }
     let mut memory = wire.memory.into_inner();
     memory.resize(result.as_ref().map_or(0, |output| counted(output.get().len())));
-    CallOutcome { result, http_status, memory }
+    CallOutcome { result, http_status, memory, usage }
 }
 
 /// HTTP client of one call, used by all protocols.
@@ -247,6 +256,7 @@ struct Wire<'a> {
     memory: tokio::sync::Mutex<Permit>,
     /// Whether an answer has arrived and waits for memory.
     waits_for_memory: AtomicBool,
+    usage: Mutex<Option<Usage>>,
 }
 
 impl Wire<'_> {
@@ -293,6 +303,12 @@ impl Wire<'_> {
     ) -> Result<Body, Failure> {
         let span = self.begin_span(&request);
         self.exchange(self.prepare(request, &span).await?, explain, span).await
+    }
+
+    /// Notes the tokens that an answer says it took. The last answer that says so counts.
+    fn used(&self, usage: Option<Usage>) {
+        let mut noted = self.usage.lock().unwrap_or_else(PoisonError::into_inner);
+        *noted = usage.or(*noted);
     }
 
     fn key(&self) -> String {

@@ -26,6 +26,7 @@ use crate::{
         agent_hours::{self, NewHours},
     },
     lifecycle::Lifecycle,
+    usage::Cost,
 };
 
 /// Time for which counts are collected.
@@ -52,11 +53,13 @@ struct Count {
     calls: u64,
     failures: u64,
     latency: Buckets,
+    tokens: u64,
+    cost: Cost,
 }
 
 impl Default for Count {
     fn default() -> Self {
-        Self { calls: 0, failures: 0, latency: [0; BUCKETS] }
+        Self { calls: 0, failures: 0, latency: [0; BUCKETS], tokens: 0, cost: Cost::ZERO }
     }
 }
 
@@ -75,8 +78,8 @@ impl AgentHours {
         self.0.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts a call that has ended.
-    pub(super) fn count(&self, agent_id: Uuid, duration: Duration, is_ok: bool) {
+    /// Counts a call that has ended, and what it took.
+    pub(super) fn count(&self, agent_id: Uuid, duration: Duration, is_ok: bool, (tokens, cost): (u64, Cost)) {
         let now = self.0.clock.now();
         let Ok(hour) = now.duration_trunc(TimeDelta::hours(1)) else { return };
         let mut counts = self.counts();
@@ -88,6 +91,8 @@ impl AgentHours {
         count.calls += 1;
         count.failures += u64::from(!is_ok);
         count.latency[latency::bucket(duration)] += 1;
+        count.tokens += tokens;
+        count.cost = count.cost + cost;
         drop(counts);
         if is_first {
             self.0.arrived.notify_one();
@@ -130,6 +135,8 @@ impl AgentHours {
                 let sum = newer.entry(key).or_default();
                 sum.calls += count.calls;
                 sum.failures += count.failures;
+                sum.tokens += count.tokens;
+                sum.cost = sum.cost + count.cost;
                 sum.latency.iter_mut().zip(count.latency).for_each(|(sum, more)| *sum += more);
             }
         }
@@ -139,11 +146,13 @@ impl AgentHours {
 fn columns(counts: &Counts) -> NewHours {
     let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
     let mut new = NewHours::default();
-    for (&(agent_id, hour), Count { calls, failures, latency }) in counts {
+    for (&(agent_id, hour), Count { calls, failures, latency, tokens, cost }) in counts {
         new.agent_id.push(agent_id);
         new.hour.push(hour);
         new.calls.push(number(*calls));
         new.failures.push(number(*failures));
+        new.tokens.push(number(*tokens));
+        new.cost.push(*cost);
         new.latency.extend(latency.iter().copied().map(number));
     }
     new

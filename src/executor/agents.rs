@@ -25,6 +25,7 @@ use crate::{
         breakers::SharedBreaker,
     },
     input::Node,
+    usage::{Price, Usage},
     vault::{self, Vault},
 };
 
@@ -64,6 +65,9 @@ pub(super) struct Agent {
     pub(super) retry: RetryConfig,
     /// Names of the agents that are called when this one does not work.
     pub(super) fallbacks: Vec<String>,
+    pub(super) price: Option<Price>,
+    /// Tokens to reserve for a call, besides those of its input; `None`: none are expected.
+    pub(super) expected: Option<Usage>,
     pub(super) breaker: Rules,
     pub(super) read_breaker: ReadBreaker,
     /// The error: the stored credentials cannot be read.
@@ -172,7 +176,8 @@ impl Agents {
     ) -> Result<Agent, NoAgent> {
         let config = row.auth_config.as_ref().map(|config| self.vault.decrypt(row.id, &config.0)).transpose();
         let breaker_config = row.circuit_breaker_config.as_ref().map(|config| &*config.0);
-        let protocol = Protocol::read(&row.kind, row.config.as_ref().map(|config| &*config.0));
+        let own_config = row.config.as_ref().map(|config| &*config.0);
+        let protocol = Protocol::read(&row.kind, own_config);
         Ok(Agent {
             id: row.id,
             version,
@@ -185,6 +190,8 @@ impl Agents {
             retry: RetryConfig::from_stored(row.retry_config.as_ref().map(|config| &*config.0)),
             organization: organization.clone(),
             fallbacks: row.fallbacks,
+            price: Price::of_config(own_config),
+            expected: Usage::expected(own_config),
             name: row.name,
             url: row.url.parse().ok(),
         })

@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::plans::Plans;
-use crate::{access::OrganizationId, db::executions::StepBegin, input::object_of, workflow::Plan};
+use crate::{access::OrganizationId, db::executions::StepBegin, input::object_of, usage::Limits, workflow::Plan};
 
 /// Claimed run, with all that is needed to drive it.
 #[derive(Debug)]
@@ -35,6 +35,8 @@ pub(super) struct Assignment {
     pub(super) takeovers: i16,
     /// Time for which the run has been executed so far.
     pub(super) elapsed: Duration,
+    /// Limits of the run itself; empty ones: those of a run above it hold; `None`: neither has any.
+    pub(super) limits: Option<Limits>,
 }
 
 /// First attempt that has begun with the claim.
@@ -81,6 +83,11 @@ pub(super) fn pinned(plans: &Plans, definition: Option<&RawValue>) -> Result<Arc
 /// JSON text from our own database as a value. Unreadable text counts as absent.
 pub(super) fn stored(text: Option<String>) -> Option<Box<RawValue>> {
     RawValue::from_string(text?).ok()
+}
+
+/// Limits from our own database. Unreadable ones are those of another program; the run then has none of its own.
+pub(super) fn limits_of(text: Option<&str>) -> Option<Limits> {
+    Some(serde_json::from_str(text?).unwrap_or_default())
 }
 
 /// Input of a run: an empty object for none, as the contract says.

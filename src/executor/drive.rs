@@ -18,7 +18,7 @@ use super::{
     journal::Written,
     ledger::WriteError,
     run_trace::RunTrace,
-    steps::{Run, Wakes, too_many_steps, too_much_held},
+    steps::{Account, Run, StoredAccount, Wakes, too_many_steps, too_much_held},
     surroundings::Surroundings,
 };
 use crate::{
@@ -26,12 +26,14 @@ use crate::{
     db::{
         self,
         executions::{Change, EndedAttempt, FinishedRun, ObservedRun, RunFailure, StepEnd},
+        usage::Progress as Spent,
     },
     id,
     input::shorten,
     run::RunStatus,
     telemetry::catalogue,
     trace,
+    usage::Limits,
     workflow::Plan,
 };
 
@@ -169,7 +171,7 @@ struct Driver {
 impl Driver {
     async fn run(self, assignment: Assignment, correlation_id: String, trace: RunTrace) -> Result<RunStatus, Release> {
         tracing::info!("run {} is claimed", self.run_id);
-        let Assignment { organization, plan, input, before, first, takeovers, elapsed, .. } = assignment;
+        let Assignment { organization, plan, input, before, first, takeovers, elapsed, limits, .. } = assignment;
         let plan = match plan {
             Ok(plan) => plan,
             Err(message) => return self.end(Err(RunFailure::new(error_code::INVALID_PLAN, message))).await,
@@ -190,12 +192,15 @@ impl Driver {
             Ok(earlier) => earlier,
             Err(message) => return self.end(Err(RunFailure::new(error_code::RUN_BUDGET, message))).await,
         };
-        let deadline = self.executor.clock.instant() + self.executor.max_duration.saturating_sub(elapsed);
+        let account = self.account(&plan, limits, &earlier, elapsed).await?;
+        let end = self.executor.clock.instant() + self.executor.max_duration.saturating_sub(elapsed);
+        let of_account = if let Account::Stored(account) = &account { account.deadline() } else { None };
+        let deadline = of_account.map_or(end, |of_account| of_account.min(end));
         let claim = (self.run_id.clone(), self.lease_token, Arc::clone(&self.of));
         let names = (organization, correlation_id);
         let signals = (self.signals.clone(), deadline);
         let surroundings = Surroundings::Executor(self.executor.clone());
-        let run = Run::new(surroundings, claim, (names, trace), signals, (plan, earlier), self.begins.clone());
+        let run = Run::new(surroundings, claim, (names, trace), signals, (plan, earlier, account), self.begins.clone());
         run.close_orphans();
         if let Some(first) = first {
             run.continue_first(first);
@@ -215,17 +220,16 @@ impl Driver {
             () = self.stop.cancelled() => Outcome::Left(Release::Lost),
             () = self.executor.give_up.cancelled() => Outcome::Left(Release::ProcessStops),
             () = run.broken.notified() => Outcome::Left(Release::Broken),
-            why = run.budget.exceeded() => Outcome::Ended(Err(RunFailure::new(error_code::RUN_BUDGET, why))),
+            failure = run.budget.exceeded() => Outcome::Ended(Err(failure)),
             // The last outputs may have exceeded the budget at the very end.
-            result = steps => Outcome::Ended(
-                run.budget.excess().map_or(result, |why| Err(RunFailure::new(error_code::RUN_BUDGET, why)))
-            ),
+            result = steps => Outcome::Ended(run.budget.excess().map_or(result, Err)),
             Err(stuck) = &mut writing => Outcome::Stuck(stuck),
             () = run.watch_events() => Outcome::AtRest,
             wake_at = run.waits_only() => Outcome::Waits(wake_at),
             () = run.at_pause() => Outcome::Waits(Some(self.executor.clock.now())),
             () = run.at_rest() => Outcome::AtRest,
-            () = self.executor.clock.sleep_until(deadline) => Outcome::Ended(Err(too_long(self.executor.max_duration))),
+            () = run.out_of_time() => Outcome::Ended(run.budget.excess().map_or(Ok(()), Err)),
+            () = self.executor.clock.sleep_until(end) => Outcome::Ended(Err(too_long(self.executor.max_duration))),
         };
         let mut parked = None;
         let status = match outcome {
@@ -263,6 +267,33 @@ impl Driver {
             },
             (Ok(()), Some(ended)) => Ok(self.ended(ended)),
         }
+    }
+
+    /// Opens the account of a run that has limits, its own or of a run above it.
+    async fn account(
+        &self,
+        plan: &Plan,
+        limits: Option<Limits>,
+        earlier: &PreviousExecution,
+        elapsed: Duration,
+    ) -> Result<Account, Release> {
+        if plan.limits.is_none() && limits.is_none() {
+            return Ok(Account::Unlimited);
+        }
+        let own = plan.limits.unwrap_or_default().smaller(limits.unwrap_or_default()).unless_empty();
+        let began = self.executor.clock.instant();
+        let done = Spent {
+            steps: i64::try_from(earlier.rows().saturating_sub(earlier.interrupted())).unwrap_or(i64::MAX),
+            millis: i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX),
+        };
+        let opened = self
+            .database(|| {
+                let (pool, run_id, lease_token) = (self.executor.pool.clone(), self.run_id.clone(), self.lease_token);
+                async move { db::usage::open(&pool, (&run_id, lease_token), own.as_ref(), done).await }
+            })
+            .await?;
+        let accounts = opened.ok_or(Release::Lost)?;
+        Ok(Account::Stored(StoredAccount::new(&accounts, began, elapsed, earlier.interrupted()).into()))
     }
 
     /// Parks the run until that time, or until an event for it arrives.

@@ -54,6 +54,8 @@ pub(super) struct PreviousExecution {
     ages: BTreeMap<String, Duration>,
     /// Number of rows, and their approximate size in bytes.
     rows: u64,
+    /// Number of rows of attempts that were interrupted.
+    interrupted: u64,
     bytes: u64,
 }
 
@@ -100,6 +102,7 @@ impl PreviousExecution {
             latest.failed.remove(&path);
             latest.open.remove(&path);
             if row.was_interrupted {
+                earlier.interrupted += 1;
                 let interrupted = || InterruptedAttempt { id: row.id.clone(), agent_name: row.agent_name };
                 latest.interrupted.entry(path.clone()).or_insert_with(|| (interrupted(), row.is_after_retry));
             } else {
@@ -154,6 +157,11 @@ impl PreviousExecution {
     /// Number of rows.
     pub(super) fn rows(&self) -> u64 {
         self.rows
+    }
+
+    /// Number of interrupted attempts.
+    pub(super) fn interrupted(&self) -> u64 {
+        self.interrupted
     }
 
     /// Approximate number of bytes in the rows.

@@ -7,6 +7,8 @@ pub(super) const STEP_FAILED: &str = "step_failed";
 pub(super) const RUN_TIMEOUT: &str = "run_timeout";
 /// A limit of one run is exceeded.
 pub(super) const RUN_BUDGET: &str = "run_budget";
+/// A limit that the workflow or the start of the run sets is exceeded.
+pub(super) const BUDGET_EXCEEDED: &str = "budget_exceeded";
 /// The plan cannot be executed.
 pub(super) const INVALID_PLAN: &str = "invalid_plan";
 /// Too many executors died with the run.

@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::{
     Executor,
     active::Slots,
-    assignment::{Assignment, FirstAttempt, Origin, Progress, input_or_empty, stored},
+    assignment::{Assignment, FirstAttempt, Origin, Progress, input_or_empty, limits_of, stored},
     cancellations::Cancellations,
     dead_letters::DeadLetters,
     first_attempt,
@@ -403,6 +403,7 @@ impl Intake {
                 first: first.map(|row| FirstAttempt { row, since, agent_version }),
                 takeovers: 0,
                 elapsed: Duration::ZERO,
+                limits: limits_of(row.limits.as_deref()),
             };
             self.executor.start_run(assignment, owner, slot);
         }

@@ -21,6 +21,15 @@ pub(super) enum RetryDecision {
     After(Duration),
 }
 
+/// Number of an attempt, from 1.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AttemptNumber {
+    /// Among those at the step.
+    pub(super) at_step: u32,
+    /// Among those that call the same agent.
+    pub(super) of_agent: u32,
+}
+
 /// Maximum number of attempts at one step.
 pub(super) fn max_attempts(config: &RetryConfig) -> u32 {
     // Callers store 0 for no retries; the reference deployment never calls such an agent.

@@ -41,9 +41,9 @@ use super::{
     run_trace::RunTrace,
     simulation::{
         AgentSettings, Attempt, Awaited, BegunWait, Definitions, Limits, MissingMock, Mocks, Recording, Shown,
-        SimulatedRun, World,
+        SimulatedAccount, SimulatedRun, World,
     },
-    steps::Run,
+    steps::{Account, Run},
     surroundings::Surroundings,
 };
 use crate::{
@@ -52,10 +52,12 @@ use crate::{
     config::RunBudget,
     db::{
         executions::{ObservedRun, RunFailure, StepEnd},
+        usage::Excess,
         waits::{ChildRun, Wait},
     },
     input::FieldError,
     run::RunStatus,
+    usage::Totals,
     workflow::Plan,
 };
 
@@ -137,6 +139,8 @@ pub struct Report {
     pub failed_step_id: Option<String>,
     /// Virtual time that passed.
     pub duration: Duration,
+    /// What the calls have used by their mocks.
+    pub usage: Totals,
     /// Attempts of all steps.
     pub attempts: Vec<Attempt>,
     /// Steps that were not executed.
@@ -164,7 +168,7 @@ fn run(simulation: Simulation) -> Report {
     let world = Arc::new(world);
     let parts = Parts { organization, settings, clock: clock.clone(), memory: Memory::new(u64::MAX), world };
     let Parts { world, .. } = &parts;
-    let simulated = parts.simulated((plan, input), mocks, (String::new(), 0));
+    let simulated = parts.simulated((plan, input), mocks, (String::new(), 0, None));
     let mut driver = parts.drive(Arc::clone(&simulated));
     let woken = Arc::new(Woken(AtomicBool::new(true)));
     let waker = Waker::from(Arc::clone(&woken));
@@ -204,6 +208,7 @@ fn run(simulation: Simulation) -> Report {
         error_code: failure.as_ref().map(|failure| failure.code),
         failed_step_id: failure.and_then(|failure| failure.step_id),
         duration,
+        usage: simulated.account().totals(),
         attempts,
         not_reached,
         warnings,
@@ -230,7 +235,12 @@ struct Parts {
 }
 
 impl Parts {
-    fn simulated(&self, of: (Arc<Plan>, Box<RawValue>), mocks: Arc<Mocks>, place: (String, i16)) -> Arc<SimulatedRun> {
+    fn simulated(
+        &self,
+        of: (Arc<Plan>, Box<RawValue>),
+        mocks: Arc<Mocks>,
+        place: (String, i16, Option<Arc<SimulatedAccount>>),
+    ) -> Arc<SimulatedRun> {
         let common = Common {
             clock: self.clock.clone(),
             memory: self.memory.clone(),
@@ -254,30 +264,32 @@ impl Parts {
                 organization: parts.organization.clone(),
                 traceparent: String::new(),
             };
+            let account = Account::Simulated(Arc::clone(simulated.account()));
             let run = Run::new(
                 Surroundings::Simulation(Arc::clone(&simulated)),
                 ("test".to_owned(), Uuid::nil(), Arc::new(of)),
                 ((parts.organization.clone(), String::new()), RunTrace::default()),
                 (signals, parts.clock.instant() + parts.settings.max_run_duration),
-                (Arc::clone(simulated.plan()), PreviousExecution::default()),
+                (Arc::clone(simulated.plan()), PreviousExecution::default(), account),
                 TaskTracker::new(),
             );
             let mut steps = pin!(run.main_chain(simulated.input()));
             let mut events = Events::default();
-            let mut time = RunTime::new(&parts);
+            let mut time = RunTime::new(&parts, Arc::clone(simulated.account()));
             let result = poll_fn(|context| {
-                time.pass(&parts.clock);
+                if let Some(excess) = time.pass(&parts.clock) {
+                    return Poll::Ready(Err(RunFailure::new(error_code::BUDGET_EXCEEDED, excess.reason)));
+                }
                 loop {
                     let mut has_changed = false;
                     if let Poll::Ready(result) = steps.as_mut().poll(context) {
                         // The last outputs may have exceeded the budget at the very end.
-                        let excess = run.budget.excess().map(|why| RunFailure::new(error_code::RUN_BUDGET, why));
-                        return Poll::Ready(excess.map_or(result, Err));
+                        return Poll::Ready(run.budget.excess().map_or(result, Err));
                     }
                     simulated.record(&run.ledger.take_all());
                     events.abandon(&simulated);
-                    if let Some(why) = run.budget.excess() {
-                        return Poll::Ready(Err(RunFailure::new(error_code::RUN_BUDGET, why)));
+                    if let Some(failure) = run.budget.excess() {
+                        return Poll::Ready(Err(failure));
                     }
                     for begun in simulated.take_begun() {
                         events.begin(begun, &parts, &simulated);
@@ -319,7 +331,8 @@ impl Parts {
         let ended = match self.world.plan(child.definition_id) {
             Err(cause) => Err(RunFailure::new(error_code::INVALID_PLAN, cause)),
             Ok(plan) => {
-                let simulated = self.simulated((plan, child.input), mocks, (prefix.clone(), parent.nesting() + 1));
+                let place = (prefix.clone(), parent.nesting() + 1, Some(Arc::clone(parent.account())));
+                let simulated = self.simulated((plan, child.input), mocks, place);
                 let ended = self.drive(Arc::clone(&simulated)).await;
                 simulated.warn_of_unused_mocks();
                 ended
@@ -392,21 +405,22 @@ impl Events {
 /// Time that a run may still take.
 struct RunTime {
     left: Duration,
+    account: Arc<SimulatedAccount>,
     /// Instant from which on time passes; `None`: the run only waits.
     since: Option<std::time::Instant>,
     timer: Option<BoxFuture<'static, ()>>,
 }
 
 impl RunTime {
-    fn new(parts: &Parts) -> Self {
-        Self { left: parts.settings.max_run_duration, since: Some(parts.clock.instant()), timer: None }
+    fn new(parts: &Parts, account: Arc<SimulatedAccount>) -> Self {
+        Self { left: parts.settings.max_run_duration, account, since: Some(parts.clock.instant()), timer: None }
     }
 
-    /// Counts the time that has passed.
-    fn pass(&mut self, clock: &Clock) {
-        if let Some(since) = self.since.take() {
-            self.left = self.left.saturating_sub(clock.since(since));
-        }
+    /// Counts the time that has passed. Returns the limit that this exceeds.
+    fn pass(&mut self, clock: &Clock) -> Option<Excess> {
+        let passed = clock.since(self.since.take()?);
+        self.left = self.left.saturating_sub(passed);
+        self.account.pass(passed)
     }
 
     /// Whether the time is over. Otherwise the run is polled again when it is.
@@ -416,8 +430,10 @@ impl RunTime {
             return false;
         }
         self.since = Some(clock.instant());
-        let (clock, left) = (clock.clone(), self.left);
-        let timer = self.timer.insert(Box::pin(async move { clock.sleep(left).await }));
-        Pin::new(timer).poll(context).is_ready()
+        let (clock, left, of_account) = (clock.clone(), self.left, self.account.time_left());
+        let next = of_account.map_or(left, |of_account| of_account.min(left));
+        let timer = self.timer.insert(Box::pin(async move { clock.sleep(next).await }));
+        // The end of the account's time is noticed when the time is counted.
+        Pin::new(timer).poll(context).is_ready() && left.is_zero()
     }
 }

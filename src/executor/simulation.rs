@@ -3,6 +3,7 @@
 //!
 //! The steps themselves are executed by `steps`, and `simulate` drives them.
 
+mod account;
 mod answers;
 mod mocks;
 mod questions;
@@ -22,8 +23,11 @@ use rustix::time::{ClockId, Timespec, clock_gettime};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-pub(super) use self::answers::Simulated;
 use self::record::Record;
+pub(super) use self::{
+    account::{Reserved, SimulatedAccount},
+    answers::Simulated,
+};
 pub use self::{
     mocks::Mocks,
     record::{Attempt, Shown},
@@ -39,6 +43,7 @@ use crate::{
     },
     input::shorten,
     mapping::{Scope, empty_references},
+    usage::{Price, Usage},
     workflow::{Plan, Step, StepKind, wait_config::SubWorkflowConfig},
 };
 
@@ -100,11 +105,16 @@ pub struct AgentSettings {
     pub timeout: Duration,
     /// Names of the agents that are called when it does not work.
     pub fallbacks: Vec<String>,
+    /// Price of its calls.
+    pub price: Option<Price>,
+    /// Tokens to reserve for a call besides those of its input.
+    pub expected: Option<Usage>,
 }
 
 impl Default for AgentSettings {
     fn default() -> Self {
-        Self { retry: RetryConfig::default(), timeout: Duration::from_secs(30), fallbacks: Vec::new() }
+        let (retry, timeout) = (RetryConfig::default(), Duration::from_secs(30));
+        Self { retry, timeout, fallbacks: Vec::new(), price: None, expected: None }
     }
 }
 
@@ -243,6 +253,7 @@ pub(super) struct SimulatedRun {
     prefix: String,
     /// Number of runs around it.
     nesting: i16,
+    account: Arc<SimulatedAccount>,
     begun: Mutex<Vec<BegunWait>>,
     ended: Mutex<Vec<String>>,
     /// Answers and outputs of sub-runs, by the id of the attempt.
@@ -256,11 +267,22 @@ impl SimulatedRun {
         (common, world): (Common, Arc<World>),
         (plan, input): (Arc<Plan>, Box<RawValue>),
         mocks: Arc<Mocks>,
-        (prefix, nesting): (String, i16),
+        (prefix, nesting, parent): (String, i16, Option<Arc<SimulatedAccount>>),
     ) -> Self {
         let (begun, ended, results) = (Mutex::default(), Mutex::default(), Mutex::default());
         let asked = Mutex::default();
-        Self { common, world, plan, input, mocks, prefix, nesting, begun, ended, results, asked }
+        let account = Arc::new(SimulatedAccount::new(plan.limits, parent));
+        Self { common, world, plan, input, mocks, prefix, nesting, account, begun, ended, results, asked }
+    }
+
+    /// Account of the run.
+    pub(super) fn account(&self) -> &Arc<SimulatedAccount> {
+        &self.account
+    }
+
+    /// Settings of the agent of that name.
+    pub(super) fn settings_of(&self, agent_name: &str) -> AgentSettings {
+        self.world.agents.get(agent_name).cloned().unwrap_or_default()
     }
 
     pub(super) fn plan(&self) -> &Arc<Plan> {

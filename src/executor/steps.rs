@@ -23,6 +23,7 @@ mod group;
 mod iteration;
 mod parallel;
 mod question;
+mod spending;
 pub(super) mod step_path;
 mod sub_workflow;
 mod waits;
@@ -53,7 +54,7 @@ use self::{
 };
 pub(super) use self::{
     budget::{too_many_steps, too_much_held},
-    fallback::AttemptNumber,
+    spending::{Account, StoredAccount},
     waits::Wakes,
 };
 use super::{
@@ -114,6 +115,7 @@ pub(super) struct Run {
     /// Id of the workflow as a label of metrics.
     workflow_label: SharedString,
     pub(super) budget: Budget,
+    account: Account,
     /// Memory of the organisation.
     memory: Share,
     /// Position on the main chain of the current or next step.
@@ -145,7 +147,7 @@ impl Run {
         (run_id, lease_token, of): (String, Uuid, Arc<ObservedRun>),
         ((organization, correlation_id), trace): ((OrganizationId, String), RunTrace),
         (signals, deadline): (RunSignals, Instant),
-        (plan, earlier): (Arc<Plan>, PreviousExecution),
+        (plan, earlier, account): (Arc<Plan>, PreviousExecution, Account),
         begins: TaskTracker,
     ) -> Self {
         // A simulation has no metrics.
@@ -169,6 +171,7 @@ impl Run {
             last_fault: Mutex::default(),
             workflow_label,
             budget,
+            account,
             memory,
             position: AtomicUsize::new(0),
             last_uses: OnceLock::new(),
@@ -396,7 +399,7 @@ impl Run {
         let age = self.earlier.open_age(path);
         if self.open_attempt(path).is_none() {
             self.gate().await;
-            self.budget.step(0).await;
+            self.begin_step(0).await;
             self.ledger.begin(path, self.row(step, String::new(), object_of([]), path, frame));
             self.ledger.keep_small().await;
         }

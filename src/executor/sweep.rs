@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{
     Executor,
     active::Slots,
-    assignment::{Assignment, Origin, Progress, input_or_empty, pinned, stored},
+    assignment::{Assignment, Origin, Progress, input_or_empty, limits_of, pinned, stored},
 };
 use crate::access::OrganizationId;
 use crate::db::{
@@ -138,6 +138,7 @@ impl Executor {
                 first: None,
                 takeovers: taken.takeovers,
                 elapsed: Duration::try_from_secs_f64(taken.elapsed_secs).unwrap_or_default(),
+                limits: limits_of(taken.limits.as_deref()),
             };
             self.start_run(assignment, owner, slot);
         }

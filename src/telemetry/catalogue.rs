@@ -101,6 +101,7 @@ const ERROR_CODES: &[&str] = &[
     "step_failed",
     "run_timeout",
     "run_budget",
+    "budget_exceeded",
     "invalid_plan",
     "takeovers",
     "refused_by_database",
@@ -134,8 +135,17 @@ pub const EXECUTOR_TRANSITIONS: &[(&str, &str)] =
     &[("NONE", "PENDING"), ("PENDING", "RUNNING"), ("RUNNING", "COMPLETED"), ("RUNNING", "FAILED")];
 
 /// Tables that `db::retention` deletes from.
-const RETAINED: &[&str] =
-    &["workflow_runs", "step_executions", "run_events", "step_waits", "run_wakes", "idempotency_keys", "outbox"];
+const RETAINED: &[&str] = &[
+    "workflow_runs",
+    "step_executions",
+    "run_events",
+    "step_waits",
+    "run_wakes",
+    "idempotency_keys",
+    "outbox",
+    "call_usage",
+    "run_usage",
+];
 
 /// Metrics of `serve`.
 pub const API: &[Metric] = &[
@@ -246,8 +256,21 @@ pub const EXECUTOR: &[Metric] = &[
     .by("reason", FALLBACK_REASONS)
     .by_agent(),
     metric(Histogram, "executor_agent_call_seconds", "Duration of calls of agents").by_agent(),
-    metric(Counter, "executor_agent_tokens_total", "Tokens of chat completions, as their endpoints count")
+    metric(Counter, "executor_agent_tokens_total", "Tokens of calls, as the answers of agents say")
         .by("kind", &["prompt", "completion"]),
+    metric(
+        Counter,
+        "executor_agent_cost_billionths_total",
+        "Cost of calls by agent, in billionths of the unit of prices",
+    )
+    .by_agent(),
+    metric(Counter, "workflow_tokens_total", "Tokens of calls by workflow")
+        .by("kind", &["input", "output"])
+        .by_workflow(),
+    metric(Counter, "workflow_cost_billionths_total", "Cost of calls by workflow, in billionths of the unit of prices")
+        .by_workflow(),
+    metric(Counter, "executor_budget_exceeded_total", "Runs that failed because of a limit of their own, by the limit")
+        .by("limit", &["tokens", "cost", "calls", "steps", "seconds"]),
     metric(Counter, "executor_circuit_breaker_transitions_total", "Changes of circuit breakers by new state")
         .by("state", &["closed", "open", "half_open"])
         .by_agent(),

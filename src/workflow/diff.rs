@@ -35,6 +35,8 @@ impl Change {
 pub struct Diff {
     /// Change of the first step.
     pub start_step: Option<Change>,
+    /// Change of the limits of runs.
+    pub limits: Option<Change>,
     /// Steps that only the second plan has.
     pub added: Box<RawValue>,
     /// Steps that only the first plan has.
@@ -50,6 +52,7 @@ impl Diff {
     #[must_use]
     pub fn between(before: &RawValue, after: &RawValue) -> Self {
         let start_step = Change::between(member(before, "start_step"), member(after, "start_step"));
+        let limits = Change::between(member(before, "limits"), member(after, "limits"));
         let (before, after) = (steps(before), steps(after));
         let (by_id_before, by_id_after): (HashMap<_, _>, HashMap<_, _>) = (by_id(&before), by_id(&after));
         let only_in = |steps: &[(String, &RawValue)], others: &HashMap<&str, &RawValue>| {
@@ -61,9 +64,10 @@ impl Diff {
             .collect();
         let added = only_in(&after, &by_id_before);
         let removed = only_in(&before, &by_id_after);
-        let identical = start_step.is_none() && changed.is_empty() && added.get() == "{}" && removed.get() == "{}";
+        let has_same_steps = changed.is_empty() && added.get() == "{}" && removed.get() == "{}";
+        let identical = start_step.is_none() && limits.is_none() && has_same_steps;
         let changed = object_of(changed.iter().map(|(id, members)| (*id, &**members)));
-        Self { start_step, added, removed, changed, identical }
+        Self { start_step, limits, added, removed, changed, identical }
     }
 }
 

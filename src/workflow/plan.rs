@@ -9,7 +9,10 @@ use super::references;
 use super::step::Source;
 use super::steps::Steps;
 use super::validate;
-use crate::input::{FieldError, Node, Object, Read, text};
+use crate::{
+    input::{FieldError, Node, Object, Read, member, text},
+    usage::Limits,
+};
 
 /// Executable plan.
 ///
@@ -27,6 +30,8 @@ pub struct Plan {
     pub start_step: String,
     /// All steps.
     pub steps: Steps,
+    /// Limits of its runs.
+    pub limits: Option<Limits>,
 }
 
 /// Reason why a plan cannot be executed. `Display` is the text for the run's error message.
@@ -57,6 +62,13 @@ impl Plan {
         Ok(plan)
     }
 
+    /// Limits in a stored plan, whether the plan is readable or not.
+    #[must_use]
+    pub fn limits_of(plan: &RawValue) -> Option<Limits> {
+        let limits = member(plan, "limits").filter(|limits| limits.get() != "null")?;
+        Limits::read(&Node::new("limits", limits)).ok()?.unless_empty()
+    }
+
     /// Steps whose output is referenced, each with the last position on the main chain at which, or inside of which,
     /// this happens.
     #[must_use]
@@ -77,9 +89,10 @@ impl Plan {
         let version = plan.nullable("version", &mut errors, text_of).unwrap_or_default();
         let start_step = plan.required("start_step", &mut errors, |node| node.not_blank(1..=usize::MAX));
         let steps = plan.required("steps", &mut errors, |node| Steps::read(node, Source::Store));
+        let limits = plan.nullable("limits", &mut errors, Limits::read).and_then(Limits::unless_empty);
         match (start_step, steps) {
             (Some(start_step), Some(steps)) if errors.is_empty() => {
-                Ok(Self { workflow_id, name, version, start_step: start_step.trim().to_owned(), steps })
+                Ok(Self { workflow_id, name, version, start_step: start_step.trim().to_owned(), steps, limits })
             }
             _ => Err(errors),
         }

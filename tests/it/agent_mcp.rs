@@ -52,7 +52,8 @@ async fn modern(answer: impl Fn(usize, &Call) -> Response + Send + Sync + 'stati
 }
 
 fn stream(messages: &[Value]) -> Response {
-    let text: String = messages.iter().map(|message| format!("event: message\ndata: {message}\n\n")).collect();
+    let events: Vec<String> = messages.iter().map(|message| format!("event: message\ndata: {message}\n\n")).collect();
+    let text = events.concat();
     ([("content-type", "text/event-stream")], text).into_response()
 }
 
@@ -142,7 +143,8 @@ async fn legacy(calls: usize, unknown: u16) -> (Agent, String) {
             _ if header(call, "mcp-session-id") != current => {
                 (StatusCode::from_u16(unknown).expect("a status"), "no such session").into_response()
             }
-            "notifications/initialized" => StatusCode::ACCEPTED.into_response(),
+            // An answer to a request of the server has no method.
+            "notifications/initialized" | "" => StatusCode::ACCEPTED.into_response(),
             "tools/list" => rpc(call, &tools()),
             "tools/call" if called.fetch_add(1, Ordering::Relaxed) >= calls => {
                 sessions.fetch_add(100, Ordering::Relaxed);
@@ -156,8 +158,6 @@ async fn legacy(calls: usize, unknown: u16) -> (Agent, String) {
                 result.as_object_mut().expect("an object").remove("resultType");
                 stream(&[progress, ping, roots, json!({"jsonrpc": "2.0", "id": call.body["id"], "result": result})])
             }
-            // The answers to the server's requests.
-            "" => StatusCode::ACCEPTED.into_response(),
             other => panic!("{other}"),
         }
     })
@@ -293,10 +293,9 @@ async fn what_is_no_result_is_said_in_the_runs_error_and_bounded(pool: PgPool) {
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_call_is_sent_again_only_if_the_server_has_done_nothing(pool: PgPool) {
     let (server, url) = modern(|number, call| match (call.body["params"]["arguments"]["want"].as_str(), number % 2) {
-        (Some("version"), 0) => refused(call, 400, -32022),
+        (Some("version"), 0) | (Some("twice"), _) => refused(call, 400, -32022),
         (Some("method"), 0) => refused(call, 404, -32601),
         (Some("headers"), 0) => refused(call, 400, -32020),
-        (Some("twice"), _) => refused(call, 400, -32022),
         _ => rpc(call, &said("done")),
     })
     .await;

@@ -461,7 +461,7 @@ async fn a_test_of_a_workflow_asks_as_its_mocks_say(pool: PgPool) {
     let world = World::start(&pool, &[("a", "http://127.0.0.1:9/")]).await;
     let test = async |step: Value, mock: Value| {
         let definition = json!({"name": "w", "start_step": "ask", "steps": {"ask": step}});
-        let body = json!({"definition": definition, "mocks": {"ask": mock}});
+        let body = json!({"definition": definition, "input_data": {}, "mocks": {"ask": mock}});
         world.service.post("/api/v1/workflows/test", &body).await.expect(200)
     };
     let questions = json!([{"question": "Which?", "answer": "blue", "delay_seconds": 3600},

@@ -13,6 +13,7 @@ use workflow_api::{
         agent_hours::{self, NewHours},
         migrations::MIGRATOR,
     },
+    usage::Cost,
 };
 
 use crate::{
@@ -46,7 +47,8 @@ async fn the_calls_of_all_executors_are_counted_and_none_is_lost_in_good_order(p
         "retry_config": {"max_retries": 1}});
     world.service.post("/api/v1/agents", &members).await.expect(201);
     let none = stats(&world.service, "a").await;
-    let nothing = json!({"calls": 0, "failures": 0, "success_ratio": null, "p50_ms": null, "p95_ms": null});
+    let nothing = json!({"calls": 0, "failures": 0, "success_ratio": null, "p50_ms": null, "p95_ms": null,
+        "tokens": 0, "cost": "0"});
     assert_eq!((&none["last_24_hours"], &none["last_7_days"], &none["name"]), (&nothing, &nothing, &json!("a")));
     let steps = json!({"ask": {"id": "ask", "agent_name": "a", "input_mapping": {"text": "x"}}});
     let mut failed = 0;
@@ -97,6 +99,8 @@ async fn a_day_and_a_week_are_summed_up_and_what_is_older_is_deleted(pool: PgPoo
         calls: vec![10; hours.len()],
         failures: vec![1; hours.len()],
         latency: buckets.repeat(hours.len()),
+        tokens: vec![70; hours.len()],
+        cost: vec![Cost::parse("0.000000000003").expect("a cost"); hours.len()],
     };
     // Another executor adds to the same hours, and one has called an agent that is not there any more.
     agent_hours::add(&own, new.clone()).await.expect("added");
@@ -107,6 +111,8 @@ async fn a_day_and_a_week_are_summed_up_and_what_is_older_is_deleted(pool: PgPoo
     let (day, week) = (&stats["last_24_hours"], &stats["last_7_days"]);
     assert_eq!((&day["calls"], &day["failures"], &day["success_ratio"]), (&json!(20), &json!(2), &json!(0.9)));
     assert_eq!((&week["calls"], &week["failures"]), (&json!(40), &json!(4)));
+    assert_eq!((&day["tokens"], &day["cost"]), (&json!(140), &json!("0.000000000006")));
+    assert_eq!((&week["tokens"], &week["cost"]), (&json!(280), &json!("0.000000000012")));
     // Bucket 10 ends at 160 ms, and bucket 20 at 5120 ms.
     let of = |name: &str| day[name].as_f64().expect("a number");
     assert!((113.0..=160.0).contains(&of("p50_ms")) && (3620.0..=5120.0).contains(&of("p95_ms")), "{day}");

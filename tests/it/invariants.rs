@@ -97,6 +97,7 @@ async fn rows_that_contradict_each_other_are_found_by_name(pool: PgPool) {
              VALUES ('default', 'deleted', 'deleted', 'FAILED', 1)",
             &["run_counts_are_exact"],
         ),
+        ("INSERT INTO run_usage (run_id, calls) VALUES ('run-parked', 1)", &["run_usage_is_exact"]),
         ("UPDATE audit_logs SET user_id = 'another' WHERE action = 'cancel'", &["audit_trail_is_whole"]),
     ] {
         past_the_triggers(&pool, sql).await;

@@ -68,6 +68,7 @@ mod run_reads;
 mod runs;
 mod service;
 mod snapshots;
+mod spending;
 mod statements;
 mod steps;
 mod sub_runs;

@@ -36,6 +36,10 @@ async fn run(pool: &PgPool, run_id: &str, status: &str, days: i32) {
         "INSERT INTO outbox (run_id, event_id, kind) VALUES ($1, gen_random_uuid(), 'execution')",
         "INSERT INTO sub_run_counts (root_run_id, begun) VALUES ($1, 1)",
         "INSERT INTO idempotency_keys (scope, key, fingerprint, run_id) VALUES ('s', $1, 'f', $1)",
+        "INSERT INTO run_usage (run_id, calls, cost) VALUES ($1, 1, 0.000000000001)",
+        "INSERT INTO call_usage (attempt_id, row_id, run_id, step_id, organization_id, workflow_id, agent_name, cost)
+         VALUES ($1, $1, $1, 's', 'default', 'w', 'a', 0.000000000001)",
+        "INSERT INTO call_reservations (account_id, attempt_id, run_id, tokens, cost) VALUES ($1, $1, $1, 1, 0)",
     ] {
         sqlx::query(sql).bind(run_id).execute(pool).await.expect(sql);
     }
@@ -112,6 +116,9 @@ async fn ended_runs_are_deleted_after_their_retention_with_all_their_rows(pool: 
         "outbox",
         "sub_run_counts",
         "idempotency_keys",
+        "call_usage",
+        "run_usage",
+        "call_reservations",
     ] {
         assert_eq!(runs_in(&pool, table).await, kept, "{table}");
     }
@@ -124,10 +131,13 @@ async fn ended_runs_are_deleted_after_their_retention_with_all_their_rows(pool: 
                    AND table_name NOT IN ('outbox_messages', 'step_durations') ORDER BY 1";
     let columns: Vec<String> = sqlx::query_scalar(sql).fetch_all(&pool).await.expect("columns");
     let known = [
+        "call_reservations.run_id",
+        "call_usage.run_id",
         "dead_letters.run_id",
         "idempotency_keys.run_id",
         "outbox.run_id",
         "run_events.run_id",
+        "run_usage.run_id",
         "run_wakes.run_id",
         // Deleted some seconds after its attempt.
         "step_deltas.run_id",

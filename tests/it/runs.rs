@@ -42,10 +42,13 @@ async fn a_run_of_another_program_has_every_member(pool: PgPool) {
         "status": "RUNNING", "input_data": null, "triggered_by": null, "cancelled_by": null, "error_message": null,
         "created_at": "2026-02-03T09:00:00Z", "updated_at": "2026-02-03T09:00:00Z", "completed_at": null,
         "cancelled_at": null, "priority": 5, "paused_at": null, "parent_run_id": null, "parent_step_id": null,
+        "limits": null,
     });
     assert_eq!(service.get(RUNS).await.expect(200)["items"], json!([expected]));
     // The run by itself shows what it gave, too.
-    expected["output_data"] = json!(null);
+    for member in ["output_data", "error_code", "usage"] {
+        expected[member] = json!(null);
+    }
     assert_eq!(service.get(&format!("{RUNS}/ext-1")).await.expect(200), expected);
     // The reference writes JSON nulls.
     execute_sql(&pool, "UPDATE workflow_runs SET input_data = 'null'").await;
@@ -151,7 +154,7 @@ async fn steps_are_an_array_in_the_order_of_their_start(pool: PgPool) {
             "id": id, "run_id": "ext-1", "step_id": "s", "step_name": "worker", "agent_name": "worker",
             "started_at": format!("2026-02-03T{at}:00Z"), "completed_at": null, "error_message": null,
             "output_data": null, "input_data": {}, "parent_step_id": null, "branch_name": null, "join_policy": null,
-            "child_run_id": null,
+            "child_run_id": null, "usage": null,
         });
         step.as_object_mut().expect("an object").extend(more.as_object().expect("members").clone());
         step

@@ -53,6 +53,7 @@ fn child(run_id: &str) -> WaitCondition {
         version: 1,
         input: RawValue::from_string("{}".to_owned()).expect("JSON"),
         traceparent: None,
+        is_limited: false,
     }))
 }
 

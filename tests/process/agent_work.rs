@@ -1,9 +1,12 @@
 //! Work that agents do for a run outlives the executor that has asked for it: after kill -9 another one follows it, and
 //! nothing is created twice.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    future::{Ready, ready},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use axum::{
@@ -39,8 +42,8 @@ impl Agent {
         (agent, url)
     }
 
-    fn note(&self, what: &'static str, id: impl ToString) {
-        self.asked.lock().expect("no panic").push((what, id.to_string()));
+    fn note(&self, what: &'static str, id: &str) {
+        self.asked.lock().expect("no panic").push((what, id.to_owned()));
     }
 
     fn asked(&self, what: &str) -> Vec<String> {
@@ -54,22 +57,23 @@ impl Agent {
         Json(json!({"id": id, "status": status, "output": [{"type": "message", "content": content}]}))
     }
 
-    async fn create(State(agent): State<Self>, headers: http::HeaderMap) -> Json<Value> {
-        agent.note("created", headers["idempotency-key"].to_str().expect("ASCII"));
-        agent.response("resp_7")
+    fn create(State(agent): State<Self>, mut headers: http::HeaderMap) -> Ready<Json<Value>> {
+        let key = headers.remove("idempotency-key").expect("a key");
+        agent.note("created", key.to_str().expect("ASCII"));
+        ready(agent.response("resp_7"))
     }
 
-    async fn query(State(agent): State<Self>, Path(id): Path<String>) -> Json<Value> {
+    fn query(State(agent): State<Self>, Path(id): Path<String>) -> Ready<Json<Value>> {
         agent.note("queried", &id);
-        agent.response(&id)
+        ready(agent.response(&id))
     }
 
-    async fn cancel(State(agent): State<Self>, Path(id): Path<String>) -> Json<Value> {
+    fn cancel(State(agent): State<Self>, Path(id): Path<String>) -> Ready<Json<Value>> {
         agent.note("cancelled", &id);
-        agent.response(&id)
+        ready(agent.response(&id))
     }
 
-    async fn mcp(State(agent): State<Self>, Json(call): Json<Value>) -> Json<Value> {
+    fn mcp(State(agent): State<Self>, Json(call): Json<Value>) -> Ready<Json<Value>> {
         let id = call["params"]["taskId"].as_str().unwrap_or_default().to_owned();
         let result = match call["method"].as_str().expect("a method") {
             "server/discover" => json!({"resultType": "complete", "supportedVersions": ["2026-07-28"]}),
@@ -91,7 +95,7 @@ impl Agent {
             }
             other => panic!("{other}"),
         };
-        Json(json!({"jsonrpc": "2.0", "id": call["id"], "result": result}))
+        ready(Json(json!({"jsonrpc": "2.0", "id": call["id"], "result": result})))
     }
 }
 

@@ -71,6 +71,7 @@ impl Agent {
             })
             .await;
             let task = json!({"kind": "task", "id": "t", "status": {"state": "completed"},
+                "metadata": {"usage": {"input_tokens": 7, "output_tokens": 3}},
                 "artifacts": [{"artifactId": "a", "parts": [{"kind": "text", "text": "done"}]}]});
             Json(json!({"jsonrpc": "2.0", "id": call["id"], "result": task}))
         };
@@ -127,6 +128,39 @@ async fn the_run_of_a_killed_executor_is_resumed_and_repeats_no_completed_step(p
         .collect();
     assert_eq!(told, [r#""s0" "COMPLETED""#, r#""s1" "FAILED""#, r#""s1" "COMPLETED""#, r#""s2" "COMPLETED""#]);
     assert!(steps[1]["error_message"].as_str().is_some_and(|message| message.contains("interrupted")));
+}
+
+#[sqlx::test(migrations = false)]
+async fn the_call_of_a_killed_executor_is_counted_once(pool: PgPool) {
+    let environment = Environment::new(&pool);
+    let _api = environment.serve().await;
+    let (agent, url) = Agent::start().await;
+    let urls = ["/first", "/held", "/last"].map(|path| format!("{url}{path}"));
+    let workflow_id = environment.chain("counted", &urls).await;
+    let mut executor = environment.start(&["executor"]);
+    // There is room for the three calls, and for no other one.
+    let body = json!({"input_data": {"text": "hi"}, "limits": {"calls": 3, "tokens": 30, "steps": 3}});
+    let answer = environment.post(&format!("/api/v1/workflows/{workflow_id}/execute"), &body).await.expect("an answer");
+    assert_eq!(answer.status(), 202);
+    let run: Value = answer.json().await.expect("JSON");
+    let run_id = run["run_id"].as_str().expect("an id").to_owned();
+    eventually("the second step is under way", async || (agent.calls("/held") == 1).then_some(())).await;
+    executor.kill().await;
+    agent.is_free.store(true, Ordering::Relaxed);
+    let silent = "UPDATE processes SET heartbeat_at = heartbeat_at - interval '8 seconds' WHERE role = 'executor'";
+    sqlx::query(silent).execute(&pool).await.expect("a row");
+    let _next = environment.start(&["executor"]);
+    let run = eventually("the run ends", async || {
+        let run = environment.get(&format!("/api/v1/runs/{run_id}")).await;
+        (run["status"] != "RUNNING").then_some(run)
+    })
+    .await;
+    assert_eq!((&run["status"], agent.calls("/held")), (&json!("COMPLETED"), 2), "{run}");
+    let usage = &run["usage"];
+    assert_eq!((&usage["calls"], &usage["tokens"], &usage["exceeded"]), (&json!(3), &json!(30), &Value::Null));
+    let left: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM call_reservations").fetch_one(&pool).await.expect("a count");
+    assert_eq!(left, 0);
 }
 
 /// Whoever sets a proxy for the machine does not send the agents' credentials there.

@@ -66,6 +66,8 @@ async fn waits_callbacks_and_sub_workflows_outlive_a_kill_and_no_executor_rememb
 #[sqlx::test(migrations = false)]
 async fn ten_thousand_runs_that_wait_for_callbacks_take_no_memory_of_the_executor(pool: PgPool) {
     const RUNS: usize = 10_000;
+    /// Most of it is the program itself, which is large without optimisation. A KiB for each run would exceed it.
+    const MOST: u64 = 72 << 20;
     // What is under way takes several times more without optimisation, and is not what this is about.
     let environment = Environment::new(&pool).with("LOG_LEVEL", "WARNING").with("MAX_CONCURRENT_EXECUTIONS", "64");
     let _api = environment.serve().await;
@@ -87,7 +89,7 @@ async fn ten_thousand_runs_that_wait_for_callbacks_take_no_memory_of_the_executo
     assert_eq!(started, RUNS);
     eventually("all are parked", async || (count(&pool, PARKED).await == 10_000).then_some(())).await;
     let resident = resident_bytes(&executor);
-    assert!(resident <= 64 << 20, "{resident} bytes");
+    assert!(resident <= MOST, "{resident} bytes");
     // Another one, which has never seen them, has no more; and what is answered goes on.
     executor.kill().await;
     let executor = environment.start(&["executor"]);
@@ -103,5 +105,5 @@ async fn ten_thousand_runs_that_wait_for_callbacks_take_no_memory_of_the_executo
     })
     .await;
     let resident = resident_bytes(&executor);
-    assert!(resident <= 64 << 20, "{resident} bytes");
+    assert!(resident <= MOST, "{resident} bytes");
 }

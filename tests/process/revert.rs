@@ -115,6 +115,11 @@ const SELDOM: &str = "
         ON CONFLICT DO NOTHING;
     UPDATE agents SET fallbacks = ARRAY['other'];
     INSERT INTO step_deltas (run_id, attempt_id, step_id, append) SELECT run_id, 'a', 'a', false FROM workflow_runs LIMIT 1;
+    INSERT INTO run_usage (run_id, limits) SELECT run_id, '{}' FROM workflow_runs LIMIT 1;
+    INSERT INTO call_reservations (account_id, attempt_id, run_id, tokens, cost) SELECT run_id, 'a', run_id, 1, 0.5 FROM run_usage;
+    INSERT INTO run_usage (run_id, calls, cost) SELECT run_id, 1, 0.5 FROM workflow_runs OFFSET 1 LIMIT 1;
+    INSERT INTO call_usage (attempt_id, row_id, run_id, step_id, organization_id, workflow_id, agent_name, cost)
+        SELECT 'a', 'a', run_id, 'a', 'default', 'w', 'a', cost FROM run_usage WHERE calls = 1;
     INSERT INTO audit_logs (entity_type, entity_id, action) VALUES ('agent', gen_random_uuid(), 'create');
     INSERT INTO workflow_steps (workflow_id, step_id) SELECT id, 'a' FROM workflow_definitions LIMIT 1;
     INSERT INTO ai_chat_sessions (id, status, created_at, updated_at, expires_at, messages)

@@ -115,7 +115,7 @@ pub struct Rule {
 
 /// Route table. Paths are at the root for [`Public`], [`Metrics`], [`Details`] and [`Protocol::Other`], else below the prefix. A route
 /// that is missing here is denied to all callers, and fails a test. Further requirements of a route are noted beside it.
-static RULES: [(Method, &str, Rule); 73] = [
+static RULES: [(Method, &str, Rule); 74] = [
     (Method::GET, "/", Rule::new(Public).in_connection().on_spare_connections()),
     (Method::GET, "/health", Rule::new(Public).in_connection().on_spare_connections()),
     (Method::GET, "/health/live", Rule::new(Public).in_connection().on_spare_connections()),
@@ -146,6 +146,7 @@ static RULES: [(Method, &str, Rule); 73] = [
     (Method::GET, "/workflows/{workflow_id}/versions/{version}/diff/{other}", Rule::of_workflow(&[WorkflowsRead])),
     (Method::POST, "/workflows/{workflow_id}/rollback", Rule::of_workflow(&[WorkflowsWrite])),
     (Method::GET, "/workflows/{workflow_id}/graph", Rule::of_workflow(&[WorkflowsRead])),
+    (Method::GET, "/workflows/{workflow_id}/usage", Rule::of_workflow(&[RunsRead])),
     (Method::POST, "/workflows/{workflow_id}/execute", Rule::of_workflow(&[RunsWrite])),
     (Method::POST, "/workflows/validate", Rule::needs(&[WorkflowsRead])),
     (Method::POST, "/workflows/test", Rule::needs(&[WorkflowsRead])),

@@ -14,6 +14,7 @@ use crate::{
         extract::AgentId,
     },
     db::{self, agent_hours::HourRow},
+    usage::Cost,
 };
 
 /// Calls of an agent by executors.
@@ -42,15 +43,23 @@ pub struct AgentCalls {
     p50_ms: Option<f64>,
     /// Duration in milliseconds that 95 % of the calls did not exceed, in the same way.
     p95_ms: Option<f64>,
+    /// Tokens of inputs and outputs, as the answers said.
+    tokens: u64,
+    /// Cost by the price of the agent, as an exact decimal number.
+    #[schema(value_type = String, example = "0.00010195")]
+    cost: Cost,
 }
 
 impl AgentCalls {
     fn of<'a>(hours: impl Iterator<Item = &'a HourRow>) -> Self {
         let number = |count: i64| u64::try_from(count).unwrap_or_default();
         let (mut calls, mut failures, mut buckets): (u64, u64, Buckets) = (0, 0, [0; BUCKETS]);
+        let (mut tokens, mut cost) = (0, Cost::ZERO);
         for hour in hours {
             calls += number(hour.calls);
             failures += number(hour.failures);
+            tokens += number(hour.tokens);
+            cost = cost + hour.cost.0;
             buckets.iter_mut().zip(&hour.latency).for_each(|(sum, more)| *sum += number(*more));
         }
         let ratio = |calls: u64| (calls.saturating_sub(failures)) as f64 / calls as f64;
@@ -60,6 +69,8 @@ impl AgentCalls {
             success_ratio: (calls > 0).then(|| (ratio(calls) * 1e4).round() / 1e4),
             p50_ms: latency::quantile(&buckets, 0.5),
             p95_ms: latency::quantile(&buckets, 0.95),
+            tokens,
+            cost,
         }
     }
 }

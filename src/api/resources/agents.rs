@@ -14,6 +14,7 @@ use utoipa::{
 
 use super::{
     agent_health::{self, AgentHealth},
+    definition::CostBody,
     tool_lists,
 };
 use crate::{
@@ -296,7 +297,7 @@ pub struct AnyConfigBody;
 impl PartialSchema for AnyConfigBody {
     fn schema() -> RefOr<Schema> {
         let of = |name: &str| Ref::from_schema_name(name);
-        let any = ["AgentConfig", "A2aConfig", "ResponsesConfig", "McpConfig"].into_iter();
+        let any = ["AgentConfig", "A2aConfig", "HttpConfig", "ResponsesConfig", "McpConfig"].into_iter();
         let any = any.fold(AnyOfBuilder::new(), |any, name| any.item(of(name)));
         let any = any.description(Some("Configuration of an agent, by its kind.")).build();
         RefOr::T(Schema::AnyOf(any))
@@ -311,10 +312,12 @@ impl ToSchema for AnyConfigBody {
     fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
         AgentConfigBody::schemas(schemas);
         A2aConfigBody::schemas(schemas);
+        HttpConfigBody::schemas(schemas);
         ResponsesConfigBody::schemas(schemas);
         McpConfigBody::schemas(schemas);
         schemas.push(("AgentConfig".to_owned(), AgentConfigBody::schema()));
         schemas.push(("A2aConfig".to_owned(), A2aConfigBody::schema()));
+        schemas.push(("HttpConfig".to_owned(), HttpConfigBody::schema()));
         schemas.push(("ResponsesConfig".to_owned(), ResponsesConfigBody::schema()));
         schemas.push(("McpConfig".to_owned(), McpConfigBody::schema()));
     }
@@ -337,6 +340,8 @@ pub struct A2aConfigBody {
     #[schema(value_type = Option<HashMap<String, Value>>, example = json!({"keys": [{"kty": "OKP", "crv": "Ed25519",
         "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}))]
     card_keys: Option<()>,
+    /// Price of its calls.
+    price: Option<PriceBody>,
 }
 
 /// The `config` of an agent of kind `responses`.
@@ -398,6 +403,34 @@ pub struct AgentConfigBody {
     response_format: (),
     /// Whether the answer is streamed, so that pieces of it are seen in the event stream of the run.
     streaming: Option<bool>,
+    /// Price of its calls.
+    price: Option<PriceBody>,
+}
+
+/// The `config` of an agent of kind `http`.
+#[derive(ToSchema)]
+#[schema(as = HttpConfig, example = json!({"price": {"call": "0.01"}}))]
+#[expect(dead_code, reason = "describes what `agent::NewAgent::parse` reads")]
+pub struct HttpConfigBody {
+    /// Price of its calls.
+    price: PriceBody,
+}
+
+/// Price of an agent's calls, for the cost of runs and their limits. It has no currency. Each part has at most six decimal
+/// places; an absent one is 0.
+#[derive(ToSchema)]
+#[schema(as = AgentPrice, example = json!({"input": "0.15", "output": "0.6"}))]
+#[expect(dead_code, reason = "describes `usage::Price`")]
+pub struct PriceBody {
+    /// For a million input tokens.
+    #[schema(value_type = Option<CostBody>)]
+    input: Option<()>,
+    /// For a million output tokens.
+    #[schema(value_type = Option<CostBody>)]
+    output: Option<()>,
+    /// For each call.
+    #[schema(value_type = Option<CostBody>)]
+    call: Option<()>,
 }
 
 /// Body of a create request.

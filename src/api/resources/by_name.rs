@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::{
-    definition::StepsBody,
+    definition::{LimitsBody, StepsBody},
     runs::wire::RunDetail,
     workflows::{
         execute::{self, ExecuteBody},
@@ -86,6 +86,8 @@ pub struct WantedWorkflowBody {
     start_step: String,
     /// The steps by id.
     steps: StepsBody,
+    /// Limits of its runs; absent or null: none.
+    limits: Option<LimitsBody>,
     /// JSON Schema of the input of runs; absent is null, which accepts any object.
     #[schema(value_type = Option<HashMap<String, Value>>)]
     input_schema: Option<()>,

@@ -6,7 +6,7 @@ use std::{borrow::Cow, collections::HashMap};
 
 use utoipa::{
     PartialSchema, ToSchema,
-    openapi::{Discriminator, ObjectBuilder, OneOfBuilder, Ref, RefOr, Schema},
+    openapi::{Discriminator, ObjectBuilder, OneOfBuilder, Ref, RefOr, Schema, Type},
 };
 
 use crate::{api::vocabulary::sets, workflow::StepKind};
@@ -213,6 +213,50 @@ pub struct PlanBody {
     start_step: String,
     /// The steps by id, in their normal form.
     steps: StepsBody,
+    /// Limits of its runs; absent if there are none.
+    #[schema(required = false, nullable = false)]
+    limits: Option<LimitsBody>,
+}
+
+/// Limits of a run, which hold for it together with its sub-runs. A run that would exceed one fails with
+/// `budget_exceeded`. An absent or null member is no limit.
+#[derive(ToSchema)]
+#[schema(as = RunLimits, example = json!({"tokens": 200_000, "cost": "0.5", "calls": 20}))]
+pub struct LimitsBody {
+    /// Tokens of inputs and outputs.
+    #[schema(minimum = 1, maximum = 1_000_000_000_000_i64)]
+    tokens: Option<i64>,
+    /// Cost by the prices of the agents, as a decimal number with at most six places, or a string with one. Answers
+    /// have strings.
+    #[schema(value_type = Option<CostBody>)]
+    cost: Option<()>,
+    /// Calls of agents.
+    #[schema(minimum = 1, maximum = 100_000_000)]
+    calls: Option<i64>,
+    /// Attempts of steps, those of blocks included.
+    #[schema(minimum = 1, maximum = 100_000_000)]
+    steps: Option<i64>,
+    /// Seconds of execution, without the time for which the run only waits.
+    #[schema(minimum = 1, maximum = 31_536_000)]
+    seconds: Option<i64>,
+}
+
+/// Cost as a decimal number, or as a string with one.
+pub struct CostBody;
+
+impl PartialSchema for CostBody {
+    fn schema() -> RefOr<Schema> {
+        let number = ObjectBuilder::new().schema_type(Type::Number).minimum(Some(0)).build();
+        let string =
+            ObjectBuilder::new().schema_type(Type::String).pattern(Some(r"^[0-9]{1,9}(\.[0-9]{1,6})?$")).build();
+        RefOr::T(OneOfBuilder::new().item(number).item(string).examples([serde_json::json!("0.5")]).build().into())
+    }
+}
+
+impl ToSchema for CostBody {
+    fn name() -> Cow<'static, str> {
+        "Cost".into()
+    }
 }
 
 /// Condition of a conditional step.

@@ -269,6 +269,8 @@ pub struct Comparison {
     description: Option<workflow::Change>,
     /// Change of the start step; null if it is the same.
     start_step: Option<workflow::Change>,
+    /// Change of the limits of runs; null if they are the same.
+    limits: Option<workflow::Change>,
     /// Change of the input schema; null if it is the same.
     input_schema: Option<workflow::Change>,
     /// Change of the exposure, which only the newest version has; null if it is the same.
@@ -327,6 +329,7 @@ pub async fn compare_workflow_versions(
         identical: diff.identical && description.is_none() && input_schema.is_none(),
         description,
         start_step: diff.start_step,
+        limits: diff.limits,
         input_schema,
         expose,
         steps: StepComparison { added: diff.added, removed: diff.removed, changed: diff.changed },

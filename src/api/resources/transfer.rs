@@ -110,6 +110,9 @@ pub struct ExportedWorkflow {
     start_step: Option<Box<RawValue>>,
     /// The steps by id in their normal form.
     steps: Option<Box<RawValue>>,
+    /// Limits of its runs; absent if there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limits: Option<Box<RawValue>>,
     /// JSON Schema for the input of runs.
     input_schema: Option<Box<RawValue>>,
     /// Days of retention; absent if the organisation's value applies.
@@ -126,6 +129,7 @@ impl From<WorkflowRow> for ExportedWorkflow {
         Self {
             start_step: part("start_step"),
             steps: part("steps"),
+            limits: part("limits"),
             name: row.name,
             description: row.description,
             input_schema: row.input_schema.map(|schema| schema.0),

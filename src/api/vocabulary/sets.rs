@@ -8,7 +8,7 @@ use utoipa::{
     openapi::{ObjectBuilder, RefOr, Schema, Type, extensions::Extensions},
 };
 
-use crate::{a2a, access, agent, breaker, executor, run, workflow};
+use crate::{a2a, access, agent, breaker, executor, run, usage, workflow};
 
 /// Schema with its name.
 type Named = (String, RefOr<Schema>);
@@ -60,6 +60,8 @@ sets! {
     AgentHealthStatus = ["healthy", "unhealthy"];
     /// `closed`: the agent is called; `open`: it is not called; `half_open`: a few calls test whether it works again.
     CircuitBreakerState = breaker::State::ALL.map(breaker::State::as_str);
+    /// Limit of a run.
+    RunLimit = usage::LimitKind::ALL.map(usage::LimitKind::as_str);
     /// Whether a definition may be executed.
     WorkflowStatus = workflow::WorkflowStatus::ALL.map(workflow::WorkflowStatus::as_str);
     /// Status that a caller may set on an agent or a workflow; `deleted` is set by deleting.

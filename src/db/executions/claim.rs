@@ -53,6 +53,8 @@ pub struct Claimed {
     pub traceparent: Option<String>,
     /// Input, if the message has none.
     pub input_data: Option<String>,
+    /// Limits of the run itself, as JSON text.
+    pub limits: Option<String>,
     /// Organisation of the run.
     pub organization_id: String,
     /// Whether the run has step rows because it was started before.
@@ -91,7 +93,7 @@ fn claim_sql() -> String {
                 AND (r.execution_event_id = m.event_id OR r.execution_event_id IS NULL OR m.event_id IS NULL)))
             RETURNING r.run_id, r.workflow_id, r.workflow_name, r.correlation_id, r.traceparent,
                 CASE WHEN m.input IS NULL THEN r.input_data::text END AS input_data, r.organization_id,
-                r.resume_from_step,
+                r.resume_from_step, r.limits::text AS limits,
                 -- The attempt begins only if observers are told what the row says.
                 CASE WHEN m.seen_workflow_id = r.workflow_id AND m.seen_workflow_name = r.workflow_name
                     AND m.seen_organization_id = r.organization_id THEN m.begun_id END AS begun_id,
@@ -114,7 +116,7 @@ fn claim_sql() -> String {
             FROM request m WHERE (SELECT r.run_id FROM workflow_runs r WHERE r.run_id = m.run_id) IS NULL
             ON CONFLICT (run_id) DO NOTHING
             RETURNING run_id, workflow_id, workflow_name, correlation_id, traceparent, NULL::text AS input_data,
-                organization_id, false AS has_steps
+                organization_id, NULL::text AS limits, false AS has_steps
         ), begun AS (
             INSERT INTO step_executions (id, run_id, step_id, step_name, agent_name, status, input_data, started_at)
             SELECT begun_id, run_id, step_id, agent_name, agent_name, 'RUNNING', step_input::jsonb, now() AT TIME ZONE 'UTC'
@@ -137,7 +139,7 @@ fn claim_sql() -> String {
             SELECT $21, $22, array_agg(updates) FROM claimed WHERE has_begun AND updates IS NOT NULL HAVING count(*) > 0
             ON CONFLICT (id) DO NOTHING
         )
-        SELECT run_id, workflow_id, workflow_name, correlation_id, traceparent, input_data, organization_id, has_steps,
+        SELECT run_id, workflow_id, workflow_name, correlation_id, traceparent, input_data, organization_id, limits, has_steps,
             has_begun, (SELECT a.xmin::text::int8 FROM agents a
                 WHERE has_begun AND a.name = agent_name AND a.organization_id = claimed.organization_id) AS agent_version
         FROM claimed
@@ -223,6 +225,8 @@ pub struct TakenOver {
     pub organization_id: String,
     /// Input as JSON text.
     pub input_data: Option<String>,
+    /// Limits of the run itself, as JSON text.
+    pub limits: Option<String>,
     /// Plan that the run is pinned to, as JSON text; `None` if it was deleted.
     pub workflow_plan: Option<String>,
     /// Execution time of the run so far, in seconds.
@@ -277,7 +281,7 @@ pub async fn take_over(
         FROM lost WHERE r.run_id = lost.run_id
         RETURNING r.run_id, r.lease_token, r.workflow_id, r.workflow_name, r.correlation_id, r.traceparent,
             r.organization_id,
-            r.input_data::text AS input_data,
+            r.input_data::text AS input_data, r.limits::text AS limits,
             coalesce(r.workflow_plan, (SELECT workflow_data FROM workflow_definitions d
                 WHERE d.name = r.workflow_name AND d.version = r.workflow_version
                     AND d.organization_id = r.organization_id))::text AS workflow_plan,

@@ -96,7 +96,7 @@ pub async fn wake(
                 ELSE execution_started_at + (now() - coalesce(parked_at, now())) END
         FROM taken WHERE r.run_id = taken.run_id
         RETURNING r.run_id, r.lease_token, r.workflow_id, r.workflow_name, r.correlation_id, r.traceparent,
-            r.input_data::text AS input_data,
+            r.input_data::text AS input_data, r.limits::text AS limits,
             r.organization_id, coalesce(r.workflow_plan,
                 (SELECT workflow_data FROM workflow_definitions d
                  WHERE d.name = r.workflow_name AND d.version = r.workflow_version

@@ -9,6 +9,7 @@ use crate::{
         Error,
         executions::INTERRUPTED,
         list::{self, Conditions, Entries, ListRow, Order, PageRequest, Plan, Table},
+        usage::Used,
     },
     timestamp::Timestamp,
 };
@@ -32,6 +33,7 @@ pub struct StepRow {
     pub branch_name: Option<String>,
     pub join_policy: Option<String>,
     pub child_run_id: Option<String>,
+    pub usage: Option<Json<Used>>,
 }
 
 /// Output of the last completed step of the main chain.
@@ -46,7 +48,9 @@ pub async fn output(db: impl PgExecutor<'_>, run_id: &str) -> Result<Option<Json
 /// Columns of attempts.
 const COLUMNS: &str = "id, run_id, step_id, step_name, agent_name, status, input_data, output_data, started_at,
     completed_at, error_message, parent_step_id, branch_name, join_policy,
-    (SELECT child_run_id FROM step_waits w WHERE w.attempt_id = step_executions.id) AS child_run_id";
+    (SELECT child_run_id FROM step_waits w WHERE w.attempt_id = step_executions.id) AS child_run_id,
+    (SELECT jsonb_build_object('calls', 1, 'input_tokens', input_tokens, 'output_tokens', output_tokens, 'cost', cost::text)
+     FROM call_usage c WHERE c.run_id = step_executions.run_id AND c.row_id = step_executions.id LIMIT 1) AS usage";
 
 /// Sort order of the attempts of a run.
 const ORDER: Order = Order { column: "started_at", ascending: true };

@@ -28,7 +28,8 @@ use crate::{
         deltas::DeltaWriter,
         retry::RetryDecision,
     },
-    input::check_json,
+    input::{check_json, member},
+    usage::Usage,
     workflow::OnQuestion,
 };
 
@@ -199,6 +200,7 @@ async fn stream(wire: &Wire<'_>, route: &Route) -> Result<Sent, Refusal> {
             StreamEvent::Reply(reply) => match answer::judge(reply).map(|answer| settle(wire, answer)) {
                 Ok(Answer::UnderWay { task }) => note(&mut under_way, Some(task)),
                 ended => {
+                    wire.used(Usage::of_a2a(result));
                     if let Some(mut in_flight) = under_way {
                         in_flight.is_over();
                     }
@@ -285,7 +287,7 @@ async fn query(wire: &Wire<'_>, route: &Route, task: &str) -> Result<Answer, Ref
     let code = AtomicI32::default();
     let body = wire.ask(request, explain(route, &code)).await;
     let body = body.map_err(|failure| Refusal::with(failure, &code))?;
-    Ok(wire.read(&body, |body| read_raw(route, body)).await?)
+    Ok(wire.read(&body, |body| read_raw(wire, route, body)).await?)
 }
 
 /// What the task is doing, if the agent may have got the message already; `None`: it has to be sent.
@@ -330,11 +332,12 @@ fn asked(wire: &Wire<'_>, interrupted: Interrupted, failure: Failure) -> Result<
 }
 
 fn read(wire: &Wire<'_>, route: &Route, body: &Body) -> Result<Answer, AnswerError> {
-    Ok(settle(wire, read_raw(route, body)?))
+    Ok(settle(wire, read_raw(wire, route, body)?))
 }
 
-fn read_raw(route: &Route, body: &Body) -> Result<Answer, AnswerError> {
+fn read_raw(wire: &Wire<'_>, route: &Route, body: &Body) -> Result<Answer, AnswerError> {
     let json = body.json().map_err(|fault| AnswerError::Invalid(fault.to_string()))?;
+    wire.used(Usage::of_a2a(member(json, "result").unwrap_or(json)));
     if route.is_rest { answer::judge(Reply::read(json)) } else { answer::read(json) }
 }
 

@@ -14,6 +14,7 @@ use crate::{
     executor::retry::RetryDecision,
     input::{JsonFault, check_json, elements, member, members, object_of, text, to_raw},
     mapping,
+    usage::Usage,
 };
 
 /// Error codes that are final until the account is paid, whatever the status.
@@ -36,31 +37,22 @@ pub(super) async fn call(wire: &Wire<'_>, config: &ChatConfig) -> Result<Box<Raw
     if config.streaming {
         let completion = chat_stream::complete(wire, url, &request, explain).await?;
         return match completion {
-            Streamed::Completion(completion) => read(config, &completion),
-            Streamed::Body(body) => wire.read(&body, |body| read_body(config, body)).await,
+            Streamed::Completion(completion) => read(wire, config, &completion),
+            Streamed::Body(body) => wire.read(&body, |body| read_body(wire, config, body)).await,
         };
     }
     let body = wire.post(url, request.get().to_owned(), explain).await?;
-    wire.read(&body, |body| read_body(config, body)).await
+    wire.read(&body, |body| read_body(wire, config, body)).await
 }
 
-fn read_body(config: &ChatConfig, body: &Body) -> Result<Box<RawValue>, Failure> {
-    read(config, body.json().map_err(|fault| invalid(&fault.to_string()))?)
+fn read_body(wire: &Wire<'_>, config: &ChatConfig, body: &Body) -> Result<Box<RawValue>, Failure> {
+    read(wire, config, body.json().map_err(|fault| invalid(&fault.to_string()))?)
 }
 
-fn read(config: &ChatConfig, answer: &RawValue) -> Result<Box<RawValue>, Failure> {
+fn read(wire: &Wire<'_>, config: &ChatConfig, answer: &RawValue) -> Result<Box<RawValue>, Failure> {
     // Failed answers use tokens too.
-    count_tokens(answer, ["prompt_tokens", "completion_tokens"]);
+    wire.used(member(answer, "usage").and_then(Usage::read));
     output(config, answer)
-}
-
-/// Counts the tokens that an answer names by these members of its `usage`: those of the prompt and of the completion.
-pub(super) fn count_tokens(answer: &RawValue, names: [&str; 2]) {
-    let usage = member(answer, "usage");
-    for (kind, name) in ["prompt", "completion"].into_iter().zip(names) {
-        let tokens = usage.and_then(|usage| member(usage, name)?.get().parse::<u64>().ok());
-        metrics::counter!("executor_agent_tokens_total", "kind" => kind).increment(tokens.unwrap_or_default());
-    }
 }
 
 fn invalid(why: &str) -> Failure {

@@ -4,8 +4,10 @@ use serde_json::value::RawValue;
 
 use super::{AgentError, CallErrorKind, Failure, Wire};
 use crate::{
+    egress::NotJson,
     executor::retry::RetryDecision,
     input::{member, object_of, text},
+    usage::Usage,
 };
 
 /// Calls the agent. Any JSON is an output; no content is an empty object.
@@ -14,7 +16,12 @@ pub(super) async fn call(wire: &Wire<'_>) -> Result<Box<RawValue>, Failure> {
     if body.is_empty() {
         return Ok(object_of([]));
     }
-    let output = wire.read(&body, |body| body.json().map(ToOwned::to_owned)).await;
+    let output = wire.read(&body, |body| {
+        let json = body.json()?;
+        wire.used(Usage::of_answer(json));
+        Ok::<_, NotJson>(json.to_owned())
+    });
+    let output = output.await;
     output.map_err(|fault| {
         Failure::new(
             CallErrorKind::Invalid,

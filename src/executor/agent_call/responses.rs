@@ -9,7 +9,7 @@ use url::Url;
 use super::{
     CallErrorKind, Failure, Wire,
     background::{self, Polled, Work},
-    chat::{as_failure, count_tokens, error_in, explain, json_of, refused},
+    chat::{as_failure, error_in, explain, json_of, refused},
     in_flight::InFlight,
     remote_task,
     responses_stream::{self, Streamed},
@@ -19,6 +19,7 @@ use crate::{
     executor::{agent_cards::HttpRequest, retry::RetryDecision},
     input::{elements, member, members, object_of, text, to_raw},
     mapping,
+    usage::Usage,
 };
 
 /// Kind of the agent at which a task is kept.
@@ -59,17 +60,17 @@ pub(super) async fn call(wire: &Wire<'_>, config: &ResponsesConfig) -> Result<Bo
     }
     let request = request(config, wire.request.input);
     if config.streaming {
-        let read = |response: &RawValue| ended(config, response);
+        let read = |response: &RawValue| ended(wire, config, response);
         return match responses_stream::complete(wire, url, &request, read).await? {
             Streamed::Output(output) => Ok(output),
             Streamed::Body(body) => {
-                let read = wire.read(&body, |body| body.json().map(|json| ended(config, json))).await;
+                let read = wire.read(&body, |body| body.json().map(|json| ended(wire, config, json))).await;
                 read.map_err(|fault| invalid(&fault.to_string()))?
             }
         };
     }
     let body = wire.post(url, request.get().to_owned(), explain).await?;
-    let first = wire.read(&body, |body| body.json().map(|json| begun(config, json))).await;
+    let first = wire.read(&body, |body| body.json().map(|json| begun(wire, config, json))).await;
     match first.map_err(|fault| invalid(&fault.to_string()))?? {
         Begun::Ended(output) => Ok(output),
         Begun::UnderWay(id) => {
@@ -86,12 +87,12 @@ enum Begun {
     UnderWay(String),
 }
 
-fn begun(config: &ResponsesConfig, response: &RawValue) -> Result<Begun, Failure> {
+fn begun(wire: &Wire<'_>, config: &ResponsesConfig, response: &RawValue) -> Result<Begun, Failure> {
     if config.background && error_in(response).is_none() && Status::of(response) == Status::UnderWay {
         let id = member(response, "id").and_then(text).filter(|id| remote_task::is_fit(id));
         return id.map(Begun::UnderWay).ok_or_else(|| invalid("it is under way and has no id"));
     }
-    ended(config, response).map(Begun::Ended)
+    ended(wire, config, response).map(Begun::Ended)
 }
 
 fn in_flight(wire: &Wire<'_>, base: &Url, id: String) -> InFlight {
@@ -113,7 +114,7 @@ impl Work for OfResponse<'_> {
         let body = wire.ask(query, explain).await?;
         let read = |json: &RawValue| match Status::of(json) {
             Status::UnderWay if error_in(json).is_none() => Polled::UnderWay(None),
-            _ => Polled::Ended(ended(config, json)),
+            _ => Polled::Ended(ended(wire, config, json)),
         };
         wire.read(&body, |body| body.json().map(read)).await.map_err(|fault| invalid(&fault.to_string()))
     }
@@ -163,9 +164,9 @@ fn request(config: &ResponsesConfig, input: &RawValue) -> Box<RawValue> {
 }
 
 /// Output of a response that has ended.
-fn ended(config: &ResponsesConfig, response: &RawValue) -> Result<Box<RawValue>, Failure> {
+fn ended(wire: &Wire<'_>, config: &ResponsesConfig, response: &RawValue) -> Result<Box<RawValue>, Failure> {
     // Failed answers use tokens too.
-    count_tokens(response, ["input_tokens", "output_tokens"]);
+    wire.used(member(response, "usage").and_then(Usage::read));
     output(config, response)
 }
 

@@ -9,11 +9,12 @@ use crate::{
     db::waits::{ChildRun, WaitCondition},
     executor::{
         agent_call::{CallErrorKind, Conversation, Interrupted},
-        memory,
-        retry::{self, RetryDecision},
-        steps::AttemptNumber,
+        agent_question::AgentQuestion,
+        answer, memory,
+        retry::{self, AttemptNumber, RetryDecision},
     },
     input::{member, object_of, text},
+    workflow::OnQuestion,
 };
 
 /// Result of an attempt to call an agent.
@@ -26,6 +27,24 @@ pub(in crate::executor) struct Simulated {
     pub(in crate::executor) question: Option<Box<Interrupted>>,
     /// Fallbacks of the agent.
     pub(in crate::executor) fallbacks: Vec<String>,
+}
+
+impl Simulated {
+    /// What a question means for a step.
+    fn of_question(question: AgentQuestion, agent_name: &str, on_question: OnQuestion) -> Self {
+        let (result, fault, question) = match on_question {
+            OnQuestion::Output => (Ok(question.output()), None, None),
+            OnQuestion::Fail => {
+                let cause = answer::cannot_answer(&question);
+                (Err(format!("agent '{agent_name}': {cause}")), Some(CallErrorKind::Refused), None)
+            }
+            OnQuestion::Ask => {
+                let cause = answer::cannot_answer(&question).to_string();
+                (Err(cause), None, Some(Box::new(Interrupted::of_test(question))))
+            }
+        };
+        Self { result, pause: None, fault, question, fallbacks: Vec::new() }
+    }
 }
 
 /// Answer to an attempt from a recording or a mock.
@@ -109,7 +128,7 @@ impl SimulatedRun {
     ) -> Simulated {
         self.within_limits().await;
         let (path, step_id, _) = self.position(attempt_id);
-        let settings = self.world.agents.get(agent_name).cloned().unwrap_or_default();
+        let settings = self.settings_of(agent_name);
         // The failures of a mock come before its questions.
         let nth = if conversation.answered.is_some() { u32::MAX } else { number.at_step };
         let answer = self.answer((&path, &step_id), nth, input).unwrap_or_else(|| self.missing(&step_id, input));
@@ -125,10 +144,10 @@ impl SimulatedRun {
         match result {
             Ok(output) => {
                 let question = self.next_question(attempt_id, &step_id).filter(|_| !is_recorded);
-                question
-                    .map_or(Simulated { result: Ok(output), pause: None, fault: None, question: None, fallbacks: Vec::new() }, |question| {
-                        Simulated::of_question(question, agent_name, conversation.on_question)
-                    })
+                question.map_or(
+                    Simulated { result: Ok(output), pause: None, fault: None, question: None, fallbacks: Vec::new() },
+                    |question| Simulated::of_question(question, agent_name, conversation.on_question),
+                )
             }
             Err(Failure { code, message, pause }) => {
                 let time_left = self.world.max_run_duration;
@@ -144,7 +163,13 @@ impl SimulatedRun {
                     Some(message) => format!("agent '{agent_name}': {message}"),
                     None => format!("agent '{agent_name}': {}", default_message(code, settings.timeout)),
                 };
-                Simulated { result: Err(message), pause, fault: Some(code), question: None, fallbacks: settings.fallbacks }
+                Simulated {
+                    result: Err(message),
+                    pause,
+                    fault: Some(code),
+                    question: None,
+                    fallbacks: settings.fallbacks,
+                }
             }
         }
     }

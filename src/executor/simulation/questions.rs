@@ -4,15 +4,11 @@ use std::{sync::PoisonError, time::Duration};
 
 use serde_json::value::RawValue;
 
-use super::{Awaited, BegunWait, SimulatedRun, answers::Simulated};
+use super::{Awaited, BegunWait, SimulatedRun};
 use crate::{
-    executor::{
-        agent_call::{CallErrorKind, Interrupted},
-        agent_question::AgentQuestion,
-        answer,
-    },
+    executor::agent_question::AgentQuestion,
     input::{FieldError, Node, Patch, Read, keep},
-    workflow::{OnQuestion, wait_config::MAX_WAIT_SECS},
+    workflow::wait_config::MAX_WAIT_SECS,
 };
 
 /// Maximum number of questions of a mock.
@@ -77,24 +73,6 @@ pub(super) fn read_delay(node: &Node<'_>) -> Read<Duration> {
     delay
         .and_then(|secs| Duration::try_from_secs_f64(secs).ok())
         .ok_or_else(|| vec![FieldError::rule(node.path(), format!("must be at most {MAX_WAIT_SECS} seconds"))])
-}
-
-impl Simulated {
-    /// What a question means for a step.
-    pub(super) fn of_question(question: AgentQuestion, agent_name: &str, on_question: OnQuestion) -> Self {
-        let (result, fault, question) = match on_question {
-            OnQuestion::Output => (Ok(question.output()), None, None),
-            OnQuestion::Fail => {
-                let cause = answer::cannot_answer(&question);
-                (Err(format!("agent '{agent_name}': {cause}")), Some(CallErrorKind::Refused), None)
-            }
-            OnQuestion::Ask => {
-                let cause = answer::cannot_answer(&question).to_string();
-                (Err(cause), None, Some(Box::new(Interrupted::of_test(question))))
-            }
-        };
-        Self { result, pause: None, fault, question, fallbacks: Vec::new() }
-    }
 }
 
 impl SimulatedRun {

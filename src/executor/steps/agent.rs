@@ -1,6 +1,6 @@
 //! Agent step: calls an agent, in as many attempts as the agent's settings allow, each with a row of its own.
 
-use std::sync::PoisonError;
+use std::{sync::PoisonError, time::Instant};
 
 use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use super::{
     Frame, Run,
     attempt::Attempt,
-    fallback::{AttemptNumber, FailedAttempt, may_mend},
+    fallback::{FailedAttempt, may_mend},
     question::{Asked, Continued},
 };
 use crate::{
@@ -21,8 +21,8 @@ use crate::{
         breakers::Rejected,
         database, error_code,
         memory::{COUNTED_BYTES, counted},
-        retry::{self, RetryDecision},
-        simulation::Simulated,
+        retry::{self, AttemptNumber, RetryDecision},
+        simulation::{Simulated, SimulatedRun},
         surroundings::Surroundings,
     },
     input::object_of,
@@ -83,7 +83,7 @@ impl Run {
             }
             let (agent_name, number) = (callees.current(), callees.number());
             let under_way = self.calls.begin();
-            self.budget.step(input.get().len()).await;
+            self.begin_step(input.get().len()).await;
             let (attempt_id, row_id, since) = if let Some(FirstAttempt { row, since, .. }) = first.take() {
                 (row.id.clone(), row.id, since)
             } else {
@@ -104,9 +104,10 @@ impl Run {
             span.set("workflow_api.agent.name", agent_name);
             span.set_number("workflow_api.attempt", number.at_step);
             let message = (attempt_id.as_str(), number);
-            let Attempt { result, pause, fault, mended_by: (may_mend, fallbacks), question, call, memory } =
+            let Attempt { result, pause, fault, mended_by: (may_mend, fallbacks), question, call, memory, settled } =
                 self.attempt(agent_name, seen, message, (&step.id, &row_id), (&input, conversation), &span).await;
-            if let Some(question) = question {
+            let (excess, settling) = settled;
+            if let Some(question) = question.filter(|_| excess.is_none()) {
                 drop((span, under_way, leaf, memory, memory_of_input));
                 let asked = Asked { attempt_id: row_id, agent_name: agent_name.to_owned(), question, call };
                 return self.ask(step, path, asked, due).await;
@@ -115,24 +116,10 @@ impl Run {
                 span.fail(fault.map_or(error_code::STEP_FAILED, CallErrorKind::as_str));
             }
             drop(span);
-            let secs = clock.since(started).as_secs_f64();
-            let status = if result.is_ok() { "COMPLETED" } else { "FAILED" };
-            let workflow_id = self.workflow_label.clone();
-            metrics::histogram!("executor_step_duration_seconds", "status" => status, "workflow_id" => workflow_id)
-                .record(secs);
-            let duration_ms = millis(secs);
-            let (step_id, error) = (&step.id, result.as_ref().err());
-            tracing::info!(
-                step_id,
-                path,
-                agent = agent_name,
-                attempt = number.at_step,
-                duration_ms,
-                error,
-                "step {step_id} of run {} ended {status}",
-                self.run_id
-            );
+            self.note_attempt((&step.id, path, agent_name), number, started, &result);
             self.end(path, result.as_deref().map_err(Clone::clone), call);
+            drop(settling);
+            self.end_if_exceeded(excess).await;
             drop((under_way, memory));
             let cause = match result {
                 Ok(output) => return Ok(output),
@@ -152,6 +139,32 @@ impl Run {
                 }
             }
         }
+    }
+
+    /// Notes the end of an attempt in metrics and in the log.
+    fn note_attempt(
+        &self,
+        (step_id, path, agent_name): (&str, &str, &str),
+        number: AttemptNumber,
+        started: Instant,
+        result: &Result<Box<RawValue>, String>,
+    ) {
+        let secs = self.executor.clock.since(started).as_secs_f64();
+        let status = if result.is_ok() { "COMPLETED" } else { "FAILED" };
+        let workflow_id = self.workflow_label.clone();
+        metrics::histogram!("executor_step_duration_seconds", "status" => status, "workflow_id" => workflow_id)
+            .record(secs);
+        let (duration_ms, error) = (millis(secs), result.as_ref().err());
+        tracing::info!(
+            step_id,
+            path,
+            agent = agent_name,
+            attempt = number.at_step,
+            duration_ms,
+            error,
+            "step {step_id} of run {} ended {status}",
+            self.run_id
+        );
     }
 
     /// Resolves the input, with a permit for its memory. With large values it first waits for the memory of the largest
@@ -176,25 +189,21 @@ impl Run {
         let executor = match &self.executor {
             Surroundings::Executor(executor) => executor,
             Surroundings::Simulation(simulated) => {
-                let Simulated { result, pause, fault, question, fallbacks } =
-                    simulated.attempt(agent_name, (row.1, number), (input, conversation)).await;
-                // As a mock says, the agent answers 400.
-                let may_mend = fault.is_some_and(|fault| may_mend(fault, None, RetryDecision::Never));
-                let mended_by = (may_mend, fallbacks);
-                return Attempt { result, pause, fault, mended_by, question, call: None, memory: None };
+                return self
+                    .simulated_attempt(simulated, agent_name, (attempt_id, number), row.1, (input, conversation))
+                    .await;
             }
         };
         let agent = match self.find_agent(executor, agent_name, seen).await {
             Ok(agent) => agent,
-            Err(cause) => {
-                let (result, mended_by) = (Err(cause), (true, Vec::new()));
-                return Attempt { result, pause: None, fault: None, mended_by, question: None, call: None, memory: None };
-            }
+            Err(cause) => return Attempt::without_agent(cause),
         };
-        let (mut result, call, memory) = match executor.breakers.admit(&agent).await {
+        let held = self.reserve(&agent, attempt_id, row, input.get().len()).await;
+        let (mut result, call, memory, settled) = match executor.breakers.admit(&agent).await {
             Err(Rejected) => {
+                self.release(held).await;
                 let message = "its circuit breaker is open".to_owned();
-                (Err(Failure::new(CallErrorKind::CircuitOpen, RetryDecision::Later, message)), None, None)
+                (Err(Failure::new(CallErrorKind::CircuitOpen, RetryDecision::Later, message)), None, None, (None, None))
             }
             Ok(passage) => {
                 let request = Request {
@@ -217,16 +226,21 @@ impl Run {
                 tracing::debug!(agent = agent.name, attempt, attempt_id, "agent {} is called", agent.name);
                 let clock = &self.executor.clock;
                 let started = clock.instant();
-                let CallOutcome { result, http_status, memory } = agent_call::call(request).await;
+                let outcome = agent_call::call(request).await;
                 let duration = clock.since(started);
                 let duration_ms = millis(duration.as_secs_f64());
-                let is_healthy = result.as_ref().map_or_else(|failure| failure.fault.is_healthy(), |_| Some(true));
+                let is_healthy =
+                    outcome.result.as_ref().map_or_else(|failure| failure.fault.is_healthy(), |_| Some(true));
                 if is_healthy.is_some() {
-                    executor.agent_hours.count(agent.id, duration, failure_of(&result).is_none());
+                    let (used, is_ok) = (outcome.usage.unwrap_or_default(), failure_of(&outcome.result).is_none());
+                    let spent = (used.tokens(), agent.price.unwrap_or_default().cost(used));
+                    executor.agent_hours.count(agent.id, duration, is_ok, spent);
                 }
                 passage.end(is_healthy).await;
+                let settled = self.settle(held, &agent, attempt_id, row, &outcome).await;
+                let CallOutcome { result, http_status, memory, .. } = outcome;
                 let fault = failure_of(&result).map(|failure| failure.fault.as_str());
-                (result, Some(AgentCall { http_status, duration_ms, fault }), Some(memory))
+                (result, Some(AgentCall { http_status, duration_ms, fault }), Some(memory), settled)
             }
         };
         let fault = failure_of(&result).map(|failure| failure.fault);
@@ -252,7 +266,26 @@ impl Run {
             mended_by,
             call,
             memory,
+            settled,
         }
+    }
+
+    async fn simulated_attempt(
+        &self,
+        simulated: &SimulatedRun,
+        agent_name: &str,
+        (attempt_id, number): (&str, AttemptNumber),
+        row_id: &str,
+        (input, conversation): (&RawValue, Conversation<'_>),
+    ) -> Attempt {
+        let reserved = self.reserve_simulated(simulated, agent_name, attempt_id, input.get().len()).await;
+        let Simulated { result, pause, fault, question, fallbacks } =
+            simulated.attempt(agent_name, (row_id, number), (input, conversation)).await;
+        let settled = (reserved.settle(result.as_deref().ok()), None);
+        // As a mock says, the agent answers 400.
+        let may_mend = fault.is_some_and(|fault| may_mend(fault, None, RetryDecision::Never));
+        let mended_by = (may_mend, fallbacks);
+        Attempt { result, pause, fault, mended_by, question, call: None, memory: None, settled }
     }
 
     /// Finds the agent. Waits while the database is down.

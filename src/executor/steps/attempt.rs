@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use serde_json::value::RawValue;
 
+use super::spending::Settling;
 use crate::{
-    db::executions::AgentCall,
+    db::{executions::AgentCall, usage::Excess},
     executor::agent_call::{CallErrorKind, Interrupted},
     permits::Permit,
 };
@@ -26,4 +27,22 @@ pub(super) struct Attempt {
     pub(super) call: Option<AgentCall>,
     /// Memory permit of the output.
     pub(super) memory: Option<Permit>,
+    /// Limit that the call has exceeded, and what is kept until the step has ended.
+    pub(super) settled: (Option<Excess>, Option<Settling>),
+}
+
+impl Attempt {
+    /// Attempt without a call, since there is no agent to call.
+    pub(super) fn without_agent(cause: String) -> Self {
+        Self {
+            result: Err(cause),
+            pause: None,
+            fault: None,
+            mended_by: (true, Vec::new()),
+            question: None,
+            call: None,
+            memory: None,
+            settled: (None, None),
+        }
+    }
 }

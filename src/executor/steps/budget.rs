@@ -8,7 +8,12 @@ use std::sync::{
 
 use tokio::sync::Notify;
 
-use crate::{config::RunBudget, executor::memory::counted, permits::Permit};
+use crate::{
+    config::RunBudget,
+    db::executions::RunFailure,
+    executor::{error_code, memory::counted},
+    permits::Permit,
+};
 
 /// Run budget of one run.
 pub(in crate::executor) struct Budget {
@@ -19,8 +24,8 @@ pub(in crate::executor) struct Budget {
     held: AtomicU64,
     /// Permit of the executor's memory, for the values that are held.
     memory: Mutex<Permit>,
-    /// Reason why the run fails.
-    exceeded: OnceLock<String>,
+    /// Error code and reason with which the run fails.
+    exceeded: OnceLock<(&'static str, String)>,
     is_exceeded: Notify,
 }
 
@@ -39,15 +44,24 @@ impl Budget {
         }
     }
 
-    /// Waits until the run exceeds a limit. Returns the reason. Must be called once only.
-    pub(in crate::executor) async fn exceeded(&self) -> String {
-        self.is_exceeded.notified().await;
-        self.exceeded.get().cloned().unwrap_or_default()
+    /// Waits until the run exceeds a limit. Returns the failure. Must be called once only.
+    pub(in crate::executor) async fn exceeded(&self) -> RunFailure {
+        loop {
+            self.is_exceeded.notified().await;
+            if let Some(failure) = self.excess() {
+                return failure;
+            }
+        }
     }
 
-    /// Reason why the run fails, if it has exceeded a limit.
-    pub(in crate::executor) fn excess(&self) -> Option<String> {
-        self.exceeded.get().cloned()
+    /// Failure of the run, if it has exceeded a limit.
+    pub(in crate::executor) fn excess(&self) -> Option<RunFailure> {
+        self.exceeded.get().map(|(code, why)| RunFailure::new(code, why.clone()))
+    }
+
+    /// Number of attempts so far.
+    pub(super) fn steps(&self) -> u64 {
+        taken(&self.steps)
     }
 
     /// Counts an attempt of a step, with an input of that many bytes. Does not return if a limit is exceeded.
@@ -76,7 +90,12 @@ impl Budget {
 
     /// Makes the run fail for this reason, unless there was one before.
     pub(super) fn exceed(&self, why: String) {
-        if self.exceeded.set(why).is_ok() {
+        self.fail(error_code::RUN_BUDGET, why);
+    }
+
+    /// The same with another error code.
+    pub(super) fn fail(&self, code: &'static str, why: String) {
+        if self.exceeded.set((code, why)).is_ok() {
             self.is_exceeded.notify_one();
         }
     }
@@ -176,7 +195,7 @@ mod tests {
 
     fn why(budget: &Budget) -> Option<String> {
         use futures_util::FutureExt as _;
-        budget.exceeded().now_or_never()
+        budget.exceeded().now_or_never().map(|failure| failure.cause)
     }
 
     #[tokio::test]

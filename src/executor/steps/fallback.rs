@@ -12,7 +12,12 @@ use std::{collections::VecDeque, mem, time::Duration};
 
 use super::Run;
 use crate::{
-    executor::{agent_call::CallErrorKind, agents::Seen, retry::RetryDecision, surroundings::Surroundings},
+    executor::{
+        agent_call::CallErrorKind,
+        agents::Seen,
+        retry::{AttemptNumber, RetryDecision},
+        surroundings::Surroundings,
+    },
     telemetry::catalogue::AGENTS,
 };
 
@@ -34,15 +39,6 @@ pub(super) struct Callees {
     causes: Vec<String>,
     /// Kind of the last error of a call.
     fault: Option<CallErrorKind>,
-}
-
-/// Number of an attempt, from 1.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::executor) struct AttemptNumber {
-    /// Among those at the step.
-    pub(in crate::executor) at_step: u32,
-    /// Among those that call the same agent.
-    pub(in crate::executor) of_agent: u32,
 }
 
 /// Failed attempt.

@@ -11,7 +11,7 @@ use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
-use super::{Frame, Run, attempt::Attempt, callback::RequestedCallback, fallback::AttemptNumber, waits::WaitEnd};
+use super::{Frame, Run, attempt::Attempt, callback::RequestedCallback, waits::WaitEnd};
 use crate::{
     db::{
         executions::AgentCall,
@@ -23,6 +23,7 @@ use crate::{
         agent_question::AgentQuestion,
         agents::Seen,
         error_code,
+        retry::AttemptNumber,
     },
     input::{member, shorten, shorten_to, text, to_raw},
     mapping,
@@ -143,6 +144,7 @@ impl Run {
         (mut is_in_doubt, due): (bool, Option<DateTime<Utc>>),
     ) -> Result<Box<RawValue>, String> {
         let most = QuestionConfig::rounds(step.question_config.as_ref());
+        let mut exceeded = (None, None);
         let (result, call) = loop {
             let is_there = |wait: &Wait| wait.round == Some(asked.round) && wait.answered_at.is_some();
             let wait = match self.wait_for(&asked.attempt_id, is_there).await {
@@ -159,10 +161,11 @@ impl Run {
             let input = asked.question.reply(answer);
             // An agent that needs an authorisation may see by itself that it was given.
             let is_in_doubt_now = std::mem::take(&mut is_in_doubt) || asked.question.is_auth;
-            let Attempt { result, call, question, memory, fault, .. } =
+            let Attempt { result, call, question, memory, fault, settled, .. } =
                 self.send_answer(step, path, &asked, &input, is_in_doubt_now).await;
-            let Some(question) = question else {
+            let Some(question) = question.filter(|_| settled.0.is_none()) else {
                 drop(memory);
+                exceeded = settled;
                 if result.is_err() {
                     self.set_last_fault(fault);
                 }
@@ -192,6 +195,9 @@ impl Run {
             asked.round
         );
         self.end(path, result.as_deref().map_err(Clone::clone), call);
+        let (excess, settling) = exceeded;
+        drop(settling);
+        self.end_if_exceeded(excess).await;
         result
     }
 

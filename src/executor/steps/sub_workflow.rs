@@ -51,6 +51,9 @@ impl Run {
             Err(format!("its run {} ended {status}{why}", child_run_id.unwrap_or_default()))
         };
         self.end_waiting(path, &result);
+        if result.is_err() {
+            self.check_account().await;
+        }
         result
     }
 
@@ -104,6 +107,7 @@ impl Run {
             version: definition.version,
             input,
             traceparent: self.trace.context().map(|context| context.to_string()),
+            is_limited: self.is_limited(),
         })
     }
 }

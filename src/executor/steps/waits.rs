@@ -141,7 +141,7 @@ impl Run {
         due_at: Option<DateTime<Utc>>,
     ) -> String {
         let id = step.id.clone();
-        self.budget.step(step.input.get().len()).await;
+        self.begin_step(step.input.get().len()).await;
         if let Some(simulated) = self.executor.simulated() {
             let wait = Wait { attempt_id: id.clone(), due_at, ..Wait::default() };
             self.waits.by_attempt().insert(id.clone(), wait);

@@ -90,7 +90,8 @@ impl AgentCall {
         let key = self.key(&format!("a2a {:?}", self.workflow.name), &message);
         let (input, workflow_id) = (message.input()?, self.workflow.id);
         let context_id = message.context_id;
-        let new = NewRun { workflow_id, input, priority: DEFAULT_PRIORITY.into(), key, context_id: context_id.clone() };
+        let (priority, label) = (DEFAULT_PRIORITY.into(), context_id.clone());
+        let new = NewRun { workflow_id, input, priority, key, context_id: label, limits: None };
         let (run, is_repeat) = execute::begin(&self.app, &self.caller, new).await?;
         if is_repeat { self.task(run.run_id()).await } else { Ok(self.submitted(&run, context_id)) }
     }

@@ -183,7 +183,7 @@ impl McpCall {
         input: Box<RawValue>,
         key: Option<IdempotencyKey>,
     ) -> Result<TaskRow, ApiError> {
-        let new = NewRun { workflow_id, input, priority: DEFAULT_PRIORITY.into(), key, context_id: None };
+        let new = NewRun { workflow_id, input, priority: DEFAULT_PRIORITY.into(), key, context_id: None, limits: None };
         let (run, is_repeat) = execute::begin(&self.app, &self.caller, new).await?;
         if is_repeat {
             exposed_run::find(&self.app, &self.caller, run.run_id()).await

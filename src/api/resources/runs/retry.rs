@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 use super::wire::RunDetail;
 use crate::{
     actions::retry_run::{self, Retry, RetryRunError},
+    api::resources::definition::LimitsBody,
     api::vocabulary::{
         app::App,
         caller::Caller,
@@ -24,6 +25,7 @@ use crate::{
     db::idempotency::ClaimError,
     input::{ANY_LENGTH, FieldError, Node, Object, request_object, shorten},
     timestamp::Timestamp,
+    usage::Limits,
 };
 
 /// Answer to a retry: the run, and members that the UI reads only here.
@@ -52,6 +54,10 @@ request_object! {
         /// Replaces the input of the run. Completed steps are not repeated because of it.
         #[schema(value_type = Option<HashMap<String, Value>>)]
         input_data: Option<Box<RawValue>> = nullable(Node::free_object),
+        /// Replaces the limits that the run was started with; an empty object removes them. What the run has used stays
+        /// counted.
+        #[schema(value_type = Option<LimitsBody>)]
+        limits: Option<Limits> = nullable(Limits::read),
     }
 }
 
@@ -80,8 +86,8 @@ pub async fn retry_run(
 ) -> Result<Response, ApiError> {
     let retry = match &body.0 {
         Some(body) => {
-            let RetryBody { resume_from_step, input_data } = RetryBody::read(&Object::body(body)?)?;
-            Retry { resume_from_step, input: input_data }
+            let RetryBody { resume_from_step, input_data, limits } = RetryBody::read(&Object::body(body)?)?;
+            Retry { resume_from_step, input: input_data, limits }
         }
         None => Retry::default(),
     };

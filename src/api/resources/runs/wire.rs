@@ -5,12 +5,19 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use crate::{
-    api::vocabulary::{page::Page, sets},
+    api::{
+        resources::{
+            definition::LimitsBody,
+            usage::{CallUsage, RunUsage},
+        },
+        vocabulary::{page::Page, sets},
+    },
     db::runs::{RunRow, ShownRun, StepRow},
     input::object_of,
     run::RunStatus,
     run_writer::StartedRun,
     timestamp::Timestamp,
+    usage::Limits,
 };
 
 /// Page of the list of runs.
@@ -66,6 +73,10 @@ pub struct Run {
     parent_run_id: Option<String>,
     /// Id of the step in the parent run.
     parent_step_id: Option<String>,
+    /// Limits that the run was started with, or its last retry; null: none besides those of its workflow and of its
+    /// parent run.
+    #[schema(value_type = Option<LimitsBody>)]
+    limits: Option<Limits>,
 }
 
 impl From<RunRow> for Run {
@@ -90,6 +101,7 @@ impl From<RunRow> for Run {
             paused_at: row.paused_at,
             parent_run_id: row.parent_run_id,
             parent_step_id: row.parent_step_id,
+            limits: row.limits.and_then(|limits| limits.0.unless_empty()),
         }
     }
 }
@@ -120,6 +132,7 @@ impl Run {
             paused_at: None,
             parent_run_id: None,
             parent_step_id: None,
+            limits: request.limits.map(|limits| *limits),
         }
     }
 }
@@ -161,13 +174,18 @@ pub struct RunDetail {
     /// Output of the last step, once the run is completed.
     #[schema(value_type = Option<HashMap<String, Value>>)]
     output_data: Option<Box<RawValue>>,
+    /// Code of the failure: `budget_exceeded` if a call or a step did not fit into the limits; otherwise null.
+    #[schema(example = "budget_exceeded")]
+    error_code: Option<&'static str>,
+    /// What it has used; null if nothing was counted: it has no limits, and its agents told no usage and have no price.
+    usage: Option<RunUsage>,
 }
 
 impl RunDetail {
     /// A run without output.
     #[must_use]
     pub fn open(run: Run) -> Self {
-        Self { run, output_data: None }
+        Self { run, output_data: None, error_code: None, usage: None }
     }
 
     /// The run's id.
@@ -191,7 +209,15 @@ impl RunDetail {
 
 impl From<ShownRun> for RunDetail {
     fn from(shown: ShownRun) -> Self {
-        Self { run: shown.run.into(), output_data: shown.output.map(|json| json.0) }
+        let usage = shown.usage.map(|usage| RunUsage::from(usage.0));
+        let is_over = shown.run.status == RunStatus::Failed.as_str()
+            && usage.as_ref().is_some_and(|usage| usage.exceeded.is_some());
+        Self {
+            run: shown.run.into(),
+            output_data: shown.output.map(|json| json.0),
+            error_code: is_over.then_some("budget_exceeded"),
+            usage,
+        }
     }
 }
 
@@ -235,6 +261,8 @@ pub struct Step {
     join_policy: Option<String>,
     /// For a step of type `sub_workflow`: id of its run.
     child_run_id: Option<String>,
+    /// What its call has used; null if it was not counted.
+    usage: Option<CallUsage>,
 }
 
 impl From<StepRow> for Step {
@@ -256,6 +284,7 @@ impl From<StepRow> for Step {
             branch_name: row.branch_name,
             join_policy: row.join_policy,
             child_run_id: row.child_run_id,
+            usage: row.usage.map(|usage| usage.0.into()),
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::{
     db::{self, workflows::PinnedDefinition},
     executor::{AgentSettings, Definitions},
     input::{FieldError, shorten},
+    usage::{Price, Usage},
     workflow::{Callee, Plan},
 };
 
@@ -65,7 +66,9 @@ pub async fn load(app: &App, caller: &Caller, plan: &Arc<Plan>) -> Result<Loaded
         let timeout = Duration::from_millis(u64::try_from(row.timeout_ms).unwrap_or_default().max(1));
         let retry = RetryConfig::from_stored(row.retry_config.as_ref().map(|config| &*config.0));
         let fallbacks = row.fallbacks.into_iter().filter(|name| active.contains(name)).collect();
-        agents.insert(row.name, AgentSettings { retry, timeout, fallbacks });
+        let config = row.config.as_ref().map(|config| &*config.0);
+        let (price, expected) = (Price::of_config(config), Usage::expected(config));
+        agents.insert(row.name, AgentSettings { retry, timeout, fallbacks, price, expected });
     }
     for (name, field) in fields {
         if !agents.contains_key(&name) {

@@ -8,10 +8,14 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use crate::{
-    api::{resources::workflows::wire::NewWorkflowBody, vocabulary::sets},
+    api::{
+        resources::{usage::SimulatedUsage, workflows::wire::NewWorkflowBody},
+        vocabulary::sets,
+    },
     executor::{Attempt, End, Report, Shown},
     input::{FieldError, MAX_ERRORS},
     timestamp::Timestamp,
+    usage::Totals,
 };
 
 /// Mock of a step's answers: at most one of `output`, `template`, `expression` and `mocks`.
@@ -139,6 +143,9 @@ pub struct TestReport {
     error_message: Option<String>,
     /// Code of the failure of the run.
     error_code: Option<&'static str>,
+    /// What the calls have used, by the member `usage` of their mocked answers and the prices of the agents. It counts
+    /// towards the limits of the workflow.
+    usage: SimulatedUsage,
     /// Step of the main chain that failed.
     failed_step_id: Option<String>,
     /// Time at which the run began.
@@ -215,6 +222,7 @@ impl TestReport {
             output_data_omitted: output.is_omitted,
             error_message: report.error_message,
             error_code: report.error_code,
+            usage: report.usage.into(),
             failed_step_id: report.failed_step_id,
             start_time: prepared.start_time.into(),
             duration_ms: millis(duration),
@@ -232,6 +240,7 @@ impl TestReport {
             output: Shown::default(),
             error_message: Some(cause.to_owned()),
             error_code: Some("invalid_plan"),
+            usage: Totals::default(),
             failed_step_id: None,
             duration: Duration::ZERO,
             attempts: Vec::new(),

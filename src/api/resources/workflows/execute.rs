@@ -9,7 +9,10 @@ use serde_json::value::RawValue;
 use crate::{
     actions::start_run::{self, Outcome, Request, StartRunError, Starter},
     api::{
-        resources::runs::wire::{Run, RunDetail},
+        resources::{
+            definition::LimitsBody,
+            runs::wire::{Run, RunDetail},
+        },
         vocabulary::{
             app::App,
             caller::Caller,
@@ -30,6 +33,7 @@ use crate::{
     kafka::message::DEFAULT_PRIORITY,
     run::RunStatus,
     telemetry::catalogue,
+    usage::Limits,
 };
 
 /// `Retry-After` for a run that has not ended.
@@ -45,6 +49,9 @@ request_object! {
         /// Priority: among the queued runs, those of a higher priority start first. The default is 5.
         #[schema(value_type = Option<i16>, minimum = 0, maximum = 9)]
         priority: Option<i64> = nullable(|node| node.int(0..=9)),
+        /// Limits of this run. Of these and those of the workflow, the smaller ones hold.
+        #[schema(value_type = Option<LimitsBody>)]
+        limits: Option<Limits> = nullable(Limits::read),
     }
 }
 
@@ -100,10 +107,12 @@ pub async fn start(
     wait: Wait,
     body: &JsonBody,
 ) -> Result<Response, ApiError> {
-    let ExecuteBody { input_data: input, priority } = ExecuteBody::read(&Object::body(body.raw())?)?;
+    let ExecuteBody { input_data: input, priority, limits } = ExecuteBody::read(&Object::body(body.raw())?)?;
     let priority = priority.and_then(|priority| i16::try_from(priority).ok()).unwrap_or(DEFAULT_PRIORITY.into());
     let key = key.bound(&scope, &caller, body.fingerprint());
-    let (run, is_repeat) = begin(&app, &caller, NewRun { workflow_id, input, priority, key, context_id: None }).await?;
+    let limits = limits.and_then(Limits::unless_empty);
+    let new = NewRun { workflow_id, input, priority, key, context_id: None, limits };
+    let (run, is_repeat) = begin(&app, &caller, new).await?;
     let answer = answer(&app, &caller, run, wait).await;
     Ok(if is_repeat { replayed(answer) } else { answer })
 }
@@ -120,11 +129,13 @@ pub struct NewRun {
     pub key: Option<IdempotencyKey>,
     /// Label of the conversation that the run belongs to.
     pub context_id: Option<String>,
+    /// Limits of the run itself.
+    pub limits: Option<Limits>,
 }
 
 /// Starts a run. Returns it as it was started, and whether an earlier request with the same key has started it.
 pub async fn begin(app: &App, caller: &Caller, new: NewRun) -> Result<(Run, bool), ApiError> {
-    let NewRun { workflow_id, input, priority, key, context_id } = new;
+    let NewRun { workflow_id, input, priority, key, context_id, limits } = new;
     let starter = Starter {
         definitions: &app.definitions,
         pool: &app.pool,
@@ -134,7 +145,8 @@ pub async fn begin(app: &App, caller: &Caller, new: NewRun) -> Result<(Run, bool
     };
     let quotas = app.organizations.quotas(caller.organization()).await?.or(app.config.quotas);
     let actor = Arc::clone(&caller.actor);
-    let request = Request { workflow_id, input, priority, actor, max_queued: quotas.queued_runs, key, context_id };
+    let max_queued = quotas.queued_runs;
+    let request = Request { workflow_id, input, priority, actor, max_queued, key, context_id, limits };
     match start_run::start_run(starter, request).await? {
         Outcome::Started(started) => {
             let organization_id = catalogue::ORGANIZATIONS.of(caller.organization().as_str());

@@ -8,7 +8,7 @@ use crate::{
     access::OrganizationId,
     api::{
         resources::{
-            definition::{PlanBody, StepsBody},
+            definition::{LimitsBody, PlanBody, StepsBody},
             tool_warnings,
         },
         vocabulary::{app::App, page::Page, sets},
@@ -150,6 +150,8 @@ pub struct NewWorkflowBody {
     start_step: String,
     /// The steps by id.
     steps: StepsBody,
+    /// Limits of its runs; null: none.
+    limits: Option<LimitsBody>,
     /// JSON Schema (draft 2020-12 unless `$schema` says otherwise) of the input of runs. References must stay inside
     /// of the schema and must not form cycles; patterns have no look-around.
     #[schema(value_type = Option<HashMap<String, Value>>, example = json!({"type": "object", "required": ["text"]}))]
@@ -172,6 +174,8 @@ pub struct WorkflowPatchBody {
     start_step: Option<String>,
     /// All steps by id; creates a new version.
     steps: Option<StepsBody>,
+    /// Changed limits of runs create a new version; null removes them.
+    limits: Option<LimitsBody>,
     /// A changed schema creates a new version; null removes it.
     #[schema(value_type = Option<HashMap<String, Value>>)]
     input_schema: Option<()>,
