@@ -15,6 +15,22 @@ use sqlx::PgPool;
 
 use crate::program::{Environment, eventually};
 
+/// Makes a killed executor dead: it has been silent for eight seconds by the database's clock.
+async fn is_silent(pool: &PgPool) {
+    let silent = "UPDATE processes SET heartbeat_at = heartbeat_at - interval '8 seconds' WHERE role = 'executor'";
+    sqlx::query(silent).execute(pool).await.expect("a row");
+}
+
+/// The run, after another executor has ended it.
+async fn ended_by_another(environment: &Environment, run_id: &str) -> Value {
+    let _next = environment.start(&["executor"]);
+    eventually("the run ends", async || {
+        let run = environment.get(&format!("/api/v1/runs/{run_id}")).await;
+        (run["status"] != "RUNNING").then_some(run)
+    })
+    .await
+}
+
 #[sqlx::test(migrations = false)]
 async fn what_a_killed_api_had_acknowledged_is_stored_and_reaches_kafka(pool: PgPool) {
     // The first API never reaches Kafka, so everything is still to be sent when it dies.
@@ -105,15 +121,8 @@ async fn the_run_of_a_killed_executor_is_resumed_and_repeats_no_completed_step(p
     eventually("the second step is under way", async || (agent.calls("/held") == 1).then_some(())).await;
     executor.kill().await;
     agent.is_free.store(true, Ordering::Relaxed);
-    // A process is dead when it has been silent for eight seconds by the database's clock.
-    let silent = "UPDATE processes SET heartbeat_at = heartbeat_at - interval '8 seconds' WHERE role = 'executor'";
-    sqlx::query(silent).execute(&pool).await.expect("a row");
-    let _next = environment.start(&["executor"]);
-    let run = eventually("the run ends", async || {
-        let run = environment.get(&format!("/api/v1/runs/{run_id}")).await;
-        (run["status"] != "RUNNING").then_some(run)
-    })
-    .await;
+    is_silent(&pool).await;
+    let run = ended_by_another(&environment, &run_id).await;
     assert_eq!(run["status"], "COMPLETED", "{run}");
     assert_eq!((agent.calls("/first"), agent.calls("/held"), agent.calls("/last")), (1, 2, 1));
     let ids = agent.message_ids("/held");
@@ -147,14 +156,8 @@ async fn the_call_of_a_killed_executor_is_counted_once(pool: PgPool) {
     eventually("the second step is under way", async || (agent.calls("/held") == 1).then_some(())).await;
     executor.kill().await;
     agent.is_free.store(true, Ordering::Relaxed);
-    let silent = "UPDATE processes SET heartbeat_at = heartbeat_at - interval '8 seconds' WHERE role = 'executor'";
-    sqlx::query(silent).execute(&pool).await.expect("a row");
-    let _next = environment.start(&["executor"]);
-    let run = eventually("the run ends", async || {
-        let run = environment.get(&format!("/api/v1/runs/{run_id}")).await;
-        (run["status"] != "RUNNING").then_some(run)
-    })
-    .await;
+    is_silent(&pool).await;
+    let run = ended_by_another(&environment, &run_id).await;
     assert_eq!((&run["status"], agent.calls("/held")), (&json!("COMPLETED"), 2), "{run}");
     let usage = &run["usage"];
     assert_eq!((&usage["calls"], &usage["tokens"], &usage["exceeded"]), (&json!(3), &json!(30), &Value::Null));
@@ -212,12 +215,7 @@ async fn the_run_of_a_killed_executor_is_resumed_inside_of_its_blocks(pool: PgPo
     .await;
     executor.kill().await;
     agent.is_free.store(true, Ordering::Relaxed);
-    let _next = environment.start(&["executor"]);
-    let run = eventually("the run ends", async || {
-        let run = environment.get(&format!("/api/v1/runs/{run_id}")).await;
-        (run["status"] != "RUNNING").then_some(run)
-    })
-    .await;
+    let run = ended_by_another(&environment, &run_id).await;
     assert_eq!((&run["status"], &run["output_data"]["total_count"]), (&json!("COMPLETED"), &json!(3)), "{run}");
     assert_eq!((agent.calls("/first"), agent.calls("/held"), agent.calls("/aside")), (3, 6, 3));
     let steps = environment.get(&format!("/api/v1/runs/{run_id}/steps")).await;
@@ -297,14 +295,8 @@ async fn a_step_of_a_killed_executor_continues_with_the_fallback_that_was_called
     eventually("the fallback is called", async || (agent.calls("/held") == 1).then_some(())).await;
     executor.kill().await;
     agent.is_free.store(true, Ordering::Relaxed);
-    let silent = "UPDATE processes SET heartbeat_at = heartbeat_at - interval '8 seconds' WHERE role = 'executor'";
-    sqlx::query(silent).execute(&pool).await.expect("a row");
-    let _next = environment.start(&["executor"]);
-    let run = eventually("the run ends", async || {
-        let run = environment.get(&format!("/api/v1/runs/{run_id}")).await;
-        (run["status"] != "RUNNING").then_some(run)
-    })
-    .await;
+    is_silent(&pool).await;
+    let run = ended_by_another(&environment, &run_id).await;
     assert_eq!(run["status"], "COMPLETED", "{run}");
     let ids = agent.message_ids("/held");
     assert_eq!((ids.len(), &ids[0]), (2, &ids[1]), "the attempt that was interrupted is the same to the agent");
