@@ -102,9 +102,17 @@ impl Lines {
             return Ok(Some(row));
         }
         match serde_json::from_slice::<End>(&line) {
-            Ok(end) if end.lines == self.count => Ok(None),
+            Ok(end) if end.lines == self.count => self.finish().await.map(|()| None),
             _ => Err(self.damaged()),
         }
+    }
+
+    /// Verifies that the object ends here, and its checksum: a changed byte can leave every line readable.
+    async fn finish(&mut self) -> Result<(), ArchiveError> {
+        if self.line().await?.is_some() || !self.decoder.get_ref().is_empty() {
+            return Err(self.damaged());
+        }
+        self.decoder.try_finish().map_err(|_| self.damaged())
     }
 
     async fn line(&mut self) -> Result<Option<Vec<u8>>, ArchiveError> {

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 use uuid::Uuid;
 use workflow_api::{
-    archive::Archive,
+    archive::{Archive, ArchiveError},
     config::{Config, load},
     db::migrations::MIGRATOR,
 };
@@ -222,6 +222,36 @@ async fn a_damaged_or_incomplete_object_is_reported(pool: PgPool) {
     std::fs::write(&file, &whole).expect("written");
     assert!(command(&pool, &settings, &["restore", "old"]).await.0);
     assert_eq!(runs(&pool).await, ["old"]);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_change_of_any_compressed_byte_is_found(pool: PgPool) {
+    /// First bytes and length of the header of a member of gzip, which its checksum does not cover (RFC 1952).
+    const MEMBER: [u8; 3] = [0x1f, 0x8b, 8];
+    const HEADER: usize = 10;
+    let folder = Folder::new();
+    let settings = [("RUN_ARCHIVE", folder.path())];
+    run(&pool, "old", "COMPLETED", 100).await;
+    pass(&pool, &purge(&pool, &settings)).await;
+    let file = folder.files().remove(0);
+    let whole = std::fs::read(&file).expect("a file");
+    let config = crate::service::config(&pool, &settings);
+    let archive = Archive::new(config.retention.archive.as_ref().expect("an archive")).expect("valid settings");
+    let name = &archive.list().await.expect("a list")[0].name;
+    let read = async || {
+        let mut lines = archive.open(name).await?;
+        while lines.next().await?.is_some() {}
+        Ok::<_, ArchiveError>(())
+    };
+    read().await.expect("a whole object");
+    let is_header =
+        |place: usize| (place.saturating_sub(HEADER - 1)..=place).any(|at| whole[at..].starts_with(&MEMBER));
+    for place in (0..whole.len()).filter(|place| !is_header(*place)) {
+        let mut changed = whole.clone();
+        changed[place] ^= 0x01;
+        std::fs::write(&file, changed).expect("written");
+        assert!(matches!(read().await, Err(ArchiveError::Damaged(_))), "byte {place} of {}", whole.len());
+    }
 }
 
 /// A server of S3 with one bucket, `runs`, whose requests must be signed with the keys above. Returns its address.
