@@ -1,6 +1,6 @@
 //! Management endpoints of an executor, on `MANAGEMENT_PORT`: `/health` and `/health/live` (liveness), `/health/ready`
-//! (readiness, with what is missing), `/health/detailed`, `/metrics` and `/log-level`. They need no authentication: the
-//! port is for the internal network.
+//! (readiness, with what is missing), `/health/detailed`, `/metrics`, `/log-level` and `/memory`. They need no
+//! authentication: the port is for the internal network.
 
 use std::{
     sync::{Arc, OnceLock},
@@ -41,7 +41,7 @@ pub fn router(executor: Started, has_metrics: bool) -> Router {
     if has_metrics {
         router = router.route("/metrics", get(metrics));
     }
-    router.merge(telemetry::log::filter::router()).with_state(executor)
+    router.merge(telemetry::log::filter::router()).merge(telemetry::memory::router()).with_state(executor)
 }
 
 fn liveness(started: Instant) -> Value {

@@ -2,6 +2,7 @@
 
 pub mod catalogue;
 pub mod log;
+pub mod memory;
 pub mod spans;
 
 use std::{sync::OnceLock, time::Duration};

@@ -106,3 +106,22 @@ async fn single_loggers_have_levels_of_their_own_from_the_start(pool: PgPool) {
     let errors = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && errors.contains("LOG_LEVEL") && errors.contains("LOUD"), "{errors}");
 }
+
+#[sqlx::test(migrations = false)]
+async fn the_memory_of_a_process_is_told_on_its_management_port(pool: PgPool) {
+    let port = free_port().to_string();
+    let environment = Environment::new(&pool).with("MANAGEMENT_PORT", &port).with("METRICS_ACCESS", "open");
+    let _api = environment.serve().await;
+    let answer = reqwest::get(format!("http://127.0.0.1:{port}/memory")).await.expect("an answer");
+    let memory: Value = answer.json().await.expect("JSON");
+    let figure =
+        |part: &str, name: &str| memory[part][name].as_u64().unwrap_or_else(|| panic!("{part}.{name}: {memory}"));
+    assert!(figure("process", "resident") >= figure("process", "anonymous"), "{memory}");
+    assert!(figure("process", "threads") > 1, "{memory}");
+    // The allocator has less than the process, and its parts are its sum.
+    let (arenas, mapped) = (figure("allocator", "in_arenas"), figure("allocator", "mapped"));
+    assert_eq!(figure("allocator", "in_use") + figure("allocator", "free"), arenas + mapped, "{memory}");
+    assert!(figure("allocator", "in_use") > 100_000 && figure("allocator", "arenas") > 0, "{memory}");
+    let public = environment.get("/memory").await;
+    assert!(public["process"].is_null(), "not on the public port: {public}");
+}

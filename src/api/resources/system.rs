@@ -258,7 +258,7 @@ pub async fn get_metrics(State(app): State<App>) -> Result<Response, ApiError> {
     Ok(render_metrics(State(app)).await)
 }
 
-/// Router for `MANAGEMENT_PORT`: health, metrics and the filter of the log, without authentication, for the internal
+/// Router for `MANAGEMENT_PORT`: health, metrics, memory and the filter of the log, without authentication, for the internal
 /// network.
 pub fn management(app: &App) -> Router {
     let mut router = Router::new()
@@ -269,7 +269,7 @@ pub fn management(app: &App) -> Router {
     if app.config.metrics.enabled {
         router = router.route("/metrics", get(render_metrics));
     }
-    router.merge(telemetry::log::filter::router()).with_state(app.clone())
+    router.merge(telemetry::log::filter::router()).merge(telemetry::memory::router()).with_state(app.clone())
 }
 
 async fn render_metrics(State(app): State<App>) -> Response {
