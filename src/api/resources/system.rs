@@ -258,8 +258,8 @@ pub async fn get_metrics(State(app): State<App>) -> Result<Response, ApiError> {
     Ok(render_metrics(State(app)).await)
 }
 
-/// Router for `MANAGEMENT_PORT`: health, metrics, memory and the filter of the log, without authentication, for the internal
-/// network.
+/// Router for `MANAGEMENT_PORT`: health, metrics, memory and the filter of the log, without authentication, for the
+/// internal network.
 pub fn management(app: &App) -> Router {
     let mut router = Router::new()
         .route("/health", get(get_health))

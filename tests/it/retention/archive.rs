@@ -202,14 +202,20 @@ async fn nothing_is_deleted_while_the_archive_cannot_be_written(pool: PgPool) {
     assert_eq!(folder.files().len(), 1, "{:?}", folder.files());
 }
 
+/// Archives the run `old` in the folder. Returns the file of its object, and the bytes in it.
+async fn archived(pool: &PgPool, folder: &Folder) -> (PathBuf, Vec<u8>) {
+    run(pool, "old", "COMPLETED", 100).await;
+    pass(pool, &purge(pool, &[("RUN_ARCHIVE", folder.path())])).await;
+    let file = folder.files().remove(0);
+    let whole = std::fs::read(&file).expect("a file");
+    (file, whole)
+}
+
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_damaged_or_incomplete_object_is_reported(pool: PgPool) {
     let folder = Folder::new();
     let settings = [("RUN_ARCHIVE", folder.path())];
-    run(&pool, "old", "COMPLETED", 100).await;
-    pass(&pool, &purge(&pool, &settings)).await;
-    let file = folder.files().remove(0);
-    let whole = std::fs::read(&file).expect("a file");
+    let (file, whole) = archived(&pool, &folder).await;
     let mut flipped = whole.clone();
     let middle = whole.len() - 40;
     flipped[middle] ^= 0xff;
@@ -231,10 +237,7 @@ async fn a_change_of_any_compressed_byte_is_found(pool: PgPool) {
     const HEADER: usize = 10;
     let folder = Folder::new();
     let settings = [("RUN_ARCHIVE", folder.path())];
-    run(&pool, "old", "COMPLETED", 100).await;
-    pass(&pool, &purge(&pool, &settings)).await;
-    let file = folder.files().remove(0);
-    let whole = std::fs::read(&file).expect("a file");
+    let (file, whole) = archived(&pool, &folder).await;
     let config = crate::service::config(&pool, &settings);
     let archive = Archive::new(config.retention.archive.as_ref().expect("an archive")).expect("valid settings");
     let name = &archive.list().await.expect("a list")[0].name;
