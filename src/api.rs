@@ -22,8 +22,8 @@ use self::{
     gate::{Gate, docs, layer::GateLayer, request},
     resources::{
         a2a, agent_stats, agents, api_keys, audit, backtests, by_name, callbacks, dead_letters, definitions,
-        event_ticket, graph, mcp, organizations, run_log, runs, storage, system, transfer, usage, workflow_tests,
-        workflows,
+        event_ticket, graph, mcp, organizations, run_log, runs, storage, system, transfer, usage, webhook_events,
+        workflow_tests, workflows,
     },
     vocabulary::app::App,
 };
@@ -81,6 +81,7 @@ const BUSINESS: &[MakeHandlers] = &[
     || routes!(organizations::list_organizations, organizations::create_organization),
     || routes!(organizations::get_organization, organizations::update_organization),
     || routes!(storage::get_storage),
+    || routes!(webhook_events::list_event_types),
 ];
 
 /// Routes at the root.
@@ -122,11 +123,17 @@ pub fn document(api: &config::Api, key_header: &str) -> OpenApi {
     document
 }
 
+/// The whole OpenAPI document, with the requests that endpoints of webhooks receive.
+#[must_use]
+pub fn whole_document(api: &config::Api, key_header: &str) -> docs::Document {
+    docs::Document { openapi: document(api, key_header), webhooks: webhook_events::webhooks() }
+}
+
 /// The complete service: the routes with the gate around each.
 pub fn router(gate: &Gate) -> Router {
     let app = &gate.app;
     let (routes, outline) = routes(&app.config.api.prefix, OpenApi::default(), docs::outline).split_for_parts();
-    let documentation = if app.config.api.docs { docs::router(document) } else { Router::new() };
+    let documentation = if app.config.api.docs { docs::router(whole_document) } else { Router::new() };
     let service = routes
         .merge(documentation)
         .fallback(request::no_such_route)

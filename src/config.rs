@@ -25,6 +25,7 @@ mod retention;
 mod telemetry;
 mod traces;
 mod vault_client;
+mod webhooks;
 
 use std::{sync::Arc, time::Duration};
 
@@ -44,6 +45,7 @@ pub use self::{
     retention::{Archive, Retention, S3},
     telemetry::{Log, LogFile, Metrics, MetricsAccess},
     traces::{Sampler, TraceExport, Traces},
+    webhooks::Webhooks,
 };
 use crate::{access::Quotas, agent::Defaults, breaker::Rules, egress::Allow, vault::Vault};
 
@@ -91,6 +93,8 @@ pub struct Config {
     pub quotas: Quotas,
     /// `DEAD_LETTER_RETENTION_DAYS` and `MAX_DEAD_LETTERS`: retention of records that cannot be processed.
     pub dead_letters: DeadLetters,
+    /// `WEBHOOK_*`: events and webhooks.
+    pub webhooks: Webhooks,
     /// Limits of an executor and of its runs.
     pub executor: Executor,
     /// `VAULT_REFRESH_SECS`: interval at which values in Vault are read again. `None`: there are none.
@@ -158,6 +162,7 @@ impl Section for Config {
         let retention = Retention::read(reader);
         let quotas = Quotas::read(reader);
         let dead_letters = DeadLetters::read(reader);
+        let webhooks = Webhooks::read(reader);
         let executor = Executor::read(reader);
         let egress = Allow::read(reader);
         let agent_defaults = Defaults::read(reader);
@@ -194,6 +199,7 @@ impl Section for Config {
             retention: retention?,
             quotas: quotas?,
             dead_letters: dead_letters?,
+            webhooks: webhooks?,
             executor: executor?,
             vault_refresh: vault_refresh_secs.map(Duration::from_secs).filter(|_| uses_vault),
             egress: Arc::new(egress?),

@@ -35,6 +35,8 @@ pub mod service_keys;
 pub mod storage;
 pub mod usage;
 pub mod waits;
+pub mod watches;
+pub mod webhook_events;
 pub mod workflows;
 
 use std::{io, time::Duration};

@@ -273,7 +273,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Openapi => {
             let (api, auth) =
                 (config::load::<config::Api>(environment())?, config::load::<config::Auth>(environment())?);
-            let document = api::document(&api, &auth.api_key_header_text);
+            let document = api::whole_document(&api, &auth.api_key_header_text);
             println!("{}", serde_json::to_string_pretty(&document)?);
             Ok(true)
         }

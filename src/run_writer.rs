@@ -32,6 +32,7 @@ use crate::{
     outbox::{ExecutedRun, Relay, Reservation},
     timestamp::Timestamp,
     usage::Limits,
+    workflow::Deadline,
 };
 
 /// Maximum number of queued requests; beyond that the service is overloaded.
@@ -70,6 +71,8 @@ pub struct StartRun {
     pub context_id: Option<String>,
     /// Limits of the run itself.
     pub limits: Option<Box<Limits>>,
+    /// Deadline of the run itself.
+    pub deadline: Deadline,
 }
 
 impl Quota {
@@ -365,7 +368,7 @@ impl Writer {
 
 /// Row data of a job.
 fn new_run(job: &Job, is_queued: bool) -> NewRun {
-    let StartRun { definition, input, priority, actor, key, context_id, limits, .. } = &job.request;
+    let StartRun { definition, input, priority, actor, key, context_id, limits, deadline, .. } = &job.request;
     NewRun {
         run_id: job.run_id.clone(),
         definition: Arc::clone(definition),
@@ -375,6 +378,7 @@ fn new_run(job: &Job, is_queued: bool) -> NewRun {
         key: key.clone(),
         context_id: context_id.clone(),
         limits: limits.as_deref().copied(),
+        deadline: *deadline,
         created_at: job.created_at,
         event_id: job.event_id,
         is_queued,

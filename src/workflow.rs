@@ -27,6 +27,7 @@ mod steps;
 mod summary;
 mod validate;
 pub mod wait_config;
+mod watch;
 
 pub use conversation::{OnQuestion, QuestionConfig};
 pub use diff::{Change, Diff};
@@ -37,6 +38,7 @@ pub use plan::{Plan, PlanError};
 pub use step::{Branch, Callee, Condition, ForkJoinConfig, LoopConfig, Step, StepKind};
 pub use steps::Steps;
 pub use summary::Summary;
+pub use watch::{Deadline, DeadlineAction, Watch, WatchPatch, read_deadline};
 
 /// Length of a workflow's name, as in its column.
 const NAME_CHARS: std::ops::RangeInclusive<usize> = 1..=255;
@@ -97,6 +99,8 @@ pub struct NewWorkflow {
     pub retention_days: Option<i32>,
     /// Exposure by other protocols; `None`: there is none.
     pub expose: Option<Expose>,
+    /// What is watched of its runs.
+    pub watch: Watch,
 }
 
 impl NewWorkflow {
@@ -117,12 +121,24 @@ pub struct Draft {
     input_schema: Option<Box<RawValue>>,
     retention_days: Option<i32>,
     expose: Option<Expose>,
+    watch: Watch,
 }
 
 impl Draft {
     /// Members that [`Draft::parse`] reads.
-    pub const MEMBERS: [&'static str; 8] =
-        ["name", "description", "start_step", "steps", "limits", "input_schema", "retention_days", "expose"];
+    pub const MEMBERS: [&'static str; 11] = [
+        "name",
+        "description",
+        "start_step",
+        "steps",
+        "limits",
+        "input_schema",
+        "retention_days",
+        "expose",
+        Watch::MEMBERS[0],
+        Watch::MEMBERS[1],
+        Watch::MEMBERS[2],
+    ];
 
     /// Parses the members of a create request.
     pub fn parse(body: &RawValue) -> Read<Self> {
@@ -147,12 +163,13 @@ impl Draft {
         let input_schema = body.nullable("input_schema", &mut errors, input_schema::read);
         let retention_days = body.nullable("retention_days", &mut errors, retention::read_days);
         let expose = body.nullable("expose", &mut errors, Expose::read).and_then(Expose::unless_empty);
+        let watch = Watch::read(body, &mut errors);
         if let (Some(name), Some(expose)) = (&name, &expose) {
             keep(expose.check(name), &mut errors);
         }
         match (name, start_step, steps) {
             (Some(name), Some(start_step), Some(steps)) if errors.is_empty() => {
-                Ok(Self { name, description, start_step, steps, limits, input_schema, retention_days, expose })
+                Ok(Self { name, description, start_step, steps, limits, input_schema, retention_days, expose, watch })
             }
             _ => Err(errors),
         }
@@ -166,9 +183,9 @@ impl Draft {
 
     /// Checks the rules that need all steps.
     pub fn checked(self) -> Read<NewWorkflow> {
-        let Self { name, description, start_step, steps, limits, input_schema, retention_days, expose } = self;
+        let Self { name, description, start_step, steps, limits, input_schema, retention_days, expose, watch } = self;
         let content = Content::checked(start_step, steps, limits)?.without_unknown_steps()?;
-        Ok(NewWorkflow { name, description, content, input_schema, retention_days, expose })
+        Ok(NewWorkflow { name, description, content, input_schema, retention_days, expose, watch })
     }
 }
 
@@ -189,11 +206,13 @@ pub struct WorkflowPatch {
     pub retention_days: Patch<i32>,
     /// Exposure by other protocols; no part of the content.
     pub expose: Patch<Expose>,
+    /// What is watched of its runs; no part of the content.
+    pub watch: WatchPatch,
     /// Status, active or inactive.
     pub status: Option<WorkflowStatus>,
 }
 
-/// Patch with the whole content, the description, the retention and the exposure.
+/// Patch with the whole content, the description, the retention, the exposure and what is watched.
 impl From<NewWorkflow> for WorkflowPatch {
     fn from(new: NewWorkflow) -> Self {
         let Content { start_step, steps, limits } = new.content;
@@ -205,6 +224,7 @@ impl From<NewWorkflow> for WorkflowPatch {
             input_schema: new.input_schema.map_or(Patch::Null, Patch::Value),
             retention_days: new.retention_days.map_or(Patch::Null, Patch::Value),
             expose: new.expose.map_or(Patch::Null, Patch::Value),
+            watch: new.watch.into(),
             status: None,
         }
     }
@@ -223,6 +243,7 @@ impl WorkflowPatch {
             input_schema: body.patch("input_schema", &mut errors, input_schema::read),
             retention_days: body.patch("retention_days", &mut errors, retention::read_days),
             expose: body.patch("expose", &mut errors, Expose::read),
+            watch: WatchPatch::read(&body, &mut errors),
             status: body.patch_not_null("status", &mut errors, WorkflowStatus::read),
         };
         if errors.is_empty() { Ok(patch) } else { Err(errors) }

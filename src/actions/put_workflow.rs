@@ -11,7 +11,7 @@ use crate::{
     access::Countable,
     db::{self, workflows::WorkflowRow},
     input::Patch,
-    workflow::{Content, NewWorkflow, WorkflowPatch, plan_workflow_id},
+    workflow::{Content, NewWorkflow, WatchPatch, WorkflowPatch, plan_workflow_id},
 };
 
 /// Result of putting a definition.
@@ -73,7 +73,8 @@ pub(super) async fn put_in(
         && db::workflows::has_input_schema(&mut *conn, current.id, wanted.input_schema.as_deref()).await?;
     let same_rest = wanted.description == current.description
         && wanted.retention_days == current.retention_days
-        && wanted.expose.as_ref() == current.expose();
+        && wanted.expose.as_ref() == current.expose()
+        && wanted.watch == current.watch;
     if same_content && same_rest {
         return Ok(Put::Unchanged(current));
     }
@@ -121,6 +122,7 @@ pub async fn roll_back(
         input_schema: target.input_schema.map_or(Patch::Null, |schema| Patch::Value(schema.0)),
         retention_days: Patch::Absent,
         expose: Patch::Absent,
+        watch: WatchPatch::default(),
         status: None,
     };
     let row = save_workflow::update_in(&mut transaction, context, id, patch).await?;

@@ -224,6 +224,9 @@ async fn retry_checked(
         cancelled_by: None,
         completed_at: None,
         paused_at: None,
+        // It is a new one, which only the database knows.
+        deadline_at: None,
+        deadline_missed_at: None,
         updated_at: at,
         input_data: retry.input.clone().map(Json).or(run.input_data),
         limits: retry.limits.map(Json).or(run.limits),

@@ -14,7 +14,7 @@ use crate::{
     db::{self, agents::UnusableFallback, workflows::WorkflowRow},
     input::{self, FieldError},
     timestamp::Timestamp,
-    workflow::{Callee, Content, Expose, NewWorkflow, Steps, WorkflowPatch, WorkflowStatus, plan_workflow_id},
+    workflow::{Callee, Content, Expose, NewWorkflow, Steps, Watch, WorkflowPatch, WorkflowStatus, plan_workflow_id},
 };
 
 /// Maximum size of a stored plan, so that it fits into a Kafka record with some input.
@@ -68,6 +68,9 @@ struct Created<'a> {
     retention_days: Option<i32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     expose: Option<&'a Expose>,
+    /// Omitted if nothing is watched.
+    #[serde(skip_serializing_if = "Option::is_none", flatten)]
+    watch: Option<Watch>,
 }
 
 #[derive(Serialize)]
@@ -90,6 +93,9 @@ struct Updated<'a> {
     /// Null if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     expose: Option<Box<RawValue>>,
+    /// Omitted if it is the same.
+    #[serde(skip_serializing_if = "Option::is_none", flatten)]
+    watch: Option<Watch>,
 }
 
 /// Stores a definition as the next version of its name, in a row of its own.
@@ -130,6 +136,7 @@ pub(super) async fn create_in(
         status: WorkflowStatus::Active.as_str().to_owned(),
         retention_days: new.retention_days,
         expose: new.expose.map(Json),
+        watch: new.watch,
         created_by: Some(context.actor.subject.clone()),
         updated_by: Some(context.actor.subject.clone()),
         created_at: at,
@@ -145,6 +152,7 @@ pub(super) async fn create_in(
         input_schema: row.input_schema.as_ref().map(|schema| &*schema.0),
         retention_days: row.retention_days,
         expose: row.expose(),
+        watch: Some(row.watch).filter(|watch| *watch != Watch::default()),
     });
     let entity = Entity("workflow", row.id, &row.name);
     context.record(transaction, entity, "create", Change::to(&changes), at).await?;
@@ -215,6 +223,7 @@ pub(super) async fn update_in(
         status: patch.status.map_or_else(|| current.status.clone(), |status| status.as_str().to_owned()),
         retention_days: patch.retention_days.clone().or(current.retention_days),
         expose: patch.expose.clone().or(current.expose().cloned()).and_then(Expose::unless_empty).map(Json),
+        watch: patch.watch.apply(current.watch),
         ..current.clone()
     };
     let other_expose = row.expose() != current.expose();
@@ -228,7 +237,8 @@ pub(super) async fn update_in(
         row.workflow_data = Json(sized(content.plan(&workflow_id, &name, row.version))?);
     }
     let other_retention = row.retention_days != current.retention_days;
-    let other_rest = other_retention || other_expose || row.status != current.status;
+    let other_watch = row.watch != current.watch;
+    let other_rest = other_retention || other_expose || other_watch || row.status != current.status;
     if content.is_some() || row.description != current.description || other_rest {
         row.updated_at = at;
         row.updated_by = Some(context.actor.subject.clone());
@@ -247,6 +257,7 @@ pub(super) async fn update_in(
                 input_schema: other_schema.then(|| of.input_schema.as_ref().map_or(RawValue::NULL, |schema| &schema.0)),
                 retention_days: other_retention.then(|| input::to_raw(&of.retention_days)),
                 expose: other_expose.then(|| input::to_raw(&of.expose())),
+                watch: other_watch.then_some(of.watch),
             })
         };
         let (before, after) = (members(&current), members(&row));

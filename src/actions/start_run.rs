@@ -18,7 +18,7 @@ use crate::{
     outbox::{self, Relay},
     run_writer::{RunWriter, StartError, StartRun, StartedRun},
     usage::Limits,
-    workflow::{InputSchema, WorkflowStatus},
+    workflow::{Deadline, InputSchema, WorkflowStatus},
 };
 
 /// Maximum bytes of cached definitions with their compiled schemas; at most twice as much is in memory.
@@ -248,6 +248,8 @@ pub struct Request {
     pub context_id: Option<String>,
     /// Limits of the run itself.
     pub limits: Option<Limits>,
+    /// Deadline of the run itself.
+    pub deadline: Deadline,
 }
 
 /// Starts a run of the definition's current content. Returns after the commit; a repeat with the same key returns the
@@ -280,11 +282,20 @@ async fn start_or_find(starter: Starter<'_>, request: Request) -> Result<Outcome
     if relay.is_full() {
         return Err(StartRunError::BacklogFull);
     }
-    let Request { workflow_id, input, priority, actor, max_queued, key, context_id, limits } = request;
+    let Request { workflow_id, input, priority, actor, max_queued, key, context_id, limits, deadline } = request;
     let definition = definitions.checked(pool, offload, &actor.organization, workflow_id, &input).await?;
     let has_key = key.is_some();
-    let mut start =
-        StartRun { definition, input, priority, actor, max_queued, key, context_id, limits: limits.map(Box::new) };
+    let mut start = StartRun {
+        definition,
+        input,
+        priority,
+        actor,
+        max_queued,
+        key,
+        context_id,
+        limits: limits.map(Box::new),
+        deadline,
+    };
     for _ in 0..ATTEMPTS {
         if !outbox::fits_a_record(&start.definition.plan, &start.input) {
             return Err(StartRunError::TooLarge);

@@ -26,5 +26,6 @@ pub mod tool_lists;
 pub mod tool_warnings;
 pub mod transfer;
 pub mod usage;
+pub mod webhook_events;
 pub mod workflow_tests;
 pub mod workflows;

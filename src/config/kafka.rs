@@ -25,6 +25,8 @@ pub struct Kafka {
     pub dead_letter_topic: String,
     /// `KAFKA_MONITORING_TOPIC`, unless `ENABLE_MONITORING_UPDATES` is off.
     pub monitoring_topic: Option<String>,
+    /// `KAFKA_EVENTS_TOPIC`: topic of events for other programs; `None`: there is none.
+    pub events_topic: Option<String>,
     /// `KAFKA_TOPIC_PARTITIONS`: number of partitions of topics that are created.
     pub partitions: i32,
     /// `KAFKA_TOPIC_REPLICATION`: number of replicas of topics that are created. `None`: the default of the cluster.
@@ -55,12 +57,15 @@ impl Section for Kafka {
         let cancellation_topic = topic(reader, "kafka_cancellation_topic", "workflow.cancellation.requests");
         let dead_letter_topic = topic(reader, "kafka_dead_letter_topic", "workflow.dead-letters");
         let monitoring_topic = topic(reader, "kafka_monitoring_topic", "workflow.monitoring.updates");
+        let has_events = reader.has("kafka_events_topic");
+        let events_topic = topic(reader, "kafka_events_topic", "");
         let is_monitored = reader.boolean("enable_monitoring_updates", true);
         let topics = [
             ("kafka_execution_topic", &execution_topic),
             ("kafka_cancellation_topic", &cancellation_topic),
             ("kafka_dead_letter_topic", &dead_letter_topic),
             ("kafka_monitoring_topic", &monitoring_topic),
+            ("kafka_events_topic", &events_topic),
         ];
         for (index, (name, topic)) in topics.iter().enumerate() {
             if let Some((other, _)) = topics[..index].iter().find(|(_, other)| topic.is_some() && other == topic) {
@@ -79,6 +84,7 @@ impl Section for Kafka {
             execution_topic: execution_topic?,
             cancellation_topic: cancellation_topic?,
             dead_letter_topic: dead_letter_topic?,
+            events_topic: Some(events_topic?).filter(|_| has_events),
             monitoring_topic: Some(monitoring_topic?).filter(|_| is_monitored == Some(true)),
             partitions: partitions?,
             replication: replication?,

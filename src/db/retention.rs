@@ -442,10 +442,10 @@ pub async fn status(db: impl PgExecutor<'_>) -> Result<Status, Error> {
 /// Columns that are restored from the archive, by table.
 pub struct Columns(HashMap<&'static str, Vec<String>>);
 
-/// Prepares a transaction that restores rows from the archive: triggers record no changes in it.
+/// Prepares a transaction that restores rows from the archive: triggers record no changes and no events in it.
 pub async fn begin_restore(conn: &mut PgConnection) -> Result<Columns, Error> {
     // Between two rows much of the archive may have to be read.
-    let sql = "SELECT set_config('workflow_api.records', 'itself', true),
+    let sql = "SELECT set_config('workflow_api.records', 'itself', true), set_config('workflow_api.restores', 'itself', true),
                    set_config('idle_in_transaction_session_timeout', '5min', true)";
     sqlx::query(sql).execute(&mut *conn).await?;
     let mut columns = HashMap::new();

@@ -47,11 +47,14 @@ pub struct RunRow {
     pub parent_step_id: Option<String>,
     pub traceparent: Option<String>,
     pub limits: Option<Json<Limits>>,
+    pub deadline_at: Option<Timestamp>,
+    pub deadline_missed_at: Option<Timestamp>,
 }
 
 const COLUMNS: &str = "run_id, workflow_id, workflow_name, workflow_definition_id, status, input_data, triggered_by, \
      created_at, updated_at, completed_at, cancelled_at, cancelled_by, error_message, correlation_id, priority, \
-     paused_at AT TIME ZONE 'UTC' AS paused_at, parent_run_id, parent_step_id, traceparent, limits";
+     paused_at AT TIME ZONE 'UTC' AS paused_at, parent_run_id, parent_step_id, traceparent, limits, \
+     deadline_at AT TIME ZONE 'UTC' AS deadline_at, deadline_missed_at AT TIME ZONE 'UTC' AS deadline_missed_at";
 
 fn select(rest: &str) -> String {
     format!("SELECT {COLUMNS} FROM workflow_runs{rest}")

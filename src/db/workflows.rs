@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use futures_util::TryStreamExt as _;
 use serde_json::value::RawValue;
-use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, types::Json};
+use sqlx::{AssertSqlSafe, FromRow, PgConnection, PgExecutor, Row as _, postgres::PgRow, types::Json};
 use uuid::Uuid;
 
 use super::{
@@ -14,7 +14,7 @@ use super::{
 use crate::{
     access::OrganizationId,
     timestamp::Timestamp,
-    workflow::{Callee, Expose, WorkflowStatus},
+    workflow::{Callee, DeadlineAction, Expose, Watch, WorkflowStatus},
 };
 
 /// Row of `workflow_definitions`.
@@ -30,11 +30,24 @@ pub struct WorkflowRow {
     pub status: String,
     pub retention_days: Option<i32>,
     pub expose: Option<Json<Expose>>,
+    #[sqlx(flatten)]
+    pub watch: Watch,
     pub created_by: Option<String>,
     pub updated_by: Option<String>,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
     pub organization_id: String,
+}
+
+impl FromRow<'_, PgRow> for Watch {
+    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
+        let action: Option<&str> = row.try_get("deadline_action")?;
+        Ok(Self {
+            deadline_seconds: row.try_get("deadline_seconds")?,
+            deadline_action: action.and_then(DeadlineAction::parse),
+            silence_hours: row.try_get("silence_hours")?,
+        })
+    }
 }
 
 impl WorkflowRow {
@@ -53,7 +66,7 @@ impl WorkflowRow {
 
 const COLUMNS: &str =
     "id, name, description, version, workflow_data, input_schema, status, retention_days, expose, created_by, updated_by,
-    created_at, updated_at, organization_id";
+    created_at, updated_at, organization_id, deadline_seconds, deadline_action, silence_hours";
 
 fn select(rest: &str) -> String {
     format!("SELECT {COLUMNS} FROM workflow_definitions{rest}")
@@ -322,8 +335,9 @@ pub async fn next_version(conn: &mut PgConnection, organization: &OrganizationId
 pub async fn insert(conn: &mut PgConnection, row: &WorkflowRow) -> Result<(), Error> {
     sqlx::query(
         "INSERT INTO workflow_definitions (id, name, description, version, workflow_data, status, created_by,
-             updated_by, created_at, updated_at, input_schema, organization_id, retention_days, expose)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+             updated_by, created_at, updated_at, input_schema, organization_id, retention_days, expose,
+             deadline_seconds, deadline_action, silence_hours)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
     )
     .bind(row.id)
     .bind(&row.name)
@@ -339,6 +353,9 @@ pub async fn insert(conn: &mut PgConnection, row: &WorkflowRow) -> Result<(), Er
     .bind(&row.organization_id)
     .bind(row.retention_days)
     .bind(&row.expose)
+    .bind(row.watch.deadline_seconds)
+    .bind(row.watch.deadline_action.map(DeadlineAction::as_str))
+    .bind(row.watch.silence_hours)
     .execute(conn)
     .await?;
     Ok(())
@@ -348,7 +365,8 @@ pub async fn insert(conn: &mut PgConnection, row: &WorkflowRow) -> Result<(), Er
 pub async fn update(conn: &mut PgConnection, row: &WorkflowRow) -> Result<(), Error> {
     sqlx::query(
         "UPDATE workflow_definitions SET description = $2, version = $3, workflow_data = $4, status = $5,
-             updated_by = $6, updated_at = $7, input_schema = $8, retention_days = $9, expose = $10
+             updated_by = $6, updated_at = $7, input_schema = $8, retention_days = $9, expose = $10,
+             deadline_seconds = $11, deadline_action = $12, silence_hours = $13
          WHERE id = $1",
     )
     .bind(row.id)
@@ -361,6 +379,9 @@ pub async fn update(conn: &mut PgConnection, row: &WorkflowRow) -> Result<(), Er
     .bind(&row.input_schema)
     .bind(row.retention_days)
     .bind(&row.expose)
+    .bind(row.watch.deadline_seconds)
+    .bind(row.watch.deadline_action.map(DeadlineAction::as_str))
+    .bind(row.watch.silence_hours)
     .execute(conn)
     .await?;
     Ok(())

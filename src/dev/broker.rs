@@ -14,7 +14,7 @@ impl Broker {
     pub(super) fn start(kafka: &config::Kafka) -> Result<Self, KafkaError> {
         let cluster = MockCluster::new(1)?;
         let always = [&kafka.execution_topic, &kafka.cancellation_topic, &kafka.dead_letter_topic];
-        for topic in always.into_iter().chain(&kafka.monitoring_topic) {
+        for topic in always.into_iter().chain(&kafka.monitoring_topic).chain(&kafka.events_topic) {
             cluster.create_topic(topic, kafka.partitions, 1)?;
         }
         Ok(Self(cluster))

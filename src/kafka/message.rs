@@ -15,6 +15,9 @@ pub fn headers(traceparent: &str) -> [(&'static str, &str); 2] {
     [("content-type", "application/json"), (TRACEPARENT, traceparent)]
 }
 
+/// Size that a topic of events has to take: no event is nearly as large.
+pub const MAX_EVENT_BYTES: usize = 64 << 10;
+
 /// Default priority of a run.
 pub const DEFAULT_PRIORITY: u8 = 5;
 

@@ -14,7 +14,7 @@ use rdkafka::{
 
 use super::{
     callbacks::{Callbacks, Context},
-    client_config, create, open, producer, publisher,
+    client_config, create, message, open, producer, publisher,
 };
 use crate::config;
 
@@ -90,7 +90,7 @@ pub async fn ensure(kafka: &config::Kafka) -> Result<(), TopicsError> {
     let mut wanted: Vec<NewTopic<'_>> = pair.map(|name| topic(name, count)).into();
     // Every received record must fit, with additional headers.
     wanted.push(topic(&kafka.dead_letter_topic, kafka.partitions).set("max.message.bytes", &largest));
-    wanted.extend(kafka.monitoring_topic.as_ref().map(|name| topic(name, kafka.partitions)));
+    wanted.extend(others(kafka).map(|name| topic(name, kafka.partitions)));
     let missing: Vec<NewTopic<'_>> = wanted.into_iter().filter(|topic| count_of(topic.name).is_none()).collect();
     let Some(first) = missing.first() else { return Ok(()) };
     let Some(admin) = admin(kafka)? else {
@@ -121,8 +121,8 @@ pub async fn add_partitions(kafka: &config::Kafka) -> Result<Vec<Extended>, Topi
     let wanted = usize::try_from(kafka.partitions).unwrap_or(0);
     let pair = [&kafka.execution_topic, &kafka.cancellation_topic];
     let of_pair = pair.iter().map(|topic| count_of(topic)).max().unwrap_or(0).max(wanted);
-    let others = [&kafka.dead_letter_topic].into_iter().chain(&kafka.monitoring_topic);
-    let all = pair.into_iter().map(|topic| (topic, of_pair)).chain(others.map(|topic| (topic, wanted)));
+    let rest = [&kafka.dead_letter_topic].into_iter().chain(others(kafka));
+    let all = pair.into_iter().map(|topic| (topic, of_pair)).chain(rest.map(|topic| (topic, wanted)));
     let topics: Vec<Extended> = all
         .map(|(topic, wanted)| {
             let before = count_of(topic);
@@ -151,7 +151,7 @@ pub async fn check(kafka: &config::Kafka) -> Result<Vec<Finding>, TopicsError> {
     let mut cluster = cluster(kafka).await?;
     let names: Vec<&str> = [&kafka.execution_topic, &kafka.cancellation_topic, &kafka.dead_letter_topic]
         .into_iter()
-        .chain(&kafka.monitoring_topic)
+        .chain(others(kafka))
         .map(String::as_str)
         .filter(|name| cluster.topics.contains_key(*name))
         .collect();
@@ -173,6 +173,11 @@ pub async fn check(kafka: &config::Kafka) -> Result<Vec<Finding>, TopicsError> {
     }
     findings.extend(judge(kafka, &cluster));
     Ok(findings)
+}
+
+/// Topics that are written only if the settings name them.
+fn others(kafka: &config::Kafka) -> impl Iterator<Item = &String> {
+    kafka.monitoring_topic.iter().chain(&kafka.events_topic)
 }
 
 /// Client for admin requests. `None` with OAUTHBEARER: the library gives such clients no token.
@@ -221,6 +226,7 @@ fn judge(kafka: &config::Kafka, cluster: &Cluster) -> Vec<Finding> {
         (Some(&kafka.cancellation_topic), producer::MAX_RECORD_BYTES, true),
         (Some(&kafka.dead_letter_topic), publisher::MAX_BYTES, false),
         (kafka.monitoring_topic.as_ref(), producer::MAX_RECORD_BYTES, false),
+        (kafka.events_topic.as_ref(), message::MAX_EVENT_BYTES, true),
     ];
     for (name, bytes, is_needed) in largest {
         let Some(name) = name else { continue };

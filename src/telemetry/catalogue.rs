@@ -209,6 +209,13 @@ pub const API: &[Metric] = &[
     metric(Counter, "retention_archived_bytes_total", "Compressed bytes that were written to the archive"),
     metric(Counter, "retention_archive_failures_total", "Batches that could not be archived and were not deleted"),
     metric(Gauge, "retention_archive_failing", "1 while the archive cannot be written, and nothing is deleted"),
+    metric(Gauge, "events_pending", "Events that a reader has not seen, of 100000 at most")
+        .by("reader", &["topic", "webhooks"]),
+    metric(Gauge, "events_pending_oldest_age_seconds", "Age of the oldest of them")
+        .by("reader", &["topic", "webhooks"]),
+    metric(Counter, "events_published_total", "Events that Kafka has acknowledged"),
+    metric(Counter, "events_refused_total", "Events that Kafka refuses for good"),
+    metric(Counter, "run_deadlines_missed_total", "Runs that have missed their deadline"),
     metric(Counter, "audit_denied_attempts_lost_total", "Denied attempts that are only counted in the audit trail"),
     metric(Gauge, "audit_unsealed_entries", "Entries of the audit trail without a seal, of 10000 batches at most"),
     metric(Gauge, "audit_unsealed_oldest_age_seconds", "Age of the oldest of them"),

@@ -202,6 +202,10 @@ async fn sets_of_values_are_named_schemas_and_not_prose(pool: PgPool) {
     let mut constants = BTreeSet::new();
     let mut sets = 0;
     walk(&document, "", &mut |pointer, schema| {
+        // The schemas of events are whole documents of their own, which the catalogue shows too.
+        if pointer.starts_with("/webhooks/") {
+            return;
+        }
         if let Some(values) = schema.get("enum").and_then(Value::as_array) {
             sets += 1;
             let is_named = pointer.strip_prefix("/components/schemas/").is_some_and(|name| !name.contains('/'));
@@ -263,15 +267,16 @@ async fn members_of_answers_are_there_although_they_have_no_value(pool: PgPool) 
     let document = service.get("/openapi.json").await.expect(200);
     let run = service.execute(&service.one_step_workflow().await).await;
     for (name, path, sometimes) in [
-        ("Agent", "/api/v1/agents", ""),
-        ("Workflow", "/api/v1/workflows", "warnings"),
-        ("Run", "/api/v1/runs", "input_data_omitted"),
-        ("RunEvent", &format!("/api/v1/runs/{run}/logs"), ""),
-        ("AuditEntry", "/api/v1/audit-logs", ""),
+        ("Agent", "/api/v1/agents", &[][..]),
+        ("Workflow", "/api/v1/workflows", &["warnings", "silent_since", "last_success_at"]),
+        ("Run", "/api/v1/runs", &["input_data_omitted", "deadline_at", "deadline_missed_at"]),
+        ("RunEvent", &format!("/api/v1/runs/{run}/logs"), &[]),
+        ("AuditEntry", "/api/v1/audit-logs", &[]),
     ] {
         let schema = &document["components"]["schemas"][name];
         let members = |members: Option<&serde_json::Map<String, Value>>| {
-            let names = members.expect("an object").keys().filter(|member| *member != sometimes).cloned();
+            let names =
+                members.expect("an object").keys().filter(|member| !sometimes.contains(&member.as_str())).cloned();
             names.collect::<std::collections::BTreeSet<_>>()
         };
         let required = schema["required"].as_array().expect("names").iter();

@@ -58,6 +58,7 @@ mod messages;
 mod migrations;
 mod model;
 mod monitoring;
+mod outgoing_events;
 mod path;
 mod pool;
 mod previous_release;

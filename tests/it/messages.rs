@@ -41,7 +41,7 @@ fn conforms(schema: &str, instance: &Value) {
     }
 }
 
-fn headers(record: &OwnedMessage) -> Value {
+pub fn headers(record: &OwnedMessage) -> Value {
     let text = |value: Option<&[u8]>| String::from_utf8_lossy(value.unwrap_or_default()).into_owned();
     let all: BTreeMap<String, String> = record
         .headers()
@@ -187,6 +187,7 @@ fn the_asyncapi_document_names_the_default_topics_and_the_schemas() {
         ("cancellationRequests", &kafka.cancellation_topic),
         ("monitoringUpdates", &monitoring),
         ("deadLetters", &kafka.dead_letter_topic),
+        ("events", &"workflow.events".to_owned()),
     ] {
         assert_eq!(&document["channels"][channel]["address"], topic);
     }
@@ -210,5 +211,5 @@ fn the_asyncapi_document_names_the_default_topics_and_the_schemas() {
             _ => {}
         }
     }
-    assert_eq!(files, 7, "headers and payloads of three messages, headers of one");
+    assert_eq!(files, 9, "headers and payloads of four messages, headers of one");
 }

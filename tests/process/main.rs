@@ -11,6 +11,7 @@ mod cluster;
 mod commands;
 mod crash;
 mod dependencies;
+mod events;
 #[path = "../shared/eventually.rs"]
 mod eventually;
 mod failover;

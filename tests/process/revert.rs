@@ -114,6 +114,10 @@ const SELDOM: &str = "
     INSERT INTO agent_health (agent_id, url_digest, is_healthy) SELECT id, '\\x00', false FROM agents LIMIT 1
         ON CONFLICT DO NOTHING;
     UPDATE agents SET fallbacks = ARRAY['other'];
+    INSERT INTO webhooks (id, organization_id) VALUES (gen_random_uuid(), 'default');
+    INSERT INTO workflow_silences (organization_id, workflow_name) VALUES ('default', 'w');
+    INSERT INTO event_topics (topic) VALUES ('events');
+    SELECT record_event('default', 'schedule.missed', NULL, '{}');
     INSERT INTO step_deltas (run_id, attempt_id, step_id, append) SELECT run_id, 'a', 'a', false FROM workflow_runs LIMIT 1;
     INSERT INTO run_usage (run_id, limits) SELECT run_id, '{}' FROM workflow_runs LIMIT 1;
     INSERT INTO call_reservations (account_id, attempt_id, run_id, tokens, cost) SELECT run_id, 'a', run_id, 1, 0.5 FROM run_usage;

@@ -2,7 +2,10 @@
 
 mod complete;
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+};
 
 use axum::{
     Router,
@@ -12,6 +15,8 @@ use axum::{
 };
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header};
+use serde::Serialize;
+use serde_json::{Map, Value};
 use utoipa::{
     Modify, OpenApi,
     openapi::{
@@ -126,8 +131,53 @@ pub fn outline((_, mut paths, handlers): UtoipaMethodRouter<App>) -> UtoipaMetho
     (Vec::new(), paths, handlers)
 }
 
+/// OpenAPI document with the member that `utoipa` does not know.
+#[derive(Serialize)]
+pub struct Document {
+    /// Everything else.
+    #[serde(flatten)]
+    pub openapi: utoipa::openapi::OpenApi,
+    /// Requests that the service sends, by name.
+    pub webhooks: Map<String, Value>,
+}
+
+/// `AsyncAPI` document of the topics, and the schemas that it refers to.
+fn asyncapi() -> Value {
+    let files = [
+        ("kafka/headers.schema.json", include_str!("../../../docs/kafka/headers.schema.json")),
+        ("kafka/execution-request.schema.json", include_str!("../../../docs/kafka/execution-request.schema.json")),
+        (
+            "kafka/cancellation-request.schema.json",
+            include_str!("../../../docs/kafka/cancellation-request.schema.json"),
+        ),
+        ("kafka/monitoring-update.schema.json", include_str!("../../../docs/kafka/monitoring-update.schema.json")),
+        ("kafka/dead-letter-headers.schema.json", include_str!("../../../docs/kafka/dead-letter-headers.schema.json")),
+        ("kafka/event.schema.json", include_str!("../../../docs/kafka/event.schema.json")),
+        ("kafka/event-headers.schema.json", include_str!("../../../docs/kafka/event-headers.schema.json")),
+    ];
+    let json = |text: &str| serde_json::from_str::<Value>(text).expect("a test parses the files");
+    let mut document = json(include_str!("../../../docs/asyncapi.json"));
+    let files: HashMap<&str, Value> = files.into_iter().map(|(name, text)| (name, json(text))).collect();
+    inline(&mut document, &files);
+    document
+}
+
+/// Replaces references to files by their content.
+fn inline(value: &mut Value, files: &HashMap<&str, Value>) {
+    let file = value.get("$ref").and_then(Value::as_str).and_then(|name| files.get(name));
+    if let Some(file) = file {
+        *value = file.clone();
+        return;
+    }
+    match value {
+        Value::Object(members) => members.values_mut().for_each(|member| inline(member, files)),
+        Value::Array(items) => items.iter_mut().for_each(|item| inline(item, files)),
+        _ => {}
+    }
+}
+
 /// Router of `/openapi.json`, `/docs`, `/redoc` and their files. The document is made when it is first needed.
-pub fn router(document: fn(&config::Api, &str) -> utoipa::openapi::OpenApi) -> Router<App> {
+pub fn router(document: fn(&config::Api, &str) -> Document) -> Router<App> {
     let json = Arc::new(OnceLock::new());
     let openapi = move |State(app): State<App>| async move {
         let made = || {
@@ -138,13 +188,14 @@ pub fn router(document: fn(&config::Api, &str) -> utoipa::openapi::OpenApi) -> R
             Some(json) => Bytes::clone(json),
             None => offload::in_place(|| json.get_or_init(made).clone()),
         };
-        ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json")), revalidate()], json)
+        (revalidating_json(), json)
     };
     Router::new()
         .route("/openapi.json", get(openapi))
         .route("/docs", get(|State(app): State<App>| async move { page(include_str!("docs/swagger.html"), &app) }))
         .route("/docs/start.js", get(|| async { asset(include_bytes!("docs/swagger.js"), SCRIPT) }))
         .route("/docs/index.html", get(|| async { Redirect::permanent("/docs") }))
+        .route("/docs/asyncapi.json", get(|| async { (revalidating_json(), asyncapi().to_string()) }))
         .route("/docs/swagger-ui-bundle.js", get(|| async { gzipped(SWAGGER, SCRIPT) }))
         .route("/docs/swagger-ui.css", get(|| async { gzipped(SWAGGER_STYLE, "text/css; charset=utf-8") }))
         .route(
@@ -171,6 +222,11 @@ fn asset(bytes: &'static [u8], content_type: &'static str) -> Response {
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=3600"));
     response
+}
+
+/// Headers of a JSON document.
+fn revalidating_json() -> [(HeaderName, HeaderValue); 2] {
+    [(header::CONTENT_TYPE, HeaderValue::from_static("application/json")), revalidate()]
 }
 
 fn gzipped(bytes: &'static [u8], content_type: &'static str) -> Response {

@@ -115,7 +115,7 @@ pub struct Rule {
 
 /// Route table. Paths are at the root for [`Public`], [`Metrics`], [`Details`] and [`Protocol::Other`], else below the prefix. A route
 /// that is missing here is denied to all callers, and fails a test. Further requirements of a route are noted beside it.
-static RULES: [(Method, &str, Rule); 74] = [
+static RULES: [(Method, &str, Rule); 76] = [
     (Method::GET, "/", Rule::new(Public).in_connection().on_spare_connections()),
     (Method::GET, "/health", Rule::new(Public).in_connection().on_spare_connections()),
     (Method::GET, "/health/live", Rule::new(Public).in_connection().on_spare_connections()),
@@ -126,6 +126,7 @@ static RULES: [(Method, &str, Rule); 74] = [
     (Method::GET, "/docs", Rule::new(Public)),
     (Method::GET, "/docs/start.js", Rule::new(Public)),
     (Method::GET, "/docs/index.html", Rule::new(Public)),
+    (Method::GET, "/docs/asyncapi.json", Rule::new(Public)),
     (Method::GET, "/docs/{file}", Rule::new(Public)),
     (Method::GET, "/redoc", Rule::new(Public)),
     (Method::GET, "/redoc/redoc.standalone.js", Rule::new(Public)),
@@ -193,6 +194,7 @@ static RULES: [(Method, &str, Rule); 74] = [
     (Method::POST, "/organizations", Rule::needs(&[OrganizationsManage])),
     (Method::GET, "/organizations/{organization_id}", Rule::needs(&[OrganizationsManage])),
     (Method::PUT, "/organizations/{organization_id}", Rule::needs(&[OrganizationsManage])),
+    (Method::GET, "/webhook-events", Rule::needs(&[RunsRead])),
     // Only for callers of the default organisation; the handler checks that.
     (Method::GET, "/system/storage", Rule::needs(&[OrganizationsManage])),
     // Without credentials only if the card is public, else RunsWrite; the handler checks that.

@@ -30,6 +30,7 @@ use crate::{
         idempotency::Key,
         parameters,
         prefer::Wait,
+        sets,
     },
     db,
     input::{self, ANY_LENGTH, FieldError, Node, Object, Read},
@@ -96,6 +97,15 @@ pub struct WantedWorkflowBody {
     retention_days: Option<i32>,
     /// Protocols by which the workflow is offered besides this API; absent or null: none.
     expose: Option<ExposeBody>,
+    /// Deadline of runs, in seconds from their creation or their last retry: an event tells of a run that has not ended
+    /// by then. Absent or null: none.
+    #[schema(minimum = 1, maximum = 31_622_400, example = 3600)]
+    deadline_seconds: Option<i32>,
+    /// What happens besides to a run that misses its deadline: `notify`, nothing; `cancel`. Absent or null: `notify`.
+    deadline_action: Option<sets::DeadlineAction>,
+    /// Hours without a completed run of the workflow after which an event tells of it; absent or null: never.
+    #[schema(minimum = 1, maximum = 8760)]
+    silence_hours: Option<i32>,
 }
 
 /// Get a workflow by its name
@@ -121,7 +131,8 @@ pub async fn get_workflow_by_name(
     let row = db::workflows::find_active(&app.pool, caller.organization(), &name)
         .await?
         .ok_or_else(ApiError::workflow_not_found)?;
-    Ok(if_none_match.answer(&row.revision(), Workflow::from(row)))
+    let revision = row.revision();
+    Ok(if_none_match.answer(&revision, Workflow::watched(&app, row).await?))
 }
 
 /// Create or update a workflow by its name

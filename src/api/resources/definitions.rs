@@ -263,7 +263,7 @@ pub struct Comparison {
     from_version: i32,
     /// The second version.
     to_version: i32,
-    /// Whether the content is the same. The exposure is none of it.
+    /// Whether the content is the same. The exposure, the deadline and the silence are none of it.
     identical: bool,
     /// Change of the description; null if it is the same.
     description: Option<workflow::Change>,
@@ -275,6 +275,12 @@ pub struct Comparison {
     input_schema: Option<workflow::Change>,
     /// Change of the exposure, which only the newest version has; null if it is the same.
     expose: Option<workflow::Change>,
+    /// Change of the deadline of runs; null if it is the same.
+    deadline_seconds: Option<workflow::Change>,
+    /// Change of what happens to runs that miss it; null if it is the same.
+    deadline_action: Option<workflow::Change>,
+    /// Change of the silence that is watched; null if it is the same.
+    silence_hours: Option<workflow::Change>,
     /// Differences of the steps.
     steps: StepComparison,
 }
@@ -322,6 +328,14 @@ pub async fn compare_workflow_versions(
     let input_schema = workflow::Change::between(schema(&before).as_deref(), schema(&after).as_deref());
     let exposure = |row: &WorkflowRow| row.expose().map(input::to_raw);
     let expose = workflow::Change::between(exposure(&before).as_deref(), exposure(&after).as_deref());
+    let number = |of: fn(&WorkflowRow) -> Option<i32>| {
+        let text = |row| of(row).map(|number| input::to_raw(&number));
+        workflow::Change::between(text(&before).as_deref(), text(&after).as_deref())
+    };
+    let action = |row: &WorkflowRow| row.watch.deadline_action.map(|action| input::to_raw(&action));
+    let deadline_action = workflow::Change::between(action(&before).as_deref(), action(&after).as_deref());
+    let deadline_seconds = number(|row| row.watch.deadline_seconds);
+    let silence_hours = number(|row| row.watch.silence_hours);
     Ok(Json(Comparison {
         name: before.name,
         from_version: first,
@@ -332,6 +346,9 @@ pub async fn compare_workflow_versions(
         limits: diff.limits,
         input_schema,
         expose,
+        deadline_seconds,
+        deadline_action,
+        silence_hours,
         steps: StepComparison { added: diff.added, removed: diff.removed, changed: diff.changed },
     }))
 }

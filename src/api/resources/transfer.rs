@@ -37,7 +37,7 @@ use crate::{
         workflows::WorkflowRow,
     },
     input::{FieldError, Object, member},
-    workflow::Expose,
+    workflow::{DeadlineAction, Expose},
 };
 
 /// Time-out of an import, which is all or nothing. Together with its last statements it stays within the time-out of
@@ -121,6 +121,15 @@ pub struct ExportedWorkflow {
     /// Exposure by other protocols; absent if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     expose: Option<Expose>,
+    /// Deadline of runs; absent if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deadline_seconds: Option<i32>,
+    /// What happens to a run that misses it; absent if nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deadline_action: Option<DeadlineAction>,
+    /// Hours of silence; absent if it is not watched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    silence_hours: Option<i32>,
 }
 
 impl From<WorkflowRow> for ExportedWorkflow {
@@ -135,6 +144,9 @@ impl From<WorkflowRow> for ExportedWorkflow {
             input_schema: row.input_schema.map(|schema| schema.0),
             retention_days: row.retention_days,
             expose: row.expose.map(|expose| expose.0),
+            deadline_seconds: row.watch.deadline_seconds,
+            deadline_action: row.watch.deadline_action,
+            silence_hours: row.watch.silence_hours,
         }
     }
 }

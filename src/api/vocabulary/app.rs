@@ -110,8 +110,10 @@ impl App {
         }
         let registration = Registration::start(pool.clone(), "serve", is_compared, lifecycle);
         let reads = db::Reads::start(pool.clone(), &config.database, registration.clone(), lifecycle);
-        let relay = Relay::start(&config, pool.clone(), registration, lifecycle, drained)
+        let relay = Relay::start(&config, pool.clone(), registration.clone(), lifecycle, drained)
             .context("KAFKA_BROKERS: the Kafka client refuses the settings")?;
+        crate::events::start(&config, &pool, &registration, lifecycle)?;
+        crate::deadlines::start(&config, &pool, &relay, lifecycle);
         let writer = RunWriter::start(&pool, &relay, config.audit, lifecycle, drained);
         let runs = RunReader::start(&pool, lifecycle, drained);
         let waiting = RunPoller::start(pool.clone(), clock.clone(), lifecycle);

@@ -1,5 +1,5 @@
-//! Gauges from the database: open runs by state, circuit breakers by state, unsealed audit entries, the state of
-//! retention, the last check of the invariants.
+//! Gauges from the database: open runs by state, circuit breakers by state, unsealed audit entries, events that
+//! nobody has seen, the state of retention, the last check of the invariants.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -34,10 +34,21 @@ impl Counts {
             let (runs, active) = (db::runs::count_open(&pool).await?, db::run_counts::open(&pool).await?);
             let waited = db::runs::oldest_waiting_secs(&pool).await?;
             let (breakers, unsealed) = (db::breakers::count(&pool).await?, db::audit::unsealed(&pool).await?);
-            let invariants = db::invariants::recorded(&pool).await?;
-            Ok(((runs, active, waited), breakers, unsealed, db::retention::status(&pool).await?, invariants))
+            let (events, invariants) =
+                (db::webhook_events::pending(&pool).await?, db::invariants::recorded(&pool).await?);
+            let retention = db::retention::status(&pool).await?;
+            Ok(((runs, active, waited, events), breakers, unsealed, retention, invariants))
         });
-        if let Ok(((runs, active, waited_secs), (open, half_open), unsealed, retention, invariants)) = counted.await {
+        if let Ok(((runs, active, waited_secs, events), (open, half_open), unsealed, retention, invariants)) =
+            counted.await
+        {
+            for (reader, count, secs) in [
+                ("webhooks", events.to_fan_out, events.fan_out_secs),
+                ("topic", events.to_publish, events.publish_secs),
+            ] {
+                metrics::gauge!("events_pending", "reader" => reader).set(count as f64);
+                metrics::gauge!("events_pending_oldest_age_seconds", "reader" => reader).set(secs);
+            }
             let OpenRuns { waiting, running, parked, paused } = runs;
             for (state, count) in [("waiting", waiting), ("running", running), ("parked", parked), ("paused", paused)] {
                 metrics::gauge!("workflow_runs", "state" => state).set(count as f64);

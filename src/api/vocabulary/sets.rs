@@ -66,6 +66,8 @@ sets! {
     WorkflowStatus = workflow::WorkflowStatus::ALL.map(workflow::WorkflowStatus::as_str);
     /// Status that a caller may set on an agent or a workflow; `deleted` is set by deleting.
     SettableStatus = ["active", "inactive"];
+    /// What happens to a run that misses its deadline, besides the event.
+    DeadlineAction = [workflow::DeadlineAction::Notify, workflow::DeadlineAction::Cancel].map(workflow::DeadlineAction::as_str);
     /// Type of a step that calls an agent.
     AgentStepType = ["agent"];
     /// Type of a step that runs steps at the same time.

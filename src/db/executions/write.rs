@@ -18,8 +18,9 @@ pub enum Locked {
     Wait,
 }
 
-/// SQL of [`write()`]; with `has_updates` it also inserts a row for observers.
-fn write_sql(locked: Locked, has_updates: bool) -> String {
+/// SQL of [`write()`]; with `has_updates` it also inserts a row for observers, with `has_failures` it has the codes of
+/// failed runs.
+fn write_sql(locked: Locked, has_updates: bool, has_failures: bool) -> String {
     // `IS TRUE` hides the conditions on a status from the status index. That index changes with every statement, so it
     // is full of dead entries and its statistics are always wrong. Rows are found by their keys.
     let skip = if locked == Locked::Skip { "SKIP LOCKED" } else { "" };
@@ -33,14 +34,19 @@ fn write_sql(locked: Locked, has_updates: bool) -> String {
     } else {
         ("", "", "")
     };
+    let (codes_parameter, codes_column, set_code) = match (has_failures, has_updates) {
+        (false, _) => ("", "", ""),
+        (true, true) => (", $25::text[]", ", run_code", ", error_code = run_code"),
+        (true, false) => (", $22::text[]", ", run_code", ", error_code = run_code"),
+    };
     format!(
         "WITH {RECORDS_ITSELF}, change AS MATERIALIZED (
             SELECT c.* FROM session, unnest($1::text[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
                 $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[],
-                $16::text[], $17::text[], $18::float8[], $19::float8[], $20::int[], $21::text[]{updates_parameter})
+                $16::text[], $17::text[], $18::float8[], $19::float8[], $20::int[], $21::text[]{updates_parameter}{codes_parameter})
                 AS c (run_id, lease_token, ended_id, ended_status, output, step_error, begun_id, step_id, step_name,
                     agent_name, input, parent_step_id, branch_name, join_policy, place, run_status, run_error,
-                    nth, call_ms, http_status, call_fault{updates_column})
+                    nth, call_ms, http_status, call_fault{updates_column}{codes_column})
         ), held AS MATERIALIZED (
             SELECT c.*, r.organization_id FROM change c
             JOIN workflow_runs r ON r.run_id = c.run_id AND r.lease_token = c.lease_token
@@ -84,7 +90,7 @@ fn write_sql(locked: Locked, has_updates: bool) -> String {
             UPDATE workflow_runs r
             SET status = run_status, error_message = coalesce(run_error, r.error_message),
                 completed_at = now() AT TIME ZONE 'UTC', updated_at = now() AT TIME ZONE 'UTC',
-                executor_id = NULL, lease_token = NULL
+                executor_id = NULL, lease_token = NULL{set_code}
             FROM held WHERE r.run_id = held.run_id AND run_status IS NOT NULL
             RETURNING r.run_id, r.status, CASE WHEN r.status = 'FAILED' THEN r.error_message END AS error_message, nth
         ), recorded AS (
@@ -130,7 +136,10 @@ pub async fn write(
     locked: Locked,
     outgoing: Option<&monitoring::Outgoing>,
 ) -> Result<Vec<LeaseState>, Error> {
-    let sql = write_sql(locked, outgoing.is_some());
+    let codes: Vec<Option<&str>> =
+        changes.iter().map(|change| Some(change.finished.as_ref()?.failure.as_ref()?.code)).collect();
+    let has_failures = codes.iter().any(Option::is_some);
+    let sql = write_sql(locked, outgoing.is_some(), has_failures);
     let calls = || changes.iter().map(|change| change.ended.as_ref()?.call);
     let text = |of: fn(&Change) -> Option<&str>| changes.iter().map(of).collect::<Vec<_>>();
     let lease_tokens: Vec<Uuid> = changes.iter().map(|change| change.lease_token).collect();
@@ -162,6 +171,7 @@ pub async fn write(
         Some(outgoing) => query.bind(&outgoing.updates).bind(outgoing.id).bind(outgoing.owner),
         None => query,
     };
+    let query = if has_failures { query.bind(codes) } else { query };
     if locked == Locked::Skip {
         return Ok(query.fetch_all(conn).await?);
     }

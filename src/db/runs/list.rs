@@ -25,7 +25,9 @@ const MAX_GROUPS: usize = 500;
 const LISTED_COLUMNS: &str = "run_id, workflow_id, workflow_name, workflow_definition_id, status,
      CASE WHEN pg_column_size(input_data) <= 2000 OR octet_length(input_data::text) <= 65536 THEN input_data END AS input_data,
      input_data IS NOT NULL AS has_input, triggered_by, created_at, updated_at, completed_at, cancelled_at, cancelled_by,
-     error_message, correlation_id, priority, paused_at AT TIME ZONE 'UTC' AS paused_at, parent_run_id, parent_step_id, traceparent, limits";
+     error_message, correlation_id, priority, paused_at AT TIME ZONE 'UTC' AS paused_at, parent_run_id, parent_step_id, traceparent, limits,
+     deadline_at AT TIME ZONE 'UTC' AS deadline_at,
+     deadline_missed_at AT TIME ZONE 'UTC' AS deadline_missed_at";
 
 impl ListRow for RunRow {
     const TABLE: Table = Table {

@@ -13,6 +13,7 @@ use crate::{
     input::to_raw,
     timestamp::Timestamp,
     usage::Limits,
+    workflow::{Deadline, DeadlineAction},
 };
 
 /// Definition as it was read, and the stamp that proves it unchanged when the run is written.
@@ -51,6 +52,8 @@ pub struct NewRun {
     pub context_id: Option<String>,
     /// Limits of the run itself.
     pub limits: Option<Limits>,
+    /// Deadline of the run itself; what it lacks, the definition says.
+    pub deadline: Deadline,
     /// Creation time of the run and of its audit entry.
     pub created_at: Timestamp,
     /// Id of the message.
@@ -149,12 +152,14 @@ async fn insert_all(
     let key = |of: fn(&IdempotencyKey) -> &str| column(runs, move |run| run.key.as_ref().map(of));
     Ok(sqlx::query_scalar(
         "WITH request AS MATERIALIZED (
-            SELECT r.*, d.organization_id FROM unnest($1::text[], $2::uuid[], $3::int[], $4::text[], $5::text[], $6::text[], $7::text[],
+            SELECT r.*, d.organization_id, coalesce(own_deadline, d.deadline_seconds) AS deadline,
+                coalesce(own_action, d.deadline_action) AS action
+            FROM unnest($1::text[], $2::uuid[], $3::int[], $4::text[], $5::text[], $6::text[], $7::text[],
                 $8::text[], $9::timestamp[], $10::uuid[], $11::boolean[], $12::text[], $13::text[], $14::bytea[],
-                $15::uuid[], $16::uuid[], $18::uuid[], $19::text[], $20::smallint[], $21::text[], $24::text[], $25::text[])
+                $15::uuid[], $16::uuid[], $18::uuid[], $19::text[], $20::smallint[], $21::text[], $24::text[], $25::text[], $26::int[], $27::text[])
                 AS r (run_id, definition_id, version, stamp, workflow_name, input_data, triggered_by, correlation_id,
                     created_at, event_id, is_queued, key_scope, key, fingerprint, audit_id, entity_id, key_id, address,
-                    priority, traceparent, context_id, limits)
+                    priority, traceparent, context_id, limits, own_deadline, own_action)
             JOIN workflow_definitions d ON d.id = r.definition_id AND d.xmin::text = r.stamp
         ), claimed AS (
             INSERT INTO idempotency_keys (scope, key, fingerprint, run_id)
@@ -168,10 +173,12 @@ async fn insert_all(
         ), run AS (
             INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, workflow_definition_id, status, input_data,
                 triggered_by, created_at, updated_at, workflow_version, correlation_id, execution_event_id,
-                organization_id, priority, traceparent, context_id, limits)
+                organization_id, priority, traceparent, context_id, limits, deadline_seconds, deadline_action, deadline_at,
+                deadline_due_at)
             SELECT run_id, definition_id::text, workflow_name, definition_id::text, 'PENDING', input,
                 triggered_by, created_at, created_at, version, correlation_id, event_id, organization_id, priority,
-                traceparent, context_id, limits::jsonb
+                traceparent, context_id, limits::jsonb, deadline, CASE WHEN deadline IS NOT NULL THEN action END,
+                now() + make_interval(secs => deadline), now() + make_interval(secs => deadline)
             FROM accepted
         ), message AS (
             INSERT INTO outbox (run_id, event_id, kind)
@@ -216,6 +223,8 @@ async fn insert_all(
     .bind(messages.map(|batch| batch.owner))
     .bind(column(runs, |run| run.context_id.as_deref()))
     .bind(column(runs, |run| run.limits.as_ref().map(|limits| to_raw(limits).get().to_owned())))
+    .bind(column(runs, |run| run.deadline.seconds))
+    .bind(column(runs, |run| run.deadline.action.map(DeadlineAction::as_str)))
     .fetch_all(conn)
     .await?)
 }

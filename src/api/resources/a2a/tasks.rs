@@ -37,6 +37,7 @@ use crate::{
     kafka::message::DEFAULT_PRIORITY,
     run::RunStatus,
     timestamp::Timestamp,
+    workflow::Deadline,
 };
 
 /// Maximum and default number of tasks on a page.
@@ -91,7 +92,15 @@ impl AgentCall {
         let (input, workflow_id) = (message.input()?, self.workflow.id);
         let context_id = message.context_id;
         let (priority, label) = (DEFAULT_PRIORITY.into(), context_id.clone());
-        let new = NewRun { workflow_id, input, priority, key, context_id: label, limits: None };
+        let new = NewRun {
+            workflow_id,
+            input,
+            priority,
+            key,
+            context_id: label,
+            limits: None,
+            deadline: Deadline::default(),
+        };
         let (run, is_repeat) = execute::begin(&self.app, &self.caller, new).await?;
         if is_repeat { self.task(run.run_id()).await } else { Ok(self.submitted(&run, context_id)) }
     }

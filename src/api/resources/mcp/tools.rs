@@ -26,7 +26,7 @@ use crate::{
     kafka::message::DEFAULT_PRIORITY,
     mcp::IDEMPOTENCY_KEY,
     run::RunStatus,
-    workflow::FIXED_TOOLS,
+    workflow::{Deadline, FIXED_TOOLS},
 };
 
 /// Time for which a tool waits for the end of its run.
@@ -183,7 +183,9 @@ impl McpCall {
         input: Box<RawValue>,
         key: Option<IdempotencyKey>,
     ) -> Result<TaskRow, ApiError> {
-        let new = NewRun { workflow_id, input, priority: DEFAULT_PRIORITY.into(), key, context_id: None, limits: None };
+        let priority = DEFAULT_PRIORITY.into();
+        let deadline = Deadline::default();
+        let new = NewRun { workflow_id, input, priority, key, context_id: None, limits: None, deadline };
         let (run, is_repeat) = execute::begin(&self.app, &self.caller, new).await?;
         if is_repeat {
             exposed_run::find(&self.app, &self.caller, run.run_id()).await

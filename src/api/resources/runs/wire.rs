@@ -77,6 +77,14 @@ pub struct Run {
     /// parent run.
     #[schema(value_type = Option<LimitsBody>)]
     limits: Option<Limits>,
+    /// Time of its deadline; absent without one, and in the answer to the request that starts or retries it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, format = DateTime)]
+    deadline_at: Option<Timestamp>,
+    /// Time when it was found to have missed its deadline; absent if it has not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, format = DateTime)]
+    deadline_missed_at: Option<Timestamp>,
 }
 
 impl From<RunRow> for Run {
@@ -102,6 +110,8 @@ impl From<RunRow> for Run {
             parent_run_id: row.parent_run_id,
             parent_step_id: row.parent_step_id,
             limits: row.limits.and_then(|limits| limits.0.unless_empty()),
+            deadline_at: row.deadline_at,
+            deadline_missed_at: row.deadline_missed_at,
         }
     }
 }
@@ -133,6 +143,8 @@ impl Run {
             parent_run_id: None,
             parent_step_id: None,
             limits: request.limits.map(|limits| *limits),
+            deadline_at: None,
+            deadline_missed_at: None,
         }
     }
 }
@@ -149,6 +161,8 @@ impl Run {
             cancelled_by: None,
             error_message: None,
             paused_at: None,
+            deadline_at: None,
+            deadline_missed_at: None,
             ..self
         }
     }

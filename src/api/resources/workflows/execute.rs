@@ -23,6 +23,7 @@ use crate::{
             idempotency::{Key, replayed},
             parameters,
             prefer::{Wait, Waited},
+            sets,
         },
     },
     db::{
@@ -34,6 +35,7 @@ use crate::{
     run::RunStatus,
     telemetry::catalogue,
     usage::Limits,
+    workflow::{Deadline, DeadlineAction, read_deadline},
 };
 
 /// `Retry-After` for a run that has not ended.
@@ -52,6 +54,12 @@ request_object! {
         /// Limits of this run. Of these and those of the workflow, the smaller ones hold.
         #[schema(value_type = Option<LimitsBody>)]
         limits: Option<Limits> = nullable(Limits::read),
+        /// Deadline of this run, instead of that of the workflow: seconds from its creation or its last retry.
+        #[schema(value_type = Option<i32>, minimum = 1, maximum = 31_622_400)]
+        deadline_seconds: Option<i32> = nullable(read_deadline),
+        /// What happens besides an event if the run misses its deadline, instead of what the workflow says.
+        #[schema(value_type = Option<sets::DeadlineAction>)]
+        deadline_action: Option<DeadlineAction> = nullable(DeadlineAction::read),
     }
 }
 
@@ -107,11 +115,13 @@ pub async fn start(
     wait: Wait,
     body: &JsonBody,
 ) -> Result<Response, ApiError> {
-    let ExecuteBody { input_data: input, priority, limits } = ExecuteBody::read(&Object::body(body.raw())?)?;
+    let ExecuteBody { input_data: input, priority, limits, deadline_seconds, deadline_action } =
+        ExecuteBody::read(&Object::body(body.raw())?)?;
+    let deadline = Deadline { seconds: deadline_seconds, action: deadline_action };
     let priority = priority.and_then(|priority| i16::try_from(priority).ok()).unwrap_or(DEFAULT_PRIORITY.into());
     let key = key.bound(&scope, &caller, body.fingerprint());
     let limits = limits.and_then(Limits::unless_empty);
-    let new = NewRun { workflow_id, input, priority, key, context_id: None, limits };
+    let new = NewRun { workflow_id, input, priority, key, context_id: None, limits, deadline };
     let (run, is_repeat) = begin(&app, &caller, new).await?;
     let answer = answer(&app, &caller, run, wait).await;
     Ok(if is_repeat { replayed(answer) } else { answer })
@@ -131,11 +141,13 @@ pub struct NewRun {
     pub context_id: Option<String>,
     /// Limits of the run itself.
     pub limits: Option<Limits>,
+    /// Deadline of the run itself.
+    pub deadline: Deadline,
 }
 
 /// Starts a run. Returns it as it was started, and whether an earlier request with the same key has started it.
 pub async fn begin(app: &App, caller: &Caller, new: NewRun) -> Result<(Run, bool), ApiError> {
-    let NewRun { workflow_id, input, priority, key, context_id, limits } = new;
+    let NewRun { workflow_id, input, priority, key, context_id, limits, deadline } = new;
     let starter = Starter {
         definitions: &app.definitions,
         pool: &app.pool,
@@ -146,7 +158,7 @@ pub async fn begin(app: &App, caller: &Caller, new: NewRun) -> Result<(Run, bool
     let quotas = app.organizations.quotas(caller.organization()).await?.or(app.config.quotas);
     let actor = Arc::clone(&caller.actor);
     let max_queued = quotas.queued_runs;
-    let request = Request { workflow_id, input, priority, actor, max_queued, key, context_id, limits };
+    let request = Request { workflow_id, input, priority, actor, max_queued, key, context_id, limits, deadline };
     match start_run::start_run(starter, request).await? {
         Outcome::Started(started) => {
             let organization_id = catalogue::ORGANIZATIONS.of(caller.organization().as_str());

@@ -70,7 +70,8 @@ pub async fn get_workflow(
 ) -> Result<Response, ApiError> {
     let row =
         db::workflows::find(&app.pool, caller.organization(), id).await?.ok_or_else(ApiError::workflow_not_found)?;
-    Ok(if_none_match.answer(&row.revision(), Workflow::from(row)))
+    let revision = row.revision();
+    Ok(if_none_match.answer(&revision, Workflow::watched(&app, row).await?))
 }
 
 /// List the versions of a workflow

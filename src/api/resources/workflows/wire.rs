@@ -13,10 +13,10 @@ use crate::{
         },
         vocabulary::{app::App, page::Page, sets},
     },
-    db::workflows::WorkflowRow,
+    db::{self, workflows::WorkflowRow},
     input::{FieldError, MAX_ERRORS},
     timestamp::Timestamp,
-    workflow::{Content, Expose},
+    workflow::{Content, DeadlineAction, Expose},
 };
 
 /// Page of the list of workflows.
@@ -50,6 +50,22 @@ pub struct Workflow {
     /// Protocols by which the workflow is offered besides this API, from the newest version; null if there are none.
     #[schema(value_type = Option<ExposeBody>)]
     expose: Option<Expose>,
+    /// Deadline of runs, in seconds from their creation or their last retry, of this version; null: none.
+    deadline_seconds: Option<i32>,
+    /// What happens besides an event to a run that misses its deadline; null: `notify`, which is nothing.
+    #[schema(value_type = Option<sets::DeadlineAction>)]
+    deadline_action: Option<DeadlineAction>,
+    /// Hours without a completed run of the workflow after which an event tells of it, from the newest version; null:
+    /// never.
+    silence_hours: Option<i32>,
+    /// Time since which the workflow is silent; absent if it is not, and in lists. No part of the entity tag.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, format = DateTime)]
+    silent_since: Option<Timestamp>,
+    /// Time of the last completed run; absent without `silence_hours`, and in lists. No part of the entity tag.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, format = DateTime)]
+    last_success_at: Option<Timestamp>,
     /// Time of creation.
     #[schema(value_type = String, format = DateTime)]
     created_at: Timestamp,
@@ -80,6 +96,17 @@ impl Workflow {
     }
 }
 
+impl Workflow {
+    /// The version with what is known of its silence, if that is watched.
+    pub async fn watched(app: &App, row: WorkflowRow) -> Result<Self, db::Error> {
+        if row.watch.silence_hours.is_none() {
+            return Ok(row.into());
+        }
+        let silence = db::watches::silence(&app.pool, &row.organization_id, &row.name).await?;
+        Ok(Self { silent_since: silence.silent_since, last_success_at: silence.last_success_at, ..row.into() })
+    }
+}
+
 impl From<WorkflowRow> for Workflow {
     fn from(row: WorkflowRow) -> Self {
         Self {
@@ -92,6 +119,11 @@ impl From<WorkflowRow> for Workflow {
             status: row.status,
             retention_days: row.retention_days,
             expose: row.expose.map(|expose| expose.0),
+            deadline_seconds: row.watch.deadline_seconds,
+            deadline_action: row.watch.deadline_action,
+            silence_hours: row.watch.silence_hours,
+            silent_since: None,
+            last_success_at: None,
             created_at: row.created_at,
             updated_at: row.updated_at,
             created_by: row.created_by,
@@ -161,6 +193,15 @@ pub struct NewWorkflowBody {
     retention_days: Option<i32>,
     /// Protocols by which the workflow is offered besides this API; null: none.
     expose: Option<ExposeBody>,
+    /// Deadline of runs, in seconds from their creation or their last retry: an event tells of a run that has not ended
+    /// by then. Null: none.
+    #[schema(minimum = 1, maximum = 31_622_400, example = 3600)]
+    deadline_seconds: Option<i32>,
+    /// What happens besides to a run that misses its deadline: `notify`, nothing; `cancel`. Null: `notify`.
+    deadline_action: Option<sets::DeadlineAction>,
+    /// Hours without a completed run of the workflow after which an event tells of it; null: never.
+    #[schema(minimum = 1, maximum = 8760)]
+    silence_hours: Option<i32>,
 }
 
 /// Body of an update request; absent members stay unchanged.
@@ -185,6 +226,16 @@ pub struct WorkflowPatchBody {
     retention_days: Option<i32>,
     /// Protocols by which the workflow is offered besides this API; null: none. Makes no new version.
     expose: Option<ExposeBody>,
+    /// Deadline of runs, in seconds from their creation or their last retry: an event tells of a run that has not ended
+    /// by then. Null: none.
+    #[schema(minimum = 1, maximum = 31_622_400, example = 3600)]
+    deadline_seconds: Option<i32>,
+    /// What happens besides to a run that misses its deadline: `notify`, nothing; `cancel`. Null: `notify`.
+    deadline_action: Option<sets::DeadlineAction>,
+    /// Hours without a completed run of the workflow after which an event tells of it; null: never. Makes no new
+    /// version, like the deadline.
+    #[schema(minimum = 1, maximum = 8760)]
+    silence_hours: Option<i32>,
     /// Whether it may be executed.
     #[schema(required = false)]
     status: sets::SettableStatus,
