@@ -38,13 +38,18 @@ impl Role {
     /// Permissions of the role.
     #[must_use]
     pub fn permissions(self) -> &'static [Permission] {
-        use Permission::{AgentsRead, AgentsSecrets, AgentsWrite, RunsRead, RunsWrite, WorkflowsRead, WorkflowsWrite};
+        use Permission::{
+            AgentsRead, AgentsSecrets, AgentsWrite, RunsRead, RunsWrite, WebhooksRead, WebhooksWrite, WorkflowsRead,
+            WorkflowsWrite,
+        };
         match self {
-            Self::Viewer => &[AgentsRead, WorkflowsRead, RunsRead],
-            Self::Operator => &[AgentsRead, WorkflowsRead, RunsRead, RunsWrite],
-            Self::Editor => &[AgentsRead, AgentsWrite, WorkflowsRead, WorkflowsWrite, RunsRead],
+            Self::Viewer => &[AgentsRead, WorkflowsRead, RunsRead, WebhooksRead],
+            Self::Operator => &[AgentsRead, WorkflowsRead, RunsRead, RunsWrite, WebhooksRead],
+            Self::Editor => {
+                &[AgentsRead, AgentsWrite, WorkflowsRead, WorkflowsWrite, RunsRead, WebhooksRead, WebhooksWrite]
+            }
             Self::Admin => &Permission::ALL,
-            Self::Executor => &[AgentsRead, AgentsSecrets, WorkflowsRead, RunsRead, RunsWrite],
+            Self::Executor => &[AgentsRead, AgentsSecrets, WorkflowsRead, RunsRead, RunsWrite, WebhooksRead],
         }
     }
 
@@ -103,13 +108,17 @@ pub enum Permission {
     AuditRead,
     /// Reads records that no executor could use, whatever they contain, and decides on them.
     DeadLettersManage,
+    /// Reads webhooks and the log of their deliveries.
+    WebhooksRead,
+    /// Creates, changes and deletes webhooks, and sends deliveries again.
+    WebhooksWrite,
     /// Reads its own organisation; in the default organisation creates and changes all.
     OrganizationsManage,
 }
 
 impl Permission {
     /// All permissions.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::AgentsRead,
         Self::AgentsWrite,
         Self::AgentsSecrets,
@@ -120,6 +129,8 @@ impl Permission {
         Self::KeysManage,
         Self::AuditRead,
         Self::DeadLettersManage,
+        Self::WebhooksRead,
+        Self::WebhooksWrite,
         Self::OrganizationsManage,
     ];
 
@@ -137,6 +148,8 @@ impl Permission {
             Self::KeysManage => "keys:manage",
             Self::AuditRead => "audit:read",
             Self::DeadLettersManage => "dead-letters:manage",
+            Self::WebhooksRead => "webhooks:read",
+            Self::WebhooksWrite => "webhooks:write",
             Self::OrganizationsManage => "organizations:manage",
         }
     }

@@ -14,6 +14,7 @@ pub mod rotate_keys;
 pub mod save_agent;
 pub mod save_workflow;
 pub mod start_run;
+pub mod webhooks;
 
 use serde_json::{Map, Value, value::RawValue};
 use sqlx::PgConnection;

@@ -71,6 +71,17 @@ impl Clock {
         TimeDelta::from_std(ahead).ok().and_then(|ahead| start.checked_add_signed(ahead)).unwrap_or(start)
     }
 
+    /// Time by which the clock is ahead of the system's, which is none outside of tests. Added to the database's time, it
+    /// gives what the clock shows.
+    #[must_use]
+    pub fn lead(&self) -> Duration {
+        match &self.0 {
+            Source::System => Duration::ZERO,
+            Source::Adjusted(clock) => clock.ahead(),
+            Source::Simulated(clock) => clock.elapsed(),
+        }
+    }
+
     /// Present instant, for durations.
     #[must_use]
     pub fn instant(&self) -> Instant {

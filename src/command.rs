@@ -395,12 +395,15 @@ pub async fn rotate_keys(settings: &config::Database, vault: &Vault) -> anyhow::
     let pool = db::pool(settings);
     let rotation = rotate_keys::rotate_keys(&pool, vault).await;
     db::close(&pool).await;
-    let Rotation { changed, current, failed } = rotation?;
+    let Rotation { changed, current, failed, failed_webhooks } = rotation?;
     for (id, sealed) in &failed {
         eprintln!("agent {id}: its auth_config is {sealed}");
     }
-    println!("{changed} encrypted, {current} unchanged, {} failed", failed.len());
-    Ok(failed.is_empty())
+    for (id, sealed) in &failed_webhooks {
+        eprintln!("webhook {id}: its secret is {sealed}");
+    }
+    println!("{changed} encrypted, {current} unchanged, {} failed", failed.len() + failed_webhooks.len());
+    Ok(failed.is_empty() && failed_webhooks.is_empty())
 }
 
 /// `check db`; a failure if keys are missing.

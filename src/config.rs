@@ -162,11 +162,11 @@ impl Section for Config {
         let retention = Retention::read(reader);
         let quotas = Quotas::read(reader);
         let dead_letters = DeadLetters::read(reader);
-        let webhooks = Webhooks::read(reader);
         let executor = Executor::read(reader);
         let egress = Allow::read(reader);
         let agent_defaults = Defaults::read(reader);
         let circuit_breaker = Rules::read(reader);
+        let webhooks = Webhooks::read(reader);
         let vault_refresh_secs = reader.number("vault_refresh_secs", 60, 1..=86_400);
         let uses_vault = reader.uses_vault();
         let needs_credentials = metrics.is_some_and(|metrics| metrics.access == MetricsAccess::Credentials);
@@ -199,12 +199,12 @@ impl Section for Config {
             retention: retention?,
             quotas: quotas?,
             dead_letters: dead_letters?,
-            webhooks: webhooks?,
             executor: executor?,
             vault_refresh: vault_refresh_secs.map(Duration::from_secs).filter(|_| uses_vault),
             egress: Arc::new(egress?),
             agent_defaults: agent_defaults?,
             circuit_breaker: circuit_breaker?,
+            webhooks: webhooks?,
         })
     }
 }
@@ -325,6 +325,9 @@ mod tests {
             ("RUN_ARCHIVE", "archive"),
             ("RUN_RETENTION_DAYS", "-1"),
             ("TRUSTED_PROXIES", "10.0.0.0/33"),
+            ("WEBHOOK_DISABLE_AFTER_HOURS", "0"),
+            ("WEBHOOK_RETENTION_DAYS", "0"),
+            ("WEBHOOK_RETRY_SECONDS", "5,,300"),
         ];
         let names: Vec<&str> = wrong.iter().map(|(name, _)| *name).collect();
         assert_eq!(refused(&wrong), names);

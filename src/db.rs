@@ -37,6 +37,7 @@ pub mod usage;
 pub mod waits;
 pub mod watches;
 pub mod webhook_events;
+pub mod webhooks;
 pub mod workflows;
 
 use std::{io, time::Duration};

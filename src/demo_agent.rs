@@ -4,9 +4,11 @@
 //! change it, `/count` counts its words. Tasks can be streamed. Delay and failure are set for all calls by [`Options`] and for the calls of one URL by
 //! its query (`failure::FailureOverrides`): `/upper?task_ms=3000` answers with a task that is completed three seconds
 //! later, and `/upper?asks=2` asks twice for more text before it answers; with `auth=true` it asks for an authorisation.
+//! `/hooks` is a receiver of webhooks, which logs what it gets and shows it.
 
 mod card;
 mod failure;
+mod hooks;
 mod rpc;
 mod streamed;
 mod tasks;
@@ -32,6 +34,7 @@ use serde_json::{Value, json};
 
 use self::{
     failure::{Failure, FailureOverrides, Failures},
+    hooks::Deliveries,
     rpc::{Call, Request, RpcError},
     tasks::{Asking, Tasks},
 };
@@ -136,7 +139,11 @@ pub fn start(options: &Options, lifecycle: &Lifecycle) -> anyhow::Result<()> {
 
 /// All routes of the agent.
 fn router(options: &Options) -> Router {
-    let behaviour = Arc::new(Behaviour { failures: Failures::new(options), tasks: Tasks::default() });
+    let behaviour = Arc::new(Behaviour {
+        failures: Failures::new(options),
+        tasks: Tasks::default(),
+        deliveries: Deliveries::default(),
+    });
     let mut router = Router::new().route("/health", get(async || Json(json!({"status": "healthy"}))));
     for skill in Skill::ALL {
         let card_path = format!("{}/.well-known/agent-card.json", skill.path().trim_end_matches('/'));
@@ -147,6 +154,12 @@ fn router(options: &Options) -> Router {
             .route(skill.path(), post(answer))
             .route(&card_path, get(async move |headers: HeaderMap| Json(card::of(skill, &headers))));
     }
+    let take = async |State(behaviour): State<Arc<Behaviour>>, headers: HeaderMap, body: Bytes| {
+        behaviour.deliveries.take(&headers, &body);
+        StatusCode::NO_CONTENT
+    };
+    let show = async |State(behaviour): State<Arc<Behaviour>>| Json(behaviour.deliveries.shown());
+    router = router.route("/hooks", post(take).get(show));
     router.layer(DefaultBodyLimit::max(MAX_BODY_BYTES)).with_state(behaviour)
 }
 
@@ -154,6 +167,7 @@ fn router(options: &Options) -> Router {
 struct Behaviour {
     failures: Failures,
     tasks: Tasks,
+    deliveries: Deliveries,
 }
 
 /// Handles a call from its bytes to its answer, and logs it.
@@ -184,7 +198,7 @@ async fn answer_call(
                 (if is_cancel { "cancelled" } else { "asked" }, Json(answer).into_response())
             }
             Ok(Some(Request::Send(call))) => {
-                let Behaviour { failures, tasks } = &*behaviour;
+                let Behaviour { failures, tasks, .. } = &*behaviour;
                 message_id.clone_from(&call.message_id);
                 let failure = failures.next(&overrides, &call.message_id);
                 let delay = failures.delay(&overrides);

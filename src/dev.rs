@@ -120,6 +120,7 @@ async fn supervise(folder: &Folder, parts: &mut ChildProcesses<'_>, broker: &mut
     parts.start("serve", command(&["serve"]))?;
     parts.start("executor", command(&["executor"]))?;
     say(format!("Demo agent    http://127.0.0.1:{agent_port}"));
+    say(format!("Webhooks      http://127.0.0.1:{agent_port}/hooks takes deliveries, and shows them"));
 
     let token = if config.auth.enabled {
         Some(token::issue(&config.auth, "dev", Role::Admin, &OrganizationId::default(), Clock::default().now())?)

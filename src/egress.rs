@@ -10,6 +10,7 @@ mod address;
 mod allow;
 mod body;
 mod event_reader;
+mod hooks;
 mod tokens;
 
 use std::{error::Error as StdError, sync::Arc, time::Duration};
@@ -28,6 +29,7 @@ pub use self::{
     allow::{Allow, BadEntry},
     body::{Body, BodyError, Memory, NotJson, read_body},
     event_reader::{EventReader, StreamEnd},
+    hooks::{Hooks, is_public},
     tokens::NoToken,
 };
 use crate::{

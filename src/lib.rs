@@ -30,6 +30,7 @@ pub mod trace;
 pub mod usage;
 pub mod vault;
 pub mod visible;
+pub mod webhook;
 pub mod workflow;
 
 // Process infrastructure; `main` reads it once and passes parts down.
@@ -68,3 +69,4 @@ pub mod run_counts;
 pub mod run_poller;
 pub mod run_reader;
 pub mod server;
+pub mod webhooks;

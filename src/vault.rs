@@ -1,4 +1,4 @@
-//! Encryption of agents' credentials at rest: AES-256-GCM with the keys of `ENCRYPTION_KEY`.
+//! Encryption of agents' credentials, and of the secrets of webhooks, at rest: AES-256-GCM with the keys of `ENCRYPTION_KEY`.
 //!
 //! A JSON text is stored as `{"encrypted": {"key_id", "nonce", "data"}}`: the name of the key, and in base64 the result
 //! of the algorithm. The agent's id is authenticated with it, so that a row cannot use another agent's credentials.

@@ -27,6 +27,7 @@ mod soak;
 mod stack;
 mod start;
 mod statistics;
+mod webhooks;
 
 use std::process::ExitCode;
 
@@ -101,6 +102,15 @@ enum Benchmark {
         /// Length
         minutes: u64,
     },
+    /// Deliveries of webhooks, and an endpoint beside one that does not answer
+    Webhooks {
+        /// Events of a round
+        #[arg(default_value_t = 10_000)]
+        events: usize,
+        /// Rounds
+        #[arg(default_value_t = 3)]
+        rounds: usize,
+    },
     /// Start, memory, size of the binary
     Start {
         /// Starts
@@ -168,6 +178,7 @@ async fn measure(bench: &Bench, benchmark: Benchmark) -> Result<Report> {
         Benchmark::Overload { seconds, backlog } => overload::run(bench, seconds, backlog).await,
         Benchmark::Scale { runs } => scale::run(bench, runs).await,
         Benchmark::Soak { minutes } => soak::run(bench, minutes).await,
+        Benchmark::Webhooks { events, rounds } => webhooks::run(bench, events, rounds).await,
         Benchmark::Start { rounds } => start::run(bench, rounds).await,
         Benchmark::BareServer { .. } => unreachable!("main serves it"),
     }

@@ -1,51 +1,92 @@
-//! Key rotation: encrypts the credentials of all agents with the first key while the service runs.
+//! Key rotation: encrypts the credentials of all agents, and the secrets of all webhooks, with the first key while the
+//! service runs.
 
+use serde_json::value::RawValue;
 use sqlx::types::Json;
 use uuid::Uuid;
 
 use crate::{
-    db::{self, agents::StoredConfig},
+    db,
     vault::{DecryptError, Vault},
 };
 
 /// Number of rows that are read at a time.
 const BATCH: i64 = 100;
 
-/// Result for the agents that have credentials.
+/// Result for the agents and webhooks that have secrets.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Rotation {
-    /// Number of re-encrypted agents; without a key, of those that are stored in clear again.
+    /// Number of re-encrypted rows; without a key, of those that are stored in clear again.
     pub changed: usize,
-    /// Number of agents that needed no change.
+    /// Number of rows that needed no change.
     pub current: usize,
     /// Agents whose credentials could not be decrypted, with the reason.
     pub failed: Vec<(Uuid, DecryptError)>,
+    /// Webhooks whose secrets could not be decrypted, with the reason.
+    pub failed_webhooks: Vec<(Uuid, DecryptError)>,
 }
 
-/// Encrypts the credentials of each agent with the vault's first key, including those in clear. Agents can be changed
-/// meanwhile; a repeat finds nothing left to do.
-pub async fn rotate_keys(pool: &db::Pool, vault: &Vault) -> Result<Rotation, db::Error> {
-    let mut rotation = Rotation::default();
-    let mut last = Uuid::nil();
-    loop {
-        let batch = db::agents::stored_configs(pool, last, BATCH).await?;
-        let Some((newest, _)) = batch.last() else { return Ok(rotation) };
-        last = *newest;
-        for mut stored in batch {
-            // A concurrent change encrypts with the key of its own process, which may be another one.
-            while !rotate(pool, vault, &stored, &mut rotation).await? {
-                let Some(again) = db::agents::stored_config(pool, stored.0).await? else { break };
-                stored = again;
-            }
+/// Stored secrets of a row.
+type Stored = (Uuid, Json<Box<RawValue>>);
+
+/// Table with secrets.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Table {
+    Agents,
+    Webhooks,
+}
+
+impl Table {
+    async fn page(self, pool: &db::Pool, behind: Uuid) -> Result<Vec<Stored>, db::Error> {
+        match self {
+            Self::Agents => db::agents::stored_configs(pool, behind, BATCH).await,
+            Self::Webhooks => db::webhooks::stored(pool, behind, BATCH).await,
+        }
+    }
+
+    async fn row(self, pool: &db::Pool, id: Uuid) -> Result<Option<Stored>, db::Error> {
+        match self {
+            Self::Agents => db::agents::stored_config(pool, id).await,
+            Self::Webhooks => db::webhooks::stored_of(pool, id).await,
+        }
+    }
+
+    async fn replace(self, pool: &db::Pool, then: &Stored, now: &Json<Box<RawValue>>) -> Result<bool, db::Error> {
+        match self {
+            Self::Agents => db::agents::replace_config(pool, then, now).await,
+            Self::Webhooks => db::webhooks::replace_stored(pool, then, now).await,
         }
     }
 }
 
-/// Returns `false` if the credentials have changed since they were read.
+/// Encrypts the secrets of each agent and webhook with the vault's first key, including those in clear. They can be
+/// changed meanwhile; a repeat finds nothing left to do.
+pub async fn rotate_keys(pool: &db::Pool, vault: &Vault) -> Result<Rotation, db::Error> {
+    let mut rotation = Rotation::default();
+    for table in [Table::Agents, Table::Webhooks] {
+        let mut last = Uuid::nil();
+        loop {
+            let batch = table.page(pool, last).await?;
+            let Some((newest, _)) = batch.last() else { break };
+            last = *newest;
+            for mut stored in batch {
+                // A concurrent change encrypts with the key of its own process, which may be another one.
+                while !rotate(pool, vault, table, &stored, &mut rotation).await? {
+                    let Some(again) = table.row(pool, stored.0).await? else { break };
+                    stored = again;
+                }
+            }
+        }
+    }
+    Ok(rotation)
+}
+
+/// Returns `false` if the secrets have changed since they were read.
 async fn rotate(
     pool: &db::Pool,
     vault: &Vault,
-    stored: &StoredConfig,
+    table: Table,
+    stored: &Stored,
     rotation: &mut Rotation,
 ) -> Result<bool, db::Error> {
     let (id, config) = stored;
@@ -54,10 +95,11 @@ async fn rotate(
         return Ok(true);
     }
     match vault.decrypt(*id, &config.0) {
-        Err(sealed) => rotation.failed.push((*id, sealed)),
+        Err(sealed) if table == Table::Agents => rotation.failed.push((*id, sealed)),
+        Err(sealed) => rotation.failed_webhooks.push((*id, sealed)),
         Ok(opened) => {
             let sealed = Json(vault.encrypt(*id, &opened));
-            if !db::agents::replace_config(pool, stored, &sealed).await? {
+            if !table.replace(pool, stored, &sealed).await? {
                 return Ok(false);
             }
             rotation.changed += 1;

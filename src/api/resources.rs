@@ -27,5 +27,6 @@ pub mod tool_warnings;
 pub mod transfer;
 pub mod usage;
 pub mod webhook_events;
+pub mod webhooks;
 pub mod workflow_tests;
 pub mod workflows;

@@ -39,7 +39,7 @@ variables! {
     kafka_sasl_username, kafka_sasl_password, kafka_oauth_token_url, kafka_oauth_client_id, kafka_oauth_client_secret,
     kafka_oauth_scope, kafka_properties,
     kafka_dead_letter_topic, dead_letter_retention_days, max_dead_letters, kafka_monitoring_topic, enable_monitoring_updates,
-    kafka_events_topic, webhook_retention_days,
+    kafka_events_topic,
     api_title, api_version, api_description, api_contact, api_prefix, api_host, api_port, api_reload, api_workers, api_keep_alive_secs,
     public_url,
     auth_enabled, jwt_secret, jwt_secret_previous, jwt_algorithm, jwt_expiration_minutes, api_key_header,
@@ -64,6 +64,7 @@ variables! {
     vault_kubernetes_token_path, vault_auth_mount, vault_refresh_secs,
     egress_allow, circuit_breaker_enabled, circuit_breaker_failure_threshold, circuit_breaker_failure_rate_threshold,
     circuit_breaker_timeout_seconds, circuit_breaker_half_open_max_calls, circuit_breaker_window_size_seconds,
+    webhook_retention_days, webhook_retry_seconds, webhook_disable_after_hours,
 }
 
 /// Beginning of the variables that are properties of librdkafka.

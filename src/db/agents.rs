@@ -307,10 +307,12 @@ pub async fn replace_config(
     Ok(sqlx::query(sql).bind(id).bind(then).bind(now).execute(db).await?.rows_affected() == 1)
 }
 
-/// Names of the keys that credentials are encrypted with.
+/// Names of the keys that credentials of agents and secrets of webhooks are encrypted with.
 pub async fn key_ids(db: impl PgExecutor<'_>) -> Result<Vec<String>, Error> {
-    let sql = "SELECT DISTINCT auth_config->'encrypted'->>'key_id' FROM agents
-         WHERE jsonb_typeof(auth_config->'encrypted'->'key_id') = 'string' ORDER BY 1";
+    let sql = "SELECT auth_config->'encrypted'->>'key_id' FROM agents
+         WHERE jsonb_typeof(auth_config->'encrypted'->'key_id') = 'string'
+         UNION SELECT sealed->'encrypted'->>'key_id' FROM webhooks
+         WHERE jsonb_typeof(sealed->'encrypted'->'key_id') = 'string' ORDER BY 1";
     Ok(sqlx::query_scalar(sql).fetch_all(db).await?)
 }
 

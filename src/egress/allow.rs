@@ -77,6 +77,32 @@ impl Allow {
         self.check(url)
     }
 
+    /// Like [`Allow::check_new`], for the URL of a webhook: without TLS it must lead to an address or a name that is
+    /// listed. A name may lead to a listed range; that is checked where it is resolved.
+    pub fn check_hook(&self, url: &Url) -> Result<(), String> {
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err("it must not hold a user or a password; use headers".to_owned());
+        }
+        self.check(url)?;
+        if url.scheme() == "https" {
+            return Ok(());
+        }
+        let is_listed = match url.host() {
+            Some(Host::Domain(name)) => !self.blocks.is_empty() || self.hosts.contains(&plain(name)),
+            Some(Host::Ipv4(address)) => self.lists("", address.into()),
+            Some(Host::Ipv6(address)) => self.lists("", address.into()),
+            None => false,
+        };
+        if is_listed { Ok(()) } else { Err("http is for addresses that EGRESS_ALLOW lists; use https".to_owned()) }
+    }
+
+    /// Whether the host or its address is listed.
+    pub(super) fn lists(&self, name: &str, address: IpAddr) -> bool {
+        let behind = address::behind(address);
+        self.hosts.contains(&plain(name))
+            || self.blocks.iter().any(|block| block.contains(address) || block.contains(behind))
+    }
+
     /// The addresses of a host that may be called.
     pub(super) fn of_host(&self, name: &str, found: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
         let is_listed = self.hosts.contains(&plain(name));
@@ -244,6 +270,36 @@ mod tests {
         for url in OUTSIDE {
             assert_eq!(check(&nothing, url), Ok(()), "{url}");
         }
+    }
+
+    /// Pitfall 8 of webhooks, with and without TLS.
+    #[test]
+    fn a_webhook_leads_to_no_internal_address_and_without_tls_to_listed_ones_only() {
+        let (nothing, listed) = (Allow::default(), allow("10.0.0.0/8, receiver.internal"));
+        let check = |allow: &Allow, url: &str| allow.check_hook(&Url::parse(url).expect(url)).is_ok();
+        for url in INSIDE {
+            assert!(!check(&nothing, url), "{url}");
+            if let Some(rest) = url.strip_prefix("http://") {
+                assert!(!check(&nothing, &format!("https://{rest}")), "https://{rest}");
+            }
+        }
+        for (url, expected) in [
+            ("https://93.184.215.14/", true),
+            ("http://93.184.215.14/", false),
+            ("http://10.1.2.3/", true),
+            ("https://10.1.2.3/", true),
+            ("http://[::ffff:10.1.2.3]/", true),
+            ("http://192.168.1.1/", false),
+            ("http://Receiver.Internal./", true),
+            ("https://user:secret@example.com/", false),
+            // A name may lead to a listed range; that is checked where it is resolved.
+            ("http://example.com/", true),
+        ] {
+            assert_eq!(check(&listed, url), expected, "{url}");
+        }
+        assert!(!check(&nothing, "http://example.com/") && !check(&allow("other.internal"), "http://example.com/"));
+        assert!(listed.lists("RECEIVER.internal", "8.8.8.8".parse().expect("an address")));
+        assert!(!listed.lists("example.com", "8.8.8.8".parse().expect("an address")));
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! A reference is a root, a path, and perhaps a default: `workflow.input.lang:-en`. The roots are `workflow.input`,
 //! `<step id>.output` (or `steps.<step id>.output`), `<step id>.callback_url` and, inside a loop, `loop.item`,
-//! `loop.index`, `loop.total`, `loop.is_first` and `loop.is_last`. In a mock of a step's answer there is `step.input`.
+//! `loop.index`, `loop.total`, `loop.is_first` and `loop.is_last`. In a mock of a step's answer there is `step.input`; in
+//! the filter of a webhook there are `event.type`, `event.timestamp` and `event.data`.
 
 use std::{borrow::Cow, collections::HashMap, fmt, iter::Peekable};
 
@@ -24,6 +25,9 @@ const DEFAULT_MARK: &str = ":-";
 
 /// Names that may follow `loop.`.
 const LOOP_VARIABLES: [&str; 5] = ["item", "index", "total", "is_first", "is_last"];
+
+/// Members of an event.
+const EVENT_MEMBERS: [&str; 3] = ["type", "timestamp", "data"];
 
 /// Fault of a reference.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,6 +144,10 @@ impl<'s> LookUp<'s> {
                 (url.ok_or_else(|| MappingFault::NoCallback(shorten(step).into_owned()))?, Vec::new())
             }
             Root::StepInput(indexes) => (self.scope.step_input().ok_or(MappingFault::Malformed)?, indexes),
+            Root::Event(member, indexes) => {
+                let event = self.scope.event().ok_or(MappingFault::Malformed)?;
+                (self.step_into(event, member)?, indexes)
+            }
             Root::Loop(variable, indexes) => {
                 (self.scope.loop_variable(variable).ok_or(MappingFault::OutsideLoop)?, indexes)
             }
@@ -271,6 +279,8 @@ pub(crate) enum Root<'r> {
     Loop(&'r str, Vec<&'r str>),
     /// Input of the step whose answer is mocked.
     StepInput(Vec<&'r str>),
+    /// Member of the event that a filter is about.
+    Event(&'r str, Vec<&'r str>),
 }
 
 /// The root of a reference, with the indexes that follow it directly (`step.output[0]`), and the path from there,
@@ -290,6 +300,7 @@ pub(crate) fn root_of(reference: &str) -> Result<(Root<'_>, impl Iterator<Item =
         (_, Some(("callback_url", indexes))) if indexes.is_empty() => Root::Callback(owner),
         ("workflow", Some(("input", indexes))) => Root::Input(indexes),
         ("step", Some(("input", indexes))) => Root::StepInput(indexes),
+        ("event", Some((member, indexes))) if EVENT_MEMBERS.contains(&member) => Root::Event(member, indexes),
         ("loop", Some((variable, indexes))) if LOOP_VARIABLES.contains(&variable) => Root::Loop(variable, indexes),
         ("loop", _) => return Err(MappingFault::NoLoopVariable(shorten(side).into_owned())),
         _ => return Err(MappingFault::Malformed),

@@ -29,6 +29,8 @@ pub struct Scope<'a> {
     callbacks: Option<Arc<HashMap<String, Callback>>>,
     /// Input of a step, in a mock of its answer.
     step_input: Option<&'a RawValue>,
+    /// Event, in a filter of events.
+    event: Option<&'a RawValue>,
 }
 
 #[derive(Debug)]
@@ -104,7 +106,17 @@ impl<'a> Scope<'a> {
     #[must_use]
     pub fn new(input: &'a RawValue) -> Self {
         let (found, outputs) = (Found::default(), HashMap::new());
-        Self { input, outer: None, found, outputs, bytes: 0, iteration: None, callbacks: None, step_input: None }
+        Self {
+            input,
+            outer: None,
+            found,
+            outputs,
+            bytes: 0,
+            iteration: None,
+            callbacks: None,
+            step_input: None,
+            event: None,
+        }
     }
 
     /// A scope inside of this one.
@@ -131,6 +143,17 @@ impl<'a> Scope<'a> {
     #[must_use]
     pub fn of_mock(input: &'a RawValue, step_input: &'a RawValue) -> Self {
         Self { step_input: Some(step_input), ..Scope::new(input) }
+    }
+
+    /// The scope of a filter of events.
+    #[must_use]
+    pub fn of_event(event: &'a RawValue) -> Self {
+        Self { event: Some(event), ..Scope::new(RawValue::NULL) }
+    }
+
+    /// The event that the filter is about.
+    pub(super) fn event(&self) -> Option<&RawValue> {
+        self.event
     }
 
     /// The input of the step whose answer is mocked.

@@ -337,6 +337,17 @@ pub const SHARED: &[Metric] = &[
         .by("client", &[]),
 ];
 
+/// Metrics of outgoing webhooks, of the API.
+pub const WEBHOOKS: &[Metric] = &[
+    metric(Counter, "webhook_attempts_total", "Attempts to send a delivery of a webhook, by outcome")
+        .by("outcome", &["success", "status", "timeout", "network", "not_allowed"]),
+    metric(Counter, "webhooks_given_up_total", "Webhooks that this process has disabled because of their failures"),
+    metric(Gauge, "webhooks", "Webhooks, by state; failing ones are enabled too").by("state", &[]),
+    metric(Gauge, "webhook_disabled", "1 while a webhook is disabled because of its failures, by webhook")
+        .by("webhook_id", &[]),
+    metric(Gauge, "webhook_oldest_due_seconds", "Time since the oldest delivery of an enabled webhook was due"),
+];
+
 /// Metrics of the export of traces; they exist if it is on.
 pub const TRACES: &[Metric] = &[
     metric(Counter, "trace_spans_exported_total", "Spans that the collector has taken"),

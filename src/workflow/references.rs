@@ -183,7 +183,7 @@ impl<'a> Check<'a> {
                 return (!in_loop).then_some(("reference_outside_loop", message));
             }
             Err(fault @ MappingFault::NoLoopVariable(_)) => return Some(("unknown_loop_variable", fault.to_string())),
-            Ok((Root::StepInput(_), _)) | Err(_) => {
+            Ok((Root::StepInput(_) | Root::Event(..), _)) | Err(_) => {
                 let message = "must begin with workflow.input, <step id>.output or, inside a loop, loop.item";
                 return Some(("malformed_reference", message.to_owned()));
             }

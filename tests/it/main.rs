@@ -81,6 +81,7 @@ mod vault;
 mod versions;
 mod waiting;
 mod waits;
+mod webhooks;
 mod wire;
 mod workflow_agents;
 mod workflow_tests;

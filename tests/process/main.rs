@@ -33,3 +33,4 @@ mod stop;
 mod tls;
 mod traces;
 mod vault;
+mod webhooks;

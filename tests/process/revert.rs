@@ -114,7 +114,17 @@ const SELDOM: &str = "
     INSERT INTO agent_health (agent_id, url_digest, is_healthy) SELECT id, '\\x00', false FROM agents LIMIT 1
         ON CONFLICT DO NOTHING;
     UPDATE agents SET fallbacks = ARRAY['other'];
-    INSERT INTO webhooks (id, organization_id) VALUES (gen_random_uuid(), 'default');
+    INSERT INTO webhooks (id, organization_id, name, url, event_types, payload, ordering, signature, sealed, secret_hint,
+        secret_created_at, max_in_flight, enabled, created_by, updated_by, created_at, updated_at)
+        VALUES (gen_random_uuid(), 'default', 'w', 'https://example.com/', '{*}', 'thin', 'none', 'hmac', '{}', 'whsec_', now(),
+        8, true, 'me', 'me', now(), now());
+    INSERT INTO webhook_states (webhook_id) SELECT id FROM webhooks;
+    INSERT INTO webhook_replays (id, webhook_id, which, since, until, phase, created_by)
+        SELECT gen_random_uuid(), id, 'failed', now(), now(), 'deliveries', 'me' FROM webhooks;
+    INSERT INTO webhook_deliveries (id, webhook_id, organization_id, event_id, event_type, event_at, body, state)
+        SELECT id, id, 'default', id, 'run.failed', now(), '{}', 'failed' FROM webhooks;
+    INSERT INTO webhook_attempts (id, delivery_id, created_at, number, started_at, duration_ms, outcome, is_internal)
+        SELECT id, id, created_at, 1, now(), 1, 'network', false FROM webhook_deliveries;
     INSERT INTO workflow_silences (organization_id, workflow_name) VALUES ('default', 'w');
     INSERT INTO event_topics (topic) VALUES ('events');
     SELECT record_event('default', 'schedule.missed', NULL, '{}');

@@ -7,7 +7,7 @@ use super::body::MAX_BODY_BYTES;
 use crate::{
     access::Permission::{
         self, AgentsRead, AgentsWrite, AuditRead, DeadLettersManage, KeysManage, OrganizationsManage, RunsRead,
-        RunsWrite, WorkflowsRead, WorkflowsWrite,
+        RunsWrite, WebhooksRead, WebhooksWrite, WorkflowsRead, WorkflowsWrite,
     },
     actions::import::MAX_BYTES as MAX_IMPORT_BYTES,
     config::MetricsAccess,
@@ -115,7 +115,7 @@ pub struct Rule {
 
 /// Route table. Paths are at the root for [`Public`], [`Metrics`], [`Details`] and [`Protocol::Other`], else below the prefix. A route
 /// that is missing here is denied to all callers, and fails a test. Further requirements of a route are noted beside it.
-static RULES: [(Method, &str, Rule); 76] = [
+static RULES: [(Method, &str, Rule); 90] = [
     (Method::GET, "/", Rule::new(Public).in_connection().on_spare_connections()),
     (Method::GET, "/health", Rule::new(Public).in_connection().on_spare_connections()),
     (Method::GET, "/health/live", Rule::new(Public).in_connection().on_spare_connections()),
@@ -190,6 +190,21 @@ static RULES: [(Method, &str, Rule); 76] = [
     (Method::GET, "/dead-letters/{dead_letter_id}", Rule::needs(&[DeadLettersManage])),
     (Method::POST, "/dead-letters/{dead_letter_id}/redrive", Rule::needs(&[DeadLettersManage, RunsWrite])),
     (Method::DELETE, "/dead-letters/{dead_letter_id}", Rule::needs(&[DeadLettersManage])),
+    (Method::GET, "/webhooks", Rule::needs(&[WebhooksRead])),
+    (Method::POST, "/webhooks", Rule::needs(&[WebhooksWrite]).with_secrets()),
+    (Method::GET, "/webhooks/{webhook_id}", Rule::needs(&[WebhooksRead])),
+    (Method::PUT, "/webhooks/{webhook_id}", Rule::needs(&[WebhooksWrite])),
+    (Method::PATCH, "/webhooks/{webhook_id}", Rule::needs(&[WebhooksWrite])),
+    (Method::DELETE, "/webhooks/{webhook_id}", Rule::needs(&[WebhooksWrite])),
+    (Method::POST, "/webhooks/{webhook_id}/rotate-secret", Rule::needs(&[WebhooksWrite]).with_secrets()),
+    // Answers of addresses that only EGRESS_ALLOW allows are shown to administrators; the handlers check that.
+    (Method::POST, "/webhooks/{webhook_id}/test", Rule::needs(&[WebhooksWrite])),
+    (Method::POST, "/webhooks/{webhook_id}/enable", Rule::needs(&[WebhooksWrite])),
+    (Method::POST, "/webhooks/{webhook_id}/disable", Rule::needs(&[WebhooksWrite])),
+    (Method::POST, "/webhooks/{webhook_id}/recover", Rule::needs(&[WebhooksWrite])),
+    (Method::GET, "/webhooks/{webhook_id}/deliveries", Rule::needs(&[WebhooksRead])),
+    (Method::GET, "/webhook-deliveries/{delivery_id}", Rule::needs(&[WebhooksRead])),
+    (Method::POST, "/webhook-deliveries/{delivery_id}/redeliver", Rule::needs(&[WebhooksWrite])),
     (Method::GET, "/organizations", Rule::needs(&[OrganizationsManage])),
     (Method::POST, "/organizations", Rule::needs(&[OrganizationsManage])),
     (Method::GET, "/organizations/{organization_id}", Rule::needs(&[OrganizationsManage])),

@@ -27,6 +27,7 @@ use crate::{
     run_writer::RunWriter,
     shared_reads::SharedReads,
     telemetry,
+    webhooks::Webhooks,
 };
 
 /// Shared reads of pages as text; `None` if some entries are large.
@@ -77,6 +78,8 @@ pub struct Parts {
     pub auditor: Auditor,
     /// Cache of organisations.
     pub organizations: Organizations,
+    /// Sender of webhooks.
+    pub webhooks: Webhooks,
     /// HTTP client for agent checks.
     pub egress: Egress,
     /// Gauges for metrics.
@@ -126,6 +129,7 @@ impl App {
         Purge::new(pool.clone(), &config.retention, config.audit)?.start(lifecycle);
         crate::dead_letters::start(&config, pool.clone(), lifecycle)?;
         crate::run_counts::start(pool.clone(), lifecycle);
+        let webhooks = Webhooks::start(&config, pool.clone(), lifecycle, clock.clone())?;
         let definitions = Definitions::default();
         let memory = Memory::new(&config.limits);
         let checks = agent_checks();
@@ -147,6 +151,7 @@ impl App {
             checks,
             auditor,
             organizations,
+            webhooks,
             egress,
             counts: Counts::default(),
             signing,

@@ -8,7 +8,7 @@ use utoipa::{
     openapi::{ObjectBuilder, RefOr, Schema, Type, extensions::Extensions},
 };
 
-use crate::{a2a, access, agent, breaker, executor, run, usage, workflow};
+use crate::{a2a, access, agent, breaker, executor, run, usage, webhook, workflow};
 
 /// Schema with its name.
 type Named = (String, RefOr<Schema>);
@@ -152,7 +152,7 @@ sets! {
     /// `suspended`: its API keys and tokens are refused. Its runs continue.
     OrganizationStatus = ["active", "suspended"];
     /// Kind of object of an audit entry; `request` for a denied attempt.
-    AuditEntityType = ["agent", "workflow", "run", "api_key", "organization", "dead_letter", "request"];
+    AuditEntityType = ["agent", "workflow", "run", "api_key", "organization", "dead_letter", "webhook", "request"];
     /// Whether the action was performed or denied.
     AuditOutcome = ["success", "denied"];
     /// Format of an export of audit entries.
@@ -167,6 +167,25 @@ sets! {
     ];
     /// `open`: not decided yet. `redriving`: about to be sent again. `redriven`, `discarded`: final.
     DeadLetterStatus = ["open", "redriving", "redriven", "discarded"];
+    /// What a delivery contains: the event, or also the input and the output of its run.
+    WebhookPayload = webhook::Payload::ALL.map(webhook::Payload::as_str);
+    /// Order of deliveries: none, or one after the other for each run.
+    WebhookOrdering = webhook::Ordering::ALL.map(webhook::Ordering::as_str);
+    /// Way of signing, by Standard Webhooks.
+    WebhookSignature = webhook::secret::SignatureKind::ALL.map(webhook::secret::SignatureKind::as_str);
+    /// `healthy`: deliveries arrive. `failing`: the last four attempts or more have failed. `disabled`: nothing is sent.
+    WebhookHealth = ["healthy", "failing", "disabled"];
+    /// Why a webhook is disabled: by a user, because its receiver answered 410, or because none of its deliveries arrived
+    /// for a long time.
+    WebhookDisabledReason = ["by_user", "gone", "no_success"];
+    /// What a recovery sends again: what has failed, what was never sent, or all events.
+    WebhookReplayKind = webhook::Which::ALL.map(webhook::Which::as_str);
+    /// What is sent when a webhook is enabled.
+    WebhookReplayChoice = ["none", "failed", "missing"];
+    /// `pending`: to be sent. `held`: the webhook was disabled when the event came; a recovery sends it.
+    WebhookDeliveryState = ["pending", "held", "delivered", "failed"];
+    /// How an attempt ended. `status`: by an answer other than 2xx.
+    WebhookAttemptOutcome = ["success", "status", "timeout", "network", "not_allowed"];
     /// Encoding of bytes: text if they are UTF-8, otherwise base64.
     OctetEncoding = ["text", "base64"];
     /// Status of the service.

@@ -67,6 +67,7 @@ enum Condition {
     OneOf(&'static str, Vec<String>),
     Prefix(&'static str, String),
     Uuid(&'static str, Uuid),
+    Integer(&'static str, i32),
     AtLeast(&'static str, Timestamp),
     AtMost(&'static str, Timestamp),
     OfRun(String, OrganizationId),
@@ -115,6 +116,12 @@ impl Conditions {
     #[must_use]
     pub fn uuid(self, column: &'static str, id: Option<Uuid>) -> Self {
         self.and(id.map(|id| Condition::Uuid(column, id)))
+    }
+
+    /// Filters by exactly this number.
+    #[must_use]
+    pub fn integer(self, column: &'static str, number: Option<i32>) -> Self {
+        self.and(number.map(|number| Condition::Integer(column, number)))
     }
 
     /// Filters by a prefix.
@@ -180,6 +187,7 @@ impl Condition {
             | Self::OneOf(column, _)
             | Self::Prefix(column, _)
             | Self::Uuid(column, _)
+            | Self::Integer(column, _)
             | Self::AtLeast(column, _)
             | Self::AtMost(column, _) => Some(column),
             Self::OfRun(..) | Self::Holds(_) => None,
@@ -192,6 +200,7 @@ impl Condition {
             Self::OneOf(column, texts) => query.push(column).push(" = ANY(").push_bind(texts.clone()).push(")"),
             Self::Prefix(column, pattern) => query.push(column).push(" LIKE ").push_bind(pattern.clone()),
             Self::Uuid(column, id) => query.push(column).push(" = ").push_bind(*id),
+            Self::Integer(column, number) => query.push(column).push(" = ").push_bind(*number),
             Self::AtLeast(column, at) => query.push(column).push(" >= ").push_bind(*at),
             Self::AtMost(column, at) => query.push(column).push(" <= ").push_bind(*at),
             Self::OfRun(run_id, organization) => {

@@ -1,0 +1,31 @@
+DROP FUNCTION keep_webhook_partitions;
+DROP TABLE webhook_replays;
+DROP TABLE webhook_attempts;
+DROP TABLE webhook_deliveries;
+DROP SEQUENCE webhook_delivery_places;
+DROP TABLE webhook_states;
+-- What is left of an endpoint would be none.
+DELETE FROM webhooks;
+DROP INDEX webhooks_of_organizations;
+ALTER TABLE webhooks
+    DROP COLUMN name,
+    DROP COLUMN url,
+    DROP COLUMN event_types,
+    DROP COLUMN workflow_names,
+    DROP COLUMN filter,
+    DROP COLUMN payload,
+    DROP COLUMN ordering,
+    DROP COLUMN signature,
+    DROP COLUMN sealed,
+    DROP COLUMN secret_hint,
+    DROP COLUMN secret_created_at,
+    DROP COLUMN public_key,
+    DROP COLUMN max_in_flight,
+    DROP COLUMN rate_per_second,
+    DROP COLUMN enabled,
+    DROP COLUMN disabled_reason,
+    DROP COLUMN disabled_at,
+    DROP COLUMN created_by,
+    DROP COLUMN updated_by,
+    DROP COLUMN created_at,
+    DROP COLUMN updated_at;

@@ -1,0 +1,207 @@
+//! Fan-out: a delivery for each endpoint that takes an event, in the transaction that takes the event.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::value::RawValue;
+use sqlx::{PgConnection, types::Json};
+use uuid::Uuid;
+
+use crate::{
+    db::{
+        self, Error, Pool,
+        webhook_events::{self, EventRow},
+    },
+    input::{check_json, member, text},
+    webhook::{
+        Payload,
+        envelope::{self, MAX_VALUES_BYTES, Values},
+        events,
+    },
+};
+
+/// Maximum number of events that one transaction takes.
+const BATCH: i32 = 100;
+
+/// What an endpoint takes.
+#[derive(Clone, sqlx::FromRow)]
+#[expect(missing_docs, reason = "the columns are described in the migration")]
+pub struct Subscription {
+    pub id: Uuid,
+    pub organization_id: String,
+    pub event_types: Vec<String>,
+    pub workflow_names: Option<Vec<String>>,
+    pub filter: Option<String>,
+    pub payload: String,
+    pub enabled: bool,
+}
+
+/// Makes the deliveries of the next events. Returns how many events were taken; none if there is none, or while another
+/// process takes some.
+pub async fn fan_out(pool: &Pool, api: &str) -> Result<usize, Error> {
+    // This keeps a system without endpoints free of transactions.
+    let sql = "SELECT EXISTS (SELECT FROM webhook_events WHERE to_fan_out)";
+    if !sqlx::query_scalar::<_, bool>(sql).fetch_one(pool).await? {
+        return Ok(0);
+    }
+    db::in_transaction(pool, async |conn| {
+        let taken = webhook_events::take(&mut *conn, BATCH).await?;
+        let organizations: BTreeSet<&str> = taken.iter().map(|event| event.organization_id.as_str()).collect();
+        let subscriptions = subscriptions(&mut *conn, &organizations.into_iter().collect::<Vec<_>>()).await?;
+        let mut wanted = Vec::new();
+        for event in &taken {
+            let of_it = subscriptions.iter().filter(|of| of.organization_id == event.organization_id);
+            wanted.extend(of_it.filter(|of| of.takes(event)).map(|of| (event, of)));
+        }
+        deliver(conn, &wanted, api, false).await?;
+        Ok(taken.len())
+    })
+    .await
+}
+
+/// Endpoints of these organisations. They are not changed before the transaction ends.
+async fn subscriptions(conn: &mut PgConnection, organizations: &[&str]) -> Result<Vec<Subscription>, Error> {
+    let sql = "SELECT id, organization_id, event_types, workflow_names, filter, payload, enabled FROM webhooks
+               WHERE organization_id = ANY ($1) ORDER BY id FOR SHARE";
+    Ok(sqlx::query_as(sql).bind(organizations).fetch_all(conn).await?)
+}
+
+/// As [`subscriptions`], of one endpoint.
+pub(super) async fn subscription(conn: &mut PgConnection, id: Uuid) -> Result<Option<Subscription>, Error> {
+    let sql = "SELECT id, organization_id, event_types, workflow_names, filter, payload, enabled FROM webhooks
+               WHERE id = $1 FOR SHARE";
+    Ok(sqlx::query_as(sql).bind(id).fetch_optional(conn).await?)
+}
+
+impl Subscription {
+    /// Whether it takes events of that type and workflow. The filter is checked on the body.
+    #[must_use]
+    pub fn takes(&self, event: &EventRow) -> bool {
+        let is_of_workflow = self
+            .workflow_names
+            .as_ref()
+            .is_none_or(|names| event.workflow_name.as_ref().is_some_and(|name| names.contains(name)));
+        is_of_workflow
+            && events::takes(&self.event_types, &event.event_type)
+            // An endpoint is not told that it is disabled itself.
+            && !(event.event_type == "webhook.disabled" && webhook_of(event) == Some(self.id))
+    }
+
+    fn is_full(&self) -> bool {
+        Payload::parse(&self.payload) == Some(Payload::Full)
+    }
+}
+
+/// Endpoint that the event is about.
+fn webhook_of(event: &EventRow) -> Option<Uuid> {
+    let id = member(&event.data.0, "webhook").and_then(|webhook| member(webhook, "id")).and_then(text)?;
+    Uuid::try_parse(&id).ok()
+}
+
+/// Number of triggers that led to the run.
+fn depth_of(event: &EventRow) -> i32 {
+    let depth = member(&event.data.0, "trigger").and_then(|trigger| member(trigger, "depth"));
+    depth.and_then(|depth| depth.get().parse().ok()).unwrap_or_default()
+}
+
+/// Input and output of a run.
+#[derive(sqlx::FromRow)]
+struct RunValues {
+    run_id: String,
+    is_small: bool,
+    input: Option<Json<Box<RawValue>>>,
+    output: Option<Json<Box<RawValue>>>,
+}
+
+impl RunValues {
+    fn values(&self) -> Values<'_> {
+        let (input, output) = (self.input.as_ref().map(|json| &*json.0), self.output.as_ref().map(|json| &*json.0));
+        let bytes = |value: Option<&RawValue>| value.map_or(0, |value| value.get().len());
+        if self.is_small && bytes(input) + bytes(output) <= MAX_VALUES_BYTES {
+            Values::Of { input, output }
+        } else {
+            Values::TooLarge
+        }
+    }
+}
+
+/// Makes deliveries, in this order, where the filters of the endpoints take them; a dry run makes none. Returns how many.
+pub(super) async fn deliver(
+    conn: &mut PgConnection,
+    wanted: &[(&EventRow, &Subscription)],
+    api: &str,
+    is_dry: bool,
+) -> Result<usize, Error> {
+    let full: BTreeSet<&str> =
+        wanted.iter().filter(|(_, of)| of.is_full()).filter_map(|(event, _)| event.run_id.as_deref()).collect();
+    let runs = if full.is_empty() { BTreeMap::new() } else { run_values(&mut *conn, full).await? };
+    let mut bodies: BTreeMap<(Uuid, bool), String> = BTreeMap::new();
+    let mut made = Vec::new();
+    for (event, of) in wanted {
+        let body = bodies.entry((event.id, of.is_full())).or_insert_with(|| {
+            let values = event.run_id.as_ref().filter(|_| of.is_full()).map(|run_id| runs.get(run_id));
+            envelope::render(&event.event(), api, values.flatten().map_or(Values::None, RunValues::values))
+        });
+        let passes = of
+            .filter
+            .as_ref()
+            .is_none_or(|filter| check_json(body.as_bytes()).map_or(true, |body| envelope::passes(filter, body)));
+        if passes {
+            made.push((*event, *of, body.clone()));
+        }
+    }
+    if !is_dry {
+        insert(conn, &made).await?;
+    }
+    Ok(made.len())
+}
+
+async fn run_values(conn: &mut PgConnection, run_ids: BTreeSet<&str>) -> Result<BTreeMap<String, RunValues>, Error> {
+    let sql = "
+        SELECT r.run_id, size.is_small, CASE WHEN size.is_small THEN r.input_data END AS input,
+            CASE WHEN size.is_small THEN o.output_data END AS output
+        FROM workflow_runs r LEFT JOIN LATERAL (
+            SELECT output_data FROM step_executions s
+            WHERE s.run_id = r.run_id AND s.status = 'COMPLETED' AND s.parent_step_id IS NULL
+            ORDER BY completed_at DESC NULLS LAST, started_at DESC, id DESC LIMIT 1
+        ) o ON r.status = 'COMPLETED', LATERAL (
+            SELECT coalesce(pg_column_size(r.input_data), 0) + coalesce(pg_column_size(o.output_data), 0) <= $2 AS is_small
+        ) size
+        WHERE r.run_id = ANY ($1)";
+    let most = i32::try_from(MAX_VALUES_BYTES).unwrap_or(i32::MAX);
+    let query = sqlx::query_as(sql).bind(run_ids.into_iter().collect::<Vec<_>>()).bind(most);
+    let found: Vec<RunValues> = query.fetch_all(conn).await?;
+    Ok(found.into_iter().map(|run| (run.run_id.clone(), run)).collect())
+}
+
+/// Inserts deliveries in their order. They are due now, or held if the endpoint is disabled.
+async fn insert(conn: &mut PgConnection, made: &[(&EventRow, &Subscription, String)]) -> Result<(), Error> {
+    if made.is_empty() {
+        return Ok(());
+    }
+    let sql = "
+        INSERT INTO webhook_deliveries (id, webhook_id, organization_id, event_id, event_type, event_at, run_id, seq, body,
+            traceparent, depth, state, due_at)
+        SELECT id, webhook_id, organization_id, event_id, event_type, event_at, run_id, seq, body, traceparent, depth,
+            CASE WHEN enabled THEN 'pending' ELSE 'held' END, CASE WHEN enabled THEN now() END
+        FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::uuid[], $5::text[], $6::timestamptz[], $7::text[], $8::int[],
+            $9::text[], $10::text[], $11::int[], $12::bool[]) WITH ORDINALITY
+            AS d (id, webhook_id, organization_id, event_id, event_type, event_at, run_id, seq, body, traceparent, depth,
+                enabled, number)
+        ORDER BY number";
+    sqlx::query(sql)
+        .bind(made.iter().map(|_| Uuid::now_v7()).collect::<Vec<_>>())
+        .bind(made.iter().map(|(_, of, _)| of.id).collect::<Vec<_>>())
+        .bind(made.iter().map(|(_, of, _)| of.organization_id.as_str()).collect::<Vec<_>>())
+        .bind(made.iter().map(|(event, ..)| event.id).collect::<Vec<_>>())
+        .bind(made.iter().map(|(event, ..)| event.event_type.as_str()).collect::<Vec<_>>())
+        .bind(made.iter().map(|(event, ..)| event.created_at.as_naive_utc().and_utc()).collect::<Vec<_>>())
+        .bind(made.iter().map(|(event, ..)| event.run_id.as_deref()).collect::<Vec<_>>())
+        .bind(made.iter().map(|(event, ..)| event.seq).collect::<Vec<_>>())
+        .bind(made.iter().map(|(.., body)| body.as_str()).collect::<Vec<_>>())
+        .bind(made.iter().map(|(event, ..)| event.traceparent.as_deref()).collect::<Vec<_>>())
+        .bind(made.iter().map(|(event, ..)| depth_of(event)).collect::<Vec<_>>())
+        .bind(made.iter().map(|(_, of, _)| of.enabled).collect::<Vec<_>>())
+        .execute(conn)
+        .await?;
+    Ok(())
+}

@@ -1,0 +1,106 @@
+//! Bodies of deliveries: the envelope of an event. Values of runs keep their text.
+
+use serde_json::value::RawValue;
+
+use crate::{
+    event::Event,
+    expression,
+    input::{members, object_of, to_raw},
+    mapping::Scope,
+};
+
+/// Maximum bytes of input and output together in a full payload.
+pub const MAX_VALUES_BYTES: usize = 64 << 10;
+
+/// Values of a run for a full payload.
+#[derive(Clone, Copy, Debug)]
+pub enum Values<'a> {
+    /// None: a thin payload, or an event without a run.
+    None,
+    /// Both together are larger than [`MAX_VALUES_BYTES`].
+    TooLarge,
+    /// The input and the output, if there is one.
+    #[expect(missing_docs, reason = "said by the names")]
+    Of { input: Option<&'a RawValue>, output: Option<&'a RawValue> },
+}
+
+/// Body of an event. `api` is the address of the API.
+#[must_use]
+pub fn render(event: &Event, api: &str, values: Values<'_>) -> String {
+    let data = event.data(api);
+    let omitted = to_raw("too_large");
+    let more: Vec<(&str, &RawValue)> = match values {
+        Values::None => return event.envelope(api).get().to_owned(),
+        Values::TooLarge => vec![("output_omitted", &*omitted)],
+        Values::Of { input, output } => {
+            let given = [("input", input), ("output", output)];
+            given.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+        }
+    };
+    let known = members(&data).unwrap_or_default();
+    let all = known.iter().map(|(name, value)| (name.as_str(), *value)).chain(more);
+    let data = object_of(all);
+    let (event_type, at) = (to_raw(&event.event_type), to_raw(&event.created_at));
+    object_of([("type", &*event_type), ("timestamp", &*at), ("data", &*data)]).get().to_owned()
+}
+
+/// Whether the filter takes a body. A filter that has no value for it takes it: an event is rather sent than lost.
+#[must_use]
+pub fn passes(filter: &str, body: &RawValue) -> bool {
+    expression::holds(filter, &Scope::of_event(body)).unwrap_or(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::input::check_json;
+
+    fn raw(json: &str) -> Box<RawValue> {
+        check_json(json.as_bytes()).expect(json).to_owned()
+    }
+
+    fn event(event_type: &str, run_id: Option<&str>, data: &str) -> Event {
+        let at = chrono::DateTime::parse_from_rfc3339("2026-11-28T10:00:00.123456Z").expect("a time").to_utc();
+        Event {
+            id: uuid::Uuid::nil(),
+            event_type: event_type.to_owned(),
+            created_at: at.into(),
+            run_id: run_id.map(str::to_owned),
+            seq: run_id.map(|_| 17),
+            data: raw(data),
+        }
+    }
+
+    fn failed() -> Event {
+        event("run.failed", Some("run-1"), r#"{"run_id":"run-1","status":"FAILED"}"#)
+    }
+
+    #[test]
+    fn a_body_keeps_the_text_of_values_and_has_a_link_to_the_run() {
+        let output = raw(r#"{"a":1.0,"b":"\u00e9","c":123456789012345678901234567890}"#);
+        let body = render(&failed(), "https://x/api/v1", Values::Of { input: None, output: Some(&output) });
+        let expected = r#"{"type":"run.failed","timestamp":"2026-11-28T10:00:00.123456Z","data":{"links":{"run":"https://x/api/v1/runs/run-1"},"run_id":"run-1","seq":17,"status":"FAILED","output":{"a":1.0,"b":"\u00e9","c":123456789012345678901234567890}}}"#;
+        assert_eq!(body, expected);
+        let ping = event("webhook.ping", None, "{}");
+        let thin = render(&ping, "https://x", Values::None);
+        let expected = r#"{"type":"webhook.ping","timestamp":"2026-11-28T10:00:00.123456Z","data":{"links":{}}}"#;
+        assert_eq!(thin, expected);
+        let large = render(&failed(), "https://x", Values::TooLarge);
+        assert!(large.contains(r#""output_omitted":"too_large""#) && large.contains("links"), "{large}");
+    }
+
+    #[test]
+    fn a_filter_reads_the_envelope() {
+        let body = raw(&render(&failed(), "https://x", Values::None));
+        for (filter, expected) in [
+            ("${event.data.status} == 'FAILED'", true),
+            ("${event.data.status} == 'COMPLETED'", false),
+            ("${event.type} in ['run.failed', 'run.cancelled'] and ${event.data.seq} > 16", true),
+            ("${event.data.missing} is null", true),
+            // No order between a text and a number: the event is sent.
+            ("${event.data.status} > 1", true),
+        ] {
+            assert_eq!(passes(filter, &body), expected, "{filter}");
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! Types of events, as endpoints choose them.
+
+use crate::event::catalogue;
+
+/// Maximum length of a type.
+const MAX_CHARS: usize = 64;
+
+/// Whether the text is a type of events, `GROUP.*` or `*`.
+#[must_use]
+pub fn is_pattern(text: &str) -> bool {
+    if text == "*" {
+        return true;
+    }
+    let is_word = |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+    let mut words: Vec<&str> = text.split('.').collect();
+    let is_group = words.last() == Some(&"*");
+    if is_group {
+        words.pop();
+    }
+    text.len() <= MAX_CHARS && !words.is_empty() && words.into_iter().all(is_word)
+}
+
+/// Whether an endpoint with these patterns takes events of that type.
+#[must_use]
+pub fn takes(patterns: &[String], event_type: &str) -> bool {
+    patterns.iter().any(|pattern| {
+        if pattern == event_type {
+            return true;
+        }
+        // Frequent types must be named.
+        if catalogue::find(event_type).is_some_and(|known| known.is_frequent) {
+            return false;
+        }
+        match pattern.strip_suffix('*') {
+            Some("") => true,
+            Some(group) => event_type.starts_with(group),
+            None => false,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_is_a_type_a_group_or_everything() {
+        for right in ["run.completed", "run.*", "*", "dead_letter.created", "webhook.ping"] {
+            assert!(is_pattern(right), "{right}");
+        }
+        for wrong in ["", ".*", "run.", "Run.x", "run*", "run.*.x", "**", "run..x", "run.x y", &"a".repeat(65)] {
+            assert!(!is_pattern(wrong), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn frequent_events_are_sent_only_to_endpoints_that_name_them() {
+        let takes = |patterns: &[&str], event_type| {
+            takes(&patterns.iter().map(|pattern| (*pattern).to_owned()).collect::<Vec<_>>(), event_type)
+        };
+        assert!(takes(&["*"], "run.failed") && takes(&["run.*"], "run.failed") && takes(&["run.failed"], "run.failed"));
+        assert!(!takes(&["run.*"], "runner.failed") && !takes(&["run.failed"], "run.completed"));
+        assert!(!takes(&["*", "step.*"], "step.failed") && takes(&["step.failed"], "step.failed"));
+    }
+}

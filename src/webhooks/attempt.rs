@@ -1,0 +1,161 @@
+//! One attempt: signing, sending, and reading the beginning of the answer.
+
+use std::{sync::Arc, time::Duration};
+
+use http::header;
+use reqwest::{RequestBuilder, Response};
+use url::Url;
+
+use crate::{
+    clock::Clock,
+    db::webhooks::{
+        self as rows,
+        sending::{Claimed, Outcome},
+    },
+    egress::{self, Hooks},
+    event::wire_id,
+    trace::TRACEPARENT,
+    vault::Vault,
+    webhook::{
+        schedule::{self, Ended},
+        secret::signatures,
+    },
+};
+
+/// Bytes of an answer that are read, and that are stored.
+const READ_BYTES: usize = 16 << 10;
+const STORED_BYTES: usize = 4 << 10;
+/// Characters of a header of an answer that are stored.
+const HEADER_CHARS: usize = 200;
+/// Header of the number of the attempt, and of the number of triggers that led to the run.
+const ATTEMPT_HEADER: &str = "webhook-attempt";
+const DEPTH_HEADER: &str = "webhook-depth";
+
+/// What sends deliveries. Cheap to clone.
+#[derive(Clone)]
+pub struct Sending {
+    pub(super) hooks: Hooks,
+    pub(super) vault: Arc<Vault>,
+    pub(super) clock: Clock,
+    pub(super) schedule: Arc<[Duration]>,
+}
+
+/// Beginning of an answer.
+#[derive(Default)]
+struct Answer {
+    content_type: Option<String>,
+    retry_after: Option<String>,
+    text: Option<String>,
+    is_internal: bool,
+}
+
+impl Sending {
+    /// Sends a delivery once, within that time.
+    pub async fn attempt(&self, claimed: &Claimed, within: Duration) -> Outcome {
+        let began = self.clock.instant();
+        let number = claimed.attempts + 1;
+        let (ended, error, answer) = self.send(claimed, number, within).await;
+        let asked = answer.retry_after.as_deref().and_then(|value| schedule::retry_after(value, self.clock.now()));
+        let failed = usize::try_from(number - claimed.schedule_from).unwrap_or(usize::MAX);
+        let pause = schedule::pause(&self.schedule, failed, (claimed.id, number), ended, asked);
+        Outcome {
+            delivery_id: claimed.id,
+            created_at: claimed.created_at,
+            webhook_id: claimed.webhook_id,
+            lease: claimed.lease,
+            number,
+            ended,
+            pause: pause.filter(|_| !ended.is_success() && !ended.is_gone() && !claimed.is_single),
+            duration: self.clock.since(began),
+            error,
+            content_type: answer.content_type,
+            retry_after: answer.retry_after,
+            answer: answer.text,
+            is_internal: answer.is_internal,
+            counts: true,
+        }
+    }
+
+    async fn send(&self, claimed: &Claimed, number: i32, within: Duration) -> (Ended, Option<String>, Answer) {
+        let failed = |ended, error: &str| (ended, Some(error.to_owned()), Answer::default());
+        let request = match self.request(claimed, number) {
+            Ok(request) => request,
+            Err((ended, error)) => return failed(ended, error),
+        };
+        let deadline = self.clock.instant() + within;
+        let response = match self.clock.timeout_at(deadline, request.send()).await {
+            None => return failed(Ended::Timeout, "no answer in time"),
+            Some(Err(error)) if egress::was_not_allowed(&error) => return failed(Ended::NotAllowed, NOT_ALLOWED),
+            Some(Err(error)) if error.is_timeout() => return failed(Ended::Timeout, "no connection in time"),
+            Some(Err(error)) => {
+                let cause = egress::cause_of(&error).unwrap_or_else(|| "the connection failed".to_owned());
+                return failed(Ended::Network, &stored(&cause));
+            }
+            Some(Ok(response)) => response,
+        };
+        let status = response.status().as_u16();
+        let answer = self.read(response, deadline).await;
+        let ended = Ended::Status(status);
+        let error = match status {
+            _ if ended.is_success() => None,
+            300..=399 => Some(format!("the answer is {status}; redirects are not followed")),
+            _ => Some(format!("the answer is {status}")),
+        };
+        (ended, error, answer)
+    }
+
+    /// The signed request.
+    fn request(&self, claimed: &Claimed, number: i32) -> Result<RequestBuilder, (Ended, &'static str)> {
+        let unusable = |error| (Ended::NotAllowed, error);
+        let sealed = rows::open(&self.vault, claimed.webhook_id, &claimed.sealed.0)
+            .map_err(|_| unusable("the secret cannot be decrypted: ENCRYPTION_KEY lacks its key"))?;
+        let url = Url::parse(&claimed.url).map_err(|_| unusable("the URL is not valid"))?;
+        let now = self.clock.now().timestamp();
+        let id = wire_id(claimed.event_id);
+        let signed = signatures(&sealed.valid_at(now), &id, now, &claimed.body);
+        let mut request = self.hooks.post(url).map_err(|_| unusable(NOT_ALLOWED))?;
+        for (name, value) in sealed.headers {
+            request = request.header(name, value);
+        }
+        request = request
+            .header(header::CONTENT_TYPE, "application/json")
+            .header("webhook-id", id)
+            .header("webhook-timestamp", now)
+            .header("webhook-signature", signed)
+            .header(ATTEMPT_HEADER, number)
+            .header(DEPTH_HEADER, claimed.depth);
+        if let Some(traceparent) = &claimed.traceparent {
+            request = request.header(TRACEPARENT, traceparent);
+        }
+        Ok(request.body(claimed.body.clone()))
+    }
+
+    /// Reads the beginning of an answer until the deadline. The rest is not read: the connection is closed. The status has
+    /// been decided already.
+    async fn read(&self, mut response: Response, deadline: std::time::Instant) -> Answer {
+        let text_of = |name| {
+            let value = response.headers().get(name)?;
+            Some(stored(&String::from_utf8_lossy(value.as_bytes())).chars().take(HEADER_CHARS).collect())
+        };
+        let (content_type, retry_after) = (text_of(header::CONTENT_TYPE), text_of(header::RETRY_AFTER));
+        let is_internal = response.remote_addr().is_none_or(|address| !egress::is_public(address.ip()));
+        let mut bytes = Vec::new();
+        while bytes.len() < READ_BYTES {
+            match self.clock.timeout_at(deadline, response.chunk()).await {
+                Some(Ok(Some(chunk))) => bytes.extend_from_slice(&chunk[..chunk.len().min(READ_BYTES - bytes.len())]),
+                // The end, a broken connection, or no more in time.
+                Some(Ok(None) | Err(_)) | None => break,
+            }
+        }
+        let end = bytes.len().min(STORED_BYTES);
+        let text = (end > 0).then(|| stored(&String::from_utf8_lossy(&bytes[..end])));
+        Answer { content_type, retry_after, text, is_internal }
+    }
+}
+
+const NOT_ALLOWED: &str = "the address of the URL is not allowed";
+
+/// Text that the database can store.
+fn stored(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
+}

@@ -1,0 +1,74 @@
+//! Webhooks of real processes: kill -9 in the middle of sending.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+};
+
+use axum::{Router, extract::State, routing::post};
+use http::{HeaderMap, StatusCode};
+use serde_json::json;
+use sqlx::PgPool;
+use tokio::sync::Semaphore;
+
+use crate::program::{Environment, eventually, free_port};
+
+/// Receiver that answers as long as its gate has permits.
+#[derive(Clone)]
+struct Receiver {
+    ids: Arc<Mutex<Vec<String>>>,
+    gate: Arc<Semaphore>,
+}
+
+impl Receiver {
+    async fn start(answers: usize) -> (Self, String) {
+        let receiver = Self { ids: Arc::default(), gate: Arc::new(Semaphore::new(answers)) };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let url = format!("http://{}/", listener.local_addr().expect("an address"));
+        let router = Router::new().fallback(post(Self::take)).with_state(receiver.clone());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        (receiver, url)
+    }
+
+    async fn take(State(receiver): State<Self>, headers: HeaderMap) -> StatusCode {
+        let id = headers.get("webhook-id").and_then(|id| id.to_str().ok()).expect("an id").to_owned();
+        receiver.ids.lock().expect("no panic").push(id);
+        receiver.gate.acquire().await.expect("it stays open").forget();
+        StatusCode::NO_CONTENT
+    }
+
+    fn ids(&self) -> Vec<String> {
+        self.ids.lock().expect("no panic").clone()
+    }
+}
+
+async fn in_state(pool: &PgPool, state: &str) -> i64 {
+    let sql = "SELECT count(*) FROM webhook_deliveries WHERE state = $1";
+    sqlx::query_scalar(sql).bind(state).fetch_one(pool).await.expect("a count")
+}
+
+/// What a killed process was sending is sent by another one, and everything else once.
+#[sqlx::test(migrations = false)]
+async fn a_killed_sender_loses_no_delivery(pool: PgPool) {
+    let environment = Environment::new(&pool);
+    let mut first = environment.serve().await;
+    // It answers so many, and then holds the others back.
+    let (receiver, url) = Receiver::start(40).await;
+    let body = json!({"name": "w", "url": url, "event_types": ["*"], "max_in_flight": 8});
+    assert_eq!(environment.post("/api/v1/webhooks", &body).await.expect("an answer").status(), 201);
+    let sql = "SELECT count(record_event('default', 'run.failed', NULL, '{}')) FROM generate_series(1, 200)";
+    sqlx::query(sql).execute(&pool).await.expect("events");
+    eventually("some are under way", async || (receiver.ids().len() == 48).then_some(())).await;
+    eventually("some are recorded", async || (in_state(&pool, "delivered").await == 40).then_some(())).await;
+    first.kill().await;
+    receiver.gate.add_permits(10_000);
+    let second = environment.clone().with("API_PORT", &free_port().to_string());
+    let _second = second.start(&["serve"]);
+    // The leases of the killed process are over.
+    let sql = "UPDATE webhook_deliveries SET due_at = now(), leased_until = now() WHERE lease IS NOT NULL AND state = 'pending'";
+    sqlx::query(sql).execute(&pool).await.expect("leases");
+    eventually("all are delivered", async || (in_state(&pool, "delivered").await == 200).then_some(())).await;
+    let ids = receiver.ids();
+    assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), 200);
+    assert!(ids.len() <= 208, "{} requests: only what was under way is sent again", ids.len());
+}
