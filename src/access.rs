@@ -187,6 +187,15 @@ impl Actor {
     /// Reserved subjects, which no token has.
     pub const RESERVED: [&str; 2] = [Self::SYSTEM, Self::CALLBACK];
 
+    /// Prefix of the subjects of runs that triggers start.
+    pub const TRIGGER_PREFIX: &str = "trigger:";
+
+    /// Subject of the runs that the trigger of that name starts.
+    #[must_use]
+    pub fn of_trigger(name: &str) -> String {
+        format!("{}{name}", Self::TRIGGER_PREFIX)
+    }
+
     /// The actor of the service itself.
     #[must_use]
     pub fn system() -> Self {

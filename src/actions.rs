@@ -2,7 +2,10 @@
 
 pub mod answer_callback;
 pub mod api_keys;
+pub mod backfill;
 pub mod cancel_run;
+pub mod fire_schedule;
+pub mod fire_trigger;
 pub mod import;
 pub mod organizations;
 pub mod pause_run;
@@ -12,6 +15,7 @@ pub mod restore_runs;
 pub mod retry_run;
 pub mod rotate_keys;
 pub mod save_agent;
+pub mod save_trigger;
 pub mod save_workflow;
 pub mod start_run;
 pub mod webhooks;
@@ -196,12 +200,24 @@ impl<'a> Context<'a> {
         change: Change<'_>,
         at: Timestamp,
     ) -> Result<(), db::Error> {
-        if !self.audit {
-            return Ok(());
-        }
-        let Entity(entity_type, entity_id, entity_name) = entity;
-        let Change { before, after } = change;
-        let entry = db::audit::Entry { entity_type, entity_id, entity_name, action, before, after };
-        db::audit::insert(conn, self.actor, entry, at).await
+        record(conn, (self.actor, self.audit), entity, action, change, at).await
     }
+}
+
+/// Writes the audit row of an action by that actor, if auditing is on.
+async fn record(
+    conn: &mut PgConnection,
+    (actor, audit): (&Actor, bool),
+    entity: Entity<'_>,
+    action: &'static str,
+    change: Change<'_>,
+    at: Timestamp,
+) -> Result<(), db::Error> {
+    if !audit {
+        return Ok(());
+    }
+    let Entity(entity_type, entity_id, entity_name) = entity;
+    let Change { before, after } = change;
+    let entry = db::audit::Entry { entity_type, entity_id, entity_name, action, before, after };
+    db::audit::insert(conn, actor, entry, at).await
 }

@@ -38,7 +38,7 @@ mod request_object;
 pub use json::{
     JsonFault, MAX_JSON_DEPTH, check_json, compact, elements, member, members, object_of, stored_len, text, to_raw,
 };
-pub use params::{iso_8601, path_uuid, query_datetime, query_int};
+pub use params::{iso_8601, iso_duration, path_uuid, query_datetime, query_int};
 pub(crate) use request_object::request_object;
 
 /// Length range of strings without a limit of their own; the size of the body limits them.
@@ -351,6 +351,12 @@ impl<'a> Object<'a> {
         let mut names: Vec<&String> = self.members.keys().filter(|name| !known.contains(&name.as_str())).collect();
         names.sort_unstable();
         names.into_iter().filter_map(|name| self.member(name)).collect()
+    }
+
+    /// Path of the object, as in [`FieldError::field`].
+    #[must_use]
+    pub fn path(&self) -> String {
+        self.path.to_string()
     }
 
     fn member(&self, name: &str) -> Option<Node<'a>> {

@@ -379,6 +379,7 @@ fn new_run(job: &Job, is_queued: bool) -> NewRun {
         context_id: context_id.clone(),
         limits: limits.as_deref().copied(),
         deadline: *deadline,
+        trigger: None,
         created_at: job.created_at,
         event_id: job.event_id,
         is_queued,

@@ -1,4 +1,4 @@
-//! Import of agents and workflows from a document, atomically.
+//! Import of agents, workflows and triggers from a document, atomically.
 //!
 //! Credentials that the document omits keep their stored values: `auth_config` of an agent, and user, password and
 //! query values of its URL. A new agent needs those that its `auth_type` requires.
@@ -7,11 +7,13 @@ use std::{collections::HashSet, time::Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use sqlx::PgConnection;
 
 use super::{
     Context,
     put_workflow::{self, Put},
     save_agent::{self, SaveAgentError},
+    save_trigger::{self, SaveTriggerError},
     save_workflow::SaveWorkflowError,
 };
 use crate::{
@@ -20,6 +22,7 @@ use crate::{
     clock::Clock,
     db::{self, idempotency::ClaimError},
     input::{self, FieldError, Node, Object, Read, keep, text},
+    trigger::{NewTrigger, TriggerPatch},
     workflow::NewWorkflow,
 };
 
@@ -36,6 +39,7 @@ pub const MAX_BYTES: usize = 16 << 20;
 pub struct Import {
     agents: Vec<Entry<AgentPatch>>,
     workflows: Vec<Entry<NewWorkflow>>,
+    triggers: Vec<Entry<NewTrigger>>,
     /// For agents that are new.
     defaults: Defaults,
 }
@@ -69,6 +73,9 @@ pub struct Names {
     pub agents: Vec<String>,
     /// Names of workflows.
     pub workflows: Vec<String>,
+    /// Names of triggers.
+    #[serde(default)]
+    pub triggers: Vec<String>,
 }
 
 impl Import {
@@ -83,7 +90,15 @@ impl Import {
         let read_agent = |raw: &RawValue| AgentPatch::parse(raw, defaults);
         let agents = body.defaulted("agents", &mut errors, Vec::new(), |node| entries(node, read_agent));
         let workflows = body.defaulted("workflows", &mut errors, Vec::new(), |node| entries(node, NewWorkflow::parse));
-        if errors.is_empty() { Ok(Self { agents, workflows, defaults: defaults.clone() }) } else { Err(errors) }
+        let triggers = body.defaulted("triggers", &mut errors, Vec::new(), |node| entries(node, NewTrigger::parse));
+        let defaults = defaults.clone();
+        if errors.is_empty() { Ok(Self { agents, workflows, triggers, defaults }) } else { Err(errors) }
+    }
+
+    /// Whether the document has triggers, which need a permission of their own.
+    #[must_use]
+    pub fn has_triggers(&self) -> bool {
+        !self.triggers.is_empty()
     }
 }
 
@@ -214,6 +229,21 @@ pub async fn import(
             Err(error) => report.errors.push(FieldError::rule(at, error)),
         }
     }
+    for Entry { at, name, wanted, .. } in document.triggers {
+        in_time()?;
+        match put_trigger(&mut transaction, context, wanted).await {
+            Ok(PutTrigger::Created) => report.created.triggers.push(name),
+            Ok(PutTrigger::Updated) => report.updated.triggers.push(name),
+            Ok(PutTrigger::Unchanged) => report.unchanged.triggers.push(name),
+            Err(SaveTriggerError::Invalid(errors)) => report.errors.extend(relocated(errors, &at)),
+            Err(SaveTriggerError::Db(error)) => return Err(error.into()),
+            Err(error) => {
+                // Another transaction has just created it, so this transaction is aborted.
+                report.errors.push(FieldError::rule(at, error));
+                return Ok(report);
+            }
+        }
+    }
     for (at, name) in switched_off {
         let Some(agent) = db::agents::find_by_name(&mut *transaction, context.organization(), &name).await? else {
             continue;
@@ -234,4 +264,30 @@ pub async fn import(
         db::commit(transaction).await?;
     }
     Ok(report)
+}
+
+/// Result of putting a trigger.
+enum PutTrigger {
+    Created,
+    Updated,
+    Unchanged,
+}
+
+/// Sets the trigger of that name to the definition.
+async fn put_trigger(
+    conn: &mut PgConnection,
+    context: Context<'_>,
+    wanted: NewTrigger,
+) -> Result<PutTrigger, SaveTriggerError> {
+    let Some(stored) = db::triggers::lock_by_name(conn, context.organization(), &wanted.name).await? else {
+        save_trigger::create_in(conn, context, wanted).await?;
+        return Ok(PutTrigger::Created);
+    };
+    if stored.kind != wanted.config.kind().as_str() {
+        let text = format!("the trigger is a {}, and its kind never changes", stored.kind);
+        return Err(vec![FieldError::rule("body.kind", text)].into());
+    }
+    let before = stored.updated_at;
+    let row = save_trigger::update_in(conn, context, stored, TriggerPatch::to(wanted), "update").await?;
+    Ok(if row.updated_at == before { PutTrigger::Unchanged } else { PutTrigger::Updated })
 }

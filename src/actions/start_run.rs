@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::value::RawValue;
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::{
@@ -12,6 +13,8 @@ use crate::{
         self,
         idempotency::IdempotencyKey,
         runs::{Definition, RunRow},
+        triggers::Startable,
+        workflows::PinnedDefinition,
     },
     input::FieldError,
     offload::{Offload, Overloaded},
@@ -141,6 +144,16 @@ impl Definitions {
         id: Uuid,
     ) -> Result<Cached, StartRunError> {
         let row = db::workflows::startable(pool, organization, id).await?.ok_or(StartRunError::WorkflowNotFound)?;
+        self.compiled(offload, organization, row).await
+    }
+
+    /// Compiles a definition that was read, and stores it in the cache.
+    async fn compiled(
+        &self,
+        offload: &Offload,
+        organization: &OrganizationId,
+        row: PinnedDefinition,
+    ) -> Result<Cached, StartRunError> {
         if row.status != WorkflowStatus::Active.as_str() {
             return Err(StartRunError::NotActive(row.status));
         }
@@ -161,8 +174,30 @@ impl Definitions {
             stamp: row.stamp,
         });
         let found = Cached { definition, schema: schema.map(Arc::new) };
-        self.cache().insert(id, found.clone(), found.bytes());
+        self.cache().insert(row.id, found.clone(), found.bytes());
         Ok(found)
+    }
+
+    /// The definition as it is now: from the cache if that has it with the same stamp, else read by the connection of a
+    /// transaction, so that no second connection is taken.
+    pub(super) async fn current(
+        &self,
+        conn: &mut PgConnection,
+        offload: &Offload,
+        organization: &OrganizationId,
+        found: &Startable,
+    ) -> Result<Checked, StartRunError> {
+        if found.status != WorkflowStatus::Active.as_str() {
+            return Err(StartRunError::NotActive(found.status.clone()));
+        }
+        let is_same =
+            |cached: &Cached| cached.definition.stamp == found.stamp && cached.definition.organization == *organization;
+        if let Some(cached) = self.cached(found.id).filter(is_same) {
+            return Ok(Checked(cached));
+        }
+        let row = db::workflows::startable(conn, organization, found.id).await?;
+        let row = row.ok_or(StartRunError::WorkflowNotFound)?;
+        Ok(Checked(self.compiled(offload, organization, row).await?))
     }
 
     /// Returns the definition if its schema accepts the input.
@@ -194,6 +229,21 @@ impl Definitions {
 #[must_use]
 pub fn unusable_schema(text: &str) -> Vec<FieldError> {
     vec![FieldError::new("body.input_data", "schema_error", format!("The workflow's input_schema {text}"))]
+}
+
+/// Definition that can be started, with its compiled schema.
+pub(super) struct Checked(Cached);
+
+impl Checked {
+    /// The definition.
+    pub(super) fn definition(&self) -> &Arc<Definition> {
+        &self.0.definition
+    }
+
+    /// Checks an input.
+    pub(super) async fn check(&self, offload: &Offload, input: &RawValue) -> Result<(), StartRunError> {
+        self.0.check(offload, input).await
+    }
 }
 
 impl Cached {

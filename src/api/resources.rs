@@ -25,6 +25,7 @@ pub mod system;
 pub mod tool_lists;
 pub mod tool_warnings;
 pub mod transfer;
+pub mod triggers;
 pub mod usage;
 pub mod webhook_events;
 pub mod webhooks;

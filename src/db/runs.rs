@@ -6,6 +6,7 @@ mod start;
 mod steps;
 mod tasks;
 
+use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, types::Json};
 use uuid::Uuid;
@@ -13,7 +14,7 @@ use uuid::Uuid;
 pub use self::{
     list::{Filter, Sort, list},
     shown::{Found, SMALL_BYTES, ShownRun, find_shown},
-    start::{Definition, MessageBatch, NewRun, Quota, StartBatch, Started, start},
+    start::{Definition, MessageBatch, NewRun, Quota, StartBatch, Started, StartingTrigger, start, start_in},
     steps::{RecordedStep, StepRow, output, recorded_steps, step_states, steps},
     tasks::{TaskRow, small_outputs, task, tasks},
 };
@@ -49,12 +50,17 @@ pub struct RunRow {
     pub limits: Option<Json<Limits>>,
     pub deadline_at: Option<Timestamp>,
     pub deadline_missed_at: Option<Timestamp>,
+    pub trigger_kind: Option<String>,
+    pub trigger_id: Option<Uuid>,
+    pub trigger_at: Option<DateTime<Utc>>,
+    pub chain_depth: i16,
 }
 
 const COLUMNS: &str = "run_id, workflow_id, workflow_name, workflow_definition_id, status, input_data, triggered_by, \
      created_at, updated_at, completed_at, cancelled_at, cancelled_by, error_message, correlation_id, priority, \
      paused_at AT TIME ZONE 'UTC' AS paused_at, parent_run_id, parent_step_id, traceparent, limits, \
-     deadline_at AT TIME ZONE 'UTC' AS deadline_at, deadline_missed_at AT TIME ZONE 'UTC' AS deadline_missed_at";
+     deadline_at AT TIME ZONE 'UTC' AS deadline_at, deadline_missed_at AT TIME ZONE 'UTC' AS deadline_missed_at, \
+     trigger_kind, trigger_id, trigger_at, chain_depth";
 
 fn select(rest: &str) -> String {
     format!("SELECT {COLUMNS} FROM workflow_runs{rest}")

@@ -128,12 +128,12 @@ pub async fn begin(
             INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, workflow_definition_id, status, input_data,
                 triggered_by, created_at, updated_at, workflow_version, correlation_id, priority, parent_run_id,
                 parent_step_id, nesting, wake_at, organization_id, traceparent, limits, deadline_seconds, deadline_action, deadline_at,
-                deadline_due_at)
+                deadline_due_at, chain_depth)
             SELECT $14, $15::uuid::text, $16, $15::uuid::text, 'PENDING', $18, triggered_by, now() AT TIME ZONE 'UTC',
                 now() AT TIME ZONE 'UTC', $17, correlation_id, priority, run_id, $4, nesting + 1, now(), organization_id,
                 coalesce($19, traceparent), CASE WHEN $20 THEN '{}'::jsonb END, seconds,
                 CASE WHEN seconds IS NOT NULL THEN action END,
-                now() + make_interval(secs => seconds), now() + make_interval(secs => seconds)
+                now() + make_interval(secs => seconds), now() + make_interval(secs => seconds), chain_depth
             FROM held JOIN begun USING (run_id) LEFT JOIN (
                 SELECT id, deadline_seconds AS seconds, deadline_action AS action FROM workflow_definitions) AS d ON d.id = $15::uuid
             WHERE $14 IS NOT NULL

@@ -3,7 +3,8 @@
 //! A reference is a root, a path, and perhaps a default: `workflow.input.lang:-en`. The roots are `workflow.input`,
 //! `<step id>.output` (or `steps.<step id>.output`), `<step id>.callback_url` and, inside a loop, `loop.item`,
 //! `loop.index`, `loop.total`, `loop.is_first` and `loop.is_last`. In a mock of a step's answer there is `step.input`; in
-//! the filter of a webhook there are `event.type`, `event.timestamp` and `event.data`.
+//! the filter of a webhook there are `event.type`, `event.timestamp` and `event.data`; in the input of a run that a trigger starts, `trigger` is the only
+//! root.
 
 use std::{borrow::Cow, collections::HashMap, fmt, iter::Peekable};
 
@@ -23,6 +24,9 @@ const WORTH_AN_INDEX: usize = 4 << 10;
 /// Separator between a path and its default.
 const DEFAULT_MARK: &str = ":-";
 
+/// Root of the references in the input of a run that a trigger starts.
+pub(crate) const TRIGGER: &str = "trigger";
+
 /// Names that may follow `loop.`.
 const LOOP_VARIABLES: [&str; 5] = ["item", "index", "total", "is_first", "is_last"];
 
@@ -34,6 +38,8 @@ const EVENT_MEMBERS: [&str; 3] = ["type", "timestamp", "data"];
 pub enum MappingFault {
     /// It begins with none of the roots.
     Malformed,
+    /// Another root than `trigger`, in the input of a run that a trigger starts.
+    NotOfTrigger,
     /// A loop variable outside a loop.
     OutsideLoop,
     /// A loop has no variable of that name.
@@ -70,6 +76,7 @@ impl fmt::Display for MappingFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Malformed => f.write_str("must be workflow.input.<path> or <step id>.output.<path>"),
+            Self::NotOfTrigger => f.write_str("must be trigger.<path>"),
             Self::OutsideLoop => f.write_str("loop variables exist only inside a loop"),
             Self::NoLoopVariable(name) => {
                 write!(f, "there are {} after 'loop.', not '{name}'", LOOP_VARIABLES.join(", "))
@@ -127,6 +134,11 @@ impl<'s> LookUp<'s> {
     }
 
     fn find(&mut self, reference: &str) -> Result<&'s RawValue, MappingFault> {
+        if let Some(trigger) = self.scope.trigger() {
+            let mut path = reference.split('.');
+            let is_trigger = path.next() == Some(TRIGGER);
+            return if is_trigger { self.walk(trigger, Vec::new(), path) } else { Err(MappingFault::NotOfTrigger) };
+        }
         let (root, path) = root_of(reference)?;
         let path = path.peekable();
         let (value, indexes) = match root {

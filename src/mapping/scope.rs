@@ -31,6 +31,8 @@ pub struct Scope<'a> {
     step_input: Option<&'a RawValue>,
     /// Event, in a filter of events.
     event: Option<&'a RawValue>,
+    /// What has happened, in the input of a run that a trigger starts.
+    trigger: Option<&'a RawValue>,
 }
 
 #[derive(Debug)]
@@ -116,6 +118,7 @@ impl<'a> Scope<'a> {
             callbacks: None,
             step_input: None,
             event: None,
+            trigger: None,
         }
     }
 
@@ -154,6 +157,17 @@ impl<'a> Scope<'a> {
     /// The event that the filter is about.
     pub(super) fn event(&self) -> Option<&RawValue> {
         self.event
+    }
+
+    /// The scope of the input of a run that a trigger starts: the references are `trigger.<path>`.
+    #[must_use]
+    pub fn of_trigger(what: &'a RawValue) -> Self {
+        Self { trigger: Some(what), ..Scope::new(RawValue::NULL) }
+    }
+
+    /// What has happened, if this is the scope of a trigger.
+    pub(super) fn trigger(&self) -> Option<&'a RawValue> {
+        self.trigger
     }
 
     /// The input of the step whose answer is mocked.

@@ -134,6 +134,22 @@ pub const API_TRANSITIONS: &[(&str, &str)] = &[
 pub const EXECUTOR_TRANSITIONS: &[(&str, &str)] =
     &[("NONE", "PENDING"), ("PENDING", "RUNNING"), ("RUNNING", "COMPLETED"), ("RUNNING", "FAILED")];
 
+/// Outcomes of a firing: a run, those of a schedule without a run, and the reasons of `actions::fire_trigger`.
+const FIRINGS: &[&str] = &[
+    "started",
+    "present",
+    "missed",
+    "overlap_skipped",
+    "buffer_dropped",
+    "workflow_not_found",
+    "workflow_not_active",
+    "input_not_resolved",
+    "input_invalid",
+    "too_large",
+    "quota_exceeded",
+    "chain_too_long",
+];
+
 /// Tables that `db::retention` deletes from.
 const RETAINED: &[&str] = &[
     "workflow_runs",
@@ -177,6 +193,7 @@ pub const API: &[Metric] = &[
     metric(Counter, "workflow_error_total", "Runs that failed, by cause")
         .by("error_code", &["dispatch_failed", "message_too_large"]),
     metric(Counter, "organization_runs_started_total", "Runs that were accepted, by organisation").by_organization(),
+    metric(Counter, "trigger_firings_total", "Firings of triggers, by outcome").by("outcome", FIRINGS),
     metric(Counter, "workflow_execution_failures_total", "Accepted runs that could not be dispatched"),
     metric(
         Gauge,

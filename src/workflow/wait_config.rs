@@ -150,35 +150,10 @@ pub fn near(instant: DateTime<Utc>, now: DateTime<Utc>) -> Result<DateTime<Utc>,
     }
 }
 
-/// Seconds of an ISO 8601 duration of weeks, days, hours, minutes and seconds. Years and months are rejected, since
-/// they differ in length.
+/// Seconds of an ISO 8601 duration of weeks, days, hours, minutes and seconds, as far as a wait may be long. Years and months
+/// are rejected, since they differ in length.
 pub fn iso_duration(text: &str) -> Result<f64, String> {
-    let wrong = || "must be an ISO 8601 duration of weeks, days, hours, minutes or seconds, such as PT90S".to_owned();
-    let rest = text.trim().strip_prefix('P').ok_or_else(wrong)?;
-    let (date, time) = match rest.split_once('T') {
-        Some((_, "")) => return Err(wrong()),
-        Some((date, time)) => (date, time),
-        None => (rest, ""),
-    };
-    let (days, time) =
-        (parts(date, &[('W', 604_800.0), ('D', 86_400.0)]), parts(time, &[('H', 3600.0), ('M', 60.0), ('S', 1.0)]));
-    match (days, time) {
-        (Some(days), Some(time)) if !rest.is_empty() => bounded(days + time),
-        _ => Err(wrong()),
-    }
-}
-
-/// Parses numbers, each with one of these units, in their order.
-fn parts(mut text: &str, units: &[(char, f64)]) -> Option<f64> {
-    let mut secs = 0.0;
-    for (unit, length) in units {
-        if let Some((number, rest)) = text.split_once(*unit) {
-            let is_number = number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.' || byte == b',');
-            secs += number.replace(',', ".").parse::<f64>().ok().filter(|_| is_number)? * length;
-            text = rest;
-        }
-    }
-    text.is_empty().then_some(secs)
+    crate::input::iso_duration(text).and_then(bounded)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! for any number of runs. The server counts the rows that are read, so that no clock is needed.
 
 use sqlx::{AssertSqlSafe, PgConnection, PgPool};
+use uuid::Uuid;
 use workflow_api::{
     access::OrganizationId,
     db::{
@@ -15,10 +16,14 @@ use workflow_api::{
 
 use crate::service::own_pool;
 
+/// Triggers of which one has started half of the runs, and the other a few.
+const OFTEN: Uuid = Uuid::from_u128(1);
+const SELDOM: Uuid = Uuid::from_u128(2);
+
 /// A filter, the same as SQL, and whether its total is maintained.
 type FilterCase = (fn(&mut Filter), &'static str, bool);
 
-const FILTERS: [FilterCase; 25] = [
+const FILTERS: [FilterCase; 28] = [
     (|_| {}, "true", true),
     (|f| f.statuses = texts(&["FAILED"]), "status = 'FAILED'", true),
     (
@@ -58,6 +63,13 @@ const FILTERS: [FilterCase; 25] = [
     ),
     (|f| f.workflow_definition_id = Some("w0".to_owned()), "workflow_definition_id = 'w0'", false),
     (|f| f.parent_run_id = Some("parent".to_owned()), "parent_run_id = 'parent'", false),
+    (|f| f.trigger_id = Some(OFTEN), "trigger_id = '00000000-0000-0000-0000-000000000001'", false),
+    (|f| f.trigger_id = Some(SELDOM), "trigger_id = '00000000-0000-0000-0000-000000000002'", false),
+    (
+        |f| (f.trigger_id, f.statuses) = (Some(OFTEN), texts(&["FAILED"])),
+        "trigger_id = '00000000-0000-0000-0000-000000000001' AND status = 'FAILED'",
+        false,
+    ),
     (|f| f.context = Some("talk".to_owned()), "context_id = 'talk'", false),
     (
         |f| (f.context, f.name) = (Some("talk".to_owned()), Some("flow-1".to_owned())),
@@ -93,6 +105,7 @@ fn filter((set, ..): FilterCase, sort: Sort, ascending: bool) -> Filter {
         workflow_definition_id: None,
         name: None,
         name_prefix: None,
+        trigger_id: None,
         parent_run_id: None,
         triggered_by: None,
         context: None,
@@ -110,7 +123,7 @@ fn filter((set, ..): FilterCase, sort: Sort, ascending: bool) -> Filter {
 async fn insert_runs(pool: &PgPool, count: i64) {
     sqlx::query(
         "INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, workflow_definition_id, status, triggered_by,
-             created_at, updated_at, completed_at, parent_run_id, organization_id, context_id)
+             created_at, updated_at, completed_at, parent_run_id, organization_id, context_id, trigger_id)
          SELECT 'run-' || md5(i::text), 'w' || i % 5, 'flow-' || i % 5,
              CASE i % 10 WHEN 5 THEN 'other' WHEN 7 THEN 'w0' WHEN 3 THEN NULL ELSE 'w' || i % 5 END, status,
              CASE WHEN i % 3 = 0 THEN 'ann' WHEN i % 3 = 1 THEN 'bob' END,
@@ -120,7 +133,9 @@ async fn insert_runs(pool: &PgPool, count: i64) {
              CASE WHEN (status IN ('COMPLETED', 'FAILED') AND (i % 50 > 0 OR $1 > 1000)) OR i % 40 = 3
                  THEN timestamp '2026-01-03' + i * 11 % $1 / 2 * interval '1 s' END,
              CASE WHEN i < 30 THEN 'parent' END, CASE i % 20 WHEN 19 THEN 'other' ELSE 'default' END,
-             CASE i % 12 WHEN 0 THEN 'talk' END
+             CASE i % 12 WHEN 0 THEN 'talk' END,
+             CASE WHEN i % 2 = 1 THEN uuid '00000000-0000-0000-0000-000000000001'
+                 WHEN i < 40 THEN uuid '00000000-0000-0000-0000-000000000002' END
          FROM (SELECT i, (ARRAY['COMPLETED', 'FAILED', 'CANCELLED', 'RUNNING', 'PENDING', 'ODD'])
              [CASE WHEN i % 17 < 12 THEN 1 ELSE i % 17 - 10 END] AS status FROM generate_series(0, $1 - 1) AS i) AS run",
     )

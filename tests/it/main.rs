@@ -67,6 +67,7 @@ mod retention;
 mod run_counts;
 mod run_reads;
 mod runs;
+mod schedules;
 mod service;
 mod snapshots;
 mod spending;

@@ -27,6 +27,7 @@ mod revert;
 mod roles;
 mod rolling;
 mod rotation;
+mod schedules;
 mod secrets;
 mod secure_kafka;
 mod stop;

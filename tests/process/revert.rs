@@ -134,6 +134,16 @@ const SELDOM: &str = "
     INSERT INTO run_usage (run_id, calls, cost) SELECT run_id, 1, 0.5 FROM workflow_runs OFFSET 1 LIMIT 1;
     INSERT INTO call_usage (attempt_id, row_id, run_id, step_id, organization_id, workflow_id, agent_name, cost)
         SELECT 'a', 'a', run_id, 'a', 'default', 'w', 'a', cost FROM run_usage WHERE calls = 1;
+    INSERT INTO triggers (id, organization_id, name, kind, workflow_name, priority, labels, config, enabled, created_by,
+            updated_by, created_at, updated_at)
+        VALUES ('00000000-0000-0000-0000-000000000007', 'default', 'a', 'schedule', 'a', 5, '{}', '{}', true, 'a', 'a', now(), now());
+    INSERT INTO trigger_firings (trigger_id, nominal_at, cause, outcome)
+        SELECT id, now(), 'event', 'started' FROM triggers;
+    INSERT INTO trigger_schedules (trigger_id, processed_until, failures_since) SELECT id, now(), now() FROM triggers;
+    INSERT INTO trigger_backfills (id, trigger_id, state, from_at, to_at, overlap, force, total, processed_until, created_by)
+        SELECT id, id, 'completed', now(), now(), 'allow', false, 0, now(), 'a' FROM triggers;
+    UPDATE workflow_runs SET trigger_kind = 'schedule', trigger_id = '00000000-0000-0000-0000-000000000007', trigger_at = now()
+        WHERE run_id = 'test-run-1';
     INSERT INTO audit_logs (entity_type, entity_id, action) VALUES ('agent', gen_random_uuid(), 'create');
     INSERT INTO workflow_steps (workflow_id, step_id) SELECT id, 'a' FROM workflow_definitions LIMIT 1;
     INSERT INTO ai_chat_sessions (id, status, created_at, updated_at, expires_at, messages)

@@ -72,6 +72,7 @@ async fn authorize_bound(
         Names::Workflow => ("workflow_id", ApiError::workflow_not_found),
         Names::WorkflowByName => ("name", ApiError::workflow_not_found),
         Names::Run => ("run_id", ApiError::run_not_found),
+        Names::Trigger => ("trigger_id", ApiError::trigger_not_found),
         Names::Nothing | Names::Callback => {
             let detail = "The API key is bound to workflows, and the route names none";
             return Err(ApiError::new(StatusCode::FORBIDDEN, "key_is_bound", detail));
@@ -84,6 +85,11 @@ async fn authorize_bound(
     let (pool, organization) = (app.pool.clone(), caller.organization().clone());
     let workflow = match names {
         Names::Run => db::bounded(async move { db::runs::workflow_name(&pool, &organization, &named).await }).await?,
+        Names::Trigger => {
+            // The handler rejects an invalid id.
+            let Ok(id) = Uuid::try_parse(&named) else { return Ok(()) };
+            db::bounded(async move { db::triggers::workflow_name(&pool, &organization, id).await }).await?
+        }
         Names::Workflow => {
             // The handler rejects an invalid id.
             let Ok(id) = Uuid::try_parse(&named) else { return Ok(()) };

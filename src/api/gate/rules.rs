@@ -69,6 +69,8 @@ pub enum Names {
     WorkflowByName,
     /// A run, by `{run_id}`.
     Run,
+    /// A trigger, by `{trigger_id}`.
+    Trigger,
     /// A callback, by `{token}`. It is looked up before the body is read: a body without a valid address is not read.
     Callback,
 }
@@ -115,7 +117,7 @@ pub struct Rule {
 
 /// Route table. Paths are at the root for [`Public`], [`Metrics`], [`Details`] and [`Protocol::Other`], else below the prefix. A route
 /// that is missing here is denied to all callers, and fails a test. Further requirements of a route are noted beside it.
-static RULES: [(Method, &str, Rule); 90] = [
+static RULES: [(Method, &str, Rule); 104] = [
     (Method::GET, "/", Rule::new(Public).in_connection().on_spare_connections()),
     (Method::GET, "/health", Rule::new(Public).in_connection().on_spare_connections()),
     (Method::GET, "/health/live", Rule::new(Public).in_connection().on_spare_connections()),
@@ -162,6 +164,7 @@ static RULES: [(Method, &str, Rule); 90] = [
     (Method::POST, "/workflow-names/{name}/execute", Rule::of_workflow_name(&[RunsWrite])),
     // AgentsSecrets too, with `include_secrets`.
     (Method::GET, "/export", Rule::needs(&[AgentsRead, WorkflowsRead]).with_secrets()),
+    // RunsWrite too, if the document has triggers.
     (Method::POST, "/import", Rule::needs(&[AgentsWrite, WorkflowsWrite]).with_body(MAX_IMPORT_BYTES)),
     (Method::GET, "/runs", Rule::needs(&[RunsRead]).in_connection()),
     (Method::GET, "/runs/{run_id}", Rule::of_run(&[RunsRead]).in_connection()),
@@ -179,6 +182,21 @@ static RULES: [(Method, &str, Rule); 90] = [
     (Method::GET, "/runs/{run_id}/callbacks", Rule::of_run(&[RunsWrite]).with_secrets()),
     // The callback may require a role besides.
     (Method::POST, "/callbacks/{token}", Rule::of_callback().with_secrets()),
+    // A trigger does nothing but start runs.
+    (Method::GET, "/triggers", Rule::needs(&[WorkflowsRead])),
+    (Method::POST, "/triggers", Rule::needs(&[RunsWrite]).with_secrets()),
+    (Method::GET, "/triggers/preview", Rule::needs(&[WorkflowsRead])),
+    (Method::GET, "/triggers/{trigger_id}", Rule::of_trigger(&[WorkflowsRead])),
+    (Method::PUT, "/triggers/{trigger_id}", Rule::of_trigger(&[RunsWrite])),
+    (Method::DELETE, "/triggers/{trigger_id}", Rule::of_trigger(&[RunsWrite])),
+    (Method::POST, "/triggers/{trigger_id}/pause", Rule::of_trigger(&[RunsWrite])),
+    (Method::POST, "/triggers/{trigger_id}/resume", Rule::of_trigger(&[RunsWrite])),
+    (Method::POST, "/triggers/{trigger_id}/fire", Rule::of_trigger(&[RunsWrite])),
+    (Method::POST, "/triggers/{trigger_id}/preview", Rule::of_trigger(&[WorkflowsRead])),
+    (Method::POST, "/triggers/{trigger_id}/backfills", Rule::of_trigger(&[RunsWrite])),
+    (Method::GET, "/triggers/{trigger_id}/backfills", Rule::of_trigger(&[WorkflowsRead])),
+    (Method::GET, "/triggers/{trigger_id}/backfills/{backfill_id}", Rule::of_trigger(&[WorkflowsRead])),
+    (Method::POST, "/triggers/{trigger_id}/backfills/{backfill_id}/stop", Rule::of_trigger(&[RunsWrite])),
     (Method::GET, "/api-keys", Rule::needs(&[KeysManage]).with_secrets()),
     (Method::POST, "/api-keys", Rule::needs(&[KeysManage]).with_secrets()),
     (Method::GET, "/api-keys/{key_id}", Rule::needs(&[KeysManage]).with_secrets()),
@@ -253,6 +271,10 @@ impl Rule {
 
     const fn of_run(permissions: &'static [Permission]) -> Self {
         Self { names: Names::Run, ..Self::needs(permissions) }
+    }
+
+    const fn of_trigger(permissions: &'static [Permission]) -> Self {
+        Self { names: Names::Trigger, ..Self::needs(permissions) }
     }
 
     const fn of_callback() -> Self {
@@ -372,9 +394,10 @@ mod tests {
                 Names::Workflow => Some("{workflow_id}"),
                 Names::WorkflowByName => Some("{name}"),
                 Names::Run => Some("{run_id}"),
+                Names::Trigger => Some("{trigger_id}"),
                 Names::Callback => Some("{token}"),
             };
-            for parameter in ["{workflow_id}", "{name}", "{run_id}", "{token}"] {
+            for parameter in ["{workflow_id}", "{name}", "{run_id}", "{trigger_id}", "{token}"] {
                 assert_eq!(path.contains(parameter), named == Some(parameter), "{method} {path}");
             }
         }

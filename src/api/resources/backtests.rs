@@ -221,6 +221,7 @@ impl Replay<'_> {
             workflow_definition_id: None,
             name: Some(name.to_owned()),
             name_prefix: None,
+            trigger_id: None,
             parent_run_id: None,
             triggered_by: None,
             context: None,

@@ -23,6 +23,7 @@ use crate::{
     readiness::HealthStatus,
     telemetry,
     timestamp::Timestamp,
+    trigger::schedule::TIME_ZONES,
 };
 
 /// Age of the oldest message for Kafka after which the outbox is called delayed.
@@ -185,6 +186,9 @@ pub struct DetailedHealth {
     /// where lists are read if `DATABASE_REPLICA_URL` is set, is `connected`, `behind`, `disconnected` or `unknown`.
     #[schema(value_type = HashMap<String, HealthComponent>)]
     components: Components,
+    /// Version of the time zone database that schedules use.
+    #[schema(value_type = String, example = "2025b")]
+    time_zones: &'static str,
     /// Time of the answer.
     #[schema(value_type = String, format = DateTime)]
     timestamp: Timestamp,
@@ -235,6 +239,7 @@ pub async fn get_detailed_health(State(app): State<App>) -> Json<DetailedHealth>
         version: env!("CARGO_PKG_VERSION"),
         uptime_seconds: app.clock.since(app.started).as_secs_f64(),
         components,
+        time_zones: TIME_ZONES,
         timestamp: Timestamp::now(),
     })
 }

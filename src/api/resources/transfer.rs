@@ -1,4 +1,4 @@
-//! Export and import of agents and workflows as one document: `/export` and `/import`.
+//! Export and import of agents, workflows and triggers as one document: `/export` and `/import`.
 //!
 //! Secrets are exported only on request. Otherwise an agent's `auth_config` and the user and password in its URL are
 //! absent from the document, and importing it keeps the stored ones.
@@ -34,9 +34,11 @@ use crate::{
         self,
         agents::AgentRow,
         idempotency::{ClaimError, IdempotencyKey},
+        triggers::TriggerRow,
         workflows::WorkflowRow,
     },
     input::{FieldError, Object, member},
+    trigger::{Labels, NewTriggerBody},
     workflow::{DeadlineAction, Expose},
 };
 
@@ -151,7 +153,43 @@ impl From<WorkflowRow> for ExportedWorkflow {
     }
 }
 
-/// Document of agents and workflows, for export and import.
+/// Trigger in a document, as it would be created.
+#[derive(Serialize)]
+pub struct ExportedTrigger {
+    name: String,
+    kind: String,
+    workflow_name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input: Option<Box<RawValue>>,
+    priority: i16,
+    #[serde(skip_serializing_if = "Labels::is_empty")]
+    labels: Labels,
+    enabled: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<String>,
+    config: Box<RawValue>,
+}
+
+impl From<TriggerRow> for ExportedTrigger {
+    fn from(row: TriggerRow) -> Self {
+        Self {
+            name: row.name,
+            kind: row.kind,
+            workflow_name: row.workflow_name,
+            version: row.workflow_version,
+            input: row.input.map(|input| input.0),
+            priority: row.priority,
+            labels: row.labels.0,
+            enabled: row.enabled,
+            note: row.note,
+            config: row.config.0,
+        }
+    }
+}
+
+/// Document of agents, workflows and triggers, for export and import.
 #[derive(ToSchema)]
 #[schema(as = Definitions, example = json!({"format": FORMAT, "version": FORMAT_VERSION, "agents": [], "workflows": []}))]
 #[expect(dead_code, reason = "describes what `export_definitions` writes, and what `import::Import::parse` reads")]
@@ -167,6 +205,9 @@ pub struct DefinitionsBody {
     /// Workflows. An export contains the newest active version of each workflow, by name.
     #[schema(nullable = false)]
     workflows: Option<Vec<NewWorkflowBody>>,
+    /// Triggers, by name. Absent if there are none. To import some needs `runs:write` besides.
+    #[schema(nullable = false)]
+    triggers: Option<Vec<NewTriggerBody>>,
 }
 
 /// Agent in a document: its definition and its status.
@@ -212,11 +253,15 @@ pub struct Names {
     agents: Vec<String>,
     /// Names of workflows.
     workflows: Vec<String>,
+    /// Names of triggers; absent if there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    triggers: Vec<String>,
 }
 
 impl From<import::Names> for Names {
-    fn from(import::Names { agents, workflows }: import::Names) -> Self {
-        Self { agents, workflows }
+    fn from(import::Names { agents, workflows, triggers }: import::Names) -> Self {
+        Self { agents, workflows, triggers }
     }
 }
 
@@ -234,12 +279,12 @@ fn flag(query: &Query, name: &str) -> Result<bool, ApiError> {
 
 /// Export definitions
 ///
-/// All agents and the newest active version of every workflow as one document for `POST /import`. Secrets are omitted
+/// All agents, the newest active version of every workflow and all triggers as one document for `POST /import`. Secrets are omitted
 /// unless they are requested.
 #[utoipa::path(
     get, path = "/export", tag = "workflows",
     params(
-        ("name_prefix" = Option<String>, Query, description = "Only agents and workflows whose names have this prefix"),
+        ("name_prefix" = Option<String>, Query, description = "Only agents, workflows and triggers whose names have this prefix"),
         ("include_secrets" = Option<bool>, Query, description = "With the agents' credentials and the values in the \
             queries of their URLs, which needs `agents:secrets`. Without it these values are asterisks, and an import \
             takes asterisks only for an agent that has a value already")),
@@ -267,6 +312,15 @@ pub async fn export_definitions(State(app): State<App>, caller: Caller, query: Q
         document.begin("],\"workflows\":[");
         let show = |row: WorkflowRow| document.push(&ExportedWorkflow::from(row));
         db::workflows::all_active(&mut conn, organization, prefix, show).await?;
+        // A document without triggers is as it always was.
+        let mut is_first = true;
+        let show = |row: TriggerRow| {
+            if std::mem::take(&mut is_first) {
+                document.begin("],\"triggers\":[");
+            }
+            document.push(&ExportedTrigger::from(row))
+        };
+        db::triggers::all(&mut conn, organization, prefix, show).await?;
         Ok(document)
     });
     let document = document.await?;
@@ -307,7 +361,7 @@ impl Document {
         if self.text.len() + 2 > MAX_BYTES {
             self.exceeds = Some(format!("{} MiB", MAX_BYTES >> 20));
         } else if self.count > MAX_ENTRIES {
-            self.exceeds = Some(format!("{MAX_ENTRIES} agents and {MAX_ENTRIES} workflows"));
+            self.exceeds = Some(format!("{MAX_ENTRIES} agents, {MAX_ENTRIES} workflows and {MAX_ENTRIES} triggers"));
         }
         if self.exceeds.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
@@ -325,8 +379,8 @@ fn too_large(limit: &str) -> ApiError {
 
 /// Import definitions
 ///
-/// Sets agents and workflows to the content of the document, all of them or none; safe to repeat. Agents and
-/// workflows that are not in the document stay. Omitted credentials stay as they are stored.
+/// Sets agents, workflows and triggers to the content of the document, all of them or none; safe to repeat. What is
+/// not in the document stays. Omitted credentials stay as they are stored.
 #[utoipa::path(
     post, path = "/import", tag = "workflows", request_body = DefinitionsBody,
     params(
@@ -355,6 +409,9 @@ pub async fn import_definitions(
     let defaults = app.config.agent_defaults.clone();
     let report = match body.read(&app, &caller, move |body| Import::parse(body, &defaults)).await? {
         Ok(document) => {
+            if document.has_triggers() {
+                caller.must(Permission::RunsWrite)?;
+            }
             let context = caller.context(&app).with_key(key.as_ref());
             match import::import(&app.pool, context, document, dry_run, (&app.clock, deadline)).await {
                 Ok(report) => report,

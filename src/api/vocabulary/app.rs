@@ -25,6 +25,7 @@ use crate::{
     run_poller::RunPoller,
     run_reader::RunReader,
     run_writer::RunWriter,
+    scheduler::Scheduler,
     shared_reads::SharedReads,
     telemetry,
     webhooks::Webhooks,
@@ -57,7 +58,7 @@ pub struct Parts {
     /// Relay of messages to Kafka.
     pub relay: Relay,
     /// Cache of definitions by id, for starting runs.
-    pub definitions: Definitions,
+    pub definitions: Arc<Definitions>,
     /// Thread pool for CPU-bound work.
     pub offload: Offload,
     /// Thread pool for tests of workflows, so that they do not delay other CPU-bound work.
@@ -130,7 +131,16 @@ impl App {
         crate::dead_letters::start(&config, pool.clone(), lifecycle)?;
         crate::run_counts::start(pool.clone(), lifecycle);
         let webhooks = Webhooks::start(&config, pool.clone(), lifecycle, clock.clone())?;
-        let definitions = Definitions::default();
+        let definitions = Arc::<Definitions>::default();
+        let offload = Offload::default();
+        let scheduler = Scheduler {
+            pool: pool.clone(),
+            definitions: Arc::clone(&definitions),
+            offload: offload.clone(),
+            quotas: config.quotas,
+            audit: config.audit,
+        };
+        scheduler.start(relay.clone(), lifecycle);
         let memory = Memory::new(&config.limits);
         let checks = agent_checks();
         Ok(Self(Arc::new(Parts {
@@ -141,7 +151,7 @@ impl App {
             runs,
             relay,
             definitions,
-            offload: Offload::default(),
+            offload,
             simulations: Offload::default(),
             waiting,
             readiness,

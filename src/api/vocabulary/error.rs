@@ -176,6 +176,12 @@ impl ApiError {
         Self::bad_request("run_wrong_state", format!("The run is {status} and cannot be {act}"))
     }
 
+    /// 404: the trigger does not exist.
+    #[must_use]
+    pub fn trigger_not_found() -> Self {
+        Self::not_found("trigger_not_found", "Trigger not found")
+    }
+
     /// 404: the workflow does not exist.
     #[must_use]
     pub fn workflow_not_found() -> Self {

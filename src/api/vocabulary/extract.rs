@@ -181,6 +181,17 @@ impl<S: Send + Sync> FromRequestParts<S> for WorkflowId {
     }
 }
 
+/// `{trigger_id}` in the path.
+pub struct TriggerId(pub Uuid);
+
+impl<S: Send + Sync> FromRequestParts<S> for TriggerId {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        path_uuid(parts, state, "trigger_id").await.map(Self)
+    }
+}
+
 /// `{agent_id}` in the path.
 pub struct AgentId(pub Uuid);
 

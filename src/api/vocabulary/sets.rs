@@ -8,7 +8,7 @@ use utoipa::{
     openapi::{ObjectBuilder, RefOr, Schema, Type, extensions::Extensions},
 };
 
-use crate::{a2a, access, agent, breaker, executor, run, usage, webhook, workflow};
+use crate::{a2a, access, agent, breaker, executor, run, trigger, usage, webhook, workflow};
 
 /// Schema with its name.
 type Named = (String, RefOr<Schema>);
@@ -98,6 +98,12 @@ sets! {
     OnQuestion = workflow::OnQuestion::ALL.map(workflow::OnQuestion::as_str);
     /// What an agent that asks needs: input, or an authorisation that somebody gives it elsewhere.
     QuestionState = ["input-required", "auth-required"];
+    /// Kind of a trigger: `schedule` fires at times.
+    TriggerKind = trigger::TriggerKind::ALL.map(trigger::TriggerKind::as_str);
+    /// Why a trigger fires: what its kind waits for has happened, a caller has asked for it, or a backfill makes up for it.
+    FiringCause = ["event", "manual", "backfill"];
+    /// State of a backfill.
+    BackfillState = ["running", "completed", "stopped"];
     /// State of a run.
     RunStatus = run::RunStatus::ALL.map(run::RunStatus::as_str);
     /// State of an attempt of a step. `PENDING`: it waits for a time, an answer or another run.
@@ -152,7 +158,7 @@ sets! {
     /// `suspended`: its API keys and tokens are refused. Its runs continue.
     OrganizationStatus = ["active", "suspended"];
     /// Kind of object of an audit entry; `request` for a denied attempt.
-    AuditEntityType = ["agent", "workflow", "run", "api_key", "organization", "dead_letter", "webhook", "request"];
+    AuditEntityType = ["agent", "workflow", "run", "trigger", "api_key", "organization", "dead_letter", "webhook", "request"];
     /// Whether the action was performed or denied.
     AuditOutcome = ["success", "denied"];
     /// Format of an export of audit entries.

@@ -42,7 +42,7 @@ pub enum TokenError {
     /// The subject would be refused at verification.
     #[error(
         "a subject has 1 to 255 bytes and no control characters, is not system or callback, and does not begin with \
-         {SUBJECT_PREFIX}"
+         {SUBJECT_PREFIX} or trigger:"
     )]
     BadSubject,
     /// The library returned an error.
@@ -52,12 +52,13 @@ pub enum TokenError {
 
 /// The subject as shown in logs, columns and audit entries. Hidden characters are escaped, so that two different
 /// subjects never look the same. `None` if it does not fit, or could be mistaken for a subject that the service
-/// itself assigns: that of an API key, of a callback's caller, or of the service.
+/// itself assigns: that of an API key, of a trigger, of a callback's caller, or of the service.
 #[must_use]
 pub fn shown_subject(text: &str) -> Option<String> {
     let visible: String = text.chars().filter(|c| !visible::is_hidden(*c)).collect();
     let name = visible.trim().to_lowercase();
-    let is_reserved = name.starts_with(SUBJECT_PREFIX) || Actor::RESERVED.contains(&name.as_str());
+    let is_assigned = [SUBJECT_PREFIX, Actor::TRIGGER_PREFIX].iter().any(|prefix| name.starts_with(prefix));
+    let is_reserved = is_assigned || Actor::RESERVED.contains(&name.as_str());
     // Existing escapes could be mistaken for the escapes that are added here.
     if name.is_empty() || is_reserved || text.contains(char::is_control) || text.contains("\\u{") {
         return None;

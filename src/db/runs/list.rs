@@ -5,6 +5,7 @@
 //! that of an index, and the total is known.
 
 use sqlx::PgConnection;
+use uuid::Uuid;
 
 use super::{RunRow, tasks::waiting};
 use crate::{
@@ -27,7 +28,8 @@ const LISTED_COLUMNS: &str = "run_id, workflow_id, workflow_name, workflow_defin
      input_data IS NOT NULL AS has_input, triggered_by, created_at, updated_at, completed_at, cancelled_at, cancelled_by,
      error_message, correlation_id, priority, paused_at AT TIME ZONE 'UTC' AS paused_at, parent_run_id, parent_step_id, traceparent, limits,
      deadline_at AT TIME ZONE 'UTC' AS deadline_at,
-     deadline_missed_at AT TIME ZONE 'UTC' AS deadline_missed_at";
+     deadline_missed_at AT TIME ZONE 'UTC' AS deadline_missed_at,
+     trigger_kind, trigger_id, trigger_at, chain_depth";
 
 impl ListRow for RunRow {
     const TABLE: Table = Table {
@@ -56,6 +58,8 @@ pub struct Filter {
     pub name_prefix: Option<String>,
     /// Exact `parent_run_id`.
     pub parent_run_id: Option<String>,
+    /// Trigger that started the runs.
+    pub trigger_id: Option<Uuid>,
     /// Exact `triggered_by`.
     pub triggered_by: Option<String>,
     /// Exact conversation: its label, or the id of a run without one.
@@ -118,7 +122,7 @@ pub async fn list(conn: &mut PgConnection, filter: &Filter, page: &PageRequest) 
     };
     let of_all = GroupFilter { workflow_id: None, name: None, name_prefix: None, ..wanted };
     let mut are_few = false;
-    for few in filter.of_context() {
+    for few in filter.narrow() {
         are_few = list::are_few::<RunRow>(&mut *conn, &few).await?;
         if !are_few {
             break;
@@ -150,7 +154,16 @@ impl Filter {
     fn is_of_groups(&self) -> bool {
         let bounds = [self.created.0, self.created.1, self.updated.0, self.updated.1];
         let texts = [&self.workflow_definition_id, &self.parent_run_id, &self.triggered_by, &self.context];
-        bounds.iter().all(Option::is_none) && texts.iter().all(|text| text.is_none()) && self.is_waiting.is_none()
+        let is_of_any = self.trigger_id.is_none() && self.is_waiting.is_none();
+        bounds.iter().all(Option::is_none) && texts.iter().all(|text| text.is_none()) && is_of_any
+    }
+
+    /// Conditions that only few runs may fulfil, each served by an index.
+    fn narrow(&self) -> Vec<Conditions> {
+        match self.trigger_id {
+            Some(id) => vec![Conditions::organization(&self.organization).uuid("trigger_id", Some(id))],
+            None => self.of_context(),
+        }
     }
 
     /// Conditions on the conversation, each served by an index; none without one.
@@ -167,7 +180,7 @@ impl Filter {
         times.split(&[column])
     }
 
-    /// Conditions on the workflow's name and its definition, the conversation, and what the run waits for.
+    /// Conditions on the workflow's name and its definition, the trigger, the conversation, and what the run waits for.
     fn names(&self) -> Conditions {
         let all = Conditions::default();
         let all = match self.is_waiting {
@@ -175,6 +188,7 @@ impl Filter {
             None => all,
         };
         all.equal("coalesce(context_id, run_id)", self.context.as_deref())
+            .uuid("trigger_id", self.trigger_id)
             .equal("workflow_definition_id", self.workflow_definition_id.as_deref())
             .equal("workflow_name", self.name.as_deref())
             .prefix("workflow_name", self.name_prefix.as_deref())
@@ -191,6 +205,8 @@ impl Filter {
 enum Path {
     /// Index of sub-runs; they are so few that all are read.
     Parent,
+    /// Index of the runs of a trigger.
+    Trigger,
     /// Index of conversations, if it has so few runs that all are read.
     Context,
     /// Index of ended runs by subject, and index of open runs by status.
@@ -283,6 +299,16 @@ impl Runs<'_> {
                 let range = |few| Range { few, found: found.clone().with(&subject), ..Range::default() };
                 filter.of_context().into_iter().map(range).collect()
             }
+            Path::Trigger => {
+                let found = found.uuid("trigger_id", filter.trigger_id);
+                let rest = checked.with(condition).with(&filter.group()).with(&filter.names()).with(&subject);
+                let range = if self.are_few {
+                    Range { few: found, found: rest, ..Range::default() }
+                } else {
+                    Range { found, checked: rest, ..Range::default() }
+                };
+                vec![range]
+            }
             Path::Subject => {
                 let checked = checked.with(condition).with(&filter.group()).with(&filter.names());
                 let ended = Range { found: found.with(&subject).holds(ENDED), checked, ..Range::default() };
@@ -316,6 +342,8 @@ impl Runs<'_> {
         let is_by_subject = filter.triggered_by.is_some() && (!is_by_groups || self.count > list::MAX_SCANNED);
         if filter.parent_run_id.is_some() {
             Path::Parent
+        } else if filter.trigger_id.is_some() && (self.are_few || filter.sort == Sort::CreatedAt) {
+            Path::Trigger
         } else if self.are_few {
             Path::Context
         } else if filter.sort == Sort::CreatedAt && is_by_subject {

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
+use serde::Serialize;
 use serde_json::value::RawValue;
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -54,6 +56,8 @@ pub struct NewRun {
     pub limits: Option<Limits>,
     /// Deadline of the run itself; what it lacks, the definition says.
     pub deadline: Deadline,
+    /// Trigger that starts the run.
+    pub trigger: Option<Box<StartingTrigger>>,
     /// Creation time of the run and of its audit entry.
     pub created_at: Timestamp,
     /// Id of the message.
@@ -62,6 +66,19 @@ pub struct NewRun {
     pub is_queued: bool,
     /// Id of the audit entry.
     pub audit_id: Uuid,
+}
+
+/// Trigger that starts a run, as the run's row says it.
+#[derive(Clone, Debug, Serialize)]
+pub struct StartingTrigger {
+    /// Kind of the trigger.
+    pub kind: &'static str,
+    /// Id of the trigger.
+    pub id: Uuid,
+    /// When the trigger was due.
+    pub at: DateTime<Utc>,
+    /// Number of runs before this one in a chain of which each has caused the next one.
+    pub depth: i16,
 }
 
 /// Batch of runs to start in one statement.
@@ -121,6 +138,15 @@ pub async fn start(conn: &mut PooledConnection, batch: &StartBatch, audit: bool)
     }
 }
 
+/// As [`start`], in the caller's transaction. The messages are left to whichever process sweeps the outbox.
+pub async fn start_in(conn: &mut PgConnection, batch: &StartBatch, audit: bool) -> Result<Started, Error> {
+    let StartBatch { runs, quota, messages } = batch;
+    match quota {
+        Some(quota) => start_within(conn, quota, runs, *messages, audit).await,
+        None => Ok(Started { run_ids: insert_all(conn, runs, *messages, audit).await?, admitted: runs.len() }),
+    }
+}
+
 /// Starts as many of these runs as the quota admits.
 async fn start_within(
     conn: &mut PgConnection,
@@ -156,10 +182,11 @@ async fn insert_all(
                 coalesce(own_action, d.deadline_action) AS action
             FROM unnest($1::text[], $2::uuid[], $3::int[], $4::text[], $5::text[], $6::text[], $7::text[],
                 $8::text[], $9::timestamp[], $10::uuid[], $11::boolean[], $12::text[], $13::text[], $14::bytea[],
-                $15::uuid[], $16::uuid[], $18::uuid[], $19::text[], $20::smallint[], $21::text[], $24::text[], $25::text[], $26::int[], $27::text[])
+                $15::uuid[], $16::uuid[], $18::uuid[], $19::text[], $20::smallint[], $21::text[], $24::text[], $25::text[], $26::int[], $27::text[],
+                $28::text[])
                 AS r (run_id, definition_id, version, stamp, workflow_name, input_data, triggered_by, correlation_id,
                     created_at, event_id, is_queued, key_scope, key, fingerprint, audit_id, entity_id, key_id, address,
-                    priority, traceparent, context_id, limits, own_deadline, own_action)
+                    priority, traceparent, context_id, limits, own_deadline, own_action, started_by)
             JOIN workflow_definitions d ON d.id = r.definition_id AND d.xmin::text = r.stamp
         ), claimed AS (
             INSERT INTO idempotency_keys (scope, key, fingerprint, run_id)
@@ -168,17 +195,19 @@ async fn insert_all(
             ON CONFLICT DO NOTHING
             RETURNING run_id
         ), accepted AS MATERIALIZED (
-            SELECT *, input_data::jsonb AS input FROM request
+            SELECT *, input_data::jsonb AS input, started_by::jsonb AS cause FROM request
             WHERE key IS NULL OR run_id IN (SELECT run_id FROM claimed)
         ), run AS (
             INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, workflow_definition_id, status, input_data,
                 triggered_by, created_at, updated_at, workflow_version, correlation_id, execution_event_id,
                 organization_id, priority, traceparent, context_id, limits, deadline_seconds, deadline_action, deadline_at,
-                deadline_due_at)
+                deadline_due_at, trigger_kind, trigger_id, trigger_at, chain_depth)
             SELECT run_id, definition_id::text, workflow_name, definition_id::text, 'PENDING', input,
                 triggered_by, created_at, created_at, version, correlation_id, event_id, organization_id, priority,
                 traceparent, context_id, limits::jsonb, deadline, CASE WHEN deadline IS NOT NULL THEN action END,
-                now() + make_interval(secs => deadline), now() + make_interval(secs => deadline)
+                now() + make_interval(secs => deadline), now() + make_interval(secs => deadline),
+                cause ->> 'kind', (cause ->> 'id')::uuid, (cause ->> 'at')::timestamptz,
+                coalesce((cause ->> 'depth')::smallint, 0)
             FROM accepted
         ), message AS (
             INSERT INTO outbox (run_id, event_id, kind)
@@ -225,6 +254,7 @@ async fn insert_all(
     .bind(column(runs, |run| run.limits.as_ref().map(|limits| to_raw(limits).get().to_owned())))
     .bind(column(runs, |run| run.deadline.seconds))
     .bind(column(runs, |run| run.deadline.action.map(DeadlineAction::as_str)))
+    .bind(column(runs, |run| run.trigger.as_deref().map(|trigger| to_raw(trigger).get().to_owned())))
     .fetch_all(conn)
     .await?)
 }

@@ -242,6 +242,7 @@ impl AgentCall {
             name: Some(workflow.clone()),
             name_prefix: None,
             triggered_by: None,
+            trigger_id: None,
             parent_run_id: None,
             context: asked.context_id,
             is_waiting,

@@ -345,6 +345,7 @@ impl McpCall {
             name: workflow,
             name_prefix: None,
             triggered_by: None,
+            trigger_id: None,
             parent_run_id: None,
             context: None,
             is_waiting: None,

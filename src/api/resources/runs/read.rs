@@ -24,6 +24,7 @@ use crate::{
         self,
         runs::{Filter, Sort},
     },
+    input::FieldError,
 };
 
 /// List runs
@@ -39,6 +40,7 @@ use crate::{
         ("name" = Option<String>, Query, description = "Exactly this `workflow_name`"),
         ("name_prefix" = Option<String>, Query, description = "The beginning of `workflow_name`"),
         ("triggered_by" = Option<String>, Query, description = "Exactly this `triggered_by`"),
+        ("trigger_id" = Option<uuid::Uuid>, Query, description = "The runs that this trigger started"),
         ("parent_run_id" = Option<String>, Query, description = "The runs that are steps of this run"),
         parameters::Created,
         parameters::Updated,
@@ -60,6 +62,7 @@ pub async fn list_runs(State(app): State<App>, caller: Caller, query: Query) -> 
         name: parameters.text("name").map(str::to_owned),
         name_prefix: parameters.text("name_prefix").map(str::to_owned),
         triggered_by: parameters.text("triggered_by").map(str::to_owned),
+        trigger_id: trigger_id(&mut parameters)?,
         parent_run_id: parameters.text("parent_run_id").map(str::to_owned),
         context: None,
         is_waiting: None,
@@ -92,6 +95,13 @@ pub async fn list_runs(State(app): State<App>, caller: Caller, query: Query) -> 
         Some(Err(error)) => Err(error.into()),
         None => Err(ApiError::internal()),
     }
+}
+
+fn trigger_id(parameters: &mut ListQuery<'_>) -> Result<Option<uuid::Uuid>, ApiError> {
+    let Some(text) = parameters.text("trigger_id") else { return Ok(None) };
+    let message = "Input should be a valid UUID";
+    let id = uuid::Uuid::try_parse(text).map_err(|_| FieldError::new("query.trigger_id", "uuid_parsing", message))?;
+    Ok(Some(id))
 }
 
 /// Name of the list for cursors. Cursors of two orders contain a segment, unlike those of earlier releases.

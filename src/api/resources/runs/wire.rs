@@ -3,6 +3,7 @@
 use serde::Serialize;
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 use crate::{
     api::{
@@ -85,10 +86,35 @@ pub struct Run {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String, format = DateTime)]
     deadline_missed_at: Option<Timestamp>,
+    /// Trigger that started it; null: a client did, or another run.
+    trigger: Option<RunTrigger>,
+}
+
+/// Trigger that started a run.
+#[derive(Serialize, ToSchema)]
+pub struct RunTrigger {
+    /// Kind of the trigger.
+    #[schema(value_type = sets::TriggerKind)]
+    kind: String,
+    /// Id of the trigger, which may be deleted.
+    id: Uuid,
+    /// When the trigger was due, without jitter.
+    #[schema(value_type = String, format = DateTime)]
+    at: Timestamp,
+    /// Number of runs before it in a chain of which each has caused the next one by an event.
+    depth: i16,
+}
+
+impl RunTrigger {
+    fn of(row: &RunRow) -> Option<Self> {
+        let (Some(kind), Some(id), Some(at)) = (&row.trigger_kind, row.trigger_id, row.trigger_at) else { return None };
+        Some(Self { kind: kind.clone(), id, at: at.into(), depth: row.chain_depth })
+    }
 }
 
 impl From<RunRow> for Run {
     fn from(row: RunRow) -> Self {
+        let trigger = RunTrigger::of(&row);
         Self {
             id: row.run_id.clone(),
             run_id: row.run_id,
@@ -112,6 +138,7 @@ impl From<RunRow> for Run {
             limits: row.limits.and_then(|limits| limits.0.unless_empty()),
             deadline_at: row.deadline_at,
             deadline_missed_at: row.deadline_missed_at,
+            trigger,
         }
     }
 }
@@ -145,6 +172,7 @@ impl Run {
             limits: request.limits.map(|limits| *limits),
             deadline_at: None,
             deadline_missed_at: None,
+            trigger: None,
         }
     }
 }

@@ -1,0 +1,9 @@
+SET LOCAL lock_timeout = '2s';
+
+ALTER TABLE workflow_runs
+    DROP COLUMN chain_depth,
+    DROP COLUMN trigger_at,
+    DROP COLUMN trigger_id,
+    DROP COLUMN trigger_kind;
+DROP TABLE trigger_firings;
+DROP TABLE triggers;

@@ -1,0 +1,2 @@
+DROP TABLE trigger_backfills;
+DROP TABLE trigger_schedules;

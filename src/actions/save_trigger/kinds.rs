@@ -1,0 +1,96 @@
+//! What the kinds of triggers write beside the row of a trigger.
+
+use chrono::{DateTime, Utc};
+use serde_json::{Map, Value};
+use sqlx::PgConnection;
+
+use super::{super::Context, SaveTriggerError};
+use crate::{
+    db::{self, schedules::ScheduleRow, triggers::TriggerRow},
+    trigger::{Config, Schedule},
+};
+
+/// Saved trigger.
+pub(super) struct Saved<'a> {
+    /// Row before a change; `None` if the trigger is new.
+    pub(super) before: Option<&'a TriggerRow>,
+    /// Row as it was written.
+    pub(super) row: &'a TriggerRow,
+    /// Its configuration, as it was given in the request if it was.
+    pub(super) config: &'a Config,
+    /// Time of the change.
+    pub(super) now: DateTime<Utc>,
+}
+
+/// Called in the transaction that has written the row. Returns members that only the answer to a create request shows.
+pub(super) async fn saved(
+    conn: &mut PgConnection,
+    _context: Context<'_>,
+    saved: Saved<'_>,
+) -> Result<Map<String, Value>, SaveTriggerError> {
+    match saved.config {
+        Config::Schedule(schedule) => save_schedule(conn, &saved, schedule).await?,
+    }
+    Ok(Map::new())
+}
+
+/// Sets how far the schedule is decided. What it would still have made before the change stays to be made, if the changed
+/// schedule has it too.
+async fn save_schedule(conn: &mut PgConnection, saved: &Saved<'_>, schedule: &Schedule) -> Result<(), db::Error> {
+    let Saved { before, row, now, .. } = *saved;
+    let remaining = schedule.remaining.and_then(|remaining| i32::try_from(remaining).ok());
+    let stored = match before {
+        Some(_) => db::schedules::find(&mut *conn, row.id).await?,
+        None => None,
+    };
+    let state = match (before, stored) {
+        (Some(before), Some(stored)) => {
+            let Some(Config::Schedule(old)) = Config::from_stored(&before.kind, &before.config.0) else {
+                return insert(conn, row, schedule, (now, remaining)).await;
+            };
+            let is_same = old.to_stored().get() == schedule.to_stored().get();
+            if is_same && before.enabled == row.enabled {
+                return Ok(());
+            }
+            let processed_until =
+                if before.enabled { old.decided_at_change(row.id, stored.processed_until, now) } else { now };
+            let is_resumed = row.enabled && !before.enabled;
+            ScheduleRow {
+                due_at: None,
+                processed_until,
+                remaining: if old.remaining == schedule.remaining { stored.remaining } else { remaining },
+                buffered: if row.enabled { stored.buffered } else { Vec::new() },
+                failures_since: if is_resumed { now } else { stored.failures_since },
+            }
+        }
+        _ => return insert(conn, row, schedule, (now, remaining)).await,
+    };
+    write(conn, row, schedule, state, now).await
+}
+
+/// The state of a new schedule.
+async fn insert(
+    conn: &mut PgConnection,
+    row: &TriggerRow,
+    schedule: &Schedule,
+    (now, remaining): (DateTime<Utc>, Option<i32>),
+) -> Result<(), db::Error> {
+    let buffered = Vec::new();
+    let state = ScheduleRow { due_at: None, processed_until: now, remaining, buffered, failures_since: now };
+    write(conn, row, schedule, state, now).await
+}
+
+/// Writes the state with the instant at which there is something to do.
+async fn write(
+    conn: &mut PgConnection,
+    row: &TriggerRow,
+    schedule: &Schedule,
+    mut state: ScheduleRow,
+    now: DateTime<Utc>,
+) -> Result<(), db::Error> {
+    if row.enabled && state.remaining != Some(0) {
+        let next = schedule.due_at(row.id, state.processed_until);
+        state.due_at = if state.buffered.is_empty() { next } else { Some(now) };
+    }
+    db::schedules::save(conn, row.id, &state).await
+}

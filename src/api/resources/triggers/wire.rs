@@ -1,0 +1,248 @@
+//! Wire types of triggers and their firings.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use serde_json::{Map, Value, value::RawValue};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::{
+    actions::fire_trigger::{Firing, Outcome},
+    api::vocabulary::{app::App, page::Page, sets},
+    db::{
+        self,
+        runs::RunRow,
+        triggers::{FiringRow, TriggerRow},
+    },
+    timestamp::Timestamp,
+    trigger::{Config, Labels, TriggerKind},
+};
+
+/// Number of next and of last firings in an answer.
+const SHOWN_FIRINGS: usize = 10;
+
+/// Page of the list of triggers.
+pub type TriggerPage = Page<Trigger>;
+
+/// Trigger: what starts runs of a workflow without a client.
+#[derive(Serialize, ToSchema)]
+pub struct Trigger {
+    /// Id; never changed.
+    id: Uuid,
+    /// Name, unique in the organisation.
+    #[schema(example = "monday-report")]
+    name: String,
+    /// Kind of the trigger.
+    #[schema(value_type = sets::TriggerKind)]
+    kind: String,
+    /// Name of the workflow that it starts.
+    #[schema(example = "report")]
+    workflow_name: String,
+    /// Version of the workflow; null: the newest one.
+    version: Option<i32>,
+    /// Input of its runs, with references; null: the object `trigger` with all that can be referred to.
+    #[schema(value_type = Option<std::collections::HashMap<String, Value>>)]
+    input: Option<Box<RawValue>>,
+    /// Priority of its runs.
+    priority: i16,
+    /// Texts by name, for its owners.
+    #[schema(value_type = std::collections::HashMap<String, String>)]
+    labels: Labels,
+    /// Whether it fires; false: it is paused.
+    enabled: bool,
+    /// Why it is paused, or anything else.
+    note: Option<String>,
+    /// When it fires, with all defaults.
+    #[schema(value_type = std::collections::HashMap<String, Value>)]
+    config: Box<RawValue>,
+    /// Numbers of what has happened since its creation: `fired`, `failed_to_start`, and further ones of its kind.
+    #[schema(value_type = std::collections::HashMap<String, i64>, example = json!({"fired": 12, "failed_to_start": 0}))]
+    counters: BTreeMap<String, i64>,
+    /// When it was last due, whether a run started or not.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    last_fired_at: Option<Timestamp>,
+    /// User who created it.
+    created_by: String,
+    /// User who changed it last.
+    updated_by: String,
+    /// Time of creation.
+    #[schema(value_type = String, format = DateTime)]
+    created_at: Timestamp,
+    /// Time of the last change by a user.
+    #[schema(value_type = String, format = DateTime)]
+    updated_at: Timestamp,
+}
+
+impl From<TriggerRow> for Trigger {
+    fn from(row: TriggerRow) -> Self {
+        let mut counters: BTreeMap<String, i64> = row.counters.0.into_iter().collect();
+        let of_kind = TriggerKind::parse(&row.kind).map_or(&[] as &[_], TriggerKind::counters);
+        for name in ["fired", "failed_to_start"].iter().chain(of_kind) {
+            counters.entry((*name).to_owned()).or_default();
+        }
+        Self {
+            id: row.id,
+            name: row.name,
+            kind: row.kind,
+            workflow_name: row.workflow_name,
+            version: row.workflow_version,
+            input: row.input.map(|input| input.0),
+            priority: row.priority,
+            labels: row.labels.0,
+            enabled: row.enabled,
+            note: row.note,
+            config: row.config.0,
+            counters,
+            last_fired_at: row.last_fired_at,
+            created_by: row.created_by,
+            updated_by: row.updated_by,
+            created_at: row.created_at,
+            updated_at: row.updated_at,
+        }
+    }
+}
+
+/// Trigger with its next and its last firings.
+#[derive(Serialize, ToSchema)]
+pub struct TriggerDetail {
+    #[serde(flatten)]
+    trigger: Trigger,
+    /// Next times at which it fires, without jitter, as far as they are known; none while it is paused.
+    #[schema(value_type = Vec<DateTime<Utc>>)]
+    next: Vec<Timestamp>,
+    /// Last firings, the latest first.
+    firings: Vec<ShownFiring>,
+    /// What only the answer to the create request has, such as a token.
+    #[serde(flatten)]
+    #[schema(ignore)]
+    shown_once: Map<String, Value>,
+}
+
+impl TriggerDetail {
+    /// Reads what belongs to the row.
+    pub(super) async fn read(app: &App, row: TriggerRow) -> Result<Self, db::Error> {
+        let mut conn = app.pool.acquire().await.map_err(db::Error::from)?;
+        let limit = i64::try_from(SHOWN_FIRINGS).unwrap_or(i64::MAX);
+        let firings = db::triggers::last_firings(&mut *conn, &[row.id], limit).await?.remove(&row.id);
+        let next = if row.enabled {
+            let now = db::triggers::now(&mut *conn).await?;
+            drop(conn);
+            let config = Config::from_stored(&row.kind, &row.config.0);
+            config.map(|config| config.next(now, SHOWN_FIRINGS)).unwrap_or_default()
+        } else {
+            Vec::new()
+        };
+        Ok(Self {
+            next: next.into_iter().map(Timestamp::from).collect(),
+            firings: firings.unwrap_or_default().into_iter().map(ShownFiring::from).collect(),
+            trigger: row.into(),
+            shown_once: Map::new(),
+        })
+    }
+
+    /// The same with members that are shown once.
+    pub(super) fn with(self, shown_once: Map<String, Value>) -> Self {
+        Self { shown_once, ..self }
+    }
+
+    /// Revision of what changes without a change by a user.
+    pub(super) fn state_revision(&self) -> String {
+        let sum: i64 = self.trigger.counters.values().sum();
+        let micros = |at: Timestamp| at.as_naive_utc().and_utc().timestamp_micros();
+        let fired = self.trigger.last_fired_at.map_or(0, micros);
+        let next = self.next.first().copied().map_or(0, micros);
+        format!("{sum:x}-{fired:x}-{next:x}")
+    }
+}
+
+/// Firing of a trigger.
+#[derive(Serialize, ToSchema)]
+#[schema(as = TriggerFiring)]
+pub struct ShownFiring {
+    /// When the trigger was due, without jitter.
+    #[schema(value_type = String, format = DateTime)]
+    at: Timestamp,
+    /// When that was processed.
+    #[schema(value_type = String, format = DateTime)]
+    fired_at: Timestamp,
+    /// Why it has fired.
+    #[schema(value_type = sets::FiringCause)]
+    cause: String,
+    /// `started`; `present`: there was a run of that id; `failed_to_start`; or why there was to be no run, such as
+    /// `missed` and `overlap_skipped`.
+    #[schema(example = "started")]
+    outcome: String,
+    /// Code of the reason of `failed_to_start`.
+    reason: Option<String>,
+    /// That reason for people.
+    detail: Option<String>,
+    /// The run, which may be deleted.
+    run_id: Option<String>,
+}
+
+impl From<FiringRow> for ShownFiring {
+    fn from(row: FiringRow) -> Self {
+        Self {
+            at: row.nominal_at.into(),
+            fired_at: row.fired_at.into(),
+            cause: row.cause,
+            outcome: row.outcome,
+            reason: row.reason,
+            detail: row.detail,
+            run_id: row.run_id,
+        }
+    }
+}
+
+/// Run that a trigger has started by hand.
+#[derive(Serialize, ToSchema)]
+pub struct FiredTrigger {
+    /// Id of the run.
+    run_id: String,
+    /// Time of the firing, which references of the input saw.
+    #[schema(value_type = String, format = DateTime)]
+    at: Timestamp,
+    /// `started`.
+    #[schema(example = "started")]
+    outcome: &'static str,
+}
+
+impl FiredTrigger {
+    /// The started run.
+    pub(super) fn new(firing: Firing, outcome: &Outcome) -> Self {
+        let outcome = if *outcome == Outcome::Present { "present" } else { "started" };
+        Self { run_id: firing.run_id, at: firing.at.into(), outcome }
+    }
+
+    /// The run that an earlier request has started.
+    pub(super) fn again(run: &RunRow) -> Self {
+        let at = run.trigger_at.map_or(run.created_at, Timestamp::from);
+        Self { run_id: run.run_id.clone(), at, outcome: "started" }
+    }
+}
+
+/// What a firing would do.
+#[derive(Serialize, ToSchema)]
+pub struct TriggerPreview {
+    /// Input that the run would have; null: no run would start.
+    #[schema(value_type = Option<std::collections::HashMap<String, Value>>)]
+    pub(super) input: Option<Box<RawValue>>,
+    /// Code of the reason why no run would start.
+    pub(super) reason: Option<&'static str>,
+    /// That reason for people.
+    pub(super) detail: Option<String>,
+    /// Next times at which it fires, without jitter, as far as they are known.
+    #[schema(value_type = Vec<DateTime<Utc>>)]
+    pub(super) next: Vec<Timestamp>,
+}
+
+impl TriggerPreview {
+    /// Next times of a configuration.
+    pub(super) fn next_of(row: &TriggerRow, now: DateTime<Utc>) -> Vec<Timestamp> {
+        let config = Config::from_stored(&row.kind, &row.config.0);
+        let next = config.map(|config| config.next(now, SHOWN_FIRINGS)).unwrap_or_default();
+        next.into_iter().map(Timestamp::from).collect()
+    }
+}
