@@ -22,7 +22,7 @@ use self::{
     gate::{Gate, docs, layer::GateLayer, request},
     resources::{
         a2a, agent_stats, agents, api_keys, audit, backtests, by_name, callbacks, dead_letters, definitions,
-        event_ticket, graph, mcp, organizations, run_log, runs, storage, system, transfer, triggers, usage,
+        event_ticket, graph, hooks, mcp, organizations, run_log, runs, storage, system, transfer, triggers, usage,
         webhook_events, webhooks, workflow_tests, workflows,
     },
     vocabulary::app::App,
@@ -79,6 +79,9 @@ const BUSINESS: &[MakeHandlers] = &[
     || routes!(triggers::schedule::backfill_trigger, triggers::schedule::list_backfills),
     || routes!(triggers::schedule::get_backfill),
     || routes!(triggers::schedule::stop_backfill),
+    || routes!(triggers::token::rotate_token),
+    || routes!(hooks::deliver_by_token),
+    || routes!(hooks::deliver_by_name),
     || routes!(api_keys::list_api_keys, api_keys::create_api_key),
     || routes!(api_keys::get_api_key, api_keys::revoke_api_key),
     || routes!(api_keys::issue_token),

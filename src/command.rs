@@ -395,15 +395,19 @@ pub async fn rotate_keys(settings: &config::Database, vault: &Vault) -> anyhow::
     let pool = db::pool(settings);
     let rotation = rotate_keys::rotate_keys(&pool, vault).await;
     db::close(&pool).await;
-    let Rotation { changed, current, failed, failed_webhooks } = rotation?;
+    let Rotation { changed, current, failed, failed_webhooks, failed_triggers } = rotation?;
     for (id, sealed) in &failed {
-        eprintln!("agent {id}: its auth_config is {sealed}");
+        eprintln!("{id}: its credentials are {sealed}");
     }
     for (id, sealed) in &failed_webhooks {
         eprintln!("webhook {id}: its secret is {sealed}");
     }
-    println!("{changed} encrypted, {current} unchanged, {} failed", failed.len() + failed_webhooks.len());
-    Ok(failed.is_empty() && failed_webhooks.is_empty())
+    for (id, sealed) in &failed_triggers {
+        eprintln!("trigger {id}: its secrets are {sealed}");
+    }
+    let failures = failed.len() + failed_webhooks.len() + failed_triggers.len();
+    println!("{changed} encrypted, {current} unchanged, {failures} failed");
+    Ok(failures == 0)
 }
 
 /// `check db`; a failure if keys are missing.
@@ -416,10 +420,11 @@ pub async fn check_db(settings: &config::Database, vault: &Vault) -> anyhow::Res
         println!("connected to a replica, PostgreSQL {version} {}", with_tls(has_tls));
     }
     // Before the first migration there is no table, so no key is needed.
-    let used = db::agents::key_ids(&mut connection).await.unwrap_or_default();
+    let mut used = db::agents::key_ids(&mut connection).await.unwrap_or_default();
+    used.extend(db::inbound::key_ids(&mut connection).await.unwrap_or_default());
     let missing = missing_keys(vault, used);
     for key_id in &missing {
-        println!("ENCRYPTION_KEY: the key {key_id} is missing; credentials of agents are encrypted with it");
+        println!("ENCRYPTION_KEY: the key {key_id} is missing; credentials are encrypted with it");
     }
     Ok(missing.is_empty())
 }

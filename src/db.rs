@@ -18,6 +18,7 @@ pub mod executions;
 pub mod exposed;
 mod hosts;
 pub mod idempotency;
+pub mod inbound;
 pub mod invariants;
 pub mod list;
 pub mod migrations;

@@ -11,6 +11,12 @@ pub fn new_run_id() -> String {
     format!("run-{}", Uuid::now_v7())
 }
 
+/// The run id that follows from a trigger and from what has happened.
+#[must_use]
+pub fn derived_run_id(trigger_id: Uuid, what: &str) -> String {
+    format!("run-{}", Uuid::new_v5(&trigger_id, what.as_bytes()))
+}
+
 /// The UUID of a run in audit rows: the one in its id, or for ids of another form a derived one.
 #[must_use]
 pub fn run_entity_id(run_id: &str) -> Uuid {

@@ -17,6 +17,7 @@ pub mod event_stream;
 pub mod expression;
 pub mod health;
 pub mod id;
+pub mod inbound;
 pub mod input;
 pub mod mapping;
 pub mod mcp;

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 pub use self::schedule::{BackfillRequest, Schedule};
 use crate::{
+    inbound::Webhook,
     input::{FieldError, Node, Object, Patch, Read, keep, object_of, request_object, to_raw},
     mapping::{self, Scope},
     timestamp::Timestamp,
@@ -40,17 +41,20 @@ const MAX_INPUT_BYTES: usize = 64 << 10;
 pub enum TriggerKind {
     /// Fires at times.
     Schedule,
+    /// Fires when another service delivers something.
+    Webhook,
 }
 
 impl TriggerKind {
     /// All kinds.
-    pub const ALL: [Self; 1] = [Self::Schedule];
+    pub const ALL: [Self; 2] = [Self::Schedule, Self::Webhook];
 
     /// Name in the database and on the wire.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Schedule => "schedule",
+            Self::Webhook => "webhook",
         }
     }
 
@@ -65,6 +69,7 @@ impl TriggerKind {
     pub fn counters(self) -> &'static [&'static str] {
         match self {
             Self::Schedule => &["missed", "overlap_skipped", "buffer_dropped"],
+            Self::Webhook => &["filtered"],
         }
     }
 
@@ -80,6 +85,8 @@ impl TriggerKind {
 pub enum Config {
     /// Times at which it fires.
     Schedule(Box<Schedule>),
+    /// How deliveries are verified and read.
+    Webhook(Box<Webhook>),
 }
 
 impl Config {
@@ -87,6 +94,7 @@ impl Config {
     pub fn read(kind: TriggerKind, node: &Node<'_>) -> Read<Self> {
         match kind {
             TriggerKind::Schedule => Ok(Self::Schedule(Box::new(Schedule::read(&node.object()?)?))),
+            TriggerKind::Webhook => Ok(Self::Webhook(Box::new(Webhook::read(node)?))),
         }
     }
 
@@ -101,6 +109,25 @@ impl Config {
     pub fn to_stored(&self) -> Box<RawValue> {
         match self {
             Self::Schedule(schedule) => schedule.to_stored(),
+            Self::Webhook(webhook) => to_raw(&webhook.config),
+        }
+    }
+
+    /// The configuration as a request gives it, with the secrets that it brings.
+    #[must_use]
+    fn to_given(&self) -> Box<RawValue> {
+        match self {
+            Self::Schedule(_) => self.to_stored(),
+            Self::Webhook(webhook) => webhook.to_given(),
+        }
+    }
+
+    /// Whether the request brings secrets.
+    #[must_use]
+    pub fn has_secrets(&self) -> bool {
+        match self {
+            Self::Schedule(_) => false,
+            Self::Webhook(webhook) => webhook.secrets.is_some(),
         }
     }
 
@@ -108,6 +135,7 @@ impl Config {
     pub fn check(&self, path: &str, now: DateTime<Utc>) -> Result<(), Vec<FieldError>> {
         match self {
             Self::Schedule(schedule) => schedule.check(path, now),
+            Self::Webhook(_) => Ok(()),
         }
     }
 
@@ -116,6 +144,7 @@ impl Config {
     pub fn next(&self, after: DateTime<Utc>, count: usize) -> Vec<DateTime<Utc>> {
         match self {
             Self::Schedule(schedule) => schedule.upcoming(after, count),
+            Self::Webhook(_) => Vec::new(),
         }
     }
 
@@ -124,6 +153,7 @@ impl Config {
     pub fn kind(&self) -> TriggerKind {
         match self {
             Self::Schedule(_) => TriggerKind::Schedule,
+            Self::Webhook(_) => TriggerKind::Webhook,
         }
     }
 }
@@ -141,7 +171,7 @@ request_object! {
         #[schema(min_length = 1, max_length = 200, pattern = r"\S", example = "monday-report")]
         name: String = required(|node| node.not_blank(NAME_CHARS)),
         /// Kind of the trigger; never changed.
-        #[schema(value_type = String, pattern = "^schedule$", example = "schedule")]
+        #[schema(value_type = String, pattern = "^(schedule|webhook)$", example = "schedule")]
         kind: TriggerKind = required(TriggerKind::read),
         /// Name of the workflow that it starts. The workflow may be created later.
         #[schema(min_length = 1, max_length = 255, pattern = r"\S", example = "report")]
@@ -277,7 +307,7 @@ impl TriggerPatch {
             labels: Some(new.labels),
             enabled: Some(new.enabled),
             note: set(new.note),
-            config: Some(new.config.to_stored()),
+            config: Some(new.config.to_given()),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Key rotation: encrypts the credentials of all agents, and the secrets of all webhooks, with the first key while the
-//! service runs.
+//! Key rotation: encrypts the credentials of all agents, and the secrets of all webhooks and triggers, with the first key
+//! while the service runs.
 
 use serde_json::value::RawValue;
 use sqlx::types::Json;
@@ -13,7 +13,7 @@ use crate::{
 /// Number of rows that are read at a time.
 const BATCH: i64 = 100;
 
-/// Result for the agents and webhooks that have secrets.
+/// Result for the rows that have secrets.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Rotation {
     /// Number of re-encrypted rows; without a key, of those that are stored in clear again.
@@ -24,16 +24,19 @@ pub struct Rotation {
     pub failed: Vec<(Uuid, DecryptError)>,
     /// Webhooks whose secrets could not be decrypted, with the reason.
     pub failed_webhooks: Vec<(Uuid, DecryptError)>,
+    /// Triggers whose secrets could not be decrypted, with the reason.
+    pub failed_triggers: Vec<(Uuid, DecryptError)>,
 }
 
 /// Stored secrets of a row.
 type Stored = (Uuid, Json<Box<RawValue>>);
 
 /// Table with secrets.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 enum Table {
     Agents,
     Webhooks,
+    Triggers,
 }
 
 impl Table {
@@ -41,6 +44,7 @@ impl Table {
         match self {
             Self::Agents => db::agents::stored_configs(pool, behind, BATCH).await,
             Self::Webhooks => db::webhooks::stored(pool, behind, BATCH).await,
+            Self::Triggers => db::inbound::stored_secrets(pool, behind, BATCH).await,
         }
     }
 
@@ -48,6 +52,7 @@ impl Table {
         match self {
             Self::Agents => db::agents::stored_config(pool, id).await,
             Self::Webhooks => db::webhooks::stored_of(pool, id).await,
+            Self::Triggers => db::inbound::stored_secrets_of(pool, id).await,
         }
     }
 
@@ -55,15 +60,24 @@ impl Table {
         match self {
             Self::Agents => db::agents::replace_config(pool, then, now).await,
             Self::Webhooks => db::webhooks::replace_stored(pool, then, now).await,
+            Self::Triggers => db::inbound::replace_secrets(pool, then, now).await,
+        }
+    }
+
+    fn failures(self, rotation: &mut Rotation) -> &mut Vec<(Uuid, DecryptError)> {
+        match self {
+            Self::Agents => &mut rotation.failed,
+            Self::Webhooks => &mut rotation.failed_webhooks,
+            Self::Triggers => &mut rotation.failed_triggers,
         }
     }
 }
 
-/// Encrypts the secrets of each agent and webhook with the vault's first key, including those in clear. They can be
-/// changed meanwhile; a repeat finds nothing left to do.
+/// Encrypts the secrets of each row with the vault's first key, including those in clear. They can be changed meanwhile; a
+/// repeat finds nothing left to do.
 pub async fn rotate_keys(pool: &db::Pool, vault: &Vault) -> Result<Rotation, db::Error> {
     let mut rotation = Rotation::default();
-    for table in [Table::Agents, Table::Webhooks] {
+    for table in [Table::Agents, Table::Webhooks, Table::Triggers] {
         let mut last = Uuid::nil();
         loop {
             let batch = table.page(pool, last).await?;
@@ -95,8 +109,7 @@ async fn rotate(
         return Ok(true);
     }
     match vault.decrypt(*id, &config.0) {
-        Err(sealed) if table == Table::Agents => rotation.failed.push((*id, sealed)),
-        Err(sealed) => rotation.failed_webhooks.push((*id, sealed)),
+        Err(sealed) => table.failures(rotation).push((*id, sealed)),
         Ok(opened) => {
             let sealed = Json(vault.encrypt(*id, &opened));
             if !table.replace(pool, stored, &sealed).await? {

@@ -168,7 +168,7 @@ pub(super) async fn update_in(
     };
     let (before, after) = (audited(&current), audited(&row));
     let (changed, changes) = difference(&before, &after);
-    if changes.get() == "{}" {
+    if changes.get() == "{}" && !config.has_secrets() {
         return Ok(row);
     }
     row.updated_at = Timestamp::from(now);

@@ -15,6 +15,7 @@ pub mod definitions;
 pub mod event_ticket;
 pub mod exposed_run;
 pub mod graph;
+pub mod hooks;
 pub mod mcp;
 pub mod organizations;
 pub mod run_log;

@@ -36,6 +36,12 @@ pub struct Api {
 }
 
 impl Api {
+    /// Base of the addresses of webhook triggers.
+    #[must_use]
+    pub fn hooks_url(&self) -> String {
+        format!("{}{}/hooks/", self.public_url, self.prefix)
+    }
+
     /// Base of callback URLs.
     #[must_use]
     pub fn callbacks_url(&self) -> String {

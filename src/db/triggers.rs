@@ -75,6 +75,22 @@ pub async fn find(
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(id).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
+/// The trigger with the token of this hash in its address, of whatever organisation.
+pub async fn by_webhook_token(db: impl PgExecutor<'_>, hash: &[u8]) -> Result<Option<TriggerRow>, Error> {
+    let sql = select(" WHERE id = (SELECT trigger_id FROM webhook_triggers WHERE token_hash = $1)");
+    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(hash).fetch_optional(db).await?)
+}
+
+/// The organisation's webhook trigger of that name.
+pub async fn webhook_by_name(
+    db: impl PgExecutor<'_>,
+    organization: &OrganizationId,
+    name: &str,
+) -> Result<Option<TriggerRow>, Error> {
+    let sql = select(" WHERE organization_id = $1 AND name = $2 AND kind = 'webhook'");
+    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(organization.as_str()).bind(name).fetch_optional(db).await?)
+}
+
 /// As [`find`], and locks the row until the transaction ends.
 pub async fn lock(
     conn: &mut PgConnection,

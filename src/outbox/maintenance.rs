@@ -86,13 +86,19 @@ impl Relay {
         Ok(())
     }
 
-    /// Deletes expired idempotency keys.
+    /// Deletes expired idempotency keys, and deliveries of webhooks.
     pub(super) async fn expire_keys(self, drained: CancellationToken) {
         while !drained.is_cancelled() {
             if let Err(error) = db::idempotency::expire(&self.0.pool, self.0.key_ttl_hours).await {
                 tracing::debug!(
                     error = &error as &dyn std::error::Error,
                     "idempotency keys could not be expired: {error}"
+                );
+            }
+            if let Err(error) = db::inbound::expire_deliveries(&self.0.pool).await {
+                tracing::debug!(
+                    error = &error as &dyn std::error::Error,
+                    "deliveries of webhooks could not be expired: {error}"
                 );
             }
             tokio::select! {

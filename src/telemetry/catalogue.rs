@@ -209,6 +209,23 @@ pub const API: &[Metric] = &[
     metric(Gauge, "outbox_events_pending", "Messages that Kafka has not acknowledged yet"),
     metric(Gauge, "outbox_oldest_age_seconds", "Age of the oldest of them"),
     metric(Counter, "outbox_messages_published_total", "Messages that Kafka has acknowledged"),
+    metric(Counter, "trigger_firings_total", "Firings of triggers, by what has become of them").by("outcome", &[]),
+    metric(Counter, "webhook_deliveries_received_total", "Deliveries to webhook triggers, by what has become of them")
+        .by(
+            "outcome",
+            &[
+                "started",
+                "repeated",
+                "filtered",
+                "greeting",
+                "refused",
+                "not_found",
+                "paused",
+                "unreadable",
+                "failed_to_start",
+                "error",
+            ],
+        ),
     metric(Gauge, "circuit_breakers", "Circuit breakers that are open or half open").by("state", &[]),
     metric(
         Counter,

@@ -111,6 +111,8 @@ pub fn filled(path: &str) -> String {
         ("{organization_id}", "none"),
         ("{organization}", "default"),
         ("{workflow}", "nothing"),
+        ("{hook_token}", "nothing"),
+        ("{trigger_name}", "nothing"),
     ];
     for (name, text) in texts {
         filled = filled.replace(name, text);

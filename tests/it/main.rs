@@ -46,6 +46,7 @@ mod first_attempts;
 mod graph;
 mod headers;
 mod idempotency;
+mod inbound_webhooks;
 mod input_schema;
 mod invariants;
 mod json_corpus;

@@ -148,6 +148,12 @@ const SELDOM: &str = "
     INSERT INTO workflow_steps (workflow_id, step_id) SELECT id, 'a' FROM workflow_definitions LIMIT 1;
     INSERT INTO ai_chat_sessions (id, status, created_at, updated_at, expires_at, messages)
         VALUES (gen_random_uuid(), 'active', now(), now(), now(), '[]');
+    INSERT INTO triggers (id, organization_id, name, kind, workflow_name, priority, labels, config, enabled, created_by,
+        updated_by, created_at, updated_at)
+        VALUES (gen_random_uuid(), 'default', 'w', 'webhook', 'w', 5, '{}', '{\"preset\":\"none\"}', true, 'u', 'u', now(), now());
+    INSERT INTO trigger_firings (trigger_id, nominal_at, cause, outcome) SELECT id, now(), 'event', 'started' FROM triggers;
+    INSERT INTO webhook_triggers (trigger_id, token_hash) SELECT id, '\\x00' FROM triggers WHERE name = 'w';
+    INSERT INTO webhook_trigger_deliveries (trigger_id, delivery_hash, run_id) SELECT id, '\\x00', 'r' FROM triggers WHERE name = 'w';
     INSERT INTO agents (name, url, organization_id) VALUES ('done-0', 'http://192.0.2.1/', 'acme');";
 
 #[sqlx::test(migrations = false)]

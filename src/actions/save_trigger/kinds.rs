@@ -1,12 +1,14 @@
 //! What the kinds of triggers write beside the row of a trigger.
 
 use chrono::{DateTime, Utc};
-use serde_json::{Map, Value};
-use sqlx::PgConnection;
+use serde_json::{Map, Value, json};
+use sqlx::{PgConnection, types::Json};
 
 use super::{super::Context, SaveTriggerError};
 use crate::{
+    actions::receive_webhook,
     db::{self, schedules::ScheduleRow, triggers::TriggerRow},
+    inbound::Webhook,
     trigger::{Config, Schedule},
 };
 
@@ -25,13 +27,49 @@ pub(super) struct Saved<'a> {
 /// Called in the transaction that has written the row. Returns members that only the answer to a create request shows.
 pub(super) async fn saved(
     conn: &mut PgConnection,
-    _context: Context<'_>,
+    context: Context<'_>,
     saved: Saved<'_>,
 ) -> Result<Map<String, Value>, SaveTriggerError> {
     match saved.config {
-        Config::Schedule(schedule) => save_schedule(conn, &saved, schedule).await?,
+        Config::Schedule(schedule) => {
+            save_schedule(conn, &saved, schedule).await?;
+            Ok(Map::new())
+        }
+        Config::Webhook(webhook) => saved_webhook(conn, context, &saved, webhook).await,
     }
-    Ok(Map::new())
+}
+
+/// Stores the secrets of a webhook trigger if they are given, and makes the token of a new one.
+async fn saved_webhook(
+    conn: &mut PgConnection,
+    context: Context<'_>,
+    saved: &Saved<'_>,
+    webhook: &Webhook,
+) -> Result<Map<String, Value>, SaveTriggerError> {
+    let Saved { before, row, now, .. } = *saved;
+    let preset_before = before.and_then(|row| match Config::from_stored(&row.kind, &row.config.0) {
+        Some(Config::Webhook(webhook)) => Some(webhook.config.preset),
+        _ => None,
+    });
+    let has_stored = before.is_some_and(|row| row.secrets.is_some()) && preset_before == Some(webhook.config.preset);
+    webhook.check_secrets("body.config", has_stored)?;
+    let needs_secret = webhook.config.preset.needs_secret();
+    match webhook.secrets.as_ref().filter(|_| needs_secret) {
+        Some(secrets) => {
+            let sealed = context.vault.encrypt(row.id, &receive_webhook::stored_secrets(secrets));
+            db::inbound::set_secrets(conn, row.id, Some(&Json(sealed))).await?;
+        }
+        None if !needs_secret && before.is_some_and(|row| row.secrets.is_some()) => {
+            db::inbound::set_secrets(conn, row.id, None).await?;
+        }
+        None => {}
+    }
+    if before.is_some() {
+        return Ok(Map::new());
+    }
+    let (token, hash) = receive_webhook::new_token();
+    db::inbound::set_token(conn, row.id, &hash, now).await?;
+    Ok(Map::from_iter([("token".to_owned(), json!(token))]))
 }
 
 /// Sets how far the schedule is decided. What it would still have made before the change stays to be made, if the changed

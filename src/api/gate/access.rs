@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::rules::{
     self,
-    Access::{Address, Credentials, Denied, Details, Metrics, OptionalCredentials, Permissions, Public},
+    Access::{Address, Credentials, Denied, Details, Metrics, OptionalCredentials, Permissions, Public, Signature},
     Names, Protocol, Rule,
 };
 use crate::{
@@ -38,7 +38,7 @@ pub async fn authorize(app: &App, request: &mut Parts, rule: Rule, caller: &Call
     }
     match rule.access {
         // The handler checks what the table cannot say.
-        Public | Address | OptionalCredentials | Credentials => Ok(()),
+        Public | Address | Signature | OptionalCredentials | Credentials => Ok(()),
         Denied => Err(ApiError::forbidden("The caller may not do this")),
         Metrics | Details => {
             // These answers cover all organisations.
@@ -126,6 +126,7 @@ pub fn markdown() -> String {
         let names = match rule.access {
             Public | Metrics | Details | Denied => continue,
             Address => "the secret token in the path".to_owned(),
+            Signature => "the secret token in the path, or the signature that the trigger requires".to_owned(),
             OptionalCredentials => "none if the card is public, else runs:write".to_owned(),
             Credentials if rule.protocol == Protocol::Other => {
                 "runs:read or runs:write, as the method requires".to_owned()

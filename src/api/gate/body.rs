@@ -34,6 +34,8 @@ const MAX_EMPTY_BYTES: usize = 64;
 pub enum BodyPolicy {
     /// The handler reads the body.
     Handler,
+    /// The handler reads the body as it was received, in any content coding.
+    Coded,
     /// The route accepts no body. Many clients send `{}` with every request, which counts as none.
     Nothing,
     /// The route does not exist, and the answer says so.
@@ -43,7 +45,7 @@ pub enum BodyPolicy {
 impl BodyPolicy {
     /// Policy for the body of a request with this method and route, as the OpenAPI document describes it.
     #[must_use]
-    pub fn of(document: &OpenApi, method: &Method, route: &str) -> Self {
+    pub fn of(document: &OpenApi, method: &Method, route: &str, takes_any_coding: bool) -> Self {
         let operation = document.paths.paths.get(route).and_then(|path| match *method {
             Method::GET | Method::HEAD => path.get.as_ref(),
             Method::PUT => path.put.as_ref(),
@@ -54,6 +56,7 @@ impl BodyPolicy {
         });
         match operation {
             None => Self::Dropped,
+            Some(operation) if operation.request_body.is_some() && takes_any_coding => Self::Coded,
             Some(operation) if operation.request_body.is_some() => Self::Handler,
             Some(_) => Self::Nothing,
         }
@@ -152,7 +155,7 @@ fn fault_of_head(uri: &Uri, headers: &HeaderMap, (used, limit): (BodyPolicy, usi
         Some(ApiError::new(StatusCode::URI_TOO_LONG, "uri_too_long", detail))
     } else if used == BodyPolicy::Nothing && exceeds(MAX_EMPTY_BYTES) {
         Some(unexpected())
-    } else if used == BodyPolicy::Handler && exceeds(limit) {
+    } else if matches!(used, BodyPolicy::Handler | BodyPolicy::Coded) && exceeds(limit) {
         Some(too_large(limit))
     } else if used == BodyPolicy::Handler && is_encoded(headers) {
         // RFC 9110, 15.5.16: the header names the accepted codings.

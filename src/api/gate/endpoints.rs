@@ -48,12 +48,15 @@ impl Endpoints {
     #[must_use]
     pub fn new(prefix: &str, document: &OpenApi) -> Self {
         let of_route = |route: &str| {
-            let endpoint = |method: &Method| Endpoint {
-                route: route.to_owned(),
-                rule: Rule::of_route(method, route, prefix),
-                body: BodyPolicy::of(document, method, route),
-                metrics: OnceLock::new(),
-                method: label(method),
+            let endpoint = |method: &Method| {
+                let rule = Rule::of_route(method, route, prefix);
+                Endpoint {
+                    route: route.to_owned(),
+                    rule,
+                    body: BodyPolicy::of(document, method, route, rule.takes_any_coding()),
+                    metrics: OnceLock::new(),
+                    method: label(method),
+                }
             };
             std::array::from_fn(|index| match METHODS.get(index) {
                 Some(method) => endpoint(method),

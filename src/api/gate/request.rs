@@ -25,7 +25,7 @@ use super::{
     endpoints::{self, Endpoints},
     load::Load,
     rate_limit::AppliedLimits,
-    rules::{Names, Protocol, Rule, RunsIn},
+    rules::{Names, Rule, RunsIn},
 };
 use crate::{
     access::Actor,
@@ -85,7 +85,7 @@ where
     let patience = patience(rule, &mut parts);
     let decided = app.clock.timeout_at(deadline, admission.admit(gate, &mut parts, rule, &anonymous)).await;
     let refusal = decided.unwrap_or_else(|| Err(too_late())).err();
-    let Admission { caller, owners, limits } = admission;
+    let Admission { caller, owners, mut limits } = admission;
     let actor = caller.as_ref().map(|caller| Arc::clone(&caller.actor));
     let user_id = actor.as_ref().map_or("", |actor| actor.subject.as_str());
     // Before authentication the organisation is unknown.
@@ -133,6 +133,7 @@ where
     };
     let mut response = match response.extensions().get::<error::Pending>().and_then(error::Pending::take) {
         Some(error) => {
+            let error = counted(gate, client, &mut limits, error);
             if app.config.audit && error.is_denial() {
                 let (route, status) = (endpoint.route.clone(), error.status().as_u16());
                 let unknown = || Actor { subject: String::new(), ..Actor::clone(&anonymous) };
@@ -182,7 +183,7 @@ fn begin_span(is_guarded: bool, parts: &Parts, route: &str) -> (Span, Option<Arc
 
 /// Adds the means by which a handler announces a wait, if it may wait.
 fn patience(rule: Rule, parts: &mut Parts) -> Option<Patience> {
-    let patience = (rule.protocol == Protocol::Other).then(Patience::default)?;
+    let patience = rule.may_wait().then(Patience::default)?;
     parts.extensions.insert(patience.clone());
     Some(patience)
 }
@@ -350,6 +351,11 @@ fn acquire_permit(
 pub fn note(method: &Method, route: &str, response: &Response, duration: Duration) {
     endpoints::count(method, route, response.status(), duration);
     log_line(method, route, response, duration);
+}
+
+/// Counts an error for a wrong token or signature like wrong credentials: after many from one address, the answer is 429.
+fn counted(gate: &Gate, client: Option<ClientAddress>, limits: &mut AppliedLimits, error: ApiError) -> ApiError {
+    if error.is_wrong_proof() { gate.rates.count_failure(client, limits).err().unwrap_or(error) } else { error }
 }
 
 /// Writes one log line for a request. Its fields are an interface, documented in the docs.

@@ -2,7 +2,9 @@
 
 use http::Method;
 
-use self::Access::{Address, Credentials, Denied, Details, Metrics, OptionalCredentials, Permissions, Public};
+use self::Access::{
+    Address, Credentials, Denied, Details, Metrics, OptionalCredentials, Permissions, Public, Signature,
+};
 use super::body::MAX_BODY_BYTES;
 use crate::{
     access::Permission::{
@@ -24,6 +26,9 @@ pub enum Access {
     Details,
     /// Knowledge of its path, which contains a token.
     Address,
+    /// What the trigger of its path requires: a token in the path, or a signature of the body. The handler verifies that, and
+    /// credentials of this service have no meaning.
+    Signature,
     /// None or any credentials: the handler decides what a caller without them gets.
     OptionalCredentials,
     /// Valid credentials.
@@ -89,8 +94,7 @@ pub enum RunsIn {
 pub enum Protocol {
     /// The REST API, below the prefix.
     Rest,
-    /// Another protocol, at the root. Its handlers may wait for a run on behalf of the client, as the body says; see
-    /// `prefer::Patience`.
+    /// Another protocol, at the root.
     Other,
 }
 
@@ -117,7 +121,7 @@ pub struct Rule {
 
 /// Route table. Paths are at the root for [`Public`], [`Metrics`], [`Details`] and [`Protocol::Other`], else below the prefix. A route
 /// that is missing here is denied to all callers, and fails a test. Further requirements of a route are noted beside it.
-static RULES: [(Method, &str, Rule); 104] = [
+static RULES: [(Method, &str, Rule); 107] = [
     (Method::GET, "/", Rule::new(Public).in_connection().on_spare_connections()),
     (Method::GET, "/health", Rule::new(Public).in_connection().on_spare_connections()),
     (Method::GET, "/health/live", Rule::new(Public).in_connection().on_spare_connections()),
@@ -197,6 +201,10 @@ static RULES: [(Method, &str, Rule); 104] = [
     (Method::GET, "/triggers/{trigger_id}/backfills", Rule::of_trigger(&[WorkflowsRead])),
     (Method::GET, "/triggers/{trigger_id}/backfills/{backfill_id}", Rule::of_trigger(&[WorkflowsRead])),
     (Method::POST, "/triggers/{trigger_id}/backfills/{backfill_id}/stop", Rule::of_trigger(&[RunsWrite])),
+    (Method::POST, "/triggers/{trigger_id}/token", Rule::of_trigger(&[RunsWrite]).with_secrets()),
+    (Method::POST, "/hooks/{hook_token}", Rule::of_webhook()),
+    // Only for triggers that require a signature or credentials of their own.
+    (Method::POST, "/hooks/{organization}/{trigger_name}", Rule::of_webhook()),
     (Method::GET, "/api-keys", Rule::needs(&[KeysManage]).with_secrets()),
     (Method::POST, "/api-keys", Rule::needs(&[KeysManage]).with_secrets()),
     (Method::GET, "/api-keys/{key_id}", Rule::needs(&[KeysManage]).with_secrets()),
@@ -281,6 +289,10 @@ impl Rule {
         Self { names: Names::Callback, ..Self::new(Address) }
     }
 
+    const fn of_webhook() -> Self {
+        Self::new(Signature)
+    }
+
     const fn with_body(self, max_body_bytes: usize) -> Self {
         Self { max_body_bytes, ..self }
     }
@@ -303,6 +315,18 @@ impl Rule {
 
     const fn on_spare_connections(self) -> Self {
         Self { on_spare_connections: true, ..self }
+    }
+
+    /// Whether its handler may wait for a run on behalf of the client; see `prefer::Patience`.
+    #[must_use]
+    pub fn may_wait(&self) -> bool {
+        self.protocol == Protocol::Other || self.access == Signature
+    }
+
+    /// Whether the handler takes the body as it was received, in any content coding.
+    #[must_use]
+    pub fn takes_any_coding(&self) -> bool {
+        self.access == Signature
     }
 
     /// Paths of all routes in the table.
@@ -352,7 +376,7 @@ fn without_route(path: &str, prefix: &str) -> Access {
         None => path == at,
     };
     let open = RULES.iter().find(|(_, at, rule)| {
-        let is_open = matches!(rule.access, Public | Metrics | Details | Address);
+        let is_open = matches!(rule.access, Public | Metrics | Details | Address | Signature);
         is_open && rule.below(path, prefix).is_some_and(|path| is_below(at, path))
     });
     match open {

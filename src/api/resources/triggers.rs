@@ -2,6 +2,7 @@
 
 pub mod act;
 pub mod schedule;
+pub mod token;
 pub mod wire;
 
 use axum::{
@@ -115,7 +116,7 @@ pub async fn create_trigger(
         Ok(created) => {
             tracing::info!(target: "api.routes.triggers", trigger_id = %created.row.id, "Trigger created");
             let (path, revision) = (format!("/triggers/{}", created.row.id), created.row.revision());
-            let detail = TriggerDetail::read(&app, created.row).await?.with(created.shown_once);
+            let detail = TriggerDetail::read(&app, created.row).await?.with(&app, created.shown_once);
             Ok(etag::created(&app, &path, &revision, detail))
         }
         Err(SaveTriggerError::Key(ClaimError::Repeated(id))) => {

@@ -70,6 +70,13 @@ impl Caller {
         Self { actor, grant, roles: Arc::default(), proof: Proof::Address, ends_at: None }
     }
 
+    /// Sender of a webhook, who is known only by what the trigger requires.
+    #[must_use]
+    pub fn sender(actor: &Actor) -> Self {
+        let nobody = Arc::new(Actor { subject: String::new(), ..actor.clone() });
+        Self { actor: nobody, ..Self::denied(actor) }
+    }
+
     /// The caller, in the form that answering a callback needs.
     #[must_use]
     pub fn callback_caller(&self) -> CallbackCaller<'_> {

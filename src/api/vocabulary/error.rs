@@ -31,6 +31,7 @@ pub struct ApiError {
     cause: Option<Cause>,
     headers: Vec<(HeaderName, HeaderValue)>,
     is_told_elsewhere: bool,
+    is_wrong_proof: bool,
 }
 
 impl ApiError {
@@ -100,7 +101,16 @@ impl ApiError {
     #[must_use]
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
         let detail = detail.into();
-        Self { status, code, detail, errors: Vec::new(), cause: None, headers: Vec::new(), is_told_elsewhere: false }
+        Self {
+            status,
+            code,
+            detail,
+            errors: Vec::new(),
+            cause: None,
+            headers: Vec::new(),
+            is_told_elsewhere: false,
+            is_wrong_proof: false,
+        }
     }
 
     /// 400.
@@ -156,6 +166,18 @@ impl ApiError {
     pub fn unauthorized(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
             .with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
+    }
+
+    /// The same error, of a request whose token or signature is wrong: it counts as wrong credentials.
+    #[must_use]
+    pub fn wrong_proof(self) -> Self {
+        Self { is_wrong_proof: true, ..self }
+    }
+
+    /// Whether it counts as wrong credentials.
+    #[must_use]
+    pub fn is_wrong_proof(&self) -> bool {
+        self.is_wrong_proof
     }
 
     /// 403.

@@ -34,12 +34,17 @@ pub async fn operations(service: &Service) -> Vec<(String, String, Value)> {
 /// Where everybody is let in who knows the address.
 const CALLBACK: &str = "/callbacks/{token}";
 
+/// Where everybody is let in who knows the address or can sign; credentials of this service mean nothing there.
+const HOOKS: &str = "/hooks/";
+
 /// What is meant, in other words than the table's.
 fn may(role: Role, method: &str, path: &str) -> bool {
-    let is_run =
-        ["/execute", "/retry", "/cancel", "/pause", "/resume", "/callbacks"].iter().any(|end| path.ends_with(end));
+    let is_trigger = path.starts_with("/triggers") && method != "GET" && !path.ends_with("/preview");
+    let is_run = is_trigger
+        || ["/execute", "/retry", "/cancel", "/pause", "/resume", "/callbacks"].iter().any(|end| path.ends_with(end));
     let is_look = (method == "GET" && !is_run)
-        || ["/workflows/validate", "/workflows/test", "/runs/{run_id}/events/ticket"].contains(&path)
+        || ["/workflows/validate", "/workflows/test", "/runs/{run_id}/events/ticket", "/triggers/{trigger_id}/preview"]
+            .contains(&path)
         || ["/{workflow_id}/test", "/backtest"].iter().any(|end| path.ends_with(end));
     let for_admins = ["/api-keys", "/organizations", "/audit-logs", "/dead-letters", "/system"];
     let is_key = for_admins.iter().any(|start| path.starts_with(start));
@@ -79,6 +84,15 @@ async fn every_route_lets_in_whom_it_should_and_nobody_else(pool: PgPool) {
             let headers: Vec<_> = [("content-type", "application/json")].into_iter().chain(credentials).collect();
             service.send(&method, &at, &headers, "{}").await
         };
+        if path.starts_with(HOOKS) {
+            for credentials in nobody.into_iter().chain(keys.iter().map(|(_, key)| Some(("x-api-key", key)))) {
+                let answer = send(credentials).await;
+                let code = answer.json()["code"].clone();
+                let expected = if path.ends_with("{hook_token}") { "hook_not_found" } else { "delivery_refused" };
+                assert_eq!(code, expected, "{method} {path}: {}", answer.text);
+            }
+            continue;
+        }
         for credentials in nobody {
             let answer = send(credentials).await;
             if path == CALLBACK {

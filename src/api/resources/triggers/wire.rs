@@ -114,6 +114,10 @@ pub struct TriggerDetail {
     next: Vec<Timestamp>,
     /// Last firings, the latest first.
     firings: Vec<ShownFiring>,
+    /// Address of a webhook trigger; absent for other kinds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = WebhookAddress, required = false)]
+    webhook: Option<WebhookAddress>,
     /// What only the answer to the create request has, such as a token.
     #[serde(flatten)]
     #[schema(ignore)]
@@ -126,6 +130,10 @@ impl TriggerDetail {
         let mut conn = app.pool.acquire().await.map_err(db::Error::from)?;
         let limit = i64::try_from(SHOWN_FIRINGS).unwrap_or(i64::MAX);
         let firings = db::triggers::last_firings(&mut *conn, &[row.id], limit).await?.remove(&row.id);
+        let webhook = match TriggerKind::parse(&row.kind) {
+            Some(TriggerKind::Webhook) => WebhookAddress::read(app, &mut conn, &row).await?,
+            _ => None,
+        };
         let next = if row.enabled {
             let now = db::triggers::now(&mut *conn).await?;
             drop(conn);
@@ -138,12 +146,17 @@ impl TriggerDetail {
             next: next.into_iter().map(Timestamp::from).collect(),
             firings: firings.unwrap_or_default().into_iter().map(ShownFiring::from).collect(),
             trigger: row.into(),
+            webhook,
             shown_once: Map::new(),
         })
     }
 
-    /// The same with members that are shown once.
-    pub(super) fn with(self, shown_once: Map<String, Value>) -> Self {
+    /// The same with members that are shown once. A token is shown with its address.
+    pub(super) fn with(self, app: &App, mut shown_once: Map<String, Value>) -> Self {
+        if let Some(token) = shown_once.get("token").and_then(Value::as_str) {
+            let url = format!("{}{token}", app.config.api.hooks_url());
+            shown_once.insert("url".to_owned(), Value::String(url));
+        }
         Self { shown_once, ..self }
     }
 
@@ -153,7 +166,48 @@ impl TriggerDetail {
         let micros = |at: Timestamp| at.as_naive_utc().and_utc().timestamp_micros();
         let fired = self.trigger.last_fired_at.map_or(0, micros);
         let next = self.next.first().copied().map_or(0, micros);
-        format!("{sum:x}-{fired:x}-{next:x}")
+        let refused = self.webhook.as_ref().map_or(0, |webhook| webhook.refused);
+        format!("{sum:x}-{fired:x}-{next:x}-{refused:x}")
+    }
+}
+
+/// Address of a webhook trigger, and what was refused there. The address with the token is shown once, when the token is
+/// made.
+#[derive(Serialize, ToSchema)]
+pub struct WebhookAddress {
+    /// Address by the name of the trigger; null if the trigger requires no proof but the token.
+    url_by_name: Option<String>,
+    /// When the token was made.
+    #[schema(value_type = String, format = DateTime)]
+    token_at: Timestamp,
+    /// Number of deliveries that were refused; at most one a second is counted.
+    refused: i64,
+    /// Time of the last one.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    refused_at: Option<Timestamp>,
+    /// Why that one was refused. The sender does not learn it.
+    refused_for: Option<String>,
+}
+
+impl WebhookAddress {
+    async fn read(app: &App, conn: &mut db::PooledConnection, row: &TriggerRow) -> Result<Option<Self>, db::Error> {
+        let needs_secret = match Config::from_stored(&row.kind, &row.config.0) {
+            Some(Config::Webhook(webhook)) => webhook.config.preset.needs_secret(),
+            _ => false,
+        };
+        let url_by_name = needs_secret.then(|| {
+            let mut url = url::Url::parse(&app.config.api.hooks_url()).ok()?;
+            url.path_segments_mut().ok()?.pop_if_empty().push(&row.organization_id).push(&row.name);
+            Some(url.to_string())
+        });
+        let found = db::inbound::address(&mut **conn, row.id).await?;
+        Ok(found.map(|address| Self {
+            url_by_name: url_by_name.flatten(),
+            token_at: address.token_at,
+            refused: address.refused,
+            refused_at: address.refused_at,
+            refused_for: address.refused_for,
+        }))
     }
 }
 
