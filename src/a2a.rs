@@ -30,6 +30,8 @@ pub const METHOD_NOT_FOUND: i32 = -32601;
 pub const TASK_NOT_FOUND: i32 = -32001;
 /// Error code: the task cannot be cancelled, for example because it has ended.
 pub const TASK_NOT_CANCELABLE: i32 = -32002;
+/// Error code: the agent sends no push notifications.
+pub const PUSH_NOT_SUPPORTED: i32 = -32003;
 /// Error code: the agent does not support the operation, for example streaming.
 pub const UNSUPPORTED_OPERATION: i32 = -32004;
 /// Error code: the agent does not support the version.

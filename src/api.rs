@@ -21,9 +21,9 @@ use utoipa_axum::{
 use self::{
     gate::{Gate, docs, layer::GateLayer, request},
     resources::{
-        a2a, agent_stats, agents, api_keys, audit, backtests, by_name, callbacks, dead_letters, definitions,
-        event_ticket, graph, hooks, mcp, organizations, run_log, runs, storage, system, transfer, triggers, usage,
-        webhook_events, webhooks, workflow_tests, workflows,
+        a2a, agent_pushes, agent_stats, agents, api_keys, audit, backtests, by_name, callbacks, dead_letters,
+        definitions, event_ticket, graph, hooks, mcp, organizations, run_log, runs, storage, system, transfer,
+        triggers, usage, webhook_events, webhooks, workflow_tests, workflows,
     },
     vocabulary::app::App,
 };
@@ -69,6 +69,7 @@ const BUSINESS: &[MakeHandlers] = &[
     || routes!(runs::pause::resume_run),
     || routes!(callbacks::list_callbacks),
     || routes!(callbacks::answer_callback),
+    || routes!(agent_pushes::receive_push),
     || routes!(triggers::list_triggers, triggers::create_trigger),
     || routes!(triggers::get_trigger, triggers::update_trigger, triggers::delete_trigger),
     || routes!(triggers::act::pause_trigger),

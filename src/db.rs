@@ -7,6 +7,7 @@
 pub mod agent_cards;
 pub mod agent_health;
 pub mod agent_hours;
+pub mod agent_pushes;
 pub mod agents;
 pub mod api_keys;
 pub mod audit;

@@ -38,6 +38,7 @@ mod memory;
 mod monitoring;
 mod own_connection;
 mod plans;
+mod pushes;
 mod question_cancels;
 mod queue;
 mod request;
@@ -71,6 +72,7 @@ use self::{
     memory::Memory,
     monitoring::Monitoring,
     plans::Plans,
+    pushes::Pushes,
 };
 pub use self::{
     simulate::{End, Report, Settings, Simulation, simulate},
@@ -122,6 +124,8 @@ struct Shared {
     agent_hours: AgentHours,
     /// Pieces of outputs that agents stream.
     deltas: Deltas,
+    /// Push notifications of A2A agents.
+    pushes: Pushes,
     /// Permits for statements of drivers and steps that do not go through the journal. They are half of the pool's
     /// connections, so that the loops and the journal find a free one.
     statements: Arc<Semaphore>,
@@ -175,6 +179,8 @@ pub fn start(config: &Config, pool: db::Pool, lifecycle: &Lifecycle, clock: Cloc
     let monitoring = Monitoring::start(&config.kafka, pool.clone(), registration.clone(), lifecycle, &settled)?;
     let (egress, deltas) = (Egress::new(&config.egress)?, Deltas::default());
     deltas.start(pool.clone(), clock.clone(), lifecycle);
+    let pushes = Pushes::new(pool.clone(), config.api.agent_pushes_url(), give_up.clone());
+    pushes.start(clock.clone(), lifecycle, &settled);
     let agent_hours = AgentHours::new(clock.clone());
     agent_hours.start(pool.clone(), lifecycle, &settled);
     let executor = Executor(Arc::new(Shared {
@@ -190,6 +196,7 @@ pub fn start(config: &Config, pool: db::Pool, lifecycle: &Lifecycle, clock: Cloc
         egress,
         agent_hours,
         deltas,
+        pushes,
         statements: Arc::new(Semaphore::new(pool.max().div_ceil(2))),
         offload: Offload::default(),
         max_duration: config.executor.max_run_duration,

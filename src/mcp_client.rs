@@ -205,7 +205,7 @@ impl Server<'_> {
             let id = format!("tools-{page}");
             let after = cursor.as_ref().map(to_raw);
             let params: Vec<_> = after.iter().map(|cursor| ("cursor", &**cursor)).collect();
-            let call = Call { id: &id, method: "tools/list", name: None, params: &params, key: None };
+            let call = Call { id: &id, method: "tools/list", name: None, params: &params, key: None, may_ask: false };
             let answered = self.send(call.to(link)).await?;
             let next = list.add(answered.result()?);
             let next = next.map_err(|why| ServerError::new(Fault::Invalid, format!("the list of tools: {why}")))?;

@@ -86,7 +86,10 @@ impl Usage {
     pub fn expected(config: Option<&RawValue>) -> Option<Self> {
         let config = config?;
         let given = |name| member(config, name).is_some_and(|value| value.get() != "null");
-        if !given("model") && !given("price") {
+        // A tool tells no tokens, unless it has a price for them.
+        let of_tokens = |price: &RawValue| ["input", "output"].iter().any(|name| member(price, name).is_some());
+        let is_tool = given("tool") && !member(config, "price").is_some_and(of_tokens);
+        if is_tool || (!given("model") && !given("price")) {
             return None;
         }
         let parameters = member(config, "parameters");
@@ -141,6 +144,20 @@ mod tests {
             ("null", None),
         ] {
             assert_eq!(tokens(Usage::read(raw(json))), expected, "{json}");
+        }
+    }
+
+    #[test]
+    fn tokens_are_expected_of_models_and_of_what_has_a_price_for_them() {
+        for (config, expected) in [
+            (r#"{"model":"m","parameters":{"max_tokens":10}}"#, Some(10)),
+            (r#"{"price":{"call":1}}"#, Some(EXPECTED_OUTPUT_TOKENS)),
+            (r#"{"tool":"t","price":{"call":1}}"#, None),
+            (r#"{"tool":"t","price":{"call":1,"output":2}}"#, Some(EXPECTED_OUTPUT_TOKENS)),
+            (r#"{"tool":"t"}"#, None),
+            ("{}", None),
+        ] {
+            assert_eq!(tokens(Usage::expected(Some(raw(config)))).map(|(_, output)| output), expected, "{config}");
         }
     }
 

@@ -64,6 +64,8 @@ pub struct Card {
     pub interfaces: Vec<Interface>,
     /// Whether tasks are streamed.
     pub streaming: bool,
+    /// Whether the agent sends push notifications.
+    pub push: bool,
     /// Whether JSON is accepted as input.
     pub accepts_json: bool,
     /// Whether there is another card for authenticated clients.
@@ -89,6 +91,7 @@ impl Card {
         Self {
             interfaces,
             streaming: can("streaming"),
+            push: can("pushNotifications"),
             accepts_json: modes.into_iter().any(|mode| mode.trim().eq_ignore_ascii_case("application/json")),
             has_extended: can("extendedAgentCard") || is_true(card, "supportsAuthenticatedExtendedCard"),
         }
@@ -259,13 +262,13 @@ mod tests {
     #[test]
     fn capabilities_are_those_of_either_version() {
         let card = Card::read(raw(
-            r#"{"capabilities":{"streaming":true,"extendedAgentCard":true},"defaultInputModes":["text/plain","application/JSON"]}"#,
+            r#"{"capabilities":{"streaming":true,"pushNotifications":true,"extendedAgentCard":true},"defaultInputModes":["text/plain","application/JSON"]}"#,
         ));
-        assert!(card.streaming && card.has_extended && card.accepts_json);
+        assert!(card.streaming && card.push && card.has_extended && card.accepts_json);
         let card = Card::read(raw(
             r#"{"capabilities":{"streaming":"yes"},"supportsAuthenticatedExtendedCard":true,"defaultInputModes":["text"]}"#,
         ));
-        assert!(!card.streaming && card.has_extended && !card.accepts_json);
+        assert!(!card.streaming && !card.push && card.has_extended && !card.accepts_json);
         let long = "x".repeat(MAX_TENANT_BYTES + 1);
         for (tenant, expected) in [("t", Some("t")), ("", None), (long.as_str(), None)] {
             let json = format!(

@@ -23,21 +23,40 @@ pub struct Outgoing<'a> {
     pub context_id: Option<&'a str>,
     /// Tenant of the interface.
     pub tenant: Option<&'a str>,
+    /// Where the agent reports that the task has changed.
+    pub push: Option<Push<'a>>,
 }
 
+/// Address for push notifications.
+#[derive(Clone, Copy, Debug)]
+pub struct Push<'a> {
+    /// Address.
+    pub url: &'a str,
+    /// Token that each notification must have.
+    pub token: &'a str,
+}
+
+/// Scheme by which the token may be sent too.
+const PUSH_SCHEME: &str = "Bearer";
+
+/// Parameters that send a message. Versions differ in its parts and in the configuration.
 #[derive(Serialize)]
-struct Send03<'a> {
-    message: Message03<'a>,
-    configuration: Configuration03,
+struct Send<'a, P, C> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tenant: Option<&'a str>,
+    message: SentMessage<'a, P>,
+    configuration: C,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Message03<'a> {
-    kind: &'static str,
+struct SentMessage<'a, P> {
+    /// Only 0.3 has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind: Option<&'static str>,
     role: &'static str,
     message_id: &'a str,
-    parts: [Part03<'a>; 1],
+    parts: [P; 1],
     #[serde(skip_serializing_if = "Option::is_none")]
     task_id: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -53,30 +72,25 @@ enum Part03<'a> {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Configuration03 {
+struct Configuration03<'a> {
     /// Empty: all modes of the agent. Servers of 0.2 require the member.
     accepted_output_modes: [&'static str; 0],
     blocking: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    push_notification_config: Option<Push03<'a>>,
 }
 
 #[derive(Serialize)]
-struct Send1<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tenant: Option<&'a str>,
-    message: Message1<'a>,
-    configuration: Configuration1,
+struct Push03<'a> {
+    url: &'a str,
+    token: &'a str,
+    authentication: Authentication03<'a>,
 }
 
 #[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Message1<'a> {
-    message_id: &'a str,
-    role: &'static str,
-    parts: [Part1<'a>; 1],
-    #[serde(skip_serializing_if = "Option::is_none")]
-    task_id: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    context_id: Option<&'a str>,
+struct Authentication03<'a> {
+    schemes: [&'static str; 1],
+    credentials: &'a str,
 }
 
 #[derive(Serialize)]
@@ -94,22 +108,43 @@ enum Part1<'a> {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Configuration1 {
+struct Configuration1<'a> {
     return_immediately: bool,
     history_length: u32,
     accepted_output_modes: [&'static str; 2],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    task_push_notification_config: Option<Push1<'a>>,
+}
+
+#[derive(Serialize)]
+struct Push1<'a> {
+    url: &'a str,
+    token: &'a str,
+    authentication: Authentication1<'a>,
+}
+
+#[derive(Serialize)]
+struct Authentication1<'a> {
+    scheme: &'static str,
+    credentials: &'a str,
 }
 
 /// Parameters that send a message. The answer comes before the task has ended, so that it can be cancelled.
 #[must_use]
 pub fn send(version: Version, outgoing: &Outgoing<'_>) -> Box<RawValue> {
-    let &Outgoing { message_id, input, accepts_json, is_data, task_id, context_id, tenant } = outgoing;
+    let &Outgoing { message_id, input, accepts_json, is_data, task_id, context_id, tenant, push } = outgoing;
     let said = mapping::message_text(input);
     match version {
         Version::V03 => {
             let parts = [if is_data { Part03::Data { data: input } } else { Part03::Text { text: &said } }];
-            let message = Message03 { kind: "message", role: "user", message_id, parts, task_id, context_id };
-            to_raw(&Send03 { message, configuration: Configuration03 { accepted_output_modes: [], blocking: false } })
+            let message = SentMessage { kind: Some("message"), role: "user", message_id, parts, task_id, context_id };
+            let push_notification_config = push.map(|Push { url, token }| {
+                let authentication = Authentication03 { schemes: [PUSH_SCHEME], credentials: token };
+                Push03 { url, token, authentication }
+            });
+            let configuration =
+                Configuration03 { accepted_output_modes: [], blocking: false, push_notification_config };
+            to_raw(&Send { tenant: None, message, configuration })
         }
         Version::V1 => {
             // The text of an input is the input as JSON if it has no other.
@@ -119,13 +154,18 @@ pub fn send(version: Version, outgoing: &Outgoing<'_>) -> Box<RawValue> {
             } else {
                 Part1::Data { data: input, media_type: "application/json" }
             };
-            let message = Message1 { message_id, role: "ROLE_USER", parts: [part], task_id, context_id };
+            let role = "ROLE_USER";
+            let message = SentMessage { kind: None, role, message_id, parts: [part], task_id, context_id };
             let configuration = Configuration1 {
                 return_immediately: true,
                 history_length: 0,
                 accepted_output_modes: ["application/json", "text/plain"],
+                task_push_notification_config: push.map(|Push { url, token }| {
+                    let authentication = Authentication1 { scheme: PUSH_SCHEME, credentials: token };
+                    Push1 { url, token, authentication }
+                }),
             };
-            to_raw(&Send1 { tenant, message, configuration })
+            to_raw(&Send { tenant, message, configuration })
         }
     }
 }
@@ -176,7 +216,8 @@ mod tests {
     fn sent_as(version: Version, input: &str, (accepts_json, is_data): (bool, bool), ids: Option<&str>) -> Value {
         let input = check_json(input.as_bytes()).expect(input);
         let (task_id, context_id, tenant) = (ids, ids, ids);
-        let outgoing = Outgoing { message_id: "m", input, accepts_json, is_data, task_id, context_id, tenant };
+        let outgoing =
+            Outgoing { message_id: "m", input, accepts_json, is_data, task_id, context_id, tenant, push: None };
         serde_json::from_str(send(version, &outgoing).get()).expect("JSON")
     }
 
@@ -210,6 +251,23 @@ mod tests {
         }
         let all = sent(Version::V1, "{}", false, Some("i"));
         assert_eq!((&all["tenant"], &all["message"]["contextId"]), (&json!("i"), &json!("i")));
+    }
+
+    #[test]
+    fn an_address_for_push_notifications_is_sent_in_the_form_of_each_version() {
+        let input = check_json(b"{}").expect("JSON");
+        let push = Some(Push { url: "https://us.example/p", token: "s3cret" });
+        let (task_id, context_id, tenant) = (None, None, None);
+        let outgoing =
+            Outgoing { message_id: "m", input, accepts_json: false, is_data: false, task_id, context_id, tenant, push };
+        for (version, member, authentication) in [
+            (Version::V03, "pushNotificationConfig", json!({"schemes": ["Bearer"], "credentials": "s3cret"})),
+            (Version::V1, "taskPushNotificationConfig", json!({"scheme": "Bearer", "credentials": "s3cret"})),
+        ] {
+            let params: Value = serde_json::from_str(send(version, &outgoing).get()).expect("JSON");
+            let expected = json!({"url": "https://us.example/p", "token": "s3cret", "authentication": authentication});
+            assert_eq!(params["configuration"][member], expected);
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Members of the `config` of an A2A agent.
-const MEMBERS: [&str; 5] = ["protocol", "streaming", "origins", "card_keys", "price"];
+const MEMBERS: [&str; 6] = ["protocol", "streaming", "push", "origins", "card_keys", "price"];
 /// Maximum number of further origins.
 const MAX_ORIGINS: usize = 16;
 /// Length of an origin.
@@ -24,6 +24,8 @@ pub struct A2aConfig {
     pub protocol: Option<Version>,
     /// Whether tasks are streamed; `None`: where the card offers it.
     pub streaming: Option<bool>,
+    /// Whether push notifications are asked for; `None`: where the card offers them.
+    pub push: Option<bool>,
     /// Origins besides that of the agent's URL that a card may lead to, with inputs and credentials.
     pub origins: Vec<Origin>,
     /// Keys that sign the card.
@@ -47,6 +49,7 @@ impl A2aConfig {
             })
         });
         let streaming = object.nullable("streaming", &mut errors, Node::boolean);
+        let push = object.nullable("push", &mut errors, Node::boolean);
         let origins = object.nullable("origins", &mut errors, |node| {
             let nodes = node.list()?;
             if nodes.len() > MAX_ORIGINS {
@@ -64,6 +67,7 @@ impl A2aConfig {
         let config = Self {
             protocol: protocol.flatten(),
             streaming,
+            push,
             origins: origins.unwrap_or_default(),
             card_keys: card_keys.unwrap_or_default(),
             is_given: true,
@@ -135,6 +139,7 @@ mod tests {
             (r#"{"protocol":"2.0"}"#, "config.protocol value_error"),
             (r#"{"protocol":1.0}"#, "config.protocol string_type"),
             (r#"{"streaming":"yes"}"#, "config.streaming bool_type"),
+            (r#"{"push":"yes"}"#, "config.push bool_type"),
             (r#"{"origins":"https://a"}"#, "config.origins list_type"),
             (r#"{"origins":["https://a/path"]}"#, "config.origins.0 value_error"),
             (r#"{"origins":["https://u@a"]}"#, "config.origins.0 value_error"),

@@ -6,11 +6,11 @@ use url::Url;
 use super::{
     a2a::A2aConfig,
     mcp::McpConfig,
-    model::{MODEL_CHARS, PROMPT_CHARS, read_format},
+    model::{MODEL_CHARS, PROMPT_CHARS, is_json, read_format, read_parameters},
     responses::ResponsesConfig,
 };
 use crate::{
-    input::{FieldError, Node, Read, member, text},
+    input::{FieldError, Node, Read, member},
     usage::Price,
 };
 
@@ -92,16 +92,8 @@ impl ChatConfig {
             .collect();
         let model = object.required("model", &mut errors, |node| node.not_blank(MODEL_CHARS));
         let system_prompt = object.nullable("system_prompt", &mut errors, |node| node.string(PROMPT_CHARS));
-        let parameters = object.nullable("parameters", &mut errors, |node| {
-            let own: Vec<_> = node.map()?.into_iter().filter(|(name, _)| OWN_PARAMETERS.contains(&&**name)).collect();
-            match &own[..] {
-                [] => node.free_object(),
-                own => Err(own
-                    .iter()
-                    .map(|(_, node)| FieldError::rule(node.path(), "follows from other members"))
-                    .collect()),
-            }
-        });
+        let is_own = |name: &str| OWN_PARAMETERS.contains(&name);
+        let parameters = object.nullable("parameters", &mut errors, |node| read_parameters(node, is_own));
         let response_format = object.nullable("response_format", &mut errors, read_format);
         let streaming = object.nullable("streaming", &mut errors, Node::boolean).unwrap_or_default();
         // It is read where it is used.
@@ -117,8 +109,7 @@ impl ChatConfig {
     /// Whether the answer must be JSON.
     #[must_use]
     pub fn wants_json(&self) -> bool {
-        let kind = self.response_format.as_deref().and_then(|format| member(format, "type"));
-        kind.and_then(text).is_some_and(|kind| kind.starts_with("json"))
+        is_json(self.response_format.as_deref())
     }
 }
 
@@ -212,8 +203,12 @@ mod tests {
             (AgentKind::OpenAi, "null", &[rule]),
             (AgentKind::Responses, "null", &[rule]),
             (AgentKind::Responses, r#"{"model":"m"}"#, &[]),
+            (AgentKind::Responses, r#"{"model":"m","price":{"output":2}}"#, &[]),
+            (AgentKind::Responses, r#"{"model":"m","price":{"each":2}}"#, &["body.config.price.each extra_forbidden"]),
             (AgentKind::Mcp, "null", &[rule]),
             (AgentKind::Mcp, r#"{"tool":"t"}"#, &[]),
+            (AgentKind::Mcp, r#"{"tool":"t","price":{"call":"0.01"}}"#, &[]),
+            (AgentKind::Mcp, r#"{"tool":"t","price":7}"#, &["body.config.price model_attributes_type"]),
             (AgentKind::Mcp, r#"{"model":"m"}"#, &["body.config.model extra_forbidden", "body.config.tool missing"]),
             (AgentKind::OpenAi, "[]", &["body.config model_attributes_type"]),
             (AgentKind::OpenAi, "{}", &["body.config.model missing"]),

@@ -5,10 +5,11 @@ use serde_json::value::RawValue;
 use crate::{
     input::{FieldError, Node, Read},
     mcp::Revision,
+    usage::Price,
 };
 
 /// Members of the `config` of an agent of kind `mcp`.
-const MEMBERS: [&str; 2] = ["tool", "protocol"];
+const MEMBERS: [&str; 3] = ["tool", "protocol", "price"];
 /// Length of a tool's name.
 const TOOL_CHARS: std::ops::RangeInclusive<usize> = 1..=128;
 
@@ -38,6 +39,8 @@ impl McpConfig {
                 _ => Err(format!("must be one of auto, {}", Self::REVISIONS.join(", "))),
             })
         });
+        // It is read where it is used.
+        object.nullable("price", &mut errors, Price::read);
         match tool {
             Some(tool) if errors.is_empty() => Ok(Self { tool, protocol: protocol.flatten() }),
             _ => Err(errors),

@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use serde_json::value::RawValue;
 
-use crate::input::{FieldError, Node, Read, text, to_raw};
+use crate::input::{FieldError, Node, Read, member, text, to_raw};
 
 /// Length of a model's name.
 pub(super) const MODEL_CHARS: RangeInclusive<usize> = 1..=255;
@@ -19,4 +19,19 @@ pub(super) fn read_format(node: &Node<'_>) -> Read<Box<RawValue>> {
         Some(_) => Err(vec![FieldError::rule(node.path(), "must be text, json, or an object with a type")]),
         None => node.free_object(),
     }
+}
+
+/// Reads further members of a request; those that other members determine are errors.
+pub(super) fn read_parameters(node: &Node<'_>, is_own: impl Fn(&str) -> bool) -> Read<Box<RawValue>> {
+    let own: Vec<_> = node.map()?.into_iter().filter(|(name, _)| is_own(name)).collect();
+    match &own[..] {
+        [] => node.free_object(),
+        own => Err(own.iter().map(|(_, node)| FieldError::rule(node.path(), "follows from other members")).collect()),
+    }
+}
+
+/// Whether a format is that of JSON.
+pub(super) fn is_json(format: Option<&RawValue>) -> bool {
+    let kind = format.and_then(|format| member(format, "type"));
+    kind.and_then(text).is_some_and(|kind| kind.starts_with("json"))
 }

@@ -2,11 +2,15 @@
 
 use serde_json::value::RawValue;
 
-use super::model::{MODEL_CHARS, PROMPT_CHARS, read_format};
-use crate::input::{FieldError, Node, Read, member, text};
+use super::model::{MODEL_CHARS, PROMPT_CHARS, is_json, read_format, read_parameters};
+use crate::{
+    input::{FieldError, Node, Read},
+    usage::Price,
+};
 
 /// Members of the `config` of an agent of kind `responses`.
-const MEMBERS: [&str; 6] = ["model", "instructions", "parameters", "response_format", "streaming", "background"];
+const MEMBERS: [&str; 7] =
+    ["model", "instructions", "parameters", "response_format", "streaming", "background", "price"];
 /// Parameters of a request that other members determine.
 const OWN_PARAMETERS: [&str; 5] = ["model", "input", "instructions", "stream", "background"];
 
@@ -36,19 +40,12 @@ impl ResponsesConfig {
         let model = object.required("model", &mut errors, |node| node.not_blank(MODEL_CHARS));
         let instructions = object.nullable("instructions", &mut errors, |node| node.string(PROMPT_CHARS));
         let format = object.nullable("response_format", &mut errors, read_format);
-        let parameters = object.nullable("parameters", &mut errors, |node| {
-            let is_own = |name: &str| OWN_PARAMETERS.contains(&name) || (name == "text" && format.is_some());
-            let own: Vec<_> = node.map()?.into_iter().filter(|(name, _)| is_own(name)).collect();
-            match &own[..] {
-                [] => node.free_object(),
-                own => Err(own
-                    .iter()
-                    .map(|(_, node)| FieldError::rule(node.path(), "follows from other members"))
-                    .collect()),
-            }
-        });
+        let is_own = |name: &str| OWN_PARAMETERS.contains(&name) || (name == "text" && format.is_some());
+        let parameters = object.nullable("parameters", &mut errors, |node| read_parameters(node, is_own));
         let streaming = object.nullable("streaming", &mut errors, Node::boolean).unwrap_or_default();
         let background = object.nullable("background", &mut errors, Node::boolean).unwrap_or_default();
+        // It is read where it is used.
+        object.nullable("price", &mut errors, Price::read);
         if streaming && background {
             let field = format!("{}.streaming", node.path());
             errors.push(FieldError::rule(field, "must be false if background is true"));
@@ -64,8 +61,7 @@ impl ResponsesConfig {
     /// Whether the text must be JSON.
     #[must_use]
     pub fn wants_json(&self) -> bool {
-        let kind = self.format.as_deref().and_then(|format| member(format, "type"));
-        kind.and_then(text).is_some_and(|kind| kind.starts_with("json"))
+        is_json(self.format.as_deref())
     }
 }
 

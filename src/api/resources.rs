@@ -2,6 +2,7 @@
 
 pub mod a2a;
 pub mod agent_health;
+pub mod agent_pushes;
 pub mod agent_stats;
 pub mod agents;
 pub mod api_keys;

@@ -4,12 +4,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
-use utoipa::PartialSchema;
+use utoipa::{
+    PartialSchema,
+    openapi::{RefOr, Schema},
+};
 
 use super::resources::{
-    agents::{
-        A2aConfigBody, AgentConfigBody, AgentPatchBody, CircuitBreakerConfigBody, HttpConfigBody, NewAgentBody,
-        PriceBody, RetryConfigBody,
+    agents::bodies::{
+        A2aConfigBody, AgentConfigBody, AgentPatchBody, CircuitBreakerConfigBody, HttpConfigBody, McpConfigBody,
+        NewAgentBody, PriceBody, ResponsesConfigBody, RetryConfigBody,
     },
     by_name::{self, WantedWorkflowBody},
     definition::{
@@ -21,6 +24,7 @@ use super::resources::{
     workflow_tests::wire::{MockBody, MockFailureBody, MockQuestionBody},
     workflows::wire::{ExposeBody, NewWorkflowBody, ToolBody, WorkflowPatchBody},
 };
+use super::{BUSINESS, ROOT};
 use crate::{
     actions::import::Import,
     agent::{AgentPatch, Defaults, NewAgent},
@@ -75,6 +79,10 @@ fn agents_are_documented_as_they_are_read() {
         read(&json!({"kind": "http", "config": {"price": {}}}), |body| NewAgent::parse(body, &Defaults::default()));
     assert_eq!(http["body.config"], documented::<HttpConfigBody>());
     assert_eq!(http["body.config.price"], documented::<PriceBody>());
+    let of_kind =
+        |kind: &str| read(&json!({"kind": kind, "config": {}}), |body| NewAgent::parse(body, &Defaults::default()));
+    assert_eq!(of_kind("responses")["body.config"], documented::<ResponsesConfigBody>());
+    assert_eq!(of_kind("mcp")["body.config"], documented::<McpConfigBody>());
     let patch = read(&json!({}), |body| AgentPatch::parse(body, &Defaults::default()));
     assert_eq!(patch["body"], documented::<AgentPatchBody>());
     // An import reads an agent as an update, and a new one also as a new agent.
@@ -142,4 +150,24 @@ fn steps_are_documented_as_they_are_read() {
     ];
     let documented: Members = types.into_iter().flatten().collect();
     assert!(of_step("").keys().eq(documented.keys()), "{documented:?}");
+}
+
+/// Names that stand for several schemas. Of those the document would have only one.
+fn ambiguous(schemas: Vec<(String, RefOr<Schema>)>) -> BTreeSet<String> {
+    let mut known: BTreeMap<String, RefOr<Schema>> = BTreeMap::new();
+    let is_ambiguous = |(name, schema): (String, RefOr<Schema>)| {
+        let first = known.entry(name.clone()).or_insert_with(|| schema.clone());
+        (*first != schema).then_some(name)
+    };
+    schemas.into_iter().filter_map(is_ambiguous).collect()
+}
+
+#[test]
+fn no_two_schemas_have_one_name() {
+    let schemas: Vec<_> = BUSINESS.iter().chain(ROOT).flat_map(|handlers| handlers().0).collect();
+    assert!(schemas.iter().any(|(name, _)| name == "Agent"), "these are the schemas of the document");
+    assert_eq!(ambiguous(schemas), BTreeSet::new());
+    let schema = |kind| RefOr::T(Schema::Object(utoipa::openapi::ObjectBuilder::new().description(Some(kind)).build()));
+    let named = [("A", "1"), ("B", "1"), ("A", "1"), ("B", "2")].map(|(name, kind)| (name.to_owned(), schema(kind)));
+    assert_eq!(ambiguous(named.to_vec()), BTreeSet::from(["B".to_owned()]));
 }

@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::{CallError, Client, Target, events::Events, read, send};
-use crate::{clock::Clock, config, run::RunStatus, visible};
+use crate::{clock::Clock, config, run::RunStatus, usage::LimitKind, visible};
 
 /// How long a request is repeated that the service cannot answer at the moment.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -57,6 +57,9 @@ pub struct Options {
     /// Priority, 0 to 9 [default: 5]
     #[arg(long, value_parser = clap::value_parser!(u8).range(0..=9))]
     priority: Option<u8>,
+    /// A limit of the run, such as cost=1.5: tokens, cost, calls, steps or seconds. Repeat it for several
+    #[arg(long = "limit", value_name = "NAME=VALUE", value_parser = limit)]
+    limits: Vec<(LimitKind, String)>,
     /// Find the run of an earlier command with this key instead of starting another one
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
@@ -115,6 +118,8 @@ struct Request<'a> {
     input_data: &'a RawValue,
     #[serde(skip_serializing_if = "Option::is_none")]
     priority: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limits: Option<Box<RawValue>>,
 }
 
 /// Starts the run, and waits for its end if the options say so.
@@ -173,9 +178,42 @@ fn input(given: &str) -> anyhow::Result<Box<RawValue>> {
     Ok(value)
 }
 
+/// A limit on the command line. The service checks its range.
+fn limit(given: &str) -> Result<(LimitKind, String), String> {
+    let names = || LimitKind::ALL.map(LimitKind::as_str).join(", ");
+    let (name, value) = given.split_once('=').ok_or("it is not NAME=VALUE")?;
+    let kind = LimitKind::ALL.into_iter().find(|kind| kind.as_str() == name);
+    let kind = kind.ok_or_else(|| format!("the name is not one of {}", names()))?;
+    let is_plain = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let is_number = match value.split_once('.') {
+        Some((whole, places)) => kind == LimitKind::Cost && is_plain(whole) && is_plain(places),
+        None => is_plain(value),
+    };
+    if is_number { Ok((kind, value.to_owned())) } else { Err(format!("{value:?} is no limit of {name}")) }
+}
+
+/// Limits as the service reads them; `None`: there are none. Of two with one name the last one counts.
+fn limits(given: &[(LimitKind, String)]) -> Option<Box<RawValue>> {
+    let of = |kind: LimitKind| given.iter().rev().find(|(of, _)| *of == kind).map(|(_, value)| (kind, value));
+    // A text keeps the places of a cost as they are.
+    let json = |(kind, value): (LimitKind, &String)| {
+        let number = value.trim_start_matches('0');
+        let number = if number.is_empty() { "0" } else { number };
+        let value = if kind == LimitKind::Cost { format!("\"{value}\"") } else { number.to_owned() };
+        format!("\"{}\":{value}", kind.as_str())
+    };
+    let members: Vec<_> = LimitKind::ALL.into_iter().filter_map(of).map(json).collect();
+    let object = (!members.is_empty()).then(|| format!("{{{}}}", members.join(",")))?;
+    RawValue::from_string(object).ok()
+}
+
 /// Starts the run; its id. Requests that may have been lost are repeated with the same idempotency key.
 async fn start(client: &Client, options: &Options, input: &RawValue, clock: &Clock) -> anyhow::Result<String> {
-    let body = serde_json::to_string(&Request { input_data: input, priority: options.priority })?;
+    let body = serde_json::to_string(&Request {
+        input_data: input,
+        priority: options.priority,
+        limits: limits(&options.limits),
+    })?;
     let key = options.idempotency_key.clone().unwrap_or_else(|| Uuid::new_v4().to_string());
     let begun = clock.instant();
     loop {
@@ -298,6 +336,7 @@ mod tests {
             timeout: None,
             quiet: true,
             priority: None,
+            limits: Vec::new(),
             idempotency_key: None,
             target,
         };
@@ -321,6 +360,19 @@ mod tests {
     fn an_output_is_one_line_with_its_numbers_as_they_are() {
         let output = "{\n\t\"a\": 12345678901234567890.10,\r\n \"b\": \"\u{202e}\"}";
         assert_eq!(one_line(output), r#"{  "a": 12345678901234567890.10,   "b": "\u202e"}"#);
+    }
+
+    #[test]
+    fn limits_have_a_known_name_and_a_number() {
+        let read = |given: &[&str]| given.iter().map(|given| limit(given)).collect::<Result<Vec<_>, _>>();
+        let given = read(&["cost=1.50", "calls=007", "tokens=0", "calls=9"]).expect("limits");
+        assert_eq!(limits(&given).expect("an object").get(), r#"{"tokens":0,"cost":"1.50","calls":9}"#);
+        assert!(limits(&[]).is_none());
+        for wrong in
+            ["", "cost", "price=1", "cost=", "cost=1.", "cost=.5", "cost=-1", "calls=1.5", "calls=1e3", "calls= 1"]
+        {
+            assert!(limit(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

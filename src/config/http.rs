@@ -47,6 +47,12 @@ impl Api {
     pub fn callbacks_url(&self) -> String {
         format!("{}{}/callbacks/", self.public_url, self.prefix)
     }
+
+    /// Base of the addresses for push notifications of agents; `None`: it is not known where agents reach the API.
+    #[must_use]
+    pub fn agent_pushes_url(&self) -> Option<String> {
+        self.has_public_url.then(|| format!("{}{}/agent-pushes/", self.public_url, self.prefix))
+    }
 }
 
 impl Section for Api {

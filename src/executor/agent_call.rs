@@ -9,6 +9,7 @@ mod a2a;
 mod background;
 mod chat;
 mod chat_stream;
+mod failure;
 mod in_flight;
 mod interrupted;
 mod mcp;
@@ -17,8 +18,14 @@ mod remote_task;
 mod responses;
 mod responses_stream;
 
-pub(super) use self::{in_flight::cancel_task, interrupted::Interrupted};
+pub(super) use self::{
+    failure::{CallErrorKind, Failure},
+    in_flight::cancel_task,
+    interrupted::Interrupted,
+    mcp::cancel_task as cancel_mcp_task,
+};
 
+use self::failure::{AgentError, fault_of, is_passing, no_memory, not_allowed, refusal, transport};
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
@@ -41,15 +48,15 @@ use super::{
     agent_question::AgentQuestion,
     agents::{Agent, Protocol},
     deltas::{DeltaWriter, Streamed},
-    memory::{COUNTED_BYTES, OUT_OF_MEMORY, Share, counted},
-    retry::{self, RetryDecision},
+    memory::{COUNTED_BYTES, Share, counted},
+    retry::RetryDecision,
     run_trace::RunTrace,
 };
 use crate::{
     a2a::VERSION_HEADER,
     access::OrganizationId,
     agent::Credentials,
-    egress::{self, Body, BodyError, Egress, NotAllowed, RequestError},
+    egress::{self, Body, BodyError, Egress, RequestError},
     input::shorten_to,
     permits::Permit,
     telemetry::spans::{self, Kind, Span},
@@ -68,85 +75,6 @@ const LARGE_ANSWER_BYTES: usize = 64 << 10;
 const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
 /// Maximum characters of an error message. The agent's text may be longer.
 const MAX_MESSAGE_CHARS: usize = 500;
-
-/// Kind of a call's error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum CallErrorKind {
-    /// The agent's circuit breaker is open.
-    CircuitOpen,
-    /// The agent's URL leads to an address that is not allowed.
-    NotAllowed,
-    /// The stored agent cannot be used for a request.
-    Unusable,
-    Network,
-    Timeout,
-    /// A redirect, or an error caused by the request.
-    Http4xx,
-    Http5xx,
-    /// The answer violates the protocol.
-    Invalid,
-    /// This executor has no memory left for the answer.
-    OutOfMemory,
-    /// The agent refused, failed, or needs something that no step can give it.
-    Refused,
-}
-
-impl CallErrorKind {
-    /// Name in metrics and in the log of a run.
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::CircuitOpen => "circuit_open",
-            Self::NotAllowed => "not_allowed",
-            Self::Unusable => "unusable",
-            Self::Network => "network",
-            Self::Timeout => "timeout",
-            Self::Http4xx => "http_4xx",
-            Self::Http5xx => "http_5xx",
-            Self::Invalid => "invalid",
-            Self::Refused => "refused",
-            Self::OutOfMemory => "out_of_memory",
-        }
-    }
-
-    /// Call result for the agent's circuit breaker: whether the agent works; `None`: it was not called.
-    pub(super) fn is_healthy(self) -> Option<bool> {
-        match self {
-            Self::CircuitOpen | Self::NotAllowed | Self::Unusable | Self::OutOfMemory => None,
-            Self::Network | Self::Timeout | Self::Http4xx | Self::Http5xx | Self::Invalid => Some(false),
-            Self::Refused => Some(true),
-        }
-    }
-}
-
-/// Failure of a call.
-#[derive(Debug)]
-pub(super) struct Failure {
-    /// Message for the step's error where [`call`] returns it: short, without credentials and URL.
-    pub(super) message: String,
-    pub(super) again: RetryDecision,
-    pub(super) fault: CallErrorKind,
-    /// Question of the agent, if the step wants to answer it. Then it is no failure.
-    pub(super) question: Option<Box<Interrupted>>,
-}
-
-impl Failure {
-    pub(super) fn new(fault: CallErrorKind, again: RetryDecision, message: impl Into<String>) -> Self {
-        Self { message: message.into(), again, fault, question: None }
-    }
-}
-
-/// Error text of an agent, in full: it is masked before it is shortened.
-struct AgentError {
-    words: String,
-    /// Whether another attempt would fail in the same way, whatever the status.
-    is_final: bool,
-}
-
-impl From<String> for AgentError {
-    fn from(words: String) -> Self {
-        Self { words, is_final: false }
-    }
-}
 
 /// Outcome of a call.
 #[derive(Debug)]
@@ -473,72 +401,12 @@ fn header_text(id: &str) -> String {
     url::form_urlencoded::byte_serialize(id.as_bytes()).collect()
 }
 
-/// Failure from an answer with an error status.
-async fn refusal(
-    response: Response,
-    explain: impl Fn(&RawValue) -> Option<AgentError>,
-    now: chrono::DateTime<chrono::Utc>,
-) -> Failure {
-    let status = response.status();
-    let wanted = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
-    let wanted = wanted.and_then(|value| retry::retry_after(value, now));
-    let reason = status.canonical_reason().unwrap_or("no reason");
-    let mut text = format!("HTTP {}: {reason}", status.as_u16());
-    let mut is_final = !is_passing(status);
-    if status.is_redirection() {
-        text += " (redirects are not followed)";
-    } else if let Ok(body) = read_body(response, MAX_ERROR_BYTES, None).await {
-        if let Some(said) = body.json().ok().and_then(explain) {
-            text = format!("{text}, {}", said.words);
-            is_final |= said.is_final;
-        } else if let Some(excerpt) = body.excerpt() {
-            text = format!("{text}, {excerpt}");
-        }
-    }
-    let again = match wanted {
-        _ if is_final => RetryDecision::Never,
-        None => RetryDecision::Later,
-        Some(pause) => RetryDecision::After(pause),
-    };
-    Failure::new(fault_of(status), again, text)
-}
-
-fn fault_of(status: StatusCode) -> CallErrorKind {
-    if status.is_server_error() { CallErrorKind::Http5xx } else { CallErrorKind::Http4xx }
-}
-
-/// Whether the same request may succeed later.
-fn is_passing(status: StatusCode) -> bool {
-    status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
-}
-
 async fn read_body(response: Response, limit: usize, memory: Option<egress::Memory<'_>>) -> Result<Body, Failure> {
     egress::read_body(response, limit, memory).await.map_err(|error| match error {
         BodyError::Broken(error) => transport(&error),
         BodyError::NoRoom => no_memory(),
         error => Failure::new(CallErrorKind::Invalid, RetryDecision::Never, error.to_string()),
     })
-}
-
-fn no_memory() -> Failure {
-    Failure::new(CallErrorKind::OutOfMemory, RetryDecision::Later, OUT_OF_MEMORY)
-}
-
-fn not_allowed(error: NotAllowed) -> Failure {
-    Failure::new(CallErrorKind::NotAllowed, RetryDecision::Never, error.to_string())
-}
-
-/// Failure of the connection.
-fn transport(error: &reqwest::Error) -> Failure {
-    if egress::was_not_allowed(error) {
-        return not_allowed(NotAllowed);
-    }
-    if error.is_builder() {
-        return Failure::new(CallErrorKind::Unusable, RetryDecision::Never, "its URL cannot be called");
-    }
-    let what = if error.is_connect() { "cannot be connected" } else { "the connection failed" };
-    let why = egress::cause_of(error).map_or_else(String::new, |cause| format!(": {cause}"));
-    Failure::new(CallErrorKind::Network, RetryDecision::Later, format!("{what}{why}"))
 }
 
 /// Random duration from half of `pause` to all of it, so that calls that began together spread out.
@@ -549,13 +417,6 @@ fn jitter(pause: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_passing_statuses_are_tried_again() {
-        for (status, expected) in [(500, true), (503, true), (429, true), (400, false), (401, false), (302, false)] {
-            assert_eq!(is_passing(StatusCode::from_u16(status).expect("valid")), expected, "{status}");
-        }
-    }
 
     #[test]
     fn any_id_can_stand_in_a_header() {

@@ -5,7 +5,8 @@ use serde_json::value::RawValue;
 
 use crate::{
     a2a::{Task, TaskState},
-    input::{check_json, member, members, object_of, shorten_to, text, to_raw},
+    input::{check_json, elements, member, members, object_of, shorten_to, text, to_raw},
+    mcp::reply::{Elicitation, Questions},
 };
 
 /// Maximum characters of the text of a question.
@@ -15,6 +16,10 @@ const MAX_DATA_BYTES: usize = 64 << 10;
 const MAX_SCHEMA_BYTES: usize = 16 << 10;
 /// Maximum characters of the agent's ids.
 const MAX_ID_CHARS: usize = 1024;
+/// Maximum number of questions that an MCP server asks at once, and maximum bytes of their names and of its state.
+const MAX_ELICITATIONS: usize = 16;
+const MAX_KEY_BYTES: usize = 4 << 10;
+const MAX_STATE_BYTES: usize = 64 << 10;
 /// Member of a message's metadata with the schema of the answer.
 const ANSWER_SCHEMA: &str = "answer_schema";
 /// Text of the message that follows an authorisation.
@@ -25,6 +30,7 @@ const AUTHORISED: &str = "The authorisation was given.";
 pub(super) struct AgentQuestion {
     /// Whether the agent needs an authorisation, and no input.
     pub(super) is_auth: bool,
+    /// The agent's id of the task; empty: the question is one of an MCP server, which keeps none.
     pub(super) task_id: String,
     pub(super) context_id: Option<String>,
     /// What the agent says.
@@ -37,6 +43,17 @@ pub(super) struct AgentQuestion {
     has_message: bool,
     message_id: Option<String>,
     timestamp: Option<String>,
+    /// What the answer to an MCP server needs.
+    of_server: Option<OfServer>,
+}
+
+/// What the answer to an MCP server needs.
+#[derive(Clone, Debug, Serialize)]
+struct OfServer {
+    /// Names of the questions.
+    keys: Vec<String>,
+    /// What the server wants to get back.
+    state: Option<Box<RawValue>>,
 }
 
 /// Members of a stored question.
@@ -53,6 +70,8 @@ struct Stored<'a> {
     has_message: bool,
     message_id: Option<&'a str>,
     timestamp: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    of_server: Option<&'a OfServer>,
 }
 
 impl AgentQuestion {
@@ -76,7 +95,70 @@ impl AgentQuestion {
             has_message: raw.is_some(),
             message_id: raw.and_then(|message| member(message, "messageId")).and_then(text).filter(is_id),
             timestamp: timestamp.filter(is_id),
+            of_server: None,
         })
+    }
+
+    /// The questions of an MCP server that are not in `answered`, as one; `None`: no person can answer them, or they are
+    /// too large. `task_id` is the task that waits for the answers; empty: the call is to be sent again with them.
+    pub(super) fn of_server(questions: Questions<'_>, task_id: &str, answered: Option<&Self>) -> Option<Self> {
+        let mut asked = questions.elicitations()?;
+        let known = answered.and_then(|answered| answered.of_server.as_ref()).map(|of_server| &of_server.keys);
+        asked.retain(|asked| !known.is_some_and(|known| known.contains(&asked.key)));
+        let keys: Vec<String> = asked.iter().map(|asked| asked.key.clone()).collect();
+        let size: usize = keys.iter().map(String::len).sum();
+        let state = questions.state().map(ToOwned::to_owned);
+        let is_fit = (1..=MAX_ELICITATIONS).contains(&keys.len())
+            && size <= MAX_KEY_BYTES
+            && state.as_ref().is_none_or(|state| state.get().len() <= MAX_STATE_BYTES);
+        if !is_fit {
+            return None;
+        }
+        let said = asked.iter().map(|asked| asked.message.as_str()).filter(|said| !said.is_empty());
+        let said = said.collect::<Vec<_>>().join("\n");
+        Some(Self {
+            is_auth: asked.iter().all(|asked| asked.schema.is_none()),
+            task_id: task_id.to_owned(),
+            context_id: None,
+            text: Some(said),
+            data: None,
+            answer_schema: schema_of(&asked),
+            has_message: true,
+            message_id: None,
+            timestamp: None,
+            of_server: Some(OfServer { keys, state }),
+        })
+    }
+
+    /// Whether all that an MCP server asks for is answered by the answer to this question: it has not read it yet.
+    pub(super) fn answers(&self, questions: Questions<'_>) -> bool {
+        let Some(OfServer { keys, .. }) = &self.of_server else { return false };
+        questions.elicitations().is_some_and(|asked| asked.iter().all(|asked| keys.contains(&asked.key)))
+    }
+
+    /// Whether it is a question of an MCP server.
+    pub(super) fn is_of_server(&self) -> bool {
+        self.of_server.is_some()
+    }
+
+    /// What an MCP server wants to get back with the answers.
+    pub(super) fn state_of_server(&self) -> Option<&RawValue> {
+        self.of_server.as_ref()?.state.as_deref()
+    }
+
+    /// The answers to an MCP server by their names, for the reply that was made of the answer.
+    pub(super) fn input_responses(&self, reply: &RawValue) -> Box<RawValue> {
+        let keys = self.of_server.as_ref().map_or(&[][..], |of_server| &of_server.keys);
+        let (accept, nothing) = (to_raw("accept"), object_of([]));
+        let of = |key: &String| {
+            // Of one question, the answer is the content of its form.
+            let content = if keys.len() == 1 { Some(reply) } else { member(reply, key) };
+            let content = content.filter(|_| !self.is_auth).unwrap_or(&nothing);
+            let members = [("action", &*accept), ("content", content)];
+            object_of(members.into_iter().take(if self.is_auth { 1 } else { 2 }))
+        };
+        let responses: Vec<_> = keys.iter().map(|key| (key.as_str(), of(key))).collect();
+        object_of(responses.iter().map(|(key, response)| (*key, &**response)))
     }
 
     /// A question of a test.
@@ -91,6 +173,7 @@ impl AgentQuestion {
             has_message: true,
             message_id: None,
             timestamp: None,
+            of_server: None,
         }
     }
 
@@ -134,6 +217,7 @@ impl AgentQuestion {
             has_message: self.has_message,
             message_id: self.message_id.as_deref(),
             timestamp: self.timestamp.as_deref(),
+            of_server: self.of_server.as_ref(),
         })
     }
 
@@ -151,6 +235,15 @@ impl AgentQuestion {
             has_message: given("has_message").is_some_and(|raw| raw.get() == "true"),
             message_id: texts("message_id"),
             timestamp: texts("timestamp"),
+            of_server: given("of_server").map(|of_server| OfServer {
+                keys: member(of_server, "keys")
+                    .and_then(elements)
+                    .unwrap_or_default()
+                    .into_iter()
+                    .filter_map(text)
+                    .collect(),
+                state: member(of_server, "state").filter(|state| state.get() != "null").map(ToOwned::to_owned),
+            }),
         };
         Some((texts("agent")?, question))
     }
@@ -199,6 +292,21 @@ impl AgentQuestion {
             _ => answer,
         }
     }
+}
+
+/// Schema of the answer to questions of an MCP server: that of the only form, or an object with the contents of all by
+/// their names.
+fn schema_of(asked: &[Elicitation<'_>]) -> Option<Box<RawValue>> {
+    if let [Elicitation { schema, .. }] = asked {
+        return schema.map(ToOwned::to_owned);
+    }
+    let forms: Vec<_> = asked.iter().filter_map(|asked| Some((asked.key.as_str(), asked.schema?))).collect();
+    if forms.is_empty() {
+        return None;
+    }
+    let (kind, names) = (to_raw("object"), to_raw(&forms.iter().map(|(key, _)| *key).collect::<Vec<_>>()));
+    let properties = object_of(forms);
+    Some(object_of([("type", &*kind), ("required", &*names), ("properties", &*properties)]))
 }
 
 /// Whether a data part is a JSON Schema of an object.
@@ -279,6 +387,43 @@ mod tests {
         assert_eq!(kept.data.as_deref().map(RawValue::get), Some(r#"{"a":"***"}"#));
         let broken = asked(message).bounded(|text| text.replace("\"secret\"", "***"));
         assert!(broken.data.is_none());
+    }
+
+    #[test]
+    fn questions_of_an_mcp_server_are_one_question() {
+        let form =
+            r#"{"method":"elicitation/create","params":{"message":"Which?","requestedSchema":{"type":"object"}}}"#;
+        let page = r#"{"method":"elicitation/create","params":{"mode":"url","message":"Sign in","url":"https://x"}}"#;
+        let of = |requests: &str| {
+            let asked = format!(r#"{{"inputRequests":{{{requests}}},"requestState":"s"}}"#);
+            let asked = check_json(asked.as_bytes()).expect(requests).to_owned();
+            let question = AgentQuestion::of_server(Questions(&asked), "t", None)?;
+            let (_, read) = AgentQuestion::from_stored(&question.stored("a", None)).expect("stored");
+            assert!(read.answers(Questions(&asked)) && read.is_of_server());
+            assert!(AgentQuestion::of_server(Questions(&asked), "t", Some(&read)).is_none(), "all is answered");
+            assert_eq!(read.state_of_server().map(RawValue::get), Some(r#""s""#));
+            Some(read)
+        };
+        let responses = |question: &AgentQuestion, answer: &str| {
+            let answer = check_json(answer.as_bytes()).expect(answer).to_owned();
+            question.input_responses(&question.reply(Some(answer))).get().to_owned()
+        };
+        let one = of(&format!(r#""a":{form}"#)).expect("a question");
+        assert_eq!((one.text.as_deref(), one.is_auth, one.task_id.as_str()), (Some("Which?"), false, "t"));
+        assert_eq!(one.answer_schema.as_deref().map(RawValue::get), Some(r#"{"type":"object"}"#));
+        assert_eq!(responses(&one, r#"{"n":1}"#), r#"{"a":{"action":"accept","content":{"n":1}}}"#);
+        let two = of(&format!(r#""a":{form},"b":{form}"#)).expect("a question");
+        let expected =
+            r#"{"type":"object","required":["a","b"],"properties":{"a":{"type":"object"},"b":{"type":"object"}}}"#;
+        assert_eq!(two.answer_schema.as_deref().map(RawValue::get), Some(expected));
+        let expected = r#"{"a":{"action":"accept","content":{"n":1}},"b":{"action":"accept","content":{}}}"#;
+        assert_eq!(responses(&two, r#"{"a":{"n":1},"b":{}}"#), expected);
+        let auth = of(&format!(r#""a":{page}"#)).expect("a question");
+        assert_eq!((auth.text.as_deref(), auth.is_auth), (Some("Sign in https://x"), true));
+        assert_eq!(responses(&auth, r#"{"approved":true}"#), r#"{"a":{"action":"accept"}}"#);
+        assert!(of(r#""a":{"method":"roots/list"}"#).is_none() && of("").is_none());
+        let many: Vec<_> = (0..=MAX_ELICITATIONS).map(|number| format!(r#""{number}":{form}"#)).collect();
+        assert!(of(&many.join(",")).is_none());
     }
 
     #[test]

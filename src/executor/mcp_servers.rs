@@ -8,6 +8,7 @@ use std::{
 };
 
 use serde_json::value::RawValue;
+use tokio::sync::OnceCell;
 use uuid::Uuid;
 
 use super::agents::Agent;
@@ -21,12 +22,14 @@ use crate::{
         agent_cards::{self, CardOwner, CardRow, Checked},
     },
     egress::Egress,
-    input::shorten_to,
+    input::{member, shorten_to},
     mcp::{
         Link,
         tools::{self, Description, Parameters},
     },
     mcp_client::{Connected, Fault, Server, ServerError},
+    offload::Offload,
+    workflow::InputSchema,
 };
 
 /// Time for which a connection is used, and a revision is spoken, before it is found out again.
@@ -62,6 +65,44 @@ struct Slot {
     known: Mutex<Known>,
 }
 
+/// Schema of the structured output of a tool.
+pub(super) struct OutputSchema {
+    schema: Box<RawValue>,
+    /// `None`: it cannot be used.
+    compiled: OnceCell<Option<InputSchema>>,
+}
+
+impl OutputSchema {
+    /// Why this is not what the tool has promised; `None`: it is, or that cannot be said.
+    pub(super) async fn violation(
+        self: &Arc<Self>,
+        offload: &Offload,
+        organization: &OrganizationId,
+        structured: &RawValue,
+    ) -> Option<String> {
+        let this = Arc::clone(self);
+        if self.compiled.get().is_none() {
+            let compiled = offload.run(organization, move || InputSchema::compile(&this.schema)).await.ok()?;
+            // Whoever was first has compiled the same.
+            let _ = self.compiled.set(compiled.ok());
+        }
+        let schema = self.compiled.get()?.as_ref()?;
+        let checked = if let Some(checked) = schema.check_small(structured) {
+            checked
+        } else {
+            let (this, structured) = (Arc::clone(self), structured.to_owned());
+            let check = move || this.compiled.get().and_then(Option::as_ref).map(|schema| schema.check(&structured));
+            offload.run(organization, check).await.ok()??
+        };
+        let error = checked.err()?.into_iter().next().filter(|error| error.kind != "schema_too_costly")?;
+        let at = error.field.strip_prefix(CHECKED_AT).unwrap_or_default();
+        Some(format!("structuredContent{at} {}", error.message))
+    }
+}
+
+/// Where a schema finds what is wrong.
+const CHECKED_AT: &str = "body.input_data";
+
 /// Connection, and when it was opened.
 struct Open {
     link: Arc<Link>,
@@ -78,6 +119,8 @@ struct Known {
     is_refreshing: bool,
     /// Parameters of the agent's tool that headers repeat.
     parameters: Arc<Parameters>,
+    /// What the tool says about its structured output.
+    output: Option<Arc<OutputSchema>>,
     /// When the revision was noted.
     noted: Option<(&'static str, Instant)>,
 }
@@ -132,6 +175,11 @@ impl McpServers {
     /// Parameters of the agent's tool that headers repeat, as far as they are known.
     pub(super) fn parameters(&self, agent: &Agent) -> Arc<Parameters> {
         Arc::clone(&self.slot(agent).known().parameters)
+    }
+
+    /// What the agent's tool says about its structured output, as far as it is known.
+    pub(super) fn output_schema(&self, agent: &Agent) -> Option<Arc<OutputSchema>> {
+        self.slot(agent).known().output.clone()
     }
 
     /// Reads the list of tools now.
@@ -196,7 +244,7 @@ impl McpServers {
             age.is_some_and(|age| age < LIST_AGE)
         };
         let Some(list) = row.filter(is_fresh).and_then(|row| row.card) else { return false };
-        slot.known().parameters = parameters(&list.0, config);
+        slot.known().learn(&list.0, config);
         true
     }
 
@@ -208,7 +256,7 @@ impl McpServers {
         });
         let checked = match read {
             Ok(list) => {
-                slot.known().parameters = parameters(&list, config);
+                slot.known().learn(&list, config);
                 Checked::Card { card: list, etag: None, signature: None }
             }
             Err(error) => {
@@ -238,9 +286,19 @@ impl McpServers {
     }
 }
 
-fn parameters(list: &RawValue, config: &McpConfig) -> Arc<Parameters> {
-    let tool = tools::find(list, &config.tool);
-    Arc::new(tool.and_then(|tool| Parameters::of_tool(tool).ok()).unwrap_or_default())
+impl Known {
+    /// Notes what a list of tools says about the agent's tool.
+    fn learn(&mut self, list: &RawValue, config: &McpConfig) {
+        let tool = tools::find(list, &config.tool);
+        self.parameters = Arc::new(tool.and_then(|tool| Parameters::of_tool(tool).ok()).unwrap_or_default());
+        let schema = tool.and_then(|tool| member(tool, "outputSchema")).filter(|schema| schema.get().starts_with('{'));
+        // One that has not changed is not compiled again.
+        let is_same = |known: &Arc<OutputSchema>| schema.is_some_and(|schema| schema.get() == known.schema.get());
+        if !self.output.as_ref().is_some_and(is_same) {
+            let new = |schema: &RawValue| OutputSchema { schema: schema.to_owned(), compiled: OnceCell::new() };
+            self.output = schema.map(|schema| Arc::new(new(schema)));
+        }
+    }
 }
 
 fn owner(agent: &Agent, organization: &OrganizationId) -> CardOwner {

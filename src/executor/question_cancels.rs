@@ -9,7 +9,7 @@ use http::StatusCode;
 
 use super::{
     Executor,
-    agent_call::cancel_task,
+    agent_call::{cancel_mcp_task, cancel_task},
     agent_question::AgentQuestion,
     agents::{Protocol, Seen},
 };
@@ -77,9 +77,15 @@ impl Executor {
         let organization = OrganizationId::stored(&task.organization_id);
         let seen = Seen { since: self.clock.instant(), version: None };
         let agent = self.agents.find(&organization, &agent_name, seen).await.ok()?.ok()?;
-        let Protocol::A2a(config) = &agent.protocol else { return None };
-        let route = self.cards.route(&agent, &organization, config).await.ok()?;
         let correlation_id = id::correlation_id(task.correlation_id.as_deref());
+        let config = match &agent.protocol {
+            Protocol::A2a(config) => config,
+            // There is nothing to cancel.
+            Protocol::Mcp(_) if question.task_id.is_empty() => return Some(StatusCode::NOT_FOUND),
+            Protocol::Mcp(_) => return cancel_mcp_task(self, &agent, &question.task_id, (&correlation_id, None)).await,
+            _ => return None,
+        };
+        let route = self.cards.route(&agent, &organization, config).await.ok()?;
         cancel_task(self, &agent, &route, &question.task_id, (&correlation_id, None)).await
     }
 }

@@ -23,6 +23,7 @@ mod group;
 mod iteration;
 mod parallel;
 mod question;
+mod row;
 mod spending;
 pub(super) mod step_path;
 mod sub_workflow;
@@ -54,6 +55,7 @@ use self::{
 };
 pub(super) use self::{
     budget::{too_many_steps, too_much_held},
+    row::{MAX_COLUMN_CHARS, row_id},
     spending::{Account, StoredAccount},
     waits::Wakes,
 };
@@ -70,7 +72,7 @@ use super::{
 };
 use crate::{
     access::OrganizationId,
-    db::executions::{AgentCall, NestedStep, ObservedRun, RunFailure, StepBegin, StepEnd},
+    db::executions::{ObservedRun, RunFailure, StepEnd},
     input::{object_of, shorten},
     mapping::Scope,
     telemetry::catalogue::WORKFLOWS,
@@ -96,8 +98,6 @@ const KEPT_BYTES: usize = 64 << 10;
 /// Maximum number of causes in the error of a block, and characters of each.
 const MAX_CAUSES: usize = 10;
 const MAX_CAUSE_CHARS: usize = 1000;
-/// Maximum length of the id of a step row, and of the name of a branch, as in their columns.
-pub(super) const MAX_COLUMN_CHARS: usize = 255;
 
 /// Run under way.
 pub(super) struct Run {
@@ -433,37 +433,6 @@ impl Run {
         self.executor.work(&self.organization, scope.bytes() > LARGE_SCOPE_BYTES, make).await
     }
 
-    /// Ends the attempt at this step path. `call`: the call of its agent.
-    fn end(&self, path: &str, result: Result<&RawValue, String>, call: Option<AgentCall>) {
-        let (end, memory) = match result {
-            Ok(output) => {
-                self.budget.output(output.get().len());
-                (StepEnd::Completed(output.to_owned()), Some(self.memory.hold(output.get().len())))
-            }
-            Err(cause) => (StepEnd::Failed(cause), None),
-        };
-        self.ledger.end(path, end, call, memory);
-    }
-
-    /// The row of an attempt that begins.
-    fn row(&self, step: &Step, agent_name: String, input: Box<RawValue>, path: &str, frame: &Frame<'_>) -> StepBegin {
-        let nested = frame.branch.as_ref().map(|branch| NestedStep {
-            parent_step_id: branch.parent_step_id.to_owned(),
-            branch_name: branch.name.clone(),
-            join_policy: branch.join_policy,
-            path: path.to_owned(),
-        });
-        StepBegin {
-            id: row_id(&self.run_id, &step.id, Uuid::new_v4()),
-            step_id: step.id.clone(),
-            step_name: if agent_name.is_empty() { step.id.clone() } else { agent_name.clone() },
-            agent_name,
-            task_id: None,
-            input,
-            nested,
-        }
-    }
-
     /// Collects the outputs of the steps inside a completed block for the steps after it.
     fn recall(&self, step: &Step, path: &str, reuse: ReusePolicy, found: &mut HashMap<String, Box<RawValue>>) {
         for (name, step_ids) in branches(step) {
@@ -506,28 +475,9 @@ fn joined(causes: &[String]) -> String {
     format!("{}{more}", shown.join("; "))
 }
 
-/// The id of a step row: `<run>-<step>-<8 hex digits of the random id>`, shortened in the middle if it is too long for its
-/// column.
-pub(super) fn row_id(run_id: &str, step_id: &str, random: Uuid) -> String {
-    let suffix = &random.simple().to_string()[..8];
-    let room = MAX_COLUMN_CHARS - suffix.len() - 1;
-    let kept: String = format!("{run_id}-{step_id}").chars().take(room).collect();
-    format!("{kept}-{suffix}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_id_of_a_step_row_fits_its_column_and_keeps_its_suffix() {
-        let row_id = |run_id: &str, step_id: &str| row_id(run_id, step_id, Uuid::new_v4());
-        let id = row_id("run-1", "a");
-        assert!(id.starts_with("run-1-a-") && id.len() == "run-1-a-0123abcd".len(), "{id}");
-        let long = row_id(&"r".repeat(200), &"ü".repeat(200));
-        assert_eq!(long.chars().count(), MAX_COLUMN_CHARS);
-        assert_ne!(row_id("r", "s"), row_id("r", "s"));
-    }
 
     #[test]
     fn many_causes_become_a_text_of_bounded_length() {

@@ -51,6 +51,16 @@ impl<'a> ToolResult<'a> {
         member(self.0, "isError").is_some_and(|flag| flag.get() == "true")
     }
 
+    /// Whether it has a structured output.
+    #[must_use]
+    pub fn is_structured(self) -> bool {
+        self.structured().is_some()
+    }
+
+    fn structured(self) -> Option<&'a RawValue> {
+        member(self.0, "structuredContent").filter(|data| data.get() != "null")
+    }
+
     fn content(self) -> Vec<&'a RawValue> {
         member(self.0, "content").and_then(elements).unwrap_or_default()
     }
@@ -69,29 +79,72 @@ impl<'a> ToolResult<'a> {
     #[must_use]
     pub fn output(self) -> Box<RawValue> {
         let said = self.text();
-        let structured = member(self.0, "structuredContent").filter(|data| data.get() != "null");
         // Servers without structured results, and those that support older clients, write the JSON into the text.
         let is_alone = self.content().len() == 1;
         let in_text = || {
             let json = check_json(said.as_bytes()).ok()?;
             (is_alone && json.get().starts_with(['{', '['])).then_some(json)
         };
-        let data = structured.or_else(in_text).unwrap_or(RawValue::NULL);
+        let data = self.structured().or_else(in_text).unwrap_or(RawValue::NULL);
         let (text, none) = (to_raw(&said), to_raw(&[(); 0]));
         let content = member(self.0, "content").filter(|content| content.get() != "null").unwrap_or(&none);
         object_of([("text", &*text), ("data", data), ("content", content)])
     }
 }
 
-/// What a server asks for: the messages of its `inputRequests`. **The one place** that reads questions of MCP servers.
+/// What a server asks for: its `inputRequests`.
 #[derive(Clone, Copy, Debug)]
 pub struct Questions<'a>(pub &'a RawValue);
 
-impl Questions<'_> {
+/// Question for a person.
+#[derive(Clone, Debug)]
+pub struct Elicitation<'a> {
+    /// Name of the question, which the answer has too.
+    pub key: String,
+    /// The question in words.
+    pub message: String,
+    /// JSON Schema of the answer; `None`: the person is sent to an address, and answers nothing here.
+    pub schema: Option<&'a RawValue>,
+}
+
+impl<'a> Questions<'a> {
+    fn requests(self) -> Vec<(String, &'a RawValue)> {
+        member(self.0, "inputRequests").and_then(members).unwrap_or_default()
+    }
+
+    /// The questions, if a person can answer all of them.
+    #[must_use]
+    pub fn elicitations(self) -> Option<Vec<Elicitation<'a>>> {
+        let read = |(key, request): (String, &'a RawValue)| {
+            let named = |holder: &'a RawValue, name: &str| member(holder, name).and_then(text);
+            let is_elicitation = named(request, "method").as_deref() == Some("elicitation/create");
+            let params = member(request, "params").filter(|_| is_elicitation)?;
+            let message = named(params, "message").unwrap_or_default();
+            match named(params, "mode").as_deref() {
+                None | Some("form") => {
+                    let schema = member(params, "requestedSchema").filter(|schema| members(schema).is_some())?;
+                    Some(Elicitation { key, message, schema: Some(schema) })
+                }
+                Some("url") => {
+                    let message = format!("{message} {}", named(params, "url")?).trim().to_owned();
+                    Some(Elicitation { key, message, schema: None })
+                }
+                Some(_) => None,
+            }
+        };
+        self.requests().into_iter().map(read).collect()
+    }
+
+    /// What the server wants to get back with the answers.
+    #[must_use]
+    pub fn state(self) -> Option<&'a RawValue> {
+        member(self.0, "requestState").filter(|state| state.get() != "null")
+    }
+
     /// The questions in words.
     #[must_use]
     pub fn words(self) -> String {
-        let requests = member(self.0, "inputRequests").and_then(members).unwrap_or_default();
+        let requests = self.requests();
         let word = |request: &RawValue| {
             let method = member(request, "method").and_then(text).unwrap_or_default();
             let message = member(request, "params").and_then(|params| member(params, "message")).and_then(text);
@@ -224,5 +277,34 @@ mod tests {
         let raw = to_raw(&asked);
         let Ok(Answer::AsksBack(questions)) = Answer::read(&raw) else { panic!("questions") };
         assert_eq!(questions.words(), "Which one?; roots/list");
+        assert!(questions.elicitations().is_none(), "no person can answer the second one");
+    }
+
+    #[test]
+    fn a_question_for_a_person_has_a_form_or_an_address() {
+        let ask = |params: Value| {
+            to_raw(
+                &json!({"inputRequests": {"k": {"method": "elicitation/create", "params": params}}, "requestState": "s"}),
+            )
+        };
+        let schema = json!({"type": "object", "properties": {}});
+        for (params, expected) in [
+            (json!({"message": "m", "requestedSchema": schema}), Some(("m", true))),
+            (json!({"mode": "form", "message": "m", "requestedSchema": schema}), Some(("m", true))),
+            (json!({"mode": "form", "message": "m"}), None),
+            (json!({"mode": "form", "message": "m", "requestedSchema": true}), None),
+            (
+                json!({"mode": "url", "message": "Sign in:", "url": "https://x.example"}),
+                Some(("Sign in: https://x.example", false)),
+            ),
+            (json!({"mode": "url", "message": "m"}), None),
+            (json!({"mode": "dream"}), None),
+        ] {
+            let raw = ask(params.clone());
+            let found = Questions(&raw).elicitations();
+            let found = found.as_deref().map(|found| (found[0].message.as_str(), found[0].schema.is_some()));
+            assert_eq!(found, expected, "{params}");
+            assert_eq!(Questions(&raw).state().map(RawValue::get), Some("\"s\""));
+        }
     }
 }

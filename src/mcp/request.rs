@@ -34,6 +34,8 @@ pub struct Call<'a> {
     pub params: &'a [(&'a str, &'a RawValue)],
     /// Key that repeats of the request share.
     pub key: Option<&'a str>,
+    /// Whether somebody answers questions of the server.
+    pub may_ask: bool,
 }
 
 impl Call<'_> {
@@ -44,7 +46,11 @@ impl Call<'_> {
         if link.is_modern() {
             meta.push((PROTOCOL_VERSION, to_raw(link.revision.as_str())));
             meta.push((CLIENT_INFO, to_raw(&own_info())));
-            meta.push((CLIENT_CAPABILITIES, to_raw(&json!({"extensions": {TASKS: {}}}))));
+            let mut capabilities = json!({"extensions": {TASKS: {}}});
+            if self.may_ask {
+                capabilities["elicitation"] = json!({"form": {}, "url": {}});
+            }
+            meta.push((CLIENT_CAPABILITIES, to_raw(&capabilities)));
         }
         meta.extend(self.key.map(|key| (IDEMPOTENCY_KEY, to_raw(key))));
         let meta = (!meta.is_empty()).then(|| object_of(meta.iter().map(|(name, value)| (*name, &**value))));
@@ -72,7 +78,8 @@ fn headers(link: &Link) -> Vec<(String, String)> {
 /// The question what a server is.
 #[must_use]
 pub fn discover() -> Outgoing {
-    Call { id: "discover", method: "server/discover", name: None, params: &[], key: None }.to(&Link::MODERN)
+    Call { id: "discover", method: "server/discover", name: None, params: &[], key: None, may_ask: false }
+        .to(&Link::MODERN)
 }
 
 /// The first request of the handshake. It has no header: the revision is not agreed yet.
@@ -132,8 +139,14 @@ mod tests {
         let arguments = to_raw(&json!({"a": 1}));
         let name = to_raw("tü");
         let params = [("name", &*name), ("arguments", &*arguments)];
-        let call = Call { id: "i", method: "tools/call", name: Some("tü"), params: &params, key: Some("k") };
+        let call =
+            Call { id: "i", method: "tools/call", name: Some("tü"), params: &params, key: Some("k"), may_ask: false };
         let modern = call.to(&Link::MODERN);
+        let asking = Call { may_ask: true, ..call }.to(&Link::MODERN);
+        assert_eq!(
+            body(&asking)["params"]["_meta"][CLIENT_CAPABILITIES],
+            json!({"extensions": {TASKS: {}}, "elicitation": {"form": {}, "url": {}}})
+        );
         let meta = json!({PROTOCOL_VERSION: "2026-07-28", CLIENT_INFO: own_info(),
             CLIENT_CAPABILITIES: {"extensions": {TASKS: {}}}, "idempotencyKey": "k"});
         assert_eq!(
@@ -152,7 +165,7 @@ mod tests {
         let legacy = call.to(&old);
         assert_eq!(header(&legacy), ["mcp-protocol-version: 2025-11-25", "mcp-session-id: s"]);
         assert_eq!(body(&legacy)["params"]["_meta"], json!({"idempotencyKey": "k"}));
-        let list = Call { id: "l", method: "tools/list", name: None, params: &[], key: None }.to(&old);
+        let list = Call { id: "l", method: "tools/list", name: None, params: &[], key: None, may_ask: false }.to(&old);
         assert_eq!(body(&list)["params"], json!({}));
         assert!(initialize(old.revision).headers.is_empty());
         assert_eq!(body(&initialize(old.revision))["params"]["protocolVersion"], "2025-11-25");

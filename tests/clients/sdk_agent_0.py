@@ -1,5 +1,5 @@
-"""An agent of the official SDK, lines 0.2 and 0.3: `python sdk_agent_0.py PORT`. It streams, and asks back for a text that begins
-with `ask`."""
+"""An agent of the official SDK, lines 0.2 and 0.3: `python sdk_agent_0.py PORT [push]`. It streams, or sends push
+notifications, and asks back for a text that begins with `ask`."""
 
 import asyncio
 import sys
@@ -40,11 +40,19 @@ class Shout(AgentExecutor):
 
 
 port = int(sys.argv[1])
+push = "push" in sys.argv
 card = AgentCard(
     name="shout", description="Shouts", version="1.0.0", url=f"http://127.0.0.1:{port}/",
-    capabilities=AgentCapabilities(streaming=True), defaultInputModes=["text/plain"], defaultOutputModes=["text/plain"],
+    capabilities=AgentCapabilities(streaming=not push, pushNotifications=push), defaultInputModes=["text/plain"], defaultOutputModes=["text/plain"],
     skills=[AgentSkill(id="shout", name="shout", description="Shouts", tags=["text"])],
 )
-handler = DefaultRequestHandler(agent_executor=Shout(), task_store=InMemoryTaskStore())
+pushing = {}
+if push:
+    import httpx
+    from a2a.server.tasks import BasePushNotificationSender, InMemoryPushNotificationConfigStore
+
+    configs = InMemoryPushNotificationConfigStore()
+    pushing = {"push_config_store": configs, "push_sender": BasePushNotificationSender(httpx.AsyncClient(), configs)}
+handler = DefaultRequestHandler(agent_executor=Shout(), task_store=InMemoryTaskStore(), **pushing)
 app = A2AStarletteApplication(agent_card=card, http_handler=handler).build()
 uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")

@@ -1,17 +1,21 @@
 """An agent of the official SDK, line 1.x: `python sdk_agent_1.py PORT`.
 
 It speaks 1.0 only, by JSON-RPC below /rpc and by HTTP+JSON below /rest, streams, and asks back for a
-text that begins with `ask`. Each path has a card of its own.
+text that begins with `ask`. Below /push it sends push notifications instead of streaming. Each path has
+a card of its own.
 """
 
 import asyncio
 import sys
 
+import httpx
 import uvicorn
 from a2a.server.agent_execution import AgentExecutor
 from a2a.server.request_handlers import DefaultRequestHandler
 from a2a.server.routes import create_agent_card_routes, create_jsonrpc_routes, create_rest_routes
-from a2a.server.tasks import InMemoryTaskStore, TaskUpdater
+from a2a.server.tasks import (
+    BasePushNotificationSender, InMemoryPushNotificationConfigStore, InMemoryTaskStore, TaskUpdater,
+)
 from a2a.types import AgentCapabilities, AgentCard, AgentInterface, AgentSkill, Part, Task, TaskState, TaskStatus
 from google.protobuf.json_format import MessageToDict, ParseDict
 from starlette.applications import Starlette
@@ -44,10 +48,10 @@ class Shout(AgentExecutor):
         await TaskUpdater(event_queue, context.task_id, context.context_id).cancel()
 
 
-def card(path, binding):
+def card(path, binding, capabilities):
     return AgentCard(
         name="shout", description="Shouts", version="1.0.0",
-        capabilities=AgentCapabilities(streaming=True),
+        capabilities=capabilities,
         default_input_modes=["text/plain", "application/json"], default_output_modes=["text/plain"],
         skills=[AgentSkill(id="shout", name="shout", description="Shouts", tags=["text"])],
         supported_interfaces=[
@@ -56,9 +60,13 @@ def card(path, binding):
     )
 
 
-def mounted(path, binding, routes_of):
-    own = card(path, binding)
-    handler = DefaultRequestHandler(agent_executor=Shout(), task_store=InMemoryTaskStore(), agent_card=own)
+def mounted(path, binding, routes_of, push=False):
+    own = card(path, binding, AgentCapabilities(streaming=not push, push_notifications=push))
+    configs = InMemoryPushNotificationConfigStore()
+    pushing = {"push_config_store": configs, "push_sender": BasePushNotificationSender(httpx.AsyncClient(), configs)}
+    handler = DefaultRequestHandler(
+        agent_executor=Shout(), task_store=InMemoryTaskStore(), agent_card=own, **(pushing if push else {})
+    )
     return Mount(path, routes=[*create_agent_card_routes(own), *routes_of(handler)])
 
 
@@ -66,5 +74,6 @@ port = int(sys.argv[1])
 app = Starlette(routes=[
     mounted("/rpc", "JSONRPC", lambda handler: create_jsonrpc_routes(handler, "/")),
     mounted("/rest", "HTTP+JSON", create_rest_routes),
+    mounted("/push", "JSONRPC", lambda handler: create_jsonrpc_routes(handler, "/"), push=True),
 ])
 uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")

@@ -5,35 +5,14 @@
 
 import json
 import pathlib
-import socket
-import subprocess
 import sys
 import time
 import urllib.request
 
-FOLDER = pathlib.Path(__file__).parent
+from service import Service, free_port, start, until
+
 API, NEW, *OLD = sys.argv[1:]
-
-
-def call(method, path, body=None):
-    request = urllib.request.Request(f"{API}/api/v1{path}", method=method, headers={"content-type": "application/json"})
-    with urllib.request.urlopen(request, json.dumps(body).encode() if body is not None else None) as response:
-        return json.load(response)
-
-
-def start(python, script):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen([pathlib.Path(python) / "bin/python", FOLDER / script, str(port)])
-    for _ in range(300):
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-            return process, port
-        except OSError:
-            assert process.poll() is None, f"{script} has ended"
-            time.sleep(0.1)
-    raise TimeoutError(script)
+call = Service(API).call
 
 
 def run(name, url, config, mapping):
@@ -56,22 +35,15 @@ def run(name, url, config, mapping):
             event = {}
     ended = call("GET", f"/runs/{run_id}")
     assert ended["status"] == "COMPLETED", ended
-    seen = None
-    for _ in range(100):
-        seen = call("GET", f"/agents/{agent['id']}").get("protocol_seen")
-        if seen:
-            break
-        time.sleep(0.1)
+    seen = until("the version is known", lambda: call("GET", f"/agents/{agent['id']}").get("protocol_seen"))
     return ended["output_data"], seen, deltas
 
 
-def until(what, find):
-    for _ in range(300):
-        found = find()
-        if found:
-            return found
-        time.sleep(0.1)
-    raise TimeoutError(what)
+def pushes():
+    """Number of push notifications that the service has accepted."""
+    with urllib.request.urlopen(f"{API}/metrics") as response:
+        lines = [line.decode() for line in response if b"agent-pushes" in line and line.startswith(b"http_requests_total")]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if 'status="204"' in line)
 
 
 def ask(name, url, config, answer):
@@ -97,8 +69,8 @@ def ask(name, url, config, answer):
 stamp = time.time_ns()
 started = []
 try:
-    process, new = start(NEW, "sdk_agent_1.py")
-    started.append(process)
+    new = free_port()
+    started.append(start(NEW, "sdk_agent_1.py", new))
     cases = [
         ("1.x by JSON-RPC", f"http://127.0.0.1:{new}/rpc/", None, "1.0"),
         ("1.x by JSON-RPC, not streamed", f"http://127.0.0.1:{new}/rpc/", {"streaming": False}, "1.0"),
@@ -106,8 +78,8 @@ try:
         ("1.x by HTTP+JSON", f"http://127.0.0.1:{new}/rest/", None, "1.0"),
     ]
     for python in OLD:
-        process, port = start(python, "sdk_agent_0.py")
-        started.append(process)
+        port = free_port()
+        started.append(start(python, "sdk_agent_0.py", port))
         url = f"http://127.0.0.1:{port}/"
         line = pathlib.Path(python).name
         cases += [(line, url, None, "0.3"), (f"{line}, streamed", url, {"streaming": True}, "0.3")]
@@ -142,6 +114,19 @@ try:
         # The last pieces are not sent once the output is there.
         assert seen and output["text"].startswith(seen), (what, deltas)
         print(f"a2a-sdk, {what}, slowly: {len(deltas)} pieces seen")
+    # The push sender of the SDK reports to the service.
+    pushing = [("1.x", f"http://127.0.0.1:{new}/push/", None)]
+    for python in OLD:
+        port = free_port()
+        started.append(start(python, "sdk_agent_0.py", port, "push"))
+        pushing.append((pathlib.Path(python).name, f"http://127.0.0.1:{port}/", {}))
+    for number, (what, url, config) in enumerate(pushing):
+        before = pushes()
+        output, _, _ = run(f"sdk-{stamp}-push-{number}", url, config, {"text": "slowly but surely"})
+        assert output["text"] == "SLOWLY BUT SURELY", (what, output)
+        # The last one may come after the end, which the others have shown.
+        assert pushes() > before, f"{what}: no push notification was accepted"
+        print(f"a2a-sdk, {what}: {pushes() - before:.0f} push notifications accepted")
     # A card of 1.x that accepts JSON gets JSON.
     output, _, _ = run(f"sdk-{stamp}-json", cases[0][1], None, {"n": 7})
     assert "N" in output["text"] and "7" in output["text"], output

@@ -3,50 +3,22 @@
 `NEW` is a Python environment with the SDK's line 2.x, `OLD` one with line 1.x.
 """
 
-import json
-import pathlib
-import socket
-import subprocess
 import sys
 import time
-import urllib.request
 
-FOLDER = pathlib.Path(__file__).parent
+from service import Service, free_port, start, until
+
 API, NEW, OLD = sys.argv[1:]
-
-
-def call(method, path, body=None):
-    request = urllib.request.Request(f"{API}/api/v1{path}", method=method, headers={"content-type": "application/json"})
-    with urllib.request.urlopen(request, json.dumps(body).encode() if body is not None else None) as response:
-        return json.load(response)
-
-
-def start(python, mode):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [pathlib.Path(python) / "bin/python", FOLDER / "sdk_tool_server.py", str(port), mode]
-    process = subprocess.Popen(command)
-    for _ in range(300):
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-            return process, f"http://127.0.0.1:{port}/mcp"
-        except OSError:
-            assert process.poll() is None, "the server has ended"
-            time.sleep(0.1)
-    raise TimeoutError(mode)
+call = Service(API).call
+SERVER = "sdk_tool_server.py"
 
 
 def run(name, mapping):
     step = {"id": "ask", "agent_name": name, "input_mapping": mapping}
     stored = call("PUT", f"/workflow-names/{name}", {"start_step": "ask", "steps": {"ask": step}})
     run_id = call("POST", f"/workflow-names/{name}/execute", {"input_data": {}})["run_id"]
-    for _ in range(300):
-        ended = call("GET", f"/runs/{run_id}")
-        if ended["status"] in ("COMPLETED", "FAILED"):
-            return ended, [warning["type"] for warning in stored.get("warnings", [])]
-        time.sleep(0.1)
-    raise TimeoutError(ended)
+    runs = lambda: [run for run in [call("GET", f"/runs/{run_id}")] if run["status"] in ("COMPLETED", "FAILED")]
+    return until("the end", runs)[0], [warning["type"] for warning in stored.get("warnings", [])]
 
 
 stamp = time.time_ns()
@@ -59,7 +31,8 @@ cases = [
     ("1.x, stateless", OLD, "stateless", {}, "2025-11-25"),
 ]
 for number, (what, python, mode, config, revision) in enumerate(cases):
-    process, url = start(python, mode)
+    port = free_port()
+    process, url = start(python, SERVER, port, mode), f"http://127.0.0.1:{port}/mcp"
     try:
         agents = {}
         for tool in ("add", "shout", "none"):
@@ -89,15 +62,7 @@ for number, (what, python, mode, config, revision) in enumerate(cases):
             # A server that was started again knows no session.
             process.terminate()
             process.wait()
-            port = url.split(":")[2].split("/")[0]
-            command = [pathlib.Path(python) / "bin/python", FOLDER / "sdk_tool_server.py", port, mode]
-            process = subprocess.Popen(command)
-            for _ in range(300):
-                try:
-                    socket.create_connection(("127.0.0.1", int(port))).close()
-                    break
-                except OSError:
-                    time.sleep(0.1)
+            process = start(python, SERVER, port, mode)
             ended, _ = run(agents["add"], {"a": 1, "b": 2})
             assert ended["output_data"]["data"] == {"sum": 3}, (what, ended)
         print(f"mcp, {what}: answered by {shown['protocol_seen']}")

@@ -36,7 +36,7 @@ fn tools() -> Value {
 }
 
 /// A server of the revision without sessions, which answers calls so.
-async fn modern(answer: impl Fn(usize, &Call) -> Response + Send + Sync + 'static) -> (Agent, String) {
+pub async fn modern(answer: impl Fn(usize, &Call) -> Response + Send + Sync + 'static) -> (Agent, String) {
     let calls = AtomicUsize::default();
     Agent::start(move |_, call| match method(call) {
         "server/discover" => rpc(
@@ -63,7 +63,7 @@ async fn shown(world: &World) -> Value {
 }
 
 /// The methods besides those about the list of tools, which is read beside the calls.
-fn own_methods(agent: &Agent) -> Vec<String> {
+pub fn own_methods(agent: &Agent) -> Vec<String> {
     methods(agent).into_iter().filter(|method| method != "tools/list").collect()
 }
 
@@ -484,6 +484,66 @@ async fn a_server_that_cannot_be_connected_fails_the_step_with_the_reason(pool: 
         let failed = call(&world, name).await;
         assert!(failed.cause().contains(expected), "{name}: {}", failed.cause());
     }
+}
+
+/// What is known of the tool is read beside its first call.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_structured_output_must_be_what_the_tool_has_promised(pool: PgPool) {
+    let (_server, url) = Agent::start(|_, call| match method(call) {
+        "server/discover" => rpc(call, &json!({"resultType": "complete", "supportedVersions": ["2026-07-28"]})),
+        "tools/list" => {
+            let schema = json!({"type": "object", "required": ["n"], "properties": {"n": {"type": "integer"}}});
+            let tool = |name: &str, schema: Value| {
+                json!({"name": name, "inputSchema": {"type": "object"}, "outputSchema": schema})
+            };
+            let odd = json!({"type": "object", "pattern": 7});
+            rpc(call, &json!({"resultType": "complete", "tools": [tool("add", schema), tool("odd", odd)]}))
+        }
+        "tools/call" => rpc(call, &call.body["params"]["arguments"]["result"]),
+        _ => rpc(
+            call,
+            &json!({"taskId": "t", "status": "completed", "result": {"content": [], "structuredContent": {"n": "7"}}}),
+        ),
+    })
+    .await;
+    let world = World::start(&pool, &[]).await;
+    add(&world, "promising", &json!({"url": url, "config": {"tool": "add"}})).await;
+    add(&world, "odd", &json!({"url": url, "config": {"tool": "odd"}})).await;
+    let call = async |name: &str, result: Value| {
+        let steps = json!({"ask": {"id": "ask", "agent_name": name, "input_mapping": {"result": result}}});
+        world.run("ask", &steps, &json!({})).await
+    };
+    let structured = |value: Value| json!({"content": [], "structuredContent": value});
+    for name in ["promising", "odd"] {
+        call(name, structured(json!({"n": 1}))).await.output();
+        eventually("its tools are known", async || {
+            let agent = world.service.get(&format!("/api/v1/agents?name={name}")).await.expect(200)["items"][0].clone();
+            (!agent["card"]["content"].is_null()).then_some(())
+        })
+        .await;
+    }
+    assert_eq!(call("promising", structured(json!({"n": 7, "m": 1}))).await.output()["data"]["n"], 7);
+    for (result, at) in [
+        (structured(json!({"n": "seven"})), "structuredContent.n "),
+        (structured(json!({})), "structuredContent \"n\" is a required property"),
+        (structured(json!([1])), "structuredContent "),
+        (
+            json!({"resultType": "task", "taskId": "t", "status": "working", "pollIntervalMs": 1}),
+            "structuredContent.n ",
+        ),
+    ] {
+        let failed = call("promising", result.clone()).await;
+        let cause = failed.cause();
+        assert!(cause.contains("the outputSchema of the tool does not allow it: "), "{result}: {cause}");
+        assert!(cause.contains(at), "{result}: {cause}");
+        assert_eq!(failed.rows.len(), 1, "another attempt would fail in the same way");
+    }
+    // What is no structured output has no schema, and a failure is no output.
+    assert_eq!(call("promising", said("{\"n\":true}")).await.output()["data"]["n"], true);
+    let failure = json!({"content": [{"type": "text", "text": "no"}], "structuredContent": {}, "isError": true});
+    assert!(call("promising", failure).await.cause().ends_with("the tool failed: no"));
+    // A schema that cannot be used promises nothing.
+    call("odd", structured(json!({"n": "seven"}))).await.output();
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]

@@ -138,12 +138,12 @@ pub fn asking_step(id: &str, more: &Value) -> Value {
     step
 }
 
-async fn answer(service: &Service, callback: &Value, body: &Value) -> Value {
+pub async fn answer(service: &Service, callback: &Value, body: &Value) -> Value {
     service.post(&path_of(&callback["url"]), body).await.expect(200)
 }
 
 /// The open callback of the run's question of that number.
-async fn question(world: &World, run_id: &str, round: i64) -> Value {
+pub async fn question(world: &World, run_id: &str, round: i64) -> Value {
     eventually("the agent has asked", async || {
         let open = callbacks(&world.service, run_id, 1).await.pop()?;
         (open["question"]["round"] == round).then_some(open)

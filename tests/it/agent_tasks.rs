@@ -183,3 +183,47 @@ async fn a_run_that_is_handed_over_keeps_its_task_and_the_id_of_its_attempt(pool
     let rows = crate::path::steps(&world.service, &run_id).await;
     assert_eq!((&rows[0]["status"], &rows[1]["status"]), (&json!("FAILED"), &json!("RUNNING")));
 }
+
+/// A question that is given up cancels its task. Whoever does not know the task any more, or has ended it, has done that.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_cancellation_is_done_if_there_is_nothing_to_cancel_any_more(pool: PgPool) {
+    let (agent, url) = Agent::start(|_, call| {
+        if method(call) != "tasks/cancel" {
+            let id = call.body["params"]["message"]["parts"][0]["text"].clone();
+            let question = json!({"kind": "message", "parts": [{"kind": "text", "text": "Which?"}]});
+            let result = json!({"id": id, "status": {"state": "input-required", "message": question}});
+            return Json(json!({"jsonrpc": "2.0", "id": call.body["id"], "result": result})).into_response();
+        }
+        let refused = |code: i32| {
+            Json(json!({"jsonrpc": "2.0", "id": call.body["id"], "error": {"code": code, "message": "no"}}))
+                .into_response()
+        };
+        match call.body["params"]["id"].as_str().expect("an id") {
+            "unknown" => refused(-32001),
+            "ended" => refused(-32002),
+            "gone" => (StatusCode::NOT_FOUND, refused(-32001)).into_response(),
+            "conflict" => (StatusCode::CONFLICT, "no").into_response(),
+            _ => (StatusCode::SERVICE_UNAVAILABLE, "busy").into_response(),
+        }
+    })
+    .await;
+    let world = World::start(&pool, &[("a", &url)]).await;
+    for (task, is_done) in [("unknown", true), ("ended", true), ("gone", true), ("conflict", true), ("busy", false)] {
+        let steps =
+            json!({"ask": {"id": "ask", "agent_name": "a", "input_mapping": {"text": task}, "on_question": "ask"}});
+        let run_id = world.begin("ask", &steps, &json!({})).await;
+        crate::agent_questions::question(&world, &run_id, 1).await;
+        world.service.post(&format!("/api/v1/runs/{run_id}/cancel"), &json!({})).await.expect(200);
+        let state = async || {
+            let sql = "SELECT cancels::int, cancel_at IS NOT NULL FROM step_waits WHERE run_id = $1";
+            sqlx::query_as::<_, (i32, bool)>(sql).bind(&run_id).fetch_one(&pool).await.expect("a question")
+        };
+        let asked = || {
+            let calls = agent.calls();
+            calls.iter().filter(|call| method(call) == "tasks/cancel" && call.body["params"]["id"] == task).count()
+        };
+        eventually("it was cancelled", async || (asked() == 1).then_some(())).await;
+        // What was refused for a while is tried again, half a minute later.
+        eventually("the outcome is noted", async || (state().await == (1, !is_done)).then_some(())).await;
+    }
+}

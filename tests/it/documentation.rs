@@ -99,7 +99,17 @@ async fn the_document_names_every_route(pool: PgPool) {
 /// A path of that form, of which nothing exists.
 pub fn filled(path: &str) -> String {
     let mut filled = path.to_owned();
-    for name in ["agent_id", "workflow_id", "key_id", "dead_letter_id", "trigger_id", "backfill_id"] {
+    for name in [
+        "agent_id",
+        "workflow_id",
+        "key_id",
+        "dead_letter_id",
+        "trigger_id",
+        "backfill_id",
+        "push_id",
+        "webhook_id",
+        "delivery_id",
+    ] {
         filled = filled.replace(&format!("{{{name}}}"), "00000000-0000-0000-0000-000000000000");
     }
     let texts = [

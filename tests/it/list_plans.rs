@@ -108,7 +108,6 @@ fn filter((set, ..): FilterCase, sort: Sort, ascending: bool) -> Filter {
         trigger_id: None,
         parent_run_id: None,
         triggered_by: None,
-        trigger_id: None,
         context: None,
         is_waiting: None,
         created: (None, None),

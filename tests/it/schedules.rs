@@ -208,7 +208,7 @@ async fn a_change_within_the_jitter_loses_nothing_that_is_ahead(pool: PgPool) {
         let hour = DateTime::from_timestamp(now.timestamp() / 3600 * 3600, 0).expect("an instant");
         let raw = to_raw(&changed);
         let schedule = Config::read(TriggerKind::Schedule, &Node::new("config", &raw)).expect("valid");
-        let Config::Schedule(schedule) = schedule;
+        let Config::Schedule(schedule) = schedule else { unreachable!("it is a schedule") };
         let jittered = schedule.jittered(id, hour);
         // What is due about now may have been made meanwhile.
         if jittered > now + TimeDelta::seconds(15) {

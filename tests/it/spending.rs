@@ -10,6 +10,8 @@ use std::time::Duration;
 use workflow_api::db::migrations::MIGRATOR;
 
 use crate::{
+    agent_mcp::modern,
+    agent_protocols::rpc,
     path::{Agent, Call, ended, steps},
     service::{Service, eventually},
     steps::{Ended, World, agent_step, saying},
@@ -152,8 +154,31 @@ async fn agents_of_all_kinds_tell_their_usage_also_in_failures(pool: PgPool) {
     .await;
     let (_plain, plain) =
         Agent::start(|_, _| Json(json!({"usage": {"input_tokens": 5, "output_tokens": 2}})).into_response()).await;
+    let (_responding, responding) = Agent::start(|_, _| {
+        let content = json!([{"type": "output_text", "text": "said", "annotations": []}]);
+        Json(json!({"id": "r", "object": "response", "status": "completed", "model": "m",
+            "output": [{"type": "message", "role": "assistant", "content": content}],
+            "usage": {"input_tokens": 5, "output_tokens": 2, "total_tokens": 7}}))
+        .into_response()
+    })
+    .await;
+    let (_tool, tool) = modern(|_, call| {
+        rpc(
+            call,
+            &json!({"content": [], "structuredContent": {"n": 1},
+            "_meta": {"usage": {"input_tokens": 5, "output_tokens": 2}}}),
+        )
+    })
+    .await;
+    let per_call = json!({"call": "0.5"});
     let world = World::start(&pool, &[]).await;
     for (name, agent, is_well) in [
+        (
+            "responding",
+            json!({"url": responding, "kind": "responses", "config": {"model": "m", "price": per_call}}),
+            true,
+        ),
+        ("tool", json!({"url": tool, "kind": "mcp", "config": {"tool": "add", "price": per_call}}), true),
         ("completed", json!({"url": completed}), true),
         ("rejected", json!({"url": rejected}), false),
         ("refusing", json!({"url": refusing, "kind": "openai", "config": {"model": "m"}}), false),
@@ -167,8 +192,25 @@ async fn agents_of_all_kinds_tell_their_usage_also_in_failures(pool: PgPool) {
         let ended = world.run("ask", &ask, &json!({})).await;
         assert_eq!(ended.run["status"] == "COMPLETED", is_well, "{name}: {}", ended.run);
         assert_eq!(ended.run["usage"]["tokens"], 7, "{name}");
-        assert_eq!(ended.run["usage"]["cost"], if name == "plain" { "0.5" } else { "0" }, "{name}");
+        let is_priced = ["plain", "responding", "tool"].contains(&name);
+        assert_eq!(ended.run["usage"]["cost"], if is_priced { "0.5" } else { "0" }, "{name}");
     }
+}
+
+/// Tools tell no tokens: each call of one has its price.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_limit_of_cost_counts_the_calls_of_tools(pool: PgPool) {
+    let (tool, url) = modern(|_, call| rpc(call, &json!({"content": [{"type": "text", "text": "said"}]}))).await;
+    let world = World::start(&pool, &[]).await;
+    let agent = json!({"name": "a", "url": url, "kind": "mcp", "retry_config": {"max_retries": 1},
+        "config": {"tool": "add", "price": {"call": "0.4"}}});
+    world.service.post(AGENTS, &agent).await.expect(201);
+    let id = define(&world.service, "three", ("s0", &chain(3)), json!({"cost": 1, "tokens": 1})).await;
+    let ended = run(&world, &id, Value::Null).await;
+    assert_exceeded(&ended, "cost");
+    assert_eq!((&ended.run["usage"]["calls"], &ended.run["usage"]["cost"]), (&json!(2), &json!("0.8")));
+    let calls = tool.calls().iter().filter(|call| call.body["method"] == "tools/call").count();
+    assert_eq!(calls, 2);
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]

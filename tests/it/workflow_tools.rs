@@ -170,6 +170,11 @@ async fn clients_of_the_newest_revision_and_older_ones_are_served_without_sessio
     assert_eq!(found["_meta"]["io.modelcontextprotocol/serverInfo"]["name"], "workflow-api");
     let unknown = client.send(&service, "initialize", &json!({})).await;
     assert_eq!(unknown.expect(404)["error"]["code"], -32601);
+    // Changes are not announced, so there is nothing to listen to.
+    assert_eq!((&found["capabilities"]["tools"], &found["capabilities"]["resources"]), (&json!({}), &json!({})));
+    let listening =
+        client.send(&service, "subscriptions/listen", &json!({"notifications": {"toolsListChanged": true}})).await;
+    assert_eq!(listening.expect(404)["error"]["code"], -32601);
     for (wanted, expected) in [("2025-06-18", "2025-06-18"), ("2025-11-25", "2025-11-25"), ("2024-11-05", "2025-11-25")]
     {
         let params =

@@ -70,12 +70,12 @@ def call(method, url, body=None):
 
 
 def define():
-    """Agents, and workflows that complete, fail, or wait."""
+    """Agents, and workflows that complete, fail, wait, or exceed a limit."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Agent)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     host = f"http://127.0.0.1:{server.server_port}"
     retry = {"retry_config": {"max_retries": 1}}
-    chat = {"name": "chat", "url": f"{host}/v1", "kind": "openai", "config": {"model": "m"}}
+    chat = {"name": "chat", "url": f"{host}/v1", "kind": "openai", "config": {"model": "m", "price": {"output": 1}}}
     for agent in ({"name": "echo", "url": f"{host}/echo", "kind": "http"}, chat, {"name": "fail", "url": f"{host}/fail", "kind": "http"}):
         status, _ = call("POST", f"{API}/api/v1/agents", agent | retry)
         assert status == 201, (agent, status)
@@ -85,8 +85,12 @@ def define():
     }
     wait = {"rest": {"id": "rest", "type": "wait", "wait_config": {"duration_seconds": 600}}}
     both = {"echo": steps["echo"] | {"next_step": "chat"}, "chat": steps["chat"]}
-    for name, start, members in (("good", "echo", both), ("bad", "fail", {"fail": steps["fail"]}), ("parked", "rest", wait)):
-        status, _ = call("PUT", f"{API}/api/v1/workflow-names/{name}", {"start_step": start, "steps": members})
+    limited = ("limited", "echo", both, {"calls": 1})
+    for name, start, members, limits in (
+        ("good", "echo", both, None), ("bad", "fail", {"fail": steps["fail"]}, None), ("parked", "rest", wait, None), limited,
+    ):
+        workflow = {"start_step": start, "steps": members, "limits": limits}
+        status, _ = call("PUT", f"{API}/api/v1/workflow-names/{name}", workflow)
         assert status in (200, 201), (name, status)
 
 
@@ -101,7 +105,7 @@ def load():
 
 def poll(stop):
     """Requests and runs all the time, until the API is stopped: an increase needs a series that is there before."""
-    names = itertools.cycle(("good", "bad"))
+    names = itertools.cycle(("good", "bad", "limited"))
     while not stop.wait(0.2):
         try:
             call("GET", f"{API}/health/ready")

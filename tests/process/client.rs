@@ -39,6 +39,8 @@ async fn run_prints_the_output_and_its_exit_code_is_the_end_of_the_run(pool: PgP
     let _api = environment.serve().await;
     let _executor = environment.start(&["executor"]);
     environment.chain("shout it/loud", &[format!("http://127.0.0.1:{port}/upper")]).await;
+    let upper = format!("http://127.0.0.1:{port}/upper");
+    environment.chain("shout twice", &[upper.clone(), upper]).await;
     environment.chain("broken", &["http://127.0.0.1:9/".to_owned()]).await;
     store(&environment, "ask", json!({"type": "callback"})).await;
 
@@ -59,6 +61,11 @@ async fn run_prints_the_output_and_its_exit_code_is_the_end_of_the_run(pool: PgP
     let (code, output, log) = run(&environment, &["broken", "--wait", "--quiet"]).await;
     assert_eq!((code, output.as_str()), (3, ""));
     assert!(log.starts_with("workflow-api: run run-") && log.contains(" is FAILED: "), "{log}");
+
+    let limited = ["shout twice", hello, "--wait", "--quiet", "--limit", "calls=1", "--limit", "cost=1.5"];
+    let (code, _, log) = run(&environment, &limited).await;
+    assert_eq!(code, 3);
+    assert!(log.contains("budget_exceeded") && log.contains("limits.calls"), "{log}");
 
     let (code, output, log) = run(&environment, &["ask", "--wait", "--timeout", "0"]).await;
     assert_eq!((code, output.as_str()), (5, ""));
@@ -144,6 +151,7 @@ async fn run_tells_wrong_arguments_addresses_and_credentials_apart(pool: PgPool)
     fails(&environment, &[], 2, "NAME").await;
     fails(&environment, &["w", "--timeout", "1"], 2, "--wait").await;
     fails(&environment, &["w", "--priority", "10"], 2, "--priority").await;
+    fails(&environment, &["w", "--limit", "price=1"], 2, "tokens, cost, calls, steps, seconds").await;
     for (input, reason) in [("[]", "not a JSON object"), ("{", "not JSON"), ("@/no/file", "/no/file")] {
         fails(&environment, &["w", input], 1, reason).await;
     }

@@ -129,6 +129,8 @@ const SELDOM: &str = "
     INSERT INTO event_topics (topic) VALUES ('events');
     SELECT record_event('default', 'schedule.missed', NULL, '{}');
     INSERT INTO step_deltas (run_id, attempt_id, step_id, append) SELECT run_id, 'a', 'a', false FROM workflow_runs LIMIT 1;
+    INSERT INTO agent_pushes (id, token_hash, attempt_id, waiter, expires_at)
+        VALUES (gen_random_uuid(), '\\x00', 'a', gen_random_uuid(), now());
     INSERT INTO run_usage (run_id, limits) SELECT run_id, '{}' FROM workflow_runs LIMIT 1;
     INSERT INTO call_reservations (account_id, attempt_id, run_id, tokens, cost) SELECT run_id, 'a', run_id, 1, 0.5 FROM run_usage;
     INSERT INTO run_usage (run_id, calls, cost) SELECT run_id, 1, 0.5 FROM workflow_runs OFFSET 1 LIMIT 1;

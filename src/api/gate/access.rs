@@ -7,7 +7,9 @@ use uuid::Uuid;
 
 use super::rules::{
     self,
-    Access::{Address, Credentials, Denied, Details, Metrics, OptionalCredentials, Permissions, Public, Signature},
+    Access::{
+        Address, Credentials, Denied, Details, Metrics, OptionalCredentials, Permissions, Public, Signature, Token,
+    },
     Names, Protocol, Rule,
 };
 use crate::{
@@ -38,7 +40,7 @@ pub async fn authorize(app: &App, request: &mut Parts, rule: Rule, caller: &Call
     }
     match rule.access {
         // The handler checks what the table cannot say.
-        Public | Address | Signature | OptionalCredentials | Credentials => Ok(()),
+        Public | Address | Signature | Token | OptionalCredentials | Credentials => Ok(()),
         Denied => Err(ApiError::forbidden("The caller may not do this")),
         Metrics | Details => {
             // These answers cover all organisations.
@@ -73,7 +75,7 @@ async fn authorize_bound(
         Names::WorkflowByName => ("name", ApiError::workflow_not_found),
         Names::Run => ("run_id", ApiError::run_not_found),
         Names::Trigger => ("trigger_id", ApiError::trigger_not_found),
-        Names::Nothing | Names::Callback => {
+        Names::Nothing | Names::Callback | Names::AgentPush => {
             let detail = "The API key is bound to workflows, and the route names none";
             return Err(ApiError::new(StatusCode::FORBIDDEN, "key_is_bound", detail));
         }
@@ -127,6 +129,7 @@ pub fn markdown() -> String {
             Public | Metrics | Details | Denied => continue,
             Address => "the secret token in the path".to_owned(),
             Signature => "the secret token in the path, or the signature that the trigger requires".to_owned(),
+            Token => "the secret token in a header".to_owned(),
             OptionalCredentials => "none if the card is public, else runs:write".to_owned(),
             Credentials if rule.protocol == Protocol::Other => {
                 "runs:read or runs:write, as the method requires".to_owned()

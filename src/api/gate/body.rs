@@ -38,7 +38,7 @@ pub enum BodyPolicy {
     Coded,
     /// The route accepts no body. Many clients send `{}` with every request, which counts as none.
     Nothing,
-    /// The route does not exist, and the answer says so.
+    /// The route does not exist, and the answer says so; or its body does not matter.
     Dropped,
 }
 

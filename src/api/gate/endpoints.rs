@@ -53,7 +53,11 @@ impl Endpoints {
                 Endpoint {
                     route: route.to_owned(),
                     rule,
-                    body: BodyPolicy::of(document, method, route, rule.takes_any_coding()),
+                    body: if rule.ignores_body {
+                        BodyPolicy::Dropped
+                    } else {
+                        BodyPolicy::of(document, method, route, rule.takes_any_coding())
+                    },
                     metrics: OnceLock::new(),
                     method: label(method),
                 }

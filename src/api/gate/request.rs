@@ -30,7 +30,7 @@ use super::{
 use crate::{
     access::Actor,
     api::{
-        resources::callbacks,
+        resources::{agent_pushes, callbacks},
         vocabulary::{
             caller::Caller,
             client::ClientAddress,
@@ -327,6 +327,11 @@ impl Admission {
         // Before the body is read, so that a caller without a valid address cannot cause that.
         if rule.names == Names::Callback {
             callbacks::find(app, parts).await?;
+        }
+        if rule.names == Names::AgentPush && !agent_pushes::is_expected(app, parts).await? {
+            // A token may be guessed.
+            gate.rates.count_failure(parts.extensions.get().copied(), &mut self.limits)?;
+            return Err(agent_pushes::refused());
         }
         if rule.access.requires_admission() && parts.method.is_safe() {
             app.memory.check_answer(self.owners)?;

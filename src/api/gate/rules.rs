@@ -3,7 +3,7 @@
 use http::Method;
 
 use self::Access::{
-    Address, Credentials, Denied, Details, Metrics, OptionalCredentials, Permissions, Public, Signature,
+    Address, Credentials, Denied, Details, Metrics, OptionalCredentials, Permissions, Public, Signature, Token,
 };
 use super::body::MAX_BODY_BYTES;
 use crate::{
@@ -29,6 +29,8 @@ pub enum Access {
     /// What the trigger of its path requires: a token in the path, or a signature of the body. The handler verifies that, and
     /// credentials of this service have no meaning.
     Signature,
+    /// Knowledge of its path and of a token in a header, which is no credential.
+    Token,
     /// None or any credentials: the handler decides what a caller without them gets.
     OptionalCredentials,
     /// Valid credentials.
@@ -52,6 +54,7 @@ impl Access {
         match self {
             Metrics => metrics == MetricsAccess::Credentials,
             Details => true,
+            Token => false,
             _ => self.requires_admission(),
         }
     }
@@ -78,6 +81,8 @@ pub enum Names {
     Trigger,
     /// A callback, by `{token}`. It is looked up before the body is read: a body without a valid address is not read.
     Callback,
+    /// An address for push notifications, by `{push_id}`. It is looked up before the body is read too.
+    AgentPush,
 }
 
 /// Task of a handler.
@@ -107,6 +112,8 @@ pub struct Rule {
     pub names: Names,
     /// Maximum size of its body.
     pub max_body_bytes: usize,
+    /// Whether its body does not matter: it is dropped, whatever its size and type.
+    pub ignores_body: bool,
     /// Whether its answers can contain credentials, or addresses that are permissions.
     pub has_secrets: bool,
     /// Whether it accepts the ticket of an event stream as a credential.
@@ -121,7 +128,7 @@ pub struct Rule {
 
 /// Route table. Paths are at the root for [`Public`], [`Metrics`], [`Details`] and [`Protocol::Other`], else below the prefix. A route
 /// that is missing here is denied to all callers, and fails a test. Further requirements of a route are noted beside it.
-static RULES: [(Method, &str, Rule); 107] = [
+static RULES: [(Method, &str, Rule); 108] = [
     (Method::GET, "/", Rule::new(Public).in_connection().on_spare_connections()),
     (Method::GET, "/health", Rule::new(Public).in_connection().on_spare_connections()),
     (Method::GET, "/health/live", Rule::new(Public).in_connection().on_spare_connections()),
@@ -205,6 +212,7 @@ static RULES: [(Method, &str, Rule); 107] = [
     (Method::POST, "/hooks/{hook_token}", Rule::of_webhook()),
     // Only for triggers that require a signature or credentials of their own.
     (Method::POST, "/hooks/{organization}/{trigger_name}", Rule::of_webhook()),
+    (Method::POST, "/agent-pushes/{push_id}", Rule::of_agent_push()),
     (Method::GET, "/api-keys", Rule::needs(&[KeysManage]).with_secrets()),
     (Method::POST, "/api-keys", Rule::needs(&[KeysManage]).with_secrets()),
     (Method::GET, "/api-keys/{key_id}", Rule::needs(&[KeysManage]).with_secrets()),
@@ -257,6 +265,7 @@ impl Rule {
             access,
             names: Names::Nothing,
             max_body_bytes: MAX_BODY_BYTES,
+            ignores_body: false,
             has_secrets: false,
             takes_ticket: false,
             runs_in: RunsIn::OwnTask,
@@ -291,6 +300,10 @@ impl Rule {
 
     const fn of_webhook() -> Self {
         Self::new(Signature)
+    }
+
+    const fn of_agent_push() -> Self {
+        Self { names: Names::AgentPush, ignores_body: true, ..Self::new(Token) }
     }
 
     const fn with_body(self, max_body_bytes: usize) -> Self {
@@ -420,8 +433,9 @@ mod tests {
                 Names::Run => Some("{run_id}"),
                 Names::Trigger => Some("{trigger_id}"),
                 Names::Callback => Some("{token}"),
+                Names::AgentPush => Some("{push_id}"),
             };
-            for parameter in ["{workflow_id}", "{name}", "{run_id}", "{trigger_id}", "{token}"] {
+            for parameter in ["{workflow_id}", "{name}", "{run_id}", "{trigger_id}", "{token}", "{push_id}"] {
                 assert_eq!(path.contains(parameter), named == Some(parameter), "{method} {path}");
             }
         }

@@ -28,6 +28,7 @@ use crate::{
         caller::Caller,
         error::{ApiError, ErrorBody},
         json_rpc::{self, Call, METHOD_NOT_FOUND, RpcBody, RpcError},
+        parameters,
         prefer::{Patience, Waited},
     },
     db::{self, exposed::ExposedWorkflow},
@@ -83,8 +84,7 @@ struct AgentCall {
 #[utoipa::path(
     post, path = "/a2a/{organization}/{workflow}", tag = "agents of workflows",
     params(
-        ("organization" = String, Path, example = "default", description = "Id of the organisation"),
-        ("workflow" = String, Path, example = "hello", description = "Name of the workflow"),
+        parameters::ExposedAgent,
         ("A2A-Version" = Option<String>, Header, description = "Version of the protocol", example = "1.0"),
     ),
     request_body(content = HashMap<String, Value>, description = "A JSON-RPC request", example = json!({

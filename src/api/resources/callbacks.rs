@@ -109,7 +109,7 @@ pub struct AgentQuestion {
     /// JSON Schema of the answer; null if any JSON is accepted.
     #[schema(value_type = Option<HashMap<String, Value>>)]
     answer_schema: Option<Box<RawValue>>,
-    /// The agent's id of the task.
+    /// The agent's id of the task; empty if it has none, as for some questions of MCP servers.
     task_id: String,
     /// The agent's id of the conversation.
     context_id: Option<String>,

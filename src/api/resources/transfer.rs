@@ -16,7 +16,7 @@ use serde_json::value::RawValue;
 use sqlx::types::Json as Column;
 use utoipa::ToSchema;
 
-use super::{agents::NewAgentBody, workflows::wire::NewWorkflowBody};
+use super::{agents::bodies::NewAgentBody, workflows::wire::NewWorkflowBody};
 use crate::{
     access::Permission,
     actions::import::{self, FORMAT, FORMAT_VERSION, Import, ImportError, MAX_BYTES, MAX_ENTRIES},

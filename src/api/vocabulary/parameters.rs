@@ -74,3 +74,15 @@ pub struct Prefer {
     #[param(rename = "Prefer", example = "wait=5")]
     preference: Option<String>,
 }
+
+/// A workflow that is an agent.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+pub struct ExposedAgent {
+    /// Id of the organisation
+    #[param(example = "default")]
+    organization: String,
+    /// Name of the workflow
+    #[param(example = "hello")]
+    workflow: String,
+}

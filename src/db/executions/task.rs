@@ -30,3 +30,13 @@ pub async fn agent_task(
     let sql = "SELECT agent_task FROM step_executions WHERE id = $2 AND run_id = $1";
     Ok(sqlx::query_scalar(sql).bind(run_id).bind(attempt_id).fetch_optional(db).await?.flatten())
 }
+
+/// The input of an attempt.
+pub async fn input(
+    db: impl PgExecutor<'_>,
+    run_id: &str,
+    attempt_id: &str,
+) -> Result<Option<Json<Box<RawValue>>>, Error> {
+    let sql = "SELECT input_data FROM step_executions WHERE id = $2 AND run_id = $1";
+    Ok(sqlx::query_scalar(sql).bind(run_id).bind(attempt_id).fetch_optional(db).await?.flatten())
+}

@@ -11,13 +11,13 @@ use serde_json::value::RawValue;
 
 use super::{
     AgentError, CallErrorKind, Conversation, Failure, Interrupted, MAX_ANSWER_BYTES, Request, Wire,
-    in_flight::InFlight, jitter,
+    in_flight::InFlight, interrupted::asked, jitter,
 };
 use crate::{
     a2a::{
-        METHOD_NOT_FOUND, Message, Operation, Part, Reply, RpcError, UNSUPPORTED_OPERATION, VERSION_NOT_SUPPORTED,
-        reply,
-        request::{self, Outgoing},
+        METHOD_NOT_FOUND, Message, Operation, PUSH_NOT_SUPPORTED, Part, Reply, RpcError, UNSUPPORTED_OPERATION,
+        VERSION_NOT_SUPPORTED, reply,
+        request::{self, Outgoing, Push},
         stream::{self, ArtifactUpdate, StreamEvent},
     },
     agent::A2aConfig,
@@ -26,17 +26,19 @@ use crate::{
         agent_cards::{HttpRequest, Route},
         answer::{self, Answer, AnswerError},
         deltas::DeltaWriter,
+        pushes::ExpectedPush,
         retry::RetryDecision,
     },
     input::{check_json, member},
     usage::Usage,
-    workflow::OnQuestion,
 };
 
 /// Pause before the first query of the task; later pauses grow. Many tasks are done at once, and a blocking message
 /// would be answered so.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// The same if the agent sends push notifications: agents may give up, and their notifications may be lost.
+const LONGEST_PAUSE_OF_PUSHES: Duration = Duration::from_mins(1);
 const PAUSE_GROWTH: f64 = 1.5;
 
 /// Failure with the agent's error code, if it has named one.
@@ -99,32 +101,36 @@ pub(super) async fn call(wire: &Wire<'_>, config: &A2aConfig) -> Result<Box<RawV
     let unusable = |text: String| Failure::new(CallErrorKind::Unusable, RetryDecision::Never, text);
     let mut route = cards.route(agent, organization, config).await.map_err(unusable)?;
     if let Some(sent) = look_first(wire, &route).await.map_err(|refusal| refusal.failure)? {
-        return end(wire, &route, sent).await;
+        return end(wire, &route, sent, None).await;
     }
-    let mut sent = begin(wire, &route).await;
+    // Where a task is streamed, its end is seen at once.
+    let may_push = route.pushes && !route.streams;
+    let mut push =
+        if may_push { executor.pushes.expect(wire.request.attempt_id, wire.request.stop).await } else { None };
+    let mut sent = begin(wire, &route, &mut push).await;
     let may_fall_back = config.protocol.is_none() && !route.is_rest;
     let falls_back = may_fall_back && sent.as_ref().is_err_and(Refusal::is_of_version);
     if falls_back {
         route = cards.other_route(agent, config, &route).map_err(unusable)?;
-        sent = begin(wire, &route).await;
+        sent = begin(wire, &route, &mut push).await;
     }
     if sent.as_ref().map_or_else(Refusal::is_of_task, |_| true) {
         cards.answered(agent, organization, route.version, falls_back);
     }
-    end(wire, &route, sent.map_err(|refusal| refusal.failure)?).await
+    end(wire, &route, sent.map_err(|refusal| refusal.failure)?, push).await
 }
 
 /// Follows the task to its end, or to a question.
-async fn end(wire: &Wire<'_>, route: &Route, sent: Sent) -> Result<Box<RawValue>, Failure> {
+async fn end(wire: &Wire<'_>, route: &Route, sent: Sent, push: Option<ExpectedPush>) -> Result<Box<RawValue>, Failure> {
     match sent {
         Sent::Output(output) => Ok(output),
-        Sent::UnderWay(in_flight, pause) => follow(wire, route, *in_flight, pause).await,
+        Sent::UnderWay(in_flight, pause) => follow(wire, route, *in_flight, (pause, push)).await,
         Sent::Question(interrupted, failure) => asked(wire, *interrupted, failure),
     }
 }
 
 /// Sends the message, streamed if the route says so and the agent can.
-async fn begin(wire: &Wire<'_>, route: &Route) -> Result<Sent, Refusal> {
+async fn begin(wire: &Wire<'_>, route: &Route, push: &mut Option<ExpectedPush>) -> Result<Sent, Refusal> {
     if route.streams {
         match stream(wire, route).await {
             // Nothing was done.
@@ -132,8 +138,19 @@ async fn begin(wire: &Wire<'_>, route: &Route) -> Result<Sent, Refusal> {
             sent => return sent,
         }
     }
+    match send(wire, route, push.as_ref()).await {
+        // Nothing was done.
+        Err(refusal) if push.is_some() && refusal.is(&[PUSH_NOT_SUPPORTED]) => {
+            *push = None;
+            send(wire, route, None).await
+        }
+        sent => sent,
+    }
+}
+
+async fn send(wire: &Wire<'_>, route: &Route, push: Option<&ExpectedPush>) -> Result<Sent, Refusal> {
     let code = AtomicI32::default();
-    let body = wire.send_input(message(wire, route, Operation::Send), explain(route, &code)).await;
+    let body = wire.send_input(message(wire, route, Operation::Send, push), explain(route, &code)).await;
     let body = body.map_err(|failure| Refusal::with(failure, &code))?;
     let answer = wire.read(&body, |body| read(wire, route, body)).await?;
     Ok(sent(wire, route, answer))
@@ -151,7 +168,7 @@ fn sent(wire: &Wire<'_>, route: &Route, answer: Answer) -> Sent {
 }
 
 /// Request that sends the message.
-fn message(wire: &Wire<'_>, route: &Route, operation: Operation) -> HttpRequest {
+fn message(wire: &Wire<'_>, route: &Route, operation: Operation, push: Option<&ExpectedPush>) -> HttpRequest {
     let rpc_id = super::task_id(wire.request.attempt_id);
     let Conversation { task_id, context_id, answered, .. } = wire.request.conversation;
     let outgoing = Outgoing {
@@ -162,6 +179,7 @@ fn message(wire: &Wire<'_>, route: &Route, operation: Operation) -> HttpRequest 
         task_id,
         context_id,
         tenant: route.tenant.as_deref(),
+        push: push.map(|ExpectedPush { url, token, .. }| Push { url, token }),
     };
     route.request(&rpc_id, operation, &request::send(route.version, &outgoing), None)
 }
@@ -170,7 +188,7 @@ fn message(wire: &Wire<'_>, route: &Route, operation: Operation) -> HttpRequest 
 /// task is queried.
 async fn stream(wire: &Wire<'_>, route: &Route) -> Result<Sent, Refusal> {
     let code = AtomicI32::default();
-    let opened = wire.open_stream(message(wire, route, Operation::Stream), explain(route, &code)).await;
+    let opened = wire.open_stream(message(wire, route, Operation::Stream, None), explain(route, &code)).await;
     let (response, _span) = opened.map_err(|failure| Refusal::with(failure, &code))?;
     if !EventReader::is_stream(&response) {
         let body = wire.read_answer(response).await?;
@@ -246,16 +264,27 @@ async fn follow(
     wire: &Wire<'_>,
     route: &Route,
     mut in_flight: InFlight,
-    first: Duration,
+    (first, push): (Duration, Option<ExpectedPush>),
 ) -> Result<Box<RawValue>, Failure> {
     let clock = &wire.request.executor.clock;
+    let longest = if push.is_some() { LONGEST_PAUSE_OF_PUSHES } else { LONGEST_PAUSE };
     let (mut pause, mut wanted) = (first, Duration::ZERO);
     loop {
         let wait = jitter(pause).max(wanted);
         if !wait.is_zero() {
-            clock.sleep(wait).await;
+            let pushed = async {
+                match &push {
+                    // What the notification says does not matter: the task is queried.
+                    Some(push) => push.arrived().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = clock.sleep(wait) => {}
+                () = pushed => {}
+            }
         }
-        pause = pause.mul_f64(PAUSE_GROWTH).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+        pause = pause.mul_f64(PAUSE_GROWTH).clamp(FIRST_PAUSE, longest);
         wanted = Duration::ZERO;
         let answer = query(wire, route, in_flight.task()).await;
         match answer.map(|answer| settle(wire, answer)).map_err(|refusal| refusal.failure) {
@@ -305,29 +334,6 @@ async fn look_first(wire: &Wire<'_>, route: &Route) -> Result<Option<Sent>, Refu
     match answer {
         Answer::Question { question, .. } if question.is_open(answered) => Ok(None),
         answer => Ok(Some(sent(wire, route, answer))),
-    }
-}
-
-/// A question of the agent: the output of the step, or something that the step answers or fails for.
-fn asked(wire: &Wire<'_>, interrupted: Interrupted, failure: Failure) -> Result<Box<RawValue>, Failure> {
-    let Request { agent, executor, conversation, .. } = &wire.request;
-    let mask = |said: String| {
-        let masked = agent.secrets.mask(said);
-        match &agent.credentials {
-            Ok(credentials) => executor.egress.mask(credentials, masked),
-            Err(_) => masked,
-        }
-    };
-    match conversation.on_question {
-        OnQuestion::Fail => {
-            interrupted.leave();
-            Err(failure)
-        }
-        OnQuestion::Output => Ok(interrupted.leave().bounded(mask).output()),
-        OnQuestion::Ask => {
-            let question = Some(Box::new(interrupted.map(|question| question.bounded(mask))));
-            Err(Failure { question, ..failure })
-        }
     }
 }
 

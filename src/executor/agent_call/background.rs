@@ -4,8 +4,13 @@ use std::time::Duration;
 
 use serde_json::value::RawValue;
 
-use super::{Failure, Wire, in_flight::InFlight, jitter};
-use crate::executor::retry::RetryDecision;
+use super::{
+    Failure, Wire,
+    in_flight::InFlight,
+    interrupted::{Interrupted, asked},
+    jitter,
+};
+use crate::executor::{agent_question::AgentQuestion, retry::RetryDecision};
 
 /// Pause before the first query of a task; later pauses grow.
 pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -20,6 +25,8 @@ pub(super) enum Polled {
     Ended(Result<Box<RawValue>, Failure>),
     /// It is under way, and the agent wants this pause before the next query.
     UnderWay(Option<Duration>),
+    /// The agent asks. The failure is for a step that cannot answer.
+    Question(Box<AgentQuestion>, Failure),
 }
 
 /// Task of an agent, as its kind asks for it.
@@ -48,6 +55,9 @@ pub(super) async fn follow(
                 return result;
             }
             Ok(Polled::UnderWay(wanted)) => wanted,
+            Ok(Polled::Question(question, failure)) => {
+                return asked(wire, Interrupted::new(*question, in_flight), failure);
+            }
             Err(Failure { again: RetryDecision::Later, .. }) => None,
             Err(Failure { again: RetryDecision::After(by_agent), .. }) => Some(by_agent),
             Err(failure) => return Err(failure),

@@ -123,7 +123,7 @@ pub(in crate::executor) async fn cancel_task(
     request_cancellation(executor, agent, cancellation(route, task), names).await
 }
 
-async fn request_cancellation(
+pub(super) async fn request_cancellation(
     executor: &Executor,
     agent: &Agent,
     cancel: HttpRequest,

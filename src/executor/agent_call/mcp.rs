@@ -1,9 +1,14 @@
 //! Agents that are a tool of an MCP server, by streamable HTTP: the input of the step is the arguments of `tools/call`.
-//! A server may answer at once, or with a task, which is queried until it is done, as a task of an A2A agent is.
+//! A server may answer at once, or with a task, which is queried until it is done, as a task of an A2A agent is. It may
+//! also ask for something: then the call is sent again with the answers, or its task gets them.
 //!
 //! A call is sent again only if the server has proved that it did nothing: it knows neither the revision nor the session.
 
+mod output;
+mod task;
+
 use std::{
+    borrow::Cow,
     sync::{
         Arc,
         atomic::{AtomicI32, Ordering},
@@ -13,26 +18,32 @@ use std::{
 
 use http::{Method, StatusCode};
 use serde_json::value::RawValue;
+use url::Url;
 
+pub(in crate::executor) use self::task::cancel_task;
+use self::{
+    output::{ToolOutput, checked, output, usage},
+    task::{OfServer, in_flight},
+};
 use super::{
-    AgentError, CallErrorKind, Failure, LARGE_ANSWER_BYTES, MAX_ANSWER_BYTES, Request, Wire,
-    background::{self, Polled, Work},
-    fault_of,
+    AgentError, CallErrorKind, Failure, LARGE_ANSWER_BYTES, MAX_ANSWER_BYTES, Request, Wire, background, fault_of,
     in_flight::InFlight,
+    interrupted::{Interrupted, asked},
     is_passing, not_allowed, remote_task, task_id,
 };
 use crate::{
     a2a::{RpcError, reply::rpc_result},
     agent::{Credentials, McpConfig},
     egress::{EventReader, NotAllowed, StreamEnd},
-    executor::{agent_cards::HttpRequest, memory::COUNTED_BYTES, retry::RetryDecision},
+    executor::{agent_cards::HttpRequest, agent_question::AgentQuestion, memory::COUNTED_BYTES, retry::RetryDecision},
     input::{check_json, member, text, to_raw},
     mcp::{
         HEADER_MISMATCH, Link,
-        reply::{Answer, Questions, Task, TaskStatus, ToolResult},
+        reply::Answer,
         request::{self, Call, Outgoing},
     },
     mcp_client::{self, Fault, ServerError},
+    workflow::OnQuestion,
 };
 
 /// Kind of the agent at which a task is kept.
@@ -68,26 +79,52 @@ impl Refusal {
 }
 
 pub(super) async fn call(wire: &Wire<'_>, config: &McpConfig) -> Result<Box<RawValue>, Failure> {
-    if let Some(id) = remote_task::of_interrupted(wire, KIND).await? {
-        // Only the revision without sessions has tasks.
-        let link = &Link::MODERN;
+    let Request { executor, agent, organization, attempt_id, row: (_, row_id), input, conversation, .. } =
+        &wire.request;
+    let answered = conversation.answered;
+    // Only the revision without sessions has tasks.
+    let link = &Link::MODERN;
+    if let Some(answered) = answered.filter(|answered| !answered.task_id.is_empty()) {
+        return task::answer(wire, link, answered).await;
+    }
+    let begun = match answered {
+        None => remote_task::of_interrupted(wire, KIND).await?,
+        Some(_) if conversation.is_in_doubt => remote_task::of_attempt(wire, KIND, row_id).await?,
+        Some(_) => None,
+    };
+    if let Some(id) = begun {
         let in_flight = in_flight(wire, link, id)?;
         return background::follow(wire, in_flight, None, &OfServer { wire, link }).await;
     }
-    let Request { executor, agent, organization, .. } = &wire.request;
+    // The answers to questions go with the arguments.
+    let arguments = match answered {
+        None => Cow::Borrowed(*input),
+        Some(_) => Cow::Owned(remote_task::input_of_attempt(wire).await?),
+    };
+    let answers = answered.map(|answered| (answered.input_responses(input), answered.state_of_server()));
+    let tool = to_raw(&config.tool);
+    let mut params = vec![("name", &*tool), ("arguments", &*arguments)];
+    if let Some((responses, state)) = &answers {
+        params.push(("inputResponses", responses));
+        params.extend(state.map(|state| ("requestState", state)));
+    }
+    let id = task_id(attempt_id);
+    let name = Some(config.tool.as_str());
+    let may_ask = may_ask(wire);
+    let call = Call { id: &id, method: "tools/call", name, params: &params, key: Some(attempt_id), may_ask };
     let servers = &executor.mcp_servers;
     let link = servers.connect(agent, config).await.map_err(|error| of_server(wire, &error))?;
-    let mut called = send(wire, config, &link).await;
+    let mut called = send(wire, &call, &arguments, &link).await;
     let mut spoken = link;
     match &called {
         Err(Refusal::Unknown(_)) => {
             servers.forget(agent, &spoken).await;
             spoken = servers.connect(agent, config).await.map_err(|error| of_server(wire, &error))?;
-            called = send(wire, config, &spoken).await;
+            called = send(wire, &call, &arguments, &spoken).await;
         }
         Err(Refusal::Headers(_)) => {
             servers.refresh(agent, organization, config).await;
-            called = send(wire, config, &spoken).await;
+            called = send(wire, &call, &arguments, &spoken).await;
         }
         _ => {}
     }
@@ -99,13 +136,19 @@ pub(super) async fn call(wire: &Wire<'_>, config: &McpConfig) -> Result<Box<RawV
         servers.answered(agent, organization, config, &spoken);
     }
     match called.map_err(Refusal::failure)? {
-        Called::Output(output) => Ok(output),
+        Called::Output(output) => checked(wire, output).await,
+        Called::Question(question, failure) => asked(wire, Interrupted::without_task(*question), failure),
         Called::Task { id, poll } => {
             let in_flight = in_flight(wire, &spoken, id.clone())?;
             remote_task::keep(wire, KIND, &id).await?;
             background::follow(wire, in_flight, poll, &OfServer { wire, link: &spoken }).await
         }
     }
+}
+
+/// Whether the step answers questions.
+fn may_ask(wire: &Wire<'_>) -> bool {
+    wire.request.conversation.on_question == OnQuestion::Ask
 }
 
 /// Failure because of a server that cannot be connected.
@@ -129,24 +172,23 @@ fn of_server(wire: &Wire<'_>, error: &ServerError) -> Failure {
 
 /// Result of a call.
 enum Called {
-    Output(Box<RawValue>),
+    Output(ToolOutput),
     /// The task, and the pause before it is queried.
     Task {
         id: String,
         poll: Option<Duration>,
     },
+    /// The server asks, and keeps no task. The failure is for a step that cannot answer.
+    Question(Box<AgentQuestion>, Failure),
 }
 
 /// Calls the tool.
-async fn send(wire: &Wire<'_>, config: &McpConfig, link: &Arc<Link>) -> Result<Called, Refusal> {
-    let Request { executor, agent, attempt_id, input, .. } = wire.request;
-    let id = task_id(attempt_id);
-    let name = to_raw(&config.tool);
-    let params = [("name", &*name), ("arguments", input)];
-    let call = Call { id: &id, method: "tools/call", name: Some(&config.tool), params: &params, key: Some(attempt_id) };
+async fn send(wire: &Wire<'_>, call: &Call<'_>, arguments: &RawValue, link: &Arc<Link>) -> Result<Called, Refusal> {
+    let Request { executor, agent, .. } = wire.request;
+    let id = call.id.to_owned();
     let mut outgoing = call.to(link);
     if link.is_modern() {
-        outgoing.headers.extend(executor.mcp_servers.parameters(agent).headers(input));
+        outgoing.headers.extend(executor.mcp_servers.parameters(agent).headers(arguments));
     }
     // In the revision without sessions, a closed connection is a cancellation.
     let mut in_flight = (!link.is_modern()).then(|| {
@@ -175,7 +217,10 @@ async fn exchange(wire: &Wire<'_>, link: &Link, outgoing: Outgoing, id: &str) ->
         }
         return wire
             .read(&body, |body| match body.json() {
-                Ok(json) => called(link, json),
+                Ok(json) => {
+                    wire.used(usage(json));
+                    called(link, json)
+                }
                 Err(fault) => Err(invalid(fault.to_string()).into()),
             })
             .await;
@@ -196,7 +241,7 @@ async fn exchange(wire: &Wire<'_>, link: &Link, outgoing: Outgoing, id: &str) ->
             Err(end) => return Err(broken(end).into()),
         };
         let is_long = event.data.len() > LARGE_ANSWER_BYTES;
-        match executor.work(organization, is_long, || seen(link, id, &event.data)).await? {
+        match executor.work(organization, is_long, || seen(wire, link, id, &event.data)).await? {
             Seen::Answer(called) => return Ok(called),
             Seen::Nothing => {}
             Seen::Request(method, answer) => {
@@ -224,11 +269,14 @@ enum Seen {
     Nothing,
 }
 
-fn seen(link: &Link, id: &str, data: &str) -> Result<Seen, Refusal> {
+fn seen(wire: &Wire<'_>, link: &Link, id: &str, data: &str) -> Result<Seen, Refusal> {
     let json =
         check_json(data.as_bytes()).map_err(|fault| invalid(format!("an event of the stream is not JSON: {fault}")))?;
     match (member(json, "method").and_then(text), member(json, "id")) {
-        (None, Some(answered)) if text(answered).as_deref() == Some(id) => called(link, json).map(Seen::Answer),
+        (None, Some(answered)) if text(answered).as_deref() == Some(id) => {
+            wire.used(usage(json));
+            called(link, json).map(Seen::Answer)
+        }
         // An error that the server could not assign.
         (None, _) if member(json, "error").is_some() => called(link, json).map(Seen::Answer),
         (None, _) | (Some(_), None) => Ok(Seen::Nothing),
@@ -287,23 +335,19 @@ fn called(link: &Link, response: &RawValue) -> Result<Called, Refusal> {
     };
     match Answer::read(result).map_err(invalid)? {
         Answer::Done(done) => Ok(Called::Output(output(done)?)),
-        Answer::AsksBack(questions) => Err(asks_back(&questions.words()).into()),
+        Answer::AsksBack(questions) => {
+            let failure = asks_back(&questions.words());
+            match AgentQuestion::of_server(questions, "", None) {
+                Some(question) => Ok(Called::Question(Box::new(question), failure)),
+                None => Err(failure.into()),
+            }
+        }
         Answer::Task(task) => {
             let id = task.id().filter(|id| remote_task::is_fit(id));
             let id = id.ok_or_else(|| invalid("its task has no id that can be kept".to_owned()))?;
             Ok(Called::Task { id, poll: task.poll_interval() })
         }
     }
-}
-
-/// Output of the step.
-fn output(result: ToolResult<'_>) -> Result<Box<RawValue>, Failure> {
-    if !result.is_error() {
-        return Ok(result.output());
-    }
-    let said = result.text();
-    let words = if said.trim().is_empty() { String::new() } else { format!(": {said}") };
-    Err(Failure::new(CallErrorKind::Refused, RetryDecision::Never, format!("the tool failed{words}")))
 }
 
 fn of_error(error: &RpcError) -> Failure {
@@ -315,75 +359,21 @@ fn invalid(why: impl std::fmt::Display) -> Failure {
     Failure::new(CallErrorKind::Invalid, RetryDecision::Never, text)
 }
 
-/// Failure because the server asks for something before it goes on. **The one place** where questions of MCP servers end.
+/// Failure because the server asks for something before it goes on.
 fn asks_back(words: &str) -> Failure {
     let words = if words.is_empty() { String::new() } else { format!(": {words}") };
     let text = format!("the tool asks for more input, which a step cannot give{words}");
     Failure::new(CallErrorKind::Refused, RetryDecision::Never, text)
 }
 
-/// Task that is cancelled once nobody waits for it.
-fn in_flight(wire: &Wire<'_>, link: &Link, id: String) -> Result<InFlight, Failure> {
-    let cancel = post(wire, about("cancel", "tasks/cancel", &id, link))?;
-    Ok(InFlight::cancelled_by(&wire.request, cancel, id))
-}
-
-/// Task of an MCP server.
-struct OfServer<'a> {
-    wire: &'a Wire<'a>,
-    link: &'a Link,
-}
-
-impl Work for OfServer<'_> {
-    async fn poll(&self, id: &str) -> Result<Polled, Failure> {
-        let Self { wire, link } = self;
-        let query = post(wire, about(&task_id(wire.request.attempt_id), "tasks/get", id, link))?;
-        let code = AtomicI32::default();
-        let body = wire.ask(query, explain(&code)).await?;
-        wire.read(&body, |body| match body.json() {
-            Ok(json) => state(json),
-            Err(fault) => Err(invalid(fault)),
-        })
-        .await
-    }
-}
-
-/// State of a task in the response to a query.
-fn state(response: &RawValue) -> Result<Polled, Failure> {
-    let result = match rpc_result(response) {
-        Ok(Ok(result)) => result,
-        Ok(Err(error)) => return Ok(Polled::Ended(Err(of_error(&error)))),
-        Err(not_rpc) => return Err(invalid(not_rpc)),
-    };
-    let task = Task(result);
-    let words = || task.message().map_or_else(String::new, |message| format!(": {message}"));
-    Ok(match task.status().ok_or_else(|| invalid("it is no task"))? {
-        TaskStatus::Working => Polled::UnderWay(task.poll_interval()),
-        TaskStatus::Completed => Polled::Ended(task.result().map_err(invalid).and_then(output)),
-        TaskStatus::Failed => {
-            let error = RpcError::of_response(task.error());
-            let text = error.map_or_else(|| format!("the task failed{}", words()), |error| error.to_string());
-            Polled::Ended(Err(Failure::new(CallErrorKind::Refused, RetryDecision::Never, text)))
-        }
-        TaskStatus::Cancelled => {
-            let text = format!("the task was cancelled{}", words());
-            Polled::Ended(Err(Failure::new(CallErrorKind::Refused, RetryDecision::Never, text)))
-        }
-        // The task is cancelled, since it would wait for ever.
-        TaskStatus::InputRequired => return Err(asks_back(&Questions(result).words())),
-    })
-}
-
-/// Request about a task.
-fn about(rpc_id: &str, method: &str, id: &str, link: &Link) -> Outgoing {
-    let task = to_raw(id);
-    Call { id: rpc_id, method, name: Some(id), params: &[("taskId", &*task)], key: None }.to(link)
-}
-
 fn post(wire: &Wire<'_>, outgoing: Outgoing) -> Result<HttpRequest, Failure> {
+    Ok(post_to(wire.url()?, outgoing))
+}
+
+fn post_to(url: Url, outgoing: Outgoing) -> HttpRequest {
     let Outgoing { headers, body } = outgoing;
-    let (method, url, body) = (Method::POST, wire.url()?, Some(body));
-    Ok(HttpRequest { method, url, body, media_type: JSON, accept: request::ACCEPT, version: None, headers })
+    let (method, body) = (Method::POST, Some(body));
+    HttpRequest { method, url, body, media_type: JSON, accept: request::ACCEPT, version: None, headers }
 }
 
 /// Finds the error text in an answer with an error status, and its code.

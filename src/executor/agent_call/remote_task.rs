@@ -1,13 +1,13 @@
 //! Tasks that an agent works on and that survive this executor: their ids are stored, and the attempt that repeats an
 //! interrupted one follows its task instead of creating another.
 
-use serde_json::json;
+use serde_json::{json, value::RawValue};
 
 use super::{CallErrorKind, Failure, Request, Wire};
 use crate::{
     db::{self, executions},
     executor::{database, retry::RetryDecision},
-    input::{member, text, to_raw},
+    input::{member, object_of, text, to_raw},
 };
 
 /// Maximum length of the id of a task.
@@ -22,10 +22,13 @@ pub(super) fn is_fit(id: &str) -> bool {
 /// Id of the task that an agent of this kind has created for the attempt before it was interrupted. An attempt that is
 /// no repeat costs no statement.
 pub(super) async fn of_interrupted(wire: &Wire<'_>, kind: &str) -> Result<Option<String>, Failure> {
-    let Request { executor, run_id, attempt_id, row: (_, row_id), .. } = wire.request;
-    if attempt_id == row_id {
-        return Ok(None);
-    }
+    let Request { attempt_id, row: (_, row_id), .. } = wire.request;
+    if attempt_id == row_id { Ok(None) } else { of_attempt(wire, kind, attempt_id).await }
+}
+
+/// Id of the task that an agent of this kind has created for that attempt.
+pub(super) async fn of_attempt(wire: &Wire<'_>, kind: &str, attempt_id: &str) -> Result<Option<String>, Failure> {
+    let Request { executor, run_id, .. } = wire.request;
     let mut repeats = Repeats::default();
     let task = loop {
         let (pool, run_id, attempt_id) = (executor.pool.clone(), run_id.to_owned(), attempt_id.to_owned());
@@ -41,7 +44,9 @@ pub(super) async fn of_interrupted(wire: &Wire<'_>, kind: &str) -> Result<Option
 
 /// Stores the id of the task that the agent has created for the attempt. Waits while the database is down.
 pub(super) async fn keep(wire: &Wire<'_>, kind: &str, id: &str) -> Result<(), Failure> {
-    let Request { executor, run_id, lease_token, attempt_id, .. } = wire.request;
+    let Request { executor, run_id, lease_token, attempt_id, row, conversation, .. } = wire.request;
+    // An answer is no attempt of its own.
+    let attempt_id = if conversation.answered.is_some() { row.1 } else { attempt_id };
     let task = to_raw(&json!({"kind": kind, "id": id}));
     let mut repeats = Repeats::default();
     loop {
@@ -52,6 +57,20 @@ pub(super) async fn keep(wire: &Wire<'_>, kind: &str, id: &str) -> Result<(), Fa
         });
         match write.await {
             Ok(()) => return Ok(()),
+            Err(error) => repeats.wait(error).await?,
+        }
+    }
+}
+
+/// The input of the attempt whose question is answered.
+pub(super) async fn input_of_attempt(wire: &Wire<'_>) -> Result<Box<RawValue>, Failure> {
+    let Request { executor, run_id, row: (_, row_id), .. } = wire.request;
+    let mut repeats = Repeats::default();
+    loop {
+        let (pool, run_id, row_id) = (executor.pool.clone(), run_id.to_owned(), row_id.to_owned());
+        let read = executor.database(|| async move { executions::input(&pool, &run_id, &row_id).await });
+        match read.await {
+            Ok(input) => return Ok(input.map_or_else(|| object_of([]), |input| input.0)),
             Err(error) => repeats.wait(error).await?,
         }
     }

@@ -24,6 +24,8 @@ pub(in crate::executor) struct Route {
     pub(in crate::executor) tenant: Option<String>,
     /// Whether tasks are streamed.
     pub(in crate::executor) streams: bool,
+    /// Whether the agent sends push notifications of tasks that are not streamed.
+    pub(in crate::executor) pushes: bool,
     /// Whether JSON is accepted as input.
     pub(in crate::executor) accepts_json: bool,
 }
@@ -61,6 +63,7 @@ impl Route {
         // An agent without a config that speaks 0.3 is called as before agents had one.
         let may_stream = config.is_given || version == Version::V1;
         let streams = config.streaming.unwrap_or(may_stream && card.is_some_and(|card| card.streaming));
+        let pushes = config.push.unwrap_or(may_stream) && card.is_some_and(|card| card.push);
         let accepts_json = card.is_some_and(|card| card.accepts_json);
         let is_rest = interface.is_some_and(|it| it.binding == Binding::HttpJson);
         let tenant = interface.and_then(|it| it.tenant.clone());
@@ -78,7 +81,7 @@ impl Route {
                 }
             },
         };
-        Ok(Self { version, is_rest, url, tenant, streams, accepts_json })
+        Ok(Self { version, is_rest, url, tenant, streams, pushes, accepts_json })
     }
 
     /// HTTP request of an operation. `task` is the task that it is about.

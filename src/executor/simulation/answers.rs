@@ -40,7 +40,7 @@ impl Simulated {
             }
             OnQuestion::Ask => {
                 let cause = answer::cannot_answer(&question).to_string();
-                (Err(cause), None, Some(Box::new(Interrupted::of_test(question))))
+                (Err(cause), None, Some(Box::new(Interrupted::without_task(question))))
             }
         };
         Self { result, pause: None, fault, question, fallbacks: Vec::new() }

@@ -33,6 +33,8 @@ pub async fn operations(service: &Service) -> Vec<(String, String, Value)> {
 
 /// Where everybody is let in who knows the address.
 const CALLBACK: &str = "/callbacks/{token}";
+/// Where every agent is let in that has the token.
+const AGENT_PUSH: &str = "/agent-pushes/{push_id}";
 
 /// Where everybody is let in who knows the address or can sign; credentials of this service mean nothing there.
 const HOOKS: &str = "/hooks/";
@@ -49,7 +51,7 @@ fn may(role: Role, method: &str, path: &str) -> bool {
     let for_admins = ["/api-keys", "/organizations", "/audit-logs", "/dead-letters", "/system"];
     let is_key = for_admins.iter().any(|start| path.starts_with(start));
     match role {
-        _ if path == "/auth/token" || path == CALLBACK => true,
+        _ if ["/auth/token", CALLBACK, AGENT_PUSH].contains(&path) => true,
         Role::Admin => true,
         _ if is_key => false,
         Role::Viewer => is_look,
@@ -97,6 +99,10 @@ async fn every_route_lets_in_whom_it_should_and_nobody_else(pool: PgPool) {
             let answer = send(credentials).await;
             if path == CALLBACK {
                 assert_eq!(answer.error(404)["code"], "callback_not_found", "its address is the permission");
+                continue;
+            }
+            if path == AGENT_PUSH {
+                assert_eq!(answer.error(404)["code"], "agent_push_not_found", "its token is the permission");
                 continue;
             }
             assert!(answer.header("www-authenticate").is_some(), "{method} {path}: {}", answer.text);

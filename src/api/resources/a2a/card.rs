@@ -217,8 +217,7 @@ fn card(
 #[utoipa::path(
     get, path = "/a2a/{organization}/{workflow}/.well-known/agent-card.json", tag = "agents of workflows",
     params(
-        ("organization" = String, Path, example = "default", description = "Id of the organisation"),
-        ("workflow" = String, Path, example = "hello", description = "Name of the workflow"),
+        parameters::ExposedAgent,
         parameters::IfNoneMatch,
     ),
     responses(
