@@ -17,6 +17,7 @@ pub mod deltas;
 pub mod events;
 pub mod executions;
 pub mod exposed;
+pub mod flow;
 mod hosts;
 pub mod idempotency;
 pub mod inbound;

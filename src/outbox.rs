@@ -8,6 +8,7 @@
 //! After a crash: before the commit, nothing has happened. After it, the row is an orphan and is freed by others. After
 //! Kafka's acknowledgement and before the delete, the message is sent again with the same `event_id`.
 
+mod admission;
 mod maintenance;
 mod settle;
 mod sweep;
@@ -97,6 +98,10 @@ struct Shared {
     has_failed: AtomicBool,
     /// Notified after each settling.
     settled: Notify,
+    /// Notified when there may be held runs to admit.
+    admit: Notify,
+    /// Notified when there are free rows.
+    freed: Notify,
 }
 
 /// Owned outbox rows.
@@ -213,10 +218,13 @@ impl Relay {
             topics_checked: AtomicBool::new(false),
             has_failed: AtomicBool::new(false),
             settled: Notify::new(),
+            admit: Notify::new(),
+            freed: Notify::new(),
         }));
         let settled = CancellationToken::new();
         lifecycle.spawn("outbox settling", relay.clone().settle_all(received, settled.clone()));
         lifecycle.spawn("outbox sweep", relay.clone().sweep_all(drained.clone(), settled));
+        lifecycle.spawn("admission of runs", relay.clone().admit_all(drained.clone()));
         lifecycle.spawn("idempotency keys", relay.clone().expire_keys(drained.clone()));
         lifecycle.spawn("kafka topics", relay.clone().keep_topics(drained.clone()));
         let (watched, drained) = (relay.clone(), drained.clone());

@@ -5,7 +5,7 @@
 //!
 //! Large inputs are slow to write: half a million numbers take a quarter of a second. They have a queue and a writer of
 //! their own, so that no small input is in the same statement or waits behind it, and each organisation has only a few
-//! of them in progress.
+//! of them in progress. So have the runs of workflows with flow control, which wait for the locks of their keys.
 //!
 //! After a crash: nothing was acknowledged, and the statement committed entirely or not at all. If the answer to the
 //! commit is lost, the statement is repeated on another connection, where it finds its own rows if they exist. Without
@@ -23,6 +23,7 @@ use crate::{
     batch,
     db::{
         self,
+        flow::{Decided, FlowState},
         idempotency::IdempotencyKey,
         runs::{Definition, MessageBatch, NewRun, Quota, StartBatch, Started, existing, start},
     },
@@ -32,7 +33,7 @@ use crate::{
     outbox::{ExecutedRun, Relay, Reservation},
     timestamp::Timestamp,
     usage::Limits,
-    workflow::Deadline,
+    workflow::{Deadline, FlowKeys},
 };
 
 /// Maximum number of queued requests; beyond that the service is overloaded.
@@ -73,6 +74,8 @@ pub struct StartRun {
     pub limits: Option<Box<Limits>>,
     /// Deadline of the run itself.
     pub deadline: Deadline,
+    /// Keys of flow control, if the run is controlled.
+    pub flow: Option<Box<FlowKeys>>,
 }
 
 impl Quota {
@@ -95,6 +98,8 @@ pub struct StartedRun {
     pub run_id: String,
     /// Creation time of the run.
     pub created_at: Timestamp,
+    /// What was decided for a controlled run.
+    pub state: Option<Box<FlowState>>,
 }
 
 /// Reason why a run was not started. Nothing was written.
@@ -126,6 +131,8 @@ struct Job {
 #[derive(Clone)]
 pub struct RunWriter {
     queue: mpsc::Sender<Job>,
+    /// Runs that flow control may hold.
+    controlled: mpsc::Sender<Job>,
     large: mpsc::Sender<Job>,
     large_turns: Arc<OrganizationPermits>,
 }
@@ -152,7 +159,8 @@ impl RunWriter {
         // With a small pool, enough connections are left for everything else.
         let writers = WRITERS.min(u32::try_from(pool.max() / 4).unwrap_or(WRITERS).max(1));
         let queue = start(writers, true);
-        Self { queue, large: start(1, false), large_turns: Arc::new(OrganizationPermits::new(LARGE_INPUTS_EACH)) }
+        let (controlled, large) = (start(1, false), start(1, false));
+        Self { queue, controlled, large, large_turns: Arc::new(OrganizationPermits::new(LARGE_INPUTS_EACH)) }
     }
 
     /// Starts a run; returns after the commit. Dropping the future does not cancel the write.
@@ -165,7 +173,11 @@ impl RunWriter {
         } else {
             None
         };
-        let queue = if is_large { &self.large } else { &self.queue };
+        let queue = match (is_large, &request.flow) {
+            (true, _) => &self.large,
+            (false, Some(_)) => &self.controlled,
+            (false, None) => &self.queue,
+        };
         let (answer, answered) = oneshot::channel();
         let job =
             Job { request, run_id: id::new_run_id(), event_id: Uuid::now_v7(), created_at: Timestamp::now(), answer };
@@ -209,24 +221,30 @@ impl batch::Worker for Writer {
 }
 
 impl Writer {
-    /// Writes the runs of each organisation with a quota in a statement of their own.
+    /// Writes the runs of each organisation with a quota in a statement of their own, and controlled runs apart from the
+    /// others: they wait for the locks of their keys.
     async fn write_by_quota(&mut self, batch: Vec<Job>) {
         let mut without = Vec::with_capacity(batch.len());
-        let mut within: Vec<(Quota, Vec<Job>)> = Vec::new();
+        let mut within: Vec<(Option<Quota>, bool, Vec<Job>)> = Vec::new();
         for job in batch {
+            let is_controlled = job.request.flow.is_some();
             match Quota::of(&job.request) {
-                None => without.push(job),
-                Some(quota) => match within.iter_mut().find(|(known, _)| *known == quota) {
-                    Some((_, jobs)) => jobs.push(job),
-                    None => within.push((quota, vec![job])),
-                },
+                None if !is_controlled => without.push(job),
+                quota => {
+                    let is_same =
+                        |known: &&mut (Option<Quota>, bool, Vec<Job>)| (&known.0, known.1) == (&quota, is_controlled);
+                    match within.iter_mut().find(is_same) {
+                        Some((.., jobs)) => jobs.push(job),
+                        None => within.push((quota, is_controlled, vec![job])),
+                    }
+                }
             }
         }
         if !without.is_empty() {
             self.write_under(None, without).await;
         }
-        for (quota, jobs) in within {
-            self.write_under(Some(quota), jobs).await;
+        for (quota, _, jobs) in within {
+            self.write_under(quota, jobs).await;
         }
     }
 
@@ -236,6 +254,10 @@ impl Writer {
         let jobs: Vec<(Job, Option<Reservation>)> = batch
             .into_iter()
             .map(|job| {
+                if job.request.flow.is_some() {
+                    // Its message comes when it is admitted, from the sweep.
+                    return (job, None);
+                }
                 let bytes = job.request.definition.plan.get().len() + job.request.input.get().len();
                 let reservation = self.relay.reserve(bytes).filter(|reservation| {
                     let owner = reservation.owner();
@@ -248,7 +270,7 @@ impl Writer {
         let run = |(job, reservation): &(Job, Option<Reservation>)| new_run(job, reservation.is_some());
         let batch = Arc::new(StartBatch { runs: jobs.iter().map(run).collect(), quota, messages });
         match self.write_with_retries(&batch).await {
-            Ok(Started { run_ids, admitted }) => {
+            Ok(Started { run_ids, admitted, decided, states }) => {
                 tracing::debug!(runs = run_ids.len(), "runs were written");
                 let all = run_ids.len() == jobs.len();
                 let is_written = |job: &Job| all || run_ids.contains(&job.run_id);
@@ -257,12 +279,14 @@ impl Writer {
                         |(job, reservation): &&(Job, Option<Reservation>)| reservation.is_some() && is_written(job);
                     self.relay.open_batch(id, jobs.iter().take(admitted).filter(owned).count());
                 }
+                self.relay.decided(decided);
                 for (index, (job, reservation)) in jobs.into_iter().enumerate() {
                     match &batch.quota {
                         Some(quota) if index >= admitted => drop(job.answer.send(Err(quota.exceeded().into()))),
                         _ => {
                             let is_written = is_written(&job);
-                            self.answer(job, reservation, messages, is_written);
+                            let state = states.iter().find(|state| state.run_id == job.run_id).cloned();
+                            self.answer(job, (reservation, messages), is_written, state);
                         }
                     }
                 }
@@ -300,7 +324,13 @@ impl Writer {
         }
     }
 
-    fn answer(&self, job: Job, reservation: Option<Reservation>, messages: Option<MessageBatch>, is_written: bool) {
+    fn answer(
+        &self,
+        job: Job,
+        (reservation, messages): (Option<Reservation>, Option<MessageBatch>),
+        is_written: bool,
+        state: Option<FlowState>,
+    ) {
         let Job { request, run_id, event_id, created_at, answer } = job;
         if !is_written {
             drop(answer.send(Err(StartError::Refused(Box::new(request)))));
@@ -316,7 +346,7 @@ impl Writer {
             let message = (event_id, messages.map(|batch| batch.id));
             self.relay.execute(reservation, message, run, &request.definition.plan, &request.input);
         }
-        drop(answer.send(Ok(StartedRun { request, run_id, created_at })));
+        drop(answer.send(Ok(StartedRun { request, run_id, created_at, state: state.map(Box::new) })));
     }
 
     /// Retries after a collision, and once on another connection if the held one is dead because the database was
@@ -335,7 +365,7 @@ impl Writer {
                     let (pool, admitted) = (self.pool.clone(), batch.runs.len());
                     let run_ids: Vec<String> = batch.runs.iter().map(|run| run.run_id.clone()).collect();
                     let run_ids = db::bounded(async move { existing(&pool, &run_ids).await }).await?;
-                    return Ok(Started { run_ids, admitted });
+                    return Ok(Started { run_ids, admitted, decided: Decided::default(), states: Vec::new() });
                 }
                 result => return result,
             }
@@ -368,7 +398,7 @@ impl Writer {
 
 /// Row data of a job.
 fn new_run(job: &Job, is_queued: bool) -> NewRun {
-    let StartRun { definition, input, priority, actor, key, context_id, limits, deadline, .. } = &job.request;
+    let StartRun { definition, input, priority, actor, key, context_id, limits, deadline, flow, .. } = &job.request;
     NewRun {
         run_id: job.run_id.clone(),
         definition: Arc::clone(definition),
@@ -384,5 +414,6 @@ fn new_run(job: &Job, is_queued: bool) -> NewRun {
         event_id: job.event_id,
         is_queued,
         audit_id: Uuid::now_v7(),
+        flow: flow.as_deref().cloned(),
     }
 }

@@ -16,6 +16,7 @@ use crate::{
 mod conversation;
 mod diff;
 mod expose;
+mod flow;
 mod graph;
 mod input_schema;
 mod plan;
@@ -32,6 +33,7 @@ mod watch;
 pub use conversation::{OnQuestion, QuestionConfig};
 pub use diff::{Change, Diff};
 pub use expose::{Expose, FIXED_TOOLS, Tool};
+pub use flow::{Concurrency, ConcurrencyPolicy, Debounce, FlowControl, FlowKeys, FlowStage, Throttle, ThrottlePolicy};
 pub use graph::Graph;
 pub use input_schema::InputSchema;
 pub use plan::{Plan, PlanError};
@@ -101,6 +103,8 @@ pub struct NewWorkflow {
     pub expose: Option<Expose>,
     /// What is watched of its runs.
     pub watch: Watch,
+    /// Flow control; `None`: there is none.
+    pub flow: Option<FlowControl>,
 }
 
 impl NewWorkflow {
@@ -122,11 +126,12 @@ pub struct Draft {
     retention_days: Option<i32>,
     expose: Option<Expose>,
     watch: Watch,
+    flow: Option<FlowControl>,
 }
 
 impl Draft {
     /// Members that [`Draft::parse`] reads.
-    pub const MEMBERS: [&'static str; 11] = [
+    pub const MEMBERS: [&'static str; 14] = [
         "name",
         "description",
         "start_step",
@@ -138,6 +143,9 @@ impl Draft {
         Watch::MEMBERS[0],
         Watch::MEMBERS[1],
         Watch::MEMBERS[2],
+        "debounce",
+        "throttle",
+        "concurrency",
     ];
 
     /// Parses the members of a create request.
@@ -167,10 +175,25 @@ impl Draft {
         if let (Some(name), Some(expose)) = (&name, &expose) {
             keep(expose.check(name), &mut errors);
         }
+        let flow = FlowControl {
+            debounce: body.nullable("debounce", &mut errors, Debounce::read),
+            throttle: body.nullable("throttle", &mut errors, Throttle::read),
+            concurrency: body.nullable("concurrency", &mut errors, Concurrency::read),
+        };
+        let flow = flow.unless_empty();
         match (name, start_step, steps) {
-            (Some(name), Some(start_step), Some(steps)) if errors.is_empty() => {
-                Ok(Self { name, description, start_step, steps, limits, input_schema, retention_days, expose, watch })
-            }
+            (Some(name), Some(start_step), Some(steps)) if errors.is_empty() => Ok(Self {
+                name,
+                description,
+                start_step,
+                steps,
+                limits,
+                input_schema,
+                retention_days,
+                expose,
+                watch,
+                flow,
+            }),
             _ => Err(errors),
         }
     }
@@ -183,9 +206,10 @@ impl Draft {
 
     /// Checks the rules that need all steps.
     pub fn checked(self) -> Read<NewWorkflow> {
-        let Self { name, description, start_step, steps, limits, input_schema, retention_days, expose, watch } = self;
+        let Self { name, description, start_step, steps, limits, input_schema, retention_days, expose, watch, flow } =
+            self;
         let content = Content::checked(start_step, steps, limits)?.without_unknown_steps()?;
-        Ok(NewWorkflow { name, description, content, input_schema, retention_days, expose, watch })
+        Ok(NewWorkflow { name, description, content, input_schema, retention_days, expose, watch, flow })
     }
 }
 
@@ -208,14 +232,21 @@ pub struct WorkflowPatch {
     pub expose: Patch<Expose>,
     /// What is watched of its runs; no part of the content.
     pub watch: WatchPatch,
+    /// Starts in a row of which the last one counts; no part of the content.
+    pub debounce: Patch<Debounce>,
+    /// Rate at which runs start; no part of the content.
+    pub throttle: Patch<Throttle>,
+    /// Limit of the runs under way; no part of the content.
+    pub concurrency: Patch<Concurrency>,
     /// Status, active or inactive.
     pub status: Option<WorkflowStatus>,
 }
 
-/// Patch with the whole content, the description, the retention, the exposure and what is watched.
+/// Patch with the whole content, the description, the retention, the exposure, what is watched and the flow control.
 impl From<NewWorkflow> for WorkflowPatch {
     fn from(new: NewWorkflow) -> Self {
         let Content { start_step, steps, limits } = new.content;
+        let flow = new.flow.unwrap_or_default();
         Self {
             description: new.description.map_or(Patch::Null, Patch::Value),
             start_step: Some(start_step),
@@ -225,12 +256,27 @@ impl From<NewWorkflow> for WorkflowPatch {
             retention_days: new.retention_days.map_or(Patch::Null, Patch::Value),
             expose: new.expose.map_or(Patch::Null, Patch::Value),
             watch: new.watch.into(),
+            debounce: flow.debounce.map_or(Patch::Null, Patch::Value),
+            throttle: flow.throttle.map_or(Patch::Null, Patch::Value),
+            concurrency: flow.concurrency.map_or(Patch::Null, Patch::Value),
             status: None,
         }
     }
 }
 
 impl WorkflowPatch {
+    /// Flow control after the update of a workflow with this one.
+    #[must_use]
+    pub fn flow(&self, current: Option<&FlowControl>) -> Option<FlowControl> {
+        let current = current.cloned().unwrap_or_default();
+        let flow = FlowControl {
+            debounce: self.debounce.clone().or(current.debounce),
+            throttle: self.throttle.clone().or(current.throttle),
+            concurrency: self.concurrency.clone().or(current.concurrency),
+        };
+        flow.unless_empty()
+    }
+
     /// Parses the body of an update request. [`WorkflowPatch::merge`] checks start and steps.
     pub fn parse(body: &RawValue) -> Read<Self> {
         let body = Object::body(body)?;
@@ -244,6 +290,9 @@ impl WorkflowPatch {
             retention_days: body.patch("retention_days", &mut errors, retention::read_days),
             expose: body.patch("expose", &mut errors, Expose::read),
             watch: WatchPatch::read(&body, &mut errors),
+            debounce: body.patch("debounce", &mut errors, Debounce::read),
+            throttle: body.patch("throttle", &mut errors, Throttle::read),
+            concurrency: body.patch("concurrency", &mut errors, Concurrency::read),
             status: body.patch_not_null("status", &mut errors, WorkflowStatus::read),
         };
         if errors.is_empty() { Ok(patch) } else { Err(errors) }

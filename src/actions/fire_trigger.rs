@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::{
     Change, Context, Entity,
-    start_run::{Definitions, StartRunError},
+    start_run::{self, Definitions, StartRunError},
 };
 use crate::{
     access::{Actor, OrganizationId, Quotas},
@@ -30,7 +30,7 @@ use crate::{
     telemetry::catalogue,
     timestamp::Timestamp,
     trigger::{self, Fired, MAX_CHAIN, TriggerKind},
-    workflow::Deadline,
+    workflow::{Deadline, FlowKeys},
 };
 
 /// Number of attempts if the definition keeps changing while runs of it are started.
@@ -203,7 +203,10 @@ pub async fn preview(
         return Ok(Err(Failure::new("workflow_not_found", "there is no such workflow")));
     };
     match firer.definitions.current(conn, firer.offload, &organization, &found).await {
-        Ok(definition) => checked(firer, &definition, trigger, firing).await,
+        Ok(definition) => {
+            let checked = checked(firer, &definition, trigger, firing).await?;
+            Ok(checked.map(|(input, _)| input))
+        }
         Err(error) => failure(error).map(Err),
     }
 }
@@ -338,7 +341,7 @@ async fn try_start(
             continue;
         }
         match checked(firer, &definition, trigger, firing).await? {
-            Ok(input) => runs.push(new_run(&organization, trigger, firing, definition.definition(), input)),
+            Ok(start) => runs.push(new_run(&organization, trigger, firing, definition.definition(), start)),
             Err(failure) => *outcome = Some(Outcome::Failed(failure)),
         }
     }
@@ -348,7 +351,8 @@ async fn try_start(
     let own = db::organizations::find(&mut *conn, &organization).await?.map(|row| row.quotas).unwrap_or_default();
     let quota = own.or(*firer.quotas).queued_runs.map(|max_queued| Quota { organization, max_queued });
     let batch = StartBatch { runs, quota, messages: None };
-    let started = db::runs::start_in(conn, &batch, firer.audit).await?;
+    // What flow control has let through is sent by whichever process sweeps the outbox, like the other messages.
+    let started = db::runs::start_within(conn, batch.quota.as_ref(), &batch.runs, batch.messages, firer.audit).await?;
     for (index, run) in batch.runs.iter().enumerate() {
         let outcome = if index >= started.admitted {
             let limit = batch.quota.as_ref().map_or(0, |quota| quota.max_queued);
@@ -364,13 +368,16 @@ async fn try_start(
     Ok(())
 }
 
+/// Input of a run, and its keys of flow control.
+type Start = (Box<RawValue>, Option<FlowKeys>);
+
 /// The input of the run, if the workflow accepts it.
 async fn checked(
     firer: Firer<'_>,
     definition: &super::start_run::Checked,
     trigger: &TriggerRow,
     firing: &Firing,
-) -> Result<Result<Box<RawValue>, Failure>, FireError> {
+) -> Result<Result<Start, Failure>, FireError> {
     if firing.depth > MAX_CHAIN {
         let text = format!(
             "the run would be the end of a chain of more than {MAX_CHAIN} runs, each started by the one before"
@@ -385,8 +392,12 @@ async fn checked(
     if !outbox::fits_a_record(&definition.definition().plan, &input) {
         return Ok(Err(Failure::new("too_large", "plan and input are too large for a message")));
     }
-    match definition.check(firer.offload, &input).await {
-        Ok(()) => Ok(Ok(input)),
+    let keys = match definition.check(firer.offload, &input).await {
+        Ok(()) => start_run::flow_keys(firer.offload, definition.definition(), &input).await,
+        Err(error) => Err(error),
+    };
+    match keys {
+        Ok(keys) => Ok(Ok((input, keys.map(|keys| *keys)))),
         Err(error) => failure(error).map(Err),
     }
 }
@@ -422,7 +433,7 @@ fn new_run(
     trigger: &TriggerRow,
     firing: &Firing,
     definition: &Arc<Definition>,
-    input: Box<RawValue>,
+    (input, flow): Start,
 ) -> NewRun {
     let kind = TriggerKind::parse(&trigger.kind).map_or("", TriggerKind::as_str);
     let actor = Actor {
@@ -441,6 +452,7 @@ fn new_run(
         context_id: None,
         limits: None,
         deadline: Deadline::default(),
+        flow,
         trigger: Some(Box::new(StartingTrigger { kind, id: trigger.id, at: firing.at, depth: firing.depth })),
         created_at: Timestamp::now(),
         event_id: Uuid::now_v7(),

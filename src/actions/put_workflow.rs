@@ -74,12 +74,13 @@ pub(super) async fn put_in(
     let same_rest = wanted.description == current.description
         && wanted.retention_days == current.retention_days
         && wanted.expose.as_ref() == current.expose()
-        && wanted.watch == current.watch;
+        && wanted.watch == current.watch
+        && wanted.flow.as_ref() == current.flow();
     if same_content && same_rest {
         return Ok(Put::Unchanged(current));
     }
     let patch = WorkflowPatch::from(wanted);
-    // As with any update, a new description, retention or exposure alone does not make a new version.
+    // As with any update, a new description, retention, exposure or flow control alone does not make a new version.
     let patch = if same_content {
         WorkflowPatch { start_step: None, steps: None, limits: Patch::Absent, ..patch }
     } else {
@@ -89,7 +90,8 @@ pub(super) async fn put_in(
 }
 
 /// Copies content and description of an earlier version to the newest one, with this id. Rolling back to the current
-/// version changes nothing. Retention and exposure are not copied: they are no content.
+/// version changes nothing. Retention, exposure and flow control are not copied:
+/// they are no content.
 pub async fn roll_back(
     pool: &db::Pool,
     context: Context<'_>,
@@ -123,6 +125,9 @@ pub async fn roll_back(
         retention_days: Patch::Absent,
         expose: Patch::Absent,
         watch: WatchPatch::default(),
+        debounce: Patch::Absent,
+        throttle: Patch::Absent,
+        concurrency: Patch::Absent,
         status: None,
     };
     let row = save_workflow::update_in(&mut transaction, context, id, patch).await?;

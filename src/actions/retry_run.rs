@@ -22,7 +22,7 @@ use crate::{
     telemetry::catalogue,
     timestamp::Timestamp,
     usage::Limits,
-    workflow::{InputSchema, Plan},
+    workflow::{FlowStage, InputSchema, Plan},
 };
 
 /// Reason why a run was not retried.
@@ -189,6 +189,12 @@ async fn retry_checked(
     if !outbox::fits_a_record(&definition.workflow_data.0, &input) {
         return Err(RetryRunError::TooLarge);
     }
+    // A retry needs a slot, as a start does; it waits for one, whatever the policy is. Nothing takes its place.
+    let keys = match &definition.flow_control {
+        Some(flow) => flow.0.keys(&input).map_err(|error| RetryRunError::InvalidInput(vec![error]))?,
+        None => None,
+    };
+    let keys = keys.and_then(|keys| keys.without(FlowStage::Debounce));
     // No transaction waits for a run's row while it holds this quota, so this cannot deadlock.
     context.check_quota(&mut transaction, context.organization(), Countable::QueuedRuns).await??;
     let at = Timestamp::now();
@@ -200,12 +206,17 @@ async fn retry_checked(
         resume_from_step,
         input: new_input,
         limits: retry.limits.as_ref(),
+        flow: keys.as_ref(),
         at,
     };
     db::runs::reopen(&mut transaction, run_id, &reopened).await?;
-    let reservation = relay.reserve(definition.workflow_data.0.get().len() + input.get().len());
-    let owner = reservation.as_ref().map(crate::outbox::Reservation::owner);
-    let is_ours = db::outbox::insert(&mut transaction, run_id, event_id, Kind::Execution, owner, None, None).await?;
+    // The message of a held run is written when it is admitted.
+    let (mut reservation, mut is_ours) = (None, false);
+    if keys.is_none() {
+        reservation = relay.reserve(definition.workflow_data.0.get().len() + input.get().len());
+        let owner = reservation.as_ref().map(crate::outbox::Reservation::owner);
+        is_ours = db::outbox::insert(&mut transaction, run_id, event_id, Kind::Execution, owner, None, None).await?;
+    }
     let (previous_status, limits) = (run.status.as_str(), retry.limits.as_ref());
     let changes = input::to_raw(&Changes { previous_status, resume_from_step, input_data: new_input, limits });
     let entity = Entity("run", id::run_entity_id(run_id), run_id);
@@ -216,7 +227,11 @@ async fn retry_checked(
         let executed = ExecutedRun { run_id, correlation_id, traceparent, priority, organization, is_retry: true };
         relay.execute(reservation, (event_id, None), executed, &definition.workflow_data.0, &input);
     }
+    if keys.is_some() {
+        relay.admit_soon();
+    }
     catalogue::count_transition(previous.as_str(), RunStatus::Pending.as_str(), 1);
+    let first = keys.as_ref().and_then(|keys| keys.iter().next());
     Ok(RunRow {
         status: RunStatus::Pending.as_str().to_owned(),
         error_message: None,
@@ -230,6 +245,9 @@ async fn retry_checked(
         updated_at: at,
         input_data: retry.input.clone().map(Json).or(run.input_data),
         limits: retry.limits.map(Json).or(run.limits),
+        flow_stage: first.map(|(stage, _)| stage.as_str().to_owned()),
+        flow_state: first.map(|_| "queued".to_owned()),
+        flow_key: first.map(|(_, key)| key.to_owned()),
         ..run
     })
 }

@@ -14,7 +14,10 @@ use crate::{
     db::{self, agents::UnusableFallback, workflows::WorkflowRow},
     input::{self, FieldError},
     timestamp::Timestamp,
-    workflow::{Callee, Content, Expose, NewWorkflow, Steps, Watch, WorkflowPatch, WorkflowStatus, plan_workflow_id},
+    workflow::{
+        Callee, Content, Expose, FlowControl, NewWorkflow, Steps, Watch, WorkflowPatch, WorkflowStatus,
+        plan_workflow_id,
+    },
 };
 
 /// Maximum size of a stored plan, so that it fits into a Kafka record with some input.
@@ -71,6 +74,8 @@ struct Created<'a> {
     /// Omitted if nothing is watched.
     #[serde(skip_serializing_if = "Option::is_none", flatten)]
     watch: Option<Watch>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    flow: Option<&'a FlowControl>,
 }
 
 #[derive(Serialize)]
@@ -96,6 +101,15 @@ struct Updated<'a> {
     /// Omitted if it is the same.
     #[serde(skip_serializing_if = "Option::is_none", flatten)]
     watch: Option<Watch>,
+    /// Null if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    debounce: Option<Box<RawValue>>,
+    /// Null if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    throttle: Option<Box<RawValue>>,
+    /// Null if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    concurrency: Option<Box<RawValue>>,
 }
 
 /// Stores a definition as the next version of its name, in a row of its own.
@@ -137,6 +151,7 @@ pub(super) async fn create_in(
         retention_days: new.retention_days,
         expose: new.expose.map(Json),
         watch: new.watch,
+        flow_control: new.flow.map(Json),
         created_by: Some(context.actor.subject.clone()),
         updated_by: Some(context.actor.subject.clone()),
         created_at: at,
@@ -144,6 +159,9 @@ pub(super) async fn create_in(
         organization_id: context.organization().to_string(),
     };
     db::workflows::insert(transaction, &row).await?;
+    if version > 1 {
+        db::workflows::set_flow(transaction, &row).await?;
+    }
     let changes = input::to_raw(&Created {
         name: &row.name,
         description: row.description.as_deref(),
@@ -153,6 +171,7 @@ pub(super) async fn create_in(
         retention_days: row.retention_days,
         expose: row.expose(),
         watch: Some(row.watch).filter(|watch| *watch != Watch::default()),
+        flow: row.flow(),
     });
     let entity = Entity("workflow", row.id, &row.name);
     context.record(transaction, entity, "create", Change::to(&changes), at).await?;
@@ -224,6 +243,7 @@ pub(super) async fn update_in(
         retention_days: patch.retention_days.clone().or(current.retention_days),
         expose: patch.expose.clone().or(current.expose().cloned()).and_then(Expose::unless_empty).map(Json),
         watch: patch.watch.apply(current.watch),
+        flow_control: patch.flow(current.flow()).map(Json),
         ..current.clone()
     };
     let other_expose = row.expose() != current.expose();
@@ -238,7 +258,8 @@ pub(super) async fn update_in(
     }
     let other_retention = row.retention_days != current.retention_days;
     let other_watch = row.watch != current.watch;
-    let other_rest = other_retention || other_expose || other_watch || row.status != current.status;
+    let other_flow = row.flow() != current.flow();
+    let other_rest = other_retention || other_expose || other_watch || other_flow || row.status != current.status;
     if content.is_some() || row.description != current.description || other_rest {
         row.updated_at = at;
         row.updated_by = Some(context.actor.subject.clone());
@@ -247,6 +268,9 @@ pub(super) async fn update_in(
             // The exposure is that of the newest version.
             let archived = WorkflowRow { id: Uuid::now_v7(), expose: None, ..current.clone() };
             db::workflows::insert(transaction, &archived).await?;
+        }
+        if other_flow {
+            db::workflows::set_flow(transaction, &row).await?;
         }
         let members = |of: &WorkflowRow| {
             input::to_raw(&Updated {
@@ -258,6 +282,9 @@ pub(super) async fn update_in(
                 retention_days: other_retention.then(|| input::to_raw(&of.retention_days)),
                 expose: other_expose.then(|| input::to_raw(&of.expose())),
                 watch: other_watch.then_some(of.watch),
+                debounce: changed_flow(&row, &current, of, |flow| flow.debounce.as_ref()),
+                throttle: changed_flow(&row, &current, of, |flow| flow.throttle.as_ref()),
+                concurrency: changed_flow(&row, &current, of, |flow| flow.concurrency.as_ref()),
             })
         };
         let (before, after) = (members(&current), members(&row));
@@ -265,6 +292,16 @@ pub(super) async fn update_in(
         context.record(transaction, entity, "update", Change::between(&before, &after), at).await?;
     }
     Ok(db::workflows::find(&mut *transaction, context.organization(), id).await?.unwrap_or(row))
+}
+
+/// A part of the flow control of one of these rows, if it differs between them; null if there is none.
+fn changed_flow<T: PartialEq + Serialize>(
+    row: &WorkflowRow,
+    current: &WorkflowRow,
+    of: &WorkflowRow,
+    part: fn(&FlowControl) -> Option<&T>,
+) -> Option<Box<RawValue>> {
+    (row.flow().and_then(part) != current.flow().and_then(part)).then(|| input::to_raw(&of.flow().and_then(part)))
 }
 
 /// Marks this row as deleted; other versions stay. A repeat changes nothing.

@@ -21,13 +21,15 @@ use crate::{
     outbox::{self, Relay},
     run_writer::{RunWriter, StartError, StartRun, StartedRun},
     usage::Limits,
-    workflow::{Deadline, InputSchema, WorkflowStatus},
+    workflow::{Deadline, FlowKeys, InputSchema, WorkflowStatus},
 };
 
 /// Maximum bytes of cached definitions with their compiled schemas; at most twice as much is in memory.
 const CACHED_BYTES: usize = 32 << 20;
 /// Overhead of an entry besides its content.
 const OVERHEAD_BYTES: usize = 1 << 10;
+/// Minimum bytes of an input of which keys are computed on another thread.
+const LARGE_INPUT_BYTES: usize = 64 << 10;
 /// Number of attempts if the definition keeps changing while runs of it are started.
 const ATTEMPTS: usize = 5;
 
@@ -171,6 +173,7 @@ impl Definitions {
             name: row.name,
             version: row.version,
             plan: row.workflow_data.0,
+            flow: row.flow_control.map(|flow| flow.0),
             stamp: row.stamp,
         });
         let found = Cached { definition, schema: schema.map(Arc::new) };
@@ -345,11 +348,13 @@ async fn start_or_find(starter: Starter<'_>, request: Request) -> Result<Outcome
         context_id,
         limits: limits.map(Box::new),
         deadline,
+        flow: None,
     };
     for _ in 0..ATTEMPTS {
         if !outbox::fits_a_record(&start.definition.plan, &start.input) {
             return Err(StartRunError::TooLarge);
         }
+        start.flow = flow_keys(offload, &start.definition, &start.input).await?;
         start = match writer.start_run(start).await {
             Ok(started) => return Ok(Outcome::Started(started)),
             Err(StartError::Refused(refused)) => *refused,
@@ -370,6 +375,22 @@ async fn start_or_find(starter: Starter<'_>, request: Request) -> Result<Outcome
     Err(StartRunError::Overloaded)
 }
 
+/// Keys of flow control of a run with that input. A large input is read on another thread.
+pub(super) async fn flow_keys(
+    offload: &Offload,
+    definition: &Arc<Definition>,
+    input: &RawValue,
+) -> Result<Option<Box<FlowKeys>>, StartRunError> {
+    let Some(flow) = &definition.flow else { return Ok(None) };
+    let keys = if input.get().len() <= LARGE_INPUT_BYTES {
+        flow.keys(input)
+    } else {
+        let (flow, input) = (flow.clone(), input.to_owned());
+        offload.run_soon(&definition.organization, move || flow.keys(&input)).await?
+    };
+    keys.map(|keys| keys.map(Box::new)).map_err(|error| StartRunError::InvalidInput(vec![error]))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -384,6 +405,7 @@ mod tests {
                 name: String::new(),
                 version: 1,
                 plan: to_raw(&"x".repeat(bytes - 2)),
+                flow: None,
                 stamp: String::new(),
             }),
             schema: None,

@@ -22,6 +22,7 @@ use super::resources::{
     },
     transfer::{AgentDefinitionBody, DefinitionsBody},
     workflow_tests::wire::{MockBody, MockFailureBody, MockQuestionBody},
+    workflows::flow::{ConcurrencyBody, DebounceBody, ThrottleBody},
     workflows::wire::{ExposeBody, NewWorkflowBody, ToolBody, WorkflowPatchBody},
 };
 use super::{BUSINESS, ROOT};
@@ -106,6 +107,10 @@ fn workflows_are_documented_as_they_are_read() {
     let exposed = read(&json!({"expose": {"mcp": {}}}), NewWorkflow::parse);
     assert_eq!(exposed["body.expose"], documented::<ExposeBody>());
     assert_eq!(exposed["body.expose.mcp"], documented::<ToolBody>());
+    let flow = read(&json!({"debounce": {}, "throttle": {}, "concurrency": {}}), NewWorkflow::parse);
+    assert_eq!(flow["body.debounce"], documented::<DebounceBody>());
+    assert_eq!(flow["body.throttle"], documented::<ThrottleBody>());
+    assert_eq!(flow["body.concurrency"], documented::<ConcurrencyBody>());
     let limited = read(&json!({"limits": {}}), NewWorkflow::parse);
     assert_eq!(limited["body.limits"], documented::<LimitsBody>());
 }

@@ -3,6 +3,8 @@
 //! Tables are read in parts by key, each with a statement of its own: every part is a consistent view, and no snapshot
 //! lasts longer than a part. The check writes nothing; its result can be recorded.
 
+mod flow;
+
 use serde::Deserialize;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgExecutor, types::Json};
 
@@ -39,7 +41,7 @@ pub struct Invariant {
 }
 
 /// Names and rules, in the order of a report.
-const RULES: [(&str, &str); 19] = [
+const RULES: [(&str, &str); 21] = [
     (
         "pending_runs_are_dispatched",
         "a PENDING run has a message in the outbox, or is found by the sweep for lost messages",
@@ -57,6 +59,11 @@ const RULES: [(&str, &str); 19] = [
     ("wakes_have_a_run", "the run of an event that wakes it is there"),
     ("events_have_a_run", "the run of a log entry is there"),
     ("outbox_messages_have_a_run", "the run of a message that is still to be sent is there"),
+    ("slots_are_within_their_limit", "no more runs of a concurrency key have a slot than its limit allows"),
+    (
+        "held_runs_have_a_reason",
+        "a run that flow control holds waits for a slot or a time, or its key is about to be looked at",
+    ),
     ("idempotency_keys_have_their_run", "the run that an idempotency key has started is there"),
     ("run_usage_is_exact", "what a run has used is the sum of its calls"),
     ("run_counts_are_exact", "the maintained numbers of runs by workflow and status equal the rows"),
@@ -199,8 +206,20 @@ async fn read(conn: &mut PgConnection, scan: &Scan, report: &mut Report) -> Resu
     }
 }
 
-fn scans() -> [Scan; 10] {
-    [open_runs(), sub_runs(), steps(), waits(), wakes(), events(), outbox(), batches(), idempotency_keys(), usage()]
+fn scans() -> [Scan; 11] {
+    [
+        open_runs(),
+        sub_runs(),
+        steps(),
+        waits(),
+        wakes(),
+        events(),
+        outbox(),
+        batches(),
+        flow::keys(),
+        idempotency_keys(),
+        usage(),
+    ]
 }
 
 /// The runs that have not ended, in the order of their index.
@@ -216,6 +235,7 @@ fn open_runs() -> Scan {
             -- API.
             SELECT run_id FROM part
             WHERE status = 'PENDING' AND wake_at IS NULL AND paused_at IS NULL AND workflow_version IS NULL
+                AND (flow_state IN ('arrived', 'queued')) IS NOT TRUE
             EXCEPT SELECT run_id FROM outbox_messages
         ), violated AS (
             SELECT rule.name, r.run_id AS id FROM part r

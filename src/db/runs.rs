@@ -14,12 +14,12 @@ use uuid::Uuid;
 pub use self::{
     list::{Filter, Sort, list},
     shown::{Found, SMALL_BYTES, ShownRun, find_shown},
-    start::{Definition, MessageBatch, NewRun, Quota, StartBatch, Started, StartingTrigger, start, start_in},
+    start::{Definition, MessageBatch, NewRun, Quota, StartBatch, Started, StartingTrigger, start, start_within},
     steps::{RecordedStep, StepRow, output, recorded_steps, step_states, steps},
     tasks::{TaskRow, small_outputs, task, tasks},
 };
 use super::Error;
-use crate::{access::OrganizationId, timestamp::Timestamp, usage::Limits};
+use crate::{access::OrganizationId, timestamp::Timestamp, usage::Limits, workflow::FlowKeys};
 
 /// Row of `workflow_runs` with the columns that the API shows.
 #[derive(Clone, Debug, sqlx::FromRow)]
@@ -54,13 +54,16 @@ pub struct RunRow {
     pub trigger_id: Option<Uuid>,
     pub trigger_at: Option<DateTime<Utc>>,
     pub chain_depth: i16,
+    pub flow_stage: Option<String>,
+    pub flow_state: Option<String>,
+    pub flow_key: Option<String>,
 }
 
 const COLUMNS: &str = "run_id, workflow_id, workflow_name, workflow_definition_id, status, input_data, triggered_by, \
      created_at, updated_at, completed_at, cancelled_at, cancelled_by, error_message, correlation_id, priority, \
      paused_at AT TIME ZONE 'UTC' AS paused_at, parent_run_id, parent_step_id, traceparent, limits, \
      deadline_at AT TIME ZONE 'UTC' AS deadline_at, deadline_missed_at AT TIME ZONE 'UTC' AS deadline_missed_at, \
-     trigger_kind, trigger_id, trigger_at, chain_depth";
+     trigger_kind, trigger_id, trigger_at, chain_depth, flow_stage, flow_state, flow_key";
 
 fn select(rest: &str) -> String {
     format!("SELECT {COLUMNS} FROM workflow_runs{rest}")
@@ -169,9 +172,15 @@ pub async fn pause(conn: &mut PgConnection, run_id: &str, by: &str) -> Result<Ti
 pub async fn resume(conn: &mut PgConnection, run_id: &str, by: &str) -> Result<(), Error> {
     let sql = "WITH resumed AS (
                    UPDATE workflow_runs SET paused_at = NULL, updated_at = now() AT TIME ZONE 'UTC',
-                       wake_at = CASE WHEN status = 'PENDING' THEN now() ELSE wake_at END
+                       wake_at = CASE WHEN status = 'PENDING' AND (flow_state IN ('arrived', 'queued')) IS NOT TRUE
+                           THEN now() ELSE wake_at END
                    WHERE run_id = $1
-                   RETURNING run_id
+                   RETURNING run_id, status, organization_id, workflow_name, flow_stage, flow_state, flow_key
+               ), woken AS (
+                   -- A held run was passed over while it was paused.
+                   INSERT INTO flow_wakes (organization_id, workflow_name, flow_stage, flow_key)
+                   SELECT organization_id, workflow_name, flow_stage, flow_key FROM resumed
+                   WHERE status = 'PENDING' AND flow_state IN ('arrived', 'queued')
                )
                INSERT INTO run_events (run_id, kind, detail) SELECT run_id, 'run.resumed', $2 FROM resumed";
     sqlx::query(sql).bind(run_id).bind(by).execute(conn).await?;
@@ -191,6 +200,8 @@ pub struct Reopened<'a> {
     pub input: Option<&'a RawValue>,
     /// Limits that replace the old ones; empty ones remove them.
     pub limits: Option<&'a Limits>,
+    /// Keys of flow control: it is queued, without a message.
+    pub flow: Option<&'a FlowKeys>,
     /// Time of the change.
     pub at: Timestamp,
 }
@@ -199,15 +210,24 @@ pub struct Reopened<'a> {
 /// of its definition. Completed steps count as done, but only up to `resume_from_step`.
 pub async fn reopen(conn: &mut PgConnection, run_id: &str, reopened: &Reopened<'_>) -> Result<(), Error> {
     sqlx::query(
-        "UPDATE workflow_runs SET status = 'PENDING', resume_from_step = $5,
+        "WITH reopened AS (
+         UPDATE workflow_runs SET status = 'PENDING', resume_from_step = $5,
              -- This uses the database's clock, like the begin of every attempt.
              resumed_at = CASE WHEN $5::varchar IS NOT NULL THEN now() AT TIME ZONE 'UTC' END, workflow_version = $2, workflow_plan = NULL,
              error_message = NULL, cancelled_at = NULL, cancelled_by = NULL, completed_at = NULL, updated_at = $3,
-             executor_id = NULL, lease_token = NULL, redispatch_at = NULL, execution_event_id = $4,
+             executor_id = NULL, lease_token = NULL, execution_event_id = $4,
+             flow_stage = $8::jsonb ->> 'stage', flow_state = CASE WHEN $8 IS NOT NULL THEN 'queued' END,
+             flow_key = $8 ->> 'key', flow_rest = ($8 -> 'rest') || '{\"retried\": true}',
+             flow_at = CASE WHEN $8 IS NOT NULL THEN now() END, flow_due = NULL,
+             redispatch_at = CASE WHEN $8 IS NOT NULL THEN 'infinity'::timestamptz END,
              wake_at = NULL, parked_at = NULL, paused_at = NULL, takeovers = 0, input_data = coalesce($6, input_data),
              -- The limits of the runs above a sub-run go on to hold.
              limits = CASE WHEN $7::jsonb = '{}' AND parent_run_id IS NULL THEN NULL ELSE coalesce($7, limits) END
-         WHERE run_id = $1 AND status IN ('FAILED', 'CANCELLED')",
+         WHERE run_id = $1 AND status IN ('FAILED', 'CANCELLED')
+         RETURNING organization_id, workflow_name, flow_stage, flow_key
+         )
+         INSERT INTO flow_wakes (organization_id, workflow_name, flow_stage, flow_key)
+         SELECT organization_id, workflow_name, flow_stage, flow_key FROM reopened WHERE flow_key IS NOT NULL",
     )
     .bind(run_id)
     .bind(reopened.version)
@@ -216,6 +236,7 @@ pub async fn reopen(conn: &mut PgConnection, run_id: &str, reopened: &Reopened<'
     .bind(reopened.resume_from_step)
     .bind(reopened.input.map(Json))
     .bind(reopened.limits.map(Json))
+    .bind(reopened.flow.map(|keys| Json(keys.to_json())))
     .execute(&mut *conn)
     .await?;
     let sql = "UPDATE run_usage SET exceeded = NULL, limits = NULL WHERE run_id = $1";
@@ -251,6 +272,12 @@ pub async fn fail_pending(
 pub struct OpenRuns {
     /// Runs that wait for an executor.
     pub waiting: i64,
+    /// Runs that the flow control of their workflow holds, by stage.
+    pub debounced: i64,
+    /// See `debounced`.
+    pub throttled: i64,
+    /// See `debounced`.
+    pub without_slot: i64,
     /// Runs that an executor drives.
     pub running: i64,
     /// Parked runs, which wait for a time, an answer or another run.
@@ -261,11 +288,16 @@ pub struct OpenRuns {
 
 /// Counts the open runs up to a maximum; a larger backlog would make each count slow.
 pub async fn count_open(db: impl sqlx::PgExecutor<'_>) -> Result<OpenRuns, Error> {
-    let sql = "SELECT count(*) FILTER (WHERE paused_at IS NULL AND status = 'PENDING') AS waiting,
+    let sql = "SELECT count(*) FILTER (WHERE paused_at IS NULL AND status = 'PENDING' AND NOT is_held) AS waiting,
+                      count(*) FILTER (WHERE is_held AND flow_stage = 'debounce') AS debounced,
+                      count(*) FILTER (WHERE is_held AND flow_stage = 'throttle') AS throttled,
+                      count(*) FILTER (WHERE is_held AND flow_stage = 'concurrency') AS without_slot,
                       count(*) FILTER (WHERE paused_at IS NULL AND wake_at IS NULL AND status = 'RUNNING') AS running,
                       count(*) FILTER (WHERE paused_at IS NULL AND wake_at IS NOT NULL AND status = 'RUNNING') AS parked,
                       count(*) FILTER (WHERE paused_at IS NOT NULL) AS paused
-               FROM (SELECT status, wake_at, paused_at FROM workflow_runs
+               FROM (SELECT status, wake_at, paused_at, flow_stage, status = 'PENDING' AND paused_at IS NULL
+                         AND (flow_state IN ('arrived', 'queued')) IS TRUE AS is_held
+                     FROM workflow_runs
                      WHERE status IN ('PENDING', 'RUNNING') LIMIT 100000) r";
     Ok(sqlx::query_as(sql).fetch_one(db).await?)
 }
@@ -278,6 +310,7 @@ pub async fn oldest_waiting_secs(db: impl sqlx::PgExecutor<'_>) -> Result<f64, E
                CROSS JOIN LATERAL (
                    SELECT updated_at FROM workflow_runs r
                    WHERE r.organization_id = waiting.organization_id AND status = 'PENDING' AND paused_at IS NULL
+                       AND (flow_state IN ('arrived', 'queued')) IS NOT TRUE
                    ORDER BY updated_at LIMIT 1) AS oldest";
     Ok(sqlx::query_scalar(sql).fetch_one(db).await?)
 }

@@ -9,7 +9,7 @@ use sqlx::{PgConnection, PgExecutor, types::Json};
 use uuid::Uuid;
 
 use super::{Error, Pool, executions::StepBegin};
-use crate::{access::OrganizationId, run::RunStatus, timestamp::Timestamp};
+use crate::{access::OrganizationId, run::RunStatus, timestamp::Timestamp, workflow::FlowKeys};
 
 /// Maximum nesting depth of runs.
 pub const MAX_NESTING: i16 = 16;
@@ -95,6 +95,8 @@ pub struct ChildRun {
     pub traceparent: Option<String>,
     /// Whether limits of its parent, or of a run above that, hold for it.
     pub is_limited: bool,
+    /// Keys of flow control; `None`: it starts at once.
+    pub flow: Option<FlowKeys>,
 }
 
 /// Begins a waiting attempt: writes its row, its wait condition and its sub-run atomically. Repeating this is safe.
@@ -128,15 +130,22 @@ pub async fn begin(
             INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, workflow_definition_id, status, input_data,
                 triggered_by, created_at, updated_at, workflow_version, correlation_id, priority, parent_run_id,
                 parent_step_id, nesting, wake_at, organization_id, traceparent, limits, deadline_seconds, deadline_action, deadline_at,
-                deadline_due_at, chain_depth)
+                deadline_due_at, chain_depth, flow_stage, flow_key, flow_rest, flow_state, flow_at, redispatch_at)
             SELECT $14, $15::uuid::text, $16, $15::uuid::text, 'PENDING', $18, triggered_by, now() AT TIME ZONE 'UTC',
-                now() AT TIME ZONE 'UTC', $17, correlation_id, priority, run_id, $4, nesting + 1, now(), organization_id,
+                now() AT TIME ZONE 'UTC', $17, correlation_id, priority, run_id, $4, nesting + 1,
+                CASE WHEN $21::jsonb IS NULL THEN now() END, organization_id,
                 coalesce($19, traceparent), CASE WHEN $20 THEN '{}'::jsonb END, seconds,
                 CASE WHEN seconds IS NOT NULL THEN action END,
-                now() + make_interval(secs => seconds), now() + make_interval(secs => seconds), chain_depth
+                now() + make_interval(secs => seconds), now() + make_interval(secs => seconds), chain_depth,
+                $21 ->> 'stage', $21 ->> 'key', $21 -> 'rest', CASE WHEN $21 IS NOT NULL THEN 'arrived' END,
+                CASE WHEN $21 IS NOT NULL THEN now() END, CASE WHEN $21 IS NOT NULL THEN 'infinity'::timestamptz END
             FROM held JOIN begun USING (run_id) LEFT JOIN (
                 SELECT id, deadline_seconds AS seconds, deadline_action AS action FROM workflow_definitions) AS d ON d.id = $15::uuid
             WHERE $14 IS NOT NULL
+        ), arrived AS (
+            INSERT INTO flow_wakes (organization_id, workflow_name, flow_stage, flow_key)
+            SELECT organization_id, $16, $21 ->> 'stage', $21 ->> 'key' FROM held JOIN begun USING (run_id)
+            WHERE $14 IS NOT NULL AND $21 IS NOT NULL
         ), recorded AS (
             INSERT INTO run_events (run_id, kind, step_id, attempt_id, detail)
             SELECT run_id, 'attempt.waiting', $4, $3, $14 FROM begun
@@ -168,6 +177,7 @@ pub async fn begin(
         .bind(child.map(|child| Json(&child.input)))
         .bind(child.and_then(|child| child.traceparent.as_deref()))
         .bind(child.is_some_and(|child| child.is_limited))
+        .bind(child.and_then(|child| Some(Json(child.flow.as_ref()?.to_json()))))
         .fetch_optional(conn)
         .await?)
 }

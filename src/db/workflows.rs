@@ -14,7 +14,7 @@ use super::{
 use crate::{
     access::OrganizationId,
     timestamp::Timestamp,
-    workflow::{Callee, DeadlineAction, Expose, Watch, WorkflowStatus},
+    workflow::{Callee, DeadlineAction, Expose, FlowControl, Watch, WorkflowStatus},
 };
 
 /// Row of `workflow_definitions`.
@@ -32,6 +32,7 @@ pub struct WorkflowRow {
     pub expose: Option<Json<Expose>>,
     #[sqlx(flatten)]
     pub watch: Watch,
+    pub flow_control: Option<Json<FlowControl>>,
     pub created_by: Option<String>,
     pub updated_by: Option<String>,
     pub created_at: Timestamp,
@@ -57,6 +58,12 @@ impl WorkflowRow {
         self.expose.as_ref().map(|expose| &expose.0)
     }
 
+    /// Flow control of the workflow.
+    #[must_use]
+    pub fn flow(&self) -> Option<&FlowControl> {
+        self.flow_control.as_ref().map(|flow| &flow.0)
+    }
+
     /// Revision of the row, which differs after every change.
     #[must_use]
     pub fn revision(&self) -> String {
@@ -66,7 +73,7 @@ impl WorkflowRow {
 
 const COLUMNS: &str =
     "id, name, description, version, workflow_data, input_schema, status, retention_days, expose, created_by, updated_by,
-    created_at, updated_at, organization_id, deadline_seconds, deadline_action, silence_hours";
+    created_at, updated_at, organization_id, deadline_seconds, deadline_action, silence_hours, flow_control";
 
 fn select(rest: &str) -> String {
     format!("SELECT {COLUMNS} FROM workflow_definitions{rest}")
@@ -200,6 +207,8 @@ pub struct PinnedDefinition {
     pub input_schema: Option<Json<Box<RawValue>>>,
     /// Status; only an `active` definition can be started.
     pub status: String,
+    /// Flow control of the workflow.
+    pub flow_control: Option<Json<FlowControl>>,
     /// Transaction that wrote the row (`xmin`). It differs after any change, by whatever program.
     pub stamp: String,
 }
@@ -215,6 +224,7 @@ impl PinnedDefinition {
             workflow_data: Json(RawValue::NULL.to_owned()),
             input_schema: None,
             status: WorkflowStatus::Active.as_str().to_owned(),
+            flow_control: None,
             stamp: String::new(),
         }
     }
@@ -226,7 +236,7 @@ pub async fn startable(
     organization: &OrganizationId,
     id: Uuid,
 ) -> Result<Option<PinnedDefinition>, Error> {
-    let sql = "SELECT id, name, version, workflow_data, input_schema, status, xmin::text AS stamp
+    let sql = "SELECT id, name, version, workflow_data, input_schema, status, flow_control, xmin::text AS stamp
                FROM workflow_definitions WHERE id = $1 AND organization_id = $2";
     Ok(sqlx::query_as(sql).bind(id).bind(organization.as_str()).fetch_optional(db).await?)
 }
@@ -336,8 +346,8 @@ pub async fn insert(conn: &mut PgConnection, row: &WorkflowRow) -> Result<(), Er
     sqlx::query(
         "INSERT INTO workflow_definitions (id, name, description, version, workflow_data, status, created_by,
              updated_by, created_at, updated_at, input_schema, organization_id, retention_days, expose,
-             deadline_seconds, deadline_action, silence_hours)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
+             deadline_seconds, deadline_action, silence_hours, flow_control)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)",
     )
     .bind(row.id)
     .bind(&row.name)
@@ -356,6 +366,7 @@ pub async fn insert(conn: &mut PgConnection, row: &WorkflowRow) -> Result<(), Er
     .bind(row.watch.deadline_seconds)
     .bind(row.watch.deadline_action.map(DeadlineAction::as_str))
     .bind(row.watch.silence_hours)
+    .bind(&row.flow_control)
     .execute(conn)
     .await?;
     Ok(())
@@ -366,7 +377,7 @@ pub async fn update(conn: &mut PgConnection, row: &WorkflowRow) -> Result<(), Er
     sqlx::query(
         "UPDATE workflow_definitions SET description = $2, version = $3, workflow_data = $4, status = $5,
              updated_by = $6, updated_at = $7, input_schema = $8, retention_days = $9, expose = $10,
-             deadline_seconds = $11, deadline_action = $12, silence_hours = $13
+             deadline_seconds = $11, deadline_action = $12, silence_hours = $13, flow_control = $14
          WHERE id = $1",
     )
     .bind(row.id)
@@ -382,7 +393,30 @@ pub async fn update(conn: &mut PgConnection, row: &WorkflowRow) -> Result<(), Er
     .bind(row.watch.deadline_seconds)
     .bind(row.watch.deadline_action.map(DeadlineAction::as_str))
     .bind(row.watch.silence_hours)
+    .bind(&row.flow_control)
     .execute(conn)
     .await?;
+    Ok(())
+}
+
+/// Writes the flow control of a name, which the caller has locked by [`lock_name`], into its other rows, and lets the loop
+/// that admits runs look at the held runs again.
+pub async fn set_flow(conn: &mut PgConnection, row: &WorkflowRow) -> Result<(), Error> {
+    let sql = "WITH changed AS (
+                   UPDATE workflow_definitions SET flow_control = $3, updated_at = $4
+                   WHERE name = $1 AND organization_id = $2 AND flow_control IS DISTINCT FROM $3
+               )
+               INSERT INTO flow_wakes (organization_id, workflow_name, flow_stage, flow_key)
+               SELECT DISTINCT organization_id, workflow_name, flow_stage, flow_key FROM (
+                   SELECT organization_id, workflow_name, flow_stage, flow_key FROM workflow_runs r
+                   WHERE r.organization_id = $2 AND r.workflow_name = $1 AND r.flow_state IN ('arrived', 'queued')
+                       AND r.status IN ('PENDING', 'RUNNING') LIMIT 10000) AS held";
+    sqlx::query(sql)
+        .bind(&row.name)
+        .bind(&row.organization_id)
+        .bind(&row.flow_control)
+        .bind(row.updated_at)
+        .execute(conn)
+        .await?;
     Ok(())
 }

@@ -56,6 +56,7 @@ impl Relay {
             if matches!(swept, Ok(Swept::All) | Err(_)) {
                 tokio::select! {
                     () = tokio::time::sleep(SWEEP_EVERY) => {}
+                    () = self.0.freed.notified() => {}
                     () = drained.cancelled() => {}
                 }
             }

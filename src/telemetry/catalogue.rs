@@ -149,6 +149,8 @@ const FIRINGS: &[&str] = &[
     "quota_exceeded",
     "chain_too_long",
 ];
+/// Decisions of flow control.
+const FLOW_DECISIONS: &[&str] = &["admitted", "queued", "skipped", "dropped", "replaced"];
 
 /// Tables that `db::retention` deletes from.
 const RETAINED: &[&str] = &[
@@ -198,9 +200,12 @@ pub const API: &[Metric] = &[
     metric(
         Gauge,
         "workflow_runs",
-        "Runs that have not ended: waiting for an executor, running, parked, or paused; up to 100000",
+        "Runs that have not ended: waiting for an executor, held by flow control, running, parked, or paused; up to 100000",
     )
     .by("state", &[]),
+    metric(Gauge, "flow_control_held_runs", "Runs that the flow control of their workflow holds, by stage").by("stage", &[]),
+    metric(Counter, "flow_control_runs_total", "Runs that flow control has decided on, by decision")
+        .by("decision", FLOW_DECISIONS),
     metric(Gauge, "workflow_instances_active", "Runs that have not ended"),
     metric(Gauge, "workflow_runs_oldest_waiting_seconds", "Time for which the oldest run has waited for an executor"),
     metric(Histogram, "run_writer_batch_size", "Runs written by one statement"),

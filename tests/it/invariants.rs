@@ -98,6 +98,18 @@ async fn rows_that_contradict_each_other_are_found_by_name(pool: PgPool) {
             &["run_counts_are_exact"],
         ),
         ("INSERT INTO run_usage (run_id, calls) VALUES ('run-parked', 1)", &["run_usage_is_exact"]),
+        (
+            "UPDATE workflow_runs SET flow_stage = 'concurrency', flow_state = 'queued', flow_key = '',
+                 flow_at = now() - interval '1 minute' WHERE run_id = 'run-child'",
+            &["held_runs_have_a_reason"],
+        ),
+        (
+            "UPDATE workflow_definitions
+             SET flow_control = '{\"concurrency\": {\"limit\": 1}}', updated_at = updated_at - interval '1 hour';
+             UPDATE workflow_runs SET flow_stage = 'concurrency', flow_state = 'admitted', flow_key = 'k', flow_at = now(),
+                 workflow_name = 'one-step' WHERE run_id IN ('run-lost', 'run-parked')",
+            &["slots_are_within_their_limit"],
+        ),
         ("UPDATE audit_logs SET user_id = 'another' WHERE action = 'cancel'", &["audit_trail_is_whole"]),
     ] {
         past_the_triggers(&pool, sql).await;

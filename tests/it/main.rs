@@ -45,6 +45,7 @@ mod execute;
 mod fallbacks;
 mod filters;
 mod first_attempts;
+mod flow;
 mod graph;
 mod headers;
 mod idempotency;

@@ -54,6 +54,7 @@ fn child(run_id: &str) -> WaitCondition {
         input: RawValue::from_string("{}".to_owned()).expect("JSON"),
         traceparent: None,
         is_limited: false,
+        flow: None,
     }))
 }
 

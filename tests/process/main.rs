@@ -15,6 +15,7 @@ mod events;
 #[path = "../shared/eventually.rs"]
 mod eventually;
 mod failover;
+mod flow;
 mod inbound_webhooks;
 mod logs;
 mod parked;

@@ -105,6 +105,8 @@ async fn cause_the_rest(environment: &Environment, pool: &PgPool) {
 /// Rows that the service writes seldom or only for a moment, and those of other programs.
 const SELDOM: &str = "
     INSERT INTO storage_samples (day, table_name, bytes, row_estimate) VALUES ('2026-01-01', 'agents', 1, 1);
+    INSERT INTO flow_wakes (organization_id, workflow_name, flow_stage, flow_key) VALUES ('default', 'w', 'throttle', '');
+    INSERT INTO flow_throttles (organization_id, workflow_name, flow_key, busy_until) VALUES ('default', 'w', '', now());
     INSERT INTO run_wakes (run_id) SELECT run_id FROM workflow_runs WHERE parked_at IS NOT NULL LIMIT 1;
     INSERT INTO monitoring_outbox (id, updates) VALUES (gen_random_uuid(), ARRAY['{}']);
     INSERT INTO invariant_checks (name, violations) VALUES ('runs_are_counted', 0);

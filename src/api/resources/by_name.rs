@@ -15,6 +15,7 @@ use super::{
     runs::wire::RunDetail,
     workflows::{
         execute::{self, ExecuteBody},
+        flow::{ConcurrencyBody, DebounceBody, ThrottleBody},
         save::{self, save_error},
         wire::{ExposeBody, Workflow},
     },
@@ -106,6 +107,12 @@ pub struct WantedWorkflowBody {
     /// Hours without a completed run of the workflow after which an event tells of it; absent or null: never.
     #[schema(minimum = 1, maximum = 8760)]
     silence_hours: Option<i32>,
+    /// Starts in a row of which the last one counts; absent or null: all of them do.
+    debounce: Option<DebounceBody>,
+    /// Rate at which runs start; absent or null: none.
+    throttle: Option<ThrottleBody>,
+    /// Limit of the runs under way at a time; absent or null: none.
+    concurrency: Option<ConcurrencyBody>,
 }
 
 /// Get a workflow by its name

@@ -39,7 +39,7 @@ use crate::{
     },
     input::{FieldError, Object, member},
     trigger::{Labels, NewTriggerBody},
-    workflow::{DeadlineAction, Expose},
+    workflow::{DeadlineAction, Expose, FlowControl},
 };
 
 /// Time-out of an import, which is all or nothing. Together with its last statements it stays within the time-out of
@@ -132,6 +132,9 @@ pub struct ExportedWorkflow {
     /// Hours of silence; absent if it is not watched.
     #[serde(skip_serializing_if = "Option::is_none")]
     silence_hours: Option<i32>,
+    /// Flow control: `debounce`, `throttle` and `concurrency`; absent if there is none.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    flow: Option<FlowControl>,
 }
 
 impl From<WorkflowRow> for ExportedWorkflow {
@@ -149,6 +152,7 @@ impl From<WorkflowRow> for ExportedWorkflow {
             deadline_seconds: row.watch.deadline_seconds,
             deadline_action: row.watch.deadline_action,
             silence_hours: row.watch.silence_hours,
+            flow: row.flow_control.map(|flow| flow.0),
         }
     }
 }

@@ -91,7 +91,8 @@ fn read_missing(node: &Node<'_>) -> Read<MissingMock> {
 /// Test a workflow without calling agents
 ///
 /// Executes the workflow with mocked answers in virtual time, by the code that executes runs. Nothing is stored or sent,
-/// and no agent is called. The status is 200 however the tested run ends.
+/// and no agent is called. Flow control is ignored: no tested run waits, or makes others wait. The status is 200 however
+/// the tested run ends.
 #[utoipa::path(
     post, path = "/workflows/{workflow_id}/test", tag = "workflows",
     params(("workflow_id" = uuid::Uuid, Path)),

@@ -49,9 +49,15 @@ impl Counts {
                 metrics::gauge!("events_pending", "reader" => reader).set(count as f64);
                 metrics::gauge!("events_pending_oldest_age_seconds", "reader" => reader).set(secs);
             }
-            let OpenRuns { waiting, running, parked, paused } = runs;
-            for (state, count) in [("waiting", waiting), ("running", running), ("parked", parked), ("paused", paused)] {
+            let OpenRuns { waiting, debounced, throttled, without_slot, running, parked, paused } = runs;
+            let held = debounced + throttled + without_slot;
+            for (state, count) in
+                [("waiting", waiting), ("held", held), ("running", running), ("parked", parked), ("paused", paused)]
+            {
                 metrics::gauge!("workflow_runs", "state" => state).set(count as f64);
+            }
+            for (stage, count) in [("debounce", debounced), ("throttle", throttled), ("concurrency", without_slot)] {
+                metrics::gauge!("flow_control_held_runs", "stage" => stage).set(count as f64);
             }
             metrics::gauge!("workflow_instances_active").set(active as f64);
             metrics::gauge!("workflow_runs_oldest_waiting_seconds").set(waited_secs);

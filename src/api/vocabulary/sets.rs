@@ -133,10 +133,21 @@ sets! {
     /// Kind of an entry of a run's log.
     RunEventKind = [
         "run.created", "run.dispatched", "run.started", "run.taken_over", "run.completed", "run.failed",
-        "run.cancelled", "run.retried", "run.paused", "run.resumed", "run.changed", "attempt.started",
+        "run.cancelled", "run.retried", "run.paused", "run.resumed", "run.queued", "run.admitted", "run.changed", "attempt.started",
         "attempt.waiting", "attempt.completed", "attempt.failed", "attempt.skipped", "attempt.changed",
         "callback.answered", "agent.answered", "agent.failed",
     ];
+    /// What happens to a run for which the concurrency of its workflow has no room. `queue`: it waits; `skip`: it ends at
+    /// once as cancelled; `cancel_running`: the oldest runs of the key are cancelled.
+    ConcurrencyPolicy = workflow::ConcurrencyPolicy::ALL.map(workflow::ConcurrencyPolicy::as_str);
+    /// What happens to a run that comes too early for the throttle of its workflow. `queue`: it waits; `drop`: it ends at
+    /// once as cancelled.
+    ThrottlePolicy = workflow::ThrottlePolicy::ALL.map(workflow::ThrottlePolicy::as_str);
+    /// Stage of flow control. A run passes them in this order.
+    FlowStage = workflow::FlowStage::ALL.map(workflow::FlowStage::as_str);
+    /// Decision of a stage of flow control. `arrived`: there is none yet; `queued`: the run waits; `admitted`: it may run;
+    /// `skipped` (concurrency), `dropped` (throttle), `replaced`: it was cancelled.
+    FlowState = ["arrived", "queued", "admitted", "skipped", "dropped", "replaced"];
     /// Severity of an entry of a run's log.
     LogLevel = run::Level::ALL.map(run::Level::as_str);
     /// Sort key of a list of runs.

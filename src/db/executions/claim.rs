@@ -90,6 +90,7 @@ fn claim_sql() -> String {
                     ELSE r.traceparent END
             FROM request m
             WHERE r.run_id = m.run_id AND (r.lease_token = m.lease_token OR (r.status = 'PENDING' AND r.paused_at IS NULL
+                AND (r.flow_state IS NULL OR r.flow_state = 'admitted')
                 AND (r.execution_event_id = m.event_id OR r.execution_event_id IS NULL OR m.event_id IS NULL)))
             RETURNING r.run_id, r.workflow_id, r.workflow_name, r.correlation_id, r.traceparent,
                 CASE WHEN m.input IS NULL THEN r.input_data::text END AS input_data, r.organization_id,

@@ -56,6 +56,7 @@ pub async fn find_shown(
             priority, paused_at AT TIME ZONE 'UTC' AS paused_at, parent_run_id, parent_step_id, traceparent, limits,
             deadline_at AT TIME ZONE 'UTC' AS deadline_at, deadline_missed_at AT TIME ZONE 'UTC' AS deadline_missed_at,
             trigger_kind, trigger_id, trigger_at, chain_depth,
+            flow_stage, flow_state, flow_key,
             CASE WHEN pg_column_size(output_data) <= $3 THEN output_data END AS output_data, {OF_RUN} AS usage
         FROM unnest((SELECT $1::text[]), (SELECT $2::text[])) WITH ORDINALITY AS wanted (id, organization, place)
             JOIN (

@@ -10,12 +10,17 @@ use uuid::Uuid;
 
 use crate::{
     access::{Actor, Countable, OrganizationId},
-    db::{Error, PooledConnection, idempotency::IdempotencyKey, organizations},
+    db::{
+        Error, PooledConnection,
+        flow::{self, Decided, FlowKey, FlowState},
+        idempotency::IdempotencyKey,
+        organizations,
+    },
     id,
     input::to_raw,
     timestamp::Timestamp,
     usage::Limits,
-    workflow::{Deadline, DeadlineAction},
+    workflow::{Deadline, DeadlineAction, FlowControl, FlowKeys},
 };
 
 /// Definition as it was read, and the stamp that proves it unchanged when the run is written.
@@ -31,6 +36,8 @@ pub struct Definition {
     pub version: i32,
     /// Plan for the message.
     pub plan: Box<RawValue>,
+    /// Flow control of the workflow.
+    pub flow: Option<FlowControl>,
     /// See [`PinnedDefinition::stamp`](crate::db::workflows::PinnedDefinition::stamp).
     pub stamp: String,
 }
@@ -66,6 +73,17 @@ pub struct NewRun {
     pub is_queued: bool,
     /// Id of the audit entry.
     pub audit_id: Uuid,
+    /// Keys of flow control, [`FlowControl::keys`]; `None`: it is not controlled, and starts at once. A controlled run is
+    /// held: its message is written when it is admitted.
+    pub flow: Option<FlowKeys>,
+}
+
+impl NewRun {
+    /// Its keys of flow control.
+    fn flow_keys(&self) -> impl Iterator<Item = FlowKey> + '_ {
+        let Definition { organization, name, .. } = &*self.definition;
+        self.flow.iter().flat_map(move |keys| FlowKey::of(keys, organization.as_str(), name))
+    }
 }
 
 /// Trigger that starts a run, as the run's row says it.
@@ -117,16 +135,26 @@ pub struct Started {
     pub run_ids: Vec<String>,
     /// Number of runs of the batch that the quota admitted; nothing was written for the others.
     pub admitted: usize,
+    /// What was decided for controlled runs, of the batch and others of their keys.
+    pub decided: Decided,
+    /// States of the runs, if some are controlled.
+    pub states: Vec<FlowState>,
 }
 
-/// Starts the runs that the quota admits, in the order of the batch.
+/// Starts the runs that the quota admits, in the order of the batch. If some are controlled, it is decided in the same
+/// transaction which of them start.
 pub async fn start(conn: &mut PooledConnection, batch: &StartBatch, audit: bool) -> Result<Started, Error> {
     let StartBatch { runs, quota, messages } = batch;
-    let Some(quota) = quota else {
-        return Ok(Started { run_ids: insert_all(conn, runs, *messages, audit).await?, admitted: runs.len() });
-    };
+    if quota.is_none() && runs.iter().all(|run| run.flow.is_none()) {
+        return Ok(Started {
+            run_ids: insert_all(conn, runs, *messages, audit).await?,
+            admitted: runs.len(),
+            decided: Decided::default(),
+            states: Vec::new(),
+        });
+    }
     conn.begin().await?;
-    match start_within(conn, quota, runs, *messages, audit).await {
+    match start_within(conn, quota.as_ref(), runs, *messages, audit).await {
         Ok(started) => {
             conn.commit().await?;
             Ok(started)
@@ -138,33 +166,42 @@ pub async fn start(conn: &mut PooledConnection, batch: &StartBatch, audit: bool)
     }
 }
 
-/// As [`start`], in the caller's transaction. The messages are left to whichever process sweeps the outbox.
-pub async fn start_in(conn: &mut PgConnection, batch: &StartBatch, audit: bool) -> Result<Started, Error> {
-    let StartBatch { runs, quota, messages } = batch;
-    match quota {
-        Some(quota) => start_within(conn, quota, runs, *messages, audit).await,
-        None => Ok(Started { run_ids: insert_all(conn, runs, *messages, audit).await?, admitted: runs.len() }),
-    }
-}
-
-/// Starts as many of these runs as the quota admits.
-async fn start_within(
+/// Starts as many of these runs as the quota admits, and decides for those that are controlled, in the caller's
+/// transaction.
+pub async fn start_within(
     conn: &mut PgConnection,
-    Quota { organization, max_queued }: &Quota,
+    quota: Option<&Quota>,
     runs: &[NewRun],
     messages: Option<MessageBatch>,
     audit: bool,
 ) -> Result<Started, Error> {
-    organizations::lock_quota(conn, organization, Countable::QueuedRuns).await?;
-    let limit = i64::from(*max_queued);
-    let queued = organizations::count(&mut *conn, organization, Countable::QueuedRuns, limit).await?;
-    let admitted = usize::try_from(limit - queued).unwrap_or_default().min(runs.len());
-    let run_ids = if admitted == 0 { Vec::new() } else { insert_all(conn, &runs[..admitted], messages, audit).await? };
-    Ok(Started { run_ids, admitted })
+    let admitted = match quota {
+        None => runs.len(),
+        Some(Quota { organization, max_queued }) => {
+            organizations::lock_quota(conn, organization, Countable::QueuedRuns).await?;
+            let limit = i64::from(*max_queued);
+            let queued = organizations::count(&mut *conn, organization, Countable::QueuedRuns, limit).await?;
+            usize::try_from(limit - queued).unwrap_or_default().min(runs.len())
+        }
+    };
+    let runs = &runs[..admitted];
+    let mut keys: Vec<FlowKey> = runs.iter().flat_map(NewRun::flow_keys).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    if !keys.is_empty() {
+        flow::lock(&mut *conn, &keys).await?;
+    }
+    let run_ids = if runs.is_empty() { Vec::new() } else { insert_all(conn, runs, messages, audit).await? };
+    let (mut decided, mut states) = (Decided::default(), Vec::new());
+    if !keys.is_empty() {
+        decided = flow::admit(&mut *conn, &keys).await?;
+        states = flow::states(&mut *conn, &run_ids).await?;
+    }
+    Ok(Started { run_ids, admitted, decided, states })
 }
 
 /// Writes the run, outbox, idempotency and audit rows of all runs in one statement; outside of a transaction, in one
-/// commit.
+/// commit. Controlled runs are held; who does not decide for them leaves that to the loop that admits runs.
 async fn insert_all(
     conn: &mut PgConnection,
     runs: &[NewRun],
@@ -183,10 +220,10 @@ async fn insert_all(
             FROM unnest($1::text[], $2::uuid[], $3::int[], $4::text[], $5::text[], $6::text[], $7::text[],
                 $8::text[], $9::timestamp[], $10::uuid[], $11::boolean[], $12::text[], $13::text[], $14::bytea[],
                 $15::uuid[], $16::uuid[], $18::uuid[], $19::text[], $20::smallint[], $21::text[], $24::text[], $25::text[], $26::int[], $27::text[],
-                $28::text[])
+                $28::text[], $29::text[])
                 AS r (run_id, definition_id, version, stamp, workflow_name, input_data, triggered_by, correlation_id,
                     created_at, event_id, is_queued, key_scope, key, fingerprint, audit_id, entity_id, key_id, address,
-                    priority, traceparent, context_id, limits, own_deadline, own_action, started_by)
+                    priority, traceparent, context_id, limits, own_deadline, own_action, started_by, flow)
             JOIN workflow_definitions d ON d.id = r.definition_id AND d.xmin::text = r.stamp
         ), claimed AS (
             INSERT INTO idempotency_keys (scope, key, fingerprint, run_id)
@@ -201,13 +238,17 @@ async fn insert_all(
             INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, workflow_definition_id, status, input_data,
                 triggered_by, created_at, updated_at, workflow_version, correlation_id, execution_event_id,
                 organization_id, priority, traceparent, context_id, limits, deadline_seconds, deadline_action, deadline_at,
-                deadline_due_at, trigger_kind, trigger_id, trigger_at, chain_depth)
+                deadline_due_at, trigger_kind, trigger_id, trigger_at, chain_depth, flow_stage, flow_key, flow_rest,
+                flow_state, flow_at, redispatch_at)
             SELECT run_id, definition_id::text, workflow_name, definition_id::text, 'PENDING', input,
                 triggered_by, created_at, created_at, version, correlation_id, event_id, organization_id, priority,
                 traceparent, context_id, limits::jsonb, deadline, CASE WHEN deadline IS NOT NULL THEN action END,
                 now() + make_interval(secs => deadline), now() + make_interval(secs => deadline),
                 cause ->> 'kind', (cause ->> 'id')::uuid, (cause ->> 'at')::timestamptz,
-                coalesce((cause ->> 'depth')::smallint, 0)
+                coalesce((cause ->> 'depth')::smallint, 0), flow::jsonb ->> 'stage', flow::jsonb ->> 'key',
+                flow::jsonb -> 'rest', CASE WHEN flow IS NOT NULL THEN 'arrived' END, CASE WHEN flow IS NOT NULL THEN now() END,
+                -- The sweep for lost messages, of the release before too, leaves a held run alone.
+                CASE WHEN flow IS NOT NULL THEN 'infinity'::timestamptz END
             FROM accepted
         ), message AS (
             INSERT INTO outbox (run_id, event_id, kind)
@@ -237,7 +278,7 @@ async fn insert_all(
     .bind(column(runs, |run| run.actor.correlation_id.as_str()))
     .bind(column(runs, |run| run.created_at.as_naive_utc()))
     .bind(column(runs, |run| run.event_id))
-    .bind(column(runs, |run| run.is_queued))
+    .bind(column(runs, |run| run.flow.is_none().then_some(run.is_queued)))
     .bind(key(|key| &key.scope))
     .bind(key(|key| &key.key))
     .bind(column(runs, |run| run.key.as_ref().map(|key| key.fingerprint.as_slice())))
@@ -255,6 +296,7 @@ async fn insert_all(
     .bind(column(runs, |run| run.deadline.seconds))
     .bind(column(runs, |run| run.deadline.action.map(DeadlineAction::as_str)))
     .bind(column(runs, |run| run.trigger.as_deref().map(|trigger| to_raw(trigger).get().to_owned())))
+    .bind(column(runs, |run| run.flow.as_ref().map(|keys| keys.to_json().get().to_owned())))
     .fetch_all(conn)
     .await?)
 }

@@ -12,9 +12,9 @@ use crate::{
         workflows::PinnedDefinition,
     },
     id,
-    input::shorten,
+    input::{FieldError, shorten},
     telemetry::catalogue,
-    workflow::{InputSchema, Step, WorkflowStatus, wait_config::SubWorkflowConfig},
+    workflow::{FlowKeys, FlowStage, InputSchema, Step, WorkflowStatus, wait_config::SubWorkflowConfig},
 };
 
 impl Run {
@@ -98,6 +98,7 @@ impl Run {
                 return Err(refused(super::joined(&texts)));
             }
         }
+        let flow = self.flow(&definition, &input, called).await?;
         // The last check, since the start counts towards the limits.
         self.check_family().await?;
         Ok(ChildRun {
@@ -108,7 +109,33 @@ impl Run {
             input,
             traceparent: self.trace.context().map(|context| context.to_string()),
             is_limited: self.is_limited(),
+            flow,
         })
+    }
+
+    /// Keys of flow control of the other run. It needs no slot inside of a run that has one of the same key, which would
+    /// wait for itself, and nothing takes the place of a run that a step waits for. A simulation has no flow control.
+    async fn flow(
+        &self,
+        definition: &PinnedDefinition,
+        input: &RawValue,
+        called: &str,
+    ) -> Result<Option<FlowKeys>, String> {
+        let Some(flow) = definition.flow_control.as_ref().filter(|_| self.executor.simulated().is_none()) else {
+            return Ok(None);
+        };
+        let refused = |error: FieldError| format!("the input of workflow '{}': {}", shorten(called), error.message);
+        let keys = flow.0.keys(input).map_err(refused)?.and_then(|keys| keys.without(FlowStage::Debounce));
+        let Some(keys) = keys else { return Ok(None) };
+        let slot = keys.iter().find(|(stage, _)| *stage == FlowStage::Concurrency).map(|(_, key)| key.to_owned());
+        let Some(key) = slot else { return Ok(Some(keys)) };
+        let is_inside = self
+            .database(|pool| {
+                let (run_id, name, key) = (self.run_id.clone(), definition.name.clone(), key.clone());
+                async move { db::flow::is_held_by_family(&pool, &run_id, &name, &key).await }
+            })
+            .await;
+        Ok(if is_inside { keys.without(FlowStage::Concurrency) } else { Some(keys) })
     }
 }
 

@@ -114,7 +114,7 @@ fn list_name(sort: Sort) -> &'static str {
 
 /// Get a run
 ///
-/// Includes its output, once it is completed.
+/// Includes its output, once it is completed, and why it waits, if the flow control of its workflow holds it.
 #[utoipa::path(
     get, path = "/runs/{run_id}", tag = "runs", params(("run_id" = String, Path)),
     responses((status = 200, body = RunDetail), (status = 404, body = ErrorBody)),
@@ -125,5 +125,10 @@ pub async fn get_run(
     RunId(run_id): RunId,
 ) -> Result<Json<RunDetail>, ApiError> {
     let run = app.runs.find(caller.organization(), &run_id).await?.ok_or_else(ApiError::run_not_found)?;
-    Ok(Json(RunDetail::from(*run)))
+    let run = RunDetail::from(*run);
+    if !run.is_held() {
+        return Ok(Json(run));
+    }
+    let waiting = db::flow::waiting(&app.pool, &run_id).await?;
+    Ok(Json(run.waiting(waiting)))
 }

@@ -13,7 +13,10 @@ use crate::{
         },
         vocabulary::{page::Page, sets},
     },
-    db::runs::{RunRow, ShownRun, StepRow},
+    db::{
+        flow::{FlowState, Waiting},
+        runs::{RunRow, ShownRun, StepRow},
+    },
     input::object_of,
     run::RunStatus,
     run_writer::StartedRun,
@@ -88,6 +91,8 @@ pub struct Run {
     deadline_missed_at: Option<Timestamp>,
     /// Trigger that started it; null: a client did, or another run.
     trigger: Option<RunTrigger>,
+    /// Place in the flow control of its workflow; null: it is not under flow control.
+    flow_control: Option<RunFlow>,
 }
 
 /// Trigger that started a run.
@@ -109,6 +114,30 @@ impl RunTrigger {
     fn of(row: &RunRow) -> Option<Self> {
         let (Some(kind), Some(id), Some(at)) = (&row.trigger_kind, row.trigger_id, row.trigger_at) else { return None };
         Some(Self { kind: kind.clone(), id, at: at.into(), depth: row.chain_depth })
+    }
+}
+
+/// Place of a run in the flow control of its workflow.
+#[derive(Serialize, ToSchema)]
+#[schema(as = RunFlowControl)]
+pub struct RunFlow {
+    /// Stage that it has reached.
+    #[schema(value_type = sets::FlowStage)]
+    stage: String,
+    /// What the stage has decided. A run in `arrived` or `queued` is PENDING, and executors do not know of it yet.
+    #[schema(value_type = sets::FlowState)]
+    state: String,
+    /// Value of the stage's `key` for its input; null: all runs of the workflow count together.
+    key: Option<String>,
+}
+
+impl RunFlow {
+    fn new(stage: Option<String>, state: Option<String>, key: Option<String>) -> Option<Self> {
+        Some(Self { stage: stage?, state: state?, key: key.filter(|key| !key.is_empty()) })
+    }
+
+    fn is_held(&self) -> bool {
+        ["arrived", "queued"].contains(&self.state.as_str())
     }
 }
 
@@ -139,6 +168,7 @@ impl From<RunRow> for Run {
             deadline_at: row.deadline_at,
             deadline_missed_at: row.deadline_missed_at,
             trigger,
+            flow_control: RunFlow::new(row.flow_stage, row.flow_state, row.flow_key),
         }
     }
 }
@@ -147,7 +177,21 @@ impl Run {
     /// A run that has just been written, without reading it from the database.
     #[must_use]
     pub fn started(started: StartedRun) -> Self {
-        let StartedRun { request, run_id, created_at } = started;
+        let StartedRun { request, run_id, created_at, state } = started;
+        let flow = request.flow.as_ref().and_then(|keys| {
+            let (stage, key) = keys.iter().next()?;
+            Some((stage.as_str().to_owned(), key.to_owned()))
+        });
+        let (status, flow_control, error_message) = if let Some(state) = state {
+            let FlowState { status, flow_stage, flow_state, flow_key, error_message, .. } = *state;
+            (status, RunFlow::new(flow_stage, flow_state, flow_key), error_message)
+        } else {
+            // Of a controlled run the loop that admits runs has still to decide.
+            let (stage, key) = flow.unzip();
+            let state = stage.as_ref().map(|_| "arrived".to_owned());
+            (RunStatus::Pending.as_str().to_owned(), RunFlow::new(stage, state, key), None)
+        };
+        let is_skipped = status == RunStatus::Cancelled.as_str();
         let workflow_id = request.definition.id.to_string();
         Self {
             id: run_id.clone(),
@@ -155,7 +199,7 @@ impl Run {
             workflow_definition_id: Some(workflow_id.clone()),
             workflow_id,
             workflow_name: request.definition.name.clone(),
-            status: RunStatus::Pending.as_str().to_owned(),
+            status,
             priority: request.priority,
             input_data: Some(request.input),
             input_data_omitted: None,
@@ -163,9 +207,9 @@ impl Run {
             created_at,
             updated_at: created_at,
             completed_at: None,
-            cancelled_at: None,
-            cancelled_by: None,
-            error_message: None,
+            cancelled_at: is_skipped.then_some(created_at),
+            cancelled_by: is_skipped.then(|| "system".to_owned()),
+            error_message,
             paused_at: None,
             parent_run_id: None,
             parent_step_id: None,
@@ -173,6 +217,7 @@ impl Run {
             deadline_at: None,
             deadline_missed_at: None,
             trigger: None,
+            flow_control,
         }
     }
 }
@@ -181,6 +226,9 @@ impl Run {
     /// The run in the state after it was written, which was the answer to the first request.
     #[must_use]
     pub fn as_started(self) -> Self {
+        if self.flow_control.as_ref().is_some_and(|flow| ["skipped", "dropped"].contains(&flow.state.as_str())) {
+            return self;
+        }
         Self {
             status: RunStatus::Pending.as_str().to_owned(),
             updated_at: self.created_at,
@@ -192,6 +240,18 @@ impl Run {
             deadline_at: None,
             deadline_missed_at: None,
             ..self
+        }
+    }
+
+    /// Code of its end, if the flow control of its workflow cancelled it.
+    fn flow_code(&self) -> Option<&'static str> {
+        let RunFlow { stage, state, .. } = self.flow_control.as_ref()?;
+        match (state.as_str(), stage.as_str()) {
+            ("skipped", _) => Some("skipped_by_concurrency"),
+            ("dropped", _) => Some("dropped_by_throttle"),
+            ("replaced", "debounce") => Some("replaced_by_debounce"),
+            ("replaced", _) => Some("replaced_by_concurrency"),
+            _ => None,
         }
     }
 
@@ -216,18 +276,74 @@ pub struct RunDetail {
     /// Output of the last step, once the run is completed.
     #[schema(value_type = Option<HashMap<String, Value>>)]
     output_data: Option<Box<RawValue>>,
-    /// Code of the failure: `budget_exceeded` if a call or a step did not fit into the limits; otherwise null.
+    /// Code of the end: `budget_exceeded` if a call or a step did not fit into the limits; one that names the stage, such
+    /// as `skipped_by_concurrency`, if the flow control of the workflow cancelled it; otherwise null.
     #[schema(example = "budget_exceeded")]
     error_code: Option<&'static str>,
     /// What it has used; null if nothing was counted: it has no limits, and its agents told no usage and have no price.
     usage: Option<RunUsage>,
+    /// Why the run has not started, if the flow control of its workflow holds it; only in the answer to a read of this
+    /// run, and otherwise null.
+    waiting: Option<WaitingRun>,
+}
+
+/// Why a run has not started.
+#[derive(Serialize, ToSchema)]
+pub struct WaitingRun {
+    /// Stage of flow control that holds it.
+    #[schema(value_type = sets::FlowStage)]
+    reason: String,
+    /// For `concurrency`: runs of the same key that are under way; otherwise 0.
+    running: i64,
+    /// Limit of the stage; null: there is none, or none any more.
+    limit: Option<i32>,
+    /// For `concurrency` and `throttle`: runs of the same key that start before it, counted up to 1000.
+    ahead: i64,
+    /// For `debounce`: time at which it goes on, if no further start comes.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    due_at: Option<Timestamp>,
+    /// The same for people.
+    #[schema(example = "3 of 3 runs with this key are under way, and 4 wait before this one")]
+    message: String,
+}
+
+impl From<Waiting> for WaitingRun {
+    fn from(waiting: Waiting) -> Self {
+        let Waiting { stage, running, ahead, most, period_secs, due_at } = waiting;
+        let message = match (stage.as_str(), most, period_secs) {
+            ("concurrency", Some(most), _) => {
+                format!("{running} of {most} runs with this key are under way, and {ahead} wait before this one")
+            }
+            ("throttle", Some(most), Some(secs)) => {
+                format!("{most} runs with this key start in {secs} s, and {ahead} wait before this one")
+            }
+            ("debounce", ..) if due_at.is_some() => {
+                "It starts when no other run with this key has been started for a while".to_owned()
+            }
+            _ => "It starts soon".to_owned(),
+        };
+        Self { reason: stage, running, limit: most, ahead, due_at, message }
+    }
 }
 
 impl RunDetail {
     /// A run without output.
     #[must_use]
     pub fn open(run: Run) -> Self {
-        Self { run, output_data: None, error_code: None, usage: None }
+        let error_code = run.flow_code();
+        Self { run, output_data: None, error_code, usage: None, waiting: None }
+    }
+
+    /// Whether the flow control of its workflow holds it.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.run.status == RunStatus::Pending.as_str() && self.run.flow_control.as_ref().is_some_and(RunFlow::is_held)
+    }
+
+    /// The run with the reason why it is held.
+    #[must_use]
+    pub fn waiting(self, waiting: Option<Waiting>) -> Self {
+        Self { waiting: waiting.map(Into::into), ..self }
     }
 
     /// The run's id.
@@ -254,12 +370,9 @@ impl From<ShownRun> for RunDetail {
         let usage = shown.usage.map(|usage| RunUsage::from(usage.0));
         let is_over = shown.run.status == RunStatus::Failed.as_str()
             && usage.as_ref().is_some_and(|usage| usage.exceeded.is_some());
-        Self {
-            run: shown.run.into(),
-            output_data: shown.output.map(|json| json.0),
-            error_code: is_over.then_some("budget_exceeded"),
-            usage,
-        }
+        let run = Run::from(shown.run);
+        let error_code = if is_over { Some("budget_exceeded") } else { run.flow_code() };
+        Self { run, output_data: shown.output.map(|json| json.0), error_code, usage, waiting: None }
     }
 }
 

@@ -66,7 +66,8 @@ request_object! {
 /// Execute a workflow
 ///
 /// Starts a run of the workflow's current content. The run is durable once this is answered; it is executed as soon
-/// as Kafka and an executor are available.
+/// as Kafka and an executor are available, and the flow control of the workflow allows it. A run that flow control refuses
+/// has ended in the answer, as CANCELLED and with an `error_code`.
 #[utoipa::path(
     post, path = "/workflows/{workflow_id}/execute", tag = "workflows",
     params(

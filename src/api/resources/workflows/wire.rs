@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
+use super::flow::{ConcurrencyBody, DebounceBody, ThrottleBody};
 use crate::{
     access::OrganizationId,
     api::{
@@ -16,7 +17,7 @@ use crate::{
     db::{self, workflows::WorkflowRow},
     input::{FieldError, MAX_ERRORS},
     timestamp::Timestamp,
-    workflow::{Content, DeadlineAction, Expose},
+    workflow::{Concurrency, Content, DeadlineAction, Debounce, Expose, Throttle},
 };
 
 /// Page of the list of workflows.
@@ -66,6 +67,16 @@ pub struct Workflow {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String, format = DateTime)]
     last_success_at: Option<Timestamp>,
+    /// Starts in a row of which the last one counts; null if all of them do. The same for all versions, like the next
+    /// two.
+    #[schema(value_type = Option<DebounceBody>)]
+    debounce: Option<Debounce>,
+    /// Rate at which runs start; null if there is none.
+    #[schema(value_type = Option<ThrottleBody>)]
+    throttle: Option<Throttle>,
+    /// Limit of the runs under way at a time; null if there is none.
+    #[schema(value_type = Option<ConcurrencyBody>)]
+    concurrency: Option<Concurrency>,
     /// Time of creation.
     #[schema(value_type = String, format = DateTime)]
     created_at: Timestamp,
@@ -109,6 +120,7 @@ impl Workflow {
 
 impl From<WorkflowRow> for Workflow {
     fn from(row: WorkflowRow) -> Self {
+        let flow = row.flow_control.map(|flow| flow.0).unwrap_or_default();
         Self {
             id: row.id,
             name: row.name,
@@ -124,6 +136,9 @@ impl From<WorkflowRow> for Workflow {
             silence_hours: row.watch.silence_hours,
             silent_since: None,
             last_success_at: None,
+            debounce: flow.debounce,
+            throttle: flow.throttle,
+            concurrency: flow.concurrency,
             created_at: row.created_at,
             updated_at: row.updated_at,
             created_by: row.created_by,
@@ -202,6 +217,12 @@ pub struct NewWorkflowBody {
     /// Hours without a completed run of the workflow after which an event tells of it; null: never.
     #[schema(minimum = 1, maximum = 8760)]
     silence_hours: Option<i32>,
+    /// Starts in a row of which the last one counts; null: all of them do.
+    debounce: Option<DebounceBody>,
+    /// Rate at which runs start; null: none.
+    throttle: Option<ThrottleBody>,
+    /// Limit of the runs under way at a time; null: none.
+    concurrency: Option<ConcurrencyBody>,
 }
 
 /// Body of an update request; absent members stay unchanged.
@@ -236,6 +257,13 @@ pub struct WorkflowPatchBody {
     /// version, like the deadline.
     #[schema(minimum = 1, maximum = 8760)]
     silence_hours: Option<i32>,
+    /// Starts in a row of which the last one counts; null: all of them do. Makes no new version, and holds for all of
+    /// them, like the next two.
+    debounce: Option<DebounceBody>,
+    /// Rate at which runs start; null: none.
+    throttle: Option<ThrottleBody>,
+    /// Limit of the runs under way at a time; null: none.
+    concurrency: Option<ConcurrencyBody>,
     /// Whether it may be executed.
     #[schema(required = false)]
     status: sets::SettableStatus,
