@@ -4,6 +4,7 @@ pub mod answer_callback;
 pub mod api_keys;
 pub mod backfill;
 pub mod cancel_run;
+pub mod console_session;
 pub mod fire_schedule;
 pub mod fire_trigger;
 pub mod import;
@@ -19,6 +20,7 @@ pub mod rotate_keys;
 pub mod save_agent;
 pub mod save_trigger;
 pub mod save_workflow;
+pub mod saved_views;
 pub mod start_run;
 pub mod webhooks;
 

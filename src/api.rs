@@ -19,10 +19,10 @@ use utoipa_axum::{
 };
 
 use self::{
-    gate::{Gate, docs, layer::GateLayer, request},
+    gate::{Gate, console, docs, layer::GateLayer, request},
     resources::{
-        a2a, agent_pushes, agent_stats, agents, api_keys, audit, backtests, by_name, callbacks, dead_letters,
-        definitions, event_ticket, graph, hooks, mcp, organizations, run_log, runs, storage, system, transfer,
+        a2a, agent_pushes, agent_stats, agents, api_keys, audit, backtests, by_name, callbacks, console_session,
+        dead_letters, definitions, event_ticket, graph, hooks, mcp, organizations, run_log, runs, saved_views, storage, system, transfer,
         triggers, usage, webhook_events, webhooks, workflow_tests, workflows,
     },
     vocabulary::app::App,
@@ -55,9 +55,12 @@ const BUSINESS: &[MakeHandlers] = &[
     || routes!(by_name::execute_workflow_by_name),
     || routes!(transfer::export_definitions),
     || routes!(transfer::import_definitions),
+    || routes!(graph::draw_definition),
     || routes!(graph::draw_workflow),
     || routes!(graph::draw_run),
     || routes!(runs::read::list_runs),
+    || routes!(runs::counts::count_runs),
+    || routes!(runs::bulk::change_runs),
     || routes!(runs::read::get_run),
     || routes!(runs::steps::list_steps),
     || routes!(run_log::get_logs),
@@ -106,6 +109,8 @@ const BUSINESS: &[MakeHandlers] = &[
     || routes!(organizations::get_organization, organizations::update_organization),
     || routes!(storage::get_storage),
     || routes!(webhook_events::list_event_types),
+    || routes!(saved_views::list_views, saved_views::create_view),
+    || routes!(saved_views::get_view, saved_views::update_view, saved_views::delete_view),
 ];
 
 /// Routes at the root.
@@ -121,23 +126,31 @@ const ROOT: &[MakeHandlers] = &[
     || routes!(mcp::call_mcp),
 ];
 
+/// Routes of the console at the root, if it is served.
+const CONSOLE: &[MakeHandlers] =
+    &[|| routes!(console_session::get_session, console_session::create_session, console_session::delete_session)];
+
 /// All routes with their document, which begins with `document`. The handlers are added as `shape` leaves them.
 fn routes(
-    prefix: &str,
+    api: &config::Api,
     document: OpenApi,
     shape: fn(UtoipaMethodRouter<App>) -> UtoipaMethodRouter<App>,
 ) -> OpenApiRouter<App> {
     let add = |routes: OpenApiRouter<App>, list: &[MakeHandlers]| {
         list.iter().fold(routes, |routes, handlers| routes.routes(shape(handlers())))
     };
-    let (business, root) = (add(OpenApiRouter::new(), BUSINESS), add(OpenApiRouter::with_openapi(document), ROOT));
+    let (business, mut root) = (add(OpenApiRouter::new(), BUSINESS), add(OpenApiRouter::with_openapi(document), ROOT));
+    if api.console {
+        root = add(root, CONSOLE);
+    }
+    let prefix = &api.prefix;
     if prefix.is_empty() { root.merge(business) } else { root.nest(prefix, business) }
 }
 
 /// OpenAPI document of all routes. `key_header` is the header that carries an API key.
 #[must_use]
 pub fn document(api: &config::Api, key_header: &str) -> OpenApi {
-    let routes = routes(&api.prefix, docs::document(api, key_header), |handlers| handlers);
+    let routes = routes(api, docs::document(api, key_header), |handlers| handlers);
     let mut document = routes.into_openapi();
     if let Some(components) = &mut document.components {
         // It is the data of events, which no answer's schema leads to.
@@ -156,10 +169,12 @@ pub fn whole_document(api: &config::Api, key_header: &str) -> docs::Document {
 /// The complete service: the routes with the gate around each.
 pub fn router(gate: &Gate) -> Router {
     let app = &gate.app;
-    let (routes, outline) = routes(&app.config.api.prefix, OpenApi::default(), docs::outline).split_for_parts();
+    let (routes, outline) = routes(&app.config.api, OpenApi::default(), docs::outline).split_for_parts();
     let documentation = if app.config.api.docs { docs::router(whole_document) } else { Router::new() };
+    let pages = if app.config.api.console { console::router() } else { Router::new() };
     let service = routes
         .merge(documentation)
+        .merge(pages)
         .fallback(request::no_such_route)
         .method_not_allowed_fallback(request::no_such_method)
         .layer(GateLayer::new(gate, &outline))

@@ -17,7 +17,7 @@ mod conversation;
 mod diff;
 mod expose;
 mod flow;
-mod graph;
+pub mod graph;
 mod input_schema;
 mod plan;
 mod reading;
@@ -202,6 +202,12 @@ impl Draft {
     #[must_use]
     pub fn summary(&self) -> Summary {
         Summary::of(&self.start_step, &self.steps)
+    }
+
+    /// Graph of the steps, valid or not.
+    #[must_use]
+    pub fn graph(&self) -> Graph {
+        Graph::of(&self.start_step, &self.steps, &std::collections::HashMap::new())
     }
 
     /// Checks the rules that need all steps.

@@ -5,6 +5,7 @@ pub mod access;
 pub mod auth;
 pub mod body;
 pub mod compression;
+pub mod console;
 pub mod cors;
 pub mod docs;
 pub mod endpoints;

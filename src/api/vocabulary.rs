@@ -19,6 +19,8 @@ pub mod page;
 pub mod parameters;
 pub mod prefer;
 pub mod request_permit;
+pub mod session;
+pub mod session_cache;
 pub mod sets;
 pub mod signing;
 pub mod streamed;

@@ -1,4 +1,4 @@
-//! Settings of the HTTP API: `API_*`, `PUBLIC_URL`, `ENABLE_DOCS`, `CORS_*` and the page sizes.
+//! Settings of the HTTP API: `API_*`, `PUBLIC_URL`, `ENABLE_DOCS`, `CONSOLE_ENABLED`, `CORS_*` and the page sizes.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -6,6 +6,7 @@ use super::{Reader, Section};
 
 /// Settings of the HTTP API.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a setting of its own")]
 pub struct Api {
     /// `API_TITLE`.
     pub title: String,
@@ -31,6 +32,8 @@ pub struct Api {
     pub has_public_url: bool,
     /// `ENABLE_DOCS`: serve the OpenAPI document and its viewers.
     pub docs: bool,
+    /// `CONSOLE_ENABLED`: serve the console.
+    pub console: bool,
     /// `API_RELOAD`: accepted for compatibility, without effect in a compiled service.
     pub reload: bool,
 }
@@ -64,6 +67,7 @@ impl Section for Api {
             }
             bare.parse().map_err(|_| format!("must be an IP address, not {value:?}"))
         });
+        let console = reader.boolean("console_enabled", true);
         let prefix = reader.parsed("api_prefix", "/api/v1".to_owned(), |value| {
             let path = value.trim_matches('/');
             let plain = |c: char| c.is_ascii_alphanumeric() || "-._~/".contains(c);
@@ -79,6 +83,9 @@ impl Section for Api {
                 return Err(format!(
                     "must not lie below /a2a and /mcp, which have routes of their own, as {value:?} does"
                 ));
+            }
+            if console == Some(true) && path.split('/').next() == Some("console") {
+                return Err(format!("must not lie below /console unless CONSOLE_ENABLED is false, as {value:?} does"));
             }
             Ok(if path.is_empty() { String::new() } else { format!("/{path}") })
         });
@@ -119,6 +126,7 @@ impl Section for Api {
             public_url: public_url?,
             has_public_url: reader.has("public_url"),
             docs: docs?,
+            console: console?,
             reload: reload?,
         })
     }

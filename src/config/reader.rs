@@ -57,7 +57,7 @@ variables! {
     default_agent_timeout_ms, default_agent_max_retries, default_agent_initial_delay_ms, default_agent_max_delay_ms,
     default_agent_backoff_multiplier,
     quota_agents, quota_workflows, quota_api_keys, quota_queued_runs,
-    enable_docs, enable_metrics, metrics_access, enable_audit_logging, audit_retention_days, readiness_requires_kafka,
+    enable_docs, console_enabled, enable_metrics, metrics_access, enable_audit_logging, audit_retention_days, readiness_requires_kafka,
     max_concurrent_executions, max_workflow_duration_ms, max_sub_runs, max_run_steps, max_run_branches, max_run_bytes,
     max_executor_memory_bytes, max_run_memory_bytes, max_run_takeovers, management_port,
     vault_addr, vault_namespace, vault_cacert, vault_token, vault_role_id, vault_secret_id, vault_kubernetes_role,

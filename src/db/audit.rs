@@ -19,7 +19,8 @@ const MAX_SEALED: i64 = 5000;
 /// Audit entry to write.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry<'a> {
-    /// Type of the object: `agent`, `workflow`, `run`, `api_key`, `organization`, `dead_letter`, `webhook`.
+    /// Type of the object: `agent`, `workflow`, `run`, `api_key`, `organization`, `dead_letter`, `webhook`,
+    /// `session`, `saved_view`.
     pub entity_type: &'static str,
     /// Id of the object.
     pub entity_id: Uuid,
@@ -27,7 +28,8 @@ pub struct Entry<'a> {
     pub entity_name: &'a str,
     /// Action: `create`, `update`, `delete`, `execute`, `retry`, `cancel`, `pause`, `resume`, `answer_callback`,
     /// `redrive`, `discard`, `expire`, `restore`, `revoke`, `card_changed`, `health_failing`, `health_recovered`,
-    /// `rotate_secret`, `enable`, `disable`, `recover`, `redeliver`.
+    /// `rotate_secret`, `enable`, `disable`, `recover`, `redeliver`, `sign_in`,
+    /// `sign_out`.
     pub action: &'static str,
     /// Previous values of the members of `after`, without secrets; `None` if there was nothing.
     pub before: Option<&'a RawValue>,

@@ -1,5 +1,6 @@
 //! Runs, as the API reads and changes them. Writes by the executor are in `executions`.
 
+pub mod counts;
 mod list;
 mod shown;
 mod start;
@@ -15,7 +16,7 @@ pub use self::{
     list::{Filter, Sort, list},
     shown::{Found, SMALL_BYTES, ShownRun, find_shown},
     start::{Definition, MessageBatch, NewRun, Quota, StartBatch, Started, StartingTrigger, start, start_within},
-    steps::{RecordedStep, StepRow, output, recorded_steps, step_states, steps},
+    steps::{RecordedStep, StepRow, StepSummary, output, recorded_steps, step_states, step_summaries, steps},
     tasks::{TaskRow, small_outputs, task, tasks},
 };
 use super::Error;

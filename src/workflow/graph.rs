@@ -7,11 +7,12 @@ use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 
 use super::{
-    OnQuestion, Plan, Step, StepKind,
+    OnQuestion, Plan, Step, StepKind, Steps,
     wait_config::{Approval, WaitConfig},
 };
 use crate::input::text;
 
+pub mod layout;
 mod svg;
 
 /// Maximum number of characters of a label.
@@ -20,43 +21,53 @@ const MAX_LABEL_CHARS: usize = 40;
 /// Graph of a definition, with nodes and edges in the order of drawing.
 #[derive(Clone, Debug)]
 pub struct Graph {
-    nodes: Vec<Node>,
-    edges: Vec<Edge>,
+    /// Nodes, one for each step that can be reached.
+    pub nodes: Vec<Node>,
+    /// Edges.
+    pub edges: Vec<Edge>,
 }
 
 /// Node of a step.
 #[derive(Clone, Debug)]
-struct Node {
-    id: String,
-    kind: StepKind,
+pub struct Node {
+    /// Id of the step.
+    pub id: String,
+    /// Type of the step.
+    pub kind: StepKind,
     /// Agent, or details of the container.
-    about: String,
+    pub about: String,
     /// State of the step in a run, from its step rows, in upper case.
-    state: Option<String>,
+    pub state: Option<String>,
     /// Nesting depth in containers; 0 on the main chain.
-    depth: usize,
+    pub depth: usize,
 }
 
 /// Edge between two nodes, given by their indexes.
 #[derive(Clone, Debug)]
-struct Edge {
-    from: usize,
-    to: usize,
+pub struct Edge {
+    /// Index of its source.
+    pub from: usize,
+    /// Index of its target.
+    pub to: usize,
     /// Relation of the target to the source; empty for the next step.
-    label: String,
+    pub label: String,
     /// Whether the target runs inside of the source.
-    nested: bool,
+    pub nested: bool,
 }
 
 impl Graph {
     /// Graph of a plan. `states` are those of a run's steps, by id; empty without a run.
     #[must_use]
     pub fn new(plan: &Plan, states: &HashMap<String, String>) -> Self {
-        let steps = &plan.steps;
+        Self::of(&plan.start_step, &plan.steps, states)
+    }
+
+    /// Graph of steps, which need not be valid together.
+    pub(super) fn of(start_step: &str, steps: &Steps, states: &HashMap<String, String>) -> Self {
         // Depth-first order: a container, then its contents, then its successors.
         let mut order = Vec::new();
         let mut seen = HashSet::new();
-        let mut open: Vec<(&Step, usize)> = steps.get(&plan.start_step).map(|step| (step, 0)).into_iter().collect();
+        let mut open: Vec<(&Step, usize)> = steps.get(start_step).map(|step| (step, 0)).into_iter().collect();
         while let Some((step, depth)) = open.pop() {
             if !seen.insert(step.id.as_str()) {
                 continue;

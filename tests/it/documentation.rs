@@ -109,6 +109,7 @@ pub fn filled(path: &str) -> String {
         "push_id",
         "webhook_id",
         "delivery_id",
+        "view_id",
     ] {
         filled = filled.replace(&format!("{{{name}}}"), "00000000-0000-0000-0000-000000000000");
     }

@@ -75,7 +75,7 @@ async fn what_has_a_tag_is_asked_for_again_under_the_same_credentials(pool: PgPo
         assert_eq!(answer.header("cache-control"), Some("private, no-cache"));
         let vary: Vec<_> = answer.headers.get_all("vary").iter().filter_map(|value| value.to_str().ok()).collect();
         let vary = vary.join(", ").to_lowercase();
-        assert!(["origin", "authorization", "x-own-key"].iter().all(|name| vary.contains(name)), "{vary}");
+        assert!(["origin", "authorization", "x-own-key", "cookie"].iter().all(|name| vary.contains(name)), "{vary}");
     }
     let key = admin.post("/api/v1/api-keys", &json!({"name": "k", "role": "viewer"})).await;
     assert_eq!(key.header("cache-control"), Some("no-store"));

@@ -1,7 +1,11 @@
-//! The documentation pages in a real browser.
+//! The documentation pages, and signing in to the console, in a real browser.
 
 use serde_json::{Value, json};
 use sqlx::PgPool;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+};
 
 use crate::{chromium::Chromium, program::Environment};
 
@@ -31,6 +35,10 @@ async fn try_it_out_works_for_every_route(pool: PgPool) {
     for ended in [&run, &to_retry] {
         post(&environment, &format!("/api/v1/runs/{ended}/cancel"), json!({})).await;
     }
+    let view = json!({"screen": "runs", "name": "kept", "query": ""});
+    let view = post(&environment, "/api/v1/views", view).await;
+    let to_forget = json!({"screen": "runs", "name": "deleted", "query": ""});
+    let to_forget = post(&environment, "/api/v1/views", to_forget).await;
     let key = async |name: &str| {
         post(&environment, "/api/v1/api-keys", json!({"name": name, "role": "viewer"})).await["id"].take()
     };
@@ -54,6 +62,7 @@ async fn try_it_out_works_for_every_route(pool: PgPool) {
         "organization": "default", "workflow": "exposed",
         "key_id": key("kept").await, "revoke_api_key key_id": key("revoked").await,
         "agent_id": agent["id"], "workflow_id": workflow_id, "run_id": run, "name": "w", "version": "1", "other": "1",
+        "view_id": view["id"], "delete_view view_id": to_forget["id"],
         "cancel_run run_id": to_cancel, "retry_run run_id": to_retry,
         "delete_workflow workflow_id": to_delete, "put_workflow_by_name name": "by-name",
     });
@@ -69,6 +78,9 @@ async fn try_it_out_works_for_every_route(pool: PgPool) {
             // Whoever has no API key gets no token for it.
             let is_fine = match about["operationId"].as_str() {
                 Some("issue_token") => answer["status"] == "403",
+                // Authentication is off.
+                Some("create_session") => answer["status"] == "409",
+                Some("delete_session") => answer["status"] == "204",
                 _ => matches!(answer["status"].as_str(), Some("200" | "201" | "202")),
             };
             if !is_fine {
@@ -77,9 +89,11 @@ async fn try_it_out_works_for_every_route(pool: PgPool) {
         }
     }
     assert!(failed.is_empty(), "{}", failed.join("\n"));
-    // The console repeats that there is no token without an API key.
+    // The browser's log repeats that there is no token without an API key, and no session without authentication.
     let expected = format!("{}/api/v1/auth/token", environment.url);
-    let complaints: Vec<_> = browser.complaints().iter().filter(|complaint| !complaint.contains(&expected)).collect();
+    let session = format!("{}/console/session", environment.url);
+    let is_unexpected = |complaint: &&String| !complaint.contains(&expected) && !complaint.contains(&session);
+    let complaints: Vec<_> = browser.complaints().iter().filter(is_unexpected).collect();
     assert!(complaints.is_empty(), "{complaints:#?}");
 }
 
@@ -115,4 +129,98 @@ async fn the_pages_load_nothing_from_elsewhere_and_report_no_error(pool: PgPool)
             assert!(is_ours, "{page} loaded {address}");
         }
     }
+}
+
+/// What the page of the console may do, and what pages elsewhere may not.
+#[sqlx::test(migrations = false)]
+async fn a_browser_signs_in_to_the_console_and_only_its_pages_use_the_session(pool: PgPool) {
+    // A page on another port: the same site, to which the browser sends the cookies of localhost too. The service lets it
+    // read answers.
+    let page = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let other = format!("http://localhost:{}", page.local_addr().expect("an address").port());
+    let serving = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = page.accept().await {
+            let mut request = [0; 4096];
+            if stream.read(&mut request).await.is_ok() {
+                let head = "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 9\r\nconnection: close";
+                // The browser may have gone.
+                let _ = stream.write_all(format!("{head}\r\n\r\n<p>x</p>\n").as_bytes()).await;
+            }
+        }
+    });
+    let secret = "5b8719f27917be74b8d2acf60e4f759b0d0e5b0c10073abdff49a2f01aefc5cd";
+    let environment = Environment::new(&pool).with("JWT_SECRET", secret).with("CORS_ORIGINS", &other);
+    let token = environment.run(&["token", "--sub", "ann", "--role", "editor"]).await;
+    let token = String::from_utf8(token.stdout).expect("text");
+    let token = token.trim();
+    let _api = environment.serve().await;
+    let sql =
+        "INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, status) VALUES ('r', 'w', 'w', 'PENDING')";
+    sqlx::query(sql).execute(&pool).await.expect("a run");
+    let mut browser = Chromium::start().await;
+    let console = environment.url.replace("127.0.0.1", "localhost");
+    browser.call("Page.navigate", json!({"url": format!("{console}/console/runs/x")})).await;
+    let shown = browser
+        .evaluate(
+            "(async () => {
+                for (let tries = 0; tries < 600 && document.readyState !== 'complete'; tries++)
+                    await new Promise((resume) => setTimeout(resume, 50));
+                const loaded = performance.getEntriesByType('resource').map((entry) => entry.name);
+                let blocked = '';
+                try { document.body.innerHTML = '<b>x</b>'; } catch (error) { blocked = error.name; }
+                return { loaded, blocked };
+            })()",
+        )
+        .await;
+    assert_eq!(shown["blocked"], "TypeError", "no text becomes HTML: {shown}");
+    for address in shown["loaded"].as_array().expect("a list").iter().filter_map(Value::as_str) {
+        assert!(address.starts_with(&console), "{address}");
+    }
+    let session = "async (headers, method = 'POST') => {
+        const answer = await fetch('/console/session', { method, headers });
+        const runs = await fetch('/api/v1/runs');
+        return [answer.status, runs.status, document.cookie];
+    }";
+    assert_eq!(browser.evaluate(&format!("({session})({{}})")).await, json!([401, 401, ""]));
+    let signed_in = browser.evaluate(&format!("({session})({{ authorization: 'Bearer {token}' }})")).await;
+    assert_eq!(signed_in, json!([201, 200, ""]), "scripts do not see the cookie");
+    // It stays when the page is loaded again, and an event stream needs no ticket.
+    browser.call("Page.navigate", json!({"url": format!("{console}/console")})).await;
+    let stream = "new Promise((done) => {
+        const stream = new EventSource('/api/v1/runs/r/events');
+        stream.onopen = () => { stream.close(); done('open'); };
+        stream.onerror = () => { stream.close(); done('refused'); };
+    })";
+    assert_eq!(browser.evaluate(stream).await, "open");
+    let who = "fetch('/console/session').then((answer) => answer.json()).then((who) => [who.subject, who.role])";
+    assert_eq!(browser.evaluate(who).await, json!(["ann", "editor"]));
+    // Pages of other origins cannot use it, although the browser sends the cookie along, and may show them the answers.
+    browser.call("Page.navigate", json!({"url": other})).await;
+    let from_elsewhere = format!(
+        "(async () => {{
+            const send = async (path, more) => {{
+                const answer = await fetch('{console}' + path, {{ credentials: 'include', ...more }});
+                return answer.status;
+            }};
+            const body = JSON.stringify({{ name: 'forged', url: 'http://127.0.0.1:9' }});
+            const who = await fetch('{console}/console/session', {{ credentials: 'include' }});
+            await send('/api/v1/agents', {{ method: 'POST', body, mode: 'no-cors' }});
+            return [
+                await send('/api/v1/runs'),
+                await send('/api/v1/agents', {{ method: 'POST', body }}),
+                await send('/console/session', {{ method: 'POST', headers: {{ authorization: 'Bearer {token}' }} }}),
+                await send('/console/session', {{ method: 'DELETE' }}),
+                (await who.json()).signed_in,
+            ];
+        }})()"
+    );
+    assert_eq!(browser.evaluate(&from_elsewhere).await, json!([401, 401, 403, 403, false]));
+    serving.abort();
+    browser.call("Page.navigate", json!({"url": format!("{console}/console")})).await;
+    assert_eq!(browser.evaluate(who).await, json!(["ann", "editor"]));
+    let agents =
+        browser.evaluate("fetch('/api/v1/agents').then((answer) => answer.json()).then((page) => page.total)").await;
+    assert_eq!(agents, json!(0), "nothing was changed from elsewhere");
+    let signed_out = browser.evaluate(&format!("({session})({{}}, 'DELETE')")).await;
+    assert_eq!(signed_out, json!([204, 401, ""]));
 }

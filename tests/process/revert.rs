@@ -130,6 +130,10 @@ const SELDOM: &str = "
     INSERT INTO workflow_silences (organization_id, workflow_name) VALUES ('default', 'w');
     INSERT INTO event_topics (topic) VALUES ('events');
     SELECT record_event('default', 'schedule.missed', NULL, '{}');
+    INSERT INTO console_sessions (id, secret_hash, organization_id, subject, sealed_token, expires_at)
+        VALUES (gen_random_uuid(), '\\x00', 'default', 'a', '\\x00', now() + interval '1 hour');
+    INSERT INTO saved_views (id, organization_id, screen, name, query, created_by, updated_by)
+        VALUES (gen_random_uuid(), 'default', 'runs', 'a', '', 'a', 'a');
     INSERT INTO step_deltas (run_id, attempt_id, step_id, append) SELECT run_id, 'a', 'a', false FROM workflow_runs LIMIT 1;
     INSERT INTO agent_pushes (id, token_hash, attempt_id, waiter, expires_at)
         VALUES (gen_random_uuid(), '\\x00', 'a', gen_random_uuid(), now());

@@ -125,6 +125,10 @@ pub fn markdown() -> String {
     text += &row(vec!["route", "required permissions", "roles"]);
     text += &row(vec!["---"; 3]);
     for (method, path, rule) in rules::all() {
+        // docs/console.md describes these.
+        if rule.protocol == Protocol::Console {
+            continue;
+        }
         let names = match rule.access {
             Public | Metrics | Details | Denied => continue,
             Address => "the secret token in the path".to_owned(),

@@ -1,5 +1,5 @@
 //! Authentication: determines the caller of a request. While it is on, every route under the prefix needs a bearer
-//! token or an API key.
+//! token, an API key, or the session of the console that stands for one of them.
 
 mod jwks;
 pub mod token;
@@ -22,6 +22,7 @@ use crate::{
         caller::{Caller, Proof},
         client::ClientAddress,
         error::ApiError,
+        session::{self, InvalidCookie, Secret},
         ticket,
     },
     db::{self, api_keys::KeyName},
@@ -105,6 +106,12 @@ async fn identify(
         {
             by_ticket(app, request, &text, anonymous, lookup).await
         }
+        None if rule.takes_session
+            && app.config.api.console
+            && let Some(cookie) = session::presented(&request.headers) =>
+        {
+            by_session(gate, request, cookie, anonymous, lookup).await
+        }
         None => Err(Refusal::Other(ApiError::unauthorized("A bearer token or an API key is required"))),
     }
 }
@@ -155,7 +162,7 @@ async fn by_token(
         let actor = Arc::new(anonymous.identified(&claims.subject, &claims.organization, None));
         let (grant, roles) = (Arc::clone(&claims.grant), Arc::clone(&claims.roles));
         let proof = Proof::Token(claims.counts_until());
-        return Ok(Caller { actor, grant, roles, proof, ends_at: Some(claims.ends_at()) });
+        return Ok(Caller { actor, grant, roles, proof, ends_at: Some(claims.ends_at()), session: None });
     };
     let valid_key = gate.app.keys.find(KeyName::Id(key_id), lookup).await?.ok_or_else(|| Refusal::Other(invalid()))?;
     let proof = Proof::TokenOfApiKey { id: key_id, until: claims.counts_until() };
@@ -188,10 +195,47 @@ async fn by_ticket(
         ticket::TicketOwner::Token { subject, organization, role, until } => {
             let actor = Arc::new(anonymous.identified(&subject, &organization, None));
             let (grant, ends_at) = (Arc::new(Grant::of(role)), Some(token::at(until)));
-            Caller { actor, grant, roles: Arc::default(), proof: Proof::Token(until), ends_at }
+            Caller { actor, grant, roles: Arc::default(), proof: Proof::Token(until), ends_at, session: None }
         }
     };
     if caller.is_still_valid(app).await? { Ok(caller) } else { Err(Refusal::Other(invalid())) }
+}
+
+/// Caller of a page of the console, with the rights of the credentials by which its session began.
+async fn by_session(
+    gate: &Gate,
+    request: &Parts,
+    cookie: &str,
+    anonymous: &Arc<Actor>,
+    lookup: impl FnOnce() -> Lookup,
+) -> Result<Caller, Refusal> {
+    let app = &gate.app;
+    let ended = || Refusal::Other(ApiError::unauthorized("The session of the console has ended"));
+    if !session::is_same_origin(&request.headers, &app.config.api.public_url) {
+        let detail = "The session of the console counts only for requests of its own pages";
+        return Err(Refusal::Other(ApiError::unauthorized(detail)));
+    }
+    let secret = Secret::verify(app, cookie).await.map_err(|refused| match refused {
+        InvalidCookie::Invalid => Refusal::Wrong(ApiError::unauthorized("The session cookie is not valid")),
+        InvalidCookie::Db(error) => error.into(),
+    })?;
+    let row = app.sessions.find(secret.hash()).await?.ok_or_else(ended)?;
+    let caller = match (row.api_key_id, &row.sealed_token) {
+        (Some(id), _) => {
+            let valid_key = app.keys.find(KeyName::Id(id), lookup).await?.ok_or_else(ended)?;
+            valid_key.caller(Proof::ApiKey(id), anonymous, None)
+        }
+        (None, Some(sealed)) => {
+            let token = secret.open(sealed).ok_or_else(ended)?;
+            by_token(gate, &token, anonymous, lookup).await.map_err(|refused| match refused {
+                // It was valid when the session began.
+                Refusal::Wrong(_) => ended(),
+                Refusal::Other(answer) => Refusal::Other(answer),
+            })?
+        }
+        (None, None) => return Err(ended()),
+    };
+    Ok(Caller { session: Some(secret.hash()), ..caller })
 }
 
 impl ValidApiKey {
@@ -199,6 +243,7 @@ impl ValidApiKey {
     fn caller(&self, proof: Proof, anonymous: &Arc<Actor>, token_ends_at: Option<Timestamp>) -> Caller {
         let actor = Arc::new(anonymous.identified(&self.subject, &self.organization, Some(self.id)));
         let ends_at = token_ends_at.into_iter().chain(self.expires_at).min();
-        Caller { actor, grant: Arc::clone(&self.grant), roles: Arc::default(), proof, ends_at }
+        let grant = Arc::clone(&self.grant);
+        Caller { actor, grant, roles: Arc::default(), proof, ends_at, session: None }
     }
 }

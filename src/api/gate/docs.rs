@@ -79,6 +79,7 @@ impl Modify for Security {
         (name = "callbacks", description = "Answers that runs wait for."),
         (name = "agents of workflows", description = "Workflows as A2A agents and as MCP tools."),
         (name = "access", description = "API keys, and tokens for them."),
+        (name = "console", description = "Signing in to the console, and its saved views."),
         (name = "system", description = "About the service itself."),
     )
 )]

@@ -33,11 +33,12 @@ impl Headers {
     #[must_use]
     pub fn new(config: &Config) -> Self {
         let limits = &config.limits;
+        let cookie = if config.api.console { ", cookie" } else { "" };
         let age = Some(limits.hsts_max_age_secs).filter(|secs| *secs > 0);
         Self {
             trusted_proxies: limits.trusted_proxies.clone(),
             hsts: age.and_then(|secs| HeaderValue::from_str(&format!("max-age={secs}")).ok()),
-            vary: HeaderValue::from_str(&format!("authorization, {}", config.auth.api_key_header)).ok(),
+            vary: HeaderValue::from_str(&format!("authorization, {}{cookie}", config.auth.api_key_header)).ok(),
         }
     }
 
@@ -54,8 +55,11 @@ impl Headers {
             headers.insert(header::STRICT_TRANSPORT_SECURITY, hsts.clone());
         }
         // An answer with a tag may be cached and revalidated, but only for the same credentials: other callers may see
-        // less of it.
-        if let Some(vary) = self.vary.as_ref().filter(|_| headers.contains_key(header::ETAG)) {
+        // less of it. An immutable file is the same for everybody.
+        let caching = headers.get(header::CACHE_CONTROL).map(HeaderValue::as_bytes);
+        let is_for_all = caching.is_some_and(|caching| caching.ends_with(b"immutable"));
+        let depends = headers.contains_key(header::ETAG) && !is_for_all;
+        if let Some(vary) = self.vary.as_ref().filter(|_| depends) {
             headers.append(header::VARY, vary.clone());
             headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("private, no-cache"));
         }

@@ -101,10 +101,13 @@ pub enum Protocol {
     Rest,
     /// Another protocol, at the root.
     Other,
+    /// Sessions of the console, at the root.
+    Console,
 }
 
 /// Rule of a route: its access, its limits and the properties that the gate needs.
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a property of its own")]
 pub struct Rule {
     /// Access rule.
     pub access: Access,
@@ -118,6 +121,8 @@ pub struct Rule {
     pub has_secrets: bool,
     /// Whether it accepts the ticket of an event stream as a credential.
     pub takes_ticket: bool,
+    /// Whether it accepts the session of the console as a credential.
+    pub takes_session: bool,
     /// Task in which its handler runs.
     pub runs_in: RunsIn,
     /// Protocol that it serves.
@@ -126,9 +131,9 @@ pub struct Rule {
     on_spare_connections: bool,
 }
 
-/// Route table. Paths are at the root for [`Public`], [`Metrics`], [`Details`] and [`Protocol::Other`], else below the prefix. A route
-/// that is missing here is denied to all callers, and fails a test. Further requirements of a route are noted beside it.
-static RULES: [(Method, &str, Rule); 108] = [
+/// Route table. Paths are at the root for [`Public`], [`Metrics`], [`Details`] and other protocols than
+/// [`Protocol::Rest`], else below the prefix. A route that is missing here is denied to all callers, and fails a test. Further requirements of a route are noted beside it.
+static RULES: [(Method, &str, Rule); 122] = [
     (Method::GET, "/", Rule::new(Public).in_connection().on_spare_connections()),
     (Method::GET, "/health", Rule::new(Public).in_connection().on_spare_connections()),
     (Method::GET, "/health/live", Rule::new(Public).in_connection().on_spare_connections()),
@@ -143,6 +148,13 @@ static RULES: [(Method, &str, Rule); 108] = [
     (Method::GET, "/docs/{file}", Rule::new(Public)),
     (Method::GET, "/redoc", Rule::new(Public)),
     (Method::GET, "/redoc/redoc.standalone.js", Rule::new(Public)),
+    (Method::GET, "/console", Rule::new(Public).in_connection()),
+    (Method::GET, "/console/{*path}", Rule::new(Public).in_connection()),
+    (Method::GET, "/console/assets/{version}/{*file}", Rule::new(Public).in_connection()),
+    (Method::GET, "/console/session", Rule::of_console(OptionalCredentials)),
+    // A session cannot begin another one, which would extend it without end.
+    (Method::POST, "/console/session", Rule::of_console(Credentials).without_session()),
+    (Method::DELETE, "/console/session", Rule::of_console(OptionalCredentials)),
     (Method::GET, "/agents", Rule::needs(&[AgentsRead]).with_secrets()),
     (Method::POST, "/agents", Rule::needs(&[AgentsWrite]).with_secrets()),
     (Method::GET, "/agents/{agent_id}", Rule::needs(&[AgentsRead]).with_secrets()),
@@ -163,6 +175,7 @@ static RULES: [(Method, &str, Rule); 108] = [
     (Method::GET, "/workflows/{workflow_id}/usage", Rule::of_workflow(&[RunsRead])),
     (Method::POST, "/workflows/{workflow_id}/execute", Rule::of_workflow(&[RunsWrite])),
     (Method::POST, "/workflows/validate", Rule::needs(&[WorkflowsRead])),
+    (Method::POST, "/workflows/graph", Rule::needs(&[WorkflowsRead])),
     (Method::POST, "/workflows/test", Rule::needs(&[WorkflowsRead])),
     (Method::POST, "/workflows/{workflow_id}/test", Rule::of_workflow(&[WorkflowsRead])),
     (
@@ -178,6 +191,7 @@ static RULES: [(Method, &str, Rule); 108] = [
     // RunsWrite too, if the document has triggers.
     (Method::POST, "/import", Rule::needs(&[AgentsWrite, WorkflowsWrite]).with_body(MAX_IMPORT_BYTES)),
     (Method::GET, "/runs", Rule::needs(&[RunsRead]).in_connection()),
+    (Method::GET, "/runs/counts", Rule::needs(&[RunsRead])),
     (Method::GET, "/runs/{run_id}", Rule::of_run(&[RunsRead]).in_connection()),
     (Method::GET, "/runs/{run_id}/steps", Rule::of_run(&[RunsRead])),
     (Method::GET, "/runs/{run_id}/logs", Rule::of_run(&[RunsRead])),
@@ -185,6 +199,7 @@ static RULES: [(Method, &str, Rule); 108] = [
     // A ticket allows no more than its caller may do.
     (Method::POST, "/runs/{run_id}/events/ticket", Rule::of_run(&[RunsRead]).with_secrets()),
     (Method::GET, "/runs/{run_id}/graph", Rule::of_run(&[RunsRead])),
+    (Method::POST, "/runs/bulk", Rule::needs(&[RunsRead, RunsWrite])),
     (Method::POST, "/runs/{run_id}/retry", Rule::of_run(&[RunsWrite])),
     (Method::POST, "/runs/{run_id}/cancel", Rule::of_run(&[RunsWrite])),
     (Method::POST, "/runs/{run_id}/pause", Rule::of_run(&[RunsWrite])),
@@ -246,6 +261,12 @@ static RULES: [(Method, &str, Rule); 108] = [
     (Method::GET, "/webhook-events", Rule::needs(&[RunsRead])),
     // Only for callers of the default organisation; the handler checks that.
     (Method::GET, "/system/storage", Rule::needs(&[OrganizationsManage])),
+    // WorkflowsWrite too, for views that the organisation sees; the handlers check that.
+    (Method::GET, "/views", Rule::needs(&[RunsRead])),
+    (Method::POST, "/views", Rule::needs(&[RunsRead])),
+    (Method::GET, "/views/{view_id}", Rule::needs(&[RunsRead])),
+    (Method::PUT, "/views/{view_id}", Rule::needs(&[RunsRead])),
+    (Method::DELETE, "/views/{view_id}", Rule::needs(&[RunsRead])),
     // Without credentials only if the card is public, else RunsWrite; the handler checks that.
     (
         Method::GET,
@@ -268,6 +289,7 @@ impl Rule {
             ignores_body: false,
             has_secrets: false,
             takes_ticket: false,
+            takes_session: true,
             runs_in: RunsIn::OwnTask,
             protocol: Protocol::Rest,
             on_spare_connections: false,
@@ -323,7 +345,15 @@ impl Rule {
     }
 
     const fn of_other_protocol(access: Access) -> Self {
-        Self { protocol: Protocol::Other, ..Self::new(access) }
+        Self { protocol: Protocol::Other, ..Self::new(access) }.without_session()
+    }
+
+    const fn of_console(access: Access) -> Self {
+        Self { protocol: Protocol::Console, ..Self::new(access) }
+    }
+
+    const fn without_session(self) -> Self {
+        Self { takes_session: false, ..self }
     }
 
     const fn on_spare_connections(self) -> Self {

@@ -365,7 +365,10 @@ pub struct IssuedToken {
 pub async fn issue_token(State(app): State<App>, caller: Caller) -> Result<Response, ApiError> {
     let settings = &app.config.auth;
     // A token must not be exchanged for a later one, which would extend it without end.
-    let Proof::ApiKey(key_id) = caller.proof else {
+    // Neither must a session of the console, which would outlive itself.
+    let key_id =
+        if let Proof::ApiKey(id) = caller.proof { Some(id).filter(|_| caller.session.is_none()) } else { None };
+    let Some(key_id) = key_id else {
         let detail = format!("A token is issued for an API key, in the header {}", settings.api_key_header_text);
         return Err(ApiError::new(StatusCode::FORBIDDEN, "api_key_required", detail));
     };

@@ -47,7 +47,7 @@ pub struct AuditEntry {
     /// Correlation id of the request, as in its log lines.
     correlation_id: Option<String>,
     /// Action: `create`, `update`, `delete`, `execute`, `retry`, `cancel`, `pause`, `resume`, `answer_callback`,
-    /// `redrive`, `discard`, `expire`, `revoke`, `fire`, `backfill`, `stop_backfill`; for a denied attempt the HTTP method, and `omitted` for many of
+    /// `redrive`, `discard`, `expire`, `revoke`, `fire`, `backfill`, `stop_backfill`, `sign_in`, `sign_out`; for a denied attempt the HTTP method, and `omitted` for many of
     /// them.
     #[schema(example = "update", max_length = 50)]
     action: String,

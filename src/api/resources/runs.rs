@@ -1,6 +1,8 @@
 //! Handlers of `/runs`.
 
+pub mod bulk;
 pub mod cancel;
+pub mod counts;
 pub mod pause;
 pub mod read;
 pub mod retry;

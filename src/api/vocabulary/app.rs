@@ -7,7 +7,8 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    api_key_cache::ApiKeyCache, counts::Counts, memory::Memory, organizations::Organizations, signing::Signing,
+    api_key_cache::ApiKeyCache, counts::Counts, memory::Memory, organizations::Organizations,
+    session_cache::SessionCache, signing::Signing,
 };
 use crate::{
     actions::start_run::Definitions,
@@ -69,6 +70,8 @@ pub struct Parts {
     pub readiness: Readiness,
     /// Cache of API keys.
     pub keys: ApiKeyCache,
+    /// Cache of the console's sessions.
+    pub sessions: SessionCache,
     /// Memory limits of bodies and answers.
     pub memory: Memory,
     /// Shared reads of pages of runs.
@@ -124,11 +127,13 @@ impl App {
         let readiness = Readiness::start(pool.clone(), relay.clone(), lifecycle);
         let egress = Egress::new(&config.egress)?;
         let keys = ApiKeyCache::start(pool.clone(), clock.clone(), lifecycle);
+        let sessions = SessionCache::new(pool.clone(), clock.clone());
         let signing = Signing::new(pool.clone());
         let auditor = Auditor::start(&pool, config.audit_retention_days, lifecycle, drained);
         let organizations = Organizations::new(pool.clone(), clock.clone());
         Purge::new(pool.clone(), &config.retention, config.audit)?.start(lifecycle);
         crate::dead_letters::start(&config, pool.clone(), lifecycle)?;
+        crate::console_sessions::start(pool.clone(), lifecycle);
         crate::run_counts::start(pool.clone(), lifecycle);
         let webhooks = Webhooks::start(&config, pool.clone(), lifecycle, clock.clone())?;
         let definitions = Arc::<Definitions>::default();
@@ -156,6 +161,7 @@ impl App {
             waiting,
             readiness,
             keys,
+            sessions,
             memory,
             run_pages: SharedPages::default(),
             checks,

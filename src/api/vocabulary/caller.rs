@@ -35,6 +35,8 @@ pub struct Caller {
     pub proof: Proof,
     /// Expiry of the credentials; `None`: never.
     pub ends_at: Option<Timestamp>,
+    /// Hash of the secret of the console's session by which the caller is known. The session stands for the credentials.
+    pub session: Option<[u8; 32]>,
 }
 
 /// Kind of credentials.
@@ -59,7 +61,7 @@ impl Caller {
     pub fn anonymous(actor: Arc<Actor>) -> Self {
         static ALL: LazyLock<Arc<Grant>> = LazyLock::new(|| Arc::new(Grant::of(Role::Admin)));
         let grant = Arc::clone(&ALL);
-        Self { actor, grant, roles: Arc::default(), proof: Proof::Nothing, ends_at: None }
+        Self { actor, grant, roles: Arc::default(), proof: Proof::Nothing, ends_at: None, session: None }
     }
 
     /// Caller that is known only by the address of a callback.
@@ -67,7 +69,7 @@ impl Caller {
     pub fn denied(actor: &Actor) -> Self {
         let actor = Arc::new(Actor { subject: Actor::CALLBACK.to_owned(), ..actor.clone() });
         let grant = Arc::new(Grant::of(Role::Viewer));
-        Self { actor, grant, roles: Arc::default(), proof: Proof::Address, ends_at: None }
+        Self { actor, grant, roles: Arc::default(), proof: Proof::Address, ends_at: None, session: None }
     }
 
     /// Sender of a webhook, who is known only by what the trigger requires.
@@ -94,6 +96,11 @@ impl Caller {
 
     /// Whether the caller's credentials are still valid, for requests that last longer.
     pub async fn is_still_valid(&self, app: &App) -> Result<bool, Arc<db::Error>> {
+        if let Some(hash) = self.session
+            && app.sessions.find(hash).await?.is_none()
+        {
+            return Ok(false);
+        }
         Ok(match self.proof {
             Proof::Nothing | Proof::Address => true,
             Proof::Token(until) => {

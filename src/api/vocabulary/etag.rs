@@ -40,14 +40,19 @@ impl<S: Send + Sync> FromRequestParts<S> for IfNoneMatch {
 }
 
 impl IfNoneMatch {
-    /// The body with its tag, or 304 if the client has this version.
-    pub fn answer(&self, revision: &str, body: impl Serialize) -> Response {
-        let is_known = match &self.0 {
+    /// Whether the client has this version.
+    #[must_use]
+    pub fn is_known(&self, revision: &str) -> bool {
+        match &self.0 {
             None => false,
             Some(actions::IfMatch::Any) => true,
             Some(actions::IfMatch::Revisions(known)) => known.iter().any(|known| known == revision),
-        };
-        if is_known { tagged(revision, StatusCode::NOT_MODIFIED) } else { tagged(revision, Json(body)) }
+        }
+    }
+
+    /// The body with its tag, or 304 if the client has this version.
+    pub fn answer(&self, revision: &str, body: impl Serialize) -> Response {
+        if self.is_known(revision) { tagged(revision, StatusCode::NOT_MODIFIED) } else { tagged(revision, Json(body)) }
     }
 }
 

@@ -156,8 +156,12 @@ sets! {
     WorkflowSortKey = ["created_at", "updated_at", "name", "version"];
     /// Sort order of a list.
     SortOrder = ["asc", "desc"];
+    /// Action on many runs.
+    BulkAction = ["cancel", "pause", "resume", "retry"];
+    /// Length of the spans of time in which runs are counted.
+    CountInterval = ["hour", "day"];
     /// Format of a graph.
-    GraphFormat = ["svg", "mermaid"];
+    GraphFormat = ["svg", "mermaid", "json"];
     /// Format of a document of definitions.
     DefinitionsFormat = ["workflow-api/definitions"];
     /// Role of a caller.
@@ -169,7 +173,7 @@ sets! {
     /// `suspended`: its API keys and tokens are refused. Its runs continue.
     OrganizationStatus = ["active", "suspended"];
     /// Kind of object of an audit entry; `request` for a denied attempt.
-    AuditEntityType = ["agent", "workflow", "run", "trigger", "api_key", "organization", "dead_letter", "webhook", "request"];
+    AuditEntityType = ["agent", "workflow", "run", "trigger", "api_key", "organization", "dead_letter", "webhook", "session", "saved_view", "request"];
     /// Whether the action was performed or denied.
     AuditOutcome = ["success", "denied"];
     /// Format of an export of audit entries.

@@ -135,3 +135,30 @@ pub async fn step_states(db: impl PgExecutor<'_>, run_id: &str) -> Result<Vec<(S
                ORDER BY step_id, started_at DESC, id DESC";
     Ok(sqlx::query_as(sql).bind(run_id).fetch_all(db).await?)
 }
+
+/// Attempts of a step, summed up.
+#[derive(Debug, sqlx::FromRow)]
+pub struct StepSummary {
+    /// Id of the step.
+    pub step_id: String,
+    /// State of the latest attempt.
+    pub status: String,
+    /// Number of attempts; of a step in a loop, of all iterations.
+    pub attempts: i64,
+    /// Number of failed attempts.
+    pub failed_attempts: i64,
+    /// Begin of the first attempt.
+    pub started_at: Timestamp,
+    /// End of the last attempt; `None` while one is open.
+    pub completed_at: Option<Timestamp>,
+}
+
+/// Sums up the attempts of each step.
+pub async fn step_summaries(db: impl PgExecutor<'_>, run_id: &str) -> Result<Vec<StepSummary>, Error> {
+    let sql =
+        "SELECT step_id, (array_agg(status ORDER BY started_at DESC, id DESC))[1] AS status, count(*) AS attempts,
+                   count(*) FILTER (WHERE status = 'FAILED') AS failed_attempts, min(started_at) AS started_at,
+                   CASE WHEN bool_and(completed_at IS NOT NULL) THEN max(completed_at) END AS completed_at
+               FROM step_executions WHERE run_id = $1 GROUP BY step_id";
+    Ok(sqlx::query_as(sql).bind(run_id).fetch_all(db).await?)
+}

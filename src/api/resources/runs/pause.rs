@@ -50,7 +50,13 @@ pub async fn resume_run(
     set_paused(&app, &caller, &run_id, false).await
 }
 
-async fn set_paused(app: &App, caller: &Caller, run_id: &str, wanted: bool) -> Result<Json<RunDetail>, ApiError> {
+/// Pauses or resumes the run.
+pub(super) async fn set_paused(
+    app: &App,
+    caller: &Caller,
+    run_id: &str,
+    wanted: bool,
+) -> Result<Json<RunDetail>, ApiError> {
     let row =
         pause_run::set_paused(&app.pool, caller.context(app), run_id, wanted).await.map_err(|error| match error {
             PauseRunError::NotFound => ApiError::run_not_found(),

@@ -11,6 +11,7 @@ use http::header;
 
 use super::wire::{Run, RunDetail, RunPage};
 use crate::{
+    access::OrganizationId,
     api::vocabulary::{
         app::App,
         caller::Caller,
@@ -54,22 +55,12 @@ use crate::{
 )]
 pub async fn list_runs(State(app): State<App>, caller: Caller, query: Query) -> Result<Response, ApiError> {
     let mut parameters = ListQuery::new(&query);
+    // A cursor is bound to the parameters in this order.
+    let filter = filter(&mut parameters, caller.organization())?;
     let filter = Filter {
-        organization: caller.organization().clone(),
-        statuses: parameters.several("status"),
-        workflow_id: parameters.text("workflow_id").map(str::to_owned),
-        workflow_definition_id: parameters.text("workflow_definition_id").map(str::to_owned),
-        name: parameters.text("name").map(str::to_owned),
-        name_prefix: parameters.text("name_prefix").map(str::to_owned),
-        triggered_by: parameters.text("triggered_by").map(str::to_owned),
-        trigger_id: trigger_id(&mut parameters)?,
-        parent_run_id: parameters.text("parent_run_id").map(str::to_owned),
-        context: None,
-        is_waiting: None,
-        created: parameters.span("created")?,
-        updated: parameters.span("updated")?,
         sort: Sort::named(parameters.text("sort_by").unwrap_or_default()),
         ascending: parameters.is_ascending(),
+        ..filter
     };
     let list = Arc::new(ListRequest::read(&app, &parameters, list_name(filter.sort)).await?);
     let read = {
@@ -102,6 +93,27 @@ fn trigger_id(parameters: &mut ListQuery<'_>) -> Result<Option<uuid::Uuid>, ApiE
     let message = "Input should be a valid UUID";
     let id = uuid::Uuid::try_parse(text).map_err(|_| FieldError::new("query.trigger_id", "uuid_parsing", message))?;
     Ok(Some(id))
+}
+
+/// Filter by the parameters of a list, the latest run first.
+pub(super) fn filter(parameters: &mut ListQuery<'_>, organization: &OrganizationId) -> Result<Filter, ApiError> {
+    Ok(Filter {
+        organization: organization.clone(),
+        statuses: parameters.several("status"),
+        workflow_id: parameters.text("workflow_id").map(str::to_owned),
+        workflow_definition_id: parameters.text("workflow_definition_id").map(str::to_owned),
+        name: parameters.text("name").map(str::to_owned),
+        name_prefix: parameters.text("name_prefix").map(str::to_owned),
+        triggered_by: parameters.text("triggered_by").map(str::to_owned),
+        trigger_id: trigger_id(parameters)?,
+        parent_run_id: parameters.text("parent_run_id").map(str::to_owned),
+        context: None,
+        is_waiting: None,
+        created: parameters.span("created")?,
+        updated: parameters.span("updated")?,
+        sort: Sort::CreatedAt,
+        ascending: false,
+    })
 }
 
 /// Name of the list for cursors. Cursors of two orders contain a segment, unlike those of earlier releases.
