@@ -22,8 +22,8 @@ use self::{
     gate::{Gate, console, docs, layer::GateLayer, request},
     resources::{
         a2a, agent_pushes, agent_stats, agents, api_keys, audit, backtests, by_name, callbacks, console_session,
-        dead_letters, definitions, event_ticket, graph, hooks, mcp, organizations, run_log, runs, saved_views, storage, system, transfer,
-        triggers, usage, webhook_events, webhooks, workflow_tests, workflows,
+        dead_letters, definitions, event_ticket, graph, hooks, mcp, organizations, run_log, runs, saved_views, storage,
+        system, transfer, triggers, usage, webhook_events, webhooks, workflow_tests, workflows,
     },
     vocabulary::app::App,
 };

@@ -106,11 +106,7 @@ async fn it_stays_in_the_organization_and_says_what_is_wrong(pool: PgPool) {
         ("", json!({"action": "cancel"}), "body.dry_run missing"),
         ("", json!({"action": "cancel", "dry_run": true, "status": "FAILED"}), "body.status extra_forbidden"),
         ("?page=2", json!({"action": "cancel", "dry_run": true}), "query.page value_error"),
-        (
-            "?created_after=x",
-            json!({"action": "cancel", "dry_run": true}),
-            "query.created_after datetime_parsing",
-        ),
+        ("?created_after=x", json!({"action": "cancel", "dry_run": true}), "query.created_after datetime_parsing"),
     ] {
         assert_eq!(admin.post(&format!("{BULK}{query}"), &body).await.field_errors(), [expected], "{query} {body}");
     }

@@ -1,7 +1,189 @@
-// Shows who is signed in.
+// The console: session, shell and the list of screens.
+import { effect, html, render, use, useEffect, useErrorBoundary, useState } from "./parts/runtime.js";
+import { calls } from "./parts/api.js";
+import { startKeyboard, Help, helpOpen } from "./parts/keyboard.js";
+import { match } from "./parts/text.js";
+import { BASE, place, startRouter } from "./parts/router.js";
+import { can, needs, readSession, session, signOut, trouble } from "./parts/session.js";
+import { nextTheme, startSettings, theme, toggleZone, utc } from "./parts/settings.js";
+import { Action, Problem, said } from "./parts/ui.js";
+import { SignIn } from "./views/sign-in.js";
+import { Home } from "./views/home.js";
+import { Runs } from "./views/runs.js";
+import { Run } from "./views/run.js";
+import { Compare } from "./views/compare.js";
+import { Workflows } from "./views/workflows.js";
+import { Workflow } from "./views/workflow.js";
+import { Editor } from "./views/editor.js";
+import { Agent, Agents } from "./views/agents.js";
+import { Approvals } from "./views/approvals.js";
+import { DeadLetter, DeadLetters } from "./views/dead-letters.js";
+import { Keys } from "./views/keys.js";
+import { Organisation, Organisations } from "./views/organisations.js";
+import { Audit } from "./views/audit.js";
+import { System } from "./views/system.js";
 
-const base = document.querySelector('meta[name="wf-console"]').content;
-const answer = await fetch(`${base}/session`);
-const session = await answer.json();
-const main = document.querySelector("#app");
-main.textContent = session.signed_in ? `Signed in as ${session.subject}` : "Not signed in";
+/** @type {{ path: string, view: any, title: string, permission?: string }[]} */
+const SCREENS = [
+    { path: "/", view: Home, title: "Home" },
+    { path: "/runs", view: Runs, title: "Runs", permission: "runs:read" },
+    { path: "/runs/:run_id", view: Run, title: "Run", permission: "runs:read" },
+    { path: "/compare", view: Compare, title: "Compare runs", permission: "runs:read" },
+    { path: "/workflows", view: Workflows, title: "Workflows", permission: "workflows:read" },
+    { path: "/workflows/new", view: Editor, title: "New workflow", permission: "workflows:read" },
+    { path: "/workflows/:workflow_id", view: Workflow, title: "Workflow", permission: "workflows:read" },
+    { path: "/workflows/:workflow_id/edit", view: Editor, title: "Edit workflow", permission: "workflows:read" },
+    { path: "/agents", view: Agents, title: "Agents", permission: "agents:read" },
+    { path: "/agents/:agent_id", view: Agent, title: "Agent", permission: "agents:read" },
+    { path: "/approvals", view: Approvals, title: "Approvals", permission: "runs:write" },
+    { path: "/dead-letters", view: DeadLetters, title: "Dead letters", permission: "dead-letters:manage" },
+    { path: "/dead-letters/:dead_letter_id", view: DeadLetter, title: "Dead letter", permission: "dead-letters:manage" },
+    { path: "/keys", view: Keys, title: "API keys", permission: "keys:manage" },
+    { path: "/organisations", view: Organisations, title: "Organisations", permission: "organizations:manage" },
+    { path: "/organisations/:organization_id", view: Organisation, title: "Organisation", permission: "organizations:manage" },
+    { path: "/audit", view: Audit, title: "Audit", permission: "audit:read" },
+    { path: "/system", view: System, title: "System" },
+];
+
+const NAVIGATION = [
+    ["", ["/", "/runs", "/approvals"]],
+    ["Build", ["/workflows", "/agents"]],
+    ["Operate", ["/dead-letters", "/audit", "/system"]],
+    ["Access", ["/keys", "/organisations"]],
+];
+
+/** Strokes of 16 by 16. @type {Record<string, string>} */
+const ICONS = {
+    "/": "M2.5 7.5 8 3l5.5 4.5V13H9.8V9.5H6.2V13H2.5z",
+    "/runs": "M5 3.5 12.5 8 5 12.5z",
+    "/approvals": "M2.5 3.5h11v7h-6L4.5 13v-2.5h-2zM5.5 7 7.3 8.7 10.5 5.5",
+    "/workflows": "M2.5 2.5h4v4h-4zM9.5 9.5h4v4h-4zM6.5 4.5h5v5",
+    "/agents": "M3.5 5.5h9v7h-9zM8 2.5v3M6 8.5v1M10 8.5v1",
+    "/dead-letters": "M2.5 4h11v8.5h-11zM2.5 4.5 8 9l5.5-4.5",
+    "/audit": "M4 2.5h8v11H4zM6 5.5h4M6 8h4M6 10.5h2.5",
+    "/system": "M2.5 3h11v4h-11zM2.5 9h11v4h-11zM5 5h.01M5 11h.01",
+    "/keys": "M9.5 6.5a3 3 0 1 0-2.8 3L8 10.8h1.5v1.5H11v1.5h2.5v-2L9.3 7.6",
+    "/organisations": "M3 13.5v-11h6v11M9 6.5h4v7M2 13.5h12M5 5h2M5 7.5h2M5 10h2",
+};
+
+/** @param {{ path: string }} props */
+function Icon({ path }) {
+    return html`<svg class="icon" viewBox="0 0 16 16" aria-hidden="true"><path d=${ICONS[path]} /></svg>`;
+}
+
+/** @param {string} path */
+function find(path) {
+    for (const screen of SCREENS) {
+        const params = match(screen.path, path);
+        if (params) return { screen, params };
+    }
+    return null;
+}
+
+function Navigation() {
+    const { path } = use(place);
+    use(session);
+    const current = `/${path.split("/")[1]}`;
+    return html`<nav id="navigation" aria-label="Console">${NAVIGATION.map(([title, paths]) => {
+        const shown = SCREENS.filter((screen) => paths?.includes(screen.path));
+        return html`<div class="group" key=${title}>${title && html`<h2>${title}</h2>`}<ul>${shown.map((screen) => {
+            const allowed = !screen.permission || can(screen.permission);
+            return html`<li key=${screen.path}>${allowed
+                ? html`<a href=${BASE + (screen.path === "/" ? "" : screen.path)}
+                    aria-current=${current === screen.path ? "page" : undefined}>
+                    <${Icon} path=${screen.path} />${screen.title}</a>`
+                : html`<span class="off" title=${needs(screen.permission ?? "")}><${Icon} path=${screen.path} />${screen.title}
+                    <span class="sr"> ${needs(screen.permission ?? "")}</span></span>`}</li>`;
+        })}</ul></div>`;
+    })}</nav>`;
+}
+
+function Top() {
+    const who = use(session);
+    const [open, setOpen] = useState(false);
+    const { full } = use(place);
+    useEffect(() => setOpen(false), [full]);
+    useEffect(() => void document.body.classList.toggle("menu", open), [open]);
+    const zone = use(utc);
+    return html`<header class="top">
+        <button type="button" class="quiet burger" aria-expanded=${open} aria-controls="navigation"
+            onClick=${() => setOpen(!open)}>Menu</button>
+        <a class="brand" href=${BASE}><svg class="logo" viewBox="0 0 32 32" aria-hidden="true"><rect width="32" height="32" rx="7"
+            /><path d="M9 9h6v6H9zM17 17h6v6h-6zM15 12h5v5M12 15v5h5" /></svg>workflow-api</a>
+        <span class="grow"></span>
+        <button type="button" class="quiet" aria-label=${`Times in ${zone ? "UTC" : "local time"}; change`}
+            onClick=${toggleZone}>${zone ? "UTC" : "Local"}</button>
+        <button type="button" class="quiet wide-only" onClick=${nextTheme} aria-label=${`Theme ${use(theme)}; change`}>
+            Theme: ${use(theme)}</button>
+        <button type="button" class="quiet wide-only" aria-label="Keyboard help" onClick=${() => void (helpOpen.value = true)}>?</button>
+        <span class="who" title=${`organisation ${who?.organization_id}`}>${who?.subject}${who?.role
+            && html`<span class="faint"> · ${who.role}</span>`}<span class="faint"> · ${who?.organization_id}</span></span>
+        ${who?.authentication && html`<${Action} kind="quiet" onClick=${signOut}>Sign out</${Action}>`}
+    </header>`;
+}
+
+/** @param {{ permission?: string | undefined, children?: any }} props */
+function Guarded({ permission, children }) {
+    use(session);
+    if (!permission || can(permission)) return children;
+    return html`<div class="empty"><h1 tabindex="-1">You may not see this</h1><p>${needs(permission)}.</p></div>`;
+}
+
+function Screen() {
+    const { path } = use(place);
+    const found = find(path);
+    const [error, reset] = useErrorBoundary((/** @type {unknown} */ cause) => console.error(cause));
+    useEffect(() => {
+        if (error) reset();
+        document.title = `${found?.screen.title ?? "Not found"} · workflow-api`;
+    }, [path]);
+    if (error) return html`<${Problem} error=${new Error(`This screen has failed: ${error}`)} retry=${reset} />`;
+    if (!found) return html`<div class="empty"><h1>There is no such page</h1><p><a href=${BASE}>Home</a></p></div>`;
+    return html`<${Guarded} permission=${found.screen.permission}>
+        <${found.screen.view} key=${path} ...${found.params} /></${Guarded}>`;
+}
+
+function Said() {
+    const last = use(said);
+    const [shown, setShown] = useState(/** @type {typeof last} */ (null));
+    useEffect(() => {
+        setShown(last);
+        if (!last) return undefined;
+        const timer = setTimeout(() => setShown(null), last.bad ? 12_000 : 4000);
+        return () => clearTimeout(timer);
+    }, [last]);
+    return html`<div class="said" role="status" aria-live="polite">${shown
+        && html`<p class=${shown.bad ? "bad" : ""}>${shown.text}</p>`}</div>`;
+}
+
+function App() {
+    const who = use(session);
+    const problem = use(trouble);
+    if (who === undefined) {
+        return problem ? html`<main class="alone"><${Problem} error=${new Error(problem)} retry=${readSession} /></main>` : null;
+    }
+    if (who === null) return html`<${SignIn} />`;
+    return html`<a class="skip" href="#main">Skip to the content</a><${Top} /><${Navigation} />
+        <main id="main" tabindex="-1">
+        ${!who.authentication && html`<p class="banner"><strong>Authentication is off.</strong> Everybody who reaches this address
+            may do everything.</p>`}<${Screen} /></main><${Said} /><${Help} />`;
+}
+
+startSettings();
+startRouter();
+startKeyboard();
+// After a change of the screen the keyboard starts at its heading.
+let before = place.peek().path;
+effect(() => {
+    const { path } = place.value;
+    if (path === before) return;
+    before = path;
+    calls.value = [];
+    requestAnimationFrame(() => {
+        const heading = document.querySelector("main h1");
+        if (heading instanceof HTMLElement) heading.focus({ preventScroll: true });
+    });
+});
+const root = document.getElementById("app");
+if (root) render(html`<${App} />`, root);
+readSession();

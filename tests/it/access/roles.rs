@@ -43,10 +43,18 @@ const HOOKS: &str = "/hooks/";
 fn may(role: Role, method: &str, path: &str) -> bool {
     let is_trigger = path.starts_with("/triggers") && method != "GET" && !path.ends_with("/preview");
     let is_run = is_trigger
-        || ["/execute", "/retry", "/cancel", "/pause", "/resume", "/callbacks", "/bulk"].iter().any(|end| path.ends_with(end));
+        || ["/execute", "/retry", "/cancel", "/pause", "/resume", "/callbacks", "/bulk"]
+            .iter()
+            .any(|end| path.ends_with(end));
     let is_look = (method == "GET" && !is_run)
-        || ["/workflows/validate", "/workflows/graph", "/workflows/test", "/runs/{run_id}/events/ticket", "/triggers/{trigger_id}/preview"]
-            .contains(&path)
+        || [
+            "/workflows/validate",
+            "/workflows/graph",
+            "/workflows/test",
+            "/runs/{run_id}/events/ticket",
+            "/triggers/{trigger_id}/preview",
+        ]
+        .contains(&path)
         || ["/{workflow_id}/test", "/backtest"].iter().any(|end| path.ends_with(end));
     // Views of one's own.
     let is_look = is_look || path.starts_with("/views");

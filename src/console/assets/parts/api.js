@@ -1,0 +1,117 @@
+// The only way to the service: an ordinary client of the REST API, and a list of the calls behind the screen.
+import { signal } from "./runtime.js";
+
+/** @typedef {{ field: string, message: string, type: string }} FieldError */
+/** @typedef {{ method: string, url: string, body?: string | undefined }} Call */
+/**
+ * @typedef {object} Options
+ * @property {Record<string, string>} [path] members of the path
+ * @property {Record<string, string | number | boolean | null | undefined>} [query]
+ * @property {unknown} [body]
+ * @property {Record<string, string>} [headers]
+ * @property {AbortSignal} [signal]
+ * @property {boolean} [quiet] not listed among the calls of the screen
+ */
+
+/** Every wait on the network has an end. */
+const PATIENCE_MS = 30_000;
+const CALLS_KEPT = 30;
+
+/** Prefix of the API; health has none. */
+export const prefix = meta("wf-api");
+
+/** The calls of this screen, the latest first. */
+export const calls = signal(/** @type {Call[]} */ ([]));
+
+/** Told when the service wants credentials. @type {{ unauthorized: () => void }} */
+export const hooks = { unauthorized() {} };
+
+/** What the page was served with. @param {string} name */
+export function meta(name) {
+    return globalThis.document?.querySelector(`meta[name="${name}"]`)?.getAttribute("content") ?? "";
+}
+
+export class ApiError extends Error {
+    /** @param {number} status @param {any} body */
+    constructor(status, body) {
+        super(typeof body?.detail === "string" ? body.detail : `The service answered ${status}`);
+        this.status = status;
+        /** @type {string} */
+        this.code = typeof body?.code === "string" ? body.code : "";
+        /** @type {FieldError[]} */
+        this.errors = Array.isArray(body?.errors) ? body.errors : [];
+        /** @type {string} */
+        this.requestId = typeof body?.request_id === "string" ? body.request_id : "";
+    }
+}
+
+/** @param {string} path @param {Options} options */
+export function address(path, options = {}) {
+    const filled = path.replace(/\{(\w+)\}/g, (_, name) => {
+        const value = options.path?.[name];
+        if (value === undefined || value === "") throw new Error(`${path}: ${name} is missing`);
+        return encodeURIComponent(value);
+    });
+    const query = new URLSearchParams();
+    for (const [name, value] of Object.entries(options.query ?? {})) {
+        if (value !== null && value !== undefined && value !== "") query.set(name, String(value));
+    }
+    const text = query.toString();
+    return (path.startsWith("/health") ? "" : prefix) + filled + (text ? `?${text}` : "");
+}
+
+/** @param {Call} call */
+function list(call) {
+    const others = calls.peek().filter((one) => one.url !== call.url || one.method !== call.method);
+    calls.value = [call, ...others].slice(0, CALLS_KEPT);
+}
+
+/**
+ * The answer with its headers.
+ * @param {string} method @param {string} path @param {Options} [options]
+ * @returns {Promise<{ data: any, headers: Headers, status: number }>}
+ */
+export async function call(method, path, options = {}) {
+    const url = address(path, options);
+    const body = options.body === undefined ? undefined : JSON.stringify(options.body);
+    if (!options.quiet) list({ method, url, body });
+    const late = AbortSignal.timeout(PATIENCE_MS);
+    /** @type {RequestInit} */
+    const init = {
+        method,
+        credentials: "same-origin",
+        headers: { accept: "application/json", ...(body ? { "content-type": "application/json" } : {}), ...options.headers },
+        signal: options.signal ? AbortSignal.any([options.signal, late]) : late,
+    };
+    if (body !== undefined) init.body = body;
+    let response;
+    try {
+        response = await fetch(url, init);
+    } catch (error) {
+        if (options.signal?.aborted) throw error;
+        throw new ApiError(0, { detail: "The service cannot be reached", code: "unreachable" });
+    }
+    return { data: await read(response), headers: response.headers, status: response.status };
+}
+
+/** @param {Response} response */
+async function read(response) {
+    const text = await response.text();
+    /** @type {any} */
+    let data = null;
+    if (text && response.headers.get("content-type")?.includes("json")) {
+        try {
+            data = JSON.parse(text);
+        } catch {
+            throw new ApiError(response.status, { detail: "The answer was cut off", code: "incomplete" });
+        }
+    } else if (text) data = text;
+    if (response.ok) return data;
+    if (response.status === 401 && data?.code === "unauthorized") hooks.unauthorized();
+    throw new ApiError(response.status, data);
+}
+
+/** Only the body. @param {string} method @param {string} path @param {Options} [options] @returns {Promise<any>} */
+export async function api(method, path, options) {
+    return (await call(method, path, options)).data;
+}

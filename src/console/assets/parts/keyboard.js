@@ -1,0 +1,69 @@
+// Keys: / search, j k rows, o or Enter open, g and a letter to go, ? help.
+import { html, signal, use } from "./runtime.js";
+import { go } from "./router.js";
+import { Dialog } from "./ui.js";
+
+export const helpOpen = signal(false);
+
+/** @type {Record<string, [string, string]>} */
+const PLACES = {
+    h: ["/", "home"], r: ["/runs", "runs"], w: ["/workflows", "workflows"], a: ["/agents", "agents"],
+    p: ["/approvals", "approvals"], d: ["/dead-letters", "dead letters"], s: ["/system", "system"],
+    n: ["/workflows/new", "a new workflow"],
+};
+const CHORD_MS = 1500;
+
+/** @param {EventTarget | null} target */
+function isTyping(target) {
+    return target instanceof HTMLElement && (target.isContentEditable || ["INPUT", "TEXTAREA", "SELECT"].includes(target.tagName));
+}
+
+/** @param {number} move */
+function moveRow(move) {
+    const rows = [...document.querySelectorAll("main tr[data-row]")];
+    if (!rows.length) return;
+    const current = document.activeElement?.closest("tr[data-row]");
+    const index = current ? rows.indexOf(current) + move : move > 0 ? 0 : rows.length - 1;
+    const row = rows[Math.max(0, Math.min(rows.length - 1, index))];
+    const target = row?.querySelector("a[href], button");
+    if (target instanceof HTMLElement) {
+        target.focus();
+        row?.scrollIntoView({ block: "nearest" });
+    }
+}
+
+export function startKeyboard() {
+    let chord = 0;
+    document.addEventListener("keydown", (event) => {
+        if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
+        if (isTyping(event.target) || document.querySelector("dialog[open]")) return;
+        const isChord = event.timeStamp - chord < CHORD_MS && chord > 0;
+        chord = 0;
+        const there = PLACES[event.key];
+        if (isChord && there) go(there[0]);
+        else if (event.key === "g") {
+            chord = event.timeStamp;
+            return;
+        } else if (event.key === "j") moveRow(1);
+        else if (event.key === "k") moveRow(-1);
+        else if (event.key === "?") helpOpen.value = true;
+        else if (event.key === "/") {
+            const search = document.querySelector("main [data-search]");
+            if (!(search instanceof HTMLElement)) return;
+            search.focus();
+        } else return;
+        event.preventDefault();
+    });
+}
+
+export function Help() {
+    const open = use(helpOpen);
+    if (!open) return null;
+    /** @type {[string, string][]} */
+    const keys = [["/", "search, or the first filter"], ["j  k", "next and previous row"], ["Enter", "open the row"],
+        ["?", "this help"], ...Object.entries(PLACES).map(
+            ([key, [, name]]) => /** @type {[string, string]} */ ([`g ${key}`, `go to ${name}`]))];
+    return html`<${Dialog} title="Keyboard" onClose=${() => void (helpOpen.value = false)}>
+        <dl class="keys">${keys.map(([key, meaning]) => html`<div key=${key}><dt><kbd>${key}</kbd></dt><dd>${meaning}</dd></div>`)}</dl>
+        <p class="faint">In a graph the arrows move between steps, and Enter opens one. Escape closes.</p></${Dialog}>`;
+}

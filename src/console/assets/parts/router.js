@@ -1,0 +1,67 @@
+// The address is the view: path and query are signals, and every change of them is an entry of the history.
+import { meta } from "./api.js";
+import { signal } from "./runtime.js";
+
+export const BASE = meta("wf-console");
+
+/** Asked before the view is left; false keeps it. @type {{ ask: (() => boolean) | null }} */
+export const guard = { ask: null };
+
+/** @returns {{ path: string, query: URLSearchParams, full: string }} */
+function read() {
+    const path = location.pathname.slice(BASE.length).replace(/\/+$/, "") || "/";
+    return { path, query: new URLSearchParams(location.search), full: location.pathname + location.search };
+}
+
+export const place = signal(read());
+
+/** @param {string} to @param {{ replace?: boolean }} [how] */
+export function go(to, how = {}) {
+    if (guard.ask && !how.replace && !guard.ask()) return;
+    const address = to.startsWith(BASE) ? to : BASE + (to === "/" ? "" : to);
+    if (how.replace) history.replaceState(null, "", address);
+    else history.pushState(null, "", address);
+    const before = place.value.path;
+    place.value = read();
+    if (place.value.path !== before) scrollTo(0, 0);
+}
+
+/** Changes members of the query; null and "" remove them. @param {Record<string, string | null>} changes
+ * @param {{ replace?: boolean }} [how] */
+export function setQuery(changes, how = {}) {
+    const query = new URLSearchParams(place.value.query);
+    for (const [name, value] of Object.entries(changes)) {
+        if (value === null || value === "") query.delete(name);
+        else query.set(name, value);
+    }
+    const text = query.toString();
+    go(BASE + (place.value.path === "/" ? "" : place.value.path) + (text ? `?${text}` : ""), how);
+}
+
+/** The address of a screen, with encoded segments. @param {...string} segments */
+export function to(...segments) {
+    return `${BASE}/${segments.map(encodeURIComponent).join("/")}`;
+}
+
+/** Links below /console stay in this page, and "back" works. */
+export function startRouter() {
+    let shown = place.value.full;
+    addEventListener("popstate", () => {
+        if (guard.ask && !guard.ask()) {
+            history.pushState(null, "", shown);
+            return;
+        }
+        place.value = read();
+    });
+    place.subscribe((value) => void (shown = value.full));
+    document.addEventListener("click", (event) => {
+        if (event.defaultPrevented || event.button !== 0) return;
+        if (event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return;
+        const link = event.target instanceof Element ? event.target.closest("a[href]") : null;
+        if (!(link instanceof HTMLAnchorElement) || link.target || link.hasAttribute("download")) return;
+        const url = new URL(link.href);
+        if (url.origin !== location.origin || !(url.pathname === BASE || url.pathname.startsWith(`${BASE}/`))) return;
+        event.preventDefault();
+        go(url.pathname + url.search);
+    });
+}

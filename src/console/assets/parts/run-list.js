@@ -1,0 +1,88 @@
+// Pure: the list of runs: its filters are the parameters of the API, its columns are in the address.
+import { duration, span } from "./time.js";
+import { csvLine, pretty } from "./text.js";
+import { member } from "./steps.js";
+
+export const STATUSES = ["PENDING", "RUNNING", "COMPLETED", "FAILED", "CANCELLED"];
+export const FILTERS = ["status", "name_prefix", "name", "workflow_definition_id", "triggered_by", "parent_run_id",
+    "created_after", "created_before", "sort_by", "sort_order"];
+/** @type {Record<string, string>} */
+export const COLUMNS = {
+    run: "Run", workflow: "Workflow", status: "Status", created: "Created", took: "Duration", by: "Started by",
+    priority: "Priority", error: "Error", parent: "Parent run", completed: "Completed",
+};
+export const DEFAULT_COLUMNS = ["run", "workflow", "status", "created", "took", "by", "error"];
+const MOST_COLUMNS = 20;
+
+/** Address first, then what was used last, then the default. @param {string | null} given @param {string} last */
+export function columnsOf(given, last) {
+    const names = (given ?? last).split(",").filter((name) => name in COLUMNS || /^input\.[^,]+$/.test(name));
+    return names.length ? [...new Set(names)].slice(0, MOST_COLUMNS) : DEFAULT_COLUMNS;
+}
+
+/** @param {URLSearchParams} query @returns {Record<string, string>} */
+export function filtersOf(query) {
+    /** @type {Record<string, string>} */
+    const filters = {};
+    for (const name of FILTERS) {
+        const value = query.get(name);
+        if (value) filters[name] = value;
+    }
+    return filters;
+}
+
+/** The plain value of a column, as it is exported. @param {any} run @param {string} column @returns {unknown} */
+export function cell(run, column) {
+    switch (column) {
+        case "run": return run.id;
+        case "workflow": return run.workflow_name;
+        case "status": return run.status;
+        case "created": return run.created_at;
+        case "completed": return run.completed_at;
+        case "by": return run.triggered_by;
+        case "priority": return run.priority;
+        case "error": return run.error_message;
+        case "parent": return run.parent_run_id;
+        case "took": return tookMs(run, Date.parse(run.updated_at));
+        default: return member(run.input_data, column.slice("input.".length));
+    }
+}
+
+/** @param {any} run @param {number} now */
+export function tookMs(run, now) {
+    const end = run.completed_at ?? run.cancelled_at;
+    if (!end && run.status === "FAILED") return span(run.created_at, run.updated_at, now);
+    return span(run.created_at, end, now);
+}
+
+/** @param {any} run @param {number} now */
+export const took = (run, now) => duration(tookMs(run, now));
+
+/** @param {any[]} runs @param {string[]} columns */
+export function toCsv(runs, columns) {
+    const head = columns.map((column) => (column === "took" ? "duration_ms" : column));
+    return [csvLine(head), ...runs.map((run) => csvLine(columns.map((column) => cell(run, column))))].join("\r\n") + "\r\n";
+}
+
+/** @param {any[]} runs */
+export const toJson = (runs) => `${pretty(runs)}\n`;
+
+/** @param {any} run @param {string} action */
+export function allows(run, action) {
+    const open = run.status === "PENDING" || run.status === "RUNNING";
+    switch (action) {
+        case "cancel": return open;
+        case "pause": return open && !run.paused_at;
+        case "resume": return open && Boolean(run.paused_at);
+        default: return run.status === "FAILED" || run.status === "CANCELLED";
+    }
+}
+
+/** What a newer first page means for the one that is shown. @param {any[]} shown @param {any[]} latest */
+export function compareRows(shown, latest) {
+    const known = new Set(shown.map((run) => run.id));
+    const newest = shown[0]?.created_at ?? "";
+    const fresh = latest.filter((run) => !known.has(run.id) && run.created_at >= newest).length;
+    const byId = new Map(latest.map((run) => [run.id, run]));
+    return { fresh, rows: shown.map((run) => byId.get(run.id) ?? run) };
+}

@@ -1,0 +1,194 @@
+// Pure: what the attempts of a run say about its steps.
+import { duration, span } from "./time.js";
+
+/** @typedef {any} Attempt a StepExecution of the API */
+/**
+ * @typedef {object} StepRow attempts of one step at one place
+ * @property {string} key
+ * @property {string} id
+ * @property {string | null} parent
+ * @property {string | null} branch
+ * @property {number} depth
+ * @property {Attempt[]} attempts
+ * @property {Attempt} last
+ */
+
+/** Rows in the order of a tree: each block is followed by its branches. @param {Attempt[]} attempts
+ * @returns {StepRow[]} */
+export function tree(attempts) {
+    /** @type {Map<string, StepRow>} */
+    const rows = new Map();
+    for (const attempt of attempts) {
+        const key = JSON.stringify([attempt.parent_step_id, attempt.branch_name, attempt.step_id]);
+        const row = rows.get(key);
+        if (row) {
+            row.attempts.push(attempt);
+            row.last = attempt;
+        } else {
+            rows.set(key, { key, id: attempt.step_id, parent: attempt.parent_step_id, branch: attempt.branch_name,
+                depth: 0, attempts: [attempt], last: attempt });
+        }
+    }
+    /** @type {Map<string | null, StepRow[]>} */
+    const inside = new Map();
+    const ids = new Set([...rows.values()].map((row) => row.id));
+    for (const row of rows.values()) {
+        const parent = row.parent !== null && row.parent !== row.id && ids.has(row.parent) ? row.parent : null;
+        push(inside, parent, row);
+    }
+    /** @type {StepRow[]} */
+    const ordered = [];
+    const seen = new Set();
+    const visit = (/** @type {string | null} */ parent, /** @type {number} */ depth) => {
+        if (seen.has(parent)) return;
+        seen.add(parent);
+        /** @type {Map<string | null, StepRow[]>} */
+        const branches = new Map();
+        for (const row of inside.get(parent) ?? []) push(branches, row.branch, row);
+        for (const branch of [...branches.keys()].sort(byBranch)) {
+            for (const row of branches.get(branch) ?? []) {
+                row.depth = depth;
+                ordered.push(row);
+                visit(row.id, depth + 1);
+            }
+        }
+    };
+    visit(null, 0);
+    if (ordered.length === rows.size) return ordered;
+    const known = new Set(ordered);
+    return [...ordered, ...[...rows.values()].filter((row) => !known.has(row))];
+}
+
+/** @param {Map<string | null, StepRow[]>} lists @param {string | null} name @param {StepRow} row */
+function push(lists, name, row) {
+    const list = lists.get(name);
+    if (list) list.push(row);
+    else lists.set(name, [row]);
+}
+
+/** @param {string | null} a @param {string | null} b */
+function byBranch(a, b) {
+    const [left, right] = [Number(a), Number(b)];
+    if (a !== null && b !== null && Number.isInteger(left) && Number.isInteger(right)) return left - right;
+    return 0;
+}
+
+const RANK = ["FAILED", "RUNNING", "PENDING", "COMPLETED", "SKIPPED"];
+
+/** The state of each step of the definition: the worst of its latest attempts, and how many there are.
+ * @param {StepRow[]} rows @returns {Map<string, { status: string, count: number, failed: number, attempts: number }>} */
+export function states(rows) {
+    /** @type {Map<string, { status: string, count: number, failed: number, attempts: number }>} */
+    const found = new Map();
+    for (const row of rows) {
+        const state = found.get(row.id);
+        const failed = row.last.status === "FAILED" ? 1 : 0;
+        if (!state) found.set(row.id, { status: row.last.status, count: 1, failed, attempts: row.attempts.length });
+        else {
+            if (RANK.indexOf(row.last.status) < RANK.indexOf(state.status)) state.status = row.last.status;
+            state.count++;
+            state.failed += failed;
+            state.attempts += row.attempts.length;
+        }
+    }
+    return found;
+}
+
+/** The name of a place for people. @param {StepRow} row */
+export function placeOf(row) {
+    return row.parent === null ? row.id : `${row.parent} / ${row.branch ?? ""} / ${row.id}`;
+}
+
+/** @param {any} run @param {any[]} callbacks @param {StepRow[]} rows @param {number} now */
+export function runWords(run, callbacks, rows, now) {
+    const last = (/** @type {string} */ status) => rows.filter((row) => row.last.status === status);
+    const until = (/** @type {string} */ since) => duration(span(since, null, now));
+    if (run.status === "PENDING") {
+        return run.paused_at ? `paused before it began, ${until(run.paused_at)} ago`
+            : `waiting for an executor for ${until(run.created_at)}`;
+    }
+    if (run.status === "RUNNING") {
+        if (run.paused_at) return `paused ${until(run.paused_at)} ago; no further step begins`;
+        const waiting = callbacks.find((one) => one.step_execution_id) ?? callbacks[0];
+        if (waiting) return `waiting ${waitsFor(waiting)} for ${until(waiting.created_at)}, at step ${waiting.step_id}`;
+        const pending = last("PENDING")[0];
+        const running = last("RUNNING").filter((row) => row.last.agent_name);
+        if (!running.length && pending) return `waiting at step ${pending.id} for ${until(pending.last.started_at)}`;
+        const busy = running[0];
+        if (!busy) return `running for ${until(run.created_at)}`;
+        const again = busy.attempts.length > 1 ? `, attempt ${busy.attempts.length}` : "";
+        const more = running.length > 1 ? ` and ${running.length - 1} more` : "";
+        return `running step ${busy.id}${again}${more} for ${until(busy.last.started_at)}`;
+    }
+    const took = duration(span(run.created_at, run.completed_at ?? run.cancelled_at ?? run.updated_at, now));
+    if (run.status === "COMPLETED") return `in ${took}`;
+    if (run.status === "CANCELLED") return `after ${took}${run.cancelled_by ? ` by ${run.cancelled_by}` : ""}`;
+    const failed = last("FAILED").find((row) => row.last.agent_name) ?? last("FAILED")[0];
+    return `after ${took}${failed ? ` at step ${failed.id}` : ""}`;
+}
+
+/** What a callback waits for. @param {any} callback */
+export function waitsFor(callback) {
+    if (callback.is_approval) return `for approval by ${callback.role ?? "anybody with the address"}`;
+    if (callback.question) return `for an answer to ${callback.question.agent_name}`;
+    return "for an answer";
+}
+
+/**
+ * The version that a run executes: the API does not name it. It is the newest one of the time at which the run was made; after
+ * a retry, which takes the current one, the newest one of the last attempt. It has all steps that were executed.
+ * @param {any} run @param {any[]} attempts @param {any[]} versions
+ */
+export function versionOf(run, attempts, versions) {
+    const newestFirst = [...versions].sort((a, b) => b.version - a.version);
+    const ids = new Set(attempts.map((attempt) => attempt.step_id));
+    const hasAll = (/** @type {any} */ version) => [...ids].every((id) => Object.hasOwn(version.workflow_data?.steps ?? {}, id));
+    const before = (/** @type {string} */ time) =>
+        newestFirst.find((version) => Date.parse(version.updated_at) <= Date.parse(time) && hasAll(version));
+    return before(run.created_at) ?? before(attempts.at(-1)?.started_at ?? run.created_at)
+        ?? newestFirst.find(hasAll) ?? newestFirst[0] ?? null;
+}
+
+/** Two runs, step by step. @param {StepRow[]} left @param {StepRow[]} right */
+export function align(left, right) {
+    const other = new Map(right.map((row) => [row.key, row]));
+    /** @type {{ key: string, left: StepRow | null, right: StepRow | null }[]} */
+    const pairs = left.map((row) => ({ key: row.key, left: row, right: other.get(row.key) ?? null }));
+    const known = new Set(left.map((row) => row.key));
+    for (const row of right) if (!known.has(row.key)) pairs.push({ key: row.key, left: null, right: row });
+    return pairs;
+}
+
+/** What differs in a pair. @param {{ left: StepRow | null, right: StepRow | null }} pair @returns {string[]} */
+export function differences({ left, right }) {
+    if (!left) return ["only in B"];
+    if (!right) return ["only in A"];
+    const found = [];
+    if (left.last.status !== right.last.status) found.push("status");
+    if (!same(left.last.input_data, right.last.input_data)) found.push("input");
+    if (!same(left.last.output_data, right.last.output_data)) found.push("output");
+    if (left.attempts.length !== right.attempts.length) found.push("attempts");
+    return found;
+}
+
+/** @param {unknown} a @param {unknown} b @returns {boolean} */
+export function same(a, b) {
+    return JSON.stringify(sorted(a)) === JSON.stringify(sorted(b));
+}
+
+/** @param {any} value @returns {any} */
+function sorted(value) {
+    if (Array.isArray(value)) return value.map(sorted);
+    if (value === null || typeof value !== "object") return value;
+    return Object.fromEntries(Object.keys(value).sort().map((key) => [key, sorted(value[key])]));
+}
+
+/** A member by a path with dots, as in a column `input.order.id`. @param {any} value @param {string} path */
+export function member(value, path) {
+    let found = value;
+    for (const part of path.split(".")) {
+        if (found === null || typeof found !== "object" || !Object.hasOwn(found, part)) return undefined;
+        found = found[part];
+    }
+    return found;
+}

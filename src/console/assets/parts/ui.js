@@ -1,0 +1,196 @@
+// Small components that the screens share.
+import { html, signal, use, useEffect, useLayoutEffect, useRef, useState } from "./runtime.js";
+import { ApiError, calls } from "./api.js";
+import { SHAPES } from "./draw.js";
+import { can, needs, session } from "./session.js";
+import { absolute, relative } from "./time.js";
+import { curl } from "./text.js";
+import { now, utc } from "./settings.js";
+
+/** Said to screen readers and shown for a while. */
+export const said = signal(/** @type {{ text: string, bad: boolean, id: number } | null} */ (null));
+let saidCount = 0;
+
+/** @param {string} text @param {boolean} [bad] */
+export function say(text, bad = false) {
+    said.value = { text, bad, id: ++saidCount };
+}
+
+/** Words for what went wrong. @param {unknown} error */
+export function words(error) {
+    if (!(error instanceof ApiError)) return error instanceof Error ? error.message : String(error);
+    const where = error.errors.slice(0, 5).map((one) => `${one.field}: ${one.message}`).join("; ");
+    return where ? `${error.message} (${where})` : error.message;
+}
+
+/** @param {string} text @param {string} [what] */
+export async function copy(text, what = "Copied") {
+    try {
+        await navigator.clipboard.writeText(text);
+        say(what);
+    } catch {
+        say("The browser does not let this page use the clipboard", true);
+    }
+}
+
+/** @param {string} name @param {string} type @param {string} text */
+export function download(name, type, text) {
+    const url = URL.createObjectURL(new Blob([text], { type }));
+    const link = document.createElement("a");
+    link.href = url;
+    link.download = name;
+    link.click();
+    URL.revokeObjectURL(url);
+}
+
+/** @param {{ status: string, paused?: boolean, small?: boolean }} props */
+export function Status({ status, paused }) {
+    const name = paused ? "PAUSED" : status;
+    const shape = paused ? "M4 3V9M8 3V9" : SHAPES[status] ?? "M6 6h.01";
+    return html`<span class=${`status s-${name}`}><svg viewBox="0 0 12 12" aria-hidden="true"><path d=${shape}
+        /></svg>${name.toLowerCase().replaceAll("_", " ")}</span>`;
+}
+
+/** A time in words, absolute on focus and hover. @param {{ at: string | null | undefined, absolute?: boolean }} props */
+export function Time({ at, absolute: isAbsolute }) {
+    const zone = use(utc);
+    const moment = use(now);
+    if (!at) return html`<span class="faint">–</span>`;
+    const full = absolute(at, zone, true);
+    return html`<time dateTime=${at} title=${full} aria-label=${isAbsolute ? undefined : `${relative(at, moment)}, ${full}`}>${
+        isAbsolute ? absolute(at, zone) : relative(at, moment)}</time>`;
+}
+
+/** @param {{ error: unknown, retry?: () => void }} props */
+export function Problem({ error, retry }) {
+    if (!error) return null;
+    const id = error instanceof ApiError ? error.requestId : "";
+    return html`<div class="problem" role="alert"><strong>${words(error)}</strong>
+        ${id && html`<div class="faint">request ${id}</div>`}
+        ${retry && html`<button type="button" onClick=${retry}>Try again</button>`}</div>`;
+}
+
+/** @param {{ what?: string }} props */
+export function Loading({ what }) {
+    return html`<p class="loading" role="status">Loading${what ? ` ${what}` : ""}…</p>`;
+}
+
+/** An empty state, with the call that would fill it. @param {{ children?: any, command?: string }} props */
+export function Empty({ children, command }) {
+    return html`<div class="empty"><p>${children}</p>${command && html`<${Code} text=${command} label="Command" />`}</div>`;
+}
+
+/** @param {{ text: string, label?: string, wrap?: boolean }} props */
+export function Code({ text, label, wrap }) {
+    return html`<div class="code"><pre class=${wrap ? "wrap" : ""} tabindex="0" aria-label=${label ?? "Text"}>${text}</pre>
+        <button type="button" class="quiet copy" onClick=${() => copy(text)}>Copy</button></div>`;
+}
+
+const SHOWN = 200_000;
+
+/** @param {{ value: unknown, label: string }} props */
+export function Json({ value, label }) {
+    if (value === null || value === undefined) return html`<p class="faint">none</p>`;
+    const text = typeof value === "string" ? value : JSON.stringify(value, null, 2);
+    if (text.length <= SHOWN) return html`<${Code} text=${text} label=${label} />`;
+    return html`<${Code} text=${`${text.slice(0, SHOWN)}…`} label=${label} />
+        <button type="button" onClick=${() => download("value.json", "application/json", text)}>
+            Download all (${Math.round(text.length / 1024)} KiB)</button>`;
+}
+
+/** A button that a permission opens; without it the button says who has it.
+ * @param {{ permission?: string, onClick?: () => unknown, children?: any, kind?: string, disabled?: boolean, type?: string,
+ *   title?: string }} props */
+export function Action({ permission, onClick, children, kind, disabled, type, title }) {
+    use(session);
+    const [busy, setBusy] = useState(false);
+    const alive = useRef(true);
+    useEffect(() => () => void (alive.current = false), []);
+    const allowed = !permission || can(permission);
+    const press = async () => {
+        if (busy) return;
+        setBusy(true);
+        try {
+            await onClick?.();
+        } catch (error) {
+            say(words(error), true);
+        }
+        if (alive.current) setBusy(false);
+    };
+    return html`<button type=${type ?? "button"} class=${kind ?? ""} disabled=${disabled || !allowed || busy}
+        title=${allowed ? title : needs(permission ?? "")} aria-busy=${busy}
+        onClick=${type === "submit" ? undefined : press}>${children}</button>`;
+}
+
+/** @param {{ permission: string }} props */
+export function Denied({ permission }) {
+    return html`<div class="empty"><p>You may not see this. ${needs(permission)}.</p></div>`;
+}
+
+/** @param {{ title: string, onClose: () => void, children?: any, wide?: boolean }} props */
+export function Dialog({ title, onClose, children, wide }) {
+    const box = useRef(/** @type {HTMLDialogElement | null} */ (null));
+    const before = useRef(/** @type {Element | null} */ (null));
+    useLayoutEffect(() => {
+        before.current = document.activeElement;
+        box.current?.showModal();
+        const first = box.current?.querySelector(".body :is(input, select, textarea, button):not(:disabled)");
+        if (first instanceof HTMLElement) first.focus();
+        return () => {
+            if (before.current instanceof HTMLElement && before.current.isConnected) before.current.focus();
+        };
+    }, []);
+    return html`<dialog ref=${box} class=${wide ? "wide" : ""} aria-label=${title}
+        onCancel=${(/** @type {Event} */ event) => (event.preventDefault(), onClose())}>
+        <header><h2>${title}</h2><button type="button" class="quiet" aria-label="Close" onClick=${onClose}>✕</button></header>
+        <div class="body">${children}</div></dialog>`;
+}
+
+/** @param {{ tabs: [string, string][], current: string, choose: (name: string) => void, label: string }} props */
+export function Tabs({ tabs, current, choose, label }) {
+    const key = (/** @type {KeyboardEvent} */ event) => {
+        const move = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+        if (!move) return;
+        event.preventDefault();
+        const names = tabs.map(([name]) => name);
+        const next = names[(names.indexOf(current) + move + names.length) % names.length] ?? current;
+        choose(next);
+        const list = event.currentTarget;
+        requestAnimationFrame(() => {
+            const tab = list instanceof Element ? list.querySelector('[aria-selected="true"]') : null;
+            if (tab instanceof HTMLElement) tab.focus();
+        });
+    };
+    return html`<div class="tabs" role="tablist" aria-label=${label} onKeyDown=${key}>${tabs.map(([name, title]) => html`
+        <button type="button" role="tab" key=${name} id=${`tab-${name}`} aria-controls="panel" aria-selected=${name === current}
+            tabindex=${name === current ? 0 : -1} onClick=${() => choose(name)}>${title}</button>`)}</div>`;
+}
+
+/** @param {{ items: [string, any][] }} props */
+export function Facts({ items }) {
+    return html`<dl class="facts">${items.map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>`;
+}
+
+/** The head of a screen. @param {{ title: any, children?: any, back?: [string, string] }} props */
+export function Head({ title, children, back }) {
+    return html`<div class="head">${back && html`<a class="back" href=${back[0]}>${back[1]}</a>`}
+        <div class="line"><h1 tabindex="-1">${title}</h1><div class="actions">${children}<${Calls} /></div></div></div>`;
+}
+
+/** The calls behind the screen. */
+function Calls() {
+    const [open, setOpen] = useState(false);
+    return html`<button type="button" class="quiet" title="The API calls of this screen" onClick=${() => setOpen(true)}>
+        API</button>${open && html`<${CallList} onClose=${() => setOpen(false)} />`}`;
+}
+
+/** @param {{ onClose: () => void }} props */
+function CallList({ onClose }) {
+    const list = use(calls);
+    const who = use(session);
+    const header = who?.authentication === false ? null : who?.api_key_header ?? "X-API-Key";
+    return html`<${Dialog} title="API calls behind this screen" wide onClose=${onClose}>
+        ${header && html`<p class="faint">Set KEY to an API key.</p>`}
+        ${list.length ? list.map((call) => html`<${Code} key=${call.method + call.url} wrap label=${`${call.method} ${call.url}`}
+            text=${curl(call, location.origin, header)} />`) : html`<p>None yet.</p>`}</${Dialog}>`;
+}

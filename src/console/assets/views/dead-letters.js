@@ -1,0 +1,95 @@
+import { html, use, useState } from "../parts/runtime.js";
+import { api } from "../parts/api.js";
+import { Filter, PagedTable, usePage, valueOf } from "../parts/list.js";
+import { useGet } from "../parts/load.js";
+import { place, setQuery, to } from "../parts/router.js";
+import { fault, pretty } from "../parts/text.js";
+import { bytes } from "../parts/time.js";
+import { Action, Dialog, Empty, Facts, Head, Json, Loading, Problem, say, Status, Time } from "../parts/ui.js";
+
+const REASONS = ["empty", "invalid_json", "invalid_message", "unknown_kind", "invalid_content", "invalid_plan", "too_large", "refused_by_database"];
+const STATUSES = ["open", "redriving", "redriven", "discarded"];
+
+export function DeadLetters() {
+    const { query } = use(place);
+    const asked = Object.fromEntries(["status", "reason", "topic", "run_id"].map((name) => [name, query.get(name) ?? ""]));
+    const loaded = usePage("/dead-letters", { query: { ...asked, page_size: 50 } });
+    const change = (/** @type {string} */ name) => (/** @type {string} */ value) => setQuery({ [name]: value, cursor: null });
+    const options = (/** @type {string[]} */ names) => [["", "all"], ...names.map((name) => [name, name.replaceAll("_", " ")])];
+    return html`<${Head} title="Dead letters" /><div class="filters" role="search">
+        <${Filter} name="run_id" label="Run" search value=${asked["run_id"]} change=${change("run_id")} />
+        <${Filter} name="status" label="Status" value=${asked["status"]} change=${change("status")} options=${options(STATUSES)} />
+        <${Filter} name="reason" label="Reason" value=${asked["reason"]} change=${change("reason")} options=${options(REASONS)} />
+        <${Filter} name="topic" label="Topic" value=${asked["topic"]} change=${change("topic")} /></div>
+        <${PagedTable} loaded=${loaded} label="Dead letters" what="dead letters" columns=${["Record", "Status", "Reason", "Run", "Size", "Arrived", "Detail"]}
+            empty=${html`<${Empty}>No dead letters: executors could use all records${Object.values(asked).some(Boolean) ? " that match these filters" : ""}.</${Empty}>`}
+            row=${(/** @type {any} */ letter) => html`<tr data-row key=${letter.id}><td><a class="mono" href=${to("dead-letters", letter.id)}>${letter.topic} ${letter.partition}:${letter.offset}</a></td>
+                <td><${Status} status=${letter.status.toUpperCase()} /></td><td>${letter.reason.replaceAll("_", " ")}</td>
+                <td>${letter.run_id && html`<a class="mono" href=${to("runs", letter.run_id)}>${letter.run_id}</a>`}</td><td class="number">${bytes(letter.bytes)}</td>
+                <td><${Time} at=${letter.created_at} /></td><td><span class="clip" title=${letter.detail}>${letter.detail}</span></td></tr>`} />`;
+}
+
+/** @param {{ dead_letter_id: string }} props */
+export function DeadLetter({ dead_letter_id: id }) {
+    const path = { dead_letter_id: id };
+    const loaded = useGet("/dead-letters/{dead_letter_id}", { path });
+    const [open, setOpen] = useState("");
+    if (loaded.error && !loaded.data) return html`<${Problem} error=${loaded.error} retry=${loaded.reload} />`;
+    if (!loaded.data) return html`<${Loading} what="the record" />`;
+    const letter = loaded.data;
+    const isOpen = letter.status === "open";
+    const discard = async () => {
+        await api("DELETE", "/dead-letters/{dead_letter_id}", { path });
+        say("The record is discarded");
+        setOpen("");
+        loaded.reload();
+    };
+    return html`<${Head} title=${`Dead letter ${letter.partition}:${letter.offset}`} back=${[to("dead-letters"), "Dead letters"]}>
+            ${isOpen && html`<${Action} kind="primary" permission="dead-letters:manage" onClick=${() => setOpen("redrive")}>Send again</${Action}>
+                <${Action} kind="danger" permission="dead-letters:manage" onClick=${() => setOpen("discard")}>Discard</${Action}>`}</${Head}>
+        <div class="problem"><strong>${letter.detail}</strong></div>
+        <${Facts} items=${[["Status", html`<${Status} status=${letter.status.toUpperCase()} />`], ["Reason", letter.reason.replaceAll("_", " ")], ["Topic", letter.topic],
+            ["Size", bytes(letter.bytes)], ["Sent", html`<${Time} at=${letter.sent_at} absolute />`], ["Arrived here", html`<${Time} at=${letter.created_at} absolute />`],
+            ["Run", letter.run_id ? html`<a class="mono" href=${to("runs", letter.run_id)}>${letter.run_id}</a>` : "–"],
+            ...(letter.resolved_at ? [["Settled", html`<${Time} at=${letter.resolved_at} absolute /> by ${letter.resolved_by}`]] : [])]} />
+        <h2>Value ${letter.is_truncated && html`<span class="faint">cut off</span>`}</h2><${Octets} octets=${letter.value} label="Value" />
+        ${letter.corrected && html`<h2>Corrected value</h2><${Octets} octets=${letter.corrected} label="Corrected value" />`}
+        <h2>Headers</h2>${letter.headers.length ? html`<dl class="words">${letter.headers.map((/** @type {any} */ header, /** @type {number} */ index) => html`<div key=${index}><dt>${header.name}</dt>
+            <dd class="mono">${header.value?.content ?? ""}</dd></div>`)}</dl>` : html`<p class="faint">none</p>`}
+        ${open === "redrive" && html`<${Redrive} letter=${letter} onClose=${() => setOpen("")} done=${() => (setOpen(""), loaded.reload())} />`}
+        ${open === "discard" && html`<${Dialog} title="Discard the record" onClose=${() => setOpen("")}><p>It is not sent again. Its row stays until retention deletes it.</p><div class="buttons">
+            <${Action} kind="danger" permission="dead-letters:manage" onClick=${discard}>Discard</${Action}><button type="button" onClick=${() => setOpen("")}>Keep it</button></div></${Dialog}>`}`;
+}
+
+/** @param {{ octets: any, label: string }} props */
+function Octets({ octets, label }) {
+    if (!octets) return html`<p class="faint">none</p>`;
+    if (octets.encoding !== "text") return html`<p class="faint">as base64</p><${Json} value=${octets.content} label=${label} />`;
+    const isJson = !fault(octets.content);
+    return html`<${Json} value=${isJson ? JSON.parse(octets.content) : octets.content} label=${label} />`;
+}
+
+/** @param {{ letter: any, onClose: () => void, done: () => void }} props */
+function Redrive({ letter, onClose, done }) {
+    const text = letter.value?.encoding === "text" ? letter.value.content : "";
+    const [edits, setEdits] = useState(false);
+    const [value, setValue] = useState(() => (text && !fault(text) ? pretty(JSON.parse(text)) : text));
+    const [error, setError] = useState(/** @type {unknown} */ (null));
+    const work = async () => {
+        const broken = edits ? fault(value) : null;
+        setError(broken ? new Error(`Line ${broken.line}: ${broken.message}`) : null);
+        if (broken) return;
+        try {
+            await api("POST", "/dead-letters/{dead_letter_id}/redrive", { path: { dead_letter_id: letter.id }, body: edits ? { value: JSON.parse(value) } : {} });
+            say("The record is sent again");
+            done();
+        } catch (cause) {
+            setError(cause);
+        }
+    };
+    return html`<${Dialog} title="Send the record again" wide onClose=${onClose}><label class="check"><input type="checkbox" checked=${edits} onChange=${() => setEdits(!edits)} /> With a corrected value</label>
+        ${edits && html`<label for="corrected">Value (JSON)</label><textarea id="corrected" class="mono" rows="14" spellcheck=${false} value=${value}
+            onInput=${(/** @type {any} */ event) => setValue(valueOf(event))}></textarea>`}
+        <${Problem} error=${error} /><div class="buttons"><${Action} kind="primary" permission="dead-letters:manage" onClick=${work}>Send again</${Action}>
+        <button type="button" onClick=${onClose}>Close</button></div></${Dialog}>`;
+}

@@ -1,0 +1,219 @@
+import { html, use, useEffect, useLayoutEffect, useMemo, useRef, useState } from "../parts/runtime.js";
+import { api, call } from "../parts/api.js";
+import { Graph } from "../parts/graph.js";
+import { Table, valueOf } from "../parts/list.js";
+import { useLoad } from "../parts/load.js";
+import { go, guard, to } from "../parts/router.js";
+import { can, needs, session } from "../parts/session.js";
+import { fault, locate, pretty } from "../parts/text.js";
+import { Action, Dialog, download, Head, Json, Loading, Problem, say, Status, words } from "../parts/ui.js";
+import { toDefinition } from "./workflow.js";
+
+const PAUSE_MS = 400;
+const LARGEST_FILE = 1_048_576;
+const LEAVE = "There are changes that are not stored. Leave?";
+const FIRST = {
+    name: "new-workflow", start_step: "first",
+    steps: { first: { id: "first", type: "agent", agent_name: "", input_mapping: { text: "${workflow.input.text}" } } },
+};
+
+/** @typedef {{ line: number, message: string, kind: "error" | "warning", field: string }} Finding */
+
+/** @param {{ workflow_id?: string }} props */
+export function Editor({ workflow_id: id }) {
+    const loaded = useLoad(async (signal) => {
+        if (!id) return { text: pretty(FIRST), tag: null };
+        const { data, headers } = await call("GET", "/workflows/{workflow_id}", { path: { workflow_id: id }, signal });
+        return { text: pretty(toDefinition(data)), tag: headers.get("etag"), name: data.name };
+    }, [id ?? ""]);
+    if (loaded.error) return html`<${Problem} error=${loaded.error} retry=${loaded.reload} />`;
+    if (!loaded.data) return html`<${Loading} what="the definition" />`;
+    return html`<${Edit} id=${id ?? null} first=${loaded.data.text} tag=${loaded.data.tag} name=${loaded.data.name} />`;
+}
+
+/** @param {{ id: string | null, first: string, tag: string | null, name: string | undefined }} props */
+function Edit({ id, first, tag, name }) {
+    use(session);
+    const [text, setText] = useState(first);
+    const [stored, setStored] = useState(first);
+    const [problem, setProblem] = useState(/** @type {unknown} */ (null));
+    const [testing, setTesting] = useState(false);
+    const picker = useRef(/** @type {HTMLInputElement | null} */ (null));
+    const isChanged = text !== stored;
+    useGuard(isChanged);
+    const checked = useChecked(text);
+    const definition = useMemo(() => (fault(text) ? null : JSON.parse(text)), [text]);
+    const last = useRef(definition);
+    if (definition) last.current = definition;
+    const save = async () => {
+        setProblem(null);
+        if (!definition) return;
+        try {
+            const { name: given, ...rest } = definition;
+            const item = id
+                ? await api("PUT", "/workflows/{workflow_id}", { path: { workflow_id: id }, body: { ...NOTHING, ...rest },
+                    headers: tag ? { "if-match": tag } : {} })
+                : await api("POST", "/workflows", { body: definition });
+            setStored(text);
+            guard.ask = null;
+            say(`${item.name} is stored as version ${item.version}`);
+            go(to("workflows", item.id));
+        } catch (error) {
+            setProblem(error);
+        }
+    };
+    const open = async (/** @type {any} */ event) => {
+        const file = event.target.files?.[0];
+        event.target.value = "";
+        if (!file) return;
+        if (file.size > LARGEST_FILE) return say("The file is larger than 1 MiB", true);
+        const content = await file.text();
+        setText(fault(content) ? content : pretty(JSON.parse(content)));
+    };
+    return html`<${Head} title=${id ? `Edit ${name}` : "New workflow"} back=${id ? [to("workflows", id), name] : [to("workflows"), "Workflows"]}>
+            <input ref=${picker} type="file" accept="application/json,.json" hidden onChange=${open} aria-label="File with a definition" />
+            <button type="button" class="quiet" onClick=${() => picker.current?.click()}>Import</button>
+            <button type="button" class="quiet" onClick=${() => download(`${definition?.name ?? "definition"}.json`, "application/json", text)}>Export</button>
+            <${Action} disabled=${!definition} onClick=${() => setTesting(true)}>Try it</${Action}>
+            <${Action} kind="primary" permission="workflows:write" disabled=${!definition || !isChanged} onClick=${save}>Store</${Action}></${Head}>
+        ${!can("workflows:write") && html`<p class="banner">You can look and try, but not store. ${needs("workflows:write")}.</p>`}
+        <${Problem} error=${problem} />
+        <div class="editor-view"><div><${Lines} text=${text} change=${setText} findings=${checked.findings} />
+            <${Findings} checked=${checked} isChanged=${isChanged} /></div>
+            <div class="editor-graph">${last.current ? html`<${Graph} definition=${last.current} label="Graph of the definition" />` : ""}</div></div>
+        ${testing && definition && html`<${Try} definition=${definition} onClose=${() => setTesting(false)} />`}`;
+}
+
+/** Members that a text without them removes. */
+const NOTHING = { description: null, input_schema: null, expose: null, limits: null, retention_days: null };
+
+/** Nothing that was typed is lost without a question. @param {boolean} isChanged */
+function useGuard(isChanged) {
+    useEffect(() => {
+        if (!isChanged) return undefined;
+        const before = (/** @type {BeforeUnloadEvent} */ event) => event.preventDefault();
+        guard.ask = () => {
+            const leaves = confirm(LEAVE);
+            if (leaves) guard.ask = null;
+            return leaves;
+        };
+        addEventListener("beforeunload", before);
+        return () => {
+            guard.ask = null;
+            removeEventListener("beforeunload", before);
+        };
+    }, [isChanged]);
+}
+
+/** Asks the service when nobody types. @param {string} text */
+function useChecked(text) {
+    const [checked, setChecked] = useState(/** @type {{ findings: Finding[], summary: any, state: string }} */ (
+        { findings: [], summary: null, state: "checking" }));
+    useEffect(() => {
+        const broken = fault(text);
+        if (broken) {
+            setChecked({ findings: [{ ...broken, kind: "error", field: "" }], summary: null, state: "broken" });
+            return undefined;
+        }
+        const abort = new AbortController();
+        const timer = setTimeout(async () => {
+            try {
+                const answer = await api("POST", "/workflows/validate", { body: JSON.parse(text), signal: abort.signal });
+                setChecked({ findings: [...answer.errors.map(find(text, "error")), ...answer.warnings.map(find(text, "warning"))],
+                    summary: answer.summary, state: answer.valid ? "valid" : "invalid" });
+            } catch (error) {
+                if (abort.signal.aborted) return;
+                const errors = /** @type {any} */ (error).errors ?? [];
+                setChecked({ findings: errors.length ? errors.map(find(text, "error"))
+                    : [{ line: 1, message: words(error), kind: "error", field: "" }], summary: null, state: "invalid" });
+            }
+        }, PAUSE_MS);
+        return () => {
+            clearTimeout(timer);
+            abort.abort();
+        };
+    }, [text]);
+    return checked;
+}
+
+/** @param {string} text @param {"error" | "warning"} kind @returns {(error: any) => Finding} */
+function find(text, kind) {
+    return (error) => ({ kind, message: error.message, field: error.field.replace(/^body\.?/, ""),
+        line: locate(text, error.field.replace(/^body\.?/, "").split(".").filter(Boolean)) });
+}
+
+/** @param {{ text: string, change: (text: string) => void, findings: Finding[] }} props */
+function Lines({ text, change, findings }) {
+    const area = useRef(/** @type {HTMLTextAreaElement | null} */ (null));
+    const gutter = useRef(/** @type {HTMLDivElement | null} */ (null));
+    const count = text.split("\n").length;
+    const bad = new Map(findings.map((finding) => [finding.line, finding.kind]));
+    useLayoutEffect(() => {
+        if (area.current && area.current.value !== text) area.current.value = text;
+    }, [text]);
+    const tab = (/** @type {KeyboardEvent} */ event) => {
+        // Ctrl+Space indents, since Tab leaves the field.
+        const element = area.current;
+        if (!element || !(event.ctrlKey && event.key === " ")) return;
+        event.preventDefault();
+        element.setRangeText("  ", element.selectionStart, element.selectionEnd, "end");
+        change(element.value);
+    };
+    const sync = () => {
+        if (gutter.current && area.current) gutter.current.scrollTop = area.current.scrollTop;
+    };
+    return html`<div class="lines"><div class="gutter mono" aria-hidden="true" ref=${gutter}>${Array.from({ length: count }, (_, index) => html`
+            <div key=${index} class=${bad.get(index + 1) ?? ""}>${index + 1}</div>`)}</div>
+        <textarea ref=${area} class="mono" aria-label="Definition as JSON" aria-describedby="findings" spellcheck=${false} wrap="off" data-search
+            onInput=${(/** @type {any} */ event) => change(valueOf(event))} onKeyDown=${tab} onScroll=${sync}></textarea></div>`;
+}
+
+/** @param {{ checked: { findings: Finding[], summary: any, state: string }, isChanged: boolean }} props */
+function Findings({ checked, isChanged }) {
+    const jump = (/** @type {number} */ line) => () => {
+        const area = document.querySelector(".lines textarea");
+        if (!(area instanceof HTMLTextAreaElement)) return;
+        const lines = area.value.split("\n");
+        const from = lines.slice(0, line - 1).reduce((sum, one) => sum + one.length + 1, 0);
+        area.focus();
+        area.setSelectionRange(from, from + (lines[line - 1]?.length ?? 0));
+        area.scrollTop = Math.max(0, (line - 5) * 18);
+    };
+    const said = { checking: "Checking…", valid: "The definition is valid", invalid: "The definition is not valid", broken: "This is no JSON" }[checked.state];
+    return html`<div id="findings" class="findings" role="status"><p class=${checked.state}><strong>${said}</strong>
+        ${checked.summary && html`<span class="faint"> ${checked.summary.total_steps} steps, depth ${checked.summary.depth}</span>`}
+        ${isChanged && html`<span class="faint"> · not stored</span>`}</p>
+        <ul class="plain">${checked.findings.slice(0, 100).map((finding, index) => html`<li key=${index} class=${finding.kind}>
+            <button type="button" class="link" onClick=${jump(finding.line)}>line ${finding.line}</button> ${finding.field && html`<span class="mono">${finding.field}</span> `}
+            ${finding.message}</li>`)}</ul></div>`;
+}
+
+/** A dry run: what the mappings make of an input; agents give their input back. @param {{ definition: any, onClose: () => void }} props */
+function Try({ definition, onClose }) {
+    const [input, setInput] = useState("{}");
+    const [result, setResult] = useState(/** @type {any} */ (null));
+    const [error, setError] = useState(/** @type {unknown} */ (null));
+    const work = async () => {
+        const broken = fault(input);
+        setError(broken ? new Error(`Line ${broken.line}: ${broken.message}`) : null);
+        if (broken) return;
+        try {
+            setResult(await api("POST", "/workflows/test", { body: { definition, input_data: JSON.parse(input) } }));
+        } catch (cause) {
+            setError(cause);
+        }
+    };
+    return html`<${Dialog} title="Try the definition" wide onClose=${onClose}><p class="faint">Executed in virtual time. No agent is called: each gives its
+            input back, so the inputs show what the mappings make.</p>
+        <label for="try-input">Input (JSON)</label><textarea id="try-input" class="mono" rows="5" spellcheck=${false} value=${input}
+            onInput=${(/** @type {any} */ event) => setInput(valueOf(event))}></textarea>
+        <div class="buttons"><${Action} kind="primary" onClick=${work}>Try</${Action}></div><${Problem} error=${error} />
+        ${result && html`<p><${Status} status=${result.status} /> ${result.error_message ?? ""}</p>
+            <${Table} label="Steps of the test" columns=${["Step", "Status", "Input", "Output", "Error"]}>${result.steps.slice(0, 200).map((/** @type {any} */ step, /** @type {number} */ index) => html`
+                <tr key=${index}><td>${step.path}</td><td><${Status} status=${step.status} /></td><td><code class="clip">${JSON.stringify(step.input_data)?.slice(0, 500)}</code></td>
+                <td><code class="clip">${JSON.stringify(step.output_data)?.slice(0, 500)}</code></td><td>${step.error_message ?? ""}</td></tr>`)}</${Table}>
+            ${result.warnings.length > 0 && html`<ul class="plain">${result.warnings.map((/** @type {any} */ one) => html`<li class="warning" key=${one.field + one.message}>
+                <span class="mono">${one.field}</span> ${one.message}</li>`)}</ul>`}
+            ${result.not_reached.length > 0 && html`<p class="faint">Not reached: ${result.not_reached.join(", ")}</p>`}
+            <h3>Output</h3><${Json} value=${result.output_data} label="Output" />`}</${Dialog}>`;
+}

@@ -1,0 +1,110 @@
+import { html, use } from "../parts/runtime.js";
+import { api } from "../parts/api.js";
+import { Table } from "../parts/list.js";
+import { each, useGet, useLoad } from "../parts/load.js";
+import { BASE, to } from "../parts/router.js";
+import { STATUSES, took } from "../parts/run-list.js";
+import { can, session } from "../parts/session.js";
+import { utc } from "../parts/settings.js";
+import { absolute } from "../parts/time.js";
+import { Empty, Head, Problem, Status, Time } from "../parts/ui.js";
+
+const DAY_MS = 86_400_000;
+const HOUR_MS = 3_600_000;
+
+/** @param {number} count */
+const figure = (count) => Number(count).toLocaleString("en");
+
+export function Home() {
+    use(session);
+    return html`<${Head} title="Home" />
+        ${can("runs:read") ? html`<${Counts} /><${OverTime} /><div class="columns"><${Failing} /><${Latest} /></div>` : html`<p>Choose a screen.</p>`}
+        <div class="columns">${can("agents:read") && html`<${Breakers} />`}${can("dead-letters:manage") && html`<${Letters} />`}</div>`;
+}
+
+function Counts() {
+    const loaded = useLoad((signal) => each(STATUSES, 5, async (status) => {
+        const page = await api("GET", "/runs", { query: { status, page_size: 1 }, signal });
+        return { status, total: page.total, exact: page.total_is_exact };
+    }), []);
+    return html`<${Problem} error=${loaded.error} retry=${loaded.reload} /><ul class="tiles" aria-label="Runs by status">
+        ${STATUSES.map((status, index) => {
+            const count = loaded.data?.[index];
+            return html`<li key=${status}><a class="tile" href=${`${to("runs")}?status=${status}`}><${Status} status=${status} />
+                <strong>${count ? `${figure(count.total)}${count.exact ? "" : "+"}` : "…"}</strong></a></li>`;
+        })}</ul>`;
+}
+
+/** A column for each hour, which leads to its runs. */
+function OverTime() {
+    const loaded = useGet("/runs/counts", { query: { interval: "hour" } });
+    const zone = use(utc);
+    /** @type {any[]} */
+    const buckets = loaded.data?.buckets ?? [];
+    const most = Math.max(1, ...buckets.map((bucket) => bucket.total));
+    return html`<section class="card"><h2>Runs by hour <span class="faint">last 24 hours</span></h2><${Problem} error=${loaded.error} retry=${loaded.reload} />
+        <ul class="hours">${buckets.map((bucket) => {
+            const words = STATUSES.filter((status) => bucket.runs[status]).map((status) => `${bucket.runs[status]} ${status.toLowerCase()}`).join(", ");
+            const end = new Date(Date.parse(bucket.begin) + HOUR_MS - 1).toISOString();
+            const label = `${absolute(bucket.begin, zone).slice(0, 16)}: ${words || "no runs"}`;
+            return html`<li key=${bucket.begin}><a href=${`${to("runs")}?created_after=${bucket.begin}&created_before=${end}`} title=${label}>
+                <span class="sr">${label}</span><svg viewBox="0 0 10 60" preserveAspectRatio="none" aria-hidden="true">${stack(bucket.runs, most).map((part) => html`
+                <rect key=${part.status} class=${`bar s-${part.status}`} x="1" width="8" y=${part.y} height=${part.height} />`)}</svg></a></li>`;
+        })}</ul></section>`;
+}
+
+/** @param {Record<string, number>} runs @param {number} most */
+function stack(runs, most) {
+    let y = 60;
+    return [...STATUSES].reverse().filter((status) => runs[status]).map((status) => {
+        const height = Math.max(1.5, (58 * (runs[status] ?? 0)) / most);
+        y -= height;
+        return { status, y, height };
+    });
+}
+
+function Failing() {
+    const since = new Date(Math.floor((Date.now() - DAY_MS) / 60_000) * 60_000).toISOString();
+    const loaded = useGet("/runs", { query: { status: "FAILED", created_after: since, page_size: 100 } });
+    /** @type {Map<string, any[]>} */
+    const byName = new Map();
+    for (const run of loaded.data?.items ?? []) byName.set(run.workflow_name, [...(byName.get(run.workflow_name) ?? []), run]);
+    const rows = [...byName].sort((a, b) => b[1].length - a[1].length).slice(0, 8);
+    const isCut = Boolean(loaded.data?.next_cursor);
+    return html`<section class="card"><h2>Failing workflows <span class="faint">last 24 hours${isCut ? ", of the newest 100" : ""}</span></h2>
+        <${Problem} error=${loaded.error} retry=${loaded.reload} />
+        ${rows.length ? html`<${Table} label="Failing workflows" columns=${["Workflow", "Failed", "Last", "Error"]}>${rows.map(([name, runs]) => html`
+            <tr data-row key=${name}><td><a href=${`${to("runs")}?status=FAILED&name=${encodeURIComponent(name)}&created_after=${since}`}>${name}</a></td>
+            <td class="number">${runs.length}</td><td><${Time} at=${runs[0].created_at} /></td>
+            <td><span class="clip" title=${runs[0].error_message ?? ""}>${runs[0].error_message ?? ""}</span></td></tr>`)}</${Table}>`
+        : loaded.data ? html`<p class="faint">Nothing has failed.</p>` : ""}</section>`;
+}
+
+function Latest() {
+    const loaded = useGet("/runs", { query: { page_size: 8 } });
+    const items = loaded.data?.items ?? [];
+    return html`<section class="card"><h2><a href=${to("runs")}>Latest runs</a></h2><${Problem} error=${loaded.error} retry=${loaded.reload} />
+        ${loaded.data && !items.length ? html`<${Empty}>There are no runs yet. Start with <a href=${to("workflows")}>a workflow</a>.</${Empty}>`
+        : html`<${Table} label="Latest runs" columns=${["Workflow", "Status", "Created", "Duration"]}>${items.map((/** @type {any} */ run) => html`
+            <tr data-row key=${run.id}><td><a href=${to("runs", run.id)}>${run.workflow_name}</a></td><td><${Status} status=${run.status} paused=${run.paused_at && run.status === "RUNNING"} /></td>
+            <td><${Time} at=${run.created_at} /></td><td class="number">${took(run, Date.now())}</td></tr>`)}</${Table}>`}</section>`;
+}
+
+function Breakers() {
+    const loaded = useGet("/agents", { query: { page_size: 100, status: "active" } });
+    const items = loaded.data?.items ?? [];
+    const open = items.filter((/** @type {any} */ agent) => agent.circuit_breaker && agent.circuit_breaker.state !== "closed");
+    return html`<section class="card"><h2><a href=${to("agents")}>Circuit breakers</a></h2><${Problem} error=${loaded.error} retry=${loaded.reload} />
+        ${!loaded.data ? "" : open.length ? html`<ul class="plain">${open.map((/** @type {any} */ agent) => html`<li key=${agent.id}>
+            <a href=${to("agents", agent.id)}>${agent.name}</a> is ${agent.circuit_breaker.state.replace("_", " ")}
+            ${agent.circuit_breaker.retry_at && html`, tried again <${Time} at=${agent.circuit_breaker.retry_at} />`}</li>`)}</ul>`
+        : html`<p class="faint">${loaded.data.next_cursor ? "Of the first 100 agents all are closed." : "All are closed."}</p>`}</section>`;
+}
+
+function Letters() {
+    const loaded = useGet("/dead-letters", { query: { status: "open", page_size: 1 } });
+    return html`<section class="card"><h2><a href=${`${BASE}/dead-letters?status=open`}>Dead letters</a></h2>
+        <${Problem} error=${loaded.error} retry=${loaded.reload} />
+        ${loaded.data && html`<p>${loaded.data.total ? html`<a href=${`${BASE}/dead-letters?status=open`}>${figure(loaded.data.total)} open</a>`
+            : html`<span class="faint">None is open.</span>`}</p>`}</section>`;
+}

@@ -1,0 +1,94 @@
+import { html, useState } from "../parts/runtime.js";
+import { api } from "../parts/api.js";
+import { InputForm, useInput } from "../parts/input.js";
+import { follow } from "../parts/layout.js";
+import { valueOf } from "../parts/list.js";
+import { allows } from "../parts/run-list.js";
+import { go, to } from "../parts/router.js";
+import { Action, Dialog, Problem, say } from "../parts/ui.js";
+
+/** @param {{ run: any, definition: any, changed: () => void }} props */
+export function RunActions({ run, definition, changed }) {
+    const [open, setOpen] = useState("");
+    const path = { run_id: run.id };
+    const close = () => setOpen("");
+    const simple = (/** @type {() => Promise<any>} */ work, /** @type {string} */ done) => async () => {
+        await work();
+        say(done);
+        changed();
+    };
+    return html`${allows(run, "pause") && html`<${Action} permission="runs:write" title="No further step begins"
+            onClick=${simple(() => api("POST", "/runs/{run_id}/pause", { path }), "The run is paused")}>Pause</${Action}>`}
+        ${allows(run, "resume") && html`<${Action} permission="runs:write" kind="primary"
+            onClick=${simple(() => api("POST", "/runs/{run_id}/resume", { path }), "The run goes on")}>Resume</${Action}>`}
+        ${allows(run, "cancel") && html`<${Action} permission="runs:write" kind="danger" onClick=${() => setOpen("cancel")}>Cancel run</${Action}>`}
+        ${allows(run, "retry") && html`<${Action} permission="runs:write" kind="primary" onClick=${() => setOpen("retry")}>Retry</${Action}>`}
+        <a class="button quiet" href=${`${to("compare")}?a=${encodeURIComponent(run.id)}`}>Compare</a>
+        ${open === "cancel" && html`<${Cancel} run=${run} onClose=${close} changed=${changed} />`}
+        ${open === "retry" && html`<${Retry} run=${run} definition=${definition} step="" onClose=${close} changed=${changed} />`}`;
+}
+
+/** @param {{ run: any, onClose: () => void, changed: () => void }} props */
+function Cancel({ run, onClose, changed }) {
+    const [reason, setReason] = useState("");
+    const work = async () => {
+        await api("POST", "/runs/{run_id}/cancel", { path: { run_id: run.id }, body: reason.trim() ? { reason: reason.trim() } : {} });
+        say("The run is cancelled");
+        onClose();
+        changed();
+    };
+    return html`<${Dialog} title="Cancel the run" onClose=${onClose}><p>The run and its sub-runs end. A cancelled run can be retried.</p>
+        <label for="reason">Reason</label><input id="reason" value=${reason} maxlength="500"
+            onInput=${(/** @type {any} */ event) => setReason(valueOf(event))} />
+        <div class="buttons"><${Action} kind="danger" permission="runs:write" onClick=${work}>Cancel run</${Action}>
+        <button type="button" onClick=${onClose}>Keep it</button></div></${Dialog}>`;
+}
+
+/** @param {{ run: any, step: string, definition: any, changed: () => void }} props */
+export function RetryFrom({ run, step, definition, changed }) {
+    const [open, setOpen] = useState(false);
+    if (!allows(run, "retry")) return null;
+    return html`<${Action} permission="runs:write" kind="primary" onClick=${() => setOpen(true)}>Retry from here</${Action}>
+        ${open && html`<${Retry} run=${run} definition=${definition} step=${step} onClose=${() => setOpen(false)} changed=${changed} />`}`;
+}
+
+/** @param {{ run: any, definition: any, step: string, onClose: () => void, changed: () => void }} props */
+function Retry({ run, definition, step, onClose, changed }) {
+    const [from, setFrom] = useState(step);
+    const [edits, setEdits] = useState(false);
+    const [problems, setProblems] = useState(/** @type {Record<string, string>} */ ({}));
+    const [error, setError] = useState(/** @type {unknown} */ (null));
+    const state = useInput(definition?.input_schema ?? null, run.input_data ?? {});
+    const plan = definition?.workflow_data;
+    const chain = plan ? follow(plan.steps ?? {}, plan.start_step) : [];
+    const work = async () => {
+        /** @type {Record<string, unknown>} */
+        const body = {};
+        if (edits) {
+            const read = state.read();
+            setProblems(read.problems);
+            if (Object.keys(read.problems).length) return;
+            body["input_data"] = read.input;
+        }
+        if (from) body["resume_from_step"] = from;
+        try {
+            const retried = await api("POST", "/runs/{run_id}/retry", { path: { run_id: run.id }, body });
+            say("The run has started again");
+            onClose();
+            if (retried.new_run_id && retried.new_run_id !== run.id) go(to("runs", retried.new_run_id));
+            else changed();
+        } catch (cause) {
+            setError(cause);
+        }
+    };
+    return html`<${Dialog} title=${step ? `Retry from ${step}` : "Retry the run"} onClose=${onClose} wide>
+        <label for="from">From step</label><select id="from" value=${from} onChange=${(/** @type {any} */ event) => setFrom(valueOf(event))}>
+            <option value="" selected=${from === ""}>after the last completed step</option>
+            ${[...new Set([...chain, ...(step ? [step] : [])])].map((id) => html`<option key=${id} value=${id} selected=${id === from}>${id}</option>`)}</select>
+        <p class="faint">${from ? `Everything from ${from} is repeated, completed or not.` : "Completed steps are not repeated."}</p>
+        <label><input type="checkbox" checked=${edits} onChange=${() => setEdits(!edits)} /> With another input</label>
+        ${edits && html`<${InputForm} state=${state} problems=${problems} id="retry" />`}
+        <${Problem} error=${error} />
+        <div class="buttons"><${Action} kind="primary" permission="runs:write" onClick=${work}>Retry</${Action}>
+        <button type="button" onClick=${onClose}>Close</button></div></${Dialog}>`;
+}

@@ -1,0 +1,90 @@
+// What happened to a run: its log, and where it comes from.
+import { html, use, useEffect, useLayoutEffect, useRef, useState } from "../parts/runtime.js";
+import { api } from "../parts/api.js";
+import { Table } from "../parts/list.js";
+import { useGet, useLoad } from "../parts/load.js";
+import { to } from "../parts/router.js";
+import { took } from "../parts/run-list.js";
+import { utc } from "../parts/settings.js";
+import { absolute } from "../parts/time.js";
+import { Facts, Problem, Status, Time } from "../parts/ui.js";
+
+/** Entries that are kept on the page; older ones are a page of the API away. */
+const KEPT = 2000;
+const PAGE = 100;
+
+/** @param {{ runId: string, live: { connected: boolean, listeners: Set<(entry: any) => void> } }} props */
+export function Log({ runId, live }) {
+    const [level, setLevel] = useState("");
+    const path = { run_id: runId };
+    const query = { level: level || null, sort_order: "desc", page_size: PAGE };
+    const first = useLoad(async (signal) => await api("GET", "/runs/{run_id}/logs", { path, query, signal }), [runId, level]);
+    const [entries, setEntries] = useState(/** @type {any[]} */ ([]));
+    const [older, setOlder] = useState(/** @type {string | null} */ (null));
+    const [follows, setFollows] = useState(true);
+    const box = useRef(/** @type {HTMLDivElement | null} */ (null));
+    const zone = use(utc);
+    useEffect(() => {
+        if (!first.data) return;
+        setEntries([...first.data.items].reverse());
+        setOlder(first.data.next_cursor);
+    }, [first.data]);
+    useEffect(() => {
+        const add = (/** @type {any} */ entry) => {
+            if (level && entry.level !== level) return;
+            setEntries((/** @type {any[]} */ before) => (before.some((one) => one.seq === entry.seq) ? before : [...before, entry].slice(-KEPT)));
+        };
+        live.listeners.add(add);
+        return () => void live.listeners.delete(add);
+    }, [live.listeners, level]);
+    useLayoutEffect(() => {
+        if (follows && box.current) box.current.scrollTop = box.current.scrollHeight;
+    }, [entries, follows]);
+    const scrolled = () => {
+        const element = box.current;
+        if (element) setFollows(element.scrollHeight - element.scrollTop - element.clientHeight < 24);
+    };
+    const readOlder = async () => {
+        const page = await api("GET", "/runs/{run_id}/logs", { path, query: { ...query, cursor: older } });
+        setFollows(false);
+        setEntries((/** @type {any[]} */ before) => [...[...page.items].reverse(), ...before].slice(0, KEPT));
+        setOlder(page.next_cursor);
+    };
+    return html`<div class="filters"><div class="filter"><label for="level">Level</label><select id="level" value=${level}
+            onChange=${(/** @type {any} */ event) => setLevel(event.target.value)}>
+            ${["", "info", "warning", "error"].map((name) => html`<option key=${name} value=${name}>${name || "all"}</option>`)}</select></div>
+        <label class="check"><input type="checkbox" checked=${follows} onChange=${() => setFollows(!follows)} /> Follow</label>
+        <span class="faint">${live.connected ? "New entries appear as they are written." : ""}</span></div>
+        <${Problem} error=${first.error} retry=${first.reload} />
+        ${older && entries.length < KEPT && html`<button type="button" class="quiet" onClick=${readOlder}>Older entries</button>`}
+        <div class="log mono" ref=${box} role="log" aria-label="Log of the run" tabindex="0" onScroll=${scrolled}>
+            ${entries.map((entry) => html`<div key=${entry.seq} class=${`entry l-${entry.level}`}>
+                <time dateTime=${entry.timestamp}>${absolute(entry.timestamp, zone, true).slice(11)}</time>
+                <span class="level">${entry.level}</span><span class="message">${entry.message}${entry.detail && entry.detail !== entry.message
+                    && !entry.message.includes(entry.detail) ? html`<span class="faint"> ${entry.detail}</span>` : ""}</span></div>`)}
+            ${!entries.length && !first.loading && html`<p class="faint">No entries.</p>`}</div>`;
+}
+
+/** Where the run comes from, and what it has started. @param {{ run: any, attempts: any[] }} props */
+export function Lineage({ run, attempts }) {
+    const parent = useGet(run.parent_run_id ? "/runs/{run_id}" : null, { path: { run_id: run.parent_run_id ?? "" } });
+    const children = useGet("/runs", { query: { parent_run_id: run.id, page_size: 100 } });
+    const log = useGet("/runs/{run_id}/logs", { path: { run_id: run.id }, query: { page_size: 100 } });
+    const events = (log.data?.items ?? []).filter((/** @type {any} */ entry) =>
+        ["run.created", "run.dispatched", "run.started", "run.taken_over", "run.retried"].includes(entry.kind));
+    const items = children.data?.items ?? [];
+    const step = (/** @type {string} */ id) => attempts.find((attempt) => attempt.child_run_id === id)?.step_id;
+    return html`<${Facts} items=${[["Started by", run.triggered_by ?? "–"],
+            ["Parent run", run.parent_run_id ? html`<a class="mono" href=${to("runs", run.parent_run_id)}>${run.parent_run_id}</a>` : "none"],
+            ...(run.parent_run_id ? [["Parent workflow", parent.data ? html`${parent.data.workflow_name} <${Status} status=${parent.data.status} />` : "…"],
+                ["Step of the parent", run.parent_step_id]] : []),
+            ["Definition", html`<a href=${to("workflows", run.workflow_definition_id ?? run.workflow_id)}>${run.workflow_name}</a>`]]} />
+        <h2>Dispatch and retries</h2><${Problem} error=${log.error} />
+        <ol class="events">${events.map((/** @type {any} */ entry) => html`<li key=${entry.seq}><${Time} at=${entry.timestamp} absolute /> ${entry.message}</li>`)}</ol>
+        <h2>Sub-runs</h2><${Problem} error=${children.error} />${items.length
+            ? html`<${Table} label="Sub-runs" columns=${["Run", "Workflow", "Step", "Status", "Created", "Duration"]}>
+                ${items.map((/** @type {any} */ child) => html`<tr data-row key=${child.id}><td><a class="mono" href=${to("runs", child.id)}>${child.id}</a></td>
+                    <td>${child.workflow_name}</td><td>${step(child.id) ?? child.parent_step_id ?? ""}</td><td><${Status} status=${child.status} /></td>
+                    <td><${Time} at=${child.created_at} /></td><td>${took(child, Date.now())}</td></tr>`)}</${Table}>`
+            : html`<p class="faint">It has started no other run.</p>`}`;
+}

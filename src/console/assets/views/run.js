@@ -1,0 +1,177 @@
+import { html, use, useCallback, useEffect, useMemo, useRef, useState } from "../parts/runtime.js";
+import { api, call, address } from "../parts/api.js";
+import { useGet, useLoad } from "../parts/load.js";
+import { place, setQuery, to } from "../parts/router.js";
+import { can, session } from "../parts/session.js";
+import { now } from "../parts/settings.js";
+import { runWords, states, tree, versionOf } from "../parts/steps.js";
+import { follow } from "../parts/stream.js";
+import { Facts, Head, Json, Loading, Problem, Status, Tabs, Time } from "../parts/ui.js";
+import { Answers } from "./approvals.js";
+import { RunActions } from "./run-actions.js";
+import { Lineage, Log } from "./run-log.js";
+import { RunGraph, RunTable, StepPanel, Timeline } from "./run-steps.js";
+import { allows, took } from "../parts/run-list.js";
+
+/** @type {[string, string][]} */
+const TABS = [["graph", "Graph"], ["timeline", "Timeline"], ["table", "Table"], ["log", "Log"], ["data", "Input and output"],
+    ["lineage", "Lineage"], ["raw", "Raw JSON"]];
+/** Attempts that are read: pages by keyset, and an end. */
+const PAGE = 1000;
+const MOST = 10_000;
+/** Changes that come close together are read at once. */
+const TOGETHER_MS = 250;
+const NOBODY = /** @type {any[]} */ ([]);
+
+/** All attempts of a run, page by page. @param {string} runId @param {AbortSignal} signal */
+async function readAttempts(runId, signal) {
+    /** @type {any[]} */
+    const attempts = [];
+    /** @type {string | null} */
+    let cursor = null;
+    do {
+        const { data, headers } = await call("GET", "/runs/{run_id}/steps",
+            { path: { run_id: runId }, query: { page_size: PAGE, cursor }, signal });
+        attempts.push(...data);
+        const next = /[?&]cursor=([^&>]+)[^>]*>;\s*rel="?next/.exec(headers.get("link") ?? "");
+        cursor = next?.[1] ? decodeURIComponent(next[1]) : null;
+    } while (cursor && attempts.length < MOST);
+    return { attempts, isCut: cursor !== null };
+}
+
+/** @param {{ run_id: string }} props */
+export function Run({ run_id: runId }) {
+    const { query } = use(place);
+    use(session);
+    const path = { run_id: runId };
+    const run = useGet("/runs/{run_id}", { path });
+    const steps = useLoad((signal) => readAttempts(runId, signal), [runId]);
+    const isOpen = run.data ? allows(run.data, "cancel") : false;
+    const callbacks = useGet(isOpen && can("runs:write") ? "/runs/{run_id}/callbacks" : null, { path });
+    const definition = useDefinition(run.data, steps.data?.attempts);
+    const live = useLive(runId, isOpen, () => {
+        run.reload();
+        steps.reload();
+        callbacks.reload();
+    });
+    const rows = useMemo(() => tree(steps.data?.attempts ?? NOBODY), [steps.data]);
+    const known = useMemo(() => states(rows), [rows]);
+    const tab = query.get("tab") ?? "graph";
+    const chosen = query.get("step");
+    const choose = useCallback((/** @type {string | null} */ step) => setQuery({ step }, { replace: true }), []);
+    if (run.error && !run.data) return html`<${Problem} error=${run.error} retry=${run.reload} />`;
+    if (!run.data) return html`<${Loading} what="the run" />`;
+    const data = run.data;
+    const reload = () => {
+        run.reload();
+        steps.reload();
+        callbacks.reload();
+    };
+    const open = callbacks.data ?? NOBODY;
+    return html`<${Head} title=${data.workflow_name} back=${[to("runs"), "Runs"]}>
+        <${RunActions} run=${data} definition=${definition.newest} changed=${reload} /></${Head}>
+        <${Words} run=${data} callbacks=${open} rows=${rows} connected=${live.connected} isOpen=${isOpen} />
+        ${data.error_message && html`<div class="problem"><strong>${data.error_message}</strong>${data.error_code
+            && html`<div class="faint">${data.error_code}</div>`}</div>`}
+        ${open.length > 0 && html`<${Answers} callbacks=${open} changed=${reload} />`}
+        <${Tabs} label="Views of the run" tabs=${TABS} current=${tab}
+            choose=${(/** @type {string} */ name) => setQuery({ tab: name === "graph" ? null : name }, { replace: true })} />
+        <div class="with-panel"><div id="panel" role="tabpanel" aria-labelledby=${`tab-${tab}`} class="panel-main">
+            ${steps.error && html`<${Problem} error=${steps.error} retry=${steps.reload} />`}
+            ${steps.data?.isCut && html`<p class="banner">Only the first ${MOST.toLocaleString("en")} attempts are shown.</p>`}
+            <${View} tab=${tab} run=${data} rows=${rows} states=${known} definition=${definition} chosen=${chosen} choose=${choose}
+                live=${live} attempts=${steps.data?.attempts ?? NOBODY} loading=${!steps.data} /></div>
+        ${chosen && html`<${StepPanel} key=${chosen} id=${chosen} rows=${rows} run=${data} definition=${definition.data} newest=${definition.newest}
+            deltas=${live.deltas} changed=${reload} close=${() => choose(null)} />`}</div>`;
+}
+
+/** @param {any} props */
+function View({ tab, run, rows, states: known, definition, chosen, choose, live, attempts, loading }) {
+    switch (tab) {
+        case "timeline": return html`<${Timeline} run=${run} rows=${rows} choose=${choose} />`;
+        case "table": return html`<${RunTable} rows=${rows} run=${run} chosen=${chosen} choose=${choose} />`;
+        case "log": return html`<${Log} runId=${run.id} live=${live} />`;
+        case "data": return html`<div class="columns"><section><h2>Input</h2><${Json} value=${run.input_data} label="Input" /></section>
+            <section><h2>Output</h2><${Json} value=${run.output_data} label="Output" /></section></div><${UsageFacts} run=${run} />`;
+        case "lineage": return html`<${Lineage} run=${run} attempts=${attempts} />`;
+        case "raw": return html`<${Json} value=${{ run, steps: attempts }} label="Run and steps" />`;
+        default: return html`<${RunGraph} definition=${definition} states=${known} rows=${rows} run=${run} loading=${loading}
+            chosen=${chosen} choose=${choose} />`;
+    }
+}
+
+/** The version that the run executes, and the newest one, which a retry takes. @param {any} run @param {any[] | undefined} attempts */
+function useDefinition(run, attempts) {
+    const id = run?.workflow_definition_id ?? run?.workflow_id ?? null;
+    const versions = useGet(id ? "/workflows/{workflow_id}/versions" : null, { path: { workflow_id: id ?? "" }, query: { page_size: 100 } });
+    const items = versions.data?.items;
+    const shown = useMemo(() => (items && attempts ? versionOf(run, attempts, items) : null), [items, attempts]);
+    return { data: shown, loading: versions.loading || !attempts, newest: items?.[0] ?? null };
+}
+
+/** Entries of the log as they come, while the run is open. @param {string} runId @param {boolean} isOpen @param {() => void} changed */
+function useLive(runId, isOpen, changed) {
+    const [connected, setConnected] = useState(false);
+    const [deltas, setDeltas] = useState(/** @type {Record<string, string>} */ ({}));
+    const listeners = useRef(/** @type {Set<(entry: any) => void>} */ (new Set()));
+    const latest = useRef(changed);
+    latest.current = changed;
+    useEffect(() => {
+        if (!isOpen) return undefined;
+        /** @type {ReturnType<typeof setTimeout> | undefined} */
+        let timer;
+        let stop = () => {};
+        let over = false;
+        const later = () => {
+            timer ??= setTimeout(() => {
+                timer = undefined;
+                latest.current();
+            }, TOGETHER_MS);
+        };
+        // What was before is read as pages; the stream begins after it.
+        api("GET", "/runs/{run_id}/logs", { path: { run_id: runId }, query: { sort_order: "desc", page_size: 1 }, quiet: true })
+            .then((page) => page.items[0]?.seq ?? null, () => null)
+            .then((after) => {
+                if (over) return;
+                stop = follow(runId, after, {
+                    state: setConnected,
+                    entry: (entry) => {
+                        for (const listener of listeners.current) listener(entry);
+                        later();
+                    },
+                    delta: (delta) => setDeltas((/** @type {Record<string, string>} */ before) => ({ ...before, [delta.attempt_id]:
+                        ((delta.append ? before[delta.attempt_id] ?? "" : "") + (delta.text ?? "")).slice(-16_384) })),
+                    end: () => latest.current(),
+                });
+                later();
+            });
+        return () => {
+            over = true;
+            clearTimeout(timer);
+            stop();
+            setConnected(false);
+        };
+    }, [runId, isOpen]);
+    return { connected, deltas, listeners: listeners.current, address: address("/runs/{run_id}/events", { path: { run_id: runId } }) };
+}
+
+/** @param {{ run: any, callbacks: any[], rows: any[], connected: boolean, isOpen: boolean }} props */
+function Words({ run, callbacks, rows, connected, isOpen }) {
+    const moment = use(now);
+    const words = runWords(run, callbacks, rows, moment);
+    const paused = Boolean(run.paused_at) && isOpen;
+    return html`<div class="run-head"><p class="run-words"><${Status} status=${run.status} paused=${paused} /> <span>${words}</span>
+        ${isOpen && html`<span class="faint live">${connected ? "live" : "connecting…"}</span>`}</p>
+        <p class="sr" aria-live="polite">${`The run is ${paused ? "paused" : run.status.toLowerCase()}`}</p>
+        <${Facts} items=${[["Run", html`<span class="mono">${run.id}</span>`], ["Created", html`<${Time} at=${run.created_at} absolute />`],
+            ["Duration", took(run, moment)], ["Started by", run.triggered_by ?? "–"], ["Priority", run.priority],
+            ...(run.parent_run_id ? [["Parent", html`<a class="mono" href=${to("runs", run.parent_run_id)}>${run.parent_run_id}</a>`]] : [])]} /></div>`;
+}
+
+/** @param {{ run: any }} props */
+function UsageFacts({ run }) {
+    const usage = run.usage;
+    if (!usage) return null;
+    return html`<section><h2>Use of models</h2><${Facts} items=${[["Calls", usage.calls], ["Tokens", usage.tokens], ["Cost", usage.cost],
+        ["Limit exceeded", usage.exceeded ?? "none"]]} /></section>`;
+}

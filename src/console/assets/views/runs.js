@@ -1,0 +1,268 @@
+import { html, use, useEffect, useRef, useState } from "../parts/runtime.js";
+import { api, call } from "../parts/api.js";
+import { Filter, Pager, Table, usePage, valueOf } from "../parts/list.js";
+import { each } from "../parts/load.js";
+import { allows, cell, COLUMNS, columnsOf, compareRows, DEFAULT_COLUMNS, filtersOf, STATUSES, toCsv, toJson, took }
+    from "../parts/run-list.js";
+import { place, setQuery, to } from "../parts/router.js";
+import { columns as lastColumns, now } from "../parts/settings.js";
+import { SavedViews } from "./saved.js";
+import { Action, Dialog, download, Empty, Head, Loading, Problem, say, Status, Time, words } from "../parts/ui.js";
+
+const PAGE = 50;
+const LOOK_MS = 5000;
+/** Rows of an export: those that pages by keyset give in a minute. */
+const EXPORTED = 10_000;
+
+export function Runs() {
+    const { query } = use(place);
+    const filters = filtersOf(query);
+    const columns = columnsOf(query.get("cols"), use(lastColumns));
+    const size = Math.min(100, Math.max(1, Number(query.get("page_size")) || PAGE));
+    const asked = { ...filters, page_size: size };
+    const loaded = usePage("/runs", { query: asked });
+    const [chosen, setChosen] = useState(/** @type {Set<string>} */ (new Set()));
+    const [choosing, setChoosing] = useState(false);
+    const [exporting, setExporting] = useState(false);
+    const key = JSON.stringify([asked, query.get("cursor")]);
+    useEffect(() => setChosen(new Set()), [key]);
+    useEffect(() => {
+        const given = query.get("cols");
+        if (given) lastColumns.value = given;
+    }, [query.get("cols")]);
+    const fresh = useLive(loaded, asked, !query.get("cursor") && !filters["sort_by"] && filters["sort_order"] !== "asc");
+    const items = loaded.data?.items ?? [];
+    const change = (/** @type {string} */ name) => (/** @type {string} */ value) => setQuery({ [name]: value, cursor: null });
+    const all = items.length > 0 && items.every((/** @type {any} */ run) => chosen.has(run.id));
+    const toggleAll = () => setChosen(all ? new Set() : new Set(items.map((/** @type {any} */ run) => run.id)));
+    const picked = items.filter((/** @type {any} */ run) => chosen.has(run.id));
+    return html`<${Head} title="Runs">
+        ${picked.length === 2 && html`<a class="button" href=${`${to("compare")}?a=${picked[0].id}&b=${picked[1].id}`}>Compare</a>`}
+        <${SavedViews} /><button type="button" class="quiet" onClick=${() => setChoosing(true)}>Columns</button>
+        <button type="button" class="quiet" onClick=${() => setExporting(true)}>Export</button></${Head}>
+        <${Filters} filters=${filters} change=${change} />
+        ${picked.length > 0 && html`<${Selection} runs=${picked} done=${() => (setChosen(new Set()), loaded.reload())} />`}
+        <div class="fresh" aria-live="polite">${fresh > 0 && html`<button type="button" class="primary" onClick=${loaded.reload}>
+            ${fresh === size ? `${size} or more` : fresh} new ${fresh === 1 ? "run" : "runs"}: show</button>`}</div>
+        ${loaded.error ? html`<${Problem} error=${loaded.error} retry=${loaded.reload} />`
+            : !loaded.data ? html`<${Loading} what="runs" />`
+            : !items.length && !loaded.data.next_cursor && !loaded.data.prev_cursor ? html`<${NoRuns} filtered=${Object.keys(filters).length > 0} />`
+            : html`<${Table} label="Runs" columns=${[html`<input type="checkbox" aria-label="Select all of this page" checked=${all}
+                onChange=${toggleAll} />`, ...columns.map((name) => COLUMNS[name] ?? name)]}>
+                ${items.map((/** @type {any} */ run) => html`<${Row} key=${run.id} run=${run} columns=${columns} chosen=${chosen.has(run.id)}
+                    toggle=${() => setChosen(flipped(chosen, run.id))} />`)}</${Table}><${Pager} page=${loaded.data} what="runs" />`}
+        ${choosing && html`<${Columns} columns=${columns} runs=${items} onClose=${() => setChoosing(false)} />`}
+        ${exporting && html`<${Export} filters=${filters} columns=${columns} onClose=${() => setExporting(false)} />`}`;
+}
+
+/** @param {Set<string>} set @param {string} id */
+function flipped(set, id) {
+    const next = new Set(set);
+    if (!next.delete(id)) next.add(id);
+    return next;
+}
+
+/**
+ * How many runs are new. What changes in the rows that are shown is shown at once; rows never move by themselves.
+ * @param {import("../parts/load.js").Loaded} loaded @param {Record<string, any>} query @param {boolean} isNewest
+ */
+function useLive(loaded, query, isNewest) {
+    const [fresh, setFresh] = useState(0);
+    const data = loaded.data;
+    useEffect(() => setFresh(0), [JSON.stringify(data?.items?.[0]?.id ?? null), JSON.stringify(query)]);
+    useEffect(() => {
+        if (!isNewest || !data) return undefined;
+        const abort = new AbortController();
+        const look = async () => {
+            if (document.hidden) return;
+            try {
+                const latest = await api("GET", "/runs", { query, quiet: true, signal: abort.signal });
+                const compared = compareRows(data.items, latest.items);
+                setFresh(compared.fresh);
+                if (JSON.stringify(compared.rows) !== JSON.stringify(data.items)) loaded.set({ ...data, items: compared.rows });
+            } catch (error) {
+                // The next look says whether it is over; what is shown stays.
+                if (!abort.signal.aborted) console.warn(words(error));
+            }
+        };
+        const timer = setInterval(look, LOOK_MS);
+        return () => {
+            clearInterval(timer);
+            abort.abort();
+        };
+    }, [isNewest, data, JSON.stringify(query)]);
+    return fresh;
+}
+
+/** @param {{ filters: Record<string, string>, change: (name: string) => (value: string) => void }} props */
+function Filters({ filters, change }) {
+    const chosen = new Set((filters["status"] ?? "").split(",").filter(Boolean));
+    const flip = (/** @type {string} */ status) => {
+        const next = flipped(chosen, status);
+        change("status")(STATUSES.filter((one) => next.has(one)).join(","));
+    };
+    const rest = Object.entries(filters).filter(([name]) =>
+        ["name", "workflow_definition_id", "parent_run_id"].includes(name));
+    const value = (/** @type {string} */ name) => filters[name] ?? "";
+    return html`<div class="filters" role="search" aria-label="Filters of runs">
+        <${Filter} name="name_prefix" label="Workflow begins with" search value=${value("name_prefix")} change=${change("name_prefix")} />
+        <div class="filter"><span class="label" id="status-label">Status</span><div class="chips" role="group" aria-labelledby="status-label">
+            ${STATUSES.map((status) => html`<button type="button" key=${status} class="chip" aria-pressed=${chosen.has(status)}
+                onClick=${() => flip(status)}><${Status} status=${status} /></button>`)}</div></div>
+        <${Filter} name="triggered_by" label="Started by" value=${value("triggered_by")} change=${change("triggered_by")} />
+        <${Filter} name="created_after" label="Created after (UTC)" type="datetime-local" value=${local(value("created_after"))}
+            change=${(/** @type {string} */ text) => change("created_after")(instant(text))} />
+        <${Filter} name="created_before" label="Created before (UTC)" type="datetime-local" value=${local(value("created_before"))}
+            change=${(/** @type {string} */ text) => change("created_before")(instant(text))} />
+        <${Filter} name="sort" label="Order" value=${`${value("sort_by") || "created_at"} ${value("sort_order") || "desc"}`}
+            change=${(/** @type {string} */ text) => setQuery({ sort_by: text.split(" ")[0] ?? null, sort_order: text.split(" ")[1] ?? null, cursor: null })}
+            options=${[["created_at desc", "newest first"], ["created_at asc", "oldest first"], ["updated_at desc", "last changed"],
+                ["completed_at desc", "last completed"]]} />
+        ${rest.map(([name, text]) => html`<button type="button" key=${name} class="chip on" title="Remove this filter"
+            onClick=${() => change(name)("")}>${name}: ${text} <span aria-hidden="true">✕</span><span class="sr"> remove</span></button>`)}</div>`;
+}
+
+/** @param {string} time */
+const local = (time) => (time ? time.replace(/(:\d\d)?(\.\d+)?Z$/, "") : "");
+/** @param {string} text */
+const instant = (text) => (text ? `${text.length === 16 ? `${text}:00` : text}Z` : "");
+
+/** @param {{ run: any, columns: string[], chosen: boolean, toggle: () => void }} props */
+function Row({ run, columns, chosen, toggle }) {
+    return html`<tr data-row class=${chosen ? "chosen" : ""}><td><input type="checkbox" checked=${chosen} onChange=${toggle}
+        aria-label=${`Select ${run.id}`} /></td>${columns.map((name) => html`<td key=${name} class=${`c-${name.split(".")[0]}`}>
+        <${Cell} run=${run} name=${name} /></td>`)}</tr>`;
+}
+
+/** @param {{ run: any, name: string }} props */
+function Cell({ run, name }) {
+    switch (name) {
+        case "run": return html`<a class="mono" href=${to("runs", run.id)} title=${run.id}>${shortId(run.id)}</a>`;
+        case "workflow": return html`<a href=${to("runs", run.id)}>${run.workflow_name}</a>`;
+        case "status": return html`<${Status} status=${run.status} paused=${Boolean(run.paused_at) && allows(run, "cancel")} />`;
+        case "created": return html`<${Time} at=${run.created_at} />`;
+        case "completed": return html`<${Time} at=${run.completed_at} />`;
+        case "took": return took(run, use(now));
+        case "parent": return run.parent_run_id && html`<a class="mono" href=${to("runs", run.parent_run_id)}>${shortId(run.parent_run_id)}</a>`;
+        default: {
+            const value = cell(run, name);
+            const text = value === null || value === undefined ? "" : typeof value === "object" ? JSON.stringify(value) : String(value);
+            return html`<span class="clip" title=${text.slice(0, 1000)}>${text.slice(0, 200)}</span>`;
+        }
+    }
+}
+
+/** @param {string} id */
+export function shortId(id) {
+    return id.length > 20 ? `…${id.slice(-12)}` : id;
+}
+
+/** @param {{ filtered: boolean }} props */
+function NoRuns({ filtered }) {
+    if (filtered) return html`<${Empty}>No run matches these filters.</${Empty}>`;
+    return html`<${Empty} command=${`curl -sS ${location.origin}/api/v1/workflow-names/NAME/execute -H 'Content-Type: application/json' -d '{"input_data": {}}'`}>
+        There are no runs yet. Start one from <a href=${to("workflows")}>a workflow</a>, or from a shell:</${Empty}>`;
+}
+
+/** @type {Record<string, string>} */
+const DONE = { cancel: "cancelled", pause: "paused", resume: "resumed", retry: "started again" };
+
+/** @param {{ runs: any[], done: () => void }} props */
+function Selection({ runs, done }) {
+    const [action, setAction] = useState("");
+    return html`<div class="selection" role="region" aria-label="Selected runs"><strong>${runs.length} selected</strong>
+        ${Object.keys(DONE).map((name) => {
+            const count = runs.filter((run) => allows(run, name)).length;
+            return html`<${Action} key=${name} permission="runs:write" disabled=${count === 0} onClick=${() => setAction(name)}>
+                ${name[0]?.toUpperCase()}${name.slice(1)} ${count}</${Action}>`;
+        })}${action && html`<${Bulk} action=${action} runs=${runs} onClose=${() => setAction("")} done=${done} />`}</div>`;
+}
+
+/** @param {string} action @param {string} id */
+export function act(action, id) {
+    const path = { run_id: id };
+    switch (action) {
+        case "cancel": return api("POST", "/runs/{run_id}/cancel", { path, body: {} });
+        case "pause": return api("POST", "/runs/{run_id}/pause", { path });
+        case "resume": return api("POST", "/runs/{run_id}/resume", { path });
+        default: return api("POST", "/runs/{run_id}/retry", { path, body: {} });
+    }
+}
+
+/** First the dry run, then the work. @param {{ action: string, runs: any[], onClose: () => void, done: () => void }} props */
+function Bulk({ action, runs, onClose, done }) {
+    const able = runs.filter((run) => allows(run, action));
+    const [failed, setFailed] = useState(/** @type {string[] | null} */ (null));
+    const work = async () => {
+        const results = await each(able, 4, async (run) => {
+            try {
+                await act(action, run.id);
+                return "";
+            } catch (error) {
+                return `${run.id}: ${words(error)}`;
+            }
+        });
+        const problems = results.filter(Boolean);
+        say(`${able.length - problems.length} of ${able.length} runs ${DONE[action]}`, problems.length > 0);
+        if (problems.length) setFailed(problems);
+        else done();
+    };
+    return html`<${Dialog} title=${`${action} runs`} onClose=${failed ? done : onClose}>
+        ${failed ? html`<p>These could not be ${DONE[action]}:</p><ul class="plain">${failed.map((text) => html`<li key=${text}>${text}</li>`)}</ul>
+            <button type="button" onClick=${done}>Close</button>`
+        : html`<p>${able.length} of ${runs.length} selected runs would be ${DONE[action]}.
+            ${able.length < runs.length ? " The others are in another state." : ""}</p>
+            <ul class="plain">${able.slice(0, 20).map((run) => html`<li key=${run.id}>${run.workflow_name}
+                <span class="mono faint"> ${run.id}</span></li>`)}</ul>
+            <div class="buttons"><${Action} kind="primary" permission="runs:write" onClick=${work}>${action} ${able.length}</${Action}>
+            <button type="button" onClick=${onClose}>Keep them</button></div>`}</${Dialog}>`;
+}
+
+/** @param {{ columns: string[], runs: any[], onClose: () => void }} props */
+function Columns({ columns, runs, onClose }) {
+    const [own, setOwn] = useState("");
+    const set = (/** @type {string[]} */ next) => setQuery({ cols: next.join(",") });
+    const seen = new Set(runs.flatMap((run) => Object.keys(run.input_data ?? {}).slice(0, 20).map((name) => `input.${name}`)));
+    const names = [...new Set([...Object.keys(COLUMNS), ...columns, ...[...seen].filter((name) => !name.includes(",")).slice(0, 20)])];
+    const add = (/** @type {Event} */ event) => {
+        event.preventDefault();
+        const name = `input.${own.replace(/^input\./, "").trim()}`;
+        if (name !== "input.") set([...columns, name]);
+        setOwn("");
+    };
+    return html`<${Dialog} title="Columns" onClose=${onClose}><div class="choices">${names.map((name) => html`<label key=${name}>
+        <input type="checkbox" checked=${columns.includes(name)} onChange=${() => set(columns.includes(name)
+            ? columns.filter((one) => one !== name) : [...columns, name])} /> ${COLUMNS[name] ?? name}</label>`)}</div>
+        <form class="inline" onSubmit=${add}><label for="own">Member of the input</label>
+        <input id="own" placeholder="order.id" value=${own} onInput=${(/** @type {any} */ event) => setOwn(valueOf(event))} />
+        <button type="submit">Add</button></form>
+        <button type="button" class="quiet" onClick=${() => set(DEFAULT_COLUMNS)}>Default columns</button></${Dialog}>`;
+}
+
+/** @param {{ filters: Record<string, string>, columns: string[], onClose: () => void }} props */
+function Export({ filters, columns, onClose }) {
+    const [count, setCount] = useState(0);
+    const stop = useRef(new AbortController());
+    useEffect(() => () => stop.current.abort(), []);
+    const collect = async (/** @type {string} */ format) => {
+        /** @type {any[]} */
+        const rows = [];
+        /** @type {string | null} */
+        let cursor = null;
+        do {
+            const { data } = await call("GET", "/runs",
+                { query: { ...filters, page_size: 100, cursor }, quiet: true, signal: stop.current.signal });
+            rows.push(...data.items);
+            cursor = data.next_cursor;
+            setCount(rows.length);
+        } while (cursor && rows.length < EXPORTED);
+        download(`runs.${format}`, format === "csv" ? "text/csv" : "application/json",
+            format === "csv" ? toCsv(rows, columns) : toJson(rows));
+        say(`${rows.length} runs exported${cursor ? "; there are more" : ""}`);
+        onClose();
+    };
+    return html`<${Dialog} title="Export runs" onClose=${onClose}><p>All runs of these filters, at most ${EXPORTED.toLocaleString("en")}.
+        CSV has the columns of the list, JSON all members.</p>${count > 0 && html`<p role="status">${count} read…</p>`}
+        <div class="buttons"><${Action} onClick=${() => collect("csv")}>CSV</${Action}><${Action} onClick=${() => collect("json")}>JSON</${Action}>
+        </div></${Dialog}>`;
+}

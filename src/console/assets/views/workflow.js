@@ -1,0 +1,167 @@
+import { html, use, useState } from "../parts/runtime.js";
+import { api, call } from "../parts/api.js";
+import { Graph } from "../parts/graph.js";
+import { InputForm, useInput } from "../parts/input.js";
+import { PagedTable, Pager, Table, usePage, valueOf } from "../parts/list.js";
+import { useGet } from "../parts/load.js";
+import { go, place, setQuery, to } from "../parts/router.js";
+import { took } from "../parts/run-list.js";
+import { can, session } from "../parts/session.js";
+import { Action, Dialog, download, Facts, Head, Json, Loading, Problem, say, Status, Tabs, Time } from "../parts/ui.js";
+import { Difference } from "./compare.js";
+
+/** @type {[string, string][]} */
+const TABS = [["graph", "Graph"], ["run", "Run it"], ["runs", "Runs"], ["versions", "Versions"], ["definition", "Definition"], ["use", "Use"]];
+
+/** @param {{ workflow_id: string }} props */
+export function Workflow({ workflow_id: id }) {
+    const { query } = use(place);
+    use(session);
+    const loaded = useGet("/workflows/{workflow_id}", { path: { workflow_id: id } });
+    const [removing, setRemoving] = useState(false);
+    const tab = query.get("tab") ?? "graph";
+    if (loaded.error && !loaded.data) return html`<${Problem} error=${loaded.error} retry=${loaded.reload} />`;
+    if (!loaded.data) return html`<${Loading} what="the workflow" />`;
+    const item = loaded.data;
+    return html`<${Head} title=${item.name} back=${[to("workflows"), "Workflows"]}>
+            <${Action} kind="primary" permission="runs:write" onClick=${() => setQuery({ tab: "run" })}>Run</${Action}>
+            <${Action} permission="workflows:write" onClick=${() => go(to("workflows", id, "edit"))}>Edit</${Action}>
+            <${Action} kind="quiet" onClick=${() => download(`${item.name}.json`, "application/json", `${JSON.stringify(toDefinition(item), null, 2)}\n`)}>Download</${Action}>
+            <${Action} kind="danger quiet" permission="workflows:write" onClick=${() => setRemoving(true)}>Delete</${Action}></${Head}>
+        ${item.description && html`<p>${item.description}</p>`}
+        <${Facts} items=${[["Version", item.version], ["Status", item.status], ["Changed", html`<${Time} at=${item.updated_at} />`], ["By", item.updated_by ?? "–"],
+            ["Id", html`<span class="mono">${item.id}</span>`]]} />
+        <${Tabs} label="Views of the workflow" tabs=${TABS} current=${tab} choose=${(/** @type {string} */ name) => setQuery({ tab: name === "graph" ? null : name, cursor: null })} />
+        <div id="panel" role="tabpanel" aria-labelledby=${`tab-${tab}`}><${View} tab=${tab} item=${item} reload=${loaded.reload} /></div>
+        ${removing && html`<${Remove} item=${item} onClose=${() => setRemoving(false)} />`}`;
+}
+
+/** What can be stored again. @param {any} item */
+export function toDefinition(item) {
+    const plan = item.workflow_data ?? {};
+    const steps = Object.fromEntries(Object.entries(plan.steps ?? {}).map(([id, step]) =>
+        [id, Object.fromEntries(Object.entries(/** @type {any} */ (step)).filter(([, value]) => value !== null))]));
+    /** @type {Record<string, unknown>} */
+    const definition = { name: item.name };
+    for (const name of ["description", "input_schema", "retention_days", "expose"]) {
+        if (item[name] !== null && item[name] !== undefined) definition[name] = item[name];
+    }
+    if (plan.limits) definition["limits"] = plan.limits;
+    return { ...definition, start_step: plan.start_step, steps };
+}
+
+/** @param {{ tab: string, item: any, reload: () => void }} props */
+function View({ tab, item, reload }) {
+    switch (tab) {
+        case "run": return html`<${Start} item=${item} />`;
+        case "runs": return html`<${ItsRuns} name=${item.name} />`;
+        case "versions": return html`<${Versions} item=${item} reload=${reload} />`;
+        case "definition": return html`<${Json} value=${toDefinition(item)} label="Definition" />`;
+        case "use": return html`<${Use} id=${item.id} />`;
+        default: return html`<${WithSteps} item=${item} />`;
+    }
+}
+
+/** @param {{ item: any }} props */
+function WithSteps({ item }) {
+    const [step, setStep] = useState("");
+    const about = item.workflow_data?.steps?.[step];
+    return html`<${Graph} definition=${item.workflow_data} choose=${setStep} chosen=${step} label=${`Graph of ${item.name}`} />
+        ${about && html`<section aria-label=${`Step ${step}`}><h2>${step}</h2><${Json} value=${Object.fromEntries(
+            Object.entries(about).filter(([, value]) => value !== null))} label=${`Step ${step}`} /></section>`}`;
+}
+
+/** @param {{ item: any }} props */
+function Start({ item }) {
+    const state = useInput(item.input_schema, null);
+    const [problems, setProblems] = useState(/** @type {Record<string, string>} */ ({}));
+    const [priority, setPriority] = useState("5");
+    const [error, setError] = useState(/** @type {unknown} */ (null));
+    const start = async () => {
+        const read = state.read();
+        setProblems(read.problems);
+        setError(null);
+        if (Object.keys(read.problems).length) return;
+        try {
+            const run = await api("POST", "/workflows/{workflow_id}/execute", { path: { workflow_id: item.id },
+                body: { input_data: read.input, priority: Number(priority) }, headers: { "idempotency-key": crypto.randomUUID() } });
+            say("The run has started");
+            go(to("runs", run.id));
+        } catch (cause) {
+            setError(cause);
+        }
+    };
+    return html`<div class="narrow"><${InputForm} state=${state} problems=${problems} id="start" />
+        <label for="priority">Priority</label><select id="priority" value=${priority} onChange=${(/** @type {any} */ event) => setPriority(valueOf(event))}>
+            ${Array.from({ length: 10 }, (_, number) => html`<option key=${number} value=${number} selected=${String(number) === priority}>${number}${number === 5 ? " (normal)" : number === 9 ? " (first)" : ""}</option>`)}</select>
+        <${Problem} error=${error} /><div class="buttons"><${Action} kind="primary" permission="runs:write" onClick=${start}>Start the run</${Action}></div></div>`;
+}
+
+/** @param {{ name: string }} props */
+function ItsRuns({ name }) {
+    const loaded = usePage("/runs", { query: { name, page_size: 25 } });
+    return html`<p><a href=${`${to("runs")}?name=${encodeURIComponent(name)}`}>Open in the list of runs</a></p>
+        <${PagedTable} loaded=${loaded} label="Runs of the workflow" what="runs" columns=${["Run", "Status", "Created", "Duration", "Error"]}
+        row=${(/** @type {any} */ run) => html`<tr data-row key=${run.id}><td><a class="mono" href=${to("runs", run.id)}>${run.id}</a></td>
+            <td><${Status} status=${run.status} /></td><td><${Time} at=${run.created_at} /></td><td class="number">${took(run, Date.now())}</td>
+            <td><span class="clip">${run.error_message ?? ""}</span></td></tr>`} />`;
+}
+
+/** @param {{ item: any, reload: () => void }} props */
+function Versions({ item, reload }) {
+    const { query } = use(place);
+    const path = { workflow_id: item.id };
+    const loaded = usePage("/workflows/{workflow_id}/versions", { path, query: { page_size: 25 } });
+    const [from, to_] = [query.get("from"), query.get("to")];
+    const restore = (/** @type {number} */ version) => async () => {
+        await api("POST", "/workflows/{workflow_id}/rollback", { path, body: { version } });
+        say(`Version ${version} is the newest one again`);
+        reload();
+        loaded.reload();
+    };
+    if (loaded.error) return html`<${Problem} error=${loaded.error} retry=${loaded.reload} />`;
+    if (!loaded.data) return html`<${Loading} what="versions" />`;
+    return html`<${Table} label="Versions" columns=${["Version", "Made", "By", "Steps", ""]}>${loaded.data.items.map((/** @type {any} */ version) => html`
+        <tr data-row key=${version.id}><td>${version.version}${version.version === item.version ? html` <span class="faint">newest</span>` : ""}</td>
+            <td><${Time} at=${version.created_at} absolute /></td><td>${version.updated_by ?? version.created_by ?? "–"}</td>
+            <td class="number">${Object.keys(version.workflow_data?.steps ?? {}).length}</td><td class="row-actions">
+            ${version.version !== item.version && html`<button type="button" onClick=${() => setQuery({ from: String(version.version), to: String(item.version) })}>
+                Compare with ${item.version}</button> <${Action} permission="workflows:write" onClick=${restore(version.version)}>Restore</${Action}>`}</td></tr>`)}</${Table}>
+        <${Pager} page=${loaded.data} what="versions" />${from && to_ && html`<${VersionDiff} id=${item.id} from=${from} to=${to_} />`}`;
+}
+
+/** @param {{ id: string, from: string, to: string }} props */
+function VersionDiff({ id, from, to: other }) {
+    const path = { workflow_id: id, version: from, other };
+    const summary = useGet("/workflows/{workflow_id}/versions/{version}/diff/{other}", { path });
+    const before = useGet("/workflows/{workflow_id}/versions/{version}", { path: { workflow_id: id, version: from } });
+    const after = useGet("/workflows/{workflow_id}/versions/{version}", { path: { workflow_id: id, version: other } });
+    const steps = summary.data?.steps;
+    const names = (/** @type {any} */ of) => Object.keys(of ?? {}).join(", ") || "none";
+    return html`<section aria-label="Difference of two versions"><h2>From version ${from} to ${other}</h2><${Problem} error=${summary.error ?? before.error ?? after.error} />
+        ${summary.data && html`<${Facts} items=${[["Steps added", names(steps.added)], ["Steps changed", names(steps.changed)], ["Steps removed", names(steps.removed)]]} />`}
+        ${before.data && after.data && html`<${Difference} before=${toDefinition(before.data)} after=${toDefinition(after.data)} />`}</section>`;
+}
+
+/** @param {{ id: string }} props */
+function Use({ id }) {
+    const loaded = useGet(can("runs:read") ? "/workflows/{workflow_id}/usage" : null, { path: { workflow_id: id } });
+    if (loaded.error) return html`<${Problem} error=${loaded.error} retry=${loaded.reload} />`;
+    if (!loaded.data) return html`<${Loading} what="what its runs use" />`;
+    return html`<${Table} label="Use of models" columns=${["", "Calls", "Input tokens", "Output tokens", "Cost"]}>
+        ${[["Last 24 hours", loaded.data.last_24_hours], ["Last 7 days", loaded.data.last_7_days]].map(([name, sum]) => html`<tr key=${name}>
+            <th scope="row">${name}</th><td class="number">${sum.calls}</td><td class="number">${sum.input_tokens}</td><td class="number">${sum.output_tokens}</td><td class="number">${sum.cost}</td></tr>`)}</${Table}>`;
+}
+
+/** @param {{ item: any, onClose: () => void }} props */
+function Remove({ item, onClose }) {
+    const work = async () => {
+        const { headers } = await call("GET", "/workflows/{workflow_id}", { path: { workflow_id: item.id } });
+        await api("DELETE", "/workflows/{workflow_id}", { path: { workflow_id: item.id }, headers: { "if-match": headers.get("etag") ?? "*" } });
+        say(`${item.name} is deleted`);
+        go(to("workflows"));
+    };
+    return html`<${Dialog} title=${`Delete ${item.name}`} onClose=${onClose}><p>No further run of it can start. Its runs stay.</p>
+        <div class="buttons"><${Action} kind="danger" permission="workflows:write" onClick=${work}>Delete</${Action}>
+        <button type="button" onClick=${onClose}>Keep it</button></div></${Dialog}>`;
+}

@@ -1,0 +1,90 @@
+// What a person does in the console, by what they see: names of buttons, labels of fields.
+import { Chromium } from "./chromium.js";
+import { document as openapi, operationOf } from "./openapi.js";
+
+/** In the page: visible elements by their words. */
+const LIBRARY = `window.$find = (selector, words) => [...document.querySelectorAll(selector)].find((element) => {
+    const name = (element.getAttribute("aria-label") || element.innerText || "").trim();
+    return (name === words || (element.innerText ?? "").trim() === words) && !element.disabled && element.checkVisibility();
+});
+window.$field = (words) => {
+    const label = [...document.querySelectorAll("label")].find((one) => one.innerText.trim().startsWith(words) && one.checkVisibility());
+    return label ? (label.htmlFor ? document.getElementById(label.htmlFor) : label.querySelector("input, select, textarea"))
+        : document.querySelector('[aria-label="' + words + '"]');
+};`;
+
+export class Page {
+    /** @param {string} url */
+    static async open(url) {
+        const page = new Page();
+        page.url = url;
+        page.browser = await Chromium.start();
+        await page.fresh();
+        /** Requests that the OpenAPI document does not have. @type {string[]} */
+        page.unknown = [];
+        page.browser.on("Network.requestWillBeSent", ({ request }) => page.check(request));
+        return page;
+    }
+
+    /** Another person: other cookies. */
+    async fresh() {
+        await this.browser.attach();
+        await this.browser.call("Page.addScriptToEvaluateOnNewDocument", { source: LIBRARY });
+        await this.size(1280);
+        this.browser.on("Page.javascriptDialogOpening", () => this.browser.call("Page.handleJavaScriptDialog", { accept: this.leaves ?? true }));
+    }
+
+    check({ url, method }) {
+        const address = new URL(url);
+        if (!address.pathname.startsWith("/api/v1")) return;
+        const found = operationOf(method, address.pathname);
+        if (!found) return void this.unknown.push(`${method} ${address.pathname}`);
+        const names = new Set((openapi.paths[found.path][method.toLowerCase()].parameters ?? []).filter((one) => one.in === "query").map((one) => one.name));
+        for (const name of address.searchParams.keys()) if (!names.has(name)) this.unknown.push(`${method} ${found.path}?${name}`);
+    }
+
+    size(width, height = 860) {
+        return this.browser.call("Emulation.setDeviceMetricsOverride", { width, height, deviceScaleFactor: 1, mobile: false });
+    }
+
+    theme(theme) {
+        return this.browser.call("Emulation.setEmulatedMedia", { features: [{ name: "prefers-color-scheme", value: theme }] });
+    }
+
+    async go(path) {
+        await this.browser.go(this.url + path);
+    }
+
+    async signIn(key, path = "/console") {
+        await this.go(path);
+        await this.fill("API key or token", key);
+        await this.press("Sign in");
+        await this.sees("main h1");
+    }
+
+    sees(selector) {
+        return this.browser.until(`document.querySelector(${JSON.stringify(selector)})?.checkVisibility()`, selector);
+    }
+
+    reads(words) {
+        return this.browser.until(`document.body.innerText.includes(${JSON.stringify(words)})`, JSON.stringify(words));
+    }
+
+    async press(words, selector = "button, a") {
+        const found = `$find(${JSON.stringify(selector)}, ${JSON.stringify(words)})`;
+        await this.browser.until(`Boolean(${found})`, `a button "${words}"`);
+        await this.browser.evaluate(`${found}.focus(), ${found}.click()`);
+    }
+
+    async fill(label, text) {
+        const found = `$field(${JSON.stringify(label)})`;
+        await this.browser.until(`Boolean(${found})`, `a field "${label}"`);
+        await this.browser.evaluate(`(() => { const field = ${found}; field.focus();
+            Object.getOwnPropertyDescriptor(Object.getPrototypeOf(field), "value").set.call(field, ${JSON.stringify(text)});
+            field.dispatchEvent(new Event("input", { bubbles: true })); field.dispatchEvent(new Event("change", { bubbles: true })); })()`);
+    }
+
+    text() {
+        return this.browser.evaluate("document.body.innerText");
+    }
+}

@@ -1,0 +1,190 @@
+// What the modules compute, without a browser.
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { lanesOf, layout, NODE } from "../../src/console/assets/parts/layout.js";
+import { allows, cell, columnsOf, compareRows, DEFAULT_COLUMNS, filtersOf, toCsv } from "../../src/console/assets/parts/run-list.js";
+import { fields, gather } from "../../src/console/assets/parts/schema.js";
+import { align, differences, member, runWords, same, states, tree, versionOf } from "../../src/console/assets/parts/steps.js";
+import { csvLine, curl, diff, fault, hunks, locate, match } from "../../src/console/assets/parts/text.js";
+import { absolute, bytes, duration, percentile, relative } from "../../src/console/assets/parts/time.js";
+
+const NOW = Date.parse("2026-11-29T12:00:00Z");
+
+test("durations and times are words that people read", () => {
+    const said = [0, 999, 1500, 9990, 61_000, 3_600_000, 90_000_000, NaN].map(duration);
+    assert.deepEqual(said, ["0 ms", "999 ms", "1.5 s", "10 s", "1 min 1 s", "1 h", "1 d 1 h", "–"]);
+    assert.equal(relative("2026-11-29T11:57:00Z", NOW), "3 min ago");
+    assert.equal(relative("2026-11-30T13:00:00Z", NOW), "in 1 d");
+    assert.equal(relative("2026-11-29T11:59:59Z", NOW), "just now");
+    assert.equal(absolute("2026-11-29T08:04:05.678Z", true, true), "2026-11-29 08:04:05.678 UTC");
+    assert.equal(absolute("nonsense", true), "–");
+    assert.deepEqual([0, 1023, 1536, 20 * 1024 * 1024].map(bytes), ["0 B", "1023 B", "1.5 KiB", "20 MiB"]);
+    assert.equal(percentile([5, 1, 3, 2, 4], 0.95), 5);
+    assert.ok(Number.isNaN(percentile([], 0.5)));
+});
+
+test("a call as a command survives quotes and asks for the key only where one is needed", () => {
+    const call = { method: "POST", url: "/api/v1/runs?name=a b", body: `{"it's": "$(rm)"}` };
+    assert.equal(curl(call, "http://h:1", "X-API-Key"),
+        `curl -sS -X POST 'http://h:1/api/v1/runs?name=a b' -H "X-API-Key: $KEY" -H 'Content-Type: application/json' -d '{"it'\\''s": "$(rm)"}'`);
+    assert.equal(curl({ method: "GET", url: "/x" }, "http://h", null), "curl -sS http://h/x");
+});
+
+test("addresses with broken escapes match no screen", () => {
+    assert.deepEqual(match("/runs/:run_id", "/runs/a%2Fb"), { run_id: "a/b" });
+    assert.equal(match("/runs/:run_id", "/runs/%zz"), null);
+    assert.equal(match("/runs/:run_id", "/runs"), null);
+});
+
+const attempt = (step_id, status, more = {}) => ({ id: `${step_id}-${Math.random()}`, step_id, status, agent_name: "a", parent_step_id: null,
+    branch_name: null, started_at: "2026-11-29T11:00:00Z", completed_at: null, input_data: {}, output_data: null, ...more });
+
+test("attempts become a tree whose branches are in the order of their numbers", () => {
+    const inside = (step, branch, status = "COMPLETED") => attempt(step, status, { parent_step_id: "each", branch_name: branch });
+    const rows = tree([attempt("each", "RUNNING", { agent_name: "" }), inside("up", "10"), inside("up", "2"), inside("up", "2", "FAILED"),
+        inside("rev", "10"), attempt("done", "PENDING")]);
+    assert.deepEqual(rows.map((row) => [row.id, row.branch, row.depth, row.attempts.length]),
+        [["each", null, 0, 1], ["up", "2", 1, 2], ["up", "10", 1, 1], ["rev", "10", 1, 1], ["done", null, 0, 1]]);
+    assert.deepEqual(states(rows).get("up"), { status: "FAILED", count: 2, failed: 1, attempts: 3 });
+});
+
+test("a hundred thousand attempts, and steps that name each other as parents, come to an end", () => {
+    const many = Array.from({ length: 100_000 }, (_, index) => attempt("s", "COMPLETED", { parent_step_id: "loop", branch_name: String(index) }));
+    assert.equal(tree([attempt("loop", "RUNNING"), ...many]).length, 100_001);
+    const circle = [attempt("a", "FAILED", { parent_step_id: "b" }), attempt("b", "FAILED", { parent_step_id: "a" })];
+    assert.equal(tree(circle).length, 2);
+});
+
+test("the state of a run is said in words", () => {
+    const run = { status: "RUNNING", created_at: "2026-11-29T11:00:00Z", paused_at: null };
+    const approval = { is_approval: true, role: "manager", step_id: "approve", step_execution_id: "x", created_at: "2026-11-29T11:30:00Z" };
+    assert.equal(runWords(run, [approval], [], NOW), "waiting for approval by manager for 30 min, at step approve");
+    assert.equal(runWords(run, [{ ...approval, is_approval: false, question: { agent_name: "clerk" } }], [], NOW),
+        "waiting for an answer to clerk for 30 min, at step approve");
+    assert.match(runWords({ ...run, paused_at: "2026-11-29T11:59:00Z" }, [], [], NOW), /^paused 1 min ago/);
+    const twice = tree([attempt("mail", "FAILED"), attempt("mail", "RUNNING")]);
+    assert.equal(runWords(run, [], twice, NOW), "running step mail, attempt 2 for 1 h");
+    const failed = { status: "FAILED", created_at: run.created_at, completed_at: "2026-11-29T11:00:02Z" };
+    assert.equal(runWords(failed, [], tree([attempt("mail", "FAILED")]), NOW), "after 2.0 s at step mail");
+});
+
+test("a run is drawn with the version that it executes, not with a newer one", () => {
+    const version = (number, minute, ...steps) => ({ version: number, updated_at: `2026-11-29T11:${minute}:00Z`, workflow_data: { steps: Object.fromEntries(steps.map((id) => [id, {}])) } });
+    const versions = [version(3, "50", "a", "c"), version(2, "30", "a", "b"), version(1, "10", "a")];
+    const run = { created_at: "2026-11-29T11:20:00Z" };
+    assert.equal(versionOf(run, [attempt("a", "COMPLETED")], versions).version, 1);
+    const retried = attempt("b", "FAILED", { started_at: "2026-11-29T11:40:00Z" });
+    assert.equal(versionOf(run, [attempt("a", "COMPLETED"), retried], versions).version, 2, "a retry takes the definition of its time");
+    assert.equal(versionOf(run, [attempt("gone", "FAILED")], versions).version, 3);
+    assert.equal(versionOf(run, [], []), null);
+});
+
+test("two runs are compared by place, and the order of members does not matter", () => {
+    const left = tree([attempt("a", "COMPLETED", { output_data: { x: 1, y: 2 } }), attempt("b", "FAILED")]);
+    const right = tree([attempt("a", "COMPLETED", { output_data: { y: 2, x: 1 } }), attempt("c", "COMPLETED")]);
+    assert.deepEqual(align(left, right).map(differences), [[], ["only in A"], ["only in B"]]);
+    assert.ok(!same({ a: [1, 2] }, { a: [2, 1] }));
+    assert.equal(member({ order: { id: 7 } }, "order.id"), 7);
+    assert.equal(member({}, "constructor.name"), undefined);
+});
+
+const agent = (id, next_step) => ({ id, agent_name: "a", next_step });
+const chainOf = (count) => Object.fromEntries(Array.from({ length: count }, (_, index) =>
+    [`s${index}`, agent(`s${index}`, index + 1 < count ? `s${index + 1}` : null)]));
+
+test("no two boxes of a graph overlap, but blocks contain their steps", () => {
+    const steps = { ...chainOf(9), s4: { id: "s4", type: "fork_join", next_step: "s5", fork_join_config: { branches: { x: { steps: ["i", "j"] }, y: { steps: ["k"] } } } },
+        i: agent("i"), k: agent("k"), j: { id: "j", type: "conditional", condition: { expression: "1" }, if_true_step: "m", if_false_step: "gone" }, m: agent("m"), alone: agent("alone") };
+    const { boxes, width, height, notes } = layout({ start_step: "s0", steps }, 700);
+    assert.equal(boxes.length, Object.keys(steps).length + 1);
+    assert.equal(boxes.find((box) => box.id === "gone")?.type, "missing");
+    assert.ok(notes.some((note) => note.text.includes("not reached")));
+    const contains = (a, b) => a.block && a.x < b.x && a.y < b.y && a.x + a.width > b.x + b.width && a.y + a.height > b.y + b.height;
+    for (const a of boxes) {
+        assert.ok(a.x >= 0 && a.y >= 0 && a.x + a.width <= width && a.y + a.height <= height, `${a.id} is outside`);
+        for (const b of boxes) {
+            if (a === b || contains(a, b) || contains(b, a)) continue;
+            const apart = a.x + a.width <= b.x || b.x + b.width <= a.x || a.y + a.height <= b.y || b.y + b.height <= a.y;
+            assert.ok(apart, `${a.id} and ${b.id} overlap`);
+        }
+    }
+});
+
+test("a graph of 2000 steps has one box a step and one edge between two, whatever the chain", () => {
+    const { boxes, edges, width } = layout({ start_step: "s0", steps: chainOf(2000) }, 1100);
+    assert.deepEqual([boxes.length, edges.length], [2000, 1999]);
+    assert.ok(width <= 1100 + NODE.width);
+});
+
+test("definitions that are circles, too deep or no definitions are drawn all the same", () => {
+    assert.equal(layout({ start_step: "a", steps: { a: agent("a", "b"), b: agent("b", "a") } }).boxes.length, 2);
+    const deep = Object.fromEntries(Array.from({ length: 60 }, (_, index) => [`d${index}`, { id: `d${index}`, type: "parallel", parallel_steps: [`d${index + 1}`] }]));
+    assert.ok(layout({ start_step: "d0", steps: deep }).boxes.length > 10);
+    const itself = { a: { id: "a", type: "parallel", parallel_steps: ["a"] } };
+    assert.ok(layout({ start_step: "a", steps: itself }).boxes.length < 100);
+    const doubled = Object.fromEntries(Array.from({ length: 30 }, (_, index) => [`d${index}`, { id: `d${index}`, type: "parallel", parallel_steps: [`d${index + 1}`, `d${index + 1}`] }]));
+    assert.ok(layout({ start_step: "d0", steps: doubled }).boxes.length < 20_000);
+    for (const nothing of [null, {}, { steps: [] }, { start_step: 5, steps: { a: 1 } }, { start_step: "a", steps: { a: null } }]) layout(nothing);
+    assert.deepEqual(lanesOf({ type: "loop", loop_config: null }), []);
+});
+
+test("columns come from the address, then from the last time, then from the default", () => {
+    assert.deepEqual(columnsOf("status,input.order.id,nonsense,status", "run"), ["status", "input.order.id"]);
+    assert.deepEqual(columnsOf(null, "run,workflow"), ["run", "workflow"]);
+    assert.deepEqual(columnsOf("", ""), DEFAULT_COLUMNS);
+    assert.deepEqual(filtersOf(new URLSearchParams("status=FAILED&x=1&cursor=c")), { status: "FAILED" });
+    assert.equal(cell({ input_data: { a: { b: [1] } } }, "input.a.b").length, 1);
+});
+
+test("what can be done with a run depends on its state", () => {
+    const can = (run) => ["cancel", "pause", "resume", "retry"].filter((action) => allows(run, action));
+    assert.deepEqual(can({ status: "RUNNING", paused_at: null }), ["cancel", "pause"]);
+    assert.deepEqual(can({ status: "PENDING", paused_at: "x" }), ["cancel", "resume"]);
+    assert.deepEqual(can({ status: "FAILED" }), ["retry"]);
+    assert.deepEqual(can({ status: "COMPLETED" }), []);
+});
+
+test("new runs are counted and rows keep their places", () => {
+    const row = (id, created_at, status = "RUNNING") => ({ id, created_at, status });
+    const shown = [row("b", "2"), row("a", "1")];
+    const latest = [row("c", "3"), row("b", "2", "FAILED"), row("z", "0")];
+    assert.deepEqual(compareRows(shown, latest), { fresh: 1, rows: [row("b", "2", "FAILED"), row("a", "1")] });
+});
+
+test("cells of a CSV are no formulas and keep quotes, commas and lines", () => {
+    assert.equal(csvLine(["=1+1", 'a "b"', "x,y", "l\nm", -5, null, { a: 1 }, "@x"]), `'=1+1,"a ""b""","x,y","l\nm",-5,,"{""a"":1}",'@x`);
+    const run = { id: "r", created_at: "2026-11-29T11:00:00Z", completed_at: "2026-11-29T11:00:01Z", input_data: { q: "-cmd" } };
+    assert.equal(toCsv([run], ["run", "took", "input.q"]), "run,duration_ms,input.q\r\nr,1000,'-cmd\r\n");
+});
+
+test("differences are the least lines, and applying them gives both texts", () => {
+    const [a, b] = ["1\n2\n3\n4", "1\n3\nx\n4"];
+    const lines = diff(a, b);
+    assert.equal(lines.filter((line) => line.kind !== "added").map((line) => line.text).join("\n"), a);
+    assert.equal(lines.filter((line) => line.kind !== "removed").map((line) => line.text).join("\n"), b);
+    assert.equal(lines.filter((line) => line.kind !== "same").length, 2);
+    const long = Array.from({ length: 5000 }, (_, index) => `l${index}`).join("\n");
+    assert.equal(diff(`a\n${long}`, `${long.replaceAll("l", "m")}\nb`).length, 10_002);
+    assert.deepEqual(hunks(diff("1\n2\n3\n4\n5\n6\n7\n8\n9", "1\n2\n3\n4\n5\n6\n7\n8\nx"), 1).map((line) => line?.text ?? null), [null, "8", "9", "x"]);
+});
+
+test("a path in a definition is found at its line, whatever stands in strings", () => {
+    const text = '{\n "name": "a } \\" {",\n "steps": {\n  "ask": {\n   "type": "x",\n   "list": [\n    1,\n    {"y": 2}\n   ]\n  }\n }\n}';
+    const line = (path) => locate(text, path.split("."));
+    assert.deepEqual([line("steps.ask.type"), line("steps.ask"), line("steps.ask.list.1.y"), line("steps.ask.gone"), line("name")], [5, 4, 8, 4, 2]);
+    for (let end = 0; end < text.length; end++) locate(text.slice(0, end), ["steps", "ask", "list", "1"]);
+    assert.equal(fault('{\n "a": 1,\n}')?.line, 3);
+    assert.equal(fault("{}"), null);
+});
+
+test("a schema becomes a form, and what was typed an input of the right types", () => {
+    const form = fields({ type: "object", required: ["order"], properties: { order: { type: "string" }, amount: { type: "number" }, count: { type: "integer" },
+        fast: { type: "boolean", default: false }, way: { enum: ["a", 2] }, rows: { type: "array" } } });
+    assert.ok(form);
+    assert.deepEqual(gather(form, { order: "7", amount: "1.5", count: "3", way: "2", rows: "[1]" }),
+        { input: { order: "7", amount: 1.5, count: 3, fast: false, way: 2, rows: [1] }, problems: {} });
+    assert.deepEqual(gather(form, { order: "", amount: "x", count: "1.5", rows: "[" }).problems,
+        { order: "A value is required", amount: "This is no number", count: "This is no whole number", rows: "This is no JSON" });
+    assert.equal(fields({ oneOf: [], properties: {} }), null);
+    assert.equal(fields(null), null);
+});
