@@ -11,6 +11,7 @@ pub mod import;
 pub mod organizations;
 pub mod pause_run;
 pub mod put_workflow;
+pub mod receive_records;
 pub mod receive_webhook;
 pub mod resolve_letter;
 pub mod restore_runs;
@@ -30,6 +31,7 @@ use uuid::Uuid;
 
 use crate::{
     access::{Actor, OrganizationId, QuotaExceeded, Quotas},
+    config::KafkaTriggers,
     db::{
         self,
         idempotency::{ClaimError, IdempotencyKey},
@@ -55,6 +57,8 @@ pub struct Context<'a> {
     pub vault: &'a Vault,
     /// Allowed destinations of agents' URLs.
     pub egress: &'a egress::Allow,
+    /// Limits of triggers that read topics.
+    pub kafka_triggers: &'a KafkaTriggers,
     /// Whether the caller may see the credentials of agents. A caller without this right may send back their masks.
     pub sees_secrets: bool,
     /// Workflows that the caller is restricted to; `None`: all.

@@ -36,7 +36,7 @@ pub use self::{
     executor::{Executor, RunBudget},
     files::SecretFiles,
     http::{AllowList, Api, Cors, Pages},
-    kafka::{Clients, DeadLetters, Kafka, Oauth},
+    kafka::{Clients, DeadLetters, Kafka, KafkaTriggers, Oauth},
     limits::{Limits, TrustedProxies},
     live::Live,
     log_levels::LogLevels,

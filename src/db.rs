@@ -23,6 +23,7 @@ mod hosts;
 pub mod idempotency;
 pub mod inbound;
 pub mod invariants;
+pub mod kafka_triggers;
 pub mod list;
 pub mod migrations;
 pub mod monitoring;

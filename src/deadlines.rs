@@ -92,6 +92,7 @@ impl Watch {
                 audit: config.audit,
                 vault: &config.vault,
                 egress: &config.egress,
+                kafka_triggers: &config.kafka.triggers,
                 sees_secrets: false,
                 workflows: None,
                 key: None,

@@ -10,6 +10,7 @@ pub mod producer;
 pub mod publisher;
 pub mod replaceable;
 pub mod topics;
+pub mod trigger_consumer;
 
 use std::time::Duration;
 

@@ -47,6 +47,7 @@ pub mod archive;
 pub mod db;
 pub mod egress;
 pub mod kafka;
+pub mod kafka_triggers;
 pub mod mcp_client;
 
 // Write operations on the data.

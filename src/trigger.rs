@@ -1,6 +1,7 @@
 //! Triggers: what starts runs of a workflow without a client. Each kind reads and shows its own configuration, in a file
 //! of its own.
 
+pub mod kafka;
 pub mod schedule;
 
 use std::collections::BTreeMap;
@@ -9,7 +10,10 @@ use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-pub use self::schedule::{BackfillRequest, Schedule};
+pub use self::{
+    kafka::KafkaTrigger,
+    schedule::{BackfillRequest, Schedule},
+};
 use crate::{
     inbound::Webhook,
     input::{FieldError, Node, Object, Patch, Read, keep, object_of, request_object, to_raw},
@@ -39,6 +43,8 @@ const MAX_INPUT_BYTES: usize = 64 << 10;
 /// Kind of a trigger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TriggerKind {
+    /// Fires when a record is in a topic.
+    Kafka,
     /// Fires at times.
     Schedule,
     /// Fires when another service delivers something.
@@ -47,12 +53,13 @@ pub enum TriggerKind {
 
 impl TriggerKind {
     /// All kinds.
-    pub const ALL: [Self; 2] = [Self::Schedule, Self::Webhook];
+    pub const ALL: [Self; 3] = [Self::Schedule, Self::Kafka, Self::Webhook];
 
     /// Name in the database and on the wire.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Kafka => "kafka",
             Self::Schedule => "schedule",
             Self::Webhook => "webhook",
         }
@@ -68,6 +75,7 @@ impl TriggerKind {
     #[must_use]
     pub fn counters(self) -> &'static [&'static str] {
         match self {
+            Self::Kafka => &["filtered", "repeated", "dead_letters"],
             Self::Schedule => &["missed", "overlap_skipped", "buffer_dropped"],
             Self::Webhook => &["filtered"],
         }
@@ -83,6 +91,8 @@ impl TriggerKind {
 /// Configuration of a trigger, by its kind.
 #[derive(Clone, Debug)]
 pub enum Config {
+    /// Which records start runs.
+    Kafka(Box<KafkaTrigger>),
     /// Times at which it fires.
     Schedule(Box<Schedule>),
     /// How deliveries are verified and read.
@@ -93,6 +103,7 @@ impl Config {
     /// Reads the configuration of that kind.
     pub fn read(kind: TriggerKind, node: &Node<'_>) -> Read<Self> {
         match kind {
+            TriggerKind::Kafka => Ok(Self::Kafka(Box::new(KafkaTrigger::read(node)?))),
             TriggerKind::Schedule => Ok(Self::Schedule(Box::new(Schedule::read(&node.object()?)?))),
             TriggerKind::Webhook => Ok(Self::Webhook(Box::new(Webhook::read(node)?))),
         }
@@ -108,6 +119,7 @@ impl Config {
     #[must_use]
     pub fn to_stored(&self) -> Box<RawValue> {
         match self {
+            Self::Kafka(kafka) => kafka.to_stored(),
             Self::Schedule(schedule) => schedule.to_stored(),
             Self::Webhook(webhook) => to_raw(&webhook.config),
         }
@@ -117,7 +129,7 @@ impl Config {
     #[must_use]
     fn to_given(&self) -> Box<RawValue> {
         match self {
-            Self::Schedule(_) => self.to_stored(),
+            Self::Kafka(_) | Self::Schedule(_) => self.to_stored(),
             Self::Webhook(webhook) => webhook.to_given(),
         }
     }
@@ -126,7 +138,7 @@ impl Config {
     #[must_use]
     pub fn has_secrets(&self) -> bool {
         match self {
-            Self::Schedule(_) => false,
+            Self::Kafka(_) | Self::Schedule(_) => false,
             Self::Webhook(webhook) => webhook.secrets.is_some(),
         }
     }
@@ -135,7 +147,7 @@ impl Config {
     pub fn check(&self, path: &str, now: DateTime<Utc>) -> Result<(), Vec<FieldError>> {
         match self {
             Self::Schedule(schedule) => schedule.check(path, now),
-            Self::Webhook(_) => Ok(()),
+            Self::Kafka(_) | Self::Webhook(_) => Ok(()),
         }
     }
 
@@ -144,7 +156,7 @@ impl Config {
     pub fn next(&self, after: DateTime<Utc>, count: usize) -> Vec<DateTime<Utc>> {
         match self {
             Self::Schedule(schedule) => schedule.upcoming(after, count),
-            Self::Webhook(_) => Vec::new(),
+            Self::Kafka(_) | Self::Webhook(_) => Vec::new(),
         }
     }
 
@@ -152,6 +164,7 @@ impl Config {
     #[must_use]
     pub fn kind(&self) -> TriggerKind {
         match self {
+            Self::Kafka(_) => TriggerKind::Kafka,
             Self::Schedule(_) => TriggerKind::Schedule,
             Self::Webhook(_) => TriggerKind::Webhook,
         }
@@ -171,7 +184,7 @@ request_object! {
         #[schema(min_length = 1, max_length = 200, pattern = r"\S", example = "monday-report")]
         name: String = required(|node| node.not_blank(NAME_CHARS)),
         /// Kind of the trigger; never changed.
-        #[schema(value_type = String, pattern = "^(schedule|webhook)$", example = "schedule")]
+        #[schema(value_type = String, pattern = "^(schedule|kafka|webhook)$", example = "schedule")]
         kind: TriggerKind = required(TriggerKind::read),
         /// Name of the workflow that it starts. The workflow may be created later.
         #[schema(min_length = 1, max_length = 255, pattern = r"\S", example = "report")]

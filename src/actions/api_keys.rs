@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::{Change, Context, Entity};
 use crate::{
     access::{Actor, Countable, Grant, OrganizationId, Permission, QuotaExceeded, Quotas, Role, api_key::ApiKey},
+    config::KafkaTriggers,
     db::{self, api_keys::ApiKeyRow},
     egress, input,
     timestamp::Timestamp,
@@ -221,7 +222,7 @@ pub async fn has_admin_key(pool: &db::Pool) -> Result<bool, ApiKeyError> {
 /// Executes an action on behalf of the service itself.
 async fn as_operator<T>(audit: bool, action: impl AsyncFnOnce(Context<'_>) -> T) -> T {
     let (actor, quotas) = (Actor::system(), Quotas::default());
-    let (egress, vault) = (egress::Allow::default(), Vault::default());
+    let (egress, vault, kafka_triggers) = (egress::Allow::default(), Vault::default(), KafkaTriggers::default());
     let context = Context {
         actor: &actor,
         quotas: &quotas,
@@ -229,6 +230,7 @@ async fn as_operator<T>(audit: bool, action: impl AsyncFnOnce(Context<'_>) -> T)
         audit,
         vault: &vault,
         egress: &egress,
+        kafka_triggers: &kafka_triggers,
         sees_secrets: true,
         workflows: None,
         key: None,

@@ -129,7 +129,7 @@ pub async fn stop_backfill(
 fn schedule_of(trigger: &TriggerRow) -> Option<Schedule> {
     match Config::from_stored(&trigger.kind, &trigger.config.0)? {
         Config::Schedule(schedule) => Some(*schedule),
-        Config::Webhook(_) => None,
+        Config::Kafka(_) | Config::Webhook(_) => None,
     }
 }
 

@@ -1,16 +1,21 @@
 //! Resolving dead letters: redrive or discard.
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{json, value::RawValue};
 use sha2::{Digest as _, Sha256};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{Change, Context, Entity};
+use super::{
+    Change, Context, Entity,
+    fire_trigger::{self, FireError, Firer},
+    receive_records,
+};
 use crate::{
     access::OrganizationId,
     db::{
         self,
-        dead_letters::{self, LetterRow},
+        dead_letters::{self, Content, LetterRow},
     },
     input,
     kafka::{
@@ -18,6 +23,7 @@ use crate::{
         producer::MAX_RECORD_BYTES,
     },
     timestamp::Timestamp,
+    trigger::kafka::{Record, Unusable},
 };
 
 /// Reason why a letter was neither redriven nor discarded.
@@ -38,16 +44,35 @@ pub enum ResolveError {
     /// The record is larger than the topic accepts.
     #[error("the record is too large")]
     TooLarge,
+    /// The trigger of the letter is deleted.
+    #[error("the trigger of the dead letter is deleted")]
+    NoTrigger,
+    /// The record still cannot start a run of its trigger.
+    #[error("{}", .0.detail)]
+    NotStarted(Unusable),
+    /// The service is overloaded.
+    #[error("too much work is waiting")]
+    Busy,
     /// The database failed.
     #[error(transparent)]
     Db(#[from] db::Error),
 }
 
-/// Schedules the record to be sent to its topic again, with `corrected` instead of its value if given. A repeat changes
-/// nothing.
+impl From<FireError> for ResolveError {
+    fn from(error: FireError) -> Self {
+        match error {
+            FireError::Busy => Self::Busy,
+            FireError::Db(error) => Self::Db(error),
+        }
+    }
+}
+
+/// Schedules the record to be sent to its topic again, with `corrected` instead of its value if given. The record of a
+/// trigger starts its run at once instead. A repeat changes nothing.
 pub async fn redrive(
     pool: &db::Pool,
     context: Context<'_>,
+    firer: Firer<'_>,
     id: Uuid,
     corrected: Option<&RawValue>,
 ) -> Result<LetterRow, ResolveError> {
@@ -59,6 +84,9 @@ pub async fn redrive(
         "open" => {}
         "redriving" | "redriven" if content.corrected.as_deref() == corrected => return Ok(row),
         _ => return Err(ResolveError::WrongState(row.status)),
+    }
+    if let Some(trigger) = row.trigger_id {
+        return redrive_to_trigger(transaction, (context, firer), (row, trigger), content, corrected).await;
     }
     let value = corrected.or(content.value.as_deref()).unwrap_or_default();
     let message = Message::parse(value).map_err(ResolveError::Unreadable)?;
@@ -72,12 +100,54 @@ pub async fn redrive(
     let at = Timestamp::now();
     dead_letters::redrive(&mut transaction, id, corrected, &context.actor.subject, at).await?;
     let next = resolved(context, &row, "redriving", at);
-    // Digest of the bytes that are sent.
-    let digest = corrected.map(|value| json!({"bytes": value.len(), "sha256": format!("{:x}", Sha256::digest(value))}));
+    let digest = corrected.map(digest_of);
     let change = input::to_raw(&json!({"status": next.status, "run_id": run_id, "corrected": digest}));
-    record(context, &mut transaction, &row, "redrive", &change, at).await?;
+    record_change(context, &mut transaction, &row, "redrive", &change, at).await?;
     db::commit(transaction).await?;
     Ok(next)
+}
+
+/// Starts the run of a record that its trigger could not use. The topic may be of another program, so nothing is sent to it.
+async fn redrive_to_trigger(
+    mut transaction: db::Transaction,
+    (context, firer): (Context<'_>, Firer<'_>),
+    (row, trigger): (LetterRow, Uuid),
+    content: Content,
+    corrected: Option<&[u8]>,
+) -> Result<LetterRow, ResolveError> {
+    let found = db::triggers::lock(&mut transaction, context.organization(), trigger).await?;
+    let trigger = found.ok_or(ResolveError::NoTrigger)?;
+    if context.workflows.is_some_and(|bound| !bound.contains(&trigger.workflow_name)) {
+        // Of another caller's workflow.
+        return Err(ResolveError::NotFound);
+    }
+    let decoded = |(name, value): (String, Option<String>)| (name, value.and_then(|value| STANDARD.decode(value).ok()));
+    let record = Record {
+        topic: row.topic.clone(),
+        partition: row.partition,
+        offset: row.record_offset,
+        timestamp: row.sent_at.map(|at| at.as_naive_utc().and_utc().timestamp_millis()),
+        key: content.key,
+        headers: content.headers.0.into_iter().map(decoded).collect(),
+        value: corrected.map(<[u8]>::to_vec).or(content.value),
+    };
+    let started = receive_records::redrive(&mut transaction, firer, (&trigger, row.id), &record).await?;
+    let (firing, outcome) = started.map_err(ResolveError::NotStarted)?;
+    let (at, by) = (Timestamp::now(), context.actor.subject.as_str());
+    let done = (firing.run_id.as_str(), corrected);
+    db::kafka_triggers::letter_redriven(&mut transaction, row.id, done, (by, at)).await?;
+    let next = LetterRow { run_id: Some(firing.run_id.clone()), ..resolved(context, &row, "redriven", at) };
+    let digest = corrected.map(digest_of);
+    let change = input::to_raw(&json!({"status": next.status, "run_id": firing.run_id, "corrected": digest}));
+    record_change(context, &mut transaction, &row, "redrive", &change, at).await?;
+    db::commit(transaction).await?;
+    fire_trigger::count_outcomes(&trigger, &[outcome]);
+    Ok(next)
+}
+
+/// Digest of the bytes that are sent.
+fn digest_of(value: &[u8]) -> serde_json::Value {
+    json!({"bytes": value.len(), "sha256": format!("{:x}", Sha256::digest(value))})
 }
 
 /// Whether a message about that run may replace the letter's record, since executors trust it. If the letter names no
@@ -114,7 +184,7 @@ pub async fn discard(pool: &db::Pool, context: Context<'_>, id: Uuid) -> Result<
     dead_letters::discard(&mut transaction, id, &context.actor.subject, at).await?;
     let next = resolved(context, &row, "discarded", at);
     let change = input::to_raw(&json!({"status": next.status}));
-    record(context, &mut transaction, &row, "discard", &change, at).await?;
+    record_change(context, &mut transaction, &row, "discard", &change, at).await?;
     db::commit(transaction).await?;
     Ok(next)
 }
@@ -124,7 +194,7 @@ fn resolved(context: Context<'_>, row: &LetterRow, status: &str, at: Timestamp) 
     LetterRow { status: status.to_owned(), resolved_by, resolved_at: Some(at), ..row.clone() }
 }
 
-async fn record(
+async fn record_change(
     context: Context<'_>,
     conn: &mut PgConnection,
     row: &LetterRow,

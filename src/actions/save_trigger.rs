@@ -26,6 +26,9 @@ pub enum TriggerRefusal {
     /// The organisation has the maximum number of triggers.
     #[error("there may be at most {MAX_TRIGGERS} triggers")]
     TooMany,
+    /// There is the maximum number of Kafka triggers.
+    #[error("there may be at most {0} Kafka triggers")]
+    TooManyOfKafka(i64),
 }
 
 /// Created trigger.
@@ -189,6 +192,7 @@ pub async fn delete_trigger(pool: &db::Pool, context: Context<'_>, id: Uuid) -> 
         let row = db::triggers::lock(transaction, context.organization(), id).await?;
         let row = row.ok_or(SaveTriggerError::NotFound)?;
         context.check_revision(&row.revision())?;
+        kinds::deleting(transaction, &row).await?;
         db::triggers::delete(transaction, id).await?;
         let (entity, before) = (Entity("trigger", id, &row.name), audited(&row));
         context.record(transaction, entity, "delete", Change::from(&before), Timestamp::now()).await?;

@@ -1,12 +1,16 @@
-//! Kafka and dead-letter settings: `KAFKA_*`, `MAX_BACKLOG`, `ENABLE_MONITORING_UPDATES`, `DEAD_LETTER_RETENTION_DAYS` and
-//! `MAX_DEAD_LETTERS`.
+//! Kafka and dead-letter settings: `KAFKA_*`, `MAX_BACKLOG`, `MAX_KAFKA_TRIGGERS`, `ENABLE_MONITORING_UPDATES`,
+//! `DEAD_LETTER_RETENTION_DAYS` and `MAX_DEAD_LETTERS`.
 
 mod clients;
 mod properties;
+mod triggers;
 
 use std::time::Duration;
 
-pub use self::clients::{Clients, Oauth};
+pub use self::{
+    clients::{Clients, Oauth},
+    triggers::KafkaTriggers,
+};
 use super::{Live, Reader, Section};
 
 /// This is longer than the time-out of a broker request (15 s), so that librdkafka can recover by itself first.
@@ -35,6 +39,8 @@ pub struct Kafka {
     pub max_backlog: i64,
     /// `KAFKA_GROUP_ID`: consumer group of the executors.
     pub group_id: String,
+    /// Limits of triggers that read topics.
+    pub triggers: KafkaTriggers,
     /// TLS, authentication and further properties of the clients.
     pub clients: Live<Clients>,
     /// Not a setting: a client that reaches no broker for this long, while other clients do, is replaced.
@@ -79,7 +85,10 @@ impl Section for Kafka {
         });
         let max_backlog = reader.number("max_backlog", 100_000, 1..=10_000_000);
         let clients = Clients::read(reader);
+        let own = topics.iter().filter_map(|(_, topic)| (*topic).clone()).filter(|topic| !topic.is_empty());
+        let triggers = KafkaTriggers::read(reader, own.collect());
         Some(Self {
+            triggers: triggers?,
             brokers: brokers?,
             execution_topic: execution_topic?,
             cancellation_topic: cancellation_topic?,

@@ -1,4 +1,4 @@
-//! Dead letters: records that no executor can process. The table is authoritative. The dead-letter topic has a copy of
+//! Dead letters: records that no executor can process, or that cannot start the run of a trigger. The table is authoritative. The dead-letter topic has a copy of
 //! each record. Copies and redriven records are sent from here, at least once (`copy_at`, `redrive_at`).
 
 use chrono::{DateTime, Utc};
@@ -76,6 +76,7 @@ pub struct LetterRow {
     pub id: Uuid,
     pub organization_id: String,
     pub run_id: Option<String>,
+    pub trigger_id: Option<Uuid>,
     pub topic: String,
     pub partition: i32,
     pub record_offset: i64,
@@ -89,7 +90,7 @@ pub struct LetterRow {
     pub created_at: Timestamp,
 }
 
-const COLUMNS: &str = "id, organization_id, run_id, topic, partition, record_offset,
+const COLUMNS: &str = "id, organization_id, run_id, trigger_id, topic, partition, record_offset,
     sent_at AT TIME ZONE 'UTC' AS sent_at, bytes, reason, detail, status, resolved_by,
     resolved_at AT TIME ZONE 'UTC' AS resolved_at, created_at AT TIME ZONE 'UTC' AS created_at";
 

@@ -61,7 +61,7 @@ const COLUMNS: &str =
     enabled, note, counters, last_fired_at AT TIME ZONE 'UTC' AS last_fired_at, created_by, updated_by,
     created_at AT TIME ZONE 'UTC' AS created_at, updated_at AT TIME ZONE 'UTC' AS updated_at";
 
-fn select(rest: &str) -> String {
+pub(super) fn select(rest: &str) -> String {
     format!("SELECT {COLUMNS} FROM triggers{rest}")
 }
 

@@ -43,7 +43,7 @@ impl Lag {
 }
 
 /// Lag of a partition of this member; `None`: it belongs to another one, or the lag is not known yet.
-fn lag_of(partition: &Partition) -> Option<i64> {
+pub(super) fn lag_of(partition: &Partition) -> Option<i64> {
     // The partition -1 is internal.
     if partition.partition < 0 || matches!(partition.fetch_state.as_str(), "none" | "stopping" | "stopped") {
         return None;

@@ -181,7 +181,7 @@ fn others(kafka: &config::Kafka) -> impl Iterator<Item = &String> {
 }
 
 /// Client for admin requests. `None` with OAUTHBEARER: the library gives such clients no token.
-fn admin(kafka: &config::Kafka) -> Result<Option<AdminClient<Context>>, KafkaError> {
+pub(super) fn admin(kafka: &config::Kafka) -> Result<Option<AdminClient<Context>>, KafkaError> {
     if kafka.clients.current().oauth.is_some() {
         return Ok(None);
     }

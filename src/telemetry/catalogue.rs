@@ -148,6 +148,9 @@ const FIRINGS: &[&str] = &[
     "too_large",
     "quota_exceeded",
     "chain_too_long",
+    "record_unreadable",
+    "expression_failed",
+    "refused_by_database",
 ];
 /// Decisions of flow control.
 const FLOW_DECISIONS: &[&str] = &["admitted", "queued", "skipped", "dropped", "replaced"];
@@ -215,6 +218,9 @@ pub const API: &[Metric] = &[
     metric(Gauge, "outbox_oldest_age_seconds", "Age of the oldest of them"),
     metric(Counter, "outbox_messages_published_total", "Messages that Kafka has acknowledged"),
     metric(Counter, "trigger_firings_total", "Firings of triggers, by what has become of them").by("outcome", &[]),
+    metric(Counter, "kafka_trigger_records_total", "Records of Kafka triggers, by what has become of them")
+        .by("outcome", &["started", "present", "filtered", "dead_letter"]),
+    metric(Gauge, "kafka_trigger_lag", "Records that wait in the partitions of this process, by trigger").by("trigger_id", &[]),
     metric(Counter, "webhook_deliveries_received_total", "Deliveries to webhook triggers, by what has become of them")
         .by(
             "outcome",
@@ -535,6 +541,8 @@ impl OpenLabel {
 pub static ORGANIZATIONS: OpenLabel = OpenLabel::new(200);
 /// Workflows, by id. A histogram has 16 series for each of them.
 pub static WORKFLOWS: OpenLabel = OpenLabel::new(100);
+/// Kafka triggers, by id.
+pub static KAFKA_TRIGGERS: OpenLabel = OpenLabel::new(100);
 /// Agents, by name.
 pub static AGENTS: OpenLabel = OpenLabel::new(100);
 

@@ -57,6 +57,7 @@ mod input_schema;
 mod invariants;
 mod json_corpus;
 mod kafka_clients;
+mod kafka_triggers;
 mod limits;
 mod list_plans;
 mod log_reference;

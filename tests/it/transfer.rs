@@ -181,6 +181,7 @@ async fn an_import_whose_time_is_over_changes_nothing(pool: PgPool) {
         audit: true,
         vault: &settings.vault,
         egress: &settings.egress,
+        kafka_triggers: &settings.kafka.triggers,
         max_run_steps: u64::MAX,
         sees_secrets: true,
         workflows: None,

@@ -17,6 +17,7 @@ mod eventually;
 mod failover;
 mod flow;
 mod inbound_webhooks;
+mod kafka_triggers;
 mod logs;
 mod parked;
 mod program;

@@ -161,6 +161,8 @@ const SELDOM: &str = "
         VALUES (gen_random_uuid(), 'default', 'w', 'webhook', 'w', 5, '{}', '{\"preset\":\"none\"}', true, 'u', 'u', now(), now());
     INSERT INTO trigger_firings (trigger_id, nominal_at, cause, outcome) SELECT id, now(), 'event', 'started' FROM triggers;
     INSERT INTO webhook_triggers (trigger_id, token_hash) SELECT id, '\\x00' FROM triggers WHERE name = 'w';
+    INSERT INTO kafka_triggers (trigger_id, group_id) SELECT id, 'wf-trigger-x' FROM triggers WHERE name = 'w';
+    INSERT INTO kafka_groups_to_delete (group_id) VALUES ('wf-trigger-y');
     INSERT INTO webhook_trigger_deliveries (trigger_id, delivery_hash, run_id) SELECT id, '\\x00', 'r' FROM triggers WHERE name = 'w';
     INSERT INTO agents (name, url, organization_id) VALUES ('done-0', 'http://192.0.2.1/', 'acme');";
 

@@ -4,12 +4,16 @@ use chrono::{DateTime, Utc};
 use serde_json::{Map, Value, json};
 use sqlx::{PgConnection, types::Json};
 
-use super::{super::Context, SaveTriggerError};
+use super::{
+    super::{Context, SaveError},
+    SaveTriggerError, TriggerRefusal,
+};
 use crate::{
     actions::receive_webhook,
     db::{self, schedules::ScheduleRow, triggers::TriggerRow},
     inbound::Webhook,
-    trigger::{Config, Schedule},
+    input::FieldError,
+    trigger::{Config, KafkaTrigger, Schedule, TriggerKind},
 };
 
 /// Saved trigger.
@@ -36,7 +40,61 @@ pub(super) async fn saved(
             Ok(Map::new())
         }
         Config::Webhook(webhook) => saved_webhook(conn, context, &saved, webhook).await,
+        Config::Kafka(kafka) => {
+            save_kafka(conn, context, &saved, kafka).await?;
+            Ok(Map::new())
+        }
     }
+}
+
+/// Called in the transaction that deletes a trigger, before that.
+pub(super) async fn deleting(conn: &mut PgConnection, row: &TriggerRow) -> Result<(), db::Error> {
+    match TriggerKind::parse(&row.kind) {
+        Some(TriggerKind::Kafka) => db::kafka_triggers::delete_group(conn, row.id).await,
+        _ => Ok(()),
+    }
+}
+
+/// Gives a Kafka trigger its group. One that is resumed, or gets another topic, begins where its member `start` says, unless
+/// the group has offsets.
+async fn save_kafka(
+    conn: &mut PgConnection,
+    context: Context<'_>,
+    saved: &Saved<'_>,
+    kafka: &KafkaTrigger,
+) -> Result<(), SaveTriggerError> {
+    let Saved { before, row, .. } = *saved;
+    let topic_of = |row: &TriggerRow| match Config::from_stored(&row.kind, &row.config.0) {
+        Some(Config::Kafka(kafka)) => Some(kafka.topic),
+        _ => None,
+    };
+    let has_other_topic = before.and_then(topic_of).as_ref() != Some(&kafka.topic);
+    if has_other_topic && let Err(why) = context.kafka_triggers.check(&kafka.topic, context.organization()) {
+        return Err(vec![FieldError::rule("body.config.topic", why)].into());
+    }
+    let group = kafka.group(row.id);
+    let Some(before) = before else {
+        let most = context.kafka_triggers.most;
+        if db::kafka_triggers::count_locked(conn).await? >= most {
+            return Err(SaveError::Other(TriggerRefusal::TooManyOfKafka(most)));
+        }
+        let taken = |text: &str| Err(vec![FieldError::rule("body.config.group_id", text)].into());
+        if db::kafka_triggers::is_group_going(conn, &group).await? {
+            return taken("is that of a deleted trigger, and is being deleted");
+        }
+        return match db::kafka_triggers::insert(conn, row.id, &group).await {
+            Err(db::Error::Conflict { .. }) => taken("is that of another trigger"),
+            other => Ok(other?),
+        };
+    };
+    let state = db::kafka_triggers::find(&mut *conn, row.id).await?;
+    if state.is_some_and(|state| state.group_id != group) {
+        return Err(vec![FieldError::rule("body.config.group_id", "cannot be changed")].into());
+    }
+    if has_other_topic || (row.enabled && !before.enabled) {
+        db::kafka_triggers::restart(conn, row.id).await?;
+    }
+    Ok(())
 }
 
 /// Stores the secrets of a webhook trigger if they are given, and makes the token of a new one.

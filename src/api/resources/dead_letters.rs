@@ -1,4 +1,4 @@
-//! `/dead-letters`: records of the execution and cancellation topics that no executor could use.
+//! `/dead-letters`: records that no executor could use, or that could start no run of a trigger.
 
 use axum::{
     Json,
@@ -14,7 +14,10 @@ use uuid::Uuid;
 
 use crate::{
     access::Permission,
-    actions::resolve_letter::{self, ResolveError},
+    actions::{
+        fire_trigger::Firer,
+        resolve_letter::{self, ResolveError},
+    },
     api::vocabulary::{
         app::App,
         caller::Caller,
@@ -35,13 +38,15 @@ const MAX_SHOWN_BYTES: i32 = 1 << 20;
 /// Page of the list of dead letters.
 pub type DeadLetterPage = Page<DeadLetter>;
 
-/// Dead letter: a record that no executor could use.
+/// Dead letter: a record that no executor could use, or that could start no run of a trigger.
 #[derive(Serialize, ToSchema)]
 pub struct DeadLetter {
     /// Id of the dead letter.
     id: Uuid,
     /// Id of the run, as the record or its key names it.
     run_id: Option<String>,
+    /// Trigger that could not use the record; null: executors could not.
+    trigger_id: Option<Uuid>,
     /// Topic of the record.
     #[schema(example = "workflow.execution.requests")]
     topic: String,
@@ -79,6 +84,7 @@ impl From<LetterRow> for DeadLetter {
         Self {
             id: row.id,
             run_id: row.run_id,
+            trigger_id: row.trigger_id,
             topic: row.topic,
             partition: row.partition,
             offset: row.record_offset,
@@ -161,7 +167,8 @@ request_object! {
         "run_id": "run-1", "cancelled_by": "me", "message_type": "cancellation_request",
     }}))]
     pub struct RedriveBody: deny_unknown_fields {
-        /// Replaces the record's value, unchanged as text: a request to execute or to cancel a run.
+        /// Replaces the record's value, unchanged as text: a request to execute or to cancel a run; of a trigger's record,
+        /// any object.
         #[schema(value_type = Option<HashMap<String, Value>>)]
         value: Option<Box<RawValue>> = nullable(Node::free_object),
     }
@@ -195,6 +202,13 @@ impl From<ResolveError> for ApiError {
             ResolveError::OtherRun => {
                 FieldError::rule("body.value.run_id", "must be the run of the dead letter").into()
             }
+            ResolveError::NoTrigger => {
+                Self::conflict("trigger_deleted", "The trigger of the dead letter is deleted; discard the dead letter")
+            }
+            ResolveError::NotStarted(why) => {
+                FieldError::rule("body.value", format!("still starts no run ({}): {}", why.reason, why.detail)).into()
+            }
+            ResolveError::Busy => Self::unavailable("overloaded", "Too many requests are waiting already"),
             ResolveError::TooLarge => FieldError::rule("body.value", "is larger than a record may be").into(),
             ResolveError::Db(error) => error.into(),
         }
@@ -203,7 +217,7 @@ impl From<ResolveError> for ApiError {
 
 /// List dead letters
 ///
-/// Records that no executor could use, the latest first.
+/// Records that no executor could use, or that could start no run of a Kafka trigger, the latest first.
 #[utoipa::path(
     get, path = "/dead-letters", tag = "runs",
     params(
@@ -261,13 +275,16 @@ pub async fn get_dead_letter(
 /// can read, about the same run; another value also needs `workflows:write`. It is sent within seconds, or as soon as
 /// Kafka is available. A repeat of the request changes nothing. A run that has failed because of the record is not
 /// started by this, but by its retry.
+///
+/// The record of a Kafka trigger is not sent: it starts its run at once, whatever the filter of the trigger says, and the
+/// dead letter is `redriven`.
 #[utoipa::path(
     post, path = "/dead-letters/{dead_letter_id}/redrive", tag = "runs", params(("dead_letter_id" = Uuid, Path)),
     request_body(content = Option<RedriveBody>),
     responses(
         (status = 202, body = DeadLetter),
         (status = 404, body = ErrorBody),
-        (status = 409, description = "It was discarded, or sent again with another value", body = ErrorBody),
+        (status = 409, description = "It was discarded, or sent again with another value, or its trigger is deleted", body = ErrorBody),
         (status = 422, body = ErrorBody),
     ),
 )]
@@ -285,7 +302,13 @@ pub async fn redrive_dead_letter(
         // A request to execute contains a plan of its own.
         caller.must(Permission::WorkflowsWrite)?;
     }
-    let row = resolve_letter::redrive(&app.pool, caller.context(&app), id, value.as_deref()).await?;
+    let firer = Firer {
+        definitions: &app.definitions,
+        offload: &app.offload,
+        quotas: &app.config.quotas,
+        audit: app.config.audit,
+    };
+    let row = resolve_letter::redrive(&app.pool, caller.context(&app), firer, id, value.as_deref()).await?;
     tracing::info!(target: "api.routes.dead_letters", dead_letter_id = %id, "Dead letter redriven");
     Ok((StatusCode::ACCEPTED, Json(row.into())))
 }

@@ -41,6 +41,10 @@ impl From<SaveTriggerError> for ApiError {
             TriggerRefusal::NameTaken(name) => {
                 Self::conflict("trigger_name_taken", format!("A trigger named {name:?} already exists"))
             }
+            TriggerRefusal::TooManyOfKafka(most) => Self::conflict(
+                "too_many_kafka_triggers",
+                format!("The service has at most {most} Kafka triggers (MAX_KAFKA_TRIGGERS)"),
+            ),
             TriggerRefusal::TooMany => {
                 Self::conflict("too_many_triggers", format!("An organisation has at most {MAX_TRIGGERS} triggers"))
             }

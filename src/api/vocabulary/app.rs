@@ -17,6 +17,7 @@ use crate::{
     config::Config,
     db::{self, processes::Registration},
     egress::Egress,
+    kafka_triggers::KafkaTriggers,
     lifecycle::Lifecycle,
     offload::Offload,
     outbox::Relay,
@@ -146,6 +147,16 @@ impl App {
             audit: config.audit,
         };
         scheduler.start(relay.clone(), lifecycle);
+        let kafka_triggers = KafkaTriggers {
+            pool: pool.clone(),
+            definitions: Arc::clone(&definitions),
+            offload: offload.clone(),
+            quotas: config.quotas,
+            audit: config.audit,
+            kafka: config.kafka.clone(),
+            relay: relay.clone(),
+        };
+        kafka_triggers.start(lifecycle);
         let memory = Memory::new(&config.limits);
         let checks = agent_checks();
         Ok(Self(Arc::new(Parts {

@@ -183,6 +183,7 @@ impl Caller {
             audit: app.config.audit,
             vault: &app.config.vault,
             egress: &app.config.egress,
+            kafka_triggers: &app.config.kafka.triggers,
             sees_secrets: self.sees_secrets(),
             workflows: self.grant.workflows.as_deref(),
             key: None,

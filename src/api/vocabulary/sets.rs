@@ -98,7 +98,7 @@ sets! {
     OnQuestion = workflow::OnQuestion::ALL.map(workflow::OnQuestion::as_str);
     /// What an agent that asks needs: input, or an authorisation that somebody gives it elsewhere.
     QuestionState = ["input-required", "auth-required"];
-    /// Kind of a trigger: `schedule` fires at times.
+    /// Kind of a trigger: `schedule` fires at times, `kafka` by records of a topic, `webhook` by deliveries of other services.
     TriggerKind = trigger::TriggerKind::ALL.map(trigger::TriggerKind::as_str);
     /// Why a trigger fires: what its kind waits for has happened, a caller has asked for it, or a backfill makes up for it.
     FiringCause = ["event", "manual", "backfill"];
@@ -184,7 +184,8 @@ sets! {
     /// Reason why a record could not be used.
     DeadLetterReason = [
         "empty", "invalid_json", "invalid_message", "unknown_kind", "invalid_content", "invalid_plan", "too_large",
-        "refused_by_database",
+        "refused_by_database", "record_unreadable", "expression_failed", "workflow_not_found", "workflow_not_active",
+        "input_not_resolved", "input_invalid", "chain_too_long",
     ];
     /// `open`: not decided yet. `redriving`: about to be sent again. `redriven`, `discarded`: final.
     DeadLetterStatus = ["open", "redriving", "redriven", "discarded"];

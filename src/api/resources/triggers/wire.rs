@@ -118,6 +118,10 @@ pub struct TriggerDetail {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = WebhookAddress, required = false)]
     webhook: Option<WebhookAddress>,
+    /// How the topic of a Kafka trigger is read; absent for other kinds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = KafkaReading, required = false)]
+    kafka: Option<KafkaReading>,
     /// What only the answer to the create request has, such as a token.
     #[serde(flatten)]
     #[schema(ignore)]
@@ -134,6 +138,10 @@ impl TriggerDetail {
             Some(TriggerKind::Webhook) => WebhookAddress::read(app, &mut conn, &row).await?,
             _ => None,
         };
+        let kafka = match TriggerKind::parse(&row.kind) {
+            Some(TriggerKind::Kafka) => db::kafka_triggers::find(&mut *conn, row.id).await?.map(KafkaReading::from),
+            _ => None,
+        };
         let next = if row.enabled {
             let now = db::triggers::now(&mut *conn).await?;
             drop(conn);
@@ -147,6 +155,7 @@ impl TriggerDetail {
             firings: firings.unwrap_or_default().into_iter().map(ShownFiring::from).collect(),
             trigger: row.into(),
             webhook,
+            kafka,
             shown_once: Map::new(),
         })
     }
@@ -167,7 +176,11 @@ impl TriggerDetail {
         let fired = self.trigger.last_fired_at.map_or(0, micros);
         let next = self.next.first().copied().map_or(0, micros);
         let refused = self.webhook.as_ref().map_or(0, |webhook| webhook.refused);
-        format!("{sum:x}-{fired:x}-{next:x}-{refused:x}")
+        let kafka = self
+            .kafka
+            .as_ref()
+            .map_or(0, |kafka| kafka.error_at.map_or(0, micros) ^ kafka.started_at.map_or(0, micros));
+        format!("{sum:x}-{fired:x}-{next:x}-{refused:x}-{kafka:x}")
     }
 }
 
@@ -208,6 +221,29 @@ impl WebhookAddress {
             refused_at: address.refused_at,
             refused_for: address.refused_for,
         }))
+    }
+}
+
+/// How the topic of a Kafka trigger is read.
+#[derive(Serialize, ToSchema)]
+pub struct KafkaReading {
+    /// Consumer group in which all processes read the topic.
+    #[schema(example = "wf-trigger-0197a6b2-6ba4-7c19-9d1c-6cfd0d4ff1b0")]
+    group_id: String,
+    /// When the member `start` was applied to the group last. That happens again if the trigger is paused for longer than
+    /// the brokers keep offsets (`offsets.retention.minutes`).
+    #[schema(value_type = Option<String>, format = DateTime)]
+    started_at: Option<Timestamp>,
+    /// Why the topic cannot be read; null: it can.
+    error: Option<String>,
+    /// When that was noticed.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    error_at: Option<Timestamp>,
+}
+
+impl From<db::kafka_triggers::StateRow> for KafkaReading {
+    fn from(row: db::kafka_triggers::StateRow) -> Self {
+        Self { group_id: row.group_id, started_at: row.started_at, error: row.error, error_at: row.error_at }
     }
 }
 
